@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ngopt.pretrained.tensor_files import replaced
+from ngopt.pretrained.tensor_files import atomic_write
 
 
 def make_folder(path: Path) -> None:
@@ -22,7 +22,7 @@ def make_folder(path: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file, with null for inf and nan, which JSON does not have."""
-    with replaced(path) as part, part.open("w") as file:
+    with atomic_write(path) as part, part.open("w") as file:
         json.dump(without_nan(value), file, allow_nan=False)
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from harness import dataset_sources as sources
 from harness.dataset_sources import Arrays
 from harness.errors import PlainError
-from ngopt.pretrained.tensor_files import replaced
+from ngopt.pretrained.tensor_files import atomic_write
 
 VALIDATION_SHARE = 12  # one in 12 training images: 5,000 of 60,000
 
@@ -222,7 +222,7 @@ def _fetch(name: str, recipe: "Recipe", file: Path) -> Arrays:
             ) as error:  # whatever is wrong with one source, the next gets its turn
                 failures.append(f"\n  {source}: {error or type(error).__name__}")
                 continue
-            with replaced(file) as part:
+            with atomic_write(file) as part:
                 safetensors.torch.save_file(arrays, part)
             return arrays
     raise DatasetUnavailable(

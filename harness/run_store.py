@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from harness.files import read_checkpoint
-from ngopt.pretrained.tensor_files import replaced
+from ngopt.pretrained.tensor_files import atomic_write
 
 Settings = Mapping[str, Any]
 
@@ -50,7 +50,7 @@ class Checkpoint:
         return self.folder / "checkpoint.pt"
 
     def write(self, state: Mapping[str, Any]) -> None:
-        with replaced(self.path) as part:
+        with atomic_write(self.path) as part:
             torch.save({**state, "settings": dict(self.settings)}, part)
 
     def read(self) -> dict[str, Any] | None:

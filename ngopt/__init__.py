@@ -5,6 +5,8 @@ from ngopt.optimizer import NGOptimizer
 from ngopt.pretrained import list_pretrained, load_pretrained
 from ngopt.roles import parameter_roles
 
+__version__ = "0.1.0"
+
 __all__ = [
     "NGOptimizer",
     "NeuralGraph",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from importlib import import_module
@@ -49,7 +49,7 @@ def is_host(device: torch.device) -> bool:
 
 
 def array_module(x: Array) -> Any:
-    """NumPy or torch: on the host a call costs more than a few numbers, of NumPy less."""
+    """NumPy or torch; calls of NumPy have less overhead on few numbers on the host."""
     return np if isinstance(x, np.ndarray) else torch
 
 
@@ -176,3 +176,20 @@ def _without_tf32() -> Iterator[None]:
         yield
     finally:
         setattr(matmul, key, before)
+
+
+@contextmanager
+def without_autocast(devices: Iterable[torch.device]) -> Iterator[None]:
+    """Autocast, which would round the optimizer's own products, is off within."""
+    types = filter(_has_autocast, {d.type for d in devices})
+    enabled = [t for t in types if torch.is_autocast_enabled(t)]
+    for t in enabled:
+        torch.set_autocast_enabled(t, False)
+    try:
+        yield
+    finally:
+        for t in enabled:
+            torch.set_autocast_enabled(t, True)
+
+
+_has_autocast = cache(torch.amp.is_autocast_available)

@@ -82,7 +82,7 @@ class PackedState:
         return len(held) == len(self._views) and all(map(is_, held, self._views))
 
 
-class Pieces:
+class PaddedRows:
     """Matrices of these shapes in rows of so many lanes, one behind the other.
 
     Each begins with a row; what is left of its last one are zeros.
@@ -189,7 +189,7 @@ def _contiguous(values: Sequence[Tensor]) -> list[Tensor]:
     return found
 
 
-def scalars(count: int, keys: Sequence[str], device: torch.device) -> Packing:
+def scalar_packing(count: int, keys: Sequence[str], device: torch.device) -> Packing:
     """Scalars of so many records as a tensor (keys, count) on a device.
 
     What was loaded, or counted by a CUDA graph, may be on another one.
@@ -208,7 +208,7 @@ def scalars(count: int, keys: Sequence[str], device: torch.device) -> Packing:
     )
 
 
-def unshare(records: Iterable[Record]) -> None:
+def clone_views(records: Iterable[Record]) -> None:
     """Copies views, each of which would keep all of a joined tensor alive."""
     for record in records:
         for key, value in record.items():

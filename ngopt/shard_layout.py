@@ -60,7 +60,7 @@ def whole(shape: tuple[int, ...]) -> Piece:
     return Piece((0,) * len(shape), shape)
 
 
-class Held(NamedTuple):
+class LocalParameter(NamedTuple):
     """What a process says of a parameter."""
 
     name: str
@@ -119,7 +119,7 @@ def are_divided(params: Sequence[Any]) -> bool:
     return any(map(is_dtensor, params))
 
 
-def piece_of(name: str, p: Any) -> Piece:
+def local_piece(name: str, p: Any) -> Piece:
     """What this process holds of a parameter.
 
     Raises ValueError if it is no box of elements.
@@ -155,14 +155,14 @@ def ranks_of(group: Any) -> Ranks | None:
     return distributed.get_process_group_ranks(group) if is_there else None
 
 
-class Place(NamedTuple):
+class MeshRanks(NamedTuple):
     """The processes that share parameters, and where each is among them."""
 
     ranks: Ranks  # of the default group, sorted, as in the groups that torch makes
     coordinates: list[tuple[int, ...]]  # of each, in the root of the first mesh
 
 
-def place_of(params: Sequence[Any], group: Any) -> Place:
+def mesh_ranks(params: Sequence[Any], group: Any) -> MeshRanks:
     """All processes that have parts of the same parameters, by whatever meshes.
 
     group: of the processes, where no parameter is a DTensor.
@@ -172,10 +172,10 @@ def place_of(params: Sequence[Any], group: Any) -> Place:
     meshes = list(dict.fromkeys(p.device_mesh for p in params if is_dtensor(p)))
     if not meshes:
         ranks = sorted(distributed.get_process_group_ranks(group))
-        return Place(ranks, [(i,) for i in range(len(ranks))])
+        return MeshRanks(ranks, [(i,) for i in range(len(ranks))])
     ranks = _connected(meshes)
     at = {rank: tuple(i) for *i, rank in _numbered(_root(meshes[0]).mesh)}
-    place = Place(ranks, [at.get(rank, ()) for rank in ranks])
+    place = MeshRanks(ranks, [at.get(rank, ()) for rank in ranks])
     if group is not None:
         ranks = distributed.get_process_group_ranks(group)
         if sorted(ranks) != place.ranks:

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.gpu.session import Session
 from harness.files import make_folder
-from ngopt.pretrained.tensor_files import replaced
+from ngopt.pretrained.tensor_files import atomic_write
 
 VOCABULARY = 8192
 BYTES = 256  # the vocabulary where there is no `tokenizers`
@@ -40,7 +40,7 @@ def load_corpus(session: Session, count: int, vocabulary: int = VOCABULARY) -> C
     path = folder / f"{name}-{size}-{count}.npz"
     if not path.exists():
         train, validation = _tokens(count, size if name == "BPE" else None)
-        with replaced(path) as part, part.open("wb") as file:
+        with atomic_write(path) as part, part.open("wb") as file:
             np.savez(file, train=train, validation=validation)
     with np.load(path) as found:
         return Corpus(found["train"], found["validation"], size, name)

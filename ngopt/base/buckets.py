@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ngopt.chunking import amount
-from ngopt.packing import Pieces
+from ngopt.chunking import chunk_size
+from ngopt.packing import PaddedRows
 from ngopt.roles.partition import Axis, MatrixLayout
 
 # Elements of a bucket, unless a member has more; on CPUs what fits into caches.
@@ -63,8 +63,8 @@ class Bucket:
         self.factors: list[Factors] = []
         lanes = LANES if sum(m.numel for m in members) > FEW else FEW_LANES
         shapes = [m.layout.shape for m in members]
-        self.pieces = Pieces(shapes, lanes)
-        self.parts = Pieces(shapes, lanes, [m.layout.part for m in members])
+        self.pieces = PaddedRows(shapes, lanes)
+        self.parts = PaddedRows(shapes, lanes, [m.layout.part for m in members])
         self.measured = [m for m in members if m.is_measured]  # the last of them
         self.first = sum(self.pieces.rows[: len(members) - len(self.measured)])
         rows = torch.tensor(self.pieces.rows, device="cpu")
@@ -79,7 +79,7 @@ class Bucket:
         if not members[-1].kind:  # all without factors is one long row
             rest = len(members) - len(self.stacks[-1])
             shapes[-1] = (1, int(rows[rest:].sum()) * lanes)
-        self.stacked = Pieces(shapes, lanes)
+        self.stacked = PaddedRows(shapes, lanes)
 
     def spread(self, numbers: Tensor) -> Sequence[Tensor]:
         """(k, parameters) -> k times (rows, 1)."""
@@ -110,7 +110,7 @@ def arranged(members: Sequence[Member], device: torch.device) -> list[list[Membe
     kinds: dict[tuple, list[Member]] = {}
     for m in members:
         kinds.setdefault(m.kind, []).append(m)
-    largest = amount(LARGEST, device)
+    largest = chunk_size(LARGEST, device)
     found: list[list[Member]] = []
     room = -1
     for same in sorted(kinds.values(), key=lambda same: sum(m.numel for m in same)):

@@ -268,7 +268,7 @@ class Group:
         basis, factor = (x[size][some] for x in (step.state.bases, step.state.factors))
         dtype = self.stack.dtype if basis.is_cpu else basis.dtype
         count = max(
-            1, chunking.amount(MOST, basis.device) // (size**2 * dtype.itemsize)
+            1, chunking.chunk_size(MOST, basis.device) // (size**2 * dtype.itemsize)
         )
         values = factor.detach(), basis, is_due
         for factor, basis, due in zip(*(x.split(count) for x in values), strict=True):

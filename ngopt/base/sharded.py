@@ -103,7 +103,7 @@ class ShardedGroup(Group):
     def __init__(self, rule: SoapRule, positions: Sequence[int], like: Tensor):
         assert rule.shards is not None
         self.shards = rule.shards.of(positions)
-        most = chunking.amount(ROUND, like.device)
+        most = chunking.chunk_size(ROUND, like.device)
         # tables of several owners, which sum up the factor together
         layouts = [rule.layouts[i] for i in positions]
         self._tables = {

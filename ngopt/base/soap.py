@@ -49,7 +49,7 @@ from ngopt.functional import (
     state_dtype,
 )
 from ngopt.graph.core import NeuralGraph
-from ngopt.packing import unshare
+from ngopt.packing import clone_views
 from ngopt.roles.from_graph import matrices_of_biases, roles_of
 from ngopt.roles.partition import is_measured, layouts_of
 from ngopt.schedule import steps_so_far
@@ -201,7 +201,7 @@ class SoapRule(UpdateRule):
         known, groups = self._groups
         if known != wanted:
             if in_place and known:
-                unshare(state[i] for i in set(known[0]) - set(present))
+                clone_views(state[i] for i in set(known[0]) - set(present))
             same: dict[Any, list[int]] = {}
             for i, kind in zip(*wanted, strict=True):
                 same.setdefault(kind, []).append(i)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ngopt.base.buckets import Bucket, Factors, Member, make_buckets
 from ngopt.base.start import Start
 from ngopt.functional import Record, state_dtype
-from ngopt.packing import PackedState, Packing, Pieces, scalars
+from ngopt.packing import PackedState, Packing, PaddedRows, scalar_packing
 from ngopt.roles.partition import Axis, MatrixLayout, is_measured
 
 # Factors and bases of more rows are bfloat16: rounding is far below their noise.
@@ -102,8 +102,8 @@ class ParameterStack:
         packings += [_of_factors(own, "") for own in self.keys.values()]
         packings += [_of_factors(own, "_basis") for own in self.keys.values()]
         self._step = len(packings)  # number of the packing
-        packings.append(scalars(len(layouts), ["step"], torch.device("cpu")))
-        packings.append(scalars(len(layouts), SCALES, self.device))
+        packings.append(scalar_packing(len(layouts), ["step"], torch.device("cpu")))
+        packings.append(scalar_packing(len(layouts), SCALES, self.device))
         buckets = self.buckets if moved is None else moved
         self._measured = [bucket for bucket in buckets if bucket.measured]
         packings += map(_of_measured, self._measured)
@@ -209,7 +209,7 @@ def _of_bucket(bucket: Bucket, key: str) -> Packing:
 
 def _of_measured(bucket: Bucket) -> Packing:
     shapes = [m.layout.shape for m in bucket.measured]
-    pieces = Pieces(shapes, bucket.pieces.lanes)
+    pieces = PaddedRows(shapes, bucket.pieces.lanes)
     places = [(m.parameter, "displacement") for m in bucket.measured]
     return Packing(places, pieces.join, pieces.split)
 

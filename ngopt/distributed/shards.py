@@ -25,11 +25,11 @@ from ngopt.distributed.ownership import (
 )
 from ngopt.roles.partition import MatrixLayout
 from ngopt.shard_layout import (
-    Held,
+    LocalParameter,
     Piece,
     is_dtensor,
-    piece_of,
-    place_of,
+    local_piece,
+    mesh_ranks,
     real,
     whole,
 )
@@ -67,14 +67,16 @@ class Shards:
         self.device = params[0].device
         if isinstance(group, list):
             group = _Groups(sorted(group), None).group
-        place = place_of(params, group)
+        place = mesh_ranks(params, group)
         self.rank = place.ranks.index(distributed.get_rank())
         self.size, self._coordinates = len(place.ranks), place.coordinates
         self._groups = _Groups(place.ranks, group)
         self.alone = [group is None and not is_dtensor(p) for p in params]
         self._known = [known.get(p) for p in params]
         own = [
-            Held(name, tuple(real(p).shape), str(p.dtype), piece_of(name, p), is_alone)
+            LocalParameter(
+                name, tuple(real(p).shape), str(p.dtype), local_piece(name, p), is_alone
+            )
             for (name, p), is_alone in zip(named, self.alone, strict=True)
         ]
         every = self._groups.gather(own)
@@ -344,7 +346,7 @@ def _timeout_of(group: Any) -> Any:
         return None
 
 
-def _check_alike(every: Sequence[Sequence[Held]]) -> None:
+def _check_alike(every: Sequence[Sequence[LocalParameter]]) -> None:
     """Raises ValueError if processes have different parameters, or in another order."""
     for rank, some in enumerate(every):
         if len(some) != len(every[0]):

@@ -45,6 +45,6 @@ class EdgeStates:
 def are_kept(parts: GraphParts, width: int, like: Tensor) -> bool:
     """Whether states of so many features of `like`'s dtype may be kept;
     autograd keeps them anyway."""
-    most = chunking.amount(chunking.KEPT, like.device)
+    most = chunking.chunk_size(chunking.CACHED_BYTES, like.device)
     is_small = like.itemsize * width * parts.edges <= most
     return is_small or torch.is_grad_enabled()

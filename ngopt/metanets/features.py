@@ -62,12 +62,12 @@ def move_momenta(
     is needed for copies of gradients."""
     found = {i: grad for i, grad in enumerate(grads) if grad is not None}
     sizes = {i: grad.numel() for i, grad in found.items()}
-    for some in chunking.together(sizes, most):
+    for some in chunking.batches_up_to(sizes, most):
         momenta = [state[i][key] for i in some for key in MOMENTA]
         # more than 1 of a long one, which is alone
         count = ceil(sizes[some[-1]] / most)
         gradients = [found[i] for i in some]
-        pieces = [chunking.in_rows(x, count) for x in (*momenta, *gradients)]
+        pieces = [chunking.split_rows(x, count) for x in (*momenta, *gradients)]
         for piece in zip(*pieces, strict=True):
             _move(list(piece[: len(momenta)]), piece[len(momenta) :])
 

@@ -14,7 +14,7 @@ from torch import Size, Tensor
 
 from ngopt.functional import Record
 from ngopt.metanets.features import DECAYS, LARGEST, MOMENTA, preprocess_in_place
-from ngopt.packing import PackedState, Packing, scalars
+from ngopt.packing import PackedState, Packing, scalar_packing
 
 
 class FlatState:
@@ -36,7 +36,7 @@ class FlatState:
         momenta = [(i, key) for key in MOMENTA for i in numbers]
         packings = [
             _flat(momenta, [*shapes] * len(MOMENTA), (len(MOMENTA), -1)),
-            scalars(len(shapes), ["step"], torch.device("cpu")),
+            scalar_packing(len(shapes), ["step"], torch.device("cpu")),
         ]
         self._state = PackedState(packings)
         self._context: PackedState | None = None

@@ -213,7 +213,7 @@ class PNALayer(GraphLayer):
         for node, *sides in zip(nodes, incoming, outgoing, strict=True):
             totals = [gathered(parts, node) if parts else None for parts in sides]
             pieces = []
-            count = chunking.amount(chunking.NEURONS, node.device)
+            count = chunking.chunk_size(chunking.NEURONS, node.device)
             for some in even_slices(node.shape[-2], count):
                 own = [
                     total if total is None else total.of_neurons(some)

@@ -90,8 +90,10 @@ class Predictions:
         of a long one."""
         specs, like = self.graph.parameters, self._like()
         sizes = {i: specs[i].numel for i in present}
-        most = chunking.amount(chunking.MOVED, like.device)
-        for some in chunking.together(sizes, chunking.limit(chunking.JOINED, like)):
+        most = chunking.chunk_size(chunking.UPDATED_ELEMENTS, like.device)
+        for some in chunking.batches_up_to(
+            sizes, chunking.total_chunk_size(chunking.CONCATENATED_ELEMENTS, like)
+        ):
             columns = source.joined(some)
             if said is not None:
                 columns.append(concatenated([said[i] for i in some]))
@@ -116,7 +118,7 @@ class Predictions:
         """Updates (n,) of some elements, from weight, gradient, momenta, (n,), and
         context, (n, d), if any."""
         like, raw = self._like(), 2 + len(MOMENTA)
-        room = chunking.limit(chunking.ROWS, like)
+        room = chunking.total_chunk_size(chunking.ELEMENTS, like)
         if not torch.compiler.is_compiling():
             context = columns[raw] if len(columns) > raw else None
             return self.predictor(room).of_columns(columns[:raw], context)

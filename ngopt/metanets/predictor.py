@@ -98,7 +98,9 @@ class MLPPredictor(Predictor):
         like = linears[0].weight.detach()
         self._given = [p for layer in linears for p in (layer.weight, layer.bias)]
         self._scales = like.new_tensor(scales).unsqueeze(-1)
-        self._piece = min(room, chunking.limit(chunking.HIDDEN, like))
+        self._piece = min(
+            room, chunking.total_chunk_size(chunking.HIDDEN_ELEMENTS, like)
+        )
         first, *others = [layer.in_features + 1 for layer in linears]
         self.inputs = _rows(like, first, room)
         self._hidden = [_rows(like, count, self._piece) for count in others]

@@ -114,7 +114,7 @@ class MetanetRule:
         if in_place and self._is_flat(look, state):
             return self._update_flat(look, grads, state, params, hyper)
         if in_place:
-            most = chunking.amount(chunking.MOVED, self._like().device)
+            most = chunking.chunk_size(chunking.UPDATED_ELEMENTS, self._like().device)
             move_momenta(grads, state, most)
         records = state if in_place else next_records(grads, state)
         columns = [
@@ -361,7 +361,7 @@ class MetanetRule:
         if not self.metanet.d_context:
             return None
         like = self._like().detach()
-        limit = None if is_small else chunking.limit(chunking.EDGES, like)
+        limit = None if is_small else chunking.total_chunk_size(chunking.EDGES, like)
         wanted = limit, like.device, like.dtype
         if self._parts is None or self._parts[0] != wanted:
             self._parts = wanted, self.metanet.parts(self.graph, like, limit)

@@ -1,5 +1,7 @@
-"""Checks of what users give to `NGOptimizer`; each raises a ValueError that names the
-offender."""
+"""Checks of the arguments and parameter groups of `NGOptimizer`.
+
+Each raises a ValueError that names the argument, unless it documents another error.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +10,20 @@ from math import inf
 from numbers import Real
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 
-OWN_DECAY = "own_weight_decay"  # key: whether the weight decay is that of the weights
+from ngopt.graph.sharding import check_no_pieces, check_whole
+from ngopt.optimizer.param_groups import Group, as_python_int
+from ngopt.pretrained import has_hash
 
-# Settings of groups: those that each may have for itself, and those that all have in
-# common.
+# Settings of groups: those that may differ, and those that all groups share.
 PER_GROUP = ("lr", "weight_decay", "maximize")
-IN_COMMON = ("total_steps", "renew_every", "weights")
+STEP_COUNTS = ("total_steps", "renew_every")
+SHARED = (*STEP_COUNTS, "weights")
 # Hyperparameters of other optimizers, which have no effect here. All other keys are
 # kept and ignored, as torch does: schedulers, wrappers and users store values there.
-OF_OTHERS = (
+OF_OTHER_OPTIMIZERS = (
     "alpha",
     "amsgrad",
     "beta1",
@@ -38,151 +41,164 @@ OF_OTHERS = (
 )
 
 
-def check_compute_dtype(dtype: Any, squares: bool) -> None:
-    """Raises ValueError for a dtype that cannot compute, or, if squares of gradients
-    are computed in it, not hold them."""
+def check_compute_dtype(dtype: Any, is_default: bool) -> None:
+    """is_default: whether squares of gradients are computed in this dtype."""
     is_dtype = isinstance(dtype, torch.dtype)
-    # those of a byte are for storage alone
-    computes = is_dtype and dtype.is_floating_point and dtype.itemsize > 1
-    if dtype is not None and not computes:
+    # dtypes of one byte are for storage only
+    can_compute = is_dtype and dtype.is_floating_point and dtype.itemsize > 1
+    if dtype is not None and not can_compute:
         expected = "a floating point dtype of 16 bits or more, or None"
         raise ValueError(
             f"NGOptimizer: compute_dtype: expected {expected}; got {dtype!r}"
         )
-    if squares and dtype == torch.float16:
+    if is_default and dtype == torch.float16:
         raise ValueError(
             "NGOptimizer: compute_dtype: expected torch.bfloat16, torch.float32, "
-            "torch.float64 or None; got torch.float16, which cannot hold squares of "
-            "gradients"
+            "torch.float64 or None; got torch.float16, in which squares of gradients "
+            "overflow"
         )
 
 
 def check_process_group(group: Any, is_default: bool) -> None:
-    """Raises ValueError for what is no group of processes that this one is in, or for a
-    group beside weights of a metanet."""
+    """is_default: whether the weights are a base rule, not a metanet."""
     if group is None:
         return
     if not isinstance(group, distributed.ProcessGroup):
         raise ValueError(
-            "NGOptimizer: process_group: expected a torch.distributed.ProcessGroup that "
-            f"this process is in, such as mesh.get_group(); got {group!r}"
+            "NGOptimizer: process_group: expected a torch.distributed.ProcessGroup "
+            f"that contains this process, such as mesh.get_group(); got {group!r}"
         )
     if not is_default:
         raise ValueError(
-            "NGOptimizer: process_group: expected weights='default', whose matrices can be "
-            "divided among processes; got those of a metanet, which sees the whole "
-            "network. Leave process_group out: every process makes the whole step."
+            "NGOptimizer: process_group: expected weights='default', whose matrices "
+            "can be divided among processes; got weights of a metanet. Leave "
+            "process_group out: every process then computes the whole step."
         )
-
-
-def is_scheduled(groups: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether a scheduler of torch is attached: it stores the first lr in the groups."""
-    return any("initial_lr" in group for group in groups)
-
-
-def with_own_decay(group: Mapping[str, Any], own: float) -> dict[str, Any]:
-    """A group with a weight decay of None stored as that of the weights and a flag."""
-    group = dict(group)
-    if "weight_decay" in group:
-        group.setdefault(OWN_DECAY, group["weight_decay"] is None)
-        if group["weight_decay"] is None:
-            group["weight_decay"] = own
-    for key in ("lr", "weight_decay"):  # NumPy's numbers do not load with weights_only
-        if isinstance(value := group.get(key), np.number):
-            group[key] = value.item()
-    return group
-
-
-def check_settings(group: Mapping[str, Any], is_new: bool = True) -> None:
-    """Raises ValueError, naming the setting, if one of a group is out of range.
-
-    is_new: whether a user gives them. Later a scheduler may make lr negative, as for
-    AdamW.
-    """
-    lr = group["lr"]
-    weight_decay = group["weight_decay"]
-    maximize = group["maximize"]
-    least = 0 if is_new else -inf
-    if isinstance(lr, Tensor):
-        check_lr_tensor(lr, least)
-    else:
-        check_number("lr", lr, least)
-    if weight_decay is not None or is_new:
-        check_number("weight_decay", weight_decay)
-    if not isinstance(maximize, bool):
-        raise ValueError(
-            f"NGOptimizer: maximize: expected True or False; got {maximize!r}"
-        )
-    for key in ("total_steps", "renew_every"):
-        steps = group[key]
-        is_count = isinstance(steps, int) and not isinstance(steps, bool)
-        if steps is not None and not (is_count and steps >= 1):
-            raise ValueError(
-                f"NGOptimizer: {key}: expected an integer >= 1 or None; got {steps!r}"
-            )
-
-
-def plain(steps: Any) -> Any:
-    """A number of steps as Python's, which checkpoints may hold; others as they are."""
-    is_whole = isinstance(steps, Real) and float(steps).is_integer()
-    return int(float(steps)) if is_whole and not isinstance(steps, bool) else steps
-
-
-def check_number(key: str, value: Any, least: float = 0) -> None:
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if not is_number or not least <= float(value) < inf or float(value) == -inf:
-        expected = "a number >= 0" if least == 0 else "a finite number"
-        raise ValueError(f"NGOptimizer: {key}: expected {expected}; got {value!r}")
-
-
-def check_lr_tensor(lr: Tensor, least: float = 0) -> None:
-    if lr.numel() != 1:
-        shape = tuple(lr.shape)
-        raise ValueError(
-            f"NGOptimizer: lr: expected one number; got a tensor of shape {shape}"
-        )
-    # reading a value on a device would wait for it at every step
-    if lr.device.type == "cpu":
-        check_number("lr", lr.item(), least)
 
 
 def check_no_module(params: Any) -> None:
     """Raises TypeError, as torch does, for a module in place of its parameters."""
     if isinstance(params, nn.Module) and not isinstance(params, nn.ParameterList):
         raise TypeError(
-            "NGOptimizer: params: expected tensors, (name, tensor) pairs or groups; got "
-            f"the module {type(params).__name__}. Pass its parameters(), and the module "
-            "as model=."
+            "NGOptimizer: params: expected tensors, (name, tensor) pairs or groups; "
+            f"got the module {type(params).__name__}. Pass its parameters(), and the "
+            "module as model=."
         )
 
 
+def check_settings(group: Mapping[str, Any], is_new: bool = True) -> None:
+    """Checks the values of one group.
+
+    is_new: whether a user passes them. Later a scheduler may make lr negative, as for
+    AdamW.
+    """
+    least_lr = 0 if is_new else -inf
+    _check_lr(group["lr"], least_lr)
+    weight_decay = group["weight_decay"]
+    if weight_decay is not None or is_new:
+        _check_number("weight_decay", weight_decay)
+    maximize = group["maximize"]
+    if not isinstance(maximize, bool):
+        raise ValueError(
+            f"NGOptimizer: maximize: expected True or False; got {maximize!r}"
+        )
+    for key in STEP_COUNTS:
+        steps = group[key]
+        is_int = isinstance(steps, int) and not isinstance(steps, bool)
+        if steps is not None and not (is_int and steps >= 1):
+            raise ValueError(
+                f"NGOptimizer: {key}: expected an integer >= 1 or None; got {steps!r}"
+            )
+
+
+def _check_lr(lr: Any, least: float) -> None:
+    if not isinstance(lr, Tensor):
+        _check_number("lr", lr, least)
+        return
+    if lr.numel() != 1:
+        shape = tuple(lr.shape)
+        raise ValueError(
+            f"NGOptimizer: lr: expected one number; got a tensor of shape {shape}"
+        )
+    if lr.device.type == "cpu":  # elsewhere it would be a host sync at every step
+        _check_number("lr", lr.item(), least)
+
+
+def _check_number(key: str, value: Any, least: float = 0) -> None:
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number or not least <= float(value) < inf or float(value) == -inf:
+        expected = "a number >= 0" if least == 0 else "a finite number"
+        raise ValueError(f"NGOptimizer: {key}: expected {expected}; got {value!r}")
+
+
 def check_groups(groups: Sequence[Mapping[str, Any]]) -> None:
-    """Raises ValueError if a setting is out of range, or the groups have several
-    horizons."""
+    """Checks the values of all groups, and that step counts are equal in all."""
     for group in groups:
         check_settings(group, is_new=False)
-        for key in ("total_steps", "renew_every"):
-            check_in_common(key, group[key], groups[0][key])
+        for key in STEP_COUNTS:
+            _check_shared(key, group[key], groups[0][key])
 
 
-def check_keys(group: Mapping[str, Any], common: Mapping[str, Any]) -> list[str]:
-    """The hyperparameters of another optimizer's group, which have no effect.
+def _check_shared(key: str, value: Any, shared: Any) -> None:
+    if value != shared:
+        raise ValueError(
+            f"NGOptimizer: parameter group: expected one '{key}' for all groups, "
+            f"{shared}; got {value}"
+        )
 
-    common: the values that all groups have.
 
-    Raises ValueError for values that differ from these, and for a single hyperparameter
-    of other
-    optimizers: whoever sets one expects an effect, but optimizers that wrap others hand
-    over all.
+def complete_new_group(
+    group: Group,
+    defaults: Mapping[str, Any],
+    groups: Sequence[Group],
+    is_default: bool,
+) -> list[str]:
+    """Checks a new group and adds the settings that all groups share to it.
+
+    groups: that the optimizer already has. is_default: whether the weights are a base
+    rule. Returns the group's hyperparameters of other optimizers, which have no effect.
     """
-    for key in IN_COMMON:
+    shared = dict(defaults)
+    if has_hash(group.get("weights"), shared["weights"]):
+        group["weights"] = shared["weights"]
+    for key in STEP_COUNTS:
         if key in group:
-            check_in_common(key, group[key], common[key])
-    ignored = [key for key in OF_OTHERS if key in group]
+            group[key] = as_python_int(group[key])
+        if groups:
+            shared[key] = groups[0][key]
+        may_be_set = not groups or key == "renew_every"
+        if shared[key] is None and may_be_set:
+            shared[key] = group.get(key)
+    ignored = _check_keys(group, shared)
+    check_settings({**shared, **group})
+    for key in STEP_COUNTS:
+        group.setdefault(key, shared[key])
+    params = group["params"]
+    check_no_module(params)
+    if not isinstance(params, Tensor | set):  # torch handles these
+        group["params"] = list(params)
+        named = _with_names(group["params"])
+        check_distinct(named)
+        check_no_pieces(named)
+        if not is_default:
+            check_whole(named)
+    return ignored
+
+
+def _check_keys(group: Mapping[str, Any], shared: Mapping[str, Any]) -> list[str]:
+    """The keys of a group that are hyperparameters of other optimizers.
+
+    One alone is an error, as its user expects an effect. Wrappers of optimizers pass
+    all of them; these groups are accepted.
+    """
+    for key in SHARED:
+        if key in group:
+            _check_shared(key, group[key], shared[key])
+    ignored = [key for key in OF_OTHER_OPTIMIZERS if key in group]
     if group.get("differentiable"):  # torch sets it to False
         ignored = ["differentiable"]
-    is_whole = "lr" in group and "weight_decay" in group
-    if len(ignored) == 1 and not is_whole:
+    is_complete = "lr" in group and "weight_decay" in group
+    if len(ignored) == 1 and not is_complete:
         raise ValueError(
             "NGOptimizer: parameter group: expected lr, weight_decay, maximize; got "
             f"'{ignored[0]}', which has no effect. Leave it out."
@@ -194,29 +210,21 @@ def check_keys(group: Mapping[str, Any], common: Mapping[str, Any]) -> list[str]
     return ignored
 
 
-def check_in_common(key: str, value: Any, common: Any) -> None:
-    if value != common:
-        expected = f"'{key}' is one for all groups, {common}"
-        raise ValueError(f"NGOptimizer: parameter group: {expected}; got {value}")
-
-
 def check_distinct(named: Iterable[tuple[str, Any]]) -> None:
-    """Raises ValueError if a parameter is there twice."""
-    seen: dict[int, str] = {}
+    """Raises ValueError for a parameter that occurs twice."""
+    names: dict[int, str] = {}
     for name, p in named:
-        if id(p) in seen:
-            first = seen[id(p)]
+        if id(p) in names:
+            first = names[id(p)]
             raise ValueError(
                 f"NGOptimizer: '{name}': expected once; got it first as '{first}'"
             )
-        seen[id(p)] = name
+        names[id(p)] = name
 
 
-def named_members(members: Iterable[Any]) -> list[tuple[str, Any]]:
+def _with_names(params: Iterable[Any]) -> list[tuple[str, Any]]:
     """Parameters with their names, or with numbers where they have none."""
-    found = []
-    for i, member in enumerate(members):
-        found.append(
-            member if isinstance(member, tuple) else (f"parameter {i}", member)
-        )
-    return found
+    named = []
+    for i, p in enumerate(params):
+        named.append(p if isinstance(p, tuple) else (f"parameter {i}", p))
+    return named

@@ -1,4 +1,4 @@
-"""The inputs of a model's first training forward, from which its graph is traced."""
+"""Records the inputs of a model's first training forward, to trace its graph."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ from ngopt.graph.tracing.copies import Copier
 
 
 class Recorder:
-    """A forward pre-hook that keeps the inputs of a module's first training forward,
-    detached.
+    """A forward pre-hook that stores detached inputs of a module, then removes itself.
 
-    It then removes itself. A forward in evaluation mode with gradients counts until
-    then; one without gradients does not, nor one that a compiler, a tracer or
-    torch.func makes.
+    It waits for a forward with gradients in training mode. Until then it stores the
+    inputs of forwards with gradients in evaluation mode. It skips forwards without
+    gradients and those that a compiler, a tracer or torch.func runs.
     """
 
     def __init__(self, model: nn.Module):
@@ -35,7 +34,7 @@ class Recorder:
 
     def _register(self) -> None:
         hooks = self.model.__dict__.get("_forward_pre_hooks")
-        # of a model that is being copied, and refers to the optimizer
+        # missing while a model that refers to the optimizer is copied
         if hooks is None:
             return
         if not isinstance(hooks, HooksWithoutRecorder):
@@ -45,7 +44,7 @@ class Recorder:
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if not torch.is_grad_enabled() or _is_traced(args, kwargs):
             return
-        # objects among them may change in this pass
+        # copies, as the forward may change objects among the inputs
         inputs = Copier(Tensor.detach).copy((args, kwargs))
         self.inputs = Inputs(*tree_map_only(nn.Parameter, Tensor.detach, inputs))
         if module.training:
@@ -61,15 +60,14 @@ class Recorder:
         return {"model": self.model, "inputs": self.inputs, "is_waiting": is_waiting}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """A copy of the optimizer and its model waits for a forward of its own."""
+        """The copy waits for a forward of the copied model."""
         self.model, self.inputs, self._handle = state["model"], state["inputs"], None
         if state["is_waiting"]:
             self._register()
 
 
 class HooksWithoutRecorder(OrderedDict):
-    """Forward pre-hooks of a module; copies, pickles and torch.jit.script see no
-    `Recorder`.
+    """Forward pre-hooks that hide a `Recorder` from copies, pickles and torch.jit.
 
     torch.jit.script compiles every hook that `values` lists.
     """
@@ -81,12 +79,15 @@ class HooksWithoutRecorder(OrderedDict):
         return OrderedDict, (list(self._others().items()),)
 
     def _others(self) -> OrderedDict:
-        own = OrderedDict.items(self)
-        return OrderedDict((k, hook) for k, hook in own if type(hook) is not Recorder)
+        others = OrderedDict()
+        for key, hook in OrderedDict.items(self):
+            if type(hook) is not Recorder:
+                others[key] = hook
+        return others
 
 
 def _is_traced(args: tuple, kwargs: dict[str, Any]) -> bool:
-    """Whether a forward is a compiler's, a tracer's or that of torch.func."""
+    """Whether a compiler, a tracer or torch.func runs the forward."""
     if torch.compiler.is_compiling() or is_tracing():
         return True
     if get_proxy_mode() is not None or peek_interpreter_stack() is not None:

@@ -1,91 +1,155 @@
-"""What `NGOptimizer` tells about settings, each once."""
+"""Warnings and log messages of `NGOptimizer`."""
 
 from __future__ import annotations
 
 import logging
+import traceback
 import warnings
 from collections.abc import Iterable, Sequence
 from math import inf
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, distributed
 
-from ngopt.optimizer.arguments import is_scheduled
+from ngopt.functional import Record
+from ngopt.graph import NeuralGraph
+from ngopt.graph.topology import unconnected
+from ngopt.optimizer.param_groups import Group, is_scheduled
 
 logger = logging.getLogger("ngopt")
 
-SMALL_LR = 0.02  # a smaller lr is likely meant as a step size
-EARLY = 3  # first steps, in which settings are read
+SMALL_LR = 0.02  # a smaller lr is probably meant as a step size
+FIRST_STEPS = 3  # in which settings are checked
+LISTED_UNCONNECTED = 5  # names in the line about a graph
+ZERO_FILE = "zero_redundancy_optimizer.py"  # of torch.distributed.optim
 
 
-class Notices:
-    """Warnings and log messages of one optimizer."""
+class Messages:
+    """Warnings and log messages of one optimizer, each at most once."""
 
     def __init__(self) -> None:
-        self._told: set[str] = set()
-        self._steps, self._lr = 0, 0.0
+        self._given: set[str] = set()
+        self._steps, self._largest_lr = 0, 0.0
 
-    def of_step(self, groups: Sequence[dict[str, Any]]) -> None:
-        """In the first steps: schedulers are attached, and settings changed, by then."""
-        if self._steps >= EARLY:
+    def check_step(self, groups: Sequence[Group]) -> None:
+        """Checks the first steps, by which users have attached their schedulers."""
+        if self._steps >= FIRST_STEPS:
             return
         self._steps += 1
-        largest = _largest(groups, "lr")
-        is_rising = largest > self._lr  # a warm-up
-        self._lr = max(self._lr, largest)
-        if self._steps == EARLY and not is_rising:
-            self.of_lr(max(self._lr, _largest(groups, "initial_lr", "max_lr")))
+        lr = _largest(groups, "lr")
+        is_warm_up = lr > self._largest_lr
+        self._largest_lr = max(self._largest_lr, lr)
+        if self._steps == FIRST_STEPS and not is_warm_up:
+            lr = _largest(groups, "initial_lr", "max_lr")
+            self.check_lr(max(self._largest_lr, lr))
         elif any("max_lr" in group for group in groups):
-            self.of_lr(max(self._lr, _largest(groups, "max_lr")))
-        if is_scheduled(groups) and self._is_new("schedule"):
+            self.check_lr(max(self._largest_lr, _largest(groups, "max_lr")))
+        if is_scheduled(groups) and self._is_first("schedule"):
             logger.info(
-                "NGOptimizer: an attached scheduler replaces the schedule of the weights. "
-                "Without a scheduler, total_steps gives a warm-up and a decay to zero."
+                "NGOptimizer: an attached scheduler replaces the schedule of the "
+                "weights. Without a scheduler, total_steps gives a warm-up and a decay "
+                "to zero."
             )
 
-    def of_new(self, groups: Sequence[dict[str, Any]]) -> None:
-        self.of_lr(_largest(groups, "lr"))
+    def check_new(self, groups: Sequence[Group]) -> None:
+        self.check_lr(_largest(groups, "lr"))
 
-    def of_lr(self, largest: float) -> None:
+    def check_lr(self, largest: float) -> None:
         """largest: of all groups."""
-        if 0 < largest < SMALL_LR and self._is_new("lr"):
+        if 0 < largest < SMALL_LR and self._is_first("lr"):
             _warn(
                 f"lr = {largest:g} multiplies the update, so that training is "
                 f"{1 / largest:.0f} times slower. Use lr=1.0, the default; a scheduler "
                 "multiplies it by numbers up to 1."
             )
 
-    def of_ignored(self, keys: Iterable[str]) -> None:
-        if (names := ", ".join(keys)) and self._is_new("ignored"):
+    def warn_of_ignored(self, keys: Iterable[str]) -> None:
+        names = ", ".join(keys)
+        if names and self._is_first("ignored"):
             _warn(f"these keys of parameter groups have no effect: {names}")
 
-    def of_horizon(self, steps: int, total_steps: int) -> None:
-        """steps: made so far."""
-        if steps > total_steps and self._is_new("horizon"):
+    def check_horizon(self, records: Sequence[Record], total_steps: int) -> None:
+        """records: the state of all parameters."""
+        steps = max(int(record.get("step", 0)) for record in records)
+        if steps > total_steps and self._is_first("horizon"):
             _warn(
-                f"{steps} steps were made of total_steps={total_steps}, so the step size "
-                "stays near zero. Set a larger total_steps in every parameter group."
+                f"{steps} steps were made of total_steps={total_steps}, so the step "
+                "size stays near zero. Set a larger total_steps in every parameter "
+                "group."
             )
 
-    def of_loaded(self, key: str, loaded: Any, own: Any) -> None:
-        logger.info(
-            "NGOptimizer: the loaded state has %s=%s; %s=%s is kept.",
-            *(key, loaded, key, own),
-        )
-
-    def _is_new(self, topic: str) -> bool:
-        is_new = topic not in self._told
-        self._told.add(topic)
-        return is_new
+    def _is_first(self, topic: str) -> bool:
+        is_first = topic not in self._given
+        self._given.add(topic)
+        return is_first
 
 
-def _largest(groups: Sequence[dict[str, Any]], *keys: str) -> float:
-    """Infinite where reading a value would be a host sync."""
-    found = [group[key] for group in groups for key in keys if key in group]
-    if any(isinstance(lr, Tensor) and not lr.is_cpu for lr in found):
+def _largest(groups: Sequence[Group], *keys: str) -> float:
+    """Infinite if reading a value would be a host sync."""
+    values = [group[key] for group in groups for key in keys if key in group]
+    if any(isinstance(lr, Tensor) and not lr.is_cpu for lr in values):
         return inf
-    return max(map(float, found), default=0.0)
+    return max(map(float, values), default=0.0)
 
 
 def _warn(text: str) -> None:
     warnings.warn(f"NGOptimizer: {text}", stacklevel=5)
+
+
+def describe(graph: NeuralGraph) -> str:
+    """One line: how many tensors are in the graph, and which are unconnected."""
+    names = unconnected(graph)
+    count = len(graph.parameters)
+    if not names:
+        return f"graph: {graph.numel:,} parameters in {count} tensors, all connected"
+    listed = names[:LISTED_UNCONNECTED]
+    if len(names) > len(listed):
+        listed.append("...")
+    origin = "graph:"
+    if any(graph.inferred):
+        origin = "graph inferred from names and shapes;"
+    return (
+        f"{origin} {len(names)} of {count} tensors are unconnected "
+        f"({', '.join(listed)})"
+    )
+
+
+def log_unconnected(graph: NeuralGraph, is_exact: bool, is_default: bool) -> None:
+    """Logs unconnected parameters, as a warning for weights that use connections.
+
+    is_exact: whether the graph is traced or given. is_default: whether the weights are
+    a base rule, which updates every matrix by itself.
+    """
+    if not unconnected(graph):
+        return
+    logger.log(
+        logging.INFO if is_default else logging.WARNING,
+        "NGOptimizer: %s. They are still optimized.%s",
+        describe(graph),
+        "" if is_exact else " Pass model=model to trace the graph.",
+    )
+
+
+def log_kept_total_steps(loaded: Any, kept: int) -> None:
+    logger.info(
+        "NGOptimizer: the loaded state has total_steps=%s; total_steps=%s is kept.",
+        loaded,
+        kept,
+    )
+
+
+def warn_if_partial() -> bool:
+    """Whether ZeroRedundancyOptimizer passes a part of the parameters; warns if so."""
+    if not distributed.is_available() or not distributed.is_initialized():
+        return False
+    callers = traceback.extract_stack()
+    is_called = any(caller.filename.endswith(ZERO_FILE) for caller in callers)
+    if not is_called or distributed.get_world_size() == 1:
+        return False
+    warnings.warn(
+        "NGOptimizer: ZeroRedundancyOptimizer passes every process some of the "
+        "parameters only, so the graph is partial. For the graph of the whole network "
+        "pass functools.partial(NGOptimizer, model=model).",
+        stacklevel=4,  # that of `NGOptimizer(...)`
+    )
+    return True

@@ -1,160 +1,118 @@
-"""NGOptimizer: the learned optimizer as a `torch.optim.Optimizer`.
-
-The class holds parameters and state; what a step computes is the `update` of an
-`UpdateRule`.
-"""
+"""NGOptimizer: a learned optimizer as a `torch.optim.Optimizer`."""
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
 
-from ngopt.base.checkpoint import SharedState
-from ngopt.base.soap import SoapRule
-from ngopt.devices import product_dtype
-from ngopt.distributed.ownership import Ownership
-from ngopt.distributed.shards import Shards
-from ngopt.functional import (
-    AVERAGE,
-    Hyper,
-    Record,
-    UpdateRule,
-    apply,
-    as_average,
-    state_dtype,
-    uncompiled,
-)
+from ngopt.devices import without_autocast
 from ngopt.graph import NeuralGraph
-from ngopt.graph.sharding import check_no_pieces, check_whole, free_gathered
-from ngopt.graph.topology import unconnected
 from ngopt.metanets import Metanet
 from ngopt.optimizer.arguments import (
     check_compute_dtype,
-    check_distinct,
     check_groups,
-    check_keys,
     check_no_module,
     check_process_group,
     check_settings,
-    is_scheduled,
-    named_members,
-    plain,
+    complete_new_group,
+)
+from ngopt.optimizer.averages import averaged_parameters, restored, write_averages
+from ngopt.optimizer.binding import Binding
+from ngopt.optimizer.graph_parameters import GraphParameters
+from ngopt.optimizer.graph_source import (
+    GivenGraph,
+    GraphSource,
+    InferredGraph,
+    TracedGraph,
+)
+from ngopt.optimizer.log_messages import Messages, describe
+from ngopt.optimizer.param_groups import (
+    as_python_int,
+    group_tensors,
+    is_lazy,
     with_own_decay,
 )
-from ngopt.optimizer.graph_wiring import (
-    Given,
-    Inferred,
-    Source,
-    Traced,
-    describe,
-    group_names,
-    group_tensors,
-    without_autocast,
-)
-from ngopt.optimizer.log_messages import Notices
-from ngopt.optimizer.param_groups import Members, is_lazy
 from ngopt.optimizer.state_dicts import (
     as_dict,
-    check_record,
     checked,
     in_order,
-    is_of_other_matrices,
     numbered,
     records_in_order,
     restore_dtypes,
+    with_total_steps,
 )
-from ngopt.pretrained import are_named, as_learned, weights_hash
-from ngopt.pretrained.learned_optimizer import LearnedOptimizer
-from ngopt.shard_layout import are_divided, local, ranks_of, real
-
-logger = logging.getLogger("ngopt")
-
-ZERO = "torch.distributed.optim.zero_redundancy_optimizer"
-SOME = (
-    "ZeroRedundancyOptimizer gives every process some of the parameters, and the graph shows these "
-    "alone; with functools.partial(NGOptimizer, model=model) it shows the whole network"
-)
+from ngopt.pretrained import LearnedOptimizer, as_learned, weights_hash
 
 
 class NGOptimizer(Optimizer):
-    """A learned optimizer that sees the network as a graph; it needs no learning rate.
+    """A learned optimizer on the graph of a network; no learning rate is needed.
+
+    The default is SOAP (Vyas et al. 2024) with one setting for all networks
+    (`ngopt.base.soap`). For every matrix W with gradient G:
+
+        L <- b L + (1 - b) G G^T,  R <- b R + (1 - b) G^T G   Kronecker factors
+        m <- b1 m + (1 - b1) G,    n: Nesterov's momentum
+        v <- b2 v + (1 - b2) (Q_L^T G Q_R)^2                  Q: eigenvectors of L, R
+        u = Q_L [Q_L^T n Q_R / sqrt(v)] Q_R^T
+        W <- (1 - 1e-3 lr t weight_decay) W - lr s u          t: schedule, s: step size
+
+    s is relative to the RMS of W, and proportional to t. With total_steps t rises over
+    8 % of the steps, then falls to zero. Metanets predict the update instead.
 
     Args:
-        params: tensors, (name, tensor) pairs or parameter groups, as for every torch
-        optimizer.
-        lr: multiplies the update. A scheduler of torch that is attached replaces the
-        schedule of
-            the weights; those that cycle momentum need cycle_momentum=False.
-            ReduceLROnPlateau, which is no schedule, multiplies it. Per group.
-        weight_decay: decoupled, in AdamW's units: each step multiplies the weights by
-            1 - lr * s * weight_decay, where s is the nominal step of the weights, 1e-3,
-            times their schedule, if they have one. None: the default decays its
-            matrices and tables by .45; rows without a gradient shrink by 16 to 19 % in
-            1,000 steps. 0: no decay. Per group; groups store None as the number and
-            `own_weight_decay=True`.
-        model: the module that the parameters belong to. Its first training forward
-        shows the
-            inputs, from which the graph is traced before the first step. Parameters of
-            it that are not optimized stay in the graph, as edges without features and
-            update.
-        graph: a graph made by `build_graph` for these parameters, instead of `model`.
-        Named
-            parameters are found in it by name, others by their order.
-        weights: the name of bundled weights, a weights file, a `LearnedOptimizer` or a
-        metanet.
-        total_steps: the number of steps that will be made, where it is known: the step
-        size then
-            comes down to zero. Without it, `averaged` and `load_average` have the same
-            effect. The paper's metanets do not know it; weights of them may say how
-            their updates cool down (`ngopt.metanets.cooldown.Cooldown`).
-        maximize: go up instead of down. Per group.
-        compute_dtype: what is computed in: by a metanet, where it is the dtype of the
-        state unless
-            given, and by the default in rotations, where it is that dtype on CPUs and
-            bfloat16 on accelerators. State stays float32.
-        renew_every: steps in which the default renews every eigenbasis once. By default
-        it depends
-            on the device, and is stored with the state, so that training goes on alike
-            elsewhere (`ngopt.base.eigenbasis.renewal_interval`).
-        process_group: processes that have equal gradients, as under
-        DistributedDataParallel: they
-            divide the work and the state of the default among themselves. Parameters
-            that `fully_shard` or `parallelize_module` made, DTensors, are divided
-            without it.
+        params: tensors, (name, tensor) pairs or parameter groups, as in torch.optim.
+        lr: multiplies the update (default: 1.0). A scheduler of torch replaces the
+            schedule of the weights. Those that cycle momentum need
+            cycle_momentum=False. ReduceLROnPlateau multiplies the schedule. Per group.
+        weight_decay: decoupled, in AdamW's units at a learning rate of 1e-3 (default:
+            None, that of the weights, .45 for the default). Per group; groups store
+            None as the number and `own_weight_decay=True`.
+        model: the module with these parameters. Its graph is traced from the inputs of
+            its first training forward. It may have parameters that are not optimized.
+        graph: a graph of `build_graph` in place of `model`. Parameters are matched by
+            name if all have one in it, else by order.
+        weights: name of bundled weights, path of a weights file, a `LearnedOptimizer`
+            or a metanet (default: "default").
+        total_steps: the number of training steps; the step size then falls to zero.
+            Without it use `averaged` and `load_average`. Metanets of the paper ignore
+            it unless their weights have a `Cooldown` (`ngopt.metanets.cooldown`).
+        maximize: maximize instead of minimize (default: False). Per group.
+        compute_dtype: of a metanet (default: the dtype of the state), or of rotations
+            of the default (default: that on CPUs, bfloat16 on accelerators).
+        renew_every: steps in which every eigenbasis of the default is renewed once.
+            Chosen by device if None, and stored in the state
+            (`ngopt.base.eigenbasis.renewal_interval`).
+        process_group: processes with equal gradients, as under DistributedDataParallel,
+            that divide work and state of the default. DTensors of `fully_shard` or
+            `parallelize_module` need none.
 
-    `graph` is what the optimizer sees, and `repr` says in one line how much of it is
-    connected.
-
-    The default is SOAP with one setting (`ngopt.base.soap`): with total_steps the step
-    size rises over 8 % of the steps and then falls to zero, and every step is a share
-    of the weights' size.
-
-    A parameter without a gradient is left out of a step: no update, its state stands
-    still. State is, per parameter, the record of the rule that the weights stand for,
-    in float32 (of the default, preconditioners of more than 512 rows in bfloat16), or
-    float64 for float64 parameters. A complex parameter is optimized, and its state
-    kept, as pairs of real numbers.
+    State is float32, or float64 for float64 parameters; preconditioners of more than
+    512 rows are bfloat16. A complex parameter is optimized as pairs of real numbers.
+    Steps skip parameters without a gradient.
 
     Raises ValueError if there are no parameters, an argument is out of range, the
-    weights cannot be loaded, the graph does not fit, or FullyShardedDataParallel has
-    made flat pieces of the parameters, and TypeError for a module in place of
-    parameters.
+    weights cannot be loaded, the graph does not fit, or parameters are flat pieces of
+    FullyShardedDataParallel. Raises TypeError for a module in place of parameters.
+
+    Example:
+        >>> optimizer = NGOptimizer(model.parameters(), total_steps=1000)
+        >>> optimizer.zero_grad()
+        >>> loss_fn(model(input), target).backward()
+        >>> optimizer.step()
     """
+
+    __module__ = "ngopt"
 
     def __init__(
         self,
-        params: Iterable[Tensor]
-        | Iterable[tuple[str, Tensor]]
-        | Iterable[dict[str, Any]],
+        params: ParamsT,
         lr: float | Tensor = 1.0,
         weight_decay: float | None = None,
         *,
@@ -169,475 +127,176 @@ class NGOptimizer(Optimizer):
     ):
         if model is not None and graph is not None:
             raise ValueError("NGOptimizer: expected model or graph; got both")
-        self.learned, self.compute_dtype = as_learned(weights), compute_dtype
-        check_compute_dtype(compute_dtype, squares=self.learned.base is not None)
-        check_process_group(process_group, self.learned.base is not None)
-        # the latest, and what it was bound for
-        self._rule: tuple[Any, UpdateRule] | None = None
-        self._members: Members | None = None
-        self._notices = Notices()
-        self._process_group = process_group
-        # processes that share the parameters, and who owns what
-        self._shards: tuple[Sequence[Tensor], Shards] | None = None
-        self._owned: dict[Tensor, Ownership] = {}
+        self.learned = learned = as_learned(weights)
+        self.compute_dtype = compute_dtype
+        check_compute_dtype(compute_dtype, learned.base is not None)
+        check_process_group(process_group, learned.base is not None)
+        self._own_decay: float = getattr(learned.base, "weight_decay", 0.0)
+        self._messages = Messages()
         defaults = {
             "lr": lr,
             "weight_decay": weight_decay,
-            "total_steps": plain(total_steps),
+            "total_steps": as_python_int(total_steps),
             "maximize": maximize,
-            "renew_every": plain(renew_every),
-            "weights": weights_hash(self.learned),
+            "renew_every": as_python_int(renew_every),
+            "weights": weights_hash(learned),
         }
         defaults = with_own_decay(defaults, self._own_decay)
         check_settings(defaults)
         check_no_module(params)
         super().__init__(params, defaults)
-        self._notices.of_new(self.param_groups)
-        self._source: Source = Inferred()
+        self._messages.check_new(self.param_groups)
+        source: GraphSource = InferredGraph()
         if model is not None:
-            self._source = Traced(model, self.param_groups)
+            source = TracedGraph(model, self.param_groups)
         elif graph is not None:
-            self._source = Given(graph, self.param_groups)
-        self._sees_parts = not self._source.exact and _is_called_by_zero()
-        if self._sees_parts:
-            warnings.warn(f"NGOptimizer: {SOME}", stacklevel=2)
+            source = GivenGraph(graph, self.param_groups)
+        self._binding = Binding(
+            source, learned, compute_dtype, process_group, self._messages
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        keys = "learned", "compute_dtype", "_own_decay", "_messages", "_binding"
+        return {**super().__getstate__(), **{key: self.__dict__[key] for key in keys}}
+
+    def __repr__(self) -> str:
+        line = "graph: known after the first forward"
+        if not self._awaits_forward():
+            line = describe(self.graph)
+        return f"{super().__repr__()}\n{line}"
 
     @property
     def graph(self) -> NeuralGraph:
-        """What the optimizer sees.
+        """The neural graph of the parameters.
 
-        With `model` it is traced from the inputs of the first training forward, before
-        which it shows what can be told without them.
+        With `model`, before its first training forward: the graph without inputs.
         """
-        return self._connected().network
+        return self._parameters().network
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds parameters and extends the graph by them; what was there keeps its
-        state."""
+        """Adds parameters to the optimizer and its graph; others keep their state."""
         if isinstance(param_group, dict):
             param_group = with_own_decay(param_group, self._own_decay)
-            self._check_group(param_group)
+            is_default = self.learned.base is not None
+            ignored = complete_new_group(
+                param_group, self.defaults, self.param_groups, is_default
+            )
+            self._messages.warn_of_ignored(ignored)
         super().add_param_group(param_group)
 
-    def __repr__(self) -> str:
-        early = "graph: known after the first forward"
-        line = early if self._is_early() else describe(self.graph)
-        return f"{super().__repr__()}\n{line}"
-
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Makes one step; a closure re-evaluates the model first, and its loss is
-        returned."""
+    def step(self, closure=None):
+        """Performs a single optimization step.
+
+        closure: re-evaluates the model and returns the loss, which `step` returns.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        params = group_tensors(self.param_groups)
+        groups, params = self.param_groups, group_tensors(self.param_groups)
         # other processes may have gradients where this one has none
-        if all(p.grad is None for p in params) and not self._is_shared(params):
+        if all(p.grad is None for p in params) and not self._is_shared():
             return loss
-        check_groups(self.param_groups)
-        members = self._connected()
-        self._source.settle()
-        if not torch.compiler.is_compiling() and self._begins_at_zero():
-            rule = self._bound(members, self._total_steps, takes_up=True)
-            grads, _ = members.gradients(self.param_groups, self._own_decay)
-            members.records(self.state, rule, grads)
-            return loss
+        check_groups(groups)
+        parameters = self._parameters()
+        self._binding.source.stop_recording()
         if not torch.compiler.is_compiling():
-            self._notices.of_step(self.param_groups)
-        rule = self._bound(members, self._total_steps, takes_up=True)
+            # torch.distributed.checkpoint initializes state by a step with lr=0
+            if not self.state and all(float(group["lr"]) == 0 for group in groups):
+                rule = self._binding.rule_for_step(parameters, groups, self.state)
+                grads, _ = parameters.gradients(groups, self._own_decay)
+                parameters.records_for_step(self.state, rule, grads)
+                return loss
+            self._messages.check_step(groups)
+        rule = self._binding.rule_for_step(parameters, groups, self.state)
         with without_autocast({p.device for p in params}):
-            self._update(rule, members)
+            grads, hyper = parameters.gradients(groups, self._own_decay)
+            parameters.update(self.state, rule, grads, hyper)
         return loss
 
-    def _begins_at_zero(self) -> bool:
-        """Whether a first step cannot move anything, and only makes the state.
-
-        `torch.distributed.checkpoint` makes such a step, with gradients of zero, before
-        it loads.
-        """
-        return not self.state and all(
-            float(group["lr"]) == 0 for group in self.param_groups
-        )
-
-    @uncompiled
-    def _take_up(self, rule: UpdateRule, members: Members) -> None:
-        """Averages of weights begin, or are dropped, where the horizon was set
-        otherwise since."""
-        records = [record for p in members.params if (record := self.state.get(p))]
-        if not records:
-            return
-        if self._total_steps is not None and not is_scheduled(self.param_groups):
-            steps = max(int(record.get("step", 0)) for record in records)
-            self._notices.of_horizon(steps, self._total_steps)
-        for p, first in zip(members.params, members.first_records(rule), strict=False):
-            record = self.state.get(p)
-            if not record:
-                continue
-            if AVERAGE not in first:
-                record.pop(AVERAGE, None)
-            elif AVERAGE not in record:
-                record[AVERAGE] = as_average(real(local(p)))
-
-    def _update(self, rule: UpdateRule, members: Members) -> None:
-        grads, hyper = members.gradients(self.param_groups, self._own_decay)
-        apply = self._apply
-        if torch.compiler.is_compiling():
-            state = members.present_records(self.state)
-            if not rule.may_be_traced(grads, state):
-                apply = self._apply_on_host
-        apply(rule, members, grads, hyper)
-
-    def _apply(
-        self,
-        rule: UpdateRule,
-        members: Members,
-        grads: Sequence[Tensor | None],
-        hyper: Hyper,
-    ) -> None:
-        """Moves the parameters and their state."""
-        state = members.records(self.state, rule, grads)
-        params = members.values()
-        for changes in rule.update(grads, state, params, hyper, in_place=True):
-            apply(changes, params)
-            for position, record in [(c.position, c.record) for c in changes]:
-                if state[position] is not record:
-                    self.state[members.params[position]].update(record)
-            changes.clear()  # their memory is free while the next are made
-
-    _apply_on_host = uncompiled(_apply)
-
-    @torch.no_grad()
     def load_average(self) -> None:
-        """Writes the average of the weights so far into the parameters, for good.
+        """Overwrites the parameters by the average of the weights so far.
 
-        Call it when training without `total_steps` has ended; with `total_steps` the
-        weights come to rest by themselves, and nothing is changed. Weights that keep no
-        average (those of the paper) change nothing either.
+        Call it at the end of a training without `total_steps`. With `total_steps`, and
+        for metanets of the paper, there is no average and nothing changes.
         """
-        params = self._with_averages()
-        for p in params:
-            real(local(p)).copy_(self.state[p][AVERAGE])
-        if are_divided(params):
-            free_gathered()
+        write_averages(averaged_parameters(self.param_groups, self.state), self.state)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """The parameters are what `load_average` makes them within, and what they were
-        after.
+        """Within, the parameters are those of `load_average`; then they are restored.
 
-        Buffers, as BatchNorm's running statistics, are those of the last weights: call
+        Buffers, such as BatchNorm's running statistics, are not averaged: call
         `torch.optim.swa_utils.update_bn(batches, model)` within, before evaluation.
 
         >>> with opt.averaged():
         ...     accuracy = evaluate(model)
         """
-        params = self._with_averages()
-        kept = [(p, p.detach().clone()) for p in map(local, params)]
-        self.load_average()
-        try:
+        with restored(averaged_parameters(self.param_groups, self.state)):
+            self.load_average()
             yield
-        finally:
-            with torch.no_grad():
-                for p, value in kept:
-                    p.copy_(value)
-            if are_divided(params):
-                free_gathered()
-
-    def _with_averages(self) -> list[Tensor]:
-        """Parameters that have an average of their weights, which only those without a
-        horizon need."""
-        if self._total_steps is not None:
-            return []
-        params = group_tensors(self.param_groups)
-        return [p for p in params if AVERAGE in self.state.get(p, {})]
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch's. Where several processes share the parameters, all have to call
-        it; tensors of state are then DTensors, which `torch.distributed.checkpoint`
-        takes."""
-        found = super().state_dict()
-        params = group_tensors(self.param_groups)
-        if found["state"] and self._is_shared(params):
-            records = self._shared_state().whole(
-                [self.state.get(p, {}) for p in params]
-            )
-            found["state"] = numbered(found["param_groups"], records)
-        return found
+        """As in torch. Processes that share the parameters must all call it; the state
+        is then DTensors, for `torch.distributed.checkpoint`."""
+        state_dict = super().state_dict()
+        if state_dict["state"] and self._is_shared():
+            records = [self.state.get(p, {}) for p in group_tensors(self.param_groups)]
+            shared = self._binding.shared_state(self.param_groups, self.state)
+            records = shared.whole(records)
+            state_dict["state"] = numbered(state_dict["param_groups"], records)
+        return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads what `state_dict` returned; state keeps its dtypes whatever the
-        parameters' dtype.
+        """Loads what `state_dict` returned; state keeps its dtypes.
 
-        A group that has the same parameter names in another order is matched by name. A
-        `total_steps` of this optimizer is kept, so that a training can be made longer:
-        the schedule goes on with what it is for the new number of steps.
+        Groups with the same parameter names in another order are matched by name. A
+        `total_steps` of this optimizer is kept, so that a training can be made longer.
 
-        Raises ValueError, and changes nothing, if it was made with other weights, or if
-        a parameter's state lacks something or has another shape.
+        Raises ValueError, and changes nothing, if the state was made with other
+        weights, lacks a tensor, or has another shape.
         """
         loaded: dict[str, Any] = {}
 
-        def check(_: Optimizer, given: Any) -> dict[str, Any]:
-            found = checked(given, self.defaults["weights"])
-            groups = in_order(found["param_groups"], self.param_groups)
-            groups = self._with_own_horizon(groups)
-            loaded.update({**found, "param_groups": groups})
-            if self._is_shared(group_tensors(self.param_groups)):
-                self._take_own(loaded)
-            self._check_loaded(loaded)
+        def check(_: Optimizer, state_dict: Any) -> dict[str, Any]:
+            loaded.update(self._checked(state_dict))
             return loaded
 
         def restore(_: Optimizer) -> None:
             restore_dtypes(self.state, group_tensors(self.param_groups), loaded)
-            # a compiled step knows the state that this one has seen
-            self._rule = None
+            self._binding.clear_rule()  # compiled steps are guarded by the old state
 
-        # between the user's hooks and what they are about
-        before = self.register_load_state_dict_pre_hook(check)
-        after = self.register_load_state_dict_post_hook(restore, prepend=True)
+        # runs after the pre-hooks, and before the post-hooks, of the user
+        pre_hook = self.register_load_state_dict_pre_hook(check)
+        post_hook = self.register_load_state_dict_post_hook(restore, prepend=True)
         try:
             super().load_state_dict(as_dict(state_dict))
         finally:
-            before.remove()
-            after.remove()
+            pre_hook.remove()
+            post_hook.remove()
 
-    def _shared_state(self) -> SharedState:
-        members = self._connected()
-        rule = self._bound(members, self._total_steps)
-        shards = self._sharing(members)
-        assert isinstance(rule, SoapRule)
-        return SharedState(shards, members.params, rule.layouts[: len(members.params)])
+    def _checked(self, state_dict: Any) -> dict[str, Any]:
+        """Raises ValueError if a state_dict does not fit."""
+        own = self.param_groups
+        loaded = dict(checked(state_dict, self.defaults["weights"]))
+        groups = in_order(loaded["param_groups"], own)
+        loaded["param_groups"] = with_total_steps(groups, own[0]["total_steps"])
+        if self._is_shared():
+            shared = self._binding.shared_state(own, self.state)
+            records = shared.own(records_in_order(loaded))
+            loaded["state"] = numbered(groups, records)
+        if not self._awaits_forward():  # else checked when the graph is known
+            self._binding.check_loaded(loaded, own, self.state)
+        return loaded
 
-    def _take_own(self, loaded: dict[str, Any]) -> None:
-        """Leaves of a loaded state what this process holds."""
-        records = self._shared_state().own(records_in_order(loaded))
-        loaded["state"] = numbered(loaded["param_groups"], records)
+    def _is_shared(self) -> bool:
+        return self._binding.is_shared(group_tensors(self.param_groups))
 
-    def __getstate__(self) -> dict[str, Any]:
-        derived = (
-            "learned",
-            "compute_dtype",
-            "_source",
-            "_sees_parts",
-            "_members",
-            "_notices",
-            "_owned",
-        )
-        own = {key: self.__dict__[key] for key in derived}
-        # collectives belong to this process
-        group = ranks_of(self._process_group)
-        others = {"_rule": None, "_shards": None, "_process_group": group}
-        return {**super().__getstate__(), **own, **others}
+    def _awaits_forward(self) -> bool:
+        """Whether a forward is needed for inputs, or for shapes of a lazy module."""
+        params = group_tensors(self.param_groups)
+        return self._binding.source.awaits_forward or any(map(is_lazy, params))
 
-    def _is_early(self) -> bool:
-        """Whether the first forward pass is still to show inputs, or shapes of a lazy
-        module."""
-        return self._source.awaits_forward or any(
-            map(is_lazy, group_tensors(self.param_groups))
-        )
-
-    def _connected(self) -> Members:
-        """The present parameters in their graph; made anew when a group or a shape has
-        changed."""
-        params, members = group_tensors(self.param_groups), self._members
-        if members is None or self._source.has_news or not members.are(params):
-            members = self._members = self._wired(params)
-        return members
-
-    @uncompiled
-    def _wired(self, params: Sequence[Tensor]) -> Members:
-        check_distinct(zip(group_names(self.param_groups), params, strict=True))
-        members = Members(self._source.wire(self.param_groups), params)
-        if self._members is not None:
-            members.check_shapes(self._members, self.state)
-            self._begin_anew(members)
-        records = members.present_records(self.state)
-        self._check_records(members, records, self._total_steps)
-        if not self._sees_parts:
-            self._log_what_stays_apart(members.network)
-        return members
-
-    def _begin_anew(self, members: Members) -> None:
-        """Drops the state of parameters that the present graph divides into other
-        matrices.
-
-        Parameters that have another shape themselves are left, to be told of.
-        """
-        rule = self._bound(members, self._total_steps, takes_up=True)
-        dropped = []
-        for p, spec, first in zip(
-            members.params,
-            members.graph.parameters,
-            members.first_records(rule),
-            strict=False,
-        ):
-            record = self.state.get(p)
-            own = real(local(p))
-            if record and is_of_other_matrices(record, first, own.shape):
-                del self.state[p]
-                dropped.append(spec.name)
-        if dropped:
-            names = ", ".join(dropped)
-            warnings.warn(
-                "NGOptimizer: parameters were added or removed, so that the graph shows others "
-                f"differently; their state begins anew: {names}",
-                stacklevel=2,
-            )
-
-    def _log_what_stays_apart(self, graph: NeuralGraph) -> None:
-        """Logs the unconnected parameters; a warning if the weights read connections."""
-        if not unconnected(graph):
-            return
-        # the default updates every matrix by itself
-        is_default = self.learned.base is not None
-        is_exact = self._source.exact
-        logger.log(
-            logging.INFO if is_default else logging.WARNING,
-            "NGOptimizer: %s. They are still optimized.%s",
-            describe(graph),
-            "" if is_exact else " Pass model=model to trace the graph.",
-        )
-
-    @property
-    def _own_decay(self) -> float:
-        """Of the weights, in AdamW's units."""
-        return getattr(self.learned.base, "weight_decay", 0.0)
-
-    @property
-    def _total_steps(self) -> int | None:
-        return self.param_groups[0]["total_steps"]
-
-    def _bound(
-        self, members: Members, total_steps: int | None, takes_up: bool = False
-    ) -> UpdateRule:
-        """The rule on the graph, in the precision and on the device of the parameters.
-
-        takes_up: whether it is to step with the present state.
-        """
-        params = members.params
-        device, dtype = params[0].device, self.compute_dtype
-        if dtype is None and self.learned.base is None:
-            dtype = max(map(state_dtype, params), key=lambda own: own.itemsize)
-            dtype = product_dtype(device, dtype)
-        renew_every = self.param_groups[0]["renew_every"]
-        shards = self._sharing(members) if self._is_shared(params) else None
-        wanted = members.graph, total_steps, device, dtype, renew_every, shards
-        if self._rule is None or self._rule[0] != wanted:
-            rule = self._bind(*wanted)
-            if takes_up:
-                renew_every = rule.renewal_interval(device)
-                for group in self.param_groups:
-                    group["renew_every"] = renew_every
-                self._take_up(rule, members)
-            self._rule = (*wanted[:-2], renew_every, shards), rule
-            if shards is not None:
-                self._owned = dict(zip(params, shards.owned, strict=True))
-        return self._rule[1]
-
-    def _is_shared(self, params: Sequence[Tensor]) -> bool:
-        """Whether several processes share the parameters."""
-        return self._process_group is not None or are_divided(params)
-
-    @uncompiled
-    def _sharing(self, members: Members) -> Shards:
-        """The processes that share the parameters; they have to ask for it together."""
-        params = members.params
-        if self._shards is None or self._shards[0] is not params:
-            names = [spec.name for spec in members.graph.parameters[: len(params)]]
-            named = list(zip(names, params, strict=True))
-            shards = Shards(named, self._process_group, self._owned)
-            self._shards = params, shards
-        return self._shards[1]
-
-    @uncompiled
-    def _bind(
-        self,
-        graph: NeuralGraph,
-        total_steps: int | None,
-        device: torch.device,
-        dtype: torch.dtype | None,
-        renew_every: int | None,
-        shards: Shards | None,
-    ) -> UpdateRule:
-        return self.learned.bind(
-            graph,
-            total_steps,
-            device=device,
-            dtype=dtype,
-            renew_every=renew_every,
-            shards=shards,
-        )
-
-    def _check_group(self, group: dict[str, Any]) -> None:
-        """Raises ValueError if a new group does not fit; fills in what all have in
-        common."""
-        common = dict(self.defaults)
-        if are_named(group.get("weights"), common["weights"]):
-            group["weights"] = common["weights"]
-        counts = "total_steps", "renew_every"
-        group.update({key: plain(group[key]) for key in counts if key in group})
-        for key in counts:
-            if self.param_groups:
-                common[key] = self.param_groups[0][key]
-            is_open = not self.param_groups or key == "renew_every"
-            if common[key] is None and is_open:  # not decided yet
-                common[key] = group.get(key)
-        ignored = check_keys(group, common)
-        check_settings({**common, **group})
-        for key in counts:
-            group.setdefault(key, common[key])
-        params = group["params"]
-        check_no_module(params)
-        if not isinstance(params, Tensor | set):  # torch has its say on these
-            group["params"] = params = list(params)
-            check_distinct(named_members(params))
-            check_no_pieces(named_members(params))
-            if self.learned.base is None:
-                check_whole(named_members(params))
-        self._notices.of_ignored(ignored)
-
-    def _with_own_horizon(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Loaded groups with `total_steps` of this optimizer, where it has one."""
-        own = self._total_steps
-        if own is None or not groups or groups[0]["total_steps"] == own:
-            return groups
-        self._notices.of_loaded("total_steps", groups[0]["total_steps"], own)
-        return [{**group, "total_steps": own} for group in groups]
-
-    def _check_loaded(self, state_dict: dict[str, Any]) -> None:
-        """Raises ValueError if a record does not fit."""
-        records = records_in_order(state_dict)
-        # with an early graph they are checked when it is known
-        if self._is_early() or not any(records):
-            return
-        groups = state_dict["param_groups"]
-        total_steps = groups[0]["total_steps"] if groups else None
-        self._check_records(self._connected(), records, total_steps)
-
-    def _check_records(
-        self,
-        members: Members,
-        records: Sequence[Record],
-        total_steps: int | None,
-    ) -> None:
-        """Raises ValueError if a parameter's state is not what the rule has for it."""
-        if not any(records):
-            return
-        expected = members.first_records(self._bound(members, total_steps))
-        # torch says where there are more records than parameters
-        specs = members.graph.parameters[: len(members.params)]
-        for spec, record, first in zip(specs, records, expected, strict=False):
-            if record:
-                check_record(spec.name, record, first, self._source.exact)
-
-
-def _is_called_by_zero() -> bool:
-    """Whether `NGOptimizer` is made by a ZeroRedundancyOptimizer of several processes."""
-    maker = sys._getframe(2).f_globals.get("__name__")  # the caller's caller
-    return maker == ZERO and torch.distributed.get_world_size() > 1
+    def _parameters(self) -> GraphParameters:
+        return self._binding.parameters(self.param_groups, self.state)

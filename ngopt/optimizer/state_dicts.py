@@ -1,126 +1,135 @@
-"""What `NGOptimizer` makes sure of before it takes up state that was made elsewhere or
-before."""
+"""Checks and conversions of state_dicts, and of state after the graph has changed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ngopt.functional import AVERAGE, Record
-from ngopt.optimizer.arguments import IN_COMMON, PER_GROUP, check_groups
-
-Group = dict[str, Any]
+from ngopt.optimizer.arguments import PER_GROUP, SHARED, check_groups
+from ngopt.optimizer.log_messages import log_kept_total_steps
+from ngopt.optimizer.param_groups import Group
 
 
 def checked(state_dict: Any, weights: str) -> dict[str, Any]:
-    """A state_dict that has what `NGOptimizer` needs.
+    """A state_dict that is complete and was made with these weights.
 
-    weights: what the state must have been made with, by their hash.
+    weights: their hash.
 
     Raises ValueError if a part is missing or of another type, a setting out of range,
     or if it was made with other weights.
     """
-    whole = as_dict(state_dict)
-    missing = sorted({"state", "param_groups"} - whole.keys())
+    parts = as_dict(state_dict)
+    missing = sorted({"state", "param_groups"} - parts.keys())
     if missing:
         raise ValueError(
             f"state_dict: expected 'state' and 'param_groups'; got no {missing}"
         )
-    groups = whole["param_groups"]
-    if not isinstance(groups, list):
-        raise ValueError(
-            f"state_dict: param_groups: expected a list; got {type(groups).__name__}"
-        )
+    groups = as_list(parts["param_groups"], "param_groups")
     for i, group in enumerate(groups):
-        _check_group(group, f"param_groups[{i}]", weights)
+        _check_group(as_dict(group, f"param_groups[{i}]"), i, weights)
     check_groups(groups)
-    state = as_dict(whole["state"], "state")
-    for number in chain.from_iterable(group["params"] for group in groups):
+    state = as_dict(parts["state"], "state")
+    for number in _numbers(groups):
         as_dict(state.get(number, {}), f"state of {number}")
-    return whole
+    return parts
 
 
-def as_dict(value: Any, what: str = "all of it") -> dict[Any, Any]:
+def as_dict(value: Any, name: str = "all of it") -> dict[Any, Any]:
     if not isinstance(value, dict):
-        raise ValueError(
-            f"state_dict: {what}: expected a dict; got {type(value).__name__}"
-        )
+        got = type(value).__name__
+        raise ValueError(f"state_dict: {name}: expected a dict; got {got}")
     return value
 
 
-def _check_group(group: Any, what: str, weights: str) -> None:
-    found = as_dict(group, what).get("weights")
+def as_list(value: Any, name: str) -> list[Any]:
+    if not isinstance(value, list):
+        got = type(value).__name__
+        raise ValueError(f"state_dict: {name}: expected a list; got {got}")
+    return value
+
+
+def _check_group(group: Group, i: int, weights: str) -> None:
+    found = group.get("weights")
     if found is None:
+        keys = sorted(map(str, group.keys() - {"params"}))
         raise ValueError(
-            "state_dict: expected one of NGOptimizer; got one of another optimizer, whose "
-            f"groups have {sorted(map(str, group.keys() - {'params'}))}"
+            "state_dict: expected one of NGOptimizer; got one of another optimizer, "
+            f"whose groups have {keys}"
         )
     if found != weights:
-        made_with = str(found)[:12]
-        expected = weights[:12]
         raise ValueError(
-            f"state_dict: made with weights {made_with}; this optimizer has {expected} (SHA-256)"
+            f"state_dict: made with weights {str(found)[:12]}; this optimizer has "
+            f"{weights[:12]} (SHA-256)"
         )
-    for key in ("params", *PER_GROUP, *IN_COMMON):
+    name = f"param_groups[{i}]"
+    for key in ("params", *PER_GROUP, *SHARED):
         if key not in group:
             raise ValueError(
-                f"state_dict: {what}: expected '{key}'; got {sorted(group)}"
+                f"state_dict: {name}: expected '{key}'; got {sorted(group)}"
             )
-    params = group["params"]
-    if not isinstance(params, list):
-        raise ValueError(
-            f"state_dict: {what}: params: expected a list; got {type(params).__name__}"
-        )
+    params = as_list(group["params"], f"{name}: params")
     names = group.get("param_names", params)
     if len(names) != len(params):
         raise ValueError(
-            f"state_dict: {what}: expected a name for each of {len(params)} params; got "
-            f"{len(names)}"
+            f"state_dict: {name}: expected a name for each of {len(params)} params; "
+            f"got {len(names)}"
         )
 
 
-def in_order(saved: Sequence[Group], own: Sequence[Group]) -> list[Group]:
-    """Saved groups that have the names of ours in another order, of groups or within
-    one, in ours."""
-    found = []
-    for i, group in enumerate(_groups_in_order(saved, own)):
+def in_order(saved: Sequence[Group], present: Sequence[Group]) -> list[Group]:
+    """Saved groups in the order of the present ones, matched by parameter names.
+
+    Groups that cannot be matched, or have no names, keep their order.
+    """
+    ordered = list(_groups_in_order(saved, present))
+    for i, group in enumerate(ordered[: len(present)]):
         names = group.get("param_names")
-        wanted = own[i].get("param_names") if i < len(own) else None
+        wanted = present[i].get("param_names")
         if names and wanted and names != wanted and sorted(names) == sorted(wanted):
             numbers = dict(zip(names, group["params"], strict=True))
             params = [numbers[name] for name in wanted]
-            group = {**group, "params": params, "param_names": wanted}
-        found.append(group)
-    return found
+            ordered[i] = {**group, "params": params, "param_names": wanted}
+    return ordered
 
 
-def _groups_in_order(saved: Sequence[Group], own: Sequence[Group]) -> Sequence[Group]:
-    """Saved groups in the order of ours, where each has the names of one of these."""
-    if not all("param_names" in group for group in (*saved, *own)):
+def _groups_in_order(
+    saved: Sequence[Group], present: Sequence[Group]
+) -> Sequence[Group]:
+    if not all("param_names" in group for group in (*saved, *present)):
         return saved
     by_names = {frozenset(group["param_names"]): group for group in saved}
-    wanted = [frozenset(group["param_names"]) for group in own]
+    wanted = [frozenset(group["param_names"]) for group in present]
     if len(by_names) < len(saved) or by_names.keys() != set(wanted):
         return saved
     return [by_names[names] for names in wanted]
 
 
+def with_total_steps(groups: list[Group], total_steps: int | None) -> list[Group]:
+    """Loaded groups with the `total_steps` of this optimizer, if it has any."""
+    if total_steps is None or not groups or groups[0]["total_steps"] == total_steps:
+        return groups
+    log_kept_total_steps(groups[0]["total_steps"], total_steps)
+    return [{**group, "total_steps": total_steps} for group in groups]
+
+
+def _numbers(groups: Sequence[Group]) -> list[Any]:
+    """The numbers of all parameters in the groups of a state_dict."""
+    return [number for group in groups for number in group["params"]]
+
+
 def records_in_order(state_dict: Mapping[str, Any]) -> list[Record]:
     """The state of each parameter, empty where there is none."""
-    numbers = [
-        number for group in state_dict["param_groups"] for number in group["params"]
-    ]
-    return [state_dict["state"].get(number, {}) for number in numbers]
+    state = state_dict["state"]
+    return [state.get(number, {}) for number in _numbers(state_dict["param_groups"])]
 
 
 def numbered(groups: Sequence[Group], records: Sequence[Record]) -> dict[Any, Record]:
-    """The inverse: records that are not empty by the numbers of parameters in groups."""
-    numbers = [number for group in groups for number in group["params"]]
-    pairs = zip(numbers, records, strict=True)
+    """The inverse: non-empty records by the numbers of their parameters."""
+    pairs = zip(_numbers(groups), records, strict=True)
     return {number: record for number, record in pairs if record}
 
 
@@ -129,11 +138,11 @@ def restore_dtypes(
     params: Sequence[Tensor],
     state_dict: Mapping[str, Any],
 ) -> None:
-    """Undoes that torch has cast floating state to the dtypes of the parameters.
+    """Restores dtypes of state, which torch casts to the dtypes of the parameters.
 
     Steps are copied to the host; torch leaves them on the device of the checkpoint.
 
-    state: of the optimizer, as it was loaded. params: of the optimizer, in its order.
+    state, params: of the optimizer, after torch has loaded `state_dict`.
     """
     for p, record in zip(params, records_in_order(state_dict), strict=True):
         for key, value in record.items():
@@ -143,15 +152,14 @@ def restore_dtypes(
 
 
 def check_record(
-    name: str, record: Mapping[str, Any], expected: Record, is_traced: bool
+    name: str, record: Mapping[str, Any], expected: Record, is_exact: bool
 ) -> None:
-    """Raises ValueError if the state of a parameter lacks a tensor or one has another
-    shape.
+    """Raises ValueError if a tensor of a parameter's state is missing or misshapen.
 
-    is_traced: whether the graph of this optimizer is traced or given.
+    is_exact: whether the graph of this optimizer is traced or given.
     """
     advice = ". If it was made with a traced graph, pass model=model."
-    if is_traced:
+    if is_exact:
         advice = ". If it was made without model=, leave it out."
     for key, like in expected.items():
         value = record.get(key)
@@ -161,21 +169,21 @@ def check_record(
                 f"state_dict: '{key}' of '{name}': expected a tensor; got {got}{advice}"
             )
         if value.shape != like.shape:
-            shape = tuple(like.shape)
-            got = tuple(value.shape)
             raise ValueError(
-                f"state_dict: '{key}' of '{name}': expected shape {shape}; got {got}"
-                f"{advice}"
+                f"state_dict: '{key}' of '{name}': expected shape "
+                f"{tuple(like.shape)}; got {tuple(value.shape)}{advice}"
             )
 
 
-def is_of_other_matrices(record: Record, expected: Record, shape: torch.Size) -> bool:
-    """Whether a parameter of this shape has the state of other matrices than are
-    expected."""
-    own = {key for key, like in expected.items() if like.shape == shape}
-    if any(key in record and record[key].shape != shape for key in own):
-        return False
-    keys = expected.keys() - {AVERAGE}  # others may be a user's
+def has_other_matrices(record: Record, expected: Record, shape: torch.Size) -> bool:
+    """Whether the state of a parameter is that of another division into matrices.
+
+    shape: of the parameter. If the parameter itself had another shape: False.
+    """
+    for key, like in expected.items():
+        if like.shape == shape and key in record and record[key].shape != shape:
+            return False
+    keys = expected.keys() - {AVERAGE}  # the record may have more, of users
     return any(
         key not in record or record[key].shape != expected[key].shape for key in keys
     )

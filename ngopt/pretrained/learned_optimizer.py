@@ -19,8 +19,7 @@ from ngopt.metanets.rule import MetanetRule
 
 
 class BaseRule(Protocol):
-    """A hand-designed rule, made as `cls(config)`; `Config` is a frozen dataclass of
-    numbers."""
+    """A hand-designed rule, `cls(config)`; `Config` is a dataclass of numbers."""
 
     name: str
     Config: type
@@ -36,10 +35,9 @@ class BaseRule(Protocol):
     ) -> UpdateRule:
         """The rule on a graph.
 
-        total_steps: the horizon where it is known. compute_dtype: of matrix products.
-        renew_every: steps between renewals of a preconditioner, where the rule has
-        some. None: the rule's own.
-        shards: the processes that share the parameters, if any.
+        total_steps: the horizon, if known. compute_dtype: of matrix products.
+        renew_every: steps between renewals of a preconditioner, if there is one; None:
+        the rule's own number. shards: the processes that share the parameters, if any.
         """
         ...
 
@@ -50,19 +48,15 @@ BASES: dict[str, type] = {Soap.name: Soap}
 
 @dataclass(frozen=True, eq=False)
 class LearnedOptimizer:
-    """What a weights file holds.
+    """The contents of a weights file: a base rule or a metanet.
 
-    base: the hand-designed rule, or metanet: what predicts the updates (the paper's
-    optimizers).
-    cooldown: of the updates of a metanet, which does not know how long a training is;
-    None keeps
-        them as they are.
-    recipe, table: how the weights were made (`stages`, the last one the newest) and
-    what was
-        measured with them, JSON.
+    base: the hand-designed rule. metanet: predicts the updates (the paper's
+    optimizers). cooldown: a schedule for the metanet's updates; None leaves them
+    constant. recipe: JSON, how the weights were made (`stages`, the newest last).
+    table: JSON, what was measured with them.
 
-    Raises ValueError if there is neither a base nor a metanet, or both, or beside a
-    base a cooldown, as it has a schedule of its own.
+    Raises ValueError if there is neither a base nor a metanet, or both. Raises
+    ValueError for a cooldown beside a base, which has its own schedule.
     """
 
     base: BaseRule | None = None
@@ -83,7 +77,8 @@ class LearnedOptimizer:
             )
         if self.base is not None and self.cooldown is not None:
             raise ValueError(
-                f"LearnedOptimizer: expected no cooldown beside a base rule; got {self.cooldown}"
+                "LearnedOptimizer: expected no cooldown beside a base rule; got "
+                f"{self.cooldown}"
             )
 
     def bind(
@@ -98,12 +93,12 @@ class LearnedOptimizer:
     ) -> UpdateRule:
         """The update rule on a graph.
 
-        total_steps: the horizon where it is known. dtype: what it computes in. device:
-        of a copy of the metanet; with neither the rule has the metanet itself, so that
-        an unroll differentiates by it. renew_every, shards: see `BaseRule.bind`.
+        total_steps: the horizon, if known. device, dtype: the rule computes with a copy
+        of the metanet there. With neither the rule uses the metanet itself, so that an
+        unroll can differentiate by it. renew_every, shards: see `BaseRule.bind`.
         """
         if self.base is not None:
-            if shards is None:  # a base rule need not know of processes
+            if shards is None:  # a base rule need not have this parameter
                 return self.base.bind(graph, total_steps, dtype, renew_every)
             return self.base.bind(graph, total_steps, dtype, renew_every, shards)
         metanet = self.metanet

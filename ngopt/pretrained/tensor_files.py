@@ -1,5 +1,4 @@
-"""Files of tensors that say what is in them: whole or not at all,
-and noticed where they are damaged."""
+"""Safetensors files that are written atomically and record their SHA-256."""
 
 from __future__ import annotations
 
@@ -18,16 +17,17 @@ from torch import Tensor
 
 
 @contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """Another file to write to, which takes the path's place at the end,
-    unless something was raised."""
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A temporary path to write to; it replaces `path` at the end.
+
+    If something is raised, `path` is left as it was.
+    """
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:
         yield Path(part)
         os.chmod(part, 0o644)
-        # on disk before it gets its name, which no half of a file is to have after a
-        # crash
+        # The contents are on disk before the name: a crash leaves no partial file.
         with open(part, "rb") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -39,17 +39,16 @@ def replaced(path: Path) -> Iterator[Path]:
 def write_tensors(
     path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Writes a safetensors file that records the SHA-256 of its contents, all of it or
-    nothing."""
-    described = {**metadata, "sha256": digest(metadata, tensors)}
-    with replaced(path) as part:
-        save_file(dict(tensors), part, described)
+    """Writes a safetensors file atomically, with the SHA-256 of its contents."""
+    with atomic_write(path) as part:
+        hashed = {**metadata, "sha256": digest(metadata, tensors)}
+        save_file(dict(tensors), part, hashed)
 
 
-def read_tensors(path: Path, what: str) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors of a safetensors file, not compared with their SHA-256 yet.
+def read_tensors(path: Path, kind: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a safetensors file; `is_intact` checks their SHA-256.
 
-    what: the file is, for messages. Raises ValueError if it is not complete.
+    kind: of the file, for messages. Raises ValueError if the file is incomplete.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -58,20 +57,22 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, str], dict[str, Tenso
             tensors = {key: file.get_tensor(key) for key in keys}
     except (SafetensorError, OSError) as error:
         raise ValueError(
-            f"{what} '{path}': expected a complete safetensors file; got: {error}"
+            f"{kind} '{path}': expected a complete safetensors file; got: {error}"
         ) from None
     return metadata, tensors
 
 
 def is_intact(metadata: dict[str, str], tensors: Mapping[str, Tensor]) -> bool:
-    """Whether contents have the SHA-256 that they record, which is taken out of the
-    metadata."""
+    """Whether the recorded SHA-256 is that of the contents; removes it from
+    `metadata`."""
     return metadata.pop("sha256", None) == digest(metadata, tensors)
 
 
 def digest(texts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of texts and tensors, with the names, shapes and dtypes (but float32) of
-    these."""
+    """SHA-256 of texts and of tensors with their names, shapes and dtypes.
+
+    float32, the usual dtype, is left out.
+    """
     found = hashlib.sha256(json.dumps(texts, sort_keys=True).encode())
     for key in sorted(tensors):
         value = tensors[key]

@@ -129,7 +129,7 @@ def test_state_of_other_matrices_begins_anew():
     step(model, opt, inputs)
     named = [(f"4.{name}", p) for name, p in norm.named_parameters()]
     opt.add_param_group({"params": named})
-    with pytest.warns(UserWarning, match="their state begins anew: "):
+    with pytest.warns(UserWarning, match="their state is initialized again: "):
         step(nn.Sequential(model, norm), opt, inputs)
     steps = {int(opt.state[p]["step"]) for p in model.parameters()}
     assert steps == {1, 2}

@@ -132,7 +132,7 @@ def test_add_param_group_to_a_traced_model(metanet):
     opt = copy.deepcopy(opt)
     opt.add_param_group({"params": extra.parameters()})
     assert len(opt.graph.parameters) == 11
-    assert opt._connected().graph == opt.graph
+    assert opt._parameters().graph == opt.graph
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
@@ -164,7 +164,7 @@ def test_what_is_one_for_all_groups(metanet):
     for key, value in (("weights", "ff"), ("total_steps", 10)):
         groups = [{"params": params[:2]}, {"params": params[2:], key: value}]
         with pytest.raises(
-            ValueError, match=f"'{key}' is one for all groups.*got {value}"
+            ValueError, match=f"one '{key}' for all groups.*got {value}"
         ):
             NGOptimizer(groups, weights=metanet)
     opt = NGOptimizer(params[:2], weights=metanet, total_steps=5)
@@ -320,7 +320,7 @@ def test_a_horizon_may_be_given_in_every_group(metanet):
     assert same(model, snapshot(expected))
     opt.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
     assert {group["total_steps"] for group in opt.param_groups} == {5}
-    with pytest.raises(ValueError, match="'total_steps' is one for all groups, 9"):
+    with pytest.raises(ValueError, match="one 'total_steps' for all groups, 9"):
         NGOptimizer(groups, weights=metanet, total_steps=9)
 
 
@@ -331,7 +331,7 @@ def test_horizons_that_differ_later_are_refused(metanet):
     for p in params:
         p.grad = torch.ones_like(p)
     with pytest.raises(
-        ValueError, match="'total_steps' is one for all groups, None; got 7"
+        ValueError, match="one 'total_steps' for all groups, None; got 7"
     ):
         opt.step()
     assert not opt.state

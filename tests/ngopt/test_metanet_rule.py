@@ -87,7 +87,7 @@ def test_messages_of_two_sets_are_those_of_all():
 def test_a_graph_network_in_parts(name, limit, keeps, monkeypatch):
     """With everything that it may have, and with states of edges that are kept or
     computed again."""
-    monkeypatch.setitem(chunking.KEPT, "cpu", 1e9 if keeps else 0)
+    monkeypatch.setitem(chunking.CACHED_BYTES, "cpu", 1e9 if keeps else 0)
     graph = small_graph(name)
     layers = [PNALayer(6, log_degree=1.5) for _ in range(2)]
     options = {"kernel": (3, 3), "activations": True, "global_feature": True}
@@ -137,7 +137,13 @@ def test_a_large_network_is_what_a_small_one_is(name, metanet, monkeypatch):
     in_place = steps(MetanetRule(rule.metanet, graph), params, grads, in_place=True)
     assert_same_steps(in_place, expected)
     monkeypatch.setattr(metanet_rule, "FEW", 0)
-    sizes = {"KEPT": 0, "EDGES": 11, "ROWS": 5, "JOINED": 20, "MOVED": 20}
+    sizes = {
+        "CACHED_BYTES": 0,
+        "EDGES": 11,
+        "ELEMENTS": 5,
+        "CONCATENATED_ELEMENTS": 20,
+        "UPDATED_ELEMENTS": 20,
+    }
     for name, most in sizes.items():
         monkeypatch.setitem(getattr(chunking, name), "cpu", most)
     for in_place in (False, True):

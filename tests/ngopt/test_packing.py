@@ -6,19 +6,19 @@ from ngopt import packing
 from ngopt.packing import (
     PackedState,
     Packing,
-    Pieces,
+    PaddedRows,
     _copied,
+    clone_views,
     flatten,
-    scalars,
-    unshare,
+    scalar_packing,
 )
 
 
-class TestPieces:
+class TestPaddedRows:
     shapes = [(2, 3, 5, 1), (1, 1, 0, 1), (1, 4, 4, 1), (3, 1, 1, 1)]  # noqa: RUF012
 
     def test_each_matrix_begins_with_a_row(self):
-        pieces = Pieces(self.shapes, 8)
+        pieces = PaddedRows(self.shapes, 8)
         assert pieces.rows == [4, 0, 2, 3]
         assert pieces.gaps == [1, 0, 0, 7]
         values = [torch.randn(shape) for shape in self.shapes]
@@ -30,7 +30,7 @@ class TestPieces:
 
     @pytest.mark.parametrize("lanes", [1, 8, 16])
     def test_split_inverts_join_with_views(self, lanes):
-        pieces = Pieces(self.shapes, lanes)
+        pieces = PaddedRows(self.shapes, lanes)
         values = [torch.randn(shape) for shape in self.shapes]
         bucket = pieces.join(values)
         found = pieces.split(bucket)
@@ -41,27 +41,29 @@ class TestPieces:
 
     def test_one_that_needs_no_gap_is_no_copy(self):
         x = torch.randn(1, 4, 4, 1)
-        assert Pieces([x.shape], 8).join([x]).data_ptr() == x.data_ptr()
+        assert PaddedRows([x.shape], 8).join([x]).data_ptr() == x.data_ptr()
 
     def test_matrices_in_other_memory_orders(self):
         shapes = [(1, 4, 6, 1)] * 3 + [(1, 2, 2, 1)]
         values = [torch.randn(1, 6, 4, 1).transpose(1, 2) for _ in range(3)]
         values.append(torch.randn(1, 2, 2, 1))
         for lanes in (4, 32):
-            pieces = Pieces(shapes, lanes)
+            pieces = PaddedRows(shapes, lanes)
             for x, y in zip(pieces.split(pieces.join(values)), values, strict=True):
                 assert torch.equal(x, y)
 
 
 class TestPackedState:
     def state(self):
-        pieces = Pieces([(1, 2, 2), (1, 3)], 1)
+        pieces = PaddedRows([(1, 2, 2), (1, 3)], 1)
         values = Packing([(0, "a"), (1, "a")], pieces.join, pieces.split)
         records = [
             {"a": torch.ones(1, 2, 2), "step": torch.tensor(1.0)},
             {"a": torch.zeros(1, 3), "step": torch.tensor(2.0)},
         ]
-        return PackedState([values, scalars(2, ["step"], torch.device("cpu"))]), records
+        return PackedState(
+            [values, scalar_packing(2, ["step"], torch.device("cpu"))]
+        ), records
 
     def test_in_place_records_come_to_hold_views(self):
         state, records = self.state()
@@ -87,7 +89,7 @@ class TestPackedState:
     def test_views_that_leave_get_memory_of_their_own(self):
         state, records = self.state()
         values, _ = state.open(records, in_place=True)
-        unshare(records[:1])
+        clone_views(records[:1])
         values.zero_()
         assert (records[0]["a"] == 1).all()
         assert records[0]["a"].untyped_storage().nbytes() == 16
@@ -98,7 +100,7 @@ class TestPackedState:
 def test_scalars_are_copied_to_their_device(device, capturing, monkeypatch):
     """As ZeroRedundancyOptimizer loads all of them on the host. A capture copies none."""
     monkeypatch.setattr(packing, "is_capturing", lambda _: capturing)
-    own = scalars(2, ["a"], torch.device(device))
+    own = scalar_packing(2, ["a"], torch.device(device))
     with FakeTensorMode():
         for other in ("cpu", "cuda:0"):
             values = [torch.zeros((), device=other) for _ in range(2)]

@@ -43,7 +43,9 @@ def test_every_metanet(name):
 
 @pytest.mark.parametrize("hidden", [1, 2])
 def test_few_elements_at_a_time(monkeypatch, hidden):
-    monkeypatch.setattr(chunking, "HIDDEN", dict.fromkeys(chunking.HIDDEN, hidden))
+    monkeypatch.setattr(
+        chunking, "HIDDEN_ELEMENTS", dict.fromkeys(chunking.HIDDEN_ELEMENTS, hidden)
+    )
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     metanet = METANETS["ff"]().double()
     assert differences(metanet, metanet.predictor(ROOM)).max() < 1e-13

@@ -159,21 +159,27 @@ def damage_value(path):
     [
         (damage_truncate, "expected a complete safetensors file"),
         (lambda p: p.write_bytes(b""), "expected a complete safetensors file"),
-        (damage_value, "do not have the SHA-256"),
-        (lambda p: rewrite(p, sha256="0"), "do not have the SHA-256"),
+        (damage_value, "expected contents with the recorded SHA-256"),
+        (
+            lambda p: rewrite(p, sha256="0"),
+            "expected contents with the recorded SHA-256",
+        ),
         (
             lambda p: rewrite(p, format="ngopt-0"),
             "expected format 'ngopt-2'; got 'ngopt-0'",
         ),
         (
             lambda p: rewrite(p, recipe='{"stages": ["two"]}'),
-            "do not have the SHA-256",
+            "expected contents with the recorded SHA-256",
         ),
         (
             lambda p: rewrite(p, table='{"fm-16": 0.9}'),
-            "do not have the SHA-256",
+            "expected contents with the recorded SHA-256",
         ),
-        (lambda p: rewrite(p, extra="1"), "do not have the SHA-256"),
+        (
+            lambda p: rewrite(p, extra="1"),
+            "expected contents with the recorded SHA-256",
+        ),
         (
             lambda p: rewrite(p, rehash=True, metanet="nfn2"),
             "metanet out of ff, .*got 'nfn2'",

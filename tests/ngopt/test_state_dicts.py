@@ -207,7 +207,7 @@ def test_state_of_other_shapes_or_weights_changes_nothing(metanet):
         (with_group(lr=float("nan")), "lr: expected a finite number; got nan"),
         (
             with_group({**own, "total_steps": 5}),
-            "one for all groups, None; got 5",
+            "one 'total_steps' for all groups, None; got 5",
         ),
     ):
         with pytest.raises(ValueError, match=message):

@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
 
 from ngopt import NGOptimizer
-from ngopt.optimizer.arguments import is_scheduled
+from ngopt.optimizer.param_groups import is_scheduled
 from tests.ngopt.training import network, snapshot
 
 STEPS = 8

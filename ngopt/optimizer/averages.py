@@ -1,0 +1,64 @@
+"""Averages of the weights, which rules store in the state without a horizon."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from ngopt.functional import AVERAGE, Record, UpdateRule, as_average
+from ngopt.graph.sharding import free_gathered
+from ngopt.optimizer.graph_parameters import GraphParameters
+from ngopt.optimizer.param_groups import Group, group_tensors
+from ngopt.shard_layout import are_divided, local, real
+
+
+def start_or_drop_averages(
+    state: MutableMapping[Tensor, Record], parameters: GraphParameters, rule: UpdateRule
+) -> None:
+    """Adapts the state to a rule that stores averages, or one that does not."""
+    initial = parameters.initial_records(rule)
+    for p, expected in zip(parameters.params, initial, strict=False):
+        record = state.get(p)
+        if not record:
+            continue
+        if AVERAGE not in expected:
+            record.pop(AVERAGE, None)
+        elif AVERAGE not in record:
+            record[AVERAGE] = as_average(real(local(p)))
+
+
+def averaged_parameters(
+    groups: Sequence[Group], state: Mapping[Tensor, Record]
+) -> list[Tensor]:
+    """The parameters that have an average; only those without a horizon need one."""
+    if groups[0]["total_steps"] is not None:
+        return []
+    return [p for p in group_tensors(groups) if AVERAGE in state.get(p, {})]
+
+
+@torch.no_grad()
+def write_averages(params: Sequence[Tensor], state: Mapping[Tensor, Record]) -> None:
+    """Overwrites parameters by their averages."""
+    for p in params:
+        real(local(p)).copy_(state[p][AVERAGE])
+    if are_divided(params):
+        free_gathered()
+
+
+@contextmanager
+def restored(params: Sequence[Tensor]) -> Iterator[None]:
+    """Restores the values of parameters at the end."""
+    saved = []
+    for p in map(local, params):
+        saved.append((p, p.detach().clone()))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, value in saved:
+                p.copy_(value)
+        if are_divided(params):
+            free_gathered()

@@ -1,0 +1,258 @@
+"""The graph and the update rule of an optimizer, made again when they no longer fit."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ngopt.base.checkpoint import SharedState
+from ngopt.base.soap import SoapRule
+from ngopt.devices import product_dtype
+from ngopt.distributed.ownership import Ownership
+from ngopt.distributed.shards import Shards
+from ngopt.functional import Record, UpdateRule, state_dtype, uncompiled
+from ngopt.graph import NeuralGraph
+from ngopt.optimizer.arguments import check_distinct
+from ngopt.optimizer.averages import start_or_drop_averages
+from ngopt.optimizer.graph_parameters import GraphParameters
+from ngopt.optimizer.graph_source import GraphSource
+from ngopt.optimizer.log_messages import Messages, log_unconnected, warn_if_partial
+from ngopt.optimizer.param_groups import (
+    Group,
+    group_names,
+    group_tensors,
+    is_scheduled,
+)
+from ngopt.optimizer.state_dicts import (
+    check_record,
+    has_other_matrices,
+    records_in_order,
+)
+from ngopt.pretrained import LearnedOptimizer
+from ngopt.shard_layout import are_divided, local, ranks_of, real
+
+
+class Binding:
+    """Binds a learned optimizer to the graph of an optimizer's parameters.
+
+    source: makes the graph. compute_dtype: of the rule; None: see `NGOptimizer`.
+    process_group: of processes that share whole parameters.
+
+    `groups` and `state` below are those of the optimizer.
+    """
+
+    def __init__(
+        self,
+        source: GraphSource,
+        learned: LearnedOptimizer,
+        compute_dtype: torch.dtype | None,
+        process_group: Any,
+        messages: Messages,
+    ):
+        self.source = source
+        self._learned = learned
+        self._compute_dtype = compute_dtype
+        self._process_group = process_group
+        self._messages = messages
+        # then unconnected parameters are expected
+        self._is_partial = not source.is_exact and warn_if_partial()
+        self._parameters: GraphParameters | None = None
+        self._rule: UpdateRule | None = None
+        self._rule_key: Any = None  # the arguments of `_bind` that made it
+        self._prepared_rule: UpdateRule | None = None  # for which the state is adapted
+        self._shards: tuple[Sequence[Tensor], Shards] | None = None
+        self._owned: dict[Tensor, Ownership] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the rule and without what belongs to this process' collectives."""
+        keys = "_rule", "_rule_key", "_prepared_rule", "_shards"
+        group = {"_process_group": ranks_of(self._process_group)}
+        return {**self.__dict__, **dict.fromkeys(keys), **group}
+
+    def parameters(
+        self, groups: Sequence[Group], state: MutableMapping[Tensor, Record]
+    ) -> GraphParameters:
+        """The parameters in their graph, new if a group, shape or input is new."""
+        params, found = group_tensors(groups), self._parameters
+        if found is None or self.source.has_new_inputs or not found.are(params):
+            found = self._parameters = self._connected(groups, state)
+        return found
+
+    @uncompiled
+    def _connected(
+        self, groups: Sequence[Group], state: MutableMapping[Tensor, Record]
+    ) -> GraphParameters:
+        params = group_tensors(groups)
+        check_distinct(zip(group_names(groups), params, strict=True))
+        parameters = GraphParameters(self.source.graph_of(groups), params)
+        if self._parameters is not None:
+            parameters.check_shapes(self._parameters, state)
+            self._drop_state_of_other_matrices(parameters, groups, state)
+        self.check_records(parameters, parameters.records(state), groups[0])
+        if not self._is_partial:
+            is_default = self._learned.base is not None
+            log_unconnected(parameters.network, self.source.is_exact, is_default)
+        return parameters
+
+    def _drop_state_of_other_matrices(
+        self,
+        parameters: GraphParameters,
+        groups: Sequence[Group],
+        state: MutableMapping[Tensor, Record],
+    ) -> None:
+        """Drops the state of parameters that the new graph divides into other matrices.
+
+        State of another shape than its parameter is kept; `check_records` raises.
+        """
+        rule = self.rule_for_step(parameters, groups, state)
+        initial = parameters.initial_records(rule)
+        rows = zip(parameters.params, parameters.names(), initial, strict=False)
+        dropped = []
+        for p, name, expected in rows:
+            record = state.get(p)
+            shape = real(local(p)).shape
+            if record and has_other_matrices(record, expected, shape):
+                del state[p]
+                dropped.append(name)
+        if dropped:
+            warnings.warn(
+                "NGOptimizer: parameters were added or removed, and the new graph "
+                "divides others into other matrices; their state is initialized "
+                f"again: {', '.join(dropped)}",
+                stacklevel=2,
+            )
+
+    def check_records(
+        self,
+        parameters: GraphParameters,
+        records: Sequence[Record],
+        settings: Group,
+    ) -> None:
+        """Raises ValueError if a parameter's state does not fit the rule."""
+        if not any(records):
+            return
+        initial = parameters.initial_records(self.rule(parameters, settings))
+        # torch raises an error for more records than parameters
+        rows = zip(parameters.names(), records, initial, strict=False)
+        for name, record, expected in rows:
+            if record:
+                check_record(name, record, expected, self.source.is_exact)
+
+    def check_loaded(
+        self,
+        state_dict: Mapping[str, Any],
+        groups: Sequence[Group],
+        state: MutableMapping[Tensor, Record],
+    ) -> None:
+        """Raises ValueError if state that is about to be loaded does not fit."""
+        records = records_in_order(state_dict)
+        if any(records):
+            total_steps = state_dict["param_groups"][0]["total_steps"]
+            settings = {**groups[0], "total_steps": total_steps}
+            self.check_records(self.parameters(groups, state), records, settings)
+
+    def rule(self, parameters: GraphParameters, settings: Group) -> UpdateRule:
+        """The rule on the graph, on the device of the parameters.
+
+        settings: of any group; those that are read are equal in all groups.
+        """
+        params = parameters.params
+        total_steps, renew_every = settings["total_steps"], settings["renew_every"]
+        device, dtype = params[0].device, self._dtype(params)
+        shards = self.shards(parameters) if self.is_shared(params) else None
+        key = parameters.graph, total_steps, device, dtype, shards, renew_every
+        if self._rule is None or self._rule_key != key:
+            self._rule, self._rule_key = self._bind(*key), key
+            if shards is not None:
+                self._owned = dict(zip(params, shards.owned, strict=True))
+        return self._rule
+
+    def _dtype(self, params: Sequence[Tensor]) -> torch.dtype | None:
+        """What the rule computes in; None: what it chooses itself."""
+        if self._compute_dtype is not None or self._learned.base is not None:
+            return self._compute_dtype
+        widest = max(map(state_dtype, params), key=lambda dtype: dtype.itemsize)
+        return product_dtype(params[0].device, widest)
+
+    @uncompiled
+    def _bind(
+        self,
+        graph: NeuralGraph,
+        total_steps: int | None,
+        device: torch.device,
+        dtype: torch.dtype | None,
+        shards: Shards | None,
+        renew_every: int | None,
+    ) -> UpdateRule:
+        return self._learned.bind(
+            graph,
+            total_steps,
+            device=device,
+            dtype=dtype,
+            renew_every=renew_every,
+            shards=shards,
+        )
+
+    def rule_for_step(
+        self,
+        parameters: GraphParameters,
+        groups: Sequence[Group],
+        state: MutableMapping[Tensor, Record],
+    ) -> UpdateRule:
+        """The rule; settings and state are adapted to a new one."""
+        rule = self.rule(parameters, groups[0])
+        if rule is not self._prepared_rule:
+            self._prepare(rule, parameters, groups, state)
+        return rule
+
+    @uncompiled
+    def _prepare(
+        self,
+        rule: UpdateRule,
+        parameters: GraphParameters,
+        groups: Sequence[Group],
+        state: MutableMapping[Tensor, Record],
+    ) -> None:
+        """Stores the renewal interval in the groups; starts or drops averages."""
+        interval = rule.renewal_interval(parameters.params[0].device)
+        for group in groups:
+            group["renew_every"] = interval
+        self._rule_key = (*self._rule_key[:-1], interval)
+        total_steps = groups[0]["total_steps"]
+        if total_steps is not None and not is_scheduled(groups):
+            self._messages.check_horizon(parameters.records(state), total_steps)
+        start_or_drop_averages(state, parameters, rule)
+        self._prepared_rule = rule
+
+    def clear_rule(self) -> None:
+        """Makes the rule anew for the next step, as after state was loaded."""
+        self._rule = None
+
+    def is_shared(self, params: Sequence[Tensor]) -> bool:
+        """Whether several processes share the parameters."""
+        return self._process_group is not None or are_divided(params)
+
+    @uncompiled
+    def shards(self, parameters: GraphParameters) -> Shards:
+        """The processes that share the parameters; a collective call."""
+        params = parameters.params
+        if self._shards is None or self._shards[0] is not params:
+            named = list(zip(parameters.names(), params, strict=True))
+            shards = Shards(named, self._process_group, self._owned)
+            self._shards = params, shards
+        return self._shards[1]
+
+    def shared_state(
+        self, groups: Sequence[Group], state: MutableMapping[Tensor, Record]
+    ) -> SharedState:
+        """Converts the state of several processes; a collective call."""
+        parameters = self.parameters(groups, state)
+        rule = self.rule(parameters, groups[0])
+        assert isinstance(rule, SoapRule)
+        params = parameters.params
+        layouts = rule.layouts[: len(params)]
+        return SharedState(self.shards(parameters), params, layouts)

@@ -1,0 +1,324 @@
+"""The neural graph of an optimizer's parameters: inferred, given or traced.
+
+A graph may contain parameters that are not optimized. Parameters that are not in a
+given or traced graph become components of their own.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from ngopt.devices import without_autocast
+from ngopt.graph import NeuralGraph, ParameterSpec, build_graph
+from ngopt.graph.build import graph_without_inputs
+from ngopt.graph.inference.infer import infer_graph
+from ngopt.graph.order import merged_order
+from ngopt.graph.sharding import as_whole, is_sharded
+from ngopt.graph.topology import join_graphs
+from ngopt.graph.tracing.capture import one_line
+from ngopt.optimizer.input_recorder import Recorder
+from ngopt.optimizer.param_groups import Group, group_names, group_specs, group_tensors
+
+
+class OrderedGraph(NamedTuple):
+    """A graph, and the positions of its parameters with the optimizer's first.
+
+    order: positions in `graph.parameters`; the optimizer's parameters in their order,
+    then all others.
+    """
+
+    graph: NeuralGraph
+    order: list[int]
+
+
+class GraphSource(Protocol):
+    """Makes the graph of the parameters in an optimizer's groups."""
+
+    is_exact: bool
+    """Whether the graph is traced or given, not inferred from names and shapes."""
+
+    @property
+    def awaits_forward(self) -> bool:
+        """Whether a forward pass is still needed for the graph."""
+        ...
+
+    @property
+    def has_new_inputs(self) -> bool:
+        """Whether inputs were recorded that are not traced yet."""
+        ...
+
+    def graph_of(self, groups: Sequence[Group]) -> OrderedGraph:
+        """Raises ValueError if the groups do not fit the network."""
+        ...
+
+    def stop_recording(self) -> None:
+        """Waits for no forward pass any more."""
+        ...
+
+
+class InferredGraph:
+    """Inferred from names, shapes and order of the parameters; see `infer_graph`."""
+
+    is_exact = awaits_forward = has_new_inputs = False
+
+    def stop_recording(self) -> None:
+        pass
+
+    def graph_of(self, groups: Sequence[Group]) -> OrderedGraph:
+        specs = group_specs(groups)
+        by_name = {spec.name: spec for spec in specs}
+        is_named = all("param_names" in group for group in groups)
+        if not is_named or len(by_name) < len(specs):
+            return _inferred_by_order(groups, specs)
+        names = merged_order([group["param_names"] for group in groups])
+        graph = infer_graph([by_name[name] for name in names], True)
+        positions = {name: i for i, name in enumerate(names)}
+        return OrderedGraph(graph, [positions[spec.name] for spec in specs])
+
+
+def _inferred_by_order(
+    groups: Sequence[Group], specs: Sequence[ParameterSpec]
+) -> OrderedGraph:
+    """The graph of parameters without names.
+
+    A group of vectors only, such as those without weight decay, does not show which
+    layers they belong to. Each of its vectors is a component.
+    """
+    chain: list[int] = []
+    vectors: list[int] = []
+    start = 0
+    for group in groups:
+        positions = range(start, start + len(group["params"]))
+        start = positions.stop
+        has_matrix = any(len(specs[i].shape) > 1 for i in positions)
+        (chain if has_matrix else vectors).extend(positions)
+    if not chain or not vectors:
+        return OrderedGraph(infer_graph(specs), list(range(len(specs))))
+    graphs = [infer_graph([specs[i] for i in chain])]
+    for i in vectors:
+        graphs.append(infer_graph([specs[i]]))
+    places = {i: place for place, i in enumerate(chain + vectors)}
+    return OrderedGraph(join_graphs(*graphs), [places[i] for i in range(len(specs))])
+
+
+class GivenGraph:
+    """A graph from the user.
+
+    Parameters are matched by name if all names are in the graph, else by order.
+    """
+
+    is_exact = True
+    awaits_forward = has_new_inputs = False
+
+    def __init__(self, graph: NeuralGraph, groups: Sequence[Group]):
+        if not isinstance(graph, NeuralGraph):
+            got = type(graph).__name__
+            raise ValueError(f"NGOptimizer: graph: expected a NeuralGraph; got {got}")
+        self.graph = graph
+        self.tensors = self._match(groups)
+
+    def stop_recording(self) -> None:
+        pass
+
+    def graph_of(self, groups: Sequence[Group]) -> OrderedGraph:
+        known = {id(p) for p in self.tensors if p is not None}
+        present = {id(p) for p in group_tensors(groups)}
+        # a program has replaced all parameters, as Accelerate does by parts of them
+        if len(present) == len(known) and present.isdisjoint(known):
+            self.tensors = self._match(groups)
+        return _with_components(self.graph, self.tensors, groups)
+
+    def _match(self, groups: Sequence[Group]) -> list[Tensor | None]:
+        """The tensor of each parameter of the graph; None if it is not optimized."""
+        tensors: list[Tensor | None] = [None] * len(self.graph.parameters)
+        positions = _positions(group_specs(groups), self.graph.parameters)
+        for position, p in zip(positions, group_tensors(groups), strict=True):
+            tensors[position] = p
+        return tensors
+
+
+class TracedGraph:
+    """Traced from a module and the inputs of its first training forward.
+
+    Until that pass it is the graph that `build_graph` makes without inputs.
+    """
+
+    is_exact = True
+
+    def __init__(self, model: nn.Module, groups: Sequence[Group]):
+        if not isinstance(model, nn.Module):
+            raise ValueError(
+                "NGOptimizer: model: expected a torch.nn.Module; got "
+                f"{_class_name(model)}"
+            )
+        in_model = {id(p) for p in model.parameters()}
+        for name, p in zip(group_names(groups), group_tensors(groups), strict=True):
+            if id(p) not in in_model:
+                raise ValueError(
+                    "NGOptimizer: model: expected the module that the parameters "
+                    f"belong to; '{name}', of shape {tuple(p.shape)}, is none of this "
+                    f"{type(model).__name__}'s"
+                )
+        self.model: nn.Module | None = unwrapped(model)
+        self.recorder: Recorder | None = Recorder(model)
+        self.graph: NeuralGraph | None = None
+        self.tensors: list[Tensor] = []
+
+    @property
+    def has_new_inputs(self) -> bool:
+        return self.recorder is not None and self.recorder.inputs is not None
+
+    @property
+    def awaits_forward(self) -> bool:
+        return (
+            self.recorder is not None and self.graph is None and not self.has_new_inputs
+        )
+
+    def stop_recording(self) -> None:
+        if self.recorder is not None:
+            self.recorder.remove()
+            self.recorder = None
+
+    def graph_of(self, groups: Sequence[Group]) -> OrderedGraph:
+        if self.model is not None:
+            self.tensors = list(self.model.parameters())
+            if self.has_new_inputs or not self._fits():
+                self.graph = self._trace(self.model)
+        assert self.graph is not None
+        return _with_components(self.graph, self.tensors, groups)
+
+    def _fits(self) -> bool:
+        """Whether the graph has the shapes of the module's parameters."""
+        if self.graph is None:
+            return False
+        shapes = [ParameterSpec.of("", p).paired.shape for p in self.tensors]
+        return shapes == [spec.shape for spec in self.graph.parameters]
+
+    def _trace(self, model: nn.Module) -> NeuralGraph:
+        inputs = None if self.recorder is None else self.recorder.inputs
+        with _tracing_context(model):
+            if inputs is None:
+                return _graph_without_forward(model)
+            self.stop_recording()
+            try:
+                return build_graph(model, inputs)
+            except Exception as error:
+                reason = f"tracing {type(model).__name__} failed: {one_line(error)}"
+                return _graph_from_parameters(model, reason)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A traced graph needs the parameters only; some modules cannot be pickled."""
+        if self.graph is None:
+            return self.__dict__
+        return {**self.__dict__, "model": None, "recorder": None}
+
+
+def _graph_without_forward(model: nn.Module) -> NeuralGraph:
+    name = type(model).__name__
+    if is_sharded(model):
+        model = as_whole(model, None)
+    graph = graph_without_inputs(model)
+    if graph is not None:
+        return graph
+    reason = (
+        f"no training forward of model={name} was recorded and no input for {name} "
+        "could be guessed. Pass the module that is called in training as model=, or "
+        "pass graph=build_graph(module, example_input)"
+    )
+    return _graph_from_parameters(model, reason)
+
+
+def _graph_from_parameters(model: nn.Module, reason: str) -> NeuralGraph:
+    warnings.warn(
+        f"NGOptimizer: graph inferred from names and shapes, as {reason}", stacklevel=4
+    )
+    return build_graph(model.named_parameters())
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside wrappers for compilation or several devices."""
+    while True:
+        if isinstance(model, DistributedDataParallel | DataParallel):
+            model = model.module
+        # of torch.compile
+        elif isinstance(model._modules.get("_orig_mod"), nn.Module):
+            model = model._modules["_orig_mod"]  # type: ignore[assignment]
+        else:
+            return model
+
+
+def _positions(
+    specs: Sequence[ParameterSpec], in_graph: Sequence[ParameterSpec]
+) -> list[int]:
+    """Positions in the graph: by name, or by order if the graph lacks a name."""
+    by_name = {spec.name: i for i, spec in enumerate(in_graph)}
+    if all(spec.name in by_name for spec in specs):
+        positions = [by_name[spec.name] for spec in specs]
+    elif len(specs) == len(in_graph):
+        positions = list(range(len(in_graph)))
+    else:
+        raise ValueError(
+            f"NGOptimizer: graph has {len(in_graph)} parameters; got {len(specs)} "
+            "parameters whose names are not in it"
+        )
+    for spec, position in zip(specs, positions, strict=True):
+        _check_shape(spec, in_graph[position])
+    return positions
+
+
+def _check_shape(spec: ParameterSpec, in_graph: ParameterSpec) -> None:
+    shape = spec.paired.shape
+    if shape != in_graph.shape:
+        raise ValueError(
+            f"NGOptimizer: '{spec.name}': graph expects shape {in_graph.shape}; got "
+            f"{shape}"
+        )
+
+
+def _with_components(
+    graph: NeuralGraph, tensors: Sequence[Tensor | None], groups: Sequence[Group]
+) -> OrderedGraph:
+    """Adds parameters that are not in the graph as components of their own.
+
+    tensors: of the graph's parameters.
+    """
+    positions = {id(p): i for i, p in enumerate(tensors) if p is not None}
+    order: list[int] = []
+    extra: list[ParameterSpec] = []
+    for spec, p in zip(group_specs(groups), group_tensors(groups), strict=True):
+        position = positions.get(id(p))
+        if position is None:
+            position = len(graph.parameters) + len(extra)
+            extra.append(spec)
+        else:
+            _check_shape(spec, graph.parameters[position])
+        order.append(position)
+    if extra:
+        graph = join_graphs(graph, infer_graph(extra))
+    others = set(range(len(graph.parameters))).difference(order)
+    return OrderedGraph(graph, [*order, *sorted(others)])
+
+
+@contextmanager
+def _tracing_context(model: nn.Module) -> Iterator[None]:
+    """With gradients, without autocast; random number generators are restored."""
+    devices = {p.device for p in model.parameters()}
+    with (
+        torch.enable_grad(),
+        without_autocast(devices),
+        torch.random.fork_rng([d.index for d in devices if d.type == "cuda"]),
+    ):
+        yield
+
+
+def _class_name(value: Any) -> str:
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return type(value).__name__

@@ -1,0 +1,186 @@
+"""Weights files: safetensors with a base rule or a metanet.
+
+The metadata name base rule, metanet, cooldown, recipe and measured table. Reading a
+file uses no network and unpickles nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ngopt.metanets import METANETS, Metanet
+from ngopt.metanets.cooldown import Cooldown
+from ngopt.metanets.imported import find_metanet, metanet_name
+from ngopt.pretrained.learned_optimizer import BASES, LearnedOptimizer
+from ngopt.pretrained.tensor_files import digest, is_intact, read_tensors, write_tensors
+
+FORMAT = "ngopt-2"
+FOLDER = Path(__file__).parent
+NONE = "none"  # the name that stands for no base rule, or for no metanet
+
+
+def list_pretrained() -> list[str]:
+    """Names of the weights bundled in the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.safetensors"))
+
+
+def load_pretrained(weights: str | os.PathLike = "default") -> LearnedOptimizer:
+    """The learned optimizer of bundled weights (by name) or of a file (by path).
+
+    Its metanet is in float32 on the CPU and needs no gradients. A metanet of your own,
+    "module:Class", is loaded only if its module is already imported: reading a file
+    imports nothing.
+
+    Raises ValueError if there is no such name or file, if the file is damaged, or if
+    its format, base rule, metanet or config is unknown in this version.
+    """
+    path = _path_of(weights)
+    metadata, tensors = read_tensors(path, "weights file")
+    if metadata.get("format") != FORMAT:
+        got = metadata.get("format")
+        raise ValueError(
+            f"weights file '{path}': expected format '{FORMAT}'; got {got!r}"
+        )
+    if not is_intact(metadata, tensors):
+        raise ValueError(
+            f"weights file '{path}': expected contents with the recorded SHA-256; got "
+            "others. Download or write the file again."
+        )
+    try:
+        return _read(metadata, tensors)
+    except ValueError as error:
+        raise ValueError(f"weights file '{path}': {error}") from None
+
+
+def _read(metadata: dict[str, str], tensors: dict[str, Tensor]) -> LearnedOptimizer:
+    """Raises ValueError, which does not name the file yet, as `load_pretrained`."""
+    base = _build("base rule", BASES, metadata["base"], metadata["base_config"])
+    name = metadata["metanet"]
+    metanets = METANETS
+    if ":" in name:
+        metanets = {**METANETS, name: find_metanet(name, METANETS)}
+    metanet = _build("metanet", metanets, name, metadata["config"])
+    if metanet is not None:
+        metanet.float()  # torch's default dtype may be another one
+        try:
+            metanet.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise ValueError(f"tensors do not fit its config: {error}") from None
+        metanet.requires_grad_(False)
+    cooldown = None
+    if "cooldown" in metadata:
+        cooldown = Cooldown(**json.loads(metadata["cooldown"]))
+    recipe = json.loads(metadata["recipe"])
+    table = json.loads(metadata["table"])
+    return LearnedOptimizer(base, metanet, cooldown, recipe, table)
+
+
+def _build(kind: str, classes: Mapping[str, type], name: str, config: str) -> Any:
+    """A base rule or a metanet from its name and config; None for "none"."""
+    if name == NONE:
+        return None
+    if name not in classes:
+        names = ", ".join([*classes, NONE])
+        raise ValueError(f"expected a {kind} out of {names}; got {name!r}")
+    cls: Any = classes[name]
+    values = json.loads(config)
+    for key, value in values.items():
+        if isinstance(value, list):
+            values[key] = tuple(value)
+    expected = {field.name for field in fields(cls.Config)}
+    different = sorted(values.keys() ^ expected)
+    if different:
+        raise ValueError(
+            f"expected the config of this version's {kind} '{name}'; got one that "
+            f"differs in {', '.join(different)}"
+        )
+    return cls(cls.Config(**values))
+
+
+def _path_of(weights: str | os.PathLike) -> Path:
+    names = list_pretrained()
+    if weights in names:
+        return FOLDER / f"{weights}.safetensors"
+    path = Path(weights)
+    if path.is_file():
+        return path
+    raise ValueError(
+        f"weights '{os.fspath(weights)}': expected one of {', '.join(names)}, or an "
+        "existing weights file; got neither"
+    )
+
+
+def as_learned(weights: Any) -> LearnedOptimizer:
+    """A name, a path, a metanet or a learned optimizer as a learned optimizer.
+
+    Raises ValueError for anything else, and as `load_pretrained` does.
+    """
+    if isinstance(weights, LearnedOptimizer):
+        return weights
+    if isinstance(weights, Metanet):
+        return LearnedOptimizer(metanet=weights)
+    if not isinstance(weights, str | os.PathLike):
+        raise ValueError(
+            "NGOptimizer: weights: expected a name, a path, a LearnedOptimizer or a "
+            f"metanet; got {type(weights).__name__}"
+        )
+    return load_pretrained(weights)
+
+
+def save_pretrained(learned: LearnedOptimizer, path: str | os.PathLike) -> None:
+    """Writes a weights file atomically."""
+    metadata = {
+        "format": FORMAT,
+        **_description(learned),
+        "recipe": json.dumps(learned.recipe),
+        "table": json.dumps(learned.table),
+    }
+    write_tensors(Path(path), metadata, _tensors(learned))
+
+
+def weights_hash(learned: LearnedOptimizer) -> str:
+    """SHA-256 of base rule, metanet, their configs, cooldown and tensors.
+
+    Recipe, table, and the metanet's device and dtype make no difference.
+    """
+    return digest(_description(learned), _tensors(learned))
+
+
+def has_hash(weights: Any, expected: str) -> bool:
+    """Whether weights, in a form that `as_learned` takes, have this hash."""
+    if weights is None or weights == expected:
+        return False
+    try:
+        return weights_hash(as_learned(weights)) == expected
+    except ValueError:
+        return False
+
+
+def _description(learned: LearnedOptimizer) -> dict[str, str]:
+    """Metadata: names and configs of base rule, metanet and, if any, cooldown."""
+    base, metanet, cooldown = learned.base, learned.metanet, learned.cooldown
+    description = {
+        "base": NONE if base is None else base.name,
+        "base_config": json.dumps({} if base is None else asdict(base.config)),
+        "metanet": NONE if metanet is None else metanet_name(metanet, METANETS),
+        "config": json.dumps({} if metanet is None else asdict(metanet.config)),
+    }
+    if cooldown is not None:
+        description["cooldown"] = json.dumps(asdict(cooldown))
+    return description
+
+
+def _tensors(learned: LearnedOptimizer) -> dict[str, Tensor]:
+    tensors = {}
+    if learned.metanet is not None:
+        for key, value in learned.metanet.state_dict().items():
+            tensors[key] = value.detach().to("cpu", torch.float32).contiguous()
+    return tensors
