@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ngopt.graph.core import NeuralGraph, ParameterSpec
-from ngopt.graph.inference.infer import infer_graph
-from ngopt.graph.inference.sequential import sequential_graph
-from ngopt.graph.sharding import as_whole, is_sharded
-from ngopt.graph.topology import unconnected
+from ngopt.graph.connectivity import unconnected
+from ngopt.graph.groups_and_blocks import ParameterSpec
+from ngopt.graph.inference.from_parameters import infer_graph
+from ngopt.graph.inference.from_sequential import sequential_graph
+from ngopt.graph.neural_graph import NeuralGraph
+from ngopt.graph.sharded_modules import as_whole, is_sharded
 from ngopt.graph.tracing.capture import (
     NotCaptured,
     arguments,

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from ngopt.graph.pieces import (
+from ngopt.graph.connectivity import connected
+from ngopt.graph.groups_and_blocks import (
     Bias,
     EdgeBlock,
     NeuronGroup,
     Topology,
-    connected,
     is_diagonal,
 )
 

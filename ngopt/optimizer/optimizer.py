@@ -34,8 +34,8 @@ from ngopt.functional import (
     uncompiled,
 )
 from ngopt.graph import NeuralGraph
-from ngopt.graph.sharding import check_no_pieces, check_whole
-from ngopt.graph.topology import unconnected
+from ngopt.graph.connectivity import unconnected
+from ngopt.graph.sharded_modules import check_no_pieces, check_whole
 from ngopt.metanets import Metanet
 from ngopt.optimizer.arguments import (
     check_compute_dtype,

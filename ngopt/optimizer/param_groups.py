@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.parameter import UninitializedParameter
 
 from ngopt.functional import Hyper, Record, UpdateRule, state_dtype
-from ngopt.graph.topology import reordered
+from ngopt.graph.transforms import reordered
 from ngopt.optimizer.arguments import OWN_DECAY, is_scheduled
 from ngopt.optimizer.graph_wiring import Wiring
 from ngopt.shard_layout import is_dtensor, local, local_gradient, real

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ngopt.graph import NeuralGraph, parameter_graph
-from ngopt.graph.core import Index
+from ngopt.graph.groups_and_blocks import Index
 from ngopt.graph.views.parameter_graph import neuron_places
 from ngopt.metanets.attention import RelationalLayer
 from ngopt.metanets.graph_network import GraphNetwork

@@ -8,8 +8,8 @@ from torch import nn
 from meta_train.problems.networks.convolutional import paper_cnn
 from ngopt import build_graph
 from ngopt.graph import GraphValues, to_edge_list
-from ngopt.graph.inference.sequential import ACTIVATIONS, ALIKE, sequential_graph
-from ngopt.graph.topology import reordered
+from ngopt.graph.inference.from_sequential import ACTIVATIONS, ALIKE, sequential_graph
+from ngopt.graph.transforms import reordered
 from tests.equivariance import permute, random_permutations
 from tests.networks import CNN_INPUT, cnn, mlp
 from tests.zoo import zoo_graph

@@ -9,9 +9,9 @@ from torch_geometric.data import Batch
 
 from ngopt import build_graph
 from ngopt.graph import to_edge_list
-from ngopt.graph.core import EDGE_KINDS, NODE_KINDS
+from ngopt.graph.kinds import EDGE_KINDS, NODE_KINDS
 from ngopt.graph.summary import shorten
-from ngopt.graph.views.interop import to_networkx, to_pyg
+from ngopt.graph.views.networkx_and_pyg import to_networkx, to_pyg
 from tests.networks import mlp
 from tests.zoo import zoo_graph, zoo_network
 
@@ -248,7 +248,7 @@ def test_a_missing_library_is_named(function, library, monkeypatch):
 def test_importing_the_views_imports_no_other_library():
     code = """
 import sys
-import ngopt, ngopt.graph.views.interop, ngopt.graph.drawing.draw, ngopt.graph.__main__
+import ngopt, ngopt.graph.views.networkx_and_pyg, ngopt.graph.drawing.draw, ngopt.graph.__main__
 imported = {name.split(".")[0] for name in sys.modules}
 print(sorted({"networkx", "matplotlib", "torch_geometric"} & imported))
 """

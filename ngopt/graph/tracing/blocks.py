@@ -17,8 +17,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ngopt.graph.core import View
-from ngopt.graph.topology import whole
+from ngopt.graph.graph_builder import whole
+from ngopt.graph.groups_and_blocks import View
 from ngopt.graph.tracing.edges import Block, Edges
 from ngopt.graph.tracing.nodes import Nodes
 from ngopt.graph.tracing.stars import stars

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ngopt.graph.core import Bias, GraphValues, Index, NeuralGraph
+from ngopt.graph.groups_and_blocks import Bias, Index
+from ngopt.graph.neural_graph import GraphValues, NeuralGraph
 
 
 class EdgeList(NamedTuple):

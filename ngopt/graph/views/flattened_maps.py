@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ngopt.graph.core import EdgeBlock, Index, NeuralGraph, View
-from ngopt.graph.topology import GraphBuilder
+from ngopt.graph.graph_builder import GraphBuilder
+from ngopt.graph.groups_and_blocks import EdgeBlock, Index, View
+from ngopt.graph.neural_graph import NeuralGraph
 
 FLATTEN = "flatten"
 """Kind of the blocks whose slots are positions of a flattened map."""

@@ -23,15 +23,9 @@ from dataclasses import replace
 from enum import Enum
 from itertools import product
 
-from ngopt.graph.core import (
-    Bias,
-    EdgeBlock,
-    Index,
-    NeuralGraph,
-    NeuronGroup,
-    View,
-)
-from ngopt.graph.topology import components, relative_depths
+from ngopt.graph.connectivity import components, relative_depths
+from ngopt.graph.groups_and_blocks import Bias, EdgeBlock, Index, NeuronGroup, View
+from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.graph.views.parameter_graph_labels import layers
 
 SCALES = ("gamma", "scale")

@@ -8,14 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ngopt.graph.core import (
-    EDGE_KINDS,
-    NODE_KINDS,
-    EdgeBlock,
-    NeuralGraph,
-    kind_code,
-)
-from ngopt.graph.topology import longest_paths
+from ngopt.graph.connectivity import longest_paths
+from ngopt.graph.groups_and_blocks import EdgeBlock
+from ngopt.graph.kinds import EDGE_KINDS, NODE_KINDS, kind_code
+from ngopt.graph.neural_graph import NeuralGraph
 
 KERNEL_DIMS = 3
 

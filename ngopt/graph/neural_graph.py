@@ -23,37 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ngopt.graph.pieces import (
-    BIAS_KINDS,
-    EDGE_KINDS,
-    NODE_KINDS,
-    Bias,
-    EdgeBlock,
-    Index,
-    NeuronGroup,
+from ngopt.graph.groups_and_blocks import (
     ParameterSpec,
     Topology,
     View,
-    contiguous_strides,
-    kind_code,
 )
 from ngopt.graph.summary import summary
-
-__all__ = [
-    "BIAS_KINDS",
-    "EDGE_KINDS",
-    "NODE_KINDS",
-    "Bias",
-    "EdgeBlock",
-    "GraphValues",
-    "Index",
-    "NeuralGraph",
-    "NeuronGroup",
-    "ParameterSpec",
-    "View",
-    "contiguous_strides",
-    "kind_code",
-]
 
 
 class GraphValues(NamedTuple):

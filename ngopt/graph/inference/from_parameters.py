@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby, pairwise
 
-from ngopt.graph.core import EdgeBlock, NeuralGraph, ParameterSpec, View
-from ngopt.graph.inference.named_layers import Layer, layers_by_name
-from ngopt.graph.topology import GraphBuilder, layer_name, whole
+from ngopt.graph.graph_builder import GraphBuilder, layer_name, whole
+from ngopt.graph.groups_and_blocks import EdgeBlock, ParameterSpec, View
+from ngopt.graph.inference.layers_by_name import Layer, layers_by_name
+from ngopt.graph.neural_graph import NeuralGraph
 
 # Names that the projections of attention have.
 PROJECTION = re.compile(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from ngopt.graph.core import NeuralGraph, ParameterSpec
-from ngopt.graph.topology import GraphBuilder, whole
+from ngopt.graph.graph_builder import GraphBuilder, whole
+from ngopt.graph.groups_and_blocks import ParameterSpec
+from ngopt.graph.neural_graph import NeuralGraph
 
 # Modules that are an activation, with the name that a trace finds for it.
 ACTIVATIONS: dict[type[nn.Module], str] = {

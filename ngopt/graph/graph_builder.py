@@ -3,49 +3,27 @@ coverage, and what may be done to neurons that go through some function."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
-from functools import reduce
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from ngopt.graph.core import (
+from ngopt.graph.activation_symmetry import ACTIVATIONS, allowed
+from ngopt.graph.connectivity import connected, longest_paths, relative_depths
+from ngopt.graph.groups_and_blocks import (
     Bias,
     EdgeBlock,
     Index,
-    NeuralGraph,
     NeuronGroup,
     ParameterSpec,
     View,
     contiguous_strides,
 )
-from ngopt.graph.pieces import connected
+from ngopt.graph.neural_graph import NeuralGraph
 
 Place = TypeVar("Place", Bias, EdgeBlock)
-Symmetry = Literal["phase", "sign", "scale"]
-
-# Functions that networks apply to single neurons, as torch names them.
-ACTIVATIONS = """
-relu relu6 hardtanh gelu silu sigmoid tanh leaky_relu elu selu celu mish softplus hardswish
-hardsigmoid softmax log_softmax sin cos exp softsign glu logsigmoid rrelu prelu
-""".split()
-
-# f(c x) = c f(x) for all c, for c = -1, for all c > 0; what joins positions of a neuron
-# among them.
-LINEAR = """
-mul div neg mean sum avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
-adaptive_avg_pool3d upsample_nearest1d upsample_nearest2d upsample_bilinear2d
-""".split()
-ODD = "sin tanh hardshrink softshrink".split()
-HOMOGENEOUS = """
-relu leaky_relu abs amax amin max_pool1d max_pool2d max_pool3d adaptive_max_pool1d
-adaptive_max_pool2d adaptive_max_pool3d
-""".split()
-# At random, and linear for given random numbers.
-RANDOM = "dropout feature_dropout".split()
 
 
 class GraphBuilder:
@@ -204,23 +182,6 @@ def _role(is_source: bool, is_target: bool, is_output: bool) -> str:
     return "output" if is_output else "isolated"
 
 
-def allowed(functions: Sequence[str]) -> Symmetry | None:
-    """How neurons may be changed that go through all these functions and are undone by
-    the next weights.
-
-    "phase" and "sign", "sign" alone, or "scale" (see `activation_symmetry`);
-    None where nothing is known.
-    """
-    curved = [name for name in functions if name not in (*LINEAR, *RANDOM)]
-    if curved == ["sin"]:
-        return "phase"
-    if curved and all(name in ODD for name in curved):
-        return "sign"
-    if curved and all(name in HOMOGENEOUS for name in curved):
-        return "scale"
-    return None
-
-
 def _left_over(spec: ParameterSpec, views: Sequence[View]) -> np.ndarray:
     """Numbers of the elements that no view has."""
     if any(view.numel == spec.numel for view in views):
@@ -232,46 +193,6 @@ def _left_over(spec: ParameterSpec, views: Sequence[View]) -> np.ndarray:
     return np.flatnonzero(free)
 
 
-def longest_paths(count: int, blocks: Iterable[EdgeBlock]) -> list[int]:
-    """For each of `count` groups the number of edges on the longest path to it.
-
-    blocks: in the order of the forward pass, without those that lead back.
-    """
-    length = [0] * count
-    for block in blocks:
-        length[block.target] = max(length[block.target], length[block.source] + 1)
-    return length
-
-
-def relative_depths(layers: Sequence[int], component: Sequence[int]) -> list[float]:
-    """The layer of each group in units of the last one in its component."""
-    last: dict[int, int] = {}
-    for layer, part in zip(layers, component, strict=True):
-        last[part] = max(last.get(part, 1), layer)
-    return [layer / last[part] for layer, part in zip(layers, component, strict=True)]
-
-
-def components(graph: NeuralGraph) -> list[int]:
-    """For every group the part of the graph that it is in; see `connected` in `pieces`."""
-    return connected(len(graph.groups), graph.blocks)
-
-
-def unconnected(graph: NeuralGraph) -> list[str]:
-    """Names of the parameters outside the part of the graph that has the most elements."""
-    component = components(graph)
-    places = [(b.view, component[b.target]) for b in graph.weights]
-    places += [(b.view, component[b.group]) for b in graph.biases]
-    elements: Counter[int] = Counter()
-    # elements that the network does not use may be in another part than the others
-    parts: dict[int, set[int]] = {}
-    for view, part in places:
-        if view is not None:
-            elements[part] += view.numel
-            parts.setdefault(view.parameter, set()).add(part)
-    largest = max(elements, key=elements.__getitem__, default=None)
-    return [graph.parameters[i].name for i in sorted(parts) if largest not in parts[i]]
-
-
 def whole(parameter: int, shape: tuple[int, ...]) -> View:
     """All elements of a parameter in their own order."""
     return View(parameter, shape, contiguous_strides(shape))
@@ -279,72 +200,3 @@ def whole(parameter: int, shape: tuple[int, ...]) -> View:
 
 def layer_name(spec: ParameterSpec) -> str:
     return spec.name.removesuffix(".weight")
-
-
-def reordered(graph: NeuralGraph, order: Sequence[int]) -> NeuralGraph:
-    """The same graph with its parameters in another order.
-
-    order: the present position of each.
-    """
-    if list(order) == list(range(len(graph.parameters))):
-        return graph
-    new = sorted(range(len(order)), key=order.__getitem__)
-    blocks = (replace(b, view=_renumbered(b.view, new)) for b in graph.blocks)
-    biases = (replace(b, view=_renumbered(b.view, new)) for b in graph.biases)
-    return replace(
-        graph,
-        parameters=tuple(graph.parameters[i] for i in order),
-        blocks=tuple(blocks),
-        biases=tuple(biases),
-        inferred=graph.inferred and tuple(graph.inferred[i] for i in order),
-    )
-
-
-def _renumbered(view: View | None, new: Sequence[int]) -> View | None:
-    """The same elements of a parameter that has a new number; new: of each old one."""
-    return view and replace(view, parameter=new[view.parameter])
-
-
-def join_graphs(*graphs: NeuralGraph) -> NeuralGraph:
-    """The disjoint union: parameters, groups and blocks of each graph after those of
-    the one before.
-
-    Graphs of different networks make one batch so; no node of one has an edge to
-    another's.
-    """
-    return reduce(_join, graphs)
-
-
-def _join(first: NeuralGraph, second: NeuralGraph) -> NeuralGraph:
-    count = len(first.parameters)
-    new = range(count, count + len(second.parameters))
-    g = len(first.groups)
-    old = first.membership
-    inferred = [
-        part.inferred or (False,) * len(part.parameters) for part in (first, second)
-    ]
-    blocks = (
-        replace(
-            b,
-            view=_renumbered(b.view, new),
-            source=b.source + g,
-            target=b.target + g,
-        )
-        for b in second.blocks
-    )
-    biases = (
-        replace(b, view=_renumbered(b.view, new), group=b.group + g)
-        for b in second.biases
-    )
-    return NeuralGraph(
-        (*first.parameters, *second.parameters),
-        (*first.groups, *second.groups),
-        (*first.blocks, *blocks),
-        (*first.biases, *biases),
-        (*first.unplaced, *second.unplaced),
-        (
-            *old,
-            *(max(old) + 1 + m for m in second.members or [0] * len(second.groups)),
-        ),
-        (*inferred[0], *inferred[1]),
-    )

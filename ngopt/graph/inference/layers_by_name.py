@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ngopt.graph.core import ParameterSpec
+from ngopt.graph.groups_and_blocks import ParameterSpec
 
 # Modules of GPT-2 whose weights are (n_in, n_out) in transformers.
 CONV1D = re.compile(r"(^|\.)(c_attn|q_attn|c_fc|c_proj)\.weight$")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ngopt.graph.core import EDGE_KINDS, NODE_KINDS, NeuralGraph, kind_code
+from ngopt.graph.kinds import EDGE_KINDS, NODE_KINDS, kind_code
+from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.graph.views.edge_list import EdgeList, node_starts, to_edge_list
 
 if TYPE_CHECKING:
