@@ -8,49 +8,14 @@ from collections.abc import Iterable, Sequence
 from ngopt.graph.groups_and_blocks import EdgeBlock, Topology
 
 
-def longest_paths(count: int, blocks: Iterable[EdgeBlock]) -> list[int]:
-    """For each of `count` groups the number of edges on the longest path to it.
-
-    blocks: in the order of the forward pass, without those that lead back.
-    """
-    length = [0] * count
-    for block in blocks:
-        length[block.target] = max(length[block.target], length[block.source] + 1)
-    return length
-
-
-def relative_depths(layers: Sequence[int], component: Sequence[int]) -> list[float]:
-    """The layer of each group in units of the last one in its component."""
-    last: dict[int, int] = {}
-    for layer, part in zip(layers, component, strict=True):
-        last[part] = max(last.get(part, 1), layer)
-    return [layer / last[part] for layer, part in zip(layers, component, strict=True)]
-
-
 def components(graph: Topology) -> list[int]:
-    """For every group the part of the graph that it is in; see `connected`."""
+    """For every group the number of its connected component; see `connected`."""
     return connected(len(graph.groups), graph.blocks)
 
 
-def unconnected(graph: Topology) -> list[str]:
-    """Names of the parameters outside the part of the graph that has the most elements."""
-    component = components(graph)
-    places = [(b.view, component[b.target]) for b in graph.weights]
-    places += [(b.view, component[b.group]) for b in graph.biases]
-    elements: Counter[int] = Counter()
-    # elements that the network does not use may be in another part than the others
-    parts: dict[int, set[int]] = {}
-    for view, part in places:
-        if view is not None:
-            elements[part] += view.numel
-            parts.setdefault(view.parameter, set()).add(part)
-    largest = max(elements, key=elements.__getitem__, default=None)
-    return [graph.parameters[i].name for i in sorted(parts) if largest not in parts[i]]
-
-
 def connected(count: int, blocks: Iterable[EdgeBlock]) -> list[int]:
-    """For each of `count` groups the part of the graph that it is in,
-    as the number of one group of that part."""
+    """For each of `count` groups its connected component, as the number of one group of
+    it."""
     parent = list(range(count))
 
     def root(group: int) -> int:
@@ -61,3 +26,48 @@ def connected(count: int, blocks: Iterable[EdgeBlock]) -> list[int]:
     for block in blocks:
         parent[root(block.target)] = root(block.source)
     return [root(group) for group in range(count)]
+
+
+def unconnected(graph: Topology) -> list[str]:
+    """Names of the parameters outside the component that has the most elements."""
+    component = components(graph)
+    elements: Counter[int] = Counter()
+    # elements that the network does not use may be in a component of their own
+    connected_to: dict[int, set[int]] = {}
+    for block in graph.weights:
+        assert block.view is not None
+        number = component[block.target]
+        elements[number] += block.view.numel
+        connected_to.setdefault(block.view.parameter, set()).add(number)
+    for bias in graph.biases:
+        number = component[bias.group]
+        elements[number] += bias.view.numel
+        connected_to.setdefault(bias.view.parameter, set()).add(number)
+    largest = max(elements, key=elements.__getitem__, default=None)
+    names = []
+    for parameter in sorted(connected_to):
+        if largest not in connected_to[parameter]:
+            names.append(graph.parameters[parameter].name)
+    return names
+
+
+def longest_paths(count: int, blocks: Iterable[EdgeBlock]) -> list[int]:
+    """For each of `count` groups the number of edges on the longest path to it.
+
+    blocks: in the order of the forward pass, without recurrent ones.
+    """
+    length = [0] * count
+    for block in blocks:
+        length[block.target] = max(length[block.target], length[block.source] + 1)
+    return length
+
+
+def relative_depths(layers: Sequence[int], component: Sequence[int]) -> list[float]:
+    """For each group its layer divided by the last layer of its component."""
+    last: dict[int, int] = {}
+    for layer, number in zip(layers, component, strict=True):
+        last[number] = max(last.get(number, 1), layer)
+    depths = []
+    for layer, number in zip(layers, component, strict=True):
+        depths.append(layer / last[number])
+    return depths

@@ -1,5 +1,5 @@
-"""What a neural graph is made of: neuron groups, blocks of edges and biases,
-and which are connected."""
+"""What a neural graph is made of: parameters and views of them, neuron groups, edge
+blocks, biases, and the topology that holds these."""
 
 from __future__ import annotations
 
@@ -31,18 +31,16 @@ class ParameterSpec:
     @property
     def paired(self) -> ParameterSpec:
         """The same with complex numbers counted as two."""
-        return (
-            ParameterSpec(self.name, (*self.shape, 2), True)
-            if self.is_complex
-            else self
-        )
+        if not self.is_complex:
+            return self
+        return ParameterSpec(self.name, (*self.shape, 2), True)
 
     @property
     def unpaired(self) -> ParameterSpec:
         """The inverse of `paired`."""
-        return (
-            ParameterSpec(self.name, self.shape[:-1], True) if self.is_complex else self
-        )
+        if not self.is_complex:
+            return self
+        return ParameterSpec(self.name, self.shape[:-1], True)
 
     @property
     def numel(self) -> int:
@@ -51,8 +49,7 @@ class ParameterSpec:
 
 @dataclass(frozen=True)
 class View:
-    """Which elements of a parameter lie where: a strided view of its flat elements,
-    none of them twice."""
+    """Elements of a parameter: a strided view of its flat elements, each at most once."""
 
     parameter: int
     shape: tuple[int, ...]
@@ -60,12 +57,17 @@ class View:
     offset: int = 0
 
     def __post_init__(self) -> None:
-        # the stride of a dimension of length 1 says nothing; with 0,
-        # views of the same elements are equal
-        strides = tuple(
-            s if n > 1 else 0 for s, n in zip(self.strides, self.shape, strict=True)
-        )
-        object.__setattr__(self, "strides", strides)
+        # strides of dimensions of length 1 are set to 0: equal elements, equal views
+        strides = list(self.strides)
+        for dim, length in enumerate(self.shape):
+            if length <= 1:
+                strides[dim] = 0
+        object.__setattr__(self, "strides", tuple(strides))
+
+    @classmethod
+    def whole(cls, parameter: int, shape: tuple[int, ...]) -> View:
+        """All elements of a parameter in their own order."""
+        return cls(parameter, shape, contiguous_strides(shape))
 
     @property
     def numel(self) -> int:
@@ -73,24 +75,20 @@ class View:
 
     def is_whole(self, spec: ParameterSpec) -> bool:
         """Whether the view is the parameter in its own order."""
-        return (
-            self == View(self.parameter, self.shape, contiguous_strides(self.shape))
-            and self.numel == spec.numel
-        )
+        is_contiguous = self == View.whole(self.parameter, self.shape)
+        return is_contiguous and self.numel == spec.numel
 
     def read(self, flat: Tensor) -> Tensor:
-        """(b, numel, f) -> (b, *shape, f)."""
-        return self._of(flat)
+        """(b, numel, f) -> (b, *shape, f), which shares memory."""
+        tail = flat[:, self.offset :]
+        batch, element, feature = flat.stride()
+        strides = [stride * element for stride in self.strides]
+        shape = (len(flat), *self.shape, flat.shape[-1])
+        return tail.as_strided(shape, (batch, *strides, feature))
 
     def write(self, flat: Tensor, values: Tensor) -> None:
         """Puts (b, *shape, f) into (b, numel, f), in place."""
-        self._of(flat).copy_(values)
-
-    def _of(self, flat: Tensor) -> Tensor:
-        tail = flat[:, self.offset :]
-        batch, element, feature = flat.stride()
-        strides = (batch, *(s * element for s in self.strides), feature)
-        return tail.as_strided((len(flat), *self.shape, flat.shape[-1]), strides)
+        self.read(flat).copy_(values)
 
 
 def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
@@ -99,19 +97,17 @@ def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class NeuronGroup:
-    """The neurons that one layer produces: the units of a linear layer,
-    the channels of a convolution.
+    """The neurons of one layer: the units of a linear layer, the channels of a
+    convolution.
 
-    `kind` is "neuron", or says what other thing the nodes are: "token" (rows of a
-    table), "product", "head" of an attention, "group" of a GroupNorm, "position",
-    "pool" (many neurons reduced to one), "copy" (neurons that a second weight sees in
-    another way), "parameter" (shared by many neurons), "constant". `role` is "input",
-    "hidden", "output" or, for nodes without any edge, "isolated". `depth` is the length
-    of the longest path to the group over that of the longest path in its component: 0
-    at inputs, 1 at the deepest outputs. `activation` is the name of the function that
-    the network applies to these neurons, the first of several; `symmetry` what all that
-    it applies allows, see `topology.allowed`. `is_pinned` says that something which no
-    edge shows tells these neurons apart, so that they cannot be exchanged.
+    kind: one of `ngopt.graph.kinds.NODE_KINDS`.
+    role: "input", "hidden", "output" or, for nodes without edges, "isolated".
+    depth: length of the longest path to the group, divided by that of the longest path
+        in its component: 0 at inputs, 1 at the deepest outputs.
+    activation: name of the first function that the network applies to these neurons.
+    symmetry: see `ngopt.graph.activation_symmetry.symmetry_of`.
+    is_pinned: whether these neurons differ by something that no edge shows, so that
+        they cannot be exchanged.
     """
 
     name: str
@@ -131,27 +127,24 @@ class NeuronGroup:
 
 
 Index = tuple[int, ...] | None
-"""Neurons of a group, in the order in which a block or bias has them; None for all of
-them."""
+"""Neurons of a group, in the order of a block or bias; None for all of them."""
 
 
 @dataclass(frozen=True)
 class EdgeBlock:
-    """Edges from neurons of `source` to neurons of `target`, all alike in what they
-    mean.
+    """Edges of one kind from neurons of the group `source` to neurons of `target`.
 
-    The edge tensor is (groups, n_target, n_source, slots): every target of a group is
-    connected to every source of the same group. A dense layer has one group, a grouped
-    convolution several, and a diagonal (the scale of a norm) as many as neurons.
-    Counted through all groups, the targets are the neurons `target_index`, the sources
-    `source_index`.
-
-    The slots of an edge are the positions of a kernel, of a flattened feature map, the
-    gates of a recurrent layer; `slot_shape` is their shape, () for one. `view` says
-    which elements these are, with the shape (groups, n_target, n_source, *slot_shape);
-    None for the edges of value 1 of a residual connection and the like. `kind` tells
-    edges of different meaning apart. In a parameter graph, where each slot is a block,
-    `position` is the place of that slot in its kernel.
+    shape: (groups, n_target, n_source). Every target of a group has an edge from every
+        source of the same group: one group for a dense layer, several for a grouped
+        convolution, one per neuron for a diagonal (the scale of a norm).
+    slot_shape: shape of the slots of an edge, which are the positions of a kernel or of
+        a flattened map, or the gates of a recurrent layer; () for one slot.
+    view: the elements, (groups, n_target, n_source, *slot_shape); None for edges of
+        value 1, such as those of a residual connection.
+    kind: one of `ngopt.graph.kinds.EDGE_KINDS`.
+    source_index, target_index: the neurons, counted through all groups.
+    position: in a parameter graph, where each slot is a block: the slot's place in its
+        kernel.
     """
 
     view: View | None
@@ -171,14 +164,17 @@ class EdgeBlock:
 
 @dataclass(frozen=True)
 class Bias:
-    """A piece of a parameter that is a feature of nodes: `view` has the shape (n,
-    *slot_shape)."""
+    """Elements of a parameter that are features of nodes; view: (n, *slot_shape)."""
 
     view: View
     group: int
     slot_shape: tuple[int, ...] = ()
     kind: str = "bias"
     index: Index = None
+
+    @property
+    def slots(self) -> int:
+        return prod(self.slot_shape)
 
 
 def is_diagonal(block: EdgeBlock) -> bool:
@@ -188,14 +184,14 @@ def is_diagonal(block: EdgeBlock) -> bool:
 
 @dataclass(frozen=True)
 class Topology:
-    """What is connected to what: the `groups` of neurons,
-    `blocks` of edges and `biases` of a `NeuralGraph`.
+    """Groups, blocks and biases of a `NeuralGraph`.
 
-    `parameters` lists the parameters in the order in which values are given; the blocks
-    in `constants` belong to none. `unplaced` names the parameters for which no rule was
-    found, each a component of its own. `members` says for each group which of several
-    joined graphs it is of; () where there is one. `inferred` says for each parameter
-    whether it is where its name and shape put it, () where none is.
+    parameters: in the order in which values are given.
+    unplaced: names of the parameters without a rule, each a component of its own.
+    members: for each group, the number of its graph among joined graphs; () for one
+        graph.
+    inferred: for each parameter, whether its place follows from its name and shape
+        alone; () where none does.
     """
 
     parameters: tuple[ParameterSpec, ...]
@@ -208,14 +204,14 @@ class Topology:
 
     def blocks_into(self, group: int) -> tuple[EdgeBlock, ...]:
         """The blocks whose target is a group."""
-        return self._incoming.get(group, ())
+        return tuple(self._incoming.get(group, ()))
 
     @cached_property
-    def _incoming(self) -> dict[int, tuple[EdgeBlock, ...]]:
-        found: dict[int, list[EdgeBlock]] = {}
+    def _incoming(self) -> dict[int, list[EdgeBlock]]:
+        incoming: dict[int, list[EdgeBlock]] = {}
         for block in self.blocks:
-            found.setdefault(block.target, []).append(block)
-        return {group: tuple(blocks) for group, blocks in found.items()}
+            incoming.setdefault(block.target, []).append(block)
+        return incoming
 
     @property
     def numel(self) -> int:
@@ -234,5 +230,5 @@ class Topology:
 
     @property
     def membership(self) -> tuple[int, ...]:
-        """Of each group, which of several joined graphs it is of."""
+        """For each group, the number of its graph among joined graphs."""
         return self.members or (0,) * len(self.groups)

@@ -35,7 +35,7 @@ from ngopt.functional import (
 )
 from ngopt.graph import NeuralGraph
 from ngopt.graph.connectivity import unconnected
-from ngopt.graph.sharded_modules import check_no_pieces, check_whole
+from ngopt.graph.sharded_modules import check_no_dtensors, check_not_flattened
 from ngopt.metanets import Metanet
 from ngopt.optimizer.arguments import (
     check_compute_dtype,
@@ -591,9 +591,9 @@ class NGOptimizer(Optimizer):
         if not isinstance(params, Tensor | set):  # torch has its say on these
             group["params"] = params = list(params)
             check_distinct(named_members(params))
-            check_no_pieces(named_members(params))
+            check_not_flattened(named_members(params))
             if self.learned.base is None:
-                check_whole(named_members(params))
+                check_no_dtensors(named_members(params))
         self._notices.of_ignored(ignored)
 
     def _with_own_horizon(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -222,12 +222,12 @@ def test_a_batch_keeps_graphs_apart(networks):
 
 def test_too_few_slots_and_values_that_do_not_fit_are_errors(networks):
     graph = networks["residual"][1]
-    with pytest.raises(ValueError, match="slots=8 are too few; the graph needs 9"):
+    with pytest.raises(ValueError, match="expected at least 9 slots, as the graph has; got 8"):
         to_pyg(graph, slots=8)
     for function in (to_pyg, to_networkx):
         with pytest.raises(
             ValueError,
-            match=f"graph has {len(graph.parameters)} parameters; got 1 values",
+            match=f"expected {len(graph.parameters)} values, one per parameter; got 1",
         ):
             function(graph, [torch.zeros(3)])
 

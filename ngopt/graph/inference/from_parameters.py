@@ -1,19 +1,23 @@
-"""The neural graph from parameters alone: names, where there are any, shapes and order
-decide."""
+"""The neural graph from parameters alone: names (if there are any), shapes and
+order."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import groupby, pairwise
+from itertools import pairwise
 
-from ngopt.graph.graph_builder import GraphBuilder, layer_name, whole
+from ngopt.graph.graph_builder import GraphBuilder, layer_name
 from ngopt.graph.groups_and_blocks import EdgeBlock, ParameterSpec, View
-from ngopt.graph.inference.layers_by_name import Layer, layers_by_name
+from ngopt.graph.inference.layers_by_name import (
+    LayerParameters,
+    Norm,
+    layers_by_name,
+)
 from ngopt.graph.neural_graph import NeuralGraph
 
-# Names that the projections of attention have.
+# Names of the projections of attention.
 PROJECTION = re.compile(
     r"(^|[._])(to_)?(q|k|v|query|key|value|queries|keys|values)(_proj|_lin|_linear)?[._]"
 )
@@ -22,121 +26,127 @@ PROJECTION = re.compile(
 def infer_graph(
     parameters: Sequence[ParameterSpec], named: bool = False
 ) -> NeuralGraph:
-    """Chains layers whose input size fits the layer before;
-    whatever does not fit stays a component.
+    """Chains layers whose input size fits the layer before; others stay components.
 
-    A weight (n_out, n_in, *kernel) connects to the neurons of the layer before it when
+    A weight (n_out, n_in, *kernel) connects to the neurons of the layer before it if
     n_in is their number or, for a matrix, a multiple of it (a flattened feature map,
-    channels first); a kernel (n, 1, *kernel) behind n neurons is depthwise. Vectors
-    behind a weight are its bias and the scales and shifts of norms. A wrong edge is
-    worse than none: square matrices that cannot be told from attention projections are
-    left unconnected, and so is all that parallel branches make uncertain.
+    channels first). A kernel (n, 1, *kernel) after n neurons is depthwise. Vectors
+    after a weight are its bias and the scales and shifts of norms. A wrong edge is
+    worse than none: square matrices that may be attention projections or parallel
+    branches stay unconnected.
 
-    named: whether the names are those of the network's modules; then they say which
-    vectors belong
-        to which layer.
+    named: whether the names are those of the network's modules. Then vectors belong to
+        layers by their names, otherwise by their order.
     """
     layers = layers_by_name(parameters) if named else _layers_by_order(parameters)
     uncertain = _uncertain(parameters, layers)
-    tables = _tables(parameters, layers)
+    embeddings = _embeddings(parameters, layers)
     builder = GraphBuilder(parameters)
     last: int | None = None
     for layer in layers:
-        before = None if layer.weight in uncertain else last
-        last = _add_layer(builder, layer, before, layer.weight in tables)
+        if layer.weight is not None:
+            before = None if layer.weight in uncertain else last
+            is_embedding = layer.weight in embeddings
+            last = _add_weight(builder, layer, before, is_embedding)
+        last = _add_vectors(builder, layer, last)
     return replace(builder.build(), inferred=(True,) * len(parameters))
 
 
-def _add_layer(
-    builder: GraphBuilder, layer: Layer, last: int | None, table: bool
+# Construction
+
+
+def _add_weight(
+    builder: GraphBuilder, layer: LayerParameters, last: int | None, is_embedding: bool
+) -> int:
+    """Adds a weight after the group `last`, or as a component of its own; returns its
+    last group."""
+    i = layer.weight
+    assert i is not None, "only layers with a weight come here"
+    if layer.is_in_out:
+        return _add_in_out(builder, i, last)
+    if is_embedding:
+        return _add_embedding(builder, i)
+    if last is None:
+        return builder.add_component(i)
+    shape, size = builder.parameters[i].shape, builder.groups[last].size
+    if len(shape) > 2 and shape[:2] == (size, 1):
+        return _add_depthwise(builder, i, last)
+    slot_shape = _slot_shape(shape, size)
+    if slot_shape is None:
+        return builder.add_component(i)
+    return builder.add_weight(i, last, slot_shape)
+
+
+def _add_in_out(builder: GraphBuilder, i: int, last: int | None) -> int:
+    """Adds a weight (n_in, n_out)."""
+    spec = builder.parameters[i]
+    if last is None or builder.groups[last].size != spec.shape[0]:
+        last = builder.add_group(f"{layer_name(spec)}.in", spec.shape[0])
+    return _add_transposed(builder, i, last)
+
+
+def _add_embedding(builder: GraphBuilder, i: int) -> int:
+    """Adds an embedding (tokens, n) with its tokens."""
+    spec = builder.parameters[i]
+    tokens = builder.add_group(f"{layer_name(spec)}.tokens", spec.shape[0], "token")
+    return _add_transposed(builder, i, tokens)
+
+
+def _add_transposed(builder: GraphBuilder, i: int, source: int) -> int:
+    """Adds the edges of a weight (n_source, n_target) and its target."""
+    spec = builder.parameters[i]
+    n_source, n_target = spec.shape
+    target = builder.add_group(layer_name(spec), n_target)
+    shape = (1, n_target, n_source)
+    view = View(i, shape, (0, 1, n_target))
+    builder.blocks.append(EdgeBlock(view, source, target, shape))
+    return target
+
+
+def _add_depthwise(builder: GraphBuilder, i: int, last: int) -> int:
+    """Adds a kernel (n, 1, *kernel) after n neurons."""
+    spec = builder.parameters[i]
+    n, _, *kernel = spec.shape
+    target = builder.add_group(layer_name(spec), n)
+    view = View.whole(i, (n, 1, 1, *kernel))
+    block = EdgeBlock(view, last, target, (n, 1, 1), tuple(kernel))
+    builder.blocks.append(block)
+    return target
+
+
+def _add_vectors(
+    builder: GraphBuilder, layer: LayerParameters, last: int | None
 ) -> int | None:
-    """Adds a layer behind the group `last`, or as a component of its own;
-    returns its last group."""
-    if layer.weight is not None:
-        add = _add_in_out if layer.is_in_out else _add_weight
-        last = add(builder, layer.weight, last, table)
-        if layer.bias is not None:
-            builder.add_bias(
-                whole(layer.bias, builder.parameters[layer.bias].shape), last
-            )
-    for scale, shift in layer.norms:
-        last = _add_norm(builder, scale, shift, last)
+    """Adds the bias, norms and other parameters of a layer; returns its last group."""
+    if layer.bias is not None:
+        assert last is not None, "only layers with a weight have a bias"
+        shape = builder.parameters[layer.bias].shape
+        builder.add_bias(View.whole(layer.bias, shape), last)
+    for norm in layer.norms:
+        last = _add_norm(builder, norm, last)
     for i in layer.rest:
         component = builder.add_component(i)
         last = component if last is None else last
     return last
 
 
-def _add_weight(builder: GraphBuilder, i: int, last: int | None, table: bool) -> int:
-    if table:
-        return _add_table(builder, i)
-    if last is None:
-        return builder.add_component(i)
-    shape, size = builder.parameters[i].shape, builder.groups[last].size
-    if len(shape) > 2 and shape[:2] == (size, 1):
-        return _add_depthwise(builder, i, last)
-    slot_shape = _slots(shape, size)
-    if slot_shape is None:
-        return builder.add_component(i)
-    return builder.add_weight(i, last, slot_shape)
-
-
-def _add_in_out(builder: GraphBuilder, i: int, last: int | None, _: bool) -> int:
-    """Adds a weight (n_in, n_out)."""
-    spec = builder.parameters[i]
-    n_in, n_out = spec.shape
-    if last is None or builder.groups[last].size != n_in:
-        last = builder.add_group(f"{layer_name(spec)}.in", n_in)
-    target = builder.add_group(layer_name(spec), n_out)
-    shape = (1, n_out, n_in)
-    view = View(i, shape, (0, 1, n_out))
-    builder.blocks.append(EdgeBlock(view, last, target, shape))
-    return target
-
-
-def _add_table(builder: GraphBuilder, i: int) -> int:
-    """Adds an embedding (tokens, n) and what it leads from and to."""
-    spec = builder.parameters[i]
-    rows, columns = spec.shape
-    source = builder.add_group(f"{layer_name(spec)}.tokens", rows, "token")
-    target = builder.add_group(layer_name(spec), columns)
-    shape = (1, columns, rows)
-    view = View(i, shape, (0, 1, columns))
-    builder.blocks.append(EdgeBlock(view, source, target, shape))
-    return target
-
-
-def _add_depthwise(builder: GraphBuilder, i: int, last: int) -> int:
-    """Adds a kernel (n, 1, *kernel) behind n neurons."""
-    spec = builder.parameters[i]
-    n, _, *kernel = spec.shape
-    target = builder.add_group(layer_name(spec), n)
-    view = whole(i, (n, 1, 1, *kernel))
-    block = EdgeBlock(view, last, target, (n, 1, 1), tuple(kernel))
-    builder.blocks.append(block)
-    return target
-
-
-def _add_norm(
-    builder: GraphBuilder, scale: int, shift: int | None, last: int | None
-) -> int:
-    spec = builder.parameters[scale]
+def _add_norm(builder: GraphBuilder, norm: Norm, last: int | None) -> int:
+    spec = builder.parameters[norm.scale]
     (n,) = spec.shape
     if last is None or builder.groups[last].size != n:
         last = builder.add_group(f"{layer_name(spec)}.in", n)
     target = builder.add_group(layer_name(spec), n)
     shape = (n, 1, 1)
-    view = View(scale, shape, (1, 0, 0))
-    block = EdgeBlock(view, last, target, shape, kind="gamma")
-    builder.blocks.append(block)
-    if shift is not None:
-        builder.add_bias(whole(shift, (n,)), target, "beta")
+    view = View(norm.scale, shape, (1, 0, 0))
+    builder.blocks.append(EdgeBlock(view, last, target, shape, kind="gamma"))
+    if norm.shift is not None:
+        builder.add_bias(View.whole(norm.shift, (n,)), target, "beta")
     return target
 
 
-def _slots(shape: tuple[int, ...], size: int) -> tuple[int, ...] | None:
-    """Slot shape with which a weight connects to a group of `size` neurons, None if it
-    does not."""
+def _slot_shape(shape: tuple[int, ...], size: int) -> tuple[int, ...] | None:
+    """Slots of the edges from `size` neurons to a weight (n_out, n_in, *kernel); None if
+    the sizes do not fit."""
     inputs, kernel = shape[1], shape[2:]
     if inputs == size:
         return kernel
@@ -145,144 +155,155 @@ def _slots(shape: tuple[int, ...], size: int) -> tuple[int, ...] | None:
     return None
 
 
-def _layers_by_order(parameters: Sequence[ParameterSpec]) -> list[Layer]:
-    """A weight starts a layer; an odd number of vectors of its size behind it begins
-    with a bias, pairs are norms."""
-    layers = [Layer(None)]
+# Layers by the order of their parameters
+
+
+def _layers_by_order(parameters: Sequence[ParameterSpec]) -> list[LayerParameters]:
+    """A weight begins a layer, with the vectors after it."""
+    layers = [LayerParameters(None)]
     for i, spec in enumerate(parameters):
         if len(spec.shape) < 2:
             layers[-1].rest.append(i)
         else:
-            layers.append(Layer(i))
+            layers.append(LayerParameters(i))
     if not layers[0].rest:
         del layers[0]
     for layer in layers:
-        _deal_out(parameters, layer)
+        _assign_vectors(parameters, layer)
     return layers
 
 
-def _deal_out(parameters: Sequence[ParameterSpec], layer: Layer) -> None:
-    """Finds the bias and the norms among the rest of a layer, the vectors behind its
-    weight."""
+def _assign_vectors(
+    parameters: Sequence[ParameterSpec], layer: LayerParameters
+) -> None:
+    """Finds the bias and the norms among the vectors after a weight.
+
+    An odd number of vectors as long as the outputs begins with a bias. Two vectors of
+    one size in a row are a norm.
+    """
     if layer.weight is not None:
-        rows = parameters[layer.weight].shape[0]
-        own = [i for i in layer.rest if parameters[i].shape == (rows,)]
-        if len(own) % 2:
-            layer.bias = own[0]
-    behind = [i for i in layer.rest if i != layer.bias]
-    layer.norms, layer.rest = _pairs(parameters, behind)
-
-
-def _pairs(
-    parameters: Sequence[ParameterSpec], vectors: list[int]
-) -> tuple[list[tuple[int, int | None]], list[int]]:
-    """Consecutive vectors of one size are a scale and a shift; what is left over stays
-    alone."""
-    pairs: list[tuple[int, int | None]] = []
-    rest = []
+        outputs = parameters[layer.weight].shape[:1]
+        fitting = [i for i in layer.rest if parameters[i].shape == outputs]
+        if len(fitting) % 2:
+            layer.bias = fitting[0]
+            layer.rest.remove(layer.bias)
+    vectors = layer.rest
+    layer.rest = []
     k = 0
     while k < len(vectors):
         shapes = [parameters[i].shape for i in vectors[k : k + 2]]
         if len(shapes) == 2 and shapes[0] == shapes[1] and len(shapes[0]) == 1:
-            pairs.append((vectors[k], vectors[k + 1]))
+            layer.norms.append(Norm(vectors[k], vectors[k + 1]))
             k += 2
         else:
-            rest.append(vectors[k])
+            layer.rest.append(vectors[k])
             k += 1
-    return pairs, rest
 
 
-def _tables(parameters: Sequence[ParameterSpec], layers: Sequence[Layer]) -> set[int]:
-    """Weights that are embeddings: matrices at the beginning whose columns, not rows,
-    are what follows.
+# Embeddings
 
-    A head may be listed before them, and what it shares with an embedding with it; they
-    are several then, of different lengths, and nothing reads what rows they have.
+
+def _embeddings(
+    parameters: Sequence[ParameterSpec], layers: Sequence[LayerParameters]
+) -> set[int]:
+    """Weights that are embeddings: the first matrices, if the next layer reads their
+    columns and not their rows.
+
+    An output layer may be listed before them, with the weight that it shares with an
+    embedding. Then there are several embeddings of different lengths, and no layer
+    reads their rows.
     """
-    weights = {
-        k: layer.weight for k, layer in enumerate(layers) if layer.weight is not None
-    }
-
-    def may_be_table(k: int) -> bool:
-        first = next(iter(weights))
-        return _may_be_table(parameters, layers[k : k + 2], layers[first])
-
-    runs = groupby(weights, may_be_table)
-    found = [{weights[k] for k in run} if may_be else set() for may_be, run in runs]
-    if found and found[0]:
-        return found[0]
+    runs: list[set[int]] = [set()]  # of weights in a row that may be embeddings
+    first = None
+    for k, layer in enumerate(layers):
+        if layer.weight is None:
+            continue
+        first = layer.weight if first is None else first
+        if _may_be_embedding(parameters, layers[k : k + 2], first):
+            runs[-1].add(layer.weight)
+        else:
+            runs.append(set())
+    if runs[0]:
+        return runs[0]
     read = {_inputs(parameters, layer) for layer in layers}
-    for some in found:
-        rows = {parameters[i].shape[0] for i in some}
-        if len(rows) > 1 and read.isdisjoint(rows):
-            return some
+    for run in runs:
+        lengths = {parameters[i].shape[0] for i in run}
+        if len(lengths) > 1 and read.isdisjoint(lengths):
+            return run
     return set()
 
 
-def _may_be_table(
-    parameters: Sequence[ParameterSpec], layers: Sequence[Layer], first: Layer
+def _may_be_embedding(
+    parameters: Sequence[ParameterSpec], layers: Sequence[LayerParameters], first: int
 ) -> bool:
-    """Whether the columns of a layer's weight, not its rows, are what follows.
+    """Whether what follows a layer reads the columns of its weight and not its rows.
 
-    layers: it and the following, if there is one. first: of all layers with a weight.
-    Behind it, what has as many rows as it has columns reads it, and what is three times
-    as long as it is wide makes queries, keys and values.
+    layers: the layer, and the next if there is one. first: the first weight of all.
     """
     layer, *following = layers
-    assert layer.weight is not None and first.weight is not None
-    is_first = layer is first
-    rows, *columns = parameters[layer.weight].shape
-    width = parameters[first.weight].shape[1]
-    if layer.bias is not None or columns == [rows]:
+    assert layer.weight is not None, "only layers with a weight come here"
+    shape = parameters[layer.weight].shape
+    if layer.bias is not None or len(shape) != 2 or shape[0] == shape[1]:
         return False
-    if not is_first and (rows == width or [3 * n for n in columns] == [rows]):
+    rows, columns = shape
+    is_first = layer.weight == first
+    # later weights that read an embedding or produce queries, keys and values
+    if not is_first and rows in (parameters[first].shape[1], 3 * columns):
         return False
-    vector = _beside_columns(parameters, layer)
+    vector = _vector_of_columns(parameters, layer)
     if is_first and vector is not None and not vector.name.endswith("bias"):
-        return True  # before the scale of a norm
-    behind = [replace(layer, weight=None)] if layer.norms else following
-    return [_inputs(parameters, one) for one in behind] == [*columns]
+        return True  # the scale of a norm follows
+    if layer.norms:
+        return _norm_inputs(parameters, layer) == columns
+    return bool(following) and _inputs(parameters, following[0]) == columns
 
 
-def _beside_columns(
-    parameters: Sequence[ParameterSpec], layer: Layer
+def _vector_of_columns(
+    parameters: Sequence[ParameterSpec], layer: LayerParameters
 ) -> ParameterSpec | None:
-    """The first vector behind a weight, where it is as long as its rows and not as its
-    columns."""
+    """The first vector after a weight, if it has the length of its columns and not of
+    its rows."""
     if layer.weight is None or layer.bias is not None or not layer.rest:
         return None
-    rows, *columns = parameters[layer.weight].shape
+    shape = parameters[layer.weight].shape
     vector = parameters[layer.rest[0]]
-    return vector if [*vector.shape] == columns != [rows] else None
+    return vector if vector.shape == shape[1:] != shape[:1] else None
 
 
-def _inputs(parameters: Sequence[ParameterSpec], layer: Layer) -> int | None:
-    """How many neurons a layer reads, None if nothing says so."""
-    if layer.weight is not None:
-        shape = parameters[layer.weight].shape
-        is_in_out = layer.is_in_out or _beside_columns(parameters, layer) is not None
-        return shape[0] if is_in_out else shape[1]
-    if layer.norms:
-        scale, _ = layer.norms[0]
-        return parameters[scale].shape[0]
-    return None
+def _inputs(parameters: Sequence[ParameterSpec], layer: LayerParameters) -> int | None:
+    """Number of neurons that a layer reads; None if its parameters do not show it."""
+    if layer.weight is None:
+        return _norm_inputs(parameters, layer)
+    shape = parameters[layer.weight].shape
+    if layer.is_in_out or _vector_of_columns(parameters, layer) is not None:
+        return shape[0]
+    return shape[1]
+
+
+def _norm_inputs(
+    parameters: Sequence[ParameterSpec], layer: LayerParameters
+) -> int | None:
+    return parameters[layer.norms[0].scale].shape[0] if layer.norms else None
+
+
+# Attention projections and parallel branches
 
 
 def _uncertain(
-    parameters: Sequence[ParameterSpec], layers: Sequence[Layer]
+    parameters: Sequence[ParameterSpec], layers: Sequence[LayerParameters]
 ) -> set[int]:
-    """Square matrices that may be parallel projections:
-    positions of those not to connect to what is before them.
+    """Square matrices that may be parallel projections and so stay unconnected.
 
-    In a list that is a plain chain from its first, non-square weight on, square
-    matrices are layers, unless names speak of attention. Anywhere else two or more in a
-    row could be query, key, value and output projections.
+    In a plain chain that begins with a weight that is not square, square matrices are
+    layers, unless names are those of attention. Elsewhere two or more in a row may be
+    query, key, value and output projections.
     """
-    speaks_of_attention = any(PROJECTION.search(spec.name) for spec in parameters)
-    if not speaks_of_attention and _is_plain_chain(parameters, layers):
+    has_attention = any(PROJECTION.search(spec.name) for spec in parameters)
+    if not has_attention and _is_plain_chain(parameters, layers):
         return set()
+    weights = [layer.weight for layer in layers if layer.weight is not None]
     uncertain: set[int] = set()
-    for first, second in pairwise(_weights(layers)):
+    for first, second in pairwise(weights):
         shape = parameters[first].shape
         is_square = len(shape) == 2 and shape[0] == shape[1]
         if is_square and parameters[second].shape == shape:
@@ -290,29 +311,20 @@ def _uncertain(
     return uncertain
 
 
-def _weights(layers: Sequence[Layer]) -> list[int]:
-    return [layer.weight for layer in layers if layer.weight is not None]
-
-
-def _out_in(parameters: Sequence[ParameterSpec], layer: Layer) -> tuple[int, ...]:
-    """The shape of a layer's weight, outputs first."""
-    assert layer.weight is not None, "layers without a weight have no shape"
-    shape = parameters[layer.weight].shape
-    return shape[::-1] if layer.is_in_out else shape
-
-
 def _is_plain_chain(
-    parameters: Sequence[ParameterSpec], layers: Sequence[Layer]
+    parameters: Sequence[ParameterSpec], layers: Sequence[LayerParameters]
 ) -> bool:
-    """Whether every layer has a weight that fits the one before, and nothing is left
-    over."""
-    weights = _weights(layers)
-    has_more = any(layer.rest or layer.norms for layer in layers)
-    if has_more or len(weights) < len(layers):
-        return False
-    shapes = [_out_in(parameters, layer) for layer in layers]
+    """Whether every layer is a weight that fits the layer before, perhaps with a bias,
+    and the first is not square."""
+    shapes = []  # outputs first
+    for layer in layers:
+        if layer.weight is None or layer.rest or layer.norms:
+            return False
+        shape = parameters[layer.weight].shape
+        shapes.append(shape[::-1] if layer.is_in_out else shape)
     if shapes and shapes[0][0] == shapes[0][1]:
         return False
-    return all(
-        _slots(shape, before[0]) is not None for before, shape in pairwise(shapes)
-    )
+    for before, shape in pairwise(shapes):
+        if _slot_shape(shape, before[0]) is None:
+            return False
+    return True

@@ -1,15 +1,17 @@
-"""The neural graph from a module: layers, their order and the functions between them."""
+"""The neural graph of a sequential module, from its layers alone."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
-from ngopt.graph.graph_builder import GraphBuilder, whole
-from ngopt.graph.groups_and_blocks import ParameterSpec
+from ngopt.graph.graph_builder import GraphBuilder
+from ngopt.graph.groups_and_blocks import ParameterSpec, View
 from ngopt.graph.neural_graph import NeuralGraph
 
-# Modules that are an activation, with the name that a trace finds for it.
-ACTIVATIONS: dict[type[nn.Module], str] = {
+# Activations with their names in a trace.
+ACTIVATION_MODULES: dict[type[nn.Module], str] = {
     nn.CELU: "celu",
     nn.ELU: "elu",
     nn.GELU: "gelu",
@@ -30,9 +32,9 @@ ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.Softplus: "softplus",
     nn.Tanh: "tanh",
 }
-# Others that treat all neurons alike, or turn the places of a map into slots, with
-# names; None for those that only move what is there.
-ALIKE: dict[type[nn.Module], str | None] = {
+# Other modules that treat all neurons alike, or turn positions of a map into slots, with
+# their names in a trace; None for those that only move values.
+OTHER_MODULES: dict[type[nn.Module], str | None] = {
     nn.AdaptiveAvgPool2d: "adaptive_avg_pool2d",
     nn.AdaptiveMaxPool2d: "adaptive_max_pool2d",
     nn.AlphaDropout: "alpha_dropout",
@@ -52,67 +54,71 @@ ALIKE: dict[type[nn.Module], str | None] = {
 
 
 def sequential_graph(model: nn.Module) -> NeuralGraph | None:
-    """The graph of a (nested) `nn.Sequential` of Linear, Conv2d and modules in the
-    lists above.
-
-    Returns None when the model is anything else.
-    """
+    """The graph of a (nested) `nn.Sequential` of Linear, Conv2d and the modules above;
+    None for other modules."""
     leaves = _sequential_leaves(model)
-    if (
-        leaves is None
-        or not all(_is_known(module) for module in leaves)
-        or len(set(leaves)) < len(leaves)
-    ):
+    if leaves is None or len(set(leaves)) < len(leaves):
         return None
-    named = list(model.named_parameters())
-    builder = GraphBuilder([ParameterSpec.of(name, p) for name, p in named])
-    position = {id(p): i for i, (_, p) in enumerate(named)}
+    if not all(map(_is_known, leaves)):
+        return None
+    return _graph_of_layers(model, leaves)
+
+
+def _graph_of_layers(
+    model: nn.Module, leaves: Sequence[nn.Module]
+) -> NeuralGraph | None:
+    """None if a layer does not fit the layer before, or two layers share a weight."""
+    names = {**ACTIVATION_MODULES, **OTHER_MODULES}
+    specs = []
+    position = {}
+    for i, (name, p) in enumerate(model.named_parameters()):
+        specs.append(ParameterSpec.of(name, p))
+        position[p] = i
+    builder = GraphBuilder(specs)
     last: int | None = None
-    spatial = (
-        True  # whether neurons are channels of a map, which a flatten turns into slots
-    )
-    functions: list[str] = []  # applied to the last neurons, or to the network's input
+    is_map = True  # whether neurons are channels, whose positions a flatten makes slots
+    functions: list[str] = []  # applied to the last neurons
     for module in leaves:
         if not isinstance(module, nn.Linear | nn.Conv2d):
-            name = {**ACTIVATIONS, **ALIKE}[type(module)]
+            name = names[type(module)]
             functions += [] if name is None else [name]
             continue
         if last is None:
             last = builder.add_group("input", module.weight.shape[1])
         builder.note_functions(last, functions)
         functions = []
-        slot_shape = _slot_shape(module, builder.groups[last].size, spatial)
-        if slot_shape is None or position[id(module.weight)] in builder.placed:
+        weight = position[module.weight]
+        slot_shape = _slot_shape(module, builder.groups[last].size, is_map)
+        if slot_shape is None or weight in builder.placed:
             return None
-        last = builder.add_weight(position[id(module.weight)], last, slot_shape)
+        last = builder.add_weight(weight, last, slot_shape)
         if module.bias is not None:
-            builder.add_bias(
-                whole(position[id(module.bias)], tuple(module.bias.shape)), last
-            )
-        spatial = isinstance(module, nn.Conv2d)
+            bias = View.whole(position[module.bias], tuple(module.bias.shape))
+            builder.add_bias(bias, last)
+        is_map = isinstance(module, nn.Conv2d)
     if last is not None:
         builder.note_functions(last, functions)
     return builder.build()
 
 
 def _slot_shape(
-    module: nn.Linear | nn.Conv2d, source_size: int, spatial: bool
+    module: nn.Linear | nn.Conv2d, size: int, is_map: bool
 ) -> tuple[int, ...] | None:
-    """Slots of a layer's edges from a group of `source_size` neurons,
-    None where they do not fit."""
+    """Slots of the edges from `size` neurons to a layer; None if the sizes do not
+    fit."""
     inputs = module.weight.shape[1]
-    if inputs == source_size:
+    if inputs == size:
         return tuple(module.weight.shape[2:])
-    if isinstance(module, nn.Linear) and spatial and inputs % source_size == 0:
-        return (inputs // source_size,)
+    if isinstance(module, nn.Linear) and is_map and inputs % size == 0:
+        return (inputs // size,)
     return None
 
 
 def _sequential_leaves(model: nn.Module) -> list[nn.Module] | None:
-    """Leaf modules in the order of the forward pass, None where that order is not
-    known."""
+    """Leaf modules in the order of the forward pass; None if that is unknown."""
     if type(model) is not nn.Sequential:
-        return None if any(True for _ in model.children()) else [model]
+        has_children = any(True for _ in model.children())
+        return None if has_children else [model]
     leaves = []
     for child in model:
         inner = _sequential_leaves(child)
@@ -125,8 +131,6 @@ def _sequential_leaves(model: nn.Module) -> list[nn.Module] | None:
 def _is_known(module: nn.Module) -> bool:
     if isinstance(module, nn.Conv2d):
         return module.groups == 1 and module.padding_mode == "zeros"
-    return (
-        isinstance(module, nn.Linear)
-        or type(module) in ACTIVATIONS
-        or type(module) in ALIKE
-    )
+    if isinstance(module, nn.Linear):
+        return True
+    return type(module) in ACTIVATION_MODULES or type(module) in OTHER_MODULES
