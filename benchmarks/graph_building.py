@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from benchmarks.records import Record, table, write
 from ngopt import build_graph
-from ngopt.graph.topology import components, unconnected
+from ngopt.graph.connectivity import components, unconnected
 
 FAMILIES = (
     "resnet18", "resnet50", "vgg11_bn", "mobilenet_v3_small", "efficientnet_b0",

@@ -48,7 +48,7 @@ from ngopt.functional import (
     as_average,
     state_dtype,
 )
-from ngopt.graph.core import NeuralGraph
+from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.packing import clone_views
 from ngopt.roles.from_graph import matrices_of_biases, roles_of
 from ngopt.roles.partition import is_measured, layouts_of

@@ -2,22 +2,16 @@
 
 from ngopt.graph.activation_symmetry import Canonical, canonical, symmetries
 from ngopt.graph.build import build_graph
-from ngopt.graph.core import (
-    Bias,
-    EdgeBlock,
-    GraphValues,
-    NeuralGraph,
-    NeuronGroup,
-    ParameterSpec,
-)
 from ngopt.graph.drawing.draw import draw
+from ngopt.graph.groups_and_blocks import Bias, EdgeBlock, NeuronGroup, ParameterSpec
+from ngopt.graph.neural_graph import GraphValues, NeuralGraph
 from ngopt.graph.rules import register_rule
-from ngopt.graph.topology import join_graphs
 from ngopt.graph.tracing.capture import Inputs
 from ngopt.graph.tracing.values import Neurons
+from ngopt.graph.transforms import join_graphs
 from ngopt.graph.views.edge_list import EdgeList, to_edge_list
 from ngopt.graph.views.flattened_maps import with_repeated_nodes, with_virtual_layer
-from ngopt.graph.views.interop import to_networkx, to_pyg
+from ngopt.graph.views.networkx_and_pyg import to_networkx, to_pyg
 from ngopt.graph.views.parameter_graph import parameter_graph
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The neural graph of a module or of its parameters: the way in."""
+"""`build_graph`: the neural graph of a module, or of its parameters alone."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ngopt.graph.core import NeuralGraph, ParameterSpec
-from ngopt.graph.inference.infer import infer_graph
-from ngopt.graph.inference.sequential import sequential_graph
-from ngopt.graph.sharding import as_whole, is_sharded
-from ngopt.graph.topology import unconnected
+from ngopt.graph.connectivity import unconnected
+from ngopt.graph.groups_and_blocks import ParameterSpec
+from ngopt.graph.inference.from_parameters import infer_graph
+from ngopt.graph.inference.from_sequential import sequential_graph
+from ngopt.graph.neural_graph import NeuralGraph
+from ngopt.graph.sharded_modules import as_whole, is_sharded
 from ngopt.graph.tracing.capture import (
     NotCaptured,
     arguments,
@@ -33,58 +34,67 @@ def build_graph(
 ) -> NeuralGraph:
     """The neural graph of a module, or of its parameters alone.
 
-    source: a module, or an iterable of parameters or of (name, parameter) pairs, of
-    which names,
-        shapes and order decide.
-    example_input: what the module takes, a tensor, a tuple of arguments, a dict of
-    named ones, or
-        both as `Inputs(args, kwargs)`. With it the graph is exact, whatever the module
-        does inside. Without it a sequential module is read as it stands, and for others
-        an input is guessed from the first layer; where that fails, the parameters
-        decide, with a warning that names the module.
+    source: a module, or an iterable of parameters or of (name, parameter) pairs. From
+        parameters, names, shapes and order give the graph.
+    example_input: input of the module: a tensor, a tuple of arguments, a dict of named
+        ones, or `Inputs(args, kwargs)`. With it the graph is exact. Without it, layers
+        of a sequential module give the graph; for other modules an input is guessed
+        from the first layer. If that fails, the parameters give it, with a warning that
+        names the module.
 
-    A copy of the module runs, which shares the parameters: nothing of the module
-    changes, no hook of the user runs, and random generators are put back.
-    `ngopt.graph.tracing.isolation` says what is not protected. Of a module that
-    `fully_shard` or `parallelize_module` has divided among processes, the copy is
-    whole, without the values of the parameters.
+    A copy of the module runs, which shares the parameters. The module stays as it is,
+    its hooks do not run, and random generators are put back;
+    `ngopt.graph.tracing.isolation` lists what is not protected. For a module that
+    `fully_shard` or `parallelize_module` has sharded, the copy is whole, without the
+    values of the parameters.
 
     Raises ValueError if there is no parameter, an element is no tensor, a lazy module
-    has no shape yet, FullyShardedDataParallel has made flat pieces of the parameters,
-    or the module does not run on the example input.
+    has no shape yet, FullyShardedDataParallel has flattened the parameters, or the
+    module does not run on the example input.
     """
     if not isinstance(source, nn.Module):
         if example_input is not None:
             raise ValueError(
-                "build_graph: example_input goes with a module; got parameters"
+                "build_graph: expected a module with example_input; got parameters"
             )
         return infer_graph(*_specs(source))
     if is_sharded(source):
         source = as_whole(source, example_input)
-    if any(is_lazy(t) for t in (*source.parameters(), *source.buffers())):
+    if _lazy_name(source) is not None:
         source = _materialized(source, example_input)
     if not any(True for _ in source.parameters()):
         raise ValueError("build_graph: expected at least one parameter; got none")
-    if example_input is not None:
-        try:
-            return _traced(source, example_input)
-        except NotCaptured as error:
-            return _from_parameters(
-                source,
-                f"the functions that {type(source).__name__} applies cannot be listed ({error})",
-            )
-    graph = graph_without_inputs(source)
+    name = type(source).__name__
+    if example_input is None:
+        graph = graph_without_inputs(source)
+        reason = f"no input for {name} could be guessed; give example_input for an exact graph"
+        return graph or _from_parameters(source, reason)
+    try:
+        return _traced(source, example_input)
+    except NotCaptured as error:
+        reason = f"the functions that {name} applies cannot be listed ({error})"
+        return _from_parameters(source, reason)
+
+
+def graph_without_inputs(model: nn.Module) -> NeuralGraph | None:
+    """The graph of a sequential module, or the trace of the first guessed input that
+    runs."""
+    graph = sequential_graph(model)
     if graph is not None:
         return graph
-    reason = f"no input for {type(source).__name__} could be guessed"
-    return _from_parameters(source, f"{reason}; give example_input for an exact graph")
+    for example in guess_inputs(model):
+        try:
+            return trace(capture(model, example), model)
+        except Exception:
+            continue
+    return None
 
 
 def _traced(model: nn.Module, example_input: Any) -> NeuralGraph:
     """The graph of what a module does to an example input.
 
     In training mode a module may skip layers at random. If some parameters are
-    unconnected, it is traced in evaluation mode, too, and the graph that connects more
+    unconnected, it is traced in evaluation mode too, and the graph that connects more
     elements is returned.
     """
     graph = _traced_in_mode(model, example_input, training=True)
@@ -99,14 +109,15 @@ def _traced(model: nn.Module, example_input: Any) -> NeuralGraph:
 
 
 def _connected_elements(graph: NeuralGraph) -> int:
-    loose = set(unconnected(graph))
+    loose = unconnected(graph)
     return sum(spec.numel for spec in graph.parameters if spec.name not in loose)
 
 
 def _traced_in_mode(
     model: nn.Module, example_input: Any, training: bool
 ) -> NeuralGraph:
-    """Raises ValueError if the module does not run, NotCaptured if it cannot be traced."""
+    """Raises ValueError if the module does not run, NotCaptured if it cannot be
+    traced."""
     try:
         program = capture(model, example_input, training=training)
     except NotCaptured:
@@ -126,14 +137,12 @@ def _traced_in_mode(
 
 
 def _materialized(model: nn.Module, example_input: Any) -> nn.Module:
-    """A copy of a lazy module whose parameters have the shapes that an example input
-    gives them."""
+    """A copy of a lazy module whose parameters get their shapes from an example
+    input."""
     if example_input is None:
-        tensors = (*model.named_parameters(), *model.named_buffers())
-        name = next(name for name, tensor in tensors if is_lazy(tensor))
         raise ValueError(
-            f"build_graph: '{name}' of a lazy module has no shape yet; give example_input, or run "
-            f"the module before"
+            f"build_graph: '{_lazy_name(model)}' of a lazy module has no shape yet; "
+            "give example_input, or run the module before"
         )
     with isolated(model) as duplicate, torch.no_grad():
         args, kwargs = Copier().copy(arguments(example_input))
@@ -141,17 +150,11 @@ def _materialized(model: nn.Module, example_input: Any) -> nn.Module:
     return duplicate
 
 
-def graph_without_inputs(model: nn.Module) -> NeuralGraph | None:
-    """The graph of a sequential module, or what the first guessed input that fits
-    shows."""
-    graph = sequential_graph(model)
-    if graph is not None:
-        return graph
-    for example in guess_inputs(model):
-        try:
-            return trace(capture(model, example), model)
-        except Exception:
-            continue
+def _lazy_name(model: nn.Module) -> str | None:
+    """Name of the first parameter or buffer without a shape."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            return name
     return None
 
 
@@ -167,10 +170,14 @@ def _specs(
     source: Iterable[Tensor] | Iterable[tuple[str, Tensor]],
 ) -> tuple[list[ParameterSpec], bool]:
     """Names and shapes, and whether the names were given."""
-    specs, named = [], True
+    specs = []
+    are_named = True
     for i, item in enumerate(source):
-        named = named and isinstance(item, tuple)
-        name, tensor = item if isinstance(item, tuple) else (f"parameter {i}", item)
+        if isinstance(item, tuple):
+            name, tensor = item
+        else:
+            name, tensor = f"parameter {i}", item
+            are_named = False
         if not isinstance(tensor, torch.Tensor):
             raise ValueError(
                 f"build_graph: expected tensors or (name, tensor) pairs; got "
@@ -179,4 +186,4 @@ def _specs(
         specs.append(ParameterSpec.of(name, tensor))
     if not specs:
         raise ValueError("build_graph: expected at least one parameter; got none")
-    return specs, named
+    return specs, are_named

@@ -1,4 +1,4 @@
-"""A table of what a neural graph sees, for people."""
+"""The table that `NeuralGraph.summary` returns."""
 
 from __future__ import annotations
 
@@ -7,51 +7,26 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from ngopt.graph.pieces import (
+from ngopt.graph.connectivity import components
+from ngopt.graph.groups_and_blocks import (
     Bias,
     EdgeBlock,
     NeuronGroup,
     Topology,
-    connected,
     is_diagonal,
 )
 
-NAME_WIDTH = 50  # characters of a group's name in the table
-LISTED = 3  # as many blocks or sources of a group are listed, of more only their number is given
-NUMBERS = ("", "nodes", "elements")  # columns that end at their right
+NAME_WIDTH = 50  # characters of a group's name
+LISTED = 3  # blocks or sources of a group that are listed; of more, the number
+HEADER = (
+    "", "group", "nodes", "from", "edges and biases", "slots", "elements", "activation",
+    "role",
+)  # fmt: skip
+RIGHT_ALIGNED = ("", "nodes", "elements")
 
 
-def summary(graph: Topology) -> str:
-    """See `NeuralGraph.summary`."""
-    header = (
-        "",
-        "group",
-        "nodes",
-        "from",
-        "edges and biases",
-        "slots",
-        "elements",
-        "activation",
-        "role",
-    )
-    entries = _entries(graph)
-    rows = [
-        header,
-        *(_row(graph, [entries[i] for i in run]) for run in runs(graph)),
-    ]
-    widths = [max(len(row[k]) for row in rows) for k in range(len(header))]
-    lines = [
-        "  ".join(
-            c.rjust(w) if h in NUMBERS else c.ljust(w)
-            for h, c, w in zip(header, row, widths, strict=True)
-        )
-        for row in rows
-    ]
-    return "\n".join([*(line.rstrip() for line in lines), *_coverage(graph)])
-
-
-class Entry(NamedTuple):
-    """A group with its position, the blocks that lead into it and its biases."""
+class GroupEntry(NamedTuple):
+    """A group with its position, the blocks into it and its biases."""
 
     number: int
     group: NeuronGroup
@@ -59,57 +34,84 @@ class Entry(NamedTuple):
     biases: list[Bias]
 
 
-def _entries(graph: Topology) -> list[Entry]:
-    entries = [Entry(i, group, [], []) for i, group in enumerate(graph.groups)]
+def summary(graph: Topology) -> str:
+    """See `NeuralGraph.summary`."""
+    rows: list[tuple[str, ...]] = [HEADER]
+    for run in _runs_of_entries(graph):
+        rows.append(_row(run))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = []
+        for title, cell, width in zip(HEADER, row, widths, strict=True):
+            align = str.rjust if title in RIGHT_ALIGNED else str.ljust
+            cells.append(align(cell, width))
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines + _coverage(graph))
+
+
+def runs(graph: Topology) -> list[list[int]]:
+    """The groups in order: the pieces of a norm over concatenated groups together, each
+    other group alone."""
+    found = []
+    for run in _runs_of_entries(graph):
+        found.append([entry.number for entry in run])
+    return found
+
+
+def _runs_of_entries(graph: Topology) -> list[list[GroupEntry]]:
+    entries = []
+    for number, group in enumerate(graph.groups):
+        entries.append(GroupEntry(number, group, [], []))
     for block in graph.blocks:
         entries[block.target].blocks.append(block)
     for bias in graph.biases:
         entries[bias.group].biases.append(bias)
-    return entries
+    return [list(run) for _, run in groupby(entries, key=_run_key)]
 
 
-def runs(graph: Topology) -> list[list[int]]:
-    """The groups in order, the pieces of a norm over concatenated groups together,
-    each other group alone."""
-
-    def same(entry: Entry) -> tuple:
-        kinds = [bias.kind for bias in entry.biases]
-        pieces = bool(entry.blocks) and all(
-            block.view and is_diagonal(block) for block in entry.blocks
-        )
-        group = entry.group
-        return (
-            group.name,
-            _role(group),
-            group.activation,
-            kinds,
-            pieces or entry.number,
-        )
-
-    return [
-        [entry.number for entry in run] for _, run in groupby(_entries(graph), key=same)
-    ]
+def _run_key(entry: GroupEntry) -> tuple:
+    """Equal for neighbouring groups that are pieces of one norm."""
+    is_scaled = bool(entry.blocks)
+    for block in entry.blocks:
+        is_scaled = is_scaled and block.view is not None and is_diagonal(block)
+    kinds = [bias.kind for bias in entry.biases]
+    group = entry.group
+    number = None if is_scaled else entry.number
+    return group.name, _role(group), group.activation, kinds, number
 
 
-def _row(graph: Topology, entries: list[Entry]) -> tuple[str, ...]:
-    number, group = entries[0][:2]
-    blocks = [block for entry in entries for block in entry.blocks]
-    biases = [bias for entry in entries for bias in entry.biases]
+def _row(run: Sequence[GroupEntry]) -> tuple[str, ...]:
+    first, last = run[0].number, run[-1].number
+    group = run[0].group
+    size = 0
+    blocks: list[EdgeBlock] = []
+    biases: list[Bias] = []
+    for entry in run:
+        size += entry.group.size
+        blocks += entry.blocks
+        biases += entry.biases
+    elements = 0
+    for place in (*blocks, *biases):
+        elements += place.view.numel if place.view else 0
     sources = sorted({block.source for block in blocks})
-    slots = list(dict.fromkeys(slot_text(block) for block in blocks if block.view))
+    slots = dict.fromkeys(slot_text(block) for block in blocks if block.view)
+    kinds = counted([bias.kind for bias in biases])
     return (
-        f"{number}-{entries[-1].number}" if len(entries) > 1 else f"{number}",
+        f"{first}" if first == last else f"{first}-{last}",
         shorten(group.name, NAME_WIDTH),
-        f"{sum(entry.group.size for entry in entries):,}",
-        ", ".join(map(str, sources))
-        if len(sources) <= LISTED
-        else f"{len(sources)} groups",
-        " + ".join([*incoming(blocks), *counted([bias.kind for bias in biases])]),
-        ", ".join(slots) if len(slots) <= LISTED else f"{len(slots)} shapes",
-        f"{sum(place.view.numel for place in (*blocks, *biases) if place.view):,}",
+        f"{size:,}",
+        _listed([str(source) for source in sources], "groups"),
+        " + ".join(incoming(blocks) + kinds),
+        _listed(list(slots), "shapes"),
+        f"{elements:,}",
         group.activation or "",
         _role(group),
     )
+
+
+def _listed(words: Sequence[str], plural: str) -> str:
+    return ", ".join(words) if len(words) <= LISTED else f"{len(words)} {plural}"
 
 
 def _role(group: NeuronGroup) -> str:
@@ -121,8 +123,8 @@ def incoming(blocks: Sequence[EdgeBlock]) -> list[str]:
     weights = [block for block in blocks if block.view]
     found = counted([_sizes(block) for block in weights])
     if len(found) > LISTED:
-        sources = sum(b.shape[0] * b.shape[2] for b in weights)
-        targets = max(b.shape[0] * b.shape[1] for b in weights)
+        sources = sum(block.shape[0] * block.shape[2] for block in weights)
+        targets = max(block.shape[0] * block.shape[1] for block in weights)
         found = [f"{len(weights)} blocks: {sources} -> {targets}"]
     return found + counted([block.kind for block in blocks if not block.view])
 
@@ -131,45 +133,52 @@ def _sizes(block: EdgeBlock) -> str:
     groups, targets, sources = block.shape
     if is_diagonal(block):
         return "one to one"
-    return (
-        f"{sources} -> {targets}"
-        if groups == 1
-        else f"{groups} groups of {sources} -> {targets}"
-    )
+    sizes = f"{sources} -> {targets}"
+    return sizes if groups == 1 else f"{groups} groups of {sizes}"
 
 
-def slot_text(place: EdgeBlock | Bias) -> str:
-    """The slots of an edge or node such as 3x3; 1 for a single one."""
-    return "x".join(map(str, place.slot_shape)) or "1"
+def slot_text(block: EdgeBlock) -> str:
+    """The slots of an edge such as 3x3; 1 for a single one."""
+    return "x".join(map(str, block.slot_shape)) or "1"
 
 
 def counted(words: Sequence[str]) -> list[str]:
-    """Each word once, in order, with its number where it comes more often."""
-    return [
-        word if n == 1 else f"{n} x ({word})" if " -> " in word else f"{n} x {word}"
-        for word, n in Counter(words).items()
-    ]
+    """Each word once, in order, with its number where that is not 1."""
+    found = []
+    for word, number in Counter(words).items():
+        if number == 1:
+            found.append(word)
+        elif " -> " in word:
+            found.append(f"{number} x ({word})")
+        else:
+            found.append(f"{number} x {word}")
+    return found
 
 
 def shorten(name: str, width: int) -> str:
-    """A name of at most so many characters: the end of it,
-    which begins with a whole part unless that is short."""
+    """A name of at most `width` characters: its end, from a dot on unless little would
+    be left."""
     if len(name) <= width:
         return name
     end = name[3 - width :]
-    whole = end.partition(".")[2]
-    return "..." + (whole if len(whole) > width / 2 else end)
+    after_dot = end.partition(".")[2]
+    return "..." + (after_dot if len(after_dot) > width / 2 else end)
 
 
 def _coverage(graph: Topology) -> list[str]:
-    touched = {b.source for b in graph.blocks} | {b.target for b in graph.blocks}
-    alone = sum(b.view.numel for b in graph.biases if b.group not in touched)
-    count = len(set(connected(len(graph.groups), graph.blocks)))
+    connected = set()
+    for block in graph.blocks:
+        connected |= {block.source, block.target}
+    alone = 0
+    for bias in graph.biases:
+        alone += 0 if bias.group in connected else bias.view.numel
+    nodes = sum(group.size for group in graph.groups)
+    count = len(set(components(graph)))
+    plural = "" if count == 1 else "s"
     lines = [
-        f"{sum(g.size for g in graph.groups):,} nodes in {len(graph.groups)} groups, "
-        f"{graph.numel:,} parameter "
-        f"elements in {len(graph.weights)} blocks and {len(graph.biases)} biases; {count} "
-        f"component{'s' if count != 1 else ''}, {alone:,} elements unconnected"
+        f"{nodes:,} nodes in {len(graph.groups)} groups, {graph.numel:,} parameter "
+        f"elements in {len(graph.weights)} blocks and {len(graph.biases)} biases; "
+        f"{count} component{plural}, {alone:,} elements unconnected"
     ]
     if graph.unplaced:
         lines.append(f"no rule for: {', '.join(graph.unplaced)}")

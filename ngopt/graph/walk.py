@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ngopt.graph.core import NeuralGraph
+from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.graph.rules import RULES, entries, entrywise
 from ngopt.graph.tracing.capture import Program, one_line, packet_of
 from ngopt.graph.tracing.finish import finish

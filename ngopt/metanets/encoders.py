@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ngopt.chunking import concatenated
-from ngopt.graph.core import BIAS_KINDS, EdgeBlock, NeuralGraph, kind_code
+from ngopt.graph.groups_and_blocks import EdgeBlock
+from ngopt.graph.kinds import BIAS_KINDS, kind_code
+from ngopt.graph.neural_graph import NeuralGraph
 
 # Functions that a network may apply to its neurons; 0 stands for none that is known,
 # the last for any other.

@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ngopt.graph.core import NeuralGraph
+from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.features import NUM_FEATURES
 from ngopt.metanets.feedforward import FeedForward, FeedForwardConfig, UpdateMLP
 from ngopt.metanets.metanet import Metanet

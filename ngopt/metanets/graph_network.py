@@ -11,14 +11,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ngopt.graph.core import (
-    BIAS_KINDS,
-    EDGE_KINDS,
-    NODE_KINDS,
-    Bias,
-    GraphValues,
-    NeuralGraph,
-)
+from ngopt.graph.groups_and_blocks import Bias
+from ngopt.graph.kinds import BIAS_KINDS, EDGE_KINDS, NODE_KINDS
+from ngopt.graph.neural_graph import GraphValues, NeuralGraph
 from ngopt.metanets.edge_states import EdgeStates, are_kept
 from ngopt.metanets.encoders import (
     ACTIVATIONS,

@@ -14,7 +14,7 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from ngopt.graph.core import NeuralGraph
+from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.features import NUM_FEATURES
 from ngopt.metanets.graph_metanet import GraphMetanet, GraphMetanetConfig
 from ngopt.metanets.parts import GraphParts

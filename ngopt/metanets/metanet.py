@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from ngopt.graph.core import NeuralGraph
+from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.parts import GraphParts
 from ngopt.metanets.predictor import Predictor
 from ngopt.metanets.sources import FlatFeatures, Source

@@ -16,16 +16,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ngopt.graph.core import (
+from ngopt.graph.groups_and_blocks import (
     Bias,
     EdgeBlock,
     Index,
-    NeuralGraph,
     NeuronGroup,
     ParameterSpec,
     View,
     contiguous_strides,
 )
+from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.graph.views.edge_list import node_starts
 from ngopt.metanets.encoders import (
     activation_codes,

@@ -19,7 +19,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ngopt.graph.core import Bias, EdgeBlock, NeuralGraph
+from ngopt.graph.groups_and_blocks import Bias, EdgeBlock
+from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.edge_states import EdgeStates, are_kept
 from ngopt.metanets.features import NUM_FEATURES
 from ngopt.metanets.graph_metanet import GraphMetanet, GraphMetanetConfig

@@ -16,15 +16,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ngopt.graph.core import (
-    NODE_KINDS,
-    Bias,
-    EdgeBlock,
-    Index,
-    NeuralGraph,
-    View,
-    kind_code,
-)
+from ngopt.graph.groups_and_blocks import Bias, EdgeBlock, Index, View
+from ngopt.graph.kinds import NODE_KINDS, kind_code
+from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.encoders import (
     activation_codes,
     kernel_tiles,

@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ngopt.graph.core import View
+from ngopt.graph.groups_and_blocks import View
 from ngopt.metanets.parts import BlockParts, GraphParts, Part
 
 Place = int | tuple[BlockParts, Part]

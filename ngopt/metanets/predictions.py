@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ngopt import chunking
 from ngopt.chunking import concatenated
-from ngopt.graph.core import NeuralGraph
+from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.features import MOMENTA, features_of
 from ngopt.metanets.metanet import Metanet
 from ngopt.metanets.parts import even_slices

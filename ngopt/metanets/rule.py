@@ -17,7 +17,7 @@ from torch import (
 from ngopt import chunking
 from ngopt.chunking import concatenated
 from ngopt.functional import Change, Hyper, Record, state_dtype, whole
-from ngopt.graph.core import NeuralGraph
+from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.cooldown import Cooldown
 from ngopt.metanets.features import MOMENTA, move_momenta, next_records
 from ngopt.metanets.flat_state import FlatState

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ngopt.chunking import concatenated
 from ngopt.devices import fused
-from ngopt.graph.core import GraphValues, NeuralGraph, View
+from ngopt.graph.groups_and_blocks import View
+from ngopt.graph.neural_graph import GraphValues, NeuralGraph
 from ngopt.metanets.features import NUM_FEATURES, finite_features
 from ngopt.metanets.parts import BlockParts, Part
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from ngopt.graph.sharding import check_no_pieces, check_whole
+from ngopt.graph.sharded_modules import check_no_dtensors, check_not_flattened
 from ngopt.optimizer.param_groups import Group, as_python_int
 from ngopt.pretrained import has_hash
 
@@ -179,9 +179,9 @@ def complete_new_group(
         group["params"] = list(params)
         named = _with_names(group["params"])
         check_distinct(named)
-        check_no_pieces(named)
+        check_not_flattened(named)
         if not is_default:
-            check_whole(named)
+            check_no_dtensors(named)
     return ignored
 
 

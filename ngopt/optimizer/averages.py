@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ngopt.functional import AVERAGE, Record, UpdateRule, as_average
-from ngopt.graph.sharding import free_gathered
+from ngopt.graph.sharded_modules import free_gathered
 from ngopt.optimizer.graph_parameters import GraphParameters
 from ngopt.optimizer.param_groups import Group, group_tensors
 from ngopt.shard_layout import are_divided, local, real

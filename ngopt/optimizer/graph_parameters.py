@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ngopt.functional import Hyper, Record, UpdateRule, apply, state_dtype, uncompiled
-from ngopt.graph.topology import reordered
+from ngopt.graph.transforms import reordered
 from ngopt.optimizer.graph_source import OrderedGraph
 from ngopt.optimizer.param_groups import OWN_DECAY, Group, is_lazy, is_scheduled
 from ngopt.shard_layout import is_dtensor, local, local_gradient, real

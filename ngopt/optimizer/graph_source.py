@@ -18,11 +18,11 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from ngopt.devices import without_autocast
 from ngopt.graph import NeuralGraph, ParameterSpec, build_graph
 from ngopt.graph.build import graph_without_inputs
-from ngopt.graph.inference.infer import infer_graph
-from ngopt.graph.order import merged_order
-from ngopt.graph.sharding import as_whole, is_sharded
-from ngopt.graph.topology import join_graphs
+from ngopt.graph.inference.from_parameters import infer_graph
+from ngopt.graph.parameter_order import merged_order
+from ngopt.graph.sharded_modules import as_whole, is_sharded
 from ngopt.graph.tracing.capture import one_line
+from ngopt.graph.transforms import join_graphs
 from ngopt.optimizer.input_recorder import Recorder
 from ngopt.optimizer.param_groups import Group, group_names, group_specs, group_tensors
 

@@ -13,7 +13,7 @@ from torch import Tensor, distributed
 
 from ngopt.functional import Record
 from ngopt.graph import NeuralGraph
-from ngopt.graph.topology import unconnected
+from ngopt.graph.connectivity import unconnected
 from ngopt.optimizer.param_groups import Group, is_scheduled
 
 logger = logging.getLogger("ngopt")

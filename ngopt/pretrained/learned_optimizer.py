@@ -12,7 +12,7 @@ import torch
 from ngopt.base.soap import Soap
 from ngopt.distributed.shards import Shards
 from ngopt.functional import UpdateRule
-from ngopt.graph.core import NeuralGraph
+from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.cooldown import Cooldown
 from ngopt.metanets.metanet import Metanet
 from ngopt.metanets.rule import MetanetRule

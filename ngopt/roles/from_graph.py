@@ -12,8 +12,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from ngopt.graph import Bias, EdgeBlock, NeuralGraph, build_graph
-from ngopt.graph.inference.infer import infer_graph
-from ngopt.graph.pieces import is_diagonal
+from ngopt.graph.groups_and_blocks import is_diagonal
+from ngopt.graph.inference.from_parameters import infer_graph
 from ngopt.roles.from_names import Names
 from ngopt.roles.matrices import MatrixBlock, NeuronSet, by_shape, matrices
 from ngopt.roles.neuron_usage import is_dense, mixes_neurons, usage

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ngopt.graph.core import ParameterSpec, View, contiguous_strides
+from ngopt.graph.groups_and_blocks import ParameterSpec, View, contiguous_strides
 from ngopt.roles.matrices import MatrixBlock
 
 NAMES = (

@@ -15,13 +15,8 @@ from itertools import chain
 
 import numpy as np
 
-from ngopt.graph.core import (
-    EdgeBlock,
-    Index,
-    NeuralGraph,
-    View,
-    contiguous_strides,
-)
+from ngopt.graph.groups_and_blocks import EdgeBlock, Index, View, contiguous_strides
+from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.roles.neuron_usage import neurons
 
 

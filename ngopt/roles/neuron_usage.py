@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ngopt.graph.core import EdgeBlock, Index, NeuralGraph
-from ngopt.graph.pieces import is_diagonal
+from ngopt.graph.groups_and_blocks import EdgeBlock, Index, is_diagonal
+from ngopt.graph.neural_graph import NeuralGraph
 
 DENSE_KINDS = ("weight", "flatten", "recurrent")
 """Kinds of edges that linear maps have, also of one to one, as depthwise convolutions.

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ngopt.graph.core import ParameterSpec, View
+from ngopt.graph.groups_and_blocks import ParameterSpec, View
 from ngopt.roles.from_graph import ParameterRole
 from ngopt.roles.matrices import MatrixBlock
 

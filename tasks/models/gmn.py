@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ngopt.graph import NeuralGraph, parameter_graph
-from ngopt.graph.core import Index
+from ngopt.graph.groups_and_blocks import Index
 from ngopt.graph.views.parameter_graph import neuron_places
 from tasks.models.ng_gnn import NGGNN
 from tasks.models.probes import ProbeFeatures

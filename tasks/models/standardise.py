@@ -8,7 +8,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from ngopt.graph.core import EDGE_KINDS, Bias, EdgeBlock, NeuralGraph, kind_code
+from ngopt.graph.groups_and_blocks import Bias, EdgeBlock
+from ngopt.graph.kinds import EDGE_KINDS, kind_code
+from ngopt.graph.neural_graph import NeuralGraph
 from tasks.networks.architectures import Architecture, NetworkStack
 
 NUM_KINDS = 4 * len(EDGE_KINDS)

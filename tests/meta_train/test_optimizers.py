@@ -16,7 +16,7 @@ from meta_train.comparison.optimizers import (
 )
 from meta_train.problems import load_problem
 from ngopt import NGOptimizer, load_pretrained
-from ngopt.graph.topology import unconnected
+from ngopt.graph.connectivity import unconnected
 from ngopt.metanets import FeedForward
 from ngopt.pretrained import save_pretrained, weights_hash
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ngopt.graph import EdgeBlock, GraphValues, NeuralGraph
-from ngopt.graph.core import EDGE_KINDS, NODE_KINDS
+from ngopt.graph.kinds import EDGE_KINDS, NODE_KINDS
 from ngopt.metanets.encoders import node_positions
 from ngopt.metanets.graph_network import GraphNetwork
 from ngopt.metanets.layers import STD_EPSILON, PNALayer

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ngopt.graph.topology import unconnected
+from ngopt.graph.connectivity import unconnected
 from tests.whole import check
 
 PLACES = {

@@ -6,7 +6,7 @@ from math import prod
 import pytest
 import torch
 
-from ngopt.graph.core import View, contiguous_strides
+from ngopt.graph.groups_and_blocks import View, contiguous_strides
 from ngopt.graph.tracing.blocks import blocks_of
 from ngopt.graph.tracing.edges import Block, Edges
 from ngopt.graph.tracing.nodes import Nodes

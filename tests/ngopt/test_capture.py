@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ngopt import build_graph
-from ngopt.graph.topology import unconnected
+from ngopt.graph.connectivity import unconnected
 from tests.networks import edges_of
 from tests.zoo import zoo_network
 
@@ -144,7 +144,7 @@ def test_bad_examples_and_lazy_modules():
         ValueError, match=r"'1.weight' of a lazy module has no shape yet"
     ):
         build_graph(nn.Sequential(nn.Linear(3, 2), nn.LazyLinear(2)))
-    with pytest.raises(ValueError, match="example_input goes with a module"):
+    with pytest.raises(ValueError, match="expected a module with example_input"):
         build_graph(nn.Linear(3, 2).parameters(), torch.zeros(2, 3))
     with pytest.raises(ValueError, match="at least one parameter"):
         build_graph(nn.ReLU(), torch.zeros(2))

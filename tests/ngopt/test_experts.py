@@ -7,7 +7,7 @@ from torch import nn
 pytest.importorskip("transformers")
 
 from ngopt import parameter_roles
-from ngopt.graph.topology import components, unconnected
+from ngopt.graph.connectivity import components, unconnected
 from tests.whole import check
 
 TOKENS, WIDTH, HIDDEN, EXPERTS = 11, 6, 8, 3

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ngopt import build_graph
-from ngopt.graph.topology import unconnected
+from ngopt.graph.connectivity import unconnected
 from tests.networks import cnn, mlp
 from tests.zoo import GPT, Attention, Residual
 

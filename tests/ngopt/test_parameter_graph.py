@@ -9,7 +9,7 @@ from torch import nn
 
 from ngopt import build_graph
 from ngopt.graph import GraphValues, to_edge_list
-from ngopt.graph.core import EDGE_KINDS, NODE_KINDS
+from ngopt.graph.kinds import EDGE_KINDS, NODE_KINDS
 from ngopt.graph.views.parameter_graph import neuron_places, parameter_graph
 from ngopt.graph.views.parameter_graph_labels import (
     edge_types,

@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ngopt import build_graph
-from ngopt.graph.topology import unconnected
+from ngopt.graph.connectivity import unconnected
 from tests.equivariance import randomised
 from tests.whole import check, check_symmetries
 

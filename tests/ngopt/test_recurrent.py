@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ngopt import build_graph
-from ngopt.graph.topology import unconnected
+from ngopt.graph.connectivity import unconnected
 from tests.networks import edges_of
 from tests.zoo import zoo_graph
 

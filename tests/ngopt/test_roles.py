@@ -11,7 +11,7 @@ pytest.importorskip("transformers")
 from benchmarks.graph_building import FAMILIES
 from benchmarks.parameter_roles import TRANSFORMERS, label, network
 from ngopt import NeuralGraph, build_graph, parameter_roles
-from ngopt.graph.topology import join_graphs
+from ngopt.graph.transforms import join_graphs
 from ngopt.roles.from_graph import ParameterRole, matrices_of_biases, roles_of
 from tests.zoo import ZOO, zoo_graph, zoo_network
 

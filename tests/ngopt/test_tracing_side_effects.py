@@ -16,7 +16,7 @@ from torch.nn.modules.module import (
 )
 
 from ngopt import NGOptimizer, build_graph
-from ngopt.graph.topology import unconnected
+from ngopt.graph.connectivity import unconnected
 from ngopt.graph.tracing.copies import Copier
 
 

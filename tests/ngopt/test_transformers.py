@@ -11,7 +11,7 @@ pytest.importorskip("transformers")
 
 from benchmarks.parameter_roles import TRANSFORMERS, network
 from ngopt import build_graph
-from ngopt.graph.topology import components, unconnected
+from ngopt.graph.connectivity import components, unconnected
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)

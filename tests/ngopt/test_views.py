@@ -9,9 +9,9 @@ from torch_geometric.data import Batch
 
 from ngopt import build_graph
 from ngopt.graph import to_edge_list
-from ngopt.graph.core import EDGE_KINDS, NODE_KINDS
+from ngopt.graph.kinds import EDGE_KINDS, NODE_KINDS
 from ngopt.graph.summary import shorten
-from ngopt.graph.views.interop import to_networkx, to_pyg
+from ngopt.graph.views.networkx_and_pyg import to_networkx, to_pyg
 from tests.networks import mlp
 from tests.zoo import zoo_graph, zoo_network
 
@@ -222,12 +222,14 @@ def test_a_batch_keeps_graphs_apart(networks):
 
 def test_too_few_slots_and_values_that_do_not_fit_are_errors(networks):
     graph = networks["residual"][1]
-    with pytest.raises(ValueError, match="slots=8 are too few; the graph needs 9"):
+    with pytest.raises(
+        ValueError, match="expected at least 9 slots, as the graph has; got 8"
+    ):
         to_pyg(graph, slots=8)
     for function in (to_pyg, to_networkx):
         with pytest.raises(
             ValueError,
-            match=f"graph has {len(graph.parameters)} parameters; got 1 values",
+            match=f"expected {len(graph.parameters)} values, one per parameter; got 1",
         ):
             function(graph, [torch.zeros(3)])
 
@@ -248,7 +250,7 @@ def test_a_missing_library_is_named(function, library, monkeypatch):
 def test_importing_the_views_imports_no_other_library():
     code = """
 import sys
-import ngopt, ngopt.graph.views.interop, ngopt.graph.drawing.draw, ngopt.graph.__main__
+import ngopt, ngopt.graph.views.networkx_and_pyg, ngopt.graph.drawing.draw, ngopt.graph.__main__
 imported = {name.split(".")[0] for name in sys.modules}
 print(sorted({"networkx", "matplotlib", "torch_geometric"} & imported))
 """

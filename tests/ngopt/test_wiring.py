@@ -14,8 +14,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ngopt import NGOptimizer, build_graph
-from ngopt.graph.order import merged_order
-from ngopt.graph.topology import unconnected
+from ngopt.graph.connectivity import unconnected
+from ngopt.graph.parameter_order import merged_order
 from ngopt.metanets import FeedForward
 from ngopt.optimizer.graph_source import TracedGraph
 from ngopt.optimizer.param_groups import group_tensors

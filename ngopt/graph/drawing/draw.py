@@ -8,8 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ngopt.graph.core import NeuralGraph
-from ngopt.graph.views.interop import require
+from ngopt.graph.neural_graph import NeuralGraph
+from ngopt.graph.views.networkx_and_pyg import require
 
 FORMATS = (".png", ".svg")
 RESOLUTION = 150  # dots per inch of a PNG file

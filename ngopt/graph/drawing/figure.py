@@ -15,9 +15,10 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
 from matplotlib.path import Path
 from torch import Tensor
 
-from ngopt.graph.core import EdgeBlock, NeuralGraph
 from ngopt.graph.drawing.grid import BOX_HEIGHT, BOX_WIDTH, Point, Wire
 from ngopt.graph.drawing.layout import Note, arrange, condense
+from ngopt.graph.groups_and_blocks import EdgeBlock
+from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.graph.summary import counted, incoming, shorten, slot_text
 
 FILLS = {  # kind of group -> colour inside and of the border

@@ -13,11 +13,11 @@ from itertools import pairwise
 from math import ceil
 from typing import NamedTuple
 
-from ngopt.graph.core import NeuralGraph, NeuronGroup
+from ngopt.graph.connectivity import components
 from ngopt.graph.drawing.grid import MARGIN, NOTE_WIDTH, Grid, Point, Wire
-from ngopt.graph.pieces import is_diagonal
+from ngopt.graph.groups_and_blocks import NeuronGroup, is_diagonal
+from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.graph.summary import runs
-from ngopt.graph.topology import components
 
 COLUMNS = 8  # at most so many in a row
 STACK = 4  # groups without edges, at most so many in a column

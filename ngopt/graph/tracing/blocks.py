@@ -17,8 +17,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ngopt.graph.core import View
-from ngopt.graph.topology import whole
+from ngopt.graph.groups_and_blocks import View
 from ngopt.graph.tracing.edges import Block, Edges
 from ngopt.graph.tracing.nodes import Nodes
 from ngopt.graph.tracing.stars import stars
@@ -153,7 +152,7 @@ def _regular_pieces(edges: Edges, elements: Elements, nodes: Nodes) -> Iterator[
     shape = tuple(numbers.shape)
     # elements at no even distances have no view; their places in `numbers` do, and can
     # be cut
-    places = whole(elements.parameter, shape)
+    places = View.whole(elements.parameter, shape)
     uneven = Piece(places, ends, edges.kind, edges.path)
     for piece in _at_even_distances(uneven, numbers, 0):
         own = piece.view.read(flat)[0, ..., 0]

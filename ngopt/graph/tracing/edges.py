@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ngopt.graph.core import View
+from ngopt.graph.groups_and_blocks import View
 from ngopt.graph.tracing.values import Elements
 
 

@@ -10,8 +10,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ngopt.graph.core import Bias, EdgeBlock, Index, NeuralGraph, View
-from ngopt.graph.topology import GraphBuilder
+from ngopt.graph.graph_builder import GraphBuilder
+from ngopt.graph.groups_and_blocks import Bias, EdgeBlock, Index, View
+from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.graph.tracing.blocks import blocks_of
 from ngopt.graph.tracing.edges import Block
 from ngopt.graph.tracing.nodes import Mark, Nodes

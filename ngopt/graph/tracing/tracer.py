@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.utils._pytree import tree_map_only
 
-from ngopt.graph.core import ParameterSpec
+from ngopt.graph.groups_and_blocks import ParameterSpec
 from ngopt.graph.tracing.edges import Edges
 from ngopt.graph.tracing.nodes import Mark, Nodes
 from ngopt.graph.tracing.values import (

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from ngopt.graph.core import ParameterSpec, View, contiguous_strides
+from ngopt.graph.groups_and_blocks import ParameterSpec, View, contiguous_strides
 from ngopt.graph.tracing.edges import Block
 
 

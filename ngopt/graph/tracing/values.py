@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ngopt.graph.core import View
+from ngopt.graph.groups_and_blocks import View
 
 NO_NEURON, SAME_CONSTANT = 0, -1
 """Labels of entries that are no neuron; the second of those that are one number, such

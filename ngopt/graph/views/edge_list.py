@@ -8,18 +8,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ngopt.graph.core import Bias, GraphValues, Index, NeuralGraph
+from ngopt.graph.groups_and_blocks import Index
+from ngopt.graph.neural_graph import GraphValues, NeuralGraph
 
 
 class EdgeList(NamedTuple):
-    """A neural graph as single edges, nodes numbered group after group.
+    """A neural graph as single edges. Nodes are numbered group after group.
 
-    sources, targets, block: (edges,) node numbers, and the block in
-    `NeuralGraph.blocks` of each. parameter, element: (edges, slots) hold, for every
-    slot of every edge, the parameter's position and the flat index of the element; -1
-    where a block has fewer slots than the widest, or edges of value 1. node,
-    node_parameter, node_element: (node features, slots) the same for biases, and the
-    node that each belongs to, (node features,).
+    sources, targets: (edges,) node numbers.
+    block: (edges,) positions in `NeuralGraph.blocks`.
+    parameter, element: (edges, slots) the position of the parameter and the flat index
+        of the element in every slot; -1 for edges of value 1, and where a block has
+        fewer slots than the widest.
+    node: (node features,) the node that has each feature, which is part of a bias.
+    node_parameter, node_element: (node features, slots) the same as for edges.
     """
 
     sources: Tensor
@@ -32,67 +34,90 @@ class EdgeList(NamedTuple):
     node_element: Tensor
 
 
+class Slots(NamedTuple):
+    """Parameter and element of every slot of n nodes or edges, (n, slots); or -1."""
+
+    parameter: Tensor
+    element: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        return self.element >= 0
+
+
 def to_edge_list(graph: NeuralGraph) -> EdgeList:
     """Every edge of every block, in the order of blocks, then groups, targets and
     sources."""
+    numbers = []
+    for spec in graph.parameters:
+        flat = torch.arange(spec.numel, device="cpu")
+        numbers.append(flat.reshape(spec.shape))
+    elements = graph.gather(numbers)
+    sources, targets, blocks = _edges(graph)
+    edge_slots = _edge_slots(graph, elements)
+    nodes, node_slots = _node_features(graph, elements)
+    return EdgeList(sources, targets, blocks, *edge_slots, nodes, *node_slots)
+
+
+def _edges(graph: NeuralGraph) -> tuple[Tensor, Tensor, Tensor]:
+    """Source, target and block of every edge."""
     starts = node_starts(graph)
-    places = graph.gather(
-        [
-            torch.arange(spec.numel, device="cpu").reshape(spec.shape)
-            for spec in graph.parameters
-        ]
-    )
-    elements = dict(zip(graph.weights, places.edges, strict=True))
-    width = max((block.slots for block in graph.weights), default=0)
-    columns: list[list[Tensor]] = [[], [], [], [], []]
+    none = torch.empty(0, dtype=torch.long, device="cpu")
+    sources, targets, blocks = [none], [none], [none]
     for number, block in enumerate(graph.blocks):
-        g, t, s = block.shape
-        targets = _neurons(block.target_index, graph.groups[block.target].size).reshape(
-            g, t, 1
-        )
-        sources = _neurons(block.source_index, graph.groups[block.source].size).reshape(
-            g, 1, s
-        )
-        element = torch.full((g * t * s, width), -1, device="cpu")
-        parameter = element.clone()
-        if block.view is not None:
-            element[:, : block.slots] = elements[block].reshape(-1, block.slots)
-            parameter[:, : block.slots] = block.view.parameter
-        row = (
-            (starts[block.source] + sources).expand(g, t, s).flatten(),
-            (starts[block.target] + targets).expand(g, t, s).flatten(),
-            torch.full((g * t * s,), number, device="cpu"),
-            parameter,
-            element,
-        )
-        for column, value in zip(columns, row, strict=True):
-            column.append(value)
-    none = torch.empty(0, dtype=torch.long, device="cpu")
-    edges = [
-        torch.cat([none if k < 3 else none.reshape(0, width), *c])
-        for k, c in enumerate(columns)
-    ]
-    return EdgeList._make([*edges, *_node_features(graph, starts, places)])
+        groups, n_target, n_source = block.shape
+        source = _neurons(block.source_index, graph.groups[block.source].size)
+        target = _neurons(block.target_index, graph.groups[block.target].size)
+        source = (starts[block.source] + source).reshape(groups, 1, n_source)
+        target = (starts[block.target] + target).reshape(groups, n_target, 1)
+        sources.append(source.expand(block.shape).flatten())
+        targets.append(target.expand(block.shape).flatten())
+        blocks.append(torch.full((prod(block.shape),), number, device="cpu"))
+    return torch.cat(sources), torch.cat(targets), torch.cat(blocks)
 
 
-def _node_features(
-    graph: NeuralGraph, starts: list[int], places: GraphValues
-) -> tuple[Tensor, Tensor, Tensor]:
-    width = max((bias_slots(bias) for bias in graph.biases), default=0)
-    none = torch.empty(0, dtype=torch.long, device="cpu")
-    nodes = [none]
-    parameters = [none.reshape(0, width)]
-    elements = [none.reshape(0, width)]
-    for bias, index in zip(graph.biases, places.biases, strict=True):
-        n, slots = index.shape
-        nodes.append(
-            starts[bias.group] + _neurons(bias.index, graph.groups[bias.group].size)
-        )
-        element = torch.full((n, width), -1, device="cpu")
-        element[:, :slots] = index
-        elements.append(element)
-        parameters.append(torch.where(element >= 0, bias.view.parameter, -1))
-    return torch.cat(nodes), torch.cat(parameters), torch.cat(elements)
+def _edge_slots(graph: NeuralGraph, elements: GraphValues) -> Slots:
+    width = max((block.slots for block in graph.weights), default=0)
+    slots = [_no_slots(0, width)]
+    of_weights = iter(elements.edges)
+    for block in graph.blocks:
+        count = prod(block.shape)
+        if block.view is None:
+            slots.append(_no_slots(count, width))
+        else:
+            element = next(of_weights).reshape(count, block.slots)
+            slots.append(_padded(block.view.parameter, element, width))
+    return _joined(slots)
+
+
+def _node_features(graph: NeuralGraph, elements: GraphValues) -> tuple[Tensor, Slots]:
+    """The node of every feature, and its slots."""
+    starts = node_starts(graph)
+    width = max((bias.slots for bias in graph.biases), default=0)
+    nodes = [torch.empty(0, dtype=torch.long, device="cpu")]
+    slots = [_no_slots(0, width)]
+    for bias, element in zip(graph.biases, elements.biases, strict=True):
+        neurons = _neurons(bias.index, graph.groups[bias.group].size)
+        nodes.append(starts[bias.group] + neurons)
+        slots.append(_padded(bias.view.parameter, element, width))
+    return torch.cat(nodes), _joined(slots)
+
+
+def _no_slots(count: int, width: int) -> Slots:
+    nowhere = torch.full((count, width), -1, device="cpu")
+    return Slots(nowhere, nowhere)
+
+
+def _padded(parameter: int, element: Tensor, width: int) -> Slots:
+    """element: (n, slots) of one block or bias."""
+    padded = torch.full((len(element), width), -1, device="cpu")
+    padded[:, : element.shape[1]] = element
+    return Slots(torch.where(padded >= 0, parameter, -1), padded)
+
+
+def _joined(slots: list[Slots]) -> Slots:
+    parameters, elements = zip(*slots, strict=True)
+    return Slots(torch.cat(parameters), torch.cat(elements))
 
 
 def node_starts(graph: NeuralGraph) -> list[int]:
@@ -101,10 +126,6 @@ def node_starts(graph: NeuralGraph) -> list[int]:
     for group in graph.groups:
         starts.append(starts[-1] + group.size)
     return starts
-
-
-def bias_slots(bias: Bias) -> int:
-    return prod(bias.slot_shape)
 
 
 def _neurons(index: Index, size: int) -> Tensor:

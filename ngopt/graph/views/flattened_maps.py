@@ -1,103 +1,125 @@
-"""The paper's two ways to draw a flattened feature map (Kofinas et al. 2024, App. C.2),
-as views of a graph.
+"""Graphs in which every position of a flattened feature map has a node (Kofinas et al.
+2024, App. C.2).
 
 `build_graph` makes the positions of a flattened map slots of the edges from each
-channel, so that every element has one place. Both views here give each channel at each
-position a node of its own instead, and lead to the same parameters.
+channel, so that every element has one place. Both functions here give each channel at
+each position its own node instead. The parameters stay the same.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from ngopt.graph.core import EdgeBlock, Index, NeuralGraph, View
-from ngopt.graph.topology import GraphBuilder
+import numpy as np
+
+from ngopt.graph.graph_builder import GraphBuilder
+from ngopt.graph.groups_and_blocks import EdgeBlock, Index, View
+from ngopt.graph.neural_graph import NeuralGraph
 
 FLATTEN = "flatten"
 """Kind of the blocks whose slots are positions of a flattened map."""
 
 
 def with_virtual_layer(graph: NeuralGraph) -> NeuralGraph:
-    """Adds, before every layer behind a flatten, a layer of nodes,
-    one for each channel and position.
+    """Adds a layer of nodes before every layer that follows a flatten, one node for
+    each channel and position.
 
-    Each channel has edges of value 1 to its own; they have no features.
+    Each channel has edges of value 1 to its nodes.
     """
-    builder = _copy(graph)
-    for block in [b for b in builder.blocks if b.kind == FLATTEN]:
+    builder = _builder_of(graph)
+    for block in _flattens(graph):
         name = f"{graph.groups[block.target].name}.flattened"
-        group = builder.add_group(name, block.shape[2] * block.slots, "position")
+        _, _, channels = block.shape
+        group = builder.add_group(name, channels * block.slots, "position")
         spread = EdgeBlock(
             None,
             block.source,
             group,
-            (block.shape[2], block.slots, 1),
+            (channels, block.slots, 1),
             kind="spread",
             source_index=block.source_index,
-            target_index=_places(block),
+            target_index=_columns_of_channels(block),
         )
-        at = builder.blocks.index(block)
-        builder.blocks[at : at + 1] = [spread, _unrolled(block, group)]
-    return replace(builder.build(*_ends(graph)), parameters=graph.parameters)
+        place = builder.blocks.index(block)
+        builder.blocks[place : place + 1] = [spread, _with_columns(block, group)]
+    return _built(builder, graph)
 
 
 def with_repeated_nodes(graph: NeuralGraph) -> NeuralGraph:
-    """Repeats the channels before every flatten, with the edges and biases that lead to
-    them, for each position.
+    """Repeats the channels before every flatten for each position, with their incoming
+    edges and biases.
 
-    The parameters of those edges and biases then have a place for each position.
+    The parameters of these have a place for each position.
     """
-    builder = _copy(graph)
-    for block in [b for b in builder.blocks if b.kind == FLATTEN]:
-        size = graph.groups[block.source].size
-        group = builder.add_group(
-            f"{graph.groups[block.source].name}.repeated",
-            size * block.slots,
-            "neuron",
-        )
-        for k in range(block.slots):
-            builder.blocks += [
-                replace(
-                    b,
-                    target=group,
-                    target_index=_copies(b.target_index, size, block.slots, k),
-                )
-                for b in graph.blocks
-                if b.target == block.source
-            ]
-            builder.biases += [
-                replace(b, group=group, index=_copies(b.index, size, block.slots, k))
-                for b in graph.biases
-                if b.group == block.source
-            ]
+    builder = _builder_of(graph)
+    for block in _flattens(graph):
+        old = graph.groups[block.source]
+        size = old.size * block.slots
+        group = builder.add_group(f"{old.name}.repeated", size, "neuron")
+        for position in range(block.slots):
+            nodes = range(position, size, block.slots)
+            _repeat(builder, graph, block.source, group, nodes)
         builder.blocks.remove(block)
-        chosen = block.source_index or range(size)
-        places = _places(block, step=block.slots, of=list(chosen))
-        builder.blocks.append(replace(_unrolled(block, group), source_index=places))
-    return replace(
-        _without_dead_ends(builder, graph).build(*_ends(graph)),
-        parameters=graph.parameters,
-    )
+        channels = block.source_index or range(old.size)
+        index = _repeated_nodes(block, channels)
+        builder.blocks.append(replace(_with_columns(block, group), source_index=index))
+    _remove_dead_ends(builder, graph)
+    builder.blocks = _in_forward_order(builder.blocks, len(graph.groups))
+    return _built(builder, graph)
 
 
-def _copy(graph: NeuralGraph) -> GraphBuilder:
-    builder = GraphBuilder(
-        [replace(spec, is_complex=False) for spec in graph.parameters]
-    )
-    builder.groups, builder.blocks = list(graph.groups), list(graph.blocks)
-    builder.biases, builder.unplaced = list(graph.biases), list(graph.unplaced)
+def _repeat(
+    builder: GraphBuilder, graph: NeuralGraph, old: int, new: int, nodes: Sequence[int]
+) -> None:
+    """Adds incoming edges and biases of a group to nodes of another, one for each of
+    its neurons."""
+    for block in graph.blocks_into(old):
+        index = _picked(nodes, block.target_index)
+        builder.blocks.append(replace(block, target=new, target_index=index))
+    for bias in graph.biases:
+        if bias.group == old:
+            index = _picked(nodes, bias.index)
+            builder.biases.append(replace(bias, group=new, index=index))
+
+
+def _picked(nodes: Sequence[int], index: Index) -> Index:
+    return tuple(nodes) if index is None else tuple(nodes[neuron] for neuron in index)
+
+
+def _builder_of(graph: NeuralGraph) -> GraphBuilder:
+    # slots of complex parameters are pairs already
+    specs = [replace(spec, is_complex=False) for spec in graph.parameters]
+    builder = GraphBuilder(specs)
+    builder.groups = list(graph.groups)
+    builder.blocks = list(graph.blocks)
+    builder.biases = list(graph.biases)
+    builder.unplaced = list(graph.unplaced)
     return builder
 
 
-def _unrolled(block: EdgeBlock, source: int) -> EdgeBlock:
-    """The block with its slots as sources: channel after channel,
-    or position after position where these lie so."""
+def _built(builder: GraphBuilder, graph: NeuralGraph) -> NeuralGraph:
+    inputs, outputs = set(), set()
+    for number, group in enumerate(graph.groups):
+        if group.role == "input":
+            inputs.add(number)
+        elif group.role == "output":
+            outputs.add(number)
+    return replace(builder.build(inputs, outputs), parameters=graph.parameters)
+
+
+def _flattens(graph: NeuralGraph) -> list[EdgeBlock]:
+    return [block for block in graph.blocks if block.kind == FLATTEN]
+
+
+def _with_columns(block: EdgeBlock, source: int) -> EdgeBlock:
+    """The block from a group that has a node for every column of its weight."""
     assert block.view is not None
     _, targets, channels = block.shape
     _, row, channel, position = block.view.strides
-    step = min(channel, position) if channels > 1 else position
+    column = position if channels == 1 else min(channel, position)
     shape = (1, targets, channels * block.slots)
-    view = View(block.view.parameter, shape, (0, row, step), block.view.offset)
+    view = View(block.view.parameter, shape, (0, row, column), block.view.offset)
     return replace(
         block,
         view=view,
@@ -109,72 +131,62 @@ def _unrolled(block: EdgeBlock, source: int) -> EdgeBlock:
     )
 
 
-def _places(
-    block: EdgeBlock, step: int | None = None, of: list[int] | None = None
-) -> Index:
-    """Nodes in the order of `_unrolled` or, for a layer that has them position after
-    position, of the channels."""
+def _is_channels_first(block: EdgeBlock) -> bool:
+    """Whether the columns of a weight are channel after channel, not position after
+    position."""
     assert block.view is not None
+    _, _, channel, position = block.view.strides
+    return block.shape[2] == 1 or channel > position
+
+
+def _columns_of_channels(block: EdgeBlock) -> Index:
+    """The columns of a weight, ordered by channel, then position."""
     channels, slots = block.shape[2], block.slots
-    by_channel = channels == 1 or block.view.strides[2] > block.view.strides[3]
-    if step is None:
-        # the nodes are in the order of the weight's columns: which of them belong to
-        # each channel
-        order = [
-            c * slots + k if by_channel else k * channels + c
-            for c in range(channels)
-            for k in range(slots)
-        ]
-    else:
-        # the nodes are in the order channel, position: where each of the weight's
-        # columns is from
-        assert of is not None
-        pairs = (
-            [(c, k) for c in of for k in range(slots)]
-            if by_channel
-            else [(c, k) for k in range(slots) for c in of]
-        )
-        order = [c * step + k for c, k in pairs]
-    return None if order == list(range(len(order))) and of is None else tuple(order)
+    columns = np.arange(channels * slots)
+    if not _is_channels_first(block):
+        columns = columns.reshape(slots, channels).T.ravel()
+    order = columns.tolist()
+    return None if order == sorted(order) else tuple(order)
 
 
-def _copies(index: Index, size: int, slots: int, k: int) -> Index:
-    return tuple(n * slots + k for n in (index or range(size)))
+def _repeated_nodes(block: EdgeBlock, channels: Sequence[int]) -> Index:
+    """For every column of a weight its node; nodes are ordered by channel, then
+    position."""
+    first = np.array(channels) * block.slots
+    nodes = np.add.outer(first, np.arange(block.slots))  # (channels, slots)
+    if not _is_channels_first(block):
+        nodes = nodes.T
+    return tuple(nodes.ravel().tolist())
 
 
-def _ends(graph: NeuralGraph) -> tuple[set[int], set[int]]:
-    roles = [group.role for group in graph.groups]
-    return {i for i, r in enumerate(roles) if r == "input"}, {
-        i for i, r in enumerate(roles) if r == "output"
-    }
+def _remove_dead_ends(builder: GraphBuilder, graph: NeuralGraph) -> None:
+    """Removes blocks and biases of channels of which only the copies are used."""
+    sources = {block.source for block in builder.blocks}
+    dead = {block.source for block in _flattens(graph)} - sources
+    builder.blocks = [block for block in builder.blocks if block.target not in dead]
+    builder.biases = [bias for bias in builder.biases if bias.group not in dead]
 
 
-def _without_dead_ends(builder: GraphBuilder, graph: NeuralGraph) -> GraphBuilder:
-    """Takes out what led to channels that only their copies use now."""
-    flattened = {b.source for b in graph.blocks if b.kind == FLATTEN}
-    dead = {g for g in flattened if not any(b.source == g for b in builder.blocks)}
-    builder.blocks = [b for b in builder.blocks if b.target not in dead]
-    builder.biases = [b for b in builder.biases if b.group not in dead]
-    # forward order: the copies stand before what uses them
-    copied = [b for b in builder.blocks if b.target >= len(graph.groups)]
-    behind = [b for b in builder.blocks if b.source >= len(graph.groups)]
-    rest = [b for b in builder.blocks if b not in copied and b not in behind]
-    reached = {b.target for b in behind}
-    early = [b for b in rest if not _follows(rest, reached, b.source)]
-    late = [b for b in rest if b not in early]
-    builder.blocks = [*early, *copied, *behind, *late]
-    return builder
+def _in_forward_order(blocks: Iterable[EdgeBlock], count: int) -> list[EdgeBlock]:
+    """Blocks into the repeated nodes before the blocks that read these.
 
-
-def _follows(blocks: list[EdgeBlock], reached: set[int], group: int) -> bool:
-    """Whether a group is one of those reached or lies behind one."""
-    seen: set[int] = set()
-    todo = [group]
-    while todo:
-        g = todo.pop()
-        if g in reached:
-            return True
-        if g not in seen:
-            seen.add(g)
-            todo += [b.source for b in blocks if b.target == g]
-    return False
+    count: number of groups without the repeated nodes.
+    """
+    copies, behind, rest = [], [], []
+    for block in blocks:
+        if block.target >= count:
+            copies.append(block)
+        if block.source >= count:
+            behind.append(block)
+        if max(block.source, block.target) < count:
+            rest.append(block)
+    downstream = {block.target for block in behind}
+    size = 0
+    while len(downstream) > size:
+        size = len(downstream)
+        for block in rest:
+            if block.source in downstream:
+                downstream.add(block.target)
+    early = [block for block in rest if block.source not in downstream]
+    late = [block for block in rest if block.source in downstream]
+    return [*early, *copies, *behind, *late]

@@ -6,7 +6,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ngopt import build_graph
-from ngopt.graph.core import ParameterSpec, View
+from ngopt.graph.groups_and_blocks import ParameterSpec, View
 from ngopt.roles.from_graph import ParameterRole, roles_of
 from ngopt.roles.partition import Axis, MatrixLayout, layouts_of
 

@@ -1,5 +1,4 @@
-"""Networks that are divided among processes, each of which holds parts of the
-parameters."""
+"""Networks whose parameters are sharded among processes."""
 
 from __future__ import annotations
 
@@ -14,48 +13,47 @@ from torch.utils._pytree import tree_leaves
 from ngopt.graph.tracing.copies import Copier
 from ngopt.shard_layout import are_divided, is_dtensor
 
-# What FullyShardedDataParallel sets on the flat pieces that it makes of parameters.
+# Attribute of the flat parameters of FullyShardedDataParallel.
 FLATTENED = "_fsdp_flattened"
-# How the attributes begin in which a module has what `fully_shard` knows of it.
+# Prefix of the attributes in which `fully_shard` keeps its state of a module.
 STATE = "__composable_api_state_key"
 
-REMEDY = (
-    "expected whole parameters or those that fully_shard has divided; got flat pieces, which "
-    "FullyShardedDataParallel makes of them and which show no matrix. Use "
+EXPECTED = (
+    "expected whole parameters, or those that fully_shard has sharded; got flat parameters "
+    "of FullyShardedDataParallel, which have no matrix shapes. Use "
     "torch.distributed.fsdp.fully_shard(model) in its place."
 )
 
 
-def check_no_pieces(named: Iterable[tuple[str, Tensor]]) -> None:
-    """Raises ValueError for a flat piece of parameters."""
+def check_not_flattened(named: Iterable[tuple[str, Tensor]]) -> None:
+    """Raises ValueError for a flat parameter of FullyShardedDataParallel."""
     for name, p in named:
         if getattr(p, FLATTENED, False):
-            raise ValueError(f"NGOptimizer: '{name}': {REMEDY}")
+            raise ValueError(f"NGOptimizer: '{name}': {EXPECTED}")
 
 
-def check_whole(named: Iterable[tuple[str, Any]]) -> None:
-    """Raises ValueError for a parameter that is divided among processes, a DTensor."""
+def check_no_dtensors(named: Iterable[tuple[str, Any]]) -> None:
+    """Raises ValueError for a parameter that is a DTensor."""
     for name, p in named:
         if is_dtensor(p):
             raise ValueError(
-                f"NGOptimizer: '{name}': expected a whole tensor, as metanets see the whole "
-                "network; got a DTensor. weights='default' trains networks that fully_shard or "
-                "parallelize_module has divided."
+                f"NGOptimizer: '{name}': expected a whole tensor, as metanets read the "
+                "whole network; got a DTensor. weights='default' trains networks that "
+                "fully_shard or parallelize_module has sharded."
             )
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether processes divide a module's parameters, by `fully_shard` or
-    `parallelize_module`.
+    """Whether `fully_shard` or `parallelize_module` has sharded a module.
 
-    Raises ValueError if FullyShardedDataParallel does.
+    Raises ValueError if FullyShardedDataParallel has.
     """
-    # looked up, not imported: who divides a network has imported it
+    # not imported: a sharded network implies that the caller has imported it
     fsdp = sys.modules.get("torch.distributed.fsdp")
     if fsdp is not None:
         for module in model.modules():
             if isinstance(module, fsdp.FullyShardedDataParallel):
-                raise ValueError(f"{type(model).__name__}: {REMEDY}")
+                raise ValueError(f"{type(model).__name__}: {EXPECTED}")
             if isinstance(module, fsdp.FSDPModule):
                 return True
     return are_divided(list(model.parameters()))
@@ -72,11 +70,11 @@ def free_gathered() -> None:
 
 
 def as_whole(model: nn.Module, inputs: Any) -> nn.Module:
-    """A copy of a divided module as it was before, to be traced with `inputs`.
+    """A copy of a sharded module as it was before, to be traced with `inputs`.
 
-    It has the classes, names and shapes of the whole module and none of the hooks,
-    which would gather parameters. A parameter has one number for all of its elements,
-    and so no memory; it is where the inputs are.
+    It has the classes, names and shapes of the whole module and none of its hooks,
+    which would gather parameters. Each parameter is one number expanded to its shape,
+    on the device of the inputs.
     """
     devices = [x.device for x in tree_leaves(inputs) if isinstance(x, Tensor)]
     return _WholeCopier(devices[0] if devices else None).module(model)

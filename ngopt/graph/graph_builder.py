@@ -1,0 +1,186 @@
+"""Puts collected groups, blocks and biases together as a `NeuralGraph`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from ngopt.graph.activation_symmetry import ACTIVATIONS, symmetry_of
+from ngopt.graph.connectivity import connected, longest_paths, relative_depths
+from ngopt.graph.groups_and_blocks import (
+    Bias,
+    EdgeBlock,
+    Index,
+    NeuronGroup,
+    ParameterSpec,
+    View,
+)
+from ngopt.graph.neural_graph import NeuralGraph
+
+Place = TypeVar("Place", Bias, EdgeBlock)
+
+
+class GraphBuilder:
+    """Collects groups, blocks and biases; `build` adds roles, depths and what is left of
+    the parameters."""
+
+    def __init__(self, parameters: Sequence[ParameterSpec]):
+        self.parameters = tuple(parameters)
+        self.groups: list[NeuronGroup] = []
+        self.blocks: list[EdgeBlock] = []
+        self.biases: list[Bias] = []
+        self.unplaced: list[str] = []
+
+    def add_group(self, name: str, size: int, kind: str = "neuron") -> int:
+        self.groups.append(NeuronGroup(name, size, kind))
+        return len(self.groups) - 1
+
+    def add_weight(
+        self, parameter: int, source: int, slot_shape: tuple[int, ...] = ()
+    ) -> int:
+        """Adds the edges of a whole weight, (n_target, n_source * slots) or (n_target,
+        n_source, *slot_shape), and its target; returns the target."""
+        spec = self.parameters[parameter]
+        target = self.add_group(layer_name(spec), spec.shape[0])
+        shape = (1, spec.shape[0], self.groups[source].size)
+        kind = "flatten" if slot_shape and len(spec.shape) == 2 else "weight"
+        view = View.whole(parameter, (*shape, *slot_shape))
+        self.blocks.append(EdgeBlock(view, source, target, shape, slot_shape, kind))
+        return target
+
+    def add_bias(
+        self, view: View, group: int, kind: str = "bias", index: Index = None
+    ) -> None:
+        self.biases.append(Bias(view, group, view.shape[1:], kind, index))
+
+    def add_component(self, parameter: int) -> int:
+        """Adds a parameter as a component of its own; returns its last group."""
+        spec = self.parameters[parameter]
+        if len(spec.shape) >= 2:
+            source = self.add_group(f"{layer_name(spec)}.in", spec.shape[1])
+            return self.add_weight(parameter, source, spec.shape[2:])
+        group = self.add_group(spec.name, spec.numel)
+        self.add_bias(View.whole(parameter, (spec.numel,)), group)
+        return group
+
+    def note_functions(self, group: int, names: Sequence[str]) -> None:
+        """Stores which functions the network applies to neurons; names: in order."""
+        first = next((name for name in names if name in ACTIVATIONS), None)
+        symmetry = symmetry_of(names)
+        self.groups[group] = replace(
+            self.groups[group], activation=first, symmetry=symmetry
+        )
+
+    @property
+    def placed(self) -> set[int]:
+        """The parameters of which some elements have a place."""
+        return {i for i, views in enumerate(self._views()) if views}
+
+    def build(
+        self,
+        inputs: Collection[int] = (),
+        outputs: Collection[int] = (),
+        hidden: Collection[int] = (),
+    ) -> NeuralGraph:
+        """The graph; parameters without a place become components of their own.
+
+        inputs, outputs: groups of the network's inputs and outputs. hidden: groups that
+        are neither, even without edges to or from them. The roles of other groups
+        follow from their edges.
+        """
+        for i, views in enumerate(self._views()):
+            if not views:
+                self.unplaced.append(self.parameters[i].name)
+                self.add_component(i)
+        for i, views in enumerate(self._views()):
+            self._add_unused(i, views)
+        return NeuralGraph(
+            tuple(spec.paired for spec in self.parameters),
+            tuple(self._placed_groups(inputs, outputs, hidden)),
+            tuple(self._paired(block) for block in self.blocks),
+            tuple(self._paired(bias) for bias in self.biases),
+            tuple(self.unplaced),
+        )
+
+    def _views(self) -> list[list[View]]:
+        """The views of every parameter."""
+        views: list[list[View]] = [[] for _ in self.parameters]
+        for place in (*self.blocks, *self.biases):
+            if place.view is not None:
+                views[place.view.parameter].append(place.view)
+        return views
+
+    def _add_unused(self, parameter: int, views: Sequence[View]) -> None:
+        """Adds nodes without edges for the elements that no view has."""
+        spec = self.parameters[parameter]
+        rest = _left_over(spec, views)
+        if not len(rest):
+            return
+        group = self.add_group(f"{spec.name}.unused", len(rest))
+        # where the distance to the next element changes
+        breaks = np.flatnonzero(np.diff(rest, 2)) + 2
+        for part in np.split(np.arange(len(rest)), breaks):
+            first = int(rest[part[0]])
+            step = int(rest[part[1]]) - first if len(part) > 1 else 0
+            view = View(parameter, (len(part),), (step,), first)
+            self.add_bias(view, group, "other", tuple(part.tolist()))
+
+    def _paired(self, place: Place) -> Place:
+        """The two numbers of every element of a complex parameter become two slots."""
+        view = place.view
+        if view is None or not self.parameters[view.parameter].is_complex:
+            return place
+        strides = [2 * stride for stride in view.strides]
+        pairs = View(
+            view.parameter, (*view.shape, 2), (*strides, 1), offset=2 * view.offset
+        )
+        return replace(place, view=pairs, slot_shape=(*place.slot_shape, 2))
+
+    def _placed_groups(
+        self,
+        inputs: Collection[int],
+        outputs: Collection[int],
+        hidden: Collection[int],
+    ) -> list[NeuronGroup]:
+        """The groups with their roles and depths."""
+        count = len(self.groups)
+        forward = [block for block in self.blocks if block.target != block.source]
+        layers = longest_paths(count, forward)
+        depths = relative_depths(layers, connected(count, self.blocks))
+        sources = {block.source for block in self.blocks}
+        targets = {block.target for block in forward}.difference(inputs)
+        groups = []
+        for i, group in enumerate(self.groups):
+            if i in hidden:
+                role = "hidden"
+            else:
+                role = _role(i in sources, i in targets, i in outputs)
+            groups.append(replace(group, role=role, depth=depths[i]))
+        return groups
+
+
+def _role(is_source: bool, is_target: bool, is_output: bool) -> str:
+    if is_target:
+        return "output" if is_output or not is_source else "hidden"
+    if is_source:
+        return "input"
+    return "output" if is_output else "isolated"
+
+
+def _left_over(spec: ParameterSpec, views: Sequence[View]) -> np.ndarray:
+    """Flat numbers of the elements that no view has."""
+    if any(view.numel == spec.numel for view in views):
+        return np.empty(0, np.int64)
+    is_free = np.ones(spec.numel, bool)
+    for view in views:
+        used = as_strided(is_free[view.offset :], view.shape, view.strides)
+        used[...] = False
+    return np.flatnonzero(is_free)
+
+
+def layer_name(spec: ParameterSpec) -> str:
+    return spec.name.removesuffix(".weight")

@@ -1,0 +1,234 @@
+"""What a neural graph is made of: parameters and views of them, neuron groups, edge
+blocks, biases, and the topology that holds these."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ParameterSpec:
+    """Name and shape of one parameter; its place in the parameter list is its key.
+
+    In a graph a complex parameter counts as pairs of real numbers, on a last axis of
+    its shape.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    is_complex: bool = False
+
+    @classmethod
+    def of(cls, name: str, parameter: Tensor) -> ParameterSpec:
+        """The spec of a tensor, complex numbers still counted as one."""
+        return cls(name, tuple(parameter.shape), parameter.is_complex())
+
+    @property
+    def paired(self) -> ParameterSpec:
+        """The same with complex numbers counted as two."""
+        if not self.is_complex:
+            return self
+        return ParameterSpec(self.name, (*self.shape, 2), True)
+
+    @property
+    def unpaired(self) -> ParameterSpec:
+        """The inverse of `paired`."""
+        if not self.is_complex:
+            return self
+        return ParameterSpec(self.name, self.shape[:-1], True)
+
+    @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class View:
+    """Elements of a parameter: a strided view of its flat elements, each at most once."""
+
+    parameter: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        # strides of dimensions of length 1 are set to 0: equal elements, equal views
+        strides = list(self.strides)
+        for dim, length in enumerate(self.shape):
+            if length <= 1:
+                strides[dim] = 0
+        object.__setattr__(self, "strides", tuple(strides))
+
+    @classmethod
+    def whole(cls, parameter: int, shape: tuple[int, ...]) -> View:
+        """All elements of a parameter in their own order."""
+        return cls(parameter, shape, contiguous_strides(shape))
+
+    @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+    def is_whole(self, spec: ParameterSpec) -> bool:
+        """Whether the view is the parameter in its own order."""
+        is_contiguous = self == View.whole(self.parameter, self.shape)
+        return is_contiguous and self.numel == spec.numel
+
+    def read(self, flat: Tensor) -> Tensor:
+        """(b, numel, f) -> (b, *shape, f), which shares memory."""
+        tail = flat[:, self.offset :]
+        batch, element, feature = flat.stride()
+        strides = [stride * element for stride in self.strides]
+        shape = (len(flat), *self.shape, flat.shape[-1])
+        return tail.as_strided(shape, (batch, *strides, feature))
+
+    def write(self, flat: Tensor, values: Tensor) -> None:
+        """Puts (b, *shape, f) into (b, numel, f), in place."""
+        self.read(flat).copy_(values)
+
+
+def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
+
+
+@dataclass(frozen=True)
+class NeuronGroup:
+    """The neurons of one layer: the units of a linear layer, the channels of a
+    convolution.
+
+    kind: one of `ngopt.graph.kinds.NODE_KINDS`.
+    role: "input", "hidden", "output" or, for nodes without edges, "isolated".
+    depth: length of the longest path to the group, divided by that of the longest path
+        in its component: 0 at inputs, 1 at the deepest outputs.
+    activation: name of the first function that the network applies to these neurons.
+    symmetry: see `ngopt.graph.activation_symmetry.symmetry_of`.
+    is_pinned: whether these neurons differ by something that no edge shows, so that
+        they cannot be exchanged.
+    """
+
+    name: str
+    size: int
+    kind: str = "neuron"
+    role: str = "isolated"
+    depth: float = 0.0
+    activation: str | None = None
+    symmetry: str | None = None
+    is_pinned: bool = False
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether its neurons cannot be exchanged: inputs, outputs, pinned and isolated
+        ones."""
+        return self.role != "hidden" or self.is_pinned
+
+
+Index = tuple[int, ...] | None
+"""Neurons of a group, in the order of a block or bias; None for all of them."""
+
+
+@dataclass(frozen=True)
+class EdgeBlock:
+    """Edges of one kind from neurons of the group `source` to neurons of `target`.
+
+    shape: (groups, n_target, n_source). Every target of a group has an edge from every
+        source of the same group: one group for a dense layer, several for a grouped
+        convolution, one per neuron for a diagonal (the scale of a norm).
+    slot_shape: shape of the slots of an edge, which are the positions of a kernel or of
+        a flattened map, or the gates of a recurrent layer; () for one slot.
+    view: the elements, (groups, n_target, n_source, *slot_shape); None for edges of
+        value 1, such as those of a residual connection.
+    kind: one of `ngopt.graph.kinds.EDGE_KINDS`.
+    source_index, target_index: the neurons, counted through all groups.
+    position: in a parameter graph, where each slot is a block: the slot's place in its
+        kernel.
+    """
+
+    view: View | None
+    source: int
+    target: int
+    shape: tuple[int, int, int]
+    slot_shape: tuple[int, ...] = ()
+    kind: str = "weight"
+    source_index: Index = None
+    target_index: Index = None
+    position: tuple[int, ...] = ()
+
+    @property
+    def slots(self) -> int:
+        return prod(self.slot_shape)
+
+
+@dataclass(frozen=True)
+class Bias:
+    """Elements of a parameter that are features of nodes; view: (n, *slot_shape)."""
+
+    view: View
+    group: int
+    slot_shape: tuple[int, ...] = ()
+    kind: str = "bias"
+    index: Index = None
+
+    @property
+    def slots(self) -> int:
+        return prod(self.slot_shape)
+
+
+def is_diagonal(block: EdgeBlock) -> bool:
+    """Whether every target has one source of its own, as with the scale of a norm."""
+    return block.shape[0] > 1 and block.shape[1:] == (1, 1)
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Groups, blocks and biases of a `NeuralGraph`.
+
+    parameters: in the order in which values are given.
+    unplaced: names of the parameters without a rule, each a component of its own.
+    members: for each group, the number of its graph among joined graphs; () for one
+        graph.
+    inferred: for each parameter, whether its place follows from its name and shape
+        alone; () where none does.
+    """
+
+    parameters: tuple[ParameterSpec, ...]
+    groups: tuple[NeuronGroup, ...]
+    blocks: tuple[EdgeBlock, ...]
+    biases: tuple[Bias, ...]
+    unplaced: tuple[str, ...] = ()
+    members: tuple[int, ...] = ()
+    inferred: tuple[bool, ...] = field(default=(), compare=False)
+
+    def blocks_into(self, group: int) -> tuple[EdgeBlock, ...]:
+        """The blocks whose target is a group."""
+        return tuple(self._incoming.get(group, ()))
+
+    @cached_property
+    def _incoming(self) -> dict[int, list[EdgeBlock]]:
+        incoming: dict[int, list[EdgeBlock]] = {}
+        for block in self.blocks:
+            incoming.setdefault(block.target, []).append(block)
+        return incoming
+
+    @property
+    def numel(self) -> int:
+        """Number of parameter elements in the graph."""
+        return sum(spec.numel for spec in self.parameters)
+
+    @cached_property
+    def weights(self) -> tuple[EdgeBlock, ...]:
+        """The blocks whose edges are parameters."""
+        return tuple(block for block in self.blocks if block.view is not None)
+
+    @cached_property
+    def constants(self) -> tuple[EdgeBlock, ...]:
+        """The blocks whose edges have the value 1."""
+        return tuple(block for block in self.blocks if block.view is None)
+
+    @property
+    def membership(self) -> tuple[int, ...]:
+        """For each group, the number of its graph among joined graphs."""
+        return self.members or (0,) * len(self.groups)

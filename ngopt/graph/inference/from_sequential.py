@@ -1,0 +1,136 @@
+"""The neural graph of a sequential module, from its layers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from ngopt.graph.graph_builder import GraphBuilder
+from ngopt.graph.groups_and_blocks import ParameterSpec, View
+from ngopt.graph.neural_graph import NeuralGraph
+
+# Activations with their names in a trace.
+ACTIVATION_MODULES: dict[type[nn.Module], str] = {
+    nn.CELU: "celu",
+    nn.ELU: "elu",
+    nn.GELU: "gelu",
+    nn.Hardsigmoid: "hardsigmoid",
+    nn.Hardswish: "hardswish",
+    nn.Hardtanh: "hardtanh",
+    nn.LeakyReLU: "leaky_relu",
+    nn.LogSoftmax: "log_softmax",
+    nn.Mish: "mish",
+    nn.ReLU: "relu",
+    nn.ReLU6: "hardtanh",
+    nn.RReLU: "rrelu",
+    nn.SELU: "selu",
+    nn.SiLU: "silu",
+    nn.Sigmoid: "sigmoid",
+    nn.Softmax: "softmax",
+    nn.Softmin: "softmax",
+    nn.Softplus: "softplus",
+    nn.Tanh: "tanh",
+}
+# Other modules that treat all neurons alike, or turn positions of a map into slots, with
+# their names in a trace; None for those that only move values.
+OTHER_MODULES: dict[type[nn.Module], str | None] = {
+    nn.AdaptiveAvgPool2d: "adaptive_avg_pool2d",
+    nn.AdaptiveMaxPool2d: "adaptive_max_pool2d",
+    nn.AlphaDropout: "alpha_dropout",
+    nn.AvgPool2d: "avg_pool2d",
+    nn.Dropout: "dropout",
+    nn.Dropout2d: "feature_dropout",
+    nn.FeatureAlphaDropout: "feature_alpha_dropout",
+    nn.Flatten: None,
+    nn.Hardshrink: "hardshrink",
+    nn.Identity: None,
+    nn.LogSigmoid: "log_sigmoid",
+    nn.MaxPool2d: "max_pool2d",
+    nn.Softshrink: "softshrink",
+    nn.Threshold: "threshold",
+    nn.ZeroPad2d: None,
+}
+
+
+def sequential_graph(model: nn.Module) -> NeuralGraph | None:
+    """The graph of a (nested) `nn.Sequential` of Linear, Conv2d and the modules above;
+    None for other modules."""
+    leaves = _sequential_leaves(model)
+    if leaves is None or len(set(leaves)) < len(leaves):
+        return None
+    if not all(map(_is_known, leaves)):
+        return None
+    return _graph_of_layers(model, leaves)
+
+
+def _graph_of_layers(
+    model: nn.Module, leaves: Sequence[nn.Module]
+) -> NeuralGraph | None:
+    """None if a layer does not fit the layer before, or two layers share a weight."""
+    names = {**ACTIVATION_MODULES, **OTHER_MODULES}
+    specs = []
+    position = {}
+    for i, (name, p) in enumerate(model.named_parameters()):
+        specs.append(ParameterSpec.of(name, p))
+        position[p] = i
+    builder = GraphBuilder(specs)
+    last: int | None = None
+    is_map = True  # whether neurons are channels, whose positions a flatten makes slots
+    functions: list[str] = []  # applied to the last neurons
+    for module in leaves:
+        if not isinstance(module, nn.Linear | nn.Conv2d):
+            name = names[type(module)]
+            functions += [] if name is None else [name]
+            continue
+        if last is None:
+            last = builder.add_group("input", module.weight.shape[1])
+        builder.note_functions(last, functions)
+        functions = []
+        weight = position[module.weight]
+        slot_shape = _slot_shape(module, builder.groups[last].size, is_map)
+        if slot_shape is None or weight in builder.placed:
+            return None
+        last = builder.add_weight(weight, last, slot_shape)
+        if module.bias is not None:
+            bias = View.whole(position[module.bias], tuple(module.bias.shape))
+            builder.add_bias(bias, last)
+        is_map = isinstance(module, nn.Conv2d)
+    if last is not None:
+        builder.note_functions(last, functions)
+    return builder.build()
+
+
+def _slot_shape(
+    module: nn.Linear | nn.Conv2d, size: int, is_map: bool
+) -> tuple[int, ...] | None:
+    """Slots of the edges from `size` neurons to a layer; None if the sizes do not
+    fit."""
+    inputs = module.weight.shape[1]
+    if inputs == size:
+        return tuple(module.weight.shape[2:])
+    if isinstance(module, nn.Linear) and is_map and inputs % size == 0:
+        return (inputs // size,)
+    return None
+
+
+def _sequential_leaves(model: nn.Module) -> list[nn.Module] | None:
+    """Leaf modules in the order of the forward pass; None if that is unknown."""
+    if type(model) is not nn.Sequential:
+        has_children = any(True for _ in model.children())
+        return None if has_children else [model]
+    leaves = []
+    for child in model:
+        inner = _sequential_leaves(child)
+        if inner is None:
+            return None
+        leaves += inner
+    return leaves
+
+
+def _is_known(module: nn.Module) -> bool:
+    if isinstance(module, nn.Conv2d):
+        return module.groups == 1 and module.padding_mode == "zeros"
+    if isinstance(module, nn.Linear):
+        return True
+    return type(module) in ACTIVATION_MODULES or type(module) in OTHER_MODULES

@@ -1,0 +1,219 @@
+"""Neural graphs as graphs of networkx and PyTorch Geometric. Both libraries are
+optional, so the functions import them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ngopt.graph.neural_graph import NeuralGraph
+from ngopt.graph.views.edge_list import EdgeList, Slots, node_starts, to_edge_list
+from ngopt.graph.views.parameter_graph_labels import edge_types, node_types
+
+if TYPE_CHECKING:
+    from networkx import MultiDiGraph
+    from torch_geometric.data import Data
+
+GROUP_ATTRIBUTES = ("name", "kind", "role", "depth", "activation", "is_pinned")
+
+
+def require(library: str, user: str) -> None:
+    """Imports an optional library; the ImportError names the command that installs
+    it."""
+    try:
+        import_module(library)
+    except ImportError as error:
+        raise ImportError(
+            f"{user} needs {library}; install it with: pip install 'ngopt[graph]'"
+        ) from error
+
+
+def to_networkx(
+    graph: NeuralGraph, values: Sequence[Tensor] | None = None
+) -> MultiDiGraph:
+    """A networkx graph with a node for every neuron and an edge for every edge,
+    numbered as in `to_edge_list`.
+
+    values: one tensor per parameter, (*shape, *features).
+
+    Attributes of nodes:
+
+    - group, index: the position in `NeuralGraph.groups` and the neuron in the group.
+    - name, kind, role, depth, activation, is_pinned: those of the group.
+
+    Attributes of edges:
+
+    - block, kind: the position in `NeuralGraph.blocks` and the kind of the block.
+
+    Attributes of both:
+
+    - slots: a list of (parameter name, flat element); for nodes of biases, for edges of
+      weights, empty for edges of value 1.
+    - values: a number for every slot, or nested lists with features; only with values.
+
+    Raises ImportError if networkx is missing, ValueError if the values do not fit.
+    """
+    require("networkx", "to_networkx")
+    from networkx import MultiDiGraph
+
+    edges = to_edge_list(graph)
+    node_slots = _node_slots(graph, edges)
+    edge_slots = Slots(edges.parameter, edges.element)
+    on_nodes = on_edges = None
+    if values is not None:
+        on_nodes, on_edges = _values(graph, edges, values)
+    node_attributes = _attributes(graph, node_slots, on_nodes)
+    edge_attributes = _attributes(graph, edge_slots, on_edges)
+    result = MultiDiGraph()
+    for number, group in enumerate(graph.groups):
+        of_group = {key: getattr(group, key) for key in GROUP_ATTRIBUTES}
+        for index in range(group.size):
+            node = len(result)
+            own = node_attributes[node]
+            result.add_node(node, group=number, index=index, **of_group, **own)
+    sources, targets = edges.sources.tolist(), edges.targets.tolist()
+    for edge, block in enumerate(edges.block.tolist()):
+        kind = graph.blocks[block].kind
+        own = edge_attributes[edge]
+        result.add_edge(sources[edge], targets[edge], block=block, kind=kind, **own)
+    return result
+
+
+def _attributes(
+    graph: NeuralGraph, slots: Slots, values: Tensor | None
+) -> list[dict[str, Any]]:
+    """The attributes `slots` and `values` of every node or edge."""
+    rows = zip(slots.parameter.tolist(), slots.element.tolist(), strict=True)
+    numbers = None if values is None else values.tolist()
+    found = []
+    for row, (parameters, elements) in enumerate(rows):
+        places = []
+        for parameter, element in zip(parameters, elements, strict=True):
+            if element >= 0:
+                places.append((graph.parameters[parameter].name, element))
+        attributes: dict[str, Any] = {"slots": places}
+        if numbers is not None:
+            attributes["values"] = numbers[row][: len(places)]
+        found.append(attributes)
+    return found
+
+
+def to_pyg(
+    graph: NeuralGraph,
+    values: Sequence[Tensor] | None = None,
+    slots: int | None = None,
+) -> Data:
+    """A PyTorch Geometric graph with a node for every neuron; nodes and edges in the
+    order of `to_edge_list`.
+
+    values: one tensor per parameter, (*shape, *features); gradients flow to them.
+    slots: number of slots to which nodes and edges are padded; by default as many as
+        the graph needs. Graphs of several architectures need the same number to go into
+        one `torch_geometric.data.Batch`.
+
+    - edge_index: (2, edges), source and target of every edge.
+    - edge_kind: (edges,), the position of the block's kind in `EDGE_KINDS`.
+    - edge_block: (edges,), the position in `NeuralGraph.blocks`.
+    - edge_mask: (edges, slots), which slots have an element: none for edges of value 1.
+    - node_group: (nodes,), the position in `NeuralGraph.groups`.
+    - node_kind: (nodes,), the position of the group's kind in `NODE_KINDS`.
+    - node_depth: (nodes,), see `NeuronGroup`.
+    - node_mask: (nodes, node slots), which slots have an element. A node with two
+      biases has the slots of both.
+    - edge_attr: (edges, slots, *features) and x: (nodes, node slots, *features), only
+      with values: weights and biases, 0 outside the masks.
+
+    Raises ImportError if torch_geometric is missing, ValueError if the values do not
+    fit or slots are too few.
+    """
+    require("torch_geometric", "to_pyg")
+    from torch_geometric.data import Data
+
+    edges = to_edge_list(graph)
+    edge_mask = Slots(edges.parameter, edges.element).mask
+    node_mask = _node_slots(graph, edges).mask
+    sizes = torch.tensor([group.size for group in graph.groups], device="cpu")
+    depths = torch.tensor([group.depth for group in graph.groups], device="cpu")
+    node_group = torch.arange(len(sizes), device="cpu").repeat_interleave(sizes)
+    data = Data(
+        edge_index=torch.stack([edges.sources, edges.targets]),
+        edge_kind=edge_types(graph)[edges.block],
+        edge_block=edges.block,
+        edge_mask=_padded(edge_mask, slots),
+        node_group=node_group,
+        node_kind=node_types(graph)[node_group],
+        node_depth=depths[node_group],
+        node_mask=_padded(node_mask, slots),
+        num_nodes=len(node_group),
+    )
+    if values is not None:
+        on_nodes, on_edges = _values(graph, edges, values)
+        data.x = _padded(on_nodes, slots)
+        data.edge_attr = _padded(on_edges, slots)
+    return data
+
+
+class _Values(NamedTuple):
+    """Values in slots: (nodes, node slots, *features), (edges, slots, *features); 0 in
+    slots without an element."""
+
+    nodes: Tensor
+    edges: Tensor
+
+
+def _values(graph: NeuralGraph, edges: EdgeList, values: Sequence[Tensor]) -> _Values:
+    gathered = graph.gather(values)
+    biases = [value.flatten(0, 1) for value in gathered.biases]
+    weights = [value.flatten(0, 3) for value in gathered.edges]
+    empty = (*biases, *weights)[0][:0]
+    _, order = _bias_order(edges)
+    on_nodes = torch.cat([empty, *biases])[order]
+    on_edges = torch.cat([empty, *weights])
+    node_mask = _node_slots(graph, edges).mask
+    edge_mask = Slots(edges.parameter, edges.element).mask
+    return _Values(_in_slots(on_nodes, node_mask), _in_slots(on_edges, edge_mask))
+
+
+def _in_slots(flat: Tensor, mask: Tensor) -> Tensor:
+    """flat: the values of all slots with an element, (n, *features)."""
+    table = flat.new_zeros((*mask.shape, *flat.shape[1:]))
+    table[mask.to(flat.device)] = flat
+    return table
+
+
+def _bias_order(edges: EdgeList) -> tuple[Tensor, Tensor]:
+    """The node of every element of a bias, in the order of nodes, and the position of
+    that element in the order of biases."""
+    mask = edges.node_element >= 0
+    nodes = edges.node.unsqueeze(1).expand_as(mask)[mask]
+    return nodes.sort(stable=True)
+
+
+def _node_slots(graph: NeuralGraph, edges: EdgeList) -> Slots:
+    """The elements of all biases of every node, (nodes, node slots)."""
+    mask = edges.node_element >= 0
+    node, order = _bias_order(edges)
+    counts = node.bincount(minlength=node_starts(graph)[-1])
+    first = counts.cumsum(0) - counts
+    slot = torch.arange(len(node), device="cpu") - first[node]
+    nowhere = torch.full((len(counts), int(counts.max())), -1, device="cpu")
+    parameter = nowhere.index_put((node, slot), edges.node_parameter[mask][order])
+    element = nowhere.index_put((node, slot), edges.node_element[mask][order])
+    return Slots(parameter, element)
+
+
+def _padded(value: Tensor, slots: int | None) -> Tensor:
+    """(n, width, *features) -> (n, slots, *features), with zeros."""
+    width = value.shape[1]
+    more = 0 if slots is None else slots - width
+    if more < 0:
+        raise ValueError(
+            f"to_pyg: expected at least {width} slots, as the graph has; got {slots} "
+            "(slots)"
+        )
+    zeros = value.new_zeros((len(value), more, *value.shape[2:]))
+    return torch.cat([value, zeros], dim=1)
