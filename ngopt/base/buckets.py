@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ngopt.chunking import amount
 from ngopt.packing import Pieces
-from ngopt.roles.partition import Axis, MatrixLayout
+from ngopt.roles.kronecker_factors import Axis, MatrixLayout
 
 # Elements of a bucket, unless a member has more; on CPUs what fits into caches.
 LARGEST = {"cpu": 1 << 20, "accelerator": 1 << 25}

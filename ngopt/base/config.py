@@ -22,7 +22,7 @@ class SoapConfig:
     step_size: float = 0.009
     fan_exponent: float = 0.5  # it goes with (fan_in / 64) ** -fan_exponent,
     fan_cap: float = 1.0  # at most so many times,
-    weight_exponent: float = 1.0  # and with what `ngopt.base.start` says to this
+    weight_exponent: float = 1.0  # and with what `ngopt.base.first_steps` says to this
     # Below `short` steps: (short / total_steps) ** short_exponent times longer ones.
     short: int = 500
     short_exponent: float = 0.4

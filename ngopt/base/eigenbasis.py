@@ -19,7 +19,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ngopt.roles.partition import MatrixLayout
+from ngopt.roles.kronecker_factors import MatrixLayout
 
 LIFT = 1e-3  # in largest eigenvalues: directions of less are noise
 LARGEST = 1.25  # singular value of A: angle of a rotation

@@ -1,6 +1,6 @@
 """The default: SOAP (Vyas et al. 2024) with one setting for every network.
 
-For every matrix G of gradients (`ngopt.roles.partition`: which these are):
+For every matrix G of gradients (`ngopt.roles.kronecker_factors`: which these are):
 
     L <- b L + (1 - b) G G^T,  R <- b R + (1 - b) G^T G    Kronecker factors
     m <- b1 m + (1 - b1) G,    n: Nesterov's momentum
@@ -16,7 +16,7 @@ they are applied to (but for the first); heads, gates and experts have their own
 factors; gradients are divided by about the RMS of the first, so that the loss' scale
 changes nothing, clipped where they are out of proportion to their running RMS, and
 skipped where they are not finite; weights that never receive a gradient only decay; the
-step size follows fan, role, horizon, RMS of the weights, and what `ngopt.base.start`
+step size follows fan, role, horizon, RMS of the weights, and what `ngopt.base.first_steps`
 tells.
 """
 
@@ -34,10 +34,10 @@ from torch import Tensor
 from ngopt import devices
 from ngopt.base.config import SoapConfig
 from ngopt.base.eigenbasis import renewal_interval
-from ngopt.base.group import Group
-from ngopt.base.sharded import ShardedGroup
+from ngopt.base.sharded_update import ShardedSoapUpdate
 from ngopt.base.state import first_record
 from ngopt.base.step_size import NOMINAL_STEP, is_kept
+from ngopt.base.update import SoapUpdate
 from ngopt.distributed.shards import Shards
 from ngopt.functional import (
     AVERAGE,
@@ -51,7 +51,7 @@ from ngopt.functional import (
 from ngopt.graph.core import NeuralGraph
 from ngopt.packing import unshare
 from ngopt.roles.from_graph import matrices_of_biases, roles_of
-from ngopt.roles.partition import is_measured, layouts_of
+from ngopt.roles.kronecker_factors import is_measured, layouts_of
 from ngopt.schedule import steps_so_far
 
 
@@ -102,7 +102,7 @@ class SoapRule(UpdateRule):
         limits = self.config.longest, self.config.budget
         pairs = zip(self.roles, self.graph.parameters, strict=True)
         self.layouts = [layouts_of(role, spec, *limits) for role, spec in pairs]
-        self._groups: tuple[Any, list[Group]] = None, []
+        self._groups: tuple[Any, list[SoapUpdate]] = None, []
         if self.shards is not None:
             every = self.renewal_interval(self.shards.device)
             self.shards.divide(self.layouts, every)
@@ -192,7 +192,7 @@ class SoapRule(UpdateRule):
         state: Sequence[Record],
         params: Sequence[Tensor],
         in_place: bool,
-    ) -> list[Group]:
+    ) -> list[SoapUpdate]:
         """The parameters that have a gradient, by dtype and device."""
         likes = [_like(state[i], params[i]) for i in present]
         wanted = present, [(like.dtype, like.device) for like in likes]
@@ -204,7 +204,7 @@ class SoapRule(UpdateRule):
             for i, kind in zip(*wanted, strict=True):
                 same.setdefault(kind, []).append(i)
             like = [_like(state[own[0]], params[own[0]]) for own in same.values()]
-            kind = Group if self.shards is None else ShardedGroup
+            kind = SoapUpdate if self.shards is None else ShardedSoapUpdate
             groups = list(map(partial(kind, self), same.values(), like))
             self._groups = wanted, groups
         return groups

@@ -10,22 +10,22 @@ import torch
 from torch import Tensor
 
 from ngopt.base.buckets import Bucket, Factors, Member, make_buckets
-from ngopt.base.start import Start
+from ngopt.base.first_steps import StepSizeFactors
 from ngopt.functional import Record, state_dtype
 from ngopt.packing import PackedState, Packing, Pieces, scalars
-from ngopt.roles.partition import Axis, MatrixLayout, is_measured
+from ngopt.roles.kronecker_factors import Axis, MatrixLayout, is_measured
 
 # Factors and bases of more rows are bfloat16: rounding is far below their noise.
 EXACT = 512
 TINY = 1e-30
-SCALES = ("scale", "rms", "skipped", *Start._fields, "path", "distance")
+SCALES = ("scale", "rms", "skipped", *StepSizeFactors._fields, "path", "distance")
 
 
 def first_record(p: Tensor, layouts: Sequence[MatrixLayout]) -> Record:
     """The state of a parameter before its first gradient.
 
     step: gradients so far, () on the host. scale, rms: see `GradientScale`; skipped:
-    how many gradients were not finite; offset to density: see `Start`; path: sum of the
+    how many gradients were not finite; offset to density: see `StepSizeFactors`; path: sum of the
     squares of steps; distance: its square from the initial value; (). displacement: the
     difference from the initial value, of measured parameters. Of the matrices with
     layout number i: exp_avg_i, momentum, and exp_avg_sq_i, sums of squares in the

@@ -13,20 +13,20 @@ import torch
 from torch import Tensor
 
 from ngopt.base.config import SoapConfig
-from ngopt.base.gradient_scale import DECAY
+from ngopt.base.gradient_clipping import DECAY
 from ngopt.devices import Array, precise_dtype, stacked
 from ngopt.functional import Hyper
 from ngopt.roles.from_graph import ParameterRole
 from ngopt.schedule import average_weight, with_horizon, without_horizon
 
 NOMINAL_STEP = 1e-3  # unit of the user's weight decay: the step size of AdamW's default
-# What step sizes follow: see `ngopt.base.start`.
+# What step sizes follow: see `ngopt.base.first_steps`.
 LEAST = 1e-15  # damping: nothing is divided by 0
 FOLLOWED = (0.0625, 10.0)
 TINY = 1e-30
 
 
-class Known(NamedTuple):
+class ScheduledValues(NamedTuple):
     """What is known of every parameter before a step, (n,): numbers, arrays, tensors."""
 
     count: Array  # gradients so far, this one included
@@ -44,8 +44,8 @@ class Known(NamedTuple):
     per_rms: Array  # 1 / RMS of PyTorch's initial weights
 
 
-class StepTable:
-    """Makes `Known` of the parameters of these roles."""
+class ScheduleTable:
+    """Makes `ScheduledValues` of the parameters of these roles."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class StepTable:
         short = config.short / (total_steps or config.short)
         self.lengthening = max(short, 1.0) ** config.short_exponent
 
-    def known(self, ages: Sequence[float], now: float, hyper: Hyper) -> Known:
+    def known(self, ages: Sequence[float], now: float, hyper: Hyper) -> ScheduledValues:
         """Of a step, on the host: numbers where all parameters have the same, or
         arrays.
 
@@ -81,9 +81,11 @@ class StepTable:
         age = np.array(ages) if min(ages) < oldest else oldest
         beta2, gain, per_height = self._beta2, lr * self._gains, lr * decay
         found = self._at(age, now, hyper.scheduled, beta2, gain, per_height)
-        return Known(*[*found, beta2, gain, per_height, self._per_rms])
+        return ScheduledValues(*[*found, beta2, gain, per_height, self._per_rms])
 
-    def fill(self, known: Known, hyper: Hyper, in_place: bool) -> Known:
+    def fill(
+        self, known: ScheduledValues, hyper: Hyper, in_place: bool
+    ) -> ScheduledValues:
         """The same on the device, copied at once; in place: where the last ones were."""
         table = stacked(known, len(hyper.lr), precise_dtype(self.device))
         if self._table is None or not in_place:
@@ -95,7 +97,7 @@ class StepTable:
             self._table.copy_(table, non_blocking=True)
         return _known(self._table, hyper)
 
-    def advance(self, hyper: Hyper) -> Known:
+    def advance(self, hyper: Hyper) -> ScheduledValues:
         """Of the next step, from what the device has: for capture in a CUDA graph."""
         if self._table is None:
             raise RuntimeError(
@@ -109,7 +111,7 @@ class StepTable:
         given = known.beta2, known.gain, known.per_height
         _, *found = self._at(age, now, hyper.scheduled, *given)
         found = [x if isinstance(x, Tensor) else torch.full_like(age, x) for x in found]
-        return Known(known.count, *found, *known[1 + len(found) :])
+        return ScheduledValues(known.count, *found, *known[1 + len(found) :])
 
     def _at(
         self,
@@ -140,8 +142,8 @@ class StepTable:
         return *by_step, gain * height, per_height * height
 
 
-def _known(table: Tensor, hyper: Hyper) -> Known:
-    known = Known(*table.unbind())
+def _known(table: Tensor, hyper: Hyper) -> ScheduledValues:
+    known = ScheduledValues(*table.unbind())
     if any(map(is_kept, hyper.lr)):
         kept = [x if is_kept(x) else 1.0 for x in hyper.lr]
         lr = torch.stack([torch.as_tensor(x).to(known.gain) for x in kept])

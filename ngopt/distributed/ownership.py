@@ -12,7 +12,7 @@ from dataclasses import replace
 from math import prod
 from typing import NamedTuple
 
-from ngopt.roles.partition import MatrixLayout
+from ngopt.roles.kronecker_factors import MatrixLayout
 from ngopt.shard_layout import Piece, whole
 
 

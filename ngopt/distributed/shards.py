@@ -23,7 +23,7 @@ from ngopt.distributed.ownership import (
     owners_of,
     shares_of,
 )
-from ngopt.roles.partition import MatrixLayout
+from ngopt.roles.kronecker_factors import MatrixLayout
 from ngopt.shard_layout import (
     Held,
     Piece,

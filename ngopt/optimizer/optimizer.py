@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ngopt.base.checkpoint import SharedState
+from ngopt.base.sharded_checkpoint import ShardedState
 from ngopt.base.soap import SoapRule
 from ngopt.devices import product_dtype
 from ngopt.distributed.ownership import Ownership
@@ -359,7 +359,7 @@ class NGOptimizer(Optimizer):
         found = super().state_dict()
         params = group_tensors(self.param_groups)
         if found["state"] and self._is_shared(params):
-            records = self._shared_state().whole(
+            records = self._sharded_state().whole(
                 [self.state.get(p, {}) for p in params]
             )
             found["state"] = numbered(found["param_groups"], records)
@@ -402,16 +402,16 @@ class NGOptimizer(Optimizer):
             before.remove()
             after.remove()
 
-    def _shared_state(self) -> SharedState:
+    def _sharded_state(self) -> ShardedState:
         members = self._connected()
         rule = self._bound(members, self._total_steps)
         shards = self._sharing(members)
         assert isinstance(rule, SoapRule)
-        return SharedState(shards, members.params, rule.layouts[: len(members.params)])
+        return ShardedState(shards, members.params, rule.layouts[: len(members.params)])
 
     def _take_own(self, loaded: dict[str, Any]) -> None:
         """Leaves of a loaded state what this process holds."""
-        records = self._shared_state().own(records_in_order(loaded))
+        records = self._sharded_state().own(records_in_order(loaded))
         loaded["state"] = numbered(loaded["param_groups"], records)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from ngopt.base.eigenbasis import (
     renewal_interval,
     renewed,
 )
-from ngopt.roles.partition import Axis, MatrixLayout
+from ngopt.roles.kronecker_factors import Axis, MatrixLayout
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 

@@ -542,7 +542,7 @@ PLAIN = LearnedOptimizer(Soap(SoapConfig(step_size=0.02, epsilon=0.0, **PLAIN_ST
 
 class TestHorizon:
     def slope(self, steps, total_steps=None, scheduler=None):
-        """Step sizes of a bias whose gradient is always one, so that its direction is
+        """StepContext sizes of a bias whose gradient is always one, so that its direction is
         one."""
         p = nn.Parameter(torch.zeros(2, dtype=torch.float64))
         opt = NGOptimizer([p], lr=0.5, total_steps=total_steps, weights=PLAIN)

@@ -5,7 +5,7 @@ from torch import nn
 
 from ngopt import build_graph
 from ngopt.base.config import SoapConfig
-from ngopt.base.step_size import Known, StepTable, role_gain
+from ngopt.base.step_size import ScheduledValues, ScheduleTable, role_gain
 from ngopt.functional import Hyper
 from ngopt.roles.from_graph import roles_of
 
@@ -24,7 +24,7 @@ def roles():
 
 
 def table(total_steps=100):
-    return StepTable(CONFIG, roles(), total_steps, CPU)
+    return ScheduleTable(CONFIG, roles(), total_steps, CPU)
 
 
 def fill(table, ages, now, hyper):
@@ -92,7 +92,7 @@ def test_what_a_cuda_graph_computes_on_the_device_is_what_the_host_knows(
     for step in range(1, 8):
         found = own.advance(hyper(0.5, 2.0, scheduled))
         expected = fill(other, ages + step, 40 + step, hyper(0.5, 2.0, scheduled))
-        for name, x, y in zip(Known._fields, found, expected, strict=True):
+        for name, x, y in zip(ScheduledValues._fields, found, expected, strict=True):
             y = torch.as_tensor(y)
             torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-15, msg=name)
 

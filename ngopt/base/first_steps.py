@@ -31,8 +31,8 @@ from ngopt.base.config import SoapConfig
 from ngopt.devices import Array, array_module, precise_dtype
 
 if TYPE_CHECKING:
-    from ngopt.base.step import Step
-    from ngopt.base.step_size import Known
+    from ngopt.base.step_context import StepContext
+    from ngopt.base.step_size import ScheduledValues
 
 OBSERVED = 8  # first gradients, in which tables and agreement are looked at
 AGREED = 0.95  # agreement, at most
@@ -42,7 +42,7 @@ DENSITY = 1e-3  # the least share of a table's rows that counts
 TINY = 1e-30
 
 
-class Start(NamedTuple):
+class StepSizeFactors(NamedTuple):
     """What step sizes depend on, of every parameter, (n,): rows of the state."""
 
     offset: Array  # the step size goes with `offset + slope * RMS(weights)`
@@ -54,7 +54,7 @@ class Start(NamedTuple):
 
 
 class FirstSteps:
-    """Updates `Start` in the first steps."""
+    """Updates `StepSizeFactors` in the first steps."""
 
     def __init__(
         self,
@@ -70,12 +70,12 @@ class FirstSteps:
 
     def updated(
         self,
-        start: Start,
-        step: Step,
-        known: Known,
+        start: StepSizeFactors,
+        step: StepContext,
+        known: ScheduledValues,
         rms: Array,
         gradients: tuple[Array, Array],
-    ) -> Start:
+    ) -> StepSizeFactors:
         """rms: of weights. gradients: their running RMS before this step, and unit."""
         if step.youngest == 0:
             start = self._initial(start, step, known, rms)
@@ -88,12 +88,18 @@ class FirstSteps:
             start = self._with_density(start, step, known)
         return start
 
-    def _initial(self, start: Start, step: Step, known: Known, rms: Array) -> Start:
+    def _initial(
+        self,
+        start: StepSizeFactors,
+        step: StepContext,
+        known: ScheduledValues,
+        rms: Array,
+    ) -> StepSizeFactors:
         found = trained(step.excesses(), self._numels, self._numel, self.config)
         share, untrained = (_like(rms, x) for x in found)
         offset, slope = initial_size(rms, known.per_rms)
         square = share**2  # step sizes go with the root
-        new = Start(
+        new = StepSizeFactors(
             offset=offset * square,
             slope=slope * square,
             untrained=untrained,
@@ -103,11 +109,17 @@ class FirstSteps:
         )
         xp = array_module(rms)
         is_first = xp.ones_like(rms) * known.count == 1
-        return Start(*[xp.where(is_first, *x) for x in zip(new, start, strict=True)])
+        return StepSizeFactors(
+            *[xp.where(is_first, *x) for x in zip(new, start, strict=True)]
+        )
 
     def _with_agreement(
-        self, start: Start, step: Step, known: Known, usual: Array
-    ) -> Start:
+        self,
+        start: StepSizeFactors,
+        step: StepContext,
+        known: ScheduledValues,
+        usual: Array,
+    ) -> StepSizeFactors:
         xp = array_module(usual)
         age = xp.ones_like(usual) * known.count - 1
         # of those that are in their first steps, each in its own unit
@@ -126,7 +138,9 @@ class FirstSteps:
             offset=offset, slope=slope, untrained=untrained, agreement=new
         )
 
-    def _with_density(self, start: Start, step: Step, known: Known) -> Start:
+    def _with_density(
+        self, start: StepSizeFactors, step: StepContext, known: ScheduledValues
+    ) -> StepSizeFactors:
         """By the density of tables that are in their first steps."""
         xp = array_module(start.density)
         share = _like(start.density, step.dense_shares(self._tables))

@@ -20,19 +20,19 @@ from ngopt import chunking
 from ngopt.base.buckets import Bucket, Member, arranged, stacks_of
 from ngopt.base.eigenbasis import places_in_turn
 from ngopt.base.elementwise import RowNumbers
-from ngopt.base.group import Group
-from ngopt.base.start import is_matrix, spectral_excess
+from ngopt.base.first_steps import is_matrix, spectral_excess
 from ngopt.base.state import (
     ParameterStack,
     counts_of,
     factor_keys,
     members_of,
 )
-from ngopt.base.step import Step
-from ngopt.base.step_size import Known
+from ngopt.base.step_context import StepContext
+from ngopt.base.step_size import ScheduledValues
+from ngopt.base.update import SoapUpdate
 from ngopt.distributed.exchange import Exchange, Transfer, make_exchanges
 from ngopt.functional import Change
-from ngopt.roles.partition import MatrixLayout, is_measured
+from ngopt.roles.kronecker_factors import MatrixLayout, is_measured
 
 if TYPE_CHECKING:
     from ngopt.base.soap import SoapRule
@@ -41,10 +41,10 @@ if TYPE_CHECKING:
 ROUND = {"cpu": 1 << 22, "accelerator": 1 << 23}
 
 
-class ShardedStep(Step):
+class ShardedStepContext(StepContext):
     """A step of which this process has parts of gradients and weights."""
 
-    def __init__(self, group: ShardedGroup, *given: Any):
+    def __init__(self, group: ShardedSoapUpdate, *given: Any):
         super().__init__(group.stack, group.positions, *given)
         self._shards, self._exchanges = group.shards, group.exchanges
         self._numels = group.numels
@@ -97,7 +97,7 @@ class ShardedStep(Step):
         self.state.scales[-2:].add_(self._shards.sum_of_owners(self.moved))
 
 
-class ShardedGroup(Group):
+class ShardedSoapUpdate(SoapUpdate):
     """Parameters of one dtype and device of which this process has parts."""
 
     def __init__(self, rule: SoapRule, positions: Sequence[int], like: Tensor):
@@ -116,8 +116,8 @@ class ShardedGroup(Group):
         self._replays = None  # collectives are in no graph
         self.numels = self._roots[: len(positions)].square().round()
 
-    def step(self, *given: Any) -> Step:
-        return ShardedStep(self, *given)
+    def step(self, *given: Any) -> StepContext:
+        return ShardedStepContext(self, *given)
 
     def _stacked(
         self, layouts: Sequence[Sequence[MatrixLayout]], like: Tensor
@@ -161,9 +161,11 @@ class ShardedGroup(Group):
                 found[size] = list(chain.from_iterable(pairs))
         return found
 
-    def _changes(self, step: Step, known: Known) -> Iterator[list[Change]]:
+    def _changes(
+        self, step: StepContext, known: ScheduledValues
+    ) -> Iterator[list[Change]]:
         """While one round's values travel, the matrices of another are updated."""
-        assert isinstance(step, ShardedStep)
+        assert isinstance(step, ShardedStepContext)
         of_rows = self._begun(step, known)
         rows = [RowNumbers(*bucket.spread(of_rows)) for bucket in self.stack.buckets]
         moments = zip(step.state.momentum, step.state.second, strict=True)
@@ -188,7 +190,7 @@ class ShardedGroup(Group):
             yield self._arrived(step, of_rows, *some)
         step.record_moved()
 
-    def _directions(self, step: Step, own: Iterator[Any]) -> dict[int, Tensor]:
+    def _directions(self, step: StepContext, own: Iterator[Any]) -> dict[int, Tensor]:
         """The changes of what this process owns, but for decay."""
         found: dict[int, Tensor] = {}
         for bucket, moments, rows in own:
@@ -208,7 +210,7 @@ class ShardedGroup(Group):
         return found
 
     def _add_squares(
-        self, step: Step, bucket: Bucket, stacks: Sequence[Tensor]
+        self, step: StepContext, bucket: Bucket, stacks: Sequence[Tensor]
     ) -> None:
         i = bucket.members[0].parameter
         if i not in self._tables:  # which have a bucket each, as they have a round
@@ -222,7 +224,7 @@ class ShardedGroup(Group):
 
     def _arrived(
         self,
-        step: Step,
+        step: StepContext,
         of_rows: Tensor,
         number: int,
         deltas: Mapping[int, Tensor],
@@ -236,6 +238,6 @@ class ShardedGroup(Group):
         old = bucket.gather(step.params).to(self.stack.dtype)
         delta = torch.addcmul(delta, old, rows.decay)
         if bucket.measured:
-            self._measure(step, bucket, delta)
+            self._update_distance(step, bucket, delta)
         pieces = bucket.parts.split(delta)
         return list(map(partial(self._change, step), bucket.members, pieces))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ngopt import devices
 from ngopt.base.buckets import Bucket
-from ngopt.base.start import dense_shares, is_matrix, spectral_excess
+from ngopt.base.first_steps import dense_shares, is_matrix, spectral_excess
 from ngopt.base.state import ParameterStack
 from ngopt.base.step_size import is_kept
 from ngopt.devices import Array
@@ -25,7 +25,7 @@ class FactorNumbers(NamedTuple):
     count: Array  # gradients so far, this one included
 
 
-class Step:
+class StepContext:
     """What one step of a group is given, in its order, and the state."""
 
     def __init__(
@@ -55,7 +55,7 @@ class Step:
         self.ages: list[float] = []  # gradients before, where the host knows
         self.youngest = torch.inf  # the least of these
         self.of_factors: dict[int, FactorNumbers] = {}  # by size
-        self.newest: Sequence[Any] = [None] * len(positions)  # see `Known`
+        self.newest: Sequence[Any] = [None] * len(positions)  # see `ScheduledValues`
 
     @property
     def moved(self) -> Tensor:
@@ -82,7 +82,7 @@ class Step:
         }
 
     def dense_shares(self, tables: Sequence[int]) -> Tensor:
-        """See `ngopt.base.start.dense_shares`."""
+        """See `ngopt.base.first_steps.dense_shares`."""
         return dense_shares(self.grads, tables)
 
     def fuse(self, function: Callable) -> Callable:

@@ -17,7 +17,7 @@ from ngopt.distributed.exchange import Exchange
 from ngopt.distributed.ownership import Ownership, by_one, place_of_rows
 from ngopt.distributed.shards import Shards
 from ngopt.functional import AVERAGE, Record
-from ngopt.roles.partition import MatrixLayout
+from ngopt.roles.kronecker_factors import MatrixLayout
 from ngopt.shard_layout import as_dtensor, is_dtensor, local, whole
 
 MOVED = "displacement"  # which each process has of its own parts
@@ -31,7 +31,7 @@ class Entry(NamedTuple):
     like: Tensor  # on the meta device
 
 
-class SharedState:
+class ShardedState:
     """Of parameters that processes share."""
 
     def __init__(

@@ -16,13 +16,13 @@ from ngopt.base.buckets import Bucket, Member
 from ngopt.base.cuda_graphs import Replays, has_graphs
 from ngopt.base.eigenbasis import RenewalSchedule, places_in_turn, renewed
 from ngopt.base.elementwise import RowNumbers, accumulate, change, precondition
-from ngopt.base.gradient_scale import EARLY, gradient_scale
-from ngopt.base.start import OBSERVED, FirstSteps, Start
+from ngopt.base.first_steps import OBSERVED, FirstSteps, StepSizeFactors
+from ngopt.base.gradient_clipping import EARLY, gradient_scale
 from ngopt.base.state import ParameterStack, counts_of
-from ngopt.base.step import FactorNumbers, Step
-from ngopt.base.step_size import FOLLOWED, Known, StepTable
+from ngopt.base.step_context import FactorNumbers, StepContext
+from ngopt.base.step_size import FOLLOWED, ScheduledValues, ScheduleTable
 from ngopt.functional import AVERAGE, Change, apply
-from ngopt.roles.partition import MatrixLayout
+from ngopt.roles.kronecker_factors import MatrixLayout
 
 if TYPE_CHECKING:
     from ngopt.base.soap import SoapRule
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 MOST = {"cpu": 4 << 20, "accelerator": 192 << 20}  # bytes of bases renewed at once
 
 
-class Group:
+class SoapUpdate:
     """Parameters of one dtype and device, and what updates them."""
 
     def __init__(self, rule: SoapRule, positions: Sequence[int], like: Tensor):
@@ -39,7 +39,7 @@ class Group:
         layouts = [rule.layouts[i] for i in positions]
         self.stack = self._stacked(layouts, like)
         roles = [rule.roles[i] for i in positions]
-        self._table = StepTable(rule.config, roles, rule.total_steps, device)
+        self._table = ScheduleTable(rule.config, roles, rule.total_steps, device)
         every = rule.renewal_interval(device)
         self._schedule = RenewalSchedule(self._places(layouts), every, device)
         numels = [max(rule.graph.parameters[i].numel, 1) for i in positions]
@@ -56,9 +56,9 @@ class Group:
         self._dtype = rule.compute_dtype or devices.product_dtype(device, like.dtype)
         self._replays = Replays() if has_graphs(like, sum(numels)) else None
 
-    def step(self, *given: Any) -> Step:
-        """What a step is given; see `Step`."""
-        return Step(self.stack, self.positions, *given)
+    def step(self, *given: Any) -> StepContext:
+        """What a step is given; see `StepContext`."""
+        return StepContext(self.stack, self.positions, *given)
 
     def _stacked(
         self, layouts: Sequence[Sequence[MatrixLayout]], like: Tensor
@@ -72,7 +72,7 @@ class Group:
         """When the bases of every size are renewed, see `places_in_turn`."""
         return places_in_turn(counts_of(self.stack.keys))
 
-    def changes(self, step: Step, now: float) -> Iterator[list[Change]]:
+    def changes(self, step: StepContext, now: float) -> Iterator[list[Change]]:
         """Those of one bucket after the other; the state moves with them.
 
         now: steps of the training before this one.
@@ -87,7 +87,7 @@ class Group:
             self._renew_due(step)
         step.state.step.add_(1)
 
-    def _replayed(self, step: Step, known: Known) -> bool:
+    def _replayed(self, step: StepContext, known: ScheduledValues) -> bool:
         """Whether a CUDA graph has made the step, and has changed the parameters."""
         if self._replays is None or not step.is_known or step.youngest < OBSERVED:
             return False
@@ -104,18 +104,20 @@ class Group:
             increment_version(changed)
         return is_done
 
-    def _whole(self, step: Step, known: Known, grads: Sequence[Tensor]) -> None:
+    def _whole(
+        self, step: StepContext, known: ScheduledValues, grads: Sequence[Tensor]
+    ) -> None:
         step.grads = grads
         for changes in self._changes(step, known):
             apply(changes, step.all_params)
             changes.clear()  # their memory is free while the next are made
         self._renew_due(step)
 
-    def _renew_due(self, step: Step) -> None:
+    def _renew_due(self, step: StepContext) -> None:
         for size, some in self._schedule.due(int(step.youngest)):
-            self._renew(step, size, some, step.of_factors[size].active[some])
+            self._renew_bases(step, size, some, step.of_factors[size].active[some])
 
-    def captured(self, step: Step) -> Iterator[list[Change]]:
+    def captured(self, step: StepContext) -> Iterator[list[Change]]:
         """The same for a CUDA graph: all that varies is on the device."""
         known = self._table.advance(step.hyper)
         # a tensor of its own: the next step that is not captured fills the table
@@ -123,9 +125,11 @@ class Group:
         yield from self._changes(step, known)
         for size, is_due in self._schedule.are_due(known.count.min() - 1).items():
             is_due = is_due.view(-1, 1, 1) * step.of_factors[size].active
-            self._renew(step, size, slice(None), is_due)
+            self._renew_bases(step, size, slice(None), is_due)
 
-    def _changes(self, step: Step, known: Known) -> Iterator[list[Change]]:
+    def _changes(
+        self, step: StepContext, known: ScheduledValues
+    ) -> Iterator[list[Change]]:
         of_rows = self._begun(step, known)
         moments = zip(step.state.momentum, step.state.second, strict=True)
         for bucket, own in zip(self.stack.buckets, moments, strict=True):
@@ -135,12 +139,12 @@ class Group:
             delta = step.fuse(change)(delta, own[0], old, rows)
             del old
             if bucket.measured:
-                self._measure(step, bucket, delta)
+                self._update_distance(step, bucket, delta)
             pieces = bucket.parts.split(delta)
             yield list(map(partial(self._change, step), bucket.members, pieces))
             del delta, pieces  # memory for the next bucket
 
-    def _begun(self, step: Step, known: Known) -> Tensor:
+    def _begun(self, step: StepContext, known: ScheduledValues) -> Tensor:
         """`RowNumbers` of all parameters, (fields, n); factors forget."""
         of_rows, of_factors = self._numbers(step, known)
         if AVERAGE in step.records[0]:
@@ -151,7 +155,9 @@ class Group:
             factors.mul_(step.of_factors[size].kept)
         return of_rows
 
-    def _measure(self, step: Step, bucket: Bucket, delta: Tensor) -> None:
+    def _update_distance(
+        self, step: StepContext, bucket: Bucket, delta: Tensor
+    ) -> None:
         """Adds squares of steps, and squares the distance from the initial value."""
         delta = delta[bucket.first :].detach()
         total = step.state.displacement[bucket].add_(delta)
@@ -160,12 +166,12 @@ class Group:
         owners = bucket.owners[bucket.first :]
         step.moved.index_add_(1, owners, squares)
 
-    def _change(self, step: Step, m: Member, delta: Tensor) -> Change:
+    def _change(self, step: StepContext, m: Member, delta: Tensor) -> Change:
         i, record = m.parameter, step.records[m.parameter]
         return Change(self.positions[i], delta, record, m.layout.of, step.newest[i])
 
     @np.errstate(all="ignore")
-    def _numbers(self, step: Step, known: Known) -> Sequence[Tensor]:
+    def _numbers(self, step: StepContext, known: ScheduledValues) -> Sequence[Tensor]:
         """`RowNumbers` and `FactorNumbers` of all parameters, (fields, n)."""
         c, n = self.config, len(self.positions)
         rms = step.root_mean_squares(self._roots)
@@ -182,7 +188,7 @@ class Group:
         given = rms[:n], scale, running, corrections, c.clip, is_early
         g = gradient_scale(*given, matrices)
         start = self._first.updated(
-            Start(*start), step, known, rms[n:], (running, scale)
+            StepSizeFactors(*start), step, known, rms[n:], (running, scale)
         )
         zero = 0.0 if step.on_host else self._zeros
         scales = g.scale, g.rms, skipped + ~g.active, *start, path, zero
@@ -216,7 +222,7 @@ class Group:
 
     def _direction(
         self,
-        step: Step,
+        step: StepContext,
         bucket: Bucket,
         moments: Sequence[Tensor],
         rows: RowNumbers,
@@ -229,23 +235,25 @@ class Group:
         if not bucket.factors:
             return step.fuse(precondition)(grad, ahead, second, rows)
         stacks = bucket.stacked.split(grad)
-        self._observe(step, bucket, stacks)
-        bases = [self._basis(step, axis.size)[some] for _, axis, some in bucket.factors]
+        self._update_factors(step, bucket, stacks)
+        bases = [self._bases(step, axis.size)[some] for _, axis, some in bucket.factors]
         grad = bucket.rotate(stacks, bases, back=False)
         ahead = bucket.rotate(bucket.stacked.split(ahead), bases, back=False)
         u = step.fuse(precondition)(grad, ahead, second, rows)
         return bucket.rotate(bucket.stacked.split(u), bases, back=True)
 
-    def _observe(self, step: Step, bucket: Bucket, stacks: Sequence[Tensor]) -> None:
+    def _update_factors(
+        self, step: StepContext, bucket: Bucket, stacks: Sequence[Tensor]
+    ) -> None:
         """Moves the factors; the first bases are made of them at once."""
         self._add_squares(step, bucket, stacks)
         if step.youngest == 0:
             for _, axis, some in bucket.factors:
                 _, active, count = step.of_factors[axis.size]
-                self._renew(step, axis.size, some, (active * (count == 1))[some])
+                self._renew_bases(step, axis.size, some, (active * (count == 1))[some])
 
     def _add_squares(
-        self, step: Step, bucket: Bucket, stacks: Sequence[Tensor]
+        self, step: StepContext, bucket: Bucket, stacks: Sequence[Tensor]
     ) -> None:
         """factor <- factor + (1 - b) X X^T, summed up in float32 at least."""
         alpha = 1 - self.config.beta_factor
@@ -254,7 +262,7 @@ class Group:
                 x, factor = axis.unfold(stacks[i]), step.state.factors[axis.size][some]
                 devices.add_squares_(factor, x, alpha, step.in_place)
 
-    def _basis(self, step: Step, size: int) -> Tensor:
+    def _bases(self, step: StepContext, size: int) -> Tensor:
         """Bases of a size for products; of a functional step a copy, as they move."""
         if size not in step.bases:
             basis, copy = step.state.bases[size], not step.in_place
@@ -262,7 +270,9 @@ class Group:
         return step.bases[size]
 
     @torch.no_grad()
-    def _renew(self, step: Step, size: int, some: slice, is_due: Tensor) -> None:
+    def _renew_bases(
+        self, step: StepContext, size: int, some: slice, is_due: Tensor
+    ) -> None:
         """Renews bases where is_due, (count, 1, 1), is 1: constants to autograd."""
         step.bases.pop(size, None)
         basis, factor = (x[size][some] for x in (step.state.bases, step.state.factors))

@@ -19,7 +19,7 @@ from ngopt.graph.core import ParameterSpec, View
 from ngopt.roles.from_graph import ParameterRole
 from ngopt.roles.matrices import MatrixBlock
 
-# The distance of parameters with fewer elements is measured: see `ngopt.base.start`.
+# The distance of parameters with fewer elements is measured: see `ngopt.base.first_steps`.
 MANY = 1 << 16
 # A factor of this many rows, 0.7 MB with its basis, is affordable in any matrix.
 SMALL = 300
