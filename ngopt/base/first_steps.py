@@ -1,22 +1,16 @@
-"""The length of steps, from initial weights, first gradients and the distance moved.
+"""Factors of the step size from initial weights and the first gradients.
 
-Initial weights. The first steps have the same size whatever the scale of the initial
-weights. If these are smaller than PyTorch's, the size is the root of their ratio. Later
-steps grow with the weights.
+Initial weights. The first steps have the same size for any scale of the initial weights
+at or above PyTorch's. Below, the size goes with the root of the ratio. Later step sizes
+are proportional to the RMS of the weights.
 
 Trained weights. No singular value of a random matrix (m, n) is above RMS (sqrt m +
 sqrt n); those of trained matrices are (Martin and Mahoney 2021). A trained network is
-near a minimum, so its steps are shorter; unless its first gradients agree, as those for
-other data do: near a minimum they are noise.
+near a minimum, where gradients are noise: its steps are shorter. If the first gradients
+agree, as they do for other data, it is far from a minimum: steps have full length.
 
-Tables. Rare rows of an embedding table receive few gradients, so steps are longer. The
+Tables. Rare rows of an embedding table receive few gradients: steps are longer. The
 first gradients give the share of rows in a batch.
-
-Distance. After t steps in random directions, the distance from the initial value is
-about 4.4 (t / (t + 20))^.5 times the root of the summed squares of the steps; after t
-steps in one direction, t^.5 times. If it is larger than the first, the parameter has
-far to go, as a scale that begins at zero, and steps are longer. Only parameters with
-few elements are measured.
 """
 
 from __future__ import annotations
@@ -34,23 +28,23 @@ if TYPE_CHECKING:
     from ngopt.base.step_context import StepContext
     from ngopt.base.step_size import ScheduledValues
 
-OBSERVED = 8  # first gradients, in which tables and agreement are looked at
-AGREED = 0.95  # agreement, at most
+OBSERVED = 8  # number of first gradients of which density and agreement are measured
+AGREED = 0.95  # largest agreement
 ITERATIONS = 6  # of a power iteration
-EDGE = 1.02  # of random matrices, a little beyond sqrt(m) + sqrt(n)
-DENSITY = 1e-3  # the least share of a table's rows that counts
+EDGE = 1.02  # largest singular value of random matrices over RMS (sqrt m + sqrt n)
+DENSITY = 1e-3  # smallest share of a table's rows
 TINY = 1e-30
 
 
 class StepSizeFactors(NamedTuple):
-    """What step sizes depend on, of every parameter, (n,): rows of the state."""
+    """Of every parameter, (n,): rows of the state."""
 
-    offset: Array  # the step size goes with `offset + slope * RMS(weights)`
+    offset: Array  # the step size has the factor `offset + slope * RMS(weights)`
     slope: Array
-    untrained: Array  # how much of the network is not trained, or far from a minimum
-    share: Array  # of the step size, of trained weights
-    agreement: Array  # of gradients
-    density: Array  # mean share of elements with a gradient
+    untrained: Array  # 0: trained and near a minimum, to 1: random weights
+    share: Array  # factor of the step size for trained weights
+    agreement: Array  # of the first gradients, 0 to 1
+    density: Array  # mean share of elements with a gradient, of tables
 
 
 class FirstSteps:
@@ -63,124 +57,130 @@ class FirstSteps:
         numels: Sequence[int],
         device: torch.device,
     ):
-        """tables: which parameters are. numels: elements of all parameters."""
+        """tables: indices of embedding tables. numels: elements of all parameters."""
         self.config, self._tables, self._numels = config, tables, numels
         dtype = precise_dtype(device)
         self._numel = torch.tensor(numels, dtype=dtype, device=device)
 
-    def updated(
+    def update(
         self,
-        start: StepSizeFactors,
+        factors: StepSizeFactors,
         step: StepContext,
-        known: ScheduledValues,
+        scheduled: ScheduledValues,
         rms: Array,
         gradients: tuple[Array, Array],
     ) -> StepSizeFactors:
-        """rms: of weights. gradients: their running RMS before this step, and unit."""
-        if step.youngest == 0:
-            start = self._initial(start, step, known, rms)
-        if 2 <= step.youngest < OBSERVED:
-            running, unit = map(_constant, gradients)
-            start = self._with_agreement(
-                start, step, known, running * known.before / unit
-            )
-        if self._tables and step.youngest < OBSERVED:
-            start = self._with_density(start, step, known)
-        return start
+        """The new factors.
 
-    def _initial(
+        rms: of weights. gradients: their running RMS before this step, and its unit.
+        """
+        if step.youngest == 0:
+            factors = self._from_weights(factors, step, scheduled, rms)
+        if 2 <= step.youngest < OBSERVED:
+            running, unit = map(_detached, gradients)
+            grad_rms = running * scheduled.rms_correction_before / unit
+            factors = self._from_agreement(factors, step, scheduled, grad_rms)
+        if self._tables and step.youngest < OBSERVED:
+            factors = self._from_density(factors, step, scheduled)
+        return factors
+
+    def _from_weights(
         self,
-        start: StepSizeFactors,
+        factors: StepSizeFactors,
         step: StepContext,
-        known: ScheduledValues,
+        scheduled: ScheduledValues,
         rms: Array,
     ) -> StepSizeFactors:
+        """Sets the factors of parameters with their first gradient."""
+        xp = array_module(rms)
         found = trained(step.excesses(), self._numels, self._numel, self.config)
-        share, untrained = (_like(rms, x) for x in found)
-        offset, slope = initial_size(rms, known.per_rms)
-        square = share**2  # step sizes go with the root
+        share, untrained = xp.asarray(found[0]), xp.asarray(found[1])
+        offset, slope = initial_size(rms, scheduled.inverse_init_rms)
         new = StepSizeFactors(
-            offset=offset * square,
-            slope=slope * square,
+            offset=offset * share**2,  # step sizes go with the root
+            slope=slope * share**2,
             untrained=untrained,
             share=share,
             agreement=0.0 * share,
-            density=start.density,
+            density=factors.density,
         )
-        xp = array_module(rms)
-        is_first = xp.ones_like(rms) * known.count == 1
-        return StepSizeFactors(
-            *[xp.where(is_first, *x) for x in zip(new, start, strict=True)]
-        )
+        is_first = xp.ones_like(rms) * scheduled.count == 1
+        chosen = []
+        for value, old in zip(new, factors, strict=True):
+            chosen.append(xp.where(is_first, value, old))
+        return StepSizeFactors(*chosen)
 
-    def _with_agreement(
+    def _from_agreement(
         self,
-        start: StepSizeFactors,
+        factors: StepSizeFactors,
         step: StepContext,
-        known: ScheduledValues,
-        usual: Array,
+        scheduled: ScheduledValues,
+        grad_rms: Array,
     ) -> StepSizeFactors:
-        xp = array_module(usual)
-        age = xp.ones_like(usual) * known.count - 1
-        # of those that are in their first steps, each in its own unit
-        is_measured = (age >= 2) & (age < OBSERVED) & (usual > 0)
-        squares = _like(usual, step.momentum_squares())
-        squares = xp.where(
-            is_measured, squares / xp.where(is_measured, usual, 1.0) ** 2, 0.0
-        )
-        numel = is_measured * _like(usual, self._numel)
+        """Full step sizes where the first gradients agree.
+
+        grad_rms: running RMS of gradients, in units.
+        """
+        xp = array_module(grad_rms)
+        age = xp.ones_like(grad_rms) * scheduled.count - 1
+        # parameters in their first steps, each in its own unit
+        is_measured = (age >= 2) & (age < OBSERVED) & (grad_rms > 0)
+        divisor = xp.where(is_measured, grad_rms, 1.0) ** 2
+        squares = xp.asarray(step.momentum_squares())
+        squares = xp.where(is_measured, squares / divisor, 0.0)
+        numel = is_measured * xp.asarray(self._numel)
         new = agreement(squares, numel, age, self.config.beta1)
-        new = xp.where(is_measured, new, start.agreement)
-        released = start.share ** (2 * (start.agreement - new))
-        untrained = 1 - (1 - start.untrained) * (1 - new) / (1 - start.agreement)
-        offset, slope = start.offset * released, start.slope * released
-        return start._replace(
-            offset=offset, slope=slope, untrained=untrained, agreement=new
+        new = xp.where(is_measured, new, factors.agreement)
+        released = factors.share ** (2 * (factors.agreement - new))
+        remaining = (1 - factors.untrained) * (1 - new) / (1 - factors.agreement)
+        return factors._replace(
+            offset=factors.offset * released,
+            slope=factors.slope * released,
+            untrained=1 - remaining,
+            agreement=new,
         )
 
-    def _with_density(
-        self, start: StepSizeFactors, step: StepContext, known: ScheduledValues
+    def _from_density(
+        self, factors: StepSizeFactors, step: StepContext, scheduled: ScheduledValues
     ) -> StepSizeFactors:
-        """By the density of tables that are in their first steps."""
-        xp = array_module(start.density)
-        share = _like(start.density, step.dense_shares(self._tables))
-        growth, density = mean_density(share, start.density, known.count)
-        longer = growth**-self.config.rare_exponent
-        is_early = xp.ones_like(density) * known.count <= OBSERVED
-        longer = xp.where(is_early, longer, 1.0)
-        density = xp.where(is_early, density, start.density)
-        offset, slope = start.offset * longer, start.slope * longer
-        return start._replace(offset=offset, slope=slope, density=density)
+        """Longer steps of tables in their first steps, by their density."""
+        xp = array_module(factors.density)
+        share = xp.asarray(step.dense_shares(self._tables))
+        growth, density = mean_density(share, factors.density, scheduled.count)
+        is_early = xp.ones_like(density) * scheduled.count <= OBSERVED
+        longer = xp.where(is_early, growth**-self.config.rare_exponent, 1.0)
+        return factors._replace(
+            offset=factors.offset * longer,
+            slope=factors.slope * longer,
+            density=xp.where(is_early, density, factors.density),
+        )
 
 
-def _constant(x: Array) -> Array:
-    """The same to autograd."""
+def _detached(x: Array) -> Array:
     return x.detach() if isinstance(x, Tensor) else x
-
-
-def _like(array: Array, values: Tensor) -> Array:
-    """NumPy's, if the array is."""
-    return array_module(array).asarray(values)
 
 
 def agreement(squares: Array, expected: Array, age: Array, beta1: float) -> Array:
     """How much the first gradients of a network agree, 0 to 1, ().
 
-    squares: of their momentum, (n,). expected: the square of one gradient. age: how
-    many there were. The square of a momentum sum(w g) is that of one gradient times
-    sum(w^2) if gradients are independent, and times sum(w)^2 if they are equal.
+    The square of a momentum sum(w g) is that of one gradient times sum(w^2) if
+    gradients are independent, and times sum(w)^2 if they are equal.
+
+    squares: of the momenta, (n,). expected: square of one gradient, (n,). age: number
+    of gradients, (n,).
     """
     total = 1 - beta1**age
     noise = (1 - beta1) / (1 + beta1) * (1 - beta1 ** (2 * age))
     most = ((total**2 - noise) * expected).sum()
-    found = (squares - noise * expected).sum() / most.clip(TINY)
-    return found.clip(0.0, AGREED)
+    ratio = (squares - noise * expected).sum() / most.clip(TINY)
+    return ratio.clip(0.0, AGREED)
 
 
 def spectral_excess(weight: Tensor) -> Tensor:
-    """log of the largest singular value, in that of random matrices with its RMS, ().
+    """log of largest singular value / that of random matrices with equal RMS, ().
 
-    weight: (m, ...); an estimate from below, the same if neurons change places.
+    A lower estimate, at least 0, invariant to permutations of neurons; 0 for weights
+    that are not finite. weight: (m, ...).
     """
     w = weight.detach().reshape(len(weight), -1)
     w = w.to(torch.float64 if w.dtype == torch.float64 else torch.float32)
@@ -190,13 +190,13 @@ def spectral_excess(weight: Tensor) -> Tensor:
         v = w @ (w.mT @ (v / v.norm().clip(min=TINY)))
     v = v / v.norm().clip(min=TINY)
     largest = (w.mT @ v).norm()
-    edge = w.square().mean().sqrt() * sum(size**0.5 for size in w.shape)
+    edge = w.square().mean().sqrt() * (len(w) ** 0.5 + w.shape[1] ** 0.5)
     excess = (largest / (EDGE * edge).clip(min=TINY)).clip(min=1.0).log()
-    return excess.nan_to_num(0.0, 0.0)  # of weights that are not finite
+    return excess.nan_to_num(0.0, 0.0)
 
 
 def is_matrix(p: Tensor) -> bool:
-    """Whether it has singular values."""
+    """Whether a parameter has singular values."""
     return p.dim() > 1 and p.numel() > 0
 
 
@@ -206,37 +206,42 @@ def trained(
     like: Tensor,
     config: SoapConfig,
 ) -> tuple[Tensor, Tensor]:
-    """(n,) each: shares of the step size, and how untrained the network is, 0 to 1.
+    """Shares of the step size, and how untrained the network is, 0 to 1; (n,) each.
 
-    Vectors follow the mean of the matrices, and all matrices a share of it.
+    Vectors have the mean excess of the matrices; matrices have at least a share of it.
 
-    excesses: `spectral_excess` of all matrices. numels: of all parameters. like: has
-    the dtype and device of the result.
+    excesses: `spectral_excess` by index of each matrix. numels: of all parameters.
+    like: has the dtype and device of the result.
     """
-    c = config
-    excess = {i: x.to(like.dtype) for i, x in excesses.items()}
-    total = sum(numels[i] for i in excess)
-    mean = like.new_zeros(())
-    for i in excess:
-        mean = mean + excess[i] * (numels[i] / total)
-    own = torch.stack([excess.get(i, mean) for i in range(len(numels))])
-    own = own.maximum(c.trained_shared * mean)
-    share = (-c.trained_exponent * own).exp().clip(min=c.trained_least)
+    c, mean = config, like.new_zeros(())
+    excess, total = {}, 0
+    for i, x in excesses.items():
+        excess[i] = x.to(like.dtype)
+        total += numels[i]
+    for i, x in excess.items():
+        mean = mean + x * (numels[i] / total)
+    own = []
+    for i in range(len(numels)):
+        own.append(excess.get(i, mean))
+    excess_or_mean = torch.stack(own).maximum(c.trained_shared * mean)
+    share = (-c.trained_exponent * excess_or_mean).exp().clip(min=c.trained_least)
     return share, (1 - mean / c.trained_mean).clip(min=0.0).expand(len(numels))
 
 
-def initial_size(rms: Array, per_rms: Array) -> tuple[Array, Array]:
-    """(offset, slope) of what step sizes follow, offset + slope * RMS(weights).
+def initial_size(rms: Array, inverse_init_rms: Array) -> tuple[Array, Array]:
+    """(offset, slope) of the factor offset + slope * RMS(weights) of step sizes.
 
-    rms: of the initial weights. per_rms: 1 / RMS of PyTorch's, 0 for vectors. The first
-    value is the ratio of the two, at most 1; of zeros and vectors it is 1.
+    Its first value is the ratio of RMS to that of PyTorch's initial weights, at most 1;
+    1 for zeros and vectors.
+
+    rms: of the initial weights. inverse_init_rms: 1 / RMS of PyTorch's, 0 for vectors.
     """
-    first = per_rms * rms
-    return (first == 0) + 0.0 * first, per_rms / first.clip(1.0)
+    ratio = inverse_init_rms * rms
+    return (ratio == 0) + 0.0 * ratio, inverse_init_rms / ratio.clip(1.0)
 
 
 def dense_shares(grads: Sequence[Tensor], tables: Sequence[int]) -> Tensor:
-    """(n,): the share of elements of a table's gradient that are not 0; else 1."""
+    """The share of nonzero elements in the gradient of a table, else 1; (n,)."""
     dtype = precise_dtype(grads[0].device)
     found = [grads[0].new_ones((), dtype=dtype)] * len(grads)
     for i in tables:
@@ -245,10 +250,10 @@ def dense_shares(grads: Sequence[Tensor], tables: Sequence[int]) -> Tensor:
 
 
 def mean_density(share: Array, density: Array, count: Array) -> tuple[Array, Array]:
-    """The ratio of the new mean density of tables to the old, and the new one, (n,).
+    """(new mean density of tables / old one, new mean density), (n,).
 
-    share: of this gradient. density: the mean before, 0 at first. count: of gradients,
-    this one included.
+    share: of this gradient. density: previous mean, 0 at first. count: of gradients,
+    including this one.
     """
     xp = array_module(share)
     is_first = density == 0

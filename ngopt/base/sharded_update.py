@@ -1,33 +1,27 @@
-"""The default in several processes: owners make directions, holders change their parts.
+"""`SoapUpdate` in several processes: owners compute directions, holders change parts.
 
-Everything that is a number of a parameter (RMS of gradients and weights, agreement,
-distance) is summed over the processes, so that all have the same numbers. Matrices and
-vectors are updated by their owners. Weight decay, averages and distances need weights,
-so they are of the parts that each process holds.
+Every matrix and vector has an owner, which updates its state and computes its
+direction. Weight decay, averages and distances need weights: each process computes them
+for the parts that it holds. Scalars of a parameter (RMS of gradients and weights,
+agreement, distance) are summed over the processes, so that all have equal ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
-from itertools import chain, islice
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ngopt import chunking
 from ngopt.base.buckets import Bucket, Member, arranged, stacks_of
-from ngopt.base.eigenbasis import places_in_turn
-from ngopt.base.elementwise import RowNumbers
+from ngopt.base.eigenbasis import renewal_positions
+from ngopt.base.elementwise import StepScalars
 from ngopt.base.first_steps import is_matrix, spectral_excess
-from ngopt.base.state import (
-    ParameterStack,
-    counts_of,
-    factor_keys,
-    members_of,
-)
-from ngopt.base.step_context import StepContext
+from ngopt.base.state import ParameterStack, counts_of, factor_keys, members_of
+from ngopt.base.step_context import StepContext, StepInputs
 from ngopt.base.step_size import ScheduledValues
 from ngopt.base.update import SoapUpdate
 from ngopt.distributed.exchange import Exchange, Transfer, make_exchanges
@@ -37,23 +31,26 @@ from ngopt.roles.kronecker_factors import MatrixLayout, is_measured
 if TYPE_CHECKING:
     from ngopt.base.soap import SoapRule
 
-# Elements that one owner updates at once: meanwhile others travel.
+# Elements that one owner updates while others are sent.
 ROUND = {"cpu": 1 << 22, "accelerator": 1 << 23}
 
 
 class ShardedStepContext(StepContext):
-    """A step of which this process has parts of gradients and weights."""
+    """A step of which this process holds parts of gradients and weights.
 
-    def __init__(self, group: ShardedSoapUpdate, *given: Any):
-        super().__init__(group.stack, group.positions, *given)
-        self._shards, self._exchanges = group.shards, group.exchanges
-        self._numels = group.numels
+    own_grads: gradients of the parameters that this process owns, in the present round.
+    """
+
+    def __init__(self, update: ShardedSoapUpdate, inputs: StepInputs):
+        super().__init__(update.stack, update.positions, inputs)
+        self._shards, self._exchanges = update.shards, update.exchanges
+        self._numels = update.numels
         self._moved = torch.zeros_like(self.state.scales[-2:])
-        self.own_grads: Mapping[int, Tensor] = {}  # of the present round
+        self.own_grads: Mapping[int, Tensor] = {}
 
     @property
     def moved(self) -> Tensor:
-        """Of the parts of this process, in this step."""
+        """Path and distance of the parts of this process, in this step, (2, n)."""
         return self._moved
 
     def root_mean_squares(self, roots: Tensor) -> Tensor:
@@ -69,134 +66,153 @@ class ShardedStepContext(StepContext):
         return self._shards.sum_of_owners(super().momentum_squares())
 
     def excesses(self) -> dict[int, Tensor]:
-        found = self.moved.new_zeros(len(self.params))
+        own = self.moved.new_zeros(len(self.params))
         params, shards = dict(enumerate(self.params)), self._shards.undivided()
         for exchange in self._exchanges:
-            # one owner sees the whole matrix, this once
+            # once, one owner receives the whole matrix
             whole = Exchange(shards, exchange.parameters)
             for i, p in whole.domains(params, whole.to_owners(params)).items():
                 if is_matrix(p):
-                    found[i] = spectral_excess(p)
-        found = self._shards.sum_of_owners(found).unbind()
-        has = [
-            p.dim() > 1 and n > 0
-            for p, n in zip(self.params, self._numels, strict=True)
-        ]
-        return {i: x for i, x in enumerate(found) if has[i]}
+                    own[i] = spectral_excess(p)
+        total, found = self._shards.sum_of_owners(own), {}
+        for i, p in enumerate(self.params):
+            if p.dim() > 1 and self._numels[i] > 0:
+                found[i] = total[i]
+        return found
 
     def dense_shares(self, tables: Sequence[int]) -> Tensor:
         counts = torch.zeros_like(self._numels)
         for i in tables:
             counts[i] = (self.grads[i] != 0).sum()
-        found = torch.ones_like(counts)
-        found[tables] = (self._shards.sum_of_parts(counts) / self._numels)[tables]
-        return found
+        shares = torch.ones_like(counts)
+        shares[tables] = (self._shards.sum_of_parts(counts) / self._numels)[tables]
+        return shares
 
     def record_moved(self) -> None:
-        """Puts path and distance of whole parameters into the state."""
+        """Adds path and distance of whole parameters to the state."""
         self.state.scales[-2:].add_(self._shards.sum_of_owners(self.moved))
 
 
+class Round(NamedTuple):
+    """Directions of one round, on the way to the processes that hold parts."""
+
+    number: int
+    deltas: Mapping[int, Tensor]
+    transfer: Transfer
+
+
 class ShardedSoapUpdate(SoapUpdate):
-    """Parameters of one dtype and device of which this process has parts."""
+    """The update of parameters of which this process holds parts."""
 
     def __init__(self, rule: SoapRule, positions: Sequence[int], like: Tensor):
         assert rule.shards is not None
         self.shards = rule.shards.of(positions)
         most = chunking.amount(ROUND, like.device)
-        # tables of several owners, which sum up the factor together
-        layouts = [rule.layouts[i] for i in positions]
-        self._tables = {
-            i: layouts[i][0].axes[0].size
-            for i, own in enumerate(self.shards.owned)
-            if own.is_divided and layouts[i][0].axes
-        }
-        self.exchanges = make_exchanges(self.shards, most, [*self._tables])
+        # size of the factor of tables with several owners, which sum it
+        self._table_sizes: dict[int, int] = {}
+        for i, own in enumerate(self.shards.owned):
+            axes = rule.layouts[positions[i]][0].axes
+            if own.is_divided and axes:
+                self._table_sizes[i] = axes[0].size
+        self.exchanges = make_exchanges(self.shards, most, list(self._table_sizes))
         super().__init__(rule, positions, like)
-        self._replays = None  # collectives are in no graph
-        self.numels = self._roots[: len(positions)].square().round()
+        self._replays = None  # CUDA graphs cannot contain collectives
+        self.numels = self.scalars.roots[: len(positions)].square().round()
 
-    def step(self, *given: Any) -> StepContext:
-        return ShardedStepContext(self, *given)
+    def context(self, inputs: StepInputs) -> StepContext:
+        return ShardedStepContext(self, inputs)
 
     def _stacked(
         self, layouts: Sequence[Sequence[MatrixLayout]], like: Tensor
     ) -> ParameterStack:
         own = [self.shards.layouts(i, x) for i, x in enumerate(layouts)]
-        rounds = [exchange.owned for exchange in self.exchanges]
-        parts = partial(self._parts, layouts, like.device)
-        self._moved = list(map(parts, self.exchanges))
-        return ParameterStack(own, like, rounds, self._moved)
+        rounds = []
+        self._held: list[Bucket] = []
+        for exchange in self.exchanges:
+            rounds.append(exchange.owned)
+            self._held.append(self._held_parts(layouts, like.device, exchange))
+        return ParameterStack(own, like, rounds, self._held)
 
-    def _parts(
+    def _held_parts(
         self,
         layouts: Sequence[Sequence[MatrixLayout]],
         device: torch.device,
         exchange: Exchange,
     ) -> Bucket:
         """The parts of parameters that this process holds, as vectors."""
-        members = []
+        measured, others = [], []
         for i in exchange.parameters:
             piece = self.shards.own(i)
             layout = MatrixLayout((1, 1, piece.numel, 1), part=piece.shape)
-            has = is_measured(layouts[i]) and bool(self.shards.counts[i])
-            members.append(Member(i, 0, layout, has))
-        return Bucket(sorted(members, key=lambda m: m.is_measured), device)
+            if is_measured(layouts[i]) and self.shards.counts[i]:
+                measured.append(Member(i, 0, layout, is_measured=True))
+            else:
+                others.append(Member(i, 0, layout))
+        return Bucket(others + measured, device)
 
-    def _places(
+    def _renewal_positions(
         self, layouts: Sequence[Sequence[MatrixLayout]]
     ) -> dict[int, list[float]]:
-        """As in a single process: at the same steps the same bases."""
-        buckets = arranged(members_of(layouts), self.stack.device)
+        """As in a single process: the same bases are renewed at the same steps."""
+        members = members_of(layouts, range(len(layouts)))
+        buckets = arranged(members, self.stack.device)
         keys = factor_keys([stacks_of(bucket) for bucket in buckets])
         found: dict[int, list[float]] = {}
-        for size, places in places_in_turn(counts_of(keys)).items():
-            rest = iter(places)
-            every = {
-                (k.parameter, k.key): list(islice(rest, k.count)) for k in keys[size]
-            }
-            own = self.stack.keys.get(size, [])
-            if own:
-                pairs = [every[k.parameter, k.key] for k in own]
-                found[size] = list(chain.from_iterable(pairs))
+        for size, positions in renewal_positions(counts_of(keys)).items():
+            rest, by_key = iter(positions), {}
+            for k in keys[size]:
+                by_key[k.parameter, k.key] = list(islice(rest, k.count))
+            for k in self.stack.keys.get(size, []):
+                found.setdefault(size, []).extend(by_key[k.parameter, k.key])
         return found
 
     def _changes(
-        self, step: StepContext, known: ScheduledValues
+        self, step: StepContext, scheduled: ScheduledValues
     ) -> Iterator[list[Change]]:
-        """While one round's values travel, the matrices of another are updated."""
+        """Updates the matrices of one round while the values of others are sent."""
         assert isinstance(step, ShardedStepContext)
-        of_rows = self._begun(step, known)
-        rows = [RowNumbers(*bucket.spread(of_rows)) for bucket in self.stack.buckets]
-        moments = zip(step.state.momentum, step.state.second, strict=True)
-        own = zip(self.stack.buckets, moments, rows, strict=True)
+        scalars = self._begin(step, scheduled)
+        own = zip(
+            self.stack.buckets, step.state.momentum, step.state.second, strict=True
+        )
         grads = dict(enumerate(step.grads))
-        arriving = [x.to_owners(grads) for x in self.exchanges[:1]]
-        leaving: list[Any] = []
+        following = iter(self.exchanges)
+        arriving = next(following).to_owners(grads)
+        leaving: Round | None = None
         for number, exchange in enumerate(self.exchanges):
-            step.own_grads = exchange.domains(grads, arriving.pop())
-            arriving += [x.to_owners(grads) for x in self.exchanges[number + 1 :][:1]]
+            step.own_grads = exchange.domains(grads, arriving)
+            upcoming = next(following, None)
+            arriving = upcoming.to_owners(grads) if upcoming else Transfer()
             some = islice(own, len(self.stack.rounds[number]))
-            deltas = self._directions(step, some)
-            size = self._tables.get(exchange.parameters[0])
-            if size is not None and not deltas:  # no rows of the table are here
-                self.shards.sum(of_rows.new_zeros((1, size, size)))
+            deltas = self._directions(step, some, scalars)
+            size = self._table_sizes.get(exchange.parameters[0])
+            if size is not None and not deltas:  # this process owns no rows of a table
+                self.shards.sum(scalars.new_zeros((1, size, size)))
             step.own_grads = {}
-            like = of_rows.new_empty(0)
-            leaving.append((number, deltas, exchange.to_holders(deltas, like)))
-            if len(leaving) > 1:
-                yield self._arrived(step, of_rows, *leaving.pop(0))
-        for some in leaving:
-            yield self._arrived(step, of_rows, *some)
+            transfer = exchange.to_holders(deltas, scalars.new_empty(0))
+            if leaving is not None:
+                yield self._arrived(step, scalars, leaving)
+            leaving = Round(number, deltas, transfer)
+        if leaving is not None:
+            yield self._arrived(step, scalars, leaving)
         step.record_moved()
 
-    def _directions(self, step: StepContext, own: Iterator[Any]) -> dict[int, Tensor]:
-        """The changes of what this process owns, but for decay."""
+    def _directions(
+        self,
+        step: StepContext,
+        buckets: Iterator[tuple[Bucket, Tensor, Tensor]],
+        scalars: Tensor,
+    ) -> dict[int, Tensor]:
+        """step_size * u of the parameters that this process owns, by index.
+
+        buckets: with momentum and second moments.
+        """
         found: dict[int, Tensor] = {}
-        for bucket, moments, rows in own:
-            # of the dtype in which it travels, whatever that of products
-            delta = self._direction(step, bucket, moments, rows).to(self.stack.dtype)
-            delta = delta.mul_(moments[0] != 0).mul_(rows.rate)
+        for bucket, momentum, second in buckets:
+            rows = StepScalars(*bucket.spread(scalars))
+            u = self._direction(step, bucket, (momentum, second), rows)
+            # sent in the dtype of the state, not of products
+            delta = u.to(self.stack.dtype).mul_(momentum != 0).mul_(rows.step_size)
             pieces = bucket.parts.split(delta)
             for m, piece in zip(bucket.members, pieces, strict=True):
                 shape = self.shards.domain(m.parameter).shape
@@ -213,7 +229,7 @@ class ShardedSoapUpdate(SoapUpdate):
         self, step: StepContext, bucket: Bucket, stacks: Sequence[Tensor]
     ) -> None:
         i = bucket.members[0].parameter
-        if i not in self._tables:  # which have a bucket each, as they have a round
+        if i not in self._table_sizes:  # tables of several owners have own buckets
             return super()._add_squares(step, bucket, stacks)
         ((_, axis, some),) = bucket.factors
         factor = step.state.factors[axis.size][some]
@@ -223,21 +239,15 @@ class ShardedSoapUpdate(SoapUpdate):
         factor.copy_(self.shards.sum(factor.to(self.stack.dtype)))
 
     def _arrived(
-        self,
-        step: StepContext,
-        of_rows: Tensor,
-        number: int,
-        deltas: Mapping[int, Tensor],
-        transfer: Transfer,
+        self, step: StepContext, scalars: Tensor, arrived: Round
     ) -> list[Change]:
-        """The changes of this process' parts, with decay."""
-        bucket = self._moved[number]
-        parts = self.exchanges[number].parts(deltas, transfer, of_rows)
+        """The changes of the parts that this process holds, with weight decay."""
+        bucket, exchange = self._held[arrived.number], self.exchanges[arrived.number]
+        parts = exchange.parts(arrived.deltas, arrived.transfer, scalars)
         delta = bucket.gather([parts.get(i) for i in range(len(step.params))])
-        rows = RowNumbers(*bucket.spread(of_rows))
-        old = bucket.gather(step.params).to(self.stack.dtype)
-        delta = torch.addcmul(delta, old, rows.decay)
+        rows = StepScalars(*bucket.spread(scalars))
+        weights = bucket.gather(step.params).to(self.stack.dtype)
+        delta = torch.addcmul(delta, weights, rows.weight_decay)
         if bucket.measured:
             self._update_distance(step, bucket, delta)
-        pieces = bucket.parts.split(delta)
-        return list(map(partial(self._change, step), bucket.members, pieces))
+        return self._split(step, bucket, delta)

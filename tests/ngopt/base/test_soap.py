@@ -14,7 +14,7 @@ from torch import nn
 from ngopt import NGOptimizer, build_graph
 from ngopt.base import soap
 from ngopt.base.config import SoapConfig
-from ngopt.base.eigenbasis import RenewalSchedule, places_in_turn, renewed
+from ngopt.base.eigenbasis import RenewalSchedule, renewal_positions, renewed
 from ngopt.base.soap import Soap
 from ngopt.functional import Hyper, update_all
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
@@ -79,8 +79,10 @@ def due_at(step, shape, every):
     """Which bases of a matrix are renewed after a step: those of one size in order."""
     counts = {n: shape.count(n) for n in sorted(shape, reverse=True)}
     found = []
-    places = places_in_turn(counts)
-    for size, some in RenewalSchedule(places, every, torch.device("cpu")).due(step):
+    places = renewal_positions(counts)
+    for size, some in RenewalSchedule(places, every, torch.device("cpu")).bases_at(
+        step
+    ):
         found += [k for k in range(2) if shape[k] == size][some]
     return found
 
