@@ -1,6 +1,6 @@
 """State of several processes in the form of a single one, for state_dicts and back.
 
-Tensors that one process owns become DTensors of the whole, which
+Tensors that one process owns become DTensors of the whole tensor, which
 `torch.distributed.checkpoint` saves and loads under any number of processes.
 """
 
@@ -18,9 +18,9 @@ from ngopt.distributed.ownership import Ownership, by_one, place_of_rows
 from ngopt.distributed.shards import Shards
 from ngopt.functional import AVERAGE, Record
 from ngopt.roles.kronecker_factors import MatrixLayout
-from ngopt.shard_layout import as_dtensor, is_dtensor, local, whole
+from ngopt.shard_layout import Piece, as_dtensor, is_dtensor, local, whole
 
-MOVED = "displacement"  # which each process has of its own parts
+DISPLACEMENT = "displacement"  # held like parameters, not owned
 
 
 class Entry(NamedTuple):
@@ -32,7 +32,7 @@ class Entry(NamedTuple):
 
 
 class ShardedState:
-    """Of parameters that processes share."""
+    """The state of parameters that processes share."""
 
     def __init__(
         self,
@@ -40,27 +40,33 @@ class ShardedState:
         params: Sequence[Tensor],
         layouts: Sequence[Sequence[MatrixLayout]],
     ):
-        self._shards, self._params, self._layouts = shards, params, layouts
+        self._shards, self._layouts = shards, layouts
+        self._params: Sequence[Any] = params
 
-    def whole(self, records: Sequence[Record]) -> list[Record]:
-        """Records whose tensors are of whole parameters, DTensors; all processes call
-        it."""
+    def to_dtensors(self, records: Sequence[Record]) -> list[Record]:
+        """Records whose tensors are DTensors of whole parameters; collective."""
         found = [dict(record) for record in records]
-        self._average(found)
-        entries = list(self._entries(records))
-        moved = [e.parameter for e in entries if e.key == MOVED]
-        for i, value in self._gathered_displacements(moved, records).items():
-            found[i][MOVED] = value
-        for dtype in {e.like.dtype: None for e in entries}:
-            some = [e for e in entries if e.like.dtype == dtype]
-            values = self._divided(some, found)
-            for entry, value in zip(some, values, strict=True):
+        self._average_to_dtensors(found)
+        measured = []
+        by_dtype: dict[torch.dtype, list[Entry]] = {}
+        for entry in self._entries(records):
+            by_dtype.setdefault(entry.like.dtype, []).append(entry)
+            if entry.key == DISPLACEMENT:
+                measured.append(entry.parameter)
+        for i, value in self._gathered_displacements(measured, records).items():
+            found[i][DISPLACEMENT] = value
+        for entries in by_dtype.values():
+            values = self._divided(entries, found)
+            for entry, value in zip(entries, values, strict=True):
                 found[entry.parameter][entry.key] = value
-        # in one order in all processes, as those gather them who save one state of all
+        # the same order in all processes, for collectives over the values of a state
         return [dict(sorted(record.items())) for record in found]
 
-    def own(self, records: Sequence[Record]) -> list[Record]:
-        """What this process holds of such records, or of those of a single process."""
+    def to_local(self, records: Sequence[Record]) -> list[Record]:
+        """The part of this process of such records, or of those of a single process.
+
+        Raises ValueError if a tensor has another shape.
+        """
         found = [dict(record) for record in records]
         for i, key, like in self._entries(records):
             value: Any = found[i].pop(key, None)
@@ -70,39 +76,40 @@ class ShardedState:
                 value = value.full_tensor()
             if value.shape != like.shape:
                 raise ValueError(
-                    f"state_dict: '{key}' of parameter {i}: expected shape "
+                    f"state_dict: expected '{key}' of parameter {i} of shape "
                     f"{tuple(like.shape)}; got {tuple(value.shape)}"
                 )
-            if key == MOVED:
+            if key == DISPLACEMENT:
                 found[i][key] = self._part_of_displacement(i, value)
             else:
-                found[i][key] = self._own_part(i, key, value)
+                found[i][key] = self._owned_part(i, key, value)
         for i, record in enumerate(found):
             average = record.get(AVERAGE)
             if average is not None and not self._shards.alone[i]:
-                record[AVERAGE] = self._part(i, average)
+                record[AVERAGE] = self._held_part(i, average)
         return found
 
-    def _own_part(self, i: int, key: str, value: Tensor) -> Tensor:
-        """Of a tensor of the whole state of a parameter."""
-        if not self._shards.is_own(i):
+    def _owned_part(self, i: int, key: str, value: Tensor) -> Tensor:
+        """The part that this process owns of a tensor of the state."""
+        if not self._shards.owns(i):
             return value.new_empty(0)
-        own = self._owned(i, key, value)
-        if not own.is_divided:  # what is there once is needed by all owners
+        own = self._ownership(i, key, value)
+        if not own.is_divided:  # several owners of the parameter have all of it
             return value
         return own.domains[self._shards.rank].of(value).contiguous()
 
     def _entries(self, records: Sequence[Record]) -> Iterator[Entry]:
         for i, record in enumerate(records):
-            if record and not self._shards.alone[i]:
-                shape, p = self._shards.shapes[i], self._params[i]
-                like = torch.empty(shape, dtype=p.dtype.to_real(), device="meta")
-                for key, value in first_record(like, self._layouts[i]).items():
-                    if value.dim():
-                        yield Entry(i, key, value)
+            if not record or self._shards.alone[i]:
+                continue
+            shape, dtype = self._shards.shapes[i], self._params[i].dtype.to_real()
+            like = torch.empty(shape, dtype=dtype, device="meta")
+            for key, value in first_record(like, self._layouts[i]).items():
+                if value.dim():
+                    yield Entry(i, key, value)
 
-    def _owned(self, i: int, key: str, like: Tensor) -> Ownership:
-        """Of a tensor of the whole state of a parameter."""
+    def _ownership(self, i: int, key: str, like: Tensor) -> Ownership:
+        """Of a tensor of the state of a parameter."""
         own, shape = self._shards.owned[i], tuple(like.shape)
         if not own.is_divided or not key.startswith("exp_avg"):
             return by_one(own.first, self._shards.size, shape)
@@ -110,21 +117,20 @@ class ShardedState:
         domains = [place_of_rows(layout, rows) for rows in own.domains]
         return Ownership(own.first, tuple(domains))
 
-    def _average(self, records: Sequence[Record]) -> None:
-        params: Sequence[Any] = self._params
-        for p, record in zip(params, records, strict=True):
+    def _average_to_dtensors(self, records: Sequence[Record]) -> None:
+        for p, record in zip(self._params, records, strict=True):
             if AVERAGE in record and is_dtensor(p):
                 mesh, placements = p.device_mesh, p.placements
                 record[AVERAGE] = as_dtensor(record[AVERAGE], mesh, placements, p)
 
-    def _part(self, i: int, value: Any) -> Tensor:
-        """What this process holds of a value that is divided as a parameter is."""
-        p: Any = self._params[i]
+    def _held_part(self, i: int, value: Any) -> Tensor:
+        """The part that this process holds of a value with a parameter's shape."""
+        p = self._params[i]
         if is_dtensor(value) and is_dtensor(p) and value.placements == p.placements:
             return local(value)
         if is_dtensor(value):
             value = value.full_tensor()
-        return self._shards.own(i).of(value).contiguous()
+        return self._shards.held(i).of(value).contiguous()
 
     def _gathered_displacements(
         self, parameters: Sequence[int], records: Sequence[Record]
@@ -134,49 +140,51 @@ class ShardedState:
             return {}
         shards = self._shards.of(parameters).undivided()
         exchange = Exchange(shards, range(len(parameters)))
-        values = {}
+        parts = {}
         for n, i in enumerate(parameters):
-            value, shape = records[i][MOVED], shards.own(n).shape
-            # one process has it of each part
-            values[n] = value.view(shape) if value.numel() else value.new_empty(shape)
+            value, shape = records[i][DISPLACEMENT], shards.held(n).shape
+            # each part is stored in one process
+            parts[n] = value.view(shape) if value.numel() else value.new_empty(shape)
+        arrived = exchange.domains(parts, exchange.to_owners(parts))
         found = {}
-        for n, value in exchange.domains(values, exchange.to_owners(values)).items():
+        for n, value in arrived.items():
             (layout,) = self._layouts[parameters[n]]
             found[parameters[n]] = layout.of(value).reshape(layout.shape)
         return found
 
     def _part_of_displacement(self, i: int, value: Tensor) -> Tensor:
         (layout,) = self._layouts[i]
-        whole = value.new_empty(self._shards.shapes[i])
-        place = layout.of(whole)
+        of_parameter = value.new_empty(self._shards.shapes[i])
+        place = layout.of(of_parameter)
         place.copy_(value.reshape(place.shape))
-        part = self._shards.own(i).of(whole).reshape(1, 1, -1, 1)
+        part = self._shards.held(i).of(of_parameter).reshape(1, 1, -1, 1)
         return part if self._shards.counts[i] else part[:, :, :0]
 
     def _divided(
         self, entries: Sequence[Entry], records: Sequence[Record]
     ) -> list[Tensor]:
-        """Tensors that owners have as DTensors, of which each process holds a part."""
+        """DTensors of tensors of owners, divided along their longest dimension."""
         from torch.distributed.tensor import Shard
 
-        shapes = [tuple(e.like.shape) for e in entries]
-        owned = [self._owned(*entry) for entry in entries]
-        dims = [max(range(len(shape)), key=lambda d: shape[d]) for shape in shapes]
-        size, pairs = self._shards.size, list(zip(shapes, dims, strict=True))
-        pieces = [
-            [whole(shape).chunk(dim, rank, size) for shape, dim in pairs]
-            for rank in range(size)
-        ]
+        size = self._shards.size
+        shapes, owned, dims = [], [], []
+        pieces: list[list[Piece]] = [[] for _ in range(size)]
+        for entry in entries:
+            shape = tuple(entry.like.shape)
+            shapes.append(shape)
+            owned.append(self._ownership(*entry))
+            dims.append(shape.index(max(shape)))
+            for rank in range(size):
+                pieces[rank].append(whole(shape).chunk(dims[-1], rank, size))
         shards = self._shards.with_pieces(shapes, owned, pieces)
         exchange = Exchange(shards, range(len(entries)))
-        values = {
-            n: records[entries[n].parameter][entries[n].key] for n in exchange.owned
-        }
+        values = {}
+        for n in exchange.owned:
+            values[n] = records[entries[n].parameter][entries[n].key]
         device = local(self._params[0]).device
         like = torch.empty(0, dtype=entries[0].like.dtype, device=device)
         parts = exchange.parts(values, exchange.to_holders(values, like), like)
-        mesh = self._shards.mesh(device.type)
-        return [
-            as_dtensor(parts[n], mesh, [Shard(dims[n])], entry.like)
-            for n, entry in enumerate(entries)
-        ]
+        mesh, found = self._shards.mesh(device.type), []
+        for n, entry in enumerate(entries):
+            found.append(as_dtensor(parts[n], mesh, [Shard(dims[n])], entry.like))
+        return found

@@ -142,7 +142,7 @@ class ShardedSoapUpdate(SoapUpdate):
         """The parts of parameters that this process holds, as vectors."""
         measured, others = [], []
         for i in exchange.parameters:
-            piece = self.shards.own(i)
+            piece = self.shards.held(i)
             layout = MatrixLayout((1, 1, piece.numel, 1), part=piece.shape)
             if is_measured(layouts[i]) and self.shards.counts[i]:
                 measured.append(Member(i, 0, layout, is_measured=True))

@@ -131,7 +131,7 @@ class SoapRule(UpdateRule):
         if self.shards is None or i >= len(self.shards.owned):
             return first_record(p, layouts)
         record = first_record(p, self.shards.layouts(i, layouts))
-        if not self.shards.is_own(i):
+        if not self.shards.owns(i):
             whole = first_record(p.new_empty(0, device="meta"), layouts)
             # torch.distributed.checkpoint needs the same keys in all processes
             for key in whole.keys() - record.keys():

@@ -359,7 +359,7 @@ class NGOptimizer(Optimizer):
         found = super().state_dict()
         params = group_tensors(self.param_groups)
         if found["state"] and self._is_shared(params):
-            records = self._sharded_state().whole(
+            records = self._sharded_state().to_dtensors(
                 [self.state.get(p, {}) for p in params]
             )
             found["state"] = numbered(found["param_groups"], records)
@@ -411,7 +411,7 @@ class NGOptimizer(Optimizer):
 
     def _take_own(self, loaded: dict[str, Any]) -> None:
         """Leaves of a loaded state what this process holds."""
-        records = self._sharded_state().own(records_in_order(loaded))
+        records = self._sharded_state().to_local(records_in_order(loaded))
         loaded["state"] = numbered(loaded["param_groups"], records)
 
     def __getstate__(self) -> dict[str, Any]:
