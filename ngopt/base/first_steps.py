@@ -26,7 +26,6 @@ from ngopt.devices import Array, array_module, precise_dtype
 
 if TYPE_CHECKING:
     from ngopt.base.step_context import StepContext
-    from ngopt.base.step_size import ScheduledValues
 
 OBSERVED = 8  # number of first gradients of which density and agreement are measured
 AGREED = 0.95  # largest agreement
@@ -58,7 +57,9 @@ class FirstSteps:
         device: torch.device,
     ):
         """tables: indices of embedding tables. numels: elements of all parameters."""
-        self.config, self._tables, self._numels = config, tables, numels
+        self.config = config
+        self._tables = tables
+        self._numels = numels
         dtype = precise_dtype(device)
         self._numel = torch.tensor(numels, dtype=dtype, device=device)
 
@@ -66,7 +67,6 @@ class FirstSteps:
         self,
         factors: StepSizeFactors,
         step: StepContext,
-        scheduled: ScheduledValues,
         rms: Array,
         gradients: tuple[Array, Array],
     ) -> StepSizeFactors:
@@ -75,27 +75,24 @@ class FirstSteps:
         rms: of weights. gradients: their running RMS before this step, and its unit.
         """
         if step.youngest == 0:
-            factors = self._from_weights(factors, step, scheduled, rms)
+            factors = self._from_weights(factors, step, rms)
         if 2 <= step.youngest < OBSERVED:
             running, unit = map(_detached, gradients)
-            grad_rms = running * scheduled.rms_correction_before / unit
-            factors = self._from_agreement(factors, step, scheduled, grad_rms)
+            grad_rms = running * step.scheduled.rms_correction_before / unit
+            factors = self._from_agreement(factors, step, grad_rms)
         if self._tables and step.youngest < OBSERVED:
-            factors = self._from_density(factors, step, scheduled)
+            factors = self._from_density(factors, step)
         return factors
 
     def _from_weights(
-        self,
-        factors: StepSizeFactors,
-        step: StepContext,
-        scheduled: ScheduledValues,
-        rms: Array,
+        self, factors: StepSizeFactors, step: StepContext, rms: Array
     ) -> StepSizeFactors:
         """Sets the factors of parameters with their first gradient."""
         xp = array_module(rms)
         found = trained(step.excesses(), self._numels, self._numel, self.config)
-        share, untrained = xp.asarray(found[0]), xp.asarray(found[1])
-        offset, slope = initial_size(rms, scheduled.inverse_init_rms)
+        share = xp.asarray(found[0])
+        untrained = xp.asarray(found[1])
+        offset, slope = initial_size(rms, step.scheduled.inverse_init_rms)
         new = StepSizeFactors(
             offset=offset * share**2,  # step sizes go with the root
             slope=slope * share**2,
@@ -104,25 +101,21 @@ class FirstSteps:
             agreement=0.0 * share,
             density=factors.density,
         )
-        is_first = xp.ones_like(rms) * scheduled.count == 1
+        is_first = xp.ones_like(rms) * step.scheduled.count == 1
         chosen = []
         for value, old in zip(new, factors, strict=True):
             chosen.append(xp.where(is_first, value, old))
         return StepSizeFactors(*chosen)
 
     def _from_agreement(
-        self,
-        factors: StepSizeFactors,
-        step: StepContext,
-        scheduled: ScheduledValues,
-        grad_rms: Array,
+        self, factors: StepSizeFactors, step: StepContext, grad_rms: Array
     ) -> StepSizeFactors:
         """Full step sizes where the first gradients agree.
 
         grad_rms: running RMS of gradients, in units.
         """
         xp = array_module(grad_rms)
-        age = xp.ones_like(grad_rms) * scheduled.count - 1
+        age = xp.ones_like(grad_rms) * step.scheduled.count - 1
         # parameters in their first steps, each in its own unit
         is_measured = (age >= 2) & (age < OBSERVED) & (grad_rms > 0)
         divisor = xp.where(is_measured, grad_rms, 1.0) ** 2
@@ -133,27 +126,24 @@ class FirstSteps:
         new = xp.where(is_measured, new, factors.agreement)
         released = factors.share ** (2 * (factors.agreement - new))
         remaining = (1 - factors.untrained) * (1 - new) / (1 - factors.agreement)
-        return factors._replace(
-            offset=factors.offset * released,
-            slope=factors.slope * released,
-            untrained=1 - remaining,
-            agreement=new,
-        )
+        factors = _scaled(factors, released)
+        return factors._replace(untrained=1 - remaining, agreement=new)
 
     def _from_density(
-        self, factors: StepSizeFactors, step: StepContext, scheduled: ScheduledValues
+        self, factors: StepSizeFactors, step: StepContext
     ) -> StepSizeFactors:
         """Longer steps of tables in their first steps, by their density."""
         xp = array_module(factors.density)
         share = xp.asarray(step.dense_shares(self._tables))
-        growth, density = mean_density(share, factors.density, scheduled.count)
-        is_early = xp.ones_like(density) * scheduled.count <= OBSERVED
+        growth, density = mean_density(share, factors.density, step.scheduled.count)
+        is_early = xp.ones_like(density) * step.scheduled.count <= OBSERVED
         longer = xp.where(is_early, growth**-self.config.rare_exponent, 1.0)
-        return factors._replace(
-            offset=factors.offset * longer,
-            slope=factors.slope * longer,
-            density=xp.where(is_early, density, factors.density),
-        )
+        density = xp.where(is_early, density, factors.density)
+        return _scaled(factors, longer)._replace(density=density)
+
+
+def _scaled(factors: StepSizeFactors, by: Array) -> StepSizeFactors:
+    return factors._replace(offset=factors.offset * by, slope=factors.slope * by)
 
 
 def _detached(x: Array) -> Array:
@@ -170,7 +160,8 @@ def agreement(squares: Array, expected: Array, age: Array, beta1: float) -> Arra
     of gradients, (n,).
     """
     total = 1 - beta1**age
-    noise = (1 - beta1) / (1 + beta1) * (1 - beta1 ** (2 * age))
+    both = 1 - beta1 ** (2 * age)
+    noise = (1 - beta1) / (1 + beta1) * both
     most = ((total**2 - noise) * expected).sum()
     ratio = (squares - noise * expected).sum() / most.clip(TINY)
     return ratio.clip(0.0, AGREED)
@@ -187,12 +178,18 @@ def spectral_excess(weight: Tensor) -> Tensor:
     w = w / w.abs().amax().clip(min=TINY)
     v = w.sum(1)
     for _ in range(ITERATIONS):
-        v = w @ (w.mT @ (v / v.norm().clip(min=TINY)))
-    v = v / v.norm().clip(min=TINY)
+        v = w @ (w.mT @ _normalized(v))
+    v = _normalized(v)
     largest = (w.mT @ v).norm()
-    edge = w.square().mean().sqrt() * (len(w) ** 0.5 + w.shape[1] ** 0.5)
-    excess = (largest / (EDGE * edge).clip(min=TINY)).clip(min=1.0).log()
+    rms = w.square().mean().sqrt()
+    edge = EDGE * rms.mul(len(w) ** 0.5 + w.shape[1] ** 0.5)
+    ratio = largest / edge.clip(min=TINY)
+    excess = ratio.clip(min=1.0).log()
     return excess.nan_to_num(0.0, 0.0)
+
+
+def _normalized(v: Tensor) -> Tensor:
+    return v / v.norm().clip(min=TINY)
 
 
 def is_matrix(p: Tensor) -> bool:
@@ -213,7 +210,8 @@ def trained(
     excesses: `spectral_excess` by index of each matrix. numels: of all parameters.
     like: has the dtype and device of the result.
     """
-    c, mean = config, like.new_zeros(())
+    c = config
+    mean = like.new_zeros(())
     excess, total = {}, 0
     for i, x in excesses.items():
         excess[i] = x.to(like.dtype)
@@ -224,8 +222,9 @@ def trained(
     for i in range(len(numels)):
         own.append(excess.get(i, mean))
     excess_or_mean = torch.stack(own).maximum(c.trained_shared * mean)
-    share = (-c.trained_exponent * excess_or_mean).exp().clip(min=c.trained_least)
-    return share, (1 - mean / c.trained_mean).clip(min=0.0).expand(len(numels))
+    share = (-c.trained_exponent * excess_or_mean).exp()
+    untrained = (1 - mean / c.trained_mean).clip(min=0.0)
+    return share.clip(min=c.trained_least), untrained.expand(len(numels))
 
 
 def initial_size(rms: Array, inverse_init_rms: Array) -> tuple[Array, Array]:
@@ -243,9 +242,11 @@ def initial_size(rms: Array, inverse_init_rms: Array) -> tuple[Array, Array]:
 def dense_shares(grads: Sequence[Tensor], tables: Sequence[int]) -> Tensor:
     """The share of nonzero elements in the gradient of a table, else 1; (n,)."""
     dtype = precise_dtype(grads[0].device)
-    found = [grads[0].new_ones((), dtype=dtype)] * len(grads)
+    one = grads[0].new_ones((), dtype=dtype)
+    found = [one] * len(grads)
     for i in tables:
-        found[i] = (grads[i] != 0).to(dtype).mean()
+        is_nonzero = grads[i] != 0
+        found[i] = is_nonzero.to(dtype).mean()
     return torch.stack(found)
 
 

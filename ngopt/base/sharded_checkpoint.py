@@ -17,7 +17,7 @@ from ngopt.distributed.exchange import Exchange
 from ngopt.distributed.ownership import Ownership, by_one, place_of_rows
 from ngopt.distributed.shards import Shards
 from ngopt.functional import AVERAGE, Record
-from ngopt.roles.kronecker_factors import MatrixLayout
+from ngopt.roles.kronecker_factors import Layouts
 from ngopt.shard_layout import Piece, as_dtensor, is_dtensor, local, whole
 
 DISPLACEMENT = "displacement"  # held like parameters, not owned
@@ -38,9 +38,10 @@ class ShardedState:
         self,
         shards: Shards,
         params: Sequence[Tensor],
-        layouts: Sequence[Sequence[MatrixLayout]],
+        layouts: Sequence[Layouts],
     ):
-        self._shards, self._layouts = shards, layouts
+        self._shards = shards
+        self._layouts = layouts
         self._params: Sequence[Any] = params
 
     def to_dtensors(self, records: Sequence[Record]) -> list[Record]:
@@ -102,7 +103,8 @@ class ShardedState:
         for i, record in enumerate(records):
             if not record or self._shards.alone[i]:
                 continue
-            shape, dtype = self._shards.shapes[i], self._params[i].dtype.to_real()
+            shape = self._shards.shapes[i]
+            dtype = self._params[i].dtype.to_real()
             like = torch.empty(shape, dtype=dtype, device="meta")
             for key, value in first_record(like, self._layouts[i]).items():
                 if value.dim():
@@ -110,7 +112,8 @@ class ShardedState:
 
     def _ownership(self, i: int, key: str, like: Tensor) -> Ownership:
         """Of a tensor of the state of a parameter."""
-        own, shape = self._shards.owned[i], tuple(like.shape)
+        own = self._shards.owned[i]
+        shape = tuple(like.shape)
         if not own.is_divided or not key.startswith("exp_avg"):
             return by_one(own.first, self._shards.size, shape)
         (layout,) = self._layouts[i]
@@ -120,7 +123,8 @@ class ShardedState:
     def _average_to_dtensors(self, records: Sequence[Record]) -> None:
         for p, record in zip(self._params, records, strict=True):
             if AVERAGE in record and is_dtensor(p):
-                mesh, placements = p.device_mesh, p.placements
+                mesh = p.device_mesh
+                placements = p.placements
                 record[AVERAGE] = as_dtensor(record[AVERAGE], mesh, placements, p)
 
     def _held_part(self, i: int, value: Any) -> Tensor:
@@ -142,7 +146,8 @@ class ShardedState:
         exchange = Exchange(shards, range(len(parameters)))
         parts = {}
         for n, i in enumerate(parameters):
-            value, shape = records[i][DISPLACEMENT], shards.held(n).shape
+            value = records[i][DISPLACEMENT]
+            shape = shards.held(n).shape
             # each part is stored in one process
             parts[n] = value.view(shape) if value.numel() else value.new_empty(shape)
         arrived = exchange.domains(parts, exchange.to_owners(parts))
@@ -157,7 +162,8 @@ class ShardedState:
         of_parameter = value.new_empty(self._shards.shapes[i])
         place = layout.of(of_parameter)
         place.copy_(value.reshape(place.shape))
-        part = self._shards.held(i).of(of_parameter).reshape(1, 1, -1, 1)
+        held = self._shards.held(i).of(of_parameter)
+        part = held.reshape(1, 1, -1, 1)
         return part if self._shards.counts[i] else part[:, :, :0]
 
     def _divided(
@@ -175,7 +181,8 @@ class ShardedState:
             owned.append(self._ownership(*entry))
             dims.append(shape.index(max(shape)))
             for rank in range(size):
-                pieces[rank].append(whole(shape).chunk(dims[-1], rank, size))
+                part = whole(shape).chunk(dims[-1], rank, size)
+                pieces[rank].append(part)
         shards = self._shards.with_pieces(shapes, owned, pieces)
         exchange = Exchange(shards, range(len(entries)))
         values = {}
@@ -184,7 +191,9 @@ class ShardedState:
         device = local(self._params[0]).device
         like = torch.empty(0, dtype=entries[0].like.dtype, device=device)
         parts = exchange.parts(values, exchange.to_holders(values, like), like)
-        mesh, found = self._shards.mesh(device.type), []
+        mesh = self._shards.mesh(device.type)
+        found = []
         for n, entry in enumerate(entries):
-            found.append(as_dtensor(parts[n], mesh, [Shard(dims[n])], entry.like))
+            placements = [Shard(dims[n])]
+            found.append(as_dtensor(parts[n], mesh, placements, entry.like))
         return found

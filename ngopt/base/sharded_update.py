@@ -22,11 +22,10 @@ from ngopt.base.elementwise import StepScalars
 from ngopt.base.first_steps import is_matrix, spectral_excess
 from ngopt.base.state import ParameterStack, counts_of, factor_keys, members_of
 from ngopt.base.step_context import StepContext, StepInputs
-from ngopt.base.step_size import ScheduledValues
 from ngopt.base.update import SoapUpdate
 from ngopt.distributed.exchange import Exchange, Transfer, make_exchanges
 from ngopt.functional import Change
-from ngopt.roles.kronecker_factors import MatrixLayout, is_measured
+from ngopt.roles.kronecker_factors import Layouts, MatrixLayout, is_measured
 
 if TYPE_CHECKING:
     from ngopt.base.soap import SoapRule
@@ -43,7 +42,8 @@ class ShardedStepContext(StepContext):
 
     def __init__(self, update: ShardedSoapUpdate, inputs: StepInputs):
         super().__init__(update.stack, update.positions, inputs)
-        self._shards, self._exchanges = update.shards, update.exchanges
+        self._shards = update.shards
+        self._exchanges = update.exchanges
         self._numels = update.numels
         self._moved = torch.zeros_like(self.state.scales[-2:])
         self.own_grads: Mapping[int, Tensor] = {}
@@ -55,8 +55,9 @@ class ShardedStepContext(StepContext):
 
     def root_mean_squares(self, roots: Tensor) -> Tensor:
         norms = super().root_mean_squares(torch.ones_like(roots))
-        squares = self._shards.sum_of_parts(norms.square().view(2, -1))
-        return squares.sqrt().flatten() / roots
+        squares = norms.square().view(2, -1)
+        total = self._shards.sum_of_parts(squares)
+        return total.sqrt().flatten() / roots
 
     def gathered(self, bucket: Bucket) -> Tensor:
         values = [self.own_grads.get(i) for i in range(len(self.params))]
@@ -67,14 +68,16 @@ class ShardedStepContext(StepContext):
 
     def excesses(self) -> dict[int, Tensor]:
         own = self.moved.new_zeros(len(self.params))
-        params, shards = dict(enumerate(self.params)), self._shards.undivided()
+        params = dict(enumerate(self.params))
+        shards = self._shards.undivided()
         for exchange in self._exchanges:
             # once, one owner receives the whole matrix
             whole = Exchange(shards, exchange.parameters)
             for i, p in whole.domains(params, whole.to_owners(params)).items():
                 if is_matrix(p):
                     own[i] = spectral_excess(p)
-        total, found = self._shards.sum_of_owners(own), {}
+        total = self._shards.sum_of_owners(own)
+        found = {}
         for i, p in enumerate(self.params):
             if p.dim() > 1 and self._numels[i] > 0:
                 found[i] = total[i]
@@ -84,13 +87,15 @@ class ShardedStepContext(StepContext):
         counts = torch.zeros_like(self._numels)
         for i in tables:
             counts[i] = (self.grads[i] != 0).sum()
+        of_all = self._shards.sum_of_parts(counts) / self._numels
         shares = torch.ones_like(counts)
-        shares[tables] = (self._shards.sum_of_parts(counts) / self._numels)[tables]
+        shares[tables] = of_all[tables]
         return shares
 
     def record_moved(self) -> None:
         """Adds path and distance of whole parameters to the state."""
-        self.state.scales[-2:].add_(self._shards.sum_of_owners(self.moved))
+        moved = self._shards.sum_of_owners(self.moved)
+        self.state.scales[-2:].add_(moved)
 
 
 class Round(NamedTuple):
@@ -117,14 +122,13 @@ class ShardedSoapUpdate(SoapUpdate):
         self.exchanges = make_exchanges(self.shards, most, list(self._table_sizes))
         super().__init__(rule, positions, like)
         self._replays = None  # CUDA graphs cannot contain collectives
-        self.numels = self.scalars.roots[: len(positions)].square().round()
+        roots = self.scalars.roots[: len(positions)]
+        self.numels = roots.square().round()
 
     def context(self, inputs: StepInputs) -> StepContext:
         return ShardedStepContext(self, inputs)
 
-    def _stacked(
-        self, layouts: Sequence[Sequence[MatrixLayout]], like: Tensor
-    ) -> ParameterStack:
+    def _stacked(self, layouts: Sequence[Layouts], like: Tensor) -> ParameterStack:
         own = [self.shards.layouts(i, x) for i, x in enumerate(layouts)]
         rounds = []
         self._held: list[Bucket] = []
@@ -135,7 +139,7 @@ class ShardedSoapUpdate(SoapUpdate):
 
     def _held_parts(
         self,
-        layouts: Sequence[Sequence[MatrixLayout]],
+        layouts: Sequence[Layouts],
         device: torch.device,
         exchange: Exchange,
     ) -> Bucket:
@@ -150,31 +154,27 @@ class ShardedSoapUpdate(SoapUpdate):
                 others.append(Member(i, 0, layout))
         return Bucket(others + measured, device)
 
-    def _renewal_positions(
-        self, layouts: Sequence[Sequence[MatrixLayout]]
-    ) -> dict[int, list[float]]:
+    def _renewal_positions(self, layouts: Sequence[Layouts]) -> dict[int, list[float]]:
         """As in a single process: the same bases are renewed at the same steps."""
         members = members_of(layouts, range(len(layouts)))
         buckets = arranged(members, self.stack.device)
         keys = factor_keys([stacks_of(bucket) for bucket in buckets])
         found: dict[int, list[float]] = {}
         for size, positions in renewal_positions(counts_of(keys)).items():
-            rest, by_key = iter(positions), {}
+            rest = iter(positions)
+            by_key = {}
             for k in keys[size]:
                 by_key[k.parameter, k.key] = list(islice(rest, k.count))
             for k in self.stack.keys.get(size, []):
                 found.setdefault(size, []).extend(by_key[k.parameter, k.key])
         return found
 
-    def _changes(
-        self, step: StepContext, scheduled: ScheduledValues
-    ) -> Iterator[list[Change]]:
+    def _changes(self, step: StepContext) -> Iterator[list[Change]]:
         """Updates the matrices of one round while the values of others are sent."""
         assert isinstance(step, ShardedStepContext)
-        scalars = self._begin(step, scheduled)
-        own = zip(
-            self.stack.buckets, step.state.momentum, step.state.second, strict=True
-        )
+        scalars = self._begin(step)
+        moments = step.state.momentum, step.state.second
+        own = zip(self.stack.buckets, *moments, strict=True)
         grads = dict(enumerate(step.grads))
         following = iter(self.exchanges)
         arriving = next(following).to_owners(grads)
@@ -212,7 +212,8 @@ class ShardedSoapUpdate(SoapUpdate):
             rows = StepScalars(*bucket.spread(scalars))
             u = self._direction(step, bucket, (momentum, second), rows)
             # sent in the dtype of the state, not of products
-            delta = u.to(self.stack.dtype).mul_(momentum != 0).mul_(rows.step_size)
+            delta = u.to(self.stack.dtype)
+            delta.mul_(momentum != 0).mul_(rows.step_size)
             pieces = bucket.parts.split(delta)
             for m, piece in zip(bucket.members, pieces, strict=True):
                 shape = self.shards.domain(m.parameter).shape
@@ -236,15 +237,18 @@ class ShardedSoapUpdate(SoapUpdate):
         if self.shards.owned[i].first != self.shards.rank:
             factor.zero_()
         super()._add_squares(step, bucket, stacks)
-        factor.copy_(self.shards.sum(factor.to(self.stack.dtype)))
+        total = self.shards.sum(factor.to(self.stack.dtype))
+        factor.copy_(total)
 
     def _arrived(
         self, step: StepContext, scalars: Tensor, arrived: Round
     ) -> list[Change]:
         """The changes of the parts that this process holds, with weight decay."""
-        bucket, exchange = self._held[arrived.number], self.exchanges[arrived.number]
+        bucket = self._held[arrived.number]
+        exchange = self.exchanges[arrived.number]
         parts = exchange.parts(arrived.deltas, arrived.transfer, scalars)
-        delta = bucket.gather([parts.get(i) for i in range(len(step.params))])
+        values = [parts.get(i) for i in range(len(step.params))]
+        delta = bucket.gather(values)
         rows = StepScalars(*bucket.spread(scalars))
         weights = bucket.gather(step.params).to(self.stack.dtype)
         delta = torch.addcmul(delta, weights, rows.weight_decay)

@@ -63,7 +63,8 @@ class Soap:
     """The base rule "soap" with its constants; `bind` applies it to a graph."""
 
     config: SoapConfig = field(default_factory=SoapConfig)
-    name, Config = "soap", SoapConfig
+    name = "soap"
+    Config = SoapConfig
 
     @property
     def weight_decay(self) -> float:
@@ -158,7 +159,8 @@ class SoapRule(UpdateRule):
             return
         updates = self._updates_of(present, inputs)
         steps = [update.context(inputs) for update in updates]
-        is_captured, now = devices.is_capturing(steps[0].device), 0.0
+        is_captured = devices.is_capturing(steps[0].device)
+        now = 0.0
         if not is_captured:
             now = self._count_steps(steps, inputs)
         for update, step in zip(updates, steps, strict=True):
@@ -191,7 +193,8 @@ class SoapRule(UpdateRule):
         """Raises ValueError if processes have different inputs of a step."""
         assert self.shards is not None
         rates = {float(x) for x in hyper.lr if not is_kept(x)}
-        names, ages = [], set()
+        names = []
+        ages = set()
         for i in present:
             names.append(self.graph.parameters[i].name)
             ages.add(int(state[i]["step"]))
@@ -226,7 +229,8 @@ class SoapRule(UpdateRule):
         for positions in alike.values():
             like = likes[present.index(positions[0])]
             updates.append(make(self, positions, like))
-        self._key, self._updates = key, updates
+        self._key = key
+        self._updates = updates
         return updates
 
 

@@ -13,7 +13,7 @@ from ngopt.base.buckets import Bucket, Factors, Member, make_buckets
 from ngopt.base.first_steps import StepSizeFactors
 from ngopt.functional import Record, state_dtype
 from ngopt.packing import PackedState, Packing, Pieces, scalars
-from ngopt.roles.kronecker_factors import Axis, MatrixLayout, is_measured
+from ngopt.roles.kronecker_factors import Axis, Layouts, is_measured
 
 # Factors and bases of more rows are bfloat16: rounding is far below their noise.
 EXACT = 512
@@ -21,7 +21,7 @@ TINY = 1e-30
 SCALES = ("scale", "rms", "skipped", *StepSizeFactors._fields, "path", "distance")
 
 
-def first_record(p: Tensor, layouts: Sequence[MatrixLayout]) -> Record:
+def first_record(p: Tensor, layouts: Layouts) -> Record:
     """The state of a parameter before its first gradient.
 
     Scalars, (), on the device except `step`:
@@ -45,7 +45,8 @@ def first_record(p: Tensor, layouts: Sequence[MatrixLayout]) -> Record:
         for key in ("exp_avg", "exp_avg_sq"):
             record[f"{key}_{i}"] = p.new_zeros(layout.shape, dtype=dtype)
         for axis in layout.axes:
-            n, count = axis.size, layout.shape[0] * axis.parts
+            n = axis.size
+            count = layout.shape[0] * axis.parts
             is_exact = n <= EXACT or dtype == torch.float64
             factor_dtype = dtype if is_exact else torch.bfloat16
             zeros = p.new_zeros(count, n, n, dtype=factor_dtype)
@@ -79,7 +80,7 @@ class ParameterStack:
 
     def __init__(
         self,
-        layouts: Sequence[Sequence[MatrixLayout]],
+        layouts: Sequence[Layouts],
         like: Tensor,
         rounds: Sequence[Sequence[int]] | None = None,
         moved: Sequence[Bucket] | None = None,
@@ -90,7 +91,8 @@ class ParameterStack:
         None: one round of all. moved: buckets of the parts that change, if they are not
         the buckets of the state.
         """
-        self.dtype, self.device = like.dtype, like.device
+        self.dtype = like.dtype
+        self.device = like.device
         self._count = len(layouts)
         if rounds is None:
             rounds = [range(len(layouts))]
@@ -119,7 +121,8 @@ class ParameterStack:
             for keys in self.keys.values():
                 found.append(_factor_packing(keys, kind))
         self._step = len(found)  # index of the packing of steps
-        found.append(scalars(self._count, ["step"], torch.device("cpu")))
+        cpu = torch.device("cpu")
+        found.append(scalars(self._count, ["step"], cpu))
         found.append(scalars(self._count, SCALES, self.device))
         for bucket in self._measured:
             shapes = [m.layout.shape for m in bucket.measured]
@@ -130,22 +133,24 @@ class ParameterStack:
     def open(self, records: Sequence[Record], in_place: bool) -> StackedState:
         """The state in records; see `PackedState.open`."""
         tensors = self.packed.open(records, in_place)
-        values, buckets = iter(tensors), len(self.buckets)
+        values = iter(tensors)
+        buckets = len(self.buckets)
+        momentum = list(islice(values, buckets))
+        second = list(islice(values, buckets))
+        factors = dict(zip(self.keys, values, strict=False))
+        bases = dict(zip(self.keys, values, strict=False))
+        step = next(values)[0]
+        scales = next(values)
+        displacement = dict(zip(self._measured, values, strict=True))
         return StackedState(
-            momentum=list(islice(values, buckets)),
-            second=list(islice(values, buckets)),
-            factors=dict(zip(self.keys, values, strict=False)),
-            bases=dict(zip(self.keys, values, strict=False)),
-            step=next(values)[0],
-            scales=next(values),
-            displacement=dict(zip(self._measured, values, strict=True)),
-            tensors=tensors,
+            momentum, second, factors, bases, step, scales, displacement, tensors
         )
 
     def of_factors(self, values: Tensor) -> dict[int, Tensor]:
         """(k, parameters) -> (k, count, 1, 1) of the factors of every size."""
         found = values.index_select(1, self._owners)[:, :, None, None]
-        pieces = found.split(list(counts_of(self.keys).values()), 1)
+        counts = counts_of(self.keys).values()
+        pieces = found.split(list(counts), 1)
         return dict(zip(self.keys, pieces, strict=True))
 
     def squares(self, values: Sequence[Tensor]) -> Tensor:
@@ -175,9 +180,7 @@ class FactorKey(NamedTuple):
 FactorKeys = dict[int, list[FactorKey]]  # by size
 
 
-def members_of(
-    layouts: Sequence[Sequence[MatrixLayout]], parameters: Sequence[int]
-) -> list[Member]:
+def members_of(layouts: Sequence[Layouts], parameters: Sequence[int]) -> list[Member]:
     """Members of some parameters; layouts: of each parameter."""
     members: list[Member] = []
     for i in sorted(parameters):
@@ -199,7 +202,8 @@ def _axis_keys(stack: Sequence[Member], axis: Axis) -> list[FactorKey]:
     keys = []
     for m in stack:
         key = f"{axis.name}{{}}_{m.number}"
-        keys.append(FactorKey(m.parameter, key, m.layout.shape[0] * axis.parts))
+        count = m.layout.shape[0] * axis.parts
+        keys.append(FactorKey(m.parameter, key, count))
     return keys
 
 

@@ -12,7 +12,7 @@ from ngopt import devices
 from ngopt.base.buckets import Bucket
 from ngopt.base.first_steps import dense_shares, is_matrix, spectral_excess
 from ngopt.base.state import ParameterStack
-from ngopt.base.step_size import is_kept
+from ngopt.base.step_size import ScheduledValues, is_kept
 from ngopt.devices import Array
 from ngopt.functional import Hyper, Record
 
@@ -43,7 +43,8 @@ class StepContext:
         bases: eigenbases in the dtype of products, by size: a cache.
         ages: previous gradients of each parameter. youngest: the least of them.
         of_factors: `FactorScalars` of the factors of each size.
-        average_weights: of the new weights in their averages; see `ScheduledValues`.
+        scheduled: set by `SoapUpdate`, like ages, of_factors and average_weights.
+        average_weights: of the new weights in their averages, one by one.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class StepContext:
         self.bases: dict[int, Tensor] = {}
         self.ages: list[float] = []
         self.youngest = torch.inf
+        self.scheduled: ScheduledValues
         self.of_factors: dict[int, FactorScalars] = {}
         self.average_weights: Sequence[Any] = [None] * len(positions)
 

@@ -15,7 +15,7 @@ from ngopt.base.first_steps import FirstSteps, StepSizeFactors
 from ngopt.base.gradient_clipping import EARLY, GradientScale, gradient_scale
 from ngopt.base.state import ParameterStack
 from ngopt.base.step_context import FactorScalars, StepContext
-from ngopt.base.step_size import ScheduledValues, lengthening
+from ngopt.base.step_size import lengthening
 from ngopt.devices import Array
 
 if TYPE_CHECKING:
@@ -34,8 +34,10 @@ class ScalarEquations:
 
     def __init__(self, rule: SoapRule, positions: Sequence[int], stack: ParameterStack):
         """positions: indices of n parameters among those of the rule."""
-        self._config, self._dtype = rule.config, stack.dtype
-        self._count, device = len(positions), stack.device
+        self._config = rule.config
+        self._dtype = stack.dtype
+        self._count = len(positions)
+        device = stack.device
         places = dict(zip(positions, range(self._count), strict=True))
         numels, tables, matrices = [], [], []
         for place, i in enumerate(positions):
@@ -56,82 +58,70 @@ class ScalarEquations:
         self._most = c.straight_most ** (2 / c.straight_exponent)
 
     @np.errstate(all="ignore")
-    def of_step(
-        self, step: StepContext, scheduled: ScheduledValues
-    ) -> tuple[Tensor, Tensor]:
+    def of_step(self, step: StepContext) -> tuple[Tensor, Tensor]:
         """`StepScalars` and `FactorScalars` of all parameters, (fields, n) each."""
         n = self._count
+        scheduled = step.scheduled
         rms = step.root_mean_squares(self.roots)
         scales = step.state.scales.to(rms.dtype, copy=True)  # updated below
         if step.on_host:
-            rms, scales = rms.numpy(), scales.numpy()
+            rms = rms.numpy()
+            scales = scales.numpy()
+        grad_rms = rms[:n]
+        weight_rms = rms[n:]
         unit, running, skipped, *factors, path, distance = scales
-        g = self._gradient_scale(step, scheduled, rms[:n], (unit, running))
-        factors = self._first.update(
-            StepSizeFactors(*factors), step, scheduled, rms[n:], (running, unit)
-        )
+        g = self._gradient_scale(step, grad_rms, (unit, running))
+        factors = StepSizeFactors(*factors)
+        factors = self._first.update(factors, step, weight_rms, (running, unit))
         zero = 0.0 if step.on_host else self._zeros  # `_update_distance` adds to it
         new = g.scale, g.rms, skipped + ~g.active, *factors, path, zero
         step.state.scales.copy_(devices.stacked(new, n, self.roots.dtype))
 
         ratio = distance / (path * scheduled.random_walk)
-        size, decay = self._step_sizes(scheduled, factors, g, rms[n:], ratio)
-        xp, square, c = devices.array_module(rms), g.rescale * g.rescale, self._config
-        second_decay = xp.where(g.active, scheduled.beta2 * square, square)
+        size = self._weight_scale(factors, weight_rms)
+        decay = scheduled.weight_decay * g.active
+        if self._lengthening > 1:
+            longer = self._lengthening**factors.untrained
+            size = size * longer
+            decay = decay * longer
+        straight = ratio.clip(1.0, self._most)
+        size = size * straight ** (self._config.straight_exponent / 2)
+
+        xp = devices.array_module(rms)
+        c = self._config
+        square = g.rescale * g.rescale
+        beta2 = scheduled.beta2
+        factor_decay = xp.where(g.active, c.beta_factor * square, square)
         of_rows = StepScalars(
             grad_scale=g.multiplier,
             momentum_decay=xp.where(g.active, c.beta1 * g.rescale, g.rescale),
-            second_moment_decay=second_decay,
+            second_moment_decay=xp.where(g.active, beta2 * square, square),
             second_moment_correction=scheduled.second_moment_correction,
             damping=g.relative**2 * scheduled.damping,
-            step_size=size,
+            step_size=scheduled.step_size * size * g.active,
             weight_decay=decay,
         )
-        factor_decay = xp.where(g.active, c.beta_factor * square, square)
         of_factors = FactorScalars(factor_decay, g.active, scheduled.count)
         scalars = devices.stacked(of_rows + of_factors, n, self._dtype)
         return scalars[: len(of_rows)], scalars[len(of_rows) :]
 
     def _gradient_scale(
-        self,
-        step: StepContext,
-        scheduled: ScheduledValues,
-        rms: Array,
-        before: tuple[Array, Array],
+        self, step: StepContext, rms: Array, before: tuple[Array, Array]
     ) -> GradientScale:
         """rms: of gradients. before: unit and running RMS of the previous step."""
+        s = step.scheduled
         is_early = None
         if step.youngest <= EARLY:
-            is_early = (scheduled.count > 1) & (scheduled.count <= EARLY + 1)
+            is_early = (s.count > 1) & (s.count <= EARLY + 1)
         matrices = self._matrices.numpy() if step.on_host else self._matrices
-        corrections = scheduled.rms_correction_before, scheduled.rms_correction
-        return gradient_scale(
-            rms, *before, corrections, self._config.clip, is_early, matrices
-        )
+        corrections = s.rms_correction_before, s.rms_correction
+        clip = self._config.clip
+        return gradient_scale(rms, *before, corrections, clip, is_early, matrices)
 
-    def _step_sizes(
-        self,
-        scheduled: ScheduledValues,
-        factors: StepSizeFactors,
-        g: GradientScale,
-        rms: Array,
-        ratio: Array,
-    ) -> tuple[Array, Array]:
-        """Step size and weight decay, negative, (n,).
-
-        rms: of weights. ratio: squared distance from the initial weights / that of a
-        random walk with the same steps.
-        """
-        c = self._config
+    def _weight_scale(self, factors: StepSizeFactors, rms: Array) -> Array:
+        """The factor of step sizes by the RMS of weights, (n,)."""
         size = devices.add_product(factors.offset, rms, factors.slope)
         size = size.clip(*WEIGHT_SCALES)
         size = devices.array_module(rms).maximum(size, size**0.5)  # of small weights
-        if c.weight_exponent != 1:
-            size = size**c.weight_exponent
-        decay = scheduled.weight_decay * g.active
-        if self._lengthening > 1:
-            longer = self._lengthening**factors.untrained
-            size, decay = size * longer, decay * longer
-        straight = ratio.clip(1.0, self._most)
-        size = size * straight ** (c.straight_exponent / 2)
-        return scheduled.step_size * size * g.active, decay
+        exponent = self._config.weight_exponent
+        return size if exponent == 1 else size**exponent

@@ -63,7 +63,9 @@ class StepSchedule:
         total_steps: int | None,
         device: torch.device,
     ):
-        self.config, self.total_steps, self.device = config, total_steps, device
+        self.config = config
+        self.total_steps = total_steps
+        self.device = device
         decays, squares, gains, beta2 = [], [], [], []
         for role in roles:
             decays.append(config.weight_decay * bool(role.blocks))
@@ -85,7 +87,8 @@ class StepSchedule:
 
         ages: previous updates of each parameter. now: previous steps of the training.
         """
-        c, oldest = self.config, max(ages)
+        c = self.config
+        oldest = max(ages)
         is_open = self.total_steps is None and not hyper.scheduled
         unit = NOMINAL_STEP / (c.open_step_size if is_open else c.step_size)
         lr, decay = [], []
@@ -93,12 +96,13 @@ class StepSchedule:
             lr.append(-1.0 if is_kept(x) else -float(x))
         for default, own in zip(self._decays, hyper.weight_decay, strict=True):
             decay.append(default if own is None else unit * own)
-        constants = np.array(lr) * self._gains, np.array(lr) * np.array(decay)
+        rates = np.array(lr)
+        constants = rates * self._gains, rates * np.array(decay)
         self._lag = now - oldest
         age = np.array(ages) if min(ages) < oldest else oldest
         scheduled = self._scheduled(age, now, hyper.scheduled, self._beta2, constants)
         fixed = self._beta2, *constants, self._inverse_init_rms
-        return ScheduledValues(*scheduled, *fixed)
+        return ScheduledValues._make([*scheduled, *fixed])
 
     def to_device(
         self, values: ScheduledValues, hyper: Hyper, in_place: bool
@@ -146,7 +150,8 @@ class StepSchedule:
 
         constants: `constant_step_size` and `constant_weight_decay`.
         """
-        c, power = self.config, DECAY**age
+        c = self.config
+        power = DECAY**age
         ahead = (1 - c.beta1) * c.nesterov
         momentum = (1 - c.beta1 ** (age + 1)) * (1 - ahead) + ahead
         if has_scheduler:
@@ -180,7 +185,8 @@ def _times_lr(table: Tensor, hyper: Hyper) -> ScheduledValues:
     for x in hyper.lr:
         factor = torch.as_tensor(x if is_kept(x) else 1.0)
         kept.append(factor.to(values.constant_step_size))
-    lr, multiplied = torch.stack(kept), {}
+    lr = torch.stack(kept)
+    multiplied = {}
     for name in MULTIPLIED_BY_LR:
         multiplied[name] = lr * getattr(values, name)
     return values._replace(**multiplied)
@@ -199,7 +205,8 @@ def role_gain(role: ParameterRole, config: SoapConfig) -> float:
     factor = 1.0 if role.role == "matrix" else getattr(config, role.role)
     if not role.fan_in:
         return factor
-    return factor * min((role.fan_in / 64) ** -config.fan_exponent, config.fan_cap)
+    by_fan = (role.fan_in / 64) ** -config.fan_exponent
+    return factor * min(by_fan, config.fan_cap)
 
 
 def lengthening(config: SoapConfig, total_steps: int | None) -> float:

@@ -19,9 +19,9 @@ from ngopt.base.first_steps import OBSERVED
 from ngopt.base.state import ParameterStack, counts_of
 from ngopt.base.step_context import FactorScalars, StepContext, StepInputs
 from ngopt.base.step_scalars import ScalarEquations
-from ngopt.base.step_size import ScheduledValues, StepSchedule
+from ngopt.base.step_size import StepSchedule
 from ngopt.functional import AVERAGE, Change, apply
-from ngopt.roles.kronecker_factors import MatrixLayout
+from ngopt.roles.kronecker_factors import Layouts
 
 if TYPE_CHECKING:
     from ngopt.base.soap import SoapRule
@@ -36,7 +36,9 @@ class SoapUpdate:
     def __init__(self, rule: SoapRule, positions: Sequence[int], like: Tensor):
         """positions: indices among all parameters of the rule. like: has the dtype and
         device of the state."""
-        self.config, self.positions, device = rule.config, positions, like.device
+        self.config = rule.config
+        self.positions = positions
+        device = like.device
         layouts = [rule.layouts[i] for i in positions]
         self.stack = self._stacked(layouts, like)
         self.scalars = ScalarEquations(rule, positions, self.stack)
@@ -52,15 +54,11 @@ class SoapUpdate:
         """Inputs and state of one step."""
         return StepContext(self.stack, self.positions, inputs)
 
-    def _stacked(
-        self, layouts: Sequence[Sequence[MatrixLayout]], like: Tensor
-    ) -> ParameterStack:
+    def _stacked(self, layouts: Sequence[Layouts], like: Tensor) -> ParameterStack:
         """The state of all parameters; for arguments see `ParameterStack`."""
         return ParameterStack(layouts, like)
 
-    def _renewal_positions(
-        self, layouts: Sequence[Sequence[MatrixLayout]]
-    ) -> dict[int, list[float]]:
+    def _renewal_positions(self, layouts: Sequence[Layouts]) -> dict[int, list[float]]:
         """See `renewal_positions`."""
         return renewal_positions(counts_of(self.stack.keys))
 
@@ -71,27 +69,31 @@ class SoapUpdate:
         now: previous steps of the training.
         """
         step.youngest = min(step.ages)
-        scheduled = self._schedule.on_host(step.ages, now, step.hyper)
-        weights = scheduled.average_weight
+        on_host = self._schedule.on_host(step.ages, now, step.hyper)
+        step.scheduled = on_host
         if not step.on_host:
-            scheduled = self._schedule.to_device(scheduled, step.hyper, step.in_place)
-        if not self._replay(step, scheduled):
-            yield from self._changes(step, scheduled._replace(average_weight=weights))
+            moved = self._schedule.to_device(on_host, step.hyper, step.in_place)
+            step.scheduled = moved
+        if not self._replay(step):
+            weights = on_host.average_weight
+            step.scheduled = step.scheduled._replace(average_weight=weights)
+            yield from self._changes(step)
             self._renew_scheduled(step)
         step.state.step.add_(1)
 
-    def _replay(self, step: StepContext, scheduled: ScheduledValues) -> bool:
+    def _replay(self, step: StepContext) -> bool:
         """Makes the step by a CUDA graph, or returns False."""
         if self._replays is None or not step.has_fixed_lr or step.youngest < OBSERVED:
             return False
         phase = self._renewals.phase(int(step.youngest))
         if phase is None:
             return False
-        grads, changed = step.grads, list(step.params)
+        grads = step.grads
+        changed = list(step.params)
         for record in step.records:
             if AVERAGE in record:
                 changed.append(record[AVERAGE])
-        work = partial(self._step_in_place, step, scheduled)
+        work = partial(self._step_in_place, step)
         others = [*changed, *step.state.tensors]
         is_replayed = self._replays.run(phase, grads, others, work)
         step.grads, step.bases = grads, {}  # which a capture replaces
@@ -99,11 +101,9 @@ class SoapUpdate:
             increment_version(changed)
         return is_replayed
 
-    def _step_in_place(
-        self, step: StepContext, scheduled: ScheduledValues, grads: Sequence[Tensor]
-    ) -> None:
+    def _step_in_place(self, step: StepContext, grads: Sequence[Tensor]) -> None:
         step.grads = grads
-        for changes in self._changes(step, scheduled):
+        for changes in self._changes(step):
             apply(changes, step.all_params)
             changes.clear()  # frees their memory before the next are computed
         self._renew_scheduled(step)
@@ -115,19 +115,18 @@ class SoapUpdate:
 
     def captured_changes(self, step: StepContext) -> Iterator[list[Change]]:
         """Changes for capture in a CUDA graph: all that varies is on the device."""
-        scheduled = self._schedule.advance(step.hyper)
+        step.scheduled = self._schedule.advance(step.hyper)
+        count = step.scheduled.count
         # a copy: the next step that is not captured overwrites the schedule's table
-        self.stack.count_on_device(step.records, scheduled.count.clone())
-        yield from self._changes(step, scheduled)
-        masks = self._renewals.masks_at(scheduled.count.min() - 1)
+        self.stack.count_on_device(step.records, count.clone())
+        yield from self._changes(step)
+        masks = self._renewals.masks_at(count.min() - 1)
         for size, mask in masks.items():
             active = mask.view(-1, 1, 1) * step.of_factors[size].active
             self._renew_bases(step, size, slice(None), active)
 
-    def _changes(
-        self, step: StepContext, scheduled: ScheduledValues
-    ) -> Iterator[list[Change]]:
-        scalars = self._begin(step, scheduled)
+    def _changes(self, step: StepContext) -> Iterator[list[Change]]:
+        scalars = self._begin(step)
         moments = zip(step.state.momentum, step.state.second, strict=True)
         for bucket, own in zip(self.stack.buckets, moments, strict=True):
             rows = StepScalars(*bucket.spread(scalars))
@@ -140,12 +139,12 @@ class SoapUpdate:
             yield self._split(step, bucket, delta)
             del delta  # frees memory for the next bucket
 
-    def _begin(self, step: StepContext, scheduled: ScheduledValues) -> Tensor:
+    def _begin(self, step: StepContext) -> Tensor:
         """`StepScalars` of all parameters, (fields, n); decays Kronecker factors."""
-        scalars, of_factors = self.scalars.of_step(step, scheduled)
+        scalars, of_factors = self.scalars.of_step(step)
         if AVERAGE in step.records[0]:
-            weights = devices.separate(scheduled.average_weight, scalars)
-            step.average_weights = weights
+            weights = step.scheduled.average_weight
+            step.average_weights = devices.separate(weights, scalars)
         for size, values in self.stack.of_factors(of_factors).items():
             step.of_factors[size] = FactorScalars(*values)
         for size, factors in step.state.factors.items():
@@ -158,20 +157,24 @@ class SoapUpdate:
         """Adds squares of steps, and squared distances from the initial values."""
         delta = delta[bucket.first :].detach()
         total = step.state.displacement[bucket].add_(delta)
-        rows = torch.stack((delta, total)).flatten(0, 1).unsqueeze(1)
-        squares = torch.bmm(rows, rows.mT).view(2, -1).to(step.moved.dtype)
+        both = torch.stack((delta, total))
+        rows = both.flatten(0, 1).unsqueeze(1)
+        squares = torch.bmm(rows, rows.mT).view(2, -1)
+        moved = step.moved
         owners = bucket.owners[bucket.first :]
-        step.moved.index_add_(1, owners, squares)
+        moved.index_add_(1, owners, squares.to(moved.dtype))
 
     def _split(self, step: StepContext, bucket: Bucket, delta: Tensor) -> list[Change]:
         """The changes of the members of a bucket; delta: (rows, lanes)."""
         found = []
-        for m, piece in zip(bucket.members, bucket.parts.split(delta), strict=True):
+        pieces = bucket.parts.split(delta)
+        for m, piece in zip(bucket.members, pieces, strict=True):
             found.append(self._change(step, m, piece))
         return found
 
     def _change(self, step: StepContext, m: Member, delta: Tensor) -> Change:
-        i, record = m.parameter, step.records[m.parameter]
+        i = m.parameter
+        record = step.records[m.parameter]
         weight = step.average_weights[i]
         return Change(self.positions[i], delta, record, m.layout.of, weight)
 
@@ -185,20 +188,22 @@ class SoapUpdate:
         """u of the equations, (rows, lanes)."""
         momentum, second = moments
         grad = step.gathered(bucket).to(momentum.dtype)
-        grad, ahead = step.fuse(accumulate)(
-            grad, momentum, rows, self.config, self._dtype
-        )
+        fused = step.fuse(accumulate)
+        grad, ahead = fused(grad, momentum, rows, self.config, self._dtype)
+        fused = step.fuse(precondition)
         if not bucket.factors:
-            return step.fuse(precondition)(grad, ahead, second, rows)
+            return fused(grad, ahead, second, rows)
         stacks = bucket.stacked.split(grad)
         self._update_factors(step, bucket, stacks)
         bases = []
         for _, axis, some in bucket.factors:
             bases.append(self._bases(step, axis.size)[some])
         grad = bucket.rotate(stacks, bases, back=False)
-        ahead = bucket.rotate(bucket.stacked.split(ahead), bases, back=False)
-        u = step.fuse(precondition)(grad, ahead, second, rows)
-        return bucket.rotate(bucket.stacked.split(u), bases, back=True)
+        stacks = bucket.stacked.split(ahead)
+        ahead = bucket.rotate(stacks, bases, back=False)
+        u = fused(grad, ahead, second, rows)
+        stacks = bucket.stacked.split(u)
+        return bucket.rotate(stacks, bases, back=True)
 
     def _update_factors(
         self, step: StepContext, bucket: Bucket, stacks: Sequence[Tensor]
@@ -209,8 +214,8 @@ class SoapUpdate:
             return
         for _, axis, some in bucket.factors:
             _, active, count = step.of_factors[axis.size]
-            is_first = (active * (count == 1))[some]
-            self._renew_bases(step, axis.size, some, is_first)
+            is_first = active * (count == 1)
+            self._renew_bases(step, axis.size, some, is_first[some])
 
     def _add_squares(
         self, step: StepContext, bucket: Bucket, stacks: Sequence[Tensor]
@@ -219,7 +224,8 @@ class SoapUpdate:
         alpha = 1 - self.config.beta_factor
         with devices.full_precision(step.device):
             for i, axis, some in bucket.factors:
-                x, factor = axis.unfold(stacks[i]), step.state.factors[axis.size][some]
+                x = axis.unfold(stacks[i])
+                factor = step.state.factors[axis.size][some]
                 devices.add_squares_(factor, x, alpha, step.in_place)
 
     def _bases(self, step: StepContext, size: int) -> Tensor:
@@ -228,7 +234,8 @@ class SoapUpdate:
         A functional step gets a copy, as they are renewed in place.
         """
         if size not in step.bases:
-            basis, copy = step.state.bases[size], not step.in_place
+            basis = step.state.bases[size]
+            copy = not step.in_place
             step.bases[size] = basis.to(self._dtype, copy=copy)
         return step.bases[size]
 
@@ -238,11 +245,12 @@ class SoapUpdate:
     ) -> None:
         """Renews eigenbases where `active`, (count, 1, 1), is 1, without autograd."""
         step.bases.pop(size, None)
-        bases, factors = step.state.bases[size][some], step.state.factors[size][some]
+        bases = step.state.bases[size][some]
+        factors = step.state.factors[size][some]
         dtype = self.stack.dtype if bases.is_cpu else bases.dtype
         most = chunking.amount(RENEWED_BYTES, bases.device)
         count = max(1, most // (size**2 * dtype.itemsize))
-        batches = factors.detach().split(count), bases.split(count), active.split(count)
+        batches = [x.split(count) for x in (factors.detach(), bases, active)]
         for factor, basis, mask in zip(*batches, strict=True):
             with devices.full_precision(basis.device):
                 new = renewed(factor.to(dtype), basis.to(dtype))

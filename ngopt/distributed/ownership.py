@@ -12,7 +12,7 @@ from dataclasses import replace
 from math import prod
 from typing import NamedTuple
 
-from ngopt.roles.kronecker_factors import MatrixLayout
+from ngopt.roles.kronecker_factors import Layouts, MatrixLayout
 from ngopt.shard_layout import Piece, whole
 
 
@@ -64,7 +64,7 @@ def by_rows(pieces: Sequence[Piece]) -> Ownership:
     return Ownership(first, tuple(domains))
 
 
-def cost_of(layouts: Sequence[MatrixLayout], every: int) -> Cost:
+def cost_of(layouts: Layouts, every: int) -> Cost:
     """every: steps in which a basis is renewed once."""
     work = memory = 0.0
     for layout in layouts:
@@ -78,7 +78,7 @@ def cost_of(layouts: Sequence[MatrixLayout], every: int) -> Cost:
     return Cost(work, memory)
 
 
-def has_free_rows(layouts: Sequence[MatrixLayout]) -> bool:
+def has_free_rows(layouts: Layouts) -> bool:
     """Whether rows of a parameter are independent, except for one Kronecker factor."""
     if len(layouts) != 1 or layouts[0].view is not None or not layouts[0].part:
         return False

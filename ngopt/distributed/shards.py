@@ -24,7 +24,7 @@ from ngopt.distributed.ownership import (
     owners_of,
     shares_of,
 )
-from ngopt.roles.kronecker_factors import MatrixLayout
+from ngopt.roles.kronecker_factors import Layouts, MatrixLayout
 from ngopt.shard_layout import (
     Held,
     Piece,
@@ -37,7 +37,6 @@ from ngopt.shard_layout import (
 
 # A table has several owners if it costs more than this share of a rank's mean cost.
 LARGE = 0.5
-Layouts = Sequence[MatrixLayout]  # of a parameter
 
 
 class Shards:

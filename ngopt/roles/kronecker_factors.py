@@ -98,6 +98,10 @@ class MatrixLayout:
         return flat.as_strided(self.view.shape, self.view.strides, start)
 
 
+Layouts = Sequence[MatrixLayout]
+"""The layouts of one parameter."""
+
+
 def layouts_of(
     role: ParameterRole, spec: ParameterSpec, longest: int, budget: float
 ) -> tuple[MatrixLayout, ...]:
@@ -125,7 +129,7 @@ def layouts_of(
     return tuple(layouts)
 
 
-def is_measured(layouts: Sequence[MatrixLayout]) -> bool:
+def is_measured(layouts: Layouts) -> bool:
     """Whether the distance of a parameter from its initial value is measured."""
     if len(layouts) != 1:
         return False
