@@ -51,10 +51,10 @@ PARTS = "rotation", "factors", "renewal", "products", "head", "elementwise", "sc
 PACKAGE = str(Path(ngopt.__file__).parent)
 PART_OF = {
     "rotate": "rotation",
-    "_basis": "rotation",
-    "_measure": "scalars",
-    "_observe": "factors",
-    "_renew": "renewal",
+    "_bases": "rotation",
+    "_update_distance": "scalars",
+    "_update_factors": "factors",
+    "_renew_bases": "renewal",
 }
 # Functions that are one kernel each where they are compiled.
 FUSED = "accumulate", "precondition", "change", "finite_features"

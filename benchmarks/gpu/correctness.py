@@ -22,7 +22,7 @@ from benchmarks.gpu.session import Records, Session, Skipped
 from benchmarks.records import Record
 from benchmarks.shapes import TINY_WORKLOADS, loss_of, plain_cnn
 from ngopt import NGOptimizer, list_pretrained
-from ngopt.base import group
+from ngopt.base import update
 from ngopt.base.cuda_graphs import Replays
 
 STEPS, RENEW_EVERY, HORIZON = 14, 3, 100
@@ -185,7 +185,7 @@ def is_replayed(session: Session, weights: str) -> Record:
     errors = []
     for network in networks_of(weights):
         make = partial(Twin, network, weights, session.device, torch.float32, None)
-        with patch.object(group, "has_graphs", lambda like, count: False):
+        with patch.object(update, "has_graphs", lambda like, count: False):
             reference = make().train(LONGER).values()
         with counted_replays() as replayed:
             found = make().train(LONGER).values()

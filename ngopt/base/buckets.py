@@ -1,7 +1,7 @@
-"""Memory layout: elementwise work is done on buckets, products on stacks.
+"""Memory layout: elementwise work is done on buckets, matrix products on stacks.
 
 A bucket is a matrix (rows, lanes) that holds matrices and vectors of several parameters
-one behind the other. A row belongs to one parameter, so that numbers of parameters
+one after the other. A row belongs to one parameter, so that scalars of parameters
 broadcast as (rows, 1). A stack is all matrices of one layout in a bucket.
 """
 
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ngopt.chunking import chunk_size
 from ngopt.packing import PaddedRows
-from ngopt.roles.partition import Axis, MatrixLayout
+from ngopt.roles.kronecker_factors import Axis, MatrixLayout
 
-# Elements of a bucket, unless a member has more; on CPUs what fits into caches.
+# Elements of a bucket, unless one member has more; on CPUs what fits into caches.
 LARGEST = {"cpu": 1 << 20, "accelerator": 1 << 25}
 LANES, FEW_LANES, FEW = 128, 16, 1 << 18  # of a bucket, and of one with few elements
 
@@ -28,7 +28,7 @@ class Member(NamedTuple):
     """The matrices of one layout of a parameter."""
 
     parameter: int
-    number: int  # of the layout, among the parameter's own
+    number: int  # index among the layouts of the parameter
     layout: MatrixLayout
     is_measured: bool = False  # see `is_measured`
 
@@ -38,22 +38,27 @@ class Member(NamedTuple):
 
     @property
     def kind(self) -> tuple:
-        """Equal for members of one stack; () without factors."""
+        """Equal for members of one stack; () without Kronecker factors."""
         return self.layout.axes and (self.layout.shape, self.layout.axes)
 
 
 class Factors(NamedTuple):
-    """Of an axis of a stack."""
+    """Kronecker factors of an axis of a stack."""
 
-    stack: int  # number of the stack in its bucket
+    stack: int  # index of the stack in its bucket
     axis: Axis
-    some: slice  # which of all factors of the axis' size
+    some: slice  # their indices among all factors of the axis' size
 
 
 class Bucket:
-    """Members of one dtype and device, those without factors last.
+    """Members of one dtype and device, those without Kronecker factors last.
 
-    stacks: members with equal layouts. factors: of the axes of all stacks.
+    Attributes:
+        owners: index of the parameter of each row, (rows,).
+        pieces, parts, stacked: how (rows, lanes) splits into matrices of members, into
+            elements of parameters, and into stacks.
+        stacks: members with equal layouts. factors: of the axes of all stacks.
+        measured: last members, whose distance is measured. first: their first row.
     """
 
     def __init__(self, members: Sequence[Member], device: torch.device):
@@ -61,71 +66,95 @@ class Bucket:
         self.members = members
         self.stacks = stacks_of(members)
         self.factors: list[Factors] = []
-        lanes = LANES if sum(m.numel for m in members) > FEW else FEW_LANES
-        shapes = [m.layout.shape for m in members]
+        shapes, parts, owners = [], [], []
+        self.measured: list[Member] = []
+        numel = 0
+        for m in members:
+            shapes.append(m.layout.shape)
+            parts.append(m.layout.part)
+            owners.append(m.parameter)
+            numel += m.numel
+            if m.is_measured:
+                self.measured.append(m)
+        lanes = LANES if numel > FEW else FEW_LANES
         self.pieces = PaddedRows(shapes, lanes)
-        self.parts = PaddedRows(shapes, lanes, [m.layout.part for m in members])
-        self.measured = [m for m in members if m.is_measured]  # the last of them
+        self.parts = PaddedRows(shapes, lanes, parts)
         self.first = sum(self.pieces.rows[: len(members) - len(self.measured)])
         rows = torch.tensor(self.pieces.rows, device="cpu")
-        owners = torch.tensor([m.parameter for m in members], device="cpu")
-        self.owners = owners.repeat_interleave(rows).to(device)  # of rows
+        owners = torch.tensor(owners, device="cpu")
+        self.owners = owners.repeat_interleave(rows).to(device)
+        self.stacked = PaddedRows(self._stack_shapes(rows, lanes), lanes)
+
+    def _stack_shapes(self, rows: Tensor, lanes: int) -> list[tuple[int, ...]]:
         shapes = []
         for stack in self.stacks:
-            groups, *matrix = stack[0].layout.shape
-            if matrix[-1] == 1 and all(x.parts == 1 for x in stack[0].layout.axes):
-                matrix.pop()  # no kernel, no parts: see `Axis`
+            layout = stack[0].layout
+            groups, *matrix = layout.shape
+            has_parts = any(axis.parts > 1 for axis in layout.axes)
+            if matrix[-1] == 1 and not has_parts:
+                matrix.pop()  # without kernel, see `Axis`
             shapes.append((len(stack) * groups, *matrix))
-        if not members[-1].kind:  # all without factors is one long row
-            rest = len(members) - len(self.stacks[-1])
+        if not self.members[-1].kind:  # all without factors are one long row
+            rest = len(self.members) - len(self.stacks[-1])
             shapes[-1] = (1, int(rows[rest:].sum()) * lanes)
-        self.stacked = PaddedRows(shapes, lanes)
+        return shapes
 
-    def spread(self, numbers: Tensor) -> Sequence[Tensor]:
+    def spread(self, scalars: Tensor) -> Sequence[Tensor]:
         """(k, parameters) -> k times (rows, 1)."""
-        return numbers.index_select(1, self.owners).unsqueeze(2).unbind()
+        return scalars.index_select(1, self.owners).unsqueeze(2).unbind()
 
     def gather(self, values: Sequence[Any]) -> Tensor:
         """Values of all parameters -> (rows, lanes) of the members; may be a view."""
-        values = [m.layout.of(values[m.parameter]) for m in self.members]
-        return self.pieces.join(values)
+        own = [m.layout.of(values[m.parameter]) for m in self.members]
+        return self.pieces.join(own)
 
-    def rotate(self, found: list[Tensor], bases: list[Tensor], back: bool) -> Tensor:
-        """Stacks -> (rows, lanes), in their eigenbases or back; bases: of `factors`."""
+    def rotate(self, stacks: list[Tensor], bases: list[Tensor], back: bool) -> Tensor:
+        """Stacks -> (rows, lanes) in their eigenbases, or back.
+
+        bases: of `factors`. Replaces entries of `stacks`.
+        """
         for (i, axis, _), basis in zip(self.factors, bases, strict=True):
-            found[i] = axis.rotate(found[i], basis, back)
-        return self.stacked.join(found)
+            stacks[i] = axis.rotate(stacks[i], basis, back)
+        return self.stacked.join(stacks)
 
 
 def make_buckets(members: Sequence[Member], device: torch.device) -> list[Bucket]:
-    """Of members, as `arranged` puts them together."""
+    """Buckets of members, as `arranged` divides them."""
     return [Bucket(some, device) for some in arranged(members, device)]
 
 
 def arranged(members: Sequence[Member], device: torch.device) -> list[list[Member]]:
-    """Members of each bucket, those of one kind one behind the other.
+    """Members of each bucket; those of one kind follow each other.
 
-    Kinds with few elements together first, so that what has many stays by itself.
+    Kinds with few elements share a bucket first, so that large kinds have their own.
     """
     kinds: dict[tuple, list[Member]] = {}
+    numels: dict[tuple, int] = {}
     for m in members:
         kinds.setdefault(m.kind, []).append(m)
+        numels[m.kind] = numels.get(m.kind, 0) + m.numel
     largest = chunk_size(LARGEST, device)
     found: list[list[Member]] = []
-    room = -1
-    for same in sorted(kinds.values(), key=lambda same: sum(m.numel for m in same)):
-        for m in same:
-            if m.numel > room:
+    free = -1
+    for kind in sorted(kinds, key=numels.__getitem__):
+        for m in kinds[kind]:
+            if m.numel > free:
                 found.append([])
-                room = largest
+                free = largest
             found[-1].append(m)
-            room -= m.numel
-    return [sorted(some, key=_order) for some in found]
+            free -= m.numel
+    for some in found:
+        some.sort(key=_order)
+    return found
 
 
 def stacks_of(members: Sequence[Member]) -> list[list[Member]]:
-    """Those of one kind, which follow each other."""
-    return [list(same) for _, same in groupby(members, lambda m: m.kind)]
+    """Members that follow each other, divided by kind."""
+    return [list(same) for _, same in groupby(members, _kind)]
+
+
+def _kind(m: Member) -> tuple:
+    return m.kind
 
 
 def _order(m: Member) -> tuple[bool, bool]:

@@ -1,37 +1,36 @@
-"""Eigenbases of Kronecker factors: renewal by products alone, and when it is due.
+"""Eigenbases of Kronecker factors: renewal without QR, and its schedule.
 
 A basis Q follows the eigenvectors of its factor P by rotations. With S = Q^T P Q,
 
     A_ij = S_ij / (max(S_ii, S_jj) + lift) where S_jj >= S_ii,    A_ji = -A_ij
     Q <- Q exp(A), as Q (I + A + A^2 / 2) and a Newton-Schulz step
 
-which to first order is one step of orthogonal iteration (SOAP, Vyas et al. 2024,
-Alg. 4) without its QR. Columns stay in their places, and so do second moments; rows and
-columns of P that are zero leave Q as it is there.
+To first order this is one step of orthogonal iteration (SOAP, Vyas et al. 2024, Alg. 4)
+without its QR. Columns stay in their places, and so do second moments. Where rows and
+columns of P are zero, Q does not change.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate, chain, groupby, islice, pairwise
+from itertools import groupby
 from math import prod
 
 import torch
 from torch import Tensor
 
-from ngopt.roles.partition import MatrixLayout
+from ngopt.roles.kronecker_factors import MatrixLayout
 
-LIFT = 1e-3  # in largest eigenvalues: directions of less are noise
+LIFT = 1e-3  # in largest eigenvalues: directions with smaller ones are noise
 LARGEST = 1.25  # singular value of A: angle of a rotation
 TINY = 1e-30
-# Renewals of one size cost at least as much as one of so many rows, for the calls.
+# The renewals of one size cost at least as much as that of one basis with CALLS rows.
 CALLS = 80
-EVERY = 2, 5, 10  # steps in which every basis is renewed once: a choice of these
-# Multiplications of renewals on a CPU, in those of all other products, but HEAVY at
-# most.
+EVERY = 2, 5, 10  # choices of steps in which every basis is renewed once
+# CPUs: multiplications of renewals, in those of all other products (at most HEAVY).
 LOAD, HEAVY = 1.5, 2e9
-FEW = 3  # sizes of bases, with launches of their own, to which one step may come
-ROUNDS = 8  # steps after which the first rounds of renewals become longer
+FEW = 3  # accelerators: sizes of bases that are renewed in one step, at most
+ROUNDS = 8  # steps after which rounds of renewals become one step longer, at first
 
 
 def renewed(factor: Tensor, basis: Tensor) -> Tensor:
@@ -59,74 +58,94 @@ def renewal_interval(layouts: Iterable[MatrixLayout], device: torch.device) -> i
 
     CPUs are bound by FLOPs (`LOAD`, `HEAVY`), accelerators by launches (`FEW` a step).
     """
-    axes = [(layout, axis) for layout in layouts for axis in layout.axes]
+    renewal = others = 0
+    sizes = set()
+    for layout in layouts:
+        for axis in layout.axes:
+            renewal += 6 * layout.shape[0] * axis.parts * axis.size**3
+            others += 4 * prod(layout.shape) * axis.size  # 3 rotations, X X^T
+            sizes.add(axis.size)
     if device.type == "cpu":
-        renewal = sum(6 * x.shape[0] * a.parts * a.size**3 for x, a in axes)
-        others = sum(4 * prod(x.shape) * a.size for x, a in axes)  # 3 rotations, X X^T
         cost = renewal / LOAD / min(max(others, 1), HEAVY)
     else:
-        cost = len({axis.size for _, axis in axes}) / FEW
-    return next((every for every in EVERY if cost <= every), EVERY[-1])
+        cost = len(sizes) / FEW
+    for every in EVERY:
+        if cost <= every:
+            return every
+    return EVERY[-1]
 
 
-def places_in_turn(counts: Mapping[int, int]) -> dict[int, list[float]]:
-    """Where in a round of renewals each basis is, in (0, 1), by size.
+def renewal_positions(counts: Mapping[int, int]) -> dict[int, list[float]]:
+    """Position of each basis in a round of renewals, in (0, 1), by size.
 
-    counts: of the bases of every size; one size after the other they make one round.
+    counts: number of bases of every size. A round renews one size after the other.
     """
-    work = [[n**3 + CALLS**3 / count] * count for n, count in counts.items()]
-    ends = list(accumulate(chain(*work), initial=0.0))
-    places = iter([(a + b) / 2 / ends[-1] for a, b in pairwise(ends)])
-    return {n: list(islice(places, k)) for n, k in counts.items()}
+    ends = [0.0]
+    for n, count in counts.items():
+        for _ in range(count):
+            ends.append(ends[-1] + n**3 + CALLS**3 / count)
+    positions: dict[int, list[float]] = {}
+    i = 0
+    for n, count in counts.items():
+        positions[n] = []
+        for _ in range(count):
+            positions[n].append((ends[i] + ends[i + 1]) / 2 / ends[-1])
+            i += 1
+    return positions
 
 
 class RenewalSchedule:
-    """Which bases are renewed at a step: in turn, about the same work at every step.
+    """The bases that are renewed at a step: about the same work at every step.
 
-    places: of the bases of every size, see `places_in_turn`.
+    positions: of the bases of every size, see `renewal_positions`.
     """
 
     def __init__(
-        self, places: Mapping[int, Sequence[float]], every: int, device: torch.device
+        self, positions: Mapping[int, Sequence[float]], every: int, device: torch.device
     ):
-        self.every, self._places = every, places
-        pairs = places.items()
-        self._on_device = {n: torch.tensor(own, device=device) for n, own in pairs}
-        self._due: dict[tuple[int, int], list[tuple[int, slice]]] = {}  # by phase
+        self.every, self._positions = every, positions
+        self._on_device: dict[int, Tensor] = {}
+        for size, own in positions.items():
+            self._on_device[size] = torch.tensor(own, device=device)
+        self._bases: dict[tuple[int, int], list[tuple[int, slice]]] = {}  # by phase
 
     def _length(self, step: int) -> int:
         """Steps of the round."""
         return min(1 + step // ROUNDS, self.every)
 
     def phase(self, step: int) -> tuple[int, int] | None:
-        """What is due, as a key; None if no later step is like this one."""
+        """Key of the bases renewed at a step; None if no later step has the same."""
         length = self._length(step)
         is_once = ROUNDS / 2 < length < self.every
         return None if is_once else (length, step % length)
 
-    def due(self, step: int) -> list[tuple[int, slice]]:
-        """(size, those of its bases); all at the first steps, then fewer."""
+    def bases_at(self, step: int) -> list[tuple[int, slice]]:
+        """(size, indices of its bases): all bases in the first steps, then fewer."""
         length = self._length(step)
         key = length, step % length
-        if key not in self._due:
-            ends = key[1] / length, (key[1] + 1) / length
-            self._due[key] = [
-                (size, run)
-                for size, places in self._places.items()
-                for run in _runs([ends[0] <= x < ends[1] for x in places])
-            ]
-        return self._due[key]
+        if key not in self._bases:
+            start, end = key[1] / length, (key[1] + 1) / length
+            found = []
+            for size, positions in self._positions.items():
+                chosen = [start <= x < end for x in positions]
+                for run in _runs(chosen):
+                    found.append((size, run))
+            self._bases[key] = found
+        return self._bases[key]
 
-    def are_due(self, step: Tensor) -> dict[int, Tensor]:
-        """The same, (count,) of every size, at a step that the host does not know."""
+    def masks_at(self, step: Tensor) -> dict[int, Tensor]:
+        """The same as masks (count,) by size, for a step () on the device."""
         length = (1 + step // ROUNDS).clamp(max=self.every)
-        ends = step % length, step % length + 1
-        turns = {size: x * length for size, x in self._on_device.items()}
-        return {size: (x >= ends[0]) & (x < ends[1]) for size, x in turns.items()}
+        start, end = step % length, step % length + 1
+        masks = {}
+        for size, positions in self._on_device.items():
+            x = positions * length
+            masks[size] = (x >= start) & (x < end)
+        return masks
 
 
 def _runs(chosen: Sequence[bool]) -> Iterator[slice]:
-    """The chosen ones, as few slices."""
+    """Slices of consecutive chosen places."""
     start = 0
     for is_chosen, some in groupby(chosen):
         end = start + len(list(some))

@@ -1,6 +1,6 @@
-"""The default element by element: values (rows, lanes), and numbers (rows, 1).
+"""Elementwise equations of the default: values (rows, lanes), scalars (rows, 1).
 
-`ngopt.base.triton_kernels` has the same functions as kernels of Triton.
+`ngopt.base.triton_kernels` has the same functions as Triton kernels.
 """
 
 from __future__ import annotations
@@ -14,42 +14,54 @@ from ngopt.base.config import SoapConfig
 from ngopt.devices import Array
 
 
-class RowNumbers(NamedTuple):
-    """Numbers of a step, of parameters (n,) or of rows of a bucket (rows, 1)."""
+class StepScalars(NamedTuple):
+    """Scalars of a step, per parameter (n,) or per row of a bucket (rows, 1)."""
 
-    multiplier: Array  # of the gradient
-    momentum: Array  # of the old one
-    second: Array  # of the old sum of squares
-    correction: Array  # of the new one
-    damping: Array  # beside them
-    rate: Array  # of the direction, below 0
-    decay: Array  # of the weights, below 0
+    grad_scale: Array  # factor of the gradient
+    momentum_decay: Array
+    second_moment_decay: Array
+    second_moment_correction: Array
+    damping: Array  # added to corrected second moments
+    step_size: Array  # negative
+    weight_decay: Array  # negative
 
 
 def accumulate(
     grad: Tensor,
     momentum: Tensor,
-    numbers: RowNumbers,
+    scalars: StepScalars,
     config: SoapConfig,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """The gradient in units of its scale, and Nesterov's momentum, for products."""
+    """The scaled gradient and Nesterov's momentum, in the dtype of matrix products.
+
+    Updates `momentum` in place. Elements of the gradient that are not finite become 0.
+    """
     ahead = (1 - config.beta1) * config.nesterov
-    grad = grad.nan_to_num(0.0, 0.0, 0.0).mul_(numbers.multiplier)
-    momentum.mul_(numbers.momentum).add_(grad, alpha=1 - config.beta1)
+    grad = grad.nan_to_num(0.0, 0.0, 0.0).mul_(scalars.grad_scale)
+    momentum.mul_(scalars.momentum_decay).add_(grad, alpha=1 - config.beta1)
     return grad.to(dtype), momentum.lerp(grad, ahead).to(dtype)
 
 
 def precondition(
-    grad: Tensor, ahead: Tensor, second: Tensor, numbers: RowNumbers
+    grad: Tensor, momentum: Tensor, second: Tensor, scalars: StepScalars
 ) -> Tensor:
-    """Nesterov's momentum by the root of the second moments, in the eigenbasis."""
-    second.mul_(numbers.second).add_(grad.square())
-    scale = torch.addcmul(numbers.damping, second, numbers.correction).rsqrt_()
-    return ahead.mul_(scale)
+    """Nesterov's momentum divided by the root of second moments, in the eigenbasis.
+
+    Updates `momentum` and the second moments `second` in place.
+    """
+    second.mul_(scalars.second_moment_decay).add_(grad.square())
+    correction = scalars.second_moment_correction
+    inverse_root = torch.addcmul(scalars.damping, second, correction).rsqrt_()
+    return momentum.mul_(inverse_root)
 
 
-def change(u: Tensor, momentum: Tensor, weights: Tensor, numbers: RowNumbers) -> Tensor:
-    """rate * u + decay * weights; what never had a gradient only decays."""
+def change(
+    u: Tensor, momentum: Tensor, weights: Tensor, scalars: StepScalars
+) -> Tensor:
+    """step_size * u + weight_decay * weights.
+
+    Weights that never received a gradient have momentum 0: they only decay.
+    """
     u = u * (momentum != 0)
-    return torch.addcmul(weights * numbers.decay, u, numbers.rate)
+    return torch.addcmul(weights * scalars.weight_decay, u, scalars.step_size)

@@ -1,6 +1,6 @@
 """The default: SOAP (Vyas et al. 2024) with one setting for every network.
 
-For every matrix G of gradients (`ngopt.roles.partition`: which these are):
+For every matrix G of gradients (`ngopt.roles.kronecker_factors`: which these are):
 
     L <- b L + (1 - b) G G^T,  R <- b R + (1 - b) G^T G    Kronecker factors
     m <- b1 m + (1 - b1) G,    n: Nesterov's momentum
@@ -10,21 +10,23 @@ For every matrix G of gradients (`ngopt.roles.partition`: which these are):
     W <- W - step_size u - decay W
     Q_L, Q_R <- nearer to the eigenvectors of L and R      (`ngopt.base.eigenbasis`)
 
-Vectors have no factors: that is Adam with Nesterov's momentum. What differs from SOAP:
-bases are renewed after they were used, so that they do not contain the gradient that
-they are applied to (but for the first); heads, gates and experts have their own
-factors; gradients are divided by about the RMS of the first, so that the loss' scale
-changes nothing, clipped where they are out of proportion to their running RMS, and
-skipped where they are not finite; weights that never receive a gradient only decay; the
-step size follows fan, role, horizon, RMS of the weights, and what `ngopt.base.start`
-tells.
+Vectors have no factors: that is Adam with Nesterov's momentum. Differences from SOAP:
+
+- Eigenbases are renewed after they were used, except the first ones. So they do not
+  contain the gradient that they are applied to. Renewal needs no QR.
+- Heads, gates and experts have Kronecker factors of their own.
+- Gradients are divided by about the RMS of the first one, clipped if they exceed their
+  running RMS, and skipped if they are not finite (`ngopt.base.gradient_clipping`).
+- Weights that never receive a gradient only decay.
+- The step size depends on fan, role and horizon (`ngopt.base.step_size`), on the RMS of
+  the weights and the first gradients (`ngopt.base.first_steps`), and on the distance
+  from the initial weights (`ngopt.base.step_scalars`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -34,10 +36,11 @@ from torch import Tensor
 from ngopt import devices
 from ngopt.base.config import SoapConfig
 from ngopt.base.eigenbasis import renewal_interval
-from ngopt.base.group import Group
-from ngopt.base.sharded import ShardedGroup
+from ngopt.base.sharded_update import ShardedSoapUpdate
 from ngopt.base.state import first_record
+from ngopt.base.step_context import StepContext, StepInputs
 from ngopt.base.step_size import NOMINAL_STEP, is_kept
+from ngopt.base.update import SoapUpdate
 from ngopt.distributed.shards import Shards
 from ngopt.functional import (
     AVERAGE,
@@ -51,16 +54,17 @@ from ngopt.functional import (
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.packing import clone_views
 from ngopt.roles.from_graph import matrices_of_biases, roles_of
-from ngopt.roles.partition import is_measured, layouts_of
+from ngopt.roles.kronecker_factors import is_measured, layouts_of
 from ngopt.schedule import steps_so_far
 
 
 @dataclass(eq=False)
 class Soap:
-    """The base rule "soap" with its numbers; `bind` gives the rule on a graph."""
+    """The base rule "soap" with its constants; `bind` applies it to a graph."""
 
     config: SoapConfig = field(default_factory=SoapConfig)
-    name, Config = "soap", SoapConfig
+    name = "soap"
+    Config = SoapConfig
 
     @property
     def weight_decay(self) -> float:
@@ -77,9 +81,13 @@ class Soap:
     ) -> SoapRule:
         """The rule for the parameters of a graph.
 
-        total_steps: the horizon, if known. compute_dtype: of rotations, and of what
-        factors are made of; None: see `product_dtype`. renew_every: see `SoapConfig`.
-        shards: the processes that share the parameters; None: they are whole.
+        Args:
+            total_steps: the horizon, if known.
+            compute_dtype: of rotations and of products for Kronecker factors; None:
+                `product_dtype`.
+            renew_every: steps in which every eigenbasis is renewed once; None:
+                `renewal_interval`.
+            shards: processes that share the parameters; None: one process.
         """
         every = renew_every or self.config.renew_every
         return SoapRule(self.config, graph, total_steps, compute_dtype, every, shards)
@@ -87,7 +95,7 @@ class Soap:
 
 @dataclass(eq=False)
 class SoapRule(UpdateRule):
-    """SOAP on a graph; for a record see `first_record`, for arguments `Soap.bind`."""
+    """SOAP on a graph; for arguments see `Soap.bind`, for records `first_record`."""
 
     config: SoapConfig
     graph: NeuralGraph
@@ -99,34 +107,38 @@ class SoapRule(UpdateRule):
     def __post_init__(self) -> None:
         self.roles = roles_of(self.graph)
         self.matrices = matrices_of_biases(self.graph, self.roles)
-        limits = self.config.longest, self.config.budget
-        pairs = zip(self.roles, self.graph.parameters, strict=True)
-        self.layouts = [layouts_of(role, spec, *limits) for role, spec in pairs]
-        self._groups: tuple[Any, list[Group]] = None, []
+        self.layouts = []
+        for role, spec in zip(self.roles, self.graph.parameters, strict=True):
+            layouts = layouts_of(role, spec, self.config.longest, self.config.budget)
+            self.layouts.append(layouts)
+        self._key: Any = None  # of `_updates`
+        self._updates: list[SoapUpdate] = []
         if self.shards is not None:
             every = self.renewal_interval(self.shards.device)
             self.shards.divide(self.layouts, every)
 
     def init(self, params: Sequence[Tensor]) -> list[Record]:
-        records = [self._first_record(i, p) for i, p in enumerate(params)]
-        if self.total_steps is None:
-            for p, record in zip(params, records, strict=True):
+        records = []
+        for i, p in enumerate(params):
+            record = self._first_record(i, p)
+            if self.total_steps is None:
                 record[AVERAGE] = as_average(p)
+            records.append(record)
         return records
 
     def _first_record(self, i: int, p: Tensor) -> Record:
-        """p: what this process holds of parameter number i."""
+        """p: the part of parameter i in this process."""
         layouts = self.layouts[i]
         if self.shards is None or i >= len(self.shards.owned):
             return first_record(p, layouts)
         record = first_record(p, self.shards.layouts(i, layouts))
-        if not self.shards.is_own(i):
+        if not self.shards.owns(i):
             whole = first_record(p.new_empty(0, device="meta"), layouts)
-            # the same keys, as torch.distributed.checkpoint asks what a state has
+            # torch.distributed.checkpoint needs the same keys in all processes
             for key in whole.keys() - record.keys():
                 record[key] = p.new_empty(0, dtype=whole[key].dtype)
         record.pop("displacement", None)
-        if is_measured(layouts):  # how far this part has moved
+        if is_measured(layouts):  # stored by the process that holds the part
             shape = 1, 1, p.numel() * bool(self.shards.counts[i]), 1
             record["displacement"] = p.new_zeros(shape, dtype=state_dtype(p))
         return record
@@ -139,44 +151,59 @@ class SoapRule(UpdateRule):
         hyper: Hyper,
         in_place: bool = False,
     ) -> Iterator[list[Change]]:
+        inputs = StepInputs(grads, state, params, hyper, in_place)
         present = [i for i, grad in enumerate(grads) if grad is not None]
         if self.shards is not None:
-            self._check_alike(present, state, hyper)
+            self._check_equal_inputs(present, state, hyper)
         if not present:
             return
-        groups = self._grouped(present, state, params, in_place)
-        given = grads, state, params, hyper, in_place
-        steps = [group.step(*given) for group in groups]
-        is_captured, now = devices.is_capturing(steps[0].device), 0.0
+        updates = self._updates_of(present, inputs)
+        steps = [update.context(inputs) for update in updates]
+        is_captured = devices.is_capturing(steps[0].device)
+        now = 0.0
         if not is_captured:
-            absent = set(range(len(state))) - set(present)
-            counts: list[Any] = [state[i]["step"] for i in absent if state[i]]
-            for step in steps:
-                step.ages = step.state.step.tolist()
-                counts += step.ages
-            horizon = None if hyper.scheduled else self.total_steps
-            now = float(steps_so_far(counts, horizon))
-        for group, step in zip(groups, steps, strict=True):
-            changes = group.captured(step) if is_captured else group.changes(step, now)
+            now = self._count_steps(steps, inputs)
+        for update, step in zip(updates, steps, strict=True):
+            if is_captured:
+                changes = update.captured_changes(step)
+            else:
+                changes = update.changes(step, now)
             if in_place:
                 yield from changes
                 continue
             found = list(chain.from_iterable(changes))
-            group.stack.packed.close(step.records, step.state.tensors)
+            update.stack.packed.close(step.records, step.state.tensors)
             yield found
 
-    def _check_alike(
+    def _count_steps(self, steps: Sequence[StepContext], inputs: StepInputs) -> float:
+        """Previous steps of the training; sets the ages of all parameters."""
+        counts: list[Any] = []
+        for record, grad in zip(inputs.state, inputs.grads, strict=True):
+            if grad is None and record:
+                counts.append(record["step"])
+        for step in steps:
+            step.ages = step.state.step.tolist()
+            counts += step.ages
+        horizon = None if inputs.hyper.scheduled else self.total_steps
+        return float(steps_so_far(counts, horizon))
+
+    def _check_equal_inputs(
         self, present: Sequence[int], state: Sequence[Record], hyper: Hyper
     ) -> None:
-        """Raises ValueError if processes would make different steps."""
+        """Raises ValueError if processes have different inputs of a step."""
         assert self.shards is not None
-        names = [self.graph.parameters[i].name for i in present]
-        on_host = [None if is_kept(x) else float(x) for x in hyper.lr]
-        ages = {int(state[i]["step"]) for i in present}
+        names, rates, decays = [], [], []
+        ages = set()
+        for i in present:
+            lr = hyper.lr[i]
+            names.append(self.graph.parameters[i].name)
+            rates.append(None if is_kept(lr) else float(lr))
+            decays.append(hyper.weight_decay[i])
+            ages.add(int(state[i]["step"]))
         values = {
             "parameters with gradients": names,
-            "lr": _runs(names, [on_host[i] for i in present]),
-            "weight_decay": _runs(names, [hyper.weight_decay[i] for i in present]),
+            "lr": _runs(names, rates),
+            "weight_decay": _runs(names, decays),
             "numbers of steps": sorted(ages),
             "total_steps": self.total_steps,
             "renew_every": self.renewal_interval(self.shards.device),
@@ -188,38 +215,41 @@ class SoapRule(UpdateRule):
         layouts = chain.from_iterable(self.layouts)
         return self.renew_every or renewal_interval(layouts, device)
 
-    def _grouped(
-        self,
-        present: Sequence[int],
-        state: Sequence[Record],
-        params: Sequence[Tensor],
-        in_place: bool,
-    ) -> list[Group]:
-        """The parameters that have a gradient, by dtype and device."""
-        likes = [_like(state[i], params[i]) for i in present]
-        wanted = present, [(like.dtype, like.device) for like in likes]
-        known, groups = self._groups
-        if known != wanted:
-            if in_place and known:
-                clone_views(state[i] for i in set(known[0]) - set(present))
-            same: dict[Any, list[int]] = {}
-            for i, kind in zip(*wanted, strict=True):
-                same.setdefault(kind, []).append(i)
-            like = [_like(state[own[0]], params[own[0]]) for own in same.values()]
-            kind = Group if self.shards is None else ShardedGroup
-            groups = list(map(partial(kind, self), same.values(), like))
-            self._groups = wanted, groups
-        return groups
+    def _updates_of(
+        self, present: Sequence[int], inputs: StepInputs
+    ) -> list[SoapUpdate]:
+        """One for each dtype and device of parameters that have a gradient."""
+        likes = [_like(inputs.state[i], inputs.params[i]) for i in present]
+        key = present, [(like.dtype, like.device) for like in likes]
+        if self._key == key:
+            return self._updates
+        if inputs.in_place and self._key:
+            absent = set(self._key[0]) - set(present)
+            clone_views(inputs.state[i] for i in absent)
+        alike: dict[Any, list[int]] = {}
+        for i, kind in zip(*key, strict=True):
+            alike.setdefault(kind, []).append(i)
+        make = SoapUpdate if self.shards is None else ShardedSoapUpdate
+        updates: list[SoapUpdate] = []
+        for positions in alike.values():
+            like = likes[present.index(positions[0])]
+            updates.append(make(self, positions, like))
+        self._key = key
+        self._updates = updates
+        return updates
 
 
 def _runs(names: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
     """Values by the first name of each run of equal ones."""
-    before = [object(), *values]
-    rows = zip(names, values, before, strict=False)
-    return {name: x for name, x, old in rows if x != old}
+    found: dict[str, Any] = {}
+    before: Any = object()
+    for name, value in zip(names, values, strict=True):
+        if value != before:
+            found[name] = before = value
+    return found
 
 
 def _like(record: Record, p: Tensor) -> Tensor:
-    """A tensor of the dtype and device of a parameter's state."""
+    """A tensor with the dtype and device of a parameter's state."""
     own = record.get("exp_avg_0")
     return p.new_empty(0, dtype=state_dtype(p)) if own is None else own

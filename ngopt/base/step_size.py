@@ -1,6 +1,7 @@
-"""All that is known of a step beforehand: how large it is by role, fan and schedule.
+"""Step size, weight decay and bias corrections by schedule, role and fan.
 
-Steps are arrays on the host or, during capture in a CUDA graph, tensors on the device.
+They depend on step counts alone, not on gradients. Counts are arrays on the host or,
+during capture in a CUDA graph, tensors on the device.
 """
 
 from __future__ import annotations
@@ -13,39 +14,47 @@ import torch
 from torch import Tensor
 
 from ngopt.base.config import SoapConfig
-from ngopt.base.gradient_scale import DECAY
+from ngopt.base.gradient_clipping import DECAY
 from ngopt.devices import Array, precise_dtype, stacked
 from ngopt.functional import Hyper
 from ngopt.roles.from_graph import ParameterRole
 from ngopt.schedule import average_weight, with_horizon, without_horizon
 
 NOMINAL_STEP = 1e-3  # unit of the user's weight decay: the step size of AdamW's default
-# What step sizes follow: see `ngopt.base.start`.
-LEAST = 1e-15  # damping: nothing is divided by 0
-FOLLOWED = (0.0625, 10.0)
+LEAST = 1e-15  # epsilon at least: nothing is divided by 0
 TINY = 1e-30
 
 
-class Known(NamedTuple):
-    """What is known of every parameter before a step, (n,): numbers, arrays, tensors."""
+class ScheduledValues(NamedTuple):
+    """Of every parameter, (n,) or a scalar that all share."""
 
-    count: Array  # gradients so far, this one included
-    before: Array  # correction of the running RMS of gradients, before this step
-    after: Array  # and after it
-    correction: Array  # of sums of squares, with that of momentum, squared
-    damping: Array  # of the mean square beside them
-    newest: Array  # weight of the new weights in their average
-    usual: Array  # squared distance of steps in random directions, over their squares
-    rate: Array  # step size by schedule, role and fan; times lr, with a minus
-    decay: Array  # of weights by schedule; times lr, with a minus
+    count: Array  # gradients so far, including this one
+    rms_correction_before: Array  # of the running RMS of gradients, before this step
+    rms_correction: Array  # after this step
+    second_moment_correction: Array  # times the squared correction of momentum
+    damping: Array  # added to corrected second moments, in units of the gradient
+    average_weight: Array  # weight of the new weights in the average of weights
+    random_walk: (
+        Array  # squared distance of a random walk / summed squares of its steps
+    )
+    step_size: Array  # by schedule, role and fan; times lr, negative
+    weight_decay: Array  # by schedule; times lr, negative
     beta2: Array  # decay of second moments
-    gain: Array  # `rate` without the schedule
-    per_height: Array  # `decay` without it
-    per_rms: Array  # 1 / RMS of PyTorch's initial weights
+    constant_step_size: Array  # `step_size` without the schedule
+    constant_weight_decay: Array  # `weight_decay` without the schedule
+    inverse_init_rms: Array  # 1 / RMS of PyTorch's initial weights; 0 of vectors
 
 
-class StepTable:
-    """Makes `Known` of the parameters of these roles."""
+MULTIPLIED_BY_LR = (
+    "step_size",
+    "weight_decay",
+    "constant_step_size",
+    "constant_weight_decay",
+)
+
+
+class StepSchedule:
+    """Computes `ScheduledValues` of parameters with these roles."""
 
     def __init__(
         self,
@@ -54,110 +63,153 @@ class StepTable:
         total_steps: int | None,
         device: torch.device,
     ):
-        self.config, self.total_steps, self.device = config, total_steps, device
-        self._decays = np.array([config.weight_decay * bool(r.blocks) for r in roles])
-        # PyTorch's initial weights are uniform in +-fan ** -.5: RMS (3 fan) ** -.5
-        self._per_rms = np.array([3 * (role.fan_in or 0) for role in roles]) ** 0.5
-        self._gains = np.array([role_gain(role, config) for role in roles])
-        tables = np.array([role.role == "embedding" for role in roles])
-        self._beta2 = np.where(tables, config.beta2_table, config.beta2)
+        self.config = config
+        self.total_steps = total_steps
+        self.device = device
+        decays, squares, gains, beta2 = [], [], [], []
+        for role in roles:
+            decays.append(config.weight_decay * bool(role.blocks))
+            # PyTorch's initial weights are uniform in +-fan ** -.5: RMS (3 fan) ** -.5
+            squares.append(3 * (role.fan_in or 0))
+            gains.append(role_gain(role, config))
+            is_table = role.role == "embedding"
+            beta2.append(config.beta2_table if is_table else config.beta2)
+        self._decays = decays
+        self._inverse_init_rms = np.array(squares) ** 0.5
+        self._gains = np.array(gains)
+        self._beta2 = np.array(beta2)
         self._table: Tensor | None = None
-        short = config.short / (total_steps or config.short)
-        self.lengthening = max(short, 1.0) ** config.short_exponent
 
-    def known(self, ages: Sequence[float], now: float, hyper: Hyper) -> Known:
-        """Of a step, on the host: numbers where all parameters have the same, or
-        arrays.
+    def on_host(
+        self, ages: Sequence[float], now: float, hyper: Hyper
+    ) -> ScheduledValues:
+        """Values of one step: scalars where all parameters share them, else arrays.
 
-        ages: updates of each parameter, now: steps of the training, before this one.
+        ages: previous updates of each parameter. now: previous steps of the training.
         """
-        lr = np.array([-1.0 if is_kept(x) else -float(x) for x in hyper.lr])
+        c = self.config
+        oldest = max(ages)
         is_open = self.total_steps is None and not hyper.scheduled
-        c, oldest = self.config, max(ages)
         unit = NOMINAL_STEP / (c.open_step_size if is_open else c.step_size)
-        pairs = zip(self._decays, hyper.weight_decay, strict=True)
-        decay = np.array([own if x is None else unit * x for own, x in pairs])
-        self._behind = now - oldest
+        lr, decay = [], []
+        for x in hyper.lr:
+            lr.append(-1.0 if is_kept(x) else -float(x))
+        for default, own in zip(self._decays, hyper.weight_decay, strict=True):
+            decay.append(default if own is None else unit * own)
+        rates = np.array(lr)
+        constants = rates * self._gains, rates * np.array(decay)
+        self._lag = now - oldest
         age = np.array(ages) if min(ages) < oldest else oldest
-        beta2, gain, per_height = self._beta2, lr * self._gains, lr * decay
-        found = self._at(age, now, hyper.scheduled, beta2, gain, per_height)
-        return Known(*[*found, beta2, gain, per_height, self._per_rms])
+        scheduled = self._scheduled(age, now, hyper.scheduled, self._beta2, constants)
+        fixed = self._beta2, *constants, self._inverse_init_rms
+        return ScheduledValues._make([*scheduled, *fixed])
 
-    def fill(self, known: Known, hyper: Hyper, in_place: bool) -> Known:
-        """The same on the device, copied at once; in place: where the last ones were."""
-        table = stacked(known, len(hyper.lr), precise_dtype(self.device))
-        if self._table is None or not in_place:
-            table = table.to(self.device, non_blocking=True)
-            if not in_place:
-                return _known(table, hyper)
-            self._table = table
-        else:
+    def to_device(
+        self, values: ScheduledValues, hyper: Hyper, in_place: bool
+    ) -> ScheduledValues:
+        """The values on the device by one copy; in place: into the previous tensor."""
+        table = stacked(values, len(hyper.lr), precise_dtype(self.device))
+        if self._table is not None and in_place:
             self._table.copy_(table, non_blocking=True)
-        return _known(self._table, hyper)
+            return _times_lr(self._table, hyper)
+        table = table.to(self.device, non_blocking=True)
+        if in_place:
+            self._table = table
+        return _times_lr(table, hyper)
 
-    def advance(self, hyper: Hyper) -> Known:
-        """Of the next step, from what the device has: for capture in a CUDA graph."""
+    def advance(self, hyper: Hyper) -> ScheduledValues:
+        """Values of the next step, computed on the device during a capture.
+
+        Raises RuntimeError if no step was made before.
+        """
         if self._table is None:
             raise RuntimeError(
                 "NGOptimizer: expected a step of the same parameters before capture in "
                 "a CUDA graph; got none. Make some steps first, on a side stream."
             )
-        known = _known(self._table, hyper)
-        age = known.count.clone()
-        known.count.add_(1)
-        now = age.max() + self._behind
-        given = known.beta2, known.gain, known.per_height
-        _, *found = self._at(age, now, hyper.scheduled, *given)
-        found = [x if isinstance(x, Tensor) else torch.full_like(age, x) for x in found]
-        return Known(known.count, *found, *known[1 + len(found) :])
+        values = _times_lr(self._table, hyper)
+        age = values.count.clone()
+        values.count.add_(1)
+        now = age.max() + self._lag
+        constants = values.constant_step_size, values.constant_weight_decay
+        scheduled = self._scheduled(age, now, hyper.scheduled, values.beta2, constants)
+        new = [values.count]
+        for x in scheduled[1:]:
+            new.append(x if isinstance(x, Tensor) else torch.full_like(age, x))
+        return ScheduledValues(*new, *values[len(new) :])
 
-    def _at(
+    def _scheduled(
         self,
         age: Any,
         now: Any,
-        scheduled: bool,
+        has_scheduler: bool,
         beta2: Any,
-        gain: Any,
-        per_height: Any,
+        constants: tuple[Any, Any],
     ) -> Sequence[Any]:
-        """What is given by the steps: `count` to `decay`."""
-        c, past = self.config, DECAY**age
+        """The fields of `ScheduledValues` from `count` to `weight_decay`.
+
+        constants: `constant_step_size` and `constant_weight_decay`.
+        """
+        c = self.config
+        power = DECAY**age
         ahead = (1 - c.beta1) * c.nesterov
-        first = (1 - c.beta1 ** (age + 1)) * (1 - ahead) + ahead
-        if scheduled:
+        momentum = (1 - c.beta1 ** (age + 1)) * (1 - ahead) + ahead
+        if has_scheduler:
             height = c.step_size
         elif self.total_steps is not None:
             height = c.step_size * with_horizon(age, now, self.total_steps, c.warmup)
         else:
             shape = without_horizon(age, now, c.open_warmup, c.open_constant)
             height = c.open_step_size * shape
-        before, after = (1 - past + TINY) ** -0.5, (1 - DECAY * past) ** -0.5
-        correction = first**2 * (1 - beta2) / (1 - beta2 ** (age + 1))
-        damping = max(c.epsilon, LEAST) * first
-        newest = average_weight(age, c.average_power)
-        usual = c.straight**2 * (age + TINY) / (age + c.straight_steps)
-        by_step = age + 1, before, after, correction, damping**2, newest, usual
-        return *by_step, gain * height, per_height * height
+        correction = momentum**2 * (1 - beta2) / (1 - beta2 ** (age + 1))
+        damping = max(c.epsilon, LEAST) * momentum
+        return (
+            age + 1,
+            (1 - power + TINY) ** -0.5,
+            (1 - DECAY * power) ** -0.5,
+            correction,
+            damping**2,
+            average_weight(age, c.average_power),
+            c.straight**2 * (age + TINY) / (age + c.straight_steps),
+            constants[0] * height,
+            constants[1] * height,
+        )
 
 
-def _known(table: Tensor, hyper: Hyper) -> Known:
-    known = Known(*table.unbind())
-    if any(map(is_kept, hyper.lr)):
-        kept = [x if is_kept(x) else 1.0 for x in hyper.lr]
-        lr = torch.stack([torch.as_tensor(x).to(known.gain) for x in kept])
-        names = "rate", "decay", "gain", "per_height"
-        known = known._replace(**{name: lr * getattr(known, name) for name in names})
-    return known
+def _times_lr(table: Tensor, hyper: Hyper) -> ScheduledValues:
+    """The rows of a table, multiplied by learning rates that are tensors."""
+    values = ScheduledValues(*table.unbind())
+    if not any(map(is_kept, hyper.lr)):
+        return values
+    kept = []
+    for x in hyper.lr:
+        factor = torch.as_tensor(x if is_kept(x) else 1.0)
+        kept.append(factor.to(values.constant_step_size))
+    lr = torch.stack(kept)
+    multiplied = {}
+    for name in MULTIPLIED_BY_LR:
+        multiplied[name] = lr * getattr(values, name)
+    return values._replace(**multiplied)
 
 
 def is_kept(lr: float | Tensor) -> bool:
-    """Whether it stays a tensor: reading it is a sync, or autograd follows it."""
+    """Whether a learning rate stays a tensor.
+
+    Reading it would be a host sync, or autograd differentiates through it.
+    """
     return isinstance(lr, Tensor) and (not lr.is_cpu or lr.requires_grad)
 
 
 def role_gain(role: ParameterRole, config: SoapConfig) -> float:
-    """The factor of the step size that role and fan give."""
+    """The factor of the step size by role and fan."""
     factor = 1.0 if role.role == "matrix" else getattr(config, role.role)
     if not role.fan_in:
         return factor
-    return factor * min((role.fan_in / 64) ** -config.fan_exponent, config.fan_cap)
+    by_fan = (role.fan_in / 64) ** -config.fan_exponent
+    return factor * min(by_fan, config.fan_cap)
+
+
+def lengthening(config: SoapConfig, total_steps: int | None) -> float:
+    """The factor of the step size of short trainings."""
+    ratio = config.short / (total_steps or config.short)
+    return max(ratio, 1.0) ** config.short_exponent

@@ -1,9 +1,10 @@
 """The functions of `ngopt.base.elementwise` as one Triton kernel each.
 
-Each reads and writes every value once, and is launched at the cost of one call: for the
-functions that `torch.compile` makes, checks before the call cost ten times as much.
-Arguments are those of the functions there; values (rows, lanes) are float32 or, for
-products, what these take, and numbers (rows, 1) are float32.
+A kernel reads and writes every value once. Functions made by `torch.compile` check
+guards before each call, so that their launches cost ten times as much.
+
+Arguments are those of the functions there. Values (rows, lanes) are float32 or have the
+dtype of matrix products. Scalars (rows, 1) are float32.
 """
 
 from __future__ import annotations
@@ -15,88 +16,93 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ELEMENTS = 2048  # of a program, some rows
+ELEMENTS = 2048  # of one program
 
 
 @triton.jit
 def _places(rows, LANES: tl.constexpr, ROWS: tl.constexpr):
-    """Numbers of rows (ROWS, 1) and of elements (ROWS, LANES), and which there are."""
+    """Indices of rows (ROWS, 1) and of elements (ROWS, LANES), and the mask of rows."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     i = row * LANES + tl.arange(0, LANES)[None, :]
     return row, i, row < rows
 
 
 @triton.jit
-def _value(x, i, is_there):
-    return tl.load(x + i, is_there, 0.0).to(tl.float32)
+def _value(x, i, mask):
+    return tl.load(x + i, mask, 0.0).to(tl.float32)
 
 
 @triton.jit
 def _accumulate(
-    grad, momentum, multiplier, kept, out, ahead, rows, alpha, nesterov,
+    grad, momentum, grad_scale, decay, out, ahead, rows, alpha, nesterov,
     LANES: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    row, i, is_there = _places(rows, LANES, ROWS)
-    g = _value(grad, i, is_there)
-    g = tl.where(tl.abs(g) < float("inf"), g, 0.0) * _value(multiplier, row, is_there)
-    m = _value(momentum, i, is_there) * _value(kept, row, is_there) + alpha * g
-    tl.store(momentum + i, m, is_there)
-    tl.store(out + i, g.to(out.dtype.element_ty), is_there)
-    tl.store(ahead + i, (m + nesterov * (g - m)).to(ahead.dtype.element_ty), is_there)
+    row, i, mask = _places(rows, LANES, ROWS)
+    g = _value(grad, i, mask)
+    g = tl.where(tl.abs(g) < float("inf"), g, 0.0) * _value(grad_scale, row, mask)
+    m = _value(momentum, i, mask) * _value(decay, row, mask) + alpha * g
+    tl.store(momentum + i, m, mask)
+    tl.store(out + i, g.to(out.dtype.element_ty), mask)
+    tl.store(ahead + i, (m + nesterov * (g - m)).to(ahead.dtype.element_ty), mask)
 
 
 @triton.jit
 def _precondition(
-    grad, ahead, second, kept, correction, damping, rows,
+    grad, momentum, second, decay, correction, damping, rows,
     LANES: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    row, i, is_there = _places(rows, LANES, ROWS)
-    g = _value(grad, i, is_there)
-    v = _value(second, i, is_there) * _value(kept, row, is_there) + g * g
-    tl.store(second + i, v, is_there)
-    v = _value(damping, row, is_there) + v * _value(correction, row, is_there)
-    u = _value(ahead, i, is_there) * tl.rsqrt(tl.where(is_there, v, 1.0))
-    tl.store(ahead + i, u.to(ahead.dtype.element_ty), is_there)
+    row, i, mask = _places(rows, LANES, ROWS)
+    g = _value(grad, i, mask)
+    v = _value(second, i, mask) * _value(decay, row, mask) + g * g
+    tl.store(second + i, v, mask)
+    v = _value(damping, row, mask) + v * _value(correction, row, mask)
+    u = _value(momentum, i, mask) * tl.rsqrt(tl.where(mask, v, 1.0))
+    tl.store(momentum + i, u.to(momentum.dtype.element_ty), mask)
 
 
 @triton.jit
 def _change(
-    u, momentum, weights, rate, decay, out, rows,
+    u, momentum, weights, step_size, decay, out, rows,
     LANES: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    row, i, is_there = _places(rows, LANES, ROWS)
-    step = tl.where(_value(momentum, i, is_there) != 0, _value(u, i, is_there), 0.0)
-    found = _value(weights, i, is_there) * _value(decay, row, is_there)
-    tl.store(out + i, found + step * _value(rate, row, is_there), is_there)
+    row, i, mask = _places(rows, LANES, ROWS)
+    step = tl.where(_value(momentum, i, mask) != 0, _value(u, i, mask), 0.0)
+    decayed = _value(weights, i, mask) * _value(decay, row, mask)
+    tl.store(out + i, decayed + step * _value(step_size, row, mask), mask)
 
 
 def accumulate(
-    grad: Tensor, momentum: Tensor, numbers: Any, config: Any, dtype: torch.dtype
+    grad: Tensor, momentum: Tensor, scalars: Any, config: Any, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    out = torch.empty_like(grad, dtype=dtype)
+    scaled = torch.empty_like(grad, dtype=dtype)
     ahead = torch.empty_like(grad, dtype=dtype)
-    values = grad, momentum, numbers.multiplier, numbers.momentum, out, ahead
+    inputs = grad, momentum, scalars.grad_scale, scalars.momentum_decay
     alpha = 1 - config.beta1
-    _launch(_accumulate, momentum, *values, len(grad), alpha, alpha * config.nesterov)
-    return out, ahead
+    rest = len(grad), alpha, alpha * config.nesterov
+    _launch(_accumulate, momentum, *inputs, scaled, ahead, *rest)
+    return scaled, ahead
 
 
-def precondition(grad: Tensor, ahead: Tensor, second: Tensor, numbers: Any) -> Tensor:
-    values = grad, ahead, second, numbers.second, numbers.correction, numbers.damping
+def precondition(
+    grad: Tensor, momentum: Tensor, second: Tensor, scalars: Any
+) -> Tensor:
+    rows = scalars.second_moment_decay, scalars.second_moment_correction
+    values = grad, momentum, second, *rows, scalars.damping
     _launch(_precondition, second, *values, len(grad))
-    return ahead
+    return momentum
 
 
-def change(u: Tensor, momentum: Tensor, weights: Tensor, numbers: Any) -> Tensor:
-    out = torch.empty_like(momentum)
-    values = u, momentum, weights, numbers.rate, numbers.decay, out
+def change(u: Tensor, momentum: Tensor, weights: Tensor, scalars: Any) -> Tensor:
+    delta = torch.empty_like(momentum)
+    values = u, momentum, weights, scalars.step_size, scalars.weight_decay, delta
     _launch(_change, momentum, *values, len(u))
-    return out
+    return delta
 
 
 def _launch(kernel: Any, like: Tensor, *arguments: Any) -> None:
     """like: (rows, lanes), lanes a power of two."""
     rows, lanes = like.shape
-    count = ELEMENTS // lanes
+    rows_of_program = ELEMENTS // lanes
+    grid = (triton.cdiv(rows, rows_of_program),)
     with torch.cuda.device_of(like):
-        kernel[(triton.cdiv(rows, count),)](*arguments, LANES=lanes, ROWS=count)
+        kernel[grid](*arguments, LANES=lanes, ROWS=rows_of_program)

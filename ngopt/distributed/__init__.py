@@ -1,6 +1,6 @@
 """Training in several processes: every matrix of a network has one owner among them.
 
-A step: the gradient of each matrix goes to its owner (`exchange`), which updates
-factors, eigenbases and moments, and the change goes back to all who hold a part of the
-parameter (`pieces`). Owners are chosen by cost (`ownership`).
+In a step, the gradient of each matrix is sent to its owner (`exchange`). The owner
+updates Kronecker factors, eigenbases and moments, and sends the change to all processes
+that hold a part of the parameter (`shards`). Owners are chosen by cost (`ownership`).
 """

@@ -1,24 +1,25 @@
-"""Gradients to owners, and changes to all who hold a part of a parameter."""
+"""Gradients to owners, and changes to all processes that hold a part of a parameter."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
-from itertools import chain, zip_longest
+from itertools import chain
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ngopt.distributed.collectives import Counts
 from ngopt.distributed.shards import Shards
 from ngopt.packing import flatten
 from ngopt.shard_layout import Piece
 
-Values = Mapping[int, Tensor]  # by the numbers of parameters
+Values = Mapping[int, Tensor]  # by index of a parameter
+PieceOf = Callable[[int], Piece]  # of a parameter
 
 
 class Part(NamedTuple):
-    """A piece of a parameter, within what a process has of it or is to have."""
+    """A piece of a parameter, relative to what a process has of it before or after."""
 
     parameter: int
     piece: Piece
@@ -27,16 +28,11 @@ class Part(NamedTuple):
 class Route:
     """What this process sends and receives in one direction, by rank.
 
-    kept: what it has already, in both forms of `Part`. source, target: what this
-    process has of a parameter before, and after.
+    source, target: the piece that this process has of a parameter before and after.
+    kept: parts that it has already, before and after.
     """
 
-    def __init__(
-        self,
-        shards: Shards,
-        source: Callable[[int], Piece],
-        target: Callable[[int], Piece],
-    ):
+    def __init__(self, shards: Shards, source: PieceOf, target: PieceOf):
         self._shards, self._source, self._target = shards, source, target
         self.sent: list[list[Part]] = [[] for _ in range(shards.size)]
         self.received: list[list[Part]] = [[] for _ in range(shards.size)]
@@ -44,7 +40,7 @@ class Route:
         self._is_used = False  # by any process: only then is there a collective
 
     def add(self, source: int, target: int, i: int, piece: Piece) -> None:
-        """Of parameter i, a piece that one rank has and another is to have."""
+        """Adds a piece of parameter i that one rank has and another is to have."""
         if not piece.numel:
             return
         self._is_used |= source != target
@@ -63,40 +59,56 @@ class Route:
         return Part(i, piece.within(self._target(i)))
 
     def start(self, values: Values, like: Tensor) -> Transfer:
-        """Begins to send; values: what this process has. like: has their dtype and
-        device."""
+        """Begins to send.
+
+        values: what this process has. like: has their dtype and device.
+        """
         if not self._is_used:
             return Transfer()
-        parts = [part for some in self.sent for part in some]
-        found = [part.piece.of(values[part.parameter]).to(like.dtype) for part in parts]
-        sent = flatten(found) if found else like.new_empty(0)
-        received, counts = map(_counts, (self.received, self.sent))
-        result = like.new_empty(sum(received))
-        wait = self._shards.all_to_all(result, sent, received, counts)
-        return Transfer(
-            wait, sent, result, [x for parts in self.received for x in parts]
-        )
+        sent = self._flattened(values, like)
+        counts = Counts(_numels(self.sent), _numels(self.received))
+        result = like.new_empty(sum(counts.received))
+        wait = self._shards.all_to_all(result, sent, counts)
+        parts = []
+        for some in self.received:
+            parts += some
+        return Transfer(wait, sent, result, parts)
+
+    def _flattened(self, values: Values, like: Tensor) -> Tensor:
+        pieces = []
+        for parts in self.sent:
+            for i, piece in parts:
+                pieces.append(piece.of(values[i]).to(like.dtype))
+        return flatten(pieces) if pieces else like.new_empty(0)
 
     def finish(
         self, values: Values, transfer: Transfer, wanted: Sequence[int], like: Tensor
     ) -> dict[int, Tensor]:
-        """What this process then has of some parameters; for others see `start`."""
-        found: dict[int, list[tuple[Piece, Tensor]]] = {i: [] for i in wanted}
+        """What this process then has of some parameters; see `start`."""
+        pieces: dict[int, list[tuple[Piece, Tensor]]] = {}
+        for i in wanted:
+            pieces[i] = []
         for before, (i, piece) in self.kept:
-            found[i].append((piece, before.piece.of(values[i])))
+            pieces[i].append((piece, before.piece.of(values[i])))
         for (i, piece), value in transfer.wait():
-            found[i].append((piece, value))
-        return {i: _joined(self._target(i), found[i], like) for i in wanted}
+            pieces[i].append((piece, value))
+        found = {}
+        for i in wanted:
+            found[i] = _joined(self._target(i), pieces[i], like)
+        return found
 
 
-def _counts(parts_of_ranks: Sequence[Sequence[Part]]) -> list[int]:
-    return [sum(part.piece.numel for part in parts) for parts in parts_of_ranks]
+def _numels(parts_of_ranks: Sequence[Sequence[Part]]) -> list[int]:
+    numels = []
+    for parts in parts_of_ranks:
+        numels.append(sum(part.piece.numel for part in parts))
+    return numels
 
 
 def _joined(
     whole: Piece, pieces: Sequence[tuple[Piece, Tensor]], like: Tensor
 ) -> Tensor:
-    """Of pieces within it that together are the whole."""
+    """Pieces that together are a whole; without a copy if it is one piece."""
     if len(pieces) == 1 and pieces[0][0].shape == whole.shape:
         return pieces[0][1]
     value = like.new_empty(whole.shape)
@@ -106,7 +118,7 @@ def _joined(
 
 
 class Transfer(NamedTuple):
-    """A collective under way."""
+    """A collective that may not have ended."""
 
     finish: Callable[[], None] | None = None
     sent: Tensor | None = None  # kept until it has arrived
@@ -114,34 +126,37 @@ class Transfer(NamedTuple):
     parts: Sequence[Part] = ()  # of the result
 
     def wait(self) -> list[tuple[Part, Tensor]]:
-        """What has arrived."""
+        """The parts that have arrived."""
         if self.finish is None or self.result is None:
             return []
         self.finish()
-        values = self.result.split([part.piece.numel for part in self.parts])
-        pairs = zip(self.parts, values, strict=True)
-        return [(part, x.view(part.piece.shape)) for part, x in pairs]
+        found, start = [], 0
+        for part in self.parts:
+            value = self.result.narrow(0, start, part.piece.numel)
+            found.append((part, value.view(part.piece.shape)))
+            start += part.piece.numel
+        return found
 
 
 class Exchange:
-    """Of some parameters, which travel together: one collective each way.
+    """Parameters that are sent together: one collective in each direction.
 
-    owned: those that this process owns.
+    owned: parameters that this process owns.
     """
 
     def __init__(self, shards: Shards, parameters: Sequence[int]):
         self._shards, self.parameters = shards, parameters
-        self.owned = [i for i in parameters if shards.is_own(i)]
-        self._up = Route(shards, shards.own, shards.domain)
-        self._down = Route(shards, shards.domain, shards.own)
+        self.owned = [i for i in parameters if shards.owns(i)]
+        self._up = Route(shards, shards.held, shards.domain)
+        self._down = Route(shards, shards.domain, shards.held)
         for i in parameters:
             self._plan(i)
 
     def _plan(self, i: int) -> None:
         rank, domains = self._shards.rank, self._shards.owned[i].domains
         held = tuple(pieces[i] for pieces in self._shards.pieces)
-        # all pairs of ranks take many seconds where these are many
-        if self._shards.alone[i] or domains == held:  # nothing travels
+        # nothing is sent; the loop over all pairs of ranks would take seconds
+        if self._shards.alone[i] or domains == held:
             self._up.add(rank, rank, i, held[rank])
             self._down.add(rank, rank, i, held[rank])
             return
@@ -154,7 +169,7 @@ class Exchange:
                 self._down.add(owner, holder, i, piece.overlap(domain))
 
     def to_owners(self, values: Values) -> Transfer:
-        """Begins to send this process' parts of parameters, or of gradients."""
+        """Begins to send this process' parts of parameters or gradients."""
         return self._up.start(values, self._like(values))
 
     def domains(self, values: Values, transfer: Transfer) -> dict[int, Tensor]:
@@ -162,45 +177,57 @@ class Exchange:
         return self._up.finish(values, transfer, self.owned, self._like(values))
 
     def _like(self, values: Values) -> Tensor:
-        """Of the dtype in which values travel, which may have several."""
-        some = [values[i] for i in self.parameters]
-        dtype = reduce(torch.promote_types, {x.dtype for x in some})
-        return some[0].new_empty(0, dtype=dtype)
+        """An empty tensor of the dtype to which all values are promoted."""
+        first = values[self.parameters[0]]
+        dtype = first.dtype
+        for i in self.parameters:
+            dtype = torch.promote_types(dtype, values[i].dtype)
+        return first.new_empty(0, dtype=dtype)
 
     def to_holders(self, values: Values, like: Tensor) -> Transfer:
-        """Begins to send what this process owns to all who hold a part of it."""
+        """Begins to send what this process owns to all that hold a part of it."""
         return self._down.start(values, like)
 
     def parts(
         self, values: Values, transfer: Transfer, like: Tensor
     ) -> dict[int, Tensor]:
-        """What this process holds of all parameters, when it has arrived; values: what
-        it owns; like: has their dtype."""
+        """What this process holds of all parameters, when it has arrived.
+
+        values: what it owns. like: has their dtype.
+        """
         return self._down.finish(values, transfer, self.parameters, like)
 
 
 def make_exchanges(shards: Shards, most: int, apart: Sequence[int]) -> list[Exchange]:
-    """Of all parameters: in each every owner updates some, so that none waits.
+    """Exchanges of all parameters; in each, every owner updates some of them.
 
     most: elements that one owner updates, unless one parameter has more. apart:
     parameters with an exchange each.
     """
-    rest = sorted(set(range(len(shards.shapes))).difference(apart))
-    # what each process updates where it is; the same in all, whoever owns what
-    near = [i for i in rest if shards.alone[i] or shards.owned[i].is_divided]
-    batches: list[list[list[int]]] = [[] for _ in range(shards.size)]
-    rooms = [-1] * shards.size
-    order = set(rest).difference(near)
-    for i in sorted(order, key=lambda i: (shards.numel(i), shards.shapes[i], i)):
-        rank, numel = shards.owned[i].first, shards.numel(i)
-        if numel > rooms[rank]:
-            batches[rank].append([])
-            rooms[rank] = most
-        batches[rank][-1].append(i)
-        rooms[rank] -= numel
-    rounds = [list(chain(*some)) for some in zip_longest(*batches, fillvalue=())]
-    return [
-        Exchange(shards, some)
-        for some in [*([i] for i in apart), near, *rounds]
-        if some
-    ]
+    groups = [[i] for i in apart]
+    local = []  # updated without sending; the same list in all processes
+    sent = []
+    for i in range(len(shards.shapes)):
+        if i in apart:
+            continue
+        if shards.alone[i] or shards.owned[i].is_divided:
+            local.append(i)
+        else:
+            sent.append((shards.numel(i), shards.shapes[i], i))
+    if local:
+        groups.append(local)
+    rounds: list[list[list[int]]] = []  # parameters by round and owner
+    last = [-1] * shards.size  # round of each owner
+    free = [-1] * shards.size  # elements that it can still update in that round
+    for numel, _, i in sorted(sent):
+        rank = shards.owned[i].first
+        if numel > free[rank]:
+            last[rank] += 1
+            free[rank] = most
+        if last[rank] == len(rounds):
+            rounds.append([[] for _ in range(shards.size)])
+        rounds[last[rank]][rank].append(i)
+        free[rank] -= numel
+    for parameters_of_ranks in rounds:
+        groups.append(list(chain.from_iterable(parameters_of_ranks)))
+    return [Exchange(shards, group) for group in groups]

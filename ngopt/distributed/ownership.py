@@ -1,8 +1,8 @@
-"""Which process owns what of every parameter: it updates this, and has its state.
+"""Which process owns what of every parameter: it updates this and stores its state.
 
-Most parameters have one owner, chosen by cost. Those whose rows do not need each other
-have many: vectors that are divided already, so that nothing of them travels, and tables
-that would be too much for one owner.
+Most parameters have one owner, chosen by cost. Parameters with independent rows can
+have many: vectors that are divided already, so that nothing is sent, and tables that
+would cost too much for one owner.
 """
 
 from __future__ import annotations
@@ -12,22 +12,21 @@ from dataclasses import replace
 from math import prod
 from typing import NamedTuple
 
-from ngopt.roles.partition import MatrixLayout
+from ngopt.roles.kronecker_factors import Layouts, MatrixLayout
 from ngopt.shard_layout import Piece, whole
 
 
 class Cost(NamedTuple):
-    """Of one step of a parameter."""
+    """The cost of one step of a parameter."""
 
     work: float  # multiplications
     memory: float  # elements of state
 
 
 class Ownership(NamedTuple):
-    """Of a parameter.
+    """The owners of a parameter.
 
-    first: the first of its owners, by rank. domains: what each rank owns; disjoint, and
-    together the parameter.
+    first: the first owner, by rank. domains: pieces that the ranks own, disjoint.
     """
 
     first: int
@@ -40,19 +39,17 @@ class Ownership(NamedTuple):
 
 
 def by_one(rank: int, size: int, shape: tuple[int, ...]) -> Ownership:
-    """Of a parameter with a single owner; size: number of ranks."""
-    zeros = (0,) * max(len(shape), 1)  # a scalar without dimensions has one element
-    nothing = Piece(zeros, zeros)
-    domains = [nothing] * size
+    """A parameter with a single owner; size: number of ranks."""
+    zeros = (0,) * max(len(shape), 1)  # a scalar has one element
+    domains = [Piece(zeros, zeros)] * size
     domains[rank] = whole(shape)
     return Ownership(rank, tuple(domains))
 
 
 def by_rows(pieces: Sequence[Piece]) -> Ownership:
-    """Of a parameter whose rows have many owners, each some of those that it holds;
-    ranks that hold the same have equal parts.
+    """A parameter of which each rank owns rows that it holds.
 
-    pieces: what each rank holds.
+    Ranks that hold the same rows own equal parts of them. pieces: held by each rank.
     """
     holders: dict[Piece, list[int]] = {}
     for rank, piece in enumerate(pieces):
@@ -61,11 +58,13 @@ def by_rows(pieces: Sequence[Piece]) -> Ownership:
     for piece, ranks in holders.items():
         for part, rank in enumerate(ranks):
             domains[rank] = piece.chunk(0, part, len(ranks))
-    first = next(rank for rank, domain in enumerate(domains) if domain.numel)
+    first = 0
+    while not domains[first].numel:
+        first += 1
     return Ownership(first, tuple(domains))
 
 
-def cost_of(layouts: Sequence[MatrixLayout], every: int) -> Cost:
+def cost_of(layouts: Layouts, every: int) -> Cost:
     """every: steps in which a basis is renewed once."""
     work = memory = 0.0
     for layout in layouts:
@@ -79,31 +78,29 @@ def cost_of(layouts: Sequence[MatrixLayout], every: int) -> Cost:
     return Cost(work, memory)
 
 
-def has_free_rows(layouts: Sequence[MatrixLayout]) -> bool:
-    """Whether rows of a parameter need nothing of each other but one factor, if any."""
+def has_free_rows(layouts: Layouts) -> bool:
+    """Whether rows of a parameter are independent, except for one Kronecker factor."""
     if len(layouts) != 1 or layouts[0].view is not None or not layouts[0].part:
         return False
     (layout,) = layouts
     if not layout.axes:
         return True
+    axis = layout.axes[0]
     groups, rows, _, kernel = layout.shape
-    is_one = len(layout.axes) == 1 and layout.axes[0].name == "channels"
-    return (
-        is_one
-        and layout.axes[0].parts == groups == kernel == 1
-        and layout.part[0] == rows
-    )
+    if len(layout.axes) > 1 or axis.name != "channels":
+        return False
+    return axis.parts == groups == kernel == 1 and layout.part[0] == rows
 
 
 def layout_of_rows(layout: MatrixLayout, rows: Piece) -> MatrixLayout:
-    """Of some rows of a parameter with `has_free_rows`."""
+    """The layout of some rows of a parameter with `has_free_rows`."""
     axes = tuple(replace(axis, rest=rows.shape[0]) for axis in layout.axes)
     shape = place_of_rows(layout, rows).shape
     return replace(layout, shape=shape, axes=axes, part=rows.shape)  # type: ignore[arg-type]
 
 
 def place_of_rows(layout: MatrixLayout, rows: Piece) -> Piece:
-    """Where rows of a parameter are in values (groups, rows, channels, kernel)."""
+    """Rows of a parameter as a piece of values (groups, rows, channels, kernel)."""
     start, count = rows.offset[0], rows.shape[0]
     if layout.axes:
         return Piece((0, start, 0, 0), (1, count, *layout.shape[2:]))
@@ -111,37 +108,48 @@ def place_of_rows(layout: MatrixLayout, rows: Piece) -> Piece:
     return Piece((0, 0, start * rest, 0), (1, 1, count * rest, 1))
 
 
+class Load(NamedTuple):
+    """The shares of work and of memory of a rank, in those of all ranks."""
+
+    work: float = 0.0
+    memory: float = 0.0
+
+    def plus(self, share: Load) -> Load:
+        return Load(self.work + share.work, self.memory + share.memory)
+
+
 def owners_of(
     costs: Sequence[Cost], size: int, known: Sequence[int | None]
 ) -> list[int]:
-    """The rank that owns each parameter: dear ones first, to whoever has least.
+    """The rank that owns each parameter: expensive ones first, to the least loaded.
 
     size: number of ranks. known: owners that have the state already.
     """
     shares = shares_of(costs)
-    loads = [[0.0, 0.0] for _ in range(size)]
-    owners = [-1 if rank is None else rank for rank in known]
-
-    def give(i: int, rank: int) -> None:
-        owners[i] = rank
-        loads[rank] = [a + b for a, b in zip(loads[rank], shares[i], strict=True)]
-
-    for i, rank in enumerate(owners):
-        if rank >= 0:
-            give(i, rank)
-    free = [i for i, rank in enumerate(owners) if rank < 0]
-    for i in sorted(free, key=lambda i: (-max(shares[i]), i)):
-        after = [
-            (max(a + b for a, b in zip(load, shares[i], strict=True)), sum(load), rank)
-            for rank, load in enumerate(loads)
-        ]
-        give(i, min(after)[-1])
+    loads = [Load()] * size
+    owners = [-1] * len(costs)
+    free = []
+    for i, rank in enumerate(known):
+        if rank is None:
+            free.append((-max(shares[i]), i))
+        else:
+            owners[i] = rank
+            loads[rank] = loads[rank].plus(shares[i])
+    for _, i in sorted(free):
+        best = (float("inf"), float("inf"), 0)
+        for rank, load in enumerate(loads):
+            after = load.plus(shares[i])
+            best = min(best, (max(after), sum(load), rank))
+        owners[i] = best[-1]
+        loads[best[-1]] = loads[best[-1]].plus(shares[i])
     return owners
 
 
-def shares_of(costs: Sequence[Cost]) -> list[list[float]]:
-    """Of each parameter in the work, and in the memory, of all."""
-    totals = [sum(values) or 1.0 for values in zip(*costs, strict=True)]
-    return [
-        [x / total for x, total in zip(cost, totals, strict=True)] for cost in costs
-    ]
+def shares_of(costs: Sequence[Cost]) -> list[Load]:
+    """The share of each parameter in the work and in the memory of all."""
+    work = memory = 0.0
+    for cost in costs:
+        work += cost.work
+        memory += cost.memory
+    work, memory = work or 1.0, memory or 1.0
+    return [Load(cost.work / work, cost.memory / memory) for cost in costs]

@@ -1,9 +1,8 @@
-"""A group of processes that share parameters, and its collectives."""
+"""The processes that share parameters: which part of each they hold, which they own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from copy import copy
 from math import prod
 from textwrap import shorten
@@ -13,7 +12,9 @@ from zlib import crc32
 import torch
 from torch import Tensor, distributed
 
+from ngopt.distributed.collectives import Collectives, Counts
 from ngopt.distributed.ownership import (
+    Cost,
     Ownership,
     by_one,
     by_rows,
@@ -23,7 +24,7 @@ from ngopt.distributed.ownership import (
     owners_of,
     shares_of,
 )
-from ngopt.roles.partition import MatrixLayout
+from ngopt.roles.kronecker_factors import Layouts, MatrixLayout
 from ngopt.shard_layout import (
     LocalParameter,
     Piece,
@@ -34,19 +35,23 @@ from ngopt.shard_layout import (
     whole,
 )
 
-# A table has many owners from so many times the mean cost of a rank on.
+# A table has several owners if it costs more than this share of a rank's mean cost.
 LARGE = 0.5
 
 
 class Shards:
-    """Which process holds what of every parameter, and which owns it.
+    """Which part of every parameter each process holds, and which it owns.
 
-    pieces: by rank and parameter. alone: parameters that are no DTensors beside some
-    that are: each process updates its own, as other optimizers do. owned: who owns
-    what, set by `divide`. counts: of which parameters this process' part counts in sums
-    over all elements, (n,) bool: each part does in one process.
+    Ranks are numbered by their order in the default group.
 
-    Ranks are those of the group, whose order is that of the mesh.
+    Attributes:
+        pieces: held by each rank, of each parameter.
+        alone: parameters that are no DTensors while others are. Each process updates
+            its own, as other optimizers do.
+        owned: of each parameter; set by `divide`.
+        counts: parameters whose held part this process adds to sums over all elements,
+            (n,) bool. Each part is added by one process.
+        has_parts: whether any process holds less than all elements.
     """
 
     def __init__(
@@ -55,93 +60,109 @@ class Shards:
         group: Any,
         known: Mapping[Tensor, Ownership],
     ):
-        """named: parameters, the same in all processes, in this order.
+        """named: parameters, in the same order in all processes.
 
-        group: their processes, where no parameter is a DTensor, or the ranks of these,
-        as a copied optimizer has them; None: those of the mesh. known: of parameters
-        that have a state.
+        group: their processes if no parameter is a DTensor, or their ranks in a copied
+        optimizer; None: those of the mesh.
+        known: owners of parameters that have a state.
 
         Raises ValueError in all processes if they have different parameters.
         """
         params = [p for _, p in named]
         self.device = params[0].device
         if isinstance(group, list):
-            group = _Groups(sorted(group), None).group
+            group = Collectives(sorted(group)).group
         place = mesh_ranks(params, group)
         self.rank = place.ranks.index(distributed.get_rank())
         self.size, self._coordinates = len(place.ranks), place.coordinates
-        self._groups = _Groups(place.ranks, group)
-        self.alone = [group is None and not is_dtensor(p) for p in params]
-        self._known = [known.get(p) for p in params]
-        own = [
-            LocalParameter(
-                name, tuple(real(p).shape), str(p.dtype), local_piece(name, p), is_alone
+        self._collectives = Collectives(place.ranks, group)
+        self.alone: list[bool] = []
+        self._known: list[Ownership | None] = []
+        own = []
+        for name, p in named:
+            is_alone = group is None and not is_dtensor(p)
+            shape = tuple(real(p).shape)
+            own.append(
+                LocalParameter(
+                    name, shape, str(p.dtype), local_piece(name, p), is_alone
+                )
             )
-            for (name, p), is_alone in zip(named, self.alone, strict=True)
-        ]
-        every = self._groups.gather(own)
-        _check_alike(every)
+            self.alone.append(is_alone)
+            self._known.append(known.get(p))
+        every = self._collectives.gather(own)
+        _check_equal_parameters(every)
         self.shapes = [held.shape for held in own]
-        self.pieces = [[held.piece for held in some] for some in every]
+        all_elements = list(map(whole, self.shapes))
+        self.pieces: list[list[Piece]] = []
+        self.has_parts = False
+        for some in every:
+            pieces = [held.piece for held in some]
+            self.pieces.append(pieces)
+            self.has_parts |= pieces != all_elements
         self.owned: list[Ownership] = []
         self._alone = torch.tensor(self.alone, dtype=torch.bool, device="cpu")
-        # whether sums over parts are those over parameters
-        every = list(map(whole, self.shapes))
-        self.has_parts = any(some != every for some in self.pieces)
 
-    def divide(self, layouts: Sequence[Sequence[MatrixLayout]], every: int) -> None:
-        """Decides who owns what, once: owners have the state, whatever costs become.
+    def divide(self, layouts: Sequence[Layouts], every: int) -> None:
+        """Chooses owners once: they store the state, even if costs change.
 
         layouts: of each parameter. every: steps in which a basis is renewed once.
         """
         if self.owned:
             return
-        shared = [i for i, alone in enumerate(self.alone) if not alone]
-        costs = {i: cost_of(layouts[i], every) for i in shared}
-        shares = dict(zip(shared, shares_of(list(costs.values())), strict=True))
-        found = {i: x for i in shared if (x := self._known[i]) is not None}
-        for i in shared:
-            if i not in found and self._is_divided(i, layouts[i], max(shares[i])):
-                found[i] = by_rows([pieces[i] for pieces in self.pieces])
-        rest = [i for i in shared if i not in found or not found[i].is_divided]
-        known = [found[i].first if i in found else None for i in rest]
-        ranks = owners_of([costs[i] for i in rest], self.size, known)
-        found |= {i: self._by_one(i, rank) for i, rank in zip(rest, ranks, strict=True)}
-        numbers = range(len(self.shapes))
-        self.owned = [found.get(i) or self._by_one(i, self.rank) for i in numbers]
-        counts = [
-            self.rank in dict(self.sources(i, self.owned[i].first)) for i in numbers
-        ]
+        costs: dict[int, Cost] = {}
+        for i, own in enumerate(layouts[: len(self.alone)]):
+            if not self.alone[i]:
+                costs[i] = cost_of(own, every)
+        shares = shares_of(list(costs.values()))
+        found: dict[int, Ownership] = {}
+        rest, first_owners = [], []
+        for i, share in zip(costs, shares, strict=True):
+            own = self._known[i]
+            if own is None and self._is_divided(i, layouts[i], max(share)):
+                own = by_rows([pieces[i] for pieces in self.pieces])
+            if own is not None and own.is_divided:
+                found[i] = own
+            else:
+                rest.append(i)
+                first_owners.append(None if own is None else own.first)
+        owners = owners_of([costs[i] for i in rest], self.size, first_owners)
+        for i, rank in zip(rest, owners, strict=True):
+            found[i] = self._by_one(i, rank)
+        counts = []
+        for i in range(len(self.shapes)):
+            own = found.get(i) or self._by_one(i, self.rank)
+            self.owned.append(own)
+            counts.append(self.rank in dict(self.sources(i, own.first)))
         self.counts = torch.tensor(counts, dtype=torch.bool, device="cpu")
 
-    def _is_divided(
-        self, i: int, layouts: Sequence[MatrixLayout], share: float
-    ) -> bool:
+    def _is_divided(self, i: int, layouts: Layouts, share: float) -> bool:
         """Whether a parameter is to have several owners; share: of all costs."""
         shape = self.shapes[i]
         if not shape or not self.numel(i) or not has_free_rows(layouts):
             return False
-        pieces = {pieces[i] for pieces in self.pieces if pieces[i].numel}
-        if any(piece.shape[1:] != shape[1:] for piece in pieces):
-            return False
-        is_in_parts = not layouts[0].axes and pieces != {whole(shape)}
+        held = set()
+        for pieces in self.pieces:
+            piece = pieces[i]
+            if piece.numel and piece.shape[1:] != shape[1:]:
+                return False
+            if piece.numel:
+                held.add(piece)
+        is_in_parts = not layouts[0].axes and held != {whole(shape)}
         return is_in_parts or share * self.size > LARGE
 
     def _by_one(self, i: int, rank: int) -> Ownership:
         return by_one(rank, self.size, self.shapes[i])
 
-    def layouts(
-        self, i: int, layouts: Sequence[MatrixLayout]
-    ) -> tuple[MatrixLayout, ...]:
-        """Of what this process owns of a parameter; layouts: of all of it."""
-        if not self.is_own(i):
+    def layouts(self, i: int, layouts: Layouts) -> tuple[MatrixLayout, ...]:
+        """Layouts of what this process owns of a parameter; layouts: of all of it."""
+        if not self.owns(i):
             return ()
         if not self.owned[i].is_divided:
             return tuple(layouts)
         return (layout_of_rows(layouts[0], self.domain(i)),)
 
     def undivided(self) -> Shards:
-        """The same, where the first owner of each parameter owns all of it."""
+        """A copy in which the first owner of each parameter owns all of it."""
         found = copy(self)
         found.owned = [self._by_one(i, own.first) for i, own in enumerate(self.owned)]
         return found
@@ -150,18 +171,24 @@ class Shards:
         """What this process owns of a parameter."""
         return self.owned[i].domains[self.rank]
 
-    def is_own(self, i: int) -> bool:
-        """Whether this process owns any of a parameter."""
+    def owns(self, i: int) -> bool:
+        """Whether this process owns a part of a parameter, or is its first owner."""
         return self.domain(i).numel > 0 or self.owned[i].first == self.rank
 
+    def held(self, i: int) -> Piece:
+        """What this process holds of a parameter."""
+        return self.pieces[self.rank][i]
+
     def of(self, parameters: Sequence[int]) -> Shards:
-        """Some of the parameters."""
+        """A copy with some of the parameters."""
         found = copy(self)
         numbers = list(parameters)
         for name in ("alone", "shapes", "owned"):
             values = getattr(self, name)
             setattr(found, name, [values[i] for i in numbers])
-        found.pieces = [[pieces[i] for i in numbers] for pieces in self.pieces]
+        found.pieces = []
+        for pieces in self.pieces:
+            found.pieces.append([pieces[i] for i in numbers])
         found.counts, found._alone = self.counts[numbers], self._alone[numbers]
         return found
 
@@ -171,182 +198,85 @@ class Shards:
         owned: Sequence[Ownership],
         pieces: Sequence[Sequence[Piece]],
     ) -> Shards:
-        """The same processes and other values, none of them alone."""
+        """The same processes with other values, which all share."""
         found = copy(self)
         found.shapes, found.owned = list(shapes), list(owned)
-        found.pieces = [list(some) for some in pieces]
+        found.pieces = list(map(list, pieces))
         found.alone = [False] * len(shapes)
         return found
 
     def mesh(self, device_type: str) -> Any:
         """The processes as a mesh of one dimension."""
-        return self._groups.mesh(device_type)
-
-    def own(self, i: int) -> Piece:
-        """What this process holds of a parameter."""
-        return self.pieces[self.rank][i]
+        return self._collectives.mesh(device_type)
 
     def numel(self, i: int) -> int:
         """Elements of a whole parameter."""
         return prod(self.shapes[i])
 
     def sources(self, i: int, target: int) -> Iterator[tuple[int, Piece]]:
-        """(rank, what it holds) of ranks that together hold all of a parameter: of
-        those that hold the same, the nearest to a target in the mesh."""
-        at = self._coordinates
+        """(rank, piece that it holds) of ranks that together hold a whole parameter.
 
-        def distance(rank: int) -> tuple[int, int]:
-            pairs = zip(at[rank], at[target], strict=False)
-            return sum(a != b for a, b in pairs), rank
-
-        for piece, ranks in self._holders(i).items():
-            if piece.numel:
-                yield min(ranks, key=distance), piece
-
-    def _holders(self, i: int) -> dict[Piece, list[int]]:
-        found: dict[Piece, list[int]] = {}
+        Of ranks with the same piece, the nearest to a target in the mesh.
+        """
+        holders: dict[Piece, list[tuple[int, int]]] = {}
         for rank, pieces in enumerate(self.pieces):
-            found.setdefault(pieces[i], []).append(rank)
-        return found
+            distance = self._distance(rank, target)
+            holders.setdefault(pieces[i], []).append((distance, rank))
+        for piece, ranks in holders.items():
+            if piece.numel:
+                yield min(ranks)[1], piece
+
+    def _distance(self, rank: int, other: int) -> int:
+        """Number of dimensions of the mesh in which two ranks differ."""
+        pairs = zip(self._coordinates[rank], self._coordinates[other], strict=False)
+        return sum(a != b for a, b in pairs)
 
     def sum_of_parts(self, values: Tensor) -> Tensor:
-        """Sums over the elements that each process holds -> over all, (k, n)."""
+        """Sums over all elements, (k, n); values: over those held by each process."""
         if not self.has_parts:
             return values
         return self._summed(values, self.counts.to(values.device))
 
     def sum_of_owners(self, values: Tensor) -> Tensor:
-        """Values that one process has of each parameter, and others 0 -> of all, (k,
-        n)."""
+        """Values of all parameters, (k, n); values: 0 in all processes but one."""
         return self._summed(values, torch.ones_like(values, dtype=torch.bool))
 
     def _summed(self, values: Tensor, counts: Tensor) -> Tensor:
         alone = self._alone.to(values.device)
         zero = torch.zeros_like(values)
         total = torch.where(counts & ~alone, values, zero)
-        self._groups.sum(total)
+        self._collectives.sum_(total)
         return torch.where(alone, values, total)
 
     def all_to_all(
-        self, result: Tensor, sent: Tensor, received: list[int], counts: list[int]
-    ) -> Any:
-        """Begins to send `sent` in so many elements to each rank, and to receive."""
-        return self._groups.all_to_all(result, sent, received, counts)
+        self, result: Tensor, sent: Tensor, counts: Counts
+    ) -> Callable[[], None]:
+        """See `Collectives.all_to_all`."""
+        return self._collectives.all_to_all(result, sent, counts)
 
     def sum(self, values: Tensor) -> Tensor:
-        """Of all processes."""
+        """The sum over all processes."""
         total = values.clone()
-        self._groups.sum(total)
+        self._collectives.sum_(total)
         return total
 
     def check_equal(self, values: Mapping[str, Any]) -> None:
         """Raises ValueError in all processes if one has other values."""
         digest = crc32(repr(values).encode())
-        if len(set(self._groups.gather_numbers(digest))) == 1:
+        if len(set(self._collectives.gather_integers(digest))) == 1:
             return
-        every = self._groups.gather(values)
+        every = self._collectives.gather(values)
         for key, expected in every[0].items():
             for rank, other in enumerate(every):
                 if other[key] != expected:
                     raise ValueError(
                         f"NGOptimizer: expected the same {key} in all processes; got "
-                        f"{_short(expected)} in rank 0 and {_short(other[key])} in rank {rank}"
+                        f"{_short(expected)} in rank 0 and {_short(other[key])} in "
+                        f"rank {rank}"
                     )
 
 
-class _Groups:
-    """The collectives, whose errors say which ranks took part."""
-
-    def __init__(self, ranks: list[int], given: Any):
-        """given: a group whose timeout they have; None: that of all processes."""
-        self._ranks = ranks
-        given = given or distributed.group.WORLD
-        self._timeout = _timeout_of(given)
-        is_given = ranks == distributed.get_process_group_ranks(given)
-        self.group = given if is_given else self._new()
-        self._of_host: Any = None
-        self._meshes: dict[str, Any] = {}  # by type of device
-
-    def _host(self) -> Any:
-        """For objects and numbers of the host, which are sent without a device."""
-        if self._of_host is None:
-            is_host = "gloo" in str(distributed.get_backend_config(self.group))
-            is_host |= distributed.get_backend(self.group) in ("gloo", "fake")
-            self._of_host = self.group if is_host else self._new("gloo")
-        return self._of_host
-
-    def _new(self, backend: str | None = None) -> Any:
-        return distributed.new_group(
-            self._ranks, self._timeout, backend, use_local_synchronization=True
-        )
-
-    def mesh(self, device_type: str) -> Any:
-        from torch.distributed.device_mesh import DeviceMesh
-
-        if device_type not in self._meshes:
-            group: Any = self._host() if device_type == "cpu" else self.group
-            self._meshes[device_type] = DeviceMesh.from_group(group, device_type)
-        return self._meshes[device_type]
-
-    def _of(self, x: Tensor) -> Any:
-        return self._host() if x.is_cpu else self.group
-
-    @contextmanager
-    def _named(self) -> Iterator[None]:
-        if not distributed.is_initialized():
-            raise RuntimeError(
-                "NGOptimizer: expected the process group of the parameters; got none: it was "
-                "destroyed. Make the optimizer's last step before destroy_process_group()."
-            )
-        try:
-            yield
-        except RuntimeError as error:
-            raise RuntimeError(
-                f"NGOptimizer: a collective of ranks {self._ranks} failed, as when one of them "
-                f"has ended: {str(error).strip().splitlines()[0]}"
-            ) from error
-
-    def gather(self, value: Any) -> list[Any]:
-        found: list[Any] = [None] * len(self._ranks)
-        with self._named():
-            distributed.all_gather_object(found, value, self._host())
-        return found
-
-    def gather_numbers(self, number: int) -> list[int]:
-        own = torch.tensor([number], device="cpu")
-        found = [torch.empty_like(own) for _ in self._ranks]
-        with self._named():
-            distributed.all_gather(found, own, self._host())
-        return torch.cat(found).tolist()
-
-    def sum(self, total: Tensor) -> None:
-        with self._named():
-            distributed.all_reduce(total, group=self._of(total))
-
-    def all_to_all(
-        self, result: Tensor, sent: Tensor, received: list[int], counts: list[int]
-    ) -> Callable[[], None]:
-        with self._named():
-            work: Any = distributed.all_to_all_single(
-                result, sent, received, counts, self._of(sent), async_op=True
-            )
-
-        def wait() -> None:
-            with self._named():
-                work.wait()
-
-        return wait
-
-
-def _timeout_of(group: Any) -> Any:
-    """None, torch's own, where the group does not tell."""
-    try:
-        return group._get_backend(group._device_types[0]).options._timeout
-    except (AttributeError, RuntimeError):  # some backends have no options
-        return None
-
-
-def _check_alike(every: Sequence[Sequence[LocalParameter]]) -> None:
+def _check_equal_parameters(every: Sequence[Sequence[LocalParameter]]) -> None:
     """Raises ValueError if processes have different parameters, or in another order."""
     for rank, some in enumerate(every):
         if len(some) != len(every[0]):
@@ -357,10 +287,14 @@ def _check_alike(every: Sequence[Sequence[LocalParameter]]) -> None:
         for first, other in zip(every[0], some, strict=True):
             if first._replace(piece=other.piece) != other:
                 raise ValueError(
-                    "NGOptimizer: expected the same parameters in the same order in all "
-                    f"processes; got '{first.name}' {first.shape} {first.dtype} in rank 0 "
-                    f"where rank {rank} has '{other.name}' {other.shape} {other.dtype}"
+                    "NGOptimizer: expected the same parameters in the same order in "
+                    f"all processes; got {_described(first)} in rank 0 where rank "
+                    f"{rank} has {_described(other)}"
                 )
+
+
+def _described(held: LocalParameter) -> str:
+    return f"'{held.name}' {held.shape} {held.dtype}"
 
 
 def _short(value: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ngopt.base.checkpoint import SharedState
+from ngopt.base.sharded_checkpoint import ShardedState
 from ngopt.base.soap import SoapRule
 from ngopt.devices import product_dtype
 from ngopt.distributed.ownership import Ownership
@@ -248,11 +248,11 @@ class Binding:
 
     def shared_state(
         self, groups: Sequence[Group], state: MutableMapping[Tensor, Record]
-    ) -> SharedState:
+    ) -> ShardedState:
         """Converts the state of several processes; a collective call."""
         parameters = self.parameters(groups, state)
         rule = self.rule(parameters, groups[0])
         assert isinstance(rule, SoapRule)
         params = parameters.params
         layouts = rule.layouts[: len(params)]
-        return SharedState(self.shards(parameters), params, layouts)
+        return ShardedState(self.shards(parameters), params, layouts)

@@ -1,4 +1,4 @@
-"""What the graph says each parameter is, for any optimizer that treats them
+"""The role of each parameter in the neural graph, for any optimizer that treats roles
 differently."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ngopt.graph import Bias, EdgeBlock, NeuralGraph, build_graph
 from ngopt.graph.groups_and_blocks import is_diagonal
 from ngopt.graph.inference.from_parameters import infer_graph
-from ngopt.roles.from_names import Names
+from ngopt.roles.from_names import Guess, RolesFromNames
 from ngopt.roles.matrices import MatrixBlock, NeuronSet, by_shape, matrices
 from ngopt.roles.neuron_usage import is_dense, mixes_neurons, usage
 
@@ -31,19 +31,23 @@ ROLES = ("embedding", "output", "matrix", "norm", "bias", "other")
 
 @dataclass(frozen=True)
 class ParameterRole:
-    """What one parameter is.
+    """The role of one parameter.
 
-    role: "embedding" (a table of which rows are looked up, also where it makes the
-    output too),
-        "output" (the last matrix before an output of the network), "matrix", "norm"
-        (scale or shift), "bias", or "other" (class tokens, positions added to
-        activations, slopes, factors of layers, whatever nothing is known of).
-    blocks: of an embedding, output or matrix, its matrices; every element is in one of
-    them, once.
-        An embedding's rows are its dimension, its columns the tokens.
-    depth: of the neurons that the parameter leads to, 0 at the inputs and 1 at the last
-    output.
-    reads_input: whether it is a matrix that is applied to the network's own inputs.
+    Attributes:
+        role: one of
+            "embedding": a table of which rows are looked up, also if it is the output
+                matrix too;
+            "output": the last matrix before an output of the network;
+            "matrix";
+            "norm": scale or shift;
+            "bias";
+            "other": class tokens, positions added to activations, slopes, factors of
+                layers, and unknown parameters.
+        blocks: the matrices of an embedding, output or matrix; each element is in one
+            of them. The rows of an embedding are its dimension, its columns the tokens.
+        depth: of the neurons that the parameter leads to, from 0 at the inputs to 1 at
+            the last output.
+        reads_input: whether it is a matrix applied to the inputs of the network.
     """
 
     name: str
@@ -54,8 +58,7 @@ class ParameterRole:
 
     @property
     def fan_in(self) -> int | None:
-        """Inputs times kernel positions of a neuron; None for tables and what is no
-        matrix."""
+        """Inputs times kernel positions of a neuron; None for tables and vectors."""
         if not self.blocks or self.role == "embedding":
             return None
         return max(prod(block.view.shape[2:]) for block in self.blocks)
@@ -67,37 +70,40 @@ def parameter_roles(
 ) -> dict[str, ParameterRole]:
     """Name -> role of every parameter, in the order of the parameters.
 
-    model, example_input: as for `build_graph`; of parameters alone, names and shapes
-    decide.
+    model, example_input: as for `build_graph`. Of parameters without a module, names
+    and shapes decide.
 
     Raises ValueError as `build_graph` does.
 
     >>> roles = parameter_roles(model, example_input)
     >>> decayed = [p for name, p in model.named_parameters() if roles[name].blocks]
     """
-    return {role.name: role for role in roles_of(build_graph(model, example_input))}
+    roles = roles_of(build_graph(model, example_input))
+    return {role.name: role for role in roles}
 
 
 def roles_of(graph: NeuralGraph) -> tuple[ParameterRole, ...]:
     """The role of every parameter of a graph, in the order of `graph.parameters`."""
-    roles = _stated(graph)
-    inferred = [
-        number for number, is_inferred in enumerate(graph.inferred) if is_inferred
-    ]
-    if inferred:
-        in_order = _stated(infer_graph([spec.unpaired for spec in graph.parameters]))
-        guesses = [
-            (role.role, other.role) for role, other in zip(roles, in_order, strict=True)
-        ]
-        names = Names(graph.parameters, guesses)
-        for i in inferred:
+    roles = _roles_from_edges(graph)
+    if not any(graph.inferred):
+        return tuple(roles)
+    specs = [spec.unpaired for spec in graph.parameters]
+    roles_by_order = _roles_from_edges(infer_graph(specs))
+    guesses = []
+    for role, other in zip(roles, roles_by_order, strict=True):
+        guesses.append(Guess(by_module=role.role, by_order=other.role))
+    names = RolesFromNames(graph.parameters, guesses)
+    for i, is_inferred in enumerate(graph.inferred):
+        if is_inferred:
             roles[i] = replace(roles[i], role=names.roles[i], blocks=names.blocks(i))
     return tuple(roles)
 
 
 def matrices_of_biases(graph: NeuralGraph, roles: Sequence[ParameterRole]) -> list[int]:
-    """Of every bias the number of a matrix that leads to the same neurons; of others,
-    and of a bias without one, their own."""
+    """For each bias the index of a matrix that leads to the same neurons.
+
+    For other parameters, and for a bias without such a matrix, their own index.
+    """
     leading: dict[int, int] = {}
     for block in graph.weights:
         if block.view is not None and roles[block.view.parameter].blocks:
@@ -110,24 +116,25 @@ def matrices_of_biases(graph: NeuralGraph, roles: Sequence[ParameterRole]) -> li
     return found
 
 
-def _stated(graph: NeuralGraph) -> list[ParameterRole]:
-    """The roles that follow from what a graph says, wherever it has that from."""
-    facts = _Facts(graph)
-    return [facts.role(number) for number in range(len(graph.parameters))]
+def _roles_from_edges(graph: NeuralGraph) -> list[ParameterRole]:
+    """Roles that follow from the edges of a graph, traced or inferred."""
+    edges = _Edges(graph)
+    return [edges.role(number) for number in range(len(graph.parameters))]
 
 
-class _Facts:
-    """What a graph says, collected once for all parameters."""
+class _Edges:
+    """The edges and biases of each parameter, and properties of groups of neurons."""
 
     def __init__(self, graph: NeuralGraph):
         self.graph = graph
         self.usage = usage(graph)
-        self.last = _leads_only_to_outputs(graph)
+        self.is_last = _leads_only_to_outputs(graph)
         self.normalised = _normalised(graph)
-        self.made_by_weights = {b.target for b in graph.blocks if mixes_neurons(b)}
-        # what the nodes of each group meet as they are
-        self.spread: dict[int, set[int]] = {}
+        self.made_by_weights: set[int] = set()
+        self.spread: dict[int, set[int]] = {}  # targets of "spread" edges, by source
         for block in graph.blocks:
+            if mixes_neurons(block):
+                self.made_by_weights.add(block.target)
             if block.kind == "spread":
                 self.spread.setdefault(block.source, set()).add(block.target)
         self.blocks: list[list[EdgeBlock]] = [[] for _ in graph.parameters]
@@ -139,148 +146,170 @@ class _Facts:
             self.biases[bias.view.parameter].append(bias)
 
     def role(self, number: int) -> ParameterRole:
+        """The role of one parameter."""
         spec, groups = self.graph.parameters[number], self.graph.groups
-        blocks = self.blocks[number]
-        biases = self.biases[number]
-        tables = [block for block in blocks if groups[block.source].kind == "token"]
-        dense = [block for block in blocks if is_dense(block)]
         if self._is_unused(number):
-            is_matrix = len(spec.shape) > 1
-            matrix = (by_shape(number, spec.shape),) if is_matrix else ()
-            return ParameterRole(spec.name, "matrix" if is_matrix else "other", matrix)
+            if len(spec.shape) < 2:
+                return ParameterRole(spec.name, "other")
+            block = by_shape(number, spec.shape)
+            return ParameterRole(spec.name, "matrix", (block,))
+        tables, dense, ends = [], [], []
+        kinds, leads_to_output = set(), True
+        for block in self.blocks[number]:
+            ends.append(block.target)
+            kinds.add(self._role_of_block(block))
+            if groups[block.source].kind == "token":
+                tables.append(block)
+            if is_dense(block):
+                dense.append(block)
+                leads_to_output &= self.is_last[block.target]
         if tables:
-            return self._of_matrix(spec.name, "embedding", tables, None)
+            return self._matrix(spec.name, "embedding", tables, None)
         if dense:
-            is_last = all(self.last[block.target] for block in dense)
-            return self._of_matrix(
-                spec.name, "output" if is_last else "matrix", dense, self.usage
-            )
-        kinds = {self._of_block(block) for block in blocks}
-        kinds |= {self._of_bias(bias) for bias in biases}
-        role = next(role for role in ROLES if role in kinds)
-        ends = [block.target for block in blocks] + [bias.group for bias in biases]
+            role = "output" if leads_to_output else "matrix"
+            return self._matrix(spec.name, role, dense, self.usage)
+        for bias in self.biases[number]:
+            ends.append(bias.group)
+            kinds.add(self._role_of_bias(bias))
+        role = min(kinds, key=ROLES.index)
         return ParameterRole(spec.name, role, depth=groups[ends[0]].depth)
 
     def _is_unused(self, number: int) -> bool:
-        """Whether the network does nothing with a parameter of which a trace would
-        know."""
+        """Whether the traced network does not use a parameter."""
         name = self.graph.parameters[number].name
         is_inferred = bool(self.graph.inferred) and self.graph.inferred[number]
         if name in self.graph.unplaced and not is_inferred:
             return True
-        ends = [self.graph.groups[bias.group].name for bias in self.biases[number]]
-        return not self.blocks[number] and set(ends) <= {f"{name}.unused"}
+        if self.blocks[number]:
+            return False
+        for bias in self.biases[number]:
+            if self.graph.groups[bias.group].name != f"{name}.unused":
+                return False
+        return True
 
-    def _of_matrix(
+    def _matrix(
         self,
         name: str,
         role: str,
         blocks: Sequence[EdgeBlock],
         usage: list[np.ndarray] | None,
     ) -> ParameterRole:
-        groups = self.graph.groups
-        sources = [groups[block.source] for block in blocks]
-        reads_input = any(s.role == "input" and s.kind == "neuron" for s in sources)
+        groups, reads_input = self.graph.groups, False
+        for block in blocks:
+            source = groups[block.source]
+            reads_input |= source.role == "input" and source.kind == "neuron"
         depth = groups[blocks[0].target].depth
         found = matrices(self.graph, blocks, usage)
         return ParameterRole(name, role, found, depth, reads_input)
 
-    def _of_block(self, block: EdgeBlock) -> str:
+    def _role_of_block(self, block: EdgeBlock) -> str:
         is_norm = block.kind in ("gamma", "beta") or self._scales_norm(block)
         return "norm" if is_norm else "other"
 
     def _scales_norm(self, block: EdgeBlock) -> bool:
-        """Whether a block is the scale of a norm that someone wrote by hand."""
+        """Whether a block is the scale of a norm that is written with operators."""
         if block.kind != "scale" or not is_diagonal(block):
             return False
         if block.source in self.normalised:
-            # else it comes later
+            # with an activation between, it is another factor
             return self.graph.groups[block.source].activation is None
-        # for w x / |x|, where w x comes first
+        # w x / |x|, computed from left to right
         pooled = self.normalised.get(block.target, set())
-        before = {
-            b.source for b in self.graph.blocks_into(block.source) if b.view is None
-        }
-        return not pooled.isdisjoint({block.source} | before)
+        if block.source in pooled:
+            return True
+        for before in self.graph.blocks_into(block.source):
+            if before.view is None and before.source in pooled:
+                return True
+        return False
 
-    def _of_bias(self, bias: Bias) -> str:
+    def _role_of_bias(self, bias: Bias) -> str:
         if bias.kind in ("gamma", "beta"):
             return "norm"
-        met = self.spread.get(bias.group, set())
-        if bias.kind == "scale" and met and met <= self.normalised.keys():
-            return "norm"  # of several heads
-        incoming = self.graph.blocks_into(bias.group)
         if bias.kind == "bias":
             return "bias"
-        # of a GRU, or a state that a layer begins with
+        if bias.kind == "scale":
+            spread = self.spread.get(bias.group)  # over several heads
+            is_norm = spread is not None and spread <= self.normalised.keys()
+            return "norm" if is_norm else "other"
         if bias.kind == "recurrent":
-            gated = [
-                b for b in incoming if b.kind == "recurrent" and b.view is not None
-            ]
-            return (
-                "bias"
-                if any(b.slot_shape == bias.slot_shape for b in gated)
-                else "other"
-            )
+            return "bias" if self._has_gates(bias) else "other"
         if bias.kind == "shift" and not bias.slot_shape:
-            if bias.group in self.normalised:
-                return "norm"
-            if any(b.kind == "gamma" or self._scales_norm(b) for b in incoming):
-                return "norm"
-            return "bias" if bias.group in self.made_by_weights else "other"
+            return self._role_of_shift(bias)
         return "other"
+
+    def _has_gates(self, bias: Bias) -> bool:
+        """Whether it is a bias of a GRU; else it is the first state of a layer."""
+        for block in self.graph.blocks_into(bias.group):
+            is_gated = block.kind == "recurrent" and block.view is not None
+            if is_gated and block.slot_shape == bias.slot_shape:
+                return True
+        return False
+
+    def _role_of_shift(self, bias: Bias) -> str:
+        if bias.group in self.normalised:
+            return "norm"
+        for block in self.graph.blocks_into(bias.group):
+            if block.kind == "gamma" or self._scales_norm(block):
+                return "norm"
+        return "bias" if bias.group in self.made_by_weights else "other"
 
 
 def _leads_only_to_outputs(graph: NeuralGraph) -> list[bool]:
-    """For every group whether it leads to an output of the network, and to no further
-    matrix.
+    """For every group whether it leads to an output, and to no further matrix.
 
-    Pinned neurons are outputs here, too: a function that no rule knows, as a loss,
-    reads them.
+    Pinned neurons are outputs, too: an unknown function, such as a loss, reads them.
     """
-    count = len(graph.groups)
-    ends = [group.role == "output" or group.is_pinned for group in graph.groups]
-    outputs = [
-        is_end and group.kind != "position"
-        for is_end, group in zip(ends, graph.groups, strict=True)
-    ]
-    reaches = list(outputs)
-    mixed = [False] * count
+    reaches = []
+    for group in graph.groups:
+        is_end = group.role == "output" or group.is_pinned
+        reaches.append(is_end and group.kind != "position")
+    mixed = [False] * len(graph.groups)
     before: tuple[list[bool], list[bool]] | None = None
-    # once more for each way back against the order of blocks
+    # edges against the order of blocks need one more pass each
     while before != (reaches, mixed):
         before = list(reaches), list(mixed)
         for block in reversed(graph.blocks):
             source, target = block.source, block.target
             reaches[source] = reaches[source] or reaches[target]
             mixed[source] = mixed[source] or mixed[target] or mixes_neurons(block)
-    return [reached and not more for reached, more in zip(reaches, mixed, strict=True)]
+    only = []
+    for is_reached, has_matrix in zip(reaches, mixed, strict=True):
+        only.append(is_reached and not has_matrix)
+    return only
 
 
 def _normalised(graph: NeuralGraph) -> dict[int, set[int]]:
-    """What norms that someone wrote by hand make, as x / sqrt(mean(x^2)), and are
-    applied to.
+    """Groups that norms written with operators, x / sqrt(mean(x^2)), make or read.
 
-    Keys are groups of products of neurons with one that pools many; also these neurons,
-    if they are not themselves those that are pooled. The values are the groups that are
-    pooled.
+    Keys are groups of products of neurons and a statistic pooled from many neurons, and
+    the other factors of these products, unless they are pooled themselves. Values are
+    the pooled groups.
     """
     pooled = {}
     for number, group in enumerate(graph.groups):
-        sources = {b.source for b in graph.blocks_into(number) if b.kind == "pool"}
+        sources = _sources(graph, number, ("pool",))
         # one of all neurons, or one of each head
         if sources and (group.size == 1 or group.kind == "pool"):
             pooled[number] = sources
     found: dict[int, set[int]] = {}
     for number, group in enumerate(graph.groups):
-        factors = {
-            b.source for b in graph.blocks_into(number) if b.kind in ("left", "right")
-        }
+        factors = _sources(graph, number, ("left", "right"))
         statistics = factors & pooled.keys()
         if group.kind != "product" or not statistics:
             continue
-        sources = set().union(*(pooled[s] for s in statistics))
+        sources = set()
+        for statistic in statistics:
+            sources |= pooled[statistic]
         found[number] = sources
         for factor in factors - statistics - sources:
             found[factor] = sources
+    return found
+
+
+def _sources(graph: NeuralGraph, group: int, kinds: Sequence[str]) -> set[int]:
+    """Sources of the edges of some kinds into a group."""
+    found = set()
+    for block in graph.blocks_into(group):
+        if block.kind in kinds:
+            found.add(block.source)
     return found

@@ -1,9 +1,10 @@
-"""Roles from names and shapes alone, where a graph was inferred from these."""
+"""Roles from names and shapes alone, if the graph was inferred from these."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from ngopt.graph.groups_and_blocks import ParameterSpec, View, contiguous_strides
 from ngopt.roles.matrices import MatrixBlock
@@ -29,18 +30,16 @@ NAMES = (
     ("norm", r"(^|[._])(gamma|beta)$"),
     ("bias", r"(bias(_[ih]h)?(_l\d+(_reverse)?)?|(^|[._])b\d*)$"),
 )
-"""A role, and what lower-case names speak for it; the first that fits, if the shape
-allows it."""
+"""Roles and patterns of lower-case names; the first that matches and fits the shape."""
 
 OUTPUT = re.compile(
     r"(^|[._])(lm_head|embed_out|unembed|aux\d+[._]fc2)[._]weight$"
     r"|^(head|fc|classifier|output|out|logits)[._]weight$"
 )
-"""Names of matrices that make an output wherever they stand; without any, the last one
-does."""
+"""Names of output matrices; without a match, the last matrix is the output."""
 
 UNNAMED = re.compile(r"parameter \d+$")
-"""What `build_graph` and optimizers call parameters without a name."""
+"""Names that `build_graph` and optimizers give to parameters without a name."""
 
 FUSED = (
     (
@@ -54,7 +53,7 @@ FUSED = (
         re.compile(r"(^|[._])(w?kv|to_kv|kv_proj|key_value|gate_up_proj)[._]weight$"),
     ),
 )
-"""How many matrices of one size a weight of such a name holds, one after the other."""
+"""Number of matrices of equal size in a weight with such a name, row after row."""
 
 GATES = re.compile(r"weight_[ih]h(_l\d+)?(_reverse)?$")
 IN_OUT = re.compile(r"(^|[._])(c_attn|c_proj|c_fc|q_attn)[._]weight$")
@@ -63,31 +62,39 @@ elsewhere."""
 EXPERTS = re.compile(r"(^|[._])experts?([._]|$)")
 
 
-class Names:
-    """What the names and shapes of all parameters together say about each."""
+class Guess(NamedTuple):
+    """Roles of a parameter by the other parameters of its module, and by the order of
+    all parameters."""
 
-    def __init__(
-        self, specs: Sequence[ParameterSpec], guesses: Sequence[tuple[str, str]]
-    ):
-        """guesses: roles for parameters whose names say nothing.
+    by_module: str
+    by_order: str
 
-        Two for each: one that fits the other parameters of its module, and one that
-        fits the order of all, which counts where a parameter is called neither weight
-        nor bias.
+
+class RolesFromNames:
+    """Roles and matrices by the names and shapes of all parameters together."""
+
+    def __init__(self, specs: Sequence[ParameterSpec], guesses: Sequence[Guess]):
+        """guesses: roles of parameters whose names match no pattern.
+
+        If a name has neither "weight" nor "bias", the order of parameters decides.
         """
         self.specs = specs
-        self.places = {spec.name: i for i, spec in enumerate(specs)}
-        named = [i for i, spec in enumerate(specs) if IN_OUT.search(spec.name)]
-        self.transposed = any(self._by_bias(i) for i in named)
-        usual = [bool(re.search(r"(weight|bias)[^.]*$", spec.name)) for spec in specs]
-        own = [
-            pair[0] if u else pair[1] for pair, u in zip(guesses, usual, strict=True)
-        ]
-        self.roles = [self._role(i, guess) for i, guess in enumerate(own)]
+        self.places: dict[str, int] = {}
+        self.has_in_out = False  # a weight of `IN_OUT` is (in, out)
+        for i, spec in enumerate(specs):
+            self.places[spec.name] = i
+        for i, spec in enumerate(specs):
+            if IN_OUT.search(spec.name):
+                self.has_in_out |= self._fits_columns(i)
+        self.roles: list[str] = []
+        for i, guess in enumerate(guesses):
+            is_usual = re.search(r"(weight|bias)[^.]*$", specs[i].name)
+            role = guess.by_module if is_usual else guess.by_order
+            self.roles.append(self._role(i, role))
         self._find_outputs()
 
     def blocks(self, number: int) -> tuple[MatrixBlock, ...]:
-        """The matrices of a parameter; () if it holds none."""
+        """The matrices of a parameter; () if it has none."""
         role = self.roles[number]
         spec = self.specs[number]
         if role not in ("embedding", "output", "matrix"):
@@ -100,9 +107,10 @@ class Names:
         if EXPERTS.search(spec.name) and _dims(spec) == 3:
             return (MatrixBlock(View(number, tuple(shape), tuple(strides))),)
         rows = shape[0] // count
-        lead = (count, rows), (strides[0] * rows, strides[0])
-        view = View(number, (*lead[0], *shape[1:]), (*lead[1], *strides[1:]))
-        # which neurons parts read is not known, only that they are the same
+        shape[:1] = count, rows
+        strides[:1] = strides[0] * rows, strides[0]
+        view = View(number, tuple(shape), tuple(strides))
+        # the matrices read the same neurons, but names do not tell which
         return (MatrixBlock(view, columns=((),) * count),)
 
     def _role(self, number: int, guess: str) -> str:
@@ -110,12 +118,12 @@ class Names:
         dims = _dims(spec)
         name = spec.name.lower()
         for role, pattern in NAMES:
-            if re.search(pattern, name) and self._allows(number, role, guess):
+            if re.search(pattern, name) and self._fits_shape(number, role, guess):
                 return role
         if dims < 2:
             is_scalar = spec.numel <= 1 and guess == "norm"
             return "other" if is_scalar or guess not in ("norm", "bias") else guess
-        sides = sum(n > 1 for n in spec.shape[:dims])
+        sides = _long_sides(spec.shape[:dims])
         # of maps whose channels are last
         is_factor = tuple(spec.shape[:3]) == (1, 1, 1)
         is_weight = name.endswith("weight") and not is_factor
@@ -124,9 +132,8 @@ class Names:
         is_fused = any(pattern.search(name) for _, pattern in FUSED)
         return "embedding" if guess == "embedding" and not is_fused else "matrix"
 
-    def _allows(self, number: int, role: str, guess: str) -> bool:
-        """Whether a role fits a parameter's shape, and the module that its name says it
-        is in."""
+    def _fits_shape(self, number: int, role: str, guess: str) -> bool:
+        """Whether a role by name fits the shape of a parameter and its module."""
         spec = self.specs[number]
         if role == "embedding":
             return _dims(spec) == 2 and self._bias(number) is None
@@ -134,26 +141,29 @@ class Names:
             return True
         if role == "bias" and guess == "norm":  # in a module of two vectors
             return False
-        return _dims(spec) == 1 or (
-            sum(n > 1 for n in spec.shape) <= 1 and role == "norm"
-        )
+        return _dims(spec) == 1 or (role == "norm" and _long_sides(spec.shape) <= 1)
 
     def _find_outputs(self) -> None:
-        """By name, else the last matrix, unless it leads back to the neurons of the
-        first table."""
-        matrices = [i for i, role in enumerate(self.roles) if role == "matrix"]
-        tables = [i for i, role in enumerate(self.roles) if role == "embedding"]
-        found = [i for i in matrices if OUTPUT.search(self.specs[i].name.lower())]
-        if matrices and not found:
+        """Output matrices by name; else the last matrix, unless its rows are the
+        neurons of the first table."""
+        matrices, tables, outputs = [], [], []
+        for i, role in enumerate(self.roles):
+            if role == "embedding":
+                tables.append(i)
+            elif role == "matrix":
+                matrices.append(i)
+                if OUTPUT.search(self.specs[i].name.lower()):
+                    outputs.append(i)
+        if matrices and not outputs:
             last = matrices[-1]
             rows = self.specs[last].shape[int(self._is_in_out(last))]
             is_tied = bool(tables) and rows == self.specs[tables[0]].shape[1]
-            found = [] if is_tied else [last]
-        for i in found:
+            outputs = [] if is_tied else [last]
+        for i in outputs:
             self.roles[i] = "output"
 
     def _bias(self, number: int) -> ParameterSpec | None:
-        """The bias beside a weight."""
+        """The bias of a weight's module."""
         name = self.specs[number].name
         if UNNAMED.match(name):
             following = self.specs[number + 1 : number + 2]
@@ -163,9 +173,8 @@ class Names:
         place = self.places.get(name.removesuffix("weight") + "bias")
         return None if place is None else self.specs[place]
 
-    def _by_bias(self, number: int) -> bool:
-        """Whether the bias beside a weight has the size of its columns, and not of its
-        rows."""
+    def _fits_columns(self, number: int) -> bool:
+        """Whether the bias of a weight's module has the size of its columns alone."""
         spec = self.specs[number]
         bias = self._bias(number)
         if bias is None or len(spec.shape) < 2 or spec.shape[0] == spec.shape[1]:
@@ -173,18 +182,19 @@ class Names:
         return bias.shape == spec.shape[1:2]
 
     def _is_in_out(self, number: int) -> bool:
+        """Whether a weight is (in, out)."""
         spec = self.specs[number]
         if len(spec.shape) < 2:
             return False
         is_square = spec.shape[0] == spec.shape[1]
         is_named = bool(IN_OUT.search(spec.name))
-        return self._by_bias(number) or (is_square and is_named and self.transposed)
+        is_ambiguous = is_square and is_named
+        return self._fits_columns(number) or (is_ambiguous and self.has_in_out)
 
     def _count(self, number: int, shape: Sequence[int]) -> int:
-        """How many matrices are one behind the other in the rows of a weight."""
+        """Number of matrices in a weight, one after the other in its rows."""
         name = self.specs[number].name
-        gates = GATES.search(name)
-        if gates:
+        if GATES.search(name):
             return self._gates(name)
         for count, pattern in FUSED:
             if pattern.search(name.lower()) and shape[0] % count == 0:
@@ -192,16 +202,21 @@ class Names:
         return 1
 
     def _gates(self, name: str) -> int:
-        """Four of an LSTM, three of a GRU: so many times a state is in the rows of its
-        W_hh."""
+        """4 for an LSTM, 3 for a GRU: rows / columns of its W_hh."""
         projection = re.sub("weight_[ih]h", "weight_hr", name)
         if projection in self.places:
             return 4
-        own = self.specs[self.places[re.sub("weight_[ih]h", "weight_hh", name)]]
-        ratio = own.shape[0] // own.shape[1]
-        return ratio if ratio in (3, 4) and own.shape[0] == ratio * own.shape[1] else 1
+        recurrent = re.sub("weight_[ih]h", "weight_hh", name)
+        rows, columns = self.specs[self.places[recurrent]].shape[:2]
+        ratio = rows // columns
+        return ratio if ratio in (3, 4) and rows == ratio * columns else 1
 
 
 def _dims(spec: ParameterSpec) -> int:
-    """The dimensions that a parameter has itself; real pairs have one more."""
+    """Dimensions of a parameter, without that of real pairs."""
     return len(spec.shape) - spec.is_complex
+
+
+def _long_sides(shape: Sequence[int]) -> int:
+    """Number of dimensions with several elements."""
+    return sum(n > 1 for n in shape)

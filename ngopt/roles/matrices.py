@@ -1,9 +1,8 @@
-"""The matrices that a parameter holds: which of its elements are rows and columns of a
-linear map.
+"""The matrices of a parameter: its elements as rows and columns of linear maps.
 
-An edge block says what a weight connects. Matrices are coarser than blocks where a
-layer reads several groups (one matrix, all of its columns), and finer where it makes
-neurons that are used differently (heads, gates).
+Edge blocks contain what a weight connects. A matrix is several blocks if a layer reads
+several groups (one matrix, all of its columns), and a part of a block if the layer's
+neurons are used differently (heads, gates).
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 
 import numpy as np
 
@@ -29,23 +27,22 @@ class NeuronSet:
 
 
 Ends = tuple[NeuronSet, ...]
-"""The neurons at one side of a matrix, piece after piece; () where the graph does not
-know them."""
+"""The neurons at one side of a matrix, piece after piece; () if the graph has none."""
 
 
 @dataclass(frozen=True)
 class MatrixBlock:
-    """Matrices of equal shape in one parameter: `view` has the shape (k, rows,
-    *columns).
+    """Matrices of equal shape in one parameter.
 
-    Rows are outputs, columns inputs times kernel positions; each of the k matrices is a
-    linear map from prod(columns) to rows numbers. As a tensor:
-    `p.flatten().as_strided(view.shape, view.strides, view.offset)`, of
-    `torch.view_as_real(p)` if p is complex.
-
-    rows, columns: for each of the k matrices the neurons that it leads to and that it
-    reads, in order. Matrices with equal `columns` and kernels of one size read the same
-    neurons; () for each where names say that they do, but not which.
+    Attributes:
+        view: of the shape (k, rows, *columns). Rows are outputs, columns inputs times
+            kernel positions; each of the k matrices is a linear map from prod(columns)
+            to rows numbers. As a tensor:
+            `p.flatten().as_strided(view.shape, view.strides, view.offset)`, of
+            `torch.view_as_real(p)` if p is complex.
+        rows, columns: for each of the k matrices, the neurons that it leads to and that
+            it reads, in order. Matrices with equal `columns` and kernels of one size
+            read the same neurons; () for each if they do by their names.
     """
 
     view: View
@@ -55,10 +52,10 @@ class MatrixBlock:
 
 @dataclass(frozen=True)
 class Piece:
-    """One matrix or a part of its columns: a view (rows, *columns) and the neurons at
-    its ends.
+    """One matrix or a part of its columns.
 
-    is_depthwise: whether each row reads a neuron of its own; such rows stay together.
+    view: (rows, *columns). is_depthwise: whether each row reads another neuron; such
+    rows stay together.
     """
 
     view: View
@@ -72,11 +69,13 @@ def matrices(
     blocks: Sequence[EdgeBlock],
     usage: Sequence[np.ndarray] | None,
 ) -> tuple[MatrixBlock, ...]:
-    """The matrices of one parameter from its edge blocks, not empty; all elements once.
+    """The matrices of one parameter from its edge blocks, of which there is one at
+    least; each element is in one matrix.
 
-    usage: for every group how its neurons are used; None if rows stay together whatever
-    that is. Where blocks leave out elements, or there are none, the shape of the
-    parameter decides.
+    If blocks do not contain all elements, the shape of the parameter decides.
+
+    usage: labels of the use of each group's neurons, see `usage`; None: rows with
+    different uses stay together.
     """
     view = blocks[0].view
     assert view is not None
@@ -87,24 +86,25 @@ def matrices(
     for block in _first_uses(blocks, spec.numel):
         for piece in _pieces(graph, block):
             pieces += _unstacked(graph, piece, spec.shape)
-    parts = _joined_rows(_joined_columns(pieces, spec.shape))
-    if usage is not None:
-        parts = list(chain.from_iterable(_by_usage(piece, usage) for piece in parts))
-    if sum(part.view.numel for part in parts) != spec.numel:
+    pieces = _joined_rows(_joined_columns(pieces, spec.shape))
+    parts, numel = [], 0
+    for piece in pieces:
+        parts += [piece] if usage is None else _by_usage(piece, usage)
+    for part in parts:
+        numel += part.view.numel
+    if numel != spec.numel:
         return (by_shape(view.parameter, spec.shape),)
     return merged(parts)
 
 
 def by_shape(parameter: int, shape: tuple[int, ...]) -> MatrixBlock:
-    """A parameter of at least one dimension as one matrix whose rows are its first
-    dimension."""
+    """A parameter as one matrix whose rows are its first dimension."""
     strides = (0, *contiguous_strides(shape))
     return MatrixBlock(View(parameter, (1, *shape), strides))
 
 
 def _first_uses(blocks: Sequence[EdgeBlock], numel: int) -> Iterator[EdgeBlock]:
-    """The blocks in their order, without those of whose elements others before have
-    one."""
+    """The blocks without those that share elements with previous ones."""
     first = blocks[0].view
     if first is not None and first.numel == numel:
         yield blocks[0]
@@ -113,9 +113,8 @@ def _first_uses(blocks: Sequence[EdgeBlock], numel: int) -> Iterator[EdgeBlock]:
     for block in blocks:
         view = block.view
         assert view is not None
-        places = np.lib.stride_tricks.as_strided(
-            taken[view.offset :], view.shape, view.strides
-        )
+        after = taken[view.offset :]
+        places = np.lib.stride_tricks.as_strided(after, view.shape, view.strides)
         if not places.any():
             places[...] = True
             yield block
@@ -127,11 +126,13 @@ def _pieces(graph: NeuralGraph, block: EdgeBlock) -> Iterator[Piece]:
     assert view is not None
     targets = NeuronSet(block.target, block.target_index)
     sources = NeuronSet(block.source, block.source_index)
-    first = replace(view, shape=view.shape[1:], strides=view.strides[1:])
+    first = _along(view, slice(1, None))
     gates = _gates(graph, block)
     step, row, *_ = view.strides
     if gates:
-        for part in _parts_of_gates(first, gates):
+        gate_stride = first.strides[-1]
+        for k in range(gates):
+            part = _along(first, slice(-1), k * gate_stride)
             yield Piece(part, (targets,), (sources,))
     elif groups == 1:
         yield Piece(first, (targets,), (sources,))
@@ -144,17 +145,23 @@ def _pieces(graph: NeuralGraph, block: EdgeBlock) -> Iterator[Piece]:
         yield from _groups(graph, block)
 
 
+def _along(view: View, axes: slice, start: int = 0) -> View:
+    """A view along some of the axes; start: distance from the first element."""
+    shape, strides = view.shape[axes], view.strides[axes]
+    return replace(view, shape=shape, strides=strides, offset=view.offset + start)
+
+
 def _unstacked(
     graph: NeuralGraph, piece: Piece, shape: tuple[int, ...]
 ) -> Iterator[Piece]:
-    """The matrices of a stack (k, rows, columns) that read the same neurons, as experts
-    do."""
+    """The matrices of a stack (k, rows, columns) of experts, which read the same
+    neurons."""
     view = piece.view
-    rows = replace(view, shape=view.shape[:1], strides=view.strides[:1])
-    axes = _axes(rows, shape)
-    first, last = (_place(n, shape)[0] for n in (view.offset, _last(rows)))
+    rows = _along(view, slice(1))
+    first, last = _place(view.offset, shape)[0], _place(_last(rows), shape)[0]
     count = last - first + 1
-    if piece.is_depthwise or not {0} < axes or view.shape[0] % count:
+    is_stack = _axes(rows, shape) > {0} and view.shape[0] % count == 0
+    if piece.is_depthwise or not is_stack:
         yield piece
         return
     (targets,) = piece.targets
@@ -162,53 +169,39 @@ def _unstacked(
     for k, own in enumerate(numbers.reshape(count, -1)):
         offset = view.offset + k * len(own) * view.strides[0]
         part = replace(view, shape=(len(own), *view.shape[1:]), offset=offset)
-        ends = NeuronSet(targets.group, tuple(own.tolist()))
-        yield Piece(part, (ends,), piece.sources)
+        yield Piece(part, _ends(targets.group, own), piece.sources)
 
 
-def _parts_of_gates(view: View, gates: int) -> Iterator[View]:
-    """Views (rows, columns) of each gate of (rows, columns, gates)."""
-    first = replace(view, shape=view.shape[:-1], strides=view.strides[:-1])
-    for k in range(gates):
-        yield replace(first, offset=view.offset + k * view.strides[-1])
+def _ends(group: int, numbers: np.ndarray) -> Ends:
+    return (NeuronSet(group, tuple(numbers.tolist())),)
 
 
 def _gates(graph: NeuralGraph, block: EdgeBlock) -> int:
-    """How many gates a weight of a recurrent layer has; 0 for other weights."""
+    """Number of gates of a weight of a recurrent layer; 0 for other weights."""
     if block.kind not in ("weight", "recurrent") or len(block.slot_shape) != 1:
         return 0
-    incoming = graph.blocks_into(block.target)
-    fed_back = {
-        b.slot_shape for b in incoming if b.kind == "recurrent" and b.view is not None
-    }
-    return block.slots if block.slot_shape in fed_back else 0
+    for other in graph.blocks_into(block.target):
+        is_recurrent = other.kind == "recurrent" and other.view is not None
+        if is_recurrent and other.slot_shape == block.slot_shape:
+            return block.slots
+    return 0
 
 
 def _groups(graph: NeuralGraph, block: EdgeBlock) -> Iterator[Piece]:
-    """The matrices of a grouped convolution, and the like."""
-    view, (groups, n_target, n_source) = block.view, block.shape
+    """The matrices of a grouped convolution."""
+    view, groups = block.view, block.shape[0]
     assert view is not None
-    targets = neurons(block.target_index, graph.groups[block.target].size).reshape(
-        groups, n_target
-    )
-    sources = neurons(block.source_index, graph.groups[block.source].size).reshape(
-        groups, n_source
-    )
+    targets = neurons(block.target_index, graph.groups[block.target].size)
+    sources = neurons(block.source_index, graph.groups[block.source].size)
+    targets, sources = targets.reshape(groups, -1), sources.reshape(groups, -1)
     for k in range(groups):
-        part = replace(
-            view,
-            shape=view.shape[1:],
-            strides=view.strides[1:],
-            offset=view.offset + k * view.strides[0],
-        )
-        rows = NeuronSet(block.target, tuple(targets[k].tolist()))
-        columns = NeuronSet(block.source, tuple(sources[k].tolist()))
-        yield Piece(part, (rows,), (columns,))
+        part = _along(view, slice(1, None), k * view.strides[0])
+        rows = _ends(block.target, targets[k])
+        yield Piece(part, rows, _ends(block.source, sources[k]))
 
 
 def _joined_columns(pieces: Sequence[Piece], shape: tuple[int, ...]) -> list[Piece]:
-    """Makes one matrix of pieces with the same rows, as of a layer that reads several
-    groups."""
+    """Joins pieces with the same rows, of a layer that reads several groups."""
     same_rows: dict[tuple, list[Piece]] = defaultdict(list)
     for piece in pieces:
         row, _, *slot_strides = piece.view.strides
@@ -228,8 +221,7 @@ def _joined_columns(pieces: Sequence[Piece], shape: tuple[int, ...]) -> list[Pie
 
 
 def _joined_rows(pieces: Sequence[Piece]) -> list[Piece]:
-    """Makes one matrix of the pieces of a depthwise convolution that reads several
-    groups."""
+    """Joins the pieces of a depthwise convolution that reads several groups."""
     if not any(piece.is_depthwise for piece in pieces):
         return list(pieces)
     depthwise, rest = [], []
@@ -242,11 +234,17 @@ def _joined_rows(pieces: Sequence[Piece]) -> list[Piece]:
 
 
 def _joined(pieces: Sequence[Piece], axis: int) -> list[Piece]:
-    """One piece of several that lie behind each other along an axis, if at even
-    distances."""
-    in_order = sorted(pieces, key=lambda piece: piece.view.offset)
-    places = np.concatenate([_along(piece.view, axis) for piece in in_order])
-    offsets = np.sort(places)
+    """Joins pieces at even distances along an axis: columns, 1, or rows, 0."""
+    in_order = sorted(pieces, key=_offset)
+    offsets: list[int] = []
+    ends: list[NeuronSet] = []
+    is_depthwise = False
+    for piece in in_order:
+        view = piece.view
+        steps = view.strides[axis] * np.arange(view.shape[axis])
+        offsets += (view.offset + steps).tolist()
+        ends += piece.sources if axis else piece.targets
+        is_depthwise |= piece.is_depthwise
     step = _even_step(pieces, offsets, axis)
     if not step:
         return list(pieces)
@@ -255,67 +253,64 @@ def _joined(pieces: Sequence[Piece], axis: int) -> list[Piece]:
     strides = list(first.view.strides)
     shape[axis], strides[axis] = len(offsets), step
     view = replace(first.view, shape=tuple(shape), strides=tuple(strides))
-    is_depthwise = any(piece.is_depthwise for piece in pieces)
-    ends = [piece.sources if axis else piece.targets for piece in in_order]
-    is_mixed = not np.array_equal(places, offsets)
-    joined = () if is_mixed else tuple(chain.from_iterable(ends))
+    is_mixed = offsets != sorted(offsets)
+    joined = () if is_mixed else tuple(ends)
     if axis:
         return [Piece(view, first.targets, joined, is_depthwise)]
     return [Piece(view, joined, (), is_depthwise)]
 
 
-def _along(view: View, axis: int) -> np.ndarray:
-    """Where in the parameter each place along an axis of a view begins."""
-    return view.offset + view.strides[axis] * np.arange(view.shape[axis])
+def _offset(piece: Piece) -> int:
+    return piece.view.offset
 
 
-def _even_step(pieces: Sequence[Piece], offsets: np.ndarray, axis: int) -> int:
-    """The distance between all places along an axis, sorted; 0 if pieces do not make
-    one."""
-    shapes = {_without(piece.view.shape, axis) for piece in pieces}
-    strides = {_without(piece.view.strides, axis) for piece in pieces}
-    steps = np.unique(np.diff(offsets))
-    fits = len(pieces) > 1 and len(shapes | strides) <= 2 and len(steps) == 1
-    return int(steps[0]) if fits else 0
+def _even_step(pieces: Sequence[Piece], offsets: Sequence[int], axis: int) -> int:
+    """The distance between neighbours along an axis; 0 if it is not even.
 
-
-def _without(sizes: tuple[int, ...], axis: int) -> tuple[int, ...]:
-    return (*sizes[:axis], *sizes[axis + 1 :])
+    offsets: of all places along the axis.
+    """
+    if len(pieces) == 1:
+        return 0
+    others = set()
+    for piece in pieces:
+        shape, strides = list(piece.view.shape), list(piece.view.strides)
+        del shape[axis], strides[axis]
+        others.add((*shape, *strides))
+    steps = np.unique(np.diff(np.sort(offsets)))
+    return int(steps[0]) if len(others) == len(steps) == 1 else 0
 
 
 def _place(element: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(int(n) for n in np.unravel_index(element, shape))
+    return tuple(map(int, np.unravel_index(element, shape)))
 
 
 def _column_axes(pieces: Sequence[Piece], shape: tuple[int, ...]) -> set[int]:
-    """The dimensions of a parameter along which columns of pieces (rows, *columns) lie."""
+    """Dimensions of a parameter along which columns of pieces (rows, *columns) lie."""
     axes: set[int] = set()
-    for view in (piece.view for piece in pieces):
-        axes |= _axes(
-            replace(view, shape=view.shape[1:], strides=view.strides[1:]), shape
-        )
+    for piece in pieces:
+        axes |= _axes(_along(piece.view, slice(1, None)), shape)
     if axes or len(shape) != 2:
         return axes
-    view = pieces[0].view
-    rows = _axes(replace(view, shape=view.shape[:1], strides=view.strides[:1]), shape)
+    rows = _axes(_along(pieces[0].view, slice(1)), shape)
     return {0, 1} - rows if rows else {1}
 
 
 def _last(view: View) -> int:
     """The last element of a view."""
-    steps = zip(view.shape, view.strides, strict=True)
-    return view.offset + sum((n - 1) * stride for n, stride in steps)
+    last = view.offset
+    for n, stride in zip(view.shape, view.strides, strict=True):
+        last += (n - 1) * stride
+    return last
 
 
 def _axes(view: View, shape: tuple[int, ...]) -> set[int]:
-    """The dimensions of a parameter along which a view goes."""
-    ends = zip(_place(view.offset, shape), _place(_last(view), shape), strict=True)
-    return {d for d, (a, b) in enumerate(ends) if a != b}
+    """The dimensions of a parameter along which a view extends."""
+    first, last = _place(view.offset, shape), _place(_last(view), shape)
+    return {d for d in range(len(shape)) if first[d] != last[d]}
 
 
 def _by_usage(piece: Piece, usage: Sequence[np.ndarray]) -> Iterator[Piece]:
-    """A matrix for all rows that are used alike, if they lie at even distances and are
-    several."""
+    """A matrix for all rows with the same use, if they lie at even distances."""
     if piece.is_depthwise:
         yield piece
         return
@@ -323,21 +318,22 @@ def _by_usage(piece: Piece, usage: Sequence[np.ndarray]) -> Iterator[Piece]:
     labels = usage[targets.group]
     numbers = neurons(targets.index, len(labels))
     used = labels[numbers]
-    parts = [np.flatnonzero(used == label) for label in np.unique(used)]
-    steps = [np.unique(np.diff(part)) for part in parts]
-    if len(parts) == 1 or any(len(step) != 1 for step in steps):
+    parts, steps = [], []
+    for label in np.unique(used):
+        rows = np.flatnonzero(used == label)
+        parts.append(rows)
+        steps.append(np.unique(np.diff(rows)))
+    is_even = all(len(step) == 1 for step in steps)
+    if len(parts) == 1 or not is_even:
         yield piece
         return
     row, *columns = piece.view.strides
-    for part, step in zip(parts, steps, strict=True):
-        view = replace(
-            piece.view,
-            shape=(len(part), *piece.view.shape[1:]),
-            strides=(row * int(step[0]), *columns),
-            offset=piece.view.offset + row * int(part[0]),
-        )
-        rows = NeuronSet(targets.group, tuple(numbers[part].tolist()))
-        yield Piece(view, (rows,), piece.sources)
+    for rows, step in zip(parts, steps, strict=True):
+        shape = (len(rows), *piece.view.shape[1:])
+        strides = (row * int(step[0]), *columns)
+        offset = piece.view.offset + row * int(rows[0])
+        view = replace(piece.view, shape=shape, strides=strides, offset=offset)
+        yield Piece(view, _ends(targets.group, numbers[rows]), piece.sources)
 
 
 def merged(pieces: Iterable[Piece]) -> tuple[MatrixBlock, ...]:
@@ -347,19 +343,19 @@ def merged(pieces: Iterable[Piece]) -> tuple[MatrixBlock, ...]:
         alike[piece.view.shape, piece.view.strides].append(piece)
     found = []
     for members in alike.values():
-        members.sort(key=lambda piece: piece.view.offset)
-        found += [_stacked(run) for run in _even_runs(members)]
+        members.sort(key=_offset)
+        found += map(_stacked, _even_runs(members))
     return tuple(found)
 
 
 def _even_runs(pieces: Sequence[Piece]) -> Iterator[Sequence[Piece]]:
-    """Stretches of matrices with the same distance between neighbours."""
+    """Consecutive matrices with the same distance between neighbours."""
     start = 0
     while start < len(pieces):
         end = start + 1
         while end < len(pieces):
-            step = pieces[end].view.offset - pieces[end - 1].view.offset
-            if step != pieces[start + 1].view.offset - pieces[start].view.offset:
+            step = _offset(pieces[end]) - _offset(pieces[end - 1])
+            if step != _offset(pieces[start + 1]) - _offset(pieces[start]):
                 break
             end += 1
         yield pieces[start:end]
@@ -368,9 +364,11 @@ def _even_runs(pieces: Sequence[Piece]) -> Iterator[Sequence[Piece]]:
 
 def _stacked(pieces: Sequence[Piece]) -> MatrixBlock:
     first = pieces[0].view
-    step = pieces[1].view.offset - first.offset if len(pieces) > 1 else 0
-    view = replace(
-        first, shape=(len(pieces), *first.shape), strides=(step, *first.strides)
-    )
-    rows = tuple(piece.targets for piece in pieces)
-    return MatrixBlock(view, rows, tuple(piece.sources for piece in pieces))
+    step = _offset(pieces[1]) - first.offset if len(pieces) > 1 else 0
+    shape, strides = (len(pieces), *first.shape), (step, *first.strides)
+    rows, columns = [], []
+    for piece in pieces:
+        rows.append(piece.targets)
+        columns.append(piece.sources)
+    view = replace(first, shape=shape, strides=strides)
+    return MatrixBlock(view, tuple(rows), tuple(columns))

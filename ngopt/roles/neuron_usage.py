@@ -1,10 +1,12 @@
 """How neurons are used: by which head of an attention, on which side of a product.
 
-Rows of a weight whose neurons are used differently are matrices of their own: queries,
-keys and values, each head of them, the two halves of a gated linear unit.
+Rows of a weight whose neurons are used differently are separate matrices: queries, keys
+and values, each head of them, the two halves of a gated linear unit.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,13 +14,11 @@ from ngopt.graph.groups_and_blocks import EdgeBlock, Index, is_diagonal
 from ngopt.graph.neural_graph import NeuralGraph
 
 DENSE_KINDS = ("weight", "flatten", "recurrent")
-"""Kinds of edges that linear maps have, also of one to one, as depthwise convolutions.
-"""
+"""Kinds of edges of linear maps, including one-to-one maps (depthwise convolutions)."""
 
 
 def is_dense(block: EdgeBlock) -> bool:
-    """Whether a block of edges is a piece of a matrix: that of a linear map, or a
-    factor of one."""
+    """Whether a block of edges is a piece of a matrix, or a factor of one."""
     if block.view is None:
         return False
     groups, n_target, n_source = block.shape
@@ -32,114 +32,114 @@ def mixes_neurons(block: EdgeBlock) -> bool:
 
 
 def usage(graph: NeuralGraph) -> list[np.ndarray]:
-    """For every group a number for each neuron, (n,): equal ones are used alike.
+    """A label for each neuron of every group, (n,): equal labels are equal uses.
 
-    Products say how they use their factors. Between them and the weights behind neurons
-    may be whatever works on one neuron at a time, or on pairs, as a rotary embedding
-    does.
+    Products define how their factors are used. Uses propagate back to the weights
+    through functions of one neuron, or of pairs (rotary embeddings).
     """
-    made_by_weights = {block.target for block in graph.blocks if mixes_neurons(block)}
+    made_by_weights = set()
+    for block in graph.blocks:
+        if mixes_neurons(block):
+            made_by_weights.add(block.target)
     labels = _Labels(graph)
-    # they are in the order of the forward pass
+    # blocks are in the order of the forward pass
     for block in reversed(graph.blocks):
         if block.source == block.target or block.shape[1:] != (1, 1):
             continue
-        if graph.groups[block.target].kind == "product" and block.kind in (
-            "left",
-            "right",
-        ):
+        is_product = graph.groups[block.target].kind == "product"
+        if is_product and block.kind in ("left", "right"):
             labels.add(block, labels.of_factors(block))
         elif block.target not in made_by_weights:
             labels.add(block, labels.of_targets(block))
     return labels.found
 
 
+class _Use(NamedTuple):
+    """The use of a neuron as a factor of products."""
+
+    product: int
+    side: str
+    head: int
+
+
 class _Labels:
-    """Numbers of neurons, 0 where nothing is known; a new number for each new
-    combination."""
+    """Labels of neurons, 0 where no use is known; a new label for each combination."""
 
     def __init__(self, graph: NeuralGraph):
         self.graph = graph
-        self.found = [np.zeros(group.size, np.int64) for group in graph.groups]
-        self.numbers: dict[tuple, int] = {}
-        self.scores = _scores(graph)
-        products = [
-            n for n, group in enumerate(graph.groups) if group.kind == "product"
-        ]
-        self.heads = {n: np.full(graph.groups[n].size, -1) for n in products}
+        self.found: list[np.ndarray] = []
+        self.heads: dict[int, np.ndarray] = {}  # of the neurons of products
+        self._labels: dict[tuple, int] = {}
+        self._scores = _scores(graph)
+        for number, group in enumerate(graph.groups):
+            self.found.append(np.zeros(group.size, np.int64))
+            if group.kind == "product":
+                self.heads[number] = np.full(group.size, -1)
         for block in graph.blocks:
             self._find_heads(block)
 
     def _find_heads(self, block: EdgeBlock) -> None:
-        """Notes down the head that products are summed for, or that weighs them."""
+        """Sets the head that products are summed for, or that weights them."""
         _, n_target, n_source = block.shape
-        source = self.graph.groups[block.source]
-        target = self.graph.groups[block.target]
-        if (
-            block.kind == "pool"
-            and target.kind == "head"
-            and block.source in self.heads
-        ):
-            head = np.repeat(neurons(block.target_index, target.size), n_source)
-            self.heads[block.source][neurons(block.source_index, source.size)] = head
-        elif (
-            block.kind == "left"
-            and block.source in self.scores
-            and block.target in self.heads
-        ):
-            head = np.repeat(neurons(block.source_index, source.size), n_target)
-            self.heads[block.target][neurons(block.target_index, target.size)] = head
+        source, target = block.source, block.target
+        is_pooled = self.graph.groups[target].kind == "head"
+        if block.kind == "pool" and is_pooled and source in self.heads:
+            heads = np.repeat(self._targets(block), n_source)
+            self.heads[source][self._sources(block)] = heads
+        elif block.kind == "left" and source in self._scores and target in self.heads:
+            heads = np.repeat(self._sources(block), n_target)
+            self.heads[target][self._targets(block)] = heads
+
+    def _sources(self, block: EdgeBlock) -> np.ndarray:
+        return neurons(block.source_index, self.graph.groups[block.source].size)
+
+    def _targets(self, block: EdgeBlock) -> np.ndarray:
+        return neurons(block.target_index, self.graph.groups[block.target].size)
 
     def of_factors(self, block: EdgeBlock) -> np.ndarray:
-        """How the targets of a block, products, use its sources."""
-        products = neurons(block.target_index, self.graph.groups[block.target].size)
-        heads, which = np.unique(
-            self.heads[block.target][products], return_inverse=True
-        )
-        keys = [(block.target, block.kind, head) for head in heads.tolist()]
-        return self._numbers(keys)[which]
+        """Labels of how the targets of a block, products, use its sources."""
+        own = self.heads[block.target][self._targets(block)]
+        heads, which = np.unique(own, return_inverse=True)
+        labels = []
+        for head in heads.tolist():
+            use = _Use(block.target, block.kind, head)
+            labels.append(self._label(use))
+        return np.array(labels, np.int64)[which]
 
     def of_targets(self, block: EdgeBlock) -> np.ndarray:
-        targets = neurons(block.target_index, self.graph.groups[block.target].size)
-        return self.found[block.target][targets]
+        return self.found[block.target][self._targets(block)]
 
     def add(self, block: EdgeBlock, used: np.ndarray) -> None:
-        """Combines what is known of a block's sources with one more use of them."""
+        """Combines the labels of a block's sources with one more use."""
         known = self.found[block.source]
-        places = neurons(block.source_index, len(known))
-        before = known[places]
-        pairs, which = np.unique(np.stack([before, used]), axis=1, return_inverse=True)
-        numbers = self._numbers(list(zip(*pairs.tolist(), strict=True)))
-        known[places] = numbers[which.ravel()]
+        places = self._sources(block)
+        both = np.stack([known[places], used])
+        pairs, which = np.unique(both, axis=1, return_inverse=True)
+        labels = []
+        for old, new in pairs.T.tolist():
+            is_combined = old and new and old != new
+            labels.append(self._label((old, new)) if is_combined else old or new)
+        known[places] = np.array(labels, np.int64)[which.ravel()]
 
-    def _numbers(self, keys: list[tuple]) -> np.ndarray:
-        """A number for each use (products, side, head), or pair of numbers that are
-        combined."""
-        found = []
-        for key in keys:
-            known = set(key) - {0}
-            if len(key) == 2 and len(known) < 2:  # nothing old, or nothing new
-                found.append(next(iter(known), 0))
-            else:
-                found.append(self.numbers.setdefault(key, len(self.numbers) + 1))
-        return np.array(found, np.int64)
+    def _label(self, key: tuple) -> int:
+        """The label of a use, or of a pair of labels."""
+        return self._labels.setdefault(key, len(self._labels) + 1)
 
 
 def _scores(graph: NeuralGraph) -> set[int]:
-    """Groups of heads, and what is made of them one by one: biases added, factors
-    applied."""
-    found = {
-        number for number, group in enumerate(graph.groups) if group.kind == "head"
-    }
+    """Groups of attention heads, and functions of one head each: biases, factors."""
+    found = set()
+    for number, group in enumerate(graph.groups):
+        if group.kind == "head":
+            found.add(number)
     for block in graph.blocks:
-        one_to_one = (
-            block.shape[1:] == (1, 1) and graph.groups[block.target].kind != "product"
-        )
+        is_product = graph.groups[block.target].kind == "product"
+        one_to_one = block.shape[1:] == (1, 1) and not is_product
         if block.source in found and one_to_one and not is_dense(block):
             found.add(block.target)
     return found
 
 
 def neurons(index: Index, size: int) -> np.ndarray:
-    """The numbers of neurons of a group in a block's order."""
+    """Indices of the neurons of a group in the order of a block."""
     return np.arange(size) if index is None else np.array(index)

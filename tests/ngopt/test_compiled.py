@@ -156,7 +156,7 @@ class TestDefault:
 
         def all_three(fuse, rows, lanes):
             torch.manual_seed(0)
-            numbers = elementwise.RowNumbers(*torch.rand(7, rows, 1).add(0.1))
+            numbers = elementwise.StepScalars(*torch.rand(7, rows, 1).add(0.1))
             grad, momentum, second, weights = torch.randn(4, rows, lanes)
             second.square_()
             given = grad, momentum, numbers, config, dtype

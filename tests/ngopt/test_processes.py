@@ -87,8 +87,8 @@ def bytes_are_few(rank, size):
     model, _, part = network_divided("mlp", "fsdp", size)
     opt = NGOptimizer(model.parameters(), total_steps=STEPS)
     train(model, opt, range(1), *part)
-    (group,) = opt._binding._rule._groups[1]
-    routes = [route for x in group.exchanges for route in (x._up, x._down)]
+    (update,) = opt._binding._rule._updates
+    routes = [route for x in update.exchanges for route in (x._up, x._down)]
     parts = [some for route in routes for some in (*route.sent, *route.received)]
     moved = sum(part.piece.numel for some in parts for part in some)
     held = 2 * sum(p.to_local().numel() for p in model.parameters())

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from ngopt import NGOptimizer
-from ngopt.base import group
+from ngopt.base import update
 from ngopt.base.cuda_graphs import STABLE, Replays
 from tests.networks import cnn
 
-FIRST = group.OBSERVED + STABLE  # step that is replayed
+FIRST = update.OBSERVED + STABLE  # step that is replayed
 
 
 class Graph:
@@ -38,8 +38,8 @@ def graphs(monkeypatch):
         found.append(self._graphs[phase])
 
     monkeypatch.setattr(Replays, "_capture", capture)
-    monkeypatch.setattr(group, "has_graphs", lambda like, count: True)
-    monkeypatch.setattr(group.devices, "is_host", lambda device: False)
+    monkeypatch.setattr(update, "has_graphs", lambda like, count: True)
+    monkeypatch.setattr(update.devices, "is_host", lambda device: False)
     return found
 
 

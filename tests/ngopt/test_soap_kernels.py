@@ -23,7 +23,7 @@ def check(lanes, dtype):
 
     torch.manual_seed(0)
     rows = ROWS * 128 // lanes + 1
-    numbers = elementwise.RowNumbers(*torch.rand(7, rows, 1))
+    numbers = elementwise.StepScalars(*torch.rand(7, rows, 1))
     grad, momentum, weights = torch.randn(3, rows, lanes)
     second = torch.rand(rows, lanes)
     momentum[3], grad[3] = 0, 0

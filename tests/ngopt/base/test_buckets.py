@@ -2,7 +2,7 @@ import torch
 
 from ngopt.base.buckets import LARGEST, Bucket, Member, make_buckets
 from ngopt.graph.groups_and_blocks import View
-from ngopt.roles.partition import Axis, MatrixLayout
+from ngopt.roles.kronecker_factors import Axis, MatrixLayout
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 

@@ -6,11 +6,11 @@ from ngopt.base.eigenbasis import (
     LARGEST,
     LIFT,
     RenewalSchedule,
-    places_in_turn,
     renewal_interval,
+    renewal_positions,
     renewed,
 )
-from ngopt.roles.partition import Axis, MatrixLayout
+from ngopt.roles.kronecker_factors import Axis, MatrixLayout
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 
@@ -125,9 +125,9 @@ class TestSchedule:
     def taken(self, step, every, counts=None):
         """Which bases are renewed at a step."""
         counts = counts or self.counts
-        schedule = RenewalSchedule(places_in_turn(counts), every, CPU)
+        schedule = RenewalSchedule(renewal_positions(counts), every, CPU)
         found = set()
-        for size, some in schedule.due(step):
+        for size, some in schedule.bases_at(step):
             found |= {(size, i) for i in range(counts[size])[some]}
         return found
 
@@ -156,8 +156,8 @@ class TestSchedule:
 
     @pytest.mark.parametrize("step", [0, 9, 30, 101, 102, 107])
     def test_masks_on_the_device_say_the_same(self, step):
-        schedule = RenewalSchedule(places_in_turn(self.counts), 5, CPU)
-        masks = schedule.are_due(torch.tensor(float(step)))
+        schedule = RenewalSchedule(renewal_positions(self.counts), 5, CPU)
+        masks = schedule.masks_at(torch.tensor(float(step)))
         found = {
             (size, i)
             for size, own in masks.items()
@@ -166,7 +166,7 @@ class TestSchedule:
         assert found == self.taken(step, 5)
 
     def test_of_nothing(self):
-        assert list(RenewalSchedule(places_in_turn({}), 5, CPU).due(7)) == []
+        assert list(RenewalSchedule(renewal_positions({}), 5, CPU).bases_at(7)) == []
 
 
 class TestInterval:

@@ -14,7 +14,7 @@ from torch import nn
 from ngopt import NGOptimizer, build_graph
 from ngopt.base import soap
 from ngopt.base.config import SoapConfig
-from ngopt.base.eigenbasis import RenewalSchedule, places_in_turn, renewed
+from ngopt.base.eigenbasis import RenewalSchedule, renewal_positions, renewed
 from ngopt.base.soap import Soap
 from ngopt.functional import Hyper, update_all
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
@@ -79,8 +79,10 @@ def due_at(step, shape, every):
     """Which bases of a matrix are renewed after a step: those of one size in order."""
     counts = {n: shape.count(n) for n in sorted(shape, reverse=True)}
     found = []
-    places = places_in_turn(counts)
-    for size, some in RenewalSchedule(places, every, torch.device("cpu")).due(step):
+    places = renewal_positions(counts)
+    for size, some in RenewalSchedule(places, every, torch.device("cpu")).bases_at(
+        step
+    ):
         found += [k for k in range(2) if shape[k] == size][some]
     return found
 
@@ -542,7 +544,7 @@ PLAIN = LearnedOptimizer(Soap(SoapConfig(step_size=0.02, epsilon=0.0, **PLAIN_ST
 
 class TestHorizon:
     def slope(self, steps, total_steps=None, scheduler=None):
-        """Step sizes of a bias whose gradient is always one, so that its direction is
+        """StepContext sizes of a bias whose gradient is always one, so that its direction is
         one."""
         p = nn.Parameter(torch.zeros(2, dtype=torch.float64))
         opt = NGOptimizer([p], lr=0.5, total_steps=total_steps, weights=PLAIN)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ngopt.base.state import SCALES, ParameterStack, counts_of, first_record
-from ngopt.roles.partition import Axis, MatrixLayout
+from ngopt.roles.kronecker_factors import Axis, MatrixLayout
 
 LAYOUTS = [
     [MatrixLayout((2, 4, 6, 1), (Axis("rows", 2, 2, 6), Axis("channels", 1, 6, 4)))],

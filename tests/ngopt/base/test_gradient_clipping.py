@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from ngopt.base.gradient_scale import DECAY, EARLY, GradientScale, gradient_scale
+from ngopt.base.gradient_clipping import DECAY, EARLY, GradientScale, gradient_scale
 from ngopt.devices import root_mean_squares
 
 

@@ -8,7 +8,7 @@ from transformers.pytorch_utils import Conv1D
 from ngopt import build_graph
 from ngopt.graph.groups_and_blocks import ParameterSpec, View
 from ngopt.roles.from_graph import ParameterRole, roles_of
-from ngopt.roles.partition import Axis, MatrixLayout, layouts_of
+from ngopt.roles.kronecker_factors import Axis, MatrixLayout, layouts_of
 
 
 class Attention(nn.Module):

@@ -9,7 +9,7 @@ from torch import nn
 
 from ngopt import NGOptimizer
 from ngopt.base.config import SoapConfig
-from ngopt.base.start import (
+from ngopt.base.first_steps import (
     AGREED,
     agreement,
     dense_shares,

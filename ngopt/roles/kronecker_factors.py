@@ -1,8 +1,8 @@
-"""How a parameter is partitioned into matrices, and which of their axes have factors.
+"""The layout of a parameter's matrices, and which of their axes have Kronecker factors.
 
 Kronecker factors belong to neurons, so that permuting neurons permutes the updates in
 the same way. Two exceptions: the network's own inputs, which are not exchangeable, and
-rows of a matrix of which no axis is short enough.
+rows of matrices whose axes are all too long.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from ngopt.graph.groups_and_blocks import ParameterSpec, View
 from ngopt.roles.from_graph import ParameterRole
 from ngopt.roles.matrices import MatrixBlock
 
-# The distance of parameters with fewer elements is measured: see `ngopt.base.start`.
+# Parameters with fewer elements are measured: see `is_measured`.
 MANY = 1 << 16
 # A factor of this many rows, 0.7 MB with its basis, is affordable in any matrix.
 SMALL = 300
-LEAST = 24  # rows of the factors of a stretch of inputs
+LEAST = 24  # rows of the factors of consecutive inputs
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Axis:
     rest: int  # elements of a matrix that share an index of the axis, in a piece
 
     def unfold(self, x: Tensor) -> Tensor:
-        """X of values: (groups * parts, size, rest), or pieces of it in a longer batch."""
+        """X of values: (groups * parts, size, rest), or pieces in a longer batch."""
         if self.name == "kernel" and not x.is_cpu:  # short: many small products
             return x.flatten(0, 1).mT
         return self._split(x) if self.name == "rows" else self._split(x).mT
@@ -75,15 +75,22 @@ class Axis:
 
 @dataclass(frozen=True)
 class MatrixLayout:
-    """Matrices of one shape in a parameter."""
+    """Matrices of one shape in a parameter.
 
-    shape: tuple[int, int, int, int]  # (groups, rows, channels, kernel) in memory order
-    axes: tuple[Axis, ...] = ()  # with factors
-    view: View | None = None  # their elements, in this order; None: all in theirs
-    part: tuple[int, ...] = ()  # shape of their elements of a parameter
+    Attributes:
+        shape: (groups, rows, channels, kernel), in memory order.
+        axes: that have Kronecker factors.
+        view: their elements, in this order; None: all elements of the parameter.
+        part: shape of their elements in the parameter.
+    """
+
+    shape: tuple[int, int, int, int]
+    axes: tuple[Axis, ...] = ()
+    view: View | None = None
+    part: tuple[int, ...] = ()
 
     def of(self, x: Tensor) -> Tensor:
-        """Their elements of a parameter's values; a view if these are contiguous."""
+        """Their elements of a parameter's values, a view if these are contiguous."""
         if self.view is None:
             return x
         flat = x.reshape(-1)
@@ -91,31 +98,39 @@ class MatrixLayout:
         return flat.as_strided(self.view.shape, self.view.strides, start)
 
 
+Layouts = Sequence[MatrixLayout]
+"""The layouts of one parameter."""
+
+
 def layouts_of(
     role: ParameterRole, spec: ParameterSpec, longest: int, budget: float
 ) -> tuple[MatrixLayout, ...]:
-    """The matrices of a parameter; one row without factors if it is no matrix.
+    """The layouts of a parameter; of a vector, one row without factors.
 
-    longest: rows of a factor at most. budget: elements of one axis' factors and bases
-    at most, in those of the matrices.
+    longest: largest size of a factor. budget: largest number of elements of the factors
+    and bases of one axis, divided by the elements of the matrices.
     """
     if not role.blocks or spec.numel == 0:
         return (MatrixLayout((1, 1, spec.numel, 1), part=spec.shape),)
     limits = _Limits(longest, budget)
     layouts = []
     for block in role.blocks:
-        is_table = role.role == "embedding"
-        own = _table(block, limits) if is_table else _matrices(block, limits, role)
+        if role.role == "embedding":
+            own = _table(block, limits)
+        else:
+            own = _matrices(block, limits, role)
         own = _in_memory_order(own)
         assert own.view is not None
-        whole = replace(own, view=None, part=spec.shape)
-        is_whole = own.view.is_whole(spec)
-        layouts.append(whole if is_whole else replace(own, part=own.view.shape))
+        if own.view.is_whole(spec):
+            own = replace(own, view=None, part=spec.shape)
+        else:
+            own = replace(own, part=own.view.shape)
+        layouts.append(own)
     return tuple(layouts)
 
 
-def is_measured(layouts: Sequence[MatrixLayout]) -> bool:
-    """Whether it is known how far a parameter with these layouts has moved."""
+def is_measured(layouts: Layouts) -> bool:
+    """Whether the distance of a parameter from its initial value is measured."""
     if len(layouts) != 1:
         return False
     own = layouts[0]
@@ -127,7 +142,7 @@ class _Limits(NamedTuple):
     budget: float
 
     def allow(self, size: int, factors: int, numel: int) -> bool:
-        """Whether so many factors are affordable for so many elements."""
+        """Whether factors of a size are within the limits; numel: of the matrices."""
         is_small = size <= SMALL or 2 * factors * size**2 <= self.budget * numel
         return 1 < size <= self.longest and is_small
 
@@ -153,7 +168,7 @@ def _matrices(block: MatrixBlock, limits: _Limits, role: ParameterRole) -> Matri
         axes.append(Axis("rows", parts, rows, channels * kernel))
     if limits.allow(kernel, groups, numel):
         axes.append(Axis("kernel", 1, kernel, parts * rows * channels))
-    # The network's inputs are not exchangeable: a stretch may have a factor of its own.
+    # The network's inputs are not exchangeable: consecutive ones can share a factor.
     cuts = 1
     if role.reads_input and not limits.allow(channels, groups, numel):
         # half the budget, so that momentum and second moments fit in the other half
@@ -163,7 +178,7 @@ def _matrices(block: MatrixBlock, limits: _Limits, role: ParameterRole) -> Matri
     is_affordable = size >= LEAST if cuts > 1 else limits.allow(size, groups, numel)
     if is_affordable:
         axes.append(Axis("channels", cuts, size, parts * rows * kernel))
-    if not axes:  # better in pieces than not at all
+    if not axes:  # factors of pieces of the rows
         pieces = _divisor(rows, -(-rows // limits.longest))
         own = Axis("rows", parts * pieces, rows // pieces, channels * kernel)
         axes = [own] * (rows > pieces)
@@ -172,7 +187,7 @@ def _matrices(block: MatrixBlock, limits: _Limits, role: ParameterRole) -> Matri
 
 
 def _in_memory_order(layout: MatrixLayout) -> MatrixLayout:
-    """The transposed matrices where inputs come first in memory: no copies."""
+    """Transposes matrices whose inputs come first in memory, to avoid copies."""
     view, (groups, rows, channels, kernel) = layout.view, layout.shape
     is_split = kernel > 1 or any(axis.parts > 1 for axis in layout.axes)
     if view is None or is_split or view.shape[:2] != (groups, rows):
@@ -180,13 +195,16 @@ def _in_memory_order(layout: MatrixLayout) -> MatrixLayout:
     first, down, *across = view.strides
     if not 1 == down < min(filter(None, across), default=0):
         return layout
-    turned = {"rows": "channels", "channels": "rows"}
-    axes = tuple(replace(axis, name=turned[axis.name]) for axis in layout.axes)
+    other = {"rows": "channels", "channels": "rows"}
+    axes = tuple(replace(axis, name=other[axis.name]) for axis in layout.axes)
     shape, strides = (groups, *view.shape[2:], rows), (first, *across, 1)
     view = replace(view, shape=shape, strides=strides)
     return MatrixLayout((groups, channels, rows, 1), axes, view)
 
 
 def _divisor(n: int, least: int) -> int:
-    """The smallest divisor that is not less."""
-    return next(d for d in range(least, n + 1) if n % d == 0)
+    """The smallest divisor that is at least `least`."""
+    divisor = least
+    while n % divisor:
+        divisor += 1
+    return divisor

@@ -1,0 +1,115 @@
+"""Inputs, state and cached values of one step of `SoapUpdate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ngopt import devices
+from ngopt.base.buckets import Bucket
+from ngopt.base.first_steps import dense_shares, is_matrix, spectral_excess
+from ngopt.base.state import ParameterStack
+from ngopt.base.step_size import ScheduledValues, is_kept
+from ngopt.devices import Array
+from ngopt.functional import Hyper, Record
+
+
+class FactorScalars(NamedTuple):
+    """Scalars of a step, per parameter (n,) or per Kronecker factor (count, 1, 1)."""
+
+    decay: Array  # of the factor
+    active: Array  # 1 where the step is made, 0 where it is skipped
+    count: Array  # gradients so far, including this one
+
+
+class StepInputs(NamedTuple):
+    """Of all parameters of a rule; for arguments see `UpdateRule.update`."""
+
+    grads: Sequence[Any]
+    state: Sequence[Record]
+    params: Sequence[Tensor]
+    hyper: Hyper
+    in_place: bool
+
+
+class StepContext:
+    """One step of the parameters at some positions.
+
+    Attributes:
+        state: `StackedState`, which the step updates in place.
+        bases: eigenbases in the dtype of products, by size: a cache.
+        ages: previous gradients of each parameter. youngest: the least of them.
+        of_factors: `FactorScalars` of the factors of each size.
+        scheduled: set by `SoapUpdate`, like ages, of_factors and average_weights.
+        average_weights: of the new weights in their averages, one by one.
+    """
+
+    def __init__(
+        self, stack: ParameterStack, positions: Sequence[int], inputs: StepInputs
+    ):
+        """in_place: neither autograd nor vmap traces the step."""
+        in_place, hyper = inputs.in_place, inputs.hyper
+        self.stack, self.device, self.in_place = stack, stack.device, in_place
+        self.kernels = devices.kernels(stack.device, stack.dtype) if in_place else None
+        self.all_params = inputs.params
+        self.grads: Sequence[Tensor] = []
+        self.params: list[Tensor] = []
+        self.records: list[Record] = []
+        lr, decay = [], []
+        for i in positions:
+            record = inputs.state[i]
+            self.grads.append(inputs.grads[i])
+            self.params.append(inputs.params[i])
+            self.records.append(record if in_place else dict(record))
+            lr.append(hyper.lr[i])
+            decay.append(hyper.weight_decay[i])
+        self.hyper = Hyper(lr, decay, hyper.scheduled)
+        self.state = stack.open(self.records, in_place)
+        self.has_fixed_lr = in_place and not any(map(is_kept, inputs.hyper.lr))
+        self.on_host = self.has_fixed_lr and devices.is_host(self.device)
+        self.bases: dict[int, Tensor] = {}
+        self.ages: list[float] = []
+        self.youngest = torch.inf
+        self.scheduled: ScheduledValues
+        self.of_factors: dict[int, FactorScalars] = {}
+        self.average_weights: Sequence[Any] = [None] * len(positions)
+
+    @property
+    def moved(self) -> Tensor:
+        """Path and distance of all parameters (see `SCALES`), (2, n)."""
+        return self.state.scales[-2:]
+
+    def gathered(self, bucket: Bucket) -> Tensor:
+        """Gradients of the members of a bucket, (rows, lanes)."""
+        return bucket.gather(self.grads)
+
+    def root_mean_squares(self, roots: Tensor) -> Tensor:
+        """RMS of gradients, then of weights, (2n,).
+
+        roots: of numbers of elements, (2n,).
+        """
+        values = [*self.grads, *self.params]
+        return devices.root_mean_squares(values, roots, self.in_place)
+
+    def momentum_squares(self) -> Tensor:
+        """Sums of squares of the momentum of every parameter, (n,)."""
+        return self.stack.squares(self.state.momentum)
+
+    def excesses(self) -> dict[int, Tensor]:
+        """`spectral_excess` of all matrices, by index."""
+        found = {}
+        for i, p in enumerate(self.params):
+            if is_matrix(p):
+                found[i] = spectral_excess(p)
+        return found
+
+    def dense_shares(self, tables: Sequence[int]) -> Tensor:
+        """See `ngopt.base.first_steps.dense_shares`."""
+        return dense_shares(self.grads, tables)
+
+    def fuse(self, function: Callable) -> Callable:
+        """The Triton kernel of an elementwise function, or the function itself."""
+        return getattr(self.kernels, function.__name__, function)

@@ -1,0 +1,120 @@
+"""Collectives of the processes that share parameters; errors name their ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, distributed
+
+
+class Counts(NamedTuple):
+    """Numbers of elements that a process sends to and receives from each rank."""
+
+    sent: list[int]
+    received: list[int]
+
+
+class Collectives:
+    """Collectives of some ranks of the default process group."""
+
+    def __init__(self, ranks: list[int], group: Any = None):
+        """group: used if it has these ranks; otherwise a new group gets its timeout.
+
+        None: the default process group.
+        """
+        self._ranks = ranks
+        group = group or distributed.group.WORLD
+        self._timeout = _timeout_of(group)
+        has_ranks = ranks == distributed.get_process_group_ranks(group)
+        self.group = group if has_ranks else self._new_group()
+        self._gloo: Any = None
+        self._meshes: dict[str, Any] = {}  # by type of device
+
+    def _host_group(self) -> Any:
+        """The group for objects and tensors on the host."""
+        if self._gloo is None:
+            has_host = "gloo" in str(distributed.get_backend_config(self.group))
+            has_host |= distributed.get_backend(self.group) in ("gloo", "fake")
+            self._gloo = self.group if has_host else self._new_group("gloo")
+        return self._gloo
+
+    def _new_group(self, backend: str | None = None) -> Any:
+        return distributed.new_group(
+            self._ranks, self._timeout, backend, use_local_synchronization=True
+        )
+
+    def mesh(self, device_type: str) -> Any:
+        """The processes as a mesh of one dimension."""
+        from torch.distributed.device_mesh import DeviceMesh
+
+        if device_type not in self._meshes:
+            is_host = device_type == "cpu"
+            group: Any = self._host_group() if is_host else self.group
+            self._meshes[device_type] = DeviceMesh.from_group(group, device_type)
+        return self._meshes[device_type]
+
+    def _group_of(self, x: Tensor) -> Any:
+        return self._host_group() if x.is_cpu else self.group
+
+    @contextmanager
+    def _with_ranks_in_errors(self) -> Iterator[None]:
+        if not distributed.is_initialized():
+            raise RuntimeError(
+                "NGOptimizer: expected the process group of the parameters; got none: "
+                "it was destroyed. Make the optimizer's last step before "
+                "destroy_process_group()."
+            )
+        try:
+            yield
+        except RuntimeError as error:
+            first_line = str(error).strip().splitlines()[0]
+            raise RuntimeError(
+                f"NGOptimizer: a collective of ranks {self._ranks} failed, as when one "
+                f"of them has ended: {first_line}"
+            ) from error
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes, any objects."""
+        found: list[Any] = [None] * len(self._ranks)
+        with self._with_ranks_in_errors():
+            distributed.all_gather_object(found, value, self._host_group())
+        return found
+
+    def gather_integers(self, number: int) -> list[int]:
+        own = torch.tensor([number], device="cpu")
+        found = [torch.empty_like(own) for _ in self._ranks]
+        with self._with_ranks_in_errors():
+            distributed.all_gather(found, own, self._host_group())
+        return torch.cat(found).tolist()
+
+    def sum_(self, total: Tensor) -> None:
+        """Sums over all processes, in place."""
+        with self._with_ranks_in_errors():
+            distributed.all_reduce(total, group=self._group_of(total))
+
+    def all_to_all(
+        self, result: Tensor, sent: Tensor, counts: Counts
+    ) -> Callable[[], None]:
+        """Begins to send `sent` and to receive `result`; returns what waits for it."""
+        group = self._group_of(sent)
+        with self._with_ranks_in_errors():
+            work: Any = distributed.all_to_all_single(
+                result, sent, counts.received, counts.sent, group, async_op=True
+            )
+
+        def wait() -> None:
+            with self._with_ranks_in_errors():
+                work.wait()
+
+        return wait
+
+
+def _timeout_of(group: Any) -> Any:
+    """None, torch's default, if the backend has no options."""
+    try:
+        return group._get_backend(group._device_types[0]).options._timeout
+    except (AttributeError, RuntimeError):
+        return None
