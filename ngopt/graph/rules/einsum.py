@@ -92,10 +92,7 @@ def _without(names: str, others: str) -> str:
 
 
 def _arranged(
-    value: Value,
-    names: str,
-    sizes: Mapping[str, int],
-    parts: tuple[str, str, str],
+    value: Value, names: str, sizes: Mapping[str, int], parts: tuple[str, str, str]
 ) -> Value:
     """A tensor (*batch, rows, columns).
 

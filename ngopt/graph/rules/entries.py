@@ -44,12 +44,7 @@ PADS = functions("pad constant_pad_nd")
 POSITIONS = (*SELECTIONS, *PADS, *functions("index roll flip"))
 
 
-def move(
-    tracer: Tracer,
-    call: Node,
-    args: tuple,
-    kwargs: dict,
-) -> Value:
+def move(tracer: Tracer, call: Node, args: tuple, kwargs: dict) -> Value:
     """Applies a function that moves entries to labels or elements."""
     first, *options = args
     if packet_of(call) in DTYPES:
@@ -78,12 +73,7 @@ def _converted(x: Value) -> Value:
     return x
 
 
-def _moved_labels(
-    call: Node,
-    labels: Tensor,
-    options: list,
-    kwargs: dict,
-) -> Value:
+def _moved_labels(call: Node, labels: Tensor, options: list, kwargs: dict) -> Value:
     function = _function_on_labels(call)
     if packet_of(call) in PADS:  # with 0, which is no neuron
         return _neurons(function(labels, options[0]))
@@ -112,11 +102,7 @@ def _moved_unknown(tracer: Tracer, call: Node, first: Value) -> Value:
 
 
 def _put_together(
-    tracer: Tracer,
-    call: Node,
-    values: list | tuple,
-    options: list,
-    kwargs: dict,
+    tracer: Tracer, call: Node, values: list | tuple, options: list, kwargs: dict
 ) -> Value:
     """What cat and stack make of several tensors."""
     _tell_parts_apart(tracer, call)
@@ -222,10 +208,7 @@ def _padded_dims(amounts: list[int]) -> list[int]:
 
 
 def _moved_elements(
-    call: Node,
-    elements: Elements,
-    options: list,
-    kwargs: dict,
+    call: Node, elements: Elements, options: list, kwargs: dict
 ) -> Value | None:
     """None where the result is not of these elements alone, or the function has no
     views."""
@@ -297,12 +280,7 @@ def is_whole(tracer: Tracer, x: Value) -> bool:
 
 
 @register_rule(aten.im2col)
-def im2col(
-    tracer: Tracer,
-    call: Node,
-    x: Value,
-    *options: Any,
-) -> Value:
+def im2col(tracer: Tracer, call: Node, x: Value, *options: Any) -> Value:
     """Patches (b, c * k, places) of a map (b, c, h, w)."""
     if not isinstance(x, Neurons):
         return tracer.unknown(call)

@@ -40,12 +40,7 @@ TRACED = (Neurons, Elements, Unknown)
 """What a tensor stands for that is no constant."""
 
 
-def constant(
-    tracer: Tracer,
-    call: Node,
-    *args: Any,
-    **kwargs: Any,
-) -> Value:
+def constant(tracer: Tracer, call: Node, *args: Any, **kwargs: Any) -> Value:
     """A function of constants is computed."""
     value = call.target(*args, **kwargs)  # type: ignore[operator]
     expected = call.meta.get("val")
@@ -60,12 +55,7 @@ def constant(
     return value
 
 
-def elementwise(
-    tracer: Tracer,
-    call: Node,
-    args: tuple,
-    kwargs: dict,
-) -> Value:
+def elementwise(tracer: Tracer, call: Node, args: tuple, kwargs: dict) -> Value:
     """A function without a rule of its own.
 
     What it is applied to keeps its meaning if it works entry by entry.
@@ -103,10 +93,7 @@ def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
 
 
 def _of_neurons(
-    tracer: Tracer,
-    call: Node,
-    neurons: list[Neurons],
-    operands: list,
+    tracer: Tracer, call: Node, neurons: list[Neurons], operands: list
 ) -> Value:
     """Several neurons are factors; parameters and constants meet the result, one by
     one."""
@@ -124,12 +111,7 @@ def _of_neurons(
     return result
 
 
-def _meet(
-    tracer: Tracer,
-    call: Node,
-    x: Neurons,
-    other: Value,
-) -> Neurons:
+def _meet(tracer: Tracer, call: Node, x: Neurons, other: Value) -> Neurons:
     """Neurons behind what meets them entry by entry: a parameter, a constant, something
     unknown."""
     if isinstance(other, Elements):
@@ -189,10 +171,7 @@ def _is_traced(value: Value) -> bool:
 
 
 def _of_elements(
-    tracer: Tracer,
-    call: Node,
-    elements: list[Elements],
-    operands: list,
+    tracer: Tracer, call: Node, elements: list[Elements], operands: list
 ) -> Elements:
     """A parameter times or plus others, constants, and what was computed of it."""
     shape = tracer.shape_of(call)
@@ -207,10 +186,7 @@ def _of_elements(
 
 
 def _treats_alike(
-    tracer: Tracer,
-    call: Node,
-    own: list[Elements],
-    operands: list,
+    tracer: Tracer, call: Node, own: list[Elements], operands: list
 ) -> bool:
     """Whether a function treats all elements of a parameter alike: rows may be
     exchanged.
@@ -315,12 +291,7 @@ def _is_entrywise(tracer: Tracer, call: Node, x: Neurons) -> bool:
     return all(_changes_only(tracer, call, x, chosen) for chosen in tried)
 
 
-def _changes_only(
-    tracer: Tracer,
-    call: Node,
-    x: Neurons,
-    chosen: Tensor,
-) -> bool:
+def _changes_only(tracer: Tracer, call: Node, x: Neurons, chosen: Tensor) -> bool:
     """Whether other numbers for some neurons change the result of a function at these
     alone."""
     # one neuron at all places: there are no others
@@ -379,11 +350,7 @@ RANDOM_CREATIONS = functions("new_empty rand_like randn_like empty_like")
 
 @register_rule(*KNOWN_CREATIONS, *RANDOM_CREATIONS)
 def creation(
-    tracer: Tracer,
-    call: Node,
-    like: Value,
-    *args: Any,
-    **kwargs: Any,
+    tracer: Tracer, call: Node, like: Value, *args: Any, **kwargs: Any
 ) -> Value:
     """A constant of a tensor's shape.
 
@@ -400,12 +367,7 @@ def creation(
 
 
 @register_rule(aten.prelu)
-def prelu(
-    tracer: Tracer,
-    call: Node,
-    x: Value,
-    weight: Value,
-) -> Value:
+def prelu(tracer: Tracer, call: Node, x: Value, weight: Value) -> Value:
     """A parametric activation: its slope is a feature of the neurons it is applied to."""
     if not (isinstance(x, Neurons) and isinstance(weight, Elements)):
         return elementwise(tracer, call, (x, weight), {})

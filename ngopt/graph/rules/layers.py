@@ -72,11 +72,7 @@ def _are_positions(rows: Tensor) -> bool:
 
 
 def dense(
-    tracer: Tracer,
-    call: Node,
-    sources: Tensor,
-    weight: Elements,
-    bias: Value = None,
+    tracer: Tracer, call: Node, sources: Tensor, weight: Elements, bias: Value = None
 ) -> Tensor:
     """New neurons (n_out,) with edges from all sources (n_in,); W (n_out, n_in)."""
     targets = tracer.new_layer(weight, weight.shape[0])
@@ -113,12 +109,7 @@ def first_layer(
 
 
 def unknown_weight(
-    tracer: Tracer,
-    call: Node,
-    x: Value,
-    weight: Value,
-    bias: Value,
-    shape: torch.Size,
+    tracer: Tracer, call: Node, x: Value, weight: Value, bias: Value, shape: torch.Size
 ) -> Value:
     """x @ weight + bias with a weight (..., n_in, n_out) that is another activation, or
     unknown."""
@@ -163,23 +154,14 @@ def position_mixing(
 
 @register_rule(aten.addmm)
 def addmm(
-    tracer: Tracer,
-    call: Node,
-    bias: Value,
-    x: Value,
-    weight: Value,
-    **_: Any,
+    tracer: Tracer, call: Node, bias: Value, x: Value, weight: Value, **_: Any
 ) -> Value:
     return linear(tracer, call, x, transposed(weight), bias)
 
 
 @register_rule(aten.matmul, aten.mm, aten.bmm)
 def matmul(
-    tracer: Tracer,
-    call: Node,
-    x: Value,
-    other: Value,
-    shape: torch.Size | None = None,
+    tracer: Tracer, call: Node, x: Value, other: Value, shape: torch.Size | None = None
 ) -> Value:
     """x @ other, either of which may be a parameter; two activations multiply
     (attention)."""
@@ -200,11 +182,7 @@ def matmul(
 
 
 def _weight_first(
-    tracer: Tracer,
-    call: Node,
-    weight: Value,
-    x: Neurons,
-    shape: torch.Size,
+    tracer: Tracer, call: Node, weight: Value, x: Neurons, shape: torch.Size
 ) -> Value:
     """W x = (x^T W^T)^T."""
     result = linear(tracer, call, transposed(x), weight, shape=flipped(shape))
@@ -212,11 +190,7 @@ def _weight_first(
 
 
 def batched_weight(
-    tracer: Tracer,
-    call: Node,
-    x: Neurons,
-    weight: Elements,
-    shape: torch.Size,
+    tracer: Tracer, call: Node, x: Neurons, weight: Elements, shape: torch.Size
 ) -> Value:
     """(..., t, n_in) @ (..., n_in, n_out): a weight for each index of the leading
     dimensions."""
@@ -256,12 +230,7 @@ def _places(labels: Tensor, lead: Sequence[int]) -> Iterator[tuple[int | slice, 
 
 @register_rule(aten.bilinear)
 def bilinear(
-    tracer: Tracer,
-    call: Node,
-    a: Value,
-    b: Value,
-    weight: Value,
-    bias: Value = None,
+    tracer: Tracer, call: Node, a: Value, b: Value, weight: Value, bias: Value = None
 ) -> Value:
     """y_k = a^T W_k b: dense edges from the products of all pairs of the inputs."""
     if not isinstance(a, Neurons) or not isinstance(b, Neurons):
@@ -290,11 +259,7 @@ def bilinear(
 
 @register_rule(aten.grid_sampler, aten.grid_sampler_2d, aten.grid_sampler_3d)
 def grid_sample(
-    tracer: Tracer,
-    call: Node,
-    planes: Value,
-    grid: Value,
-    *_: Any,
+    tracer: Tracer, call: Node, planes: Value, grid: Value, *_: Any
 ) -> Value:
     """A learned grid (planes, features, *space): its places have edges to its features."""
     shape = tracer.shape_of(call)
@@ -328,11 +293,7 @@ def _features_of_plane(tracer: Tracer, call: Node, planes: Elements, k: int) -> 
 
 @register_rule(aten.embedding)
 def embedding(
-    tracer: Tracer,
-    call: Node,
-    weight: Value,
-    index: Value,
-    *_: Any,
+    tracer: Tracer, call: Node, weight: Value, index: Value, *_: Any
 ) -> Value:
     """Rows of a table are input nodes; W (tokens, n)."""
     if not isinstance(weight, Elements):
@@ -388,10 +349,7 @@ def embedding_bag(
 
 
 def _weighted_rows(
-    tracer: Tracer,
-    call: Node,
-    factors: Tensor,
-    row: Tensor,
+    tracer: Tracer, call: Node, factors: Tensor, row: Tensor
 ) -> Tensor | None:
     """The neurons (1, n) of a sum of rows with a factor each; None if these are too
     many.

@@ -95,11 +95,7 @@ def transposed_convolution(
 
 
 def _convolution(
-    tracer: Tracer,
-    call: Node,
-    x: Neurons,
-    cells: Elements,
-    bias: Value,
+    tracer: Tracer, call: Node, x: Neurons, cells: Elements, bias: Value
 ) -> Value:
     """cells: (g, n_out / g, n_in / g, *k)."""
     shape = tracer.shape_of(call)
@@ -118,11 +114,7 @@ def _convolution(
 
 
 def _new_channels(
-    tracer: Tracer,
-    call: Node,
-    rows: Tensor,
-    cells: Elements,
-    bias: Value,
+    tracer: Tracer, call: Node, rows: Tensor, cells: Elements, bias: Value
 ) -> Tensor:
     """New neurons (n_out,) with edges from the channels of a map, in one or several
     rows (r, n_in).
@@ -156,9 +148,7 @@ def _is_one_neuron(tracer: Tracer, labels: Tensor, channel: int) -> bool:
 
 
 def _different_maps(
-    tracer: Tracer,
-    labels: Tensor,
-    channel: int,
+    tracer: Tracer, labels: Tensor, channel: int
 ) -> tuple[list[Tensor], Tensor]:
     """The different rows of channels in space, (r, n) for each different batch entry.
 
@@ -185,13 +175,7 @@ def _different_maps(
 
 
 @register_rule(*POOLS)
-def pool(
-    tracer: Tracer,
-    call: Node,
-    x: Value,
-    *_: Any,
-    **__: Any,
-) -> Value:
+def pool(tracer: Tracer, call: Node, x: Value, *_: Any, **__: Any) -> Value:
     """Pooling and resampling keep the channels."""
     values = call.meta["val"]
     if isinstance(values, Tensor):
@@ -200,12 +184,7 @@ def pool(
     return (_pooled(tracer, call, x, first), *map(Unknown, others))
 
 
-def _pooled(
-    tracer: Tracer,
-    call: Node,
-    x: Value,
-    shape: torch.Size,
-) -> Value:
+def _pooled(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
     if not isinstance(x, Neurons):
         return Unknown(shape)
     # a single map (channels, *space) has no batch, and comes to the function that its
@@ -230,11 +209,7 @@ def _spatial_dims(call: Node) -> int:
     return int(found[1])
 
 
-def join_places(
-    tracer: Tracer,
-    labels: Tensor,
-    channel: int,
-) -> None:
+def join_places(tracer: Tracer, labels: Tensor, channel: int) -> None:
     """Neurons of a map (*batch, channels, *space) become one at all places of a
     channel.
 

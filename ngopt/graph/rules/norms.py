@@ -73,23 +73,13 @@ def layer_norm(
 
 @register_rule(aten.rms_norm)
 def rms_norm(
-    tracer: Tracer,
-    call: Node,
-    x: Value,
-    shape: Any,
-    weight: Value = None,
-    *_: Any,
+    tracer: Tracer, call: Node, x: Value, shape: Any, weight: Value = None, *_: Any
 ) -> Value:
     return _norm_of_rows(tracer, call, x, len(shape), weight, None)
 
 
 def _norm_of_rows(
-    tracer: Tracer,
-    call: Node,
-    x: Value,
-    count: int,
-    weight: Value,
-    bias: Value,
+    tracer: Tracer, call: Node, x: Value, count: int, weight: Value, bias: Value
 ) -> Value:
     """A norm over the last `count` dimensions."""
     # a scale is edges, which need nodes; without one the result stands for the
@@ -192,10 +182,7 @@ def scale_and_shift(
 
 
 def _without_parameters(
-    tracer: Tracer,
-    call: Node,
-    x: Neurons,
-    rows: Tensor | None,
+    tracer: Tracer, call: Node, x: Neurons, rows: Tensor | None
 ) -> Value:
     if rows is not None and not _add_row_nodes(tracer, call, rows):
         return Unknown(x.shape)
@@ -283,13 +270,7 @@ def _add_row_nodes(tracer: Tracer, call: Node, labels: Tensor) -> bool:
 
 
 @register_rule(aten.softmax, aten._softmax, aten.log_softmax, aten._log_softmax)
-def softmax(
-    tracer: Tracer,
-    call: Node,
-    x: Value,
-    dim: int,
-    *_: Any,
-) -> Value:
+def softmax(tracer: Tracer, call: Node, x: Value, dim: int, *_: Any) -> Value:
     """Over positions neurons stay as they are; each of several rows of neurons has a
     node."""
     if isinstance(x, Elements):
@@ -312,13 +293,7 @@ def softmax(
 
 
 @register_rule(aten._weight_norm, aten._weight_norm_interface)
-def weight_norm(
-    tracer: Tracer,
-    call: Node,
-    v: Value,
-    g: Value,
-    *_: Any,
-) -> Value:
+def weight_norm(tracer: Tracer, call: Node, v: Value, g: Value, *_: Any) -> Value:
     """w = g v / |v|, with a norm for every row."""
     if not (isinstance(v, Elements) and isinstance(g, Elements)):
         return tracer.unknown(call)

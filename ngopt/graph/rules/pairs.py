@@ -29,13 +29,7 @@ class Meeting(NamedTuple):
     shape: torch.Size
 
     @classmethod
-    def of(
-        cls,
-        tracer: Tracer,
-        call: Node,
-        a: Neurons,
-        b: Neurons,
-    ) -> Meeting:
+    def of(cls, tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> Meeting:
         shape = torch.broadcast_shapes(a.shape, b.shape)
         whole = [x.labels.expand(shape) for x in (a, b)]
         left, right = tracer.nodes.find_all(*whole)
@@ -57,12 +51,7 @@ class Meeting(NamedTuple):
         return Neurons(labels.expand(self.shape), is_pristine)
 
 
-def sum_of(
-    tracer: Tracer,
-    call: Node,
-    a: Neurons,
-    b: Neurons,
-) -> Neurons:
+def sum_of(tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> Neurons:
     """A sum has the nodes of the newer layer, with edges of value 1 from those of the
     older one.
 
@@ -95,35 +84,20 @@ def _are_only_summed(call: Node, a: Neurons, b: Neurons) -> bool:
     return users == [1, 1] and a.is_pristine and b.is_pristine
 
 
-def difference_of(
-    tracer: Tracer,
-    call: Node,
-    a: Neurons,
-    b: Neurons,
-) -> Neurons:
+def difference_of(tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> Neurons:
     """Differences are nodes that know which side is subtracted."""
     met = Meeting.of(tracer, call, a, b)
     nodes = nodes_of_pairs(tracer, call.name, met.pairs, "neuron")
     return met.result(nodes)
 
 
-def product_of(
-    tracer: Tracer,
-    call: Node,
-    a: Neurons,
-    b: Neurons,
-) -> Neurons:
+def product_of(tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> Neurons:
     met = Meeting.of(tracer, call, a, b)
     nodes = nodes_of_pairs(tracer, call.name, met.pairs, "product")
     return met.result(nodes)
 
 
-def nodes_of_pairs(
-    tracer: Tracer,
-    name: str,
-    pairs: Tensor,
-    kind: str,
-) -> Tensor:
+def nodes_of_pairs(tracer: Tracer, name: str, pairs: Tensor, kind: str) -> Tensor:
     """New nodes (n,) for pairs (2, n).
 
     Edges of value 1 from the two sides, which are told apart.
@@ -137,12 +111,7 @@ def nodes_of_pairs(
     return nodes
 
 
-def used_by(
-    tracer: Tracer,
-    sources: Tensor,
-    targets: Tensor,
-    kind: str,
-) -> None:
+def used_by(tracer: Tracer, sources: Tensor, targets: Tensor, kind: str) -> None:
     """Edges of value 1 from sources[i] to targets[i], apart for each time a source
     comes.
 

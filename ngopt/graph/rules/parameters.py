@@ -21,11 +21,7 @@ SCALES = ("scale", "gamma")
 
 
 def with_parameter(
-    tracer: Tracer,
-    call: Node,
-    x: Neurons,
-    elements: Elements,
-    kind: str,
+    tracer: Tracer, call: Node, x: Neurons, elements: Elements, kind: str
 ) -> Neurons:
     """A parameter that is added to neurons or multiplied with them, entry by entry.
 
@@ -55,11 +51,7 @@ def with_parameter(
 
 
 def _entry_by_entry(
-    tracer: Tracer,
-    labels: Tensor,
-    pairs: Tensor,
-    parameter: int,
-    kind: str,
+    tracer: Tracer, labels: Tensor, pairs: Tensor, parameter: int, kind: str
 ) -> Tensor:
     """What labels become by a parameter of which every neuron meets equally many
     elements.
@@ -92,11 +84,7 @@ def _entry_by_entry(
     return exchanged(labels, nodes, targets)
 
 
-def _meeting(
-    tracer: Tracer,
-    labels: Tensor,
-    numbers: Tensor,
-) -> tuple[Tensor, Tensor]:
+def _meeting(tracer: Tracer, labels: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
     """Labels, cut where all repeats, and which neurons meet which elements, (2, pairs)."""
     whole, numbers = without_repeats([labels, numbers])
     labels = tracer.nodes.find(whole)
@@ -109,9 +97,7 @@ def _meeting(
 
 
 def _places_on_new_axes(
-    before: torch.Size,
-    elements: Elements,
-    shape: torch.Size,
+    before: torch.Size, elements: Elements, shape: torch.Size
 ) -> Tensor:
     """Numbers of the places along the axes that a tensor gets from a parameter, from 0.
 
@@ -132,12 +118,7 @@ def _places_on_new_axes(
 
 
 def _along_new_axes(
-    tracer: Tracer,
-    call: Node,
-    x: Neurons,
-    elements: Elements,
-    kind: str,
-    place: Tensor,
+    tracer: Tracer, call: Node, x: Neurons, elements: Elements, kind: str, place: Tensor
 ) -> Neurons:
     """(d, 1) neurons with (d, n) elements: nodes of their own at each place."""
     shape = torch.broadcast_shapes(x.shape, elements.shape)
@@ -176,11 +157,7 @@ def _table(parameter: int, sources: Tensor, numbers: Tensor) -> Elements | None:
 
 
 def _nodes_at_places(
-    tracer: Tracer,
-    call: Node,
-    sources: Tensor,
-    own: Elements | None,
-    kind: str,
+    tracer: Tracer, call: Node, sources: Tensor, own: Elements | None, kind: str
 ) -> Tensor:
     """New nodes behind a scale from one to one, or behind copies of the sources without
     one."""

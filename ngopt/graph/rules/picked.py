@@ -31,12 +31,7 @@ others."""
 
 
 @register_rule(aten.index)
-def index(
-    tracer: Tracer,
-    call: Node,
-    x: Value,
-    places: Index,
-) -> Value:
+def index(tracer: Tracer, call: Node, x: Value, places: Index) -> Value:
     """x[places]."""
     if not is_unknown(places):
         return move(tracer, call, (x, places), {})
@@ -46,11 +41,7 @@ def index(
 
 @register_rule(aten.index_select)
 def index_select(
-    tracer: Tracer,
-    call: Node,
-    x: Value,
-    dim: int,
-    places: Value,
+    tracer: Tracer, call: Node, x: Value, dim: int, places: Value
 ) -> Value:
     """Rows of x along one dimension."""
     if not is_unknown([places]):
@@ -92,12 +83,7 @@ def are_together(dims: list[int]) -> bool:
     return dims == list(range(first, behind))
 
 
-def _picked(
-    tracer: Tracer,
-    call: Node,
-    x: Value,
-    dims: list[int],
-) -> Value:
+def _picked(tracer: Tracer, call: Node, x: Value, dims: list[int]) -> Value:
     """Places of x along some dimensions; which, nobody knows.
 
     Neurons that are the same at all places are so here. Where they differ, as those of
@@ -127,10 +113,7 @@ def _picked(
 
 
 def _any_of(
-    tracer: Tracer,
-    call: Node,
-    labels: Tensor,
-    dims: list[int],
+    tracer: Tracer, call: Node, labels: Tensor, dims: list[int]
 ) -> Tensor | None:
     """Nodes (n,) behind the neurons of all places along some dimensions.
 
@@ -154,12 +137,7 @@ def _any_of(
 
 @register_rule(aten._grouped_mm, "transformers.grouped_mm_fallback")
 def grouped_matmul(
-    tracer: Tracer,
-    call: Node,
-    x: Value,
-    weight: Value,
-    *_: Any,
-    **__: Any,
+    tracer: Tracer, call: Node, x: Value, weight: Value, *_: Any, **__: Any
 ) -> Value:
     """Rows of x (rows, n_in), group after group, each times its group's W (groups,
     n_in, n_out).
@@ -185,10 +163,7 @@ def grouped_matmul(
 
 
 def _of_groups(
-    tracer: Tracer,
-    labels: Tensor,
-    group: Tensor,
-    groups: int,
+    tracer: Tracer, labels: Tensor, group: Tensor, groups: int
 ) -> Tensor | None:
     """The neurons (groups, n) that the rows (rows, n) of each group have; None where
     one has none.

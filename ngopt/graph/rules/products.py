@@ -82,12 +82,7 @@ def _repeated(x: Neurons, q: Neurons) -> Neurons:
     return Neurons(x.labels.repeat_interleave(ratio, -3))
 
 
-def _masked(
-    tracer: Tracer,
-    call: Node,
-    scores: Neurons,
-    mask: Value,
-) -> Neurons:
+def _masked(tracer: Tracer, call: Node, scores: Neurons, mask: Value) -> Neurons:
     if isinstance(mask, Elements):
         return with_parameter(tracer, call, scores, mask, "shift")
     if isinstance(mask, Neurons):
@@ -98,11 +93,7 @@ def _masked(
 
 
 def product_sum(
-    tracer: Tracer,
-    name: str,
-    a: Value,
-    b: Value,
-    shape: torch.Size,
+    tracer: Tracer, name: str, a: Value, b: Value, shape: torch.Size
 ) -> Value:
     """a @ b of two activations, (..., t, n) and (..., n, m).
 
@@ -122,11 +113,7 @@ def product_sum(
     return Unknown(shape)
 
 
-def _mixed(
-    x: Neurons,
-    dim: int,
-    shape: torch.Size,
-) -> Value:
+def _mixed(x: Neurons, dim: int, shape: torch.Size) -> Value:
     """What is no neurons mixes positions along a dimension, where they are the same
     neurons."""
     if not same_along(x.labels, dim):
@@ -136,11 +123,7 @@ def _mixed(
 
 
 def _of_activations(
-    tracer: Tracer,
-    name: str,
-    a: Tensor,
-    b: Tensor,
-    shape: torch.Size,
+    tracer: Tracer, name: str, a: Tensor, b: Tensor, shape: torch.Size
 ) -> Value:
     """The product of labels (..., t, n) and (..., n, m); unknown where `_products`
     finds none."""
@@ -165,12 +148,7 @@ def _matrices(tracer: Tracer, a: Tensor, b: Tensor) -> list[Tensor]:
     return [tracer.nodes.find(x).flatten(0, -3) for x in whole]
 
 
-def _products(
-    tracer: Tracer,
-    name: str,
-    left: Tensor,
-    right: Tensor,
-) -> Tensor | None:
+def _products(tracer: Tracer, name: str, left: Tensor, right: Tensor) -> Tensor | None:
     """Labels that broadcast to (r, t, m), of labels (r, t, n) and (r, n, m).
 
     None where there are too many products, or any entry is no neuron.
@@ -196,11 +174,7 @@ def _products(
     return _pooled_products(tracer, name, left, right)
 
 
-def _unify_positions(
-    tracer: Tracer,
-    labels: Tensor,
-    dim: int,
-) -> Tensor:
+def _unify_positions(tracer: Tracer, labels: Tensor, dim: int) -> Tensor:
     """Labels (r, n, m), the same at all positions of each (n, m) where nothing keeps
     them apart.
 
@@ -221,12 +195,7 @@ def _unify_positions(
     return unified.unsqueeze(other).expand_as(labels)
 
 
-def _scores(
-    tracer: Tracer,
-    name: str,
-    left: Tensor,
-    right: Tensor,
-) -> Tensor | None:
+def _scores(tracer: Tracer, name: str, left: Tensor, right: Tensor) -> Tensor | None:
     """left, right: (r, n), heads that repeat -> (r, 1, 1), one node a head behind n
     products.
 
@@ -247,10 +216,7 @@ def _scores(
 
 
 def _weighted(
-    tracer: Tracer,
-    name: str,
-    heads: Tensor,
-    values: Tensor,
+    tracer: Tracer, name: str, heads: Tensor, values: Tensor
 ) -> Tensor | None:
     """heads: (r,), values: (r, m) -> (r, 1, m), the products of each head with its
     values.
@@ -272,10 +238,7 @@ def _weighted(
 
 
 def _pooled_products(
-    tracer: Tracer,
-    name: str,
-    left: Tensor,
-    right: Tensor,
+    tracer: Tracer, name: str, left: Tensor, right: Tensor
 ) -> Tensor | None:
     """(r, t, n) and (r, n, m): a node for every product, and one for each set that is
     summed.
@@ -313,12 +276,7 @@ def _pooled(tracer: Tracer, name: str, labels: Tensor) -> Tensor:
 
 @register_rule(aten.add, aten.add_)
 def addition(
-    tracer: Tracer,
-    call: Node,
-    a: Value,
-    b: Value,
-    *,
-    alpha: Any = 1,
+    tracer: Tracer, call: Node, a: Value, b: Value, *, alpha: Any = 1
 ) -> Value:
     """A residual connection, a positional parameter, or a shift by a constant."""
     # b is scaled by alpha, so that the sides are no twins
@@ -327,25 +285,13 @@ def addition(
 
 
 @register_rule(aten.sub, aten.sub_)
-def subtraction(
-    tracer: Tracer,
-    call: Node,
-    a: Value,
-    b: Value,
-    **_: Any,
-) -> Value:
+def subtraction(tracer: Tracer, call: Node, a: Value, b: Value, **_: Any) -> Value:
     """As an addition, but the two sides are no twins."""
     return with_other(tracer, call, a, b, difference_of, "shift")
 
 
 @register_rule(aten.mul, aten.mul_, aten.div, aten.div_)
-def multiplication(
-    tracer: Tracer,
-    call: Node,
-    a: Value,
-    b: Value,
-    **_: Any,
-) -> Value:
+def multiplication(tracer: Tracer, call: Node, a: Value, b: Value, **_: Any) -> Value:
     """A gate (a product of neurons), a scale (edges from one to one), or a constant
     factor."""
     is_norm = any(isinstance(x, Neurons) and x.is_normalised for x in (a, b))
@@ -363,12 +309,7 @@ def gated_linear_unit(tracer: Tracer, call: Node, x: Value, dim: int = -1) -> Va
 
 
 def with_other(
-    tracer: Tracer,
-    call: Node,
-    a: Value,
-    b: Value,
-    rule: Rule,
-    kind: str,
+    tracer: Tracer, call: Node, a: Value, b: Value, rule: Rule, kind: str
 ) -> Value:
     """A function of two tensors.
 

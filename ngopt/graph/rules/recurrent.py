@@ -32,12 +32,7 @@ They are no twins of the others.
 
 
 @register_rule(aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu)
-def recurrent(
-    tracer: Tracer,
-    call: Node,
-    x: Value,
-    *args: Any,
-) -> Value:
+def recurrent(tracer: Tracer, call: Node, x: Value, *args: Any) -> Value:
     """W_ih (gates * n, n_in), W_hh (gates * n, n), and two biases, layer by layer and
     way by way.
 
@@ -130,10 +125,7 @@ def _nodes_of(tracer: Tracer, x: Value) -> Tensor | None:
 
 
 def _recurrent_layer(
-    tracer: Tracer,
-    call: Node,
-    sources: Tensor,
-    weights: Sequence[Elements],
+    tracer: Tracer, call: Node, sources: Tensor, weights: Sequence[Elements]
 ) -> tuple[Tensor, Tensor]:
     """Adds a layer; the nodes of its hidden state and of its cells.
 
@@ -160,11 +152,7 @@ def _recurrent_layer(
 
 
 def _see(
-    tracer: Tracer,
-    call: Node,
-    w_ih: Elements,
-    features: Tensor,
-    cells: Tensor,
+    tracer: Tracer, call: Node, w_ih: Elements, features: Tensor, cells: Tensor
 ) -> None:
     """Edges from what a step sees, (n_in,), to all gates of the cells."""
     name = _name(tracer, w_ih)
@@ -173,11 +161,7 @@ def _see(
     tracer.edges(gates, sources, cells[:, None], "weight", call)
 
 
-def _add_biases(
-    tracer: Tracer,
-    biases: Sequence[Elements],
-    cells: Tensor,
-) -> None:
+def _add_biases(tracer: Tracer, biases: Sequence[Elements], cells: Tensor) -> None:
     """Biases (gates * n,) of what a step sees and of its state.
 
     A GRU gates what its state adds, with its bias; elsewhere the two are only summed.
@@ -201,10 +185,7 @@ def _gated(parameter: Elements, cells: Tensor) -> Elements:
     return gates.apply(lambda p: p.movedim(0, -1))
 
 
-def _holders(
-    nodes: tuple[Tensor, Tensor],
-    states: int,
-) -> list[tuple[Tensor, str]]:
+def _holders(nodes: tuple[Tensor, Tensor], states: int) -> list[tuple[Tensor, str]]:
     """The nodes that hold each of a layer's states, and the kind of the edges by which
     one enters.
 
@@ -228,12 +209,7 @@ def _state_of(state: Value, k: int) -> Value:
     return state[k]
 
 
-def _enter(
-    tracer: Tracer,
-    state: Value,
-    nodes: Tensor,
-    kind: str,
-) -> None:
+def _enter(tracer: Tracer, state: Value, nodes: Tensor, kind: str) -> None:
     """Edges of value 1 from a given state (b, n) to the nodes that hold it.
 
     A learned one is a feature of these. Constants that treat all neurons alike, such as
@@ -277,11 +253,7 @@ class Cell:
 
 @register_rule(aten.lstm_cell, aten.gru_cell, aten.rnn_tanh_cell, aten.rnn_relu_cell)
 def recurrent_cell(
-    tracer: Tracer,
-    call: Node,
-    x: Value,
-    states: Any,
-    *parameters: Any,
+    tracer: Tracer, call: Node, x: Value, states: Any, *parameters: Any
 ) -> Value:
     """A step of a recurrent layer.
 
@@ -303,10 +275,7 @@ def recurrent_cell(
 
 
 def _take_up(
-    tracer: Tracer,
-    cell: Cell,
-    states: Sequence[Value],
-    given: Sequence[Tensor | None],
+    tracer: Tracer, cell: Cell, states: Sequence[Value], given: Sequence[Tensor | None]
 ) -> None:
     """Edges from the states that a step is given to the nodes that hold them, if there
     are none."""
@@ -346,9 +315,7 @@ def _cell_of(
 
 
 def _continued(
-    tracer: Tracer,
-    known: Sequence[Cell],
-    given: Sequence[Tensor | None],
+    tracer: Tracer, known: Sequence[Cell], given: Sequence[Tensor | None]
 ) -> Cell | None:
     """The cell of whose states one is given to a step."""
     for cell in known:
@@ -385,12 +352,7 @@ def _unify_inputs(tracer: Tracer, old: Tensor, new: Tensor) -> bool:
 
 
 @register_rule(aten._pack_padded_sequence, aten._pad_packed_sequence)
-def packing(
-    tracer: Tracer,
-    call: Node,
-    x: Value,
-    *_: Any,
-) -> Value:
+def packing(tracer: Tracer, call: Node, x: Value, *_: Any) -> Value:
     """Sequences (b, t, n) become entries (entries, n), and these sequences.
 
     Neurons stay, lengths are not followed.

@@ -32,24 +32,12 @@ ROWS = 4096
 
 
 @register_rule(*REDUCTIONS)
-def reduction(
-    tracer: Tracer,
-    call: Node,
-    x: Value,
-    *_: Any,
-    **__: Any,
-) -> Value:
+def reduction(tracer: Tracer, call: Node, x: Value, *_: Any, **__: Any) -> Value:
     return _with_places(call, lambda shape: _reduced(tracer, call, x, shape))
 
 
 @register_rule(*RANKINGS, *ALONG)
-def along(
-    tracer: Tracer,
-    call: Node,
-    x: Value,
-    *_: Any,
-    **__: Any,
-) -> Value:
+def along(tracer: Tracer, call: Node, x: Value, *_: Any, **__: Any) -> Value:
     """What moves along dimensions or mixes their places, and may change their number."""
     return _with_places(call, lambda shape: _along(tracer, call, x, shape))
 
@@ -102,12 +90,7 @@ def _pooled_along(
     return nodes.reshape(*lead, *ones).movedim(last, dims)
 
 
-def _reduced(
-    tracer: Tracer,
-    call: Node,
-    x: Value,
-    shape: torch.Size,
-) -> Value:
+def _reduced(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
     """Over positions of the same neurons these stay; different neurons meet in a new
     node."""
     if not isinstance(x, Neurons):
@@ -157,9 +140,7 @@ def _pool_nodes(tracer: Tracer, call: Node, rows: Tensor) -> Tensor | None:
 
 
 def _reduced_dims(
-    call: Node,
-    before: torch.Size,
-    after: torch.Size,
+    call: Node, before: torch.Size, after: torch.Size
 ) -> list[int] | None:
     """The dimensions that a function reduces, as its signature names them."""
     count = len(before)

@@ -37,13 +37,7 @@ FILLS = functions("fill fill_ zero_")
 
 
 @register_rule(aten.copy, aten.copy_)
-def copy(
-    tracer: Tracer,
-    call: Node,
-    x: Value,
-    new: Value,
-    *_: Any,
-) -> Value:
+def copy(tracer: Tracer, call: Node, x: Value, new: Value, *_: Any) -> Value:
     """All entries of x become those of another tensor."""
     if isinstance(new, Unknown):
         return tracer.unknown(call)
@@ -52,12 +46,7 @@ def copy(
 
 
 @register_rule(*FILLS)
-def fill(
-    tracer: Tracer,
-    call: Node,
-    x: Value,
-    *_: Any,
-) -> Value:
+def fill(tracer: Tracer, call: Node, x: Value, *_: Any) -> Value:
     """All entries of x become one number."""
     if isinstance(x, Elements):
         # of no use where they were erased, they stay with the others: Swin V2 has no
@@ -94,11 +83,7 @@ def index_put(
 
 
 def _put_somewhere(
-    tracer: Tracer,
-    call: Node,
-    x: Neurons | Tensor,
-    new: Value,
-    is_added: bool,
+    tracer: Tracer, call: Node, x: Neurons | Tensor, new: Value, is_added: bool
 ) -> Value:
     """x with new entries where data say, the same ones at all places; nobody knows at
     which."""
@@ -130,11 +115,7 @@ def _is_sum_with_old(call: Node) -> bool:
     return any(term.args[:2] == call.args[:2] for term in old)
 
 
-def _at_all_places(
-    new: Neurons,
-    dims: list[int],
-    shape: torch.Size,
-) -> Neurons | None:
+def _at_all_places(new: Neurons, dims: list[int], shape: torch.Size) -> Neurons | None:
     """The neurons of some places as those of all; None where they differ from place to
     place.
 

@@ -71,10 +71,7 @@ def packet_of(call: Node) -> Any:
 
 
 def capture(
-    model: nn.Module,
-    example_input: Any,
-    cut: bool = True,
-    training: bool = True,
+    model: nn.Module, example_input: Any, cut: bool = True, training: bool = True
 ) -> Program:
     """The functions that a module applies to an example input (see `arguments`).
 

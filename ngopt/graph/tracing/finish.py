@@ -292,12 +292,7 @@ def _ends(block: Block) -> list[Tensor]:
 class _Groups:
     """The groups of a graph, and which nodes are where in them."""
 
-    def __init__(
-        self,
-        nodes: Nodes,
-        builder: GraphBuilder,
-        blocks: Sequence[Block],
-    ):
+    def __init__(self, nodes: Nodes, builder: GraphBuilder, blocks: Sequence[Block]):
         """Adds the groups that any end of the blocks is in."""
         self.nodes = nodes
         self.sizes, self.group_of, self.place_of = nodes.places()

@@ -137,10 +137,7 @@ class Tracer:
                 self.fixed.add(elements.parameter)
 
     def _check(
-        self,
-        elements: Elements,
-        sources: Tensor | None,
-        targets: Tensor,
+        self, elements: Elements, sources: Tensor | None, targets: Tensor
     ) -> None:
         ends = present(sources, targets)
         labels = [tuple(end.shape) for end in ends]
@@ -158,10 +155,7 @@ class Tracer:
             )
 
     def _add_factor(
-        self,
-        factor: Elements,
-        sources: Tensor | None,
-        targets: Tensor,
+        self, factor: Elements, sources: Tensor | None, targets: Tensor
     ) -> bool:
         """Another parameter that is a factor or summand of a weight, in the shape of
         it.
