@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from ngopt.graph.rules.pairs import used_by
+from ngopt.graph.rules.neuron_pairs import used_by
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import Neurons, Value

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ngopt.graph.rules.entries import transposed
-from ngopt.graph.rules.layers import matmul
+from ngopt.graph.rules.linear import matmul
 from ngopt.graph.rules.registry import register_rule
+from ngopt.graph.rules.reshaping import transposed
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import Elements, Neurons, Unknown, Value
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ngopt.graph.rules.entries import as_neurons, is_whole
-from ngopt.graph.rules.entrywise import applied
-from ngopt.graph.rules.maps import join_places
-from ngopt.graph.rules.parameters import with_parameter
+from ngopt.graph.rules.bare_parameters import with_parameter
+from ngopt.graph.rules.convolutions import join_places
+from ngopt.graph.rules.pointwise import applied
 from ngopt.graph.rules.registry import register_rule
+from ngopt.graph.rules.reshaping import as_neurons, is_whole
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import (
     Elements,

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ngopt.graph.rules.entries import as_neurons
 from ngopt.graph.rules.registry import register_rule
+from ngopt.graph.rules.reshaping import as_neurons
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import (
     NO_NEURON,

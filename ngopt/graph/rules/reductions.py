@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ngopt.graph.rules.entries import is_whole
-from ngopt.graph.rules.entrywise import applied
+from ngopt.graph.rules.pointwise import applied
 from ngopt.graph.rules.registry import functions, register_rule
+from ngopt.graph.rules.reshaping import is_whole
 from ngopt.graph.tracing.capture import packet_of
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import Elements, Neurons, Unknown, Value, same_along

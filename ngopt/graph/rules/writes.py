@@ -1,6 +1,6 @@
 """What is written to tensors, or added to places of them.
 
-Whether in place or not: `Memory` in `ngopt.graph.walk` shows it where memory is shared.
+Whether in place or not: `Memory` in `ngopt.graph.tracing.interpreter` shows it where memory is shared.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ngopt.graph.rules.entries import as_neurons, labels_of
-from ngopt.graph.rules.entrywise import applied
-from ngopt.graph.rules.pairs import product_of
-from ngopt.graph.rules.picked import Index, are_together, indexed_dims, is_unknown
-from ngopt.graph.rules.products import addition
+from ngopt.graph.rules.attention import addition
+from ngopt.graph.rules.indexing import Index, are_together, indexed_dims, is_unknown
+from ngopt.graph.rules.neuron_pairs import product_of
+from ngopt.graph.rules.pointwise import applied
 from ngopt.graph.rules.registry import functions, register_rule
+from ngopt.graph.rules.reshaping import as_neurons, labels_of
 from ngopt.graph.tracing.capture import packet_of
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import (

@@ -1,7 +1,7 @@
 """Follows a network function by function: which neurons and parameters every tensor
 holds.
 
-`capture` lists the functions of a module, `ngopt.graph.walk` goes through them, rules
+`capture` lists the functions of a module, `ngopt.graph.tracing.interpreter` goes through them, rules
 say what each adds (`Tracer.edges`), and `finish` makes a graph of it, whose blocks
 `blocks` finds. What a ResNet-18 becomes on the way, for an example input of (2, 3, 224,
 224):

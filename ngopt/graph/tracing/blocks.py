@@ -21,7 +21,7 @@ from ngopt.graph.core import View
 from ngopt.graph.topology import whole
 from ngopt.graph.tracing.edges import Block, Edges
 from ngopt.graph.tracing.nodes import Nodes
-from ngopt.graph.tracing.stars import stars
+from ngopt.graph.tracing.unit_edges import stars
 from ngopt.graph.tracing.values import (
     Elements,
     Repeats,

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ngopt.graph.rules.entries import move
-from ngopt.graph.rules.layers import embedding
-from ngopt.graph.rules.products import ENTRIES
+from ngopt.graph.rules.attention import ENTRIES
+from ngopt.graph.rules.linear import embedding
 from ngopt.graph.rules.registry import register_rule
+from ngopt.graph.rules.reshaping import move
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import (
     Elements,

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ngopt.graph.rules.entries import as_neurons
-from ngopt.graph.rules.entrywise import applied
-from ngopt.graph.rules.layers import USES, add_bias, position_mixing
+from ngopt.graph.rules.linear import USES, add_bias, position_mixing
+from ngopt.graph.rules.pointwise import applied
 from ngopt.graph.rules.registry import functions, register_rule
+from ngopt.graph.rules.reshaping import as_neurons
 from ngopt.graph.tracing.edges import Edges
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import (

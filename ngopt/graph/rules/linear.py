@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ngopt.graph.rules.entries import as_neurons, flipped, transposed
-from ngopt.graph.rules.entrywise import elementwise
-from ngopt.graph.rules.products import addition, product_sum
+from ngopt.graph.rules.attention import addition, product_sum
+from ngopt.graph.rules.pointwise import elementwise
 from ngopt.graph.rules.registry import register_rule
+from ngopt.graph.rules.reshaping import as_neurons, flipped, transposed
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import (
     NO_NEURON,

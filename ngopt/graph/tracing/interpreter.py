@@ -24,9 +24,9 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ngopt.graph.core import NeuralGraph
-from ngopt.graph.rules import RULES, entries, entrywise
+from ngopt.graph.rules import RULES, pointwise, reshaping
+from ngopt.graph.tracing.assembly import finish
 from ngopt.graph.tracing.capture import Program, one_line, packet_of
-from ngopt.graph.tracing.finish import finish
 from ngopt.graph.tracing.nodes import Mark
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import (
@@ -282,7 +282,7 @@ class Walk:
             or len(neurons) != 1
         ):
             return result
-        if not entrywise.is_declared_entrywise(call):
+        if not pointwise.is_declared_entrywise(call):
             return result
         return replace(result, positions=neurons[0].positions)
 
@@ -311,14 +311,14 @@ class Walk:
         traced = (Neurons, Elements, Unknown)
         leaves = tree_leaves((args, kwargs))
         if not any(isinstance(leaf, traced) for leaf in leaves):
-            return self._apply(entrywise.constant, call, *args, **kwargs)
+            return self._apply(pointwise.constant, call, *args, **kwargs)
         packet = packet_of(call)
         rule = RULES.get(call.target) or RULES.get(packet) or RULES.get(str(packet))
         if rule is not None:
             return self._apply(rule, call, *args, **kwargs)
-        if packet in entries.MOVES:
-            return self._apply(entries.move, call, args, kwargs)
-        return self._apply(entrywise.elementwise, call, args, kwargs)
+        if packet in reshaping.MOVES:
+            return self._apply(reshaping.move, call, args, kwargs)
+        return self._apply(pointwise.elementwise, call, args, kwargs)
 
     def _apply(self, rule: Callable, call: Node, *args: Any, **kwargs: Any) -> Value:
         """What a rule says; where it fails, a warning, and nothing is known of the
@@ -336,7 +336,7 @@ class Walk:
             del found[count:]
             # among integer inputs, traced as zeros, an index may not find what it looks
             # for
-            if rule is not entrywise.constant:
+            if rule is not pointwise.constant:
                 warnings.warn(
                     f"build_graph: the rule '{rule.__name__}' failed at '{call.name}' in "
                     f"{type(self.model).__name__}: {type(error).__name__}: {one_line(error)}; "

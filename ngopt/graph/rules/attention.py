@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ngopt.graph.rules.entrywise import elementwise, meet_constant
-from ngopt.graph.rules.pairs import (
+from ngopt.graph.rules.bare_parameters import with_parameter
+from ngopt.graph.rules.neuron_pairs import (
     difference_of,
     nodes_of_pairs,
     product_of,
     sum_of,
     used_by,
 )
-from ngopt.graph.rules.parameters import with_parameter
+from ngopt.graph.rules.pointwise import elementwise, meet_constant
 from ngopt.graph.rules.registry import Rule, register_rule
 from ngopt.graph.tracing.tracer import Applied, Tracer
 from ngopt.graph.tracing.values import (

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ngopt.graph.rules.pairs import product_of
-from ngopt.graph.rules.parameters import with_parameter
+from ngopt.graph.rules.bare_parameters import with_parameter
+from ngopt.graph.rules.neuron_pairs import product_of
 from ngopt.graph.rules.registry import functions, register_rule
 from ngopt.graph.tracing.capture import packet_of
 from ngopt.graph.tracing.nodes import Mark
