@@ -11,32 +11,32 @@ from torch.fx import Node
 from ngopt.graph.rules.bare_parameters import with_parameter
 from ngopt.graph.rules.neuron_pairs import (
     difference_of,
-    nodes_of_pairs,
+    edges_per_use,
+    pair_nodes,
     product_of,
     sum_of,
-    used_by,
 )
-from ngopt.graph.rules.pointwise import elementwise, meet_constant
+from ngopt.graph.rules.pointwise import pointwise_function, tell_apart_by_constant
 from ngopt.graph.rules.registry import Rule, register_rule
-from ngopt.graph.tracing.tracer import Applied, Tracer
+from ngopt.graph.tracing.tracer import AppliedFunction, Tracer
 from ngopt.graph.tracing.values import (
     Elements,
     Neurons,
     Unknown,
     Value,
-    folded,
     nodes_among,
     same_along,
     unique_pairs,
+    with_zero_strides,
     without_repeats,
 )
 
 aten = torch.ops.aten
 
-PRODUCTS = 4096
+MAX_PRODUCTS = 4096
 """At most so many products in a matrix product that is no scores or values of an
 attention."""
-ENTRIES = 1 << 20
+MAX_ENTRIES = 1 << 20
 """At most so many different entries of that product are looked at."""
 
 
@@ -63,14 +63,14 @@ def attention(
     v = _repeated(v, q)
     keys = Neurons(k.labels.mT)
     shape = torch.Size((*q.shape[:-1], keys.shape[-1]))
-    scores = product_sum(tracer, call.name, q, keys, shape)
+    scores = product_of_activations(tracer, call.name, q, keys, shape)
     if isinstance(scores, Neurons):
         scores = _masked(tracer, call, scores, mask)
         heads = nodes_among(scores.labels)
         # no function (None): all heads go through it, so that it tells none apart
-        tracer.applied.append(Applied(heads, "softmax", None))
+        tracer.applied_functions.append(AppliedFunction(heads, "softmax", None))
     name = f"{call.name}.values"
-    return product_sum(tracer, name, scores, v, tracer.shape_of(call))
+    return product_of_activations(tracer, name, scores, v, tracer.shape_of(call))
 
 
 def _repeated(x: Neurons, q: Neurons) -> Neurons:
@@ -88,11 +88,11 @@ def _masked(tracer: Tracer, call: Node, scores: Neurons, mask: Value) -> Neurons
     if isinstance(mask, Neurons):
         return sum_of(tracer, call, scores, mask)
     if isinstance(mask, Tensor):
-        meet_constant(tracer, scores, mask)
+        tell_apart_by_constant(tracer, scores, mask)
     return scores
 
 
-def product_sum(
+def product_of_activations(
     tracer: Tracer, name: str, a: Value, b: Value, shape: torch.Size
 ) -> Value:
     """a @ b of two activations, (..., t, n) and (..., n, m).
@@ -207,8 +207,8 @@ def _scores(tracer: Tracer, name: str, left: Tensor, right: Tensor) -> Tensor | 
     heads, which = both.unique(dim=0, return_inverse=True)
     left, right = heads.chunk(2, dim=1)
     products = tracer.nodes.new(f"{name}.products", left.numel(), "product")
-    used_by(tracer, left.flatten(), products, "left")
-    used_by(tracer, right.flatten(), products, "right")
+    edges_per_use(tracer, left.flatten(), products, "left")
+    edges_per_use(tracer, right.flatten(), products, "right")
     nodes = tracer.nodes.new(f"{name}.heads", len(heads), "head", heads.T)
     summed = products.reshape(left.shape)
     tracer.edges(None, summed, nodes[:, None], "pool")
@@ -232,7 +232,7 @@ def _weighted(
     factors = torch.stack([heads.flatten(), values.flatten()])
     products = tracer.nodes.new(name, values.numel(), "product", factors)
     tracer.edges(None, factors[0], products, "left")
-    used_by(tracer, factors[1], products, "right")
+    edges_per_use(tracer, factors[1], products, "right")
     labels = products.reshape(values.shape)[which]
     return labels[:, None]
 
@@ -248,15 +248,15 @@ def _pooled_products(
     r, t, n = left.shape
     m = right.shape[2]
     # both factors of all products, (r, t, m, n); what only repeats is cut
-    left = folded(left)[:, :, None].expand(r, t, m, n)
-    right = folded(right).mT[:, None].expand(r, t, m, n)
+    left = with_zero_strides(left)[:, :, None].expand(r, t, m, n)
+    right = with_zero_strides(right).mT[:, None].expand(r, t, m, n)
     left, right = without_repeats([left, right])
-    if left.numel() > ENTRIES or (left <= 0).any() or (right <= 0).any():
+    if left.numel() > MAX_ENTRIES or (left <= 0).any() or (right <= 0).any():
         return None
     pairs, which = unique_pairs(left.flatten(), right.flatten())
-    if pairs.shape[1] > PRODUCTS:
+    if pairs.shape[1] > MAX_PRODUCTS:
         return None
-    products = nodes_of_pairs(tracer, f"{name}.products", pairs, "product")
+    products = pair_nodes(tracer, f"{name}.products", pairs, "product")
     labels = products[which].reshape(left.shape)
     return _pooled(tracer, name, labels)
 
@@ -281,13 +281,13 @@ def addition(
     """A residual connection, a positional parameter, or a shift by a constant."""
     # b is scaled by alpha, so that the sides are no twins
     rule = sum_of if alpha == 1 else difference_of
-    return with_other(tracer, call, a, b, rule, "shift")
+    return binary_operation(tracer, call, a, b, rule, "shift")
 
 
 @register_rule(aten.sub, aten.sub_)
 def subtraction(tracer: Tracer, call: Node, a: Value, b: Value, **_: Any) -> Value:
     """As an addition, but the two sides are no twins."""
-    return with_other(tracer, call, a, b, difference_of, "shift")
+    return binary_operation(tracer, call, a, b, difference_of, "shift")
 
 
 @register_rule(aten.mul, aten.mul_, aten.div, aten.div_)
@@ -296,7 +296,7 @@ def multiplication(tracer: Tracer, call: Node, a: Value, b: Value, **_: Any) -> 
     factor."""
     is_norm = any(isinstance(x, Neurons) and x.is_normalised for x in (a, b))
     kind = "gamma" if is_norm else "scale"
-    return with_other(tracer, call, a, b, product_of, kind)
+    return binary_operation(tracer, call, a, b, product_of, kind)
 
 
 @register_rule(aten.glu)
@@ -308,7 +308,7 @@ def gated_linear_unit(tracer: Tracer, call: Node, x: Value, dim: int = -1) -> Va
     return product_of(tracer, call, Neurons(a), Neurons(b))
 
 
-def with_other(
+def binary_operation(
     tracer: Tracer, call: Node, a: Value, b: Value, rule: Rule, kind: str
 ) -> Value:
     """A function of two tensors.
@@ -320,4 +320,4 @@ def with_other(
     for x, other in ((a, b), (b, a)):
         if isinstance(x, Neurons) and isinstance(other, Elements):
             return with_parameter(tracer, call, x, other, kind)
-    return elementwise(tracer, call, (a, b), {})
+    return pointwise_function(tracer, call, (a, b), {})

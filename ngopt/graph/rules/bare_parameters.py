@@ -10,8 +10,8 @@ from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import (
     Elements,
     Neurons,
-    exchanged,
-    repeats_any,
+    has_duplicates,
+    replaced_labels,
     same_along,
     unique_pairs,
     without_repeats,
@@ -30,10 +30,10 @@ def with_parameter(
     slots. Elements that several neurons share belong to a node of their own, with edges
     of value 1 to those.
     """
-    for other in elements.also:
+    for other in elements.factors:
         x = with_parameter(tracer, call, x, other, kind)
     spec = tracer.parameters[elements.parameter]
-    if elements.parameter in tracer.rowwise and len(spec.shape) > 1:
+    if elements.parameter in tracer.row_normalised and len(spec.shape) > 1:
         tracer.pin(x.labels)  # its rows may be parts of them
     shape = torch.broadcast_shapes(x.shape, elements.shape)
     place = _places_on_new_axes(x.shape, elements, shape)
@@ -65,7 +65,7 @@ def _entry_by_entry(
     own = Elements(parameter, sets.squeeze(1))
     # blocks of a graph are strided views, and an element lies in one set alone to be a
     # slot there
-    if own.view() is None or repeats_any(sets):
+    if own.view() is None or has_duplicates(sets):
         tracer.pin(nodes)
         return labels
     name = tracer.parameters[parameter].name
@@ -81,7 +81,7 @@ def _entry_by_entry(
         return labels
     targets = tracer.nodes.new(name, len(nodes), made_of=nodes[None])
     tracer.edges(own, nodes, targets, kind)
-    return exchanged(labels, nodes, targets)
+    return replaced_labels(labels, nodes, targets)
 
 
 def _meeting(tracer: Tracer, labels: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from ngopt.graph.rules.neuron_pairs import used_by
+from ngopt.graph.rules.neuron_pairs import edges_per_use
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import Neurons, Value
@@ -27,8 +27,8 @@ def view_as_complex(tracer: Tracer, call: Node, x: Value) -> Value:
     pairs = rows.T
     left, right = pairs
     nodes = tracer.nodes.new(call.name, len(rows), "product", pairs)
-    used_by(tracer, left, nodes, "left")
-    used_by(tracer, right, nodes, "right")
+    edges_per_use(tracer, left, nodes, "left")
+    edges_per_use(tracer, right, nodes, "right")
     labels = nodes[which].reshape(labels.shape[:-1])
     return Neurons(labels.expand(tracer.shape_of(call)))
 

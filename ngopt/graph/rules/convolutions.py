@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ngopt.graph.rules.linear import USES, add_bias, position_mixing
-from ngopt.graph.rules.pointwise import applied
+from ngopt.graph.rules.linear import MAX_USES, add_bias, linear_over_positions
+from ngopt.graph.rules.pointwise import note_function
 from ngopt.graph.rules.registry import functions, register_rule
 from ngopt.graph.rules.reshaping import as_neurons
 from ngopt.graph.tracing.edges import Edges
@@ -25,7 +25,7 @@ from ngopt.graph.tracing.values import (
     Neurons,
     Unknown,
     Value,
-    repeats_any,
+    has_duplicates,
     same_along,
     without_repeats,
 )
@@ -67,7 +67,7 @@ def convolution(
     if is_pointwise and _is_one_neuron(tracer, x.labels, channel):
         matrix = weight.apply(lambda w: w.flatten(1))
         shape = tracer.shape_of(call)
-        return position_mixing(tracer, call, x, matrix, bias, shape, channel)
+        return linear_over_positions(tracer, call, x, matrix, bias, shape, channel)
     cells = weight.apply(lambda w: w.unflatten(0, (groups, -1)))
     return _convolution(tracer, call, x, cells, bias)
 
@@ -103,7 +103,7 @@ def _convolution(
     maps, which = _different_maps(tracer, x.labels, -len(kernel) - 1)
     counts = [len(rows) for rows in maps]
     # each row is a use of the whole weight; a map of constants alone has none
-    if sum(counts) > USES or 0 in counts:
+    if sum(counts) > MAX_USES or 0 in counts:
         return Unknown(shape)
     channels = [_new_channels(tracer, call, rows, cells, bias) for rows in maps]
     # as in shared, where halves of the neurons are in the batch
@@ -157,7 +157,7 @@ def _different_maps(
     """
     # first: behind a linear layer that makes a map each place has another row until
     # then
-    join_places(tracer, labels, channel)
+    unify_channel_places(tracer, labels, channel)
     rows, which = tracer.unify_rows(labels, channel)
     # channel is negative; along dimensions in which rows only repeat `which` may have
     # length 1
@@ -191,12 +191,12 @@ def _pooled(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
     # space has
     channel = x.labels.dim() - _spatial_dims(call) - 1
     # a window lies over several neurons of a channel behind a pixel shuffle
-    join_places(tracer, x.labels, channel)
+    unify_channel_places(tracer, x.labels, channel)
     channels = tracer.unify_places(x.labels, channel)
     if channels is None:
         return Unknown(shape)
     # channels that are pooled otherwise are no twins of these, nor those that are not
-    applied(tracer, call, channels)
+    note_function(tracer, call, channels)
     space = [1] * (len(shape) - channel - 1)
     labels = channels.reshape(-1, *space)
     return Neurons(labels.expand(shape))
@@ -209,7 +209,7 @@ def _spatial_dims(call: Node) -> int:
     return int(found[1])
 
 
-def join_places(tracer: Tracer, labels: Tensor, channel: int) -> None:
+def unify_channel_places(tracer: Tracer, labels: Tensor, channel: int) -> None:
     """Neurons of a map (*batch, channels, *space) become one at all places of a
     channel.
 
@@ -229,7 +229,7 @@ def join_places(tracer: Tracer, labels: Tensor, channel: int) -> None:
         rows = tracer.nodes.find(places).unique(dim=0)
         are_neurons = len(rows) > 1 and (rows > 0).all()
         # a neuron in two channels would make these one
-        if are_neurons and not repeats_any(rows):
+        if are_neurons and not has_duplicates(rows):
             first = rows[:1].expand_as(rows)
             tracer.nodes.unify(first, rows)
             # a norm between a linear layer and its map: that layer has channels, too
@@ -239,7 +239,7 @@ def join_places(tracer: Tracer, labels: Tensor, channel: int) -> None:
 def _join_partners(tracer: Tracer) -> None:
     """Joins what edges lead to one by one from joined neurons, and what they come from."""
     # finding partners adds no edges, so that one list does
-    ways = list(_one_to_one(tracer.found))
+    ways = list(_one_to_one(tracer.all_edges))
     changed = True
     while changed:
         joined = [_join(tracer, here, there) for here, there in ways]
@@ -252,7 +252,7 @@ def _one_to_one(found: Sequence[Edges]) -> Iterator[tuple[Tensor, Tensor]]:
         sources, targets = edges.sources, edges.targets
         if sources is None or sources.shape != targets.shape or not sources.numel():
             continue
-        if repeats_any(sources) or repeats_any(targets):
+        if has_duplicates(sources) or has_duplicates(targets):
             continue
         sources = sources.flatten()
         targets = targets.flatten()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ngopt.graph.rules.attention import ENTRIES
+from ngopt.graph.rules.attention import MAX_ENTRIES
 from ngopt.graph.rules.linear import embedding
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.rules.reshaping import move
@@ -19,8 +19,8 @@ from ngopt.graph.tracing.values import (
     Neurons,
     Unknown,
     Value,
-    is_one_number,
-    present,
+    has_one_value,
+    not_none,
 )
 
 aten = torch.ops.aten
@@ -90,9 +90,9 @@ def _picked(tracer: Tracer, call: Node, x: Value, dims: list[int]) -> Value:
     several experts, any may come: then each is a node behind all that it may be.
     """
     shape = tracer.shape_of(call)
-    if isinstance(x, Tensor) and is_one_number(x):
+    if isinstance(x, Tensor) and has_one_value(x):
         # of the input it takes the shape alone: zeros stay 0
-        tracer.data.discard(call)
+        tracer.input_dependent.discard(call)
         return x.flatten()[0].expand(shape).clone()
     if isinstance(x, Elements) and len(x.shape) == 2 and dims == [0]:
         return embedding(tracer, call, x, None)
@@ -126,7 +126,7 @@ def _any_of(
     rows = moved.reshape(places, -1).unique(dim=0)
     if len(rows) == 1 and (rows > 0).all():
         return rows[0]
-    if (rows <= 0).any() or rows.numel() > ENTRIES:
+    if (rows <= 0).any() or rows.numel() > MAX_ENTRIES:
         return None
     # which place is taken is not in the graph
     tracer.pin(rows)
@@ -174,5 +174,5 @@ def _of_groups(
     for k in range(groups):
         own = labels[group == k]
         nodes = tracer.unify_places(own, -1) if len(own) else None
-        found += present(nodes)
+        found += not_none(nodes)
     return torch.stack(found) if len(found) == groups else None

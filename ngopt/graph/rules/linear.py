@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ngopt.graph.rules.attention import addition, product_sum
-from ngopt.graph.rules.pointwise import elementwise
+from ngopt.graph.rules.attention import addition, product_of_activations
+from ngopt.graph.rules.pointwise import pointwise_function
 from ngopt.graph.rules.registry import register_rule
-from ngopt.graph.rules.reshaping import as_neurons, flipped, transposed
+from ngopt.graph.rules.reshaping import as_neurons, transposed, transposed_shape
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import (
     NO_NEURON,
@@ -26,7 +26,7 @@ from ngopt.graph.tracing.values import (
 
 aten = torch.ops.aten
 
-USES = 128
+MAX_USES = 128
 """At most so many uses of a weight in one call: large language models have 128 heads.
 """
 
@@ -44,19 +44,21 @@ def linear(
     shape = tracer.shape_of(call) if shape is None else shape
     if not isinstance(weight, Elements):
         # a layer made it, as in generator, or it is constant; (n_out, n_in)
-        return unknown_weight(tracer, call, x, transposed(weight), bias, shape)
+        return linear_with_computed_weight(
+            tracer, call, x, transposed(weight), bias, shape
+        )
     if isinstance(x, (Tensor, Unknown)):
-        return first_layer(tracer, call, x, weight, bias, shape)
+        return linear_without_neurons(tracer, call, x, weight, bias, shape)
     x = as_neurons(tracer, call, x)
     rows, which = tracer.unify_rows(x.labels, -1)
-    # too many rows differ along n_in, of which position_mixing says that nothing is
+    # too many rows differ along n_in, of which linear_over_positions says that nothing is
     # known
-    if _are_positions(rows) or len(rows) > USES:
-        return position_mixing(tracer, call, x, weight, bias, shape)
+    if _are_positions(rows) or len(rows) > MAX_USES:
+        return linear_over_positions(tracer, call, x, weight, bias, shape)
     results = torch.full((len(rows), weight.shape[0]), NO_NEURON)
     for row, result in zip(rows, results, strict=True):
         if (row > 0).any():
-            result[:] = dense(tracer, call, row, weight, bias)
+            result[:] = dense_layer(tracer, call, row, weight, bias)
     # pristine, so that layers which are only summed are one, as in deep sets
     return Neurons(results[which].expand(shape), is_pristine=True)
 
@@ -71,7 +73,7 @@ def _are_positions(rows: Tensor) -> bool:
     return min(rows.shape) > 1 and same_along(rows, 1)
 
 
-def dense(
+def dense_layer(
     tracer: Tracer, call: Node, sources: Tensor, weight: Elements, bias: Value = None
 ) -> Tensor:
     """New neurons (n_out,) with edges from all sources (n_in,); W (n_out, n_in)."""
@@ -86,7 +88,7 @@ def add_bias(tracer: Tracer, bias: Value, targets: Tensor) -> None:
         tracer.edges(bias, None, targets, "bias")
 
 
-def first_layer(
+def linear_without_neurons(
     tracer: Tracer,
     call: Node,
     x: Tensor | Unknown,
@@ -108,12 +110,12 @@ def first_layer(
     return Neurons(targets.expand(shape))
 
 
-def unknown_weight(
+def linear_with_computed_weight(
     tracer: Tracer, call: Node, x: Value, weight: Value, bias: Value, shape: torch.Size
 ) -> Value:
     """x @ weight + bias with a weight (..., n_in, n_out) that is another activation, or
     unknown."""
-    result = product_sum(tracer, call.name, x, weight, shape)
+    result = product_of_activations(tracer, call.name, x, weight, shape)
     is_lost = isinstance(result, Unknown) and isinstance(weight, (Tensor, Unknown))
     # a fixed matrix mixes neurons, as the random features in equilibrium
     if is_lost and isinstance(x, Neurons):
@@ -125,7 +127,7 @@ def unknown_weight(
     return addition(tracer, call, result, bias)
 
 
-def position_mixing(
+def linear_over_positions(
     tracer: Tracer,
     call: Node,
     x: Neurons,
@@ -178,14 +180,14 @@ def matmul(
     # W times a vector is not transposed: its shape has one dimension
     if is_weight and isinstance(other, Neurons) and len(shape) > 1:
         return _weight_first(tracer, call, x, other, shape)
-    return unknown_weight(tracer, call, x, other, None, shape)
+    return linear_with_computed_weight(tracer, call, x, other, None, shape)
 
 
 def _weight_first(
     tracer: Tracer, call: Node, weight: Value, x: Neurons, shape: torch.Size
 ) -> Value:
     """W x = (x^T W^T)^T."""
-    result = linear(tracer, call, transposed(x), weight, shape=flipped(shape))
+    result = linear(tracer, call, transposed(x), weight, shape=transposed_shape(shape))
     return transposed(result)
 
 
@@ -210,7 +212,7 @@ def batched_weight(
         own = tuple(0 if size == 1 else p for p, size in zip(place, lead, strict=True))
         matrix = weight.apply(lambda w, own=own: w[own].mT)
         # (n_out,), the same for all t
-        results[..., *place, *rows] = dense(tracer, call, sources, matrix)
+        results[..., *place, *rows] = dense_layer(tracer, call, sources, matrix)
     return Neurons(results)
 
 
@@ -253,7 +255,7 @@ def bilinear(
     tracer.edges(None, right, products, "right")
     # (n_out, left * right), in the order of the pairs
     matrix = weight.apply(lambda w: w.flatten(1))
-    targets = dense(tracer, call, pairs, matrix, bias)
+    targets = dense_layer(tracer, call, pairs, matrix, bias)
     return Neurons(targets.expand(tracer.shape_of(call)))
 
 
@@ -297,7 +299,7 @@ def embedding(
 ) -> Value:
     """Rows of a table are input nodes; W (tokens, n)."""
     if not isinstance(weight, Elements):
-        return elementwise(tracer, call, (weight,), {})
+        return pointwise_function(tracer, call, (weight,), {})
     # which row an index takes is data: all places have the same neurons
     labels = _table(tracer, call, weight).expand(tracer.shape_of(call))
     return Neurons(labels, is_pristine=True)
@@ -360,5 +362,5 @@ def _weighted_rows(
     left = Neurons(factors[None])
     right = Neurons(row.expand(len(factors), -1))
     shape = torch.Size((1, len(row)))
-    result = product_sum(tracer, call.name, left, right, shape)
+    result = product_of_activations(tracer, call.name, left, right, shape)
     return result.labels if isinstance(result, Neurons) else None

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ngopt.graph.tracing.tracer import Applied, Tracer
-from ngopt.graph.tracing.values import Neurons, repeats_any, unique_pairs
+from ngopt.graph.tracing.tracer import AppliedFunction, Tracer
+from ngopt.graph.tracing.values import Neurons, has_duplicates, unique_pairs
 
 
-class Meeting(NamedTuple):
+class NeuronPairs(NamedTuple):
     """Which nodes of two tensors meet.
 
     left, right: their labels, cut where both repeat. both: where two different nodes
@@ -29,7 +29,7 @@ class Meeting(NamedTuple):
     shape: torch.Size
 
     @classmethod
-    def of(cls, tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> Meeting:
+    def of(cls, tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> NeuronPairs:
         shape = torch.broadcast_shapes(a.shape, b.shape)
         whole = [x.labels.expand(shape) for x in (a, b)]
         left, right = tracer.nodes.find_all(*whole)
@@ -38,7 +38,7 @@ class Meeting(NamedTuple):
         itself = left[is_pair & is_same].unique()
         if len(itself):  # a neuron may meet a function of itself
             name = f"{call.name} of several"
-            tracer.applied.append(Applied(itself, name, None))
+            tracer.applied_functions.append(AppliedFunction(itself, name, None))
         both = is_pair & ~is_same
         pairs, which = unique_pairs(left[both], right[both])
         return cls(left, right, both, pairs, which, shape)
@@ -58,7 +58,7 @@ def sum_of(tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> Neurons:
     Two layers that are only summed share their nodes. Where these meet several of the
     older layer, or older and newer ones are mixed, sums are nodes of their own.
     """
-    met = Meeting.of(tracer, call, a, b)
+    met = NeuronPairs.of(tracer, call, a, b)
     older, newer = met.pairs
     # numbers grow with each layer, and nodes that are unified have their lowest
     if (older >= newer).any():
@@ -66,10 +66,10 @@ def sum_of(tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> Neurons:
     # a layer plus itself reversed, as in dueling: no side is the older one
     is_mixed = (older > newer).any() or torch.isin(older, newer).any()
     # the value of dueling meets three advantages, and cannot be all three sums
-    if is_mixed or repeats_any(newer):
-        nodes = nodes_of_pairs(tracer, call.name, met.pairs, "neuron")
+    if is_mixed or has_duplicates(newer):
+        nodes = pair_nodes(tracer, call.name, met.pairs, "neuron")
         return met.result(nodes)
-    if _are_only_summed(call, a, b) and len(older) and not repeats_any(older):
+    if _are_only_summed(call, a, b) and len(older) and not has_duplicates(older):
         tracer.nodes.unify(older, newer)
         nodes = tracer.nodes.find(newer)
         return met.result(nodes, is_pristine=True)
@@ -86,18 +86,18 @@ def _are_only_summed(call: Node, a: Neurons, b: Neurons) -> bool:
 
 def difference_of(tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> Neurons:
     """Differences are nodes that know which side is subtracted."""
-    met = Meeting.of(tracer, call, a, b)
-    nodes = nodes_of_pairs(tracer, call.name, met.pairs, "neuron")
+    met = NeuronPairs.of(tracer, call, a, b)
+    nodes = pair_nodes(tracer, call.name, met.pairs, "neuron")
     return met.result(nodes)
 
 
 def product_of(tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> Neurons:
-    met = Meeting.of(tracer, call, a, b)
-    nodes = nodes_of_pairs(tracer, call.name, met.pairs, "product")
+    met = NeuronPairs.of(tracer, call, a, b)
+    nodes = pair_nodes(tracer, call.name, met.pairs, "product")
     return met.result(nodes)
 
 
-def nodes_of_pairs(tracer: Tracer, name: str, pairs: Tensor, kind: str) -> Tensor:
+def pair_nodes(tracer: Tracer, name: str, pairs: Tensor, kind: str) -> Tensor:
     """New nodes (n,) for pairs (2, n).
 
     Edges of value 1 from the two sides, which are told apart.
@@ -111,7 +111,7 @@ def nodes_of_pairs(tracer: Tracer, name: str, pairs: Tensor, kind: str) -> Tenso
     return nodes
 
 
-def used_by(tracer: Tracer, sources: Tensor, targets: Tensor, kind: str) -> None:
+def edges_per_use(tracer: Tracer, sources: Tensor, targets: Tensor, kind: str) -> None:
     """Edges of value 1 from sources[i] to targets[i], apart for each time a source
     comes.
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from ngopt.graph.rules.bare_parameters import with_parameter
-from ngopt.graph.rules.convolutions import join_places
-from ngopt.graph.rules.pointwise import applied
+from ngopt.graph.rules.convolutions import unify_channel_places
+from ngopt.graph.rules.pointwise import note_function
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.rules.reshaping import as_neurons, is_whole
 from ngopt.graph.tracing.tracer import Tracer
@@ -20,12 +20,12 @@ from ngopt.graph.tracing.values import (
     Unknown,
     Value,
     distinct_rows,
-    exchanged,
-    folded,
-    in_order,
+    has_duplicates,
     nodes_among,
-    repeats_any,
+    replaced_labels,
     same_along,
+    unique_in_order,
+    with_zero_strides,
     without_repeats,
 )
 
@@ -55,7 +55,7 @@ def _no_neurons(tracer: Tracer, call: Node, x: Value) -> Value:
 def _join_channels(tracer: Tracer, x: Neurons) -> None:
     """Channels of a map, of which each is one neuron."""
     if len(x.shape) > 2:
-        join_places(tracer, x.labels, 1)
+        unify_channel_places(tracer, x.labels, 1)
 
 
 @register_rule(aten.layer_norm)
@@ -198,7 +198,7 @@ def _new_nodes(tracer: Tracer, name: str, sources: Tensor) -> Tensor:
         members = groups == group
         # in the order of channels, not of numbers: these differ behind a channel
         # shuffle
-        different, which = in_order(sources[members])
+        different, which = unique_in_order(sources[members])
         targets[members] = tracer.nodes.new(name, len(different))[which]
     return targets
 
@@ -243,8 +243,8 @@ def _shared_scale_and_shift(
     targets = tracer.nodes.new(name, len(nodes))
     tracer.edges(None, nodes, targets, "residual")
     if groups.shape[1] > 1:
-        _add_groups(tracer, name, groups, exchanged(groups, nodes, targets))
-    result = Neurons(exchanged(labels, nodes, targets).expand(x.shape))
+        _add_groups(tracer, name, groups, replaced_labels(groups, nodes, targets))
+    result = Neurons(replaced_labels(labels, nodes, targets).expand(x.shape))
     shape = _shape_along(x, dims)
     for parameter, kind in ((weight, "gamma"), (bias, "beta")):
         if isinstance(parameter, Elements):
@@ -275,19 +275,19 @@ def softmax(tracer: Tracer, call: Node, x: Value, dim: int, *_: Any) -> Value:
     node."""
     if isinstance(x, Elements):
         # neurons that such rows meet are pinned, see `with_parameter`
-        tracer.rowwise.add(x.parameter)
+        tracer.row_normalised.add(x.parameter)
         if not is_whole(tracer, x):
-            tracer.fixed.add(
+            tracer.pinned_parameters.add(
                 x.parameter
             )  # rows of another shape may be parts of its own
         return x
     if not isinstance(x, Neurons):
         return tracer.unknown(call)
-    labels = folded(tracer.nodes.find(x.labels)).movedim(dim, -1)
+    labels = with_zero_strides(tracer.nodes.find(x.labels)).movedim(dim, -1)
     (labels,) = without_repeats([labels], keep=[labels.dim() - 1])
     if not _add_row_nodes(tracer, call, labels):
         return tracer.unknown(call)
-    applied(tracer, call, labels)
+    note_function(tracer, call, labels)
     # not pristine: two softmaxes that are summed are not one layer
     return Neurons(x.labels)
 
@@ -299,7 +299,7 @@ def weight_norm(tracer: Tracer, call: Node, v: Value, g: Value, *_: Any) -> Valu
         return tracer.unknown(call)
     # with stride 0 along a row, by which `Tracer.edges` sees a feature of the targets
     norms = g.apply(lambda g: g.broadcast_to(v.shape))
-    weight = v.accompanied([norms])
+    weight = v.with_factors([norms])
     values = call.meta["val"]
     if isinstance(values, Tensor):
         return weight
@@ -320,7 +320,7 @@ def _disjoint_rows(tracer: Tracer, labels: Tensor) -> Tensor | None:
     if len({len(members) for members in found}) != 1:
         return None
     sets = torch.tensor(found)
-    if (sets <= 0).any() or repeats_any(sets):
+    if (sets <= 0).any() or has_duplicates(sets):
         return None
     return sets
 

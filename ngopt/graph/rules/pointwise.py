@@ -21,16 +21,16 @@ from ngopt.graph.rules.neuron_pairs import product_of
 from ngopt.graph.rules.registry import functions, register_rule
 from ngopt.graph.tracing.capture import packet_of
 from ngopt.graph.tracing.nodes import Mark
-from ngopt.graph.tracing.tracer import Applied, Tracer
+from ngopt.graph.tracing.tracer import AppliedFunction, Tracer
 from ngopt.graph.tracing.values import (
     Elements,
     Neurons,
     Unknown,
     Value,
-    folded,
-    is_one_number,
+    has_one_value,
     nodes_among,
     same_along,
+    with_zero_strides,
     without_repeats,
 )
 
@@ -55,7 +55,7 @@ def constant(tracer: Tracer, call: Node, *args: Any, **kwargs: Any) -> Value:
     return value
 
 
-def elementwise(tracer: Tracer, call: Node, args: tuple, kwargs: dict) -> Value:
+def pointwise_function(tracer: Tracer, call: Node, args: tuple, kwargs: dict) -> Value:
     """A function without a rule of its own.
 
     What it is applied to keeps its meaning if it works entry by entry.
@@ -107,7 +107,7 @@ def _of_neurons(
     result = Neurons(result.labels.expand(shape))
     for other in operands:
         result = _meet(tracer, call, result, other)
-    applied(tracer, call, result.labels)
+    note_function(tracer, call, result.labels)
     return result
 
 
@@ -117,7 +117,7 @@ def _meet(tracer: Tracer, call: Node, x: Neurons, other: Value) -> Neurons:
     if isinstance(other, Elements):
         return with_parameter(tracer, call, x, other, "slope")
     if isinstance(other, Tensor):
-        meet_constant(tracer, x, other)
+        tell_apart_by_constant(tracer, x, other)
     if isinstance(other, Unknown):
         # dense, as it may differ everywhere: stride 0 would say that it repeats
         dense = torch.empty(other.shape)
@@ -126,7 +126,7 @@ def _meet(tracer: Tracer, call: Node, x: Neurons, other: Value) -> Neurons:
     return x
 
 
-def applied(tracer: Tracer, call: Node, labels: Tensor) -> None:
+def note_function(tracer: Tracer, call: Node, labels: Tensor) -> None:
     """Notes down that a function was applied to neurons."""
     values = [tracer.values[a] if isinstance(a, Node) else a for a in call.args]
     traced = [k for k, value in enumerate(values) if _is_traced(value)]
@@ -137,7 +137,7 @@ def applied(tracer: Tracer, call: Node, labels: Tensor) -> None:
         name = f"{name} of several"
     nodes = nodes_among(labels)
     function = _function(call, values)
-    tracer.applied.append(Applied(nodes, name, function))
+    tracer.applied_functions.append(AppliedFunction(nodes, name, function))
 
 
 def _function(call: Node, values: list[Value]) -> str | None:
@@ -181,8 +181,8 @@ def _of_elements(
     own = [a for a in whole if a.parameter == first.parameter]
     others = [a for a in whole if a.parameter != first.parameter]
     if not _treats_alike(tracer, call, own, operands):
-        tracer.fixed.add(first.parameter)
-    return first.accompanied(others)
+        tracer.pinned_parameters.add(first.parameter)
+    return first.with_factors(others)
 
 
 def _treats_alike(
@@ -211,14 +211,14 @@ def _is_uniform(other: Tensor | Unknown) -> bool:
     if other.shape.numel() <= 1:
         return True
     if isinstance(other, Tensor):
-        return is_one_number(other)
+        return has_one_value(other)
     return other.equivariant
 
 
 def _differ(labels: Tensor, other: Tensor) -> bool:
     """Whether a dimension is one of different neurons for which another tensor may
     differ."""
-    labels = folded(labels)
+    labels = with_zero_strides(labels)
     other = other.expand(labels.shape)
     for d, n in enumerate(labels.shape):
         # stride 0: the same all along
@@ -228,7 +228,7 @@ def _differ(labels: Tensor, other: Tensor) -> bool:
     return False
 
 
-def meet_constant(tracer: Tracer, x: Neurons, constant: Tensor) -> None:
+def tell_apart_by_constant(tracer: Tracer, x: Neurons, constant: Tensor) -> None:
     """Where a constant differs between neurons, each of its values is a node with edges
     to those.
 
@@ -237,10 +237,10 @@ def meet_constant(tracer: Tracer, x: Neurons, constant: Tensor) -> None:
     """
     if constant.numel() <= 1:
         return
-    whole = folded(constant.expand(x.shape))
+    whole = with_zero_strides(constant.expand(x.shape))
     if not _differ(x.labels, whole):
         return
-    labels, values = without_repeats([folded(x.labels), whole])
+    labels, values = without_repeats([with_zero_strides(x.labels), whole])
     labels = tracer.nodes.find(labels)
     inputs = tracer.nodes.marked(Mark.INPUT)
     is_input = torch.isin(labels, inputs)
@@ -357,7 +357,7 @@ def creation(
     Random numbers are the same for all neurons, as none is singled out.
     """
     # of the input it takes the shape alone: zeros stay 0, as in equilibrium
-    tracer.data.discard(call)
+    tracer.input_dependent.discard(call)
     (source,) = call.all_input_nodes[:1]
     dtype = source.meta["val"].dtype
     zeros = torch.zeros(tuple(like.shape), dtype=dtype)
@@ -370,7 +370,7 @@ def creation(
 def prelu(tracer: Tracer, call: Node, x: Value, weight: Value) -> Value:
     """A parametric activation: its slope is a feature of the neurons it is applied to."""
     if not (isinstance(x, Neurons) and isinstance(weight, Elements)):
-        return elementwise(tracer, call, (x, weight), {})
+        return pointwise_function(tracer, call, (x, weight), {})
     shape = [1] * x.labels.dim()
     # torch has channels along axis 1; a vector takes a single slope
     if x.labels.dim() > 1:

@@ -301,7 +301,7 @@ def _cell_of(
     key = tuple(
         w.view() or (w.parameter, *w.numbers.flatten().tolist()) for w in weights
     )
-    known = tracer.cells.setdefault(key, [])
+    known = tracer.recurrent_cells.setdefault(key, [])
     cell = _continued(tracer, known, given)
     if cell is None:
         nodes = _recurrent_layer(tracer, call, features, weights)

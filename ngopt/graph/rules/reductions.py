@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ngopt.graph.rules.pointwise import applied
+from ngopt.graph.rules.pointwise import note_function
 from ngopt.graph.rules.registry import functions, register_rule
 from ngopt.graph.rules.reshaping import is_whole
 from ngopt.graph.tracing.capture import packet_of
@@ -27,7 +27,7 @@ ALONG = functions("""
 cummax cummin diff fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft fft_fft2 fft_ifft2
 fft_rfft2 fft_irfft2 fft_fftn fft_ifftn fft_rfftn fft_irfftn
 """)
-ROWS = 4096
+MAX_ROWS = 4096
 """At most so many different sets of neurons in one reduction, each a node."""
 
 
@@ -60,7 +60,7 @@ def _along(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
         return Unknown(shape)
     labels = tracer.nodes.find(x.labels)
     if all(same_along(labels, d) for d in dims):
-        applied(tracer, call, labels)
+        note_function(tracer, call, labels)
     elif packet_of(call) in RANKINGS:
         # which of them ranks where may be used, too
         tracer.pin(labels)
@@ -96,7 +96,7 @@ def _reduced(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
     if not isinstance(x, Neurons):
         # one number of all elements says nothing of rows
         if isinstance(x, Elements) and shape.numel() > 1:
-            tracer.rowwise.add(x.parameter)
+            tracer.row_normalised.add(x.parameter)
         # statistics of rows are exchanged with them, as in normalised, unless rows were
         # cut
         return Unknown(shape, equivariant=is_whole(tracer, x))
@@ -111,7 +111,7 @@ def _reduced(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
     rows = labels.movedim(dims, last).reshape(shape.numel(), -1)
     if same_along(rows, 1):
         nodes = rows[:, 0]
-        applied(tracer, call, nodes)
+        note_function(tracer, call, nodes)
     else:
         nodes = _pool_nodes(tracer, call, rows)
     if nodes is None:
@@ -125,7 +125,7 @@ def _pool_nodes(tracer: Tracer, call: Node, rows: Tensor) -> Tensor | None:
     # no reduction sees an order, so that rows of the same neurons have one node
     rows = rows.sort(dim=1).values
     sets, which = rows.unique(dim=0, return_inverse=True)
-    if len(sets) > ROWS or (sets <= 0).any():
+    if len(sets) > MAX_ROWS or (sets <= 0).any():
         return None
     count = len(sets)
     # (n, sets): pools of the inputs at several places may become one, as those are free

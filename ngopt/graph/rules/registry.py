@@ -34,7 +34,7 @@ def register_rule(*targets: Any) -> Callable[[Rule], Rule]:
 
     def register(rule: Rule) -> Rule:
         for target in targets:
-            # overloads and their packets are keys; `Walk._value` looks for the overload
+            # overloads and their packets are keys; `RuleInterpreter._value` looks for the overload
             # first
             RULES[target] = rule
         return rule

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from ngopt.graph.rules.registry import functions, register_rule
 from ngopt.graph.tracing.capture import packet_of
 from ngopt.graph.tracing.nodes import Mark
-from ngopt.graph.tracing.tracer import Applied, Tracer
+from ngopt.graph.tracing.tracer import AppliedFunction, Tracer
 from ngopt.graph.tracing.values import (
     NO_NEURON,
     Elements,
@@ -22,8 +22,8 @@ from ngopt.graph.tracing.values import (
     Unknown,
     Value,
     constant_labels,
-    folded,
     nodes_among,
+    with_zero_strides,
 )
 
 aten = torch.ops.aten
@@ -90,8 +90,8 @@ def _function_on_labels(call: Node) -> Any:
 def _neurons(labels: Any) -> Value:
     # stride 0 is how others know repeats; functions that copy labels lose it
     if isinstance(labels, (list, tuple)):
-        return [Neurons(folded(part)) for part in labels]
-    return Neurons(folded(labels))
+        return [Neurons(with_zero_strides(part)) for part in labels]
+    return Neurons(with_zero_strides(labels))
 
 
 def _moved_unknown(tracer: Tracer, call: Node, first: Value) -> Value:
@@ -140,10 +140,12 @@ def _tell_parts_apart(tracer: Tracer, call: Node) -> None:
             path = _path(tracer, source)
             parts.append(_Part(nodes, set(groups), path))
     for part in parts:
-        # `tell_functions_apart` compares nodes of one group alone
+        # `add_function_nodes` compares nodes of one group alone
         of_one_layer = [other for other in parts if other.groups & part.groups]
         if any(other.path != part.path for other in of_one_layer):
-            tracer.applied.append(Applied(part.nodes, None, part.path))
+            tracer.applied_functions.append(
+                AppliedFunction(part.nodes, None, part.path)
+            )
 
 
 def _path(tracer: Tracer, call: Node) -> str:
@@ -171,8 +173,8 @@ def _moves_positions(call: Node, first: Value) -> bool:
     if packet_of(call) not in POSITIONS or not isinstance(first, Neurons):
         return False
     dims = _changed_dims(call, first)
-    strides = folded(first.labels).stride()
-    # `folded` gives stride 0 where labels repeat: positions of the same neurons
+    strides = with_zero_strides(first.labels).stride()
+    # `with_zero_strides` gives stride 0 where labels repeat: positions of the same neurons
     return bool(dims) and all(strides[d] == 0 for d in dims)
 
 
@@ -262,10 +264,10 @@ def transposed(value: Value) -> Value:
         return Neurons(value.labels.mT, is_pristine=value.is_pristine)
     if isinstance(value, Tensor):
         return value.mT
-    return Unknown(flipped(value.shape))
+    return Unknown(transposed_shape(value.shape))
 
 
-def flipped(shape: torch.Size) -> torch.Size:
+def transposed_shape(shape: torch.Size) -> torch.Size:
     """The shape of a transposed matrix."""
     *lead, rows, columns = shape
     return torch.Size((*lead, columns, rows))
@@ -289,4 +291,4 @@ def im2col(tracer: Tracer, call: Node, x: Value, *options: Any) -> Value:
     # neuron
     patches = function(x.labels.double(), *options)
     labels = patches.round().long()
-    return Neurons(folded(labels))
+    return Neurons(with_zero_strides(labels))

@@ -15,7 +15,7 @@ from torch.fx import Node
 from ngopt.graph.rules.attention import addition
 from ngopt.graph.rules.indexing import Index, are_together, indexed_dims, is_unknown
 from ngopt.graph.rules.neuron_pairs import product_of
-from ngopt.graph.rules.pointwise import applied
+from ngopt.graph.rules.pointwise import note_function
 from ngopt.graph.rules.registry import functions, register_rule
 from ngopt.graph.rules.reshaping import as_neurons, labels_of
 from ngopt.graph.tracing.capture import packet_of
@@ -26,8 +26,8 @@ from ngopt.graph.tracing.values import (
     Neurons,
     Unknown,
     Value,
-    folded,
     same_along,
+    with_zero_strides,
 )
 
 aten = torch.ops.aten
@@ -51,7 +51,7 @@ def fill(tracer: Tracer, call: Node, x: Value, *_: Any) -> Value:
     if isinstance(x, Elements):
         # of no use where they were erased, they stay with the others: Swin V2 has no
         # bias of keys
-        tracer.fixed.add(x.parameter)
+        tracer.pinned_parameters.add(x.parameter)
         return x
     label = torch.tensor(SAME_CONSTANT)
     return Neurons(label.expand(x.shape))
@@ -70,7 +70,7 @@ def index_put(
     if isinstance(x, (Unknown, Elements)) or isinstance(new, Unknown):
         return tracer.unknown(call)
     # integer inputs are traced as zeros, and a mask of them as whatever that gives
-    is_data = not tracer.data.isdisjoint(call.all_input_nodes[1:])
+    is_data = not tracer.input_dependent.isdisjoint(call.all_input_nodes[1:])
     if is_unknown(places) or is_data:
         return _put_somewhere(tracer, call, x, new, is_added)
     if is_added:
@@ -79,7 +79,7 @@ def index_put(
     where: Any = tuple(everything if place is None else place for place in places)
     labels = labels_of(tracer, call, x).clone()
     labels[where] = labels_of(tracer, call, new)
-    return Neurons(folded(labels))
+    return Neurons(with_zero_strides(labels))
 
 
 def _put_somewhere(
@@ -91,7 +91,7 @@ def _put_somewhere(
     if isinstance(new, Tensor):
         if not isinstance(x, Neurons):
             return tracer.unknown(call)
-        applied(tracer, call, x.labels)
+        note_function(tracer, call, x.labels)
         return x
     neurons = as_neurons(tracer, call, new)
     written = _at_all_places(neurons, dims, x.shape) if are_together(dims) else None

@@ -6,12 +6,12 @@ say what each adds (`Tracer.edges`), and `finish` makes a graph of it, whose blo
 `blocks` finds. What a ResNet-18 becomes on the way, for an example input of (2, 3, 224,
 224):
 
-`Walk._input`: the entries of an image are nodes 1 ... 150528, the labels of the input,
+`RuleInterpreter._input`: the entries of an image are nodes 1 ... 150528, the labels of the input,
 expanded over the batch. A parameter is `Elements`: its position in the list, and the
 strides that say which element lies where.
 
 `conv2d(x, conv1.weight)`, rule `maps.convolution`. A convolution works alike on all
-places, so that the entries of a channel become one node (`maps.join_places`): 1, 50177
+places, so that the entries of a channel become one node (`maps.unify_channel_places`): 1, 50177
 and 100353. There are 64 new nodes, 150529 ... 150592, and
 
     tracer.edges(elements, sources, targets, call=call)
@@ -29,7 +29,7 @@ channel:
     tracer.edges(bn1.weight, sources, targets, "gamma")      (64,), (64,) and (64,)
     tracer.edges(bn1.bias, None, targets, "beta")            a feature of the targets
 
-`relu(...)` has no rule. `entrywise.elementwise` sees that torch calls it pointwise:
+`relu(...)` has no rule. `entrywise.pointwise_function` sees that torch calls it pointwise:
 labels stay, and the name is noted down as their activation. `max_pool2d`, rule
 `maps.pool`, keeps the channels too. The next convolution has sources 150593 ... 150656,
 and so on to layer1.0.bn2 with 150849 ... 150912.

@@ -17,13 +17,13 @@ from ngopt.graph.tracing.edges import Block
 from ngopt.graph.tracing.nodes import Mark, Nodes
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.unused_rows import with_unused_rows
-from ngopt.graph.tracing.values import present, same_along
+from ngopt.graph.tracing.values import not_none, same_along
 
 
-def finish(tracer: Tracer) -> NeuralGraph:
+def assemble(tracer: Tracer) -> NeuralGraph:
     """The graph of all that was found, now that it is known which nodes are the same."""
     # before blocks are found, as it adds edges
-    tell_functions_apart(tracer)
+    add_function_nodes(tracer)
     blocks, biases = _blocks_and_biases(tracer)
     whole = with_unused_rows(tracer.parameters, [*blocks, *biases])
     blocks, biases = whole[: len(blocks)], whole[len(blocks) :]
@@ -49,7 +49,7 @@ def _blocks_and_biases(tracer: Tracer) -> tuple[list[Block], list[Block]]:
     """The blocks of edges, and those of features."""
     blocks = []
     biases = []
-    for edges in tracer.found:
+    for edges in tracer.all_edges:
         found = biases if edges.sources is None else blocks
         found += blocks_of(edges, tracer.nodes)
     blocks = with_copies(tracer, blocks)
@@ -63,13 +63,13 @@ def _pin_fixed(tracer: Tracer, blocks: Sequence[Block]) -> None:
         view = block.view
         # such as the masked weight of parts, whose rows differ by more than their
         # elements
-        if view is not None and view.parameter in tracer.fixed:
+        if view is not None and view.parameter in tracer.pinned_parameters:
             tracer.pin(*_ends(block))
 
 
 def _note_functions(tracer: Tracer, groups: _Groups, builder: GraphBuilder) -> None:
     applied = defaultdict(list)
-    for labels, name, _ in tracer.applied:
+    for labels, name, _ in tracer.applied_functions:
         if name is None:
             continue
         for number in groups.of(labels):
@@ -94,7 +94,7 @@ def _inner(builder: GraphBuilder, groups: _Groups) -> set[int]:
     return found
 
 
-def tell_functions_apart(tracer: Tracer) -> None:
+def add_function_nodes(tracer: Tracer) -> None:
     """Adds nodes for functions that not all neurons of a layer went through, with edges
     to those.
 
@@ -127,7 +127,7 @@ def _histories(tracer: Tracer) -> Tensor:
     nodes = tracer.nodes
     numbers: dict[str, int] = {}
     histories = torch.zeros(nodes.count, dtype=torch.long)
-    for labels, _, function in tracer.applied:
+    for labels, _, function in tracer.applied_functions:
         if function is None:
             continue
         number = numbers.setdefault(function, len(numbers) + 1)
@@ -286,7 +286,7 @@ def _view(block: Block) -> View:
 
 
 def _ends(block: Block) -> list[Tensor]:
-    return present(block.sources, block.targets)
+    return not_none(block.sources, block.targets)
 
 
 class _Groups:

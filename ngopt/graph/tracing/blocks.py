@@ -21,15 +21,15 @@ from ngopt.graph.core import View
 from ngopt.graph.topology import whole
 from ngopt.graph.tracing.edges import Block, Edges
 from ngopt.graph.tracing.nodes import Nodes
-from ngopt.graph.tracing.unit_edges import stars
+from ngopt.graph.tracing.unit_edges import unit_edge_blocks
 from ngopt.graph.tracing.values import (
     Elements,
     Repeats,
     along,
     compact,
-    present,
+    has_duplicates,
+    not_none,
     regular_repeats,
-    repeats_any,
     row_numbers,
     same_along,
 )
@@ -42,7 +42,7 @@ ENDS = ((TARGETS, SOURCES), (TARGETS,), (SOURCES,))
 def blocks_of(edges: Edges, nodes: Nodes) -> Iterator[Block]:
     """The blocks that edges consist of."""
     if edges.elements is None:
-        yield from stars(edges, nodes)
+        yield from unit_edge_blocks(edges, nodes)
         return
     for piece in _regular_pieces(edges, edges.elements, nodes):
         for part in _within_groups(piece, nodes):
@@ -165,7 +165,7 @@ def _regular_pieces(edges: Edges, elements: Elements, nodes: Nodes) -> Iterator[
 
 def _compact_ends(edges: Edges, nodes: Nodes) -> tuple[Tensor, ...]:
     """The nodes that now are at the ends, with as many axes each; see `Piece`."""
-    ends = present(edges.targets, edges.sources)
+    ends = not_none(edges.targets, edges.sources)
     axes = max(end.dim() for end in ends)
     found = []
     for end in ends:
@@ -275,7 +275,7 @@ def _distinct_parts(piece: Piece) -> Iterator[Piece]:
 
 
 def _is_distinct(piece: Piece) -> bool:
-    return not any(repeats_any(end) for end in piece.ends)
+    return not any(has_duplicates(end) for end in piece.ends)
 
 
 def _repeats_split(piece: Piece, ends: Sequence[int]) -> Piece:

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ngopt.graph.core import NeuralGraph
 from ngopt.graph.rules import RULES, pointwise, reshaping
-from ngopt.graph.tracing.assembly import finish
+from ngopt.graph.tracing.assembly import assemble
 from ngopt.graph.tracing.capture import Program, one_line, packet_of
 from ngopt.graph.tracing.nodes import Mark
 from ngopt.graph.tracing.tracer import Tracer
@@ -35,8 +35,8 @@ from ngopt.graph.tracing.values import (
     Unknown,
     Value,
     constant_labels,
-    folded,
     strided_numbers,
+    with_zero_strides,
 )
 
 
@@ -46,9 +46,9 @@ def trace(program: Program, model: nn.Module) -> NeuralGraph:
     with on_cpu(), torch.random.fork_rng(devices=[]):
         # torch.manual_seed would seed those of all devices
         torch.default_generator.manual_seed(0)
-        walk = Walk(program, model)
+        walk = RuleInterpreter(program, model)
         walk.run()
-        return finish(walk.tracer)
+        return assemble(walk.tracer)
 
 
 def on_cpu() -> AbstractContextManager:
@@ -188,7 +188,7 @@ class _Written:
         new = self.labels[which.clamp(min=0)]
         if old is not None:
             new = torch.where(is_new, new, old)
-        return Neurons(folded(new))
+        return Neurons(with_zero_strides(new))
 
     def _seen(self, numbers: Tensor) -> Tensor:
         """Which of the labels is at each place in memory, -1 for none."""
@@ -199,7 +199,7 @@ class _Written:
         return self.places[inside].masked_fill(is_behind, -1)
 
 
-class Walk:
+class RuleInterpreter:
     """Gives every function of a program to its rule."""
 
     def __init__(self, program: Program, model: nn.Module):
@@ -217,8 +217,8 @@ class Walk:
             # targets of a weight are of one step, which keeps them apart; two layers
             # may be one
             self.tracer.nodes.step += 1
-            if not self.tracer.data.isdisjoint(call.all_input_nodes):
-                self.tracer.data.add(call)
+            if not self.tracer.input_dependent.isdisjoint(call.all_input_nodes):
+                self.tracer.input_dependent.add(call)
             if call in regions:
                 self._apply_module(regions[call], call)
             elif call.op == "call_function":
@@ -236,7 +236,7 @@ class Walk:
             if self.tracer.is_parameter(state):
                 return self.tracer.elements(state)
             return _constant(state)
-        self.tracer.data.add(call)
+        self.tracer.input_dependent.add(call)
         value = call.meta.get("val")
         if not isinstance(value, Tensor):
             return value
@@ -318,12 +318,12 @@ class Walk:
             return self._apply(rule, call, *args, **kwargs)
         if packet in reshaping.MOVES:
             return self._apply(reshaping.move, call, args, kwargs)
-        return self._apply(pointwise.elementwise, call, args, kwargs)
+        return self._apply(pointwise.pointwise_function, call, args, kwargs)
 
     def _apply(self, rule: Callable, call: Node, *args: Any, **kwargs: Any) -> Value:
         """What a rule says; where it fails, a warning, and nothing is known of the
         result."""
-        found = self.tracer.found
+        found = self.tracer.all_edges
         count = len(found)
         try:
             return rule(self.tracer, call, *args, **kwargs)

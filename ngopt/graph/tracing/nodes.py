@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ngopt.graph.tracing.values import (
-    first_places,
-    looked_up,
+    first_indices,
+    lookup,
     nodes_among,
     without_repeats,
 )
@@ -109,7 +109,7 @@ class Nodes:
         # free
         is_free = (parts < 0).all(0)
         different, which = parts.unique(dim=1, return_inverse=True)
-        first = first_places(which, different.shape[1])
+        first = first_indices(which, different.shape[1])
         own = numbers[first[which]]
         return torch.where(is_free, -1, own)
 
@@ -234,7 +234,7 @@ def _found(labels: Tensor, alias: Tensor) -> Tensor:
     # labels of a batch repeat (stride 0): each is looked up once
     (labels,) = without_repeats([labels])
     while True:
-        further = looked_up(labels, alias)
+        further = lookup(labels, alias)
         if torch.equal(further, labels):
             return labels.expand(shape)
         labels = further

@@ -22,14 +22,14 @@ from ngopt.graph.tracing.values import (
     Value,
     along,
     distinct_rows,
-    folded,
-    present,
+    not_none,
     same_along,
+    with_zero_strides,
     without_repeats,
 )
 
 
-class Applied(NamedTuple):
+class AppliedFunction(NamedTuple):
     """A function of neurons alone.
 
     labels: theirs. name: as torch has it; None where other entries name it. function:
@@ -64,13 +64,13 @@ class Tracer:
             self.parameters.append(spec)
         self._constants: dict[tuple, Tensor] = {}
         self.nodes = Nodes()
-        self.found: list[Edges] = []
+        self.all_edges: list[Edges] = []
         self.values: dict[Node, Value] = {}
-        self.data: set[Node] = set()
-        self.applied: list[Applied] = []
-        self.fixed: set[int] = set()
-        self.rowwise: set[int] = set()
-        self.cells: dict[tuple, list[Any]] = {}
+        self.input_dependent: set[Node] = set()
+        self.applied_functions: list[AppliedFunction] = []
+        self.pinned_parameters: set[int] = set()
+        self.row_normalised: set[int] = set()
+        self.recurrent_cells: dict[tuple, list[Any]] = {}
 
     def shape_of(self, call: Node) -> torch.Size:
         return call.meta["val"].shape
@@ -123,23 +123,23 @@ class Tracer:
         """
         path = () if call is None else self._path(call)
         if elements is None:
-            self.found.append(Edges(None, sources, targets, kind, path))
+            self.all_edges.append(Edges(None, sources, targets, kind, path))
             return
         self._check(elements, sources, targets)
         if sources is not None:
             name = self.name_of(elements)
             # before the factors, which so come from the same constant nodes
             sources = self.source_nodes(sources, name)
-        self.found.append(Edges(elements, sources, targets, kind, path))
-        for factor in elements.also:
+        self.all_edges.append(Edges(elements, sources, targets, kind, path))
+        for factor in elements.factors:
             is_shown = self._add_factor(factor, sources, targets)
             if not is_shown:
-                self.fixed.add(elements.parameter)
+                self.pinned_parameters.add(elements.parameter)
 
     def _check(
         self, elements: Elements, sources: Tensor | None, targets: Tensor
     ) -> None:
-        ends = present(sources, targets)
+        ends = not_none(sources, targets)
         labels = [tuple(end.shape) for end in ends]
         try:
             shape = torch.broadcast_shapes(*labels)
@@ -164,7 +164,7 @@ class Tracer:
         weight normalisation, is a feature of the targets, or the other way round. Of
         anything else the graph shows nothing; returns whether it shows the factor.
         """
-        ends = present(targets, sources)
+        ends = not_none(targets, sources)
         axes = max(end.dim() for end in ends)
         # a factor has the weight's shape: along axes that are not its own it repeats
         # (stride 0)
@@ -210,7 +210,7 @@ class Tracer:
             return False
         # integer inputs are traced as zeros, so that what is made of them may be 0 by
         # chance
-        return self.data.isdisjoint(call.all_input_nodes)
+        return self.input_dependent.isdisjoint(call.all_input_nodes)
 
     def constant_nodes(self, rows: Tensor) -> Tensor:
         """Nodes (n,) for different constants (n, k), the same ones for the same
@@ -282,9 +282,9 @@ class Tracer:
         if one is not None:
             others = [1] * (labels.dim() - 1)
             return one[None], torch.zeros(others, dtype=torch.long)
-        labels = folded(self.nodes.find(labels))
+        labels = with_zero_strides(self.nodes.find(labels))
         own = dim % labels.dim()
-        # a batch repeats with stride 0 once folded, and is sorted only once
+        # a batch repeats with stride 0 once with_zero_strides, and is sorted only once
         (labels,) = without_repeats([labels], keep=[own])
         labels = labels.movedim(own, -1)
         *others, n = labels.shape

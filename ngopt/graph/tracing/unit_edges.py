@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ngopt.graph.tracing.edges import Block, Edges
 from ngopt.graph.tracing.nodes import Nodes
-from ngopt.graph.tracing.values import repeats_any, row_numbers, unique_pairs
+from ngopt.graph.tracing.values import has_duplicates, row_numbers, unique_pairs
 
 
-def stars(edges: Edges, nodes: Nodes) -> Iterator[Block]:
+def unit_edge_blocks(edges: Edges, nodes: Nodes) -> Iterator[Block]:
     """Edges of value 1, each once: from one source to several targets, or the other way
     round."""
     assert edges.sources is not None, "features of nodes are elements"
@@ -47,7 +47,7 @@ def _stars_of_two_groups(pairs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 def _stars_around(centers: Tensor, others: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Different centers, and the equally many others of each behind one another."""
     nodes, owner, degrees = centers.unique(return_inverse=True, return_counts=True)
-    if repeats_any(others):  # they are shared: each center has a block of its own
+    if has_duplicates(others):  # they are shared: each center has a block of its own
         parts = torch.eye(len(nodes), dtype=torch.bool)
     else:
         # (parts, centers): a block is regular, so those in one have equally many edges

@@ -46,13 +46,13 @@ class Elements:
 
     layout: a tensor without data whose strides and offset say which element lies where,
     as long as only views were taken; else the numbers of the elements themselves,
-    int64. also: other parameters of which the entries are made too, each in the same
+    int64. factors: other parameters of which the entries are made too, each in the same
     shape (the norms of weight normalisation).
     """
 
     parameter: int
     layout: Tensor
-    also: tuple[Elements, ...] = ()
+    factors: tuple[Elements, ...] = ()
 
     @classmethod
     def whole(cls, parameter: int, shape: tuple[int, ...]) -> Elements:
@@ -82,13 +82,13 @@ class Elements:
         # parameter
         if old.is_meta and not _share_storage(layout, old):
             layout = function(self.numbers)
-        also = tuple(other.apply(function) for other in self.also)
-        return Elements(self.parameter, layout, also)
+        factors = tuple(other.apply(function) for other in self.factors)
+        return Elements(self.parameter, layout, factors)
 
-    def accompanied(self, others: Iterable[Elements]) -> Elements:
-        """The same with other parameters at its side; see `also`."""
-        also = (*self.also, *others)
-        return replace(self, also=also)
+    def with_factors(self, others: Iterable[Elements]) -> Elements:
+        """The same with other parameters at its side; see `factors`."""
+        factors = (*self.factors, *others)
+        return replace(self, factors=factors)
 
     def view(self) -> View | None:
         """The strided view that the tensor is, None if it is none or has an element
@@ -117,7 +117,7 @@ class Unknown:
 Value = Neurons | Elements | Unknown | Tensor | Any
 
 
-def present(*tensors: Tensor | None) -> list[Tensor]:
+def not_none(*tensors: Tensor | None) -> list[Tensor]:
     """Those that there are."""
     return [x for x in tensors if x is not None]
 
@@ -137,7 +137,7 @@ def without_repeats(
     return found
 
 
-def is_one_number(constant: Tensor) -> bool:
+def has_one_value(constant: Tensor) -> bool:
     """Whether all entries of a tensor are the same; an empty one has none."""
     return constant.numel() > 0 and same_along(constant.flatten(), 0)
 
@@ -145,7 +145,7 @@ def is_one_number(constant: Tensor) -> bool:
 def constant_labels(constant: Tensor) -> Tensor:
     """Labels of a tensor that is no neurons."""
     # columns of one constant are twins of each other, those of different ones are not
-    label = SAME_CONSTANT if is_one_number(constant) else NO_NEURON
+    label = SAME_CONSTANT if has_one_value(constant) else NO_NEURON
     return torch.full(constant.shape, label)
 
 
@@ -158,7 +158,7 @@ def compact(labels: Tensor) -> Tensor:
     return labels
 
 
-def folded(labels: Tensor) -> Tensor:
+def with_zero_strides(labels: Tensor) -> Tensor:
     """The same labels, with stride 0 along every dimension in which they only repeat."""
     own = compact(labels)
     return own.expand(labels.shape)
@@ -171,7 +171,7 @@ def nodes_among(labels: Tensor) -> Tensor:
     return nodes[nodes > 0]
 
 
-def looked_up(labels: Tensor, table: Tensor) -> Tensor:
+def lookup(labels: Tensor, table: Tensor) -> Tensor:
     """table[label] for labels of nodes; those of no neuron stay as they are."""
     # -1 would read the last entry
     places = labels.clamp(min=0)
@@ -211,7 +211,7 @@ def same_along(labels: Tensor, dim: int) -> bool:
     return bool((labels == first).all())
 
 
-def repeats_any(nodes: Tensor) -> bool:
+def has_duplicates(nodes: Tensor) -> bool:
     """Whether one of the nodes comes several times."""
     nodes = nodes.flatten()
     if _are_increasing(nodes):
@@ -226,18 +226,18 @@ def _are_increasing(nodes: Tensor) -> bool:
     return bool((steps > 0).all())
 
 
-def in_order(nodes: Tensor) -> tuple[Tensor, Tensor]:
+def unique_in_order(nodes: Tensor) -> tuple[Tensor, Tensor]:
     """The different nodes, in the order in which they first come, and which of them is
     where."""
     found, which = nodes.unique(return_inverse=True)
     # unique sorts, and torch's does not say where an entry first comes
-    first = first_places(which, len(found))
+    first = first_indices(which, len(found))
     order = first.argsort()
     rank = order.argsort()  # the inverse permutation
     return found[order], rank[which]
 
 
-def first_places(which: Tensor, count: int) -> Tensor:
+def first_indices(which: Tensor, count: int) -> Tensor:
     """Where each of 0 ... count - 1 first comes, (count,)."""
     length = len(which)
     places = torch.arange(length)
@@ -292,14 +292,14 @@ def distinct_rows(rows: Tensor) -> Tensor:
     return torch.cat([first, different])
 
 
-def exchanged(labels: Tensor, old: Tensor, new: Tensor) -> Tensor:
+def replaced_labels(labels: Tensor, old: Tensor, new: Tensor) -> Tensor:
     """Labels with new[i] where old[i] was."""
     flat = labels.flatten()
     known = torch.cat([flat, old])
     size = int(known.max()) + 1
     table = torch.arange(size)
     table[old] = new
-    return looked_up(labels, table)
+    return lookup(labels, table)
 
 
 def _share_storage(a: Tensor, b: Tensor) -> bool:
@@ -337,7 +337,7 @@ def _strides_and_offset(layout: Tensor) -> tuple[tuple[int, ...], int] | None:
         # the first one itself where there is no other: stride 0
         second = int(line[:2][-1])
         strides.append(second - offset)
-    # flipped: torch has no negative strides
+    # transposed_shape: torch has no negative strides
     if min(strides, default=0) < 0:
         return None
     # the edges of a tensor may be even where its inside is not
