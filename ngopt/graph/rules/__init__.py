@@ -1,16 +1,24 @@
-"""One rule for every kind of function with weights: what it adds to the neural graph."""
+"""The rules for functions of torch: what each adds to the neural graph.
+
+Importing a module registers its rules.
+"""
 
 from ngopt.graph.rules import (
+    arithmetic,
     attention,
-    bare_parameters,
     complex_numbers,
+    concatenation,
     convolutions,
+    creation,
     einsum,
+    embeddings,
     indexing,
     linear,
     norms,
     pointwise,
+    pooling,
     recurrent,
+    recurrent_cells,
     reductions,
     reshaping,
     writes,
@@ -19,16 +27,21 @@ from ngopt.graph.rules.registry import RULES, register_rule
 
 __all__ = [
     "RULES",
+    "arithmetic",
     "attention",
-    "bare_parameters",
     "complex_numbers",
+    "concatenation",
     "convolutions",
+    "creation",
     "einsum",
+    "embeddings",
     "indexing",
     "linear",
     "norms",
     "pointwise",
+    "pooling",
     "recurrent",
+    "recurrent_cells",
     "reductions",
     "register_rule",
     "reshaping",

@@ -1,23 +1,15 @@
-"""Activations with each other: sums, products and attention."""
+"""Matrix products of two activations, among them scores and values of an attention."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
 from ngopt.graph.rules.bare_parameters import with_parameter
-from ngopt.graph.rules.neuron_pairs import (
-    difference_of,
-    edges_per_use,
-    pair_nodes,
-    product_of,
-    sum_of,
-)
-from ngopt.graph.rules.pointwise import pointwise_function, tell_apart_by_constant
-from ngopt.graph.rules.registry import Rule, register_rule
+from ngopt.graph.rules.constants import tell_apart_by_constant
+from ngopt.graph.rules.neuron_pairs import edges_per_use, pair_nodes, sum_of
+from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.tracer import AppliedFunction, Tracer
 from ngopt.graph.tracing.values import (
     Elements,
@@ -34,41 +26,33 @@ from ngopt.graph.tracing.values import (
 aten = torch.ops.aten
 
 MAX_PRODUCTS = 4096
-"""At most so many products in a matrix product that is no scores or values of an
-attention."""
+"""Of a matrix product that is neither scores nor values of an attention."""
 MAX_ENTRIES = 1 << 20
-"""At most so many different entries of that product are looked at."""
+"""Of that matrix product, different ones; larger products are not searched."""
 
 
 @register_rule(aten.scaled_dot_product_attention)
 def attention(
-    tracer: Tracer,
-    call: Node,
-    q: Value,
-    k: Value,
-    v: Value,
-    mask: Value = None,
-    *_: Any,
-    **__: Any,
+    tracer: Tracer, call: Node, q: Value, k: Value, v: Value, *_, **__
 ) -> Value:
-    """softmax(q k^T + mask) v with heads kept apart; grouped-query heads are repeated."""
-    if (
-        not isinstance(q, Neurons)
-        or not isinstance(k, Neurons)
-        or not isinstance(v, Neurons)
-    ):
+    """softmax(q k^T + mask) v with separate heads; grouped-query heads are repeated."""
+    if not isinstance(q, Neurons) or not isinstance(k, Neurons):
         return tracer.unknown(call)
-    # dropout, is_causal and scale are passed over: they tell no neurons apart
+    if not isinstance(v, Neurons):
+        return tracer.unknown(call)
+    # dropout, is_causal and scale are ignored: they are the same for all neurons
     k = _repeated(k, q)
     v = _repeated(v, q)
     keys = Neurons(k.labels.mT)
     shape = torch.Size((*q.shape[:-1], keys.shape[-1]))
     scores = product_of_activations(tracer, call.name, q, keys, shape)
     if isinstance(scores, Neurons):
+        mask = tracer.argument(call, "attn_mask")
         scores = _masked(tracer, call, scores, mask)
         heads = nodes_among(scores.labels)
-        # no function (None): all heads go through it, so that it tells none apart
-        tracer.applied_functions.append(AppliedFunction(heads, "softmax", None))
+        # function None: all heads have the same
+        function = AppliedFunction(heads, "softmax", None)
+        tracer.applied_functions.append(function)
     name = f"{call.name}.values"
     return product_of_activations(tracer, name, scores, v, tracer.shape_of(call))
 
@@ -77,7 +61,7 @@ def _repeated(x: Neurons, q: Neurons) -> Neurons:
     """Keys or values (..., heads, n, d), a head for each of the queries."""
     if len(q.shape) < 3 or q.shape[-3] <= x.shape[-3]:
         return x
-    # as in torch, heads of queries that follow one another share one of keys
+    # as in torch, consecutive heads of queries share a head of keys
     ratio = q.shape[-3] // x.shape[-3]
     return Neurons(x.labels.repeat_interleave(ratio, -3))
 
@@ -97,11 +81,11 @@ def product_of_activations(
 ) -> Value:
     """a @ b of two activations, (..., t, n) and (..., n, m).
 
-    Where the summed index runs over neurons (q k^T), each pair of them is a product,
-    and all products that are summed meet in one node, a head. Where it runs over
-    positions (attention times values), the neurons of b are weighted by those of a,
-    each pair again a product. What differs from position to position is joined if
-    nothing keeps it apart, as the keys of a prefix and those of tokens.
+    If the sum runs over neurons (q k^T), each pair of them is a product node, and all
+    products of a sum have edges to one node, a head. If it runs over positions
+    (attention times values), the neurons of b are weighted by those of a, each pair
+    again a product node. Neurons that differ between positions are unified if possible,
+    such as the keys of a prefix and those of tokens.
     """
     if isinstance(a, Neurons) and isinstance(b, Neurons):
         return _of_activations(tracer, name, a.labels, b.labels, shape)
@@ -114,8 +98,8 @@ def product_of_activations(
 
 
 def _mixed(x: Neurons, dim: int, shape: torch.Size) -> Value:
-    """What is no neurons mixes positions along a dimension, where they are the same
-    neurons."""
+    """A constant mixes positions along a dimension: neurons stay if they are the same
+    at all of these."""
     if not same_along(x.labels, dim):
         return Unknown(shape)
     first = x.labels.narrow(dim, 0, 1)
@@ -125,9 +109,8 @@ def _mixed(x: Neurons, dim: int, shape: torch.Size) -> Value:
 def _of_activations(
     tracer: Tracer, name: str, a: Tensor, b: Tensor, shape: torch.Size
 ) -> Value:
-    """The product of labels (..., t, n) and (..., n, m); unknown where `_products`
-    finds none."""
-    left, right = _matrices(tracer, a, b)
+    """The product of labels (..., t, n) and (..., n, m); Unknown if too large."""
+    left, right = _with_one_batch_axis(tracer, a, b)
     r, t, _ = left.shape
     m = right.shape[2]
     labels = _products(tracer, name, left, right)
@@ -137,8 +120,8 @@ def _of_activations(
     return Neurons(whole.reshape(shape))
 
 
-def _matrices(tracer: Tracer, a: Tensor, b: Tensor) -> list[Tensor]:
-    """Present labels of two tensors that are multiplied, (r, t, n) and (r, n, m)."""
+def _with_one_batch_axis(tracer: Tracer, a: Tensor, b: Tensor) -> list[Tensor]:
+    """Present labels of two factors, (r, t, n) and (r, n, m)."""
     # as in torch, a vector is a row on the left and a column on the right
     a = a[None] if a.dim() == 1 else a
     b = b[:, None] if b.dim() == 1 else b
@@ -151,15 +134,9 @@ def _matrices(tracer: Tracer, a: Tensor, b: Tensor) -> list[Tensor]:
 def _products(tracer: Tracer, name: str, left: Tensor, right: Tensor) -> Tensor | None:
     """Labels that broadcast to (r, t, m), of labels (r, t, n) and (r, n, m).
 
-    None where there are too many products, or any entry is no neuron.
+    None if there are too many products, or any entry is no neuron.
     """
-    # scores of an attention: a head is one node at all positions
-    is_one_score = same_along(left, 1) and same_along(left, 2)
-    # heads of one neuron each have one value at all positions
-    are_values = not same_along(right, 2) or (
-        right.shape[1] > 1 and same_along(right, 1)
-    )
-    weighs = is_one_score and are_values
+    weighs = _are_scores(left) and _are_values(right)
     # neurons of values are along m, those of keys along n
     right = _unify_positions(tracer, right, 2 if weighs else 1)
     if weighs and same_along(right, 1):
@@ -174,32 +151,48 @@ def _products(tracer: Tracer, name: str, left: Tensor, right: Tensor) -> Tensor 
     return _pooled_products(tracer, name, left, right)
 
 
-def _unify_positions(tracer: Tracer, labels: Tensor, dim: int) -> Tensor:
-    """Labels (r, n, m), the same at all positions of each (n, m) where nothing keeps
-    them apart.
+def _are_scores(left: Tensor) -> bool:
+    """Whether (r, t, n) is one node in each matrix, as a head at all positions."""
+    return same_along(left, 1) and same_along(left, 2)
 
-    dim: that of the neurons; positions are along the other.
+
+def _are_values(right: Tensor) -> bool:
+    """Whether neurons are along the last axis of (r, n, m), positions along n."""
+    if not same_along(right, 2):
+        return True
+    # heads of one neuron each have the same value at all positions
+    return right.shape[1] > 1 and same_along(right, 1)
+
+
+def _unify_positions(tracer: Tracer, labels: Tensor, dim: int) -> Tensor:
+    """Labels (r, n, m), the same at all positions of each matrix where possible.
+
+    dim: that of the neurons, 1 or 2; positions are along the other.
     """
-    # the matrix has axes 1 and 2
     other = 3 - dim
     if same_along(labels, other):
         return labels
-    # heads come again for every entry of the batch
+    # heads repeat for every entry of the batch
     matrices, which = labels.unique(dim=0, return_inverse=True)
-    rows = [tracer.unify_places(matrix, dim - 1) for matrix in matrices]
-    found = [row for row in rows if row is not None]
-    if len(found) < len(rows):
+    rows = []
+    is_unified = True
+    for matrix in matrices:
+        row = tracer.unify_places(matrix, dim - 1)
+        if row is None:
+            is_unified = False
+        else:
+            rows.append(row)
+    if not is_unified:
         return tracer.nodes.find(labels)
-    # later matrices may have joined nodes of earlier ones
-    unified = tracer.nodes.find(torch.stack(found))[which]
+    # later matrices may have unified nodes of earlier ones
+    unified = tracer.nodes.find(torch.stack(rows))[which]
     return unified.unsqueeze(other).expand_as(labels)
 
 
 def _scores(tracer: Tracer, name: str, left: Tensor, right: Tensor) -> Tensor | None:
-    """left, right: (r, n), heads that repeat -> (r, 1, 1), one node a head behind n
-    products.
+    """Heads (r, 1, 1), each one node behind n products, of left and right (r, n).
 
-    None where any entry is no neuron.
+    None if any entry is no neuron.
     """
     both = torch.cat([left, right], dim=1)
     if (both <= 0).any():
@@ -218,10 +211,9 @@ def _scores(tracer: Tracer, name: str, left: Tensor, right: Tensor) -> Tensor | 
 def _weighted(
     tracer: Tracer, name: str, heads: Tensor, values: Tensor
 ) -> Tensor | None:
-    """heads: (r,), values: (r, m) -> (r, 1, m), the products of each head with its
-    values.
+    """The products (r, 1, m) of each head with its values; heads: (r,), values: (r, m).
 
-    None where any entry is no neuron.
+    None if any entry is no neuron.
     """
     both = torch.cat([heads[:, None], values], dim=1)
     if (both <= 0).any():
@@ -240,14 +232,13 @@ def _weighted(
 def _pooled_products(
     tracer: Tracer, name: str, left: Tensor, right: Tensor
 ) -> Tensor | None:
-    """(r, t, n) and (r, n, m): a node for every product, and one for each set that is
-    summed.
+    """A node for every product of (r, t, n) and (r, n, m), and one for each sum.
 
-    None where these are too many, or any entry is no neuron.
+    None if there are too many products, or any entry is no neuron.
     """
     r, t, n = left.shape
     m = right.shape[2]
-    # both factors of all products, (r, t, m, n); what only repeats is cut
+    # both factors of all products, (r, t, m, n), of length 1 where both repeat
     left = with_zero_strides(left)[:, :, None].expand(r, t, m, n)
     right = with_zero_strides(right).mT[:, None].expand(r, t, m, n)
     left, right = without_repeats([left, right])
@@ -258,66 +249,17 @@ def _pooled_products(
         return None
     products = pair_nodes(tracer, f"{name}.products", pairs, "product")
     labels = products[which].reshape(left.shape)
-    return _pooled(tracer, name, labels)
+    return _sums(tracer, name, labels)
 
 
-def _pooled(tracer: Tracer, name: str, labels: Tensor) -> Tensor:
-    """A node for each set of products (r, t, m, n) that is summed over n, (r, t, m)."""
-    # nothing is summed, or one product n times
-    if labels.shape[3] == 1:
-        return labels[..., 0]
+def _sums(tracer: Tracer, name: str, products: Tensor) -> Tensor:
+    """A node (r, t, m) for each set of products (r, t, m, n) that is summed over n."""
+    # no sum, or of one product n times
+    if products.shape[3] == 1:
+        return products[..., 0]
     # a sum has no order: equal sets are one node
-    rows, _ = labels.flatten(0, 2).sort(dim=1)
+    rows, _ = products.flatten(0, 2).sort(dim=1)
     sets, which = rows.unique(dim=0, return_inverse=True)
     nodes = tracer.nodes.new(name, len(sets), "pool", sets.T)
     tracer.edges(None, sets, nodes[:, None], "pool")
-    return nodes[which].reshape(labels.shape[:3])
-
-
-@register_rule(aten.add, aten.add_)
-def addition(
-    tracer: Tracer, call: Node, a: Value, b: Value, *, alpha: Any = 1
-) -> Value:
-    """A residual connection, a positional parameter, or a shift by a constant."""
-    # b is scaled by alpha, so that the sides are no twins
-    rule = sum_of if alpha == 1 else difference_of
-    return binary_operation(tracer, call, a, b, rule, "shift")
-
-
-@register_rule(aten.sub, aten.sub_)
-def subtraction(tracer: Tracer, call: Node, a: Value, b: Value, **_: Any) -> Value:
-    """As an addition, but the two sides are no twins."""
-    return binary_operation(tracer, call, a, b, difference_of, "shift")
-
-
-@register_rule(aten.mul, aten.mul_, aten.div, aten.div_)
-def multiplication(tracer: Tracer, call: Node, a: Value, b: Value, **_: Any) -> Value:
-    """A gate (a product of neurons), a scale (edges from one to one), or a constant
-    factor."""
-    is_norm = any(isinstance(x, Neurons) and x.is_normalised for x in (a, b))
-    kind = "gamma" if is_norm else "scale"
-    return binary_operation(tracer, call, a, b, product_of, kind)
-
-
-@register_rule(aten.glu)
-def gated_linear_unit(tracer: Tracer, call: Node, x: Value, dim: int = -1) -> Value:
-    """a * sigmoid(b) of the two halves."""
-    if not isinstance(x, Neurons):
-        return tracer.unknown(call)
-    a, b = x.labels.chunk(2, dim)
-    return product_of(tracer, call, Neurons(a), Neurons(b))
-
-
-def binary_operation(
-    tracer: Tracer, call: Node, a: Value, b: Value, rule: Rule, kind: str
-) -> Value:
-    """A function of two tensors.
-
-    rule: for two activations; else a parameter works on neurons, or a constant.
-    """
-    if isinstance(a, Neurons) and isinstance(b, Neurons):
-        return rule(tracer, call, a, b)
-    for x, other in ((a, b), (b, a)):
-        if isinstance(x, Neurons) and isinstance(other, Elements):
-            return with_parameter(tracer, call, x, other, kind)
-    return pointwise_function(tracer, call, (a, b), {})
+    return nodes[which].reshape(products.shape[:3])

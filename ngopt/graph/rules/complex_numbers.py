@@ -1,4 +1,4 @@
-"""Real numbers taken for complex ones, and the other way round."""
+"""view_as_complex and view_as_real."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ aten = torch.ops.aten
 
 @register_rule(aten.view_as_complex)
 def view_as_complex(tracer: Tracer, call: Node, x: Value) -> Value:
-    """A node for each pair of real neurons."""
+    """A node for each pair of real neurons, along the last axis."""
     if not isinstance(x, Neurons):
         return tracer.unknown(call)
     (labels,) = tracer.nodes.find_all(x.labels)
-    # real and imaginary parts are along the last axis
     rows = labels.reshape(-1, 2)
     rows, which = rows.unique(dim=0, return_inverse=True)
     if (rows <= 0).any():

@@ -1,19 +1,18 @@
-"""Layers with weights: linear ones, embeddings and learned grids."""
+"""Linear layers: linear, addmm, matmul, bilinear and grouped matrix products."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import product
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ngopt.graph.rules.attention import addition, product_of_activations
-from ngopt.graph.rules.pointwise import pointwise_function
+from ngopt.graph.rules.arithmetic import addition
+from ngopt.graph.rules.attention import product_of_activations
+from ngopt.graph.rules.conversions import as_neurons, transposed, transposed_shape
 from ngopt.graph.rules.registry import register_rule
-from ngopt.graph.rules.reshaping import as_neurons, transposed, transposed_shape
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import (
     NO_NEURON,
@@ -27,8 +26,7 @@ from ngopt.graph.tracing.values import (
 aten = torch.ops.aten
 
 MAX_USES = 128
-"""At most so many uses of a weight in one call: large language models have 128 heads.
-"""
+"""Of a weight in one call: large language models have 128 heads."""
 
 
 @register_rule(aten.linear)
@@ -40,36 +38,31 @@ def linear(
     bias: Value = None,
     shape: torch.Size | None = None,
 ) -> Value:
-    """y = x W^T + b; W (n_out, n_in). shape: of y, where it is not the node's own."""
+    """y = x W^T + b; W (n_out, n_in). shape: of y, by default that of the node."""
     shape = tracer.shape_of(call) if shape is None else shape
     if not isinstance(weight, Elements):
-        # a layer made it, as in generator, or it is constant; (n_out, n_in)
-        return linear_with_computed_weight(
-            tracer, call, x, transposed(weight), bias, shape
-        )
+        # an activation or a constant; (n_out, n_in)
+        return _computed_weight(tracer, call, x, (transposed(weight), bias), shape)
     if isinstance(x, (Tensor, Unknown)):
-        return linear_without_neurons(tracer, call, x, weight, bias, shape)
+        return _without_neurons(tracer, call, x, (weight, bias), shape)
     x = as_neurons(tracer, call, x)
     rows, which = tracer.unify_rows(x.labels, -1)
-    # too many rows differ along n_in, of which linear_over_positions says that nothing is
-    # known
+    # too many different rows: linear_over_positions returns Unknown
     if _are_positions(rows) or len(rows) > MAX_USES:
-        return linear_over_positions(tracer, call, x, weight, bias, shape)
+        return linear_over_positions(tracer, call, x, (weight, bias), shape)
     results = torch.full((len(rows), weight.shape[0]), NO_NEURON)
     for row, result in zip(rows, results, strict=True):
         if (row > 0).any():
             result[:] = dense_layer(tracer, call, row, weight, bias)
-    # pristine, so that layers which are only summed are one, as in deep sets
+    # pristine, so that layers which are only summed become one layer
     return Neurons(results[which].expand(shape), is_pristine=True)
 
 
 def _are_positions(rows: Tensor) -> bool:
-    """Whether rows (r, n_in) are of positions: each is one neuron throughout, or none
-    is one."""
+    """Whether each row (r, n_in) is one neuron throughout, or none has a neuron."""
     if not (rows > 0).any():
         return True
-    # one row has no other to differ from, and rows of one entry are always of one
-    # neuron
+    # a single row, or rows of one entry, may be features as well
     return min(rows.shape) > 1 and same_along(rows, 1)
 
 
@@ -88,20 +81,18 @@ def add_bias(tracer: Tracer, bias: Value, targets: Tensor) -> None:
         tracer.edges(bias, None, targets, "bias")
 
 
-def linear_without_neurons(
+def _without_neurons(
     tracer: Tracer,
     call: Node,
     x: Tensor | Unknown,
-    weight: Elements,
-    bias: Value,
+    layer: tuple[Elements, Value],
     shape: torch.Size,
 ) -> Value:
-    """A weight that is applied to no neurons but to constants, or to what nothing is
-    known of."""
+    """A layer (weight, bias) that is applied to constants or to an unknown tensor."""
+    weight, bias = layer
     targets = tracer.new_layer(weight, weight.shape[0])
-    if not tracer.is_zero(
-        call, x
-    ):  # of the first state of a recurrent network nothing comes
+    # the initial state of a recurrent network, 0, adds nothing
+    if not tracer.is_zero(call, x):
         kind = "constant" if isinstance(x, Tensor) else "neuron"
         name = f"{tracer.name_of(weight)}.in"
         sources = tracer.nodes.new(name, weight.shape[1], kind)
@@ -110,17 +101,18 @@ def linear_without_neurons(
     return Neurons(targets.expand(shape))
 
 
-def linear_with_computed_weight(
-    tracer: Tracer, call: Node, x: Value, weight: Value, bias: Value, shape: torch.Size
+def _computed_weight(
+    tracer: Tracer, call: Node, x: Value, layer: tuple[Value, Value], shape: torch.Size
 ) -> Value:
-    """x @ weight + bias with a weight (..., n_in, n_out) that is another activation, or
-    unknown."""
+    """x @ weight + bias with a weight (..., n_in, n_out) that is no parameter."""
+    weight, bias = layer
     result = product_of_activations(tracer, call.name, x, weight, shape)
-    is_lost = isinstance(result, Unknown) and isinstance(weight, (Tensor, Unknown))
-    # a fixed matrix mixes neurons, as the random features in equilibrium
-    if is_lost and isinstance(x, Neurons):
+    is_constant = isinstance(weight, (Tensor, Unknown))
+    # a fixed matrix mixes neurons, such as random features
+    if isinstance(result, Unknown) and is_constant and isinstance(x, Neurons):
         targets = tracer.nodes.new(call.name, shape[-1])
-        tracer.pin(x.labels, targets)  # no edges say which are twins
+        # no edges show which of them can be exchanged
+        tracer.pin(x.labels, targets)
         result = Neurons(targets.expand(shape))
     if bias is None or isinstance(result, Unknown):
         return result
@@ -131,18 +123,19 @@ def linear_over_positions(
     tracer: Tracer,
     call: Node,
     x: Neurons,
-    weight: Elements,
-    bias: Value,
+    layer: tuple[Elements, Value],
     shape: torch.Size,
     dim: int = -1,
 ) -> Value:
-    """A weight that mixes positions of each neuron, along a dimension.
+    """A layer (weight, bias) between positions, along a dimension.
 
-    It is a component between positions, and labels stay.
+    It is a component of the graph of its own, and labels stay. Unknown if neurons
+    differ along the dimension.
     """
+    weight, bias = layer
     name = tracer.name_of(weight)
     sources = x.positions
-    # behind another layer over places its targets are the sources, as in mixer
+    # behind another layer over positions its targets are the sources
     if sources is None or len(sources) != weight.shape[1]:
         sources = tracer.nodes.new(f"{name}.positions", weight.shape[1], "position")
     targets = tracer.nodes.new(name, weight.shape[0], "position")
@@ -156,7 +149,7 @@ def linear_over_positions(
 
 @register_rule(aten.addmm)
 def addmm(
-    tracer: Tracer, call: Node, bias: Value, x: Value, weight: Value, **_: Any
+    tracer: Tracer, call: Node, bias: Value, x: Value, weight: Value, **_
 ) -> Value:
     return linear(tracer, call, x, transposed(weight), bias)
 
@@ -165,33 +158,24 @@ def addmm(
 def matmul(
     tracer: Tracer, call: Node, x: Value, other: Value, shape: torch.Size | None = None
 ) -> Value:
-    """x @ other, either of which may be a parameter; two activations multiply
-    (attention)."""
+    """x @ other, either of which may be a parameter, or none (attention)."""
     shape = tracer.shape_of(call) if shape is None else shape
-    if (
-        isinstance(other, Elements)
-        and len(other.shape) == 2
-        and not isinstance(x, Elements)
-    ):
-        return linear(tracer, call, x, transposed(other), shape=shape)
-    if isinstance(x, Neurons) and isinstance(other, Elements):
-        return batched_weight(tracer, call, x, other, shape)
-    is_weight = isinstance(x, Elements) and len(x.shape) == 2
+    if isinstance(other, Elements) and not isinstance(x, Elements):
+        if len(other.shape) == 2:
+            return linear(tracer, call, x, transposed(other), shape=shape)
+        if isinstance(x, Neurons):
+            return _batched_weight(tracer, call, x, other, shape)
+    is_matrix = isinstance(x, Elements) and len(x.shape) == 2
     # W times a vector is not transposed: its shape has one dimension
-    if is_weight and isinstance(other, Neurons) and len(shape) > 1:
-        return _weight_first(tracer, call, x, other, shape)
-    return linear_with_computed_weight(tracer, call, x, other, None, shape)
+    if is_matrix and isinstance(other, Neurons) and len(shape) > 1:
+        # W x = (x^T W^T)^T
+        flipped = transposed_shape(shape)
+        result = linear(tracer, call, transposed(other), x, shape=flipped)
+        return transposed(result)
+    return _computed_weight(tracer, call, x, (other, None), shape)
 
 
-def _weight_first(
-    tracer: Tracer, call: Node, weight: Value, x: Neurons, shape: torch.Size
-) -> Value:
-    """W x = (x^T W^T)^T."""
-    result = linear(tracer, call, transposed(x), weight, shape=transposed_shape(shape))
-    return transposed(result)
-
-
-def batched_weight(
+def _batched_weight(
     tracer: Tracer, call: Node, x: Neurons, weight: Elements, shape: torch.Size
 ) -> Value:
     """(..., t, n_in) @ (..., n_in, n_out): a weight for each index of the leading
@@ -199,10 +183,10 @@ def batched_weight(
     lead = weight.shape[:-2]
     both = torch.broadcast_shapes(x.shape[:-2], lead)
     labels = x.labels.expand(*both, *x.shape[-2:])
-    rows = slice(None), slice(None)
+    matrix = slice(None), slice(None)
     found = []
     for place in _places(labels, lead):
-        sources = tracer.unify_places(labels[..., *place, *rows], -1)
+        sources = tracer.unify_places(labels[..., *place, *matrix], -1)
         if sources is None:
             return Unknown(shape)
         found.append((place, sources))
@@ -210,18 +194,17 @@ def batched_weight(
     for place, sources in found:
         # a weight that is broadcast is the same at all places
         own = tuple(0 if size == 1 else p for p, size in zip(place, lead, strict=True))
-        matrix = weight.apply(lambda w, own=own: w[own].mT)
+        part = weight.apply(lambda w, own=own: w[own].mT)
         # (n_out,), the same for all t
-        results[..., *place, *rows] = dense_layer(tracer, call, sources, matrix)
+        results[..., *place, *matrix] = dense_layer(tracer, call, sources, part)
     return Neurons(results)
 
 
 def _places(labels: Tensor, lead: Sequence[int]) -> Iterator[tuple[int | slice, ...]]:
-    """Where in the leading dimensions of labels (*, *lead, t, n_in) weights (*lead) are
-    used.
+    """Where labels (*, *lead, t, n_in) are multiplied with each weight of (*lead).
 
-    Along a dimension in which the weight is broadcast: all at once where neurons are
-    the same, as in a batch, else one place after the other, as with heads.
+    A weight that is broadcast along a dimension is used once if the neurons are the
+    same there, as in a batch, and otherwise at each index, as with heads.
     """
     axes = []
     for d, size in enumerate(lead, start=-2 - len(lead)):
@@ -239,13 +222,12 @@ def bilinear(
         return tracer.unknown(call)
     if not isinstance(weight, Elements):
         return tracer.unknown(call)
-    name = tracer.name_of(weight)
     left = tracer.unify_places(a.labels, -1)
     right = tracer.unify_places(b.labels, -1)
     if left is None or right is None:
         return tracer.unknown(call)
-    # edges of value 1 need nodes at both ends; for elements alone `Tracer.edges` makes
-    # them
+    name = tracer.name_of(weight)
+    # edges of value 1 need nodes at both ends
     left = tracer.source_nodes(left, name)
     right = tracer.source_nodes(right, name)
     count = len(left) * len(right)
@@ -259,108 +241,33 @@ def bilinear(
     return Neurons(targets.expand(tracer.shape_of(call)))
 
 
-@register_rule(aten.grid_sampler, aten.grid_sampler_2d, aten.grid_sampler_3d)
-def grid_sample(
-    tracer: Tracer, call: Node, planes: Value, grid: Value, *_: Any
+@register_rule(aten._grouped_mm, "transformers.grouped_mm_fallback")
+def grouped_matmul(
+    tracer: Tracer, call: Node, x: Value, weight: Value, *_, **__
 ) -> Value:
-    """A learned grid (planes, features, *space): its places have edges to its features."""
-    shape = tracer.shape_of(call)
-    labels = None
-    if isinstance(planes, Neurons):
-        labels = tracer.unify_places(planes.labels, 1)
-    elif isinstance(planes, Elements):
-        count = planes.shape[0]
-        features = [_features_of_plane(tracer, call, planes, k) for k in range(count)]
-        labels = torch.stack(features)
-    if labels is None:
-        return Unknown(shape)
-    # (features,) of activations, (planes, features) of a parameter
-    space = [1] * (len(shape) - 2)
-    labels = labels.reshape(*labels.shape, *space)
-    return Neurons(labels.expand(shape))
+    """Rows of x (rows, n_in), group after group, each times its group's W (groups,
+    n_in, n_out).
 
-
-def _features_of_plane(tracer: Tracer, call: Node, planes: Elements, k: int) -> Tensor:
-    """New neurons (features,) of one of several planes (planes, features, *space)."""
-    name = f"{tracer.name_of(planes)}.{k}"
-    # each plane is read at coordinates of its own, as in triplane: places are not
-    # shared
-    plane = planes.apply(lambda p: p[k].flatten(1))
-    features, size = plane.shape
-    places = tracer.nodes.new(f"{name}.places", size, "position")
-    targets = tracer.nodes.new(name, features)
-    tracer.edges(plane, places, targets[:, None], call=call)
-    return targets
-
-
-@register_rule(aten.embedding)
-def embedding(
-    tracer: Tracer, call: Node, weight: Value, index: Value, *_: Any
-) -> Value:
-    """Rows of a table are input nodes; W (tokens, n)."""
-    if not isinstance(weight, Elements):
-        return pointwise_function(tracer, call, (weight,), {})
-    # which row an index takes is data: all places have the same neurons
-    labels = _table(tracer, call, weight).expand(tracer.shape_of(call))
-    return Neurons(labels, is_pristine=True)
-
-
-def _table(tracer: Tracer, call: Node, weight: Elements) -> Tensor:
-    """The neurons (n,) of a table (tokens, n)."""
-    rows, columns = weight.shape
-    tokens = tracer.nodes.new(f"{tracer.name_of(weight)}.tokens", rows, "token")
-    targets = tracer.new_layer(weight, columns)
-    tracer.edges(weight, tokens[:, None], targets, call=call)
-    return targets
-
-
-BAGS = [
-    getattr(aten, name)
-    for name in ("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
-]
-
-
-@register_rule(*BAGS)
-def embedding_bag(
-    tracer: Tracer,
-    call: Node,
-    weight: Value,
-    index: Value,
-    offsets: Value = None,
-    by_frequency: bool = False,
-    mode: int = 0,
-    sparse: bool = False,
-    factors: Value = None,
-    *_: Any,
-) -> Value:
-    """Rows of a table, as in `embedding`, summed or averaged over bags.
-
-    factors: one for each index, (indices,).
+    Data decide how many rows a group has; here all groups have equally many.
     """
-    # torch gives places beside the bags: offsets, sizes, and those of maxima
-    bags, *rest = call.meta["val"]
-    others = [Unknown(v.shape) for v in rest]
-    if not isinstance(weight, Elements):
-        return (Unknown(bags.shape), *others)
-    labels = _table(tracer, call, weight)
-    if isinstance(factors, Neurons):
-        labels = _weighted_rows(tracer, call, factors.labels, labels)
-    if labels is None:
-        return (Unknown(bags.shape), *others)
-    return (Neurons(labels.expand(bags.shape)), *others)
-
-
-def _weighted_rows(
-    tracer: Tracer, call: Node, factors: Tensor, row: Tensor
-) -> Tensor | None:
-    """The neurons (1, n) of a sum of rows with a factor each; None if these are too
-    many.
-
-    factors: (indices,). row: the neurons of every row, (n,).
-    """
-    # the product of a row, of all indices, and a matrix, of rows of the table
-    left = Neurons(factors[None])
-    right = Neurons(row.expand(len(factors), -1))
-    shape = torch.Size((1, len(row)))
-    result = product_of_activations(tracer, call.name, left, right, shape)
-    return result.labels if isinstance(result, Neurons) else None
+    if not isinstance(x, Neurons) or not isinstance(weight, Elements):
+        return tracer.unknown(call)
+    # other shapes have groups in the summed dimension, or in the result
+    if (len(x.shape), len(weight.shape)) != (2, 3):
+        return tracer.unknown(call)
+    rows = len(x.labels)
+    groups, _, n_out = weight.shape
+    group = torch.arange(rows) * groups // rows
+    sources = []
+    for k in range(groups):
+        own = x.labels[group == k]
+        nodes = tracer.unify_places(own, -1) if len(own) else None
+        if nodes is not None:
+            sources.append(nodes)
+    if len(sources) < groups:
+        return tracer.unknown(call)
+    targets = tracer.new_layer(weight, groups * n_out)
+    targets = targets.reshape(groups, n_out)
+    ends = torch.stack(sources)
+    tracer.edges(weight, ends[:, :, None], targets[:, None], call=call)
+    return Neurons(targets[group])
