@@ -24,8 +24,8 @@ from ngopt.graph.tracing.capture import (
     one_line,
 )
 from ngopt.graph.tracing.copies import Copier
+from ngopt.graph.tracing.interpreter import trace
 from ngopt.graph.tracing.isolation import isolated
-from ngopt.graph.walk import trace
 
 
 def build_graph(

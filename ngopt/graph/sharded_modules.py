@@ -92,7 +92,7 @@ class _WholeCopier(Copier):
         whole = one.expand(value.shape)
         if isinstance(value, nn.Parameter):
             whole = nn.Parameter(whole, value.requires_grad)
-        return self._keep(value, whole)
+        return self.keep(value, whole)
 
     def _kind(self, module: nn.Module) -> type:
         kind = type(module)

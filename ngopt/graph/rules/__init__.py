@@ -1,36 +1,49 @@
-"""One rule for every kind of function with weights: what it adds to the neural graph."""
+"""The rules for functions of torch: what each adds to the neural graph.
+
+Importing a module registers its rules.
+"""
 
 from ngopt.graph.rules import (
+    arithmetic,
+    attention,
     complex_numbers,
+    concatenation,
+    convolutions,
+    creation,
     einsum,
-    entries,
-    entrywise,
-    layers,
-    maps,
+    embeddings,
+    indexing,
+    linear,
     norms,
-    parameters,
-    picked,
-    products,
+    pointwise,
+    pooling,
     recurrent,
+    recurrent_cells,
     reductions,
+    reshaping,
     writes,
 )
 from ngopt.graph.rules.registry import RULES, register_rule
 
 __all__ = [
     "RULES",
+    "arithmetic",
+    "attention",
     "complex_numbers",
+    "concatenation",
+    "convolutions",
+    "creation",
     "einsum",
-    "entries",
-    "entrywise",
-    "layers",
-    "maps",
+    "embeddings",
+    "indexing",
+    "linear",
     "norms",
-    "parameters",
-    "picked",
-    "products",
+    "pointwise",
+    "pooling",
     "recurrent",
+    "recurrent_cells",
     "reductions",
     "register_rule",
+    "reshaping",
     "writes",
 ]

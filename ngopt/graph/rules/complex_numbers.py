@@ -1,11 +1,11 @@
-"""Real numbers taken for complex ones, and the other way round."""
+"""view_as_complex and view_as_real."""
 
 from __future__ import annotations
 
 import torch
 from torch.fx import Node
 
-from ngopt.graph.rules.pairs import used_by
+from ngopt.graph.rules.neuron_pairs import edges_per_use
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import Neurons, Value
@@ -15,11 +15,10 @@ aten = torch.ops.aten
 
 @register_rule(aten.view_as_complex)
 def view_as_complex(tracer: Tracer, call: Node, x: Value) -> Value:
-    """A node for each pair of real neurons."""
+    """A node for each pair of real neurons, along the last axis."""
     if not isinstance(x, Neurons):
         return tracer.unknown(call)
     (labels,) = tracer.nodes.find_all(x.labels)
-    # real and imaginary parts are along the last axis
     rows = labels.reshape(-1, 2)
     rows, which = rows.unique(dim=0, return_inverse=True)
     if (rows <= 0).any():
@@ -27,8 +26,8 @@ def view_as_complex(tracer: Tracer, call: Node, x: Value) -> Value:
     pairs = rows.T
     left, right = pairs
     nodes = tracer.nodes.new(call.name, len(rows), "product", pairs)
-    used_by(tracer, left, nodes, "left")
-    used_by(tracer, right, nodes, "right")
+    edges_per_use(tracer, left, nodes, "left")
+    edges_per_use(tracer, right, nodes, "right")
     labels = nodes[which].reshape(labels.shape[:-1])
     return Neurons(labels.expand(tracer.shape_of(call)))
 

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from re import fullmatch
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ngopt.graph.rules.entries import transposed
-from ngopt.graph.rules.layers import matmul
+from ngopt.graph.rules.conversions import transposed
+from ngopt.graph.rules.linear import matmul
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import Elements, Neurons, Unknown, Value
@@ -23,18 +22,10 @@ aten = torch.ops.aten
 
 @register_rule(aten.einsum)
 def einsum(
-    tracer: Tracer,
-    call: Node,
-    equation: str,
-    operands: Sequence[Value],
-    *_: Any,
-    **__: Any,
+    tracer: Tracer, call: Node, equation: str, operands: Sequence[Value], *_, **__
 ) -> Value:
-    """Indices in both tensors and the result are a batch, those in both alone are
-    summed.
-
-    The others are kept.
-    """
+    """Indices of both tensors and the result are a batch; indices of both tensors alone
+    are summed."""
     unknown = Unknown(tracer.shape_of(call))
     indices = _indices(equation)
     if indices is None:
@@ -52,26 +43,26 @@ def einsum(
     summed = _without(a, output)
     x = _arranged(x, a, sizes, (batch, left, summed))
     y = _arranged(y, b, sizes, (batch, right, summed))
-    # call's own shape has these axes apart, in the order of the output
+    # one axis for all indices of each part
     shape = torch.Size((*x.shape[:-1], y.shape[-2]))
     product = matmul(tracer, call, x, transposed(y), shape)
     if not isinstance(product, Neurons):
         return unknown
     order = batch + left + right
-    apart = product.labels.reshape([sizes[n] for n in order])
-    labels = apart.permute([order.index(n) for n in output])
+    labels = product.labels.reshape(_lengths(order, sizes))
+    labels = labels.permute(_places(output, order))
     return replace(product, labels=labels)
 
 
 def _indices(equation: str) -> tuple[str, str, str] | None:
-    """Those of two tensors and of their result; None for what is no matrix product."""
-    # other numbers of operands, '...' and an output left out do not match
+    """Those of two tensors and of their result; None if it is no matrix product."""
+    # other numbers of operands, '...' and a missing output do not match
     plain = fullmatch(r"(\w*),(\w*)->(\w*)", equation.replace(" ", ""))
     if plain is None:
         return None
     a, b, output = plain.groups()
     is_diagonal = len(set(a)) < len(a) or len(set(b)) < len(b)
-    # sums of one operand would have to come first; matmul has none
+    # sums of one operand alone would have to come first
     summed_alone = (set(a) ^ set(b)) - set(output)
     if is_diagonal or summed_alone:
         return None
@@ -79,7 +70,7 @@ def _indices(equation: str) -> tuple[str, str, str] | None:
 
 
 def _sizes(names: str, lengths: Sequence[int]) -> dict[str, int]:
-    """Of every index; a length of 1 is broadcast."""
+    """The length of every index; a length of 1 is broadcast."""
     sizes = dict.fromkeys(names, 1)
     for name, length in zip(names, lengths, strict=True):
         if length != 1:
@@ -88,28 +79,35 @@ def _sizes(names: str, lengths: Sequence[int]) -> dict[str, int]:
 
 
 def _without(names: str, others: str) -> str:
-    return "".join(n for n in names if n not in others)
+    for name in others:
+        names = names.replace(name, "")
+    return names
+
+
+def _lengths(names: str, sizes: Mapping[str, int]) -> list[int]:
+    return [sizes[name] for name in names]
+
+
+def _places(names: str, order: str) -> list[int]:
+    return [order.index(name) for name in names]
 
 
 def _arranged(
-    value: Value,
-    names: str,
-    sizes: Mapping[str, int],
-    parts: tuple[str, str, str],
+    value: Value, names: str, sizes: Mapping[str, int], parts: tuple[str, str, str]
 ) -> Value:
     """A tensor (*batch, rows, columns).
 
-    parts: the indices of the batch, those that are kept, and those that are summed.
+    parts: the indices of the batch, of rows (kept) and of columns (summed).
     """
     batch, kept, summed = parts
-    lead = [sizes[n] for n in batch]
-    rows = prod(sizes[n] for n in kept)
-    columns = prod(sizes[n] for n in summed)
+    lead = _lengths(batch, sizes)
+    rows = prod(_lengths(kept, sizes))
+    columns = prod(_lengths(summed, sizes))
     shape = torch.Size((*lead, rows, columns))
-    order = [names.index(n) for n in batch + kept + summed]
+    order = _places(batch + kept + summed, names)
 
     def arranged(x: Tensor) -> Tensor:
-        whole = x.expand([sizes[n] for n in names])
+        whole = x.expand(_lengths(names, sizes))
         return whole.permute(order).reshape(shape)
 
     if isinstance(value, Neurons):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ngopt.graph.rules.entries import as_neurons, is_whole
-from ngopt.graph.rules.entrywise import applied
-from ngopt.graph.rules.maps import join_places
-from ngopt.graph.rules.parameters import with_parameter
+from ngopt.graph.rules.bare_parameters import with_parameter
+from ngopt.graph.rules.conversions import as_neurons, is_whole
+from ngopt.graph.rules.feature_maps import unify_channel_places
+from ngopt.graph.rules.pointwise import note_function
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import (
@@ -20,42 +21,68 @@ from ngopt.graph.tracing.values import (
     Unknown,
     Value,
     distinct_rows,
-    exchanged,
-    folded,
-    in_order,
+    has_duplicates,
     nodes_among,
-    repeats_any,
+    replaced_labels,
     same_along,
+    unique_in_order,
+    with_zero_strides,
     without_repeats,
 )
 
 aten = torch.ops.aten
 
 
+@dataclass(frozen=True)
+class Norm:
+    """A norm of neurons x.
+
+    dims: the dimensions along which weight and bias differ.
+    weight, bias: the scale and the shift; `Elements`, or anything else without one.
+    rows: labels (..., n) that are normalised together along the last dimension; repeats
+    may be left out. None if each channel is normalised alone.
+    """
+
+    x: Neurons
+    dims: list[int]
+    weight: Value
+    bias: Value
+    rows: Tensor | None = None
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether it has a scale or a shift."""
+        return isinstance(self.weight, Elements) or isinstance(self.bias, Elements)
+
+    @property
+    def broadcast_shape(self) -> list[int]:
+        """The shape of weight and bias that broadcasts to x."""
+        shape = [1] * self.x.labels.dim()
+        for d in self.dims:
+            shape[d] = self.x.shape[d]
+        return shape
+
+
 @register_rule(aten.batch_norm, aten.instance_norm)
 def channel_norm(
-    tracer: Tracer,
-    call: Node,
-    x: Value,
-    weight: Value = None,
-    bias: Value = None,
-    *_: Any,
+    tracer: Tracer, call: Node, x: Value, weight: Value = None, bias: Value = None, *_
 ) -> Value:
     if not isinstance(x, Neurons):
-        return _no_neurons(tracer, call, x)
-    _join_channels(tracer, x)
-    return scale_and_shift(tracer, call, x, [1], weight, bias)
+        return _without_neurons(tracer, call, x)
+    _unify_channels(tracer, x)
+    norm = Norm(x, [1], weight, bias)
+    return scale_and_shift(tracer, call, norm)
 
 
-def _no_neurons(tracer: Tracer, call: Node, x: Value) -> Value:
-    """The norm of what is no neurons stands for the same."""
+def _without_neurons(tracer: Tracer, call: Node, x: Value) -> Value:
+    """The norm of anything but neurons is represented as its operand."""
     return tracer.unknown(call) if x is None else x
 
 
-def _join_channels(tracer: Tracer, x: Neurons) -> None:
-    """Channels of a map, of which each is one neuron."""
+def _unify_channels(tracer: Tracer, x: Neurons) -> None:
+    """Makes each channel of a map one neuron."""
     if len(x.shape) > 2:
-        join_places(tracer, x.labels, 1)
+        unify_channel_places(tracer, x.labels, 1)
 
 
 @register_rule(aten.layer_norm)
@@ -66,47 +93,27 @@ def layer_norm(
     shape: Any,
     weight: Value = None,
     bias: Value = None,
-    *_: Any,
+    *_,
 ) -> Value:
-    return _norm_of_rows(tracer, call, x, len(shape), weight, bias)
+    """A norm over the last dimensions, of the given shape."""
+    is_learned = isinstance(weight, Elements) or isinstance(bias, Elements)
+    # the edges of a scale need nodes; without one the result is the parameter itself
+    if isinstance(x, Elements) and is_learned:
+        x = as_neurons(tracer, call, x)
+    if not isinstance(x, Neurons):
+        return _without_neurons(tracer, call, x)
+    (labels,) = tracer.nodes.find_all(x.labels)
+    count = len(shape)
+    dims = list(range(-count, 0))
+    norm = Norm(x, dims, weight, bias, rows=labels.flatten(-count))
+    return scale_and_shift(tracer, call, norm)
 
 
 @register_rule(aten.rms_norm)
 def rms_norm(
-    tracer: Tracer,
-    call: Node,
-    x: Value,
-    shape: Any,
-    weight: Value = None,
-    *_: Any,
+    tracer: Tracer, call: Node, x: Value, shape: Any, weight: Value = None, *_
 ) -> Value:
-    return _norm_of_rows(tracer, call, x, len(shape), weight, None)
-
-
-def _norm_of_rows(
-    tracer: Tracer,
-    call: Node,
-    x: Value,
-    count: int,
-    weight: Value,
-    bias: Value,
-) -> Value:
-    """A norm over the last `count` dimensions."""
-    # a scale is edges, which need nodes; without one the result stands for the
-    # parameter itself
-    if isinstance(x, Elements) and _is_learned(weight, bias):
-        x = as_neurons(tracer, call, x)
-    if not isinstance(x, Neurons):
-        return _no_neurons(tracer, call, x)
-    (labels,) = tracer.nodes.find_all(x.labels)
-    rows = labels.flatten(-count)
-    dims = list(range(-count, 0))
-    return scale_and_shift(tracer, call, x, dims, weight, bias, rows)
-
-
-def _is_learned(weight: Value, bias: Value) -> bool:
-    """Whether a norm has a scale or shift."""
-    return isinstance(weight, Elements) or isinstance(bias, Elements)
+    return layer_norm(tracer, call, x, shape, weight)
 
 
 @register_rule(aten.group_norm)
@@ -117,26 +124,27 @@ def group_norm(
     groups: int,
     weight: Value = None,
     bias: Value = None,
-    *_: Any,
+    *_,
 ) -> Value:
     """A node for every group, between the channels before and after.
 
-    Channels of different groups are no twins.
+    Channels of different groups cannot be exchanged.
     """
     if not isinstance(x, Neurons):
-        return _no_neurons(tracer, call, x)
-    _join_channels(tracer, x)
+        return _without_neurons(tracer, call, x)
+    _unify_channels(tracer, x)
     # channels stay, even of one neuron, as they are cut into groups next
     (labels,) = without_repeats([x.labels], keep=[1])
     rows = labels.unflatten(1, (groups, -1)).flatten(2)
-    # fresh also without a scale, as nodes of groups lie between two layers
-    result = scale_and_shift(tracer, call, x, [1], weight, bias, rows, fresh=True)
+    norm = Norm(x, [1], weight, bias, rows)
+    # new nodes also without a scale, as nodes of groups lie between two layers
+    result = scale_and_shift(tracer, call, norm, always_new=True)
     before = tracer.unify_places(x.labels, 1)
     if before is None or not isinstance(result, Neurons) or (before <= 0).any():
         return result
     after = tracer.unify_places(result.labels, 1)
     assert after is not None
-    name = _label(tracer, call, weight)
+    name = _name(tracer, call, weight)
     _add_groups(tracer, name, before.reshape(groups, -1), after.reshape(groups, -1))
     return result
 
@@ -146,8 +154,8 @@ def _add_groups(
 ) -> None:
     """A node for each row of neurons that are normalised together, (groups, n).
 
-    before, after: the norm. Without other neurons after it the edges to the node are
-    enough to tell the rows apart.
+    before, after: the norm. If the neurons after it are the same, edges to the nodes
+    alone distinguish the rows.
     """
     nodes = tracer.nodes.new(f"{name}.groups", len(before), "group")[:, None]
     tracer.edges(None, before, nodes, "pool")
@@ -156,110 +164,77 @@ def _add_groups(
 
 
 def scale_and_shift(
-    tracer: Tracer,
-    call: Node,
-    x: Neurons,
-    dims: list[int],
-    weight: Value,
-    bias: Value,
-    rows: Tensor | None = None,
-    fresh: bool = False,
+    tracer: Tracer, call: Node, norm: Norm, always_new: bool = False
 ) -> Value:
     """New nodes behind edges from one to one, the scale, with the shift as bias.
 
-    As in Kofinas et al. 2024, App. C.3.
-    rows: labels (..., n), normalised together along the last dimension, which may leave
-    out repeats; None where each channel is on its own. Without a scale or shift the
-    nodes stay as they are, unless `fresh` ones are asked for.
+    As in Kofinas et al. 2024, App. C.3. Without a scale and a shift the nodes stay,
+    unless `always_new`.
     """
-    if not _is_learned(weight, bias) and not fresh:
-        return _without_parameters(tracer, call, x, rows)
-    labels = tracer.unify_places(x.labels, dims)
+    x, weight, bias = norm.x, norm.weight, norm.bias
+    if not norm.is_learned and not always_new:
+        if norm.rows is not None and not _add_row_nodes(tracer, call, norm.rows):
+            return Unknown(x.shape)
+        return Neurons(x.labels, is_normalised=True)
+    labels = tracer.unify_places(x.labels, norm.dims)
     if labels is None:
-        return _shared_scale_and_shift(tracer, call, x, dims, weight, bias, rows)
-    name = _label(tracer, call, weight, bias)
+        return _shared_scale_and_shift(tracer, call, norm)
+    name = _name(tracer, call, weight, bias)
     sources = tracer.source_nodes(labels, name)
-    targets = _new_nodes(tracer, name, sources)
+    targets = _nodes_behind(tracer, name, sources)
     if isinstance(weight, Elements):
-        tracer.edges(_flat(weight), sources, targets, "gamma", call)
+        scale = weight.apply(torch.flatten)
+        tracer.edges(scale, sources, targets, "gamma", call)
     else:
         tracer.edges(None, sources, targets, "residual")
     if isinstance(bias, Elements):
-        tracer.edges(_flat(bias), None, targets, "beta")
-    shape = _shape_along(x, dims)
-    # pristine, so that norms which are only summed are one layer, as in residual
-    return Neurons(targets.reshape(shape).expand(x.shape), is_pristine=True)
+        shift = bias.apply(torch.flatten)
+        tracer.edges(shift, None, targets, "beta")
+    labels = targets.reshape(norm.broadcast_shape)
+    # pristine, so that norms which are only summed become one layer
+    return Neurons(labels.expand(x.shape), is_pristine=True)
 
 
-def _without_parameters(
-    tracer: Tracer,
-    call: Node,
-    x: Neurons,
-    rows: Tensor | None,
-) -> Value:
-    if rows is not None and not _add_row_nodes(tracer, call, rows):
-        return Unknown(x.shape)
-    return Neurons(x.labels, is_normalised=True)
-
-
-def _new_nodes(tracer: Tracer, name: str, sources: Tensor) -> Tensor:
-    """A new node for each different source, in groups as those are."""
+def _nodes_behind(tracer: Tracer, name: str, sources: Tensor) -> Tensor:
+    """A new node for each different source, one new group for each of their groups."""
     targets = torch.empty_like(sources)
     groups = tracer.nodes.group_of(sources)
-    # layers that are concatenated stay apart behind a norm, as in densenet
+    # concatenated layers stay different groups behind a norm
     for group in groups.unique():
         members = groups == group
-        # in the order of channels, not of numbers: these differ behind a channel
-        # shuffle
-        different, which = in_order(sources[members])
+        # in the order of channels: behind a channel shuffle, numbers have another order
+        different, which = unique_in_order(sources[members])
         targets[members] = tracer.nodes.new(name, len(different))[which]
     return targets
 
 
-def _shape_along(x: Neurons, dims: list[int]) -> list[int]:
-    """The shape of what differs along some dimensions of a tensor alone."""
-    shape = [1] * x.labels.dim()
-    for d in dims:
-        shape[d] = x.shape[d]
-    return shape
+def _shared_scale_and_shift(tracer: Tracer, call: Node, norm: Norm) -> Value:
+    """A norm of several rows of neurons, such as the queries of every head.
 
-
-def _flat(parameter: Elements) -> Elements:
-    return parameter.apply(torch.flatten)
-
-
-def _shared_scale_and_shift(
-    tracer: Tracer,
-    call: Node,
-    x: Neurons,
-    dims: list[int],
-    weight: Value,
-    bias: Value,
-    rows: Tensor | None,
-) -> Value:
-    """A norm that is applied to several rows of neurons, as to the queries of every
-    head.
-
-    New nodes behind edges of value 1; an element of the scale or shift is a node with
-    edges to all that share it. As edges from one to one, once for each row, the graph
-    would be symmetric in the neurons of each row alone, while the network is only in
-    those of all rows together. Every row that is normalised has a node as in a
-    GroupNorm, as a neuron of one row is no twin of that of another.
+    New nodes behind edges of value 1. An element of the scale or shift is a node with
+    edges to all neurons that share it. Edges from one to one for each row would be
+    wrong: the graph would be symmetric in the neurons of each row alone, the network
+    only in those of all rows together. Every row has a node, as in a GroupNorm.
     """
+    x = norm.x
     (labels,) = tracer.nodes.find_all(x.labels)
     nodes = nodes_among(labels)
-    # a width of 1 stands for no groups: each channel is normalised on its own
-    groups = torch.empty(0, 1) if rows is None else _disjoint_rows(tracer, rows)
+    # rows of width 1 are no groups: each channel is normalised alone
+    groups = torch.empty(0, 1)
+    if norm.rows is not None:
+        groups = _disjoint_rows(tracer, norm.rows)
     if not len(nodes) or groups is None:
         return Unknown(x.shape)
-    name = _label(tracer, call, weight, bias)
+    name = _name(tracer, call, norm.weight, norm.bias)
     targets = tracer.nodes.new(name, len(nodes))
     tracer.edges(None, nodes, targets, "residual")
     if groups.shape[1] > 1:
-        _add_groups(tracer, name, groups, exchanged(groups, nodes, targets))
-    result = Neurons(exchanged(labels, nodes, targets).expand(x.shape))
-    shape = _shape_along(x, dims)
-    for parameter, kind in ((weight, "gamma"), (bias, "beta")):
+        after = replaced_labels(groups, nodes, targets)
+        _add_groups(tracer, name, groups, after)
+    labels = replaced_labels(labels, nodes, targets)
+    result = Neurons(labels.expand(x.shape))
+    shape = norm.broadcast_shape
+    for parameter, kind in ((norm.weight, "gamma"), (norm.bias, "beta")):
         if isinstance(parameter, Elements):
             parameter = parameter.apply(lambda p: p.reshape(shape))
             result = with_parameter(tracer, call, result, parameter, kind)
@@ -267,91 +242,82 @@ def _shared_scale_and_shift(
 
 
 def _add_row_nodes(tracer: Tracer, call: Node, labels: Tensor) -> bool:
-    """A node for each of several rows of neurons that are normalised together, (...,
-    n).
+    """A node for each of several rows (..., n) that are normalised together.
 
-    False, and none, if rows overlap.
+    Returns False, and adds none, if rows overlap.
     """
     labels = tracer.nodes.find(labels)
     if same_along(labels, -1):
         return True  # each row is one neuron, at several positions
     groups = _disjoint_rows(tracer, labels)
-    # a single row has no other to be told from, as the gates in experts
+    # a single row needs no node: there is no other row
     if groups is not None and len(groups) > 1:
         _add_groups(tracer, call.name, groups)
     return groups is not None
 
 
 @register_rule(aten.softmax, aten._softmax, aten.log_softmax, aten._log_softmax)
-def softmax(
-    tracer: Tracer,
-    call: Node,
-    x: Value,
-    dim: int,
-    *_: Any,
-) -> Value:
-    """Over positions neurons stay as they are; each of several rows of neurons has a
-    node."""
+def softmax(tracer: Tracer, call: Node, x: Value, dim: int, *_) -> Value:
+    """Over positions the neurons stay; each of several rows of neurons has a node."""
     if isinstance(x, Elements):
-        # neurons that such rows meet are pinned, see `with_parameter`
-        tracer.rowwise.add(x.parameter)
+        # `with_parameter` pins neurons that are combined with such rows
+        tracer.row_normalised.add(x.parameter)
         if not is_whole(tracer, x):
-            tracer.fixed.add(
-                x.parameter
-            )  # rows of another shape may be parts of its own
+            # rows of another shape may be parts of the parameter's rows
+            tracer.pinned_parameters.add(x.parameter)
         return x
     if not isinstance(x, Neurons):
         return tracer.unknown(call)
-    labels = folded(tracer.nodes.find(x.labels)).movedim(dim, -1)
+    labels = with_zero_strides(tracer.nodes.find(x.labels)).movedim(dim, -1)
     (labels,) = without_repeats([labels], keep=[labels.dim() - 1])
     if not _add_row_nodes(tracer, call, labels):
         return tracer.unknown(call)
-    applied(tracer, call, labels)
+    note_function(tracer, call, labels)
     # not pristine: two softmaxes that are summed are not one layer
     return Neurons(x.labels)
 
 
 @register_rule(aten._weight_norm, aten._weight_norm_interface)
-def weight_norm(
-    tracer: Tracer,
-    call: Node,
-    v: Value,
-    g: Value,
-    *_: Any,
-) -> Value:
+def weight_norm(tracer: Tracer, call: Node, v: Value, g: Value, *_) -> Value:
     """w = g v / |v|, with a norm for every row."""
     if not (isinstance(v, Elements) and isinstance(g, Elements)):
         return tracer.unknown(call)
-    # with stride 0 along a row, by which `Tracer.edges` sees a feature of the targets
+    # stride 0 along a row: `Tracer.edges` makes a feature of the targets of it
     norms = g.apply(lambda g: g.broadcast_to(v.shape))
-    weight = v.accompanied([norms])
+    weight = v.with_factors([norms])
     values = call.meta["val"]
     if isinstance(values, Tensor):
         return weight
-    # the interface gives norms of rows too, which are exchanged with these
-    return (weight, *(Unknown(value.shape, True) for value in values[1:]))
+    results: list[Value] = [weight]
+    for value in values[1:]:
+        # the norms of rows, which move with the rows
+        results.append(Unknown(value.shape, equivariant=True))
+    return tuple(results)
 
 
 def _disjoint_rows(tracer: Tracer, labels: Tensor) -> Tensor | None:
     """The nodes of each different row of labels (..., m), (rows, n).
 
-    None if rows overlap or differ in number.
+    None if rows overlap or have different numbers of nodes, or without any row.
     """
     rows = tracer.nodes.find(labels).reshape(-1, labels.shape[-1])
-    present = [row.unique() for row in distinct_rows(rows) if (row > 0).any()]
-    # a set, as distinct_rows may give the first row twice
-    found = sorted({tuple(row.tolist()) for row in present})
-    # also without any: then rows have no neurons
-    if len({len(members) for members in found}) != 1:
+    # a set, as distinct_rows may return the first row twice
+    different = set()
+    for row in distinct_rows(rows):
+        if (row > 0).any():
+            members = row.unique().tolist()
+            different.add(tuple(members))
+    lengths = {len(members) for members in different}
+    if len(lengths) != 1:
         return None
-    sets = torch.tensor(found)
-    if (sets <= 0).any() or repeats_any(sets):
+    nodes = torch.tensor(sorted(different))
+    if (nodes <= 0).any() or has_duplicates(nodes):
         return None
-    return sets
+    return nodes
 
 
-def _label(tracer: Tracer, call: Node, *parameters: Value) -> str:
-    """The name of the norm, as its first parameter says it."""
+def _name(tracer: Tracer, call: Node, *parameters: Value) -> str:
+    """The name of the layer that the first parameter belongs to."""
     for parameter in parameters:
         if isinstance(parameter, Elements):
             return tracer.name_of(parameter)

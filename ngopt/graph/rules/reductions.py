@@ -1,4 +1,4 @@
-"""Functions without weights that reduce, rank or mix what lies along dimensions."""
+"""Functions without weights that reduce, rank or mix entries along dimensions."""
 
 from __future__ import annotations
 
@@ -10,71 +10,57 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ngopt.graph.rules.entries import is_whole
-from ngopt.graph.rules.entrywise import applied
+from ngopt.graph.rules.conversions import is_whole
+from ngopt.graph.rules.pointwise import note_function
 from ngopt.graph.rules.registry import functions, register_rule
 from ngopt.graph.tracing.capture import packet_of
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import Elements, Neurons, Unknown, Value, same_along
 
 REDUCTIONS = functions("""
-mean nanmean sum nansum amax amin aminmax max min median nanmedian mode kthvalue quantile
-nanquantile var std var_mean std_mean norm linalg_norm linalg_vector_norm logsumexp
-special_logsumexp prod
+mean nanmean sum nansum amax amin aminmax max min median nanmedian mode kthvalue
+quantile nanquantile var std var_mean std_mean norm linalg_norm linalg_vector_norm
+logsumexp special_logsumexp prod
 """)
 RANKINGS = functions("sort topk")
-ALONG = functions("""
-cummax cummin diff fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft fft_fft2 fft_ifft2
-fft_rfft2 fft_irfft2 fft_fftn fft_ifftn fft_rfftn fft_irfftn
+SCANS = functions("""
+cummax cummin diff fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft fft_fft2
+fft_ifft2 fft_rfft2 fft_irfft2 fft_fftn fft_ifftn fft_rfftn fft_irfftn
 """)
-ROWS = 4096
-"""At most so many different sets of neurons in one reduction, each a node."""
+MAX_ROWS = 4096
+"""Different sets of neurons in one reduction, each a node."""
 
 
 @register_rule(*REDUCTIONS)
-def reduction(
-    tracer: Tracer,
-    call: Node,
-    x: Value,
-    *_: Any,
-    **__: Any,
-) -> Value:
-    return _with_places(call, lambda shape: _reduced(tracer, call, x, shape))
+def reduction(tracer: Tracer, call: Node, x: Value, *_, **__) -> Value:
+    return _for_each_result(call, lambda shape: _reduced(tracer, call, x, shape))
 
 
-@register_rule(*RANKINGS, *ALONG)
-def along(
-    tracer: Tracer,
-    call: Node,
-    x: Value,
-    *_: Any,
-    **__: Any,
-) -> Value:
-    """What moves along dimensions or mixes their places, and may change their number."""
-    return _with_places(call, lambda shape: _along(tracer, call, x, shape))
+@register_rule(*RANKINGS, *SCANS)
+def along(tracer: Tracer, call: Node, x: Value, *_, **__) -> Value:
+    """Reorders or mixes entries along dimensions, and may change their number."""
+    return _for_each_result(call, lambda shape: _along(tracer, call, x, shape))
 
 
-def _with_places(call: Node, rule: Callable[[torch.Size], Value]) -> Value:
-    """What a rule says of the first result, and so of all but places."""
+def _for_each_result(call: Node, rule: Callable[[torch.Size], Value]) -> Value:
+    """The value of a rule for all results but indices, which are unknown."""
     values = call.meta["val"]
     if isinstance(values, Tensor):
         return rule(values.shape)
     result = rule(values[0].shape)
-    # of the places of a maximum nothing is known
     return tuple(Unknown(v.shape) if v.dtype == torch.long else result for v in values)
 
 
 def _along(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
-    """Neurons that are the same at all places stay; of different ones any may rank
-    anywhere."""
-    dims = _named_dims(call, len(x.shape))
+    """Neurons that are the same at all places stay; others may have any rank."""
+    dims = _named_dims(tracer, call, len(x.shape))
     if not isinstance(x, Neurons):
         return Unknown(shape)
     labels = tracer.nodes.find(x.labels)
     if all(same_along(labels, d) for d in dims):
-        applied(tracer, call, labels)
+        note_function(tracer, call, labels)
     elif packet_of(call) in RANKINGS:
-        # which of them ranks where may be used, too
+        # the network may also use the ranks
         tracer.pin(labels)
         found = _pooled_along(tracer, call, labels, dims)
         if found is None:
@@ -90,8 +76,7 @@ def _along(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
 def _pooled_along(
     tracer: Tracer, call: Node, labels: Tensor, dims: list[int]
 ) -> Tensor | None:
-    """A node for each set of neurons along some dimensions, in whose places there is
-    one."""
+    """A node for each set of neurons along some dimensions, which get length 1."""
     last = list(range(-len(dims), 0))
     moved = labels.movedim(dims, last)
     lead = moved.shape[: -len(dims)]
@@ -102,23 +87,18 @@ def _pooled_along(
     return nodes.reshape(*lead, *ones).movedim(last, dims)
 
 
-def _reduced(
-    tracer: Tracer,
-    call: Node,
-    x: Value,
-    shape: torch.Size,
-) -> Value:
-    """Over positions of the same neurons these stay; different neurons meet in a new
-    node."""
+def _reduced(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
+    """Over positions the neurons stay; different neurons have edges to a new node."""
+    if isinstance(x, Elements) and shape.numel() > 1:
+        # one number of all elements does not depend on rows
+        tracer.row_normalised.add(x.parameter)
     if not isinstance(x, Neurons):
-        # one number of all elements says nothing of rows
-        if isinstance(x, Elements) and shape.numel() > 1:
-            tracer.rowwise.add(x.parameter)
-        # statistics of rows are exchanged with them, as in normalised, unless rows were
-        # cut
+        # statistics of whole rows are exchanged with the rows
         return Unknown(shape, equivariant=is_whole(tracer, x))
-    dims = _reduced_dims(call, x.shape, shape)
-    if dims is None:
+    dims = _named_dims(tracer, call, len(x.shape))
+    is_full = len(dims) == len(x.shape)
+    # without dims all are reduced; other results are not known
+    if is_full and prod(shape) != 1:
         return Unknown(shape)
     labels = tracer.nodes.find(x.labels)
     # several quantiles are several results
@@ -128,53 +108,34 @@ def _reduced(
     rows = labels.movedim(dims, last).reshape(shape.numel(), -1)
     if same_along(rows, 1):
         nodes = rows[:, 0]
-        applied(tracer, call, nodes)
+        note_function(tracer, call, nodes)
     else:
         nodes = _pool_nodes(tracer, call, rows)
-    if nodes is None:
-        return Unknown(shape)
-    return Neurons(nodes.reshape(shape))
+    return Unknown(shape) if nodes is None else Neurons(nodes.reshape(shape))
 
 
 def _pool_nodes(tracer: Tracer, call: Node, rows: Tensor) -> Tensor | None:
-    """A node for each set of neurons (n,) among rows (r, n), as (r,); None if they are
-    too many."""
-    # no reduction sees an order, so that rows of the same neurons have one node
+    """A node (r,) for each set of neurons in rows (r, n); None if too many."""
+    # no reduction depends on the order
     rows = rows.sort(dim=1).values
     sets, which = rows.unique(dim=0, return_inverse=True)
-    if len(sets) > ROWS or (sets <= 0).any():
+    if len(sets) > MAX_ROWS or (sets <= 0).any():
         return None
     count = len(sets)
-    # (n, sets): pools of the inputs at several places may become one, as those are free
+    # made_of (n, sets): pools of the inputs at several places may be unified
     nodes = tracer.nodes.new(call.name, count, "pool", sets.T)
     tracer.edges(None, sets, nodes[:, None], "pool")
     for row in sets:
         members, counts = row.unique(return_counts=True)
-        # an edge of value 1 does not say how often a neuron is in the sum
+        # edges of value 1 do not contain how often a neuron is in the sum
         if (counts != counts[0]).any():
             tracer.pin(members)
     return nodes[which]
 
 
-def _reduced_dims(
-    call: Node,
-    before: torch.Size,
-    after: torch.Size,
-) -> list[int] | None:
-    """The dimensions that a function reduces, as its signature names them."""
-    count = len(before)
-    dims = _named_dims(call, count)
-    # without dims all are reduced; other results are not known
-    return None if len(dims) == count and prod(after) != 1 else dims
-
-
-def _named_dims(call: Node, count: int) -> list[int]:
+def _named_dims(tracer: Tracer, call: Node, count: int) -> list[int]:
     """The dimensions along which a function works, of `count`."""
-    signature = call.target._schema.arguments  # type: ignore[union-attr]
-    defaults = {argument.name: argument.default_value for argument in signature}
-    # torch.fx leaves out arguments that have their defaults
-    given = dict(zip(defaults, call.args, strict=False)) | call.kwargs
-    dims: Any = given.get("dim", defaults.get("dim"))
+    dims: Any = tracer.argument(call, "dim")
     # for torch an empty list means all dimensions
     if dims is None or dims == []:
         return list(range(count))

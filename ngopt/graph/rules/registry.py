@@ -1,12 +1,12 @@
 """The registry of rules.
 
-A rule says what a function or a module adds to the neural graph. For a function of
-`torch.ops` it is called as `rule(tracer, call, *args, **kwargs)`. `call` is the
-function's node in the graph of torch.fx, the arguments are the function's own, in which
-tensors are `Neurons`, `Elements` of a parameter, `Unknown` or constants. For a module
-class it is called as `rule(tracer, call, module, *inputs)`, instead of following the
-functions inside. It returns the same kinds of values for the result. Where the values
-of an input decide what a network does, only rules for functions apply (see
+A rule adds the nodes and edges of a function or a module to the neural graph. A rule
+for a function of `torch.ops` is called as `rule(tracer, call, *args, **kwargs)`: `call`
+is the function's node in the graph of torch.fx, the arguments are the function's own,
+in which tensors are `Neurons`, `Elements` of a parameter, `Unknown` or constants. A
+rule for a module class is called as `rule(tracer, call, module, *inputs)`, instead of
+rules for the functions inside. It returns the same kinds of values for the result. If
+the values of an input decide what a network does, only rules for functions apply (see
 `ngopt.graph.tracing.capture`).
 """
 
@@ -22,6 +22,7 @@ aten = torch.ops.aten
 Rule = Callable[..., Any]
 
 RULES: dict[Any, Rule] = {}
+"""By overload, packet or module class; the rule of an overload comes first."""
 
 
 def register_rule(*targets: Any) -> Callable[[Rule], Rule]:
@@ -29,19 +30,16 @@ def register_rule(*targets: Any) -> Callable[[Rule], Rule]:
     module classes.
 
     "library.name" is a function of a library that may not be imported yet.
-    A later rule for the same target takes the place of the earlier one.
+    A later rule for the same target replaces the earlier one.
     """
 
     def register(rule: Rule) -> Rule:
-        for target in targets:
-            # overloads and their packets are keys; `Walk._value` looks for the overload
-            # first
-            RULES[target] = rule
+        RULES.update(dict.fromkeys(targets, rule))
         return rule
 
     return register
 
 
 def functions(names: str) -> list[Any]:
-    """The functions of torch that have these names, as far as this version has them."""
+    """The functions of torch that have these names; those that it lacks are skipped."""
     return [getattr(aten, name) for name in names.split() if hasattr(aten, name)]

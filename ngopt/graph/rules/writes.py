@@ -1,6 +1,7 @@
-"""What is written to tensors, or added to places of them.
+"""Functions that write to a tensor: copy, fill, index_put, index_add, scatter_add.
 
-Whether in place or not: `Memory` in `ngopt.graph.walk` shows it where memory is shared.
+They are in place or not. `Memory` in `ngopt.graph.tracing.memory` updates other tensors
+that share the memory.
 """
 
 from __future__ import annotations
@@ -12,11 +13,16 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ngopt.graph.rules.entries import as_neurons, labels_of
-from ngopt.graph.rules.entrywise import applied
-from ngopt.graph.rules.pairs import product_of
-from ngopt.graph.rules.picked import Index, are_together, indexed_dims, is_unknown
-from ngopt.graph.rules.products import addition
+from ngopt.graph.rules.arithmetic import addition
+from ngopt.graph.rules.conversions import as_neurons, labels_of
+from ngopt.graph.rules.indexing import (
+    Index,
+    are_adjacent,
+    indexed_dims,
+    is_data_dependent,
+)
+from ngopt.graph.rules.neuron_pairs import product_of
+from ngopt.graph.rules.pointwise import note_function
 from ngopt.graph.rules.registry import functions, register_rule
 from ngopt.graph.tracing.capture import packet_of
 from ngopt.graph.tracing.tracer import Tracer
@@ -26,8 +32,8 @@ from ngopt.graph.tracing.values import (
     Neurons,
     Unknown,
     Value,
-    folded,
     same_along,
+    with_zero_strides,
 )
 
 aten = torch.ops.aten
@@ -37,13 +43,7 @@ FILLS = functions("fill fill_ zero_")
 
 
 @register_rule(aten.copy, aten.copy_)
-def copy(
-    tracer: Tracer,
-    call: Node,
-    x: Value,
-    new: Value,
-    *_: Any,
-) -> Value:
+def copy(tracer: Tracer, call: Node, x: Value, new: Value, *_) -> Value:
     """All entries of x become those of another tensor."""
     if isinstance(new, Unknown):
         return tracer.unknown(call)
@@ -52,17 +52,11 @@ def copy(
 
 
 @register_rule(*FILLS)
-def fill(
-    tracer: Tracer,
-    call: Node,
-    x: Value,
-    *_: Any,
-) -> Value:
+def fill(tracer: Tracer, call: Node, x: Value, *_) -> Value:
     """All entries of x become one number."""
     if isinstance(x, Elements):
-        # of no use where they were erased, they stay with the others: Swin V2 has no
-        # bias of keys
-        tracer.fixed.add(x.parameter)
+        # erased elements stay with the rest of the parameter: biases of keys in Swin V2
+        tracer.pinned_parameters.add(x.parameter)
         return x
     label = torch.tensor(SAME_CONSTANT)
     return Neurons(label.expand(x.shape))
@@ -70,51 +64,42 @@ def fill(
 
 @register_rule(aten.index_put, aten.index_put_)
 def index_put(
-    tracer: Tracer,
-    call: Node,
-    x: Value,
-    places: Index,
-    new: Value,
-    is_added: bool = False,
+    tracer: Tracer, call: Node, x: Value, places: Index, new: Value, *_
 ) -> Value:
     """x with new entries at some places."""
     if isinstance(x, (Unknown, Elements)) or isinstance(new, Unknown):
         return tracer.unknown(call)
-    # integer inputs are traced as zeros, and a mask of them as whatever that gives
-    is_data = not tracer.data.isdisjoint(call.all_input_nodes[1:])
-    if is_unknown(places) or is_data:
-        return _put_somewhere(tracer, call, x, new, is_added)
-    if is_added:
+    # integer inputs are traced as zeros, so a mask of them has arbitrary values
+    operands = call.all_input_nodes[1:]
+    depends_on_input = not tracer.input_dependent.isdisjoint(operands)
+    if is_data_dependent(places) or depends_on_input:
+        return _put_at_unknown_places(tracer, call, x, new)
+    if tracer.argument(call, "accumulate"):
         return tracer.unknown(call)
     everything = slice(None)
     where: Any = tuple(everything if place is None else place for place in places)
     labels = labels_of(tracer, call, x).clone()
     labels[where] = labels_of(tracer, call, new)
-    return Neurons(folded(labels))
+    return Neurons(with_zero_strides(labels))
 
 
-def _put_somewhere(
-    tracer: Tracer,
-    call: Node,
-    x: Neurons | Tensor,
-    new: Value,
-    is_added: bool,
+def _put_at_unknown_places(
+    tracer: Tracer, call: Node, x: Neurons | Tensor, new: Value
 ) -> Value:
-    """x with new entries where data say, the same ones at all places; nobody knows at
-    which."""
+    """x with the same new entries at some places, which data decide."""
     dims = indexed_dims(call)
     if isinstance(new, Tensor):
         if not isinstance(x, Neurons):
             return tracer.unknown(call)
-        applied(tracer, call, x.labels)
+        note_function(tracer, call, x.labels)
         return x
     neurons = as_neurons(tracer, call, new)
-    written = _at_all_places(neurons, dims, x.shape) if are_together(dims) else None
+    written = _at_all_places(neurons, dims, x.shape) if are_adjacent(dims) else None
     if written is None:
         return tracer.unknown(call)
-    if is_added:
+    if tracer.argument(call, "accumulate"):
         return addition(tracer, call, x, written)
-    # places to which something was added stand for those to which nothing was
+    # the sums represent also the places that stay as they are
     if isinstance(x, Tensor) or _is_sum_with_old(call):
         return written
     return product_of(tracer, call, x, written)
@@ -125,21 +110,18 @@ def _is_sum_with_old(call: Node) -> bool:
     new: Any = call.args[2]
     if not isinstance(new, Node) or packet_of(new) not in SUMS:
         return False
-    terms = [term for term in new.args if isinstance(term, Node)]
-    old = [term for term in terms if packet_of(term) is aten.index]
-    return any(term.args[:2] == call.args[:2] for term in old)
+    for term in new.args:
+        is_old = isinstance(term, Node) and packet_of(term) is aten.index
+        if is_old and term.args[:2] == call.args[:2]:
+            return True
+    return False
 
 
-def _at_all_places(
-    new: Neurons,
-    dims: list[int],
-    shape: torch.Size,
-) -> Neurons | None:
-    """The neurons of some places as those of all; None where they differ from place to
-    place.
+def _at_all_places(new: Neurons, dims: list[int], shape: torch.Size) -> Neurons | None:
+    """The neurons of some places at all places; None if they differ between places.
 
-    dims: of the places, side by side, in the shape of all; one in that of the new
-    entries.
+    shape: of all places. dims: those of the places in it, adjacent; the new entries
+    have one dimension for these.
     """
     first, last = dims[0], dims[-1]
     before = shape[:first]
@@ -157,13 +139,7 @@ def _at_all_places(
 
 @register_rule(aten.index_add, aten.index_add_, aten.scatter_add, aten.scatter_add_)
 def index_add(
-    tracer: Tracer,
-    call: Node,
-    x: Value,
-    dim: int,
-    places: Value,
-    source: Value,
-    **_: Any,
+    tracer: Tracer, call: Node, x: Value, dim: int, places: Value, source: Value, **_
 ) -> Value:
     """x plus rows of a source (..., rows, ...) at some places along a dimension."""
     dim = dim % len(x.shape)

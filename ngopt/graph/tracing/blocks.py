@@ -1,10 +1,10 @@
-"""Finds the blocks among edges, once it is known which nodes are the same.
+"""Finds the blocks among edges, when no more nodes are unified.
 
-Labels say how edges lie: an axis along which only the sources change is one of columns,
-only the targets, one of rows, both, one of groups, and neither, one of slots. Where
-nodes repeat along an axis in a regular way it is two axes, as that of a flattened
-feature map is channels and places. Where the group of nodes changes, or nodes repeat in
-no regular way, blocks end.
+Labels decide the meaning of each axis. Only the sources change along an axis of
+columns, only the targets along one of rows, both along one of groups, and neither along
+one of slots. An axis along which nodes repeat regularly becomes two axes: a flattened
+feature map has channels and places. Blocks end where the group of nodes changes, or
+where nodes repeat irregularly.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from torch import Tensor
 from ngopt.graph.groups_and_blocks import View
 from ngopt.graph.tracing.edges import Block, Edges
 from ngopt.graph.tracing.nodes import Nodes
-from ngopt.graph.tracing.stars import stars
+from ngopt.graph.tracing.unit_edges import unit_edge_blocks
 from ngopt.graph.tracing.values import (
     Elements,
     Repeats,
     along,
     compact,
-    present,
+    has_duplicates,
+    not_none,
     regular_repeats,
-    repeats_any,
     row_numbers,
     same_along,
 )
 
-TARGETS, SOURCES = 0, 1  # places in Piece.ends, where features have targets alone
+TARGETS, SOURCES = 0, 1  # indices of Piece.ends; features have targets alone
 ENDS = ((TARGETS, SOURCES), (TARGETS,), (SOURCES,))
-"""The ends that an axis of groups changes, one of rows, and one of columns."""
+"""The ends that change along an axis of groups, of rows, and of columns."""
 
 
 def blocks_of(edges: Edges, nodes: Nodes) -> Iterator[Block]:
     """The blocks that edges consist of."""
     if edges.elements is None:
-        yield from stars(edges, nodes)
+        yield from unit_edge_blocks(edges, nodes)
         return
     for piece in _regular_pieces(edges, edges.elements, nodes):
         for part in _within_groups(piece, nodes):
@@ -51,10 +51,10 @@ def blocks_of(edges: Edges, nodes: Nodes) -> Iterator[Block]:
 
 @dataclass(frozen=True)
 class Piece:
-    """Edges whose elements lie at even distances.
+    """Edges whose elements are strided.
 
-    view: (*axes, *slots). ends: the targets and, where there are, the sources, (*axes),
-    of length 1 along axes that do not change them.
+    view: (*axes, *slots). ends: the targets and the sources, if any, (*axes), of length
+    1 along axes that do not change them.
     """
 
     view: View
@@ -79,8 +79,7 @@ class Piece:
         return found
 
     def rows(self, axis: int, ends: Sequence[int]) -> Tensor:
-        """The nodes at every place of an axis, (n, k); sources are other numbers than
-        targets."""
+        """The nodes (n, k) at every place of an axis; sources differ from targets."""
         rows = []
         for k in ends:
             own = self.ends[k].movedim(axis, 0)
@@ -103,17 +102,16 @@ class Piece:
         changing = self.changing(axis)
         for k in changing:
             left = ends[k].index_select(axis, index)
-            # of one place, or of equal ones, the axis changes this end no more
+            # a single place, or equal ones, no longer change this end
             ends[k] = compact(left)
         path = self.path
         if SOURCES in changing:
-            # pieces that share neurons, as in mirrored, see them in different ways
+            # pieces that share neurons are different uses of these
             path = (*path, places.start)
         return Piece(view, tuple(ends), self.kind, path)
 
     def split(self, axis: int, found: Repeats) -> Piece:
-        """The same with two axes for one: that of the nodes, and that of the times they
-        come."""
+        """The same with two axes for one: the nodes, and their occurrences."""
         view = self.view
         stride = view.strides[axis]
         steps = (found.step * stride, found.time_step * stride)
@@ -128,19 +126,18 @@ class Piece:
         for k in self.changing(axis):
             ordered = self.ends[k].index_select(axis, index)
             wide = ordered.unflatten(axis, places.shape)
-            # where an end repeats, it has length 1 along the times: that axis does not
-            # change it
+            # an end that repeats gets length 1 along the occurrences
             ends[k] = compact(wide)
         return replace(self, view=view, ends=tuple(ends))
 
 
 def _replaced(numbers: tuple[int, ...], place: int, *new: int) -> tuple[int, ...]:
-    """Numbers with others at the place of one."""
+    """Numbers with others in the place of one."""
     return (*numbers[:place], *new, *numbers[place + 1 :])
 
 
 def _regular_pieces(edges: Edges, elements: Elements, nodes: Nodes) -> Iterator[Piece]:
-    """The edges in pieces whose elements lie at even distances; others have no place."""
+    """The edges in strided pieces; elements of no piece are left out."""
     ends = _compact_ends(edges, nodes)
     view = elements.view()
     if view is not None:
@@ -150,11 +147,10 @@ def _regular_pieces(edges: Edges, elements: Elements, nodes: Nodes) -> Iterator[
     # (b, elements, features), as View.read takes it
     flat = numbers.flatten()[None, :, None]
     shape = tuple(numbers.shape)
-    # elements at no even distances have no view; their places in `numbers` do, and can
-    # be cut
+    # elements that are not strided have no view; their places in `numbers` have one
     places = View.whole(elements.parameter, shape)
     uneven = Piece(places, ends, edges.kind, edges.path)
-    for piece in _at_even_distances(uneven, numbers, 0):
+    for piece in _strided_pieces(uneven, numbers, 0):
         own = piece.view.read(flat)[0, ..., 0]
         part = Elements(elements.parameter, own)
         view = part.view()
@@ -164,7 +160,7 @@ def _regular_pieces(edges: Edges, elements: Elements, nodes: Nodes) -> Iterator[
 
 def _compact_ends(edges: Edges, nodes: Nodes) -> tuple[Tensor, ...]:
     """The nodes that now are at the ends, with as many axes each; see `Piece`."""
-    ends = present(edges.targets, edges.sources)
+    ends = not_none(edges.targets, edges.sources)
     axes = max(end.dim() for end in ends)
     found = []
     for end in ends:
@@ -174,14 +170,12 @@ def _compact_ends(edges: Edges, nodes: Nodes) -> tuple[Tensor, ...]:
     return tuple(found)
 
 
-def _at_even_distances(piece: Piece, numbers: Tensor, axis: int) -> Iterator[Piece]:
-    """Pieces in which the first numbers along each axis, from this one on, are evenly
-    spaced."""
+def _strided_pieces(piece: Piece, numbers: Tensor, axis: int) -> Iterator[Piece]:
+    """Pieces whose first numbers along each axis, from this one on, are strided."""
     if axis not in piece.axes:
         yield piece
         return
-    # of all numbers, not the piece's: cuts along other axes leave places along this one
-    # as they are
+    # of all numbers, not the piece's: other cuts do not change places along this axis
     line = along(numbers, axis)
     runs = even_runs(line)
     start = 0
@@ -191,17 +185,16 @@ def _at_even_distances(piece: Piece, numbers: Tensor, axis: int) -> Iterator[Pie
         if len(runs) > 1:
             places = range(start, stop)
             part = piece.cut(axis, places)
-        yield from _at_even_distances(part, numbers, axis + 1)
+        yield from _strided_pieces(part, numbers, axis + 1)
         start = stop
 
 
 def even_runs(numbers: Tensor) -> list[Tensor]:
-    """Stretches of numbers with the same step between neighbours."""
+    """Runs of numbers with the same step between neighbours."""
     runs = []
     while len(numbers):
         steps = numbers.diff()
-        # steps[i] lies behind numbers[i], so that a run ends at the first i of another
-        # step
+        # a run ends at the first i with another steps[i]
         changes = (steps != steps[:1]).nonzero()
         length = len(numbers)
         if len(changes):
@@ -212,10 +205,9 @@ def even_runs(numbers: Tensor) -> list[Tensor]:
 
 
 def _within_groups(piece: Piece, nodes: Nodes, first: int = 0) -> Iterator[Piece]:
-    """Pieces whose ends lie in one group each; along axes before the first they do
-    already."""
-    # groups in the place of nodes, so that `rows` tells which places have the same
-    ends = tuple(nodes.group_of(end) for end in piece.ends)
+    """Pieces whose ends are in one group each; `first` is the first axis to cut."""
+    # groups in the place of nodes, so that `rows` returns groups
+    ends = tuple(map(nodes.group_of, piece.ends))
     groups = replace(piece, ends=ends)
     for axis in piece.axes[first:]:
         changing = piece.changing(axis)
@@ -230,7 +222,7 @@ def _within_groups(piece: Piece, nodes: Nodes, first: int = 0) -> Iterator[Piece
 
 
 def _places_of_equals(rows: Tensor) -> Iterator[range]:
-    """Places at even distances of rows (n, k) that are the same."""
+    """Runs of places of the same rows (n, k)."""
     which = row_numbers(rows)
     for number in which.unique():
         places = (which == number).nonzero()
@@ -248,12 +240,11 @@ def _as_range(run: Tensor) -> range:
 
 
 def _distinct_parts(piece: Piece) -> Iterator[Piece]:
-    """Pieces that have no node twice at an end: what repeats regularly is on axes of
-    its own."""
+    """Pieces without a node twice in an end: regular repeats get axes of their own."""
     if _is_distinct(piece):
         yield piece
         return
-    for ends in ENDS:  # what repeats at both ends, then what does at one of them
+    for ends in ENDS:  # repeats of both ends, then of one of them
         piece = _repeats_split(piece, ends)
     if _is_distinct(piece):
         yield piece
@@ -263,8 +254,7 @@ def _distinct_parts(piece: Piece) -> Iterator[Piece]:
         if not changing:
             continue
         rows = piece.rows(axis, changing)
-        # a node that repeats is at two places of some axis, so that there one cut at
-        # least is found
+        # a node that repeats is at two places of some axis, so there is a cut
         stretches = list(_stretches(rows))
         if len(stretches) > 1:
             for places in stretches:
@@ -274,12 +264,11 @@ def _distinct_parts(piece: Piece) -> Iterator[Piece]:
 
 
 def _is_distinct(piece: Piece) -> bool:
-    return not any(repeats_any(end) for end in piece.ends)
+    return not any(map(has_duplicates, piece.ends))
 
 
 def _repeats_split(piece: Piece, ends: Sequence[int]) -> Piece:
-    """A piece with two axes for each along which those of the ends that it changes
-    repeat."""
+    """A piece with two axes for each axis along which some of the ends repeat."""
     # from the last on: a split moves the axes behind it
     for axis in reversed(piece.axes):
         changing = [k for k in piece.changing(axis) if k in ends]
@@ -294,7 +283,7 @@ def _repeats_split(piece: Piece, ends: Sequence[int]) -> Piece:
 
 
 def _stretches(rows: Tensor) -> Iterator[range]:
-    """Longest stretches of rows (n, k) of which no two have a node in common."""
+    """Longest stretches of rows (n, k) that share no node."""
     start = 0
     seen = set()
     for place, row in enumerate(rows.tolist()):
@@ -307,12 +296,11 @@ def _stretches(rows: Tensor) -> Iterator[range]:
 
 
 def _arranged(piece: Piece) -> Iterator[Block]:
-    """A piece with its axes in the order of a block, those of one meaning merged."""
+    """A piece as blocks: axes in their order, those of one meaning merged."""
     for ends in ENDS:
         axes = piece.changing_just(*ends)
         if not _can_merge(piece.view, axes):
-            # one place at a time: an axis of length 1 is left out, and those within may
-            # merge
+            # one place at a time: an axis of length 1 is left out, the rest may merge
             outer = axes[0]
             for place in range(piece.view.shape[outer]):
                 only = range(place, place + 1)
@@ -323,10 +311,10 @@ def _arranged(piece: Piece) -> Iterator[Block]:
 
 
 def _can_merge(view: View, axes: Sequence[int]) -> bool:
-    """Whether elements along several axes lie at even distances."""
+    """Whether elements along several axes are strided as along one."""
     for outer, inner in pairwise(axes):
         length = view.shape[inner] * view.strides[inner]
-        # as where view() flattens: one step outside passes all of the inside
+        # as in view(): the outer stride is the length of the inner axis
         if view.strides[outer] != length:
             return False
     return True
@@ -340,7 +328,7 @@ def _block(piece: Piece) -> Block:
     kernel = range(len(piece.axes), len(view.shape))
     targets, *others = piece.ends
     sources = None
-    order = [rows]  # that of features of nodes
+    order = [rows]  # of features
     if others:
         sources = _flat(others[0], groups, columns)
         order = [groups, rows, columns]

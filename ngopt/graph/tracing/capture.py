@@ -1,5 +1,4 @@
-"""Brings a module to a graph of torch functions, with an example input or a guessed
-one."""
+"""Lists the torch functions that a module applies to an example or guessed input."""
 
 from __future__ import annotations
 
@@ -26,9 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from ngopt.graph.tracing.copies import Copier
 from ngopt.graph.tracing.isolation import isolated
 
-BATCH = 2  # rows of an example that are used: norms in training mode need more than one
-
-
+BATCH = 2  # rows of an example that are used: norms in training mode need two
 MESSAGE = 200  # characters of an error that a warning repeats
 
 
@@ -48,8 +45,7 @@ class Inputs:
 class Program:
     """The functions that a module applies to an input.
 
-    state: for the names of nodes that stand for parameters, buffers and constants,
-    these tensors.
+    state: parameters, buffers and constants by the names of their nodes.
     is_cut: whether the input was a few rows of the example.
     """
 
@@ -71,23 +67,21 @@ def packet_of(call: Node) -> Any:
 
 
 def capture(
-    model: nn.Module,
-    example_input: Any,
-    cut: bool = True,
-    training: bool = True,
+    model: nn.Module, example_input: Any, cut: bool = True, training: bool = True
 ) -> Program:
     """The functions that a module applies to an example input (see `arguments`).
 
-    `torch.export` says it for whatever the input's values are. Where these decide what
-    the module does (`if x.mean() > 0`), it cannot; then the module runs, and torch.fx
-    records what it does to this input. With `cut`, a few rows of the input do if the
-    module takes them. Without `training` it runs in evaluation mode. A copy of the
-    module runs: nothing of the module and of the input changes, see `isolated`. Raises
-    whatever the module raises, or NotCaptured.
+    `torch.export` lists them for any values of the input. If values decide which
+    functions are applied (`if x.mean() > 0`), it fails; then torch.fx records the
+    functions of this input. A copy of the module runs: module and input stay as they
+    are, see `isolated`.
+    cut: tries a few rows of the input first. training: False for evaluation mode.
+
+    Raises the module's own error, or NotCaptured.
     """
     whole = arguments(example_input)
     inputs = [whole]
-    is_long = any(_is_long(leaf) for leaf in tree_leaves(whole))
+    is_long = any(map(_is_long, tree_leaves(whole)))
     if cut and is_long:
         few = tree_map(_few_rows, whole)
         inputs = [few, whole]
@@ -110,9 +104,9 @@ def _isolated(
     inputs: tuple[tuple, dict[str, Any]],
     training: bool,
 ) -> Any:
-    """A function of copies of a module and of its inputs.
+    """A function of new copies of a module and of its inputs.
 
-    A copy for each, as what a forward that failed has stored is of no use to the next.
+    A forward that failed may have changed earlier copies.
     """
     with isolated(model) as duplicate:
         args, kwargs = Copier().copy(inputs)
@@ -127,7 +121,7 @@ def _run(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warnings and the pages of log that an export which fails writes."""
+    """Without the warnings and the log of an export that fails."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -139,7 +133,7 @@ def _quiet() -> Iterator[None]:
 
 
 def arguments(example_input: Any) -> tuple[tuple, dict[str, Any]]:
-    """What a module is called with for an example input.
+    """The arguments of a module for an example input.
 
     That is a tensor, a tuple of arguments, a dict of named ones, or `Inputs`.
     """
@@ -153,7 +147,7 @@ def arguments(example_input: Any) -> tuple[tuple, dict[str, Any]]:
 
 
 def _is_long(value: Any) -> bool:
-    """Whether it has more rows than are used."""
+    """Whether it is a tensor of more rows than are used."""
     if not isinstance(value, Tensor) or value.dim() == 0:
         return False
     return len(value) > BATCH
@@ -167,7 +161,7 @@ def _export(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
     def only_tensors(_module: nn.Module, _args: tuple, output: Any) -> list[Tensor]:
         return _tensors(output)
 
-    # export refuses outputs that pytree does not know, as a dataclass
+    # export refuses outputs of types without a pytree, such as a dataclass
     hook = model.register_forward_hook(only_tensors)
     try:
         program = torch.export.export(model, args, kwargs)
@@ -191,28 +185,23 @@ def _export(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
 
 
 def _with_sizes(value: Any) -> Any:
-    """A value of a program; the input's values may decide on sizes, as of what an
-    expert is given.
-
-    As with rows of an example, two of such do.
-    """
+    """A value of a program with the size 2 for all sizes that depend on data."""
     if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
         expression = value.node.expr
         sizes = dict.fromkeys(expression.free_symbols, BATCH)
         kind = value.node.pytype
         return kind(expression.xreplace(sizes))
-    if isinstance(value, Tensor) and any(
-        isinstance(n, torch.SymInt) for n in value.shape
-    ):
-        shape = [_with_sizes(n) for n in value.shape]
-        return torch.empty(shape, dtype=value.dtype, device="meta")
-    return value
+    if not isinstance(value, Tensor):
+        return value
+    if not any(isinstance(n, torch.SymInt) for n in value.shape):
+        return value
+    shape = [_with_sizes(n) for n in value.shape]
+    return torch.empty(shape, dtype=value.dtype, device="meta")
 
 
 def _record(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
-    """Runs the module once; of the functions that it calls, torch.fx keeps a list."""
-    # the walk knows parameters by identity; buffers may change in the run, so it has
-    # copies
+    """Runs the module once, while torch.fx records the functions that it calls."""
+    # parameters themselves, as they are found by `id`; buffers may change in the run
     own: dict[str, Tensor] = dict(model.named_parameters())
     for name, buffer in model.named_buffers():
         own[name] = buffer.clone()
@@ -224,16 +213,15 @@ def _record(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
         output = functional_call(model, state, args, kwargs)
         return _tensors(output)
 
-    # before dispatch functions are those of an export: linear, not t and addmm
+    # pre_dispatch: the functions of an export, linear instead of t and addmm
     trace = make_fx(run, pre_dispatch=True, _error_on_data_dependent_ops=False)
     traced = trace(own, args, kwargs)
     copies = tree_map_only(Tensor, lambda x: x.detach().clone(), (own, args, kwargs))
     _Located(traced, garbage_collect_values=False).run(*copies)
     graph = inlined(traced)
-    graph.eliminate_dead_code()  # such as what a condition was made of
+    graph.eliminate_dead_code()  # such as the computation of a condition
     placeholders = graph.find_nodes(op="placeholder")
-    # no placeholder is dead code: those of the state come first, then those of the
-    # inputs
+    # placeholders are never dead code: first the state, then the inputs
     names = [call.name for call in placeholders]
     state = dict(zip(names, own.values(), strict=False))
     for call in graph.find_nodes(op="get_attr"):
@@ -244,8 +232,7 @@ def _record(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
 
 
 def _for_cpu(graph: Graph) -> Graph:
-    """Functions that name a device make their constants on the CPU, where rules
-    compute."""
+    """Replaces devices in arguments by the CPU, where rules compute."""
 
     def moved(value: Any) -> Any:
         return torch.device("cpu") if isinstance(value, torch.device) else value
@@ -257,8 +244,7 @@ def _for_cpu(graph: Graph) -> Graph:
 
 
 class _Located(Interpreter):
-    """Runs a list of functions once more, so that results which share memory do so in
-    the list."""
+    """Runs a graph once more, to record which results share memory."""
 
     def run_node(self, n: Node) -> Any:
         result = super().run_node(n)
@@ -267,10 +253,9 @@ class _Located(Interpreter):
 
 
 def inlined(module: GraphModule) -> Graph:
-    """The functions of a module, those of its regions (autocast, no_grad) in their
-    places."""
+    """The functions of a module, with those of regions (autocast, no_grad) inlined."""
     graph = module.graph
-    # a list, as nodes are erased on the way
+    # a list, as nodes are erased in the loop
     for call in list(graph.nodes):
         region, operands = _region(module, call)
         if region is None:
@@ -285,7 +270,7 @@ def inlined(module: GraphModule) -> Graph:
 
 
 def _put_in_place(call: Node, result: Any) -> None:
-    """Uses the result of a region where that of a function was used."""
+    """Replaces a function by the result of its region."""
     graph = call.graph
     is_many = isinstance(result, (tuple, list))
     if isinstance(result, Node):
@@ -300,12 +285,10 @@ def _put_in_place(call: Node, result: Any) -> None:
 
 
 def _region(module: GraphModule, call: Node) -> tuple[GraphModule | None, list[Any]]:
-    """The graph that a function applies once to the arguments behind it, and these.
-
-    None if it is no such function.
-    """
+    """The graph that a function applies once to the arguments behind it, and these
+    arguments; None if it applies none."""
     attributes = _attributes(call)
-    # torch.cond has two regions, of which it applies one
+    # torch.cond applies one of two regions
     if call.op != "call_function" or len(attributes) != 1:
         return None, []
     attribute = attributes[0]
@@ -315,21 +298,20 @@ def _region(module: GraphModule, call: Node) -> tuple[GraphModule | None, list[A
         return None, []
     place = call.args.index(attribute)
     behind = call.args[place + 1 :]
-    operands = [
-        a for a in behind if not isinstance(a, str)
-    ]  # a name may stand among them
+    # a name may be among them
+    operands = [a for a in behind if not isinstance(a, str)]
     if not _takes(region, operands):
         return None, []
     return region, operands
 
 
 def _attributes(call: Node) -> list[Node]:
-    """What a function is applied to that the module has, such as regions."""
+    """The operands of a function that are attributes of the module, such as regions."""
     return [a for a in call.args if isinstance(a, Node) and a.op == "get_attr"]
 
 
 def _takes(region: GraphModule, operands: list[Any]) -> bool:
-    """Whether a region has a place for each operand; those of loops come as lists."""
+    """Whether a region has a placeholder for each operand; loops have lists of them."""
     is_loop = any(isinstance(a, (list, tuple)) for a in operands)
     placeholders = region.graph.find_nodes(op="placeholder")
     has_places = len(placeholders) == len(operands)
@@ -337,11 +319,7 @@ def _takes(region: GraphModule, operands: list[Any]) -> bool:
 
 
 def _tensors(output: Any) -> list[Tensor]:
-    """The tensors that a module returns.
-
-    What else it returns, numbers or a cache of keys and values, is no part of the
-    network.
-    """
+    """The tensors that a module returns, without numbers or caches."""
     found = []
     for leaf in tree_leaves(output):
         if isinstance(leaf, Tensor):
@@ -354,10 +332,9 @@ def _tensors(output: Any) -> list[Tensor]:
 
 
 def guess_inputs(model: nn.Module) -> Iterator[Tensor]:
-    """Inputs that a module might take, judging by the first of its layers that has
-    weights."""
+    """Inputs that fit the first layer with weights of a module."""
     device = next((p.device for p in model.parameters()), None)
-    # of its own: the user's random numbers stay what they are
+    # a generator of its own: that of the user stays as it is
     generator = torch.Generator("cpu").manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.Embedding):
@@ -373,16 +350,13 @@ def guess_inputs(model: nn.Module) -> Iterator[Tensor]:
 
 
 def _guessed_shapes(module: nn.Module) -> list[tuple[int, ...]]:
-    """Shapes of one row of what a layer might take, none if it has no weights."""
+    """Possible shapes of one row of a layer's input; none without weights."""
     match module:
         case nn.Conv1d(in_channels=n) | nn.ConvTranspose1d(in_channels=n):
             return [(n, 64), (n, 1024)]
         case nn.Conv2d(in_channels=n) | nn.ConvTranspose2d(in_channels=n):
-            return [
-                (n, 224, 224),
-                (n, 32, 32),
-                (n, 28, 28),
-            ]  # of ImageNet, CIFAR and MNIST
+            # ImageNet, CIFAR and MNIST
+            return [(n, 224, 224), (n, 32, 32), (n, 28, 28)]
         case nn.Conv3d(in_channels=n) | nn.ConvTranspose3d(in_channels=n):
             return [(n, 16, 32, 32)]
         case nn.Linear(in_features=n):

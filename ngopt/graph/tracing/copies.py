@@ -1,4 +1,7 @@
-"""Copies of modules and of their inputs that a trace may change: parameters are shared."""
+"""Copies of modules and of their inputs that a trace may change.
+
+Parameters are shared.
+"""
 
 from __future__ import annotations
 
@@ -23,32 +26,31 @@ SHARED = (
     *(ModuleType, torch.dtype, torch.device, torch.Size),
     *(logging.Logger, torch.optim.Optimizer, torch.utils.data.Dataset),
 )
-"""Values that a forward does not change, and what is too large to copy."""
+"""Values that a forward does not change, and those that are too large to copy."""
 
 HOOKS = [name for name in nn.Module().__dict__ if "hook" in name]
 """Attributes of a module that hold hooks, as `_forward_pre_hooks`."""
 
-CONTAINERS = list, dict, set, deque
-
-OF_TORCH = "torch.nn.utils."
-"""Where hooks of torch that compute weights are defined: weight_norm, spectral_norm,
-pruning."""
+TORCH_HOOKS = "torch.nn.utils."
+"""Defines hooks that compute weights: weight_norm, spectral_norm, pruning."""
 
 
 class Copier:
     """Copies values with all that they refer to.
 
     Parameters are shared. Other tensors are copied, as the forward may write to them.
-    Modules have no hooks but those that compute weights. What cannot be copied is
-    shared: locks, files, objects that release something when they are deleted.
+    Copied modules keep only the hooks that compute weights. Values that cannot be
+    copied are shared: locks, files, objects with a `__del__`.
     tensor: how tensors that are no parameters are copied.
+    copies: by the `id` of the original.
+    originals: kept alive, so that no `id` is used again.
     """
 
     def __init__(self, tensor: Callable[[Tensor], Tensor] | None = None):
         self._tensor = tensor or cloned
-        self._known: dict[int, Any] = {}  # copies by the identity of the original
+        self.copies: dict[int, Any] = {}
+        self.originals: list[Any] = []
         self._empty: set[int] = set()  # modules whose copies have no attributes yet
-        self.originals: list[Any] = []  # kept alive, so that no identity comes again
 
     def module(self, module: nn.Module) -> nn.Module:
         """A copy of a module that shares its parameters.
@@ -63,155 +65,47 @@ class Copier:
     def copy(self, value: Any) -> Any:
         if isinstance(value, SHARED):
             return value
-        if id(value) not in self._known:
+        if id(value) not in self.copies:
             count = len(self.originals)
             try:
                 return self._copied(value)
             except Exception:
-                # objects may be incomplete that were begun since
+                # copies that were begun since may be incomplete
                 for original in self.originals[count:]:
-                    self._known.pop(id(original), None)
-                self._keep(value, value)
-        made = self._known[id(value)]
+                    self.copies.pop(id(original), None)
+                self.keep(value, value)
+        made = self.copies[id(value)]
         if id(value) in self._empty:
             self._empty.remove(id(value))
             self._fill(value, made)
         return made
 
-    def _keep(self, original: Any, made: Any) -> Any:
-        self._known[id(original)] = made
+    def keep(self, original: Any, made: Any) -> Any:
+        """Stores and returns the copy of a value."""
+        self.copies[id(original)] = made
         self.originals.append(original)
         return made
 
     def _copied(self, value: Any) -> Any:
-        keep = self._keep
         if isinstance(value, nn.Module):
             self._begin(value)
             return self.copy(value)
         if is_lazy(value):
-            return keep(value, _lazy(value))
+            return self.keep(value, _lazy(value))
         if isinstance(value, nn.Parameter):
-            return keep(value, value)
+            return self.keep(value, value)
         if isinstance(value, Tensor):
-            return keep(value, self._tensor(value))
-        if isinstance(value, CONTAINERS):
-            return self._container(value)
-        if isinstance(value, tuple):
-            return keep(value, self._tuple(value))
-        if isinstance(value, frozenset):
-            return keep(value, frozenset(map(self.copy, value)))
-        if isinstance(value, MethodType):
-            owner = self.copy(value.__self__)
-            return keep(value, MethodType(value.__func__, owner))
-        if isinstance(value, FunctionType):
-            return self._function(value)
-        if isinstance(value, partial):
-            parts = map(self.copy, (value.func, value.args, value.keywords))
-            function, args, kwargs = parts
-            return keep(value, type(value)(function, *args, **kwargs))
-        if isinstance(value, weakref.ref):
-            return keep(value, self._reference(value))
-        if isinstance(value, torch.Generator):
-            return keep(value, value.clone_state())
-        return self._object(value)
-
-    def _container(self, value: Any) -> Any:
-        kind: Any = type(value)
-        made = self._keep(value, kind.__new__(kind))
-        if isinstance(value, dict):
-            if isinstance(value, defaultdict):
-                made.default_factory = value.default_factory
-            # the plain functions: a subclass may have others of its own
-            put = OrderedDict.__setitem__ if isinstance(value, OrderedDict) else None
-            put = put or dict.__setitem__
-            for key, item in list(dict.items(value)):
-                put(made, self.copy(key), self.copy(item))
-        elif isinstance(value, deque):
-            deque.__init__(made, map(self.copy, list(value)), value.maxlen)
-        elif isinstance(value, set):
-            set.update(made, map(self.copy, list(value)))
-        else:
-            list.extend(made, map(self.copy, list(value)))
-        self._fill_attributes(value, made)
-        return made
-
-    def _tuple(self, value: tuple) -> tuple:
-        items = [self.copy(item) for item in value]
-        if all(item is old for item, old in zip(items, value, strict=True)):
-            return value
-        if hasattr(value, "_fields"):
-            return tuple.__new__(type(value), items)
-        return type(value)(items)
-
-    def _reference(self, value: weakref.ref) -> Any:
-        original = value()
-        known = self._known.get(id(original))
-        if original is None or known is None or type(value) is not weakref.ref:
-            return value
-        return weakref.ref(known)
-
-    def _function(self, function: FunctionType) -> Any:
-        """A function of the copies of what it refers to, as a `forward` that a user
-        replaced."""
-        names = function.__code__.co_names
-        refers = [(name, function.__globals__.get(name)) for name in names]
-        modules = {
-            name: value
-            for name, value in refers
-            if isinstance(value, nn.Module) and id(value) in self._known
-        }
-        cells = function.__closure__ or ()
-        defaults = function.__defaults__, function.__kwdefaults__
-        if not (modules or cells or any(defaults)):
-            return self._keep(function, function)
-        variables = function.__globals__
-        if modules:
-            variables = {**variables, **modules}
-        empty = tuple(CellType() for _ in cells)
-        code, name = function.__code__, function.__name__
-        made = FunctionType(code, variables, name, None, empty or None)
-        self._keep(function, made)
-        for module in modules:
-            variables[module] = self.copy(modules[module])
-        for cell, own in zip(empty, cells, strict=True):
-            with suppress(ValueError):  # of a variable that has no value yet
-                cell.cell_contents = self.copy(own.cell_contents)
-        made.__defaults__, made.__kwdefaults__ = map(self.copy, defaults)
-        made.__dict__.update(function.__dict__)
-        return made
-
-    def _object(self, value: Any) -> Any:
-        kind = type(value)
-        if hasattr(kind, "__del__"):
-            return self._keep(value, value)
-        is_plain = (
-            kind.__reduce_ex__ is object.__reduce_ex__
-            and kind.__reduce__ is object.__reduce__
-            and not hasattr(kind, "__deepcopy__")
-        )
-        # an object of Python; others, such as locks, can be made by their type alone
-        if is_plain and (hasattr(value, "__dict__") or _slots(kind)):
-            made = self._keep(value, object.__new__(kind))
-            self._fill_attributes(value, made)
-            return made
-        known: Any = ChainMap({}, self._known)
-        return self._keep(value, copy.deepcopy(value, known))
-
-    def _fill_attributes(self, value: Any, made: Any) -> None:
-        for key, item in list(getattr(value, "__dict__", {}).items()):
-            made.__dict__[key] = self.copy(item)
-        for name in _slots(type(value)):
-            if hasattr(value, name):
-                object.__setattr__(made, name, self.copy(getattr(value, name)))
+            return self.keep(value, self._tensor(value))
+        return _copied_value(self, value)
 
     def _begin(self, module: nn.Module) -> None:
         """Makes the copy of a module, without its attributes."""
-        if id(module) in self._known:
+        if id(module) in self.copies:
             return
         if isinstance(module, torch.jit.ScriptModule):
-            self._keep(module, module)
+            self.keep(module, module)
             return
-        self._keep(module, object.__new__(self._kind(module)))
+        self.keep(module, object.__new__(self._kind(module)))
         self._empty.add(id(module))
 
     def _kind(self, module: nn.Module) -> type:
@@ -224,22 +118,26 @@ class Copier:
 
     def _fill(self, module: nn.Module, made: nn.Module) -> None:
         """Gives a copy of a module its attributes."""
+        self._copy_hooks(module, made)
+        attributes = made.__dict__
+        computed = computed_weights(module)
+        for name, value in list(module.__dict__.items()):
+            if name in attributes or self._is_left_out(name):
+                continue
+            # a hook computes it again
+            is_computed = name in computed
+            attributes[name] = value.detach() if is_computed else self.copy(value)
+
+    def _copy_hooks(self, module: nn.Module, made: nn.Module) -> None:
         own = module.__dict__
         attributes = made.__dict__
         for name in own.keys() & {*HOOKS}:
-            # a handle that the module has is to remove a hook of the copy
-            attributes[name] = self._keep(own[name], type(own[name])())
+            # a handle of the module removes a hook of the copy
+            attributes[name] = self.keep(own[name], type(own[name])())
         for name, hook in kept_hooks(module).items():
             attributes["_forward_pre_hooks"][name] = self.copy(hook)
             if name in own["_forward_pre_hooks_with_kwargs"]:
                 attributes["_forward_pre_hooks_with_kwargs"][name] = True
-        computed = computed_weights(module)
-        for name, value in list(own.items()):
-            if name in attributes or self._is_left_out(name):
-                continue
-            # the hook makes it again
-            is_computed = name in computed
-            attributes[name] = value.detach() if is_computed else self.copy(value)
 
 
 def cloned(tensor: Tensor) -> Tensor:
@@ -249,10 +147,8 @@ def cloned(tensor: Tensor) -> Tensor:
 
 def _lazy(tensor: Any) -> Tensor:
     """Another parameter or buffer that has no shape yet."""
-    if isinstance(tensor, UninitializedBuffer):
-        kind: Any = UninitializedBuffer
-        return kind(tensor.requires_grad, device=tensor.device, dtype=tensor.dtype)
-    kind = UninitializedParameter
+    is_buffer = isinstance(tensor, UninitializedBuffer)
+    kind: Any = UninitializedBuffer if is_buffer else UninitializedParameter
     return kind(tensor.requires_grad, device=tensor.device, dtype=tensor.dtype)
 
 
@@ -265,15 +161,15 @@ def kept_hooks(module: nn.Module) -> dict[int, Any]:
 
 
 def _is_of_torch(hook: Any) -> bool:
-    """Whether a hook is that of weight_norm and its like, or of a lazy module."""
+    """Whether a hook is one of weight_norm and its like, or of a lazy module."""
     lazy: Any = LazyModuleMixin
     if getattr(hook, "__func__", None) is lazy._infer_parameters:
         return True
-    return type(hook).__module__.startswith(OF_TORCH)
+    return type(hook).__module__.startswith(TORCH_HOOKS)
 
 
 def computed_weights(module: nn.Module) -> set[str]:
-    """Attributes that are made of a parameter of a longer name: `weight` of
+    """Attributes that are computed of a parameter of a longer name: `weight` of
     `weight_orig`."""
     found = set()
     for name, value in module.__dict__.items():
@@ -282,6 +178,153 @@ def computed_weights(module: nn.Module) -> set[str]:
         if any(own.startswith(f"{name}_") for own in module._parameters):
             found.add(name)
     return found
+
+
+def _copied_value(copier: Copier, value: Any) -> Any:
+    for kind, function in COPIED_TYPES:
+        if isinstance(value, kind):
+            return function(copier, value)
+    return _object(copier, value)
+
+
+def _dict(copier: Copier, value: dict) -> Any:
+    made = _empty(copier, value)
+    if isinstance(value, defaultdict):
+        made.default_factory = value.default_factory
+    # functions of the base class: a subclass may override them
+    is_ordered = isinstance(value, OrderedDict)
+    put = OrderedDict.__setitem__ if is_ordered else dict.__setitem__
+    for key, item in list(dict.items(value)):
+        put(made, copier.copy(key), copier.copy(item))
+    _copy_attributes(copier, value, made)
+    return made
+
+
+def _deque(copier: Copier, value: deque) -> Any:
+    made = _empty(copier, value)
+    deque.__init__(made, map(copier.copy, list(value)), value.maxlen)
+    _copy_attributes(copier, value, made)
+    return made
+
+
+def _set(copier: Copier, value: set) -> Any:
+    made = _empty(copier, value)
+    set.update(made, map(copier.copy, list(value)))
+    _copy_attributes(copier, value, made)
+    return made
+
+
+def _list(copier: Copier, value: list) -> Any:
+    made = _empty(copier, value)
+    list.extend(made, map(copier.copy, list(value)))
+    _copy_attributes(copier, value, made)
+    return made
+
+
+def _empty(copier: Copier, value: Any) -> Any:
+    """An empty container, kept before its items, which may refer to it."""
+    kind: Any = type(value)
+    return copier.keep(value, kind.__new__(kind))
+
+
+def _tuple(copier: Copier, value: tuple) -> Any:
+    items = list(map(copier.copy, value))
+    if all(item is old for item, old in zip(items, value, strict=True)):
+        made = value
+    elif hasattr(value, "_fields"):
+        made = tuple.__new__(type(value), items)
+    else:
+        made = type(value)(items)
+    return copier.keep(value, made)
+
+
+def _frozenset(copier: Copier, value: frozenset) -> Any:
+    return copier.keep(value, frozenset(map(copier.copy, value)))
+
+
+def _method(copier: Copier, value: MethodType) -> Any:
+    owner = copier.copy(value.__self__)
+    return copier.keep(value, MethodType(value.__func__, owner))
+
+
+def _partial(copier: Copier, value: partial) -> Any:
+    function = copier.copy(value.func)
+    args = copier.copy(value.args)
+    kwargs = copier.copy(value.keywords)
+    return copier.keep(value, type(value)(function, *args, **kwargs))
+
+
+def _reference(copier: Copier, value: weakref.ref) -> Any:
+    original = value()
+    known = copier.copies.get(id(original))
+    if original is None or known is None or type(value) is not weakref.ref:
+        return copier.keep(value, value)
+    return copier.keep(value, weakref.ref(known))
+
+
+def _generator(copier: Copier, value: torch.Generator) -> Any:
+    return copier.keep(value, value.clone_state())
+
+
+def _function(copier: Copier, function: FunctionType) -> Any:
+    """A function that refers to copies, such as a `forward` that a user replaced."""
+    modules = _global_modules(copier, function)
+    cells = function.__closure__ or ()
+    defaults = function.__defaults__, function.__kwdefaults__
+    if not (modules or cells or any(defaults)):
+        return copier.keep(function, function)
+    variables = function.__globals__
+    if modules:
+        variables = {**variables, **modules}
+    empty = tuple(CellType() for _ in cells)
+    code, name = function.__code__, function.__name__
+    made = FunctionType(code, variables, name, None, empty or None)
+    copier.keep(function, made)
+    for module in modules:
+        variables[module] = copier.copy(modules[module])
+    for cell, own in zip(empty, cells, strict=True):
+        with suppress(ValueError):  # of a variable that has no value yet
+            cell.cell_contents = copier.copy(own.cell_contents)
+    made.__defaults__ = copier.copy(function.__defaults__)
+    made.__kwdefaults__ = copier.copy(function.__kwdefaults__)
+    made.__dict__.update(function.__dict__)
+    return made
+
+
+def _global_modules(copier: Copier, function: FunctionType) -> dict[str, nn.Module]:
+    """The global variables that a function reads, if they are modules with a copy."""
+    modules = {}
+    for name in function.__code__.co_names:
+        value = function.__globals__.get(name)
+        if isinstance(value, nn.Module) and id(value) in copier.copies:
+            modules[name] = value
+    return modules
+
+
+def _object(copier: Copier, value: Any) -> Any:
+    kind = type(value)
+    if hasattr(kind, "__del__"):
+        return copier.keep(value, value)
+    is_plain = (
+        kind.__reduce_ex__ is object.__reduce_ex__
+        and kind.__reduce__ is object.__reduce__
+        and not hasattr(kind, "__deepcopy__")
+    )
+    # an object of Python; others, such as locks, can be made by their type alone
+    if is_plain and (hasattr(value, "__dict__") or _slots(kind)):
+        made = copier.keep(value, object.__new__(kind))
+        _copy_attributes(copier, value, made)
+        return made
+    known: Any = ChainMap({}, copier.copies)
+    return copier.keep(value, copy.deepcopy(value, known))
+
+
+def _copy_attributes(copier: Copier, value: Any, made: Any) -> None:
+    for key, item in list(getattr(value, "__dict__", {}).items()):
+        made.__dict__[key] = copier.copy(item)
+    for name in _slots(type(value)):
+        if hasattr(value, name):
+            object.__setattr__(made, name, copier.copy(getattr(value, name)))
 
 
 def _slots(kind: type) -> list[str]:
@@ -297,3 +340,18 @@ def _slots(kind: type) -> list[str]:
             stem = parent.__name__.lstrip("_")
             found.append(f"_{stem}{name}" if is_private else name)
     return found
+
+
+COPIED_TYPES: tuple[tuple[Any, Callable], ...] = (
+    (dict, _dict),
+    (deque, _deque),
+    (set, _set),
+    (list, _list),
+    (tuple, _tuple),
+    (frozenset, _frozenset),
+    (MethodType, _method),
+    (FunctionType, _function),
+    (partial, _partial),
+    (weakref.ref, _reference),
+    (torch.Generator, _generator),
+)

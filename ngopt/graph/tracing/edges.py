@@ -1,4 +1,4 @@
-"""Edges and features of nodes, as rules say them and as the graph has them."""
+"""Edges and features of nodes, as rules add them and as blocks of the graph."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from ngopt.graph.tracing.values import Elements
 
 @dataclass(frozen=True)
 class Edges:
-    """Edges whose values are elements of a parameter, or features of nodes: what a rule
-    says.
+    """Edges whose values are elements of a parameter, or features of nodes.
 
     sources, targets: labels of nodes that broadcast to one shape (*axes). Without
     sources, elements are features of the targets.
-    elements: (*axes, *slots): what dimensions they have beyond those of the labels are
-    slots. None for edges of value 1.
-    path: how the sources come to the weight; those with the same path see them alike.
+    elements: (*axes, *slots); None for edges of value 1.
+    path: the operands and options of the function. Edges of the same path have the same
+    activations of their sources.
     """
 
     elements: Elements | None
@@ -31,10 +30,9 @@ class Edges:
 
 @dataclass(frozen=True)
 class Block:
-    """A regular piece of `Edges`: an `EdgeBlock` or `Bias` whose ends are still node
-    numbers.
+    """A regular piece of `Edges`: an `EdgeBlock` or `Bias` of node numbers.
 
-    No node is at an end twice, and each end lies in one group.
+    No node occurs twice in an end, and each end is in one group.
     sources: (groups * n_source,). targets: (groups * n_target,). view: (*shape,
     *slot_shape), where shape is (groups, n_target, n_source); or (n, *slot_shape) for
     features of n targets.

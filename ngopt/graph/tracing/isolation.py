@@ -1,4 +1,4 @@
-"""Tracing a module without a trace: a copy runs, and what is shared is put back."""
+"""Runs a copy of a module, and restores the state that it shares."""
 
 from __future__ import annotations
 
@@ -25,19 +25,16 @@ CACHE = functools._lru_cache_wrapper
 
 @contextmanager
 def isolated(model: nn.Module) -> Iterator[nn.Module]:
-    """A copy of a module that may run without a change of the module or of anything
-    around it.
+    """A context with a copy of a module that can run without changing the module.
 
-    The copy shares the parameters. Buffers, and whatever the forward stores in
-    attributes of the module and of objects that it refers to, are copied. Within,
-    users' hooks do not run (those that compute weights do). Class attributes and random
-    generators are put back behind it.
+    The copy shares the parameters. Buffers, attributes and the objects that they refer
+    to are copied. Users' hooks do not run, except those that compute weights. Class
+    attributes and random generators are restored at the end.
 
-    What a forward stores elsewhere is not protected: in parameters that it writes in
-    place through `.data` (under `torch.no_grad` they are safe), in global variables, in
-    closures of methods that its class defines, and in objects that cannot be copied,
-    such as open files. torch.jit's modules are not copied, nor are modules whose
-    attributes cannot be followed; these run themselves.
+    Not protected are parameters that the forward writes through `.data` (under
+    `torch.no_grad` they are safe), global variables, closures of methods of its class,
+    and objects that cannot be copied, such as open files. Modules of torch.jit, and
+    modules whose attributes cannot be copied, run themselves.
     """
     copier = Copier()
     try:
@@ -56,10 +53,9 @@ def isolated(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def _kept_generators(model: nn.Module) -> Iterator[None]:
-    """Random numbers of Python, NumPy and torch are those of a program that did not
-    trace."""
+    """Restores the random generators of Python, NumPy and torch."""
     state = random.getstate()
-    # looked up, not imported: a module that draws from it has imported it
+    # not imported: only a module that has imported it can use it
     numpy = sys.modules.get("numpy")
     of_numpy = numpy and numpy.random.get_state()
     devices = {p.device for p in (*model.parameters(), *model.buffers())}
@@ -74,11 +70,12 @@ def _kept_generators(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _kept_parameters(model: nn.Module) -> Iterator[None]:
-    """Parameters have the gradients and the memory that they had."""
-    params = [p for p in model.parameters() if not is_lazy(p)]
-    kept = [(p, p.data, p.grad) for p in params]
-    for p in params:
-        p.grad = None
+    """Restores the gradients and the memory of parameters."""
+    kept = []
+    for p in model.parameters():
+        if not is_lazy(p):
+            kept.append((p, p.data, p.grad))
+            p.grad = None
     try:
         yield
     finally:
@@ -91,32 +88,32 @@ def _kept_parameters(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _without_global_hooks() -> Iterator[None]:
     """Hooks that are registered for all modules do not run."""
-    names = [name for name in vars(torch_module) if name.startswith("_global_")]
-    found = [vars(torch_module)[name] for name in names]
-    registries = [hooks for hooks in found if isinstance(hooks, dict) and hooks]
-    kept = [dict(hooks) for hooks in registries]
-    for hooks in registries:
+    registries = []
+    for name, hooks in vars(torch_module).items():
+        if name.startswith("_global_") and isinstance(hooks, dict) and hooks:
+            registries.append((hooks, dict(hooks)))
+    for hooks, _ in registries:
         hooks.clear()
     try:
         yield
     finally:
-        for hooks, own in zip(registries, kept, strict=True):
+        for hooks, kept in registries:
             # before those that were registered meanwhile
             later = dict(hooks)
             hooks.clear()
-            hooks.update({**own, **later})
+            hooks.update({**kept, **later})
 
 
 @contextmanager
 def _kept_class_attributes(objects: Iterable[Any]) -> Iterator[None]:
-    """Class attributes of objects are what they were, and so is what is in them."""
-    kinds = {kind for value in objects for kind in type(value).__mro__}
-    kinds = {kind for kind in kinds if _is_of_user(kind)}
+    """Restores the class attributes of objects, and their contents."""
+    kinds = _user_classes(objects)
     contents = _Contents()
+    attributes = {}
     for kind in kinds:
         for value in vars(kind).values():
             contents.add(value)
-    attributes = {kind: dict(vars(kind)) for kind in kinds}
+        attributes[kind] = dict(vars(kind))
     caches = {cache: cache.cache_info().currsize for cache in _caches(kinds)}
     try:
         yield
@@ -129,15 +126,22 @@ def _kept_class_attributes(objects: Iterable[Any]) -> Iterator[None]:
                 cache.cache_clear()
 
 
+def _user_classes(objects: Iterable[Any]) -> set[type]:
+    kinds = set()
+    for value in objects:
+        kinds.update(type(value).__mro__)
+    return set(filter(_is_of_user, kinds))
+
+
 def _is_of_user(kind: type) -> bool:
-    """Whether a class is written in Python, and is neither torch's nor Python's own."""
+    """Whether a class is written in Python, not by torch or Python itself."""
     package = kind.__module__.partition(".")[0]
     is_of_python = bool(kind.__flags__ & HEAP_TYPE)
     return is_of_python and package not in {"torch", *sys.stdlib_module_names}
 
 
 def _caches(kinds: Iterable[type]) -> set[Any]:
-    """Caches of `functools` among the attributes of classes and in the files of these."""
+    """Caches of `functools` among the attributes of classes and in their files."""
     found = set()
     for kind in kinds:
         file = sys.modules.get(kind.__module__)
@@ -149,8 +153,7 @@ def _caches(kinds: Iterable[type]) -> set[Any]:
 
 
 class _Contents:
-    """What lists, dicts, sets, tensors and objects hold that can be reached from each
-    other."""
+    """The contents of containers, tensors and objects, recursively."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[Any, Any]] = {}
@@ -190,7 +193,7 @@ class _Contents:
 
 
 def _are_same(container: Any, content: Any) -> bool:
-    """Whether the very same objects are in both."""
+    """Whether both contain the same objects, by identity."""
     if len(container) != len(content):
         return False
     if isinstance(container, dict):
@@ -204,7 +207,7 @@ def _are_same(container: Any, content: Any) -> bool:
 def _put_back_attributes(kind: type, attributes: dict[str, Any]) -> None:
     now = dict(vars(kind))
     for name in now.keys() - attributes.keys():
-        # names of Python, such as __abstractmethods__, may come at any time
+        # Python may add names such as __abstractmethods__ at any time
         if not name.startswith("__"):
             delattr(kind, name)
     for name, value in attributes.items():
@@ -214,7 +217,7 @@ def _put_back_attributes(kind: type, attributes: dict[str, Any]) -> None:
 
 @contextmanager
 def _kept_modes(model: nn.Module) -> Iterator[None]:
-    """Modules that are not copied are in training mode behind it if they were before."""
+    """Restores the training mode of modules that are not copied."""
     with ExitStack() as stack:
         for module in model.modules():
             stack.callback(setattr, module, "training", module.training)

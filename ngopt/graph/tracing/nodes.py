@@ -1,4 +1,4 @@
-"""Numbers for neurons while a network is traced, and which turn out to be the same."""
+"""Numbers of nodes while a network is traced, and which of them are unified."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 
 from ngopt.graph.tracing.values import (
-    first_places,
-    looked_up,
+    first_indices,
+    lookup,
     nodes_among,
     without_repeats,
 )
 
 
 class Mark(IntFlag):
-    """What is known of a node beside its group.
+    """Properties of a node.
 
-    INPUT, OUTPUT: of the network. LEARNED: nothing leads to it, but it is no input.
-    PINNED: something tells it apart from others of which no more is known.
+    INPUT, OUTPUT: of the network. LEARNED: no edge leads to it, but it is no input.
+    PINNED: it cannot be exchanged with others, for a reason that is not in the graph.
     """
 
     NONE = 0
@@ -30,12 +30,10 @@ class Mark(IntFlag):
 
 
 class Nodes:
-    """Hands out node numbers, from 1 and group after group, and knows which are one and
-    the same.
+    """Node numbers, from 1 and group after group, and which of them are the same node.
 
-    Labels are int64 tensors of node numbers; what is not positive stands for no neuron.
-    names, kinds: of the groups. starts: their first nodes, and how many numbers were
-    given.
+    Labels are int64 tensors of node numbers, 0 or less for no neuron.
+    names, kinds: of the groups. starts: their first numbers, and the next free number.
     step: the number of the function that is being traced.
     """
 
@@ -50,8 +48,7 @@ class Nodes:
 
     @property
     def count(self) -> int:
-        """How many numbers were given, those of nodes that turned out to be others
-        among them."""
+        """How many numbers there are, also of unified nodes."""
         return self.starts[-1]
 
     def new(
@@ -64,11 +61,10 @@ class Nodes:
     ) -> Tensor:
         """Numbers of a new group of nodes, (size,).
 
-        made_of: (k, size), the nodes which each is a function of without weights; what
-        is made of
-            nodes that may be unified may be as well, and so may all that is made of
-            none (k = 0). By default nodes are the targets of a weight, which keeps each
-            apart from the others.
+        made_of: (k, size), the operands of each node, if it is a function without
+            weights. Nodes can be unified if all their operands can, or without
+            operands (k = 0). By default nodes are the targets of a weight, which cannot
+            be unified with each other.
         """
         start = self.count
         stop = start + size
@@ -88,7 +84,7 @@ class Nodes:
         return numbers
 
     def _make_room(self, size: int) -> None:
-        """Makes what is known of nodes longer by so many."""
+        """Makes room for new nodes."""
         capacity = self._facts.shape[1]
         length = self.count + size
         if length > capacity:
@@ -96,36 +92,33 @@ class Nodes:
             more = torch.empty(len(self._facts), wider, dtype=torch.long)
             self._facts = torch.cat([self._facts, more], dim=1)
         facts = self._facts[:, :length]
-        # nodes of one step whose identities differ stay apart, -1: free
+        # nodes of one step with different identities are never unified; -1: free
         self._alias, self._group, self._step, self._identity, self._marks = facts
 
     def _identities(self, numbers: Tensor, made_of: Tensor) -> Tensor:
-        """One of the new numbers for all that are made of the same, -1 where that is
-        free."""
+        """One of the new numbers for all nodes of the same operands; -1 if all operands
+        are free."""
         if not made_of.numel():
             return torch.full_like(numbers, -1)
         parts = self._identity_of(made_of)
-        # one part that is kept apart is enough: a product with a free factor is not
-        # free
+        # a product of a free factor and another one is not free
         is_free = (parts < 0).all(0)
         different, which = parts.unique(dim=1, return_inverse=True)
-        first = first_places(which, different.shape[1])
+        first = first_indices(which, different.shape[1])
         own = numbers[first[which]]
         return torch.where(is_free, -1, own)
 
     def _identity_of(self, labels: Tensor) -> Tensor:
-        """The identities of the nodes that these stand for, -1 where nothing keeps them
-        apart."""
+        """The identities of the nodes, -1 for free nodes."""
         own = self._identity
         found = self.find_each()
-        # of nodes that were unified one that is kept apart decides, as free ones have
-        # -1
+        # unified nodes are free if all of them are
         identity = own.scatter_reduce(0, found, own, "amax")
         return identity[self.find(labels)]
 
     def are_free(self, labels: Tensor) -> bool:
-        """Whether no weight keeps nodes apart: the network's inputs, and what is made
-        of such."""
+        """Whether all nodes can be unified: inputs of the network, and functions
+        without weights of such."""
         identity = self._identity_of(labels)
         return bool((identity < 0).all())
 
@@ -135,31 +128,29 @@ class Nodes:
         self._marks[nodes] |= int(mark)
 
     def marked(self, mark: Mark) -> Tensor:
-        """The nodes that have a mark, or any of several, sorted."""
+        """The nodes that have a mark, sorted."""
         marks = self._marks & int(mark)
         numbers = marks.nonzero().flatten()
         return self.find(numbers).unique()
 
     def find(self, labels: Tensor) -> Tensor:
-        """The number that now stands for each node.
+        """The present number of each node; may be the same tensor.
 
-        May be the same tensor, and repeats (stride 0) as it does.
+        Strides of 0 stay.
         """
         return _found(labels, self._alias)
 
     def find_each(self) -> Tensor:
-        """For every number the one that now stands for its node, (count,)."""
+        """The present number (count,) of every node."""
         numbers = torch.arange(self.count)
         return self.find(numbers)
 
     def find_all(self, *labels: Tensor) -> list[Tensor]:
-        """Present labels of tensors of one shape, of length 1 where all of them only
-        repeat."""
+        """Present labels of tensors of one shape, of length 1 where all repeat."""
         return [self.find(x) for x in without_repeats(labels)]
 
     def unify(self, a: Tensor, b: Tensor) -> None:
-        """Makes a[i] and b[i] the same node, for all i; the older number stands for
-        both."""
+        """Makes a[i] and b[i] the same node, for all i; the lower number stays."""
         a, b = a.flatten(), b.flatten()
         while True:
             a = self.find(a)
@@ -171,38 +162,35 @@ class Nodes:
             # lower numbers are older, and no alias is higher than its node: chains end
             low = torch.minimum(a, b)
             high = torch.maximum(a, b)
-            # a node in several pairs takes the lowest; the next round unifies the
-            # others with that
+            # a node of several pairs gets the lowest; the next round does the others
             self._alias.scatter_reduce_(0, high, low, "amin")
 
     def try_unify(self, rows: Tensor) -> bool:
-        """Makes the columns of all rows (r, n) the same, if that keeps apart what is.
+        """Unifies the nodes of each column of rows (r, n), if possible.
 
-        Returns whether it did. The nodes of a row are kept apart, and so are the
-        targets of a
-        weight: the neurons of different heads, say, are different neurons, even if a
-        norm has the same scale for all heads.
+        Returns False, and changes nothing, if that would unify nodes of one row or two
+        targets of a weight. Neurons of different heads stay different, even if a norm
+        has the same scale for all heads.
         """
         aliases = self._alias.clone()
         first = rows[0]
         before = self.find(first).unique()
         self.unify(first.expand_as(rows), rows)
         now = self.find(first).unique()
-        # fewer: nodes of one row have become one, as a row and the same row rolled
-        # would do
+        # fewer: nodes of one row are unified, as by a row and the same row rolled
         if len(now) == len(before) and not self._clash(now):
             return True
         self._alias.copy_(aliases)
         return False
 
     def _clash(self, labels: Tensor) -> bool:
-        """Whether a node now stands for several of one step that are to be kept apart."""
+        """Whether nodes of one step with different identities are unified."""
         found = self.find_each()
         identity = self._identity
         is_member = torch.isin(found, labels)
-        kept_apart = is_member & (identity >= 0)
+        is_fixed = is_member & (identity >= 0)
         facts = torch.stack([found, self._step, identity])
-        different = facts[:, kept_apart].unique(dim=1)
+        different = facts[:, is_fixed].unique(dim=1)
         # one node, one step, but two identities
         steps = different[:2].unique(dim=1)
         return different.shape[1] > steps.shape[1]
@@ -212,13 +200,12 @@ class Nodes:
         return self._group[labels]
 
     def places(self) -> tuple[list[int], Tensor, Tensor]:
-        """When all is known: sizes of groups, and for every number its group and place
-        there."""
+        """At the end: the sizes of groups, and of every number its group and place."""
         found = self.find_each()
         stands = found == torch.arange(self.count)
-        # how many nodes that stand for themselves have lower numbers
+        # how many present numbers are lower
         before = stands.cumsum(0) - stands.long()
-        # of an empty group at the end the start is no number
+        # an empty group at the end has no first number
         last = self.count - 1
         starts = torch.tensor(self.starts[:-1]).clamp(max=last)
         before_group = before[starts]
@@ -229,12 +216,12 @@ class Nodes:
 
 
 def _found(labels: Tensor, alias: Tensor) -> Tensor:
-    """The numbers at the ends of the chains of aliases that begin at these labels."""
+    """The numbers at the ends of the chains of aliases from these labels."""
     shape = labels.shape
-    # labels of a batch repeat (stride 0): each is looked up once
+    # labels of a batch have stride 0: each is looked up once
     (labels,) = without_repeats([labels])
     while True:
-        further = looked_up(labels, alias)
+        further = lookup(labels, alias)
         if torch.equal(further, labels):
             return labels.expand(shape)
         labels = further

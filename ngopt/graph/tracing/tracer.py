@@ -1,9 +1,8 @@
-"""What rules use: the nodes and edges found so far, and what is known of every tensor."""
+"""What rules use: the nodes and edges so far, and the value of every tensor."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -22,19 +21,19 @@ from ngopt.graph.tracing.values import (
     Value,
     along,
     distinct_rows,
-    folded,
-    present,
+    not_none,
     same_along,
+    with_zero_strides,
     without_repeats,
 )
 
 
-class Applied(NamedTuple):
-    """A function of neurons alone.
+class AppliedFunction(NamedTuple):
+    """A function that was applied to neurons.
 
-    labels: theirs. name: as torch has it; None where other entries name it. function:
-    what tells it from others that leave neurons other values; None where that is noted
-    otherwise.
+    labels: of the neurons. name: that of torch; None if another entry has it.
+    function: distinguishes it from other functions, with its arguments; None if the
+    graph does so, or if all neurons of a layer have the same function.
     """
 
     labels: Tensor
@@ -43,14 +42,14 @@ class Applied(NamedTuple):
 
 
 class Tracer:
-    """What is known of a network so far; rules call its methods to add to the graph.
+    """The state of a trace; rules call its methods to add to the graph.
 
-    values: what each tensor stands for, by the function that made it.
-    data: functions of the network's input.
-    applied: what was applied to neurons, one after the other.
-    fixed: parameters whose neurons are all pinned. rowwise: parameters that are
-    normalised in rows.
-    cells: recurrent ones that take steps, by the views of their weights.
+    values: of the results of functions, by the function's node.
+    input_dependent: functions whose result depends on the network's input.
+    applied_functions: in the order of the program.
+    pinned_parameters: parameters whose neurons are all pinned.
+    row_normalised: parameters that are normalised in rows.
+    recurrent_cells: by the views of their weights.
     """
 
     def __init__(self, model: nn.Module):
@@ -58,33 +57,45 @@ class Tracer:
         self._position: dict[int, int] = {}
         for name, parameter in model.named_parameters():
             spec = ParameterSpec.of(name, parameter)
-            # named_parameters gives a tied parameter once: each of its uses has this
-            # one position
+            # named_parameters returns a tied parameter once
             self._position[id(parameter)] = len(self.parameters)
             self.parameters.append(spec)
         self._constants: dict[tuple, Tensor] = {}
         self.nodes = Nodes()
-        self.found: list[Edges] = []
+        self.all_edges: list[Edges] = []
         self.values: dict[Node, Value] = {}
-        self.data: set[Node] = set()
-        self.applied: list[Applied] = []
-        self.fixed: set[int] = set()
-        self.rowwise: set[int] = set()
-        self.cells: dict[tuple, list[Any]] = {}
+        self.input_dependent: set[Node] = set()
+        self.applied_functions: list[AppliedFunction] = []
+        self.pinned_parameters: set[int] = set()
+        self.row_normalised: set[int] = set()
+        self.recurrent_cells: dict[tuple, list[Any]] = {}
 
     def shape_of(self, call: Node) -> torch.Size:
         return call.meta["val"].shape
 
     def unknown(self, call: Node) -> Value:
-        """The result of a function that nothing is known of."""
+        """The result of a function that is not followed."""
         value = call.meta.get("val")
         return tree_map_only(Tensor, lambda tensor: Unknown(tensor.shape), value)
+
+    def argument(self, call: Node, name: str) -> Value:
+        """An argument of a function of torch, by its name in the schema.
+
+        Its default if it is not given, None if the function has no such argument.
+        """
+        function: Any = call.target
+        signature = function._schema.arguments
+        defaults = {argument.name: argument.default_value for argument in signature}
+        # torch.fx leaves out arguments that have their defaults
+        given = dict(zip(defaults, call.args, strict=False)) | call.kwargs
+        argument = given.get(name, defaults.get(name))
+        return self.values[argument] if isinstance(argument, Node) else argument
 
     def is_parameter(self, tensor: Tensor) -> bool:
         return id(tensor) in self._position
 
     def elements(self, parameter: Tensor) -> Elements:
-        """A parameter of the model, as rules see it."""
+        """The elements of a parameter of the model."""
         position = self._position[id(parameter)]
         shape = self.parameters[position].shape
         return Elements.whole(position, shape)
@@ -95,7 +106,7 @@ class Tracer:
         return name.removesuffix(".weight")
 
     def new_layer(self, weight: Elements, size: int) -> Tensor:
-        """New neurons, (size,), that a weight makes."""
+        """New neurons (size,), the outputs of a weight."""
         name = self.name_of(weight)
         return self.nodes.new(name, size)
 
@@ -109,40 +120,36 @@ class Tracer:
     ) -> None:
         """Adds edges, or features of nodes.
 
-        sources, targets: labels of nodes that broadcast to one shape (*axes); an edge
-        for each
-            place of it. Without sources, elements are features of the targets, such as
-            biases. With elements, sources that are no neuron become constant nodes.
+        sources, targets: labels of nodes that broadcast to one shape (*axes), with an
+            edge at each place. Without sources, elements are features of the targets,
+            such as biases. With elements, sources that are no neuron become constant
+            nodes.
         elements: (*axes, *slots), the values of the edges; None for edges of value 1.
         kind: one of `EDGE_KINDS` or `BIAS_KINDS`.
-        call: the function that the edges are of. Weights that see their sources through
-        other
-            functions are told apart by it.
+        call: the function of the edges. It distinguishes weights to which the same
+            sources come through other functions.
 
         Raises ValueError if the elements have another shape than the labels.
         """
         path = () if call is None else self._path(call)
         if elements is None:
-            self.found.append(Edges(None, sources, targets, kind, path))
+            self.all_edges.append(Edges(None, sources, targets, kind, path))
             return
         self._check(elements, sources, targets)
         if sources is not None:
             name = self.name_of(elements)
-            # before the factors, which so come from the same constant nodes
+            # before the factors, which have the same constant nodes
             sources = self.source_nodes(sources, name)
-        self.found.append(Edges(elements, sources, targets, kind, path))
-        for factor in elements.also:
-            is_shown = self._add_factor(factor, sources, targets)
-            if not is_shown:
-                self.fixed.add(elements.parameter)
+        self.all_edges.append(Edges(elements, sources, targets, kind, path))
+        for factor in elements.factors:
+            is_added = self._add_factor(factor, sources, targets)
+            if not is_added:
+                self.pinned_parameters.add(elements.parameter)
 
     def _check(
-        self,
-        elements: Elements,
-        sources: Tensor | None,
-        targets: Tensor,
+        self, elements: Elements, sources: Tensor | None, targets: Tensor
     ) -> None:
-        ends = present(sources, targets)
+        ends = not_none(sources, targets)
         labels = [tuple(end.shape) for end in ends]
         try:
             shape = torch.broadcast_shapes(*labels)
@@ -153,35 +160,30 @@ class Tracer:
             name = self.parameters[elements.parameter].name
             got = " and ".join(map(str, labels))
             raise ValueError(
-                f"edges of '{name}': expected labels that broadcast to the first dimensions of "
-                f"{tuple(elements.shape)}; got {got}"
+                f"edges of '{name}': expected labels that broadcast to the first "
+                f"dimensions of {tuple(elements.shape)}; got {got}"
             )
 
     def _add_factor(
-        self,
-        factor: Elements,
-        sources: Tensor | None,
-        targets: Tensor,
+        self, factor: Elements, sources: Tensor | None, targets: Tensor
     ) -> bool:
-        """Another parameter that is a factor or summand of a weight, in the shape of
-        it.
+        """Adds a parameter that is a factor or summand of a weight, in its shape.
 
-        A matrix is edges of its own. What is the same for all sources, as the norms of
-        weight normalisation, is a feature of the targets, or the other way round. Of
-        anything else the graph shows nothing; returns whether it shows the factor.
+        A matrix is edges of its own. A factor that is the same for all sources, such as
+        the norms of weight normalisation, is a feature of the targets; one that is the
+        same for all targets is a feature of the sources. Returns False, and adds
+        nothing, for any other factor.
         """
-        ends = present(targets, sources)
+        ends = not_none(targets, sources)
         axes = max(end.dim() for end in ends)
-        # a factor has the weight's shape: along axes that are not its own it repeats
-        # (stride 0)
+        # along other axes the factor repeats (stride 0)
         changing = _changing(factor)
-        # edges without slots, such as the noise in normalised
+        # edges without slots
         is_matrix = len(changing) == axes == len(factor.shape) == 2
         if is_matrix and sources is not None:
             self.edges(factor, sources, targets, "scale")
             return True
-        # from the last axis of labels on, as an end may lack the first ones; slots lie
-        # behind
+        # counted from the last axis of labels, as an end may lack the first axes
         own = [d - axes for d in changing if d < axes]
         for end in ends:
             if len(own) == 1 and own == _long_axes(end):
@@ -191,56 +193,50 @@ class Tracer:
         return False
 
     def _path(self, call: Node) -> tuple:
-        """What a function is applied to, and how."""
-        seen = []
+        """The operands and options of a function."""
+        operands = []
         for source in call.all_input_nodes:
             value = self.values.get(source)
-            # weights and constants do not say how the sources are seen
+            # weights and constants are no sources
             if not isinstance(value, (Elements, Tensor)):
-                seen.append(source.name)
+                operands.append(source.name)
         function = str(call.target)
-        # a convolution with another dilation sees its sources otherwise
+        # such as the dilation of a convolution
         options = [a for a in call.args if not isinstance(a, Node)]
-        return (*seen, function, str(options))
+        return (*operands, function, str(options))
 
     def pin(self, *labels: Tensor) -> None:
-        """Marks neurons that cannot be exchanged with others, for a reason outside the
-        graph."""
+        """Marks neurons that cannot be exchanged, for a reason outside of the graph."""
         for x in labels:
             self.nodes.mark(x, Mark.PINNED)
 
     def is_zero(self, call: Node, value: Value) -> bool:
-        """Whether an argument of a function is a constant 0, whatever the network's
-        input is."""
+        """Whether an argument of a function is a constant 0, for any network input."""
         if not isinstance(value, Tensor) or value.any():
             return False
-        # integer inputs are traced as zeros, so that what is made of them may be 0 by
-        # chance
-        return self.data.isdisjoint(call.all_input_nodes)
+        # integer inputs are traced as zeros: functions of them may be 0 by chance
+        return self.input_dependent.isdisjoint(call.all_input_nodes)
 
     def constant_nodes(self, rows: Tensor) -> Tensor:
-        """Nodes (n,) for different constants (n, k), the same ones for the same
-        constants."""
+        """Nodes (n,) for constants (n, k): the same ones for the same constants."""
         known = self._constants
         content = rows.double().cpu().numpy().tobytes()
         key = (tuple(rows.shape), content)
         if key not in known:
             name = f"constant {len(known)}"
             n = len(rows)
-            # inputs are never exchanged, and nor may different constants be
+            # marked as inputs, which are never exchanged
             known[key] = self.nodes.new(name, n, "constant", mark=Mark.INPUT)
         return known[key]
 
     def source_nodes(self, labels: Tensor, name: str) -> Tensor:
-        """Labels without gaps: entries that are no neuron become new, constant nodes."""
+        """Labels with new constant nodes for all entries that are no neuron."""
         if (labels > 0).all():
             return labels
-        # labels may repeat (stride 0), where nothing can be written, and are the
-        # caller's
+        # a copy: labels belong to the caller and may have stride 0
         labels = labels.clone()
         name = f"{name}.constant"
-        # learned ones are hidden and can be exchanged; without a mark they are inputs
-        # and cannot
+        # learned nodes are hidden and can be exchanged; without a mark they are inputs
         marks = {NO_NEURON: Mark.NONE, SAME_CONSTANT: Mark.LEARNED}
         for label, mark in marks.items():
             missing = labels == label
@@ -251,23 +247,22 @@ class Tracer:
         return labels
 
     def unify_places(self, labels: Tensor, dims: int | Sequence[int]) -> Tensor | None:
-        """The nodes along some dimensions, (n,), where they are the same along the
-        others.
+        """The nodes (n,) along some dimensions, if the same along the others.
 
-        Where they differ from place to place, as with the raw entries of an input,
-        corresponding nodes become one; None if that would join nodes which one place or
-        a weight keeps apart, or if nothing along these dimensions is a neuron.
+        If they differ between places, as the entries of an input do, corresponding
+        nodes are unified. None if that would unify two nodes of one place or two
+        outputs of a weight, or if there is no neuron.
         """
         if isinstance(dims, int):
             dims = [dims]
         rows = _rows_along(labels, dims)
         rows = self.nodes.find(rows)
         if min(rows.shape) > 1 and same_along(rows, 1):
-            return None  # each place has one neuron, at many positions
+            return None  # each place is one neuron throughout
         counts = (rows > 0).sum(1)
-        # padding leaves gaps in some rows: the row with fewest stands for all
+        # padding leaves gaps in some rows: the row with fewest gaps is the model
         best = rows[counts.argmax()]
-        # each row has gaps where another has neurons, as behind two ways of padding
+        # each row has gaps where another has neurons
         if ((rows > 0) & (best <= 0)).any() or not (best > 0).any():
             return None
         rows = torch.where(rows > 0, rows, best)
@@ -278,19 +273,18 @@ class Tracer:
         return self.nodes.find(best)
 
     def unify_rows(self, labels: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-        """The different rows of nodes along a dimension, (r, n), and which is where,
-        (*others).
+        """The different rows (r, n) along a dimension, and which is where, (*others).
 
-        One where nodes are or become the same at all places, see `unify_places`.
-        Dimensions along which rows only repeat may have length 1.
+        One row if `unify_places` can unify them. The numbers may have length 1 along
+        dimensions of repeats.
         """
         one = self.unify_places(labels, dim)
         if one is not None:
             others = [1] * (labels.dim() - 1)
             return one[None], torch.zeros(others, dtype=torch.long)
-        labels = folded(self.nodes.find(labels))
+        labels = with_zero_strides(self.nodes.find(labels))
         own = dim % labels.dim()
-        # a batch repeats with stride 0 once folded, and is sorted only once
+        # a batch repeats with stride 0 here, and is sorted only once
         (labels,) = without_repeats([labels], keep=[own])
         labels = labels.movedim(own, -1)
         *others, n = labels.shape
@@ -318,8 +312,8 @@ def _rows_along(labels: Tensor, dims: Sequence[int]) -> Tensor:
     """The different rows of labels along some dimensions, (r, n)."""
     dims = [d % labels.dim() for d in dims]
     (labels,) = without_repeats([labels], keep=dims)
-    n = prod(labels.shape[d] for d in dims)
     last = list(range(-len(dims), 0))
     labels = labels.movedim(dims, last)
+    n = labels.shape[-len(dims) :].numel()
     rows = labels.reshape(-1, n)
     return distinct_rows(rows)

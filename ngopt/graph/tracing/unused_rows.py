@@ -1,5 +1,4 @@
-"""Rows of a table that the example input does not use, such as positions behind its
-length."""
+"""Rows of a table that the example input does not use, such as later positions."""
 
 from __future__ import annotations
 
@@ -16,11 +15,10 @@ from ngopt.graph.tracing.edges import Block
 def with_unused_rows(
     specs: Sequence[ParameterSpec], blocks: Sequence[Block]
 ) -> list[Block]:
-    """Blocks whose slots have all rows of a parameter where the network used some of
-    them.
+    """Blocks whose slots have all rows of a parameter, also the unused ones.
 
-    A longer input adds the other rows of a positional table to the same neurons. A
-    parameter of which the network uses parts in different ways stays as it is.
+    A longer input would add the other rows of a positional table to the same neurons.
+    A parameter that is used in several views stays as it is.
     """
     views = defaultdict(set)
     for block in blocks:
@@ -42,10 +40,9 @@ def with_unused_rows(
 
 
 def _completed(spec: ParameterSpec, view: View, axes: int) -> View:
-    """The view of the whole parameter that has more slots; the view itself if there is
-    none.
+    """The view of the whole parameter, with more slots; the view itself without one.
 
-    axes: how many of its dimensions are those of nodes.
+    axes: the number of its dimensions that are those of nodes.
     """
     if view.numel >= spec.numel:
         return view

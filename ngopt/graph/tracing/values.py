@@ -1,5 +1,7 @@
-"""What a tensor of a traced network stands for: neurons or elements of a parameter, and
-operations on their labels and numbers."""
+"""What represents a tensor of a traced network: neurons or elements of a parameter.
+
+And operations on their labels and numbers.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +15,19 @@ from torch import Tensor
 from ngopt.graph.groups_and_blocks import View
 
 NO_NEURON, SAME_CONSTANT = 0, -1
-"""Labels of entries that are no neuron; the second of those that are one number, such
-as 0."""
+"""Labels of entries that are no neuron; SAME_CONSTANT if a tensor is one number."""
 
 
 @dataclass(frozen=True)
 class Neurons:
-    """A tensor of activations: for every entry the number of its node, 0 or less
-    without one.
+    """A tensor of activations.
 
-    is_pristine: whether nothing but a weight was applied to make them.
-    is_normalised: whether they come from a norm without a scale; a parameter that
-    follows is one.
-    positions: nodes that the places along a dimension are, where a weight between
-    places made them.
+    labels: for every entry the number of its node, 0 or less without one.
+    is_pristine: whether they are the outputs of a weight, or sums of such.
+    is_normalised: whether they are the output of a norm without a scale; a parameter
+    that multiplies them is the scale.
+    positions: the nodes of the places along a dimension, if a weight between places
+    made these.
     """
 
     labels: Tensor
@@ -44,21 +45,20 @@ class Elements:
     """A tensor whose entries are elements of one parameter, each perhaps times or plus
     a constant.
 
-    layout: a tensor without data whose strides and offset say which element lies where,
-    as long as only views were taken; else the numbers of the elements themselves,
-    int64. also: other parameters of which the entries are made too, each in the same
-    shape (the norms of weight normalisation).
+    layout: if they are a view of the parameter, a meta tensor with its strides and
+    offset; else the flat numbers of the elements, int64.
+    factors: other parameters that are multiplied with the entries or added to them, in
+    the same shape, such as the norms of weight normalisation.
     """
 
     parameter: int
     layout: Tensor
-    also: tuple[Elements, ...] = ()
+    factors: tuple[Elements, ...] = ()
 
     @classmethod
     def whole(cls, parameter: int, shape: tuple[int, ...]) -> Elements:
-        layout = torch.empty(
-            shape, device="meta"
-        )  # strides and a storage, but no memory
+        # strides and a storage, but no memory
+        layout = torch.empty(shape, device="meta")
         return cls(parameter, layout)
 
     @property
@@ -75,24 +75,22 @@ class Elements:
         return strided_numbers(layout.shape, layout.stride(), offset)
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> Elements:
-        """The elements after a function that only moves entries."""
+        """The elements after a function that only rearranges entries."""
         old = self.layout
         layout = function(old)
-        # a copy, as of a reshaped transpose, has strides of its own, not in the
-        # parameter
+        # the strides of a copy, as of a reshaped transpose, are not the parameter's
         if old.is_meta and not _share_storage(layout, old):
             layout = function(self.numbers)
-        also = tuple(other.apply(function) for other in self.also)
-        return Elements(self.parameter, layout, also)
+        factors = tuple(other.apply(function) for other in self.factors)
+        return Elements(self.parameter, layout, factors)
 
-    def accompanied(self, others: Iterable[Elements]) -> Elements:
-        """The same with other parameters at its side; see `also`."""
-        also = (*self.also, *others)
-        return replace(self, also=also)
+    def with_factors(self, others: Iterable[Elements]) -> Elements:
+        """The same with other parameters as factors or summands."""
+        factors = (*self.factors, *others)
+        return replace(self, factors=factors)
 
     def view(self) -> View | None:
-        """The strided view that the tensor is, None if it is none or has an element
-        twice."""
+        """The tensor as a strided view; None if it is none or has an element twice."""
         found = _strides_and_offset(self.layout)
         if found is None:
             return None
@@ -104,10 +102,10 @@ class Elements:
 
 @dataclass(frozen=True)
 class Unknown:
-    """A tensor of which nothing is known but its shape.
+    """A tensor that is not followed.
 
-    equivariant: whether it was computed of a parameter by reductions, so that rows
-    exchanged there are exchanged here.
+    equivariant: whether it was computed of a parameter by reductions, so that exchanged
+    rows of the parameter are exchanged in it.
     """
 
     shape: torch.Size
@@ -116,17 +114,22 @@ class Unknown:
 
 Value = Neurons | Elements | Unknown | Tensor | Any
 
+TRACED = (Neurons, Elements, Unknown)
+"""What represents a tensor that is no constant."""
 
-def present(*tensors: Tensor | None) -> list[Tensor]:
-    """Those that there are."""
+
+def not_none(*tensors: Tensor | None) -> list[Tensor]:
+    """The tensors without None."""
     return [x for x in tensors if x is not None]
 
 
 def without_repeats(
     tensors: Sequence[Tensor], keep: Sequence[int] = ()
 ) -> list[Tensor]:
-    """Tensors of one shape, of length 1 along dimensions in which all repeat (stride
-    0)."""
+    """Tensors of one shape, of length 1 along dimensions in which all have stride 0.
+
+    keep: dimensions that stay as they are.
+    """
     found = list(tensors)
     for d, size in enumerate(found[0].shape):
         # all must repeat, as they keep one shape
@@ -137,20 +140,20 @@ def without_repeats(
     return found
 
 
-def is_one_number(constant: Tensor) -> bool:
+def has_one_value(constant: Tensor) -> bool:
     """Whether all entries of a tensor are the same; an empty one has none."""
     return constant.numel() > 0 and same_along(constant.flatten(), 0)
 
 
 def constant_labels(constant: Tensor) -> Tensor:
-    """Labels of a tensor that is no neurons."""
-    # columns of one constant are twins of each other, those of different ones are not
-    label = SAME_CONSTANT if is_one_number(constant) else NO_NEURON
+    """Labels of a constant."""
+    # columns of one number can be exchanged, those of different numbers cannot
+    label = SAME_CONSTANT if has_one_value(constant) else NO_NEURON
     return torch.full(constant.shape, label)
 
 
 def compact(labels: Tensor) -> Tensor:
-    """The same labels, of length 1 along every dimension in which they only repeat."""
+    """The same labels, of length 1 along all dimensions in which they repeat."""
     (labels,) = without_repeats([labels])
     for d, size in enumerate(labels.shape):
         if size > 1 and same_along(labels, d):
@@ -158,8 +161,8 @@ def compact(labels: Tensor) -> Tensor:
     return labels
 
 
-def folded(labels: Tensor) -> Tensor:
-    """The same labels, with stride 0 along every dimension in which they only repeat."""
+def with_zero_strides(labels: Tensor) -> Tensor:
+    """The same labels, with stride 0 along all dimensions in which they repeat."""
     own = compact(labels)
     return own.expand(labels.shape)
 
@@ -171,8 +174,8 @@ def nodes_among(labels: Tensor) -> Tensor:
     return nodes[nodes > 0]
 
 
-def looked_up(labels: Tensor, table: Tensor) -> Tensor:
-    """table[label] for labels of nodes; those of no neuron stay as they are."""
+def lookup(labels: Tensor, table: Tensor) -> Tensor:
+    """table[label] for labels of nodes; labels of no neuron stay."""
     # -1 would read the last entry
     places = labels.clamp(min=0)
     return torch.where(labels > 0, table[places], labels)
@@ -185,10 +188,9 @@ def row_numbers(rows: Tensor) -> Tensor:
 
 
 def unique_pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """The different pairs of entries of two flat, non-negative tensors, and which each
-    is.
+    """The different pairs (2, pairs) of entries of two flat, non-negative tensors.
 
-    Pairs are sorted, (2, pairs).
+    Pairs are sorted. Also returns the number of the pair at each entry.
     """
     if _are_increasing(a):
         which = torch.arange(len(a))
@@ -211,8 +213,8 @@ def same_along(labels: Tensor, dim: int) -> bool:
     return bool((labels == first).all())
 
 
-def repeats_any(nodes: Tensor) -> bool:
-    """Whether one of the nodes comes several times."""
+def has_duplicates(nodes: Tensor) -> bool:
+    """Whether some node occurs several times."""
     nodes = nodes.flatten()
     if _are_increasing(nodes):
         return False
@@ -221,24 +223,24 @@ def repeats_any(nodes: Tensor) -> bool:
 
 
 def _are_increasing(nodes: Tensor) -> bool:
-    """Whether each node is greater than the one before: cheap, and so with most layers."""
+    """Whether each node is greater than the one before: true for most layers."""
     steps = nodes.diff()
     return bool((steps > 0).all())
 
 
-def in_order(nodes: Tensor) -> tuple[Tensor, Tensor]:
-    """The different nodes, in the order in which they first come, and which of them is
-    where."""
+def unique_in_order(nodes: Tensor) -> tuple[Tensor, Tensor]:
+    """The different nodes in the order of their first occurrences, and the number of
+    the node at each entry."""
     found, which = nodes.unique(return_inverse=True)
-    # unique sorts, and torch's does not say where an entry first comes
-    first = first_places(which, len(found))
+    # torch.unique sorts, and returns no first index
+    first = first_indices(which, len(found))
     order = first.argsort()
     rank = order.argsort()  # the inverse permutation
     return found[order], rank[which]
 
 
-def first_places(which: Tensor, count: int) -> Tensor:
-    """Where each of 0 ... count - 1 first comes, (count,)."""
+def first_indices(which: Tensor, count: int) -> Tensor:
+    """The first index (count,) of each of 0 ... count - 1."""
     length = len(which)
     places = torch.arange(length)
     behind = which.new_full((count,), length)
@@ -246,9 +248,9 @@ def first_places(which: Tensor, count: int) -> Tensor:
 
 
 class Repeats(NamedTuple):
-    """Nodes that come `times` each.
+    """Nodes that occur `times` each.
 
-    The next node is `step` places further, the next time of one `time_step`.
+    The next node is `step` places behind, the next occurrence of a node `time_step`.
     """
 
     count: int
@@ -257,15 +259,17 @@ class Repeats(NamedTuple):
     time_step: int
 
     def places(self) -> Tensor:
-        """Where each node comes, (count, times)."""
+        """The places (count, times) of each node."""
         nodes = torch.arange(self.count)
         times = torch.arange(self.times)
         return nodes[:, None] * self.step + times * self.time_step
 
 
 def regular_repeats(nodes: Tensor) -> Repeats | None:
-    """How nodes (count * times,) repeat, one by one or all in turn; None if in another
-    way."""
+    """How nodes (count * times,) repeat: each in a row, or all one after the other.
+
+    None if they repeat in another way.
+    """
     length = len(nodes)
     count = nodes.unique().numel()
     times = length // max(count, 1)
@@ -283,23 +287,23 @@ def regular_repeats(nodes: Tensor) -> Repeats | None:
 
 
 def distinct_rows(rows: Tensor) -> Tensor:
-    """The rows (r, n) that differ, the first one first; a view of it where none does."""
+    """The different rows of (r, n), the first row first; one if all are the same."""
     first = rows[:1]
     if (rows == first).all():
         return first
-    # unique sorts: the first row is put ahead, and comes twice
+    # unique sorts: the first row is prepended, and occurs twice
     different = rows.unique(dim=0)
     return torch.cat([first, different])
 
 
-def exchanged(labels: Tensor, old: Tensor, new: Tensor) -> Tensor:
-    """Labels with new[i] where old[i] was."""
+def replaced_labels(labels: Tensor, old: Tensor, new: Tensor) -> Tensor:
+    """Labels with new[i] in the place of old[i]."""
     flat = labels.flatten()
     known = torch.cat([flat, old])
     size = int(known.max()) + 1
     table = torch.arange(size)
     table[old] = new
-    return looked_up(labels, table)
+    return lookup(labels, table)
 
 
 def _share_storage(a: Tensor, b: Tensor) -> bool:
@@ -308,8 +312,7 @@ def _share_storage(a: Tensor, b: Tensor) -> bool:
 
 
 def _has_repeats(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    """Whether a strided tensor has an element twice, as expanded ones and windows that
-    overlap."""
+    """Whether a strided tensor has an element twice, as overlapping windows do."""
     axes = sorted(
         (stride, size) for size, stride in zip(shape, strides, strict=True) if size > 1
     )
@@ -323,8 +326,7 @@ def _has_repeats(shape: Sequence[int], strides: Sequence[int]) -> bool:
 
 
 def _strides_and_offset(layout: Tensor) -> tuple[tuple[int, ...], int] | None:
-    """Those of a tensor without data, or of which numbers are made; None if they are
-    not."""
+    """Those of a layout; None if its numbers are not strided."""
     if layout.is_meta:
         offset = int(layout.storage_offset())
         return layout.stride(), offset
@@ -334,13 +336,13 @@ def _strides_and_offset(layout: Tensor) -> tuple[tuple[int, ...], int] | None:
     strides = []
     for d in range(layout.dim()):
         line = along(layout, d)
-        # the first one itself where there is no other: stride 0
+        # of a single number the first itself: stride 0
         second = int(line[:2][-1])
         strides.append(second - offset)
-    # flipped: torch has no negative strides
+    # torch has no negative strides
     if min(strides, default=0) < 0:
         return None
-    # the edges of a tensor may be even where its inside is not
+    # the first entries may be strided although others are not
     expected = strided_numbers(layout.shape, strides, offset)
     if not torch.equal(expected, layout):
         return None

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from ngopt.graph.tracing.edges import Block, Edges
 from ngopt.graph.tracing.nodes import Nodes
-from ngopt.graph.tracing.values import repeats_any, row_numbers, unique_pairs
+from ngopt.graph.tracing.values import has_duplicates, row_numbers, unique_pairs
 
 
-def stars(edges: Edges, nodes: Nodes) -> Iterator[Block]:
-    """Edges of value 1, each once: from one source to several targets, or the other way
-    round."""
+def unit_edge_blocks(edges: Edges, nodes: Nodes) -> Iterator[Block]:
+    """Edges of value 1, each once: from one source to several targets, or from several
+    sources to one target."""
     assert edges.sources is not None, "features of nodes are elements"
     ends = nodes.find(edges.sources), nodes.find(edges.targets)
     sources, targets = torch.broadcast_tensors(*ends)
@@ -26,14 +26,14 @@ def stars(edges: Edges, nodes: Nodes) -> Iterator[Block]:
         for sources, targets in _stars_of_two_groups(own):
             n_sources = len(sources)
             n_targets = len(targets)
-            # of centers; these are at one end, so that one of the quotients is 1
+            # the number of centers, all at one end: one of the quotients is 1
             n = min(n_sources, n_targets)
             shape = (n, n_targets // n, n_sources // n)
             yield Block(None, sources, targets, shape, (), edges.kind, edges.path)
 
 
 def _stars_of_two_groups(pairs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Sources and targets of blocks in which the centers have equally many edges."""
+    """Sources and targets of blocks in which all centers have equally many edges."""
     sources, targets = pairs
     n_sources = len(sources.unique())
     n_targets = len(targets.unique())
@@ -45,16 +45,16 @@ def _stars_of_two_groups(pairs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _stars_around(centers: Tensor, others: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Different centers, and the equally many others of each behind one another."""
+    """Different centers, and the equally many others of each, one after the other."""
     nodes, owner, degrees = centers.unique(return_inverse=True, return_counts=True)
-    if repeats_any(others):  # they are shared: each center has a block of its own
+    if has_duplicates(others):  # shared ones: each center has a block of its own
         parts = torch.eye(len(nodes), dtype=torch.bool)
     else:
-        # (parts, centers): a block is regular, so those in one have equally many edges
+        # (parts, centers): centers of a block have equally many edges
         parts = degrees == degrees.unique()[:, None]
     for part in parts:
         members = part[owner]
-        # stable: those of a center stay in their order
+        # stable: the others of a center stay in their order
         order = owner[members].argsort(stable=True)
         own = others[members]
         yield nodes[part], own[order]

@@ -1,4 +1,4 @@
-"""How what a trace found becomes a `NeuralGraph`."""
+"""Assembles the nodes and edges of a trace into a `NeuralGraph`."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from ngopt.graph.tracing.edges import Block
 from ngopt.graph.tracing.nodes import Mark, Nodes
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.unused_rows import with_unused_rows
-from ngopt.graph.tracing.values import present, same_along
+from ngopt.graph.tracing.values import not_none, same_along
 
 
-def finish(tracer: Tracer) -> NeuralGraph:
-    """The graph of all that was found, now that it is known which nodes are the same."""
+def assemble(tracer: Tracer) -> NeuralGraph:
+    """The graph of all nodes and edges, of which no more are unified."""
     # before blocks are found, as it adds edges
-    tell_functions_apart(tracer)
+    add_function_nodes(tracer)
     blocks, biases = _blocks_and_biases(tracer)
     whole = with_unused_rows(tracer.parameters, [*blocks, *biases])
     blocks, biases = whole[: len(blocks)], whole[len(blocks) :]
-    # behind the copies, which are ends too, and before pinned groups are asked for
+    # after the copies, which are ends too, and before the marks of groups are read
     _pin_fixed(tracer, whole)
     builder = GraphBuilder(tracer.parameters)
-    # numbers of groups are final now: with_copies was the last to make nodes
+    # numbers of groups are final: with_copies made the last nodes
     groups = _Groups(tracer.nodes, builder, whole)
     builder.blocks += map(groups.edge_block, blocks)
     builder.biases += map(groups.bias, biases)
@@ -41,7 +41,7 @@ def finish(tracer: Tracer) -> NeuralGraph:
         builder.groups[number] = pinned
     inputs = groups.marked(Mark.INPUT)
     outputs = groups.marked(Mark.OUTPUT)
-    # edges lead to outputs too, and build would call them hidden
+    # edges lead to outputs too
     hidden = _inner(builder, groups) - outputs - inputs
     return builder.build(inputs, outputs, hidden)
 
@@ -50,7 +50,7 @@ def _blocks_and_biases(tracer: Tracer) -> tuple[list[Block], list[Block]]:
     """The blocks of edges, and those of features."""
     blocks = []
     biases = []
-    for edges in tracer.found:
+    for edges in tracer.all_edges:
         found = biases if edges.sources is None else blocks
         found += blocks_of(edges, tracer.nodes)
     blocks = with_copies(tracer, blocks)
@@ -59,18 +59,17 @@ def _blocks_and_biases(tracer: Tracer) -> tuple[list[Block], list[Block]]:
 
 
 def _pin_fixed(tracer: Tracer, blocks: Sequence[Block]) -> None:
-    """Pins the ends of the parameters that are fixed."""
+    """Pins the ends of all edges of pinned parameters."""
     for block in blocks:
         view = block.view
-        # such as the masked weight of parts, whose rows differ by more than their
-        # elements
-        if view is not None and view.parameter in tracer.fixed:
+        # such as a masked weight, whose rows differ by more than their elements
+        if view is not None and view.parameter in tracer.pinned_parameters:
             tracer.pin(*_ends(block))
 
 
 def _note_functions(tracer: Tracer, groups: _Groups, builder: GraphBuilder) -> None:
     applied = defaultdict(list)
-    for labels, name, _ in tracer.applied:
+    for labels, name, _ in tracer.applied_functions:
         if name is None:
             continue
         for number in groups.of(labels):
@@ -80,32 +79,28 @@ def _note_functions(tracer: Tracer, groups: _Groups, builder: GraphBuilder) -> N
 
 
 def _inner(builder: GraphBuilder, groups: _Groups) -> set[int]:
-    """The groups that edges lead to, and those that are learned.
-
-    A position that leads nowhere is still one among others; a neuron that does so is
-    not needed.
-    """
+    """The groups that edges lead to, and learned groups, without positions."""
     targets = {block.target for block in builder.blocks}
     found = set()
     for number in targets | groups.marked(Mark.LEARNED):
         group = builder.groups[number]
-        # of those that lead nowhere build makes outputs, as in mixer
+        # build makes outputs of positions without edges from them
         if group.kind != "position":
             found.add(number)
     return found
 
 
-def tell_functions_apart(tracer: Tracer) -> None:
-    """Adds nodes for functions that not all neurons of a layer went through, with edges
-    to those.
+def add_function_nodes(tracer: Tracer) -> None:
+    """Adds nodes for functions that were not applied to all neurons of a layer.
 
-    Behind cat([-x[2:], x[:2]]) the first two neurons of x are no twins of the others.
+    They have edges to these neurons. Behind cat([-x[2:], x[:2]]) the first two neurons
+    of x cannot be exchanged with the others.
     """
     nodes = tracer.nodes
     everything = torch.arange(nodes.count)
     is_left = nodes.find_each() == everything
     inputs = nodes.marked(Mark.INPUT)
-    # inputs are told apart as they are, as those of triplane
+    # inputs are never exchanged
     is_left[inputs] = False
     left = everything[is_left]
     groups = nodes.group_of(left)
@@ -124,19 +119,18 @@ def tell_functions_apart(tracer: Tracer) -> None:
 
 
 def _histories(tracer: Tracer) -> Tensor:
-    """(nodes,), a number for the functions that each went through, one after the other."""
+    """A number (nodes,) for the sequence of functions that was applied to each node."""
     nodes = tracer.nodes
     numbers: dict[str, int] = {}
     histories = torch.zeros(nodes.count, dtype=torch.long)
-    for labels, _, function in tracer.applied:
+    for labels, _, function in tracer.applied_functions:
         if function is None:
             continue
         number = numbers.setdefault(function, len(numbers) + 1)
-        # numbers may come twice where nodes were unified: they write the same, once
+        # unified nodes occur twice, and write the same number
         found = nodes.find(labels)
         before = histories[found]
-        # a base above the number of functions: histories differ until int64 wraps
-        # around
+        # a base above the number of functions, until int64 overflows
         histories[found] = before * 1_000_003 + number
     return histories
 
@@ -151,12 +145,11 @@ def _mixed(groups: Tensor, histories: Tensor) -> Tensor:
 
 
 def with_copies(tracer: Tracer, blocks: Sequence[Block]) -> list[Block]:
-    """Gives a weight sources of its own where another has the same ends but sees them
-    otherwise.
+    """Gives a weight copied sources if another weight of other paths has the same ends.
 
-    A x + B mean(x) has two weights from and to the same neurons, as A x + B sin(x) has.
-    Exchanging them changes the function, and only nodes between x and B, the copies,
-    say so.
+    A x + B mean(x) has two weights from and to the same neurons, as has A x + B sin(x).
+    Exchanging A and B changes the function; copies of the nodes between x and B express
+    that in the graph.
     """
     found = []
     before = defaultdict(list)
@@ -166,12 +159,12 @@ def with_copies(tracer: Tracer, blocks: Sequence[Block]) -> list[Block]:
             found.append(block)
             continue
         others = before[_between(tracer.nodes, block)]
-        if not any(_is_seen_otherwise(block, other) for other in others):
+        if not any(_differs_in_path(block, other) for other in others):
             others.append(block)
             found.append(block)
             continue
         sources = _sources(block).tolist()
-        # weights that see neurons alike share their copies
+        # weights of the same path share their copies
         key = (block.path, *sources)
         if key not in copies:
             copy = _copy_of_sources(tracer, block)
@@ -183,17 +176,16 @@ def with_copies(tracer: Tracer, blocks: Sequence[Block]) -> list[Block]:
 
 
 def _between(nodes: Nodes, block: Block) -> tuple:
-    """Groups, kind and slots of edges; where these differ, nothing exchanges them."""
+    """Groups, kind and slots of edges; edges that differ in these are not exchanged."""
     sources = _sources(block)
-    # each end lies in one group, so that its first node says which
+    # each end is in one group, that of its first node
     ends = torch.stack([sources[0], block.targets[0]])
     groups = nodes.group_of(ends).tolist()
     return (*groups, block.kind, block.slot_shape)
 
 
-def _is_seen_otherwise(a: Block, b: Block) -> bool:
-    """Whether the paths of two differ, but an edge of one has the ends of an edge of
-    the other."""
+def _differs_in_path(a: Block, b: Block) -> bool:
+    """Whether two blocks differ in their paths, but share sources and targets."""
     if a.path == b.path:
         return False
     sources = torch.isin(_sources(a), _sources(b))
@@ -212,12 +204,14 @@ def _copy_of_sources(tracer: Tracer, block: Block) -> Block:
 
 
 def _one_for_each_parameter(tracer: Tracer, biases: Sequence[Block]) -> list[Block]:
-    """Pieces of a parameter that do the same to the same nodes, as rows of a table, are
-    slots."""
+    """Joins pieces of a parameter that are features of the same nodes, as slots.
+
+    Such as the rows of a table.
+    """
     alike = defaultdict(list)
     for bias in biases:
         view = _view(bias)
-        # without the offset, which is all that rows of a table differ in
+        # rows of a table differ only in the offset
         layout = replace(view, offset=0)
         targets = bias.targets.tolist()
         key = (layout, bias.kind, *targets)
@@ -231,8 +225,7 @@ def _one_for_each_parameter(tracer: Tracer, biases: Sequence[Block]) -> list[Blo
 def _joined(tracer: Tracer, pieces: list[Block]) -> list[Block]:
     """One block for pieces that differ in their offsets.
 
-    Where they lie at no even distances the nodes are pinned: nothing says which piece
-    comes first.
+    At uneven distances the nodes are pinned, as the graph contains no order of pieces.
     """
     first = pieces[0]
     offsets = {_view(piece).offset for piece in pieces}
@@ -249,7 +242,7 @@ def _joined(tracer: Tracer, pieces: list[Block]) -> list[Block]:
 
 
 def _stacked(view: View, offsets: Sequence[int]) -> View | None:
-    """A view (n, ...) and others like it, as (n, views, ...); None if at no even
+    """A view (n, ...) and others like it as one, (n, views, ...); None at uneven
     distances."""
     steps = {b - a for a, b in pairwise(offsets)}
     if len(steps) > 1:
@@ -267,7 +260,7 @@ def _stacked(view: View, offsets: Sequence[int]) -> View | None:
 
 
 def _has_all_once(tracer: Tracer, view: View) -> bool:
-    """Whether no element of a parameter is in a view twice."""
+    """Whether no element of a parameter occurs in a view twice."""
     spec = tracer.parameters[view.parameter]
     numbers = torch.arange(spec.numel)
     flat = numbers[None, :, None]
@@ -287,19 +280,14 @@ def _view(block: Block) -> View:
 
 
 def _ends(block: Block) -> list[Tensor]:
-    return present(block.sources, block.targets)
+    return not_none(block.sources, block.targets)
 
 
 class _Groups:
-    """The groups of a graph, and which nodes are where in them."""
+    """The groups of a graph, and the places of nodes in them."""
 
-    def __init__(
-        self,
-        nodes: Nodes,
-        builder: GraphBuilder,
-        blocks: Sequence[Block],
-    ):
-        """Adds the groups that any end of the blocks is in."""
+    def __init__(self, nodes: Nodes, builder: GraphBuilder, blocks: Sequence[Block]):
+        """Adds the groups of all ends of the blocks."""
         self.nodes = nodes
         self.sizes, self.group_of, self.place_of = nodes.places()
         self.number: dict[int, int] = {}
@@ -314,7 +302,7 @@ class _Groups:
             self.number[old] = builder.add_group(name, size, kind)
 
     def _group(self, end: Tensor) -> int:
-        """The group in which all nodes at the end of a block were made."""
+        """The group of all nodes at an end of a block."""
         groups = self.group_of[end]
         assert same_along(groups, 0), "an end of a block lies in one group"
         return int(groups[0])
@@ -340,8 +328,7 @@ class _Groups:
         return Bias(view, group, block.slot_shape, block.kind, index)
 
     def locate(self, end: Tensor) -> tuple[int, Index]:
-        """The group of nodes and their places in it, None if these are all in their
-        order."""
+        """The group of nodes and their places in it; None for all, in their order."""
         old = self._group(end)
         places = self.place_of[end].tolist()
         everything = list(range(self.sizes[old]))
@@ -349,14 +336,14 @@ class _Groups:
         return self.number[old], index
 
     def marked(self, mark: Mark) -> set[int]:
-        """The groups of all nodes that have a mark."""
+        """The groups of all nodes with a mark."""
         return self.of(self.nodes.marked(mark))
 
     def of(self, labels: Tensor) -> set[int]:
-        """The groups of all nodes among labels, as far as they are in the graph."""
+        """The groups in the graph of all nodes among labels."""
         nodes = labels[labels > 0]
         groups = self.group_of[nodes].unique()
         found = set(groups.tolist())
-        # nodes that no block has at an end are in no group of the graph
+        # the graph has only groups of ends of blocks
         known = self.number.keys() & found
         return {self.number[old] for old in known}

@@ -1,0 +1,265 @@
+"""Matrix products of two activations, among them scores and values of an attention."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from ngopt.graph.rules.bare_parameters import with_parameter
+from ngopt.graph.rules.constants import tell_apart_by_constant
+from ngopt.graph.rules.neuron_pairs import edges_per_use, pair_nodes, sum_of
+from ngopt.graph.rules.registry import register_rule
+from ngopt.graph.tracing.tracer import AppliedFunction, Tracer
+from ngopt.graph.tracing.values import (
+    Elements,
+    Neurons,
+    Unknown,
+    Value,
+    nodes_among,
+    same_along,
+    unique_pairs,
+    with_zero_strides,
+    without_repeats,
+)
+
+aten = torch.ops.aten
+
+MAX_PRODUCTS = 4096
+"""Of a matrix product that is neither scores nor values of an attention."""
+MAX_ENTRIES = 1 << 20
+"""Of that matrix product, different ones; larger products are not searched."""
+
+
+@register_rule(aten.scaled_dot_product_attention)
+def attention(
+    tracer: Tracer, call: Node, q: Value, k: Value, v: Value, *_, **__
+) -> Value:
+    """softmax(q k^T + mask) v with separate heads; grouped-query heads are repeated."""
+    if not isinstance(q, Neurons) or not isinstance(k, Neurons):
+        return tracer.unknown(call)
+    if not isinstance(v, Neurons):
+        return tracer.unknown(call)
+    # dropout, is_causal and scale are ignored: they are the same for all neurons
+    k = _repeated(k, q)
+    v = _repeated(v, q)
+    keys = Neurons(k.labels.mT)
+    shape = torch.Size((*q.shape[:-1], keys.shape[-1]))
+    scores = product_of_activations(tracer, call.name, q, keys, shape)
+    if isinstance(scores, Neurons):
+        mask = tracer.argument(call, "attn_mask")
+        scores = _masked(tracer, call, scores, mask)
+        heads = nodes_among(scores.labels)
+        # function None: all heads have the same
+        function = AppliedFunction(heads, "softmax", None)
+        tracer.applied_functions.append(function)
+    name = f"{call.name}.values"
+    return product_of_activations(tracer, name, scores, v, tracer.shape_of(call))
+
+
+def _repeated(x: Neurons, q: Neurons) -> Neurons:
+    """Keys or values (..., heads, n, d), a head for each of the queries."""
+    if len(q.shape) < 3 or q.shape[-3] <= x.shape[-3]:
+        return x
+    # as in torch, consecutive heads of queries share a head of keys
+    ratio = q.shape[-3] // x.shape[-3]
+    return Neurons(x.labels.repeat_interleave(ratio, -3))
+
+
+def _masked(tracer: Tracer, call: Node, scores: Neurons, mask: Value) -> Neurons:
+    if isinstance(mask, Elements):
+        return with_parameter(tracer, call, scores, mask, "shift")
+    if isinstance(mask, Neurons):
+        return sum_of(tracer, call, scores, mask)
+    if isinstance(mask, Tensor):
+        tell_apart_by_constant(tracer, scores, mask)
+    return scores
+
+
+def product_of_activations(
+    tracer: Tracer, name: str, a: Value, b: Value, shape: torch.Size
+) -> Value:
+    """a @ b of two activations, (..., t, n) and (..., n, m).
+
+    If the sum runs over neurons (q k^T), each pair of them is a product node, and all
+    products of a sum have edges to one node, a head. If it runs over positions
+    (attention times values), the neurons of b are weighted by those of a, each pair
+    again a product node. Neurons that differ between positions are unified if possible,
+    such as the keys of a prefix and those of tokens.
+    """
+    if isinstance(a, Neurons) and isinstance(b, Neurons):
+        return _of_activations(tracer, name, a.labels, b.labels, shape)
+    if isinstance(a, Neurons) and isinstance(b, (Tensor, Unknown)):
+        return _mixed(a, -1, shape)
+    if isinstance(b, Neurons) and isinstance(a, (Tensor, Unknown)):
+        rows = max(-2, -len(b.shape))  # a vector is a column
+        return _mixed(b, rows, shape)
+    return Unknown(shape)
+
+
+def _mixed(x: Neurons, dim: int, shape: torch.Size) -> Value:
+    """A constant mixes positions along a dimension: neurons stay if they are the same
+    at all of these."""
+    if not same_along(x.labels, dim):
+        return Unknown(shape)
+    first = x.labels.narrow(dim, 0, 1)
+    return Neurons(first.expand(shape))
+
+
+def _of_activations(
+    tracer: Tracer, name: str, a: Tensor, b: Tensor, shape: torch.Size
+) -> Value:
+    """The product of labels (..., t, n) and (..., n, m); Unknown if too large."""
+    left, right = _with_one_batch_axis(tracer, a, b)
+    r, t, _ = left.shape
+    m = right.shape[2]
+    labels = _products(tracer, name, left, right)
+    if labels is None:
+        return Unknown(shape)
+    whole = labels.expand(r, t, m)
+    return Neurons(whole.reshape(shape))
+
+
+def _with_one_batch_axis(tracer: Tracer, a: Tensor, b: Tensor) -> list[Tensor]:
+    """Present labels of two factors, (r, t, n) and (r, n, m)."""
+    # as in torch, a vector is a row on the left and a column on the right
+    a = a[None] if a.dim() == 1 else a
+    b = b[:, None] if b.dim() == 1 else b
+    # (1,): two plain matrices get an axis that can be flattened, too
+    lead = torch.broadcast_shapes((1,), a.shape[:-2], b.shape[:-2])
+    whole = [x.expand(*lead, -1, -1) for x in (a, b)]
+    return [tracer.nodes.find(x).flatten(0, -3) for x in whole]
+
+
+def _products(tracer: Tracer, name: str, left: Tensor, right: Tensor) -> Tensor | None:
+    """Labels that broadcast to (r, t, m), of labels (r, t, n) and (r, n, m).
+
+    None if there are too many products, or any entry is no neuron.
+    """
+    weighs = _are_scores(left) and _are_values(right)
+    # neurons of values are along m, those of keys along n
+    right = _unify_positions(tracer, right, 2 if weighs else 1)
+    if weighs and same_along(right, 1):
+        heads = left[:, 0, 0]
+        return _weighted(tracer, name, heads, right[:, 0])
+    if same_along(right, 2):
+        left = _unify_positions(tracer, left, 2)
+        right = tracer.nodes.find(right)
+        if same_along(left, 1):
+            keys = right[:, :, 0]
+            return _scores(tracer, name, left[:, 0], keys)
+    return _pooled_products(tracer, name, left, right)
+
+
+def _are_scores(left: Tensor) -> bool:
+    """Whether (r, t, n) is one node in each matrix, as a head at all positions."""
+    return same_along(left, 1) and same_along(left, 2)
+
+
+def _are_values(right: Tensor) -> bool:
+    """Whether neurons are along the last axis of (r, n, m), positions along n."""
+    if not same_along(right, 2):
+        return True
+    # heads of one neuron each have the same value at all positions
+    return right.shape[1] > 1 and same_along(right, 1)
+
+
+def _unify_positions(tracer: Tracer, labels: Tensor, dim: int) -> Tensor:
+    """Labels (r, n, m), the same at all positions of each matrix where possible.
+
+    dim: that of the neurons, 1 or 2; positions are along the other.
+    """
+    other = 3 - dim
+    if same_along(labels, other):
+        return labels
+    # heads repeat for every entry of the batch
+    matrices, which = labels.unique(dim=0, return_inverse=True)
+    rows = []
+    is_unified = True
+    for matrix in matrices:
+        row = tracer.unify_places(matrix, dim - 1)
+        if row is None:
+            is_unified = False
+        else:
+            rows.append(row)
+    if not is_unified:
+        return tracer.nodes.find(labels)
+    # later matrices may have unified nodes of earlier ones
+    unified = tracer.nodes.find(torch.stack(rows))[which]
+    return unified.unsqueeze(other).expand_as(labels)
+
+
+def _scores(tracer: Tracer, name: str, left: Tensor, right: Tensor) -> Tensor | None:
+    """Heads (r, 1, 1), each one node behind n products, of left and right (r, n).
+
+    None if any entry is no neuron.
+    """
+    both = torch.cat([left, right], dim=1)
+    if (both <= 0).any():
+        return None
+    heads, which = both.unique(dim=0, return_inverse=True)
+    left, right = heads.chunk(2, dim=1)
+    products = tracer.nodes.new(f"{name}.products", left.numel(), "product")
+    edges_per_use(tracer, left.flatten(), products, "left")
+    edges_per_use(tracer, right.flatten(), products, "right")
+    nodes = tracer.nodes.new(f"{name}.heads", len(heads), "head", heads.T)
+    summed = products.reshape(left.shape)
+    tracer.edges(None, summed, nodes[:, None], "pool")
+    return nodes[which][:, None, None]
+
+
+def _weighted(
+    tracer: Tracer, name: str, heads: Tensor, values: Tensor
+) -> Tensor | None:
+    """The products (r, 1, m) of each head with its values; heads: (r,), values: (r, m).
+
+    None if any entry is no neuron.
+    """
+    both = torch.cat([heads[:, None], values], dim=1)
+    if (both <= 0).any():
+        return None
+    rows, which = both.unique(dim=0, return_inverse=True)
+    values = rows[:, 1:]
+    heads = rows[:, :1].expand_as(values)
+    factors = torch.stack([heads.flatten(), values.flatten()])
+    products = tracer.nodes.new(name, values.numel(), "product", factors)
+    tracer.edges(None, factors[0], products, "left")
+    edges_per_use(tracer, factors[1], products, "right")
+    labels = products.reshape(values.shape)[which]
+    return labels[:, None]
+
+
+def _pooled_products(
+    tracer: Tracer, name: str, left: Tensor, right: Tensor
+) -> Tensor | None:
+    """A node for every product of (r, t, n) and (r, n, m), and one for each sum.
+
+    None if there are too many products, or any entry is no neuron.
+    """
+    r, t, n = left.shape
+    m = right.shape[2]
+    # both factors of all products, (r, t, m, n), of length 1 where both repeat
+    left = with_zero_strides(left)[:, :, None].expand(r, t, m, n)
+    right = with_zero_strides(right).mT[:, None].expand(r, t, m, n)
+    left, right = without_repeats([left, right])
+    if left.numel() > MAX_ENTRIES or (left <= 0).any() or (right <= 0).any():
+        return None
+    pairs, which = unique_pairs(left.flatten(), right.flatten())
+    if pairs.shape[1] > MAX_PRODUCTS:
+        return None
+    products = pair_nodes(tracer, f"{name}.products", pairs, "product")
+    labels = products[which].reshape(left.shape)
+    return _sums(tracer, name, labels)
+
+
+def _sums(tracer: Tracer, name: str, products: Tensor) -> Tensor:
+    """A node (r, t, m) for each set of products (r, t, m, n) that is summed over n."""
+    # no sum, or of one product n times
+    if products.shape[3] == 1:
+        return products[..., 0]
+    # a sum has no order: equal sets are one node
+    rows, _ = products.flatten(0, 2).sort(dim=1)
+    sets, which = rows.unique(dim=0, return_inverse=True)
+    nodes = tracer.nodes.new(name, len(sets), "pool", sets.T)
+    tracer.edges(None, sets, nodes[:, None], "pool")
+    return nodes[which].reshape(products.shape[:3])

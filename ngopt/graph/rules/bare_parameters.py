@@ -1,0 +1,185 @@
+"""Bare parameters that are added to activations or multiplied with them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from ngopt.graph.tracing.tracer import Tracer
+from ngopt.graph.tracing.values import (
+    Elements,
+    Neurons,
+    has_duplicates,
+    replaced_labels,
+    same_along,
+    unique_pairs,
+    without_repeats,
+)
+
+SCALES = ("scale", "gamma")
+
+
+def with_parameter(
+    tracer: Tracer, call: Node, x: Neurons, elements: Elements, kind: str
+) -> Neurons:
+    """A parameter that is added to neurons or multiplied with them, entry by entry.
+
+    If each neuron has elements of its own, a scale is edges from one to one to new
+    nodes, and any other kind a feature of the neuron; elements at different positions
+    are slots. Elements that several neurons share are features of a new node, with
+    edges of value 1 to these neurons.
+    """
+    for factor in elements.factors:
+        x = with_parameter(tracer, call, x, factor, kind)
+    spec = tracer.parameters[elements.parameter]
+    if elements.parameter in tracer.row_normalised and len(spec.shape) > 1:
+        # the neurons may be combined with parts of normalised rows
+        tracer.pin(x.labels)
+    shape = torch.broadcast_shapes(x.shape, elements.shape)
+    place = _places_on_new_axes(x.shape, elements, shape)
+    # a neuron becomes another one at each place of a new axis
+    if place.numel() > 1:
+        return _along_new_axes(tracer, call, x, elements, kind, place)
+    numbers = elements.numbers.expand(shape)
+    labels, pairs = _pairs_with_elements(tracer, x.labels.expand(shape), numbers)
+    # only then are the elements a table, with a row for each neuron
+    if pairs.numel() and not _is_uneven(pairs):
+        labels = _entry_by_entry(tracer, labels, pairs, elements.parameter, kind)
+    else:
+        tracer.pin(labels)
+    return Neurons(labels.expand(shape))
+
+
+def _entry_by_entry(
+    tracer: Tracer, labels: Tensor, pairs: Tensor, parameter: int, kind: str
+) -> Tensor:
+    """The labels after a parameter of which all neurons have equally many elements.
+
+    pairs: of neurons and elements, (2, pairs).
+    """
+    nodes = pairs[0].unique_consecutive()
+    # pairs are sorted by neurons
+    elements = pairs[1].reshape(len(nodes), -1)  # (neurons, elements of each)
+    rows, owner = elements.unique(dim=0, return_inverse=True)
+    own = Elements(parameter, rows.squeeze(1))
+    # blocks of a graph are strided views, in which each element occurs once
+    if own.view() is None or has_duplicates(rows):
+        tracer.pin(nodes)
+        return labels
+    name = tracer.parameters[parameter].name
+    # several neurons have the same elements, such as a scale that heads share
+    if len(rows) < len(nodes):
+        shared = tracer.nodes.new(name, len(rows), "parameter")
+        tracer.edges(own, None, shared, kind)
+        tracer.edges(None, shared[owner], nodes, "spread")
+        return labels
+    nodes = nodes[owner.argsort()]  # in the order of their elements
+    if kind not in SCALES:
+        tracer.edges(own, None, nodes, kind)
+        return labels
+    targets = tracer.nodes.new(name, len(nodes), made_of=nodes[None])
+    tracer.edges(own, nodes, targets, kind)
+    return replaced_labels(labels, nodes, targets)
+
+
+def _pairs_with_elements(
+    tracer: Tracer, labels: Tensor, numbers: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Labels, of length 1 where all repeats, and pairs of neurons and elements,
+    (2, pairs)."""
+    whole, numbers = without_repeats([labels, numbers])
+    labels = tracer.nodes.find(whole)
+    pairs = _pairs(labels, numbers)
+    # a class token and the patches are different nodes until they are unified
+    if _is_uneven(pairs) and tracer.unify_places(whole, -1) is not None:
+        labels = tracer.nodes.find(whole)
+        pairs = _pairs(labels, numbers)
+    return labels, pairs
+
+
+def _places_on_new_axes(
+    before: torch.Size, elements: Elements, shape: torch.Size
+) -> Tensor:
+    """Numbers, from 0, of the places along the axes that a parameter adds to a tensor.
+
+    They broadcast to the shape. Places along axes that the tensor had before are
+    positions of the same neurons.
+    """
+    numbers = elements.numbers.expand(shape)
+    missing = len(shape) - len(before)
+    sizes = (1,) * missing + tuple(before)
+    place = torch.zeros([1] * len(shape), dtype=torch.long)
+    for d, (old, new) in enumerate(zip(sizes, shape, strict=True)):
+        if old == 1 < new and not same_along(numbers, d):
+            behind = [1] * (len(shape) - 1 - d)
+            along = torch.arange(new).reshape(-1, *behind)
+            # mixed radix: numbers grow fastest along the last new axis
+            place = place * new + along
+    return place
+
+
+def _along_new_axes(
+    tracer: Tracer, call: Node, x: Neurons, elements: Elements, kind: str, place: Tensor
+) -> Neurons:
+    """(d, 1) neurons with (d, n) elements: a new node at each place."""
+    shape = torch.broadcast_shapes(x.shape, elements.shape)
+    whole = [t.expand(shape) for t in (x.labels, elements.numbers, place)]
+    labels, numbers, place = without_repeats(whole)
+    # a copy, as find may return a view of the labels
+    labels = tracer.nodes.find(labels).clone()
+    is_neuron = labels > 0
+    # each pair of neuron and place is a new node
+    pairs, which = unique_pairs(labels[is_neuron], place[is_neuron])
+    # new nodes, and the elements that each is combined with
+    of_nodes, _ = unique_pairs(which, numbers[is_neuron])
+    own = None
+    # equally many pairs: every new node has one element
+    if kind in SCALES and of_nodes.shape == pairs.shape:
+        own = _table(elements.parameter, pairs[0], of_nodes[1])
+    nodes = _nodes_at_places(tracer, call, pairs[0], own, kind)
+    labels[is_neuron] = nodes[which]
+    result = Neurons(labels.expand(shape))
+    if own is not None:
+        return result
+    return with_parameter(tracer, call, result, elements, kind)
+
+
+def _table(parameter: int, sources: Tensor, numbers: Tensor) -> Elements | None:
+    """The elements (neurons, places), one of each neuron at each of its places.
+
+    None if they are no view of the parameter.
+    """
+    neurons, places = sources.unique_consecutive(return_counts=True)
+    if not same_along(places, 0):
+        return None
+    own = Elements(parameter, numbers.reshape(len(neurons), -1))
+    return None if own.view() is None else own
+
+
+def _nodes_at_places(
+    tracer: Tracer, call: Node, sources: Tensor, own: Elements | None, kind: str
+) -> Tensor:
+    """New nodes behind a scale `own` from one to one; without it, behind copies."""
+    count = len(sources)
+    if own is None:
+        nodes = tracer.nodes.new(call.name, count, "copy", sources[None])
+        tracer.edges(None, sources, nodes, "copy")
+        return nodes
+    name = tracer.parameters[own.parameter].name
+    # made_of: scaled entries of an input can be unified as the entries can
+    nodes = tracer.nodes.new(name, count, made_of=sources[None])
+    tracer.edges(own, sources.reshape(own.shape), nodes.reshape(own.shape), kind)
+    return nodes
+
+
+def _pairs(labels: Tensor, numbers: Tensor) -> Tensor:
+    """Sorted pairs of neurons and their elements, (2, pairs)."""
+    is_neuron = labels > 0
+    return unique_pairs(labels[is_neuron], numbers[is_neuron])[0]
+
+
+def _is_uneven(pairs: Tensor) -> bool:
+    """Whether some neurons have more elements than others."""
+    counts = pairs[0].unique_consecutive(return_counts=True)[1]
+    return len(counts) > 0 and not same_along(counts, 0)

@@ -1,0 +1,72 @@
+"""Constants that differ between the neurons that they are combined with."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ngopt.graph.tracing.nodes import Mark
+from ngopt.graph.tracing.tracer import Tracer
+from ngopt.graph.tracing.values import (
+    Neurons,
+    same_along,
+    with_zero_strides,
+    without_repeats,
+)
+
+
+def tell_apart_by_constant(tracer: Tracer, x: Neurons, constant: Tensor) -> None:
+    """Adds a node for each value of a constant that differs between neurons.
+
+    The node has edges to the neurons that are combined with its value. A sinusoidal
+    position differs between all neurons, the slope of an ALiBi between heads; a rotary
+    embedding is the same for all heads.
+    """
+    if constant.numel() <= 1:
+        return
+    whole = with_zero_strides(constant.expand(x.shape))
+    if not differs_between_neurons(x.labels, whole):
+        return
+    labels, values = without_repeats([with_zero_strides(x.labels), whole])
+    labels = tracer.nodes.find(labels)
+    inputs = tracer.nodes.marked(Mark.INPUT)
+    # inputs are never exchanged
+    is_input = torch.isin(labels, inputs)
+    is_inner = (labels > 0) & ~is_input
+    if is_inner.any():
+        _add_value_nodes(tracer, labels[is_inner], values[is_inner])
+
+
+def differs_between_neurons(labels: Tensor, other: Tensor) -> bool:
+    """Whether both labels and another tensor may change along the same dimension.
+
+    Stride 0 means no change.
+    """
+    labels = with_zero_strides(labels)
+    other = other.expand(labels.shape)
+    for d, n in enumerate(labels.shape):
+        both_change = labels.stride(d) and other.stride(d)
+        if n > 1 and both_change:
+            return True
+    return False
+
+
+def _add_value_nodes(tracer: Tracer, labels: Tensor, values: Tensor) -> None:
+    """Adds nodes for values[i], which is combined with labels[i], and edges from them.
+
+    Pins the nodes if some are combined with more values than others.
+    """
+    # stable: the values of each neuron stay in the order of places, to be compared
+    labels, order = labels.sort(stable=True)
+    nodes, counts = labels.unique_consecutive(return_counts=True)
+    if not same_along(counts, 0):
+        tracer.pin(nodes)
+        return
+    # complex128 contains all other types; pairs of reals, as unique refuses complex
+    values = values[order].to(torch.complex128)
+    numbers = torch.view_as_real(values).reshape(len(nodes), -1)
+    rows, owner = numbers.unique(dim=0, return_inverse=True)
+    # the same values for all neurons distinguish none
+    if len(rows) > 1:
+        constants = tracer.constant_nodes(rows)
+        tracer.edges(None, constants[owner], nodes, "spread")

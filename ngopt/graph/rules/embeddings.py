@@ -1,0 +1,102 @@
+"""Tables and grids whose rows data select: embedding, embedding_bag, grid_sample."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from ngopt.graph.rules.attention import product_of_activations
+from ngopt.graph.rules.pointwise import pointwise_function
+from ngopt.graph.rules.registry import functions, register_rule
+from ngopt.graph.tracing.tracer import Tracer
+from ngopt.graph.tracing.values import Elements, Neurons, Unknown, Value
+
+aten = torch.ops.aten
+
+BAGS = functions("embedding_bag _embedding_bag _embedding_bag_forward_only")
+
+
+@register_rule(aten.embedding)
+def embedding(tracer: Tracer, call: Node, weight: Value, index: Value, *_) -> Value:
+    """Rows of a table are input nodes; W (tokens, n)."""
+    if not isinstance(weight, Elements):
+        return pointwise_function(tracer, call, (weight,), {})
+    # data select the row: all places have the same neurons
+    labels = _table(tracer, call, weight).expand(tracer.shape_of(call))
+    return Neurons(labels, is_pristine=True)
+
+
+def _table(tracer: Tracer, call: Node, weight: Elements) -> Tensor:
+    """The neurons (n,) of a table (tokens, n)."""
+    rows, columns = weight.shape
+    tokens = tracer.nodes.new(f"{tracer.name_of(weight)}.tokens", rows, "token")
+    targets = tracer.new_layer(weight, columns)
+    tracer.edges(weight, tokens[:, None], targets, call=call)
+    return targets
+
+
+@register_rule(*BAGS)
+def embedding_bag(
+    tracer: Tracer, call: Node, weight: Value, index: Value, *_, **__
+) -> Value:
+    """Rows of a table, as in `embedding`, summed or averaged over bags."""
+    # torch returns places beside the bags: offsets, sizes, and those of maxima
+    bags, *rest = call.meta["val"]
+    others = [Unknown(v.shape) for v in rest]
+    if not isinstance(weight, Elements):
+        return (Unknown(bags.shape), *others)
+    labels = _table(tracer, call, weight)
+    # a factor for each index, (indices,)
+    factors = tracer.argument(call, "per_sample_weights")
+    if isinstance(factors, Neurons):
+        labels = _weighted_rows(tracer, call, factors.labels, labels)
+    if labels is None:
+        return (Unknown(bags.shape), *others)
+    return (Neurons(labels.expand(bags.shape)), *others)
+
+
+def _weighted_rows(
+    tracer: Tracer, call: Node, factors: Tensor, row: Tensor
+) -> Tensor | None:
+    """The neurons (1, n) of a sum of rows with a factor each; None if too many.
+
+    factors: (indices,). row: the neurons of every row, (n,).
+    """
+    # the product of a row, of all indices, and a matrix, of rows of the table
+    left = Neurons(factors[None])
+    right = Neurons(row.expand(len(factors), -1))
+    shape = torch.Size((1, len(row)))
+    result = product_of_activations(tracer, call.name, left, right, shape)
+    return result.labels if isinstance(result, Neurons) else None
+
+
+@register_rule(aten.grid_sampler, aten.grid_sampler_2d, aten.grid_sampler_3d)
+def grid_sample(tracer: Tracer, call: Node, planes: Value, grid: Value, *_) -> Value:
+    """A grid (planes, features, *space): its places have edges to its features."""
+    shape = tracer.shape_of(call)
+    labels = None
+    if isinstance(planes, Neurons):
+        labels = tracer.unify_places(planes.labels, 1)
+    elif isinstance(planes, Elements):
+        count = planes.shape[0]
+        features = [_features_of_plane(tracer, call, planes, k) for k in range(count)]
+        labels = torch.stack(features)
+    if labels is None:
+        return Unknown(shape)
+    # (features,) of activations, (planes, features) of a parameter
+    space = [1] * (len(shape) - 2)
+    labels = labels.reshape(*labels.shape, *space)
+    return Neurons(labels.expand(shape))
+
+
+def _features_of_plane(tracer: Tracer, call: Node, planes: Elements, k: int) -> Tensor:
+    """New neurons (features,) of one of several planes (planes, features, *space)."""
+    name = f"{tracer.name_of(planes)}.{k}"
+    # each plane is sampled at coordinates of its own: places are not shared
+    plane = planes.apply(lambda p: p[k].flatten(1))
+    features, size = plane.shape
+    places = tracer.nodes.new(f"{name}.places", size, "position")
+    targets = tracer.nodes.new(name, features)
+    tracer.edges(plane, places, targets[:, None], call=call)
+    return targets

@@ -1,0 +1,273 @@
+"""Linear layers: linear, addmm, matmul, bilinear and grouped matrix products."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from ngopt.graph.rules.arithmetic import addition
+from ngopt.graph.rules.attention import product_of_activations
+from ngopt.graph.rules.conversions import as_neurons, transposed, transposed_shape
+from ngopt.graph.rules.registry import register_rule
+from ngopt.graph.tracing.tracer import Tracer
+from ngopt.graph.tracing.values import (
+    NO_NEURON,
+    Elements,
+    Neurons,
+    Unknown,
+    Value,
+    same_along,
+)
+
+aten = torch.ops.aten
+
+MAX_USES = 128
+"""Of a weight in one call: large language models have 128 heads."""
+
+
+@register_rule(aten.linear)
+def linear(
+    tracer: Tracer,
+    call: Node,
+    x: Value,
+    weight: Value,
+    bias: Value = None,
+    shape: torch.Size | None = None,
+) -> Value:
+    """y = x W^T + b; W (n_out, n_in). shape: of y, by default that of the node."""
+    shape = tracer.shape_of(call) if shape is None else shape
+    if not isinstance(weight, Elements):
+        # an activation or a constant; (n_out, n_in)
+        return _computed_weight(tracer, call, x, (transposed(weight), bias), shape)
+    if isinstance(x, (Tensor, Unknown)):
+        return _without_neurons(tracer, call, x, (weight, bias), shape)
+    x = as_neurons(tracer, call, x)
+    rows, which = tracer.unify_rows(x.labels, -1)
+    # too many different rows: linear_over_positions returns Unknown
+    if _are_positions(rows) or len(rows) > MAX_USES:
+        return linear_over_positions(tracer, call, x, (weight, bias), shape)
+    results = torch.full((len(rows), weight.shape[0]), NO_NEURON)
+    for row, result in zip(rows, results, strict=True):
+        if (row > 0).any():
+            result[:] = dense_layer(tracer, call, row, weight, bias)
+    # pristine, so that layers which are only summed become one layer
+    return Neurons(results[which].expand(shape), is_pristine=True)
+
+
+def _are_positions(rows: Tensor) -> bool:
+    """Whether each row (r, n_in) is one neuron throughout, or none has a neuron."""
+    if not (rows > 0).any():
+        return True
+    # a single row, or rows of one entry, may be features as well
+    return min(rows.shape) > 1 and same_along(rows, 1)
+
+
+def dense_layer(
+    tracer: Tracer, call: Node, sources: Tensor, weight: Elements, bias: Value = None
+) -> Tensor:
+    """New neurons (n_out,) with edges from all sources (n_in,); W (n_out, n_in)."""
+    targets = tracer.new_layer(weight, weight.shape[0])
+    tracer.edges(weight, sources, targets[:, None], call=call)
+    add_bias(tracer, bias, targets)
+    return targets
+
+
+def add_bias(tracer: Tracer, bias: Value, targets: Tensor) -> None:
+    if isinstance(bias, Elements):
+        tracer.edges(bias, None, targets, "bias")
+
+
+def _without_neurons(
+    tracer: Tracer,
+    call: Node,
+    x: Tensor | Unknown,
+    layer: tuple[Elements, Value],
+    shape: torch.Size,
+) -> Value:
+    """A layer (weight, bias) that is applied to constants or to an unknown tensor."""
+    weight, bias = layer
+    targets = tracer.new_layer(weight, weight.shape[0])
+    # the initial state of a recurrent network, 0, adds nothing
+    if not tracer.is_zero(call, x):
+        kind = "constant" if isinstance(x, Tensor) else "neuron"
+        name = f"{tracer.name_of(weight)}.in"
+        sources = tracer.nodes.new(name, weight.shape[1], kind)
+        tracer.edges(weight, sources, targets[:, None], call=call)
+    add_bias(tracer, bias, targets)
+    return Neurons(targets.expand(shape))
+
+
+def _computed_weight(
+    tracer: Tracer, call: Node, x: Value, layer: tuple[Value, Value], shape: torch.Size
+) -> Value:
+    """x @ weight + bias with a weight (..., n_in, n_out) that is no parameter."""
+    weight, bias = layer
+    result = product_of_activations(tracer, call.name, x, weight, shape)
+    is_constant = isinstance(weight, (Tensor, Unknown))
+    # a fixed matrix mixes neurons, such as random features
+    if isinstance(result, Unknown) and is_constant and isinstance(x, Neurons):
+        targets = tracer.nodes.new(call.name, shape[-1])
+        # no edges show which of them can be exchanged
+        tracer.pin(x.labels, targets)
+        result = Neurons(targets.expand(shape))
+    if bias is None or isinstance(result, Unknown):
+        return result
+    return addition(tracer, call, result, bias)
+
+
+def linear_over_positions(
+    tracer: Tracer,
+    call: Node,
+    x: Neurons,
+    layer: tuple[Elements, Value],
+    shape: torch.Size,
+    dim: int = -1,
+) -> Value:
+    """A layer (weight, bias) between positions, along a dimension.
+
+    It is a component of the graph of its own, and labels stay. Unknown if neurons
+    differ along the dimension.
+    """
+    weight, bias = layer
+    name = tracer.name_of(weight)
+    sources = x.positions
+    # behind another layer over positions its targets are the sources
+    if sources is None or len(sources) != weight.shape[1]:
+        sources = tracer.nodes.new(f"{name}.positions", weight.shape[1], "position")
+    targets = tracer.nodes.new(name, weight.shape[0], "position")
+    tracer.edges(weight, sources, targets[:, None], call=call)
+    add_bias(tracer, bias, targets)
+    if not same_along(x.labels, dim):
+        return Unknown(shape)
+    first = x.labels.narrow(dim, 0, 1)
+    return Neurons(first.expand(shape), positions=targets)
+
+
+@register_rule(aten.addmm)
+def addmm(
+    tracer: Tracer, call: Node, bias: Value, x: Value, weight: Value, **_
+) -> Value:
+    return linear(tracer, call, x, transposed(weight), bias)
+
+
+@register_rule(aten.matmul, aten.mm, aten.bmm)
+def matmul(
+    tracer: Tracer, call: Node, x: Value, other: Value, shape: torch.Size | None = None
+) -> Value:
+    """x @ other, either of which may be a parameter, or none (attention)."""
+    shape = tracer.shape_of(call) if shape is None else shape
+    if isinstance(other, Elements) and not isinstance(x, Elements):
+        if len(other.shape) == 2:
+            return linear(tracer, call, x, transposed(other), shape=shape)
+        if isinstance(x, Neurons):
+            return _batched_weight(tracer, call, x, other, shape)
+    is_matrix = isinstance(x, Elements) and len(x.shape) == 2
+    # W times a vector is not transposed: its shape has one dimension
+    if is_matrix and isinstance(other, Neurons) and len(shape) > 1:
+        # W x = (x^T W^T)^T
+        flipped = transposed_shape(shape)
+        result = linear(tracer, call, transposed(other), x, shape=flipped)
+        return transposed(result)
+    return _computed_weight(tracer, call, x, (other, None), shape)
+
+
+def _batched_weight(
+    tracer: Tracer, call: Node, x: Neurons, weight: Elements, shape: torch.Size
+) -> Value:
+    """(..., t, n_in) @ (..., n_in, n_out): a weight for each index of the leading
+    dimensions."""
+    lead = weight.shape[:-2]
+    both = torch.broadcast_shapes(x.shape[:-2], lead)
+    labels = x.labels.expand(*both, *x.shape[-2:])
+    matrix = slice(None), slice(None)
+    found = []
+    for place in _places(labels, lead):
+        sources = tracer.unify_places(labels[..., *place, *matrix], -1)
+        if sources is None:
+            return Unknown(shape)
+        found.append((place, sources))
+    results = torch.full(shape, NO_NEURON)
+    for place, sources in found:
+        # a weight that is broadcast is the same at all places
+        own = tuple(0 if size == 1 else p for p, size in zip(place, lead, strict=True))
+        part = weight.apply(lambda w, own=own: w[own].mT)
+        # (n_out,), the same for all t
+        results[..., *place, *matrix] = dense_layer(tracer, call, sources, part)
+    return Neurons(results)
+
+
+def _places(labels: Tensor, lead: Sequence[int]) -> Iterator[tuple[int | slice, ...]]:
+    """Where labels (*, *lead, t, n_in) are multiplied with each weight of (*lead).
+
+    A weight that is broadcast along a dimension is used once if the neurons are the
+    same there, as in a batch, and otherwise at each index, as with heads.
+    """
+    axes = []
+    for d, size in enumerate(lead, start=-2 - len(lead)):
+        is_shared = size == 1 and same_along(labels, d)
+        axes.append([slice(None)] if is_shared else range(labels.shape[d]))
+    return product(*axes)
+
+
+@register_rule(aten.bilinear)
+def bilinear(
+    tracer: Tracer, call: Node, a: Value, b: Value, weight: Value, bias: Value = None
+) -> Value:
+    """y_k = a^T W_k b: dense edges from the products of all pairs of the inputs."""
+    if not isinstance(a, Neurons) or not isinstance(b, Neurons):
+        return tracer.unknown(call)
+    if not isinstance(weight, Elements):
+        return tracer.unknown(call)
+    left = tracer.unify_places(a.labels, -1)
+    right = tracer.unify_places(b.labels, -1)
+    if left is None or right is None:
+        return tracer.unknown(call)
+    name = tracer.name_of(weight)
+    # edges of value 1 need nodes at both ends
+    left = tracer.source_nodes(left, name)
+    right = tracer.source_nodes(right, name)
+    count = len(left) * len(right)
+    pairs = tracer.nodes.new(f"{name}.products", count, "product")
+    products = pairs.reshape(len(left), len(right))
+    tracer.edges(None, left[:, None], products, "left")
+    tracer.edges(None, right, products, "right")
+    # (n_out, left * right), in the order of the pairs
+    matrix = weight.apply(lambda w: w.flatten(1))
+    targets = dense_layer(tracer, call, pairs, matrix, bias)
+    return Neurons(targets.expand(tracer.shape_of(call)))
+
+
+@register_rule(aten._grouped_mm, "transformers.grouped_mm_fallback")
+def grouped_matmul(
+    tracer: Tracer, call: Node, x: Value, weight: Value, *_, **__
+) -> Value:
+    """Rows of x (rows, n_in), group after group, each times its group's W (groups,
+    n_in, n_out).
+
+    Data decide how many rows a group has; here all groups have equally many.
+    """
+    if not isinstance(x, Neurons) or not isinstance(weight, Elements):
+        return tracer.unknown(call)
+    # other shapes have groups in the summed dimension, or in the result
+    if (len(x.shape), len(weight.shape)) != (2, 3):
+        return tracer.unknown(call)
+    rows = len(x.labels)
+    groups, _, n_out = weight.shape
+    group = torch.arange(rows) * groups // rows
+    sources = []
+    for k in range(groups):
+        own = x.labels[group == k]
+        nodes = tracer.unify_places(own, -1) if len(own) else None
+        if nodes is not None:
+            sources.append(nodes)
+    if len(sources) < groups:
+        return tracer.unknown(call)
+    targets = tracer.new_layer(weight, groups * n_out)
+    targets = targets.reshape(groups, n_out)
+    ends = torch.stack(sources)
+    tracer.edges(weight, ends[:, :, None], targets[:, None], call=call)
+    return Neurons(targets[group])

@@ -1,0 +1,131 @@
+"""Sums, differences and products of two tensors of neurons, entry by entry."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from ngopt.graph.tracing.tracer import AppliedFunction, Tracer
+from ngopt.graph.tracing.values import Neurons, has_duplicates, unique_pairs
+
+
+class NeuronPairs(NamedTuple):
+    """The pairs of neurons that a function of two tensors combines.
+
+    left, right: labels of the operands, of length 1 where both repeat.
+    is_pair: where two different neurons are combined.
+    pairs: these neurons, (2, n). which: the pair at every True of `is_pair`.
+    shape: of the result.
+    """
+
+    left: Tensor
+    right: Tensor
+    is_pair: Tensor
+    pairs: Tensor
+    which: Tensor
+    shape: torch.Size
+
+    @classmethod
+    def of(cls, tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> NeuronPairs:
+        shape = torch.broadcast_shapes(a.shape, b.shape)
+        a_labels = a.labels.expand(shape)
+        b_labels = b.labels.expand(shape)
+        left, right = tracer.nodes.find_all(a_labels, b_labels)
+        are_neurons = (left > 0) & (right > 0)
+        is_same = left == right
+        itself = left[are_neurons & is_same].unique()
+        if len(itself):  # one operand may be a function of the other
+            name = f"{call.name} of several"
+            function = AppliedFunction(itself, name, None)
+            tracer.applied_functions.append(function)
+        is_pair = are_neurons & ~is_same
+        pairs, which = unique_pairs(left[is_pair], right[is_pair])
+        return cls(left, right, is_pair, pairs, which, shape)
+
+    def result(self, nodes: Tensor, is_pristine: bool = False) -> Neurons:
+        """nodes[i] for pair i; a neuron combined with itself or a constant stays."""
+        # labels of constants are 0 or -1: the maximum is the neuron, if there is one
+        labels = torch.maximum(self.left, self.right)
+        labels[self.is_pair] = nodes[self.which]
+        return Neurons(labels.expand(self.shape), is_pristine)
+
+
+def sum_of(tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> Neurons:
+    """The sum has the nodes of the newer layer, with residual edges from the older one.
+
+    Two layers that are only summed share their nodes. Sums are new nodes if a node of
+    the newer layer is in several pairs, or if each operand has older and newer nodes.
+    """
+    combined = NeuronPairs.of(tracer, call, a, b)
+    older, newer = combined.pairs
+    # numbers grow with each layer, and the lowest number stands for unified nodes
+    if (older >= newer).any():
+        older, newer = newer, older
+    # a layer plus itself reversed: neither operand is older
+    is_mixed = (older > newer).any() or torch.isin(older, newer).any()
+    # the value of a dueling network is added to several advantages
+    if is_mixed or has_duplicates(newer):
+        nodes = pair_nodes(tracer, call.name, combined.pairs, "neuron")
+        return combined.result(nodes)
+    is_one_layer = _are_only_summed(call, a, b) and len(older)
+    if is_one_layer and not has_duplicates(older):
+        tracer.nodes.unify(older, newer)
+        nodes = tracer.nodes.find(newer)
+        return combined.result(nodes, is_pristine=True)
+    tracer.edges(None, older, newer, "residual")
+    return combined.result(newer)
+
+
+def _are_only_summed(call: Node, a: Neurons, b: Neurons) -> bool:
+    """Whether both operands are outputs of weights, used by this sum alone."""
+    users = [len(operand.users) for operand in call.all_input_nodes]
+    return users == [1, 1] and a.is_pristine and b.is_pristine
+
+
+def difference_of(tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> Neurons:
+    """A new node for each pair, whose edges distinguish minuend and subtrahend."""
+    return _node_for_each_pair(tracer, call, a, b, "neuron")
+
+
+def product_of(tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> Neurons:
+    return _node_for_each_pair(tracer, call, a, b, "product")
+
+
+def _node_for_each_pair(
+    tracer: Tracer, call: Node, a: Neurons, b: Neurons, kind: str
+) -> Neurons:
+    combined = NeuronPairs.of(tracer, call, a, b)
+    nodes = pair_nodes(tracer, call.name, combined.pairs, kind)
+    return combined.result(nodes)
+
+
+def pair_nodes(tracer: Tracer, name: str, pairs: Tensor, kind: str) -> Tensor:
+    """New nodes (n,) for pairs (2, n), with "left" and "right" edges of value 1."""
+    left, right = pairs
+    # made_of: products with several entries of the input may be unified later
+    nodes = tracer.nodes.new(name, len(left), kind, pairs)
+    tracer.edges(None, left, nodes, "left")
+    tracer.edges(None, right, nodes, "right")
+    return nodes
+
+
+def edges_per_use(tracer: Tracer, sources: Tensor, targets: Tensor, kind: str) -> None:
+    """Edges of value 1 from sources[i] to targets[i].
+
+    The first uses of all sources are added together, then the second uses, and so on:
+    several heads of queries use one key.
+    """
+    order = sources.argsort(stable=True)
+    _, counts = sources[order].unique_consecutive(return_counts=True)
+    # index in `order` at which each source begins
+    first = counts.cumsum(0) - counts
+    index = torch.arange(len(sources))
+    use = torch.empty_like(sources)
+    # how many earlier entries are the same source
+    use[order] = index - first.repeat_interleave(counts)
+    for number in use.unique():
+        part = use == number
+        tracer.edges(None, sources[part], targets[part], kind)

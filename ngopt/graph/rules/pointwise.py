@@ -1,0 +1,226 @@
+"""Functions without weights that work entry by entry.
+
+A function that is the same for all neurons adds nothing to the graph. The graph must
+contain whatever distinguishes neurons: other neurons, a parameter, a constant that
+differs between them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.utils._pytree import tree_leaves
+
+from ngopt.graph.rules.bare_parameters import with_parameter
+from ngopt.graph.rules.constants import differs_between_neurons, tell_apart_by_constant
+from ngopt.graph.rules.neuron_pairs import product_of
+from ngopt.graph.rules.numerical_check import is_pointwise, tags_of
+from ngopt.graph.rules.registry import register_rule
+from ngopt.graph.tracing.capture import packet_of
+from ngopt.graph.tracing.tracer import AppliedFunction, Tracer
+from ngopt.graph.tracing.values import (
+    TRACED,
+    Elements,
+    Neurons,
+    Unknown,
+    Value,
+    has_one_value,
+    nodes_among,
+)
+
+aten = torch.ops.aten
+
+
+def constant(tracer: Tracer, call: Node, *args, **kwargs) -> Value:
+    """A function of constants is computed."""
+    function: Any = call.target
+    value = function(*args, **kwargs)
+    expected = call.meta.get("val")
+    if not isinstance(value, Tensor) or not isinstance(expected, Tensor):
+        return value
+    # integer inputs are traced as zeros, of which a mask may select another number
+    return value if value.shape == expected.shape else tracer.unknown(call)
+
+
+def pointwise_function(tracer: Tracer, call: Node, args: tuple, kwargs: dict) -> Value:
+    """A function without a rule of its own.
+
+    If it works entry by entry, its result is represented as its operand.
+    """
+    value = call.meta.get("val")
+    if not isinstance(value, Tensor):
+        return tracer.unknown(call)
+    operands = _Operands(value.shape)
+    for leaf in tree_leaves((args, kwargs)):
+        operands.add(leaf)
+    if operands.neurons:
+        return _of_neurons(tracer, call, operands)
+    if operands.elements:
+        return _of_elements(tracer, call, operands)
+    if operands.fitting:
+        is_equivariant = all(_is_uniform(a) for a in operands.fitting)
+        return Unknown(value.shape, is_equivariant)
+    return tracer.unknown(call)
+
+
+class _Operands:
+    """The tensors that a function combines, by what they represent.
+
+    neurons: of any shape. elements, fitting: those that broadcast to the result;
+    `fitting` has operands of all types.
+    """
+
+    def __init__(self, shape: torch.Size):
+        self.shape = shape
+        self.neurons: list[Neurons] = []
+        self.elements: list[Elements] = []
+        self.fitting: list[Value] = []
+
+    def add(self, value: Any) -> None:
+        if not isinstance(value, (*TRACED, Tensor)):
+            return
+        if isinstance(value, Neurons):
+            self.neurons.append(value)
+        if not self.fits(value):
+            return
+        self.fitting.append(value)
+        if isinstance(value, Elements):
+            self.elements.append(value)
+
+    def fits(self, value: Value) -> bool:
+        try:
+            return torch.broadcast_shapes(value.shape, self.shape) == self.shape
+        except RuntimeError:
+            return False
+
+
+def _of_neurons(tracer: Tracer, call: Node, operands: _Operands) -> Value:
+    """Several neurons are factors; parameters and constants are combined one by one."""
+    first, *factors = operands.neurons
+    all_fit = all(operands.fits(x) for x in operands.neurons)
+    if not all_fit or not is_pointwise(tracer, call, first):
+        return tracer.unknown(call)
+    result = first
+    for factor in factors:
+        result = product_of(tracer, call, result, factor)
+    result = Neurons(result.labels.expand(operands.shape))
+    for other in operands.fitting:
+        result = _combined(tracer, call, result, other)
+    note_function(tracer, call, result.labels)
+    return result
+
+
+def _combined(tracer: Tracer, call: Node, x: Neurons, other: Value) -> Neurons:
+    """Neurons after a parameter, a constant or an unknown tensor is applied to them."""
+    if isinstance(other, Elements):
+        return with_parameter(tracer, call, x, other, "slope")
+    if isinstance(other, Tensor):
+        tell_apart_by_constant(tracer, x, other)
+    if isinstance(other, Unknown):
+        # dense, as it may differ everywhere: stride 0 means that it repeats
+        dense = torch.empty(other.shape)
+        if differs_between_neurons(x.labels, dense):
+            tracer.pin(x.labels)
+    return x
+
+
+def note_function(tracer: Tracer, call: Node, labels: Tensor) -> None:
+    """Records that a function was applied to neurons."""
+    values = [tracer.values[a] if isinstance(a, Node) else a for a in call.args]
+    traced = [k for k, value in enumerate(values) if _is_traced(value)]
+    path = str(packet_of(call))
+    # relu_ is relu
+    name = path.rsplit(".", 1)[-1].rstrip("_")
+    if traced != [0]:
+        name = f"{name} of several"
+    nodes = nodes_among(labels)
+    function = AppliedFunction(nodes, name, _function_key(call, values))
+    tracer.applied_functions.append(function)
+
+
+def _function_key(call: Node, values: list[Value]) -> str | None:
+    """What distinguishes a function from others, with its numbers and options.
+
+    None for a random function.
+    """
+    # noise is new at every call, and the same for all neurons
+    if torch.Tag.nondeterministic_seeded in tags_of(call):
+        return None
+    numbers = [_number(value) for value in values if not _is_traced(value)]
+    return str((call.target, numbers, call.kwargs))
+
+
+def _number(value: Value) -> Any:
+    """An argument that is the same for all neurons; of a tensor, its number."""
+    if isinstance(value, Tensor):
+        # only uniform tensors come here: any entry does
+        return float(value.flatten()[0])
+    return value
+
+
+def _is_traced(value: Value) -> bool:
+    """Whether a value is more than a number that is the same for all neurons."""
+    if isinstance(value, Tensor):
+        return not _is_uniform(value)
+    return isinstance(value, TRACED)
+
+
+def _of_elements(tracer: Tracer, call: Node, operands: _Operands) -> Elements:
+    """A parameter times or plus others, constants, and results of such functions."""
+    shape = operands.shape
+    largest_first = sorted(operands.elements, key=lambda a: -a.shape.numel())
+    whole = [a.apply(lambda x: x.broadcast_to(shape)) for a in largest_first]
+    first = whole[0]
+    own = []
+    others = []
+    for elements in whole:
+        is_own = elements.parameter == first.parameter
+        (own if is_own else others).append(elements)
+    if not _is_equivariant(tracer, call, own, operands.fitting):
+        tracer.pinned_parameters.add(first.parameter)
+    return first.with_factors(others)
+
+
+def _is_equivariant(
+    tracer: Tracer, call: Node, own: list[Elements], operands: list
+) -> bool:
+    """Whether exchanged rows of a parameter are exchanged in the result.
+
+    own: the operands that are this parameter.
+    """
+    first, *again = own
+    size = tracer.parameters[first.parameter].numel
+    if first.shape.numel() < size:
+        return False  # other functions may be applied to the rest
+    if torch.Tag.pointwise not in tags_of(call):
+        return False
+    # in W + W.T an element is added to another one of its own parameter
+    if not all(torch.equal(a.numbers, first.numbers) for a in again):
+        return False
+    rest = [a for a in operands if not isinstance(a, Elements)]
+    return all(_is_uniform(a) for a in rest)
+
+
+def _is_uniform(other: Tensor | Unknown) -> bool:
+    """Whether it stays the same or moves along if rows are exchanged."""
+    if other.shape.numel() <= 1:
+        return True
+    if isinstance(other, Tensor):
+        return has_one_value(other)
+    return other.equivariant
+
+
+@register_rule(aten.prelu)
+def prelu(tracer: Tracer, call: Node, x: Value, weight: Value) -> Value:
+    """The slope is a feature of the neurons."""
+    if not (isinstance(x, Neurons) and isinstance(weight, Elements)):
+        return pointwise_function(tracer, call, (x, weight), {})
+    shape = [1] * x.labels.dim()
+    # torch has channels along axis 1; a vector takes a single slope
+    if x.labels.dim() > 1:
+        shape[1] = weight.shape[0]
+    slopes = weight.apply(lambda w: w.reshape(shape))
+    return with_parameter(tracer, call, x, slopes, "slope")

@@ -1,0 +1,215 @@
+"""Applies the rules to every function of a network, one after the other.
+
+Every tensor of the network is represented as one of four values: `Neurons` (a label
+for each entry), `Elements` of a parameter, a constant, which is computed, or `Unknown`.
+Functions that rearrange entries are applied to labels and elements, so that neurons are
+followed through `view`, `permute`, `chunk`, `roll` or `cat`. Functions that compute
+with weights have rules (`ngopt.graph.rules`), which add nodes and edges to the graph.
+"""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+from torch.utils._pytree import tree_leaves, tree_map
+
+from ngopt.graph.neural_graph import NeuralGraph
+from ngopt.graph.rules import RULES, pointwise, reshaping
+from ngopt.graph.rules.numerical_check import is_declared_pointwise
+from ngopt.graph.tracing.assembly import assemble
+from ngopt.graph.tracing.capture import Program, one_line, packet_of
+from ngopt.graph.tracing.memory import Memory
+from ngopt.graph.tracing.module_calls import ModuleCall, module_calls
+from ngopt.graph.tracing.nodes import Mark
+from ngopt.graph.tracing.tracer import Tracer
+from ngopt.graph.tracing.values import TRACED, Elements, Neurons, Unknown, Value
+
+
+def trace(program: Program, model: nn.Module) -> NeuralGraph:
+    """The neural graph of the whole network."""
+    # rules try some functions on random numbers, of the CPU alone
+    with _on_cpu(), torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would seed those of all devices
+        torch.default_generator.manual_seed(0)
+        interpreter = RuleInterpreter(program, model)
+        interpreter.run()
+        return assemble(interpreter.tracer)
+
+
+def _on_cpu() -> AbstractContextManager:
+    """Labels and constants are made on the CPU, whatever the default device is."""
+    is_default = torch.get_default_device().type == "cpu"
+    return nullcontext() if is_default else torch.device("cpu")
+
+
+class RuleInterpreter:
+    """Applies the rule of every function of a program."""
+
+    def __init__(self, program: Program, model: nn.Module):
+        self.program, self.model = program, model
+        self.tracer = Tracer(model)
+        self.values = self.tracer.values
+        self.memory = Memory(self.values)
+        self.module_calls = module_calls(program, model)
+
+    def run(self) -> None:
+        calls = self.program.graph.nodes
+        for call in calls:
+            if call.op in ("placeholder", "get_attr"):
+                self.values[call] = self._input(call)
+        for call in calls:
+            if call.op == "output":
+                self._mark_outputs(call)
+                break
+            self._run_call(call)
+            self.memory.add(call)
+
+    def _run_call(self, call: Node) -> None:
+        # targets of a weight of one step are never unified; two layers may be
+        self.tracer.nodes.step += 1
+        if not self.tracer.input_dependent.isdisjoint(call.all_input_nodes):
+            self.tracer.input_dependent.add(call)
+        if call in self.module_calls:
+            self._apply_module(self.module_calls[call], call)
+        elif call.op == "call_function":
+            self.values[call] = self._with_positions(call, self._result(call))
+            self._pin_before_unknown(call)
+
+    def _input(self, call: Node) -> Value:
+        """An input of the network, a parameter or a constant."""
+        state = self.program.state.get(call.name)
+        if state is not None:
+            if self.tracer.is_parameter(state):
+                return self.tracer.elements(state)
+            return _constant(state)
+        self.tracer.input_dependent.add(call)
+        value = call.meta.get("val")
+        if not isinstance(value, Tensor):
+            return value
+        if not value.is_floating_point() and not value.is_complex():
+            # tokens: 0 is a row of every table
+            return torch.zeros(value.shape, dtype=value.dtype)
+        rest = value.shape[1:]
+        size = max(rest.numel(), 1)
+        # made of no nodes: a linear layer unifies the places of a sequence
+        made_of = torch.empty(0, size)
+        nodes = self.tracer.nodes.new(call.name, size, made_of=made_of, mark=Mark.INPUT)
+        # rows of a batch have the same nodes
+        return Neurons(nodes.reshape(rest).expand(value.shape))
+
+    def _neurons_before(self, call: Node) -> Iterator[Neurons]:
+        """All neurons that a function is applied to."""
+        for source in call.all_input_nodes:
+            for leaf in tree_leaves(self.values.get(source)):
+                if isinstance(leaf, Neurons):
+                    yield leaf
+
+    def _mark_outputs(self, call: Node) -> None:
+        for neurons in self._neurons_before(call):
+            self.tracer.nodes.mark(neurons.labels, Mark.OUTPUT)
+
+    def _apply_module(self, module_call: ModuleCall, call: Node) -> None:
+        """Applies a module's rule at the first of its functions; skips the others."""
+        if call is not module_call.functions[0]:
+            return
+        inputs = [self.values[source] for source in module_call.inputs]
+        module = module_call.module
+        rule = RULES[type(module)]
+        result = self._apply(rule, module_call.output, module, *inputs)
+        for function in module_call.functions:
+            self.values[function] = self.tracer.unknown(function)
+        # last, as the output is one of these functions
+        self.values[module_call.output] = result
+
+    def _with_positions(self, call: Node, result: Value) -> Value:
+        """Behind a pointwise function, positions that a weight made stay."""
+        if not isinstance(result, Neurons) or result.positions is not None:
+            return result
+        neurons = list(self._neurons_before(call))
+        if len(neurons) != 1 or not is_declared_pointwise(call):
+            return result
+        return replace(result, positions=neurons[0].positions)
+
+    def _pin_before_unknown(self, call: Node) -> None:
+        """Pins the neurons that a function with an unknown result is applied to."""
+        if not call.users or not _is_unknown(self.values[call]):
+            return
+        for neurons in self._neurons_before(call):
+            self.tracer.pin(neurons.labels)
+
+    def _result(self, call: Node) -> Value:
+        """The value of a function's result."""
+        if isinstance(call.meta.get("val"), (bool, int, float)):  # a size
+            return call.meta["val"]
+        operands = (call.args, call.kwargs)
+        args, kwargs = tree_map(self._value, operands)
+        if call.target is operator.getitem:
+            several, place = args
+            is_several = isinstance(several, (list, tuple))
+            return several[place] if is_several else self.tracer.unknown(call)
+        if not any(isinstance(leaf, TRACED) for leaf in tree_leaves((args, kwargs))):
+            return self._apply(pointwise.constant, call, *args, **kwargs)
+        packet = packet_of(call)
+        rule = RULES.get(call.target) or RULES.get(packet) or RULES.get(str(packet))
+        if rule is not None:
+            return self._apply(rule, call, *args, **kwargs)
+        if packet in reshaping.REARRANGING:
+            return self._apply(reshaping.rearrange, call, args, kwargs)
+        return self._apply(pointwise.pointwise_function, call, args, kwargs)
+
+    def _value(self, argument: Any) -> Value:
+        return self.values[argument] if isinstance(argument, Node) else argument
+
+    def _apply(self, rule: Callable, call: Node, *args: Any, **kwargs: Any) -> Value:
+        """The value that a rule returns; Unknown, with a warning, if it fails."""
+        all_edges = self.tracer.all_edges
+        count = len(all_edges)
+        try:
+            return rule(self.tracer, call, *args, **kwargs)
+        except Exception as error:
+            # the whole example may fit although a few rows of it do not
+            if self.program.is_cut:
+                raise
+            # some edges of a rule would be a false graph; unconnected nodes are in none
+            del all_edges[count:]
+            # integer inputs are traced as zeros: an index of constants may be missing
+            if rule is not pointwise.constant:
+                self._warn(rule, call, error)
+            return self.tracer.unknown(call)
+
+    def _warn(self, rule: Callable, call: Node, error: Exception) -> None:
+        warnings.warn(
+            f"build_graph: the rule '{rule.__name__}' failed at '{call.name}' in "
+            f"{type(self.model).__name__}: {type(error).__name__}: "
+            f"{one_line(error)}; neurons are not followed through it",
+            stacklevel=3,
+        )
+
+
+def _constant(state: Any) -> Value:
+    """A buffer or a constant of a network, in the form that rules compute with."""
+    if not isinstance(state, Tensor):  # such as a torch.Generator
+        return state
+    if state.is_meta:
+        return Unknown(state.shape)
+    # a copy, as functions that work in place, such as add_ on a counter, change it
+    return state.detach().to("cpu", copy=True)
+
+
+def _is_unknown(value: Value) -> bool:
+    """Whether a value has tensors, and all of them are unknown."""
+    has_unknown = False
+    for leaf in tree_leaves(value):
+        if isinstance(leaf, (Neurons, Elements, Tensor)):
+            return False
+        if isinstance(leaf, Unknown):
+            has_unknown = True
+    return has_unknown
