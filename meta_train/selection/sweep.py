@@ -26,8 +26,8 @@ from meta_train.problems import Metrics, load_problem, mean_metrics
 from meta_train.training.rules import trained_metanet
 from meta_train.training.unroll import Optimizee, whole_run
 from ngopt.metanets import METANETS
-from ngopt.metanets.cooldown import Cooldown
 from ngopt.metanets.imported import find_metanet
+from ngopt.metanets.stepping.cooldown import Cooldown
 from ngopt.pretrained import load_pretrained, save_pretrained
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 

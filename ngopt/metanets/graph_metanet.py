@@ -12,12 +12,13 @@ from torch import Tensor
 
 from ngopt.graph.core import NeuralGraph
 from ngopt.metanets.features import NUM_FEATURES
-from ngopt.metanets.feedforward import FeedForward, FeedForwardConfig, UpdateMLP
+from ngopt.metanets.feedforward import FeedForward, FeedForwardConfig
+from ngopt.metanets.graph_data.context_writer import Place, Scattered
+from ngopt.metanets.graph_data.feature_sources import Source
+from ngopt.metanets.graph_data.graph_tensors import GraphParts, parts_of
 from ngopt.metanets.metanet import Metanet
-from ngopt.metanets.parts import GraphParts, parts_of
-from ngopt.metanets.places import Place, Scattered
-from ngopt.metanets.predictor import Predictor
-from ngopt.metanets.sources import Source
+from ngopt.metanets.update_mlp.predictor import Predictor
+from ngopt.metanets.update_mlp.update_mlp import UpdateMLP
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from ngopt.graph.core import NeuralGraph
 from ngopt.metanets.features import NUM_FEATURES
+from ngopt.metanets.graph_data.context_writer import Place
+from ngopt.metanets.graph_data.feature_sources import Source
+from ngopt.metanets.graph_data.graph_tensors import GraphParts
 from ngopt.metanets.graph_metanet import GraphMetanet, GraphMetanetConfig
-from ngopt.metanets.parts import GraphParts
-from ngopt.metanets.places import Place
-from ngopt.metanets.sources import Source
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ngopt.graph.core import NeuralGraph
-from ngopt.metanets.parts import GraphParts
-from ngopt.metanets.predictor import Predictor
-from ngopt.metanets.sources import FlatFeatures, Source
+from ngopt.metanets.graph_data.feature_sources import FlatFeatures, Source
+from ngopt.metanets.graph_data.graph_tensors import GraphParts
+from ngopt.metanets.update_mlp.predictor import Predictor
 
 
 class Metanet(nn.Module):

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ngopt.metanets.attention import RelationalLayer
 from ngopt.metanets.features import NUM_FEATURES
+from ngopt.metanets.graph_data.context_writer import Place
+from ngopt.metanets.graph_data.feature_sources import Source
+from ngopt.metanets.graph_data.graph_tensors import GraphParts
 from ngopt.metanets.graph_metanet import GraphMetanet, GraphMetanetConfig
-from ngopt.metanets.graph_network import GraphNetwork
-from ngopt.metanets.parts import GraphParts
-from ngopt.metanets.places import Place
-from ngopt.metanets.sources import Source
+from ngopt.metanets.layers.attention import RelationalLayer
+from ngopt.metanets.layers.graph_network import GraphNetwork
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ class NGOptimizer(Optimizer):
         size then
             comes down to zero. Without it, `averaged` and `load_average` have the same
             effect. The paper's metanets do not know it; weights of them may say how
-            their updates cool down (`ngopt.metanets.cooldown.Cooldown`).
+            their updates cool down (`ngopt.metanets.stepping.cooldown.Cooldown`).
         maximize: go up instead of down. Per group.
         compute_dtype: what is computed in: by a metanet, where it is the dtype of the
         state unless

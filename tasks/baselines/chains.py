@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ngopt.graph import EdgeBlock, GraphValues, NeuralGraph
-from ngopt.metanets.edge_states import EdgeStates
-from ngopt.metanets.nfn import Channels, Layer, chain_of, layers_of
-from ngopt.metanets.parts import BlockParts, Part
+from ngopt.metanets.graph_data.graph_tensors import BlockParts, Part
+from ngopt.metanets.layers.edge_states import EdgeStates
+from ngopt.metanets.layers.np_layer import Channels
+from ngopt.metanets.nfn import Layer, chain_of, layers_of
 
 
 class ChainValues(NamedTuple):

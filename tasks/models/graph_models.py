@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from ngopt.graph import NeuralGraph, parameter_graph
 from ngopt.graph.core import Index
 from ngopt.graph.views.parameter_graph import neuron_places
-from ngopt.metanets.attention import RelationalLayer
-from ngopt.metanets.graph_network import GraphNetwork
-from ngopt.metanets.layers import GraphLayer, PNALayer
-from ngopt.metanets.mixture import Layout, MixedValues, layout_of, mixture_of
-from ngopt.metanets.parts import GraphParts, even_slices, parts_of
-from ngopt.metanets.sources import WholeValues
+from ngopt.metanets.graph_data.feature_sources import WholeValues
+from ngopt.metanets.graph_data.graph_tensors import GraphParts, even_slices, parts_of
+from ngopt.metanets.graph_data.mixture import Layout, MixedValues, layout_of, mixture_of
+from ngopt.metanets.layers.attention import RelationalLayer
+from ngopt.metanets.layers.graph_layer import GraphLayer
+from ngopt.metanets.layers.graph_network import GraphNetwork
+from ngopt.metanets.layers.pna import PNALayer
 from tasks.models.base import ParameterModel
 from tasks.models.fourier import Fourier
 from tasks.models.learned_inputs import FreeInputs, GeneratedInputs

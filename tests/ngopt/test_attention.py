@@ -8,11 +8,11 @@ import torch
 
 from ngopt import build_graph
 from ngopt.metanets import NeuralGraphTransformer
-from ngopt.metanets.attention import Attended, RelationalLayer
-from ngopt.metanets.edge_states import EdgeStates
 from ngopt.metanets.features import NUM_FEATURES
-from ngopt.metanets.graph_network import GraphNetwork
-from ngopt.metanets.parts import parts_of
+from ngopt.metanets.graph_data.graph_tensors import parts_of
+from ngopt.metanets.layers.attention import Attended, RelationalLayer
+from ngopt.metanets.layers.edge_states import EdgeStates
+from ngopt.metanets.layers.graph_network import GraphNetwork
 from ngopt.metanets.transformer import TransformerConfig
 from tests.networks import mlp
 from tests.ngopt.oracle import ends

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from ngopt import build_graph
-from ngopt.metanets.graph_network import GraphNetwork
-from ngopt.metanets.layers import PNALayer
-from ngopt.metanets.parts import parts_of
-from ngopt.metanets.sources import WholeValues
+from ngopt.metanets.graph_data.feature_sources import WholeValues
+from ngopt.metanets.graph_data.graph_tensors import parts_of
+from ngopt.metanets.layers.graph_network import GraphNetwork
+from ngopt.metanets.layers.pna import PNALayer
 
 # Neurons of every layer, so that a mean of messages is their sum but for one factor.
 SIZE = 4

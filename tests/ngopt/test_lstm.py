@@ -7,8 +7,8 @@ from torch import nn
 from ngopt import build_graph
 from ngopt.metanets import LayerLSTM
 from ngopt.metanets.features import NUM_FEATURES
+from ngopt.metanets.graph_data.feature_sources import FlatFeatures
 from ngopt.metanets.lstm import Cell
-from ngopt.metanets.sources import FlatFeatures
 from tests.networks import mlp
 
 

@@ -16,17 +16,17 @@ from ngopt import NGOptimizer, build_graph, chunking, load_pretrained
 from ngopt.base.soap import Soap
 from ngopt.functional import Hyper, update_all
 from ngopt.metanets import METANETS, NeuralFunctional, NeuralGraphGNN
-from ngopt.metanets import rule as metanet_rule
-from ngopt.metanets.cooldown import Cooldown
-from ngopt.metanets.film_messages import Statistics
 from ngopt.metanets.gnn import GNNConfig
-from ngopt.metanets.graph_network import GraphNetwork
-from ngopt.metanets.layers import PNALayer
-from ngopt.metanets.messages import TO_TARGETS, Messages
+from ngopt.metanets.graph_data.feature_sources import WholeValues
+from ngopt.metanets.graph_data.graph_tensors import edge_cuts, parts_of
+from ngopt.metanets.layers.aggregation import TO_TARGETS, Messages
+from ngopt.metanets.layers.film_messages import Statistics
+from ngopt.metanets.layers.graph_network import GraphNetwork
+from ngopt.metanets.layers.pna import PNALayer
 from ngopt.metanets.nfn import chain_of
-from ngopt.metanets.parts import edge_cuts, parts_of
-from ngopt.metanets.rule import CONTEXT, MetanetRule
-from ngopt.metanets.sources import WholeValues
+from ngopt.metanets.stepping import rule as metanet_rule
+from ngopt.metanets.stepping.cooldown import Cooldown
+from ngopt.metanets.stepping.rule import CONTEXT, MetanetRule
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 from tests.equivariance import random_values
 from tests.metanets import metanet_for

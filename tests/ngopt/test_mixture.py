@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from ngopt.graph import parameter_graph
-from ngopt.metanets.attention import RelationalLayer, padded
-from ngopt.metanets.graph_network import GraphNetwork
-from ngopt.metanets.layers import PNALayer
-from ngopt.metanets.mixture import MixedValues, layout_of, mixture_of
-from ngopt.metanets.parts import parts_of
-from ngopt.metanets.sources import WholeValues
+from ngopt.metanets.graph_data.feature_sources import WholeValues
+from ngopt.metanets.graph_data.graph_tensors import parts_of
+from ngopt.metanets.graph_data.mixture import MixedValues, layout_of, mixture_of
+from ngopt.metanets.layers.attention import RelationalLayer, padded
+from ngopt.metanets.layers.graph_network import GraphNetwork
+from ngopt.metanets.layers.pna import PNALayer
 from tests.zoo import zoo_graph
 
 WIDTH, KERNEL = 6, (3, 3)

@@ -5,17 +5,11 @@ import torch
 from torch import Tensor, nn
 
 from ngopt import NGOptimizer, build_graph
-from ngopt.metanets.edge_states import EdgeStates
-from ngopt.metanets.nfn import (
-    Channels,
-    NeuralFunctional,
-    NFNConfig,
-    NPLayer,
-    chain_of,
-    pooled,
-)
-from ngopt.metanets.parts import parts_of
-from ngopt.metanets.sources import FlatFeatures
+from ngopt.metanets.graph_data.feature_sources import FlatFeatures
+from ngopt.metanets.graph_data.graph_tensors import parts_of
+from ngopt.metanets.layers.edge_states import EdgeStates
+from ngopt.metanets.layers.np_layer import Channels, NPLayer, pooled
+from ngopt.metanets.nfn import NeuralFunctional, NFNConfig, chain_of
 from tests.equivariance import (
     permute,
     random_permutations,

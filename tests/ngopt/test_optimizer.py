@@ -8,8 +8,8 @@ from torch import nn
 
 from ngopt import NGOptimizer, build_graph
 from ngopt.functional import Hyper, update_all
-from ngopt.metanets import rule as metanet_rule
-from ngopt.metanets.rule import MetanetRule
+from ngopt.metanets.stepping import rule as metanet_rule
+from ngopt.metanets.stepping.rule import MetanetRule
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 from tests.networks import mlp
 from tests.ngopt.fake_base import Momentum, MomentumConfig

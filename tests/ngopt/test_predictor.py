@@ -6,7 +6,7 @@ import torch
 from ngopt import chunking
 from ngopt.metanets import METANETS
 from ngopt.metanets.metanet import Metanet
-from ngopt.metanets.predictor import Predictor
+from ngopt.metanets.update_mlp.predictor import Predictor
 
 ROOM, USED = 7, 5
 

@@ -18,14 +18,14 @@ from ngopt import chunking
 from ngopt.chunking import concatenated
 from ngopt.functional import Change, Hyper, Record, state_dtype, whole
 from ngopt.graph.core import NeuralGraph
-from ngopt.metanets.cooldown import Cooldown
 from ngopt.metanets.features import MOMENTA, move_momenta, next_records
-from ngopt.metanets.flat_state import FlatState
-from ngopt.metanets.graph_context import look_at_graph, registered
+from ngopt.metanets.graph_data.feature_sources import FlatFeatures, RawFeatures, Source
+from ngopt.metanets.graph_data.graph_tensors import GraphParts
 from ngopt.metanets.metanet import Metanet
-from ngopt.metanets.parts import GraphParts
-from ngopt.metanets.predictions import Predictions, Update
-from ngopt.metanets.sources import FlatFeatures, RawFeatures, Source
+from ngopt.metanets.stepping.cooldown import Cooldown
+from ngopt.metanets.stepping.flat_state import FlatState
+from ngopt.metanets.stepping.graph_context import look_at_graph, registered
+from ngopt.metanets.stepping.predictions import Predictions, Update
 from ngopt.schedule import steps_so_far
 
 CONTEXT = "context"
@@ -42,7 +42,7 @@ class _Look(NamedTuple):
     present: positions of parameters that have a gradient. in_place: see
     `UpdateRule.update`. is_small: whether all features are kept during the step.
     is_due: whether the metanet looks at the graph; a compiled step learns that when it
-    is made (`ngopt.metanets.graph_context`).
+    is made (`ngopt.metanets.stepping.graph_context`).
     """
 
     present: Sequence[int]
@@ -314,7 +314,7 @@ class MetanetRule:
         present: Sequence[int],
         steps: Sequence[Tensor],
     ) -> None:
-        """See `ngopt.metanets.graph_context.Looker`."""
+        """See `ngopt.metanets.stepping.graph_context.Looker`."""
         parts = self._parts_now(self._is_small())
         if parts is None or not self._is_due(steps):
             return

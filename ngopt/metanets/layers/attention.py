@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ngopt.metanets.layers import Ends, GraphLayer
-from ngopt.metanets.messages import (
+from ngopt.metanets.graph_data.graph_tensors import Members, Part
+from ngopt.metanets.layers.aggregation import (
     TO_SOURCES,
     TO_TARGETS,
     Incoming,
@@ -22,7 +22,7 @@ from ngopt.metanets.messages import (
     extremes,
     joined_index,
 )
-from ngopt.metanets.parts import Members, Part
+from ngopt.metanets.layers.graph_layer import Ends, GraphLayer
 
 # Logit of what a neuron does not see; finite, so that differences are numbers.
 UNSEEN = -1e30

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ngopt.metanets.messages import TO_SOURCES, TO_TARGETS, Axes
+from ngopt.metanets.layers.aggregation import TO_SOURCES, TO_TARGETS, Axes
 
 
 class Statistics(NamedTuple):

@@ -13,10 +13,10 @@ from ngopt import chunking
 from ngopt.chunking import concatenated
 from ngopt.graph.core import NeuralGraph
 from ngopt.metanets.features import MOMENTA, features_of
+from ngopt.metanets.graph_data.feature_sources import RawFeatures
+from ngopt.metanets.graph_data.graph_tensors import even_slices
 from ngopt.metanets.metanet import Metanet
-from ngopt.metanets.parts import even_slices
-from ngopt.metanets.predictor import Predictor
-from ngopt.metanets.sources import RawFeatures
+from ngopt.metanets.update_mlp.predictor import Predictor
 
 
 class Update(NamedTuple):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ngopt.graph.core import View
-from ngopt.metanets.parts import BlockParts, GraphParts, Part
+from ngopt.metanets.graph_data.graph_tensors import BlockParts, GraphParts, Part
 
 Place = int | tuple[BlockParts, Part]
 """Where values belong: a bias, by its number, or a part of a weight."""

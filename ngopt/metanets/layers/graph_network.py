@@ -19,28 +19,30 @@ from ngopt.graph.core import (
     GraphValues,
     NeuralGraph,
 )
-from ngopt.metanets.edge_states import EdgeStates, are_kept
-from ngopt.metanets.encoders import (
+from ngopt.metanets.graph_data.context_writer import Place
+from ngopt.metanets.graph_data.feature_sources import Source, WholeValues
+from ngopt.metanets.graph_data.graph_tensors import (
+    BlockParts,
+    GraphParts,
+    Part,
+    parts_of,
+)
+from ngopt.metanets.graph_data.node_features import (
     ACTIVATIONS,
     POSITION_FEATURES,
     SLOT_FEATURES,
-    SlotDecoder,
-    SlotEncoder,
-    SlotMap,
 )
-from ngopt.metanets.inbox import Arena, Inbox
-from ngopt.metanets.layers import (
+from ngopt.metanets.layers.aggregation import Reduced, batch_outside, by_neuron
+from ngopt.metanets.layers.edge_states import EdgeStates, are_kept
+from ngopt.metanets.layers.global_feature import GlobalFeature, sums_by_graph
+from ngopt.metanets.layers.graph_layer import (
     Ends,
-    GlobalFeature,
     GraphLayer,
     batch_inside,
     select_neurons,
-    sums_by_graph,
 )
-from ngopt.metanets.messages import Reduced, batch_outside, by_neuron
-from ngopt.metanets.parts import BlockParts, GraphParts, Part, parts_of
-from ngopt.metanets.places import Place
-from ngopt.metanets.sources import Source, WholeValues
+from ngopt.metanets.layers.inbox import Arena, Inbox
+from ngopt.metanets.layers.slot_encoders import SlotDecoder, SlotEncoder, SlotMap
 
 
 class GraphNetwork(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ngopt import chunking
-from ngopt.metanets.parts import BlockParts, GraphParts, Part
+from ngopt.metanets.graph_data.graph_tensors import BlockParts, GraphParts, Part
 
 EdgeStep = Callable[[Tensor | None, BlockParts, Part], Tensor]
 """The states of a part after a step, from those before; None before the first."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ngopt.metanets.messages import Incoming, Reduced
+from ngopt.metanets.layers.aggregation import Incoming, Reduced
 
 # Bytes of a piece of an arena. The C library maps so much on its own,
 # and gives it back when it is freed.

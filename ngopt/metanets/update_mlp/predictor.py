@@ -15,7 +15,7 @@ from torch import (
 
 from ngopt import chunking
 from ngopt.metanets.features import NUM_FEATURES, features_of
-from ngopt.metanets.parts import even_slices
+from ngopt.metanets.graph_data.graph_tensors import even_slices
 
 # Of an MLP with a kernel: widths of its two hidden layers, and features of the context.
 WIDTHS, MOST_CONTEXT = (16, 32, 64), 16
@@ -165,7 +165,7 @@ def mlp_updates(
 
     weights: weight and bias of every layer. scales: see `MLPPredictor`.
     """
-    from ngopt.metanets.mlp_kernel import launch  # needs Triton
+    from ngopt.metanets.update_mlp.mlp_kernel import launch  # needs Triton
 
     return launch(columns, context, weights, scales)
 

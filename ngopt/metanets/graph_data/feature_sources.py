@@ -16,7 +16,7 @@ from ngopt.chunking import concatenated
 from ngopt.devices import fused
 from ngopt.graph.core import GraphValues, NeuralGraph, View
 from ngopt.metanets.features import NUM_FEATURES, finite_features
-from ngopt.metanets.parts import BlockParts, Part
+from ngopt.metanets.graph_data.graph_tensors import BlockParts, Part
 
 
 class Source(Protocol):

@@ -17,17 +17,16 @@ import torch
 from torch import Tensor
 
 from ngopt.graph.core import (
-    NODE_KINDS,
     Bias,
     EdgeBlock,
     Index,
     NeuralGraph,
     View,
-    kind_code,
 )
-from ngopt.metanets.encoders import (
+from ngopt.metanets.graph_data.kernel_tiles import kernel_tiles
+from ngopt.metanets.graph_data.node_features import (
     activation_codes,
-    kernel_tiles,
+    kind_codes,
     node_positions,
     slot_positions,
 )
@@ -166,12 +165,6 @@ def parts_of(
         graph.membership,
         tuple(_uses(graph, device)),
     )
-
-
-def kind_codes(graph: NeuralGraph, device: torch.device) -> Tensor:
-    """The kind of every group, (groups,) int64, as its place in `NODE_KINDS`."""
-    codes = [kind_code(group.kind, NODE_KINDS) for group in graph.groups]
-    return torch.tensor(codes, device=device, dtype=torch.int64)
 
 
 def _block_parts(

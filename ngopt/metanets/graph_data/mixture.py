@@ -27,13 +27,14 @@ from ngopt.graph.core import (
     contiguous_strides,
 )
 from ngopt.graph.views.edge_list import node_starts
-from ngopt.metanets.encoders import (
+from ngopt.metanets.graph_data.graph_tensors import BlockParts, GraphParts, Part
+from ngopt.metanets.graph_data.kernel_tiles import kernel_tiles
+from ngopt.metanets.graph_data.node_features import (
     activation_codes,
-    kernel_tiles,
+    kind_codes,
     node_positions,
     slot_positions,
 )
-from ngopt.metanets.parts import BlockParts, GraphParts, Part, kind_codes
 
 
 class Alike(NamedTuple):
