@@ -29,7 +29,7 @@ from harness.memory import keep_freed_memory
 from harness.random import seeded
 from ngopt.graph import NeuralGraph, to_edge_list
 from tasks.models.base import compile_steps
-from tasks.models.graph_models import GraphModelConfig, NeuralGraphGNN
+from tasks.models.graph_models import GNNModel, GraphModelConfig
 from tasks.networks.architectures import Architecture, Stack, architecture_of
 
 SIREN = {"kind": "siren", "widths": [2, 32, 32, 1]}
@@ -75,7 +75,7 @@ def steps(
     """A training step of each, without the optimizer's. compiled: ours."""
     graph = architecture.graph
     config = GraphModelConfig(width=width, layers=rounds)
-    ours = NeuralGraphGNN([architecture], 10, config)
+    ours = GNNModel([architecture], 10, config)
     if compiled:
         compile_steps(ours)
     params = [torch.randn(copies, *spec.shape) for spec in graph.parameters]

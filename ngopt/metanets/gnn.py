@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ngopt.metanets.features import NUM_FEATURES
 from ngopt.metanets.graph_data.context_writer import Place
-from ngopt.metanets.graph_data.feature_sources import Source
-from ngopt.metanets.graph_data.graph_tensors import GraphParts
+from ngopt.metanets.graph_data.feature_sources import FeatureSource
+from ngopt.metanets.graph_data.graph_tensors import GraphTensors
 from ngopt.metanets.graph_metanet import GraphMetanet, GraphMetanetConfig
 from ngopt.metanets.layers.graph_network import GraphNetwork
 from ngopt.metanets.layers.pna import PNALayer
@@ -63,6 +63,6 @@ class NeuralGraphGNN(GraphMetanet):
         )
 
     def pieces(
-        self, source: Source, parts: GraphParts
+        self, source: FeatureSource, parts: GraphTensors
     ) -> Iterator[tuple[Place, Tensor]]:
         return self.gnn.pieces(source, parts)

@@ -13,9 +13,9 @@ from torch import Tensor
 from ngopt.graph.core import NeuralGraph
 from ngopt.metanets.features import NUM_FEATURES
 from ngopt.metanets.feedforward import FeedForward, FeedForwardConfig
-from ngopt.metanets.graph_data.context_writer import Place, Scattered
-from ngopt.metanets.graph_data.feature_sources import Source
-from ngopt.metanets.graph_data.graph_tensors import GraphParts, parts_of
+from ngopt.metanets.graph_data.context_writer import ContextWriter, Place
+from ngopt.metanets.graph_data.feature_sources import FeatureSource
+from ngopt.metanets.graph_data.graph_tensors import GraphTensors, graph_tensors
 from ngopt.metanets.metanet import Metanet
 from ngopt.metanets.update_mlp.predictor import Predictor
 from ngopt.metanets.update_mlp.update_mlp import UpdateMLP
@@ -76,23 +76,23 @@ class GraphMetanet(Metanet):
 
     def parts(
         self, graph: NeuralGraph, like: Tensor, limit: int | None = None
-    ) -> GraphParts:
-        return parts_of(graph, self.config.kernel, like, limit)
+    ) -> GraphTensors:
+        return graph_tensors(graph, self.config.kernel, like, limit)
 
     def pieces(
-        self, source: Source, parts: GraphParts
+        self, source: FeatureSource, parts: GraphTensors
     ) -> Iterator[tuple[Place, Tensor]]:
-        """Places and what is said of them, (*batch, *shape of the view, d_out) but for
+        """BlockIndices and what is said of them, (*batch, *shape of the view, d_out) but for
         slots, which are one axis."""
         raise NotImplementedError
 
     def context(
         self,
-        source: Source,
-        parts: GraphParts,
+        source: FeatureSource,
+        parts: GraphTensors,
         out: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
-        found = Scattered(parts, source.batch, out)
+        found = ContextWriter(parts, source.batch, out)
         for place, values in self.pieces(source, parts):
             found.put(place, values)
         return found.all()

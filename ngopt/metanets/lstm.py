@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ngopt.graph.core import NeuralGraph
 from ngopt.metanets.features import NUM_FEATURES
 from ngopt.metanets.graph_data.context_writer import Place
-from ngopt.metanets.graph_data.feature_sources import Source
-from ngopt.metanets.graph_data.graph_tensors import GraphParts
+from ngopt.metanets.graph_data.feature_sources import FeatureSource
+from ngopt.metanets.graph_data.graph_tensors import GraphTensors
 from ngopt.metanets.graph_metanet import GraphMetanet, GraphMetanetConfig
 
 
@@ -46,11 +46,11 @@ class LayerLSTM(GraphMetanet):
     def __init__(self, config: LSTMConfig | None = None):
         config = config or LSTMConfig()
         super().__init__(config)
-        self.cell = Cell(NUM_FEATURES, config.width)
+        self.cell = LSTMCell(NUM_FEATURES, config.width)
         self.out = nn.Linear(config.width, config.d_out)
 
     def pieces(
-        self, source: Source, parts: GraphParts
+        self, source: FeatureSource, parts: GraphTensors
     ) -> Iterator[tuple[Place, Tensor]]:
         said = self._along_depth(_layer_means(source, parts), parts.graph)
         # of each place what is said of its layer, without memory of its own
@@ -92,7 +92,7 @@ class LayerLSTM(GraphMetanet):
         return found
 
 
-class Cell(nn.Module):
+class LSTMCell(nn.Module):
     """An LSTM's step (Hochreiter & Schmidhuber 1997), as `nn.LSTMCell`,
     which `torch.vmap` cannot map.
 
@@ -117,7 +117,7 @@ class Cell(nn.Module):
         return leave.sigmoid() * cell.tanh(), cell
 
 
-def _layer_means(source: Source, parts: GraphParts) -> dict[int, Tensor]:
+def _layer_means(source: FeatureSource, parts: GraphTensors) -> dict[int, Tensor]:
     """The mean features of what feeds each group of neurons, (*batch, 14)."""
     sums: dict[int, Tensor] = {}
     counts: dict[int, int] = {}

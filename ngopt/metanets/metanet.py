@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ngopt.graph.core import NeuralGraph
-from ngopt.metanets.graph_data.feature_sources import FlatFeatures, Source
-from ngopt.metanets.graph_data.graph_tensors import GraphParts
+from ngopt.metanets.graph_data.feature_sources import FeatureSource, FlatFeatures
+from ngopt.metanets.graph_data.graph_tensors import GraphTensors
 from ngopt.metanets.update_mlp.predictor import Predictor
 
 
@@ -51,15 +51,15 @@ class Metanet(nn.Module):
 
     def parts(
         self, graph: NeuralGraph, like: Tensor, limit: int | None = None
-    ) -> GraphParts | None:
+    ) -> GraphTensors | None:
         """What the metanet derives from a graph; None if it does not see it. See
-        `parts_of`."""
+        `graph_tensors`."""
         return None
 
     def context(
         self,
-        source: Source,
-        parts: GraphParts,
+        source: FeatureSource,
+        parts: GraphTensors,
         out: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
         """What the graph says of every parameter, (*batch, numel, d) each.

@@ -21,8 +21,12 @@ from torch import Tensor, nn
 from ngopt.graph.core import Bias, EdgeBlock, NeuralGraph
 from ngopt.metanets.features import NUM_FEATURES
 from ngopt.metanets.graph_data.context_writer import Place
-from ngopt.metanets.graph_data.feature_sources import Source
-from ngopt.metanets.graph_data.graph_tensors import BlockParts, GraphParts, Part
+from ngopt.metanets.graph_data.feature_sources import FeatureSource
+from ngopt.metanets.graph_data.graph_tensors import (
+    BlockTensors,
+    EdgeChunk,
+    GraphTensors,
+)
 from ngopt.metanets.graph_metanet import GraphMetanet, GraphMetanetConfig
 from ngopt.metanets.layers.edge_states import EdgeStates, are_kept
 from ngopt.metanets.layers.np_layer import Channels, NPLayer
@@ -85,7 +89,7 @@ class NeuralFunctional(GraphMetanet):
             )
 
     def pieces(
-        self, source: Source, parts: GraphParts
+        self, source: FeatureSource, parts: GraphTensors
     ) -> Iterator[tuple[Place, Tensor]]:
         graph = parts.graph
         chain = layers_of(graph)
@@ -108,22 +112,24 @@ class NeuralFunctional(GraphMetanet):
                     state.unflatten(-1, (-1, self.config.d_out)),
                 )
 
-    def _bias(self, source: Source, graph: NeuralGraph, layer: Layer) -> Tensor:
+    def _bias(
+        self, source: FeatureSource, graph: NeuralGraph, layer: ChainLayer
+    ) -> Tensor:
         if layer.bias is not None:
             return source.bias(layer.bias).flatten(-2)
         target = graph.weights[layer.weight].target
         return self._absent(source, graph.groups[target].size, NUM_FEATURES)
 
-    def _absent(self, source: Source, n: int, d: int) -> Tensor:
+    def _absent(self, source: FeatureSource, n: int, d: int) -> Tensor:
         like = next(self.parameters())
         return like.new_zeros(*source.batch, n, d)
 
-    def _keeps(self, parts: GraphParts) -> bool:
+    def _keeps(self, parts: GraphTensors) -> bool:
         channels = max(self.config.width, NUM_FEATURES * max(map(prod, self.kernels)))
         return are_kept(parts, channels, next(self.parameters()))
 
 
-class Layer(NamedTuple):
+class ChainLayer(NamedTuple):
     """A layer of a chain: the numbers of its weight and of its bias, among those of the
     graph."""
 
@@ -131,7 +137,7 @@ class Layer(NamedTuple):
     bias: int | None
 
 
-def layers_of(graph: NeuralGraph) -> list[Layer]:
+def layers_of(graph: NeuralGraph) -> list[ChainLayer]:
     """The layers of a chain, from inputs to outputs."""
     biases = {bias.group: number for number, bias in enumerate(graph.biases)}
     targets = [block.target for block in graph.weights]
@@ -139,7 +145,7 @@ def layers_of(graph: NeuralGraph) -> list[Layer]:
         range(len(targets)),
         key=lambda number: graph.groups[targets[number]].depth,
     )
-    return [Layer(number, biases.get(targets[number])) for number in order]
+    return [ChainLayer(number, biases.get(targets[number])) for number in order]
 
 
 def chain_of(graph: NeuralGraph) -> tuple[tuple[int, ...], ...] | None:
@@ -175,7 +181,7 @@ def _is_plain(bias: Bias) -> bool:
 
 
 def _first_state(
-    source: Source, _: Tensor | None, block: BlockParts, part: Part
+    source: FeatureSource, _: Tensor | None, block: BlockTensors, part: EdgeChunk
 ) -> Tensor:
     """Features of a part, kernel positions as channels: (*batch, 1, n_target,
     n_source, channels)."""

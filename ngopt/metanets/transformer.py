@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ngopt.metanets.features import NUM_FEATURES
 from ngopt.metanets.graph_data.context_writer import Place
-from ngopt.metanets.graph_data.feature_sources import Source
-from ngopt.metanets.graph_data.graph_tensors import GraphParts
+from ngopt.metanets.graph_data.feature_sources import FeatureSource
+from ngopt.metanets.graph_data.graph_tensors import GraphTensors
 from ngopt.metanets.graph_metanet import GraphMetanet, GraphMetanetConfig
 from ngopt.metanets.layers.attention import RelationalLayer
 from ngopt.metanets.layers.graph_network import GraphNetwork
@@ -63,6 +63,6 @@ class NeuralGraphTransformer(GraphMetanet):
         )
 
     def pieces(
-        self, source: Source, parts: GraphParts
+        self, source: FeatureSource, parts: GraphTensors
     ) -> Iterator[tuple[Place, Tensor]]:
         return self.transformer.pieces(source, parts)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ngopt.graph import EdgeBlock, GraphValues, NeuralGraph
-from ngopt.metanets.graph_data.graph_tensors import BlockParts, Part
+from ngopt.metanets.graph_data.graph_tensors import BlockTensors, EdgeChunk
 from ngopt.metanets.layers.edge_states import EdgeStates
 from ngopt.metanets.layers.np_layer import Channels
-from ngopt.metanets.nfn import Layer, chain_of, layers_of
+from ngopt.metanets.nfn import ChainLayer, chain_of, layers_of
 
 
 class ChainValues(NamedTuple):
@@ -73,7 +73,7 @@ class Chain:
     """
 
     graph: NeuralGraph
-    order: tuple[BlockParts, ...]
+    order: tuple[BlockTensors, ...]
     sizes: tuple[int, ...]
     nodes: tuple[tuple[Piece, ...], ...]
     whole: tuple[tuple[Piece, int], ...] = ()
@@ -90,7 +90,7 @@ class Chain:
         """Of parameters, (b, *shape) each."""
         values = self.graph.gather(params, batch_dims=1)
 
-        def first(_: Tensor | None, block: BlockParts, part: Part) -> Tensor:
+        def first(_: Tensor | None, block: BlockTensors, part: EdgeChunk) -> Tensor:
             return values.edges[block.number]
 
         batch = len(params[0])
@@ -168,7 +168,7 @@ def chain_with_fixed_ends(graph: NeuralGraph) -> Chain:
     )
 
 
-def _layers(graph: NeuralGraph) -> list[Layer]:
+def _layers(graph: NeuralGraph) -> list[ChainLayer]:
     if chain_of(graph) is None:
         raise ValueError(
             "expected networks that are plain chains of layers; got another graph"
@@ -176,16 +176,16 @@ def _layers(graph: NeuralGraph) -> list[Layer]:
     return layers_of(graph)
 
 
-def _bias(layer: Layer) -> list[Piece]:
+def _bias(layer: ChainLayer) -> list[Piece]:
     return [] if layer.bias is None else [Piece("bias", layer.bias)]
 
 
-def _whole_block(graph: NeuralGraph, number: int) -> BlockParts:
+def _whole_block(graph: NeuralGraph, number: int) -> BlockTensors:
     """A block in one part."""
     block: EdgeBlock = graph.weights[number]
     groups, targets, sources = (slice(0, size) for size in block.shape)
-    part = Part(groups, targets, sources, block.view, True)
-    return BlockParts(block, number, 1, (part,), None, None)
+    part = EdgeChunk(groups, targets, sources, block.view, True)
+    return BlockTensors(block, number, 1, (part,), None, None)
 
 
 def _width(piece: Piece, of_slots: bool) -> int:

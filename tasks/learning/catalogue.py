@@ -10,16 +10,16 @@ from ngopt.metanets.imported import find_class
 from tasks.baselines import BASELINES
 from tasks.models.base import NetworkModel
 from tasks.models.graph_models import (
+    GNNModel,
     GraphMetanetwork,
     GraphModelConfig,
-    NeuralGraphGNN,
-    NeuralGraphTransformer,
+    TransformerModel,
 )
 from tasks.networks.architectures import Architecture
 
 OURS = {
     model.name: (GraphModelConfig, model)
-    for model in (NeuralGraphGNN, NeuralGraphTransformer, GraphMetanetwork)
+    for model in (GNNModel, TransformerModel, GraphMetanetwork)
 }
 MODELS: dict[str, tuple[Any, Any]] = {**OURS, **BASELINES}
 """Configurations and models, by the models' names."""

@@ -18,8 +18,17 @@ from ngopt.graph import NeuralGraph, parameter_graph
 from ngopt.graph.core import Index
 from ngopt.graph.views.parameter_graph import neuron_places
 from ngopt.metanets.graph_data.feature_sources import WholeValues
-from ngopt.metanets.graph_data.graph_tensors import GraphParts, even_slices, parts_of
-from ngopt.metanets.graph_data.mixture import Layout, MixedValues, layout_of, mixture_of
+from ngopt.metanets.graph_data.graph_tensors import (
+    GraphTensors,
+    even_slices,
+    graph_tensors,
+)
+from ngopt.metanets.graph_data.mixture import (
+    MixedValues,
+    NetworkLayout,
+    layout_of,
+    mixture_of,
+)
 from ngopt.metanets.layers.attention import RelationalLayer
 from ngopt.metanets.layers.graph_layer import GraphLayer
 from ngopt.metanets.layers.graph_network import GraphNetwork
@@ -131,8 +140,8 @@ class GraphModel(ParameterModel):
             slot_positions=self.has_global,
         )
         self.probes = self._probes(config)
-        self._parts: dict[int, GraphParts] = {}
-        self._layouts: dict[int, Layout] = {}
+        self._parts: dict[int, GraphTensors] = {}
+        self._layouts: dict[int, NetworkLayout] = {}
         if not edits:
             outputs = common_outputs(one.graph for one in architectures)
             self.pooling = Pooling(config.width, config.queries, outputs)
@@ -276,17 +285,17 @@ class GraphModel(ParameterModel):
         values = parts.graph.scatter(found, batch_dims=1)  # (b, *shape, d_out)
         return [value.movedim(-1, 1) for value in values]
 
-    def parts(self, architecture: Architecture) -> GraphParts:
+    def parts(self, architecture: Architecture) -> GraphTensors:
         # there is one object for each, as long as the process lives
         key = id(architecture)
         if key not in self._parts:
             like = self.network.position.weight
-            self._parts[key] = parts_of(
+            self._parts[key] = graph_tensors(
                 self.graph(architecture), self.network.kernel, like
             )
         return self._parts[key]
 
-    def layout(self, architecture: Architecture) -> Layout:
+    def layout(self, architecture: Architecture) -> NetworkLayout:
         key = id(architecture)
         if key not in self._layouts:
             like = self.network.position.weight
@@ -380,7 +389,7 @@ def in_own_units(values: Tensor) -> tuple[Tensor, Tensor]:
     return values / sizes, sizes.log().expand_as(values)
 
 
-class NeuralGraphGNN(GraphModel):
+class GNNModel(GraphModel):
     """The model "ng-gnn" (Kofinas et al. 2024, section 3, Eq. 3 and 4)."""
 
     name = "ng-gnn"
@@ -389,7 +398,7 @@ class NeuralGraphGNN(GraphModel):
         return PNALayer(config.width, config.log_degree, edges)
 
 
-class NeuralGraphTransformer(GraphModel):
+class TransformerModel(GraphModel):
     """The model "ng-t" (Kofinas et al. 2024, Eq. 5)."""
 
     name = "ng-t"

@@ -100,7 +100,7 @@ def test_a_metanet_that_asks_for_the_step(estimator):
 
 def test_features_made_when_read(monkeypatch):
     """As those of a network of many parameters are, where nothing is differentiated."""
-    monkeypatch.setattr("ngopt.metanets.stepping.rule.FEW", 0)
+    monkeypatch.setattr("ngopt.metanets.stepping.rule.SMALL_NETWORK", 0)
     torch.manual_seed(0)
     optimizees = [Optimizee(Regression(), seed=seed) for seed in (1, 2)]
     learned = LearnedOptimizer(metanet=metanet_for("ng-gnn", optimizees[0].graph))

@@ -18,8 +18,8 @@ from ngopt.functional import Hyper, update_all
 from ngopt.metanets import METANETS, NeuralFunctional, NeuralGraphGNN
 from ngopt.metanets.gnn import GNNConfig
 from ngopt.metanets.graph_data.feature_sources import WholeValues
-from ngopt.metanets.graph_data.graph_tensors import edge_cuts, parts_of
-from ngopt.metanets.layers.aggregation import TO_TARGETS, Messages
+from ngopt.metanets.graph_data.graph_tensors import edge_cuts, graph_tensors
+from ngopt.metanets.layers.aggregation import TO_TARGETS, MessageStatistics
 from ngopt.metanets.layers.film_messages import Statistics
 from ngopt.metanets.layers.graph_network import GraphNetwork
 from ngopt.metanets.layers.pna import PNALayer
@@ -70,10 +70,13 @@ def test_parts_hold_every_edge_once(shape, limit):
 
 def test_messages_of_two_sets_are_those_of_all():
     messages = 5 + torch.randn(2, 3, 7, 1, 4, dtype=torch.float64)
-    whole = Messages.of(7, Statistics.of(messages, TO_TARGETS))
+    whole = MessageStatistics.of(7, Statistics.of(messages, TO_TARGETS))
     pieces = messages.split([2, 5], dim=2)
-    found = Messages.joined(
-        *(Messages.of(x.shape[2], Statistics.of(x, TO_TARGETS)) for x in pieces)
+    found = MessageStatistics.joined(
+        *(
+            MessageStatistics.of(x.shape[2], Statistics.of(x, TO_TARGETS))
+            for x in pieces
+        )
     )
     assert found.degree == whole.degree == 7
     for a, b in zip(found[1:], whole[1:], strict=True):
@@ -102,7 +105,7 @@ def test_a_graph_network_in_parts(name, limit, keeps, monkeypatch):
 def in_parts(network, graph, values, limit):
 
     gathered = graph.gather(values)
-    parts = parts_of(graph, network.kernel, values[0], limit)
+    parts = graph_tensors(graph, network.kernel, values[0], limit)
     assert sum(len(block.parts) for block in parts.blocks) > len(parts.blocks)
     out = [[x.new_zeros(*x.shape[:-1], 2) for x in some] for some in gathered]
     for place, piece in network.pieces(WholeValues(gathered, torch.Size()), parts):
@@ -136,7 +139,7 @@ def test_a_large_network_is_what_a_small_one_is(name, metanet, monkeypatch):
     expected = steps(rule, params, grads)
     in_place = steps(MetanetRule(rule.metanet, graph), params, grads, in_place=True)
     assert_same_steps(in_place, expected)
-    monkeypatch.setattr(metanet_rule, "FEW", 0)
+    monkeypatch.setattr(metanet_rule, "SMALL_NETWORK", 0)
     sizes = {"KEPT": 0, "EDGES": 11, "ROWS": 5, "JOINED": 20, "MOVED": 20}
     for name, most in sizes.items():
         monkeypatch.setitem(getattr(chunking, name), "cpu", most)
@@ -275,7 +278,7 @@ class TestGraphEvery:
         grads = [random_values(graph, generator) for _ in range(4)]
         with torch.no_grad():
             expected = steps(MetanetRule(self.metanet(2), graph), params, grads)
-            monkeypatch.setattr(metanet_rule, "FEW", 0)
+            monkeypatch.setattr(metanet_rule, "SMALL_NETWORK", 0)
             found = steps(
                 MetanetRule(self.metanet(2), graph),
                 params,

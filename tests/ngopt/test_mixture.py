@@ -7,7 +7,7 @@ import torch
 
 from ngopt.graph import parameter_graph
 from ngopt.metanets.graph_data.feature_sources import WholeValues
-from ngopt.metanets.graph_data.graph_tensors import parts_of
+from ngopt.metanets.graph_data.graph_tensors import graph_tensors
 from ngopt.metanets.graph_data.mixture import MixedValues, layout_of, mixture_of
 from ngopt.metanets.layers.attention import RelationalLayer, padded
 from ngopt.metanets.layers.graph_network import GraphNetwork
@@ -96,7 +96,7 @@ def states_alone(network, graph, values):
     like = network.position.weight
     gathered = graph.gather(graph.unflatten(values, 1), batch_dims=1)
     source = WholeValues(gathered, values.shape[:1])
-    states, _ = network.states(source, parts_of(graph, KERNEL, like))
+    states, _ = network.states(source, graph_tensors(graph, KERNEL, like))
     return states
 
 

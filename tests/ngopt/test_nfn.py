@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ngopt import NGOptimizer, build_graph
 from ngopt.metanets.graph_data.feature_sources import FlatFeatures
-from ngopt.metanets.graph_data.graph_tensors import parts_of
+from ngopt.metanets.graph_data.graph_tensors import graph_tensors
 from ngopt.metanets.layers.edge_states import EdgeStates
 from ngopt.metanets.layers.np_layer import Channels, NPLayer, pooled
 from ngopt.metanets.nfn import NeuralFunctional, NFNConfig, chain_of
@@ -144,7 +144,7 @@ def test_a_layer_is_the_sum_of_its_terms_one_by_one(pool):
         for n, d in zip(sizes, d_in.nodes, strict=True)
     ]
     whole = torch.randn(2, dtype=torch.float64)
-    order = parts_of(graph, (1, 1), whole).weights
+    order = graph_tensors(graph, (1, 1), whole).weights
     weights = EdgeStates(
         order, lambda _, block, part: (first, second)[block.number], keep=True
     )
@@ -208,7 +208,7 @@ def test_what_stands_for_a_weight_does_not_depend_on_the_parts_it_is_in(pool):
     reduced = Tensor.mean if pool == "mean" else Tensor.amax
     expected = [reduced(values.squeeze((0, 3)), axis) for axis in (1, 0)]
     for limit in (None, 6):
-        (block,) = parts_of(graph, (1, 1), values, limit).weights
+        (block,) = graph_tensors(graph, (1, 1), values, limit).weights
         weights = EdgeStates(
             [block], lambda _, __, part: part.of(values).squeeze(-2), keep=True
         )

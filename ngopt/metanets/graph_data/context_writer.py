@@ -9,13 +9,17 @@ import torch
 from torch import Tensor
 
 from ngopt.graph.core import View
-from ngopt.metanets.graph_data.graph_tensors import BlockParts, GraphParts, Part
+from ngopt.metanets.graph_data.graph_tensors import (
+    BlockTensors,
+    EdgeChunk,
+    GraphTensors,
+)
 
-Place = int | tuple[BlockParts, Part]
+Place = int | tuple[BlockTensors, EdgeChunk]
 """Where values belong: a bias, by its number, or a part of a weight."""
 
 
-class Scattered:
+class ContextWriter:
     """Puts what a graph network says of places where the parameters are.
 
     An element that has several places gets the mean. out: where to put it, (numel, d)
@@ -25,7 +29,7 @@ class Scattered:
 
     def __init__(
         self,
-        parts: GraphParts,
+        parts: GraphTensors,
         batch: torch.Size,
         out: Sequence[Tensor] | None = None,
     ):

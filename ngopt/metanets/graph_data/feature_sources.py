@@ -16,16 +16,16 @@ from ngopt.chunking import concatenated
 from ngopt.devices import fused
 from ngopt.graph.core import GraphValues, NeuralGraph, View
 from ngopt.metanets.features import NUM_FEATURES, finite_features
-from ngopt.metanets.graph_data.graph_tensors import BlockParts, Part
+from ngopt.metanets.graph_data.graph_tensors import BlockTensors, EdgeChunk
 
 
-class Source(Protocol):
+class FeatureSource(Protocol):
     """What a graph network reads."""
 
     @property
     def batch(self) -> torch.Size: ...
 
-    def edges(self, parts: BlockParts, part: Part) -> Tensor:
+    def edges(self, parts: BlockTensors, part: EdgeChunk) -> Tensor:
         """Features of a part of a weight, (*batch, groups, n_target, n_source, slots,
         d_in)."""
         ...
@@ -42,7 +42,7 @@ class WholeValues:
     values: GraphValues
     batch: torch.Size
 
-    def edges(self, parts: BlockParts, part: Part) -> Tensor:
+    def edges(self, parts: BlockTensors, part: EdgeChunk) -> Tensor:
         return part.of(self.values.edges[parts.number])
 
     def bias(self, number: int) -> Tensor:
@@ -65,7 +65,7 @@ class FlatFeatures:
         values = finite.split([spec.numel for spec in graph.parameters], -2)
         return cls(values, graph, features.shape[:-2])
 
-    def edges(self, parts: BlockParts, part: Part) -> Tensor:
+    def edges(self, parts: BlockTensors, part: EdgeChunk) -> Tensor:
         assert part.view is not None
         return self._read(part.view, 3, part.is_whole)
 
@@ -107,7 +107,7 @@ class RawFeatures:
         self.columns = [[x.reshape(-1).to(device) for x in some] for some in columns]
         self.graph, self.like = graph, like
 
-    def edges(self, parts: BlockParts, part: Part) -> Tensor:
+    def edges(self, parts: BlockTensors, part: EdgeChunk) -> Tensor:
         assert part.view is not None
         return self._read(part.view, 3)
 

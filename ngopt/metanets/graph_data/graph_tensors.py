@@ -31,12 +31,12 @@ from ngopt.metanets.graph_data.node_features import (
     slot_positions,
 )
 
-Members = tuple[int, ...] | Tensor
+GraphIds = tuple[int, ...] | Tensor
 """Which of several graphs every group is of, or, where they are one group, every node,
 (n,)."""
 
 
-class Part(NamedTuple):
+class EdgeChunk(NamedTuple):
     """Some edges of a block.
 
     view: theirs, of the parameter; None for edges of value 1. is_whole: whether they
@@ -55,7 +55,7 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class BlockParts:
+class BlockTensors:
     """A block with its parts.
 
     number: among those of the weights, then of the constants. tiles: of an edge,
@@ -68,14 +68,14 @@ class BlockParts:
     block: EdgeBlock
     number: int
     tiles: int
-    parts: tuple[Part, ...]
+    parts: tuple[EdgeChunk, ...]
     target: Tensor | None
     source: Tensor | None
     positions: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class GraphParts:
+class GraphTensors:
     """A graph with what metanets derive from it, on one device.
 
     blocks: weights, then constants. bias_index: of every bias the neurons that it
@@ -86,16 +86,16 @@ class GraphParts:
     """
 
     graph: NeuralGraph
-    blocks: tuple[BlockParts, ...]
+    blocks: tuple[BlockTensors, ...]
     bias_index: tuple[Tensor | None, ...]
     positions: tuple[Tensor, ...]
     kinds: Tensor
     activations: Tensor
-    members: Members
+    members: GraphIds
     uses: tuple[Literal[1] | Tensor, ...]
 
     @property
-    def weights(self) -> tuple[BlockParts, ...]:
+    def weights(self) -> tuple[BlockTensors, ...]:
         return self.blocks[: len(self.graph.weights)]
 
     @property
@@ -104,7 +104,7 @@ class GraphParts:
         return sum(prod(parts.block.shape) * parts.tiles for parts in self.blocks)
 
     @cached_property
-    def node_members(self) -> tuple[Tensor, ...]:
+    def node_graph_ids(self) -> tuple[Tensor, ...]:
         """Of the nodes of every group which graph they are of, (n,) each."""
         if isinstance(self.members, Tensor):
             return (self.members,)
@@ -115,36 +115,36 @@ class GraphParts:
         )
 
     @cached_property
-    def target_members(self) -> tuple[Tensor, ...]:
+    def target_graph_ids(self) -> tuple[Tensor, ...]:
         """Of the targets that every block names which graph they are of, (n,) each."""
         found = []
         for parts in self.blocks:
-            own = self.node_members[parts.block.target]
+            own = self.node_graph_ids[parts.block.target]
             found.append(own if parts.target is None else own[parts.target])
         return tuple(found)
 
     @cached_property
     def node_counts(self) -> Tensor:
         """Nodes of every graph, (graphs, 1)."""
-        members = torch.cat(self.node_members)
+        members = torch.cat(self.node_graph_ids)
         return torch.bincount(members).unsqueeze(1)
 
     @cached_property
     def edge_counts(self) -> Tensor:
         """Edges of every graph, (graphs, 1)."""
         count = torch.zeros_like(self.node_counts)
-        for parts, own in zip(self.blocks, self.target_members, strict=True):
+        for parts, own in zip(self.blocks, self.target_graph_ids, strict=True):
             each = parts.block.shape[2] * parts.tiles
             count.index_add_(0, own, torch.full_like(own, each)[:, None])
         return count
 
 
-def parts_of(
+def graph_tensors(
     graph: NeuralGraph,
     kernel: tuple[int, int],
     like: Tensor,
     limit: int | None = None,
-) -> GraphParts:
+) -> GraphTensors:
     """The parts of a graph.
 
     kernel: of the metanet, see `kernel_tiles`. like: of its dtype and on its device.
@@ -153,7 +153,7 @@ def parts_of(
     """
     blocks = (*graph.weights, *graph.constants)
     device = like.device
-    return GraphParts(
+    return GraphTensors(
         graph,
         tuple(
             _block_parts(graph, b, i, kernel, like, limit) for i, b in enumerate(blocks)
@@ -174,15 +174,15 @@ def _block_parts(
     kernel: tuple[int, int],
     like: Tensor,
     limit: int | None,
-) -> BlockParts:
+) -> BlockTensors:
     tiles = len(kernel_tiles(block.slot_shape, kernel))
     cuts = edge_cuts(block.shape, None if limit is None else max(1, limit // tiles))
     views = [(cut, _narrowed(block.view, cut)) for cut in cuts]
-    parts = tuple(Part(*cut, view, _is_whole(view, graph)) for cut, view in views)
+    parts = tuple(EdgeChunk(*cut, view, _is_whole(view, graph)) for cut, view in views)
     target = _index(block.target_index, like.device)
     source = _index(block.source_index, like.device)
     positions = slot_positions(block, like)
-    return BlockParts(block, number, tiles, parts, target, source, positions)
+    return BlockTensors(block, number, tiles, parts, target, source, positions)
 
 
 def edge_cuts(

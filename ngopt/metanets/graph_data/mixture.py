@@ -27,7 +27,11 @@ from ngopt.graph.core import (
     contiguous_strides,
 )
 from ngopt.graph.views.edge_list import node_starts
-from ngopt.metanets.graph_data.graph_tensors import BlockParts, GraphParts, Part
+from ngopt.metanets.graph_data.graph_tensors import (
+    BlockTensors,
+    EdgeChunk,
+    GraphTensors,
+)
 from ngopt.metanets.graph_data.kernel_tiles import kernel_tiles
 from ngopt.metanets.graph_data.node_features import (
     activation_codes,
@@ -37,7 +41,7 @@ from ngopt.metanets.graph_data.node_features import (
 )
 
 
-class Alike(NamedTuple):
+class BlockKind(NamedTuple):
     """What is the same of all that lies side by side.
 
     shape: (n_target, n_source) of a group of edges, () of biases. has_elements: not
@@ -52,32 +56,32 @@ class Alike(NamedTuple):
     has_positions: bool = False
 
 
-class Places(NamedTuple):
+class BlockIndices(NamedTuple):
     """Where edges, or biases, lie.
 
     ends: numbers of nodes, (groups, n_target) and (groups, n_source); of biases one,
     (n,).
     elements: numbers of flat parameters, (groups, n_target, n_source, slots), of biases
-    (n, slots); None of edges of value 1. positions: see `BlockParts`, (groups, d).
+    (n, slots); None of edges of value 1. positions: see `BlockTensors`, (groups, d).
     """
 
     ends: tuple[Tensor, ...]
     elements: Tensor | None = None
     positions: Tensor | None = None
 
-    def copied(self, nodes: Tensor, numels: Tensor) -> Places:
+    def copied(self, nodes: Tensor, numels: Tensor) -> BlockIndices:
         """Those of several such networks, whose nodes and parameters begin there,
         (count,) each."""
         ends = tuple(_copied(end, nodes) for end in self.ends)
         elements, positions = self.elements, self.positions
-        return Places(
+        return BlockIndices(
             ends,
             None if elements is None else _copied(elements, numels),
             None if positions is None else positions.repeat(len(nodes), 1),
         )
 
     @classmethod
-    def side_by_side(cls, some: Sequence[Places]) -> Places:
+    def side_by_side(cls, some: Sequence[BlockIndices]) -> BlockIndices:
         first, columns = some[0], zip(*(one.ends for one in some), strict=True)
         elements = [x.elements for x in some if x.elements is not None]
         positions = [x.positions for x in some if x.positions is not None]
@@ -89,14 +93,14 @@ class Places(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
+class NetworkLayout:
     """A network with what is alike side by side.
 
     kinds, activations: codes of all nodes, (n,). positions: theirs, (n, features).
     numel: of the flat parameters.
     """
 
-    places: dict[Alike, Places]
+    places: dict[BlockKind, BlockIndices]
     kinds: Tensor
     activations: Tensor
     positions: Tensor
@@ -111,17 +115,17 @@ class Mixture(NamedTuple):
     """Several networks, one after the other.
 
     parts: of the graph that they make. weights, biases: of each of its weights and
-    biases the numbers of the flat parameters, see `Places`.
+    biases the numbers of the flat parameters, see `BlockIndices`.
     """
 
-    parts: GraphParts
+    parts: GraphTensors
     weights: Sequence[Tensor | None]
     biases: Sequence[Tensor | None]
 
 
 @dataclass(frozen=True, eq=False)
 class MixedValues:
-    """Values of the parameters of a mixture, (numel, k), as a `Source`.
+    """Values of the parameters of a mixture, (numel, k), as a `FeatureSource`.
 
     features: what makes features of values where they are read, (*, k) -> (*, d_in).
     """
@@ -132,7 +136,7 @@ class MixedValues:
 
     batch = torch.Size()
 
-    def edges(self, parts: BlockParts, part: Part) -> Tensor:
+    def edges(self, parts: BlockTensors, part: EdgeChunk) -> Tensor:
         assert part.is_whole
         return self._read(self.mixture.weights[parts.number])
 
@@ -145,11 +149,11 @@ class MixedValues:
         return self.features(found.unflatten(0, elements.shape))
 
 
-def layout_of(graph: NeuralGraph, like: Tensor) -> Layout:
+def layout_of(graph: NeuralGraph, like: Tensor) -> NetworkLayout:
     """That of one graph. like: of the metanet's dtype and on its device."""
     sizes = [group.size for group in graph.groups]
     each = torch.tensor(sizes, device=like.device)
-    places: dict[Alike, list[Places]] = {}
+    places: dict[BlockKind, list[BlockIndices]] = {}
     flat = torch.arange(graph.numel, device=like.device)
     numbers = graph.gather(graph.unflatten(flat))
     for key, found in (
@@ -158,8 +162,8 @@ def layout_of(graph: NeuralGraph, like: Tensor) -> Layout:
     ):
         places.setdefault(key, []).append(found)
     positions = zip(node_positions(graph, like), sizes, strict=True)
-    return Layout(
-        {key: Places.side_by_side(some) for key, some in places.items()},
+    return NetworkLayout(
+        {key: BlockIndices.side_by_side(some) for key, some in places.items()},
         kind_codes(graph, like.device).repeat_interleave(each),
         activation_codes(graph, like.device).repeat_interleave(each),
         torch.cat([place.expand(size, -1) for place, size in positions]),
@@ -169,7 +173,7 @@ def layout_of(graph: NeuralGraph, like: Tensor) -> Layout:
 
 def _edges(
     graph: NeuralGraph, numbers: Sequence[Tensor], like: Tensor
-) -> Iterator[tuple[Alike, Places]]:
+) -> Iterator[tuple[BlockKind, BlockIndices]]:
     """numbers: of the flat parameters, on the weights."""
     device, weights = like.device, iter(numbers)
     starts = node_starts(graph)
@@ -181,7 +185,7 @@ def _edges(
         positions = slot_positions(block, like)
         if positions is not None:
             positions = positions.expand(g, -1)
-        key = Alike(
+        key = BlockKind(
             (t, s),
             block.slot_shape,
             block.kind,
@@ -189,18 +193,18 @@ def _edges(
             positions is not None,
         )
         ends = target.to(device), source.to(device)
-        yield key, Places(ends, elements, positions)
+        yield key, BlockIndices(ends, elements, positions)
 
 
 def _biases(
     graph: NeuralGraph, numbers: Sequence[Tensor]
-) -> Iterator[tuple[Alike, Places]]:
+) -> Iterator[tuple[BlockKind, BlockIndices]]:
     """numbers: of the flat parameters, on the biases."""
     starts = node_starts(graph)
     for bias, elements in zip(graph.biases, numbers, strict=True):
         nodes = _nodes(starts[bias.group], bias.index, len(elements))
-        key = Alike((), bias.slot_shape, bias.kind)
-        yield key, Places((nodes.to(elements.device),), elements)
+        key = BlockKind((), bias.slot_shape, bias.kind)
+        yield key, BlockIndices((nodes.to(elements.device),), elements)
 
 
 def _nodes(start: int, index: Index, *shape: int) -> Tensor:
@@ -211,7 +215,7 @@ def _nodes(start: int, index: Index, *shape: int) -> Tensor:
 
 
 def mixture_of(
-    layouts: Sequence[tuple[Layout, int]], kernel: tuple[int, int]
+    layouts: Sequence[tuple[NetworkLayout, int]], kernel: tuple[int, int]
 ) -> Mixture:
     """Each of several networks so many times, one after the other.
 
@@ -220,7 +224,7 @@ def mixture_of(
     places = _all_places(layouts)
     edges = {key: own for key, own in places.items() if key.shape}
     biases = {key: own for key, own in places.items() if not key.shape}
-    # weights come before edges of value 1, as in `GraphParts`
+    # weights come before edges of value 1, as in `GraphTensors`
     order = sorted(edges, key=lambda key: not key.has_elements)
     blocks = [
         _block(number, key, edges[key], kernel) for number, key in enumerate(order)
@@ -230,7 +234,7 @@ def mixture_of(
         torch.cat([getattr(one, name) for one in copies])
         for name in ("kinds", "activations", "positions")
     )
-    parts = GraphParts(
+    parts = GraphTensors(
         _graph(blocks, biases, len(kinds)),
         tuple(blocks),
         tuple(own.ends[0] for own in biases.values()),
@@ -244,17 +248,17 @@ def mixture_of(
     return Mixture(parts, weights, [own.elements for own in biases.values()])
 
 
-def _members(copies: Sequence[Layout]) -> Tensor:
+def _members(copies: Sequence[NetworkLayout]) -> Tensor:
     """Which network every node is of, (n,)."""
     sizes = torch.tensor([one.nodes for one in copies])
     return torch.arange(len(copies)).repeat_interleave(sizes)
 
 
 def _all_places(
-    layouts: Sequence[tuple[Layout, int]],
-) -> dict[Alike, Places]:
+    layouts: Sequence[tuple[NetworkLayout, int]],
+) -> dict[BlockKind, BlockIndices]:
     """Those of all networks together, in the order of their first occurrence."""
-    found: dict[Alike, list[Places]] = {}
+    found: dict[BlockKind, list[BlockIndices]] = {}
     nodes = numels = 0
     for layout, count in layouts:
         steps = torch.arange(count)
@@ -263,12 +267,12 @@ def _all_places(
             found.setdefault(key, []).append(own.copied(*begins))
         nodes += layout.nodes * count
         numels += layout.numel * count
-    return {key: Places.side_by_side(some) for key, some in found.items()}
+    return {key: BlockIndices.side_by_side(some) for key, some in found.items()}
 
 
 def _block(
-    number: int, key: Alike, places: Places, kernel: tuple[int, int]
-) -> BlockParts:
+    number: int, key: BlockKind, places: BlockIndices, kernel: tuple[int, int]
+) -> BlockTensors:
     (targets, sources), (t, s) = places.ends, key.shape
     shape = len(targets), t, s
     view = None
@@ -276,11 +280,11 @@ def _block(
         view = _whole_view(number, (*shape, *key.slot_shape))
     block = EdgeBlock(view, 0, 0, shape, key.slot_shape, key.kind)
     groups, to, fro = (slice(0, n) for n in shape)
-    return BlockParts(
+    return BlockTensors(
         block,
         number,
         len(kernel_tiles(key.slot_shape, kernel)),
-        (Part(groups, to, fro, view, view is not None),),
+        (EdgeChunk(groups, to, fro, view, view is not None),),
         targets.flatten(),
         sources.flatten(),
         places.positions,
@@ -292,7 +296,7 @@ def _whole_view(number: int, shape: tuple[int, ...]) -> View:
 
 
 def _graph(
-    blocks: Sequence[BlockParts], biases: dict[Alike, Places], nodes: int
+    blocks: Sequence[BlockTensors], biases: dict[BlockKind, BlockIndices], nodes: int
 ) -> NeuralGraph:
     """The graph of a network that has what lies side by side as a parameter each."""
     weights = [own.block for own in blocks]

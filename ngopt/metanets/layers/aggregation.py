@@ -1,4 +1,4 @@
-"""Messages that reach the neurons of a group, and their statistics over all that come."""
+"""MessageStatistics that reach the neurons of a group, and their statistics over all that come."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TO_TARGETS: Axes = (2, 3)
 TO_SOURCES: Axes = (1, 3)
 
 
-class Reduced(Protocol):
+class Aggregate(Protocol):
     """What a layer keeps of the messages to some neurons; it can be continued."""
 
     def joined(self, other: Self) -> Self:
@@ -29,7 +29,7 @@ class Reduced(Protocol):
         ...
 
 
-class Messages(NamedTuple):
+class MessageStatistics(NamedTuple):
     """Statistics of the messages to some neurons.
 
     degree: messages for each neuron, a number or (n, 1). mean, var, low, high: (*batch,
@@ -43,19 +43,19 @@ class Messages(NamedTuple):
     high: Tensor
 
     @classmethod
-    def of(cls, degree: int, statistics: Sequence[Tensor]) -> Messages:
+    def of(cls, degree: int, statistics: Sequence[Tensor]) -> MessageStatistics:
         """Of so many messages to each neuron. statistics: mean and the others,
         with the batch inside."""
         return cls(degree, *map(by_neuron, statistics))
 
-    def joined(self, other: Messages) -> Messages:
+    def joined(self, other: MessageStatistics) -> MessageStatistics:
         """Of two sets of messages to the same neurons, each at least one (Chan et al.
         1983)."""
         degree = self.degree + other.degree
         share = other.degree / degree
         step = other.mean - self.mean
         within = torch.lerp(self.var, other.var, share)
-        return Messages(
+        return MessageStatistics(
             degree,
             self.mean + step * share,
             within + step.square() * (share * (1 - share)),
@@ -63,17 +63,19 @@ class Messages(NamedTuple):
             torch.maximum(self.high, other.high),
         )
 
-    def of_neurons(self, some: slice) -> Messages:
+    def of_neurons(self, some: slice) -> MessageStatistics:
         """Those of some of the neurons."""
         degree = self.degree[some] if isinstance(self.degree, Tensor) else self.degree
-        return Messages(degree, *(column[..., some, :] for column in self[1:]))
+        return MessageStatistics(degree, *(column[..., some, :] for column in self[1:]))
 
-    def beside(self, others: Sequence[Messages]) -> Messages:
+    def beside(self, others: Sequence[MessageStatistics]) -> MessageStatistics:
         """Of neurons that follow each other; all have the same degree."""
         if not others:
             return self
         columns = zip(self[1:], *(other[1:] for other in others), strict=True)
-        return Messages(self.degree, *(torch.cat(column, -2) for column in columns))
+        return MessageStatistics(
+            self.degree, *(torch.cat(column, -2) for column in columns)
+        )
 
 
 def by_neuron(reduced: Tensor) -> Tensor:
@@ -91,18 +93,20 @@ def batch_outside(edges: Tensor) -> Tensor:
     )
 
 
-Kept = TypeVar("Kept", bound=Reduced)
+Kept = TypeVar("Kept", bound=Aggregate)
 
 
 class Incoming(NamedTuple, Generic[Kept]):
-    """Messages of one block to the neurons of a group; index: which, (n,), None for
+    """MessageStatistics of one block to the neurons of a group; index: which, (n,), None for
     all."""
 
     messages: Kept
     index: Tensor | None
 
 
-def gathered(parts: Sequence[Incoming[Messages]], node: Tensor) -> Messages:
+def gathered(
+    parts: Sequence[Incoming[MessageStatistics]], node: Tensor
+) -> MessageStatistics:
     """Statistics over the messages of several blocks, for every neuron of a group.
 
     node: (*batch, n, width). Where none comes, the degree is 0 and statistics are 0.
@@ -110,11 +114,13 @@ def gathered(parts: Sequence[Incoming[Messages]], node: Tensor) -> Messages:
     if len(parts) == 1 and parts[0].index is None:
         return parts[0].messages
     if all(part.index is None for part in parts):
-        return reduce(Messages.joined, [part.messages for part in parts])
+        return reduce(MessageStatistics.joined, [part.messages for part in parts])
     return _by_index(parts, node)
 
 
-def _by_index(parts: Sequence[Incoming[Messages]], node: Tensor) -> Messages:
+def _by_index(
+    parts: Sequence[Incoming[MessageStatistics]], node: Tensor
+) -> MessageStatistics:
     """The same where blocks name neurons, some of them perhaps more than once."""
     n = node.shape[-2]
     degrees, *columns = (
@@ -132,10 +138,10 @@ def _by_index(parts: Sequence[Incoming[Messages]], node: Tensor) -> Messages:
     far = means - mean.index_select(-2, index)
     var = total(variances + far.square())
     low = extremes(lows, index, n, "amin")
-    return Messages(degree, mean, var, low, extremes(highs, index, n, "amax"))
+    return MessageStatistics(degree, mean, var, low, extremes(highs, index, n, "amax"))
 
 
-def _columns(part: Incoming[Messages]) -> list[Tensor]:
+def _columns(part: Incoming[MessageStatistics]) -> list[Tensor]:
     """Degree (n, 1), mean, var, low and high of the neurons that a block names."""
     messages = part.messages
     ones = messages.mean.new_ones(messages.mean.shape[-2], 1)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ngopt.metanets.graph_data.graph_tensors import Members, Part
+from ngopt.metanets.graph_data.graph_tensors import EdgeChunk, GraphIds
 from ngopt.metanets.layers.aggregation import (
     TO_SOURCES,
     TO_TARGETS,
@@ -22,13 +22,13 @@ from ngopt.metanets.layers.aggregation import (
     extremes,
     joined_index,
 )
-from ngopt.metanets.layers.graph_layer import Ends, GraphLayer
+from ngopt.metanets.layers.graph_layer import EndTerms, GraphLayer
 
 # Logit of what a neuron does not see; finite, so that differences are numbers.
 UNSEEN = -1e30
 
 
-class Attended(NamedTuple):
+class SoftmaxSums(NamedTuple):
     """What some neurons see, as a sum that can be continued.
 
     high: the largest logit, (*batch, n, heads). total: sum of exp(logit - high), the
@@ -46,7 +46,7 @@ class Attended(NamedTuple):
         values: Tensor,
         axes: tuple[int, int],
         of_head: Tensor,
-    ) -> Attended:
+    ) -> SoftmaxSums:
         """Over two axes. logits: (groups, a, b, tiles, *batch, heads). values: the same
         with width.
         of_head: which columns are of each head, (heads, width)."""
@@ -60,20 +60,22 @@ class Attended(NamedTuple):
         )
         return cls(*map(by_neuron, found))
 
-    def joined(self, other: Attended) -> Attended:
+    def joined(self, other: SoftmaxSums) -> SoftmaxSums:
         """Of the same neurons, what both have seen."""
         high = torch.maximum(self.high, other.high)
         ours = (self.high - high).exp()
         theirs = (other.high - high).exp()
         total = ours * self.total + theirs * other.total
         value = _by_head(ours, self.value) + _by_head(theirs, other.value)
-        return Attended(high, total, value)
+        return SoftmaxSums(high, total, value)
 
-    def beside(self, others: Sequence[Attended]) -> Attended:
+    def beside(self, others: Sequence[SoftmaxSums]) -> SoftmaxSums:
         """Of neurons that follow each other."""
         columns = zip(self, *others, strict=True)
         return (
-            Attended(*(torch.cat(column, -2) for column in columns)) if others else self
+            SoftmaxSums(*(torch.cat(column, -2) for column in columns))
+            if others
+            else self
         )
 
     def mean(self) -> Tensor:
@@ -148,8 +150,8 @@ class RelationalLayer(GraphLayer):
             self.edge_mlp = Residual(width)
 
     def messages(
-        self, edges: Tensor, ends: Ends, part: Part
-    ) -> tuple[Attended, Attended]:
+        self, edges: Tensor, ends: EndTerms, part: EdgeChunk
+    ) -> tuple[SoftmaxSums, SoftmaxSums]:
         there, back = self._edge_terms(edges)
         query, key_back, value_back = (
             ends.of_target(part, self._columns(k)) for k in range(3)
@@ -162,16 +164,16 @@ class RelationalLayer(GraphLayer):
             self._attended(back, query_back, key_back, value_back, TO_SOURCES),
         )
 
-    def next_edges(self, edges: Tensor, ends: Ends, part: Part) -> Tensor:
+    def next_edges(self, edges: Tensor, ends: EndTerms, part: EdgeChunk) -> Tensor:
         hidden = self.edge(edges).add_(ends.sums(part)).relu()
         return self.edge_mlp(self.edge_norm(edges + self.edge_out(hidden)))
 
     def next_nodes(
         self,
         nodes: Sequence[Tensor],
-        incoming: Sequence[Sequence[Incoming[Attended]]],
-        outgoing: Sequence[Sequence[Incoming[Attended]]],
-        members: Members,
+        incoming: Sequence[Sequence[Incoming[SoftmaxSums]]],
+        outgoing: Sequence[Sequence[Incoming[SoftmaxSums]]],
+        members: GraphIds,
     ) -> list[Tensor]:
         seen = [[*one, *other] for one, other in zip(incoming, outgoing, strict=True)]
         if self.complete_up_to:
@@ -183,8 +185,8 @@ class RelationalLayer(GraphLayer):
     def _add_complete(
         self,
         nodes: Sequence[Tensor],
-        members: Members,
-        seen: Sequence[list[Incoming[Attended]]],
+        members: GraphIds,
+        seen: Sequence[list[Incoming[SoftmaxSums]]],
     ) -> None:
         """Adds what the neurons of small graphs see of all neurons."""
         if isinstance(members, Tensor):
@@ -196,7 +198,7 @@ class RelationalLayer(GraphLayer):
         self,
         nodes: Sequence[Tensor],
         members: Sequence[int],
-        seen: Sequence[list[Incoming[Attended]]],
+        seen: Sequence[list[Incoming[SoftmaxSums]]],
     ) -> None:
         """The same, group by group."""
         for member in set(members):
@@ -207,15 +209,17 @@ class RelationalLayer(GraphLayer):
             found = self._all_to_all(torch.cat([nodes[i] for i in some], -2))
             columns = (x.split(sizes, -2) for x in found)
             for i, own in zip(some, zip(*columns, strict=True), strict=True):
-                seen[i].append(Incoming(Attended(*own), None))
+                seen[i].append(Incoming(SoftmaxSums(*own), None))
 
-    def _complete_by_node(self, nodes: Tensor, members: Tensor) -> Incoming[Attended]:
+    def _complete_by_node(
+        self, nodes: Tensor, members: Tensor
+    ) -> Incoming[SoftmaxSums]:
         """What the neurons of small graphs see of all of theirs. nodes: (n, width)."""
         index, is_node = padded(members, self.complete_up_to)
         found = self._all_to_all(nodes[index], is_node)
-        return Incoming(Attended(*(x[is_node] for x in found)), index[is_node])
+        return Incoming(SoftmaxSums(*(x[is_node] for x in found)), index[is_node])
 
-    def _next_node(self, node: Tensor, seen: Sequence[Incoming[Attended]]) -> Tensor:
+    def _next_node(self, node: Tensor, seen: Sequence[Incoming[SoftmaxSums]]) -> Tensor:
         mean = _together(seen, node).mean() if seen else torch.zeros_like(node)
         return self.node_mlp(self.node_norm(node + self.out(mean)))
 
@@ -237,19 +241,19 @@ class RelationalLayer(GraphLayer):
         key: Tensor,
         value: Tensor,
         axes: tuple[int, int],
-    ) -> Attended:
+    ) -> SoftmaxSums:
         """terms: of the edges to query, key and value."""
         to_query, to_key, scale, shift = terms
         logits = self._logits(query + to_query, key + to_key)
         values = torch.addcmul(shift, scale, value)
-        return Attended.of(logits, values, axes, self.of_head)
+        return SoftmaxSums.of(logits, values, axes, self.of_head)
 
     def _logits(self, query: Tensor, key: Tensor) -> Tensor:
         """(*, width) -> (*, heads)."""
         products = (query * key) @ self.of_head.T
         return products / sqrt(self.width / self.heads)
 
-    def _all_to_all(self, nodes: Tensor, is_node: Tensor | None = None) -> Attended:
+    def _all_to_all(self, nodes: Tensor, is_node: Tensor | None = None) -> SoftmaxSums:
         """What neurons see of all. nodes: (*batch, n, width). is_node: which of them
         are any, (*batch, n)."""
         terms = self.everywhere(nodes).unflatten(-1, (3, self.heads, -1))
@@ -262,7 +266,7 @@ class RelationalLayer(GraphLayer):
         high = logits.detach().amax(-1, keepdim=True)
         weight = (logits - high).exp()
         found = high, weight.sum(-1, keepdim=True), weight @ value
-        return Attended(*(x.transpose(-3, -2).flatten(-2) for x in found))
+        return SoftmaxSums(*(x.transpose(-3, -2).flatten(-2) for x in found))
 
     def _columns(self, number: int) -> slice:
         return slice(number * self.width, (number + 1) * self.width)
@@ -287,10 +291,10 @@ def _by_head(weight: Tensor, value: Tensor) -> Tensor:
     return (weight.unsqueeze(-1) * value.unflatten(-1, (heads, -1))).flatten(-2)
 
 
-def _together(parts: Sequence[Incoming[Attended]], node: Tensor) -> Attended:
+def _together(parts: Sequence[Incoming[SoftmaxSums]], node: Tensor) -> SoftmaxSums:
     """What the neurons of a group see of all that several blocks bring."""
     if all(part.index is None for part in parts):
-        return reduce(Attended.joined, [part.messages for part in parts])
+        return reduce(SoftmaxSums.joined, [part.messages for part in parts])
     n = node.shape[-2]
     index = joined_index(parts, n, node.device)
     columns = zip(*(part.messages for part in parts), strict=True)
@@ -298,7 +302,7 @@ def _together(parts: Sequence[Incoming[Attended]], node: Tensor) -> Attended:
     high = extremes(highs, index, n, "amax", UNSEEN)
     weight = (highs - high.index_select(-2, index)).exp()
     total = added(weight * totals, index, n)
-    return Attended(high, total, added(_by_head(weight, values), index, n))
+    return SoftmaxSums(high, total, added(_by_head(weight, values), index, n))
 
 
 def padded(members: Tensor, up_to: int) -> tuple[Tensor, Tensor]:

@@ -8,9 +8,13 @@ import torch
 from torch import Tensor
 
 from ngopt import chunking
-from ngopt.metanets.graph_data.graph_tensors import BlockParts, GraphParts, Part
+from ngopt.metanets.graph_data.graph_tensors import (
+    BlockTensors,
+    EdgeChunk,
+    GraphTensors,
+)
 
-EdgeStep = Callable[[Tensor | None, BlockParts, Part], Tensor]
+EdgeStep = Callable[[Tensor | None, BlockTensors, EdgeChunk], Tensor]
 """The states of a part after a step, from those before; None before the first."""
 
 
@@ -21,7 +25,7 @@ class EdgeStates:
     they are asked for, so that only those of one part are in memory.
     """
 
-    def __init__(self, blocks: Sequence[BlockParts], first: EdgeStep, keep: bool):
+    def __init__(self, blocks: Sequence[BlockTensors], first: EdgeStep, keep: bool):
         self.blocks, self.keep = blocks, keep
         self._steps: list[EdgeStep] = [first]
         self._kept: dict[tuple[int, int], tuple[int, Tensor]] = {}
@@ -30,7 +34,7 @@ class EdgeStates:
         """Adds a step."""
         self._steps.append(step)
 
-    def of(self, parts: BlockParts, number: int) -> Tensor:
+    def of(self, parts: BlockTensors, number: int) -> Tensor:
         """The states of one part after all steps so far."""
         key = parts.number, number
         done, state = self._kept.get(key, (0, None))
@@ -42,7 +46,7 @@ class EdgeStates:
         return state
 
 
-def are_kept(parts: GraphParts, width: int, like: Tensor) -> bool:
+def are_kept(parts: GraphTensors, width: int, like: Tensor) -> bool:
     """Whether states of so many features of `like`'s dtype may be kept;
     autograd keeps them anyway."""
     most = chunking.amount(chunking.KEPT, like.device)

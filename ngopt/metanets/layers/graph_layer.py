@@ -8,11 +8,11 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from ngopt.metanets.graph_data.graph_tensors import BlockParts, Members, Part
-from ngopt.metanets.layers.aggregation import Incoming, Reduced
+from ngopt.metanets.graph_data.graph_tensors import BlockTensors, EdgeChunk, GraphIds
+from ngopt.metanets.layers.aggregation import Aggregate, Incoming
 
 
-class Ends(NamedTuple):
+class EndTerms(NamedTuple):
     """What the two ends of the edges of a block bring to a layer.
 
     target: (groups, n_target, *batch, columns). source: (groups, n_source, *batch,
@@ -22,15 +22,15 @@ class Ends(NamedTuple):
     target: Tensor
     source: Tensor
 
-    def of_target(self, part: Part, columns: slice) -> Tensor:
+    def of_target(self, part: EdgeChunk, columns: slice) -> Tensor:
         """(groups, n_target, 1, 1, *batch, columns)."""
         return self.target[part.groups, part.targets, None, None, ..., columns]
 
-    def of_source(self, part: Part, columns: slice) -> Tensor:
+    def of_source(self, part: EdgeChunk, columns: slice) -> Tensor:
         """(groups, 1, n_source, 1, *batch, columns)."""
         return self.source[part.groups, None, part.sources, None, ..., columns]
 
-    def sums(self, part: Part) -> Tensor:
+    def sums(self, part: EdgeChunk) -> Tensor:
         """Of both ends, (groups, n_target, n_source, 1, *batch, columns)."""
         everything = slice(None)
         of_target = self.of_target(part, everything)
@@ -67,24 +67,24 @@ class GraphLayer(nn.Module):
     target: nn.Linear
     source: nn.Linear
 
-    def ends_of_messages(
-        self, nodes: Sequence[Tensor], blocks: Sequence[BlockParts]
-    ) -> list[Ends]:
+    def message_terms(
+        self, nodes: Sequence[Tensor], blocks: Sequence[BlockTensors]
+    ) -> list[EndTerms]:
         """What the nodes bring to the messages of every block."""
         return self._ends(nodes, blocks, slice(0, -self.width))
 
-    def ends_of_edges(
-        self, nodes: Sequence[Tensor], blocks: Sequence[BlockParts]
-    ) -> list[Ends]:
+    def edge_update_terms(
+        self, nodes: Sequence[Tensor], blocks: Sequence[BlockTensors]
+    ) -> list[EndTerms]:
         """What the nodes bring to the new edges of every block."""
         return self._ends(nodes, blocks, slice(-self.width, None))
 
     def _ends(
         self,
         nodes: Sequence[Tensor],
-        blocks: Sequence[BlockParts],
+        blocks: Sequence[BlockTensors],
         columns: slice,
-    ) -> list[Ends]:
+    ) -> list[EndTerms]:
         found = []
         ends = (
             {parts.block.target for parts in blocks},
@@ -99,16 +99,16 @@ class GraphLayer(nn.Module):
             target = select_neurons(targets[parts.block.target], parts.target)
             source = select_neurons(sources[parts.block.source], parts.source)
             pairs = (target.unflatten(-2, (g, t)), source.unflatten(-2, (g, s)))
-            found.append(Ends(*(batch_inside(x, axes=2) for x in pairs)))
+            found.append(EndTerms(*(batch_inside(x, axes=2) for x in pairs)))
         return found
 
     def messages(
-        self, edges: Tensor, ends: Ends, part: Part
-    ) -> tuple[Reduced, Reduced]:
+        self, edges: Tensor, ends: EndTerms, part: EdgeChunk
+    ) -> tuple[Aggregate, Aggregate]:
         """What the messages of a part bring to its targets and to its sources."""
         raise NotImplementedError
 
-    def next_edges(self, edges: Tensor, ends: Ends, part: Part) -> Tensor:
+    def next_edges(self, edges: Tensor, ends: EndTerms, part: EdgeChunk) -> Tensor:
         """The edges of a part after this layer."""
         raise NotImplementedError
 
@@ -117,11 +117,11 @@ class GraphLayer(nn.Module):
         nodes: Sequence[Tensor],
         incoming: Sequence[Sequence[Incoming]],
         outgoing: Sequence[Sequence[Incoming]],
-        members: Members,
+        members: GraphIds,
     ) -> list[Tensor]:
         """The nodes after this layer, from what reaches each group from both sides.
 
-        members: see `GraphParts`.
+        members: see `GraphTensors`.
         """
         raise NotImplementedError
 

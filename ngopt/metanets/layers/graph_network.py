@@ -20,23 +20,23 @@ from ngopt.graph.core import (
     NeuralGraph,
 )
 from ngopt.metanets.graph_data.context_writer import Place
-from ngopt.metanets.graph_data.feature_sources import Source, WholeValues
+from ngopt.metanets.graph_data.feature_sources import FeatureSource, WholeValues
 from ngopt.metanets.graph_data.graph_tensors import (
-    BlockParts,
-    GraphParts,
-    Part,
-    parts_of,
+    BlockTensors,
+    EdgeChunk,
+    GraphTensors,
+    graph_tensors,
 )
 from ngopt.metanets.graph_data.node_features import (
     ACTIVATIONS,
     POSITION_FEATURES,
     SLOT_FEATURES,
 )
-from ngopt.metanets.layers.aggregation import Reduced, batch_outside, by_neuron
+from ngopt.metanets.layers.aggregation import Aggregate, batch_outside, by_neuron
 from ngopt.metanets.layers.edge_states import EdgeStates, are_kept
 from ngopt.metanets.layers.global_feature import GlobalFeature, sums_by_graph
 from ngopt.metanets.layers.graph_layer import (
-    Ends,
+    EndTerms,
     GraphLayer,
     batch_inside,
     select_neurons,
@@ -104,13 +104,13 @@ class GraphNetwork(nn.Module):
         )
         batch = like.shape[:-5] if values.edges else like.shape[:-3]
         return self.decoded(
-            WholeValues(values, batch), parts_of(graph, self.kernel, like)
+            WholeValues(values, batch), graph_tensors(graph, self.kernel, like)
         )
 
     def decoded(
         self,
-        source: Source,
-        parts: GraphParts,
+        source: FeatureSource,
+        parts: GraphTensors,
         extra: Sequence[Tensor | None] = (),
     ) -> GraphValues:
         """What `pieces` gives, all together; parts are whole blocks."""
@@ -126,8 +126,8 @@ class GraphNetwork(nn.Module):
 
     def pieces(
         self,
-        source: Source,
-        parts: GraphParts,
+        source: FeatureSource,
+        parts: GraphTensors,
         extra: Sequence[Tensor | None] = (),
     ) -> Iterator[tuple[Place, Tensor]]:
         """What `forward` returns, piece by piece.
@@ -151,8 +151,8 @@ class GraphNetwork(nn.Module):
 
     def states(
         self,
-        source: Source,
-        parts: GraphParts,
+        source: FeatureSource,
+        parts: GraphTensors,
         extra: Sequence[Tensor | None] = (),
     ) -> tuple[list[Tensor], EdgeStates]:
         """What the layers make of all nodes and edges.
@@ -186,15 +186,15 @@ class GraphNetwork(nn.Module):
         layer: GraphLayer,
         nodes: list[Tensor],
         edges: EdgeStates,
-        parts: GraphParts,
+        parts: GraphTensors,
     ) -> list[Tensor]:
         """The nodes after a layer; the layer becomes a step of the edges."""
         is_large = not edges.keep
         arena = Arena() if is_large and nodes[0].device.type == "cpu" else None
         incoming = Inbox(len(nodes), arena)
         outgoing = Inbox(len(nodes), arena)
-        ends = _EndsOfBlocks(
-            partial(layer.ends_of_messages, nodes), edges.blocks, is_large
+        ends = _BlockEndTerms(
+            partial(layer.message_terms, nodes), edges.blocks, is_large
         )
         for block in edges.blocks:
             if not prod(block.block.shape):
@@ -203,11 +203,11 @@ class GraphNetwork(nn.Module):
             there, back = _messages(layer, edges, block, ends.of(block), own)
             incoming.add(block.block.target, there, block.target)
             outgoing.add(block.block.source, back, block.source)
-        kept = _EndsOfBlocks(
-            partial(layer.ends_of_edges, nodes), edges.blocks, is_large
+        kept = _BlockEndTerms(
+            partial(layer.edge_update_terms, nodes), edges.blocks, is_large
         )
 
-        def after(state: Tensor | None, block: BlockParts, part: Part) -> Tensor:
+        def after(state: Tensor | None, block: BlockTensors, part: EdgeChunk) -> Tensor:
             return layer.next_edges(cast(Tensor, state), kept.of(block), part)
 
         edges.then(after)
@@ -219,13 +219,13 @@ class GraphNetwork(nn.Module):
         u: Tensor | None,
         nodes: list[Tensor],
         edges: EdgeStates,
-        parts: GraphParts,
+        parts: GraphTensors,
     ) -> tuple[Tensor, list[Tensor]]:
         """The vectors of the graphs after a layer, and nodes that saw them;
         edges see them in a step."""
-        of_nodes = sums_by_graph(nodes, parts.node_members, parts.node_counts)
+        of_nodes = sums_by_graph(nodes, parts.node_graph_ids, parts.node_counts)
         of_edges = sums_by_graph(
-            _sums_at_targets(edges), parts.target_members, parts.node_counts
+            _sums_at_targets(edges), parts.target_graph_ids, parts.node_counts
         )
         before = torch.zeros_like(of_nodes) if u is None else u
         u = layer.forward(
@@ -236,9 +236,9 @@ class GraphNetwork(nn.Module):
         to_nodes = layer.to_nodes(u)
         to_edges = layer.to_edges(u)
 
-        def seen(state: Tensor | None, block: BlockParts, part: Part) -> Tensor:
+        def seen(state: Tensor | None, block: BlockTensors, part: EdgeChunk) -> Tensor:
             g, t, _ = block.block.shape
-            own = to_edges.index_select(-2, parts.target_members[block.number])
+            own = to_edges.index_select(-2, parts.target_graph_ids[block.number])
             rows = batch_inside(own.unflatten(-2, (g, t)), axes=2)
             rows = rows[part.groups, part.targets, None, None]
             return cast(Tensor, state) + rows
@@ -246,10 +246,10 @@ class GraphNetwork(nn.Module):
         edges.then(seen)
         return u, [
             v + to_nodes.index_select(-2, members)
-            for v, members in zip(nodes, parts.node_members, strict=True)
+            for v, members in zip(nodes, parts.node_graph_ids, strict=True)
         ]
 
-    def _encode_nodes(self, source: Source, parts: GraphParts) -> list[Tensor]:
+    def _encode_nodes(self, source: FeatureSource, parts: GraphTensors) -> list[Tensor]:
         graph = parts.graph
         places = (
             parts.positions
@@ -275,7 +275,7 @@ class GraphNetwork(nn.Module):
             )
         return nodes
 
-    def _edge_maps(self, parts: GraphParts) -> list[list[SlotMap]]:
+    def _edge_maps(self, parts: GraphTensors) -> list[list[SlotMap]]:
         """How the edges of every weight are encoded."""
         blocks = [parts.block for parts in parts.weights]
         return [
@@ -284,11 +284,11 @@ class GraphNetwork(nn.Module):
 
     def _encode_edges(
         self,
-        source: Source,
+        source: FeatureSource,
         maps: Sequence[Sequence[SlotMap]],
         _: Tensor | None,
-        block: BlockParts,
-        part: Part,
+        block: BlockTensors,
+        part: EdgeChunk,
     ) -> Tensor:
         """First states of a part, (groups, n_target, n_source, tiles, *batch, width)."""
         if part.view is not None:
@@ -300,7 +300,7 @@ class GraphNetwork(nn.Module):
         shape = [piece.stop - piece.start for piece in cuts]
         return kind.expand(*shape, 1, *source.batch, self.width)
 
-    def _placed(self, edges: Tensor, block: BlockParts, part: Part) -> Tensor:
+    def _placed(self, edges: Tensor, block: BlockTensors, part: EdgeChunk) -> Tensor:
         """Edges that know their place in a kernel, if they have one."""
         if self.slot_position is None or block.positions is None:
             return edges
@@ -315,7 +315,7 @@ class GraphNetwork(nn.Module):
         return self.node_decoder(tiles, maps)
 
 
-class _EndsOfBlocks:
+class _BlockEndTerms:
     """What nodes bring to the edges of blocks.
 
     make: finds it for some blocks. one_by_one: only of the block that was asked for
@@ -324,14 +324,14 @@ class _EndsOfBlocks:
 
     def __init__(
         self,
-        make: Callable[[Sequence[BlockParts]], list[Ends]],
-        blocks: Sequence[BlockParts],
+        make: Callable[[Sequence[BlockTensors]], list[EndTerms]],
+        blocks: Sequence[BlockTensors],
         one_by_one: bool,
     ):
         self._make, self._blocks, self._one_by_one = make, blocks, one_by_one
-        self._found: dict[int, Ends] = {}
+        self._found: dict[int, EndTerms] = {}
 
-    def of(self, block: BlockParts) -> Ends:
+    def of(self, block: BlockTensors) -> EndTerms:
         if block.number not in self._found:
             some = [block] if self._one_by_one else self._blocks
             pairs = zip(some, self._make(some), strict=True)
@@ -342,14 +342,14 @@ class _EndsOfBlocks:
 def _messages(
     layer: GraphLayer,
     edges: EdgeStates,
-    block: BlockParts,
-    ends: Ends,
+    block: BlockTensors,
+    ends: EndTerms,
     arena: Arena | None,
-) -> tuple[Reduced, Reduced]:
+) -> tuple[Aggregate, Aggregate]:
     """What the messages of a block bring to its targets and to its sources. arena:
     where they are until then."""
-    there: dict[tuple[int, int], Reduced] = {}
-    back: dict[tuple[int, int], Reduced] = {}
+    there: dict[tuple[int, int], Aggregate] = {}
+    back: dict[tuple[int, int], Aggregate] = {}
     for i, part in enumerate(block.parts):
         found = layer.messages(edges.of(block, i), ends, part)
         places = (
@@ -380,6 +380,6 @@ def _sums_at_targets(edges: EdgeStates) -> list[Tensor]:
     return found
 
 
-def _beside(parts: Iterable[Reduced]) -> Reduced:
+def _beside(parts: Iterable[Aggregate]) -> Aggregate:
     first, *others = parts
     return first.beside(others)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ngopt.metanets.layers.aggregation import Incoming, Reduced
+from ngopt.metanets.layers.aggregation import Aggregate, Incoming
 
 # Bytes of a piece of an arena. The C library maps so much on its own,
 # and gives it back when it is freed.
@@ -25,7 +25,7 @@ class Arena:
     def __init__(self) -> None:
         self._free = torch.empty(0)
 
-    def kept(self, messages: Reduced, before: Reduced | None = None) -> Reduced:
+    def kept(self, messages: Aggregate, before: Aggregate | None = None) -> Aggregate:
         """The same in the arena, over messages that are there, whose shapes are the
         same."""
         columns: Any = messages
@@ -47,7 +47,7 @@ class Arena:
 
 
 class Inbox:
-    """Messages to the neurons of every group, from all blocks so far.
+    """MessageStatistics to the neurons of every group, from all blocks so far.
 
     Those of blocks that reach a whole group are joined, in the places of the first
     ones; others stay apart. arena: where they are kept; without one, as where autograd
@@ -58,8 +58,8 @@ class Inbox:
         self.parts: list[list[Incoming]] = [[] for _ in range(groups)]
         self._arena = arena
 
-    def add(self, group: int, messages: Reduced, index: Tensor | None) -> None:
-        """Messages to the neurons of a group that an index names; None for all."""
+    def add(self, group: int, messages: Aggregate, index: Tensor | None) -> None:
+        """MessageStatistics to the neurons of a group that an index names; None for all."""
         parts = self.parts[group]
         if index is None and parts and parts[0].index is None:
             before = parts[0].messages
@@ -68,5 +68,5 @@ class Inbox:
             place = 0 if index is None else len(parts)
             parts.insert(place, Incoming(self._kept(messages), index))
 
-    def _kept(self, messages: Reduced, before: Reduced | None = None) -> Reduced:
+    def _kept(self, messages: Aggregate, before: Aggregate | None = None) -> Aggregate:
         return messages if self._arena is None else self._arena.kept(messages, before)

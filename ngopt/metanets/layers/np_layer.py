@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ngopt.metanets.graph_data.graph_tensors import BlockParts, Part
+from ngopt.metanets.graph_data.graph_tensors import BlockTensors, EdgeChunk
 from ngopt.metanets.layers.edge_states import EdgeStates
 
 
@@ -75,7 +75,7 @@ class NPLayer(nn.Module):
     def forward(
         self,
         weights: EdgeStates,
-        order: Sequence[BlockParts],
+        order: Sequence[BlockTensors],
         nodes: Sequence[Tensor],
         whole: Tensor,
         is_last: bool,
@@ -110,7 +110,7 @@ class NPLayer(nn.Module):
             of_whole = self.bias_whole[i](everything).unsqueeze(-2)
             found.append(self.bias_rows[i](own_rows) + of_whole)
 
-        def after(state: Tensor | None, block: BlockParts, part: Part) -> Tensor:
+        def after(state: Tensor | None, block: BlockTensors, part: EdgeChunk) -> Tensor:
             i, to_rows, to_columns = steps[block.number]
             to_rows = to_rows[..., None, part.targets, None, :]
             to_columns = to_columns[..., None, None, part.sources, :]
@@ -131,7 +131,9 @@ class Nothing(nn.Module):
         return x[..., :0]
 
 
-def pooled(weights: EdgeStates, block: BlockParts, pool: Pool) -> tuple[Tensor, Tensor]:
+def pooled(
+    weights: EdgeStates, block: BlockTensors, pool: Pool
+) -> tuple[Tensor, Tensor]:
     """Of a weight over its sources, (*batch, n_target, d), and over its targets,
     (*batch, n_source, d)."""
     rows: dict[int, Tensor] = {}

@@ -13,19 +13,19 @@ from torch.nn.functional import linear, silu
 from ngopt import chunking
 from ngopt.chunking import concatenated
 from ngopt.metanets.graph_data.graph_tensors import (
-    Members,
-    Part,
+    EdgeChunk,
+    GraphIds,
     even_slices,
 )
 from ngopt.metanets.layers.aggregation import (
     TO_SOURCES,
     TO_TARGETS,
     Incoming,
-    Messages,
+    MessageStatistics,
     gathered,
 )
 from ngopt.metanets.layers.film_messages import FiLMStatistics
-from ngopt.metanets.layers.graph_layer import Ends, GraphLayer
+from ngopt.metanets.layers.graph_layer import EndTerms, GraphLayer
 
 # Inside the root of the standard deviation, so that its derivative is bounded where
 # messages tie.
@@ -64,8 +64,8 @@ class PNALayer(GraphLayer):
             self.edge_out = nn.Linear(width, width)
 
     def messages(
-        self, edges: Tensor, ends: Ends, part: Part
-    ) -> tuple[Messages, Messages]:
+        self, edges: Tensor, ends: EndTerms, part: EdgeChunk
+    ) -> tuple[MessageStatistics, MessageStatistics]:
         width, terms = self.width, self._terms(edges)
         found = []
         for number, axes in enumerate((TO_TARGETS, TO_SOURCES)):
@@ -75,7 +75,7 @@ class PNALayer(GraphLayer):
             scale, shift = terms[2 * number : 2 * number + 2]
             statistics = FiLMStatistics.apply(scale, shift, target, source, axes)
             degree = edges.shape[axes[0]] * edges.shape[axes[1]]
-            found.append(Messages.of(degree, statistics))
+            found.append(MessageStatistics.of(degree, statistics))
         return found[0], found[1]
 
     def _terms(self, edges: Tensor) -> Sequence[Tensor]:
@@ -87,7 +87,7 @@ class PNALayer(GraphLayer):
         biases = self.film.bias.split(self.width)
         return [linear(edges, *pair) for pair in zip(weights, biases, strict=True)]
 
-    def next_edges(self, edges: Tensor, ends: Ends, part: Part) -> Tensor:
+    def next_edges(self, edges: Tensor, ends: EndTerms, part: EdgeChunk) -> Tensor:
         hidden = silu(self.edge(edges).add_(ends.sums(part)))
         return self.edge_out(hidden).add_(edges)
 
@@ -96,7 +96,7 @@ class PNALayer(GraphLayer):
         nodes: Sequence[Tensor],
         incoming: Sequence[Sequence[Incoming]],
         outgoing: Sequence[Sequence[Incoming]],
-        members: Members,
+        members: GraphIds,
     ) -> list[Tensor]:
         found = []
         for node, *sides in zip(nodes, incoming, outgoing, strict=True):
@@ -112,7 +112,7 @@ class PNALayer(GraphLayer):
             found.append(concatenated(pieces, -2) if pieces else node)
         return found
 
-    def _next(self, node: Tensor, totals: Sequence[Messages | None]) -> Tensor:
+    def _next(self, node: Tensor, totals: Sequence[MessageStatistics | None]) -> Tensor:
         """Some nodes after this layer, from what reaches them from both sides."""
         update = self.update(
             torch.cat(
@@ -122,7 +122,7 @@ class PNALayer(GraphLayer):
         )
         return node + silu(self.norm(update))
 
-    def _aggregate(self, node: Tensor, total: Messages | None) -> Tensor:
+    def _aggregate(self, node: Tensor, total: MessageStatistics | None) -> Tensor:
         """All messages that reach some nodes -> (*batch, n, 8 width);
         zeros where there are none."""
         if total is None:

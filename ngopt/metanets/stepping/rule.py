@@ -19,8 +19,12 @@ from ngopt.chunking import concatenated
 from ngopt.functional import Change, Hyper, Record, state_dtype, whole
 from ngopt.graph.core import NeuralGraph
 from ngopt.metanets.features import MOMENTA, move_momenta, next_records
-from ngopt.metanets.graph_data.feature_sources import FlatFeatures, RawFeatures, Source
-from ngopt.metanets.graph_data.graph_tensors import GraphParts
+from ngopt.metanets.graph_data.feature_sources import (
+    FeatureSource,
+    FlatFeatures,
+    RawFeatures,
+)
+from ngopt.metanets.graph_data.graph_tensors import GraphTensors
 from ngopt.metanets.metanet import Metanet
 from ngopt.metanets.stepping.cooldown import Cooldown
 from ngopt.metanets.stepping.flat_state import FlatState
@@ -33,7 +37,7 @@ CONTEXT = "context"
 
 # Features of a network of so many parameters are kept during a step; of a larger one,
 # made when read.
-FEW = 1 << 16
+SMALL_NETWORK = 1 << 16
 
 
 class _Look(NamedTuple):
@@ -80,7 +84,7 @@ class MetanetRule:
         metanet.check(graph)
         self.metanet, self.graph = metanet, graph
         self.cooldown, self.total_steps = cooldown, total_steps
-        self._parts: tuple[tuple, GraphParts | None] | None = None
+        self._parts: tuple[tuple, GraphTensors | None] | None = None
         self._predictions = Predictions(metanet, graph)
         self._flat: FlatState | None = None
         self._number = registered(self)
@@ -134,7 +138,7 @@ class MetanetRule:
         """Whether all features are in memory: where autograd needs them, and on CPUs
         those of a small network. On accelerators the kernel that reads them makes them.
         """
-        is_small = self.graph.numel <= FEW and self._like().is_cpu
+        is_small = self.graph.numel <= SMALL_NETWORK and self._like().is_cpu
         return is_small or torch.is_grad_enabled()
 
     def _is_flat(self, look: _Look, state: Sequence[Record]) -> bool:
@@ -229,7 +233,7 @@ class MetanetRule:
     def _context(
         self,
         look: _Look,
-        source: Callable[[], Source],
+        source: Callable[[], FeatureSource],
         state: Sequence[Record],
         columns: Sequence[Sequence[Tensor]] = (),
     ) -> Sequence[Tensor] | None:
@@ -339,8 +343,8 @@ class MetanetRule:
 
     def _said(
         self,
-        source: Source,
-        parts: GraphParts,
+        source: FeatureSource,
+        parts: GraphTensors,
         look: _Look,
         state: Sequence[Record],
     ) -> list[Tensor]:
@@ -356,7 +360,7 @@ class MetanetRule:
     def _like(self) -> Tensor:
         return next(self.metanet.parameters())
 
-    def _parts_now(self, is_small: bool) -> GraphParts | None:
+    def _parts_now(self, is_small: bool) -> GraphTensors | None:
         """What the metanet derives from the graph, made once; None if it sees no graph."""
         if not self.metanet.d_context:
             return None
