@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import isqrt
 from operator import itemgetter
 
 import torch
@@ -40,22 +41,59 @@ def limit(sizes: Mapping[str, int], like: Tensor) -> int:
     return workers * amount(sizes, like.device)
 
 
-def together(sizes: Mapping[int, int], limit: int) -> Iterator[list[int]]:
-    """Parameters, given with their sizes, that are worked on at once: short ones,
-    or a long one alone."""
-    some, total = [], 0
+def grouped(sizes: Mapping[int, int], limit: int) -> Iterator[list[int]]:
+    """Keys in groups of a total size of at most `limit`; a larger one is alone."""
+    group, total = [], 0
     for i, size in sorted(sizes.items(), key=itemgetter(1)):
-        if some and total + size > limit:
-            yield some
-            some, total = [], 0
-        some.append(i)
+        if group and total + size > limit:
+            yield group
+            group, total = [], 0
+        group.append(i)
         total += size
-    yield some
+    yield group
 
 
-def in_rows(x: Tensor, count: int) -> Sequence[Tensor]:
-    """Pieces of a tensor along its first axis."""
-    return (x,) if count == 1 else x.tensor_split(count)
+def pieces(tensors: Sequence[Tensor], count: int) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors in `count` pieces each along the first axis: all first pieces, all second
+    ones, and so on."""
+    if count <= 1:
+        return iter([tuple(tensors)])
+    return zip(*(x.tensor_split(count) for x in tensors), strict=True)
+
+
+def even_slices(length: int, limit: int) -> Iterator[slice]:
+    """Slices of at most `limit`, of nearly equal lengths."""
+    count = ceil_div(length, limit)
+    for i in range(count):
+        yield slice(length * i // count, length * (i + 1) // count)
+
+
+def block_slices(
+    shape: tuple[int, int, int], limit: int | None
+) -> Iterator[tuple[slice, slice, slice]]:
+    """Pieces (groups, targets, sources) of at most so many edges, near to square.
+
+    limit: None for the whole block.
+    """
+    groups, targets, sources = shape
+    all_groups, all_targets, all_sources = (slice(0, n) for n in shape)
+    if limit is None or groups * targets * sources <= limit:
+        yield all_groups, all_targets, all_sources
+        return
+    if targets * sources <= limit:
+        for group in even_slices(groups, limit // (targets * sources)):
+            yield group, all_targets, all_sources
+        return
+    rows = min(targets, max(isqrt(limit), limit // sources))
+    columns = max(1, limit // rows)
+    for group in even_slices(groups, 1):
+        for target in even_slices(targets, rows):
+            for source in even_slices(sources, columns):
+                yield group, target, source
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
 
 
 def concatenated(values: Sequence[Tensor], axis: int = 0) -> Tensor:

@@ -9,9 +9,7 @@ from torch import Tensor
 
 from ngopt.metanets.features import NUM_FEATURES
 from ngopt.metanets.metanet import Metanet
-from ngopt.metanets.update_mlp.predictor import (
-    Predictor,
-)
+from ngopt.metanets.update_mlp.predictor import Predictor
 from ngopt.metanets.update_mlp.update_mlp import UpdateMLP
 
 
@@ -29,27 +27,23 @@ class FeedForwardConfig:
 
 
 class FeedForward(Metanet):
-    """The metanet "ff": sees every parameter alone, not the graph.
+    """The metanet "ff": reads the features of each parameter, not the graph.
 
     Shapes: features (*batch, numel, 14), in the order of `NeuralGraph.flatten` ->
     (*batch, numel).
     """
 
     name = "ff"
+    config: FeedForwardConfig
     Config = FeedForwardConfig
 
     def __init__(self, config: FeedForwardConfig | None = None):
-        config = config or FeedForwardConfig()
-        super().__init__(config)
-        self.head = UpdateMLP(
-            NUM_FEATURES,
-            config.hidden,
-            config.output_scale,
-            config.magnitude_scale,
-        )
+        super().__init__(config or self.Config())
+        scales = self.config.output_scale, self.config.magnitude_scale
+        self.head = UpdateMLP(NUM_FEATURES, self.config.hidden, *scales)
 
     def updates(self, features: Tensor, context: Tensor | None) -> Tensor:
         return self.head(features)
 
-    def predictor(self, room: int) -> Predictor:
-        return self.head.predictor(room)
+    def predictor(self, capacity: int) -> Predictor:
+        return self.head.predictor(capacity)

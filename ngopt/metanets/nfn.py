@@ -1,10 +1,9 @@
-"""FF + NFN: neural functional layers of Zhou et al. 2023 (NP, their section 2 and
-appendix) on a chain of layers.
+"""FF + NFN: neural functional layers on a chain of layers (NP of Zhou et al. 2023,
+their section 2 and appendix).
 
 They are equivariant to permutations of the neurons of every layer, inputs and outputs
-among them, and have their own weights for every pair of layers, so that depth and
-kernel sizes are fixed. What does not take part in a permutation may be features of
-nodes, or of the whole network (`NPLayer`).
+among them. They have their own weights for every pair of layers, so that depth and
+kernel sizes are fixed.
 """
 
 from __future__ import annotations
@@ -22,13 +21,9 @@ from ngopt.graph.core import Bias, EdgeBlock, NeuralGraph
 from ngopt.metanets.features import NUM_FEATURES
 from ngopt.metanets.graph_data.context_writer import Place
 from ngopt.metanets.graph_data.feature_sources import FeatureSource
-from ngopt.metanets.graph_data.graph_tensors import (
-    BlockTensors,
-    EdgeChunk,
-    GraphTensors,
-)
+from ngopt.metanets.graph_data.graph_tensors import EdgeChunk, GraphTensors
 from ngopt.metanets.graph_metanet import GraphMetanet, GraphMetanetConfig
-from ngopt.metanets.layers.edge_states import EdgeStates, are_kept
+from ngopt.metanets.layers.edge_states import EdgeStates, fits_in_memory
 from ngopt.metanets.layers.np_layer import Channels, NPLayer
 
 
@@ -45,17 +40,11 @@ class NFNConfig(GraphMetanetConfig):
 
 
 class NeuralFunctional(GraphMetanet):
-    """The metanet "nfn": features go through NP layers with ReLU;
-    the FF sees them and their output.
+    """The metanet "nfn": the FF's context is the output of NP layers with ReLU.
 
-    Kernel positions are channels. Values that are not finite do not enter the means:
-    they stay with the parameter they belong to.
-
-    Shapes: features (*batch, numel, 14), in the order of `NeuralGraph.flatten` ->
-    (*batch, numel).
-
-    A layer may lack its bias. `check` raises ValueError for graphs that are not a chain
-    of such layers.
+    Kernel positions are channels. Values that are not finite are zero in the means. A
+    layer may lack its bias. `check` raises ValueError for graphs that are not a chain
+    of layers with the config's kernels.
     """
 
     name = "nfn"
@@ -63,14 +52,13 @@ class NeuralFunctional(GraphMetanet):
     Config = NFNConfig
 
     def __init__(self, config: NFNConfig | None = None):
-        config = config or NFNConfig()
         super().__init__(config)
+        config = self.config
         self.kernels = tuple(tuple(kernel) for kernel in config.kernels)
         slots = [prod(kernel) for kernel in self.kernels]
-        first, last = (Channels.of(slots, d) for d in (NUM_FEATURES, config.d_out))
-        between = Channels(
-            [config.width] * len(slots), [0, *[config.width] * len(slots)]
-        )
+        first = Channels.of(slots, NUM_FEATURES)
+        between = Channels.of([1] * len(slots), config.width)
+        last = Channels.of(slots, config.d_out)
         channels = [first, *[between] * (config.layers - 1), last]
         pairs = pairwise(channels)
         self.layers = nn.ModuleList(NPLayer(*pair) for pair in pairs)
@@ -81,36 +69,40 @@ class NeuralFunctional(GraphMetanet):
             raise ValueError(
                 "nfn: expected a plain chain of layers; got a graph with "
                 f"{len(graph.weights)} weights, {len(graph.biases)} biases and "
-                f"{len(graph.groups)} groups of neurons that is none"
+                f"{len(graph.groups)} groups of neurons that is no chain"
             )
         if kernels != self.kernels:
             raise ValueError(
-                f"nfn: expected kernels {_said(self.kernels)}; got {_said(kernels)}"
+                f"nfn: expected kernels {_described(self.kernels)}; "
+                f"got {_described(kernels)}"
             )
 
-    def pieces(
-        self, source: FeatureSource, parts: GraphTensors
+    def context_pieces(
+        self, source: FeatureSource, tensors: GraphTensors
     ) -> Iterator[tuple[Place, Tensor]]:
-        graph = parts.graph
+        graph = tensors.graph
         chain = layers_of(graph)
-        order = [parts.weights[layer.weight] for layer in chain]
-        inputs = self._absent(source, graph.groups[order[0].block.source].size, 0)
-        nodes = [inputs, *(self._bias(source, graph, layer) for layer in chain)]
-        weights = EdgeStates(order, partial(_first_state, source), self._keeps(parts))
-        whole = self._absent(source, 1, 0).squeeze(-2)
+        order = [tensors.weights[layer.weight] for layer in chain]
+        nodes = [self._zeros(source, graph.groups[order[0].block.source].size, 0)]
+        nodes += [self._bias(source, graph, layer) for layer in chain]
+        whole = self._zeros(source, 1, 0).squeeze(-2)
+
+        def first(_: Tensor | None, chunk: EdgeChunk) -> Tensor:
+            """Kernel positions as channels, (*batch, 1, n_target, n_source,
+            channels)."""
+            return source.edges(chunk).flatten(-2)
+
+        weights = EdgeStates(order, first, self._keeps(tensors))
         for k, layer in enumerate(self.layers):
             is_last = k == len(self.layers) - 1
             nodes, whole = layer(weights, order, nodes, whole, is_last)
-        for layer, value in zip(chain, nodes[1:], strict=True):
+        for layer, node in zip(chain, nodes[1:], strict=True):
             if layer.bias is not None:
-                yield layer.bias, value.unsqueeze(-2)
-        for block in order:
-            for i, part in enumerate(block.parts):
-                state = weights.of(block, i)
-                yield (
-                    (block, part),
-                    state.unflatten(-1, (-1, self.config.d_out)),
-                )
+                yield layer.bias, node.unsqueeze(-2)
+        for own in order:
+            for chunk in own.chunks:
+                state = weights.of(chunk)
+                yield chunk, state.unflatten(-1, (-1, self.config.d_out))
 
     def _bias(
         self, source: FeatureSource, graph: NeuralGraph, layer: ChainLayer
@@ -118,20 +110,20 @@ class NeuralFunctional(GraphMetanet):
         if layer.bias is not None:
             return source.bias(layer.bias).flatten(-2)
         target = graph.weights[layer.weight].target
-        return self._absent(source, graph.groups[target].size, NUM_FEATURES)
+        return self._zeros(source, graph.groups[target].size, NUM_FEATURES)
 
-    def _absent(self, source: FeatureSource, n: int, d: int) -> Tensor:
+    def _zeros(self, source: FeatureSource, n: int, d: int) -> Tensor:
         like = next(self.parameters())
         return like.new_zeros(*source.batch, n, d)
 
-    def _keeps(self, parts: GraphTensors) -> bool:
-        channels = max(self.config.width, NUM_FEATURES * max(map(prod, self.kernels)))
-        return are_kept(parts, channels, next(self.parameters()))
+    def _keeps(self, tensors: GraphTensors) -> bool:
+        slots = max(map(prod, self.kernels))
+        channels = max(self.config.width, NUM_FEATURES * slots)
+        return fits_in_memory(tensors, channels, next(self.parameters()))
 
 
 class ChainLayer(NamedTuple):
-    """A layer of a chain: the numbers of its weight and of its bias, among those of the
-    graph."""
+    """Numbers of a layer's weight and bias among those of the graph."""
 
     weight: int
     bias: int | None
@@ -140,34 +132,35 @@ class ChainLayer(NamedTuple):
 def layers_of(graph: NeuralGraph) -> list[ChainLayer]:
     """The layers of a chain, from inputs to outputs."""
     biases = {bias.group: number for number, bias in enumerate(graph.biases)}
-    targets = [block.target for block in graph.weights]
-    order = sorted(
-        range(len(targets)),
-        key=lambda number: graph.groups[targets[number]].depth,
-    )
-    return [ChainLayer(number, biases.get(targets[number])) for number in order]
+    layers = []
+    for number in sorted(range(len(graph.weights)), key=partial(_depth, graph)):
+        bias = biases.get(graph.weights[number].target)
+        layers.append(ChainLayer(number, bias))
+    return layers
 
 
 def chain_of(graph: NeuralGraph) -> tuple[tuple[int, ...], ...] | None:
-    """The kernels of a plain chain of layers, from inputs to outputs; None if the graph
-    is none."""
-    order = sorted(graph.weights, key=lambda block: graph.groups[block.target].depth)
-    follow = all(a.target == b.source for a, b in pairwise(order))
+    """The kernels of a plain chain of layers, from inputs to outputs; None for other
+    graphs."""
+    order = [graph.weights[layer.weight] for layer in layers_of(graph)]
     n = len(order)
-    alone = len(graph.groups) == n + 1 and len(graph.blocks) == n
+    if not order or len(graph.groups) != n + 1 or len(graph.blocks) != n:
+        return None
     targets = {block.target for block in order}
-    own = {bias.group for bias in graph.biases}
+    biased = {bias.group for bias in graph.biases}
     conditions = (
-        bool(order),
-        follow,
-        alone,
+        all(a.target == b.source for a, b in pairwise(order)),
         len(targets) == n,
-        len(own) == len(graph.biases),
-        own <= targets,
+        len(biased) == len(graph.biases),
+        biased <= targets,
         all(map(_is_dense, order)),
         all(map(_is_plain, graph.biases)),
     )
     return tuple(block.slot_shape for block in order) if all(conditions) else None
+
+
+def _depth(graph: NeuralGraph, weight: int) -> float:
+    return graph.groups[graph.weights[weight].target].depth
 
 
 def _is_dense(block: EdgeBlock) -> bool:
@@ -180,13 +173,6 @@ def _is_plain(bias: Bias) -> bool:
     return bias.index is None and bias.slot_shape == ()
 
 
-def _first_state(
-    source: FeatureSource, _: Tensor | None, block: BlockTensors, part: EdgeChunk
-) -> Tensor:
-    """Features of a part, kernel positions as channels: (*batch, 1, n_target,
-    n_source, channels)."""
-    return source.edges(block, part).flatten(-2)
-
-
-def _said(kernels: Sequence[Sequence[int]]) -> str:
+def _described(kernels: Sequence[Sequence[int]]) -> str:
+    """Kernels as 3x3, 1."""
     return ", ".join("x".join(map(str, kernel)) or "1" for kernel in kernels)

@@ -90,8 +90,8 @@ class Chain:
         """Of parameters, (b, *shape) each."""
         values = self.graph.gather(params, batch_dims=1)
 
-        def first(_: Tensor | None, block: BlockTensors, part: EdgeChunk) -> Tensor:
-            return values.edges[block.number]
+        def first(_: Tensor | None, chunk: EdgeChunk) -> Tensor:
+            return values.edges[chunk.block]
 
         batch = len(params[0])
         nodes = []
@@ -110,7 +110,7 @@ class Chain:
         *shape)."""
         edges, biases = {}, {}
         for parts in self.order:
-            state = found.weights.of(parts, 0)
+            state = found.weights.of(parts.chunks[0])
             edges[parts.number] = state.unflatten(-1, (parts.block.slots, d))
         for piece, own in self._split(found, d):
             kept = biases if piece.kind == "bias" else edges
@@ -181,11 +181,11 @@ def _bias(layer: ChainLayer) -> list[Piece]:
 
 
 def _whole_block(graph: NeuralGraph, number: int) -> BlockTensors:
-    """A block in one part."""
+    """A block in one chunk."""
     block: EdgeBlock = graph.weights[number]
     groups, targets, sources = (slice(0, size) for size in block.shape)
-    part = EdgeChunk(groups, targets, sources, block.view, True)
-    return BlockTensors(block, number, 1, (part,), None, None)
+    chunk = EdgeChunk(number, 0, groups, targets, sources, block.view, True)
+    return BlockTensors(block, number, 1, (chunk,), None, None)
 
 
 def _width(piece: Piece, of_slots: bool) -> int:

@@ -14,13 +14,13 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
+from ngopt.chunking import even_slices
 from ngopt.graph import NeuralGraph, parameter_graph
 from ngopt.graph.core import Index
 from ngopt.graph.views.parameter_graph import neuron_places
 from ngopt.metanets.graph_data.feature_sources import WholeValues
 from ngopt.metanets.graph_data.graph_tensors import (
     GraphTensors,
-    even_slices,
     graph_tensors,
 )
 from ngopt.metanets.graph_data.mixture import (
@@ -31,7 +31,7 @@ from ngopt.metanets.graph_data.mixture import (
 )
 from ngopt.metanets.layers.attention import RelationalLayer
 from ngopt.metanets.layers.graph_layer import GraphLayer
-from ngopt.metanets.layers.graph_network import GraphNetwork
+from ngopt.metanets.layers.graph_network import GraphNetwork, GraphNetworkOptions
 from ngopt.metanets.layers.pna import PNALayer
 from tasks.models.base import ParameterModel
 from tasks.models.fourier import Fourier
@@ -134,10 +134,12 @@ class GraphModel(ParameterModel):
             config.width,
             [self.layer(config, edges=edits or k < last) for k in range(config.layers)],
             largest_kernel(self.graph(one) for one in architectures),
-            activations=config.activations,
-            global_feature=self.has_global,
-            positions=config.positions,
-            slot_positions=self.has_global,
+            GraphNetworkOptions(
+                activations=config.activations,
+                global_feature=self.has_global,
+                positions=config.positions,
+                slot_positions=self.has_global,
+            ),
         )
         self.probes = self._probes(config)
         self._parts: dict[int, GraphTensors] = {}
@@ -226,7 +228,7 @@ class GraphModel(ParameterModel):
         said = [self._said(stack) for stack in stacks]
         (states,), _ = self.network.states(
             MixedValues(values, mixture, self._features),
-            mixture.parts,
+            mixture.tensors,
             self._mixed_codes(stacks, said),
         )
         sizes = [count * layout.nodes for layout, count in layouts]

@@ -12,7 +12,7 @@ from ngopt.metanets.features import NUM_FEATURES
 from ngopt.metanets.graph_data.graph_tensors import graph_tensors
 from ngopt.metanets.layers.attention import RelationalLayer, SoftmaxSums
 from ngopt.metanets.layers.edge_states import EdgeStates
-from ngopt.metanets.layers.graph_network import GraphNetwork
+from ngopt.metanets.layers.graph_network import run_layer
 from ngopt.metanets.transformer import TransformerConfig
 from tests.networks import mlp
 from tests.ngopt.oracle import ends
@@ -39,13 +39,12 @@ def test_nodes_equal_a_softmax_over_a_list_of_edges(name, complete):
     layer = RelationalLayer(
         WIDTH, HEADS, complete_up_to=1000 if complete else 0
     ).double()
-    network = GraphNetwork(3, 2, WIDTH, [layer], (9, 9)).double()
     states = EdgeStates(
         parts.blocks,
-        lambda _, block, part: part.of(edges[block.number]),
+        lambda _, chunk: chunk.of(edges[chunk.block]),
         keep=True,
     )
-    found = network._round(layer, nodes, states, parts)
+    found = run_layer(layer, nodes, states, parts)
     expected = by_hand(layer, graph, nodes, edges, complete)
     torch.testing.assert_close(
         torch.cat(found), torch.stack(expected), rtol=1e-10, atol=1e-10
@@ -110,7 +109,7 @@ def test_what_was_seen_in_pieces_is_what_was_seen_at_once():
         SoftmaxSums.of(a, b, (-3, -2), of_head)
         for a, b in zip(logits.split(3, 2), values.split(3, 2), strict=True)
     ]
-    found = pieces[0].joined(pieces[1]).joined(pieces[2])
+    found = pieces[0].merged(pieces[1]).merged(pieces[2])
     torch.testing.assert_close(found.mean(), whole.mean(), rtol=1e-12, atol=1e-12)
 
 

@@ -51,5 +51,5 @@ def test_layers_hear_of_those_before_them():
 
 
 def said(metanet, graph, features):
-    parts = metanet.parts(graph, features)
+    parts = metanet.graph_tensors(graph, features)
     return metanet.context(FlatFeatures.finite(features, graph), parts)

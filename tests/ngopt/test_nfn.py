@@ -76,7 +76,7 @@ def map_of(metanet, graph, weight, value):
 
 
 def _context(metanet, graph, features):
-    parts = metanet.parts(graph, features)
+    parts = metanet.graph_tensors(graph, features)
     said = metanet.context(FlatFeatures.finite(features, graph), parts)
     return torch.cat(said, -2).squeeze(-1)
 
@@ -146,7 +146,7 @@ def test_a_layer_is_the_sum_of_its_terms_one_by_one(pool):
     whole = torch.randn(2, dtype=torch.float64)
     order = graph_tensors(graph, (1, 1), whole).weights
     weights = EdgeStates(
-        order, lambda _, block, part: (first, second)[block.number], keep=True
+        order, lambda _, chunk: (first, second)[chunk.block], keep=True
     )
     found_nodes, found_whole = layer(weights, order, nodes, whole, is_last=True)
 
@@ -176,7 +176,7 @@ def test_a_layer_is_the_sum_of_its_terms_one_by_one(pool):
                 torch.cat([over(first[0, :, k], 0), nodes[0][k]])
             )
             found = (
-                weights.of(order[0], 0)[0, j, k]
+                weights.of(order[0].chunks[0])[0, j, k]
                 - columns
                 - layer.elements[0](first[0, j, k])
             )
@@ -192,7 +192,7 @@ def test_a_layer_is_the_sum_of_its_terms_one_by_one(pool):
             ]
             columns = layer.columns[1](torch.cat(pieces))
             found = (
-                weights.of(order[1], 0)[0, j, k]
+                weights.of(order[1].chunks[0])[0, j, k]
                 - columns
                 - layer.elements[1](second[0, j, k])
             )
@@ -210,8 +210,8 @@ def test_what_stands_for_a_weight_does_not_depend_on_the_parts_it_is_in(pool):
     for limit in (None, 6):
         (block,) = graph_tensors(graph, (1, 1), values, limit).weights
         weights = EdgeStates(
-            [block], lambda _, __, part: part.of(values).squeeze(-2), keep=True
+            [block], lambda _, chunk: chunk.of(values).squeeze(-2), keep=True
         )
         for found, own in zip(pooled(weights, block, pool), expected, strict=True):
             torch.testing.assert_close(found, own)
-    assert len(block.parts) > 4
+    assert len(block.chunks) > 4

@@ -1,8 +1,6 @@
-"""A neural graph in parts that fit a cache: what a metanet computes with at once.
+"""A neural graph as tensors of one device, its edges in chunks that fit a cache.
 
-A part is some edges of one block: some of its groups, or some targets and some sources
-of one group. Everything here depends on the graph alone, and is made once for many
-steps.
+Everything here depends on the graph alone, and is made once for many steps.
 """
 
 from __future__ import annotations
@@ -10,19 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import isqrt, prod
+from math import prod
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ngopt.graph.core import (
-    Bias,
-    EdgeBlock,
-    Index,
-    NeuralGraph,
-    View,
-)
+from ngopt.chunking import block_slices
+from ngopt.graph.core import Bias, EdgeBlock, Index, NeuralGraph, View
 from ngopt.metanets.graph_data.kernel_tiles import kernel_tiles
 from ngopt.metanets.graph_data.node_features import (
     activation_codes,
@@ -32,22 +25,30 @@ from ngopt.metanets.graph_data.node_features import (
 )
 
 GraphIds = tuple[int, ...] | Tensor
-"""Which of several graphs every group is of, or, where they are one group, every node,
-(n,)."""
+"""Number of the graph of every group; in a mixture, of every node, (n,)."""
 
 
 class EdgeChunk(NamedTuple):
-    """Some edges of a block.
+    """Edges of one block: some groups of edges, or some targets and sources of one.
 
-    view: theirs, of the parameter; None for edges of value 1. is_whole: whether they
-    are all of the parameter, in its own order.
+    block, number: of the block in the graph, and of the chunk in the block. view: of
+    the parameter; None for edges of value 1. is_whole: whether these are all elements
+    of the parameter, in its own order.
     """
 
+    block: int
+    number: int
     groups: slice
     targets: slice
     sources: slice
     view: View | None
     is_whole: bool
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Groups, targets and sources."""
+        g, t, s = self.groups, self.targets, self.sources
+        return g.stop - g.start, t.stop - t.start, s.stop - s.start
 
     def of(self, edges: Tensor) -> Tensor:
         """Those of all edges of the block, (*batch, groups, n_target, n_source, *)."""
@@ -56,19 +57,18 @@ class EdgeChunk(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class BlockTensors:
-    """A block with its parts.
+    """A block of edges in chunks.
 
-    number: among those of the weights, then of the constants. tiles: of an edge,
-    see `kernel_tiles`.
-    target, source: the neurons that it names, (n,) int64; None for all of the group.
-    positions: in a parameter graph, of the slots in their kernels, see
-    `slot_positions`, (1, d) or one for each group of edges; None elsewhere.
+    number: weights come first, then constants. tiles: of an edge, see `kernel_tiles`.
+    target, source: neurons of the group, (n,) int64; None for all of them. positions:
+    in a parameter graph, of the slots in their kernels, see `slot_positions`, (1, d) or
+    one for each group of edges; None elsewhere.
     """
 
     block: EdgeBlock
     number: int
     tiles: int
-    parts: tuple[EdgeChunk, ...]
+    chunks: tuple[EdgeChunk, ...]
     target: Tensor | None
     source: Tensor | None
     positions: Tensor | None = None
@@ -76,13 +76,12 @@ class BlockTensors:
 
 @dataclass(frozen=True, eq=False)
 class GraphTensors:
-    """A graph with what metanets derive from it, on one device.
+    """What graph networks read of a graph, on one device.
 
-    blocks: weights, then constants. bias_index: of every bias the neurons that it
-    names, or None.
-    positions: see `node_positions`. kinds, activations: codes of every group,
-    (groups,); of the one group of a mixture (1, n), of its nodes. uses: of every
-    parameter how often its elements are placed, 1 or (numel, 1) int16.
+    blocks: weights, then constants. bias_index: neurons of every bias in its group, or
+    None for all. positions: see `node_positions`. kinds, activations: codes of every
+    group, (groups,); in a mixture of every node, (1, n). uses: of every parameter how
+    often its elements are placed, 1 or (numel, 1) int16.
     """
 
     graph: NeuralGraph
@@ -91,7 +90,7 @@ class GraphTensors:
     positions: tuple[Tensor, ...]
     kinds: Tensor
     activations: Tensor
-    members: GraphIds
+    graph_ids: GraphIds
     uses: tuple[Literal[1] | Tensor, ...]
 
     @property
@@ -100,42 +99,40 @@ class GraphTensors:
 
     @property
     def edges(self) -> int:
-        """Their number, each of several tiles as many."""
-        return sum(prod(parts.block.shape) * parts.tiles for parts in self.blocks)
+        """Number of edges; one of several tiles counts as often."""
+        return sum(prod(own.block.shape) * own.tiles for own in self.blocks)
 
     @cached_property
     def node_graph_ids(self) -> tuple[Tensor, ...]:
-        """Of the nodes of every group which graph they are of, (n,) each."""
-        if isinstance(self.members, Tensor):
-            return (self.members,)
-        sizes = [group.size for group in self.graph.groups]
-        return tuple(
-            torch.full((size,), member, device=self.kinds.device)
-            for size, member in zip(sizes, self.members, strict=True)
-        )
+        """Graph of every node of every group, (n,) each."""
+        if isinstance(self.graph_ids, Tensor):
+            return (self.graph_ids,)
+        ids = []
+        for group, number in zip(self.graph.groups, self.graph_ids, strict=True):
+            ids.append(torch.full((group.size,), number, device=self.kinds.device))
+        return tuple(ids)
 
     @cached_property
     def target_graph_ids(self) -> tuple[Tensor, ...]:
-        """Of the targets that every block names which graph they are of, (n,) each."""
-        found = []
-        for parts in self.blocks:
-            own = self.node_graph_ids[parts.block.target]
-            found.append(own if parts.target is None else own[parts.target])
-        return tuple(found)
+        """Graph of every target of every block, (n,) each."""
+        ids = []
+        for own in self.blocks:
+            of_group = self.node_graph_ids[own.block.target]
+            ids.append(of_group if own.target is None else of_group[own.target])
+        return tuple(ids)
 
     @cached_property
     def node_counts(self) -> Tensor:
         """Nodes of every graph, (graphs, 1)."""
-        members = torch.cat(self.node_graph_ids)
-        return torch.bincount(members).unsqueeze(1)
+        return torch.bincount(torch.cat(self.node_graph_ids)).unsqueeze(1)
 
     @cached_property
     def edge_counts(self) -> Tensor:
         """Edges of every graph, (graphs, 1)."""
         count = torch.zeros_like(self.node_counts)
-        for parts, own in zip(self.blocks, self.target_graph_ids, strict=True):
-            each = parts.block.shape[2] * parts.tiles
-            count.index_add_(0, own, torch.full_like(own, each)[:, None])
+        for own, ids in zip(self.blocks, self.target_graph_ids, strict=True):
+            per_target = own.block.shape[2] * own.tiles
+            count.index_add_(0, ids, torch.full_like(ids, per_target)[:, None])
         return count
 
 
@@ -145,29 +142,28 @@ def graph_tensors(
     like: Tensor,
     limit: int | None = None,
 ) -> GraphTensors:
-    """The parts of a graph.
+    """The tensors of a graph.
 
     kernel: of the metanet, see `kernel_tiles`. like: of its dtype and on its device.
-    limit: edges
-        in a part, where a cut can make it so; None for whole blocks.
+    limit: edges in a chunk, where slices allow it; None for whole blocks.
     """
-    blocks = (*graph.weights, *graph.constants)
     device = like.device
+    blocks = []
+    for number, block in enumerate((*graph.weights, *graph.constants)):
+        blocks.append(_block_tensors(graph, block, number, kernel, like, limit))
     return GraphTensors(
-        graph,
-        tuple(
-            _block_parts(graph, b, i, kernel, like, limit) for i, b in enumerate(blocks)
-        ),
-        tuple(_index(bias.index, device) for bias in graph.biases),
-        tuple(node_positions(graph, like)),
-        kind_codes(graph, device),
-        activation_codes(graph, device),
-        graph.membership,
-        tuple(_uses(graph, device)),
+        graph=graph,
+        blocks=tuple(blocks),
+        bias_index=tuple(_index(bias.index, device) for bias in graph.biases),
+        positions=tuple(node_positions(graph, like)),
+        kinds=kind_codes(graph, device),
+        activations=activation_codes(graph, device),
+        graph_ids=graph.membership,
+        uses=tuple(_uses(graph, device)),
     )
 
 
-def _block_parts(
+def _block_tensors(
     graph: NeuralGraph,
     block: EdgeBlock,
     number: int,
@@ -176,54 +172,34 @@ def _block_parts(
     limit: int | None,
 ) -> BlockTensors:
     tiles = len(kernel_tiles(block.slot_shape, kernel))
-    cuts = edge_cuts(block.shape, None if limit is None else max(1, limit // tiles))
-    views = [(cut, _narrowed(block.view, cut)) for cut in cuts]
-    parts = tuple(EdgeChunk(*cut, view, _is_whole(view, graph)) for cut, view in views)
-    target = _index(block.target_index, like.device)
-    source = _index(block.source_index, like.device)
-    positions = slot_positions(block, like)
-    return BlockTensors(block, number, tiles, parts, target, source, positions)
+    if limit is not None:
+        limit = max(1, limit // tiles)
+    chunks = []
+    for i, slices in enumerate(block_slices(block.shape, limit)):
+        view = _narrowed(block.view, slices)
+        is_whole = view is not None and view.is_whole(graph.parameters[view.parameter])
+        chunks.append(EdgeChunk(number, i, *slices, view, is_whole))
+    return BlockTensors(
+        block=block,
+        number=number,
+        tiles=tiles,
+        chunks=tuple(chunks),
+        target=_index(block.target_index, like.device),
+        source=_index(block.source_index, like.device),
+        positions=slot_positions(block, like),
+    )
 
 
-def edge_cuts(
-    shape: tuple[int, int, int],
-    limit: int | None,
-) -> Iterator[tuple[slice, slice, slice]]:
-    """Pieces (groups, targets, sources) of at most so many edges, near to square."""
-    groups, targets, sources = shape
-    if limit is None or groups * targets * sources <= limit:
-        yield slice(0, groups), slice(0, targets), slice(0, sources)
-        return
-    if targets * sources <= limit:
-        for group in even_slices(groups, limit // (targets * sources)):
-            yield group, slice(0, targets), slice(0, sources)
-        return
-    rows = min(targets, max(isqrt(limit), limit // sources))
-    columns = max(1, limit // rows)
-    for group in even_slices(groups, 1):
-        for target in even_slices(targets, rows):
-            for source in even_slices(sources, columns):
-                yield group, target, source
-
-
-def even_slices(length: int, step: int) -> Iterator[slice]:
-    """Pieces of at most `step`, of nearly equal lengths."""
-    count = -(-length // step)
-    for i in range(count):
-        yield slice(length * i // count, length * (i + 1) // count)
-
-
-def _narrowed(view: View | None, cut: Sequence[slice]) -> View | None:
+def _narrowed(view: View | None, slices: Sequence[slice]) -> View | None:
+    """A view of some groups, targets and sources."""
     if view is None:
         return None
-    lengths = [piece.stop - piece.start for piece in cut]
-    starts = (s * piece.start for s, piece in zip(view.strides, cut, strict=False))
+    lengths, offset = [], view.offset
+    for stride, piece in zip(view.strides, slices, strict=False):
+        lengths.append(piece.stop - piece.start)
+        offset += stride * piece.start
     shape = (*lengths, *view.shape[3:])
-    return View(view.parameter, shape, view.strides, view.offset + sum(starts))
-
-
-def _is_whole(view: View | None, graph: NeuralGraph) -> bool:
-    return view is not None and view.is_whole(graph.parameters[view.parameter])
+    return View(view.parameter, shape, view.strides, offset)
 
 
 def _index(index: Index, device: torch.device) -> Tensor | None:
@@ -231,17 +207,18 @@ def _index(index: Index, device: torch.device) -> Tensor | None:
 
 
 def _uses(graph: NeuralGraph, device: torch.device) -> Iterator[Literal[1] | Tensor]:
+    """See `GraphTensors`."""
     views: list[list[View]] = [[] for _ in graph.parameters]
     places: tuple[Bias | EdgeBlock, ...] = (*graph.biases, *graph.weights)
     for place in places:
         assert place.view is not None
         views[place.view.parameter].append(place.view)
-    for spec, some in zip(graph.parameters, views, strict=True):
-        used = sum(view.numel for view in some)
-        if len(some) == 1 or used == prod(spec.shape):
-            yield 1  # every element has a place
+    for spec, own in zip(graph.parameters, views, strict=True):
+        used = sum(view.numel for view in own)
+        if len(own) == 1 or used == prod(spec.shape):
+            yield 1  # every element is placed once
             continue
         counts = torch.zeros(1, spec.numel, 1, dtype=torch.int16, device=device)
-        for view in some:
+        for view in own:
             view.write(counts, view.read(counts) + 1)
         yield counts[0]

@@ -7,10 +7,11 @@ from itertools import product
 from math import prod
 from typing import NamedTuple
 
+import numpy as np
+
 
 class Tile(NamedTuple):
-    """A piece of a kernel that fits a metanet's kernel:
-    slots[k] of the edge is position positions[k] there."""
+    """Slots of an edge: slots[k] is position positions[k] in a metanet's kernel."""
 
     slots: tuple[int, ...]
     positions: tuple[int, ...]
@@ -28,43 +29,25 @@ def kernel_tiles(
     al. 2024, section 2.2). A one-dimensional kernel is cut into runs of height * width
     slots, a three-dimensional one into planes.
     """
-    sizes = {0: (), 1: (prod(kernel),), 2: kernel}.get(
-        len(slot_shape), (1,) * (len(slot_shape) - 2) + kernel
-    )
-    space = (prod(kernel),) if len(slot_shape) == 1 else kernel
-    strides = [prod(slot_shape[i + 1 :]) for i in range(len(slot_shape))]
+    shape = slot_shape or (1, 1)
+    space = (prod(kernel),) if len(shape) == 1 else kernel
+    sizes = (1,) * (len(shape) - len(space)) + space
+    slots = np.arange(prod(shape)).reshape(shape)
+    positions = np.arange(prod(space)).reshape(space)
+    cuts_of_axes = []
+    for length, size in zip(shape, sizes, strict=True):
+        cuts_of_axes.append([slice(i, i + size) for i in range(0, length, size)])
     tiles = []
-    for corner in product(
-        *(range(0, n, size) for n, size in zip(slot_shape, sizes, strict=True))
-    ):
-        extent = [
-            min(size, n - c)
-            for n, size, c in zip(slot_shape, sizes, corner, strict=True)
-        ]
-        offsets = list(product(*(range(n) for n in extent)))
-        slots = tuple(
-            sum((c + o) * s for c, o, s in zip(corner, offset, strides, strict=True))
-            for offset in offsets
-        )
-        tiles.append(Tile(slots, _centred(extent, offsets, space)))
+    for cuts in product(*cuts_of_axes):
+        own = slots[cuts]
+        centre = []
+        for length, size in zip(space, own.shape[-len(space) :], strict=True):
+            start = (length - size) // 2
+            centre.append(slice(start, start + size))
+        own_positions = positions[tuple(centre)]
+        tiles.append(Tile(_flat(own), _flat(own_positions)))
     return tuple(tiles)
 
 
-def _centred(
-    extent: list[int], offsets: list[tuple[int, ...]], space: tuple[int, ...]
-) -> tuple[int, ...]:
-    """Flat positions of a tile's offsets when the tile lies in the centre of `space`."""
-    extent = (
-        [1] * (len(space) - len(extent)) + extent[-len(space) :]
-        if extent
-        else [1] * len(space)
-    )
-    start = [(n - e) // 2 for n, e in zip(space, extent, strict=True)]
-    positions = []
-    for offset in offsets:
-        local = [0] * (len(space) - len(offset)) + list(offset[-len(space) :])
-        flat = 0
-        for n, s, o in zip(space, start, local, strict=True):
-            flat = flat * n + s + o
-        positions.append(flat)
-    return tuple(positions)
+def _flat(numbers: np.ndarray) -> tuple[int, ...]:
+    return tuple(numbers.flatten().tolist())

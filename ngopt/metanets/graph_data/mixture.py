@@ -1,10 +1,9 @@
-"""Different small networks as one graph of few blocks, for a `GraphNetwork` that reads
-many at once.
+"""Many different small networks as one graph of few blocks, for a `GraphNetwork`.
 
-Where blocks are small, calls take longer than what they compute. Here blocks of one
-shape and kind, of whatever networks, lie side by side as groups of one block, and all
-nodes are one group: a call computes for all of them. What is said of a network is what
-is said of it alone.
+In small networks a call takes longer than what it computes. Here blocks of one shape
+and kind, of all networks, are groups of edges of one block, and all nodes are one
+group, so that one call computes for all networks. Results are those of each network
+alone.
 """
 
 from __future__ import annotations
@@ -42,11 +41,11 @@ from ngopt.metanets.graph_data.node_features import (
 
 
 class BlockKind(NamedTuple):
-    """What is the same of all that lies side by side.
+    """What blocks, or biases, must share to be one block of the mixture.
 
-    shape: (n_target, n_source) of a group of edges, () of biases. has_elements: not
-    edges of value
-    1. has_positions: edges with a place in a kernel.
+    shape: (n_target, n_source) of a group of edges, () of biases. has_elements: whether
+    edges are parameters; else their value is 1. has_positions: whether edges have a
+    place in a kernel.
     """
 
     shape: tuple[int, ...]
@@ -57,50 +56,50 @@ class BlockKind(NamedTuple):
 
 
 class BlockIndices(NamedTuple):
-    """Where edges, or biases, lie.
+    """Node and parameter numbers of edges, or of biases.
 
     ends: numbers of nodes, (groups, n_target) and (groups, n_source); of biases one,
-    (n,).
-    elements: numbers of flat parameters, (groups, n_target, n_source, slots), of biases
-    (n, slots); None of edges of value 1. positions: see `BlockTensors`, (groups, d).
+    (n,). elements: numbers of flat parameters, (groups, n_target, n_source, slots), of
+    biases (n, slots); None for edges of value 1. positions: see `BlockTensors`,
+    (groups, d).
     """
 
     ends: tuple[Tensor, ...]
     elements: Tensor | None = None
     positions: Tensor | None = None
 
-    def copied(self, nodes: Tensor, numels: Tensor) -> BlockIndices:
-        """Those of several such networks, whose nodes and parameters begin there,
-        (count,) each."""
-        ends = tuple(_copied(end, nodes) for end in self.ends)
-        elements, positions = self.elements, self.positions
+    def repeated(self, nodes: Tensor, elements: Tensor) -> BlockIndices:
+        """Those of several copies. nodes, elements: the first number of each copy,
+        (count,)."""
+        positions = self.positions
         return BlockIndices(
-            ends,
-            None if elements is None else _copied(elements, numels),
+            tuple(_shifted(end, nodes) for end in self.ends),
+            None if self.elements is None else _shifted(self.elements, elements),
             None if positions is None else positions.repeat(len(nodes), 1),
         )
 
     @classmethod
-    def side_by_side(cls, some: Sequence[BlockIndices]) -> BlockIndices:
-        first, columns = some[0], zip(*(one.ends for one in some), strict=True)
-        elements = [x.elements for x in some if x.elements is not None]
-        positions = [x.positions for x in some if x.positions is not None]
+    def concatenated(cls, several: Sequence[BlockIndices]) -> BlockIndices:
+        all_ends = [x.ends for x in several]
+        ends = [torch.cat(column) for column in zip(*all_ends, strict=True)]
+        elements = [x.elements for x in several if x.elements is not None]
+        positions = [x.positions for x in several if x.positions is not None]
         return cls(
-            tuple(torch.cat(column) for column in columns),
-            None if first.elements is None else torch.cat(elements),
-            None if first.positions is None else torch.cat(positions),
+            tuple(ends),
+            torch.cat(elements) if elements else None,
+            torch.cat(positions) if positions else None,
         )
 
 
 @dataclass(frozen=True, eq=False)
 class NetworkLayout:
-    """A network with what is alike side by side.
+    """One network, its blocks by kind.
 
     kinds, activations: codes of all nodes, (n,). positions: theirs, (n, features).
     numel: of the flat parameters.
     """
 
-    places: dict[BlockKind, BlockIndices]
+    indices: dict[BlockKind, BlockIndices]
     kinds: Tensor
     activations: Tensor
     positions: Tensor
@@ -114,20 +113,20 @@ class NetworkLayout:
 class Mixture(NamedTuple):
     """Several networks, one after the other.
 
-    parts: of the graph that they make. weights, biases: of each of its weights and
-    biases the numbers of the flat parameters, see `BlockIndices`.
+    tensors: of the graph of all. weights, biases: numbers of the flat parameters of
+    each of its weights and biases, see `BlockIndices`.
     """
 
-    parts: GraphTensors
+    tensors: GraphTensors
     weights: Sequence[Tensor | None]
     biases: Sequence[Tensor | None]
 
 
 @dataclass(frozen=True, eq=False)
 class MixedValues:
-    """Values of the parameters of a mixture, (numel, k), as a `FeatureSource`.
+    """A `FeatureSource` of the parameters of a mixture, (numel, k).
 
-    features: what makes features of values where they are read, (*, k) -> (*, d_in).
+    features: computes features of values when they are read, (*, k) -> (*, d_in).
     """
 
     values: Tensor
@@ -136,37 +135,38 @@ class MixedValues:
 
     batch = torch.Size()
 
-    def edges(self, parts: BlockTensors, part: EdgeChunk) -> Tensor:
-        assert part.is_whole
-        return self._read(self.mixture.weights[parts.number])
+    def edges(self, chunk: EdgeChunk) -> Tensor:
+        assert chunk.is_whole
+        return self._read(self.mixture.weights[chunk.block])
 
     def bias(self, number: int) -> Tensor:
         return self._read(self.mixture.biases[number])
 
     def _read(self, elements: Tensor | None) -> Tensor:
         assert elements is not None
-        found = self.values.index_select(0, elements.flatten())
-        return self.features(found.unflatten(0, elements.shape))
+        values = self.values.index_select(0, elements.flatten())
+        return self.features(values.unflatten(0, elements.shape))
 
 
 def layout_of(graph: NeuralGraph, like: Tensor) -> NetworkLayout:
-    """That of one graph. like: of the metanet's dtype and on its device."""
+    """The layout of one graph. like: of the metanet's dtype and on its device."""
+    device = like.device
+    numbers = graph.gather(graph.unflatten(torch.arange(graph.numel, device=device)))
+    several: dict[BlockKind, list[BlockIndices]] = {}
+    for kind, own in _edges(graph, numbers.edges, like):
+        several.setdefault(kind, []).append(own)
+    for kind, own in _biases(graph, numbers.biases):
+        several.setdefault(kind, []).append(own)
     sizes = [group.size for group in graph.groups]
-    each = torch.tensor(sizes, device=like.device)
-    places: dict[BlockKind, list[BlockIndices]] = {}
-    flat = torch.arange(graph.numel, device=like.device)
-    numbers = graph.gather(graph.unflatten(flat))
-    for key, found in (
-        *_edges(graph, numbers.edges, like),
-        *_biases(graph, numbers.biases),
-    ):
-        places.setdefault(key, []).append(found)
-    positions = zip(node_positions(graph, like), sizes, strict=True)
+    positions = []
+    for own, size in zip(node_positions(graph, like), sizes, strict=True):
+        positions.append(own.expand(size, -1))
+    repeats = torch.tensor(sizes, device=device)
     return NetworkLayout(
-        {key: BlockIndices.side_by_side(some) for key, some in places.items()},
-        kind_codes(graph, like.device).repeat_interleave(each),
-        activation_codes(graph, like.device).repeat_interleave(each),
-        torch.cat([place.expand(size, -1) for place, size in positions]),
+        _concatenated(several),
+        kind_codes(graph, device).repeat_interleave(repeats),
+        activation_codes(graph, device).repeat_interleave(repeats),
+        torch.cat(positions),
         graph.numel,
     )
 
@@ -185,7 +185,7 @@ def _edges(
         positions = slot_positions(block, like)
         if positions is not None:
             positions = positions.expand(g, -1)
-        key = BlockKind(
+        kind = BlockKind(
             (t, s),
             block.slot_shape,
             block.kind,
@@ -193,7 +193,7 @@ def _edges(
             positions is not None,
         )
         ends = target.to(device), source.to(device)
-        yield key, BlockIndices(ends, elements, positions)
+        yield kind, BlockIndices(ends, elements, positions)
 
 
 def _biases(
@@ -203,12 +203,12 @@ def _biases(
     starts = node_starts(graph)
     for bias, elements in zip(graph.biases, numbers, strict=True):
         nodes = _nodes(starts[bias.group], bias.index, len(elements))
-        key = BlockKind((), bias.slot_shape, bias.kind)
-        yield key, BlockIndices((nodes.to(elements.device),), elements)
+        kind = BlockKind((), bias.slot_shape, bias.kind)
+        yield kind, BlockIndices((nodes.to(elements.device),), elements)
 
 
 def _nodes(start: int, index: Index, *shape: int) -> Tensor:
-    """Numbers of the nodes that a block or bias names in a group."""
+    """Numbers of the nodes of a block or bias in a group that begins at `start`."""
     count = torch.Size(shape).numel()
     within = torch.arange(count) if index is None else torch.tensor(index)
     return (start + within).reshape(shape)
@@ -217,77 +217,84 @@ def _nodes(start: int, index: Index, *shape: int) -> Tensor:
 def mixture_of(
     layouts: Sequence[tuple[NetworkLayout, int]], kernel: tuple[int, int]
 ) -> Mixture:
-    """Each of several networks so many times, one after the other.
+    """Copies of several networks, one after the other.
 
-    kernel: of the metanet, see `kernel_tiles`.
+    layouts: with the numbers of copies. kernel: of the metanet, see `kernel_tiles`.
     """
-    places = _all_places(layouts)
-    edges = {key: own for key, own in places.items() if key.shape}
-    biases = {key: own for key, own in places.items() if not key.shape}
+    edges, biases = {}, {}
+    for kind, own in _all_indices(layouts).items():
+        (edges if kind.shape else biases)[kind] = own
     # weights come before edges of value 1, as in `GraphTensors`
-    order = sorted(edges, key=lambda key: not key.has_elements)
-    blocks = [
-        _block(number, key, edges[key], kernel) for number, key in enumerate(order)
-    ]
-    copies = [one for one, count in layouts for _ in range(count)]
-    kinds, activations, positions = (
-        torch.cat([getattr(one, name) for one in copies])
-        for name in ("kinds", "activations", "positions")
+    order = sorted(edges, key=lambda kind: not kind.has_elements)
+    blocks = []
+    for number, kind in enumerate(order):
+        blocks.append(_block(number, kind, edges[kind], kernel))
+    copies = []
+    for layout, count in layouts:
+        copies += [layout] * count
+    kinds = torch.cat([layout.kinds for layout in copies])
+    activations = torch.cat([layout.activations for layout in copies])
+    tensors = GraphTensors(
+        graph=_graph(blocks, biases, len(kinds)),
+        blocks=tuple(blocks),
+        bias_index=tuple(own.ends[0] for own in biases.values()),
+        positions=(torch.cat([layout.positions for layout in copies]),),
+        kinds=kinds.unsqueeze(0),
+        activations=activations.unsqueeze(0),
+        graph_ids=_graph_ids(copies).to(kinds.device),
+        uses=(),
     )
-    parts = GraphTensors(
-        _graph(blocks, biases, len(kinds)),
-        tuple(blocks),
-        tuple(own.ends[0] for own in biases.values()),
-        (positions,),
-        kinds.unsqueeze(0),
-        activations.unsqueeze(0),
-        _members(copies).to(kinds.device),
-        (),
-    )
-    weights = [edges[key].elements for key in order if key.has_elements]
-    return Mixture(parts, weights, [own.elements for own in biases.values()])
+    weights = [edges[kind].elements for kind in order if kind.has_elements]
+    return Mixture(tensors, weights, [own.elements for own in biases.values()])
 
 
-def _members(copies: Sequence[NetworkLayout]) -> Tensor:
-    """Which network every node is of, (n,)."""
-    sizes = torch.tensor([one.nodes for one in copies])
+def _graph_ids(copies: Sequence[NetworkLayout]) -> Tensor:
+    """The network of every node, (n,)."""
+    sizes = torch.tensor([layout.nodes for layout in copies])
     return torch.arange(len(copies)).repeat_interleave(sizes)
 
 
-def _all_places(
+def _all_indices(
     layouts: Sequence[tuple[NetworkLayout, int]],
 ) -> dict[BlockKind, BlockIndices]:
     """Those of all networks together, in the order of their first occurrence."""
-    found: dict[BlockKind, list[BlockIndices]] = {}
-    nodes = numels = 0
+    several: dict[BlockKind, list[BlockIndices]] = {}
+    nodes = elements = 0
     for layout, count in layouts:
         steps = torch.arange(count)
-        begins = nodes + layout.nodes * steps, numels + layout.numel * steps
-        for key, own in layout.places.items():
-            found.setdefault(key, []).append(own.copied(*begins))
+        starts = nodes + layout.nodes * steps, elements + layout.numel * steps
+        for kind, own in layout.indices.items():
+            several.setdefault(kind, []).append(own.repeated(*starts))
         nodes += layout.nodes * count
-        numels += layout.numel * count
-    return {key: BlockIndices.side_by_side(some) for key, some in found.items()}
+        elements += layout.numel * count
+    return _concatenated(several)
+
+
+def _concatenated(
+    several: dict[BlockKind, list[BlockIndices]],
+) -> dict[BlockKind, BlockIndices]:
+    return {kind: BlockIndices.concatenated(own) for kind, own in several.items()}
 
 
 def _block(
-    number: int, key: BlockKind, places: BlockIndices, kernel: tuple[int, int]
+    number: int, kind: BlockKind, indices: BlockIndices, kernel: tuple[int, int]
 ) -> BlockTensors:
-    (targets, sources), (t, s) = places.ends, key.shape
+    (targets, sources), (t, s) = indices.ends, kind.shape
     shape = len(targets), t, s
     view = None
-    if key.has_elements:
-        view = _whole_view(number, (*shape, *key.slot_shape))
-    block = EdgeBlock(view, 0, 0, shape, key.slot_shape, key.kind)
-    groups, to, fro = (slice(0, n) for n in shape)
+    if kind.has_elements:
+        view = _whole_view(number, (*shape, *kind.slot_shape))
+    chunk = EdgeChunk(
+        number, 0, *(slice(0, n) for n in shape), view=view, is_whole=view is not None
+    )
     return BlockTensors(
-        block,
-        number,
-        len(kernel_tiles(key.slot_shape, kernel)),
-        (EdgeChunk(groups, to, fro, view, view is not None),),
-        targets.flatten(),
-        sources.flatten(),
-        places.positions,
+        block=EdgeBlock(view, 0, 0, shape, kind.slot_shape, kind.kind),
+        number=number,
+        tiles=len(kernel_tiles(kind.slot_shape, kernel)),
+        chunks=(chunk,),
+        target=targets.flatten(),
+        source=sources.flatten(),
+        positions=indices.positions,
     )
 
 
@@ -298,21 +305,20 @@ def _whole_view(number: int, shape: tuple[int, ...]) -> View:
 def _graph(
     blocks: Sequence[BlockTensors], biases: dict[BlockKind, BlockIndices], nodes: int
 ) -> NeuralGraph:
-    """The graph of a network that has what lies side by side as a parameter each."""
+    """The graph of the mixture: each of its weights and biases is one parameter."""
     weights = [own.block for own in blocks]
     views = [block.view for block in weights if block.view is not None]
-    found = []
-    for key, places in biases.items():
-        shape = len(places.ends[0]), *key.slot_shape
-        view = _whole_view(len(views), shape)
+    all_biases = []
+    for kind, indices in biases.items():
+        view = _whole_view(len(views), (len(indices.ends[0]), *kind.slot_shape))
         views.append(view)
-        found.append(Bias(view, 0, key.slot_shape, key.kind))
-    specs = (ParameterSpec(str(view.parameter), view.shape) for view in views)
+        all_biases.append(Bias(view, 0, kind.slot_shape, kind.kind))
+    specs = [ParameterSpec(str(view.parameter), view.shape) for view in views]
     group = NeuronGroup("all", nodes)
-    return NeuralGraph(tuple(specs), (group,), tuple(weights), tuple(found))
+    return NeuralGraph(tuple(specs), (group,), tuple(weights), tuple(all_biases))
 
 
-def _copied(numbers: Tensor, starts: Tensor) -> Tensor:
-    """Numbers that begin there, one copy after the other along the first axis."""
+def _shifted(numbers: Tensor, starts: Tensor) -> Tensor:
+    """Copies of numbers along the first axis, each plus its start."""
     shift = starts.to(numbers).view(-1, *[1] * numbers.dim())
     return (numbers + shift).flatten(0, 1)

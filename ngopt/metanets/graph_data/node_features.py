@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ngopt.graph.core import BIAS_KINDS, NODE_KINDS, EdgeBlock, NeuralGraph, kind_code
 
-# Functions that a network may apply to its neurons; 0 stands for none that is known,
-# the last for any other.
+# Functions that a network may apply to its neurons; the first stands for none or
+# unknown, the last for any other.
 ACTIVATIONS = (
     "none",
     "relu",
@@ -33,64 +33,63 @@ FREQUENCIES = 4
 
 POSITION_FEATURES = len(ROLES) + 2 * 2 * FREQUENCIES
 
-# Of kernels, from the last on; earlier ones are not told apart.
+# Axes of kernels that have positions, the last ones.
 SLOT_AXES = 3
 
 SLOT_PERIOD = 16
-"""Positions in the longest wave that tells them apart."""
+"""Positions in the period of the longest wave."""
 
 SLOT_FEATURES = SLOT_AXES * 2 * FREQUENCIES
 
 
 def node_positions(graph: NeuralGraph, like: Tensor) -> list[Tensor]:
-    """Position features of the nodes of every group: what may tell neurons apart,
-    and nothing that may not.
+    """Position features of the nodes of every group. They differ only between neurons
+    that cannot be exchanged.
 
     They are the role of the group, sines and cosines of its relative depth, and for
-    inputs, outputs and pinned nodes, which cannot be exchanged, sines and cosines of
-    the relative place among all of them; the nodes of shared elements can be, together
-    with the neurons that share them. A departure from the paper's learned vectors per
-    layer and per input and output neuron, so that other depths and input sizes work.
+    inputs, outputs and pinned nodes sines and cosines of the relative place among all
+    of them. Nodes of shared elements have no place: they are exchanged together with
+    the neurons that share them. A departure from the paper's learned vectors per layer
+    and per input and output neuron, so that other depths and input sizes work.
 
     Returns one (n, POSITION_FEATURES) a group, or (1, POSITION_FEATURES) where all its
     nodes are alike, in the dtype and on the device of `like`; computed in float32 at
     least.
     """
-    found, dtype = [], like.dtype
-    precise = torch.promote_types(dtype, torch.float32)
-    like = torch.empty((), dtype=precise, device=like.device)
-    for group, places in zip(graph.groups, _places(graph, like), strict=True):
-        role = like.new_tensor([[float(group.role == role) for role in ROLES]])
-        depth = _waves(like.new_tensor([group.depth]))
+    precise = torch.promote_types(like.dtype, torch.float32)
+    exact = torch.empty((), dtype=precise, device=like.device)
+    positions = []
+    for group, places in zip(graph.groups, _places(graph, exact), strict=True):
+        role = exact.new_tensor([[float(group.role == role) for role in ROLES]])
+        depth = _waves(exact.new_tensor([group.depth]))
         place = torch.zeros_like(depth) if places is None else _waves(places)
         n = len(place)
         own = torch.cat([role.expand(n, -1), depth.expand(n, -1), place], dim=-1)
-        found.append(own.to(dtype))
-    return found
+        positions.append(own.to(like.dtype))
+    return positions
 
 
 def _places(graph: NeuralGraph, like: Tensor) -> list[Tensor | None]:
-    """Where the nodes of every group are among all of its role in its network, (n,)
-    from 0 to 1, or None."""
-    members = graph.membership
-    keys = list(zip(members, (group.role for group in graph.groups), strict=True))
-    has_place = [
-        g.is_fixed and g.kind not in ("parameter", *BIAS_KINDS) for g in graph.groups
-    ]
+    """Places of the nodes of every group among all of its role in its network, (n,)
+    from 0 to 1; None for nodes without a place."""
+    keys, has_place = [], []
     sizes: Counter = Counter()
-    for key, group, fixed in zip(keys, graph.groups, has_place, strict=True):
-        sizes[key] += group.size if fixed else 0
-    lines = {
-        key: torch.linspace(0, 1, n, dtype=like.dtype, device=like.device)
-        for key, n in sizes.items()
-    }
-    found: list[Tensor | None] = []
-    for key, group, fixed in zip(keys, graph.groups, has_place, strict=True):
+    for network, group in zip(graph.membership, graph.groups, strict=True):
+        key = network, group.role
+        is_placed = group.is_fixed and group.kind not in ("parameter", *BIAS_KINDS)
+        sizes[key] += group.size if is_placed else 0
+        keys.append(key)
+        has_place.append(is_placed)
+    remaining = {}
+    for key, n in sizes.items():
+        remaining[key] = torch.linspace(0, 1, n, dtype=like.dtype, device=like.device)
+    places: list[Tensor | None] = []
+    for key, group, is_placed in zip(keys, graph.groups, has_place, strict=True):
         place = None
-        if fixed:
-            place, lines[key] = lines[key].tensor_split([group.size])
-        found.append(place)
-    return found
+        if is_placed:
+            place, remaining[key] = remaining[key].tensor_split([group.size])
+        places.append(place)
+    return places
 
 
 def kind_codes(graph: NeuralGraph, device: torch.device) -> Tensor:
@@ -100,11 +99,10 @@ def kind_codes(graph: NeuralGraph, device: torch.device) -> Tensor:
 
 
 def activation_codes(graph: NeuralGraph, device: torch.device) -> Tensor:
-    """The activation of every group, (groups,) int64,
-    as its place in `ACTIVATIONS` (Kofinas et al. 2024, sec. 2.3)."""
-    codes = [
-        kind_code(group.activation or "none", ACTIVATIONS) for group in graph.groups
-    ]
+    """The activation of every group, (groups,) int64, as its place in `ACTIVATIONS`
+    (Kofinas et al. 2024, section 2.3)."""
+    names = [group.activation or "none" for group in graph.groups]
+    codes = [kind_code(name, ACTIVATIONS) for name in names]
     return torch.tensor(codes, device=device)
 
 
@@ -122,9 +120,6 @@ def slot_positions(block: EdgeBlock, like: Tensor) -> Tensor | None:
 
 def _waves(x: Tensor) -> Tensor:
     """(n,) -> (n, 2 * FREQUENCIES), with periods of 2, 1, 1/2, ..."""
-    angles = (
-        x.unsqueeze(-1)
-        * pi
-        * 2.0 ** torch.arange(FREQUENCIES, dtype=x.dtype, device=x.device)
-    )
+    octaves = torch.arange(FREQUENCIES, dtype=x.dtype, device=x.device)
+    angles = x.unsqueeze(-1) * pi * 2.0**octaves
     return torch.cat([angles.sin(), angles.cos()], dim=-1)

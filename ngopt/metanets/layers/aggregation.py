@@ -1,10 +1,10 @@
-"""MessageStatistics that reach the neurons of a group, and their statistics over all that come."""
+"""Messages aggregated at the neurons of a group, over all blocks that reach them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
-from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -18,15 +18,22 @@ TO_SOURCES: Axes = (1, 3)
 
 
 class Aggregate(Protocol):
-    """What a layer keeps of the messages to some neurons; it can be continued."""
+    """Aggregated messages to some neurons, to which others can be added."""
 
-    def joined(self, other: Self) -> Self:
-        """Of the same neurons, from both sets of messages."""
+    def merged(self, other: Self) -> Self:
+        """Of both sets of messages, to the same neurons."""
         ...
 
-    def beside(self, others: Sequence[Self]) -> Self:
-        """Of neurons that follow each other."""
+    def concatenated(self, others: Sequence[Self]) -> Self:
+        """Of consecutive neurons."""
         ...
+
+
+class Incoming(NamedTuple):
+    """The `Aggregate` of one block at neurons of a group; index: (n,), None for all."""
+
+    messages: Any
+    index: Tensor | None
 
 
 class MessageStatistics(NamedTuple):
@@ -44,13 +51,11 @@ class MessageStatistics(NamedTuple):
 
     @classmethod
     def of(cls, degree: int, statistics: Sequence[Tensor]) -> MessageStatistics:
-        """Of so many messages to each neuron. statistics: mean and the others,
-        with the batch inside."""
+        """statistics: mean and the others, with the batch inside."""
         return cls(degree, *map(by_neuron, statistics))
 
-    def joined(self, other: MessageStatistics) -> MessageStatistics:
-        """Of two sets of messages to the same neurons, each at least one (Chan et al.
-        1983)."""
+    def merged(self, other: MessageStatistics) -> MessageStatistics:
+        """Of both sets of messages, each at least one (Chan et al. 1983)."""
         degree = self.degree + other.degree
         share = other.degree / degree
         step = other.mean - self.mean
@@ -64,18 +69,45 @@ class MessageStatistics(NamedTuple):
         )
 
     def of_neurons(self, some: slice) -> MessageStatistics:
-        """Those of some of the neurons."""
         degree = self.degree[some] if isinstance(self.degree, Tensor) else self.degree
-        return MessageStatistics(degree, *(column[..., some, :] for column in self[1:]))
+        return MessageStatistics(degree, *(x[..., some, :] for x in self[1:]))
 
-    def beside(self, others: Sequence[MessageStatistics]) -> MessageStatistics:
-        """Of neurons that follow each other; all have the same degree."""
+    def concatenated(self, others: Sequence[MessageStatistics]) -> MessageStatistics:
+        """Of consecutive neurons; all have the same degree."""
         if not others:
             return self
-        columns = zip(self[1:], *(other[1:] for other in others), strict=True)
-        return MessageStatistics(
-            self.degree, *(torch.cat(column, -2) for column in columns)
-        )
+        rows = [self[1:], *(other[1:] for other in others)]
+        return MessageStatistics(self.degree, *_columns(rows))
+
+
+def total_statistics(parts: Sequence[Incoming], node: Tensor) -> MessageStatistics:
+    """Statistics over the messages of several blocks, for every neuron of a group.
+
+    node: (*batch, n, width). Without messages the degree is 0 and statistics are 0.
+    """
+    if all(part.index is None for part in parts):
+        return reduce(MessageStatistics.merged, [part.messages for part in parts])
+    n = node.shape[-2]
+    rows = []
+    for part in parts:
+        messages = part.messages
+        ones = messages.mean.new_ones(messages.mean.shape[-2], 1)
+        rows.append([messages.degree * ones, *messages[1:]])
+    degrees, means, variances, lows, highs = _columns(rows)
+    index = concatenated_index(parts, n, node.device)
+    degree = node.new_zeros(n, 1).index_add(0, index, degrees)
+    share = degrees / degree.index_select(0, index)
+    mean = scatter_sum(share * means, index, n)
+    step = means - mean.index_select(-2, index)
+    var = scatter_sum(share * (variances + step.square()), index, n)
+    low = scatter_extreme(lows, index, n, "amin")
+    high = scatter_extreme(highs, index, n, "amax")
+    return MessageStatistics(degree, mean, var, low, high)
+
+
+def _columns(rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """First tensors of all rows concatenated along neurons, second ones, and so on."""
+    return [torch.cat(column, -2) for column in zip(*rows, strict=True)]
 
 
 def by_neuron(reduced: Tensor) -> Tensor:
@@ -88,87 +120,31 @@ def batch_outside(edges: Tensor) -> Tensor:
     """(groups, a, b, tiles, *batch, width) -> (*batch, groups, a, b, tiles, width),
     without a copy."""
     batch = edges.dim() - 5
-    return (
-        edges.movedim(list(range(4, 4 + batch)), list(range(batch))) if batch else edges
-    )
+    if not batch:
+        return edges
+    return edges.movedim(list(range(4, 4 + batch)), list(range(batch)))
 
 
-Kept = TypeVar("Kept", bound=Aggregate)
-
-
-class Incoming(NamedTuple, Generic[Kept]):
-    """MessageStatistics of one block to the neurons of a group; index: which, (n,), None for
-    all."""
-
-    messages: Kept
-    index: Tensor | None
-
-
-def gathered(
-    parts: Sequence[Incoming[MessageStatistics]], node: Tensor
-) -> MessageStatistics:
-    """Statistics over the messages of several blocks, for every neuron of a group.
-
-    node: (*batch, n, width). Where none comes, the degree is 0 and statistics are 0.
-    """
-    if len(parts) == 1 and parts[0].index is None:
-        return parts[0].messages
-    if all(part.index is None for part in parts):
-        return reduce(MessageStatistics.joined, [part.messages for part in parts])
-    return _by_index(parts, node)
-
-
-def _by_index(
-    parts: Sequence[Incoming[MessageStatistics]], node: Tensor
-) -> MessageStatistics:
-    """The same where blocks name neurons, some of them perhaps more than once."""
-    n = node.shape[-2]
-    degrees, *columns = (
-        torch.cat(column, -2) for column in zip(*map(_columns, parts), strict=True)
-    )
-    index = joined_index(parts, n, node.device)
-    degree = node.new_zeros(n, 1).index_add(0, index, degrees)
-    share = degrees / degree.index_select(0, index)
-    means, variances, lows, highs = columns
-
-    def total(rows: Tensor) -> Tensor:
-        return added(share * rows, index, n)
-
-    mean = total(means)
-    far = means - mean.index_select(-2, index)
-    var = total(variances + far.square())
-    low = extremes(lows, index, n, "amin")
-    return MessageStatistics(degree, mean, var, low, extremes(highs, index, n, "amax"))
-
-
-def _columns(part: Incoming[MessageStatistics]) -> list[Tensor]:
-    """Degree (n, 1), mean, var, low and high of the neurons that a block names."""
-    messages = part.messages
-    ones = messages.mean.new_ones(messages.mean.shape[-2], 1)
-    return [messages.degree * ones, *messages[1:]]
-
-
-def joined_index(
-    parts: Sequence[Incoming[Any]], n: int, device: torch.device
+def concatenated_index(
+    parts: Sequence[Incoming], n: int, device: torch.device
 ) -> Tensor:
-    """Which neurons of a group of n all blocks name, one block after the other, (m,)."""
+    """Neurons of all blocks in a group of n, one block after the other, (m,)."""
     everything = torch.arange(n, device=device)
     return torch.cat([everything if i is None else i for _, i in parts])
 
 
-def added(rows: Tensor, index: Tensor, n: int) -> Tensor:
-    """Rows (*batch, m, width) that an index names, summed: (*batch, n, width)."""
+def scatter_sum(rows: Tensor, index: Tensor, n: int) -> Tensor:
+    """Sums of the rows (*batch, m, width) of each index, (*batch, n, width)."""
     shape = (*rows.shape[:-2], n, rows.shape[-1])
     return rows.new_zeros(shape).index_add(-2, index, rows)
 
 
-def extremes(
-    rows: Tensor, index: Tensor, n: int, which: str, nothing: float = 0.0
+def scatter_extreme(
+    rows: Tensor, index: Tensor, n: int, reduction: str, empty: float = 0.0
 ) -> Tensor:
-    """The same, the least ("amin") or largest ("amax") of them; `nothing` where there
-    are none."""
+    """Minima ("amin") or maxima ("amax") of the rows of each index; `empty` without
+    rows."""
     shape = (*rows.shape[:-2], n, rows.shape[-1])
     wide = index.unsqueeze(1).expand_as(rows)
-    return rows.new_full(shape, nothing).scatter_reduce(
-        -2, wide, rows, which, include_self=False
-    )
+    out = rows.new_full(shape, empty)
+    return out.scatter_reduce(-2, wide, rows, reduction, include_self=False)

@@ -14,41 +14,41 @@ from ngopt.metanets.graph_data.graph_tensors import (
     GraphTensors,
 )
 
-EdgeStep = Callable[[Tensor | None, BlockTensors, EdgeChunk], Tensor]
-"""The states of a part after a step, from those before; None before the first."""
+EdgeStep = Callable[[Tensor | None, EdgeChunk], Tensor]
+"""States of a chunk before a step -> after it; None before the first."""
 
 
 class EdgeStates:
-    """The states of all edges, part by part: those of a first state, after some steps.
+    """The states of all edges after some steps, chunk by chunk.
 
-    They are kept where `keep` says so, and else computed from the beginning whenever
-    they are asked for, so that only those of one part are in memory.
+    keep: whether states are stored. Else each `of` computes them from the first step,
+    so that only those of one chunk are in memory.
     """
 
     def __init__(self, blocks: Sequence[BlockTensors], first: EdgeStep, keep: bool):
         self.blocks, self.keep = blocks, keep
         self._steps: list[EdgeStep] = [first]
-        self._kept: dict[tuple[int, int], tuple[int, Tensor]] = {}
+        self._stored: dict[tuple[int, int], tuple[int, Tensor]] = {}
 
     def then(self, step: EdgeStep) -> None:
         """Adds a step."""
         self._steps.append(step)
 
-    def of(self, parts: BlockTensors, number: int) -> Tensor:
-        """The states of one part after all steps so far."""
-        key = parts.number, number
-        done, state = self._kept.get(key, (0, None))
+    def of(self, chunk: EdgeChunk) -> Tensor:
+        """The states of a chunk after all steps so far."""
+        key = chunk.block, chunk.number
+        done, state = self._stored.get(key, (0, None))
         for step in self._steps[done:]:
-            state = step(state, parts, parts.parts[number])
+            state = step(state, chunk)
         assert state is not None
         if self.keep:
-            self._kept[key] = len(self._steps), state
+            self._stored[key] = len(self._steps), state
         return state
 
 
-def are_kept(parts: GraphTensors, width: int, like: Tensor) -> bool:
-    """Whether states of so many features of `like`'s dtype may be kept;
-    autograd keeps them anyway."""
-    most = chunking.amount(chunking.KEPT, like.device)
-    is_small = like.itemsize * width * parts.edges <= most
+def fits_in_memory(tensors: GraphTensors, width: int, like: Tensor) -> bool:
+    """Whether edge states of `width` features in `like`'s dtype may be stored; autograd
+    stores them anyway."""
+    limit = chunking.amount(chunking.KEPT, like.device)
+    is_small = like.itemsize * width * tensors.edges <= limit
     return is_small or torch.is_grad_enabled()

@@ -10,11 +10,10 @@ from torch.nn.functional import silu
 
 
 class GlobalFeature(nn.Module):
-    """One vector for each whole graph, which all its nodes and edges see and feed (Lim
-    et al. 2024, Eq. 3 to 5).
+    """One vector for each whole graph (Lim et al. 2024, Eq. 3 to 5).
 
-    u <- u + linear(silu(linear([u, mean of nodes, mean of edges]))); nodes and edges
-    then get a linear map of it each. `graph.members` says what belongs to which graph.
+    u <- u + linear(silu(linear([u, mean of nodes, mean of edges]))). Then a linear map
+    of u is added to all nodes, and one to all edges, of its graph.
 
     Shapes: u and the means (*batch, graphs, width).
     """
@@ -31,14 +30,14 @@ class GlobalFeature(nn.Module):
 
 
 def sums_by_graph(
-    rows: Sequence[Tensor], members: Sequence[Tensor], counts: Tensor
+    rows: Sequence[Tensor], graph_ids: Sequence[Tensor], counts: Tensor
 ) -> Tensor:
     """Sums of rows (*batch, n, width) of each graph, (*batch, graphs, width).
 
-    members: which graph each row is of, (n,). counts: (graphs, 1).
+    graph_ids: graph of each row, (n,). counts: (graphs, 1).
     """
     like = rows[0]
     total = like.new_zeros(*like.shape[:-2], len(counts), like.shape[-1])
-    for some, own in zip(rows, members, strict=True):
-        total = total.index_add(-2, own, some)
+    for values, ids in zip(rows, graph_ids, strict=True):
+        total = total.index_add(-2, ids, values)
     return total

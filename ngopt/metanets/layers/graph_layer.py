@@ -1,4 +1,4 @@
-"""One round of messages along the edges of a neural graph: the interface of layers."""
+"""Base class of message passing layers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ngopt.metanets.layers.aggregation import Aggregate, Incoming
 
 
 class EndTerms(NamedTuple):
-    """What the two ends of the edges of a block bring to a layer.
+    """Linear maps of the nodes at both ends of the edges of a block.
 
     target: (groups, n_target, *batch, columns). source: (groups, n_source, *batch,
     columns).
@@ -22,45 +22,29 @@ class EndTerms(NamedTuple):
     target: Tensor
     source: Tensor
 
-    def of_target(self, part: EdgeChunk, columns: slice) -> Tensor:
+    def of_target(self, chunk: EdgeChunk, columns: slice) -> Tensor:
         """(groups, n_target, 1, 1, *batch, columns)."""
-        return self.target[part.groups, part.targets, None, None, ..., columns]
+        return self.target[chunk.groups, chunk.targets, None, None, ..., columns]
 
-    def of_source(self, part: EdgeChunk, columns: slice) -> Tensor:
+    def of_source(self, chunk: EdgeChunk, columns: slice) -> Tensor:
         """(groups, 1, n_source, 1, *batch, columns)."""
-        return self.source[part.groups, None, part.sources, None, ..., columns]
+        return self.source[chunk.groups, None, chunk.sources, None, ..., columns]
 
-    def sums(self, part: EdgeChunk) -> Tensor:
+    def sums(self, chunk: EdgeChunk) -> Tensor:
         """Of both ends, (groups, n_target, n_source, 1, *batch, columns)."""
-        everything = slice(None)
-        of_target = self.of_target(part, everything)
-        return of_target + self.of_source(part, everything)
-
-
-def batch_inside(values: Tensor, axes: int) -> Tensor:
-    """(*batch, *axes, width) -> (*axes, *batch, width), so many of them, in this order
-    of memory.
-
-    What is broadcast or reduced over edges are long runs of memory then.
-    """
-    batch = values.dim() - axes - 1
-    if not batch:
-        return values
-    return values.movedim(
-        list(range(batch)), list(range(axes, axes + batch))
-    ).contiguous()
+        columns = slice(None)
+        return self.of_target(chunk, columns) + self.of_source(chunk, columns)
 
 
 class GraphLayer(nn.Module):
-    """Base class of a round of messages along edges: new nodes and new edges, part by
-    part.
+    """Base class of a round of messages along edges: new nodes and new edges, chunk by
+    chunk.
 
-    target, source: linear maps, of what the nodes bring to the edges that they end; the
-    last
-        `width` of their outputs are for new edges, the others for messages.
+    target, source: linear maps of the nodes at the ends of edges. The last `width`
+    outputs are for new edges, the others for messages.
 
-    Shapes: nodes one (*batch, n, width) a group; edges (groups, n_target, n_source,
-    tiles, *batch, width), of a part of a block.
+    Shapes: nodes (*batch, n, width) of each group; edges (groups, n_target, n_source,
+    tiles, *batch, width), of a chunk.
     """
 
     width: int
@@ -70,46 +54,44 @@ class GraphLayer(nn.Module):
     def message_terms(
         self, nodes: Sequence[Tensor], blocks: Sequence[BlockTensors]
     ) -> list[EndTerms]:
-        """What the nodes bring to the messages of every block."""
-        return self._ends(nodes, blocks, slice(0, -self.width))
+        """The terms of the nodes in the messages of every block."""
+        return self._terms(nodes, blocks, slice(0, -self.width))
 
     def edge_update_terms(
         self, nodes: Sequence[Tensor], blocks: Sequence[BlockTensors]
     ) -> list[EndTerms]:
-        """What the nodes bring to the new edges of every block."""
-        return self._ends(nodes, blocks, slice(-self.width, None))
+        """The terms of the nodes in the new edges of every block."""
+        return self._terms(nodes, blocks, slice(-self.width, None))
 
-    def _ends(
+    def _terms(
         self,
         nodes: Sequence[Tensor],
         blocks: Sequence[BlockTensors],
         columns: slice,
     ) -> list[EndTerms]:
-        found = []
-        ends = (
-            {parts.block.target for parts in blocks},
-            {parts.block.source for parts in blocks},
-        )
-        targets, sources = (
-            {group: _some_columns(layer, nodes[group], columns) for group in own}
-            for layer, own in zip((self.target, self.source), ends, strict=True)
-        )
-        for parts in blocks:
-            g, t, s = parts.block.shape
-            target = select_neurons(targets[parts.block.target], parts.target)
-            source = select_neurons(sources[parts.block.source], parts.source)
-            pairs = (target.unflatten(-2, (g, t)), source.unflatten(-2, (g, s)))
-            found.append(EndTerms(*(batch_inside(x, axes=2) for x in pairs)))
-        return found
+        targets: dict[int, Tensor] = {}
+        sources: dict[int, Tensor] = {}
+        terms = []
+        for own in blocks:
+            to, fro = own.block.target, own.block.source
+            if to not in targets:
+                targets[to] = _some_outputs(self.target, nodes[to], columns)
+            if fro not in sources:
+                sources[fro] = _some_outputs(self.source, nodes[fro], columns)
+            g, t, s = own.block.shape
+            target = select_neurons(targets[to], own.target).unflatten(-2, (g, t))
+            source = select_neurons(sources[fro], own.source).unflatten(-2, (g, s))
+            terms.append(EndTerms(batch_inside(target, 2), batch_inside(source, 2)))
+        return terms
 
     def messages(
-        self, edges: Tensor, ends: EndTerms, part: EdgeChunk
+        self, edges: Tensor, terms: EndTerms, chunk: EdgeChunk
     ) -> tuple[Aggregate, Aggregate]:
-        """What the messages of a part bring to its targets and to its sources."""
+        """The messages of a chunk, aggregated at its targets and at its sources."""
         raise NotImplementedError
 
-    def next_edges(self, edges: Tensor, ends: EndTerms, part: EdgeChunk) -> Tensor:
-        """The edges of a part after this layer."""
+    def next_edges(self, edges: Tensor, terms: EndTerms, chunk: EdgeChunk) -> Tensor:
+        """The edges of a chunk after this layer."""
         raise NotImplementedError
 
     def next_nodes(
@@ -117,21 +99,34 @@ class GraphLayer(nn.Module):
         nodes: Sequence[Tensor],
         incoming: Sequence[Sequence[Incoming]],
         outgoing: Sequence[Sequence[Incoming]],
-        members: GraphIds,
+        graph_ids: GraphIds,
     ) -> list[Tensor]:
-        """The nodes after this layer, from what reaches each group from both sides.
+        """The nodes after this layer, from the messages to each group.
 
-        members: see `GraphTensors`.
+        incoming: along edges to the group. outgoing: back along edges from the group.
+        graph_ids: see `GraphTensors`.
         """
         raise NotImplementedError
 
 
-def _some_columns(layer: nn.Linear, x: Tensor, columns: slice) -> Tensor:
+def batch_inside(values: Tensor, axes: int) -> Tensor:
+    """(*batch, *axes, width) -> (*axes, *batch, width), in this order of memory.
+
+    axes: their number. Broadcasts and reductions over edges then run over long rows.
+    """
+    batch = values.dim() - axes - 1
+    if not batch:
+        return values
+    inside = list(range(axes, axes + batch))
+    return values.movedim(list(range(batch)), inside).contiguous()
+
+
+def _some_outputs(layer: nn.Linear, x: Tensor, columns: slice) -> Tensor:
     """Some outputs of a linear layer."""
     bias = None if layer.bias is None else layer.bias[columns]
     return linear(x, layer.weight[columns], bias)
 
 
 def select_neurons(nodes: Tensor, index: Tensor | None) -> Tensor:
-    """(*batch, n, width) -> the rows that a block names."""
+    """Rows (*batch, n, width) of an index; all without one."""
     return nodes if index is None else nodes.index_select(-2, index)

@@ -1,5 +1,4 @@
-"""What the metanets share at their ends: slots of an edge to one vector and back,
-and node positions."""
+"""Linear maps between the slots of an edge (kernel positions) and one vector."""
 
 from __future__ import annotations
 
@@ -9,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from ngopt.chunking import concatenated
 from ngopt.graph.core import kind_code
@@ -16,11 +16,9 @@ from ngopt.metanets.graph_data.kernel_tiles import Tile, kernel_tiles
 
 
 class KindFiLM(nn.Module):
-    """A learned scale and shift for every kind of thing,
-    so that one linear map does for all of them.
+    """A learned scale and shift, (width,) each, for every kind of edge or node.
 
-    kinds: names of the kinds; the last stands for any other. Shapes: scale and shift,
-    (width,) each.
+    kinds: names of the kinds; the last stands for any other.
     """
 
     def __init__(self, kinds: Sequence[str], width: int):
@@ -34,19 +32,9 @@ class KindFiLM(nn.Module):
         return self.scales[code], self.shifts[code]
 
 
-def taken(x: Tensor, places: Sequence[int], axis: int) -> Tensor:
-    """Elements at places along an axis; no index is copied to an accelerator."""
-    if x.is_cpu:
-        return x[(*[slice(None)] * (axis % x.dim()), list(places))]
-    starts = [i for i, n in enumerate(places) if not i or n != places[i - 1] + 1]
-    ends = [*starts[1:], len(places)]
-    runs = zip(starts, ends, strict=True)
-    pieces = [x.narrow(axis, places[a], b - a) for a, b in runs]
-    return concatenated(pieces, axis)
-
-
 class SlotMap(NamedTuple):
-    """The linear map of one tile: slots that it takes or gives, None for all in order."""
+    """The linear map of one tile. slots: that it reads or writes; None for all in
+    order."""
 
     slots: list[int] | None
     weight: Tensor
@@ -57,8 +45,8 @@ class SlotEncoder(nn.Module):
     """A linear map of the features of all slots of an edge or node,
     zero-padded to the largest kernel and flattened.
 
-    The padding is not materialised: the matrix is sliced to the slots that exist. What
-    it gives is scaled and shifted by the kind of the edge or node.
+    The padding is not materialised: the matrix is sliced to the slots that exist. The
+    result is scaled and shifted by the kind of the edge or node.
 
     Shapes: (*, slots, d_in) -> (*, tiles, width).
     """
@@ -72,35 +60,32 @@ class SlotEncoder(nn.Module):
     ):
         super().__init__()
         self.kernel, self.film = kernel, KindFiLM(kinds, width)
-        linear = nn.Linear(d_in * prod(kernel), width)
-        self.weight = nn.Parameter(
-            linear.weight.detach().reshape(width, prod(kernel), d_in).clone()
-        )
-        self.bias = nn.Parameter(linear.bias.detach().clone())
+        layer = nn.Linear(d_in * prod(kernel), width)
+        weight = layer.weight.detach().reshape(width, prod(kernel), d_in)
+        self.weight = nn.Parameter(weight.clone())
+        self.bias = nn.Parameter(layer.bias.detach().clone())
 
     def maps(self, slot_shape: tuple[int, ...], kind: str) -> list[SlotMap]:
-        """One for every tile; scale and shift are in them,
-        as they are smaller than what they give."""
+        """One for every tile. Scale and shift are in the weights, which are smaller
+        than the results."""
         tiles = kernel_tiles(slot_shape, self.kernel)
         scale, shift = self.film(kind)
         weight = scale[:, None, None] * self.weight
         bias = scale * self.bias + shift
-        found = []
+        maps = []
         for tile in tiles:
-            live = taken(weight, tile.positions, 1).flatten(1)
-            found.append(SlotMap(_slots(tile, tiles), live, bias))
-        return found
+            own = take(weight, tile.positions, 1).flatten(1)
+            maps.append(SlotMap(_slots(tile, tiles), own, bias))
+        return maps
 
     def forward(self, values: Tensor, maps: Sequence[SlotMap]) -> Tensor:
         encoded = []
         for slots, weight, bias in maps:
-            own = values if slots is None else taken(values, slots, -2)
+            own = values if slots is None else take(values, slots, -2)
             encoded.append(_linear(own.flatten(-2), weight, bias))
-        return (
-            encoded[0].unsqueeze(-2)
-            if len(encoded) == 1
-            else torch.stack(encoded, dim=-2)
-        )
+        if len(encoded) == 1:
+            return encoded[0].unsqueeze(-2)
+        return torch.stack(encoded, dim=-2)
 
 
 class SlotDecoder(nn.Module):
@@ -120,47 +105,56 @@ class SlotDecoder(nn.Module):
         kinds: Sequence[str],
     ):
         super().__init__()
-        self.kernel, self.d_out, self.film = (
-            kernel,
-            d_out,
-            KindFiLM(kinds, width),
-        )
-        linear = nn.Linear(width, d_out * prod(kernel))
-        self.weight = nn.Parameter(
-            linear.weight.detach().reshape(prod(kernel), d_out, width).clone()
-        )
-        self.bias = nn.Parameter(
-            linear.bias.detach().reshape(prod(kernel), d_out).clone()
-        )
+        self.kernel, self.d_out = kernel, d_out
+        self.film = KindFiLM(kinds, width)
+        layer = nn.Linear(width, d_out * prod(kernel))
+        weight = layer.weight.detach().reshape(prod(kernel), d_out, width)
+        self.weight = nn.Parameter(weight.clone())
+        bias = layer.bias.detach().reshape(prod(kernel), d_out)
+        self.bias = nn.Parameter(bias.clone())
 
     def maps(self, slot_shape: tuple[int, ...], kind: str) -> list[SlotMap]:
         """One for every tile."""
         tiles = kernel_tiles(slot_shape, self.kernel)
         scale, shift = self.film(kind)
-        found = []
+        maps = []
         for tile in tiles:
-            weight = taken(self.weight, tile.positions, 0).flatten(0, 1)
-            bias = taken(self.bias, tile.positions, 0).flatten() + weight @ shift
-            found.append(SlotMap(_slots(tile, tiles), weight * scale, bias))
-        return found
+            weight = take(self.weight, tile.positions, 0).flatten(0, 1)
+            bias = take(self.bias, tile.positions, 0).flatten() + weight @ shift
+            maps.append(SlotMap(_slots(tile, tiles), weight * scale, bias))
+        return maps
 
     def forward(self, states: Tensor, maps: Sequence[SlotMap]) -> Tensor:
-        pieces = []
-        for k, (_, weight, bias) in enumerate(maps):
-            out = nn.functional.linear(states[..., k, :], weight, bias)
+        pieces, order = [], []
+        for k, (slots, weight, bias) in enumerate(maps):
+            out = linear(states[..., k, :], weight, bias)
             pieces.append(out.unflatten(-1, (-1, self.d_out)))
+            order += slots or ()
         if len(pieces) == 1:
             return pieces[0]
-        order = [slot for one in maps if one.slots for slot in one.slots]
-        back = sorted(range(len(order)), key=order.__getitem__)
-        return taken(torch.cat(pieces, dim=-2), back, -2)
+        inverse = sorted(range(len(order)), key=order.__getitem__)
+        return take(torch.cat(pieces, dim=-2), inverse, -2)
+
+
+def take(x: Tensor, places: Sequence[int], axis: int) -> Tensor:
+    """Elements at places along an axis; no index is copied to an accelerator."""
+    if x.is_cpu:
+        return x[(*[slice(None)] * (axis % x.dim()), list(places))]
+    runs: list[list[int]] = []  # of consecutive places
+    for place in places:
+        if runs and place == runs[-1][-1] + 1:
+            runs[-1].append(place)
+        else:
+            runs.append([place])
+    pieces = [x.narrow(axis, run[0], len(run)) for run in runs]
+    return concatenated(pieces, axis)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """A linear map; on accelerators in one kernel, which adds the bias."""
     if x.is_cpu:
-        return nn.functional.linear(x, weight, bias)
-    rows = nn.functional.linear(x.flatten(0, -2), weight, bias)
+        return linear(x, weight, bias)
+    rows = linear(x.flatten(0, -2), weight, bias)
     return rows.unflatten(0, x.shape[:-1])
 
 
