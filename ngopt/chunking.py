@@ -7,6 +7,7 @@ as every call costs a kernel launch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import isqrt
 from operator import itemgetter
 
 import torch
@@ -57,9 +58,47 @@ def batches_up_to(sizes: Mapping[int, int], limit: int) -> Iterator[list[int]]:
     yield batch
 
 
-def split_rows(x: Tensor, count: int) -> Sequence[Tensor]:
-    """`count` pieces of a tensor along its first axis."""
-    return (x,) if count == 1 else x.tensor_split(count)
+def pieces(tensors: Sequence[Tensor], count: int) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors in `count` pieces each along the first axis: all first pieces, all second
+    ones, and so on."""
+    if count <= 1:
+        return iter([tuple(tensors)])
+    return zip(*(x.tensor_split(count) for x in tensors), strict=True)
+
+
+def even_slices(length: int, limit: int) -> Iterator[slice]:
+    """Slices of at most `limit`, of nearly equal lengths."""
+    count = ceil_div(length, limit)
+    for i in range(count):
+        yield slice(length * i // count, length * (i + 1) // count)
+
+
+def block_slices(
+    shape: tuple[int, int, int], limit: int | None
+) -> Iterator[tuple[slice, slice, slice]]:
+    """Pieces (groups, targets, sources) of at most so many edges, near to square.
+
+    limit: None for the whole block.
+    """
+    groups, targets, sources = shape
+    all_groups, all_targets, all_sources = (slice(0, n) for n in shape)
+    if limit is None or groups * targets * sources <= limit:
+        yield all_groups, all_targets, all_sources
+        return
+    if targets * sources <= limit:
+        for group in even_slices(groups, limit // (targets * sources)):
+            yield group, all_targets, all_sources
+        return
+    rows = min(targets, max(isqrt(limit), limit // sources))
+    columns = max(1, limit // rows)
+    for group in even_slices(groups, 1):
+        for target in even_slices(targets, rows):
+            for source in even_slices(sources, columns):
+                yield group, target, source
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
 
 
 def concatenated(values: Sequence[Tensor], axis: int = 0) -> Tensor:

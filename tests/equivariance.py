@@ -14,7 +14,7 @@ from torch.func import functional_call
 from ngopt.functional import Hyper, update_all
 from ngopt.graph import EdgeBlock, GraphValues, NeuralGraph
 from ngopt.metanets.nfn import chain_of
-from ngopt.metanets.rule import MetanetRule
+from ngopt.metanets.stepping.rule import MetanetRule
 from tests.automorphisms import Automorphism, subproducts
 from tests.metanets import SMALL, metanet_for, small_metanet
 

@@ -27,7 +27,7 @@ from meta_train.problems import Metrics, load_problem, mean_metrics
 from meta_train.training.rules import trained_metanet
 from meta_train.training.unroll import Optimizee, whole_run
 from meta_train.training.weights import with_stage
-from ngopt.metanets.cooldown import Cooldown
+from ngopt.metanets.stepping.cooldown import Cooldown
 from ngopt.pretrained import load_pretrained, save_pretrained
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 

@@ -21,11 +21,15 @@ from ngopt.functional import Record
 DECAYS = (0.5, 0.9, 0.99, 0.999, 0.9999)
 MOMENTA = tuple(f"exp_avg_{i}" for i in range(len(DECAYS)))
 """Keys of a record: one momentum for each decay."""
+LERP_WEIGHTS = [1 - decay for decay in DECAYS]
+STEP = "step"
+"""Key of a record: the number of updates so far."""
 # Cut-off of the preprocessing: magnitudes below exp(-p)
 # are treated linearly (Andrychowicz et al. 2016, App. A).
 LOG_CUTOFF = 10.0
-NUM_FEATURES = 2 * (2 + len(DECAYS))
-# Gradients in momenta are cut here, so that differences of two are finite.
+NUM_COLUMNS = 2 + len(DECAYS)
+NUM_FEATURES = 2 * NUM_COLUMNS
+# Gradients are clipped to this in momenta, so that differences of two are finite.
 LARGEST = torch.finfo(torch.float32).max / 4
 
 
@@ -37,49 +41,52 @@ def update_momenta(
     """Exponential moving averages of the gradient, without bias correction:
     m <- decay * m + (1 - decay) * g."""
     gradient = gradient.to(momenta[0].dtype).clamp(-LARGEST, LARGEST)
-    return [
-        m.lerp(gradient, 1 - decay) for m, decay in zip(momenta, decays, strict=True)
-    ]
+    updated = []
+    for momentum, decay in zip(momenta, decays, strict=True):
+        updated.append(momentum.lerp(gradient, 1 - decay))
+    return updated
 
 
 def next_records(
     grads: Sequence[Tensor | None], state: Sequence[Record]
 ) -> list[Record]:
     """New records of parameters with a gradient: their momenta and numbers of steps."""
-    found = list(state)
+    records = list(state)
     for i, (grad, old) in enumerate(zip(grads, state, strict=True)):
         if grad is not None:
             momenta = update_momenta([old[key] for key in MOMENTA], grad)
             new = dict(zip(MOMENTA, momenta, strict=True))
-            found[i] = {**old, **new, "step": old["step"] + 1}
-    return found
+            records[i] = {**old, **new, STEP: old[STEP] + 1}
+    return records
 
 
-def move_momenta(
-    grads: Sequence[Tensor | None], state: Sequence[Record], most: int
+def update_momenta_(
+    grads: Sequence[Tensor | None], state: Sequence[Record], limit: int
 ) -> None:
-    """`update_momenta` in place, of at most so many elements at once, for which memory
-    is needed for copies of gradients."""
-    found = {i: grad for i, grad in enumerate(grads) if grad is not None}
-    sizes = {i: grad.numel() for i, grad in found.items()}
-    for some in chunking.batches_up_to(sizes, most):
-        momenta = [state[i][key] for i in some for key in MOMENTA]
-        # more than 1 of a long one, which is alone
-        count = ceil(sizes[some[-1]] / most)
-        gradients = [found[i] for i in some]
-        pieces = [chunking.split_rows(x, count) for x in (*momenta, *gradients)]
-        for piece in zip(*pieces, strict=True):
-            _move(list(piece[: len(momenta)]), piece[len(momenta) :])
+    """`update_momenta` in place.
+
+    limit: elements at once, whose gradients are copied.
+    """
+    present = {i: grad for i, grad in enumerate(grads) if grad is not None}
+    sizes = {i: grad.numel() for i, grad in present.items()}
+    for group in chunking.batches_up_to(sizes, limit):
+        momenta = [state[i][key] for i in group for key in MOMENTA]
+        gradients = [present[i] for i in group]
+        # more than 1 only of a long parameter, which is alone in its group
+        count = ceil(sizes[group[-1]] / limit)
+        for piece in chunking.pieces([*momenta, *gradients], count):
+            _lerp_(list(piece[: len(momenta)]), piece[len(momenta) :])
 
 
-def _move(momenta: list[Tensor], gradients: Sequence[Tensor]) -> None:
-    """Those of one parameter after the other."""
-    count = len(DECAYS)
-    rows = zip(momenta[::count], gradients, strict=True)
-    cut = _foreach_clamp_min([g.to(m.dtype) for m, g in rows], -LARGEST)
-    _foreach_clamp_max_(cut, LARGEST)
-    repeated = [g for g in cut for _ in DECAYS]
-    weights = [1 - decay for decay in DECAYS] * len(cut)
+def _lerp_(momenta: list[Tensor], gradients: Sequence[Tensor]) -> None:
+    """momenta: all of the first parameter, then all of the second, and so on."""
+    rows = zip(momenta[:: len(DECAYS)], gradients, strict=True)
+    clipped = _foreach_clamp_min([g.to(m.dtype) for m, g in rows], -LARGEST)
+    _foreach_clamp_max_(clipped, LARGEST)
+    repeated, weights = [], []
+    for gradient in clipped:
+        repeated += [gradient] * len(DECAYS)
+        weights += LERP_WEIGHTS
     _foreach_lerp_(momenta, repeated, weights)
 
 

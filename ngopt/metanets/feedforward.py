@@ -3,21 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ngopt.metanets.features import NUM_FEATURES
 from ngopt.metanets.metanet import Metanet
-from ngopt.metanets.predictor import (
-    KernelPredictor,
-    MLPPredictor,
-    Predictor,
-    has_kernel,
-)
+from ngopt.metanets.update_mlp.predictor import Predictor
+from ngopt.metanets.update_mlp.update_mlp import UpdateMLP
 
 
 @dataclass(frozen=True)
@@ -33,84 +26,24 @@ class FeedForwardConfig:
     nominal_step: float = 1e-3
 
 
-class UpdateMLP(nn.Module):
-    """Features of parameters to updates: update = output_scale * d *
-    exp(magnitude_scale * m).
-
-    Direction d and magnitude m are the two outputs of an MLP with ReLU (Metz et al.
-    2019, App. C; there both scales are 1e-3).
-
-    Shapes: features (*batch, n, d_in), and context (*batch, n, d_context) -> (*batch,
-    n).
-    """
-
-    def __init__(
-        self,
-        d_in: int,
-        hidden: Sequence[int],
-        output_scale: float,
-        magnitude_scale: float,
-        d_context: int = 0,
-    ):
-        super().__init__()
-        layers: list[nn.Module] = []
-        for a, b in pairwise((d_in + d_context, *hidden)):
-            layers += [nn.Linear(a, b), nn.ReLU(inplace=True)]
-        self.layers = nn.Sequential(
-            *layers, nn.Linear((d_in + d_context, *hidden)[-1], 2)
-        )
-        self.output_scale = output_scale
-        self.magnitude_scale = magnitude_scale
-
-    def forward(self, features: Tensor, context: Tensor | None = None) -> Tensor:
-        # features before elements: so they come, and so matrices of few features are
-        # fastest
-        x = features.mT if context is None else torch.cat([features.mT, context.mT], -2)
-        for layer in self.layers:
-            x = _applied(layer, x)
-        direction, magnitude = x.unbind(-2)
-        return (
-            self.output_scale * direction * torch.exp(self.magnitude_scale * magnitude)
-        )
-
-    def predictor(self, room: int) -> Predictor:
-        """See `Metanet.predictor`."""
-        linears = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
-        scales = self.output_scale, self.magnitude_scale
-        if has_kernel(linears):
-            return KernelPredictor(linears, scales)
-        return MLPPredictor(linears, scales, room)
-
-
-def _applied(layer: nn.Module, x: Tensor) -> Tensor:
-    """A layer on (*batch, d, n)."""
-    if isinstance(layer, nn.Linear):
-        return (layer.weight @ x).add_(layer.bias.unsqueeze(-1))
-    return layer(x)
-
-
 class FeedForward(Metanet):
-    """The metanet "ff": sees every parameter alone, not the graph.
+    """The metanet "ff": reads the features of each parameter, not the graph.
 
     Shapes: features (*batch, numel, 14), in the order of `NeuralGraph.flatten` ->
     (*batch, numel).
     """
 
     name = "ff"
+    config: FeedForwardConfig
     Config = FeedForwardConfig
 
     def __init__(self, config: FeedForwardConfig | None = None):
-        config = config or FeedForwardConfig()
-        super().__init__(config)
-        self.head = UpdateMLP(
-            NUM_FEATURES,
-            config.hidden,
-            config.output_scale,
-            config.magnitude_scale,
-        )
+        super().__init__(config or self.Config())
+        scales = self.config.output_scale, self.config.magnitude_scale
+        self.head = UpdateMLP(NUM_FEATURES, self.config.hidden, *scales)
 
     def updates(self, features: Tensor, context: Tensor | None) -> Tensor:
         return self.head(features)
 
-    def predictor(self, room: int) -> Predictor:
-        return self.head.predictor(room)
+    def predictor(self, capacity: int) -> Predictor:
+        return self.head.predictor(capacity)

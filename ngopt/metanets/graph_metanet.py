@@ -1,30 +1,32 @@
-"""What the paper's graph-aware optimizers share: an FF that also sees what the graph
-says."""
+"""Base classes of the metanets that read the graph: an FF with context features."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.features import NUM_FEATURES
-from ngopt.metanets.feedforward import FeedForward, FeedForwardConfig, UpdateMLP
+from ngopt.metanets.feedforward import FeedForward, FeedForwardConfig
+from ngopt.metanets.graph_data.context_writer import ContextWriter, Place
+from ngopt.metanets.graph_data.feature_sources import FeatureSource
+from ngopt.metanets.graph_data.graph_tensors import GraphTensors, graph_tensors
+from ngopt.metanets.layers.graph_layer import GraphLayer
+from ngopt.metanets.layers.graph_network import GraphNetwork
 from ngopt.metanets.metanet import Metanet
-from ngopt.metanets.parts import GraphParts, parts_of
-from ngopt.metanets.places import Place, Scattered
-from ngopt.metanets.predictor import Predictor
-from ngopt.metanets.sources import Source
+from ngopt.metanets.update_mlp.predictor import Predictor
+from ngopt.metanets.update_mlp.update_mlp import UpdateMLP
 
 
 @dataclass(frozen=True)
 class GraphMetanetConfig(FeedForwardConfig):
-    """d_out: features that the graph gives the FF for each parameter. kernel: largest
-    (height, width) of a kernel on one edge. graph_every: steps of an optimizer between
-    two looks at the graph. Others as in `FeedForwardConfig`.
+    """d_out: context features of each parameter. kernel: largest (height, width) of a
+    kernel on one edge. graph_every: steps of an optimizer between two computations of
+    the context. Others as in `FeedForwardConfig`.
     """
 
     d_out: int = 8
@@ -36,23 +38,23 @@ class GraphMetanet(Metanet):
     """Base class. The FF's input is a parameter's features and its context (Kofinas et
     al. 2024, section 4.3).
 
-    A subclass has `pieces`: what the graph says of every place, a bias or a part of a
-    weight.
+    A subclass has `context_pieces`: the context of every bias and chunk of a weight.
+
+    Shapes: features (*batch, numel, 14), in the order of `NeuralGraph.flatten` ->
+    (*batch, numel).
     """
 
     config: GraphMetanetConfig
 
-    def __init__(self, config: GraphMetanetConfig):
-        super().__init__(config)
-        scales = config.output_scale, config.magnitude_scale
-        self.head = UpdateMLP(
-            NUM_FEATURES, config.hidden, *scales, d_context=config.d_out
-        )
+    def __init__(self, config: GraphMetanetConfig | None = None):
+        super().__init__(config or self.Config())
+        hidden, d_out = self.config.hidden, self.config.d_out
+        scales = self.config.output_scale, self.config.magnitude_scale
+        self.head = UpdateMLP(NUM_FEATURES, hidden, *scales, d_context=d_out)
 
     @classmethod
     def from_feedforward(cls, feedforward: FeedForward, **changes: Any) -> Self:
-        """One that predicts what the FF predicts: its head ignores the context at
-        first.
+        """One that predicts what the FF predicts: the weights of the context are zero.
 
         changes: fields of the config, but `hidden`.
         """
@@ -60,8 +62,8 @@ class GraphMetanet(Metanet):
         metanet = cls(cls.Config(**{**asdict(old), **changes, "hidden": old.hidden}))
         state = feedforward.head.state_dict()
         first = state["layers.0.weight"]  # (hidden, 14)
-        nothing = first.new_zeros(len(first), metanet.config.d_out)
-        state["layers.0.weight"] = torch.cat([first, nothing], dim=1)
+        of_context = first.new_zeros(len(first), metanet.config.d_out)
+        state["layers.0.weight"] = torch.cat([first, of_context], dim=1)
         metanet.head.load_state_dict(state)
         return metanet
 
@@ -73,32 +75,73 @@ class GraphMetanet(Metanet):
     def d_context(self) -> int:
         return self.config.d_out
 
-    def parts(
+    def graph_tensors(
         self, graph: NeuralGraph, like: Tensor, limit: int | None = None
-    ) -> GraphParts:
-        return parts_of(graph, self.config.kernel, like, limit)
+    ) -> GraphTensors:
+        return graph_tensors(graph, self.config.kernel, like, limit)
 
-    def pieces(
-        self, source: Source, parts: GraphParts
+    def context_pieces(
+        self, source: FeatureSource, tensors: GraphTensors
     ) -> Iterator[tuple[Place, Tensor]]:
-        """Places and what is said of them, (*batch, *shape of the view, d_out) but for
-        slots, which are one axis."""
+        """The context of every place, (*batch, *shape of the view, d_out), whose slots
+        are one axis."""
         raise NotImplementedError
 
     def context(
         self,
-        source: Source,
-        parts: GraphParts,
+        source: FeatureSource,
+        tensors: GraphTensors,
         out: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
-        found = Scattered(parts, source.batch, out)
-        for place, values in self.pieces(source, parts):
-            found.put(place, values)
-        return found.all()
+        writer = ContextWriter(tensors, source.batch, out)
+        for place, values in self.context_pieces(source, tensors):
+            writer.write(place, values)
+        return writer.context()
 
     def updates(self, features: Tensor, context: Tensor | None) -> Tensor:
         assert context is not None
         return self.head(features, context)
 
-    def predictor(self, room: int) -> Predictor:
-        return self.head.predictor(room)
+    def predictor(self, capacity: int) -> Predictor:
+        return self.head.predictor(capacity)
+
+
+@dataclass(frozen=True)
+class MessagePassingConfig(GraphMetanetConfig):
+    """width: features of nodes and edges. layers: rounds of message passing. Others as
+    in `GraphMetanetConfig`."""
+
+    width: int = 32
+    layers: int = 2
+
+
+class MessagePassingMetanet(GraphMetanet):
+    """Base class. The context is the output of a `GraphNetwork`.
+
+    A subclass has `layer` and `network_name`, the name of the graph network's weights.
+    Values that are not finite are zero in the messages: they stay with the parameter
+    they belong to.
+    """
+
+    config: MessagePassingConfig
+    network_name: ClassVar[str]
+
+    def __init__(self, config: MessagePassingConfig | None = None):
+        super().__init__(config)
+        config = self.config
+        layers = [self.layer() for _ in range(config.layers)]
+        network = GraphNetwork(
+            NUM_FEATURES, config.d_out, config.width, layers, config.kernel
+        )
+        self.add_module(self.network_name, network)
+
+    def layer(self) -> GraphLayer:
+        """One round of message passing."""
+        raise NotImplementedError
+
+    def context_pieces(
+        self, source: FeatureSource, tensors: GraphTensors
+    ) -> Iterator[tuple[Place, Tensor]]:
+        network = self.get_submodule(self.network_name)
+        assert isinstance(network, GraphNetwork)
+        return network.pieces(source, tensors)

@@ -15,8 +15,8 @@ _imported: list[str] = []
 
 
 def imported_metanets() -> tuple[str, ...]:
-    """Names that `find_metanet` was allowed to import, for processes that are started
-    later."""
+    """Names that `find_metanet` was allowed to import. New processes import them
+    again."""
     return tuple(_imported)
 
 
@@ -34,17 +34,17 @@ def find_metanet(
     """The class of a registered name, or of "module:Class".
 
     may_import: whether the name comes from the user. Importing a module runs its code,
-    so a name that a file holds is looked up in modules that are imported already.
+    so a name from a file is only found in modules that are imported already.
 
     Raises ValueError, which names the module or the attribute, if there is no such
     class.
     """
     if name in known:
         return known[name]
-    found = find_class("metanet", name, list(known), Metanet, may_import)
+    cls = find_class("metanet", name, list(known), Metanet, may_import)
     if may_import and name not in _imported:
         _imported.append(name)
-    return found
+    return cls
 
 
 def find_class(
@@ -52,7 +52,8 @@ def find_class(
 ) -> type[T]:
     """The subclass of `base` that "module:Class" names.
 
-    what: it is, and known: other names, for messages. may_import: as in `find_metanet`.
+    what, known: the kind of class and registered names, for messages. may_import: as in
+    `find_metanet`.
 
     Raises ValueError, which names the module or the attribute, if there is no such
     class.
@@ -63,12 +64,13 @@ def find_class(
             f"{what} '{name}': expected one of {', '.join(known)}, or module:Class"
         )
     found: Any = _module(what, name, module_name, may_import)
-    for part in path.split("."):
-        if not hasattr(found, part):
+    for attribute in path.split("."):
+        if not hasattr(found, attribute):
             raise ValueError(
-                f"{what} '{name}': expected '{path}' in module '{module_name}'; got none"
+                f"{what} '{name}': expected '{path}' in module '{module_name}'; "
+                "got none"
             )
-        found = getattr(found, part)
+        found = getattr(found, attribute)
     if not (isinstance(found, type) and issubclass(found, base)):
         expected = f"a subclass of {base.__module__}.{base.__name__}"
         raise ValueError(f"{what} '{name}': expected {expected}; got {found!r}")
@@ -80,8 +82,9 @@ def _module(what: str, name: str, module_name: str, may_import: bool) -> Any:
         return sys.modules[module_name]
     if not may_import:
         raise ValueError(
-            f"{what} '{name}': expected module '{module_name}' to be imported; got a file that "
-            f"names it. Import it first, or pass --{what} {name}, if you trust it."
+            f"{what} '{name}': expected module '{module_name}' to be imported; got a "
+            f"file that names it. Import it first, or pass --{what} {name}, if you "
+            "trust it."
         )
     try:
         return importlib.import_module(module_name)

@@ -1,7 +1,7 @@
-"""FF + LSTM: features of whole layers, passed from layer to layer by an LSTM (Kofinas
-et al. 2024, section 4.3).
+"""FF + LSTM: an LSTM reads mean features of one layer after the other (Kofinas et al.
+2024, section 4.3).
 
-A layer is what feeds one group of neurons: weights and biases. The LSTM runs through
+A layer is the weights and biases that feed one group of neurons. The LSTM runs through
 the depth of the network, not through time as that of Metz et al. 2020.
 """
 
@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.features import NUM_FEATURES
+from ngopt.metanets.graph_data.context_writer import Place
+from ngopt.metanets.graph_data.feature_sources import FeatureSource
+from ngopt.metanets.graph_data.graph_tensors import GraphTensors
 from ngopt.metanets.graph_metanet import GraphMetanet, GraphMetanetConfig
-from ngopt.metanets.parts import GraphParts
-from ngopt.metanets.places import Place
-from ngopt.metanets.sources import Source
+
+State = tuple[Tensor, Tensor]
+"""Hidden and cell state of an LSTM, (*, width) each."""
 
 
 @dataclass(frozen=True)
@@ -30,85 +32,74 @@ class LSTMConfig(GraphMetanetConfig):
 
 
 class LayerLSTM(GraphMetanet):
-    """The metanet "lstm": the FF sees a parameter's features and what the LSTM says at
-    its layer.
+    """The metanet "lstm": the FF's context is the output of an LSTM at the parameter's
+    layer.
 
     The LSTM reads the mean features of each layer, from inputs to outputs. Values that
-    are not finite do not enter the means.
-
-    Shapes: features (*batch, numel, 14), in the order of `NeuralGraph.flatten` ->
-    (*batch, numel).
+    are not finite are zero in the means.
     """
 
     name = "lstm"
+    config: LSTMConfig
     Config = LSTMConfig
 
     def __init__(self, config: LSTMConfig | None = None):
-        config = config or LSTMConfig()
         super().__init__(config)
-        self.cell = Cell(NUM_FEATURES, config.width)
-        self.out = nn.Linear(config.width, config.d_out)
+        self.cell = LSTMCell(NUM_FEATURES, self.config.width)
+        self.out = nn.Linear(self.config.width, self.config.d_out)
 
-    def pieces(
-        self, source: Source, parts: GraphParts
+    def context_pieces(
+        self, source: FeatureSource, tensors: GraphTensors
     ) -> Iterator[tuple[Place, Tensor]]:
-        said = self._along_depth(_layer_means(source, parts), parts.graph)
-        # of each place what is said of its layer, without memory of its own
-        for number, bias in enumerate(parts.graph.biases):
-            yield number, _expanded(said[bias.group], bias.view.shape)
-        for block in parts.weights:
-            for part in block.parts:
-                assert part.view is not None
-                yield (
-                    (block, part),
-                    _expanded(said[block.block.target], part.view.shape),
-                )
+        outputs = self._along_depth(_layer_means(source, tensors), tensors.graph)
+        # expanded: no memory for the elements of a layer
+        for number, bias in enumerate(tensors.graph.biases):
+            yield number, _expanded(outputs[bias.group], bias.view.shape)
+        for own in tensors.weights:
+            for chunk in own.chunks:
+                assert chunk.view is not None
+                output = outputs[own.block.target]
+                yield chunk, _expanded(output, chunk.view.shape)
 
     def _along_depth(
         self, means: dict[int, Tensor], graph: NeuralGraph
     ) -> dict[int, Tensor]:
-        """Mean features of layers (*batch, 14),
-        by their group -> what the LSTM says (*batch, d_out).
+        """Mean features (*batch, 14) of layers, by their group -> outputs (*batch,
+        d_out).
 
-        Layers side by side, which may be exchangeable, hear the same; those behind,
-        their mean state.
+        Layers of one depth, which may be exchangeable, read the same state; their mean
+        state goes to the next depth.
         """
-        found: dict[int, Tensor] = {}
-        members = graph.membership
-        places = {i: (members[i], graph.groups[i].depth) for i in means}
-        states: dict[int, tuple[Tensor, Tensor]] = {}  # of every joined graph
-        for (member, _), level in groupby(
-            sorted(means, key=places.__getitem__), places.__getitem__
-        ):
-            before = states.get(member)
-            after = {group: self.cell(means[group], before) for group in level}
-            for group, (hidden, _) in after.items():
-                found[group] = self.out(hidden)
-            hidden, cell = zip(*after.values(), strict=True)
-            states[member] = (
-                torch.stack(hidden).mean(0),
-                torch.stack(cell).mean(0),
-            )
-        return found
+        levels: dict[tuple[int, float], list[int]] = {}
+        for group in means:
+            network, depth = graph.membership[group], graph.groups[group].depth
+            levels.setdefault((network, depth), []).append(group)
+        outputs: dict[int, Tensor] = {}
+        states: dict[int, State] = {}  # of every network
+        for (network, _), groups in sorted(levels.items()):
+            before = states.get(network)
+            hidden, cell = [], []
+            for group in groups:
+                own_hidden, own_cell = self.cell(means[group], before)
+                outputs[group] = self.out(own_hidden)
+                hidden.append(own_hidden)
+                cell.append(own_cell)
+            states[network] = torch.stack(hidden).mean(0), torch.stack(cell).mean(0)
+        return outputs
 
 
-class Cell(nn.Module):
-    """An LSTM's step (Hochreiter & Schmidhuber 1997), as `nn.LSTMCell`,
-    which `torch.vmap` cannot map.
+class LSTMCell(nn.Module):
+    """An LSTM's step (Hochreiter & Schmidhuber 1997), as `nn.LSTMCell`, which
+    `torch.vmap` cannot map.
 
-    Shapes: inputs (*, d_in), and hidden and cell state (*, width)
-    of before or None for zeros -> both.
+    Shapes: inputs (*, d_in), and the state before, None for zeros -> the state after.
     """
 
     def __init__(self, d_in: int, width: int):
         super().__init__()
         self.width, self.gates = width, nn.Linear(d_in + width, 4 * width)
 
-    def forward(
-        self,
-        inputs: Tensor,
-        state: tuple[Tensor, Tensor] | None,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: Tensor, state: State | None) -> State:
         zeros = inputs.new_zeros(*inputs.shape[:-1], self.width)
         hidden, cell = (zeros, zeros) if state is None else state
         gates = self.gates(torch.cat([inputs, hidden], -1))
@@ -117,8 +108,8 @@ class Cell(nn.Module):
         return leave.sigmoid() * cell.tanh(), cell
 
 
-def _layer_means(source: Source, parts: GraphParts) -> dict[int, Tensor]:
-    """The mean features of what feeds each group of neurons, (*batch, 14)."""
+def _layer_means(source: FeatureSource, tensors: GraphTensors) -> dict[int, Tensor]:
+    """The mean features of the parameters that feed each group, (*batch, 14)."""
     sums: dict[int, Tensor] = {}
     counts: dict[int, int] = {}
 
@@ -128,15 +119,15 @@ def _layer_means(source: Source, parts: GraphParts) -> dict[int, Tensor]:
         sums[group] = sums[group] + total if group in sums else total
         counts[group] = counts.get(group, 0) + rows.shape[-2]
 
-    for block in parts.weights:
-        for part in block.parts:
-            add(block.block.target, source.edges(block, part), 4)
-    for number, bias in enumerate(parts.graph.biases):
-        add(bias.group, source.bias(number), 2)
+    for own in tensors.weights:
+        for chunk in own.chunks:
+            add(own.block.target, source.edges(chunk), axes=4)
+    for number, bias in enumerate(tensors.graph.biases):
+        add(bias.group, source.bias(number), axes=2)
     return {group: total / max(1, counts[group]) for group, total in sums.items()}
 
 
-def _expanded(said: Tensor, shape: Sequence[int]) -> Tensor:
+def _expanded(output: Tensor, shape: Sequence[int]) -> Tensor:
     """(*batch, d) -> (*batch, *shape, d)."""
-    *batch, d = said.shape
-    return said.view(*batch, *[1] * len(shape), d).expand(*batch, *shape, d)
+    *batch, d = output.shape
+    return output.view(*batch, *[1] * len(shape), d).expand(*batch, *shape, d)

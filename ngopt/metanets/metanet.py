@@ -1,5 +1,4 @@
-"""What every metanet is: a module with a config that maps features on a neural graph to
-updates."""
+"""Base class of metanets: modules that map features on a neural graph to updates."""
 
 from __future__ import annotations
 
@@ -11,21 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from ngopt.graph.neural_graph import NeuralGraph
-from ngopt.metanets.parts import GraphParts
-from ngopt.metanets.predictor import Predictor
-from ngopt.metanets.sources import FlatFeatures, Source
+from ngopt.metanets.graph_data.feature_sources import FeatureSource, FlatFeatures
+from ngopt.metanets.graph_data.graph_tensors import GraphTensors
+from ngopt.metanets.update_mlp.predictor import Predictor
 
 
 class Metanet(nn.Module):
     """Base class. A subclass has a `name`, a frozen dataclass `Config`, and `updates`.
 
-    One that sees the graph also has `parts` and `context`: what the graph says of every
-    parameter is found first, part by part, and the updates then from it and the
-    parameters' own features.
+    One that reads the graph also has `d_context`, `graph_tensors` and `context`: the
+    context of every parameter is computed from the graph first, and the updates then
+    from it and the parameters' own features.
 
     config: an instance of `Config` with at least `nominal_step`, the step size in whose
-    units the
-        optimizer's weight decay is given.
+    units the optimizer's weight decay is given.
     """
 
     name: ClassVar[str]
@@ -38,33 +36,33 @@ class Metanet(nn.Module):
 
     @property
     def graph_every(self) -> int:
-        """Steps of an optimizer between two looks at the graph."""
+        """Steps of an optimizer between two computations of the context."""
         return 1
 
     @property
     def d_context(self) -> int:
-        """Features that the graph gives each parameter."""
+        """Context features of each parameter; 0 if the graph is not read."""
         return 0
 
     def check(self, graph: NeuralGraph) -> None:
-        """Raises ValueError for a graph that the metanet cannot read; most read all."""
+        """Raises ValueError for a graph that the metanet cannot read."""
 
-    def parts(
+    def graph_tensors(
         self, graph: NeuralGraph, like: Tensor, limit: int | None = None
-    ) -> GraphParts | None:
-        """What the metanet derives from a graph; None if it does not see it. See
-        `parts_of`."""
+    ) -> GraphTensors | None:
+        """What the metanet reads of a graph, see
+        `ngopt.metanets.graph_data.graph_tensors`; None if it reads none."""
         return None
 
     def context(
         self,
-        source: Source,
-        parts: GraphParts,
+        source: FeatureSource,
+        tensors: GraphTensors,
         out: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
-        """What the graph says of every parameter, (*batch, numel, d) each.
+        """The context of every parameter, (*batch, numel, d) each.
 
-        out: where to put it, (numel, d) of any dtype.
+        out: where to write it, (numel, d) of any dtype.
         """
         raise NotImplementedError
 
@@ -73,22 +71,22 @@ class Metanet(nn.Module):
         -> (*batch, n)."""
         raise NotImplementedError
 
-    def predictor(self, room: int) -> Predictor:
-        """What computes `updates` of up to so many elements without autograd."""
+    def predictor(self, capacity: int) -> Predictor:
+        """Computes `updates` of up to `capacity` elements without autograd."""
         like = next(self.parameters()).detach()
-        return Predictor(self.updates, self.d_context, room, like)
+        return Predictor(self.updates, self.d_context, capacity, like)
 
     def forward(self, features: Tensor, graph: NeuralGraph) -> Tensor:
         """All features (*batch, numel, 14), in the order of `NeuralGraph.flatten` ->
         (*batch, numel)."""
-        parts = self.parts(graph, features)
-        if parts is None:
+        tensors = self.graph_tensors(graph, features)
+        if tensors is None:
             return self.updates(features, None)
         source = FlatFeatures.finite(features, graph)
-        return self.updates(features, torch.cat(self.context(source, parts), -2))
+        return self.updates(features, torch.cat(self.context(source, tensors), -2))
 
     def reconfigured(self, **changes: Any) -> Self:
-        """A copy with the same weights in which some fields of the config are changed."""
+        """A copy with the same weights and other values of some config fields."""
         copy = type(self)(replace(self.config, **changes))
         copy.load_state_dict(self.state_dict())
         return copy

@@ -13,9 +13,9 @@ from ngopt.base.soap import Soap
 from ngopt.distributed.shards import Shards
 from ngopt.functional import UpdateRule
 from ngopt.graph.neural_graph import NeuralGraph
-from ngopt.metanets.cooldown import Cooldown
 from ngopt.metanets.metanet import Metanet
-from ngopt.metanets.rule import MetanetRule
+from ngopt.metanets.stepping.cooldown import Cooldown
+from ngopt.metanets.stepping.rule import MetanetRule
 
 
 class BaseRule(Protocol):

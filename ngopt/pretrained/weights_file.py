@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from ngopt.metanets import METANETS, Metanet
-from ngopt.metanets.cooldown import Cooldown
 from ngopt.metanets.imported import find_metanet, metanet_name
+from ngopt.metanets.stepping.cooldown import Cooldown
 from ngopt.pretrained.learned_optimizer import BASES, LearnedOptimizer
 from ngopt.pretrained.tensor_files import digest, is_intact, read_tensors, write_tensors
 

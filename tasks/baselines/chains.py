@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ngopt.graph import EdgeBlock, GraphValues, NeuralGraph
-from ngopt.metanets.edge_states import EdgeStates
-from ngopt.metanets.nfn import Channels, Layer, chain_of, layers_of
-from ngopt.metanets.parts import BlockParts, Part
+from ngopt.metanets.graph_data.graph_tensors import BlockTensors, EdgeChunk
+from ngopt.metanets.layers.edge_states import EdgeStates
+from ngopt.metanets.layers.np_layer import Channels
+from ngopt.metanets.nfn import ChainLayer, chain_of, layers_of
 
 
 class ChainValues(NamedTuple):
@@ -73,7 +74,7 @@ class Chain:
     """
 
     graph: NeuralGraph
-    order: tuple[BlockParts, ...]
+    order: tuple[BlockTensors, ...]
     sizes: tuple[int, ...]
     nodes: tuple[tuple[NodeParameter, ...], ...]
     output_bias: tuple[NodeParameter, int] | None = None
@@ -91,8 +92,8 @@ class Chain:
         """From parameters, (b, *shape) each."""
         values = self.graph.gather(params, batch_dims=1)
 
-        def first(_: Tensor | None, block: BlockParts, part: Part) -> Tensor:
-            return values.edges[block.number]
+        def first(_: Tensor | None, chunk: EdgeChunk) -> Tensor:
+            return values.edges[chunk.block]
 
         batch = len(params[0])
         nodes = []
@@ -111,7 +112,7 @@ class Chain:
         """From d features per slot of an edge or bias, to parameters (b, d, *shape)."""
         edges, biases = {}, {}
         for parts in self.order:
-            state = values.weights.of(parts, 0)
+            state = values.weights.of(parts.chunks[0])
             edges[parts.number] = state.unflatten(-1, (parts.block.slots, d))
         for parameter, features in self._node_features(values, d):
             found = biases if parameter.kind == "bias" else edges
@@ -177,7 +178,7 @@ def chain_with_fixed_ends(graph: NeuralGraph) -> Chain:
     return Chain(graph, tuple(order), tuple(sizes), tuple(nodes), output_bias)
 
 
-def _layers(graph: NeuralGraph) -> list[Layer]:
+def _layers(graph: NeuralGraph) -> list[ChainLayer]:
     if chain_of(graph) is None:
         raise ValueError(
             "expected networks that are plain chains of layers; got another graph"
@@ -185,15 +186,15 @@ def _layers(graph: NeuralGraph) -> list[Layer]:
     return layers_of(graph)
 
 
-def _bias(layer: Layer) -> tuple[NodeParameter, ...]:
+def _bias(layer: ChainLayer) -> tuple[NodeParameter, ...]:
     return () if layer.bias is None else (NodeParameter("bias", layer.bias),)
 
 
-def _whole_block(block: EdgeBlock, number: int) -> BlockParts:
-    """A block in one part."""
+def _whole_block(block: EdgeBlock, number: int) -> BlockTensors:
+    """A block in one chunk."""
     groups, targets, sources = (slice(0, size) for size in block.shape)
-    part = Part(groups, targets, sources, block.view, True)
-    return BlockParts(block, number, 1, (part,), None, None)
+    chunk = EdgeChunk(number, 0, groups, targets, sources, block.view, True)
+    return BlockTensors(block, number, 1, (chunk,), None, None)
 
 
 def _in_order(values: dict[int, Tensor]) -> tuple[Tensor, ...]:

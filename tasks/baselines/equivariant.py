@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from ngopt.graph import NeuralGraph
-from ngopt.metanets.nfn import NPLayer, Pool, pooled, summary
+from ngopt.metanets.layers.np_layer import NPLayer, Pool, pooled, summary
 from tasks.baselines.chains import Chain, ChainValues
 from tasks.models.base import ParameterModel
 from tasks.models.mlp import pooled_head

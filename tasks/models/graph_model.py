@@ -12,12 +12,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ngopt.chunking import even_slices
 from ngopt.graph import NeuralGraph
-from ngopt.metanets.graph_network import GraphNetwork
-from ngopt.metanets.layers import GraphLayer
-from ngopt.metanets.mixture import Layout, MixedValues, layout_of, mixture_of
-from ngopt.metanets.parts import GraphParts, even_slices, parts_of
-from ngopt.metanets.sources import WholeValues
+from ngopt.metanets.graph_data.feature_sources import WholeValues
+from ngopt.metanets.graph_data.graph_tensors import GraphTensors, graph_tensors
+from ngopt.metanets.graph_data.mixture import (
+    MixedValues,
+    NetworkLayout,
+    layout_of,
+    mixture_of,
+)
+from ngopt.metanets.layers.graph_layer import GraphLayer
+from ngopt.metanets.layers.graph_network import GraphNetwork, GraphNetworkOptions
 from tasks.models.base import ParameterModel
 from tasks.models.learned_inputs import FreeInputs, GeneratedInputs
 from tasks.models.mlp import mlp
@@ -120,14 +126,16 @@ class GraphModel(ParameterModel):
             config.width,
             layers,
             largest_kernel(self.graph(one) for one in architectures),
-            activations=config.activations,
-            global_feature=self.has_global_feature,
-            positions=config.positions,
-            slot_positions=self.has_global_feature,
+            GraphNetworkOptions(
+                activations=config.activations,
+                global_feature=self.has_global_feature,
+                positions=config.positions,
+                slot_positions=self.has_global_feature,
+            ),
         )
         self.probes = self._make_probes(config)
-        self._parts: dict[int, GraphParts] = {}
-        self._layouts: dict[int, Layout] = {}
+        self._parts: dict[int, GraphTensors] = {}
+        self._layouts: dict[int, NetworkLayout] = {}
         if not edits:
             self._make_heads(config, d_out)
 
@@ -191,16 +199,16 @@ class GraphModel(ParameterModel):
         values = parts.graph.scatter(decoded, batch_dims=1)  # (b, *shape, d_out)
         return [value.movedim(-1, 1) for value in values]
 
-    def parts(self, architecture: Architecture) -> GraphParts:
+    def parts(self, architecture: Architecture) -> GraphTensors:
         # an id is unique, since architectures are cached
         key = id(architecture)
         if key not in self._parts:
             like = self.network.position.weight
             graph = self.graph(architecture)
-            self._parts[key] = parts_of(graph, self.network.kernel, like)
+            self._parts[key] = graph_tensors(graph, self.network.kernel, like)
         return self._parts[key]
 
-    def layout(self, architecture: Architecture) -> Layout:
+    def layout(self, architecture: Architecture) -> NetworkLayout:
         key = id(architecture)
         if key not in self._layouts:
             like = self.network.position.weight
@@ -244,7 +252,7 @@ class GraphModel(ParameterModel):
                 codes.append(self._flat_codes(stack, features.codes))
         source = MixedValues(torch.cat(flat), mixture, self.fourier)
         extra = [torch.cat(codes)] if codes else []
-        (states,), _ = self.network.states(source, mixture.parts, extra)
+        (states,), _ = self.network.states(source, mixture.tensors, extra)
         pooled = []
         sizes = [count * layout.nodes for layout, count in layouts]
         for stack, own in zip(stacks, states.split(sizes), strict=True):

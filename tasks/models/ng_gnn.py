@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ngopt.metanets.layers import GraphLayer, PNALayer
+from ngopt.metanets.layers.graph_layer import GraphLayer
+from ngopt.metanets.layers.pna import PNALayer
 from tasks.models.graph_model import GraphModel, GraphModelConfig
 
 

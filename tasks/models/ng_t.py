@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ngopt.metanets.attention import RelationalLayer
-from ngopt.metanets.layers import GraphLayer
+from ngopt.metanets.layers.attention import RelationalLayer
+from ngopt.metanets.layers.graph_layer import GraphLayer
 from tasks.models.graph_model import GraphModel, GraphModelConfig
 
 

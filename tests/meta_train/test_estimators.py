@@ -9,7 +9,7 @@ from meta_train.training.stacked import Stack, stacked
 from meta_train.training.unroll import Inner, Optimizee, apply_update, moved, unroll
 from ngopt.functional import update_all
 from ngopt.metanets import METANETS, FeedForward
-from ngopt.metanets.cooldown import Cooldown
+from ngopt.metanets.stepping.cooldown import Cooldown
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 from tests.meta_train.by_hand import Drift, RecoveredGradient, Regression, Slope
 from tests.metanets import metanet_for

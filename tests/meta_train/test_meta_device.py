@@ -13,7 +13,7 @@ from meta_train.training.stacked import Stack, stacked, unstacked
 from meta_train.training.train import placed
 from meta_train.training.unroll import Optimizee
 from ngopt.metanets import METANETS
-from ngopt.metanets.cooldown import Cooldown
+from ngopt.metanets.stepping.cooldown import Cooldown
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 from tests.meta_train.by_hand import Regression
 from tests.metanets import metanet_for

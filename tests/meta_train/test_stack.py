@@ -13,7 +13,7 @@ from meta_train.training.stacked import Stack, stacked, unstacked
 from meta_train.training.train import Config, MetaTrainer
 from meta_train.training.unroll import Optimizee
 from ngopt.metanets import METANETS, FeedForward
-from ngopt.metanets.cooldown import Cooldown
+from ngopt.metanets.stepping.cooldown import Cooldown
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 from tests.meta_train.by_hand import Regression
 from tests.metanets import metanet_for
@@ -100,7 +100,7 @@ def test_a_metanet_that_asks_for_the_step(estimator):
 
 def test_features_made_when_read(monkeypatch):
     """As those of a network of many parameters are, where nothing is differentiated."""
-    monkeypatch.setattr("ngopt.metanets.rule.FEW", 0)
+    monkeypatch.setattr("ngopt.metanets.stepping.rule.SMALL_NETWORK", 0)
     torch.manual_seed(0)
     optimizees = [Optimizee(Regression(), seed=seed) for seed in (1, 2)]
     learned = LearnedOptimizer(metanet=metanet_for("ng-gnn", optimizees[0].graph))

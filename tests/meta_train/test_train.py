@@ -24,7 +24,7 @@ from meta_train.training.unroll import Optimizee, whole_run
 from meta_train.training.worker import ESTIMATORS
 from ngopt import load_pretrained
 from ngopt.metanets import FeedForward
-from ngopt.metanets.cooldown import Cooldown
+from ngopt.metanets.stepping.cooldown import Cooldown
 
 TOY = "tests.meta_train.by_hand:Regression32"
 

@@ -11,7 +11,7 @@ from harness.random import seeded
 from meta_train.training.unroll import Optimizee, unroll, whole_run
 from ngopt.metanets import METANETS, NeuralGraphGNN
 from ngopt.metanets.gnn import GNNConfig
-from ngopt.metanets.rule import MetanetRule
+from ngopt.metanets.stepping.rule import MetanetRule
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 from tests.meta_train.by_hand import RecoveredGradient, Regression
 from tests.metanets import metanet_for

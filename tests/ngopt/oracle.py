@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ngopt.graph import EdgeBlock, GraphValues, NeuralGraph
 from ngopt.graph.kinds import EDGE_KINDS, NODE_KINDS
-from ngopt.metanets.encoders import node_positions
-from ngopt.metanets.graph_network import GraphNetwork
-from ngopt.metanets.layers import STD_EPSILON, PNALayer
+from ngopt.metanets.graph_data.node_features import node_positions
+from ngopt.metanets.layers.graph_network import GraphNetwork
+from ngopt.metanets.layers.pna import STD_EPSILON, PNALayer
 
 KERNEL = 3
 

@@ -8,11 +8,11 @@ import torch
 
 from ngopt import build_graph
 from ngopt.metanets import NeuralGraphTransformer
-from ngopt.metanets.attention import Attended, RelationalLayer
-from ngopt.metanets.edge_states import EdgeStates
 from ngopt.metanets.features import NUM_FEATURES
-from ngopt.metanets.graph_network import GraphNetwork
-from ngopt.metanets.parts import parts_of
+from ngopt.metanets.graph_data.graph_tensors import graph_tensors
+from ngopt.metanets.layers.attention import RelationalLayer, SoftmaxSums
+from ngopt.metanets.layers.edge_states import EdgeStates
+from ngopt.metanets.layers.graph_network import run_layer
 from ngopt.metanets.transformer import TransformerConfig
 from tests.networks import mlp
 from tests.ngopt.oracle import ends
@@ -32,20 +32,19 @@ def _seeded():
 def test_nodes_equal_a_softmax_over_a_list_of_edges(name, complete):
     graph = zoo_graph(name)
     nodes = [torch.randn(group.size, WIDTH).double() for group in graph.groups]
-    parts = parts_of(graph, (9, 9), nodes[0])
+    parts = graph_tensors(graph, (9, 9), nodes[0])
     edges = [
         torch.randn(*own.block.shape, own.tiles, WIDTH).double() for own in parts.blocks
     ]
     layer = RelationalLayer(
         WIDTH, HEADS, complete_up_to=1000 if complete else 0
     ).double()
-    network = GraphNetwork(3, 2, WIDTH, [layer], (9, 9)).double()
     states = EdgeStates(
         parts.blocks,
-        lambda _, block, part: part.of(edges[block.number]),
+        lambda _, chunk: chunk.of(edges[chunk.block]),
         keep=True,
     )
-    found = network._round(layer, nodes, states, parts)
+    found = run_layer(layer, nodes, states, parts)
     expected = by_hand(layer, graph, nodes, edges, complete)
     torch.testing.assert_close(
         torch.cat(found), torch.stack(expected), rtol=1e-10, atol=1e-10
@@ -105,12 +104,12 @@ def test_what_was_seen_in_pieces_is_what_was_seen_at_once():
     logits = 30 * torch.randn(1, 3, 8, 1, 2, dtype=torch.float64)
     values = torch.randn(1, 3, 8, 1, 6, dtype=torch.float64)
     of_head = torch.eye(2, dtype=torch.float64).repeat_interleave(3, 1)
-    whole = Attended.of(logits, values, (-3, -2), of_head)
+    whole = SoftmaxSums.of(logits, values, (-3, -2), of_head)
     pieces = [
-        Attended.of(a, b, (-3, -2), of_head)
+        SoftmaxSums.of(a, b, (-3, -2), of_head)
         for a, b in zip(logits.split(3, 2), values.split(3, 2), strict=True)
     ]
-    found = pieces[0].joined(pieces[1]).joined(pieces[2])
+    found = pieces[0].merged(pieces[1]).merged(pieces[2])
     torch.testing.assert_close(found.mean(), whole.mean(), rtol=1e-12, atol=1e-12)
 
 

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from ngopt import build_graph
-from ngopt.metanets.graph_network import GraphNetwork
-from ngopt.metanets.layers import PNALayer
-from ngopt.metanets.parts import parts_of
-from ngopt.metanets.sources import WholeValues
+from ngopt.metanets.graph_data.feature_sources import WholeValues
+from ngopt.metanets.graph_data.graph_tensors import graph_tensors
+from ngopt.metanets.layers.graph_network import GraphNetwork
+from ngopt.metanets.layers.pna import PNALayer
 
 # Neurons of every layer, so that a mean of messages is their sum but for one factor.
 SIZE = 4
@@ -78,7 +78,9 @@ def test_a_graph_network_computes_the_forward_pass_of_the_network_that_it_sees()
     first = torch.zeros(len(inputs), SIZE, WIDTH, dtype=torch.float64)
     first[..., 0] = inputs
     others = [None] * (len(graph.groups) - 1)
-    states, _ = found.states(source, parts_of(graph, (1, 1), first), [first, *others])
+    states, _ = found.states(
+        source, graph_tensors(graph, (1, 1), first), [first, *others]
+    )
     hidden = model[1](model[0](inputs))
     torch.testing.assert_close(states[1][..., 1], hidden, rtol=0, atol=1e-6)
     torch.testing.assert_close(

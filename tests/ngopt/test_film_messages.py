@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from ngopt.metanets.film_messages import FiLMStatistics
-from ngopt.metanets.messages import TO_SOURCES, TO_TARGETS
+from ngopt.metanets.layers.aggregation import TO_SOURCES, TO_TARGETS
+from ngopt.metanets.layers.film_messages import FiLMStatistics
 
 GROUPS, TARGETS, SOURCES, TILES, BATCH, WIDTH = 2, 3, 4, 2, 2, 2
 

@@ -5,7 +5,7 @@ from ngopt import build_graph
 from ngopt.functional import Hyper, update_all
 from ngopt.metanets import METANETS, FeedForward, NeuralGraphGNN
 from ngopt.metanets.features import MOMENTA
-from ngopt.metanets.rule import MetanetRule
+from ngopt.metanets.stepping.rule import MetanetRule
 from tests.equivariance import random_values
 from tests.metanets import metanet_for
 from tests.networks import cnn, mlp

@@ -7,8 +7,8 @@ from torch import nn
 from ngopt import build_graph
 from ngopt.metanets import LayerLSTM
 from ngopt.metanets.features import NUM_FEATURES
-from ngopt.metanets.lstm import Cell
-from ngopt.metanets.sources import FlatFeatures
+from ngopt.metanets.graph_data.feature_sources import FlatFeatures
+from ngopt.metanets.lstm import LSTMCell
 from tests.networks import mlp
 
 
@@ -19,7 +19,7 @@ def _seeded():
 
 @torch.no_grad()
 def test_a_step_is_that_of_torch():
-    cell, theirs = Cell(3, 4), nn.LSTMCell(3, 4)
+    cell, theirs = LSTMCell(3, 4), nn.LSTMCell(3, 4)
     theirs.weight_ih.copy_(cell.gates.weight[:, :3])
     theirs.weight_hh.copy_(cell.gates.weight[:, 3:])
     theirs.bias_ih.copy_(cell.gates.bias)
@@ -51,5 +51,5 @@ def test_layers_hear_of_those_before_them():
 
 
 def said(metanet, graph, features):
-    parts = metanet.parts(graph, features)
+    parts = metanet.graph_tensors(graph, features)
     return metanet.context(FlatFeatures.finite(features, graph), parts)

@@ -12,7 +12,7 @@ from benchmarks.launches import MIB, Counts, quiet
 from benchmarks.shapes import NETWORKS, Gpt
 from ngopt import NGOptimizer, list_pretrained
 from ngopt.metanets.feedforward import FeedForward, FeedForwardConfig
-from ngopt.metanets.predictor import KernelPredictor
+from ngopt.metanets.update_mlp.predictor import KernelPredictor
 
 NAMES = [name for name in list_pretrained() if name != "default"]
 

@@ -16,17 +16,18 @@ from ngopt import NGOptimizer, build_graph, chunking, load_pretrained
 from ngopt.base.soap import Soap
 from ngopt.functional import Hyper, update_all
 from ngopt.metanets import METANETS, NeuralFunctional, NeuralGraphGNN
-from ngopt.metanets import rule as metanet_rule
-from ngopt.metanets.cooldown import Cooldown
-from ngopt.metanets.film_messages import Statistics
 from ngopt.metanets.gnn import GNNConfig
-from ngopt.metanets.graph_network import GraphNetwork
-from ngopt.metanets.layers import PNALayer
-from ngopt.metanets.messages import TO_TARGETS, Messages
+from ngopt.metanets.graph_data.feature_sources import WholeValues
+from ngopt.metanets.graph_data.graph_tensors import graph_tensors
+from ngopt.metanets.layers.aggregation import TO_TARGETS, MessageStatistics
+from ngopt.metanets.layers.film_messages import Statistics
+from ngopt.metanets.layers.graph_network import GraphNetwork, GraphNetworkOptions
+from ngopt.metanets.layers.pna import PNALayer
 from ngopt.metanets.nfn import chain_of
-from ngopt.metanets.parts import edge_cuts, parts_of
-from ngopt.metanets.rule import CONTEXT, MetanetRule
-from ngopt.metanets.sources import WholeValues
+from ngopt.metanets.stepping import rule as metanet_rule
+from ngopt.metanets.stepping.context import CONTEXT
+from ngopt.metanets.stepping.cooldown import Cooldown
+from ngopt.metanets.stepping.rule import MetanetRule
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 from tests.equivariance import random_values
 from tests.metanets import metanet_for
@@ -60,7 +61,7 @@ def hyper(graph):
 @given(shape=st.tuples(*[st.integers(1, 9)] * 3), limit=st.integers(1, 60))
 @settings(deadline=None, max_examples=60)
 def test_parts_hold_every_edge_once(shape, limit):
-    cuts = list(edge_cuts(shape, limit))
+    cuts = list(chunking.block_slices(shape, limit))
     ranges = [[range(piece.start, piece.stop) for piece in cut] for cut in cuts]
     assert sorted(edge for some in ranges for edge in product(*some)) == list(
         product(*map(range, shape))
@@ -70,10 +71,13 @@ def test_parts_hold_every_edge_once(shape, limit):
 
 def test_messages_of_two_sets_are_those_of_all():
     messages = 5 + torch.randn(2, 3, 7, 1, 4, dtype=torch.float64)
-    whole = Messages.of(7, Statistics.of(messages, TO_TARGETS))
+    whole = MessageStatistics.of(7, Statistics.of(messages, TO_TARGETS))
     pieces = messages.split([2, 5], dim=2)
-    found = Messages.joined(
-        *(Messages.of(x.shape[2], Statistics.of(x, TO_TARGETS)) for x in pieces)
+    found = MessageStatistics.merged(
+        *(
+            MessageStatistics.of(x.shape[2], Statistics.of(x, TO_TARGETS))
+            for x in pieces
+        )
     )
     assert found.degree == whole.degree == 7
     for a, b in zip(found[1:], whole[1:], strict=True):
@@ -90,8 +94,8 @@ def test_a_graph_network_in_parts(name, limit, keeps, monkeypatch):
     monkeypatch.setitem(chunking.CACHED_BYTES, "cpu", 1e9 if keeps else 0)
     graph = small_graph(name)
     layers = [PNALayer(6, log_degree=1.5) for _ in range(2)]
-    options = {"kernel": (3, 3), "activations": True, "global_feature": True}
-    network = GraphNetwork(3, 2, width=6, layers=layers, **options).double()
+    options = GraphNetworkOptions(activations=True, global_feature=True)
+    network = GraphNetwork(3, 2, 6, layers, (3, 3), options).double()
     values = [torch.randn(*s.shape, 3, dtype=torch.float64) for s in graph.parameters]
     expected = graph.scatter(network(graph.gather(values), graph))
     found = graph.scatter(in_parts(network, graph, values, limit))
@@ -102,15 +106,14 @@ def test_a_graph_network_in_parts(name, limit, keeps, monkeypatch):
 def in_parts(network, graph, values, limit):
 
     gathered = graph.gather(values)
-    parts = parts_of(graph, network.kernel, values[0], limit)
-    assert sum(len(block.parts) for block in parts.blocks) > len(parts.blocks)
+    parts = graph_tensors(graph, network.kernel, values[0], limit)
+    assert sum(len(block.chunks) for block in parts.blocks) > len(parts.blocks)
     out = [[x.new_zeros(*x.shape[:-1], 2) for x in some] for some in gathered]
     for place, piece in network.pieces(WholeValues(gathered, torch.Size()), parts):
         if isinstance(place, int):
             out[0][place] = piece
         else:
-            block, part = place
-            part.of(out[1][block.number]).copy_(piece)
+            place.of(out[1][place.block]).copy_(piece)
     return type(gathered)(*map(tuple, out))
 
 
@@ -136,7 +139,7 @@ def test_a_large_network_is_what_a_small_one_is(name, metanet, monkeypatch):
     expected = steps(rule, params, grads)
     in_place = steps(MetanetRule(rule.metanet, graph), params, grads, in_place=True)
     assert_same_steps(in_place, expected)
-    monkeypatch.setattr(metanet_rule, "FEW", 0)
+    monkeypatch.setattr(metanet_rule, "SMALL_NETWORK", 0)
     sizes = {
         "CACHED_BYTES": 0,
         "EDGES": 11,
@@ -281,7 +284,7 @@ class TestGraphEvery:
         grads = [random_values(graph, generator) for _ in range(4)]
         with torch.no_grad():
             expected = steps(MetanetRule(self.metanet(2), graph), params, grads)
-            monkeypatch.setattr(metanet_rule, "FEW", 0)
+            monkeypatch.setattr(metanet_rule, "SMALL_NETWORK", 0)
             found = steps(
                 MetanetRule(self.metanet(2), graph),
                 params,

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from ngopt.graph import parameter_graph
-from ngopt.metanets.attention import RelationalLayer, padded
-from ngopt.metanets.graph_network import GraphNetwork
-from ngopt.metanets.layers import PNALayer
-from ngopt.metanets.mixture import MixedValues, layout_of, mixture_of
-from ngopt.metanets.parts import parts_of
-from ngopt.metanets.sources import WholeValues
+from ngopt.metanets.graph_data.feature_sources import WholeValues
+from ngopt.metanets.graph_data.graph_tensors import graph_tensors
+from ngopt.metanets.graph_data.mixture import MixedValues, layout_of, mixture_of
+from ngopt.metanets.layers.attention import RelationalLayer, padded
+from ngopt.metanets.layers.graph_network import GraphNetwork, GraphNetworkOptions
+from ngopt.metanets.layers.pna import PNALayer
 from tests.zoo import zoo_graph
 
 WIDTH, KERNEL = 6, (3, 3)
@@ -36,8 +36,8 @@ def relational(complete_up_to):
 
 def made(layer, **options):
     layers = [layer(k) for k in range(2)]
-    network = GraphNetwork(2, None, WIDTH, layers, KERNEL, activations=True, **options)
-    return network.double()
+    options = GraphNetworkOptions(activations=True, **options)
+    return GraphNetwork(2, None, WIDTH, layers, KERNEL, options).double()
 
 
 CASES = {
@@ -75,7 +75,7 @@ def test_states_and_gradients_are_those_of_each_network_alone(case):
     )
     flat = torch.cat([own.flatten(0, 1) for own in values])
     source = MixedValues(flat, mixture, lambda x: x)
-    (found,), _ = network.states(source, mixture.parts)
+    (found,), _ = network.states(source, mixture.tensors)
     expected = torch.cat(alone)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
     weights = torch.randn_like(found)
@@ -96,7 +96,7 @@ def states_alone(network, graph, values):
     like = network.position.weight
     gathered = graph.gather(graph.unflatten(values, 1), batch_dims=1)
     source = WholeValues(gathered, values.shape[:1])
-    states, _ = network.states(source, parts_of(graph, KERNEL, like))
+    states, _ = network.states(source, graph_tensors(graph, KERNEL, like))
     return states
 
 
@@ -106,7 +106,7 @@ def test_what_is_alike_is_one_block():
     layouts = [layout_of(graph, like) for graph in graphs]
     counts = (3, 2)
     pairs = list(zip(layouts, counts, strict=True))
-    parts = mixture_of(pairs, KERNEL).parts
+    parts = mixture_of(pairs, KERNEL).tensors
     blocks = [block for graph in graphs for block in graph.blocks]
     assert len(parts.blocks) < len(blocks)
     found = [own.block.shape for own in parts.blocks]

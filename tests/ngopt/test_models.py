@@ -3,11 +3,11 @@ import torch
 
 from ngopt import build_graph
 from ngopt.metanets import METANETS, NeuralGraphGNN
-from ngopt.metanets.encoders import kernel_tiles
 from ngopt.metanets.features import NUM_FEATURES
 from ngopt.metanets.gnn import GNNConfig
-from ngopt.metanets.graph_network import GraphNetwork
-from ngopt.metanets.layers import PNALayer
+from ngopt.metanets.graph_data.kernel_tiles import kernel_tiles
+from ngopt.metanets.layers.graph_network import GraphNetwork
+from ngopt.metanets.layers.pna import PNALayer
 from tests.equivariance import assert_equivariant, random_values, updates
 from tests.metanets import metanet_for
 from tests.networks import cnn, mlp

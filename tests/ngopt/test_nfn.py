@@ -5,17 +5,11 @@ import torch
 from torch import Tensor, nn
 
 from ngopt import NGOptimizer, build_graph
-from ngopt.metanets.edge_states import EdgeStates
-from ngopt.metanets.nfn import (
-    Channels,
-    NeuralFunctional,
-    NFNConfig,
-    NPLayer,
-    chain_of,
-    pooled,
-)
-from ngopt.metanets.parts import parts_of
-from ngopt.metanets.sources import FlatFeatures
+from ngopt.metanets.graph_data.feature_sources import FlatFeatures
+from ngopt.metanets.graph_data.graph_tensors import graph_tensors
+from ngopt.metanets.layers.edge_states import EdgeStates
+from ngopt.metanets.layers.np_layer import Channels, NPLayer, pooled
+from ngopt.metanets.nfn import NeuralFunctional, NFNConfig, chain_of
 from tests.equivariance import (
     permute,
     random_permutations,
@@ -82,7 +76,7 @@ def map_of(metanet, graph, weight, value):
 
 
 def _context(metanet, graph, features):
-    parts = metanet.parts(graph, features)
+    parts = metanet.graph_tensors(graph, features)
     said = metanet.context(FlatFeatures.finite(features, graph), parts)
     return torch.cat(said, -2).squeeze(-1)
 
@@ -150,9 +144,9 @@ def test_a_layer_is_the_sum_of_its_terms_one_by_one(pool):
         for n, d in zip(sizes, d_in.nodes, strict=True)
     ]
     whole = torch.randn(2, dtype=torch.float64)
-    order = parts_of(graph, (1, 1), whole).weights
+    order = graph_tensors(graph, (1, 1), whole).weights
     weights = EdgeStates(
-        order, lambda _, block, part: (first, second)[block.number], keep=True
+        order, lambda _, chunk: (first, second)[chunk.block], keep=True
     )
     found_nodes, found_whole = layer(weights, order, nodes, whole, is_last=True)
 
@@ -182,7 +176,7 @@ def test_a_layer_is_the_sum_of_its_terms_one_by_one(pool):
                 torch.cat([over(first[0, :, k], 0), nodes[0][k]])
             )
             found = (
-                weights.of(order[0], 0)[0, j, k]
+                weights.of(order[0].chunks[0])[0, j, k]
                 - columns
                 - layer.elements[0](first[0, j, k])
             )
@@ -198,7 +192,7 @@ def test_a_layer_is_the_sum_of_its_terms_one_by_one(pool):
             ]
             columns = layer.columns[1](torch.cat(pieces))
             found = (
-                weights.of(order[1], 0)[0, j, k]
+                weights.of(order[1].chunks[0])[0, j, k]
                 - columns
                 - layer.elements[1](second[0, j, k])
             )
@@ -214,10 +208,10 @@ def test_what_stands_for_a_weight_does_not_depend_on_the_parts_it_is_in(pool):
     reduced = Tensor.mean if pool == "mean" else Tensor.amax
     expected = [reduced(values.squeeze((0, 3)), axis) for axis in (1, 0)]
     for limit in (None, 6):
-        (block,) = parts_of(graph, (1, 1), values, limit).weights
+        (block,) = graph_tensors(graph, (1, 1), values, limit).weights
         weights = EdgeStates(
-            [block], lambda _, __, part: part.of(values).squeeze(-2), keep=True
+            [block], lambda _, chunk: chunk.of(values).squeeze(-2), keep=True
         )
         for found, own in zip(pooled(weights, block, pool), expected, strict=True):
             torch.testing.assert_close(found, own)
-    assert len(block.parts) > 4
+    assert len(block.chunks) > 4

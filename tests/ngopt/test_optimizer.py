@@ -8,8 +8,8 @@ from torch import nn
 
 from ngopt import NGOptimizer, build_graph
 from ngopt.functional import Hyper, update_all
-from ngopt.metanets import rule as metanet_rule
-from ngopt.metanets.rule import MetanetRule
+from ngopt.metanets.stepping import rule as metanet_rule
+from ngopt.metanets.stepping.rule import MetanetRule
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 from tests.networks import mlp
 from tests.ngopt.fake_base import Momentum, MomentumConfig
@@ -80,7 +80,7 @@ def test_named_parameters_are_found_in_a_graph_by_name(metanet):
 @pytest.mark.parametrize("few", [0, 1 << 15], ids=["in pieces", "at once"])
 @pytest.mark.parametrize("weights", ["ff", "ng-gnn"])
 def test_a_metanet_may_compute_in_bfloat16(weights, few, monkeypatch):
-    monkeypatch.setattr(metanet_rule, "FEW", few)
+    monkeypatch.setattr(metanet_rule, "SMALL_NETWORK", few)
     models = [network(), network()]
     start = snapshot(models[0])
     exact, rounded = (
@@ -345,7 +345,7 @@ def test_a_step_under_autocast_is_one_without(weights):
 @pytest.mark.parametrize("weights", ["ff", "ng-gnn"])
 def test_the_largest_gradients_in_turn_leave_momenta_finite(weights, few, monkeypatch):
     """The default: test_survives.py."""
-    monkeypatch.setattr(metanet_rule, "FEW", few)
+    monkeypatch.setattr(metanet_rule, "SMALL_NETWORK", few)
     model = network()
     opt = NGOptimizer(model.parameters(), weights=weights)
     for step in range(12):
@@ -362,7 +362,7 @@ def test_the_largest_gradients_in_turn_leave_momenta_finite(weights, few, monkey
 @pytest.mark.parametrize("weights", [*WEIGHTS, "lstm", "ng-t"])
 def test_parameters_without_elements_are_left_out(weights, shape, few, monkeypatch):
     """As some processes have them where others have all of a tensor."""
-    monkeypatch.setattr(metanet_rule, "FEW", few)
+    monkeypatch.setattr(metanet_rule, "SMALL_NETWORK", few)
     params = [nn.Parameter(torch.ones(own)) for own in (shape, (3, 2), (3,))]
     opt = NGOptimizer(params, weights=weights)
     for p in params:

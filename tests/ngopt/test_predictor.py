@@ -6,9 +6,9 @@ import torch
 from ngopt import chunking
 from ngopt.metanets import METANETS
 from ngopt.metanets.metanet import Metanet
-from ngopt.metanets.predictor import Predictor
+from ngopt.metanets.update_mlp.predictor import Predictor
 
-ROOM, USED = 7, 5
+CAPACITY, USED = 7, 5
 
 
 @torch.no_grad()
@@ -30,8 +30,8 @@ def differences(metanet: Metanet, predictor: Predictor) -> torch.Tensor:
 def test_every_metanet(name):
     torch.manual_seed(0)
     metanet = METANETS[name]().double()
-    predictor = metanet.predictor(ROOM)
-    assert predictor.room == ROOM
+    predictor = metanet.predictor(CAPACITY)
+    assert predictor.capacity == CAPACITY
     assert differences(metanet, predictor).max() < 1e-13
     with torch.no_grad():
         for p in metanet.parameters():
@@ -48,7 +48,7 @@ def test_few_elements_at_a_time(monkeypatch, hidden):
     )
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     metanet = METANETS["ff"]().double()
-    assert differences(metanet, metanet.predictor(ROOM)).max() < 1e-13
+    assert differences(metanet, metanet.predictor(CAPACITY)).max() < 1e-13
 
 
 def test_a_metanet_of_ones_own_needs_no_other_method():
@@ -62,4 +62,4 @@ def test_a_metanet_of_ones_own_needs_no_other_method():
             return self.factor * features.sum(-1)
 
     metanet = Sum()
-    assert differences(metanet, metanet.predictor(ROOM)).max() < 1e-13
+    assert differences(metanet, metanet.predictor(CAPACITY)).max() < 1e-13

@@ -7,8 +7,8 @@ from safetensors.torch import save_file
 
 from ngopt import NGOptimizer, build_graph, list_pretrained, load_pretrained
 from ngopt.metanets import FeedForward
-from ngopt.metanets.cooldown import Cooldown
 from ngopt.metanets.feedforward import FeedForwardConfig
+from ngopt.metanets.stepping.cooldown import Cooldown
 from ngopt.pretrained import save_pretrained, weights_hash
 from ngopt.pretrained.learned_optimizer import BASES, LearnedOptimizer
 from ngopt.pretrained.tensor_files import digest

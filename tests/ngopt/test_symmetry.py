@@ -8,8 +8,8 @@ import torch
 
 from ngopt import build_graph
 from ngopt.graph import GraphValues, join_graphs
-from ngopt.metanets.graph_network import GraphNetwork
-from ngopt.metanets.layers import PNALayer
+from ngopt.metanets.layers.graph_network import GraphNetwork
+from ngopt.metanets.layers.pna import PNALayer
 from tests.automorphisms import automorphisms, subproducts
 from tests.equivariance import random_values, randomised, run, updates
 from tests.metanets import SMALL, small_metanet

@@ -21,7 +21,8 @@ from meta_train.training.rules import as_vector, trained_metanet
 from meta_train.training.unroll import Inner, Optimizee, Optimizees, moved, sent, unroll
 from ngopt.functional import Hyper, Record, UpdateRule, update_all
 from ngopt.metanets import Metanet
-from ngopt.metanets.rule import CONTEXT, MetanetRule
+from ngopt.metanets.stepping.context import CONTEXT
+from ngopt.metanets.stepping.rule import MetanetRule
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
 # Elements of parameters whose updates autograd follows at once: some 500 bytes each,

@@ -1,4 +1,4 @@
-"""Messages along edges, a scale and shift of what both ends bring,
+"""MessageStatistics along edges, a scale and shift of what both ends bring,
 and their statistics for both ends.
 
 One autograd function with a backward pass of its own: where autograd goes step by step,
@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ngopt.metanets.messages import TO_SOURCES, TO_TARGETS, Axes
+from ngopt.metanets.layers.aggregation import TO_SOURCES, TO_TARGETS, Axes
 
 
 class Statistics(NamedTuple):
-    """Of messages (groups, n_target, n_source, tiles, *batch, width), over two axes,
+    """Of messages (groups, n_target, n_source, tiles, *batch, width) over two axes,
     which stay with length 1."""
 
     mean: Tensor
@@ -41,8 +41,8 @@ class Statistics(NamedTuple):
         )
 
     def pulled_back(self, messages: Tensor, axes: Axes, gradient: Statistics) -> Tensor:
-        """The gradient of the messages; of an extremum it is shared by all messages
-        that reach it."""
+        """The gradient of the messages. All messages that attain an extremum share its
+        gradient."""
         count = messages.shape[axes[0]] * messages.shape[axes[1]]
         above = (messages - self.low).sign()
         below = (self.high - messages).sign()
@@ -50,9 +50,9 @@ class Statistics(NamedTuple):
         high = gradient.high / (count - below.sum(axes, keepdim=True))
         slope = gradient.var * (2 / count)
         constant = gradient.mean / count - slope * self.mean + low + high
-        found = torch.addcmul(constant, slope, messages)
-        found = torch.addcmul(found, low, above, value=-1)
-        return torch.addcmul(found, high, below, value=-1)
+        total = torch.addcmul(constant, slope, messages)
+        total = torch.addcmul(total, low, above, value=-1)
+        return torch.addcmul(total, high, below, value=-1)
 
 
 class FiLMStatistics(torch.autograd.Function):
@@ -61,8 +61,8 @@ class FiLMStatistics(torch.autograd.Function):
 
     Shapes: scale, shift (groups, n_target, n_source, tiles, *batch, width), target
     (groups, n_target, 1, 1, *batch, width), source (groups, 1, n_source, 1, *batch,
-    width) -> the fields of `Statistics`. With the batch inside, what is broadcast and
-    reduced are long runs of memory.
+    width) -> the fields of `Statistics`. With the batch inside, broadcasts and
+    reductions run over long rows.
     """
 
     generate_vmap_rule = True
@@ -87,10 +87,10 @@ class FiLMStatistics(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        scale, shift, target, source, *found = ctx.saved_tensors
+        scale, shift, target, source, *statistics = ctx.saved_tensors
         sums = target + source
         messages = torch.addcmul(shift, scale, sums)
-        gradient = Statistics(*found).pulled_back(
+        gradient = Statistics(*statistics).pulled_back(
             messages, ctx.axes, Statistics(*gradients)
         )
         to_sums = gradient * scale

@@ -1,5 +1,5 @@
-"""Features of parameters on a graph, read part by part: all at once in memory,
-or made when read."""
+"""Features of a graph's parameters, read chunk by chunk: all in memory, or computed
+when read."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from torch import Tensor
 
 from ngopt.chunking import concatenated
 from ngopt.devices import fused
-from ngopt.graph.groups_and_blocks import View
+from ngopt.graph.groups_and_blocks import View, contiguous_strides
 from ngopt.graph.neural_graph import GraphValues, NeuralGraph
 from ngopt.metanets.features import NUM_FEATURES, finite_features
-from ngopt.metanets.parts import BlockParts, Part
+from ngopt.metanets.graph_data.graph_tensors import EdgeChunk
 
 
-class Source(Protocol):
-    """What a graph network reads."""
+class FeatureSource(Protocol):
+    """The input of a graph network."""
 
     @property
     def batch(self) -> torch.Size: ...
 
-    def edges(self, parts: BlockParts, part: Part) -> Tensor:
-        """Features of a part of a weight, (*batch, groups, n_target, n_source, slots,
+    def edges(self, chunk: EdgeChunk) -> Tensor:
+        """Features of a chunk of a weight, (*batch, groups, n_target, n_source, slots,
         d_in)."""
         ...
 
     def bias(self, number: int) -> Tensor:
-        """Those of a bias, (*batch, n, slots, d_in)."""
+        """Features of a bias, (*batch, n, slots, d_in)."""
         ...
 
 
 @dataclass(frozen=True)
 class WholeValues:
-    """Those of `GraphValues`."""
+    """Features that are `GraphValues`."""
 
     values: GraphValues
     batch: torch.Size
 
-    def edges(self, parts: BlockParts, part: Part) -> Tensor:
-        return part.of(self.values.edges[parts.number])
+    def edges(self, chunk: EdgeChunk) -> Tensor:
+        return chunk.of(self.values.edges[chunk.block])
 
     def bias(self, number: int) -> Tensor:
         return self.values.biases[number]
@@ -52,7 +52,7 @@ class WholeValues:
 
 @dataclass(frozen=True)
 class FlatFeatures:
-    """Features of all parameters, one (*batch, numel, d_in) each."""
+    """Features of every parameter, (*batch, numel, d_in) each."""
 
     values: Sequence[Tensor]
     graph: NeuralGraph
@@ -60,40 +60,35 @@ class FlatFeatures:
 
     @classmethod
     def finite(cls, features: Tensor, graph: NeuralGraph) -> FlatFeatures:
-        """Of all features (*batch, numel, d_in); those that are not finite stay where
-        they are."""
+        """Of all features (*batch, numel, d_in), with 0 where they are not finite."""
         finite = features.nan_to_num(0.0, 0.0, 0.0)
         values = finite.split([spec.numel for spec in graph.parameters], -2)
         return cls(values, graph, features.shape[:-2])
 
-    def edges(self, parts: BlockParts, part: Part) -> Tensor:
-        assert part.view is not None
-        return self._read(part.view, 3, part.is_whole)
+    def edges(self, chunk: EdgeChunk) -> Tensor:
+        assert chunk.view is not None
+        return self._read(chunk.view, 3, chunk.is_whole)
 
     def bias(self, number: int) -> Tensor:
         view = self.graph.biases[number].view
         return self._read(view, 1, view.is_whole(self.graph.parameters[view.parameter]))
 
     def _read(self, view: View, lead: int, is_whole: bool) -> Tensor:
+        """lead: axes of the view that are not slots."""
         value = self.values[view.parameter]
-        shape = (
-            *self.batch,
-            *view.shape[:lead],
-            prod(view.shape[lead:]),
-            value.shape[-1],
-        )
+        slots = prod(view.shape[lead:])
+        shape = (*self.batch, *view.shape[:lead], slots, value.shape[-1])
         if not is_whole:
             value = view.read(value.reshape(prod(self.batch), *value.shape[-2:]))
         return value.reshape(shape)
 
 
 class RawFeatures:
-    """Features of parameters of an optimizer, made from weights, gradients and momenta
-    when read.
+    """Features computed from weights, gradients and momenta when read; 0 where they are
+    not finite.
 
-    columns: of every parameter these seven, of its shape; none for what is absent.
-    like: of the dtype and on the device of the metanet. Values that are not finite are
-    0.
+    columns: of every parameter these seven, of its shape; [] where absent. like: of the
+    metanet's dtype, on its device.
     """
 
     batch = torch.Size()
@@ -104,23 +99,25 @@ class RawFeatures:
         graph: NeuralGraph,
         like: Tensor,
     ):
-        device = like.device
-        self.columns = [[x.reshape(-1).to(device) for x in some] for some in columns]
+        self.columns: list[list[Tensor]] = []
+        for own in columns:
+            self.columns.append([x.reshape(-1).to(like.device) for x in own])
         self.graph, self.like = graph, like
 
-    def edges(self, parts: BlockParts, part: Part) -> Tensor:
-        assert part.view is not None
-        return self._read(part.view, 3)
+    def edges(self, chunk: EdgeChunk) -> Tensor:
+        assert chunk.view is not None
+        return self._read(chunk.view, 3)
 
     def bias(self, number: int) -> Tensor:
         return self._read(self.graph.biases[number].view, 1)
 
     def joined(self, parameters: Sequence[int]) -> list[Tensor]:
-        """The columns of some parameters, one after the other: seven (numel,)."""
-        rows = zip(*(self.columns[i] for i in parameters), strict=True)
-        return [concatenated(row) for row in rows]
+        """Columns of some parameters, one after the other: seven (numel,)."""
+        rows = [self.columns[i] for i in parameters]
+        return [concatenated(column) for column in zip(*rows, strict=True)]
 
     def _read(self, view: View, lead: int) -> Tensor:
+        """lead: axes of the view that are not slots."""
         slots = prod(view.shape[lead:])
         shape = (*view.shape[:lead], slots, NUM_FEATURES)
         columns = self.columns[view.parameter]
@@ -134,17 +131,18 @@ class RawFeatures:
 def _strided(flat: Tensor, view: View) -> Tensor:
     """The elements of a view with as few axes as possible: a fused function is compiled
     again for another number of axes, and for axes of length 1."""
-    return flat.as_strided(*_short(view), flat.storage_offset() + view.offset)
+    shape, strides = _squeezed(view)
+    return flat.as_strided(shape, strides, flat.storage_offset() + view.offset)
 
 
 @cache
-def _short(view: View) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shape and strides without axes of length 1, of one axis if all are in one row."""
-    pairs = zip(view.shape, view.strides, strict=True)
-    axes = [(size, stride) for size, stride in pairs if size != 1]
-    dense = 1
-    for size, stride in reversed(axes):
-        if stride != dense:
-            return tuple(size for size, _ in axes), tuple(stride for _, stride in axes)
-        dense *= size
-    return (prod(view.shape),), (1,)
+def _squeezed(view: View) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shape and strides without axes of length 1; one axis if all are in one row."""
+    shape, strides = [], []
+    for size, stride in zip(view.shape, view.strides, strict=True):
+        if size != 1:
+            shape.append(size)
+            strides.append(stride)
+    if tuple(strides) == contiguous_strides(tuple(shape)):
+        return (prod(shape),), (1,)
+    return tuple(shape), tuple(strides)

@@ -1,5 +1,4 @@
-"""Updates without autograd: computed where their inputs lie, in memory that is used
-again."""
+"""Updates of a metanet without autograd, in memory that is reused."""
 
 from __future__ import annotations
 
@@ -15,45 +14,44 @@ from torch import (
 
 from ngopt import chunking
 from ngopt.metanets.features import NUM_FEATURES, features_of
-from ngopt.metanets.parts import even_slices
 
 # Of an MLP with a kernel: widths of its two hidden layers, and features of the context.
-WIDTHS, MOST_CONTEXT = (16, 32, 64), 16
+WIDTHS, MAX_CONTEXT = (16, 32, 64), 16
 
 
 class Predictor:
-    """A metanet's `updates` of up to some number of elements at once.
+    """A metanet's `updates` of up to `capacity` elements at once.
 
-    updates: (n, 14) and context (n, d), None where d is 0, -> (n,). like:
-    of the metanet's dtype, on its device.
+    updates: (n, 14) and context (n, d), None where d is 0, -> (n,). like: of the
+    metanet's dtype, on its device.
 
-    inputs: features, then context, then a row of ones, (14 + d + 1, room).
+    inputs: features, then context, then a row of ones, (14 + d + 1, capacity).
     """
 
     def __init__(
         self,
         updates: Callable[[Tensor, Tensor | None], Tensor],
         d_context: int,
-        room: int,
+        capacity: int,
         like: Tensor,
     ):
         self._updates = updates
-        self.inputs = _rows(like, NUM_FEATURES + d_context + 1, room)
+        self.inputs = _ones(like, NUM_FEATURES + d_context + 1, capacity)
 
     def refresh(self) -> None:
-        """Reads the metanet's weights again; to be called where they may have changed."""
+        """Reads the metanet's weights again; call it where they may have changed."""
 
     @property
-    def room(self) -> int:
+    def capacity(self) -> int:
         return self.inputs.shape[-1]
 
     def features(self, n: int) -> Tensor:
-        """Where the features of n elements are to be written, (14, n)."""
+        """Memory for the features of n elements, (14, n)."""
         return self.inputs[:NUM_FEATURES, :n]
 
     def predicted(self, n: int, context: Tensor | None) -> Tensor:
-        """Updates from features that are there and a context, (n, d), -> (n,);
-        good until the next call."""
+        """Updates (n,) from `features` and a context, (n, d); overwritten by the next
+        call."""
         if context is not None:
             self.inputs[NUM_FEATURES:-1, :n].copy_(context.mT)
         return self._computed(self.inputs[:, :n])
@@ -65,25 +63,24 @@ class Predictor:
         """
         n = len(columns[0])
         update = self.inputs.new_empty(n)
+        tensors = [update, *columns]
+        if context is not None:
+            tensors.append(context)
         # pieces of equal length: a short one costs as many calls as a long one
-        count = max(1, -(-n // self.room))
-        given = (update, *columns) if context is None else (update, *columns, context)
-        for out, *piece in zip(*(x.tensor_split(count) for x in given), strict=True):
+        count = chunking.ceil_div(n, self.capacity)
+        for out, *piece in chunking.pieces(tensors, count):
             own = None if context is None else piece.pop()
             features_of(piece, out, self.features(len(out)))
             out.copy_(self.predicted(len(out), own))
         return update
 
     def _computed(self, inputs: Tensor) -> Tensor:
-        context = inputs[NUM_FEATURES:-1].mT
-        return self._updates(
-            inputs[:NUM_FEATURES].mT, context if context.shape[-1] else None
-        )
+        features, context = inputs[:NUM_FEATURES].mT, inputs[NUM_FEATURES:-1].mT
+        return self._updates(features, context if context.shape[-1] else None)
 
 
 class MLPPredictor(Predictor):
-    """That of linear layers with ReLU in between, the last with two outputs:
-    direction d and magnitude m.
+    """That of an `UpdateMLP`: linear layers with ReLU, the last with the outputs d, m.
 
     The update is scales[0] * d * exp(scales[1] * m). Biases multiply rows of ones: a
     layer is one product, and one pass for its ReLU.
@@ -93,41 +90,43 @@ class MLPPredictor(Predictor):
         self,
         linears: Sequence[nn.Linear],
         scales: tuple[float, float],
-        room: int,
+        capacity: int,
     ):
         like = linears[0].weight.detach()
-        self._given = [p for layer in linears for p in (layer.weight, layer.bias)]
         self._scales = like.new_tensor(scales).unsqueeze(-1)
-        self._piece = min(
-            room, chunking.total_chunk_size(chunking.HIDDEN_ELEMENTS, like)
+        self._limit = min(
+            capacity, chunking.total_chunk_size(chunking.HIDDEN_ELEMENTS, like)
         )
-        first, *others = [layer.in_features + 1 for layer in linears]
-        self.inputs = _rows(like, first, room)
-        self._hidden = [_rows(like, count, self._piece) for count in others]
-        self._out = _rows(like, 2, room)
-        self._weights = [
-            like.new_empty(layer.out_features, layer.in_features + 1)
-            for layer in linears
-        ]
-        self._copies = [
-            x for weight in self._weights for x in (weight[:, :-1], weight[:, -1])
-        ]
+        self.inputs = _ones(like, linears[0].in_features + 1, capacity)
+        self._hidden = []
+        for layer in linears[1:]:
+            self._hidden.append(_ones(like, layer.in_features + 1, self._limit))
+        self._out = _ones(like, 2, capacity)
+        # weight and bias of a layer side by side
+        self._weights: list[Tensor] = []
+        self._originals: list[Tensor] = []
+        self._copies: list[Tensor] = []
+        for layer in linears:
+            both = like.new_empty(layer.out_features, layer.in_features + 1)
+            self._weights.append(both)
+            self._originals += [layer.weight, layer.bias]
+            self._copies += [both[:, :-1], both[:, -1]]
         self.refresh()
 
     def refresh(self) -> None:
         with torch.no_grad():
-            _foreach_copy_(self._copies, self._given)
+            _foreach_copy_(self._copies, self._originals)
         self._weights[-1].mul_(self._scales)
 
     def _computed(self, inputs: Tensor) -> Tensor:
         n = inputs.shape[-1]
-        found = self._out[:, :n]
-        for some in even_slices(n, self._piece):
-            self._through_layers(inputs[:, some], found[:, some])
-        direction, magnitude = found
+        out = self._out[:, :n]
+        for elements in chunking.even_slices(n, self._limit):
+            self._apply_layers(inputs[:, elements], out[:, elements])
+        direction, magnitude = out
         return direction.mul_(magnitude.exp_())
 
-    def _through_layers(self, x: Tensor, out: Tensor) -> None:
+    def _apply_layers(self, x: Tensor, out: Tensor) -> None:
         *weights, last = self._weights
         n = x.shape[-1]
         for weight, hidden in zip(weights, self._hidden, strict=True):
@@ -143,9 +142,9 @@ class KernelPredictor(Predictor):
     """
 
     def __init__(self, linears: Sequence[nn.Linear], scales: tuple[float, float]):
-        self._weights = [
-            p.detach() for layer in linears for p in (layer.weight, layer.bias)
-        ]
+        self._weights: list[Tensor] = []
+        for layer in linears:
+            self._weights += [layer.weight.detach(), layer.bias.detach()]
         self._scales = list(scales)
 
     def refresh(self) -> None:
@@ -167,7 +166,7 @@ def mlp_updates(
 
     weights: weight and bias of every layer. scales: see `MLPPredictor`.
     """
-    from ngopt.metanets.mlp_kernel import launch  # needs Triton
+    from ngopt.metanets.update_mlp.mlp_kernel import launch  # needs Triton
 
     return launch(columns, context, weights, scales)
 
@@ -187,17 +186,17 @@ def has_kernel(linears: Sequence[nn.Linear]) -> bool:
     like, width = linears[0].weight, linears[0].out_features
     d_context = linears[0].in_features - NUM_FEATURES
     fits = [layer.out_features for layer in linears] == [width, width, 2]
-    fits = fits and width in WIDTHS and d_context <= MOST_CONTEXT
-    is_there = like.is_meta or (like.is_cuda and find_spec("triton") is not None)
-    return fits and is_there and like.dtype != torch.float64
+    fits = fits and width in WIDTHS and d_context <= MAX_CONTEXT
+    is_available = like.is_meta or (like.is_cuda and find_spec("triton") is not None)
+    return fits and is_available and like.dtype != torch.float64
 
 
-def _rows(like: Tensor, count: int, length: int) -> Tensor:
+def _ones(like: Tensor, count: int, length: int) -> Tensor:
     """Rows of ones, (count, length).
 
-    Each begins on a cache line, and no two a power of two apart, where they would share
-    few places of a cache: products of such rows take a fifth longer.
+    Each begins on a cache line. No two are a power of two apart: they would share cache
+    sets, and products would take a fifth longer.
     """
     line = 64 // like.element_size()
-    apart = -(-length // line) * line + line
-    return like.new_ones(count, apart)[:, :length]
+    stride = (chunking.ceil_div(length, line) + 1) * line
+    return like.new_ones(count, stride)[:, :length]

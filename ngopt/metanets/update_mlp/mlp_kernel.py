@@ -91,7 +91,7 @@ def launch(
     weights: Sequence[Tensor],
     scales: Sequence[float],
 ) -> Tensor:
-    """See `ngopt.metanets.predictor.mlp_updates`."""
+    """See `ngopt.metanets.update_mlp.predictor.mlp_updates`."""
     out = torch.empty_like(columns[0], dtype=torch.float32)
     n, hidden = len(out), len(weights[0])
     if not n:

@@ -1,8 +1,8 @@
 """State and features of a small network's parameters as a few tensors, for steps in
 place.
 
-What the records hold are views of them: a step takes as many calls for all parameters
-as for one, and allocates next to nothing.
+Records hold views of them. A step makes as many calls for all parameters as for one,
+and allocates almost nothing.
 """
 
 from __future__ import annotations
@@ -13,16 +13,21 @@ import torch
 from torch import Size, Tensor
 
 from ngopt.functional import Record
-from ngopt.metanets.features import DECAYS, LARGEST, MOMENTA, preprocess_in_place
+from ngopt.metanets.features import (
+    LARGEST,
+    LERP_WEIGHTS,
+    MOMENTA,
+    STEP,
+    preprocess_in_place,
+)
 from ngopt.packing import PackedState, Packing, scalar_packing
 
 
 class FlatState:
-    """Of parameters of these shapes, whose states have the dtype and the device of
-    `like`.
+    """State of parameters of these shapes, in the dtype and on the device of `like`.
 
-    context: key of what the graph said of every element, (*shape, d) each, None if it
-    says nothing.
+    context: key of the stored context of a parameter, (*shape, d); None if none is
+    stored.
     """
 
     def __init__(
@@ -36,7 +41,7 @@ class FlatState:
         momenta = [(i, key) for key in MOMENTA for i in numbers]
         packings = [
             _flat(momenta, [*shapes] * len(MOMENTA), (len(MOMENTA), -1)),
-            scalar_packing(len(shapes), ["step"], torch.device("cpu")),
+            scalar_packing(len(shapes), [STEP], torch.device("cpu")),
         ]
         self._state = PackedState(packings)
         self._context: PackedState | None = None
@@ -44,30 +49,31 @@ class FlatState:
             own = [Size((*shape, d_context)) for shape in shapes]
             places = [(i, context) for i in numbers]
             self._context = PackedState([_flat(places, own, (-1, d_context))])
-        self._weights = like.new_tensor([[1 - decay] for decay in DECAYS])
-        self._cut = like.new_empty(sum(shape.numel() for shape in shapes))
+        self._lerp_weights = like.new_tensor(LERP_WEIGHTS).unsqueeze(1)
+        self._clipped = like.new_empty(sum(shape.numel() for shape in shapes))
 
-    def move(
+    def update(
         self,
         params: Sequence[Tensor],
         grads: Sequence[Tensor],
         records: Sequence[Record],
         out: Tensor,
     ) -> None:
-        """Counts a step and moves momenta, in the records; writes features, (14, n)."""
+        """Updates steps and momenta, in the records; writes features to `out`, (14,
+        n)."""
         momenta, steps = self._state.open(records, in_place=True)
         steps.add_(1)
         columns = out.chunk(2)[0]
         torch.cat([p.reshape(-1) for p in params], out=columns[0])
         gradient = torch.cat([g.reshape(-1) for g in grads], out=columns[1])
-        torch.clamp(gradient, -LARGEST, LARGEST, out=self._cut)
-        momenta.lerp_(self._cut, self._weights)
+        torch.clamp(gradient, -LARGEST, LARGEST, out=self._clipped)
+        momenta.lerp_(self._clipped, self._lerp_weights)
         columns[2:] = momenta
         preprocess_in_place(out)
 
     def context(self, records: Sequence[Record]) -> Tensor | None:
-        """What the graph said of all elements, (n, d); written to, it is written to the
-        records."""
+        """The stored context of all elements, (n, d), of which the records hold views;
+        None if none is stored."""
         if self._context is None:
             return None
         return self._context.open(records, in_place=True)[0]

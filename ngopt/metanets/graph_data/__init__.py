@@ -1,0 +1,1 @@
+"""Graphs as tensors of one device, features read from them and context written back."""

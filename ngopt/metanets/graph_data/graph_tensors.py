@@ -1,0 +1,225 @@
+"""A neural graph as tensors of one device, its edges in chunks that fit a cache.
+
+Everything here depends on the graph alone, and is made once for many steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ngopt.chunking import block_slices
+from ngopt.graph.groups_and_blocks import Bias, EdgeBlock, Index, View
+from ngopt.graph.neural_graph import NeuralGraph
+from ngopt.metanets.graph_data.kernel_tiles import kernel_tiles
+from ngopt.metanets.graph_data.node_features import (
+    activation_codes,
+    kind_codes,
+    node_positions,
+    slot_positions,
+)
+
+GraphIds = tuple[int, ...] | Tensor
+"""Number of the graph of every group; in a mixture, of every node, (n,)."""
+
+
+class EdgeChunk(NamedTuple):
+    """Edges of one block: some groups of edges, or some targets and sources of one.
+
+    block, number: of the block in the graph, and of the chunk in the block. view: of
+    the parameter; None for edges of value 1. is_whole: whether these are all elements
+    of the parameter, in its own order.
+    """
+
+    block: int
+    number: int
+    groups: slice
+    targets: slice
+    sources: slice
+    view: View | None
+    is_whole: bool
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Groups, targets and sources."""
+        g, t, s = self.groups, self.targets, self.sources
+        return g.stop - g.start, t.stop - t.start, s.stop - s.start
+
+    def of(self, edges: Tensor) -> Tensor:
+        """Those of all edges of the block, (*batch, groups, n_target, n_source, *)."""
+        return edges[..., self.groups, self.targets, self.sources, :, :]
+
+
+@dataclass(frozen=True, eq=False)
+class BlockTensors:
+    """A block of edges in chunks.
+
+    number: weights come first, then constants. tiles: of an edge, see `kernel_tiles`.
+    target, source: neurons of the group, (n,) int64; None for all of them. positions:
+    in a parameter graph, of the slots in their kernels, see `slot_positions`, (1, d) or
+    one for each group of edges; None elsewhere.
+    """
+
+    block: EdgeBlock
+    number: int
+    tiles: int
+    chunks: tuple[EdgeChunk, ...]
+    target: Tensor | None
+    source: Tensor | None
+    positions: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class GraphTensors:
+    """What graph networks read of a graph, on one device.
+
+    blocks: weights, then constants. bias_index: neurons of every bias in its group, or
+    None for all. positions: see `node_positions`. kinds, activations: codes of every
+    group, (groups,); in a mixture of every node, (1, n). uses: of every parameter how
+    often its elements are placed, 1 or (numel, 1) int16.
+    """
+
+    graph: NeuralGraph
+    blocks: tuple[BlockTensors, ...]
+    bias_index: tuple[Tensor | None, ...]
+    positions: tuple[Tensor, ...]
+    kinds: Tensor
+    activations: Tensor
+    graph_ids: GraphIds
+    uses: tuple[Literal[1] | Tensor, ...]
+
+    @property
+    def weights(self) -> tuple[BlockTensors, ...]:
+        return self.blocks[: len(self.graph.weights)]
+
+    @property
+    def edges(self) -> int:
+        """Number of edges; one of several tiles counts as often."""
+        return sum(prod(own.block.shape) * own.tiles for own in self.blocks)
+
+    @cached_property
+    def node_graph_ids(self) -> tuple[Tensor, ...]:
+        """Graph of every node of every group, (n,) each."""
+        if isinstance(self.graph_ids, Tensor):
+            return (self.graph_ids,)
+        ids = []
+        for group, number in zip(self.graph.groups, self.graph_ids, strict=True):
+            ids.append(torch.full((group.size,), number, device=self.kinds.device))
+        return tuple(ids)
+
+    @cached_property
+    def target_graph_ids(self) -> tuple[Tensor, ...]:
+        """Graph of every target of every block, (n,) each."""
+        ids = []
+        for own in self.blocks:
+            of_group = self.node_graph_ids[own.block.target]
+            ids.append(of_group if own.target is None else of_group[own.target])
+        return tuple(ids)
+
+    @cached_property
+    def node_counts(self) -> Tensor:
+        """Nodes of every graph, (graphs, 1)."""
+        return torch.bincount(torch.cat(self.node_graph_ids)).unsqueeze(1)
+
+    @cached_property
+    def edge_counts(self) -> Tensor:
+        """Edges of every graph, (graphs, 1)."""
+        count = torch.zeros_like(self.node_counts)
+        for own, ids in zip(self.blocks, self.target_graph_ids, strict=True):
+            per_target = own.block.shape[2] * own.tiles
+            count.index_add_(0, ids, torch.full_like(ids, per_target)[:, None])
+        return count
+
+
+def graph_tensors(
+    graph: NeuralGraph,
+    kernel: tuple[int, int],
+    like: Tensor,
+    limit: int | None = None,
+) -> GraphTensors:
+    """The tensors of a graph.
+
+    kernel: of the metanet, see `kernel_tiles`. like: of its dtype and on its device.
+    limit: edges in a chunk, where slices allow it; None for whole blocks.
+    """
+    device = like.device
+    blocks = []
+    for number, block in enumerate((*graph.weights, *graph.constants)):
+        blocks.append(_block_tensors(graph, block, number, kernel, like, limit))
+    return GraphTensors(
+        graph=graph,
+        blocks=tuple(blocks),
+        bias_index=tuple(_index(bias.index, device) for bias in graph.biases),
+        positions=tuple(node_positions(graph, like)),
+        kinds=kind_codes(graph, device),
+        activations=activation_codes(graph, device),
+        graph_ids=graph.membership,
+        uses=tuple(_uses(graph, device)),
+    )
+
+
+def _block_tensors(
+    graph: NeuralGraph,
+    block: EdgeBlock,
+    number: int,
+    kernel: tuple[int, int],
+    like: Tensor,
+    limit: int | None,
+) -> BlockTensors:
+    tiles = len(kernel_tiles(block.slot_shape, kernel))
+    if limit is not None:
+        limit = max(1, limit // tiles)
+    chunks = []
+    for i, slices in enumerate(block_slices(block.shape, limit)):
+        view = _narrowed(block.view, slices)
+        is_whole = view is not None and view.is_whole(graph.parameters[view.parameter])
+        chunks.append(EdgeChunk(number, i, *slices, view, is_whole))
+    return BlockTensors(
+        block=block,
+        number=number,
+        tiles=tiles,
+        chunks=tuple(chunks),
+        target=_index(block.target_index, like.device),
+        source=_index(block.source_index, like.device),
+        positions=slot_positions(block, like),
+    )
+
+
+def _narrowed(view: View | None, slices: Sequence[slice]) -> View | None:
+    """A view of some groups, targets and sources."""
+    if view is None:
+        return None
+    lengths, offset = [], view.offset
+    for stride, piece in zip(view.strides, slices, strict=False):
+        lengths.append(piece.stop - piece.start)
+        offset += stride * piece.start
+    shape = (*lengths, *view.shape[3:])
+    return View(view.parameter, shape, view.strides, offset)
+
+
+def _index(index: Index, device: torch.device) -> Tensor | None:
+    return None if index is None else torch.tensor(index, device=device)
+
+
+def _uses(graph: NeuralGraph, device: torch.device) -> Iterator[Literal[1] | Tensor]:
+    """See `GraphTensors`."""
+    views: list[list[View]] = [[] for _ in graph.parameters]
+    places: tuple[Bias | EdgeBlock, ...] = (*graph.biases, *graph.weights)
+    for place in places:
+        assert place.view is not None
+        views[place.view.parameter].append(place.view)
+    for spec, own in zip(graph.parameters, views, strict=True):
+        used = sum(view.numel for view in own)
+        if len(own) == 1 or used == prod(spec.shape):
+            yield 1  # every element is placed once
+            continue
+        counts = torch.zeros(1, spec.numel, 1, dtype=torch.int16, device=device)
+        for view in own:
+            view.write(counts, view.read(counts) + 1)
+        yield counts[0]

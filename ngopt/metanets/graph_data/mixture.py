@@ -1,0 +1,324 @@
+"""Many different small networks as one graph of few blocks, for a `GraphNetwork`.
+
+In small networks a call takes longer than what it computes. Here blocks of one shape
+and kind, of all networks, are groups of edges of one block, and all nodes are one
+group, so that one call computes for all networks. Results are those of each network
+alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ngopt.graph.groups_and_blocks import (
+    Bias,
+    EdgeBlock,
+    Index,
+    NeuronGroup,
+    ParameterSpec,
+    View,
+    contiguous_strides,
+)
+from ngopt.graph.neural_graph import NeuralGraph
+from ngopt.graph.views.edge_list import node_starts
+from ngopt.metanets.graph_data.graph_tensors import (
+    BlockTensors,
+    EdgeChunk,
+    GraphTensors,
+)
+from ngopt.metanets.graph_data.kernel_tiles import kernel_tiles
+from ngopt.metanets.graph_data.node_features import (
+    activation_codes,
+    kind_codes,
+    node_positions,
+    slot_positions,
+)
+
+
+class BlockKind(NamedTuple):
+    """What blocks, or biases, must share to be one block of the mixture.
+
+    shape: (n_target, n_source) of a group of edges, () of biases. has_elements: whether
+    edges are parameters; else their value is 1. has_positions: whether edges have a
+    place in a kernel.
+    """
+
+    shape: tuple[int, ...]
+    slot_shape: tuple[int, ...]
+    kind: str
+    has_elements: bool = True
+    has_positions: bool = False
+
+
+class BlockIndices(NamedTuple):
+    """Node and parameter numbers of edges, or of biases.
+
+    ends: numbers of nodes, (groups, n_target) and (groups, n_source); of biases one,
+    (n,). elements: numbers of flat parameters, (groups, n_target, n_source, slots), of
+    biases (n, slots); None for edges of value 1. positions: see `BlockTensors`,
+    (groups, d).
+    """
+
+    ends: tuple[Tensor, ...]
+    elements: Tensor | None = None
+    positions: Tensor | None = None
+
+    def repeated(self, nodes: Tensor, elements: Tensor) -> BlockIndices:
+        """Those of several copies. nodes, elements: the first number of each copy,
+        (count,)."""
+        positions = self.positions
+        return BlockIndices(
+            tuple(_shifted(end, nodes) for end in self.ends),
+            None if self.elements is None else _shifted(self.elements, elements),
+            None if positions is None else positions.repeat(len(nodes), 1),
+        )
+
+    @classmethod
+    def concatenated(cls, several: Sequence[BlockIndices]) -> BlockIndices:
+        all_ends = [x.ends for x in several]
+        ends = [torch.cat(column) for column in zip(*all_ends, strict=True)]
+        elements = [x.elements for x in several if x.elements is not None]
+        positions = [x.positions for x in several if x.positions is not None]
+        return cls(
+            tuple(ends),
+            torch.cat(elements) if elements else None,
+            torch.cat(positions) if positions else None,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkLayout:
+    """One network, its blocks by kind.
+
+    kinds, activations: codes of all nodes, (n,). positions: theirs, (n, features).
+    numel: of the flat parameters.
+    """
+
+    indices: dict[BlockKind, BlockIndices]
+    kinds: Tensor
+    activations: Tensor
+    positions: Tensor
+    numel: int
+
+    @property
+    def nodes(self) -> int:
+        return len(self.kinds)
+
+
+class Mixture(NamedTuple):
+    """Several networks, one after the other.
+
+    tensors: of the graph of all. weights, biases: numbers of the flat parameters of
+    each of its weights and biases, see `BlockIndices`.
+    """
+
+    tensors: GraphTensors
+    weights: Sequence[Tensor | None]
+    biases: Sequence[Tensor | None]
+
+
+@dataclass(frozen=True, eq=False)
+class MixedValues:
+    """A `FeatureSource` of the parameters of a mixture, (numel, k).
+
+    features: computes features of values when they are read, (*, k) -> (*, d_in).
+    """
+
+    values: Tensor
+    mixture: Mixture
+    features: Callable[[Tensor], Tensor]
+
+    batch = torch.Size()
+
+    def edges(self, chunk: EdgeChunk) -> Tensor:
+        assert chunk.is_whole
+        return self._read(self.mixture.weights[chunk.block])
+
+    def bias(self, number: int) -> Tensor:
+        return self._read(self.mixture.biases[number])
+
+    def _read(self, elements: Tensor | None) -> Tensor:
+        assert elements is not None
+        values = self.values.index_select(0, elements.flatten())
+        return self.features(values.unflatten(0, elements.shape))
+
+
+def layout_of(graph: NeuralGraph, like: Tensor) -> NetworkLayout:
+    """The layout of one graph. like: of the metanet's dtype and on its device."""
+    device = like.device
+    numbers = graph.gather(graph.unflatten(torch.arange(graph.numel, device=device)))
+    several: dict[BlockKind, list[BlockIndices]] = {}
+    for kind, own in _edges(graph, numbers.edges, like):
+        several.setdefault(kind, []).append(own)
+    for kind, own in _biases(graph, numbers.biases):
+        several.setdefault(kind, []).append(own)
+    sizes = [group.size for group in graph.groups]
+    positions = []
+    for own, size in zip(node_positions(graph, like), sizes, strict=True):
+        positions.append(own.expand(size, -1))
+    repeats = torch.tensor(sizes, device=device)
+    return NetworkLayout(
+        _concatenated(several),
+        kind_codes(graph, device).repeat_interleave(repeats),
+        activation_codes(graph, device).repeat_interleave(repeats),
+        torch.cat(positions),
+        graph.numel,
+    )
+
+
+def _edges(
+    graph: NeuralGraph, numbers: Sequence[Tensor], like: Tensor
+) -> Iterator[tuple[BlockKind, BlockIndices]]:
+    """numbers: of the flat parameters, on the weights."""
+    device, weights = like.device, iter(numbers)
+    starts = node_starts(graph)
+    for block in graph.blocks:
+        g, t, s = block.shape
+        target = _nodes(starts[block.target], block.target_index, g, t)
+        source = _nodes(starts[block.source], block.source_index, g, s)
+        elements = None if block.view is None else next(weights)
+        positions = slot_positions(block, like)
+        if positions is not None:
+            positions = positions.expand(g, -1)
+        kind = BlockKind(
+            (t, s),
+            block.slot_shape,
+            block.kind,
+            elements is not None,
+            positions is not None,
+        )
+        ends = target.to(device), source.to(device)
+        yield kind, BlockIndices(ends, elements, positions)
+
+
+def _biases(
+    graph: NeuralGraph, numbers: Sequence[Tensor]
+) -> Iterator[tuple[BlockKind, BlockIndices]]:
+    """numbers: of the flat parameters, on the biases."""
+    starts = node_starts(graph)
+    for bias, elements in zip(graph.biases, numbers, strict=True):
+        nodes = _nodes(starts[bias.group], bias.index, len(elements))
+        kind = BlockKind((), bias.slot_shape, bias.kind)
+        yield kind, BlockIndices((nodes.to(elements.device),), elements)
+
+
+def _nodes(start: int, index: Index, *shape: int) -> Tensor:
+    """Numbers of the nodes of a block or bias in a group that begins at `start`."""
+    count = torch.Size(shape).numel()
+    within = torch.arange(count) if index is None else torch.tensor(index)
+    return (start + within).reshape(shape)
+
+
+def mixture_of(
+    layouts: Sequence[tuple[NetworkLayout, int]], kernel: tuple[int, int]
+) -> Mixture:
+    """Copies of several networks, one after the other.
+
+    layouts: with the numbers of copies. kernel: of the metanet, see `kernel_tiles`.
+    """
+    edges, biases = {}, {}
+    for kind, own in _all_indices(layouts).items():
+        (edges if kind.shape else biases)[kind] = own
+    # weights come before edges of value 1, as in `GraphTensors`
+    order = sorted(edges, key=lambda kind: not kind.has_elements)
+    blocks = []
+    for number, kind in enumerate(order):
+        blocks.append(_block(number, kind, edges[kind], kernel))
+    copies = []
+    for layout, count in layouts:
+        copies += [layout] * count
+    kinds = torch.cat([layout.kinds for layout in copies])
+    activations = torch.cat([layout.activations for layout in copies])
+    tensors = GraphTensors(
+        graph=_graph(blocks, biases, len(kinds)),
+        blocks=tuple(blocks),
+        bias_index=tuple(own.ends[0] for own in biases.values()),
+        positions=(torch.cat([layout.positions for layout in copies]),),
+        kinds=kinds.unsqueeze(0),
+        activations=activations.unsqueeze(0),
+        graph_ids=_graph_ids(copies).to(kinds.device),
+        uses=(),
+    )
+    weights = [edges[kind].elements for kind in order if kind.has_elements]
+    return Mixture(tensors, weights, [own.elements for own in biases.values()])
+
+
+def _graph_ids(copies: Sequence[NetworkLayout]) -> Tensor:
+    """The network of every node, (n,)."""
+    sizes = torch.tensor([layout.nodes for layout in copies])
+    return torch.arange(len(copies)).repeat_interleave(sizes)
+
+
+def _all_indices(
+    layouts: Sequence[tuple[NetworkLayout, int]],
+) -> dict[BlockKind, BlockIndices]:
+    """Those of all networks together, in the order of their first occurrence."""
+    several: dict[BlockKind, list[BlockIndices]] = {}
+    nodes = elements = 0
+    for layout, count in layouts:
+        steps = torch.arange(count)
+        starts = nodes + layout.nodes * steps, elements + layout.numel * steps
+        for kind, own in layout.indices.items():
+            several.setdefault(kind, []).append(own.repeated(*starts))
+        nodes += layout.nodes * count
+        elements += layout.numel * count
+    return _concatenated(several)
+
+
+def _concatenated(
+    several: dict[BlockKind, list[BlockIndices]],
+) -> dict[BlockKind, BlockIndices]:
+    return {kind: BlockIndices.concatenated(own) for kind, own in several.items()}
+
+
+def _block(
+    number: int, kind: BlockKind, indices: BlockIndices, kernel: tuple[int, int]
+) -> BlockTensors:
+    (targets, sources), (t, s) = indices.ends, kind.shape
+    shape = len(targets), t, s
+    view = None
+    if kind.has_elements:
+        view = _whole_view(number, (*shape, *kind.slot_shape))
+    chunk = EdgeChunk(
+        number, 0, *(slice(0, n) for n in shape), view=view, is_whole=view is not None
+    )
+    return BlockTensors(
+        block=EdgeBlock(view, 0, 0, shape, kind.slot_shape, kind.kind),
+        number=number,
+        tiles=len(kernel_tiles(kind.slot_shape, kernel)),
+        chunks=(chunk,),
+        target=targets.flatten(),
+        source=sources.flatten(),
+        positions=indices.positions,
+    )
+
+
+def _whole_view(number: int, shape: tuple[int, ...]) -> View:
+    return View(number, shape, contiguous_strides(shape))
+
+
+def _graph(
+    blocks: Sequence[BlockTensors], biases: dict[BlockKind, BlockIndices], nodes: int
+) -> NeuralGraph:
+    """The graph of the mixture: each of its weights and biases is one parameter."""
+    weights = [own.block for own in blocks]
+    views = [block.view for block in weights if block.view is not None]
+    all_biases = []
+    for kind, indices in biases.items():
+        view = _whole_view(len(views), (len(indices.ends[0]), *kind.slot_shape))
+        views.append(view)
+        all_biases.append(Bias(view, 0, kind.slot_shape, kind.kind))
+    specs = [ParameterSpec(str(view.parameter), view.shape) for view in views]
+    group = NeuronGroup("all", nodes)
+    return NeuralGraph(tuple(specs), (group,), tuple(weights), tuple(all_biases))
+
+
+def _shifted(numbers: Tensor, starts: Tensor) -> Tensor:
+    """Copies of numbers along the first axis, each plus its start."""
+    shift = starts.to(numbers).view(-1, *[1] * numbers.dim())
+    return (numbers + shift).flatten(0, 1)

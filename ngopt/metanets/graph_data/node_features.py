@@ -1,0 +1,127 @@
+"""Features of nodes and edges that depend on the graph alone: positions, kinds,
+activations."""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import pi
+
+import torch
+from torch import Tensor
+
+from ngopt.graph.groups_and_blocks import EdgeBlock
+from ngopt.graph.kinds import BIAS_KINDS, NODE_KINDS, kind_code
+from ngopt.graph.neural_graph import NeuralGraph
+
+# Functions that a network may apply to its neurons; the first stands for none or
+# unknown, the last for any other.
+ACTIVATIONS = (
+    "none",
+    "relu",
+    "gelu",
+    "silu",
+    "tanh",
+    "sigmoid",
+    "leaky_relu",
+    "elu",
+    "softmax",
+    "sin",
+    "other",
+)
+
+ROLES = ("input", "hidden", "output")
+
+FREQUENCIES = 4
+
+POSITION_FEATURES = len(ROLES) + 2 * 2 * FREQUENCIES
+
+# Axes of kernels that have positions, the last ones.
+SLOT_AXES = 3
+
+SLOT_PERIOD = 16
+"""Positions in the period of the longest wave."""
+
+SLOT_FEATURES = SLOT_AXES * 2 * FREQUENCIES
+
+
+def node_positions(graph: NeuralGraph, like: Tensor) -> list[Tensor]:
+    """Position features of the nodes of every group. They differ only between neurons
+    that cannot be exchanged.
+
+    They are the role of the group, sines and cosines of its relative depth, and for
+    inputs, outputs and pinned nodes sines and cosines of the relative place among all
+    of them. Nodes of shared elements have no place: they are exchanged together with
+    the neurons that share them. A departure from the paper's learned vectors per layer
+    and per input and output neuron, so that other depths and input sizes work.
+
+    Returns one (n, POSITION_FEATURES) a group, or (1, POSITION_FEATURES) where all its
+    nodes are alike, in the dtype and on the device of `like`; computed in float32 at
+    least.
+    """
+    precise = torch.promote_types(like.dtype, torch.float32)
+    exact = torch.empty((), dtype=precise, device=like.device)
+    positions = []
+    for group, places in zip(graph.groups, _places(graph, exact), strict=True):
+        role = exact.new_tensor([[float(group.role == role) for role in ROLES]])
+        depth = _waves(exact.new_tensor([group.depth]))
+        place = torch.zeros_like(depth) if places is None else _waves(places)
+        n = len(place)
+        own = torch.cat([role.expand(n, -1), depth.expand(n, -1), place], dim=-1)
+        positions.append(own.to(like.dtype))
+    return positions
+
+
+def _places(graph: NeuralGraph, like: Tensor) -> list[Tensor | None]:
+    """Places of the nodes of every group among all of its role in its network, (n,)
+    from 0 to 1; None for nodes without a place."""
+    keys, has_place = [], []
+    sizes: Counter = Counter()
+    for network, group in zip(graph.membership, graph.groups, strict=True):
+        key = network, group.role
+        is_placed = group.is_fixed and group.kind not in ("parameter", *BIAS_KINDS)
+        sizes[key] += group.size if is_placed else 0
+        keys.append(key)
+        has_place.append(is_placed)
+    remaining = {}
+    for key, n in sizes.items():
+        remaining[key] = torch.linspace(0, 1, n, dtype=like.dtype, device=like.device)
+    places: list[Tensor | None] = []
+    for key, group, is_placed in zip(keys, graph.groups, has_place, strict=True):
+        place = None
+        if is_placed:
+            place, remaining[key] = remaining[key].tensor_split([group.size])
+        places.append(place)
+    return places
+
+
+def kind_codes(graph: NeuralGraph, device: torch.device) -> Tensor:
+    """The kind of every group, (groups,) int64, as its place in `NODE_KINDS`."""
+    codes = [kind_code(group.kind, NODE_KINDS) for group in graph.groups]
+    return torch.tensor(codes, device=device, dtype=torch.int64)
+
+
+def activation_codes(graph: NeuralGraph, device: torch.device) -> Tensor:
+    """The activation of every group, (groups,) int64, as its place in `ACTIVATIONS`
+    (Kofinas et al. 2024, section 2.3)."""
+    names = [group.activation or "none" for group in graph.groups]
+    codes = [kind_code(name, ACTIVATIONS) for name in names]
+    return torch.tensor(codes, device=device)
+
+
+def slot_positions(block: EdgeBlock, like: Tensor) -> Tensor | None:
+    """Sines and cosines of the position in its kernel that all edges of a block have,
+    as those of a parameter graph (Lim et al. 2024, appendix A): (1, SLOT_FEATURES), or
+    None without one."""
+    if not block.position:
+        return None
+    place = (0,) * SLOT_AXES + block.position
+    own = torch.tensor(place[-SLOT_AXES:], dtype=like.dtype, device=like.device)
+    relative = own * (2 / SLOT_PERIOD)
+    return _waves(relative).flatten().unsqueeze(0)
+
+
+def _waves(x: Tensor) -> Tensor:
+    """(n,) -> (n, 2 * FREQUENCIES), with periods of 2, 1, 1/2, ..."""
+    octaves = torch.arange(FREQUENCIES, dtype=x.dtype, device=x.device)
+    angles = x.unsqueeze(-1) * pi * 2.0**octaves
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)

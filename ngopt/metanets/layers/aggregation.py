@@ -1,0 +1,150 @@
+"""Messages aggregated at the neurons of a group, over all blocks that reach them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any, NamedTuple, Protocol, Self
+
+import torch
+from torch import Tensor
+
+Axes = tuple[int, int]
+
+# Of messages (groups, n_target, n_source, tiles, *batch, width),
+# what is reduced for the targets and the sources.
+TO_TARGETS: Axes = (2, 3)
+TO_SOURCES: Axes = (1, 3)
+
+
+class Aggregate(Protocol):
+    """Aggregated messages to some neurons, to which others can be added."""
+
+    def merged(self, other: Self) -> Self:
+        """Of both sets of messages, to the same neurons."""
+        ...
+
+    def concatenated(self, others: Sequence[Self]) -> Self:
+        """Of consecutive neurons."""
+        ...
+
+
+class Incoming(NamedTuple):
+    """The `Aggregate` of one block at neurons of a group; index: (n,), None for all."""
+
+    messages: Any
+    index: Tensor | None
+
+
+class MessageStatistics(NamedTuple):
+    """Statistics of the messages to some neurons.
+
+    degree: messages for each neuron, a number or (n, 1). mean, var, low, high: (*batch,
+    n, width).
+    """
+
+    degree: int | Tensor
+    mean: Tensor
+    var: Tensor
+    low: Tensor
+    high: Tensor
+
+    @classmethod
+    def of(cls, degree: int, statistics: Sequence[Tensor]) -> MessageStatistics:
+        """statistics: mean and the others, with the batch inside."""
+        return cls(degree, *map(by_neuron, statistics))
+
+    def merged(self, other: MessageStatistics) -> MessageStatistics:
+        """Of both sets of messages, each at least one (Chan et al. 1983)."""
+        degree = self.degree + other.degree
+        share = other.degree / degree
+        step = other.mean - self.mean
+        within = torch.lerp(self.var, other.var, share)
+        return MessageStatistics(
+            degree,
+            self.mean + step * share,
+            within + step.square() * (share * (1 - share)),
+            torch.minimum(self.low, other.low),
+            torch.maximum(self.high, other.high),
+        )
+
+    def of_neurons(self, some: slice) -> MessageStatistics:
+        degree = self.degree[some] if isinstance(self.degree, Tensor) else self.degree
+        return MessageStatistics(degree, *(x[..., some, :] for x in self[1:]))
+
+    def concatenated(self, others: Sequence[MessageStatistics]) -> MessageStatistics:
+        """Of consecutive neurons; all have the same degree."""
+        if not others:
+            return self
+        rows = [self[1:], *(other[1:] for other in others)]
+        return MessageStatistics(self.degree, *_columns(rows))
+
+
+def total_statistics(parts: Sequence[Incoming], node: Tensor) -> MessageStatistics:
+    """Statistics over the messages of several blocks, for every neuron of a group.
+
+    node: (*batch, n, width). Without messages the degree is 0 and statistics are 0.
+    """
+    if all(part.index is None for part in parts):
+        return reduce(MessageStatistics.merged, [part.messages for part in parts])
+    n = node.shape[-2]
+    rows = []
+    for part in parts:
+        messages = part.messages
+        ones = messages.mean.new_ones(messages.mean.shape[-2], 1)
+        rows.append([messages.degree * ones, *messages[1:]])
+    degrees, means, variances, lows, highs = _columns(rows)
+    index = concatenated_index(parts, n, node.device)
+    degree = node.new_zeros(n, 1).index_add(0, index, degrees)
+    share = degrees / degree.index_select(0, index)
+    mean = scatter_sum(share * means, index, n)
+    step = means - mean.index_select(-2, index)
+    var = scatter_sum(share * (variances + step.square()), index, n)
+    low = scatter_extreme(lows, index, n, "amin")
+    high = scatter_extreme(highs, index, n, "amax")
+    return MessageStatistics(degree, mean, var, low, high)
+
+
+def _columns(rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """First tensors of all rows concatenated along neurons, second ones, and so on."""
+    return [torch.cat(column, -2) for column in zip(*rows, strict=True)]
+
+
+def by_neuron(reduced: Tensor) -> Tensor:
+    """(groups, a, b, tiles, *batch, width), all but one of a, b and tiles 1 -> (*batch,
+    n, width)."""
+    return batch_outside(reduced).flatten(-5, -2)
+
+
+def batch_outside(edges: Tensor) -> Tensor:
+    """(groups, a, b, tiles, *batch, width) -> (*batch, groups, a, b, tiles, width),
+    without a copy."""
+    batch = edges.dim() - 5
+    if not batch:
+        return edges
+    return edges.movedim(list(range(4, 4 + batch)), list(range(batch)))
+
+
+def concatenated_index(
+    parts: Sequence[Incoming], n: int, device: torch.device
+) -> Tensor:
+    """Neurons of all blocks in a group of n, one block after the other, (m,)."""
+    everything = torch.arange(n, device=device)
+    return torch.cat([everything if i is None else i for _, i in parts])
+
+
+def scatter_sum(rows: Tensor, index: Tensor, n: int) -> Tensor:
+    """Sums of the rows (*batch, m, width) of each index, (*batch, n, width)."""
+    shape = (*rows.shape[:-2], n, rows.shape[-1])
+    return rows.new_zeros(shape).index_add(-2, index, rows)
+
+
+def scatter_extreme(
+    rows: Tensor, index: Tensor, n: int, reduction: str, empty: float = 0.0
+) -> Tensor:
+    """Minima ("amin") or maxima ("amax") of the rows of each index; `empty` without
+    rows."""
+    shape = (*rows.shape[:-2], n, rows.shape[-1])
+    wide = index.unsqueeze(1).expand_as(rows)
+    out = rows.new_full(shape, empty)
+    return out.scatter_reduce(-2, wide, rows, reduction, include_self=False)

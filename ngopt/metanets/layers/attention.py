@@ -1,0 +1,292 @@
+"""Relational attention, the layer of NG-T (Kofinas et al. 2024, Eq. 5; Diao & Loynd
+2023): along edges, block by block, with one softmax over all edges of a neuron."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from math import sqrt
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ngopt.metanets.graph_data.graph_tensors import EdgeChunk, GraphIds
+from ngopt.metanets.layers.aggregation import (
+    TO_SOURCES,
+    TO_TARGETS,
+    Axes,
+    Incoming,
+    by_neuron,
+    concatenated_index,
+    scatter_extreme,
+    scatter_sum,
+)
+from ngopt.metanets.layers.graph_layer import EndTerms, GraphLayer
+
+# Logit of masked neurons; finite, so that differences are numbers.
+MASKED = -1e30
+
+
+class SoftmaxSums(NamedTuple):
+    """Numerator and denominator of an attention's softmax, to which values can be
+    added.
+
+    high: the largest logit, (*batch, n, heads). total: sum of exp(logit - high), the
+    same. value: sum of exp(logit - high) * value, (*batch, n, width).
+    """
+
+    high: Tensor
+    total: Tensor
+    value: Tensor
+
+    @classmethod
+    def of(
+        cls, logits: Tensor, values: Tensor, axes: Axes, of_head: Tensor
+    ) -> SoftmaxSums:
+        """Sums over two axes.
+
+        logits: (groups, a, b, tiles, *batch, heads). values: the same with width.
+        of_head: which columns are of each head, (heads, width).
+        """
+        high = logits.detach().amax(axes, keepdim=True)
+        weight = (logits - high).exp()
+        weighted = (weight @ of_head) * values
+        total = weight.sum(axes, keepdim=True)
+        value = weighted.sum(axes, keepdim=True)
+        return cls(by_neuron(high), by_neuron(total), by_neuron(value))
+
+    def merged(self, other: SoftmaxSums) -> SoftmaxSums:
+        """Sums over both sets of values, for the same neurons."""
+        high = torch.maximum(self.high, other.high)
+        ours = (self.high - high).exp()
+        theirs = (other.high - high).exp()
+        total = ours * self.total + theirs * other.total
+        value = _by_head(ours, self.value) + _by_head(theirs, other.value)
+        return SoftmaxSums(high, total, value)
+
+    def concatenated(self, others: Sequence[SoftmaxSums]) -> SoftmaxSums:
+        """Those of consecutive neurons."""
+        if not others:
+            return self
+        columns = zip(self, *others, strict=True)
+        return SoftmaxSums(*(torch.cat(column, -2) for column in columns))
+
+    def mean(self) -> Tensor:
+        """The values, weighted by the softmax, (*batch, n, width); 0 without values."""
+        has_values = self.total > 0
+        total = torch.where(has_values, self.total, 1)
+        return _by_head(has_values / total, self.value)
+
+
+class RelationalLayer(GraphLayer):
+    """One round of relational attention (Diao & Loynd 2023, Eq. 5 to 14) with modulated
+    values.
+
+    Neuron i attends to neurons j along edges e, in each direction with its own weights:
+
+    query  W v_i + W e
+    key    W v_j + W e
+    value  (W_scale e) * (W v_j) + W_shift e     (Kofinas et al. 2024, Eq. 5)
+    nodes  u = norm(v + linear(attention)), norm(u + mlp(u))
+    edges  u = norm(e + linear(relu(linear([v_target, e, v_source])))),
+           norm(u + mlp(u))
+
+    complete_up_to: in a graph of so many neurons each also attends to every neuron, as
+    along an edge without features. edges: whether it has new edges, as in `PNALayer`.
+    The edge update has no term of the reverse edge: there is none.
+
+    Shapes: as in `GraphLayer`. Raises ValueError if heads do not divide the width.
+    """
+
+    of_head: Tensor
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        complete_up_to: int = 0,
+        edges: bool = True,
+    ):
+        super().__init__()
+        if width % heads:
+            raise ValueError(
+                f"RelationalLayer: heads: expected a divisor of width {width}; "
+                f"got {heads}"
+            )
+        self.width, self.heads = width, heads
+        self.complete_up_to = complete_up_to
+        # products with it are faster than passes over the few columns of every head
+        of_head = torch.eye(heads).repeat_interleave(width // heads, 1)
+        self.register_buffer("of_head", of_head, persistent=False)
+        # query, key, scale and shift; to targets, then to sources
+        self.edge_terms = nn.Linear(width, 8 * width)
+        # query to targets; key and value to sources; the edge update
+        self.target = nn.Linear(width, 4 * width)
+        # key and value to targets; query to sources; the edge update
+        self.source = nn.Linear(width, 4 * width, bias=False)
+        if complete_up_to:
+            self.everywhere = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.node_norm = nn.LayerNorm(width)
+        self.node_mlp = Residual(width)
+        if edges:
+            self.edge = nn.Linear(width, width)
+            self.edge_out = nn.Linear(width, width)
+            self.edge_norm = nn.LayerNorm(width)
+            self.edge_mlp = Residual(width)
+
+    def messages(
+        self, edges: Tensor, terms: EndTerms, chunk: EdgeChunk
+    ) -> tuple[SoftmaxSums, SoftmaxSums]:
+        forward, backward = self._edge_terms(edges)
+        columns = []
+        for number in range(3):
+            columns.append(slice(number * self.width, (number + 1) * self.width))
+        query, key_back, value_back = (terms.of_target(chunk, c) for c in columns)
+        key, value, query_back = (terms.of_source(chunk, c) for c in columns)
+        return (
+            self._attention(forward, query, key, value, TO_TARGETS),
+            self._attention(backward, query_back, key_back, value_back, TO_SOURCES),
+        )
+
+    def next_edges(self, edges: Tensor, terms: EndTerms, chunk: EdgeChunk) -> Tensor:
+        hidden = self.edge(edges).add_(terms.sums(chunk)).relu()
+        return self.edge_mlp(self.edge_norm(edges + self.edge_out(hidden)))
+
+    def next_nodes(
+        self,
+        nodes: Sequence[Tensor],
+        incoming: Sequence[Sequence[Incoming]],
+        outgoing: Sequence[Sequence[Incoming]],
+        graph_ids: GraphIds,
+    ) -> list[Tensor]:
+        parts = []
+        for to_targets, to_sources in zip(incoming, outgoing, strict=True):
+            parts.append([*to_targets, *to_sources])
+        if isinstance(graph_ids, Tensor):
+            if self.complete_up_to:
+                parts[0].append(self._complete_by_node(nodes[0], graph_ids))
+        elif self.complete_up_to:
+            self._add_complete_by_group(parts, nodes, graph_ids)
+        new = []
+        for node, own in zip(nodes, parts, strict=True):
+            mean = _total_sums(own, node).mean() if own else torch.zeros_like(node)
+            new.append(self.node_mlp(self.node_norm(node + self.out(mean))))
+        return new
+
+    def _add_complete_by_group(
+        self,
+        parts: Sequence[list[Incoming]],
+        nodes: Sequence[Tensor],
+        graph_ids: Sequence[int],
+    ) -> None:
+        """Adds attention between all neurons of each small graph."""
+        for graph in set(graph_ids):
+            groups = [i for i, own in enumerate(graph_ids) if own == graph]
+            sizes = [nodes[i].shape[-2] for i in groups]
+            if sum(sizes) > self.complete_up_to:
+                continue
+            sums = self._all_to_all(torch.cat([nodes[i] for i in groups], -2))
+            columns = [x.split(sizes, -2) for x in sums]
+            for i, own in zip(groups, zip(*columns, strict=True), strict=True):
+                parts[i].append(Incoming(SoftmaxSums(*own), None))
+
+    def _complete_by_node(self, nodes: Tensor, graph_ids: Tensor) -> Incoming:
+        """Attention between all neurons of each small graph. nodes: (n, width)."""
+        index, is_node = padded(graph_ids, self.complete_up_to)
+        sums = self._all_to_all(nodes[index], is_node)
+        return Incoming(SoftmaxSums(*(x[is_node] for x in sums)), index[is_node])
+
+    def _edge_terms(self, edges: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """To query, key, scale and shift; to targets and to sources, (*, width) each.
+
+        One product each: gradients of views of one product would be copied together,
+        and have strides.
+        """
+        weights = self.edge_terms.weight.chunk(8)
+        biases = self.edge_terms.bias.chunk(8)
+        terms = [F.linear(edges, *both) for both in zip(weights, biases, strict=True)]
+        return terms[:4], terms[4:]
+
+    def _attention(
+        self,
+        edge_terms: Sequence[Tensor],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        axes: Axes,
+    ) -> SoftmaxSums:
+        to_query, to_key, scale, shift = edge_terms
+        products = ((query + to_query) * (key + to_key)) @ self.of_head.T
+        logits = products / sqrt(self.width / self.heads)
+        values = torch.addcmul(shift, scale, value)
+        return SoftmaxSums.of(logits, values, axes, self.of_head)
+
+    def _all_to_all(self, nodes: Tensor, is_node: Tensor | None = None) -> SoftmaxSums:
+        """Attention between all nodes (*batch, n, width). is_node: others are padding,
+        (*batch, n)."""
+        terms = self.everywhere(nodes).unflatten(-1, (3, self.heads, -1))
+        # (*batch, heads, n, d)
+        query, key, value = (x.transpose(-3, -2) for x in terms.unbind(-3))
+        logits = query @ key.mT / sqrt(query.shape[-1])
+        if is_node is not None:
+            logits = logits.masked_fill(~is_node[..., None, None, :], MASKED)
+        high = logits.detach().amax(-1, keepdim=True)
+        weight = (logits - high).exp()
+        sums = high, weight.sum(-1, keepdim=True), weight @ value
+        return SoftmaxSums(*(x.transpose(-3, -2).flatten(-2) for x in sums))
+
+
+class Residual(nn.Module):
+    """x -> norm(x + linear(relu(linear(x))))."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.inner = nn.Linear(width, 2 * width)
+        self.outer = nn.Linear(2 * width, width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x + self.outer(self.inner(x).relu()))
+
+
+def _by_head(weight: Tensor, value: Tensor) -> Tensor:
+    """(*, heads) * (*, width)."""
+    heads = weight.shape[-1]
+    return (weight.unsqueeze(-1) * value.unflatten(-1, (heads, -1))).flatten(-2)
+
+
+def _total_sums(parts: Sequence[Incoming], node: Tensor) -> SoftmaxSums:
+    """Sums over the values of several blocks, for every neuron of a group."""
+    if all(part.index is None for part in parts):
+        return reduce(SoftmaxSums.merged, [part.messages for part in parts])
+    n = node.shape[-2]
+    index = concatenated_index(parts, n, node.device)
+    columns = zip(*(part.messages for part in parts), strict=True)
+    highs, totals, values = (torch.cat(column, -2) for column in columns)
+    high = scatter_extreme(highs, index, n, "amax", MASKED)
+    weight = (highs - high.index_select(-2, index)).exp()
+    total = scatter_sum(weight * totals, index, n)
+    return SoftmaxSums(high, total, scatter_sum(_by_head(weight, values), index, n))
+
+
+def padded(graph_ids: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+    """The nodes of the graphs of at most `limit` nodes, one graph a row.
+
+    graph_ids: graph of every node, (n,).
+
+    Returns numbers of nodes (graphs, most), 0 where padded, and which of these are
+    nodes, bool.
+    """
+    counts = torch.bincount(graph_ids)
+    starts = counts.cumsum(0) - counts
+    is_small = counts <= limit
+    small = counts[is_small].unsqueeze(1)
+    most = int(small.max()) if len(small) else 0
+    column = torch.arange(most, device=graph_ids.device)
+    is_node = column < small
+    order = graph_ids.argsort(stable=True)
+    place = torch.where(is_node, starts[is_small].unsqueeze(1) + column, 0)
+    return torch.where(is_node, order[place], 0), is_node

@@ -1,0 +1,43 @@
+"""A feature vector of the whole graph (Lim et al. 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+
+class GlobalFeature(nn.Module):
+    """One vector for each whole graph (Lim et al. 2024, Eq. 3 to 5).
+
+    u <- u + linear(silu(linear([u, mean of nodes, mean of edges]))). Then a linear map
+    of u is added to all nodes, and one to all edges, of its graph.
+
+    Shapes: u and the means (*batch, graphs, width).
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.inner = nn.Linear(3 * width, width)
+        self.outer = nn.Linear(width, width)
+        self.to_nodes = nn.Linear(width, width, bias=False)
+        self.to_edges = nn.Linear(width, width, bias=False)
+
+    def forward(self, u: Tensor, nodes: Tensor, edges: Tensor) -> Tensor:
+        return u + self.outer(silu(self.inner(torch.cat([u, nodes, edges], dim=-1))))
+
+
+def sums_by_graph(
+    rows: Sequence[Tensor], graph_ids: Sequence[Tensor], counts: Tensor
+) -> Tensor:
+    """Sums of rows (*batch, n, width) of each graph, (*batch, graphs, width).
+
+    graph_ids: graph of each row, (n,). counts: (graphs, 1).
+    """
+    like = rows[0]
+    total = like.new_zeros(*like.shape[:-2], len(counts), like.shape[-1])
+    for values, ids in zip(rows, graph_ids, strict=True):
+        total = total.index_add(-2, ids, values)
+    return total

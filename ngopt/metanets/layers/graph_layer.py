@@ -1,0 +1,132 @@
+"""Base class of message passing layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from ngopt.metanets.graph_data.graph_tensors import BlockTensors, EdgeChunk, GraphIds
+from ngopt.metanets.layers.aggregation import Aggregate, Incoming
+
+
+class EndTerms(NamedTuple):
+    """Linear maps of the nodes at both ends of the edges of a block.
+
+    target: (groups, n_target, *batch, columns). source: (groups, n_source, *batch,
+    columns).
+    """
+
+    target: Tensor
+    source: Tensor
+
+    def of_target(self, chunk: EdgeChunk, columns: slice) -> Tensor:
+        """(groups, n_target, 1, 1, *batch, columns)."""
+        return self.target[chunk.groups, chunk.targets, None, None, ..., columns]
+
+    def of_source(self, chunk: EdgeChunk, columns: slice) -> Tensor:
+        """(groups, 1, n_source, 1, *batch, columns)."""
+        return self.source[chunk.groups, None, chunk.sources, None, ..., columns]
+
+    def sums(self, chunk: EdgeChunk) -> Tensor:
+        """Of both ends, (groups, n_target, n_source, 1, *batch, columns)."""
+        columns = slice(None)
+        return self.of_target(chunk, columns) + self.of_source(chunk, columns)
+
+
+class GraphLayer(nn.Module):
+    """Base class of a round of messages along edges: new nodes and new edges, chunk by
+    chunk.
+
+    target, source: linear maps of the nodes at the ends of edges. The last `width`
+    outputs are for new edges, the others for messages.
+
+    Shapes: nodes (*batch, n, width) of each group; edges (groups, n_target, n_source,
+    tiles, *batch, width), of a chunk.
+    """
+
+    width: int
+    target: nn.Linear
+    source: nn.Linear
+
+    def message_terms(
+        self, nodes: Sequence[Tensor], blocks: Sequence[BlockTensors]
+    ) -> list[EndTerms]:
+        """The terms of the nodes in the messages of every block."""
+        return self._terms(nodes, blocks, slice(0, -self.width))
+
+    def edge_update_terms(
+        self, nodes: Sequence[Tensor], blocks: Sequence[BlockTensors]
+    ) -> list[EndTerms]:
+        """The terms of the nodes in the new edges of every block."""
+        return self._terms(nodes, blocks, slice(-self.width, None))
+
+    def _terms(
+        self,
+        nodes: Sequence[Tensor],
+        blocks: Sequence[BlockTensors],
+        columns: slice,
+    ) -> list[EndTerms]:
+        targets: dict[int, Tensor] = {}
+        sources: dict[int, Tensor] = {}
+        terms = []
+        for own in blocks:
+            to, fro = own.block.target, own.block.source
+            if to not in targets:
+                targets[to] = _some_outputs(self.target, nodes[to], columns)
+            if fro not in sources:
+                sources[fro] = _some_outputs(self.source, nodes[fro], columns)
+            g, t, s = own.block.shape
+            target = select_neurons(targets[to], own.target).unflatten(-2, (g, t))
+            source = select_neurons(sources[fro], own.source).unflatten(-2, (g, s))
+            terms.append(EndTerms(batch_inside(target, 2), batch_inside(source, 2)))
+        return terms
+
+    def messages(
+        self, edges: Tensor, terms: EndTerms, chunk: EdgeChunk
+    ) -> tuple[Aggregate, Aggregate]:
+        """The messages of a chunk, aggregated at its targets and at its sources."""
+        raise NotImplementedError
+
+    def next_edges(self, edges: Tensor, terms: EndTerms, chunk: EdgeChunk) -> Tensor:
+        """The edges of a chunk after this layer."""
+        raise NotImplementedError
+
+    def next_nodes(
+        self,
+        nodes: Sequence[Tensor],
+        incoming: Sequence[Sequence[Incoming]],
+        outgoing: Sequence[Sequence[Incoming]],
+        graph_ids: GraphIds,
+    ) -> list[Tensor]:
+        """The nodes after this layer, from the messages to each group.
+
+        incoming: along edges to the group. outgoing: back along edges from the group.
+        graph_ids: see `GraphTensors`.
+        """
+        raise NotImplementedError
+
+
+def batch_inside(values: Tensor, axes: int) -> Tensor:
+    """(*batch, *axes, width) -> (*axes, *batch, width), in this order of memory.
+
+    axes: their number. Broadcasts and reductions over edges then run over long rows.
+    """
+    batch = values.dim() - axes - 1
+    if not batch:
+        return values
+    inside = list(range(axes, axes + batch))
+    return values.movedim(list(range(batch)), inside).contiguous()
+
+
+def _some_outputs(layer: nn.Linear, x: Tensor, columns: slice) -> Tensor:
+    """Some outputs of a linear layer."""
+    bias = None if layer.bias is None else layer.bias[columns]
+    return linear(x, layer.weight[columns], bias)
+
+
+def select_neurons(nodes: Tensor, index: Tensor | None) -> Tensor:
+    """Rows (*batch, n, width) of an index; all without one."""
+    return nodes if index is None else nodes.index_select(-2, index)

@@ -1,0 +1,377 @@
+"""Graph networks on neural graphs: encoders, rounds of message passing, decoders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ngopt.graph.groups_and_blocks import Bias
+from ngopt.graph.kinds import BIAS_KINDS, EDGE_KINDS, NODE_KINDS
+from ngopt.graph.neural_graph import GraphValues, NeuralGraph
+from ngopt.metanets.graph_data.context_writer import Place
+from ngopt.metanets.graph_data.feature_sources import FeatureSource, WholeValues
+from ngopt.metanets.graph_data.graph_tensors import (
+    BlockTensors,
+    EdgeChunk,
+    GraphTensors,
+    graph_tensors,
+)
+from ngopt.metanets.graph_data.node_features import (
+    ACTIVATIONS,
+    POSITION_FEATURES,
+    SLOT_FEATURES,
+)
+from ngopt.metanets.layers.aggregation import Aggregate, batch_outside, by_neuron
+from ngopt.metanets.layers.edge_states import EdgeStates, fits_in_memory
+from ngopt.metanets.layers.global_feature import GlobalFeature, sums_by_graph
+from ngopt.metanets.layers.graph_layer import (
+    EndTerms,
+    GraphLayer,
+    batch_inside,
+    select_neurons,
+)
+from ngopt.metanets.layers.inbox import Arena, Inbox
+from ngopt.metanets.layers.slot_encoders import SlotDecoder, SlotEncoder, SlotMap
+
+
+@dataclass(frozen=True)
+class GraphNetworkOptions:
+    """What a graph network reads beside the features of parameters.
+
+    activations: nodes have an embedding of the function that the network applies to
+    them. global_feature: every layer has a vector for the whole graph. positions: nodes
+    have their positions, see `node_positions`. slot_positions: edges of a parameter
+    graph have their place in a kernel.
+    """
+
+    activations: bool = False
+    global_feature: bool = False
+    positions: bool = True
+    slot_positions: bool = False
+
+
+class GraphNetwork(nn.Module):
+    """Features on a neural graph to features on the same graph, through rounds of
+    message passing.
+
+    Kinds of nodes and edges are part of their features. Edges without a parameter start
+    from a learned vector for their kind.
+
+    d_out: None if only `states` is used. layers: the rounds. kernel: largest (height,
+    width) of a kernel on one edge.
+
+    Shapes: `GraphValues` with d_in features -> `GraphValues` with d_out features.
+    """
+
+    def __init__(
+        self,
+        d_in: int,
+        d_out: int | None,
+        width: int,
+        layers: Sequence[GraphLayer],
+        kernel: tuple[int, int],
+        options: GraphNetworkOptions | None = None,
+    ):
+        super().__init__()
+        options = options or GraphNetworkOptions()
+        self.width, self.kernel = width, kernel
+        self.has_positions = options.positions
+        self.slot_position, self.activations, self.globals = None, None, None
+        if options.slot_positions:
+            self.slot_position = nn.Linear(SLOT_FEATURES, width, bias=False)
+        if options.activations:
+            self.activations = nn.Embedding(len(ACTIVATIONS), width)
+        if options.global_feature:
+            self.globals = nn.ModuleList(GlobalFeature(width) for _ in layers)
+        self.edge_encoder = SlotEncoder(d_in, width, kernel, EDGE_KINDS)
+        self.node_encoder = SlotEncoder(d_in, width, kernel, BIAS_KINDS)
+        self.node_kinds = nn.Embedding(len(NODE_KINDS), width)
+        self.position = nn.Linear(POSITION_FEATURES, width)
+        self.layers = nn.ModuleList(layers)
+        if d_out is not None:
+            self.edge_decoder = SlotDecoder(width, d_out, kernel, EDGE_KINDS)
+            self.node_decoder = SlotDecoder(width, d_out, kernel, BIAS_KINDS)
+
+    def forward(self, values: GraphValues, graph: NeuralGraph) -> GraphValues:
+        like = self.position.weight
+        if graph.parameters:
+            like = (*values.edges, *values.biases)[0]
+        batch = like.shape[:-5] if values.edges else like.shape[:-3]
+        tensors = graph_tensors(graph, self.kernel, like)
+        return self.decoded(WholeValues(values, batch), tensors)
+
+    def decoded(
+        self,
+        source: FeatureSource,
+        tensors: GraphTensors,
+        extra: Sequence[Tensor | None] = (),
+    ) -> GraphValues:
+        """`pieces` of a graph whose blocks are one chunk each."""
+        like = self.position.weight
+        biases: list[Tensor] = [like] * len(tensors.graph.biases)
+        edges: list[Tensor] = [like] * len(tensors.graph.weights)
+        for place, values in self.pieces(source, tensors, extra):
+            if isinstance(place, int):
+                biases[place] = values
+            else:
+                edges[place.block] = values
+        return GraphValues(tuple(biases), tuple(edges))
+
+    def pieces(
+        self,
+        source: FeatureSource,
+        tensors: GraphTensors,
+        extra: Sequence[Tensor | None] = (),
+    ) -> Iterator[tuple[Place, Tensor]]:
+        """The output, place by place.
+
+        Of a bias, by its number, (*batch, n, slots, d_out); of a chunk of a weight
+        (*batch, groups, n_target, n_source, slots, d_out). Edge states of large graphs
+        are recomputed instead of stored, unless autograd stores them. extra: see
+        `states`.
+        """
+        nodes, edges = self.states(source, tensors, extra)
+        for number, bias in enumerate(tensors.graph.biases):
+            index = tensors.bias_index[number]
+            yield number, self._decode_node(nodes[bias.group], bias, index)
+        for own in tensors.weights:
+            maps = self.edge_decoder.maps(own.block.slot_shape, own.block.kind)
+            for chunk in own.chunks:
+                states = batch_outside(edges.of(chunk))
+                yield chunk, self.edge_decoder(states, maps)
+
+    def states(
+        self,
+        source: FeatureSource,
+        tensors: GraphTensors,
+        extra: Sequence[Tensor | None] = (),
+    ) -> tuple[list[Tensor], EdgeStates]:
+        """States of nodes and edges after all layers.
+
+        extra: added to the first states of every group, (*batch, n, width), or None;
+        may be ().
+
+        Returns (*batch, n, width) of every group, and the edges, which are computed
+        when read.
+        """
+        maps = self._edge_maps(tensors)
+        nodes = self._encode_nodes(source, tensors)
+        for group, more in enumerate(extra):
+            nodes[group] = nodes[group] if more is None else nodes[group] + more
+        first = partial(self._encode_edges, source, tensors, maps)
+        keep = fits_in_memory(tensors, self.width, self.position.weight)
+        edges = EdgeStates(tensors.blocks, first, keep)
+        u = None
+        for k, layer in enumerate(self.layers if tensors.blocks else ()):
+            if self.globals is not None:
+                shared = cast(GlobalFeature, self.globals[k])
+                u, nodes = _add_global(shared, u, nodes, edges, tensors)
+            nodes = run_layer(cast(GraphLayer, layer), nodes, edges, tensors)
+        return nodes, edges
+
+    def _encode_nodes(
+        self, source: FeatureSource, tensors: GraphTensors
+    ) -> list[Tensor]:
+        graph = tensors.graph
+        kinds = self.node_kinds(tensors.kinds)
+        nodes = []
+        rows = zip(graph.groups, tensors.positions, kinds, strict=True)
+        for group, position, kind in rows:
+            if not self.has_positions:
+                position = torch.zeros_like(position)
+            node = self.position(position) + kind
+            nodes.append(node.expand(*source.batch, group.size, self.width))
+        if self.activations is not None:
+            codes = self.activations(tensors.activations)
+            nodes = [node + code for node, code in zip(nodes, codes, strict=True)]
+        for number, bias in enumerate(graph.biases):
+            maps = self.node_encoder.maps(bias.slot_shape, bias.kind)
+            code = self.node_encoder(source.bias(number), maps).sum(-2)
+            node, index = nodes[bias.group], tensors.bias_index[number]
+            if index is None:
+                nodes[bias.group] = node + code
+            else:
+                nodes[bias.group] = node.index_add(-2, index, code)
+        return nodes
+
+    def _edge_maps(self, tensors: GraphTensors) -> list[list[SlotMap]]:
+        """Encoders of the edges of every weight."""
+        maps = []
+        for own in tensors.weights:
+            maps.append(self.edge_encoder.maps(own.block.slot_shape, own.block.kind))
+        return maps
+
+    def _encode_edges(
+        self,
+        source: FeatureSource,
+        tensors: GraphTensors,
+        maps: Sequence[Sequence[SlotMap]],
+        _: Tensor | None,
+        chunk: EdgeChunk,
+    ) -> Tensor:
+        """First states of a chunk, (groups, n_target, n_source, tiles, *batch,
+        width)."""
+        own = tensors.blocks[chunk.block]
+        if chunk.view is None:
+            _, kind = self.edge_encoder.film(own.block.kind)
+            return kind.expand(*chunk.shape, 1, *source.batch, self.width)
+        encoded = self.edge_encoder(source.edges(chunk), maps[chunk.block])
+        edges = batch_inside(encoded, axes=4)
+        if self.slot_position is None or own.positions is None:
+            return edges
+        position = self.slot_position(own.positions)
+        if len(position) > 1:
+            position = position[chunk.groups]
+        return edges + position.view(len(position), *[1] * (edges.dim() - 2), -1)
+
+    def _decode_node(self, node: Tensor, bias: Bias, index: Tensor | None) -> Tensor:
+        state = select_neurons(node, index).unsqueeze(-2)
+        maps = self.node_decoder.maps(bias.slot_shape, bias.kind)
+        tiles = state.expand(*state.shape[:-2], len(maps), self.width)
+        return self.node_decoder(tiles, maps)
+
+
+def run_layer(
+    layer: GraphLayer,
+    nodes: list[Tensor],
+    edges: EdgeStates,
+    tensors: GraphTensors,
+) -> list[Tensor]:
+    """The nodes after a layer; the layer becomes a step of the edges."""
+    is_large = not edges.keep
+    arena = Arena() if is_large and nodes[0].device.type == "cpu" else None
+    incoming = Inbox(len(nodes), arena)
+    outgoing = Inbox(len(nodes), arena)
+    terms = _BlockEndTerms(partial(layer.message_terms, nodes), edges.blocks, is_large)
+    for own in edges.blocks:
+        if not prod(own.block.shape):
+            continue
+        block_arena = None if arena is None or len(own.chunks) == 1 else Arena()
+        forward, backward = _messages(layer, edges, own, terms.of(own), block_arena)
+        incoming.add(own.block.target, forward, own.target)
+        outgoing.add(own.block.source, backward, own.source)
+    update_terms = _BlockEndTerms(
+        partial(layer.edge_update_terms, nodes), edges.blocks, is_large
+    )
+
+    def update(state: Tensor | None, chunk: EdgeChunk) -> Tensor:
+        own = update_terms.of(tensors.blocks[chunk.block])
+        return layer.next_edges(cast(Tensor, state), own, chunk)
+
+    edges.then(update)
+    return layer.next_nodes(nodes, incoming.groups, outgoing.groups, tensors.graph_ids)
+
+
+def _messages(
+    layer: GraphLayer,
+    edges: EdgeStates,
+    block: BlockTensors,
+    terms: EndTerms,
+    arena: Arena | None,
+) -> tuple[Aggregate, Aggregate]:
+    """The messages of a block, aggregated at its targets and at its sources.
+
+    arena: memory for them until all chunks are done.
+    """
+    at_targets: dict[tuple[int, int], Aggregate] = {}
+    at_sources: dict[tuple[int, int], Aggregate] = {}
+    for chunk in block.chunks:
+        forward, backward = layer.messages(edges.of(chunk), terms, chunk)
+        group = chunk.groups.start
+        _merge(at_targets, (group, chunk.targets.start), forward, arena)
+        _merge(at_sources, (group, chunk.sources.start), backward, arena)
+    return _concatenated(at_targets), _concatenated(at_sources)
+
+
+def _merge(
+    totals: dict[tuple[int, int], Aggregate],
+    key: tuple[int, int],
+    messages: Aggregate,
+    arena: Arena | None,
+) -> None:
+    """Adds messages to those of the same neurons."""
+    before = totals.get(key)
+    merged = messages if before is None else before.merged(messages)
+    totals[key] = merged if arena is None else arena.copied(merged, before)
+
+
+def _concatenated(totals: dict[tuple[int, int], Aggregate]) -> Aggregate:
+    first, *others = totals.values()
+    return first.concatenated(others)
+
+
+class _BlockEndTerms:
+    """`EndTerms` of blocks, computed when read.
+
+    compute: of some blocks. one_by_one: only those of the last block are stored, as
+    they take more memory than the nodes.
+    """
+
+    def __init__(
+        self,
+        compute: Callable[[Sequence[BlockTensors]], list[EndTerms]],
+        blocks: Sequence[BlockTensors],
+        one_by_one: bool,
+    ):
+        self._compute, self._blocks = compute, blocks
+        self._one_by_one = one_by_one
+        self._terms: dict[int, EndTerms] = {}
+
+    def of(self, block: BlockTensors) -> EndTerms:
+        if block.number not in self._terms:
+            blocks = [block] if self._one_by_one else self._blocks
+            pairs = zip(blocks, self._compute(blocks), strict=True)
+            self._terms = {own.number: terms for own, terms in pairs}
+        return self._terms[block.number]
+
+
+def _add_global(
+    layer: GlobalFeature,
+    u: Tensor | None,
+    nodes: list[Tensor],
+    edges: EdgeStates,
+    tensors: GraphTensors,
+) -> tuple[Tensor, list[Tensor]]:
+    """The vectors of the graphs after a layer, and the nodes plus maps of them; adding
+    maps to the edges becomes a step of the edges."""
+    ids, counts = tensors.node_graph_ids, tensors.node_counts
+    of_nodes = sums_by_graph(nodes, ids, counts)
+    of_edges = sums_by_graph(_sums_at_targets(edges), tensors.target_graph_ids, counts)
+    before = torch.zeros_like(of_nodes) if u is None else u
+    edge_counts = tensors.edge_counts.clamp_min(1)
+    u = layer.forward(before, of_nodes / counts, of_edges / edge_counts)
+    to_nodes = layer.to_nodes(u)
+    to_edges = layer.to_edges(u)
+
+    def add(state: Tensor | None, chunk: EdgeChunk) -> Tensor:
+        g, t, _ = tensors.blocks[chunk.block].block.shape
+        own = to_edges.index_select(-2, tensors.target_graph_ids[chunk.block])
+        rows = batch_inside(own.unflatten(-2, (g, t)), axes=2)
+        rows = rows[chunk.groups, chunk.targets, None, None]
+        return cast(Tensor, state) + rows
+
+    edges.then(add)
+    new = []
+    for node, own_ids in zip(nodes, ids, strict=True):
+        new.append(node + to_nodes.index_select(-2, own_ids))
+    return u, new
+
+
+def _sums_at_targets(edges: EdgeStates) -> list[Tensor]:
+    """Sums of the edges that reach each target of each block, (*batch, n, width)."""
+    sums_of_blocks = []
+    for own in edges.blocks:
+        sums: dict[tuple[int, int], Tensor] = {}
+        for chunk in own.chunks:
+            total = edges.of(chunk).sum((2, 3), keepdim=True)
+            key = chunk.groups.start, chunk.targets.start
+            sums[key] = sums[key] + total if key in sums else total
+        pieces = [by_neuron(total) for total in sums.values()]
+        sums_of_blocks.append(torch.cat(pieces, -2))
+    return sums_of_blocks

@@ -1,0 +1,1 @@
+"""The update rule that steps with a metanet."""

@@ -1,0 +1,115 @@
+"""Context features of parameters: computed from the graph, or stored since an earlier
+step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ngopt import chunking
+from ngopt.functional import Record
+from ngopt.graph.neural_graph import NeuralGraph
+from ngopt.metanets.features import STEP
+from ngopt.metanets.graph_data.feature_sources import FeatureSource
+from ngopt.metanets.graph_data.graph_tensors import GraphTensors
+from ngopt.metanets.metanet import Metanet
+
+CONTEXT = "context"
+"""Key of a parameter's context in its record, where it is used for several steps."""
+
+
+class StepPlan(NamedTuple):
+    """How a step computes, decided on the host.
+
+    present: positions of parameters that have a gradient. in_place: see
+    `UpdateRule.update`. is_small: whether all features are in memory during the step.
+    reads_graph: whether the context is computed in this step.
+    """
+
+    present: Sequence[int]
+    in_place: bool
+    is_small: bool
+    reads_graph: bool
+
+
+class GraphContext:
+    """The context of all parameters of a graph, (numel, d) each.
+
+    A metanet with `graph_every` > 1 computes it in every so many steps. In between it
+    is stored in the records, in bfloat16.
+    """
+
+    def __init__(self, metanet: Metanet, graph: NeuralGraph):
+        self.metanet, self.graph = metanet, graph
+        self.is_stored = metanet.graph_every > 1
+        self._tensors: GraphTensors | None = None
+        self._made_for: tuple | None = None
+
+    def is_due(self, present: Sequence[int], state: Sequence[Record]) -> bool:
+        """Whether the context is computed in this step. A record may be empty before
+        the first step."""
+        if not self.is_stored:
+            return True
+        steps = [int(state[i].get(STEP, 0)) for i in present]
+        return min(steps) == 0 or max(steps) % self.metanet.graph_every == 0
+
+    def first(self, param: Tensor) -> Tensor:
+        """The stored context of a new parameter: zeros, (*shape, d)."""
+        shape = (*param.shape, self.metanet.d_context)
+        return torch.zeros(shape, dtype=torch.bfloat16, device=param.device)
+
+    def of_step(
+        self,
+        plan: StepPlan,
+        source: Callable[[], FeatureSource],
+        state: Sequence[Record],
+    ) -> list[Tensor] | None:
+        """The context in a step; None if the metanet does not read the graph.
+
+        source: makes the features from which it is computed, if it is.
+        """
+        if not self.metanet.d_context:
+            return None
+        if not plan.reads_graph:
+            return self._stored(plan, state)
+        tensors = self._graph_tensors(plan.is_small)
+        if not self.is_stored:
+            return self.metanet.context(source(), tensors)
+        if torch.is_grad_enabled():
+            exact = self.metanet.context(source(), tensors)
+            return [x.bfloat16() for x in exact]
+        out = self._stored(plan, state)
+        if not plan.in_place:
+            out = [torch.empty_like(x) for x in out]
+        return self.metanet.context(source(), tensors, out)
+
+    def _stored(self, plan: StepPlan, state: Sequence[Record]) -> list[Tensor]:
+        """The context of the last computation, views of the records; zeros where
+        absent."""
+        d, device = self.metanet.d_context, self._like().device
+        present = set(plan.present)
+        found = []
+        for i, spec in enumerate(self.graph.parameters):
+            if i in present:
+                found.append(state[i][CONTEXT].view(-1, d))
+            else:
+                zeros = torch.zeros(spec.numel, d, dtype=torch.bfloat16, device=device)
+                found.append(zeros)
+        return found
+
+    def _graph_tensors(self, is_small: bool) -> GraphTensors:
+        """Those of the graph, made once for a device and dtype of the metanet."""
+        like = self._like().detach()
+        limit = None if is_small else chunking.total_chunk_size(chunking.EDGES, like)
+        key = limit, like.device, like.dtype
+        if self._tensors is None or self._made_for != key:
+            self._tensors = self.metanet.graph_tensors(self.graph, like, limit)
+            self._made_for = key
+        assert self._tensors is not None
+        return self._tensors
+
+    def _like(self) -> Tensor:
+        return next(self.metanet.parameters())

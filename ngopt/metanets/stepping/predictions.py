@@ -1,0 +1,156 @@
+"""Updates that a metanet predicts for the parameters of a graph: all at once, or piece
+by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ngopt import chunking
+from ngopt.chunking import concatenated
+from ngopt.graph.neural_graph import NeuralGraph
+from ngopt.metanets.features import NUM_COLUMNS, features_of
+from ngopt.metanets.graph_data.feature_sources import RawFeatures
+from ngopt.metanets.metanet import Metanet
+from ngopt.metanets.update_mlp.predictor import Predictor
+
+
+class Update(NamedTuple):
+    """The prediction for a parameter, or for some of its rows; see `Change`."""
+
+    position: int
+    values: Tensor
+    rows: slice | None = None
+
+
+class Predictions:
+    """Those of a metanet on a graph."""
+
+    def __init__(self, metanet: Metanet, graph: NeuralGraph):
+        self.metanet, self.graph = metanet, graph
+        self._predictor: Predictor | None = None
+        # what it was made for
+        self._weight: Tensor | None = None
+        self._options: tuple | None = None
+
+    def features(
+        self,
+        columns: Sequence[Sequence[Tensor]],
+        predictor: Predictor | None,
+    ) -> Tensor:
+        """Weight, gradient and momenta, preprocessed: (numel, 14); zeros where absent.
+
+        predictor: where to write them; without one autograd may follow.
+        """
+        like = self._like()
+        zero = like.new_zeros(())
+        rows, flat = [], []
+        for row, spec in zip(columns, self.graph.parameters, strict=True):
+            rows.append(row or [zero.expand(spec.shape)] * NUM_COLUMNS)
+        for column in zip(*rows, strict=True):
+            flat.append(self.graph.flatten([x.to(like.device) for x in column]))
+        out = None if predictor is None else predictor.features(self.graph.numel)
+        features = features_of(flat, like, out)
+        if all(columns):
+            return features
+        masks = []
+        for row, spec in zip(columns, self.graph.parameters, strict=True):
+            masks.append(like.new_full((spec.numel, 1), bool(row)))
+        mask = torch.cat(masks)
+        return features * mask if out is None else features.mul_(mask)
+
+    def all_at_once(
+        self,
+        features: Tensor,
+        predictor: Predictor | None,
+        context: Sequence[Tensor] | None,
+        present: Sequence[int],
+    ) -> list[Update]:
+        """Updates of a small network. predictor: already has the features; without one
+        autograd may follow."""
+        own = None if context is None else torch.cat(list(context)).to(features)
+        if predictor is None:
+            values = self.metanet.updates(features, own)
+        else:
+            values = predictor.predicted(len(features), own)
+        by_parameter = self.graph.unflatten(values)
+        return [Update(i, by_parameter[i]) for i in present]
+
+    def piece_by_piece(
+        self,
+        source: RawFeatures,
+        context: Sequence[Tensor] | None,
+        present: Sequence[int],
+        in_place: bool,
+    ) -> Iterator[list[Update]]:
+        """Updates of a large network, some parameters at a time; in place, some rows
+        of a long one."""
+        like = self._like()
+        sizes = {i: self.graph.parameters[i].numel for i in present}
+        longest = chunking.chunk_size(chunking.UPDATED_ELEMENTS, like.device)
+        limit = chunking.total_chunk_size(chunking.CONCATENATED_ELEMENTS, like)
+        for group in chunking.batches_up_to(sizes, limit):
+            columns = source.joined(group)
+            if context is not None:
+                columns.append(concatenated([context[i] for i in group]))
+            if in_place and sizes[group[0]] > longest:
+                yield from self._row_by_row(longest, group[0], columns)
+            else:
+                values = self._updates(columns).split([sizes[i] for i in group])
+                yield list(map(Update, group, values))
+
+    def _row_by_row(
+        self, limit: int, position: int, columns: Sequence[Tensor]
+    ) -> Iterator[list[Update]]:
+        """Updates of a long parameter, of about `limit` elements at a time."""
+        spec = self.graph.parameters[position]
+        width = spec.numel // spec.shape[0]
+        for rows in chunking.even_slices(spec.shape[0], max(1, limit // width)):
+            elements = slice(rows.start * width, rows.stop * width)
+            values = self._updates([x[elements] for x in columns])
+            yield [Update(position, values, rows)]
+
+    def _updates(self, columns: Sequence[Tensor]) -> Tensor:
+        """Updates (n,) of some elements.
+
+        columns: weight, gradient and momenta, (n,) each, and context, (n, d), if any.
+        """
+        like = self._like()
+        capacity = chunking.total_chunk_size(chunking.ELEMENTS, like)
+        if not torch.compiler.is_compiling():
+            raw, context = _split_context(columns)
+            return self.predictor(capacity).of_columns(raw, context)
+        # a compiled step plans its own memory
+        update = like.new_empty(len(columns[0]))
+        count = chunking.ceil_div(len(update), capacity)
+        for out, *piece in chunking.pieces([update, *columns], count):
+            raw, context = _split_context(piece)
+            features = features_of(raw, like)
+            if context is not None:
+                context = context.to(features)
+            out.copy_(self.metanet.updates(features, context))
+        return update
+
+    def predictor(self, capacity: int) -> Predictor:
+        """The metanet's, made once for its weights, their device and dtype."""
+        like = self._like()
+        options = capacity, like.device, like.dtype
+        is_same = self._weight is like and self._options == options
+        if self._predictor is None or not is_same:
+            self._predictor = self.metanet.predictor(capacity)
+            self._weight, self._options = like, options
+        self._predictor.refresh()
+        return self._predictor
+
+    def _like(self) -> Tensor:
+        return next(self.metanet.parameters())
+
+
+def _split_context(
+    columns: Sequence[Tensor],
+) -> tuple[Sequence[Tensor], Tensor | None]:
+    has_context = len(columns) > NUM_COLUMNS
+    return columns[:NUM_COLUMNS], columns[NUM_COLUMNS] if has_context else None

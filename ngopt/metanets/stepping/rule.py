@@ -1,0 +1,286 @@
+"""The update rule of the paper's optimizers: a metanet predicts every update."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from operator import itemgetter
+from typing import Any
+
+import torch
+from torch import (
+    Tensor,
+    _foreach_add_,  # pyright: ignore[reportPrivateImportUsage]
+    _foreach_mul_,  # pyright: ignore[reportPrivateImportUsage]
+)
+
+from ngopt import chunking
+from ngopt.chunking import concatenated
+from ngopt.functional import Change, Hyper, Record, state_dtype, uncompiled, whole
+from ngopt.graph.neural_graph import NeuralGraph
+from ngopt.metanets.features import MOMENTA, STEP, next_records, update_momenta_
+from ngopt.metanets.graph_data.feature_sources import FlatFeatures, RawFeatures
+from ngopt.metanets.metanet import Metanet
+from ngopt.metanets.stepping.context import CONTEXT, GraphContext, StepPlan
+from ngopt.metanets.stepping.cooldown import Cooldown
+from ngopt.metanets.stepping.flat_state import FlatState
+from ngopt.metanets.stepping.predictions import Predictions, Update
+from ngopt.schedule import steps_so_far
+
+# Of a network of up to so many parameters all features are in memory during a step.
+SMALL_NETWORK = 1 << 16
+
+
+class MetanetRule:
+    """An `UpdateRule`: p <- p + c * lr * u - c * lr * s * weight_decay * p.
+
+    u is the metanet's prediction and s its nominal step (`config.nominal_step`), so
+    that `weight_decay` has AdamW's units. c is the cooldown where the horizon
+    `total_steps` is known and no scheduler attached, else 1.
+
+    A record has `step`, () float32, the number of updates so far, and the momenta
+    `exp_avg_0` to `exp_avg_4`, shaped like the parameter, float32 (float64 for float64
+    parameters). A metanet that reads the graph only every few steps also has `context`,
+    (*shape, d) bfloat16. The features of parameters without a gradient are zero.
+
+    Without autograd, memory beyond state and gradients does not grow with the network
+    in place; else it is one parameter's delta. A metanet that reads the graph in every
+    step also needs the context of all elements until the step ends.
+
+    Raises ValueError for a graph that the metanet cannot read.
+    """
+
+    def __init__(
+        self,
+        metanet: Metanet,
+        graph: NeuralGraph,
+        cooldown: Cooldown | None = None,
+        total_steps: int | None = None,
+    ):
+        metanet.check(graph)
+        self.metanet, self.graph = metanet, graph
+        self.cooldown, self.total_steps = cooldown, total_steps
+        self._context = GraphContext(metanet, graph)
+        self._predictions = Predictions(metanet, graph)
+        self._flat_state: FlatState | None = None
+
+    def init(self, params: Sequence[Tensor]) -> list[Record]:
+        return [self._first_record(p) for p in params]
+
+    def update(
+        self,
+        grads: Sequence[Tensor | None],
+        state: Sequence[Record],
+        params: Sequence[Tensor],
+        hyper: Hyper,
+        in_place: bool = False,
+    ) -> Iterator[list[Change]]:
+        present = _present(grads)
+        if not present:
+            return iter(())
+        hyper = self._cooled(hyper, state)
+        is_compiled = torch.compiler.is_compiling() and in_place
+        plan = StepPlan(
+            present=present,
+            in_place=in_place,
+            is_small=self._is_small(),
+            # see `may_be_traced`
+            reads_graph=not is_compiled and self._context.is_due(present, state),
+        )
+        if in_place and self._has_flat_state(plan, state):
+            updates = self._flat_updates(plan, grads, state, params)
+            return iter([self._changes(plan, state, params, hyper, updates)])
+        if in_place:
+            limit = chunking.chunk_size(chunking.UPDATED_ELEMENTS, self._like().device)
+            update_momenta_(grads, state, limit)
+            records = state
+        else:
+            records = next_records(grads, state)
+        columns = _columns(params, grads, records)
+        context, updates = self._predicted(plan, columns, state)
+        if in_place:
+            _foreach_add_([state[i][STEP] for i in present], 1)
+        elif context is not None and self._context.is_stored:
+            for i in present:
+                shape = (*params[i].shape, self.metanet.d_context)
+                records[i][CONTEXT] = context[i].view(shape)
+        return map(partial(self._changes, plan, records, params, hyper), updates)
+
+    def may_be_traced(
+        self, grads: Sequence[Tensor | None], state: Sequence[Record]
+    ) -> bool:
+        """Steps that compute the context are not compiled: they make many small
+        products, and the host decides which steps these are."""
+        return not self.metanet.d_context or not self._reads_graph(grads, state)
+
+    @uncompiled
+    def _reads_graph(
+        self, grads: Sequence[Tensor | None], state: Sequence[Record]
+    ) -> bool:
+        return self._context.is_due(_present(grads), state)
+
+    def renewal_interval(self, device: torch.device) -> None:
+        return None
+
+    def height(self, now: Any) -> Any:
+        """The factor c of the update after `now` steps of a training."""
+        if self.cooldown is None or self.total_steps is None:
+            return 1.0
+        return self.cooldown.height(now, self.total_steps)
+
+    def _cooled(self, hyper: Hyper, state: Sequence[Record]) -> Hyper:
+        """Learning rates times the cooldown."""
+        has_horizon = self.cooldown is not None and self.total_steps is not None
+        if not has_horizon or hyper.scheduled:
+            return hyper
+        counts = [record[STEP] for record in state if record]
+        height = self.height(steps_so_far(counts, self.total_steps))
+        return hyper._replace(lr=[lr * height for lr in hyper.lr])
+
+    def _is_small(self) -> bool:
+        """Whether all features are in memory: where autograd needs them, and on CPUs
+        those of a small network. On accelerators the kernel that reads them makes them.
+        """
+        is_small = self.graph.numel <= SMALL_NETWORK and self._like().is_cpu
+        return is_small or torch.is_grad_enabled()
+
+    def _has_flat_state(self, plan: StepPlan, state: Sequence[Record]) -> bool:
+        """Whether a small network has all gradients, and state in the metanet's dtype
+        and on its device."""
+        if not (plan.is_small and _is_eager()) or len(plan.present) < len(state):
+            return False
+        like = self._like()
+        return all(
+            record[MOMENTA[0]].dtype == like.dtype
+            and record[MOMENTA[0]].device == like.device
+            for record in state
+        )
+
+    def _flat_updates(
+        self,
+        plan: StepPlan,
+        grads: Sequence[Tensor | None],
+        state: Sequence[Record],
+        params: Sequence[Tensor],
+    ) -> list[Update]:
+        """Updates of all parameters at once; moves their state, in place."""
+        if self._flat_state is None:
+            shapes = [torch.Size(spec.shape) for spec in self.graph.parameters]
+            key = CONTEXT if self._context.is_stored else None
+            d_context = self.metanet.d_context
+            self._flat_state = FlatState(shapes, self._like(), key, d_context)
+        n = self.graph.numel
+        predictor = self._predictions.predictor(n)
+        features = predictor.features(n)
+        present = [grad for grad in grads if grad is not None]
+        self._flat_state.update(params, present, state, features)
+        context = None
+        if self.metanet.d_context:
+            source = partial(FlatFeatures.finite, features.mT, self.graph)
+            stored = self._flat_state.context(state)  # the records hold views of it
+            computed = self._context.of_step(plan, source, state)
+            context = concatenated(computed or []) if stored is None else stored
+        values = self.graph.unflatten(predictor.predicted(n, context))
+        return list(map(Update, plan.present, values))
+
+    def _predicted(
+        self,
+        plan: StepPlan,
+        columns: Sequence[Sequence[Tensor]],
+        state: Sequence[Record],
+    ) -> tuple[Sequence[Tensor] | None, Iterable[Sequence[Update]]]:
+        """The context of every parameter; updates of those present."""
+        if not plan.is_small:
+            raw = RawFeatures(columns, self.graph, self._like())
+            context = self._context.of_step(plan, lambda: raw, state)
+            updates = self._predictions.piece_by_piece(
+                raw, context, plan.present, plan.in_place
+            )
+            return context, updates
+        predictor = None
+        if plan.in_place and _is_eager():
+            predictor = self._predictions.predictor(self.graph.numel)
+        features = self._predictions.features(columns, predictor)
+        source = partial(FlatFeatures.finite, features, self.graph)
+        context = self._context.of_step(plan, source, state)
+        updates = self._predictions.all_at_once(
+            features, predictor, context, plan.present
+        )
+        return context, [updates]
+
+    def _changes(
+        self,
+        plan: StepPlan,
+        records: Sequence[Record],
+        params: Sequence[Tensor],
+        hyper: Hyper,
+        updates: Sequence[Update],
+    ) -> list[Change]:
+        values, rates = [], []
+        for update in updates:
+            p = params[update.position]
+            values.append(update.values.to(p.device, state_dtype(p)))
+            rates.append(hyper.lr[update.position])
+        deltas = _scaled(values, rates, plan.in_place)
+        changes = []
+        for update, lr, delta in zip(updates, rates, deltas, strict=True):
+            i = update.position
+            part = whole if update.rows is None else itemgetter(update.rows)
+            p, decay = part(params[i]), hyper.weight_decay[i]
+            delta = delta.view(p.shape)
+            if decay:
+                nominal = self.metanet.config.nominal_step
+                delta = delta - lr * nominal * decay * p
+            changes.append(Change(i, delta, records[i], part))
+        return changes
+
+    def _first_record(self, param: Tensor) -> Record:
+        dtype = state_dtype(param)
+        record = {STEP: torch.zeros((), dtype=torch.float32, device="cpu")}
+        for key in MOMENTA:
+            record[key] = torch.zeros_like(param, dtype=dtype, requires_grad=False)
+        if self._context.is_stored:
+            record[CONTEXT] = self._context.first(param)
+        return record
+
+    def _like(self) -> Tensor:
+        return next(self.metanet.parameters())
+
+
+def _present(grads: Sequence[Tensor | None]) -> list[int]:
+    """Positions of parameters with a gradient."""
+    return [i for i, grad in enumerate(grads) if grad is not None]
+
+
+def _columns(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    records: Sequence[Record],
+) -> list[list[Tensor]]:
+    """Weight, gradient and momenta of every parameter; [] without a gradient."""
+    columns = []
+    for p, grad, record in zip(params, grads, records, strict=True):
+        if grad is None:
+            columns.append([])
+        else:
+            columns.append([p, grad, *(record[key] for key in MOMENTA)])
+    return columns
+
+
+def _is_eager() -> bool:
+    """Whether a step is neither compiled nor differentiated."""
+    return not (torch.compiler.is_compiling() or torch.is_grad_enabled())
+
+
+def _scaled(
+    values: list[Tensor], rates: Sequence[float | Tensor], in_place: bool
+) -> list[Tensor]:
+    """Values times learning rates, in place where a step is, which saves memory."""
+    if not in_place:
+        return [rate * x for x, rate in zip(values, rates, strict=True)]
+    numbers = [rate for rate in rates if isinstance(rate, float)]
+    if len(numbers) < len(rates):
+        return [x.mul_(rate) for x, rate in zip(values, rates, strict=True)]
+    if any(rate != 1 for rate in numbers):
+        _foreach_mul_(values, numbers)
+    return values

@@ -1,0 +1,1 @@
+"""The MLP from features and context of a parameter to its update."""
