@@ -76,7 +76,9 @@ def original_images(
             f"folder '{folder}': expected networks of {FIT} or {PUBLISHED}; got those "
             f"of {program}"
         )
-    known = {split: getattr(data, split).images for split in SPLITS}
+    known: dict[str, Tensor] = {}
+    for split in SPLITS:
+        known[split] = getattr(data, split).images
     if program == PUBLISHED:
         # numbered across all splits
         known = dict.fromkeys(SPLITS, torch.cat(list(known.values())))

@@ -94,8 +94,9 @@ class NetworkStack(NamedTuple):
         """Raises ValueError, which names the parameter, for missing, unexpected or
         non-finite parameters."""
         architecture = architecture_of(networks.architecture)
-        specs = architecture.graph.parameters
-        expected = {spec.name: spec.shape for spec in specs}
+        expected = {}
+        for spec in architecture.graph.parameters:
+            expected[spec.name] = spec.shape
         check_parameters("networks", expected, networks.params)
         return cls(architecture, [networks.params[name] for name in expected])
 
