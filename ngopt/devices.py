@@ -1,4 +1,4 @@
-"""What differs between devices: dtypes, norms, fused functions, CUDA graphs."""
+"""Device dependent functions: dtypes, norms, products, fused functions, autocast."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ import torch
 from torch import Tensor, _foreach_norm  # pyright: ignore[reportPrivateImportUsage]
 
 Array = Any  # of NumPy or torch
-RANGE = 1e-15, 1e15  # norms of which the squares are float32
+SAFE_NORMS = 1e-15, 1e15  # their squares are in the range of float32
 
 
 def precise_dtype(device: torch.device) -> torch.dtype:
-    """float64, which holds the squares of all float32, where the device has it."""
+    """float64, in which no square of a float32 overflows, if the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def root_mean_squares(
     values: Sequence[Tensor], roots: Tensor, in_place: bool
 ) -> Tensor:
-    """Of all tensors, (n,), whatever the range of their values.
+    """RMS of each tensor, (n,), without overflow.
 
-    roots: of the numbers of elements, (n,); 1 for empty tensors. in_place: whether
-    neither autograd nor vmap follows, as vmap has no foreach.
+    roots: square roots of the numbers of elements, (n,); 1 for empty tensors. in_place:
+    whether neither autograd nor vmap is used; vmap has no foreach functions.
     """
     if not in_place:
         norms = [torch.linalg.vector_norm(x, dtype=roots.dtype) for x in values]
         return torch.stack(norms) / roots
     if not roots.is_cpu or values[0].dtype == roots.dtype:
         return torch.stack(_foreach_norm(list(values), 2, roots.dtype)).div_(roots)
-    # float32 is much faster on a CPU; float64 where that has not the range
+    # float32 is much faster on a CPU; float64 where its range is too small
     norms = torch.stack(_foreach_norm(list(values), 2, torch.float32)).to(roots)
     for i, norm in enumerate(norms.tolist()):
-        if not RANGE[0] < norm < RANGE[1]:
+        if not SAFE_NORMS[0] < norm < SAFE_NORMS[1]:
             norms[i] = torch.linalg.vector_norm(values[i], dtype=roots.dtype)
     return norms.div_(roots)
 
 
 def is_host(device: torch.device) -> bool:
-    """Whether reading a number costs nothing."""
+    """Whether reading a value needs no host sync."""
     return device.type == "cpu"
 
 
@@ -63,11 +63,14 @@ def hypot(x: Array, y: Array) -> Array:
         return np.hypot(x, y)
     if not torch.is_grad_enabled():
         return torch.hypot(x, y)
-    return torch.stack((x, y)).norm(dim=0)  # its derivative at 0 is 0
+    return torch.stack((x, y)).norm(dim=0)  # has the derivative 0 at 0
 
 
 def stacked(rows: Sequence[Any], n: int, dtype: torch.dtype) -> Tensor:
-    """Rows (n,), tensors or what NumPy broadcasts to that, as a tensor (rows, n)."""
+    """Rows as a tensor (rows, n).
+
+    rows: tensors (n,), or arrays or numbers that NumPy broadcasts to (n,).
+    """
     if isinstance(rows[0], Tensor):
         return torch.stack([x.to(rows[0].dtype) for x in rows]).to(dtype)
     table = torch.empty(len(rows), n, dtype=dtype, device="cpu")
@@ -77,10 +80,10 @@ def stacked(rows: Sequence[Any], n: int, dtype: torch.dtype) -> Tensor:
 
 
 def separate(values: Any, like: Tensor) -> list[Any]:
-    """n of them, one by one: numbers of the host, or tensors () with the dtype of
-    `like`.
+    """A list of n numbers, or of tensors () with the dtype of `like`.
 
-    values: a tensor (n,), or what NumPy broadcasts to that. like: (k, n).
+    values: a tensor (n,), or an array or number that NumPy broadcasts to (n,). like:
+    (k, n).
     """
     if isinstance(values, Tensor):
         return list(values.to(like.dtype).unbind())
@@ -88,15 +91,15 @@ def separate(values: Any, like: Tensor) -> list[Any]:
 
 
 def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """Of the inputs of large products of such values: bfloat16 on accelerators."""
+    """dtype of the inputs of large matrix products: bfloat16 on accelerators."""
     is_exact = device.type == "cpu" or dtype == torch.float64
     return dtype if is_exact else torch.bfloat16
 
 
 def precise_bmm(x: Tensor, y: Tensor, in_place: bool) -> Tensor:
-    """Products of batches of matrices, summed up in float32 at least, and not rounded.
+    """Batched matrix products, accumulated and returned in at least float32.
 
-    in_place: whether neither autograd nor vmap follows.
+    in_place: whether neither autograd nor vmap is used.
     """
     if x.itemsize > 2:
         return torch.bmm(x, y)
@@ -106,11 +109,10 @@ def precise_bmm(x: Tensor, y: Tensor, in_place: bool) -> Tensor:
 
 
 def add_squares_(total: Tensor, x: Tensor, alpha: float, in_place: bool) -> None:
-    """total <- total + alpha X X^T, a constant to autograd, summed up in float32 at
-    least.
+    """total <- total + alpha X X^T, without autograd, accumulated in at least float32.
 
-    total: (b, n, n), changed. x: (b * pieces, n, m), of which pieces are added up.
-    in_place: see `precise_bmm`.
+    total: (b, n, n). x: (b * pieces, n, m); products of pieces are added up. in_place:
+    see `precise_bmm`.
     """
     is_whole = in_place and len(x) == len(total)
     if is_whole and x.dtype == total.dtype:
@@ -127,26 +129,26 @@ def add_squares_(total: Tensor, x: Tensor, alpha: float, in_place: bool) -> None
 
 @cache
 def _has_out_dtype() -> bool:
-    """Whether products of 16 bits can be float32: from torch 2.8 on."""
-    has = "dtype_out" in torch.ops.aten.baddbmm.overloads()
-    return has and not torch.version.hip
+    """Whether products of 16 bit matrices can be float32: from torch 2.8 on."""
+    has_overload = "dtype_out" in torch.ops.aten.baddbmm.overloads()
+    return has_overload and not torch.version.hip
 
 
 @cache
 def has_triton(device: torch.device) -> bool:
-    """Whether kernels of Triton run there."""
+    """Whether Triton kernels can run on a device."""
     return device.type == "cuda" and find_spec("triton") is not None
 
 
 def kernels(device: torch.device, dtype: torch.dtype) -> Any:
-    """The module with the default's elementwise functions for Triton, or None."""
+    """The module with the default's Triton kernels, or None if they cannot be used."""
     if dtype != torch.float32 or not has_triton(device):
         return None
     return import_module("ngopt.base.triton_kernels")
 
 
 def fused(function: Callable, device: torch.device) -> Callable:
-    """An elementwise function as one kernel, where there is Triton to compile it."""
+    """An elementwise function, compiled to one kernel if Triton is available."""
     return _compiled(function) if has_triton(device) else function
 
 
@@ -156,12 +158,12 @@ def _compiled(function: Callable) -> Callable:
 
 
 def is_capturing(device: torch.device) -> bool:
-    """Whether calls now become part of a CUDA graph."""
+    """Whether a CUDA graph is being captured."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[None]:
-    """Products of float32 are exact to float32 within, whatever is set: no TF32."""
+    """Within, float32 products do not use TF32, whatever the user has set."""
     return _without_tf32() if device.type == "cuda" else nullcontext()
 
 

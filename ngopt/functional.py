@@ -1,8 +1,7 @@
-"""The pure core: a rule, bound to a graph, makes a state and turns gradients into
-deltas.
+"""The functional core: update rules, and functions that apply them.
 
-`NGOptimizer.step` runs a rule without an autograd graph, unrolls run the same one with
-it.
+`NGOptimizer.step` runs a rule in place, without autograd. Unrolls of meta-training run
+the same rule with autograd.
 """
 
 from __future__ import annotations
@@ -20,23 +19,22 @@ from torch import (
 )
 
 Record = dict[str, Tensor]
-"""State of one parameter: plain tensors, which `NGOptimizer` keeps in `state[p]`."""
+"""State of one parameter: plain tensors, stored by `NGOptimizer` in `state[p]`."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 DOUBLE = torch.float64, torch.complex128
 
 AVERAGE = "average"
-"""Key of a record under which a rule may keep weights that are better than the
-parameters themselves."""
+"""Key of a record under which a rule may store averaged weights, for evaluation."""
 
 
 class Hyper(NamedTuple):
-    """Per parameter: `lr` multiplies the update; `weight_decay` is decoupled, in
-    AdamW's units.
+    """Settings of a step, by parameter.
 
-    weight_decay: None for that of the rule. scheduled: whether a scheduler changes `lr`
-    over time, so that a rule leaves out its own schedule.
+    lr: multiplies the update. weight_decay: decoupled, in AdamW's units; None: that of
+    the rule. scheduled: whether a scheduler changes `lr`, in place of the rule's own
+    schedule.
     """
 
     lr: Sequence[float | Tensor]
@@ -50,30 +48,27 @@ def whole(x: Tensor) -> Tensor:
 
 
 class Change(NamedTuple):
-    """What a step does to a parameter, or to some elements of it."""
+    """The change of a parameter, or of some of its elements, in a step."""
 
     position: int  # of the parameter
-    delta: Tensor  # what is added
+    delta: Tensor  # is added to the elements
     record: Record  # the new state
     part: Callable[[Tensor], Tensor] = whole  # view of the elements that change
-    newest: float | Tensor | None = None  # weight of the new weights in the average
+    newest: float | Tensor | None = None  # weight of the new values in the average
 
 
 class UpdateRule(Protocol):
-    """What one step computes, bound to a graph; all lists are in the order of
-    `graph.parameters`.
+    """The update of all parameters of a graph, in the order of `graph.parameters`.
 
-    Values of complex parameters are real pairs on a last axis. No value of a gradient
-    is needed on the host; nothing is changed in place but what `in_place` allows.
+    Complex values are real pairs on a last axis. An update reads no gradient on the
+    host, and changes nothing in place unless `in_place` allows it.
     """
 
     def init(self, params: Sequence[Tensor]) -> list[Record]:
         """The state before the first update.
 
-        What a parameter's record holds, and in which shapes, depends on the parameter
-        and on its place in the graph alone. It must do for parameters on the meta
-        device too: so others ask for keys and shapes, and leave out parameters that
-        need no state.
+        Keys and shapes of a record depend only on the parameter and on its place in the
+        graph. Parameters may be on the meta device, to get keys and shapes only.
         """
         ...
 
@@ -85,28 +80,27 @@ class UpdateRule(Protocol):
         hyper: Hyper,
         in_place: bool = False,
     ) -> Iterator[list[Change]]:
-        """One step: the changes of all parameters whose gradient is not None.
+        """One step: yields the changes of all parameters with a gradient.
 
-        The parameter's next value is p + delta; the delta has the dtype of the state. A
-        parameter whose gradient is None is absent: its value is not read. Lazy, some
-        changes at a time, so that those of all parameters need not exist at once: who
-        runs it may write what was yielded, parameters and records, before the next
-        item, so neither may be read after that. A parameter may change a part at a
-        time. in_place, which takes less memory: new state is written where the old one
-        is; averages are left to who runs it (`apply`).
+        The next value is p + delta; the delta has the dtype of the state. Values of
+        parameters without a gradient are not read. Changes are yielded in batches to
+        limit memory; a parameter may change in several parts. The caller may write the
+        parameters and records of a batch before the next one, so a rule must not read
+        them again.
+
+        in_place: writes new state over the old, which takes less memory. The caller
+        then updates the averages (`apply`).
         """
         ...
 
     def may_be_traced(
         self, grads: Sequence[Tensor | None], state: Sequence[Record]
     ) -> bool:
-        """Whether `torch.compile` may follow this update in place;
-        else the host must look at it."""
+        """Whether `torch.compile` can trace this update in place."""
         return False
 
     def renewal_interval(self, device: torch.device) -> int | None:
-        """Steps between renewals of a preconditioner on a device; None where there is
-        none."""
+        """Steps between renewals of a preconditioner; None if there is none."""
         return None
 
 
@@ -117,46 +111,50 @@ def update_all(
     params: Sequence[Tensor],
     hyper: Hyper,
 ) -> tuple[list[Tensor | None], list[Record]]:
-    """All deltas of one step, None for absent parameters, and the whole new state."""
+    """The deltas of one step, None for parameters without a gradient, and new state."""
     deltas: list[Tensor | None] = [None] * len(params)
-    new = list(state)
+    records = list(state)
     newest: dict[int, float | Tensor] = {}
     for c in chain.from_iterable(rule.update(grads, state, params, hyper)):
-        new[c.position] = c.record
+        records[c.position] = c.record
         if c.newest is not None:
             newest[c.position] = c.newest
-        deltas[c.position] = _joined(deltas[c.position], c, params[c.position])
+        deltas[c.position] = _add_part(deltas[c.position], c, params[c.position])
     for i, weight in newest.items():
-        average, p, delta = new[i][AVERAGE], params[i], deltas[i]
+        average, p, delta = records[i][AVERAGE], params[i], deltas[i]
         assert delta is not None
-        moved = (p + delta).to(p.dtype)
-        new[i][AVERAGE] = average + (moved - average) * weight
-    return deltas, new
+        value = (p + delta).to(p.dtype)
+        records[i][AVERAGE] = average + (value - average) * weight
+    return deltas, records
 
 
 def apply(changes: Sequence[Change], params: Sequence[Tensor]) -> None:
-    """Adds changes to the parameters, and moves averages, in place."""
+    """Adds changes to the parameters and updates their averages, in place."""
     targets: list[Tensor] = []
     deltas: list[Tensor] = []
     for c in changes:
         p = params[c.position]
         target, delta = c.part(p), c.delta
         if target is not p and not p.is_contiguous():  # the part is a copy
-            target, delta = p, _joined(None, c, p)
+            target, delta = p, _add_part(None, c, p)
         targets.append(target)
         is_alike = delta.shape == target.shape
         deltas.append(delta if is_alike else delta.reshape(target.shape))
     _foreach_add_(targets, deltas)
-    averaged = [c for c in changes if c.newest is not None]
-    if averaged:
-        averages = [c.part(c.record[AVERAGE]) for c in averaged]
-        new = [c.part(params[c.position]).to(c.delta.dtype) for c in averaged]
-        weights: list[Any] = [c.newest for c in averaged]
-        _foreach_lerp_(averages, new, weights)
+    averages: list[Tensor] = []
+    values: list[Tensor] = []
+    weights: list[Any] = []
+    for c in changes:
+        if c.newest is not None:
+            averages.append(c.part(c.record[AVERAGE]))
+            values.append(c.part(params[c.position]).to(c.delta.dtype))
+            weights.append(c.newest)
+    if averages:
+        _foreach_lerp_(averages, values, weights)
 
 
-def _joined(delta: Tensor | None, change: Change, p: Tensor) -> Tensor:
-    """The delta of all of a parameter, with that of some elements."""
+def _add_part(delta: Tensor | None, change: Change, p: Tensor) -> Tensor:
+    """The delta of a whole parameter, with that of the elements in a change."""
     if change.part(p) is p:
         return change.delta.reshape(p.shape)
     if delta is None:
@@ -167,8 +165,8 @@ def _joined(delta: Tensor | None, change: Change, p: Tensor) -> Tensor:
 
 
 def uncompiled(function: Function) -> Function:
-    """Marks work of the host, which `torch.compile` is to leave as it is."""
-    # torch.compiler.disable does the same, but imports torch._dynamo at once
+    """Excludes a function of the host from `torch.compile`."""
+    # torch.compiler.disable does the same, but imports torch._dynamo immediately
     return _disable_dynamo(function)  # pyright: ignore[reportReturnType]
 
 
@@ -179,5 +177,5 @@ def as_average(p: Tensor) -> Tensor:
 
 
 def state_dtype(param: Tensor) -> torch.dtype:
-    """float64 for float64 parameters, and pairs of it, else float32."""
+    """float64 for float64 and complex128 parameters, else float32."""
     return torch.float64 if param.dtype in DOUBLE else torch.float32

@@ -1,4 +1,4 @@
-"""Many tensors as a few: the state of all parameters, of which records hold views."""
+"""Packs the tensors of many records into a few, of which the records store views."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from ngopt.functional import Record
 
 
 class Packing(NamedTuple):
-    """A tensor of which records hold views.
+    """A tensor of which records store views.
 
-    places: (number of a record, key) of each view. join: views to tensor; split: back.
+    places: (number of a record, key) of each view. join: values to tensor. split:
+    tensor to views.
     """
 
     places: Sequence[tuple[int, str]]
@@ -29,7 +30,7 @@ class Packing(NamedTuple):
     split: Callable[[Tensor], Sequence[Tensor]]
 
     def put(self, records: Sequence[Record], tensor: Tensor) -> Sequence[Tensor]:
-        """Makes records hold views of a tensor; returns these."""
+        """Stores views of a tensor in records; returns the views."""
         views = self.split(tensor)
         for (i, key), view in zip(self.places, views, strict=True):
             records[i][key] = view
@@ -37,7 +38,7 @@ class Packing(NamedTuple):
 
 
 class PackedState:
-    """Several packings of the same records."""
+    """The tensors of several packings of the same records."""
 
     def __init__(self, packings: Sequence[Packing]):
         self.packings = packings
@@ -46,10 +47,10 @@ class PackedState:
         self._views: list[Tensor] = []
 
     def open(self, records: Sequence[Record], in_place: bool) -> list[Tensor]:
-        """The tensors: copies or, in place, those of which records then hold views.
+        """The tensors: copies or, in place, tensors of which records store views.
 
-        The views are made once, and anew when a record holds something else, as after
-        loading: one tensor after the other, so that little is there twice.
+        The views are made once, and again when a record was changed, as by loading. One
+        tensor is made after the other, to limit transient memory.
         """
         if not in_place:
             return [self._joined(packing, records).clone() for packing in self.packings]
@@ -63,7 +64,7 @@ class PackedState:
         return self._tensors
 
     def close(self, records: Sequence[Record], tensors: Sequence[Tensor]) -> None:
-        """Puts copies that were opened, and have changed, into records."""
+        """Stores copies from `open`, which have changed, in records."""
         for packing, tensor in zip(self.packings, tensors, strict=True):
             packing.put(records, tensor)
 
@@ -71,21 +72,21 @@ class PackedState:
         return packing.join([records[i][key] for i, key in packing.places])
 
     def replace(self, records: Sequence[Record], number: int, tensor: Tensor) -> None:
-        """Another tensor of a packing, opened in place."""
+        """Replaces the tensor of one packing, opened in place."""
         start = sum(len(packing.places) for packing in self.packings[:number])
         views = self.packings[number].put(records, tensor)
         self._tensors[number] = tensor
         self._views[start : start + len(views)] = views
 
     def _is_open(self, records: Sequence[Record]) -> bool:
-        held = [records[i][key] for i, key in self._places]
-        return len(held) == len(self._views) and all(map(is_, held, self._views))
+        values = [records[i][key] for i, key in self._places]
+        return len(values) == len(self._views) and all(map(is_, values, self._views))
 
 
 class PaddedRows:
-    """Matrices of these shapes in rows of so many lanes, one behind the other.
+    """Packs matrices into rows of equal length, (rows, lanes).
 
-    Each begins with a row; what is left of its last one are zeros.
+    Each matrix starts with a row; zeros fill its last row.
     """
 
     def __init__(
@@ -94,33 +95,35 @@ class PaddedRows:
         lanes: int,
         views: Sequence[tuple[int, ...]] | None = None,
     ):
-        """shapes: (matrices, *matrix) each. views: shapes that `split` gives, of as
-        many elements each; None: `shapes`."""
+        """shapes: (matrices, *matrix) of each value. views: shapes of the views of
+        `split`, with as many elements; None: `shapes`."""
         self.shapes, self.lanes = shapes, lanes
-        self._counts = [shape[0] if shape else 1 for shape in shapes]
-        sizes = [prod(shape[1:]) for shape in shapes]
-        self.gaps = [-size % lanes for size in sizes]
-        pairs = zip(self._counts, sizes, strict=True)
-        self.rows = [count * -(-size // lanes) for count, size in pairs]
-        self._has_gaps = any(self.gaps)
-        self._zeros: dict[Any, list[Tensor]] = {}  # gaps, by dtype and device
         self._views = shapes if views is None else views
-        # Pieces with a gap behind each of several matrices, or without elements.
+        self._counts: list[int] = []  # of matrices
+        self.gaps: list[int] = []  # zeros after each matrix
+        self.rows: list[int] = []
+        self._zeros: dict[Any, list[Tensor]] = {}  # gaps, by dtype and device
+        # values with a gap after each of several matrices, or without elements
         self._cut: set[int] = set()
-        parts: list[tuple[int, ...]] = []  # of a bucket, with the gaps
-        self._places: list[int] = []  # of pieces among these
-        for i, view in enumerate(self._views):
+        parts: list[tuple[int, ...]] = []  # shapes of values and gaps
+        self._places: list[int] = []  # of values among these
+        for i, (shape, view) in enumerate(zip(shapes, self._views, strict=True)):
+            count, size = shape[0] if shape else 1, prod(shape[1:])
+            gap = -size % lanes
+            self._counts.append(count)
+            self.gaps.append(gap)
+            self.rows.append(count * (size + gap) // lanes)
             self._places.append(len(parts))
-            count, gap = self._counts[i], self.gaps[i]
             if not prod(view) or (gap and count > 1):
                 self._cut.add(i)
-                parts.append((count, sizes[i] + gap))
+                parts.append((count, size + gap))
             else:
                 parts += [view, (gap,)] if gap else [view]
+        self._has_gaps = any(self.gaps)
         self._parts = [torch.empty((), device="cpu").expand(part) for part in parts]
 
     def join(self, values: Sequence[Tensor]) -> Tensor:
-        """Values of all pieces -> (rows, lanes); may be a view."""
+        """Values -> (rows, lanes); may be a view."""
         if self._has_gaps:
             values = self._with_gaps(values)
         if not all(x.is_contiguous() for x in values):
@@ -128,7 +131,7 @@ class PaddedRows:
         return flatten(values).view(-1, self.lanes)
 
     def split(self, bucket: Tensor) -> list[Tensor]:
-        """The inverse, as views."""
+        """The inverse of `join`, as views."""
         parts = unflatten(bucket.reshape(-1), self._parts)
         found = [parts[place] for place in self._places]
         for i in self._cut:
@@ -137,7 +140,7 @@ class PaddedRows:
         return found
 
     def _with_gaps(self, values: Sequence[Tensor]) -> list[Tensor]:
-        """Zeros behind the values that do not fill their rows."""
+        """The values, with zeros after those that do not fill their rows."""
         like, found = values[0], []
         key = like.dtype, like.device
         if key not in self._zeros:
@@ -152,8 +155,8 @@ class PaddedRows:
 
 
 def flatten(values: Sequence[Tensor]) -> Tensor:
-    """All elements one behind the other; may be a view."""
-    if peek_interpreter_stack() is not None:  # vmap has no rule for the fast ways
+    """All elements, concatenated, (n,); may be a view."""
+    if peek_interpreter_stack() is not None:  # vmap has no rule for the faster ones
         return torch.cat([x.reshape(-1) for x in values])
     is_simple = len(values) == 1 or not values[0].is_cuda or torch.is_grad_enabled()
     if is_simple or len({x.dtype for x in values}) > 1:
@@ -162,9 +165,9 @@ def flatten(values: Sequence[Tensor]) -> Tensor:
 
 
 def _copied(values: Sequence[Tensor]) -> Tensor:
-    """`flatten` on GPUs, where `cat` takes as long for each tensor as for the largest.
+    """As `flatten`, for values of one dtype on a GPU.
 
-    values: of one dtype; `cat` promotes dtypes.
+    There `cat` takes as long for each tensor as for the largest.
     """
     flat = values[0].new_empty(sum(x.numel() for x in values))
     _foreach_copy_(_unflatten_dense_tensors(flat, values), [*values])
@@ -172,7 +175,7 @@ def _copied(values: Sequence[Tensor]) -> Tensor:
 
 
 def unflatten(values: Tensor, likes: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The inverse: views of (n,) in the shapes of others."""
+    """The inverse of `flatten`: views in the shapes of `likes`."""
     if peek_interpreter_stack() is None:
         return _unflatten_dense_tensors(values, likes)
     parts = values.split([like.numel() for like in likes])
@@ -180,23 +183,24 @@ def unflatten(values: Tensor, likes: Sequence[Tensor]) -> Sequence[Tensor]:
 
 
 def _contiguous(values: Sequence[Tensor]) -> list[Tensor]:
-    """The same, those of one shape joined in one call where each needs a copy."""
-    found: list[Tensor] = []
-    for _, same in groupby(values, lambda x: x.shape):
-        run = list(same)
-        is_ready = all(x.is_contiguous() for x in run)
-        found += run if is_ready else [torch.cat(run)]
-    return found
+    """The same elements; successive values of one shape are copied in one call."""
+    result: list[Tensor] = []
+    for _, same_shape in groupby(values, lambda x: x.shape):
+        run = list(same_shape)
+        if not all(x.is_contiguous() for x in run):
+            run = [torch.cat(run)]
+        result += run
+    return result
 
 
 def scalar_packing(count: int, keys: Sequence[str], device: torch.device) -> Packing:
-    """Scalars of so many records as a tensor (keys, count) on a device.
+    """Packs scalars of `count` records into a tensor (keys, count) on a device.
 
-    What was loaded, or counted by a CUDA graph, may be on another one.
+    Values that were loaded, or counted by a CUDA graph, may be on another device.
     """
 
     def join(values: Sequence[Tensor]) -> Tensor:
-        # a capture cannot copy to the host
+        # a CUDA graph cannot contain copies to the host
         if not any(map(is_capturing, {x.device for x in values})):
             values = [x.to(device) for x in values]
         return torch.stack([*values]).view(len(keys), count)
@@ -209,7 +213,7 @@ def scalar_packing(count: int, keys: Sequence[str], device: torch.device) -> Pac
 
 
 def clone_views(records: Iterable[Record]) -> None:
-    """Copies views, each of which would keep all of a joined tensor alive."""
+    """Replaces views by copies, as each view keeps the whole tensor alive."""
     for record in records:
         for key, value in record.items():
             if value.untyped_storage().nbytes() > value.numel() * value.itemsize:

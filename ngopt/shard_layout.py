@@ -1,4 +1,4 @@
-"""Which part of every parameter each process of a group holds."""
+"""Which piece of every parameter each process stores, and DTensor helpers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Ranks = list[int]
 
 
 class Piece(NamedTuple):
-    """A box of elements of a parameter, all of it or a part."""
+    """A box of elements of a parameter, or the whole parameter."""
 
     offset: tuple[int, ...]
     shape: tuple[int, ...]
@@ -25,7 +25,7 @@ class Piece(NamedTuple):
         return prod(self.shape)
 
     def of(self, whole: Tensor) -> Tensor:
-        """Its elements, as a view."""
+        """The piece's elements of a parameter, as a view."""
         if whole.shape == self.shape:
             return whole
         for dim, (start, size) in enumerate(zip(*self, strict=True)):
@@ -33,7 +33,7 @@ class Piece(NamedTuple):
         return whole
 
     def overlap(self, other: Piece) -> Piece:
-        """What both have; without elements if that is nothing."""
+        """The common elements; a piece without elements if there are none."""
         offset, shape = [], []
         for a, m, b, n in zip(*self, *other, strict=True):
             offset.append(max(a, b))
@@ -41,14 +41,14 @@ class Piece(NamedTuple):
         return Piece(tuple(offset), tuple(shape))
 
     def within(self, other: Piece) -> Piece:
-        """The same elements as a part of a piece that has them."""
+        """The same elements, relative to a piece that contains them."""
         offset = [a - b for a, b in zip(self.offset, other.offset, strict=True)]
         return Piece(tuple(offset), self.shape)
 
-    def chunk(self, dim: int, part: int, parts: int) -> Piece:
-        """One of so many parts along a dimension, as `torch.chunk` divides it."""
-        length = -(-self.shape[dim] // parts)
-        start = min(part * length, self.shape[dim])
+    def chunk(self, dim: int, index: int, chunks: int) -> Piece:
+        """One of the chunks that `torch.chunk` makes along a dimension."""
+        length = -(-self.shape[dim] // chunks)
+        start = min(index * length, self.shape[dim])
         offset, shape = list(self.offset), list(self.shape)
         offset[dim] += start
         shape[dim] = min(length, self.shape[dim] - start)
@@ -61,20 +61,20 @@ def whole(shape: tuple[int, ...]) -> Piece:
 
 
 class LocalParameter(NamedTuple):
-    """What a process says of a parameter."""
+    """A parameter as one process has it."""
 
     name: str
     shape: tuple[int, ...]  # of the whole parameter
     dtype: str
-    piece: Piece
-    is_alone: bool  # whether each process has the parameter for itself
+    piece: Piece  # that the process stores
+    is_alone: bool  # whether every process has a parameter of its own
 
 
 def is_dtensor(x: Any) -> bool:
-    """Whether a tensor is divided among, or repeated on, the processes of a mesh."""
-    if type(x) in (Tensor, Parameter):  # most; torch.compile follows this far
+    """Whether a tensor is sharded over, or replicated on, the processes of a mesh."""
+    if type(x) in (Tensor, Parameter):  # torch.compile can trace up to here
         return False
-    # looked up, not imported: who divides a network has imported it
+    # not imported: programs with DTensors have imported it
     tensors = sys.modules.get("torch.distributed.tensor")
     return tensors is not None and isinstance(x, tensors.DTensor)
 
@@ -82,7 +82,7 @@ def is_dtensor(x: Any) -> bool:
 def as_dtensor(
     part: Tensor, mesh: Any, placements: Sequence[Any], whole: Tensor
 ) -> Tensor:
-    """A DTensor of this process' part; whole: has the shape and strides of all of it."""
+    """A DTensor of this process' part, with the shape and strides of `whole`."""
     from torch.distributed.tensor import DTensor
 
     shape, stride = whole.shape, whole.stride()
@@ -92,25 +92,24 @@ def as_dtensor(
 
 
 def real(x: Tensor) -> Tensor:
-    """A view of complex numbers as real pairs on a last axis; other tensors as they
-    are."""
+    """A view of complex numbers as pairs on a last axis; real tensors unchanged."""
     return torch.view_as_real(x) if x.is_complex() else x
 
 
 def local(x: Any) -> Tensor:
-    """What this process holds of a tensor; in place, it is the tensor's memory."""
+    """The local part of a DTensor, which shares its memory; else the tensor."""
     return x.to_local() if is_dtensor(x) else x
 
 
 def local_gradient(p: Any) -> Tensor | None:
-    """What this process holds of a gradient, divided as its parameter is."""
+    """The local part of a gradient, in the placements of its parameter."""
     grad = p.grad
     if not is_dtensor(grad):
         return grad
     if grad.placements != p.placements:
         grad = grad.redistribute(p.device_mesh, p.placements)
     grad = grad.to_local()
-    # of a collective that may not have ended
+    # waits for an asynchronous collective
     return grad.wait() if hasattr(grad, "wait") else grad
 
 
@@ -120,9 +119,9 @@ def are_divided(params: Sequence[Any]) -> bool:
 
 
 def local_piece(name: str, p: Any) -> Piece:
-    """What this process holds of a parameter.
+    """The piece of a parameter that this process stores.
 
-    Raises ValueError if it is no box of elements.
+    Raises ValueError if it is not a box of elements.
     """
     if not is_dtensor(p):
         return whole(tuple(real(p).shape))
@@ -131,16 +130,16 @@ def local_piece(name: str, p: Any) -> Piece:
 
     if p.is_complex() or any(isinstance(x, Partial) for x in p.placements):
         raise ValueError(
-            f"NGOptimizer: '{name}': expected a DTensor of real numbers that is sharded or "
-            f"replicated; got {p.dtype} with placements {p.placements}"
+            f"NGOptimizer: '{name}': expected a DTensor of real numbers that is "
+            f"sharded or replicated; got {p.dtype} with placements {p.placements}"
         )
     shape, offset = compute_local_shape_and_global_offset(
         p.shape, p.device_mesh, p.placements
     )
     if tuple(shape) != tuple(local(p).shape):
         raise ValueError(
-            f"NGOptimizer: '{name}': expected a local part of shape {tuple(shape)}, by the "
-            f"placements {p.placements}; got {tuple(local(p).shape)}"
+            f"NGOptimizer: '{name}': expected a local part of shape {tuple(shape)}, by "
+            f"the placements {p.placements}; got {tuple(local(p).shape)}"
         )
     if prod(shape) == 0:
         offset = (0,) * len(shape)
@@ -156,7 +155,7 @@ def ranks_of(group: Any) -> Ranks | None:
 
 
 class MeshRanks(NamedTuple):
-    """The processes that share parameters, and where each is among them."""
+    """Ranks of a device mesh, and their coordinates in it."""
 
     ranks: Ranks  # of the default group, sorted, as in the groups that torch makes
     coordinates: list[tuple[int, ...]]  # of each, in the root of the first mesh
@@ -165,7 +164,7 @@ class MeshRanks(NamedTuple):
 def mesh_ranks(params: Sequence[Any], group: Any) -> MeshRanks:
     """All processes that have parts of the same parameters, by whatever meshes.
 
-    group: of the processes, where no parameter is a DTensor.
+    group: of the processes, if no parameter is a DTensor.
 
     Raises ValueError if these are not the processes of `group`, where it is given.
     """
@@ -174,16 +173,15 @@ def mesh_ranks(params: Sequence[Any], group: Any) -> MeshRanks:
         ranks = sorted(distributed.get_process_group_ranks(group))
         return MeshRanks(ranks, [(i,) for i in range(len(ranks))])
     ranks = _connected(meshes)
-    at = {rank: tuple(i) for *i, rank in _numbered(_root(meshes[0]).mesh)}
-    place = MeshRanks(ranks, [at.get(rank, ()) for rank in ranks])
     if group is not None:
-        ranks = distributed.get_process_group_ranks(group)
-        if sorted(ranks) != place.ranks:
+        group_ranks = distributed.get_process_group_ranks(group)
+        if sorted(group_ranks) != ranks:
             raise ValueError(
-                f"NGOptimizer: process_group: expected the ranks of the parameters' mesh, "
-                f"{place.ranks}; got {ranks}. Leave it out."
+                "NGOptimizer: process_group: expected the ranks of the parameters' "
+                f"mesh, {ranks}; got {group_ranks}. Leave process_group out."
             )
-    return place
+    coordinates = {rank: tuple(i) for *i, rank in _numbered(_root(meshes[0]).mesh)}
+    return MeshRanks(ranks, [coordinates.get(rank, ()) for rank in ranks])
 
 
 def _connected(meshes: Iterable[Any]) -> Ranks:

@@ -1,4 +1,8 @@
-"""NGOptimizer, and what it is made of: arguments, groups, graph wiring, state dicts."""
+"""NGOptimizer.
+
+`optimizer` has the class, `binding` its graph and update rule, `graph_source` the ways
+to the graph, `graph_parameters` what a rule needs of the parameters.
+"""
 
 from ngopt.optimizer.optimizer import NGOptimizer
 

@@ -68,7 +68,7 @@ class Binding:
         self._owned: dict[Tensor, Ownership] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the rule and without what belongs to this process' collectives."""
+        """Without the rule and without process groups, which cannot be copied."""
         keys = "_rule", "_rule_key", "_prepared_rule", "_shards"
         group = {"_process_group": ranks_of(self._process_group)}
         return {**self.__dict__, **dict.fromkeys(keys), **group}
@@ -76,7 +76,7 @@ class Binding:
     def parameters(
         self, groups: Sequence[Group], state: MutableMapping[Tensor, Record]
     ) -> GraphParameters:
-        """The parameters in their graph, new if a group, shape or input is new."""
+        """The parameters in their graph, which is made again if they have changed."""
         params, found = group_tensors(groups), self._parameters
         if found is None or self.source.has_new_inputs or not found.are(params):
             found = self._parameters = self._connected(groups, state)
@@ -172,7 +172,7 @@ class Binding:
         return self._rule
 
     def _dtype(self, params: Sequence[Tensor]) -> torch.dtype | None:
-        """What the rule computes in; None: what it chooses itself."""
+        """The dtype that the rule computes in; None: the rule's own choice."""
         if self._compute_dtype is not None or self._learned.base is not None:
             return self._compute_dtype
         widest = max(map(state_dtype, params), key=lambda dtype: dtype.itemsize)
@@ -229,7 +229,7 @@ class Binding:
         self._prepared_rule = rule
 
     def clear_rule(self) -> None:
-        """Makes the rule anew for the next step, as after state was loaded."""
+        """The next step binds again, as it must after state was loaded."""
         self._rule = None
 
     def is_shared(self, params: Sequence[Tensor]) -> bool:

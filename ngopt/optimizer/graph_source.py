@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -73,14 +74,14 @@ class InferredGraph:
 
     def graph_of(self, groups: Sequence[Group]) -> OrderedGraph:
         specs = group_specs(groups)
-        by_name = {spec.name: spec for spec in specs}
         is_named = all("param_names" in group for group in groups)
-        if not is_named or len(by_name) < len(specs):
+        if not is_named or len(set(group_names(groups))) < len(specs):
             return _inferred_by_order(groups, specs)
         names = merged_order([group["param_names"] for group in groups])
-        graph = infer_graph([by_name[name] for name in names], True)
-        positions = {name: i for i, name in enumerate(names)}
-        return OrderedGraph(graph, [positions[spec.name] for spec in specs])
+        position = dict(zip(names, range(len(names)), strict=True))
+        in_order = sorted(specs, key=lambda spec: position[spec.name])
+        graph = infer_graph(in_order, True)
+        return OrderedGraph(graph, [position[spec.name] for spec in specs])
 
 
 def _inferred_by_order(
@@ -104,8 +105,8 @@ def _inferred_by_order(
     graphs = [infer_graph([specs[i] for i in chain])]
     for i in vectors:
         graphs.append(infer_graph([specs[i]]))
-    places = {i: place for place, i in enumerate(chain + vectors)}
-    return OrderedGraph(join_graphs(*graphs), [places[i] for i in range(len(specs))])
+    order = np.argsort(chain + vectors).tolist()  # the inverse permutation
+    return OrderedGraph(join_graphs(*graphs), order)
 
 
 class GivenGraph:
@@ -128,8 +129,8 @@ class GivenGraph:
         pass
 
     def graph_of(self, groups: Sequence[Group]) -> OrderedGraph:
-        known = {id(p) for p in self.tensors if p is not None}
-        present = {id(p) for p in group_tensors(groups)}
+        known = set(self.tensors) - {None}
+        present = set(group_tensors(groups))
         # a program has replaced all parameters, as Accelerate does by parts of them
         if len(present) == len(known) and present.isdisjoint(known):
             self.tensors = self._match(groups)
@@ -158,9 +159,9 @@ class TracedGraph:
                 "NGOptimizer: model: expected a torch.nn.Module; got "
                 f"{_class_name(model)}"
             )
-        in_model = {id(p) for p in model.parameters()}
+        in_model = set(model.parameters())
         for name, p in zip(group_names(groups), group_tensors(groups), strict=True):
-            if id(p) not in in_model:
+            if p not in in_model:
                 raise ValueError(
                     "NGOptimizer: model: expected the module that the parameters "
                     f"belong to; '{name}', of shape {tuple(p.shape)}, is none of this "
@@ -259,14 +260,13 @@ def _positions(
 ) -> list[int]:
     """Positions in the graph: by name, or by order if the graph lacks a name."""
     by_name = {spec.name: i for i, spec in enumerate(in_graph)}
-    if all(spec.name in by_name for spec in specs):
+    positions = list(range(len(in_graph)))
+    if by_name.keys() >= {spec.name for spec in specs}:
         positions = [by_name[spec.name] for spec in specs]
-    elif len(specs) == len(in_graph):
-        positions = list(range(len(in_graph)))
-    else:
+    elif len(specs) != len(in_graph):
         raise ValueError(
-            f"NGOptimizer: graph has {len(in_graph)} parameters; got {len(specs)} "
-            "parameters whose names are not in it"
+            f"NGOptimizer: graph: expected {len(in_graph)} parameters, or names that "
+            f"are in it; got {len(specs)} parameters with other names"
         )
     for spec, position in zip(specs, positions, strict=True):
         _check_shape(spec, in_graph[position])
@@ -289,11 +289,11 @@ def _with_components(
 
     tensors: of the graph's parameters.
     """
-    positions = {id(p): i for i, p in enumerate(tensors) if p is not None}
+    positions = dict(zip(tensors, range(len(tensors)), strict=True))
     order: list[int] = []
     extra: list[ParameterSpec] = []
     for spec, p in zip(group_specs(groups), group_tensors(groups), strict=True):
-        position = positions.get(id(p))
+        position = positions.get(p)
         if position is None:
             position = len(graph.parameters) + len(extra)
             extra.append(spec)

@@ -1,4 +1,4 @@
-"""What users of torch's optimizers expect: wrappers, schedulers, checkpoints of others."""
+"""Compatibility with wrappers, schedulers and checkpoints of torch's optimizers."""
 
 import copy
 import logging

@@ -98,7 +98,7 @@ class TestPackedState:
 @pytest.mark.parametrize("capturing", [False, True])
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])
 def test_scalars_are_copied_to_their_device(device, capturing, monkeypatch):
-    """As ZeroRedundancyOptimizer loads all of them on the host. A capture copies none."""
+    """ZeroRedundancyOptimizer loads all on the host. A CUDA graph copies none."""
     monkeypatch.setattr(packing, "is_capturing", lambda _: capturing)
     own = scalar_packing(2, ["a"], torch.device(device))
     with FakeTensorMode():

@@ -104,7 +104,7 @@ class TestTransformers:
         assert all(torch.equal(p, q) for p, q in zip(params, others, strict=True))
 
     def test_groups_of_the_trainer_have_a_decay(self, tmp_path):
-        """It is 0 for norms and biases, and `weight_decay` of the arguments for others."""
+        """0 for norms and biases, `weight_decay` of the arguments for others."""
         trainer, _ = self.trained(
             tmp_path,
             self.classifier(),

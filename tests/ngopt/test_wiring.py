@@ -1,4 +1,4 @@
-"""How an optimizer comes to its graph: parameters, a graph, or a model's first forward."""
+"""Graphs of an optimizer: inferred, given, or traced from a model's first forward."""
 
 import copy
 import gc
@@ -23,7 +23,7 @@ from tests.networks import CNN_INPUT, cnn
 
 
 class Parallel(nn.Module):
-    """Takes positional and named arguments; parameters alone do not show its topology."""
+    """Has positional and named arguments; parameters do not determine its topology."""
 
     def __init__(self):
         super().__init__()
@@ -375,15 +375,18 @@ class TestGroups:
     def test_named(self, name):
         model = {
             "mlp": lambda: nn.Sequential(
-                nn.Linear(4, 5), nn.LayerNorm(5), nn.ReLU(), nn.Linear(5, 3), nn.LayerNorm(3)
+                nn.Linear(4, 5), nn.LayerNorm(5), nn.ReLU(),
+                nn.Linear(5, 3), nn.LayerNorm(3),
             ),
             "cnn": lambda: nn.Sequential(
-                nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3, bias=False),
-                nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(6, 3),
+                nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4),
+                nn.Conv2d(4, 6, 3, bias=False), nn.BatchNorm2d(6),
+                nn.Flatten(), nn.Linear(6, 3),
             ),
             "resnet18": lambda: torchvision.models.resnet18(num_classes=3),
             "vit": lambda: torchvision.models.VisionTransformer(
-                image_size=8, patch_size=4, num_layers=2, num_heads=2, hidden_dim=8, mlp_dim=12
+                image_size=8, patch_size=4, num_layers=2, num_heads=2, hidden_dim=8,
+                mlp_dim=12,
             ),
         }[name]()  # fmt: skip
         groups = decay_groups(model)
@@ -447,8 +450,8 @@ class TestGroups:
             "out.bias",
         ]
         assert merged_order([weights, others]) == [
-            "scale", "conv1.weight", "conv1.bias", "bn1.weight", "bn1.bias", "fc.0.weight",
-            "fc.1.weight", "out.weight", "out.bias",
+            "scale", "conv1.weight", "conv1.bias", "bn1.weight", "bn1.bias",
+            "fc.0.weight", "fc.1.weight", "out.weight", "out.bias",
         ]  # fmt: skip
         # they contradict each other
         lists = [
