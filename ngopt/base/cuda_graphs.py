@@ -1,9 +1,9 @@
-"""Steps that repeat, as CUDA graphs: the host makes one launch instead of hundreds.
+"""Steps as CUDA graphs: the host makes one launch instead of hundreds.
 
-A step of a network of 25 M parameters keeps an H100 busy for 3 ms, and the host that
-launches its 400 kernels for 5 to 20. A graph works on fixed addresses, so that
-gradients, which are elsewhere at every step, are copied first. These copies and the
-memory for intermediate results, which all graphs share, stay.
+A step of a network of 25 M parameters takes 3 ms of an H100, and 5 to 20 ms of the host
+that launches its 400 kernels. A graph works on fixed addresses, so gradients are copied
+first. These copies, and the memory for intermediate results that all graphs share, stay
+allocated.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from torch import Tensor, _foreach_copy_  # pyright: ignore[reportPrivateImportU
 logger = logging.getLogger("ngopt")
 
 SHARE = 1 / 64  # of a device's memory that copies of gradients may take
-STABLE = 8  # steps with tensors in the same places: what moves is not worth a capture
+STABLE = 8  # steps with tensors in the same places before a capture
 
 
 def has_graphs(like: Tensor, count: int) -> bool:
-    """Whether steps of so many elements, like these, are replayed."""
+    """Whether steps are replayed; like: has dtype and device, count: of elements."""
     if like.device.type != "cuda" or torch.version.hip:
         return False
     memory = torch.cuda.get_device_properties(like.device).total_memory
@@ -37,10 +37,10 @@ class Replays:
     def __init__(self) -> None:
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
         self._places: Any = None
-        self._same = 0  # steps that they have been the same
-        self._grads: list[Tensor] = []  # what graphs read
+        self._same = 0  # number of steps with these places
+        self._grads: list[Tensor] = []  # copies that graphs read
         self._pool: Any = None  # memory of all graphs
-        self._stream: Any = None  # of all captures: what is free belongs to a stream
+        self._stream: Any = None  # of all captures: free memory belongs to a stream
         self._is_refused = False
 
     def run(
@@ -50,10 +50,10 @@ class Replays:
         others: Sequence[Tensor],
         work: Callable[[Sequence[Tensor]], None],
     ) -> bool:
-        """Does the work by a graph, or returns False, having done nothing.
+        """Replays a graph of the work, or returns False and does nothing.
 
-        others: all that a step works on beside gradients. work: launches kernels, given
-        gradients; what it does on the host is of no consequence.
+        others: all other tensors of a step. work: launches kernels, given gradients; it
+        has no effects on the host that a step needs.
         """
         kinds = [(x.stride(), x.dtype) for x in grads]
         places = kinds, [(x.data_ptr(), x.stride()) for x in others]
@@ -82,14 +82,14 @@ class Replays:
         grads: Sequence[Tensor],
         work: Callable[[Sequence[Tensor]], None],
     ) -> None:
-        """Adds a graph, unless CUDA refuses, as for lack of memory."""
+        """Adds a graph; if CUDA raises an error, there are no more graphs."""
         device, graph = grads[0].device, torch.cuda.CUDAGraph()
         self._stream = self._stream or torch.cuda.Stream(device)
         self._stream.wait_stream(torch.cuda.current_stream(device))
         try:
             self._grads = self._grads or [torch.empty_like(x) for x in grads]
             with torch.cuda.stream(self._stream), _without_collection():
-                # other threads, as those that load data, go on meanwhile
+                # other threads, such as those that load data, may use CUDA
                 mode = "thread_local"
                 graph.capture_begin(pool=self._pool, capture_error_mode=mode)
                 try:
@@ -107,7 +107,7 @@ class Replays:
 
 @contextmanager
 def _without_collection() -> Iterator[None]:
-    """No graph that nobody needs is freed within: that would end a capture."""
+    """Without garbage collection: freeing a graph would end a capture."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

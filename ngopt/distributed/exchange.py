@@ -34,8 +34,11 @@ class Route:
 
     def __init__(self, shards: Shards, source: PieceOf, target: PieceOf):
         self._shards, self._source, self._target = shards, source, target
-        self.sent: list[list[Part]] = [[] for _ in range(shards.size)]
-        self.received: list[list[Part]] = [[] for _ in range(shards.size)]
+        self.sent: list[list[Part]] = []
+        self.received: list[list[Part]] = []
+        for _ in range(shards.size):
+            self.sent.append([])
+            self.received.append([])
         self.kept: list[tuple[Part, Part]] = []
         self._is_used = False  # by any process: only then is there a collective
 
@@ -46,7 +49,8 @@ class Route:
         self._is_used |= source != target
         rank = self._shards.rank
         if source == target == rank:
-            self.kept.append((self._before(i, piece), self._after(i, piece)))
+            before = self._before(i, piece)
+            self.kept.append((before, self._after(i, piece)))
         elif source == rank:
             self.sent[target].append(self._before(i, piece))
         elif target == rank:
@@ -89,7 +93,8 @@ class Route:
         for i in wanted:
             pieces[i] = []
         for before, (i, piece) in self.kept:
-            pieces[i].append((piece, before.piece.of(values[i])))
+            value = before.piece.of(values[i])
+            pieces[i].append((piece, value))
         for (i, piece), value in transfer.wait():
             pieces[i].append((piece, value))
         found = {}
@@ -99,9 +104,10 @@ class Route:
 
 
 def _numels(parts_of_ranks: Sequence[Sequence[Part]]) -> list[int]:
-    numels = []
-    for parts in parts_of_ranks:
-        numels.append(sum(part.piece.numel for part in parts))
+    numels = [0] * len(parts_of_ranks)
+    for rank, parts in enumerate(parts_of_ranks):
+        for part in parts:
+            numels[rank] += part.piece.numel
     return numels
 
 
@@ -153,8 +159,9 @@ class Exchange:
             self._plan(i)
 
     def _plan(self, i: int) -> None:
-        rank, domains = self._shards.rank, self._shards.owned[i].domains
-        held = tuple(pieces[i] for pieces in self._shards.pieces)
+        rank = self._shards.rank
+        domains = self._shards.owned[i].domains
+        held = self._shards.pieces_of(i)
         # nothing is sent; the loop over all pairs of ranks would take seconds
         if self._shards.alone[i] or domains == held:
             self._up.add(rank, rank, i, held[rank])

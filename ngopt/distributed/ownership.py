@@ -74,15 +74,18 @@ def cost_of(layouts: Layouts, every: int) -> Cost:
         for axis in layout.axes:
             count = layout.shape[0] * axis.parts
             memory += 2 * count * axis.size**2
-            work += 4 * numel * axis.size + 7 * count * axis.size**3 / every
+            rotations = 4 * numel * axis.size
+            work += rotations + 7 * count * axis.size**3 / every
     return Cost(work, memory)
 
 
 def has_free_rows(layouts: Layouts) -> bool:
     """Whether rows of a parameter are independent, except for one Kronecker factor."""
-    if len(layouts) != 1 or layouts[0].view is not None or not layouts[0].part:
+    if len(layouts) != 1:
         return False
     (layout,) = layouts
+    if layout.view is not None or not layout.part:
+        return False
     if not layout.axes:
         return True
     axis = layout.axes[0]
@@ -140,8 +143,9 @@ def owners_of(
         for rank, load in enumerate(loads):
             after = load.plus(shares[i])
             best = min(best, (max(after), sum(load), rank))
-        owners[i] = best[-1]
-        loads[best[-1]] = loads[best[-1]].plus(shares[i])
+        owner = best[-1]
+        owners[i] = owner
+        loads[owner] = loads[owner].plus(shares[i])
     return owners
 
 

@@ -79,19 +79,17 @@ class Shards:
         self.alone: list[bool] = []
         self._known: list[Ownership | None] = []
         own = []
+        self.shapes: list[tuple[int, ...]] = []
         for name, p in named:
             is_alone = group is None and not is_dtensor(p)
             shape = tuple(real(p).shape)
-            own.append(
-                LocalParameter(
-                    name, shape, str(p.dtype), local_piece(name, p), is_alone
-                )
-            )
+            piece = local_piece(name, p)
+            own.append(LocalParameter(name, shape, str(p.dtype), piece, is_alone))
+            self.shapes.append(shape)
             self.alone.append(is_alone)
             self._known.append(known.get(p))
         every = self._collectives.gather(own)
         _check_equal_parameters(every)
-        self.shapes = [held.shape for held in own]
         all_elements = list(map(whole, self.shapes))
         self.pieces: list[list[Piece]] = []
         self.has_parts = False
@@ -119,20 +117,22 @@ class Shards:
         for i, share in zip(costs, shares, strict=True):
             own = self._known[i]
             if own is None and self._is_divided(i, layouts[i], max(share)):
-                own = by_rows([pieces[i] for pieces in self.pieces])
+                own = by_rows(self.pieces_of(i))
             if own is not None and own.is_divided:
                 found[i] = own
             else:
                 rest.append(i)
                 first_owners.append(None if own is None else own.first)
-        owners = owners_of([costs[i] for i in rest], self.size, first_owners)
+        rest_costs = [costs[i] for i in rest]
+        owners = owners_of(rest_costs, self.size, first_owners)
         for i, rank in zip(rest, owners, strict=True):
             found[i] = self._by_one(i, rank)
         counts = []
         for i in range(len(self.shapes)):
             own = found.get(i) or self._by_one(i, self.rank)
             self.owned.append(own)
-            counts.append(self.rank in dict(self.sources(i, own.first)))
+            sources = dict(self.sources(i, own.first))
+            counts.append(self.rank in sources)
         self.counts = torch.tensor(counts, dtype=torch.bool, device="cpu")
 
     def _is_divided(self, i: int, layouts: Layouts, share: float) -> bool:
@@ -141,8 +141,7 @@ class Shards:
         if not shape or not self.numel(i) or not has_free_rows(layouts):
             return False
         held = set()
-        for pieces in self.pieces:
-            piece = pieces[i]
+        for piece in self.pieces_of(i):
             if piece.numel and piece.shape[1:] != shape[1:]:
                 return False
             if piece.numel:
@@ -164,7 +163,9 @@ class Shards:
     def undivided(self) -> Shards:
         """A copy in which the first owner of each parameter owns all of it."""
         found = copy(self)
-        found.owned = [self._by_one(i, own.first) for i, own in enumerate(self.owned)]
+        found.owned = []
+        for i, own in enumerate(self.owned):
+            found.owned.append(self._by_one(i, own.first))
         return found
 
     def domain(self, i: int) -> Piece:
@@ -179,17 +180,22 @@ class Shards:
         """What this process holds of a parameter."""
         return self.pieces[self.rank][i]
 
+    def pieces_of(self, i: int) -> tuple[Piece, ...]:
+        """What each rank holds of a parameter."""
+        return tuple(pieces[i] for pieces in self.pieces)
+
     def of(self, parameters: Sequence[int]) -> Shards:
         """A copy with some of the parameters."""
         found = copy(self)
         numbers = list(parameters)
-        for name in ("alone", "shapes", "owned"):
-            values = getattr(self, name)
-            setattr(found, name, [values[i] for i in numbers])
+        found.alone = _chosen(self.alone, numbers)
+        found.shapes = _chosen(self.shapes, numbers)
+        found.owned = _chosen(self.owned, numbers)
         found.pieces = []
         for pieces in self.pieces:
-            found.pieces.append([pieces[i] for i in numbers])
-        found.counts, found._alone = self.counts[numbers], self._alone[numbers]
+            found.pieces.append(_chosen(pieces, numbers))
+        found.counts = self.counts[numbers]
+        found._alone = self._alone[numbers]
         return found
 
     def with_pieces(
@@ -219,9 +225,9 @@ class Shards:
         Of ranks with the same piece, the nearest to a target in the mesh.
         """
         holders: dict[Piece, list[tuple[int, int]]] = {}
-        for rank, pieces in enumerate(self.pieces):
+        for rank, piece in enumerate(self.pieces_of(i)):
             distance = self._distance(rank, target)
-            holders.setdefault(pieces[i], []).append((distance, rank))
+            holders.setdefault(piece, []).append((distance, rank))
         for piece, ranks in holders.items():
             if piece.numel:
                 yield min(ranks)[1], piece
@@ -239,7 +245,8 @@ class Shards:
 
     def sum_of_owners(self, values: Tensor) -> Tensor:
         """Values of all parameters, (k, n); values: 0 in all processes but one."""
-        return self._summed(values, torch.ones_like(values, dtype=torch.bool))
+        all_count = torch.ones_like(values, dtype=torch.bool)
+        return self._summed(values, all_count)
 
     def _summed(self, values: Tensor, counts: Tensor) -> Tensor:
         alone = self._alone.to(values.device)
@@ -291,6 +298,10 @@ def _check_equal_parameters(every: Sequence[Sequence[LocalParameter]]) -> None:
                     f"all processes; got {_described(first)} in rank 0 where rank "
                     f"{rank} has {_described(other)}"
                 )
+
+
+def _chosen(values: Sequence[Any], numbers: Sequence[int]) -> list[Any]:
+    return [values[i] for i in numbers]
 
 
 def _described(held: LocalParameter) -> str:

@@ -140,7 +140,7 @@ def chain_with_moving_ends(graph: NeuralGraph) -> Chain:
     Raises ValueError if the graph is not a plain chain.
     """
     layers = _layers(graph)
-    order: list[BlockParts] = []
+    order: list[BlockTensors] = []
     nodes: list[tuple[NodeParameter, ...]] = [()]
     sizes = [graph.groups[graph.weights[layers[0].weight].source].size]
     for layer in layers:
