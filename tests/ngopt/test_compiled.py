@@ -107,9 +107,9 @@ def test_a_state_that_was_loaded_is_followed():
     """With the first step compiled, too."""
     pair = Pair(weights="ng-gnn")
     pair.compile()
-    assert pair.train(2) == [1, 2]
+    assert pair.train(2) == [0, 1]
     young = [copy.deepcopy(o.state_dict()) for o in (pair.compiled, pair.eager)]
-    assert pair.train(10) == [2] * 10
+    assert pair.train(10) == [1] * 10
     for optimizer, state in zip((pair.compiled, pair.eager), young, strict=True):
         optimizer.load_state_dict(state)
     pair.train(10)
