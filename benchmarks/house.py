@@ -61,12 +61,17 @@ class Source:
                 self.statements += node not in docstrings
             elif isinstance(node, COMPREHENSIONS):
                 self.comprehensions += 1
-            if isinstance(node, FUNCTIONS):
+            if isinstance(node, FUNCTIONS) and not _is_triton_kernel(node):
                 self.parameters.append(_parameters(node))
             if isinstance(node, ast.ClassDef):
                 self.class_lines.append(_lines(node))
         self.tokens += _tokens(text, {node.lineno for node in docstrings})
         self.complexities += _complexities(text)
+
+
+def _is_triton_kernel(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Kernels take each pointer, size and stride as a parameter of its own."""
+    return any("triton.jit" in ast.unparse(x) for x in function.decorator_list)
 
 
 def _docstrings(tree: ast.AST) -> Iterator[ast.Expr]:
