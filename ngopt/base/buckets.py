@@ -90,8 +90,7 @@ class Bucket:
         for stack in self.stacks:
             layout = stack[0].layout
             groups, *matrix = layout.shape
-            has_parts = any(axis.parts > 1 for axis in layout.axes)
-            if matrix[-1] == 1 and not has_parts:
+            if matrix[-1] == 1 and not layout.has_parts:
                 matrix.pop()  # without kernel, see `Axis`
             shapes.append((len(stack) * groups, *matrix))
         if not self.members[-1].kind:  # all without factors are one long row

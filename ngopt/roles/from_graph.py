@@ -16,7 +16,12 @@ from ngopt.graph.groups_and_blocks import is_diagonal
 from ngopt.graph.inference.from_parameters import infer_graph
 from ngopt.roles.from_names import Guess, RolesFromNames
 from ngopt.roles.matrices import MatrixBlock, NeuronSet, by_shape, matrices
-from ngopt.roles.neuron_usage import is_dense, mixes_neurons, usage
+from ngopt.roles.neuron_usage import (
+    is_dense,
+    made_by_weights,
+    mixes_neurons,
+    usage,
+)
 
 __all__ = [
     "MatrixBlock",
@@ -130,15 +135,16 @@ class _Edges:
         self.usage = usage(graph)
         self.is_last = _leads_only_to_outputs(graph)
         self.normalised = _normalised(graph)
-        self.made_by_weights: set[int] = set()
+        self.made_by_weights = made_by_weights(graph)
         self.spread: dict[int, set[int]] = {}  # targets of "spread" edges, by source
         for block in graph.blocks:
-            if mixes_neurons(block):
-                self.made_by_weights.add(block.target)
             if block.kind == "spread":
                 self.spread.setdefault(block.source, set()).add(block.target)
-        self.blocks: list[list[EdgeBlock]] = [[] for _ in graph.parameters]
-        self.biases: list[list[Bias]] = [[] for _ in graph.parameters]
+        self.blocks: list[list[EdgeBlock]] = []
+        self.biases: list[list[Bias]] = []
+        for _ in graph.parameters:
+            self.blocks.append([])
+            self.biases.append([])
         for block in graph.weights:
             assert block.view is not None
             self.blocks[block.view.parameter].append(block)
@@ -214,13 +220,12 @@ class _Edges:
             # with an activation between, it is another factor
             return self.graph.groups[block.source].activation is None
         # w x / |x|, computed from left to right
-        pooled = self.normalised.get(block.target, set())
-        if block.source in pooled:
-            return True
+        factors = {block.source}
         for before in self.graph.blocks_into(block.source):
-            if before.view is None and before.source in pooled:
-                return True
-        return False
+            if before.view is None:
+                factors.add(before.source)
+        pooled = self.normalised.get(block.target, set())
+        return not pooled.isdisjoint(factors)
 
     def _role_of_bias(self, bias: Bias) -> str:
         if bias.kind in ("gamma", "beta"):
@@ -285,12 +290,7 @@ def _normalised(graph: NeuralGraph) -> dict[int, set[int]]:
     the other factors of these products, unless they are pooled themselves. Values are
     the pooled groups.
     """
-    pooled = {}
-    for number, group in enumerate(graph.groups):
-        sources = _sources(graph, number, ("pool",))
-        # one of all neurons, or one of each head
-        if sources and (group.size == 1 or group.kind == "pool"):
-            pooled[number] = sources
+    pooled = _pooled(graph)
     found: dict[int, set[int]] = {}
     for number, group in enumerate(graph.groups):
         factors = _sources(graph, number, ("left", "right"))
@@ -304,6 +304,16 @@ def _normalised(graph: NeuralGraph) -> dict[int, set[int]]:
         for factor in factors - statistics - sources:
             found[factor] = sources
     return found
+
+
+def _pooled(graph: NeuralGraph) -> dict[int, set[int]]:
+    """Groups with one statistic of all neurons or of each head, and what they pool."""
+    pooled = {}
+    for number, group in enumerate(graph.groups):
+        sources = _sources(graph, number, ("pool",))
+        if sources and (group.size == 1 or group.kind == "pool"):
+            pooled[number] = sources
+    return pooled
 
 
 def _sources(graph: NeuralGraph, group: int, kinds: Sequence[str]) -> set[int]:

@@ -146,21 +146,23 @@ class RolesFromNames:
     def _find_outputs(self) -> None:
         """Output matrices by name; else the last matrix, unless its rows are the
         neurons of the first table."""
-        matrices, tables, outputs = [], [], []
-        for i, role in enumerate(self.roles):
-            if role == "embedding":
-                tables.append(i)
-            elif role == "matrix":
-                matrices.append(i)
-                if OUTPUT.search(self.specs[i].name.lower()):
-                    outputs.append(i)
-        if matrices and not outputs:
-            last = matrices[-1]
-            rows = self.specs[last].shape[int(self._is_in_out(last))]
-            is_tied = bool(tables) and rows == self.specs[tables[0]].shape[1]
-            outputs = [] if is_tied else [last]
+        matrices = [i for i, role in enumerate(self.roles) if role == "matrix"]
+        outputs = list(filter(self._has_output_name, matrices))
+        if matrices and not outputs and not self._is_tied(matrices[-1]):
+            outputs = matrices[-1:]
         for i in outputs:
             self.roles[i] = "output"
+
+    def _has_output_name(self, number: int) -> bool:
+        return OUTPUT.search(self.specs[number].name.lower()) is not None
+
+    def _is_tied(self, number: int) -> bool:
+        """Whether the rows of a matrix can be the neurons of the first table."""
+        rows = self.specs[number].shape[int(self._is_in_out(number))]
+        if "embedding" not in self.roles:
+            return False
+        table = self.specs[self.roles.index("embedding")]
+        return rows == table.shape[1]
 
     def _bias(self, number: int) -> ParameterSpec | None:
         """The bias of a weight's module."""

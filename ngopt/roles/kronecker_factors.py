@@ -89,6 +89,11 @@ class MatrixLayout:
     view: View | None = None
     part: tuple[int, ...] = ()
 
+    @property
+    def has_parts(self) -> bool:
+        """Whether an axis has several parts."""
+        return any(axis.parts > 1 for axis in self.axes)
+
     def of(self, x: Tensor) -> Tensor:
         """Their elements of a parameter's values, a view if these are contiguous."""
         if self.view is None:
@@ -189,7 +194,7 @@ def _matrices(block: MatrixBlock, limits: _Limits, role: ParameterRole) -> Matri
 def _in_memory_order(layout: MatrixLayout) -> MatrixLayout:
     """Transposes matrices whose inputs come first in memory, to avoid copies."""
     view, (groups, rows, channels, kernel) = layout.view, layout.shape
-    is_split = kernel > 1 or any(axis.parts > 1 for axis in layout.axes)
+    is_split = kernel > 1 or layout.has_parts
     if view is None or is_split or view.shape[:2] != (groups, rows):
         return layout
     first, down, *across = view.strides

@@ -31,16 +31,22 @@ def mixes_neurons(block: EdgeBlock) -> bool:
     return is_dense(block) and not is_diagonal(block)
 
 
+def made_by_weights(graph: NeuralGraph) -> set[int]:
+    """Groups of neurons that are results of matrices."""
+    found = set()
+    for block in graph.blocks:
+        if mixes_neurons(block):
+            found.add(block.target)
+    return found
+
+
 def usage(graph: NeuralGraph) -> list[np.ndarray]:
     """A label for each neuron of every group, (n,): equal labels are equal uses.
 
     Products define how their factors are used. Uses propagate back to the weights
     through functions of one neuron, or of pairs (rotary embeddings).
     """
-    made_by_weights = set()
-    for block in graph.blocks:
-        if mixes_neurons(block):
-            made_by_weights.add(block.target)
+    from_weights = made_by_weights(graph)
     labels = _Labels(graph)
     # blocks are in the order of the forward pass
     for block in reversed(graph.blocks):
@@ -49,7 +55,7 @@ def usage(graph: NeuralGraph) -> list[np.ndarray]:
         is_product = graph.groups[block.target].kind == "product"
         if is_product and block.kind in ("left", "right"):
             labels.add(block, labels.of_factors(block))
-        elif block.target not in made_by_weights:
+        elif block.target not in from_weights:
             labels.add(block, labels.of_targets(block))
     return labels.found
 
@@ -133,11 +139,15 @@ def _scores(graph: NeuralGraph) -> set[int]:
         if group.kind == "head":
             found.add(number)
     for block in graph.blocks:
-        is_product = graph.groups[block.target].kind == "product"
-        one_to_one = block.shape[1:] == (1, 1) and not is_product
-        if block.source in found and one_to_one and not is_dense(block):
+        if block.source in found and _is_elementwise(graph, block):
             found.add(block.target)
     return found
+
+
+def _is_elementwise(graph: NeuralGraph, block: EdgeBlock) -> bool:
+    if block.shape[1:] != (1, 1) or is_dense(block):
+        return False
+    return graph.groups[block.target].kind != "product"
 
 
 def neurons(index: Index, size: int) -> np.ndarray:

@@ -130,7 +130,7 @@ def test_it_warns_once_past_the_horizon():
 
 
 class TestDefault:
-    """Its step runs as it is within a compiled one; its elementwise functions compile."""
+    """Its step is not compiled within a compiled one; its elementwise functions are."""
 
     def test_a_compiled_step_is_the_eager_one(self):
         pair = Pair(weights="default", total_steps=HORIZON)

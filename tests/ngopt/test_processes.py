@@ -169,7 +169,7 @@ def owners_stay(rank, size):
 
 
 def products_are_rounded(rank, size):
-    """In bfloat16, as on GPUs; all ranks have one batch, so equal gradients to round."""
+    """In bfloat16, as on GPUs; all ranks have one batch, so equal gradients."""
     settings = {"compute_dtype": torch.bfloat16}
     model, _, _ = network_divided("mlp", "fsdp", size)
     opt = NGOptimizer(model.parameters(), total_steps=STEPS, **settings)

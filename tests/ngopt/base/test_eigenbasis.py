@@ -34,7 +34,7 @@ def off_diagonal(f, q):
 
 class TestRenewal:
     def test_is_the_rotation_of_the_docstring(self):
-        """Entry by entry, in numpy, of a factor that turns its basis by small angles."""
+        """Entry by entry, in numpy; the rotation has small angles."""
         n = 5
         p = np.diag(np.arange(1.0, n + 1)) + 0.02 * factor()[0].numpy()
         s, a = p, np.zeros((n, n))

@@ -32,7 +32,7 @@ class Transformer(nn.Module):
 
 
 def wide_cnn():
-    """The second convolution has 36 * 9 columns, so that kernel and channels are apart."""
+    """The second convolution has 36 * 9 columns: kernel and channels are apart."""
     return nn.Sequential(
         nn.Conv2d(2, 36, 3), nn.ReLU(), nn.Conv2d(36, 5, 3), nn.Tanh(),
         nn.Conv2d(5, 4, 2, groups=1),

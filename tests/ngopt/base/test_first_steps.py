@@ -102,7 +102,7 @@ def test_agreement_is_the_share_of_what_gradients_have_in_common(same, expected)
 
 
 def first_steps(agree):
-    """The record of a trained matrix after steps with gradients that agree or do not."""
+    """Records of a trained matrix after steps; agree: whether gradients do."""
     weight = nn.Parameter(first_weight())
     opt = NGOptimizer([weight], total_steps=50)
     records = []
@@ -178,7 +178,7 @@ def test_what_step_sizes_follow():
 
 
 def test_first_steps_by_initial_size():
-    """In those of PyTorch's initial weights, of which small ones count as their root."""
+    """Relative to PyTorch's initial weights; of smaller ones with the root."""
     lengths = {}
     for size in (1, 3, 0.25, 0.01):
         torch.manual_seed(0)

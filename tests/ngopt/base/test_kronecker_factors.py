@@ -173,7 +173,7 @@ class TestValues:
         }
 
     def test_of_heads_at_even_distances(self):
-        """A parameter in which q, k and v of a head follow each other, of other uses."""
+        """A parameter in which q, k and v of a head follow each other."""
         view = View(0, (2, 3, 4), (24, 4, 1))
         layout = MatrixLayout((2, 3, 4, 1), (), view)
         p = torch.arange(48.0).view(12, 4)

@@ -321,7 +321,7 @@ class TestPureCore:
                 torch.testing.assert_close(state[i], {**alone[i][0], **of_all})
 
     def test_any_subset_of_gradients(self):
-        """A step without some gradients leaves their state, and moves the others alike."""
+        """A step without some gradients keeps their state and changes nothing else."""
         _, graph, params = case()
         rule, state = Soap().bind(graph, 20), None
         state = rule.init(params)
@@ -544,8 +544,8 @@ PLAIN = LearnedOptimizer(Soap(SoapConfig(step_size=0.02, epsilon=0.0, **PLAIN_ST
 
 class TestHorizon:
     def slope(self, steps, total_steps=None, scheduler=None):
-        """StepContext sizes of a bias whose gradient is always one, so that its direction is
-        one."""
+        """Step sizes of a bias whose gradient is always one, so that its direction
+        is one."""
         p = nn.Parameter(torch.zeros(2, dtype=torch.float64))
         opt = NGOptimizer([p], lr=0.5, total_steps=total_steps, weights=PLAIN)
         schedule = None if scheduler is None else scheduler(opt)

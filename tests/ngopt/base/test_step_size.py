@@ -36,7 +36,7 @@ def hyper(lr=1.0, weight_decay=0.0, scheduled=False):
 
 
 def test_gains_by_role_and_fan():
-    """In the order of the parameters: table, weight, bias, scale, shift, weight, bias."""
+    """By parameter: table, weight, bias, scale, shift, weight, bias."""
     found = [role_gain(role, CONFIG) for role in roles()]
     assert found == pytest.approx([2.5, 1, 1, 3, 3, 0.5, 1])
 

@@ -114,7 +114,7 @@ def test_an_average_that_begins_late_follows_a_parameter_in_another_order():
 
 @pytest.mark.parametrize("total_steps", [None, 1000])
 def test_weight_decay_is_in_units_of_adamw_whatever_the_schedule(total_steps):
-    """A vector without a gradient to speak of decays by 1e-3 * weight_decay * schedule."""
+    """A vector with a tiny gradient decays by 1e-3 * weight_decay * schedule."""
     p = nn.Parameter(torch.ones(3, dtype=torch.float64))
     steps, decay = 20, 5.0
     opt = NGOptimizer([p], weight_decay=decay, total_steps=total_steps)
