@@ -44,7 +44,8 @@ def attention(
     k = _repeated(k, q)
     v = _repeated(v, q)
     keys = Neurons(k.labels.mT)
-    shape = torch.Size((*q.shape[:-1], keys.shape[-1]))
+    *lead, _ = q.shape
+    shape = torch.Size((*lead, keys.shape[-1]))
     scores = product_of_activations(tracer, call.name, q, keys, shape)
     if isinstance(scores, Neurons):
         mask = tracer.argument(call, "attn_mask")
@@ -59,10 +60,14 @@ def attention(
 
 def _repeated(x: Neurons, q: Neurons) -> Neurons:
     """Keys or values (..., heads, n, d), a head for each of the queries."""
-    if len(q.shape) < 3 or q.shape[-3] <= x.shape[-3]:
+    if len(q.shape) < 3:
+        return x
+    heads = q.shape[-3]
+    own_heads = x.shape[-3]
+    if heads <= own_heads:
         return x
     # as in torch, consecutive heads of queries share a head of keys
-    ratio = q.shape[-3] // x.shape[-3]
+    ratio = heads // own_heads
     return Neurons(x.labels.repeat_interleave(ratio, -3))
 
 
@@ -127,8 +132,12 @@ def _with_one_batch_axis(tracer: Tracer, a: Tensor, b: Tensor) -> list[Tensor]:
     b = b[:, None] if b.dim() == 1 else b
     # (1,): two plain matrices get an axis that can be flattened, too
     lead = torch.broadcast_shapes((1,), a.shape[:-2], b.shape[:-2])
-    whole = [x.expand(*lead, -1, -1) for x in (a, b)]
-    return [tracer.nodes.find(x).flatten(0, -3) for x in whole]
+    found = []
+    for x in (a, b):
+        whole = x.expand(*lead, -1, -1)
+        labels = tracer.nodes.find(whole)
+        found.append(labels.flatten(0, -3))
+    return found
 
 
 def _products(tracer: Tracer, name: str, left: Tensor, right: Tensor) -> Tensor | None:
@@ -215,7 +224,8 @@ def _weighted(
 
     None if any entry is no neuron.
     """
-    both = torch.cat([heads[:, None], values], dim=1)
+    heads = heads[:, None]
+    both = torch.cat([heads, values], dim=1)
     if (both <= 0).any():
         return None
     rows, which = both.unique(dim=0, return_inverse=True)
@@ -239,10 +249,13 @@ def _pooled_products(
     r, t, n = left.shape
     m = right.shape[2]
     # both factors of all products, (r, t, m, n), of length 1 where both repeat
-    left = with_zero_strides(left)[:, :, None].expand(r, t, m, n)
-    right = with_zero_strides(right).mT[:, None].expand(r, t, m, n)
-    left, right = without_repeats([left, right])
-    if left.numel() > MAX_ENTRIES or (left <= 0).any() or (right <= 0).any():
+    left = with_zero_strides(left)[:, :, None]
+    right = with_zero_strides(right).mT[:, None]
+    whole = [x.expand(r, t, m, n) for x in (left, right)]
+    left, right = without_repeats(whole)
+    if left.numel() > MAX_ENTRIES:
+        return None
+    if (left <= 0).any() or (right <= 0).any():
         return None
     pairs, which = unique_pairs(left.flatten(), right.flatten())
     if pairs.shape[1] > MAX_PRODUCTS:
@@ -258,7 +271,8 @@ def _sums(tracer: Tracer, name: str, products: Tensor) -> Tensor:
     if products.shape[3] == 1:
         return products[..., 0]
     # a sum has no order: equal sets are one node
-    rows, _ = products.flatten(0, 2).sort(dim=1)
+    rows = products.flatten(0, 2)
+    rows, _ = rows.sort(dim=1)
     sets, which = rows.unique(dim=0, return_inverse=True)
     nodes = tracer.nodes.new(name, len(sets), "pool", sets.T)
     tracer.edges(None, sets, nodes[:, None], "pool")

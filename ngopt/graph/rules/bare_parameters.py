@@ -42,7 +42,8 @@ def with_parameter(
     if place.numel() > 1:
         return _along_new_axes(tracer, call, x, elements, kind, place)
     numbers = elements.numbers.expand(shape)
-    labels, pairs = _pairs_with_elements(tracer, x.labels.expand(shape), numbers)
+    labels = x.labels.expand(shape)
+    labels, pairs = _pairs_with_elements(tracer, labels, numbers)
     # only then are the elements a table, with a row for each neuron
     if pairs.numel() and not _is_uneven(pairs):
         labels = _entry_by_entry(tracer, labels, pairs, elements.parameter, kind)
@@ -107,12 +108,13 @@ def _places_on_new_axes(
     positions of the same neurons.
     """
     numbers = elements.numbers.expand(shape)
-    missing = len(shape) - len(before)
+    axes = len(shape)
+    missing = axes - len(before)
     sizes = (1,) * missing + tuple(before)
-    place = torch.zeros([1] * len(shape), dtype=torch.long)
-    for d, (old, new) in enumerate(zip(sizes, shape, strict=True)):
-        if old == 1 < new and not same_along(numbers, d):
-            behind = [1] * (len(shape) - 1 - d)
+    place = torch.zeros([1] * axes, dtype=torch.long)
+    for d, new in enumerate(shape):
+        if sizes[d] == 1 < new and not same_along(numbers, d):
+            behind = [1] * (axes - 1 - d)
             along = torch.arange(new).reshape(-1, *behind)
             # mixed radix: numbers grow fastest along the last new axis
             place = place * new + along
@@ -153,7 +155,8 @@ def _table(parameter: int, sources: Tensor, numbers: Tensor) -> Elements | None:
     neurons, places = sources.unique_consecutive(return_counts=True)
     if not same_along(places, 0):
         return None
-    own = Elements(parameter, numbers.reshape(len(neurons), -1))
+    table = numbers.reshape(len(neurons), -1)
+    own = Elements(parameter, table)
     return None if own.view() is None else own
 
 
@@ -169,7 +172,9 @@ def _nodes_at_places(
     name = tracer.parameters[own.parameter].name
     # made_of: scaled entries of an input can be unified as the entries can
     nodes = tracer.nodes.new(name, count, made_of=sources[None])
-    tracer.edges(own, sources.reshape(own.shape), nodes.reshape(own.shape), kind)
+    sources = sources.reshape(own.shape)
+    targets = nodes.reshape(own.shape)
+    tracer.edges(own, sources, targets, kind)
     return nodes
 
 

@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from ngopt.graph.rules.conversions import as_neurons
 from ngopt.graph.rules.feature_maps import unify_channel_places
-from ngopt.graph.rules.linear import MAX_USES, add_bias, linear_over_positions
+from ngopt.graph.rules.linear import MAX_USES, Layer, add_bias, linear_over_positions
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import Elements, Neurons, Unknown, Value, same_along
@@ -26,16 +26,16 @@ def convolution(
     if not isinstance(weight, Elements):
         return tracer.unknown(call)
     x = as_neurons(tracer, call, x)
-    groups = tracer.argument(call, "groups")
     kernel = weight.shape[2:]
     channel = -len(kernel) - 1
-    is_pointwise = prod(kernel) == groups == 1
+    kernels = _by_group(tracer, call, weight)
+    is_pointwise = prod(kernel) == kernels.shape[0] == 1
     # a pointwise convolution of positions: a layer between these, and channels stay
     if is_pointwise and _are_positions(tracer, x.labels, channel):
         matrix = weight.apply(lambda w: w.flatten(1))
+        layer = Layer(matrix, bias)
         shape = tracer.shape_of(call)
-        return linear_over_positions(tracer, call, x, (matrix, bias), shape, channel)
-    kernels = weight.apply(lambda w: w.unflatten(0, (groups, -1)))
+        return linear_over_positions(tracer, call, x, layer, shape, channel)
     return _convolution(tracer, call, x, kernels, bias)
 
 
@@ -47,10 +47,16 @@ def transposed_convolution(
     if not isinstance(weight, Elements):
         return tracer.unknown(call)
     x = as_neurons(tracer, call, x)
-    groups = tracer.argument(call, "groups")
-    # (g, n_in / g, n_out / g, *k) before the transposition
-    kernels = weight.apply(lambda w: w.unflatten(0, (groups, -1)).transpose(1, 2))
+    # (g, n_in / g, n_out / g, *k)
+    kernels = _by_group(tracer, call, weight)
+    kernels = kernels.apply(lambda w: w.transpose(1, 2))
     return _convolution(tracer, call, x, kernels, bias)
+
+
+def _by_group(tracer: Tracer, call: Node, weight: Elements) -> Elements:
+    """A weight (n, *rest) as (groups, n / groups, *rest)."""
+    groups = tracer.argument(call, "groups")
+    return weight.apply(lambda w: w.unflatten(0, (groups, -1)))
 
 
 def _convolution(
@@ -59,12 +65,16 @@ def _convolution(
     """kernels: (g, n_out / g, n_in / g, *k)."""
     shape = tracer.shape_of(call)
     kernel = kernels.shape[3:]
-    maps, which = _different_maps(tracer, x.labels, -len(kernel) - 1)
+    channel = -len(kernel) - 1
+    maps, which = _different_maps(tracer, x.labels, channel)
     counts = [len(rows) for rows in maps]
     # each row is a use of the whole weight; a map of constants alone has no row
     if sum(counts) > MAX_USES or 0 in counts:
         return Unknown(shape)
-    channels = [_new_channels(tracer, call, rows, kernels, bias) for rows in maps]
+    channels = []
+    for rows in maps:
+        new = _new_channels(tracer, call, rows, kernels, bias)
+        channels.append(new)
     # batch entries may have different neurons
     labels = torch.stack(channels)[which]  # (*batch, n_out)
     space = [1] * len(kernel)

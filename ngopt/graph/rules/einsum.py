@@ -36,7 +36,8 @@ def einsum(
     if isinstance(x, Elements) and not isinstance(y, Elements):
         a, b = b, a
         x, y = y, x
-    sizes = _sizes(a + b, (*x.shape, *y.shape))
+    lengths = (*x.shape, *y.shape)
+    sizes = _sizes(a + b, lengths)
     left = _without(output, b)
     right = _without(output, a)
     batch = _without(output, left + right)
@@ -44,7 +45,8 @@ def einsum(
     x = _arranged(x, a, sizes, (batch, left, summed))
     y = _arranged(y, b, sizes, (batch, right, summed))
     # one axis for all indices of each part
-    shape = torch.Size((*x.shape[:-1], y.shape[-2]))
+    *lead, _ = x.shape
+    shape = torch.Size((*lead, y.shape[-2]))
     product = matmul(tracer, call, x, transposed(y), shape)
     if not isinstance(product, Neurons):
         return unknown
@@ -61,9 +63,10 @@ def _indices(equation: str) -> tuple[str, str, str] | None:
     if plain is None:
         return None
     a, b, output = plain.groups()
-    is_diagonal = len(set(a)) < len(a) or len(set(b)) < len(b)
+    a_set, b_set = set(a), set(b)
+    is_diagonal = len(a_set) < len(a) or len(b_set) < len(b)
     # sums of one operand alone would have to come first
-    summed_alone = (set(a) ^ set(b)) - set(output)
+    summed_alone = (a_set ^ b_set) - set(output)
     if is_diagonal or summed_alone:
         return None
     return a, b, output

@@ -23,8 +23,9 @@ def embedding(tracer: Tracer, call: Node, weight: Value, index: Value, *_) -> Va
     if not isinstance(weight, Elements):
         return pointwise_function(tracer, call, (weight,), {})
     # data select the row: all places have the same neurons
-    labels = _table(tracer, call, weight).expand(tracer.shape_of(call))
-    return Neurons(labels, is_pristine=True)
+    labels = _table(tracer, call, weight)
+    shape = tracer.shape_of(call)
+    return Neurons(labels.expand(shape), is_pristine=True)
 
 
 def _table(tracer: Tracer, call: Node, weight: Elements) -> Tensor:
@@ -94,7 +95,8 @@ def _features_of_plane(tracer: Tracer, call: Node, planes: Elements, k: int) -> 
     """New neurons (features,) of one of several planes (planes, features, *space)."""
     name = f"{tracer.name_of(planes)}.{k}"
     # each plane is sampled at coordinates of its own: places are not shared
-    plane = planes.apply(lambda p: p[k].flatten(1))
+    plane = planes.apply(lambda p: p[k])
+    plane = plane.apply(lambda p: p.flatten(1))
     features, size = plane.shape
     places = tracer.nodes.new(f"{name}.places", size, "position")
     targets = tracer.nodes.new(name, features)

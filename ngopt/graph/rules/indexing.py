@@ -79,7 +79,8 @@ def _at_unknown_places(tracer: Tracer, call: Node, x: Value, dims: list[int]) ->
         # the result depends on the shape of the input alone: zeros stay 0
         tracer.input_dependent.discard(call)
         return x.flatten()[0].expand(shape).clone()
-    if isinstance(x, Elements) and len(x.shape) == 2 and dims == [0]:
+    is_matrix = isinstance(x, Elements) and len(x.shape) == 2
+    if is_matrix and dims == [0]:
         return embedding(tracer, call, x, None)
     if not isinstance(x, Neurons):
         return tracer.unknown(call)
@@ -90,7 +91,8 @@ def _at_unknown_places(tracer: Tracer, call: Node, x: Value, dims: list[int]) ->
     first = dims[0] if are_adjacent(dims) else 0
     sizes = [x.shape[d] for d in _other_dims(x, dims)]
     new = [1] * (len(shape) - len(sizes))
-    labels = nodes.reshape(*sizes[:first], *new, *sizes[first:])
+    sizes[first:first] = new
+    labels = nodes.reshape(sizes)
     return Neurons(labels.expand(shape))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +30,13 @@ MAX_USES = 128
 """Of a weight in one call: large language models have 128 heads."""
 
 
+class Layer(NamedTuple):
+    """The parameters of a linear layer; without a bias, it is None."""
+
+    weight: Elements
+    bias: Value
+
+
 @register_rule(aten.linear)
 def linear(
     tracer: Tracer,
@@ -42,14 +50,16 @@ def linear(
     shape = tracer.shape_of(call) if shape is None else shape
     if not isinstance(weight, Elements):
         # an activation or a constant; (n_out, n_in)
-        return _computed_weight(tracer, call, x, (transposed(weight), bias), shape)
+        weight = transposed(weight)
+        return _computed_weight(tracer, call, x, weight, shape, bias)
+    layer = Layer(weight, bias)
     if isinstance(x, (Tensor, Unknown)):
-        return _without_neurons(tracer, call, x, (weight, bias), shape)
+        return _without_neurons(tracer, call, x, layer, shape)
     x = as_neurons(tracer, call, x)
     rows, which = tracer.unify_rows(x.labels, -1)
     # too many different rows: linear_over_positions returns Unknown
     if _are_positions(rows) or len(rows) > MAX_USES:
-        return linear_over_positions(tracer, call, x, (weight, bias), shape)
+        return linear_over_positions(tracer, call, x, layer, shape)
     results = torch.full((len(rows), weight.shape[0]), NO_NEURON)
     for row, result in zip(rows, results, strict=True):
         if (row > 0).any():
@@ -82,13 +92,9 @@ def add_bias(tracer: Tracer, bias: Value, targets: Tensor) -> None:
 
 
 def _without_neurons(
-    tracer: Tracer,
-    call: Node,
-    x: Tensor | Unknown,
-    layer: tuple[Elements, Value],
-    shape: torch.Size,
+    tracer: Tracer, call: Node, x: Tensor | Unknown, layer: Layer, shape: torch.Size
 ) -> Value:
-    """A layer (weight, bias) that is applied to constants or to an unknown tensor."""
+    """A layer that is applied to constants or to an unknown tensor."""
     weight, bias = layer
     targets = tracer.new_layer(weight, weight.shape[0])
     # the initial state of a recurrent network, 0, adds nothing
@@ -102,10 +108,14 @@ def _without_neurons(
 
 
 def _computed_weight(
-    tracer: Tracer, call: Node, x: Value, layer: tuple[Value, Value], shape: torch.Size
+    tracer: Tracer,
+    call: Node,
+    x: Value,
+    weight: Value,
+    shape: torch.Size,
+    bias: Value = None,
 ) -> Value:
     """x @ weight + bias with a weight (..., n_in, n_out) that is no parameter."""
-    weight, bias = layer
     result = product_of_activations(tracer, call.name, x, weight, shape)
     is_constant = isinstance(weight, (Tensor, Unknown))
     # a fixed matrix mixes neurons, such as random features
@@ -123,11 +133,11 @@ def linear_over_positions(
     tracer: Tracer,
     call: Node,
     x: Neurons,
-    layer: tuple[Elements, Value],
+    layer: Layer,
     shape: torch.Size,
     dim: int = -1,
 ) -> Value:
-    """A layer (weight, bias) between positions, along a dimension.
+    """A layer between positions, along a dimension.
 
     It is a component of the graph of its own, and labels stay. Unknown if neurons
     differ along the dimension.
@@ -172,7 +182,7 @@ def matmul(
         flipped = transposed_shape(shape)
         result = linear(tracer, call, transposed(other), x, shape=flipped)
         return transposed(result)
-    return _computed_weight(tracer, call, x, (other, None), shape)
+    return _computed_weight(tracer, call, x, other, shape)
 
 
 def _batched_weight(
@@ -186,18 +196,27 @@ def _batched_weight(
     matrix = slice(None), slice(None)
     found = []
     for place in _places(labels, lead):
-        sources = tracer.unify_places(labels[..., *place, *matrix], -1)
+        own = labels[..., *place, *matrix]
+        sources = tracer.unify_places(own, -1)
         if sources is None:
             return Unknown(shape)
         found.append((place, sources))
     results = torch.full(shape, NO_NEURON)
     for place, sources in found:
-        # a weight that is broadcast is the same at all places
-        own = tuple(0 if size == 1 else p for p, size in zip(place, lead, strict=True))
-        part = weight.apply(lambda w, own=own: w[own].mT)
+        part = _weight_at(weight, place)
         # (n_out,), the same for all t
         results[..., *place, *matrix] = dense_layer(tracer, call, sources, part)
     return Neurons(results)
+
+
+def _weight_at(weight: Elements, place: tuple[int | slice, ...]) -> Elements:
+    """One matrix (n_out, n_in) of a weight (*lead, n_in, n_out)."""
+    index = []
+    for p, size in zip(place, weight.shape, strict=False):
+        # a weight that is broadcast is the same at all places
+        index.append(0 if size == 1 else p)
+    matrix = weight.apply(lambda w: w[tuple(index)])
+    return matrix.apply(lambda w: w.mT)
 
 
 def _places(labels: Tensor, lead: Sequence[int]) -> Iterator[tuple[int | slice, ...]]:
@@ -253,7 +272,7 @@ def grouped_matmul(
     if not isinstance(x, Neurons) or not isinstance(weight, Elements):
         return tracer.unknown(call)
     # other shapes have groups in the summed dimension, or in the result
-    if (len(x.shape), len(weight.shape)) != (2, 3):
+    if len(x.shape) != 2 or len(weight.shape) != 3:
         return tracer.unknown(call)
     rows = len(x.labels)
     groups, _, n_out = weight.shape
@@ -268,6 +287,7 @@ def grouped_matmul(
         return tracer.unknown(call)
     targets = tracer.new_layer(weight, groups * n_out)
     targets = targets.reshape(groups, n_out)
-    ends = torch.stack(sources)
-    tracer.edges(weight, ends[:, :, None], targets[:, None], call=call)
+    # (groups, n_in, 1)
+    ends = torch.stack(sources).unsqueeze(-1)
+    tracer.edges(weight, ends, targets[:, None], call=call)
     return Neurons(targets[group])

@@ -65,7 +65,8 @@ def sum_of(tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> Neurons:
     if (older >= newer).any():
         older, newer = newer, older
     # a layer plus itself reversed: neither operand is older
-    is_mixed = (older > newer).any() or torch.isin(older, newer).any()
+    in_both = torch.isin(older, newer)
+    is_mixed = (older > newer).any() or in_both.any()
     # the value of a dueling network is added to several advantages
     if is_mixed or has_duplicates(newer):
         nodes = pair_nodes(tracer, call.name, combined.pairs, "neuron")

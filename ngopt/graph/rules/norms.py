@@ -105,7 +105,8 @@ def layer_norm(
     (labels,) = tracer.nodes.find_all(x.labels)
     count = len(shape)
     dims = list(range(-count, 0))
-    norm = Norm(x, dims, weight, bias, rows=labels.flatten(-count))
+    rows = labels.flatten(-count)
+    norm = Norm(x, dims, weight, bias, rows)
     return scale_and_shift(tracer, call, norm)
 
 
@@ -135,17 +136,22 @@ def group_norm(
     _unify_channels(tracer, x)
     # channels stay, even of one neuron, as they are cut into groups next
     (labels,) = without_repeats([x.labels], keep=[1])
-    rows = labels.unflatten(1, (groups, -1)).flatten(2)
+    rows = labels.unflatten(1, (groups, -1))
+    rows = rows.flatten(2)
     norm = Norm(x, [1], weight, bias, rows)
     # new nodes also without a scale, as nodes of groups lie between two layers
     result = scale_and_shift(tracer, call, norm, always_new=True)
     before = tracer.unify_places(x.labels, 1)
-    if before is None or not isinstance(result, Neurons) or (before <= 0).any():
+    if before is None or not isinstance(result, Neurons):
+        return result
+    if (before <= 0).any():
         return result
     after = tracer.unify_places(result.labels, 1)
     assert after is not None
     name = _name(tracer, call, weight)
-    _add_groups(tracer, name, before.reshape(groups, -1), after.reshape(groups, -1))
+    before = before.reshape(groups, -1)
+    after = after.reshape(groups, -1)
+    _add_groups(tracer, name, before, after)
     return result
 
 
@@ -157,7 +163,8 @@ def _add_groups(
     before, after: the norm. If the neurons after it are the same, edges to the nodes
     alone distinguish the rows.
     """
-    nodes = tracer.nodes.new(f"{name}.groups", len(before), "group")[:, None]
+    nodes = tracer.nodes.new(f"{name}.groups", len(before), "group")
+    nodes = nodes[:, None]
     tracer.edges(None, before, nodes, "pool")
     if after is not None:
         tracer.edges(None, nodes, after, "spread")
@@ -204,7 +211,8 @@ def _nodes_behind(tracer: Tracer, name: str, sources: Tensor) -> Tensor:
         members = groups == group
         # in the order of channels: behind a channel shuffle, numbers have another order
         different, which = unique_in_order(sources[members])
-        targets[members] = tracer.nodes.new(name, len(different))[which]
+        new = tracer.nodes.new(name, len(different))
+        targets[members] = new[which]
     return targets
 
 
@@ -268,8 +276,10 @@ def softmax(tracer: Tracer, call: Node, x: Value, dim: int, *_) -> Value:
         return x
     if not isinstance(x, Neurons):
         return tracer.unknown(call)
-    labels = with_zero_strides(tracer.nodes.find(x.labels)).movedim(dim, -1)
-    (labels,) = without_repeats([labels], keep=[labels.dim() - 1])
+    labels = with_zero_strides(tracer.nodes.find(x.labels))
+    labels = labels.movedim(dim, -1)
+    last = labels.dim() - 1
+    (labels,) = without_repeats([labels], keep=[last])
     if not _add_row_nodes(tracer, call, labels):
         return tracer.unknown(call)
     note_function(tracer, call, labels)
@@ -300,7 +310,8 @@ def _disjoint_rows(tracer: Tracer, labels: Tensor) -> Tensor | None:
 
     None if rows overlap or have different numbers of nodes, or without any row.
     """
-    rows = tracer.nodes.find(labels).reshape(-1, labels.shape[-1])
+    rows = tracer.nodes.find(labels)
+    rows = rows.reshape(-1, labels.shape[-1])
     # a set, as distinct_rows may return the first row twice
     different = set()
     for row in distinct_rows(rows):

@@ -131,9 +131,9 @@ def note_function(tracer: Tracer, call: Node, labels: Tensor) -> None:
     """Records that a function was applied to neurons."""
     values = [tracer.values[a] if isinstance(a, Node) else a for a in call.args]
     traced = [k for k, value in enumerate(values) if _is_traced(value)]
-    path = str(packet_of(call))
+    *_, name = str(packet_of(call)).split(".")
     # relu_ is relu
-    name = path.rsplit(".", 1)[-1].rstrip("_")
+    name = name.rstrip("_")
     if traced != [0]:
         name = f"{name} of several"
     nodes = nodes_among(labels)
@@ -172,13 +172,15 @@ def _of_elements(tracer: Tracer, call: Node, operands: _Operands) -> Elements:
     """A parameter times or plus others, constants, and results of such functions."""
     shape = operands.shape
     largest_first = sorted(operands.elements, key=lambda a: -a.shape.numel())
-    whole = [a.apply(lambda x: x.broadcast_to(shape)) for a in largest_first]
-    first = whole[0]
     own = []
     others = []
-    for elements in whole:
-        is_own = elements.parameter == first.parameter
-        (own if is_own else others).append(elements)
+    for elements in largest_first:
+        elements = elements.apply(lambda x: x.broadcast_to(shape))
+        if elements.parameter == largest_first[0].parameter:
+            own.append(elements)
+        else:
+            others.append(elements)
+    first = own[0]
     if not _is_equivariant(tracer, call, own, operands.fitting):
         tracer.pinned_parameters.add(first.parameter)
     return first.with_factors(others)
@@ -198,13 +200,14 @@ def _is_equivariant(
     if torch.Tag.pointwise not in tags_of(call):
         return False
     # in W + W.T an element is added to another one of its own parameter
-    if not all(torch.equal(a.numbers, first.numbers) for a in again):
-        return False
+    for other in again:
+        if not torch.equal(other.numbers, first.numbers):
+            return False
     rest = [a for a in operands if not isinstance(a, Elements)]
     return all(_is_uniform(a) for a in rest)
 
 
-def _is_uniform(other: Tensor | Unknown) -> bool:
+def _is_uniform(other: Any) -> bool:
     """Whether it stays the same or moves along if rows are exchanged."""
     if other.shape.numel() <= 1:
         return True

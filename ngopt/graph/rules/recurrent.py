@@ -71,8 +71,11 @@ def recurrent(tracer: Tracer, call: Node, x: Value, *args) -> Value:
     hidden, cells = map(torch.stack, zip(*last, strict=True))
     # the axis of length 1 is the batch; without cells torch returns two values
     found = (current, hidden[:, None], cells[:, None])
-    results = zip(found, call.meta["val"], strict=False)
-    return tuple(Neurons(nodes.expand(value.shape)) for nodes, value in results)
+    results = []
+    for nodes, value in zip(found, call.meta["val"], strict=False):
+        labels = nodes.expand(value.shape)
+        results.append(Neurons(labels))
+    return tuple(results)
 
 
 def _enter_states(tracer: Tracer, states: Any, k: int, nodes: StateNodes) -> None:

@@ -104,7 +104,8 @@ def _cell_of(
 
 def _key(weight: Elements) -> Any:
     """The same for the same elements of a parameter."""
-    return weight.view() or (weight.parameter, *weight.numbers.flatten().tolist())
+    numbers = weight.numbers.flatten()
+    return weight.view() or (weight.parameter, *numbers.tolist())
 
 
 def _continued(
@@ -112,8 +113,9 @@ def _continued(
 ) -> Cell | None:
     """The cell one of whose states is given to a step."""
     for cell in cells:
+        hidden = cell.nodes.hidden
         # any: the other state may have gone through a norm
-        if any(_are_same(tracer, cell.nodes.hidden, nodes) for nodes in given):
+        if any(_are_same(tracer, hidden, nodes) for nodes in given):
             return cell
     return None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +47,11 @@ def _for_each_result(call: Node, rule: Callable[[torch.Size], Value]) -> Value:
     if isinstance(values, Tensor):
         return rule(values.shape)
     result = rule(values[0].shape)
-    return tuple(Unknown(v.shape) if v.dtype == torch.long else result for v in values)
+    results = []
+    for value in values:
+        is_index = value.dtype == torch.long
+        results.append(Unknown(value.shape) if is_index else result)
+    return tuple(results)
 
 
 def _along(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
@@ -80,7 +83,8 @@ def _pooled_along(
     last = list(range(-len(dims), 0))
     moved = labels.movedim(dims, last)
     lead = moved.shape[: -len(dims)]
-    nodes = _pool_nodes(tracer, call, moved.reshape(lead.numel(), -1))
+    rows = moved.reshape(lead.numel(), -1)
+    nodes = _pool_nodes(tracer, call, rows)
     if nodes is None:
         return None
     ones = [1] * len(dims)
@@ -101,11 +105,12 @@ def _reduced(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
     if is_full and prod(shape) != 1:
         return Unknown(shape)
     labels = tracer.nodes.find(x.labels)
-    # several quantiles are several results
-    if prod(x.shape) != shape.numel() * prod(x.shape[d] for d in dims):
-        return Unknown(shape)
     last = list(range(-len(dims), 0))
-    rows = labels.movedim(dims, last).reshape(shape.numel(), -1)
+    moved = labels.movedim(dims, last)
+    # several quantiles are several results
+    if moved.shape[: -len(dims)].numel() != shape.numel():
+        return Unknown(shape)
+    rows = moved.reshape(shape.numel(), -1)
     if same_along(rows, 1):
         nodes = rows[:, 0]
         note_function(tracer, call, nodes)
@@ -135,7 +140,7 @@ def _pool_nodes(tracer: Tracer, call: Node, rows: Tensor) -> Tensor | None:
 
 def _named_dims(tracer: Tracer, call: Node, count: int) -> list[int]:
     """The dimensions along which a function works, of `count`."""
-    dims: Any = tracer.argument(call, "dim")
+    dims = tracer.argument(call, "dim")
     # for torch an empty list means all dimensions
     if dims is None or dims == []:
         return list(range(count))

@@ -94,7 +94,9 @@ def _put_at_unknown_places(
         note_function(tracer, call, x.labels)
         return x
     neurons = as_neurons(tracer, call, new)
-    written = _at_all_places(neurons, dims, x.shape) if are_adjacent(dims) else None
+    written = None
+    if are_adjacent(dims):
+        written = _at_all_places(neurons, dims, x.shape)
     if written is None:
         return tracer.unknown(call)
     if tracer.argument(call, "accumulate"):
@@ -111,8 +113,9 @@ def _is_sum_with_old(call: Node) -> bool:
     if not isinstance(new, Node) or packet_of(new) not in SUMS:
         return False
     for term in new.args:
-        is_old = isinstance(term, Node) and packet_of(term) is aten.index
-        if is_old and term.args[:2] == call.args[:2]:
+        if not isinstance(term, Node) or packet_of(term) is not aten.index:
+            continue
+        if term.args[:2] == call.args[:2]:
             return True
     return False
 
@@ -133,7 +136,8 @@ def _at_all_places(new: Neurons, dims: list[int], shape: torch.Size) -> Neurons 
     if not same_along(rows, first):
         return None
     ones = [1] * len(dims)
-    row = rows.narrow(first, 0, 1).reshape(*before, *ones, *behind)
+    row = rows.narrow(first, 0, 1)
+    row = row.reshape(*before, *ones, *behind)
     return replace(new, labels=row.expand(shape))
 
 

@@ -159,7 +159,7 @@ def _regular_pieces(edges: Edges, elements: Elements, nodes: Nodes) -> Iterator[
 
 
 def _compact_ends(edges: Edges, nodes: Nodes) -> tuple[Tensor, ...]:
-    """The nodes that now are at the ends, with as many axes each; see `Piece`."""
+    """The present nodes of both ends, with equally many axes; see `Piece`."""
     ends = not_none(edges.targets, edges.sources)
     axes = max(end.dim() for end in ends)
     found = []

@@ -78,7 +78,7 @@ class Tracer:
         value = call.meta.get("val")
         return tree_map_only(Tensor, lambda tensor: Unknown(tensor.shape), value)
 
-    def argument(self, call: Node, name: str) -> Value:
+    def argument(self, call: Node, name: str) -> Any:
         """An argument of a function of torch, by its name in the schema.
 
         Its default if it is not given, None if the function has no such argument.
