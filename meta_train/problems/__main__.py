@@ -1,7 +1,6 @@
-"""Lists problems with their sizes and the time of a run:
-`python -m meta_train.problems`.
+"""Lists problems with their sizes and run times: `python -m meta_train.problems`.
 
-Takes half a minute a list on one core; it trains some steps of each problem with Adam.
+Trains some steps of each problem with Adam: half a minute a list on one core.
 """
 
 from __future__ import annotations
@@ -17,18 +16,18 @@ from harness import cli
 from harness.tables import markdown
 from meta_train.problems import LISTS, load_problem
 
-EXTRA = "situations-real"  # needs packages that are not installed with this one
+EXTRA = "situations-real"  # needs packages that the extra `train` does not install
 HEADER = ["list", "problem", "parameters", "batch", "steps", "ms/step", "run s"]
 
 
 @dataclass(frozen=True)
 class Config:
-    """What to list."""
+    """Options of the command line."""
 
     lists: tuple[str, ...] = tuple(name for name in LISTS if name != EXTRA)
     """Names of lists."""
     measured_steps: int = 30
-    """Steps of each problem that are timed."""
+    """Number of steps of each problem that are timed."""
 
     def __post_init__(self) -> None:
         unknown = set(self.lists) - LISTS.keys()
@@ -39,7 +38,7 @@ class Config:
 
 
 def cells(list_name: str, name: str, measured_steps: int) -> list[str]:
-    """A line of the table, under `HEADER`."""
+    """A row of the table with the columns of `HEADER`."""
     problem = load_problem(name)
     model = problem.init(0)
     count = sum(parameter.numel() for parameter in model.parameters())
@@ -66,8 +65,10 @@ def cells(list_name: str, name: str, measured_steps: int) -> list[str]:
 
 def run(config: Config) -> None:
     names = [(given, name) for given in config.lists for name in LISTS[given]]
-    body = [cells(*pair, config.measured_steps) for pair in tqdm(names, unit="problem")]
-    print("\n".join(["", *markdown(HEADER, body)]))
+    rows = []
+    for given, name in tqdm(names, unit="problem"):
+        rows.append(cells(given, name, config.measured_steps))
+    print("\n".join(["", *markdown(HEADER, rows)]))
 
 
 if __name__ == "__main__":
