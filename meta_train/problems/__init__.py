@@ -1,7 +1,7 @@
-"""Problems: what optimizers are meta-trained and compared on.
+"""Problems on which optimizers are meta-trained and compared.
 
-A problem is anything with the methods of `Problem`; users give theirs on the command
-line as `module:factory`, where the factory takes no arguments.
+A problem is an object with the methods of `Problem`. On the command line a user's
+problem is `module:factory`, where the factory takes no arguments.
 """
 
 from __future__ import annotations
@@ -39,14 +39,17 @@ __all__ = [
 
 
 def problem_names(given: Iterable[str]) -> tuple[str, ...]:
-    """Names of problems, each once, with those of `LISTS` among them written out."""
-    found = [name for one in given for name in LISTS.get(one, (one,))]
-    return tuple(dict.fromkeys(found))
+    """Names of problems, each once; names of `LISTS` are replaced by their problems."""
+    names = []
+    for name in given:
+        names.extend(LISTS.get(name, (name,)))
+    return tuple(dict.fromkeys(names))
 
 
 def load_problem(name: str) -> Problem:
-    """A problem by its name in `PROBLEMS`, `SITUATIONS` or `META_TRAINING`,
-    or made by the factory that `module:factory` names.
+    """The problem with this name, or the result of the factory `module:factory`.
+
+    Names are keys of `PROBLEMS`, `SITUATIONS` and `META_TRAINING`.
 
     Raises ValueError if there is neither.
     """

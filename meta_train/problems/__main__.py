@@ -17,7 +17,7 @@ from harness import cli
 from harness.tables import markdown_table
 from meta_train.problems import LISTS, load_problem
 
-EXTRA = "situations-real"  # needs packages that are not installed with this one
+EXTRA = "situations-real"  # needs packages that the extra `train` does not install
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,9 @@ def cells(list_name: str, name: str, measured_steps: int) -> dict[str, str]:
 
 def run(config: Config) -> None:
     names = [(given, name) for given in config.lists for name in LISTS[given]]
-    rows = [cells(*pair, config.measured_steps) for pair in tqdm(names, unit="problem")]
+    rows = []
+    for given, name in tqdm(names, unit="problem"):
+        rows.append(cells(given, name, config.measured_steps))
     print(f"\n{markdown_table(rows)}")
 
 

@@ -1,4 +1,4 @@
-"""Data and constructors that several lists of problems share."""
+"""Data sets and constructors that several lists of problems share."""
 
 from __future__ import annotations
 
@@ -8,11 +8,7 @@ from functools import partial
 from torch import nn
 
 from meta_train.problems.images import images
-from meta_train.problems.supervised import (
-    CLASSIFY,
-    Splits,
-    SupervisedProblem,
-)
+from meta_train.problems.supervised import CLASSIFY, Splits, SupervisedProblem
 
 Data = Callable[[], Splits]
 Build = Callable[[], nn.Module]
@@ -32,5 +28,5 @@ GRAY_8 = partial(images, "cifar10", 4, gray=True)
 def classify(
     name: str, data: Data, build: Build, batch_size: int | None, steps: int
 ) -> SupervisedProblem:
-    """Cross entropy."""
+    """A problem with the cross entropy as its loss."""
     return SupervisedProblem(name, data, build, CLASSIFY, batch_size, steps)

@@ -1,5 +1,4 @@
-"""Families of problems: the seed draws the network, the batch size and the data as
-well."""
+"""Families of problems, whose network, batch size and data depend on the seed."""
 
 from __future__ import annotations
 
@@ -17,13 +16,14 @@ from meta_train.problems.networks.convolutional import plain_cnn
 from meta_train.problems.protocol import Metrics
 from meta_train.problems.supervised import CLASSIFY, SupervisedProblem
 
+KERNELS = 3, 3, 3, 3, 5, 1
+
 
 @dataclass(frozen=True)
 class Family:
-    """A `Problem` that is another one for every seed.
+    """A `Problem` that is a different one for every seed.
 
-    sample: the member of a seed. base: the member that is validated and tested on; its
-    evaluation has to do for models of all members.
+    sample: the problem of a seed. base: evaluates the models of all seeds.
     """
 
     name: str
@@ -50,21 +50,25 @@ class Family:
 
 
 def sampled_cnn(seed: int, steps: int) -> SupervisedProblem:
-    """CNNs of the paper's kind on FashionMNIST, of other widths, depths, kernels and
-    batch sizes.
+    """A random `plain_cnn` on FashionMNIST with a random batch size.
 
-    Two to four convolutions of 6 to 32 channels (log-uniform), 3x3, one in three 5x5 or
-    1x1, on images of 28 or 14 pixels, in batches of 32 to 256.
+    It has two to four convolutions with 6 to 32 channels (log-uniform). Two thirds of
+    the kernels are 3x3, the others 5x5 or 1x1. Images have 28 or 14 pixels a side,
+    batches 32 to 256 images.
     """
     with seeded(seed, 7):
         depth = 2 + _choice(3)
-        widths = [round(6 * (32 / 6) ** torch.rand(()).item()) for _ in range(depth)]
-        kernels = [(3, 3, 3, 3, 5, 1)[_choice(6)] for _ in range(depth)]
+        widths = [_width() for _ in range(depth)]
+        kernels = [KERNELS[_choice(6)] for _ in range(depth)]
         batch_size = 32 << _choice(4)
         pool = 1 + _choice(2)
     data = partial(images, "fashion-mnist", pool)
     build = partial(plain_cnn, (1, *widths), kernels)
     return SupervisedProblem(f"cnn-{seed}", data, build, CLASSIFY, batch_size, steps)
+
+
+def _width() -> int:
+    return round(6 * (32 / 6) ** torch.rand(()).item())
 
 
 def _choice(count: int) -> int:

@@ -15,9 +15,9 @@ QUANTILES = (0.1, 0.5, 0.9)
 def vae_loss(outputs: tuple[Tensor, Tensor, Tensor], images: Tensor) -> Tensor:
     """Negative evidence lower bound per pixel (Kingma and Welling 2014, Eq. 10), ()."""
     logits, mean, log_variance = outputs
-    likelihood = F.binary_cross_entropy_with_logits(logits, images.flatten(1))
+    error = F.binary_cross_entropy_with_logits(logits, images.flatten(1))
     divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
-    return likelihood + divergence.sum() / images.numel()
+    return error + divergence.sum() / images.numel()
 
 
 def contrastive_loss(embeddings: Tensor, labels: Tensor) -> Tensor:
@@ -30,7 +30,8 @@ def contrastive_loss(embeddings: Tensor, labels: Tensor) -> Tensor:
     alike = (labels[:, None] == labels) & ~_diagonal(labels)
     sums = log_shares.masked_fill(~alike, 0).sum(1)
     counts = alike.sum(1)
-    return -(sums / counts.clamp(min=1)).sum() / (counts > 0).sum().clamp(min=1)
+    means = sums / counts.clamp(min=1)
+    return -means.sum() / (counts > 0).sum().clamp(min=1)
 
 
 def neighbour_accuracy(embeddings: Tensor, labels: Tensor) -> Tensor:
@@ -50,7 +51,7 @@ def pinball_loss(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 def _cosines(embeddings: Tensor) -> Tensor:
-    """(b, b), with nothing like itself."""
+    """Cosine similarities (b, b), with -inf on the diagonal."""
     unit = F.normalize(embeddings, dim=1)
     return (unit @ unit.mT).masked_fill(_diagonal(embeddings), -torch.inf)
 

@@ -1,10 +1,10 @@
-"""What a problem is to the programs that train on it."""
+"""The interface of problems, and the metrics that they report."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import fmean
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -18,22 +18,25 @@ class Metrics(NamedTuple):
 
 def mean_metrics(found: Sequence[Metrics]) -> Metrics:
     """Means over several runs of one problem."""
-    accuracies = [metrics.accuracy for metrics in found if metrics.accuracy is not None]
+    losses = []
+    accuracies = []
+    for metrics in found:
+        losses.append(metrics.loss)
+        if metrics.accuracy is not None:
+            accuracies.append(metrics.accuracy)
     accuracy = fmean(accuracies) if accuracies else None
-    return Metrics(fmean(metrics.loss for metrics in found), accuracy)
+    return Metrics(fmean(losses), accuracy)
 
 
 class Problem(Protocol):
-    """A network and the data it is trained on. Everything random follows from the
-    seeds."""
+    """A network and its training data. Everything random follows from the seeds."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def steps(self) -> int:
-        """The horizon: how many updates a whole run has, unless somebody asks for
-        others."""
+        """The horizon: the default number of updates of a run."""
         ...
 
     def init(self, seed: int) -> nn.Module:
@@ -47,7 +50,7 @@ class Problem(Protocol):
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """The training loss on a batch, ().
 
-        Dropout may draw from torch's generator, buffers may change.
+        Dropout may draw from torch's generator, and buffers may change.
         """
         ...
 
@@ -56,6 +59,14 @@ class Problem(Protocol):
     ) -> Metrics:
         """Metrics of a model in evaluation mode on "validation" or "test".
 
-        limit: only that many examples, the first of the split.
+        limit: evaluate only this many examples, the first of the split.
         """
         ...
+
+
+ProblemT = TypeVar("ProblemT", bound=Problem)
+
+
+def by_name(problems: Iterable[ProblemT]) -> dict[str, ProblemT]:
+    """Problems with their names as keys, in the same order."""
+    return {problem.name: problem for problem in problems}

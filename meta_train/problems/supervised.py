@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 from harness.image_datasets import batch_indices
 from harness.random import derive_seed, seeded
@@ -17,7 +17,7 @@ from meta_train.problems.protocol import Metrics
 
 EVALUATION_BATCH = 500  # examples at a time
 
-Batch = tuple[Any, Any]  # inputs of the network, and what its outputs are compared with
+Batch = tuple[Any, Any]  # inputs of the network, and targets of its outputs
 
 
 class Examples(Protocol):
@@ -26,13 +26,15 @@ class Examples(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, indices: Tensor) -> Batch:
-        """The examples of these indices, (b,); noise may be drawn from torch's
-        generator."""
+        """The examples of these indices, (b,).
+
+        Noise may be drawn from torch's generator.
+        """
         ...
 
 
 class Splits(NamedTuple):
-    """Examples to train on, to choose with, and to report."""
+    """Training, validation and test examples."""
 
     train: Examples
     validation: Examples
@@ -41,7 +43,7 @@ class Splits(NamedTuple):
 
 @dataclass(frozen=True)
 class Mapped:
-    """Examples whose batches go through a function of inputs and targets."""
+    """Examples whose inputs and targets are mapped by a function, batch by batch."""
 
     examples: Examples
     function: Callable[[Any, Any], Batch]
@@ -69,7 +71,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class First:
-    """So many examples, the first."""
+    """The first `count` examples."""
 
     examples: Examples
     count: int
@@ -82,7 +84,7 @@ class First:
 
 
 def first(data: Callable[[], Splits], count: int) -> Splits:
-    """Splits of which only the first examples are trained on."""
+    """The same splits with the first `count` training examples alone."""
     train, validation, test = data()
     return Splits(First(train, count), validation, test)
 
@@ -90,25 +92,39 @@ def first(data: Callable[[], Splits], count: int) -> Splits:
 def mapped(
     splits: Callable[[], Splits], function: Callable[[Any, Any], Batch]
 ) -> Splits:
-    """The same splits with every batch put through a function."""
-    return Splits(*(Mapped(examples, function) for examples in splits()))
+    """The same splits with every batch mapped by a function."""
+    train, validation, test = splits()
+    return Splits(
+        Mapped(train, function), Mapped(validation, function), Mapped(test, function)
+    )
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Mean loss of a batch, and the share that is right; both take outputs and targets."""
+    """Mean loss and accuracy of a batch; both take outputs and targets."""
 
     loss: Callable[[Any, Any], Tensor]
     accuracy: Callable[[Any, Any], Tensor] | None = None
 
 
+def at_most(size: int, limit: int | None) -> int:
+    """The number of examples to evaluate: `size`, or `limit` if that is less."""
+    return size if limit is None else min(limit, size)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the parameters; the CPU for a model without any."""
+    first = next(model.parameters(), None)
+    return torch.device("cpu") if first is None else first.device
+
+
 def on_device(batch: Any, device: torch.device) -> Any:
-    """The tensors of a batch on a device."""
-    return tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, batch)
+    """The batch with its tensors on a device."""
+    return tree_map_only(Tensor, lambda x: x.to(device), batch)
 
 
 def fraction_correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """logits: (b, classes) or (b, classes, positions); labels: (b,) or (b, positions)."""
+    """Accuracy of logits (b, classes, ...) for labels (b, ...), ()."""
     return (logits.argmax(1) == labels).float().mean()
 
 
@@ -118,15 +134,15 @@ REGRESS = Objective(F.mse_loss)
 
 @dataclass(frozen=True)
 class SupervisedProblem:
-    """Trains the network that `build` makes on the examples that `data` gives.
+    """Trains the network of `build` on the examples of `data`.
 
-    data: makes or fetches the splits; called often, so it should be cached.
+    data: makes or loads the splits; called often, so it should be cached.
     batch_size: None for all training examples at once, in their order.
     steps: the horizon.
-    stream: joins the seed of the batches, so that problems with other streams and equal
-    data have other batches.
-    evaluation: the objective that `evaluate` reports, if it is not that of training.
-    evaluation_batch: examples that are evaluated at a time.
+    stream: part of the seed of the batches. Problems with equal data and different
+    streams have different batches.
+    evaluation: the objective that `evaluate` reports; `objective` by default.
+    evaluation_batch: number of examples per evaluation batch.
     """
 
     name: str
@@ -162,11 +178,11 @@ class SupervisedProblem:
         self, model: nn.Module, split: str, limit: int | None = None
     ) -> Metrics:
         examples = getattr(self.data(), split)
-        size = len(examples) if limit is None else min(limit, len(examples))
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        size = at_most(len(examples), limit)
+        device = device_of(model)
         objective = self.evaluation or self.objective
         loss = correct = 0.0
-        with seeded(0, 4):  # every evaluation sees the same noise
+        with seeded(0, 4):  # the same noise in every evaluation
             for indices in torch.arange(size).split(self.evaluation_batch):
                 inputs, targets = on_device(examples.batch(indices), device)
                 outputs = model(inputs)

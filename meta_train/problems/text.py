@@ -1,8 +1,9 @@
-"""Text that every Python has: sources of its standard library."""
+"""Text data: the source code of Python's standard library."""
 
 from __future__ import annotations
 
 import sysconfig
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,17 +13,17 @@ from torch import Tensor
 
 from meta_train.problems.supervised import Batch, Splits
 
-# Pure Python in every distribution of it, of four blocks or more, and seldom touched.
-# Versions still differ in some lines, so losses are the same to the last digit only
-# under one version.
+# Pure Python files of at least four blocks that seldom change. They still differ in
+# some lines between versions of Python, and so do losses in their last digits.
 FILES = tuple(
     """
-    _pydecimal.py base64.py codecs.py concurrent/futures/_base.py configparser.py difflib.py
-    doctest.py email/_header_value_parser.py email/header.py email/headerregistry.py
-    email/message.py ftplib.py gettext.py heapq.py http/cookiejar.py imaplib.py
-    logging/handlers.py mailbox.py optparse.py pickletools.py pprint.py smtplib.py statistics.py
-    textwrap.py tomllib/_parser.py trace.py tracemalloc.py weakref.py xmlrpc/client.py
-    xmlrpc/server.py zoneinfo/_zoneinfo.py
+    _pydecimal.py base64.py codecs.py concurrent/futures/_base.py configparser.py
+    difflib.py doctest.py email/_header_value_parser.py email/header.py
+    email/headerregistry.py email/message.py ftplib.py gettext.py heapq.py
+    http/cookiejar.py imaplib.py logging/handlers.py mailbox.py optparse.py
+    pickletools.py pprint.py smtplib.py statistics.py textwrap.py tomllib/_parser.py
+    trace.py tracemalloc.py weakref.py xmlrpc/client.py xmlrpc/server.py
+    zoneinfo/_zoneinfo.py
     """.split()
 )
 
@@ -30,18 +31,17 @@ FILES = tuple(
 CHARACTERS = "\t\n" + "".join(map(chr, range(32, 127)))
 VOCABULARY = len(CHARACTERS) + 1
 
-BLOCK = 4096  # characters that go into one split together
+BLOCK = 4096  # characters; a block belongs to one split
 BLOCKS_PER_CYCLE = 10  # the ninth is for validation, the tenth for test
-TRAIN_STRIDE = 16  # characters between the beginnings of training windows
-EVALUATION_WINDOWS = 400  # enough to tell losses .01 apart
+TRAIN_STRIDE = 16  # characters between the starts of training windows
+EVALUATION_WINDOWS = 400  # enough to distinguish losses that differ by .01
 
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Stretches of text that begin at given places.
+    """Windows of a text.
 
-    text: (characters,) int64 codes
-    starts: (n,) int64
+    text: (characters,) int64 codes. starts: (n,) int64, positions of the windows.
     """
 
     text: Tensor
@@ -56,48 +56,61 @@ class Windows:
         return self.text[self.starts[indices, None] + torch.arange(length)]
 
     def batch(self, indices: Tensor) -> Batch:
-        """Characters, and to each the next one: two times (b, length)."""
+        """Characters and the character after each, two tensors (b, length)."""
         codes = self.codes(indices, self.length + 1)
         return codes[:, :-1], codes[:, 1:]
 
 
 @dataclass(frozen=True, eq=False)
 class FileOfWindow(Windows):
-    """Stretches of text with the number of the file that each begins in.
+    """Windows of a text, labelled with the number of the file they start in.
 
-    ends: (files,) int64, the place after each file's last character.
+    ends: (files,) int64, the position after each file's last character.
     """
 
     ends: Tensor
 
     def batch(self, indices: Tensor) -> Batch:
-        """Characters (b, length), and the file (b,)."""
+        """Characters (b, length) and files (b,)."""
         files = torch.searchsorted(self.ends, self.starts[indices], right=True)
         return self.codes(indices, self.length), files
 
 
 @cache
 def next_characters(length: int) -> Splits:
-    """Windows of text, to predict every next character from those before."""
+    """Windows of text, to predict each next character from those before."""
     text, ends = library_text()
-    parts = window_starts(ends, length + 1)
-    return Splits(*(Windows(text, starts, length) for starts in parts))
+    starts = window_starts(ends, length + 1)
+    return windows_of(text, starts, length)
+
+
+def windows_of(text: Tensor, starts: Sequence[Tensor], length: int) -> Splits:
+    """Windows of a text, from the starts of those of each split."""
+    train, validation, test = starts
+    return Splits(
+        Windows(text, train, length),
+        Windows(text, validation, length),
+        Windows(text, test, length),
+    )
 
 
 @cache
 def files_of_windows(length: int) -> Splits:
-    """Windows of text, to tell which of `FILES` each is from."""
+    """Windows of text, to classify by the file of `FILES` they are from."""
     text, ends = library_text()
-    parts = window_starts(ends, length)
-    return Splits(*(FileOfWindow(text, starts, length, ends) for starts in parts))
+    train, validation, test = window_starts(ends, length)
+    return Splits(
+        FileOfWindow(text, train, length, ends),
+        FileOfWindow(text, validation, length, ends),
+        FileOfWindow(text, test, length, ends),
+    )
 
 
 @cache
 def library_text() -> tuple[Tensor, Tensor]:
-    """All files behind one another as codes (characters,), and where each ends
-    (files,).
+    """Codes of all files in sequence, (characters,), and the end of each, (files,).
 
-    Raises ValueError if this Python comes without one of the files.
+    Raises ValueError if this Python lacks one of the files.
     """
     texts = [source(file) for file in FILES]
     ends = torch.tensor([len(text) for text in texts]).cumsum(0)
@@ -107,22 +120,21 @@ def library_text() -> tuple[Tensor, Tensor]:
 def source(file: str) -> str:
     """The text of a file of the standard library.
 
-    Raises ValueError if this Python comes without it.
+    Raises ValueError if this Python lacks it.
     """
     path = Path(sysconfig.get_paths()["stdlib"]) / file
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        message = (
+        raise ValueError(
             f"standard library file '{path}': expected for problems on text; {error}"
-        )
-        raise ValueError(message) from error
+        ) from error
 
 
 def encoded(text: str) -> Tensor:
-    """Codes (characters,): places in `CHARACTERS`, and one for all other characters."""
-    code = {character: number for number, character in enumerate(CHARACTERS)}
-    return torch.tensor([code.get(c, len(code)) for c in text])
+    """Codes (characters,): the index in `CHARACTERS`, or its length for others."""
+    indices = dict(zip(CHARACTERS, range(len(CHARACTERS)), strict=True))
+    return torch.tensor([indices.get(c, len(CHARACTERS)) for c in text])
 
 
 def window_starts(
@@ -131,37 +143,38 @@ def window_starts(
     cycle: int = BLOCKS_PER_CYCLE,
     evaluated: int = EVALUATION_WINDOWS,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the windows of each split begin, from where each file ends.
+    """The starts of the windows of each split.
 
-    cycle: one block of so many is for validation, one for test.
-    evaluated: the most windows of validation and of test.
+    ends: (files,), the end of each file. cycle: the number of blocks of which one is
+    for validation and one for test. evaluated: the maximum number of windows of
+    validation and of test.
 
-    None leaves its block or file; none of evaluation overlap. Each file has its own
-    blocks, so that a version's change to one file moves no other, and has some of them
-    in training.
+    No window crosses a block or a file, and windows of evaluation do not overlap. Each
+    file starts a new block, so a change of one file does not move the blocks of others.
     """
-    begins = [0, *ends[:-1].tolist()]
-    blocks, places = [], []
-    for number, (begin, end) in enumerate(zip(begins, ends.tolist(), strict=True)):
+    blocks = []
+    positions = []  # of the blocks in their cycles
+    begin = 0
+    for file, end in enumerate(ends.tolist()):
         numbers = torch.arange((end - begin) // BLOCK)
         blocks.append(begin + numbers * BLOCK)
-        places.append((number + numbers) % cycle)
+        positions.append((file + numbers) % cycle)
+        begin = end
     block = torch.cat(blocks)
-    place = torch.cat(places)
-    train = _starts(block[place < cycle - 2], length, TRAIN_STRIDE)
-    held_out = (block[place == cycle - k] for k in (2, 1))
-    validation, test = (
-        _spread(_starts(part, length, length), evaluated) for part in held_out
-    )
-    return train, validation, test
+    position = torch.cat(positions)
+    train = _starts(block[position < cycle - 2], length, TRAIN_STRIDE)
+    validation = _starts(block[position == cycle - 2], length, length)
+    test = _starts(block[position == cycle - 1], length, length)
+    return train, _sample(validation, evaluated), _sample(test, evaluated)
 
 
 def _starts(blocks: Tensor, length: int, stride: int) -> Tensor:
-    """blocks: where they begin."""
-    return (blocks[:, None] + torch.arange(0, BLOCK - length + 1, stride)).flatten()
+    """Starts of windows in the blocks that start at these positions."""
+    offsets = torch.arange(0, BLOCK - length + 1, stride)
+    return (blocks[:, None] + offsets).flatten()
 
 
-def _spread(starts: Tensor, count: int) -> Tensor:
-    """At most so many, from everywhere, in no order: the first are like the others."""
+def _sample(starts: Tensor, count: int) -> Tensor:
+    """At most `count` of the starts, in random order."""
     order = torch.randperm(len(starts), generator=torch.Generator().manual_seed(0))
     return starts[order[:count]]

@@ -14,11 +14,10 @@ Norm = Callable[[int], nn.Module]
 
 
 def paper_cnn(in_channels: int, channels: tuple[int, int, int]) -> nn.Module:
-    """The CNN of Kofinas et al. 2024, section 4.3: three 3x3 convolutions, pooling, a
-    linear layer.
+    """The CNN of Kofinas et al. 2024, section 4.3: three convolutions, a linear layer.
 
-    Stride 2 without padding in the first convolution and PyTorch's initialisation are
-    our assumptions, which the paper leaves open.
+    The paper does not specify stride, padding and initialisation. Here the first
+    convolution has stride 2 and no padding, and the initialisation is PyTorch's.
     """
     return plain_cnn((in_channels, *channels), (3, 3, 3))
 
@@ -26,11 +25,12 @@ def paper_cnn(in_channels: int, channels: tuple[int, int, int]) -> nn.Module:
 def plain_cnn(channels: Sequence[int], kernels: Sequence[int]) -> nn.Module:
     """The paper's CNN with other widths, depths and kernels."""
     layers: list[nn.Module] = []
-    for number, (ends, kernel) in enumerate(
-        zip(pairwise(channels), kernels, strict=True)
-    ):
-        stride, padding = (1, kernel // 2) if number else (2, 0)
-        layers += [nn.Conv2d(*ends, kernel, stride, padding), nn.ReLU()]
+    stride, padding = 2, 0
+    for (fan_in, fan_out), kernel in zip(pairwise(channels), kernels, strict=True):
+        if layers:
+            stride, padding = 1, kernel // 2
+        layers.append(nn.Conv2d(fan_in, fan_out, kernel, stride, padding))
+        layers.append(nn.ReLU())
     return nn.Sequential(*layers, *_classifier(channels[-1]))
 
 
@@ -39,55 +39,45 @@ def group_norm(channels: int) -> nn.Module:
 
 
 def strided_cnn(channels: Sequence[int], norm: Norm, activation: Layer) -> nn.Module:
-    """3x3 convolutions of stride 2 with norms, the mean over the image, a linear layer."""
+    """3x3 convolutions of stride 2 with norms, mean pooling, a linear layer."""
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(channels):
         layers.append(nn.Conv2d(fan_in, fan_out, 3, stride=2, padding=1, bias=False))
-        layers += [norm(fan_out), activation()]
+        layers.append(norm(fan_out))
+        layers.append(activation())
     return nn.Sequential(*layers, *_classifier(channels[-1]))
 
 
 def pooled_cnn(channels: Sequence[int], side: int) -> nn.Module:
-    """5x5 convolutions and max-pooling, then a linear layer on the flattened map
-    (LeNet's kind).
+    """5x5 convolutions with max-pooling, then a linear layer, similar to LeNet.
 
-    side: of the map after the last pooling.
+    side: of the feature map after the last pooling.
     """
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(channels):
-        layers += [
-            nn.Conv2d(fan_in, fan_out, 5, padding=2),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-        ]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1] * side**2, 10))
+        layers.append(nn.Conv2d(fan_in, fan_out, 5, padding=2))
+        layers.append(nn.ReLU())
+        layers.append(nn.MaxPool2d(2))
+    head = nn.Linear(channels[-1] * side**2, 10)
+    return nn.Sequential(*layers, nn.Flatten(), head)
 
 
 def depthwise_cnn(channels: Sequence[int]) -> nn.Module:
-    """Depthwise and pointwise convolutions in turn, with BatchNorm (MobileNet's kind)."""
+    """Depthwise, then pointwise convolutions with BatchNorm, similar to MobileNet."""
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(channels):
-        layers += [
-            nn.Conv2d(
-                fan_in,
-                fan_in,
-                3,
-                stride=2,
-                padding=1,
-                groups=fan_in,
-                bias=False,
-            ),
-            nn.BatchNorm2d(fan_in),
-            nn.Conv2d(fan_in, fan_out, 1, bias=False),
-            nn.BatchNorm2d(fan_out),
-            nn.ReLU(),
-        ]
+        layers.append(
+            nn.Conv2d(fan_in, fan_in, 3, 2, padding=1, groups=fan_in, bias=False)
+        )
+        layers.append(nn.BatchNorm2d(fan_in))
+        layers.append(nn.Conv2d(fan_in, fan_out, 1, bias=False))
+        layers.append(nn.BatchNorm2d(fan_out))
+        layers.append(nn.ReLU())
     return nn.Sequential(*layers, *_classifier(channels[-1]))
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, which is a 1x1 convolution where shapes
-    change."""
+    """Two 3x3 convolutions and a shortcut: a 1x1 convolution where shapes change."""
 
     def __init__(self, fan_in: int, fan_out: int, stride: int, norm: Norm):
         super().__init__()
@@ -110,23 +100,20 @@ def residual_cnn(
     channels: Sequence[int],
     norm: Norm = nn.BatchNorm2d,
 ) -> nn.Module:
-    """A first convolution, then residual blocks, each but the first of stride 2."""
+    """A convolution, then residual blocks, all but the first of stride 2."""
     first = channels[0]
-    layers: list[nn.Module] = [
-        nn.Conv2d(in_channels, first, 3, padding=1, bias=False),
-        norm(first),
-        nn.ReLU(),
-    ]
-    strides = [1] + [2] * (len(channels) - 1)
-    for (fan_in, fan_out), stride in zip(
-        pairwise([first, *channels]), strides, strict=True
-    ):
-        layers.append(ResidualBlock(fan_in, fan_out, stride, norm))
+    layers: list[nn.Module] = []
+    layers.append(nn.Conv2d(in_channels, first, 3, padding=1, bias=False))
+    layers.append(norm(first))
+    layers.append(nn.ReLU())
+    layers.append(ResidualBlock(first, first, 1, norm))
+    for fan_in, fan_out in pairwise(channels):
+        layers.append(ResidualBlock(fan_in, fan_out, 2, norm))
     return nn.Sequential(*layers, *_classifier(channels[-1]))
 
 
 def convolutional_autoencoder(channels: tuple[int, int], code: int) -> nn.Module:
-    """Convolutions of stride 2 from 28x28 to 7x7 and a code, and transposed ones back."""
+    """Convolutions of stride 2 from 28x28 to 7x7, a code, transposed convolutions."""
     a, b = channels
     return nn.Sequential(
         nn.Conv2d(1, a, 3, stride=2, padding=1),
@@ -145,19 +132,19 @@ def convolutional_autoencoder(channels: tuple[int, int], code: int) -> nn.Module
 
 
 def wave_cnn(channels: Sequence[int], classes: int = 10) -> nn.Module:
-    """1-D convolutions of width 9 and stride 2 with BatchNorm, on the rows of an image
-    in line."""
+    """1-D convolutions with kernel 9, stride 2 and BatchNorm on the flattened image."""
     layers: list[nn.Module] = [nn.Flatten(), nn.Unflatten(1, (1, -1))]
     for fan_in, fan_out in pairwise(channels):
         layers.append(nn.Conv1d(fan_in, fan_out, 9, stride=2, padding=4))
-        layers += [nn.BatchNorm1d(fan_out), nn.ReLU()]
-    pool = nn.AdaptiveAvgPool1d(1)
-    return nn.Sequential(*layers, pool, nn.Flatten(), nn.Linear(channels[-1], classes))
+        layers.append(nn.BatchNorm1d(fan_out))
+        layers.append(nn.ReLU())
+    layers.append(nn.AdaptiveAvgPool1d(1))
+    layers.append(nn.Flatten())
+    return nn.Sequential(*layers, nn.Linear(channels[-1], classes))
 
 
 class UNet(nn.Module):
-    """Two scales down, two up, with maps of the way down joined on (Ronneberger et al.
-    2015)."""
+    """A U-Net of three scales (Ronneberger et al. 2015)."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -171,8 +158,7 @@ class UNet(nn.Module):
         self.last = nn.Conv2d(width, 1, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """images: (b, 1, side, side) with a side that four divides; returns the same
-        shape"""
+        """images: (b, 1, side, side), side a multiple of 4; returns the same shape"""
         first = self.first(images)
         second = self.second(F.max_pool2d(first, 2))
         bottom = self.bottom(F.max_pool2d(second, 2))

@@ -20,8 +20,7 @@ def mlp(
     activation: Layer = nn.ReLU,
     norm: Callable[[int], nn.Module] | None = None,
 ) -> nn.Sequential:
-    """Linear layers between these widths, with an activation (and a norm before it) in
-    between."""
+    """Linear layers of these widths; all but the last have a norm and an activation."""
     *hidden, last = pairwise(widths)
     layers: list[nn.Module] = [nn.Flatten()]
     for fan_in, fan_out in hidden:
@@ -33,10 +32,9 @@ def mlp(
 
 
 def autoencoder(widths: Sequence[int], image: tuple[int, ...]) -> nn.Sequential:
-    """An MLP down these widths and up again, with logits of the pixels' shape."""
-    return nn.Sequential(
-        *mlp([*widths, *reversed(widths[:-1])]), nn.Unflatten(1, image)
-    )
+    """An MLP of these widths and back; returns logits of the pixels."""
+    layers = mlp([*widths, *reversed(widths[:-1])])
+    return layers.append(nn.Unflatten(1, image))
 
 
 class SirenSlopes(Siren):
@@ -44,7 +42,7 @@ class SirenSlopes(Siren):
 
     def __init__(self, widths: Sequence[int]):
         super().__init__(widths)
-        # on which no derivative depends
+        # the derivatives do not depend on the last bias
         self.layers[-1].register_parameter("bias", None)
 
     def forward(self, points: Tensor) -> Tensor:
@@ -61,7 +59,7 @@ class SirenSlopes(Siren):
 
 
 class MixtureOfExperts(nn.Module):
-    """A gate gives each input to the two of several MLPs that it trusts most."""
+    """A mixture of MLPs; a gate selects two of them for each input."""
 
     def __init__(self, fan_in: int, experts: int, width: int, fan_out: int):
         super().__init__()
@@ -75,18 +73,16 @@ class MixtureOfExperts(nn.Module):
         """images: (b, channels, height, width); returns (b, fan_out)"""
         hidden = self.embed(images.flatten(1)).relu()
         best, chosen = self.gate(hidden).topk(2)
-        # All experts see all inputs: at this size that is faster than sorting inputs by
-        # expert.
-        nothing = best.new_zeros(len(images), len(self.experts))
-        share = nothing.scatter(1, chosen, best.softmax(1))
+        # At this size, running all experts on all inputs is faster than sorting inputs.
+        zeros = best.new_zeros(len(images), len(self.experts))
+        share = zeros.scatter(1, chosen, best.softmax(1))
         outputs = torch.stack([expert(hidden) for expert in self.experts], 1)
         mixed = (share[..., None] * outputs).sum(1)
         return self.head(self.norm(hidden + mixed))
 
 
 class VariationalAutoencoder(nn.Module):
-    """An MLP to mean and log variance of a code, and one back (Kingma and Welling
-    2014)."""
+    """An encoder to mean and log variance, and a decoder (Kingma and Welling 2014)."""
 
     def __init__(self, pixels: int, width: int, code: int):
         super().__init__()
@@ -94,7 +90,7 @@ class VariationalAutoencoder(nn.Module):
         self.decoder = mlp((code, width, pixels))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of the pixels (b, pixels), mean and log variance (b, code).
+        """Returns logits (b, pixels), and mean and log variance of the code, (b, code).
 
         In evaluation mode the code is its mean.
         """
@@ -106,8 +102,7 @@ class VariationalAutoencoder(nn.Module):
 
 
 class ResidualDenoiser(nn.Module):
-    """Residual blocks, scaled and shifted by the level of noise, predict the noise in
-    images."""
+    """Predicts the noise in images, with residual blocks conditioned on its level."""
 
     frequencies: Tensor
 
@@ -122,8 +117,8 @@ class ResidualDenoiser(nn.Module):
         self.last = nn.Linear(width, pixels)
 
     def forward(self, inputs: tuple[Tensor, Tensor]) -> Tensor:
-        """inputs: images (b, channels, height, width) and levels (b, 1); returns like
-        the images"""
+        """inputs: images (b, channels, height, width) and levels (b, 1); returns the
+        shape of the images"""
         images, levels = inputs
         angles = levels * self.frequencies
         level = self.level(torch.cat([angles.sin(), angles.cos()], 1))
@@ -134,8 +129,7 @@ class ResidualDenoiser(nn.Module):
 
 
 class LeveledBlock(nn.Module):
-    """A norm whose scale and shift follow from a vector, then an MLP (FiLM, Perez et
-    al. 2018)."""
+    """A norm with predicted scale and shift (FiLM, Perez et al. 2018), then an MLP."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -152,8 +146,7 @@ class LeveledBlock(nn.Module):
 
 
 class PointSet(nn.Module):
-    """A network on each point, the largest of each feature, a network on those
-    (PointNet)."""
+    """PointNet: an MLP on each point, max-pooling over points, another MLP."""
 
     def __init__(self, features: int, width: int, classes: int):
         super().__init__()
@@ -171,7 +164,7 @@ class PointSet(nn.Module):
 
 
 class BagOfTrigrams(nn.Module):
-    """The mean embedding of all three-character stretches of a text, then an MLP."""
+    """The mean embedding of all trigrams of characters, then an MLP."""
 
     def __init__(self, rows: int, width: int, hidden: int, classes: int):
         super().__init__()

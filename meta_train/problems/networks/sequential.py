@@ -1,4 +1,4 @@
-"""Networks on sequences: attention, mixers, recurrence."""
+"""Networks on sequences: attention, MLP-Mixer, recurrence."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 EMBEDDING_STD = 0.02  # GPT-2's
+Recurrence = type[nn.GRU] | type[nn.LSTM]
 
 
 class Patches(nn.Module):
-    """Squares of an image, each a linear map of its pixels: (b, patches, width)."""
+    """A linear map of each square patch of an image: (b, patches, width)."""
 
     def __init__(self, channels: int, side: int, patch: int, width: int):
         super().__init__()
@@ -21,31 +22,34 @@ class Patches(nn.Module):
         return self.map(images).flatten(2).mT
 
 
-class VisionTransformer(nn.Module):
-    """Torch's transformer layers on patches with learned positions; their mean is
-    classified."""
+class PositionedPatches(nn.Module):
+    """The first layer of vision transformers: patches and learned positions."""
 
-    def __init__(
-        self,
-        channels: int,
-        side: int,
-        patch: int,
-        width: int,
-        heads: int,
-        depth: int,
-    ):
+    def __init__(self, channels: int, side: int, patch: int, width: int):
         super().__init__()
         self.patches = Patches(channels, side, patch, width)
-        self.positions = nn.Parameter(
-            EMBEDDING_STD * torch.randn(self.patches.count, width)
-        )
+        positions = EMBEDDING_STD * torch.randn(self.patches.count, width)
+        self.positions = nn.Parameter(positions)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """images: (b, channels, side, side); returns (b, patches, width)"""
+        return self.patches(images) + self.positions
+
+
+class VisionTransformer(PositionedPatches):
+    """Torch's transformer layers on patches, then mean pooling and a linear layer."""
+
+    def __init__(
+        self, channels: int, side: int, patch: int, width: int, heads: int, depth: int
+    ):
+        super().__init__(channels, side, patch, width)
         self.layers = nn.ModuleList(_encoder_layer(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, 10)
 
     def forward(self, images: Tensor) -> Tensor:
         """images: (b, channels, side, side); returns (b, 10)"""
-        x = self.patches(images) + self.positions
+        x = self.embed(images)
         for layer in self.layers:
             x = layer(x)
         return self.head(self.norm(x).mean(1))
@@ -64,7 +68,7 @@ def _encoder_layer(width: int, heads: int) -> nn.Module:
 
 
 class CausalAttention(nn.Module):
-    """Attention to what came before, with one linear map for queries, keys and values."""
+    """Causal attention with one linear layer for queries, keys and values."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -73,16 +77,21 @@ class CausalAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        b, t, _ = x.shape
-        parts = self.qkv(x).view(b, t, 3, self.heads, -1)
-        q, k, v = parts.permute(2, 0, 3, 1, 4)  # each (b, heads, t, width / heads)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.out(mixed.transpose(1, 2).flatten(2))
+        return self.out(causal_attention(self.qkv(x), self.heads))
+
+
+def causal_attention(qkv: Tensor, heads: int) -> Tensor:
+    """Attention of each position to itself and those before.
+
+    qkv: queries, keys and values, (b, t, 3 * width); returns (b, t, width)
+    """
+    q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return mixed.transpose(1, 2).flatten(2)  # from (b, heads, t, width / heads)
 
 
 class LinearAttention(nn.Module):
-    """Attention of all to all with the kernel elu + 1 (Katharopoulos et al. 2020, Eq.
-    5)."""
+    """Attention with the kernel elu + 1 (Katharopoulos et al. 2020, Eq. 5)."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -96,27 +105,23 @@ class LinearAttention(nn.Module):
         q = F.elu(self._by_head(self.query(x))) + 1  # (b, heads, t, width / heads)
         k = F.elu(self._by_head(self.key(x))) + 1
         v = self._by_head(self.value(x))
-        mixed = q @ (k.mT @ v)
         weight = q @ k.sum(-2)[..., None]
-        return self.out((mixed / weight).transpose(1, 2).flatten(2))
+        mixed = q @ (k.mT @ v) / weight
+        return self.out(mixed.transpose(1, 2).flatten(2))
 
     def _by_head(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class Block(nn.Module):
-    """A residual block of attention and one of an MLP, with norms before them."""
+    """A residual branch of attention and one of an MLP, each with a norm first."""
 
     def __init__(self, width: int, attention: nn.Module):
         super().__init__()
         self.first_norm = nn.LayerNorm(width)
         self.attention = attention
         self.second_norm = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, 4 * width),
-            nn.GELU(),
-            nn.Linear(4 * width, width),
-        )
+        self.mlp = _mlp(width, 4 * width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.first_norm(x))
@@ -124,7 +129,7 @@ class Block(nn.Module):
 
 
 class Gpt(nn.Module):
-    """GPT-2 in small: embeddings, causal blocks, the next character's logits.
+    """A small GPT-2 that predicts the next character.
 
     tied: whether the embedding is the last layer's weight too.
     """
@@ -158,30 +163,20 @@ class Gpt(nn.Module):
         return self.head(self.norm(x)).mT
 
 
-class LinearTransformer(nn.Module):
-    """Blocks of linear attention on patches; the mean is classified."""
+class LinearTransformer(PositionedPatches):
+    """Blocks of linear attention on patches, then mean pooling and a linear layer."""
 
     def __init__(
-        self,
-        channels: int,
-        side: int,
-        patch: int,
-        width: int,
-        heads: int,
-        depth: int,
+        self, channels: int, side: int, patch: int, width: int, heads: int, depth: int
     ):
-        super().__init__()
-        self.patches = Patches(channels, side, patch, width)
-        self.positions = nn.Parameter(
-            EMBEDDING_STD * torch.randn(self.patches.count, width)
-        )
+        super().__init__(channels, side, patch, width)
         blocks = (Block(width, LinearAttention(width, heads)) for _ in range(depth))
         self.blocks = nn.ModuleList(blocks)
         self.head = nn.Linear(width, 10)
 
     def forward(self, images: Tensor) -> Tensor:
         """images: (b, channels, side, side); returns (b, 10)"""
-        x = self.patches(images) + self.positions
+        x = self.embed(images)
         for block in self.blocks:
             x = block(x)
         return self.head(x.mean(1))
@@ -194,20 +189,20 @@ class MixerBlock(nn.Module):
         super().__init__()
         self.first_norm = nn.LayerNorm(width)
         self.second_norm = nn.LayerNorm(width)
-        self.across_patches = _mixing(patches, 2 * patches)
-        self.across_channels = _mixing(width, 2 * width)
+        self.across_patches = _mlp(patches, 2 * patches)
+        self.across_channels = _mlp(width, 2 * width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.across_patches(self.first_norm(x).mT).mT
         return x + self.across_channels(self.second_norm(x))
 
 
-def _mixing(width: int, hidden: int) -> nn.Module:
+def _mlp(width: int, hidden: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
 
 class Mixer(nn.Module):
-    """MLP-Mixer: blocks on patches; the mean is classified."""
+    """MLP-Mixer blocks on patches, then mean pooling and a linear layer."""
 
     def __init__(self, channels: int, side: int, patch: int, width: int, depth: int):
         super().__init__()
@@ -219,13 +214,14 @@ class Mixer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images: (b, channels, side, side); returns (b, 10)"""
-        return self.head(self.norm(self.blocks(self.patches(images))).mean(1))
+        x = self.blocks(self.patches(images))
+        return self.head(self.norm(x).mean(1))
 
 
 class RowReader(nn.Module):
-    """Reads an image row by row; what it remembers at the end is classified."""
+    """Recurrent layers over the rows of an image; classifies their last output."""
 
-    def __init__(self, kind: type[nn.GRU] | type[nn.LSTM], side: int, width: int):
+    def __init__(self, kind: Recurrence, side: int, width: int):
         super().__init__()
         self.cells = kind(side, width, batch_first=True)
         self.head = nn.Linear(width, 10)
@@ -237,11 +233,11 @@ class RowReader(nn.Module):
 
 
 class CharacterReader(nn.Module):
-    """Embedding, recurrent layers, the next character's logits."""
+    """Embedding and recurrent layers that predict the next character."""
 
     def __init__(
         self,
-        kind: type[nn.GRU] | type[nn.LSTM],
+        kind: Recurrence,
         vocabulary: int,
         embedding: int,
         width: int,

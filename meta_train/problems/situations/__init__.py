@@ -1,16 +1,14 @@
 """Situations: short problems of many kinds, by what is hard for the optimizer.
 
-Of each kind a third develops (`DEVELOPING`), a third validates what was chosen
-(`VALIDATING`), and a third is run once, at the end (`TESTING`). They differ in
-network, data and horizon; texts, trained networks and synthetic targets are of one
-third alone. Beside the thirds, `REAL` has data of other packages, for reporting only.
+A third of each kind is for development (`DEVELOPING`), a third for validation
+(`VALIDATING`), and a third is run once, at the end (`TESTING`). The thirds differ in
+networks, data and horizons. Texts, pretrained networks and synthetic targets belong to
+one third only. `REAL` uses data of other packages, and is for reporting only.
 """
 
 from __future__ import annotations
 
-from itertools import chain
-
-from meta_train.problems.protocol import Problem
+from meta_train.problems.protocol import Problem, by_name
 from meta_train.problems.situations import (
     clipping,
     contrasts,
@@ -43,13 +41,17 @@ KINDS: dict[str, Kind] = {
     **clipping.KINDS,
 }
 
-_DEVELOPING, _VALIDATING, _TESTING = (
-    tuple(chain.from_iterable(part)) for part in zip(*KINDS.values(), strict=True)
-)
-SITUATIONS: dict[str, Problem] = {
-    p.name: p for p in (*_DEVELOPING, *_VALIDATING, *_TESTING, *real.PROBLEMS)
-}
-DEVELOPING = tuple(p.name for p in _DEVELOPING)
-VALIDATING = tuple(p.name for p in _VALIDATING)
-TESTING = tuple(p.name for p in _TESTING)
-REAL = tuple(p.name for p in real.PROBLEMS)
+_developing: dict[str, Problem] = {}
+_validating: dict[str, Problem] = {}
+_testing: dict[str, Problem] = {}
+for kind in KINDS.values():
+    _developing |= by_name(kind.developing)
+    _validating |= by_name(kind.validating)
+    _testing |= by_name(kind.testing)
+_real = by_name(real.PROBLEMS)
+
+SITUATIONS: dict[str, Problem] = _developing | _validating | _testing | _real
+DEVELOPING = tuple(_developing)
+VALIDATING = tuple(_validating)
+TESTING = tuple(_testing)
+REAL = tuple(_real)

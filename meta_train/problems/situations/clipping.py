@@ -1,4 +1,4 @@
-"""Gradients that are clipped before the optimizer reads them."""
+"""Clipped gradients."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from meta_train.problems.common import MNIST_14
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.networks.sequential import CharacterReader, RowReader
 from meta_train.problems.protocol import Metrics
-from meta_train.problems.situations.kinds import Kind, read
+from meta_train.problems.situations.kinds import Kind
 from meta_train.problems.situations.problems import classify, fit
 from meta_train.problems.situations.tables import unscaled_regression
+from meta_train.problems.situations.texts import CODE, predict_characters
 from meta_train.problems.supervised import SupervisedProblem
 from meta_train.problems.text import VOCABULARY
 
@@ -59,8 +60,10 @@ class ClippedProblem:
         norm = torch.stack([g.norm() for g in grads]).norm()
         factor = (MAX_NORM / (norm + 1e-6)).clamp(max=1)
         # linear in the parameters, with the clipped gradient
-        pairs = zip(params, grads, strict=True)
-        linear = torch.stack([(factor * g * p).sum() for p, g in pairs]).sum()
+        products = []
+        for p, g in zip(params, grads, strict=True):
+            products.append((factor * g * p).sum())
+        linear = torch.stack(products).sum()
         return loss.detach() + (linear - linear.detach())
 
     def evaluate(
@@ -69,39 +72,19 @@ class ClippedProblem:
         return self.problem.evaluate(model, split, limit)
 
 
-_CLIPPED: Kind = (
-    [
-        ClippedProblem(
-            read(
-                "clip-gru-200",
-                0,
-                partial(CharacterReader, nn.GRU, VOCABULARY, 32, 64),
-                16,
-                200,
-            )
-        )
-    ],
-    [
-        ClippedProblem(
-            fit(
-                "clip-columns-300",
-                partial(unscaled_regression, 16, 2.0, 25),
-                partial(mlp, (16, 64, 64, 1), nn.GELU),
-                64,
-                300,
-            )
-        )
-    ],
-    [
-        ClippedProblem(
-            classify(
-                "clip-lstm-150", MNIST_14, partial(RowReader, nn.LSTM, 14, 64), 32, 150
-            )
-        )
-    ],
-)
+GRU = partial(CharacterReader, nn.GRU, VOCABULARY, 32, 64)
+COLUMNS = partial(unscaled_regression, 16, 2.0, 25)
+MLP = partial(mlp, (16, 64, 64, 1), nn.GELU)
+LSTM = partial(RowReader, nn.LSTM, 14, 64)
 
+clip_gru = predict_characters("clip-gru-200", CODE[0], GRU, 16, 200)
+clip_columns = fit("clip-columns-300", COLUMNS, MLP, 64, 300)
+clip_lstm = classify("clip-lstm-150", MNIST_14, LSTM, 32, 150)
 
-KINDS: dict[str, Kind] = {
-    "gradient clipping": _CLIPPED,
+KINDS = {
+    "gradient clipping": Kind(
+        developing=[ClippedProblem(clip_gru)],
+        validating=[ClippedProblem(clip_columns)],
+        testing=[ClippedProblem(clip_lstm)],
+    )
 }

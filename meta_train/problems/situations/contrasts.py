@@ -1,4 +1,4 @@
-"""Embeddings that are compared with those of other examples."""
+"""Contrastive learning."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from meta_train.problems.supervised import Objective, SupervisedProblem
 
 
 def contrastive_divergence(embeddings: Tensor, labels: Tensor) -> Tensor:
-    """The supervised contrastive loss less its minimum, ().
+    """The supervised contrastive loss minus its minimum, ().
 
-    This is the mean Kullback-Leibler divergence of the similarities' softmax from equal
-    shares of the examples with the same label. Its gradient is that of the loss.
+    It is the mean Kullback-Leibler divergence between the uniform distribution over the
+    examples with the same label and the softmax of the similarities.
     """
     alike = (labels[:, None] == labels).sum(1) - 1
-    least = alike[alike > 0].log().sum() / (alike > 0).sum().clamp(min=1)
-    return contrastive_loss(embeddings, labels) - least
+    minimum = alike[alike > 0].log().sum() / (alike > 0).sum().clamp(min=1)
+    return contrastive_loss(embeddings, labels) - minimum
 
 
 DIVERGENCE = Objective(contrastive_divergence, neighbour_accuracy)
@@ -32,41 +32,20 @@ DIVERGENCE = Objective(contrastive_divergence, neighbour_accuracy)
 def _contrast(
     name: str, data: Data, build: Build, batch_size: int, steps: int
 ) -> SupervisedProblem:
-    """Evaluated in batches as large as those of training, which decide the loss."""
+    """The loss depends on the batch size, so evaluation has that of training."""
     return supervised(
-        name,
-        data,
-        build,
-        DIVERGENCE,
-        batch_size,
-        steps,
-        evaluation_batch=batch_size,
+        name, data, build, DIVERGENCE, batch_size, steps, evaluation_batch=batch_size
     )
 
 
-_CONTRASTS: Kind = (
-    [_contrast("contrast-fm7", FASHION_7, partial(mlp, (49, 96, 24)), 128, 300)],
-    [
-        _contrast(
-            "contrast-m7",
-            MNIST_7,
-            partial(mlp, (49, 64, 64, 16), nn.GELU),
-            96,
-            300,
-        )
-    ],
-    [
-        _contrast(
-            "contrast-cnn-m14",
-            MNIST_14,
-            partial(strided_cnn, (1, 12, 24, 32), group_norm, nn.ReLU),
-            96,
-            200,
-        )
-    ],
-)
+MLP = partial(mlp, (49, 96, 24))
+DEEP_MLP = partial(mlp, (49, 64, 64, 16), nn.GELU)
+CNN = partial(strided_cnn, (1, 12, 24, 32), group_norm, nn.ReLU)
 
-
-KINDS: dict[str, Kind] = {
-    "contrasts": _CONTRASTS,
+KINDS = {
+    "contrasts": Kind(
+        developing=[_contrast("contrast-fm7", FASHION_7, MLP, 128, 300)],
+        validating=[_contrast("contrast-m7", MNIST_7, DEEP_MLP, 96, 300)],
+        testing=[_contrast("contrast-cnn-m14", MNIST_14, CNN, 96, 200)],
+    )
 }

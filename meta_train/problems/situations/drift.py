@@ -1,4 +1,4 @@
-"""Targets that drift."""
+"""Targets that change during training."""
 
 from __future__ import annotations
 
@@ -13,28 +13,30 @@ from torch import Tensor, nn
 from harness.random import seeded
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.protocol import Metrics
-from meta_train.problems.situations.generated import EVALUATED, at_most, fixed
+from meta_train.problems.situations.generated import EVALUATED, fixed
 from meta_train.problems.situations.kinds import Kind
 from meta_train.problems.situations.problems import (
     REGRESS_WITH_FLOOR,
     DrawnProblem,
-    device_of,
 )
 from meta_train.problems.supervised import (
     CLASSIFY,
     REGRESS,
     Batch,
     Objective,
+    at_most,
+    device_of,
     on_device,
 )
 
-UNSCORED = 0.25  # share of the steps, the first
+UNSCORED = 0.25  # share of the steps, at the beginning
 
 
 class OnlineBatch(NamedTuple):
-    """Examples of one moment.
+    """Examples of one step.
 
-    targets: to train on, with noise; clean: without. scored: whether their loss counts.
+    targets: with noise, for training. clean: targets without noise. scored: whether
+    their loss is part of the online loss.
     """
 
     inputs: Tensor
@@ -44,7 +46,7 @@ class OnlineBatch(NamedTuple):
 
 
 class Online(nn.Module):
-    """A network with the sums of its losses on batches before they are trained on."""
+    """A network with the sums of its losses on batches, each before its update."""
 
     loss_sum: Tensor
     right_sum: Tensor
@@ -69,15 +71,15 @@ class Online(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class DriftProblem(DrawnProblem):
-    """Targets that move with time; reported is the online loss.
+    """Targets that change with time, evaluated by the online loss.
 
-    That is the mean loss on each batch before it is trained on, without noise in its
-    targets, over all steps but the first quarter. Both splits have the same. Before
-    that, the loss on other examples of time 0 is reported.
+    The online loss is the mean loss on each batch before its update, with targets
+    without noise, over all steps but the first quarter. It is the same for both splits.
+    Before a step is scored, the loss on other examples of time 0 is reported.
 
-    draw: (examples, time) -> inputs and targets; time goes from 0 to 1 in `steps`.
+    draw: (number of examples, time) -> batch; time goes from 0 to 1 in `steps`.
     evaluation: the objective of the online loss.
-    noise: standard deviation of what is added to the targets to train on.
+    noise: standard deviation of the noise in the training targets.
     """
 
     draw: Callable[[int, float], Batch]
@@ -121,84 +123,74 @@ class DriftProblem(DrawnProblem):
         return Metrics((loss / count).item(), accuracy)
 
     def _score(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and accuracy of a batch, (); accuracy 0 where the objective has none."""
+        """Loss and accuracy of a batch, (); 0 for an objective without accuracy."""
         loss = self.evaluation.loss(outputs, targets)
         if self.evaluation.accuracy is None:
             return loss, torch.zeros_like(loss)
         return loss, self.evaluation.accuracy(outputs, targets)
 
 
-def turned(pair: Tensor, turns: float) -> Tensor:
-    """A rotation from the first of a pair (2, ...) towards the second, (...)."""
+def rotated(pair: Tensor, turns: float) -> Tensor:
+    """The first of a pair (2, ...) rotated towards the second, (...)."""
     angle = torch.tensor(2 * torch.pi * turns)
     return angle.cos() * pair[0] + angle.sin() * pair[1]
 
 
-def turning(count: int, time: float, turns: float, width: int) -> Batch:
-    """Targets (b, 1) of a linear function whose direction turns; inputs (b, width)."""
+def rotating_line(count: int, time: float, turns: float, width: int) -> Batch:
+    """Targets (b, 1): a linear function that rotates; inputs (b, width)."""
     x = torch.randn(count, width)
-    target = x @ turned(fixed(2, width, seed=9), turns * time)
+    direction = rotated(fixed(2, width, seed=9), turns * time)
+    target = x @ direction
     return x, target[:, None]
 
 
 def moving_centres(count: int, time: float, turns: float, width: int) -> Batch:
-    """Four classes (b,) whose centres go round; inputs (b, width)."""
+    """Labels (b,) of four classes with rotating centres; inputs (b, width)."""
     labels = torch.randint(4, (count,))
-    centres = turned(fixed(2, 4, width, seed=10), turns * time)
+    centres = rotated(fixed(2, 4, width, seed=10), turns * time)
     return centres[labels] + 1.5 * torch.randn(count, width), labels
 
 
 def changing_teacher(count: int, time: float, turns: float, width: int) -> Batch:
-    """Targets (b, 2) of a network whose weights move; inputs (b, width)."""
+    """Targets (b, 2): a network with changing weights; inputs (b, width)."""
     x = torch.randn(count, width)
-    first_layer = turned(fixed(2, width, 16, seed=11) / width**0.5, turns * time)
-    hidden = (x @ first_layer).relu()
+    weights = fixed(2, width, 16, seed=11) / width**0.5
+    hidden = (x @ rotated(weights, turns * time)).relu()
     return x, hidden @ fixed(16, 2, seed=12) / 4
 
 
-TURNING = partial(turning, turns=0.4, width=20)
-MOVING = partial(moving_centres, turns=0.5, width=16)
-CHANGING = partial(changing_teacher, turns=0.5, width=12)
+LINE = partial(rotating_line, turns=0.4, width=20)
+CENTRES = partial(moving_centres, turns=0.5, width=16)
+TEACHER = partial(changing_teacher, turns=0.5, width=12)
 
 
-_DRIFT: Kind = (
-    [
-        DriftProblem(
-            "drift-line",
-            partial(nn.Linear, 20, 1),
-            16,
-            500,
-            TURNING,
-            REGRESS,
-            REGRESS_WITH_FLOOR,
-            noise=0.3,
-        )
-    ],
-    [
-        DriftProblem(
-            "drift-centres",
-            partial(mlp, (16, 48, 4)),
-            32,
-            600,
-            MOVING,
-            CLASSIFY,
-            CLASSIFY,
-        )
-    ],
-    [
-        DriftProblem(
-            "drift-teacher",
-            partial(mlp, (12, 64, 2)),
-            32,
-            800,
-            CHANGING,
-            REGRESS,
-            REGRESS_WITH_FLOOR,
-        )
-    ],
+drift_line = DriftProblem(
+    "drift-line",
+    partial(nn.Linear, 20, 1),
+    batch_size=16,
+    steps=500,
+    draw=LINE,
+    objective=REGRESS,
+    evaluation=REGRESS_WITH_FLOOR,
+    noise=0.3,
+)
+drift_centres = DriftProblem(
+    "drift-centres",
+    partial(mlp, (16, 48, 4)),
+    batch_size=32,
+    steps=600,
+    draw=CENTRES,
+    objective=CLASSIFY,
+    evaluation=CLASSIFY,
+)
+drift_teacher = DriftProblem(
+    "drift-teacher",
+    partial(mlp, (12, 64, 2)),
+    batch_size=32,
+    steps=800,
+    draw=TEACHER,
+    objective=REGRESS,
+    evaluation=REGRESS_WITH_FLOOR,
 )
 
-
-KINDS: dict[str, Kind] = {
-    "drift": _DRIFT,
-}
+KINDS = {"drift": Kind([drift_line], [drift_centres], [drift_teacher])}

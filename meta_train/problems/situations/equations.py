@@ -1,4 +1,4 @@
-"""Differential equations, solved by networks that are trained on their residuals."""
+"""Differential equations that physics-informed networks solve."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from meta_train.problems.supervised import Batch, Splits, SupervisedProblem
 
 
 class Equation(NamedTuple):
-    """An equation on a cube of which the solution is known.
+    """A differential equation with a known solution on the cube [0, length]^dimensions.
 
-    residual: (u at points, their coordinates) -> 0 where u solves it, of size about 1.
-    trial: (points, values of a network) -> u that has the boundary values.
+    residual: (u at points, points) -> 0 where u solves the equation, else about 1.
+    trial: (points, outputs of a network) -> u, which has the boundary values.
     """
 
     dimensions: int
@@ -32,11 +32,11 @@ class Equation(NamedTuple):
 
 
 class Solver(nn.Module):
-    """In training residuals at points, in evaluation the solution there.
+    """Returns residuals at points in training mode, the solution in evaluation mode.
 
-    The loss on residuals is that of Raissi et al. 2019. It departs from them at the
-    boundary: it has no term for it, since the trial solution has the boundary values
-    for any weights (Lagaris et al. 1998).
+    The loss on residuals is that of Raissi et al. 2019 without their term for the
+    boundary: the trial solution has the boundary values for any weights (Lagaris et al.
+    1998).
     """
 
     def __init__(self, equation: Equation, widths: tuple[int, ...]):
@@ -58,24 +58,23 @@ class Solver(nn.Module):
 
 @cache
 def collocation(equation: Equation) -> Splits:
-    """Points (b, d) of the cube; targets (b,): zeros, and to evaluate the solution."""
+    """Points (b, d) of the cube. Targets (b,): zeros, in evaluation the solution."""
 
-    def points(count: int) -> Tensor:
+    def draw_points(count: int) -> Tensor:
         return equation.length * torch.rand(count, equation.dimensions)
 
-    def to_train(count: int) -> Batch:
-        return points(count), torch.zeros(count)
+    def draw_residuals(count: int) -> Batch:
+        return draw_points(count), torch.zeros(count)
 
-    def to_evaluate(count: int) -> Batch:
-        x = points(count)
-        return x, equation.solution(x)
+    def draw_solutions(count: int) -> Batch:
+        points = draw_points(count)
+        return points, equation.solution(points)
 
-    evaluated = (held_out(to_evaluate, split) for split in (1, 2))
-    return Splits(Generated(to_train, SIZE), *evaluated)
+    return Splits(Generated(draw_residuals, SIZE), *held_out(draw_solutions))
 
 
 def slopes(values: Tensor, points: Tensor) -> Tensor:
-    """Gradients (b, d) of values (b,), each of which is of its own point."""
+    """Gradients (b, d) of values (b,), each with respect to its own point."""
     return torch.autograd.grad(values.sum(), points, create_graph=True)[0]
 
 
@@ -89,6 +88,10 @@ def _poisson(u: Tensor, x: Tensor) -> Tensor:
     return second / (2 * pi) ** 2 + _wave(x)
 
 
+def _poisson_trial(x: Tensor, u: Tensor) -> Tensor:
+    return 4 * x[:, 0] * (1 - x[:, 0]) * u
+
+
 def _mode(x: Tensor) -> Tensor:
     return (pi * x[:, 0]).sin() * (2 * pi * x[:, 1]).sin()
 
@@ -96,8 +99,12 @@ def _mode(x: Tensor) -> Tensor:
 def _helmholtz(u: Tensor, x: Tensor) -> Tensor:
     """u_xx + u_yy + 4 u = (4 - 5 pi^2) sin(pi x) sin(2 pi y)"""
     first = slopes(u, x)
-    second = slopes(first[:, 0], x)[:, 0] + slopes(first[:, 1], x)[:, 1]
-    return (second + 4 * u) / (5 * pi**2 - 4) + _mode(x)
+    laplacian = slopes(first[:, 0], x)[:, 0] + slopes(first[:, 1], x)[:, 1]
+    return (laplacian + 4 * u) / (5 * pi**2 - 4) + _mode(x)
+
+
+def _helmholtz_trial(x: Tensor, u: Tensor) -> Tensor:
+    return (x * (1 - x)).prod(1) * u
 
 
 DAMPING, STIFFNESS = 0.2, 4.0
@@ -115,34 +122,26 @@ def _oscillator(u: Tensor, t: Tensor) -> Tensor:
     return second + 2 * DAMPING * first + STIFFNESS * u
 
 
-POISSON = Equation(
-    1, 1.0, _poisson, lambda x, u: 4 * x[:, 0] * (1 - x[:, 0]) * u, _wave
-)
-HELMHOLTZ = Equation(2, 1.0, _helmholtz, lambda x, u: (x * (1 - x)).prod(1) * u, _mode)
-OSCILLATOR = Equation(
-    1, 3.0, _oscillator, lambda t, u: t[:, 0] + t[:, 0] ** 2 * u, _oscillation
-)
+def _oscillator_trial(t: Tensor, u: Tensor) -> Tensor:
+    return t[:, 0] + t[:, 0] ** 2 * u
+
+
+POISSON = Equation(1, 1.0, _poisson, _poisson_trial, _wave)
+HELMHOLTZ = Equation(2, 1.0, _helmholtz, _helmholtz_trial, _mode)
+OSCILLATOR = Equation(1, 3.0, _oscillator, _oscillator_trial, _oscillation)
 
 
 def _equation(
     name: str, equation: Equation, widths: tuple[int, ...], steps: int
 ) -> SupervisedProblem:
-    return fit(
-        name,
-        partial(collocation, equation),
-        partial(Solver, equation, widths),
-        64,
-        steps,
+    data = partial(collocation, equation)
+    return fit(name, data, partial(Solver, equation, widths), 64, steps)
+
+
+KINDS = {
+    "equations": Kind(
+        developing=[_equation("equation-poisson", POISSON, (32, 32), 200)],
+        validating=[_equation("equation-helmholtz", HELMHOLTZ, (48, 48), 500)],
+        testing=[_equation("equation-oscillator", OSCILLATOR, (32, 32, 32), 600)],
     )
-
-
-_EQUATIONS: Kind = (
-    [_equation("equation-poisson", POISSON, (32, 32), 200)],
-    [_equation("equation-helmholtz", HELMHOLTZ, (48, 48), 500)],
-    [_equation("equation-oscillator", OSCILLATOR, (32, 32, 32), 600)],
-)
-
-
-KINDS: dict[str, Kind] = {
-    "equations": _EQUATIONS,
 }

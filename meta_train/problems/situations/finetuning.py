@@ -1,8 +1,8 @@
-"""Networks that are trained already: continued, moved to other data, or adapted.
+"""Pretrained networks: continued training, fine-tuning, LoRA and adapters.
 
-Continued networks (`same-*`) can hardly be improved. They measure whether an optimizer
-does harm: a good one keeps the loss of the beginning, a bad one raises it. Fine-tuned
-networks (`new-*`) move to other data, and can be improved clearly.
+Continued trainings (`same-*`) start near the minimum. They measure whether an optimizer
+does harm: a good one keeps the initial loss, a bad one raises it. Fine-tuning (`new-*`)
+uses other data, on which the loss can fall clearly.
 """
 
 from __future__ import annotations
@@ -11,26 +11,25 @@ from functools import cache, partial
 
 from torch import Tensor, nn
 
-from meta_train.problems.common import FASHION_14, GRAY_16, Build
+from meta_train.problems.common import FASHION_14, GRAY_16
 from meta_train.problems.networks.sequential import Block, Gpt
 from meta_train.problems.situations.kinds import Kind
-from meta_train.problems.situations.pretrained import LENGTH, PRETRAINED, pretrained
+from meta_train.problems.situations.pretrained import PRETRAINED, pretrained
 from meta_train.problems.situations.problems import classify
 from meta_train.problems.situations.texts import (
-    MIXED_CASE,
-    STATEMENTS,
-    Text,
     documentation,
-    windows,
+    mixed_case,
+    predict_characters,
+    statements,
 )
 from meta_train.problems.supervised import Batch, Splits, SupervisedProblem, mapped
 
-LORA_SCALE = 2.0  # alpha / rank, as most recipes have it
+LORA_SCALE = 2.0  # alpha / rank, the most common choice
 
 
 @cache
 def negatives() -> Splits:
-    """FashionMNIST with the sign of all normalised pixels changed."""
+    """FashionMNIST with negated normalised pixels."""
     return mapped(FASHION_14, _negative)
 
 
@@ -52,22 +51,18 @@ class Lora(nn.Module):
         return self.layer(x) + LORA_SCALE * self.up(self.down(x))
 
 
-def with_lora(name: str, rank: int) -> nn.Module:
-    """A trained network whose linear layers can be changed by low ranks alone."""
-    model = _frozen(pretrained(name))
-    found = [
-        (parent, key, child)
-        for parent in model.modules()
-        for key, child in parent.named_children()
-        if isinstance(child, nn.Linear)
-    ]
-    for parent, key, child in found:
-        setattr(parent, key, Lora(child, rank))
+def with_lora(network: str, rank: int) -> nn.Module:
+    """A frozen pretrained network with trainable LoRA matrices at its linear layers."""
+    model = pretrained(network).requires_grad_(False)
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(parent, name, Lora(child, rank))
     return model
 
 
 class Adapter(nn.Module):
-    """A bottleneck behind a layer, with a path around it (Houlsby et al. 2019)."""
+    """A residual bottleneck after a layer (Houlsby et al. 2019)."""
 
     def __init__(self, layer: nn.Module, width: int, bottleneck: int):
         super().__init__()
@@ -83,8 +78,8 @@ class Adapter(nn.Module):
 
 
 def with_adapters(name: str, bottleneck: int) -> nn.Module:
-    """A trained GPT with an adapter behind each part of its blocks."""
-    model = _frozen(pretrained(name))
+    """A frozen pretrained GPT with adapters after all attention layers and MLPs."""
+    model = pretrained(name).requires_grad_(False)
     assert isinstance(model, Gpt)
     width = model.characters.embedding_dim
     for block in model.blocks:
@@ -95,93 +90,77 @@ def with_adapters(name: str, bottleneck: int) -> nn.Module:
 
 
 def with_new_head(name: str) -> nn.Module:
-    """A trained classifier whose last layer begins anew."""
+    """A pretrained classifier with a newly initialised last layer."""
     model = pretrained(name)
-    *_, last = (m for m in model.modules() if isinstance(m, nn.Linear))
-    last.reset_parameters()
+    linear_layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    linear_layers[-1].reset_parameters()
     return model
 
 
-def _frozen(model: nn.Module) -> nn.Module:
-    return model.requires_grad_(False)
-
-
 def _continued(name: str, network: str, steps: int) -> SupervisedProblem:
-    """The training of a network of `PRETRAINED` goes on."""
-    known = PRETRAINED[network]
+    """Continues the training of a network of `PRETRAINED`."""
+    pretraining = PRETRAINED[network]
     build = partial(pretrained, network)
-    return classify(name, known.data, build, known.batch_size, steps)
+    return classify(name, pretraining.data, build, pretraining.batch_size, steps)
 
 
-def _read(name: str, text: Text, build: Build, steps: int) -> SupervisedProblem:
-    """Predicts the next character of another text than in the pre-training."""
-    return classify(name, partial(windows, text, LENGTH), build, 16, steps)
-
-
-_CONTINUED: Kind = (
-    [
+CONTINUED = Kind(
+    developing=[
         _continued("same-gpt-30", "gpt-lower-case", 30),
         _continued("same-cnn-100", "cnn-digits", 100),
     ],
-    [
+    validating=[
         _continued("same-gpt-5", "gpt-docstrings", 5),
         _continued("same-mlp-100", "mlp-clothes", 100),
     ],
-    [
+    testing=[
         _continued("same-gru-30", "gru-code", 30),
         _continued("same-gpt-200", "gpt-code", 200),
     ],
 )
 
+GPT_LOWER_CASE = partial(pretrained, "gpt-lower-case")
+GPT_DOCSTRINGS = partial(pretrained, "gpt-docstrings")
+GRU_CODE = partial(pretrained, "gru-code")
+CNN_NEW_HEAD = partial(with_new_head, "cnn-digits")
+MLP_CLOTHES = partial(pretrained, "mlp-clothes")
+CNN_CLOTHES = partial(pretrained, "cnn-clothes")
 
-_MOVED: Kind = (
-    [
-        _read("new-gpt-30", MIXED_CASE, partial(pretrained, "gpt-lower-case"), 30),
-        classify(
-            "new-cnn-100", FASHION_14, partial(with_new_head, "cnn-digits"), 64, 100
-        ),
+FINE_TUNED = Kind(
+    developing=[
+        predict_characters("new-gpt-30", mixed_case, GPT_LOWER_CASE, 16, 30),
+        classify("new-cnn-100", FASHION_14, CNN_NEW_HEAD, 64, 100),
     ],
-    [
-        _read("new-gpt-150", STATEMENTS, partial(pretrained, "gpt-docstrings"), 150),
-        classify("new-mlp-30", negatives, partial(pretrained, "mlp-clothes"), 64, 30),
+    validating=[
+        predict_characters("new-gpt-150", statements, GPT_DOCSTRINGS, 16, 150),
+        classify("new-mlp-30", negatives, MLP_CLOTHES, 64, 30),
     ],
-    [
-        _read("new-gru-60", documentation, partial(pretrained, "gru-code"), 60),
-        classify("new-cnn-300", GRAY_16, partial(pretrained, "cnn-clothes"), 64, 300),
+    testing=[
+        predict_characters("new-gru-60", documentation, GRU_CODE, 16, 60),
+        classify("new-cnn-300", GRAY_16, CNN_CLOTHES, 64, 300),
     ],
 )
 
+LORA_LOWER_CASE = partial(with_lora, "gpt-lower-case", 4)
+LORA_DIGITS = partial(with_lora, "mlp-digits", 4)
+LORA_DOCSTRINGS = partial(with_lora, "gpt-docstrings", 2)
+LORA_CODE = partial(with_lora, "gpt-code", 8)
+ADAPTERS_DOCSTRINGS = partial(with_adapters, "gpt-docstrings", 8)
+ADAPTERS_CODE = partial(with_adapters, "gpt-code", 4)
 
-_ADAPTED: Kind = (
-    [
-        _read("lora-gpt-30", MIXED_CASE, partial(with_lora, "gpt-lower-case", 4), 30),
-        classify(
-            "lora-mlp-100", FASHION_14, partial(with_lora, "mlp-digits", 4), 64, 100
-        ),
+ADAPTED = Kind(
+    developing=[
+        predict_characters("lora-gpt-30", mixed_case, LORA_LOWER_CASE, 16, 30),
+        classify("lora-mlp-100", FASHION_14, LORA_DIGITS, 64, 100),
     ],
-    [
-        _read("lora-gpt-100", STATEMENTS, partial(with_lora, "gpt-docstrings", 2), 100),
-        _read(
-            "adapters-gpt-60",
-            STATEMENTS,
-            partial(with_adapters, "gpt-docstrings", 8),
-            60,
-        ),
+    validating=[
+        predict_characters("lora-gpt-100", statements, LORA_DOCSTRINGS, 16, 100),
+        predict_characters("adapters-gpt-60", statements, ADAPTERS_DOCSTRINGS, 16, 60),
     ],
-    [
-        _read("lora-gpt-200", documentation, partial(with_lora, "gpt-code", 8), 200),
-        _read(
-            "adapters-gpt-150",
-            documentation,
-            partial(with_adapters, "gpt-code", 4),
-            150,
-        ),
+    testing=[
+        predict_characters("lora-gpt-200", documentation, LORA_CODE, 16, 200),
+        predict_characters("adapters-gpt-150", documentation, ADAPTERS_CODE, 16, 150),
     ],
 )
 
-
-KINDS: dict[str, Kind] = {
-    "continued": _CONTINUED,
-    "fine-tuned": _MOVED,
-    "adapters": _ADAPTED,
-}
+KINDS = {"continued": CONTINUED, "fine-tuned": FINE_TUNED, "adapters": ADAPTED}

@@ -15,20 +15,18 @@ from torch.func import functional_call
 from harness.random import seeded
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.protocol import Metrics
-from meta_train.problems.situations.generated import at_most
 from meta_train.problems.situations.kinds import Kind
-from meta_train.problems.situations.problems import DrawnProblem, device_of
+from meta_train.problems.situations.problems import DrawnProblem
+from meta_train.problems.supervised import at_most, device_of
 
 AVERAGE_DECAY = 0.98  # a step
-EVALUATED = (
-    4096  # points; the distance of two samples of one distribution is about .001
-)
+EVALUATED = 4096  # points; two samples of one distribution have a distance of .001
 
 
 class Players(nn.Module):
-    """A generator of points in the plane, and a critic that classifies points.
+    """A generator of points in the plane and a critic of points.
 
-    Buffers hold the moving average of the generator's weights (Yazici et al. 2019).
+    `average` is the generator with averaged weights (Yazici et al. 2019), as buffers.
     """
 
     def __init__(self, noise: int, width: int):
@@ -36,7 +34,7 @@ class Players(nn.Module):
         self.noise = noise
         self.generator = mlp((noise, width, width, 2))
         self.critic = mlp((2, width, width, 1))
-        # the relativistic losses do not depend on it
+        # the relativistic losses do not depend on the last bias
         self.critic[-1].register_parameter("bias", None)
         self.average = deepcopy(self.generator)
         for module in self.average.modules():
@@ -49,7 +47,7 @@ class Players(nn.Module):
         return self.generator(self._noise(count))
 
     def generate_by_average(self, count: int) -> Tensor:
-        """Points (count, 2) of the generator with the averaged weights."""
+        """Points (count, 2) of the generator with averaged weights."""
         return self.average(self._noise(count))
 
     @torch.no_grad()
@@ -58,43 +56,45 @@ class Players(nn.Module):
         for name, mean in self.average.named_buffers():
             mean.lerp_(weights[name], 1 - AVERAGE_DECAY)
 
-    def _noise(self, count: int) -> Tensor:
-        return torch.randn(count, self.noise).to(device_of(self))
-
     def fixed_critic(self, points: Tensor) -> Tensor:
-        """Logits (b,) with gradients for the points alone, not for the critic."""
+        """Logits (b,) with gradients for the points but not for the critic."""
         weights = {name: p.detach() for name, p in self.critic.named_parameters()}
         return functional_call(self.critic, weights, points).squeeze(1)
 
+    def _noise(self, count: int) -> Tensor:
+        return torch.randn(count, self.noise).to(device_of(self))
+
 
 def logistic_game(players: Players, real: Tensor, penalty: float) -> Tensor:
-    """The non-saturating losses of both players with R1 and R2, ().
+    """The sum of both players' non-saturating losses and gradient penalties, ().
 
-    penalty: half of it times the mean squared slopes of the critic at real and at
-    generated points (Mescheder et al. 2018).
+    penalty: twice the weight of the mean squared gradients of the critic at real (R1)
+    and at generated points (R2, Mescheder et al. 2018).
     """
     fake = players.generate(len(real))
-    logits, slope = _with_slopes(players.critic, real)
-    other, other_slope = _with_slopes(players.critic, fake)
-    critic = F.softplus(-logits).mean() + F.softplus(other).mean()
+    real_logits, real_slope = _with_slopes(players.critic, real)
+    fake_logits, fake_slope = _with_slopes(players.critic, fake)
+    critic = F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
     generator = F.softplus(-players.fixed_critic(fake)).mean()
-    return critic + 0.5 * penalty * (slope + other_slope) + generator
+    return critic + 0.5 * penalty * (real_slope + fake_slope) + generator
 
 
 def relativistic_game(players: Players, real: Tensor, penalty: float) -> Tensor:
-    """The losses of pairs of a real and a generated point (Huang et al. 2024), ().
+    """The sum of both players' relativistic losses (Huang et al. 2024), ().
 
     penalty: as in `logistic_game`.
     """
     fake = players.generate(len(real))
-    logits, slope = _with_slopes(players.critic, real)
-    other, other_slope = _with_slopes(players.critic, fake)
-    critic = F.softplus(other - logits).mean() + 0.5 * penalty * (slope + other_slope)
-    return critic + F.softplus(logits.detach() - players.fixed_critic(fake)).mean()
+    real_logits, real_slope = _with_slopes(players.critic, real)
+    fake_logits, fake_slope = _with_slopes(players.critic, fake)
+    critic = F.softplus(fake_logits - real_logits).mean()
+    critic = critic + 0.5 * penalty * (real_slope + fake_slope)
+    advantage = real_logits.detach() - players.fixed_critic(fake)
+    return critic + F.softplus(advantage).mean()
 
 
 def _with_slopes(critic: nn.Module, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (b,) of points (b, 2), and the mean squared norm of their slopes, ()."""
+    """Logits (b,) of points (b, 2), and their mean squared gradient norm, ()."""
     points = points.detach().requires_grad_()
     logits = critic(points).squeeze(1)
     slopes = torch.autograd.grad(logits.sum(), points, create_graph=True)[0]
@@ -105,12 +105,12 @@ def _with_slopes(critic: nn.Module, points: Tensor) -> tuple[Tensor, Tensor]:
 class GanProblem(DrawnProblem):
     """A GAN on a mixture of narrow normal distributions (Goodfellow et al. 2014).
 
-    One optimizer moves both players at once. loss: the energy distance of real points
-    and those of the generator with averaged weights. accuracy: the share of covered
-    modes times the share of points near a mode.
+    One optimizer updates both players in the same step. The reported loss is the energy
+    distance between real points and those of the generator with averaged weights. The
+    accuracy is the share of covered modes times the share of points near a mode.
 
-    modes: (count, 2). width: standard deviation of a mode. game: the sum of the losses
-    of both players, each of which moves its own player.
+    modes: means, (count, 2). width: standard deviation of a mode. game: the sum of the
+    players' losses, each with gradients for its own player only.
     """
 
     build: Callable[[], Players]
@@ -148,12 +148,12 @@ class GanProblem(DrawnProblem):
         is_near = distance < 3 * self.width
         counts = mode[is_near].bincount(minlength=len(self.modes))
         expected = len(points) / len(self.modes)
-        share = (counts > 0.1 * expected).float().mean() * is_near.float().mean()
-        return share.item()
+        covered = (counts > 0.1 * expected).float().mean()
+        return (covered * is_near.float().mean()).item()
 
 
 def energy_distance(x: Tensor, y: Tensor) -> Tensor:
-    """Between two samples; 0 in the limit of equal distributions (Szekely 2003), ()."""
+    """Energy distance of two samples (Szekely 2003), (); 0 for equal distributions."""
     within = torch.cdist(x, x).mean() + torch.cdist(y, y).mean()
     return (2 * torch.cdist(x, y).mean() - within).clamp(min=0)
 
@@ -168,43 +168,32 @@ def square(side: int) -> Tensor:
     return torch.cartesian_prod(axis, axis)
 
 
-_GAMES: Kind = (
-    [
-        GanProblem(
-            "gan-ring-8",
-            partial(Players, 8, 64),
-            128,
-            800,
-            ring(8),
-            0.1,
-            partial(logistic_game, penalty=10.0),
-        )
-    ],
-    [
-        GanProblem(
-            "gan-square-9",
-            partial(Players, 4, 48),
-            192,
-            600,
-            square(3),
-            0.12,
-            partial(relativistic_game, penalty=3.0),
-        )
-    ],
-    [
-        GanProblem(
-            "gan-ring-5",
-            partial(Players, 2, 80),
-            256,
-            500,
-            ring(5),
-            0.15,
-            partial(logistic_game, penalty=6.0),
-        )
-    ],
+gan_ring_8 = GanProblem(
+    "gan-ring-8",
+    partial(Players, 8, 64),
+    batch_size=128,
+    steps=800,
+    modes=ring(8),
+    width=0.1,
+    game=partial(logistic_game, penalty=10.0),
+)
+gan_square_9 = GanProblem(
+    "gan-square-9",
+    partial(Players, 4, 48),
+    batch_size=192,
+    steps=600,
+    modes=square(3),
+    width=0.12,
+    game=partial(relativistic_game, penalty=3.0),
+)
+gan_ring_5 = GanProblem(
+    "gan-ring-5",
+    partial(Players, 2, 80),
+    batch_size=256,
+    steps=500,
+    modes=ring(5),
+    width=0.15,
+    game=partial(logistic_game, penalty=6.0),
 )
 
-
-KINDS: dict[str, Kind] = {
-    "games": _GAMES,
-}
+KINDS = {"games": Kind([gan_ring_8], [gan_square_9], [gan_ring_5])}

@@ -1,4 +1,4 @@
-"""Examples that are drawn from a distribution, and some distributions."""
+"""Synthetic data: examples that are drawn anew for each batch."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 from harness.random import seeded
 from meta_train.problems.supervised import Batch, Listed, Splits
 
-SIZE = 4096  # examples of an epoch, which are drawn anew in the next
-EVALUATED = 2048
+SIZE = 4096  # examples of an epoch
+EVALUATED = 2048  # examples
 
 
 @dataclass(frozen=True)
 class Generated:
-    """Examples that are drawn when they are asked for, whatever their indices.
+    """Random examples; their indices are ignored.
 
-    draw: makes a batch of so many from torch's generator.
-    noise: standard deviation of normal noise that is added to the targets.
+    draw: number of examples -> batch, with torch's generator as source of randomness.
+    noise: standard deviation of the normal noise in the targets.
     """
 
     draw: Callable[[int], Batch]
@@ -38,35 +38,34 @@ class Generated:
 
 
 def generated(draw: Callable[[int], Batch], noise: float | Tensor = 0.0) -> Splits:
-    """Splits of one distribution; only the targets to train on have noise."""
-    evaluated = (held_out(draw, split) for split in (1, 2))
-    return Splits(Generated(draw, SIZE, noise), *evaluated)
+    """Splits of one distribution; only the training targets have noise."""
+    return Splits(Generated(draw, SIZE, noise), *held_out(draw))
 
 
-def held_out(draw: Callable[[int], Batch], split: int) -> Listed:
-    """Examples to evaluate on, always the same: split 1 to choose with, 2 to report."""
-    with seeded(split, 9):
-        return Listed(*draw(EVALUATED))
-
-
-def at_most(size: int, limit: int | None) -> int:
-    """How many examples to evaluate on: see `Problem.evaluate`."""
-    return size if limit is None else min(limit, size)
+def held_out(
+    draw: Callable[[int], Batch], sizes: tuple[int, int] = (EVALUATED, EVALUATED)
+) -> tuple[Listed, Listed]:
+    """Fixed examples of the distribution for validation and for test."""
+    with seeded(1, 9):
+        validation = Listed(*draw(sizes[0]))
+    with seeded(2, 9):
+        test = Listed(*draw(sizes[1]))
+    return validation, test
 
 
 def fixed(*size: int, seed: int) -> Tensor:
-    """Normal numbers that are the same in every run: what a data set is made of."""
+    """Normal numbers that are the same in every run."""
     return torch.randn(size, generator=torch.Generator().manual_seed(seed))
 
 
 def sines(count: int) -> Batch:
-    """16 normal numbers, and the sines of the first four."""
+    """16 normal numbers; targets: the sines of the first four."""
     x = torch.randn(count, 16)
     return x, x[:, :4].sin()
 
 
 def products(count: int) -> Batch:
-    """8 normal numbers, and the products of neighbours."""
+    """8 normal numbers; targets: the products of adjacent ones."""
     x = torch.randn(count, 8)
     return x, x[:, :-1] * x[:, 1:]
 
@@ -75,7 +74,7 @@ PROJECTIONS = fixed(10, 5, seed=24) / 10**0.5
 
 
 def projections(count: int) -> Batch:
-    """10 normal numbers, and the absolute values of five projections."""
+    """10 normal numbers; targets: the absolute values of five projections."""
     x = torch.randn(count, 10)
     return x, (x @ PROJECTIONS).abs()
 
@@ -84,7 +83,7 @@ CENTRES = fixed(4, 6, seed=22)
 
 
 def distances(count: int) -> Batch:
-    """6 normal numbers, and the distances to four fixed points."""
+    """6 normal numbers; targets: the distances to four fixed points."""
     x = torch.randn(count, 6)
     return x, torch.cdist(x, CENTRES)
 
@@ -93,13 +92,13 @@ TEACHER = fixed(12, 3, seed=1)
 
 
 def directions(count: int) -> Batch:
-    """12 normal numbers, and three steps along fixed directions."""
+    """12 normal numbers; targets: tanh of three projections."""
     x = torch.randn(count, 12)
     return x, (x @ TEACHER).tanh()
 
 
 def moons(count: int) -> Batch:
-    """Points of two half circles with noise, and which of them each is of."""
+    """Noisy points on two half circles; labels: the half circle of each."""
     labels = torch.arange(count) % 2
     angle = torch.pi * torch.rand(count)
     upper = torch.stack([angle.cos(), angle.sin()], 1)

@@ -1,4 +1,4 @@
-"""Initial weights other than PyTorch's, and deep chains of layers."""
+"""Initial weights other than PyTorch's, and deep networks."""
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ from meta_train.problems.situations.kinds import (
     SINES,
     VIT,
     Kind,
-    read,
 )
 from meta_train.problems.situations.problems import classify, fit
+from meta_train.problems.situations.texts import CODE, predict_characters
 from meta_train.problems.text import VOCABULARY
 
 Fill = Callable[[Tensor], object]
 
 RELU_GAIN = nn.init.calculate_gain("relu")
 TANH_GAIN = nn.init.calculate_gain("tanh")
-GPT_STD = 0.02  # Radford et al. 2019
+GPT_STD = 0.02
 
 
 @torch.no_grad()
 def started(build: Build, fill: Fill) -> nn.Module:
-    """The network with its weights filled anew and biases at zero.
+    """The network with its weights initialised by `fill` and its biases by zeros.
 
-    Weights have two dimensions or more; scales of norms keep their ones.
+    Parameters of one dimension other than biases keep their values.
     """
     model = build()
     for name, p in model.named_parameters():
@@ -82,18 +82,18 @@ def orthogonal(weight: Tensor, gain: float) -> None:
 
 
 def small(weight: Tensor) -> None:
-    """GPT-2's normal numbers, whatever the width."""
+    """Radford et al. 2019: the same standard deviation for all widths."""
     nn.init.normal_(weight, std=GPT_STD)
 
 
 def by_fan(weight: Tensor) -> None:
-    """Normal numbers of variance 1 / fan, muP's hidden weights (Yang et al. 2022)."""
+    """Variance 1 / fan_in, as muP's hidden weights (Yang et al. 2022)."""
     nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
 
 
 @torch.no_grad()
 def gpt_with_scaled_residuals(build: Callable[[], Gpt]) -> nn.Module:
-    """GPT-2's start: output layers of blocks are scaled down by the depth."""
+    """GPT-2's initialisation, with output layers of blocks scaled by the depth."""
     model = started(build, small)
     assert isinstance(model, Gpt)
     for block in model.blocks:
@@ -105,7 +105,7 @@ def gpt_with_scaled_residuals(build: Callable[[], Gpt]) -> nn.Module:
 
 @torch.no_grad()
 def with_zero_head(build: Callable[[], VisionTransformer | Mixer]) -> nn.Module:
-    """The last layer begins at zero, so that the others get no gradient at first."""
+    """The last layer is zero, so other layers have no gradient in the first step."""
     model = build()
     for p in model.head.parameters():
         p.zero_()
@@ -114,7 +114,7 @@ def with_zero_head(build: Callable[[], VisionTransformer | Mixer]) -> nn.Module:
 
 @torch.no_grad()
 def with_zero_branches(build: Build) -> nn.Module:
-    """The scale of the last norm of each branch begins at zero (Goyal et al. 2017)."""
+    """The scale of each branch's last norm is zero (Goyal et al. 2017)."""
     model = build()
     for block in model.modules():
         if isinstance(block, ResidualBlock):
@@ -124,7 +124,7 @@ def with_zero_branches(build: Build) -> nn.Module:
 
 @torch.no_grad()
 def mup_mlp(widths: tuple[int, ...]) -> nn.Module:
-    """An MLP with muP's start: a readout whose weights go with 1 / fan."""
+    """An MLP with muP's initialisation: the last layer's scale is 1 / fan_in."""
     model = started(partial(mlp, widths), by_fan)
     assert isinstance(model, nn.Sequential)
     last = model[-1]
@@ -134,7 +134,7 @@ def mup_mlp(widths: tuple[int, ...]) -> nn.Module:
 
 
 class Skips(nn.Module):
-    """Layers with a path around each: x + f(x), the start and the end without."""
+    """An MLP with residual hidden layers, x + f(x)."""
 
     def __init__(self, fan_in: int, width: int, depth: int, fan_out: int):
         super().__init__()
@@ -151,7 +151,7 @@ class Skips(nn.Module):
 
 
 class Gates(nn.Module):
-    """Residual layers with gates that begin at zero (Bachlechner et al. 2021)."""
+    """Residual layers with gates initialised to zero (Bachlechner et al. 2021)."""
 
     def __init__(self, fan_in: int, width: int, depth: int, fan_out: int):
         super().__init__()
@@ -166,94 +166,45 @@ class Gates(nn.Module):
         return self.skips.last(x)
 
 
-_START: Kind = (
-    [
-        read("start-gpt-small-40", 0, partial(started, GPT, small), 16, 40),
-        read(
-            "start-gpt-residual-300",
-            0,
-            partial(gpt_with_scaled_residuals, GPT),
-            16,
-            300,
-        ),
-        classify(
-            "start-mlp-he-100",
-            FASHION_14,
-            partial(started, partial(mlp, (196, 96, 96, 10)), he),
-            64,
-            100,
-        ),
-        classify(
-            "start-cnn-orthogonal-200",
-            CIFAR_16,
-            partial(
-                started,
-                partial(strided_cnn, (3, 12, 24, 48), group_norm, nn.ReLU),
-                partial(orthogonal, gain=RELU_GAIN),
-            ),
-            64,
-            200,
-        ),
+GPT_SMALL = partial(started, GPT, small)
+GPT_RESIDUAL = partial(gpt_with_scaled_residuals, GPT)
+MLP_HE = partial(started, partial(mlp, (196, 96, 96, 10)), he)
+CNN_ORTHOGONAL = partial(
+    started,
+    partial(strided_cnn, (3, 12, 24, 48), group_norm, nn.ReLU),
+    partial(orthogonal, gain=RELU_GAIN),
+)
+
+VIT_SMALL = partial(started, VIT, small)
+MLP_XAVIER = partial(started, partial(mlp, (49, 96, 96, 10), nn.Tanh), xavier)
+RESNET_BRANCHES = partial(with_zero_branches, RESNET)
+MIXER_HEAD = partial(with_zero_head, MIXER)
+
+DEEP_GPT_SMALL = partial(started, partial(Gpt, VOCABULARY, 32, 48, 2, 3), small)
+MLP_MUP = partial(mup_mlp, (196, 256, 256, 10))
+CNN_HE = partial(started, SHALLOW_CNN, he)
+GRU_ORTHOGONAL = partial(
+    started, partial(RowReader, nn.GRU, 14, 48), partial(orthogonal, gain=1.0)
+)
+
+INITIAL_WEIGHTS = Kind(
+    developing=[
+        predict_characters("start-gpt-small-40", CODE[0], GPT_SMALL, 16, 40),
+        predict_characters("start-gpt-residual-300", CODE[0], GPT_RESIDUAL, 16, 300),
+        classify("start-mlp-he-100", FASHION_14, MLP_HE, 64, 100),
+        classify("start-cnn-orthogonal-200", CIFAR_16, CNN_ORTHOGONAL, 64, 200),
     ],
-    [
-        classify(
-            "start-vit-small-100",
-            FASHION_14,
-            partial(started, VIT, small),
-            64,
-            100,
-        ),
-        classify(
-            "start-mlp-xavier-300",
-            FASHION_7,
-            partial(started, partial(mlp, (49, 96, 96, 10), nn.Tanh), xavier),
-            64,
-            300,
-        ),
-        classify(
-            "start-resnet-branches-200",
-            FASHION_14,
-            partial(with_zero_branches, RESNET),
-            32,
-            200,
-        ),
-        classify(
-            "start-mixer-head-100",
-            CIFAR_16,
-            partial(with_zero_head, MIXER),
-            64,
-            100,
-        ),
+    validating=[
+        classify("start-vit-small-100", FASHION_14, VIT_SMALL, 64, 100),
+        classify("start-mlp-xavier-300", FASHION_7, MLP_XAVIER, 64, 300),
+        classify("start-resnet-branches-200", FASHION_14, RESNET_BRANCHES, 32, 200),
+        classify("start-mixer-head-100", CIFAR_16, MIXER_HEAD, 64, 100),
     ],
-    [
-        read(
-            "start-gpt-small-100",
-            2,
-            partial(started, partial(Gpt, VOCABULARY, 32, 48, 2, 3), small),
-            16,
-            100,
-        ),
-        classify(
-            "start-mlp-mup-300",
-            FASHION_14,
-            partial(mup_mlp, (196, 256, 256, 10)),
-            64,
-            300,
-        ),
-        classify(
-            "start-cnn-he-60", MNIST_14, partial(started, SHALLOW_CNN, he), 64, 60
-        ),
-        classify(
-            "start-gru-orthogonal-200",
-            MNIST_14,
-            partial(
-                started,
-                partial(RowReader, nn.GRU, 14, 48),
-                partial(orthogonal, gain=1.0),
-            ),
-            64,
-            200,
-        ),
+    testing=[
+        predict_characters("start-gpt-small-100", CODE[2], DEEP_GPT_SMALL, 16, 100),
+        classify("start-mlp-mup-300", FASHION_14, MLP_MUP, 64, 300),
+        classify("start-cnn-he-60", MNIST_14, CNN_HE, 64, 60),
+        classify("start-gru-orthogonal-200", MNIST_14, GRU_ORTHOGONAL, 64, 200),
     ],
 )
 
@@ -262,50 +213,37 @@ def _deep(
     fan_in: int,
     depth: int,
     fan_out: int,
-    norm: Callable | None = None,
     activation: type = nn.ReLU,
+    norm: Callable | None = None,
 ) -> Build:
     return partial(mlp, (fan_in, *[48] * depth, fan_out), activation, norm)
 
 
-_DEEP: Kind = (
-    [
-        fit("deep-relu-30", SINES, partial(started, _deep(16, 30, 4), he), 64, 300),
-        fit("deep-norm-8", SINES, _deep(16, 8, 4, nn.LayerNorm), 64, 300),
-        fit("deep-tanh-10", SINES, _deep(16, 10, 4, activation=nn.Tanh), 64, 300),
+RELU_30 = partial(started, _deep(16, 30, 4), he)
+RELU_20 = partial(started, _deep(10, 20, 5), he)
+RELU_25 = partial(started, _deep(6, 25, 4), he)
+SKIPS_50 = partial(Skips, 10, 32, 50, 5)
+NORM_10 = _deep(12, 10, 3, nn.GELU, nn.LayerNorm)
+ORTHOGONAL_15 = partial(
+    started, _deep(12, 15, 3, nn.Tanh), partial(orthogonal, gain=TANH_GAIN)
+)
+
+DEEP = Kind(
+    developing=[
+        fit("deep-relu-30", SINES, RELU_30, 64, 300),
+        fit("deep-norm-8", SINES, _deep(16, 8, 4, norm=nn.LayerNorm), 64, 300),
+        fit("deep-tanh-10", SINES, _deep(16, 10, 4, nn.Tanh), 64, 300),
     ],
-    [
-        fit(
-            "deep-relu-20", PROJECTIONS, partial(started, _deep(10, 20, 5), he), 64, 250
-        ),
-        fit("deep-skips-50", PROJECTIONS, partial(Skips, 10, 32, 50, 5), 64, 200),
-        fit("deep-gelu-8", PROJECTIONS, _deep(10, 8, 5, activation=nn.GELU), 64, 300),
+    validating=[
+        fit("deep-relu-20", PROJECTIONS, RELU_20, 64, 250),
+        fit("deep-skips-50", PROJECTIONS, SKIPS_50, 64, 200),
+        fit("deep-gelu-8", PROJECTIONS, _deep(10, 8, 5, nn.GELU), 64, 300),
     ],
-    [
-        fit("deep-relu-25", DISTANCES, partial(started, _deep(6, 25, 4), he), 64, 400),
-        fit(
-            "deep-norm-10",
-            DIRECTIONS,
-            _deep(12, 10, 3, nn.LayerNorm, nn.GELU),
-            64,
-            300,
-        ),
-        fit(
-            "deep-orthogonal-15",
-            DIRECTIONS,
-            partial(
-                started,
-                _deep(12, 15, 3, activation=nn.Tanh),
-                partial(orthogonal, gain=TANH_GAIN),
-            ),
-            64,
-            300,
-        ),
+    testing=[
+        fit("deep-relu-25", DISTANCES, RELU_25, 64, 400),
+        fit("deep-norm-10", DIRECTIONS, NORM_10, 64, 300),
+        fit("deep-orthogonal-15", DIRECTIONS, ORTHOGONAL_15, 64, 300),
     ],
 )
 
-
-KINDS: dict[str, Kind] = {
-    "initial weights": _START,
-    "deep chains": _DEEP,
-}
+KINDS = {"initial weights": INITIAL_WEIGHTS, "deep chains": DEEP}

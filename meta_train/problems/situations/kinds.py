@@ -1,10 +1,10 @@
-"""What several kinds of situations share: their type, data and networks."""
+"""The type of a kind of situations; data and networks that several kinds share."""
 
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
-from meta_train.problems.common import Build
 from meta_train.problems.networks.convolutional import (
     paper_cnn,
     plain_cnn,
@@ -21,20 +21,25 @@ from meta_train.problems.situations.generated import (
     projections,
     sines,
 )
-from meta_train.problems.situations.problems import classify
-from meta_train.problems.situations.texts import CODE, windows
-from meta_train.problems.supervised import SupervisedProblem
 from meta_train.problems.text import VOCABULARY
 
-# To develop on, to validate on, and to test on once.
-Kind = tuple[list[Problem], list[Problem], list[Problem]]
 
-# Targets of one third alone.
-SINES, PRODUCTS = partial(generated, sines), partial(generated, products)
-DIRECTIONS, DISTANCES = partial(generated, directions), partial(generated, distances)
-PROJECTIONS, MOONS = partial(generated, projections), partial(generated, moons)
+class Kind(NamedTuple):
+    """The problems of one kind in thirds; the third for tests is run only once."""
 
-# Networks of one third alone.
+    developing: list[Problem]
+    validating: list[Problem]
+    testing: list[Problem]
+
+
+# Each is used in one third only, and so are the networks below.
+SINES = partial(generated, sines)
+PRODUCTS = partial(generated, products)
+DIRECTIONS = partial(generated, directions)
+DISTANCES = partial(generated, distances)
+PROJECTIONS = partial(generated, projections)
+MOONS = partial(generated, moons)
+
 CNN = partial(paper_cnn, 1, (8, 16, 16))
 WIDE_CNN = partial(paper_cnn, 1, (12, 16, 24))
 SHALLOW_CNN = partial(plain_cnn, (1, 12, 24), (5, 3))
@@ -44,10 +49,3 @@ SHALLOW_MIXER = partial(Mixer, 3, 16, 4, 48, 1)
 RESNET = partial(residual_cnn, 1, (8, 16))
 VIT = partial(VisionTransformer, 1, 14, 7, 32, 4, 2)
 SHALLOW_VIT = partial(VisionTransformer, 1, 14, 7, 48, 3, 1)
-
-
-def read(
-    name: str, third: int, build: Build, batch_size: int, steps: int
-) -> SupervisedProblem:
-    """Predicts the next character of 32 each, in the text of a third."""
-    return classify(name, partial(windows, CODE[third], 32), build, batch_size, steps)

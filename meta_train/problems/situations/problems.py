@@ -1,4 +1,4 @@
-"""How the problems of this list are made: each has its own stream of batches."""
+"""Constructors of situations, whose batches depend on the problem's name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,13 +19,13 @@ from meta_train.problems.supervised import (
     SupervisedProblem,
 )
 
-# Of the variance of targets without noise. It is added to squared errors that are
-# reported, so that errors far below it count as equal.
+# Share of the targets' variance that is added to reported squared errors. Differences
+# between much smaller errors then do not matter.
 FLOOR = 1e-4
 
 
 def squared_errors_with_floor(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean squared error plus `FLOOR` of the variance of the targets (b, ...), ()."""
+    """Mean squared error plus `FLOOR` times the variance of the targets, ()."""
     variance = targets.var(0, correction=0).mean()
     return F.mse_loss(outputs, targets) + FLOOR * variance
 
@@ -35,7 +34,7 @@ REGRESS_WITH_FLOOR = Objective(squared_errors_with_floor)
 
 
 def name_key(name: str) -> int:
-    """An integer that stands for a name in the key of a seed."""
+    """An integer for a name, as part of a seed."""
     return crc32(name.encode())
 
 
@@ -49,34 +48,31 @@ def supervised(
     **options: Any,
 ) -> SupervisedProblem:
     """A problem whose batches depend on its name; options: of `SupervisedProblem`."""
-    options = {"stream": (name_key(name),), **options}
-    return SupervisedProblem(name, data, build, objective, batch_size, steps, **options)
+    stream = (name_key(name),)
+    return SupervisedProblem(
+        name, data, build, objective, batch_size, steps, stream=stream, **options
+    )
 
 
 def classify(
     name: str, data: Data, build: Build, batch_size: int | None, steps: int
 ) -> SupervisedProblem:
-    """Cross entropy."""
+    """A problem with the cross entropy as its loss."""
     return supervised(name, data, build, CLASSIFY, batch_size, steps)
 
 
 def fit(
     name: str, data: Data, build: Build, batch_size: int | None, steps: int
 ) -> SupervisedProblem:
-    """Squared errors; evaluation adds `FLOOR` of the targets' variance."""
+    """A regression with squared errors; evaluation adds `FLOOR` of the variance."""
     return supervised(
         name, data, build, REGRESS, batch_size, steps, evaluation=REGRESS_WITH_FLOOR
     )
 
 
-def device_of(model: nn.Module) -> torch.device:
-    """Where the parameters are."""
-    return next(model.parameters()).device
-
-
 @dataclass(frozen=True, eq=False)
 class DrawnProblem:
-    """A problem whose batches are drawn from a distribution, and depend on its name."""
+    """A problem whose batches are random samples that depend on its name."""
 
     name: str
     build: Callable[[], nn.Module]
@@ -92,5 +88,5 @@ class DrawnProblem:
             return self.draw_batch(step)
 
     def draw_batch(self, step: int) -> Any:
-        """The batch of a step, from torch's generator."""
+        """The batch of a step, with torch's generator as source of randomness."""
         raise NotImplementedError

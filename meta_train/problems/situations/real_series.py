@@ -1,4 +1,4 @@
-"""Time series that come with the package aeon: speakers, leaves, blood pressure."""
+"""Time series of the package aeon: speakers, leaves, blood pressure."""
 
 from __future__ import annotations
 
@@ -8,31 +8,32 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from meta_train.problems.networks.sequential import Recurrence
 from meta_train.problems.situations.packaged import packaged
 from meta_train.problems.situations.real_tables import divided
 from meta_train.problems.supervised import Listed, Splits
 
 FOLDER = "datasets/data"
 PRESSURE = "KDD-TSAD_135/135_UCR_Anomaly_InternalBleeding16_TEST.csv"
-SHARES = 0.6, 0.2, 0.2  # of the time: training, validation, test
-STRIDE = 4  # values between the beginnings of training windows
+TRAIN_SHARE, VALIDATION_SHARE = 0.6, 0.2  # of the time; the rest is for test
+STRIDE = 4  # values between the starts of training windows
 
 
 def read_ts(text: str) -> tuple[Tensor, Tensor]:
-    """Series (n, channels, length) and their labels (n,) int64, of a `.ts` file.
+    """Series (n, channels, length) and labels (n,) int64 of the text of a `.ts` file.
 
-    A line is a series: channels between colons, then the class. Comments begin with
-    "#", the header with "@"; the classes are numbered in the header's order.
+    A line has the channels of a series and its class, separated by colons. Classes are
+    numbered in the order of the header.
 
-    Raises ValueError if series have other lengths, or the header names no classes.
+    Raises ValueError if series differ in length, or the header has no classes.
     """
     header, _, body = text.partition("@data")
     classes = _classes(header)
-    series, labels = [], []
-    for line in filter(None, map(str.strip, body.splitlines())):
+    series = []
+    labels = []
+    for line in body.strip().splitlines():
         *channels, label = line.split(":")
-        rows = [[float(value) for value in one.split(",")] for one in channels]
-        series.append(torch.tensor(rows))
+        series.append(torch.tensor([_numbers(channel) for channel in channels]))
         labels.append(classes.index(label))
     lengths = {one.shape for one in series}
     if len(lengths) != 1:
@@ -40,51 +41,59 @@ def read_ts(text: str) -> tuple[Tensor, Tensor]:
     return torch.stack(series), torch.tensor(labels)
 
 
+def _numbers(channel: str) -> list[float]:
+    return list(map(float, channel.split(",")))
+
+
 def _classes(header: str) -> list[str]:
     for line in header.splitlines():
         if line.lower().startswith("@classlabel"):
-            return line.split()[2:]  # behind "true"
+            return line.split()[2:]  # after "true"
     raise ValueError("read_ts: expected a line '@classLabel true ...'; got none")
 
 
 @cache
 def labelled_series(folder: str, name: str) -> Splits:
-    """Series of both files of a data set: half train, a quarter validates, one tests.
+    """Series and labels of a data set.
 
-    The published training files have 200 to 270 series, so both files are divided anew.
+    The published training files have only 200 to 270 series, so the series of the
+    training and test files are divided anew.
     """
-    texts = [_text(f"{folder}/{name}_{part}.ts") for part in ("TRAIN", "TEST")]
-    series, labels = zip(*map(read_ts, texts), strict=True)
-    return divided(torch.cat(series), torch.cat(labels))
+    series, labels = read_ts(_text(f"{folder}/{name}_TRAIN.ts"))
+    more_series, more_labels = read_ts(_text(f"{folder}/{name}_TEST.ts"))
+    return divided(torch.cat([series, more_series]), torch.cat([labels, more_labels]))
 
 
 @cache
 def pressure(length: int, horizon: int) -> Splits:
-    """Arterial pressure: `length` values (n, 1, length), and the next (n, horizon).
+    """Arterial pressure (n, 1, length), to predict the next values (n, horizon).
 
-    Validation is later than training, and test later than both. Divided by the
-    training values' standard deviation, with their mean subtracted.
+    Validation data are later than training data, and test data later than both. Values
+    are standardised by the mean and standard deviation of the training data.
     """
     values = read_column(_text(PRESSURE), "value")
-    sizes = [int(share * len(values)) for share in SHARES[:-1]]
-    parts = values.split([*sizes, len(values) - sum(sizes)])
-    mean, std = parts[0].mean(), parts[0].std()
-    strides = STRIDE, horizon, horizon
+    train_size = int(TRAIN_SHARE * len(values))
+    validation_size = int(VALIDATION_SHARE * len(values))
+    train = values[:train_size]
+    values = (values - train.mean()) / train.std()
+    train, validation, test = values.tensor_split(
+        [train_size, train_size + validation_size]
+    )
     return Splits(
-        *(
-            forecasts((part - mean) / std, length, horizon, stride)
-            for part, stride in zip(parts, strides, strict=True)
-        )
+        forecasts(train, length, horizon, STRIDE),
+        forecasts(validation, length, horizon, horizon),
+        forecasts(test, length, horizon, horizon),
     )
 
 
 def read_column(text: str, name: str) -> Tensor:
     """The numbers (n,) of a column of comma-separated values with a header."""
-    return torch.tensor([float(row[name]) for row in csv.DictReader(text.splitlines())])
+    rows = csv.DictReader(text.splitlines())
+    return torch.tensor([float(row[name]) for row in rows])
 
 
 def forecasts(values: Tensor, length: int, horizon: int, stride: int) -> Listed:
-    """Windows (n, 1, length) of a series (values,), and what follows (n, horizon)."""
+    """Windows (n, 1, length) of a series, and the values after them (n, horizon)."""
     windows = values.unfold(0, length + horizon, stride)
     return Listed(windows[:, None, :length], windows[:, length:])
 
@@ -94,11 +103,9 @@ def _text(path: str) -> str:
 
 
 class SeriesReader(nn.Module):
-    """Recurrent layers over time; a linear layer on their last output."""
+    """Recurrent layers over time and a linear layer on their last output."""
 
-    def __init__(
-        self, kind: type[nn.GRU] | type[nn.LSTM], channels: int, width: int, out: int
-    ):
+    def __init__(self, kind: Recurrence, channels: int, width: int, out: int):
         super().__init__()
         self.cells = kind(channels, width, batch_first=True)
         self.head = nn.Linear(width, out)

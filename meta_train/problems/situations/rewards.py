@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,23 +13,26 @@ from torch import Tensor, nn
 from harness.random import seeded
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.protocol import Metrics
-from meta_train.problems.situations.generated import EVALUATED, at_most, fixed
+from meta_train.problems.situations.generated import EVALUATED, fixed
 from meta_train.problems.situations.kinds import Kind
-from meta_train.problems.situations.problems import DrawnProblem, device_of
+from meta_train.problems.situations.problems import DrawnProblem
+from meta_train.problems.supervised import at_most, device_of
 
-REGRET_FLOOR = 2e-2  # added to the regret, so that regrets far below it count as equal
-CARTS = 2048  # that are evaluated
+# Added to the reported regret. Differences between much smaller regrets then do not
+# matter.
+REGRET_FLOOR = 2e-2
+CARTS = 2048  # in evaluation
 
 
 class Policies(nn.Module):
-    """Logits of the actions of several independent bandits, all equal at first."""
+    """Logits of the actions of several independent bandits, initialised to zero."""
 
     def __init__(self, bandits: int, actions: int):
         super().__init__()
         self.logits = nn.Parameter(torch.zeros(bandits, actions))
 
     def forward(self, states: Tensor) -> Tensor:
-        """states: (b, d), not used; returns (b, bandits, actions)"""
+        """states: (b, d), of which only b is used; returns (b, bandits, actions)"""
         return self.logits.expand(len(states), -1, -1)
 
 
@@ -36,10 +40,10 @@ class Policies(nn.Module):
 class BanditProblem(DrawnProblem):
     """REINFORCE on bandits, with states or without (Williams 1992).
 
-    loss: the mean regret, by the mean rewards, plus `REGRET_FLOOR`.
+    The reported loss is the expected regret plus `REGRET_FLOOR`.
 
-    rewards: states (b, d) -> mean rewards (b, ..., actions); training adds noise of
-    standard deviation 1. dimensions: of a state.
+    rewards: states (b, d) -> mean rewards (b, ..., actions). Training adds normal noise
+    with standard deviation 1. dimensions: the size d of a state.
     """
 
     rewards: Callable[[Tensor], Tensor]
@@ -54,9 +58,9 @@ class BanditProblem(DrawnProblem):
         action = sampled(log_probabilities)
         reward = self.rewards(batch).gather(-1, action)
         reward = reward + torch.randn(reward.shape).to(reward.device)
-        # a sum over bandits, so that each has the gradient that it would have alone
-        gained = (reward * log_probabilities.gather(-1, action)).squeeze(-1)
-        return -gained.mean(0).sum()
+        objective = (reward * log_probabilities.gather(-1, action)).squeeze(-1)
+        # the sum over bandits keeps their gradients independent
+        return -objective.mean(0).sum()
 
     @torch.no_grad()
     def evaluate(
@@ -66,20 +70,20 @@ class BanditProblem(DrawnProblem):
             states = torch.randn(at_most(EVALUATED, limit), self.dimensions)
         states = states.to(device_of(model))
         rewards = self.rewards(states)
-        gained = (model(states).softmax(-1) * rewards).sum(-1)
-        regret = (rewards.amax(-1) - gained).mean()
+        expected = (model(states).softmax(-1) * rewards).sum(-1)
+        regret = (rewards.amax(-1) - expected).mean()
         return Metrics(regret.item() + REGRET_FLOOR, None)
 
 
 def sampled(log_probabilities: Tensor) -> Tensor:
-    """Actions (..., 1) with these probabilities (..., actions), drawn on the host."""
+    """Random actions (..., 1) with log probabilities (..., actions), from the CPU."""
     probabilities = log_probabilities.detach().exp().cpu()
     action = torch.multinomial(probabilities.flatten(0, -2), 1)
     return action.view(*probabilities.shape[:-1], 1).to(log_probabilities.device)
 
 
 def arms(states: Tensor, bandits: int, actions: int, seed: int) -> Tensor:
-    """Rewards (b, bandits, actions) that are the same in every state."""
+    """Rewards (b, bandits, actions) that do not depend on the state."""
     rewards = fixed(bandits, actions, seed=seed).to(states.device)
     return rewards.expand(len(states), -1, -1)
 
@@ -99,42 +103,45 @@ class ActorCritic(nn.Module):
 
     def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """states: (..., d); returns (..., actions) and (...,)"""
-        flat, shape = states.flatten(0, -2), states.shape[:-1]
-        return (
-            self.actor(flat).unflatten(0, shape),
-            self.critic(flat).squeeze(-1).unflatten(0, shape),
-        )
+        flat = states.flatten(0, -2)
+        logits = self.actor(flat)
+        values = self.critic(flat).squeeze(-1)
+        shape = states.shape[:-1]
+        return logits.unflatten(0, shape), values.unflatten(0, shape)
+
+
+class Episode(NamedTuple):
+    """Carts at each step of an episode."""
+
+    states: Tensor  # (length + 1, b, 2)
+    actions: Tensor  # (length, b, 1)
+    costs: Tensor  # (length, b), of the states after the actions
 
 
 @dataclass(frozen=True, eq=False)
 class CartProblem(DrawnProblem):
-    """Advantage actor-critic on carts that should come to rest at 0 (Mnih et al. 2016).
+    """Advantage actor-critic (Mnih et al. 2016) on carts that should stop at 0.
 
-    Advantages are normalised in each batch, and returns are means over the horizon.
-    A cart has a position and a speed; actions push it left, not at all, or right. loss:
-    the mean cost of a step, position^2 + .1 speed^2 of at most 4, over episodes.
+    A cart has a position and a speed. The three actions push it left, not at all, or
+    right. The reported loss is the mean cost of a step: position^2 + .1 speed^2, at
+    most 4. Advantages are normalised per batch, and returns are discounted means.
 
-    length: of an episode.
+    length: number of steps of an episode.
     """
 
     length: int = 20
     discount: float = 0.9
 
     def draw_batch(self, step: int) -> Tensor:
-        """First states (b, 2)"""
+        """Initial states (b, 2)"""
         return torch.randn(self.batch_size, 2)
 
     def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
-        with torch.no_grad():
-            states, actions, costs = self._episode(model, batch)
-            returns = torch.zeros_like(costs)
-            later = model(states[-1])[1]
-            for t in reversed(range(self.length)):
-                gain = (self.discount - 1) * costs[t]
-                later = returns[t] = gain + self.discount * later
-        logits, values = model(states[:-1])
+        episode = self._episode(model, batch)
+        returns = self._returns(model, episode)
+        logits, values = model(episode.states[:-1])
         log_probabilities = logits.log_softmax(-1)
-        taken = log_probabilities.gather(-1, actions).squeeze(-1)
+        taken = log_probabilities.gather(-1, episode.actions).squeeze(-1)
         advantage = (returns - values).detach()
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-6)
         entropy = -(log_probabilities.exp() * log_probabilities).sum(-1).mean()
@@ -142,29 +149,43 @@ class CartProblem(DrawnProblem):
         return -(taken * advantage).mean() + 0.5 * values_loss - 0.01 * entropy
 
     @torch.no_grad()
+    def _returns(self, model: nn.Module, episode: Episode) -> Tensor:
+        """Discounted means of the negative costs from each step on, (length, b)."""
+        returns = torch.zeros_like(episode.costs)
+        _, later = model(episode.states[-1])
+        for t in reversed(range(self.length)):
+            reward = (self.discount - 1) * episode.costs[t]
+            later = reward + self.discount * later
+            returns[t] = later
+        return returns
+
+    @torch.no_grad()
     def evaluate(
         self, model: nn.Module, split: str, limit: int | None = None
     ) -> Metrics:
         with seeded(0, 4, split == "test"):
-            first = torch.randn(at_most(CARTS, limit), 2)
-            _, _, costs = self._episode(model, first.to(device_of(model)))
-        return Metrics(costs.mean().item(), None)
+            initial = torch.randn(at_most(CARTS, limit), 2)
+            episode = self._episode(model, initial.to(device_of(model)))
+        return Metrics(episode.costs.mean().item(), None)
 
-    def _episode(
-        self, model: nn.Module, state: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """States (length + 1, b, 2), actions (length, b, 1), costs of later states."""
-        states, actions, costs = [state], [], []
+    @torch.no_grad()
+    def _episode(self, model: nn.Module, state: Tensor) -> Episode:
+        """An episode from the initial states (b, 2)."""
+        states = [state]
+        actions = []
+        costs = []
         for _ in range(self.length):
-            action = sampled(model(state)[0].log_softmax(-1))
+            logits, _ = model(state)
+            action = sampled(logits.log_softmax(-1))
             position, speed = state.unbind(1)
             speed = 0.95 * speed + 0.3 * (action.squeeze(1) - 1)
             position = position + 0.3 * speed
             state = torch.stack([position, speed], 1).clamp(-5, 5)
             states.append(state)
             actions.append(action)
-            costs.append((position.square() + 0.1 * speed.square()).clamp(max=4))
-        return torch.stack(states), torch.stack(actions), torch.stack(costs)
+            cost = position.square() + 0.1 * speed.square()
+            costs.append(cost.clamp(max=4))
+        return Episode(torch.stack(states), torch.stack(actions), torch.stack(costs))
 
 
 TEN_ARMS = partial(arms, bandits=64, actions=10, seed=13)
@@ -172,22 +193,26 @@ EIGHT_ARMS = partial(arms, bandits=96, actions=8, seed=14)
 BY_STATE = partial(arms_by_state, count=5)
 
 
-_REWARDS: Kind = (
-    [
-        BanditProblem("bandits-10", partial(Policies, 64, 10), 4, 600, TEN_ARMS),
-        CartProblem("cart-64", partial(ActorCritic, 2, 3, 32), 64, 80),
-    ],
-    [
-        BanditProblem("bandits-8", partial(Policies, 96, 8), 4, 400, EIGHT_ARMS),
-        CartProblem("cart-32", partial(ActorCritic, 2, 3, 64), 32, 120),
-    ],
-    [
-        BanditProblem("bandit-states", partial(mlp, (6, 32, 5)), 64, 600, BY_STATE, 6),
-        CartProblem("cart-128", partial(ActorCritic, 2, 3, 48), 128, 60),
-    ],
-)
+BANDITS_64 = partial(Policies, 64, 10)
+BANDITS_96 = partial(Policies, 96, 8)
+STATE_POLICY = partial(mlp, (6, 32, 5))
+CART_32 = partial(ActorCritic, 2, 3, 32)
+CART_48 = partial(ActorCritic, 2, 3, 48)
+CART_64 = partial(ActorCritic, 2, 3, 64)
 
-
-KINDS: dict[str, Kind] = {
-    "rewards": _REWARDS,
+KINDS = {
+    "rewards": Kind(
+        developing=[
+            BanditProblem("bandits-10", BANDITS_64, 4, 600, TEN_ARMS),
+            CartProblem("cart-64", CART_32, 64, 80),
+        ],
+        validating=[
+            BanditProblem("bandits-8", BANDITS_96, 4, 400, EIGHT_ARMS),
+            CartProblem("cart-32", CART_64, 32, 120),
+        ],
+        testing=[
+            BanditProblem("bandit-states", STATE_POLICY, 64, 600, BY_STATE, 6),
+            CartProblem("cart-128", CART_48, 128, 60),
+        ],
+    )
 }

@@ -1,4 +1,4 @@
-"""Tables: factors of matrices, rare tokens, columns in units of their own."""
+"""Matrix factorisation, rare tokens, and columns with different units."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from meta_train.problems.supervised import Batch, Splits
 
 
 class Factors(nn.Module):
-    """A matrix as the product of two tables: u_i . v_j, with biases where asked for.
+    """A factorised matrix: u_i . v_j, plus biases of rows and columns if `biases`.
 
-    std: of the tables' normal numbers at the start.
+    std: standard deviation of the initial factors.
     """
 
     def __init__(self, rows: int, columns: int, rank: int, std: float, biases: bool):
@@ -33,14 +33,14 @@ class Factors(nn.Module):
     def forward(self, places: Tensor) -> Tensor:
         """places: (b, 2) int64; returns (b,)"""
         i, j = places.unbind(1)
-        found = (self.rows(i) * self.columns(j)).sum(1)
+        entries = (self.rows(i) * self.columns(j)).sum(1)
         if self.row_bias is not None and self.column_bias is not None:
-            found = found + self.row_bias[i] + self.column_bias[j]
-        return found
+            entries = entries + self.row_bias[i] + self.column_bias[j]
+        return entries
 
 
 class Symmetric(nn.Module):
-    """A matrix as the product of one table with itself."""
+    """A symmetric factorised matrix: u_i . u_j."""
 
     def __init__(self, rows: int, rank: int):
         super().__init__()
@@ -54,23 +54,25 @@ class Symmetric(nn.Module):
 
 @cache
 def entries(rows: int, columns: int, rank: int, noise: float, biased: bool) -> Splits:
-    """Places (b, 2) of a matrix of low rank, and its values there."""
-    seeds = range(10 * rows, 10 * rows + 4)  # other ones for every number of rows
-    u, v = fixed(rows, rank, seed=seeds[0]), fixed(columns, rank, seed=seeds[1])
-    a, b = fixed(rows, seed=seeds[2]) * biased, fixed(columns, seed=seeds[3]) * biased
+    """Indices (b, 2) and entries (b,) of a matrix of low rank."""
+    seed = 10 * rows
+    u = fixed(rows, rank, seed=seed)
+    v = fixed(columns, rank, seed=seed + 1)
+    row_bias = biased * fixed(rows, seed=seed + 2)
+    column_bias = biased * fixed(columns, seed=seed + 3)
 
     def draw(count: int) -> Batch:
         i = torch.randint(rows, (count,))
         j = torch.randint(columns, (count,))
-        value = (u[i] * v[j]).sum(1) / rank**0.5 + a[i] + b[j]
-        return torch.stack([i, j], 1), value
+        value = (u[i] * v[j]).sum(1) / rank**0.5
+        return torch.stack([i, j], 1), value + row_bias[i] + column_bias[j]
 
     return generated(draw, noise)
 
 
 @cache
 def symmetric_entries(rows: int, rank: int, noise: float) -> Splits:
-    """Places (b, 2) of a symmetric matrix of low rank, and its values there."""
+    """Indices (b, 2) and entries (b,) of a symmetric matrix of low rank."""
     u = fixed(rows, rank, seed=10 * rows)
 
     def draw(count: int) -> Batch:
@@ -81,41 +83,42 @@ def symmetric_entries(rows: int, rank: int, noise: float) -> Splits:
 
 
 def zipf(count: int, vocabulary: int) -> Tensor:
-    """Tokens (count,): the k-th most frequent comes up about as often as 1 / k."""
+    """Tokens (count,); the k-th has a probability of about 1 / k (Zipf's law)."""
     return (vocabulary ** torch.rand(count)).long().clamp(1, vocabulary) - 1
 
 
 @cache
 def labelled_tokens(vocabulary: int, classes: int, length: int) -> Splits:
-    """Tokens (b, length) by Zipf's law; their label: what the rarest votes for."""
+    """Tokens (b, length) by Zipf's law, with the label of the rarest token, (b,)."""
     generator = torch.Generator().manual_seed(vocabulary)
-    votes = torch.randint(classes, (vocabulary,), generator=generator)
+    label_of = torch.randint(classes, (vocabulary,), generator=generator)
 
     def draw(count: int) -> Batch:
         tokens = zipf(count * length, vocabulary).view(count, length)
-        return tokens, votes[tokens.amax(1)]
+        return tokens, label_of[tokens.amax(1)]
 
     return generated(draw)
 
 
 @cache
 def successors(vocabulary: int, seed: int) -> Splits:
-    """A token (b,) by Zipf's law, and one that follows it with probability .8."""
+    """A token (b,) by Zipf's law and the next: a fixed one with probability .8."""
     generator = torch.Generator().manual_seed(seed)
-    follows = torch.randint(vocabulary, (vocabulary,), generator=generator)
+    successor_of = torch.randint(vocabulary, (vocabulary,), generator=generator)
 
     def draw(count: int) -> Batch:
         tokens = zipf(count, vocabulary)
         other = zipf(count, vocabulary)
-        return tokens, torch.where(torch.rand(count) < 0.8, follows[tokens], other)
+        is_fixed = torch.rand(count) < 0.8
+        return tokens, torch.where(is_fixed, successor_of[tokens], other)
 
     return generated(draw)
 
 
 class TokenReader(nn.Module):
-    """The mean of tokens' embeddings, then an MLP.
+    """The mean of token embeddings, then an MLP.
 
-    std: of the table's normal numbers at the start.
+    std: standard deviation of the initial embeddings.
     """
 
     def __init__(self, vocabulary: int, width: int, fan_out: int, std: float):
@@ -127,33 +130,35 @@ class TokenReader(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens: (b,) or (b, t) int64; returns (b, fan_out)"""
         values = self.table(tokens)
-        return self.layers(values if tokens.dim() == 1 else values.mean(1))
+        if tokens.dim() > 1:
+            values = values.mean(1)
+        return self.layers(values)
 
 
 def _units(columns: int, decades: float) -> Tensor:
-    """Units of columns, (columns,): they span so many powers of ten."""
+    """Units of columns, (columns,), from 10^(-decades / 2) to 10^(decades / 2)."""
     return 10 ** (decades * (torch.linspace(0, 1, columns) - 0.5))
 
 
 @cache
 def unscaled_regression(columns: int, decades: float, seed: int) -> Splits:
-    """Columns (b, columns) whose units span decades; target (b, 1): a small network."""
+    """Columns (b, columns) with different units; targets (b, 1) of a small network."""
     unit = _units(columns, decades)
-    seeds = range(100 * seed, 100 * seed + 3)
-    first, last = fixed(columns, 16, seed=seeds[0]), fixed(16, 1, seed=seeds[1])
-    shift = fixed(columns, seed=seeds[2])
+    first = fixed(columns, 16, seed=100 * seed)
+    last = fixed(16, 1, seed=100 * seed + 1)
+    shift = fixed(columns, seed=100 * seed + 2)
 
     def draw(count: int) -> Batch:
         x = torch.randn(count, columns)
-        target = (x @ first / columns**0.5).relu() @ last / 4
-        return unit * (x + shift), target
+        hidden = (x @ first / columns**0.5).relu()
+        return unit * (x + shift), hidden @ last / 4
 
     return generated(draw, 0.1)
 
 
 @cache
 def unscaled_classes(columns: int, decades: float, seed: int) -> Splits:
-    """Columns whose units span decades; target: the nearest of three centres, (b,)."""
+    """Columns with different units; labels (b,): the nearest of three centres."""
     unit = _units(columns, decades)
     centres = fixed(3, columns, seed=seed)
 
@@ -164,122 +169,65 @@ def unscaled_classes(columns: int, decades: float, seed: int) -> Splits:
     return generated(draw)
 
 
-_FACTORS: Kind = (
-    [
-        fit(
-            "factors-100",
-            partial(entries, 100, 80, 8, 0.05, False),
-            partial(Factors, 100, 80, 8, 0.1, False),
-            256,
-            800,
-        )
-    ],
-    [
-        fit(
-            "factors-biases-400",
-            partial(entries, 400, 300, 4, 0.1, True),
-            partial(Factors, 400, 300, 6, 0.1, True),
-            512,
-            600,
-        )
-    ],
-    [
-        fit(
-            "factors-symmetric-150",
-            partial(symmetric_entries, 150, 6, 0.05),
-            partial(Symmetric, 150, 8),
-            256,
-            500,
-        )
+MATRIX = partial(entries, 100, 80, 8, 0.05, False)
+FACTORS = partial(Factors, 100, 80, 8, 0.1, False)
+BIASED_MATRIX = partial(entries, 400, 300, 4, 0.1, True)
+BIASED_FACTORS = partial(Factors, 400, 300, 6, 0.1, True)
+SYMMETRIC_MATRIX = partial(symmetric_entries, 150, 6, 0.05)
+SYMMETRIC_FACTORS = partial(Symmetric, 150, 8)
+
+FACTORISATION = Kind(
+    developing=[fit("factors-100", MATRIX, FACTORS, 256, 800)],
+    validating=[fit("factors-biases-400", BIASED_MATRIX, BIASED_FACTORS, 512, 600)],
+    testing=[
+        fit("factors-symmetric-150", SYMMETRIC_MATRIX, SYMMETRIC_FACTORS, 256, 500)
     ],
 )
 
+LABELS_4096 = partial(labelled_tokens, 4096, 8, 8)
+READER_4096 = partial(TokenReader, 4096, 32, 8, 1.0)
+NEXT_2048 = partial(successors, 2048, 16)
+READER_2048 = partial(TokenReader, 2048, 48, 2048, 0.02)
+LABELS_20000 = partial(labelled_tokens, 20_000, 4, 6)
+READER_20000 = partial(TokenReader, 20_000, 16, 4, 0.02)
 
-_TOKENS: Kind = (
-    [
-        classify(
-            "tokens-labels-4096",
-            partial(labelled_tokens, 4096, 8, 8),
-            partial(TokenReader, 4096, 32, 8, 1.0),
-            64,
-            600,
-        )
+RARE_TOKENS = Kind(
+    developing=[classify("tokens-labels-4096", LABELS_4096, READER_4096, 64, 600)],
+    validating=[classify("tokens-next-2048", NEXT_2048, READER_2048, 256, 300)],
+    testing=[classify("tokens-labels-20000", LABELS_20000, READER_20000, 128, 400)],
+)
+
+REGRESSION_20 = partial(unscaled_regression, 20, 3.0, 17)
+REGRESSION_12 = partial(unscaled_regression, 12, 4.0, 21)
+CLASSES_30 = partial(unscaled_classes, 30, 4.0, 20)
+BREAST_CANCER = partial(real_table, "breast_cancer")
+DIABETES = partial(real_table, "diabetes")
+WINE = partial(real_table, "wine")
+
+REGRESSION_20_MLP = partial(mlp, (20, 64, 1))
+REGRESSION_12_MLP = partial(mlp, (12, 48, 48, 1), nn.SiLU)
+CLASSES_MLP = partial(mlp, (30, 64, 64, 3))
+CANCER_MLP = partial(mlp, (30, 48, 2))
+DIABETES_MLP = partial(mlp, (10, 32, 32, 1), nn.Tanh)
+WINE_MLP = partial(mlp, (13, 32, 3), nn.SiLU)
+
+UNSCALED_COLUMNS = Kind(
+    developing=[
+        fit("columns-regression-20", REGRESSION_20, REGRESSION_20_MLP, 64, 500),
+        classify("columns-breast-cancer-300", BREAST_CANCER, CANCER_MLP, 32, 300),
     ],
-    [
-        classify(
-            "tokens-next-2048",
-            partial(successors, 2048, 16),
-            partial(TokenReader, 2048, 48, 2048, 0.02),
-            256,
-            300,
-        )
+    validating=[
+        classify("columns-classes-30", CLASSES_30, CLASSES_MLP, 64, 400),
+        fit("columns-diabetes-400", DIABETES, DIABETES_MLP, 32, 400),
     ],
-    [
-        classify(
-            "tokens-labels-20000",
-            partial(labelled_tokens, 20_000, 4, 6),
-            partial(TokenReader, 20_000, 16, 4, 0.02),
-            128,
-            400,
-        )
+    testing=[
+        fit("columns-regression-12", REGRESSION_12, REGRESSION_12_MLP, 32, 600),
+        classify("columns-wine-200", WINE, WINE_MLP, 16, 200),
     ],
 )
 
-
-_COLUMNS: Kind = (
-    [
-        fit(
-            "columns-regression-20",
-            partial(unscaled_regression, 20, 3.0, 17),
-            partial(mlp, (20, 64, 1)),
-            64,
-            500,
-        ),
-        classify(
-            "columns-breast-cancer-300",
-            partial(real_table, "breast_cancer"),
-            partial(mlp, (30, 48, 2)),
-            32,
-            300,
-        ),
-    ],
-    [
-        classify(
-            "columns-classes-30",
-            partial(unscaled_classes, 30, 4.0, 20),
-            partial(mlp, (30, 64, 64, 3)),
-            64,
-            400,
-        ),
-        fit(
-            "columns-diabetes-400",
-            partial(real_table, "diabetes"),
-            partial(mlp, (10, 32, 32, 1), nn.Tanh),
-            32,
-            400,
-        ),
-    ],
-    [
-        fit(
-            "columns-regression-12",
-            partial(unscaled_regression, 12, 4.0, 21),
-            partial(mlp, (12, 48, 48, 1), nn.SiLU),
-            32,
-            600,
-        ),
-        classify(
-            "columns-wine-200",
-            partial(real_table, "wine"),
-            partial(mlp, (13, 32, 3), nn.SiLU),
-            16,
-            200,
-        ),
-    ],
-)
-
-
-KINDS: dict[str, Kind] = {
-    "factorisation": _FACTORS,
-    "rare tokens": _TOKENS,
-    "unscaled columns": _COLUMNS,
+KINDS = {
+    "factorisation": FACTORISATION,
+    "rare tokens": RARE_TOKENS,
+    "unscaled columns": UNSCALED_COLUMNS,
 }

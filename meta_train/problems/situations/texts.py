@@ -1,74 +1,102 @@
-"""Texts of the standard library: code, docstrings, documentation; each of one third."""
+"""Texts of the standard library: code, docstrings and documentation, by thirds."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 
 import torch
 
-from meta_train.problems.supervised import Splits
-from meta_train.problems.text import FILES, Windows, encoded, source, window_starts
+from meta_train.problems.common import Build
+from meta_train.problems.situations.problems import classify
+from meta_train.problems.supervised import Splits, SupervisedProblem
+from meta_train.problems.text import (
+    FILES,
+    encoded,
+    source,
+    window_starts,
+    windows_of,
+)
 
-CYCLE = 5  # of so many blocks one is for validation, one for test
-MORE = "_pyio.py", "turtle.py", "typing.py", "unittest/mock.py"  # with long docstrings
-EVALUATED = 1024  # the most windows of validation and of test
+LENGTH = 32  # characters of a window
+CYCLE = 5  # blocks, of which one is for validation and one for test
+EVALUATED = 1024  # maximum number of windows of validation and of test
+LONG_DOCSTRINGS = "_pyio.py", "turtle.py", "typing.py", "unittest/mock.py"
 
 Text = Callable[[], str]
 
-DEFINITIONS = ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
+Definition = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @cache
-def windows(text: Text, length: int) -> Splits:
-    """Windows of a text, to predict every next character from those before."""
+def windows(text: Text) -> Splits:
+    """Windows of a text, to predict each next character from those before."""
     codes = encoded(text())
     ends = torch.tensor([len(codes)])
-    parts = window_starts(ends, length + 1, CYCLE, EVALUATED)
-    return Splits(*(Windows(codes, starts, length) for starts in parts))
+    starts = window_starts(ends, LENGTH + 1, CYCLE, EVALUATED)
+    return windows_of(codes, starts, LENGTH)
 
 
-def code(third: int, half: int | None = None) -> str:
-    """Every third of `FILES`, or half of these files."""
-    return "".join(map(source, _files(third, half)))
+def predict_characters(
+    name: str, text: Text, build: Build, batch_size: int, steps: int
+) -> SupervisedProblem:
+    """Predicts each next character of a text, in windows of `LENGTH`."""
+    return classify(name, partial(windows, text), build, batch_size, steps)
 
 
-def lower_case(third: int, half: int) -> str:
-    """Half of the files of `code` in lower case."""
-    return code(third, half).lower()
+def code(third: int) -> str:
+    """The code of every third of `FILES`."""
+    return "".join(map(source, FILES[third::3]))
 
 
-def docstrings(third: int) -> str:
-    """The docstrings of `code` and of the files of `MORE`."""
-    trees = [ast.parse(source(file)) for file in (*_files(third), *MORE)]
-    nodes = (node for tree in trees for node in ast.walk(tree))
-    found = (ast.get_docstring(n) for n in nodes if isinstance(n, DEFINITIONS))
-    return "\n\n".join(filter(None, found))
+def lower_case() -> str:
+    """The first half of the files of `code(0)` in lower case."""
+    files = FILES[::3]
+    return "".join(map(source, files[: len(files) // 2])).lower()
 
 
-def statements(third: int) -> str:
-    """`code` without docstrings and comments."""
-    trees = [ast.parse(source(file)) for file in _files(third)]
-    for node in (node for tree in trees for node in ast.walk(tree)):
-        if isinstance(node, DEFINITIONS) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:] or [ast.Pass()]
-    return "\n".join(map(ast.unparse, trees))
+def mixed_case() -> str:
+    """The second half of the files of `code(0)`."""
+    files = FILES[::3]
+    return "".join(map(source, files[len(files) // 2 :]))
+
+
+def docstrings() -> str:
+    """The docstrings of `code(1)` and of the files of `LONG_DOCSTRINGS`."""
+    found = []
+    for file in (*FILES[1::3], *LONG_DOCSTRINGS):
+        for node in _definitions(ast.parse(source(file))):
+            docstring = ast.get_docstring(node)
+            if docstring:
+                found.append(docstring)
+    return "\n\n".join(found)
+
+
+def statements() -> str:
+    """`code(1)` without docstrings and comments."""
+    files = []
+    for file in FILES[1::3]:
+        tree = ast.parse(source(file))
+        for node in _definitions(tree):
+            if ast.get_docstring(node) is not None:
+                node.body = node.body[1:] or [ast.Pass()]
+        files.append(ast.unparse(tree))
+    return "\n".join(files)
+
+
+def _definitions(tree: ast.Module) -> Iterator[Definition]:
+    """The module, its classes and functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, Definition):
+            yield node
 
 
 def documentation() -> str:
-    """Python's language reference, which `help()` prints."""
+    """Python's language reference, as printed by `help()`."""
     assignment = ast.parse(source("pydoc_data/topics.py")).body[0]
     assert isinstance(assignment, ast.Assign)
     return "\n".join(ast.literal_eval(assignment.value).values())
 
 
-def _files(third: int, half: int | None = None) -> tuple[str, ...]:
-    files = FILES[third::3]
-    middle = len(files) // 2
-    return {None: files, 0: files[:middle], 1: files[middle:]}[half]
-
-
-CODE = tuple(partial(code, third) for third in range(3))
-LOWER_CASE, MIXED_CASE = partial(lower_case, 0, 0), partial(code, 0, 1)
-DOCSTRINGS, STATEMENTS = partial(docstrings, 1), partial(statements, 1)
+CODE = partial(code, 0), partial(code, 1), partial(code, 2)

@@ -1,4 +1,4 @@
-"""How long, on how much at once, and in which dtype."""
+"""Short and long trainings, extreme batch sizes, and bfloat16 parameters."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from meta_train.problems.situations.kinds import (
     VIT,
     WIDE_CNN,
     Kind,
-    read,
 )
 from meta_train.problems.situations.problems import classify, fit
+from meta_train.problems.situations.texts import CODE, predict_characters
 from meta_train.problems.supervised import first
 from meta_train.problems.text import VOCABULARY
 
 
 class Rounded(nn.Module):
-    """A network with bfloat16 parameters, of float32 inputs."""
+    """A network with bfloat16 parameters and float32 inputs and outputs."""
 
     def __init__(self, build: Callable[[], nn.Module]):
         super().__init__()
@@ -49,127 +49,81 @@ class Rounded(nn.Module):
         return self.model(x.bfloat16()).float()
 
 
-_SHORT: Kind = (
-    [
-        classify("short-mlp-10", FASHION_14, partial(mlp, (196, 64, 10)), 64, 10),
+GRU = partial(CharacterReader, nn.GRU, VOCABULARY, 24, 48)
+TIED_GPT = partial(Gpt, VOCABULARY, 32, 48, 2, 1, tied=True)
+LSTM = partial(RowReader, nn.LSTM, 14, 48)
+FASHION_MLP = partial(mlp, (196, 64, 10))
+MOONS_MLP = partial(mlp, (2, 16, 2))
+PRODUCTS_MLP = partial(mlp, (8, 64, 64, 7), nn.GELU)
+DIRECTIONS_MLP = partial(mlp, (12, 32, 3), nn.Tanh)
+
+SHORT = Kind(
+    developing=[
+        classify("short-mlp-10", FASHION_14, FASHION_MLP, 64, 10),
         classify("short-cnn-30", MNIST_14, CNN, 64, 30),
-        read("short-gpt-100", 0, GPT, 16, 100),
-        classify("short-moons-200", MOONS, partial(mlp, (2, 16, 2)), 64, 200),
+        predict_characters("short-gpt-100", CODE[0], GPT, 16, 100),
+        classify("short-moons-200", MOONS, MOONS_MLP, 64, 200),
     ],
-    [
-        read(
-            "short-gru-10",
-            1,
-            partial(CharacterReader, nn.GRU, VOCABULARY, 24, 48),
-            16,
-            10,
-        ),
+    validating=[
+        predict_characters("short-gru-10", CODE[1], GRU, 16, 10),
         classify("short-vit-30", FASHION_14, VIT, 64, 30),
         classify("short-resnet-100", FASHION_14, RESNET, 32, 100),
-        fit(
-            "short-products-300",
-            PRODUCTS,
-            partial(mlp, (8, 64, 64, 7), nn.GELU),
-            64,
-            300,
-        ),
+        fit("short-products-300", PRODUCTS, PRODUCTS_MLP, 64, 300),
     ],
-    [
+    testing=[
         classify("short-mixer-10", CIFAR_16, SHALLOW_MIXER, 64, 10),
-        read(
-            "short-gpt-30", 2, partial(Gpt, VOCABULARY, 32, 48, 2, 1, tied=True), 32, 30
-        ),
-        classify(
-            "short-lstm-100", MNIST_14, partial(RowReader, nn.LSTM, 14, 48), 64, 100
-        ),
-        fit(
-            "short-directions-20",
-            DIRECTIONS,
-            partial(mlp, (12, 32, 3), nn.Tanh),
-            128,
-            20,
-        ),
+        predict_characters("short-gpt-30", CODE[2], TIED_GPT, 32, 30),
+        classify("short-lstm-100", MNIST_14, LSTM, 64, 100),
+        fit("short-directions-20", DIRECTIONS, DIRECTIONS_MLP, 128, 20),
     ],
 )
 
+SMALL_MLP = partial(mlp, (49, 32, 10))
+SMALL_CNN = partial(plain_cnn, (1, 8, 16), (3, 3))
+DISTANCES_MLP = partial(mlp, (6, 48, 48, 4), nn.SiLU)
 
-_LONG: Kind = (
-    [classify("long-mlp-10000", MNIST_7, partial(mlp, (49, 32, 10)), 32, 10_000)],
-    [
-        classify(
-            "long-cnn-10000",
-            FASHION_7,
-            partial(plain_cnn, (1, 8, 16), (3, 3)),
-            32,
-            10_000,
-        )
-    ],
-    [
-        fit(
-            "long-distances-10000",
-            DISTANCES,
-            partial(mlp, (6, 48, 48, 4), nn.SiLU),
-            32,
-            10_000,
-        )
-    ],
+LONG = Kind(
+    developing=[classify("long-mlp-10000", MNIST_7, SMALL_MLP, 32, 10_000)],
+    validating=[classify("long-cnn-10000", FASHION_7, SMALL_CNN, 32, 10_000)],
+    testing=[fit("long-distances-10000", DISTANCES, DISTANCES_MLP, 32, 10_000)],
 )
 
+FIRST_MNIST_7 = partial(first, MNIST_7, 4000)
+FIRST_FASHION_14 = partial(first, FASHION_14, 1000)
+FIRST_FASHION_7 = partial(first, FASHION_7, 3000)
+BRIGHTNESS = partial(lower_brightness, "mnist")
+BRIGHTNESS_MLP = partial(mlp, (28, 48, 1), nn.GELU)
+MNIST_MLP = partial(mlp, (49, 64, 10))
+WIDE_MLP = partial(mlp, (49, 96, 10))
 
-_BATCHES: Kind = (
-    [
-        classify("batch-1", MNIST_7, partial(mlp, (49, 32, 10)), 1, 2000),
-        classify(
-            "batch-full-m7",
-            partial(first, MNIST_7, 4000),
-            partial(mlp, (49, 64, 10)),
-            None,
-            150,
-        ),
+BATCHES = Kind(
+    developing=[
+        classify("batch-1", MNIST_7, SMALL_MLP, 1, 2000),
+        classify("batch-full-m7", FIRST_MNIST_7, MNIST_MLP, None, 150),
     ],
-    [
-        fit(
-            "batch-1-brightness",
-            partial(lower_brightness, "mnist"),
-            partial(mlp, (28, 48, 1), nn.GELU),
-            1,
-            2000,
-        ),
-        classify(
-            "batch-full-fm14", partial(first, FASHION_14, 1000), WIDE_CNN, None, 100
-        ),
+    validating=[
+        fit("batch-1-brightness", BRIGHTNESS, BRIGHTNESS_MLP, 1, 2000),
+        classify("batch-full-fm14", FIRST_FASHION_14, WIDE_CNN, None, 100),
     ],
-    [
+    testing=[
         classify("batch-2-cnn", MNIST_14, SHALLOW_CNN, 2, 1000),
-        classify(
-            "batch-full-fm7",
-            partial(first, FASHION_7, 3000),
-            partial(mlp, (49, 96, 10)),
-            None,
-            120,
-        ),
+        classify("batch-full-fm7", FIRST_FASHION_7, WIDE_MLP, None, 120),
     ],
 )
 
+ROUNDED_MLP = partial(Rounded, partial(mlp, (196, 96, 10)))
+ROUNDED_VIT = partial(Rounded, VIT)
+ROUNDED_CNN = partial(Rounded, SHALLOW_CNN)
 
-_ROUNDED: Kind = (
-    [
-        classify(
-            "rounded-mlp",
-            FASHION_14,
-            partial(Rounded, partial(mlp, (196, 96, 10))),
-            64,
-            400,
-        )
-    ],
-    [classify("rounded-vit", MNIST_14, partial(Rounded, VIT), 64, 150)],
-    [classify("rounded-cnn", FASHION_14, partial(Rounded, SHALLOW_CNN), 64, 200)],
+ROUNDED = Kind(
+    developing=[classify("rounded-mlp", FASHION_14, ROUNDED_MLP, 64, 400)],
+    validating=[classify("rounded-vit", MNIST_14, ROUNDED_VIT, 64, 150)],
+    testing=[classify("rounded-cnn", FASHION_14, ROUNDED_CNN, 64, 200)],
 )
 
-
-KINDS: dict[str, Kind] = {
-    "short trainings": _SHORT,
-    "long trainings": _LONG,
-    "batches of one and all": _BATCHES,
-    "bfloat16 parameters": _ROUNDED,
+KINDS = {
+    "short trainings": SHORT,
+    "long trainings": LONG,
+    "batches of one and all": BATCHES,
+    "bfloat16 parameters": ROUNDED,
 }

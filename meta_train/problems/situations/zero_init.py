@@ -1,4 +1,4 @@
-"""Parameters that begin at zero and have far to go."""
+"""Parameters that are initialised to zero, far from their optimum."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from meta_train.problems.common import (
     MNIST_14,
 )
 from meta_train.problems.networks.dense import mlp
-from meta_train.problems.situations import initialization
 from meta_train.problems.situations.generated import fixed, generated
+from meta_train.problems.situations.initialization import Gates
 from meta_train.problems.situations.kinds import Kind
 from meta_train.problems.situations.problems import classify, fit, supervised
 from meta_train.problems.supervised import Batch, Objective
 
 
 class Scaled(nn.Module):
-    """A scale and a shift of each input and one of all, all of which begin at zero."""
+    """Scales and shifts per input and a common offset, all initialised to zero."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -36,21 +36,21 @@ class Scaled(nn.Module):
 
     @staticmethod
     def examples(count: int) -> Batch:
-        """24 normal numbers, stretched and shifted by about twice their size."""
+        """24 normal numbers; targets: scaled and shifted by factors of about 2."""
         x = torch.randn(count, 24)
         stretch, shift = 2 * fixed(2, 24, seed=18)
         return x, stretch * x + shift + 3
 
     @staticmethod
     def other_examples(count: int) -> Batch:
-        """The same with less stretch."""
+        """As `examples` with factors of about 1."""
         x = torch.randn(count, 24)
         stretch, shift = fixed(2, 24, seed=19)
         return x, stretch * x + shift - 1
 
 
 class LogScales(nn.Module):
-    """Normal distributions of 12 targets; logarithms of their scales begin at zero."""
+    """Normal distributions of 12 targets, with log scales initialised to zero."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -58,41 +58,43 @@ class LogScales(nn.Module):
         self.log_scales = nn.Parameter(torch.zeros(12))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x: (b, 8); returns means and logarithms of scales, (b, 12)"""
+        """x: (b, 8); returns means and log scales, (b, 12) each"""
         means = self.layers(x)
         return means, self.log_scales.expand_as(means)
 
     @staticmethod
     def examples(count: int) -> Batch:
-        """8 normal numbers, and 12 sines of them."""
+        """8 normal numbers; targets: the sines of 12 projections."""
         x = torch.randn(count, 8)
         return x, (x @ fixed(8, 12, seed=23) / 2).sin()
 
 
-SCALES = 10 ** torch.linspace(-2, 1, 12)  # of the noise in the targets of `LogScales`
+# standard deviations of the noise in the targets of `LogScales`
+SCALES = 10 ** torch.linspace(-2, 1, 12)
 
 
 def negative_log_likelihood(outputs: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
-    """Of normal distributions, mean over the targets (b, 12), ()."""
+    """Of normal distributions, the mean over targets (b, 12), without constants, ()."""
     means, log_scales = outputs
     errors = (targets - means) * (-log_scales).exp()
     return (log_scales + 0.5 * errors.square()).mean()
 
 
 def divergence(outputs: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
-    """Kullback-Leibler divergence from the distributions with `SCALES`, ().
+    """Kullback-Leibler divergence from normal distributions with `SCALES`, ().
 
-    targets: their means, (b, 12)
+    targets: the means of these distributions, (b, 12)
     """
-    log_ratio = outputs[1] - SCALES.to(targets.device).log()
-    errors = (targets - outputs[0]).square() * (-2 * outputs[1]).exp()
+    means, log_scales = outputs
+    log_ratio = log_scales - SCALES.to(targets.device).log()
+    errors = (targets - means).square() * (-2 * log_scales).exp()
     return (log_ratio + 0.5 * ((-2 * log_ratio).exp() + errors - 1)).mean()
 
 
 class Tempered(nn.Module):
-    """Embeddings of two noisy views of a batch, and a temperature that begins at 1.
+    """Similarities of two noisy views, with a trained temperature as in CLIP.
 
-    The logarithm of the temperature is a parameter (CLIP, Radford et al. 2021).
+    The parameter is the log temperature, initialised to zero (Radford et al. 2021).
     """
 
     def __init__(self, widths: tuple[int, ...]):
@@ -101,79 +103,63 @@ class Tempered(nn.Module):
         self.log_temperature = nn.Parameter(torch.zeros(()))
 
     def forward(self, images: Tensor) -> Tensor:
-        """images: (b, ...); returns logits (b, b): which view belongs to which"""
-        views = [
-            F.normalize(self.layers(images + 0.5 * torch.randn_like(images)), dim=1)
-            for _ in range(2)
-        ]
-        return views[0] @ views[1].mT * (-self.log_temperature).exp()
+        """images: (b, ...); returns logits (b, b) of pairs of views"""
+        first = self._embedded_view(images)
+        second = self._embedded_view(images)
+        return first @ second.mT * (-self.log_temperature).exp()
+
+    def _embedded_view(self, images: Tensor) -> Tensor:
+        view = images + 0.5 * torch.randn_like(images)
+        return F.normalize(self.layers(view), dim=1)
 
 
 def match_views(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy of finding the other view of an image, (); labels: not read."""
-    return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+    """Cross entropy of classifying the other view of an image, (); ignores labels."""
+    matching = torch.arange(len(logits), device=logits.device)
+    return F.cross_entropy(logits, matching)
 
 
 LIKELIHOOD = Objective(negative_log_likelihood)
 MATCH_VIEWS = Objective(match_views)
 
 
-_ZEROS: Kind = (
-    [
-        fit(
-            "zeros-scales-300",
-            partial(generated, Scaled.examples, 0.1),
-            partial(Scaled, 24),
-            32,
-            300,
-        ),
-        classify(
-            "zeros-gates-200",
-            FASHION_14,
-            partial(initialization.Gates, 196, 48, 10, 10),
-            64,
-            200,
-        ),
-    ],
-    [
-        supervised(
-            "zeros-log-scales-200",
-            partial(generated, LogScales.examples, SCALES),
-            partial(LogScales, 48),
-            LIKELIHOOD,
-            64,
-            200,
-            evaluation=Objective(divergence),
-        ),
-        supervised(
-            "zeros-temperature-300",
-            MNIST_7,
-            partial(Tempered, (49, 64, 32)),
-            MATCH_VIEWS,
-            64,
-            300,
-            evaluation_batch=64,
-        ),
-    ],
-    [
-        fit(
-            "zeros-scales-100",
-            partial(generated, Scaled.other_examples, 0.5),
-            partial(Scaled, 24),
-            64,
-            100,
-        ),
-        classify(
-            "zeros-gates-100",
-            MNIST_14,
-            partial(initialization.Gates, 196, 32, 20, 10),
-            64,
-            100,
-        ),
-    ],
+AFFINE = partial(generated, Scaled.examples, 0.1)
+OTHER_AFFINE = partial(generated, Scaled.other_examples, 0.5)
+SINES = partial(generated, LogScales.examples, SCALES)
+SCALED = partial(Scaled, 24)
+TEMPERED = partial(Tempered, (49, 64, 32))
+SHALLOW_GATES = partial(Gates, 196, 48, 10, 10)
+DEEP_GATES = partial(Gates, 196, 32, 20, 10)
+
+zeros_log_scales = supervised(
+    "zeros-log-scales-200",
+    SINES,
+    partial(LogScales, 48),
+    LIKELIHOOD,
+    batch_size=64,
+    steps=200,
+    evaluation=Objective(divergence),
+)
+zeros_temperature = supervised(
+    "zeros-temperature-300",
+    MNIST_7,
+    TEMPERED,
+    MATCH_VIEWS,
+    batch_size=64,
+    steps=300,
+    evaluation_batch=64,
 )
 
-
-KINDS: dict[str, Kind] = {
-    "zeros at first": _ZEROS,
+KINDS = {
+    "zeros at first": Kind(
+        developing=[
+            fit("zeros-scales-300", AFFINE, SCALED, 32, 300),
+            classify("zeros-gates-200", FASHION_14, SHALLOW_GATES, 64, 200),
+        ],
+        validating=[zeros_log_scales, zeros_temperature],
+        testing=[
+            fit("zeros-scales-100", OTHER_AFFINE, SCALED, 64, 100),
+            classify("zeros-gates-100", MNIST_14, DEEP_GATES, 64, 100),
+        ],
+    )
 }

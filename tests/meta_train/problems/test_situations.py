@@ -163,14 +163,14 @@ def test_thirds_have_other_texts():
 
 
 def test_fine_tuning_moves_to_another_text():
-    lower, mixed = texts.LOWER_CASE(), texts.MIXED_CASE()
+    lower, mixed = texts.lower_case(), texts.mixed_case()
     assert lower == lower.lower()
     assert mixed != mixed.lower()
-    assert "def " in texts.STATEMENTS() and '"""' not in texts.STATEMENTS()
+    assert "def " in texts.statements() and '"""' not in texts.statements()
     sentence = "Return the sample arithmetic mean of data."
-    assert sentence in texts.DOCSTRINGS() and sentence not in texts.STATEMENTS()
-    for text in (texts.MIXED_CASE, texts.STATEMENTS, texts.documentation):
-        assert min(map(len, texts.windows(text, 32)[1:])) >= 512
+    assert sentence in texts.docstrings() and sentence not in texts.statements()
+    for text in (texts.mixed_case, texts.statements, texts.documentation):
+        assert min(map(len, texts.windows(text)[1:])) >= 512
 
 
 def test_equal_data_come_in_another_order_under_another_name():
@@ -247,7 +247,7 @@ def test_regret_and_met_modes_by_hand():
     assert gan._mode_coverage(gan.modes + 5) == 0
 
 
-def test_starts_have_the_sizes_they_are_named_for():
+def test_initial_weights_have_their_standard_deviations():
     with torch.no_grad():
         model = initialization.started(lambda: nn.Linear(400, 300), initialization.he)
         assert model.weight.std() == pytest.approx((2 / 400) ** 0.5, rel=0.05)
