@@ -189,7 +189,9 @@ def import_seconds(repeats: int = 5) -> Record:
     env.pop("PYTHONDONTWRITEBYTECODE", None)  # users have compiled modules
     torch_seconds, own_seconds = [], []
     for _ in range(repeats):
-        output = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env=env)
+        output = subprocess.check_output(
+            [sys.executable, "-c", code], cwd=ROOT, env=env
+        )
         first, second = map(float, output.split())
         torch_seconds.append(first)
         own_seconds.append(second)
