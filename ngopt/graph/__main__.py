@@ -1,4 +1,4 @@
-"""Shows the neural graph of a model:
+"""Prints and draws the neural graph of a model:
 `python -m ngopt.graph torchvision.models:resnet18 --draw resnet18.svg`."""
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def load_model(path: str) -> nn.Module:
-    """The module at "module:name", or what is made by calling what is there without
-    arguments.
+    """The module at "module:name", or the module that a function or class there makes
+    without arguments.
 
-    Raises ValueError that says which part of the path is wrong.
+    Raises ValueError that names the wrong part of the path.
     """
     module_name, colon, name = path.partition(":")
     if not (module_name and colon and name):
@@ -91,18 +91,15 @@ def load_model(path: str) -> nn.Module:
 
 
 def example_of(shape: Sequence[int] | None, dtype: torch.dtype) -> Tensor | None:
-    """An input of a shape: random numbers, or zeros where they are indices."""
+    """An input of that shape: random numbers, or zeros for integer dtypes."""
     if shape is None:
         return None
     if min(shape) < 1:
-        raise ValueError(
-            f"--example-shape: expected positive numbers; got {' '.join(map(str, shape))}"
-        )
-    return (
-        torch.randn(*shape)
-        if dtype.is_floating_point
-        else torch.zeros(*shape, dtype=dtype)
-    )
+        given = " ".join(map(str, shape))
+        raise ValueError(f"--example-shape: expected positive numbers; got {given}")
+    if dtype.is_floating_point:
+        return torch.randn(*shape)
+    return torch.zeros(*shape, dtype=dtype)
 
 
 def run(argv: Sequence[str] | None) -> None:
@@ -117,24 +114,17 @@ def run(argv: Sequence[str] | None) -> None:
     print(graph.summary())
     print(f"built in {seconds:.2f} s")
     if arguments.draw is not None:
-        draw(
-            graph,
-            arguments.draw,
-            [parameter.detach() for parameter in model.parameters()],
-        )
+        draw(graph, arguments.draw, list(model.parameters()))
         print(f"drawn into {arguments.draw}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 after an error, of which one line tells on
-    stderr."""
+    """Returns the exit status: 0, or 2 after an error, with one line on stderr."""
     try:
         run(argv)
     except (ValueError, ImportError, OSError) as error:
-        print(
-            f"error: {shorten(str(error), 300, placeholder=' ...')}",
-            file=sys.stderr,
-        )
+        message = shorten(str(error), 300, placeholder=" ...")
+        print(f"error: {message}", file=sys.stderr)
         return 2
     return 0
 

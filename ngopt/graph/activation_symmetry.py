@@ -25,7 +25,8 @@ Symmetry = Literal["phase", "sign", "scale"]
 # Activations by their names in torch.
 ACTIVATIONS = """
 relu relu6 hardtanh gelu silu sigmoid tanh leaky_relu elu selu celu mish softplus
-hardswish hardsigmoid softmax log_softmax sin cos exp softsign glu logsigmoid rrelu prelu
+hardswish hardsigmoid softmax log_softmax sin cos exp softsign glu logsigmoid rrelu
+prelu
 """.split()
 
 # Functions with f(c x) = c f(x) for all c, for c = -1, for all c > 0. They may combine
@@ -58,9 +59,10 @@ class Canonical(NamedTuple):
 
 
 def symmetry_of(functions: Sequence[str]) -> Symmetry | None:
-    """The symmetry of neurons to which a network applies all these functions.
+    """The symmetry of neurons to which a network applies all these functions; None
+    where none is known.
 
-    "phase" includes "sign". None where no symmetry is known.
+    Neurons with "phase" have "sign" too.
     """
     nonlinear = [name for name in functions if name not in (*LINEAR, *RANDOM)]
     if nonlinear == ["sin"]:

@@ -65,15 +65,17 @@ def build_graph(
     if not any(True for _ in source.parameters()):
         raise ValueError("build_graph: expected at least one parameter; got none")
     name = type(source).__name__
-    if example_input is None:
-        graph = graph_without_inputs(source)
-        reason = f"no input for {name} could be guessed; give example_input for an exact graph"
-        return graph or _from_parameters(source, reason)
-    try:
-        return _traced(source, example_input)
-    except NotCaptured as error:
-        reason = f"the functions that {name} applies cannot be listed ({error})"
-        return _from_parameters(source, reason)
+    if example_input is not None:
+        try:
+            return _traced(source, example_input)
+        except NotCaptured as error:
+            reason = f"the functions that {name} applies cannot be listed ({error})"
+            return _from_parameters(source, reason)
+    graph = graph_without_inputs(source)
+    if graph is not None:
+        return graph
+    reason = f"no input for {name} could be guessed"
+    return _from_parameters(source, f"{reason}; give example_input for an exact graph")
 
 
 def graph_without_inputs(model: nn.Module) -> NeuralGraph | None:

@@ -25,8 +25,8 @@ Place = TypeVar("Place", Bias, EdgeBlock)
 
 
 class GraphBuilder:
-    """Collects groups, blocks and biases; `build` adds roles, depths and what is left of
-    the parameters."""
+    """Collects groups, blocks and biases; `build` adds roles, depths and unused
+    elements."""
 
     def __init__(self, parameters: Sequence[ParameterSpec]):
         self.parameters = tuple(parameters)
@@ -69,16 +69,16 @@ class GraphBuilder:
 
     def note_functions(self, group: int, names: Sequence[str]) -> None:
         """Stores which functions the network applies to neurons; names: in order."""
-        first = next((name for name in names if name in ACTIVATIONS), None)
+        activations = [name for name in names if name in ACTIVATIONS]
+        activation = activations[0] if activations else None
         symmetry = symmetry_of(names)
-        self.groups[group] = replace(
-            self.groups[group], activation=first, symmetry=symmetry
-        )
+        old = self.groups[group]
+        self.groups[group] = replace(old, activation=activation, symmetry=symmetry)
 
     @property
     def placed(self) -> set[int]:
         """The parameters of which some elements have a place."""
-        return {i for i, views in enumerate(self._views()) if views}
+        return set(self._views())
 
     def build(
         self,
@@ -92,26 +92,26 @@ class GraphBuilder:
         are neither, even without edges to or from them. The roles of other groups
         follow from their edges.
         """
-        for i, views in enumerate(self._views()):
-            if not views:
-                self.unplaced.append(self.parameters[i].name)
+        placed = self.placed
+        for i, spec in enumerate(self.parameters):
+            if i not in placed:
+                self.unplaced.append(spec.name)
                 self.add_component(i)
-        for i, views in enumerate(self._views()):
-            self._add_unused(i, views)
-        return NeuralGraph(
-            tuple(spec.paired for spec in self.parameters),
-            tuple(self._placed_groups(inputs, outputs, hidden)),
-            tuple(self._paired(block) for block in self.blocks),
-            tuple(self._paired(bias) for bias in self.biases),
-            tuple(self.unplaced),
-        )
+        views = self._views()
+        for i in range(len(self.parameters)):
+            self._add_unused(i, views[i])
+        groups = self._groups_with_roles(inputs, outputs, hidden)
+        parameters = tuple(spec.paired for spec in self.parameters)
+        blocks = tuple(map(self._paired, self.blocks))
+        biases = tuple(map(self._paired, self.biases))
+        return NeuralGraph(parameters, groups, blocks, biases, tuple(self.unplaced))
 
-    def _views(self) -> list[list[View]]:
-        """The views of every parameter."""
-        views: list[list[View]] = [[] for _ in self.parameters]
+    def _views(self) -> dict[int, list[View]]:
+        """The views of every parameter with a place."""
+        views: dict[int, list[View]] = {}
         for place in (*self.blocks, *self.biases):
             if place.view is not None:
-                views[place.view.parameter].append(place.view)
+                views.setdefault(place.view.parameter, []).append(place.view)
         return views
 
     def _add_unused(self, parameter: int, views: Sequence[View]) -> None:
@@ -134,25 +134,29 @@ class GraphBuilder:
         view = place.view
         if view is None or not self.parameters[view.parameter].is_complex:
             return place
+        shape = (*view.shape, 2)
         strides = [2 * stride for stride in view.strides]
-        pairs = View(
-            view.parameter, (*view.shape, 2), (*strides, 1), offset=2 * view.offset
-        )
+        pairs = View(view.parameter, shape, (*strides, 1), 2 * view.offset)
         return replace(place, view=pairs, slot_shape=(*place.slot_shape, 2))
 
-    def _placed_groups(
+    def _groups_with_roles(
         self,
         inputs: Collection[int],
         outputs: Collection[int],
         hidden: Collection[int],
-    ) -> list[NeuronGroup]:
+    ) -> tuple[NeuronGroup, ...]:
         """The groups with their roles and depths."""
+        forward = []
+        sources, targets = set(), set()
+        for block in self.blocks:
+            sources.add(block.source)
+            if block.target != block.source:
+                forward.append(block)
+                targets.add(block.target)
+        targets.difference_update(inputs)
         count = len(self.groups)
-        forward = [block for block in self.blocks if block.target != block.source]
         layers = longest_paths(count, forward)
         depths = relative_depths(layers, connected(count, self.blocks))
-        sources = {block.source for block in self.blocks}
-        targets = {block.target for block in forward}.difference(inputs)
         groups = []
         for i, group in enumerate(self.groups):
             if i in hidden:
@@ -160,7 +164,7 @@ class GraphBuilder:
             else:
                 role = _role(i in sources, i in targets, i in outputs)
             groups.append(replace(group, role=role, depth=depths[i]))
-        return groups
+        return tuple(groups)
 
 
 def _role(is_source: bool, is_target: bool, is_output: bool) -> str:

@@ -49,7 +49,7 @@ class ParameterSpec:
 
 @dataclass(frozen=True)
 class View:
-    """Elements of a parameter: a strided view of its flat elements, each at most once."""
+    """A strided view of the flat elements of a parameter, each at most once."""
 
     parameter: int
     shape: tuple[int, ...]

@@ -19,8 +19,8 @@ FLATTENED = "_fsdp_flattened"
 STATE = "__composable_api_state_key"
 
 EXPECTED = (
-    "expected whole parameters, or those that fully_shard has sharded; got flat parameters "
-    "of FullyShardedDataParallel, which have no matrix shapes. Use "
+    "expected whole parameters, or those that fully_shard has sharded; got flat "
+    "parameters of FullyShardedDataParallel, which have no matrix shapes. Use "
     "torch.distributed.fsdp.fully_shard(model) in its place."
 )
 

@@ -37,8 +37,7 @@ class GroupEntry(NamedTuple):
 def summary(graph: Topology) -> str:
     """See `NeuralGraph.summary`."""
     rows: list[tuple[str, ...]] = [HEADER]
-    for run in _runs_of_entries(graph):
-        rows.append(_row(run))
+    rows += map(_row, _runs_of_entries(graph))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -82,27 +81,27 @@ def _run_key(entry: GroupEntry) -> tuple:
 
 
 def _row(run: Sequence[GroupEntry]) -> tuple[str, ...]:
-    first, last = run[0].number, run[-1].number
-    group = run[0].group
-    size = 0
+    number, group = f"{run[0].number}", run[0].group
+    if len(run) > 1:
+        number += f"-{run[-1].number}"
+    size = elements = 0
     blocks: list[EdgeBlock] = []
     biases: list[Bias] = []
     for entry in run:
         size += entry.group.size
         blocks += entry.blocks
         biases += entry.biases
-    elements = 0
     for place in (*blocks, *biases):
         elements += place.view.numel if place.view else 0
     sources = sorted({block.source for block in blocks})
     slots = dict.fromkeys(slot_text(block) for block in blocks if block.view)
-    kinds = counted([bias.kind for bias in biases])
+    places = incoming(blocks) + counted([bias.kind for bias in biases])
     return (
-        f"{first}" if first == last else f"{first}-{last}",
+        number,
         shorten(group.name, NAME_WIDTH),
         f"{size:,}",
-        _listed([str(source) for source in sources], "groups"),
-        " + ".join(incoming(blocks) + kinds),
+        _listed(list(map(str, sources)), "groups"),
+        " + ".join(places),
         _listed(list(slots), "shapes"),
         f"{elements:,}",
         group.activation or "",
@@ -120,13 +119,21 @@ def _role(group: NeuronGroup) -> str:
 
 def incoming(blocks: Sequence[EdgeBlock]) -> list[str]:
     """The blocks into a group in words: sizes of weights, kinds of edges of value 1."""
-    weights = [block for block in blocks if block.view]
-    found = counted([_sizes(block) for block in weights])
-    if len(found) > LISTED:
-        sources = sum(block.shape[0] * block.shape[2] for block in weights)
-        targets = max(block.shape[0] * block.shape[1] for block in weights)
-        found = [f"{len(weights)} blocks: {sources} -> {targets}"]
-    return found + counted([block.kind for block in blocks if not block.view])
+    weights: list[str] = []
+    constants: list[str] = []
+    sources = targets = 0
+    for block in blocks:
+        groups, n_target, n_source = block.shape
+        if block.view is None:
+            constants.append(block.kind)
+            continue
+        weights.append(_sizes(block))
+        sources += groups * n_source
+        targets = max(targets, groups * n_target)
+    sizes = counted(weights)
+    if len(sizes) > LISTED:
+        sizes = [f"{len(weights)} blocks: {sources} -> {targets}"]
+    return sizes + counted(constants)
 
 
 def _sizes(block: EdgeBlock) -> str:
@@ -171,7 +178,8 @@ def _coverage(graph: Topology) -> list[str]:
         connected |= {block.source, block.target}
     alone = 0
     for bias in graph.biases:
-        alone += 0 if bias.group in connected else bias.view.numel
+        if bias.group not in connected:
+            alone += bias.view.numel
     nodes = sum(group.size for group in graph.groups)
     count = len(set(components(graph)))
     plural = "" if count == 1 else "s"

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
 
-from ngopt.graph.groups_and_blocks import Bias, EdgeBlock, View
 from ngopt.graph.neural_graph import NeuralGraph
 
 
@@ -18,12 +17,10 @@ def reordered(graph: NeuralGraph, order: Sequence[int]) -> NeuralGraph:
     if list(order) == list(range(len(graph.parameters))):
         return graph
     new = sorted(range(len(order)), key=order.__getitem__)
-    blocks, biases = _moved(graph, new, 0)
     parameters = tuple(graph.parameters[i] for i in order)
     inferred = graph.inferred and tuple(graph.inferred[i] for i in order)
-    return replace(
-        graph, parameters=parameters, blocks=blocks, biases=biases, inferred=inferred
-    )
+    moved = renumbered(graph, new, range(len(graph.groups)))
+    return replace(moved, parameters=parameters, inferred=inferred)
 
 
 def join_graphs(*graphs: NeuralGraph) -> NeuralGraph:
@@ -35,18 +32,18 @@ def join_graphs(*graphs: NeuralGraph) -> NeuralGraph:
 
 
 def _join(first: NeuralGraph, second: NeuralGraph) -> NeuralGraph:
-    count = len(first.parameters)
-    new = range(count, count + len(second.parameters))
-    blocks, biases = _moved(second, new, len(first.groups))
+    p, g = len(first.parameters), len(first.groups)
+    new_parameters = range(p, p + len(second.parameters))
+    second = renumbered(second, new_parameters, range(g, g + len(second.groups)))
     next_member = max(first.membership) + 1
-    members = tuple(next_member + member for member in second.membership)
+    members = [next_member + member for member in second.membership]
     return NeuralGraph(
         first.parameters + second.parameters,
         first.groups + second.groups,
-        first.blocks + blocks,
-        first.biases + biases,
+        first.blocks + second.blocks,
+        first.biases + second.biases,
         first.unplaced + second.unplaced,
-        first.membership + members,
+        (*first.membership, *members),
         _inferred(first) + _inferred(second),
     )
 
@@ -55,25 +52,22 @@ def _inferred(graph: NeuralGraph) -> tuple[bool, ...]:
     return graph.inferred or (False,) * len(graph.parameters)
 
 
-def _moved(
-    graph: NeuralGraph, new: Sequence[int], first_group: int
-) -> tuple[tuple[EdgeBlock, ...], tuple[Bias, ...]]:
-    """Blocks and biases after renumbering.
+def renumbered(
+    graph: NeuralGraph, parameters: Sequence[int], groups: Sequence[int]
+) -> NeuralGraph:
+    """The graph whose blocks and biases have new numbers of parameters and groups.
 
-    new: the new number of each parameter. first_group: the new number of group 0.
+    parameters, groups: the new number of each. The lists of both stay as they are.
     """
     blocks = []
     for block in graph.blocks:
-        view = None if block.view is None else _renumbered(block.view, new)
-        source = block.source + first_group
-        target = block.target + first_group
+        view = block.view
+        if view is not None:
+            view = replace(view, parameter=parameters[view.parameter])
+        source, target = groups[block.source], groups[block.target]
         blocks.append(replace(block, view=view, source=source, target=target))
     biases = []
     for bias in graph.biases:
-        view = _renumbered(bias.view, new)
-        biases.append(replace(bias, view=view, group=bias.group + first_group))
-    return tuple(blocks), tuple(biases)
-
-
-def _renumbered(view: View, new: Sequence[int]) -> View:
-    return replace(view, parameter=new[view.parameter])
+        view = replace(bias.view, parameter=parameters[bias.view.parameter])
+        biases.append(replace(bias, view=view, group=groups[bias.group]))
+    return replace(graph, blocks=tuple(blocks), biases=tuple(biases))

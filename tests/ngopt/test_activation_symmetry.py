@@ -21,7 +21,8 @@ def tanh_mlp():
 
 def relu_cnn():
     return nn.Sequential(
-        nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 2, groups=2), nn.LeakyReLU(), nn.Flatten(),
+        nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 2, groups=2), nn.LeakyReLU(),
+        nn.Flatten(),
         nn.Linear(6 * 4, 5), nn.ReLU(), nn.Linear(5, 3, bias=False),
     )  # fmt: skip
 

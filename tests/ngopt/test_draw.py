@@ -122,7 +122,7 @@ def test_boxes_do_not_overlap_and_wires_end_at_them(graphs, name):
         assert BOX_HEIGHT / 2 < -y < layout.height - BOX_HEIGHT / 2
         for other_x, other_y in layout.centers[:i]:
             assert abs(x - other_x) > BOX_WIDTH or abs(y - other_y) > BOX_HEIGHT
-    for wire, pieces in zip(layout.wires, layout.pieces, strict=True):
+    for wire, pieces in zip(layout.wires, layout.lines, strict=True):
         (x0, y0), (x1, y1) = (
             layout.centers[wire.source],
             layout.centers[wire.target],
@@ -136,7 +136,7 @@ def test_boxes_do_not_overlap_and_wires_end_at_them(graphs, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_wires_in_lanes_cross_no_box(graphs, name):
     layout = arrange(graphs[name])
-    for pieces in layout.pieces:
+    for pieces in layout.lines:
         for points in pieces:
             if len(points) == 2 and points[0][1] != points[1][1]:
                 continue  # a curve between neighbouring columns
@@ -170,7 +170,7 @@ class Skips(nn.Module):
 def test_lines_of_different_sources_do_not_run_into_each_other(layers):
     layout = arrange(build_graph(Skips(layers), torch.randn(2, 3)))
     taken = {}
-    for wire, pieces in zip(layout.wires, layout.pieces, strict=True):
+    for wire, pieces in zip(layout.wires, layout.lines, strict=True):
         for (x0, y0), (x1, y1) in (
             line for points in pieces for line in pairwise(points)
         ):
@@ -218,9 +218,9 @@ def test_layers_go_from_left_to_right_and_wrap():
     assert max(map(len, rows.values())) <= COLUMNS
     assert all(row == sorted(row) for row in rows.values())
     assert list(rows) == sorted(rows, reverse=True)
-    leaving = [note for note in layout.notes if note.leaves]
-    assert [layout.wires[note.wires[0]].target for note in leaving] == [7, 14]
-    assert len(layout.notes) == 2 * len(leaving)
+    leaving = [end for end in layout.continuations if end.leaves]
+    assert [layout.wires[end.wires[0]].target for end in leaving] == [7, 14]
+    assert len(layout.continuations) == 2 * len(leaving)
 
 
 def test_thickness_follows_the_norm():

@@ -41,7 +41,8 @@ SEQUENTIAL = {
     "cnn": (cnn(), torch.randn(2, 2, 16, 17)),
     "normed": (
         nn.Sequential(
-            nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3),
+            nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+            nn.Conv2d(8, 8, 3),
             nn.BatchNorm2d(8),
             nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4), nn.LayerNorm(4),
             nn.Linear(4, 2),
@@ -50,14 +51,16 @@ SEQUENTIAL = {
     ),
     "depthwise": (
         nn.Sequential(
-            nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, groups=6, bias=False), nn.BatchNorm2d(6),
+            nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, groups=6, bias=False),
+            nn.BatchNorm2d(6),
             nn.Conv2d(6, 4, 1),
             nn.Flatten(), nn.Linear(4 * 49, 3),
         ),
         torch.randn(2, 3, 9, 9),
     ),
     "embedding": (
-        First(nn.Embedding(11, 6), nn.LayerNorm(6), nn.Linear(6, 9), nn.GELU(), nn.Linear(9, 11)),
+        First(nn.Embedding(11, 6), nn.LayerNorm(6), nn.Linear(6, 9), nn.GELU(),
+              nn.Linear(9, 11)),
         torch.randint(11, (2, 5)),
     ),
 }  # fmt: skip

@@ -33,13 +33,17 @@ def test_mlp_by_hand():
     # Nodes 0, 1 | 2, 3, 4 | 5 | 6, bias | 7, bias. Parameters: weight (3, 2), bias
     # (3,), weight (1, 3), bias (1,).
     assert [(g.size, g.kind, g.role, g.depth) for g in graph.groups] == [
-        (2, "neuron", "input", 0), (3, "neuron", "hidden", 0.5), (1, "neuron", "output", 1),
+        (2, "neuron", "input", 0), (3, "neuron", "hidden", 0.5),
+        (1, "neuron", "output", 1),
         (1, "bias", "input", 0.5), (1, "bias", "input", 1),
     ]  # fmt: skip
     assert edges_of(graph) == [
-        (0, 2, "weight", (), 0, 0), (1, 2, "weight", (), 0, 1), (0, 3, "weight", (), 0, 2),
-        (1, 3, "weight", (), 0, 3), (0, 4, "weight", (), 0, 4), (1, 4, "weight", (), 0, 5),
-        (2, 5, "weight", (), 2, 0), (3, 5, "weight", (), 2, 1), (4, 5, "weight", (), 2, 2),
+        (0, 2, "weight", (), 0, 0), (1, 2, "weight", (), 0, 1),
+        (0, 3, "weight", (), 0, 2),
+        (1, 3, "weight", (), 0, 3), (0, 4, "weight", (), 0, 4),
+        (1, 4, "weight", (), 0, 5),
+        (2, 5, "weight", (), 2, 0), (3, 5, "weight", (), 2, 1),
+        (4, 5, "weight", (), 2, 2),
         (6, 2, "bias", (), 1, 0), (6, 3, "bias", (), 1, 1), (6, 4, "bias", (), 1, 2),
         (7, 5, "bias", (), 3, 0),
     ]  # fmt: skip
@@ -70,7 +74,8 @@ def test_convolution_with_norm_by_hand():
     graph = parameter_graph(build_graph(model, torch.randn(2, 2, 4, 4)))
     # Nodes 0, 1 | 2, 3, 4, which the norm acts on | 5 | 6, gamma | 7, bias | 8, beta.
     assert [(g.name, g.size, g.kind, g.role) for g in graph.groups] == [
-        ("input", 2, "neuron", "input"), ("0", 3, "neuron", "hidden"), ("3", 1, "neuron", "output"),
+        ("input", 2, "neuron", "input"), ("0", 3, "neuron", "hidden"),
+        ("3", 1, "neuron", "output"),
         ("1.weight", 1, "gamma", "input"), ("0.bias", 1, "bias", "input"),
         ("1.bias", 1, "beta", "input"),
     ]  # fmt: skip

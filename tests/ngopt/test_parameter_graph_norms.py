@@ -164,7 +164,7 @@ class Rolled(nn.Module):
 
 
 class Last(nn.Module):
-    """The last state of a recurrent layer of two neurons, and a linear layer behind it."""
+    """The last state of a recurrent layer of two neurons, and a linear layer."""
 
     def __init__(self, rnn: nn.RNNBase):
         super().__init__()

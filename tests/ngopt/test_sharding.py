@@ -83,9 +83,8 @@ def test_flat_pieces_are_refused(use_orig_params, weights):
         network(), device_id=cpu, use_orig_params=use_orig_params
     )
     for extra in ({}, {"model": model}):
-        with pytest.raises(
-            ValueError, match=r"flat parameters.*Use .*fully_shard\(model"
-        ):
+        message = r"flat parameters.*Use .*fully_shard\(model"
+        with pytest.raises(ValueError, match=message):
             NGOptimizer(model.parameters(), weights=weights, **extra)
     with pytest.raises(ValueError, match=r"flat parameters.*Use .*fully_shard\(model"):
         build_graph(model, torch.randn(3, 6))

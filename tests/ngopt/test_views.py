@@ -222,9 +222,7 @@ def test_a_batch_keeps_graphs_apart(networks):
 
 def test_too_few_slots_and_values_that_do_not_fit_are_errors(networks):
     graph = networks["residual"][1]
-    with pytest.raises(
-        ValueError, match="expected at least 9 slots, as the graph has; got 8"
-    ):
+    with pytest.raises(ValueError, match="expected at least 9 slots, .*; got 8"):
         to_pyg(graph, slots=8)
     for function in (to_pyg, to_networkx):
         with pytest.raises(
@@ -250,7 +248,8 @@ def test_a_missing_library_is_named(function, library, monkeypatch):
 def test_importing_the_views_imports_no_other_library():
     code = """
 import sys
-import ngopt, ngopt.graph.views.networkx_and_pyg, ngopt.graph.drawing.draw, ngopt.graph.__main__
+import ngopt, ngopt.graph.views.networkx_and_pyg
+import ngopt.graph.drawing.draw, ngopt.graph.__main__
 imported = {name.split(".")[0] for name in sys.modules}
 print(sorted({"networkx", "matplotlib", "torch_geometric"} & imported))
 """
@@ -279,12 +278,13 @@ def test_summary_is_a_table_of_groups(networks):
         row.split() == "5 bn2 6 4, 6 2 x one to one + 2 x beta 1 24 relu hidden".split()
     )
     assert lines[-1].startswith(
-        "52 nodes in 11 groups, 572 parameter elements in 10 blocks and 7 biases; 1 component"
+        "52 nodes in 11 groups, 572 parameter elements in 10 blocks and 7 biases; "
+        "1 component"
     )
 
 
 class Dense(nn.Module):
-    """Concatenates what all layers before have made, through a norm, as DenseNet does."""
+    """Concatenates the outputs of all layers before, through a norm, as DenseNet."""
 
     def __init__(self, layers: int = 5):
         super().__init__()

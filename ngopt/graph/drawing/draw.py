@@ -1,4 +1,4 @@
-"""Drawings of neural graphs. matplotlib is imported when one is made."""
+"""`draw`: drawings of neural graphs. matplotlib is imported when one is made."""
 
 from __future__ import annotations
 
@@ -23,24 +23,23 @@ def draw(
     """Draws a graph into a PNG or SVG file: groups as boxes from left to right by
     depth, blocks as arrows.
 
-    values: one tensor a parameter, (*shape, *features). The thickness of an arrow grows
-    with the
-        norm of its values, without them with the log of its number of elements.
+    values: one tensor per parameter, (*shape, *features). The thickness of an arrow
+        grows with the norm of its values, without values with the log of its number of
+        elements.
 
-    Raises ValueError if the file's suffix is another or the values do not fit,
+    Raises ValueError if the file has another suffix or the values do not fit,
     ImportError if matplotlib is missing.
     """
-    format_of(path)
+    suffix = format_of(path)
     require("matplotlib", "draw")
     from ngopt.graph.drawing.figure import graph_figure
 
-    graph_figure(graph, values).savefig(
-        path, format=format_of(path), dpi=RESOLUTION, facecolor="white"
-    )
+    figure = graph_figure(graph, values)
+    figure.savefig(path, format=suffix, dpi=RESOLUTION, facecolor="white")
 
 
 def format_of(path: str | os.PathLike[str]) -> str:
-    """ "png" or "svg" by the suffix; raises ValueError if it is another."""
+    """The suffix of a path, "png" or "svg"; raises ValueError for another."""
     suffix = Path(path).suffix.lower()
     if suffix not in FORMATS:
         raise ValueError(

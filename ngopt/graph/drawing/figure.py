@@ -1,5 +1,5 @@
-"""A neural graph as a matplotlib figure. Needs matplotlib;
-nothing imports this file before it is used."""
+"""A neural graph as a matplotlib figure. matplotlib is optional, so only `draw` imports
+this file."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from matplotlib.path import Path
 from torch import Tensor
 
 from ngopt.graph.drawing.grid import BOX_HEIGHT, BOX_WIDTH, Point, Wire
-from ngopt.graph.drawing.layout import Note, arrange, condense
-from ngopt.graph.groups_and_blocks import EdgeBlock
+from ngopt.graph.drawing.layout import Continuation, DrawingLayout, arrange, condense
+from ngopt.graph.groups_and_blocks import NeuronGroup
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.graph.summary import counted, incoming, shorten, slot_text
 
-FILLS = {  # kind of group -> colour inside and of the border
+FILLS = {  # kind of group -> colours of box and border
     "neuron": ("#dde9f6", "#4a78a6"),
     "token": ("#e4f2d8", "#6b9a3c"),
     "product": ("#fbe7d2", "#c97f2d"),
@@ -49,52 +49,43 @@ LINES = {  # style of a wire -> colour, dashes, words of the legend
 }
 OTHER_LINE = ("#404040", (0, (1, 1)), "")
 TIMES = "\N{MULTIPLICATION SIGN}"
-ENDS = ("input", "output")  # roles with a thick border
+THIN_BORDER, BORDER, THICK_BORDER = 0.7, 0.9, 2.2  # points
 THIN = 1.1  # points, edges of value 1
 THICKNESS = (0.8, 3.8)  # points, weights from the least to the greatest
 CORNER = 0.08  # inches
-NAME_WIDTH, PATH_WIDTH, DETAIL_WIDTH = (
-    19,
-    27,
-    25,
-)  # characters that fit into a box
-NOTE_CHARACTERS = 18
+# Characters that fit into a box, and beside a row.
+NAME_WIDTH, PATH_WIDTH, DETAIL_WIDTH = 19, 27, 25
+CONTINUATION_WIDTH = 18
 LEGEND_COLUMN, LEGEND_ROW, HEADER, LEAST_WIDTH = 2.1, 0.2, 0.3, 4.6  # inches
+CENTERED = {"ha": "center", "va": "center"}
 
 
 def graph_figure(graph: NeuralGraph, values: Sequence[Tensor] | None = None) -> Figure:
-    """The drawing that `ngopt.graph.drawing.draw` saves.
-    Every wire is an artist whose gid is "source>target style"."""
+    """The drawing that `ngopt.graph.draw` saves.
+
+    Every wire is an artist with the gid "source>target style".
+    """
     title = _title(graph)
     graph = condense(graph)
     layout = arrange(graph)
-    key = _legend(graph, layout.wires, values is not None)
+    legend = _legend(graph, layout.wires, values is not None)
     width = max(layout.width, LEAST_WIDTH)
-    per_row = int(width / LEGEND_COLUMN)
-    legend_height = LEGEND_ROW * ceil(len(key) / per_row) + 0.2
-    height = layout.height + HEADER + legend_height
-    figure = Figure(figsize=(width, height))
+    legend_columns = int(width / LEGEND_COLUMN)
+    legend_height = LEGEND_ROW * ceil(len(legend) / legend_columns) + 0.2
+    figure = Figure(figsize=(width, layout.height + HEADER + legend_height))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(-layout.height - legend_height, HEADER))
     axes.set_axis_off()
     axes.text(0.2, HEADER - 0.12, title, fontsize=8, va="top", color="#303030")
-    drawn: set[tuple] = set()
-    widths = _widths(graph, layout.wires, values)
-    for i in sorted(range(len(widths)), key=lambda i: -widths[i]):
-        for points in layout.pieces[i]:
-            part = (layout.wires[i].style, *points)
-            # in a lane some wires are one line; the thickest shows
-            if part not in drawn:
-                drawn.add(part)
-                _draw_line(axes, layout.wires[i], points, widths[i])
-    for note in layout.notes:
-        _draw_note(axes, graph, layout.wires, note)
-    for i, center in enumerate(layout.centers):
-        _draw_group(axes, graph, i, center)
+    _draw_wires(axes, layout, _thickness(graph, layout.wires, values))
+    for continuation in layout.continuations:
+        _draw_continuation(axes, graph, layout.wires, continuation)
+    for number, center in enumerate(layout.centers):
+        _draw_group(axes, graph, number, center)
     axes.legend(
-        handles=key,
+        handles=legend,
         loc="lower left",
-        ncols=per_row,
+        ncols=legend_columns,
         fontsize=7,
         frameon=False,
         borderaxespad=1.2,
@@ -111,49 +102,77 @@ def _title(graph: NeuralGraph) -> str:
     return f"neural graph: {nodes:,} nodes in {groups} group{plural}, {elements}"
 
 
-def _widths(
+# Wires
+
+
+def _thickness(
     graph: NeuralGraph, wires: Sequence[Wire], values: Sequence[Tensor] | None
 ) -> list[float]:
-    """Thickness of every wire in points: by the norm of its values,
-    without them by the log of its elements."""
+    """Thickness of every wire in points: by the norm of its values, without values by
+    the log of its number of elements."""
     if values is None:
-        strength = [
-            log1p(sum(view.numel for b in w.blocks if (view := graph.blocks[b].view)))
-            for w in wires
-        ]
+        strengths = _log_elements(graph, wires)
     else:
-        norms = {}
-        edges = iter(graph.gather(values).edges)
-        for i, block in enumerate(graph.blocks):
-            norms[i] = (
-                float(torch.linalg.vector_norm(next(edges).detach().abs().double()))
-                if block.view
-                else 0.0
-            )
-        strength = [sqrt(sum(norms[b] ** 2 for b in wire.blocks)) for wire in wires]
-    greatest = max(strength, default=0) or 1
+        strengths = _norms(graph, wires, values)
+    greatest = max(strengths, default=0) or 1
     least, most = THICKNESS
-    return [
-        least + (most - least) * s / greatest
-        if graph.blocks[w.blocks[0]].view
-        else THIN
-        for s, w in zip(strength, wires, strict=True)
-    ]
+    thickness = []
+    for wire, strength in zip(wires, strengths, strict=True):
+        if graph.blocks[wire.blocks[0]].view is None:
+            thickness.append(THIN)
+        else:
+            thickness.append(least + (most - least) * strength / greatest)
+    return thickness
 
 
-def _draw_line(
-    axes: Axes, wire: Wire, points: Sequence[Point], linewidth: float
-) -> None:
+def _log_elements(graph: NeuralGraph, wires: Sequence[Wire]) -> list[float]:
+    logs = []
+    for wire in wires:
+        elements = 0
+        for block in wire.blocks:
+            view = graph.blocks[block].view
+            elements += 0 if view is None else view.numel
+        logs.append(log1p(elements))
+    return logs
+
+
+def _norms(
+    graph: NeuralGraph, wires: Sequence[Wire], values: Sequence[Tensor]
+) -> list[float]:
+    edges = iter(graph.gather(values).edges)
+    squares = []
+    for block in graph.blocks:
+        if block.view is None:
+            squares.append(0.0)
+        else:
+            absolute = next(edges).detach().abs().double()
+            squares.append(float(torch.linalg.vector_norm(absolute)) ** 2)
+    return [sqrt(sum(squares[block] for block in wire.blocks)) for wire in wires]
+
+
+def _draw_wires(axes: Axes, layout: DrawingLayout, thickness: Sequence[float]) -> None:
+    """Draws every wire; wires that share a line show the thickest."""
+    drawn = set()
+    for number in sorted(range(len(thickness)), key=lambda i: -thickness[i]):
+        wire = layout.wires[number]
+        for line in layout.lines[number]:
+            key = (wire.style, *line)
+            if key not in drawn:
+                drawn.add(key)
+                _draw_line(axes, wire, line, thickness[number])
+
+
+def _draw_line(axes: Axes, wire: Wire, line: Sequence[Point], thickness: float) -> None:
     color, dashes, _ = LINES.get(wire.style, OTHER_LINE)
     axes.add_patch(
         FancyArrowPatch(
-            path=_path(points),
+            path=_path(line),
             arrowstyle="-|>,head_length=0.35,head_width=0.18",
-            mutation_scale=9 + 2 * linewidth,
+            mutation_scale=9 + 2 * thickness,
             shrinkA=0,
             shrinkB=0,
             color=color,
-            linewidth=linewidth,
+            linewidth=thickness,
             linestyle=dashes,
             capstyle="butt",
             joinstyle="miter",
@@ -168,10 +187,8 @@ def _path(points: Sequence[Point]) -> Path:
     if len(points) == 2:
         (x0, y0), (x1, y1) = points
         middle = (x0 + x1) / 2
-        return Path(
-            [(x0, y0), (middle, y0), (middle, y1), (x1, y1)],
-            [Path.MOVETO] + 3 * [Path.CURVE4],
-        )
+        vertices = [(x0, y0), (middle, y0), (middle, y1), (x1, y1)]
+        return Path(vertices, [Path.MOVETO] + 3 * [Path.CURVE4])
     vertices, codes = [points[0]], [Path.MOVETO]
     for before, corner, after in zip(points, points[1:], points[2:], strict=False):
         vertices += [_towards(corner, before), corner, _towards(corner, after)]
@@ -179,198 +196,141 @@ def _path(points: Sequence[Point]) -> Path:
     return Path([*vertices, points[-1]], [*codes, Path.LINETO])
 
 
-def _towards(start: Point, end: Point) -> Point:
-    """The point behind a corner where its rounding ends."""
-    across = end[0] - start[0]
-    up = end[1] - start[1]
+def _towards(corner: Point, end: Point) -> Point:
+    """The point on the line from a corner to `end` where the rounding stops."""
+    across = end[0] - corner[0]
+    up = end[1] - corner[1]
     length = hypot(across, up)
     share = min(CORNER, length / 2) / length if length else 0.0
-    return start[0] + share * across, start[1] + share * up
+    return corner[0] + share * across, corner[1] + share * up
 
 
-def _draw_note(
-    axes: Axes, graph: NeuralGraph, wires: Sequence[Wire], note: Note
+def _draw_continuation(
+    axes: Axes, graph: NeuralGraph, wires: Sequence[Wire], continuation: Continuation
 ) -> None:
-    """Says at a margin where wires go on, or one comes from."""
-    wire = wires[note.wires[0]]
-    words = f"{'to' if note.leaves else 'from'} "
-    words += shorten(
-        graph.groups[wire.target if note.leaves else wire.source].name,
-        NOTE_CHARACTERS,
-    )
-    if note.leaves and len(note.wires) > 1:
-        words += f" + {len(note.wires) - 1}"
-    x, y = note.place
-    side, align = (0.04, "left") if note.right else (-0.04, "right")
-    axes.text(
-        x + side,
-        y,
-        words,
-        ha=align,
-        va="center",
-        fontsize=5.5,
-        color=LINES.get(wire.style, OTHER_LINE)[0],
-    )
+    """Names the group to which wires lead, or from which one comes."""
+    wire = wires[continuation.wires[0]]
+    group = graph.groups[wire.target if continuation.leaves else wire.source]
+    words = f"{'to' if continuation.leaves else 'from'} "
+    words += shorten(group.name, CONTINUATION_WIDTH)
+    if continuation.leaves and len(continuation.wires) > 1:
+        words += f" + {len(continuation.wires) - 1}"
+    x, y = continuation.place
+    space, align = (0.04, "left") if continuation.at_right else (-0.04, "right")
+    color, _, _ = LINES.get(wire.style, OTHER_LINE)
+    axes.text(x + space, y, words, ha=align, va="center", fontsize=5.5, color=color)
+
+
+# Groups
 
 
 def _draw_group(axes: Axes, graph: NeuralGraph, number: int, center: Point) -> None:
+    """Draws the box of a group with its words, and its biases on the lower border."""
     group = graph.groups[number]
-    (x, y), (fill, border) = center, FILLS.get(group.kind, OTHER_FILL)
-    corner = (x - BOX_WIDTH / 2, y - BOX_HEIGHT / 2)
-    axes.add_patch(
-        FancyBboxPatch(
-            corner,
-            BOX_WIDTH,
-            BOX_HEIGHT,
-            boxstyle="round,pad=0,rounding_size=0.09",
-            facecolor=fill,
-            edgecolor=border,
-            linewidth=2.2 if group.role in ENDS or group.is_pinned else 0.9,
-            zorder=2,
-            gid=f"group {number}",
-        )
+    fill, border = FILLS.get(group.kind, OTHER_FILL)
+    x, y = center
+    box = FancyBboxPatch(
+        (x - BOX_WIDTH / 2, y - BOX_HEIGHT / 2),
+        BOX_WIDTH,
+        BOX_HEIGHT,
+        boxstyle="round,pad=0,rounding_size=0.09",
+        facecolor=fill,
+        edgecolor=border,
+        linewidth=THICK_BORDER if _has_thick_border(group) else BORDER,
+        zorder=2,
+        gid=f"group {number}",
     )
+    axes.add_patch(box)
+    _draw_words(axes, graph, number, center)
+    kinds = counted([bias.kind for bias in graph.biases if bias.group == number])
+    if kinds:
+        tag = {
+            "boxstyle": "round,pad=0.25",
+            "facecolor": "white",
+            "edgecolor": border,
+            "linewidth": THIN_BORDER,
+        }
+        words = ", ".join(kinds).replace(" x ", f" {TIMES} ")
+        style = {"fontsize": 5.8, "color": "#303030", **CENTERED}
+        axes.text(x, y - BOX_HEIGHT / 2, words, bbox=tag, zorder=4, **style)
+
+
+def _has_thick_border(group: NeuronGroup) -> bool:
+    return group.role in ("input", "output") or group.is_pinned
+
+
+def _draw_words(axes: Axes, graph: NeuralGraph, number: int, center: Point) -> None:
+    """Writes name, size, activation and weights of a group into its box."""
+    group = graph.groups[number]
     path, _, name = group.name.rpartition(".")
-    what = f"{group.size:,} {_plural(group.kind) if group.size != 1 else group.kind}"
+    what = group.kind if group.size == 1 else _plural(group.kind)
+    what = f"{group.size:,} {what}"
+    if group.activation:
+        what += f" · {group.activation}"
     lines = [
         (shorten(path, PATH_WIDTH), 6, "normal", "#606060"),
         (shorten(name, NAME_WIDTH), 8.5, "bold", "#101010"),
-        (
-            f"{what} · {group.activation}" if group.activation else what,
-            6.8,
-            "normal",
-            "#101010",
-        ),
+        (what, 6.8, "normal", "#101010"),
         (_incoming(graph, number), 6.8, "normal", "#404040"),
     ]
-    _draw_words(axes, center, [line for line in lines if line[0]])
-    tags = counted([bias.kind for bias in graph.biases if bias.group == number])
-    if tags:
-        _draw_tag(
-            axes,
-            ", ".join(tags).replace(" x ", f" {TIMES} "),
-            (x, y - BOX_HEIGHT / 2),
-            border,
-        )
-
-
-def _draw_words(
-    axes: Axes, center: Point, lines: Sequence[tuple[str, float, str, str]]
-) -> None:
-    """Lines (text, points, weight, colour) in the middle of a box."""
+    lines = [line for line in lines if line[0]]
     leading = [size * 1.45 / 72 for _, size, _, _ in lines]
-    y = center[1] + sum(leading) / 2
+    x, y = center[0], center[1] + sum(leading) / 2
     for (words, size, weight, color), height in zip(lines, leading, strict=True):
-        look = {
-            "fontsize": size,
-            "weight": weight,
-            "color": color,
-            "ha": "center",
-            "va": "center",
-            "zorder": 3,
-        }
-        axes.text(center[0], y - height / 2, words, **look)
+        style = {"fontsize": size, "weight": weight, "color": color, **CENTERED}
+        axes.text(x, y - height / 2, words, zorder=3, **style)
         y -= height
 
 
 def _incoming(graph: NeuralGraph, group: int) -> str:
-    """The weights into a group and their slots, as short as a box demands."""
-    blocks: list[EdgeBlock] = [b for b in graph.blocks if b.target == group and b.view]
-    shapes = dict.fromkeys(
-        f"{slot_text(b)}{' slots' if len(b.slot_shape) == 1 else ''}"
-        for b in blocks
-        if b.slots > 1
-    )
+    """The weights into a group and their slots, in words that fit into a box."""
+    blocks = [block for block in graph.blocks_into(group) if block.view]
+    shapes: dict[str, None] = {}
+    for block in blocks:
+        if block.slots > 1:
+            unit = " slots" if len(block.slot_shape) == 1 else ""
+            shapes[f"{slot_text(block)}{unit}"] = None
     slots = "/".join(shapes)
     words = " + ".join(incoming(blocks))
     if len(words) + len(slots) > DETAIL_WIDTH:
         words = f"{len(blocks)} blocks"
-    found = (
-        f"{words} · {slots}"
-        if slots and len(slots) <= DETAIL_WIDTH - len(words)
-        else words
-    )
-    return found.replace("->", "→").replace("x", TIMES)
-
-
-def _draw_tag(axes: Axes, words: str, place: Point, color: str) -> None:
-    """The biases of a group, a small tag on the lower border of its box."""
-    look = {
-        "boxstyle": "round,pad=0.25",
-        "facecolor": "white",
-        "edgecolor": color,
-        "linewidth": 0.7,
-    }
-    axes.text(
-        *place,
-        words,
-        fontsize=5.8,
-        ha="center",
-        va="center",
-        color="#303030",
-        bbox=look,
-        zorder=4,
-    )
+    if slots and len(words) + len(slots) <= DETAIL_WIDTH:
+        words += f" · {slots}"
+    return words.replace("->", "→").replace("x", TIMES)
 
 
 def _plural(kind: str) -> str:
     return PLURALS.get(kind, f"{kind}s")
 
 
+# Legend
+
+
 def _legend(
     graph: NeuralGraph, wires: Sequence[Wire], with_values: bool
 ) -> list[Artist]:
-    """Handles for what occurs in the drawing."""
+    """Handles for the kinds and styles in the drawing."""
     handles: list[Artist] = []
     for kind in dict.fromkeys(group.kind for group in graph.groups):
         fill, border = FILLS.get(kind, OTHER_FILL)
         handles.append(Patch(facecolor=fill, edgecolor=border, label=_plural(kind)))
-    if any(group.role in ENDS or group.is_pinned for group in graph.groups):
-        label = "input, output or pinned"
-        handles.append(
-            Patch(
-                facecolor="white",
-                edgecolor="#404040",
-                linewidth=2.2,
-                label=label,
-            )
-        )
+    if any(map(_has_thick_border, graph.groups)):
+        handles.append(_empty_box(THICK_BORDER, "input, output or pinned"))
     if graph.biases:
-        handles.append(
-            Patch(
-                facecolor="white",
-                edgecolor="#404040",
-                linewidth=0.7,
-                label="tag: biases of the nodes",
-            )
-        )
+        handles.append(_empty_box(THIN_BORDER, "tag: biases of the nodes"))
     styles = {wire.style for wire in wires}
-    for style in (
-        *(s for s in LINES if s in styles),
-        *sorted(styles - LINES.keys()),
-    ):
+    known = [style for style in LINES if style in styles]
+    for style in (*known, *sorted(styles - LINES.keys())):
         color, dashes, words = LINES.get(style, OTHER_LINE)
-        handles.append(
-            Line2D(
-                [],
-                [],
-                color=color,
-                linestyle=dashes,
-                linewidth=1.6,
-                label=words or style,
-            )
-        )
+        look = {"color": color, "linestyle": dashes, "linewidth": 1.6}
+        handles.append(Line2D([], [], label=words or style, **look))
     if graph.weights:
-        measure = (
-            "norm of the values" if with_values else "log of the number of elements"
-        )
-        handles.append(
-            Line2D(
-                [],
-                [],
-                color="#33475b",
-                linewidth=4,
-                label=f"thickness: {measure}",
-            )
-        )
+        of_values = "norm of the values"
+        measure = of_values if with_values else "log of the number of elements"
+        label = f"thickness: {measure}"
+        handles.append(Line2D([], [], color="#33475b", linewidth=4, label=label))
     return handles
+
+
+def _empty_box(border: float, label: str) -> Patch:
+    return Patch(facecolor="white", edgecolor="#404040", linewidth=border, label=label)

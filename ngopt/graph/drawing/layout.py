@@ -1,13 +1,13 @@
-"""Where the groups and blocks of a neural graph go on a drawing.
+"""Where the groups and blocks of a neural graph are on a drawing.
 
-Groups are boxes in columns, from left to right by depth. Where there are many columns
-they continue on the next row, like text. The grid says where that is.
+Groups are boxes in columns, from left to right by depth. Long networks continue on the
+next row, like text. `Grid` computes the coordinates.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import ceil
@@ -15,183 +15,186 @@ from typing import NamedTuple
 
 from ngopt.graph.connectivity import components
 from ngopt.graph.drawing.grid import MARGIN, NOTE_WIDTH, Grid, Point, Wire
-from ngopt.graph.groups_and_blocks import NeuronGroup, is_diagonal
+from ngopt.graph.groups_and_blocks import is_diagonal
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.graph.summary import runs
+from ngopt.graph.transforms import renumbered
 
-COLUMNS = 8  # at most so many in a row
-STACK = 4  # groups without edges, at most so many in a column
+COLUMNS = 8  # maximum in a row
+STACK = 4  # maximum of groups without edges in a column
 
 
-class Note(NamedTuple):
-    """Where wires leave a row for another, or one comes from it; `right` says at which
-    margin."""
+class Continuation(NamedTuple):
+    """Where wires end at a margin and continue in another row (`leaves`), or one comes
+    from another row."""
 
     place: Point
     leaves: bool
-    right: bool
+    at_right: bool
     wires: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Layout:
-    """centers: of the box of every group. pieces: the lines of every wire,
-    one for each row that it is in."""
+class DrawingLayout:
+    """centers: of the box of every group. lines: for every wire, one line in each of
+    its rows."""
 
     centers: list[Point]
     wires: list[Wire]
-    pieces: list[list[list[Point]]]
-    notes: list[Note]
+    lines: list[list[list[Point]]]
+    continuations: list[Continuation]
     width: float
     height: float
 
 
-def arrange(graph: NeuralGraph) -> Layout:
-    """The whole drawing but for colours and words."""
-    wires = wires_of(graph)
-    column, starts = columns(graph, wires)
-    grid = Grid(wires, column, starts, _heights(graph, wires, column))
-    pieces = [grid.route(i) for i in range(len(wires))]
-    notes = _notes(grid, pieces)
-    width = max(map(grid.right, range(len(starts)))) + MARGIN
-    if notes:
+@dataclass(frozen=True)
+class Columns:
+    """The column of every group, counted through all rows, and the first column of
+    every row."""
+
+    of_groups: list[int]
+    row_starts: list[int]
+
+    def add_component(self, levels: dict[int, int]) -> None:
+        """Puts groups into the next columns, in the same row if they fit.
+
+        levels: the column of each group, counted from the first new one.
+        """
+        used = max(self.of_groups) + 1
+        size = max(levels.values()) + 1
+        starts = self.row_starts
+        if used > starts[-1] and used + size > starts[-1] + COLUMNS:
+            starts.append(used)
+        rows = ceil((used + size - starts[-1]) / COLUMNS)
+        for row in range(1, rows):
+            starts.append(used + ceil(size * row / rows))
+        for group, level in levels.items():
+            self.of_groups[group] = used + level
+
+
+def arrange(graph: NeuralGraph) -> DrawingLayout:
+    """Places and sizes of everything in the drawing."""
+    wires = _wires(graph)
+    columns = _columns(graph, wires)
+    heights = _heights(wires, columns.of_groups)
+    grid = Grid(wires, columns.of_groups, columns.row_starts, heights)
+    lines = list(map(grid.route, range(len(wires))))
+    continuations = _continuations(grid, lines)
+    width = max(map(grid.right, range(len(columns.row_starts)))) + MARGIN
+    if continuations:
         width += NOTE_WIDTH
-    centers = [grid.center(group) for group in range(len(graph.groups))]
-    return Layout(centers, wires, pieces, notes, width, grid.height)
+    centers = list(map(grid.center, range(len(graph.groups))))
+    return DrawingLayout(centers, wires, lines, continuations, width, grid.height)
 
 
-def _notes(grid: Grid, pieces: Sequence[Sequence[Sequence[Point]]]) -> list[Note]:
-    """pieces: of every wire; where it goes on in another row, a note at both ends."""
+def _continuations(
+    grid: Grid, lines: Sequence[Sequence[Sequence[Point]]]
+) -> list[Continuation]:
+    """lines: see `DrawingLayout`."""
     cuts: dict[tuple[Point, bool, bool], list[int]] = defaultdict(list)
-    for i, lines in enumerate(pieces):
-        forward = grid.side(i) >= 0
-        for before, after in pairwise(lines):
-            cuts[before[-1], True, forward].append(i)
-            cuts[after[0], False, not forward].append(i)
-    return [Note(*cut, tuple(members)) for cut, members in cuts.items()]
+    for wire, in_rows in enumerate(lines):
+        forward = grid.side(wire) >= 0
+        for before, after in pairwise(in_rows):
+            cuts[before[-1], True, forward].append(wire)
+            cuts[after[0], False, not forward].append(wire)
+    return [Continuation(*cut, tuple(wires)) for cut, wires in cuts.items()]
 
 
 def condense(graph: NeuralGraph) -> NeuralGraph:
-    """The graph with the pieces of a norm over concatenated groups as one group;
-    its blocks and biases are the same.
+    """The graph with the pieces of a norm over concatenated groups as one group.
 
-    Only for drawing: which neurons of a group its blocks connect is no longer right.
+    Only for drawing: indices of blocks and biases stay those of the pieces.
     """
-    parts = runs(graph)
-    number = {group: k for k, part in enumerate(parts) for group in part}
+    new = [0] * len(graph.groups)  # numbers
     groups = []
-    for part in parts:
-        members = [graph.groups[i] for i in part]
-        groups.append(_one_group(members))
-    blocks = (
-        replace(b, source=number[b.source], target=number[b.target])
-        for b in graph.blocks
-    )
-    biases = (replace(b, group=number[b.group]) for b in graph.biases)
-    return replace(
-        graph, groups=tuple(groups), blocks=tuple(blocks), biases=tuple(biases)
-    )
+    for run in runs(graph):
+        size, depth = 0, 0.0
+        for old in run:
+            new[old] = len(groups)
+            size += graph.groups[old].size
+            depth = max(depth, graph.groups[old].depth)
+        groups.append(replace(graph.groups[run[0]], size=size, depth=depth))
+    parameters = range(len(graph.parameters))
+    return replace(renumbered(graph, parameters, new), groups=tuple(groups))
 
 
-def _one_group(members: Sequence[NeuronGroup]) -> NeuronGroup:
-    size = sum(group.size for group in members)
-    depth = max(group.depth for group in members)
-    return replace(members[0], size=size, depth=depth)
-
-
-def wires_of(graph: NeuralGraph) -> list[Wire]:
-    blocks: dict[tuple[int, int, str], list[int]] = defaultdict(list)
-    for i, block in enumerate(graph.blocks):
+def _wires(graph: NeuralGraph) -> list[Wire]:
+    blocks_of: dict[tuple[int, int, str], list[int]] = defaultdict(list)
+    for number, block in enumerate(graph.blocks):
         style = "one to one" if block.view and is_diagonal(block) else block.kind
-        blocks[block.source, block.target, style].append(i)
-    return [Wire(*ends, tuple(members)) for ends, members in blocks.items()]
+        blocks_of[block.source, block.target, style].append(number)
+    return [Wire(*key, tuple(blocks)) for key, blocks in blocks_of.items()]
 
 
-def columns(graph: NeuralGraph, wires: Sequence[Wire]) -> tuple[list[int], list[int]]:
-    """The column of every group, counted through all rows, and the first column of
-    every row."""
-    touched = {group for wire in wires for group in wire[:2]}
-    parts: dict[int, list[int]] = defaultdict(list)
-    alone = []
-    for group, part in enumerate(components(graph)):
-        if group in touched:
-            parts[part].append(group)
+def _columns(graph: NeuralGraph, wires: Sequence[Wire]) -> Columns:
+    """Component after component; groups without edges come last."""
+    connected = set()
+    for wire in wires:
+        connected |= {wire.source, wire.target}
+    members: dict[int, list[int]] = defaultdict(list)
+    alone: dict[int, int] = {}
+    for group, component in enumerate(components(graph)):
+        if group in connected:
+            members[component].append(group)
         else:
-            alone.append(group)
-    column, starts, used = [0] * len(graph.groups), [0], 0
-    for members in parts.values():
-        used = _add_part(_levels(graph, wires, members), column, starts, used)
+            alone[group] = len(alone) // STACK
+    columns = Columns([-1] * len(graph.groups), [0])
+    for groups in members.values():
+        columns.add_component(_levels(graph, wires, groups))
     if alone:
-        _add_part(
-            {group: k // STACK for k, group in enumerate(alone)},
-            column,
-            starts,
-            used,
-        )
-    return column, starts
+        columns.add_component(alone)
+    return columns
 
 
 def _levels(
-    graph: NeuralGraph, wires: Sequence[Wire], members: Sequence[int]
+    graph: NeuralGraph, wires: Sequence[Wire], groups: Sequence[int]
 ) -> dict[int, int]:
-    """How many edges the longest path to a group has;
-    inputs stand directly before what they lead to."""
-    depths = sorted({graph.groups[group].depth for group in members})
-    level = {group: depths.index(graph.groups[group].depth) for group in members}
-    first: dict[int, int] = {}
+    """The column of each group of a component by its depth; inputs stand directly
+    before the first group that they lead to."""
+    depth = {group: graph.groups[group].depth for group in groups}
+    depths = sorted(set(depth.values()))
+    levels = {group: depths.index(depth[group]) for group in groups}
+    first_target: dict[int, int] = {}
     for wire in wires:
-        if wire.source in level:
-            first[wire.source] = min(
-                first.get(wire.source, len(depths)), level[wire.target]
-            )
-    return level | {
-        g: max(first[g] - 1, 0) for g in members if level[g] == 0 and g in first
-    }
+        if wire.source in levels:
+            level = levels[wire.target]
+            level = min(level, first_target.get(wire.source, len(depths)))
+            first_target[wire.source] = level
+    moved = {}
+    for group, level in first_target.items():
+        if levels[group] == 0:
+            moved[group] = max(level - 1, 0)
+    return levels | moved
 
 
-def _add_part(
-    level: dict[int, int], column: list[int], starts: list[int], used: int
-) -> int:
-    """Puts a component behind the columns that are used, in the same row if it fits;
-    returns how many are used then."""
-    size = max(level.values()) + 1
-    if used > starts[-1] and used + size > starts[-1] + COLUMNS:
-        starts.append(used)
-    rows = ceil((used + size - starts[-1]) / COLUMNS)
-    starts += [used + ceil(size * r / rows) for r in range(1, rows)]
-    for group, k in level.items():
-        column[group] = used + k
-    return used + size
-
-
-def _heights(
-    graph: NeuralGraph, wires: Sequence[Wire], column: Sequence[int]
-) -> list[float]:
-    """For every group its height over the middle of its column, in boxes:
-    near the groups it is connected to."""
+def _heights(wires: Sequence[Wire], column: Sequence[int]) -> list[float]:
+    """For every group its height over the middle of its column, in boxes: near its
+    neighbours."""
     stacks: dict[int, list[int]] = defaultdict(list)
-    for group in range(len(graph.groups)):
-        stacks[column[group]].append(group)
-    near = _neighbours(wires, column)
-    height = [0.0] * len(graph.groups)
+    for group, own in enumerate(column):
+        stacks[own].append(group)
+    neighbours = _neighbours(wires, column)
+    heights = [0.0] * len(column)
 
     def key(group: int) -> tuple[float, float]:
-        """From top to bottom; of equals those with long edges come first,
-        whose lanes are over the boxes."""
-        heights = [height[n] for n in near[group]]
-        reach = max((column[n] for n in near[group]), default=0)
-        return -sum(heights) / max(len(heights), 1), -reach
+        """From top to bottom. Of equals those with long edges come first, as their
+        lanes are over the boxes."""
+        near = neighbours[group]
+        total = sum(heights[n] for n in near)
+        reach = max((column[n] for n in near), default=0)
+        return -total / max(len(near), 1), -reach
 
-    for order in (sorted(stacks), sorted(stacks), sorted(stacks, reverse=True)):
-        for stack in (stacks[c] for c in order):
-            stack.sort(key=key)
-            for k, group in enumerate(stack):
-                height[group] = (len(stack) - 1) / 2 - k
-    return height
+    forward = sorted(stacks)
+    for number in (*forward, *forward, *reversed(forward)):
+        stack = stacks[number]
+        stack.sort(key=key)
+        for k, group in enumerate(stack):
+            heights[group] = (len(stack) - 1) / 2 - k
+    return heights
 
 
-def _neighbours(wires: Sequence[Wire], column: Sequence[int]) -> dict[int, list[int]]:
-    """The groups in other columns that each has wires with, one for each wire."""
+def _neighbours(wires: Iterable[Wire], column: Sequence[int]) -> dict[int, list[int]]:
+    """For each group the groups in other columns at the other ends of its wires."""
     near: dict[int, list[int]] = defaultdict(list)
     for wire in wires:
         if column[wire.source] != column[wire.target]:

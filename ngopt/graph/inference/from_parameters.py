@@ -13,6 +13,7 @@ from ngopt.graph.groups_and_blocks import EdgeBlock, ParameterSpec, View
 from ngopt.graph.inference.layers_by_name import (
     LayerParameters,
     Norm,
+    is_square,
     layers_by_name,
 )
 from ngopt.graph.neural_graph import NeuralGraph
@@ -145,8 +146,8 @@ def _add_norm(builder: GraphBuilder, norm: Norm, last: int | None) -> int:
 
 
 def _slot_shape(shape: tuple[int, ...], size: int) -> tuple[int, ...] | None:
-    """Slots of the edges from `size` neurons to a weight (n_out, n_in, *kernel); None if
-    the sizes do not fit."""
+    """Slots of the edges from `size` neurons to a weight (n_out, n_in, *kernel); None
+    if the sizes do not fit."""
     inputs, kernel = shape[1], shape[2:]
     if inputs == size:
         return kernel
@@ -169,34 +170,35 @@ def _layers_by_order(parameters: Sequence[ParameterSpec]) -> list[LayerParameter
     if not layers[0].rest:
         del layers[0]
     for layer in layers:
-        _assign_vectors(parameters, layer)
+        _assign_bias(parameters, layer)
+        _assign_norms(parameters, layer)
     return layers
 
 
-def _assign_vectors(
-    parameters: Sequence[ParameterSpec], layer: LayerParameters
-) -> None:
-    """Finds the bias and the norms among the vectors after a weight.
+def _assign_bias(parameters: Sequence[ParameterSpec], layer: LayerParameters) -> None:
+    """An odd number of vectors as long as the outputs begins with a bias."""
+    if layer.weight is None:
+        return
+    outputs = parameters[layer.weight].shape[:1]
+    fitting = [i for i in layer.rest if parameters[i].shape == outputs]
+    if len(fitting) % 2:
+        layer.bias = fitting[0]
+        layer.rest.remove(layer.bias)
 
-    An odd number of vectors as long as the outputs begins with a bias. Two vectors of
-    one size in a row are a norm.
-    """
-    if layer.weight is not None:
-        outputs = parameters[layer.weight].shape[:1]
-        fitting = [i for i in layer.rest if parameters[i].shape == outputs]
-        if len(fitting) % 2:
-            layer.bias = fitting[0]
-            layer.rest.remove(layer.bias)
+
+def _assign_norms(parameters: Sequence[ParameterSpec], layer: LayerParameters) -> None:
+    """Two vectors of one size in a row are a norm."""
     vectors = layer.rest
     layer.rest = []
     k = 0
     while k < len(vectors):
-        shapes = [parameters[i].shape for i in vectors[k : k + 2]]
-        if len(shapes) == 2 and shapes[0] == shapes[1] and len(shapes[0]) == 1:
-            layer.norms.append(Norm(vectors[k], vectors[k + 1]))
+        first, *second = vectors[k : k + 2]
+        shape = parameters[first].shape
+        if second and len(shape) == 1 and parameters[second[0]].shape == shape:
+            layer.norms.append(Norm(first, second[0]))
             k += 2
         else:
-            layer.rest.append(vectors[k])
+            layer.rest.append(first)
             k += 1
 
 
@@ -213,7 +215,22 @@ def _embeddings(
     embedding. Then there are several embeddings of different lengths, and no layer
     reads their rows.
     """
-    runs: list[set[int]] = [set()]  # of weights in a row that may be embeddings
+    runs = _embedding_candidates(parameters, layers)
+    if runs[0]:
+        return runs[0]
+    read = {_inputs(parameters, layer) for layer in layers}
+    for run in runs:
+        lengths = {parameters[i].shape[0] for i in run}
+        if len(lengths) > 1 and read.isdisjoint(lengths):
+            return run
+    return set()
+
+
+def _embedding_candidates(
+    parameters: Sequence[ParameterSpec], layers: Sequence[LayerParameters]
+) -> list[set[int]]:
+    """Weights that may be embeddings, in runs between other weights."""
+    runs: list[set[int]] = [set()]
     first = None
     for k, layer in enumerate(layers):
         if layer.weight is None:
@@ -223,14 +240,7 @@ def _embeddings(
             runs[-1].add(layer.weight)
         else:
             runs.append(set())
-    if runs[0]:
-        return runs[0]
-    read = {_inputs(parameters, layer) for layer in layers}
-    for run in runs:
-        lengths = {parameters[i].shape[0] for i in run}
-        if len(lengths) > 1 and read.isdisjoint(lengths):
-            return run
-    return set()
+    return runs
 
 
 def _may_be_embedding(
@@ -243,19 +253,18 @@ def _may_be_embedding(
     layer, *following = layers
     assert layer.weight is not None, "only layers with a weight come here"
     shape = parameters[layer.weight].shape
-    if layer.bias is not None or len(shape) != 2 or shape[0] == shape[1]:
+    if layer.bias is not None or len(shape) != 2 or is_square(shape):
         return False
     rows, columns = shape
-    is_first = layer.weight == first
-    # later weights that read an embedding or produce queries, keys and values
-    if not is_first and rows in (parameters[first].shape[1], 3 * columns):
-        return False
-    vector = _vector_of_columns(parameters, layer)
-    if is_first and vector is not None and not vector.name.endswith("bias"):
-        return True  # the scale of a norm follows
-    if layer.norms:
-        return _norm_inputs(parameters, layer) == columns
-    return bool(following) and _inputs(parameters, following[0]) == columns
+    if layer.weight == first:
+        vector = _vector_of_columns(parameters, layer)
+        if vector is not None and not vector.name.endswith("bias"):
+            return True  # the scale of a norm follows
+    elif rows in (parameters[first].shape[1], 3 * columns):
+        return False  # reads an embedding, or produces queries, keys and values
+    if not layer.norms and following:
+        return _inputs(parameters, following[0]) == columns
+    return _norm_inputs(parameters, layer) == columns
 
 
 def _vector_of_columns(
@@ -305,8 +314,7 @@ def _uncertain(
     uncertain: set[int] = set()
     for first, second in pairwise(weights):
         shape = parameters[first].shape
-        is_square = len(shape) == 2 and shape[0] == shape[1]
-        if is_square and parameters[second].shape == shape:
+        if is_square(shape) and parameters[second].shape == shape:
             uncertain |= {first, second}
     return uncertain
 
@@ -316,15 +324,17 @@ def _is_plain_chain(
 ) -> bool:
     """Whether every layer is a weight that fits the layer before, perhaps with a bias,
     and the first is not square."""
-    shapes = []  # outputs first
+    outputs: int | None = None
     for layer in layers:
         if layer.weight is None or layer.rest or layer.norms:
             return False
         shape = parameters[layer.weight].shape
-        shapes.append(shape[::-1] if layer.is_in_out else shape)
-    if shapes and shapes[0][0] == shapes[0][1]:
-        return False
-    for before, shape in pairwise(shapes):
-        if _slot_shape(shape, before[0]) is None:
+        shape = shape[::-1] if layer.is_in_out else shape
+        if outputs is None:
+            fits = shape[0] != shape[1]
+        else:
+            fits = _slot_shape(shape, outputs) is not None
+        if not fits:
             return False
+        outputs = shape[0]
     return True

@@ -32,8 +32,8 @@ ACTIVATION_MODULES: dict[type[nn.Module], str] = {
     nn.Softplus: "softplus",
     nn.Tanh: "tanh",
 }
-# Other modules that treat all neurons alike, or turn positions of a map into slots, with
-# their names in a trace; None for those that only move values.
+# Other modules that treat all neurons alike, or turn positions of a map into slots,
+# with their names in a trace; None for those that only move values.
 OTHER_MODULES: dict[type[nn.Module], str | None] = {
     nn.AdaptiveAvgPool2d: "adaptive_avg_pool2d",
     nn.AdaptiveMaxPool2d: "adaptive_max_pool2d",

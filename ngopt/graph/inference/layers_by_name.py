@@ -79,20 +79,30 @@ def _orient_square_weights(
 
     They are if all weights with such names are whose bias shows it.
     """
+    named = [layer for layer in layers if _has_conv1d_name(parameters, layer)]
     square = []
     are_in_out = True
-    for layer in layers:
-        if layer.weight is None or layer.bias is None:
-            continue  # `Conv1D` has both
-        weight = parameters[layer.weight]
-        if not CONV1D.search(weight.name):
-            continue
-        if len(weight.shape) == 2 and weight.shape[0] == weight.shape[1]:
+    for layer in named:
+        assert layer.weight is not None
+        if is_square(parameters[layer.weight].shape):
             square.append(layer)
         else:
             are_in_out = are_in_out and layer.is_in_out
     for layer in square:
         layer.is_in_out = are_in_out
+
+
+def _has_conv1d_name(
+    parameters: Sequence[ParameterSpec], layer: LayerParameters
+) -> bool:
+    """Whether a layer has the name of a `Conv1D`, and a bias, as `Conv1D` has."""
+    if layer.weight is None or layer.bias is None:
+        return False
+    return bool(CONV1D.search(parameters[layer.weight].name))
+
+
+def is_square(shape: Sequence[int]) -> bool:
+    return len(shape) == 2 and shape[0] == shape[1]
 
 
 def _with_separate_biases(

@@ -8,7 +8,7 @@ each position its own node instead. The parameters stay the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -65,7 +65,8 @@ def with_repeated_nodes(graph: NeuralGraph) -> NeuralGraph:
         index = _repeated_nodes(block, channels)
         builder.blocks.append(replace(_with_columns(block, group), source_index=index))
     _remove_dead_ends(builder, graph)
-    builder.blocks = _in_forward_order(builder.blocks, len(graph.groups))
+    repeated = range(len(graph.groups), len(builder.groups))
+    builder.blocks = _in_forward_order(builder.blocks, repeated)
     return _built(builder, graph)
 
 
@@ -161,32 +162,33 @@ def _repeated_nodes(block: EdgeBlock, channels: Sequence[int]) -> Index:
 
 def _remove_dead_ends(builder: GraphBuilder, graph: NeuralGraph) -> None:
     """Removes blocks and biases of channels of which only the copies are used."""
-    sources = {block.source for block in builder.blocks}
-    dead = {block.source for block in _flattens(graph)} - sources
+    dead = {block.source for block in _flattens(graph)}
+    for block in builder.blocks:
+        dead.discard(block.source)
     builder.blocks = [block for block in builder.blocks if block.target not in dead]
     builder.biases = [bias for bias in builder.biases if bias.group not in dead]
 
 
-def _in_forward_order(blocks: Iterable[EdgeBlock], count: int) -> list[EdgeBlock]:
+def _in_forward_order(
+    blocks: Sequence[EdgeBlock], repeated: Collection[int]
+) -> list[EdgeBlock]:
     """Blocks into the repeated nodes before the blocks that read these.
 
-    count: number of groups without the repeated nodes.
+    repeated: the groups of repeated nodes.
     """
-    copies, behind, rest = [], [], []
-    for block in blocks:
-        if block.target >= count:
-            copies.append(block)
-        if block.source >= count:
-            behind.append(block)
-        if max(block.source, block.target) < count:
-            rest.append(block)
-    downstream = {block.target for block in behind}
+    downstream = set(repeated)
     size = 0
     while len(downstream) > size:
         size = len(downstream)
-        for block in rest:
+        for block in blocks:
             if block.source in downstream:
                 downstream.add(block.target)
-    early = [block for block in rest if block.source not in downstream]
-    late = [block for block in rest if block.source in downstream]
-    return [*early, *copies, *behind, *late]
+
+    def rank(block: EdgeBlock) -> int:
+        if block.target in repeated:
+            return 1
+        if block.source in repeated:
+            return 2
+        return 3 if block.source in downstream else 0
+
+    return sorted(blocks, key=rank)

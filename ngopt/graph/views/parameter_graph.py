@@ -166,8 +166,8 @@ def _are_mergeable(graph: NeuralGraph, scale: EdgeBlock) -> bool:
 
 
 def _blocks_beside(graph: NeuralGraph, scale: EdgeBlock) -> list[EdgeBlock]:
-    """The blocks that are no part of a norm. Its parts are the scale, edges past it, and
-    those from the nodes of its groups (GroupNorm)."""
+    """The blocks that are no part of a norm. Its parts are the scale, edges past it,
+    and those from the nodes of its groups (GroupNorm)."""
     others = []
     group_nodes = set()
     for block in graph.blocks:
@@ -200,8 +200,8 @@ def _kinds_at(
 
 
 def _is_skip(block: EdgeBlock, scale: EdgeBlock) -> bool:
-    """Whether a block is edges of value 1 past a norm, from the neurons before it to the
-    same ones behind it."""
+    """Whether a block is edges of value 1 past a norm, from the neurons before it to
+    the same ones behind it."""
     ends = (scale.source, scale.target, scale.shape)
     if block.view is not None or (block.source, block.target, block.shape) != ends:
         return False
@@ -281,7 +281,7 @@ class _ParameterGraphBuilder:
             self.add(replace(block, view=None, slot_shape=(), kind="residual"))
 
     def add_parameter(self, view: View, group: int, index: Index, kind: str) -> None:
-        """Adds edges from the node of a parameter to neurons; view: (n, *slot_shape)."""
+        """Adds edges from a parameter's node to neurons; view: (n, *slot_shape)."""
         key = (view.parameter, kind)
         if key not in self.parameter_nodes:
             self.parameter_nodes[key] = len(self.groups)

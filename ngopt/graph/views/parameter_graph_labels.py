@@ -58,18 +58,18 @@ def input_output_index(graph: NeuralGraph) -> tuple[Tensor, Tensor]:
     Pinned neurons count as outputs. Returns two (nodes,), in the order of
     `to_edge_list`.
     """
-    parameters = set()
-    for block in graph.blocks:
-        if _is_parameter_edge(graph, block):
-            parameters.add(block.source)
     inputs, outputs = set(), set()
     for i, group in enumerate(graph.groups):
-        if group.kind == "parameter" or i in parameters:
+        if group.kind == "parameter":
             continue
         if group.role == "input":
             inputs.add(i)
-        elif group.is_fixed and group.role in ("hidden", "output"):
+        elif group.role != "isolated" and group.is_fixed:
             outputs.add(i)
+    for block in graph.blocks:
+        if _is_parameter_edge(graph, block):
+            inputs.discard(block.source)
+            outputs.discard(block.source)
     return _numbered(graph, inputs), _numbered(graph, outputs)
 
 
