@@ -1,1 +1,1 @@
-"""What `tasks` and `meta_train` share: command line, files, ranks, data sets, tables."""
+"""Shared by `tasks` and `meta_train`: command line, files, ranks, data sets, tables."""

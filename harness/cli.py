@@ -1,5 +1,4 @@
-"""How every program starts: a config dataclass becomes the command line,
-a user's mistake one line."""
+"""Starts programs: config dataclasses become command lines, errors one line."""
 
 from __future__ import annotations
 
@@ -19,23 +18,19 @@ Config = TypeVar("Config")
 def main(
     config: type[Config], run: Callable[[Config], None], description: str | None
 ) -> None:
-    """Parses the command line and runs the program; what the user got wrong ends it
-    with a message and status 2, Ctrl-C with one and status 130.
+    """Parses the command line and runs the program.
 
-    Programs have one thread a process. So results do not depend on the number of
-    processes, and a core that is busy elsewhere does not hold the others up: small
-    networks gain little from a second thread and can lose ten-fold.
+    ValueError and PlainError end it with a message and status 2, Ctrl-C with a message
+    and status 130. A process has one thread: results do not depend on the number of
+    processes, and small networks gain little from a second thread.
     """
-    _started(lambda: run(tyro.cli(config, description=description)))
+    _run_program(lambda: run(tyro.cli(config, description=description)))
 
 
 def commands(
     known: Mapping[str, tuple[type, Callable[[Any], None]]], description: str | None
 ) -> None:
-    """The same for a program whose first word says what to do.
-
-    known: of every word its config and what it runs.
-    """
+    """`main` for a program with subcommands: config and function by name."""
 
     def run() -> None:
         configs = {name: config for name, (config, _) in known.items()}
@@ -43,10 +38,10 @@ def commands(
         (chosen,) = (run for config, run in known.values() if type(found) is config)
         chosen(found)
 
-    _started(run)
+    _run_program(run)
 
 
-def _started(run: Callable[[], None]) -> None:
+def _run_program(run: Callable[[], None]) -> None:
     torch.set_num_threads(1)
     try:
         run()
@@ -54,6 +49,6 @@ def _started(run: Callable[[], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as error:
-        told = f"interrupted: {error}" if str(error) else "interrupted"
-        print(f"\n{told}", file=sys.stderr)
+        message = f"interrupted: {error}" if str(error) else "interrupted"
+        print(f"\n{message}", file=sys.stderr)
         sys.exit(EXIT_STATUS)

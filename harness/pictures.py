@@ -1,4 +1,4 @@
-"""Pictures of images, for eyes."""
+"""Draws images, curves and histograms as PNG files."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 HISTOGRAM_BINS = 40
-IN_A_ROW = 8
+IMAGES_PER_ROW = 8
 
 
 def draw_rows(
     path: Path, rows: Mapping[str, Tensor], titles: Sequence[str] = ()
 ) -> None:
-    """Draws images as a PNG, a row for each name.
+    """Draws images, a row for each name.
 
     rows: (n, channels, height, width) in [0, 1], of 1 or 3 channels. titles: above the
     columns.
@@ -38,7 +38,7 @@ def draw_rows(
 
 
 def draw_histograms(path: Path, groups: Mapping[str, Tensor], label: str) -> None:
-    """Draws how values are spread as a PNG, one line for each name.
+    """Draws a histogram of values, one line for each name.
 
     groups: (n,) each. label: of the values.
     """
@@ -56,7 +56,7 @@ def draw_histograms(path: Path, groups: Mapping[str, Tensor], label: str) -> Non
 def draw_curves(
     path: Path, points: Tensor, rows: Mapping[str, Tensor], titles: Sequence[str] = ()
 ) -> None:
-    """Draws curves as a PNG, those with the same number over each other.
+    """Draws curves, one panel per number with a line for each name.
 
     points: (n,). rows: (count, channels, n) for each name.
     """
@@ -75,18 +75,19 @@ def draw_curves(
 def draw_means(
     path: Path, found: Mapping[float, Sequence[float]], x: str, y: str
 ) -> None:
-    """Draws means and sample deviations over a number as a PNG.
+    """Draws means and sample deviations over a number.
 
     found: values at each number. x, y: labels of the axes.
     """
     figure = Figure(figsize=(5, 3.5), layout="constrained")
     axes = figure.subplots()
     numbers = sorted(found)
-    means = [fmean(found[number]) for number in numbers]
-    spreads = [
-        stdev(some) if len(some := found[number]) > 1 else 0.0 for number in numbers
-    ]
-    axes.errorbar(numbers, means, spreads, marker="o", capsize=3)
+    means, deviations = [], []
+    for number in numbers:
+        values = found[number]
+        means.append(fmean(values))
+        deviations.append(stdev(values) if len(values) > 1 else 0.0)
+    axes.errorbar(numbers, means, deviations, marker="o", capsize=3)
     axes.set(xlabel=x, ylabel=y)
     if numbers[0] > 0:
         axes.set_xscale("log")
@@ -96,9 +97,9 @@ def draw_means(
 
 
 def draw_points(path: Path, points: Tensor) -> None:
-    """Draws points of an image as a PNG.
+    """Draws points of an image.
 
-    points: (n, 2), row and column from -1 to 1, where the outermost pixels are.
+    points: (n, 2), row and column; the outermost pixels are at -1 and 1.
     """
     figure = Figure(figsize=(4, 4), layout="constrained")
     axes = figure.subplots()
@@ -111,14 +112,14 @@ def draw_points(path: Path, points: Tensor) -> None:
 
 
 def draw_images(path: Path, images: Tensor) -> None:
-    """Draws images as a PNG, each from its least value to its largest.
+    """Draws images, each scaled from its smallest to its largest value.
 
     images: (n, channels, height, width), of 1 or 3 channels.
     """
     low = images.amin((1, 2, 3), keepdim=True)
     high = images.amax((1, 2, 3), keepdim=True)
     shown = (images - low) / (high - low).clamp(min=1e-12)
-    spare = -len(shown) % IN_A_ROW
+    spare = -len(shown) % IMAGES_PER_ROW
     whole = torch.cat([shown, shown.new_ones(spare, *shown.shape[1:])])
-    rows = enumerate(whole.split(IN_A_ROW))
-    draw_rows(path, {str(IN_A_ROW * number): some for number, some in rows})
+    rows = enumerate(whole.split(IMAGES_PER_ROW))
+    draw_rows(path, {str(IMAGES_PER_ROW * number): some for number, some in rows})

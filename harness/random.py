@@ -1,5 +1,4 @@
-"""Random numbers keyed by what they are for, so that neither order nor process changes
-them."""
+"""Random numbers from keys, so that they do not depend on order or process."""
 
 from __future__ import annotations
 
@@ -11,8 +10,7 @@ import torch
 
 
 def derive_seed(*key: int) -> int:
-    """A seed in [0, 2^63) that depends on every integer of the key;
-    nearby keys give unrelated seeds."""
+    """A seed in [0, 2^63) from all integers of a key."""
     sequence = np.random.SeedSequence([k % 2**64 for k in key])
     words = sequence.generate_state(2, np.uint64)
     return int(words[0] >> np.uint64(1))
@@ -20,17 +18,15 @@ def derive_seed(*key: int) -> int:
 
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
-    """Runs its body with torch's CPU generator seeded by the key,
-    and restores the generator after.
+    """Seeds torch's CPU generator by the key, and restores it after the body.
 
-    A GPU that is in use is seeded, too, and not restored.
+    A GPU in use is seeded too, and not restored.
     """
     generator = torch.default_generator
     before = generator.get_state()
-    # of a GPU that is not, torch would take a note with each seed, which takes several
-    # times as long as the rest
-    is_alone = not torch.cuda.is_initialized()
-    seed = generator.manual_seed if is_alone else torch.manual_seed
+    # torch.manual_seed is several times slower while no GPU is in use
+    uses_gpu = torch.cuda.is_initialized()
+    seed = torch.manual_seed if uses_gpu else generator.manual_seed
     seed(derive_seed(*key))
     try:
         yield

@@ -1,4 +1,4 @@
-"""Learning-rate schedules that several programs use."""
+"""Learning-rate schedules."""
 
 from __future__ import annotations
 

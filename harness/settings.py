@@ -8,7 +8,7 @@ from typing import Any
 
 
 def check_counts(config: Any, *keys: str) -> None:
-    """Raises ValueError for a setting of a dataclass that is below 1; None is allowed."""
+    """Raises ValueError for a field that is below 1; None is allowed."""
     for key in keys:
         value = getattr(config, key)
         if value is not None and value < 1:

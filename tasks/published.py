@@ -1,16 +1,14 @@
-"""Networks that others published, as data.
+"""Converts published networks into folders of shards (`tasks.shards`):
+`python -m tasks.published --format cnn-zoo --source ... --folder data/cnn-zoo`.
 
-`python -m tasks.published --format cnn-zoo --source ... --folder data/cnn-zoo` brings
-them into a folder of shards (`tasks.shards`). Formats, and what the source is:
+Formats, and their sources:
 
-dwsnets: INRs of Navon et al. 2023; a JSON file of splits, with one file a network
-beside it.
-nfn: SIRENs of Zhou et al. 2023; a folder with a folder for every class and one file a
-network. cnn-zoo: the small CNN zoo of Unterthiner et al. 2020; a folder with
-`weights.npy`, `metrics.csv.gz`
-    and `layout.csv`.
-wild-park: CNNs of Kofinas et al. 2024; a JSON file of splits, with one file a network
-beside it.
+dwsnets: INRs of Navon et al. 2023; a JSON file of splits, beside one file a network.
+nfn: SIRENs of Zhou et al. 2023; a folder per class with one file a network.
+cnn-zoo: the small CNN zoo of Unterthiner et al. 2020; a folder with `weights.npy`,
+    `metrics.csv.gz` and `layout.csv`.
+wild-park: CNNs of Kofinas et al. 2024; a JSON file of splits, beside one file a
+    network.
 """
 
 from __future__ import annotations
@@ -39,8 +37,7 @@ READERS: dict[str, Reader] = {
     "cnn-zoo": read_cnn_zoo,
     "wild-park": read_wild_park,
 }
-"""From a source and the name of a split to networks, each alone or several of one
-architecture."""
+"""(source, split) -> networks, one or several of one architecture at a time."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ class PublishedConfig:
 
 
 def bring(config: PublishedConfig) -> None:
-    """Writes all splits as shards. Raises ValueError for a bad file, which it names."""
+    """Writes all splits as shards. Raises ValueError, which names a damaged file."""
     source = Path(config.source)
     read = READERS[config.format]
     settings = {
@@ -74,15 +71,16 @@ def bring(config: PublishedConfig) -> None:
         for number, groups in enumerate(shards(networks, config.shard)):
             folder.begin()
             write_shard(folder.shard(split, number), groups)
-            quality.update(
-                "accuracy" for group in groups if "accuracy" in group.columns
-            )
+            for group in groups:
+                quality.update({"accuracy"} & group.columns.keys())
     print(summary(folder, sorted(quality)))
 
 
 def shards(networks: Iterable[Networks], size: int) -> Iterator[list[Networks]]:
-    """Groups of one architecture each, of so many networks together, or more; last what
-    is left."""
+    """Shards of at least `size` networks, in groups of one architecture each.
+
+    The last shard may be smaller.
+    """
     found: dict[str, list[Networks]] = {}
     count = 0
     for some in networks:

@@ -1,10 +1,9 @@
-"""Networks as data: folders of shards, safetensors files that hold stacked parameters,
-with a manifest.
+"""Networks as data: folders of shards, which are safetensors files, and a manifest.
 
-A shard holds networks in groups of one architecture each. It records the SHA-256 of its
-contents, so that a damaged one is noticed, and is written whole or not at all, so that
-what makes a folder can be resumed. The manifest says how the networks were made and
-what they are worth.
+A shard holds stacked parameters of networks, in groups of one architecture each, and
+the SHA-256 of its contents. It is written whole or not at all, so that the program that
+makes a folder can resume. The manifest has the settings of that program and statistics
+of the networks.
 """
 
 from __future__ import annotations
@@ -27,21 +26,20 @@ from ngopt.pretrained.tensor_files import is_intact, read_tensors, write_tensors
 FORMAT = "ngopt-shard-1"
 MANIFEST = "manifest.json"
 SPLITS = ("train", "validation", "test")
-WAYS_OUT = (
-    "Pass --skip-damaged to leave it out, or run the command that made the folder again, which "
-    "makes it again."
+DAMAGED_ADVICE = (
+    "Pass --skip-damaged to leave it out, or run the command that made the folder to "
+    "make it again."
 )
-"""What to do about a shard that cannot be read."""
 
 
 @dataclass(frozen=True, eq=False)
 class Networks:
     """Networks of one architecture.
 
-    architecture: what makes the module, JSON. params: by name, (n, *shape). columns:
-    what is known of each, by name, (n, *).
+    architecture: description of the module, JSON. params: by name, (n, *shape).
+    columns: other data of each network, by name, (n, *).
 
-    Raises ValueError if the tensors are not of the same number of networks.
+    Raises ValueError if tensors have different lengths.
     """
 
     architecture: Mapping[str, Any]
@@ -49,12 +47,12 @@ class Networks:
     columns: Mapping[str, Tensor]
 
     def __post_init__(self) -> None:
-        lengths = {
-            len(value) for value in (*self.params.values(), *self.columns.values())
-        }
+        tensors = (*self.params.values(), *self.columns.values())
+        lengths = {len(tensor) for tensor in tensors}
         if len(lengths) != 1:
             raise ValueError(
-                f"networks: expected tensors of one length; got lengths {sorted(lengths)}"
+                "networks: expected tensors of one length; "
+                f"got lengths {sorted(lengths)}"
             )
 
     def __len__(self) -> int:
@@ -79,18 +77,16 @@ def read_shard(path: Path) -> list[Networks]:
     """
     metadata, tensors = read_tensors(path, "shard")
     if metadata.get("format") != FORMAT:
-        raise ValueError(
-            f"shard '{path}': format: expected '{FORMAT}'; got {metadata.get('format')!r}"
-        )
+        got = metadata.get("format")
+        raise ValueError(f"shard '{path}': format: expected '{FORMAT}'; got {got!r}")
     if not is_intact(metadata, tensors):
         raise ValueError(
             f"shard '{path}': sha256: its contents do not have the one that it records"
         )
     groups = []
     for number, architecture in enumerate(json.loads(metadata["architectures"])):
-        params, columns = (
-            _part(tensors, f"{number}.{part}.") for part in ("params", "columns")
-        )
+        params = _with_prefix(tensors, f"{number}.params.")
+        columns = _with_prefix(tensors, f"{number}.columns.")
         groups.append(Networks(architecture, params, columns))
     return groups
 
@@ -99,7 +95,7 @@ def read_shard(path: Path) -> list[Networks]:
 class Folder:
     """A folder of shards that were made with the same settings.
 
-    settings: what decides what the networks are, JSON.
+    settings: all that the networks depend on, JSON.
     """
 
     path: Path
@@ -122,29 +118,26 @@ class Folder:
         return self.path / f"{split}-{number:05d}.safetensors"
 
     def finish(self, quality: Sequence[str]) -> list[dict[str, Any]]:
-        """Writes the manifest's list of shards: networks of each,
-        and means of columns of quality."""
+        """Writes the manifest: networks of each shard, and means of quality columns."""
         rows = []
         for path in shard_paths(self.path):
             groups = read_shard(path)
-            found: dict[str, Any] = {
-                "file": path.name,
-                "networks": sum(map(len, groups)),
-            }
+            count = sum(map(len, groups))
+            row: dict[str, Any] = {"file": path.name, "networks": count}
             for key in quality:
-                found[key] = fmean(
-                    torch.cat([group.columns[key] for group in groups]).tolist()
-                )
-            rows.append(found)
-        write_json(
-            self.path / MANIFEST,
-            {"format": FORMAT, "settings": dict(self.settings), "shards": rows},
-        )
+                values = torch.cat([group.columns[key] for group in groups])
+                row[key] = fmean(values.tolist())
+            rows.append(row)
+        self._write_manifest(rows)
         return rows
+
+    def _write_manifest(self, rows: list[dict[str, Any]]) -> None:
+        manifest = {"format": FORMAT, "settings": dict(self.settings), "shards": rows}
+        write_json(self.path / MANIFEST, manifest)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Raises ValueError if there is none that this version knows."""
+    """Raises ValueError if there is no manifest of this format."""
     path = folder / MANIFEST
     found = read_json(path, "manifest")
     known = found.get("format") if isinstance(found, dict) else None
@@ -153,18 +146,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"manifest '{path}': format: expected '{FORMAT}'; got {known!r}"
         )
     for key, kind in (("settings", dict), ("shards", list)):
-        if not isinstance(found.get(key), kind):
-            raise ValueError(
-                f"manifest '{path}': {key}: expected a {kind.__name__}; got {found.get(key)!r}"
-            )
+        value = found.get(key)
+        if not isinstance(value, kind):
+            expected = f"expected a {kind.__name__}; got {value!r}"
+            raise ValueError(f"manifest '{path}': {key}: {expected}")
     return found
 
 
 def read_settings(folder: Path, program: str) -> dict[str, Any]:
-    """What the networks of a folder were made with.
-
-    Raises ValueError if another program made them.
-    """
+    """The settings of a folder. Raises ValueError if another program made it."""
     settings = read_manifest(folder)["settings"]
     known = settings.get("program")
     if known != program:
@@ -181,14 +171,13 @@ def shard_paths(folder: Path, split: str = "*") -> list[Path]:
 def read_split(
     folder: Path, split: str, skip_damaged: bool = False
 ) -> Iterator[Networks]:
-    """All groups of a split, shard by shard; says so where the folder is not finished.
+    """All groups of a split, shard by shard. Prints if the folder is not finished.
 
-    skip_damaged: leave out shards that cannot be read, and say so, instead of raising
-    ValueError.
+    skip_damaged: leave out shards that cannot be read, and print their names, instead
+    of raising ValueError.
 
-    Raises ValueError if there is no shard of this split, if none can be read, and, with
-    what to do, for one that cannot be read or that the manifest lists and that is not
-    there.
+    Raises ValueError if the split has no readable shard, or for a shard that is damaged
+    or missing.
     """
     listed = [folder / row["file"] for row in read_manifest(folder)["shards"]]
     own = {path for path in listed if path.match(f"{split}-*")}
@@ -199,8 +188,8 @@ def read_split(
         )
     if len(paths) > len(own):
         tqdm.write(
-            f"folder '{folder}': not finished: of split '{split}' there are {len(paths)} shards, "
-            f"{len(own)} of them in the manifest"
+            f"folder '{folder}': not finished: split '{split}' has {len(paths)} "
+            f"shards, {len(own)} of them in the manifest"
         )
     has_read = False
     for path in paths:
@@ -208,25 +197,24 @@ def read_split(
             groups = read_shard(path)
         except ValueError as error:
             if not skip_damaged:
-                raise ValueError(f"{error}. {WAYS_OUT}") from None
+                raise ValueError(f"{error}. {DAMAGED_ADVICE}") from None
             tqdm.write(f"left out: {error}")
             continue
         has_read = True
         yield from groups
     if not has_read:
         raise ValueError(
-            f"folder '{folder}': expected shards of split '{split}' that can be read; got none"
+            f"folder '{folder}': expected readable shards of split '{split}'; got none"
         )
 
 
 def check_parameters(
     what: str, expected: Mapping[str, Sequence[int]], params: Mapping[str, Tensor]
 ) -> None:
-    """Compares parameters of several networks, (n, *shape), with the shapes that they
-    should have.
+    """Compares parameters of several networks, (n, *shape), with expected shapes.
 
-    what: they are of, for messages. Raises ValueError, which names the first that is
-    missing, too much, of another shape or not finite.
+    what: the networks, for messages. Raises ValueError, which names the first parameter
+    that is missing, unexpected, of another shape or not finite.
     """
     for name in sorted({*expected, *params}):
         wanted = tuple(expected[name]) if name in expected else "no such parameter"
@@ -240,8 +228,7 @@ def check_parameters(
 def check_column(
     folder: str, columns: Mapping[str, Tensor], key: str, least: float, most: float
 ) -> None:
-    """Raises ValueError, which names folder and column, if it is not there or out of
-    bounds."""
+    """Raises ValueError if a column is missing or out of bounds."""
     if key not in columns:
         raise ValueError(
             f"folder '{folder}': expected networks with a column '{key}'; got none"
@@ -249,9 +236,8 @@ def check_column(
     values = columns[key]
     odd = values[~((values >= least) & (values <= most))]
     if len(odd):
-        raise ValueError(
-            f"folder '{folder}': {key}: expected {least:g} to {most:g}; got {odd[0].item():g}"
-        )
+        expected = f"expected {least:g} to {most:g}; got {odd[0].item():g}"
+        raise ValueError(f"folder '{folder}': {key}: {expected}")
 
 
 def merged(groups: Sequence[Networks]) -> Networks:
@@ -261,26 +247,25 @@ def merged(groups: Sequence[Networks]) -> Networks:
     for group in groups:
         if group.architecture != first.architecture:
             raise ValueError(
-                f"networks: expected architecture {first.architecture}; got {group.architecture}"
+                f"networks: expected architecture {first.architecture}; "
+                f"got {group.architecture}"
             )
-    params = {
-        key: torch.cat([group.params[key] for group in groups]) for key in first.params
-    }
-    columns = {
-        key: torch.cat([group.columns[key] for group in groups])
-        for key in first.columns
-    }
+    params, columns = {}, {}
+    for key in first.params:
+        params[key] = torch.cat([group.params[key] for group in groups])
+    for key in first.columns:
+        columns[key] = torch.cat([group.columns[key] for group in groups])
     return Networks(first.architecture, params, columns)
 
 
 def _named(groups: Sequence[Networks]) -> Iterator[tuple[str, Tensor]]:
     for number, group in enumerate(groups):
-        for part, values in (("params", group.params), ("columns", group.columns)):
-            for key, value in values.items():
-                yield (f"{number}.{part}.{key}", value.detach().cpu().contiguous())
+        for part in ("params", "columns"):
+            for key, value in getattr(group, part).items():
+                yield f"{number}.{part}.{key}", value.detach().cpu().contiguous()
 
 
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {
         key.removeprefix(prefix): value
         for key, value in tensors.items()

@@ -1,7 +1,6 @@
-"""The tables of the tasks: their rows, and what Kofinas et al. 2024 and Lim et al. 2024
-published.
+"""Rows of the tasks' tables, with figures of Kofinas et al. 2024 and Lim et al. 2024.
 
-The published figures came from other data, and are not to be compared number by number.
+The published figures are of other data, and not directly comparable.
 """
 
 from __future__ import annotations
@@ -13,11 +12,10 @@ from typing import Any
 from tasks import classify, edit, predict, represent
 from tasks.learning.lesson import LessonConfig, NetworkLesson
 
-# Of ours, what compiling makes no faster: ng-t, 125 and 141 networks a second, 147 and
-# 135 without.
+# Our models that are no faster when compiled.
 UNCOMPILED = ("ng-t",)
 
-# Share of a training in which the second of two heads that learn in turn is alone.
+# Share of a training in which the second of two heads is trained alone.
 ANSWERS_FIRST = 0.6
 
 
@@ -35,12 +33,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """What one command makes.
+    """A table of one task.
 
-    settings, lesson: the task. figures: those of a result that are shown where it has
-    them, with a factor. published: of every data set or zoo the first figure of rows,
-    by their labels. curve: a setting over which the first figure is drawn, with its
-    meaning.
+    figures: factors of the results that are columns.
+    published: the first figure by data set or zoo, and by row.
+    curve: a setting over which the first figure is drawn, and its label.
     """
 
     settings: type[LessonConfig]
@@ -60,9 +57,9 @@ def _probed(model: str, *counts: int, **sizes: Any) -> tuple[Row, ...]:
 
 
 def _two_headed(model: str, in_turn: bool = False, **sizes: Any) -> Row:
-    """Ours, whose second head reads what 64 probes are answered, as ProbeGen's.
+    """Ours with a second head that reads the outputs for 64 probes, as in ProbeGen.
 
-    in_turn: it learns alone at first. sizes: of the model's config.
+    in_turn: the second head is trained alone at first. sizes: of the model's config.
     """
     label = f"{_label(model, 64)}, two heads{' in turn' if in_turn else ''}"
     heads = {"answer_layers": 5, "dropout": 0.0}

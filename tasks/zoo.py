@@ -35,7 +35,7 @@ from tasks.sources.zoo_training import Checkpoint, train
 PROGRAM = "tasks.zoo train"
 QUALITY = ("accuracy",)
 # Settings that change no network.
-NO_MATTER = ("folder", "processes")
+IRRELEVANT = ("folder", "processes")
 # Of the runs; the rest is for training.
 SHARES = {"validation": 0.1, "test": 0.2}
 GRAY_MOMENTS = (0.4733,), (0.2394,)
@@ -50,9 +50,8 @@ class TrainConfig:
     """Where shards and manifest go."""
     zoo: Literal["small", "wild-park", "diverse"] = "small"
     """small: one architecture, on gray images; wild-park: CNNs of every shape, on gray
-    images;
-    diverse: with norms, of one dimension, residual, DeepSets, ViTs, on images in
-    colour."""
+    images; diverse: with norms, 1-d convolutions, residual, DeepSets, ViTs, on images
+    in colour."""
     runs: int = 1000
     """Trainings: 70 % for training, 10 % for validation, 20 % for test."""
     steps: int = 1200
@@ -96,7 +95,7 @@ def checkpoint_steps(steps: int, checkpoints: int) -> list[int]:
     return sorted({max(1, round(steps * share)) for share in shares})
 
 
-def make(job: Job, config: TrainConfig, data: ImageDataset) -> list[Networks]:
+def make_shard(job: Job, config: TrainConfig, data: ImageDataset) -> list[Networks]:
     """The networks of a shard, in one group for each architecture."""
     groups: dict[str, list[Networks]] = {}
     for number in range(job.start, job.stop):
@@ -109,7 +108,7 @@ def make(job: Job, config: TrainConfig, data: ImageDataset) -> list[Networks]:
 def trained(
     config: TrainConfig, data: ImageDataset, split: int, number: int
 ) -> tuple[TrainingRecipe, list[Checkpoint]]:
-    """One run. One that diverges is drawn anew."""
+    """One run. After divergence, a run with another seed."""
     steps = checkpoint_steps(config.steps, config.checkpoints)
     for attempt in count():
         key = (config.seed, split, number, attempt)
@@ -125,12 +124,12 @@ def trained(
 def networks_of(
     run: TrainingRecipe, number: int, checkpoints: Sequence[Checkpoint]
 ) -> Networks:
-    """The networks of a run with what is known of them.
+    """The networks of a run.
 
-    Columns: step, accuracy, and the run's number and settings, of which optimizer and
-    init are places in `OPTIMIZERS` and `INITS`.
+    Columns: step, accuracy, and the run's number and settings; optimizer and init are
+    indices of `OPTIMIZERS` and `INITS`.
     """
-    known = {
+    of_run = {
         "run": number,
         "optimizer": OPTIMIZERS.index(run.optimizer),
         "init": INITS.index(run.init),
@@ -139,23 +138,18 @@ def networks_of(
         "dropout": run.dropout,
         "fraction": run.fraction,
     }
-    columns = {
-        key: torch.tensor([value] * len(checkpoints)) for key, value in known.items()
-    }
-    columns["step"] = torch.tensor([checkpoint.step for checkpoint in checkpoints])
-    columns["accuracy"] = torch.tensor(
-        [checkpoint.accuracy for checkpoint in checkpoints]
-    )
-    params = {}
+    columns, params = {}, {}
+    for key, value in of_run.items():
+        columns[key] = torch.tensor([value] * len(checkpoints))
+    for key in ("step", "accuracy"):
+        columns[key] = torch.tensor([getattr(one, key) for one in checkpoints])
     for name in checkpoints[0].params:
-        params[name] = torch.stack(
-            [checkpoint.params[name] for checkpoint in checkpoints]
-        )
+        params[name] = torch.stack([one.params[name] for one in checkpoints])
     return Networks(run.architecture, params, columns)
 
 
 def folder_of(config: TrainConfig) -> Folder:
-    settings = named_settings(config, NO_MATTER)
+    settings = named_settings(config, IRRELEVANT)
     return Folder(Path(config.folder), {"program": PROGRAM, **settings})
 
 
@@ -168,7 +162,7 @@ def train_rank(config: TrainConfig) -> None:
     data = load_images(config)
 
     def groups(job: Job) -> list[Networks]:
-        return make(job, config, data)
+        return make_shard(job, config, data)
 
     make_shards(
         folder_of(config), jobs(counts(config.runs), config.shard), groups, QUALITY
@@ -186,9 +180,9 @@ def load_images(config: TrainConfig) -> ImageDataset:
 
 def gray(split: Split) -> Split:
     """Images of one channel, the mean of the colours."""
-    means = [
-        some.float().mean(1, keepdim=True).round() for some in split.images.split(1000)
-    ]
+    means = []
+    for images in split.images.split(1000):
+        means.append(images.float().mean(1, keepdim=True).round())
     return Split(torch.cat(means).byte(), split.labels, *GRAY_MOMENTS)
 
 
@@ -197,20 +191,21 @@ def show(config: ShowConfig) -> None:
     folder = Path(config.folder)
     settings = read_settings(folder, PROGRAM)
     steps, accuracies = columns(folder, ("step", "accuracy"), config.skip_damaged)
-    groups = {
-        f"step {step}": accuracies[steps == step] for step in steps.unique().tolist()
-    }
+    groups = {}
+    for step in steps.unique().tolist():
+        groups[f"step {step}"] = accuracies[steps == step]
     draw_histograms(Path(config.output), groups, "accuracy on test images")
-    low, high = (bound.item() for bound in accuracies.aminmax())
-    told = f"{len(steps)} networks of zoo {settings['zoo']}, accuracies {low:.3f} to {high:.3f}"
-    print(f"{told}: {config.output}")
+    low, high = accuracies.min().item(), accuracies.max().item()
+    total, zoo = len(steps), settings["zoo"]
+    print(f"{total} networks of zoo {zoo}, accuracies {low:.3f} to {high:.3f}")
+    print(f"The histograms are in {config.output}.")
 
 
 def columns(folder: Path, names: Sequence[str], skip_damaged: bool) -> list[Tensor]:
-    """What is known of all networks, split by split."""
-    groups = [
-        group for split in SPLITS for group in read_split(folder, split, skip_damaged)
-    ]
+    """Columns of all networks, split by split."""
+    groups: list[Networks] = []
+    for split in SPLITS:
+        groups += read_split(folder, split, skip_damaged)
     return [torch.cat([group.columns[name] for group in groups]) for name in names]
 
 

@@ -12,7 +12,7 @@ FIRST_TUNING_SEED = 1_000_000  # above all seeds of evaluation, which begin at 0
 
 
 def plan_tuning(problem: str, spec: OptimizerSpec, steps: int, seeds: int) -> list[Run]:
-    """The runs of all learning rates of an optimizer's grid, each with `seeds` seeds."""
+    """Runs with all learning rates of an optimizer's grid, each with `seeds` seeds."""
     runs = []
     for lr in spec.lrs:
         for seed in range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + seeds):

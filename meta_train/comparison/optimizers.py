@@ -1,5 +1,4 @@
-"""The optimizers that are compared: baselines with a grid of learning rates, and
-learned ones."""
+"""Optimizers by name: baselines with grids of learning rates, and learned ones."""
 
 from __future__ import annotations
 
@@ -26,43 +25,40 @@ from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
 Built = tuple[Optimizer, LRScheduler | None]
 
-WARMUP = 0.05  # share of the steps; without it Adam is unstable at its best rates (fm-16 at .04)
-WEIGHT_DECAY = 0.1  # of AdamW, as most recipes for transformers have it
+WARMUP = 0.05  # share of the steps; without it Adam is unstable at its best rates
+WEIGHT_DECAY = 0.1  # of AdamW, as in most recipes for transformers
 WIDE_WEIGHT_DECAY = 0.01  # torch's default
 
-# Behind the name of weights.
+# Suffixes of a weights name.
 OPTIONS = ":traced", ":bfloat16", ":open", ":scheduled"
 TRACED, BFLOAT16, OPEN, SCHEDULED = OPTIONS
 ARGUMENT = r":(?P<key>lr|weight_decay)=(?P<value>\d+\.?\d*|\.\d+)"
 OPTION = re.compile(f"({'|'.join([*OPTIONS, ARGUMENT])})$")
-# Muon's author leaves them to Adam; on gpt-text that is .1 better than Muon on all
-# matrices.
+# Adam trains them, as Muon's author recommends (on gpt-text the loss is .1 lower).
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
-# Grids are spaced by two or three, about as finely as people tune; the short horizons
-# of most problems want high rates, SIRENs low ones.
+# Spaced by a factor of two or three. Short trainings need high rates, SIRENs low ones.
 ADAM_LRS = (0.001, 0.003, 0.006, 0.01, 0.02, 0.04, 0.08)
 MUON_LRS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 SOAP_LRS = (0.003, 0.01, 0.02, 0.04, 0.08)
 SCHEDULE_FREE_LRS = (0.001, 0.003, 0.01, 0.02, 0.05, 0.1)
-# For what is not trained from scratch for a thousand steps: trained networks want the
-# lowest rates, vectors that begin at zero the highest.
+# For all other trainings: fine-tuning needs the lowest rates, vectors that begin at
+# zero the highest.
 WIDE_LRS = (1e-5, 3e-5, 1e-4, 3e-4, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 WIDE_MUON_LRS = (3e-5, 1e-4, 3e-4, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """How an optimizer is made, and what there is to tune.
+    """How an optimizer is made and tuned.
 
     make: (model, lr, total_steps) -> the optimizer, and the scheduler (or None) to step
-    after it.
-    lrs: the learning rates to choose from, ascending; empty if there is nothing to
-    tune.
-    lr: the learning rate where there is nothing to tune.
+        after it.
+    lrs: the learning rates to choose from, ascending; empty if none is tuned.
+    lr: the learning rate if none is tuned.
     weights: SHA-256 of a learned optimizer's weights, else None.
-    traced: whether the graph is traced whatever the name says, as the metanet reads
-    connections.
+    traced: whether the graph is traced without `:traced` in the name, because the
+        metanet reads connections.
     """
 
     name: str
@@ -75,16 +71,17 @@ class OptimizerSpec:
     def build(self, model: nn.Module, lr: float | None, total_steps: int) -> Built:
         """The optimizer, and the scheduler (or None) to step after it.
 
-        Raises ValueError if one that has to be tuned is given no learning rate.
+        Raises ValueError if a tuned optimizer gets no learning rate.
         """
         if lr is None and self.lrs:
-            grid = ", ".join(map(str, self.lrs))
-            message = f"optimizer '{self.name}': expected a learning rate, such as {grid}; got None"
-            raise ValueError(message)
+            raise ValueError(
+                f"optimizer '{self.name}': expected a learning rate, such as "
+                f"{', '.join(map(str, self.lrs))}; got None"
+            )
         return self.make(model, self.lr if lr is None else lr, total_steps)
 
     def refusal(self, model: nn.Module) -> str | None:
-        """Why it cannot train a network; None if it can."""
+        """The reason why it cannot train a network; None if it can."""
         if self.weights is None:
             return None
         optimizer, _ = self.build(model, None, 1)
@@ -99,17 +96,15 @@ class OptimizerSpec:
 
 
 class MuonWithAdam(Optimizer):
-    """Muon on parameters with two or more dimensions, Adam on the others; no weight
-    decay.
+    """Muon on parameters with two or more dimensions, Adam on the others.
 
-    with_adam: parameters that Adam takes whatever their dimensions, such as embeddings.
+    with_adam: other parameters for Adam, such as embeddings.
 
-    `torch.optim.Muon` takes matrices only, so it is given views of the kernels, (out,
-    in * k * k): what it does to a view in place, it does to the kernel. Both parts use
-    the same learning rate. Made for comparisons: `state_dict` leaves out the momenta,
-    so it cannot resume.
+    `torch.optim.Muon` takes matrices alone, so it gets views of kernels, (out, in * k *
+    k). Both parts use the same learning rate, and no weight decay. `state_dict` leaves
+    out the momenta, so it cannot resume.
 
-    Raises ValueError if a kernel is not contiguous, since then it has no such view.
+    Raises ValueError for a kernel that is not contiguous, which has no such view.
     """
 
     def __init__(
@@ -122,8 +117,8 @@ class MuonWithAdam(Optimizer):
         for p in self._kernels:
             if not p.is_contiguous():
                 raise ValueError(
-                    f"MuonWithAdam: expected contiguous kernels; got strides {p.stride()} of "
-                    f"{tuple(p.shape)}"
+                    "MuonWithAdam: expected contiguous kernels; "
+                    f"got strides {p.stride()} for shape {tuple(p.shape)}"
                 )
         self._matrices = [p.detach().view(len(p), -1) for p in self._kernels]
         others = [p for p in members if p.ndim < 2 or p in excepted]
@@ -142,27 +137,30 @@ class MuonWithAdam(Optimizer):
 
 
 def load_optimizer(name: str) -> OptimizerSpec:
-    """A baseline of `OPTIMIZERS` or `WIDE`, or the learned optimizer of weights.
+    """A baseline of `OPTIMIZERS` or `WIDE`, or a learned optimizer.
 
-    name: of a baseline or of bundled weights, or the path of a file. Behind those of
-    weights, several of these may follow. ":traced": the graph is traced from the
-    model's first forward, as it always is for metanets that read connections; else it
-    is inferred from names and shapes. ":bfloat16": its metanet computes in that.
-    ":open": it is not told how long the training is. ":scheduled": it is not told
-    either, and a scheduler decays the learning rate to zero, as Hugging Face's Trainer
-    does. ":lr=2" and ":weight_decay=1" are arguments, of these or other numbers.
+    name: of a baseline or of bundled weights, or the path of a weights file. Weights
+    may have suffixes:
+        ":traced": the graph is traced, not inferred from names and shapes. Metanets
+            that read connections always trace it.
+        ":bfloat16": the metanet computes in bfloat16.
+        ":open": without total_steps.
+        ":scheduled": without total_steps, and a scheduler decays the learning rate to
+            zero, as in Hugging Face's Trainer.
+        ":lr=2", ":weight_decay=1": arguments.
 
-    Raises ValueError if there is none of that name, or if the weights cannot be loaded.
+    Raises ValueError if the name is unknown or the weights cannot be loaded.
     """
     baselines = {**OPTIMIZERS, **WIDE}
     if name in baselines:
         return baselines[name]
-    weights, options, settings = _without_options(name)
+    weights, options, settings = _split_options(name)
     bundled = list_pretrained()
     if weights not in ("default", *bundled) and not Path(weights).is_file():
         known = ", ".join([*baselines, "default", *bundled])
         raise ValueError(
-            f"optimizer '{name}': expected one of {known}, or the path of an existing weights file"
+            f"optimizer '{name}': expected one of {known}, or the path of an existing "
+            "weights file"
         )
     learned = load_pretrained(weights)
     is_traced = reads_connections(learned)
@@ -182,13 +180,12 @@ def import_metanet(name: str | None) -> None:
 
 
 def reads_connections(learned: LearnedOptimizer) -> bool:
-    """Whether updates depend on how parameters are connected, so that the graph has to
-    be whole."""
+    """Whether updates depend on the edges of the neural graph."""
     return learned.metanet is not None and learned.metanet.d_context > 0
 
 
-def _without_options(name: str) -> tuple[str, set[str], dict[str, Any]]:
-    """What is before the options at the end of a name, these, and arguments among them."""
+def _split_options(name: str) -> tuple[str, set[str], dict[str, Any]]:
+    """Splits a name into weights, options and arguments."""
     options: set[str] = set()
     settings: dict[str, Any] = {}
     while found := OPTION.search(name):
@@ -204,29 +201,22 @@ def _adam(model: nn.Module, lr: float, total_steps: int) -> Built:
     return torch.optim.Adam(model.parameters(), lr), None
 
 
-def _adam_for_games(model: nn.Module, lr: float, total_steps: int) -> Built:
-    """With the momentum that GANs are trained with (Radford et al. 2016)."""
-    optimizer = torch.optim.Adam(model.parameters(), lr, betas=(0.5, 0.999))
-    return optimizer, cosine_schedule(optimizer, total_steps, WARMUP)
+def _with_cosine(
+    kind: Callable[..., Optimizer], **options: Any
+) -> Callable[[nn.Module, float, int], Built]:
+    """Makes one of torch's optimizers with warm-up and cosine schedule."""
 
+    def make(model: nn.Module, lr: float, total_steps: int) -> Built:
+        optimizer = kind(model.parameters(), lr, **options)
+        return optimizer, cosine_schedule(optimizer, total_steps, WARMUP)
 
-def _adam_cosine(model: nn.Module, lr: float, total_steps: int) -> Built:
-    optimizer = torch.optim.Adam(model.parameters(), lr)
-    return optimizer, cosine_schedule(optimizer, total_steps, WARMUP)
-
-
-def _adamw_cosine(
-    weight_decay: float, model: nn.Module, lr: float, total_steps: int
-) -> Built:
-    optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay)
-    return optimizer, cosine_schedule(optimizer, total_steps, WARMUP)
+    return make
 
 
 def _schedule_free(model: nn.Module, lr: float, total_steps: int) -> Built:
-    """AdamW without a schedule (Defazio et al. 2024), which averages its weights
-    instead.
+    """AdamW with averaged weights and no schedule (Defazio et al. 2024).
 
-    Its weights are those to train with; `eval()` puts the average in their place.
+    `eval()` puts the averaged weights into the model, `train()` the others.
     """
     from schedulefree import AdamWScheduleFree
 
@@ -247,13 +237,12 @@ def _soap_cosine(kind: str, model: nn.Module, lr: float, total_steps: int) -> Bu
     """heavyball's SOAP or KLSOAP with its defaults: a new basis every second step,
     decay .01.
 
-    Not compiled: on small networks and a CPU, compiling takes longer than the whole
-    run.
+    Not compiled: for small networks on a CPU, compiling takes longer than the run.
     """
-    # two seconds, which only these two need
+    # its import takes two seconds
     heavyball = importlib.import_module("heavyball")
     heavyball.utils.compile_mode = None
-    # Said of every scheduler; the rate is read from the group at each step.
+    # heavyball warns for every scheduler, but reads the rate at each step
     warnings.filterwarnings(
         "ignore", "Learning rate changed between steps", UserWarning
     )
@@ -269,14 +258,14 @@ def _learned(
     lr: float,
     total_steps: int,
 ) -> Built:
-    is_told = not options & {OPEN, SCHEDULED}
+    knows_steps = not options & {OPEN, SCHEDULED}
     is_averaged = OPEN in options and learned.base is not None
     kind = AveragedNGOptimizer if is_averaged else NGOptimizer
     optimizer = kind(
         model.parameters(),
         lr,
         weights=learned,
-        total_steps=total_steps if is_told else None,
+        total_steps=total_steps if knows_steps else None,
         **settings,
         model=model if TRACED in options else None,
         compute_dtype=torch.bfloat16 if BFLOAT16 in options else None,
@@ -287,8 +276,7 @@ def _learned(
 
 
 class AveragedNGOptimizer(NGOptimizer):
-    """One without a horizon, which is judged by its averages:
-    `meta_train.comparison.runs.Averaging`."""
+    """Evaluated with averaged weights, see `inner_training.Averaging`."""
 
     def eval(self) -> None:
         self._within = self.averaged()
@@ -298,12 +286,18 @@ class AveragedNGOptimizer(NGOptimizer):
         self._within.__exit__(None, None, None)
 
 
+_adam_cosine = _with_cosine(torch.optim.Adam)
+_adamw_cosine = _with_cosine(torch.optim.AdamW, weight_decay=WEIGHT_DECAY)
+_adamw_wide = _with_cosine(torch.optim.AdamW, weight_decay=WIDE_WEIGHT_DECAY)
+# beta1 = .5 as for GANs (Radford et al. 2016)
+_adam_games = _with_cosine(torch.optim.Adam, betas=(0.5, 0.999))
+
 OPTIMIZERS = {
     spec.name: spec
     for spec in (
         OptimizerSpec("adam", _adam, ADAM_LRS),
         OptimizerSpec("adam-cosine", _adam_cosine, ADAM_LRS),
-        OptimizerSpec("adamw-cosine", partial(_adamw_cosine, WEIGHT_DECAY), ADAM_LRS),
+        OptimizerSpec("adamw-cosine", _adamw_cosine, ADAM_LRS),
         OptimizerSpec("schedule-free", _schedule_free, SCHEDULE_FREE_LRS),
         OptimizerSpec("muon-cosine", _muon_cosine, MUON_LRS),
         OptimizerSpec("soap-cosine", partial(_soap_cosine, "SOAP"), SOAP_LRS),
@@ -318,11 +312,9 @@ WIDE = {
     spec.name: spec
     for spec in (
         OptimizerSpec("adam-wide", _adam, WIDE_LRS),
-        OptimizerSpec("adam-games", _adam_for_games, WIDE_LRS),
+        OptimizerSpec("adam-games", _adam_games, WIDE_LRS),
         OptimizerSpec("adam-cosine-wide", _adam_cosine, WIDE_LRS),
-        OptimizerSpec(
-            "adamw-wide", partial(_adamw_cosine, WIDE_WEIGHT_DECAY), WIDE_LRS
-        ),
+        OptimizerSpec("adamw-wide", _adamw_wide, WIDE_LRS),
         OptimizerSpec("muon-wide", _muon_cosine, WIDE_MUON_LRS),
     )
 }

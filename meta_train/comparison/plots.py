@@ -1,4 +1,4 @@
-"""Pictures of records that `meta_train.comparison.runs` made."""
+"""Plots of training records."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from meta_train.comparison.inner_training import Record
 
-HEADROOM = 1.5  # of the loss axes above the first loss
-FEW_DECADES = 3  # on a logarithmic axis, that still have room for labels within
+HEADROOM = 1.5  # upper end of loss axes / first loss
+FEW_DECADES = 3  # of a logarithmic axis with labels within a decade
 
 EMPHASIS = {"color": "black", "linewidth": 2.2, "zorder": 3}
 
@@ -27,11 +27,10 @@ Style = Mapping[str, Any]
 def plot_curves(
     path: Path, title: str, groups: Groups, emphasis: str | None = None
 ) -> None:
-    """Draws training loss and accuracy on the runs' split over steps:
-    mean and range over a group's runs.
+    """Draws training loss and accuracy over steps: mean and range of each group.
 
-    A problem without accuracy has its loss there. Loss axes are logarithmic. emphasis:
-    the group that is drawn in black, above the others.
+    Accuracy is on the split of the runs' curves; problems without it have the loss.
+    emphasis: the group that is drawn in black, above the others.
     """
     figure = Figure(figsize=(11, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -102,7 +101,7 @@ def _label_curves(axes: Axes, groups: Groups) -> None:
 
 
 def _scale_loss(axes: Axes, first: Sequence[float | None]) -> None:
-    """A logarithmic axis on which a run that blows up does not flatten the others."""
+    """Makes an axis logarithmic, and cuts off losses far above the first."""
     axes.set_yscale("log")
     known = [loss for loss in first if loss]
     if known:
@@ -117,7 +116,7 @@ def _scale_loss(axes: Axes, first: Sequence[float | None]) -> None:
 def _draw(
     axes: Axes, steps: np.ndarray, values: np.ndarray, label: str, style: Style
 ) -> None:
-    """values: (runs, steps). The line ends where a run stops being finite."""
+    """values: (runs, steps). The line ends at the first loss that is not finite."""
     axes.plot(steps, values.mean(0), label=label, **style)
     if len(values) > 1:
         low, high = values.min(0), values.max(0)
@@ -127,6 +126,6 @@ def _draw(
 
 
 def _colors(count: int) -> list:
-    """The same for the same number of optimizers, so that pictures of problems agree."""
+    """Colors that depend on the number of optimizers alone."""
     palette = matplotlib.color_sequences["tab10" if count <= 10 else "tab20"]
     return [palette[number % len(palette)] for number in range(count)]

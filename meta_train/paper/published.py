@@ -27,7 +27,7 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of the comparison; both programs share runs that are in the same folder."""
+    """Settings of the comparison. Both programs share the runs of a folder."""
 
     optimizers: tuple[str, ...] = (*BASELINES, *FIVE, *FIVE_OPEN, OURS)
     """Names of baselines or of bundled weights, or paths of weights files."""

@@ -46,8 +46,7 @@ from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 COLUMNS = ("weight", "gradient", *(f"momentum {decay:g}" for decay in DECAYS))
 FEATURES = (*(f"log {name}" for name in COLUMNS), *(f"sign {name}" for name in COLUMNS))
 GRAPH, UPDATE = "graph", "update"
-# Logarithms of factors are within these; CMA-ES begins with a deviation of a third.
-LIMIT = 0.75
+LIMIT = 0.75  # of the logarithm of a factor
 # Settings that change no trial.
 IRRELEVANT = "trials", "folder", "checks"
 MINIMUM_POPULATION = 4  # of CMA-ES
@@ -78,7 +77,8 @@ class Config:
         check_counts(self, "trials", "checks", "steps")
         if self.population < MINIMUM_POPULATION:
             raise ValueError(
-                f"population: expected at least {MINIMUM_POPULATION}; got {self.population}"
+                f"population: expected at least {MINIMUM_POPULATION}; "
+                f"got {self.population}"
             )
         check_fashion(self.problems)
 

@@ -75,7 +75,7 @@ class SweepResult(NamedTuple):
 
 
 def search(config: Config) -> SweepResult:
-    """Runs all gains. Writes the weights with the best one, and a record of the runs."""
+    """Runs all gains. Writes the weights with the best one, and records of the runs."""
     import_metanet(config.metanet)
     learned = load_pretrained(config.weights)
     output = Path(config.output)

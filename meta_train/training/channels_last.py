@@ -1,5 +1,4 @@
-"""Convolutional networks with their channels last, where a CPU computes most of them
-faster."""
+"""The channels-last memory format, in which a CPU computes convolutions faster."""
 
 from __future__ import annotations
 
@@ -14,18 +13,18 @@ from torch.utils._pytree import tree_map
 
 
 def channels_last(values: Any) -> Any:
-    """Maps and kernels with their channels last, within whatever holds them.
+    """A pytree with its 4-dimensional tensors in channels-last format.
 
-    Over what lies so, convolutions of most problems take .65 to .95 of the time.
+    Convolutions of most problems then take .65 to .95 of the time.
     """
     return tree_map(_channels_last, values)
 
 
 class ChannelsLast(TorchFunctionMode):
-    """Keeps gradients as maps lie, where torch would lay them out anew.
+    """Computes adaptive average pooling as a sum, to keep gradients in channels-last.
 
-    The gradient of a mean over all positions, divided there, has its channels first,
-    and what meets it takes ten times as long; that of a sum has no layout yet.
+    The gradient of torch's pooling is contiguous, and operations on both formats take
+    ten times as long.
     """
 
     def __torch_function__(

@@ -10,7 +10,7 @@ from harness.settings import check_counts
 
 Settings = TypeVar("Settings")
 
-# Settings that count something.
+# Settings that are counts.
 AT_LEAST_ONE = (
     "outer_steps", "optimizees", "horizon", "shortest", "truncation", "validate_every",
     "validation_seeds", "processes",
@@ -90,15 +90,18 @@ class Config:
             raise ValueError(f"average: expected a decay in [0, 1); got {self.average}")
         if self.estimator == "es" and self.shortest is not None:
             raise ValueError(
-                f"shortest: expected none with es, whose steps are whole trainings; got "
-                f"{self.shortest}"
+                "shortest: expected none with es, whose steps are whole trainings; "
+                f"got {self.shortest}"
             )
 
 
 def select_fields(config: Config, kind: type[Settings], **others: Any) -> Settings:
     """A dataclass with fields of the same names as in the config, and `others`."""
-    names = [one.name for one in fields(kind) if one.name not in others]  # pyright: ignore
-    return kind(**{name: getattr(config, name) for name in names}, **others)
+    values = dict(others)
+    for field_ in fields(kind):  # pyright: ignore
+        if field_.name not in others:
+            values[field_.name] = getattr(config, field_.name)
+    return kind(**values)
 
 
 def learning_rate_factor(step: int, config: Config) -> float:

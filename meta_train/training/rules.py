@@ -1,5 +1,4 @@
-"""Update rules as functions of their metanet's weights, for one optimizee or for a
-stack."""
+"""Update rules as functions of the metanet's weights, for one optimizee or a stack."""
 
 from __future__ import annotations
 
@@ -19,13 +18,14 @@ Deltas = list[Tensor | None]
 
 
 class WeightedRule:
-    """An `UpdateRule` with other weights of its metanet than those that the metanet
-    has.
+    """An `UpdateRule` with given weights in place of the metanet's own.
 
-    rule: bound to the metanet. weights: in the order of the metanet's parameters.
-    count: () for one optimizee; (n,) for a stack, where all values, and the weights,
-    have an axis of optimizees in front, and optimizees do not meet. shares_step: all of
-    a stack are at the same step, which the rule may ask for on the host.
+    rule: bound to the metanet.
+    weights: in the order of the metanet's parameters.
+    count: () for one optimizee; (n,) for a stack, where all values and weights have a
+        leading axis of optimizees.
+    shares_step: all optimizees of a stack are at the same step, which the rule may read
+        on the host.
     """
 
     def __init__(
@@ -58,10 +58,11 @@ class WeightedRule:
             deltas, new = self._updated(self._weights, grads, state, params, hyper)
         else:
             deltas, new = self._updated_stack(grads, state, params, hyper)
-        rows = enumerate(zip(deltas, new, strict=True))
-        yield [
-            Change(i, delta, record) for i, (delta, record) in rows if delta is not None
-        ]
+        changes = []
+        for i, (delta, record) in enumerate(zip(deltas, new, strict=True)):
+            if delta is not None:
+                changes.append(Change(i, delta, record))
+        yield changes
 
     def may_be_traced(
         self, grads: Sequence[Tensor | None], state: Sequence[Record]
@@ -88,10 +89,10 @@ class WeightedRule:
         params: Sequence[Tensor],
         hyper: Hyper,
     ) -> tuple[Deltas, list[Record]]:
-        """`_updated` of all optimizees; vmap takes tensors alone, so absent ones stay
-        outside."""
+        """`_updated` of all optimizees. vmap takes tensors alone, so parameters without
+        gradient are left out."""
         present = [i for i, grad in enumerate(grads) if grad is not None]
-        before = [self._as_given(record) for record in state]
+        before = [self._without_step_axis(record) for record in state]
         in_dims = [{key: self._axis(key) for key in record} for record in before]
 
         def one(weights: Any, given: Any, state: Any, params: Any) -> Any:
@@ -104,8 +105,7 @@ class WeightedRule:
         values = (self._weights, [grads[i] for i in present], before, list(params))
         if not torch.is_grad_enabled():
             values = tree_map(Tensor.detach, values)
-        # vmap follows the way that is differentiated, also where nothing asks for
-        # derivatives
+        # the rule takes its differentiable path, as in the gradient
         with torch.enable_grad():
             found, new = torch.vmap(one, (0, 0, in_dims, 0))(*values)
         deltas: Deltas = [None] * len(params)
@@ -113,20 +113,19 @@ class WeightedRule:
             deltas[i] = delta
         return deltas, new
 
-    def _as_given(self, record: Record) -> Record:
+    def _without_step_axis(self, record: Record) -> Record:
         return {
             key: value if self._axis(key) == 0 else value[0]
             for key, value in record.items()
         }
 
     def _axis(self, key: str) -> int | None:
-        """Of optimizees, in the values of a record."""
+        """The axis of optimizees in the values of a record."""
         return None if self.shares_step and key == "step" else 0
 
 
 class _Function(nn.Module):
-    """An update as a module, so that `functional_call` can put other weights under its
-    metanet."""
+    """An update as a module, for `functional_call` with other weights."""
 
     def __init__(self, rule: UpdateRule, metanet: nn.Module):
         super().__init__()
@@ -143,14 +142,14 @@ class _Function(nn.Module):
 
 
 def trained_metanet(learned: LearnedOptimizer) -> Metanet:
-    """What is trained. Raises ValueError if there is no metanet."""
+    """The metanet. Raises ValueError if there is none."""
     if learned.metanet is None:
         raise ValueError("meta-training: expected a metanet; got a base rule alone")
     return learned.metanet
 
 
-def asks_for_step(learned: LearnedOptimizer) -> bool:
-    """Whether an update depends on how many there were before."""
+def depends_on_step(learned: LearnedOptimizer) -> bool:
+    """Whether an update depends on the number of steps before it."""
     return learned.cooldown is not None or trained_metanet(learned).graph_every > 1
 
 
@@ -160,10 +159,8 @@ def as_weights(vector: Tensor, metanet: Metanet) -> list[Tensor]:
     parameters = list(metanet.parameters())
     pieces = vector.split([p.numel() for p in parameters], -1)
     count = vector.shape[:-1]
-    return [
-        piece.view((*count, *p.shape))
-        for piece, p in zip(pieces, parameters, strict=True)
-    ]
+    pairs = zip(pieces, parameters, strict=True)
+    return [piece.view((*count, *p.shape)) for piece, p in pairs]
 
 
 def as_vector(weights: Sequence[Tensor], count: tuple[int, ...]) -> Tensor:
@@ -172,5 +169,5 @@ def as_vector(weights: Sequence[Tensor], count: tuple[int, ...]) -> Tensor:
 
 
 def along(number: Tensor, like: Tensor) -> Tensor:
-    """Numbers of all optimizees, (*count), as factors of their values (*count, *shape)."""
+    """Numbers (*count) with trailing axes for values (*count, *shape)."""
     return number.view((*number.shape, *[1] * (like.dim() - number.dim())))

@@ -1,5 +1,4 @@
-"""Several inner trainings on one network as one, so that small networks keep a GPU
-busy."""
+"""Stacks inner trainings of one network, to keep a GPU busy with small networks."""
 
 from __future__ import annotations
 
@@ -10,46 +9,41 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from meta_train.training.unroll import Buffers, Optimizee, Optimizees, sent
+from meta_train.training.unroll import Buffers, Optimizee, Optimizees, to_device
 
 State = TypeVar("State")
 
 
 class Stack(Optimizees):
-    """Optimizees of one problem as one: every value has an axis of optimizees in front.
+    """Optimizees of one problem as one: values have a leading axis of optimizees.
 
-    Losses and gradients are those of the optimizees to rounding, but for networks with
-    dropout: one generator draws for all.
+    Losses and gradients are those of the optimizees to rounding, except with dropout:
+    one generator draws for all.
 
     Raises ValueError if the optimizees have different networks, or recurrent ones.
     """
 
     def __init__(self, optimizees: Sequence[Optimizee]):
         first = optimizees[0]
-        shapes = [
-            [p.shape for p in optimizee.model.parameters()] for optimizee in optimizees
-        ]
-        odd = next((i for i, own in enumerate(shapes) if own != shapes[0]), None)
-        if odd is not None:
-            raise ValueError(
-                f"Stack: optimizee {odd}: expected parameters like those of the first, "
-                f"{shapes[0]}; got {shapes[odd]}"
-            )
-        recurrent = [
-            name
-            for name, module in first.model.named_modules()
-            if isinstance(module, nn.RNNBase)
-        ]
-        if recurrent:
-            raise ValueError(
-                f"Stack: problem '{first.problem.name}': expected a network without recurrent "
-                f"layers, which vmap does not know; got '{recurrent[0]}'"
-            )
+        expected = [p.shape for p in first.model.parameters()]
+        for i, optimizee in enumerate(optimizees):
+            shapes = [p.shape for p in optimizee.model.parameters()]
+            if shapes != expected:
+                raise ValueError(
+                    f"Stack: optimizee {i}: expected parameters like those of the "
+                    f"first, {expected}; got {shapes}"
+                )
+        for name, module in first.model.named_modules():
+            if isinstance(module, nn.RNNBase):
+                raise ValueError(
+                    f"Stack: problem '{first.problem.name}': expected no recurrent "
+                    f"layers, which vmap does not support; got '{name}'"
+                )
         self.optimizees, self.count = optimizees, (len(optimizees),)
         self.graph, self.names, self._first = first.graph, first.names, first
         like = next(first.model.parameters())
         rows = zip(*(optimizee.scales for optimizee in optimizees), strict=True)
-        # a factor of 1 for all stays what nothing is multiplied by
+        # the float 1 skips the multiplication
         self._scales = [
             1.0 if set(row) == {1.0} else like.new_tensor(row) for row in rows
         ]
@@ -58,11 +52,9 @@ class Stack(Optimizees):
         self, params: list[Tensor], buffers: Buffers, step: int | Tensor
     ) -> tuple[Tensor, Buffers]:
         steps = torch.as_tensor(step).expand(self.count).tolist()
-        batches = [
-            optimizee.host_batch(own)
-            for optimizee, own in zip(self.optimizees, steps, strict=True)
-        ]
-        batch = sent(stacked(batches), self._first.device)
+        pairs = zip(self.optimizees, steps, strict=True)
+        batches = [optimizee.host_batch(own) for optimizee, own in pairs]
+        batch = to_device(stacked(batches), self._first.device)
         axes = [None if isinstance(scale, float) else 0 for scale in self._scales]
         function = torch.vmap(
             self._first.loss_of, (0, 0, axes, 0), randomness="different"
@@ -78,7 +70,7 @@ class Stack(Optimizees):
 
 
 def stacked(states: Sequence[State]) -> State:
-    """Pytrees of tensors as one, with an axis of them in front."""
+    """Stacks pytrees of tensors along a new first axis."""
     return tree_map(lambda *values: torch.stack(values), *states)
 
 

@@ -1,5 +1,4 @@
-"""Inner training of one optimizee as pure functions of its parameters,
-buffers and optimizer state."""
+"""Inner training as pure functions of parameters, buffers and optimizer state."""
 
 from __future__ import annotations
 
@@ -28,10 +27,10 @@ Tree = TypeVar("Tree")
 
 
 class Inner(NamedTuple):
-    """Where an inner training stands: parameters, buffers, optimizer state, and steps
-    done.
+    """The state of an inner training.
 
-    step: (), int64, on the host. In a stack all have an axis of optimizees in front.
+    state: of the optimizer. step: number of steps done, (), int64, on the host. In a
+    stack all values have a leading axis of optimizees.
     """
 
     params: list[Tensor]
@@ -41,8 +40,7 @@ class Inner(NamedTuple):
 
 
 class Optimizees(ABC):
-    """What is unrolled: one optimizee, or several with an axis of them in front of
-    every value.
+    """One optimizee, or a stack of several with a leading axis in every value.
 
     count: () for one; (n,) in a stack. graph: the neural graph of each. names: of its
     parameters.
@@ -56,8 +54,7 @@ class Optimizees(ABC):
     def loss(
         self, params: list[Tensor], buffers: Buffers, step: int | Tensor
     ) -> tuple[Tensor, Buffers]:
-        """Training loss at an inner step, (*count), and the buffers after it;
-        nothing is changed in place."""
+        """Training loss at an inner step, (*count), and new buffers."""
 
     @abstractmethod
     def normal(self, step: Tensor, size: int, dtype: torch.dtype) -> Tensor:
@@ -66,22 +63,20 @@ class Optimizees(ABC):
     def gradient(
         self, inner: Inner, create_graph: bool = False
     ) -> tuple[Tensor, list[Tensor | None], Buffers]:
-        """Loss, gradients (None for a parameter without one)
-        and new buffers at the current step."""
+        """Loss, gradients (None for unused parameters) and new buffers."""
         params = [
             p if create_graph and p.requires_grad else p.detach().requires_grad_()
             for p in inner.params
         ]
-        # of the fused kernels of attention there are no second derivatives
+        # fused attention kernels have no second derivatives
         kernels = sdpa_kernel(SDPBackend.MATH) if create_graph else nullcontext()
         with torch.enable_grad(), kernels:
             loss, buffers = self.loss(params, inner.buffers, inner.step)
-            # optimizees of a stack do not meet, so the gradient of the sum is that of
-            # each
+            # optimizees of a stack are independent
             grads = torch.autograd.grad(
                 loss.sum(), params, create_graph=create_graph, allow_unused=True
             )
-        # as the state lies, whatever the loss made of its parameters
+        # with the memory layout of the state
         grads = [None if grad is None else grad.contiguous() for grad in grads]
         return loss if create_graph else loss.detach(), grads, buffers
 
@@ -91,13 +86,11 @@ class Optimizees(ABC):
 
 
 class Optimizee(Optimizees):
-    """A problem with a seed: fixes initial weights, batches and dropout of one inner
-    training.
+    """A problem with a seed, which fixes initial weights, batches and dropout.
 
-    autocast: compute the optimizee's loss in bfloat16 where torch deems it safe.
-    scaling: each tensor is optimized as a multiple of what the network uses, by a
-    factor log-uniform between its inverse and it (Moudgil et al. 2025, Celo2); the
-    network starts the same. device: of the optimizee.
+    autocast: compute the loss in bfloat16 where torch.autocast does.
+    scaling: each tensor is optimized divided by a factor that is log-uniform between
+        1 / scaling and scaling (Moudgil et al. 2025, Celo2). The network is the same.
     """
 
     count = ()
@@ -149,10 +142,10 @@ class Optimizee(Optimizees):
         scales: Sequence[float | Tensor],
         batch: Any,
     ) -> tuple[Tensor, Buffers]:
-        """`loss` as a function of all that differs between optimizees on one network."""
+        """`loss` with all arguments that differ between optimizees of a stack."""
         buffers = {name: b.clone() for name, b in buffers.items()}
-        used = zip(self.names, _used(params, scales), strict=True)
-        tensors = {f"model.{n}": t for n, t in [*used, *buffers.items()]}
+        scaled = zip(self.names, _scaled(params, scales), strict=True)
+        tensors = {f"model.{n}": t for n, t in [*scaled, *buffers.items()]}
         precision = nullcontext()
         if self.autocast:
             precision = torch.autocast(self.device.type, torch.bfloat16)
@@ -161,28 +154,27 @@ class Optimizee(Optimizees):
         return loss.float() if self.autocast else loss, buffers
 
     def batch(self, step: int | Tensor) -> Any:
-        """The training batch of an inner step, where the optimizee is."""
-        return sent(self.host_batch(step), self.device)
+        """The training batch of an inner step, on the optimizee's device."""
+        return to_device(self.host_batch(step), self.device)
 
     def host_batch(self, step: int | Tensor) -> Any:
-        """The same on the host."""
+        """The training batch of an inner step, on the host."""
         return self.problem.batch(self.seed, int(step))
 
     def randomness(self, step: int | Tensor) -> AbstractContextManager[None]:
-        """In which dropout draws what it draws at an inner step."""
+        """Seeds dropout for an inner step."""
         return seeded(self.seed, 2, int(step))
 
     def normal(self, step: Tensor, size: int, dtype: torch.dtype) -> Tensor:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, 8, int(step)))
         noise = torch.randn(size, generator=generator, dtype=dtype)
-        return sent(noise, self.device)
+        return to_device(noise, self.device)
 
     def model_at(self, inner: Inner) -> nn.Module:
-        """The module with an inner training's parameters and buffers, in evaluation
-        mode."""
+        """The module with the current parameters and buffers, in evaluation mode."""
         model = copy.deepcopy(self.model)
-        used = dict(zip(self.names, _used(inner.params, self.scales), strict=True))
-        model.load_state_dict({**used, **inner.buffers}, strict=False)
+        scaled = zip(self.names, _scaled(inner.params, self.scales), strict=True)
+        model.load_state_dict({**dict(scaled), **inner.buffers}, strict=False)
         return model.eval()
 
 
@@ -193,7 +185,7 @@ def apply_update(
     rule: UpdateRule,
     hyper: Hyper,
 ) -> Inner:
-    """The inner training one step later."""
+    """The inner training after one step."""
     deltas, state = update_all(rule, grads, inner.state, inner.params, hyper)
     return moved(inner, deltas, state, buffers)
 
@@ -202,9 +194,9 @@ def moved(
     inner: Inner, deltas: Sequence[Tensor | None], state: list[Record], buffers: Buffers
 ) -> Inner:
     """The inner training after an update."""
-    params = [
-        p if d is None else p + d for p, d in zip(inner.params, deltas, strict=True)
-    ]
+    params = []
+    for p, delta in zip(inner.params, deltas, strict=True):
+        params.append(p if delta is None else p + delta)
     return Inner(params, buffers, state, inner.step + 1)
 
 
@@ -216,11 +208,10 @@ def unroll(
     hyper: Hyper,
     create_graph: bool = False,
 ) -> tuple[Inner, Tensor]:
-    """Trains for some steps; returns where it stands and the losses before each update,
-    (steps, *count).
+    """Trains for some steps. Returns the state, and the losses before each update.
 
-    With `create_graph` everything stays differentiable in the rule's metanet, through
-    the optimizee's gradients too (second order).
+    Losses are (steps, *count). With `create_graph` everything is differentiable by the
+    metanet's weights, through the optimizee's gradients too (second order).
     """
     losses = []
     with torch.set_grad_enabled(create_graph):
@@ -245,25 +236,24 @@ def whole_run(
     return optimizee.problem.evaluate(optimizee.model_at(inner), "validation")
 
 
-def sent(values: Tree, device: torch.device) -> Tree:
+def to_device(values: Tree, device: torch.device) -> Tree:
     """The tensors of a pytree, copied from the host to a device without a host sync."""
 
-    def one(x: Tensor) -> Tensor:
+    def move(x: Tensor) -> Tensor:
         x = x.pin_memory() if device.type == "cuda" else x
         return x.to(device, non_blocking=True)
 
-    return tree_map_only(Tensor, one, values)
+    return tree_map_only(Tensor, move, values)
 
 
-def _used(params: Sequence[Tensor], scales: Sequence[float | Tensor]) -> list[Tensor]:
-    """What the network uses."""
+def _scaled(params: Sequence[Tensor], scales: Sequence[float | Tensor]) -> list[Tensor]:
+    """Parameters as the network uses them."""
     rows = zip(params, scales, strict=True)
     return [p if isinstance(s, float) and s == 1 else s * p for p, s in rows]
 
 
 class _Objective(nn.Module):
-    """A problem's loss as a module, so that `functional_call` can put other parameters
-    under it."""
+    """A problem's loss as a module, for `functional_call` with other parameters."""
 
     def __init__(self, problem: Problem, model: nn.Module):
         super().__init__()

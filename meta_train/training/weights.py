@@ -16,7 +16,7 @@ from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 def make_learned(
     name: str, init_from: str | None, numbers: Mapping[str, float], seed: int
 ) -> LearnedOptimizer:
-    """A metanet from weights, with what these have beside it, or from a random start.
+    """A learned optimizer from weights, or with a randomly initialized metanet.
 
     name: of a registered metanet, or module:Class, which is imported. init_from: the
     name of bundled weights or a file; those of an FF become another metanet's head.
@@ -36,8 +36,8 @@ def make_learned(
             hidden = changes.get("hidden", start.config.hidden)
             if hidden != start.config.hidden:
                 raise ValueError(
-                    f"metanet_config: hidden: expected {start.config.hidden[0]}, as in the weights "
-                    f"'{init_from}'; got {hidden[0]}"
+                    f"metanet_config: hidden: expected {start.config.hidden[0]}, as in "
+                    f"the weights '{init_from}'; got {hidden[0]}"
                 )
             return replace(learned, metanet=cls.from_feedforward(start, **changes))
     if start is None or type(start) is not cls:
@@ -48,8 +48,10 @@ def make_learned(
     try:
         return replace(learned, metanet=start.reconfigured(**changes))
     except RuntimeError as error:  # other shapes
-        told = f"expected numbers that fit the weights '{init_from}'; got {changes}"
-        raise ValueError(f"metanet_config: {told}") from error
+        raise ValueError(
+            f"metanet_config: expected numbers that fit the weights '{init_from}'; "
+            f"got {changes}"
+        ) from error
 
 
 def with_stage(
@@ -61,13 +63,11 @@ def with_stage(
 
 
 def _config_changes(cls: type[Metanet], numbers: Mapping[str, float]) -> dict[str, Any]:
-    """Numbers of a metanet's config as its fields have them."""
-    defaults, found = asdict(cls.Config()), {}
-    known = [
-        key
-        for key, value in defaults.items()
-        if isinstance(value, int | float) or key == "hidden"
-    ]
+    """Numbers of a metanet's config with the types of its fields."""
+    defaults, found, known = asdict(cls.Config()), {}, []
+    for key, value in defaults.items():
+        if isinstance(value, int | float) or key == "hidden":
+            known.append(key)
     for key, number in numbers.items():
         if key not in known:
             raise ValueError(

@@ -1,11 +1,10 @@
-"""Unrolls the optimizees of one rank. A job holds everything its result depends on."""
+"""Unrolls the optimizees of one rank. A job holds all that its result depends on."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from time import process_time
 from typing import Any, NamedTuple
 
@@ -21,16 +20,17 @@ from meta_train.training.estimators import (
     Imitation,
     SecondOrderTBPTT,
 )
-from meta_train.training.rules import asks_for_step
+from meta_train.training.rules import depends_on_step
 from meta_train.training.stacked import Stack, stacked, unstacked
 from meta_train.training.unroll import Optimizee
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
+ESTIMATORS = ("tbptt", "tbptt-2", "pes", "es", "imitation")
+
 
 @dataclass(frozen=True)
 class UnrollConfig:
-    """What an unroll depends on beside the optimizee and the learned optimizer;
-    fields as in `train.Config`."""
+    """Settings of unrolls; fields as in `train.Config`."""
 
     problems: tuple[str, ...]
     estimator: str
@@ -61,9 +61,9 @@ class Job:
 
 
 class Result(NamedTuple):
-    """What is known of an optimizee after a truncation.
+    """An optimizee after a truncation.
 
-    estimate: of this one alone. seconds: of a core, that it took.
+    estimate: of this optimizee alone. seconds: of a core.
     """
 
     estimate: Estimate
@@ -72,116 +72,103 @@ class Result(NamedTuple):
     seconds: float = 0.0
 
 
-Limit = float | Tensor
-
-
-def _tbptt(
-    kind: type[TBPTT], config: UnrollConfig, limit: Limit, horizon: int
+def make_estimator(
+    config: UnrollConfig, limit: float | Tensor, horizon: int
 ) -> Estimator:
-    return kind(config.inner_weight_decay, limit, config.tail, horizon)
+    """The estimator that the config names.
 
-
-def _pes(
-    persistent: bool, config: UnrollConfig, limit: Limit, horizon: int
-) -> Estimator:
-    decay = config.inner_weight_decay
-    return PES(config.sigma, decay, limit, config.tail, persistent, horizon)
-
-
-def _imitation(config: UnrollConfig, limit: Limit, horizon: int) -> Estimator:
-    return Imitation()
-
-
-ESTIMATORS: dict[str, Callable[[UnrollConfig, Limit, int], Estimator]] = {
-    "tbptt": partial(_tbptt, TBPTT),
-    "tbptt-2": partial(_tbptt, SecondOrderTBPTT),
-    "pes": partial(_pes, True),
-    "es": partial(_pes, False),
-    "imitation": _imitation,
-}
-"""By name: (config, limit of a loss, horizon) -> estimator."""
+    limit: of a loss, one for all or one per optimizee. Raises ValueError for an unknown
+    name.
+    """
+    decay, tail, sigma = config.inner_weight_decay, config.tail, config.sigma
+    match config.estimator:
+        case "tbptt":
+            return TBPTT(decay, limit, tail, horizon)
+        case "tbptt-2":
+            return SecondOrderTBPTT(decay, limit, tail, horizon)
+        case "pes" | "es":
+            is_persistent = config.estimator == "pes"
+            return PES(sigma, decay, limit, tail, is_persistent, horizon)
+        case "imitation":
+            return Imitation()
+    raise ValueError(
+        f"estimator '{config.estimator}': expected one of {', '.join(ESTIMATORS)}"
+    )
 
 
 class Worker:
-    """Unrolls optimizees in this process, those that are alike as one where `stacked`
-    says so.
+    """Unrolls optimizees in this process; with `stacked`, equal shapes as one.
 
-    Raises ValueError for an unknown estimator, for settings that an estimator does not
-    have, for what cannot be stacked, and for problems whose losses begin at zero or
-    below.
+    Raises ValueError for an unknown estimator, for settings that it does not have, for
+    rules that cannot be stacked, and for problems with a first loss of 0 or less.
     """
 
     def __init__(self, config: UnrollConfig, learned: LearnedOptimizer):
-        if config.estimator not in ESTIMATORS:
-            raise ValueError(
-                f"estimator '{config.estimator}': expected one of {', '.join(ESTIMATORS)}"
-            )
-        odd = [
-            key
-            for key, usual in (("inner_weight_decay", 0.0), ("tail", 1.0))
-            if config.estimator == "imitation" and getattr(config, key) != usual
-        ]
-        if odd:
-            raise ValueError(
-                f"{odd[0]}: expected none with imitation; got {getattr(config, odd[0])}"
-            )
+        make_estimator(config, 1.0, 1)
+        if config.estimator == "imitation":
+            for key, default in (("inner_weight_decay", 0.0), ("tail", 1.0)):
+                value = getattr(config, key)
+                if value != default:
+                    raise ValueError(
+                        f"{key}: expected none with imitation; got {value}"
+                    )
         if config.stacked and learned.base is not None:
             raise ValueError(
                 "stacked: expected a metanet without a base rule; got the base rule "
-                f"'{learned.base.name}', which reads step counts on the host. Leave out "
-                "--stacked."
+                f"'{learned.base.name}', which reads step counts on the host. "
+                "Leave out --stacked."
             )
         self.config, self.learned = config, learned
         self.problems = [load_problem(name) for name in config.problems]
         self._optimizees: dict[int, Optimizee] = {}
 
     def run(self, jobs: Sequence[Job]) -> list[Result]:
-        self._optimizees = {
-            job.seed: self._optimizees.get(job.seed) or self.optimizee(job.seed)
-            for job in jobs
-        }
-        groups = defaultdict(list)
-        for i, job in enumerate(jobs):
-            groups[self._likeness(job, i)].append(i)
+        before, self._optimizees = self._optimizees, {}
+        groups: dict[Hashable, list[int]] = defaultdict(list)
+        for number, job in enumerate(jobs):
+            optimizee = before.get(job.seed) or self.optimizee(job.seed)
+            self._optimizees[job.seed] = optimizee
+            key = self._stack_key(job) if self.config.stacked else number
+            groups[key].append(number)
         found: dict[int, Result] = {}
-        for some in groups.values():
+        for numbers in groups.values():
             start = process_time()
-            results = self.unroll([jobs[i] for i in some])
-            seconds = (process_time() - start) / len(some)
-            results = [one._replace(seconds=seconds) for one in results]
-            found.update(zip(some, results, strict=True))
-        return [found[i] for i in range(len(jobs))]
+            results = self.unroll([jobs[number] for number in numbers])
+            seconds = (process_time() - start) / len(numbers)
+            for number, result in zip(numbers, results, strict=True):
+                found[number] = result._replace(seconds=seconds)
+        return [found[number] for number in range(len(jobs))]
 
     def optimizee(self, seed: int) -> Optimizee:
         problem, config = self.problems[self.problem_of(seed)], self.config
         return Optimizee(problem, seed, config.autocast, config.scaling, config.device)
 
     def unroll(self, jobs: Sequence[Job]) -> list[Result]:
-        """One truncation of optimizees that are alike."""
+        """One truncation of optimizees that can be stacked."""
+        config, learned = self.config, self.learned
+        steps, horizon = jobs[0].steps, jobs[0].horizon
         optimizees = [self._optimizees[job.seed] for job in jobs]
-        rows = list(zip(jobs, optimizees, strict=True))
-        first_losses = [
-            self.first_loss(optimizee) if job.first_loss is None else job.first_loss
-            for job, optimizee in rows
-        ]
-        limits = [self.config.loss_limit * loss for loss in first_losses]
-        make = ESTIMATORS[self.config.estimator]
-        job = jobs[0]
-        if len(jobs) == 1:
-            estimator = make(self.config, limits[0], job.horizon)
-            estimate, state = estimator.estimate(
-                optimizees[0], self.learned, self._state(estimator, *rows[0]), job.steps
+        first_losses = []
+        for job, optimizee in zip(jobs, optimizees, strict=True):
+            known = job.first_loss
+            first_losses.append(self.first_loss(optimizee) if known is None else known)
+        limits = [config.loss_limit * loss for loss in first_losses]
+        is_stack = len(jobs) > 1
+        limit = torch.tensor(limits, device=config.device) if is_stack else limits[0]
+        estimator = make_estimator(config, limit, horizon)
+        states = []
+        for job, optimizee in zip(jobs, optimizees, strict=True):
+            is_new = job.state is None
+            states.append(estimator.start(optimizee, learned) if is_new else job.state)
+        if is_stack:
+            found = estimator.estimate(
+                Stack(optimizees), learned, stacked(states), steps
             )
-            return [Result(estimate, state, first_losses[0])]
-        estimator = make(
-            self.config, torch.tensor(limits, device=self.config.device), job.horizon
-        )
-        states = stacked([self._state(estimator, *row) for row in rows])
-        found = estimator.estimate(Stack(optimizees), self.learned, states, job.steps)
-        return [
-            Result(*own, loss)
-            for own, loss in zip(unstacked(found, len(jobs)), first_losses, strict=True)
-        ]
+            pairs = unstacked(found, len(jobs))
+        else:
+            pairs = [estimator.estimate(optimizees[0], learned, states[0], steps)]
+        rows = zip(pairs, first_losses, strict=True)
+        return [Result(*pair, loss) for pair, loss in rows]
 
     def first_loss(self, optimizee: Optimizee) -> float:
         inner = optimizee.start(self.learned.bind(optimizee.graph))
@@ -189,8 +176,8 @@ class Worker:
             loss = optimizee.loss(inner.params, inner.buffers, 0)[0].item()
         if loss <= 0:
             raise ValueError(
-                f"problem '{optimizee.problem.name}': expected a first loss above 0, of which "
-                f"`loss_limit` is a multiple; got {loss:g}"
+                f"problem '{optimizee.problem.name}': expected a first loss above 0, "
+                f"since `loss_limit` is a multiple of it; got {loss:g}"
             )
         return loss
 
@@ -198,17 +185,10 @@ class Worker:
         """The number of the problem of an optimizee."""
         return seed % len(self.problems)
 
-    def _likeness(self, job: Job, number: int) -> Hashable:
-        """Optimizees with the same are unrolled as one."""
-        if not self.config.stacked:
-            return number
+    def _stack_key(self, job: Job) -> Hashable:
+        """Jobs with equal keys are unrolled as one."""
         shapes = tuple(p.shape for p in self._optimizees[job.seed].model.parameters())
-        of_one_step = self.config.estimator == "imitation"
-        of_one_step = of_one_step or asks_for_step(self.learned)
-        place = (job.age, job.horizon) if of_one_step else ()
-        return self.problem_of(job.seed), shapes, job.steps, place
-
-    def _state(self, estimator: Estimator, job: Job, optimizee: Optimizee) -> Any:
-        return (
-            estimator.start(optimizee, self.learned) if job.state is None else job.state
-        )
+        needs_equal_age = self.config.estimator == "imitation"
+        needs_equal_age = needs_equal_age or depends_on_step(self.learned)
+        age = (job.age, job.horizon) if needs_equal_age else ()
+        return self.problem_of(job.seed), shapes, job.steps, age

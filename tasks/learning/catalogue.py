@@ -1,4 +1,4 @@
-"""All models of the tasks by name, ours and those they are compared with."""
+"""All models of the tasks by name: ours and the baselines."""
 
 from __future__ import annotations
 
@@ -51,14 +51,16 @@ def own_model(name: str) -> tuple[Any, Any]:
 
 
 def configured(config: Any, sizes: Mapping[str, float]) -> Any:
-    """A config with some numbers changed. Raises ValueError for one that it does not
-    have, and for negative ones or parts of a whole."""
-    defaults = {one.name: getattr(config, one.name) for one in fields(config)}
-    known = {
-        name: type(value)
-        for name, value in defaults.items()
-        if isinstance(value, int | float)
-    }
+    """A config with some numbers changed.
+
+    Raises ValueError for unknown fields, negative numbers, and fractions in a field of
+    whole numbers.
+    """
+    known = {}
+    for one in fields(config):
+        value = getattr(config, one.name)
+        if isinstance(value, int | float):
+            known[one.name] = type(value)
     odd = sorted(set(sizes) - set(known))
     if odd:
         name = type(config).__name__

@@ -1,4 +1,4 @@
-"""Networks that stand for images, with what is known of the images."""
+"""Networks that represent images, with the labels of the images."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ CLASSES = 10
 
 
 class ImageNetworks(NamedTuple):
-    """labels: classes of the images, (n,). index: which images of the data set's split,
-    (n,)."""
+    """labels: classes of the images, (n,). index: of the images in a split, (n,)."""
 
     stack: NetworkStack
     labels: Tensor
@@ -31,11 +30,10 @@ class ImageNetworks(NamedTuple):
 
 
 def read_image_networks(config: LessonConfig) -> dict[str, ImageNetworks]:
-    """All splits of a folder of `tasks.inr fit`; of the training split as many as the
-    settings say.
+    """All splits of a folder of `tasks.inr fit`, with `limit` training networks.
 
-    Raises ValueError for networks of another kind, a damaged shard, and labels that are
-    not there or of no class.
+    Raises ValueError for networks of another kind, a damaged shard, and missing or
+    wrong labels.
     """
     found = {}
     for split in SPLITS:
@@ -43,7 +41,7 @@ def read_image_networks(config: LessonConfig) -> dict[str, ImageNetworks]:
         for key, most in (("label", CLASSES - 1), ("index", inf)):
             check_column(config.data, networks.columns, key, 0, most)
         some = slice(config.limit if split == "train" else None)
-        labels, index = (networks.columns[key][some] for key in ("label", "index"))
+        labels, index = networks.columns["label"][some], networks.columns["index"][some]
         found[split] = ImageNetworks(
             NetworkStack.from_networks(networks).select(some), labels, index
         )

@@ -1,5 +1,4 @@
-"""What the tasks have in common: settings, how networks are prepared, and what a
-program writes."""
+"""Base class of the tasks: settings, prepared networks, results."""
 
 from __future__ import annotations
 
@@ -25,10 +24,10 @@ from tasks.models.learned_inputs import LearnedInputs
 from tasks.networks.architectures import NetworkStack
 from tasks.networks.canonical import in_canonical_form
 
-# Networks that are judged in one call.
+# Networks per call in evaluation.
 AT_ONCE = 256
 # Settings that change no number.
-NO_MATTER = ("folder", "training", "compiled")
+IRRELEVANT = ("folder", "training", "compiled")
 
 
 @dataclass(frozen=True)
@@ -44,18 +43,18 @@ class LessonConfig:
     probes: int = 0
     """Learned inputs of a graph network."""
     symmetry: bool = True
-    """Put networks into canonical form, so that what changes no function says nothing.
+    """Put networks into canonical form, which removes symmetries of their parameters.
     """
     skip_damaged: bool = False
     """Leave out shards that cannot be read, and say which, instead of ending."""
     limit: int | None = None
-    """Networks to train with: of images the first, of zoos some of every architecture.
-    None for all."""
+    """Number of networks for training: the first images, or a part of every
+    architecture. None for all."""
     sizes: dict[str, float] = field(default_factory=dict)
     """Numbers of the model's config, such as width 64 layers 4."""
     compiled: bool = False
-    """Compile training steps: one to two minutes at first, then up to twice as fast,
-    but for ng-t, which is no faster. Networks have to be of one architecture."""
+    """Compile training steps, for networks of one architecture. Takes one to two
+    minutes, then steps are up to twice as fast (except for ng-t)."""
     training: Annotated[TrainingConfig, tyro.conf.OmitArgPrefixes] = field(
         default_factory=TrainingConfig
     )
@@ -70,10 +69,9 @@ Config = TypeVar("Config", bound=LessonConfig)
 
 
 class NetworkLesson(Generic[Config]):
-    """Base class of what is learned about networks.
-    A subclass makes its `model` and has what `Lesson` asks for.
+    """Base class of tasks on networks. A subclass makes its `model`, see `Lesson`.
 
-    Data and batches are the same for all models and follow from the seed.
+    Data and batches depend on the seed alone, and are the same for all models.
     """
 
     model: nn.Module
@@ -82,7 +80,7 @@ class NetworkLesson(Generic[Config]):
         self.config, self.ranks = config, ranks
 
     def results(self) -> Mapping[str, float]:
-        """What the model is worth on test data, by name."""
+        """Test results by name."""
         raise NotImplementedError
 
     def begin(self, share: float) -> int:
@@ -96,18 +94,17 @@ class NetworkLesson(Generic[Config]):
         raise NotImplementedError
 
     def batch(self, count: int, step: int) -> Tensor:
-        """Numbers of this rank's share of a step's networks, of so many that there are."""
-        training = self.config.training
-        return self.share(
-            batch_indices(count, training.batch, seed=training.seed, step=step)
-        )
+        """Indices of this rank's share of a step's networks. count: of all networks."""
+        config = self.config.training
+        index = batch_indices(count, config.batch, seed=config.seed, step=step)
+        return self.share(index)
 
     def share(self, index: Tensor) -> Tensor:
         """This rank's share of a batch."""
         return index[self.ranks.number :: self.ranks.count]
 
     def prepared(self, stack: NetworkStack) -> NetworkStack:
-        """Networks as the model gets them."""
+        """Networks as inputs of the model."""
         return in_canonical_form(stack) if self.config.symmetry else stack
 
     def make_model(
@@ -123,7 +120,8 @@ class NetworkLesson(Generic[Config]):
         count = len(architectures)
         if config.compiled and count > 1:
             raise ValueError(
-                f"compiled: expected networks of one architecture; got {count} architectures"
+                "compiled: expected networks of one architecture; "
+                f"got {count} architectures"
             )
         with seeded(config.training.seed, 0):
             model = make_model(config.model, architectures, d_out, sizes, edits)
@@ -133,7 +131,7 @@ class NetworkLesson(Generic[Config]):
         return model
 
     def said(self, stack: NetworkStack) -> Tensor:
-        """What a reader says of a step's networks, which are prepared."""
+        """The outputs of a reader for prepared networks, in training."""
         model = self.model
         assert isinstance(model, NetworkModel)
         if not self.config.compiled:
@@ -141,15 +139,14 @@ class NetworkLesson(Generic[Config]):
         return torch.cat([model(piece) for piece in model.chunks(stack)])
 
     def judged(self, stack: NetworkStack) -> Any:
-        """What the model makes of networks outside of training; never compiled,
-        as batches differ there."""
+        """The model's outputs in evaluation; not compiled, since batches differ."""
         return self.model.forward(self.prepared(stack))
 
 
 def learn(
     config: Config, make: Callable[[Config, Ranks], NetworkLesson[Config]]
 ) -> None:
-    """Trains, on the ranks that this process was started with, and says what was found."""
+    """Trains and evaluates on the ranks that this process was started with."""
     with joined() as ranks:
         learn_on(ranks, config, make)
 
@@ -157,9 +154,9 @@ def learn(
 def learn_on(
     ranks: Ranks, config: Config, make: Callable[[Config, Ranks], NetworkLesson[Config]]
 ) -> None:
-    """The same on given ranks."""
+    """Trains and evaluates on given ranks."""
     lesson = make(config, ranks)
-    settings = named_settings(config, NO_MATTER)
+    settings = named_settings(config, IRRELEVANT)
     trainer = Trainer(lesson, config.training, Path(config.folder), settings, ranks)
     trainer.run()
     lesson.model.eval()
@@ -171,8 +168,7 @@ def learn_on(
 
 
 def draw_probes(path: Path, model: nn.Module) -> None:
-    """Draws the inputs that a model has learned, if it has any: points of images, or
-    images."""
+    """Draws the learned inputs of a model, if any: points of images, or images."""
     for module in model.modules():
         if isinstance(module, LearnedInputs):
             inputs = module().detach()
@@ -199,8 +195,6 @@ def report(
         "test": dict(results),
     }
     write_json(Path(config.folder, "result.json"), found)
-    told = ", ".join(f"{name} {value:.4g}" for name, value in results.items())
-    print(f"{config.model}: {told} on test data; {found['parameters']} parameters")
-    print(
-        f"{progress.steps} steps, {speed:.0f} networks a second; all is in {config.folder}"
-    )
+    text = ", ".join(f"{name} {value:.4g}" for name, value in results.items())
+    print(f"{config.model}: {text} on test data; {found['parameters']} parameters")
+    print(f"{progress.steps} steps, {speed:.0f} networks a second: {config.folder}")

@@ -66,21 +66,23 @@ class TrainingConfig:
 
 
 class Lesson(Protocol):
-    """What is learned: a model, and how good it is."""
+    """A model, its loss and its score."""
 
     model: nn.Module
 
     def begin(self, share: float) -> int:
-        """Before a step, with the share of the budget that has been used. Says which
-        stage of the training this is: in each other parts of the model may learn."""
+        """Called before a step with the used share of the budget.
+
+        Returns the stage of the training; each may train other parts of the model.
+        """
         ...
 
     def loss(self, step: int) -> Tensor:
-        """Of this rank's share of a step's batch."""
+        """The loss of this rank's share of a step's batch."""
         ...
 
     def score(self) -> float:
-        """On validation data; higher is better, and the same on all ranks."""
+        """The score on validation data, equal on all ranks; higher is better."""
         ...
 
 
@@ -237,13 +239,13 @@ class Trainer(ResumableTrainer):
         with torch.no_grad():
             score = self.lesson.score()
         with uninterrupted():
-            self._keep(-inf if isnan(score) else score)
+            self._add_score(-inf if isnan(score) else score)
             if writer:
                 writer.add_scalar("validation", progress.scores[-1], progress.steps)
             self.save_checkpoint()
 
-    def _keep(self, score: float) -> None:
-        """Adds the score of the present model, and keeps the model if it is the best."""
+    def _add_score(self, score: float) -> None:
+        """Adds the score of the current model; copies the model if it is the best."""
         progress = self.progress
         if score > progress.top or len(progress.scores) == progress.first:
             state = self.model.state_dict()

@@ -1,5 +1,4 @@
-"""How folders of shards are made: which shards, by which rank, what is there at the
-end."""
+"""Makes folders of shards on one or several ranks, and resumes unfinished ones."""
 
 from __future__ import annotations
 
@@ -35,16 +34,17 @@ def jobs(counts: Mapping[str, int], shard: int) -> Iterator[Job]:
 
 
 def missing(wanted: Iterable[Job], folder: Folder, ranks: Ranks) -> list[Job]:
-    """What a rank is to make: what is not there, or is damaged, which is printed.
+    """The jobs of a rank whose shard is missing, or damaged, which is printed.
 
-    Which job is whose does not depend on what is there: others may have begun already.
+    The jobs of a rank do not depend on the shards that exist, since other ranks may be
+    writing already.
     """
     own = [job for place, job in enumerate(wanted) if ranks.owns(place)]
-    return [job for job in own if not is_there(folder.shard(job.split, job.number))]
+    return [job for job in own if not _is_intact(folder.shard(job.split, job.number))]
 
 
-def is_there(path: Path) -> bool:
-    """Whether a shard exists and can be read; one that cannot is named."""
+def _is_intact(path: Path) -> bool:
+    """Whether a shard can be read; prints the name of a damaged one."""
     if not path.exists():
         return False
     try:
@@ -61,8 +61,7 @@ def make_shards(
     make: Callable[[Job], Sequence[Networks]],
     quality: Sequence[str],
 ) -> None:
-    """Makes the shards that are missing or damaged, each rank its own; the first says
-    what there is.
+    """Makes the shards that are missing or damaged, and writes the manifest.
 
     make: the groups of a shard. quality: columns whose means are in the manifest.
 
@@ -71,45 +70,33 @@ def make_shards(
     """
     folder.begin()
     try:
-        _make_missing(folder, wanted, make, quality)
+        with joined() as ranks:
+            start, made = perf_counter(), 0
+            jobs = missing(wanted, folder, ranks)
+            for job in tqdm(jobs, unit="shard", disable=not ranks.is_first):
+                groups = make(job)
+                write_shard(folder.shard(job.split, job.number), groups)
+                made += sum(map(len, groups))
+            speed = made / (perf_counter() - start)
+            ranks.gathered({ranks.number: made})  # waits for all
+            if ranks.is_first:
+                processes = f"on each of {ranks.count} processes"
+                rate = f", {speed:.1f} a second {processes}" if made else ""
+                print(f"{summary(folder, quality)}{rate}")
     except KeyboardInterrupt:
         count = len(shard_paths(folder.path))
         raise Interrupted(
-            f"folder '{folder.path}' has {count} shards; the same command makes the others"
+            f"folder '{folder.path}' has {count} shards; "
+            "the same command makes the others"
         ) from None
 
 
-def _make_missing(
-    folder: Folder,
-    wanted: Iterable[Job],
-    make: Callable[[Job], Sequence[Networks]],
-    quality: Sequence[str],
-) -> None:
-    with joined() as ranks:
-        start, made = perf_counter(), 0
-        for job in tqdm(
-            missing(wanted, folder, ranks), unit="shard", disable=not ranks.is_first
-        ):
-            groups = make(job)
-            write_shard(folder.shard(job.split, job.number), groups)
-            made += sum(map(len, groups))
-        speed = made / (perf_counter() - start)
-        ranks.gathered({ranks.number: made})  # all are done
-        if ranks.is_first:
-            told = (
-                f", {speed:.1f} a second on each of {ranks.count} processes"
-                if made
-                else ""
-            )
-            print(f"{summary(folder, quality)}{told}")
-
-
 def summary(folder: Folder, quality: Sequence[str]) -> str:
-    """Writes the manifest; how many networks there are, and their mean quality."""
+    """Writes the manifest. Returns the number of networks and their mean quality."""
     rows = folder.finish(quality)
     total = sum(row["networks"] for row in rows)
-    told = f"{total} networks in {folder.path}"
+    text = f"{total} networks in {folder.path}"
     for key in quality:
         mean = sum(row["networks"] * row[key] for row in rows) / total
-        told += f", mean {key} {mean:.3g}"
-    return told
+        text += f", mean {key} {mean:.3g}"
+    return text

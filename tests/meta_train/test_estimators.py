@@ -57,14 +57,14 @@ def by_autograd(
 
 
 @pytest.mark.parametrize("name", sorted(METANETS))
-@pytest.mark.parametrize(("weight_decay", "followed"), [(0.0, 5), (30.0, 2)])
+@pytest.mark.parametrize(("weight_decay", "tracked"), [(0.0, 5), (30.0, 2)])
 def test_adjoint_equals_autograd_with_detached_features(
-    name, weight_decay, followed, monkeypatch
+    name, weight_decay, tracked, monkeypatch
 ):
     torch.manual_seed(0)
     monkeypatch.setattr(
-        "meta_train.training.estimators.tbptt.followed_updates",
-        lambda metanet, graph: followed,
+        "meta_train.training.estimators.tbptt.tracked_updates",
+        lambda metanet, graph: tracked,
     )
     optimizee = Optimizee(Regression(), seed=1)
     learned = learned_from(metanet_for(name, optimizee.graph))
@@ -80,14 +80,14 @@ def test_adjoint_equals_autograd_with_detached_features(
 
 
 @pytest.mark.parametrize("name", ["lstm", "ng-gnn", "ng-t"])
-@pytest.mark.parametrize("followed", [7, 2])
+@pytest.mark.parametrize("tracked", [7, 2])
 def test_what_the_graph_said_has_an_adjoint_over_all_steps_that_use_it(
-    name, followed, monkeypatch
+    name, tracked, monkeypatch
 ):
     torch.manual_seed(0)
     monkeypatch.setattr(
-        "meta_train.training.estimators.tbptt.followed_updates",
-        lambda metanet, graph: followed,
+        "meta_train.training.estimators.tbptt.tracked_updates",
+        lambda metanet, graph: tracked,
     )
     optimizee = Optimizee(Regression(), seed=1)
     metanet = metanet_for(name, optimizee.graph).reconfigured(graph_every=3)

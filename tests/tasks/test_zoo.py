@@ -153,7 +153,9 @@ def test_ranks_make_the_same(config, tmp_path):
     wanted = list(jobs(counts(other.runs), other.shard))
     for number in (1, 0):
         for job in missing(wanted, folder, Ranks(number, 2)):
-            write_shard(folder.shard(job.split, job.number), zoo.make(job, other, data))
+            write_shard(
+                folder.shard(job.split, job.number), zoo.make_shard(job, other, data)
+            )
     assert contents(other.folder) == contents(config.folder)
 
 

@@ -1,23 +1,23 @@
-"""Estimators of the meta-gradient: how the meta-loss of an unroll changes with the
+"""Estimators of the meta-gradient, the derivative of an unroll's meta-loss by the
 metanet's weights.
 
-The metanet of a learned optimizer is what is trained; a base rule stays as it is. All
-estimators work in truncations of an inner training, behind one interface: `start`
-begins an inner training, `estimate` unrolls it further, or a stack of several, and
-returns what was learned from each.
+The metanet of a learned optimizer is trained; a base rule stays as it is. Estimators
+work in truncations of an inner training: `start` begins it, `estimate` unrolls it
+further, or a stack of several.
 
-Their biases, and what T steps of an optimizee cost:
+Biases, and costs of T steps of an optimizee:
 
-TBPTT               blind to what comes after T, and to what an update does to later gradients.
-                    T + 1 gradients, T to 2 T updates and T backward passes of the metanet;
-                    memory of few.
-SecondOrderTBPTT    blind to what comes after T. T + 1 gradients and their derivatives; memory of T.
-PES                 none, of a loss that sigma smooths; variance grows with the number of
-                    truncations. 2 T gradients and updates.
-PES, persistent     blind to what comes after T; none where T is the whole training (full ES). The
-  = False           same.
-Imitation           another goal: what a strong rule does, not the loss. T gradients, T updates of
-                    both rules, T backward passes.
+TBPTT: ignores losses after T, and the effect of an update on later gradients.
+    T + 1 gradients, T to 2 T updates and T backward passes of the metanet; memory of
+    few.
+SecondOrderTBPTT: ignores losses after T.
+    T + 1 gradients and their derivatives; memory of T.
+PES: unbiased for a loss that sigma smooths; the variance grows with the number of
+    truncations. 2 T gradients and updates.
+PES, persistent = False: ignores losses after T, so unbiased if T is the whole training
+    (full ES). 2 T gradients and updates.
+Imitation: another objective, the distance to the updates of a strong rule.
+    T gradients, T updates of both rules, T backward passes.
 """
 
 from meta_train.training.estimators.estimate import Estimate, Estimator

@@ -1,4 +1,4 @@
-"""What estimators have in common: their interface, and weights of each optimizee."""
+"""The interface of estimators, and functions that they share."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from meta_train.training.rules import (
     WeightedRule,
     along,
-    asks_for_step,
+    depends_on_step,
     trained_metanet,
 )
 from meta_train.training.unroll import Inner, Optimizee, Optimizees
@@ -19,11 +20,11 @@ from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
 
 class Estimate(NamedTuple):
-    """What a truncation says; `count` is that of the optimizees.
+    """The estimate of a truncation.
 
-    meta_gradient: (*count, meta-parameters). meta_loss: what it is the gradient of,
-    (*count).
-    inner_loss: the optimizee's training loss, a mean over the truncation, (*count).
+    meta_gradient: of the meta-loss, (*count, meta-parameters).
+    meta_loss: (*count).
+    inner_loss: mean training loss of the truncation, (*count).
     """
 
     meta_gradient: Tensor
@@ -39,33 +40,23 @@ class Estimator(Protocol):
     def estimate(
         self, optimizee: Optimizees, learned: LearnedOptimizer, state: Any, steps: int
     ) -> tuple[Estimate, Any]:
-        """Unrolls by a number of steps: meta-gradient and meta-loss, and the state
-        after them."""
+        """Unrolls by a number of steps. Returns the estimate and the new state."""
         ...
 
 
 def detached(inner: Inner) -> Inner:
-    """The same without what autograd knows of it."""
-    params, buffers, state, step = inner
-    records = [
-        {key: value.detach() for key, value in record.items()} for record in state
-    ]
-    return Inner(
-        [p.detach() for p in params],
-        {k: b.detach() for k, b in buffers.items()},
-        records,
-        step,
-    )
+    """The state without its autograd graph."""
+    return tree_map_only(Tensor, Tensor.detach, inner)
 
 
 def leaves(optimizee: Optimizees, learned: LearnedOptimizer) -> list[Tensor]:
-    """The weights of the metanet, for each optimizee its own, (*count, *shape), to
-    differentiate by."""
-    parameters = trained_metanet(learned).parameters()
-    found = [
-        p.detach().expand((*optimizee.count, *p.shape)).clone() for p in parameters
-    ]
-    return [weight.requires_grad_() for weight in found]
+    """A copy of the metanet's weights for each optimizee, (*count, *shape), that
+    requires grad."""
+    found = []
+    for p in trained_metanet(learned).parameters():
+        copies = p.detach().expand((*optimizee.count, *p.shape)).clone()
+        found.append(copies.requires_grad_())
+    return found
 
 
 def weighted(
@@ -74,18 +65,18 @@ def weighted(
     learned: LearnedOptimizer,
     weights: Sequence[Tensor],
 ) -> WeightedRule:
-    """A rule with the weights of each optimizee."""
+    """The rule with separate weights for each optimizee."""
     return WeightedRule(
         bound,
         trained_metanet(learned),
         weights,
         optimizee.count,
-        asks_for_step(learned),
+        depends_on_step(learned),
     )
 
 
 def times(number: Tensor | float, value: Tensor) -> Tensor:
-    """Values (*count, *shape) times a number, or one of each optimizee (*count)."""
+    """Values (*count, *shape) times one number, or one per optimizee (*count)."""
     if not isinstance(number, Tensor):
         return value if number == 1 else number * value
     return along(number, value).to(value) * value

@@ -1,4 +1,4 @@
-"""Imitation of a strong rule."""
+"""Imitation of the bundled default optimizer."""
 
 from __future__ import annotations
 
@@ -16,26 +16,20 @@ from ngopt.pretrained import load_pretrained
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
 
-class Imitated(NamedTuple):
-    """Where an imitated inner training stands: `inner` with the state of the rule that
-    is trained.
-
-    teacher: the state of the rule that is imitated.
-    """
+class ImitationState(NamedTuple):
+    """inner: with the state of the rule that is trained. teacher: the state of the
+    imitated rule."""
 
     inner: Inner
     teacher: list[Record]
 
 
 class Imitation:
-    """Learns to do what a strong rule does, along its own training (as the first phase
-    of ELO).
+    """Imitates the bundled default along the default's training, as in phase 1 of ELO.
 
     The meta-loss is the mean over steps and tensors of |u - u*|^2 / |u*|^2, where u* is
-    the update of the bundled default and u that of the metanet, from the same weights
-    and gradients. Its gradient is exact. Both know no horizon: what a metanet does with
-    one is no matter of its weights, and it could not tell how far the default's
-    schedule is.
+    the update of the default and u that of the metanet, from the same weights and
+    gradients. Its gradient is exact. Neither has a horizon.
 
     Raises ValueError for a stack whose optimizees are not at the same step.
     """
@@ -43,17 +37,19 @@ class Imitation:
     def __init__(self) -> None:
         self.teacher = load_pretrained("default")
 
-    def start(self, optimizee: Optimizee, learned: LearnedOptimizer) -> Imitated:
+    def start(self, optimizee: Optimizee, learned: LearnedOptimizer) -> ImitationState:
         inner = optimizee.start(learned.bind(optimizee.graph))
-        return Imitated(inner, self.teacher.bind(optimizee.graph).init(inner.params))
+        return ImitationState(
+            inner, self.teacher.bind(optimizee.graph).init(inner.params)
+        )
 
     def estimate(
         self,
         optimizee: Optimizees,
         learned: LearnedOptimizer,
-        state: Imitated,
+        state: ImitationState,
         steps: int,
-    ) -> tuple[Estimate, Imitated]:
+    ) -> tuple[Estimate, ImitationState]:
         now = _shared_step(state.inner.step)
         weights = leaves(optimizee, learned)
         bound = learned.bind(optimizee.graph)
@@ -62,8 +58,7 @@ class Imitation:
         total = [torch.zeros_like(w) for w in weights]
         hyper = optimizee.hyper()
         losses, inner_losses = [], []
-        # what the graph said is kept for several updates, which are differentiated
-        # together
+        # updates with the same graph context are differentiated together
         window: list[Tensor] = []
         every = trained_metanet(learned).graph_every
         inner, records = state
@@ -90,16 +85,16 @@ class Imitation:
                 inner = detached(inner)
         means = (torch.stack(some).mean(0) for some in (losses, inner_losses))
         estimate = Estimate(as_vector(total, optimizee.count), *means)
-        return estimate, Imitated(inner, records)
+        return estimate, ImitationState(inner, records)
 
     def _teacher(self, optimizee: Optimizees) -> UpdateRule:
-        """The imitated rule, of one optimizee or of a stack; it has no weights."""
+        """The imitated rule, without weights, for one optimizee or a stack."""
         rule, nothing = self.teacher.bind(optimizee.graph), nn.Module()
         return WeightedRule(rule, nothing, (), optimizee.count, shares_step=True)
 
 
 def _shared_step(steps: Tensor) -> int:
-    """That of all optimizees of a stack."""
+    """The step of all optimizees of a stack."""
     found = set(steps.flatten().tolist())
     if len(found) > 1:
         raise ValueError(
@@ -114,14 +109,15 @@ def _distance(
     wanted: Sequence[Tensor | None],
     count: tuple[int, ...],
 ) -> Tensor:
-    """Mean over tensors of the relative squared difference; of those that are to move.
-    (*count)"""
-    rows = zip(found, wanted, strict=True)
-    pairs = [(u, v) for u, v in rows if u is not None and v is not None]
-    flat = [(u.reshape(*count, -1), v.reshape(*count, -1)) for u, v in pairs]
-    is_moved = torch.stack([v.any(-1) for _, v in flat])
-    sizes = torch.stack([v.square().sum(-1) for _, v in flat])
-    errors = torch.stack([(u - v).square().sum(-1) for u, v in flat])
-    # without a value that the host waits for
-    shares = errors / torch.where(is_moved, sizes, 1)
-    return torch.where(is_moved, shares, 0).sum(0) / is_moved.sum(0)
+    """Mean over tensors with an update of the relative squared difference, (*count)."""
+    is_moved, sizes, errors = [], [], []
+    for u, v in zip(found, wanted, strict=True):
+        if u is not None and v is not None:
+            u, v = u.reshape(*count, -1), v.reshape(*count, -1)
+            is_moved.append(v.any(-1))
+            sizes.append(v.square().sum(-1))
+            errors.append((u - v).square().sum(-1))
+    moved_tensors = torch.stack(is_moved)
+    # torch.where needs no host sync
+    shares = torch.stack(errors) / torch.where(moved_tensors, torch.stack(sizes), 1)
+    return torch.where(moved_tensors, shares, 0).sum(0) / moved_tensors.sum(0)

@@ -21,8 +21,10 @@ from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
 
 class PESState(NamedTuple):
-    """positive, negative: the antithetic pair of inner trainings. perturbation:
-    their sum so far."""
+    """positive, negative: the antithetic pair of inner trainings.
+
+    perturbation: the sum of all perturbations so far.
+    """
 
     positive: Inner
     negative: Inner
@@ -34,11 +36,10 @@ class PES:
     10).
 
     Every truncation draws a perturbation of the meta-parameters, epsilon ~ N(0,
-    sigma^2); the losses of the pair are weighed with the sum of all perturbations since
-    the inner training began, which makes the estimate unbiased over the whole of it.
-    Without that sum (`persistent=False`) it is truncated ES, which is biased. A
-    truncation as long as the inner training makes it plain antithetic ES. Meta-losses
-    are those of `TBPTT`.
+    sigma^2). The losses of the pair are weighted by the sum of all perturbations since
+    the inner training began, so the estimate is unbiased over the whole of it. Without
+    that sum (`persistent=False`) it is truncated ES, which is biased. With a truncation
+    as long as the inner training it is antithetic ES. Meta-losses are those of `TBPTT`.
     """
 
     def __init__(
@@ -50,12 +51,9 @@ class PES:
         persistent: bool = True,
         total_steps: int | None = None,
     ):
-        self.sigma, self.weight_decay, self.loss_limit = (
-            sigma,
-            weight_decay,
-            loss_limit,
-        )
-        self.tail, self.persistent, self.total_steps = (tail, persistent, total_steps)
+        self.sigma, self.weight_decay = sigma, weight_decay
+        self.loss_limit, self.tail = loss_limit, tail
+        self.persistent, self.total_steps = persistent, total_steps
 
     def start(self, optimizee: Optimizee, learned: LearnedOptimizer) -> PESState:
         inner = optimizee.start(learned.bind(optimizee.graph, self.total_steps))

@@ -18,59 +18,65 @@ from meta_train.training.estimators.estimate import (
     weighted,
 )
 from meta_train.training.rules import as_vector, trained_metanet
-from meta_train.training.unroll import Inner, Optimizee, Optimizees, moved, sent, unroll
+from meta_train.training.unroll import (
+    Inner,
+    Optimizee,
+    Optimizees,
+    moved,
+    to_device,
+    unroll,
+)
 from ngopt.functional import Hyper, Record, UpdateRule, update_all
 from ngopt.metanets import Metanet
 from ngopt.metanets.stepping.context import CONTEXT
 from ngopt.metanets.stepping.rule import MetanetRule
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
-# Elements of parameters whose updates autograd follows at once: some 500 bytes each,
-# and LOOK times as much where the metanet looks at the neural graph.
-FOLLOWED, LOOK = 1 << 22, 16
+# Parameter elements of updates whose autograd graphs are kept: about 500 bytes each.
+# An update that computes the graph context counts CONTEXT_COST times more.
+TRACKED_ELEMENTS, CONTEXT_COST = 1 << 22, 16
 
 
 class _Update(NamedTuple):
-    """What an update saw, and what it did where autograd has followed."""
+    """The inputs of an update, and its outputs if their autograd graph is kept."""
 
     grads: Sequence[Tensor | None]
     state: list[Record]
     params: list[Tensor]
-    followed: _Followed | None
+    tracked: _TrackedUpdate | None
 
 
-class _Followed(NamedTuple):
-    """What autograd knows of an update.
+class _TrackedUpdate(NamedTuple):
+    """The outputs of an update with their autograd graph.
 
-    heard, said: what the neural graph said of the parameters, as it was kept and as it
-    is now.
+    context_before, context_after: graph context of the parameters, by index.
     """
 
     deltas: Sequence[Tensor | None]
     records: list[Record]
-    heard: dict[int, Tensor]
-    said: dict[int, Tensor]
+    context_before: dict[int, Tensor]
+    context_after: dict[int, Tensor]
 
 
 class TBPTT:
     """First-order truncated back-propagation through time.
 
-    Gradients and parameter-valued features count as constants; what the neural graph
-    said, and is kept for several updates, does not. The meta-loss is the mean over t =
-    1 ... T of min(L_t, loss_limit), where L_t is the loss at params_t on the batch of
-    step t; with `tail` < 1 only the last share of the truncation counts. With
-    params_{t+1} = (1 - c_t) params_t + u_t and w_t the weight of a loss in the mean,
-    the adjoint is lambda_t = w_t g_t + (1 - c_t) lambda_{t+1}, and the meta-gradient
-    the sum of <lambda_{t+1}, du_t / dtheta>: one backward pass per update, in memory
-    that holds the inputs of T updates and the autograd graphs of the last few
-    (`followed_updates`, one for a large network); the others are computed again. What
-    was said has an adjoint of its own, back to the update that looked at the graph.
+    Gradients and parameter-valued features are constants; the graph context, which is
+    kept for several updates, is not. The meta-loss is the mean over t = 1 ... T of
+    min(L_t, loss_limit), where L_t is the loss at params_t on the batch of step t. With
+    `tail` < 1 only the last share of the truncation counts.
+
+    With params_{t+1} = (1 - c_t) params_t + u_t and w_t the weight of a loss in the
+    mean, the adjoint is lambda_t = w_t g_t + (1 - c_t) lambda_{t+1}. The meta-gradient
+    is the sum of <lambda_{t+1}, du_t / dtheta>, with one backward pass per update. The
+    memory holds the inputs of T updates, and the autograd graphs of the last few
+    (`tracked_updates`); the others are computed again. The graph context has its own
+    adjoint, back to the update that computed it.
+
+    loss_limit: one for all, or per optimizee, (*count).
     total_steps: the horizon of the inner training.
 
-    loss_limit: of all, or of each, (*count).
-
-    Raises ValueError for a base rule with weight decay, whose contraction is not known
-    here.
+    Raises ValueError for a base rule with weight decay.
     """
 
     def __init__(
@@ -94,31 +100,31 @@ class TBPTT:
         bound = learned.bind(optimizee.graph, self.total_steps)
         rule = weighted(bound, optimizee, learned, weights)
         hyper = optimizee.hyper(self.weight_decay)
-        updates, losses, share, contractions = [], [], [], []
+        updates, losses, loss_weights, contractions = [], [], [], []
         counted = tail_length(steps, self.tail)
-        followed = followed_updates(trained_metanet(learned), optimizee)
+        tracked_steps = tracked_updates(trained_metanet(learned), optimizee)
         loss, grads, buffers = optimizee.gradient(state)
         for t in range(steps):
             contractions.append(self._contraction(bound, state))
-            seen = grads, state.state, state.params
-            if t >= steps - followed:
-                update = _followed(rule, *seen, hyper)
-                deltas, records = update.deltas, update.records
-                updates.append(_Update(*seen, update))
+            inputs, tracked = (grads, state.state, state.params), None
+            if t >= steps - tracked_steps:
+                tracked = _track(rule, *inputs, hyper)
+                deltas, records = tracked.deltas, tracked.records
             else:
                 with torch.no_grad():
-                    deltas, records = update_all(rule, *seen, hyper)
-                updates.append(_Update(*seen, None))
+                    deltas, records = update_all(rule, *inputs, hyper)
+            updates.append(_Update(*inputs, tracked))
             state = detached(moved(state, deltas, records, buffers))
             loss, grads, buffers = optimizee.gradient(state)
             losses.append(loss.clamp(max=self.loss_limit))
             # the derivative of the meta-loss by this loss
-            part = 1 / counted if t >= steps - counted else 0.0
-            share.append(part * (loss <= self.loss_limit).to(loss.dtype))
-        after = [*(update.grads for update in updates[1:]), grads]
-        found = self._backward(
-            rule, weights, updates, after, share, hyper, contractions
+            weight = 1 / counted if t >= steps - counted else 0.0
+            loss_weights.append(weight * (loss <= self.loss_limit).to(loss.dtype))
+        next_grads = [*(update.grads for update in updates[1:]), grads]
+        rows = zip(
+            updates, next_grads, loss_weights, [*contractions[1:], 1.0], strict=True
         )
+        found = _backward(rule, weights, list(rows), hyper)
         mean = torch.stack(losses[-counted:]).mean(0)
         inner_loss = torch.stack(losses).mean(0)
         return Estimate(as_vector(found, optimizee.count), mean, inner_loss), state
@@ -131,103 +137,94 @@ class TBPTT:
             )
 
     def _contraction(self, rule: UpdateRule, inner: Inner) -> Tensor | float:
-        """1 - c_t, where the parameters are."""
+        """1 - c_t, on the device of the parameters."""
         if self.weight_decay == 0:
             return 1.0
         assert isinstance(rule, MetanetRule)
         heights = torch.as_tensor(rule.height(inner.step.double()), dtype=torch.float64)
         decay = rule.metanet.config.nominal_step * self.weight_decay
         found = 1 - decay * heights.expand(inner.step.shape)
-        return sent(found, inner.params[0].device)
-
-    def _backward(
-        self,
-        rule: UpdateRule,
-        weights: Sequence[Tensor],
-        updates: Sequence[_Update],
-        after: Sequence[Sequence[Tensor | None]],
-        share: Sequence[Tensor],
-        hyper: Hyper,
-        contractions: Sequence[Tensor | float],
-    ) -> list[Tensor]:
-        """The meta-gradient.
-
-        after: the gradients after each update. share: their weights in the meta-loss.
-        contractions:
-            by which each step multiplies the parameters.
-        """
-        total = [torch.zeros_like(w) for w in weights]
-        adjoint = [torch.zeros_like(p) for p in updates[-1].params]
-        waiting: dict[int, Tensor] = {}  # the adjoint of what was said
-        rows = list(zip(updates, after, share, [*contractions[1:], 1.0], strict=True))
-        for update, ahead, part, contraction in reversed(rows):
-            adjoint = [times(contraction, a) for a in adjoint]
-            adjoint = [
-                a if g is None else a + times(part, g)
-                for a, g in zip(adjoint, ahead, strict=True)
-            ]
-            followed = update.followed or _followed(
-                rule, update.grads, update.state, update.params, hyper
-            )
-            found, waiting = _pulled_back(followed, weights, adjoint, waiting)
-            total = [
-                t if f is None else t + f for t, f in zip(total, found, strict=True)
-            ]
-        return total
+        return to_device(found, inner.params[0].device)
 
 
-def _followed(
+_Row = tuple[_Update, Sequence[Tensor | None], Tensor, Tensor | float]
+
+
+def _backward(
+    rule: UpdateRule, weights: Sequence[Tensor], rows: Sequence[_Row], hyper: Hyper
+) -> list[Tensor]:
+    """The meta-gradient.
+
+    rows: of each step the update, the gradients after it, the weight of their loss in
+    the meta-loss, and the contraction of the parameters at the next step.
+    """
+    total = [torch.zeros_like(w) for w in weights]
+    adjoint = [torch.zeros_like(p) for p in rows[-1][0].params]
+    context_adjoint: dict[int, Tensor] = {}
+    for update, next_grads, loss_weight, contraction in reversed(rows):
+        for i, grad in enumerate(next_grads):
+            adjoint[i] = times(contraction, adjoint[i])
+            if grad is not None:
+                adjoint[i] = adjoint[i] + times(loss_weight, grad)
+        tracked = update.tracked or _track(
+            rule, update.grads, update.state, update.params, hyper
+        )
+        found, context_adjoint = _vjp(tracked, weights, adjoint, context_adjoint)
+        for i, gradient in enumerate(found):
+            if gradient is not None:
+                total[i] = total[i] + gradient
+    return total
+
+
+def _track(
     rule: UpdateRule,
     grads: Sequence[Tensor | None],
     state: Sequence[Record],
     params: Sequence[Tensor],
     hyper: Hyper,
-) -> _Followed:
-    """An update as a function of the weights and of what is kept of the graph."""
-    heard = {
-        i: record[CONTEXT].detach().requires_grad_()
-        for i, record in enumerate(state)
-        if CONTEXT in record
-    }
-    given = list(state)
-    for i, value in heard.items():
-        given[i] = {**state[i], CONTEXT: value}
+) -> _TrackedUpdate:
+    """An update as a function of the weights and of the stored graph context."""
+    before, given = {}, list(state)
+    for i, record in enumerate(state):
+        if CONTEXT in record:
+            before[i] = record[CONTEXT].detach().requires_grad_()
+            given[i] = {**record, CONTEXT: before[i]}
     with torch.enable_grad():
         deltas, records = update_all(rule, grads, given, params, hyper)
-    said = {i: records[i][CONTEXT] for i in heard}
-    return _Followed(deltas, records, heard, said)
+    after = {i: records[i][CONTEXT] for i in before}
+    return _TrackedUpdate(deltas, records, before, after)
 
 
-def _pulled_back(
-    update: _Followed,
+def _vjp(
+    update: _TrackedUpdate,
     weights: Sequence[Tensor],
     adjoint: Sequence[Tensor],
-    waiting: dict[int, Tensor],
+    context_adjoint: dict[int, Tensor],
 ) -> tuple[Sequence[Tensor | None], dict[int, Tensor]]:
-    """Derivatives by the weights, and by what was heard; None, or left out, where there
-    are none.
+    """Vector-Jacobian products for the weights and for the context before the update.
 
-    adjoint, waiting: of the parameters, and of what was said, behind the update.
+    adjoint, context_adjoint: of the parameters and of the context after the update.
+    Weights without derivative have None; contexts without are left out.
     """
-    pairs = [
-        (delta, own)
-        for delta, own in zip(update.deltas, adjoint, strict=True)
-        if delta is not None
-    ]
-    pairs += [(update.said[i], own) for i, own in waiting.items()]
-    outputs, cotangents = zip(*pairs, strict=True)
-    inputs = [*weights, *update.heard.values()]
+    outputs, cotangents = [], []
+    for delta, own in zip(update.deltas, adjoint, strict=True):
+        if delta is not None:
+            outputs.append(delta)
+            cotangents.append(own)
+    for i, own in context_adjoint.items():
+        outputs.append(update.context_after[i])
+        cotangents.append(own)
+    inputs = [*weights, *update.context_before.values()]
     found = torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True)
-    of_heard = zip(update.heard, found[len(weights) :], strict=True)
-    known = {i: value for i, value in of_heard if value is not None}
+    of_context = zip(update.context_before, found[len(weights) :], strict=True)
+    known = {i: value for i, value in of_context if value is not None}
     return found[: len(weights)], known
 
 
 class SecondOrderTBPTT(TBPTT):
     """Truncated back-propagation through time through the optimizee's gradients too.
 
-    The meta-loss is that of `TBPTT`. The memory is that of the autograd graph of the
-    whole truncation.
+    The meta-loss is that of `TBPTT`. The whole truncation is one autograd graph.
     """
 
     def estimate(
@@ -246,16 +243,16 @@ class SecondOrderTBPTT(TBPTT):
         )
         with torch.enable_grad():
             last, _ = optimizee.loss(inner.params, inner.buffers, inner.step)
-            behind = torch.stack([*losses[1:], last]).clamp(max=self.loss_limit)
-            mean = behind[-tail_length(steps, self.tail) :].mean(0)
+            after = torch.stack([*losses[1:], last]).clamp(max=self.loss_limit)
+            mean = after[-tail_length(steps, self.tail) :].mean(0)
         found = torch.autograd.grad(mean.sum(), weights, materialize_grads=True)
         gradient = as_vector(found, optimizee.count)
-        inner_loss = behind.detach().mean(0)
+        inner_loss = after.detach().mean(0)
         return Estimate(gradient, mean.detach(), inner_loss), detached(inner)
 
 
-def followed_updates(metanet: Metanet, optimizee: Optimizees) -> int:
-    """Updates whose autograd graphs are kept, of at most `FOLLOWED` elements of
-    parameters; a look at the neural graph counts as `LOOK` more."""
-    looks = LOOK / metanet.graph_every if metanet.d_context else 0
-    return int(FOLLOWED / (prod(optimizee.count) * optimizee.graph.numel * (1 + looks)))
+def tracked_updates(metanet: Metanet, optimizee: Optimizees) -> int:
+    """The number of updates whose autograd graphs are kept."""
+    context = CONTEXT_COST / metanet.graph_every if metanet.d_context else 0
+    elements = prod(optimizee.count) * optimizee.graph.numel * (1 + context)
+    return int(TRACKED_ELEMENTS / elements)
