@@ -49,7 +49,7 @@ def test_the_demonstration_writes_a_table_a_picture_and_results(
 
 
 def test_the_tuned_rates_are_the_best_of_the_grids():
-    results = Path(__file__).parents[2] / "results" / "paper_tasks" / "results.json"
+    results = Path(__file__).parents[3] / "results" / "paper_tasks" / "results.json"
     rows = json.loads(results.read_text())["table"]
     best = {r["optimizer"]: r["lr"] for r in rows if r["problem"] == demo.PROBLEM}
     for optimizer, lr in demo.TUNED.values():

@@ -216,7 +216,7 @@ def test_rules_for_modules_and_functions_of_ones_own():
 
 
 def test_the_rule_that_is_shown_to_contributors():
-    text = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "extending.md").read_text()
     example = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[0]
     names: dict = {}
     exec(example, names)
