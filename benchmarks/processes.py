@@ -251,7 +251,7 @@ def divided(
 
 
 def run(function: Callable, size: int, *args: Any) -> None:
-    """Runs function(rank, size, *args) in `size` processes; raises their first error."""
+    """Runs function(rank, size, *args) in processes; raises their first error."""
     # processes begin as copies of one that has imported all of this
     multiprocessing.set_forkserver_preload(["benchmarks.processes"])
     with tempfile.TemporaryDirectory() as folder:

@@ -185,7 +185,7 @@ def mesh_ranks(params: Sequence[Any], group: Any) -> MeshRanks:
 
 
 def _connected(meshes: Iterable[Any]) -> Ranks:
-    """This process and those that it shares a mesh with, they with others, and so on."""
+    """Ranks that are connected to this one by meshes, also through others."""
     rows = [set(row) for mesh in meshes for row in _rows(mesh)]
     found, count = {distributed.get_rank()}, 0
     while len(found) > count:

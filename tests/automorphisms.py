@@ -162,7 +162,7 @@ class _Coloured:
         self._add_constants()
         if len(self.colours) > MOST_VERTICES:
             pytest.skip(
-                f"{len(self.colours)} vertices are too many to look for all automorphisms"
+                f"{len(self.colours)} vertices are too many for all automorphisms"
             )
         self.graph = igraph.Graph(
             len(self.colours), np.concatenate(self.arcs).tolist(), directed=True
@@ -266,7 +266,7 @@ class _Coloured:
             begin += elements.size
 
     def automorphism(self, image: np.ndarray) -> Automorphism:
-        """What a permutation of the vertices, old to new, does to neurons and elements."""
+        """The effect of a permutation of vertices on neurons and elements."""
         nodes = np.empty(self.starts[-1], int)
         order = np.arange(self.neural.numel)
         nodes[image[: self.starts[-1]]] = np.arange(self.starts[-1])

@@ -115,7 +115,7 @@ def updates(
     params: list[Tensor],
     grads: list[list[Tensor]],
 ) -> list[Tensor]:
-    """Deltas of the last of several steps with given gradients; parameters stand still."""
+    """Deltas of the last of several steps; the parameters do not change."""
     rule = MetanetRule(metanet, graph)
     state = rule.init(params)
     hyper = Hyper([1.0] * len(params), [0.1] * len(params))

@@ -13,7 +13,7 @@ def mlp(*sizes: int) -> nn.Sequential:
 
 
 def cnn() -> nn.Sequential:
-    """Kernels of several sizes, one beyond 3x3, no bias in one layer, a flattened map."""
+    """Kernels of several sizes, one layer without bias, a flattened map."""
     return nn.Sequential(
         nn.Conv2d(2, 4, 3, stride=2),
         nn.ReLU(),

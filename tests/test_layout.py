@@ -106,7 +106,8 @@ for top, distributions in tops.items():
     if not any(d.lower().replace("_", "-") in needed for d in distributions):
         sys.modules[top] = None
 import ngopt
-print(ngopt.NGOptimizer.__name__, sys.modules.get("tqdm"), sys.modules.get("matplotlib"))
+found = sys.modules.get("tqdm"), sys.modules.get("matplotlib")
+print(ngopt.NGOptimizer.__name__, *found)
 """
     assert printed(code).split() == ["NGOptimizer", "None", "None"]
 

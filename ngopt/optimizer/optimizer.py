@@ -82,7 +82,7 @@ class NGOptimizer(Optimizer):
             or a metanet (default: "default").
         total_steps: the number of training steps; the step size then falls to zero.
             Without it use `averaged` and `load_average`. Metanets of the paper ignore
-            it unless their weights have a `Cooldown` (`ngopt.metanets.stepping.cooldown`).
+            it unless their weights have a `Cooldown`.
         maximize: maximize instead of minimize (default: False). Per group.
         compute_dtype: of a metanet (default: the dtype of the state), or of rotations
             of the default (default: that on CPUs, bfloat16 on accelerators).

@@ -375,7 +375,8 @@ def test_debian(client, place, tmp_path):
         'test "$2 $3" = "-o Dir::State=' + str(place) + '/state" || exit 2\n'
         "for last; do :; done\n"
         'if [ "$last" = update ]; then touch state/lists/list; fi\n'
-        'if [ "$last" = some-data ]; then test -e ../state/lists/list && touch some-data.deb; fi',
+        'if [ "$last" = some-data ]; then '
+        "test -e ../state/lists/list && touch some-data.deb; fi",
     )
     client(
         "dpkg-deb",

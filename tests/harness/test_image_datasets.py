@@ -344,7 +344,7 @@ def test_unknown_name_lists_the_known_ones(tmp_path):
 
 # --- The real data sets, against published facts that are independent of our hashes ---
 
-FACTS = {  # shape, pixel mean of the training file, images per class in it, first labels
+FACTS = {  # shape, pixel mean, images per class, first labels
     "fashion-mnist": (
         (1, 28, 28),
         (0.2860,),

@@ -209,7 +209,7 @@ def zoo_network(name: str) -> tuple[nn.Module, Any]:
 
 @cache
 def zoo_graph(name: str) -> NeuralGraph:
-    """The graph of a network; built once. Asserts that building changes no state of it."""
+    """The graph of a network, built once. Building must change no state."""
     model, example = zoo_network(name)
     before = copy.deepcopy(model.state_dict())
     graph = build_graph(model, example)

@@ -1,4 +1,4 @@
-"""Sums, products, statistics and computed weights, and parts that run in another mode."""
+"""Sums, products, statistics, computed weights, parts in another mode."""
 
 from __future__ import annotations
 

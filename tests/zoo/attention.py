@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Attention(nn.Module):
-    """Hand-written attention of linear layers, causal, with an assertion on the length."""
+    """Hand-written causal attention, with an assertion on the length."""
 
     def __init__(self, width: int, heads: int, length: int = 8, fused: bool = True):
         super().__init__()
@@ -243,7 +243,7 @@ class Perceiver(nn.Module):
 
 
 class Translation(nn.Module):
-    """Encoder and causal decoder of `nn.Transformer`, with one embedding; two inputs."""
+    """Encoder and causal decoder of `nn.Transformer`; two inputs."""
 
     def __init__(self, width: int = 6):
         super().__init__()

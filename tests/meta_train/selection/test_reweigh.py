@@ -18,7 +18,7 @@ from meta_train.selection.reweigh import (
 )
 from ngopt import load_pretrained
 from ngopt.metanets.features import NUM_FEATURES
-from tests.meta_train.test_train import TOY
+from tests.meta_train.training.test_train import TOY
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from meta_train.selection import search, sweep
 from meta_train.training import train
 from ngopt import load_pretrained
-from tests.meta_train.test_train import TOY
+from tests.meta_train.training.test_train import TOY
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
@@ -24,9 +24,16 @@ def config(tmp_path, monkeypatch):
 
     monkeypatch.setattr(search, "suggested", short)
     return search.Config(
-        metanet="lstm", problems=(TOY,), truncation=4, most_outer_steps=12, gains=(0.5, 1.0),
-        horizon=8, gain_seeds=1, trials=2, folder=str(tmp_path / "search"),
-    )  # fmt: skip
+        metanet="lstm",
+        problems=(TOY,),
+        truncation=4,
+        most_outer_steps=12,
+        gains=(0.5, 1.0),
+        horizon=8,
+        gain_seeds=1,
+        trials=2,
+        folder=str(tmp_path / "search"),
+    )
 
 
 def test_trials_are_kept_and_the_best_is_written(config, capsys):

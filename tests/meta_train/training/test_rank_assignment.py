@@ -6,7 +6,7 @@ import torch
 from harness.distributed import Ranks
 from meta_train.training.rank_assignment import StepCosts, assign_ranks, on_device
 from meta_train.training.train import MetaTrainer
-from tests.meta_train.test_train import config
+from tests.meta_train.training.test_train import config
 
 
 def test_the_most_expensive_first_to_who_has_the_least_to_do():

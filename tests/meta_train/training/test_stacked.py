@@ -184,9 +184,16 @@ TOY = "tests.meta_train.by_hand:Regression32"
 
 def config(folder, **changes):
     settings = Config(
-        folder=str(folder), problems=(TOY,), outer_steps=4, optimizees=5, horizon=12, truncation=3,
-        warmup=2, validate_every=2, metanet="ng-gnn",
-    )  # fmt: skip
+        folder=str(folder),
+        problems=(TOY,),
+        outer_steps=4,
+        optimizees=5,
+        horizon=12,
+        truncation=3,
+        warmup=2,
+        validate_every=2,
+        metanet="ng-gnn",
+    )
     return replace(settings, **changes)
 
 

@@ -4,7 +4,7 @@ import json
 
 from meta_train.training.train import MetaTrainer
 from tests.curves import curves
-from tests.meta_train.test_train import config
+from tests.meta_train.training.test_train import config
 
 
 def test_curves_are_those_of_the_log_and_go_on_when_resumed(tmp_path):

@@ -31,9 +31,16 @@ TOY = "tests.meta_train.by_hand:Regression32"
 
 def config(folder, **changes):
     base = Config(
-        folder=str(folder), problems=(TOY,), outer_steps=6, optimizees=2, horizon=12, truncation=3,
-        warmup=2, validate_every=2, lr=1e-3,
-    )  # fmt: skip
+        folder=str(folder),
+        problems=(TOY,),
+        outer_steps=6,
+        optimizees=2,
+        horizon=12,
+        truncation=3,
+        warmup=2,
+        validate_every=2,
+        lr=1e-3,
+    )
     return replace(base, **changes)
 
 

@@ -1,4 +1,4 @@
-"""Networks on several meshes, or on parts of one, and groups of some processes (gloo)."""
+"""Networks on several meshes or parts of one, and groups of some processes."""
 
 from __future__ import annotations
 

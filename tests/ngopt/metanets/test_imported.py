@@ -51,7 +51,10 @@ import tests.own
 print(type(load_pretrained({str(weights)!r}).metanet).__name__)
 """
     error, name = printed(code).splitlines()
-    told = f"weights file '{weights}': metanet '{OWN}': expected module 'tests.own' to be imported"
+    told = (
+        f"weights file '{weights}': metanet '{OWN}': expected module 'tests.own' to "
+        "be imported"
+    )
     assert error.startswith(told)
     assert f"Import it first, or pass --metanet {OWN}" in error
     assert name == "Halved"

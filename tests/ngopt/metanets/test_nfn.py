@@ -64,7 +64,7 @@ def test_one_layer_spans_all_maps_that_commute_with_permutations():
 
 @torch.no_grad()
 def map_of(metanet, graph, weight, value):
-    """The linear map of one layer in which only one number is not zero, (numel, numel)."""
+    """The linear map of a layer with one nonzero number, (numel, numel)."""
     for other in metanet.layers.parameters():
         other.zero_()
     weight.copy_(value)

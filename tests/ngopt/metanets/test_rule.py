@@ -126,7 +126,7 @@ def test_a_large_network_is_what_a_small_one_is(name, metanet, monkeypatch):
     if metanet == "nfn" and chain_of(graph) is None:
         with pytest.raises(
             ValueError,
-            match=r"nfn: expected a plain chain of layers; got a graph with \d+ weights",
+            match=r"nfn: expected a plain chain of layers; got .* \d+ weights",
         ):
             MetanetRule(NeuralFunctional().double(), graph)
         return

@@ -191,7 +191,7 @@ def test_dtypes_of_a_byte_do_not_compute():
 
 
 def replaced(opt):
-    """Other tensors in the place of all parameters, as Accelerate puts parts of them."""
+    """Replaces all parameters by other tensors, as Accelerate does."""
     for group in opt.param_groups:
         group["params"] = [nn.Parameter(p.detach().clone()) for p in group["params"]]
 

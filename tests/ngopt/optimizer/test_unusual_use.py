@@ -37,10 +37,14 @@ def small_mlp():
 def small_cnn():
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(1, 6, 3),
+        nn.ReLU(),
+        nn.Conv2d(6, 8, 3, stride=2),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
         nn.Flatten(),
         nn.Linear(32, 10),
-    )  # fmt: skip
+    )
 
 
 SHAPES = {small_mlp: (16,), small_cnn: (1, 7, 7)}
