@@ -93,9 +93,10 @@ class FirstSteps:
         share = xp.asarray(found[0])
         untrained = xp.asarray(found[1])
         offset, slope = initial_size(rms, step.scheduled.inverse_init_rms)
+        square = share**2  # step sizes go with the root
         new = StepSizeFactors(
-            offset=offset * share**2,  # step sizes go with the root
-            slope=slope * share**2,
+            offset=offset * square,
+            slope=slope * square,
             untrained=untrained,
             share=share,
             agreement=0.0 * share,

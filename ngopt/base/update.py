@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from ngopt import chunking, devices
-from ngopt.base.buckets import Bucket, Member
+from ngopt.base.buckets import Bucket
 from ngopt.base.cuda_graphs import Replays, has_graphs
 from ngopt.base.eigenbasis import RenewalSchedule, renewal_positions, renewed
 from ngopt.base.elementwise import StepScalars, accumulate, change, precondition
@@ -169,14 +169,12 @@ class SoapUpdate:
         found = []
         pieces = bucket.parts.split(delta)
         for m, piece in zip(bucket.members, pieces, strict=True):
-            found.append(self._change(step, m, piece))
+            i = m.parameter
+            weight = step.average_weights[i]
+            record = step.records[i]
+            own = Change(self.positions[i], piece, record, m.layout.of, weight)
+            found.append(own)
         return found
-
-    def _change(self, step: StepContext, m: Member, delta: Tensor) -> Change:
-        i = m.parameter
-        record = step.records[m.parameter]
-        weight = step.average_weights[i]
-        return Change(self.positions[i], delta, record, m.layout.of, weight)
 
     def _direction(
         self,
