@@ -5,12 +5,12 @@ Every parameter is an edge, of a kind. The positions of a kernel are parallel ed
 bias of a layer is a node with an edge to each neuron of the layer. So are the scale and
 the shift of a norm ("gamma" and "beta"), the slope of a parametric activation and any
 other parameter of neurons: one node for each parameter, with an edge for each element.
-Where a neuron has several elements these are parallel edges, told apart by position. A
+Where a neuron has several elements these are parallel edges of different position. A
 parameter that is used twice is still one node.
 
 In the neural graph, the neurons after a norm are a group of their own. Here they are
-merged with those before the norm, if the kinds of all edges still tell both sides of
-the norm apart. Otherwise the merged graph would have automorphisms that are no
+merged with those before the norm, if the kinds of all edges still distinguish both
+sides of the norm. Otherwise the merged graph would have automorphisms that are no
 symmetries of the network, and the group after the norm stays (see `ScalePlacement`).
 """
 
@@ -143,7 +143,7 @@ def _is_scale(graph: NeuralGraph, block: EdgeBlock) -> bool:
 
 
 def _can_merge(graph: NeuralGraph, scale: EdgeBlock, layer: Sequence[int]) -> bool:
-    """Whether the kinds of edges tell both sides of a norm apart after merging."""
+    """Whether the kinds of edges distinguish both sides of a norm after merging."""
     if not _are_mergeable(graph, scale):
         return False
     others = _blocks_beside(graph, scale)
