@@ -20,19 +20,19 @@ from torch.nn.functional import cross_entropy
 from harness import cli
 from harness.distributed import Ranks
 from tasks.learning.image_networks import CLASSES, read_image_networks
-from tasks.learning.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
+from tasks.learning.task import EVALUATION_BATCH, NetworkTask, TaskConfig, run_task
 from tasks.networks.augment import moved
 
 
 @dataclass(frozen=True)
-class Config(LessonConfig):
+class Config(TaskConfig):
     """Settings of a classification."""
 
     augment: bool = True
     """Turn, scale and shift the images of training networks."""
 
 
-class Classification(NetworkLesson[Config]):
+class Classification(NetworkTask[Config]):
     """Cross-entropy of the classes; the score is the share of them that is right."""
 
     def __init__(self, config: Config, ranks: Ranks = Ranks()):  # noqa: B008
@@ -46,7 +46,9 @@ class Classification(NetworkLesson[Config]):
         stack = train.stack.select(own)
         if self.config.augment:
             stack = moved(stack, degrees=15, scale=0.1, shift=0.1)
-        return cross_entropy(self.said(self.prepared(stack)), train.labels[own])
+        return cross_entropy(
+            self.training_outputs(self.prepared(stack)), train.labels[own]
+        )
 
     def score(self) -> float:
         return self.accuracy("validation")
@@ -57,13 +59,13 @@ class Classification(NetworkLesson[Config]):
     def accuracy(self, split: str) -> float:
         """Share of a split's networks whose class the model says."""
         stack, labels, _ = self.data[split]
-        pieces = torch.arange(len(labels)).split(AT_ONCE)
-        said = [self.judged(stack.select(piece)).argmax(-1) for piece in pieces]
+        pieces = torch.arange(len(labels)).split(EVALUATION_BATCH)
+        said = [self.eval_outputs(stack.select(piece)).argmax(-1) for piece in pieces]
         return (torch.cat(said) == labels).double().mean().item()
 
 
 def run(config: Config) -> None:
-    learn(config, Classification)
+    run_task(config, Classification)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from harness.pictures import draw_rows
 from harness.settings import check_counts
 from tasks.inr import PROGRAM
 from tasks.learning.image_networks import ImageNetworks, read_image_networks
-from tasks.learning.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
+from tasks.learning.task import EVALUATION_BATCH, NetworkTask, TaskConfig, run_task
 from tasks.models.base import NetworkModel, compile_steps
 from tasks.networks.architectures import Stack
 from tasks.networks.siren import grid
@@ -50,7 +50,7 @@ NUMBERED = "nfn"
 
 
 @dataclass(frozen=True)
-class Config(LessonConfig):
+class Config(TaskConfig):
     """Settings of an editing."""
 
     edit: str = "dilate"
@@ -161,7 +161,7 @@ def rendered_images(stack: Stack) -> Tensor:
     side = SIDES[channels]
     points = grid(side, side)
     images = []
-    for piece in torch.arange(stack.count).split(AT_ONCE):
+    for piece in torch.arange(stack.count).split(EVALUATION_BATCH):
         some = stack.select(piece)
         images.append(some.architecture.outputs(some.params, points).mT + MIDDLE)
     return torch.cat(images).unflatten(-1, (side, side)).clamp(0, 1)
@@ -194,7 +194,7 @@ class Editor(nn.Module):
         ]
 
 
-class Editing(NetworkLesson[Config]):
+class Editing(NetworkTask[Config]):
     """Mean squared error of what edited networks render; the score is its negative."""
 
     def __init__(self, config: Config, ranks: Ranks = Ranks()):  # noqa: B008
@@ -237,7 +237,7 @@ class Editing(NetworkLesson[Config]):
     def all_rendered(self, stack: Stack) -> Tensor:
         """The whole images of edited networks, (b, channels, pixels), outside of
         training."""
-        return self.rendered(stack, self.judged(stack), self.points)
+        return self.rendered(stack, self.eval_outputs(stack), self.points)
 
     def score(self) -> float:
         return -self.error("validation")
@@ -245,7 +245,7 @@ class Editing(NetworkLesson[Config]):
     def error(self, split: str) -> float:
         """Mean squared error over a split."""
         stack, targets = self.data[split].stack, self.targets[split].flatten(2)
-        at_once = max(1, AT_ONCE // self.config.outputs)
+        at_once = max(1, EVALUATION_BATCH // self.config.outputs)
         total = 0.0
         for piece in torch.arange(stack.count).split(at_once):
             rendered = self.all_rendered(stack.select(piece))
@@ -279,7 +279,7 @@ class Editing(NetworkLesson[Config]):
 
 
 def run(config: Config) -> None:
-    learn(config, Editing)
+    run_task(config, Editing)
 
 
 if __name__ == "__main__":

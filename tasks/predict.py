@@ -23,7 +23,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from harness import cli
 from harness.distributed import Ranks
-from tasks.learning.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
+from tasks.learning.task import EVALUATION_BATCH, NetworkTask, TaskConfig, run_task
 from tasks.models.base import NetworkModel
 from tasks.networks.architectures import Stack
 from tasks.networks.collection import Collection, read_collection
@@ -31,14 +31,14 @@ from tasks.shards import SPLITS, check_column
 
 
 @dataclass(frozen=True)
-class Config(LessonConfig):
+class Config(TaskConfig):
     """Settings of a prediction."""
 
     widest: int | None = None
     """Train on networks none of whose layers has more neurons, test on the others."""
 
 
-class Prediction(NetworkLesson[Config]):
+class Prediction(NetworkTask[Config]):
     """Cross-entropy between accuracies; the score is Kendall's tau."""
 
     model: NetworkModel
@@ -61,7 +61,7 @@ class Prediction(NetworkLesson[Config]):
         where batches differ."""
         stacks = [self.prepared(stack) for stack in stacks]
         if self.config.compiled and self.model.training:
-            return self.said(*stacks)
+            return self.training_outputs(*stacks)
         return self.model.forward_mixed(stacks)
 
     def score(self) -> float:
@@ -70,7 +70,7 @@ class Prediction(NetworkLesson[Config]):
 
     def predicted(self, data: Collection) -> Tensor:
         """Accuracies of all networks, (n,)."""
-        pieces = torch.arange(len(data)).split(AT_ONCE)
+        pieces = torch.arange(len(data)).split(EVALUATION_BATCH)
         logits = [data.said(self.read, piece) for piece in pieces]
         return torch.cat(logits).squeeze(-1).sigmoid()
 
@@ -137,7 +137,7 @@ def draw(path: Path, predicted: Tensor, true: Tensor) -> None:
 
 
 def run(config: Config) -> None:
-    learn(config, Prediction)
+    run_task(config, Prediction)
 
 
 if __name__ == "__main__":

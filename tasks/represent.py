@@ -20,7 +20,7 @@ from harness import cli
 from harness.distributed import Ranks
 from harness.settings import check_counts
 from tasks.learning.image_networks import read_sirens
-from tasks.learning.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
+from tasks.learning.task import EVALUATION_BATCH, NetworkTask, TaskConfig, run_task
 from tasks.networks.architectures import Stack
 from tasks.shards import SPLITS
 
@@ -32,7 +32,7 @@ WAVE = ("amplitude", "frequency")
 
 
 @dataclass(frozen=True)
-class Config(LessonConfig):
+class Config(TaskConfig):
     """Settings of a representation."""
 
     dimension: int = 64
@@ -60,7 +60,7 @@ class Config(LessonConfig):
             )
 
 
-class Representation(NetworkLesson[Config]):
+class Representation(NetworkTask[Config]):
     """Contrast of damaged copies; the score is what a linear map gets right,
     or its negative error."""
 
@@ -82,7 +82,9 @@ class Representation(NetworkLesson[Config]):
         train = self.stacks["train"]
         stack = train.select(self.batch(train.count, step))
         copies = (self.prepared(self.damaged(stack)) for _ in range(2))
-        first, second = (normalize(self.said(copy), dim=-1) for copy in copies)
+        first, second = (
+            normalize(self.training_outputs(copy), dim=-1) for copy in copies
+        )
         return contrast(first, second, self.config.temperature)
 
     def damaged(self, stack: Stack) -> Stack:
@@ -98,7 +100,7 @@ class Representation(NetworkLesson[Config]):
 
     def represented(self, stack: Stack) -> Tensor:
         """(b, dimension), of length 1 each."""
-        return normalize(self.judged(stack), dim=-1)
+        return normalize(self.eval_outputs(stack), dim=-1)
 
     def score(self) -> float:
         found = self.read_out("validation", slice(FEW))
@@ -124,7 +126,7 @@ class Representation(NetworkLesson[Config]):
 
     def all_of(self, stack: Stack) -> Tensor:
         """Representations with a last 1, (n, dimension + 1)."""
-        pieces = torch.arange(stack.count).split(AT_ONCE)
+        pieces = torch.arange(stack.count).split(EVALUATION_BATCH)
         found = torch.cat([self.represented(stack.select(piece)) for piece in pieces])
         return torch.cat([found, torch.ones(len(found), 1)], 1).double()
 
@@ -166,7 +168,7 @@ def targets_of(columns: Mapping[str, Tensor]) -> Tensor:
 
 
 def run(config: Config) -> None:
-    learn(config, Representation)
+    run_task(config, Representation)
 
 
 if __name__ == "__main__":

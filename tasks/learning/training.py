@@ -65,7 +65,7 @@ class TrainingConfig:
                 raise ValueError(f"{key}: expected more than 0; got {value}")
 
 
-class Lesson(Protocol):
+class Task(Protocol):
     """A model, its loss and its score."""
 
     model: nn.Module
@@ -128,7 +128,7 @@ class Trainer(ResumableTrainer):
 
     def __init__(
         self,
-        lesson: Lesson,
+        task: Task,
         config: TrainingConfig,
         folder: Path,
         settings: dict[str, Any],
@@ -140,8 +140,8 @@ class Trainer(ResumableTrainer):
                 f"got {config.batch}"
             )
         super().__init__(Checkpoint(folder, {**settings, **asdict(config)}), ranks)
-        self.model, self.lesson, self.config = lesson.model, lesson, config
-        self.optimizer = _optimizer(lesson.model, config)
+        self.model, self.task, self.config = task.model, task, config
+        self.optimizer = _optimizer(task.model, config)
         self.progress = Progress()
         self._stage_steps = 0  # in this process
 
@@ -171,7 +171,7 @@ class Trainer(ResumableTrainer):
     def step(self) -> float:
         """One step; returns the loss of this rank's share of the batch."""
         progress, start = self.progress, process_time()
-        stage = self.lesson.begin(self.share)
+        stage = self.task.begin(self.share)
         if stage != progress.stage:
             progress.stage, progress.first = stage, len(progress.scores)
             self._stage_steps = 0
@@ -181,7 +181,7 @@ class Trainer(ResumableTrainer):
         self.optimizer.zero_grad()
         with self._buffers_restored():
             with seeded(self.config.seed, 1, progress.steps, self.ranks.number):
-                loss = self.lesson.loss(progress.steps)
+                loss = self.task.loss(progress.steps)
                 loss.backward()
             self._average_gradients()
             clip_grad_norm_(self.model.parameters(), self.config.clip)
@@ -237,7 +237,7 @@ class Trainer(ResumableTrainer):
         self._average_buffers()
         self.model.eval()
         with torch.no_grad():
-            score = self.lesson.score()
+            score = self.task.score()
         with uninterrupted():
             self._add_score(-inf if isnan(score) else score)
             if writer:
