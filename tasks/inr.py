@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.func import stack_module_state
 
 from harness import cli
-from harness.distributed import on_ranks
+from harness.distributed import run_on_ranks
 from harness.pictures import draw_curves, draw_rows
 from harness.random import seeded
 from harness.settings import check_counts, named_settings
@@ -181,7 +181,7 @@ def folder_of(config: FitConfig) -> Folder:
 
 def fit_all(config: FitConfig) -> None:
     """Makes the shards that are missing, on one or several ranks."""
-    on_ranks(config.processes, fit_rank, config, check=load)
+    run_on_ranks(config.processes, fit_rank, config, check=load)
 
 
 def load(config: FitConfig) -> dict[str, Signals]:

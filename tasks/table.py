@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from harness import cli
-from harness.distributed import Ranks, joined, on_ranks
+from harness.distributed import Ranks, process_group, run_on_ranks
 from harness.files import read_json, write_json
 from harness.pictures import draw_means
 from harness.run_store import check_settings
@@ -119,7 +119,7 @@ def trainings(config: Config) -> Iterator[Training]:
 def train(config: Config) -> None:
     """This rank's share of what is missing; each training is of one rank."""
     task = TABLES[config.table].task
-    with joined() as ranks:
+    with process_group() as ranks:
         for place, training in enumerate(trainings(config)):
             if ranks.owns(place) and training.result() is None:
                 run_task_on(Ranks(), training.config, task)
@@ -139,7 +139,7 @@ def check(config: Config) -> None:
 
 def run(config: Config) -> None:
     check(config)
-    on_ranks(config.processes, train, config, trainings)
+    run_on_ranks(config.processes, train, config, trainings)
     report(config)
 
 

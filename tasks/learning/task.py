@@ -11,7 +11,7 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from harness.distributed import Ranks, joined
+from harness.distributed import Ranks, process_group
 from harness.files import write_json
 from harness.image_datasets import batch_indices
 from harness.pictures import draw_images, draw_points
@@ -147,7 +147,7 @@ def run_task(
     config: Config, make: Callable[[Config, Ranks], NetworkTask[Config]]
 ) -> None:
     """Trains and evaluates on the ranks that this process was started with."""
-    with joined() as ranks:
+    with process_group() as ranks:
         run_task_on(ranks, config, make)
 
 

@@ -190,7 +190,7 @@ class Trainer(ResumableTrainer):
             progress.steps += 1
             self._stage_steps += 1
             own = torch.tensor(process_time() - start, dtype=torch.float64)
-            seconds = self.ranks.summed(own).item() / self.ranks.count
+            seconds = self.ranks.all_reduce(own).item() / self.ranks.count
             if self._stage_steps > UNCOUNTED:
                 progress.counted += 1
                 progress.seconds += seconds
@@ -213,7 +213,7 @@ class Trainer(ResumableTrainer):
             return
         for parameter in self.model.parameters():
             if parameter.grad is not None:
-                self.ranks.summed(parameter.grad).div_(self.ranks.count)
+                self.ranks.all_reduce(parameter.grad).div_(self.ranks.count)
 
     def _average_buffers(self) -> None:
         """Averages running statistics over ranks, which have different data."""
@@ -221,7 +221,7 @@ class Trainer(ResumableTrainer):
             return
         for buffer in self.model.buffers():
             if buffer.is_floating_point():
-                self.ranks.summed(buffer).div_(self.ranks.count)
+                self.ranks.all_reduce(buffer).div_(self.ranks.count)
 
     def _is_finished(self) -> bool:
         progress = self.progress

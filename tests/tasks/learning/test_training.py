@@ -149,7 +149,7 @@ def test_ranks_use_the_mean_of_their_gradients(tmp_path):
     class Two(Ranks):
         """A second rank whose gradients are zero."""
 
-        def summed(self, values):
+        def all_reduce(self, values):
             return values
 
     halves = Trainer(Line(), replace(CONFIG, clip=1e9), tmp_path, {}, Two(0, 2))
