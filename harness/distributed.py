@@ -1,6 +1,6 @@
 """Ranks: the processes of one job, on one machine or on several.
 
-torchrun starts them, or `on_ranks` with the same launcher. Otherwise there is one rank.
+torchrun starts them, or `run_on_ranks` with the same launcher. Otherwise there is one.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class Ranks:
         """Whether an item is assigned to this rank, round-robin."""
         return item % self.count == self.number
 
-    def summed(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         """The sum over all ranks, in place. Raises RankLost if another has ended."""
         if self.count > 1:
             with _raising_rank_lost():
                 dist.all_reduce(values)
         return values
 
-    def gathered(self, own: dict[int, Any]) -> dict[int, Any]:
+    def all_gather(self, own: dict[int, Any]) -> dict[int, Any]:
         """The items of all ranks, on each. Raises RankLost if another has ended."""
         if self.count == 1:
             return own
@@ -63,7 +63,7 @@ class Ranks:
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
+def process_group() -> Iterator[Ranks]:
     """Connects the ranks that this process was started with, one thread each."""
     if "RANK" not in os.environ:
         yield Ranks()
@@ -91,7 +91,7 @@ def device_of(name: str) -> torch.device:
     return torch.device(name, number % torch.cuda.device_count())
 
 
-def on_ranks(
+def run_on_ranks(
     processes: int,
     work: Callable[[Settings], None],
     config: Settings,

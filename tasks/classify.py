@@ -19,19 +19,19 @@ from torch.nn.functional import cross_entropy
 from harness import cli
 from harness.distributed import Ranks
 from tasks.learning.image_networks import CLASSES, read_image_networks
-from tasks.learning.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
+from tasks.learning.task import EVALUATION_BATCH, NetworkTask, TaskConfig, run_task
 from tasks.networks.augment import random_affine
 
 
 @dataclass(frozen=True)
-class Config(LessonConfig):
+class Config(TaskConfig):
     """Settings of a classification."""
 
     augment: bool = True
     """Rotate, scale and shift the images of training networks at random."""
 
 
-class Classification(NetworkLesson[Config]):
+class Classification(NetworkTask[Config]):
     """The loss is cross-entropy, the score accuracy."""
 
     def __init__(self, config: Config, ranks: Ranks = Ranks()):  # noqa: B008
@@ -45,7 +45,7 @@ class Classification(NetworkLesson[Config]):
         stack = train.stack.select(index)
         if self.config.augment:
             stack = random_affine(stack, degrees=15, scale=0.1, shift=0.1)
-        logits = self.said(self.prepared(stack))
+        logits = self.training_outputs(self.prepared(stack))
         return cross_entropy(logits, train.labels[index])
 
     def score(self) -> float:
@@ -57,13 +57,13 @@ class Classification(NetworkLesson[Config]):
     def accuracy(self, split: str) -> float:
         data = self.data[split]
         predicted = []
-        for stack in data.stack.split(AT_ONCE):
-            predicted.append(self.judged(stack).argmax(-1))
+        for stack in data.stack.split(EVALUATION_BATCH):
+            predicted.append(self.eval_outputs(stack).argmax(-1))
         return (torch.cat(predicted) == data.labels).double().mean().item()
 
 
 def run(config: Config) -> None:
-    learn(config, Classification)
+    run_task(config, Classification)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from harness.pictures import draw_rows
 from harness.settings import check_counts
 from tasks.edit_images import EDITS, original_images
 from tasks.learning.image_networks import read_image_networks
-from tasks.learning.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
+from tasks.learning.task import EVALUATION_BATCH, NetworkTask, TaskConfig, run_task
 from tasks.models.base import NetworkModel, compile_steps
 from tasks.networks.architectures import NetworkStack
 from tasks.networks.siren import pixel_grid
@@ -41,7 +41,7 @@ SHOWN = 8
 
 
 @dataclass(frozen=True)
-class Config(LessonConfig):
+class Config(TaskConfig):
     """Settings of an editing."""
 
     edit: str = "dilate"
@@ -96,7 +96,7 @@ class Editor(nn.Module):
         return edited
 
 
-class Editing(NetworkLesson[Config]):
+class Editing(NetworkTask[Config]):
     """The loss is the mean squared error of the images of edited networks; the score is
     its negative."""
 
@@ -137,7 +137,7 @@ class Editing(NetworkLesson[Config]):
 
     def edited_images(self, stack: NetworkStack) -> Tensor:
         """Images of edited networks outside of training, (b, channels, pixels)."""
-        return self.render(stack, self.judged(stack), self.points)
+        return self.render(stack, self.eval_outputs(stack), self.points)
 
     def unedited_images(self, stack: NetworkStack) -> Tensor:
         """Images of networks, (b, channels, height, width)."""
@@ -150,7 +150,7 @@ class Editing(NetworkLesson[Config]):
     def error(self, split: str) -> float:
         """Mean squared error over a split."""
         stack, targets = self.data[split].stack, self.targets[split].flatten(2)
-        at_once = max(1, AT_ONCE // self.config.outputs)
+        at_once = max(1, EVALUATION_BATCH // self.config.outputs)
         total = 0.0
         for chunk, own in zip(
             stack.split(at_once), targets.split(at_once), strict=True
@@ -178,7 +178,7 @@ class Editing(NetworkLesson[Config]):
 
 
 def run(config: Config) -> None:
-    learn(config, Editing)
+    run_task(config, Editing)
 
 
 if __name__ == "__main__":

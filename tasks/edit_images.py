@@ -12,7 +12,7 @@ from torch.nn.functional import max_pool2d
 from harness.image_datasets import load_dataset
 from tasks.inr import PROGRAM as FIT
 from tasks.learning.image_networks import ImageNetworks
-from tasks.learning.lesson import AT_ONCE
+from tasks.learning.task import EVALUATION_BATCH
 from tasks.networks.architectures import NetworkStack
 from tasks.networks.siren import pixel_grid
 from tasks.published import PROGRAM as PUBLISHED
@@ -121,7 +121,7 @@ def rendered_images(stack: NetworkStack) -> Tensor:
     side = SIDES[channels]
     points = pixel_grid(side, side)
     images = []
-    for chunk in stack.split(AT_ONCE):
+    for chunk in stack.split(EVALUATION_BATCH):
         outputs = chunk.architecture.outputs(chunk.params, points)
         images.append(outputs.mT + MIDDLE)
     return torch.cat(images).unflatten(-1, (side, side)).clamp(0, 1)

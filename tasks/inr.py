@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.func import stack_module_state
 
 from harness import cli
-from harness.distributed import on_ranks
+from harness.distributed import run_on_ranks
 from harness.pictures import draw_curves, draw_rows
 from harness.random import seeded
 from harness.settings import check_counts, named_settings
@@ -38,7 +38,7 @@ from tasks.sources.signals import MIDDLE, SINES, Signals, load_signals
 
 PROGRAM = "tasks.inr fit"
 # SIRENs that are fitted in one call, whose activations stay in a core's caches.
-AT_ONCE = 16
+EVALUATION_BATCH = 16
 QUALITY = ("psnr",)
 # Settings that change no network.
 NO_MATTER = ("folder", "processes")
@@ -153,7 +153,7 @@ def make(job: Job, config: FitConfig, signals: Signals) -> Networks:
     points = signals.points
     groups = []
     with seeded(config.seed, SPLITS.index(job.split), job.number):
-        for fits in torch.arange(job.start, job.stop).split(AT_ONCE):
+        for fits in torch.arange(job.start, job.stop).split(EVALUATION_BATCH):
             index = fits % count
             values = signals.values(index)
             hidden = [config.width] * config.hidden
@@ -172,7 +172,7 @@ def folder_of(config: FitConfig) -> Folder:
 
 def fit_all(config: FitConfig) -> None:
     """Makes the missing shards, on one or several ranks."""
-    on_ranks(config.processes, fit_rank, config, check=load)
+    run_on_ranks(config.processes, fit_rank, config, check=load)
 
 
 def load(config: FitConfig) -> dict[str, Signals]:

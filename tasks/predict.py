@@ -23,7 +23,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from harness import cli
 from harness.distributed import Ranks
-from tasks.learning.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
+from tasks.learning.task import EVALUATION_BATCH, NetworkTask, TaskConfig, run_task
 from tasks.models.base import NetworkModel
 from tasks.networks.architectures import NetworkStack
 from tasks.networks.network_dataset import NetworkDataset, read_network_dataset
@@ -31,7 +31,7 @@ from tasks.shards import SPLITS, check_column
 
 
 @dataclass(frozen=True)
-class Config(LessonConfig):
+class Config(TaskConfig):
     """Settings of a prediction."""
 
     widest: int | None = None
@@ -39,7 +39,7 @@ class Config(LessonConfig):
     others."""
 
 
-class Prediction(NetworkLesson[Config]):
+class Prediction(NetworkTask[Config]):
     """The loss is the cross-entropy between accuracies, the score Kendall's tau."""
 
     model: NetworkModel
@@ -61,13 +61,13 @@ class Prediction(NetworkLesson[Config]):
         """(n, 1). Not compiled outside of training, where batches differ in size."""
         stacks = [self.prepared(stack) for stack in stacks]
         if self.config.compiled and self.model.training:
-            return self.said(*stacks)
+            return self.training_outputs(*stacks)
         return self.model.forward_mixed(stacks)
 
     def predicted(self, data: NetworkDataset) -> Tensor:
         """Predicted accuracies of all networks, (n,)."""
         logits = []
-        for index in torch.arange(len(data)).split(AT_ONCE):
+        for index in torch.arange(len(data)).split(EVALUATION_BATCH):
             logits.append(data.apply(self.logits, index))
         return torch.cat(logits).squeeze(-1).sigmoid()
 
@@ -136,7 +136,7 @@ def draw(path: Path, predicted: Tensor, true: Tensor) -> None:
 
 
 def run(config: Config) -> None:
-    learn(config, Prediction)
+    run_task(config, Prediction)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from harness import cli
 from harness.distributed import Ranks
 from harness.settings import check_counts
 from tasks.learning.image_networks import read_sirens
-from tasks.learning.lesson import AT_ONCE, LessonConfig, NetworkLesson, learn
+from tasks.learning.task import EVALUATION_BATCH, NetworkTask, TaskConfig, run_task
 from tasks.networks.architectures import NetworkStack
 from tasks.shards import SPLITS
 
@@ -33,7 +33,7 @@ WAVE = ("amplitude", "frequency")
 
 
 @dataclass(frozen=True)
-class Config(LessonConfig):
+class Config(TaskConfig):
     """Settings of a representation."""
 
     dimension: int = 64
@@ -62,7 +62,7 @@ class Config(LessonConfig):
             )
 
 
-class Representation(NetworkLesson[Config]):
+class Representation(NetworkTask[Config]):
     """The loss contrasts noisy copies; the score is the accuracy, or negative error, of
     a linear regression."""
 
@@ -83,8 +83,8 @@ class Representation(NetworkLesson[Config]):
     def loss(self, step: int) -> Tensor:
         train = self.stacks["train"]
         stack = train.select(self.batch(train.count, step))
-        first = self.said(self.prepared(self.noisy_copy(stack)))
-        second = self.said(self.prepared(self.noisy_copy(stack)))
+        first = self.training_outputs(self.prepared(self.noisy_copy(stack)))
+        second = self.training_outputs(self.prepared(self.noisy_copy(stack)))
         return contrastive_loss(
             normalize(first, dim=-1),
             normalize(second, dim=-1),
@@ -125,8 +125,8 @@ class Representation(NetworkLesson[Config]):
     def regression_inputs(self, stack: NetworkStack) -> Tensor:
         """Representations of length 1, and a constant 1; (n, dimension + 1) float64."""
         found = []
-        for chunk in stack.split(AT_ONCE):
-            found.append(normalize(self.judged(chunk), dim=-1))
+        for chunk in stack.split(EVALUATION_BATCH):
+            found.append(normalize(self.eval_outputs(chunk), dim=-1))
         ones = torch.ones(stack.count, 1)
         return torch.cat([torch.cat(found), ones], 1).double()
 
@@ -168,7 +168,7 @@ def regression_targets(columns: Mapping[str, Tensor]) -> Tensor:
 
 
 def run(config: Config) -> None:
-    learn(config, Representation)
+    run_task(config, Representation)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from harness import cli
-from harness.distributed import Ranks, joined, on_ranks
+from harness.distributed import Ranks, process_group, run_on_ranks
 from harness.files import read_json, write_json
 from harness.pictures import draw_means
 from harness.run_store import check_settings
@@ -28,7 +28,7 @@ from harness.tables import (
     sample_deviation,
     text_table,
 )
-from tasks.learning.lesson import LessonConfig, learn_on
+from tasks.learning.task import TaskConfig, run_task_on
 from tasks.learning.training import TrainingConfig
 from tasks.shards import read_manifest
 from tasks.table_rows import TABLES, Row, Table
@@ -77,7 +77,7 @@ class Config:
 
 class Training(NamedTuple):
     row: Row
-    config: LessonConfig
+    config: TaskConfig
 
     def result(self) -> dict[str, Any] | None:
         """The content of its `result.json`; None if it is not finished.
@@ -118,11 +118,11 @@ def trainings(config: Config) -> Iterator[Training]:
 
 def train(config: Config) -> None:
     """This rank's share of what is missing; each training is of one rank."""
-    lesson = TABLES[config.table].lesson
-    with joined() as ranks:
+    task = TABLES[config.table].task
+    with process_group() as ranks:
         for place, training in enumerate(trainings(config)):
             if ranks.owns(place) and training.result() is None:
-                learn_on(Ranks(), training.config, lesson)
+                run_task_on(Ranks(), training.config, task)
 
 
 def check(config: Config) -> None:
@@ -134,12 +134,12 @@ def check(config: Config) -> None:
     read_manifest(Path(config.data))
     for training in trainings(replace(config, seeds=1)):
         if training.result() is None:
-            TABLES[config.table].lesson(training.config, Ranks())
+            TABLES[config.table].task(training.config, Ranks())
 
 
 def run(config: Config) -> None:
     check(config)
-    on_ranks(config.processes, train, config, trainings)
+    run_on_ranks(config.processes, train, config, trainings)
     report(config)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tasks import classify, edit, predict, represent
-from tasks.learning.lesson import LessonConfig, NetworkLesson
+from tasks.learning.task import NetworkTask, TaskConfig
 
 # Our models that are no faster when compiled.
 UNCOMPILED = ("ng-t",)
@@ -40,14 +40,14 @@ class Table:
     curve: a setting over which the first figure is drawn, and its label.
     """
 
-    settings: type[LessonConfig]
-    lesson: type[NetworkLesson]
+    settings: type[TaskConfig]
+    task: type[NetworkTask]
     figures: Mapping[str, float]
     rows: tuple[Row, ...]
     published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     curve: tuple[str, str] | None = None
 
-    def config(self, row: Row, **common: Any) -> LessonConfig:
+    def config(self, row: Row, **common: Any) -> TaskConfig:
         return self.settings(**{**common, **row.changes})
 
 

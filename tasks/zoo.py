@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from harness import cli
-from harness.distributed import on_ranks
+from harness.distributed import run_on_ranks
 from harness.image_datasets import ImageDataset, Split, load_dataset
 from harness.pictures import draw_histograms
 from harness.random import derive_seed, seeded
@@ -155,7 +155,7 @@ def folder_of(config: TrainConfig) -> Folder:
 
 def train_all(config: TrainConfig) -> None:
     """Makes the shards that are missing, on one or several ranks."""
-    on_ranks(config.processes, train_rank, config, check=load_images)
+    run_on_ranks(config.processes, train_rank, config, check=load_images)
 
 
 def train_rank(config: TrainConfig) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import nan
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -58,23 +58,17 @@ def training_curves(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
 
     nan where a loss is not finite.
     """
-    losses = np.array([_floats(record["losses"]) for record in records])
+    losses = np.array([record["losses"] for record in records], float)  # None is nan
     every = records[0]["losses_every"]
     return every * np.arange(1, losses.shape[1] + 1), losses
-
-
-def _floats(losses: Sequence[float | None]) -> list[float]:
-    return [nan if loss is None else loss for loss in losses]
 
 
 def _curves(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
     """Steps (n,), and accuracies in per cent, or else losses, (runs, n)."""
     steps = np.array(records[0]["curve"]["steps"])
-    if _has_accuracy(records):
-        accuracies = [record["curve"]["accuracy"] for record in records]
-        return steps, 100 * np.array(accuracies)
-    losses = [_floats(record["curve"]["loss"]) for record in records]
-    return steps, np.array(losses)
+    key = "accuracy" if _has_accuracy(records) else "loss"
+    values = np.array([record["curve"][key] for record in records], float)
+    return steps, 100 * values if key == "accuracy" else values
 
 
 def _has_accuracy(records: Sequence[Record]) -> bool:
@@ -82,22 +76,19 @@ def _has_accuracy(records: Sequence[Record]) -> bool:
 
 
 def _label_training(axes: Axes, groups: Groups) -> None:
-    record = next(iter(groups.values()))[0]
-    axes.set_ylabel(f"training loss, mean of {record['losses_every']} steps")
-    first = [record["losses"][0] for records in groups.values() for record in records]
-    _scale_loss(axes, first)
+    records = list(chain.from_iterable(groups.values()))
+    axes.set_ylabel(f"training loss, mean of {records[0]['losses_every']} steps")
+    _scale_loss(axes, [record["losses"][0] for record in records])
 
 
 def _label_curves(axes: Axes, groups: Groups) -> None:
-    split = next(iter(groups.values()))[0]["run"]["curve_split"]
-    if _has_accuracy(next(iter(groups.values()))):
+    records = list(chain.from_iterable(groups.values()))
+    split = records[0]["run"]["curve_split"]
+    if _has_accuracy(records):
         axes.set_ylabel(f"{split} accuracy, %")
         return
     axes.set_ylabel(f"{split} loss")
-    first = [
-        record["curve"]["loss"][0] for records in groups.values() for record in records
-    ]
-    _scale_loss(axes, first)
+    _scale_loss(axes, [record["curve"]["loss"][0] for record in records])
 
 
 def _scale_loss(axes: Axes, first: Sequence[float | None]) -> None:

@@ -44,7 +44,7 @@ def all_reduce_results(
     for number, result in own.items():
         rows[number] = _row(result, clip_norm)
     found = []
-    for row in ranks.summed(rows):
+    for row in ranks.all_reduce(rows):
         is_usable, *scalars = row[:SCALARS].tolist()
         gradient = row[SCALARS:].to(like)
         found.append(ReducedResult(bool(is_usable), *scalars, gradient))

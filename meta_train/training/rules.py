@@ -114,10 +114,9 @@ class WeightedRule:
         return deltas, new
 
     def _without_step_axis(self, record: Record) -> Record:
-        return {
-            key: value if self._axis(key) == 0 else value[0]
-            for key, value in record.items()
-        }
+        if self.shares_step and "step" in record:
+            return {**record, "step": record["step"][0]}
+        return record
 
     def _axis(self, key: str) -> int | None:
         """The axis of optimizees in the values of a record."""

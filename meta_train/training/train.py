@@ -31,7 +31,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from harness import cli
-from harness.distributed import RankLost, Ranks, device_of, joined, on_ranks
+from harness.distributed import RankLost, Ranks, device_of, process_group, run_on_ranks
 from harness.files import read_checkpoint
 from harness.interrupts import Interrupted, uninterrupted
 from harness.random import derive_seed
@@ -215,7 +215,7 @@ class MetaTrainer(ResumableTrainer):
         owners = assign_ranks(costs, self.owners, self.ranks.count)
         if owners == self.owners:
             return
-        states = self.ranks.gathered(self._own_states())
+        states = self.ranks.all_gather(self._own_states())
         self.owners = owners
         self._place_states(states)
 
@@ -254,7 +254,7 @@ class MetaTrainer(ResumableTrainer):
                 accuracy = nan if found.accuracy is None else found.accuracy
                 rows[k] = torch.tensor([found.loss, accuracy], dtype=torch.float64)
         results = []
-        for loss, accuracy in self.ranks.summed(rows).tolist():
+        for loss, accuracy in self.ranks.all_reduce(rows).tolist():
             results.append(Metrics(loss, None if isnan(accuracy) else accuracy))
         metrics = mean_metrics(results)
         with uninterrupted():
@@ -286,7 +286,7 @@ class MetaTrainer(ResumableTrainer):
         return Optimizee(problem, seed, self.config.autocast, device=self.device)
 
     def state(self) -> dict[str, Any]:
-        states = self.ranks.gathered(self._own_states())
+        states = self.ranks.all_gather(self._own_states())
         optimizees = []
         for optimizee in self.optimizees:
             optimizees.append({**vars(optimizee), "state": states[optimizee.number]})
@@ -328,7 +328,7 @@ def assign_gradient(module: nn.Module, gradient: torch.Tensor) -> None:
 
 def run(config: Config) -> None:
     try:
-        on_ranks(config.processes, run_rank, config, check=MetaTrainer)
+        run_on_ranks(config.processes, run_rank, config, check=MetaTrainer)
     except RankLost as error:
         raise RankLost(f"{error}; {stored_progress(config)}") from None
     except KeyboardInterrupt:
@@ -346,7 +346,7 @@ def stored_progress(config: Config) -> str:
 
 def run_rank(config: Config) -> None:
     """One rank of those that this process was started with."""
-    with joined() as ranks:
+    with process_group() as ranks:
         MetaTrainer(config, ranks).run()
 
 

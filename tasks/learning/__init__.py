@@ -1,1 +1,1 @@
-"""How models learn a task: settings, budget, validation, checkpoints."""
+"""Trains models on tasks: settings, budget, validation, checkpoints."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from tasks.learning.lesson import LessonConfig
+from tasks.learning.task import TaskConfig
 from tasks.networks.architectures import NetworkStack
 from tasks.shards import (
     SPLITS,
@@ -29,7 +29,7 @@ class ImageNetworks(NamedTuple):
     index: Tensor
 
 
-def read_image_networks(config: LessonConfig) -> dict[str, ImageNetworks]:
+def read_image_networks(config: TaskConfig) -> dict[str, ImageNetworks]:
     """All splits of a folder of `tasks.inr fit`, with `limit` training networks.
 
     Raises ValueError for networks of another kind, a damaged shard, and missing or
@@ -48,7 +48,7 @@ def read_image_networks(config: LessonConfig) -> dict[str, ImageNetworks]:
     return found
 
 
-def read_sirens(config: LessonConfig, split: str) -> Networks:
+def read_sirens(config: TaskConfig, split: str) -> Networks:
     """A split of a folder of `tasks.inr fit`, together. Raises ValueError for other
     networks."""
     folder = Path(config.data)

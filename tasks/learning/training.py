@@ -65,7 +65,7 @@ class TrainingConfig:
                 raise ValueError(f"{key}: expected more than 0; got {value}")
 
 
-class Lesson(Protocol):
+class Task(Protocol):
     """A model, its loss and its score."""
 
     model: nn.Module
@@ -128,7 +128,7 @@ class Trainer(ResumableTrainer):
 
     def __init__(
         self,
-        lesson: Lesson,
+        task: Task,
         config: TrainingConfig,
         folder: Path,
         settings: dict[str, Any],
@@ -140,8 +140,8 @@ class Trainer(ResumableTrainer):
                 f"got {config.batch}"
             )
         super().__init__(Checkpoint(folder, {**settings, **asdict(config)}), ranks)
-        self.model, self.lesson, self.config = lesson.model, lesson, config
-        self.optimizer = _optimizer(lesson.model, config)
+        self.model, self.task, self.config = task.model, task, config
+        self.optimizer = _optimizer(task.model, config)
         self.progress = Progress()
         self._stage_steps = 0  # in this process
 
@@ -171,7 +171,7 @@ class Trainer(ResumableTrainer):
     def step(self) -> float:
         """One step; returns the loss of this rank's share of the batch."""
         progress, start = self.progress, process_time()
-        stage = self.lesson.begin(self.share)
+        stage = self.task.begin(self.share)
         if stage != progress.stage:
             progress.stage, progress.first = stage, len(progress.scores)
             self._stage_steps = 0
@@ -181,7 +181,7 @@ class Trainer(ResumableTrainer):
         self.optimizer.zero_grad()
         with self._buffers_restored():
             with seeded(self.config.seed, 1, progress.steps, self.ranks.number):
-                loss = self.lesson.loss(progress.steps)
+                loss = self.task.loss(progress.steps)
                 loss.backward()
             self._average_gradients()
             clip_grad_norm_(self.model.parameters(), self.config.clip)
@@ -190,7 +190,7 @@ class Trainer(ResumableTrainer):
             progress.steps += 1
             self._stage_steps += 1
             own = torch.tensor(process_time() - start, dtype=torch.float64)
-            seconds = self.ranks.summed(own).item() / self.ranks.count
+            seconds = self.ranks.all_reduce(own).item() / self.ranks.count
             if self._stage_steps > UNCOUNTED:
                 progress.counted += 1
                 progress.seconds += seconds
@@ -213,7 +213,7 @@ class Trainer(ResumableTrainer):
             return
         for parameter in self.model.parameters():
             if parameter.grad is not None:
-                self.ranks.summed(parameter.grad).div_(self.ranks.count)
+                self.ranks.all_reduce(parameter.grad).div_(self.ranks.count)
 
     def _average_buffers(self) -> None:
         """Averages running statistics over ranks, which have different data."""
@@ -221,7 +221,7 @@ class Trainer(ResumableTrainer):
             return
         for buffer in self.model.buffers():
             if buffer.is_floating_point():
-                self.ranks.summed(buffer).div_(self.ranks.count)
+                self.ranks.all_reduce(buffer).div_(self.ranks.count)
 
     def _is_finished(self) -> bool:
         progress = self.progress
@@ -237,7 +237,7 @@ class Trainer(ResumableTrainer):
         self._average_buffers()
         self.model.eval()
         with torch.no_grad():
-            score = self.lesson.score()
+            score = self.task.score()
         with uninterrupted():
             self._add_score(-inf if isnan(score) else score)
             if writer:

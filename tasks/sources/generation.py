@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from harness.distributed import Ranks, joined
+from harness.distributed import Ranks, process_group
 from harness.interrupts import Interrupted
 from tasks.shards import Folder, Networks, read_shard, shard_paths, write_shard
 
@@ -70,7 +70,7 @@ def make_shards(
     """
     folder.begin()
     try:
-        with joined() as ranks:
+        with process_group() as ranks:
             start, made = perf_counter(), 0
             jobs = missing(wanted, folder, ranks)
             for job in tqdm(jobs, unit="shard", disable=not ranks.is_first):
@@ -78,7 +78,7 @@ def make_shards(
                 write_shard(folder.shard(job.split, job.number), groups)
                 made += sum(map(len, groups))
             speed = made / (perf_counter() - start)
-            ranks.gathered({ranks.number: made})  # waits for all
+            ranks.all_gather({ranks.number: made})  # waits for all
             if ranks.is_first:
                 processes = f"on each of {ranks.count} processes"
                 rate = f", {speed:.1f} a second {processes}" if made else ""

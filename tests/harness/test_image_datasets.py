@@ -330,7 +330,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_any_fetch(fetched, tmp_
     # Below a regular file nobody can write, not even root.
     (tmp_path / "file").touch()
     folder = tmp_path / "file" / "data"
-    with pytest.raises(ValueError, match=f"data folder '{folder}'.*can be written"):
+    with pytest.raises(ValueError, match=f"data folder '{folder}'.*writable folder"):
         load_dataset("tiny", folder)
     assert fetched == []
 

@@ -34,8 +34,8 @@ def test_a_training_says_and_writes_what_it_found(config, tmp_path, capsys):
 
 
 def test_accuracy_is_the_share_of_classes_that_are_right(config):
-    lesson = Classification(config)
-    labels = lesson.data["validation"].labels
+    task = Classification(config)
+    labels = task.data["validation"].labels
 
     class Oracle(torch.nn.Module):
         """Right on the first four networks, one class too high on the others."""
@@ -44,18 +44,18 @@ def test_accuracy_is_the_share_of_classes_that_are_right(config):
             wrong = torch.arange(len(labels)) >= 4
             return torch.nn.functional.one_hot((labels + wrong) % 10, 10).float()
 
-    lesson.model = Oracle()
-    assert lesson.score() == 4 / 16
+    task.model = Oracle()
+    assert task.score() == 4 / 16
 
 
 @torch.no_grad()
 def test_with_symmetry_networks_of_the_same_function_are_the_same(config):
     for symmetry in (True, False):
-        lesson = Classification(replace(config, symmetry=symmetry))
-        lesson.model.eval()
-        stack = lesson.data["test"].stack
+        task = Classification(replace(config, symmetry=symmetry))
+        task.model.eval()
+        stack = task.data["test"].stack
         other = in_canonical_form(stack)
-        said = [lesson.model(lesson.prepared(one)) for one in (stack, other)]
+        said = [task.model(task.prepared(one)) for one in (stack, other)]
         assert torch.allclose(*said, atol=1e-4) == symmetry
 
 
@@ -70,10 +70,10 @@ def test_fewer_networks_are_the_first(config):
 def test_compiled_steps_are_the_same(config, compiled_eagerly):
     losses = []
     for compiled in (False, True):
-        lesson = Classification(replace(config, compiled=compiled))
+        task = Classification(replace(config, compiled=compiled))
         torch.manual_seed(0)
-        losses.append([lesson.loss(step).item() for step in range(3)])
-        lesson.score()
+        losses.append([task.loss(step).item() for step in range(3)])
+        task.score()
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert compiled_eagerly == [1]
 

@@ -61,43 +61,43 @@ def test_a_training_writes_errors_and_a_picture(config, tmp_path):
 
 @torch.no_grad()
 def test_outputs_are_networks_whose_images_are_averaged(config):
-    lesson = Editing(config(outputs=3))
-    stack = lesson.data["test"].stack
-    params = lesson.model(stack)
+    task = Editing(config(outputs=3))
+    stack = task.data["test"].stack
+    params = task.model(stack)
     each = [
-        stack.architecture.outputs([p[:, k] for p in params], lesson.points)
+        stack.architecture.outputs([p[:, k] for p in params], task.points)
         for k in range(3)
     ]
     expected = torch.stack(each).mean(0).mT + 0.5
-    torch.testing.assert_close(lesson.render(stack, params, lesson.points), expected)
+    torch.testing.assert_close(task.render(stack, params, task.points), expected)
 
 
 @torch.no_grad()
 def test_what_moves_nothing_renders_what_was_there(config):
-    lesson = Editing(config())
-    lesson.model.scales.zero_()
+    task = Editing(config())
+    task.model.scales.zero_()
     stack, targets = (
-        lesson.data["validation"].stack,
-        lesson.targets["validation"],
+        task.data["validation"].stack,
+        task.targets["validation"],
     )
-    expected = (lesson.unedited_images(stack) - targets).square().mean().item()
-    assert lesson.score() == pytest.approx(-expected, rel=1e-4)
+    expected = (task.unedited_images(stack) - targets).square().mean().item()
+    assert task.score() == pytest.approx(-expected, rel=1e-4)
 
 
 def test_compiled_steps_are_the_same(config, compiled_eagerly):
     options = {"model": "ng-gnn", "sizes": {"width": 8, "layers": 1}}
     losses = []
     for compiled in (False, True):
-        lesson = Editing(config(**options, compiled=compiled))
-        losses.append([seeded_loss(lesson, step) for step in range(3)])
-        lesson.score()
+        task = Editing(config(**options, compiled=compiled))
+        losses.append([seeded_loss(task, step) for step in range(3)])
+        task.score()
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert compiled_eagerly == [1]
 
 
-def seeded_loss(lesson, step):
+def seeded_loss(task, step):
     torch.manual_seed(step)
-    return lesson.loss(step).item()
+    return task.loss(step).item()
 
 
 def test_settings_that_make_no_sense(config):
@@ -110,7 +110,7 @@ def test_settings_that_make_no_sense(config):
 
 
 def test_more_outputs_than_are_judged_at_once(config, monkeypatch):
-    monkeypatch.setattr(edit, "AT_ONCE", 1)
+    monkeypatch.setattr(edit, "EVALUATION_BATCH", 1)
     assert Editing(config(outputs=2)).score() < 0
 
 
@@ -126,11 +126,11 @@ def published(tmp_path, monkeypatch):
 
 @torch.no_grad()
 def test_published_networks_are_compared_with_what_they_render(config, published):
-    lesson = Editing(replace(config(), data=str(published)))
-    assert lesson.targets["train"].shape == (16, 1, 28, 28)
-    stack = lesson.data["test"].stack
-    rendered = lesson.unedited_images(stack).clamp(0, 1)
-    assert torch.equal(lesson.targets["test"], dilated(rendered))
+    task = Editing(replace(config(), data=str(published)))
+    assert task.targets["train"].shape == (16, 1, 28, 28)
+    stack = task.data["test"].stack
+    rendered = task.unedited_images(stack).clamp(0, 1)
+    assert torch.equal(task.targets["test"], dilated(rendered))
 
 
 def test_published_networks_are_edited_from_the_command_line(config, published):

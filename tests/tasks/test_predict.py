@@ -61,20 +61,20 @@ def test_networks_of_every_zoo_are_read(config, data, tmp_path, zoo, model, prob
 def test_trained_on_narrow_networks_and_tested_on_wide_ones(config, monkeypatch):
     whole = read_network_dataset(config.data, "train")
     monkeypatch.setattr(predict, "read_network_dataset", lambda *_: whole)
-    lesson = Prediction(replace(config, widest=16))
-    assert all(is_narrow(stack, 16) for stack in lesson.data["train"].stacks)
-    assert not any(is_narrow(stack, 16) for stack in lesson.data["test"].stacks)
-    counts = {split: len(data) for split, data in lesson.data.items()}
+    task = Prediction(replace(config, widest=16))
+    assert all(is_narrow(stack, 16) for stack in task.data["train"].stacks)
+    assert not any(is_narrow(stack, 16) for stack in task.data["test"].stacks)
+    counts = {split: len(data) for split, data in task.data.items()}
     assert counts == {"train": 2, "validation": 2, "test": len(whole) - 2}
 
 
 def test_fewer_networks_are_trained_with(config):
-    lesson = Prediction(replace(config, limit=3))
+    task = Prediction(replace(config, limit=3))
     whole = read_network_dataset(config.data, "train")
-    accuracies = lesson.data["train"].columns["accuracy"]
+    accuracies = task.data["train"].columns["accuracy"]
     assert torch.equal(accuracies, whole.subset(3).columns["accuracy"])
     assert len(accuracies) == 3
-    assert len(lesson.data["test"]) == len(read_network_dataset(config.data, "test"))
+    assert len(task.data["test"]) == len(read_network_dataset(config.data, "test"))
 
 
 def test_there_must_be_networks_of_both_widths(config):
@@ -113,11 +113,11 @@ def test_only_steps_on_networks_of_one_architecture_are_compiled(
     monkeypatch.setattr(predict, "read_network_dataset", lambda *_: one)
     losses = []
     for compiled in (False, True):
-        lesson = Prediction(replace(config, compiled=compiled))
+        task = Prediction(replace(config, compiled=compiled))
         torch.manual_seed(0)
-        losses.append([lesson.loss(step).item() for step in range(2)])
-        lesson.model.eval()
+        losses.append([task.loss(step).item() for step in range(2)])
+        task.model.eval()
         with torch.no_grad():
-            lesson.score()
+            task.score()
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert compiled_eagerly == [1]

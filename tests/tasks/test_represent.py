@@ -51,11 +51,11 @@ def test_partners_that_agree_cost_nothing_and_those_that_are_all_alike_a_guess()
 
 
 def test_a_copy_keeps_most_and_has_the_rest_at_its_mean(config):
-    lesson = Representation(replace(config, noise=0.0, masked=0.3))
-    stack = lesson.stacks["train"]
-    copy = lesson.noisy_copy(stack).params[2]
+    task = Representation(replace(config, noise=0.0, masked=0.3))
+    stack = task.stacks["train"]
+    copy = task.noisy_copy(stack).params[2]
     is_kept = copy == stack.params[2]
-    is_mean = copy == lesson.means[2]
+    is_mean = copy == task.means[2]
     assert (is_kept | is_mean).all()
     assert 0.6 < is_kept.double().mean() < 0.8
 

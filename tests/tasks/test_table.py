@@ -29,7 +29,7 @@ def config(data, tmp_path, clock, monkeypatch):
         Row("statnn", {"model": "statnn"}),
         Row("ng-gnn", {"sizes": sizes}, True),
     )
-    small = Table(whole.settings, whole.lesson, whole.figures, rows, whole.published)
+    small = Table(whole.settings, whole.task, whole.figures, rows, whole.published)
     monkeypatch.setitem(TABLES, "predict-small", small)
     return Config(
         "predict-small",
@@ -127,8 +127,8 @@ def test_a_damaged_result_is_named(config, tmp_path):
 def test_every_row_is_a_model_that_reads_the_data(name, data, tmp_path):
     config = Config(name, str(data / FOLDERS[name]), str(tmp_path), seeds=1)
     for training in trainings(config):
-        lesson = TABLES[name].lesson(training.config, Ranks())
-        assert sum(p.numel() for p in lesson.model.parameters()) > 1000
+        task = TABLES[name].task(training.config, Ranks())
+        assert sum(p.numel() for p in task.model.parameters()) > 1000
     folders = [
         training.config.folder for training in trainings(replace(config, seeds=2))
     ]

@@ -47,7 +47,7 @@ class Second(Ranks):
 
     first: dict = field(default_factory=dict)
 
-    def gathered(self, own):
+    def all_gather(self, own):
         return {**self.first, **own}
 
 

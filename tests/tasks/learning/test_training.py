@@ -43,16 +43,16 @@ pytestmark = pytest.mark.usefixtures("clock")
 CONFIG = TrainingConfig(minutes=1, validations=6, lr=0.05)
 
 
-def trained(folder, lesson=None, config=CONFIG, **settings):
-    lesson = lesson or Line()
-    trainer = Trainer(lesson, config, folder, settings)
+def trained(folder, task=None, config=CONFIG, **settings):
+    task = task or Line()
+    trainer = Trainer(task, config, folder, settings)
     trainer.run()
-    return lesson, trainer.progress
+    return task, trainer.progress
 
 
 def test_a_budget_is_used_up_in_equal_distances(tmp_path):
-    lesson, progress = trained(tmp_path)
-    assert lesson.steps == list(range(62))  # the first two are not counted
+    task, progress = trained(tmp_path)
+    assert task.steps == list(range(62))  # the first two are not counted
     assert progress.seconds == progress.counted == 60
     assert len(progress.scores) == 6
     assert progress.scores[-1] > -0.1
@@ -69,32 +69,32 @@ class Turning(Line):
 
 
 def test_the_first_steps_of_another_stage_are_not_counted(tmp_path):
-    lesson, progress = trained(tmp_path, Turning())
-    assert lesson.steps == list(range(64))
+    task, progress = trained(tmp_path, Turning())
+    assert task.steps == list(range(64))
     assert progress.seconds == progress.counted == 60
-    assert lesson.share == pytest.approx(59 / 60)
+    assert task.share == pytest.approx(59 / 60)
 
 
 def test_the_best_model_is_one_of_the_last_stage(tmp_path):
     config = replace(CONFIG, patience=2)
     scores = [0.8, 0.9, 0.7, 0.3, 0.5, 0.4]
-    lesson, progress = trained(tmp_path, Turning(list(scores)), config)
+    task, progress = trained(tmp_path, Turning(list(scores)), config)
     assert progress.scores == scores
     assert progress.top == 0.5
-    assert torch.equal(lesson.model.weight, progress.best["weight"])
+    assert torch.equal(task.model.weight, progress.best["weight"])
 
 
 def test_the_best_model_stays(tmp_path):
-    lesson, progress = trained(tmp_path, Line([0.1, 0.9, 0.3, 0.2, 0.4, 0.5]))
+    task, progress = trained(tmp_path, Line([0.1, 0.9, 0.3, 0.2, 0.4, 0.5]))
     assert progress.top == 0.9
-    assert torch.equal(lesson.model.weight, progress.best["weight"])
-    assert (lesson.model.weight - 1).abs().max() > 0.05  # it was not the last
+    assert torch.equal(task.model.weight, progress.best["weight"])
+    assert (task.model.weight - 1).abs().max() > 0.05  # it was not the last
 
 
 def test_a_score_that_is_no_number_is_the_worst(tmp_path):
-    lesson, progress = trained(tmp_path, Line([nan, 0.1, nan, 0.3, 0.2, 0.2]))
+    task, progress = trained(tmp_path, Line([nan, 0.1, nan, 0.3, 0.2, 0.2]))
     assert progress.top == 0.3
-    assert torch.equal(lesson.model.weight, progress.best["weight"])
+    assert torch.equal(task.model.weight, progress.best["weight"])
 
 
 def test_without_a_better_model_training_ends(tmp_path):
@@ -149,7 +149,7 @@ def test_ranks_use_the_mean_of_their_gradients(tmp_path):
     class Two(Ranks):
         """A second rank whose gradients are zero."""
 
-        def summed(self, values):
+        def all_reduce(self, values):
             return values
 
     halves = Trainer(Line(), replace(CONFIG, clip=1e9), tmp_path, {}, Two(0, 2))

@@ -11,7 +11,7 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from harness.distributed import Ranks, joined
+from harness.distributed import Ranks, process_group
 from harness.files import write_json
 from harness.image_datasets import batch_indices
 from harness.pictures import draw_images, draw_points
@@ -25,13 +25,13 @@ from tasks.networks.architectures import NetworkStack
 from tasks.networks.canonical import in_canonical_form
 
 # Networks per call in evaluation.
-AT_ONCE = 256
+EVALUATION_BATCH = 256
 # Settings that change no number.
 IRRELEVANT = ("folder", "training", "compiled")
 
 
 @dataclass(frozen=True)
-class LessonConfig:
+class TaskConfig:
     """Settings of all tasks."""
 
     data: str
@@ -65,11 +65,11 @@ class LessonConfig:
             raise ValueError(f"probes: expected 0 or more; got {self.probes}")
 
 
-Config = TypeVar("Config", bound=LessonConfig)
+Config = TypeVar("Config", bound=TaskConfig)
 
 
-class NetworkLesson(Generic[Config]):
-    """Base class of tasks on networks. A subclass makes its `model`, see `Lesson`.
+class NetworkTask(Generic[Config]):
+    """Base class of tasks on networks. A subclass makes its `model`, see `Task`.
 
     Data and batches depend on the seed alone, and are the same for all models.
     """
@@ -130,7 +130,7 @@ class NetworkLesson(Generic[Config]):
             compile_steps(model)
         return model
 
-    def said(self, stack: NetworkStack) -> Tensor:
+    def training_outputs(self, stack: NetworkStack) -> Tensor:
         """The outputs of a reader for prepared networks, in training."""
         model = self.model
         assert isinstance(model, NetworkModel)
@@ -138,33 +138,33 @@ class NetworkLesson(Generic[Config]):
             return model(stack)
         return torch.cat([model(piece) for piece in model.chunks(stack)])
 
-    def judged(self, stack: NetworkStack) -> Any:
+    def eval_outputs(self, stack: NetworkStack) -> Any:
         """The model's outputs in evaluation; not compiled, since batches differ."""
         return self.model.forward(self.prepared(stack))
 
 
-def learn(
-    config: Config, make: Callable[[Config, Ranks], NetworkLesson[Config]]
+def run_task(
+    config: Config, make: Callable[[Config, Ranks], NetworkTask[Config]]
 ) -> None:
     """Trains and evaluates on the ranks that this process was started with."""
-    with joined() as ranks:
-        learn_on(ranks, config, make)
+    with process_group() as ranks:
+        run_task_on(ranks, config, make)
 
 
-def learn_on(
-    ranks: Ranks, config: Config, make: Callable[[Config, Ranks], NetworkLesson[Config]]
+def run_task_on(
+    ranks: Ranks, config: Config, make: Callable[[Config, Ranks], NetworkTask[Config]]
 ) -> None:
     """Trains and evaluates on given ranks."""
-    lesson = make(config, ranks)
+    task = make(config, ranks)
     settings = named_settings(config, IRRELEVANT)
-    trainer = Trainer(lesson, config.training, Path(config.folder), settings, ranks)
+    trainer = Trainer(task, config.training, Path(config.folder), settings, ranks)
     trainer.run()
-    lesson.model.eval()
+    task.model.eval()
     with torch.no_grad():
-        results = lesson.results()
+        results = task.results()
     if ranks.is_first:
-        draw_probes(Path(config.folder, "probes.png"), lesson.model)
-        report(config, lesson.model, trainer.progress, results)
+        draw_probes(Path(config.folder, "probes.png"), task.model)
+        report(config, task.model, trainer.progress, results)
 
 
 def draw_probes(path: Path, model: nn.Module) -> None:
@@ -179,7 +179,7 @@ def draw_probes(path: Path, model: nn.Module) -> None:
 
 
 def report(
-    config: LessonConfig,
+    config: TaskConfig,
     model: nn.Module,
     progress: Progress,
     results: Mapping[str, float],
