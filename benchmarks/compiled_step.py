@@ -1,19 +1,17 @@
-"""What compiling an optimizer's step gains:
-`python -m benchmarks.compiled_step --networks resnet18 --weights ff`.
+"""Speed-up of a metanet's step by `torch.compile`.
 
-For metanets: the default's step is not compiled as a whole. Two optimizers step the
-same network on random gradients, one eagerly, one through `torch.compile`, in turns of
-one cycle (from one look at the graph to the next), late in a training. Milliseconds are
-medians over cycles of the mean step; compiling is what the first steps took beyond
-those of the eager one. Needs a C++ compiler.
+    python -m benchmarks.compiled_step --networks resnet18 --weights ff
+
+Two optimizers step the same network on random gradients, one eager and one compiled.
+They alternate after each cycle: the steps from one reading of the graph to the next.
+Milliseconds are medians over cycles of the mean step, late in a training. "compiling_s"
+is the extra time of the compiled optimizer's first steps. Needs a C++ compiler.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from itertools import product
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -21,24 +19,17 @@ from torch import nn
 from tqdm import tqdm
 
 from benchmarks import floor
-from benchmarks.records import Record, table, write
-from benchmarks.step import (
-    HORIZON,
-    LATE,
-    cycle,
-    draw_gradients,
-    numel,
-    traced,
-)
+from benchmarks.records import Record, parser_of, table, write
+from benchmarks.step import HORIZON, LATE, cycle, draw_gradients, numel, traced
 from ngopt import NGOptimizer
 from ngopt.graph import NeuralGraph
 
-FIRST = 8  # steps in which all is compiled that a training's beginning needs
-SECONDS = 4.0  # of all cycles, at least
+FIRST = 8  # steps after which all functions of early steps are compiled
+SECONDS = 4.0  # minimum time of all cycles
 
 
 class Stepped:
-    """An optimizer in training; compiled: whether its step is."""
+    """An optimizer with random gradients."""
 
     def __init__(
         self, model: nn.Module, graph: NeuralGraph, weights: str, compiled: bool
@@ -59,7 +50,7 @@ class Stepped:
         return total
 
     def warmed(self) -> float:
-        """Seconds of the steps until it is late in a training and nothing is new."""
+        """Seconds of the first steps and of one cycle late in a training."""
         first = self.seconds(FIRST)
         for p in self.params:
             self.optimizer.state[p]["step"].fill_(LATE - LATE % self.count)
@@ -71,14 +62,16 @@ def record_of(network: str, weights: str) -> Record:
     torch.compiler.reset()
     torch.manual_seed(0)
     model, graph = traced(network)
-    eager, compiled = (Stepped(model, graph, weights, kind) for kind in (False, True))
+    eager = Stepped(model, graph, weights, compiled=False)
+    compiled = Stepped(model, graph, weights, compiled=True)
     compiling = -eager.warmed() + compiled.warmed()
-    times: list[tuple[float, float]] = []
-    while sum(map(sum, times)) < SECONDS:
-        times.append((eager.seconds(eager.count), compiled.seconds(eager.count)))
-    eager_ms, compiled_ms = (
-        1e3 * median(one) / eager.count for one in zip(*times, strict=True)
-    )
+    eager_seconds: list[float] = []
+    compiled_seconds: list[float] = []
+    while sum(eager_seconds) + sum(compiled_seconds) < SECONDS:
+        eager_seconds.append(eager.seconds(eager.count))
+        compiled_seconds.append(compiled.seconds(eager.count))
+    eager_ms = 1e3 * median(eager_seconds) / eager.count
+    compiled_ms = 1e3 * median(compiled_seconds) / eager.count
     return {
         "network": network,
         "weights": weights,
@@ -91,15 +84,13 @@ def record_of(network: str, weights: str) -> Record:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = parser_of(__doc__)
     networks = ["fm-16", "c10-32", "resnet18"]
     parser.add_argument(
         "--networks", nargs="*", default=networks, help="or widths of an MLP"
     )
     parser.add_argument("--weights", nargs="*", default=["ff", "ng-gnn"])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, help="a JSON file for the records")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     records: list[Record] = []

@@ -1,8 +1,9 @@
-"""Predicts how long a step takes on an H100, from the ops that it dispatches.
+"""Predicts the time of a step on an H100 from the ops that it dispatches.
 
-A launch costs the host 5 microseconds. On the device a matrix product takes the longer
-of its arithmetic and its memory traffic, and every other op reads its inputs and writes
-its outputs once. Host and device overlap: a step takes the longer of both.
+A launch costs the host 5 microseconds. On the device, a matrix product takes the
+maximum of the times for arithmetic and for memory traffic. Every other op reads its
+inputs and writes its outputs once. Host and device overlap: a step takes the maximum of
+both.
 """
 
 from __future__ import annotations
@@ -26,28 +27,26 @@ MEMORY = 2.8e12  # bytes a second
 # FLOPs a second of matrix products, by the dtype of the operands; float32 without TF32.
 PRODUCTS = {torch.bfloat16: 700e12, torch.float16: 700e12, torch.float32: 50e12}
 OTHER_PRODUCTS = 50e12  # float64
-SMALL = 1 << 20  # bytes: what moves less is work on scalars
+SMALL = 1 << 20  # bytes; ops that move less are counted as work on scalars
 
-# Which operands of a product are multiplied.
+# Arguments of a product that are multiplied.
 FACTORS = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2)}
 
-# Of `torch._foreach_*` on CUDA: elements of a chunk, and chunks of a launch.
+# For `torch._foreach_*` on CUDA: elements of a chunk, and chunks of a launch.
 CHUNK, CHUNKS = 1 << 16, 320
-# Tensors of a `torch.cat` that one launch copies.
-CAT = 128
-# Ops of two kernels: one fills or copies, the other writes.
+CAT = 128  # tensors per launch of `torch.cat`
+# Ops with two kernels: one fills or copies, the other writes.
 TWO_KERNELS = "constant_pad_nd", "masked_fill"
 # Ops that write to their first argument without reading it.
 OVERWRITING = "copy_", "fill_", "zero_"
-# Frames between an op and the function of the library that calls it, at most.
-DEPTH = 40
+DEPTH = 40  # maximum stack frames between an op and the library function that calls it
 
-# Seconds an element of the update MLP's kernel, without context and with it: the
-# instructions of its compiled code bind it, not its memory traffic.
+# Seconds per element of the update MLP's kernel, without and with context. The kernel
+# is limited by its instructions, not by its memory traffic.
 HEAD = 31e-12, 35e-12
 
 PARTS = "rotation", "factors", "renewal", "products", "head", "elementwise", "scalars"
-# Functions of the library, and the part that what is dispatched within belongs to.
+# Library functions, and the part to which their ops belong.
 PACKAGE = str(Path(ngopt.__file__).parent)
 PART_OF = {
     "rotate": "rotation",
@@ -56,16 +55,16 @@ PART_OF = {
     "_update_factors": "factors",
     "_renew_bases": "renewal",
 }
-# Functions that are one kernel each where they are compiled.
+# Functions that are one kernel each when compiled.
 FUSED = "accumulate", "precondition", "change", "finite_features"
 NAMES = {*PART_OF, *FUSED}
 
 
 class Prediction:
-    """Seconds of a step on an H100, summed up over ops.
+    """Seconds of a step on an H100, summed over ops.
 
-    device: of every part, eager. fused: what the elementwise part takes with compiled
-    functions. launches, fused_launches: kernels.
+    device: of each part, eager. fused: of the elementwise part with compiled functions.
+    launches, fused_launches: kernels, eager and with compiled functions.
     """
 
     def __init__(self) -> None:
@@ -75,8 +74,9 @@ class Prediction:
         self._region: _Region | None = None
 
     def add(self, name: str, args: Any, out: Any, writes: bool) -> None:
-        """Adds an op. writes: whether it writes to its first argument, in place."""
-        inputs, outputs = tensors_of(args), tensors_of(out)
+        """Adds an op. writes: whether it modifies its first argument."""
+        inputs = tensors_of(args)
+        outputs = tensors_of(out)
         read = inputs[1:] if name in OVERWRITING else inputs
         written = tensors_of(args[0]) if writes else outputs
         moved = sum(map(nbytes, [*read, *written]))
@@ -101,12 +101,15 @@ class Prediction:
 
     @property
     def fused_seconds(self) -> float:
-        """Of all parts on the device, with compiled functions; call `close` before."""
-        others = sum(x for part, x in self.device.items() if part != "elementwise")
-        return others + self.fused
+        """Device time with compiled functions; call `close` before."""
+        total = 0.0
+        for part, seconds in self.device.items():
+            if part != "elementwise":
+                total += seconds
+        return total + self.fused
 
     def _enter(self, function: str | None) -> None:
-        """Notes the compiled function of the next op; another one ends the region."""
+        """Sets the next op's compiled function; a different one ends the region."""
         region = self._region
         if region is not None and region.function != function:
             self.fused += region.bytes() / MEMORY
@@ -116,19 +119,19 @@ class Prediction:
             self._region = _Region(function)
 
     def milliseconds(self) -> dict[str, float]:
-        """Of the parts and of the whole."""
+        """Milliseconds of the parts and of the whole step."""
         found = {part: 1e3 * self.device[part] for part in PARTS}
+        device = sum(found.values())
         found["elementwise_fused"] = 1e3 * self.fused
         found["host"] = 1e3 * LAUNCH * self.launches
         found["host_fused"] = 1e3 * LAUNCH * self.fused_launches
-        device = sum(found[part] for part in PARTS)
         found["eager"] = max(found["host"], device)
         found["fused"] = max(found["host_fused"], 1e3 * self.fused_seconds)
         return found
 
 
 class _Region:
-    """A call of a compiled function: it reads inputs and writes outputs once."""
+    """A call of a compiled function, which reads inputs and writes outputs once."""
 
     def __init__(self, function: str):
         self.function = function
@@ -139,39 +142,46 @@ class _Region:
     def add(
         self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], writes: bool
     ) -> None:
-        known = {key for key, (ref, _) in self._made.items() if not ref.expired()}
         for x in inputs:
             key = storage_key(x)
-            if key not in known:
+            if not self._is_made(key):
                 self._read[key] = max(nbytes(x), self._read.get(key, 0))
         if writes:
-            target = inputs[0]
-            if storage_key(target) not in known:
-                self._written[storage_key(target)] = nbytes(target)
+            key = storage_key(inputs[0])
+            if not self._is_made(key):
+                self._written[key] = nbytes(inputs[0])
             return
         for x in outputs:
             self._made[storage_key(x)] = StorageWeakRef(x.untyped_storage()), nbytes(x)
 
+    def _is_made(self, key: int) -> bool:
+        """Whether a storage was allocated in this call and still exists."""
+        return key in self._made and not self._made[key][0].expired()
+
     def bytes(self) -> int:
-        """Bytes moved, once the call has ended and only its outputs are left."""
-        left = [size for ref, size in self._made.values() if not ref.expired()]
-        return sum(self._read.values()) + sum(self._written.values()) + sum(left)
+        """Bytes moved; call it after the call, when only its outputs are left."""
+        total = sum(self._read.values()) + sum(self._written.values())
+        for key, (_, size) in self._made.items():
+            if self._is_made(key):
+                total += size
+        return total
 
 
 def arithmetic_seconds(name: str, args: Any) -> float:
-    """Of a matrix product or the update MLP; 0 of other ops."""
+    """Seconds of a matrix product or the update MLP; 0 for other ops."""
     if name == "mlp_updates":
         columns, context = args[:2]
         return columns[0].numel() * HEAD[context is not None]
     if name not in FACTORS:
         return 0.0
-    a, b = (args[i] for i in FACTORS[name])
+    first, second = FACTORS[name]
+    a, b = args[first], args[second]
     flops = 2 * a.numel() * b.shape[-1]
     return flops / PRODUCTS.get(a.dtype, OTHER_PRODUCTS)
 
 
 def _part_of_op(name: str, moved: int, is_fused: bool) -> str:
-    """The part of an op that is in none of the functions of `PART_OF`."""
+    """The part of an op outside the functions of `PART_OF`."""
     if name == "mlp_updates":
         return "head"
     if name in FACTORS:
@@ -180,7 +190,7 @@ def _part_of_op(name: str, moved: int, is_fused: bool) -> str:
 
 
 def kernels_of(name: str, args: Any) -> int:
-    """Kernels that CUDA launches for an op."""
+    """The number of kernels that CUDA launches for an op."""
     if name in TWO_KERNELS:
         return 2
     if name == "cat":
@@ -195,14 +205,12 @@ def kernels_of(name: str, args: Any) -> int:
 
 
 def _has_fast_route(lists: Sequence[Sequence[Tensor]]) -> bool:
-    """Whether CUDA has one kernel for all tensors: those in one place are alike."""
-    return all(
-        x.shape == same[0].shape
-        and x.stride() == same[0].stride()
-        and x.dtype == same[0].dtype
-        for same in zip(*lists, strict=True)
-        for x in same
-    )
+    """Whether one kernel handles many tensors: the operands of each are alike."""
+    for operands in zip(*lists, strict=True):
+        layouts = {(x.shape, x.stride(), x.dtype) for x in operands}
+        if len(layouts) > 1:
+            return False
+    return True
 
 
 def is_tensors(values: Sequence[Any]) -> bool:
@@ -223,7 +231,7 @@ def nbytes(x: Tensor) -> int:
 
 
 def _where() -> tuple[str | None, str | None]:
-    """The part, or the compiled function, that the op at hand belongs to."""
+    """The part, or the compiled function, to which the current op belongs."""
     frame = sys._getframe(2)
     for _ in range(DEPTH):
         if frame is None:

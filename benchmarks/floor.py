@@ -1,5 +1,4 @@
-"""How fast this machine is at what a step is made of: matrix products, and memory
-traffic."""
+"""Speed of this machine at matrix products and memory traffic."""
 
 from __future__ import annotations
 
@@ -11,28 +10,29 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-WIDTH, COLUMNS = (
-    32,
-    (2048, 8192),
-)  # of a metanet, and elements that stay in a cache
-LONG = 1 << 26  # numbers of a tensor that is in no cache
+WIDTH = 32  # of a metanet
+COLUMNS = 2048, 8192  # few enough to stay in a cache
+LONG = 1 << 26  # elements of a tensor too large for caches
 REPETITIONS = 20
 
 
 class Machine(NamedTuple):
-    """flops: of matrix products of a metanet's size, a second. bytes: moved by a copy,
-    a second."""
+    """Rates of this machine.
+
+    flops: FLOPs per second of matrix products of a metanet's size. bytes: bytes per
+    second that a copy reads and writes.
+    """
 
     flops: float
     bytes: float
 
     def seconds(self, flops: float, moved: float) -> float:
-        """The least time for so many operations and so many bytes."""
+        """The minimum time for these numbers of FLOPs and bytes."""
         return flops / self.flops + moved / self.bytes
 
 
 def measured() -> Machine:
-    """This machine, with as many threads as torch has now."""
+    """The rates of this machine with torch's current number of threads."""
     rates = []
     for columns in COLUMNS:
         weight = torch.randn(WIDTH, WIDTH)
@@ -54,8 +54,11 @@ def flops_of(call: Callable[[], object]) -> int:
 
 
 class _Counter(TorchDispatchMode):
-    """Torch's own counter follows modules too, for which it hooks into gradients of
-    what they read; leaves that are read by a module cannot be hooked into."""
+    """Counts FLOPs.
+
+    `FlopCounterMode` also registers gradient hooks on the inputs of modules, which
+    fails for leaves.
+    """
 
     flops = 0
 
@@ -71,7 +74,7 @@ class _Counter(TorchDispatchMode):
 
 
 def seconds_of(call: Callable[[], object]) -> float:
-    """How long a call takes."""
+    """Seconds that a call takes."""
     start = perf_counter()
     call()
     return perf_counter() - start

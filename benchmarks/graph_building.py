@@ -1,27 +1,22 @@
-"""How long `build_graph` takes on torchvision's families,
-beside the `torch.export` that it begins with.
+"""Time of `build_graph` on torchvision's networks, beside that of `torch.export`.
 
     python -m benchmarks.graph_building --output results/graph_building.json
 
-One thread. For every family: seconds of `torch.export` alone and of the whole graph
-(best of several, taken in turns), what is placed and connected, and whether gather and
-scatter give every parameter back.
+For each network: seconds of `torch.export` alone and of the whole graph (the fastest of
+alternating repeats, one thread), placed and connected parameters, and whether gather
+and scatter restore every parameter.
 """
 
 from __future__ import annotations
 
-import argparse
 import warnings
-from collections.abc import Callable
-from pathlib import Path
-from time import perf_counter
-from typing import Any
 
 import torch
 import torchvision
 from tqdm import tqdm
 
-from benchmarks.records import Record, table, write
+from benchmarks.floor import seconds_of
+from benchmarks.records import Record, parser_of, table, write
 from ngopt import build_graph
 from ngopt.graph.connectivity import components, unconnected
 
@@ -33,22 +28,21 @@ FAMILIES = (
 
 
 def measure(family: str, repeats: int) -> Record:
-    """The record of one family. Takes the shortest of `repeats` times, as noise only
-    adds."""
+    """The record of one network. Times are the shortest of `repeats`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = torchvision.models.get_model(family, weights=None)
     example = torch.randn(2, 3, 224, 224)
-    exports, builds = [], []
-    for _ in range(repeats):
-        exports.append(_seconds(lambda: torch.export.export(model, (example,))))
-        builds.append(_seconds(lambda: build_graph(model, example)))
     graph = build_graph(model, example)
     values = [p.detach() for p in model.parameters()]
-    back = graph.scatter(graph.gather(values))
-    trips = [
-        _seconds(lambda: graph.scatter(graph.gather(values))) for _ in range(repeats)
-    ]
+    restored = graph.scatter(graph.gather(values))
+    exports = []
+    builds = []
+    round_trips = []
+    for _ in range(repeats):
+        exports.append(seconds_of(lambda: torch.export.export(model, (example,))))
+        builds.append(seconds_of(lambda: build_graph(model, example)))
+        round_trips.append(seconds_of(lambda: graph.scatter(graph.gather(values))))
     return {
         "family": family,
         "export_s": min(exports),
@@ -58,31 +52,20 @@ def measure(family: str, repeats: int) -> Record:
         "unplaced": len(graph.unplaced),
         "components": len(set(components(graph))),
         "unconnected": len(unconnected(graph)),
-        "identity": all(torch.equal(p, q) for p, q in zip(values, back, strict=True)),
-        "roundtrip_ms": 1000 * min(trips),
+        "identity": all(map(torch.equal, values, restored)),
+        "roundtrip_ms": 1000 * min(round_trips),
     }
 
 
-def _seconds(function: Callable[[], Any]) -> float:
-    start = perf_counter()
-    function()
-    return perf_counter() - start
-
-
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path, help="a JSON file for the records")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    records = [
-        measure(family, options.repeats)
-        for family in tqdm(options.families, unit="network")
-    ]
+    records = []
+    for family in tqdm(options.families, unit="network"):
+        records.append(measure(family, options.repeats))
     print(table(records))
     write(options.output, records=records)
 

@@ -1,20 +1,17 @@
-"""Networks a second in a training step of NG-GNN, beside PyG's PNAConv on the same
-graphs.
+"""Training speed of NG-GNN beside PyG's PNAConv on the same graphs.
 
     python -m benchmarks.graph_training --output results/graph_training.json
 
-One thread; seconds of the process, so that other work beside it counts less. Both read
-SIRENs [2, 32, 32, 1], have the same width and rounds, both directions of every edge and
-17 features of each value, and make the gradients of all their parameters; NG-GNN also
-changes edges between rounds, PNAConv has its messages from one linear map. Taken in
-turns. What is compiled takes a step's networks in pieces, as in training.
+Prints networks per second of forward and backward. Both models read SIRENs
+[2, 32, 32, 1] with 17 features per value, and have the same width, number of rounds and
+edges in both directions. NG-GNN also updates edges between rounds; PNAConv computes
+messages by one linear map. One thread; medians of process times over alternating steps.
+With `--compiled`, NG-GNN reads a step's networks in pieces, as in training.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +21,7 @@ from torch_geometric.utils import degree
 from tqdm import tqdm
 
 from benchmarks.paired_timing import seconds_in_turns
-from benchmarks.records import write
+from benchmarks.records import parser_of, write
 from harness.random import seeded
 from ngopt.graph import NeuralGraph, to_edge_list
 from tasks.models.base import compile_steps
@@ -38,7 +35,7 @@ SCALERS = ["identity", "amplification"]
 
 
 class EdgeListPNA(nn.Module):
-    """PNAConv rounds on the edges of copies of one graph, each both ways.
+    """PNAConv rounds on copies of one graph, with edges in both directions.
 
     Shapes: nodes (b * n, width), edges (b * e, width) -> (b * n, width).
     """
@@ -53,10 +50,10 @@ class EdgeListPNA(nn.Module):
         self.index = (both.unsqueeze(1) + shifts[:, None]).flatten(1)
         histogram = torch.bincount(degree(both[1], count).long())
         options = {"deg": histogram, "edge_dim": width}
-        self.rounds = nn.ModuleList(
-            PNAConv(width, width, AGGREGATORS, SCALERS, **options)
-            for _ in range(rounds)
-        )
+        self.rounds = nn.ModuleList()
+        for _ in range(rounds):
+            layer = PNAConv(width, width, AGGREGATORS, SCALERS, **options)
+            self.rounds.append(layer)
 
     def forward(self, nodes: Tensor, edges: Tensor) -> Tensor:
         both = torch.cat([edges, edges])
@@ -72,31 +69,31 @@ def steps(
     rounds: int,
     compiled: bool,
 ) -> dict[str, Callable[[], None]]:
-    """A training step of each, without the optimizer's. compiled: ours."""
+    """Forward and backward of both models. compiled: whether NG-GNN is."""
     graph = architecture.graph
     config = GraphModelConfig(width=width, layers=rounds)
-    ours = NGGNN([architecture], 10, config)
+    gnn = NGGNN([architecture], 10, config)
     if compiled:
-        compile_steps(ours)
+        compile_steps(gnn)
     params = [torch.randn(copies, *spec.shape) for spec in graph.parameters]
     stack = NetworkStack(architecture, params)
-    theirs = EdgeListPNA(graph, copies, width, rounds)
+    pna = EdgeListPNA(graph, copies, width, rounds)
     encoder = nn.Linear(17, width)
     head = nn.Linear(width, 10)
-    edge_count = theirs.index.shape[1] // 2
+    edge_count = pna.index.shape[1] // 2
     values = torch.randn(edge_count, 17)
     nodes = torch.randn(copies * sum(group.size for group in graph.groups), width)
+    pieces = gnn.chunks(stack) if compiled else [stack]
 
-    pieces = ours.chunks(stack) if compiled else [stack]
+    def gnn_step() -> None:
+        outputs = torch.cat([gnn(piece) for piece in pieces])
+        outputs.square().mean().backward()
 
-    def our_step() -> None:
-        said = torch.cat([ours(piece) for piece in pieces])
-        said.square().mean().backward()
+    def pna_step() -> None:
+        outputs = head(pna(nodes, encoder(values)))
+        outputs.square().mean().backward()
 
-    def their_step() -> None:
-        head(theirs(nodes, encoder(values))).square().mean().backward()
-
-    return {"ng-gnn": our_step, "PNAConv": their_step}
+    return {"ng-gnn": gnn_step, "PNAConv": pna_step}
 
 
 def measure(
@@ -106,32 +103,25 @@ def measure(
     repeats: int,
     compiled: bool,
 ) -> dict[str, Any]:
-    """Networks a second of both, medians over steps taken in turns."""
+    """Networks per second of both models."""
     with seeded(0):
-        made = steps(architecture_of(SIREN), copies, width, rounds, compiled)
-        seconds = seconds_in_turns(made, repeats)
-    speeds = {name: copies / some for name, some in seconds.items()}
-    found = {
+        functions = steps(architecture_of(SIREN), copies, width, rounds, compiled)
+        seconds = seconds_in_turns(functions, repeats)
+    return {
         "copies": copies,
         "width": width,
         "rounds": rounds,
         "compiled": compiled,
-        **speeds,
+        "ng-gnn": copies / seconds["ng-gnn"],
+        "PNAConv": copies / seconds["PNAConv"],
+        "ratio": seconds["PNAConv"] / seconds["ng-gnn"],
     }
-    return {**found, "ratio": speeds["ng-gnn"] / speeds["PNAConv"]}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of(__doc__)
     parser.add_argument(
-        "--copies",
-        nargs="+",
-        type=int,
-        default=[16, 32, 64],
-        help="networks of a step",
+        "--copies", nargs="+", type=int, default=[16, 32, 64], help="networks of a step"
     )
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
@@ -139,26 +129,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--compiled",
         action="store_true",
-        help="ng-gnn's step, which takes a minute or two at first",
+        help="compiles ng-gnn, which takes a minute or two",
     )
-    parser.add_argument("--output", type=Path, help="a JSON file for the records")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     records = []
     for copies in tqdm(options.copies, unit="size"):
         record = measure(
-            copies,
-            options.width,
-            options.rounds,
-            options.repeats,
-            options.compiled,
+            copies, options.width, options.rounds, options.repeats, options.compiled
         )
-        ours = record["ng-gnn"]
-        theirs = record["PNAConv"]
-        ratio = record["ratio"]
         tqdm.write(
-            f"{copies:4} networks: ng-gnn {ours:.0f} a second, "
-            f"PNAConv {theirs:.0f}, {ratio:.1f}x"
+            f"{copies:4} networks: ng-gnn {record['ng-gnn']:.0f} a second, "
+            f"PNAConv {record['PNAConv']:.0f}, {record['ratio']:.1f}x"
         )
         records.append(record)
     write(options.output, records=records)

@@ -2,7 +2,7 @@
 
 Prints one row per package: lines, files, tokens per statement, comprehensions per 100
 statements, parameters per function, cyclomatic complexity (radon), import circles and
-the longest class. Files and folders of others can be named instead. Takes 20 seconds.
+the longest class. Other files and folders can be given instead. Takes 20 seconds.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 @dataclass
 class Source:
-    """What is counted in one or several files."""
+    """Counts of one or several files."""
 
     lines: list[int] = field(default_factory=list)
     statements: int = 0
@@ -76,7 +76,7 @@ def _is_triton_kernel(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
 
 
 def _docstrings(tree: ast.AST) -> Iterator[ast.Expr]:
-    """Statements that are a string: docstrings, also those of variables."""
+    """Statements that are strings: docstrings, also those of variables."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.Expr) or not isinstance(node.value, ast.Constant):
             continue
@@ -99,8 +99,10 @@ def _parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     """The number of parameters, without `self` and `cls`."""
     arguments = function.args
     named = arguments.posonlyargs + arguments.args + arguments.kwonlyargs
-    names = [a.arg for a in named if a.arg not in ("self", "cls")]
-    return len(names) + bool(arguments.vararg) + bool(arguments.kwarg)
+    count = bool(arguments.vararg) + bool(arguments.kwarg)
+    for argument in named:
+        count += argument.arg not in ("self", "cls")
+    return count
 
 
 def _lines(node: ast.ClassDef) -> int:
@@ -117,11 +119,13 @@ def _complexities(text: str) -> list[int]:
 
 
 def import_circles(files: Iterable[Path], root: Path) -> list[list[str]]:
-    """Groups of modules that import each other when they are imported themselves.
+    """Groups of modules that import each other at import time.
 
     Imports inside of functions and under `TYPE_CHECKING` are not followed.
     """
-    trees = {_module_name(file, root): ast.parse(file.read_text()) for file in files}
+    trees = {}
+    for file in files:
+        trees[_module_name(file, root)] = ast.parse(file.read_text())
     graph = nx.DiGraph()
     for name, tree in trees.items():
         for module in _imported_modules(tree):
@@ -154,10 +158,10 @@ def _quantile(values: list[int], share: float) -> int:
 
 
 def measure(folder: Path) -> Record:
-    """One row of the table: what the files of a folder, or one file, count up to."""
+    """The row of the table of a folder or a file."""
     files = sorted(folder.rglob("*.py")) if folder.is_dir() else [folder]
     if not files:
-        raise ValueError(f"{folder} holds no Python files. Name a folder that does.")
+        raise ValueError(f"{folder}: expected Python files; got none.")
     source = Source()
     for file in files:
         source.add(file.read_text())
@@ -179,7 +183,7 @@ def measure(folder: Path) -> Record:
 
 
 def import_seconds(repeats: int = 5) -> Record:
-    """Seconds that `import ngopt` takes beyond `import torch`: the median."""
+    """Median seconds of `import ngopt` after `import torch`."""
     code = (
         "import time; begin = time.perf_counter(); import torch; "
         "middle = time.perf_counter(); import ngopt; end = time.perf_counter(); "
@@ -210,7 +214,7 @@ def main() -> None:
         nargs="*",
         type=Path,
         default=[ROOT / name for name in PACKAGES],
-        help="files or folders; the packages of this checkout without any",
+        help="files or folders; the packages of this checkout by default",
     )
     parser.add_argument("--json", type=Path, help="writes the rows to this file")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""How far resident memory rises, as Linux counts it."""
+"""Peak resident memory of this process on Linux."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ PROCESS = Path("/proc/self")
 
 
 class Peak:
-    """Highest resident memory since this was made, beyond what there was then.
+    """Peak resident memory in bytes since construction, above that at construction.
 
-    Memory that is free already is given back to the system before, or what a step takes
-    of it would not show. Bytes; Linux with glibc only.
+    The constructor returns free memory to the system, so that its reuse is counted.
+    Linux with glibc only.
     """
 
     def __init__(self) -> None:
         gc.collect()
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-        (PROCESS / "clear_refs").write_text("5")  # sets VmHWM back to VmRSS
+        (PROCESS / "clear_refs").write_text("5")  # resets VmHWM to VmRSS
         self.before = _resident("VmRSS")
 
     def bytes(self) -> int:

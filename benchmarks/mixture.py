@@ -1,16 +1,14 @@
-"""Networks a second in a training step on networks of different architectures: all in
-one call, beside one architecture after the other.
+"""Speed of training on several architectures: one call, beside one call for each.
 
     python -m benchmarks.mixture --output results/mixture.json
 
-Networks of the zoos of `tasks.zoo`, with random parameters, five of an architecture as
-a run has. One thread; seconds of the process, medians over steps taken in turns.
+Prints networks per second of a training step. The networks have architectures of the
+zoos of `tasks.zoo` and random parameters, five of each architecture. One thread;
+medians of process times over alternating steps.
 """
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -18,14 +16,13 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.paired_timing import seconds_in_turns
-from benchmarks.records import write
+from benchmarks.records import parser_of, write
 from harness.random import seeded
 from tasks.learning.catalogue import make_model
 from tasks.networks.architectures import NetworkStack, architecture_of
 from tasks.sources.zoo_recipes import ZOOS
 
-# Networks that are kept of a run.
-ALIKE = 5
+ALIKE = 5  # networks of an architecture
 CASES = (
     ("wild-park", "ng-gnn", {"layers": 3}),
     ("wild-park", "ng-gnn", {"layers": 3, "probes": 16}),
@@ -36,20 +33,22 @@ CASES = (
 
 
 def random_stacks(zoo: str, runs: int) -> list[NetworkStack]:
-    """Networks of so many runs of a zoo."""
-    random, found = Random(0), []
+    """Networks with the architectures of `runs` runs of a zoo."""
+    random = Random(0)
+    stacks = []
     for _ in range(runs):
         architecture = architecture_of(ZOOS[zoo].sample_recipe(random).architecture)
-        shapes = [spec.shape for spec in architecture.graph.parameters]
-        params = [0.1 * torch.randn(ALIKE, *shape) for shape in shapes]
-        found.append(NetworkStack(architecture, params))
-    return found
+        params = []
+        for spec in architecture.graph.parameters:
+            params.append(0.1 * torch.randn(ALIKE, *spec.shape))
+        stacks.append(NetworkStack(architecture, params))
+    return stacks
 
 
 def measure(
     zoo: str, name: str, sizes: dict[str, Any], runs: int, repeats: int
 ) -> dict[str, Any]:
-    """Networks a second of both ways."""
+    """Networks per second of both variants."""
     with seeded(0):
         stacks = random_stacks(zoo, runs)
         architectures = [stack.architecture for stack in stacks]
@@ -61,25 +60,26 @@ def measure(
         model.forward_mixed(stacks).square().mean().backward()
 
     def apart() -> None:
-        said = torch.cat([model(stack) for stack in stacks])
-        said.square().mean().backward()
+        outputs = torch.cat([model(stack) for stack in stacks])
+        outputs.square().mean().backward()
 
-    ways = {"together": together, "apart": apart}
+    seconds = seconds_in_turns({"together": together, "apart": apart}, repeats)
     count = ALIKE * runs
-    seconds = seconds_in_turns(ways, repeats)
-    speeds = {way: count / some for way, some in seconds.items()}
-    case = {"zoo": zoo, "model": name, **sizes, "networks": count}
-    return {**case, **speeds, "ratio": speeds["together"] / speeds["apart"]}
+    return {
+        "zoo": zoo,
+        "model": name,
+        **sizes,
+        "networks": count,
+        "together": count / seconds["together"],
+        "apart": count / seconds["apart"],
+        "ratio": seconds["apart"] / seconds["together"],
+    }
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--runs", type=int, default=6, help="architectures of a step")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path, help="a JSON file for the records")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     records = []

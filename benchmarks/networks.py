@@ -1,4 +1,4 @@
-"""Tiny transformers of the `transformers` package, some with meaningless names."""
+"""Tiny transformers, of the `transformers` package and with meaningless names."""
 
 from __future__ import annotations
 
@@ -8,18 +8,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.shapes import causal_attention
+
 VOCABULARY, WIDTH, LENGTH = 50, 24, 7
 
 
 def tokens(length: int = LENGTH) -> Tensor:
-    """Two sequences of token numbers, (2, length)."""
+    """Two sequences of tokens, (2, length)."""
     return (torch.arange(2 * length) * 7 % VOCABULARY).reshape(2, length)
 
 
-def call() -> dict[str, Tensor]:
+def call(labels: Tensor | None = None) -> dict[str, Tensor]:
     """Arguments of a language model, as trainers pass them."""
-    mask = torch.ones(2, LENGTH, dtype=torch.long)
-    return {"input_ids": tokens(), "attention_mask": mask, "labels": tokens()}
+    return {
+        "input_ids": tokens(),
+        "attention_mask": torch.ones(2, LENGTH, dtype=torch.long),
+        "labels": tokens() if labels is None else labels,
+    }
 
 
 GPT2 = {
@@ -60,32 +65,30 @@ def gpt2(tied: bool = True) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def llama() -> tuple[nn.Module, dict[str, Any]]:
-    """Grouped queries, rotary positions, an output of its own."""
+    """Grouped queries, rotary positions and an untied output layer."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(LlamaConfig.from_dict(LLAMA)), call()
 
 
 def bert() -> tuple[nn.Module, dict[str, Any]]:
-    """Classifies sequences."""
+    """A classifier of sequences."""
     from transformers import BertConfig, BertForSequenceClassification
 
     model = BertForSequenceClassification(BertConfig.from_dict(BERT))
-    return model, {**call(), "labels": torch.tensor([0, 1])}
+    return model, call(labels=torch.tensor([0, 1]))
 
 
 def t5() -> tuple[nn.Module, dict[str, Any]]:
-    """Encoder and decoder, whose tokens and whose output have one table."""
+    """An encoder and a decoder with tied embeddings and output."""
     from transformers import T5Config, T5ForConditionalGeneration
 
-    return T5ForConditionalGeneration(T5Config.from_dict(T5)), {
-        **call(),
-        "labels": tokens(5),
-    }
+    model = T5ForConditionalGeneration(T5Config.from_dict(T5))
+    return model, call(labels=tokens(5))
 
 
 class Foo(nn.Module):
-    """A norm."""
+    """A LayerNorm without epsilon."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -94,11 +97,12 @@ class Foo(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         centred = x - x.mean(-1, keepdim=True)
-        return self.s * centred / centred.pow(2).mean(-1, keepdim=True).sqrt() + self.t
+        std = centred.pow(2).mean(-1, keepdim=True).sqrt()
+        return self.s * centred / std + self.t
 
 
 class Bar(nn.Module):
-    """A block of a transformer."""
+    """A transformer block: `a`, `b`, `c` are attention, `d`, `e`, `f`, `g` an MLP."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -112,17 +116,13 @@ class Bar(nn.Module):
         self.g = nn.Parameter(torch.ones(width))  # a layer scale
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            self.b(self.a(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        )
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.c(mixed.transpose(1, 2).flatten(2))
+        x = x + self.c(causal_attention(self.b(self.a(x)), self.heads))
         left, right = self.e(self.d(x)).chunk(2, -1)
         return x + self.g * self.f(F.silu(left) * right)
 
 
 class Baz(nn.Module):
-    """A GPT: `a` is the table of tokens and makes the output, `b` are positions."""
+    """A GPT: `a` are the tied token embeddings, `b` those of positions."""
 
     def __init__(self):
         super().__init__()

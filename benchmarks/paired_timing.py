@@ -1,5 +1,4 @@
-"""Seconds of several ways to do the same, taken in turns, so that a noisy machine is so
-to all."""
+"""Times alternatives in turns, so that noise of the machine affects all of them."""
 
 from __future__ import annotations
 
@@ -7,23 +6,21 @@ from collections.abc import Callable, Mapping
 from statistics import median
 from time import process_time
 
-# Turns that are not counted: what is compiled is compiled in them.
-WARM_UP = 2
+WARM_UP = 2  # turns that are not counted, in which functions are compiled
 
 
 def seconds_in_turns(
-    ways: Mapping[str, Callable[[], None]], repeats: int
+    functions: Mapping[str, Callable[[], None]], repeats: int
 ) -> dict[str, float]:
-    """Median seconds of the process of each way, over so many turns.
+    """Median process time of each function over `repeats` turns, in seconds.
 
-    In a turn a way goes twice, and the second time counts: its memory is its own then,
-    as where it goes all the time.
+    A turn calls each function twice and times the second call, whose caches are warm.
     """
-    times: dict[str, list[float]] = {way: [] for way in ways}
+    times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats + WARM_UP):
-        for way, step in ways.items():
-            step()
+        for name, function in functions.items():
+            function()
             start = process_time()
-            step()
-            times[way].append(process_time() - start)
-    return {way: median(some[WARM_UP:]) for way, some in times.items()}
+            function()
+            times[name].append(process_time() - start)
+    return {name: median(seconds[WARM_UP:]) for name, seconds in times.items()}

@@ -1,18 +1,16 @@
-"""How many parameters `parameter_roles` gives the role that a person gives them.
+"""Counts how many inferred roles of parameters agree with labels by hand.
 
     python -m benchmarks.parameter_roles --output results/parameter_roles.json
 
-From the trace, and from parameters alone with and without their names, on torchvision's
-families and on transformers, tiny ones. `LABELS` are the roles by hand.
+Roles are inferred from the traced graph, and from parameters alone with and without
+their names. Networks are those of torchvision and tiny transformers.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
 import warnings
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -23,7 +21,7 @@ from tqdm import tqdm
 
 from benchmarks import networks
 from benchmarks.graph_building import FAMILIES
-from benchmarks.records import Record, table, write
+from benchmarks.records import Record, parser_of, table, write
 from ngopt import build_graph
 from ngopt.roles.from_graph import ParameterRole, parameter_roles, roles_of
 
@@ -61,10 +59,7 @@ LABELS: dict[str, Labels] = {
     "efficientnet_b0": (
         (r"classifier\.1\.weight", "output"),
         (r"classifier\.1\.bias|.*\.fc[12]\.bias", "bias"),
-        (
-            r".*\.fc[12]\.weight|features\.\d(\.\d\.block\.\d)?\.0\.weight",
-            "matrix",
-        ),
+        (r".*\.fc[12]\.weight|features\.\d(\.\d\.block\.\d)?\.0\.weight", "matrix"),
         (r"features\.\d(\.\d\.block\.\d)?\.1\.(weight|bias)", "norm"),
     ),
     "convnext_tiny": (
@@ -90,10 +85,7 @@ LABELS: dict[str, Labels] = {
     "swin_t": (
         (r"head\.weight", "output"),
         (r".*\.relative_position_bias_table", "other"),
-        (
-            r"(.*\.)?norm[12]?\.(weight|bias)|features\.0\.2\.(weight|bias)",
-            "norm",
-        ),
+        (r"(.*\.)?norm[12]?\.(weight|bias)|features\.0\.2\.(weight|bias)", "norm"),
         (
             r".*\.(qkv|proj|mlp\.[03]|reduction)\.weight|features\.0\.0\.weight",
             "matrix",
@@ -113,10 +105,7 @@ LABELS: dict[str, Labels] = {
             r"conv[15]\.0\.weight|.*\.branch1\.[02]\.weight|.*\.branch2\.[035]\.weight",
             "matrix",
         ),
-        (
-            r"conv[15]\.1\..*|.*\.branch1\.[13]\..*|.*\.branch2\.[146]\..*",
-            "norm",
-        ),
+        (r"conv[15]\.1\..*|.*\.branch1\.[13]\..*|.*\.branch2\.[146]\..*", "norm"),
     ),
     "googlenet": (
         (r"fc\.weight|aux[12]\.fc2\.weight", "output"),
@@ -158,8 +147,7 @@ LABELS: dict[str, Labels] = {
         (r"c\.\d\.[bce]\.bias", "bias"),
     ),
 }
-"""For every network the roles of parameters whose whole names fit; the first that does
-counts."""
+"""Roles by hand for each network. The first pattern that matches a name applies."""
 
 TRANSFORMERS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "gpt2": networks.gpt2,
@@ -172,11 +160,11 @@ TRANSFORMERS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
 
 
 def network(name: str) -> tuple[nn.Module, Any]:
-    """A network of the table and what it takes."""
+    """A network of the table and its inputs."""
     if name in TRANSFORMERS:
         return TRANSFORMERS[name]()
     with warnings.catch_warnings():
-        # of GoogLeNet, that its weights will begin otherwise
+        # GoogLeNet warns that its default initialisation will change
         warnings.simplefilter("ignore")
         model = torchvision.models.get_model(name, weights=None)
     return model, torch.randn(2, 3, 224, 224)
@@ -184,45 +172,48 @@ def network(name: str) -> tuple[nn.Module, Any]:
 
 def label(network: str, parameter: str) -> str:
     """The role of a parameter by hand."""
-    return next(
-        role for pattern, role in LABELS[network] if re.fullmatch(pattern, parameter)
-    )
+    for pattern, role in LABELS[network]:
+        if re.fullmatch(pattern, parameter):
+            return role
+    raise KeyError(f"LABELS: expected a pattern for '{parameter}' of {network}")
 
 
-def right(labels: Iterable[str], roles: Iterable[ParameterRole]) -> int:
-    return sum(
-        by_hand == role.role for by_hand, role in zip(labels, roles, strict=True)
-    )
+def matching(labels: Iterable[str], roles: Iterable[ParameterRole]) -> int:
+    """The number of roles that equal their labels."""
+    count = 0
+    for own, inferred in zip(labels, roles, strict=True):
+        count += own == inferred.role
+    return count
 
 
 def measure(name: str) -> Record:
-    """The record of one network; `apart` is how many matrices the trace keeps apart."""
+    """The record of one network; `apart`: matrices of the trace, one for each view."""
     model, example = network(name)
     labels = [label(name, parameter) for parameter, _ in model.named_parameters()]
     graph = build_graph(model, example)
     start = perf_counter()
     traced = roles_of(graph)
     seconds = perf_counter() - start
+    named = parameter_roles(model.named_parameters())
+    unnamed = parameter_roles(model.parameters())
     return {
         "network": name,
         "parameters": len(labels),
-        "traced": right(labels, traced),
-        "named": right(labels, parameter_roles(model.named_parameters()).values()),
-        "unnamed": right(labels, parameter_roles(model.parameters()).values()),
+        "traced": matching(labels, traced),
+        "named": matching(labels, named.values()),
+        "unnamed": matching(labels, unnamed.values()),
         "apart": sum(block.view.shape[0] for role in traced for block in role.blocks),
         "roles_ms": 1000 * seconds,
     }
 
 
 def main(arguments: list[str] | None = None) -> None:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = parser_of(__doc__)
     names = (*FAMILIES, *TRANSFORMERS)
     parser.add_argument("--networks", nargs="+", choices=names, default=names)
-    parser.add_argument("--output", type=Path, help="a JSON file for the records")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    records = [measure(name) for name in tqdm(options.networks, unit="network")]
+    records = list(map(measure, tqdm(options.networks, unit="network")))
     print(table(records))
     write(options.output, records=records)
 

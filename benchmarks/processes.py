@@ -1,4 +1,4 @@
-"""How far training in several processes is from training in one.
+"""Compares training in several processes with training in one.
 
 `python -m benchmarks.processes` trains five networks in float64 for 60 steps, alone and
 on several gloo processes: with DistributedDataParallel (`replicated`), the same with
@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
-    ParallelStyle,
     RowwiseParallel,
     parallelize_module,
 )
@@ -51,7 +51,7 @@ CASES = (
 
 @dataclass(frozen=True)
 class Config:
-    """What is trained, and for how long."""
+    """Options of the command line."""
 
     networks: tuple[str, ...] = ("mlp", "conv", "lstm", "words", "gpt")
     steps: int = 60
@@ -60,39 +60,46 @@ class Config:
 
 
 class Block(nn.Module):
-    """An MLP beside a skip connection."""
+    """A residual MLP."""
 
     def __init__(self, width: int):
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.up, self.down = nn.Linear(width, 3 * width), nn.Linear(3 * width, width)
+        self.up = nn.Linear(width, 3 * width)
+        self.down = nn.Linear(3 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.down(torch.tanh(self.up(self.norm(x))))
 
 
 class Attention(nn.Module):
-    """With heads of 32; their number follows from what a rank has of the queries."""
+    """Residual causal attention with heads of 32 on each rank's part of the queries."""
 
     def __init__(self, width: int):
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
+        self.q = nn.Linear(width, width)
+        self.k = nn.Linear(width, width)
+        self.v = nn.Linear(width, width)
+        self.o = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(x)
-        heads = (
-            f(y).unflatten(-1, (-1, 32)).transpose(1, 2)
-            for f in (self.q, self.k, self.v)
-        )
-        y = scaled_dot_product_attention(*heads, is_causal=True)
+        q = self._by_head(self.q(y))
+        k = self._by_head(self.k(y))
+        v = self._by_head(self.v(y))
+        y = scaled_dot_product_attention(q, k, v, is_causal=True)
         return x + self.o(y.transpose(1, 2).flatten(2))
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, 32)).transpose(1, 2)
 
 
 class Mlp(nn.Module):
     def __init__(self):
         super().__init__()
-        self.first, self.last = nn.Linear(LENGTH, 10), nn.Linear(10, 3)
+        self.first = nn.Linear(LENGTH, 10)
+        self.last = nn.Linear(10, 3)
         self.blocks = nn.ModuleList(Block(10) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -122,31 +129,36 @@ class Lstm(nn.Module):
         self.last = nn.Linear(12, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.recurrent(x.unsqueeze(2))[0][:, -1])
+        outputs, _ = self.recurrent(x.unsqueeze(2))
+        return self.last(outputs[:, -1])
 
 
 class Words(nn.Module):
-    """A tied table that is too large for one owner."""
+    """Tied embeddings that are too large for one owner."""
 
     def __init__(self):
         super().__init__()
-        self.table, self.block = nn.Embedding(151, 8), Block(8)
+        self.table = nn.Embedding(151, 8)
+        self.block = Block(8)
         self.head = nn.Linear(8, 151, bias=False)
         self.head.weight = self.table.weight
 
     def forward(self, x: Tensor) -> Tensor:
         codes = (x.abs() * 50).long().clamp(max=150)
-        return self.head(self.block(self.table(codes).mean(1)))[:, :3]
+        hidden = self.block(self.table(codes).mean(1))
+        return self.head(hidden)[:, :3]
 
 
 class Gpt(nn.Module):
-    """Of 64 words, with a tied table."""
+    """A GPT with tied embeddings of 64 words."""
 
     def __init__(self, width: int = 128, count: int = 4):
         super().__init__()
         self.table = nn.Embedding(WORDS, width)
-        pairs = (m for _ in range(count) for m in (Attention(width), Block(width)))
-        self.blocks = nn.ModuleList(pairs)
+        self.blocks = nn.ModuleList()
+        for _ in range(count):
+            self.blocks.append(Attention(width))
+            self.blocks.append(Block(width))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, WORDS, bias=False)
         self.head.weight = self.table.weight
@@ -166,8 +178,17 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "gpt": Gpt,
     "gpt small": lambda: Gpt(64, 1),
 }
-TENSORS = "mlp", "gpt"  # which tensor parallelism divides
-UNITS = Block, Attention, nn.Conv1d  # which `fully_shard` divides
+TENSORS = "mlp", "gpt"  # networks for tensor parallelism
+UNITS = Block, Attention, nn.Conv1d  # modules for `fully_shard`
+# styles of the layers of blocks and attentions in tensor parallelism
+STYLES = {
+    "up": ColwiseParallel,
+    "q": ColwiseParallel,
+    "k": ColwiseParallel,
+    "v": ColwiseParallel,
+    "down": RowwiseParallel,
+    "o": RowwiseParallel,
+}
 
 
 def network(name: str, dtype: str = "float64") -> nn.Module:
@@ -176,18 +197,18 @@ def network(name: str, dtype: str = "float64") -> nn.Module:
 
 
 def batch(step: int) -> Tensor:
-    """Inputs of all processes."""
+    """The inputs of all processes."""
     generator = torch.Generator().manual_seed(step)
     return torch.randn(BATCH, LENGTH, dtype=torch.float64, generator=generator)
 
 
 def words_of(x: Tensor) -> Tensor:
-    """Numbers of words, of real numbers."""
+    """Maps real numbers to words."""
     return (x.sigmoid() * WORDS).long()
 
 
 def loss_of(model: nn.Module, x: Tensor) -> Tensor:
-    """Of three numbers for each example, or of the next word of a GPT."""
+    """Squared error of three outputs, or cross entropy of the next word of a GPT."""
     y = model(x)
     if y.dim() == 2:
         return mse_loss(y, x[:, :3].sin())
@@ -197,7 +218,7 @@ def loss_of(model: nn.Module, x: Tensor) -> Tensor:
 def train(
     model: nn.Module, opt: NGOptimizer, steps: range, part: int = 0, parts: int = 1
 ) -> None:
-    """part: that this process has of every batch, of so many."""
+    """Trains on part `part` of `parts` of each batch."""
     dtype = next(model.parameters()).dtype
     for step in steps:
         x = batch(step).chunk(parts)[part].to(dtype)
@@ -207,47 +228,77 @@ def train(
 
 
 def whole(model: nn.Module) -> list[Tensor]:
-    """All parameters."""
-    params: list[Any] = list(model.parameters())
-    found = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in params]
-    return [p.detach().clone() for p in found]
+    """All parameters, gathered from all ranks."""
+    params = []
+    for p in model.parameters():
+        full = p.full_tensor() if isinstance(p, DTensor) else p
+        params.append(full.detach().clone())
+    return params
 
 
 def size_of(opt: NGOptimizer) -> int:
     """Elements of the state in this process."""
-    return sum(x.numel() for record in opt.state.values() for x in record.values())
+    size = 0
+    for record in opt.state.values():
+        for x in record.values():
+            size += x.numel()
+    return size
 
 
-def divided(
-    model: nn.Module, kind: str, size: int
-) -> tuple[nn.Module, dict[str, Any], tuple[int, int]]:
-    """The network as `kind` divides it, settings, and (part, parts) of the batch."""
+class Divided(NamedTuple):
+    """A divided network.
+
+    settings: arguments of the optimizer. part: (part, parts) of the batch.
+    """
+
+    model: nn.Module
+    settings: dict[str, Any]
+    part: tuple[int, int]
+
+
+def divided(model: nn.Module, kind: str, size: int) -> Divided:
+    """Divides a network by a kind of `CASES`."""
     rank = distributed.get_rank()
     if kind == "replicated":
-        return DistributedDataParallel(model), {}, (rank, size)
+        return Divided(DistributedDataParallel(model), {}, (rank, size))
     if kind == "ddp":
-        group = {"process_group": distributed.group.WORLD}
-        return DistributedDataParallel(model), group, (rank, size)
-    shape = (2, size // 2) if kind in ("hsdp", "fsdp+tp") else (size,)
-    names = {"hsdp": ("copy", "shard"), "fsdp+tp": ("shard", "tensor")}
-    mesh = init_device_mesh("cpu", shape, mesh_dim_names=names.get(kind, ("all",)))
-    if kind in ("tp", "fsdp+tp"):
-        columns, rows = ("up", "q", "k", "v"), ("down", "o")
-        plan: dict[str, ParallelStyle] = {name: ColwiseParallel() for name in columns}
-        plan |= {name: RowwiseParallel() for name in rows}
-        for block in (m for m in model.modules() if isinstance(m, Block | Attention)):
-            own = {
-                name: plan[name] for name, _ in block.named_children() if name in plan
-            }
-            parallelize_module(block, mesh["tensor"] if "+" in kind else mesh, own)
-        if kind == "tp":
-            return model, {}, (0, 1)
-    of_shards = mesh["shard"] if "+" in kind else mesh
-    for child in [m for m in model.modules() if isinstance(m, UNITS)]:
-        fully_shard(child, mesh=of_shards)
-    fully_shard(model, mesh=of_shards)
-    parts = (mesh["shard"].get_local_rank(), 2) if "+" in kind else (rank, size)
-    return model, {}, parts
+        settings = {"process_group": distributed.group.WORLD}
+        return Divided(DistributedDataParallel(model), settings, (rank, size))
+    if kind == "tp":
+        _divide_tensors(
+            model, init_device_mesh("cpu", (size,), mesh_dim_names=("all",))
+        )
+        return Divided(model, {}, (0, 1))
+    if kind == "fsdp+tp":
+        names = "shard", "tensor"
+        mesh = init_device_mesh("cpu", (2, size // 2), mesh_dim_names=names)
+        _divide_tensors(model, mesh["tensor"])
+        _shard(model, mesh["shard"])
+        return Divided(model, {}, (mesh["shard"].get_local_rank(), 2))
+    if kind == "hsdp":
+        names = "copy", "shard"
+        mesh = init_device_mesh("cpu", (2, size // 2), mesh_dim_names=names)
+    else:
+        mesh = init_device_mesh("cpu", (size,), mesh_dim_names=("all",))
+    _shard(model, mesh)
+    return Divided(model, {}, (rank, size))
+
+
+def _divide_tensors(model: nn.Module, mesh: DeviceMesh) -> None:
+    for block in list(model.modules()):
+        if isinstance(block, Block | Attention):
+            plan = {}
+            for name, _ in block.named_children():
+                if name in STYLES:
+                    plan[name] = STYLES[name]()
+            parallelize_module(block, mesh, plan)
+
+
+def _shard(model: nn.Module, mesh: DeviceMesh) -> None:
+    for child in list(model.modules()):
+        if isinstance(child, UNITS):
+            fully_shard(child, mesh=mesh)
+    fully_shard(model, mesh=mesh)
 
 
 def run(function: Callable, size: int, *args: Any) -> None:
@@ -274,7 +325,7 @@ def _work(rank: int, function: Callable, size: int, start: Path, args: tuple) ->
 
 
 def alone(name: str, steps: int, folder: Path, dtype: str = "float64") -> None:
-    """Trains a network in this process and writes what becomes of it."""
+    """Trains a network in this process; writes its parameters and state size."""
     model = network(name, dtype)
     opt = NGOptimizer(model.parameters(), total_steps=steps)
     train(model, opt, range(steps))
@@ -284,7 +335,7 @@ def alone(name: str, steps: int, folder: Path, dtype: str = "float64") -> None:
 def compared(
     size: int, kind: str, name: str, steps: int, folder: Path, dtype: str = "float64"
 ) -> records.Record:
-    """Trains a network divided; how far it is from what `alone` has written."""
+    """Trains a divided network and compares it with the result of `alone`."""
     model, settings, part = divided(network(name, dtype), kind, size)
     opt = NGOptimizer(model.parameters(), total_steps=steps, **settings)
     start = perf_counter()
@@ -292,20 +343,22 @@ def compared(
     seconds = perf_counter() - start
     every: list[Any] = [None] * size
     distributed.all_gather_object(every, (whole(model), size_of(opt)))
-    expected, state = torch.load(folder / f"{name}.pt")
-    ranks, states = zip(*every, strict=True)
-    pairs = zip(ranks[0], expected, strict=True)
+    expected, expected_size = torch.load(folder / f"{name}.pt")
+    first, _ = every[0]
+    pairs = zip(first, expected, strict=True)
+    difference = max((p - q).abs().max().item() for p, q in pairs)
+    are_equal = True
+    largest = 0
+    for params, state_size in every:
+        are_equal = are_equal and all(map(torch.equal, first, params))
+        largest = max(largest, state_size)
     return {
         "divided by": kind,
         "ranks": size,
         "network": name,
-        "difference": max((p - q).abs().max().item() for p, q in pairs),
-        "ranks are equal": all(
-            torch.equal(p, q)
-            for other in ranks
-            for p, q in zip(ranks[0], other, strict=True)
-        ),
-        "largest state": max(states) * size / state,
+        "difference": difference,
+        "ranks are equal": are_equal,
+        "largest state": largest * size / expected_size,
         "seconds": seconds,
     }
 
@@ -313,8 +366,10 @@ def compared(
 def _write_compared(
     rank: int, size: int, kind: str, names: list[str], folder: Path, config: Config
 ) -> None:
-    given = config.steps, folder, config.dtype
-    found = [compared(size, kind, name, *given) for name in names]
+    found = []
+    for name in names:
+        record = compared(size, kind, name, config.steps, folder, config.dtype)
+        found.append(record)
     if rank == 0:
         torch.save(found, folder / "found.pt")
 
@@ -326,13 +381,16 @@ def main(config: Config) -> None:
         for name in config.networks:
             alone(name, config.steps, folder, config.dtype)
         for kind, size in CASES:
-            names = [n for n in config.networks if "tp" not in kind or n in TENSORS]
+            names = list(config.networks)
+            if "tp" in kind:
+                names = [name for name in names if name in TENSORS]
             run(_write_compared, size, kind, names, folder, config)
             found += torch.load(folder / "found.pt")
             print(f"{kind} on {size} ranks: done", flush=True)
-    shown = [{**x, "difference": f"{x['difference']:.0e}"} for x in found]
-    print(records.table(shown))
     records.write(Path(config.output), processes=found)
+    for record in found:
+        record["difference"] = f"{record['difference']:.0e}"
+    print(records.table(found))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What benchmarks find: records, printed as a table, and kept with what they were
-measured on."""
+"""Records of benchmarks: printed as a table, and written with their machine."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 from collections.abc import Sequence
@@ -17,21 +17,27 @@ Record = dict[str, Any]
 
 
 def table(records: Sequence[Record]) -> str:
-    """One line for each record; the first's keys are the header."""
-    rows = [
-        list(records[0]),
-        *([_cell(x) for x in record.values()] for record in records),
-    ]
-    widths = [max(map(len, column)) + 2 for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = zip(row, widths, strict=True)
-        lines.append("".join(f"{cell:>{width}}" for cell, width in cells))
+    """One line for each record; the first record's keys are the header."""
+    lines = [""] * (1 + len(records))
+    for key in records[0]:
+        column = [key, *(_cell(record[key]) for record in records)]
+        width = max(map(len, column)) + 2
+        for row, cell in enumerate(column):
+            lines[row] += cell.rjust(width)
     return "\n".join(lines)
 
 
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """A parser of the command line with the option `--output`."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, help="a JSON file for the records")
+    return parser
+
+
 def write(path: Path | None, **found: list[Record]) -> None:
-    """Writes records and their machine as JSON; nothing without a path."""
+    """Writes records and their machine as JSON; does nothing without a path."""
     if path is None:
         return
     machine = {

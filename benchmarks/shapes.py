@@ -1,4 +1,4 @@
-"""Networks of the sizes that are trained on a GPU, and batches for them."""
+"""Networks of the sizes that are trained on GPUs, and batches for them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ ROTARY_BASE = 10_000.0
 IMAGE = 3, 224, 224
 
 
-# --- GPT-2, in the names of nanoGPT ---
+# --- GPT-2, with the parameter names of nanoGPT ---
 
 
 class GptAttention(nn.Module):
-    """Causal attention with queries, keys and values of one fused layer."""
+    """Causal attention with one linear layer for queries, keys and values."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -29,10 +29,14 @@ class GptAttention(nn.Module):
         self.c_proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        fused = self.c_attn(x).unflatten(-1, (3, self.heads, -1))
-        q, k, v = fused.permute(2, 0, 3, 1, 4)  # (b, heads, t, width / heads) each
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.c_proj(y.transpose(1, 2).flatten(2))
+        return self.c_proj(causal_attention(self.c_attn(x), self.heads))
+
+
+def causal_attention(qkv: Tensor, heads: int) -> Tensor:
+    """Attention with fused queries, keys and values (b, t, 3 * width)."""
+    q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return y.transpose(1, 2).flatten(2)  # from (b, heads, t, width / heads)
 
 
 class GptMlp(nn.Module):
@@ -59,9 +63,9 @@ class GptBlock(nn.Module):
 
 
 class Gpt(nn.Module):
-    """GPT-2 with an output layer of its own (untied), initialised as GPT-2.
+    """GPT-2 with an untied output layer and GPT-2's initialisation.
 
-    vocabulary: number of tokens. length: longest sequence.
+    vocabulary: number of tokens. length: maximum length of a sequence.
     """
 
     def __init__(
@@ -88,11 +92,11 @@ class Gpt(nn.Module):
         return self.lm_head(self.ln_f(x))
 
 
-# --- Llama, in the names of transformers ---
+# --- Llama, with the parameter names of transformers ---
 
 
 class LlamaAttention(nn.Module):
-    """Causal attention with rotary positions and separate queries, keys and values."""
+    """Causal attention with rotary position embeddings."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -103,24 +107,27 @@ class LlamaAttention(nn.Module):
         self.o_proj = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        projections = self.q_proj, self.k_proj, self.v_proj
-        split = [
-            f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in projections
-        ]
-        q, k, v = split  # (b, heads, t, width / heads) each
-        y = F.scaled_dot_product_attention(rotary(q), rotary(k), v, is_causal=True)
+        q = rotary(self._by_head(self.q_proj(x)))  # (b, heads, t, width / heads)
+        k = rotary(self._by_head(self.k_proj(x)))
+        v = self._by_head(self.v_proj(x))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.o_proj(y.transpose(1, 2).flatten(2))
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 def rotary(x: Tensor) -> Tensor:
-    """Values (..., t, d) with pairs rotated by angles that grow with the position."""
+    """Rotates pairs of x (..., t, d) by angles proportional to the position."""
     length, size = x.shape[-2:]
     half = torch.arange(size // 2, device=x.device, dtype=torch.float32)
     position = torch.arange(length, device=x.device, dtype=torch.float32)
     angle = position[:, None] * ROTARY_BASE ** (-2 * half / size)  # (t, d / 2)
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    cos = angle.cos().to(x.dtype)
+    sin = angle.sin().to(x.dtype)
     first, second = x.chunk(2, -1)
-    return torch.cat((first * cos - second * sin, first * sin + second * cos), -1)
+    rotated = first * cos - second * sin, first * sin + second * cos
+    return torch.cat(rotated, -1)
 
 
 class LlamaMlp(nn.Module):
@@ -148,7 +155,7 @@ class LlamaLayer(nn.Module):
 
 
 class Llama(nn.Module):
-    """A Llama with an output layer of its own (untied). hidden: width of the MLPs."""
+    """A Llama with an untied output layer. hidden: width of the MLPs."""
 
     def __init__(
         self, vocabulary: int, width: int, heads: int, hidden: int, depth: int
@@ -178,14 +185,14 @@ def torchvision_model(name: str) -> nn.Module:
 
 
 def transformers_gpt2() -> nn.Module:
-    """GPT-2 small of the `transformers` package: Conv1D layers, and one tied table."""
+    """GPT-2 small of `transformers`, with Conv1D layers and tied embeddings."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     return GPT2LMHeadModel(GPT2Config())
 
 
 def small_cnn() -> nn.Module:
-    """Batch norm, a bias that it makes superfluous left out, and sizes with gaps."""
+    """A CNN with BatchNorm after a convolution without bias."""
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1, bias=False),
         nn.BatchNorm2d(8),
@@ -199,7 +206,7 @@ def small_cnn() -> nn.Module:
 
 
 def plain_cnn() -> nn.Module:
-    """A chain of 3x3 convolutions and a linear layer, which every metanet reads."""
+    """3x3 convolutions and a linear layer, which every metanet can read."""
     return nn.Sequential(
         nn.Conv2d(1, 8, 3, stride=2),
         nn.ReLU(),
@@ -228,10 +235,10 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 @dataclass(frozen=True)
 class Workload:
-    """A network, and the shape of the batches that it is trained on.
+    """A network and its training batches.
 
-    make: the network. inputs: shape of a batch: images (b, 3, height, width), or tokens
-    (b, t). classes: of the targets: one for each image, or for each token.
+    inputs: shape of images (b, 3, height, width) or of tokens (b, t). classes: of the
+    targets, one for each image or each token.
     """
 
     make: Callable[[], nn.Module]
@@ -239,7 +246,7 @@ class Workload:
     classes: int
 
     def batch(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Random inputs and targets on a device, the same in every run."""
+        """Fixed random inputs and targets."""
         generator = torch.Generator().manual_seed(0)
         is_images = len(self.inputs) == 4
         shape = self.inputs[:1] if is_images else self.inputs
@@ -252,7 +259,7 @@ class Workload:
 
 
 def loss_of(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy, mean over targets; on a GPU in bfloat16 autocast."""
+    """Cross entropy, mean over targets; with bfloat16 autocast on a GPU."""
     device = inputs.device.type
     with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
         logits = model(inputs)  # (..., classes)
@@ -267,11 +274,11 @@ WORKLOADS = {
     "Llama 0.5B": Workload(partial(Llama, 32000, 1024, 16, 2816, 32), (8, 1024), 32000),
     "GPT 34M": Workload(GPT_34M, (64, 512), 8192),
 }
-"""What is trained on a GPU (`benchmarks.gpu`)."""
+"""Workloads of `benchmarks.gpu`."""
 
 TINY_WORKLOADS = {
     "tiny GPT": Workload(partial(Gpt, 64, 8, 16, 2, 2), (2, 8), 64),
     "tiny CNN": Workload(small_cnn, (4, 3, 8, 8), 10),
     "tiny Llama": Workload(partial(Llama, 64, 16, 2, 24, 2), (2, 8), 64),
 }
-"""The same kinds for a test on a CPU."""
+"""Small workloads for tests on a CPU."""

@@ -1,25 +1,23 @@
-"""What a step costs: of the default beside fused AdamW,
-of the metanets beside what the machine allows.
+"""Cost of a step: the default beside fused AdamW, metanets beside a lower bound.
 
-    python -m benchmarks.step --threads 2 --output results/step.json python -m
-    benchmarks.step --problems --networks --widths 64 256 1024 2048 --weights ff ng-gnn
+    python -m benchmarks.step --threads 2 --output results/step.json
+    python -m benchmarks.step --problems --networks --widths 64 256 1024 2048 \\
+        --weights ff ng-gnn
 
-Problems: whole training steps (batch, forward, backward, optimizer). All optimizers
-train their own copy and take turns at every step, so that noise meets them alike; steps
-before `--skip` do not count, and those that do contain every renewal of an eigenbasis
-and every look at the graph.
+Problems: whole training steps (batch, forward, backward, optimizer). Each optimizer
+trains its own copy of the network. They alternate at every step, so noise affects all
+of them alike. The first `--skip` steps are not counted.
 
-Networks: steps on random gradients, each network in a process of its own. "first" is
-the first step, "second" the next (the default renews every eigenbasis in it), "later"
-the mean over as many steps as repeat, late in a training (from one renewal of a basis,
-or look at the graph, to the next), and "worst" the longest of them; medians over so
-many rounds that they last a second and have three steps. "floor" is the least time for
-the matrix products of these steps, at the rate measured in the same process, and for
-reading and writing parameters, gradients and state once; metanets only. Extra memory is
-how far resident memory rises within a step (VmHWM of /proc/self/status, set back
-through /proc/self/clear_refs) above what it was before, when parameters, gradients and
-state were there and free memory was given back; of the first step, without the state
-that it leaves. Holes between tensors in the allocator's heap are part of it. Widths are
+Networks: optimizer steps on random gradients, each network in its own process. "first"
+and "second" are the first two steps; in the second the default renews all eigenbases.
+"later" is the mean over a cycle late in a training: the steps from one renewal of a
+basis, or one reading of the graph, to the next. "worst" is the longest step of a cycle.
+Both are medians over cycles.
+
+"floor" is a lower bound for metanets: the time for a step's matrix products, at the
+rate measured in the same process, and for reading and writing parameters, gradients and
+state once. Extra memory is the peak of resident memory within a step above that before
+it, without state that the first step allocates. It includes fragmentation. Widths are
 those of an MLP of three square layers, and are drawn as a PNG beside the output.
 """
 
@@ -29,6 +27,7 @@ import argparse
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, median
@@ -36,48 +35,49 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import AdamW, Optimizer
 from tqdm import tqdm
 
 from benchmarks import floor
 from benchmarks.graph_building import FAMILIES
 from benchmarks.memory import Peak
-from benchmarks.records import Record, table, write
+from benchmarks.records import Record, parser_of, table, write
+from benchmarks.shapes import torchvision_model, transformers_gpt2
 from meta_train.problems import Problem, load_problem
 from ngopt import NGOptimizer, build_graph, load_pretrained
 from ngopt.graph import NeuralGraph
 
 PROBLEMS = ("fm-16", "c10-32")
 HORIZON = 1000
-SECONDS, STEPS = 1.0, 3  # of all cycles, at least
-LATE = 500  # steps behind a parameter when bases are renewed as seldom as they ever are
+SECONDS, STEPS = 1.0, 3  # minimum time and number of steps of all cycles
+LATE = 500  # steps after which the default renews bases least often
+
+Example = tuple[nn.Module, Any]
 
 
-def _torchvision(name: str) -> tuple[nn.Module, Any]:
-    import torchvision
-
-    model = torchvision.models.get_model(name, weights=None)
-    return model, torch.randn(2, 3, 224, 224)
+def _torchvision(name: str) -> Example:
+    return torchvision_model(name), torch.randn(2, 3, 224, 224)
 
 
-def _problem(name: str) -> tuple[nn.Module, Any]:
+def _problem(name: str) -> Example:
     return load_problem(name).init(0), None
 
 
-def mlp(width: int) -> tuple[nn.Module, Any]:
-    layers = [layer for _ in range(3) for layer in (nn.Linear(width, width), nn.ReLU())]
-    return nn.Sequential(*layers), torch.randn(2, width)
+def mlp(width: int) -> Example:
+    layers = nn.Sequential()
+    for _ in range(3):
+        layers.append(nn.Linear(width, width))
+        layers.append(nn.ReLU())
+    return layers, torch.randn(2, width)
 
 
-def _gpt2() -> tuple[nn.Module, Any]:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
+def _gpt2() -> Example:
     tokens = torch.arange(32).reshape(2, 16)
-    return GPT2LMHeadModel(GPT2Config()), {"input_ids": tokens}
+    return transformers_gpt2(), {"input_ids": tokens}
 
 
-NETWORKS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
+NETWORKS: dict[str, Callable[[], Example]] = {
     "fm-16": partial(_problem, "fm-16"),
     "c10-32": partial(_problem, "c10-32"),
     **{family: partial(_torchvision, family) for family in FAMILIES},
@@ -85,29 +85,42 @@ NETWORKS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
 }
 LARGE = ("resnet50", "vit_b_16", "gpt2")
 
+
+def _adamw(model: nn.Module) -> Optimizer:
+    return AdamW(model.parameters(), fused=True)
+
+
+def _ngopt(
+    model: nn.Module, weights: str = "default", total_steps: int | None = None
+) -> Optimizer:
+    return NGOptimizer(
+        model.parameters(), model=model, weights=weights, total_steps=total_steps
+    )
+
+
 OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
-    "adamw": lambda model: AdamW(model.parameters(), fused=True),
-    "default": lambda model: NGOptimizer(model.parameters(), model=model),
-    "default, horizon": lambda model: NGOptimizer(
-        model.parameters(), model=model, total_steps=HORIZON
-    ),
-    "ff": lambda model: NGOptimizer(model.parameters(), model=model, weights="ff"),
-    "ng-gnn": lambda model: NGOptimizer(
-        model.parameters(), model=model, weights="ng-gnn"
-    ),
+    "adamw": _adamw,
+    "default": _ngopt,
+    "default, horizon": partial(_ngopt, total_steps=HORIZON),
+    "ff": partial(_ngopt, weights="ff"),
+    "ng-gnn": partial(_ngopt, weights="ng-gnn"),
 }
 
 
 class Training:
-    """One model in training, step by step."""
+    """A training on a problem that records the time of its steps.
+
+    step_ms, optimizer_ms: milliseconds of whole steps, and of the optimizer in them.
+    """
 
     def __init__(self, problem: Problem, make: Callable[[nn.Module], Optimizer]):
         self.problem = problem
         self.model = problem.init(0)
         self.optimizer = make(self.model)
+        self.step_ms: list[float] = []
+        self.optimizer_ms: list[float] = []
 
-    def step(self, number: int) -> tuple[float, float]:
-        """Milliseconds of the whole step, and of the optimizer within it."""
+    def step(self, number: int) -> None:
         start = perf_counter()
         batch = self.problem.batch(0, number)
         self.optimizer.zero_grad()
@@ -115,55 +128,50 @@ class Training:
         middle = perf_counter()
         self.optimizer.step()
         end = perf_counter()
-        return 1e3 * (end - start), 1e3 * (end - middle)
+        self.step_ms.append(1e3 * (end - start))
+        self.optimizer_ms.append(1e3 * (end - middle))
 
 
 def whole_steps(name: str, steps: int, skip: int) -> list[Record]:
-    """Records of all optimizers on a problem; `ratio` is that of medians to fused
-    AdamW's."""
+    """Records of all optimizers on a problem. Ratios are those to fused AdamW."""
     problem = load_problem(name)
     trainings = {key: Training(problem, make) for key, make in OPTIMIZERS.items()}
-    times: dict[str, list[tuple[float, float]]] = {key: [] for key in trainings}
-    order = list(trainings)
+    order = list(trainings.values())
     for number in tqdm(range(skip + steps), desc=name, unit="step"):
-        for key in order:
-            times[key].append(trainings[key].step(number))
+        for training in order:
+            training.step(number)
         order = [*order[1:], order[0]]
-    model = trainings["adamw"].model
-    records = [_record(name, model, key, times[key][skip:]) for key in trainings]
-    for record in records:
+    records = []
+    for key, training in trainings.items():
+        step_ms = training.step_ms[skip:]
+        optimizer_ms = training.optimizer_ms[skip:]
+        record = {
+            "problem": name,
+            "optimizer": key,
+            "parameters": numel(training.model),
+            "state": _state_of(key, training.model),
+            "step_ms": median(step_ms),
+            "fastest_ms": min(step_ms),
+            "optimizer_ms": median(optimizer_ms),
+            "optimizer_fastest_ms": min(optimizer_ms),
+            "optimizer_mean_ms": mean(optimizer_ms),
+            "optimizer_worst_ms": max(optimizer_ms),
+        }
+        records.append(record)
         record["ratio"] = record["step_ms"] / records[0]["step_ms"]
         record["fastest_ratio"] = record["fastest_ms"] / records[0]["fastest_ms"]
     return records
 
 
-def _record(
-    problem: str, model: nn.Module, key: str, times: list[tuple[float, float]]
-) -> Record:
-    whole, optimizer = zip(*times, strict=True)
-    return {
-        "problem": problem,
-        "optimizer": key,
-        "parameters": numel(model),
-        "state": _state_of(key, model),
-        "step_ms": median(whole),
-        "fastest_ms": min(whole),
-        "optimizer_ms": median(optimizer),
-        "optimizer_fastest_ms": min(optimizer),
-        "optimizer_mean_ms": mean(optimizer),
-        "optimizer_worst_ms": max(optimizer),
-    }
-
-
 def _state_of(key: str, model: nn.Module) -> float:
     if key == "adamw":
         return 2.0
-    name, _, horizon = key.partition(", ")
-    return state_size(build_graph(model), bool(horizon), name)
+    weights, _, horizon = key.partition(", ")
+    return state_size(build_graph(model), bool(horizon), weights)
 
 
 def traced(name: str) -> tuple[nn.Module, NeuralGraph]:
-    """A network, or an MLP of some width, with its graph."""
+    """A network of `NETWORKS`, or an MLP of the width `name`, with its graph."""
     model, example = mlp(int(name)) if name.isdecimal() else NETWORKS[name]()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -175,21 +183,20 @@ def network_steps(name: str, weights: str, threads: int) -> Record:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     model, graph = traced(name)
-    optimizer = NGOptimizer(
-        model.parameters(), graph=graph, weights=weights, total_steps=HORIZON
-    )
     params = list(model.parameters())
-    first, first_bytes = _first_step(optimizer, params)
-    second, second_bytes = _first_step(optimizer, params)
+    optimizer = NGOptimizer(params, graph=graph, weights=weights, total_steps=HORIZON)
+    first, first_bytes = _measured_step(optimizer, params)
+    second, second_bytes = _measured_step(optimizer, params)
     count = cycle(optimizer)
     for p in params:
         optimizer.state[p]["step"].fill_(LATE - LATE % count)
-    _, later_bytes = _first_step(optimizer, params)
+    _, later_bytes = _measured_step(optimizer, params)
     cycles = _cycles(optimizer, params, count)
     later = median(map(mean, cycles))
     n = numel(model)
-    kept = state_size(graph, True, weights)
-    first_bytes -= int(4 * n * kept)
+    state = state_size(graph, True, weights)
+    first_bytes -= int(4 * n * state)
+    has_floor = optimizer.learned.base is None
     return {
         "network": name,
         "weights": weights,
@@ -199,11 +206,9 @@ def network_steps(name: str, weights: str, threads: int) -> Record:
         "later_ms": 1e3 * later,
         "later_ns": 1e9 * later / n,
         "worst_ns": 1e9 * median(map(max, cycles)) / n,
-        "floor_ns": _floor(optimizer, n, kept)
-        if optimizer.learned.base is None
-        else None,
+        "floor_ns": _floor(optimizer, n, state) if has_floor else None,
         "state": state_size(graph, False, weights),
-        "state_horizon": kept,
+        "state_horizon": state,
         "extra_mib": max(first_bytes, second_bytes, later_bytes) / 2**20,
     }
 
@@ -211,42 +216,43 @@ def network_steps(name: str, weights: str, threads: int) -> Record:
 def _cycles(
     optimizer: Optimizer, params: list[nn.Parameter], count: int
 ) -> list[list[float]]:
-    """Seconds of steps, so many in each cycle; several cycles if they are short."""
-    found: list[list[float]] = []
-    while sum(map(len, found)) < STEPS or sum(map(sum, found)) < SECONDS:
-        found.append([])
+    """Seconds of each step in cycles of `count` steps."""
+    cycles: list[list[float]] = []
+    while sum(map(len, cycles)) < STEPS or sum(map(sum, cycles)) < SECONDS:
+        cycles.append([])
         for _ in range(count):
             draw_gradients(params)
-            found[-1].append(floor.seconds_of(optimizer.step))
-    return found
+            cycles[-1].append(floor.seconds_of(optimizer.step))
+    return cycles
 
 
 def cycle(optimizer: NGOptimizer) -> int:
-    """Steps after which the cost of a step repeats; of the default after its first
-    step."""
+    """The number of steps after which the cost of a step repeats."""
     if optimizer.learned.metanet is not None:
         return optimizer.learned.metanet.graph_every
     return optimizer.param_groups[0]["renew_every"]
 
 
-def _floor(optimizer: NGOptimizer, n: int, kept: float) -> float:
-    """Nanoseconds per parameter, of n, that the steps of a cycle take at least, on
-    average."""
+def _floor(optimizer: NGOptimizer, n: int, state: float) -> float:
+    """Lower bound of the mean step of a cycle, in nanoseconds per parameter."""
     machine = floor.measured()
     count = cycle(optimizer)
     flops = sum(floor.flops_of(optimizer.step) for _ in range(count)) / count
-    return 1e9 * machine.seconds(flops, moved_bytes(n, kept)) / n
+    return 1e9 * machine.seconds(flops, moved_bytes(n, state)) / n
 
 
-def moved_bytes(n: int, kept: float) -> float:
-    """What a step of n parameters with so much state moves at least: gradients are
-    read, all others also written."""
-    return 4 * n * (1 + 2 + 2 * kept)
+def moved_bytes(n: int, state: float) -> float:
+    """Minimum bytes that a step moves: reads of gradients, reads and writes of others.
+
+    n: number of parameters. state: numbers of state per parameter.
+    """
+    return 4 * n * (1 + 2 + 2 * state)
 
 
-def _first_step(optimizer: Optimizer, params: list[nn.Parameter]) -> tuple[float, int]:
-    """Seconds and extra bytes of a step; that all free memory was given back before
-    takes time, too."""
+def _measured_step(
+    optimizer: Optimizer, params: list[nn.Parameter]
+) -> tuple[float, int]:
+    """Seconds and extra bytes of a step, after free memory was returned."""
     draw_gradients(params)
     peak = Peak()
     seconds = floor.seconds_of(optimizer.step)
@@ -266,40 +272,30 @@ def numel(model: nn.Module) -> int:
 def state_size(
     graph: NeuralGraph, has_horizon: bool, weights: str = "default"
 ) -> float:
-    """What an optimizer keeps, in float32 numbers per parameter."""
+    """The optimizer's state in float32 numbers per parameter."""
     rule = load_pretrained(weights).bind(graph, HORIZON if has_horizon else None)
     params = [torch.empty(spec.shape, device="meta") for spec in graph.parameters]
-    kept: list[Tensor] = [x for record in rule.init(params) for x in record.values()]
-    return (
-        sum(x.numel() * x.itemsize for x in kept) / torch.float32.itemsize / graph.numel
-    )
+    size = 0
+    for record in rule.init(params):
+        for value in record.values():
+            size += value.nbytes
+    return size / torch.float32.itemsize / graph.numel
 
 
 def main(arguments: list[str] | None = None) -> None:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = parser_of(__doc__)
     parser.add_argument("--problems", nargs="*", default=PROBLEMS)
     parser.add_argument("--networks", nargs="*", choices=NETWORKS, default=LARGE)
     parser.add_argument("--widths", nargs="*", type=int, default=[], help="of an MLP")
     parser.add_argument(
-        "--weights",
-        nargs="*",
-        default=["default"],
-        help="of networks and widths",
+        "--weights", nargs="*", default=["default"], help="of networks and widths"
     )
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=200, help="that count")
-    parser.add_argument(
-        "--skip", type=int, default=100, help="steps before those that count"
-    )
-    parser.add_argument("--output", type=Path, help="a JSON file for the records")
+    parser.add_argument("--steps", type=int, default=200, help="steps that are counted")
+    parser.add_argument("--skip", type=int, default=100, help="steps before them")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    found: dict[str, list[Record]] = {
-        "problems": [],
-        "networks": [],
-        "widths": [],
-    }
+    found: dict[str, list[Record]] = {"problems": [], "networks": [], "widths": []}
     for kind, records in _all_records(options):
         found[kind] += records
         write(options.output, **found)
@@ -308,52 +304,46 @@ def main(arguments: list[str] | None = None) -> None:
         draw(found["widths"], options.output.with_suffix(".png"))
 
 
-def _all_records(
-    options: argparse.Namespace,
-) -> Iterator[tuple[str, list[Record]]]:
-    """Kinds and records, as soon as they are there."""
+def _all_records(options: argparse.Namespace) -> Iterator[tuple[str, list[Record]]]:
+    """Kinds and their records, as soon as they are measured."""
     for name in options.problems:
         yield "problems", whole_steps(name, options.steps, options.skip)
-    for kind, networks in (
-        ("networks", options.networks),
-        ("widths", map(str, options.widths)),
-    ):
-        for record in measured(networks, options.weights, options.threads):
-            yield kind, [record]
+    for record in measured(options.networks, options.weights, options.threads):
+        yield "networks", [record]
+    widths = map(str, options.widths)
+    for record in measured(widths, options.weights, options.threads):
+        yield "widths", [record]
 
 
 def measured(
     networks: Iterable[str], weights: Sequence[str], threads: int
 ) -> Iterator[Record]:
-    """Records of all pairs, each from a process of its own."""
-    pairs = [(network, some, threads) for network in networks for some in weights]
+    """Records of all pairs of a network and weights, each from its own process."""
     with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        tasks = [pool.apply_async(network_steps, pair) for pair in pairs]
+        tasks = []
+        for pair in product(networks, weights):
+            tasks.append(pool.apply_async(network_steps, (*pair, threads)))
         for task in tqdm(tasks, unit="network", disable=not tasks):
             yield task.get()
 
 
 def draw(records: list[Record], path: Path) -> None:
-    """Cost of a step against the size of an MLP."""
+    """Draws the cost of a step against the size of an MLP."""
     from matplotlib.figure import Figure
 
+    by_weights: dict[str, list[Record]] = {}
+    for record in records:
+        by_weights.setdefault(record["weights"], []).append(record)
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
-    for name in dict.fromkeys(record["weights"] for record in records):
-        own = [record for record in records if record["weights"] == name]
+    for weights, own in by_weights.items():
         sizes = [record["parameters"] for record in own]
-        (line,) = axes.loglog(
-            sizes, [record["later_ns"] for record in own], "o-", label=name
-        )
+        later = [record["later_ns"] for record in own]
+        (line,) = axes.loglog(sizes, later, "o-", label=weights)
         if own[0]["floor_ns"] is not None:
             floors = [record["floor_ns"] for record in own]
-            axes.loglog(
-                sizes,
-                floors,
-                ":",
-                color=line.get_color(),
-                label=f"{name}, floor",
-            )
+            color = line.get_color()
+            axes.loglog(sizes, floors, ":", color=color, label=f"{weights}, floor")
     axes.set_xlabel("parameters")
     axes.set_ylabel("ns per parameter and step")
     axes.set_ylim(bottom=10)

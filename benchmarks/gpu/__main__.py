@@ -1,4 +1,4 @@
-"""Measures on a GPU what other programs predict: correctness, cost, a language model.
+"""Measures correctness and cost on a GPU, and trains a language model.
 
     python -m benchmarks.gpu --minutes 8 --folder gpu
     python -m benchmarks.gpu --minutes 2 --folder gpu             # a quick look
@@ -6,16 +6,16 @@
     python -m benchmarks.gpu --device cpu --tiny --folder gpu   # all of it, as a test
 
 Parts, in this order: `correctness` (steps on the GPU equal those on the CPU, capture in
-a CUDA graph, no syncs), `cost` (milliseconds, launches and memory of a step, beside
-other optimizers), `lm` (a language model on the Python source of the machine), `meta`
-(some steps of meta-training). Each runs in a process of its own, within its share of
-the minutes and what others left of theirs: the most important cases first, and those
-that do not fit are skipped and listed.
+a CUDA graph, no host syncs), `cost` (milliseconds, launches and memory of a step,
+beside other optimizers), `lm` (a language model on the Python source files of the
+machine) and `meta` (some steps of meta-training). Each part runs in its own process,
+within its share of the minutes plus the time that earlier parts left. The most
+important cases come first. Cases that do not fit are skipped and listed.
 
 <folder>/<part>.json is written after every case, a PNG of cost and lm after the part.
-gpu.json holds all parts that the folder has, and gpu.txt the table that is printed
-last. No network is needed, nor `tokenizers`. The status is 1 if a case failed, 2 if
-nothing could be measured.
+gpu.json has all parts in the folder, and gpu.txt the table that is printed last.
+Neither internet access nor `tokenizers` is needed. The exit status is 1 if a case
+failed, and 2 if nothing could be measured.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from benchmarks.gpu.session import Session
 from benchmarks.gpu.summary import merged, summary
 from harness.files import make_folder, write_json
 
-# Parts, and their shares of the minutes.
+# Parts and their shares of the minutes.
 SHARES = {"correctness": 0.2, "cost": 0.35, "lm": 0.35, "meta": 0.1}
 
 
 def deadlines(parts: Sequence[str], start: float, minutes: float) -> dict[str, float]:
-    """When each part has to end; what one does not use is left to the next."""
+    """The time at which each part has to end; the next part gets unused time."""
     total = sum(SHARES[part] for part in parts)
     found: dict[str, float] = {}
     used = 0.0
@@ -63,13 +63,13 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def problem_of(options: argparse.Namespace) -> str | None:
-    """Why nothing can be measured, and what to do; None if it can."""
+    """An error message if nothing can be measured, else None."""
     if options.device == "cpu" and not options.tiny:
         return "--device cpu: expected --tiny; got full shapes. Add --tiny."
     if options.device == "cuda" and not torch.cuda.is_available():
         return (
             f"--device cuda: expected a GPU; torch {torch.__version__} finds none. "
-            "Run this where there is one, or add --device cpu --tiny for a test."
+            "Run this on a machine with a GPU, or add --device cpu --tiny for a test."
         )
     return None
 
@@ -88,16 +88,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ended: dict[str, str] = {}
     for part, deadline in deadlines(parts, start, options.minutes).items():
         (options.folder / f"{part}.json").unlink(missing_ok=True)
-        own = options.device, options.tiny, options.folder
-        session = Session(*own, deadline, command)
+        session = Session(
+            options.device, options.tiny, options.folder, deadline, command
+        )
         reason = in_process(part, session)
         if reason is not None:
             ended[part] = reason
         found = merged(options.folder, list(SHARES), ended)
         write_json(options.folder / "gpu.json", found)
-        draw(
-            part, found.get(part, {}).get("records", []), options.folder / f"{part}.png"
-        )
+        records = found.get(part, {}).get("records", [])
+        draw(part, records, options.folder / f"{part}.png")
     text, has_failures = summary(found)
     (options.folder / "gpu.txt").write_text(text + "\n")
     print(text)

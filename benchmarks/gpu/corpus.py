@@ -15,10 +15,10 @@ from harness.files import make_folder
 from ngopt.pretrained.tensor_files import atomic_write
 
 VOCABULARY = 8192
-BYTES = 256  # the vocabulary where there is no `tokenizers`
-SAMPLE = 8_000_000  # characters from which the tokenizer learns, at most
-LONGEST = 1_000_000  # bytes of a file; longer ones are data
-HELD_OUT = 50  # one file of so many is for validation
+BYTES = 256  # the vocabulary without `tokenizers`
+SAMPLE = 8_000_000  # maximum characters for training the tokenizer
+LONGEST = 1_000_000  # bytes of a file; longer files are skipped as data
+HELD_OUT = 50  # files, of which one is for validation
 BLOCK = 256  # files that are encoded together
 
 
@@ -32,7 +32,7 @@ class Corpus(NamedTuple):
 
 
 def load_corpus(session: Session, count: int, vocabulary: int = VOCABULARY) -> Corpus:
-    """So many tokens, if the machine has them; cached in the session's folder."""
+    """At most `count` training tokens, cached in the session's folder."""
     name = "BPE" if _has_tokenizers() else "bytes"
     size = vocabulary if name == "BPE" else BYTES
     folder = session.folder / "tokens"
@@ -55,11 +55,11 @@ def _has_tokenizers() -> bool:
 
 
 def python_files() -> list[Path]:
-    """All of this Python's library and packages, in an order that mixes them."""
+    """All files of this Python's library and packages, in a fixed random order."""
     paths = sysconfig.get_paths()
-    folders = [Path(paths[key]).resolve() for key in ("stdlib", "purelib")]
     found: dict[Path, str] = {}
-    for folder in folders:
+    for key in ("stdlib", "purelib"):
+        folder = Path(paths[key]).resolve()
         for path in folder.rglob("*.py"):
             relative = path.relative_to(folder).as_posix()
             found.setdefault(path, hashlib.sha256(relative.encode()).hexdigest())
@@ -76,7 +76,7 @@ def _texts() -> Iterator[str]:
 
 
 def _tokens(count: int, vocabulary: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens for training and for validation. vocabulary: of BPE; None: bytes."""
+    """Tokens for training and validation. vocabulary: of BPE; None: bytes."""
     texts = _texts()
     if vocabulary is None:
         encoded = map(_as_bytes, texts)
@@ -103,7 +103,7 @@ def _as_bytes(text: str) -> np.ndarray:
 def _encoded(
     texts: Iterator[str], vocabulary: int, sample: int
 ) -> Iterator[np.ndarray]:
-    """BPE tokens of each text. sample: characters that the tokenizer learns from."""
+    """BPE tokens of each text. sample: characters for training the tokenizer."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())

@@ -1,9 +1,9 @@
-"""Part (a): steps on a GPU do what they do on a CPU, whatever surrounds them.
+"""Part (a): steps on a GPU equal those on a CPU, also in CUDA graphs and side streams.
 
-Each check trains small networks on fixed random gradients for some steps. Its error is
-the distance between the weights and those of a reference, relative to how far the
-reference has moved from the start; the reference is the CPU unless a check says
-otherwise.
+Each check trains small networks on fixed random gradients. Its error is the distance
+between the weights and those of a reference, relative to the distance of the reference
+from the initial weights. The reference is the CPU, if the check does not define
+another.
 """
 
 from __future__ import annotations
@@ -26,27 +26,25 @@ from ngopt.base import update
 from ngopt.base.cuda_graphs import Replays
 
 STEPS, RENEW_EVERY, HORIZON = 14, 3, 100
-WARM_UP, REPLAYS = 11, 6  # before capture, torch asks for some steps; early ones differ
-LONGER = 40  # steps of which most are replayed
-SCALE = 2.0**12  # of a loss in GradScaler; a power of two changes no digit
+WARM_UP, REPLAYS = 11, 6  # torch requires warm-up before capture; early steps differ
+LONGER = 40  # steps, most of which are replayed
+SCALE = 2.0**12  # of the loss in GradScaler; a power of two is exact
 
-# Limits of errors. Rounding is 1e-16 and 6e-8; some steps of a preconditioner enlarge
-# it.
+# Limits of errors in float64 and float32, whose rounding preconditioners amplify.
 EXACT, ROUNDING = 1e-8, 3e-4
-# A weight in bfloat16 may round to its other neighbour, and so may an operand of a
-# product.
+# Weights in bfloat16 and operands of products may round to the other neighbour.
 BFLOAT16 = 0.02
-# Of factors and bases. TF32 rounds to 5e-4.
+# For factors and eigenbases. TF32 rounds to 5e-4.
 FULL_PRECISION = 2e-5
 
 Parameters = list[nn.Parameter]
 
 
 class Twin:
-    """A small network with its optimizer, trained on gradients that its seed gives.
+    """A copy of a network with an optimizer, trained on fixed random gradients.
 
-    network: copied. weights: of the optimizer. dtype: of the parameters. compute_dtype:
-    of the optimizer's products; None: its own choice.
+    weights: of the optimizer. dtype: of the parameters. compute_dtype: of the
+    optimizer's products; None for its default.
     """
 
     def __init__(
@@ -70,7 +68,7 @@ class Twin:
         )
 
     def set_gradients(self, number: int) -> None:
-        """The gradients of a step, the same on every device."""
+        """Sets the gradients of a step, which are the same on all devices."""
         generator = torch.Generator().manual_seed(number)
         for p in self.params:
             assert p.grad is not None
@@ -89,18 +87,22 @@ class Twin:
 
     def factors(self) -> list[Tensor]:
         """Kronecker factors and their eigenbases, on the CPU in float64."""
-        records = [self.optimizer.state[p] for p in self.params]
-        values = [(key, x) for record in records for key, x in record.items()]
-        wanted = "rows", "channels", "kernel"
-        return [x.double().cpu() for key, x in values if key.startswith(wanted)]
+        found = []
+        for p in self.params:
+            for key, x in self.optimizer.state[p].items():
+                if key.startswith(("rows", "channels", "kernel")):
+                    found.append(x.double().cpu())
+        return found
 
 
 def networks_of(weights: str) -> list[nn.Module]:
-    """Networks for the checks; of metanets a chain, which all of them read."""
+    """Networks for the checks; for metanets a plain CNN, which all of them can read."""
     torch.manual_seed(0)
-    if weights != "default":
-        return [plain_cnn()]
-    return [plain_cnn(), *(workload.make() for workload in TINY_WORKLOADS.values())]
+    networks = [plain_cnn()]
+    if weights == "default":
+        for workload in TINY_WORKLOADS.values():
+            networks.append(workload.make())
+    return networks
 
 
 def distance(
@@ -111,18 +113,20 @@ def distance(
 
 
 def _length(values: Sequence[Tensor], others: Sequence[Tensor]) -> float:
-    """Euclidean, of the difference."""
-    pairs = zip(values, others, strict=True)
-    return sum((a - b).square().sum().item() for a, b in pairs) ** 0.5
+    """Euclidean norm of the difference."""
+    squares = 0.0
+    for a, b in zip(values, others, strict=True):
+        squares += (a - b).square().sum().item()
+    return squares**0.5
 
 
 def verdict(error: float, limit: float) -> Record:
-    """A record of an error; nan is above every limit."""
+    """The record of an error; nan fails."""
     status = "ok" if error <= limit else "failed"
     return {"status": status, "error": error, "limit": limit}
 
 
-def starts_of(network: nn.Module) -> list[Tensor]:
+def initial_weights(network: nn.Module) -> list[Tensor]:
     return [p.detach().double() for p in network.parameters()]
 
 
@@ -132,19 +136,19 @@ def starts_of(network: nn.Module) -> list[Tensor]:
 def equals_cpu(
     dtype: torch.dtype, limit: float, session: Session, weights: str
 ) -> Record:
-    """Renewal period and dtype of products are the same on both."""
+    """Steps on the device equal those on the CPU."""
     compute_dtype = torch.float32 if dtype == torch.bfloat16 else dtype
     errors = []
     for network in networks_of(weights):
         make = partial(Twin, network, weights, dtype=dtype, compute_dtype=compute_dtype)
         reference = make("cpu").train().values()
         found = make(session.device).train().values()
-        errors.append(distance(found, reference, starts_of(network)))
+        errors.append(distance(found, reference, initial_weights(network)))
     return verdict(max(errors), limit)
 
 
 def has_no_syncs(session: Session, weights: str) -> Record:
-    """Steps never wait for the device: torch raises an error where one does."""
+    """Steps have no host syncs, for which torch raises an error here."""
     session.need_cuda()
     for network in networks_of(weights):
         twin = Twin(network, weights, session.device, torch.float32, None).train()
@@ -175,12 +179,12 @@ def is_capturable(
         counts = {int(record["step"]) for record in twin.optimizer.state.values()}
         if counts != {WARM_UP + REPLAYS}:
             raise AssertionError(f"expected step {WARM_UP + REPLAYS}; got {counts}")
-        errors.append(distance(twin.values(), reference, starts_of(network)))
+        errors.append(distance(twin.values(), reference, initial_weights(network)))
     return verdict(max(errors), limit)
 
 
 def is_replayed(session: Session, weights: str) -> Record:
-    """Steps by the graphs that the optimizer makes itself equal those without."""
+    """Steps with the optimizer's own CUDA graphs equal those without."""
     session.need_cuda()
     errors = []
     for network in networks_of(weights):
@@ -191,14 +195,15 @@ def is_replayed(session: Session, weights: str) -> Record:
             found = make().train(LONGER).values()
         if sum(replayed) < LONGER / 2:
             raise AssertionError(f"expected replays; got {sum(replayed)}")
-        errors.append(distance(found, reference, starts_of(network)))
+        errors.append(distance(found, reference, initial_weights(network)))
     return verdict(max(errors), BFLOAT16)
 
 
 @contextmanager
 def counted_replays() -> Iterator[list[bool]]:
-    """Whether each step within was replayed."""
-    run, found = Replays.run, []
+    """A list of whether each step in the context was replayed."""
+    run = Replays.run
+    found = []
 
     def counted(*arguments: Any) -> bool:
         found.append(run(*arguments))
@@ -209,7 +214,7 @@ def counted_replays() -> Iterator[list[bool]]:
 
 
 def capture(twin: Twin) -> torch.cuda.CUDAGraph:
-    """A step in a CUDA graph, after warm-up on a side stream."""
+    """Captures a step in a CUDA graph, after warm-up on a side stream."""
     with side_stream():
         twin.train(WARM_UP)
     graph = torch.cuda.CUDAGraph()
@@ -225,14 +230,14 @@ def replay(twin: Twin, graph: torch.cuda.CUDAGraph) -> None:
 
 
 def float32_twins(network: nn.Module, weights: str) -> Callable[..., Twin]:
-    """What makes a twin on a device, which computes in float32 throughout."""
+    """A constructor of twins on a device, which compute in float32."""
     float32 = torch.float32
     return partial(Twin, network, weights, dtype=float32, compute_dtype=float32)
 
 
 @contextmanager
 def side_stream() -> Iterator[None]:
-    """Within, work is on another stream, in order with what is before and after."""
+    """Runs work on another stream, in order with work before and after."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -249,14 +254,14 @@ def works_on_a_side_stream(session: Session, weights: str) -> Record:
         with side_stream():
             twin = make(session.device).train()
         session.synchronize()
-        errors.append(distance(twin.values(), reference, starts_of(network)))
+        errors.append(distance(twin.values(), reference, initial_weights(network)))
     return verdict(max(errors), ROUNDING)
 
 
 def keeps_full_precision(
     allow: Callable[[], None], session: Session, weights: str
 ) -> Record:
-    """Factors and renewals are full float32 where the user allows TF32."""
+    """Factors and eigenbases have full float32 precision if the user allows TF32."""
     session.need_cuda()
     errors = []
     for network in networks_of(weights):
@@ -273,7 +278,7 @@ def keeps_full_precision(
 
 
 def allow_tf32() -> None:
-    """As most training scripts have it."""
+    """Allows TF32 as in most training scripts."""
     torch.set_float32_matmul_precision("high")
 
 
@@ -284,7 +289,7 @@ def allow_tf32_by_the_new_name() -> None:
 
 
 def scales(session: Session, weights: str) -> Record:
-    """GradScaler changes no step, and one with infinite gradients is left out."""
+    """GradScaler changes no step, and skips steps with infinite gradients."""
     workload = TINY_WORKLOADS["tiny CNN"]
     torch.manual_seed(0)
     network = workload.make()
@@ -304,13 +309,15 @@ def scales(session: Session, weights: str) -> Record:
             scaler.scale(loss_of(scaled.model, *batch)).backward()
             scaler.step(scaled.optimizer)
             scaler.update()
-        errors.append(distance(scaled.values(), plain.values(), starts_of(network)))
-        if not leaves_out_infinite(scaled, scaler, batch):
+        errors.append(
+            distance(scaled.values(), plain.values(), initial_weights(network))
+        )
+        if not skips_infinite_gradients(scaled, scaler, batch):
             raise AssertionError("a step with infinite gradients moved the weights")
     return verdict(max(errors), BFLOAT16)
 
 
-def leaves_out_infinite(
+def skips_infinite_gradients(
     twin: Twin, scaler: torch.amp.GradScaler, batch: tuple[Tensor, Tensor]
 ) -> bool:
     before = twin.values()
@@ -320,25 +327,25 @@ def leaves_out_infinite(
     twin.params[0].grad.fill_(torch.inf)
     scaler.step(twin.optimizer)
     scaler.update()
-    return all(torch.equal(a, b) for a, b in zip(before, twin.values(), strict=True))
+    return all(map(torch.equal, before, twin.values()))
 
 
 def works_on_two_devices(session: Session, weights: str) -> Record:
-    """One optimizer of parameters on two GPUs."""
+    """One optimizer with parameters on two GPUs."""
     session.need_cuda()
     if torch.cuda.device_count() < 2:
         raise Skipped("needs two GPUs")
-    (network, *_) = networks_of(weights)
-    make = partial(
-        Twin, network, weights, dtype=torch.float32, compute_dtype=torch.float32
-    )
+    network = networks_of(weights)[0]
+    make = float32_twins(network, weights)
     reference = make("cpu").train().values()
     twin = make("cuda:0")
     for p in twin.params[::2]:
         p.data = p.data.to("cuda:1")
         p.grad = torch.zeros_like(p)
     twin.train()
-    return verdict(distance(twin.values(), reference, starts_of(network)), ROUNDING)
+    return verdict(
+        distance(twin.values(), reference, initial_weights(network)), ROUNDING
+    )
 
 
 Check = Callable[[Session, str], Record]
@@ -348,7 +355,7 @@ EVERY_WEIGHTS: dict[str, Check] = {
     "float32": partial(equals_cpu, torch.float32, ROUNDING),
     "no syncs": has_no_syncs,
 }
-"""Checks of every weights file."""
+"""Checks of all weights."""
 
 DEFAULT_ONLY: dict[str, Check] = {
     "capture, float32 products": partial(is_capturable, torch.float32, ROUNDING),
@@ -361,15 +368,15 @@ DEFAULT_ONLY: dict[str, Check] = {
     "TF32 allowed, new name": partial(keeps_full_precision, allow_tf32_by_the_new_name),
     "two devices": works_on_two_devices,
 }
-"""Checks of the default alone."""
+"""Checks of the default only."""
 
 
 def run(session: Session) -> None:
-    """All checks, those of the default first."""
+    """Runs all checks, those of the default first."""
     torch.backends.cudnn.deterministic = True
     records = Records(session, "correctness")
-    checks = {"default": EVERY_WEIGHTS | DEFAULT_ONLY}
-    checks |= {name: EVERY_WEIGHTS for name in list_pretrained() if name != "default"}
+    checks = dict.fromkeys(["default", *list_pretrained()], EVERY_WEIGHTS)
+    checks["default"] = EVERY_WEIGHTS | DEFAULT_ONLY
     for weights, own in checks.items():
         for name, check in own.items():
             about = {"weights": weights, "check": name}

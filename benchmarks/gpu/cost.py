@@ -1,17 +1,16 @@
-"""Part (b): what a step costs, beside forward and backward and beside other optimizers.
+"""Part (b): cost of a step, beside forward and backward and other optimizers.
 
-ms: median of 20 steps after 40, each between two synchronisations; worst_ms: the
-slowest of the 20. kernels, copies and device_ms: of a step, by torch's profiler.
-transient_mib: the peak of memory in later steps, beyond what was there before;
-first_transient_mib: in the first step, without the state that it leaves. graphs_mib:
-what CUDA graphs keep, beside a copy of gradients. state: bytes of state for a
-parameter, divided by 4. first_s: seconds of the first step, which makes
-the graph and compiles. look_ms: of a step in which ng-gnn reads the graph; its ms are
-of steps between. training_ms: of forward, backward and step, in a row. "eager": without
-kernels of Triton.
+ms: median of 20 steps after 40 warm-up steps, each between two synchronisations;
+worst_ms: the slowest of the 20. kernels, copies and device_ms: of a step, by torch's
+profiler. transient_mib: peak memory of later steps above that before;
+first_transient_mib: of the first step, without new state. graphs_mib: memory of CUDA
+graphs besides a copy of the gradients. state: bytes of state per parameter, divided by
+4. first_s: seconds of the first step, which builds the graph and compiles. look_ms: of
+a step in which ng-gnn reads the graph; its ms are those of other steps. training_ms: of
+forward, backward and step without synchronisation. "eager": without Triton kernels.
 
-Forward and backward are in bfloat16 autocast over float32 parameters, not compiled,
-without TF32; steps are made with the gradients of one backward pass.
+Forward and backward use bfloat16 autocast over float32 parameters, without compilation
+and TF32. All steps use the gradients of one backward pass.
 """
 
 from __future__ import annotations
@@ -40,19 +39,18 @@ from benchmarks.shapes import TINY_WORKLOADS, WORKLOADS, Workload, loss_of
 from ngopt import NGOptimizer, devices
 
 TRAINING = "forward + backward"
-# What is measured of all networks first, second and last; other packages may change
-# settings of torch when they are imported.
+# Measured in this order for all networks. Other packages are last, as their import may
+# change settings of torch.
 FIRST = TRAINING, "AdamW, fused", "default", "default, eager", "Muon + AdamW"
 SECOND = "ff", "ng-gnn", "default, no horizon"
 LAST = "heavyball SOAP", "Emerging-Optimizers SOAP"
-# Of optimizers that renew nothing.
-PROFILED = 2
+PROFILED = 2  # steps, for optimizers without renewals
 FLOAT = 4  # bytes
 TRAINING_STEPS = 20
 
 
 class Trained:
-    """A network on the device, with gradients of one batch."""
+    """A network on the device with gradients of one batch."""
 
     def __init__(self, session: Session, workload: Workload):
         torch.manual_seed(0)
@@ -70,7 +68,7 @@ class Trained:
 
 
 def training(session: Session, trained: Trained) -> Record:
-    """Forward and backward."""
+    """The record of forward and backward."""
     times = timed(session, trained.train)
     return {
         "ms": times.ms,
@@ -83,7 +81,7 @@ def training(session: Session, trained: Trained) -> Record:
 
 
 def optimizer_step(session: Session, trained: Trained, name: str) -> Record:
-    """A step of an optimizer of `OPTIMIZERS`."""
+    """The record of an optimizer of `OPTIMIZERS`."""
     is_eager = name.endswith("eager")
     eager = patch.object(devices, "has_triton", lambda device: False)
     with eager if is_eager else nullcontext():
@@ -120,7 +118,7 @@ def step_record(session: Session, trained: Trained, stepper: Stepper) -> Record:
 
 
 def training_ms(session: Session, trained: Trained, stepper: Stepper) -> float:
-    """Mean over steps that do not wait for the device."""
+    """Mean over steps without synchronisation between them."""
     steps = TRAINING_STEPS if session.is_cuda else 1
     session.synchronize()
     start = perf_counter()
@@ -132,11 +130,11 @@ def training_ms(session: Session, trained: Trained, stepper: Stepper) -> float:
 
 
 class Stepper:
-    """Optimizers that are stepped one after the other, always with the same gradients.
+    """Optimizers that are stepped in sequence with constant gradients.
 
-    graph_every: steps between those in which a metanet reads the graph; 0 where it does
-    so in every step, or never. renew_every: steps in which the default renews all
-    eigenbases; None of other optimizers.
+    graph_every: steps from one reading of the graph to the next; 0 if a metanet reads
+    it in every step or never. renew_every: steps in which the default renews all
+    eigenbases; None for other optimizers.
     """
 
     def __init__(self, trained: Trained, optimizers: Optimizers):
@@ -182,7 +180,7 @@ class Stepper:
 
 
 def run(session: Session) -> None:
-    """All networks with the most important optimizers, then with the others."""
+    """Measures all networks with the most important optimizers, then with others."""
     records = Records(session, "cost")
     workloads = TINY_WORKLOADS if session.tiny else WORKLOADS
     for names in (FIRST, SECOND, LAST):
@@ -194,20 +192,19 @@ def run(session: Session) -> None:
 def measure(
     records: Records, network: str, workload: Workload, names: Sequence[str]
 ) -> None:
-    """Adds a record for each optimizer of a network, which is made once."""
+    """Adds a record for each optimizer of a network, which is constructed once."""
     session = records.session
-    held: list[Trained] = []
+    trained: Trained | None = None
 
     def case(name: str) -> Record:
-        if not held:
-            held.append(Trained(session, workload))
-        trained = held[0]
-        found = (
-            training(session, trained)
-            if name == TRAINING
-            else optimizer_step(session, trained, name)
-        )
-        return {"parameters": trained.numel, **found}
+        nonlocal trained
+        if trained is None:
+            trained = Trained(session, workload)
+        if name == TRAINING:
+            record = training(session, trained)
+        else:
+            record = optimizer_step(session, trained, name)
+        return {"parameters": trained.numel, **record}
 
     for name in names:
         records.attempt({"network": network, "optimizer": name}, partial(case, name))

@@ -1,14 +1,14 @@
 """Part (c): a language model on the Python source files of the machine.
 
-A GPT of 34 M parameters (8 layers x 512) on 64 x 512 tokens a step, in bfloat16
-autocast over float32 parameters, not compiled. All runs of one length have the same
-initial weights and batches. The default is untuned: it is given `total_steps` and
-nothing else. AdamW (betas .9 and .95, decay .1) and Muon (match_rms_adamw, decay .1,
-with AdamW at the same rate for tables, output layer and vectors) have 8 % of linear
-warm-up and then half a cosine to 0.
+A GPT with 34 M parameters (8 layers, width 512) on 64 x 512 tokens per step, with
+bfloat16 autocast over float32 parameters, not compiled. All runs of one length have the
+same initial weights and batches. The default is not tuned: its only argument is
+`total_steps`. AdamW (betas .9 and .95, weight decay .1) and Muon (match_rms_adamw,
+weight decay .1, with AdamW for embeddings, output layer and vectors) have 8 % linear
+warm-up and cosine decay to 0.
 
-validation: loss on held-out files, in nats a token; train: mean loss of the last tenth
-of the steps. seconds: of training, without evaluation and without compilation.
+validation: loss on held-out files in nats per token. train: mean loss of the last tenth
+of the steps. seconds: of training, without evaluation and compilation.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from harness.schedules import cosine_schedule
 from ngopt import NGOptimizer
 
 WARM_UP = 0.08  # share of the steps
-EVALUATIONS = 10  # in a run
+EVALUATIONS = 10  # per run
 
 
 class Run(NamedTuple):
-    """lr: of the baselines; None: there is nothing to tune."""
+    """lr: learning rate of a baseline; None for the default."""
 
     optimizer: str
     lr: float | None
     steps: int
 
 
-# In this order: the best rate of each, shorter runs, other rates, longer runs.
+# In this order: the best lr of each, shorter runs, other lrs, longer runs.
 RUNS = (
     Run("default", None, 1000),
     Run("AdamW", 0.001, 1000),
@@ -69,10 +69,10 @@ TINY_RUNS = (
 
 
 class Size(NamedTuple):
-    """Of the experiment.
+    """Sizes of the experiment.
 
-    width, heads, depth: of the GPT. length, batch: of sequences. vocabulary: of BPE.
-    tokens: for training. windows: sequences for validation.
+    width, heads, depth: of the GPT. length: tokens per sequence. batch: sequences per
+    step. tokens: for training. windows: sequences for validation.
     """
 
     width: int
@@ -87,41 +87,43 @@ class Size(NamedTuple):
 
 FULL = Size(512, 8, 8, 512, 64, 8192, 31_000_000, 512)
 TINY = Size(16, 2, 1, 16, 4, 300, 20_000, 8)
-# Seconds below which the tokens for a short look are fewer.
+# Sessions of fewer seconds use fewer tokens.
 LONG = 100.0
 FEW_TOKENS = 6_000_000
 
 
 class Data:
-    """A corpus on the device, and the places of its batches."""
+    """A corpus on the device, and its batches."""
 
     def __init__(self, session: Session, size: Size, corpus: Corpus):
         self.size, self.vocabulary = size, corpus.vocabulary
         self.device = torch.device(session.device)
         self._train = self._on_device(corpus.train)
-        validation = self._on_device(corpus.validation)
-        most = len(validation) - size.length - 1
-        self._held_out = validation
-        self._places = torch.linspace(0, most, size.windows).long().to(self.device)
+        self._held_out = self._on_device(corpus.validation)
+        last = len(self._held_out) - size.length - 1
+        starts = torch.linspace(0, last, size.windows).long()
+        self._held_out_starts = starts.to(self.device)
         self._offsets = torch.arange(size.length + 1, device=self.device)
 
     def _on_device(self, tokens: np.ndarray) -> Tensor:
         return torch.from_numpy(tokens.astype(np.int32)).to(self.device)
 
     def starts(self, steps: int) -> Tensor:
-        """Where the windows of every batch begin: (steps, batch)."""
+        """Starts of the windows of each batch: (steps, batch)."""
         generator = torch.Generator().manual_seed(0)
         high = len(self._train) - self.size.length
         shape = steps, self.size.batch
         return torch.randint(high, shape, generator=generator).to(self.device)
 
     def batch(self, starts: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens, and to each the next one: two times (batch, length)."""
+        """Tokens and the token after each, two tensors (batch, length)."""
         return self._windows(self._train, starts)
 
     def validation_batches(self) -> list[tuple[Tensor, Tensor]]:
-        places = self._places.split(self.size.batch)
-        return [self._windows(self._held_out, starts) for starts in places]
+        batches = []
+        for starts in self._held_out_starts.split(self.size.batch):
+            batches.append(self._windows(self._held_out, starts))
+        return batches
 
     def _windows(self, tokens: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
         windows = tokens[starts[:, None] + self._offsets].long()
@@ -129,7 +131,7 @@ class Data:
 
 
 class Training:
-    """One run, step by step."""
+    """One run."""
 
     def __init__(self, session: Session, data: Data, run: Run):
         self.session, self.data, self.run = session, data, run
@@ -147,7 +149,7 @@ class Training:
         self.seconds = 0.0
 
     def finish(self) -> Record:
-        """All steps. Raises Skipped as soon as they are seen not to fit."""
+        """Makes all steps. Raises Skipped if the remaining ones do not fit."""
         every = max(self.run.steps // EVALUATIONS, 1)
         for first in range(0, self.run.steps, every):
             last = min(first + every, self.run.steps)
@@ -167,7 +169,7 @@ class Training:
         }
 
     def train(self, first: int, last: int) -> float:
-        """Makes some steps; returns the seconds that they take."""
+        """Makes the steps from `first` to `last`; returns their seconds."""
         self.session.synchronize()
         start = time.perf_counter()
         for number in range(first, last):
@@ -187,8 +189,9 @@ class Training:
     @torch.no_grad()
     def evaluate(self, step: int) -> None:
         """Adds a point to the curve."""
-        batches = self.data.validation_batches()
-        losses = [loss_of(self.model, *batch) for batch in batches]
+        losses = []
+        for batch in self.data.validation_batches():
+            losses.append(loss_of(self.model, *batch))
         self.curve["steps"].append(step)
         self.curve["seconds"].append(self.seconds)
         self.curve["loss"].append(torch.stack(losses).mean().item())
@@ -232,13 +235,13 @@ def run(session: Session) -> None:
 
 
 def warm_up(session: Session, data: Data) -> Record:
-    """Compiles what the default compiles, so that no run has it in its time."""
+    """Compiles the default's functions, so that runs do not include that time."""
     Training(session, data, TINY_RUNS[0]).train(0, TINY_RUNS[0].steps)
     return {}
 
 
 def prepare(session: Session, size: Size, found: list[Data]) -> Record:
-    """Adds the data to `found`, and describes it."""
+    """Adds the data to `found`; returns their record."""
     corpus = load_corpus(session, size.tokens, size.vocabulary)
     found.append(Data(session, size, corpus))
     return {

@@ -1,9 +1,8 @@
-"""Part (d): some outer steps of `meta_train.training.train` on the device, optimizees
-stacked.
+"""Part (d): some outer steps of `meta_train.training.train` on the device.
 
-All metanets by truncated backpropagation, then all estimators with the feed-forward
-metanet. Optimizees are small CNNs that classify random images, so no data set is
-needed.
+All metanets with truncated backpropagation, then all estimators with the feed-forward
+metanet. Optimizees are stacked small CNNs that classify random images, so no data set
+is needed.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import time
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from io import StringIO
+from itertools import chain, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -32,11 +32,11 @@ from ngopt.metanets import METANETS
 PROBLEM = f"{__name__}:RandomImages"
 SIDE, CLASSES, BATCH = 12, 10, 32
 OUTER_STEPS = 3
-ESTIMATORS = "pes", "es", "tbptt-2", "imitation"  # with tbptt, all
+ESTIMATORS = "pes", "es", "tbptt-2", "imitation"  # all others than tbptt
 
 
 class RandomImages:
-    """Images of ten classes, each a random pattern with noise."""
+    """Images of ten classes: random patterns with noise."""
 
     name, steps = "random images", 20
 
@@ -45,7 +45,7 @@ class RandomImages:
             return plain_cnn()
 
     def batch(self, seed: int, step: int) -> tuple[Tensor, Tensor]:
-        """Images (BATCH, 1, SIDE, SIDE), and their classes."""
+        """Images (BATCH, 1, SIDE, SIDE) and classes (BATCH,)."""
         generator = torch.Generator().manual_seed(0)
         patterns = torch.randn(CLASSES, 1, SIDE, SIDE, generator=generator)
         generator.manual_seed(derive_seed(seed, step))
@@ -61,14 +61,15 @@ class RandomImages:
         from meta_train.problems import Metrics
 
         device = next(model.parameters()).device
-        images, classes = (x.to(device) for x in self.batch(0, 0))
-        logits = model(images)
+        images, classes = self.batch(0, 0)
+        logits = model(images.to(device))
+        classes = classes.to(device)
         accuracy = (logits.argmax(1) == classes).double().mean().item()
         return Metrics(F.cross_entropy(logits, classes).item(), accuracy)
 
 
 def meta_trained(session: Session, metanet: str, estimator: str) -> Record:
-    """Trains for some outer steps, validates and saves, as the program does."""
+    """Trains for some outer steps, validates and saves."""
     train = training_program()
     with TemporaryDirectory() as folder:
         config = train.Config(
@@ -98,7 +99,7 @@ def meta_trained(session: Session, metanet: str, estimator: str) -> Record:
 
 
 def training_program() -> ModuleType:
-    """`meta_train.training.train`, whose command line, and so tyro, is not needed."""
+    """`meta_train.training.train`, also without tyro, which its command line needs."""
     try:
         importlib.import_module("tyro")
     except ImportError:
@@ -110,8 +111,8 @@ def training_program() -> ModuleType:
 
 def run(session: Session) -> None:
     records = Records(session, "meta")
-    cases = [(metanet, "tbptt") for metanet in METANETS]
-    cases += [("ff", estimator) for estimator in ESTIMATORS]
-    for metanet, estimator in cases:
+    by_metanet = product(METANETS, ["tbptt"])
+    by_estimator = product(["ff"], ESTIMATORS)
+    for metanet, estimator in chain(by_metanet, by_estimator):
         about = {"metanet": metanet, "estimator": estimator}
         records.attempt(about, partial(meta_trained, session, metanet, estimator))

@@ -1,4 +1,4 @@
-"""Optimizers that are compared: lists of them, stepped one after the other."""
+"""Constructors of the compared optimizers: lists that are stepped in sequence."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Make = Callable[[nn.Module], Optimizers]
 
 
 def adamw(model: nn.Module, lr: float = 1e-3) -> Optimizers:
-    """Fused where torch can. Matrices and tables decay, as in nanoGPT."""
+    """Fused AdamW with weight decay on matrices and embeddings, as in nanoGPT."""
     params = [p for p in model.parameters() if p.requires_grad]
     return [_adamw(params, lr)]
 
@@ -28,15 +28,13 @@ def adamw(model: nn.Module, lr: float = 1e-3) -> Optimizers:
 def _adamw(params: Sequence[nn.Parameter], lr: float) -> Optimizer:
     matrices = [p for p in params if p.ndim >= 2]
     vectors = [p for p in params if p.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": DECAY},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
+    decayed = {"params": matrices, "weight_decay": DECAY}
+    groups = [decayed, {"params": vectors, "weight_decay": 0.0}]
     return AdamW(groups, lr, betas=BETAS, fused=True)
 
 
 def muon(model: nn.Module, lr: float = 1e-3) -> Optimizers:
-    """torch's Muon on hidden matrices; AdamW at the same rate on all else."""
+    """torch's Muon on hidden matrices, AdamW with the same lr on other parameters."""
     if not hasattr(torch.optim, "Muon"):
         raise Skipped(f"torch {torch.__version__} has no torch.optim.Muon")
     matrices, others = hidden_matrices(model)
@@ -49,15 +47,17 @@ def muon(model: nn.Module, lr: float = 1e-3) -> Optimizers:
 def hidden_matrices(
     model: nn.Module,
 ) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Matrices that are neither a table nor the output layer; all other parameters."""
+    """Matrices other than embeddings and the output layer; all other parameters."""
     excluded: set[nn.Parameter] = set()
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) or name.endswith("lm_head"):
             excluded.update(module.parameters())
-    params = list(model.parameters())
-    matrices = [p for p in params if p.ndim == 2 and p not in excluded]
-    chosen = set(matrices)
-    return matrices, [p for p in params if p not in chosen]
+    matrices = []
+    others = []
+    for p in model.parameters():
+        is_hidden_matrix = p.ndim == 2 and p not in excluded
+        (matrices if is_hidden_matrix else others).append(p)
+    return matrices, others
 
 
 def default(model: nn.Module) -> Optimizers:
@@ -65,7 +65,7 @@ def default(model: nn.Module) -> Optimizers:
 
 
 def default_open(model: nn.Module) -> Optimizers:
-    """Without a horizon, which keeps an average of the weights."""
+    """The default without a horizon, which stores averaged weights."""
     return [NGOptimizer(model.parameters())]
 
 
@@ -88,7 +88,7 @@ def heavyball_soap(model: nn.Module) -> Optimizers:
 
 
 def emerging_soap(model: nn.Module) -> Optimizers:
-    """NVIDIA's SOAP with its defaults, of hidden matrices alone; AdamW on all else."""
+    """NVIDIA's SOAP with its defaults on hidden matrices, AdamW on others."""
     for name in ("emerging_optimizers.soap", "emerging_optimizers.legacy_soap"):
         try:
             soap = importlib.import_module(name).SOAP

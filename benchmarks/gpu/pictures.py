@@ -1,4 +1,4 @@
-"""Pictures of what the parts found."""
+"""Plots of the records of cost and lm."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from benchmarks.records import Record
 
 
 def draw(part: str, records: Sequence[Record], path: Path) -> None:
-    """Draws a part that has a picture; says why where it cannot."""
+    """Draws a part that has a plot; prints an error if that fails."""
     if part not in PICTURES or not records:
         return
     try:
         PICTURES[part](records, path)
-    except Exception as error:  # the numbers are there without it
+    except Exception as error:  # the numbers are complete without the plot
         print(f"no picture '{path}': {note_of(error)}", file=sys.stderr)
 
 
 def draw_cost(records: Sequence[Record], path: Path) -> None:
-    """Milliseconds of all optimizers, one panel for each network."""
+    """Bars of milliseconds by optimizer, one panel for each network."""
     from matplotlib.figure import Figure
 
     groups: dict[str, dict[str, float]] = {}
@@ -34,8 +34,8 @@ def draw_cost(records: Sequence[Record], path: Path) -> None:
     figure = Figure(figsize=(4 * len(groups), 4), layout="constrained")
     panels = figure.subplots(1, len(groups), squeeze=False)[0]
     for axes, (network, own) in zip(panels, groups.items(), strict=True):
-        names = list(reversed(own))
-        bars = axes.barh(names, [own[name] for name in names])
+        bars = axes.barh(list(own), list(own.values()))
+        axes.invert_yaxis()
         axes.bar_label(bars, fmt="%.3g", padding=2)
         axes.set_xscale("log")
         axes.margins(x=0.2)

@@ -1,4 +1,4 @@
-"""Parts run in processes of their own, so that what ends one leaves the others."""
+"""Runs parts in their own processes, so that a crash ends only one part."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 
 from benchmarks.gpu.session import Session
 
-GRACE = 30.0  # seconds that a part has to end a case it has begun
+GRACE = 30.0  # seconds to complete the current case after the deadline
 
 
 def run_part(part: str, session: Session) -> None:
-    """The whole of a part, in a process of its own."""
+    """Runs a part in this process."""
     if not session.is_cuda:
         torch.set_num_threads(1)
     logging.getLogger("ngopt").setLevel(logging.ERROR)
@@ -28,9 +28,9 @@ def run_part(part: str, session: Session) -> None:
 
 
 def in_process(part: str, session: Session) -> str | None:
-    """Runs a part in a new process; returns why it did not come to its end, or None.
+    """Runs a part in a new process. Returns the reason if it did not complete.
 
-    So an error of CUDA, which a process does not survive, ends one part alone.
+    A process does not survive CUDA errors, so parts are in different processes.
     """
     context = multiprocessing.get_context("spawn")
     process = context.Process(target=run_part, args=(part, session))

@@ -1,4 +1,4 @@
-"""What all parts share: the device, the time that is left, and records."""
+"""The device, the remaining time and the records of a part."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ import torch
 from benchmarks.records import Record
 from harness.files import write_json
 
-NOTE = 300  # characters of an error message, at most
+NOTE = 300  # maximum characters of an error message
 
 
 class Skipped(Exception):
-    """A case that does not apply here, or does not fit into the time that is left."""
+    """Raised by a case that does not apply or does not fit into the remaining time."""
 
 
 @dataclass(frozen=True)
 class Session:
-    """What a part is given.
+    """Settings of a part.
 
-    device: "cuda" or "cpu". tiny: small shapes and few steps, as a test. folder: for
-    records. deadline: of `time.monotonic()`; after it no case begins. command: what was
-    called, for the records.
+    device: "cuda" or "cpu". tiny: small shapes and few steps, for tests. folder: for
+    records. deadline: of `time.monotonic()`; no case starts after it. command: the
+    command line, for the records.
     """
 
     device: str
@@ -47,7 +47,7 @@ class Session:
         return self.deadline - time.monotonic()
 
     def check_left(self, seconds: float) -> None:
-        """Raises Skipped if a case of so many seconds does not fit."""
+        """Raises Skipped if a case of this duration does not fit."""
         left = self.left()
         if left < seconds:
             raise Skipped(f"needs {seconds:.0f} s; {max(left, 0):.0f} s are left")
@@ -67,14 +67,14 @@ class Session:
             torch.cuda.synchronize()
 
     def free_memory(self) -> None:
-        """Gives back what nothing refers to, so that the next case has all of it."""
+        """Frees unreferenced memory for the next case."""
         gc.collect()
         if self.is_cuda:
             torch.cuda.empty_cache()
 
 
 class Records:
-    """Records of a part, written to <folder>/<part>.json after each of them."""
+    """Records of a part, written to <folder>/<part>.json after each case."""
 
     def __init__(self, session: Session, part: str):
         self.session = session
@@ -84,10 +84,10 @@ class Records:
         self.write()
 
     def attempt(self, about: Record, case: Callable[[], Record]) -> Record:
-        """Adds the record of a case: what it returns, or why there is nothing.
+        """Adds the record of a case: its result, or the reason why there is none.
 
-        about: what is measured, the first keys of the record. status: "ok", "failed" or
-        "skipped", unless the case says so itself.
+        about: the first keys of the record, which describe the case. The record has a
+        status: that of the case's result, or "ok", "failed" or "skipped".
         """
         start = time.monotonic()
         try:
@@ -106,30 +106,29 @@ class Records:
         return record
 
     def write(self) -> None:
-        write_json(
-            self.path, {"machine": self.machine, "records": as_json(self.records)}
-        )
+        content = {"machine": self.machine, "records": as_json(self.records)}
+        write_json(self.path, content)
 
 
 def _line(record: Record) -> str:
-    """What is printed of a record as soon as it is there: its plain values."""
-    kinds = str, int, float, bool
-    shown = {key: x for key, x in record.items() if isinstance(x, kinds)}
-    return "  ".join(f"{key}={_short(value)}" for key, value in shown.items())
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    """The plain values of a record in one line."""
+    cells = []
+    for key, value in record.items():
+        if isinstance(value, float):
+            cells.append(f"{key}={value:.4g}")
+        elif isinstance(value, str | int):
+            cells.append(f"{key}={value}")
+    return "  ".join(cells)
 
 
 def note_of(error: BaseException) -> str:
-    """The kind of an error and its first line."""
+    """The type of an error and the first line of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:NOTE]
 
 
 def as_json(value: Any) -> Any:
-    """The same with None in place of numbers that JSON does not have."""
+    """The value with None in place of nan and infinity, which JSON lacks."""
     if isinstance(value, float) and not isfinite(value):
         return None
     if isinstance(value, dict):
@@ -140,7 +139,7 @@ def as_json(value: Any) -> Any:
 
 
 def machine(session: Session) -> dict[str, Any]:
-    """What a part is measured on, when, and with which code."""
+    """Machine, versions, date and commit of a measurement."""
     found: dict[str, Any] = {
         "device": session.device,
         "processor": platform.processor() or platform.machine(),
@@ -162,7 +161,7 @@ def machine(session: Session) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit of the checkout, where it is one."""
+    """The commit of the checkout, None outside of a git repository."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     folder = Path(__file__).parent
     try:

@@ -22,15 +22,15 @@ from benchmarks.records import Record
 
 WARM_UP, REPEATS = 40, 20
 TINY_WARM_UP, TINY_REPEATS = 2, 3
-LONGEST = 6.0  # seconds of steps that are timed together
-SHOWN, NAME = 16, 120  # kernels that are listed, letters of their names
+LONGEST = 6.0  # maximum seconds of warm-up and timed steps
+SHOWN, NAME = 16, 120  # listed kernels, characters of their names
 MIB = 1 << 20
 
 Step = Callable[[], object]
 
 
 class Times(NamedTuple):
-    """first_s: seconds of the first step. ms, worst_ms: median, slowest of `steps`."""
+    """first_s: seconds of the first step. ms, worst_ms: median and maximum of steps."""
 
     first_s: float
     ms: float
@@ -41,8 +41,8 @@ class Times(NamedTuple):
 def timed(session: Session, step: Step, prepare: Step | None = None) -> Times:
     """Times of a step, each between two synchronisations, after a warm-up.
 
-    prepare: is called before every step, outside of its time. A step that is slow is
-    warmed up and timed less often.
+    prepare: called before every step, outside of its time. Slow steps are repeated less
+    often.
     """
 
     def seconds() -> float:
@@ -62,11 +62,11 @@ def timed(session: Session, step: Step, prepare: Step | None = None) -> Times:
 
 
 def _repeated(seconds: Callable[[], float], count: int, longest: float) -> list[float]:
-    """So many times, at least one, until they add up to `longest` seconds."""
-    found = [seconds()]
-    while len(found) < count and sum(found) < longest:
-        found.append(seconds())
-    return found
+    """`count` times; fewer, but at least one, if their sum reaches `longest`."""
+    times = [seconds()]
+    while len(times) < count and sum(times) < longest:
+        times.append(seconds())
+    return times
 
 
 def state_bytes(session: Session, optimizers: Sequence[Optimizer]) -> int:
@@ -81,7 +81,7 @@ def state_bytes(session: Session, optimizers: Sequence[Optimizer]) -> int:
 
 
 def transient_bytes(session: Session, step: Step) -> int | None:
-    """The peak of memory on a GPU during a step, beyond what was there before."""
+    """Peak GPU memory during a step, above that before it."""
     if not session.is_cuda:
         step()
         return None
@@ -94,7 +94,7 @@ def transient_bytes(session: Session, step: Step) -> int | None:
 
 
 def unallocated_bytes(session: Session) -> int | None:
-    """What of a GPU's memory is kept without a tensor: by CUDA graphs."""
+    """GPU memory that is reserved but not allocated: that of CUDA graphs."""
     if not session.is_cuda:
         return None
     session.free_memory()
@@ -106,9 +106,9 @@ def mib(count: int | None) -> float | None:
 
 
 def profiled(session: Session, step: Step, steps: int) -> Record:
-    """Kernels, copies and milliseconds of the device in a step: means over some steps.
+    """Kernels, copies and device milliseconds of a step: means over `steps` steps.
 
-    kernel_ms: of those that take most time, in a step.
+    kernel_ms: of the slowest kernels.
     """
     if not session.is_cuda:
         return {"kernels": None, "copies": None, "device_ms": None}
@@ -117,21 +117,25 @@ def profiled(session: Session, step: Step, steps: int) -> Record:
         for _ in range(steps):
             step()
         session.synchronize()
-    events = [e for e in found.events() or [] if e.device_type == DeviceType.CUDA]
-    is_copy = [e.name.startswith(("Memcpy", "Memset")) for e in events]
+    kernels = copies = 0
     spent: Counter[str] = Counter()
-    for event in events:
-        spent[plain(event.name)] += event.time_range.elapsed_us()
+    for event in found.events() or []:
+        if event.device_type == DeviceType.CUDA:
+            is_copy = event.name.startswith(("Memcpy", "Memset"))
+            copies += is_copy
+            kernels += not is_copy
+            spent[plain(event.name)] += event.time_range.elapsed_us()
+    slowest = spent.most_common(SHOWN)
     return {
-        "kernels": (len(events) - sum(is_copy)) / steps,
-        "copies": sum(is_copy) / steps,
+        "kernels": kernels / steps,
+        "copies": copies / steps,
         "device_ms": 1e-3 * spent.total() / steps,
-        "kernel_ms": {name: 1e-3 * us / steps for name, us in spent.most_common(SHOWN)},
+        "kernel_ms": {name: 1e-3 * us / steps for name, us in slowest},
     }
 
 
 def plain(kernel: str) -> str:
-    """A kernel's name without namespaces, the first letters of it."""
+    """A kernel's name without namespaces, shortened."""
     for word in ("void ", "at::native::", "(anonymous namespace)::", "at::cuda::"):
         kernel = kernel.replace(word, "")
     return kernel[:NAME]

@@ -1,18 +1,18 @@
 """Steps of AdamW and Muon on the ranks of a group, counted from their equations.
 
-AdamW is fused: it reads weights, gradients and moments of a rank's parts once and
-writes them once, without communication.
+AdamW is fused: it reads and writes weights, gradients and moments of a rank's parts
+once, without communication.
 
-Muon is as in its distributed versions, for matrices that are no tables; the rest has
-AdamW. A rank updates the momentum of its parts, in float32. Each matrix has one owner:
-large ones first, to the rank with the fewest FLOPs. Momentum travels to owners and
-orthogonalized changes travel back in bfloat16, while other matrices are computed; those
-of one shape travel together, and an owner multiplies its own in one batch. A
-Newton-Schulz iteration of X (m, n), m <= n, is
+Muon is as in its distributed versions, for matrices other than embeddings and output
+layers; other parameters use AdamW. A rank updates the momentum of its parts in float32.
+Each matrix has one owner; large ones are assigned first, to the rank with the fewest
+FLOPs. Momentum is sent to owners and orthogonalized updates are sent back in bfloat16,
+while other matrices are computed. Matrices of one shape are sent together, and an owner
+computes its own in one batch. A Newton-Schulz iteration of X (m, n), m <= n, is
 
     A = X X^T,  B = b A + c A A,  X <- a X + B X        4 m^2 n + 2 m^3 FLOPs
 
-With DDP owners have the momentum, and only changes travel.
+With DDP owners store the momentum, and only updates are sent.
 """
 
 from __future__ import annotations
@@ -32,32 +32,31 @@ from ngopt.distributed.ownership import Cost
 
 ITERATIONS = 5
 RATE = PRODUCTS[torch.bfloat16]
-# Tensors of a launch of fused AdamW on CUDA, with four lists.
-TENSORS = 36
+TENSORS = 36  # per launch of fused AdamW on CUDA, with four lists
 
-# Bytes an element: float32 weights p, gradients g and moments; bfloat16 u.
+# Bytes per element: float32 weights p, gradients g and moments; bfloat16 updates u.
 ADAMW = 7 * 4  # reads p, g and two moments; writes all but g
 ADAMW_STATE = 2 * 4
 MOMENTUM = 3 * 4 + 2  # reads g and m; writes m and u
 MOMENTUM_STATE = 4
 CHANGE = 2 * 4 + 2  # reads p and u; writes p
-COPY = 2 * (2 + 2)  # of parts of a matrix to the matrix, and back
+COPY = 2 * (2 + 2)  # from the parts of a matrix to the matrix, and back
 HALF = 2
-FOREACH = 3  # launches of `torch._foreach_*`, for momentum and for changes
+FOREACH = 3  # launches of `torch._foreach_*`, for momentum and for updates
 
 Shape = tuple[int, ...]
 
 
 class Parameters(NamedTuple):
-    """Shapes of a network's parameters, and of the parts that each rank has of them."""
+    """Shapes of a network's parameters, and of each rank's parts of them."""
 
     wholes: dict[str, Shape]
     parts: Sequence[dict[str, Shape]]
-    is_copied: bool  # whether each rank has all of all
+    is_copied: bool  # whether each rank has whole parameters
 
 
 class Peer(NamedTuple):
-    """What a rank does in a step, and bytes of its state."""
+    """The log of a rank's step, and bytes of its state."""
 
     log: Log
     state: int
@@ -65,14 +64,14 @@ class Peer(NamedTuple):
 
 def adamw(parameters: Parameters) -> list[Peer]:
     """The step of every rank."""
-    found = []
+    peers = []
     for parts in parameters.parts:
         log = Log()
-        _add_adamw(log, [prod(shape) for shape in parts.values()])
+        numels = list(map(prod, parts.values()))
+        _add_adamw(log, numels)
         log.end()
-        numel = sum(map(prod, parts.values()))
-        found.append(Peer(log, ADAMW_STATE * numel))
-    return found
+        peers.append(Peer(log, ADAMW_STATE * sum(numels)))
+    return peers
 
 
 def muon(parameters: Parameters) -> list[Peer]:
@@ -82,25 +81,23 @@ def muon(parameters: Parameters) -> list[Peer]:
     rounds: dict[Shape, list[str]] = {}
     for name in matrices:
         rounds.setdefault(parameters.wholes[name], []).append(name)
-    ranks = range(len(parameters.parts))
-    return [
-        _MuonRank(parameters, owners, list(rounds.values()), rank).step()
-        for rank in ranks
-    ]
+    peers = []
+    for rank in range(len(parameters.parts)):
+        own = _MuonRank(parameters, owners, list(rounds.values()), rank)
+        peers.append(own.step())
+    return peers
 
 
 def matrices_of(shapes: dict[str, Shape]) -> list[str]:
-    """Names of what Muon updates: all but tables, the output layer and vectors."""
-    named = [
-        (name, torch.empty(shape, device="meta")) for name, shape in shapes.items()
-    ]
-    roles = parameter_roles(named)
-    is_other = "embedding", "output"
-    return [
-        name
-        for name, shape in shapes.items()
-        if len(shape) > 1 and roles[name].role not in is_other
-    ]
+    """Names of Muon's parameters: all but embeddings, the output layer and vectors."""
+    params = {}
+    for name, shape in shapes.items():
+        params[name] = torch.empty(shape, device="meta")
+    matrices = []
+    for name, role in parameter_roles(params.items()).items():
+        if params[name].dim() > 1 and role.role not in ("embedding", "output"):
+            matrices.append(name)
+    return matrices
 
 
 def owners_of(
@@ -117,7 +114,7 @@ def newton_schulz_flops(shape: Shape) -> int:
 
 
 def newton_schulz_seconds(shape: Shape, count: int) -> float:
-    """Seconds of the products, and of the norm, of `count` matrices in a batch."""
+    """Seconds of the products and the norm of a batch of `count` matrices."""
     m, n = sorted((shape[0], prod(shape[1:])))
     products = [  # FLOPs and elements moved
         (2 * m * m * n, m * n + m * m),
@@ -140,7 +137,7 @@ def _add_adamw(log: Log, numels: Sequence[int]) -> None:
 class _MuonRank:
     parameters: Parameters
     owners: dict[str, int]
-    rounds: list[list[str]]  # matrices that travel together, of one shape
+    rounds: list[list[str]]  # matrices that are sent together, of one shape
     rank: int
 
     def __post_init__(self) -> None:
@@ -149,8 +146,8 @@ class _MuonRank:
 
     def step(self) -> Peer:
         log = Log()
-        own = [self._with_momentum(some) for some in self.rounds]
-        log.work(MOMENTUM * sum(own) / MEMORY, FOREACH)
+        momentum = sum(map(self._momentum_numel, self.rounds))
+        log.work(MOMENTUM * momentum / MEMORY, FOREACH)
         arriving = [self._start(log, 0, to_owners=True)]
         leaving: list[int | None] = []
         for number, some in enumerate(self.rounds):
@@ -165,18 +162,20 @@ class _MuonRank:
         others = [prod(x) for name, x in self.parts.items() if name not in self.owners]
         _add_adamw(log, others)
         log.end()
-        return Peer(log, MOMENTUM_STATE * sum(own) + ADAMW_STATE * sum(others))
+        return Peer(log, MOMENTUM_STATE * momentum + ADAMW_STATE * sum(others))
 
-    def _with_momentum(self, some: Sequence[str]) -> int:
-        """Elements whose momentum this rank has."""
-        if self.parameters.is_copied:
-            some = [name for name in some if self.owners[name] == self.rank]
-        return sum(prod(self.parts[name]) for name in some)
+    def _momentum_numel(self, names: Sequence[str]) -> int:
+        """Elements of the momentum of these matrices on this rank."""
+        numel = 0
+        for name in names:
+            if not self.parameters.is_copied or self.owners[name] == self.rank:
+                numel += prod(self.parts[name])
+        return numel
 
     def _start(self, log: Log, number: int, to_owners: bool) -> int | None:
         if self.is_alone or (to_owners and self.parameters.is_copied):
             return None
-        out = into = 0  # elements of this rank's parts, and of others' parts
+        out = into = 0  # elements of this rank's parts, and of other ranks' parts
         for name in self.rounds[number]:
             part = prod(self.parts[name])
             if self.owners[name] == self.rank:

@@ -1,9 +1,9 @@
-"""Steps of the default as every rank of a group makes them, counted in one process.
+"""Steps of the default on the ranks of a group, counted in one process.
 
-Parameters, gradients and state are on torch's meta device. One rank after the other
-makes its steps in a fake process group: collectives are logged, and send nothing. The
-objects that ranks gather before the first step, which parts they have, are taken from
-all of them in turn, before steps are counted.
+Parameters, gradients and state are on torch's meta device. The ranks step one after the
+other in a fake process group, whose collectives are logged and send nothing. Before the
+first step ranks gather objects, which describe their parts. These objects are recorded
+for all ranks before steps are counted.
 """
 
 from __future__ import annotations
@@ -39,14 +39,17 @@ Named = list[tuple[str, Parameter]]
 class RankSteps(NamedTuple):
     """The steps of one rank in a cycle of renewals.
 
-    parts: milliseconds of the device by parts of the cost model, means. state: bytes.
-    transient: bytes that a step allocates, at most.
+    parts: mean milliseconds of the device by parts of the cost model. state: bytes.
+    transient: maximum bytes that a step allocates.
     """
 
     logs: list[Log]
     parts: dict[str, float]
     state: int
     transient: int
+
+    def device_seconds(self) -> float:
+        return sum(log.device_seconds for log in self.logs)
 
 
 class Group:
@@ -61,27 +64,27 @@ class Group:
         with torch.device("meta"):
             self.shapes = {name: p.shape for name, p in make().named_parameters()}
         self._roles: Any = None  # the same for all ranks
-        ranks = range(size) if division != ALONE else ()
-        self._gathered = [self._first_gathered(rank) for rank in ranks]
+        self._gathered = []
+        if division != ALONE:
+            self._gathered = list(map(self._first_gathered, range(size)))
 
     def held(self, name: str, rank: int) -> torch.Size:
-        """The shape of what a rank has of a parameter."""
+        """The shape of a rank's part of a parameter."""
         shape = self.shapes[name]
         if self.division != FSDP:
             return shape
         return torch.Size(whole(shape).chunk(0, rank, self.size).shape)
 
     def held_bytes(self, rank: int) -> int:
-        """Of what a rank has of all parameters."""
-        numels = [self.held(name, rank).numel() for name in self.shapes]
-        return torch.float32.itemsize * sum(numels)
+        """Bytes of a rank's parts of all parameters."""
+        numel = sum(self.held(name, rank).numel() for name in self.shapes)
+        return torch.float32.itemsize * numel
 
     def parameters(self, rank: int) -> Named:
-        """What a rank has of all parameters."""
+        """A rank's parts of all parameters."""
         mesh: Any = None
         if self.division == FSDP:
-            # DTensors of equal meshes share what is computed of their parts: names
-            # differ
+            # layouts are cached for equal meshes, so meshes of ranks differ in name
             names = (f"rank {rank}",)
             mesh = init_device_mesh("cpu", (self.size,), mesh_dim_names=names)
         found = []
@@ -97,14 +100,14 @@ class Group:
         return as_dtensor(part, mesh, [Shard(0)], every)
 
     def _optimizer(self, rank: int) -> NGOptimizer:
-        """Which has made no step yet, and makes its state in the first."""
+        """A new optimizer of a rank's parameters."""
         group = distributed.group.WORLD if self.division == DDP else None
         return NGOptimizer(
             self.parameters(rank), lr=0.0, total_steps=HORIZON, process_group=group
         )
 
     def _first_gathered(self, rank: int) -> Any:
-        """What a rank gives to the first gathering of objects."""
+        """The object that a rank contributes to the first gathering."""
         collectives = Collectives(rank, self.size)
         with self.as_rank(rank, collectives), quiet(), suppress(_FirstGathered):
             self._optimizer(rank).step()
@@ -112,18 +115,17 @@ class Group:
 
     @contextmanager
     def as_rank(self, rank: int, collectives: Collectives) -> Iterator[None]:
-        """This process is a rank of the group within."""
+        """Makes this process a rank of the group."""
         if self.division == ALONE:
             yield
             return
-        store = FakeStore()
         distributed.init_process_group(
-            "fake", rank=rank, world_size=self.size, store=store
+            "fake", rank=rank, world_size=self.size, store=FakeStore()
         )
         logged = {name: getattr(collectives, name) for name in COLLECTIVES}
-        known_roles = patch("ngopt.base.soap.roles_of", self._roles_of)
+        cached_roles = patch("ngopt.base.soap.roles_of", self._roles_of)
         try:
-            with patch.multiple(distributed, **logged), known_roles:
+            with patch.multiple(distributed, **logged), cached_roles:
                 yield
         finally:
             distributed.destroy_process_group()
@@ -134,12 +136,14 @@ class Group:
         return self._roles
 
     def steps(self, rank: int) -> RankSteps:
-        """Those of a rank, late in a training."""
+        """Steps of a rank, late in a training."""
         collectives = Collectives(rank, self.size, self._gathered)
         parts: dict[str, float] = defaultdict(float)
-        logs, transient = [], 0
+        logs = []
+        transient = 0
         with self.as_rank(rank, collectives), quiet():
-            optimizer = _begun(self._optimizer(rank))
+            optimizer = self._optimizer(rank)
+            _move_to_late_step(optimizer)
             every = cycle(optimizer)
             for _ in range(every):
                 counts, prediction = _counted(optimizer, collectives)
@@ -152,12 +156,16 @@ class Group:
 
 def state_bytes(optimizer: NGOptimizer) -> int:
     """Bytes of a rank's state without scalars, which every rank has."""
-    records = optimizer.state.values()
-    return sum(nbytes(x) for record in records for x in record.values() if x.dim())
+    total = 0
+    for record in optimizer.state.values():
+        for x in record.values():
+            if x.dim():
+                total += nbytes(x)
+    return total
 
 
-def _begun(optimizer: NGOptimizer) -> NGOptimizer:
-    """Makes gradients, state and a step with them, `LATE` steps into a training."""
+def _move_to_late_step(optimizer: NGOptimizer) -> None:
+    """Allocates gradients and state, and steps `LATE` steps into a training."""
     for group in optimizer.param_groups:
         for p in group["params"]:
             p.grad = torch.empty_like(p)
@@ -168,7 +176,6 @@ def _begun(optimizer: NGOptimizer) -> NGOptimizer:
     for record in optimizer.state.values():
         record["step"].fill_(age)
     optimizer.step()
-    return optimizer
 
 
 def _counted(
@@ -183,7 +190,7 @@ def _counted(
 
 
 class DeviceCounts(Counts):
-    """Counts; raises an error for collectives that are not logged."""
+    """`Counts` that raises an error for collectives that are not logged."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -194,20 +201,20 @@ class DeviceCounts(Counts):
 
 
 class _FirstGathered(Exception):
-    """A rank has given its value to the first gathering."""
+    """Raised when a rank contributes its value to the first gathering."""
 
 
 class Collectives:
-    """Takes the place of functions of `torch.distributed`, and logs them."""
+    """Replaces functions of `torch.distributed`, and logs their calls."""
 
     def __init__(self, rank: int, size: int, gathered: Sequence[Any] | None = None):
-        """gathered: objects of all ranks; None: stops at the first gathering."""
+        """gathered: objects of all ranks; None: raises at the first gathering."""
         self._rank, self._size, self._gathered = rank, size, gathered
-        self.value: Any = None  # of this rank, in that gathering
+        self.value: Any = None  # that this rank contributes to the first gathering
         self.begin(Prediction())
 
     def begin(self, prediction: Prediction) -> None:
-        """Begins the log of a step; prediction: of the work between collectives."""
+        """Begins the log of a step; prediction: counts work between collectives."""
         self.log, self._prediction = Log(), prediction
         self._seconds, self._launches = 0.0, 0
 
@@ -216,9 +223,9 @@ class Collectives:
         self.log.end()
 
     def _note_work(self) -> None:
-        found = self._prediction
-        found.close()
-        seconds, launches = found.fused_seconds, found.fused_launches
+        self._prediction.close()
+        seconds = self._prediction.fused_seconds
+        launches = self._prediction.fused_launches
         self.log.work(seconds - self._seconds, launches - self._launches)
         self._seconds, self._launches = seconds, launches
 
@@ -229,7 +236,7 @@ class Collectives:
         found[:] = self._gathered
 
     def all_gather(self, found: list[Tensor], value: Tensor, group: Any) -> None:
-        """Of numbers on the host, which all ranks have in common."""
+        """Gathers numbers on the host, which are equal on all ranks."""
         assert value.is_cpu
         for x in found:
             x.copy_(value)
@@ -251,10 +258,14 @@ class Collectives:
         async_op: bool,
     ) -> _Work:
         assert async_op
-        assert result.dtype == sent.dtype  # as torch demands
+        assert result.dtype == sent.dtype  # required by torch
         self._note_work()
-        others = [(sum(x) - x[self._rank]) * sent.itemsize for x in (counts, received)]
-        return _Work(self, self.log.start(*others))
+        sent_to_others = sum(counts) - counts[self._rank]
+        received_from_others = sum(received) - received[self._rank]
+        number = self.log.start(
+            sent_to_others * sent.itemsize, received_from_others * sent.itemsize
+        )
+        return _Work(self, number)
 
     def wait(self, number: int) -> None:
         self._note_work()
@@ -262,7 +273,7 @@ class Collectives:
 
 
 class _Work(NamedTuple):
-    """A collective under way."""
+    """An asynchronous collective."""
 
     collectives: Collectives
     number: int

@@ -1,7 +1,7 @@
-"""How long a step takes that several ranks make together.
+"""Time of a step of several ranks.
 
-Each rank has a log of its step: work of host and device, and collectives. `play` runs
-the logs of all ranks at once.
+Each rank has a log of its step: work of host and device, and collectives. `play`
+simulates the logs of all ranks together.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from typing import NamedTuple
 
 from benchmarks.cost_model import LAUNCH
 
-BANDWIDTH = 300e9  # bytes a second that a GPU sends, and as many that it receives
-LATENCY = 20e-6  # seconds of a collective beside its bytes
+BANDWIDTH = 300e9  # bytes per second of a GPU in each direction
+LATENCY = 20e-6  # seconds of a collective without its transfer
 
 START, WAIT, HOST, END = "start", "wait", "host", "end"
 
 
 class Segment(NamedTuple):
-    """The work of a rank up to an event, and the event.
+    """An event in a rank's step, and the work before it.
 
-    seconds: of the device. launches: of the host. event: START and WAIT of a collective
-    of the devices, a collective of the HOST, or END of the step. number: of the
-    collective. transfer: its seconds.
+    seconds: of the device. launches: of the host. event: START or WAIT of a collective
+    of devices, a collective of the HOST, or END of the step. number: of the collective.
+    transfer: seconds of the collective.
     """
 
     seconds: float
@@ -33,7 +33,7 @@ class Segment(NamedTuple):
 
 
 class Log:
-    """The step of a rank. sent, received: bytes of its device."""
+    """The step of a rank. sent, received: bytes."""
 
     def __init__(self) -> None:
         self.segments: list[Segment] = []
@@ -45,29 +45,29 @@ class Log:
         self._launches += launches
 
     def start(self, sent: int, received: int) -> int:
-        """Starts a collective in which this rank has so many bytes: its number."""
+        """Starts a collective with these bytes of this rank; returns its number."""
         self.sent += sent
         self.received += received
         self._launches += 1
-        number, self._count = self._count, self._count + 1
-        seconds = LATENCY + max(sent, received) / BANDWIDTH
-        self._add(START, number, seconds)
+        number = self._count
+        self._count += 1
+        self._add(START, number, LATENCY + max(sent, received) / BANDWIDTH)
         return number
 
     def wait(self, number: int) -> None:
-        """What follows on the device needs the result of a collective."""
+        """The following work of the device waits for a collective."""
         self._add(WAIT, number)
 
     def on_host(self, size: int) -> None:
-        """A collective of so many hosts, which waits for it; values go round a ring."""
+        """A blocking collective of `size` hosts in a ring."""
         self._add(HOST, transfer=LATENCY * (size - 1))
 
     def end(self) -> None:
         self._add(END)
 
     def _add(self, event: str, number: int = 0, transfer: float = 0.0) -> None:
-        done = self._seconds, self._launches
-        self.segments.append(Segment(*done, event, number, transfer))
+        segment = Segment(self._seconds, self._launches, event, number, transfer)
+        self.segments.append(segment)
         self._seconds, self._launches = 0.0, 0
 
     @property
@@ -76,8 +76,7 @@ class Log:
 
     @property
     def host_seconds(self) -> float:
-        waits = sum(x.transfer for x in self.segments if x.event == HOST)
-        return LAUNCH * self.launches + waits
+        return LAUNCH * self.launches + self._transfer(HOST)
 
     @property
     def launches(self) -> int:
@@ -85,27 +84,34 @@ class Log:
 
     @property
     def transfer_seconds(self) -> float:
-        """Of its collectives, one after the other."""
-        return sum(x.transfer for x in self.segments if x.event == START)
+        """The sum over collectives of devices."""
+        return self._transfer(START)
+
+    def _transfer(self, event: str) -> float:
+        return sum(x.transfer for x in self.segments if x.event == event)
 
 
 def play(logs: Sequence[Log]) -> float:
-    """Seconds until all ranks have made the step.
+    """Seconds until all ranks have completed the step.
 
-    A device begins what its host has launched. A collective begins when the devices of
-    all ranks have come to it and the one before has ended, and takes as long as that of
-    the rank with the most bytes.
+    Work of a device begins after its launch. A collective begins when the devices of
+    all ranks have reached it and the previous one has ended. Its time is that of the
+    rank with the most bytes.
     """
-    host, device = [0.0] * len(logs), [0.0] * len(logs)
+    host = [0.0] * len(logs)
+    device = [0.0] * len(logs)
     ends: list[float] = []
     for segments in zip(*(log.segments for log in logs), strict=True):
-        event, number = segments[0][2:4]
-        if any(segment[2:4] != (event, number) for segment in segments):
-            raise ValueError(f"play: expected one order of collectives; got {segments}")
+        event, number = segments[0].event, segments[0].number
+        transfer = 0.0
         for rank, segment in enumerate(segments):
+            if (segment.event, segment.number) != (event, number):
+                raise ValueError(
+                    f"play: expected one order of collectives; got {segments}"
+                )
             host[rank] += LAUNCH * segment.launches
             device[rank] = max(device[rank] + segment.seconds, host[rank])
-        transfer = max(segment.transfer for segment in segments)
+            transfer = max(transfer, segment.transfer)
         if event == START:
             ends.append(max([*device, *ends[-1:]]) + transfer)
         elif event == WAIT:
@@ -116,6 +122,10 @@ def play(logs: Sequence[Log]) -> float:
 
 
 def in_turn(logs: Sequence[Log]) -> float:
-    """Seconds without overlap: the slowest rank computes, then the slowest sends."""
-    working = max(max(log.device_seconds, log.host_seconds) for log in logs)
-    return working + max(log.transfer_seconds for log in logs)
+    """Seconds without overlap: work of the slowest rank, then the slowest transfer."""
+    work = 0.0
+    transfer = 0.0
+    for log in logs:
+        work = max(work, log.device_seconds, log.host_seconds)
+        transfer = max(transfer, log.transfer_seconds)
+    return work + transfer
