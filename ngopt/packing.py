@@ -131,12 +131,14 @@ class PaddedRows:
         return flatten(values).view(-1, self.lanes)
 
     def split(self, bucket: Tensor) -> list[Tensor]:
-        """The inverse of `join`, as views."""
+        """The inverse of `join`; views, unless `views` join matrices across gaps."""
         parts = unflatten(bucket.reshape(-1), self._parts)
         found = [parts[place] for place in self._places]
         for i in self._cut:
             size = prod(self.shapes[i][1:])
-            found[i] = found[i].view(self._counts[i], -1)[:, :size].view(self._views[i])
+            matrices = found[i].view(self._counts[i], -1)[:, :size]
+            # a view of `shapes` always; not if `views` joins matrices across gaps
+            found[i] = matrices.reshape(self._views[i])
         return found
 
     def _with_gaps(self, values: Sequence[Tensor]) -> list[Tensor]:

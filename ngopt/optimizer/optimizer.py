@@ -244,7 +244,7 @@ class NGOptimizer(Optimizer):
         if state_dict["state"] and self._is_shared():
             records = [self.state.get(p, {}) for p in group_tensors(self.param_groups)]
             shared = self._binding.shared_state(self.param_groups, self.state)
-            records = shared.whole(records)
+            records = shared.to_dtensors(records)
             state_dict["state"] = numbered(state_dict["param_groups"], records)
         return state_dict
 
@@ -284,7 +284,7 @@ class NGOptimizer(Optimizer):
         loaded["param_groups"] = with_total_steps(groups, own[0]["total_steps"])
         if self._is_shared():
             shared = self._binding.shared_state(own, self.state)
-            records = shared.own(records_in_order(loaded))
+            records = shared.to_local(records_in_order(loaded))
             loaded["state"] = numbered(groups, records)
         if not self._awaits_forward():  # else checked when the graph is known
             self._binding.check_loaded(loaded, own, self.state)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
 from math import prod
 from typing import NamedTuple
-
-import numpy as np
 
 
 class Tile(NamedTuple):
@@ -32,22 +31,23 @@ def kernel_tiles(
     shape = slot_shape or (1, 1)
     space = (prod(kernel),) if len(shape) == 1 else kernel
     sizes = (1,) * (len(shape) - len(space)) + space
-    slots = np.arange(prod(shape)).reshape(shape)
-    positions = np.arange(prod(space)).reshape(space)
-    cuts_of_axes = []
+    ranges_of_axes = []
     for length, size in zip(shape, sizes, strict=True):
-        cuts_of_axes.append([slice(i, i + size) for i in range(0, length, size)])
+        starts = range(0, length, size)
+        ranges_of_axes.append([range(i, min(i + size, length)) for i in starts])
     tiles = []
-    for cuts in product(*cuts_of_axes):
-        own = slots[cuts]
+    for box in product(*ranges_of_axes):
         centre = []
-        for length, size in zip(space, own.shape[-len(space) :], strict=True):
-            start = (length - size) // 2
-            centre.append(slice(start, start + size))
-        own_positions = positions[tuple(centre)]
-        tiles.append(Tile(_flat(own), _flat(own_positions)))
+        for length, own in zip(space, box[-len(space) :], strict=True):
+            start = (length - len(own)) // 2
+            centre.append(range(start, start + len(own)))
+        tiles.append(Tile(_flat_indices(shape, box), _flat_indices(space, centre)))
     return tuple(tiles)
 
 
-def _flat(numbers: np.ndarray) -> tuple[int, ...]:
-    return tuple(numbers.flatten().tolist())
+def _flat_indices(shape: Sequence[int], box: Sequence[range]) -> tuple[int, ...]:
+    """Indices of a box in a flattened array; compiled steps allow no numpy here."""
+    found = [0]
+    for length, numbers in zip(shape, box, strict=True):
+        found = [i * length + number for i in found for number in numbers]
+    return tuple(found)

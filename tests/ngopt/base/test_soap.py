@@ -708,3 +708,25 @@ class TestCudaGraphs:
         for number in range(3):
             opt.step()
             assert {float(opt.state[p]["step"]) for p in params} == {31.0 + number}
+
+
+@pytest.mark.parametrize("groups", [2, 4, 8])
+def test_exchanged_groups_of_a_convolution_have_exchanged_steps(groups):
+    """Also where the matrix of a group does not fill its rows of a bucket."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(8, 8, 3, groups=groups, bias=False).double()
+    other = copy.deepcopy(conv)
+    order = torch.arange(8).unflatten(0, (groups, -1)).roll(1, 0).flatten()
+    with torch.no_grad():
+        other.weight.copy_(conv.weight[order])
+    example = torch.randn(1, 8, 5, 5, dtype=torch.float64)
+    optimizers = []
+    for layer in (conv, other):
+        graph = build_graph(layer, example)
+        optimizers.append(NGOptimizer(layer.parameters(), graph=graph, total_steps=9))
+    for _ in range(4):
+        conv.weight.grad = torch.randn_like(conv.weight)
+        other.weight.grad = conv.weight.grad[order]
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(other.weight, conv.weight[order])

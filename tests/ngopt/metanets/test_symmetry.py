@@ -8,7 +8,7 @@ import torch
 
 from ngopt import build_graph
 from ngopt.graph import GraphValues, join_graphs
-from ngopt.metanets.layers.graph_network import GraphNetwork
+from ngopt.metanets.layers.graph_network import GraphNetwork, GraphNetworkOptions
 from ngopt.metanets.layers.pna import PNALayer
 from tests.automorphisms import automorphisms, subproducts
 from tests.equivariance import random_values, randomised, run, updates
@@ -226,13 +226,8 @@ def pna(count):
 def test_activations_and_a_global_feature():
     """Both are seen, respect symmetries, and stay within their graph."""
     torch.manual_seed(0)
-    options = {
-        "width": 6,
-        "kernel": (3, 3),
-        "activations": True,
-        "global_feature": True,
-    }
-    network = GraphNetwork(3, 2, layers=pna(2), **options).double()
+    options = GraphNetworkOptions(activations=True, global_feature=True)
+    network = GraphNetwork(3, 2, 6, pna(2), (3, 3), options).double()
     names = ("residual", "attention")
     graphs = [zoo_graph(name) for name in names]
     values = [
@@ -253,9 +248,8 @@ def test_activations_and_a_global_feature():
     for e, f in zip([*alone[0], *alone[1]], joined, strict=True):
         torch.testing.assert_close(f, e, rtol=0, atol=1e-12)
     # with one layer of messages only the global feature brings news from the far end
-    far = GraphNetwork(
-        3, 2, layers=pna(1), **{**options, "activations": False}
-    ).double()
+    options = GraphNetworkOptions(global_feature=True)
+    far = GraphNetwork(3, 2, 6, pna(1), (3, 3), options).double()
     changed = [v.clone() for v in values[0]]
     changed[-1] += 1.0
     before, after = (
