@@ -96,9 +96,7 @@ class ResidualBlock(nn.Module):
 
 
 def residual_cnn(
-    in_channels: int,
-    channels: Sequence[int],
-    norm: Norm = nn.BatchNorm2d,
+    in_channels: int, channels: Sequence[int], norm: Norm = nn.BatchNorm2d
 ) -> nn.Module:
     """A convolution, then residual blocks, all but the first of stride 2."""
     first = channels[0]

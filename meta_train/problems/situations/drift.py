@@ -15,10 +15,7 @@ from meta_train.problems.networks.dense import mlp
 from meta_train.problems.protocol import Metrics
 from meta_train.problems.situations.generated import EVALUATED, fixed
 from meta_train.problems.situations.kinds import Kind
-from meta_train.problems.situations.problems import (
-    REGRESS_WITH_FLOOR,
-    DrawnProblem,
-)
+from meta_train.problems.situations.problems import REGRESS_WITH_FLOOR, SampledProblem
 from meta_train.problems.supervised import (
     CLASSIFY,
     REGRESS,
@@ -70,7 +67,7 @@ class Online(nn.Module):
 
 
 @dataclass(frozen=True, eq=False)
-class DriftProblem(DrawnProblem):
+class DriftProblem(SampledProblem):
     """Targets that change with time, evaluated by the online loss.
 
     The online loss is the mean loss on each batch before its update, with targets

@@ -16,7 +16,7 @@ from harness.random import seeded
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.protocol import Metrics
 from meta_train.problems.situations.kinds import Kind
-from meta_train.problems.situations.problems import DrawnProblem
+from meta_train.problems.situations.problems import SampledProblem
 from meta_train.problems.supervised import at_most, device_of
 
 AVERAGE_DECAY = 0.98  # a step
@@ -102,7 +102,7 @@ def _with_slopes(critic: nn.Module, points: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True, eq=False)
-class GanProblem(DrawnProblem):
+class GanProblem(SampledProblem):
     """A GAN on a mixture of narrow normal distributions (Goodfellow et al. 2014).
 
     One optimizer updates both players in the same step. The reported loss is the energy
