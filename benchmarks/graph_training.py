@@ -63,11 +63,7 @@ class EdgeListPNA(nn.Module):
 
 
 def steps(
-    architecture: Architecture,
-    copies: int,
-    width: int,
-    rounds: int,
-    compiled: bool,
+    architecture: Architecture, copies: int, width: int, rounds: int, compiled: bool
 ) -> dict[str, Callable[[], None]]:
     """Forward and backward of both models. compiled: whether NG-GNN is."""
     graph = architecture.graph
@@ -97,11 +93,7 @@ def steps(
 
 
 def measure(
-    copies: int,
-    width: int,
-    rounds: int,
-    repeats: int,
-    compiled: bool,
+    copies: int, width: int, rounds: int, repeats: int, compiled: bool
 ) -> dict[str, Any]:
     """Networks per second of both models."""
     with seeded(0):

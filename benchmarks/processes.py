@@ -25,6 +25,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
+    ParallelStyle,
     RowwiseParallel,
     parallelize_module,
 )
@@ -180,15 +181,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 TENSORS = "mlp", "gpt"  # networks for tensor parallelism
 UNITS = Block, Attention, nn.Conv1d  # modules for `fully_shard`
-# styles of the layers of blocks and attentions in tensor parallelism
-STYLES = {
-    "up": ColwiseParallel,
-    "q": ColwiseParallel,
-    "k": ColwiseParallel,
-    "v": ColwiseParallel,
-    "down": RowwiseParallel,
-    "o": RowwiseParallel,
-}
+# layers of blocks and attentions that tensor parallelism divides by columns and by rows
+COLUMNS, ROWS = ("up", "q", "k", "v"), ("down", "o")
+MESHES = {"hsdp": ("copy", "shard"), "fsdp+tp": ("shard", "tensor")}
 
 
 def network(name: str, dtype: str = "float64") -> nn.Module:
@@ -264,22 +259,16 @@ def divided(model: nn.Module, kind: str, size: int) -> Divided:
     if kind == "ddp":
         settings = {"process_group": distributed.group.WORLD}
         return Divided(DistributedDataParallel(model), settings, (rank, size))
+    names = MESHES.get(kind, ("all",))
+    shape = (2, size // 2) if kind in MESHES else (size,)
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
     if kind == "tp":
-        _divide_tensors(
-            model, init_device_mesh("cpu", (size,), mesh_dim_names=("all",))
-        )
+        _divide_tensors(model, mesh)
         return Divided(model, {}, (0, 1))
     if kind == "fsdp+tp":
-        names = "shard", "tensor"
-        mesh = init_device_mesh("cpu", (2, size // 2), mesh_dim_names=names)
         _divide_tensors(model, mesh["tensor"])
         _shard(model, mesh["shard"])
         return Divided(model, {}, (mesh["shard"].get_local_rank(), 2))
-    if kind == "hsdp":
-        names = "copy", "shard"
-        mesh = init_device_mesh("cpu", (2, size // 2), mesh_dim_names=names)
-    else:
-        mesh = init_device_mesh("cpu", (size,), mesh_dim_names=("all",))
     _shard(model, mesh)
     return Divided(model, {}, (rank, size))
 
@@ -287,10 +276,12 @@ def divided(model: nn.Module, kind: str, size: int) -> Divided:
 def _divide_tensors(model: nn.Module, mesh: DeviceMesh) -> None:
     for block in list(model.modules()):
         if isinstance(block, Block | Attention):
-            plan = {}
+            plan: dict[str, ParallelStyle] = {}
             for name, _ in block.named_children():
-                if name in STYLES:
-                    plan[name] = STYLES[name]()
+                if name in COLUMNS:
+                    plan[name] = ColwiseParallel()
+                elif name in ROWS:
+                    plan[name] = RowwiseParallel()
             parallelize_module(block, mesh, plan)
 
 

@@ -5,7 +5,7 @@
         --folder runs/accelerate --resume runs/accelerate/epoch-2
 
 Accelerate uses FSDP2 on GPUs; on CPUs it ignores the plugin and replicates the model.
-`on_cpu` sets what it sets on GPUs, so that this example can be tried with gloo.
+`on_cpu` enables FSDP2 on CPUs, so that this example can be tried with gloo.
 """
 
 # pyright: reportMissingImports=false
@@ -31,17 +31,18 @@ class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(WIDTH)
-        self.up, self.down = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
+        self.up = nn.Linear(WIDTH, 2 * WIDTH)
+        self.down = nn.Linear(2 * WIDTH, WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.down(nn.functional.gelu(self.up(self.norm(x))))
 
 
 def make_model() -> nn.Module:
-    blocks = [Block() for _ in range(2)]
     return nn.Sequential(
         nn.Linear(INPUTS, WIDTH),
-        *blocks,
+        Block(),
+        Block(),
         nn.LayerNorm(WIDTH),
         nn.Linear(WIDTH, CLASSES),
     )
@@ -69,7 +70,7 @@ def make_accelerator() -> Accelerator:
 
 
 def on_cpu(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -> None:
-    """FSDP2 on CPUs, which Accelerate does not offer."""
+    """Enables FSDP2 on CPUs, which Accelerate does not offer."""
     for state in (PartialState(), accelerator.state):
         state.distributed_type = DistributedType.FSDP
     accelerator.state.fsdp_plugin = plugin
@@ -92,9 +93,11 @@ def main() -> None:
     args = parser.parse_args()
     accelerator = make_accelerator()
     set_seed(0)
-    model, (training, held_out) = make_model(), make_examples()
-    size = BATCH // accelerator.num_processes  # each has its part of every batch
-    batches, others = DataLoader(training, size), DataLoader(held_out, size)
+    model = make_model()
+    training, held_out = make_examples()
+    size = BATCH // accelerator.num_processes  # examples per process
+    batches = DataLoader(training, size)
+    others = DataLoader(held_out, size)
     total_steps = args.epochs * EXAMPLES // BATCH
     opt = NGOptimizer(model.parameters(), total_steps=total_steps)
     model, opt, batches, others = accelerator.prepare(model, opt, batches, others)

@@ -55,17 +55,22 @@ def parse_arguments() -> argparse.Namespace:
 
 
 class Block(nn.Module):
-    """Attention and an MLP, each after a norm and beside a skip connection."""
+    """A residual branch of attention and one of an MLP, each with a norm first."""
 
     def __init__(self, args: argparse.Namespace):
         super().__init__()
-        width, self.recompute = args.width, args.recompute
+        width = args.width
+        self.recompute = args.recompute
         self.head_size = width // args.heads
-        self.attention_norm, self.mlp_norm = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.attention_norm = nn.RMSNorm(width)
+        self.mlp_norm = nn.RMSNorm(width)
         linear = partial(nn.Linear, bias=False)
-        self.query, self.key = linear(width, width), linear(width, width)
-        self.value, self.out = linear(width, width), linear(width, width)
-        self.up, self.down = linear(width, 4 * width), linear(4 * width, width)
+        self.query = linear(width, width)
+        self.key = linear(width, width)
+        self.value = linear(width, width)
+        self.out = linear(width, width)
+        self.up = linear(width, 4 * width)
+        self.down = linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.recompute:
@@ -77,12 +82,15 @@ class Block(nn.Module):
         return x + self.down(F.gelu(self.up(self.mlp_norm(x))))
 
     def attention(self, x: Tensor) -> Tensor:
-        layers = self.query, self.key, self.value
-        # (batch, heads of this process, context, head size)
-        parts = [layer(x).unflatten(-1, (-1, self.head_size)) for layer in layers]
-        query, key, value = (part.transpose(1, 2) for part in parts)
+        query = self.by_head(self.query(x))
+        key = self.by_head(self.key(x))
+        value = self.by_head(self.value(x))
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         return self.out(mixed.transpose(1, 2).flatten(2))
+
+    def by_head(self, x: Tensor) -> Tensor:
+        """(batch, heads of this process, context, head size)"""
+        return x.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
 
 
 class GPT(nn.Module):
@@ -96,8 +104,8 @@ class GPT(nn.Module):
         self.norm = nn.RMSNorm(args.width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        places = torch.arange(tokens.shape[1], device=tokens.device)
-        x = self.embedding(tokens) + self.positions(places)
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        x = self.embedding(tokens) + self.positions(positions)
         for block in self.blocks:
             x = block(x)
         return F.linear(self.norm(x), self.embedding.weight)
@@ -107,7 +115,8 @@ def make_model(args: argparse.Namespace, mesh: DeviceMesh) -> GPT:
     """A model whose parameters are divided among the processes of a mesh."""
     with torch.device("meta"):
         model = GPT(args)
-    columns, rows = parallel.ColwiseParallel(), parallel.RowwiseParallel()
+    columns = parallel.ColwiseParallel()
+    rows = parallel.RowwiseParallel()
     plan: dict[str, Any] = dict.fromkeys(("query", "key", "value", "up"), columns)
     plan |= {"out": rows, "down": rows}
     dtype = torch.bfloat16 if mesh.device_type == "cuda" else torch.float32
@@ -124,21 +133,23 @@ def make_model(args: argparse.Namespace, mesh: DeviceMesh) -> GPT:
 
 @torch.no_grad()
 def initialize(params: Iterable[Any]) -> None:
-    """Draws each whole DTensor, the same in every process, which keeps its part."""
+    """Draws whole tensors, equal in all processes; each process stores its part."""
     generator = torch.Generator().manual_seed(0)
     for p in params:
-        whole = torch.ones(p.shape)  # of norms
         if p.dim() > 1:
             whole = torch.randn(p.shape, generator=generator) * 0.02
+        else:
+            whole = torch.ones(p.shape)  # weights of norms
         p.copy_(distribute_tensor(whole.to(p.device), p.device_mesh, p.placements))
 
 
 def load_text() -> tuple[Tensor, Tensor]:
-    """Bytes to train on, and others to evaluate on."""
+    """Bytes for training and for evaluation."""
     files = sorted(Path(os.__file__).parent.glob("*.py"))
     text = b"".join(file.read_bytes() for file in files)
     values = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    return values[: -len(values) // 20], values[-len(values) // 20 :]
+    end = -len(values) // 20
+    return values[:end], values[end:]
 
 
 def draw(text: Tensor, count: int, seed: int, args: argparse.Namespace) -> Tensor:
@@ -171,14 +182,17 @@ def clip_gradients(params: Iterable[Any]) -> None:
     by_mesh: dict[DeviceMesh, list[Any]] = {}
     for p in params:
         by_mesh.setdefault(p.device_mesh, []).append(p)
-    norms: list[Any] = [get_total_norm([p.grad for p in x]) for x in by_mesh.values()]
-    norm = get_total_norm([norm.full_tensor() for norm in norms])
-    for some in by_mesh.values():
-        clip_grads_with_norm_(some, MAX_NORM, norm)
+    norms = []
+    for own in by_mesh.values():
+        norm: Any = get_total_norm([p.grad for p in own])
+        norms.append(norm.full_tensor())
+    total_norm = get_total_norm(norms)
+    for own in by_mesh.values():
+        clip_grads_with_norm_(own, MAX_NORM, total_norm)
 
 
 def train_step(model: nn.Module, opt: NGOptimizer, parts: Sequence[Tensor]) -> Tensor:
-    """Makes a step on the parts of a batch; their mean loss."""
+    """Makes a step on the parts of a batch; returns their mean loss."""
     assert isinstance(model, FSDPModule)
     opt.zero_grad()
     losses = []
@@ -199,7 +213,7 @@ def save_checkpoint(folder: Path, step: int, model: GPT, opt: NGOptimizer) -> No
 
 
 def load_checkpoint(folder: Path, model: GPT, opt: NGOptimizer) -> int:
-    """Loads the latest checkpoint; its step, 0 without a checkpoint."""
+    """Loads the latest checkpoint; returns its step, 0 without a checkpoint."""
     found = sorted(folder.glob("step-*/.metadata"))  # written last
     if not found:
         return 0

@@ -5,7 +5,7 @@
         --folder runs/lightning --resume runs/lightning/epoch=1.ckpt
 
 The strategy, with its checkpoints, runs on GPUs with NCCL and on CPUs with gloo.
-Lightning's `FSDPStrategy` is the first version of FSDP, and runs on GPUs alone.
+Lightning's `FSDPStrategy` is the first version of FSDP, and runs on GPUs only.
 """
 
 # pyright: reportMissingImports=false
@@ -81,11 +81,9 @@ def main() -> None:
     processes = int(os.environ.get("WORLD_SIZE", 1))
     seed_everything(0, verbose=False)
     training, held_out = make_examples()
-    # each process has its part of every batch
-    batches, others = (
-        DataLoader(examples, batch_size=BATCH // processes)
-        for examples in (training, held_out)
-    )
+    size = BATCH // processes  # examples per process
+    batches = DataLoader(training, size)
+    others = DataLoader(held_out, size)
     trainer = Trainer(
         strategy=ModelParallelStrategy(processes, tensor_parallel_size=1),
         devices=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),

@@ -44,9 +44,7 @@ def muon(model: nn.Module, lr: float = 1e-3) -> Optimizers:
     return [own, _adamw(others, lr)]
 
 
-def hidden_matrices(
-    model: nn.Module,
-) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+def hidden_matrices(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Matrices other than embeddings and the output layer; all other parameters."""
     excluded: set[nn.Parameter] = set()
     for name, module in model.named_modules():

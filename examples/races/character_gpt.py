@@ -1,5 +1,7 @@
-"""A GPT of 4 blocks x 128 on the bytes of Python's standard library:
-`ngopt race examples.races.character_gpt`."""
+"""A small GPT on the bytes of Python's standard library.
+
+ngopt race examples.races.character_gpt
+"""
 
 from __future__ import annotations
 

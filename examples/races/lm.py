@@ -1,7 +1,8 @@
-"""A GPT of 34 M parameters on the Python source of this machine, for a GPU:
-`ngopt race examples.races.lm --steps 1000 --device cuda`.
+"""A GPT with 34 M parameters on the Python source files of this machine, for a GPU.
 
-8 blocks x 512, 64 sequences of 512 tokens a step, bfloat16 autocast on GPUs.
+    ngopt race examples.races.lm --steps 1000 --device cuda
+
+8 blocks of width 512, 64 sequences of 512 tokens per step, bfloat16 autocast on GPUs.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Batch = tuple[Tensor, Tensor]
 
 @cache
 def corpus() -> Corpus:
-    """Encodes the text at the first call; cached in runs/race."""
+    """Encodes the text in the first call; cached in runs/race."""
     session = Session("cpu", False, Path("runs/race"), deadline=inf)
     return load_corpus(session, TOKENS)
 
@@ -39,21 +40,21 @@ def model() -> nn.Module:
 def batches() -> Iterator[Batch]:
     tokens = torch.from_numpy(corpus().train.astype("int32"))
     generator = torch.Generator().manual_seed(0)
+    high = len(tokens) - LENGTH
     for _ in range(BATCHES):
-        high = len(tokens) - LENGTH
         yield windows(tokens, torch.randint(high, (BATCH,), generator=generator))
 
 
 def validation_batches() -> Iterator[Batch]:
     tokens = torch.from_numpy(corpus().validation.astype("int32"))
-    high = len(tokens) - LENGTH - 1
-    starts = torch.linspace(0, high, VALIDATION_BATCHES * BATCH).long()
-    for some in starts.split(BATCH):
-        yield windows(tokens, some)
+    last = len(tokens) - LENGTH - 1
+    starts = torch.linspace(0, last, VALIDATION_BATCHES * BATCH).long()
+    for batch in starts.split(BATCH):
+        yield windows(tokens, batch)
 
 
 def windows(tokens: Tensor, starts: Tensor) -> Batch:
-    """Tokens and the token after each, two times (batch, length)."""
+    """Tokens and the token after each, two tensors (batch, length)."""
     found = tokens[starts[:, None] + torch.arange(LENGTH + 1)].long()
     return found[:, :-1], found[:, 1:]
 

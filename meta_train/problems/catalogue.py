@@ -58,11 +58,11 @@ from meta_train.problems.networks.dense import (
     mlp,
 )
 from meta_train.problems.networks.sequential import (
-    CharacterReader,
+    CharacterRnn,
     Gpt,
     LinearTransformer,
     Mixer,
-    RowReader,
+    RowRnn,
     VisionTransformer,
 )
 from meta_train.problems.objectives import (
@@ -94,7 +94,7 @@ GROUP_NORM_CNN = partial(strided_cnn, (3, 16, 32, 64), group_norm, nn.ReLU)
 DEPTHWISE_CNN = partial(depthwise_cnn, (1, 16, 32, 64))
 FASHION_VIT = partial(VisionTransformer, 1, 28, 7, 32, 4, 2)
 GPT = partial(Gpt, VOCABULARY, 64, 48, 4, 2)
-LSTM = partial(CharacterReader, nn.LSTM, VOCABULARY, 24, 64)
+LSTM = partial(CharacterRnn, nn.LSTM, VOCABULARY, 24, 64)
 AUTOENCODER = partial(autoencoder, (784, 128, 64, 16), (1, 28, 28))
 SIREN_SLOPES = partial(SirenSlopes, (2, 28, 28, 1))
 SLOPES = partial(picture_slopes, 23)
@@ -116,7 +116,7 @@ _DEVELOPMENT = by_name(
         ),
         classify("vit-fm28", FASHION, FASHION_VIT, 64, 600),
         _predict_characters("gpt-text", 64, GPT, 16, 600),
-        classify("gru-fm28", FASHION, partial(RowReader, nn.GRU, 28, 48), 64, 500),
+        classify("gru-fm28", FASHION, partial(RowRnn, nn.GRU, 28, 48), 64, 500),
         _predict_characters("lstm-text", 48, LSTM, 16, 600),
         SupervisedProblem(
             "autoencoder-m28", PIXELS_MNIST, AUTOENCODER, RECONSTRUCT, 128, 1000
@@ -131,7 +131,7 @@ BATCH_NORM_CNN = partial(strided_cnn, (1, 12, 24, 48), nn.BatchNorm2d, nn.SiLU)
 GROUP_NORM_RESNET = partial(residual_cnn, 1, (16, 32), group_norm)
 CIFAR_VIT = partial(VisionTransformer, 3, 16, 4, 48, 6, 3)
 TIED_GPT = partial(Gpt, VOCABULARY, 32, 64, 2, 1, tied=True)
-GRU = partial(CharacterReader, nn.GRU, VOCABULARY, 32, 48, 2)
+GRU = partial(CharacterRnn, nn.GRU, VOCABULARY, 32, 48, 2)
 CNN_AUTOENCODER = partial(convolutional_autoencoder, (8, 16), 16)
 PIXELS_FASHION = partial(pixels, "fashion-mnist")
 PICTURE = partial(picture, 11, gray=False)
@@ -193,7 +193,7 @@ _META_TEST = by_name(
         # known families with other sizes and data
         _predict_characters("gpt-long-text", 96, LONG_GPT, 8, 500),
         classify("resnet-c32", CIFAR, partial(residual_cnn, 3, (8, 16, 32)), 32, 400),
-        classify("lstm-m28", MNIST, partial(RowReader, nn.LSTM, 28, 64), 100, 500),
+        classify("lstm-m28", MNIST, partial(RowRnn, nn.LSTM, 28, 64), 100, 500),
     ]
 )
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.image_datasets import Split, load_dataset
-from meta_train.problems.supervised import Batch, Listed, Splits, mapped
+from meta_train.problems.supervised import Batch, Splits, TensorExamples, mapped
 
 NOISE = 0.5  # standard deviation of `noisy_images`, of normalised pixels
 
@@ -77,7 +77,7 @@ def picture(index: int, gray: bool) -> Splits:
     image = image / 127.5 - 1
     if gray:
         image = image.mean(0, keepdim=True)
-    points = Listed(grid(32), image.flatten(1).mT.contiguous())
+    points = TensorExamples(grid(32), image.flatten(1).mT.contiguous())
     return Splits(points, points, points)
 
 
@@ -91,7 +91,7 @@ def picture_slopes(index: int) -> Splits:
     rows = tall[:, :, 2:] - tall[:, :, :-2]
     columns = wide[..., 2:] - wide[..., :-2]
     slopes = torch.stack([rows.flatten(), columns.flatten()], 1)
-    points = Listed(grid(32), slopes)
+    points = TensorExamples(grid(32), slopes)
     return Splits(points, points, points)
 
 

@@ -56,7 +56,7 @@ class Mapped:
 
 
 @dataclass(frozen=True, eq=False)
-class Listed:
+class TensorExamples:
     """Examples that are rows of two tensors."""
 
     inputs: Tensor

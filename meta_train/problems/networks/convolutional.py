@@ -42,7 +42,7 @@ def strided_cnn(channels: Sequence[int], norm: Norm, activation: Layer) -> nn.Mo
     """3x3 convolutions of stride 2 with norms, mean pooling, a linear layer."""
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(channels):
-        layers.append(nn.Conv2d(fan_in, fan_out, 3, stride=2, padding=1, bias=False))
+        layers.append(_conv3x3(fan_in, fan_out, stride=2))
         layers.append(norm(fan_out))
         layers.append(activation())
     return nn.Sequential(*layers, *_classifier(channels[-1]))
@@ -81,9 +81,9 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, fan_in: int, fan_out: int, stride: int, norm: Norm):
         super().__init__()
-        self.first = nn.Conv2d(fan_in, fan_out, 3, stride, padding=1, bias=False)
+        self.first = _conv3x3(fan_in, fan_out, stride)
         self.first_norm = norm(fan_out)
-        self.second = nn.Conv2d(fan_out, fan_out, 3, padding=1, bias=False)
+        self.second = _conv3x3(fan_out, fan_out)
         self.second_norm = norm(fan_out)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or fan_in != fan_out:
@@ -96,14 +96,12 @@ class ResidualBlock(nn.Module):
 
 
 def residual_cnn(
-    in_channels: int,
-    channels: Sequence[int],
-    norm: Norm = nn.BatchNorm2d,
+    in_channels: int, channels: Sequence[int], norm: Norm = nn.BatchNorm2d
 ) -> nn.Module:
     """A convolution, then residual blocks, all but the first of stride 2."""
     first = channels[0]
     layers: list[nn.Module] = []
-    layers.append(nn.Conv2d(in_channels, first, 3, padding=1, bias=False))
+    layers.append(_conv3x3(in_channels, first))
     layers.append(norm(first))
     layers.append(nn.ReLU())
     layers.append(ResidualBlock(first, first, 1, norm))
@@ -162,9 +160,10 @@ class UNet(nn.Module):
         first = self.first(images)
         second = self.second(F.max_pool2d(first, 2))
         bottom = self.bottom(F.max_pool2d(second, 2))
-        second = self.down_second(torch.cat([second, self.up_second(bottom)], 1))
-        first = self.down_first(torch.cat([first, self.up_first(second)], 1))
-        return self.last(first)
+        joined = torch.cat([second, self.up_second(bottom)], 1)
+        second = self.down_second(joined)
+        joined = torch.cat([first, self.up_first(second)], 1)
+        return self.last(self.down_first(joined))
 
 
 def _two_convolutions(fan_in: int, fan_out: int) -> nn.Module:
@@ -174,6 +173,10 @@ def _two_convolutions(fan_in: int, fan_out: int) -> nn.Module:
         nn.Conv2d(fan_out, fan_out, 3, padding=1),
         nn.ReLU(),
     )
+
+
+def _conv3x3(fan_in: int, fan_out: int, stride: int = 1) -> nn.Module:
+    return nn.Conv2d(fan_in, fan_out, 3, stride, padding=1, bias=False)
 
 
 def _classifier(channels: int) -> list[nn.Module]:

@@ -218,7 +218,7 @@ class Mixer(nn.Module):
         return self.head(self.norm(x).mean(1))
 
 
-class RowReader(nn.Module):
+class RowRnn(nn.Module):
     """Recurrent layers over the rows of an image; classifies their last output."""
 
     def __init__(self, kind: Recurrence, side: int, width: int):
@@ -232,7 +232,7 @@ class RowReader(nn.Module):
         return self.head(outputs[:, -1])
 
 
-class CharacterReader(nn.Module):
+class CharacterRnn(nn.Module):
     """Embedding and recurrent layers that predict the next character."""
 
     def __init__(

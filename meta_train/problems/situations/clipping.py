@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from meta_train.problems.common import MNIST_14
 from meta_train.problems.networks.dense import mlp
-from meta_train.problems.networks.sequential import CharacterReader, RowReader
+from meta_train.problems.networks.sequential import CharacterRnn, RowRnn
 from meta_train.problems.protocol import Metrics
 from meta_train.problems.situations.kinds import Kind
-from meta_train.problems.situations.problems import classify, fit
+from meta_train.problems.situations.problems import classify, regress
 from meta_train.problems.situations.tables import unscaled_regression
 from meta_train.problems.situations.texts import CODE, predict_characters
 from meta_train.problems.supervised import SupervisedProblem
@@ -72,13 +72,13 @@ class ClippedProblem:
         return self.problem.evaluate(model, split, limit)
 
 
-GRU = partial(CharacterReader, nn.GRU, VOCABULARY, 32, 64)
+GRU = partial(CharacterRnn, nn.GRU, VOCABULARY, 32, 64)
 COLUMNS = partial(unscaled_regression, 16, 2.0, 25)
 MLP = partial(mlp, (16, 64, 64, 1), nn.GELU)
-LSTM = partial(RowReader, nn.LSTM, 14, 64)
+LSTM = partial(RowRnn, nn.LSTM, 14, 64)
 
 clip_gru = predict_characters("clip-gru-200", CODE[0], GRU, 16, 200)
-clip_columns = fit("clip-columns-300", COLUMNS, MLP, 64, 300)
+clip_columns = regress("clip-columns-300", COLUMNS, MLP, 64, 300)
 clip_lstm = classify("clip-lstm-150", MNIST_14, LSTM, 32, 150)
 
 KINDS = {

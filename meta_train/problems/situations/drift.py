@@ -15,10 +15,7 @@ from meta_train.problems.networks.dense import mlp
 from meta_train.problems.protocol import Metrics
 from meta_train.problems.situations.generated import EVALUATED, fixed
 from meta_train.problems.situations.kinds import Kind
-from meta_train.problems.situations.problems import (
-    REGRESS_WITH_FLOOR,
-    DrawnProblem,
-)
+from meta_train.problems.situations.problems import REGRESS_WITH_FLOOR, SampledProblem
 from meta_train.problems.supervised import (
     CLASSIFY,
     REGRESS,
@@ -70,7 +67,7 @@ class Online(nn.Module):
 
 
 @dataclass(frozen=True, eq=False)
-class DriftProblem(DrawnProblem):
+class DriftProblem(SampledProblem):
     """Targets that change with time, evaluated by the online loss.
 
     The online loss is the mean loss on each batch before its update, with targets
@@ -162,35 +159,18 @@ def changing_teacher(count: int, time: float, turns: float, width: int) -> Batch
 LINE = partial(rotating_line, turns=0.4, width=20)
 CENTRES = partial(moving_centres, turns=0.5, width=16)
 TEACHER = partial(changing_teacher, turns=0.5, width=12)
+LINEAR = partial(nn.Linear, 20, 1)
+CENTRES_MLP = partial(mlp, (16, 48, 4))
+TEACHER_MLP = partial(mlp, (12, 64, 2))
 
-
-drift_line = DriftProblem(
-    "drift-line",
-    partial(nn.Linear, 20, 1),
-    batch_size=16,
-    steps=500,
-    draw=LINE,
-    objective=REGRESS,
-    evaluation=REGRESS_WITH_FLOOR,
-    noise=0.3,
+line = DriftProblem(
+    "drift-line", LINEAR, 16, 500, LINE, REGRESS, REGRESS_WITH_FLOOR, noise=0.3
 )
-drift_centres = DriftProblem(
-    "drift-centres",
-    partial(mlp, (16, 48, 4)),
-    batch_size=32,
-    steps=600,
-    draw=CENTRES,
-    objective=CLASSIFY,
-    evaluation=CLASSIFY,
+centres = DriftProblem(
+    "drift-centres", CENTRES_MLP, 32, 600, CENTRES, CLASSIFY, CLASSIFY
 )
-drift_teacher = DriftProblem(
-    "drift-teacher",
-    partial(mlp, (12, 64, 2)),
-    batch_size=32,
-    steps=800,
-    draw=TEACHER,
-    objective=REGRESS,
-    evaluation=REGRESS_WITH_FLOOR,
+teacher = DriftProblem(
+    "drift-teacher", TEACHER_MLP, 32, 800, TEACHER, REGRESS, REGRESS_WITH_FLOOR
 )
 
-KINDS = {"drift": Kind([drift_line], [drift_centres], [drift_teacher])}
+KINDS = {"drift": Kind([line], [centres], [teacher])}

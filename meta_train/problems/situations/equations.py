@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.situations.generated import SIZE, Generated, held_out
 from meta_train.problems.situations.kinds import Kind
-from meta_train.problems.situations.problems import fit
+from meta_train.problems.situations.problems import regress
 from meta_train.problems.supervised import Batch, Splits, SupervisedProblem
 
 
@@ -135,7 +135,7 @@ def _equation(
     name: str, equation: Equation, widths: tuple[int, ...], steps: int
 ) -> SupervisedProblem:
     data = partial(collocation, equation)
-    return fit(name, data, partial(Solver, equation, widths), 64, steps)
+    return regress(name, data, partial(Solver, equation, widths), 64, steps)
 
 
 KINDS = {

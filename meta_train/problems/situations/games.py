@@ -16,7 +16,7 @@ from harness.random import seeded
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.protocol import Metrics
 from meta_train.problems.situations.kinds import Kind
-from meta_train.problems.situations.problems import DrawnProblem
+from meta_train.problems.situations.problems import SampledProblem
 from meta_train.problems.supervised import at_most, device_of
 
 AVERAGE_DECAY = 0.98  # a step
@@ -102,7 +102,7 @@ def _with_slopes(critic: nn.Module, points: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True, eq=False)
-class GanProblem(DrawnProblem):
+class GanProblem(SampledProblem):
     """A GAN on a mixture of narrow normal distributions (Goodfellow et al. 2014).
 
     One optimizer updates both players in the same step. The reported loss is the energy
@@ -168,32 +168,17 @@ def square(side: int) -> Tensor:
     return torch.cartesian_prod(axis, axis)
 
 
-gan_ring_8 = GanProblem(
-    "gan-ring-8",
-    partial(Players, 8, 64),
-    batch_size=128,
-    steps=800,
-    modes=ring(8),
-    width=0.1,
-    game=partial(logistic_game, penalty=10.0),
-)
-gan_square_9 = GanProblem(
-    "gan-square-9",
-    partial(Players, 4, 48),
-    batch_size=192,
-    steps=600,
-    modes=square(3),
-    width=0.12,
-    game=partial(relativistic_game, penalty=3.0),
-)
-gan_ring_5 = GanProblem(
-    "gan-ring-5",
-    partial(Players, 2, 80),
-    batch_size=256,
-    steps=500,
-    modes=ring(5),
-    width=0.15,
-    game=partial(logistic_game, penalty=6.0),
-)
+PLAYERS_8 = partial(Players, 8, 64)
+PLAYERS_4 = partial(Players, 4, 48)
+PLAYERS_2 = partial(Players, 2, 80)
+LOGISTIC_10 = partial(logistic_game, penalty=10.0)
+LOGISTIC_6 = partial(logistic_game, penalty=6.0)
+RELATIVISTIC_3 = partial(relativistic_game, penalty=3.0)
 
-KINDS = {"games": Kind([gan_ring_8], [gan_square_9], [gan_ring_5])}
+ring_8 = GanProblem("gan-ring-8", PLAYERS_8, 128, 800, ring(8), 0.1, LOGISTIC_10)
+square_9 = GanProblem(
+    "gan-square-9", PLAYERS_4, 192, 600, square(3), 0.12, RELATIVISTIC_3
+)
+ring_5 = GanProblem("gan-ring-5", PLAYERS_2, 256, 500, ring(5), 0.15, LOGISTIC_6)
+
+KINDS = {"games": Kind([ring_8], [square_9], [ring_5])}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.random import seeded
-from meta_train.problems.supervised import Batch, Listed, Splits
+from meta_train.problems.supervised import Batch, Splits, TensorExamples
 
 SIZE = 4096  # examples of an epoch
 EVALUATED = 2048  # examples
@@ -44,12 +44,12 @@ def generated(draw: Callable[[int], Batch], noise: float | Tensor = 0.0) -> Spli
 
 def held_out(
     draw: Callable[[int], Batch], sizes: tuple[int, int] = (EVALUATED, EVALUATED)
-) -> tuple[Listed, Listed]:
+) -> tuple[TensorExamples, TensorExamples]:
     """Fixed examples of the distribution for validation and for test."""
     with seeded(1, 9):
-        validation = Listed(*draw(sizes[0]))
+        validation = TensorExamples(*draw(sizes[0]))
     with seeded(2, 9):
-        test = Listed(*draw(sizes[1]))
+        test = TensorExamples(*draw(sizes[1]))
     return validation, test
 
 

@@ -9,13 +9,7 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
-from meta_train.problems.common import (
-    CIFAR_16,
-    FASHION_7,
-    FASHION_14,
-    MNIST_14,
-    Build,
-)
+from meta_train.problems.common import CIFAR_16, FASHION_7, FASHION_14, MNIST_14, Build
 from meta_train.problems.networks.convolutional import (
     ResidualBlock,
     group_norm,
@@ -25,7 +19,7 @@ from meta_train.problems.networks.dense import mlp
 from meta_train.problems.networks.sequential import (
     Gpt,
     Mixer,
-    RowReader,
+    RowRnn,
     VisionTransformer,
 )
 from meta_train.problems.situations.kinds import (
@@ -40,7 +34,7 @@ from meta_train.problems.situations.kinds import (
     VIT,
     Kind,
 )
-from meta_train.problems.situations.problems import classify, fit
+from meta_train.problems.situations.problems import classify, regress
 from meta_train.problems.situations.texts import CODE, predict_characters
 from meta_train.problems.text import VOCABULARY
 
@@ -52,7 +46,7 @@ GPT_STD = 0.02
 
 
 @torch.no_grad()
-def started(build: Build, fill: Fill) -> nn.Module:
+def initialised(build: Build, fill: Fill) -> nn.Module:
     """The network with its weights initialised by `fill` and its biases by zeros.
 
     Parameters of one dimension other than biases keep their values.
@@ -66,12 +60,12 @@ def started(build: Build, fill: Fill) -> nn.Module:
     return model
 
 
-def he(weight: Tensor) -> None:
+def he_normal(weight: Tensor) -> None:
     """He et al. 2015, Eq. 10."""
     nn.init.kaiming_normal_(weight, nonlinearity="relu")
 
 
-def xavier(weight: Tensor) -> None:
+def xavier_uniform(weight: Tensor) -> None:
     """Glorot and Bengio 2010, Eq. 16."""
     nn.init.xavier_uniform_(weight)
 
@@ -81,12 +75,12 @@ def orthogonal(weight: Tensor, gain: float) -> None:
     nn.init.orthogonal_(weight, gain)
 
 
-def small(weight: Tensor) -> None:
+def gpt_normal(weight: Tensor) -> None:
     """Radford et al. 2019: the same standard deviation for all widths."""
     nn.init.normal_(weight, std=GPT_STD)
 
 
-def by_fan(weight: Tensor) -> None:
+def lecun_normal(weight: Tensor) -> None:
     """Variance 1 / fan_in, as muP's hidden weights (Yang et al. 2022)."""
     nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
 
@@ -94,7 +88,7 @@ def by_fan(weight: Tensor) -> None:
 @torch.no_grad()
 def gpt_with_scaled_residuals(build: Callable[[], Gpt]) -> nn.Module:
     """GPT-2's initialisation, with output layers of blocks scaled by the depth."""
-    model = started(build, small)
+    model = initialised(build, gpt_normal)
     assert isinstance(model, Gpt)
     for block in model.blocks:
         for name, p in block.named_parameters():
@@ -125,7 +119,7 @@ def with_zero_branches(build: Build) -> nn.Module:
 @torch.no_grad()
 def mup_mlp(widths: tuple[int, ...]) -> nn.Module:
     """An MLP with muP's initialisation: the last layer's scale is 1 / fan_in."""
-    model = started(partial(mlp, widths), by_fan)
+    model = initialised(partial(mlp, widths), lecun_normal)
     assert isinstance(model, nn.Sequential)
     last = model[-1]
     assert isinstance(last, nn.Linear)
@@ -133,7 +127,7 @@ def mup_mlp(widths: tuple[int, ...]) -> nn.Module:
     return model
 
 
-class Skips(nn.Module):
+class ResidualMlp(nn.Module):
     """An MLP with residual hidden layers, x + f(x)."""
 
     def __init__(self, fan_in: int, width: int, depth: int, fan_out: int):
@@ -150,12 +144,12 @@ class Skips(nn.Module):
         return self.last(x.relu())
 
 
-class Gates(nn.Module):
+class ReZeroMlp(nn.Module):
     """Residual layers with gates initialised to zero (Bachlechner et al. 2021)."""
 
     def __init__(self, fan_in: int, width: int, depth: int, fan_out: int):
         super().__init__()
-        self.skips = Skips(fan_in, width, depth, fan_out)
+        self.skips = ResidualMlp(fan_in, width, depth, fan_out)
         self.gates = nn.Parameter(torch.zeros(depth))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -166,25 +160,29 @@ class Gates(nn.Module):
         return self.skips.last(x)
 
 
-GPT_SMALL = partial(started, GPT, small)
+GPT_SMALL = partial(initialised, GPT, gpt_normal)
 GPT_RESIDUAL = partial(gpt_with_scaled_residuals, GPT)
-MLP_HE = partial(started, partial(mlp, (196, 96, 96, 10)), he)
+MLP_HE = partial(initialised, partial(mlp, (196, 96, 96, 10)), he_normal)
 CNN_ORTHOGONAL = partial(
-    started,
+    initialised,
     partial(strided_cnn, (3, 12, 24, 48), group_norm, nn.ReLU),
     partial(orthogonal, gain=RELU_GAIN),
 )
 
-VIT_SMALL = partial(started, VIT, small)
-MLP_XAVIER = partial(started, partial(mlp, (49, 96, 96, 10), nn.Tanh), xavier)
+VIT_SMALL = partial(initialised, VIT, gpt_normal)
+MLP_XAVIER = partial(
+    initialised, partial(mlp, (49, 96, 96, 10), nn.Tanh), xavier_uniform
+)
 RESNET_BRANCHES = partial(with_zero_branches, RESNET)
 MIXER_HEAD = partial(with_zero_head, MIXER)
 
-DEEP_GPT_SMALL = partial(started, partial(Gpt, VOCABULARY, 32, 48, 2, 3), small)
+DEEP_GPT_SMALL = partial(
+    initialised, partial(Gpt, VOCABULARY, 32, 48, 2, 3), gpt_normal
+)
 MLP_MUP = partial(mup_mlp, (196, 256, 256, 10))
-CNN_HE = partial(started, SHALLOW_CNN, he)
+CNN_HE = partial(initialised, SHALLOW_CNN, he_normal)
 GRU_ORTHOGONAL = partial(
-    started, partial(RowReader, nn.GRU, 14, 48), partial(orthogonal, gain=1.0)
+    initialised, partial(RowRnn, nn.GRU, 14, 48), partial(orthogonal, gain=1.0)
 )
 
 INITIAL_WEIGHTS = Kind(
@@ -219,30 +217,30 @@ def _deep(
     return partial(mlp, (fan_in, *[48] * depth, fan_out), activation, norm)
 
 
-RELU_30 = partial(started, _deep(16, 30, 4), he)
-RELU_20 = partial(started, _deep(10, 20, 5), he)
-RELU_25 = partial(started, _deep(6, 25, 4), he)
-SKIPS_50 = partial(Skips, 10, 32, 50, 5)
+RELU_30 = partial(initialised, _deep(16, 30, 4), he_normal)
+RELU_20 = partial(initialised, _deep(10, 20, 5), he_normal)
+RELU_25 = partial(initialised, _deep(6, 25, 4), he_normal)
+RESIDUAL_50 = partial(ResidualMlp, 10, 32, 50, 5)
 NORM_10 = _deep(12, 10, 3, nn.GELU, nn.LayerNorm)
 ORTHOGONAL_15 = partial(
-    started, _deep(12, 15, 3, nn.Tanh), partial(orthogonal, gain=TANH_GAIN)
+    initialised, _deep(12, 15, 3, nn.Tanh), partial(orthogonal, gain=TANH_GAIN)
 )
 
 DEEP = Kind(
     developing=[
-        fit("deep-relu-30", SINES, RELU_30, 64, 300),
-        fit("deep-norm-8", SINES, _deep(16, 8, 4, norm=nn.LayerNorm), 64, 300),
-        fit("deep-tanh-10", SINES, _deep(16, 10, 4, nn.Tanh), 64, 300),
+        regress("deep-relu-30", SINES, RELU_30, 64, 300),
+        regress("deep-norm-8", SINES, _deep(16, 8, 4, norm=nn.LayerNorm), 64, 300),
+        regress("deep-tanh-10", SINES, _deep(16, 10, 4, nn.Tanh), 64, 300),
     ],
     validating=[
-        fit("deep-relu-20", PROJECTIONS, RELU_20, 64, 250),
-        fit("deep-skips-50", PROJECTIONS, SKIPS_50, 64, 200),
-        fit("deep-gelu-8", PROJECTIONS, _deep(10, 8, 5, nn.GELU), 64, 300),
+        regress("deep-relu-20", PROJECTIONS, RELU_20, 64, 250),
+        regress("deep-skips-50", PROJECTIONS, RESIDUAL_50, 64, 200),
+        regress("deep-gelu-8", PROJECTIONS, _deep(10, 8, 5, nn.GELU), 64, 300),
     ],
     testing=[
-        fit("deep-relu-25", DISTANCES, RELU_25, 64, 400),
-        fit("deep-norm-10", DIRECTIONS, NORM_10, 64, 300),
-        fit("deep-orthogonal-15", DIRECTIONS, ORTHOGONAL_15, 64, 300),
+        regress("deep-relu-25", DISTANCES, RELU_25, 64, 400),
+        regress("deep-norm-10", DIRECTIONS, NORM_10, 64, 300),
+        regress("deep-orthogonal-15", DIRECTIONS, ORTHOGONAL_15, 64, 300),
     ],
 )
 

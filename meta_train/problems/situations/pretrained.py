@@ -12,7 +12,7 @@ from harness.schedules import cosine_schedule
 from meta_train.problems.common import FASHION_14, MNIST_14
 from meta_train.problems.networks.convolutional import group_norm, strided_cnn
 from meta_train.problems.networks.dense import mlp
-from meta_train.problems.networks.sequential import CharacterReader, Gpt
+from meta_train.problems.networks.sequential import CharacterRnn, Gpt
 from meta_train.problems.protocol import by_name
 from meta_train.problems.situations.problems import classify, name_key
 from meta_train.problems.situations.texts import (
@@ -32,7 +32,7 @@ CNN = partial(strided_cnn, (1, 12, 24, 32), nn.BatchNorm2d, nn.ReLU)
 OTHER_CNN = partial(strided_cnn, (1, 16, 32), group_norm, nn.GELU)
 MLP = partial(mlp, (196, 96, 96, 10))
 OTHER_MLP = partial(mlp, (196, 128, 64, 10), nn.GELU)
-GRU = partial(CharacterReader, nn.GRU, VOCABULARY, 24, 64)
+GRU = partial(CharacterRnn, nn.GRU, VOCABULARY, 24, 64)
 
 
 def _gpt(width: int, heads: int, depth: int) -> partial[Gpt]:

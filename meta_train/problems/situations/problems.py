@@ -61,7 +61,7 @@ def classify(
     return supervised(name, data, build, CLASSIFY, batch_size, steps)
 
 
-def fit(
+def regress(
     name: str, data: Data, build: Build, batch_size: int | None, steps: int
 ) -> SupervisedProblem:
     """A regression with squared errors; evaluation adds `FLOOR` of the variance."""
@@ -71,7 +71,7 @@ def fit(
 
 
 @dataclass(frozen=True, eq=False)
-class DrawnProblem:
+class SampledProblem:
     """A problem whose batches are random samples that depend on its name."""
 
     name: str

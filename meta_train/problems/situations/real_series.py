@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from meta_train.problems.networks.sequential import Recurrence
 from meta_train.problems.situations.packaged import packaged
 from meta_train.problems.situations.real_tables import divided
-from meta_train.problems.supervised import Listed, Splits
+from meta_train.problems.supervised import Splits, TensorExamples
 
 FOLDER = "datasets/data"
 PRESSURE = "KDD-TSAD_135/135_UCR_Anomaly_InternalBleeding16_TEST.csv"
@@ -92,17 +92,17 @@ def read_column(text: str, name: str) -> Tensor:
     return torch.tensor([float(row[name]) for row in rows])
 
 
-def forecasts(values: Tensor, length: int, horizon: int, stride: int) -> Listed:
+def forecasts(values: Tensor, length: int, horizon: int, stride: int) -> TensorExamples:
     """Windows (n, 1, length) of a series, and the values after them (n, horizon)."""
     windows = values.unfold(0, length + horizon, stride)
-    return Listed(windows[:, None, :length], windows[:, length:])
+    return TensorExamples(windows[:, None, :length], windows[:, length:])
 
 
 def _text(path: str) -> str:
     return packaged("aeon", f"{FOLDER}/{path}").read_text(encoding="utf-8")
 
 
-class SeriesReader(nn.Module):
+class SeriesRnn(nn.Module):
     """Recurrent layers over time and a linear layer on their last output."""
 
     def __init__(self, kind: Recurrence, channels: int, width: int, out: int):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.image_datasets import DatasetUnavailable
-from meta_train.problems.supervised import Listed, Splits
+from meta_train.problems.supervised import Splits, TensorExamples
 
 
 @cache
@@ -46,7 +46,7 @@ def divided(inputs: Tensor, targets: Tensor) -> Splits:
     sizes = [len(order) - 2 * quarter, quarter, quarter]
     train, validation, test = order.split(sizes)
     return Splits(
-        Listed(inputs[train], targets[train]),
-        Listed(inputs[validation], targets[validation]),
-        Listed(inputs[test], targets[test]),
+        TensorExamples(inputs[train], targets[train]),
+        TensorExamples(inputs[validation], targets[validation]),
+        TensorExamples(inputs[test], targets[test]),
     )

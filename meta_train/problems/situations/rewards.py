@@ -15,7 +15,7 @@ from meta_train.problems.networks.dense import mlp
 from meta_train.problems.protocol import Metrics
 from meta_train.problems.situations.generated import EVALUATED, fixed
 from meta_train.problems.situations.kinds import Kind
-from meta_train.problems.situations.problems import DrawnProblem
+from meta_train.problems.situations.problems import SampledProblem
 from meta_train.problems.supervised import at_most, device_of
 
 # Added to the reported regret. Differences between much smaller regrets then do not
@@ -37,7 +37,7 @@ class Policies(nn.Module):
 
 
 @dataclass(frozen=True, eq=False)
-class BanditProblem(DrawnProblem):
+class BanditProblem(SampledProblem):
     """REINFORCE on bandits, with states or without (Williams 1992).
 
     The reported loss is the expected regret plus `REGRET_FLOOR`.
@@ -119,7 +119,7 @@ class Episode(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class CartProblem(DrawnProblem):
+class CartProblem(SampledProblem):
     """Advantage actor-critic (Mnih et al. 2016) on carts that should stop at 0.
 
     A cart has a position and a speed. The three actions push it left, not at all, or
@@ -196,23 +196,23 @@ BY_STATE = partial(arms_by_state, count=5)
 BANDITS_64 = partial(Policies, 64, 10)
 BANDITS_96 = partial(Policies, 96, 8)
 STATE_POLICY = partial(mlp, (6, 32, 5))
-CART_32 = partial(ActorCritic, 2, 3, 32)
-CART_48 = partial(ActorCritic, 2, 3, 48)
-CART_64 = partial(ActorCritic, 2, 3, 64)
+ACTOR_CRITIC_32 = partial(ActorCritic, 2, 3, 32)
+ACTOR_CRITIC_48 = partial(ActorCritic, 2, 3, 48)
+ACTOR_CRITIC_64 = partial(ActorCritic, 2, 3, 64)
 
 KINDS = {
     "rewards": Kind(
         developing=[
             BanditProblem("bandits-10", BANDITS_64, 4, 600, TEN_ARMS),
-            CartProblem("cart-64", CART_32, 64, 80),
+            CartProblem("cart-64", ACTOR_CRITIC_32, 64, 80),
         ],
         validating=[
             BanditProblem("bandits-8", BANDITS_96, 4, 400, EIGHT_ARMS),
-            CartProblem("cart-32", CART_64, 32, 120),
+            CartProblem("cart-32", ACTOR_CRITIC_64, 32, 120),
         ],
         testing=[
             BanditProblem("bandit-states", STATE_POLICY, 64, 600, BY_STATE, 6),
-            CartProblem("cart-128", CART_48, 128, 60),
+            CartProblem("cart-128", ACTOR_CRITIC_48, 128, 60),
         ],
     )
 }

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.situations.generated import fixed, generated
 from meta_train.problems.situations.kinds import Kind
-from meta_train.problems.situations.problems import classify, fit
+from meta_train.problems.situations.problems import classify, regress
 from meta_train.problems.situations.real_tables import real_table
 from meta_train.problems.supervised import Batch, Splits
 
@@ -115,7 +115,7 @@ def successors(vocabulary: int, seed: int) -> Splits:
     return generated(draw)
 
 
-class TokenReader(nn.Module):
+class TokenMlp(nn.Module):
     """The mean of token embeddings, then an MLP.
 
     std: standard deviation of the initial embeddings.
@@ -177,24 +177,24 @@ SYMMETRIC_MATRIX = partial(symmetric_entries, 150, 6, 0.05)
 SYMMETRIC_FACTORS = partial(Symmetric, 150, 8)
 
 FACTORISATION = Kind(
-    developing=[fit("factors-100", MATRIX, FACTORS, 256, 800)],
-    validating=[fit("factors-biases-400", BIASED_MATRIX, BIASED_FACTORS, 512, 600)],
+    developing=[regress("factors-100", MATRIX, FACTORS, 256, 800)],
+    validating=[regress("factors-biases-400", BIASED_MATRIX, BIASED_FACTORS, 512, 600)],
     testing=[
-        fit("factors-symmetric-150", SYMMETRIC_MATRIX, SYMMETRIC_FACTORS, 256, 500)
+        regress("factors-symmetric-150", SYMMETRIC_MATRIX, SYMMETRIC_FACTORS, 256, 500)
     ],
 )
 
 LABELS_4096 = partial(labelled_tokens, 4096, 8, 8)
-READER_4096 = partial(TokenReader, 4096, 32, 8, 1.0)
+MLP_4096 = partial(TokenMlp, 4096, 32, 8, 1.0)
 NEXT_2048 = partial(successors, 2048, 16)
-READER_2048 = partial(TokenReader, 2048, 48, 2048, 0.02)
+MLP_2048 = partial(TokenMlp, 2048, 48, 2048, 0.02)
 LABELS_20000 = partial(labelled_tokens, 20_000, 4, 6)
-READER_20000 = partial(TokenReader, 20_000, 16, 4, 0.02)
+MLP_20000 = partial(TokenMlp, 20_000, 16, 4, 0.02)
 
 RARE_TOKENS = Kind(
-    developing=[classify("tokens-labels-4096", LABELS_4096, READER_4096, 64, 600)],
-    validating=[classify("tokens-next-2048", NEXT_2048, READER_2048, 256, 300)],
-    testing=[classify("tokens-labels-20000", LABELS_20000, READER_20000, 128, 400)],
+    developing=[classify("tokens-labels-4096", LABELS_4096, MLP_4096, 64, 600)],
+    validating=[classify("tokens-next-2048", NEXT_2048, MLP_2048, 256, 300)],
+    testing=[classify("tokens-labels-20000", LABELS_20000, MLP_20000, 128, 400)],
 )
 
 REGRESSION_20 = partial(unscaled_regression, 20, 3.0, 17)
@@ -213,15 +213,15 @@ WINE_MLP = partial(mlp, (13, 32, 3), nn.SiLU)
 
 UNSCALED_COLUMNS = Kind(
     developing=[
-        fit("columns-regression-20", REGRESSION_20, REGRESSION_20_MLP, 64, 500),
+        regress("columns-regression-20", REGRESSION_20, REGRESSION_20_MLP, 64, 500),
         classify("columns-breast-cancer-300", BREAST_CANCER, CANCER_MLP, 32, 300),
     ],
     validating=[
         classify("columns-classes-30", CLASSES_30, CLASSES_MLP, 64, 400),
-        fit("columns-diabetes-400", DIABETES, DIABETES_MLP, 32, 400),
+        regress("columns-diabetes-400", DIABETES, DIABETES_MLP, 32, 400),
     ],
     testing=[
-        fit("columns-regression-12", REGRESSION_12, REGRESSION_12_MLP, 32, 600),
+        regress("columns-regression-12", REGRESSION_12, REGRESSION_12_MLP, 32, 600),
         classify("columns-wine-200", WINE, WINE_MLP, 16, 200),
     ],
 )

@@ -11,13 +11,7 @@ import torch
 from meta_train.problems.common import Build
 from meta_train.problems.situations.problems import classify
 from meta_train.problems.supervised import Splits, SupervisedProblem
-from meta_train.problems.text import (
-    FILES,
-    encoded,
-    source,
-    window_starts,
-    windows_of,
-)
+from meta_train.problems.text import FILES, encoded, source, window_starts, windows_of
 
 LENGTH = 32  # characters of a window
 CYCLE = 5  # blocks, of which one is for validation and one for test

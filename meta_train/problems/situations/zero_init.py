@@ -8,20 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from meta_train.problems.common import (
-    FASHION_14,
-    MNIST_7,
-    MNIST_14,
-)
+from meta_train.problems.common import FASHION_14, MNIST_7, MNIST_14
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.situations.generated import fixed, generated
-from meta_train.problems.situations.initialization import Gates
+from meta_train.problems.situations.initialization import ReZeroMlp
 from meta_train.problems.situations.kinds import Kind
-from meta_train.problems.situations.problems import classify, fit, supervised
+from meta_train.problems.situations.problems import classify, regress, supervised
 from meta_train.problems.supervised import Batch, Objective
 
 
-class Scaled(nn.Module):
+class Affine(nn.Module):
     """Scales and shifts per input and a common offset, all initialised to zero."""
 
     def __init__(self, width: int):
@@ -49,7 +45,7 @@ class Scaled(nn.Module):
         return x, stretch * x + shift - 1
 
 
-class LogScales(nn.Module):
+class GaussianMlp(nn.Module):
     """Normal distributions of 12 targets, with log scales initialised to zero."""
 
     def __init__(self, width: int):
@@ -69,7 +65,7 @@ class LogScales(nn.Module):
         return x, (x @ fixed(8, 12, seed=23) / 2).sin()
 
 
-# standard deviations of the noise in the targets of `LogScales`
+# standard deviations of the noise in the targets of `GaussianMlp`
 SCALES = 10 ** torch.linspace(-2, 1, 12)
 
 
@@ -91,7 +87,7 @@ def divergence(outputs: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
     return (log_ratio + 0.5 * ((-2 * log_ratio).exp() + errors - 1)).mean()
 
 
-class Tempered(nn.Module):
+class ContrastiveViews(nn.Module):
     """Similarities of two noisy views, with a trained temperature as in CLIP.
 
     The parameter is the log temperature, initialised to zero (Radford et al. 2021).
@@ -123,18 +119,18 @@ LIKELIHOOD = Objective(negative_log_likelihood)
 MATCH_VIEWS = Objective(match_views)
 
 
-AFFINE = partial(generated, Scaled.examples, 0.1)
-OTHER_AFFINE = partial(generated, Scaled.other_examples, 0.5)
-SINES = partial(generated, LogScales.examples, SCALES)
-SCALED = partial(Scaled, 24)
-TEMPERED = partial(Tempered, (49, 64, 32))
-SHALLOW_GATES = partial(Gates, 196, 48, 10, 10)
-DEEP_GATES = partial(Gates, 196, 32, 20, 10)
+AFFINE_TARGETS = partial(generated, Affine.examples, 0.1)
+OTHER_AFFINE_TARGETS = partial(generated, Affine.other_examples, 0.5)
+SINES = partial(generated, GaussianMlp.examples, SCALES)
+AFFINE_NETWORK = partial(Affine, 24)
+VIEWS = partial(ContrastiveViews, (49, 64, 32))
+SHALLOW_REZERO = partial(ReZeroMlp, 196, 48, 10, 10)
+DEEP_REZERO = partial(ReZeroMlp, 196, 32, 20, 10)
 
 zeros_log_scales = supervised(
     "zeros-log-scales-200",
     SINES,
-    partial(LogScales, 48),
+    partial(GaussianMlp, 48),
     LIKELIHOOD,
     batch_size=64,
     steps=200,
@@ -143,7 +139,7 @@ zeros_log_scales = supervised(
 zeros_temperature = supervised(
     "zeros-temperature-300",
     MNIST_7,
-    TEMPERED,
+    VIEWS,
     MATCH_VIEWS,
     batch_size=64,
     steps=300,
@@ -153,13 +149,13 @@ zeros_temperature = supervised(
 KINDS = {
     "zeros at first": Kind(
         developing=[
-            fit("zeros-scales-300", AFFINE, SCALED, 32, 300),
-            classify("zeros-gates-200", FASHION_14, SHALLOW_GATES, 64, 200),
+            regress("zeros-scales-300", AFFINE_TARGETS, AFFINE_NETWORK, 32, 300),
+            classify("zeros-gates-200", FASHION_14, SHALLOW_REZERO, 64, 200),
         ],
         validating=[zeros_log_scales, zeros_temperature],
         testing=[
-            fit("zeros-scales-100", OTHER_AFFINE, SCALED, 64, 100),
-            classify("zeros-gates-100", MNIST_14, DEEP_GATES, 64, 100),
+            regress("zeros-scales-100", OTHER_AFFINE_TARGETS, AFFINE_NETWORK, 64, 100),
+            classify("zeros-gates-100", MNIST_14, DEEP_REZERO, 64, 100),
         ],
     )
 }

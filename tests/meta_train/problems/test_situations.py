@@ -249,7 +249,9 @@ def test_regret_and_met_modes_by_hand():
 
 def test_initial_weights_have_their_standard_deviations():
     with torch.no_grad():
-        model = initialization.started(lambda: nn.Linear(400, 300), initialization.he)
+        model = initialization.initialised(
+            lambda: nn.Linear(400, 300), initialization.he_normal
+        )
         assert model.weight.std() == pytest.approx((2 / 400) ** 0.5, rel=0.05)
         assert not model.bias.any()
         model = load_problem("start-gpt-residual-300").init(0)

@@ -7,9 +7,9 @@ from harness.random import derive_seed
 from meta_train.problems.supervised import (
     CLASSIFY,
     REGRESS,
-    Listed,
     Splits,
     SupervisedProblem,
+    TensorExamples,
     fraction_correct,
     mapped,
 )
@@ -21,7 +21,7 @@ SIZE = 1203  # three evaluation batches, the last of them short
 def splits():
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(SIZE, 4, generator=generator)
-    examples = Listed(inputs, inputs.argmax(1))
+    examples = TensorExamples(inputs, inputs.argmax(1))
     return Splits(examples, examples, examples)
 
 
