@@ -103,27 +103,17 @@ CLASSIFY = Table(
     ),
     {
         "mnist": {
-            "mlp": 17.6,
-            "set": 23.7,
-            "nfn-hnp": 79.1,
-            "dwsnet": 85.7,
-            "ng-gnn, permutations alone": 91.4,
-            "ng-gnn, 64 probes": 94.7,
-            "ng-t": 92.4,
+            "mlp": 17.6, "set": 23.7, "nfn-hnp": 79.1, "dwsnet": 85.7,
+            "ng-gnn, permutations alone": 91.4, "ng-gnn, 64 probes": 94.7, "ng-t": 92.4,
             "ng-t, 64 probes": 97.3,
         },
         "fashion-mnist": {
-            "mlp": 19.9,
-            "set": 22.3,
-            "nfn-hnp": 68.9,
-            "dwsnet": 67.1,
-            "ng-gnn, permutations alone": 68.0,
-            "ng-gnn, 64 probes": 74.2,
-            "ng-t": 72.7,
+            "mlp": 19.9, "set": 22.3, "nfn-hnp": 68.9, "dwsnet": 67.1,
+            "ng-gnn, permutations alone": 68.0, "ng-gnn, 64 probes": 74.2, "ng-t": 72.7,
             "ng-t, 64 probes": 74.8,
         },
     },
-)
+)  # fmt: skip
 PROBES = Table(
     classify.Config,
     classify.Classification,
@@ -149,7 +139,7 @@ PROBES = Table(
         }
     },
     ("probes", "probes"),
-)
+)  # fmt: skip
 SIZES = Table(
     classify.Config,
     classify.Classification,
@@ -180,7 +170,7 @@ EDIT = Table(
             "ng-t, 64 probes": 1.75,
         }
     },
-)
+)  # fmt: skip
 CONTRAST = _changed(EDIT, edit="contrast")
 SMALL = Table(
     predict.Config,
@@ -209,7 +199,7 @@ SMALL = Table(
             "probegen": 0.957,
         }
     },
-)
+)  # fmt: skip
 WILD = Table(
     predict.Config,
     predict.Prediction,
@@ -234,7 +224,7 @@ WILD = Table(
             "probegen": 0.933,
         }
     },
-)
+)  # fmt: skip
 # Layers of Wild Park have 4, 8, 16 or 32 channels: the widest are kept for the test.
 NARROW = _changed(WILD, widest=16)
 DIVERSE = Table(

@@ -130,8 +130,8 @@ def ranks(rows: Sequence[Row]) -> list[float]:
     return _ranked(rows)["rank"].tolist()
 
 
-def _ranked(rows: Sequence[Row]) -> pd.DataFrame:
-    """Rows with `loss` (nan as inf), `rank` and, of untuned ones, `untuned_rank`."""
+def _ranked(rows: Sequence[Row]) -> Any:
+    """A DataFrame of rows with `loss` (nan as inf), `rank` and `untuned_rank`."""
     table = pd.DataFrame([{**vars(row), "tuned": row.tuned} for row in rows])
     table["loss"] = table["test_loss"].fillna(inf)
     table["rank"] = table.groupby("problem")["loss"].rank()
@@ -140,8 +140,11 @@ def _ranked(rows: Sequence[Row]) -> pd.DataFrame:
     return table
 
 
-def _wins(losses: pd.DataFrame, name: str, rivals: list[str]) -> int | None:
-    """On how many problems a loss is below those of all rivals."""
+def _wins(losses: Any, name: str, rivals: list[str]) -> int | None:
+    """On how many problems a loss is below those of all rivals.
+
+    losses: DataFrame of problems and optimizers.
+    """
     own = losses[losses[name].notna()]
     theirs = own.reindex(columns=rivals)
     if name in rivals or theirs.isna().any(axis=None):

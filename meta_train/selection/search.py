@@ -38,6 +38,11 @@ LRS, WEIGHT_DECAYS = (3e-5, 1e-3), (1e-6, 1e-2)
 # In the names of problems with FashionMNIST: "fm" and, in some, the side of the images.
 FASHION = re.compile(r"(^|-)fm\d*(-|$)")
 LEAST_OUTER_STEPS = 10
+# Settings of all trials' meta-trainings.
+PASSED_ON = (
+    "metanet", "init_from", "problems", "estimator", "horizon", "truncation", "tail",
+    "optimizees", "autocast", "seed",
+)  # fmt: skip
 # Settings that change no trial.
 IRRELEVANT = "trials", "folder"
 
@@ -104,26 +109,16 @@ def suggested(trial: optuna.Trial, config: Config) -> train.Config:
             sizes[key] = trial.suggest_categorical(key, choices)
     if config.init_from is None and "hidden" not in sizes:
         sizes["hidden"] = trial.suggest_categorical("hidden", HIDDEN)
+    least, most = LEAST_OUTER_STEPS, config.most_outer_steps
     return train.Config(
         folder=str(Path(config.folder, f"trial-{trial.number}")),
-        metanet=config.metanet,
-        init_from=config.init_from,
-        problems=config.problems,
-        estimator=config.estimator,
-        horizon=config.horizon,
-        truncation=config.truncation,
-        tail=config.tail,
-        optimizees=config.optimizees,
-        outer_steps=trial.suggest_int(
-            "outer_steps", LEAST_OUTER_STEPS, config.most_outer_steps, log=True
-        ),
+        outer_steps=trial.suggest_int("outer_steps", least, most, log=True),
         lr=trial.suggest_float("lr", *LRS, log=True),
         weight_decay=trial.suggest_float("weight_decay", *WEIGHT_DECAYS, log=True),
         warmup=5,
         validate_every=10,
         metanet_config=sizes,
-        autocast=config.autocast,
-        seed=config.seed,
+        **{name: getattr(config, name) for name in PASSED_ON},
     )
 
 

@@ -47,7 +47,7 @@ def all_reduce_results(
     for row in ranks.all_reduce(rows):
         is_usable, *scalars = row[:SCALARS].tolist()
         gradient = row[SCALARS:].to(like)
-        found.append(ReducedResult(bool(is_usable), *scalars, gradient))
+        found.append(ReducedResult._make([bool(is_usable), *scalars, gradient]))
     return found
 
 

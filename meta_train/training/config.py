@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
 
 from harness.schedules import half_cosine
 from harness.settings import check_counts
-
-Settings = TypeVar("Settings")
 
 # Settings that are counts.
 AT_LEAST_ONE = (
@@ -93,15 +90,6 @@ class Config:
                 "shortest: expected none with es, whose steps are whole trainings; "
                 f"got {self.shortest}"
             )
-
-
-def select_fields(config: Config, kind: type[Settings], **others: Any) -> Settings:
-    """A dataclass with fields of the same names as in the config, and `others`."""
-    values = dict(others)
-    for field_ in fields(kind):  # pyright: ignore
-        if field_.name not in others:
-            values[field_.name] = getattr(config, field_.name)
-    return kind(**values)
 
 
 def learning_rate_factor(step: int, config: Config) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from harness.random import derive_seed, seeded
+from meta_train.training.config import Config
 from meta_train.training.worker import Job
 
 
@@ -28,24 +29,10 @@ class OptimizeeProgress:
     first_loss: float | None = None
 
 
-@dataclass(frozen=True)
-class RestartConfig:
-    """Settings of restarts; fields as in `train.Config`."""
-
-    optimizees: int
-    estimator: str
-    outer_steps: int
-    truncation: int
-    horizon: int
-    shortest: int | None
-    loss_limit: float
-    seed: int
-
-
 class RestartSchedule:
     """Restarts optimizees that have reached their horizon or diverged."""
 
-    def __init__(self, config: RestartConfig):
+    def __init__(self, config: Config):
         self.config = config
 
     def start(self) -> list[OptimizeeProgress]:

@@ -40,18 +40,14 @@ from harness.settings import named_settings
 from harness.trainer import ResumableTrainer
 from meta_train.problems import Metrics, mean_metrics
 from meta_train.training.all_reduce import ReducedResult, all_reduce_results
-from meta_train.training.config import Config, learning_rate_factor, select_fields
+from meta_train.training.config import Config, learning_rate_factor
 from meta_train.training.rank_assignment import StepCosts, assign_ranks, on_device
-from meta_train.training.restart_schedule import (
-    OptimizeeProgress,
-    RestartConfig,
-    RestartSchedule,
-)
+from meta_train.training.restart_schedule import OptimizeeProgress, RestartSchedule
 from meta_train.training.rules import trained_metanet
 from meta_train.training.tensorboard import log_gradients, log_updates, log_validation
 from meta_train.training.unroll import Optimizee, whole_run
 from meta_train.training.weights import make_learned, with_stage
-from meta_train.training.worker import Result, UnrollConfig, Worker
+from meta_train.training.worker import Result, Worker
 from ngopt.pretrained import save_pretrained
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
@@ -83,12 +79,11 @@ class MetaTrainer(ResumableTrainer):
         self.mean = AveragedModel(self.metanet, multi_avg_fn=decayed)
         self.mean.update_parameters(self.metanet)  # the first is a copy
         self.averaged = replace(self.learned, metanet=self.mean.module)
-        unroll_config = select_fields(config, UnrollConfig, device=self.device)
-        self.worker = Worker(unroll_config, self.learned)
+        self.worker = Worker(config, self.learned, self.device)
         self.optimizer = torch.optim.AdamW(
             self.metanet.parameters(), lr=config.lr, weight_decay=config.weight_decay
         )
-        self.schedule = RestartSchedule(select_fields(config, RestartConfig))
+        self.schedule = RestartSchedule(config)
         self.optimizees = self.schedule.start()
         self.costs = StepCosts()
         self.owners = [k % ranks.count for k in range(config.optimizees)]

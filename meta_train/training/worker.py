@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from meta_train.problems import load_problem
+from meta_train.training.config import Config
 from meta_train.training.estimators import (
     PES,
     TBPTT,
@@ -26,22 +27,6 @@ from meta_train.training.unroll import Optimizee
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
 ESTIMATORS = ("tbptt", "tbptt-2", "pes", "es", "imitation")
-
-
-@dataclass(frozen=True)
-class UnrollConfig:
-    """Settings of unrolls; fields as in `train.Config`."""
-
-    problems: tuple[str, ...]
-    estimator: str
-    inner_weight_decay: float
-    sigma: float
-    loss_limit: float
-    tail: float
-    scaling: float
-    autocast: bool
-    device: torch.device
-    stacked: bool
 
 
 @dataclass(frozen=True)
@@ -72,9 +57,7 @@ class Result(NamedTuple):
     seconds: float = 0.0
 
 
-def make_estimator(
-    config: UnrollConfig, limit: float | Tensor, horizon: int
-) -> Estimator:
+def make_estimator(config: Config, limit: float | Tensor, horizon: int) -> Estimator:
     """The estimator that the config names.
 
     limit: of a loss, one for all or one per optimizee. Raises ValueError for an unknown
@@ -103,7 +86,7 @@ class Worker:
     rules that cannot be stacked, and for problems with a first loss of 0 or less.
     """
 
-    def __init__(self, config: UnrollConfig, learned: LearnedOptimizer):
+    def __init__(self, config: Config, learned: LearnedOptimizer, device: torch.device):
         make_estimator(config, 1.0, 1)
         if config.estimator == "imitation":
             for key, default in (("inner_weight_decay", 0.0), ("tail", 1.0)):
@@ -118,7 +101,7 @@ class Worker:
                 f"'{learned.base.name}', which reads step counts on the host. "
                 "Leave out --stacked."
             )
-        self.config, self.learned = config, learned
+        self.config, self.learned, self.device = config, learned, device
         self.problems = [load_problem(name) for name in config.problems]
         self._optimizees: dict[int, Optimizee] = {}
 
@@ -141,7 +124,7 @@ class Worker:
 
     def optimizee(self, seed: int) -> Optimizee:
         problem, config = self.problems[self.problem_of(seed)], self.config
-        return Optimizee(problem, seed, config.autocast, config.scaling, config.device)
+        return Optimizee(problem, seed, config.autocast, config.scaling, self.device)
 
     def unroll(self, jobs: Sequence[Job]) -> list[Result]:
         """One truncation of optimizees that can be stacked."""
@@ -154,7 +137,7 @@ class Worker:
             first_losses.append(self.first_loss(optimizee) if known is None else known)
         limits = [config.loss_limit * loss for loss in first_losses]
         is_stack = len(jobs) > 1
-        limit = torch.tensor(limits, device=config.device) if is_stack else limits[0]
+        limit = torch.tensor(limits, device=self.device) if is_stack else limits[0]
         estimator = make_estimator(config, limit, horizon)
         states = []
         for job, optimizee in zip(jobs, optimizees, strict=True):
