@@ -38,7 +38,7 @@ from tasks.sources.signals import MIDDLE, SINES, Signals, load_signals
 
 PROGRAM = "tasks.inr fit"
 # SIRENs that are fitted in one call, whose activations stay in a core's caches.
-EVALUATION_BATCH = 16
+FITS_AT_ONCE = 16
 QUALITY = ("psnr",)
 # Settings that change no network.
 NO_MATTER = ("folder", "processes")
@@ -153,7 +153,7 @@ def make(job: Job, config: FitConfig, signals: Signals) -> Networks:
     points = signals.points
     groups = []
     with seeded(config.seed, SPLITS.index(job.split), job.number):
-        for fits in torch.arange(job.start, job.stop).split(EVALUATION_BATCH):
+        for fits in torch.arange(job.start, job.stop).split(FITS_AT_ONCE):
             index = fits % count
             values = signals.values(index)
             hidden = [config.width] * config.hidden

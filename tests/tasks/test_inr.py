@@ -36,7 +36,7 @@ def config(tmp_path, monkeypatch):
         "load_dataset",
         lambda name: ImageDataset(name, 3, split, split, split),
     )
-    monkeypatch.setattr(inr, "AT_ONCE", 2)
+    monkeypatch.setattr(inr, "FITS_AT_ONCE", 2)
     return FitConfig(
         str(tmp_path / "inr"),
         train=5,
