@@ -26,7 +26,7 @@ from radon.complexity import cc_visit
 from benchmarks.records import Record, table, write
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = "ngopt tasks meta_train benchmarks examples tests".split()
+PACKAGES = "ngopt harness tasks meta_train benchmarks examples tests".split()
 MAXIMUM_LINES = 400
 LAYOUT_TOKENS = {
     tokenize.COMMENT,
