@@ -16,14 +16,15 @@ from ngopt.graph import __main__ as graph_command
 from ngopt.pretrained import list_pretrained, load_pretrained, weights_hash
 
 FAILED = 2  # exit status after an error
+LISTED = "name", "kind", "class", "parameters", "sha256"  # by `ngopt list`
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 after an error, which is one line on stderr."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    sys.path.insert(0, str(Path.cwd()))  # modules of the user
     if given[:1] == ["graph"]:
         return graph_command.main(given[1:])
-    sys.path.insert(0, str(Path.cwd()))  # modules of the user
     options = _parser().parse_args(given)
     try:
         options.run(options)
@@ -67,23 +68,30 @@ def _add_race_options(race: argparse.ArgumentParser) -> None:
     race.set_defaults(run=_race)
 
 
-def _describe(name: str) -> dict[str, Any]:
-    learned = load_pretrained(name)
-    part = learned.base if learned.metanet is None else learned.metanet
-    count = 0
+def describe(weights: str) -> dict[str, Any]:
+    """What a weights file contains, as JSON. weights: a bundled name or a path."""
+    learned = load_pretrained(weights)
+    parameters = 0
     if learned.metanet is not None:
-        count = sum(p.numel() for p in learned.metanet.parameters())
+        parameters = sum(p.numel() for p in learned.metanet.parameters())
+    part: Any = learned.base if learned.metanet is None else learned.metanet
     return {
-        "name": name,
+        "name": weights,
         "kind": "base rule" if learned.metanet is None else "metanet",
         "class": type(part).__name__,
-        "parameters": count,
+        "parameters": parameters,
         "sha256": weights_hash(learned),
+        "config": vars(part.config),
+        "recipe": learned.recipe,
+        "table": learned.table,
     }
 
 
 def _list(options: argparse.Namespace) -> None:
-    found = [_describe(name) for name in list_pretrained()]
+    found = []
+    for name in list_pretrained():
+        description = describe(name)
+        found.append({key: description[key] for key in LISTED})
     if options.json:
         print(json.dumps(found))
         return
@@ -92,21 +100,15 @@ def _list(options: argparse.Namespace) -> None:
 
 
 def _info(options: argparse.Namespace) -> None:
-    learned = load_pretrained(options.weights)
-    found = _describe(options.weights)
-    part: Any = learned.base if learned.metanet is None else learned.metanet
-    found["config"] = vars(part.config)
-    found["recipe"] = learned.recipe
-    found["table"] = learned.table
+    found = describe(options.weights)
     if options.json:
         print(json.dumps(found))
         return
-    for key, value in found.items():
-        if not isinstance(value, dict):
-            print(f"{key:10}  {value}")
+    for key in LISTED:
+        print(f"{key:10}  {found[key]}")
     for key, value in found["config"].items():
         print(f"{'config':10}  {key} = {value}")
-    print(f"{'recipe':10}  {len(learned.recipe['stages'])} stages; --json prints it")
+    print(f"{'recipe':10}  {len(found['recipe']['stages'])} stages; --json prints it")
 
 
 def _race(options: argparse.Namespace) -> None:

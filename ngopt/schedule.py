@@ -1,4 +1,5 @@
-"""Schedules of step sizes and of averaged weights, for the default and for metanets.
+"""Schedules of step sizes and of averaged weights, for the default and for metanets,
+and of the learning rates of other optimizers.
 
 Numbers of steps are Python numbers, arrays or tensors.
 """
@@ -7,11 +8,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from math import cos, pi
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 
 def at_most(value: Any, high: float) -> Any:
@@ -40,6 +44,28 @@ def without_horizon(age: Any, now: Any, warmup: int, constant: int) -> Any:
     evaluate the averaged weights (`average_weight`).
     """
     return at_most((age + 1) / warmup, 1.0) / (1 + now / constant) ** 0.5
+
+
+def half_cosine(progress: float) -> float:
+    """Half a cosine, from 1 at a progress of 0 to 0 at a progress of 1."""
+    return 0.5 * (1 + cos(pi * progress))
+
+
+def cosine_schedule(
+    optimizer: Optimizer, total_steps: int, warmup: float = 0.0
+) -> LambdaLR:
+    """Linear warm-up, then half a cosine from the full learning rate to 0.
+
+    warmup: share of the steps.
+    """
+    first = round(warmup * total_steps)
+
+    def factor(step: int) -> float:
+        if step < first:
+            return (step + 1) / first
+        return half_cosine((step - first) / max(total_steps - first, 1))
+
+    return LambdaLR(optimizer, factor)
 
 
 def average_weight(age: Any, power: float) -> Any:

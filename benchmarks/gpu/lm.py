@@ -28,8 +28,8 @@ from benchmarks.gpu.optimizers import Optimizers, adamw, muon
 from benchmarks.gpu.session import Records, Session
 from benchmarks.records import Record
 from benchmarks.shapes import Gpt, loss_of
-from harness.schedules import cosine_schedule
 from ngopt import NGOptimizer
+from ngopt.schedule import cosine_schedule
 
 WARM_UP = 0.08  # share of the steps
 EVALUATIONS = 10  # per run

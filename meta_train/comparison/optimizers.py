@@ -5,23 +5,24 @@ from __future__ import annotations
 import importlib
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR, LRScheduler
 
-from harness.schedules import cosine_schedule
 from ngopt import NGOptimizer, list_pretrained, load_pretrained
 from ngopt.metanets import METANETS
 from ngopt.metanets.imported import find_metanet
 from ngopt.pretrained import weights_hash
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
+from ngopt.race.muon import MuonWithAdam
+from ngopt.schedule import cosine_schedule
 
 Built = tuple[Optimizer, LRScheduler | None]
 
@@ -93,47 +94,6 @@ class OptimizerSpec:
         except ValueError as error:
             return str(error)
         return None
-
-
-class MuonWithAdam(Optimizer):
-    """Muon on parameters with two or more dimensions, Adam on the others.
-
-    with_adam: other parameters for Adam, such as embeddings.
-
-    `torch.optim.Muon` takes matrices alone, so it gets views of kernels, (out, in * k *
-    k). Both parts use the same learning rate, and no weight decay. `state_dict` leaves
-    out the momenta, so it cannot resume.
-
-    Raises ValueError for a kernel that is not contiguous, which has no such view.
-    """
-
-    def __init__(
-        self, params: Iterable[Tensor], lr: float, with_adam: Iterable[Tensor] = ()
-    ):
-        super().__init__(params, {"lr": lr})
-        members = self.param_groups[0]["params"]
-        excepted = set(with_adam)
-        self._kernels = [p for p in members if p.ndim >= 2 and p not in excepted]
-        for p in self._kernels:
-            if not p.is_contiguous():
-                raise ValueError(
-                    "MuonWithAdam: expected contiguous kernels; "
-                    f"got strides {p.stride()} for shape {tuple(p.shape)}"
-                )
-        self._matrices = [p.detach().view(len(p), -1) for p in self._kernels]
-        others = [p for p in members if p.ndim < 2 or p in excepted]
-        self._parts: list[Optimizer] = []
-        if self._matrices:
-            self._parts.append(torch.optim.Muon(self._matrices, lr, weight_decay=0.0))
-        if others:
-            self._parts.append(torch.optim.Adam(others, lr))
-
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for kernel, matrix in zip(self._kernels, self._matrices, strict=True):
-            matrix.grad = None if kernel.grad is None else kernel.grad.flatten(1)
-        for part in self._parts:
-            part.param_groups[0]["lr"] = self.param_groups[0]["lr"]
-            part.step()
 
 
 def load_optimizer(name: str) -> OptimizerSpec:

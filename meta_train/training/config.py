@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from harness.schedules import half_cosine
 from harness.settings import check_counts
+from ngopt.schedule import half_cosine
 
 # Settings that are counts.
 AT_LEAST_ONE = (

@@ -6,8 +6,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from importlib import import_module
-from operator import attrgetter
 from textwrap import shorten
 from time import perf_counter
 from typing import NoReturn
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 
 from ngopt.graph import build_graph
 from ngopt.graph.drawing.draw import draw, format_of
+from ngopt.importing import load_object
 
 DTYPES = {"float32": torch.float32, "int64": torch.int64}
 
@@ -67,14 +66,7 @@ def load_model(path: str) -> nn.Module:
     module_name, colon, name = path.partition(":")
     if not (module_name and colon and name):
         raise ValueError(f"expected a model as module:name; got '{path}'")
-    try:
-        module = import_module(module_name)
-    except Exception as error:
-        raise ValueError(f"cannot import '{module_name}': {error}") from error
-    try:
-        found = attrgetter(name)(module)
-    except AttributeError as error:
-        raise ValueError(f"module '{module_name}' has no '{name}'") from error
+    found = load_object(path)
     if not isinstance(found, nn.Module) and callable(found):
         try:
             found = found()

@@ -142,9 +142,10 @@ def warn_if_partial() -> bool:
     """Whether ZeroRedundancyOptimizer passes a part of the parameters; warns if so."""
     if not distributed.is_available() or not distributed.is_initialized():
         return False
-    callers = traceback.extract_stack()
-    is_called = any(caller.filename.endswith(ZERO_FILE) for caller in callers)
-    if not is_called or distributed.get_world_size() == 1:
+    if distributed.get_world_size() == 1:
+        return False
+    callers = traceback.walk_stack(None)  # reads no source lines
+    if not any(frame.f_code.co_filename.endswith(ZERO_FILE) for frame, _ in callers):
         return False
     warnings.warn(
         "NGOptimizer: ZeroRedundancyOptimizer passes every process some of the "

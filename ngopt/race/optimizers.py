@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from math import cos, pi
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LRScheduler
 
 from ngopt.optimizer import NGOptimizer
+from ngopt.race.muon import MuonWithAdam
 from ngopt.roles import parameter_roles
+from ngopt.schedule import cosine_schedule
 
 WARMUP = 0.05  # share of the steps
 WEIGHT_DECAY = 0.01
@@ -25,44 +25,14 @@ MATRIX_RATES = 1e-3, 3e-3, 1e-2, 3e-2
 SGD_RATES = 3e-3, 1e-2, 3e-2, 1e-1
 
 
-class MuonWithAdamW(Optimizer):
-    """Muon for matrices, AdamW at the same rate for tables, output layers and the rest.
-
-    `torch.optim.Muon` takes two-dimensional parameters only; kernels are flattened.
-    """
-
-    def __init__(self, model: nn.Module, lr: float):
-        roles = parameter_roles(list(model.named_parameters()))
-        matrices: list[Tensor] = []
-        others: list[Tensor] = []
-        for name, p in model.named_parameters():
-            is_matrix = roles[name].role == "matrix" and p.dim() >= 2
-            (matrices if is_matrix else others).append(p)
-        self._kernels = [p for p in matrices if p.dim() > 2]
-        for p in self._kernels:
-            if not p.is_contiguous():
-                raise ValueError("race: muon needs contiguous kernels.")
-        self._flat = {id(p): nn.Parameter(p.detach().flatten(1)) for p in self._kernels}
-        flat = [self._flat.get(id(p), p) for p in matrices]
-        self._inner: list[Optimizer] = []
-        if flat:
-            muon = torch.optim.Muon(
-                flat, lr, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"
-            )
-            self._inner.append(muon)
-        if others:
-            self._inner.append(AdamW(others, lr, weight_decay=WEIGHT_DECAY))
-        super().__init__([*matrices, *others], {"lr": lr})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        for p in self._kernels:
-            grad = p.grad
-            self._flat[id(p)].grad = None if grad is None else grad.flatten(1)
-        for optimizer in self._inner:
-            for group in optimizer.param_groups:
-                group["lr"] = self.param_groups[0]["lr"]
-            optimizer.step()
+def _muon(model: nn.Module, lr: float) -> Optimizer:
+    """Muon for matrices, AdamW for tables, output layers and vectors."""
+    roles = parameter_roles(list(model.named_parameters()))
+    others = []
+    for name, p in model.named_parameters():
+        if roles[name].role != "matrix":
+            others.append(p)
+    return MuonWithAdam(model.parameters(), lr, others, WEIGHT_DECAY, "match_rms_adamw")
 
 
 def _soap(model: nn.Module, lr: float) -> Optimizer:
@@ -98,7 +68,8 @@ class Contestant:
         if lr is None or self.make is None:
             return _ngopt(model, total_steps), None
         optimizer = self.make(model, lr)
-        return optimizer, _warmup_cosine(optimizer, total_steps)
+        warmup = max(WARMUP, 1 / total_steps)  # of one step at least
+        return optimizer, cosine_schedule(optimizer, total_steps, warmup)
 
 
 CONTESTANTS = {
@@ -108,7 +79,7 @@ CONTESTANTS = {
         ADAM_RATES,
         lambda model, lr: AdamW(model.parameters(), lr, weight_decay=WEIGHT_DECAY),
     ),
-    "muon": Contestant("muon", MATRIX_RATES, MuonWithAdamW),
+    "muon": Contestant("muon", MATRIX_RATES, _muon),
     "soap": Contestant("soap", MATRIX_RATES, _soap),
     "sgd": Contestant(
         "sgd",
@@ -116,14 +87,3 @@ CONTESTANTS = {
         lambda model, lr: SGD(model.parameters(), lr, momentum=0.9, nesterov=True),
     ),
 }
-
-
-def _warmup_cosine(optimizer: Optimizer, total_steps: int) -> LambdaLR:
-    first = max(round(WARMUP * total_steps), 1)
-
-    def factor(step: int) -> float:
-        if step < first:
-            return (step + 1) / first
-        return 0.5 * (1 + cos(pi * (step - first) / max(total_steps - first, 1)))
-
-    return LambdaLR(optimizer, factor)

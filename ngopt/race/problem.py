@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 from torch import Tensor, nn
+
+from ngopt.importing import load_object
 
 REQUIRED = "model", "batches", "loss"
 
@@ -40,15 +41,7 @@ def load_problem(path: str) -> Problem:
 
     Raises ValueError if it cannot be imported or lacks a function.
     """
-    module_name, _, name = path.partition(":")
-    try:
-        found: Any = import_module(module_name)
-    except ImportError as error:
-        raise ValueError(f"race: cannot import '{module_name}': {error}") from error
-    if name:
-        if not hasattr(found, name):
-            raise ValueError(f"race: module '{module_name}' has no '{name}'.")
-        found = getattr(found, name)
+    found = load_object(path)
     missing = [key for key in REQUIRED if not callable(getattr(found, key, None))]
     if missing:
         raise ValueError(
@@ -56,7 +49,7 @@ def load_problem(path: str) -> Problem:
             f"{', '.join(missing)} missing."
         )
     return Problem(
-        name or module_name.rpartition(".")[2],
+        path.replace(":", ".").rpartition(".")[2],
         found.model,
         found.batches,
         found.loss,

@@ -20,9 +20,9 @@ from harness.distributed import Ranks
 from harness.interrupts import uninterrupted
 from harness.random import seeded
 from harness.run_store import Checkpoint
-from harness.schedules import half_cosine
 from harness.trainer import ResumableTrainer
 from ngopt import NGOptimizer
+from ngopt.schedule import half_cosine
 
 TRAINERS = ("adamw", "ngopt")
 # Share of the budget with linear warm-up.

@@ -1,4 +1,7 @@
 import json
+import sys
+
+import pytest
 
 from ngopt import cli, list_pretrained
 
@@ -33,3 +36,14 @@ def test_unknown_weights_are_an_error_of_one_line(capsys):
 def test_graph(capsys):
     assert cli.main(["graph", "tests.ngopt.race.parabola:model"]) == 0
     assert "built in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["graph", "race"])
+def test_modules_of_the_present_folder_are_found(
+    command, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "own_module.py").write_text("number = 1")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert cli.main([command, "own_module:number"]) == cli.FAILED
+    assert "cannot import" not in capsys.readouterr().err

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from harness.random import seeded
-from harness.schedules import cosine_schedule
 from meta_train.problems.common import FASHION_14, MNIST_14
 from meta_train.problems.networks.convolutional import group_norm, strided_cnn
 from meta_train.problems.networks.dense import mlp
@@ -23,6 +22,7 @@ from meta_train.problems.situations.texts import (
     predict_characters,
 )
 from meta_train.problems.text import VOCABULARY
+from ngopt.schedule import cosine_schedule
 
 PRETRAINING_LR = 0.006  # of Adam with warm-up and cosine decay
 WARMUP = 0.1  # share of the steps

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ngopt import cli
-from ngopt.race.optimizers import CONTESTANTS, MuonWithAdamW
+from ngopt.race.optimizers import CONTESTANTS
 from ngopt.race.problem import Problem, load_problem
 from ngopt.race.report import Result, smoothed, table
 from ngopt.race.training import Run, train
@@ -78,7 +78,7 @@ def test_muon_moves_kernels_and_vectors():
         nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(4, 2)
     )
     before = [p.detach().clone() for p in model.parameters()]
-    optimizer = MuonWithAdamW(model, lr=0.1)
+    optimizer = CONTESTANTS["muon"].make(model, 0.1)
     model(torch.randn(3, 2, 5, 5)).square().sum().backward()
     optimizer.step()
     for p, old in zip(model.parameters(), before, strict=True):
