@@ -58,7 +58,6 @@ class Split:
 
         Shapes:
             indices: (b,) int64, or (*leading, b) for the batches of several optimizees
-            at once
             returns: (*leading, b, channels, height, width) float32, (*leading, b) int64
         """
         indices = indices.to(self.images.device)
@@ -133,12 +132,11 @@ def load_dataset(name: str, folder: str | os.PathLike | None = None) -> ImageDat
     Args:
         name: 'fashion-mnist', 'mnist' or 'cifar10'.
         folder: the data folder, created when missing; by default $NGOPT_DATA, else
-        'data'.
+            'data'.
 
     Raises:
-        ValueError: if the name is unknown, or if the data set has to be fetched and the
-        folder
-            cannot be written.
+        ValueError: if the name is unknown, or if the data set has to be fetched and
+            the folder cannot be written.
         DatasetUnavailable: if no source gives a copy that passes verification.
     """
     if name not in DATASETS:

@@ -82,9 +82,9 @@ class Automorphism:
 def automorphisms(graph: NeuralGraph, by_type: bool = False) -> list[Automorphism]:
     """Generators of the group of automorphisms, those left out that move no parameter.
 
-    by_type: neurons and edges go wherever there are others of the same type, not only
-    within groups
-        and parameters; types of edges are kind and kernel position (Lim et al. 2024).
+    by_type: neurons and edges are exchanged with all others of their type, not only
+    within groups and parameters. Types of edges are kind and kernel position (Lim et
+    al. 2024).
     """
     coloured = _Coloured(graph, by_type)
     generators = coloured.graph.automorphism_group(color=coloured.colours)
