@@ -16,10 +16,8 @@ pytest.importorskip("torchvision")
 
 from benchmarks.gpu import __main__ as program
 from benchmarks.gpu import (
-    corpus,
     correctness,
     cost,
-    lm,
     optimizers,
     pictures,
     process,
@@ -29,11 +27,6 @@ from benchmarks.gpu.session import Records, Session, Skipped
 from benchmarks.gpu.summary import merged, summary
 from benchmarks.shapes import TINY_WORKLOADS, Gpt
 from ngopt import devices
-
-
-@pytest.fixture
-def session(tmp_path):
-    return Session("cpu", True, tmp_path, time.monotonic() + 600)
 
 
 @pytest.fixture
@@ -378,47 +371,3 @@ class TestCost:
             cost.optimizer_step(session, trained, name)
         devices.has_triton.cache_clear()
         assert asked == [False, True]
-
-
-class TestLanguageModel:
-    @pytest.mark.parametrize("name", ["BPE", "bytes"])
-    def test_corpus(self, name, session, monkeypatch):
-        if name == "BPE":
-            pytest.importorskip("tokenizers")
-        monkeypatch.setattr(corpus, "_has_tokenizers", lambda: name == "BPE")
-        first = corpus.load_corpus(session, 5000, 300)
-        assert first.tokenizer == name
-        assert first.vocabulary == (300 if name == "BPE" else 256)
-        assert len(first.train) == 5000
-        assert first.train.dtype == np.uint16
-        assert max(first.train.max(), first.validation.max()) < first.vocabulary
-        assert len(first.validation) > 0
-        made_again = corpus._tokens(5000, 300 if name == "BPE" else None)
-        monkeypatch.setattr(corpus, "_tokens", None)  # as it is kept
-        second = corpus.load_corpus(session, 5000, 300)
-        for a, b in zip(first[:2], made_again, strict=True):
-            assert np.array_equal(a, b)
-        assert np.array_equal(first.train, second.train)
-
-    def test_windows(self, session):
-        tokens = np.arange(200, dtype=np.uint16)
-        size = lm.TINY._replace(length=4, batch=3, windows=5)
-        data = lm.Data(session, size, corpus.Corpus(tokens, tokens, 256, "bytes"))
-        inputs, targets = data.batch(data.starts(7)[2])
-        assert inputs.shape == targets.shape == (3, 4)
-        assert torch.equal(inputs + 1, targets)
-        assert torch.equal(data.starts(7)[:3], data.starts(3))
-        held_out = data.validation_batches()
-        assert [len(x) for x, _ in held_out] == [3, 2]
-        assert held_out[-1][1][-1, -1] == 199
-
-    def test_a_run_that_does_not_fit(self, session, monkeypatch):
-        tokens = np.arange(2000, dtype=np.uint16) % 50
-        data = lm.Data(session, lm.TINY, corpus.Corpus(tokens, tokens, 50, "bytes"))
-        found = lm.Training(session, data, lm.TINY_RUNS[1]).finish()
-        assert found["curve"]["steps"] == list(range(2, 21, 2))
-        assert found["validation"] < found["curve"]["loss"][0]
-        training = lm.Training(session, data, lm.TINY_RUNS[1])
-        monkeypatch.setattr(training, "train", lambda first, last: 100.0)
-        with pytest.raises(Skipped, match="needs 900 s"):
-            training.finish()

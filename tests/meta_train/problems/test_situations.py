@@ -21,14 +21,12 @@ from meta_train.problems.situations import (
     clipping,
     contrasts,
     equations,
-    finetuning,
     games,
     initialization,
     pretrained,
     problems,
     rewards,
     tables,
-    texts,
     zero_init,
 )
 from meta_train.problems.supervised import on_device
@@ -135,42 +133,6 @@ def test_horizons_span_what_people_train():
         assert min(steps) <= 10
         assert max(steps) == 10_000
         assert {30, 100, 300} <= steps | {60, 200} and len(steps) >= 10
-
-
-@pytest.mark.parametrize(
-    "build",
-    [
-        lambda name: finetuning.with_lora(name, 4),
-        lambda name: finetuning.with_adapters(name, 8),
-    ],
-)
-def test_adapted_networks_begin_as_what_they_adapt(build):
-    codes = torch.arange(32)[None]
-    model = build("gpt-code")
-    torch.testing.assert_close(model(codes), pretrained.pretrained("gpt-code")(codes))
-    trained = [name for name, p in model.named_parameters() if p.requires_grad]
-    assert trained
-    assert all("up" in name or "down" in name for name in trained)
-
-
-def test_thirds_have_other_texts():
-    parts = [texts.code(third).splitlines() for third in range(3)]
-    lines = [{x for x in part if len(x) > 60} for part in parts]
-    for k in range(3):
-        assert len(lines[k]) > 500
-        shared = len(lines[k] & lines[k - 1]) / len(lines[k])
-        assert shared < 0.01
-
-
-def test_fine_tuning_moves_to_another_text():
-    lower, mixed = texts.lower_case(), texts.mixed_case()
-    assert lower == lower.lower()
-    assert mixed != mixed.lower()
-    assert "def " in texts.statements() and '"""' not in texts.statements()
-    sentence = "Return the sample arithmetic mean of data."
-    assert sentence in texts.docstrings() and sentence not in texts.statements()
-    for text in (texts.mixed_case, texts.statements, texts.documentation):
-        assert min(map(len, texts.windows(text)[1:])) >= 512
 
 
 def test_equal_data_come_in_another_order_under_another_name():

@@ -1,17 +1,12 @@
 import json
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
-from math import sqrt
 
-import numpy as np
 import pytest
 import torch
 
 from harness import cli
-from harness.distributed import RankLost
 from harness.interrupts import Interrupted
 from harness.random import derive_seed
 from meta_train.problems import load_problem
@@ -24,7 +19,6 @@ from meta_train.training.unroll import Optimizee, whole_run
 from meta_train.training.worker import ESTIMATORS
 from ngopt import load_pretrained
 from ngopt.metanets import FeedForward
-from ngopt.metanets.stepping.cooldown import Cooldown
 
 TOY = "tests.meta_train.by_hand:Regression32"
 
@@ -157,139 +151,6 @@ def test_ctrl_c_in_a_validation_repeats_it(tmp_path, monkeypatch):
     assert [record["outer_step"] for record in resumed.log] == [2, 4, 6]
 
 
-class TestRanks:
-    """Meta-training in two processes."""
-
-    @pytest.mark.parametrize(
-        "estimator", ["tbptt", pytest.param("pes", marks=pytest.mark.thorough)]
-    )
-    def test_their_number_changes_nothing_and_any_number_resumes(
-        self, tmp_path, estimator, forked
-    ):
-        settings = {
-            "estimator": estimator,
-            "optimizees": 3,
-            "outer_steps": 4,
-            "validation_seeds": 2,
-        }
-        names = {"one": (1, 1), "two then one": (2, 1), "one then two": (1, 2)}
-        for name, some in names.items():
-            for steps, processes in zip((2, 4), some, strict=True):
-                train.run(
-                    config(
-                        tmp_path / name,
-                        **{**settings, "outer_steps": steps},
-                        processes=processes,
-                    )
-                )
-        found = {name: weights_of(tmp_path / name) for name in names}
-        for name, weights in found.items():
-            assert all(
-                torch.equal(a, b) for a, b in zip(weights, found["one"], strict=True)
-            ), name
-        logs = {(tmp_path / name / "log.jsonl").read_text() for name in found}
-        assert len(logs) == 1
-
-    def test_torchrun_starts_them_too(self, tmp_path):
-        arguments = [
-            "--problems",
-            TOY,
-            "--outer-steps",
-            "2",
-            "--optimizees",
-            "2",
-            "--horizon",
-            "12",
-        ]
-        arguments += [
-            "--truncation",
-            "3",
-            "--warmup",
-            "2",
-            "--validate-every",
-            "2",
-        ]
-        torchrun = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc-per-node",
-            "2",
-            "-m",
-        ]
-        folder = ["--folder", str(tmp_path / "two")]
-        subprocess.run(
-            [*torchrun, "meta_train.training.train", *folder, *arguments], check=True
-        )
-        train.run(config(tmp_path / "one", outer_steps=2))
-        rows = zip(
-            weights_of(tmp_path / "one"),
-            weights_of(tmp_path / "two"),
-            strict=True,
-        )
-        assert all(torch.equal(a, b) for a, b in rows)
-
-    def test_a_rank_that_dies_ends_the_run_with_a_message(self, tmp_path):
-        settings = config(
-            tmp_path,
-            problems=("tests.meta_train.by_hand:Deadly",),
-            processes=2,
-            outer_steps=50,
-        )
-        message = (
-            r"rank \d ended with exit code .* stands at outer step (\d+); the same"
-        )
-        with pytest.raises(RankLost, match=message) as found:
-            train.run(settings)
-        stands = torch.load(tmp_path / "checkpoint.pt", weights_only=False)[
-            "outer_step"
-        ]
-        assert re.search(message, str(found.value))[1] == str(stands)
-        assert 2 <= stands <= 12  # the first rank may have been writing its newest
-
-    def test_what_a_rank_raises_is_told(self, tmp_path, forked):
-        settings = config(tmp_path, outer_steps=2)
-        train.run(settings)
-        with pytest.raises(
-            RankLost,
-            match=r"rank \d ended with ValueError: checkpoint .* lr 0.001, got 0.5",
-        ):
-            train.run(replace(settings, lr=0.5, processes=2))
-
-
-def weights_of(folder):
-    state = torch.load(folder / "checkpoint.pt", weights_only=False)["metanet"]
-    return list(state.values())
-
-
-def test_horizons_grow_and_are_log_uniform(tmp_path):
-    trainer = MetaTrainer(config(tmp_path, shortest=10, horizon=1000, outer_steps=100))
-    slot = trainer.optimizees[0]
-    for step, top in ((0, 10), (25, 100), (50, 1000), (100, 1000)):
-        found = []
-        for slot.life in range(200):
-            found.append(trainer.schedule.next_horizon(slot, step))
-        assert 10 <= min(found) <= max(found) <= top
-        assert np.median(found) == pytest.approx(sqrt(10 * top), rel=0.4)
-
-
-def test_a_life_ends_at_its_horizon_and_es_takes_it_whole(tmp_path):
-    trainer = MetaTrainer(
-        config(tmp_path, truncation=5, optimizees=1, horizon=12, loss_limit=1e6)
-    )
-    ages = []
-    for _ in range(4):
-        trainer.step()
-        ages.append(trainer.optimizees[0].age)
-    assert ages == [5, 10, 0, 5]
-    trainer = MetaTrainer(config(tmp_path, estimator="es", optimizees=1, horizon=12))
-    assert trainer.schedule.steps(trainer.optimizees[0]) == 12
-    trainer.step()
-    assert (trainer.optimizees[0].life, trainer.optimizees[0].age) == (1, 0)
-    with pytest.raises(ValueError, match="shortest: expected none with es"):
-        MetaTrainer(config(tmp_path, estimator="es", shortest=3))
-
-
 @pytest.mark.parametrize("estimator", sorted(ESTIMATORS))
 def test_every_estimator_trains(tmp_path, estimator):
     trainer = MetaTrainer(
@@ -398,24 +259,6 @@ def test_a_file_in_place_of_the_folder_is_named(tmp_path):
         MetaTrainer(config(file)).run()
 
 
-def test_diverged_optimizees_are_begun_anew_and_skipped(tmp_path):
-    trainer = MetaTrainer(config(tmp_path))
-    with torch.no_grad():
-        trainer.metanet.head.layers[-1].bias.fill_(1e6)
-    trainer.step()
-    assert [slot.life for slot in trainer.optimizees] == [1, 1]
-    assert all(slot.state is None for slot in trainer.optimizees)
-    assert all(p.isfinite().all() for p in trainer.metanet.parameters())
-
-
-def test_optimizees_have_different_ages(tmp_path):
-    trainer = MetaTrainer(config(tmp_path, optimizees=4, loss_limit=1e6))
-    for _ in range(6):
-        trainer.step()
-    assert len({slot.age for slot in trainer.optimizees}) == 4
-    assert len({trainer.schedule.seed(slot) for slot in trainer.optimizees}) == 4
-
-
 def estimate(gradient, meta_loss=1.0, inner_loss=1.0):
     return Estimate(*map(torch.tensor, (gradient, meta_loss, inner_loss)))
 
@@ -435,58 +278,6 @@ def test_learning_rate_schedule(tmp_path):
     settings = config(tmp_path, outer_steps=102, warmup=2)
     factors = [learning_rate_factor(step, settings) for step in (1, 2, 52, 102)]
     assert factors == pytest.approx([0.5, 1.0, 0.505, 0.01])
-
-
-def test_sweep_chooses_the_best_gain_on_validation(tmp_path, capsys):
-    trainer = MetaTrainer(config(tmp_path))
-    trainer.run()
-    weights = str(tmp_path / "best.safetensors")
-    output = str(tmp_path / "gain.safetensors")
-    sweep.run(
-        sweep.Config(
-            weights, output, problems=(TOY,), gains=(0, 1, 3), seeds=2, steps=10
-        )
-    )
-    runs = json.loads((tmp_path / "gain.json").read_text())["runs"]
-    assert len(runs) == 6
-    accuracy = {
-        g: sum(r["accuracy"] for r in runs if r["gain"] == g) for g in (0.0, 1.0, 3.0)
-    }
-    best = max(accuracy, key=accuracy.get)
-    old = load_pretrained(weights)
-    new = load_pretrained(output)
-    assert new.metanet.config.output_scale == best * old.metanet.config.output_scale
-    assert new.recipe["stages"][-1]["chosen"] == {
-        "gain": best,
-        "cooldown": None,
-    }
-    assert len(set(accuracy.values())) == 3
-    assert "accuracy" in capsys.readouterr().out
-
-
-def test_sweep_chooses_gain_and_cooldown_of_trainings_of_known_length(tmp_path, capsys):
-    MetaTrainer(config(tmp_path)).run()
-    weights = str(tmp_path / "best.safetensors")
-    output = str(tmp_path / "cool.safetensors")
-    settings = sweep.Config(
-        weights,
-        output,
-        problems=(TOY,),
-        gains=(0, 3),
-        cooldowns=(0.3, 1),
-        seeds=1,
-        steps=10,
-    )
-    found = sweep.search(settings)
-    assert list(found.means) == [(0, 0.3), (3, 0.3), (0, 1), (3, 1)]
-    best = max(found.means, key=lambda scale: found.means[scale].accuracy)
-    old = load_pretrained(weights)
-    new = load_pretrained(output)
-    assert new.cooldown == Cooldown(*best)
-    assert new.metanet.config == old.metanet.config
-    optimizee = Optimizee(load_problem(TOY), derive_seed(0, 20, 0))
-    assert whole_run(optimizee, new, 10) == found.best
-    assert whole_run(optimizee, replace(new, cooldown=None), 10) != found.best
 
 
 class TestErrors:

@@ -9,8 +9,6 @@ from meta_train.problems.networks.convolutional import paper_cnn
 from ngopt import build_graph
 from ngopt.graph import GraphValues, to_edge_list
 from ngopt.graph.inference.from_sequential import (
-    ACTIVATION_MODULES,
-    OTHER_MODULES,
     sequential_graph,
 )
 from ngopt.graph.transforms import reordered
@@ -294,29 +292,6 @@ def test_running_the_graph_is_running_the_network(model, shape):
     assert (run(output) - expected).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(
-    "kind", [*ACTIVATION_MODULES, *OTHER_MODULES], ids=lambda kind: kind.__name__
-)
-def test_a_sequential_network_is_read_as_it_is_traced(kind):
-    is_pool = "Pool" in kind.__name__
-    is_softmax = kind in (nn.Softmax, nn.Softmin, nn.LogSoftmax)
-    arguments = {nn.Threshold: (0.1, 20.0), nn.ZeroPad2d: (0,)}
-    module = kind(*arguments.get(kind, (1,) * (is_pool or is_softmax)))
-    model = nn.Sequential(
-        nn.Conv2d(3, 4, 1), module, nn.Tanh(), nn.Flatten(), nn.Linear(4, 2)
-    )
-    read = sequential_graph(model)
-    traced = build_graph(model, torch.randn(2, 3, 1, 1))
-    assert topology(read) == topology(traced)
-    assert [g.activation for g in read.groups] == [g.activation for g in traced.groups]
-    assert [g.activation for g in read.groups] == [
-        None,
-        ACTIVATION_MODULES.get(kind, "tanh"),
-        None,
-    ]
-    assert [g.symmetry for g in read.groups] == [g.symmetry for g in traced.groups]
-
-
 def test_activations_of_inputs_and_outputs():
     model = nn.Sequential(
         nn.Dropout(), nn.Tanh(), nn.ReLU(), nn.Linear(4, 3), nn.Softmax(-1)
@@ -329,24 +304,6 @@ def test_activations_of_inputs_and_outputs():
             "tanh",
             "softmax",
         ]
-
-
-class Mirrored(nn.Module):
-    """Adds to each neuron the one at its place from the end."""
-
-    def forward(self, x):
-        return x + x.flip(1)
-
-
-@pytest.mark.parametrize(
-    "module",
-    [nn.ChannelShuffle(2), nn.GroupNorm(2, 4, affine=False), Mirrored()],
-    ids=["shuffle", "norm", "own"],
-)
-def test_what_may_mix_neurons_is_not_read_but_traced(module):
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), module, nn.Conv2d(4, 2, 1))
-    assert sequential_graph(model) is None
-    assert build_graph(model) == build_graph(model, torch.randn(2, 3, 5, 5))
 
 
 def test_attention_projections_are_not_chained():
@@ -371,17 +328,6 @@ def test_parameters_that_do_not_fit_are_components():
     assert connected == [(5, 3)]
     assert [g.role for g in graph.groups].count("isolated") == 3
     assert "unconnected" in graph.summary()
-
-
-def test_sequential_networks_with_shared_or_other_layers_are_traced():
-    shared = nn.Linear(4, 4)
-    norm = nn.BatchNorm1d(4)
-    for model in (
-        nn.Sequential(shared, nn.ReLU(), shared),
-        nn.Sequential(nn.Linear(4, 4), norm),
-    ):
-        assert sequential_graph(model) is None
-        assert build_graph(model) == build_graph(model, torch.randn(2, 4))
 
 
 def test_summary_names_layers_and_counts():

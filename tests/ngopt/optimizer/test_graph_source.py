@@ -2,23 +2,17 @@
 
 import copy
 import gc
-import io
 import logging
 import pickle
 import weakref
 
 import pytest
 import torch
-import torchvision
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ngopt import NGOptimizer, build_graph
-from ngopt.graph.connectivity import unconnected
-from ngopt.graph.parameter_order import merged_order
 from ngopt.metanets import FeedForward
 from ngopt.optimizer.graph_source import TracedGraph
-from ngopt.optimizer.param_groups import group_tensors
 from tests.networks import CNN_INPUT, cnn
 
 
@@ -42,21 +36,6 @@ METANET = FeedForward()
 
 def optimizer(params, **kwargs):
     return NGOptimizer(params, weights=METANET, **kwargs)
-
-
-def decay_groups(model):
-    """Named groups as HF's Trainer makes them: weights of layers, then biases and
-    norms."""
-    norms = [
-        f"{name}.{own}"
-        for name, module in model.named_modules()
-        if isinstance(module, nn.LayerNorm | nn.modules.batchnorm._BatchNorm)
-        for own, _ in module.named_parameters()
-    ]
-    named = list(model.named_parameters())
-    decay = [(n, p) for n, p in named if "bias" not in n and n not in norms]
-    rest = [(n, p) for n, p in named if "bias" in n or n in norms]
-    return [{"params": decay, "weight_decay": 1.0}, {"params": rest}]
 
 
 def forward_backward(model, **extra):
@@ -252,69 +231,6 @@ def test_copies_of_the_model_alone_carry_nothing():
     assert ema.state_dict().keys() == model.state_dict().keys()
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-class TestBeforeTheFirstForward:
-    """Nothing of the model shows that an optimizer waits for its inputs."""
-
-    def waiting(self):
-        model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-        return model, optimizer(model.parameters(), model=model)
-
-    def test_the_model_is_scripted(self):
-        model, opt = self.waiting()
-        x = torch.randn(2, 3)
-        for one in (model, nn.Sequential(model, nn.ReLU())):
-            assert torch.equal(torch.jit.script(one)(x), one.eval()(x))
-        model, opt = self.waiting()
-        torch.jit.script(model)(x)
-        assert opt._binding.source.awaits_forward
-
-    def test_forwards_of_tracers_do_not_count(self):
-        model, opt = self.waiting()
-        x = torch.randn(2, 3)
-        torch.jit.trace(model, x)
-        torch.fx.symbolic_trace(nn.Sequential(model))
-        torch.export.export(model, (x,))
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            model(mode.from_tensor(x))
-        assert opt._binding.source.awaits_forward
-
-    @pytest.mark.parametrize("how", ["pickle", "save", "deepcopy"])
-    def test_copies_of_the_model_have_no_recorder(self, how):
-        model, opt = self.waiting()
-        model.register_forward_pre_hook(nothing)
-        if how == "deepcopy":
-            other = copy.deepcopy(model)
-        elif how == "pickle":
-            other = pickle.loads(pickle.dumps(model))
-        else:
-            file = io.BytesIO()
-            torch.save(model, file)
-            assert b"ngopt.optimizer.input_recorder" not in file.getvalue()
-            file.seek(0)
-            other = torch.load(file, weights_only=False)
-        assert list(other._forward_pre_hooks.values()) == [nothing]
-        other(torch.randn(2, 3))
-        assert opt._binding.source.awaits_forward
-        model(torch.randn(2, 3))
-        assert opt._binding.source.has_new_inputs
-
-    def test_objects_among_the_inputs_are_recorded_as_they_were(self):
-        class Cached(nn.Linear):
-            def forward(self, x, cache):
-                cache.append(x)
-                return super().forward(x)
-
-        model = Cached(3, 4)
-        opt = optimizer(model.parameters(), model=model)
-        model(torch.randn(2, 3), [])
-        assert opt._binding.source.recorder.inputs.args[1] == []
-
-
-def nothing(module, args):
-    pass
-
-
 def test_a_model_whose_forward_is_not_trained_is_named_in_the_warning():
     class Trainer(Parallel):
         def training_step(self, x):
@@ -343,127 +259,6 @@ def test_the_reason_of_a_failed_trace_is_one_line():
         opt.step()
     (message,) = [str(one.message) for one in warned]
     assert "\n" not in message and len(message) < 400
-
-
-def test_resuming_before_the_first_forward():
-    model = Parallel()
-    opt = optimizer(model.parameters(), model=model)
-    forward_backward(model)
-    opt.step()
-    saved = copy.deepcopy(opt.state_dict())
-    for wrong in (False, True):
-        again = copy.deepcopy(model)
-        other = optimizer(again.parameters(), model=again)
-        if wrong:
-            del saved["state"][0]["step"]
-        other.load_state_dict(saved)
-        forward_backward(again)
-        if wrong:
-            with pytest.raises(
-                ValueError, match="'step' of 'left.weight': expected a tensor"
-            ):
-                other.step()
-        else:
-            other.step()
-            assert other.state[again.left.weight]["step"] == 2
-
-
-class TestGroups:
-    """Groups that split parameters by weight decay give the graph of one group."""
-
-    @pytest.mark.parametrize("name", ["mlp", "cnn", "resnet18", "vit"])
-    def test_named(self, name):
-        model = {
-            "mlp": lambda: nn.Sequential(
-                nn.Linear(4, 5), nn.LayerNorm(5), nn.ReLU(),
-                nn.Linear(5, 3), nn.LayerNorm(3),
-            ),
-            "cnn": lambda: nn.Sequential(
-                nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4),
-                nn.Conv2d(4, 6, 3, bias=False), nn.BatchNorm2d(6),
-                nn.Flatten(), nn.Linear(6, 3),
-            ),
-            "resnet18": lambda: torchvision.models.resnet18(num_classes=3),
-            "vit": lambda: torchvision.models.VisionTransformer(
-                image_size=8, patch_size=4, num_layers=2, num_heads=2, hidden_dim=8,
-                mlp_dim=12,
-            ),
-        }[name]()  # fmt: skip
-        groups = decay_groups(model)
-        assert all(group["params"] for group in groups)
-        split = optimizer(groups)
-        one = optimizer(model.named_parameters())
-        assert split.graph == one.graph
-        params = group_tensors(split.param_groups)
-        names = {p: name for name, p in model.named_parameters()}
-        own = split._parameters().graph.parameters
-        assert [names[p] for p in params] == [spec.name for spec in own]
-
-    @pytest.mark.parametrize("name", ["GPT2", "Bert", "ViT"])
-    def test_named_as_those_of_trainers(self, name):
-        transformers = pytest.importorskip("transformers")
-        extra = {
-            "GPT2": {"n_embd": 12, "n_layer": 2, "n_head": 2, "n_positions": 16},
-            "Bert": {
-                "hidden_size": 12,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-            },
-            "ViT": {
-                "hidden_size": 12,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-            },
-        }[name]
-        config = getattr(transformers, f"{name}Config")(**extra)
-        model = getattr(transformers, f"{name}Model")(config)
-        names = [name for name, _ in model.named_parameters()]
-        groups = decay_groups(model)
-        assert merged_order([[n for n, _ in g["params"]] for g in groups]) == names
-        assert optimizer(groups).graph == optimizer(model.named_parameters()).graph
-
-    def test_vectors_in_a_group_without_names_belong_to_no_layer(self):
-        model = nn.Sequential(
-            nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 5), nn.Linear(5, 3)
-        )
-        groups = [{"params": [p for _, p in g["params"]]} for g in decay_groups(model)]
-        graph = optimizer(groups)._parameters().graph
-        names = [f"parameter {i}" for i in range(3)]
-        assert unconnected(graph) == ["parameter 3", "parameter 4", "parameter 5"]
-        assert [spec.name for spec in graph.parameters[:3]] == names
-
-    def test_with_model(self):
-        model = Parallel()
-        groups = [{"params": [p for _, p in g["params"]]} for g in decay_groups(model)]
-        opt = optimizer(groups, model=model)
-        forward_backward(model)
-        assert opt.graph == expected_graph(model)
-
-    def test_order_by_hand(self):
-        weights = ["conv1.weight", "fc.0.weight", "out.weight"]
-        others = [
-            "conv1.bias",
-            "bn1.weight",
-            "bn1.bias",
-            "scale",
-            "fc.1.weight",
-            "out.bias",
-        ]
-        assert merged_order([weights, others]) == [
-            "scale", "conv1.weight", "conv1.bias", "bn1.weight", "bn1.bias",
-            "fc.0.weight", "fc.1.weight", "out.weight", "out.bias",
-        ]  # fmt: skip
-        # they contradict each other
-        lists = [
-            ["b.weight", "a.weight"],
-            ["a.bias", "b.bias"],
-        ]
-        assert sorted(merged_order(lists)) == [
-            "a.bias",
-            "a.weight",
-            "b.bias",
-            "b.weight",
-        ]
 
 
 def test_what_stays_apart_is_logged_once(caplog):

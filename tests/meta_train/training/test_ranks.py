@@ -1,0 +1,116 @@
+import re
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from harness.distributed import RankLost
+from meta_train.training import train
+from tests.meta_train.training.test_train import TOY, config
+
+
+class TestRanks:
+    """Meta-training in two processes."""
+
+    @pytest.mark.parametrize(
+        "estimator", ["tbptt", pytest.param("pes", marks=pytest.mark.thorough)]
+    )
+    def test_their_number_changes_nothing_and_any_number_resumes(
+        self, tmp_path, estimator, forked
+    ):
+        settings = {
+            "estimator": estimator,
+            "optimizees": 3,
+            "outer_steps": 4,
+            "validation_seeds": 2,
+        }
+        names = {"one": (1, 1), "two then one": (2, 1), "one then two": (1, 2)}
+        for name, some in names.items():
+            for steps, processes in zip((2, 4), some, strict=True):
+                train.run(
+                    config(
+                        tmp_path / name,
+                        **{**settings, "outer_steps": steps},
+                        processes=processes,
+                    )
+                )
+        found = {name: weights_of(tmp_path / name) for name in names}
+        for name, weights in found.items():
+            assert all(
+                torch.equal(a, b) for a, b in zip(weights, found["one"], strict=True)
+            ), name
+        logs = {(tmp_path / name / "log.jsonl").read_text() for name in found}
+        assert len(logs) == 1
+
+    def test_torchrun_starts_them_too(self, tmp_path):
+        arguments = [
+            "--problems",
+            TOY,
+            "--outer-steps",
+            "2",
+            "--optimizees",
+            "2",
+            "--horizon",
+            "12",
+        ]
+        arguments += [
+            "--truncation",
+            "3",
+            "--warmup",
+            "2",
+            "--validate-every",
+            "2",
+        ]
+        torchrun = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node",
+            "2",
+            "-m",
+        ]
+        folder = ["--folder", str(tmp_path / "two")]
+        subprocess.run(
+            [*torchrun, "meta_train.training.train", *folder, *arguments], check=True
+        )
+        train.run(config(tmp_path / "one", outer_steps=2))
+        rows = zip(
+            weights_of(tmp_path / "one"),
+            weights_of(tmp_path / "two"),
+            strict=True,
+        )
+        assert all(torch.equal(a, b) for a, b in rows)
+
+    def test_a_rank_that_dies_ends_the_run_with_a_message(self, tmp_path):
+        settings = config(
+            tmp_path,
+            problems=("tests.meta_train.by_hand:Deadly",),
+            processes=2,
+            outer_steps=50,
+        )
+        message = (
+            r"rank \d ended with exit code .* stands at outer step (\d+); the same"
+        )
+        with pytest.raises(RankLost, match=message) as found:
+            train.run(settings)
+        stands = torch.load(tmp_path / "checkpoint.pt", weights_only=False)[
+            "outer_step"
+        ]
+        assert re.search(message, str(found.value))[1] == str(stands)
+        assert 2 <= stands <= 12  # the first rank may have been writing its newest
+
+    def test_what_a_rank_raises_is_told(self, tmp_path, forked):
+        settings = config(tmp_path, outer_steps=2)
+        train.run(settings)
+        with pytest.raises(
+            RankLost,
+            match=r"rank \d ended with ValueError: checkpoint .* lr 0.001, got 0.5",
+        ):
+            train.run(replace(settings, lr=0.5, processes=2))
+
+
+def weights_of(folder):
+    state = torch.load(folder / "checkpoint.pt", weights_only=False)["metanet"]
+    return list(state.values())

@@ -1,0 +1,236 @@
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ngopt import build_graph
+from ngopt.graph.connectivity import unconnected
+from tests.networks import edges_of
+from tests.zoo import zoo_graph
+
+
+def ends_of(graph, parameter):
+    """Source group, source neurons and target group of all uses of a weight."""
+    uses = [
+        b for b in graph.weights if graph.parameters[b.view.parameter].name == parameter
+    ]
+    return [(graph.groups[b.source].name, b.source_index, b.target) for b in uses]
+
+
+def test_a_scale_shared_by_heads_is_a_node_with_an_edge_to_each():
+    graph = zoo_graph("head norms")
+    size = {g.name: g.size for g in graph.groups}
+    assert [
+        size[f"1.{name}"] for name in ("q", "q_norm", "q_norm.weight", "q_norm.groups")
+    ] == [
+        6,
+        6,
+        3,
+        2,
+    ]
+    spread = next(
+        b for b in graph.blocks if graph.groups[b.source].name == "1.q_norm.weight"
+    )
+    assert (spread.kind, spread.shape, spread.target_index) == (
+        "spread",
+        (3, 2, 1),
+        (0, 3, 1, 4, 2, 5),
+    )
+    assert edges_of(graph, "1.q_norm") == [
+        ("residual", "1.q"),
+        ("spread", "1.q_norm.groups"),
+        ("spread", "1.q_norm.weight"),
+    ]
+    kinds = {graph.groups[b.group].name: b.kind for b in graph.biases}
+    assert (kinds["1.k_norm.weight"], kinds["1.k_norm.bias"]) == (
+        "gamma",
+        "beta",
+    )
+
+
+def test_a_weight_has_a_use_for_every_row_of_neurons():
+    graph = zoo_graph("shared")
+    linear = ends_of(graph, "linear.weight")
+    conv = ends_of(graph, "conv.weight")
+    assert [use[:2] for use in linear] == [
+        ("stem", (0, 1, 2)),
+        ("stem", (3, 4, 5)),
+    ]
+    assert [use[:2] for use in conv] == [("linear", None)] * 2
+    assert (
+        len({target for *_, target in linear})
+        == len({target for *_, target in conv})
+        == 2
+    )
+
+
+def test_places_that_a_norm_shares_are_slots():
+    graph = zoo_graph("shuffled")
+    assert {g.name: g.size for g in graph.groups if g.kind == "neuron"} == {
+        "x": 1, "stem": 3, "up": 4, "batch": 4, "group": 4, "out": 2,
+    }  # fmt: skip
+    up = next(
+        b
+        for b in graph.weights
+        if graph.parameters[b.view.parameter].name == "up.weight"
+    )
+    assert (up.shape, up.slot_shape) == ((1, 4, 3), (4, 3, 3)), (
+        "a kernel for each of the four places of a channel"
+    )
+    assert [
+        b.slot_shape for b in graph.biases if graph.groups[b.group].name == "up"
+    ] == [(4,)]
+    assert ends_of(graph, "out.weight")[0][:2] == ("group", None)
+
+
+def test_sums_and_differences_by_hand():
+    graph = zoo_graph("dueling")
+    assert edges_of(graph, "depthwise") == [("weight", "sub")]
+    assert edges_of(graph, "sub") == [("left", "stem"), ("right", "mean")]
+    assert edges_of(graph, "sub_1") == [("left", "up"), ("right", "down")]
+    assert edges_of(graph, "add") == [("left", "sub_1"), ("right", "sub_1")]
+    left, right = (b for b in graph.blocks if graph.groups[b.target].name == "add")
+    assert (left.source_index, left.target_index) == (None, None)
+    assert (right.source_index, right.target_index) == (
+        None,
+        (5, 4, 3, 2, 1, 0),
+    )
+    # the value is newer than the advantages, of which it meets three
+    assert edges_of(graph, "add_1") == [
+        ("left", "value"),
+        ("right", "advantage"),
+    ]
+    outputs = [(g.name, g.size) for g in graph.groups if g.role == "output"]
+    assert outputs == [("sub_2", 3)]
+
+
+def test_matrix_products_by_hand():
+    graph = zoo_graph("mixture")
+    assert edges_of(graph, "einsum_1.products") == [
+        ("left", "gate"),
+        ("right", "experts"),
+    ]
+    assert edges_of(graph, "einsum_1") == [("pool", "einsum_1.products")]
+    (pool,) = (b for b in graph.blocks if graph.groups[b.target].name == "einsum_1")
+    assert pool.shape == (5, 1, 3)
+    # the neurons are those of every place, so that a weight is used once,
+    # that of each of the experts
+    assert [
+        len(ends_of(graph, name)) for name in ("first.weight", "experts", "last.weight")
+    ] == [
+        1,
+        3,
+        1,
+    ]
+    graph = zoo_graph("prefixed")
+    keys = next(
+        b for b in graph.biases if graph.parameters[b.view.parameter].name == "keys"
+    )
+    assert (graph.groups[keys.group].name, keys.view.shape) == ("k", (4, 2))
+    # too many products
+    x = torch.randn(2, 70, 5)
+    graph = build_graph(Squared(), x)
+    assert unconnected(graph) == ["last.weight", "last.bias"]
+
+
+class Squared(nn.Module):
+    """A matrix of 4900 products of neurons."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(5, 70)
+        self.last = nn.Linear(70, 2)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.last(x.mT @ x)
+
+
+class Mixer(nn.Module):
+    """Channels, then a layer and a norm over positions, then channels again."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(3, 4)
+        self.mix = nn.Linear(5, 5)
+        self.norm = nn.LayerNorm(5)
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.mix(self.first(x).transpose(1, 2))
+        return self.last(self.norm(x).transpose(1, 2))
+
+
+def test_layers_over_positions_leave_channels_apart():
+    graph = build_graph(Mixer(), torch.randn(2, 5, 3))
+    assert {g.name: g.size for g in graph.groups}["first"] == 4
+    assert [g.size for g in graph.groups if g.kind == "position"] == [5, 5]
+    (last,) = (b for b in graph.weights if graph.groups[b.target].name == "last")
+    assert last.shape == (1, 2, 4)
+
+
+class Weighted(nn.Module):
+    """Rows of a table, weighted by a neuron."""
+
+    def __init__(self):
+        super().__init__()
+        self.score = nn.Linear(3, 1)
+        self.table = nn.EmbeddingBag(9, 5, mode="sum")
+        self.out = nn.Linear(5, 2)
+
+    def forward(self, index, x):
+        return self.out(self.table(index, per_sample_weights=self.score(x)[..., 0]))
+
+
+def test_bags_of_rows_with_weights():
+    graph = build_graph(Weighted(), (torch.randint(9, (2, 4)), torch.randn(2, 4, 3)))
+    (factor,) = (g.name for g in graph.groups if g.kind == "product")
+    assert edges_of(graph, factor) == [("left", "score"), ("right", "table")]
+    assert edges_of(graph, "out") == [("weight", factor)]
+
+
+def test_constants_before_there_are_neurons():
+    graph = build_graph(
+        nn.Sequential(OneHot(), nn.Linear(5, 3)), torch.randint(5, (4,))
+    )
+    assert graph.unplaced == () and graph.numel == 18
+
+
+class OneHot(nn.Module):
+    def forward(self, index):
+        return F.one_hot(index, 5).float()
+
+
+class Windowed(nn.Module):
+    """Uses every other row of a table, part of a matrix,
+    and rows of another table one after the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(1, 8, 4))
+        self.rows = nn.Parameter(torch.randn(3, 4))
+        self.first = nn.Linear(3, 4)
+        self.wide = nn.Parameter(torch.randn(6, 5))
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.first(x) + self.table[:, 1:6:2]
+        for row in self.rows:
+            x = torch.tanh(x + row)
+        return self.last(torch.tanh(F.linear(x, self.wide[1:5, :4])))
+
+
+def test_elements_that_the_network_does_not_use_have_a_place():
+    model = Windowed()
+    graph = build_graph(model, torch.randn(2, 3, 3))
+    unused = {g.name: g.size for g in graph.groups if g.role == "isolated"}
+    assert unused == {"table.unused": 5 * 4, "wide.unused": 30 - 16}
+    values = [torch.randn_like(p) for p in model.parameters()]
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(values, graph.scatter(graph.gather(values)), strict=True)
+    )
+    rows = [
+        b for b in graph.biases if graph.parameters[b.view.parameter].name == "rows"
+    ]
+    # one after the other, not all alike
+    assert [(b.kind, b.slot_shape) for b in rows] == [("shift", (3,))]

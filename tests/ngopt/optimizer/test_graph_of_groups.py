@@ -1,0 +1,126 @@
+import pytest
+import torchvision
+from torch import nn
+
+from ngopt.graph.connectivity import unconnected
+from ngopt.graph.parameter_order import merged_order
+from ngopt.optimizer.param_groups import group_tensors
+from tests.ngopt.optimizer.test_graph_source import (
+    Parallel,
+    expected_graph,
+    forward_backward,
+    optimizer,
+)
+
+
+def decay_groups(model):
+    """Named groups as HF's Trainer makes them: weights of layers, then biases and
+    norms."""
+    norms = [
+        f"{name}.{own}"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.LayerNorm | nn.modules.batchnorm._BatchNorm)
+        for own, _ in module.named_parameters()
+    ]
+    named = list(model.named_parameters())
+    decay = [(n, p) for n, p in named if "bias" not in n and n not in norms]
+    rest = [(n, p) for n, p in named if "bias" in n or n in norms]
+    return [{"params": decay, "weight_decay": 1.0}, {"params": rest}]
+
+
+class TestGroups:
+    """Groups that split parameters by weight decay give the graph of one group."""
+
+    @pytest.mark.parametrize("name", ["mlp", "cnn", "resnet18", "vit"])
+    def test_named(self, name):
+        model = {
+            "mlp": lambda: nn.Sequential(
+                nn.Linear(4, 5), nn.LayerNorm(5), nn.ReLU(),
+                nn.Linear(5, 3), nn.LayerNorm(3),
+            ),
+            "cnn": lambda: nn.Sequential(
+                nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4),
+                nn.Conv2d(4, 6, 3, bias=False), nn.BatchNorm2d(6),
+                nn.Flatten(), nn.Linear(6, 3),
+            ),
+            "resnet18": lambda: torchvision.models.resnet18(num_classes=3),
+            "vit": lambda: torchvision.models.VisionTransformer(
+                image_size=8, patch_size=4, num_layers=2, num_heads=2, hidden_dim=8,
+                mlp_dim=12,
+            ),
+        }[name]()  # fmt: skip
+        groups = decay_groups(model)
+        assert all(group["params"] for group in groups)
+        split = optimizer(groups)
+        one = optimizer(model.named_parameters())
+        assert split.graph == one.graph
+        params = group_tensors(split.param_groups)
+        names = {p: name for name, p in model.named_parameters()}
+        own = split._parameters().graph.parameters
+        assert [names[p] for p in params] == [spec.name for spec in own]
+
+    @pytest.mark.parametrize("name", ["GPT2", "Bert", "ViT"])
+    def test_named_as_those_of_trainers(self, name):
+        transformers = pytest.importorskip("transformers")
+        extra = {
+            "GPT2": {"n_embd": 12, "n_layer": 2, "n_head": 2, "n_positions": 16},
+            "Bert": {
+                "hidden_size": 12,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+            },
+            "ViT": {
+                "hidden_size": 12,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+            },
+        }[name]
+        config = getattr(transformers, f"{name}Config")(**extra)
+        model = getattr(transformers, f"{name}Model")(config)
+        names = [name for name, _ in model.named_parameters()]
+        groups = decay_groups(model)
+        assert merged_order([[n for n, _ in g["params"]] for g in groups]) == names
+        assert optimizer(groups).graph == optimizer(model.named_parameters()).graph
+
+    def test_vectors_in_a_group_without_names_belong_to_no_layer(self):
+        model = nn.Sequential(
+            nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 5), nn.Linear(5, 3)
+        )
+        groups = [{"params": [p for _, p in g["params"]]} for g in decay_groups(model)]
+        graph = optimizer(groups)._parameters().graph
+        names = [f"parameter {i}" for i in range(3)]
+        assert unconnected(graph) == ["parameter 3", "parameter 4", "parameter 5"]
+        assert [spec.name for spec in graph.parameters[:3]] == names
+
+    def test_with_model(self):
+        model = Parallel()
+        groups = [{"params": [p for _, p in g["params"]]} for g in decay_groups(model)]
+        opt = optimizer(groups, model=model)
+        forward_backward(model)
+        assert opt.graph == expected_graph(model)
+
+    def test_order_by_hand(self):
+        weights = ["conv1.weight", "fc.0.weight", "out.weight"]
+        others = [
+            "conv1.bias",
+            "bn1.weight",
+            "bn1.bias",
+            "scale",
+            "fc.1.weight",
+            "out.bias",
+        ]
+        assert merged_order([weights, others]) == [
+            "scale", "conv1.weight", "conv1.bias", "bn1.weight", "bn1.bias",
+            "fc.0.weight", "fc.1.weight", "out.weight", "out.bias",
+        ]  # fmt: skip
+        # they contradict each other
+        lists = [
+            ["b.weight", "a.weight"],
+            ["a.bias", "b.bias"],
+        ]
+        assert sorted(merged_order(lists)) == [
+            "a.bias",
+            "a.weight",
+            "b.bias",
+            "b.weight",
+        ]
