@@ -4,7 +4,8 @@
 on several gloo processes: with DistributedDataParallel (`replicated`), the same with
 `process_group=` (`ddp`), `fully_shard` on one mesh dimension (`fsdp`) and two (`hsdp`),
 tensor parallelism (`tp`), and both (`fsdp+tp`). It prints the largest difference of a
-parameter, and the largest state of a rank in equal shares of the whole state.
+parameter, and the largest state of a rank in equal shares of the whole state. With
+`--dtype float32` the first rows compare training alone in float32 and in float64.
 """
 
 from __future__ import annotations
@@ -315,12 +316,35 @@ def _work(rank: int, function: Callable, size: int, start: Path, args: tuple) ->
     distributed.destroy_process_group()
 
 
-def alone(name: str, steps: int, folder: Path, dtype: str = "float64") -> None:
+def alone(name: str, steps: int, folder: Path, dtype: str = "float64") -> list[Tensor]:
     """Trains a network in this process; writes its parameters and state size."""
     model = network(name, dtype)
     opt = NGOptimizer(model.parameters(), total_steps=steps)
     train(model, opt, range(steps))
-    torch.save((whole(model), size_of(opt)), folder / f"{name}.pt")
+    params = whole(model)
+    torch.save((params, size_of(opt)), folder / f"{name}.pt")
+    return params
+
+
+def rounded(name: str, steps: int, folder: Path) -> records.Record:
+    """Trains alone in float64 and in float32, which `alone` writes."""
+    start = perf_counter()
+    exact = alone(name, steps, folder)
+    params = alone(name, steps, folder, "float32")
+    return {
+        "divided by": "alone",
+        "ranks": 1,
+        "network": name,
+        "difference": largest_difference(params, exact),
+        "ranks are equal": True,
+        "largest state": 1.0,
+        "seconds": perf_counter() - start,
+    }
+
+
+def largest_difference(params: list[Tensor], others: list[Tensor]) -> float:
+    pairs = zip(params, others, strict=True)
+    return max((p - q).abs().max().item() for p, q in pairs)
 
 
 def compared(
@@ -336,8 +360,6 @@ def compared(
     distributed.all_gather_object(every, (whole(model), size_of(opt)))
     expected, expected_size = torch.load(folder / f"{name}.pt")
     first, _ = every[0]
-    pairs = zip(first, expected, strict=True)
-    difference = max((p - q).abs().max().item() for p, q in pairs)
     are_equal = True
     largest = 0
     for params, state_size in every:
@@ -347,7 +369,7 @@ def compared(
         "divided by": kind,
         "ranks": size,
         "network": name,
-        "difference": difference,
+        "difference": largest_difference(first, expected),
         "ranks are equal": are_equal,
         "largest state": largest * size / expected_size,
         "seconds": seconds,
@@ -370,7 +392,10 @@ def main(config: Config) -> None:
     with tempfile.TemporaryDirectory() as path:
         folder = Path(path)
         for name in config.networks:
-            alone(name, config.steps, folder, config.dtype)
+            if config.dtype == "float32":
+                found.append(rounded(name, config.steps, folder))
+            else:
+                alone(name, config.steps, folder)
         for kind, size in CASES:
             names = list(config.networks)
             if "tp" in kind:

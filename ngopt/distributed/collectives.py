@@ -34,11 +34,14 @@ class Collectives:
         self._meshes: dict[str, Any] = {}  # by type of device
 
     def _host_group(self) -> Any:
-        """The group for objects and tensors on the host."""
+        """The group for objects and tensors on the host.
+
+        A group of its own: if one process skips a step, the others wait here until the
+        timeout, and take no collective of its model for one of these.
+        """
         if self._gloo is None:
-            has_host = "gloo" in str(distributed.get_backend_config(self.group))
-            has_host |= distributed.get_backend(self.group) in ("gloo", "fake")
-            self._gloo = self.group if has_host else self._new_group("gloo")
+            is_fake = distributed.get_backend(self.group) == "fake"
+            self._gloo = self.group if is_fake else self._new_group("gloo")
         return self._gloo
 
     def _new_group(self, backend: str | None = None) -> Any:
@@ -73,7 +76,7 @@ class Collectives:
             first_line = str(error).strip().splitlines()[0]
             raise RuntimeError(
                 f"NGOptimizer: a collective of ranks {self._ranks} failed, as when one "
-                f"of them has ended: {first_line}"
+                f"of them has ended or skipped a step: {first_line}"
             ) from error
 
     def gather(self, value: Any) -> list[Any]:

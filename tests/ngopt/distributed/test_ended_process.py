@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 
 import pytest
 import torch
-from torch import distributed
+from torch import distributed, nn
 
 from benchmarks.processes import (
     run,
@@ -32,3 +33,26 @@ def one_ends(rank, size):
 
 def test_a_process_that_ends_leaves_no_other_waiting():
     run(one_ends, 2)
+
+
+def one_skips_a_step(rank, size):
+    """And goes on with the collectives of its next forward pass."""
+    group = distributed.new_group(list(range(size)), timeout=timedelta(seconds=3))
+    model = nn.Linear(8, 4)
+    opt = NGOptimizer(model.parameters(), process_group=group)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    opt.step()
+    before = [p.detach().clone() for p in model.parameters()]
+    if rank == 0:
+        with pytest.raises(RuntimeError, match="ended or skipped a step"):
+            opt.step()
+        assert all(map(torch.equal, before, model.parameters()))
+    else:
+        with pytest.raises(RuntimeError):
+            distributed.all_reduce(torch.ones(1000), group=group)
+    os._exit(0)
+
+
+def test_a_skipped_step_is_not_taken_for_the_next_forward_pass():
+    run(one_skips_a_step, 2)
