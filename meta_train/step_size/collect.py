@@ -1,0 +1,84 @@
+"""Measures random trainings at several step sizes.
+
+`python -m meta_train.step_size.collect --first 0 --count 1000` appends one line per
+training to `runs/step_size/outcomes.jsonl`. Trainings that are there already are left
+out: it resumes, and several processes can share the work by different numbers.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from harness import cli
+from harness.files import make_folder
+from harness.run_store import append_line, read_lines
+from meta_train.step_size.copies import CHECKS, MULTIPLIERS, SEEDS, SIGNALS, measured
+from meta_train.step_size.trainings import draw
+
+DIGITS = 6
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the command line. first, count: seeds of the trainings."""
+
+    first: int = 0
+    count: int = 1000
+    folder: str = "runs/step_size"
+
+
+def main(config: Config) -> None:
+    folder = Path(config.folder)
+    make_folder(folder)
+    path = folder / "outcomes.jsonl"
+    known = {record["seed"] for record in read_lines([path])}
+    seeds = range(config.first, config.first + config.count)
+    wanted = [seed for seed in seeds if seed not in known]
+    progress = tqdm(wanted, "trainings")
+    for seed in progress:
+        record = measure(seed)
+        progress.set_postfix_str(f"{record['kind']}, {record['seconds']} s")
+        append_line(path, record)
+    print(f"{len(seeds)} trainings in '{path}', {len(wanted)} of them new")
+
+
+def measure(seed: int) -> dict[str, Any]:
+    """The record of a training."""
+    start = perf_counter()
+    training = draw(seed)
+    outcome = measured(training)
+    signals = numbers(outcome.signals.movedim(-1, 0))
+    return {
+        **asdict(training),
+        "kind": training.kind,
+        "multipliers": MULTIPLIERS,
+        "seeds": SEEDS,
+        "first": numbers(outcome.first),
+        "validation": numbers(outcome.validation),
+        "train": numbers(outcome.train),
+        "checks": CHECKS,
+        "signals": dict(zip(SIGNALS, signals, strict=True)),
+        "seconds": round(perf_counter() - start, 2),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+    }
+
+
+def numbers(x: Tensor) -> Any:
+    """Nested lists of rounded numbers, None where they are not finite."""
+    if x.dim() == 0:
+        value = float(x)
+        return float(f"{value:.{DIGITS}g}") if x.isfinite() else None
+    return [numbers(row) for row in x]
+
+
+if __name__ == "__main__":
+    cli.main(Config, main, __doc__)

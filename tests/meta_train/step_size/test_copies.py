@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from meta_train.step_size.copies import MULTIPLIERS, SEEDS, Copies, measured
+from meta_train.step_size.starts import started
+from meta_train.step_size.trainings import Training
+from ngopt import NGOptimizer
+
+BASE = Training(
+    seed=0,
+    family="mlp",
+    task_name="clusters",
+    activation="tanh",
+    norm="layer",
+    skip=True,
+    weights="torch",
+    depth=3,
+    width=12,
+    batch=8,
+    steps=6,
+    examples=64,
+    noise=0.1,
+    start="new",
+)
+TRAININGS = {
+    "mlp": BASE,
+    "tuned": replace(BASE, start="tuned"),
+    "adapter": replace(BASE, start="adapter"),
+    "words": replace(BASE, family="gpt", task_name="markov", width=16, depth=1),
+    "recurrent": replace(BASE, family="gru", task_name="markov", depth=1),
+}
+
+
+def alone(training, multiplier, seed):
+    """Validation loss of one copy, trained with the optimizer."""
+    model = started(training, seed)
+    params = [(name, p) for name, p in model.named_parameters()]
+    opt = NGOptimizer(params, lr=multiplier, total_steps=training.steps)
+    task = training.task
+    for step in range(training.steps):
+        chosen = training.indices(seed, step)
+        opt.zero_grad()
+        task.loss(model(task.inputs[chosen]), task.targets[chosen]).backward()
+        opt.step()
+    with torch.no_grad():
+        outputs = model(task.validation_inputs)
+        return task.loss(outputs, task.validation_targets).item()
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_copies_train_as_if_each_were_alone(name):
+    training = TRAININGS[name]
+    outcome = measured(training)
+    for i, j in ((2, 0), (3, 1)):
+        expected = alone(training, MULTIPLIERS[i], SEEDS[j])
+        assert outcome.validation[i, j].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_diverged_copy_is_infinite_and_others_are_not():
+    copies = Copies(BASE, SEEDS)
+    before = copies.validation_loss()
+    for p in copies._params.values():
+        p[0].fill_(torch.inf)
+    losses = copies.validation_loss()
+    assert not losses[0].isfinite()
+    torch.testing.assert_close(losses[1:], before[1:])
+
+
+def test_signals_are_read_at_their_steps():
+    outcome = measured(replace(BASE, steps=12))
+    assert outcome.signals[:, :, 0].isfinite().all()
+    assert outcome.signals[:, :, 1:].isnan().all()
+    relative = outcome.signals[:, 0, 0, 3].exp()
+    # at twice the multiplier about twice the step
+    assert relative[-1] / relative[0] == pytest.approx(64, rel=0.5)

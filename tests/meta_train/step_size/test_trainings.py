@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+
+from meta_train.step_size.collect import Config, main
+from meta_train.step_size.starts import other_task
+from meta_train.step_size.trainings import FAMILIES, draw
+from tests.meta_train.step_size.test_copies import TRAININGS
+
+from harness.run_store import read_lines  # isort: skip
+
+
+def test_a_seed_gives_one_training():
+    first, again = draw(7), draw(7)
+    assert first == again
+    assert torch.equal(first.task.inputs, again.task.inputs)
+    assert torch.equal(first.indices(0, 3), again.indices(0, 3))
+    pairs = zip(first.build(1).parameters(), again.build(1).parameters(), strict=True)
+    assert all(torch.equal(p, q) for p, q in pairs)
+
+
+def test_every_family_is_drawn_and_runs():
+    families = Counter()
+    for seed in range(150):
+        training = draw(seed)
+        families[training.family] += 1
+        if families[training.family] == 1:
+            task, model = training.task, training.build(0)
+            chosen = training.indices(0, 0)
+            loss = task.loss(model(task.inputs[chosen]), task.targets[chosen])
+            loss.backward()
+            assert loss.isfinite()
+    assert set(families) == set(FAMILIES)
+
+
+def test_other_tasks_have_the_same_shapes_and_other_data():
+    for name in ("tuned", "words"):
+        task, other = TRAININGS[name].task, other_task(TRAININGS[name])
+        assert task.inputs.shape == other.inputs.shape
+        assert not torch.equal(task.inputs, other.inputs)
+        assert not torch.equal(task.targets, other.targets)
+
+
+def test_collecting_resumes(tmp_path, capsys):
+    main(Config(first=1, count=1, folder=str(tmp_path)))
+    path = tmp_path / "outcomes.jsonl"
+    first = path.read_text()
+    main(Config(first=1, count=1, folder=str(tmp_path)))
+    assert path.read_text() == first
+    assert "0 of them new" in capsys.readouterr().out
+    (record,) = read_lines([path])
+    assert record["kind"] == draw(1).kind
+    assert len(record["validation"]) == len(record["multipliers"])
