@@ -1,0 +1,188 @@
+"""What a network, its first gradient and its horizon say, as a few numbers.
+
+Numbers do not depend on the scale of the loss, or on the order of neurons.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ngopt.base.first_steps import spectral_excess
+from ngopt.roles.from_graph import ParameterRole
+
+TINY = 1e-30
+ITERATIONS = 4  # of a power iteration
+
+
+class Table:
+    """Parameters with their roles and first gradients."""
+
+    def __init__(
+        self,
+        roles: Sequence[ParameterRole],
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+    ):
+        self.roles, self.params, self.grads = roles, params, grads
+        self.matrices = [i for i, role in enumerate(roles) if role.blocks]
+        self.norms = [i for i, role in enumerate(roles) if role.role == "norm"]
+
+    def of_role(self, name: str) -> list[int]:
+        return [i for i in self.matrices if self.roles[i].role == name]
+
+    def numel(self, some: Sequence[int]) -> int:
+        return sum(self.params[i].numel() for i in some)
+
+
+def features(table: Table, total_steps: int) -> dict[str, float]:
+    """Features by name; all are finite."""
+    found = {**_of_horizon(total_steps), **_of_shapes(table)}
+    found |= _of_weights(table) | _of_gradients(table)
+    return {name: _finite(value) for name, value in found.items()}
+
+
+def _finite(value: float) -> float:
+    return float(value) if math.isfinite(value) else 0.0
+
+
+def _of_horizon(total_steps: int) -> dict[str, float]:
+    t = math.log(total_steps / 500)
+    return {"log steps": t, "log steps below 500": min(t, 0.0)}
+
+
+def _of_shapes(table: Table) -> dict[str, float]:
+    matrices, count = table.matrices, max(len(table.matrices), 1)
+    total = max(table.numel(range(len(table.params))), 1)
+    fans, rows, kernels = [], [], 0
+    for i in matrices:
+        p = table.params[i]
+        fans.append(math.log(max(p[0].numel(), 1)))
+        rows.append(math.log(len(p)))
+        kernels += p.dim() > 2
+    depth = math.log(count)
+    norm_share = min(len(table.norms) / (2 * count), 1.0)
+    blocks = 0
+    for i in matrices:
+        blocks += sum(block.view.shape[0] > 1 for block in table.roles[i].blocks)
+    biases = sum(role.role == "bias" for role in table.roles)
+    found = {
+        "log matrices": depth,
+        "norms per matrix": norm_share,
+        "log matrices without norms": depth * (not table.norms),
+        "deep without norms": max(count - 6, 0) ** 0.5 * (not table.norms),
+        "log elements": math.log(total),
+        "mean log fan": _mean(fans),
+        "largest log fan": max(fans, default=0.0),
+        "mean log rows": _mean(rows),
+        "share of convolutions": kernels / count,
+        "share of blocks": blocks / count,
+        "biases per matrix": biases / count,
+        "share of vectors": 1 - table.numel(matrices) / total,
+        "no matrices": float(not matrices),
+        "share of tables": table.numel(table.of_role("embedding")) / total,
+        "has tables": float(bool(table.of_role("embedding"))),
+        "share of output": table.numel(table.of_role("output")) / total,
+    }
+    outputs = table.of_role("output")
+    found["log outputs"] = math.log(len(table.params[outputs[-1]])) if outputs else 0.0
+    return found
+
+
+def _of_weights(table: Table) -> dict[str, float]:
+    """Sizes relative to PyTorch's initial weights."""
+    sizes, excesses = [], []
+    for i in table.matrices:
+        fan = table.roles[i].fan_in
+        p = table.params[i].detach()
+        usual = (3 * fan) ** -0.5 if fan else 1.0
+        size = float(p.square().mean().sqrt()) / usual
+        sizes.append(math.log(max(size, 1e-4)))
+        excesses.append(float(spectral_excess(p)))
+    zeros = sum(size < -9 for size in sizes)
+    nonzero = [size for size in sizes if size >= -9]
+    return {
+        "mean log size": _mean(nonzero),
+        "least log size": min(nonzero, default=0.0),
+        "largest log size": max(nonzero, default=0.0),
+        "first log size": max(sizes[0], -9.0) if sizes else 0.0,
+        "last log size": max(sizes[-1], -9.0) if sizes else 0.0,
+        "zero matrices": zeros / max(len(sizes), 1),
+        "mean excess": _mean(excesses),
+    }
+
+
+def _of_gradients(table: Table) -> dict[str, float]:
+    """Of the first gradient: how its size changes with depth, its rank and zeros."""
+    depths, norms, ranks, zeros, tails = [], [], [], [], []
+    for i in table.matrices:
+        grad = table.grads[i].detach()
+        weight = table.params[i].detach()
+        square = grad.square().sum()
+        if not square.isfinite() or square == 0:
+            continue
+        power = float((square * weight.square().sum()).clamp(min=TINY).log()) / 2
+        depths.append(table.roles[i].depth)
+        norms.append(power)
+        ranks.append(_log_rank(grad))
+        zeros.append(float((grad == 0).float().mean()))
+        fourth = (grad.square() / square).square().sum() * grad.numel()
+        tails.append(float(fourth.clamp(min=TINY).log()))
+    slope, spread = _line(depths, norms)
+    vectors = [i for i in range(len(table.params)) if i not in table.matrices]
+    share = _log_share(table, vectors)
+    return {
+        "slope of gradients": slope,
+        "spread of gradients": spread,
+        "mean log rank": _mean(ranks),
+        "first log rank": ranks[0] if ranks else 0.0,
+        "last log rank": ranks[-1] if ranks else 0.0,
+        "share of zeros": _mean(zeros),
+        "largest share of zeros": max(zeros, default=0.0),
+        "tails": _mean(tails),
+        "vectors' log share": share,
+        "matrices without gradient": 1 - len(norms) / max(len(table.matrices), 1),
+    }
+
+
+def _log_rank(grad: Tensor) -> float:
+    """log of the stable rank |G|_F^2 / |G|_2^2, at most that of the least side."""
+    g = grad.reshape(len(grad), -1)
+    if len(g) > g.shape[1]:
+        g = g.mT
+    g = g / g.abs().max().clamp(min=TINY)
+    gram = g @ g.mT
+    v = gram.sum(1) + gram.diagonal()
+    for _ in range(ITERATIONS):
+        v = gram @ (v / v.norm().clamp(min=TINY))
+    largest = v.norm().clamp(min=TINY)
+    return float((gram.trace() / largest).clamp(min=1.0).log())
+
+
+def _log_share(table: Table, some: Sequence[int]) -> float:
+    """log of the share of some parameters in the squared gradient, at least -10."""
+    own = whole = 0.0
+    for i, grad in enumerate(table.grads):
+        square = float(grad.square().sum())
+        whole += square
+        own += square * (i in some)
+    return max(math.log(max(own, TINY) / max(whole, TINY)), -10.0)
+
+
+def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+    """The slope of y over x, and the standard deviation of y."""
+    if len(x) < 2:
+        return 0.0, 0.0
+    x_mean, y_mean = _mean(x), _mean(y)
+    above = below = square = 0.0
+    for a, b in zip(x, y, strict=True):
+        above += (a - x_mean) * (b - y_mean)
+        below += (a - x_mean) ** 2
+        square += (b - y_mean) ** 2
+    return above / max(below, 1e-6), (square / len(y)) ** 0.5
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

@@ -1,0 +1,85 @@
+"""The measured outcomes of random trainings as arrays, and gains at any step size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from harness.run_store import read_lines
+from meta_train.step_size.trainings import Training
+
+FLOOR = 2e-3  # share of the first loss below which differences do not count
+WORST = 1.0  # largest counted log of a loss over the first one
+MOST = 1.0  # largest counted gain
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Outcomes of n trainings at m multipliers and 2 seeds.
+
+    trainings: their descriptions. log_multipliers: (m,), base 2. losses: logs of
+    validation losses, (n, m, 2). signals: by name, (n, m, 2, checks).
+    """
+
+    trainings: list[Training]
+    log_multipliers: np.ndarray
+    losses: np.ndarray
+    signals: dict[str, np.ndarray]
+
+    @property
+    def gains(self) -> np.ndarray:
+        """log loss at multiplier 1 - log loss, (n, m, 2), clipped to +-`MOST`."""
+        middle = int(np.argmin(np.abs(self.log_multipliers)))
+        gains = self.losses[:, middle : middle + 1] - self.losses
+        return gains.clip(-MOST, MOST)
+
+    @property
+    def kinds(self) -> list[str]:
+        return [training.kind for training in self.trainings]
+
+
+def read_outcomes(paths: Sequence[Path]) -> Outcomes:
+    """Raises ValueError if there are none."""
+    records = {record["seed"]: record for record in read_lines(paths)}
+    if not records:
+        raise ValueError(f"outcomes: expected lines of trainings in {paths}; got none")
+    trainings, losses = [], []
+    signals: dict[str, list[np.ndarray]] = {}
+    fields = Training.__dataclass_fields__
+    for seed in sorted(records):
+        record = records[seed]
+        own = {name: record[name] for name in fields}
+        trainings.append(Training(**own))
+        first = np.array(record["first"], dtype=float)
+        validation = np.array(record["validation"], dtype=float)  # None becomes nan
+        losses.append(log_losses(first, validation))
+        for name, values in record["signals"].items():
+            signals.setdefault(name, []).append(np.array(values, dtype=float))
+    multipliers = next(iter(records.values()))["multipliers"]
+    return Outcomes(
+        trainings,
+        np.log2(multipliers),
+        np.stack(losses),
+        {name: np.stack(values) for name, values in signals.items()},
+    )
+
+
+def log_losses(first: np.ndarray, validation: np.ndarray) -> np.ndarray:
+    """Logs of losses (m, 2) with a floor and a ceiling relative to the first, (2,)."""
+    first = np.nan_to_num(np.abs(first), nan=1.0) + 1e-12
+    ratio = np.nan_to_num(validation, nan=np.inf) / first
+    return np.minimum(np.log(ratio.clip(0) + FLOOR), WORST) + np.log(first)
+
+
+def interpolated(x: np.ndarray, log_multipliers: np.ndarray, rows: np.ndarray):
+    """Values of piecewise linear rows (n, m) at x (n,)."""
+    low, high = log_multipliers[0], log_multipliers[-1]
+    step = log_multipliers[1] - log_multipliers[0]
+    place = (x.clip(low, high) - low) / step
+    left = np.minimum(place.astype(int), len(log_multipliers) - 2)
+    share = place - left
+    n = np.arange(len(x))
+    return (1 - share) * rows[n, left] + share * rows[n, left + 1]
