@@ -129,8 +129,9 @@ class RolesFromNames:
         is_weight = name.endswith("weight") and not is_factor
         if not is_weight and (sides < 2 or (dims == 3 and spec.shape[0] == 1)):
             return "other"
-        is_fused = any(pattern.search(name) for _, pattern in FUSED)
-        return "embedding" if guess == "embedding" and not is_fused else "matrix"
+        if guess == "embedding" and not _is_stacked(name):
+            return "embedding"
+        return "matrix"
 
     def _fits_shape(self, number: int, role: str, guess: str) -> bool:
         """Whether a role by name fits the shape of a parameter and its module."""
@@ -212,6 +213,12 @@ class RolesFromNames:
         rows, columns = self.specs[self.places[recurrent]].shape[:2]
         ratio = rows // columns
         return ratio if ratio in (3, 4) and rows == ratio * columns else 1
+
+
+def _is_stacked(name: str) -> bool:
+    """Whether a weight with this name is several matrices, row after row."""
+    is_fused = any(pattern.search(name) for _, pattern in FUSED)
+    return is_fused or GATES.search(name) is not None
 
 
 def _dims(spec: ParameterSpec) -> int:

@@ -273,6 +273,24 @@ def test_few_keys_and_gates_are_no_embeddings():
     assert "embedding" not in {role.role for role in roles.values()}
 
 
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("sizes", [(16, 64), (20, 80), (24, 24)])
+def test_a_recurrent_layer_behind_a_table_of_any_size(layer, sizes):
+    width, words = sizes
+    model = nn.ModuleDict(
+        {
+            "words": nn.Embedding(words, width),
+            "recurrent": layer(width, width),
+            "head": nn.Linear(width, words),
+        }
+    )
+    roles = parameter_roles(model.named_parameters())
+    for name, role in roles.items():
+        if name.startswith("recurrent.weight"):
+            assert role.role == "matrix"
+            assert role.blocks[0].view.shape[1:] == (width, width)
+
+
 def test_what_is_first_behind_a_table():
     """Fused projections, the scale of a norm, and layers that are (in, out)."""
     fused = [
