@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ngopt.graph.groups_and_blocks import Bias, EdgeBlock
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.features import NUM_FEATURES
-from ngopt.metanets.graph_data.context_writer import Place
+from ngopt.metanets.graph_data.context_writer import ContextPlace
 from ngopt.metanets.graph_data.feature_sources import FeatureSource
 from ngopt.metanets.graph_data.graph_tensors import EdgeChunk, GraphTensors
 from ngopt.metanets.graph_metanet import GraphMetanet, GraphMetanetConfig
@@ -80,7 +80,7 @@ class NeuralFunctional(GraphMetanet):
 
     def context_pieces(
         self, source: FeatureSource, tensors: GraphTensors
-    ) -> Iterator[tuple[Place, Tensor]]:
+    ) -> Iterator[tuple[ContextPlace, Tensor]]:
         graph = tensors.graph
         chain = layers_of(graph)
         order = [tensors.weights[layer.weight] for layer in chain]

@@ -15,7 +15,7 @@ from meta_train.problems.networks.sequential import CharacterRnn, Gpt
 from meta_train.problems.protocol import by_name
 from meta_train.problems.situations.problems import classify, name_key
 from meta_train.problems.situations.texts import (
-    CODE,
+    CODE_2,
     LENGTH,
     docstrings,
     lower_case,
@@ -47,8 +47,8 @@ PRETRAINED = by_name(
         classify("mlp-clothes", FASHION_14, OTHER_MLP, 64, 400),
         predict_characters("gpt-docstrings", docstrings, _gpt(40, 4, 2), 16, 450),
         classify("cnn-clothes", FASHION_14, OTHER_CNN, 64, 400),
-        predict_characters("gpt-code", CODE[2], _gpt(64, 4, 1), 16, 600),
-        predict_characters("gru-code", CODE[2], GRU, 16, 500),
+        predict_characters("gpt-code", CODE_2, _gpt(64, 4, 1), 16, 600),
+        predict_characters("gru-code", CODE_2, GRU, 16, 500),
     ]
 )
 
