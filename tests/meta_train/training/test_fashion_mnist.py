@@ -7,7 +7,7 @@ from meta_train.comparison.inner_training import Run, train
 from ngopt import load_pretrained
 from ngopt.pretrained import weights_hash
 
-STEPS = 200
+STEPS = 100
 
 
 @pytest.mark.slow
