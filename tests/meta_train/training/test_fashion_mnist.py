@@ -7,7 +7,7 @@ from meta_train.comparison.inner_training import Run, train
 from ngopt import load_pretrained
 from ngopt.pretrained import weights_hash
 
-STEPS = 100
+STEPS = 200
 
 
 @pytest.mark.slow
