@@ -1,17 +1,16 @@
-"""The type of a kind of situations, and how kinds are read from tables."""
+"""The type of a kind of situations, and how situations are read from tables."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from meta_train.problems.problem_tables import read_problems
+from meta_train.problems.problem_tables import ProblemRow, read_problems
 from meta_train.problems.protocol import Problem
-from meta_train.problems.situations import generated, real_tables, texts
-from meta_train.problems.situations.problems import classify, regress
+from meta_train.problems.situations import generated, problems, real_tables, texts
 
-CONSTRUCTORS = {"classify": classify, "regress": regress}
+NAMES = vars(problems) | vars(generated) | vars(real_tables) | vars(texts)
 
 
 class Kind(NamedTuple):
@@ -26,16 +25,27 @@ class Kind(NamedTuple):
 
 
 def read_kinds(module: str, names: Mapping[str, Any]) -> dict[str, Kind]:
-    """The kinds of the table beside a module; its lists are "kind: third".
+    """The kinds of the table beside a module, whose lists are "kind: third".
 
-    names: of the module, see `read_problems`.
+    names: see `read_situations`.
     """
     kinds: dict[str, Kind] = {}
-    known = vars(generated) | vars(real_tables) | vars(texts) | dict(names)
-    for row in read_problems(Path(module).with_suffix(".csv"), known):
+    for row, problem in read_situations(module, names):
         name, _, third = row.list.partition(": ")
         kind = kinds.setdefault(name, Kind([], [], []))
-        construct = CONSTRUCTORS[row.objective]
-        problem = construct(row.name, row.data, row.build, row.batch_size, row.steps)
         getattr(kind, third).append(problem)
     return kinds
+
+
+def read_situations(
+    module: str, names: Mapping[str, Any]
+) -> Iterator[tuple[ProblemRow, Any]]:
+    """The rows of the table beside a module, and their problems.
+
+    Objectives are names of constructors, such as `classify`. names: of the module.
+    """
+    values = {**NAMES, **names}
+    for row in read_problems(Path(module).with_suffix(".csv"), values):
+        construct = values[row.objective]
+        arguments = row.name, row.data, row.build, row.batch_size, row.steps
+        yield row, construct(*arguments)
