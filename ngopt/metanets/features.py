@@ -67,11 +67,16 @@ def update_momenta_(
 
     limit: elements at once, whose gradients are copied.
     """
-    present = {i: grad for i, grad in enumerate(grads) if grad is not None}
-    sizes = {i: grad.numel() for i, grad in present.items()}
+    present, sizes = {}, {}
+    for i, grad in enumerate(grads):
+        if grad is not None:
+            present[i] = grad
+            sizes[i] = grad.numel()
     for group in chunking.batches_up_to(sizes, limit):
-        momenta = [state[i][key] for i in group for key in MOMENTA]
-        gradients = [present[i] for i in group]
+        momenta, gradients = [], []
+        for i in group:
+            momenta += [state[i][key] for key in MOMENTA]
+            gradients.append(present[i])
         # more than 1 only of a long parameter, which is alone in its group
         count = ceil(sizes[group[-1]] / limit)
         for piece in chunking.pieces([*momenta, *gradients], count):

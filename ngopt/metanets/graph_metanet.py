@@ -12,7 +12,7 @@ from torch import Tensor
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.features import NUM_FEATURES
 from ngopt.metanets.feedforward import FeedForward, FeedForwardConfig
-from ngopt.metanets.graph_data.context_writer import ContextWriter, ContextPlace
+from ngopt.metanets.graph_data.context_writer import ContextPlace, ContextWriter
 from ngopt.metanets.graph_data.feature_sources import FeatureSource
 from ngopt.metanets.graph_data.graph_tensors import GraphTensors, graph_tensors
 from ngopt.metanets.layers.graph_layer import GraphLayer

@@ -200,7 +200,9 @@ def _groups(graph: NeuralGraph, block: EdgeBlock) -> Iterator[MatrixPiece]:
         yield MatrixPiece(part, rows, _ends(block.source, sources[k]))
 
 
-def _joined_columns(pieces: Sequence[MatrixPiece], shape: tuple[int, ...]) -> list[MatrixPiece]:
+def _joined_columns(
+    pieces: Sequence[MatrixPiece], shape: tuple[int, ...]
+) -> list[MatrixPiece]:
     """Joins pieces with the same rows, of a layer that reads several groups."""
     same_rows: dict[tuple, list[MatrixPiece]] = defaultdict(list)
     for piece in pieces:

@@ -136,7 +136,9 @@ def _replaced(numbers: tuple[int, ...], place: int, *new: int) -> tuple[int, ...
     return (*numbers[:place], *new, *numbers[place + 1 :])
 
 
-def _regular_pieces(edges: Edges, elements: Elements, nodes: Nodes) -> Iterator[EdgePiece]:
+def _regular_pieces(
+    edges: Edges, elements: Elements, nodes: Nodes
+) -> Iterator[EdgePiece]:
     """The edges in strided pieces; elements of no piece are left out."""
     ends = _compact_ends(edges, nodes)
     view = elements.view()
@@ -170,7 +172,9 @@ def _compact_ends(edges: Edges, nodes: Nodes) -> tuple[Tensor, ...]:
     return tuple(found)
 
 
-def _strided_pieces(piece: EdgePiece, numbers: Tensor, axis: int) -> Iterator[EdgePiece]:
+def _strided_pieces(
+    piece: EdgePiece, numbers: Tensor, axis: int
+) -> Iterator[EdgePiece]:
     """Pieces whose first numbers along each axis, from this one on, are strided."""
     if axis not in piece.axes:
         yield piece
@@ -204,7 +208,9 @@ def even_runs(numbers: Tensor) -> list[Tensor]:
     return runs
 
 
-def _within_groups(piece: EdgePiece, nodes: Nodes, first: int = 0) -> Iterator[EdgePiece]:
+def _within_groups(
+    piece: EdgePiece, nodes: Nodes, first: int = 0
+) -> Iterator[EdgePiece]:
     """Pieces whose ends are in one group each; `first` is the first axis to cut."""
     # groups in the place of nodes, so that `rows` returns groups
     ends = tuple(map(nodes.group_of, piece.ends))

@@ -372,6 +372,6 @@ def _sums_at_targets(edges: EdgeStates) -> list[Tensor]:
             total = edges.of(chunk).sum((2, 3), keepdim=True)
             key = chunk.groups.start, chunk.targets.start
             sums[key] = sums[key] + total if key in sums else total
-        pieces = [by_neuron(total) for total in sums.values()]
+        pieces = list(map(by_neuron, sums.values()))
         sums_of_blocks.append(torch.cat(pieces, -2))
     return sums_of_blocks
