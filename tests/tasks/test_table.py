@@ -77,7 +77,7 @@ def test_a_curve_is_drawn_of_rows_that_differ_in_nothing_else(
         curve=("limit", "networks for training"),
     )
     monkeypatch.setitem(TABLES, "predict-small", table)
-    run(config)
+    run(replace(config, seeds=1))
     results = json.loads((tmp_path / "table.json").read_text())
     expected = {
         n: [one["test"]["tau"] for one in results[f"{n} networks"]] for n in (16, 8)
