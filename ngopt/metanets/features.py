@@ -33,17 +33,13 @@ NUM_FEATURES = 2 * NUM_COLUMNS
 LARGEST = torch.finfo(torch.float32).max / 4
 
 
-def update_momenta(
-    momenta: Sequence[Tensor],
-    gradient: Tensor,
-    decays: Sequence[float] = DECAYS,
-) -> list[Tensor]:
+def update_momenta(momenta: Sequence[Tensor], gradient: Tensor) -> list[Tensor]:
     """Exponential moving averages of the gradient, without bias correction:
     m <- decay * m + (1 - decay) * g."""
     gradient = gradient.to(momenta[0].dtype).clamp(-LARGEST, LARGEST)
     updated = []
-    for momentum, decay in zip(momenta, decays, strict=True):
-        updated.append(momentum.lerp(gradient, 1 - decay))
+    for momentum, weight in zip(momenta, LERP_WEIGHTS, strict=True):
+        updated.append(momentum.lerp(gradient, weight))
     return updated
 
 
