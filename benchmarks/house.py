@@ -28,6 +28,7 @@ from benchmarks.records import Record, table, write
 ROOT = Path(__file__).parent.parent
 PACKAGES = "ngopt harness tasks meta_train benchmarks examples tests".split()
 MAXIMUM_LINES = 400
+IMPORTS = 5  # of which the median counts
 LAYOUT_TOKENS = {
     tokenize.COMMENT,
     tokenize.DEDENT,
@@ -182,7 +183,7 @@ def measure(folder: Path) -> Record:
     }
 
 
-def import_seconds(repeats: int = 5) -> Record:
+def import_seconds() -> Record:
     """Median seconds of `import ngopt` after `import torch`."""
     code = (
         "import time; begin = time.perf_counter(); import torch; "
@@ -192,7 +193,7 @@ def import_seconds(repeats: int = 5) -> Record:
     env = dict(os.environ)
     env.pop("PYTHONDONTWRITEBYTECODE", None)  # users have compiled modules
     torch_seconds, own_seconds = [], []
-    for _ in range(repeats):
+    for _ in range(IMPORTS):
         output = subprocess.check_output(
             [sys.executable, "-c", code], cwd=ROOT, env=env
         )

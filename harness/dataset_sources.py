@@ -67,9 +67,8 @@ def from_torchvision(place: Path, *, class_name: str) -> Arrays:
     # torchvision sets none and would wait for ever
     socket.setdefaulttimeout(STALL_SECONDS)
     try:
-        train, test = (
-            dataset_class(place, train=train, download=True) for train in (True, False)
-        )
+        train = dataset_class(place, train=True, download=True)
+        test = dataset_class(place, train=False, download=True)
     finally:
         socket.setdefaulttimeout(timeout)
     return {
@@ -82,9 +81,10 @@ def from_torchvision(place: Path, *, class_name: str) -> Arrays:
 
 def from_gzipped_idx(place: Path, *, folder: Path) -> Arrays:
     """Gzipped IDX files that lie in a folder already; `place` is not used."""
-    return arrays_from_idx(
-        {name: (folder / f"{name}.gz").read_bytes() for name in IDX_FILES}
-    )
+    files = {}
+    for name in IDX_FILES:
+        files[name] = (folder / f"{name}.gz").read_bytes()
+    return arrays_from_idx(files)
 
 
 def from_debian(place: Path, *, package: str, folder: Path, size: int) -> Arrays:
@@ -99,17 +99,14 @@ def from_debian(place: Path, *, package: str, folder: Path, size: int) -> Arrays
         f"Dir::State={place}/state",
         f"Dir::Cache={place}/cache",
         "Acquire::Retries=1",
+        f"Acquire::http::Timeout={STALL_SECONDS:.0f}",
+        f"Acquire::https::Timeout={STALL_SECONDS:.0f}",
+        # apt's own user could not write into a private folder
+        "APT::Sandbox::User=",
     ]
-    options += [
-        f"Acquire::{way}::Timeout={STALL_SECONDS:.0f}" for way in ("http", "https")
-    ]
-    # apt's own user could not write into a private folder
-    options += ["APT::Sandbox::User="]
-    apt = [
-        "apt-get",
-        "--quiet",
-        *(word for option in options for word in ("-o", option)),
-    ]
+    apt = ["apt-get", "--quiet"]
+    for option in options:
+        apt += ["-o", option]
     for name in ("state/lists/partial", "cache/archives/partial", "deb"):
         (place / name).mkdir(parents=True)
     _run([*apt, "update"], place)

@@ -12,7 +12,9 @@ Row = Mapping[str, str]
 
 def text_table(rows: Sequence[Row]) -> str:
     """A table in columns of equal width, with the first row's keys as header."""
-    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    lines = [list(rows[0])]
+    for row in rows:
+        lines.append(list(row.values()))
     return "\n".join(_aligned(lines, "  "))
 
 
@@ -20,7 +22,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
     r"""A Markdown table; `*` and `|` within cells are escaped."""
     lines = [list(rows[0]), ["---"] * len(rows[0])]
     for row in rows:
-        lines.append([_escaped(cell) for cell in row.values()])
+        lines.append(list(map(_escaped, row.values())))
     return "\n".join(f"| {line} |" for line in _aligned(lines, " | "))
 
 
@@ -41,5 +43,4 @@ def _escaped(cell: str) -> str:
 def _aligned(lines: Sequence[Sequence[str]], separator: str) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
-        cells = zip(line, widths, strict=True)
-        yield separator.join(cell.ljust(width) for cell, width in cells)
+        yield separator.join(map(str.ljust, line, widths))

@@ -42,7 +42,9 @@ class PackedState:
 
     def __init__(self, packings: Sequence[Packing]):
         self.packings = packings
-        self._places = [place for packing in packings for place in packing.places]
+        self._places: list[tuple[int, str]] = []
+        for packing in packings:
+            self._places += packing.places
         self._tensors: list[Tensor] = []
         self._views: list[Tensor] = []
 
@@ -53,7 +55,10 @@ class PackedState:
         tensor is made after the other, to limit transient memory.
         """
         if not in_place:
-            return [self._joined(packing, records).clone() for packing in self.packings]
+            copies = []
+            for packing in self.packings:
+                copies.append(self._joined(packing, records).clone())
+            return copies
         if self._is_open(records):
             return self._tensors
         self._tensors, self._views = [], []
@@ -120,7 +125,8 @@ class PaddedRows:
             else:
                 parts += [view, (gap,)] if gap else [view]
         self._has_gaps = any(self.gaps)
-        self._parts = [torch.empty((), device="cpu").expand(part) for part in parts]
+        empty = torch.empty((), device="cpu")
+        self._parts = list(map(empty.expand, parts))
 
     def join(self, values: Sequence[Tensor]) -> Tensor:
         """Values -> (rows, lanes); may be a view."""
@@ -180,7 +186,7 @@ def unflatten(values: Tensor, likes: Sequence[Tensor]) -> Sequence[Tensor]:
     """The inverse of `flatten`: views in the shapes of `likes`."""
     if peek_interpreter_stack() is None:
         return _unflatten_dense_tensors(values, likes)
-    parts = values.split([like.numel() for like in likes])
+    parts = values.split(list(map(Tensor.numel, likes)))
     return [x.view(like.shape) for x, like in zip(parts, likes, strict=True)]
 
 

@@ -125,8 +125,7 @@ class Folder:
             count = sum(map(len, groups))
             row: dict[str, Any] = {"file": path.name, "networks": count}
             for key in quality:
-                values = torch.cat([group.columns[key] for group in groups])
-                row[key] = fmean(values.tolist())
+                row[key] = fmean(column_of(groups, key).tolist())
             rows.append(row)
         self._write_manifest(rows)
         return rows
@@ -254,8 +253,13 @@ def merged(groups: Sequence[Networks]) -> Networks:
     for key in first.params:
         params[key] = torch.cat([group.params[key] for group in groups])
     for key in first.columns:
-        columns[key] = torch.cat([group.columns[key] for group in groups])
+        columns[key] = column_of(groups, key)
     return Networks(first.architecture, params, columns)
+
+
+def column_of(groups: Sequence[Networks], key: str) -> Tensor:
+    """One column of several groups, (n,)."""
+    return torch.cat([group.columns[key] for group in groups])
 
 
 def _named(groups: Sequence[Networks]) -> Iterator[tuple[str, Tensor]]:
@@ -266,8 +270,8 @@ def _named(groups: Sequence[Networks]) -> Iterator[tuple[str, Tensor]]:
 
 
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {
-        key.removeprefix(prefix): value
-        for key, value in tensors.items()
-        if key.startswith(prefix)
-    }
+    found = {}
+    for key, value in tensors.items():
+        if key.startswith(prefix):
+            found[key.removeprefix(prefix)] = value
+    return found

@@ -1,12 +1,9 @@
-"""Rows of the tasks' tables, with figures of Kofinas et al. 2024 and Lim et al. 2024.
-
-The published figures are of other data, and not directly comparable.
-"""
+"""Rows of the tasks' tables, those of Kofinas et al. 2024 and Lim et al. 2024."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tasks import classify, edit, predict, represent
@@ -36,7 +33,6 @@ class Table:
     """A table of one task.
 
     figures: factors of the results that are columns.
-    published: the first figure by data set or zoo, and by row.
     curve: a setting over which the first figure is drawn, and its label.
     """
 
@@ -44,7 +40,6 @@ class Table:
     task: type[NetworkTask]
     figures: Mapping[str, float]
     rows: tuple[Row, ...]
-    published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     curve: tuple[str, str] | None = None
 
     def config(self, row: Row, **common: Any) -> TaskConfig:
@@ -87,7 +82,7 @@ def _others(*models: str, **changes: Any) -> tuple[Row, ...]:
 def _changed(table: Table, **changes: Any) -> Table:
     """Another task with the same models. changes: of its config."""
     rows = (replace(row, changes={**row.changes, **changes}) for row in table.rows)
-    return replace(table, rows=tuple(rows), published={})
+    return replace(table, rows=tuple(rows))
 
 
 CLASSIFY = Table(
@@ -101,19 +96,7 @@ CLASSIFY = Table(
         *_probed("ng-t", 0, 64, layers=2),
         Row("ng-gnn, permutations alone", {"model": "ng-gnn", "symmetry": False}, True),
     ),
-    {
-        "mnist": {
-            "mlp": 17.6, "set": 23.7, "nfn-hnp": 79.1, "dwsnet": 85.7,
-            "ng-gnn, permutations alone": 91.4, "ng-gnn, 64 probes": 94.7, "ng-t": 92.4,
-            "ng-t, 64 probes": 97.3,
-        },
-        "fashion-mnist": {
-            "mlp": 19.9, "set": 22.3, "nfn-hnp": 68.9, "dwsnet": 67.1,
-            "ng-gnn, permutations alone": 68.0, "ng-gnn, 64 probes": 74.2, "ng-t": 72.7,
-            "ng-t, 64 probes": 74.8,
-        },
-    },
-)  # fmt: skip
+)
 PROBES = Table(
     classify.Config,
     classify.Classification,
@@ -129,17 +112,8 @@ PROBES = Table(
         Row("ng-gnn, no positions", {"sizes": {"positions": False}}, True),
         Row("ng-gnn, no activations", {"sizes": {"activations": False}}, True),
     ),
-    {
-        "mnist": {
-            "ng-gnn": 91.4,
-            "ng-gnn, 4 probes": 91.8,
-            "ng-gnn, 16 probes": 92.8,
-            "ng-gnn, 64 probes": 94.7,
-            "ng-t, 64 probes": 97.3,
-        }
-    },
-    ("probes", "probes"),
-)  # fmt: skip
+    curve=("probes", "probes"),
+)
 SIZES = Table(
     classify.Config,
     classify.Classification,
@@ -160,17 +134,7 @@ EDIT = Table(
         *_probed("ng-t", 0, 64, layers=2),
         Row("ng-gnn, 64 probes, 8 outputs", {"probes": 64, "outputs": 8}, True),
     ),
-    {
-        "mnist": {
-            "nfn-np": 2.55,
-            "dwsnet": 2.58,
-            "ng-gnn": 2.38,
-            "ng-gnn, 64 probes": 2.06,
-            "ng-t": 1.96,
-            "ng-t, 64 probes": 1.75,
-        }
-    },
-)  # fmt: skip
+)
 CONTRAST = _changed(EDIT, edit="contrast")
 SMALL = Table(
     predict.Config,
@@ -190,16 +154,7 @@ SMALL = Table(
         ),
         *_probed("ng-t", 0, scales=True),
     ),
-    {
-        "small": {
-            "statnn": 0.915,
-            "nfn-hnp": 0.934,
-            "ng-gnn": 0.931,
-            "ng-t": 0.935,
-            "probegen": 0.957,
-        }
-    },
-)  # fmt: skip
+)
 WILD = Table(
     predict.Config,
     predict.Prediction,
@@ -215,16 +170,7 @@ WILD = Table(
             True,
         ),
     ),
-    {
-        "wild-park": {
-            "statnn": 0.719,
-            "ng-gnn": 0.804,
-            "ng-gnn, no activations": 0.778,
-            "ng-t": 0.817,
-            "probegen": 0.933,
-        }
-    },
-)  # fmt: skip
+)
 # Layers of Wild Park have 4, 8, 16 or 32 channels: the widest are kept for the test.
 NARROW = _changed(WILD, widest=16)
 DIVERSE = Table(
@@ -238,7 +184,6 @@ DIVERSE = Table(
         _two_headed("gmn", layers=2, scales=True),
         _two_headed("gmn", in_turn=True, layers=2, scales=True),
     ),
-    {"diverse": {"set": 0.562, "dmc": 0.957, "gmn": 0.975}},
 )
 REPRESENT = Table(
     represent.Config,
@@ -249,7 +194,6 @@ REPRESENT = Table(
         *_probed("ng-gnn", 0),
         *_probed("gmn", 0),
     ),
-    {"sines": {"dwsnet": 1.37, "gmn": 1.13}},
 )
 TABLES: dict[str, Table] = {
     "classify": CLASSIFY,

@@ -27,7 +27,15 @@ from harness.image_datasets import ImageDataset, Split, load_dataset
 from harness.pictures import draw_histograms
 from harness.random import derive_seed, seeded
 from harness.settings import check_counts, named_settings
-from tasks.shards import SPLITS, Folder, Networks, merged, read_settings, read_split
+from tasks.shards import (
+    SPLITS,
+    Folder,
+    Networks,
+    column_of,
+    merged,
+    read_settings,
+    read_split,
+)
 from tasks.sources.generation import Job, jobs, make_shards
 from tasks.sources.zoo_recipes import INITS, OPTIMIZERS, ZOOS, TrainingRecipe
 from tasks.sources.zoo_training import Checkpoint, train
@@ -82,7 +90,9 @@ class ShowConfig:
 
 def counts(runs: int) -> dict[str, int]:
     """Runs of every split."""
-    held_out = {split: max(1, round(share * runs)) for split, share in SHARES.items()}
+    held_out = {}
+    for split, share in SHARES.items():
+        held_out[split] = max(1, round(share * runs))
     return {"train": runs - sum(held_out.values()), **held_out}
 
 
@@ -91,8 +101,11 @@ def checkpoint_steps(steps: int, checkpoints: int) -> list[int]:
 
     Their square roots are evenly spaced, for accuracy grows fast at first.
     """
-    shares = [(k / checkpoints) ** 2 for k in range(1, checkpoints + 1)]
-    return sorted({max(1, round(steps * share)) for share in shares})
+    found = set()
+    for k in range(1, checkpoints + 1):
+        share = (k / checkpoints) ** 2
+        found.add(max(1, round(steps * share)))
+    return sorted(found)
 
 
 def make_shard(job: Job, config: TrainConfig, data: ImageDataset) -> list[Networks]:
@@ -102,7 +115,7 @@ def make_shard(job: Job, config: TrainConfig, data: ImageDataset) -> list[Networ
         run, checkpoints = trained(config, data, SPLITS.index(job.split), number)
         networks = networks_of(run, number, checkpoints)
         groups.setdefault(str(run.architecture), []).append(networks)
-    return [merged(group) for group in groups.values()]
+    return list(map(merged, groups.values()))
 
 
 def trained(
@@ -206,7 +219,7 @@ def columns(folder: Path, names: Sequence[str], skip_damaged: bool) -> list[Tens
     groups: list[Networks] = []
     for split in SPLITS:
         groups += read_split(folder, split, skip_damaged)
-    return [torch.cat([group.columns[name] for group in groups]) for name in names]
+    return [column_of(groups, name) for name in names]
 
 
 if __name__ == "__main__":

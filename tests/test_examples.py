@@ -13,6 +13,15 @@ ROOT = Path(__file__).parents[1]
 LINE = re.compile(r"(?:step|epoch) +(\d+).* validation ([\d.]+)")
 # rounding in float32, which grows with every step
 CLOSE = {"abs": 0.003}
+# what torchrun tells a single process
+ALONE = {
+    "RANK": "0",
+    "LOCAL_RANK": "0",
+    "WORLD_SIZE": "1",
+    "LOCAL_WORLD_SIZE": "1",
+    "MASTER_ADDR": "localhost",
+    "MASTER_PORT": "0",
+}
 
 
 def losses(name: str, processes: int, *arguments: object) -> dict[int, float]:
@@ -23,10 +32,14 @@ def losses(name: str, processes: int, *arguments: object) -> dict[int, float]:
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
     }
-    launcher = "torch.distributed.run", "--standalone", "--nproc-per-node"
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    launcher.append(str(processes))
+    if processes == 1:  # without a launcher, which imports torch, too
+        launcher = []
+        environment |= ALONE
     script = ROOT / "examples" / name
     found = subprocess.run(
-        [sys.executable, "-m", *launcher, str(processes), script, *map(str, arguments)],
+        [sys.executable, *launcher, script, *map(str, arguments)],
         capture_output=True,
         text=True,
         env=environment,

@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "examples": {"ngopt", "harness", "examples"},
 }
 DEPENDENCIES = {"torch", "numpy", "safetensors"}
+COMPILER = {"torch._dynamo", "torch._inductor", "torch._functorch.aot_autograd"}
 # Of packages in the extra "train": what is imported where that has another name.
 IMPORTED_AS = {
     "pillow": "PIL",
@@ -84,7 +85,8 @@ def test_what_the_demo_installs_is_imported_somewhere():
     assert {IMPORTED_AS.get(name, name) for name in names} <= found
 
 
-def test_importing_ngopt_needs_its_dependencies_alone():
+def test_importing_ngopt_imports_its_dependencies_alone():
+    """And neither torch's compiler, which takes seconds, nor what views draw with."""
     # every other third-party module is made unimportable
     code = f"""
 import importlib.metadata, sys
@@ -105,11 +107,18 @@ needed |= {{"ngopt", "setuptools", "pip"}}
 for top, distributions in tops.items():
     if not any(d.lower().replace("_", "-") in needed for d in distributions):
         sys.modules[top] = None
+import torch
+before = {{*sys.modules}}
 import ngopt
-found = sys.modules.get("tqdm"), sys.modules.get("matplotlib")
-print(ngopt.NGOptimizer.__name__, *found)
+print(ngopt.NGOptimizer.__name__)
+print(*{COMPILER!r} & {{*sys.modules}} - before)
+import ngopt.graph.views.networkx_and_pyg
+import ngopt.graph.drawing.draw, ngopt.graph.__main__
+imported = {{name for name, module in sys.modules.items() if module is not None}}
+print(*{{"matplotlib", "networkx", "torch_geometric", "tqdm"}} & imported)
 """
-    assert printed(code).split() == ["NGOptimizer", "None", "None"]
+    name, compiler, others = printed(code).splitlines()
+    assert (name, compiler, others) == ("NGOptimizer", "", "")
 
 
 def packages_imported(file: Path) -> set[str]:

@@ -132,8 +132,12 @@ def problem_digest(name: str) -> str | None:
         return None
     problem = load_problem(name)
     model, batch = problem.init(0), problem.batch(0, 0)
-    shapes = [(key, list(p.shape)) for key, p in model.named_parameters()]
-    sizes = [list(x.shape) for x in tree_leaves(batch) if isinstance(x, torch.Tensor)]
+    shapes, sizes = [], []
+    for key, p in model.named_parameters():
+        shapes.append((key, list(p.shape)))
+    for x in tree_leaves(batch):
+        if isinstance(x, torch.Tensor):
+            sizes.append(list(x.shape))
     with seeded(0), torch.no_grad():
         loss = problem.loss(model, batch).item()
     text = json.dumps([shapes, sizes, problem.steps, f"{loss:.3g}"])
@@ -206,7 +210,9 @@ def _record(training: _Training, steps: list[Step], curve: dict[str, list]) -> R
     for start in range(0, len(losses), every):
         mean_losses.append(fmean(losses[start : start + every]))
     splits = ["validation", "test"] if run.phase == "evaluation" else ["validation"]
-    metrics = {split: training.measure(split)._asdict() for split in splits}
+    metrics = {}
+    for split in splits:
+        metrics[split] = training.measure(split)._asdict()
     record = {
         "run": asdict(run),
         "problem_digest": problem_digest(run.problem),

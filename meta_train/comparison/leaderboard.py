@@ -140,7 +140,7 @@ def compare(config: Config) -> Leaderboard:
     Raises ValueError if a problem or an optimizer is unknown, before anything runs.
     """
     import_metanet(config.metanet)
-    specs = [load_optimizer(name) for name in config.optimizers]
+    specs = list(map(load_optimizer, config.optimizers))
     problems = problem_names(config.problems)
     for name in problems:
         load_problem(name)

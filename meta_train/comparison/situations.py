@@ -110,10 +110,12 @@ def _loss(row: dict[str, Any]) -> float:
 
 def summary(found: Sequence[Situation]) -> str:
     """How many problems there are of each kind, in a sentence."""
-    level = sum(one.excess <= LEVEL for one in found)
-    better = sum(one.excess < 0 for one in found)
-    far = sum(one.excess > FAR for one in found)
-    ahead = sum(one.ours < one.muon for one in found)
+    better = level = far = ahead = 0
+    for one in found:
+        better += one.excess < 0
+        level += one.excess <= LEVEL
+        far += one.excess > FAR
+        ahead += one.ours < one.muon
     return (
         f"{len(found)} problems: {better} better than the tuned AdamW, {level} better "
         f"or within {100 * LEVEL:.0f} %, {far} more than {100 * FAR:.0f} % worse; "

@@ -22,7 +22,6 @@ FASHION_7 = partial(images, "fashion-mnist", 4)
 CIFAR = partial(images, "cifar10")
 CIFAR_16 = partial(images, "cifar10", 2)
 GRAY_16 = partial(images, "cifar10", 2, gray=True)
-GRAY_8 = partial(images, "cifar10", 4, gray=True)
 
 
 def classify(

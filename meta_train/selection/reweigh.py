@@ -117,7 +117,7 @@ class Trainings:
 
     def __init__(self, config: Config):
         self.config = config
-        self.problems = [load_problem(name) for name in config.problems]
+        self.problems = list(map(load_problem, config.problems))
 
     def losses(self, learned: LearnedOptimizer, *key: int) -> list[float]:
         """Validation losses, one per problem. key: of the seed."""
@@ -147,7 +147,9 @@ def search(config: Config) -> optuna.Study:
         return CmaEsSampler(popsize=config.population, seed=config.seed + number)
 
     def objective(trial: optuna.Trial) -> float:
-        logarithms = {name: trial.suggest_float(name, -LIMIT, LIMIT) for name in names}
+        logarithms = {}
+        for name in names:
+            logarithms[name] = trial.suggest_float(name, -LIMIT, LIMIT)
         generation = trial.number // config.population
         references = _references(study, trainings, learned, generation)
         losses = trainings.losses(reweighed(learned, logarithms), 0, generation)

@@ -38,8 +38,9 @@ class WeightedRule:
     ):
         self.rule, self.count, self.shares_step = rule, count, shares_step
         self._function = _Function(rule, metanet)
-        names = [f"metanet.{name}" for name, _ in metanet.named_parameters()]
-        self._weights = dict(zip(names, weights, strict=True))
+        self._weights = {}
+        for (name, _), own in zip(metanet.named_parameters(), weights, strict=True):
+            self._weights[f"metanet.{name}"] = own
 
     def init(self, params: Sequence[Tensor]) -> list[Record]:
         if not self.count:
@@ -91,9 +92,15 @@ class WeightedRule:
     ) -> tuple[Deltas, list[Record]]:
         """`_updated` of all optimizees. vmap takes tensors alone, so parameters without
         gradient are left out."""
-        present = [i for i, grad in enumerate(grads) if grad is not None]
-        before = [self._without_step_axis(record) for record in state]
-        in_dims = [{key: self._axis(key) for key in record} for record in before]
+        present, given = [], []
+        for i, grad in enumerate(grads):
+            if grad is not None:
+                present.append(i)
+                given.append(grad)
+        before, in_dims = [], []
+        for record in state:
+            before.append(self._without_step_axis(record))
+            in_dims.append({key: self._axis(key) for key in record})
 
         def one(weights: Any, given: Any, state: Any, params: Any) -> Any:
             own: Deltas = [None] * len(params)
@@ -102,7 +109,7 @@ class WeightedRule:
             deltas, new = self._updated(weights, own, state, params, hyper)
             return [deltas[i] for i in present], new
 
-        values = (self._weights, [grads[i] for i in present], before, list(params))
+        values = self._weights, given, before, list(params)
         if not torch.is_grad_enabled():
             values = tree_map(Tensor.detach, values)
         # the rule takes its differentiable path, as in the gradient
@@ -158,8 +165,10 @@ def as_weights(vector: Tensor, metanet: Metanet) -> list[Tensor]:
     parameters = list(metanet.parameters())
     pieces = vector.split([p.numel() for p in parameters], -1)
     count = vector.shape[:-1]
-    pairs = zip(pieces, parameters, strict=True)
-    return [piece.view((*count, *p.shape)) for piece, p in pairs]
+    weights = []
+    for piece, p in zip(pieces, parameters, strict=True):
+        weights.append(piece.view((*count, *p.shape)))
+    return weights
 
 
 def as_vector(weights: Sequence[Tensor], count: tuple[int, ...]) -> Tensor:

@@ -42,18 +42,19 @@ class Stack(Optimizees):
         self.optimizees, self.count = optimizees, (len(optimizees),)
         self.graph, self.names, self._first = first.graph, first.names, first
         like = next(first.model.parameters())
-        rows = zip(*(optimizee.scales for optimizee in optimizees), strict=True)
-        # the float 1 skips the multiplication
-        self._scales = [
-            1.0 if set(row) == {1.0} else like.new_tensor(row) for row in rows
-        ]
+        self._scales: list[float | Tensor] = []
+        for row in zip(*(optimizee.scales for optimizee in optimizees), strict=True):
+            # the float 1 skips the multiplication
+            scale = 1.0 if set(row) == {1.0} else like.new_tensor(row)
+            self._scales.append(scale)
 
     def loss(
         self, params: list[Tensor], buffers: Buffers, step: int | Tensor
     ) -> tuple[Tensor, Buffers]:
         steps = torch.as_tensor(step).expand(self.count).tolist()
-        pairs = zip(self.optimizees, steps, strict=True)
-        batches = [optimizee.host_batch(own) for optimizee, own in pairs]
+        batches = []
+        for optimizee, own in zip(self.optimizees, steps, strict=True):
+            batches.append(optimizee.host_batch(own))
         batch = to_device(stacked(batches), self._first.device)
         axes = [None if isinstance(scale, float) else 0 for scale in self._scales]
         function = torch.vmap(
@@ -63,10 +64,10 @@ class Stack(Optimizees):
             return function(list(params), buffers, self._scales, batch)
 
     def normal(self, step: Tensor, size: int, dtype: torch.dtype) -> Tensor:
-        rows = zip(self.optimizees, step, strict=True)
-        return torch.stack(
-            [optimizee.normal(own, size, dtype) for optimizee, own in rows]
-        )
+        rows = []
+        for optimizee, own in zip(self.optimizees, step, strict=True):
+            rows.append(optimizee.normal(own, size, dtype))
+        return torch.stack(rows)
 
 
 def stacked(states: Sequence[State]) -> State:

@@ -151,8 +151,8 @@ class MetaTrainer(ResumableTrainer):
     def step(self) -> list[ReducedResult]:
         """One outer step of all optimizees."""
         self._assign_ranks()
-        own = [optimizee for optimizee in self.optimizees if self._is_own(optimizee)]
-        results = self.worker.run([self.schedule.job(optimizee) for optimizee in own])
+        own = list(filter(self._is_own, self.optimizees))
+        results = self.worker.run(list(map(self.schedule.job, own)))
         numbers = [optimizee.number for optimizee in own]
         reduced = all_reduce_results(
             dict(zip(numbers, results, strict=True)),

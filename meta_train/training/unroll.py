@@ -64,10 +64,10 @@ class Optimizees(ABC):
         self, inner: Inner, create_graph: bool = False
     ) -> tuple[Tensor, list[Tensor | None], Buffers]:
         """Loss, gradients (None for unused parameters) and new buffers."""
-        params = [
-            p if create_graph and p.requires_grad else p.detach().requires_grad_()
-            for p in inner.params
-        ]
+        params = []
+        for p in inner.params:
+            is_leaf = not (create_graph and p.requires_grad)
+            params.append(p.detach().requires_grad_() if is_leaf else p)
         # fused attention kernels have no second derivatives
         kernels = sdpa_kernel(SDPBackend.MATH) if create_graph else nullcontext()
         with torch.enable_grad(), kernels:
@@ -82,7 +82,8 @@ class Optimizees(ABC):
 
     def hyper(self, weight_decay: float = 0.0) -> Hyper:
         """weight_decay: 0 for that of the rule."""
-        return Hyper([1.0] * len(self.names), [weight_decay or None] * len(self.names))
+        count = len(self.names)
+        return Hyper([1.0] * count, [weight_decay or None] * count)
 
 
 class Optimizee(Optimizees):
@@ -109,29 +110,32 @@ class Optimizee(Optimizees):
         self.graph = build_graph(self.model)
         self.names = [name for name, _ in self.model.named_parameters()]
         self._objective = _Objective(problem, self.model)
-        self._is_convolutional = self.device.type == "cpu" and any(
-            p.dim() == 4 for p in self.model.parameters()
-        )
+        # convolutions are faster there with channels last
+        is_convolutional = any(p.dim() == 4 for p in self.model.parameters())
+        self._has_channels_last = is_convolutional and self.device.type == "cpu"
         with seeded(seed, 6):
             exponents = 2 * torch.rand(len(self.names), dtype=torch.float64) - 1
         self.scales = [scaling**e for e in exponents.tolist()]
 
     def start(self, rule: UpdateRule) -> Inner:
         """The inner training before its first step."""
-        rows = zip(self.model.parameters(), self.scales, strict=True)
-        params = [p.detach() / s for p, s in rows]
-        buffers = {name: b.detach().clone() for name, b in self.model.named_buffers()}
-        return Inner(
-            params, buffers, rule.init(params), torch.zeros((), dtype=torch.int64)
-        )
+        params = []
+        for p, scale in zip(self.model.parameters(), self.scales, strict=True):
+            params.append(p.detach() / scale)
+        buffers = {}
+        for name, buffer in self.model.named_buffers():
+            buffers[name] = buffer.detach().clone()
+        step = torch.zeros((), dtype=torch.int64)
+        return Inner(params, buffers, rule.init(params), step)
 
     def loss(
         self, params: list[Tensor], buffers: Buffers, step: int | Tensor
     ) -> tuple[Tensor, Buffers]:
         batch = self.batch(step)
         layout = nullcontext()
-        if self._is_convolutional:
-            (params, batch), layout = (channels_last((params, batch)), ChannelsLast())
+        if self._has_channels_last:
+            params, batch = channels_last((params, batch))
+            layout = ChannelsLast()
         with self.randomness(step), layout:
             return self.loss_of(params, buffers, self.scales, batch)
 
@@ -144,8 +148,8 @@ class Optimizee(Optimizees):
     ) -> tuple[Tensor, Buffers]:
         """`loss` with all arguments that differ between optimizees of a stack."""
         buffers = {name: b.clone() for name, b in buffers.items()}
-        scaled = zip(self.names, _scaled(params, scales), strict=True)
-        tensors = {f"model.{n}": t for n, t in [*scaled, *buffers.items()]}
+        scaled = dict(zip(self.names, _scaled(params, scales), strict=True))
+        tensors = {f"model.{name}": x for name, x in (scaled | buffers).items()}
         precision = nullcontext()
         if self.autocast:
             precision = torch.autocast(self.device.type, torch.bfloat16)
@@ -173,8 +177,8 @@ class Optimizee(Optimizees):
     def model_at(self, inner: Inner) -> nn.Module:
         """The module with the current parameters and buffers, in evaluation mode."""
         model = copy.deepcopy(self.model)
-        scaled = zip(self.names, _scaled(inner.params, self.scales), strict=True)
-        model.load_state_dict({**dict(scaled), **inner.buffers}, strict=False)
+        scaled = dict(zip(self.names, _scaled(inner.params, self.scales), strict=True))
+        model.load_state_dict(scaled | inner.buffers, strict=False)
         return model.eval()
 
 
@@ -230,9 +234,8 @@ def whole_run(
 ) -> Metrics:
     """Validation metrics after a whole inner training."""
     rule = learned.bind(optimizee.graph, steps)
-    inner, _ = unroll(
-        optimizee, optimizee.start(rule), rule, steps, optimizee.hyper(weight_decay)
-    )
+    start = optimizee.start(rule)
+    inner, _ = unroll(optimizee, start, rule, steps, optimizee.hyper(weight_decay))
     return optimizee.problem.evaluate(optimizee.model_at(inner), "validation")
 
 
@@ -248,8 +251,11 @@ def to_device(values: Tree, device: torch.device) -> Tree:
 
 def _scaled(params: Sequence[Tensor], scales: Sequence[float | Tensor]) -> list[Tensor]:
     """Parameters as the network uses them."""
-    rows = zip(params, scales, strict=True)
-    return [p if isinstance(s, float) and s == 1 else s * p for p, s in rows]
+    scaled = []
+    for p, scale in zip(params, scales, strict=True):
+        is_one = isinstance(scale, float) and scale == 1
+        scaled.append(p if is_one else scale * p)
+    return scaled
 
 
 class _Objective(nn.Module):

@@ -102,7 +102,7 @@ class Worker:
                 "Leave out --stacked."
             )
         self.config, self.learned, self.device = config, learned, device
-        self.problems = [load_problem(name) for name in config.problems]
+        self.problems = list(map(load_problem, config.problems))
         self._optimizees: dict[int, Optimizee] = {}
 
     def run(self, jobs: Sequence[Job]) -> list[Result]:

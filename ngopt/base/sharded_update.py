@@ -60,7 +60,7 @@ class ShardedStepContext(StepContext):
         return total.sqrt().flatten() / roots
 
     def gathered(self, bucket: Bucket) -> Tensor:
-        values = [self.own_grads.get(i) for i in range(len(self.params))]
+        values = list(map(self.own_grads.get, range(len(self.params))))
         return bucket.gather(values)
 
     def momentum_squares(self) -> Tensor:
@@ -247,7 +247,7 @@ class ShardedSoapUpdate(SoapUpdate):
         bucket = self._held[arrived.number]
         exchange = self.exchanges[arrived.number]
         parts = exchange.parts(arrived.deltas, arrived.transfer, scalars)
-        values = [parts.get(i) for i in range(len(step.params))]
+        values = list(map(parts.get, range(len(step.params))))
         delta = bucket.gather(values)
         rows = StepScalars(*bucket.spread(scalars))
         weights = bucket.gather(step.params).to(self.stack.dtype)

@@ -25,7 +25,7 @@ def connected(count: int, blocks: Iterable[EdgeBlock]) -> list[int]:
 
     for block in blocks:
         parent[root(block.target)] = root(block.source)
-    return [root(group) for group in range(count)]
+    return list(map(root, range(count)))
 
 
 def unconnected(graph: Topology) -> list[str]:

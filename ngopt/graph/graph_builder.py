@@ -21,7 +21,7 @@ from ngopt.graph.groups_and_blocks import (
 )
 from ngopt.graph.neural_graph import NeuralGraph
 
-Place = TypeVar("Place", Bias, EdgeBlock)
+BiasOrBlock = TypeVar("BiasOrBlock", Bias, EdgeBlock)
 
 
 class GraphBuilder:
@@ -129,7 +129,7 @@ class GraphBuilder:
             view = View(parameter, (len(part),), (step,), first)
             self.add_bias(view, group, "other", tuple(part.tolist()))
 
-    def _paired(self, place: Place) -> Place:
+    def _paired(self, place: BiasOrBlock) -> BiasOrBlock:
         """The two numbers of every element of a complex parameter become two slots."""
         view = place.view
         if view is None or not self.parameters[view.parameter].is_complex:

@@ -33,7 +33,7 @@ def _make(params: Any, weight_decay: float | None = None, **settings: Any) -> An
     decays = {group.get("weight_decay", 0.0) for group in groups}
     if not weight_decay and decays <= {0.0}:
         weight_decay = None
-        params = [_without_decay(one) for one in params]
+        params = list(map(_without_decay, params))
     return NGOptimizer(params, weight_decay=weight_decay, **settings)
 
 

@@ -33,17 +33,13 @@ NUM_FEATURES = 2 * NUM_COLUMNS
 LARGEST = torch.finfo(torch.float32).max / 4
 
 
-def update_momenta(
-    momenta: Sequence[Tensor],
-    gradient: Tensor,
-    decays: Sequence[float] = DECAYS,
-) -> list[Tensor]:
+def update_momenta(momenta: Sequence[Tensor], gradient: Tensor) -> list[Tensor]:
     """Exponential moving averages of the gradient, without bias correction:
     m <- decay * m + (1 - decay) * g."""
     gradient = gradient.to(momenta[0].dtype).clamp(-LARGEST, LARGEST)
     updated = []
-    for momentum, decay in zip(momenta, decays, strict=True):
-        updated.append(momentum.lerp(gradient, 1 - decay))
+    for momentum, weight in zip(momenta, LERP_WEIGHTS, strict=True):
+        updated.append(momentum.lerp(gradient, weight))
     return updated
 
 
@@ -67,11 +63,16 @@ def update_momenta_(
 
     limit: elements at once, whose gradients are copied.
     """
-    present = {i: grad for i, grad in enumerate(grads) if grad is not None}
-    sizes = {i: grad.numel() for i, grad in present.items()}
+    present, sizes = {}, {}
+    for i, grad in enumerate(grads):
+        if grad is not None:
+            present[i] = grad
+            sizes[i] = grad.numel()
     for group in chunking.batches_up_to(sizes, limit):
-        momenta = [state[i][key] for i in group for key in MOMENTA]
-        gradients = [present[i] for i in group]
+        momenta, gradients = [], []
+        for i in group:
+            momenta += [state[i][key] for key in MOMENTA]
+            gradients.append(present[i])
         # more than 1 only of a long parameter, which is alone in its group
         count = ceil(sizes[group[-1]] / limit)
         for piece in chunking.pieces([*momenta, *gradients], count):

@@ -12,7 +12,7 @@ from torch import Tensor
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.features import NUM_FEATURES
 from ngopt.metanets.feedforward import FeedForward, FeedForwardConfig
-from ngopt.metanets.graph_data.context_writer import ContextWriter, Place
+from ngopt.metanets.graph_data.context_writer import ContextPlace, ContextWriter
 from ngopt.metanets.graph_data.feature_sources import FeatureSource
 from ngopt.metanets.graph_data.graph_tensors import GraphTensors, graph_tensors
 from ngopt.metanets.layers.graph_layer import GraphLayer
@@ -82,7 +82,7 @@ class GraphMetanet(Metanet):
 
     def context_pieces(
         self, source: FeatureSource, tensors: GraphTensors
-    ) -> Iterator[tuple[Place, Tensor]]:
+    ) -> Iterator[tuple[ContextPlace, Tensor]]:
         """The context of every place, (*batch, *shape of the view, d_out), whose slots
         are one axis."""
         raise NotImplementedError
@@ -141,7 +141,7 @@ class MessagePassingMetanet(GraphMetanet):
 
     def context_pieces(
         self, source: FeatureSource, tensors: GraphTensors
-    ) -> Iterator[tuple[Place, Tensor]]:
+    ) -> Iterator[tuple[ContextPlace, Tensor]]:
         network = self.get_submodule(self.network_name)
         assert isinstance(network, GraphNetwork)
         return network.pieces(source, tensors)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.features import NUM_FEATURES
-from ngopt.metanets.graph_data.context_writer import Place
+from ngopt.metanets.graph_data.context_writer import ContextPlace
 from ngopt.metanets.graph_data.feature_sources import FeatureSource
 from ngopt.metanets.graph_data.graph_tensors import GraphTensors
 from ngopt.metanets.graph_metanet import GraphMetanet, GraphMetanetConfig
@@ -50,7 +50,7 @@ class LayerLSTM(GraphMetanet):
 
     def context_pieces(
         self, source: FeatureSource, tensors: GraphTensors
-    ) -> Iterator[tuple[Place, Tensor]]:
+    ) -> Iterator[tuple[ContextPlace, Tensor]]:
         outputs = self._along_depth(_layer_means(source, tensors), tensors.graph)
         # expanded: no memory for the elements of a layer
         for number, bias in enumerate(tensors.graph.biases):

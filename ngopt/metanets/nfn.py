@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ngopt.graph.groups_and_blocks import Bias, EdgeBlock
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.features import NUM_FEATURES
-from ngopt.metanets.graph_data.context_writer import Place
+from ngopt.metanets.graph_data.context_writer import ContextPlace
 from ngopt.metanets.graph_data.feature_sources import FeatureSource
 from ngopt.metanets.graph_data.graph_tensors import EdgeChunk, GraphTensors
 from ngopt.metanets.graph_metanet import GraphMetanet, GraphMetanetConfig
@@ -55,8 +55,8 @@ class NeuralFunctional(GraphMetanet):
     def __init__(self, config: NFNConfig | None = None):
         super().__init__(config)
         config = self.config
-        self.kernels = tuple(tuple(kernel) for kernel in config.kernels)
-        slots = [prod(kernel) for kernel in self.kernels]
+        self.kernels = tuple(map(tuple, config.kernels))
+        slots = list(map(prod, self.kernels))
         first = Channels.of(slots, NUM_FEATURES)
         between = Channels.of([1] * len(slots), config.width)
         last = Channels.of(slots, config.d_out)
@@ -80,12 +80,15 @@ class NeuralFunctional(GraphMetanet):
 
     def context_pieces(
         self, source: FeatureSource, tensors: GraphTensors
-    ) -> Iterator[tuple[Place, Tensor]]:
+    ) -> Iterator[tuple[ContextPlace, Tensor]]:
         graph = tensors.graph
         chain = layers_of(graph)
-        order = [tensors.weights[layer.weight] for layer in chain]
-        nodes = [self._zeros(source, graph.groups[order[0].block.source].size, 0)]
-        nodes += [self._bias(source, graph, layer) for layer in chain]
+        inputs = graph.weights[chain[0].weight].source
+        nodes = [self._zeros(source, graph.groups[inputs].size, 0)]
+        order = []
+        for layer in chain:
+            order.append(tensors.weights[layer.weight])
+            nodes.append(self._bias(source, graph, layer))
         whole = self._zeros(source, 1, 0).squeeze(-2)
 
         def first(_: Tensor | None, chunk: EdgeChunk) -> Tensor:

@@ -118,7 +118,10 @@ def with_total_steps(groups: list[Group], total_steps: int | None) -> list[Group
 
 def _numbers(groups: Sequence[Group]) -> list[Any]:
     """The numbers of all parameters in the groups of a state_dict."""
-    return [number for group in groups for number in group["params"]]
+    numbers = []
+    for group in groups:
+        numbers += group["params"]
+    return numbers
 
 
 def records_in_order(state_dict: Mapping[str, Any]) -> list[Record]:
@@ -129,8 +132,11 @@ def records_in_order(state_dict: Mapping[str, Any]) -> list[Record]:
 
 def numbered(groups: Sequence[Group], records: Sequence[Record]) -> dict[Any, Record]:
     """The inverse: non-empty records by the numbers of their parameters."""
-    pairs = zip(_numbers(groups), records, strict=True)
-    return {number: record for number, record in pairs if record}
+    found = {}
+    for number, record in zip(_numbers(groups), records, strict=True):
+        if record:
+            found[number] = record
+    return found
 
 
 def restore_dtypes(

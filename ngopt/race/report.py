@@ -44,17 +44,20 @@ def table(results: list[Result]) -> str:
     rows: list[tuple[str, ...]] = [HEADER]
     for result in sorted(results, key=lambda result: result.score):
         excess = 100 * (result.score / best - 1) if best > 0 else 0.0
-        rows.append(
-            (
-                result.optimizer,
-                "none" if result.lr is None else f"{result.lr:g}",
-                str(result.tuning_runs),
-                _spread([run.score for run in result.runs]),
-                _spread([run.train_loss for run in result.runs]),
-                f"{result.milliseconds:.1f}",
-                f"{excess:+.1f} %",
-            )
+        scores, losses = [], []
+        for run in result.runs:
+            scores.append(run.score)
+            losses.append(run.train_loss)
+        row = (
+            result.optimizer,
+            "none" if result.lr is None else f"{result.lr:g}",
+            str(result.tuning_runs),
+            _spread(scores),
+            _spread(losses),
+            f"{result.milliseconds:.1f}",
+            f"{excess:+.1f} %",
         )
+        rows.append(row)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

@@ -124,7 +124,7 @@ def matrices_of_biases(graph: NeuralGraph, roles: Sequence[ParameterRole]) -> li
 def _roles_from_edges(graph: NeuralGraph) -> list[ParameterRole]:
     """Roles that follow from the edges of a graph, traced or inferred."""
     edges = _Edges(graph)
-    return [edges.role(number) for number in range(len(graph.parameters))]
+    return list(map(edges.role, range(len(graph.parameters))))
 
 
 class _Edges:

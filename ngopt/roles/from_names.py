@@ -115,23 +115,13 @@ class RolesFromNames:
 
     def _role(self, number: int, guess: str) -> str:
         spec = self.specs[number]
-        dims = _dims(spec)
         name = spec.name.lower()
         for role, pattern in NAMES:
             if re.search(pattern, name) and self._fits_shape(number, role, guess):
                 return role
-        if dims < 2:
-            is_scalar = spec.numel <= 1 and guess == "norm"
-            return "other" if is_scalar or guess not in ("norm", "bias") else guess
-        sides = _long_sides(spec.shape[:dims])
-        # of maps whose channels are last
-        is_factor = tuple(spec.shape[:3]) == (1, 1, 1)
-        is_weight = name.endswith("weight") and not is_factor
-        if not is_weight and (sides < 2 or (dims == 3 and spec.shape[0] == 1)):
-            return "other"
-        if guess == "embedding" and not _is_stacked(name):
-            return "embedding"
-        return "matrix"
+        if _dims(spec) < 2:
+            return _role_of_vector(spec, guess)
+        return _role_of_matrix(spec, guess)
 
     def _fits_shape(self, number: int, role: str, guess: str) -> bool:
         """Whether a role by name fits the shape of a parameter and its module."""
@@ -219,6 +209,33 @@ def _is_stacked(name: str) -> bool:
     """Whether a weight with this name is several matrices, row after row."""
     is_fused = any(pattern.search(name) for _, pattern in FUSED)
     return is_fused or GATES.search(name) is not None
+
+
+def _role_of_vector(spec: ParameterSpec, guess: str) -> str:
+    """The role of a parameter of at most one dimension."""
+    is_scalar = spec.numel <= 1 and guess == "norm"
+    if is_scalar or guess not in ("norm", "bias"):
+        return "other"
+    return guess
+
+
+def _role_of_matrix(spec: ParameterSpec, guess: str) -> str:
+    """The role of a parameter of several dimensions."""
+    if _is_broadcast(spec):
+        return "other"
+    if guess == "embedding" and not _is_stacked(spec.name.lower()):
+        return "embedding"
+    return "matrix"
+
+
+def _is_broadcast(spec: ParameterSpec) -> bool:
+    """Whether a parameter is a factor or term of every place, by its shape and name."""
+    # a factor of maps whose channels are last
+    is_factor = tuple(spec.shape[:3]) == (1, 1, 1)
+    if spec.name.lower().endswith("weight") and not is_factor:
+        return False
+    sides = spec.shape[: _dims(spec)]
+    return _long_sides(sides) < 2 or (len(sides) == 3 and sides[0] == 1)
 
 
 def _dims(spec: ParameterSpec) -> int:

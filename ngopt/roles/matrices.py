@@ -51,7 +51,7 @@ class MatrixBlock:
 
 
 @dataclass(frozen=True)
-class Piece:
+class MatrixPiece:
     """One matrix or a part of its columns.
 
     view: (rows, *columns). is_depthwise: whether each row reads another neuron; such
@@ -82,7 +82,7 @@ def matrices(
     spec = graph.parameters[view.parameter]
     if not spec.numel:
         return (by_shape(view.parameter, spec.shape),)
-    pieces: list[Piece] = []
+    pieces: list[MatrixPiece] = []
     for block in _first_uses(blocks, spec.numel):
         for piece in _pieces(graph, block):
             pieces += _unstacked(graph, piece, spec.shape)
@@ -120,7 +120,7 @@ def _first_uses(blocks: Sequence[EdgeBlock], numel: int) -> Iterator[EdgeBlock]:
             yield block
 
 
-def _pieces(graph: NeuralGraph, block: EdgeBlock) -> Iterator[Piece]:
+def _pieces(graph: NeuralGraph, block: EdgeBlock) -> Iterator[MatrixPiece]:
     """The matrices of a block: one for each group of neurons, or for each gate."""
     view, (groups, n_target, n_source) = block.view, block.shape
     assert view is not None
@@ -133,14 +133,14 @@ def _pieces(graph: NeuralGraph, block: EdgeBlock) -> Iterator[Piece]:
         gate_stride = first.strides[-1]
         for k in range(gates):
             part = _along(first, slice(-1), k * gate_stride)
-            yield Piece(part, (targets,), (sources,))
+            yield MatrixPiece(part, (targets,), (sources,))
     elif groups == 1:
-        yield Piece(first, (targets,), (sources,))
+        yield MatrixPiece(first, (targets,), (sources,))
     elif n_source == 1 and (n_target == 1 or step == n_target * row):
         shape = (groups * n_target, *first.shape[1:])
         strides = (step if n_target == 1 else row, *first.strides[1:])
         rows = replace(view, shape=shape, strides=strides)
-        yield Piece(rows, (targets,), (sources,), is_depthwise=True)
+        yield MatrixPiece(rows, (targets,), (sources,), is_depthwise=True)
     else:
         yield from _groups(graph, block)
 
@@ -152,8 +152,8 @@ def _along(view: View, axes: slice, start: int = 0) -> View:
 
 
 def _unstacked(
-    graph: NeuralGraph, piece: Piece, shape: tuple[int, ...]
-) -> Iterator[Piece]:
+    graph: NeuralGraph, piece: MatrixPiece, shape: tuple[int, ...]
+) -> Iterator[MatrixPiece]:
     """The matrices of a stack (k, rows, columns) of experts, which read the same
     neurons."""
     view = piece.view
@@ -169,7 +169,7 @@ def _unstacked(
     for k, own in enumerate(numbers.reshape(count, -1)):
         offset = view.offset + k * len(own) * view.strides[0]
         part = replace(view, shape=(len(own), *view.shape[1:]), offset=offset)
-        yield Piece(part, _ends(targets.group, own), piece.sources)
+        yield MatrixPiece(part, _ends(targets.group, own), piece.sources)
 
 
 def _ends(group: int, numbers: np.ndarray) -> Ends:
@@ -187,7 +187,7 @@ def _gates(graph: NeuralGraph, block: EdgeBlock) -> int:
     return 0
 
 
-def _groups(graph: NeuralGraph, block: EdgeBlock) -> Iterator[Piece]:
+def _groups(graph: NeuralGraph, block: EdgeBlock) -> Iterator[MatrixPiece]:
     """The matrices of a grouped convolution."""
     view, groups = block.view, block.shape[0]
     assert view is not None
@@ -197,19 +197,21 @@ def _groups(graph: NeuralGraph, block: EdgeBlock) -> Iterator[Piece]:
     for k in range(groups):
         part = _along(view, slice(1, None), k * view.strides[0])
         rows = _ends(block.target, targets[k])
-        yield Piece(part, rows, _ends(block.source, sources[k]))
+        yield MatrixPiece(part, rows, _ends(block.source, sources[k]))
 
 
-def _joined_columns(pieces: Sequence[Piece], shape: tuple[int, ...]) -> list[Piece]:
+def _joined_columns(
+    pieces: Sequence[MatrixPiece], shape: tuple[int, ...]
+) -> list[MatrixPiece]:
     """Joins pieces with the same rows, of a layer that reads several groups."""
-    same_rows: dict[tuple, list[Piece]] = defaultdict(list)
+    same_rows: dict[tuple, list[MatrixPiece]] = defaultdict(list)
     for piece in pieces:
         row, _, *slot_strides = piece.view.strides
         rows, _, *slots = piece.view.shape
         same_rows[piece.targets, rows, row, *slots, *slot_strides].append(piece)
     found = []
     for members in same_rows.values():
-        side_by_side: dict[tuple, list[Piece]] = defaultdict(list)
+        side_by_side: dict[tuple, list[MatrixPiece]] = defaultdict(list)
         axes = _column_axes(members, shape)
         for piece in members:
             place = _place(piece.view.offset, shape)
@@ -220,7 +222,7 @@ def _joined_columns(pieces: Sequence[Piece], shape: tuple[int, ...]) -> list[Pie
     return found
 
 
-def _joined_rows(pieces: Sequence[Piece]) -> list[Piece]:
+def _joined_rows(pieces: Sequence[MatrixPiece]) -> list[MatrixPiece]:
     """Joins the pieces of a depthwise convolution that reads several groups."""
     if not any(piece.is_depthwise for piece in pieces):
         return list(pieces)
@@ -233,7 +235,7 @@ def _joined_rows(pieces: Sequence[Piece]) -> list[Piece]:
     return rest + _joined(depthwise, 0)
 
 
-def _joined(pieces: Sequence[Piece], axis: int) -> list[Piece]:
+def _joined(pieces: Sequence[MatrixPiece], axis: int) -> list[MatrixPiece]:
     """Joins pieces at even distances along an axis: columns, 1, or rows, 0."""
     in_order = sorted(pieces, key=_offset)
     offsets: list[int] = []
@@ -256,15 +258,15 @@ def _joined(pieces: Sequence[Piece], axis: int) -> list[Piece]:
     is_mixed = offsets != sorted(offsets)
     joined = () if is_mixed else tuple(ends)
     if axis:
-        return [Piece(view, first.targets, joined, is_depthwise)]
-    return [Piece(view, joined, (), is_depthwise)]
+        return [MatrixPiece(view, first.targets, joined, is_depthwise)]
+    return [MatrixPiece(view, joined, (), is_depthwise)]
 
 
-def _offset(piece: Piece) -> int:
+def _offset(piece: MatrixPiece) -> int:
     return piece.view.offset
 
 
-def _even_step(pieces: Sequence[Piece], offsets: Sequence[int], axis: int) -> int:
+def _even_step(pieces: Sequence[MatrixPiece], offsets: Sequence[int], axis: int) -> int:
     """The distance between neighbours along an axis; 0 if it is not even.
 
     offsets: of all places along the axis.
@@ -284,7 +286,7 @@ def _place(element: int, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(map(int, np.unravel_index(element, shape)))
 
 
-def _column_axes(pieces: Sequence[Piece], shape: tuple[int, ...]) -> set[int]:
+def _column_axes(pieces: Sequence[MatrixPiece], shape: tuple[int, ...]) -> set[int]:
     """Dimensions of a parameter along which columns of pieces (rows, *columns) lie."""
     axes: set[int] = set()
     for piece in pieces:
@@ -309,7 +311,7 @@ def _axes(view: View, shape: tuple[int, ...]) -> set[int]:
     return {d for d in range(len(shape)) if first[d] != last[d]}
 
 
-def _by_usage(piece: Piece, usage: Sequence[np.ndarray]) -> Iterator[Piece]:
+def _by_usage(piece: MatrixPiece, usage: Sequence[np.ndarray]) -> Iterator[MatrixPiece]:
     """A matrix for all rows with the same use, if they lie at even distances."""
     if piece.is_depthwise:
         yield piece
@@ -333,12 +335,12 @@ def _by_usage(piece: Piece, usage: Sequence[np.ndarray]) -> Iterator[Piece]:
         strides = (row * int(step[0]), *columns)
         offset = piece.view.offset + row * int(rows[0])
         view = replace(piece.view, shape=shape, strides=strides, offset=offset)
-        yield Piece(view, _ends(targets.group, numbers[rows]), piece.sources)
+        yield MatrixPiece(view, _ends(targets.group, numbers[rows]), piece.sources)
 
 
-def merged(pieces: Iterable[Piece]) -> tuple[MatrixBlock, ...]:
+def merged(pieces: Iterable[MatrixPiece]) -> tuple[MatrixBlock, ...]:
     """One block for all matrices of the same shape and strides at even distances."""
-    alike: dict[tuple, list[Piece]] = defaultdict(list)
+    alike: dict[tuple, list[MatrixPiece]] = defaultdict(list)
     for piece in pieces:
         alike[piece.view.shape, piece.view.strides].append(piece)
     found = []
@@ -348,7 +350,7 @@ def merged(pieces: Iterable[Piece]) -> tuple[MatrixBlock, ...]:
     return tuple(found)
 
 
-def _even_runs(pieces: Sequence[Piece]) -> Iterator[Sequence[Piece]]:
+def _even_runs(pieces: Sequence[MatrixPiece]) -> Iterator[Sequence[MatrixPiece]]:
     """Consecutive matrices with the same distance between neighbours."""
     start = 0
     while start < len(pieces):
@@ -362,7 +364,7 @@ def _even_runs(pieces: Sequence[Piece]) -> Iterator[Sequence[Piece]]:
         start = end
 
 
-def _stacked(pieces: Sequence[Piece]) -> MatrixBlock:
+def _stacked(pieces: Sequence[MatrixPiece]) -> MatrixBlock:
     first = pieces[0].view
     step = _offset(pieces[1]) - first.offset if len(pieces) > 1 else 0
     shape, strides = (len(pieces), *first.shape), (step, *first.strides)

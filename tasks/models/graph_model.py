@@ -240,7 +240,11 @@ class GraphModel(ParameterModel):
 
     def _forward_mixture(self, stacks: Sequence[NetworkStack]) -> Tensor:
         """`forward` for networks of several architectures, as one graph."""
-        layouts = [(self.layout(stack.architecture), stack.count) for stack in stacks]
+        layouts, sizes = [], []
+        for stack in stacks:
+            layout = self.layout(stack.architecture)
+            layouts.append((layout, stack.count))
+            sizes.append(stack.count * layout.nodes)
         mixture = mixture_of(layouts, self.network.kernel)
         flat, probed, codes = [], [], []
         for stack in stacks:
@@ -254,7 +258,6 @@ class GraphModel(ParameterModel):
         extra = [torch.cat(codes)] if codes else []
         (states,), _ = self.network.states(source, mixture.tensors, extra)
         pooled = []
-        sizes = [count * layout.nodes for layout, count in layouts]
         for stack, own in zip(stacks, states.split(sizes), strict=True):
             graph = self.graph(stack.architecture)
             nodes = own.unflatten(0, (stack.count, -1))
@@ -285,19 +288,19 @@ class GraphModel(ParameterModel):
     def _answer(self, stacks: Sequence[NetworkStack]) -> Tensor:
         """The result of the second head alone."""
         assert self.probes is not None and self.answer_head is not None
-        features = torch.cat([self.probes.output_features(stack) for stack in stacks])
+        features = torch.cat(list(map(self.probes.output_features, stacks)))
         return self.answer_head(features.flatten(1))
 
     def _source(self, stack: NetworkStack) -> WholeValues:
         graph = self.graph(stack.architecture)
-        features = [self.fourier(values) for values in self._prepared(stack)]
+        features = list(map(self.fourier, self._prepared(stack)))
         values = graph.gather(features, batch_dims=1)
         return WholeValues(values, torch.Size([stack.count]))
 
     def _prepared(self, stack: NetworkStack) -> list[Tensor]:
         """Inputs of `ValueFeatures` for every parameter, (b, *shape, 1 or 2)."""
         values = self.standardised(stack)
-        return [self.fourier.prepare(value) for value in values]
+        return list(map(self.fourier.prepare, values))
 
     def _make_probes(self, config: GraphModelConfig) -> Probes | None:
         if not config.probes:

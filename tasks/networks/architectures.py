@@ -111,7 +111,7 @@ class NetworkStack(NamedTuple):
     def split(self, size: int) -> list[NetworkStack]:
         """The networks in order, `size` at a time."""
         chunks = torch.arange(self.count).split(size)
-        return [self.select(index) for index in chunks]
+        return list(map(self.select, chunks))
 
 
 def architecture_of(description: Mapping[str, Any]) -> Architecture:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from harness.random import derive_seed
 from tasks.networks.architectures import NetworkStack
-from tasks.shards import Networks, merged, read_split
+from tasks.shards import Networks, column_of, merged, read_split
 
 # Consecutive networks of one architecture in an epoch, which a model evaluates
 # together. With all networks of an architecture in a row, a model would forget the
@@ -42,8 +42,9 @@ class NetworkDataset:
             by_architecture.setdefault(str(group.architecture), []).append(group)
         whole = list(map(merged, by_architecture.values()))
         columns = {}
-        for key in sorted(set.intersection(*(set(group.columns) for group in whole))):
-            columns[key] = torch.cat([group.columns[key] for group in whole])
+        for key in sorted(whole[0].columns):
+            if all(key in group.columns for group in whole):
+                columns[key] = column_of(whole, key)
         return cls(list(map(NetworkStack.from_networks, whole)), columns)
 
     @cached_property

@@ -39,8 +39,12 @@ def missing(wanted: Iterable[Job], folder: Folder, ranks: Ranks) -> list[Job]:
     The jobs of a rank do not depend on the shards that exist, since other ranks may be
     writing already.
     """
-    own = [job for place, job in enumerate(wanted) if ranks.owns(place)]
-    return [job for job in own if not _is_intact(folder.shard(job.split, job.number))]
+    found = []
+    for place, job in enumerate(wanted):
+        path = folder.shard(job.split, job.number)
+        if ranks.owns(place) and not _is_intact(path):
+            found.append(job)
+    return found
 
 
 def _is_intact(path: Path) -> bool:

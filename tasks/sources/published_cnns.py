@@ -155,9 +155,13 @@ def small_cnn(
             f"file '{path}': shape: expected kernels of four dimensions; got none"
         )
     layers = len(kernels)
+    channels, sides = [kernels[0].shape[2]], []
+    for kernel in kernels:
+        channels.append(kernel.shape[1])
+        sides.append(kernel.shape[-1])
     config = CNNConfig(
-        channels=[kernels[0].shape[2], *(kernel.shape[1] for kernel in kernels)],
-        kernels=[kernel.shape[-1] for kernel in kernels],
+        channels=channels,
+        kernels=sides,
         strides=[STRIDE] * layers,
         paddings=[0] * layers,
         activations=[activation] * layers,

@@ -122,5 +122,7 @@ def siren_description(path: Path, params: Mapping[str, Tensor]) -> dict[str, Any
     if not weights or any(weight.dim() != 2 for weight in weights):
         got = ", ".join(params) or "nothing"
         raise ValueError(f"file '{path}': expected weights of linear layers; got {got}")
-    widths = [weights[0].shape[1], *(weight.shape[0] for weight in weights)]
+    widths = [weights[0].shape[1]]
+    for weight in weights:
+        widths.append(weight.shape[0])
     return {"kind": "siren", "widths": widths}

@@ -1,10 +1,11 @@
+import email
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("matplotlib")
-
-
 pytest.importorskip("torchvision")
 
 from benchmarks.gpu import (
@@ -20,6 +21,8 @@ class TestLanguageModel:
         if name == "BPE":
             pytest.importorskip("tokenizers")
         monkeypatch.setattr(corpus, "_has_tokenizers", lambda: name == "BPE")
+        folders = {"stdlib": Path(email.__file__).parent, "purelib": session.folder}
+        monkeypatch.setattr(corpus.sysconfig, "get_paths", lambda: folders)
         first = corpus.load_corpus(session, 5000, 300)
         assert first.tokenizer == name
         assert first.vocabulary == (300 if name == "BPE" else 256)

@@ -68,6 +68,8 @@ def test_whole_steps(tmp_path, capsys):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("weights", ["default", "ff", "ng-gnn"])
 def test_networks(weights, monkeypatch):
+    monkeypatch.setattr(step, "SECONDS", 0.01)
+    monkeypatch.setattr(floor, "measured", lambda: floor.Machine(1e9, 1e9))
     network = nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 20))
     monkeypatch.setitem(step.NETWORKS, "small", lambda: (network, torch.randn(2, 40)))
     record = step.network_steps("small", weights, torch.get_num_threads())

@@ -1,3 +1,4 @@
+import csv
 import json
 import shutil
 from dataclasses import replace
@@ -6,7 +7,7 @@ import pytest
 
 from harness.distributed import Ranks
 from tasks.shards import read_shard, write_shard
-from tasks.table import Config, run, trainings
+from tasks.table import PUBLISHED, Config, draw_curve, run, trainings
 from tasks.table_rows import TABLES, Row, Table
 
 FOLDERS = {
@@ -29,7 +30,7 @@ def config(data, tmp_path, clock, monkeypatch):
         Row("statnn", {"model": "statnn"}),
         Row("ng-gnn", {"sizes": sizes}, True),
     )
-    small = Table(whole.settings, whole.task, whole.figures, rows, whole.published)
+    small = Table(whole.settings, whole.task, whole.figures, rows)
     monkeypatch.setitem(TABLES, "predict-small", small)
     return Config(
         "predict-small",
@@ -76,13 +77,29 @@ def test_a_curve_is_drawn_of_rows_that_differ_in_nothing_else(
         curve=("limit", "networks for training"),
     )
     monkeypatch.setitem(TABLES, "predict-small", table)
-    run(config)
+    run(replace(config, seeds=1))
     results = json.loads((tmp_path / "table.json").read_text())
     expected = {
         n: [one["test"]["tau"] for one in results[f"{n} networks"]] for n in (16, 8)
     }
     labels = "networks for training", "tau"
     assert drawn == {tmp_path / "curve.png": (expected, labels)}
+
+
+def test_a_curve_leaves_out_results_that_diverged(config, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "tasks.table.draw_means", lambda _, found, *__: drawn.append(found)
+    )
+    table = replace(TABLES["sizes"], figures={"accuracy": 100})
+    accuracies = {1000: [0.5, None], 2500: [None], 5000: [0.25]}
+    found = {}
+    for count, values in accuracies.items():
+        found[f"{count:,} networks"] = [{"test": {"accuracy": x}} for x in values]
+    draw_curve(config, table, found)
+    assert drawn == [{1000: [50.0], 5000: [25.0]}]
+    draw_curve(config, table, {"2,500 networks": found["2,500 networks"]})
+    assert len(drawn) == 1
 
 
 def test_what_is_there_is_not_made_again(config, tmp_path):
@@ -157,9 +174,12 @@ def test_figures_are_those_that_results_have(config, monkeypatch, tmp_path):
 
 
 def test_published_rows_are_rows():
-    for one in TABLES.values():
-        labels = {row.label for row in one.rows}
-        assert all(set(known) <= labels for known in one.published.values())
+    with PUBLISHED.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert lines
+    for line in lines:
+        assert line["row"] in [row.label for row in TABLES[line["table"]].rows], line
+        assert float(line["figure"]) > 0
 
 
 def test_unknown_tables_and_rows_are_named(config):

@@ -16,7 +16,7 @@ from meta_train.problems.protocol import Metrics
 from meta_train.problems.situations.kinds import Kind
 from meta_train.problems.situations.problems import classify, regress
 from meta_train.problems.situations.tables import unscaled_regression
-from meta_train.problems.situations.texts import CODE, predict_characters
+from meta_train.problems.situations.texts import CODE_0, predict_characters
 from meta_train.problems.supervised import SupervisedProblem
 from meta_train.problems.text import VOCABULARY
 
@@ -77,7 +77,7 @@ COLUMNS = partial(unscaled_regression, 16, 2.0, 25)
 MLP = partial(mlp, (16, 64, 64, 1), nn.GELU)
 LSTM = partial(RowRnn, nn.LSTM, 14, 64)
 
-clip_gru = predict_characters("clip-gru-200", CODE[0], GRU, 16, 200)
+clip_gru = predict_characters("clip-gru-200", CODE_0, GRU, 16, 200)
 clip_columns = regress("clip-columns-300", COLUMNS, MLP, 64, 300)
 clip_lstm = classify("clip-lstm-150", MNIST_14, LSTM, 32, 150)
 

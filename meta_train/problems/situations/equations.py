@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from math import pi
 from typing import NamedTuple
 
@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.situations.generated import SIZE, Generated, held_out
-from meta_train.problems.situations.kinds import Kind
-from meta_train.problems.situations.problems import regress
-from meta_train.problems.supervised import Batch, Splits, SupervisedProblem
+from meta_train.problems.situations.kinds import read_kinds
+from meta_train.problems.supervised import Batch, Splits
 
 
 class Equation(NamedTuple):
@@ -131,17 +130,4 @@ HELMHOLTZ = Equation(2, 1.0, _helmholtz, _helmholtz_trial, _mode)
 OSCILLATOR = Equation(1, 3.0, _oscillator, _oscillator_trial, _oscillation)
 
 
-def _equation(
-    name: str, equation: Equation, widths: tuple[int, ...], steps: int
-) -> SupervisedProblem:
-    data = partial(collocation, equation)
-    return regress(name, data, partial(Solver, equation, widths), 64, steps)
-
-
-KINDS = {
-    "equations": Kind(
-        developing=[_equation("equation-poisson", POISSON, (32, 32), 200)],
-        validating=[_equation("equation-helmholtz", HELMHOLTZ, (48, 48), 500)],
-        testing=[_equation("equation-oscillator", OSCILLATOR, (32, 32, 32), 600)],
-    )
-}
+KINDS = read_kinds(__file__, globals())

@@ -11,17 +11,11 @@ from functools import cache, partial
 
 from torch import Tensor, nn
 
-from meta_train.problems.common import FASHION_14, GRAY_16
+from meta_train.problems.common import FASHION_14
 from meta_train.problems.networks.sequential import Block, Gpt
-from meta_train.problems.situations.kinds import Kind
+from meta_train.problems.situations.kinds import Kind, read_kinds
 from meta_train.problems.situations.pretrained import PRETRAINED, pretrained
 from meta_train.problems.situations.problems import classify
-from meta_train.problems.situations.texts import (
-    documentation,
-    mixed_case,
-    predict_characters,
-    statements,
-)
 from meta_train.problems.supervised import Batch, Splits, SupervisedProblem, mapped
 
 LORA_SCALE = 2.0  # alpha / rank, the most common choice
@@ -119,48 +113,4 @@ CONTINUED = Kind(
     ],
 )
 
-GPT_LOWER_CASE = partial(pretrained, "gpt-lower-case")
-GPT_DOCSTRINGS = partial(pretrained, "gpt-docstrings")
-GRU_CODE = partial(pretrained, "gru-code")
-CNN_NEW_HEAD = partial(with_new_head, "cnn-digits")
-MLP_CLOTHES = partial(pretrained, "mlp-clothes")
-CNN_CLOTHES = partial(pretrained, "cnn-clothes")
-
-FINE_TUNED = Kind(
-    developing=[
-        predict_characters("new-gpt-30", mixed_case, GPT_LOWER_CASE, 16, 30),
-        classify("new-cnn-100", FASHION_14, CNN_NEW_HEAD, 64, 100),
-    ],
-    validating=[
-        predict_characters("new-gpt-150", statements, GPT_DOCSTRINGS, 16, 150),
-        classify("new-mlp-30", negatives, MLP_CLOTHES, 64, 30),
-    ],
-    testing=[
-        predict_characters("new-gru-60", documentation, GRU_CODE, 16, 60),
-        classify("new-cnn-300", GRAY_16, CNN_CLOTHES, 64, 300),
-    ],
-)
-
-LORA_LOWER_CASE = partial(with_lora, "gpt-lower-case", 4)
-LORA_DIGITS = partial(with_lora, "mlp-digits", 4)
-LORA_DOCSTRINGS = partial(with_lora, "gpt-docstrings", 2)
-LORA_CODE = partial(with_lora, "gpt-code", 8)
-ADAPTERS_DOCSTRINGS = partial(with_adapters, "gpt-docstrings", 8)
-ADAPTERS_CODE = partial(with_adapters, "gpt-code", 4)
-
-ADAPTED = Kind(
-    developing=[
-        predict_characters("lora-gpt-30", mixed_case, LORA_LOWER_CASE, 16, 30),
-        classify("lora-mlp-100", FASHION_14, LORA_DIGITS, 64, 100),
-    ],
-    validating=[
-        predict_characters("lora-gpt-100", statements, LORA_DOCSTRINGS, 16, 100),
-        predict_characters("adapters-gpt-60", statements, ADAPTERS_DOCSTRINGS, 16, 60),
-    ],
-    testing=[
-        predict_characters("lora-gpt-200", documentation, LORA_CODE, 16, 200),
-        predict_characters("adapters-gpt-150", documentation, ADAPTERS_CODE, 16, 150),
-    ],
-)
-
-KINDS = {"continued": CONTINUED, "fine-tuned": FINE_TUNED, "adapters": ADAPTED}
+KINDS = {"continued": CONTINUED, **read_kinds(__file__, globals())}

@@ -9,34 +9,19 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
-from meta_train.problems.common import CIFAR_16, FASHION_7, FASHION_14, MNIST_14, Build
+from meta_train.problems.common import Build
 from meta_train.problems.networks.convolutional import (
     ResidualBlock,
-    group_norm,
-    strided_cnn,
 )
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.networks.sequential import (
     Gpt,
     Mixer,
-    RowRnn,
     VisionTransformer,
 )
 from meta_train.problems.situations.kinds import (
-    DIRECTIONS,
-    DISTANCES,
-    GPT,
-    MIXER,
-    PROJECTIONS,
-    RESNET,
-    SHALLOW_CNN,
-    SINES,
-    VIT,
-    Kind,
+    read_kinds,
 )
-from meta_train.problems.situations.problems import classify, regress
-from meta_train.problems.situations.texts import CODE, predict_characters
-from meta_train.problems.text import VOCABULARY
 
 Fill = Callable[[Tensor], object]
 
@@ -160,88 +145,14 @@ class ReZeroMlp(nn.Module):
         return self.skips.last(x)
 
 
-GPT_SMALL = partial(initialised, GPT, gpt_normal)
-GPT_RESIDUAL = partial(gpt_with_scaled_residuals, GPT)
-MLP_HE = partial(initialised, partial(mlp, (196, 96, 96, 10)), he_normal)
-CNN_ORTHOGONAL = partial(
-    initialised,
-    partial(strided_cnn, (3, 12, 24, 48), group_norm, nn.ReLU),
-    partial(orthogonal, gain=RELU_GAIN),
-)
-
-VIT_SMALL = partial(initialised, VIT, gpt_normal)
-MLP_XAVIER = partial(
-    initialised, partial(mlp, (49, 96, 96, 10), nn.Tanh), xavier_uniform
-)
-RESNET_BRANCHES = partial(with_zero_branches, RESNET)
-MIXER_HEAD = partial(with_zero_head, MIXER)
-
-DEEP_GPT_SMALL = partial(
-    initialised, partial(Gpt, VOCABULARY, 32, 48, 2, 3), gpt_normal
-)
-MLP_MUP = partial(mup_mlp, (196, 256, 256, 10))
-CNN_HE = partial(initialised, SHALLOW_CNN, he_normal)
-GRU_ORTHOGONAL = partial(
-    initialised, partial(RowRnn, nn.GRU, 14, 48), partial(orthogonal, gain=1.0)
-)
-
-INITIAL_WEIGHTS = Kind(
-    developing=[
-        predict_characters("start-gpt-small-40", CODE[0], GPT_SMALL, 16, 40),
-        predict_characters("start-gpt-residual-300", CODE[0], GPT_RESIDUAL, 16, 300),
-        classify("start-mlp-he-100", FASHION_14, MLP_HE, 64, 100),
-        classify("start-cnn-orthogonal-200", CIFAR_16, CNN_ORTHOGONAL, 64, 200),
-    ],
-    validating=[
-        classify("start-vit-small-100", FASHION_14, VIT_SMALL, 64, 100),
-        classify("start-mlp-xavier-300", FASHION_7, MLP_XAVIER, 64, 300),
-        classify("start-resnet-branches-200", FASHION_14, RESNET_BRANCHES, 32, 200),
-        classify("start-mixer-head-100", CIFAR_16, MIXER_HEAD, 64, 100),
-    ],
-    testing=[
-        predict_characters("start-gpt-small-100", CODE[2], DEEP_GPT_SMALL, 16, 100),
-        classify("start-mlp-mup-300", FASHION_14, MLP_MUP, 64, 300),
-        classify("start-cnn-he-60", MNIST_14, CNN_HE, 64, 60),
-        classify("start-gru-orthogonal-200", MNIST_14, GRU_ORTHOGONAL, 64, 200),
-    ],
-)
-
-
-def _deep(
+def deep_mlp(
     fan_in: int,
     depth: int,
     fan_out: int,
     activation: type = nn.ReLU,
     norm: Callable | None = None,
-) -> Build:
-    return partial(mlp, (fan_in, *[48] * depth, fan_out), activation, norm)
+) -> nn.Module:
+    return mlp((fan_in, *[48] * depth, fan_out), activation, norm)
 
 
-RELU_30 = partial(initialised, _deep(16, 30, 4), he_normal)
-RELU_20 = partial(initialised, _deep(10, 20, 5), he_normal)
-RELU_25 = partial(initialised, _deep(6, 25, 4), he_normal)
-RESIDUAL_50 = partial(ResidualMlp, 10, 32, 50, 5)
-NORM_10 = _deep(12, 10, 3, nn.GELU, nn.LayerNorm)
-ORTHOGONAL_15 = partial(
-    initialised, _deep(12, 15, 3, nn.Tanh), partial(orthogonal, gain=TANH_GAIN)
-)
-
-DEEP = Kind(
-    developing=[
-        regress("deep-relu-30", SINES, RELU_30, 64, 300),
-        regress("deep-norm-8", SINES, _deep(16, 8, 4, norm=nn.LayerNorm), 64, 300),
-        regress("deep-tanh-10", SINES, _deep(16, 10, 4, nn.Tanh), 64, 300),
-    ],
-    validating=[
-        regress("deep-relu-20", PROJECTIONS, RELU_20, 64, 250),
-        regress("deep-skips-50", PROJECTIONS, RESIDUAL_50, 64, 200),
-        regress("deep-gelu-8", PROJECTIONS, _deep(10, 8, 5, nn.GELU), 64, 300),
-    ],
-    testing=[
-        regress("deep-relu-25", DISTANCES, RELU_25, 64, 400),
-        regress("deep-norm-10", DIRECTIONS, NORM_10, 64, 300),
-        regress("deep-orthogonal-15", DIRECTIONS, ORTHOGONAL_15, 64, 300),
-    ],
-)
-
-KINDS = {"initial weights": INITIAL_WEIGHTS, "deep chains": DEEP}
+KINDS = read_kinds(__file__, globals())

@@ -1,51 +1,51 @@
-"""The type of a kind of situations; data and networks that several kinds share."""
+"""The type of a kind of situations, and how situations are read from tables."""
 
 from __future__ import annotations
 
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from meta_train.problems.networks.convolutional import (
-    paper_cnn,
-    plain_cnn,
-    residual_cnn,
-)
-from meta_train.problems.networks.sequential import Gpt, Mixer, VisionTransformer
+from meta_train.problems.problem_tables import ProblemRow, read_problems
 from meta_train.problems.protocol import Problem
-from meta_train.problems.situations.generated import (
-    directions,
-    distances,
-    generated,
-    moons,
-    products,
-    projections,
-    sines,
-)
-from meta_train.problems.text import VOCABULARY
+from meta_train.problems.situations import generated, problems, real_tables, texts
+
+NAMES = vars(problems) | vars(generated) | vars(real_tables) | vars(texts)
 
 
 class Kind(NamedTuple):
-    """The problems of one kind in thirds; the third for tests is run only once."""
+    """The problems of one kind in thirds; the third for tests is run only once.
+
+    Networks, texts and synthetic targets belong to one third only.
+    """
 
     developing: list[Problem]
     validating: list[Problem]
     testing: list[Problem]
 
 
-# Each is used in one third only, and so are the networks below.
-SINES = partial(generated, sines)
-PRODUCTS = partial(generated, products)
-DIRECTIONS = partial(generated, directions)
-DISTANCES = partial(generated, distances)
-PROJECTIONS = partial(generated, projections)
-MOONS = partial(generated, moons)
+def read_kinds(module: str, names: Mapping[str, Any]) -> dict[str, Kind]:
+    """The kinds of the table beside a module, whose lists are "kind: third".
 
-CNN = partial(paper_cnn, 1, (8, 16, 16))
-WIDE_CNN = partial(paper_cnn, 1, (12, 16, 24))
-SHALLOW_CNN = partial(plain_cnn, (1, 12, 24), (5, 3))
-GPT = partial(Gpt, VOCABULARY, 32, 64, 4, 2)
-MIXER = partial(Mixer, 3, 16, 4, 32, 2)
-SHALLOW_MIXER = partial(Mixer, 3, 16, 4, 48, 1)
-RESNET = partial(residual_cnn, 1, (8, 16))
-VIT = partial(VisionTransformer, 1, 14, 7, 32, 4, 2)
-SHALLOW_VIT = partial(VisionTransformer, 1, 14, 7, 48, 3, 1)
+    names: see `read_situations`.
+    """
+    kinds: dict[str, Kind] = {}
+    for row, problem in read_situations(module, names):
+        name, _, third = row.list.partition(": ")
+        kind = kinds.setdefault(name, Kind([], [], []))
+        getattr(kind, third).append(problem)
+    return kinds
+
+
+def read_situations(
+    module: str, names: Mapping[str, Any]
+) -> Iterator[tuple[ProblemRow, Any]]:
+    """The rows of the table beside a module, and their problems.
+
+    Objectives are names of constructors, such as `classify`. names: of the module.
+    """
+    values = {**NAMES, **names}
+    for row in read_problems(Path(module).with_suffix(".csv"), values):
+        construct = values[row.objective]
+        arguments = row.name, row.data, row.build, row.batch_size, row.steps
+        yield row, construct(*arguments)

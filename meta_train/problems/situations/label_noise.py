@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from meta_train.problems.common import FASHION_14, MNIST_7, MNIST_14
-from meta_train.problems.networks.convolutional import paper_cnn
-from meta_train.problems.networks.dense import mlp
-from meta_train.problems.situations.kinds import SHALLOW_VIT, Kind
-from meta_train.problems.situations.problems import classify
+from meta_train.problems.situations.kinds import read_kinds
 from meta_train.problems.supervised import Batch, Examples, Splits, first
 
 
@@ -47,16 +43,4 @@ def mislabelled(data: Callable[[], Splits], share: float, limit: int) -> Splits:
     return Splits(wrong, validation, test)
 
 
-MNIST_40 = partial(mislabelled, MNIST_7, 0.4, 4000)
-FASHION_30 = partial(mislabelled, FASHION_14, 0.3, 4000)
-MNIST_50 = partial(mislabelled, MNIST_14, 0.5, 6000)
-MLP = partial(mlp, (49, 128, 10))
-CNN = partial(paper_cnn, 1, (16, 32, 32))
-
-KINDS = {
-    "wrong labels": Kind(
-        developing=[classify("noise-mlp-40", MNIST_40, MLP, 64, 800)],
-        validating=[classify("noise-cnn-30", FASHION_30, CNN, 64, 600)],
-        testing=[classify("noise-vit-50", MNIST_50, SHALLOW_VIT, 64, 500)],
-    )
-}
+KINDS = read_kinds(__file__, globals())

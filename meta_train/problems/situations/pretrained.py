@@ -1,56 +1,25 @@
-"""Pretrained networks; each belongs to one third of the situations."""
+"""Pretrained networks; each belongs to one third of the situations, its list."""
 
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 
 from harness.random import seeded
-from meta_train.problems.common import FASHION_14, MNIST_14
-from meta_train.problems.networks.convolutional import group_norm, strided_cnn
-from meta_train.problems.networks.dense import mlp
-from meta_train.problems.networks.sequential import CharacterRnn, Gpt
-from meta_train.problems.protocol import by_name
-from meta_train.problems.situations.problems import classify, name_key
-from meta_train.problems.situations.texts import (
-    CODE,
-    LENGTH,
-    docstrings,
-    lower_case,
-    predict_characters,
-)
-from meta_train.problems.text import VOCABULARY
+from meta_train.problems.situations.kinds import read_situations
+from meta_train.problems.situations.problems import name_key
+from meta_train.problems.supervised import SupervisedProblem
 from ngopt.schedule import cosine_schedule
 
 PRETRAINING_LR = 0.006  # of Adam with warm-up and cosine decay
 WARMUP = 0.1  # share of the steps
 PRETRAINING = 1.0  # share of the steps that are run; less in tests
 
-CNN = partial(strided_cnn, (1, 12, 24, 32), nn.BatchNorm2d, nn.ReLU)
-OTHER_CNN = partial(strided_cnn, (1, 16, 32), group_norm, nn.GELU)
-MLP = partial(mlp, (196, 96, 96, 10))
-OTHER_MLP = partial(mlp, (196, 128, 64, 10), nn.GELU)
-GRU = partial(CharacterRnn, nn.GRU, VOCABULARY, 24, 64)
-
-
-def _gpt(width: int, heads: int, depth: int) -> partial[Gpt]:
-    return partial(Gpt, VOCABULARY, LENGTH, width, heads, depth)
-
-
-PRETRAINED = by_name(
-    [
-        classify("cnn-digits", MNIST_14, CNN, 64, 300),
-        classify("mlp-digits", MNIST_14, MLP, 64, 400),
-        predict_characters("gpt-lower-case", lower_case, _gpt(48, 4, 2), 16, 400),
-        classify("mlp-clothes", FASHION_14, OTHER_MLP, 64, 400),
-        predict_characters("gpt-docstrings", docstrings, _gpt(40, 4, 2), 16, 450),
-        classify("cnn-clothes", FASHION_14, OTHER_CNN, 64, 400),
-        predict_characters("gpt-code", CODE[2], _gpt(64, 4, 1), 16, 600),
-        predict_characters("gru-code", CODE[2], GRU, 16, 500),
-    ]
-)
+PRETRAINED: dict[str, SupervisedProblem] = {}
+for _, problem in read_situations(__file__, globals()):
+    PRETRAINED[problem.name] = problem
 
 
 @cache

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.situations.generated import fixed, generated
-from meta_train.problems.situations.kinds import Kind
-from meta_train.problems.situations.problems import classify, regress
-from meta_train.problems.situations.real_tables import real_table
+from meta_train.problems.situations.kinds import read_kinds
 from meta_train.problems.supervised import Batch, Splits
 
 
@@ -169,65 +167,4 @@ def unscaled_classes(columns: int, decades: float, seed: int) -> Splits:
     return generated(draw)
 
 
-MATRIX = partial(entries, 100, 80, 8, 0.05, False)
-FACTORS = partial(Factors, 100, 80, 8, 0.1, False)
-BIASED_MATRIX = partial(entries, 400, 300, 4, 0.1, True)
-BIASED_FACTORS = partial(Factors, 400, 300, 6, 0.1, True)
-SYMMETRIC_MATRIX = partial(symmetric_entries, 150, 6, 0.05)
-SYMMETRIC_FACTORS = partial(Symmetric, 150, 8)
-
-FACTORISATION = Kind(
-    developing=[regress("factors-100", MATRIX, FACTORS, 256, 800)],
-    validating=[regress("factors-biases-400", BIASED_MATRIX, BIASED_FACTORS, 512, 600)],
-    testing=[
-        regress("factors-symmetric-150", SYMMETRIC_MATRIX, SYMMETRIC_FACTORS, 256, 500)
-    ],
-)
-
-LABELS_4096 = partial(labelled_tokens, 4096, 8, 8)
-MLP_4096 = partial(TokenMlp, 4096, 32, 8, 1.0)
-NEXT_2048 = partial(successors, 2048, 16)
-MLP_2048 = partial(TokenMlp, 2048, 48, 2048, 0.02)
-LABELS_20000 = partial(labelled_tokens, 20_000, 4, 6)
-MLP_20000 = partial(TokenMlp, 20_000, 16, 4, 0.02)
-
-RARE_TOKENS = Kind(
-    developing=[classify("tokens-labels-4096", LABELS_4096, MLP_4096, 64, 600)],
-    validating=[classify("tokens-next-2048", NEXT_2048, MLP_2048, 256, 300)],
-    testing=[classify("tokens-labels-20000", LABELS_20000, MLP_20000, 128, 400)],
-)
-
-REGRESSION_20 = partial(unscaled_regression, 20, 3.0, 17)
-REGRESSION_12 = partial(unscaled_regression, 12, 4.0, 21)
-CLASSES_30 = partial(unscaled_classes, 30, 4.0, 20)
-BREAST_CANCER = partial(real_table, "breast_cancer")
-DIABETES = partial(real_table, "diabetes")
-WINE = partial(real_table, "wine")
-
-REGRESSION_20_MLP = partial(mlp, (20, 64, 1))
-REGRESSION_12_MLP = partial(mlp, (12, 48, 48, 1), nn.SiLU)
-CLASSES_MLP = partial(mlp, (30, 64, 64, 3))
-CANCER_MLP = partial(mlp, (30, 48, 2))
-DIABETES_MLP = partial(mlp, (10, 32, 32, 1), nn.Tanh)
-WINE_MLP = partial(mlp, (13, 32, 3), nn.SiLU)
-
-UNSCALED_COLUMNS = Kind(
-    developing=[
-        regress("columns-regression-20", REGRESSION_20, REGRESSION_20_MLP, 64, 500),
-        classify("columns-breast-cancer-300", BREAST_CANCER, CANCER_MLP, 32, 300),
-    ],
-    validating=[
-        classify("columns-classes-30", CLASSES_30, CLASSES_MLP, 64, 400),
-        regress("columns-diabetes-400", DIABETES, DIABETES_MLP, 32, 400),
-    ],
-    testing=[
-        regress("columns-regression-12", REGRESSION_12, REGRESSION_12_MLP, 32, 600),
-        classify("columns-wine-200", WINE, WINE_MLP, 16, 200),
-    ],
-)
-
-KINDS = {
-    "factorisation": FACTORISATION,
-    "rare tokens": RARE_TOKENS,
-    "unscaled columns": UNSCALED_COLUMNS,
-}
+KINDS = read_kinds(__file__, globals())

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from meta_train.problems.common import FASHION_14, MNIST_7, MNIST_14
+from meta_train.problems.common import Build, Data
 from meta_train.problems.networks.dense import mlp
-from meta_train.problems.situations.generated import fixed, generated
-from meta_train.problems.situations.initialization import ReZeroMlp
-from meta_train.problems.situations.kinds import Kind
-from meta_train.problems.situations.problems import classify, regress, supervised
-from meta_train.problems.supervised import Batch, Objective
+from meta_train.problems.situations import initialization
+from meta_train.problems.situations.generated import fixed
+from meta_train.problems.situations.kinds import read_kinds
+from meta_train.problems.situations.problems import supervised
+from meta_train.problems.supervised import Batch, Objective, SupervisedProblem
 
 
 class Affine(nn.Module):
@@ -109,53 +107,33 @@ class ContrastiveViews(nn.Module):
         return F.normalize(self.layers(view), dim=1)
 
 
-def match_views(logits: Tensor, labels: Tensor) -> Tensor:
+def view_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross entropy of classifying the other view of an image, (); ignores labels."""
     matching = torch.arange(len(logits), device=logits.device)
     return F.cross_entropy(logits, matching)
 
 
 LIKELIHOOD = Objective(negative_log_likelihood)
-MATCH_VIEWS = Objective(match_views)
+DIVERGENCE = Objective(divergence)
+MATCH_VIEWS = Objective(view_loss)
 
 
-AFFINE_TARGETS = partial(generated, Affine.examples, 0.1)
-OTHER_AFFINE_TARGETS = partial(generated, Affine.other_examples, 0.5)
-SINES = partial(generated, GaussianMlp.examples, SCALES)
-AFFINE_NETWORK = partial(Affine, 24)
-VIEWS = partial(ContrastiveViews, (49, 64, 32))
-SHALLOW_REZERO = partial(ReZeroMlp, 196, 48, 10, 10)
-DEEP_REZERO = partial(ReZeroMlp, 196, 32, 20, 10)
-
-zeros_log_scales = supervised(
-    "zeros-log-scales-200",
-    SINES,
-    partial(GaussianMlp, 48),
-    LIKELIHOOD,
-    batch_size=64,
-    steps=200,
-    evaluation=Objective(divergence),
-)
-zeros_temperature = supervised(
-    "zeros-temperature-300",
-    MNIST_7,
-    VIEWS,
-    MATCH_VIEWS,
-    batch_size=64,
-    steps=300,
-    evaluation_batch=64,
-)
-
-KINDS = {
-    "zeros at first": Kind(
-        developing=[
-            regress("zeros-scales-300", AFFINE_TARGETS, AFFINE_NETWORK, 32, 300),
-            classify("zeros-gates-200", FASHION_14, SHALLOW_REZERO, 64, 200),
-        ],
-        validating=[zeros_log_scales, zeros_temperature],
-        testing=[
-            regress("zeros-scales-100", OTHER_AFFINE_TARGETS, AFFINE_NETWORK, 64, 100),
-            classify("zeros-gates-100", MNIST_14, DEEP_REZERO, 64, 100),
-        ],
+def fit_gaussian(
+    name: str, data: Data, build: Build, batch_size: int, steps: int
+) -> SupervisedProblem:
+    """Maximum likelihood; evaluation reports the divergence."""
+    return supervised(
+        name, data, build, LIKELIHOOD, batch_size, steps, evaluation=DIVERGENCE
     )
-}
+
+
+def match_views(
+    name: str, data: Data, build: Build, batch_size: int, steps: int
+) -> SupervisedProblem:
+    """The loss depends on the batch size, so evaluation has that of training."""
+    return supervised(
+        name, data, build, MATCH_VIEWS, batch_size, steps, evaluation_batch=batch_size
+    )
+
+
+KINDS = read_kinds(__file__, vars(initialization) | globals())

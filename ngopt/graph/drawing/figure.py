@@ -164,22 +164,21 @@ def _draw_wires(axes: Axes, layout: DrawingLayout, thickness: Sequence[float]) -
 
 def _draw_line(axes: Axes, wire: Wire, line: Sequence[Point], thickness: float) -> None:
     color, dashes, _ = LINES.get(wire.style, OTHER_LINE)
-    axes.add_patch(
-        FancyArrowPatch(
-            path=_path(line),
-            arrowstyle="-|>,head_length=0.35,head_width=0.18",
-            mutation_scale=9 + 2 * thickness,
-            shrinkA=0,
-            shrinkB=0,
-            color=color,
-            linewidth=thickness,
-            linestyle=dashes,
-            capstyle="butt",
-            joinstyle="miter",
-            zorder=1,
-            gid=f"{wire.source}>{wire.target} {wire.style}",
-        )
+    arrow = FancyArrowPatch(
+        path=_path(line),
+        arrowstyle="-|>,head_length=0.35,head_width=0.18",
+        mutation_scale=9 + 2 * thickness,
+        shrinkA=0,
+        shrinkB=0,
+        color=color,
+        linewidth=thickness,
+        linestyle=dashes,
+        capstyle="butt",
+        joinstyle="miter",
+        zorder=1,
+        gid=f"{wire.source}>{wire.target} {wire.style}",
     )
+    axes.add_patch(arrow)
 
 
 def _path(points: Sequence[Point]) -> Path:
@@ -229,8 +228,10 @@ def _draw_group(axes: Axes, graph: NeuralGraph, number: int, center: Point) -> N
     group = graph.groups[number]
     fill, border = FILLS.get(group.kind, OTHER_FILL)
     x, y = center
+    bottom = y - BOX_HEIGHT / 2
+    left = x - BOX_WIDTH / 2
     box = FancyBboxPatch(
-        (x - BOX_WIDTH / 2, y - BOX_HEIGHT / 2),
+        (left, bottom),
         BOX_WIDTH,
         BOX_HEIGHT,
         boxstyle="round,pad=0,rounding_size=0.09",
@@ -252,7 +253,7 @@ def _draw_group(axes: Axes, graph: NeuralGraph, number: int, center: Point) -> N
         }
         words = ", ".join(kinds).replace(" x ", f" {TIMES} ")
         style = {"fontsize": 5.8, "color": "#303030", **CENTERED}
-        axes.text(x, y - BOX_HEIGHT / 2, words, bbox=tag, zorder=4, **style)
+        axes.text(x, bottom, words, bbox=tag, zorder=4, **style)
 
 
 def _has_thick_border(group: NeuronGroup) -> bool:
@@ -274,9 +275,11 @@ def _draw_words(axes: Axes, graph: NeuralGraph, number: int, center: Point) -> N
         (_incoming(graph, number), 6.8, "normal", "#404040"),
     ]
     lines = [line for line in lines if line[0]]
-    leading = [size * 1.45 / 72 for _, size, _, _ in lines]
-    x, y = center[0], center[1] + sum(leading) / 2
-    for (words, size, weight, color), height in zip(lines, leading, strict=True):
+    heights = [size * 1.45 / 72 for _, size, _, _ in lines]
+    x, y = center
+    y += sum(heights) / 2
+    for line, height in zip(lines, heights, strict=True):
+        words, size, weight, color = line
         style = {"fontsize": size, "weight": weight, "color": color, **CENTERED}
         axes.text(x, y - height / 2, words, zorder=3, **style)
         y -= height

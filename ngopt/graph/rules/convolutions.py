@@ -67,7 +67,7 @@ def _convolution(
     kernel = kernels.shape[3:]
     channel = -len(kernel) - 1
     maps, which = _different_maps(tracer, x.labels, channel)
-    counts = [len(rows) for rows in maps]
+    counts = list(map(len, maps))
     # each row is a use of the whole weight; a map of constants alone has no row
     if sum(counts) > MAX_USES or 0 in counts:
         return Unknown(shape)

@@ -92,7 +92,7 @@ def _lengths(names: str, sizes: Mapping[str, int]) -> list[int]:
 
 
 def _places(names: str, order: str) -> list[int]:
-    return [order.index(name) for name in names]
+    return list(map(order.index, names))
 
 
 def _arranged(

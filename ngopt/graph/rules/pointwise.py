@@ -61,7 +61,7 @@ def pointwise_function(tracer: Tracer, call: Node, args: tuple, kwargs: dict) ->
     if operands.elements:
         return _of_elements(tracer, call, operands)
     if operands.fitting:
-        is_equivariant = all(_is_uniform(a) for a in operands.fitting)
+        is_equivariant = all(map(_is_uniform, operands.fitting))
         return Unknown(value.shape, is_equivariant)
     return tracer.unknown(call)
 
@@ -100,7 +100,7 @@ class _Operands:
 def _of_neurons(tracer: Tracer, call: Node, operands: _Operands) -> Value:
     """Several neurons are factors; parameters and constants are combined one by one."""
     first, *factors = operands.neurons
-    all_fit = all(operands.fits(x) for x in operands.neurons)
+    all_fit = all(map(operands.fits, operands.neurons))
     if not all_fit or not is_pointwise(tracer, call, first):
         return tracer.unknown(call)
     result = first
@@ -204,7 +204,7 @@ def _is_equivariant(
         if not torch.equal(other.numbers, first.numbers):
             return False
     rest = [a for a in operands if not isinstance(a, Elements)]
-    return all(_is_uniform(a) for a in rest)
+    return all(map(_is_uniform, rest))
 
 
 def _is_uniform(other: Any) -> bool:

@@ -89,7 +89,7 @@ def _cell_of(
     given: Sequence[Tensor | None],
 ) -> Cell:
     """The cell of this step, or a new one, with edges from the input features."""
-    key = tuple(_key(w) for w in weights)
+    key = tuple(map(_key, weights))
     cells = tracer.recurrent_cells.setdefault(key, [])
     cell = _continued(tracer, cells, given)
     if cell is None:

@@ -33,7 +33,7 @@ from ngopt.graph.tracing.values import (
     same_along,
 )
 
-TARGETS, SOURCES = 0, 1  # indices of Piece.ends; features have targets alone
+TARGETS, SOURCES = 0, 1  # indices of EdgePiece.ends; features have targets alone
 ENDS = ((TARGETS, SOURCES), (TARGETS,), (SOURCES,))
 """The ends that change along an axis of groups, of rows, and of columns."""
 
@@ -50,7 +50,7 @@ def blocks_of(edges: Edges, nodes: Nodes) -> Iterator[Block]:
 
 
 @dataclass(frozen=True)
-class Piece:
+class EdgePiece:
     """Edges whose elements are strided.
 
     view: (*axes, *slots). ends: the targets and the sources, if any, (*axes), of length
@@ -87,7 +87,7 @@ class Piece:
             rows.append(2 * numbers + k)
         return torch.cat(rows, dim=1)
 
-    def cut(self, axis: int, places: range) -> Piece:
+    def cut(self, axis: int, places: range) -> EdgePiece:
         """The piece at some places of an axis."""
         view = self.view
         stride = view.strides[axis]
@@ -108,9 +108,9 @@ class Piece:
         if SOURCES in changing:
             # pieces that share neurons are different uses of these
             path = (*path, places.start)
-        return Piece(view, tuple(ends), self.kind, path)
+        return EdgePiece(view, tuple(ends), self.kind, path)
 
-    def split(self, axis: int, found: Repeats) -> Piece:
+    def split(self, axis: int, found: Repeats) -> EdgePiece:
         """The same with two axes for one: the nodes, and their occurrences."""
         view = self.view
         stride = view.strides[axis]
@@ -136,12 +136,14 @@ def _replaced(numbers: tuple[int, ...], place: int, *new: int) -> tuple[int, ...
     return (*numbers[:place], *new, *numbers[place + 1 :])
 
 
-def _regular_pieces(edges: Edges, elements: Elements, nodes: Nodes) -> Iterator[Piece]:
+def _regular_pieces(
+    edges: Edges, elements: Elements, nodes: Nodes
+) -> Iterator[EdgePiece]:
     """The edges in strided pieces; elements of no piece are left out."""
     ends = _compact_ends(edges, nodes)
     view = elements.view()
     if view is not None:
-        yield Piece(view, ends, edges.kind, edges.path)
+        yield EdgePiece(view, ends, edges.kind, edges.path)
         return
     numbers = elements.numbers
     # (b, elements, features), as View.read takes it
@@ -149,7 +151,7 @@ def _regular_pieces(edges: Edges, elements: Elements, nodes: Nodes) -> Iterator[
     shape = tuple(numbers.shape)
     # elements that are not strided have no view; their places in `numbers` have one
     places = View.whole(elements.parameter, shape)
-    uneven = Piece(places, ends, edges.kind, edges.path)
+    uneven = EdgePiece(places, ends, edges.kind, edges.path)
     for piece in _strided_pieces(uneven, numbers, 0):
         own = piece.view.read(flat)[0, ..., 0]
         part = Elements(elements.parameter, own)
@@ -159,7 +161,7 @@ def _regular_pieces(edges: Edges, elements: Elements, nodes: Nodes) -> Iterator[
 
 
 def _compact_ends(edges: Edges, nodes: Nodes) -> tuple[Tensor, ...]:
-    """The present nodes of both ends, with equally many axes; see `Piece`."""
+    """The present nodes of both ends, with equally many axes; see `EdgePiece`."""
     ends = not_none(edges.targets, edges.sources)
     axes = max(end.dim() for end in ends)
     found = []
@@ -170,7 +172,9 @@ def _compact_ends(edges: Edges, nodes: Nodes) -> tuple[Tensor, ...]:
     return tuple(found)
 
 
-def _strided_pieces(piece: Piece, numbers: Tensor, axis: int) -> Iterator[Piece]:
+def _strided_pieces(
+    piece: EdgePiece, numbers: Tensor, axis: int
+) -> Iterator[EdgePiece]:
     """Pieces whose first numbers along each axis, from this one on, are strided."""
     if axis not in piece.axes:
         yield piece
@@ -204,7 +208,9 @@ def even_runs(numbers: Tensor) -> list[Tensor]:
     return runs
 
 
-def _within_groups(piece: Piece, nodes: Nodes, first: int = 0) -> Iterator[Piece]:
+def _within_groups(
+    piece: EdgePiece, nodes: Nodes, first: int = 0
+) -> Iterator[EdgePiece]:
     """Pieces whose ends are in one group each; `first` is the first axis to cut."""
     # groups in the place of nodes, so that `rows` returns groups
     ends = tuple(map(nodes.group_of, piece.ends))
@@ -239,7 +245,7 @@ def _as_range(run: Tensor) -> range:
     return range(first, others[-1] + 1, step)
 
 
-def _distinct_parts(piece: Piece) -> Iterator[Piece]:
+def _distinct_parts(piece: EdgePiece) -> Iterator[EdgePiece]:
     """Pieces without a node twice in an end: regular repeats get axes of their own."""
     if _is_distinct(piece):
         yield piece
@@ -263,11 +269,11 @@ def _distinct_parts(piece: Piece) -> Iterator[Piece]:
             return
 
 
-def _is_distinct(piece: Piece) -> bool:
+def _is_distinct(piece: EdgePiece) -> bool:
     return not any(map(has_duplicates, piece.ends))
 
 
-def _repeats_split(piece: Piece, ends: Sequence[int]) -> Piece:
+def _repeats_split(piece: EdgePiece, ends: Sequence[int]) -> EdgePiece:
     """A piece with two axes for each axis along which some of the ends repeat."""
     # from the last on: a split moves the axes behind it
     for axis in reversed(piece.axes):
@@ -295,7 +301,7 @@ def _stretches(rows: Tensor) -> Iterator[range]:
     yield range(start, len(rows))
 
 
-def _arranged(piece: Piece) -> Iterator[Block]:
+def _arranged(piece: EdgePiece) -> Iterator[Block]:
     """A piece as blocks: axes in their order, those of one meaning merged."""
     for ends in ENDS:
         axes = piece.changing_just(*ends)
@@ -320,7 +326,7 @@ def _can_merge(view: View, axes: Sequence[int]) -> bool:
     return True
 
 
-def _block(piece: Piece) -> Block:
+def _block(piece: EdgePiece) -> Block:
     """A piece whose axes of one meaning can be merged, as a block."""
     view = piece.view
     groups, rows, columns = (piece.changing_just(*ends) for ends in ENDS)

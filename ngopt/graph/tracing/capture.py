@@ -195,7 +195,7 @@ def _with_sizes(value: Any) -> Any:
         return value
     if not any(isinstance(n, torch.SymInt) for n in value.shape):
         return value
-    shape = [_with_sizes(n) for n in value.shape]
+    shape = list(map(_with_sizes, value.shape))
     return torch.empty(shape, dtype=value.dtype, device="meta")
 
 

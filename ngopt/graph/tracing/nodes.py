@@ -147,7 +147,7 @@ class Nodes:
 
     def find_all(self, *labels: Tensor) -> list[Tensor]:
         """Present labels of tensors of one shape, of length 1 where all repeat."""
-        return [self.find(x) for x in without_repeats(labels)]
+        return list(map(self.find, without_repeats(labels)))
 
     def unify(self, a: Tensor, b: Tensor) -> None:
         """Makes a[i] and b[i] the same node, for all i; the lower number stays."""

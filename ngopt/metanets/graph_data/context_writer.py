@@ -11,7 +11,7 @@ from torch import Tensor
 from ngopt.graph.groups_and_blocks import View
 from ngopt.metanets.graph_data.graph_tensors import EdgeChunk, GraphTensors
 
-Place = int | EdgeChunk
+ContextPlace = int | EdgeChunk
 """A bias, by its number, or a chunk of a weight."""
 
 
@@ -36,7 +36,7 @@ class ContextWriter:
             if not isinstance(tensors.uses[i], int):
                 values.zero_()
 
-    def write(self, place: Place, values: Tensor) -> None:
+    def write(self, place: ContextPlace, values: Tensor) -> None:
         view, is_whole = self._view(place)
         i = view.parameter
         numel = self.tensors.graph.parameters[i].numel
@@ -61,7 +61,7 @@ class ContextWriter:
         found = [values for values in self._found if values is not None]
         return [values.reshape(*self.batch, *values.shape[1:]) for values in found]
 
-    def _view(self, place: Place) -> tuple[View, bool]:
+    def _view(self, place: ContextPlace) -> tuple[View, bool]:
         """The view of a place, and whether it is all of its parameter."""
         if not isinstance(place, int):
             assert place.view is not None

@@ -114,7 +114,7 @@ class RawFeatures:
     def joined(self, parameters: Sequence[int]) -> list[Tensor]:
         """Columns of some parameters, one after the other: seven (numel,)."""
         rows = [self.columns[i] for i in parameters]
-        return [concatenated(column) for column in zip(*rows, strict=True)]
+        return list(map(concatenated, zip(*rows, strict=True)))
 
     def _read(self, view: View, lead: int) -> Tensor:
         """lead: axes of the view that are not slots."""

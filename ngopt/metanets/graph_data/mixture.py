@@ -71,21 +71,27 @@ class BlockIndices(NamedTuple):
     def repeated(self, nodes: Tensor, elements: Tensor) -> BlockIndices:
         """Those of several copies. nodes, elements: the first number of each copy,
         (count,)."""
-        positions = self.positions
-        return BlockIndices(
-            tuple(_shifted(end, nodes) for end in self.ends),
-            None if self.elements is None else _shifted(self.elements, elements),
-            None if positions is None else positions.repeat(len(nodes), 1),
-        )
+        ends = []
+        for end in self.ends:
+            ends.append(_shifted(end, nodes))
+        own_elements, positions = self.elements, self.positions
+        if own_elements is not None:
+            own_elements = _shifted(own_elements, elements)
+        if positions is not None:
+            positions = positions.repeat(len(nodes), 1)
+        return BlockIndices(tuple(ends), own_elements, positions)
 
     @classmethod
     def concatenated(cls, several: Sequence[BlockIndices]) -> BlockIndices:
-        all_ends = [x.ends for x in several]
-        ends = [torch.cat(column) for column in zip(*all_ends, strict=True)]
-        elements = [x.elements for x in several if x.elements is not None]
-        positions = [x.positions for x in several if x.positions is not None]
+        ends, elements, positions = [], [], []
+        for indices in several:
+            ends.append(indices.ends)
+            if indices.elements is not None:
+                elements.append(indices.elements)
+            if indices.positions is not None:
+                positions.append(indices.positions)
         return cls(
-            tuple(ends),
+            tuple(map(torch.cat, zip(*ends, strict=True))),
             torch.cat(elements) if elements else None,
             torch.cat(positions) if positions else None,
         )
@@ -232,20 +238,30 @@ def mixture_of(
     copies = []
     for layout, count in layouts:
         copies += [layout] * count
-    kinds = torch.cat([layout.kinds for layout in copies])
-    activations = torch.cat([layout.activations for layout in copies])
+    all_kinds, all_activations, all_positions = [], [], []
+    for layout in copies:
+        all_kinds.append(layout.kinds)
+        all_activations.append(layout.activations)
+        all_positions.append(layout.positions)
+    kinds, activations = torch.cat(all_kinds), torch.cat(all_activations)
+    weights, bias_elements, bias_index = [], [], []
+    for kind in order:
+        if kind.has_elements:
+            weights.append(edges[kind].elements)
+    for own in biases.values():
+        bias_elements.append(own.elements)
+        bias_index.append(own.ends[0])
     tensors = GraphTensors(
         graph=_graph(blocks, biases, len(kinds)),
         blocks=tuple(blocks),
-        bias_index=tuple(own.ends[0] for own in biases.values()),
-        positions=(torch.cat([layout.positions for layout in copies]),),
+        bias_index=tuple(bias_index),
+        positions=(torch.cat(all_positions),),
         kinds=kinds.unsqueeze(0),
         activations=activations.unsqueeze(0),
         graph_ids=_graph_ids(copies).to(kinds.device),
         uses=(),
     )
-    weights = [edges[kind].elements for kind in order if kind.has_elements]
-    return Mixture(tensors, weights, [own.elements for own in biases.values()])
+    return Mixture(tensors, weights, bias_elements)
 
 
 def _graph_ids(copies: Sequence[NetworkLayout]) -> Tensor:

@@ -77,7 +77,7 @@ class MessageStatistics(NamedTuple):
         if not others:
             return self
         rows = [self[1:], *(other[1:] for other in others)]
-        return MessageStatistics(self.degree, *_columns(rows))
+        return MessageStatistics(self.degree, *concatenated_columns(rows))
 
 
 def total_statistics(parts: Sequence[Incoming], node: Tensor) -> MessageStatistics:
@@ -93,7 +93,7 @@ def total_statistics(parts: Sequence[Incoming], node: Tensor) -> MessageStatisti
         messages = part.messages
         ones = messages.mean.new_ones(messages.mean.shape[-2], 1)
         rows.append([messages.degree * ones, *messages[1:]])
-    degrees, means, variances, lows, highs = _columns(rows)
+    degrees, means, variances, lows, highs = concatenated_columns(rows)
     index = concatenated_index(parts, n, node.device)
     degree = node.new_zeros(n, 1).index_add(0, index, degrees)
     share = degrees / degree.index_select(0, index)
@@ -105,7 +105,7 @@ def total_statistics(parts: Sequence[Incoming], node: Tensor) -> MessageStatisti
     return MessageStatistics(degree, mean, var, low, high)
 
 
-def _columns(rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+def concatenated_columns(rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     """First tensors of all rows concatenated along neurons, second ones, and so on."""
     return [torch.cat(column, -2) for column in zip(*rows, strict=True)]
 

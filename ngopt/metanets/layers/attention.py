@@ -19,6 +19,7 @@ from ngopt.metanets.layers.aggregation import (
     Axes,
     Incoming,
     by_neuron,
+    concatenated_columns,
     concatenated_index,
     scatter_extreme,
     scatter_sum,
@@ -70,8 +71,7 @@ class SoftmaxSums(NamedTuple):
         """Those of consecutive neurons."""
         if not others:
             return self
-        columns = zip(self, *others, strict=True)
-        return SoftmaxSums(*(torch.cat(column, -2) for column in columns))
+        return SoftmaxSums(*concatenated_columns([self, *others]))
 
     def mean(self) -> Tensor:
         """The values, weighted by the softmax, (*batch, n, width); 0 without values."""
@@ -207,7 +207,9 @@ class RelationalLayer(GraphLayer):
         """
         weights = self.edge_terms.weight.chunk(8)
         biases = self.edge_terms.bias.chunk(8)
-        terms = [F.linear(edges, *both) for both in zip(weights, biases, strict=True)]
+        terms = []
+        for weight, bias in zip(weights, biases, strict=True):
+            terms.append(F.linear(edges, weight, bias))
         return terms[:4], terms[4:]
 
     def _attention(
@@ -264,8 +266,8 @@ def _total_sums(parts: Sequence[Incoming], node: Tensor) -> SoftmaxSums:
         return reduce(SoftmaxSums.merged, [part.messages for part in parts])
     n = node.shape[-2]
     index = concatenated_index(parts, n, node.device)
-    columns = zip(*(part.messages for part in parts), strict=True)
-    highs, totals, values = (torch.cat(column, -2) for column in columns)
+    rows = [part.messages for part in parts]
+    highs, totals, values = concatenated_columns(rows)
     high = scatter_extreme(highs, index, n, "amax", MASKED)
     weight = (highs - high.index_select(-2, index)).exp()
     total = scatter_sum(weight * totals, index, n)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ngopt.graph.groups_and_blocks import Bias
 from ngopt.graph.kinds import BIAS_KINDS, EDGE_KINDS, NODE_KINDS
 from ngopt.graph.neural_graph import GraphValues, NeuralGraph
-from ngopt.metanets.graph_data.context_writer import Place
+from ngopt.metanets.graph_data.context_writer import ContextPlace
 from ngopt.metanets.graph_data.feature_sources import FeatureSource, WholeValues
 from ngopt.metanets.graph_data.graph_tensors import (
     BlockTensors,
@@ -128,7 +128,7 @@ class GraphNetwork(nn.Module):
         source: FeatureSource,
         tensors: GraphTensors,
         extra: Sequence[Tensor | None] = (),
-    ) -> Iterator[tuple[Place, Tensor]]:
+    ) -> Iterator[tuple[ContextPlace, Tensor]]:
         """The output, place by place.
 
         Of a bias, by its number, (*batch, n, slots, d_out); of a chunk of a weight
@@ -372,6 +372,6 @@ def _sums_at_targets(edges: EdgeStates) -> list[Tensor]:
             total = edges.of(chunk).sum((2, 3), keepdim=True)
             key = chunk.groups.start, chunk.targets.start
             sums[key] = sums[key] + total if key in sums else total
-        pieces = [by_neuron(total) for total in sums.values()]
+        pieces = list(map(by_neuron, sums.values()))
         sums_of_blocks.append(torch.cat(pieces, -2))
     return sums_of_blocks

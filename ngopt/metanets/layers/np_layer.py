@@ -181,7 +181,7 @@ def summary(
 
 
 def _sums(*channels: Sequence[int]) -> list[int]:
-    return [sum(column) for column in zip(*channels, strict=True)]
+    return list(map(sum, zip(*channels, strict=True)))
 
 
 def _linears(

@@ -65,7 +65,7 @@ class MetanetRule:
         self._flat_state: FlatState | None = None
 
     def init(self, params: Sequence[Tensor]) -> list[Record]:
-        return [self._first_record(p) for p in params]
+        return list(map(self._first_record, params))
 
     def update(
         self,
@@ -150,11 +150,11 @@ class MetanetRule:
         if not (plan.is_small and _is_eager()) or len(plan.present) < len(state):
             return False
         like = self._like()
-        return all(
-            record[MOMENTA[0]].dtype == like.dtype
-            and record[MOMENTA[0]].device == like.device
-            for record in state
-        )
+        for record in state:
+            momentum = record[MOMENTA[0]]
+            if momentum.dtype != like.dtype or momentum.device != like.device:
+                return False
+        return True
 
     def _flat_updates(
         self,

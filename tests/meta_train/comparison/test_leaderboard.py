@@ -312,7 +312,7 @@ def test_runs_on_inferred_graphs_are_not_those_of_traced_ones(config, tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_import_your_own_metanet(config, tmp_path):
+def test_processes_import_your_own_metanet(config, tmp_path, forked):
     path = str(tmp_path / "own.safetensors")
     save_pretrained(LearnedOptimizer(metanet=Halved()), path)
     own = {"optimizers": ("adam-default", path), "metanet": "tests.own:Halved"}

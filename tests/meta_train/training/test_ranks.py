@@ -83,7 +83,7 @@ class TestRanks:
         )
         assert all(torch.equal(a, b) for a, b in rows)
 
-    def test_a_rank_that_dies_ends_the_run_with_a_message(self, tmp_path):
+    def test_a_rank_that_dies_ends_the_run_with_a_message(self, tmp_path, forked):
         settings = config(
             tmp_path,
             problems=("tests.meta_train.by_hand:Deadly",),

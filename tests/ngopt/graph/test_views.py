@@ -1,4 +1,3 @@
-import subprocess
 import sys
 from collections import Counter
 
@@ -243,20 +242,6 @@ def test_a_missing_library_is_named(function, library, monkeypatch):
         match=rf"{function.__name__} needs {library}; .*pip install 'ngopt\[graph\]'",
     ):
         function(build_graph(mlp(2, 3, 1)))
-
-
-def test_importing_the_views_imports_no_other_library():
-    code = """
-import sys
-import ngopt, ngopt.graph.views.networkx_and_pyg
-import ngopt.graph.drawing.draw, ngopt.graph.__main__
-imported = {name.split(".")[0] for name in sys.modules}
-print(sorted({"networkx", "matplotlib", "torch_geometric"} & imported))
-"""
-    found = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    assert found.stdout == "[]\n"
 
 
 def test_summary_is_a_table_of_groups(networks):

@@ -1,0 +1,72 @@
+"""Tables of problems: CSV files with one problem per row.
+
+Columns: list, name, objective, data, network, batch_size (empty for all examples) and
+steps. Data and networks are functions without arguments, written as names or calls:
+`mlp((196, 48, 10), nn.Tanh)` is `partial(mlp, (196, 48, 10), nn.Tanh)`. Arguments are
+literals, names, or functions written in the same way.
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from meta_train.problems import common, images, supervised, text
+from meta_train.problems.common import Build, Data
+from meta_train.problems.networks import convolutional, dense, sequential
+
+NAMES = {}
+for module in (common, images, supervised, text, convolutional, dense, sequential):
+    NAMES |= vars(module)
+
+
+class ProblemRow(NamedTuple):
+    list: str
+    name: str
+    objective: str
+    data: Data
+    build: Build
+    batch_size: int | None
+    steps: int
+
+
+def read_problems(
+    path: Path, names: Mapping[str, Any] | None = None
+) -> Iterator[ProblemRow]:
+    """The rows of a table. names: values of names beside those of `NAMES`."""
+    values = {**NAMES, **(names or {})}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            yield ProblemRow(
+                row["list"],
+                row["name"],
+                row["objective"],
+                _value(row["data"], values),
+                _value(row["network"], values),
+                int(row["batch_size"]) if row["batch_size"] else None,
+                int(row["steps"]),
+            )
+
+
+def _value(cell: str, values: Mapping[str, Any]) -> Any:
+    return _value_of(ast.parse(cell, mode="eval").body, values)
+
+
+def _value_of(node: ast.expr, values: Mapping[str, Any]) -> Any:
+    if isinstance(node, ast.Name):
+        return values[node.id]
+    if isinstance(node, ast.Attribute):
+        return getattr(_value_of(node.value, values), node.attr)
+    if not isinstance(node, ast.Call):
+        return ast.literal_eval(node)
+    function = _value_of(node.func, values)
+    arguments = [_value_of(argument, values) for argument in node.args]
+    options = {}
+    for option in node.keywords:
+        assert option.arg is not None
+        options[option.arg] = _value_of(option.value, values)
+    return partial(function, *arguments, **options)
