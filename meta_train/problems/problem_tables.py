@@ -37,7 +37,10 @@ class ProblemRow(NamedTuple):
 def read_problems(
     path: Path, names: Mapping[str, Any] | None = None
 ) -> Iterator[ProblemRow]:
-    """The rows of a table. names: values of names beside those of `NAMES`."""
+    """The rows of a table. names: values of names beside those of `NAMES`.
+
+    Raises ValueError if a cell has another name, or is no literal, name or call.
+    """
     values = {**NAMES, **(names or {})}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
@@ -45,15 +48,21 @@ def read_problems(
                 row["list"],
                 row["name"],
                 row["objective"],
-                _value(row["data"], values),
-                _value(row["network"], values),
+                _value(f"{path.name}, {row['name']}", row["data"], values),
+                _value(f"{path.name}, {row['name']}", row["network"], values),
                 int(row["batch_size"]) if row["batch_size"] else None,
                 int(row["steps"]),
             )
 
 
-def _value(cell: str, values: Mapping[str, Any]) -> Any:
-    return _value_of(ast.parse(cell, mode="eval").body, values)
+def _value(place: str, cell: str, values: Mapping[str, Any]) -> Any:
+    try:
+        return _value_of(ast.parse(cell, mode="eval").body, values)
+    except (AttributeError, KeyError, SyntaxError, ValueError) as error:
+        raise ValueError(
+            f"{place}: expected a literal, or a name or call of the functions that "
+            f"`problem_tables` imports; got {cell!r} ({error})"
+        ) from None
 
 
 def _value_of(node: ast.expr, values: Mapping[str, Any]) -> Any:

@@ -1,5 +1,6 @@
 from functools import partial
 
+import pytest
 from torch import nn
 
 from meta_train.problems.common import MNIST_14
@@ -39,3 +40,10 @@ def test_cells_are_functions_without_arguments(tmp_path):
     assert parts(inner) == (mlp, ((3, 2),), {})
     assert others == [own, "x", None]
     assert nested.batch_size is None
+
+
+def test_a_name_that_is_not_known_is_named(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text(TABLE.replace("mlp(", "mpl("))
+    with pytest.raises(ValueError, match=r"table.csv, small: expected .* got .*mpl\("):
+        list(read_problems(path))
