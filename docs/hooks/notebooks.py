@@ -1,8 +1,8 @@
 """Shows the scripts of `docs/notebooks` with their outputs.
 
-A script is executed if its text changed since it was executed last: the outputs are
-kept in `.cache/notebooks`. With NOTEBOOKS=skip nothing is executed, and pages without
-outputs in the cache show the code alone.
+A script is executed if its code changed since it was executed last. Outputs are kept in
+`.cache/notebooks`; delete that folder to make them again. With NOTEBOOKS=skip nothing
+is executed, and pages whose outputs are not in the cache show the code alone.
 """
 
 from __future__ import annotations
@@ -45,21 +45,26 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def executed(script: Path) -> NotebookNode:
-    """The notebook of a script with its outputs, from the cache if it is there."""
-    text = script.read_text()
-    key = hashlib.sha256(text.encode()).hexdigest()[:16]
+    """The notebook of a script with its outputs, from the cache if they are there."""
+    notebook = jupytext.reads(script.read_text(), fmt="py:percent")
+    code = "\0".join(cell.source for cell in code_cells(notebook))
+    key = hashlib.sha256(code.encode()).hexdigest()[:16]
     kept = CACHE / f"{script.stem}-{key}.ipynb"
     if kept.exists():
-        return nbformat.read(kept, as_version=4)
-    notebook = jupytext.reads(text, fmt="py:percent")
-    if os.environ.get("NOTEBOOKS") == "skip":
-        return notebook
-    execute(notebook)
-    CACHE.mkdir(parents=True, exist_ok=True)
-    for old in CACHE.glob(f"{script.stem}-*.ipynb"):
-        old.unlink()
-    nbformat.write(notebook, kept)
+        stored = code_cells(nbformat.read(kept, as_version=4))
+        for cell, old in zip(code_cells(notebook), stored, strict=True):
+            cell.outputs = old.outputs
+    elif os.environ.get("NOTEBOOKS") != "skip":
+        execute(notebook)
+        CACHE.mkdir(parents=True, exist_ok=True)
+        for old in CACHE.glob(f"{script.stem}-*.ipynb"):
+            old.unlink()
+        nbformat.write(notebook, kept)
     return notebook
+
+
+def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
 def execute(notebook: NotebookNode) -> None:
@@ -73,7 +78,10 @@ def execute(notebook: NotebookNode) -> None:
     # the kernel imports the packages of the checkout
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    client = NotebookClient(notebook, timeout=TIMEOUT, resources=place)
+    quiet = ["--IPKernelApp.log_level=40"]  # errors alone
+    client = NotebookClient(
+        notebook, timeout=TIMEOUT, resources=place, extra_arguments=quiet
+    )
     client.execute(env=environment)
     notebook.cells.remove(setup)
 
@@ -89,11 +97,11 @@ def rendered(name: str, notebook: NotebookNode) -> tuple[str, dict[str, bytes]]:
             continue
         parts.append(fenced(cell.source, "python"))
         for text in texts(cell):
-            parts.append(fenced(text, "text"))
+            parts.append(fenced(text, "{ .text .output }"))
         for suffix, content in pictures_of(cell):
             file = f"{name}-{len(pictures)}.{suffix}"
             pictures[file] = content
-            parts.append(f"![Figure {len(pictures)}]({file}){{ .picture }}")
+            parts.append(f"[![Figure {len(pictures)}]({file})]({file})")
     title, *rest = parts
     head, _, introduction = title.partition("\n")
     source = f"[Download the script]({name}.py). It runs from a checkout."

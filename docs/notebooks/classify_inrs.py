@@ -38,8 +38,8 @@ from tasks.networks.siren import render
 from tasks.shards import Networks
 from tasks.sources.signals import load_signals
 
-torch.set_num_threads(1)
 torch.manual_seed(0)
+torch.set_num_threads(1)
 
 # %% [markdown]
 # ## Fit the networks
@@ -100,7 +100,7 @@ plt.show()
 # %% [markdown]
 # ## Two models
 #
-# - `mlp` reads all weights as one vector. It has to learn that the order of neurons means nothing.
+# - `mlp` reads all weights as one vector. The symmetry of neurons is not built in.
 # - `ng-gnn` passes messages on the neural graph, so a permutation of neurons changes nothing. It also has 32 *probes*: learned
 #   inputs on which it evaluates each network (Kofinas et al. 2024, section 2.4).
 #
@@ -166,5 +166,6 @@ axes.legend()
 plt.show()
 
 # %% [markdown]
-# The graph network reads digits from weights after seconds of training; the MLP stays near chance.
+# The graph network reads digits from weights after less than a minute of training, and the MLP stays near
+# chance.
 # [Classify](../networks-as-data/classify.md) compares more models on 10,000 networks.

@@ -92,7 +92,7 @@ print("the same:", all(torch.equal(p, q) for p, q in zip(values, back, strict=Tr
 #
 # ## Roles
 #
-# `parameter_roles` tells what each parameter is for. The default optimizer reads these roles.
+# `parameter_roles` returns what each parameter is for. The default optimizer reads these roles.
 
 # %%
 for name, role in parameter_roles(model, images).items():
@@ -103,8 +103,8 @@ for name, role in parameter_roles(model, images).items():
 # ## A permutation of neurons
 #
 # The six channels between `inner` and `outer` can be exchanged: move the rows of `inner` and the columns of `outer`
-# together, and the function stays the same. On the graph this is one line for both. Neurons of the group `inner` get a new
-# order, and every block and bias at that group follows.
+# together, and the function stays the same. On the graph, the neurons of the group `inner` get a new order. Every block
+# and bias of that group follows.
 
 # %%
 numbers = {group.name: number for number, group in enumerate(graph.groups)}
@@ -143,8 +143,8 @@ print(f"distance of the weights of inner: {distance:.2f}")
 print(f"largest change of an output:      {change:.1e}")
 
 # %% [markdown]
-# The weights are far from the old ones, and the outputs differ by rounding alone. An optimizer or a model that reads the
-# graph gives both networks the same result, up to that order of neurons.
+# The weights changed, and the outputs did not, up to rounding. An optimizer or a model that reads the graph computes the
+# same for both networks, up to that order of neurons.
 #
 # Channels of a residual connection are one group for all layers that add to it. To exchange the rows of `outer` alone is
 # no symmetry:

@@ -138,6 +138,6 @@ axes.legend()
 plt.show()
 
 # %% [markdown]
-# The metanet was random at the start and now trains this network. It learned from one architecture and 200 steps, so do not
-# expect it to train others. The bundled weights are from longer meta-trainings on several networks:
+# The random metanet does not train the network, and the meta-trained one does. Adam with the best of its learning rates
+# is still better. These weights come from one architecture and 200 steps, and do not fit others. The bundled weights are from longer meta-trainings on several networks:
 # [How they were made](../meta-training.md#how-the-bundled-weights-were-made).
