@@ -177,7 +177,7 @@ def _copied(values: Sequence[Tensor]) -> Tensor:
     There `cat` takes as long for each tensor as for the largest.
     """
     flat = values[0].new_empty(sum(x.numel() for x in values))
-    _foreach_copy_(_views(flat, values), [*values])
+    _foreach_copy_([*_views(flat, values)], [*values])
     return flat
 
 
