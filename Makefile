@@ -2,7 +2,7 @@
 #   make demo   train a small CNN with bundled weights and with Adam, and compare
 #   make test   run the tests
 #   make lint   check style and types
-#   make docs   build the documentation and serve it
+#   make docs   build the documentation and serve it; runs notebooks that changed (make docs NOTEBOOKS=skip: none)
 # Another interpreter: make test PYTHON=python3.12
 # The tests run in two processes of one thread each; in more: make test PROCESSES=4
 
@@ -26,10 +26,10 @@ lint: $(VENV)/.installed-test
 	$(BIN)/pyright
 
 docs: $(VENV)/.installed-docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+	NOTEBOOKS=$(NOTEBOOKS) NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 $(VENV)/.installed-docs: pyproject.toml | $(BIN)/pip
-	$(BIN)/python -m pip install -e '.[docs]'
+	$(BIN)/python -m pip install -e '.[train,docs]'
 	touch $@
 
 $(VENV)/.installed-demo: pyproject.toml | $(BIN)/pip

@@ -17,6 +17,11 @@ from torch.nn.functional import pad
 from ngopt.devices import is_capturing
 from ngopt.functional import Record
 
+EMPTY = torch.empty(0, 2, device="cpu")
+(VIEW,) = _unflatten_dense_tensors(EMPTY.flatten(), [EMPTY])
+KEEPS_EMPTY_SHAPES = VIEW.shape == EMPTY.shape
+"""torch 2.6 gives views of empty tensors the shape (0,)."""
+
 
 class Packing(NamedTuple):
     """A tensor of which records store views.
@@ -178,14 +183,21 @@ def _copied(values: Sequence[Tensor]) -> Tensor:
     There `cat` takes as long for each tensor as for the largest.
     """
     flat = values[0].new_empty(sum(x.numel() for x in values))
-    _foreach_copy_(_unflatten_dense_tensors(flat, values), [*values])
+    _foreach_copy_([*_views(flat, values)], [*values])
     return flat
+
+
+def _views(flat: Tensor, likes: Sequence[Tensor]) -> Sequence[Tensor]:
+    views = _unflatten_dense_tensors(flat, likes)
+    if KEEPS_EMPTY_SHAPES:
+        return views
+    return [x.view(like.shape) for x, like in zip(views, likes, strict=True)]
 
 
 def unflatten(values: Tensor, likes: Sequence[Tensor]) -> Sequence[Tensor]:
     """The inverse of `flatten`: views in the shapes of `likes`."""
     if peek_interpreter_stack() is None:
-        return _unflatten_dense_tensors(values, likes)
+        return _views(values, likes)
     parts = values.split(list(map(Tensor.numel, likes)))
     return [x.view(like.shape) for x, like in zip(parts, likes, strict=True)]
 

@@ -175,7 +175,10 @@ class Binding:
         """The dtype that the rule computes in; None: the rule's own choice."""
         if self._compute_dtype is not None or self._learned.base is not None:
             return self._compute_dtype
-        widest = max(map(state_dtype, params), key=lambda dtype: dtype.itemsize)
+        widest = state_dtype(params[0])
+        for p in params:  # torch.compile of 2.6 has no max with a key
+            if state_dtype(p).itemsize > widest.itemsize:
+                widest = state_dtype(p)
         return product_dtype(params[0].device, widest)
 
     @uncompiled

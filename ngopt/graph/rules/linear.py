@@ -13,7 +13,7 @@ from torch.fx import Node
 from ngopt.graph.rules.arithmetic import addition
 from ngopt.graph.rules.attention import product_of_activations
 from ngopt.graph.rules.conversions import as_neurons, transposed, transposed_shape
-from ngopt.graph.rules.registry import register_rule
+from ngopt.graph.rules.registry import functions, register_rule
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import (
     NO_NEURON,
@@ -260,7 +260,7 @@ def bilinear(
     return Neurons(targets.expand(tracer.shape_of(call)))
 
 
-@register_rule(aten._grouped_mm, "transformers.grouped_mm_fallback")
+@register_rule(*functions("_grouped_mm"), "transformers.grouped_mm_fallback")
 def grouped_matmul(
     tracer: Tracer, call: Node, x: Value, weight: Value, *_, **__
 ) -> Value:

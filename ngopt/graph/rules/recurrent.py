@@ -69,12 +69,12 @@ def recurrent(tracer: Tracer, call: Node, x: Value, *args) -> Value:
             last.append(nodes)
         current = torch.cat(ends)
     hidden, cells = map(torch.stack, zip(*last, strict=True))
-    # the axis of length 1 is the batch; without cells torch returns two values
-    found = (current, hidden[:, None], cells[:, None])
-    results = []
-    for nodes, value in zip(found, call.meta["val"], strict=False):
-        labels = nodes.expand(value.shape)
-        results.append(Neurons(labels))
+    outputs, *ends = call.meta["val"]
+    results = [Neurons(current.expand(outputs.shape))]
+    # without cells torch returns one of them
+    for nodes, value in zip((hidden, cells), ends, strict=False):
+        batch = value.shape[-2]  # in torch 2.6 the axes before it are wrong
+        results.append(Neurons(nodes[:, None].expand(-1, batch, -1)))
     return tuple(results)
 
 

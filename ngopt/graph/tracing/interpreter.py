@@ -46,7 +46,8 @@ def trace(program: Program, model: nn.Module) -> NeuralGraph:
 
 def _on_cpu() -> AbstractContextManager:
     """Labels and constants are made on the CPU, whatever the default device is."""
-    is_default = torch.get_default_device().type == "cpu"
+    # torch.get_default_device fails in torch 2.6 after set_default_device(None)
+    is_default = torch.empty(0).is_cpu
     return nullcontext() if is_default else torch.device("cpu")
 
 

@@ -1,0 +1,62 @@
+"""Every notebook of the documentation runs, at small settings."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted((ROOT / "docs" / "notebooks").glob("*.py"))
+SMALL = {
+    "train": "steps, batch_size = 12, 32",
+    "graph": "",
+    "meta_train": "outer_steps, horizon = 2, 60",
+    "classify_inrs": """
+networks = {"train": 48, "validation": 16, "test": 16}
+fit_steps, train_steps = 4, 4
+""",
+}
+"""Code behind the cell of parameters, by name of the script."""
+
+
+def load_hook():
+    path = ROOT / "docs" / "hooks" / "notebooks.py"
+    spec = importlib.util.spec_from_file_location("docs_hooks_notebooks", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.thorough
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_a_notebook_runs_and_is_shown_with_its_outputs(script):
+    for name in ("jupytext", "nbclient", "ipykernel", "mkdocs", "matplotlib"):
+        pytest.importorskip(name)
+    import jupytext
+    from nbformat.v4 import new_code_cell
+
+    hook = load_hook()
+    notebook = jupytext.reads(script.read_text(), fmt="py:percent")
+    places = []
+    for number, cell in enumerate(notebook.cells):
+        if "parameters" in cell.metadata.get("tags", ()):
+            places.append(number)
+    small = SMALL[script.stem]
+    assert len(places) == bool(small)
+    for number in places:
+        notebook.cells.insert(number + 1, new_code_cell(small.strip()))
+    hook.execute(notebook)
+    page, pictures = hook.rendered(script.stem, notebook)
+    assert page.startswith("# ")
+    assert pictures and all(f"]({name})" in page for name in pictures)
+    assert "Traceback" not in page
+
+
+def test_every_notebook_is_in_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    index = (ROOT / "docs" / "notebooks" / "index.md").read_text()
+    assert SCRIPTS and {script.stem for script in SCRIPTS} == set(SMALL)
+    for script in SCRIPTS:
+        assert f"notebooks/{script.stem}.md" in navigation
+        assert f"]({script.stem}.md)" in index
