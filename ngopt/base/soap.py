@@ -69,7 +69,8 @@ class Soap:
     @property
     def weight_decay(self) -> float:
         """In AdamW's units."""
-        return self.config.weight_decay * self.config.step_size / NOMINAL_STEP
+        decay = self.config.weight_decay * self.config.step_size / NOMINAL_STEP
+        return round(decay, 12)  # .45, not .44999999999999996
 
     def bind(
         self,

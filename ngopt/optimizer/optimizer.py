@@ -50,6 +50,15 @@ from ngopt.optimizer.state_dicts import (
 )
 from ngopt.pretrained import LearnedOptimizer, as_learned, weights_hash
 
+OWN_ATTRIBUTES = (
+    "learned",
+    "compute_dtype",
+    "_own_decay",
+    "_weights_name",
+    "_messages",
+    "_binding",
+)
+
 
 class NGOptimizer(Optimizer):
     """A learned optimizer on the graph of a network; no learning rate is needed.
@@ -128,6 +137,8 @@ class NGOptimizer(Optimizer):
         if model is not None and graph is not None:
             raise ValueError("NGOptimizer: expected model or graph; got both")
         self.learned = learned = as_learned(weights)
+        is_named = isinstance(weights, str | os.PathLike)
+        self._weights_name = str(weights) if is_named else "given"
         self.compute_dtype = compute_dtype
         check_compute_dtype(compute_dtype, learned.base is not None)
         check_process_group(process_group, learned.base is not None)
@@ -156,14 +167,16 @@ class NGOptimizer(Optimizer):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        keys = "learned", "compute_dtype", "_own_decay", "_messages", "_binding"
-        return {**super().__getstate__(), **{key: self.__dict__[key] for key in keys}}
+        own = {key: self.__dict__[key] for key in OWN_ATTRIBUTES}
+        return {**super().__getstate__(), **own}
 
     def __repr__(self) -> str:
         line = "graph: known after the first forward"
         if not self._awaits_forward():
             line = describe(self.graph)
-        return f"{super().__repr__()}\n{line}"
+        text = super().__repr__()  # groups have the hash of the weights
+        text = text.replace(self.defaults["weights"], self._weights_name)
+        return f"{text}\n{line}"
 
     @property
     def graph(self) -> NeuralGraph:

@@ -56,6 +56,7 @@ def test_the_first_forward_shows_the_inputs():
     opt.step()
     assert opt.graph == expected_graph(model)
     assert not any(opt.graph.unplaced)
+    assert "weights: default\n" in repr(opt)
     assert repr(opt).endswith("parameters in 8 tensors, all connected")
     graph = opt.graph
     forward_backward(model)
