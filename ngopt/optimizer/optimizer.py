@@ -138,7 +138,7 @@ class NGOptimizer(Optimizer):
             raise ValueError("NGOptimizer: expected model or graph; got both")
         self.learned = learned = as_learned(weights)
         is_named = isinstance(weights, str | os.PathLike)
-        self._weights_name = str(weights) if is_named else "given"
+        self._weights_name = str(weights) if is_named else type(weights).__name__
         self.compute_dtype = compute_dtype
         check_compute_dtype(compute_dtype, learned.base is not None)
         check_process_group(process_group, learned.base is not None)

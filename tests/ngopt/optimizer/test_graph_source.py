@@ -56,7 +56,6 @@ def test_the_first_forward_shows_the_inputs():
     opt.step()
     assert opt.graph == expected_graph(model)
     assert not any(opt.graph.unplaced)
-    assert "weights: default\n" in repr(opt)
     assert repr(opt).endswith("parameters in 8 tensors, all connected")
     graph = opt.graph
     forward_backward(model)
@@ -345,3 +344,10 @@ class TestErrors:
         assert isinstance(
             optimizer(model.parameters(), model=model)._binding.source, TracedGraph
         )
+
+
+@pytest.mark.parametrize("name", ["default", "ff"])
+def test_the_weights_are_shown_by_name(name):
+    opt = NGOptimizer(nn.Linear(2, 2).parameters(), weights=name)
+    for each in (opt, copy.deepcopy(opt)):
+        assert f"weights: {name}\n" in repr(each)
