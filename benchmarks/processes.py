@@ -17,29 +17,21 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor.parallel import (
-    ColwiseParallel,
-    ParallelStyle,
-    RowwiseParallel,
-    parallelize_module,
-)
 from torch.multiprocessing.spawn import start_processes
-from torch.nn.functional import cross_entropy, mse_loss, scaled_dot_product_attention
-from torch.nn.parallel import DistributedDataParallel
+from torch.nn.functional import cross_entropy, mse_loss
 
 from benchmarks import records
+from benchmarks.divided_networks import LENGTH, TENSORS, divided, network, words_of
 from harness import cli
 from ngopt import NGOptimizer
 
 TIMEOUT = timedelta(seconds=60)
-BATCH, LENGTH, WORDS = 12, 8, 64
+BATCH = 12
 CASES = (
     ("replicated", 2),
     ("ddp", 2),
@@ -61,146 +53,10 @@ class Config:
     output: str = "results/processes.json"
 
 
-class Block(nn.Module):
-    """A residual MLP."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.up = nn.Linear(width, 3 * width)
-        self.down = nn.Linear(3 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.down(torch.tanh(self.up(self.norm(x))))
-
-
-class Attention(nn.Module):
-    """Residual causal attention with heads of 32 on each rank's part of the queries."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.q = nn.Linear(width, width)
-        self.k = nn.Linear(width, width)
-        self.v = nn.Linear(width, width)
-        self.o = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.norm(x)
-        q = self._by_head(self.q(y))
-        k = self._by_head(self.k(y))
-        v = self._by_head(self.v(y))
-        y = scaled_dot_product_attention(q, k, v, is_causal=True)
-        return x + self.o(y.transpose(1, 2).flatten(2))
-
-    def _by_head(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, 32)).transpose(1, 2)
-
-
-class Mlp(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(LENGTH, 10)
-        self.last = nn.Linear(10, 3)
-        self.blocks = nn.ModuleList(Block(10) for _ in range(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.first(x)
-        for block in self.blocks:
-            x = block(x)
-        return self.last(x)
-
-
-class Conv(nn.Sequential):
-    def __init__(self):
-        super().__init__(
-            nn.Unflatten(1, (1, LENGTH)),
-            nn.Conv1d(1, 6, 3, padding=1),
-            nn.GroupNorm(2, 6),
-            nn.ReLU(),
-            nn.Conv1d(6, 5, 3),
-            nn.Flatten(),
-            nn.Linear(5 * (LENGTH - 2), 3),
-        )
-
-
-class Lstm(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.recurrent = nn.LSTM(1, 12, 2, batch_first=True)
-        self.last = nn.Linear(12, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        outputs, _ = self.recurrent(x.unsqueeze(2))
-        return self.last(outputs[:, -1])
-
-
-class Words(nn.Module):
-    """Tied embeddings that are too large for one owner."""
-
-    def __init__(self):
-        super().__init__()
-        self.table = nn.Embedding(151, 8)
-        self.block = Block(8)
-        self.head = nn.Linear(8, 151, bias=False)
-        self.head.weight = self.table.weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        codes = (x.abs() * 50).long().clamp(max=150)
-        hidden = self.block(self.table(codes).mean(1))
-        return self.head(hidden)[:, :3]
-
-
-class Gpt(nn.Module):
-    """A GPT with tied embeddings of 64 words."""
-
-    def __init__(self, width: int = 128, count: int = 4):
-        super().__init__()
-        self.table = nn.Embedding(WORDS, width)
-        self.blocks = nn.ModuleList()
-        for _ in range(count):
-            self.blocks.append(Attention(width))
-            self.blocks.append(Block(width))
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, WORDS, bias=False)
-        self.head.weight = self.table.weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.table(words_of(x))
-        for block in self.blocks:
-            x = block(x)
-        return self.head(self.norm(x))
-
-
-NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "mlp": Mlp,
-    "conv": Conv,
-    "lstm": Lstm,
-    "words": Words,
-    "gpt": Gpt,
-    "gpt small": lambda: Gpt(64, 1),
-}
-TENSORS = "mlp", "gpt"  # networks for tensor parallelism
-UNITS = Block, Attention, nn.Conv1d  # modules for `fully_shard`
-# layers of blocks and attentions that tensor parallelism divides by columns and by rows
-COLUMNS, ROWS = ("up", "q", "k", "v"), ("down", "o")
-MESHES = {"hsdp": ("copy", "shard"), "fsdp+tp": ("shard", "tensor")}
-
-
-def network(name: str, dtype: str = "float64") -> nn.Module:
-    torch.manual_seed(0)
-    return NETWORKS[name]().to(getattr(torch, dtype))
-
-
 def batch(step: int) -> Tensor:
     """The inputs of all processes."""
     generator = torch.Generator().manual_seed(step)
     return torch.randn(BATCH, LENGTH, dtype=torch.float64, generator=generator)
-
-
-def words_of(x: Tensor) -> Tensor:
-    """Maps real numbers to words."""
-    return (x.sigmoid() * WORDS).long()
 
 
 def loss_of(model: nn.Module, x: Tensor) -> Tensor:
@@ -239,58 +95,6 @@ def size_of(opt: NGOptimizer) -> int:
         for x in record.values():
             size += x.numel()
     return size
-
-
-class Divided(NamedTuple):
-    """A divided network.
-
-    settings: arguments of the optimizer. part: (part, parts) of the batch.
-    """
-
-    model: nn.Module
-    settings: dict[str, Any]
-    part: tuple[int, int]
-
-
-def divided(model: nn.Module, kind: str, size: int) -> Divided:
-    """Divides a network by a kind of `CASES`."""
-    rank = distributed.get_rank()
-    if kind == "replicated":
-        return Divided(DistributedDataParallel(model), {}, (rank, size))
-    if kind == "ddp":
-        settings = {"process_group": distributed.group.WORLD}
-        return Divided(DistributedDataParallel(model), settings, (rank, size))
-    names = MESHES.get(kind, ("all",))
-    shape = (2, size // 2) if kind in MESHES else (size,)
-    mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
-    if kind == "tp":
-        _divide_tensors(model, mesh)
-        return Divided(model, {}, (0, 1))
-    if kind == "fsdp+tp":
-        _divide_tensors(model, mesh["tensor"])
-        _shard(model, mesh["shard"])
-        return Divided(model, {}, (mesh["shard"].get_local_rank(), 2))
-    _shard(model, mesh)
-    return Divided(model, {}, (rank, size))
-
-
-def _divide_tensors(model: nn.Module, mesh: DeviceMesh) -> None:
-    for block in list(model.modules()):
-        if isinstance(block, Block | Attention):
-            plan: dict[str, ParallelStyle] = {}
-            for name, _ in block.named_children():
-                if name in COLUMNS:
-                    plan[name] = ColwiseParallel()
-                elif name in ROWS:
-                    plan[name] = RowwiseParallel()
-            parallelize_module(block, mesh, plan)
-
-
-def _shard(model: nn.Module, mesh: DeviceMesh) -> None:
-    for child in list(model.modules()):
-        if isinstance(child, UNITS):
-            fully_shard(child, mesh=mesh)
-    fully_shard(model, mesh=mesh)
 
 
 def run(function: Callable, size: int, *args: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import traceback
 import warnings
 from collections.abc import Iterable, Sequence
@@ -94,6 +95,12 @@ def _largest(groups: Sequence[Group], *keys: str) -> float:
 
 def _warn(text: str) -> None:
     warnings.warn(f"NGOptimizer: {text}", stacklevel=5)
+
+
+def name_of(weights: Any) -> str:
+    """The name or path of weights, or their class."""
+    is_named = isinstance(weights, str | os.PathLike)
+    return str(weights) if is_named else type(weights).__name__
 
 
 def describe(graph: NeuralGraph) -> str:

@@ -32,7 +32,7 @@ from ngopt.optimizer.graph_source import (
     InferredGraph,
     TracedGraph,
 )
-from ngopt.optimizer.log_messages import Messages, describe
+from ngopt.optimizer.log_messages import Messages, describe, name_of
 from ngopt.optimizer.param_groups import (
     as_python_int,
     group_tensors,
@@ -137,8 +137,7 @@ class NGOptimizer(Optimizer):
         if model is not None and graph is not None:
             raise ValueError("NGOptimizer: expected model or graph; got both")
         self.learned = learned = as_learned(weights)
-        is_named = isinstance(weights, str | os.PathLike)
-        self._weights_name = str(weights) if is_named else type(weights).__name__
+        self._weights_name = name_of(weights)
         self.compute_dtype = compute_dtype
         check_compute_dtype(compute_dtype, learned.base is not None)
         check_process_group(process_group, learned.base is not None)
@@ -174,8 +173,7 @@ class NGOptimizer(Optimizer):
         line = "graph: known after the first forward"
         if not self._awaits_forward():
             line = describe(self.graph)
-        text = super().__repr__()  # groups have the hash of the weights
-        text = text.replace(self.defaults["weights"], self._weights_name)
+        text = super().__repr__().replace(self.defaults["weights"], self._weights_name)
         return f"{text}\n{line}"
 
     @property

@@ -14,7 +14,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import distribute_tensor
 
-from benchmarks.processes import divided, network, run, train, whole
+from benchmarks.divided_networks import divided, network
+from benchmarks.processes import run, train, whole
 from ngopt import NGOptimizer
 
 EXACT = {"rtol": 0, "atol": 1e-10}

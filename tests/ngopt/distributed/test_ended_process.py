@@ -7,10 +7,7 @@ import pytest
 import torch
 from torch import distributed, nn
 
-from benchmarks.processes import (
-    run,
-    train,
-)
+from benchmarks.processes import run, train
 from ngopt import NGOptimizer
 from tests.ngopt.distributed.test_processes import network_divided
 

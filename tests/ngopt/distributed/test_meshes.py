@@ -15,7 +15,8 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from benchmarks.processes import Block, alone, batch, network, run, train, whole
+from benchmarks.divided_networks import Block, network
+from benchmarks.processes import alone, batch, run, train, whole
 from ngopt import NGOptimizer
 
 STEPS = 20

@@ -18,18 +18,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from benchmarks.processes import (
-    Attention,
-    alone,
-    batch,
-    compared,
-    divided,
-    loss_of,
-    network,
-    run,
-    train,
-    whole,
-)
+from benchmarks.divided_networks import Attention, divided, network
+from benchmarks.processes import alone, batch, compared, loss_of, run, train, whole
 from ngopt import NGOptimizer
 
 STEPS = 60
