@@ -18,6 +18,7 @@ from meta_train.problems.images import images
 from meta_train.problems.text import VOCABULARY, next_characters
 
 VALIDATION = 512  # examples
+TEXTS = 96  # windows of text for validation, each with many words to predict
 IMAGES = 10_000  # of a data set that are used
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -39,7 +40,8 @@ class Task:
 
 def _split(inputs: Tensor, targets: Tensor, loss: Loss, outputs: int) -> Task:
     """The last examples are for validation."""
-    cut = len(inputs) - min(VALIDATION, len(inputs) // 4)
+    most = VALIDATION if targets.dim() == 1 or targets.is_floating_point() else TEXTS
+    cut = len(inputs) - min(most, len(inputs) // 4)
     return Task(inputs[:cut], targets[:cut], inputs[cut:], targets[cut:], loss, outputs)
 
 

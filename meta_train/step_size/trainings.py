@@ -236,7 +236,7 @@ WEIGHTS = (
     *("torch",) * 8, *("he",) * 2, *("xavier",) * 2, *("small",) * 2,
     "orthogonal", "large", "tiny", "zero head",
 )  # fmt: skip
-WORK = 1.5e9  # multiplications of one copy at most, four times as many if it is long
+WORK = 8e8  # multiplications of one copy at most, three times as many if it is long
 LONG = 1000  # steps
 SMALL_BATCH = 8
 LEAST = 20  # steps
@@ -246,7 +246,7 @@ EDGE = 1024  # columns of a matrix with a Kronecker factor, at most
 def draw(seed: int) -> Training:
     """The training of a seed, in smaller batches or fewer steps if it would be long."""
     training = _drawn(seed)
-    most = WORK * (4 if training.steps >= LONG else 1)
+    most = WORK * (3 if training.steps >= LONG else 1)
     while training.batch > SMALL_BATCH and _work(training) > most:
         training = replace(training, batch=training.batch // 2)
     steps = int(most / _work(replace(training, steps=1)))
@@ -315,8 +315,8 @@ def _log_uniform(rng: Random, low: int, high: int) -> int:
 
 
 def _steps(rng: Random) -> int:
-    """Mostly short, since they are cheap; a tenth has 1,000 steps or more."""
-    if rng.random() < 0.1:
+    """Mostly short, since they are cheap; some have 1,000 steps or more."""
+    if rng.random() < 0.07:
         return rng.choice([1000, 1500, 2000])
     return _log_uniform(rng, 20, 600)
 
