@@ -1,38 +1,43 @@
-"""Random small networks: MLPs, CNNs, transformers, recurrent and other kinds.
-
-All are built with PyTorch's initial weights; `initialize` draws others.
-"""
+"""Small networks of many kinds, with PyTorch's initial weights."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+GROUPS = 4  # of a group norm at most
+PLACES = 0.02  # standard deviation of positions, as in GPT-2
+
 
 class Sine(nn.Module):
-    """sin(frequency x), as in SIRENs (Sitzmann et al. 2020)."""
-
-    def __init__(self, frequency: float = 1.0):
-        super().__init__()
-        self.frequency = frequency
+    """As in SIRENs (Sitzmann et al. 2020)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.frequency * x).sin()
+        return x.sin()
 
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "none": nn.Identity,
     "relu": nn.ReLU,
-    "leaky": lambda: nn.LeakyReLU(0.1),
     "tanh": nn.Tanh,
     "sigmoid": nn.Sigmoid,
     "gelu": nn.GELU,
     "silu": nn.SiLU,
     "sine": Sine,
-    "softplus": nn.Softplus,
 }
+
+
+class LayerSettings(NamedTuple):
+    """Settings of hidden layers. norm: a key of `norms` below."""
+
+    width: int
+    act: Callable[[], nn.Module]
+    norm: str
+    skip: bool
 
 
 def feature_norm(name: str, width: int) -> nn.Module:
@@ -51,7 +56,7 @@ def channel_norm(name: str, width: int) -> nn.Module:
     if name == "batch":
         return nn.BatchNorm2d(width, track_running_stats=False)
     if name == "group":
-        return nn.GroupNorm(math.gcd(4, width), width)
+        return nn.GroupNorm(math.gcd(GROUPS, width), width)
     return nn.Identity()
 
 
@@ -60,91 +65,78 @@ class Layer(nn.Module):
 
     def __init__(self, linear: nn.Module, norm: nn.Module, act: nn.Module, skip: bool):
         super().__init__()
-        self.linear, self.norm, self.act, self.skip = linear, norm, act, skip
+        self.linear = linear
+        self.norm = norm
+        self.act = act
+        self.skip = skip
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.act(self.norm(self.linear(x)))
+        y = self.linear(x)
+        y = self.norm(y)
+        y = self.act(y)
         return x + y if self.skip else y
 
 
-class Reshaped(nn.Module):
-    """The outputs of a network in another shape, (b, *shape)."""
-
-    def __init__(self, network: nn.Module, shape: tuple[int, ...]):
-        super().__init__()
-        self.network, self.shape = network, shape
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x).unflatten(1, self.shape)
+def _dense(inputs: int, s: LayerSettings) -> Layer:
+    linear = nn.Linear(inputs, s.width)
+    norm = feature_norm(s.norm, s.width)
+    skip = s.skip and inputs == s.width
+    return Layer(linear, norm, s.act(), skip)
 
 
-def mlp(
-    sizes: tuple[int, int, int],
-    depth: int,
-    act: Callable[[], nn.Module],
-    norm: str,
-    skip: bool,
-) -> nn.Sequential:
-    """depth hidden layers. sizes: of inputs, hidden layers and outputs."""
-    inputs, width, outputs = sizes
-    layers: list[nn.Module] = [nn.Flatten()]
-    for i in range(depth):
-        linear = nn.Linear(width if i else inputs, width)
-        own = skip and i > 0
-        layers.append(Layer(linear, feature_norm(norm, width), act(), own))
-    return nn.Sequential(*layers, nn.Linear(width, outputs))
+def _convolution(channels: int, s: LayerSettings) -> Layer:
+    linear = nn.Conv2d(channels, s.width, 3, padding=1)
+    norm = channel_norm(s.norm, s.width)
+    skip = s.skip and channels == s.width
+    return Layer(linear, norm, s.act(), skip)
 
 
-def autoencoder(
-    sizes: tuple[int, int], depth: int, act: Callable[[], nn.Module], norm: str
-) -> nn.Sequential:
-    """Hidden layers that halve and double. sizes: of inputs and the widest layer."""
-    inputs, width = sizes
-    half = max(1, (depth + 1) // 2)
-    widths = [max(4, width >> i) for i in range(half)]
+def mlp(inputs: int, outputs: int, depth: int, s: LayerSettings) -> nn.Sequential:
+    """depth hidden layers."""
+    layers = nn.Sequential(nn.Flatten(), _dense(inputs, s))
+    for _ in range(1, depth):
+        layers.append(_dense(s.width, s))
+    return layers.append(nn.Linear(s.width, outputs))
+
+
+def autoencoder(inputs: int, depth: int, s: LayerSettings) -> nn.Sequential:
+    """Hidden layers whose widths halve and then double."""
+    widths = []
+    for i in range((depth + 1) // 2):
+        widths.append(max(4, s.width >> i))
     widths += widths[-2::-1]
-    layers: list[nn.Module] = [nn.Flatten()]
+    layers = nn.Sequential(nn.Flatten())
     before = inputs
-    for own in widths:
-        linear = nn.Linear(before, own)
-        layers.append(Layer(linear, feature_norm(norm, own), act(), False))
-        before = own
-    return nn.Sequential(*layers, nn.Linear(before, inputs))
+    for width in widths:
+        own = s._replace(width=width, skip=False)
+        layers.append(_dense(before, own))
+        before = width
+    return layers.append(nn.Linear(before, inputs))
 
 
-def cnn(
-    sizes: tuple[int, int, int],
-    depth: int,
-    act: Callable[[], nn.Module],
-    norm: str,
-    skip: bool,
-) -> nn.Sequential:
-    """depth 3x3 convolutions, pooled by two after the first and the second.
-
-    sizes: channels of the images and of hidden layers, and outputs.
-    """
-    channels, width, outputs = sizes
-    layers: list[nn.Module] = []
+def cnn(outputs: int, depth: int, s: LayerSettings) -> nn.Sequential:
+    """3x3 convolutions of gray images, pooled by two after the first and the second."""
+    layers = nn.Sequential()
+    channels = 1
     for i in range(depth):
-        linear = nn.Conv2d(width if i else channels, width, 3, padding=1)
-        own = skip and i > 0
-        layers.append(Layer(linear, channel_norm(norm, width), act(), own))
+        layers.append(_convolution(channels, s))
         if i < 2:
             layers.append(nn.MaxPool2d(2))
-    pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return nn.Sequential(*layers, *pool, nn.Linear(width, outputs))
+        channels = s.width
+    layers.append(nn.AdaptiveAvgPool2d(1))
+    layers.append(nn.Flatten())
+    return layers.append(nn.Linear(s.width, outputs))
 
 
-def denoiser(
-    sizes: tuple[int, int], depth: int, act: Callable[[], nn.Module], norm: str
-) -> nn.Sequential:
-    """Convolutions from images to images. sizes: channels of images, hidden layers."""
-    channels, width = sizes
-    layers: list[nn.Module] = []
-    for i in range(depth):
-        linear = nn.Conv2d(width if i else channels, width, 3, padding=1)
-        layers.append(Layer(linear, channel_norm(norm, width), act(), i > 0))
-    return nn.Sequential(*layers, nn.Conv2d(width, channels, 3, padding=1))
+def denoiser(depth: int, s: LayerSettings) -> nn.Sequential:
+    """Residual convolutions from gray images to gray images."""
+    s = s._replace(skip=True)
+    layers = nn.Sequential()
+    channels = 1
+    for _ in range(depth):
+        layers.append(_convolution(channels, s))
+        channels = s.width
+    return layers.append(nn.Conv2d(s.width, 1, 3, padding=1))
 
 
 class Attention(nn.Module):
@@ -152,72 +144,71 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int, causal: bool, fused: bool):
         super().__init__()
-        self.heads, self.causal = heads, causal
+        self.heads = heads
+        self.causal = causal
         sizes = [3 * width] if fused else [width] * 3
         self.qkv = nn.ModuleList(nn.Linear(width, size) for size in sizes)
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = torch.cat([linear(x) for linear in self.qkv], -1).chunk(3, -1)
-        q, k, v = (p.unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in parts)
+        qkv = torch.cat([linear(x) for linear in self.qkv], -1)
+        qkv = qkv.unflatten(-1, (3, self.heads, -1))
+        q, k, v = qkv.transpose(1, 3).unbind(2)
         # `scaled_dot_product_attention` is slow under vmap on CPUs
-        scores = q @ k.mT / q.shape[-1] ** 0.5
+        scores = q @ k.mT
+        scores = scores / q.shape[-1] ** 0.5
         if self.causal:
             later = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1)
             scores = scores.masked_fill(later, -1e4)
         y = scores.softmax(-1) @ v
-        return self.out(y.transpose(1, 2).flatten(2))
+        y = y.transpose(1, 2).flatten(2)
+        return self.out(y)
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block (Xiong et al. 2020); norm "": without norms."""
+    """A pre-norm transformer block (Xiong et al. 2020)."""
 
-    def __init__(self, width: int, norm: str, act: nn.Module, attention: Attention):
+    def __init__(self, attention: Attention, s: LayerSettings):
         super().__init__()
         self.attention = attention
-        self.norms = nn.ModuleList(feature_norm(norm, width) for _ in range(2))
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-        self.act = act
+        self.first_norm = feature_norm(s.norm, s.width)
+        self.second_norm = feature_norm(s.norm, s.width)
+        self.up = nn.Linear(s.width, 4 * s.width)
+        self.act = s.act()
+        self.down = nn.Linear(4 * s.width, s.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.norms[0](x))
-        return x + self.down(self.act(self.up(self.norms[1](x))))
-
-
-class Transformer(nn.Module):
-    """Blocks between an embedding of tokens or image patches and a head."""
-
-    def __init__(self, embed: nn.Module, blocks: nn.Module, head: nn.Module):
-        super().__init__()
-        self.embed, self.blocks, self.head = embed, blocks, head
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.blocks(self.embed(x)))
+        y = self.first_norm(x)
+        x = x + self.attention(y)
+        y = self.second_norm(x)
+        y = self.act(self.up(y))
+        return x + self.down(y)
 
 
 class Tokens(nn.Module):
-    """Embeddings of tokens and their positions."""
+    """Embeddings of words and their positions."""
 
     def __init__(self, words: int, length: int, width: int):
         super().__init__()
         self.words = nn.Embedding(words, width)
-        self.positions = nn.Parameter(0.02 * torch.randn(length, width))
+        self.positions = nn.Parameter(PLACES * torch.randn(length, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.words(x) + self.positions[: x.shape[1]]
+        return self.words(x) + self.positions
 
 
 class Patches(nn.Module):
-    """Embeddings of the square patches of an image and of their positions."""
+    """Embeddings of square patches of gray images and their positions."""
 
-    def __init__(self, channels: int, side: int, patch: int, width: int):
+    def __init__(self, side: int, patch: int, width: int):
         super().__init__()
-        self.project = nn.Conv2d(channels, width, patch, patch)
+        self.project = nn.Conv2d(1, width, patch, patch)
         count = (side // patch) ** 2
-        self.positions = nn.Parameter(0.02 * torch.randn(count, width))
+        self.positions = nn.Parameter(PLACES * torch.randn(count, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.project(x).flatten(2).mT + self.positions
+        patches = self.project(x).flatten(2)
+        return patches.mT + self.positions
 
 
 class MeanHead(nn.Module):
@@ -225,14 +216,16 @@ class MeanHead(nn.Module):
 
     def __init__(self, width: int, outputs: int):
         super().__init__()
-        self.norm, self.linear = nn.LayerNorm(width), nn.Linear(width, outputs)
+        self.norm = nn.LayerNorm(width)
+        self.linear = nn.Linear(width, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.norm(x).mean(1))
+        x = self.norm(x).mean(1)
+        return self.linear(x)
 
 
 class WordHead(nn.Module):
-    """Logits of words, (b, words, length)."""
+    """Logits of the next word at each position, (b, words, length)."""
 
     def __init__(self, width: int, words: int, norm: str):
         super().__init__()
@@ -240,61 +233,62 @@ class WordHead(nn.Module):
         self.linear = nn.Linear(width, words, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.norm(x)).mT
+        x = self.norm(x)
+        return self.linear(x).mT
 
 
 class Recurrent(nn.Module):
-    """An LSTM or GRU that predicts the next word, logits (b, words, length)."""
+    """An LSTM or GRU for the next word at each position, (b, words, length)."""
 
-    def __init__(self, kind: str, words: int, width: int, depth: int):
+    def __init__(self, layer: type[nn.Module], words: int, width: int, depth: int):
         super().__init__()
         self.words = nn.Embedding(words, width)
-        layer = {"lstm": nn.LSTM, "gru": nn.GRU}[kind]
         self.layers = layer(width, width, depth, batch_first=True)
         self.head = nn.Linear(width, words)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden, _ = self.layers(self.words(x))
+        x = self.words(x)
+        hidden, _ = self.layers(x)
         return self.head(hidden).mT
 
 
 class Experts(nn.Module):
     """A mixture of MLPs, weighted by a gate (Jacobs et al. 1991)."""
 
-    def __init__(
-        self, sizes: tuple[int, int, int], act: Callable[[], nn.Module], count: int
-    ):
+    def __init__(self, inputs: int, outputs: int, count: int, s: LayerSettings):
         super().__init__()
-        inputs, width, outputs = sizes
-        self.embed = nn.Linear(inputs, width)
-        self.gate = nn.Linear(width, count)
+        self.embed = nn.Linear(inputs, s.width)
+        self.gate = nn.Linear(s.width, count)
         self.experts = nn.ModuleList()
         for _ in range(count):
-            up, down = nn.Linear(width, width), nn.Linear(width, width)
-            self.experts.append(nn.Sequential(up, act(), down))
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, outputs)
+            up = nn.Linear(s.width, s.width)
+            down = nn.Linear(s.width, s.width)
+            self.experts.append(nn.Sequential(up, s.act(), down))
+        self.norm = nn.LayerNorm(s.width)
+        self.head = nn.Linear(s.width, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x.flatten(1))
         shares = self.gate(x).softmax(-1)
         mixed = torch.stack([expert(x) for expert in self.experts], -1)
-        return self.head(self.norm(x + (mixed * shares.unsqueeze(1)).sum(-1)))
+        mixed = mixed * shares.unsqueeze(1)
+        x = self.norm(x + mixed.sum(-1))
+        return self.head(x)
 
 
 class Factors(nn.Module):
     """Dot products of the embeddings of two items, (b,)."""
 
-    def __init__(self, rows: int, columns: int, width: int):
+    def __init__(self, items: int, width: int):
         super().__init__()
-        self.rows, self.columns = (
-            nn.Embedding(rows, width),
-            nn.Embedding(columns, width),
-        )
-        self.row_bias = nn.Embedding(rows, 1)
+        self.rows = nn.Embedding(items, width)
+        self.columns = nn.Embedding(items, width)
+        self.row_bias = nn.Embedding(items, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        left, right = self.rows(x[:, 0]), self.columns(x[:, 1])
-        return (left * right).sum(-1) + self.row_bias(x[:, 0]).squeeze(-1)
+        row, column = x.unbind(1)
+        product = self.rows(row) * self.columns(column)
+        return product.sum(-1) + self.row_bias(row).squeeze(-1)
 
 
 class Bag(nn.Module):
@@ -302,10 +296,12 @@ class Bag(nn.Module):
 
     def __init__(self, words: int, width: int, outputs: int):
         super().__init__()
-        self.words, self.head = nn.Embedding(words, width), nn.Linear(width, outputs)
+        self.words = nn.Embedding(words, width)
+        self.head = nn.Linear(width, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.words(x).mean(1))
+        mean = self.words(x).mean(1)
+        return self.head(mean)
 
 
 class Vectors(nn.Module):
@@ -319,8 +315,23 @@ class Vectors(nn.Module):
         self.shift = nn.Parameter(torch.zeros(inputs))
         self.out_scale = nn.Parameter(torch.ones(outputs))
         self.out_shift = nn.Parameter(torch.zeros(outputs))
-        self.register_buffer("fixed", torch.randn(outputs, inputs) / inputs**0.5)
+        fixed = torch.randn(outputs, inputs)
+        self.register_buffer("fixed", fixed / inputs**0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = x.flatten(1) * self.scale + self.shift
-        return hidden @ self.fixed.mT * self.out_scale + self.out_shift
+        x = x.flatten(1)
+        hidden = x * self.scale + self.shift
+        y = hidden @ self.fixed.mT
+        return y * self.out_scale + self.out_shift
+
+
+@torch.no_grad()
+def initialize_siren(model: nn.Module) -> None:
+    """As in Sitzmann et al. 2020, section 3.2, at frequency 1 in the hidden layers."""
+    first = True
+    for module in model.modules():
+        if not isinstance(module, nn.Linear):
+            continue
+        bound = 15.0 if first else (6 / module.in_features) ** 0.5
+        module.weight.uniform_(-bound, bound)
+        first = False

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from random import Random
 
 import torch
@@ -13,8 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.random import derive_seed, seeded
-from meta_train.step_size import networks
-from meta_train.step_size.networks import ACTIVATIONS
+from meta_train.step_size.families import FAMILIES
 from meta_train.step_size.tasks import Task, make_task
 
 STARTS = "new", "tuned", "adapter"
@@ -75,167 +73,11 @@ class Training:
         return torch.randint(count, (self.batch,), generator=generator)
 
 
-@dataclass(frozen=True)
-class Family:
-    """Networks of a kind. weight: how often they are drawn, relative to others."""
-
-    weight: float
-    tasks: tuple[str, ...]
-    build: Callable[[Training], nn.Module]
-    norms: tuple[str, ...] = ("",)
-    depths: tuple[int, int] = (1, 1)
-    widths: tuple[int, int] = (16, 64)
-    activations: tuple[str, ...] = ("relu", "relu", "gelu", "tanh", "silu")
-
-
-def _act(training: Training) -> Callable[[], nn.Module]:
-    return ACTIVATIONS[training.activation]
-
-
-def _sizes(training: Training) -> tuple[int, int, int]:
-    """Numbers of inputs, hidden neurons and outputs."""
-    inputs = training.task.inputs[0].numel()
-    return inputs, training.width, training.task.outputs
-
-
-def _mlp(t: Training) -> nn.Module:
-    model = networks.mlp(_sizes(t), t.depth, _act(t), t.norm, t.skip)
-    if t.activation == "sine":
-        _initialize_siren(model)
-    return model
-
-
-def _autoencoder(t: Training) -> nn.Module:
-    sizes = t.task.inputs[0].numel(), t.width
-    return networks.autoencoder(sizes, t.depth, _act(t), t.norm)
-
-
-def _cnn(t: Training) -> nn.Module:
-    sizes = t.task.inputs.shape[1], t.width, t.task.outputs
-    return networks.cnn(sizes, t.depth, _act(t), t.norm, t.skip)
-
-
-def _denoiser(t: Training) -> nn.Module:
-    return networks.denoiser((1, t.width), t.depth, _act(t), t.norm)
-
-
-def _blocks(t: Training, causal: bool) -> nn.Module:
-    blocks = []
-    for _ in range(t.depth):
-        heads = 2 if t.width < 48 else 4
-        attention = networks.Attention(t.width, heads, causal, fused=t.seed % 2 == 0)
-        blocks.append(networks.Block(t.width, t.norm, _act(t)(), attention))
-    return nn.Sequential(*blocks)
-
-
-def _vit(t: Training) -> nn.Module:
-    embed = networks.Patches(1, 14, 4, t.width)
-    head = networks.MeanHead(t.width, t.task.outputs)
-    return networks.Transformer(embed, _blocks(t, causal=False), head)
-
-
-def _gpt(t: Training) -> nn.Module:
-    words, length = t.task.outputs, t.task.inputs.shape[1]
-    embed = networks.Tokens(words, length, t.width)
-    head = networks.WordHead(t.width, words, t.norm)
-    if t.skip:  # tied embeddings
-        head.linear.weight = embed.words.weight
-    return networks.Transformer(embed, _blocks(t, causal=True), head)
-
-
-def _recurrent(t: Training, kind: str) -> nn.Module:
-    return networks.Recurrent(kind, t.task.outputs, t.width, t.depth)
-
-
-def _experts(t: Training) -> nn.Module:
-    return networks.Experts(_sizes(t), _act(t), 4)
-
-
-def _factors(t: Training) -> nn.Module:
-    return networks.Factors(t.task.outputs, t.task.outputs, t.width)
-
-
-def _bag(t: Training) -> nn.Module:
-    words = int(t.task.inputs.max()) + 1
-    return networks.Bag(words, t.width, t.task.outputs)
-
-
-def _vectors(t: Training) -> nn.Module:
-    return networks.Vectors(t.task.inputs[0].numel(), t.task.outputs)
-
-
-PLAIN = "", "layer", "batch"
-TEXTS = "characters", "markov"
-FAMILIES = {
-    "mlp": Family(
-        5,
-        ("small images", "clusters", "teacher", "table"),
-        _mlp,
-        PLAIN,
-        (1, 6),
-        (16, 96),
-    ),
-    "deep mlp": Family(
-        2,
-        ("small images", "clusters", "teacher"),
-        _mlp,
-        ("", "", "layer"),
-        (8, 24),
-        (16, 48),
-    ),
-    "function": Family(
-        2,
-        ("picture", "curve"),
-        _mlp,
-        depths=(2, 5),
-        activations=("sine", "sine", "tanh", "relu", "gelu"),
-    ),
-    "contrast": Family(0.7, ("contrast",), _mlp, PLAIN, (1, 4)),
-    "autoencoder": Family(
-        1.5,
-        ("pixels",),
-        _autoencoder,
-        PLAIN,
-        (1, 6),
-        (32, 96),
-        ("relu", "tanh", "sigmoid", "gelu"),
-    ),
-    "cnn": Family(3, ("images",), _cnn, ("", "batch", "group"), (2, 6), (8, 24)),
-    "denoiser": Family(
-        0.7, ("noisy images",), _denoiser, ("", "batch", "group"), (2, 4), (8, 16)
-    ),
-    "vit": Family(
-        1.5, ("images",), _vit, ("layer", "layer", "rms", ""), (1, 4), (16, 48)
-    ),
-    "gpt": Family(3, TEXTS, _gpt, ("layer", "layer", "rms", ""), (1, 4), (16, 48)),
-    "lstm": Family(
-        0.6,
-        TEXTS,
-        partial(_recurrent, kind="lstm"),
-        depths=(1, 2),
-        widths=(16, 40),
-        activations=("tanh",),
-    ),
-    "gru": Family(
-        0.4,
-        TEXTS,
-        partial(_recurrent, kind="gru"),
-        depths=(1, 2),
-        widths=(16, 40),
-        activations=("tanh",),
-    ),
-    "experts": Family(1, ("small images", "clusters"), _experts, widths=(16, 48)),
-    "factors": Family(
-        0.8, ("ratings",), _factors, widths=(4, 16), activations=("none",)
-    ),
-    "bag": Family(0.7, ("bags",), _bag, widths=(8, 32), activations=("none",)),
-    "vectors": Family(0.4, ("teacher", "clusters"), _vectors, activations=("none",)),
-}
 TRAINED = "mlp", "cnn", "vit", "gpt", "autoencoder"  # families that are tuned
-WEIGHTS = (
-    *("torch",) * 8, *("he",) * 2, *("xavier",) * 2, *("small",) * 2,
-    "orthogonal", "large", "tiny", "zero head",
-)  # fmt: skip
+USUAL = ["torch"] * 8 + ["he"] * 2 + ["xavier"] * 2 + ["small"] * 2
+WEIGHTS = [*USUAL, "orthogonal", "large", "tiny", "zero head"]  # initial weights
+UNBIASED = "he", "xavier", "small"  # with biases of zero
+SCALES = {"large": 2.0, "tiny": 0.3}  # of PyTorch's weights
 WORK = 8e8  # multiplications of one copy at most, three times as many if it is long
 LONG = 1000  # steps
 SMALL_BATCH = 8
@@ -346,20 +188,10 @@ def initialize(model: nn.Module, name: str) -> None:
             nn.init.orthogonal_(weight)
         else:
             with torch.no_grad():
-                weight.mul_({"large": 2.0, "tiny": 0.3}[name])
-        if bias is not None and name in ("he", "xavier", "small"):
+                weight.mul_(SCALES[name])
+        if bias is not None and name in UNBIASED:
             nn.init.zeros_(bias)
     if name == "small":
         for module in model.modules():
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
-
-
-@torch.no_grad()
-def _initialize_siren(model: nn.Module) -> None:
-    """As in Sitzmann et al. 2020, section 3.2, at frequency 1 in the hidden layers."""
-    linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    linear[0].weight.uniform_(-15.0, 15.0)
-    for module in linear[1:]:
-        bound = (6 / module.in_features) ** 0.5
-        module.weight.uniform_(-bound, bound)

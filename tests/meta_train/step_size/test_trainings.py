@@ -5,8 +5,9 @@ from collections import Counter
 import torch
 
 from meta_train.step_size.collect import Config, main
+from meta_train.step_size.families import FAMILIES
 from meta_train.step_size.starts import other_task
-from meta_train.step_size.trainings import FAMILIES, draw
+from meta_train.step_size.trainings import draw
 from tests.meta_train.step_size.test_copies import TRAININGS
 
 from harness.run_store import read_lines  # isort: skip
