@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from random import Random
 
 import torch
@@ -45,6 +45,7 @@ def _split(inputs: Tensor, targets: Tensor, loss: Loss, outputs: int) -> Task:
     return Task(inputs[:cut], targets[:cut], inputs[cut:], targets[cut:], loss, outputs)
 
 
+@lru_cache(2)
 def make_task(name: str, seed: int, examples: int, noise: float) -> Task:
     """examples: in training and validation. noise: share of random labels, or
     standard deviation of noise in targets."""

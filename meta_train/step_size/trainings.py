@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
 from random import Random
 
 import torch
@@ -51,7 +50,7 @@ class Training:
             parts.append(self.start)
         return "/".join(parts)
 
-    @cached_property
+    @property
     def task(self) -> Task:
         seed = derive_seed(self.seed, 1) % 2**62
         return make_task(self.task_name, seed, self.examples, self.noise)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 
@@ -46,6 +47,26 @@ def write_averages(params: Sequence[Tensor], state: Mapping[Tensor, Record]) -> 
         real(local(p)).copy_(state[p][AVERAGE])
     if are_divided(params):
         free_gathered()
+
+
+@contextmanager
+def unchanged(params: Sequence[Tensor]) -> Iterator[None]:
+    """Warns at the end if parameters were changed."""
+    before = _versions(params)
+    yield
+    if _versions(params) != before:
+        warnings.warn(
+            "NGOptimizer: parameters were changed within averaged(), as by step(); "
+            "these changes are lost. Train outside of it.",
+            stacklevel=4,
+        )
+
+
+def _versions(params: Sequence[Tensor]) -> list[int]:
+    versions = []
+    for p in map(local, params):
+        versions.append(0 if p.is_inference() else p._version)
+    return versions
 
 
 @contextmanager

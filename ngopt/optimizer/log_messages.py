@@ -19,7 +19,8 @@ from ngopt.optimizer.param_groups import Group, is_scheduled
 
 logger = logging.getLogger("ngopt")
 
-SMALL_LR = 0.02  # a smaller lr is probably meant as a step size
+SMALL_LR = 0.15  # a smaller lr is probably meant as a step size
+LARGE_LR = 10  # a larger lr is probably meant as total_steps
 FIRST_STEPS = 3  # in which settings are checked
 LISTED_UNCONNECTED = 5  # names in the line about a graph
 ZERO_FILE = "zero_redundancy_optimizer.py"  # of torch.distributed.optim
@@ -46,11 +47,7 @@ class Messages:
         elif any("max_lr" in group for group in groups):
             self.check_lr(max(self._largest_lr, _largest(groups, "max_lr")))
         if is_scheduled(groups) and self._is_first("schedule"):
-            logger.info(
-                "NGOptimizer: an attached scheduler replaces the schedule of the "
-                "weights. Without a scheduler, total_steps gives a warm-up and a decay "
-                "to zero."
-            )
+            _report_scheduler(groups[0]["total_steps"])
 
     def check_new(self, groups: Sequence[Group]) -> None:
         self.check_lr(_largest(groups, "lr"))
@@ -62,6 +59,11 @@ class Messages:
                 f"lr = {largest:g} multiplies the update, so that training is "
                 f"{1 / largest:.0f} times slower. Use lr=1.0, the default; a scheduler "
                 "multiplies it by numbers up to 1."
+            )
+        if LARGE_LR < largest < inf and self._is_first("lr"):
+            _warn(
+                f"lr = {largest:g} multiplies the update, so that trainings diverge. "
+                "Use lr=1.0, the default. For the number of steps, pass total_steps=."
             )
 
     def warn_of_ignored(self, keys: Iterable[str]) -> None:
@@ -95,6 +97,19 @@ def _largest(groups: Sequence[Group], *keys: str) -> float:
 
 def _warn(text: str) -> None:
     warnings.warn(f"NGOptimizer: {text}", stacklevel=5)
+
+
+def _report_scheduler(total_steps: int | None) -> None:
+    if total_steps is not None:
+        _warn(
+            f"an attached scheduler replaces the schedule of total_steps={total_steps},"
+            " which is better in most trainings. Leave out the scheduler."
+        )
+        return
+    logger.info(
+        "NGOptimizer: an attached scheduler replaces the schedule of the weights. "
+        "Without a scheduler, total_steps gives a warm-up and a decay to zero."
+    )
 
 
 def name_of(weights: Any) -> str:

@@ -23,7 +23,12 @@ from ngopt.optimizer.arguments import (
     check_settings,
     complete_new_group,
 )
-from ngopt.optimizer.averages import averaged_parameters, restored, write_averages
+from ngopt.optimizer.averages import (
+    averaged_parameters,
+    restored,
+    unchanged,
+    write_averages,
+)
 from ngopt.optimizer.binding import Binding
 from ngopt.optimizer.graph_parameters import GraphParameters
 from ngopt.optimizer.graph_source import (
@@ -244,9 +249,11 @@ class NGOptimizer(Optimizer):
         >>> with opt.averaged():
         ...     accuracy = evaluate(model)
         """
-        with restored(averaged_parameters(self.param_groups, self.state)):
+        params = averaged_parameters(self.param_groups, self.state)
+        with restored(params):
             self.load_average()
-            yield
+            with unchanged(params):
+                yield
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch. Processes that share the parameters must all call it; the state

@@ -85,6 +85,16 @@ class TestHorizons:
         step(model, opt, inputs)
         assert "average" not in opt.state[model[0].weight]
 
+    def test_steps_within_an_average_are_lost_with_a_warning(self):
+        model = mlp(4, 5, 3)
+        opt = NGOptimizer(model.parameters())
+        inputs = torch.randn(8, 4)
+        step(model, opt, inputs)
+        before = model[0].weight.detach().clone()
+        with pytest.warns(UserWarning, match="these changes are lost"), opt.averaged():
+            step(model, opt, inputs)
+        assert torch.equal(model[0].weight, before)
+
     def test_one_that_is_taken_back_begins_an_average(self):
         model = mlp(4, 5, 3)
         opt = NGOptimizer(model.parameters(), total_steps=20)
