@@ -33,7 +33,7 @@ def test_resume_is_bit_identical(metanet, dtype, tmp_path):
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     resumed = network(dtype)
     resumed.load_state_dict(saved["model"])
-    other = NGOptimizer(resumed.parameters(), lr=0.1, weights=metanet)
+    other = NGOptimizer(resumed.parameters(), lr=0.2, weights=metanet)
     untouched = copy.deepcopy(saved["opt"])
     other.load_state_dict(saved["opt"])
     train(resumed, other, range(3, 6), dtype)
