@@ -50,16 +50,23 @@ def write_averages(params: Sequence[Tensor], state: Mapping[Tensor, Record]) -> 
 
 
 @contextmanager
-def unchanged(params: Sequence[Tensor]) -> Iterator[None]:
-    """Warns at the end if parameters were changed."""
-    before = _versions(params)
-    yield
-    if _versions(params) != before:
-        warnings.warn(
-            "NGOptimizer: parameters were changed within averaged(), as by step(); "
-            "these changes are lost. Train outside of it.",
-            stacklevel=4,
-        )
+def averages_written(
+    params: Sequence[Tensor], state: Mapping[Tensor, Record]
+) -> Iterator[None]:
+    """Writes averages into parameters, and restores the parameters at the end.
+
+    Warns if they were changed in between.
+    """
+    with _restored(params):
+        write_averages(params, state)
+        before = _versions(params)
+        yield
+        if _versions(params) != before:
+            warnings.warn(
+                "NGOptimizer: parameters were changed within averaged(), as by step(); "
+                "these changes are lost. Train outside of it.",
+                stacklevel=5,
+            )
 
 
 def _versions(params: Sequence[Tensor]) -> list[int]:
@@ -70,7 +77,7 @@ def _versions(params: Sequence[Tensor]) -> list[int]:
 
 
 @contextmanager
-def restored(params: Sequence[Tensor]) -> Iterator[None]:
+def _restored(params: Sequence[Tensor]) -> Iterator[None]:
     """Restores the values of parameters at the end."""
     saved = []
     for p in map(local, params):

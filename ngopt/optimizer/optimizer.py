@@ -25,8 +25,7 @@ from ngopt.optimizer.arguments import (
 )
 from ngopt.optimizer.averages import (
     averaged_parameters,
-    restored,
-    unchanged,
+    averages_written,
     write_averages,
 )
 from ngopt.optimizer.binding import Binding
@@ -175,9 +174,8 @@ class NGOptimizer(Optimizer):
         return {**super().__getstate__(), **own}
 
     def __repr__(self) -> str:
-        line = "graph: known after the first forward"
-        if not self._awaits_forward():
-            line = describe(self.graph)
+        is_known = not self._awaits_forward()
+        line = describe(self.graph) if is_known else "graph: known after a forward"
         text = super().__repr__().replace(self.defaults["weights"], self._weights_name)
         return f"{text}\n{line}"
 
@@ -250,10 +248,8 @@ class NGOptimizer(Optimizer):
         ...     accuracy = evaluate(model)
         """
         params = averaged_parameters(self.param_groups, self.state)
-        with restored(params):
-            self.load_average()
-            with unchanged(params):
-                yield
+        with averages_written(params, self.state):
+            yield
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch. Processes that share the parameters must all call it; the state

@@ -50,7 +50,7 @@ def expected_graph(model):
 def test_the_first_forward_shows_the_inputs():
     model = Parallel()
     opt = optimizer(model.parameters(), model=model)
-    assert repr(opt).endswith("graph: known after the first forward")
+    assert repr(opt).endswith("graph: known after a forward")
     forward_backward(model)
     assert not model._forward_pre_hooks
     opt.step()
@@ -149,7 +149,7 @@ def test_forwards_under_torch_func_do_not_count():
 def test_lazy_modules(how):
     model = nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.LazyLinear(2))
     opt = optimizer(model.parameters(), **({"model": model} if how == "model" else {}))
-    assert repr(opt).endswith("graph: known after the first forward")
+    assert repr(opt).endswith("graph: known after a forward")
     model(torch.randn(5, 3)).sum().backward()
     opt.step()
     assert repr(opt).endswith("26 parameters in 4 tensors, all connected")
