@@ -68,24 +68,23 @@ def _of_shapes(table: Table) -> dict[str, float]:
     for i in matrices:
         blocks += sum(block.view.shape[0] > 1 for block in table.roles[i].blocks)
     biases = sum(role.role == "bias" for role in table.roles)
-    found = {
-        "log matrices": depth,
-        "norms per matrix": norm_share,
-        "log matrices without norms": depth * (not table.norms),
-        "deep without norms": max(count - 6, 0) ** 0.5 * (not table.norms),
-        "log elements": math.log(total),
-        "mean log fan": _mean(fans),
-        "largest log fan": max(fans, default=0.0),
-        "mean log rows": _mean(rows),
-        "share of convolutions": kernels / count,
-        "share of blocks": blocks / count,
-        "biases per matrix": biases / count,
-        "share of vectors": 1 - table.numel(matrices) / total,
-        "no matrices": float(not matrices),
-        "share of tables": table.numel(table.of_role("embedding")) / total,
-        "has tables": float(bool(table.of_role("embedding"))),
-        "share of output": table.numel(table.of_role("output")) / total,
-    }
+    found = {}
+    found["log matrices"] = depth
+    found["norms per matrix"] = norm_share
+    found["log matrices without norms"] = depth * (not table.norms)
+    found["deep without norms"] = max(count - 6, 0) ** 0.5 * (not table.norms)
+    found["log elements"] = math.log(total)
+    found["mean log fan"] = _mean(fans)
+    found["largest log fan"] = max(fans, default=0.0)
+    found["mean log rows"] = _mean(rows)
+    found["share of convolutions"] = kernels / count
+    found["share of blocks"] = blocks / count
+    found["biases per matrix"] = biases / count
+    found["share of vectors"] = 1 - table.numel(matrices) / total
+    found["no matrices"] = float(not matrices)
+    found["share of tables"] = table.numel(table.of_role("embedding")) / total
+    found["has tables"] = float(bool(table.of_role("embedding")))
+    found["share of output"] = table.numel(table.of_role("output")) / total
     outputs = table.of_role("output")
     found["log outputs"] = math.log(len(table.params[outputs[-1]])) if outputs else 0.0
     return found
@@ -103,15 +102,15 @@ def _of_weights(table: Table) -> dict[str, float]:
         excesses.append(float(spectral_excess(p)))
     zeros = sum(size < -9 for size in sizes)
     nonzero = [size for size in sizes if size >= -9]
-    return {
-        "mean log size": _mean(nonzero),
-        "least log size": min(nonzero, default=0.0),
-        "largest log size": max(nonzero, default=0.0),
-        "first log size": max(sizes[0], -9.0) if sizes else 0.0,
-        "last log size": max(sizes[-1], -9.0) if sizes else 0.0,
-        "zero matrices": zeros / max(len(sizes), 1),
-        "mean excess": _mean(excesses),
-    }
+    found = {}
+    found["mean log size"] = _mean(nonzero)
+    found["least log size"] = min(nonzero, default=0.0)
+    found["largest log size"] = max(nonzero, default=0.0)
+    found["first log size"] = max(sizes[0], -9.0) if sizes else 0.0
+    found["last log size"] = max(sizes[-1], -9.0) if sizes else 0.0
+    found["zero matrices"] = zeros / max(len(sizes), 1)
+    found["mean excess"] = _mean(excesses)
+    return found
 
 
 def _of_gradients(table: Table) -> dict[str, float]:
@@ -133,18 +132,18 @@ def _of_gradients(table: Table) -> dict[str, float]:
     slope, spread = _line(depths, norms)
     vectors = [i for i in range(len(table.params)) if i not in table.matrices]
     share = _log_share(table, vectors)
-    return {
-        "slope of gradients": slope,
-        "spread of gradients": spread,
-        "mean log rank": _mean(ranks),
-        "first log rank": ranks[0] if ranks else 0.0,
-        "last log rank": ranks[-1] if ranks else 0.0,
-        "share of zeros": _mean(zeros),
-        "largest share of zeros": max(zeros, default=0.0),
-        "tails": _mean(tails),
-        "vectors' log share": share,
-        "matrices without gradient": 1 - len(norms) / max(len(table.matrices), 1),
-    }
+    found = {}
+    found["slope of gradients"] = slope
+    found["spread of gradients"] = spread
+    found["mean log rank"] = _mean(ranks)
+    found["first log rank"] = ranks[0] if ranks else 0.0
+    found["last log rank"] = ranks[-1] if ranks else 0.0
+    found["share of zeros"] = _mean(zeros)
+    found["largest share of zeros"] = max(zeros, default=0.0)
+    found["tails"] = _mean(tails)
+    found["vectors' log share"] = share
+    found["matrices without gradient"] = 1 - len(norms) / max(len(table.matrices), 1)
+    return found
 
 
 def _log_rank(grad: Tensor) -> float:
