@@ -190,6 +190,7 @@ def test_hydra_makes_it():
     assert optimizer.param_groups[0]["total_steps"] == 10
 
 
+@pytest.mark.filterwarnings("ignore")  # of lightning and jsonargparse
 def test_lightning_cli_makes_it(tmp_path, monkeypatch):
     lightning = pytest.importorskip("lightning.pytorch")
     pytest.importorskip("jsonargparse")
