@@ -18,7 +18,7 @@ from ngopt.race.report import Result, table, write_report
 from ngopt.race.training import Run, train
 
 TUNING_SEED = 1_000_000  # a seed of its own
-LOG_PAUSES = {"mininterval": 60.0, "maxinterval": 60.0}  # seconds, if no terminal
+LOG_PAUSE = 60.0  # seconds between lines of progress, if stderr is no terminal
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,11 @@ def run(path: str, settings: Settings) -> list[Result]:
     count = sum(len(one.rates) + settings.seeds for one in contestants)
     begin = time.perf_counter()
     results = []
-    pauses = {} if sys.stderr.isatty() else LOG_PAUSES
-    with tqdm(total=count * settings.steps, unit="step", **pauses) as bar:
+    pause = 0.1 if sys.stderr.isatty() else LOG_PAUSE
+    total = count * settings.steps
+    with tqdm(
+        total=total, unit="step", mininterval=pause, maxinterval=max(pause, 10.0)
+    ) as bar:
         for contestant in contestants:
             results.append(_result(problem, contestant, settings, bar))
     title = f"{problem.name}, {settings.steps} steps, {settings.seeds} seed(s)"
