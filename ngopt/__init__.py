@@ -1,4 +1,7 @@
-"""ngopt: a torch optimizer without a learning rate to tune, and a neural-graph core."""
+"""ngopt: a torch optimizer without a learning rate to tune, and graphs of networks.
+
+Nothing in the default is learned. Bundled research weights are learned optimizers.
+"""
 
 from ngopt.graph import NeuralGraph, build_graph, register_rule
 from ngopt.optimizer import NGOptimizer

@@ -14,7 +14,9 @@ import torch
 
 from ngopt.graph import __main__ as graph_command
 from ngopt.pretrained import list_pretrained, load_pretrained, weights_hash
+from ngopt.race.optimizers import CONTESTANTS
 
+DEFAULT = "(default: %(default)s)"
 FAILED = 2  # exit status after an error
 LISTED = "name", "kind", "class", "parameters", "sha256"  # by `ngopt list`
 
@@ -59,11 +61,24 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_race_options(race: argparse.ArgumentParser) -> None:
     race.add_argument("problem", help="module with model(), batches(), loss()")
-    race.add_argument("--optimizers", nargs="+", default=["adamw", "muon", "ngopt"])
-    race.add_argument("--steps", type=int, default=300)
-    race.add_argument("--seeds", type=int, default=1, help="runs at the best rate")
-    race.add_argument("--device", default="cpu")
-    race.add_argument("--folder", type=Path, default=Path("runs/race"))
+    race.add_argument(
+        "--optimizers",
+        nargs="+",
+        metavar="NAME",
+        default=["adamw", "muon", "ngopt"],
+        help=f"of {', '.join(CONTESTANTS)} (default: adamw muon ngopt)",
+    )
+    race.add_argument("--steps", type=int, default=300, help=f"of a run {DEFAULT}")
+    race.add_argument(
+        "--seeds", type=int, default=1, help=f"runs at the best rate {DEFAULT}"
+    )
+    race.add_argument("--device", default="cpu", help=f"of torch {DEFAULT}")
+    race.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("runs/race"),
+        help=f"of the report {DEFAULT}",
+    )
     race.add_argument("--json", action="store_true", help="print JSON, not a table")
     race.set_defaults(run=_race)
 

@@ -144,7 +144,8 @@ plt.show()
 # ## If the number of steps is not known
 #
 # Without `total_steps` the step size never decays to zero, so evaluate the running average of the weights. Inside
-# `opt.averaged()` the parameters are that average. The average has no statistics of BatchNorm; `update_bn` computes them.
+# `opt.averaged()` the parameters are that average. The average has no statistics of BatchNorm; `update_bn` computes them. It
+# overwrites the buffers, and the training ends here. [Plain torch](../recipes/torch.md) shows how to restore them.
 
 # %%
 model = make_model()

@@ -61,7 +61,7 @@ def change(
 ) -> Tensor:
     """step_size * u + weight_decay * weights.
 
-    Weights that never received a gradient have momentum 0: they only decay.
+    Weights whose gradient was always zero have momentum 0: they only decay.
     """
     u = u * (momentum != 0)
     return torch.addcmul(weights * scalars.weight_decay, u, scalars.step_size)

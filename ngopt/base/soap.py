@@ -17,7 +17,8 @@ Vectors have no factors: that is Adam with Nesterov's momentum. Differences from
 - Heads, gates and experts have Kronecker factors of their own.
 - Gradients are divided by about the RMS of the first one, clipped if they exceed their
   running RMS, and skipped if they are not finite (`ngopt.base.gradient_clipping`).
-- Weights that never receive a gradient only decay.
+- Weights whose gradient was always zero only decay. Parameters with `grad=None` do
+  not change.
 - The step size depends on fan, role and horizon (`ngopt.base.step_size`), on the RMS of
   the weights and the first gradients (`ngopt.base.first_steps`), and on the distance
   from the initial weights (`ngopt.base.step_scalars`).

@@ -1,5 +1,5 @@
 """Prints and draws the neural graph of a model:
-`python -m ngopt.graph torchvision.models:resnet18 --draw resnet18.svg`."""
+`ngopt graph torchvision.models:resnet18 --draw resnet18.svg`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     found = _Parser(
-        usage="python -m ngopt.graph module:name [--example-shape N [N ...]] "
+        usage="ngopt graph module:name [--example-shape N [N ...]] "
         "[--dtype {float32,int64}] [--draw FILE]",
         description="Shows what a model looks like as a neural graph.",
     )

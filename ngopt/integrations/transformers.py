@@ -2,11 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from collections.abc import Iterable, Mapping
+from math import ceil
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ngopt.optimizer import NGOptimizer
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+NOT_SETTINGS = "self", "params", "model"
+
+
+class TrainerOptimizer(NGOptimizer):
+    """NGOptimizer as the Trainer makes it; see `trainer_arguments`.
+
+    The Trainer would take an argument `model` for parameters, so it is `traced` here.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor | Mapping[str, Any]],
+        traced: nn.Module,
+        **settings: Any,
+    ):
+        """params: tensors or groups of the Trainer, whose weight decay is ignored.
+
+        traced: the module with these parameters, for names and the graph.
+
+        Raises ValueError if a parameter is not one of the module's.
+        """
+        given: set[Tensor] = set()
+        for item in params:
+            given.update([item] if isinstance(item, Tensor) else item["params"])
+        named = [(name, p) for name, p in traced.named_parameters() if p in given]
+        if len(named) < len(given):
+            raise ValueError(
+                "trainer_arguments: expected the model that the Trainer trains; "
+                f"{len(given) - len(named)} parameters of the Trainer are not in this "
+                f"{type(traced).__name__}. Pass the same model to both."
+            )
+        if settings.get("graph") is None:
+            settings["model"] = traced
+        super().__init__(named, **settings)
 
 
 def trainer_arguments(
@@ -15,10 +56,57 @@ def trainer_arguments(
     """The value of Trainer's `optimizer_cls_and_kwargs`.
 
     All trainable parameters form one group with the default's own weight decay. The
-    Trainer alone would set the decay to that of its arguments, 0 unless given.
+    Trainer alone would set the decay to that of its arguments, 0 unless given. The
+    graph is traced at the first training forward.
 
-    settings: other settings of NGOptimizer, such as `total_steps`. `model=` is not
-        among them, because the Trainer would take it for parameters.
+    model: the model of the Trainer. settings: other settings of NGOptimizer, such as
+        `total_steps`.
+
+    Raises ValueError if `model` is not a module. Raises TypeError for a setting that
+    NGOptimizer does not have.
     """
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    return NGOptimizer, {"params": named, **settings}
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"trainer_arguments: expected a torch.nn.Module; got "
+            f"{type(model).__name__} (model). Pass the model, not its parameters."
+        )
+    known = [
+        name
+        for name in inspect.signature(NGOptimizer.__init__).parameters
+        if name not in NOT_SETTINGS
+    ]
+    for name in settings:
+        if name not in known:
+            raise TypeError(
+                f"trainer_arguments: expected settings of {', '.join(known)}; got "
+                f"'{name}'."
+            )
+    return TrainerOptimizer, {"traced": model, **settings}
+
+
+def trainer_steps(arguments: TrainingArguments, examples: int) -> int:
+    """The number of optimizer steps of a Trainer, for `total_steps`.
+
+    It is `max_steps` of the arguments if that is set. Otherwise, with the number of
+    batches of one process,
+
+        batches = ceil(examples / (per-device batch size * number of devices))
+        steps = ceil(ceil(batches / gradient_accumulation_steps) * num_train_epochs)
+
+    With `dataloader_drop_last` the number of batches is rounded down. Tensor, sequence
+    and context parallelism and `split_batches` are not counted.
+
+    examples: in the training data set.
+
+    Raises ValueError if there are no examples.
+    """
+    if arguments.max_steps > 0:
+        return arguments.max_steps
+    if examples < 1:
+        raise ValueError(
+            f"trainer_steps: expected examples of 1 or more; got {examples}"
+        )
+    batches = examples / (arguments.train_batch_size * arguments.world_size)
+    batches = int(batches) if arguments.dataloader_drop_last else ceil(batches)
+    updates = max(ceil(batches / arguments.gradient_accumulation_steps), 1)
+    return ceil(updates * arguments.num_train_epochs)

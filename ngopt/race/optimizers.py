@@ -1,5 +1,6 @@
 """The optimizers of a race, each with the learning rates that it is tuned over.
 
+A grid grows while its best rate is at the edge: `tuned`.
 Baselines have a warm-up of 5 % of the steps and half a cosine to zero.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
@@ -23,6 +25,7 @@ WEIGHT_DECAY = 0.01
 ADAM_RATES = 1e-4, 3e-4, 1e-3, 3e-3, 1e-2
 MATRIX_RATES = 1e-3, 3e-3, 1e-2, 3e-2
 SGD_RATES = 3e-3, 1e-2, 3e-2, 1e-1
+EXTRA_RATES = 3  # at most, beyond the edges of a grid
 
 
 def _muon(model: nn.Module, lr: float) -> Optimizer:
@@ -36,12 +39,7 @@ def _muon(model: nn.Module, lr: float) -> Optimizer:
 
 
 def _soap(model: nn.Module, lr: float) -> Optimizer:
-    try:
-        heavyball = import_module("heavyball")
-    except ImportError as error:
-        raise ValueError(
-            "race: soap needs heavyball. Install it: pip install heavyball"
-        ) from error
+    heavyball = import_module("heavyball")
     return heavyball.SOAP(model.parameters(), lr=lr, weight_decay=WEIGHT_DECAY)
 
 
@@ -54,12 +52,21 @@ class Contestant:
     """An optimizer and its grid.
 
     rates: learning rates that are tried; empty if there is nothing to tune.
-    make: of a network and a rate.
+    make: of a network and a rate. needs: a module that is not part of ngopt.
     """
 
     name: str
     rates: Sequence[float]
     make: Callable[[nn.Module, float], Optimizer] | None = None
+    needs: str | None = None
+
+    def check(self) -> None:
+        """Raises ValueError if the module that it needs is missing."""
+        if self.needs is not None and find_spec(self.needs) is None:
+            raise ValueError(
+                f"race: {self.name} needs {self.needs}. Install it: "
+                f"pip install {self.needs}"
+            )
 
     def start(
         self, model: nn.Module, lr: float | None, total_steps: int
@@ -72,6 +79,42 @@ class Contestant:
         return optimizer, cosine_schedule(optimizer, total_steps, warmup)
 
 
+def tuned(
+    rates: Sequence[float], score: Callable[[float], float]
+) -> tuple[list[float], float, bool]:
+    """All rates that were tried, the best, and whether it is the largest or smallest.
+
+    While the best is at the edge, the next of 1, 3, 10, 30, ... is tried too, at most
+    `EXTRA_RATES` times. Ties and diverged runs favour the smaller rate.
+
+    score: trains at a rate and returns the loss.
+    """
+    scores = {rate: score(rate) for rate in sorted(rates)}
+    for _ in range(EXTRA_RATES):
+        best = min(scores, key=lambda rate: (scores[rate], rate))
+        if best == max(scores):
+            new = next_rate(best)
+        elif best == min(scores):
+            new = previous_rate(best)
+        else:
+            break
+        scores[new] = score(new)
+    tried = sorted(scores)
+    best = min(tried, key=lambda rate: scores[rate])
+    return tried, best, best in (tried[0], tried[-1])
+
+
+def next_rate(rate: float) -> float:
+    """The next of 1, 3, 10, 30, ..."""
+    digit, exponent = f"{rate:.0e}".split("e")
+    return float(f"3e{exponent}" if int(digit) < 3 else f"1e{int(exponent) + 1}")
+
+
+def previous_rate(rate: float) -> float:
+    digit, exponent = f"{rate:.0e}".split("e")
+    return float(f"1e{exponent}" if int(digit) > 1 else f"3e{int(exponent) - 1}")
+
+
 CONTESTANTS = {
     "ngopt": Contestant("ngopt", ()),
     "adamw": Contestant(
@@ -80,7 +123,7 @@ CONTESTANTS = {
         lambda model, lr: AdamW(model.parameters(), lr, weight_decay=WEIGHT_DECAY),
     ),
     "muon": Contestant("muon", MATRIX_RATES, _muon),
-    "soap": Contestant("soap", MATRIX_RATES, _soap),
+    "soap": Contestant("soap", MATRIX_RATES, _soap, "heavyball"),
     "sgd": Contestant(
         "sgd",
         SGD_RATES,

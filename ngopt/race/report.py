@@ -21,12 +21,17 @@ SMOOTHING = 0.95  # of the losses that are drawn
 
 @dataclass(frozen=True)
 class Result:
-    """The runs of an optimizer at its best learning rate, one a seed."""
+    """The runs of an optimizer at its best learning rate, one a seed.
+
+    tried: learning rates of the tuning. at_edge: whether the best is the largest or
+    smallest of them.
+    """
 
     optimizer: str
     lr: float | None
-    tuning_runs: int
+    tried: list[float]
     runs: list[Run]
+    at_edge: bool = False
 
     @property
     def score(self) -> float:
@@ -39,7 +44,8 @@ class Result:
 
 
 def table(results: list[Result]) -> str:
-    """Optimizers, the best first, aligned for a terminal."""
+    """Optimizers, the best first, aligned for a terminal, and a note if a best rate is
+    at the edge of those that were tried."""
     best = min(result.score for result in results)
     rows: list[tuple[str, ...]] = [HEADER]
     for result in sorted(results, key=lambda result: result.score):
@@ -50,8 +56,8 @@ def table(results: list[Result]) -> str:
             losses.append(run.train_loss)
         row = (
             result.optimizer,
-            "none" if result.lr is None else f"{result.lr:g}",
-            str(result.tuning_runs),
+            "none" if result.lr is None else f"{result.lr:g}{'*' * result.at_edge}",
+            str(len(result.tried)),
             _spread(scores),
             _spread(losses),
             f"{result.milliseconds:.1f}",
@@ -64,6 +70,8 @@ def table(results: list[Result]) -> str:
         first = row[0].ljust(widths[0])
         others = "  ".join(map(str.rjust, row[1:], widths[1:]))
         lines.append(f"{first}  {others}")
+    if any(result.at_edge for result in results):
+        lines += ["", "* the largest or smallest rate tried; others may be better"]
     return "\n".join(lines)
 
 

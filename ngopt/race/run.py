@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,13 @@ import matplotlib  # noqa: F401  a missing one is found before hours of training
 import torch
 from tqdm import tqdm
 
-from ngopt.race.optimizers import CONTESTANTS, Contestant
+from ngopt.race.optimizers import CONTESTANTS, Contestant, tuned
 from ngopt.race.problem import Problem, load_problem
 from ngopt.race.report import Result, table, write_report
 from ngopt.race.training import Run, train
 
 TUNING_SEED = 1_000_000  # a seed of its own
+LOG_PAUSE = 60.0  # seconds between lines of progress, if stderr is no terminal
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,18 @@ class Settings:
 
 def run(path: str, settings: Settings) -> list[Result]:
     """Runs the race and prints its table, or JSON."""
-    problem = load_problem(path)
     contestants = [CONTESTANTS[name] for name in settings.optimizers]
+    for contestant in contestants:
+        contestant.check()
+    problem = load_problem(path)
     count = sum(len(one.rates) + settings.seeds for one in contestants)
     begin = time.perf_counter()
     results = []
-    with tqdm(total=count * settings.steps, unit="step") as bar:
+    pause = 0.1 if sys.stderr.isatty() else LOG_PAUSE
+    total = count * settings.steps
+    with tqdm(
+        total=total, unit="step", mininterval=pause, maxinterval=max(pause, 10.0)
+    ) as bar:
         for contestant in contestants:
             results.append(_result(problem, contestant, settings, bar))
     title = f"{problem.name}, {settings.steps} steps, {settings.seeds} seed(s)"
@@ -69,16 +77,20 @@ def _result(
     problem: Problem, contestant: Contestant, settings: Settings, bar: tqdm
 ) -> Result:
     """The result of one optimizer, at the rate with the lowest loss on another seed."""
-    lr = None
+
+    def score(rate: float) -> float:
+        if rate not in contestant.rates:
+            bar.total += settings.steps
+        return _train(problem, contestant, rate, TUNING_SEED, settings, bar).score
+
+    tried: list[float] = []
+    lr, at_edge = None, False
     if contestant.rates:
-        tuning: list[Run] = []
-        for rate in contestant.rates:
-            tuning.append(_train(problem, contestant, rate, TUNING_SEED, settings, bar))
-        lr = min(tuning, key=lambda run: run.score).lr
+        tried, lr, at_edge = tuned(contestant.rates, score)
     runs = []
     for seed in range(settings.seeds):
         runs.append(_train(problem, contestant, lr, seed, settings, bar))
-    return Result(contestant.name, lr, len(contestant.rates), runs)
+    return Result(contestant.name, lr, tried, runs, at_edge)
 
 
 def _train(
@@ -90,7 +102,7 @@ def _train(
     bar: tqdm,
 ) -> Run:
     rate = "" if lr is None else f" lr {lr:g}"
-    bar.set_description(f"{contestant.name}{rate}")
+    bar.set_description(f"{contestant.name}{rate}", refresh=False)
 
     def on_step(loss: float) -> None:
         bar.update()

@@ -1,4 +1,7 @@
-"""Every Python code block of README and docs runs; a page's blocks share names."""
+"""Every Python code block of README and docs runs; a page's blocks share names.
+
+A block that needs a missing module ends its page.
+"""
 
 import re
 import socket
@@ -14,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # Modules that not every installation has.
-OPTIONAL = "accelerate", "lightning", "networkx", "timm", "torch_geometric"
+OPTIONAL = "accelerate", "lightning", "networkx", "peft", "timm", "torch_geometric"
 ONE_PROCESS = {
     "MASTER_ADDR": "localhost",
     "RANK": "0",
@@ -36,6 +39,13 @@ def modules_of(code):
     return set(re.findall(r"^(?:from|import) (\w+)", code, re.MULTILINE))
 
 
+def missing_modules(code):
+    needed = modules_of(code) & {*OPTIONAL}
+    if "Trainer(" in code:
+        needed |= {"accelerate", "transformers"}
+    return sorted(name for name in needed if find_spec(name) is None)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "page",
@@ -43,13 +53,15 @@ def modules_of(code):
     ids=lambda page: str(page.relative_to(ROOT)),
 )
 def test_code_blocks_run(page, tmp_path, monkeypatch):
-    code = "\n".join(blocks_of(page))
-    needed = modules_of(code) & {*OPTIONAL}
-    if "Trainer(" in code:
-        needed |= {"accelerate", "transformers"}
-    missing = sorted(name for name in needed if find_spec(name) is None)
-    if missing:
-        pytest.skip(f"needs {', '.join(missing)}")
+    blocks = []
+    for block in blocks_of(page):
+        missing = missing_modules(block)
+        if missing and not blocks:
+            pytest.skip(f"needs {', '.join(missing)}")
+        if missing:
+            break
+        blocks.append(block)
+    code = "\n".join(blocks)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("builtins.print", lambda *values: None)
     for name, value in {**ONE_PROCESS, "MASTER_PORT": str(free_port())}.items():

@@ -38,6 +38,18 @@ def test_graph(capsys):
     assert "built in" in capsys.readouterr().out
 
 
+def test_help_of_graph_names_the_command(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["graph", "--help"])
+    assert capsys.readouterr().out.startswith("usage: ngopt graph module:name")
+
+
+@pytest.mark.parametrize("module", ["examples.races.nothing", "harness.nothing"])
+def test_examples_need_a_checkout(module, capsys):
+    assert cli.main(["race", module]) == cli.FAILED
+    assert "in the checkout of ngopt: run there" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["graph", "race"])
 def test_modules_of_the_present_folder_are_found(
     command, tmp_path, monkeypatch, capsys

@@ -1,8 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
-from ngopt import NGOptimizer
+from ngopt import NGOptimizer, build_graph
 from ngopt.integrations import timm as timm_integration
 from ngopt.integrations import transformers as transformers_integration
 
@@ -49,26 +51,71 @@ class TestTimm:
         assert decays == {0.0, 0.1}
 
 
+def gpt(transformers):
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=8)
+    return transformers.GPT2LMHeadModel(config)
+
+
+def token_rows(count=4):
+    tokens = torch.randint(100, (count, 8))
+    return [{"input_ids": row, "labels": row} for row in tokens]
+
+
+def training_arguments(transformers, folder, **settings):
+    settings = {"report_to": [], "use_cpu": True, "save_strategy": "no", **settings}
+    return transformers.TrainingArguments(str(folder), **settings)
+
+
 class TestTransformers:
+    @pytest.fixture
+    def transformers(self):
+        pytest.importorskip("accelerate")
+        return pytest.importorskip("transformers")
+
     def test_groups_are_those_of_ngopt(self):
         model = network()
         cls, settings = transformers_integration.trainer_arguments(model)
-        assert_same(stepped(model, cls(**settings)), expected())
+        # the Trainer's groups
+        groups = [
+            {"params": [p for p in model.parameters() if p.ndim > 1]},
+            {"params": [p for p in model.parameters() if p.ndim < 2]},
+        ]
+        groups[0]["weight_decay"] = groups[1]["weight_decay"] = 0.0
+        optimizer = cls(groups, **settings)
+        assert_same(stepped(model, optimizer), expected())
+        assert [len(group["params"]) for group in optimizer.param_groups] == [6]
 
-    def test_trainer_uses_it(self, tmp_path):
-        pytest.importorskip("accelerate")
-        transformers = pytest.importorskip("transformers")
-        config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=8)
-        model = transformers.GPT2LMHeadModel(config)
-        tokens = torch.randint(100, (4, 8))
-        data = [{"input_ids": row, "labels": row} for row in tokens]
-        arguments = transformers.TrainingArguments(
-            str(tmp_path), max_steps=2, report_to=[], use_cpu=True, save_strategy="no"
-        )
+    def test_frozen_parameters_are_left_out(self):
+        model = network()
+        model[0].requires_grad_(False)
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        cls, settings = transformers_integration.trainer_arguments(model)
+        assert len(cls(trainable, **settings).param_groups[0]["params"]) == 4
+
+    def test_a_graph_of_the_user_is_used(self):
+        model = network()
+        graph = build_graph(model)
+        cls, settings = transformers_integration.trainer_arguments(model, graph=graph)
+        assert cls(model.parameters(), **settings).graph is graph
+
+    def test_mistakes(self):
+        model = network()
+        arguments = transformers_integration.trainer_arguments
+        with pytest.raises(ValueError, match="expected a torch.nn.Module; got gen"):
+            arguments(model.parameters())
+        with pytest.raises(TypeError, match="total_steps.*got 'total_step'"):
+            arguments(model, total_step=3)
+        cls, settings = arguments(network())
+        with pytest.raises(ValueError, match="6 parameters of the Trainer are not in"):
+            cls(model.parameters(), **settings)
+
+    def test_trainer_uses_it_with_a_traced_graph(self, transformers, tmp_path):
+        model = gpt(transformers)
         trainer = transformers.Trainer(
             model,
-            arguments,
-            train_dataset=data,
+            training_arguments(transformers, tmp_path, max_steps=2),
+            train_dataset=token_rows(),
             optimizer_cls_and_kwargs=transformers_integration.trainer_arguments(
                 model, total_steps=2
             ),
@@ -77,6 +124,62 @@ class TestTransformers:
         optimizer = trainer.optimizer.optimizer
         assert isinstance(optimizer, NGOptimizer)
         assert optimizer.param_groups[0]["own_weight_decay"]
+        assert not any(optimizer.graph.inferred)
+
+    def test_it_resumes_a_checkpoint_of_an_optimizer_with_model(
+        self, transformers, tmp_path
+    ):
+        model, data = gpt(transformers), token_rows()
+        settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+        arguments = training_arguments(transformers, tmp_path, **settings)
+        opt = NGOptimizer(model.named_parameters(), model=model, total_steps=4)
+        first = transformers.Trainer(
+            model, arguments, train_dataset=data, optimizers=(opt, None)
+        )
+        first.train()
+        again = gpt(transformers)
+        second = transformers.Trainer(
+            again,
+            arguments,
+            train_dataset=data,
+            optimizer_cls_and_kwargs=transformers_integration.trainer_arguments(
+                again, total_steps=4
+            ),
+        )
+        second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+        assert_same(list(again.parameters()), list(model.parameters()))
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"max_steps": 3},
+            {"num_train_epochs": 2, "gradient_accumulation_steps": 2},
+            {"num_train_epochs": 1.5, "per_device_train_batch_size": 2},
+            {"num_train_epochs": 2, "dataloader_drop_last": True},
+            {"num_train_epochs": 1, "gradient_accumulation_steps": 99},
+        ],
+        ids=str,
+    )
+    def test_number_of_steps_is_that_of_the_trainer(
+        self, transformers, tmp_path, settings
+    ):
+        settings = {"per_device_train_batch_size": 4, **settings}
+        arguments = training_arguments(transformers, tmp_path, **settings)
+        data = token_rows(22)
+        model = gpt(transformers)
+        opt = torch.optim.SGD(model.parameters(), 1e-3)
+        trainer = transformers.Trainer(
+            model, arguments, train_dataset=data, optimizers=(opt, None)
+        )
+        trainer.train()
+        steps = transformers_integration.trainer_steps(arguments, len(data))
+        assert steps == trainer.state.max_steps == trainer.state.global_step
+
+
+def test_no_examples_are_an_error():
+    arguments = SimpleNamespace(max_steps=-1)
+    with pytest.raises(ValueError, match="expected examples of 1 or more; got 0"):
+        transformers_integration.trainer_steps(arguments, 0)
 
 
 def test_hydra_makes_it():
@@ -87,6 +190,7 @@ def test_hydra_makes_it():
     assert optimizer.param_groups[0]["total_steps"] == 10
 
 
+@pytest.mark.filterwarnings("ignore")  # of lightning and jsonargparse
 def test_lightning_cli_makes_it(tmp_path, monkeypatch):
     lightning = pytest.importorskip("lightning.pytorch")
     pytest.importorskip("jsonargparse")

@@ -1,11 +1,13 @@
 import json
+import math
 
 import pytest
 import torch
 from torch import nn
 
 from ngopt import cli
-from ngopt.race.optimizers import CONTESTANTS
+from ngopt.race import optimizers as race_optimizers
+from ngopt.race.optimizers import CONTESTANTS, tuned
 from ngopt.race.problem import Problem, load_problem
 from ngopt.race.report import Result, smoothed, table
 from ngopt.race.training import Run, train
@@ -29,7 +31,8 @@ def test_a_race_prints_a_table_and_writes_a_report(tmp_path, capsys):
     assert files == {"race.json", "race.png", "race.html"}
     found = json.loads((tmp_path / "race" / "race.json").read_text())["results"]
     assert [len(one["runs"]) for one in found] == [2, 2]
-    assert found[0]["lr"] in CONTESTANTS["adamw"].rates
+    assert found[0]["lr"] in found[0]["tried"]
+    assert {*CONTESTANTS["adamw"].rates} <= {*found[0]["tried"]}
     assert found[1]["lr"] is None
 
 
@@ -89,8 +92,54 @@ def test_a_run_that_diverges_is_the_worst():
     good = Run("good", 0.1, 0, [1.0, 0.5], [1.0, 2.0])
     bad = Run("bad", 10.0, 0, [1.0, float("nan")], [1.0, 2.0])
     assert min([bad, good], key=lambda run: run.score) is good
-    text = table([Result("bad", 10.0, 1, [bad]), Result("good", 0.1, 1, [good])])
+    text = table([Result("bad", 10.0, [10.0], [bad]), Result("good", 0.1, [], [good])])
     assert text.splitlines()[1].startswith("good")
+
+
+@pytest.mark.parametrize(
+    "best, tried, at_edge",
+    [
+        (0.01, [0.003, 0.01, 0.03], False),
+        (0.1, [0.003, 0.01, 0.03, 0.1, 0.3], False),
+        (0.001, [0.0003, 0.001, 0.003, 0.01, 0.03], False),
+        (100.0, [0.003, 0.01, 0.03, 0.1, 0.3, 1.0], True),
+    ],
+)
+def test_grids_grow_until_the_best_rate_is_inside(best, tried, at_edge):
+    found = tuned([0.003, 0.01, 0.03], lambda rate: abs(math.log(rate / best)))
+    assert found[0] == tried and found[2] == at_edge
+    assert found[1] == min(best, tried[-1])
+
+
+def test_a_grid_on_which_all_runs_diverge_grows_downwards():
+    tried, best, at_edge = tuned([0.01, 0.03], lambda rate: math.inf)
+    assert tried == [0.0003, 0.001, 0.003, 0.01, 0.03]
+    assert best == 0.0003 and at_edge
+
+
+def test_a_best_rate_at_the_edge_is_marked():
+    run = Run("adamw", 0.1, 0, [1.0], [1.0])
+    text = table([Result("adamw", 0.1, [0.03, 0.1], [run], at_edge=True)])
+    assert "0.1*" in text and "largest or smallest rate tried" in text
+
+
+def test_a_missing_module_is_found_before_training(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(race_optimizers, "find_spec", lambda name: None)
+    monkeypatch.setattr(parabola, "loss", None)  # nothing is trained
+    assert race(tmp_path, "--optimizers", "adamw", "soap") == cli.FAILED
+    assert "soap needs heavyball" in capsys.readouterr().err
+
+
+def test_progress_does_not_flood_a_log(tmp_path, capsys):
+    assert race(tmp_path, "--optimizers", "adamw", "ngopt") == 0
+    assert len(capsys.readouterr().err.split("\r")) < 5
+
+
+def test_help_lists_optimizers_and_defaults(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["race", "--help"])
+    text = capsys.readouterr().out
+    assert all(name in text for name in CONTESTANTS) and "default: 300" in text
 
 
 def test_smoothing_of_a_constant_is_the_constant():
