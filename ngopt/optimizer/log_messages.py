@@ -47,7 +47,11 @@ class Messages:
         elif any("max_lr" in group for group in groups):
             self.check_lr(max(self._largest_lr, _largest(groups, "max_lr")))
         if is_scheduled(groups) and self._is_first("schedule"):
-            _report_scheduler(groups[0]["total_steps"])
+            logger.info(
+                "NGOptimizer: an attached scheduler replaces the schedule of the "
+                "weights. Without a scheduler, total_steps gives a warm-up and a decay "
+                "to zero."
+            )
 
     def check_new(self, groups: Sequence[Group]) -> None:
         self.check_lr(_largest(groups, "lr"))
@@ -97,19 +101,6 @@ def _largest(groups: Sequence[Group], *keys: str) -> float:
 
 def _warn(text: str) -> None:
     warnings.warn(f"NGOptimizer: {text}", stacklevel=5)
-
-
-def _report_scheduler(total_steps: int | None) -> None:
-    if total_steps is not None:
-        _warn(
-            f"an attached scheduler replaces the schedule of total_steps={total_steps},"
-            " which is better in most trainings. Leave out the scheduler."
-        )
-        return
-    logger.info(
-        "NGOptimizer: an attached scheduler replaces the schedule of the weights. "
-        "Without a scheduler, total_steps gives a warm-up and a decay to zero."
-    )
 
 
 def name_of(weights: Any) -> str:

@@ -1,4 +1,4 @@
-"""NGOptimizer: a learned optimizer as a `torch.optim.Optimizer`."""
+"""NGOptimizer: the default and learned optimizers as a `torch.optim.Optimizer`."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ OWN_ATTRIBUTES = (
 
 
 class NGOptimizer(Optimizer):
-    """A learned optimizer on the graph of a network; no learning rate is needed.
+    """An optimizer that reads the graph of a network; no learning rate is needed.
 
     The default is SOAP (Vyas et al. 2024) with one setting for all networks
     (`ngopt.base.soap`). For every matrix W with gradient G:
@@ -241,8 +241,9 @@ class NGOptimizer(Optimizer):
     def averaged(self) -> Iterator[None]:
         """Within, the parameters are those of `load_average`; then they are restored.
 
-        Buffers, such as BatchNorm's running statistics, are not averaged: call
-        `torch.optim.swa_utils.update_bn(batches, model)` within, before evaluation.
+        Buffers, such as BatchNorm's running statistics, are neither averaged nor
+        restored: call `torch.optim.swa_utils.update_bn(batches, model)` within, before
+        evaluation, and restore them after it.
 
         >>> with opt.averaged():
         ...     accuracy = evaluate(model)
