@@ -241,9 +241,8 @@ class NGOptimizer(Optimizer):
     def averaged(self) -> Iterator[None]:
         """Within, the parameters are those of `load_average`; then they are restored.
 
-        Buffers, such as BatchNorm's running statistics, are neither averaged nor
-        restored: call `torch.optim.swa_utils.update_bn(batches, model)` within, before
-        evaluation, and restore them after it.
+        Buffers, as of BatchNorm, are neither averaged nor restored: call
+        `torch.optim.swa_utils.update_bn(batches, model)` within, and restore them.
 
         >>> with opt.averaged():
         ...     accuracy = evaluate(model)
