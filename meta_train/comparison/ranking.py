@@ -97,7 +97,8 @@ def rank_optimizers(
 
 
 def _ranking(name: str, own: Any, losses: Any, is_compared: bool) -> Ranking:
-    """own: rows of the optimizer. losses: see `_wins`."""
+    """own: rows of the optimizer. losses: see `_wins`. is_compared: whether the
+    reference was run on all of its problems."""
     is_tuned = any(own["tuned"])
     excess = own["excess"].dropna()
     times = own["step_time"].dropna()

@@ -76,10 +76,10 @@ def measured(training: Training) -> Outcome:
     """The outcome at all `MULTIPLIERS` and `SEEDS`."""
     if training.start == "new":
         return _run(training, SEEDS)
-    first, *others = [_run(training, [seed]) for seed in SEEDS]
+    outcome, *others = [_run(training, [seed]) for seed in SEEDS]
     for other in others:
-        first = first.joined(other)
-    return first
+        outcome = outcome.joined(other)
+    return outcome
 
 
 def _run(training: Training, seeds: Sequence[int]) -> Outcome:
@@ -120,7 +120,7 @@ class Copies:
         params, self._buffers = stack_module_state(self.models)
         self._params = {name: p.detach() for name, p in params.items()}
         self._rows: list[nn.Parameter] = []
-        for row in _rows(list(self._params.values())):
+        for row in _by_copy(list(self._params.values())):
             self._rows.append(nn.Parameter(row))
         if training.family in UNSTACKED:
             for i, model in enumerate(self.models):
@@ -178,7 +178,7 @@ class Copies:
         params = self._params.values()
         before = _flat(params) if is_early else None
         rule, state = self._rule, self._state
-        rows = _rows(grads)
+        rows = _by_copy(grads)
         with torch.no_grad():
             updates = rule.update(rows, state, self._rows, self._hyper, in_place=True)
             for changes in updates:
@@ -227,8 +227,8 @@ class Copies:
         return evaluate(self._params, self._buffers, x, y)
 
 
-def _rows(stacks: Sequence[Tensor]) -> list[Tensor]:
-    """The parts of all stacks that belong to the first copy, to the second, ..."""
+def _by_copy(stacks: Sequence[Tensor]) -> list[Tensor]:
+    """The rows of all stacks for the first copy, then for the second, ..."""
     rows = []
     for i in range(len(stacks[0])):
         rows += [stack[i] for stack in stacks]
