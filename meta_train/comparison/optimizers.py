@@ -187,8 +187,10 @@ def _schedule_free(model: nn.Module, lr: float, total_steps: int) -> Built:
 
 
 def _muon_cosine(model: nn.Module, lr: float, total_steps: int) -> Built:
-    tables = (module for module in model.modules() if isinstance(module, EMBEDDINGS))
-    embeddings = [parameter for table in tables for parameter in table.parameters()]
+    embeddings = []
+    for module in model.modules():
+        if isinstance(module, EMBEDDINGS):
+            embeddings += module.parameters()
     optimizer = MuonWithAdam(model.parameters(), lr, embeddings)
     return optimizer, cosine_schedule(optimizer, total_steps, WARMUP)
 

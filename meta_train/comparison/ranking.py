@@ -52,20 +52,19 @@ class Ranking:
         """The cells of a table by column."""
         wins = "{} of " + str(self.problems)
         share = _optional(self.steps_share, "{:.0%}")
-        return {
-            "optimizer": self.optimizer,
-            "tuning runs": str(self.tuning_runs),
-            "tuning min": f"{self.tuning_seconds / 60:.0f}",
-            "mean rank": f"{self.mean_rank:.1f}",
-            "mean rank, untuned": _optional(self.mean_untuned_rank, "{:.1f}"),
-            "mean loss to best tuned": _optional(self.mean_excess, "{:+.1%}"),
-            "median": _optional(self.median_excess, "{:+.1%}"),
-            f"better than {REFERENCE}": _optional(self.reference_wins, wins),
-            "better than Muon and SOAP": _optional(self.rival_wins, wins),
-            f"steps to {REFERENCE}'s loss": "never" if share == "inf%" else share,
-            "step time to its": _optional(self.step_time, "{:.2f}x"),
-            "diverged": str(self.diverged),
-        }
+        cells = {"optimizer": self.optimizer}
+        cells["tuning runs"] = str(self.tuning_runs)
+        cells["tuning min"] = f"{self.tuning_seconds / 60:.0f}"
+        cells["mean rank"] = f"{self.mean_rank:.1f}"
+        cells["mean rank, untuned"] = _optional(self.mean_untuned_rank, "{:.1f}")
+        cells["mean loss to best tuned"] = _optional(self.mean_excess, "{:+.1%}")
+        cells["median"] = _optional(self.median_excess, "{:+.1%}")
+        cells[f"better than {REFERENCE}"] = _optional(self.reference_wins, wins)
+        cells["better than Muon and SOAP"] = _optional(self.rival_wins, wins)
+        cells[f"steps to {REFERENCE}'s loss"] = "never" if share == "inf%" else share
+        cells["step time to its"] = _optional(self.step_time, "{:.2f}x")
+        cells["diverged"] = str(self.diverged)
+        return cells
 
 
 def rank_optimizers(
@@ -76,38 +75,48 @@ def rank_optimizers(
     reached: `steps_to_reference` by problem and optimizer.
     """
     table = _ranked(rows)
+    problem = table["problem"]
     tuned_losses = table["test_loss"].where(table["tuned"])
-    best_tuned = tuned_losses.groupby(table["problem"]).transform("min")
+    best_tuned = tuned_losses.groupby(problem).transform("min")
     table["excess"] = table["loss"] / best_tuned - 1
-    reference = table[table["optimizer"] == REFERENCE].set_index("problem")
-    reference_ms = table["problem"].map(reference["ms_per_step"])
+    is_reference = table["optimizer"] == REFERENCE
+    reference = table[is_reference].set_index("problem")
+    reference_ms = problem.map(reference["ms_per_step"])
     table["step_time"] = table["ms_per_step"] / reference_ms
-    keys = zip(table["problem"], table["optimizer"], strict=True)
-    steps = pd.Series([reached[key] for key in keys], table.index, dtype=float)
-    table["steps_share"] = steps.fillna(inf) / table["steps"]
+    steps = []
+    for key in zip(problem, table["optimizer"], strict=True):
+        steps.append(reached[key])
+    until = pd.Series(steps, table.index, dtype=float)
+    table["steps_share"] = until.fillna(inf) / table["steps"]
     losses = table.pivot(index="problem", columns="optimizer", values="loss")
     found = []
     for name, own in table.groupby("optimizer", sort=False):
-        excess, times = own["excess"].dropna(), own["step_time"].dropna()
         is_compared = own["problem"].isin(reference.index).all()
-        untuned_ranks = own["untuned_rank"]
-        ranking = Ranking(
-            optimizer=str(name),
-            problems=len(own),
-            tuning_runs=sum(own["tuning_runs"]),
-            tuning_seconds=sum(own["tuning_seconds"]),
-            mean_rank=fmean(own["rank"]),
-            mean_untuned_rank=None if any(own["tuned"]) else fmean(untuned_ranks),
-            mean_excess=fmean(excess) if len(excess) else None,
-            median_excess=median(excess) if len(excess) else None,
-            reference_wins=_wins(losses, str(name), [REFERENCE]),
-            rival_wins=_wins(losses, str(name), list(RIVALS)),
-            steps_share=median(own["steps_share"]) if is_compared else None,
-            step_time=median(times) if len(times) else None,
-            diverged=sum(own["diverged"]),
-        )
-        found.append(ranking)
+        found.append(_ranking(str(name), own, losses, is_compared))
     return sorted(found, key=lambda ranking: ranking.mean_rank)
+
+
+def _ranking(name: str, own: Any, losses: Any, is_compared: bool) -> Ranking:
+    """own: rows of the optimizer. losses: see `_wins`. is_compared: whether the
+    reference was run on all of its problems."""
+    is_tuned = any(own["tuned"])
+    excess = own["excess"].dropna()
+    times = own["step_time"].dropna()
+    return Ranking(
+        optimizer=name,
+        problems=len(own),
+        tuning_runs=sum(own["tuning_runs"]),
+        tuning_seconds=sum(own["tuning_seconds"]),
+        mean_rank=fmean(own["rank"]),
+        mean_untuned_rank=None if is_tuned else fmean(own["untuned_rank"]),
+        mean_excess=fmean(excess) if len(excess) else None,
+        median_excess=median(excess) if len(excess) else None,
+        reference_wins=_wins(losses, name, [REFERENCE]),
+        rival_wins=_wins(losses, name, list(RIVALS)),
+        steps_share=median(own["steps_share"]) if is_compared else None,
+        step_time=median(times) if len(times) else None,
+        diverged=sum(own["diverged"]),
+    )
 
 
 def loss_table(rows: Sequence[Row]) -> list[dict[str, str]]:
@@ -116,7 +125,8 @@ def loss_table(rows: Sequence[Row]) -> list[dict[str, str]]:
     table = []
     for problem, own in _ranked(rows).groupby("problem", sort=False):
         cells = {"problem": str(problem), **dict.fromkeys(names, "-")}
-        for name, loss, rank in own[["optimizer", "test_loss", "rank"]].values:
+        columns = own[["optimizer", "test_loss", "rank"]]
+        for name, loss, rank in columns.values:
             cells[name] = f"{digits(loss)} ({rank:g})"
         table.append(cells)
     return table
@@ -132,11 +142,14 @@ def ranks(rows: Sequence[Row]) -> list[float]:
 
 def _ranked(rows: Sequence[Row]) -> Any:
     """A DataFrame of rows with `loss` (nan as inf), `rank` and `untuned_rank`."""
-    table = pd.DataFrame([{**vars(row), "tuned": row.tuned} for row in rows])
+    table = pd.DataFrame(map(vars, rows))
+    table["tuned"] = [row.tuned for row in rows]
     table["loss"] = table["test_loss"].fillna(inf)
-    table["rank"] = table.groupby("problem")["loss"].rank()
+    by_problem = table.groupby("problem")
+    table["rank"] = by_problem["loss"].rank()
     untuned = table[~table["tuned"]]
-    table["untuned_rank"] = untuned.groupby("problem")["loss"].rank()
+    by_problem = untuned.groupby("problem")
+    table["untuned_rank"] = by_problem["loss"].rank()
     return table
 
 
@@ -149,7 +162,9 @@ def _wins(losses: Any, name: str, rivals: list[str]) -> int | None:
     theirs = own.reindex(columns=rivals)
     if name in rivals or theirs.isna().any(axis=None):
         return None
-    return int((own[name] < theirs.min(axis=1)).sum())
+    best = theirs.min(axis=1)
+    is_below = own[name] < best
+    return int(is_below.sum())
 
 
 def steps_to_reference(
@@ -162,10 +177,12 @@ def steps_to_reference(
     """
     targets = {}
     for reference in references:
-        targets[reference["run"]["seed"]] = reference["curve"]["loss"][-1]
+        seed = reference["run"]["seed"]
+        targets[seed] = reference["curve"]["loss"][-1]
     steps = []
     for record in records:
-        target = targets.get(record["run"]["seed"])
+        seed = record["run"]["seed"]
+        target = targets.get(seed)
         steps.append(_steps_to(record["curve"], target))
     found = median(steps)
     return None if found == inf else found
@@ -180,7 +197,8 @@ def _steps_to(curve: Mapping[str, Any], target: float | None) -> float:
         if loss is not None and loss <= target:
             if loss_before is None:
                 return float(step)
-            share = (loss_before - target) / (loss_before - loss)
+            fall = loss_before - loss
+            share = (loss_before - target) / fall
             return step_before + share * (step - step_before)
         step_before, loss_before = step, loss
     return inf

@@ -73,25 +73,26 @@ class Row:
         if self.accuracy_mean is not None:
             accuracy_std = f"{self.accuracy_std:.2f}"
             accuracy = plus_minus(f"{self.accuracy_mean:.2f}", accuracy_std, self.runs)
-        lr = "-" if self.lr is None else f"{self.lr:g}{' *' if self.at_edge else ''}"
-        seconds = None if reached is None else reached * self.seconds / self.steps
-        return {
-            "problem": self.problem,
-            "optimizer": self.optimizer,
-            "lr": lr,
-            "rank": "-" if rank is None else f"{rank:g}",
-            "test loss": loss,
-            "test accuracy %": accuracy,
-            "validation loss": digits(self.validation_loss),
-            "train loss": digits(self.train_loss),
-            "steps to reference": "-" if reached is None else f"{reached:.0f}",
-            "seconds to reference": "-" if seconds is None else f"{seconds:.1f}",
-            "run s": f"{self.seconds:.1f}",
-            "ms/step": f"{self.ms_per_step:.1f}",
-            "optimizer ms/step": f"{self.optimizer_ms_per_step:.2f}",
-            "tuning runs": str(self.tuning_runs),
-            "tuning s": f"{self.tuning_seconds:.0f}",
-        }
+        cells = {"problem": self.problem, "optimizer": self.optimizer}
+        cells["lr"] = "-" if self.lr is None else f"{self.lr:g}"
+        if self.at_edge:
+            cells["lr"] += " *"
+        cells["rank"] = "-" if rank is None else f"{rank:g}"
+        cells["test loss"] = loss
+        cells["test accuracy %"] = accuracy
+        cells["validation loss"] = digits(self.validation_loss)
+        cells["train loss"] = digits(self.train_loss)
+        cells["steps to reference"] = cells["seconds to reference"] = "-"
+        if reached is not None:
+            seconds = reached * self.seconds / self.steps
+            cells["steps to reference"] = f"{reached:.0f}"
+            cells["seconds to reference"] = f"{seconds:.1f}"
+        cells["run s"] = f"{self.seconds:.1f}"
+        cells["ms/step"] = f"{self.ms_per_step:.1f}"
+        cells["optimizer ms/step"] = f"{self.optimizer_ms_per_step:.2f}"
+        cells["tuning runs"] = str(self.tuning_runs)
+        cells["tuning s"] = f"{self.tuning_seconds:.0f}"
+        return cells
 
 
 def summarize(records: Sequence[Record], tuning: Sequence[Record] = ()) -> Row:
@@ -136,8 +137,9 @@ def mean_validation_losses(records: Sequence[Record]) -> dict[float, float]:
     """
     losses: dict[float, list[float]] = {}
     for record in records:
+        lr = record["run"]["lr"]
         loss = record["validation"]["loss"]
-        losses.setdefault(record["run"]["lr"], []).append(inf if loss is None else loss)
+        losses.setdefault(lr, []).append(inf if loss is None else loss)
     return {lr: fmean(values) for lr, values in losses.items()}
 
 

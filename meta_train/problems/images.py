@@ -33,13 +33,15 @@ def images(name: str, pool: int = 1, gray: bool = False) -> Splits:
 @cache
 def pixels(name: str, pool: int = 1, gray: bool = False) -> Splits:
     """Images as in `images` with pixels in [0, 1]; the targets are the inputs."""
-    return mapped(partial(_unnormalised, name, pool, gray), _reconstruct)
+    data = partial(_unnormalised, name, pool, gray)
+    return mapped(data, _reconstruct)
 
 
 @cache
 def noisy_images(name: str, pool: int = 1, gray: bool = False) -> Splits:
     """Images with normal noise; the targets are the images without noise."""
-    return mapped(partial(images, name, pool, gray), _with_noise)
+    data = partial(images, name, pool, gray)
+    return mapped(data, _with_noise)
 
 
 @cache
@@ -48,13 +50,16 @@ def diffused_images(name: str, pool: int = 1, gray: bool = False) -> Splits:
 
     inputs: mixtures (b, channels, height, width) and levels (b, 1) in [0, 1]
     """
-    return mapped(partial(images, name, pool, gray), _diffuse)
+    data = partial(images, name, pool, gray)
+    return mapped(data, _diffuse)
 
 
 @cache
 def brightest_pixels(name: str, pool: int, count: int) -> Splits:
     """Row, column and value of an image's brightest pixels, as points (b, count, 3)."""
-    return mapped(partial(images, name, pool), partial(_as_points, count=count))
+    data = partial(images, name, pool)
+    function = partial(_as_points, count=count)
+    return mapped(data, function)
 
 
 @cache
@@ -63,7 +68,8 @@ def lower_brightness(name: str) -> Splits:
 
     inputs: the upper four rows of 7x7 pixels, (b, 28); targets: (b, 1)
     """
-    return mapped(partial(images, name, 4), _halves)
+    data = partial(images, name, 4)
+    return mapped(data, _halves)
 
 
 @cache
@@ -73,18 +79,21 @@ def picture(index: int, gray: bool) -> Splits:
     The image is one training image of CIFAR-10, the same for all seeds. The problem is
     to fit it, so all three splits are the same points.
     """
-    image = load_dataset("cifar10").train.images[index].float()  # (3, 32, 32)
+    images = load_dataset("cifar10").train.images
+    image = images[index].float()  # (3, 32, 32)
     image = image / 127.5 - 1
     if gray:
         image = image.mean(0, keepdim=True)
-    points = TensorExamples(grid(32), image.flatten(1).mT.contiguous())
+    values = image.flatten(1).mT
+    points = TensorExamples(grid(32), values.contiguous())
     return Splits(points, points, points)
 
 
 @cache
 def picture_slopes(index: int) -> Splits:
     """Central differences (1024, 2) of a gray image; inputs as in `picture`."""
-    values = picture(index, gray=True).train.batch(torch.arange(1024))[1]
+    train = picture(index, gray=True).train
+    _, values = train.batch(torch.arange(1024))
     image = values.view(1, 1, 32, 32)
     tall = F.pad(image, (0, 0, 1, 1), "replicate")
     wide = F.pad(image, (1, 1, 0, 0), "replicate")
@@ -111,19 +120,22 @@ def _pooled(split: Split, pool: int, gray: bool) -> Split:
             values = values.mean(1, keepdim=True)
         if pool > 1:
             values = F.avg_pool2d(values, pool)
-        parts.append(values.round().to(torch.uint8))
+        rounded = values.round()
+        parts.append(rounded.to(torch.uint8))
+    pooled = torch.cat(parts)
     mean, std = split.mean, split.std
     if gray:
         mean = (sum(mean) / len(mean),)
         std = (sum(std) / len(std),)
-    return replace(split, images=torch.cat(parts), mean=mean, std=std)
+    return replace(split, images=pooled, mean=mean, std=std)
 
 
 def _unnormalised(name: str, pool: int, gray: bool) -> Splits:
     splits = []
     for split in images(name, pool, gray):
         assert isinstance(split, Split)
-        splits.append(replace(split, mean=(0.0,), std=(1.0,)))
+        plain = replace(split, mean=(0.0,), std=(1.0,))
+        splits.append(plain)
     return Splits(*splits)
 
 
@@ -132,7 +144,8 @@ def _reconstruct(images: Tensor, labels: Tensor) -> Batch:
 
 
 def _with_noise(images: Tensor, labels: Tensor) -> Batch:
-    return images + NOISE * torch.randn_like(images), images
+    noise = torch.randn_like(images)
+    return images + NOISE * noise, images
 
 
 def _diffuse(images: Tensor, labels: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
@@ -145,11 +158,15 @@ def _diffuse(images: Tensor, labels: Tensor) -> tuple[tuple[Tensor, Tensor], Ten
 
 
 def _as_points(images: Tensor, labels: Tensor, count: int) -> Batch:
-    values, places = images.flatten(1).topk(count)
-    positions = grid(images.shape[-1])[places]  # (b, count, 2)
-    return torch.cat([positions, values[..., None]], -1), labels
+    flat = images.flatten(1)
+    values, places = flat.topk(count)
+    coordinates = grid(images.shape[-1])
+    positions = coordinates[places]  # (b, count, 2)
+    points = torch.cat([positions, values[..., None]], -1)
+    return points, labels
 
 
 def _halves(images: Tensor, labels: Tensor) -> Batch:
-    upper, lower = images.flatten(1).split([28, 21], 1)  # rows of 7 squares
+    flat = images.flatten(1)
+    upper, lower = flat.split([28, 21], 1)  # rows of 7 squares
     return upper, lower.mean(1, keepdim=True)

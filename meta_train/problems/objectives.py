@@ -16,7 +16,8 @@ def vae_loss(outputs: tuple[Tensor, Tensor, Tensor], images: Tensor) -> Tensor:
     """Negative evidence lower bound per pixel (Kingma and Welling 2014, Eq. 10), ()."""
     logits, mean, log_variance = outputs
     error = F.binary_cross_entropy_with_logits(logits, images.flatten(1))
-    divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
+    divergence = mean.square() + log_variance.exp() - 1 - log_variance
+    divergence = 0.5 * divergence
     return error + divergence.sum() / images.numel()
 
 
@@ -47,13 +48,16 @@ def pinball_loss(predicted: Tensor, target: Tensor) -> Tensor:
     """
     quantiles = predicted.new_tensor(QUANTILES)
     error = target - predicted
-    return torch.maximum(quantiles * error, (quantiles - 1) * error).mean()
+    above = quantiles * error
+    below = (quantiles - 1) * error
+    return torch.maximum(above, below).mean()
 
 
 def _cosines(embeddings: Tensor) -> Tensor:
     """Cosine similarities (b, b), with -inf on the diagonal."""
     unit = F.normalize(embeddings, dim=1)
-    return (unit @ unit.mT).masked_fill(_diagonal(embeddings), -torch.inf)
+    cosines = unit @ unit.mT
+    return cosines.masked_fill(_diagonal(embeddings), -torch.inf)
 
 
 def _diagonal(rows: Tensor) -> Tensor:

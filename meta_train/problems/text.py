@@ -53,7 +53,8 @@ class Windows:
 
     def codes(self, indices: Tensor, length: int) -> Tensor:
         """(b, length) int64"""
-        return self.text[self.starts[indices, None] + torch.arange(length)]
+        starts = self.starts[indices, None]
+        return self.text[starts + torch.arange(length)]
 
     def batch(self, indices: Tensor) -> Batch:
         """Characters and the character after each, two tensors (b, length)."""
@@ -133,7 +134,7 @@ def source(file: str) -> str:
 
 def encoded(text: str) -> Tensor:
     """Codes (characters,): the index in `CHARACTERS`, or its length for others."""
-    indices = dict(zip(CHARACTERS, range(len(CHARACTERS)), strict=True))
+    indices = {c: i for i, c in enumerate(CHARACTERS)}
     return torch.tensor([indices.get(c, len(CHARACTERS)) for c in text])
 
 
@@ -171,10 +172,12 @@ def window_starts(
 def _starts(blocks: Tensor, length: int, stride: int) -> Tensor:
     """Starts of windows in the blocks that start at these positions."""
     offsets = torch.arange(0, BLOCK - length + 1, stride)
-    return (blocks[:, None] + offsets).flatten()
+    starts = blocks[:, None] + offsets
+    return starts.flatten()
 
 
 def _sample(starts: Tensor, count: int) -> Tensor:
     """At most `count` of the starts, in random order."""
-    order = torch.randperm(len(starts), generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(starts), generator=generator)
     return starts[order[:count]]

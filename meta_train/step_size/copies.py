@@ -6,7 +6,7 @@ stacks, which is what makes many small trainings cheap.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,6 +43,14 @@ class Outcome:
     train: Tensor
     signals: Tensor
 
+    def joined(self, other: Outcome) -> Outcome:
+        """The outcome at the seeds of both."""
+        first = torch.cat([self.first, other.first])
+        validation = torch.cat([self.validation, other.validation], 1)
+        train = torch.cat([self.train, other.train], 1)
+        signals = torch.cat([self.signals, other.signals], 1)
+        return Outcome(first, validation, train, signals)
+
 
 class CopiesRule(SoapRule):
     """The default for copies of a network, as if each were alone.
@@ -56,10 +64,10 @@ class CopiesRule(SoapRule):
         count = len(self.layouts)
         self.roles = self.roles * copies
         self.layouts = self.layouts * copies
-        matrices = []
-        for copy in range(copies):
-            matrices += [copy * count + i for i in self.matrices]
-        self.matrices = matrices
+        own = self.matrices
+        self.matrices = []
+        for first in range(0, copies * count, count):
+            self.matrices += [first + i for i in own]
         # its edges are those of one copy; the rule reads the parameters alone
         self.graph = replace(graph, parameters=graph.parameters * copies)
 
@@ -68,13 +76,10 @@ def measured(training: Training) -> Outcome:
     """The outcome at all `MULTIPLIERS` and `SEEDS`."""
     if training.start == "new":
         return _run(training, SEEDS)
-    parts = [_run(training, [seed]) for seed in SEEDS]
-    return Outcome(
-        torch.cat([part.first for part in parts]),
-        torch.cat([part.validation for part in parts], 1),
-        torch.cat([part.train for part in parts], 1),
-        torch.cat([part.signals for part in parts], 1),
-    )
+    outcome, *others = [_run(training, [seed]) for seed in SEEDS]
+    for other in others:
+        outcome = outcome.joined(other)
+    return outcome
 
 
 def _run(training: Training, seeds: Sequence[int]) -> Outcome:
@@ -86,18 +91,19 @@ def _run(training: Training, seeds: Sequence[int]) -> Outcome:
             if step + 1 in CHECKS:
                 checks.append(copies.signals())
     shape = len(MULTIPLIERS), len(seeds)
+    unknown = torch.full((len(SIGNALS), len(copies.models)), torch.nan)
     while len(checks) < len(CHECKS):
-        checks.append(torch.full((len(SIGNALS), shape[0] * shape[1]), torch.nan))
+        checks.append(unknown)
     validation = copies.validation_loss().view(shape)
     losses = torch.stack(copies.losses)
-    last = losses[-max(1, training.steps // 10) :].mean(0).view(shape)
+    count = max(1, training.steps // 10)
+    train = losses[-count:].mean(0).view(shape)
     signals = torch.stack(checks).permute(2, 0, 1)
-    first = losses[0].view(shape)[0]
     return Outcome(
-        first,
+        losses[0, : len(seeds)],
         validation.nan_to_num(torch.inf),
-        last.nan_to_num(torch.inf),
-        signals.reshape(*shape, *signals.shape[1:]),
+        train.nan_to_num(torch.inf),
+        signals.unflatten(0, shape),
     )
 
 
@@ -105,7 +111,8 @@ class Copies:
     """Copies of a training, one for each multiplier and seed, seeds fastest."""
 
     def __init__(self, training: Training, seeds: Sequence[int]):
-        self.training, self.seeds = training, list(seeds)
+        self.training = training
+        self.seeds = list(seeds)
         self.models: list[nn.Module] = []
         for _ in MULTIPLIERS:
             self.models += [started(training, seed) for seed in seeds]
@@ -113,18 +120,20 @@ class Copies:
         params, self._buffers = stack_module_state(self.models)
         self._params = {name: p.detach() for name, p in params.items()}
         self._rows: list[nn.Parameter] = []
-        for i in range(len(self.models)):
-            self._rows += [nn.Parameter(p[i]) for p in self._params.values()]
+        for row in _by_copy(list(self._params.values())):
+            self._rows.append(nn.Parameter(row))
         if training.family in UNSTACKED:
             for i, model in enumerate(self.models):
                 for name, p in model.named_parameters():
                     p.data = self._params[name][i]
-        graph = build_graph(dict(template.named_parameters()).items())
+        named = dict(template.named_parameters())
+        graph = build_graph(named.items())
         self._rule = CopiesRule(graph, training.steps, len(self.models))
         self._state: list[Record] = self._rule.init(self._rows)
         lr = []
+        count = len(seeds) * len(self._params)
         for multiplier in MULTIPLIERS:
-            lr += [multiplier] * (len(seeds) * len(self._params))
+            lr += [multiplier] * count
         self._hyper = Hyper(lr, [None] * len(lr))
         self._template = template
         function = grad_and_value(self._loss)
@@ -132,7 +141,8 @@ class Copies:
         self.losses: list[Tensor] = []
         self._first_norm: Tensor | None = None
         self._momentum: list[Tensor] = []
-        self._cosine = self._norm = self._relative = torch.zeros(len(self.models))
+        zeros = torch.zeros(len(self.models))
+        self._cosine = self._norm = self._relative = zeros
 
     def _loss(self, params: Any, buffers: Any, inputs: Tensor, targets: Tensor):
         outputs = functional_call(self._template, (params, buffers), (inputs,))
@@ -141,7 +151,8 @@ class Copies:
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
         task = self.training.task
         chosen = [self.training.indices(seed, step) for seed in self.seeds]
-        indices = torch.stack(chosen).repeat(len(MULTIPLIERS), 1)
+        indices = torch.stack(chosen)
+        indices = indices.repeat(len(MULTIPLIERS), 1)
         return task.inputs[indices], task.targets[indices]
 
     def _grads(self, step: int) -> tuple[list[Tensor], Tensor]:
@@ -154,7 +165,8 @@ class Copies:
         rows, losses = [], []
         for model, x, y in zip(self.models, inputs, targets, strict=True):
             loss = self.training.task.loss(model(x), y)
-            rows.append(torch.autograd.grad(loss, list(model.parameters())))
+            grads = torch.autograd.grad(loss, list(model.parameters()))
+            rows.append(grads)
             losses.append(loss.detach())
         stacked = [torch.stack(column) for column in zip(*rows, strict=True)]
         return stacked, torch.stack(losses)
@@ -162,24 +174,24 @@ class Copies:
     def step(self, step: int) -> None:
         grads, losses = self._grads(step)
         self.losses.append(losses)
-        rows = []
-        for i in range(len(self.models)):
-            rows += [grad[i] for grad in grads]
         is_early = step < max(CHECKS)
-        before = [p.clone() for p in self._params.values()] if is_early else []
+        params = self._params.values()
+        before = _flat(params) if is_early else None
+        rule, state = self._rule, self._state
+        rows = _by_copy(grads)
         with torch.no_grad():
-            for changes in self._rule.update(
-                rows, self._state, self._rows, self._hyper, in_place=True
-            ):
+            updates = rule.update(rows, state, self._rows, self._hyper, in_place=True)
+            for changes in updates:
                 apply(changes, self._rows)
-            if is_early:
-                self._observe(grads, before)
+            if before is not None:
+                self._observe(_flat(grads), before, _flat(params))
 
-    def _observe(self, grads: list[Tensor], before: list[Tensor]) -> None:
-        """Measures the last step for `signals`."""
-        flat = torch.cat([grad.flatten(1) for grad in grads], 1)
-        weights = torch.cat([p.flatten(1) for p in before], 1)
-        after = torch.cat([p.flatten(1) for p in self._params.values()], 1)
+    def _observe(self, flat: Tensor, weights: Tensor, after: Tensor) -> None:
+        """Measures the last step for `signals`.
+
+        flat: gradients. weights, after: parameters before and after the step. All are
+        (copies, elements).
+        """
         self._norm = flat.norm(dim=1)
         if self._first_norm is None:
             self._first_norm = self._norm
@@ -189,15 +201,19 @@ class Copies:
         cosine = (flat * momentum).sum(1) / product.clamp(min=1e-30)
         self._cosine = DECAY * self._cosine + (1 - DECAY) * cosine
         self._momentum = [momentum.lerp(flat, 1 - DECAY)]
-        self._relative = (after - weights).norm(dim=1) / weights.norm(dim=1)
+        change = after - weights
+        self._relative = change.norm(dim=1) / weights.norm(dim=1)
 
     def signals(self) -> Tensor:
         """`SIGNALS` of the steps so far, (signals, copies)."""
         assert self._first_norm is not None
         recent = torch.stack(self.losses[-5:]).mean(0)
-        fall = self.losses[0].clamp(min=1e-12).log() - recent.clamp(min=1e-12).log()
-        ratio = (self._norm / self._first_norm).log()
-        return torch.stack((fall, self._cosine, ratio, self._relative.log()))
+        first_log = self.losses[0].clamp(min=1e-12).log()
+        recent_log = recent.clamp(min=1e-12).log()
+        fall = first_log - recent_log
+        ratio = self._norm / self._first_norm
+        relative = self._relative.log()
+        return torch.stack((fall, self._cosine, ratio.log(), relative))
 
     @torch.no_grad()
     def validation_loss(self) -> Tensor:
@@ -205,6 +221,20 @@ class Copies:
         task = self.training.task
         x, y = task.validation_inputs, task.validation_targets
         if self.training.family in UNSTACKED:
-            return torch.stack([task.loss(model(x), y) for model in self.models])
+            losses = [task.loss(model(x), y) for model in self.models]
+            return torch.stack(losses)
         evaluate = vmap(self._loss, (0, 0, None, None), randomness="different")
         return evaluate(self._params, self._buffers, x, y)
+
+
+def _by_copy(stacks: Sequence[Tensor]) -> list[Tensor]:
+    """The rows of all stacks for the first copy, then for the second, ..."""
+    rows = []
+    for i in range(len(stacks[0])):
+        rows += [stack[i] for stack in stacks]
+    return rows
+
+
+def _flat(stacks: Iterable[Tensor]) -> Tensor:
+    """All elements of each copy, (copies, elements)."""
+    return torch.cat([stack.flatten(1) for stack in stacks], 1)

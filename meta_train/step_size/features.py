@@ -26,12 +26,22 @@ class Table:
         params: Sequence[Tensor],
         grads: Sequence[Tensor],
     ):
-        self.roles, self.params, self.grads = roles, params, grads
-        self.matrices = [i for i, role in enumerate(roles) if role.blocks]
-        self.norms = [i for i, role in enumerate(roles) if role.role == "norm"]
+        self.roles = roles
+        self.params = params
+        self.grads = grads
+        self.matrices: list[int] = []
+        for i, role in enumerate(roles):
+            if role.blocks:
+                self.matrices.append(i)
 
     def of_role(self, name: str) -> list[int]:
+        """Matrices of a role."""
         return [i for i in self.matrices if self.roles[i].role == name]
+
+    def count(self, name: str) -> int:
+        """The number of parameters of a role."""
+        roles = [role.role for role in self.roles]
+        return roles.count(name)
 
     def numel(self, some: Sequence[int]) -> int:
         return sum(self.params[i].numel() for i in some)
@@ -39,8 +49,10 @@ class Table:
 
 def features(table: Table, total_steps: int) -> dict[str, float]:
     """Features by name; all are finite."""
-    found = {**_of_horizon(total_steps), **_of_shapes(table)}
-    found |= _of_weights(table) | _of_gradients(table)
+    found = _of_horizon(total_steps)
+    found |= _of_shapes(table)
+    found |= _of_weights(table)
+    found |= _of_gradients(table)
     return {name: _finite(value) for name, value in found.items()}
 
 
@@ -54,39 +66,46 @@ def _of_horizon(total_steps: int) -> dict[str, float]:
 
 
 def _of_shapes(table: Table) -> dict[str, float]:
-    matrices, count = table.matrices, max(len(table.matrices), 1)
+    matrices = table.matrices
+    count = max(len(matrices), 1)
     total = max(table.numel(range(len(table.params))), 1)
-    fans, rows, kernels = [], [], 0
+    fans, rows = [], []
+    kernels = blocks = 0
     for i in matrices:
         p = table.params[i]
-        fans.append(math.log(max(p[0].numel(), 1)))
+        fan = max(p[0].numel(), 1)
+        fans.append(math.log(fan))
         rows.append(math.log(len(p)))
         kernels += p.dim() > 2
+        for block in table.roles[i].blocks:
+            blocks += block.view.shape[0] > 1
     depth = math.log(count)
-    norm_share = min(len(table.norms) / (2 * count), 1.0)
-    blocks = 0
-    for i in matrices:
-        blocks += sum(block.view.shape[0] > 1 for block in table.roles[i].blocks)
-    biases = sum(role.role == "bias" for role in table.roles)
+    norms = table.count("norm")
+    norm_share = min(norms / (2 * count), 1.0)
+    beyond = max(count - 6, 0)
+    embeddings = table.of_role("embedding")
+    outputs = table.of_role("output")
     found = {}
     found["log matrices"] = depth
     found["norms per matrix"] = norm_share
-    found["log matrices without norms"] = depth * (not table.norms)
-    found["deep without norms"] = max(count - 6, 0) ** 0.5 * (not table.norms)
+    found["log matrices without norms"] = depth * (not norms)
+    found["deep without norms"] = beyond**0.5 * (not norms)
     found["log elements"] = math.log(total)
     found["mean log fan"] = _mean(fans)
     found["largest log fan"] = max(fans, default=0.0)
     found["mean log rows"] = _mean(rows)
     found["share of convolutions"] = kernels / count
     found["share of blocks"] = blocks / count
-    found["biases per matrix"] = biases / count
+    found["biases per matrix"] = table.count("bias") / count
     found["share of vectors"] = 1 - table.numel(matrices) / total
     found["no matrices"] = float(not matrices)
-    found["share of tables"] = table.numel(table.of_role("embedding")) / total
-    found["has tables"] = float(bool(table.of_role("embedding")))
-    found["share of output"] = table.numel(table.of_role("output")) / total
-    outputs = table.of_role("output")
-    found["log outputs"] = math.log(len(table.params[outputs[-1]])) if outputs else 0.0
+    found["share of tables"] = table.numel(embeddings) / total
+    found["has tables"] = float(bool(embeddings))
+    found["share of output"] = table.numel(outputs) / total
+    found["log outputs"] = 0.0
+    if outputs:
+        last = table.params[outputs[-1]]
+        found["log outputs"] = math.log(len(last))
     return found
 
 
@@ -97,11 +116,13 @@ def _of_weights(table: Table) -> dict[str, float]:
         fan = table.roles[i].fan_in
         p = table.params[i].detach()
         usual = (3 * fan) ** -0.5 if fan else 1.0
-        size = float(p.square().mean().sqrt()) / usual
+        deviation = p.square().mean().sqrt()
+        size = float(deviation) / usual
         sizes.append(math.log(max(size, 1e-4)))
-        excesses.append(float(spectral_excess(p)))
-    zeros = sum(size < -9 for size in sizes)
+        excess = spectral_excess(p)
+        excesses.append(float(excess))
     nonzero = [size for size in sizes if size >= -9]
+    zeros = sum(size < -9 for size in sizes)
     found = {}
     found["mean log size"] = _mean(nonzero)
     found["least log size"] = min(nonzero, default=0.0)
@@ -122,16 +143,17 @@ def _of_gradients(table: Table) -> dict[str, float]:
         square = grad.square().sum()
         if not square.isfinite() or square == 0:
             continue
-        power = float((square * weight.square().sum()).clamp(min=TINY).log()) / 2
+        product = square * weight.square().sum()
+        power = _log(product) / 2
         depths.append(table.roles[i].depth)
         norms.append(power)
         ranks.append(_log_rank(grad))
-        zeros.append(float((grad == 0).float().mean()))
-        fourth = (grad.square() / square).square().sum() * grad.numel()
-        tails.append(float(fourth.clamp(min=TINY).log()))
+        is_zero = grad == 0
+        zeros.append(float(is_zero.float().mean()))
+        shares = grad.square() / square
+        fourth = shares.square().sum() * grad.numel()
+        tails.append(_log(fourth))
     slope, spread = _line(depths, norms)
-    vectors = [i for i in range(len(table.params)) if i not in table.matrices]
-    share = _log_share(table, vectors)
     found = {}
     found["slope of gradients"] = slope
     found["spread of gradients"] = spread
@@ -141,9 +163,13 @@ def _of_gradients(table: Table) -> dict[str, float]:
     found["share of zeros"] = _mean(zeros)
     found["largest share of zeros"] = max(zeros, default=0.0)
     found["tails"] = _mean(tails)
-    found["vectors' log share"] = share
+    found["vectors' log share"] = _log_share_of_vectors(table)
     found["matrices without gradient"] = 1 - len(norms) / max(len(table.matrices), 1)
     return found
+
+
+def _log(x: Tensor) -> float:
+    return float(x.clamp(min=TINY).log())
 
 
 def _log_rank(grad: Tensor) -> float:
@@ -155,19 +181,22 @@ def _log_rank(grad: Tensor) -> float:
     gram = g @ g.mT
     v = gram.sum(1) + gram.diagonal()
     for _ in range(ITERATIONS):
-        v = gram @ (v / v.norm().clamp(min=TINY))
+        length = v.norm().clamp(min=TINY)
+        v = gram @ (v / length)
     largest = v.norm().clamp(min=TINY)
-    return float((gram.trace() / largest).clamp(min=1.0).log())
+    rank = gram.trace() / largest
+    return float(rank.clamp(min=1.0).log())
 
 
-def _log_share(table: Table, some: Sequence[int]) -> float:
-    """log of the share of some parameters in the squared gradient, at least -10."""
+def _log_share_of_vectors(table: Table) -> float:
+    """log of their share in the squared gradient, at least -10."""
     own = whole = 0.0
     for i, grad in enumerate(table.grads):
         square = float(grad.square().sum())
         whole += square
-        own += square * (i in some)
-    return max(math.log(max(own, TINY) / max(whole, TINY)), -10.0)
+        own += square * (i not in table.matrices)
+    share = max(own, TINY) / max(whole, TINY)
+    return max(math.log(share), -10.0)
 
 
 def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:

@@ -42,8 +42,10 @@ class Constant:
         means = []
         for place in grid:
             at = np.full(len(values), place)
-            means.append(interpolated(at, self.log_multipliers, values).mean())
-        self.best = float(grid[int(np.argmax(means))])
+            gain = interpolated(at, self.log_multipliers, values)
+            means.append(gain.mean())
+        best = int(np.argmax(means))
+        self.best = float(grid[best])
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         return np.full(len(x), self.best)
@@ -64,22 +66,24 @@ class Network:
         seeds: int = 1,
     ):
         self.log_multipliers = torch.tensor(log_multipliers, dtype=torch.float32)
-        self.width, self.penalty, self.steps, self.seeds = width, penalty, steps, seeds
+        self.width = width
+        self.penalty = penalty
+        self.steps = steps
+        self.seeds = seeds
         self.nets: list[nn.Module] = []
 
     def _build(self, size: int) -> nn.Module:
-        if not self.width:
-            net = nn.Linear(size, 1)
-            nn.init.zeros_(net.weight)
-            nn.init.zeros_(net.bias)
-            return net
-        last = nn.Linear(self.width, 1)
+        last = nn.Linear(self.width or size, 1)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-        return nn.Sequential(nn.Linear(size, self.width), nn.Tanh(), last)
+        if not self.width:
+            return last
+        first = nn.Linear(size, self.width)
+        return nn.Sequential(first, nn.Tanh(), last)
 
     def fit(self, x: np.ndarray, gains: np.ndarray) -> None:
-        self.mean, self.scale = x.mean(0), x.std(0) + 1e-6
+        self.mean = x.mean(0)
+        self.scale = x.std(0) + 1e-6
         inputs = self._standardised(x)
         values = torch.tensor(utility(gains), dtype=torch.float32)
         self.nets = []
@@ -88,40 +92,48 @@ class Network:
             net = self._build(x.shape[1])
             opt = torch.optim.Adam(net.parameters(), 0.02)
             falling = torch.optim.lr_scheduler.LinearLR(opt, 1.0, 0.02, self.steps)
+            matrices = [p for p in net.parameters() if p.dim() > 1]
             for _ in range(self.steps):
-                place = self._bounded(net(inputs)[:, 0])
-                gain = _interpolated(place, self.log_multipliers, values).mean()
-                size = sum(p.square().sum() for p in net.parameters() if p.dim() > 1)
+                place = self._place(net, inputs)
+                gain = _interpolated(place, self.log_multipliers, values)
+                size = sum(p.square().sum() for p in matrices)
+                loss = self.penalty * size - gain.mean()
                 opt.zero_grad()
-                (self.penalty * size - gain).backward()
+                loss.backward()
                 opt.step()
                 falling.step()
             self.nets.append(net)
 
     def _standardised(self, x: np.ndarray) -> Tensor:
-        z = ((x - self.mean) / self.scale).clip(-4, 4)
-        return torch.tensor(z, dtype=torch.float32)
+        z = (x - self.mean) / self.scale
+        return torch.tensor(z.clip(-4, 4), dtype=torch.float32)
 
     @staticmethod
-    def _bounded(x: Tensor) -> Tensor:
+    def _place(net: nn.Module, inputs: Tensor) -> Tensor:
+        x = net(inputs)[:, 0]
         return 3 * (x / 3).tanh()
 
     @torch.no_grad()
     def predict(self, x: np.ndarray) -> np.ndarray:
         inputs = self._standardised(x)
-        found = [self._bounded(net(inputs)[:, 0]).numpy() for net in self.nets]
+        found = []
+        for net in self.nets:
+            found.append(self._place(net, inputs).numpy())
         return np.mean(found, 0)
 
 
 def _interpolated(x: Tensor, log_multipliers: Tensor, rows: Tensor) -> Tensor:
     """See `outcomes.interpolated`."""
-    low, step = log_multipliers[0], log_multipliers[1] - log_multipliers[0]
-    place = ((x - low) / step).clamp(0, len(log_multipliers) - 1)
-    left = place.detach().long().clamp(max=len(log_multipliers) - 2)
+    low = log_multipliers[0]
+    step = log_multipliers[1] - low
+    last = len(log_multipliers) - 1
+    place = (x - low) / step
+    place = place.clamp(0, last)
+    left = place.detach().long()
+    left = left.clamp(max=last - 1)
     share = place - left
-    at_left = rows.gather(1, left[:, None])[:, 0]
-    at_right = rows.gather(1, left[:, None] + 1)[:, 0]
-    return (1 - share) * at_left + share * at_right
+    n = torch.arange(len(x))
+    return (1 - share) * rows[n, left] + share * rows[n, left + 1]
 
 
 class Trees:
@@ -153,10 +165,13 @@ class Trees:
 
 def best_of(curves: np.ndarray, log_multipliers: np.ndarray) -> np.ndarray:
     """The vertex of a parabola through the best of m values and its neighbours."""
-    best = curves.argmax(1).clip(1, len(log_multipliers) - 2)
+    best = curves.argmax(1)
+    best = best.clip(1, len(log_multipliers) - 2)
     n = np.arange(len(curves))
-    left, mid, right = (curves[n, best + k] for k in (-1, 0, 1))
+    left = curves[n, best - 1]
+    mid = curves[n, best]
+    right = curves[n, best + 1]
     bend = np.minimum(left - 2 * mid + right, -1e-9)
-    shift = ((left - right) / (2 * bend)).clip(-1, 1)
+    shift = (left - right) / (2 * bend)
     step = log_multipliers[1] - log_multipliers[0]
-    return log_multipliers[best] + shift * step
+    return log_multipliers[best] + shift.clip(-1, 1) * step

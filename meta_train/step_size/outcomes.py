@@ -32,8 +32,9 @@ class Outcomes:
     @property
     def gains(self) -> np.ndarray:
         """log loss at multiplier 1 - log loss, (n, m, 2), clipped to +-`MOST`."""
-        middle = int(np.argmin(np.abs(self.log_multipliers)))
-        gains = self.losses[:, middle : middle + 1] - self.losses
+        distances = np.abs(self.log_multipliers)
+        middle = int(np.argmin(distances))
+        gains = self.losses[:, [middle]] - self.losses
         return gains.clip(-MOST, MOST)
 
     @property
@@ -57,21 +58,20 @@ def read_outcomes(paths: Sequence[Path]) -> Outcomes:
         validation = np.array(record["validation"], dtype=float)  # None becomes nan
         losses.append(log_losses(first, validation))
         for name, values in record["signals"].items():
-            signals.setdefault(name, []).append(np.array(values, dtype=float))
+            read = np.array(values, dtype=float)
+            signals.setdefault(name, []).append(read)
     multipliers = next(iter(records.values()))["multipliers"]
-    return Outcomes(
-        trainings,
-        np.log2(multipliers),
-        np.stack(losses),
-        {name: np.stack(values) for name, values in signals.items()},
-    )
+    stacked = {name: np.stack(values) for name, values in signals.items()}
+    return Outcomes(trainings, np.log2(multipliers), np.stack(losses), stacked)
 
 
 def log_losses(first: np.ndarray, validation: np.ndarray) -> np.ndarray:
     """Logs of losses (m, 2) with a floor and a ceiling relative to the first, (2,)."""
-    first = np.nan_to_num(np.abs(first), nan=1.0) + 1e-12
+    first = np.nan_to_num(np.abs(first), nan=1.0)
+    first = first + 1e-12
     ratio = np.nan_to_num(validation, nan=np.inf) / first
-    return np.minimum(np.log(ratio.clip(0) + FLOOR), WORST) + np.log(first)
+    logs = np.log(ratio.clip(0) + FLOOR)
+    return np.minimum(logs, WORST) + np.log(first)
 
 
 def interpolated(x: np.ndarray, log_multipliers: np.ndarray, rows: np.ndarray):

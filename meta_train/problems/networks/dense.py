@@ -22,18 +22,19 @@ def mlp(
 ) -> nn.Sequential:
     """Linear layers of these widths; all but the last have a norm and an activation."""
     *hidden, last = pairwise(widths)
-    layers: list[nn.Module] = [nn.Flatten()]
+    layers = nn.Sequential(nn.Flatten())
     for fan_in, fan_out in hidden:
         layers.append(nn.Linear(fan_in, fan_out))
         if norm is not None:
             layers.append(norm(fan_out))
         layers.append(activation())
-    return nn.Sequential(*layers, nn.Linear(*last))
+    return layers.append(nn.Linear(*last))
 
 
 def autoencoder(widths: Sequence[int], image: tuple[int, ...]) -> nn.Sequential:
     """An MLP of these widths and back; returns logits of the pixels."""
-    layers = mlp([*widths, *reversed(widths[:-1])])
+    back = reversed(widths[:-1])
+    layers = mlp([*widths, *back])
     return layers.append(nn.Unflatten(1, image))
 
 
@@ -47,15 +48,18 @@ class SirenSlopes(Siren):
 
     def forward(self, points: Tensor) -> Tensor:
         """points: (n, 2); returns (n, 2)"""
-        *hidden, last = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+        linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+        *hidden, last = linear
         units = torch.eye(2, device=points.device)
         slopes = units.expand(len(points), 2, 2)  # (n, coordinates, units)
         for layer in hidden:
             angles = FREQUENCY * layer(points)
             points = angles.sin()
             inner = FREQUENCY * F.linear(slopes, layer.weight)
-            slopes = angles.cos()[:, None] * inner
-        return F.linear(slopes, last.weight).squeeze(-1)
+            slope = angles.cos()
+            slopes = slope[:, None] * inner
+        slopes = F.linear(slopes, last.weight)
+        return slopes.squeeze(-1)
 
 
 class MixtureOfExperts(nn.Module):
@@ -65,20 +69,25 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         self.embed = nn.Linear(fan_in, width)
         self.gate = nn.Linear(width, experts)
-        self.experts = nn.ModuleList(mlp((width, width, width)) for _ in range(experts))
+        self.experts = nn.ModuleList()
+        for _ in range(experts):
+            self.experts.append(mlp((width, width, width)))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, fan_out)
 
     def forward(self, images: Tensor) -> Tensor:
         """images: (b, channels, height, width); returns (b, fan_out)"""
-        hidden = self.embed(images.flatten(1)).relu()
-        best, chosen = self.gate(hidden).topk(2)
+        pixels = images.flatten(1)
+        hidden = self.embed(pixels).relu()
+        scores = self.gate(hidden)
+        best, chosen = scores.topk(2)
         # At this size, running all experts on all inputs is faster than sorting inputs.
         zeros = best.new_zeros(len(images), len(self.experts))
         share = zeros.scatter(1, chosen, best.softmax(1))
         outputs = torch.stack([expert(hidden) for expert in self.experts], 1)
-        mixed = (share[..., None] * outputs).sum(1)
-        return self.head(self.norm(hidden + mixed))
+        weighted = share[..., None] * outputs
+        hidden = hidden + weighted.sum(1)
+        return self.head(self.norm(hidden))
 
 
 class VariationalAutoencoder(nn.Module):
@@ -94,10 +103,12 @@ class VariationalAutoencoder(nn.Module):
 
         In evaluation mode the code is its mean.
         """
-        mean, log_variance = self.encoder(images).chunk(2, 1)
+        encoded = self.encoder(images)
+        mean, log_variance = encoded.chunk(2, 1)
         code = mean
         if self.training:
-            code = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
+            deviation = (0.5 * log_variance).exp()
+            code = mean + deviation * torch.randn_like(mean)
         return self.decoder(code), mean, log_variance
 
 
@@ -108,12 +119,14 @@ class ResidualDenoiser(nn.Module):
 
     def __init__(self, pixels: int, width: int, blocks: int, frequencies: int = 8):
         super().__init__()
-        self.register_buffer(
-            "frequencies", pi * 2.0 ** torch.arange(frequencies), False
-        )
-        self.level = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU())
+        octaves = 2.0 ** torch.arange(frequencies)
+        self.register_buffer("frequencies", pi * octaves, False)
+        level = nn.Linear(2 * frequencies, width)
+        self.level = nn.Sequential(level, nn.SiLU())
         self.first = nn.Linear(pixels, width)
-        self.blocks = nn.ModuleList(LeveledBlock(width) for _ in range(blocks))
+        self.blocks = nn.ModuleList()
+        for _ in range(blocks):
+            self.blocks.append(LeveledBlock(width))
         self.last = nn.Linear(width, pixels)
 
     def forward(self, inputs: tuple[Tensor, Tensor]) -> Tensor:
@@ -121,11 +134,13 @@ class ResidualDenoiser(nn.Module):
         shape of the images"""
         images, levels = inputs
         angles = levels * self.frequencies
-        level = self.level(torch.cat([angles.sin(), angles.cos()], 1))
+        waves = torch.cat([angles.sin(), angles.cos()], 1)
+        level = self.level(waves)
         hidden = self.first(images.flatten(1))
         for block in self.blocks:
             hidden = hidden + block(hidden, level)
-        return self.last(hidden).view_as(images)
+        noise = self.last(hidden)
+        return noise.view_as(images)
 
 
 class LeveledBlock(nn.Module):
@@ -135,14 +150,16 @@ class LeveledBlock(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.film = nn.Linear(width, 2 * width)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)
-        )
+        first = nn.Linear(width, width)
+        last = nn.Linear(width, width)
+        self.mlp = nn.Sequential(first, nn.SiLU(), last)
 
     def forward(self, hidden: Tensor, level: Tensor) -> Tensor:
         """hidden, level: (b, width); returns (b, width)"""
-        scale, shift = self.film(level).chunk(2, 1)
-        return self.mlp((1 + scale) * self.norm(hidden) + shift)
+        film = self.film(level)
+        scale, shift = film.chunk(2, 1)
+        scaled = (1 + scale) * self.norm(hidden)
+        return self.mlp(scaled + shift)
 
 
 class PointSet(nn.Module):
@@ -150,17 +167,15 @@ class PointSet(nn.Module):
 
     def __init__(self, features: int, width: int, classes: int):
         super().__init__()
-        self.each = nn.Sequential(
-            nn.Linear(features, width),
-            nn.ReLU(),
-            nn.Linear(width, 2 * width),
-            nn.ReLU(),
-        )
+        first = nn.Linear(features, width)
+        last = nn.Linear(width, 2 * width)
+        self.each = nn.Sequential(first, nn.ReLU(), last, nn.ReLU())
         self.all = mlp((2 * width, width, classes))
 
     def forward(self, points: Tensor) -> Tensor:
         """points: (b, count, features); returns (b, classes)"""
-        return self.all(self.each(points).amax(1))
+        each = self.each(points)
+        return self.all(each.amax(1))
 
 
 class BagOfTrigrams(nn.Module):
@@ -177,4 +192,6 @@ class BagOfTrigrams(nn.Module):
         second = codes[:, 1:-1]
         third = codes[:, 2:]
         trigrams = (first * 31 + second) * 31 + third
-        return self.head(self.bag(trigrams % self.bag.num_embeddings))
+        rows = trigrams % self.bag.num_embeddings
+        mean = self.bag(rows)
+        return self.head(mean)

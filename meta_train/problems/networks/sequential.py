@@ -19,7 +19,8 @@ class Patches(nn.Module):
         self.count = (side // patch) ** 2
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.map(images).flatten(2).mT
+        x = self.map(images)
+        return x.flatten(2).mT
 
 
 class PositionedPatches(nn.Module):
@@ -43,7 +44,9 @@ class VisionTransformer(PositionedPatches):
         self, channels: int, side: int, patch: int, width: int, heads: int, depth: int
     ):
         super().__init__(channels, side, patch, width)
-        self.layers = nn.ModuleList(_encoder_layer(width, heads) for _ in range(depth))
+        self.layers = nn.ModuleList()
+        for _ in range(depth):
+            self.layers.append(_encoder_layer(width, heads))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, 10)
 
@@ -52,7 +55,8 @@ class VisionTransformer(PositionedPatches):
         x = self.embed(images)
         for layer in self.layers:
             x = layer(x)
-        return self.head(self.norm(x).mean(1))
+        x = self.norm(x).mean(1)
+        return self.head(x)
 
 
 def _encoder_layer(width: int, heads: int) -> nn.Module:
@@ -77,7 +81,9 @@ class CausalAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(causal_attention(self.qkv(x), self.heads))
+        qkv = self.qkv(x)
+        y = causal_attention(qkv, self.heads)
+        return self.out(y)
 
 
 def causal_attention(qkv: Tensor, heads: int) -> Tensor:
@@ -85,7 +91,8 @@ def causal_attention(qkv: Tensor, heads: int) -> Tensor:
 
     qkv: queries, keys and values, (b, t, 3 * width); returns (b, t, width)
     """
-    q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    by_head = qkv.unflatten(-1, (3, heads, -1))
+    q, k, v = by_head.permute(2, 0, 3, 1, 4)
     mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     return mixed.transpose(1, 2).flatten(2)  # from (b, heads, t, width / heads)
 
@@ -102,15 +109,21 @@ class LinearAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        q = F.elu(self._by_head(self.query(x))) + 1  # (b, heads, t, width / heads)
-        k = F.elu(self._by_head(self.key(x))) + 1
+        q = self._by_head(self.query(x))  # (b, heads, t, width / heads)
+        k = self._by_head(self.key(x))
         v = self._by_head(self.value(x))
-        weight = q @ k.sum(-2)[..., None]
-        mixed = q @ (k.mT @ v) / weight
-        return self.out(mixed.transpose(1, 2).flatten(2))
+        q = F.elu(q) + 1
+        k = F.elu(k) + 1
+        total = k.sum(-2)
+        weight = q @ total[..., None]
+        product = k.mT @ v
+        mixed = q @ product / weight
+        y = mixed.transpose(1, 2).flatten(2)
+        return self.out(y)
 
     def _by_head(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        x = x.unflatten(-1, (self.heads, -1))
+        return x.transpose(1, 2)
 
 
 class Block(nn.Module):
@@ -124,8 +137,10 @@ class Block(nn.Module):
         self.mlp = _mlp(width, 4 * width)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.first_norm(x))
-        return x + self.mlp(self.second_norm(x))
+        y = self.first_norm(x)
+        x = x + self.attention(y)
+        y = self.second_norm(x)
+        return x + self.mlp(y)
 
 
 class Gpt(nn.Module):
@@ -146,8 +161,10 @@ class Gpt(nn.Module):
         super().__init__()
         self.characters = nn.Embedding(vocabulary, width)
         self.positions = nn.Embedding(length, width)
-        blocks = (Block(width, CausalAttention(width, heads)) for _ in range(depth))
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = nn.ModuleList()
+        for _ in range(depth):
+            attention = CausalAttention(width, heads)
+            self.blocks.append(Block(width, attention))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, vocabulary, bias=False)
         for embedding in (self.characters, self.positions):
@@ -157,10 +174,12 @@ class Gpt(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         """codes: (b, t) int64; returns logits (b, vocabulary, t)"""
-        x = self.characters(codes) + self.positions.weight[: codes.shape[1]]
+        positions = self.positions.weight[: codes.shape[1]]
+        x = self.characters(codes) + positions
         for block in self.blocks:
             x = block(x)
-        return self.head(self.norm(x)).mT
+        x = self.norm(x)
+        return self.head(x).mT
 
 
 class LinearTransformer(PositionedPatches):
@@ -170,8 +189,10 @@ class LinearTransformer(PositionedPatches):
         self, channels: int, side: int, patch: int, width: int, heads: int, depth: int
     ):
         super().__init__(channels, side, patch, width)
-        blocks = (Block(width, LinearAttention(width, heads)) for _ in range(depth))
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = nn.ModuleList()
+        for _ in range(depth):
+            attention = LinearAttention(width, heads)
+            self.blocks.append(Block(width, attention))
         self.head = nn.Linear(width, 10)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -179,7 +200,8 @@ class LinearTransformer(PositionedPatches):
         x = self.embed(images)
         for block in self.blocks:
             x = block(x)
-        return self.head(x.mean(1))
+        mean = x.mean(1)
+        return self.head(mean)
 
 
 class MixerBlock(nn.Module):
@@ -193,12 +215,16 @@ class MixerBlock(nn.Module):
         self.across_channels = _mlp(width, 2 * width)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.across_patches(self.first_norm(x).mT).mT
-        return x + self.across_channels(self.second_norm(x))
+        y = self.first_norm(x).mT
+        x = x + self.across_patches(y).mT
+        y = self.second_norm(x)
+        return x + self.across_channels(y)
 
 
 def _mlp(width: int, hidden: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+    up = nn.Linear(width, hidden)
+    down = nn.Linear(hidden, width)
+    return nn.Sequential(up, nn.GELU(), down)
 
 
 class Mixer(nn.Module):
@@ -207,15 +233,18 @@ class Mixer(nn.Module):
     def __init__(self, channels: int, side: int, patch: int, width: int, depth: int):
         super().__init__()
         self.patches = Patches(channels, side, patch, width)
-        blocks = (MixerBlock(self.patches.count, width) for _ in range(depth))
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks = nn.Sequential()
+        for _ in range(depth):
+            self.blocks.append(MixerBlock(self.patches.count, width))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, 10)
 
     def forward(self, images: Tensor) -> Tensor:
         """images: (b, channels, side, side); returns (b, 10)"""
-        x = self.blocks(self.patches(images))
-        return self.head(self.norm(x).mean(1))
+        x = self.patches(images)
+        x = self.blocks(x)
+        x = self.norm(x).mean(1)
+        return self.head(x)
 
 
 class RowRnn(nn.Module):
@@ -228,7 +257,8 @@ class RowRnn(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images: (b, 1, side, side); returns (b, 10)"""
-        outputs, _ = self.cells(images.squeeze(1))
+        rows = images.squeeze(1)
+        outputs, _ = self.cells(rows)
         return self.head(outputs[:, -1])
 
 
@@ -250,5 +280,6 @@ class CharacterRnn(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         """codes: (b, t) int64; returns logits (b, vocabulary, t)"""
-        outputs, _ = self.cells(self.characters(codes))
+        x = self.characters(codes)
+        outputs, _ = self.cells(x)
         return self.head(outputs).mT

@@ -18,7 +18,9 @@ def contrastive_divergence(embeddings: Tensor, labels: Tensor) -> Tensor:
     examples with the same label and the softmax of the similarities.
     """
     alike = (labels[:, None] == labels).sum(1) - 1
-    minimum = alike[alike > 0].log().sum() / (alike > 0).sum().clamp(min=1)
+    has_others = alike > 0
+    counted = has_others.sum().clamp(min=1)
+    minimum = alike[has_others].log().sum() / counted
     return contrastive_loss(embeddings, labels) - minimum
 
 

@@ -129,8 +129,9 @@ class DriftProblem(SampledProblem):
 
 def rotated(pair: Tensor, turns: float) -> Tensor:
     """The first of a pair (2, ...) rotated towards the second, (...)."""
+    first, second = pair
     angle = torch.tensor(2 * torch.pi * turns)
-    return angle.cos() * pair[0] + angle.sin() * pair[1]
+    return angle.cos() * first + angle.sin() * second
 
 
 def rotating_line(count: int, time: float, turns: float, width: int) -> Batch:
@@ -145,15 +146,18 @@ def moving_centres(count: int, time: float, turns: float, width: int) -> Batch:
     """Labels (b,) of four classes with rotating centres; inputs (b, width)."""
     labels = torch.randint(4, (count,))
     centres = rotated(fixed(2, 4, width, seed=10), turns * time)
-    return centres[labels] + 1.5 * torch.randn(count, width), labels
+    noise = 1.5 * torch.randn(count, width)
+    return centres[labels] + noise, labels
 
 
 def changing_teacher(count: int, time: float, turns: float, width: int) -> Batch:
     """Targets (b, 2): a network with changing weights; inputs (b, width)."""
     x = torch.randn(count, width)
     weights = fixed(2, width, 16, seed=11) / width**0.5
-    hidden = (x @ rotated(weights, turns * time)).relu()
-    return x, hidden @ fixed(16, 2, seed=12) / 4
+    first = rotated(weights, turns * time)
+    last = fixed(16, 2, seed=12)
+    hidden = (x @ first).relu()
+    return x, hidden @ last / 4
 
 
 LINE = partial(rotating_line, turns=0.4, width=20)

@@ -49,10 +49,12 @@ class Solver(nn.Module):
             return self._solution(points)
         with torch.enable_grad():
             points = points.detach().requires_grad_()
-            return self.equation.residual(self._solution(points), points)
+            solution = self._solution(points)
+            return self.equation.residual(solution, points)
 
     def _solution(self, points: Tensor) -> Tensor:
-        return self.equation.trial(points, self.layers(points).squeeze(1))
+        outputs = self.layers(points).squeeze(1)
+        return self.equation.trial(points, outputs)
 
 
 @cache
@@ -74,7 +76,8 @@ def collocation(equation: Equation) -> Splits:
 
 def slopes(values: Tensor, points: Tensor) -> Tensor:
     """Gradients (b, d) of values (b,), each with respect to its own point."""
-    return torch.autograd.grad(values.sum(), points, create_graph=True)[0]
+    (gradients,) = torch.autograd.grad(values.sum(), points, create_graph=True)
+    return gradients
 
 
 def _wave(x: Tensor) -> Tensor:
@@ -83,7 +86,8 @@ def _wave(x: Tensor) -> Tensor:
 
 def _poisson(u: Tensor, x: Tensor) -> Tensor:
     """u'' = -(2 pi)^2 sin(2 pi x)"""
-    second = slopes(slopes(u, x)[:, 0], x)[:, 0]
+    first = slopes(u, x)[:, 0]
+    second = slopes(first, x)[:, 0]
     return second / (2 * pi) ** 2 + _wave(x)
 
 
@@ -92,13 +96,17 @@ def _poisson_trial(x: Tensor, u: Tensor) -> Tensor:
 
 
 def _mode(x: Tensor) -> Tensor:
-    return (pi * x[:, 0]).sin() * (2 * pi * x[:, 1]).sin()
+    first = (pi * x[:, 0]).sin()
+    second = (2 * pi * x[:, 1]).sin()
+    return first * second
 
 
 def _helmholtz(u: Tensor, x: Tensor) -> Tensor:
     """u_xx + u_yy + 4 u = (4 - 5 pi^2) sin(pi x) sin(2 pi y)"""
     first = slopes(u, x)
-    laplacian = slopes(first[:, 0], x)[:, 0] + slopes(first[:, 1], x)[:, 1]
+    second_x = slopes(first[:, 0], x)[:, 0]
+    second_y = slopes(first[:, 1], x)[:, 1]
+    laplacian = second_x + second_y
     return (laplacian + 4 * u) / (5 * pi**2 - 4) + _mode(x)
 
 
@@ -110,8 +118,10 @@ DAMPING, STIFFNESS = 0.2, 4.0
 
 
 def _oscillation(t: Tensor) -> Tensor:
+    time = t[:, 0]
     frequency = (STIFFNESS - DAMPING**2) ** 0.5
-    return (-DAMPING * t[:, 0]).exp() * (frequency * t[:, 0]).sin() / frequency
+    decay = (-DAMPING * time).exp()
+    return decay * (frequency * time).sin() / frequency
 
 
 def _oscillator(u: Tensor, t: Tensor) -> Tensor:

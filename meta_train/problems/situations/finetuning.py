@@ -68,7 +68,8 @@ class Adapter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer(x)
-        return x + self.up(self.down(x).relu())
+        hidden = self.down(x).relu()
+        return x + self.up(hidden)
 
 
 def with_adapters(name: str, bottleneck: int) -> nn.Module:

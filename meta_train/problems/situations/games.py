@@ -38,17 +38,20 @@ class Players(nn.Module):
         self.critic[-1].register_parameter("bias", None)
         self.average = deepcopy(self.generator)
         for module in self.average.modules():
-            for name, p in list(module.named_parameters(recurse=False)):
+            own = dict(module.named_parameters(recurse=False))
+            for name, p in own.items():
                 delattr(module, name)
                 module.register_buffer(name, p.detach().clone())
 
     def generate(self, count: int) -> Tensor:
         """Points (count, 2)"""
-        return self.generator(self._noise(count))
+        noise = self._noise(count)
+        return self.generator(noise)
 
     def generate_by_average(self, count: int) -> Tensor:
         """Points (count, 2) of the generator with averaged weights."""
-        return self.average(self._noise(count))
+        noise = self._noise(count)
+        return self.average(noise)
 
     @torch.no_grad()
     def update_average(self) -> None:
@@ -59,10 +62,12 @@ class Players(nn.Module):
     def fixed_critic(self, points: Tensor) -> Tensor:
         """Logits (b,) with gradients for the points but not for the critic."""
         weights = {name: p.detach() for name, p in self.critic.named_parameters()}
-        return functional_call(self.critic, weights, points).squeeze(1)
+        logits = functional_call(self.critic, weights, points)
+        return logits.squeeze(1)
 
     def _noise(self, count: int) -> Tensor:
-        return torch.randn(count, self.noise).to(device_of(self))
+        noise = torch.randn(count, self.noise)
+        return noise.to(device_of(self))
 
 
 def logistic_game(players: Players, real: Tensor, penalty: float) -> Tensor:
@@ -74,9 +79,11 @@ def logistic_game(players: Players, real: Tensor, penalty: float) -> Tensor:
     fake = players.generate(len(real))
     real_logits, real_slope = _with_slopes(players.critic, real)
     fake_logits, fake_slope = _with_slopes(players.critic, fake)
-    critic = F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
-    generator = F.softplus(-players.fixed_critic(fake)).mean()
-    return critic + 0.5 * penalty * (real_slope + fake_slope) + generator
+    critic = F.softplus(-real_logits).mean()
+    critic = critic + F.softplus(fake_logits).mean()
+    critic = critic + 0.5 * penalty * (real_slope + fake_slope)
+    logits = players.fixed_critic(fake)
+    return critic + F.softplus(-logits).mean()
 
 
 def relativistic_game(players: Players, real: Tensor, penalty: float) -> Tensor:
@@ -89,7 +96,8 @@ def relativistic_game(players: Players, real: Tensor, penalty: float) -> Tensor:
     fake_logits, fake_slope = _with_slopes(players.critic, fake)
     critic = F.softplus(fake_logits - real_logits).mean()
     critic = critic + 0.5 * penalty * (real_slope + fake_slope)
-    advantage = real_logits.detach() - players.fixed_critic(fake)
+    logits = players.fixed_critic(fake)
+    advantage = real_logits.detach() - logits
     return critic + F.softplus(advantage).mean()
 
 
@@ -97,8 +105,9 @@ def _with_slopes(critic: nn.Module, points: Tensor) -> tuple[Tensor, Tensor]:
     """Logits (b,) of points (b, 2), and their mean squared gradient norm, ()."""
     points = points.detach().requires_grad_()
     logits = critic(points).squeeze(1)
-    slopes = torch.autograd.grad(logits.sum(), points, create_graph=True)[0]
-    return logits, slopes.square().sum(1).mean()
+    (slopes,) = torch.autograd.grad(logits.sum(), points, create_graph=True)
+    norms = slopes.square().sum(1)
+    return logits, norms.mean()
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,25 +146,33 @@ class GanProblem(SampledProblem):
         with seeded(0, 4, split == "test"):
             real = self._real(count)
             fake = model.generate_by_average(count).cpu()
-        return Metrics(energy_distance(real, fake).item(), self._mode_coverage(fake))
+        distance = energy_distance(real, fake)
+        return Metrics(distance.item(), self._mode_coverage(fake))
 
     def _real(self, count: int) -> Tensor:
-        chosen = self.modes[torch.randint(len(self.modes), (count,))]
-        return chosen + self.width * torch.randn(count, 2)
+        modes = torch.randint(len(self.modes), (count,))
+        noise = torch.randn(count, 2)
+        return self.modes[modes] + self.width * noise
 
     def _mode_coverage(self, points: Tensor) -> float:
-        distance, mode = torch.cdist(points, self.modes).min(1)
+        count = len(self.modes)
+        distances = torch.cdist(points, self.modes)
+        distance, mode = distances.min(1)
         is_near = distance < 3 * self.width
-        counts = mode[is_near].bincount(minlength=len(self.modes))
-        expected = len(points) / len(self.modes)
-        covered = (counts > 0.1 * expected).float().mean()
-        return (covered * is_near.float().mean()).item()
+        counts = mode[is_near].bincount(minlength=count)
+        expected = len(points) / count
+        is_covered = counts > 0.1 * expected
+        covered = is_covered.float().mean()
+        coverage = covered * is_near.float().mean()
+        return coverage.item()
 
 
 def energy_distance(x: Tensor, y: Tensor) -> Tensor:
     """Energy distance of two samples (Szekely 2003), (); 0 for equal distributions."""
-    within = torch.cdist(x, x).mean() + torch.cdist(y, y).mean()
-    return (2 * torch.cdist(x, y).mean() - within).clamp(min=0)
+    within = torch.cdist(x, x).mean()
+    within = within + torch.cdist(y, y).mean()
+    between = 2 * torch.cdist(x, y).mean()
+    return (between - within).clamp(min=0)
 
 
 def ring(count: int) -> Tensor:

@@ -54,11 +54,15 @@ class BanditProblem(SampledProblem):
         return torch.randn(self.batch_size, self.dimensions)
 
     def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
-        log_probabilities = model(batch).log_softmax(-1)
+        logits = model(batch)
+        log_probabilities = logits.log_softmax(-1)
         action = sampled(log_probabilities)
-        reward = self.rewards(batch).gather(-1, action)
-        reward = reward + torch.randn(reward.shape).to(reward.device)
-        objective = (reward * log_probabilities.gather(-1, action)).squeeze(-1)
+        rewards = self.rewards(batch)
+        reward = rewards.gather(-1, action)
+        noise = torch.randn(reward.shape)
+        reward = reward + noise.to(reward.device)
+        taken = log_probabilities.gather(-1, action)
+        objective = (reward * taken).squeeze(-1)
         # the sum over bandits keeps their gradients independent
         return -objective.mean(0).sum()
 
@@ -66,31 +70,37 @@ class BanditProblem(SampledProblem):
     def evaluate(
         self, model: nn.Module, split: str, limit: int | None = None
     ) -> Metrics:
+        count = at_most(EVALUATED, limit)
         with seeded(0, 4, split == "test"):
-            states = torch.randn(at_most(EVALUATED, limit), self.dimensions)
+            states = torch.randn(count, self.dimensions)
         states = states.to(device_of(model))
         rewards = self.rewards(states)
-        expected = (model(states).softmax(-1) * rewards).sum(-1)
+        probabilities = model(states).softmax(-1)
+        expected = (probabilities * rewards).sum(-1)
         regret = (rewards.amax(-1) - expected).mean()
         return Metrics(regret.item() + REGRET_FLOOR, None)
 
 
 def sampled(log_probabilities: Tensor) -> Tensor:
     """Random actions (..., 1) with log probabilities (..., actions), from the CPU."""
-    probabilities = log_probabilities.detach().exp().cpu()
-    action = torch.multinomial(probabilities.flatten(0, -2), 1)
-    return action.view(*probabilities.shape[:-1], 1).to(log_probabilities.device)
+    probabilities = log_probabilities.detach().exp()
+    flat = probabilities.cpu().flatten(0, -2)
+    action = torch.multinomial(flat, 1)
+    shape = probabilities.shape[:-1]
+    return action.view(*shape, 1).to(probabilities.device)
 
 
 def arms(states: Tensor, bandits: int, actions: int, seed: int) -> Tensor:
     """Rewards (b, bandits, actions) that do not depend on the state."""
-    rewards = fixed(bandits, actions, seed=seed).to(states.device)
+    rewards = fixed(bandits, actions, seed=seed)
+    rewards = rewards.to(states.device)
     return rewards.expand(len(states), -1, -1)
 
 
 def arms_by_state(states: Tensor, count: int) -> Tensor:
     """Rewards (b, count) that are linear in the state."""
-    return states @ fixed(states.shape[1], count, seed=15).to(states.device)
+    weights = fixed(states.shape[1], count, seed=15)
+    return states @ weights.to(states.device)
 
 
 class ActorCritic(nn.Module):
@@ -103,10 +113,10 @@ class ActorCritic(nn.Module):
 
     def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """states: (..., d); returns (..., actions) and (...,)"""
+        shape = states.shape[:-1]
         flat = states.flatten(0, -2)
         logits = self.actor(flat)
         values = self.critic(flat).squeeze(-1)
-        shape = states.shape[:-1]
         return logits.unflatten(0, shape), values.unflatten(0, shape)
 
 
@@ -141,12 +151,16 @@ class CartProblem(SampledProblem):
         returns = self._returns(model, episode)
         logits, values = model(episode.states[:-1])
         log_probabilities = logits.log_softmax(-1)
-        taken = log_probabilities.gather(-1, episode.actions).squeeze(-1)
-        advantage = (returns - values).detach()
-        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-6)
-        entropy = -(log_probabilities.exp() * log_probabilities).sum(-1).mean()
-        values_loss = (returns - values).square().mean()
-        return -(taken * advantage).mean() + 0.5 * values_loss - 0.01 * entropy
+        taken = log_probabilities.gather(-1, episode.actions)
+        errors = returns - values
+        advantage = errors.detach()
+        deviation = advantage.std() + 1e-6
+        advantage = (advantage - advantage.mean()) / deviation
+        products = log_probabilities.exp() * log_probabilities
+        entropy = -products.sum(-1).mean()
+        values_loss = errors.square().mean()
+        policy_loss = -(taken.squeeze(-1) * advantage).mean()
+        return policy_loss + 0.5 * values_loss - 0.01 * entropy
 
     @torch.no_grad()
     def _returns(self, model: nn.Module, episode: Episode) -> Tensor:
@@ -163,10 +177,13 @@ class CartProblem(SampledProblem):
     def evaluate(
         self, model: nn.Module, split: str, limit: int | None = None
     ) -> Metrics:
+        count = at_most(CARTS, limit)
+        device = device_of(model)
         with seeded(0, 4, split == "test"):
-            initial = torch.randn(at_most(CARTS, limit), 2)
-            episode = self._episode(model, initial.to(device_of(model)))
-        return Metrics(episode.costs.mean().item(), None)
+            initial = torch.randn(count, 2)
+            episode = self._episode(model, initial.to(device))
+        cost = episode.costs.mean()
+        return Metrics(cost.item(), None)
 
     @torch.no_grad()
     def _episode(self, model: nn.Module, state: Tensor) -> Episode:
@@ -178,9 +195,11 @@ class CartProblem(SampledProblem):
             logits, _ = model(state)
             action = sampled(logits.log_softmax(-1))
             position, speed = state.unbind(1)
-            speed = 0.95 * speed + 0.3 * (action.squeeze(1) - 1)
+            push = action.squeeze(1) - 1
+            speed = 0.95 * speed + 0.3 * push
             position = position + 0.3 * speed
-            state = torch.stack([position, speed], 1).clamp(-5, 5)
+            state = torch.stack([position, speed], 1)
+            state = state.clamp(-5, 5)
             states.append(state)
             actions.append(action)
             cost = position.square() + 0.1 * speed.square()
@@ -192,7 +211,6 @@ TEN_ARMS = partial(arms, bandits=64, actions=10, seed=13)
 EIGHT_ARMS = partial(arms, bandits=96, actions=8, seed=14)
 BY_STATE = partial(arms_by_state, count=5)
 
-
 BANDITS_64 = partial(Policies, 64, 10)
 BANDITS_96 = partial(Policies, 96, 8)
 STATE_POLICY = partial(mlp, (6, 32, 5))
@@ -200,19 +218,12 @@ ACTOR_CRITIC_32 = partial(ActorCritic, 2, 3, 32)
 ACTOR_CRITIC_48 = partial(ActorCritic, 2, 3, 48)
 ACTOR_CRITIC_64 = partial(ActorCritic, 2, 3, 64)
 
-KINDS = {
-    "rewards": Kind(
-        developing=[
-            BanditProblem("bandits-10", BANDITS_64, 4, 600, TEN_ARMS),
-            CartProblem("cart-64", ACTOR_CRITIC_32, 64, 80),
-        ],
-        validating=[
-            BanditProblem("bandits-8", BANDITS_96, 4, 400, EIGHT_ARMS),
-            CartProblem("cart-32", ACTOR_CRITIC_64, 32, 120),
-        ],
-        testing=[
-            BanditProblem("bandit-states", STATE_POLICY, 64, 600, BY_STATE, 6),
-            CartProblem("cart-128", ACTOR_CRITIC_48, 128, 60),
-        ],
-    )
-}
+bandits_10 = BanditProblem("bandits-10", BANDITS_64, 4, 600, TEN_ARMS)
+bandits_8 = BanditProblem("bandits-8", BANDITS_96, 4, 400, EIGHT_ARMS)
+bandit_states = BanditProblem("bandit-states", STATE_POLICY, 64, 600, BY_STATE, 6)
+cart_64 = CartProblem("cart-64", ACTOR_CRITIC_32, 64, 80)
+cart_32 = CartProblem("cart-32", ACTOR_CRITIC_64, 32, 120)
+cart_128 = CartProblem("cart-128", ACTOR_CRITIC_48, 128, 60)
+
+REWARDS = Kind([bandits_10, cart_64], [bandits_8, cart_32], [bandit_states, cart_128])
+KINDS = {"rewards": REWARDS}

@@ -25,15 +25,19 @@ class Factors(nn.Module):
         self.columns = nn.Embedding(columns, rank)
         for table in (self.rows, self.columns):
             nn.init.normal_(table.weight, std=std)
-        self.row_bias = nn.Parameter(torch.zeros(rows)) if biases else None
-        self.column_bias = nn.Parameter(torch.zeros(columns)) if biases else None
+        self.row_bias = self.column_bias = None
+        if biases:
+            self.row_bias = nn.Parameter(torch.zeros(rows))
+            self.column_bias = nn.Parameter(torch.zeros(columns))
 
     def forward(self, places: Tensor) -> Tensor:
         """places: (b, 2) int64; returns (b,)"""
         i, j = places.unbind(1)
-        entries = (self.rows(i) * self.columns(j)).sum(1)
+        products = self.rows(i) * self.columns(j)
+        entries = products.sum(1)
         if self.row_bias is not None and self.column_bias is not None:
-            entries = entries + self.row_bias[i] + self.column_bias[j]
+            entries = entries + self.row_bias[i]
+            entries = entries + self.column_bias[j]
         return entries
 
 
@@ -47,7 +51,8 @@ class Symmetric(nn.Module):
     def forward(self, places: Tensor) -> Tensor:
         """places: (b, 2) int64; returns (b,)"""
         u = self.rows(places)
-        return (u[:, 0] * u[:, 1]).sum(1)
+        products = u[:, 0] * u[:, 1]
+        return products.sum(1)
 
 
 @cache
@@ -62,8 +67,10 @@ def entries(rows: int, columns: int, rank: int, noise: float, biased: bool) -> S
     def draw(count: int) -> Batch:
         i = torch.randint(rows, (count,))
         j = torch.randint(columns, (count,))
-        value = (u[i] * v[j]).sum(1) / rank**0.5
-        return torch.stack([i, j], 1), value + row_bias[i] + column_bias[j]
+        places = torch.stack([i, j], 1)
+        products = u[i] * v[j]
+        value = products.sum(1) / rank**0.5
+        return places, value + row_bias[i] + column_bias[j]
 
     return generated(draw, noise)
 
@@ -75,14 +82,16 @@ def symmetric_entries(rows: int, rank: int, noise: float) -> Splits:
 
     def draw(count: int) -> Batch:
         places = torch.randint(rows, (count, 2))
-        return places, u[places].prod(1).sum(1) / rank**0.5
+        products = u[places].prod(1)
+        return places, products.sum(1) / rank**0.5
 
     return generated(draw, noise)
 
 
 def zipf(count: int, vocabulary: int) -> Tensor:
     """Tokens (count,); the k-th has a probability of about 1 / k (Zipf's law)."""
-    return (vocabulary ** torch.rand(count)).long().clamp(1, vocabulary) - 1
+    tokens = (vocabulary ** torch.rand(count)).long()
+    return tokens.clamp(1, vocabulary) - 1
 
 
 @cache
@@ -92,8 +101,10 @@ def labelled_tokens(vocabulary: int, classes: int, length: int) -> Splits:
     label_of = torch.randint(classes, (vocabulary,), generator=generator)
 
     def draw(count: int) -> Batch:
-        tokens = zipf(count * length, vocabulary).view(count, length)
-        return tokens, label_of[tokens.amax(1)]
+        tokens = zipf(count * length, vocabulary)
+        tokens = tokens.view(count, length)
+        rarest = tokens.amax(1)
+        return tokens, label_of[rarest]
 
     return generated(draw)
 
@@ -108,7 +119,8 @@ def successors(vocabulary: int, seed: int) -> Splits:
         tokens = zipf(count, vocabulary)
         other = zipf(count, vocabulary)
         is_fixed = torch.rand(count) < 0.8
-        return tokens, torch.where(is_fixed, successor_of[tokens], other)
+        successors = torch.where(is_fixed, successor_of[tokens], other)
+        return tokens, successors
 
     return generated(draw)
 
@@ -135,7 +147,8 @@ class TokenMlp(nn.Module):
 
 def _units(columns: int, decades: float) -> Tensor:
     """Units of columns, (columns,), from 10^(-decades / 2) to 10^(decades / 2)."""
-    return 10 ** (decades * (torch.linspace(0, 1, columns) - 0.5))
+    places = torch.linspace(0, 1, columns) - 0.5
+    return 10 ** (decades * places)
 
 
 @cache
@@ -148,8 +161,9 @@ def unscaled_regression(columns: int, decades: float, seed: int) -> Splits:
 
     def draw(count: int) -> Batch:
         x = torch.randn(count, columns)
-        hidden = (x @ first / columns**0.5).relu()
-        return unit * (x + shift), hidden @ last / 4
+        hidden = x @ first / columns**0.5
+        targets = hidden.relu() @ last / 4
+        return unit * (x + shift), targets
 
     return generated(draw, 0.1)
 
@@ -162,7 +176,8 @@ def unscaled_classes(columns: int, decades: float, seed: int) -> Splits:
 
     def draw(count: int) -> Batch:
         x = torch.randn(count, columns)
-        return unit * x, torch.cdist(x, centres).argmin(1)
+        distances = torch.cdist(x, centres)
+        return unit * x, distances.argmin(1)
 
     return generated(draw)
 

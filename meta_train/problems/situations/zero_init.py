@@ -60,7 +60,8 @@ class GaussianMlp(nn.Module):
     def examples(count: int) -> Batch:
         """8 normal numbers; targets: the sines of 12 projections."""
         x = torch.randn(count, 8)
-        return x, (x @ fixed(8, 12, seed=23) / 2).sin()
+        angles = x @ fixed(8, 12, seed=23) / 2
+        return x, angles.sin()
 
 
 # standard deviations of the noise in the targets of `GaussianMlp`
@@ -70,8 +71,10 @@ SCALES = 10 ** torch.linspace(-2, 1, 12)
 def negative_log_likelihood(outputs: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
     """Of normal distributions, the mean over targets (b, 12), without constants, ()."""
     means, log_scales = outputs
-    errors = (targets - means) * (-log_scales).exp()
-    return (log_scales + 0.5 * errors.square()).mean()
+    precision = (-log_scales).exp()
+    errors = (targets - means) * precision
+    losses = log_scales + 0.5 * errors.square()
+    return losses.mean()
 
 
 def divergence(outputs: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
@@ -80,9 +83,12 @@ def divergence(outputs: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
     targets: the means of these distributions, (b, 12)
     """
     means, log_scales = outputs
-    log_ratio = log_scales - SCALES.to(targets.device).log()
-    errors = (targets - means).square() * (-2 * log_scales).exp()
-    return (log_ratio + 0.5 * ((-2 * log_ratio).exp() + errors - 1)).mean()
+    scales = SCALES.to(targets.device)
+    log_ratio = log_scales - scales.log()
+    precision = (-2 * log_scales).exp()
+    errors = (targets - means).square() * precision
+    excess = (-2 * log_ratio).exp() + errors - 1
+    return (log_ratio + 0.5 * excess).mean()
 
 
 class ContrastiveViews(nn.Module):
@@ -100,11 +106,13 @@ class ContrastiveViews(nn.Module):
         """images: (b, ...); returns logits (b, b) of pairs of views"""
         first = self._embedded_view(images)
         second = self._embedded_view(images)
-        return first @ second.mT * (-self.log_temperature).exp()
+        similarities = first @ second.mT
+        return similarities * (-self.log_temperature).exp()
 
     def _embedded_view(self, images: Tensor) -> Tensor:
         view = images + 0.5 * torch.randn_like(images)
-        return F.normalize(self.layers(view), dim=1)
+        embedded = self.layers(view)
+        return F.normalize(embedded, dim=1)
 
 
 def view_loss(logits: Tensor, labels: Tensor) -> Tensor:
