@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+import traceback
 from importlib import import_module
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 
 def load_object(path: str) -> Any:
     """The module "package.module", or the object "package.module:name" in it.
 
-    Raises ValueError that names the wrong part of the path.
+    Raises ValueError that names the wrong part of the path, and the line of a module
+    that fails.
     """
     module_name, _, name = path.partition(":")
     try:
         module = import_module(module_name)
     except Exception as error:
-        raise ValueError(f"cannot import '{module_name}': {error}") from error
+        raise ValueError(
+            f"cannot import '{module_name}': {error}{_line_of(error)}"
+        ) from error
     if not name:
         return module
     try:
         return attrgetter(name)(module)
     except AttributeError as error:
         raise ValueError(f"module '{module_name}' has no '{name}'") from error
+
+
+def _line_of(error: Exception) -> str:
+    """The last line of an import that is not in Python or an installed package; nothing
+    if no line ran."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)[1:]):
+        parts = Path(frame.filename).parts
+        is_generated = frame.filename.startswith("<")
+        if not (is_generated or {"importlib", "site-packages"} & {*parts}):
+            return f" ({frame.filename}, line {frame.lineno})"
+    return ""

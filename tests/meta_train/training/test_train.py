@@ -289,7 +289,7 @@ class TestErrors:
             MetaTrainer(config(tmp_path, metanet="adam"))
         with pytest.raises(
             ValueError,
-            match="problem 'fm-17': expected one of fm-16, fm-8, mlp-fm28",
+            match="problem .fm-17.: expected a known name.*Nearest: fm-16.*--names",
         ):
             MetaTrainer(config(tmp_path, problems=("fm-17",)))
         with pytest.raises(ValueError, match=r"problem 'no.module:make'.*no"):
