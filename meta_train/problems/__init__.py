@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 from meta_train.problems.catalogue import (
     DEVELOPMENT,
@@ -92,7 +93,7 @@ def _made(path: str) -> Problem:
             f"{str(error).removeprefix('missing a ')}. Wrap it in a function without "
             "arguments."
         ) from error
-    problem = factory()
+    problem: Any = factory()
     missing = [name for name in MEMBERS if not hasattr(problem, name)]
     if missing:
         got = f"{type(problem).__name__} without {', '.join(missing)}"
