@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 import tyro
 
-from harness.errors import PlainError
+from harness.errors import PlainError, passes_user_code
 from harness.interrupts import EXIT_STATUS
 
 Config = TypeVar("Config")
@@ -21,8 +21,9 @@ def main(
     """Parses the command line and runs the program.
 
     ValueError and PlainError end it with a message and status 2, Ctrl-C with a message
-    and status 130. A process has one thread: results do not depend on the number of
-    processes, and small networks gain little from a second thread.
+    and status 130. A ValueError from code of the user keeps its traceback. A process
+    has one thread: results do not depend on the number of processes, and small networks
+    gain little from a second thread.
     """
     _run_program(lambda: run(tyro.cli(config, description=description)))
 
@@ -46,6 +47,8 @@ def _run_program(run: Callable[[], None]) -> None:
     try:
         run()
     except (ValueError, PlainError) as error:
+        if passes_user_code(error):
+            raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ class Checkpoint:
     settings: Settings
     may_change: tuple[str, ...] = ()
     trusted: bool = False
+    changed: dict[str, Any] = field(default_factory=dict, init=False)
+    """Stored values of `may_change` that are others in `settings`, once it is read."""
 
     @property
     def path(self) -> Path:
@@ -64,6 +66,9 @@ class Checkpoint:
         # meta-trainings once stored their settings as "config"
         stored = state.pop("settings", None) or state.pop("config")
         changed = {key: self.settings[key] for key in self.may_change}
+        for key, value in changed.items():
+            if key in stored and stored[key] != value:
+                self.changed[key] = stored[key]
         check_settings(
             f"checkpoint '{self.path}'", {**stored, **changed}, self.settings
         )

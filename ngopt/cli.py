@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from ngopt.graph import __main__ as graph_command
+from ngopt.metanets import METANETS
+from ngopt.metanets.imported import find_metanet
 from ngopt.pretrained import list_pretrained, load_pretrained, weights_hash
 from ngopt.race.optimizers import CONTESTANTS
 
@@ -50,6 +52,11 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="what a weights file contains")
     info.add_argument("weights", help="a bundled name or the path of a file")
     info.add_argument("--json", action="store_true")
+    info.add_argument(
+        "--metanet",
+        metavar="module:Class",
+        help="your own metanet, which is imported, if the file names one",
+    )
     info.set_defaults(run=_info)
     commands.add_parser("graph", help="the neural graph of a network: see --help")
     race = commands.add_parser(
@@ -115,6 +122,8 @@ def _list(options: argparse.Namespace) -> None:
 
 
 def _info(options: argparse.Namespace) -> None:
+    if options.metanet is not None:
+        find_metanet(options.metanet, METANETS, may_import=True)
     found = describe(options.weights)
     if options.json:
         print(json.dumps(found))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
 from importlib import import_module
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 OF_CHECKOUT = "examples", "harness", "meta_train", "tasks"
@@ -13,16 +15,17 @@ OF_CHECKOUT = "examples", "harness", "meta_train", "tasks"
 def load_object(path: str) -> Any:
     """The module "package.module", or the object "package.module:name" in it.
 
-    Raises ValueError that names the wrong part of the path.
+    Raises ValueError that names the wrong part of the path, and the line of a module
+    that fails.
     """
     module_name, _, name = path.partition(":")
     try:
         module = import_module(module_name)
     except Exception as error:
-        message = f"cannot import '{module_name}': {error}"
-        name = error.name if isinstance(error, ModuleNotFoundError) else None
-        if name and name.partition(".")[0] in OF_CHECKOUT:
-            message += f". '{name}' is in the checkout of ngopt: run there."
+        message = f"cannot import '{module_name}': {error}{_line_of(error)}"
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and missing.partition(".")[0] in OF_CHECKOUT:
+            message += f". '{missing}' is in the checkout of ngopt: run there."
         raise ValueError(message) from error
     if not name:
         return module
@@ -30,3 +33,14 @@ def load_object(path: str) -> Any:
         return attrgetter(name)(module)
     except AttributeError as error:
         raise ValueError(f"module '{module_name}' has no '{name}'") from error
+
+
+def _line_of(error: Exception) -> str:
+    """The last line of an import that is not in Python or an installed package; nothing
+    if no line ran."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)[1:]):
+        parts = Path(frame.filename).parts
+        is_generated = frame.filename.startswith("<")
+        if not (is_generated or {"importlib", "site-packages"} & {*parts}):
+            return f" ({frame.filename}, line {frame.lineno})"
+    return ""

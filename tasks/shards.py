@@ -136,7 +136,12 @@ class Folder:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Raises ValueError if there is no manifest of this format."""
+    """Raises ValueError if there is no folder, or no manifest of this format."""
+    if not folder.is_dir():
+        raise ValueError(
+            f"folder '{folder}': expected a folder of networks; got none. "
+            "tasks.inr fit, tasks.zoo train and tasks.published make one."
+        )
     path = folder / MANIFEST
     found = read_json(path, "manifest")
     known = found.get("format") if isinstance(found, dict) else None

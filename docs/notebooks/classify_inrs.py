@@ -16,6 +16,14 @@
 # notebook fits one to each of some MNIST digits. Then it trains models that read only the weights of such a network and
 # predict which digit it shows. [Networks as data](../networks-as-data/index.md) has the commands for larger settings.
 
+# %%
+import os
+import sys
+
+if os.path.exists("../../pyproject.toml"):  # Jupyter starts in docs/notebooks
+    os.chdir("../..")
+sys.path.insert(0, os.getcwd())  # the checkout: harness, meta_train, tasks
+
 # %% tags=["parameters"]
 networks = {"train": 768, "validation": 64, "test": 256}
 fit_steps = 100

@@ -15,6 +15,14 @@
 # This notebook trains a small CNN on FashionMNIST with AdamW at four learning rates, and with `NGOptimizer`, which has
 # none to choose. It ends with what to do when the number of steps is not known.
 
+# %%
+import os
+import sys
+
+if os.path.exists("../../pyproject.toml"):  # Jupyter starts in docs/notebooks
+    os.chdir("../..")
+sys.path.insert(0, os.getcwd())  # the checkout: harness, meta_train, tasks
+
 # %% tags=["parameters"]
 steps = 300
 batch_size = 128

@@ -6,8 +6,10 @@ problem is `module:factory`, where the factory takes no arguments.
 
 from __future__ import annotations
 
-import importlib
+import inspect
 from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
 
 from meta_train.problems.catalogue import (
     DEVELOPMENT,
@@ -20,6 +22,7 @@ from meta_train.problems.catalogue import (
 )
 from meta_train.problems.protocol import Metrics, Problem, mean_metrics
 from meta_train.problems.situations import SITUATIONS
+from ngopt.importing import load_object
 
 __all__ = [
     "DEVELOPMENT",
@@ -38,6 +41,10 @@ __all__ = [
 ]
 
 
+MEMBERS = ("name", "steps", "init", "batch", "loss", "evaluate")
+"""Of a `Problem`."""
+
+
 def problem_names(given: Iterable[str]) -> tuple[str, ...]:
     """Names of problems, each once; names of `LISTS` are replaced by their problems."""
     names = []
@@ -51,17 +58,48 @@ def load_problem(name: str) -> Problem:
 
     Names are keys of `PROBLEMS`, `SITUATIONS` and `META_TRAINING`.
 
-    Raises ValueError if there is neither.
+    Raises ValueError if there is neither, or if the factory needs arguments or returns
+    something else. Errors of the factory itself are raised as they are.
     """
     known: dict[str, Problem] = {**PROBLEMS, **SITUATIONS, **META_TRAINING}
     if name in known:
         return known[name]
-    module, separator, factory = name.partition(":")
-    try:
-        if separator:
-            return getattr(importlib.import_module(module), factory)()
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"problem '{name}': {error}") from error
+    if ":" in name:
+        return _made(name)
+    nearest = get_close_matches(name, known, n=5, cutoff=0.4)
     raise ValueError(
-        f"problem '{name}': expected one of {', '.join(known)}, or 'module:factory'"
+        f"problem '{name}': expected a known name or module:factory. "
+        + (f"Nearest: {', '.join(nearest)}. " if nearest else "")
+        + "All names: python -m meta_train.problems --names"
     )
+
+
+def _made(path: str) -> Problem:
+    """The result of the factory "module:factory"."""
+    try:
+        factory = load_object(path)
+    except ValueError as error:
+        raise ValueError(f"problem '{path}': {error}") from error
+    if not callable(factory):
+        raise ValueError(
+            f"problem '{path}': expected a function or class without arguments; got "
+            f"{factory!r}"
+        )
+    try:
+        inspect.signature(factory).bind()
+    except TypeError as error:
+        raise ValueError(
+            f"problem '{path}': expected a factory without arguments; got one with a "
+            f"{str(error).removeprefix('missing a ')}. Wrap it in a function without "
+            "arguments."
+        ) from error
+    problem: Any = factory()
+    missing = [name for name in MEMBERS if not hasattr(problem, name)]
+    if missing:
+        got = f"{type(problem).__name__} without {', '.join(missing)}"
+        raise ValueError(
+            f"problem '{path}': expected an object with {', '.join(MEMBERS)}; got "
+            f"{repr(problem) if len(missing) == len(MEMBERS) else got}. See 'Add a "
+            "problem' in docs/extending.md."
+        )
+    return problem

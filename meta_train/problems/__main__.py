@@ -2,6 +2,7 @@
 `python -m meta_train.problems`.
 
 Takes half a minute a list on one core; it trains some steps of each problem with Adam.
+`--names` prints the names alone.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from harness import cli
 from harness.tables import markdown_table
-from meta_train.problems import LISTS, load_problem
+from meta_train.problems import LISTS, META_TRAINING, load_problem
 
 EXTRA = "situations-real"  # needs packages that the extra `train` does not install
 
@@ -26,6 +27,8 @@ class Config:
 
     lists: tuple[str, ...] = tuple(name for name in LISTS if name != EXTRA)
     """Names of lists."""
+    names: bool = False
+    """Print names alone, also those for meta-training, and measure nothing."""
     measured_steps: int = 30
     """Steps of each problem that are timed."""
 
@@ -64,6 +67,11 @@ def cells(list_name: str, name: str, measured_steps: int) -> dict[str, str]:
 
 
 def run(config: Config) -> None:
+    if config.names:
+        listed = {name: LISTS[name] for name in config.lists}
+        for name, problems in {**listed, "meta-training": META_TRAINING}.items():
+            print(f"{name}: {', '.join(problems)}")
+        return
     names = [(given, name) for given in config.lists for name in LISTS[given]]
     rows = []
     for given, name in tqdm(names, unit="problem"):

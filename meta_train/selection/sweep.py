@@ -10,6 +10,7 @@ weights with the best gain to `output`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from math import inf, isnan
@@ -21,6 +22,7 @@ from tqdm import tqdm
 from harness import cli
 from harness.files import make_folder, without_nan, write_json
 from harness.random import derive_seed
+from harness.settings import check_counts
 from harness.tables import text_table
 from meta_train.comparison.optimizers import import_metanet
 from meta_train.problems import Metrics, load_problem, mean_metrics
@@ -47,12 +49,19 @@ class Config:
     """Shares of the steps, of trainings of known length, over which updates fall to
     zero."""
     seeds: int = 2
-    steps: int = 1000
+    steps: int | None = None
+    """Of an inner training; None for the horizon of each problem."""
     autocast: bool = False
     """Compute losses in bfloat16."""
     seed: int = 0
     metanet: str | None = None
     """module:Class of your own metanet, which is imported, where weights name one."""
+
+    def __post_init__(self) -> None:
+        check_counts(self, "seeds", "steps")
+        for key in ("problems", "gains"):
+            if not getattr(self, key):
+                raise ValueError(f"{key}: expected at least one; got none")
 
 
 class OutputGain(NamedTuple):
@@ -88,7 +97,8 @@ def search(config: Config) -> SweepResult:
     for gain, name, number in bar:
         seed = derive_seed(config.seed, 20, number)
         optimizee = Optimizee(problems[name], seed, config.autocast)
-        metrics = whole_run(optimizee, with_gain(learned, gain), config.steps)
+        steps = config.steps or problems[name].steps
+        metrics = whole_run(optimizee, with_gain(learned, gain), steps)
         row = {**gain._asdict(), "problem": name, "seed": number, **metrics._asdict()}
         rows.append(without_nan(row))
         found.setdefault(gain, []).append(metrics)
@@ -127,6 +137,20 @@ def run(config: Config) -> None:
         table.append(row)
     print(text_table(table))
     print(f"gain {result.chosen.gain:g} -> {config.output}")
+    if advice := edge_advice(result.chosen.gain, config.gains):
+        print(advice)
+
+
+def edge_advice(gain: float, gains: Sequence[float]) -> str | None:
+    """What to do if the best gain is the smallest or the largest of several."""
+    if len(set(gains)) < 2 or min(gains) < gain < max(gains) or gain == 0:
+        return None
+    is_largest = gain == max(gains)
+    name, beyond = ("largest", gain * 2) if is_largest else ("smallest", gain / 2)
+    return (
+        f"warning: {gain:g} is the {name} of the gains, so a better one may lie beyond "
+        f"it. Add {beyond:g} to --gains."
+    )
 
 
 def with_gain(learned: LearnedOptimizer, gain: OutputGain) -> LearnedOptimizer:
@@ -135,6 +159,11 @@ def with_gain(learned: LearnedOptimizer, gain: OutputGain) -> LearnedOptimizer:
     metanet = trained_metanet(learned)
     if gain.cooldown is not None:
         return replace(learned, cooldown=Cooldown(gain.gain, gain.cooldown))
+    if not hasattr(metanet.config, "output_scale"):
+        raise ValueError(
+            f"{type(metanet).__name__}: expected a config with output_scale, which "
+            f"gains are multiplied by; got {metanet.config}"
+        )
     output_scale = gain.gain * metanet.config.output_scale
     return replace(learned, metanet=metanet.reconfigured(output_scale=output_scale))
 

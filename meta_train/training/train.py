@@ -14,8 +14,9 @@ changes no result, and any number resumes.
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import inf, isnan, nan
 from pathlib import Path
@@ -98,17 +99,21 @@ class MetaTrainer(ResumableTrainer):
         if writer:
             settings = json.dumps(named_settings(self.config), indent=2)
             (self.folder / "config.json").write_text(settings)
+            for line in self._advice():
+                tqdm.write(line)
         start = time.perf_counter()
         with tqdm(
-            total=self.config.outer_steps,
+            total=max(self.config.outer_steps, self.outer_step),
             initial=self.outer_step,
-            unit="outer step",
+            unit=" outer steps",
             smoothing=0.05,
             disable=writer is None,
         ) as bar:
             while True:
                 if self._is_validation_step():
+                    bar.set_description("validating")
                     metrics = self.validate()
+                    bar.set_description(None)
                     self.save_checkpoint()
                     if writer:
                         self._log_validation(writer, metrics)
@@ -118,6 +123,27 @@ class MetaTrainer(ResumableTrainer):
                     self._step_and_log(bar, writer)
                 else:
                     break
+
+    def _advice(self) -> Iterator[str]:
+        """Lines before a training whose learning rate is not what one may expect."""
+        count, warmup = self.config.outer_steps, self.config.warmup
+        made_for = self.checkpoint.changed.get("outer_steps")
+        if made_for is not None:
+            yield (
+                f"outer_steps: the checkpoint is of a training of {made_for} outer "
+                f"steps. The learning rate now falls until outer step {count}, so the "
+                f"result is not that of a training of {count} from its start."
+            )
+        if self.outer_step >= count:
+            yield (
+                f"outer_steps: {count}, and the checkpoint stands at outer step "
+                f"{self.outer_step}: nothing is left to train"
+            )
+        elif count <= warmup:
+            yield (
+                f"warning: {count} outer steps are not more than --warmup {warmup}, so "
+                "the learning rate only rises. Lower --warmup."
+            )
 
     def _step_and_log(self, bar: tqdm, writer: SummaryWriter | None) -> None:
         results = self.step()
@@ -328,6 +354,22 @@ def run(config: Config) -> None:
         raise RankLost(f"{error}; {stored_progress(config)}") from None
     except KeyboardInterrupt:
         raise Interrupted(stored_progress(config)) from None
+    if os.environ.get("RANK", "0") == "0":
+        print(next_steps(config))
+
+
+def next_steps(config: Config) -> str:
+    """Where the best weights are, and what to do with them."""
+    best = Path(config.folder) / "best.safetensors"
+    if not best.exists():
+        return f"no validation loss was finite, so there is no '{best}'. Lower --lr."
+    files = f"--weights {best} --output {best.parent}.safetensors"
+    problem = f"--problems {config.problems[0]}"
+    own = f" --metanet {config.metanet}" if ":" in config.metanet else ""
+    return (
+        f"best weights: {best}\nnext, choose their gain: "
+        f"python -m meta_train.selection.sweep {files} {problem}{own}"
+    )
 
 
 def stored_progress(config: Config) -> str:

@@ -64,7 +64,14 @@ def with_stage(
 
 def _config_changes(cls: type[Metanet], numbers: Mapping[str, float]) -> dict[str, Any]:
     """Numbers of a metanet's config with the types of its fields."""
-    defaults, found, known = asdict(cls.Config()), {}, []
+    try:
+        defaults = asdict(cls.Config())
+    except (AttributeError, TypeError) as error:
+        raise ValueError(
+            f"metanet '{cls.__name__}': expected Config, a dataclass whose fields have "
+            f"defaults; got: {error}"
+        ) from error
+    found, known = {}, []
     for key, value in defaults.items():
         if isinstance(value, int | float) or key == "hidden":
             known.append(key)

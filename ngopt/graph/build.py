@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from ngopt.graph.tracing.capture import (
     one_line,
 )
 from ngopt.graph.tracing.copies import Copier
+from ngopt.graph.tracing.example_checks import check_example
 from ngopt.graph.tracing.interpreter import trace
 from ngopt.graph.tracing.isolation import isolated
 
@@ -47,6 +48,8 @@ def build_graph(
     `ngopt.graph.tracing.isolation` lists what is not protected. For a module that
     `fully_shard` or `parallelize_module` has sharded, the copy is whole, without the
     values of the parameters.
+
+    Warns if a layer reads the example input without a batch axis.
 
     Raises ValueError if there is no parameter, an element is no tensor, a lazy module
     has no shape yet, FullyShardedDataParallel has flattened the parameters, or the
@@ -129,6 +132,8 @@ def _traced_in_mode(
             f"build_graph: {type(model).__name__} does not run on the example input: "
             f"{one_line(error)}"
         ) from error
+    if training:
+        check_example(program, type(model).__name__)
     try:
         return trace(program, model)
     except Exception:
@@ -172,6 +177,12 @@ def _specs(
     source: Iterable[Tensor] | Iterable[tuple[str, Tensor]],
 ) -> tuple[list[ParameterSpec], bool]:
     """Names and shapes, and whether the names were given."""
+    if isinstance(source, Mapping):
+        raise ValueError(
+            "build_graph: expected a module, tensors or (name, tensor) pairs; got "
+            f"{type(source).__name__}. Pass its .items(), as in "
+            "build_graph(model.state_dict().items())."
+        )
     specs = []
     are_named = True
     for i, item in enumerate(source):

@@ -11,7 +11,7 @@ scatter averages over the uses of an element.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -66,8 +66,15 @@ class NeuralGraph(Topology):
             `batch_dims` axes stack networks of this topology. Values of a complex
             parameter are complex or real pairs.
 
-        Raises ValueError if the number of values or a shape does not fit.
+        Raises ValueError if the number of values or a shape does not fit, or if values
+        are a dict.
         """
+        if isinstance(values, Mapping):
+            raise ValueError(
+                "NeuralGraph: expected a sequence of values, one per parameter; got "
+                f"{type(values).__name__}. Pass [values[p.name] for p in "
+                "graph.parameters]."
+            )
         if len(values) != len(self.parameters):
             raise ValueError(
                 f"NeuralGraph: expected {len(self.parameters)} values, one per "

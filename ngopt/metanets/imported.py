@@ -83,8 +83,8 @@ def _module(what: str, name: str, module_name: str, may_import: bool) -> Any:
     if not may_import:
         raise ValueError(
             f"{what} '{name}': expected module '{module_name}' to be imported; got a "
-            f"file that names it. Import it first, or pass --{what} {name}, if you "
-            "trust it."
+            "file that names it. If you trust it, import it first; on the command line "
+            f"pass --{what} {name}."
         )
     try:
         return importlib.import_module(module_name)

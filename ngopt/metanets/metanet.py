@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Self
@@ -15,7 +16,7 @@ from ngopt.metanets.graph_data.graph_tensors import GraphTensors
 from ngopt.metanets.update_mlp.predictor import Predictor
 
 
-class Metanet(nn.Module):
+class Metanet(nn.Module, ABC):
     """Base class. A subclass has a `name`, a frozen dataclass `Config`, and `updates`.
 
     One that reads the graph also has `d_context`, `graph_tensors` and `context`: the
@@ -23,7 +24,7 @@ class Metanet(nn.Module):
     from it and the parameters' own features.
 
     config: an instance of `Config` with at least `nominal_step`, the step size in whose
-    units the optimizer's weight decay is given.
+    units the optimizer's weight decay is given. Raises ValueError without it.
     """
 
     name: ClassVar[str]
@@ -32,6 +33,12 @@ class Metanet(nn.Module):
 
     def __init__(self, config: Any):
         super().__init__()
+        if not hasattr(config, "nominal_step"):
+            raise ValueError(
+                f"{type(self).__name__}: expected a config with nominal_step, the step "
+                f"size in whose units weight decay is given; got {config!r}. Add "
+                "'nominal_step: float = 1e-3' to its Config."
+            )
         self.config = config
 
     @property
@@ -66,10 +73,10 @@ class Metanet(nn.Module):
         """
         raise NotImplementedError
 
+    @abstractmethod
     def updates(self, features: Tensor, context: Tensor | None) -> Tensor:
         """Features (*batch, n, 14) of any elements, and their context (*batch, n, d)
         -> (*batch, n)."""
-        raise NotImplementedError
 
     def predictor(self, capacity: int) -> Predictor:
         """Computes `updates` of up to `capacity` elements without autograd."""

@@ -1,6 +1,11 @@
 """Every notebook of the documentation runs, at small settings."""
 
 import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +15,7 @@ SCRIPTS = sorted((ROOT / "docs" / "notebooks").glob("*.py"))
 SMALL = {
     "train": "steps, batch_size = 12, 32",
     "graph": "",
-    "meta_train": "outer_steps, horizon = 2, 60",
+    "meta_training": "outer_steps, horizon = 2, 60",
     "classify_inrs": """
 networks = {"train": 48, "validation": 16, "test": 16}
 fit_steps, train_steps = 4, 4
@@ -51,6 +56,34 @@ def test_a_notebook_runs_and_is_shown_with_its_outputs(script):
     assert page.startswith("# ")
     assert pictures and all(f"]({name})" in page for name in pictures)
     assert "Traceback" not in page
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_a_notebook_finds_the_checkout_from_its_own_folder(script, tmp_path):
+    """As in Jupyter, whose kernel starts in the folder of the notebook."""
+    folder = tmp_path / "docs" / "notebooks"
+    shutil.copytree(ROOT / "docs" / "notebooks", folder)
+    for name in ("ngopt", "harness", "meta_train", "tasks", "pyproject.toml"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    cells = re.split(r"^# %%.*\n", script.read_text(), flags=re.MULTILINE)
+    first = [cell for cell in cells if "os.chdir" in cell]
+    own = r"^(?:from|import) (?:harness|meta_train|ngopt|tasks)\b.*$"
+    imports = re.findall(own, script.read_text(), re.MULTILINE)
+    needs_checkout = any(
+        "import ngopt" not in x and "from ngopt" not in x for x in imports
+    )
+    assert imports and len(first) == needs_checkout
+    code = "\n".join([*first, *imports, "import os; print(os.getcwd())"])
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    place = tmp_path if first else folder
+    assert found.stdout.strip() == str(place), found.stderr
 
 
 def test_every_notebook_is_in_the_navigation():

@@ -1,10 +1,13 @@
 from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from harness import cli
 from harness.interrupts import Interrupted
+from harness.settings import check_counts
 
 
 @dataclass(frozen=True)
@@ -38,3 +41,22 @@ def test_ctrl_c_ends_a_program_with_status_130_and_a_line(
         cli.main(Config, run, None)
     assert ended.value.code == 130
     assert capsys.readouterr().err == f"\n{told}\n"
+
+
+def run_on(monkeypatch, function):
+    monkeypatch.setattr("sys.argv", ["program"])
+    cli.main(Config, lambda _: function(), None)
+
+
+def test_an_error_of_ours_is_one_line(monkeypatch, capsys):
+    # without a frame of this file, which is like one of the user
+    monkeypatch.setattr("harness.errors._FOLDERS", (Path(__file__).parents[2],))
+    with pytest.raises(SystemExit) as ended:
+        run_on(monkeypatch, lambda: check_counts(SimpleNamespace(steps=0), "steps"))
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: steps: expected 1 or more; got 0\n"
+
+
+def test_an_error_in_code_of_the_user_keeps_its_traceback(monkeypatch):
+    with pytest.raises(ValueError, match="Overflow"):
+        run_on(monkeypatch, lambda: torch.manual_seed(2**70))

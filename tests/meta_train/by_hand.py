@@ -19,6 +19,7 @@ class Regression:
     """A small network on random data."""
 
     name = "regression"
+    steps = 12
 
     def __init__(self, layers=None):
         self.layers = layers or (

@@ -4,6 +4,7 @@ import sys
 import pytest
 
 from ngopt import cli, list_pretrained
+from tests.interpreters import printed
 
 
 def test_list(capsys):
@@ -59,3 +60,19 @@ def test_modules_of_the_present_folder_are_found(
     monkeypatch.setattr(sys, "path", [*sys.path])
     assert cli.main([command, "own_module:number"]) == cli.FAILED
     assert "cannot import" not in capsys.readouterr().err
+
+
+def test_info_of_your_own_metanet(tmp_path, capsys):
+    path = str(tmp_path / "own.safetensors")
+    code = f"""
+from ngopt.pretrained import save_pretrained
+from ngopt.pretrained.learned_optimizer import LearnedOptimizer
+from tests.own import Halved
+save_pretrained(LearnedOptimizer(metanet=Halved()), {path!r})
+"""
+    printed(code)
+    if "tests.own" not in sys.modules:
+        assert cli.main(["info", path]) == cli.FAILED
+        assert "pass --metanet tests.own:Halved" in capsys.readouterr().err
+    assert cli.main(["info", path, "--metanet", "tests.own:Halved"]) == 0
+    assert "class       Halved" in capsys.readouterr().out

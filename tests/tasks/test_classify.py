@@ -150,3 +150,9 @@ def test_a_model_of_your_own(config, tmp_path):
     ):
         with pytest.raises(ValueError, match=told):
             Classification(replace(own, model=name))
+
+
+def test_a_missing_folder_is_named(config):
+    told = "folder 'data/nope': expected a folder of networks; got none. tasks.inr fit"
+    with pytest.raises(ValueError, match=told):
+        Classification(replace(config, data="data/nope"))

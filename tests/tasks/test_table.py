@@ -213,7 +213,10 @@ def test_ours_are_compiled_but_ng_t(data, tmp_path):
     "changes, told",
     [
         ({"compiled": True}, "compiled: expected networks of one"),
-        ({"data": "nowhere"}, "manifest 'nowhere/manifest.json'"),
+        (
+            {"data": "nowhere"},
+            "folder 'nowhere': expected a folder of networks; got none",
+        ),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_trained(

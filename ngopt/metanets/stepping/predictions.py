@@ -15,7 +15,7 @@ from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.features import NUM_COLUMNS, features_of
 from ngopt.metanets.graph_data.feature_sources import RawFeatures
 from ngopt.metanets.metanet import Metanet
-from ngopt.metanets.update_mlp.predictor import Predictor
+from ngopt.metanets.update_mlp.predictor import Predictor, checked_updates
 
 
 class Update(NamedTuple):
@@ -73,7 +73,7 @@ class Predictions:
         autograd may follow."""
         own = None if context is None else torch.cat(list(context)).to(features)
         if predictor is None:
-            values = self.metanet.updates(features, own)
+            values = checked_updates(self.metanet.updates, features, own)
         else:
             values = predictor.predicted(len(features), own)
         by_parameter = self.graph.unflatten(values)

@@ -76,7 +76,8 @@ class Predictor:
 
     def _computed(self, inputs: Tensor) -> Tensor:
         features, context = inputs[:NUM_FEATURES].mT, inputs[NUM_FEATURES:-1].mT
-        return self._updates(features, context if context.shape[-1] else None)
+        context = context if context.shape[-1] else None
+        return checked_updates(self._updates, features, context)
 
 
 class MLPPredictor(Predictor):
@@ -189,6 +190,23 @@ def has_kernel(linears: Sequence[nn.Linear]) -> bool:
     fits = fits and width in WIDTHS and d_context <= MAX_CONTEXT
     is_available = like.is_meta or (like.is_cuda and find_spec("triton") is not None)
     return fits and is_available and like.dtype != torch.float64
+
+
+def checked_updates(
+    updates: Callable[[Tensor, Tensor | None], Tensor],
+    features: Tensor,
+    context: Tensor | None,
+) -> Tensor:
+    """The `updates` of a metanet. Raises ValueError unless there is one per element:
+    (n, 1) would be viewed as the shape of the parameter."""
+    values = updates(features, context)
+    if values.shape != features.shape[:-1]:
+        name = getattr(updates, "__qualname__", "updates")
+        raise ValueError(
+            f"{name}: expected shape {tuple(features.shape[:-1])}, one update for each "
+            f"row of features; got {tuple(values.shape)}"
+        )
+    return values
 
 
 def _ones(like: Tensor, count: int, length: int) -> Tensor:

@@ -1,5 +1,8 @@
 import json
 from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
 
 from harness.random import derive_seed
 from meta_train.problems import load_problem
@@ -7,7 +10,10 @@ from meta_train.selection import sweep
 from meta_train.training.train import MetaTrainer
 from meta_train.training.unroll import Optimizee, whole_run
 from ngopt import load_pretrained
+from ngopt.metanets import FeedForward
 from ngopt.metanets.stepping.cooldown import Cooldown
+from ngopt.pretrained.learned_optimizer import LearnedOptimizer
+from tests.meta_train.small import TOY as SMALL
 from tests.meta_train.training.test_train import TOY, config
 
 
@@ -61,3 +67,51 @@ def test_sweep_chooses_gain_and_cooldown_of_trainings_of_known_length(tmp_path, 
     optimizee = Optimizee(load_problem(TOY), derive_seed(0, 20, 0))
     assert whole_run(optimizee, new, 10) == found.best
     assert whole_run(optimizee, replace(new, cooldown=None), 10) != found.best
+
+
+def test_a_gain_at_the_edge_is_told():
+    advice = sweep.edge_advice(2.8, (1, 2, 2.8))
+    assert "2.8 is the largest of the gains" in advice
+    assert "Add 5.6 to --gains" in advice
+    assert "0.5 is the smallest" in sweep.edge_advice(0.5, (2, 0.5))
+    for gain, gains in ((2, (1, 2, 2.8)), (1, (1,)), (1, (1, 1)), (0, (0, 1))):
+        assert sweep.edge_advice(gain, gains) is None
+
+
+def test_trainings_have_the_horizon_of_their_problem(tmp_path, monkeypatch, capsys):
+    MetaTrainer(config(tmp_path)).run()
+    found = []
+
+    def run(optimizee, learned, steps, real=whole_run):
+        found.append(steps)
+        return real(optimizee, learned, 2)
+
+    monkeypatch.setattr(sweep, "whole_run", run)
+    weights = str(tmp_path / "best.safetensors")
+    output = str(tmp_path / "gain.safetensors")
+    sizes = {"problems": (TOY, SMALL), "gains": (1, 2), "seeds": 1}
+    sweep.run(sweep.Config(weights, output, **sizes))
+    assert found == [12, 40] * 2
+    assert "of the gains, so a better one may lie beyond" in capsys.readouterr().out
+    sweep.run(sweep.Config(weights, output, **sizes, steps=3))
+    assert found[4:] == [3] * 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"steps": 0}, "steps: expected 1 or more; got 0"),
+        ({"gains": ()}, "gains: expected at least one; got none"),
+    ],
+)
+def test_settings_that_make_no_sense(changes, told):
+    with pytest.raises(ValueError, match=told):
+        sweep.Config("ff", "out.safetensors", **changes)
+
+
+def test_a_metanet_without_an_output_scale_is_named():
+    metanet = FeedForward()
+    metanet.config = SimpleNamespace(nominal_step=1e-3)
+    told = "FeedForward: expected a config with output_scale"
+    with pytest.raises(ValueError, match=told):
+        sweep.with_gain(LearnedOptimizer(metanet=metanet), sweep.OutputGain(2))

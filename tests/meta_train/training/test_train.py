@@ -1,5 +1,7 @@
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -114,6 +116,63 @@ def test_your_own_metanet_is_trained_resumed_and_swept(tmp_path, capsys):
     assert type(load_pretrained(scaled).metanet).__name__ == "Halved"
     with pytest.raises(ValueError, match="expected 'Own' in module 'tests.own'"):
         train.run(config(tmp_path / "odd", metanet="tests.own:Own"))
+
+
+def test_another_number_of_outer_steps_is_told(tmp_path, capsys):
+    train.run(config(tmp_path, outer_steps=3))
+    found = capsys.readouterr()
+    assert "outer_steps" not in found.out + found.err
+    assert "validating" in found.err
+    best = tmp_path / "best.safetensors"
+    assert f"best weights: {best}\n" in found.out
+    assert f"meta_train.selection.sweep --weights {best} --output " in found.out
+    train.run(config(tmp_path, outer_steps=4))
+    found = capsys.readouterr().out
+    assert "of a training of 3 outer steps. The learning rate now falls until" in found
+    assert "nothing is left" not in found
+    train.run(config(tmp_path, outer_steps=4))
+    assert "stands at outer step 4: nothing is left" in capsys.readouterr().out
+    train.run(config(tmp_path, outer_steps=2))
+    found = capsys.readouterr()
+    assert "stands at outer step 4: nothing is left" in found.out
+    assert "4/4" in found.err
+
+
+def test_a_warmup_without_an_end_warns(tmp_path, capsys):
+    train.run(config(tmp_path, outer_steps=3, warmup=3))
+    assert "warning: 3 outer steps are not more than" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signal masks")
+def test_ctrl_c_while_processes_start_prints_no_traceback(tmp_path):
+    """As from a terminal: all processes of the group receive it."""
+    code = f"""
+import os
+from harness import distributed
+from torch.distributed.elastic.multiprocessing import api
+
+real = api.MultiprocessContext._start
+def start(self):
+    real(self)
+    os.killpg(0, 2)
+api.MultiprocessContext._start = start
+from harness import cli
+from meta_train.training import train
+import sys
+sys.argv = ["train", "--folder", {str(tmp_path)!r}, "--problems", {TOY!r},
+            "--processes", "2"]
+cli.main(train.Config, train.run, None)
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+    )
+    assert found.returncode == 130
+    assert "interrupted: the checkpoint" in found.stderr
+    assert "Traceback" not in found.stderr
 
 
 def stopped_in_unroll(real_step, at):
@@ -289,7 +348,7 @@ class TestErrors:
             MetaTrainer(config(tmp_path, metanet="adam"))
         with pytest.raises(
             ValueError,
-            match="problem 'fm-17': expected one of fm-16, fm-8, mlp-fm28",
+            match="problem .fm-17.: expected a known name.*Nearest: fm-16.*--names",
         ):
             MetaTrainer(config(tmp_path, problems=("fm-17",)))
         with pytest.raises(ValueError, match=r"problem 'no.module:make'.*no"):

@@ -56,7 +56,7 @@ print(type(load_pretrained({str(weights)!r}).metanet).__name__)
         "be imported"
     )
     assert error.startswith(told)
-    assert f"Import it first, or pass --metanet {OWN}" in error
+    assert f"import it first; on the command line pass --metanet {OWN}" in error
     assert name == "Halved"
 
 

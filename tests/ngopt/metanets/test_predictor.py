@@ -3,9 +3,12 @@
 import pytest
 import torch
 
-from ngopt import chunking
+from ngopt import build_graph, chunking
+from ngopt.functional import Hyper
 from ngopt.metanets import METANETS
+from ngopt.metanets.feedforward import FeedForwardConfig
 from ngopt.metanets.metanet import Metanet
+from ngopt.metanets.stepping.rule import MetanetRule
 from ngopt.metanets.update_mlp.predictor import Predictor
 
 CAPACITY, USED = 7, 5
@@ -54,7 +57,7 @@ def test_few_elements_at_a_time(monkeypatch, hidden):
 def test_a_metanet_of_ones_own_needs_no_other_method():
     class Sum(Metanet):
         def __init__(self):
-            super().__init__(None)
+            super().__init__(FeedForwardConfig())
             self.factor = torch.nn.Parameter(torch.tensor(3.0, dtype=torch.float64))
 
         def updates(self, features, context):
@@ -63,3 +66,46 @@ def test_a_metanet_of_ones_own_needs_no_other_method():
 
     metanet = Sum()
     assert differences(metanet, metanet.predictor(CAPACITY)).max() < 1e-13
+
+
+class Own(Metanet):
+    """Updates of a wrong shape."""
+
+    def __init__(self):
+        super().__init__(FeedForwardConfig())
+        self.layer = torch.nn.Linear(14, 1)
+
+    def updates(self, features, context):
+        return self.layer(features)
+
+
+@pytest.mark.parametrize("is_differentiated", [False, True])
+def test_updates_of_a_wrong_shape_are_refused(is_differentiated):
+    params = [torch.zeros(2, 3)]
+    rule = MetanetRule(Own(), build_graph(params))
+    state = rule.init(params)
+    told = r"^Own.updates: expected shape \(6,\), one update for each row.*\(6, 1\)$"
+    with (
+        pytest.raises(ValueError, match=told),
+        torch.set_grad_enabled(is_differentiated),
+    ):
+        in_place = not is_differentiated
+        list(rule.update(params, state, params, Hyper([1.0], [0.0]), in_place))
+
+
+def test_a_metanet_without_updates_is_refused():
+    class Without(Metanet):
+        pass
+
+    with pytest.raises(TypeError, match=r"Without .*'?updates"):
+        Without(FeedForwardConfig())
+
+
+def test_a_config_without_nominal_step_is_refused():
+    class Sum(Own):
+        def __init__(self):
+            Metanet.__init__(self, {"width": 3})
+
+    told = r"^Sum: expected a config with nominal_step.*got \{'width': 3\}"
+    with pytest.raises(ValueError, match=told):
+        Sum()

@@ -16,6 +16,14 @@
 # its gradient and momenta, to its update. It starts from random weights and learns on one small problem: an MLP on MNIST at
 # 7x7 pixels. [Meta-train your own](../meta-training.md) has the command line and larger settings.
 
+# %%
+import os
+import sys
+
+if os.path.exists("../../pyproject.toml"):  # Jupyter starts in docs/notebooks
+    os.chdir("../..")
+sys.path.insert(0, os.getcwd())  # the checkout: harness, meta_train, tasks
+
 # %% tags=["parameters"]
 outer_steps = 40
 horizon = 200  # inner steps of a whole training

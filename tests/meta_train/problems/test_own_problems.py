@@ -1,0 +1,83 @@
+"""Problems of the user, as `module:factory`."""
+
+import pytest
+
+from meta_train.problems import PROBLEMS, load_problem
+from meta_train.problems.__main__ import Config, run
+from tests.meta_train.small import TOY, Toy
+
+HERE = __name__
+constant = 3
+
+
+def make():
+    return PROBLEMS["fm-16"]
+
+
+def number():
+    return 3
+
+
+def half():
+    class Half:
+        name, steps = "half", 3
+
+    return Half()
+
+
+def needs_arguments(width, depth=2):
+    return make()
+
+
+def fails():
+    raise AttributeError("of the user")
+
+
+def test_a_factory_is_a_class_or_a_function():
+    assert isinstance(load_problem(TOY), Toy)
+    assert load_problem(f"{HERE}:make") is PROBLEMS["fm-16"]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("constant", "expected a function or class without arguments; got 3"),
+        ("number", "expected an object with name, steps, init, .*evaluate; got 3. See"),
+        ("half", "got Half without init, batch, loss, evaluate"),
+        ("needs_arguments", "factory without arguments.*required argument: 'width'"),
+        ("nothing", f"module '{HERE}' has no 'nothing'"),
+    ],
+)
+def test_another_object_is_refused(name, told):
+    with pytest.raises(ValueError, match=f"^problem '{HERE}:{name}': .*{told}"):
+        load_problem(f"{HERE}:{name}")
+
+
+def test_errors_of_a_factory_are_its_own():
+    with pytest.raises(AttributeError, match="^of the user$"):
+        load_problem(f"{HERE}:fails")
+
+
+def test_a_module_that_fails_is_named_with_its_line(tmp_path, monkeypatch):
+    (tmp_path / "own_module_that_fails.py").write_text(
+        "import torch\n\ntorch.manual_seed(2**70)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    told = r"cannot import .*Overflow.*own_module_that_fails.py, line 3\)"
+    with pytest.raises(ValueError, match=told):
+        load_problem("own_module_that_fails:Toy")
+
+
+def test_an_unknown_name_shows_the_nearest():
+    told = r"^problem 'fm16': expected a known name or module:factory. Nearest: fm-16,"
+    with pytest.raises(ValueError, match=told) as raised:
+        load_problem("fm16")
+    assert len(str(raised.value)) < 200
+    assert "python -m meta_train.problems --names" in str(raised.value)
+
+
+def test_names_are_listed(capsys):
+    run(Config(names=True))
+    found = capsys.readouterr().out
+    assert "development: fm-16, fm-8" in found
+    assert "meta-training: fm-cnns" in found

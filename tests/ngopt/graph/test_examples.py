@@ -1,0 +1,58 @@
+"""Example inputs and parameters that `build_graph` refuses, or warns of."""
+
+import pytest
+import torch
+from torch import nn
+
+from ngopt import build_graph
+
+MLP = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 2))
+CNN = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "layer"),
+    [
+        (MLP, (16,), "linear"),
+        (nn.Sequential(nn.LayerNorm(16), MLP), (16,), "linear"),
+        (CNN, (3, 8, 8), "conv2d"),
+    ],
+)
+def test_an_input_without_a_batch_axis_warns(model, shape, layer):
+    told = "expected an example_input with a batch axis first; got shape "
+    with pytest.warns(UserWarning, match=told) as warned:
+        build_graph(model, torch.randn(shape))
+    (one,) = warned
+    assert f"{shape}, which {layer} reads without one" in str(one.message)
+    assert one.filename == __file__
+    build_graph(model, torch.randn(1, *shape))  # without a warning
+
+
+def test_a_vector_of_the_network_itself_has_no_batch_axis():
+    class Conditioned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.code = nn.Parameter(torch.randn(4))
+            self.scale, self.layer = nn.Linear(4, 3), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.layer(x) * self.scale(self.code)
+
+    build_graph(Conditioned(), torch.randn(2, 5))
+
+
+@pytest.mark.parametrize(("model", "shape"), [(MLP, (4, 16)), (CNN, (2, 3, 8, 8))])
+def test_integers_cannot_be_multiplied_by_weights(model, shape):
+    told = "Sequential does not run on the example input: "
+    with pytest.raises(ValueError, match=told):
+        build_graph(model, torch.ones(shape, dtype=torch.int64))
+
+
+def test_a_state_dict_is_refused_with_what_to_do():
+    told = r"got OrderedDict. Pass its .items\(\)"
+    with pytest.raises(ValueError, match=told):
+        build_graph(MLP.state_dict())
+    graph = build_graph(MLP.state_dict().items())
+    with pytest.raises(ValueError, match="one per parameter; got dict. Pass"):
+        graph.gather(dict(MLP.named_parameters()))
+    graph.gather([MLP.state_dict()[p.name] for p in graph.parameters])
