@@ -19,7 +19,9 @@ from ngopt.optimizer.param_groups import Group, is_scheduled
 
 logger = logging.getLogger("ngopt")
 
-SMALL_LR = 0.15  # a smaller lr is probably meant as a step size
+# A smaller lr is probably meant as a step size: of the arguments, and of a step, which
+# may be the first one of a warm-up.
+SMALL_ARGUMENT, SMALL_LR = 0.15, 0.02
 LARGE_LR = 10  # a larger lr is probably meant as total_steps
 FIRST_STEPS = 3  # in which settings are checked
 LISTED_UNCONNECTED = 5  # names in the line about a graph
@@ -54,11 +56,11 @@ class Messages:
             )
 
     def check_new(self, groups: Sequence[Group]) -> None:
-        self.check_lr(_largest(groups, "lr"))
+        self.check_lr(_largest(groups, "lr"), SMALL_ARGUMENT)
 
-    def check_lr(self, largest: float) -> None:
+    def check_lr(self, largest: float, small: float = SMALL_LR) -> None:
         """largest: of all groups."""
-        if 0 < largest < SMALL_LR and self._is_first("lr"):
+        if 0 < largest < small and self._is_first("lr"):
             _warn(
                 f"lr = {largest:g} multiplies the update, so that training is "
                 f"{1 / largest:.0f} times slower. Use lr=1.0, the default; a scheduler "
