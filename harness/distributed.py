@@ -8,11 +8,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
 from typing import Any, TypeVar
 
 import torch
@@ -125,8 +123,7 @@ def _launch(count: int, function: Callable[..., None], *args: Any) -> None:
         run_id=function.__qualname__,
     )
     try:
-        with _interrupts_blocked_in_new_processes():
-            elastic_launch(config, _recorded)(function, args)
+        elastic_launch(config, _recorded)(function, args)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         message: Any = failure.message  # a dictionary for exceptions
@@ -144,38 +141,9 @@ def _launch(count: int, function: Callable[..., None], *args: Any) -> None:
 def _recorded(function: Callable[..., None], args: tuple) -> None:
     """Runs a function, and reports an exception to the launcher."""
     try:
-        _unblock_interrupts()
         function(*args)
     except KeyboardInterrupt:  # the launcher prints the message
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it sends the signal again
         sys.exit(EXIT_STATUS)
-
-
-@contextmanager
-def _interrupts_blocked_in_new_processes() -> Iterator[None]:
-    """New processes receive Ctrl-C after `_unblock_interrupts`, and not during their
-    imports, where Python would print a traceback.
-
-    They inherit the signal mask of this thread. Another thread receives the signal for
-    this process, whose handler runs in the main thread as ever.
-    """
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    resource_tracker.ensure_running()  # its start would unblock the signal
-    ended = threading.Event()
-    threading.Thread(target=ended.wait, daemon=True).start()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        ended.set()
-
-
-def _unblock_interrupts() -> None:
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 @contextmanager
