@@ -168,7 +168,7 @@ def test_errors(config, capsys, monkeypatch):
             {"fit": (FitConfig, fit_all), "show": (ShowConfig, show)}, None
         )
     assert ended.value.code == 2
-    assert "error: manifest" in capsys.readouterr().err
+    assert "error: folder" in capsys.readouterr().err
 
 
 def test_a_shard_is_read_back(config, capsys):

@@ -191,7 +191,7 @@ def test_errors(config, capsys, monkeypatch):
             None,
         )
     assert ended.value.code == 2
-    assert "error: manifest" in capsys.readouterr().err
+    assert "error: folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["small", "wild-park", "diverse"])

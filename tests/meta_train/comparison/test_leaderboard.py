@@ -210,7 +210,7 @@ def test_standings_of_a_group_are_over_its_problems(config):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"problems": ("fm-17",)}, "problem 'fm-17': expected one of fm-16"),
+        ({"problems": ("fm-17",)}, "problem 'fm-17': expected a known name"),
         (
             {"optimizers": ("adam", "adamm")},
             "'adamm': expected one of adam, adam-cosine",

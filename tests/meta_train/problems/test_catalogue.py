@@ -111,10 +111,9 @@ def test_horizons_and_batch_sizes_span_what_they_should():
 
 def test_an_unknown_problem_is_told_what_is_known():
     with pytest.raises(
-        ValueError, match="problem 'fm-17': expected one of fm-16, fm-8"
+        ValueError, match="problem 'fm-17': expected .* Nearest: fm-16, fm-8"
     ):
         load_problem("fm-17")
-    with pytest.raises(
-        ValueError, match="problem 'nowhere:factory': No module named 'nowhere'"
-    ):
+    missing = "problem 'nowhere:factory': cannot import 'nowhere': No module"
+    with pytest.raises(ValueError, match=missing):
         load_problem("nowhere:factory")

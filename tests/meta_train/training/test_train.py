@@ -1,7 +1,5 @@
 import json
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
 
@@ -141,38 +139,6 @@ def test_another_number_of_outer_steps_is_told(tmp_path, capsys):
 def test_a_warmup_without_an_end_warns(tmp_path, capsys):
     train.run(config(tmp_path, outer_steps=3, warmup=3))
     assert "warning: 3 outer steps are not more than" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="needs signal masks")
-def test_ctrl_c_while_processes_start_prints_no_traceback(tmp_path):
-    """As from a terminal: all processes of the group receive it."""
-    code = f"""
-import os
-from harness import distributed
-from torch.distributed.elastic.multiprocessing import api
-
-real = api.MultiprocessContext._start
-def start(self):
-    real(self)
-    os.killpg(0, 2)
-api.MultiprocessContext._start = start
-from harness import cli
-from meta_train.training import train
-import sys
-sys.argv = ["train", "--folder", {str(tmp_path)!r}, "--problems", {TOY!r},
-            "--processes", "2"]
-cli.main(train.Config, train.run, None)
-"""
-    found = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        start_new_session=True,
-    )
-    assert found.returncode == 130
-    assert "interrupted: the checkpoint" in found.stderr
-    assert "Traceback" not in found.stderr
 
 
 def stopped_in_unroll(real_step, at):

@@ -57,18 +57,11 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """With what becomes of the networks in a single process."""
-    path = tmp_path_factory.mktemp("alone")
-    for name in ("mlp", "conv", "lstm", "words", "gpt"):
-        alone(name, STEPS, path)
-    return path
-
-
 @pytest.mark.parametrize("size", CASES)
-def test_several_processes_give_the_numbers_of_one(size, folder):
-    run(equal_one_process, size, CASES[size], folder)
+def test_several_processes_give_the_numbers_of_one(size, tmp_path):
+    for name in {name for _, name in CASES[size]}:
+        alone(name, STEPS, tmp_path)
+    run(equal_one_process, size, CASES[size], tmp_path)
 
 
 def bytes_are_few(rank, size):
