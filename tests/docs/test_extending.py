@@ -17,6 +17,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 def example(tmp_path, monkeypatch):
     """Writes the block with a class to a file, and returns "module:Class"."""
     monkeypatch.syspath_prepend(tmp_path)
+    # new processes of other tests would import them, too
+    monkeypatch.setattr("ngopt.metanets.imported._imported", [])
 
     def write(module, name):
         blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.M | re.S)
