@@ -23,12 +23,7 @@ from benchmarks.processes import alone, batch, compared, loss_of, run, train, wh
 from ngopt import NGOptimizer
 
 STEPS = 60
-FEW = 15  # of the GPT, whose steps take as long as all others
 EXACT = 1e-10
-
-
-def steps_of(name):
-    return FEW if name == "gpt" else STEPS
 
 
 def network_divided(name, kind, size):
@@ -43,7 +38,7 @@ def expected(name, steps, **settings):
 
 def equal_one_process(rank, size, cases, folder):
     for kind, name in cases:
-        found = compared(size, kind, name, steps_of(name), folder)
+        found = compared(size, kind, name, STEPS, folder)
         assert found["difference"] < EXACT, found
         assert found["ranks are equal"], found
         # of two LSTMs and a small matrix, no two ranks have equal shares
@@ -54,7 +49,7 @@ def equal_one_process(rank, size, cases, folder):
 CASES = {
     2: [
         ("ddp", "mlp"),
-        *(("fsdp", x) for x in ("mlp", "lstm", "words", "gpt")),
+        *(("fsdp", x) for x in ("mlp", "lstm", "words", "gpt small")),
         ("tp", "mlp"),
     ],
     3: [("ddp", "words"), ("fsdp", "conv")],  # pieces differ, and some are empty
@@ -65,7 +60,7 @@ CASES = {
 @pytest.mark.parametrize("size", CASES)
 def test_several_processes_give_the_numbers_of_one(size, tmp_path):
     for name in {name for _, name in CASES[size]}:
-        alone(name, steps_of(name), tmp_path)
+        alone(name, STEPS, tmp_path)
     run(equal_one_process, size, CASES[size], tmp_path)
 
 
