@@ -99,7 +99,8 @@ class MetaTrainer(ResumableTrainer):
         if writer:
             settings = json.dumps(named_settings(self.config), indent=2)
             (self.folder / "config.json").write_text(settings)
-            for line in self._advice():
+            made_for = self.checkpoint.changed.get("outer_steps")
+            for line in advice(self.config, self.outer_step, made_for):
                 tqdm.write(line)
         start = time.perf_counter()
         with tqdm(
@@ -118,32 +119,13 @@ class MetaTrainer(ResumableTrainer):
                     if writer:
                         self._log_validation(writer, metrics)
                         seconds = time.perf_counter() - start
-                        tqdm.write(f"{self._summary(metrics)}, {seconds:.0f} s")
+                        tqdm.write(
+                            f"{summary(self.outer_step, metrics)}, {seconds:.0f} s"
+                        )
                 elif self.outer_step < self.config.outer_steps:
                     self._step_and_log(bar, writer)
                 else:
                     break
-
-    def _advice(self) -> Iterator[str]:
-        """Lines before a training whose learning rate is not what one may expect."""
-        count, warmup = self.config.outer_steps, self.config.warmup
-        made_for = self.checkpoint.changed.get("outer_steps")
-        if made_for is not None:
-            yield (
-                f"outer_steps: the checkpoint is of a training of {made_for} outer "
-                f"steps. The learning rate now falls until outer step {count}, so the "
-                f"result is not that of a training of {count} from its start."
-            )
-        if self.outer_step >= count:
-            yield (
-                f"outer_steps: {count}, and the checkpoint stands at outer step "
-                f"{self.outer_step}: nothing is left to train"
-            )
-        elif count <= warmup:
-            yield (
-                f"warning: {count} outer steps are not more than --warmup {warmup}, so "
-                "the learning rate only rises. Lower --warmup."
-            )
 
     def _step_and_log(self, bar: tqdm, writer: SummaryWriter | None) -> None:
         results = self.step()
@@ -166,13 +148,6 @@ class MetaTrainer(ResumableTrainer):
         log_gradients(writer, self.outer_step, self.metanet)
         optimizee = self._validation_optimizee(0)
         log_updates(writer, self.outer_step, optimizee, self.averaged)
-
-    def _summary(self, metrics: Metrics) -> str:
-        """The line that is printed for a validation."""
-        text = f"outer step {self.outer_step}: validation loss {metrics.loss:.4f}"
-        if metrics.accuracy is None:
-            return text
-        return f"{text}, accuracy {100 * metrics.accuracy:.2f} %"
 
     def step(self) -> list[ReducedResult]:
         """One outer step of all optimizees."""
@@ -345,6 +320,38 @@ def assign_gradient(module: nn.Module, gradient: torch.Tensor) -> None:
     pieces = gradient.split([p.numel() for p in module.parameters()])
     for parameter, piece in zip(module.parameters(), pieces, strict=True):
         parameter.grad = piece.view_as(parameter).clone()
+
+
+def advice(config: Config, outer_step: int, made_for: int | None) -> Iterator[str]:
+    """Lines before a training whose learning rate is not what one may expect.
+
+    outer_step: where it begins. made_for: other `outer_steps` of its checkpoint.
+    """
+    count, warmup = config.outer_steps, config.warmup
+    if made_for is not None:
+        yield (
+            f"outer_steps: the checkpoint is of a training of {made_for} outer "
+            f"steps. The learning rate now falls until outer step {count}, so the "
+            f"result is not that of a training of {count} from its start."
+        )
+    if outer_step >= count:
+        yield (
+            f"outer_steps: {count}, and the checkpoint stands at outer step "
+            f"{outer_step}: nothing is left to train"
+        )
+    elif count <= warmup:
+        yield (
+            f"warning: {count} outer steps are not more than --warmup {warmup}, so "
+            "the learning rate only rises. Lower --warmup."
+        )
+
+
+def summary(outer_step: int, metrics: Metrics) -> str:
+    """The line that is printed for a validation."""
+    text = f"outer step {outer_step}: validation loss {metrics.loss:.4f}"
+    if metrics.accuracy is None:
+        return text
+    return f"{text}, accuracy {100 * metrics.accuracy:.2f} %"
 
 
 def run(config: Config) -> None:
