@@ -33,17 +33,17 @@ class Constant:
     """The best multiplier for all."""
 
     def __init__(self, log_multipliers: np.ndarray):
-        self.log_multipliers = log_multipliers
+        self.log_multipliers = torch.tensor(log_multipliers)
         self.best = 0.0
 
     def fit(self, x: np.ndarray, gains: np.ndarray) -> None:
-        values = utility(gains)
+        values = torch.tensor(utility(gains))
         grid = np.linspace(-2, 2, 41)
         means = []
         for place in grid:
-            at = np.full(len(values), place)
+            at = torch.full((len(values),), place, dtype=values.dtype)
             gain = interpolated(at, self.log_multipliers, values)
-            means.append(gain.mean())
+            means.append(gain.mean().item())
         best = int(np.argmax(means))
         self.best = float(grid[best])
 
@@ -95,7 +95,7 @@ class Network:
             matrices = [p for p in net.parameters() if p.dim() > 1]
             for _ in range(self.steps):
                 place = self._place(net, inputs)
-                gain = _interpolated(place, self.log_multipliers, values)
+                gain = interpolated(place, self.log_multipliers, values)
                 size = sum(p.square().sum() for p in matrices)
                 loss = self.penalty * size - gain.mean()
                 opt.zero_grad()
@@ -120,20 +120,6 @@ class Network:
         for net in self.nets:
             found.append(self._place(net, inputs).numpy())
         return np.mean(found, 0)
-
-
-def _interpolated(x: Tensor, log_multipliers: Tensor, rows: Tensor) -> Tensor:
-    """See `outcomes.interpolated`."""
-    low = log_multipliers[0]
-    step = log_multipliers[1] - low
-    last = len(log_multipliers) - 1
-    place = (x - low) / step
-    place = place.clamp(0, last)
-    left = place.detach().long()
-    left = left.clamp(max=last - 1)
-    share = place - left
-    n = torch.arange(len(x))
-    return (1 - share) * rows[n, left] + share * rows[n, left + 1]
 
 
 class Trees:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from harness.run_store import read_lines
 from meta_train.step_size.trainings import Training
@@ -74,12 +76,15 @@ def log_losses(first: np.ndarray, validation: np.ndarray) -> np.ndarray:
     return np.minimum(logs, WORST) + np.log(first)
 
 
-def interpolated(x: np.ndarray, log_multipliers: np.ndarray, rows: np.ndarray):
-    """Values of piecewise linear rows (n, m) at x (n,)."""
-    low, high = log_multipliers[0], log_multipliers[-1]
-    step = log_multipliers[1] - log_multipliers[0]
-    place = (x.clip(low, high) - low) / step
-    left = np.minimum(place.astype(int), len(log_multipliers) - 2)
+def interpolated(x: Tensor, log_multipliers: Tensor, rows: Tensor) -> Tensor:
+    """Values of piecewise linear rows (n, m) at x (n,), which may need a gradient."""
+    low = log_multipliers[0]
+    step = log_multipliers[1] - low
+    last = len(log_multipliers) - 1
+    place = (x - low) / step
+    place = place.clamp(0, last)
+    left = place.detach().long()
+    left = left.clamp(max=last - 1)
     share = place - left
-    n = np.arange(len(x))
+    n = torch.arange(len(x))
     return (1 - share) * rows[n, left] + share * rows[n, left + 1]
