@@ -140,7 +140,7 @@ class Copies:
         self._gradients = vmap(function, (0, 0, 0, 0), randomness="different")
         self.losses: list[Tensor] = []
         self._first_norm: Tensor | None = None
-        self._momentum: list[Tensor] = []
+        self._momentum: Tensor | None = None
         zeros = torch.zeros(len(self.models))
         self._cosine = self._norm = self._relative = zeros
 
@@ -195,12 +195,13 @@ class Copies:
         self._norm = flat.norm(dim=1)
         if self._first_norm is None:
             self._first_norm = self._norm
-            self._momentum = [torch.zeros_like(flat)]
-        momentum = self._momentum[0]
+        momentum = self._momentum
+        if momentum is None:
+            momentum = torch.zeros_like(flat)
         product = self._norm * momentum.norm(dim=1)
         cosine = (flat * momentum).sum(1) / product.clamp(min=1e-30)
         self._cosine = DECAY * self._cosine + (1 - DECAY) * cosine
-        self._momentum = [momentum.lerp(flat, 1 - DECAY)]
+        self._momentum = momentum.lerp(flat, 1 - DECAY)
         change = after - weights
         self._relative = change.norm(dim=1) / weights.norm(dim=1)
 

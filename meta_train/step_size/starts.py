@@ -5,34 +5,15 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.random import derive_seed, seeded
+from meta_train.problems.situations.finetuning import add_lora
 from meta_train.step_size.tasks import Task
 from meta_train.step_size.trainings import Training
 
 STEPS = 200  # of AdamW on other data
-RANK = 4  # of adapters
-
-
-class Adapted(nn.Module):
-    """A fixed linear map and a trained one of low rank (Hu et al. 2022)."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-    def __init__(self, linear: nn.Linear):
-        super().__init__()
-        bias = None if linear.bias is None else linear.bias.detach()
-        self.register_buffer("weight", linear.weight.detach())
-        self.register_buffer("bias", bias)
-        self.down = nn.Linear(linear.in_features, RANK, bias=False)
-        self.up = nn.Linear(RANK, linear.out_features, bias=False)
-        nn.init.zeros_(self.up.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias) + self.up(self.down(x))
+RANK, SCALE = 4, 1.0  # of LoRA
 
 
 def started(training: Training, seed: int) -> nn.Module:
@@ -93,17 +74,10 @@ def _exchanged(size: int, count: int, generator: torch.Generator) -> Tensor:
 
 
 def _adapt(model: nn.Module) -> None:
-    for p in model.parameters():
-        p.requires_grad_(False)
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear):
-                setattr(module, name, Adapted(child))
-    frozen = []
+    """Adds LoRA; frozen parameters become buffers, which copies do not optimize."""
+    add_lora(model, RANK, SCALE)
     for module in model.modules():
-        for name, p in module.named_parameters(recurse=False):
+        for name, p in list(module.named_parameters(recurse=False)):
             if not p.requires_grad:
-                frozen.append((module, name, p.detach()))
-    for module, name, value in frozen:
-        delattr(module, name)
-        module.register_buffer(name, value)
+                delattr(module, name)
+                module.register_buffer(name, p.detach())
