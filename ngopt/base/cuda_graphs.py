@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, _foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
 
+from ngopt.base.step_buffers import StepBuffers
+
 logger = logging.getLogger("ngopt")
 
 SHARE = 1 / 64  # of a device's memory that copies of gradients may take
@@ -38,7 +40,7 @@ class Replays:
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
         self._places: Any = None
         self._same = 0  # number of steps with these places
-        self._grads: list[Tensor] = []  # copies that graphs read
+        self._buffers: StepBuffers | None = None  # that graphs read
         self._pool: Any = None  # memory of all graphs
         self._stream: Any = None  # of all captures: free memory belongs to a stream
         self._is_refused = False
@@ -48,12 +50,13 @@ class Replays:
         phase: Hashable,
         grads: Sequence[Tensor],
         others: Sequence[Tensor],
-        work: Callable[[Sequence[Tensor]], None],
+        make_buffers: Callable[[], StepBuffers],
+        work: Callable[[StepBuffers], None],
     ) -> bool:
         """Replays a graph of the work, or returns False and does nothing.
 
-        others: all other tensors of a step. work: launches kernels, given gradients; it
-        has no effects on the host that a step needs.
+        others: all other tensors of a step. work: launches kernels that read copies of
+        gradients; it has no effects on the host that a step needs.
         """
         kinds = [(x.stride(), x.dtype) for x in grads]
         places = kinds, [(x.data_ptr(), x.stride()) for x in others]
@@ -64,36 +67,36 @@ class Replays:
         if self._is_refused or self._same <= STABLE:
             return False
         if phase not in self._graphs:
-            self._capture(phase, grads, work)
-            if self._is_refused:
-                return False
-        _foreach_copy_(self._grads, list(grads))
+            self._capture(phase, make_buffers, work)
+        if self._is_refused or self._buffers is None:
+            return False
+        _foreach_copy_(self._buffers.grads, list(grads))
         self._graphs[phase].replay()
         return True
 
     def _clear(self) -> None:
         """Drops all graphs, and their memory with them."""
         self._graphs.clear()
-        self._grads, self._pool = [], None
+        self._buffers, self._pool = None, None
 
     def _capture(
         self,
         phase: Hashable,
-        grads: Sequence[Tensor],
-        work: Callable[[Sequence[Tensor]], None],
+        make_buffers: Callable[[], StepBuffers],
+        work: Callable[[StepBuffers], None],
     ) -> None:
         """Adds a graph; if CUDA raises an error, there are no more graphs."""
-        device, graph = grads[0].device, torch.cuda.CUDAGraph()
-        self._stream = self._stream or torch.cuda.Stream(device)
-        self._stream.wait_stream(torch.cuda.current_stream(device))
         try:
-            self._grads = self._grads or [torch.empty_like(x) for x in grads]
+            buffers = self._buffers = self._buffers or make_buffers()
+            device, graph = buffers.grads[0].device, torch.cuda.CUDAGraph()
+            self._stream = self._stream or torch.cuda.Stream(device)
+            self._stream.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(self._stream), _without_collection():
                 # other threads, such as those that load data, may use CUDA
                 mode = "thread_local"
                 graph.capture_begin(pool=self._pool, capture_error_mode=mode)
                 try:
-                    work(self._grads)
+                    work(buffers)
                 finally:
                     graph.capture_end()
         except RuntimeError as error:

@@ -253,5 +253,5 @@ class ShardedSoapUpdate(SoapUpdate):
         weights = bucket.gather(step.params).to(self.stack.dtype)
         delta = torch.addcmul(delta, weights, rows.weight_decay)
         if bucket.measured:
-            self._update_distance(step, bucket, delta)
+            self._update_distance(step, bucket, delta[bucket.first :])
         return self._split(step, bucket, delta)

@@ -10,11 +10,13 @@ from torch import Tensor
 
 from ngopt import devices
 from ngopt.base.buckets import Bucket
+from ngopt.base.elementwise import StepScalars
 from ngopt.base.first_steps import dense_shares, is_matrix, spectral_excess
 from ngopt.base.state import ParameterStack
+from ngopt.base.step_buffers import StepBuffers
 from ngopt.base.step_size import ScheduledValues, is_kept
 from ngopt.devices import Array
-from ngopt.functional import Hyper, Record
+from ngopt.functional import AVERAGE, Hyper, Record
 
 
 class FactorScalars(NamedTuple):
@@ -45,6 +47,7 @@ class StepContext:
         of_factors: `FactorScalars` of the factors of each size.
         scheduled: set by `SoapUpdate`, like ages, of_factors and average_weights.
         average_weights: of the new weights in their averages, one by one.
+        buffers: of a step that is captured in a CUDA graph, to be replayed.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class StepContext:
         self.scheduled: ScheduledValues
         self.of_factors: dict[int, FactorScalars] = {}
         self.average_weights: Sequence[Any] = [None] * len(positions)
+        self.buffers: StepBuffers | None = None
 
     @property
     def moved(self) -> Tensor:
@@ -84,7 +88,24 @@ class StepContext:
 
     def gathered(self, bucket: Bucket) -> Tensor:
         """Gradients of the members of a bucket, (rows, lanes)."""
+        if self.buffers is not None and bucket in self.buffers.rows:
+            return self.buffers.rows[bucket]
         return bucket.gather(self.grads)
+
+    def change_weights(
+        self, bucket: Bucket, u: Tensor, momentum: Tensor, rows: StepScalars
+    ) -> Tensor | None:
+        """Changes the weights of a bucket by one kernel; returns measured changes.
+
+        None, and nothing is done, if the step is not captured or has averages, or if
+        the kernel cannot change these weights.
+        """
+        if self.buffers is None or self.kernels is None or AVERAGE in self.records[0]:
+            return None
+        weights = self.buffers.weights.get(bucket)
+        if weights is None:
+            return None
+        return self.kernels.change_weights(u, momentum, weights, rows, bucket.first)
 
     def root_mean_squares(self, roots: Tensor) -> Tensor:
         """RMS of gradients, then of weights, (2n,).

@@ -16,6 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ngopt.base.step_buffers import WeightRows
+
 ELEMENTS = 2048  # of one program
 
 
@@ -71,6 +73,22 @@ def _change(
     tl.store(out + i, decayed + step * _value(step_size, row, mask), mask)
 
 
+@triton.jit
+def _change_weights(
+    u, momentum, addresses, counts, step_size, decay, measured, rows, first,
+    LANES: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    row, i, mask = _places(rows, LANES, ROWS)
+    lane = tl.arange(0, LANES)[None, :]
+    has_weight = lane < tl.load(counts + row, mask, 0)
+    place = tl.load(addresses + row, mask, 0).to(tl.pointer_type(tl.float32)) + lane
+    w = tl.load(place, has_weight, 0.0)
+    step = tl.where(_value(momentum, i, mask) != 0, _value(u, i, mask), 0.0)
+    delta = w * _value(decay, row, mask) + step * _value(step_size, row, mask)
+    tl.store(place, w + delta, has_weight)
+    tl.store(measured + i - first * LANES, delta, mask & (row >= first))
+
+
 def accumulate(
     grad: Tensor, momentum: Tensor, scalars: Any, config: Any, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
@@ -97,6 +115,16 @@ def change(u: Tensor, momentum: Tensor, weights: Tensor, scalars: Any) -> Tensor
     values = u, momentum, weights, scalars.step_size, scalars.weight_decay, delta
     _launch(_change, momentum, *values, len(u))
     return delta
+
+
+def change_weights(
+    u: Tensor, momentum: Tensor, weights: WeightRows, scalars: Any, first: int
+) -> Tensor:
+    """Adds `change` to the weights where they are; returns that of rows from first."""
+    measured = torch.empty_like(momentum[first:])
+    values = u, momentum, *weights, scalars.step_size, scalars.weight_decay, measured
+    _launch(_change_weights, momentum, *values, len(u), first)
+    return measured
 
 
 def _launch(kernel: Any, like: Tensor, *arguments: Any) -> None:

@@ -17,6 +17,7 @@ from ngopt.base.eigenbasis import RenewalSchedule, renewal_positions, renewed
 from ngopt.base.elementwise import StepScalars, accumulate, change, precondition
 from ngopt.base.first_steps import OBSERVED
 from ngopt.base.state import ParameterStack, counts_of
+from ngopt.base.step_buffers import StepBuffers, step_buffers
 from ngopt.base.step_context import FactorScalars, StepContext, StepInputs
 from ngopt.base.step_scalars import ScalarEquations
 from ngopt.base.step_size import StepSchedule
@@ -93,16 +94,18 @@ class SoapUpdate:
         for record in step.records:
             if AVERAGE in record:
                 changed.append(record[AVERAGE])
-        work = partial(self._step_in_place, step)
         others = [*changed, *step.state.tensors]
-        is_replayed = self._replays.run(phase, grads, others, work)
-        step.grads, step.bases = grads, {}  # which a capture replaces
+        buffers = partial(step_buffers, self.stack.buckets, grads, step.params)
+        work = partial(self._step_in_place, step)
+        is_replayed = self._replays.run(phase, grads, others, buffers, work)
+        # which a capture replaces
+        step.grads, step.bases, step.buffers = grads, {}, None
         if is_replayed:  # autograd does not track what a graph writes
             increment_version(changed)
         return is_replayed
 
-    def _step_in_place(self, step: StepContext, grads: Sequence[Tensor]) -> None:
-        step.grads = grads
+    def _step_in_place(self, step: StepContext, buffers: StepBuffers) -> None:
+        step.grads, step.buffers = buffers.grads, buffers
         for changes in self._changes(step):
             apply(changes, step.all_params)
             changes.clear()  # frees their memory before the next are computed
@@ -131,13 +134,18 @@ class SoapUpdate:
         for bucket, own in zip(self.stack.buckets, moments, strict=True):
             rows = StepScalars(*bucket.spread(scalars))
             delta = self._direction(step, bucket, own, rows)
-            weights = bucket.gather(step.params).to(self.stack.dtype)
-            delta = step.fuse(change)(delta, own[0], weights, rows)
-            del weights
+            measured = step.change_weights(bucket, delta, own[0], rows)
+            is_changed = measured is not None
+            if not is_changed:
+                weights = bucket.gather(step.params).to(self.stack.dtype)
+                delta = step.fuse(change)(delta, own[0], weights, rows)
+                del weights
+                measured = delta[bucket.first :]
             if bucket.measured:
-                self._update_distance(step, bucket, delta)
-            yield self._split(step, bucket, delta)
-            del delta  # frees memory for the next bucket
+                self._update_distance(step, bucket, measured)
+            if not is_changed:
+                yield self._split(step, bucket, delta)
+            del delta, measured  # frees memory for the next bucket
 
     def _begin(self, step: StepContext) -> Tensor:
         """`StepScalars` of all parameters, (fields, n); decays Kronecker factors."""
@@ -154,8 +162,11 @@ class SoapUpdate:
     def _update_distance(
         self, step: StepContext, bucket: Bucket, delta: Tensor
     ) -> None:
-        """Adds squares of steps, and squared distances from the initial values."""
-        delta = delta[bucket.first :].detach()
+        """Adds squares of steps, and squared distances from the initial values.
+
+        delta: changes of the measured members, (rows, lanes).
+        """
+        delta = delta.detach()
         total = step.state.displacement[bucket].add_(delta)
         both = torch.stack((delta, total))
         rows = both.flatten(0, 1).unsqueeze(1)

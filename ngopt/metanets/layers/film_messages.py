@@ -8,11 +8,13 @@ layer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ngopt.devices import fused
 from ngopt.metanets.layers.aggregation import TO_SOURCES, TO_TARGETS, Axes
 
 
@@ -55,7 +57,9 @@ class Statistics(NamedTuple):
         return torch.addcmul(total, high, below, value=-1)
 
 
-class FiLMStatistics(torch.autograd.Function):
+def film_statistics(
+    scale: Tensor, shift: Tensor, target: Tensor, source: Tensor, axes: Axes
+) -> Sequence[Tensor]:
     """Statistics of messages m = scale * (target + source) + shift (Kofinas et al.
     2024, Eq. 4).
 
@@ -63,6 +67,22 @@ class FiLMStatistics(torch.autograd.Function):
     (groups, n_target, 1, 1, *batch, width), source (groups, 1, n_source, 1, *batch,
     width) -> the fields of `Statistics`. With the batch inside, broadcasts and
     reductions run over long rows.
+    """
+    if torch.is_grad_enabled():
+        return FiLMStatistics.apply(scale, shift, target, source, axes)
+    messages = fused(film, scale.device)(scale, shift, target, source)
+    return Statistics.of(messages, axes)
+
+
+def film(scale: Tensor, shift: Tensor, target: Tensor, source: Tensor) -> Tensor:
+    return torch.addcmul(shift, scale, target + source)
+
+
+class FiLMStatistics(torch.autograd.Function):
+    """`film_statistics` with autograd.
+
+    Backward computes messages again and compares them with their extrema, so both
+    passes must round alike: `film` is not fused.
     """
 
     generate_vmap_rule = True
@@ -75,7 +95,7 @@ class FiLMStatistics(torch.autograd.Function):
         source: Tensor,
         axes: Axes,
     ) -> tuple[Tensor, ...]:
-        messages = torch.addcmul(shift, scale, target + source)
+        messages = film(scale, shift, target, source)
         return tuple(Statistics.of(messages, axes))
 
     @staticmethod

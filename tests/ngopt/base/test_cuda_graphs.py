@@ -21,21 +21,25 @@ class Graph:
         self.work()
 
 
+def captured(self, phase, make_buffers, work):
+    """In place of `Replays._capture`."""
+    self._buffers = buffers = self._buffers or make_buffers()
+
+    def whole():
+        work.args[0].bases.clear()  # made anew in a graph
+        work(buffers)
+
+    self._graphs[phase] = Graph(whole)
+    return self._graphs[phase]
+
+
 @pytest.fixture
 def graphs(monkeypatch):
     """All that were captured; steps are computed as on a device."""
     found = []
 
-    def capture(self, phase, grads, work):
-        self._grads = self._grads or [torch.empty_like(x) for x in grads]
-        copies = self._grads
-
-        def whole():
-            work.args[0].bases.clear()  # made anew in a graph
-            work(copies)
-
-        self._graphs[phase] = Graph(whole)
-        found.append(self._graphs[phase])
+    def capture(*arguments):
+        found.append(captured(*arguments))
 
     monkeypatch.setattr(Replays, "_capture", capture)
     monkeypatch.setattr(update, "has_graphs", lambda like, count: True)
@@ -143,8 +147,9 @@ def test_what_cannot_be_captured_is_stepped_all_the_same(request, monkeypatch):
     expected, _ = trained(20)
     request.getfixturevalue("graphs")
 
-    def capture(self, phase, grads, work):
-        work.args[0].grads = [torch.zeros_like(x) for x in grads]
+    def capture(self, phase, make_buffers, work):
+        work.args[0].buffers = make_buffers()
+        work.args[0].grads = work.args[0].buffers.grads
         self._is_refused = True
 
     monkeypatch.setattr(Replays, "_capture", capture)

@@ -3,18 +3,26 @@
 The file runs itself: see `tests.ngopt.interpreter`.
 """
 
-import torch
+import copy
 
-from ngopt.base import elementwise
+import torch
+from torch import nn
+
+from ngopt import NGOptimizer, devices
+from ngopt.base import elementwise, update
 from ngopt.base.config import SoapConfig
+from ngopt.base.cuda_graphs import Replays
+from ngopt.roles import kronecker_factors
 from tests.ngopt import interpreter
+from tests.ngopt.base.test_cuda_graphs import FIRST, captured
 
 ROWS = 19  # one program of 128 lanes and a part
 CASES = [(128, torch.float32), (128, torch.bfloat16), (16, torch.bfloat16)]
+STEPS = FIRST + 3
 
 
 def test_they_equal_the_functions():
-    assert interpreter.run(__file__).count("equal") == len(CASES)
+    assert interpreter.run(__file__).count("equal") == len(CASES) + 1
 
 
 def check(lanes, dtype):
@@ -42,7 +50,46 @@ def check(lanes, dtype):
         torch.testing.assert_close(x, expected, rtol=near, atol=near)
 
 
+def check_replayed_steps():
+    """Of matrices that end within a row, and of biases, which lie in few rows."""
+    from ngopt.base import triton_kernels as soap_kernels
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten(), nn.Linear(45, 9))
+    changed = []
+    plain = soap_kernels.change_weights
+
+    def counted(u, *arguments):
+        changed.append(len(u))
+        return plain(u, *arguments)
+
+    kronecker_factors.MANY = 100  # weights of the linear layer are not measured
+    expected = train(copy.deepcopy(model))
+    soap_kernels.change_weights = counted
+    devices.kernels = lambda device, dtype: soap_kernels
+    devices.is_host = lambda device: False
+    update.has_graphs = lambda like, count: True
+    Replays._capture = captured
+    found = train(model)
+    assert len(changed) >= STEPS - FIRST
+    for p, q in zip(expected, found, strict=True):
+        torch.testing.assert_close(q, p, rtol=1e-4, atol=1e-5)
+
+
+def train(model):
+    params = list(model.parameters())
+    opt = NGOptimizer(params, total_steps=100)
+    for number in range(STEPS):
+        generator = torch.Generator().manual_seed(number)
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=generator)
+        opt.step()
+    return params
+
+
 if __name__ == "__main__":
     for case in CASES:
         check(*case)
         print("equal")
+    check_replayed_steps()
+    print("equal")
