@@ -47,11 +47,13 @@ class PackedState:
 
     def __init__(self, packings: Sequence[Packing]):
         self.packings = packings
-        self._places: list[tuple[int, str]] = []
+        keys: dict[int, list[str]] = {}
         for packing in packings:
-            self._places += packing.places
+            for i, key in packing.places:
+                keys.setdefault(i, []).append(key)
+        self._keys = keys  # of each record
         self._tensors: list[Tensor] = []
-        self._views: list[Tensor] = []
+        self._views: list[Tensor] = []  # of one record after the other
 
     def open(self, records: Sequence[Record], in_place: bool) -> list[Tensor]:
         """The tensors: copies or, in place, tensors of which records store views.
@@ -69,8 +71,9 @@ class PackedState:
         self._tensors, self._views = [], []
         for packing in self.packings:
             tensor = self._joined(packing, records)
-            self._views += packing.put(records, tensor)
+            packing.put(records, tensor)
             self._tensors.append(tensor)
+        self._views = self._packed_values(records)
         return self._tensors
 
     def close(self, records: Sequence[Record], tensors: Sequence[Tensor]) -> None:
@@ -83,13 +86,18 @@ class PackedState:
 
     def replace(self, records: Sequence[Record], number: int, tensor: Tensor) -> None:
         """Replaces the tensor of one packing, opened in place."""
-        start = sum(len(packing.places) for packing in self.packings[:number])
-        views = self.packings[number].put(records, tensor)
+        self.packings[number].put(records, tensor)
         self._tensors[number] = tensor
-        self._views[start : start + len(views)] = views
+        self._views = self._packed_values(records)
+
+    def _packed_values(self, records: Sequence[Record]) -> list[Tensor]:
+        found: list[Tensor] = []
+        for i, keys in self._keys.items():
+            found += map(records[i].__getitem__, keys)
+        return found
 
     def _is_open(self, records: Sequence[Record]) -> bool:
-        values = [records[i][key] for i, key in self._places]
+        values = self._packed_values(records)
         return len(values) == len(self._views) and all(map(is_, values, self._views))
 
 

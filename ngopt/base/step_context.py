@@ -14,7 +14,7 @@ from ngopt.base.elementwise import StepScalars
 from ngopt.base.first_steps import dense_shares, is_matrix, spectral_excess
 from ngopt.base.state import ParameterStack
 from ngopt.base.step_buffers import StepBuffers
-from ngopt.base.step_size import ScheduledValues, is_kept
+from ngopt.base.step_size import ScheduledValues, has_kept
 from ngopt.devices import Array
 from ngopt.functional import AVERAGE, Hyper, Record
 
@@ -71,7 +71,7 @@ class StepContext:
             decay.append(hyper.weight_decay[i])
         self.hyper = Hyper(lr, decay, hyper.scheduled)
         self.state = stack.open(self.records, in_place)
-        self.has_fixed_lr = in_place and not any(map(is_kept, inputs.hyper.lr))
+        self.has_fixed_lr = in_place and not has_kept(inputs.hyper.lr)
         self.on_host = self.has_fixed_lr and devices.is_host(self.device)
         self.bases: dict[int, Tensor] = {}
         self.ages: list[float] = []

@@ -91,12 +91,13 @@ class StepSchedule:
         oldest = max(ages)
         is_open = self.total_steps is None and not hyper.scheduled
         unit = NOMINAL_STEP / (c.open_step_size if is_open else c.step_size)
-        lr, decay = [], []
-        for x in hyper.lr:
-            lr.append(-1.0 if is_kept(x) else -float(x))
+        lr = list(hyper.lr)
+        if has_tensors(lr):
+            lr = [1.0 if is_kept(x) else float(x) for x in lr]
+        decay = []
         for default, own in zip(self._decays, hyper.weight_decay, strict=True):
             decay.append(default if own is None else unit * own)
-        rates = np.array(lr)
+        rates = -np.array(lr, dtype=np.float64)
         constants = rates * self._gains, rates * np.array(decay)
         self._lag = now - oldest
         age = np.array(ages) if min(ages) < oldest else oldest
@@ -179,7 +180,7 @@ class StepSchedule:
 def _times_lr(table: Tensor, hyper: Hyper) -> ScheduledValues:
     """The rows of a table, multiplied by learning rates that are tensors."""
     values = ScheduledValues(*table.unbind())
-    if not any(map(is_kept, hyper.lr)):
+    if not has_kept(hyper.lr):
         return values
     kept = []
     for x in hyper.lr:
@@ -190,6 +191,15 @@ def _times_lr(table: Tensor, hyper: Hyper) -> ScheduledValues:
     for name in MULTIPLIED_BY_LR:
         multiplied[name] = lr * getattr(values, name)
     return values._replace(**multiplied)
+
+
+def has_tensors(values: Sequence[float | Tensor]) -> bool:
+    # a subclass check for each type: there are hundreds of values
+    return any(issubclass(kind, Tensor) for kind in set(map(type, values)))
+
+
+def has_kept(rates: Sequence[float | Tensor]) -> bool:
+    return has_tensors(rates) and any(map(is_kept, rates))
 
 
 def is_kept(lr: float | Tensor) -> bool:

@@ -33,7 +33,9 @@ class GraphParameters:
         """Whether these are the same tensors in the same shapes."""
         if len(params) != len(self.params) or not all(map(is_, params, self.params)):
             return False
-        return list(map(_shape, params)) == self._shapes
+        if None in self._shapes:
+            return list(map(_shape, params)) == self._shapes
+        return [p.shape for p in params] == self._shapes
 
     def names(self) -> list[str]:
         return [spec.name for spec in self.graph.parameters[: len(self.params)]]
