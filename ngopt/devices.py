@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, _foreach_norm  # pyright: ignore[reportPrivateImportUsage]
-from torch._C._functorch import peek_interpreter_stack
 
 Array = Any  # of NumPy or torch
 SAFE_NORMS = 1e-15, 1e15  # their squares are in the range of float32
@@ -149,12 +148,8 @@ def kernels(device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def fused(function: Callable, device: torch.device) -> Callable:
-    """An elementwise function, compiled to one kernel if Triton is available.
-
-    Autograd and vmap need its own operations.
-    """
-    is_traced = torch.is_grad_enabled() or peek_interpreter_stack() is not None
-    return function if is_traced or not has_triton(device) else _compiled(function)
+    """An elementwise function, compiled to one kernel if Triton is available."""
+    return _compiled(function) if has_triton(device) else function
 
 
 @cache

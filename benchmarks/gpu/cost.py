@@ -1,6 +1,6 @@
 """Part (b): cost of a step, beside forward and backward and other optimizers.
 
-ms: median of 20 steps after 40 warm-up steps, each between two synchronisations;
+ms: median of 20 steps after 100 warm-up steps, each between two synchronisations;
 worst_ms: the slowest of the 20. kernels, copies and device_ms: of a step, by torch's
 profiler. transient_mib: peak memory of later steps above that before;
 first_transient_mib: of the first step, without new state. graphs_mib: memory of CUDA

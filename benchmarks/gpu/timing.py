@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.gpu.session import Session
 from benchmarks.records import Record
 
-WARM_UP, REPEATS = 40, 20
+WARM_UP, REPEATS = 100, 20
 TINY_WARM_UP, TINY_REPEATS = 2, 3
 LONGEST = 6.0  # maximum seconds of warm-up and timed steps
 SHOWN, NAME = 16, 120  # listed kernels, characters of their names

@@ -145,7 +145,7 @@ def factors(s: Settings) -> nn.Module:
 
 
 def bag(s: Settings) -> nn.Module:
-    words = int(s.task.inputs.max()) + 1
+    words = 1 + int(max(s.task.inputs.max(), s.task.validation_inputs.max()))
     return networks.Bag(words, s.width, s.task.outputs)
 
 

@@ -58,17 +58,13 @@ class StepContext:
         self.stack, self.device, self.in_place = stack, stack.device, in_place
         self.kernels = devices.kernels(stack.device, stack.dtype) if in_place else None
         self.all_params = inputs.params
-        self.grads: Sequence[Tensor] = []
-        self.params: list[Tensor] = []
-        self.records: list[Record] = []
-        lr, decay = [], []
-        for i in positions:
-            record = inputs.state[i]
-            self.grads.append(inputs.grads[i])
-            self.params.append(inputs.params[i])
-            self.records.append(record if in_place else dict(record))
-            lr.append(hyper.lr[i])
-            decay.append(hyper.weight_decay[i])
+        self.grads: Sequence[Tensor] = [inputs.grads[i] for i in positions]
+        self.params = [inputs.params[i] for i in positions]
+        self.records = [inputs.state[i] for i in positions]
+        if not in_place:
+            self.records = list(map(dict, self.records))
+        lr = [hyper.lr[i] for i in positions]
+        decay = [hyper.weight_decay[i] for i in positions]
         self.hyper = Hyper(lr, decay, hyper.scheduled)
         self.state = stack.open(self.records, in_place)
         self.has_fixed_lr = in_place and not has_kept(inputs.hyper.lr)

@@ -28,6 +28,8 @@ class GraphParameters:
         self.graph = reordered(ordered.graph, ordered.order)
         self.params = params
         self._shapes = list(map(_shape, params))
+        # whether gradients and values of all parameters are what a rule reads
+        self._is_plain = all(map(_is_plain, params))
 
     def are(self, params: Sequence[Tensor]) -> bool:
         """Whether these are the same tensors in the same shapes."""
@@ -60,7 +62,9 @@ class GraphParameters:
 
         Zeros, which take no memory, of those that are not optimized.
         """
-        values = [real(local(p)) for p in self.params]
+        values = list(self.params)
+        if not self._is_plain:
+            values = [real(local(p)) for p in self.params]
         like = self.params[0]
         for spec in self.graph.parameters[len(values) :]:
             zero = torch.zeros((), dtype=state_dtype(like), device=like.device)
@@ -89,9 +93,11 @@ class GraphParameters:
             if group.get(OWN_DECAY) and group_decay == own_decay:
                 group_decay = None
             for p in group["params"]:
-                grad = local_gradient(p)
-                if grad is not None and p.numel():
-                    grads[position] = self._gradient(position, grad, group["maximize"])
+                grad = p.grad if self._is_plain else local_gradient(p)
+                if grad is not None and (self._is_plain or p.numel()):
+                    if grad.is_sparse or group["maximize"] or not self._is_plain:
+                        grad = self._gradient(position, grad, group["maximize"])
+                    grads[position] = grad
                     lr[position], weight_decay[position] = group_lr, group_decay
                 position += 1
         return grads, Hyper(lr, weight_decay, is_scheduled(groups))
@@ -184,6 +190,11 @@ class GraphParameters:
             changes.clear()  # frees their memory before the next ones are made
 
     _update_uncompiled = uncompiled(_update)
+
+
+def _is_plain(p: Tensor) -> bool:
+    is_other = is_lazy(p) or is_dtensor(p) or p.is_complex()
+    return not is_other and p.numel() > 0
 
 
 def _shape(p: Tensor) -> torch.Size | None:

@@ -8,13 +8,11 @@ layer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ngopt.devices import fused
 from ngopt.metanets.layers.aggregation import TO_SOURCES, TO_TARGETS, Axes
 
 
@@ -35,12 +33,8 @@ class Statistics(NamedTuple):
             var = (messages - mean).square().mean(axes, keepdim=True)
         else:
             var, mean = torch.var_mean(messages, axes, correction=0, keepdim=True)
-        return cls(
-            mean,
-            var,
-            messages.amin(axes, keepdim=True),
-            messages.amax(axes, keepdim=True),
-        )
+        low, high = extrema(messages, axes)
+        return cls(mean, var, low, high)
 
     def pulled_back(self, messages: Tensor, axes: Axes, gradient: Statistics) -> Tensor:
         """The gradient of the messages. All messages that attain an extremum share its
@@ -57,9 +51,16 @@ class Statistics(NamedTuple):
         return torch.addcmul(total, high, below, value=-1)
 
 
-def film_statistics(
-    scale: Tensor, shift: Tensor, target: Tensor, source: Tensor, axes: Axes
-) -> Sequence[Tensor]:
+def extrema(messages: Tensor, axes: Axes) -> tuple[Tensor, Tensor]:
+    """Minima and maxima over two axes, which stay with length 1."""
+    if messages.is_cpu or messages.shape[axes[1]] > 1:
+        low = messages.amin(axes, keepdim=True)
+        return low, messages.amax(axes, keepdim=True)
+    low, high = torch.aminmax(messages, dim=axes[0], keepdim=True)  # reads them once
+    return low, high
+
+
+class FiLMStatistics(torch.autograd.Function):
     """Statistics of messages m = scale * (target + source) + shift (Kofinas et al.
     2024, Eq. 4).
 
@@ -67,22 +68,6 @@ def film_statistics(
     (groups, n_target, 1, 1, *batch, width), source (groups, 1, n_source, 1, *batch,
     width) -> the fields of `Statistics`. With the batch inside, broadcasts and
     reductions run over long rows.
-    """
-    if torch.is_grad_enabled():
-        return FiLMStatistics.apply(scale, shift, target, source, axes)
-    messages = fused(film, scale.device)(scale, shift, target, source)
-    return Statistics.of(messages, axes)
-
-
-def film(scale: Tensor, shift: Tensor, target: Tensor, source: Tensor) -> Tensor:
-    return torch.addcmul(shift, scale, target + source)
-
-
-class FiLMStatistics(torch.autograd.Function):
-    """`film_statistics` with autograd.
-
-    Backward computes messages again and compares them with their extrema, so both
-    passes must round alike: `film` is not fused.
     """
 
     generate_vmap_rule = True
@@ -95,7 +80,7 @@ class FiLMStatistics(torch.autograd.Function):
         source: Tensor,
         axes: Axes,
     ) -> tuple[Tensor, ...]:
-        messages = film(scale, shift, target, source)
+        messages = torch.addcmul(shift, scale, target + source)
         return tuple(Statistics.of(messages, axes))
 
     @staticmethod

@@ -11,7 +11,6 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ngopt.graph.groups_and_blocks import Bias
 from ngopt.graph.kinds import BIAS_KINDS, EDGE_KINDS, NODE_KINDS
 from ngopt.graph.neural_graph import GraphValues, NeuralGraph
 from ngopt.metanets.graph_data.context_writer import ContextPlace
@@ -37,7 +36,12 @@ from ngopt.metanets.layers.graph_layer import (
     select_neurons,
 )
 from ngopt.metanets.layers.inbox import Arena, Inbox
-from ngopt.metanets.layers.slot_encoders import SlotDecoder, SlotEncoder, SlotMap
+from ngopt.metanets.layers.slot_encoders import (
+    SlotDecoder,
+    SlotEncoder,
+    SlotMap,
+    maps_of,
+)
 
 
 @dataclass(frozen=True)
@@ -137,11 +141,14 @@ class GraphNetwork(nn.Module):
         `states`.
         """
         nodes, edges = self.states(source, tensors, extra)
+        all_maps = maps_of(self.node_decoder, tensors.graph.biases)
         for number, bias in enumerate(tensors.graph.biases):
             index = tensors.bias_index[number]
-            yield number, self._decode_node(nodes[bias.group], bias, index)
-        for own in tensors.weights:
-            maps = self.edge_decoder.maps(own.block.slot_shape, own.block.kind)
+            node = self._decode_node(nodes[bias.group], all_maps[number], index)
+            yield number, node
+        blocks = [own.block for own in tensors.weights]
+        all_maps = maps_of(self.edge_decoder, blocks)
+        for own, maps in zip(tensors.weights, all_maps, strict=True):
             for chunk in own.chunks:
                 states = batch_outside(edges.of(chunk))
                 yield chunk, self.edge_decoder(states, maps)
@@ -160,7 +167,7 @@ class GraphNetwork(nn.Module):
         Returns (*batch, n, width) of every group, and the edges, which are computed
         when read.
         """
-        maps = self._edge_maps(tensors)
+        maps = maps_of(self.edge_encoder, [own.block for own in tensors.weights])
         nodes = self._encode_nodes(source, tensors)
         for group, more in enumerate(extra):
             nodes[group] = nodes[group] if more is None else nodes[group] + more
@@ -190,8 +197,8 @@ class GraphNetwork(nn.Module):
         if self.activations is not None:
             codes = self.activations(tensors.activations)
             nodes = [node + code for node, code in zip(nodes, codes, strict=True)]
-        for number, bias in enumerate(graph.biases):
-            maps = self.node_encoder.maps(bias.slot_shape, bias.kind)
+        all_maps = maps_of(self.node_encoder, graph.biases)
+        for number, (bias, maps) in enumerate(zip(graph.biases, all_maps, strict=True)):
             code = self.node_encoder(source.bias(number), maps).sum(-2)
             node, index = nodes[bias.group], tensors.bias_index[number]
             if index is None:
@@ -199,13 +206,6 @@ class GraphNetwork(nn.Module):
             else:
                 nodes[bias.group] = node.index_add(-2, index, code)
         return nodes
-
-    def _edge_maps(self, tensors: GraphTensors) -> list[list[SlotMap]]:
-        """Encoders of the edges of every weight."""
-        maps = []
-        for own in tensors.weights:
-            maps.append(self.edge_encoder.maps(own.block.slot_shape, own.block.kind))
-        return maps
 
     def _encode_edges(
         self,
@@ -230,9 +230,10 @@ class GraphNetwork(nn.Module):
             position = position[chunk.groups]
         return edges + position.view(len(position), *[1] * (edges.dim() - 2), -1)
 
-    def _decode_node(self, node: Tensor, bias: Bias, index: Tensor | None) -> Tensor:
+    def _decode_node(
+        self, node: Tensor, maps: Sequence[SlotMap], index: Tensor | None
+    ) -> Tensor:
         state = select_neurons(node, index).unsqueeze(-2)
-        maps = self.node_decoder.maps(bias.slot_shape, bias.kind)
         tiles = state.expand(*state.shape[:-2], len(maps), self.width)
         return self.node_decoder(tiles, maps)
 

@@ -11,7 +11,6 @@ from torch.nn.functional import linear, silu
 
 from ngopt import chunking
 from ngopt.chunking import concatenated
-from ngopt.devices import fused
 from ngopt.metanets.graph_data.graph_tensors import EdgeChunk, GraphIds
 from ngopt.metanets.layers.aggregation import (
     TO_SOURCES,
@@ -20,7 +19,7 @@ from ngopt.metanets.layers.aggregation import (
     MessageStatistics,
     total_statistics,
 )
-from ngopt.metanets.layers.film_messages import film_statistics
+from ngopt.metanets.layers.film_messages import FiLMStatistics
 from ngopt.metanets.layers.graph_layer import EndTerms, GraphLayer
 
 # Added to the variance, so that the derivative of the standard deviation is bounded
@@ -68,7 +67,7 @@ class PNALayer(GraphLayer):
             target = terms.of_target(chunk, columns)
             source = terms.of_source(chunk, columns)
             scale, shift = film[2 * number : 2 * number + 2]
-            statistics = film_statistics(scale, shift, target, source, axes)
+            statistics = FiLMStatistics.apply(scale, shift, target, source, axes)
             degree = edges.shape[axes[0]] * edges.shape[axes[1]]
             both.append(MessageStatistics.of(degree, statistics))
         return both[0], both[1]
@@ -83,10 +82,7 @@ class PNALayer(GraphLayer):
         return [linear(edges, *pair) for pair in zip(weights, biases, strict=True)]
 
     def next_edges(self, edges: Tensor, terms: EndTerms, chunk: EdgeChunk) -> Tensor:
-        columns = slice(None)
-        target = terms.of_target(chunk, columns)
-        source = terms.of_source(chunk, columns)
-        hidden = fused(silu_of_sum, edges.device)(self.edge(edges), target, source)
+        hidden = silu(self.edge(edges).add_(terms.sums(chunk)))
         return self.edge_out(hidden).add_(edges)
 
     def next_nodes(
@@ -132,7 +128,3 @@ class PNALayer(GraphLayer):
         else:
             amplification = log(total.degree + 1) / self.log_degree
         return torch.cat([aggregates, amplification * aggregates], dim=-1)
-
-
-def silu_of_sum(edges: Tensor, target: Tensor, source: Tensor) -> Tensor:
-    return silu(edges + (target + source))

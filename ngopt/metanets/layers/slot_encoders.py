@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import prod
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ngopt.chunking import concatenated
+from ngopt.graph.groups_and_blocks import Bias, EdgeBlock
 from ngopt.graph.kinds import kind_code
 from ngopt.metanets.graph_data.kernel_tiles import Tile, kernel_tiles
 
@@ -134,6 +135,20 @@ class SlotDecoder(nn.Module):
             return pieces[0]
         inverse = sorted(range(len(order)), key=order.__getitem__)
         return take(torch.cat(pieces, dim=-2), inverse, -2)
+
+
+def maps_of(
+    coder: SlotEncoder | SlotDecoder, parts: Iterable[Bias | EdgeBlock]
+) -> list[list[SlotMap]]:
+    """The maps of every part; those of equal kernels and kinds are made once."""
+    known: dict[tuple[tuple[int, ...], str], list[SlotMap]] = {}
+    found = []
+    for part in parts:
+        key = part.slot_shape, part.kind
+        if key not in known:
+            known[key] = coder.maps(*key)
+        found.append(known[key])
+    return found
 
 
 def take(x: Tensor, places: Sequence[int], axis: int) -> Tensor:

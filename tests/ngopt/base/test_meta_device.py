@@ -123,7 +123,7 @@ class TestCounts:
         assert all(ops["mlp_updates"] == 1 for ops in between)
         look = every[8]
         # of 16 weights, in two layers, both ways
-        assert look["var_mean"] == look["amin"] == look["amax"] == 64
+        assert look["var_mean"] == look["aminmax"] == 64
         assert look.total() <= 1850
 
 
