@@ -11,6 +11,8 @@ agree, as they do for other data, it is far from a minimum: steps have full leng
 
 Tables. Rare rows of an embedding table receive few gradients: steps are longer. The
 first gradients give the share of rows in a batch.
+
+The whole network. A learned factor: see `ngopt.base.step_predictor`.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ngopt.base.config import SoapConfig
+from ngopt.base.step_predictor import NetworkFactor
 from ngopt.devices import Array, array_module, precise_dtype
 
 if TYPE_CHECKING:
@@ -44,6 +47,7 @@ class StepSizeFactors(NamedTuple):
     share: Array  # factor of the step size for trained weights
     agreement: Array  # of the first gradients, 0 to 1
     density: Array  # mean share of elements with a gradient, of tables
+    predicted: Array  # learned factor of the step size, of the whole network
 
 
 class FirstSteps:
@@ -55,9 +59,14 @@ class FirstSteps:
         tables: Sequence[int],
         numels: Sequence[int],
         device: torch.device,
+        network: NetworkFactor | None = None,
     ):
-        """tables: indices of embedding tables. numels: elements of all parameters."""
+        """tables: indices of embedding tables. numels: elements of all parameters.
+
+        network: predicts the factor of the step size; None: it is 1.
+        """
         self.config = config
+        self._network = network
         self._tables = tables
         self._numels = numels
         dtype = precise_dtype(device)
@@ -89,11 +98,16 @@ class FirstSteps:
     ) -> StepSizeFactors:
         """Sets the factors of parameters with their first gradient."""
         xp = array_module(rms)
-        found = trained(step.excesses(), self._numels, self._numel, self.config)
+        excesses = step.excesses()
+        found = trained(excesses, self._numels, self._numel, self.config)
         share = xp.asarray(found[0])
         untrained = xp.asarray(found[1])
         offset, slope = initial_size(rms, step.scheduled.inverse_init_rms)
         square = share**2  # step sizes go with the root
+        predicted = 0.0 * share + 1
+        if self._network is not None and not step.hyper.scheduled:
+            sizes = _detached(torch.as_tensor(rms))
+            predicted = predicted * xp.asarray(self._network.of(sizes, excesses))
         new = StepSizeFactors(
             offset=offset * square,
             slope=slope * square,
@@ -101,6 +115,7 @@ class FirstSteps:
             share=share,
             agreement=0.0 * share,
             density=factors.density,
+            predicted=predicted,
         )
         is_first = xp.ones_like(rms) * step.scheduled.count == 1
         chosen = []

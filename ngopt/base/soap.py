@@ -26,8 +26,8 @@ Vectors have no factors: that is Adam with Nesterov's momentum. Differences from
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -40,6 +40,7 @@ from ngopt.base.eigenbasis import renewal_interval
 from ngopt.base.sharded_update import ShardedSoapUpdate
 from ngopt.base.state import first_record
 from ngopt.base.step_context import StepContext, StepInputs
+from ngopt.base.step_predictor import StepPredictor
 from ngopt.base.step_size import NOMINAL_STEP, is_kept
 from ngopt.base.update import SoapUpdate
 from ngopt.distributed.shards import Shards
@@ -61,11 +62,24 @@ from ngopt.schedule import steps_so_far
 
 @dataclass(eq=False)
 class Soap:
-    """The base rule "soap" with its constants; `bind` applies it to a graph."""
+    """The base rule "soap" with its constants; `bind` applies it to a graph.
+
+    predictor: of a factor of the step size; None: the factor is 1.
+    """
 
     config: SoapConfig = field(default_factory=SoapConfig)
+    predictor: StepPredictor | None = None
     name = "soap"
     Config = SoapConfig
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What weights files store besides the config."""
+        return {} if self.predictor is None else self.predictor._asdict()
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Soap:
+        """Raises ValueError if they are not what `tensors` gives."""
+        return replace(self, predictor=StepPredictor.of(tensors))
 
     @property
     def weight_decay(self) -> float:
@@ -92,7 +106,15 @@ class Soap:
             shards: processes that share the parameters; None: one process.
         """
         every = renew_every or self.config.renew_every
-        return SoapRule(self.config, graph, total_steps, compute_dtype, every, shards)
+        return SoapRule(
+            self.config,
+            graph,
+            total_steps,
+            compute_dtype,
+            every,
+            shards,
+            self.predictor,
+        )
 
 
 @dataclass(eq=False)
@@ -105,6 +127,7 @@ class SoapRule(UpdateRule):
     compute_dtype: torch.dtype | None = None
     renew_every: int | None = None
     shards: Shards | None = None
+    predictor: StepPredictor | None = None
 
     def __post_init__(self) -> None:
         self.roles = roles_of(self.graph)

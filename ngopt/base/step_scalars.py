@@ -15,6 +15,7 @@ from ngopt.base.first_steps import FirstSteps, StepSizeFactors
 from ngopt.base.gradient_clipping import EARLY, GradientScale, gradient_scale
 from ngopt.base.state import ParameterStack
 from ngopt.base.step_context import FactorScalars, StepContext
+from ngopt.base.step_predictor import NetworkFactor
 from ngopt.base.step_size import lengthening
 from ngopt.devices import Array
 
@@ -51,7 +52,9 @@ class ScalarEquations:
         self._zeros = self.roots.new_zeros(self._count)
         # index of the matrix of each bias, if it is among these parameters
         self._matrices = torch.tensor(matrices, device=device)
-        self._first = FirstSteps(rule.config, tables, numels, device)
+        network = _network_factor(rule, positions, device)
+        self._has_factor = network is not None
+        self._first = FirstSteps(rule.config, tables, numels, device, network)
         self._lengthening = lengthening(rule.config, rule.total_steps)
         # largest squared distance in that of a random walk that has an effect
         c = rule.config
@@ -80,6 +83,9 @@ class ScalarEquations:
         ratio = distance / (path * scheduled.random_walk)
         size = self._weight_scale(factors, weight_rms)
         decay = scheduled.weight_decay * g.active
+        if self._has_factor:
+            size = size * factors.predicted
+            decay = decay * factors.predicted
         if self._lengthening > 1:
             longer = self._lengthening**factors.untrained
             size = size * longer
@@ -125,3 +131,14 @@ class ScalarEquations:
         size = devices.array_module(rms).maximum(size, size**0.5)  # of small weights
         exponent = self._config.weight_exponent
         return size if exponent == 1 else size**exponent
+
+
+def _network_factor(
+    rule: SoapRule, positions: Sequence[int], device: torch.device
+) -> NetworkFactor | None:
+    """None without a predictor or a horizon."""
+    if rule.predictor is None or rule.total_steps is None:
+        return None
+    roles = [rule.roles[i] for i in positions]
+    shapes = [rule.graph.parameters[i].shape for i in positions]
+    return NetworkFactor(rule.predictor, roles, shapes, rule.total_steps, device)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from ngopt.base.soap import Soap
 from ngopt.distributed.shards import Shards
@@ -19,11 +20,21 @@ from ngopt.metanets.stepping.rule import MetanetRule
 
 
 class BaseRule(Protocol):
-    """A hand-designed rule, `cls(config)`; `Config` is a dataclass of numbers."""
+    """A hand-designed rule, `cls(config)`; `Config` is a dataclass of numbers.
+
+    tensors: its learned part, as weights files store it; {} if there is none.
+    """
 
     name: str
     Config: type
     config: Any
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]: ...
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> BaseRule:
+        """The rule with a learned part. Raises ValueError if it does not fit."""
+        ...
 
     def bind(
         self,

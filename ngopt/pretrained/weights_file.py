@@ -68,6 +68,8 @@ def _read(metadata: dict[str, str], tensors: dict[str, Tensor]) -> LearnedOptimi
     if ":" in name:
         metanets = {**METANETS, name: find_metanet(name, METANETS)}
     metanet = _build("metanet", metanets, name, metadata["config"])
+    if base is not None and tensors:
+        base = base.with_tensors(tensors)
     if metanet is not None:
         metanet.float()  # torch's default dtype may be another one
         try:
@@ -179,8 +181,12 @@ def _description(learned: LearnedOptimizer) -> dict[str, str]:
 
 
 def _tensors(learned: LearnedOptimizer) -> dict[str, Tensor]:
-    tensors = {}
+    found = {}
     if learned.metanet is not None:
-        for key, value in learned.metanet.state_dict().items():
-            tensors[key] = value.detach().to("cpu", torch.float32).contiguous()
+        found = learned.metanet.state_dict()
+    elif learned.base is not None:
+        found = learned.base.tensors
+    tensors = {}
+    for key, value in found.items():
+        tensors[key] = value.detach().to("cpu", torch.float32).contiguous()
     return tensors

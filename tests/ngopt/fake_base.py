@@ -22,6 +22,7 @@ class Momentum:
     """
 
     name = "momentum"
+    tensors = {}  # nothing is learned
     Config = MomentumConfig
 
     def __init__(self, config=None):

@@ -1,0 +1,139 @@
+"""The learned factor of the step size."""
+
+import pytest
+import torch
+from torch import nn
+
+from ngopt import NGOptimizer
+from ngopt.base.soap import Soap
+from ngopt.base.step_predictor import FEATURES, StepPredictor
+from ngopt.pretrained import LearnedOptimizer, load_pretrained, save_pretrained
+from tests.networks import cnn
+
+COUNT = sum(map(len, FEATURES))
+
+
+@pytest.fixture
+def predictor():
+    """Of random weights, fitted to no data: every feature is within its range."""
+    torch.manual_seed(1)
+    return StepPredictor(
+        mean=torch.zeros(COUNT),
+        scale=torch.ones(COUNT),
+        low=torch.full((COUNT,), -20.0),
+        high=torch.full((COUNT,), 20.0),
+        hidden=0.1 * torch.randn(2, COUNT, 4),
+        hidden_bias=torch.zeros(2, 1, 4),
+        output=torch.randn(2, 4, 1),
+        output_bias=torch.zeros(2, 1, 1),
+    )
+
+
+def learned(predictor):
+    return LearnedOptimizer(base=Soap(predictor=predictor))
+
+
+def train(predictor, steps=12, model=None, **settings):
+    """Parameters and their optimizer after some steps."""
+    torch.manual_seed(0)
+    model = model or cnn().double()
+    params = list(model.parameters())
+    settings = {"total_steps": 30, **settings}
+    opt = NGOptimizer(params, weights=learned(predictor), **settings)
+    step(opt, params, range(steps))
+    return params, opt
+
+
+def step(opt, params, numbers):
+    for number in numbers:
+        generator = torch.Generator().manual_seed(number)
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=generator).to(p)
+        opt.step()
+
+
+def factor_of(params, opt):
+    factors = [float(opt.state[p]["predicted"]) for p in params]
+    assert len(set(factors)) == 1
+    return factors[0]
+
+
+def test_it_multiplies_lr(predictor):
+    params, opt = train(predictor)
+    factor = factor_of(params, opt)
+    assert abs(factor - 1) > 0.05
+    expected, _ = train(None, lr=factor)
+    for p, q in zip(params, expected, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-9)
+
+
+def test_zeros_are_the_base_rule_to_the_bit(predictor):
+    zeros = predictor._replace(output=torch.zeros(2, 4, 1))
+    params, opt = train(zeros)
+    assert factor_of(params, opt) == 1
+    expected, _ = train(None)
+    assert all(map(torch.equal, params, expected))
+
+
+def test_beyond_the_range_of_its_data_it_is_one(predictor):
+    narrow = predictor._replace(
+        low=torch.full((COUNT,), -0.1), high=torch.full((COUNT,), 0.1)
+    )
+    assert factor_of(*train(narrow)) == pytest.approx(1, abs=1e-3)
+
+
+def test_without_a_horizon_it_is_one(predictor):
+    assert factor_of(*train(predictor, total_steps=None)) == 1
+
+
+def test_with_a_scheduler_it_is_one(predictor):
+    params = list(cnn().parameters())
+    opt = NGOptimizer(params, weights=learned(predictor), total_steps=30)
+    torch.optim.lr_scheduler.StepLR(opt, 5)
+    step(opt, params, range(3))
+    assert factor_of(params, opt) == 1
+
+
+def test_networks_without_matrices_have_one(predictor):
+    scale = nn.ParameterList([torch.ones(5), torch.zeros(3)])
+    assert factor_of(*train(predictor, model=scale)) == 1
+
+
+def test_zero_weights_and_one_matrix_are_finite(predictor):
+    linear = nn.Linear(3, 2)
+    nn.init.zeros_(linear.weight)
+    assert 1 / 8 <= factor_of(*train(predictor, model=linear)) <= 8
+
+
+def test_order_of_neurons_makes_no_difference(predictor):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 2)).double()
+    expected = factor_of(*train(predictor, 1, model))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 2)).double()
+    with torch.no_grad():
+        order = torch.randperm(9)
+        model[0].weight.copy_(model[0].weight[order])
+        model[2].weight.copy_(model[2].weight[:, order])
+    assert factor_of(*train(predictor, 1, model)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_resumed_training_keeps_it(predictor):
+    params, opt = train(predictor, 4)
+    other = NGOptimizer(params, weights=learned(predictor), total_steps=3000)
+    other.load_state_dict(opt.state_dict())
+    assert factor_of(params, other) == factor_of(params, opt)
+
+
+def test_it_is_read_from_a_weights_file(predictor, tmp_path):
+    path = tmp_path / "mine.safetensors"
+    save_pretrained(learned(predictor), path)
+    found = load_pretrained(path).base.predictor
+    assert all(map(torch.equal, found, predictor))
+
+
+def test_other_tensors_are_refused(predictor):
+    tensors = predictor._asdict()
+    del tensors["low"]
+    with pytest.raises(ValueError, match="step predictor: expected mean"):
+        StepPredictor.of(tensors)
