@@ -252,6 +252,5 @@ class ShardedSoapUpdate(SoapUpdate):
         rows = StepScalars(*bucket.spread(scalars))
         weights = bucket.gather(step.params).to(self.stack.dtype)
         delta = torch.addcmul(delta, weights, rows.weight_decay)
-        if bucket.measured:
-            self._update_distance(step, bucket, delta[bucket.first :])
+        self._update_distance(step, bucket, delta[bucket.first :])
         return self._split(step, bucket, delta)

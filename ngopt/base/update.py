@@ -135,17 +135,15 @@ class SoapUpdate:
             rows = StepScalars(*bucket.spread(scalars))
             delta = self._direction(step, bucket, own, rows)
             measured = step.change_weights(bucket, delta, own[0], rows)
-            is_changed = measured is not None
-            if not is_changed:
-                weights = bucket.gather(step.params).to(self.stack.dtype)
-                delta = step.fuse(change)(delta, own[0], weights, rows)
-                del weights
-                measured = delta[bucket.first :]
-            if bucket.measured:
+            if measured is not None:
                 self._update_distance(step, bucket, measured)
-            if not is_changed:
-                yield self._split(step, bucket, delta)
-            del delta, measured  # frees memory for the next bucket
+                continue
+            weights = bucket.gather(step.params).to(self.stack.dtype)
+            delta = step.fuse(change)(delta, own[0], weights, rows)
+            del weights
+            self._update_distance(step, bucket, delta[bucket.first :])
+            yield self._split(step, bucket, delta)
+            del delta  # frees memory for the next bucket
 
     def _begin(self, step: StepContext) -> Tensor:
         """`StepScalars` of all parameters, (fields, n); decays Kronecker factors."""
@@ -164,8 +162,10 @@ class SoapUpdate:
     ) -> None:
         """Adds squares of steps, and squared distances from the initial values.
 
-        delta: changes of the measured members, (rows, lanes).
+        delta: changes of the measured members, if any, (rows, lanes).
         """
+        if not bucket.measured:
+            return
         delta = delta.detach()
         total = step.state.displacement[bucket].add_(delta)
         both = torch.stack((delta, total))

@@ -22,11 +22,11 @@ class Momentum:
     """
 
     name = "momentum"
-    tensors = {}  # nothing is learned
     Config = MomentumConfig
 
     def __init__(self, config=None):
         self.config = config or MomentumConfig()
+        self.tensors = {}  # nothing is learned
 
     def bind(self, graph, total_steps=None, compute_dtype=None, renew_every=None):
         return MomentumRule(self.config, graph, total_steps)
