@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softshrink
 
 from ngopt.base.network_features import (
     horizon_features,
@@ -23,6 +24,7 @@ from ngopt.devices import precise_dtype
 from ngopt.roles.from_graph import ParameterRole
 
 MOST = 3.0  # largest |log2| of a factor
+MARGIN = 0.2  # |log2| up to which predictions are noise
 # Features of the horizon, of shapes and of weights, in this order.
 FEATURES = (
     ("log steps", "log steps below 500"),
@@ -59,8 +61,9 @@ FEATURES = (
 class StepPredictor(NamedTuple):
     """An ensemble of e networks with one hidden layer of width h; d features.
 
-    The factor is 2 ** (mean of the outputs), and 1 for networks without matrices. It
-    goes to 1 as features leave the range of the trainings that it was fitted to.
+    The factor is 2 to the power of the mean output, of which `MARGIN` is cut off; it is
+    1 for networks without matrices. It goes to 1 as features leave the range of the
+    trainings that it was fitted to.
     """
 
     mean: Tensor  # of features, (d,)
@@ -94,7 +97,7 @@ class StepPredictor(NamedTuple):
         x = inside.reshape(1, -1, len(mean))
         x = torch.tanh(x @ hidden + hidden_bias)
         y = (x @ output + output_bias).squeeze(-1)
-        y = MOST * torch.tanh(y / MOST).mean(0)
+        y = softshrink(MOST * torch.tanh(y / MOST).mean(0), MARGIN)
         return trust * y.view(features.shape[:-1])
 
 
