@@ -42,7 +42,9 @@ def _one_thread():
 def forkserver():
     """Processes of tests are forked from a server that has imported what they need.
 
-    There is one server, with the imports that it starts with.
+    There is one server, with the imports that it starts with. They see no GPU.
     """
     multiprocessing.set_forkserver_preload(PRELOADED)
-    server.ensure_running()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        server.ensure_running()
