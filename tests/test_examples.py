@@ -2,12 +2,17 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from shutil import rmtree
 
 import pytest
+import torch
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 ROOT = Path(__file__).parents[1]
 LINE = re.compile(r"(?:step|epoch) +(\d+).* validation ([\d.]+)")
@@ -47,14 +52,46 @@ def losses(name: str, processes: int, *arguments: object) -> dict[int, float]:
         check=False,
     )
     assert found.returncode == 0, found.stderr
-    return {int(step): float(loss) for step, loss in LINE.findall(found.stdout)}
+    return losses_in(found.stdout)
+
+
+def losses_in(text: str) -> dict[int, float]:
+    return {int(step): float(loss) for step, loss in LINE.findall(text)}
+
+
+def losses_of_forked(name: str, processes: int, *arguments: object) -> dict[int, float]:
+    """As `losses`, but the processes need not import torch, which takes longest."""
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        run_id=name,
+        start_method="forkserver",
+    )
+    launch = elastic_launch(config, printed)
+    texts = launch(name, *map(str, arguments))
+    return losses_in(texts[0])
+
+
+def printed(name: str, *arguments: str) -> str:
+    """What an example prints in this process."""
+    torch.set_num_threads(1)
+    script = str(ROOT / "examples" / name)
+    sys.argv = [script, *arguments]
+    with redirect_stdout(StringIO()) as text:
+        runpy.run_path(script, run_name="__main__")
+    return text.getvalue()
 
 
 @pytest.mark.slow
-def test_fsdp2_gpt(tmp_path):
+def test_fsdp2_gpt(tmp_path, forkserver):
     """One process gives the losses of two, and so does a resumed training.
 
     It resumes with tensor parallelism, recomputation and accumulated gradients.
+    torchrun starts the first training alone: what it starts imports everything anew.
     """
     name = "fsdp2_gpt.py"
     size = "--steps", 6, "--width", 32, "--blocks", 2, "--context", 64
@@ -63,11 +100,11 @@ def test_fsdp2_gpt(tmp_path):
     assert list(expected) == [1, 2, 3, 4, 5, 6]
     # untrained: 5.5, the logarithm of 256
     assert expected[6] < 3.3
-    single = losses(name, 1, *size, "--report-every", 1)
+    single = losses_of_forked(name, 1, *size, "--report-every", 1)
     assert single == pytest.approx(expected, **CLOSE)
     rmtree(tmp_path / "two" / "step-000006")
     options = "--tensor-parallel", 2, "--recompute", "--accumulate", 2
-    resumed = losses(name, 2, *size, *every, *options)
+    resumed = losses_of_forked(name, 2, *size, *every, *options)
     assert resumed == pytest.approx({k: expected[k] for k in (4, 5, 6)}, **CLOSE)
 
 

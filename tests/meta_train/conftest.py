@@ -4,15 +4,18 @@ from functools import partial
 import pytest
 
 from harness import distributed
+from meta_train.training import tensorboard
+
+
+@pytest.fixture(autouse=True)
+def _updates_of_an_early_step_are_logged(monkeypatch):
+    """A hundred steps before them are longer than all else of a short meta-training."""
+    monkeypatch.setattr(tensorboard, "UPDATE_STEP", 3)
 
 
 @pytest.fixture
-def forked(monkeypatch):
-    """Processes are forked from a server that has imported torch, and need not import
-    it."""
-    multiprocessing.set_forkserver_preload(
-        ["meta_train.training.train", "meta_train.comparison.runs"]
-    )
+def forked(monkeypatch, forkserver):
+    """Ranks and processes are forked, too, not started anew."""
     context = multiprocessing.get_context("forkserver")
     monkeypatch.setattr(multiprocessing, "get_context", lambda *_: context)
     config = partial(distributed.LaunchConfig, start_method="forkserver")
