@@ -16,6 +16,7 @@ from ngopt.functional import Record
 from ngopt.graph import NeuralGraph
 from ngopt.graph.connectivity import unconnected
 from ngopt.optimizer.param_groups import Group, is_scheduled
+from ngopt.roles.from_graph import roles_of
 
 logger = logging.getLogger("ngopt")
 
@@ -126,6 +127,29 @@ def describe(graph: NeuralGraph) -> str:
     return (
         f"{origin} {len(names)} of {count} tensors are unconnected "
         f"({', '.join(listed)})"
+    )
+
+
+def describe_step_size(
+    graph: NeuralGraph, records: Iterable[Record], total_steps: int | None
+) -> str:
+    """One line about the learned factor of the step size; "" before the first step.
+
+    records: the state of all parameters. Reading them is a host sync.
+    """
+    factors = {float(r["predicted"]) for r in records if float(r.get("step", 0)) > 0}
+    if not factors or factors == {1.0}:
+        return ""
+    roles = roles_of(graph)
+    matrices = sum(bool(role.blocks) for role in roles)
+    norms = sum(role.role == "norm" for role in roles)
+    least, largest = min(factors), max(factors)
+    factor = f"{least:.2f}"
+    if f"{largest:.2f}" != factor:
+        factor = f"{factor} to {largest:.2f}"
+    return (
+        f"step size: {factor} times that of the base rule, as predicted for "
+        f"{matrices} matrices, {norms} parameters of norms and {total_steps} steps"
     )
 
 

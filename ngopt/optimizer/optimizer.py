@@ -36,7 +36,12 @@ from ngopt.optimizer.graph_source import (
     InferredGraph,
     TracedGraph,
 )
-from ngopt.optimizer.log_messages import Messages, describe, name_of
+from ngopt.optimizer.log_messages import (
+    Messages,
+    describe,
+    describe_step_size,
+    name_of,
+)
 from ngopt.optimizer.param_groups import (
     as_python_int,
     group_tensors,
@@ -174,10 +179,15 @@ class NGOptimizer(Optimizer):
         return {**super().__getstate__(), **own}
 
     def __repr__(self) -> str:
-        is_known = not self._awaits_forward()
-        line = describe(self.graph) if is_known else "graph: known after a forward"
         text = super().__repr__().replace(self.defaults["weights"], self._weights_name)
-        return f"{text}\n{line}"
+        if self._awaits_forward():
+            return f"{text}\ngraph: known after a forward"
+        lines = [text, describe(self.graph)]
+        if self.learned.base is not None:
+            horizon = self.param_groups[0]["total_steps"]
+            records = [dict(record) for record in self.state.values()]
+            lines.append(describe_step_size(self.graph, records, horizon))
+        return "\n".join(filter(None, lines))
 
     @property
     def graph(self) -> NeuralGraph:
