@@ -23,7 +23,7 @@ def pytest_collection():
 
 
 def pytest_collection_finish():
-    # a tenth of the time of the tests went into looking through imported modules
+    # later collections would look through all that was imported, time and again
     gc.freeze()
     gc.enable()
 
