@@ -8,8 +8,8 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, fields, is_dataclass, replace
-from io import StringIO
 from importlib import import_module
+from io import StringIO
 from itertools import product
 from textwrap import shorten
 from typing import Any
