@@ -136,6 +136,17 @@ def test_features_are_cached(folder):
     assert set(CHOSEN) <= set(data.names)
 
 
+def test_networks_that_are_trained_or_have_no_matrices_are_no_examples(folder):
+    data = read_data(folder)
+    everything = np.ones(6, dtype=bool)
+    x, gains, kinds = data.examples(HORIZON, everything)
+    assert x.shape == (12, 2) and gains.shape == (12, 7) and len(kinds) == 12
+    data.x[0, 1, data.names.index("mean excess")] = 0.1
+    data.x[2, :, data.names.index("no matrices")] = 1
+    _, _, kinds = data.examples(HORIZON, everything)
+    assert list(kinds) == [data.kinds[i] for i in (1, 3, 4, 5)] * 2
+
+
 def test_gains_are_those_of_the_predicted_multiplier(folder):
     data = read_data(folder)
     places = left_out(lambda: Constant(GRID), HORIZON, data)
