@@ -1,25 +1,33 @@
-"""Predictors of the best step size, from plain to rich.
+"""Models that predict the best step size, from plain to rich.
 
 All map features (n, d) to log2 multipliers (n,). They are fitted to gains (n, m) at
-`log_multipliers`, not to best multipliers, so that too large costs what it costs.
+`log_multipliers`, not to best multipliers: a step that is too long costs more than one
+that is too short.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 from sklearn.ensemble import GradientBoostingRegressor
-from torch import Tensor, nn
+from torch import Tensor
 
-from meta_train.step_size.outcomes import interpolated
+from meta_train.step_size.outcomes import interpolated, refined
+from meta_train.step_size.predictor import LIMIT, Layer, Predictor
 
-LOSS_WEIGHT = 2.0  # a loss counts as much as a gain of twice its size
+LOSS_WEIGHT = 4.0  # a loss counts as much as a gain of this many times its size
+LEARNING_RATE = 0.02  # of Adam, decays to 2 %
+LEAST_SCALE = 1e-2  # of features that hardly vary
 
 
 class Model(Protocol):
-    def fit(self, x: np.ndarray, gains: np.ndarray) -> None: ...
+    """kinds: names, (n,)."""
+
+    def fit(self, x: np.ndarray, gains: np.ndarray, kinds: np.ndarray) -> None: ...
 
     def predict(self, x: np.ndarray) -> np.ndarray: ...
 
@@ -33,104 +41,131 @@ class Constant:
     """The best multiplier for all."""
 
     def __init__(self, log_multipliers: np.ndarray):
-        self.log_multipliers = torch.tensor(log_multipliers)
+        self.log_multipliers = log_multipliers
         self.best = 0.0
 
-    def fit(self, x: np.ndarray, gains: np.ndarray) -> None:
-        values = torch.tensor(utility(gains))
-        grid = np.linspace(-2, 2, 41)
-        means = []
-        for place in grid:
-            at = torch.full((len(values),), place, dtype=values.dtype)
-            gain = interpolated(at, self.log_multipliers, values)
-            means.append(gain.mean().item())
-        best = int(np.argmax(means))
-        self.best = float(grid[best])
+    def fit(self, x: np.ndarray, gains: np.ndarray, kinds: np.ndarray) -> None:
+        fine, curves = refined(self.log_multipliers, gains)
+        means = utility(curves).mean(0)
+        self.best = float(fine[means.argmax()])
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         return np.full(len(x), self.best)
 
 
-class Network:
-    """A linear map or a small MLP, trained on the gains themselves.
+@dataclass(frozen=True)
+class Settings:
+    """Of an `Ensemble`.
 
-    width: of the hidden layer; 0 for a linear map. penalty: of squared weights.
+    width: of the hidden layer; 0 for linear maps. caution: see `Predictor`. penalty: of
+    squared weights.
+    """
+
+    width: int = 8
+    caution: float = 0.5
+    members: int = 8
+    penalty: float = 1e-3
+    steps: int = 300
+
+
+class Ensemble:
+    """Small MLPs or linear maps, trained on the gains themselves.
+
+    Each member is trained on kinds that are drawn with replacement.
     """
 
     def __init__(
         self,
         log_multipliers: np.ndarray,
-        width: int = 0,
-        penalty: float = 1e-3,
-        steps: int = 400,
-        seeds: int = 1,
+        names: Sequence[str],
+        settings: Settings | None = None,
     ):
-        self.log_multipliers = torch.tensor(log_multipliers, dtype=torch.float32)
-        self.width = width
-        self.penalty = penalty
-        self.steps = steps
-        self.seeds = seeds
-        self.nets: list[nn.Module] = []
+        self.log_multipliers = log_multipliers
+        self.names = list(names)
+        self.settings = settings or Settings()
+        self.predictor: Predictor | None = None
 
-    def _build(self, size: int) -> nn.Module:
-        last = nn.Linear(self.width or size, 1)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        if not self.width:
-            return last
-        first = nn.Linear(size, self.width)
-        return nn.Sequential(first, nn.Tanh(), last)
+    def fit(self, x: np.ndarray, gains: np.ndarray, kinds: np.ndarray) -> None:
+        mean, scale = x.mean(0), x.std(0).clip(LEAST_SCALE)
+        fine, curves = refined(self.log_multipliers, gains)
+        weights = bootstrapped(kinds, self.settings.members)
+        layers = self._trained(
+            torch.tensor((x - mean) / scale, dtype=torch.float32),
+            torch.tensor(fine, dtype=torch.float32),
+            torch.tensor(utility(curves), dtype=torch.float32),
+            torch.tensor(weights, dtype=torch.float32),
+        )
+        low, high = x.min(0), x.max(0)
+        caution = self.settings.caution
+        self.predictor = Predictor(self.names, mean, scale, low, high, layers, caution)
 
-    def fit(self, x: np.ndarray, gains: np.ndarray) -> None:
-        self.mean = x.mean(0)
-        self.scale = x.std(0) + 1e-6
-        inputs = self._standardised(x)
-        values = torch.tensor(utility(gains), dtype=torch.float32)
-        self.nets = []
-        for seed in range(self.seeds):
-            torch.manual_seed(seed)
-            net = self._build(x.shape[1])
-            opt = torch.optim.Adam(net.parameters(), 0.02)
-            falling = torch.optim.lr_scheduler.LinearLR(opt, 1.0, 0.02, self.steps)
-            matrices = [p for p in net.parameters() if p.dim() > 1]
-            for _ in range(self.steps):
-                place = self._place(net, inputs)
-                gain = interpolated(place, self.log_multipliers, values)
-                size = sum(p.square().sum() for p in matrices)
-                loss = self.penalty * size - gain.mean()
-                opt.zero_grad()
-                loss.backward()
-                opt.step()
-                falling.step()
-            self.nets.append(net)
-
-    def _standardised(self, x: np.ndarray) -> Tensor:
-        z = (x - self.mean) / self.scale
-        return torch.tensor(z.clip(-4, 4), dtype=torch.float32)
-
-    @staticmethod
-    def _place(net: nn.Module, inputs: Tensor) -> Tensor:
-        x = net(inputs)[:, 0]
-        return 3 * (x / 3).tanh()
-
-    @torch.no_grad()
     def predict(self, x: np.ndarray) -> np.ndarray:
-        inputs = self._standardised(x)
-        found = []
-        for net in self.nets:
-            found.append(self._place(net, inputs).numpy())
-        return np.mean(found, 0)
+        assert self.predictor is not None
+        return self.predictor.predict(x)
+
+    def _trained(
+        self, inputs: Tensor, fine: Tensor, curves: Tensor, weights: Tensor
+    ) -> list[Layer]:
+        """inputs: (n, d). fine: (f,). curves: (n, f). weights: of examples, (e, n)."""
+        s = self.settings
+        params = _initial(inputs.shape[1], s.width, s.members)
+        matrices = params[::2]
+        opt = torch.optim.Adam(params, LEARNING_RATE)
+        falling = torch.optim.lr_scheduler.LinearLR(opt, 1.0, 0.02, s.steps)
+        repeated = curves.repeat(s.members, 1)
+        for _ in range(s.steps):
+            place = _outputs(params, inputs)
+            gain = interpolated(place.flatten(), fine, repeated)
+            penalty = sum(p.square().sum() for p in matrices)
+            loss = s.penalty * penalty - (weights.flatten() * gain).sum()
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+            falling.step()
+        arrays = [p.detach().double().numpy() for p in params]
+        return list(zip(arrays[::2], arrays[1::2], strict=True))
+
+
+def bootstrapped(kinds: np.ndarray, members: int) -> np.ndarray:
+    """Weights (members, n) of examples, each member with its own kinds; sums are 1."""
+    names, codes = np.unique(kinds, return_inverse=True)
+    random = np.random.RandomState(0)
+    counts = random.multinomial(len(names), [1 / len(names)] * len(names), members)
+    weights = counts[:, codes].astype(float)
+    return weights / weights.sum(1, keepdims=True).clip(1e-12)
+
+
+def _initial(inputs: int, width: int, members: int) -> list[Tensor]:
+    """Weights and biases in turn, as in `Predictor`."""
+    generator = torch.Generator().manual_seed(0)
+    params = []
+    if width:
+        bound = inputs**-0.5
+        for rows in (inputs, 1):
+            uniform = torch.rand(members, rows, width, generator=generator)
+            params.append(bound * (2 * uniform - 1))
+    params.append(torch.zeros(members, width or inputs, 1))
+    params.append(torch.zeros(members, 1, 1))
+    return [p.requires_grad_() for p in params]
+
+
+def _outputs(params: Sequence[Tensor], inputs: Tensor) -> Tensor:
+    """`Predictor.members`, with gradients."""
+    y = inputs @ params[0] + params[1]
+    if len(params) > 2:
+        y = torch.tanh(y) @ params[2] + params[3]
+    return LIMIT * (y[..., 0] / LIMIT).tanh()
 
 
 class Trees:
-    """Gradient-boosted trees for the curve of gains: one per multiplier."""
+    """Gradient-boosted trees for the curve of gains: one model per multiplier."""
 
-    def __init__(self, log_multipliers: np.ndarray, depth: int = 3, count: int = 150):
+    def __init__(self, log_multipliers: np.ndarray, depth: int = 3, count: int = 80):
         self.log_multipliers = log_multipliers
         self.depth, self.count = depth, count
         self.models: list[GradientBoostingRegressor] = []
 
-    def fit(self, x: np.ndarray, gains: np.ndarray) -> None:
+    def fit(self, x: np.ndarray, gains: np.ndarray, kinds: np.ndarray) -> None:
         values = utility(gains)
         self.models = []
         for column in values.T:

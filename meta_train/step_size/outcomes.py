@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from harness.run_store import read_lines
@@ -16,6 +17,7 @@ from meta_train.step_size.trainings import Training
 FLOOR = 2e-3  # share of the first loss below which differences do not count
 WORST = 1.0  # largest counted log of a loss over the first one
 MOST = 1.0  # largest counted gain
+FINE = 0.25  # distance of the log multipliers of `refined`
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,20 @@ def log_losses(first: np.ndarray, validation: np.ndarray) -> np.ndarray:
     ratio = np.nan_to_num(validation, nan=np.inf) / first
     logs = np.log(ratio.clip(0) + FLOOR)
     return np.minimum(logs, WORST) + np.log(first)
+
+
+def refined(
+    log_multipliers: np.ndarray, gains: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log multipliers at distances of `FINE`, (f,), and gains (n, m, ...) there.
+
+    Interpolated by monotone cubics (Fritsch and Butland 1984): straight lines are too
+    low on both sides of a peak.
+    """
+    low, high = log_multipliers[0], log_multipliers[-1]
+    fine = np.linspace(low, high, round((high - low) / FINE) + 1)
+    curves = PchipInterpolator(log_multipliers, gains, axis=1)
+    return fine, curves(fine)
 
 
 def interpolated(x: Tensor, log_multipliers: Tensor, rows: Tensor) -> Tensor:

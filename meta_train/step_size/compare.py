@@ -1,0 +1,213 @@
+"""Compares predictors of the step size on kinds of trainings that are left out.
+
+`python -m meta_train.step_size.compare --folder runs/step_size` reads all files
+`outcomes*.jsonl` there, prints a table and writes it to `compare.json`. Features are
+cached in `features.jsonl`. Gains are 100 x the fall of log validation loss against
+multiplier 1, means over two seeds; their errors are standard errors over trainings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from harness import cli
+from harness.files import write_json
+from harness.tables import text_table
+from meta_train.step_size.feature_sets import feature_sets, read_features
+from meta_train.step_size.models import (
+    Constant,
+    Ensemble,
+    Model,
+    Settings,
+    Trees,
+    best_of,
+)
+from meta_train.step_size.outcomes import (
+    Outcomes,
+    interpolated,
+    read_outcomes,
+    refined,
+)
+
+FOLDS = 10
+SHORT, LONG = 400, 1000  # steps: at most, at least
+LITTLE, MUCH = 2, 15  # percent
+TRAINED = 0.02  # mean excess of trained networks, at least
+DEFAULT = Settings()
+
+Row = dict[str, float | str]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the command line. folder: of the outcomes."""
+
+    folder: str = "runs/step_size"
+
+
+def main(config: Config) -> None:
+    folder = Path(config.folder)
+    data = read_data(folder)
+    print(f"{len(data.steps)} trainings of {len(set(data.kinds))} kinds", flush=True)
+    rows = compared(data)
+    print(text_table([formatted(row) for row in rows]))
+    write_json(folder / "compare.json", {"trainings": len(data.steps), "rows": rows})
+
+
+@dataclass(frozen=True)
+class Data:
+    """n measured trainings with their features.
+
+    names: of d features. x: (n, 2, d). gains: (n, m, 2). log_multipliers: (m,). kinds,
+    steps: (n,).
+    """
+
+    names: list[str]
+    x: np.ndarray
+    gains: np.ndarray
+    log_multipliers: np.ndarray
+    kinds: np.ndarray
+    steps: np.ndarray
+
+    def columns(self, names: Sequence[str]) -> np.ndarray:
+        """Features by name, (n, 2, len(names))."""
+        return self.x[:, :, [self.names.index(name) for name in names]]
+
+    def examples(
+        self, names: Sequence[str], chosen: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Features (2k, d), mean gains (2k, m) and kinds (2k,) of k chosen trainings.
+
+        The features of each seed are an example. Left out are networks without
+        matrices, whose size is unknown, and trained ones, which are few and unlike
+        larger trained networks. They are beyond the range of a `Predictor`.
+        """
+        excess = self.columns(["mean excess"])[:, :, 0].max(1)
+        is_empty = self.columns(["no matrices"])[:, 0, 0] > 0
+        chosen = chosen & (excess < TRAINED) & ~is_empty
+        x = self.columns(names)[chosen]
+        gains = self.gains[chosen].mean(2)
+        rows = np.concatenate([x[:, 0], x[:, 1]])
+        kinds = self.kinds[chosen]
+        return rows, np.concatenate([gains] * 2), np.concatenate([kinds] * 2)
+
+
+def read_data(folder: Path) -> Data:
+    """The outcomes in a folder. Raises ValueError if there are none."""
+    outcomes: Outcomes = read_outcomes(sorted(folder.glob("outcomes*.jsonl")))
+    names, x = read_features(outcomes.trainings, folder / "features.jsonl")
+    return Data(
+        names=names,
+        x=x,
+        gains=outcomes.gains,
+        log_multipliers=outcomes.log_multipliers,
+        kinds=np.array(outcomes.kinds),
+        steps=np.array([training.steps for training in outcomes.trainings]),
+    )
+
+
+def compared(data: Data) -> list[Row]:
+    """A row for each model."""
+    sets = feature_sets(data.names)
+    grid = data.log_multipliers
+
+    def ensemble(
+        names: Sequence[str], settings: Settings = DEFAULT
+    ) -> Callable[[], Model]:
+        return lambda: Ensemble(grid, names, settings)
+
+    rows = [scored(np.zeros(data.x.shape[:2]), data, "multiplier 1")]
+
+    def add(label: str, names: Sequence[str], make: Callable[[], Model]) -> None:
+        print(f"{label} ...", flush=True)
+        rows.append(scored(left_out(make, names, data), data, label))
+
+    add("constant", sets["horizon"], lambda: Constant(grid))
+    for name, names in sets.items():
+        if name in ("chosen", "graph"):
+            add(f"linear, {name}", names, ensemble(names, Settings(width=0)))
+        add(f"MLPs, {name}", names, ensemble(names))
+    chosen = sets["chosen"]
+    for caution in (0.0, 1.0):
+        label = f"MLPs, chosen, caution {caution:g}"
+        add(label, chosen, ensemble(chosen, Settings(caution=caution)))
+    add("one MLP, chosen", chosen, ensemble(chosen, Settings(members=1)))
+    add("trees, chosen", chosen, lambda: Trees(grid))
+    add("trees, graph", sets["graph"], lambda: Trees(grid))
+    other = [best_of(data.gains[:, :, 1 - seed], grid) for seed in (0, 1)]
+    rows.append(scored(np.stack(other, 1), data, "best of the other seed"))
+    return rows
+
+
+def folds(kinds: np.ndarray) -> np.ndarray:
+    """The fold of each training, (n,); a kind is in one fold."""
+    names, codes = np.unique(kinds, return_inverse=True)
+    order = np.random.RandomState(0).permutation(len(names))
+    return order[codes] % FOLDS
+
+
+def left_out(make: Callable[[], Model], names: Sequence[str], data: Data) -> np.ndarray:
+    """Predictions (n, 2) of models that are fitted to other kinds."""
+    fold = folds(data.kinds)
+    x = data.columns(names)
+    found = np.zeros(x.shape[:2])
+    for number in np.unique(fold):
+        model = make()
+        model.fit(*data.examples(names, fold != number))
+        is_test = fold == number
+        for seed in range(x.shape[1]):
+            found[is_test, seed] = model.predict(x[is_test, seed])
+    return found
+
+
+def gains_at(places: np.ndarray, data: Data) -> np.ndarray:
+    """Gains in percent at log2 multipliers (n, 2), means over seeds, (n,)."""
+    fine, curves = refined(data.log_multipliers, data.gains)
+    found = []
+    for seed in range(places.shape[1]):
+        rows = torch.tensor(curves[:, :, seed])
+        at = torch.tensor(places[:, seed])
+        gain = interpolated(at, torch.tensor(fine), rows)
+        found.append(gain.numpy())
+    return 100 * np.mean(found, 0)
+
+
+def scored(places: np.ndarray, data: Data, label: str) -> Row:
+    """The row of a model that predicts `places`, (n, 2)."""
+    gains = gains_at(places, data)
+    row: Row = {"model": label}
+    everything = np.ones(len(gains), dtype=bool)
+    is_short, is_long = data.steps <= SHORT, data.steps >= LONG
+    parts = {"all": everything, f"<= {SHORT}": is_short, f">= {LONG}": is_long}
+    for name, part in parts.items():
+        own = gains[part]
+        count = max(len(own), 1)
+        row[name] = float(own.sum() / count)
+        row[f"{name} error"] = float(own.std() / count**0.5) if len(own) else 0.0
+    for limit in (LITTLE, MUCH):
+        row[f"worse by {limit} %"] = 100 * float((gains < -limit).mean())
+    row["5th percentile"] = float(np.percentile(gains, 5))
+    row["mean |log2|"] = float(np.abs(places).mean())
+    return row
+
+
+def formatted(row: Row) -> dict[str, str]:
+    """Cells of the printed table."""
+    cells = {}
+    for name, value in row.items():
+        if name.endswith(" error"):
+            continue
+        cells[name] = value if isinstance(value, str) else f"{value:.1f}"
+        if f"{name} error" in row:
+            cells[name] = f"{value:.1f} +- {row[f'{name} error']:.1f}"
+    cells["mean |log2|"] = f"{row['mean |log2|']:.2f}"
+    return cells
+
+
+if __name__ == "__main__":
+    cli.main(Config, main, __doc__)

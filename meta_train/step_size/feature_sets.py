@@ -1,0 +1,97 @@
+"""Features of measured trainings, cached beside the outcomes, and sets of features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from harness.run_store import append_line, read_lines
+from meta_train.step_size.copies import SEEDS
+from meta_train.step_size.features import Table, features
+from meta_train.step_size.starts import started
+from meta_train.step_size.trainings import Training
+from ngopt import build_graph
+from ngopt.roles.from_graph import roles_of
+
+HORIZON = ["log steps", "log steps below 500"]
+# of the graph and the sizes of initial weights: they need no gradients
+CHOSEN = [
+    "log steps",
+    "mean log rows",
+    "largest log fan",
+    "log outputs",
+    "share of output",
+    "share of blocks",
+    "has tables",
+    "log matrices without norms",
+    "norms per matrix",
+    "mean log size",
+    "largest log size",
+    "mean excess",
+]
+OF_GRADIENT_SIZES = [
+    "slope of gradients",
+    "spread of gradients",
+    "vectors' log share",
+    "matrices without gradient",
+]
+OF_GRADIENTS = [
+    *OF_GRADIENT_SIZES,
+    "mean log rank",
+    "first log rank",
+    "last log rank",
+    "share of zeros",
+    "largest share of zeros",
+    "tails",
+]
+
+
+def feature_sets(names: Sequence[str]) -> dict[str, list[str]]:
+    """Sets of features, from small to large. names: of all."""
+    of_graph = [name for name in names if name not in OF_GRADIENTS]
+    return {
+        "horizon": HORIZON,
+        "chosen": CHOSEN,
+        "graph": of_graph,
+        "gradient sizes": of_graph + OF_GRADIENT_SIZES,
+        "all": list(names),
+    }
+
+
+def read_features(
+    trainings: Sequence[Training], path: Path
+) -> tuple[list[str], np.ndarray]:
+    """Names of d features, and values (n, 2 seeds, d); new ones are added to a file."""
+    known = {}
+    if path.exists():
+        known = {record["seed"]: record["features"] for record in read_lines([path])}
+    rows = []
+    for training in trainings:
+        if training.seed not in known:
+            known[training.seed] = features_of(training)
+            record = {"seed": training.seed, "features": known[training.seed]}
+            append_line(path, record)
+        rows.append(known[training.seed])
+    names = list(rows[0][0])
+    values = [[[row[name] for name in names] for row in pair] for pair in rows]
+    return names, np.array(values)
+
+
+def features_of(training: Training) -> list[dict[str, float]]:
+    """Features of a training with each seed."""
+    found = []
+    for seed in SEEDS:
+        model = started(training, seed)
+        chosen = training.indices(seed, 0)
+        task = training.task
+        outputs = model(task.inputs[chosen])
+        loss = task.loss(outputs, task.targets[chosen])
+        params = list(model.parameters())
+        grads = torch.autograd.grad(loss, params)
+        roles = roles_of(build_graph(model.named_parameters()))
+        table = Table(roles, [p.detach() for p in params], grads)
+        found.append(features(table, training.steps))
+    return found

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+
+from harness.files import read_json
+from harness.run_store import append_line, read_lines
+from meta_train.step_size import compare, fit
+from meta_train.step_size.compare import folds, gains_at, left_out, read_data, scored
+from meta_train.step_size.feature_sets import CHOSEN, HORIZON
+from meta_train.step_size.models import Constant, Ensemble, Settings, Trees, utility
+from meta_train.step_size.outcomes import refined
+from meta_train.step_size.predictor import Predictor, read_predictor
+from tests.meta_train.step_size.test_copies import BASE
+
+GRID = np.arange(-3.0, 4.0)
+ACTIVATIONS = "relu", "tanh", "gelu"
+
+
+def peaked(best):
+    """Gains (n, 7) with the peak at `best`, (n,)."""
+    return 0.1 * (best[:, None] ** 2 - (GRID - best[:, None]) ** 2)
+
+
+def examples(slope):
+    """Features, gains with the peak at slope times the first feature, and kinds."""
+    x = np.random.RandomState(0).uniform(-1, 1, (120, 3))
+    kinds = np.array([str(i % 20) for i in range(len(x))])
+    return x, peaked(slope * x[:, 0]), kinds
+
+
+def pair(outputs, caution):
+    """A predictor of one feature, mean 0 and scale 1, with constant members."""
+    bias = np.array(outputs)[:, None, None]
+    layers = [(np.zeros((len(outputs), 1, 1)), bias)]
+    zero, one = np.zeros(1), np.ones(1)
+    return Predictor(["a"], zero, one, -one, one, layers, caution)
+
+
+def test_refined_gains_keep_the_measured_ones_and_do_not_overshoot():
+    gains = np.random.RandomState(1).randn(4, 7, 2)
+    fine, curves = refined(GRID, gains)
+    np.testing.assert_allclose(curves[:, ::4], gains)
+    np.testing.assert_allclose(fine[::4], GRID)
+    assert curves.max() == gains.max() and curves.min() == gains.min()
+
+
+def test_losses_count_more_than_gains():
+    np.testing.assert_allclose(utility(np.array([0.1, -0.1])), [0.1, -0.4])
+
+
+@pytest.mark.parametrize("width", (0, 8))
+def test_an_ensemble_learns_where_peaks_are(width):
+    x, gains, kinds = examples(slope=1.5)
+    settings = Settings(width=width, caution=0.0, members=3)
+    model = Ensemble(GRID, ["a", "b", "c"], settings)
+    model.fit(x, gains, kinds)
+    found = model.predict(x)
+    assert np.corrcoef(found, x[:, 0])[0, 1] > 0.95
+    # losses weigh more, therefore steps are shorter than the best
+    slope = (found @ x[:, 0]) / (x[:, 0] @ x[:, 0])
+    assert 0.5 < slope < 1.5
+
+
+def test_trees_learn_where_peaks_are():
+    x, gains, kinds = examples(slope=1.5)
+    model = Trees(GRID, count=30)
+    model.fit(x, gains, kinds)
+    assert np.corrcoef(model.predict(x), x[:, 0])[0, 1] > 0.8
+
+
+def test_a_constant_is_the_best_of_all():
+    model = Constant(GRID)
+    model.fit(np.zeros((5, 1)), peaked(np.full(5, 1.0)), np.array(["a"] * 5))
+    np.testing.assert_allclose(model.predict(np.zeros((2, 1))), 1.0, atol=0.25)
+
+
+def test_members_that_disagree_change_nothing():
+    x = np.zeros((1, 1))
+    assert pair([0.5, -0.4], caution=0.5).predict(x) == 0
+    agreed = pair([0.5, 0.5], caution=0.5).predict(x)
+    np.testing.assert_allclose(agreed, 3 * np.tanh(0.5 / 3))
+
+
+def test_beyond_the_data_predictions_decay():
+    model = pair([0.5, 0.5], caution=0.0)
+    inside, outside, far = model.predict(np.array([[1.0], [2.0], [30.0]]))
+    assert outside == pytest.approx(inside / np.e)
+    assert abs(far) < 1e-9
+
+
+def test_a_predictor_is_read_as_it_was_written(tmp_path):
+    x, gains, kinds = examples(slope=1.0)
+    model = Ensemble(GRID, ["a", "b", "c"], Settings(steps=20))
+    model.fit(x, gains, kinds)
+    assert model.predictor is not None
+    model.predictor.write(tmp_path / "a.json", trainings=120)
+    read = read_predictor(tmp_path / "a.json")
+    assert read.names == ["a", "b", "c"]
+    np.testing.assert_allclose(read.predict(x), model.predict(x), atol=1e-3)
+
+
+def test_a_kind_is_in_one_fold():
+    kinds = np.array(["a", "b", "c", "a", "b", "d"])
+    fold = folds(kinds)
+    assert fold[0] == fold[3] and fold[1] == fold[4]
+    assert len(set(fold)) == 4
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Outcomes of small networks, whose best multiplier is 2."""
+    for seed in range(6):
+        training = replace(BASE, seed=seed, activation=ACTIVATIONS[seed % 3])
+        losses = np.exp(-peaked(np.ones(1))[0])
+        record = {
+            **asdict(training),
+            "multipliers": list(2**GRID),
+            "first": [1.0, 1.0],
+            "validation": [[loss, loss] for loss in losses],
+            "signals": {},
+        }
+        append_line(tmp_path / "outcomes.jsonl", record)
+    return tmp_path
+
+
+def test_features_are_cached(folder):
+    data = read_data(folder)
+    cached = list(read_lines([folder / "features.jsonl"]))
+    assert len(cached) == 6
+    again = read_data(folder)
+    np.testing.assert_array_equal(data.x, again.x)
+    assert len(list(read_lines([folder / "features.jsonl"]))) == 6
+    assert set(CHOSEN) <= set(data.names)
+
+
+def test_networks_that_are_trained_or_have_no_matrices_are_no_examples(folder):
+    data = read_data(folder)
+    everything = np.ones(6, dtype=bool)
+    x, gains, kinds = data.examples(HORIZON, everything)
+    assert x.shape == (12, 2) and gains.shape == (12, 7) and len(kinds) == 12
+    data.x[0, 1, data.names.index("mean excess")] = 0.1
+    data.x[2, :, data.names.index("no matrices")] = 1
+    _, _, kinds = data.examples(HORIZON, everything)
+    assert list(kinds) == [data.kinds[i] for i in (1, 3, 4, 5)] * 2
+
+
+def test_gains_are_those_of_the_predicted_multiplier(folder):
+    data = read_data(folder)
+    places = left_out(lambda: Constant(GRID), HORIZON, data)
+    np.testing.assert_allclose(places, 1.0, atol=0.25)
+    np.testing.assert_allclose(gains_at(np.ones((6, 2)), data), 10, rtol=0.01)
+    row = scored(-np.ones((6, 2)), data, "too short")
+    assert row["worse by 15 %"] == 100
+    assert row["all"] == pytest.approx(-30, rel=0.01)
+
+
+def test_the_comparison_is_printed_and_written(folder, monkeypatch, capsys):
+    monkeypatch.setattr(compare, "FOLDS", 2)
+    monkeypatch.setattr(compare, "Trees", Constant)
+    monkeypatch.setattr(compare, "Ensemble", lambda grid, *_: Constant(grid))
+    compare.main(compare.Config(str(folder)))
+    printed = capsys.readouterr().out
+    assert "6 trainings of 3 kinds" in printed and "multiplier 1" in printed
+    rows = read_json(folder / "compare.json", "comparison")["rows"]
+    assert rows[0]["all"] == 0
+    assert rows[1]["all"] > 9
+
+
+def test_the_fitted_predictor_is_written(folder, capsys):
+    fit.main(fit.Config(str(folder)))
+    assert "6 trainings" in capsys.readouterr().out
+    predictor = read_predictor(folder / "step_size.json")
+    data = read_data(folder)
+    x = data.columns(CHOSEN)[:, 0]
+    assert (predictor.predict(x) > 0.3).all()
