@@ -14,24 +14,11 @@ from meta_train.step_size.features import Table, features
 from meta_train.step_size.starts import started
 from meta_train.step_size.trainings import Training
 from ngopt import build_graph
+from ngopt.base.network_features import FEATURES
 from ngopt.roles.from_graph import roles_of
 
 HORIZON = ["log steps", "log steps below 500"]
-# of the graph and the sizes of initial weights: they need no gradients
-CHOSEN = [
-    "log steps",
-    "mean log rows",
-    "largest log fan",
-    "log outputs",
-    "share of output",
-    "share of blocks",
-    "has tables",
-    "log matrices without norms",
-    "norms per matrix",
-    "mean log size",
-    "largest log size",
-    "mean excess",
-]
+CHOSEN = list(FEATURES)  # of the graph and the sizes of weights, without gradients
 OF_GRADIENT_SIZES = [
     "slope of gradients",
     "spread of gradients",

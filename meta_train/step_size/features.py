@@ -8,13 +8,28 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ngopt.base.first_steps import spectral_excess
+from ngopt.base.network_features import (
+    LEAST,
+    OF_WEIGHTS,
+    ZERO,
+    inverse_usual_sizes,
+    known_features,
+    weight_features,
+)
 from ngopt.roles.from_graph import ParameterRole
 
 TINY = 1e-30
 ITERATIONS = 4  # of a power iteration
+OTHERS_OF_WEIGHTS = (
+    "least log size",
+    "first log size",
+    "last log size",
+    "zero matrices",
+)
 
 
 class Table:
@@ -49,7 +64,9 @@ class Table:
 
 def features(table: Table, total_steps: int) -> dict[str, float]:
     """Features by name; all are finite."""
-    found = _of_horizon(total_steps)
+    shapes = [tuple(p.shape) for p in table.params]
+    found = known_features(table.roles, shapes, total_steps)
+    found["log steps below 500"] = min(found["log steps"], 0.0)
     found |= _of_shapes(table)
     found |= _of_weights(table)
     found |= _of_gradients(table)
@@ -60,78 +77,49 @@ def _finite(value: float) -> float:
     return float(value) if math.isfinite(value) else 0.0
 
 
-def _of_horizon(total_steps: int) -> dict[str, float]:
-    t = math.log(total_steps / 500)
-    return {"log steps": t, "log steps below 500": min(t, 0.0)}
-
-
 def _of_shapes(table: Table) -> dict[str, float]:
+    """Those that the library does not use."""
     matrices = table.matrices
     count = max(len(matrices), 1)
     total = max(table.numel(range(len(table.params))), 1)
-    fans, rows = [], []
-    kernels = blocks = 0
-    for i in matrices:
-        p = table.params[i]
-        fan = max(p[0].numel(), 1)
-        fans.append(math.log(fan))
-        rows.append(math.log(len(p)))
-        kernels += p.dim() > 2
-        for block in table.roles[i].blocks:
-            blocks += block.view.shape[0] > 1
-    depth = math.log(count)
     norms = table.count("norm")
-    norm_share = min(norms / (2 * count), 1.0)
-    beyond = max(count - 6, 0)
-    embeddings = table.of_role("embedding")
-    outputs = table.of_role("output")
+    fans = [math.log(max(table.params[i][0].numel(), 1)) for i in matrices]
+    kernels = sum(table.params[i].dim() > 2 for i in matrices)
     found = {}
-    found["log matrices"] = depth
-    found["norms per matrix"] = norm_share
-    found["log matrices without norms"] = depth * (not norms)
-    found["deep without norms"] = beyond**0.5 * (not norms)
+    found["log matrices"] = math.log(count)
+    found["deep without norms"] = max(count - 6, 0) ** 0.5 * (not norms)
     found["log elements"] = math.log(total)
     found["mean log fan"] = _mean(fans)
-    found["largest log fan"] = max(fans, default=0.0)
-    found["mean log rows"] = _mean(rows)
     found["share of convolutions"] = kernels / count
-    found["share of blocks"] = blocks / count
     found["biases per matrix"] = table.count("bias") / count
     found["share of vectors"] = 1 - table.numel(matrices) / total
     found["no matrices"] = float(not matrices)
-    found["share of tables"] = table.numel(embeddings) / total
-    found["has tables"] = float(bool(embeddings))
-    found["share of output"] = table.numel(outputs) / total
-    found["log outputs"] = 0.0
-    if outputs:
-        last = table.params[outputs[-1]]
-        found["log outputs"] = math.log(len(last))
+    found["share of tables"] = table.numel(table.of_role("embedding")) / total
     return found
 
 
 def _of_weights(table: Table) -> dict[str, float]:
     """Sizes relative to PyTorch's initial weights."""
+    if not table.matrices:
+        return dict.fromkeys((*OF_WEIGHTS, *OTHERS_OF_WEIGHTS), 0.0)
+    inverse = inverse_usual_sizes(table.roles, table.matrices)
     sizes, excesses = [], []
-    for i in table.matrices:
-        fan = table.roles[i].fan_in
+    for i, factor in zip(table.matrices, inverse, strict=True):
         p = table.params[i].detach()
-        usual = (3 * fan) ** -0.5 if fan else 1.0
-        deviation = p.square().mean().sqrt()
-        size = float(deviation) / usual
-        sizes.append(math.log(max(size, 1e-4)))
-        excess = spectral_excess(p)
-        excesses.append(float(excess))
-    nonzero = [size for size in sizes if size >= -9]
-    zeros = sum(size < -9 for size in sizes)
-    found = {}
-    found["mean log size"] = _mean(nonzero)
-    found["least log size"] = min(nonzero, default=0.0)
-    found["largest log size"] = max(nonzero, default=0.0)
-    found["first log size"] = max(sizes[0], -9.0) if sizes else 0.0
-    found["last log size"] = max(sizes[-1], -9.0) if sizes else 0.0
-    found["zero matrices"] = zeros / max(len(sizes), 1)
-    found["mean excess"] = _mean(excesses)
-    return found
+        sizes.append(p.square().mean().sqrt() * factor)
+        excesses.append(spectral_excess(p))
+    all_sizes = torch.stack(sizes)
+    found = weight_features(all_sizes, torch.stack(excesses))
+    logs = all_sizes.clamp(min=LEAST).log().tolist()
+    nonzero = [size for size in logs if size >= ZERO]
+    others = (
+        min(nonzero, default=0.0),
+        max(logs[0], ZERO),
+        max(logs[-1], ZERO),
+        1 - len(nonzero) / len(logs),
+    )
+    values = {name: float(value) for name, value in found.items()}
+    return values | dict(zip(OTHERS_OF_WEIGHTS, others, strict=True))
 
 
 def _of_gradients(table: Table) -> dict[str, float]:
@@ -179,7 +167,7 @@ def _log_rank(grad: Tensor) -> float:
         g = g.mT
     g = g / g.abs().max().clamp(min=TINY)
     gram = g @ g.mT
-    v = gram.sum(1) + gram.diagonal()
+    v = gram[gram.diagonal().argmax()]
     for _ in range(ITERATIONS):
         length = v.norm().clamp(min=TINY)
         v = gram @ (v / length)

@@ -1,7 +1,7 @@
 """Fits the predictor of the step size to all measured trainings.
 
 `python -m meta_train.step_size.fit --folder runs/step_size` writes
-`step_size.json` there: `Predictor` with the features `CHOSEN`.
+`learned-step.safetensors` there: weights of the default's rule and the predictor.
 """
 
 from __future__ import annotations
@@ -10,12 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from harness import cli
 from meta_train.step_size.compare import Data, gains_at, read_data
 from meta_train.step_size.feature_sets import CHOSEN
 from meta_train.step_size.models import Ensemble
 from meta_train.step_size.predictor import Predictor
+from ngopt.base.soap import Soap
+from ngopt.pretrained import LearnedOptimizer, load_pretrained, save_pretrained
 
 
 @dataclass(frozen=True)
@@ -29,12 +33,39 @@ def main(config: Config) -> None:
     folder = Path(config.folder)
     data = read_data(folder)
     predictor = fitted(data)
-    path = folder / "step_size.json"
-    predictor.write(path, trainings=len(data.steps), kinds=len(set(data.kinds)))
     x = data.columns(CHOSEN)
     places = np.stack([predictor.predict(x[:, seed]) for seed in (0, 1)], 1)
     gain = gains_at(places, data).mean()
+    stage = {
+        "program": "python -m meta_train.step_size.fit",
+        "trainings": len(data.steps),
+        "kinds": len(set(data.kinds)),
+    }
+    base = load_pretrained().base
+    assert isinstance(base, Soap)
+    learned = LearnedOptimizer(
+        base=base.with_tensors(tensors_of(predictor)), recipe={"stages": [stage]}
+    )
+    path = folder / "learned-step.safetensors"
+    save_pretrained(learned, path)
     print(f"'{path}': {len(data.steps)} trainings, gain {gain:.1f} % on them")
+
+
+def tensors_of(predictor: Predictor) -> dict[str, Tensor]:
+    """The fields of `StepPredictor`."""
+    (hidden, hidden_bias), (output, output_bias) = predictor.layers
+    arrays = {
+        "mean": predictor.mean,
+        "scale": predictor.scale,
+        "low": predictor.low,
+        "high": predictor.high,
+        "hidden": hidden,
+        "hidden_bias": hidden_bias,
+        "output": output,
+        "output_bias": output_bias,
+        "caution": np.array(predictor.caution),
+    }
+    return {key: torch.tensor(x, dtype=torch.float32) for key, x in arrays.items()}
 
 
 def fitted(data: Data) -> Predictor:

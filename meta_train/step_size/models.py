@@ -17,7 +17,8 @@ from sklearn.ensemble import GradientBoostingRegressor
 from torch import Tensor
 
 from meta_train.step_size.outcomes import interpolated, refined
-from meta_train.step_size.predictor import LIMIT, Layer, Predictor
+from meta_train.step_size.predictor import Layer, Predictor
+from ngopt.base.step_predictor import MOST
 
 LOSS_WEIGHT = 4.0  # a loss counts as much as a gain of this many times its size
 LEARNING_RATE = 0.02  # of Adam, decays to 2 %
@@ -154,7 +155,7 @@ def _outputs(params: Sequence[Tensor], inputs: Tensor) -> Tensor:
     y = inputs @ params[0] + params[1]
     if len(params) > 2:
         y = torch.tanh(y) @ params[2] + params[3]
-    return LIMIT * (y[..., 0] / LIMIT).tanh()
+    return MOST * (y[..., 0] / MOST).tanh()
 
 
 class Trees:

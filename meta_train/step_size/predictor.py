@@ -1,17 +1,13 @@
-"""The fitted predictor of step sizes: an ensemble of small networks, and its file."""
+"""The fitted predictor of step sizes: an ensemble of small networks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
-from harness.files import read_json, write_json
-
-LIMIT = 3.0  # largest absolute log2 of a multiplier
+from ngopt.base.step_predictor import MOST
 
 Layer = tuple[np.ndarray, np.ndarray]
 
@@ -53,34 +49,4 @@ class Predictor:
         y = z @ weight + bias
         for weight, bias in others:
             y = np.tanh(y) @ weight + bias
-        return LIMIT * np.tanh(y[..., 0] / LIMIT)
-
-    def write(self, path: Path, **about: Any) -> None:
-        """Writes JSON. about: further entries that describe the fit."""
-        record = asdict(self)
-        for name in ("mean", "scale", "low", "high"):
-            record[name] = rounded(record[name])
-        layers = []
-        for weight, bias in self.layers:
-            layers.append({"weight": rounded(weight), "bias": rounded(bias)})
-        write_json(path, {**about, **record, "layers": layers})
-
-
-def read_predictor(path: Path) -> Predictor:
-    record = read_json(path, "predictor")
-    arrays = {}
-    for name in ("mean", "scale", "low", "high"):
-        arrays[name] = np.array(record[name])
-    layers = []
-    for layer in record["layers"]:
-        layers.append((np.array(layer["weight"]), np.array(layer["bias"])))
-    return Predictor(
-        names=record["names"], layers=layers, caution=record["caution"], **arrays
-    )
-
-
-def rounded(x: np.ndarray) -> Any:
-    """Nested lists of numbers with five digits."""
-    if x.ndim:
-        return [rounded(row) for row in x]
-    return float(f"{x:.5g}")
+        return MOST * np.tanh(y[..., 0] / MOST)

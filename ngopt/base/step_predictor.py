@@ -1,8 +1,7 @@
-"""The learned part of the default: a factor of the step size for a whole network.
+"""The learned part of a base rule: a factor of the step size for a whole network.
 
-Small networks read what is known before the first step (`network_features`). They were
-fitted to the losses of thousands of random trainings at seven step sizes
-(`meta_train.step_size`).
+Small networks read what is known before the first step (`network_features`). They are
+fitted to the losses of random trainings at seven step sizes (`meta_train.step_size`).
 """
 
 from __future__ import annotations
@@ -12,100 +11,68 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softshrink
 
 from ngopt.base.network_features import (
-    horizon_features,
+    FEATURES,
+    OF_WEIGHTS,
+    inverse_usual_sizes,
+    known_features,
     matrices_of,
-    shape_features,
     weight_features,
 )
 from ngopt.devices import precise_dtype
 from ngopt.roles.from_graph import ParameterRole
 
 MOST = 3.0  # largest |log2| of a factor
-MARGIN = 0.2  # |log2| up to which predictions are noise
-# Features of the horizon, of shapes and of weights, in this order.
-FEATURES = (
-    ("log steps", "log steps below 500"),
-    (
-        "log matrices",
-        "norms per matrix",
-        "log matrices without norms",
-        "deep without norms",
-        "biases per matrix",
-        "log elements",
-        "mean log fan",
-        "largest log fan",
-        "mean log rows",
-        "share of convolutions",
-        "share of blocks",
-        "share of vectors",
-        "share of tables",
-        "has tables",
-        "share of output",
-        "log outputs",
-    ),
-    (
-        "mean log size",
-        "least log size",
-        "largest log size",
-        "first log size",
-        "last log size",
-        "zero matrices",
-        "mean excess",
-    ),
-)
 
 
 class StepPredictor(NamedTuple):
     """An ensemble of e networks with one hidden layer of width h; d features.
 
-    The factor is 2 to the power of the mean output, of which `MARGIN` is cut off; it is
-    1 for networks without matrices. It goes to 1 as features leave the range of the
-    trainings that it was fitted to.
+    The factor is 2 to the power of the mean output, which is nearer to 0 by `caution`
+    standard deviations of the outputs. It goes to 1 as features leave the range of the
+    trainings that the networks were fitted to. Without matrices it is 1.
     """
 
     mean: Tensor  # of features, (d,)
     scale: Tensor
-    low: Tensor  # range of standardised features, (d,)
+    low: Tensor  # range of features, (d,)
     high: Tensor
     hidden: Tensor  # weights (e, d, h)
     hidden_bias: Tensor  # (e, 1, h)
     output: Tensor  # (e, h, 1)
     output_bias: Tensor  # (e, 1, 1)
+    caution: Tensor  # ()
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> StepPredictor:
-        """Raises ValueError if tensors are missing or have other shapes."""
-        count = sum(map(len, FEATURES))
-        names = set(cls._fields)
-        if tensors.keys() != names or len(tensors["mean"]) != count:
+        """Raises ValueError if tensors are missing or of other features."""
+        is_known = tensors.keys() == set(cls._fields)
+        if not is_known or len(tensors["mean"]) != len(FEATURES):
             raise ValueError(
-                f"step predictor: expected {', '.join(cls._fields)} of {count} "
-                f"features; got {', '.join(sorted(tensors))}"
+                f"step predictor: expected {', '.join(cls._fields)} of "
+                f"{len(FEATURES)} features; got {', '.join(sorted(tensors))}"
             )
         return cls(**tensors)
 
     def log_factor(self, features: Tensor) -> Tensor:
-        """log2 of the factor, () of features (d,); (n,) of (n, d)."""
-        own = [x.to(features) for x in self]
-        mean, scale, low, high, hidden, hidden_bias, output, output_bias = own
-        z = (features - mean) / scale
-        inside = z.clamp(low, high)
-        trust = (-(z - inside).abs().sum(-1)).exp()
-        x = inside.reshape(1, -1, len(mean))
-        x = torch.tanh(x @ hidden + hidden_bias)
-        y = (x @ output + output_bias).squeeze(-1)
-        y = softshrink(MOST * torch.tanh(y / MOST).mean(0), MARGIN)
-        return trust * y.view(features.shape[:-1])
+        """log2 of the factors, (n,), of features (n, d)."""
+        own = StepPredictor(*[x.to(features) for x in self])
+        inside = features.clamp(own.low, own.high)
+        x = (inside - own.mean) / own.scale
+        hidden = torch.tanh(x @ own.hidden + own.hidden_bias)
+        y = (hidden @ own.output + own.output_bias).squeeze(-1)
+        y = MOST * torch.tanh(y / MOST)
+        mean = y.mean(0)
+        size = mean.abs() - own.caution * y.std(0, correction=0)
+        distance = (features - inside).abs() / own.scale
+        return (-distance.sum(-1)).exp() * mean.sign() * size.clamp(min=0)
 
 
 class NetworkFactor:
     """The factor of one network at its first step.
 
-    roles, shapes: of all parameters of the network. positions: indices of n of these,
-    whose weights are known.
+    roles, shapes: of n parameters.
     """
 
     def __init__(
@@ -116,29 +83,26 @@ class NetworkFactor:
         total_steps: int,
         device: torch.device,
     ):
-        known = horizon_features(total_steps) | shape_features(roles, shapes)
-        values = [known[name] for names in FEATURES[:2] for name in names]
+        known = known_features(roles, shapes, total_steps)
         dtype = precise_dtype(device)
+        values = list(known.values())
         self._known = torch.tensor(values, dtype=dtype, device=device)
         self._matrices = matrices_of(roles)
-        inverse = []
-        for i in self._matrices:
-            # PyTorch's initial weights are uniform in +-fan ** -.5
-            inverse.append((3 * (roles[i].fan_in or 1 / 3)) ** 0.5)
+        inverse = inverse_usual_sizes(roles, self._matrices)
         self._inverse = self._known.new_tensor(inverse)
         self._predictor = predictor
 
     def of(self, rms: Tensor, excesses: Mapping[int, Tensor]) -> Tensor:
         """The factor, ().
 
-        rms: of all initial weights. excesses: `spectral_excess` of matrices, by index.
+        rms: of the initial weights, (n,). excesses: `spectral_excess` by index.
         """
         if not self._matrices:
             return self._known.new_ones(())
-        own = torch.stack([rms[i] for i in self._matrices]).to(self._known)
         zero = self._known.new_zeros(())
-        found = [excesses.get(i, zero).to(zero) for i in self._matrices]
-        weights = weight_features(own * self._inverse, torch.stack(found))
-        values = torch.stack([weights[name] for name in FEATURES[2]])
-        features = torch.cat((self._known, values))
-        return torch.exp2(self._predictor.log_factor(features))
+        own = [excesses.get(i, zero).to(zero) for i in self._matrices]
+        sizes = torch.stack([rms[i] for i in self._matrices]).to(zero)
+        found = weight_features(sizes * self._inverse, torch.stack(own))
+        values = torch.stack([found[name] for name in OF_WEIGHTS])
+        features = torch.cat((self._known, values)).unsqueeze(0)
+        return torch.exp2(self._predictor.log_factor(features)[0])

@@ -4,6 +4,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+import torch
 
 from harness.files import read_json
 from harness.run_store import append_line, read_lines
@@ -12,7 +13,9 @@ from meta_train.step_size.compare import folds, gains_at, left_out, read_data, s
 from meta_train.step_size.feature_sets import CHOSEN, HORIZON
 from meta_train.step_size.models import Constant, Ensemble, Settings, Trees, utility
 from meta_train.step_size.outcomes import refined
-from meta_train.step_size.predictor import Predictor, read_predictor
+from meta_train.step_size.predictor import Predictor
+from ngopt.base.step_predictor import StepPredictor
+from ngopt.pretrained import load_pretrained
 from tests.meta_train.step_size.test_copies import BASE
 
 GRID = np.arange(-3.0, 4.0)
@@ -91,15 +94,20 @@ def test_beyond_the_data_predictions_decay():
     assert abs(far) < 1e-9
 
 
-def test_a_predictor_is_read_as_it_was_written(tmp_path):
-    x, gains, kinds = examples(slope=1.0)
-    model = Ensemble(GRID, ["a", "b", "c"], Settings(steps=20))
+def test_the_library_predicts_the_same():
+    d = len(CHOSEN)
+    random = np.random.RandomState(0)
+    x = random.randn(40, d)
+    gains = x[:, :1] * GRID
+    kinds = np.arange(40) % 7
+    model = Ensemble(GRID, CHOSEN, Settings(steps=20))
     model.fit(x, gains, kinds)
     assert model.predictor is not None
-    model.predictor.write(tmp_path / "a.json", trainings=120)
-    read = read_predictor(tmp_path / "a.json")
-    assert read.names == ["a", "b", "c"]
-    np.testing.assert_allclose(read.predict(x), model.predict(x), atol=1e-3)
+    library = StepPredictor.of(fit.tensors_of(model.predictor))
+    beyond = 2 * x
+    found = library.log_factor(torch.tensor(beyond))
+    np.testing.assert_allclose(found, model.predict(beyond), atol=1e-4)
+    assert abs(found).max() > 0.1
 
 
 def test_a_kind_is_in_one_fold():
@@ -172,7 +180,9 @@ def test_the_comparison_is_printed_and_written(folder, monkeypatch, capsys):
 def test_the_fitted_predictor_is_written(folder, capsys):
     fit.main(fit.Config(str(folder)))
     assert "6 trainings" in capsys.readouterr().out
-    predictor = read_predictor(folder / "step_size.json")
+    base = load_pretrained(folder / "learned-step.safetensors").base
+    assert base is not None
+    assert base.config == load_pretrained().base.config
     data = read_data(folder)
-    x = data.columns(CHOSEN)[:, 0]
-    assert (predictor.predict(x) > 0.3).all()
+    x = torch.tensor(data.columns(CHOSEN)[:, 0])
+    assert (base.predictor.log_factor(x) > 0.3).all()

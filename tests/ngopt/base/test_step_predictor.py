@@ -5,12 +5,13 @@ import torch
 from torch import nn
 
 from ngopt import NGOptimizer
+from ngopt.base.network_features import FEATURES
 from ngopt.base.soap import Soap
-from ngopt.base.step_predictor import FEATURES, StepPredictor
+from ngopt.base.step_predictor import StepPredictor
 from ngopt.pretrained import LearnedOptimizer, load_pretrained, save_pretrained
 from tests.networks import cnn
 
-COUNT = sum(map(len, FEATURES))
+COUNT = len(FEATURES)
 
 
 @pytest.fixture
@@ -26,6 +27,7 @@ def predictor():
         hidden_bias=torch.zeros(2, 1, 4),
         output=torch.randn(2, 4, 1),
         output_bias=torch.zeros(2, 1, 1),
+        caution=torch.tensor(0.1),
     )
 
 
