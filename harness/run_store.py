@@ -5,6 +5,7 @@ A folder or file that was begun with other settings is refused.
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -103,12 +104,22 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
         os.close(handle)
 
 
+def _text(path: Path) -> str:
+    """The text of a file, "" if there is none."""
+    if not path.exists():
+        return ""
+    content = path.read_bytes()
+    return (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
+
+
 def read_lines(paths: Iterable[Path]) -> list[dict[str, Any]]:
-    """The records of files of JSON lines, without lines that were cut off."""
+    """The records of files of JSON lines, without lines that were cut off.
+
+    Files that end in .gz are compressed.
+    """
     records = []
     for path in paths:
-        lines = path.read_text().splitlines() if path.exists() else []
-        for line in lines:
+        for line in _text(path).splitlines():
             try:
                 records.append(json.loads(line))
             except json.JSONDecodeError:

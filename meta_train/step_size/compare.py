@@ -1,8 +1,8 @@
 """Compares predictors of the step size on kinds of trainings that are left out.
 
 `python -m meta_train.step_size.compare --folder runs/step_size` reads all files
-`outcomes*.jsonl` there, prints a table and writes it to `compare.json`. Features are
-cached in `features.jsonl`. Gains are 100 x the fall of log validation loss against
+`outcomes*.jsonl` there, also compressed ones (.gz), prints a table and writes it to
+`compare.json`. Features are cached in `features.jsonl`. Gains are 100 x the fall of log validation loss against
 multiplier 1, means over two seeds; their errors are standard errors over trainings.
 """
 
@@ -99,7 +99,7 @@ class Data:
 
 def read_data(folder: Path) -> Data:
     """The outcomes in a folder. Raises ValueError if there are none."""
-    outcomes: Outcomes = read_outcomes(sorted(folder.glob("outcomes*.jsonl")))
+    outcomes: Outcomes = read_outcomes(sorted(folder.glob("outcomes*.jsonl*")))
     names, x = read_features(outcomes.trainings, folder / "features.jsonl")
     return Data(
         names=names,

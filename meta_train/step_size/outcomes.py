@@ -25,7 +25,7 @@ class Outcomes:
     """Outcomes of n trainings at m multipliers and 2 seeds.
 
     trainings: their descriptions. log_multipliers: (m,), base 2. losses: logs of
-    validation losses, (n, m, 2). signals: by name, (n, m, 2, checks).
+    validation losses, (n, m, 2). signals: by name, (n, m, 2, checks), if recorded.
     """
 
     trainings: list[Training]
@@ -61,7 +61,7 @@ def read_outcomes(paths: Sequence[Path]) -> Outcomes:
         first = np.array(record["first"], dtype=float)
         validation = np.array(record["validation"], dtype=float)  # None becomes nan
         losses.append(log_losses(first, validation))
-        for name, values in record["signals"].items():
+        for name, values in record.get("signals", {}).items():
             read = np.array(values, dtype=float)
             signals.setdefault(name, []).append(read)
     multipliers = next(iter(records.values()))["multipliers"]
