@@ -93,10 +93,12 @@ def _add_race_options(race: argparse.ArgumentParser) -> None:
 def describe(weights: str) -> dict[str, Any]:
     """What a weights file contains, as JSON. weights: a bundled name or a path."""
     learned = load_pretrained(weights)
-    parameters = 0
-    if learned.metanet is not None:
-        parameters = sum(p.numel() for p in learned.metanet.parameters())
     part: Any = learned.base if learned.metanet is None else learned.metanet
+    if learned.metanet is not None:
+        tensors = [*learned.metanet.parameters()]
+    else:
+        tensors = [*part.tensors.values()]
+    parameters = sum(x.numel() for x in tensors)
     return {
         "name": weights,
         "kind": "base rule" if learned.metanet is None else "metanet",
@@ -118,7 +120,7 @@ def _list(options: argparse.Namespace) -> None:
         print(json.dumps(found))
         return
     for one in found:
-        print(f"{one['name']:8}  {one['kind']:9}  {one['parameters']:>8,}")
+        print(f"{one['name']:12}  {one['kind']:9}  {one['parameters']:>8,}")
 
 
 def _info(options: argparse.Namespace) -> None:

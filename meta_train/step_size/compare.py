@@ -2,8 +2,9 @@
 
 `python -m meta_train.step_size.compare --folder runs/step_size` reads all files
 `outcomes*.jsonl` there, also compressed ones (.gz), prints a table and writes it to
-`compare.json`. Features are cached in `features.jsonl`. Gains are 100 x the fall of log validation loss against
-multiplier 1, means over two seeds; their errors are standard errors over trainings.
+`compare.json`. Features are cached in `features.jsonl`. Gains are 100 x the fall of log
+validation loss against multiplier 1, means over two seeds; their errors are standard
+errors over trainings.
 """
 
 from __future__ import annotations

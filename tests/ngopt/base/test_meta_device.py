@@ -10,11 +10,11 @@ from torch import nn
 
 from benchmarks.launches import MIB, Counts, quiet
 from benchmarks.shapes import NETWORKS, Gpt
-from ngopt import NGOptimizer, list_pretrained
+from ngopt import NGOptimizer, list_pretrained, load_pretrained
 from ngopt.metanets.feedforward import FeedForward, FeedForwardConfig
 from ngopt.metanets.update_mlp.predictor import KernelPredictor
 
-NAMES = [name for name in list_pretrained() if name != "default"]
+NAMES = [name for name in list_pretrained() if load_pretrained(name).metanet]
 
 
 def chain():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.launches import Counts, quiet
 from ngopt import NGOptimizer
 from ngopt.base.network_features import FEATURES
 from ngopt.base.soap import Soap
@@ -139,3 +140,20 @@ def test_other_tensors_are_refused(predictor):
     del tensors["low"]
     with pytest.raises(ValueError, match="step predictor: expected mean"):
         StepPredictor.of(tensors)
+
+
+def test_on_a_device_nothing_is_read_and_later_steps_cost_two_products():
+    counts = {}
+    for weights in ("default", "learned-step"):
+        with torch.device("meta"):
+            params = list(cnn().parameters())
+        for p in params:
+            p.grad = torch.empty_like(p)
+        opt = NGOptimizer(params, weights=weights, total_steps=1000)
+        opt.step()
+        with Counts() as own, quiet():
+            opt.step()
+        counts[weights] = own
+    assert counts["learned-step"].copies == counts["default"].copies
+    more = counts["learned-step"].ops - counts["default"].ops
+    assert more == {"mul": 2}
