@@ -47,7 +47,7 @@ def known_features(
     count = max(len(matrices), 1)
     names = [role.role for role in roles]
     norms = names.count("norm")
-    numels = [math.prod(shape) for shape in shapes]
+    numels = list(map(math.prod, shapes))
     fans, rows = [0.0], []
     blocks = last = 0
     outputs = 1

@@ -57,7 +57,7 @@ def step_buffers(
 def _gradient_rows(bucket: Bucket, grads: Sequence[Tensor]) -> Tensor | None:
     """Zeros for the gradients of a bucket; None if they have no views of their own."""
     owned = [grads[m.parameter] for m in bucket.members]
-    is_whole = all(m.layout.view is None for m in bucket.members)
+    is_whole = not any(m.layout.view for m in bucket.members)
     if not is_whole or len({grad.dtype for grad in owned}) > 1:
         return None
     rows = owned[0].new_zeros(len(bucket.owners), bucket.pieces.lanes)

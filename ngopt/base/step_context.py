@@ -58,13 +58,13 @@ class StepContext:
         self.stack, self.device, self.in_place = stack, stack.device, in_place
         self.kernels = devices.kernels(stack.device, stack.dtype) if in_place else None
         self.all_params = inputs.params
-        self.grads: Sequence[Tensor] = [inputs.grads[i] for i in positions]
-        self.params = [inputs.params[i] for i in positions]
-        self.records = [inputs.state[i] for i in positions]
+        self.grads: Sequence[Tensor] = list(map(inputs.grads.__getitem__, positions))
+        self.params = list(map(inputs.params.__getitem__, positions))
+        self.records = list(map(inputs.state.__getitem__, positions))
         if not in_place:
             self.records = list(map(dict, self.records))
-        lr = [hyper.lr[i] for i in positions]
-        decay = [hyper.weight_decay[i] for i in positions]
+        lr = list(map(hyper.lr.__getitem__, positions))
+        decay = list(map(hyper.weight_decay.__getitem__, positions))
         self.hyper = Hyper(lr, decay, hyper.scheduled)
         self.state = stack.open(self.records, in_place)
         self.has_fixed_lr = in_place and not has_kept(inputs.hyper.lr)

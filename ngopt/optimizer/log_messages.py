@@ -6,7 +6,7 @@ import logging
 import os
 import traceback
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from typing import Any
 
@@ -112,7 +112,20 @@ def name_of(weights: Any) -> str:
     return str(weights) if is_named else type(weights).__name__
 
 
-def describe(graph: NeuralGraph) -> str:
+def describe(
+    graph: NeuralGraph | None, groups: Sequence[Group], state: Mapping[Tensor, Record]
+) -> str:
+    """What is known of a network: its graph, and the learned factor of the step size.
+
+    graph: None before it is known.
+    """
+    if graph is None:
+        return "graph: known after a forward"
+    factor = describe_step_size(graph, state.values(), groups[0]["total_steps"])
+    return "\n".join(filter(None, [describe_graph(graph), factor]))
+
+
+def describe_graph(graph: NeuralGraph) -> str:
     """One line: how many tensors are in the graph, and which are unconnected."""
     names = unconnected(graph)
     count = len(graph.parameters)
@@ -137,7 +150,10 @@ def describe_step_size(
 
     records: the state of all parameters. Reading them is a host sync.
     """
-    factors = {float(r["predicted"]) for r in records if float(r.get("step", 0)) > 0}
+    factors = set()
+    for record in records:
+        if "predicted" in record and float(record["step"]) > 0:
+            factors.add(float(record["predicted"]))
     if not factors or factors == {1.0}:
         return ""
     roles = roles_of(graph)
@@ -164,7 +180,7 @@ def log_unconnected(graph: NeuralGraph, is_exact: bool, is_default: bool) -> Non
     logger.log(
         logging.INFO if is_default else logging.WARNING,
         "NGOptimizer: %s. They are still optimized.%s",
-        describe(graph),
+        describe_graph(graph),
         "" if is_exact else " Pass model=model to trace the graph.",
     )
 

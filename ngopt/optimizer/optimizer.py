@@ -36,12 +36,7 @@ from ngopt.optimizer.graph_source import (
     InferredGraph,
     TracedGraph,
 )
-from ngopt.optimizer.log_messages import (
-    Messages,
-    describe,
-    describe_step_size,
-    name_of,
-)
+from ngopt.optimizer.log_messages import Messages, describe, name_of
 from ngopt.optimizer.param_groups import (
     as_python_int,
     group_tensors,
@@ -180,14 +175,8 @@ class NGOptimizer(Optimizer):
 
     def __repr__(self) -> str:
         text = super().__repr__().replace(self.defaults["weights"], self._weights_name)
-        if self._awaits_forward():
-            return f"{text}\ngraph: known after a forward"
-        lines = [text, describe(self.graph)]
-        if self.learned.base is not None:
-            horizon = self.param_groups[0]["total_steps"]
-            records = [dict(record) for record in self.state.values()]
-            lines.append(describe_step_size(self.graph, records, horizon))
-        return "\n".join(filter(None, lines))
+        graph = None if self._awaits_forward() else self.graph
+        return f"{text}\n{describe(graph, self.param_groups, self.state)}"
 
     @property
     def graph(self) -> NeuralGraph:
