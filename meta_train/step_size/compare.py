@@ -64,38 +64,45 @@ def main(config: Config) -> None:
 class Data:
     """n measured trainings with their features.
 
-    names: of d features. x: (n, 2, d). gains: (n, m, 2). log_multipliers: (m,). kinds,
+    names: of d features. x: of named parameters, (n, 2, d). unnamed: of the same
+    without names. gains: (n, m, 2). log_multipliers: (m,). kinds,
     steps: (n,).
     """
 
     names: list[str]
     x: np.ndarray
+    unnamed: np.ndarray
     gains: np.ndarray
     log_multipliers: np.ndarray
     kinds: np.ndarray
     steps: np.ndarray
 
-    def columns(self, names: Sequence[str]) -> np.ndarray:
+    def columns(self, names: Sequence[str], is_named: bool = True) -> np.ndarray:
         """Features by name, (n, 2, len(names))."""
-        return self.x[:, :, [self.names.index(name) for name in names]]
+        x = self.x if is_named else self.unnamed
+        return x[:, :, [self.names.index(name) for name in names]]
 
     def examples(
         self, names: Sequence[str], chosen: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Features (2k, d), mean gains (2k, m) and kinds (2k,) of k chosen trainings.
+        """Features (4k, d), mean gains (4k, m) and kinds (4k,) of k chosen trainings.
 
-        The features of each seed are an example. Left out are networks without
+        The features of each seed are an example, with and without names of
+        parameters. Left out are networks without
         matrices, whose size is unknown, and trained ones, which are few and unlike
         larger trained networks. They are beyond the range of a `Predictor`.
         """
         excess = self.columns(["mean excess"])[:, :, 0].max(1)
         is_empty = self.columns(["no matrices"])[:, 0, 0] > 0
         chosen = chosen & (excess < TRAINED) & ~is_empty
-        x = self.columns(names)[chosen]
         gains = self.gains[chosen].mean(2)
-        rows = np.concatenate([x[:, 0], x[:, 1]])
         kinds = self.kinds[chosen]
-        return rows, np.concatenate([gains] * 2), np.concatenate([kinds] * 2)
+        rows = []
+        for is_named in (True, False):
+            x = self.columns(names, is_named)[chosen]
+            rows += [x[:, 0], x[:, 1]]
+        found = np.concatenate(rows)
+        return found, np.concatenate([gains] * 4), np.concatenate([kinds] * 4)
 
 
 def read_data(folder: Path) -> Data:
@@ -104,7 +111,8 @@ def read_data(folder: Path) -> Data:
     names, x = read_features(outcomes.trainings, folder / "features.jsonl")
     return Data(
         names=names,
-        x=x,
+        x=x[:, 0],
+        unnamed=x[:, 1],
         gains=outcomes.gains,
         log_multipliers=outcomes.log_multipliers,
         kinds=np.array(outcomes.kinds),
@@ -137,6 +145,9 @@ def compared(data: Data) -> list[Row]:
     for caution in (0.0, 1.0):
         label = f"MLPs, chosen, caution {caution:g}"
         add(label, chosen, ensemble(chosen, Settings(caution=caution)))
+    label = "MLPs, chosen, parameters without names"
+    places = left_out(ensemble(chosen), chosen, data, is_named=False)
+    rows.append(scored(places, data, label))
     add("one MLP, chosen", chosen, ensemble(chosen, Settings(members=1)))
     add("trees, chosen", chosen, lambda: Trees(grid))
     add("trees, graph", sets["graph"], lambda: Trees(grid))
@@ -152,10 +163,12 @@ def folds(kinds: np.ndarray) -> np.ndarray:
     return order[codes] % FOLDS
 
 
-def left_out(make: Callable[[], Model], names: Sequence[str], data: Data) -> np.ndarray:
+def left_out(
+    make: Callable[[], Model], names: Sequence[str], data: Data, is_named: bool = True
+) -> np.ndarray:
     """Predictions (n, 2) of models that are fitted to other kinds."""
     fold = folds(data.kinds)
-    x = data.columns(names)
+    x = data.columns(names, is_named)
     found = np.zeros(x.shape[:2])
     for number in np.unique(fold):
         model = make()

@@ -17,6 +17,7 @@ from ngopt import build_graph
 from ngopt.base.network_features import FEATURES
 from ngopt.roles.from_graph import roles_of
 
+GRAPHS = 2
 HORIZON = ["log steps", "log steps below 500"]
 CHOSEN = list(FEATURES)  # of the graph and the sizes of weights, without gradients
 OF_GRADIENT_SIZES = [
@@ -51,7 +52,11 @@ def feature_sets(names: Sequence[str]) -> dict[str, list[str]]:
 def read_features(
     trainings: Sequence[Training], path: Path
 ) -> tuple[list[str], np.ndarray]:
-    """Names of d features, and values (n, 2 seeds, d); new ones are added to a file."""
+    """Names of d features, and values (n, 2 graphs, 2 seeds, d).
+
+    Graphs: of named parameters, and of parameters without names, whose roles can
+    differ. New values are added to a file.
+    """
     known = {}
     if path.exists():
         known = {record["seed"]: record["features"] for record in read_lines([path])}
@@ -62,14 +67,19 @@ def read_features(
             record = {"seed": training.seed, "features": known[training.seed]}
             append_line(path, record)
         rows.append(known[training.seed])
-    names = list(rows[0][0])
-    values = [[[row[name] for name in names] for row in pair] for pair in rows]
-    return names, np.array(values)
+    names = list(rows[0][0][0])
+    values = []
+    for row in rows:
+        for graph in row:
+            for found in graph:
+                values.append([found[name] for name in names])
+    shape = len(rows), GRAPHS, len(SEEDS), len(names)
+    return names, np.array(values).reshape(shape)
 
 
-def features_of(training: Training) -> list[dict[str, float]]:
-    """Features of a training with each seed."""
-    found = []
+def features_of(training: Training) -> list[list[dict[str, float]]]:
+    """Features of a training, for each graph and seed (see `read_features`)."""
+    found = [[], []]
     for seed in SEEDS:
         model = started(training, seed)
         chosen = training.indices(seed, 0)
@@ -78,7 +88,8 @@ def features_of(training: Training) -> list[dict[str, float]]:
         loss = task.loss(outputs, task.targets[chosen])
         params = list(model.parameters())
         grads = torch.autograd.grad(loss, params)
-        roles = roles_of(build_graph(model.named_parameters()))
-        table = Table(roles, [p.detach() for p in params], grads)
-        found.append(features(table, training.steps))
+        values = [p.detach() for p in params]
+        for own, given in zip(found, (model.named_parameters(), params), strict=True):
+            table = Table(roles_of(build_graph(given)), values, grads)
+            own.append(features(table, training.steps))
     return found

@@ -1,4 +1,4 @@
-"""The learned part of a base rule: a factor of the step size for a whole network.
+"""The learned part of a base rule: a factor of the step size for all parameters.
 
 Small networks read what is known before the first step (`network_features`). They are
 fitted to the losses of random trainings at seven step sizes (`meta_train.step_size`).
@@ -44,6 +44,10 @@ class StepPredictor(NamedTuple):
     output_bias: Tensor  # (e, 1, 1)
     caution: Tensor  # ()
 
+    def __repr__(self) -> str:
+        members, features, width = self.hidden.shape
+        return f"StepPredictor({members} networks, {features} features, width {width})"
+
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> StepPredictor:
         """Raises ValueError if tensors are missing or of other features."""
@@ -70,9 +74,9 @@ class StepPredictor(NamedTuple):
 
 
 class NetworkFactor:
-    """The factor of one network at its first step.
+    """The factor of parameters that have their first gradients together.
 
-    roles, shapes: of n parameters.
+    roles, shapes: of these n parameters, of one dtype and device.
     """
 
     def __init__(
@@ -105,4 +109,5 @@ class NetworkFactor:
         found = weight_features(sizes * self._inverse, torch.stack(own))
         values = torch.stack([found[name] for name in OF_WEIGHTS])
         features = torch.cat((self._known, values)).unsqueeze(0)
-        return torch.exp2(self._predictor.log_factor(features)[0])
+        log_factor = self._predictor.log_factor(features)[0]
+        return torch.exp2(log_factor.nan_to_num(0.0))  # weights may not be finite

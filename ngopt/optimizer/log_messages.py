@@ -16,7 +16,6 @@ from ngopt.functional import Record
 from ngopt.graph import NeuralGraph
 from ngopt.graph.connectivity import unconnected
 from ngopt.optimizer.param_groups import Group, is_scheduled
-from ngopt.roles.from_graph import roles_of
 
 logger = logging.getLogger("ngopt")
 
@@ -112,16 +111,14 @@ def name_of(weights: Any) -> str:
     return str(weights) if is_named else type(weights).__name__
 
 
-def describe(
-    graph: NeuralGraph | None, groups: Sequence[Group], state: Mapping[Tensor, Record]
-) -> str:
+def describe(graph: NeuralGraph | None, state: Mapping[Tensor, Record]) -> str:
     """What is known of a network: its graph, and the learned factor of the step size.
 
     graph: None before it is known.
     """
     if graph is None:
         return "graph: known after a forward"
-    factor = describe_step_size(graph, state.values(), groups[0]["total_steps"])
+    factor = describe_step_size(state.values())
     return "\n".join(filter(None, [describe_graph(graph), factor]))
 
 
@@ -143,29 +140,23 @@ def describe_graph(graph: NeuralGraph) -> str:
     )
 
 
-def describe_step_size(
-    graph: NeuralGraph, records: Iterable[Record], total_steps: int | None
-) -> str:
-    """One line about the learned factor of the step size; "" before the first step.
+def describe_step_size(records: Iterable[Record]) -> str:
+    """One line about learned factors of the step size; "" where all are 1.
 
     records: the state of all parameters. Reading them is a host sync.
     """
     factors = set()
     for record in records:
-        if "predicted" in record and float(record["step"]) > 0:
-            factors.add(float(record["predicted"]))
+        factor = record.get("predicted")
+        if factor is not None and not factor.is_meta and float(record["step"]) > 0:
+            factors.add(float(factor))
     if not factors or factors == {1.0}:
         return ""
-    roles = roles_of(graph)
-    matrices = sum(bool(role.blocks) for role in roles)
-    norms = sum(role.role == "norm" for role in roles)
-    least, largest = min(factors), max(factors)
-    factor = f"{least:.2f}"
-    if f"{largest:.2f}" != factor:
-        factor = f"{factor} to {largest:.2f}"
+    least, largest = f"{min(factors):.2f}", f"{max(factors):.2f}"
+    found = least if least == largest else f"{least} to {largest}"
     return (
-        f"step size: {factor} times that of the base rule, as predicted for "
-        f"{matrices} matrices, {norms} parameters of norms and {total_steps} steps"
+        f"step size: {found} times that of the base rule, as predicted at the first "
+        "step from horizon, shapes, roles and initial weights"
     )
 
 

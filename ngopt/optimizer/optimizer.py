@@ -176,7 +176,7 @@ class NGOptimizer(Optimizer):
     def __repr__(self) -> str:
         text = super().__repr__().replace(self.defaults["weights"], self._weights_name)
         graph = None if self._awaits_forward() else self.graph
-        return f"{text}\n{describe(graph, self.param_groups, self.state)}"
+        return f"{text}\n{describe(graph, self.state)}"
 
     @property
     def graph(self) -> NeuralGraph:

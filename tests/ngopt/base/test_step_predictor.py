@@ -108,6 +108,33 @@ def test_zero_weights_and_one_matrix_are_finite(predictor):
     assert 1 / 8 <= factor_of(*train(predictor, model=linear)) <= 8
 
 
+def test_a_weight_that_is_not_finite_spoils_no_other(predictor):
+    model = nn.ModuleList([nn.Linear(3, 2), nn.Linear(3, 2)])
+    with torch.no_grad():
+        model[0].weight[0, 0] = torch.nan
+    params, opt = train(predictor, model=model)
+    assert factor_of(params, opt) == 1
+    assert all(p.isfinite().all() for p in model[1].parameters())
+
+
+def test_it_is_printed_after_the_first_step(predictor):
+    params, opt = train(predictor, 0)
+    assert "step size" not in repr(opt)
+    step(opt, params, [0])
+    factor = factor_of(params, opt)
+    assert f"step size: {factor:.2f} times that of the base rule" in repr(opt)
+
+
+def test_one_on_the_meta_device_is_not_printed(predictor):
+    with torch.device("meta"):
+        params = list(cnn().parameters())
+    for p in params:
+        p.grad = torch.empty_like(p)
+    opt = NGOptimizer(params, weights=learned(predictor), total_steps=30)
+    opt.step()
+    assert "step size" not in repr(opt)
+
+
 def test_order_of_neurons_makes_no_difference(predictor):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 2)).double()
