@@ -39,6 +39,7 @@ FOLDS = 10
 SHORT, LONG = 400, 1000  # steps: at most, at least
 LITTLE, MUCH = 2, 15  # percent
 TRAINED = 0.02  # mean excess of trained networks, at least
+EXAMPLES = 4  # of a training: two seeds, with and without names of parameters
 DEFAULT = Settings()
 
 Row = dict[str, float | str]
@@ -102,7 +103,11 @@ class Data:
             x = self.columns(names, is_named)[chosen]
             rows += [x[:, 0], x[:, 1]]
         found = np.concatenate(rows)
-        return found, np.concatenate([gains] * 4), np.concatenate([kinds] * 4)
+        return (
+            found,
+            np.concatenate([gains] * EXAMPLES),
+            np.concatenate([kinds] * EXAMPLES),
+        )
 
 
 def read_data(folder: Path) -> Data:

@@ -19,7 +19,9 @@ from ngopt.roles.from_graph import roles_of
 
 GRAPHS = 2
 HORIZON = ["log steps", "log steps below 500"]
-CHOSEN = list(FEATURES)  # of the graph and the sizes of weights, without gradients
+CHOSEN: list[str] = list(
+    FEATURES
+)  # of the graph and the sizes of weights, without gradients
 OF_GRADIENT_SIZES = [
     "slope of gradients",
     "spread of gradients",
@@ -79,7 +81,7 @@ def read_features(
 
 def features_of(training: Training) -> list[list[dict[str, float]]]:
     """Features of a training, for each graph and seed (see `read_features`)."""
-    found = [[], []]
+    found: list[list[dict[str, float]]] = [[], []]
     for seed in SEEDS:
         model = started(training, seed)
         chosen = training.indices(seed, 0)

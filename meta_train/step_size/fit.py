@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from harness import cli
-from meta_train.step_size.compare import Data, gains_at, read_data
+from meta_train.step_size.compare import EXAMPLES, Data, gains_at, read_data
 from meta_train.step_size.feature_sets import CHOSEN
 from meta_train.step_size.models import Ensemble
 from meta_train.step_size.predictor import Predictor
@@ -36,10 +36,12 @@ def main(config: Config) -> None:
     x = data.columns(CHOSEN)
     places = np.stack([predictor.predict(x[:, seed]) for seed in (0, 1)], 1)
     gain = gains_at(places, data).mean()
+    everything = np.ones(len(data.steps), dtype=bool)
+    _, _, kinds = data.examples(CHOSEN, everything)
     stage = {
         "program": "python -m meta_train.step_size.fit",
-        "trainings": len(data.steps),
-        "kinds": len(set(data.kinds)),
+        "trainings": len(kinds) // EXAMPLES,
+        "kinds": len(set(kinds)),
     }
     base = load_pretrained().base
     assert isinstance(base, Soap)

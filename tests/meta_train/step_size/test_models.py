@@ -148,11 +148,11 @@ def test_networks_that_are_trained_or_have_no_matrices_are_no_examples(folder):
     data = read_data(folder)
     everything = np.ones(6, dtype=bool)
     x, gains, kinds = data.examples(HORIZON, everything)
-    assert x.shape == (12, 2) and gains.shape == (12, 7) and len(kinds) == 12
+    assert x.shape == (24, 2) and gains.shape == (24, 7) and len(kinds) == 24
     data.x[0, 1, data.names.index("mean excess")] = 0.1
     data.x[2, :, data.names.index("no matrices")] = 1
     _, _, kinds = data.examples(HORIZON, everything)
-    assert list(kinds) == [data.kinds[i] for i in (1, 3, 4, 5)] * 2
+    assert list(kinds) == [data.kinds[i] for i in (1, 3, 4, 5)] * 4
 
 
 def test_gains_are_those_of_the_predicted_multiplier(folder):
