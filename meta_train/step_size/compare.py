@@ -130,10 +130,8 @@ def compared(data: Data) -> list[Row]:
     sets = feature_sets(data.names)
     grid = data.log_multipliers
 
-    def ensemble(
-        names: Sequence[str], settings: Settings = DEFAULT
-    ) -> Callable[[], Model]:
-        return lambda: Ensemble(grid, names, settings)
+    def ensemble(settings: Settings = DEFAULT) -> Callable[[], Model]:
+        return lambda: Ensemble(grid, settings)
 
     rows = [scored(np.zeros(data.x.shape[:2]), data, "multiplier 1")]
 
@@ -144,16 +142,16 @@ def compared(data: Data) -> list[Row]:
     add("constant", sets["horizon"], lambda: Constant(grid))
     for name, names in sets.items():
         if name in ("chosen", "graph"):
-            add(f"linear, {name}", names, ensemble(names, Settings(width=0)))
-        add(f"MLPs, {name}", names, ensemble(names))
+            add(f"linear, {name}", names, ensemble(Settings(width=0)))
+        add(f"MLPs, {name}", names, ensemble())
     chosen = sets["chosen"]
     for caution in (0.0, 1.0):
         label = f"MLPs, chosen, caution {caution:g}"
-        add(label, chosen, ensemble(chosen, Settings(caution=caution)))
+        add(label, chosen, ensemble(Settings(caution=caution)))
     label = "MLPs, chosen, parameters without names"
-    places = left_out(ensemble(chosen), chosen, data, is_named=False)
+    places = left_out(ensemble(), chosen, data, is_named=False)
     rows.append(scored(places, data, label))
-    add("one MLP, chosen", chosen, ensemble(chosen, Settings(members=1)))
+    add("one MLP, chosen", chosen, ensemble(Settings(members=1)))
     add("trees, chosen", chosen, lambda: Trees(grid))
     add("trees, graph", sets["graph"], lambda: Trees(grid))
     other = [best_of(data.gains[:, :, 1 - seed], grid) for seed in (0, 1)]

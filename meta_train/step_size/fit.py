@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +13,19 @@ import torch
 from torch import Tensor
 
 from harness import cli
-from meta_train.step_size.compare import EXAMPLES, Data, gains_at, read_data
+from meta_train.step_size.compare import (
+    EXAMPLES,
+    Config,
+    Data,
+    gains_at,
+    read_data,
+)
 from meta_train.step_size.feature_sets import CHOSEN
 from meta_train.step_size.models import Ensemble
 from meta_train.step_size.predictor import Predictor
 from ngopt.base.soap import Soap
+from ngopt.base.step_predictor import StepPredictor
 from ngopt.pretrained import LearnedOptimizer, load_pretrained, save_pretrained
-
-
-@dataclass(frozen=True)
-class Config:
-    """Options of the command line. folder: of the outcomes."""
-
-    folder: str = "runs/step_size"
 
 
 def main(config: Config) -> None:
@@ -56,23 +55,20 @@ def main(config: Config) -> None:
 def tensors_of(predictor: Predictor) -> dict[str, Tensor]:
     """The fields of `StepPredictor`."""
     (hidden, hidden_bias), (output, output_bias) = predictor.layers
-    arrays = {
-        "mean": predictor.mean,
-        "scale": predictor.scale,
-        "low": predictor.low,
-        "high": predictor.high,
-        "hidden": hidden,
-        "hidden_bias": hidden_bias,
-        "output": output,
-        "output_bias": output_bias,
-        "caution": np.array(predictor.caution),
-    }
-    return {key: torch.tensor(x, dtype=torch.float32) for key, x in arrays.items()}
+    own = StepPredictor(
+        *predictor.scaling,
+        hidden,
+        hidden_bias,
+        output,
+        output_bias,
+        torch.tensor(predictor.caution),
+    )
+    return {key: x.float() for key, x in own._asdict().items()}
 
 
 def fitted(data: Data) -> Predictor:
     """The predictor, fitted to all trainings."""
-    model = Ensemble(data.log_multipliers, CHOSEN)
+    model = Ensemble(data.log_multipliers)
     everything = np.ones(len(data.steps), dtype=bool)
     model.fit(*data.examples(CHOSEN, everything))
     assert model.predictor is not None

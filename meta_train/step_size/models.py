@@ -17,8 +17,8 @@ from sklearn.ensemble import GradientBoostingRegressor
 from torch import Tensor
 
 from meta_train.step_size.outcomes import interpolated, refined
-from meta_train.step_size.predictor import Layer, Predictor
-from ngopt.base.step_predictor import MOST
+from meta_train.step_size.predictor import Predictor
+from ngopt.base.step_predictor import Layers, Scaling, outputs
 
 LOSS_WEIGHT = 4.0  # a loss counts as much as a gain of this many times its size
 LEARNING_RATE = 0.02  # of Adam, decays to 2 %
@@ -78,11 +78,9 @@ class Ensemble:
     def __init__(
         self,
         log_multipliers: np.ndarray,
-        names: Sequence[str],
         settings: Settings | None = None,
     ):
         self.log_multipliers = log_multipliers
-        self.names = list(names)
         self.settings = settings or Settings()
         self.predictor: Predictor | None = None
 
@@ -96,9 +94,8 @@ class Ensemble:
             torch.tensor(utility(curves), dtype=torch.float32),
             torch.tensor(weights, dtype=torch.float32),
         )
-        low, high = x.min(0), x.max(0)
-        caution = self.settings.caution
-        self.predictor = Predictor(self.names, mean, scale, low, high, layers, caution)
+        scaling = Scaling(*map(torch.tensor, (mean, scale, x.min(0), x.max(0))))
+        self.predictor = Predictor(scaling, layers, self.settings.caution)
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         assert self.predictor is not None
@@ -106,7 +103,7 @@ class Ensemble:
 
     def _trained(
         self, inputs: Tensor, fine: Tensor, curves: Tensor, weights: Tensor
-    ) -> list[Layer]:
+    ) -> Layers:
         """inputs: (n, d). fine: (f,). curves: (n, f). weights: of examples, (e, n)."""
         s = self.settings
         params = _initial(inputs.shape[1], s.width, s.members)
@@ -115,7 +112,7 @@ class Ensemble:
         falling = torch.optim.lr_scheduler.LinearLR(opt, 1.0, 0.02, s.steps)
         repeated = curves.repeat(s.members, 1)
         for _ in range(s.steps):
-            place = _outputs(params, inputs)
+            place = outputs(inputs, _layers(params))
             gain = interpolated(place.flatten(), fine, repeated)
             penalty = sum(p.square().sum() for p in matrices)
             loss = s.penalty * penalty - (weights.flatten() * gain).sum()
@@ -123,8 +120,7 @@ class Ensemble:
             loss.backward()
             opt.step()
             falling.step()
-        arrays = [p.detach().double().numpy() for p in params]
-        return list(zip(arrays[::2], arrays[1::2], strict=True))
+        return _layers([p.detach().double() for p in params])
 
 
 def bootstrapped(kinds: np.ndarray, members: int) -> np.ndarray:
@@ -137,7 +133,7 @@ def bootstrapped(kinds: np.ndarray, members: int) -> np.ndarray:
 
 
 def _initial(inputs: int, width: int, members: int) -> list[Tensor]:
-    """Weights and biases in turn, as in `Predictor`."""
+    """Weights and biases in turn; shapes as in `Layers`."""
     generator = torch.Generator().manual_seed(0)
     params = []
     if width:
@@ -150,12 +146,8 @@ def _initial(inputs: int, width: int, members: int) -> list[Tensor]:
     return [p.requires_grad_() for p in params]
 
 
-def _outputs(params: Sequence[Tensor], inputs: Tensor) -> Tensor:
-    """`Predictor.members`, with gradients."""
-    y = inputs @ params[0] + params[1]
-    if len(params) > 2:
-        y = torch.tanh(y) @ params[2] + params[3]
-    return MOST * (y[..., 0] / MOST).tanh()
+def _layers(params: Sequence[Tensor]) -> Layers:
+    return list(zip(params[::2], params[1::2], strict=True))
 
 
 class Trees:

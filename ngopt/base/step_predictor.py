@@ -26,6 +26,19 @@ from ngopt.roles.from_graph import ParameterRole
 MOST = 3.0  # largest |log2| of a factor
 
 
+Layers = Sequence[tuple[Tensor, Tensor]]
+"""Weights (e, inputs, outputs) and biases (e, 1, outputs) of e networks."""
+
+
+class Scaling(NamedTuple):
+    """For standardisation of features, and their range, (d,) each."""
+
+    mean: Tensor
+    scale: Tensor
+    low: Tensor
+    high: Tensor
+
+
 class StepPredictor(NamedTuple):
     """An ensemble of e networks with one hidden layer of width h; d features.
 
@@ -62,15 +75,30 @@ class StepPredictor(NamedTuple):
     def log_factor(self, features: Tensor) -> Tensor:
         """log2 of the factors, (n,), of features (n, d)."""
         own = StepPredictor(*[x.to(features) for x in self])
-        inside = features.clamp(own.low, own.high)
-        x = (inside - own.mean) / own.scale
-        hidden = torch.tanh(x @ own.hidden + own.hidden_bias)
-        y = (hidden @ own.output + own.output_bias).squeeze(-1)
-        y = MOST * torch.tanh(y / MOST)
-        mean = y.mean(0)
-        size = mean.abs() - own.caution * y.std(0, correction=0)
-        distance = (features - inside).abs() / own.scale
-        return (-distance.sum(-1)).exp() * mean.sign() * size.clamp(min=0)
+        scaling = Scaling(own.mean, own.scale, own.low, own.high)
+        layers = (own.hidden, own.hidden_bias), (own.output, own.output_bias)
+        return cautious_prediction(features, scaling, layers, own.caution)
+
+
+def outputs(x: Tensor, layers: Layers) -> Tensor:
+    """log2 of factors (e, n) of standardised features (n, d); tanh between layers."""
+    (weight, bias), *others = layers
+    y = x @ weight + bias
+    for weight, bias in others:
+        y = torch.tanh(y) @ weight + bias
+    return MOST * torch.tanh(y.squeeze(-1) / MOST)
+
+
+def cautious_prediction(
+    features: Tensor, scaling: Scaling, layers: Layers, caution: Tensor | float
+) -> Tensor:
+    """The mean output (n,) of features (n, d), moved towards 0: see `StepPredictor`."""
+    inside = features.clamp(scaling.low, scaling.high)
+    y = outputs((inside - scaling.mean) / scaling.scale, layers)
+    mean = y.mean(0)
+    size = mean.abs() - caution * y.std(0, correction=0)
+    distance = (features - inside).abs() / scaling.scale
+    return (-distance.sum(-1)).exp() * mean.sign() * size.clamp(min=0)
 
 
 class NetworkFactor:

@@ -14,7 +14,7 @@ from meta_train.step_size.feature_sets import CHOSEN, HORIZON
 from meta_train.step_size.models import Constant, Ensemble, Settings, Trees, utility
 from meta_train.step_size.outcomes import refined
 from meta_train.step_size.predictor import Predictor
-from ngopt.base.step_predictor import StepPredictor
+from ngopt.base.step_predictor import Scaling, StepPredictor
 from ngopt.pretrained import load_pretrained
 from tests.meta_train.step_size.test_copies import BASE
 
@@ -36,10 +36,10 @@ def examples(slope):
 
 def pair(outputs, caution):
     """A predictor of one feature, mean 0 and scale 1, with constant members."""
-    bias = np.array(outputs)[:, None, None]
-    layers = [(np.zeros((len(outputs), 1, 1)), bias)]
-    zero, one = np.zeros(1), np.ones(1)
-    return Predictor(["a"], zero, one, -one, one, layers, caution)
+    bias = torch.tensor(outputs, dtype=torch.float64)[:, None, None]
+    zero, one = torch.zeros(1).double(), torch.ones(1).double()
+    layers = [(torch.zeros_like(bias), bias)]
+    return Predictor(Scaling(zero, one, -one, one), layers, caution)
 
 
 def test_refined_gains_keep_the_measured_ones_and_do_not_overshoot():
@@ -58,7 +58,7 @@ def test_losses_count_more_than_gains():
 def test_an_ensemble_learns_where_peaks_are(width):
     x, gains, kinds = examples(slope=1.5)
     settings = Settings(width=width, caution=0.0, members=3)
-    model = Ensemble(GRID, ["a", "b", "c"], settings)
+    model = Ensemble(GRID, settings)
     model.fit(x, gains, kinds)
     found = model.predict(x)
     assert np.corrcoef(found, x[:, 0])[0, 1] > 0.95
@@ -100,7 +100,7 @@ def test_the_library_predicts_the_same():
     x = random.randn(40, d)
     gains = x[:, :1] * GRID
     kinds = np.arange(40) % 7
-    model = Ensemble(GRID, CHOSEN, Settings(steps=20))
+    model = Ensemble(GRID, Settings(steps=20))
     model.fit(x, gains, kinds)
     assert model.predictor is not None
     library = StepPredictor.of(fit.tensors_of(model.predictor))
