@@ -18,6 +18,7 @@ from ngopt.base.network_features import (
     ZERO,
     inverse_usual_sizes,
     known_features,
+    matrices_of,
     weight_features,
 )
 from ngopt.roles.from_graph import ParameterRole
@@ -44,10 +45,7 @@ class Table:
         self.roles = roles
         self.params = params
         self.grads = grads
-        self.matrices: list[int] = []
-        for i, role in enumerate(roles):
-            if role.blocks:
-                self.matrices.append(i)
+        self.matrices = matrices_of(roles)
 
     def of_role(self, name: str) -> list[int]:
         """Matrices of a role."""

@@ -12,7 +12,7 @@ agree, as they do for other data, it is far from a minimum: steps have full leng
 Tables. Rare rows of an embedding table receive few gradients: steps are longer. The
 first gradients give the share of rows in a batch.
 
-The whole network. A learned factor: see `ngopt.base.step_predictor`.
+A learned factor multiplies all step sizes: see `ngopt.base.step_predictor`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class StepSizeFactors(NamedTuple):
     share: Array  # factor of the step size for trained weights
     agreement: Array  # of the first gradients, 0 to 1
     density: Array  # mean share of elements with a gradient, of tables
-    predicted: Array  # learned factor of the step size, of the whole network
+    predicted: Array  # learned factor of the step size
 
 
 class FirstSteps:

@@ -34,6 +34,7 @@ class TestOddParameters:
         ],
     )
     def test_of_every_shape_and_dtype(self, dtype):
+        torch.manual_seed(0)  # a bfloat16 scalar can end exactly where it began
         shapes = [
             (),
             (1,),
