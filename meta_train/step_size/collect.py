@@ -20,7 +20,14 @@ from tqdm import tqdm
 from harness import cli
 from harness.files import make_folder
 from harness.run_store import append_line, read_lines
-from meta_train.step_size.copies import CHECKS, MULTIPLIERS, SEEDS, SIGNALS, measured
+from meta_train.step_size.copies import (
+    CHECKS,
+    MULTIPLIERS,
+    SEEDS,
+    SIGNALS,
+    measured,
+    multiples,
+)
 from meta_train.step_size.trainings import draw
 
 DIGITS = 6
@@ -54,7 +61,7 @@ def measure(seed: int) -> dict[str, Any]:
     """The record of a training."""
     start = perf_counter()
     training = draw(seed)
-    outcome = measured(training)
+    outcome = measured(training, multiples(training))
     signals = numbers(outcome.signals.movedim(-1, 0))
     return {
         **asdict(training),

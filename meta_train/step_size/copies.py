@@ -1,4 +1,4 @@
-"""Runs copies of one training at once: several step sizes and seeds.
+"""Runs copies of one training at once: several settings and seeds.
 
 The default optimizes all copies as if each were alone: their equal matrices share
 stacks, which is what makes many small trainings cheap.
@@ -31,11 +31,11 @@ UNSTACKED = "lstm", "gru"  # vmap has no recurrent layers
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a training came to, by multiplier and seed.
+    """What a training came to, by variant and seed.
 
-    first: loss of the initial weights, (seeds,). validation: loss at the end, and
-    train: mean of the last tenth of the steps, (multipliers, seeds); inf if it
-    diverged. signals: (multipliers, seeds, checks, signals), see `SIGNALS`.
+    first: validation loss of the initial weights, (seeds,). validation: at the end.
+    train: mean of the last tenth of the steps, (variants, seeds); inf if it
+    diverged. signals: (variants, seeds, checks, signals), see `SIGNALS`.
     """
 
     first: Tensor
@@ -72,25 +72,34 @@ class CopiesRule(SoapRule):
         self.graph = replace(graph, parameters=graph.parameters * copies)
 
 
-def measured(training: Training) -> Outcome:
-    """The outcome at all `MULTIPLIERS` and `SEEDS`."""
+def multiples(training: Training) -> list[Hyper]:
+    """A variant for each of `MULTIPLIERS`: all step sizes are multiplied by it."""
+    count = len(list(started(training, 0).parameters()))
+    return [Hyper([x] * count, [None] * count) for x in MULTIPLIERS]
+
+
+def measured(training: Training, variants: Sequence[Hyper]) -> Outcome:
+    """The outcome with all settings of the parameters, `variants`, and `SEEDS`."""
     if training.start == "new":
-        return _run(training, SEEDS)
-    outcome, *others = [_run(training, [seed]) for seed in SEEDS]
+        return _run(training, variants, SEEDS)
+    outcome, *others = [_run(training, variants, [seed]) for seed in SEEDS]
     for other in others:
         outcome = outcome.joined(other)
     return outcome
 
 
-def _run(training: Training, seeds: Sequence[int]) -> Outcome:
-    copies = Copies(training, seeds)
+def _run(
+    training: Training, variants: Sequence[Hyper], seeds: Sequence[int]
+) -> Outcome:
+    copies = Copies(training, variants, seeds)
+    first = copies.validation_loss()[: len(seeds)]
     checks = []
     with seeded(training.seed, 4):
         for step in range(training.steps):
             copies.step(step)
             if step + 1 in CHECKS:
                 checks.append(copies.signals())
-    shape = len(MULTIPLIERS), len(seeds)
+    shape = len(variants), len(seeds)
     unknown = torch.full((len(SIGNALS), len(copies.models)), torch.nan)
     while len(checks) < len(CHECKS):
         checks.append(unknown)
@@ -100,7 +109,7 @@ def _run(training: Training, seeds: Sequence[int]) -> Outcome:
     train = losses[-count:].mean(0).view(shape)
     signals = torch.stack(checks).permute(2, 0, 1)
     return Outcome(
-        losses[0, : len(seeds)],
+        first,
         validation.nan_to_num(torch.inf),
         train.nan_to_num(torch.inf),
         signals.unflatten(0, shape),
@@ -108,13 +117,15 @@ def _run(training: Training, seeds: Sequence[int]) -> Outcome:
 
 
 class Copies:
-    """Copies of a training, one for each multiplier and seed, seeds fastest."""
+    """Copies of a training, one for each variant and seed, seeds fastest."""
 
-    def __init__(self, training: Training, seeds: Sequence[int]):
+    def __init__(
+        self, training: Training, variants: Sequence[Hyper], seeds: Sequence[int]
+    ):
         self.training = training
         self.seeds = list(seeds)
         self.models: list[nn.Module] = []
-        for _ in MULTIPLIERS:
+        for _ in variants:
             self.models += [started(training, seed) for seed in seeds]
         template = self.models[0]
         params, self._buffers = stack_module_state(self.models)
@@ -130,11 +141,11 @@ class Copies:
         graph = build_graph(named.items())
         self._rule = CopiesRule(graph, training.steps, len(self.models))
         self._state: list[Record] = self._rule.init(self._rows)
-        lr = []
-        count = len(seeds) * len(self._params)
-        for multiplier in MULTIPLIERS:
-            lr += [multiplier] * count
-        self._hyper = Hyper(lr, [None] * len(lr))
+        lr, decay = [], []
+        for variant in variants:
+            lr += list(variant.lr) * len(seeds)
+            decay += list(variant.weight_decay) * len(seeds)
+        self._hyper = Hyper(lr, decay)
         self._template = template
         function = grad_and_value(self._loss)
         self._gradients = vmap(function, (0, 0, 0, 0), randomness="different")
@@ -148,11 +159,15 @@ class Copies:
         outputs = functional_call(self._template, (params, buffers), (inputs,))
         return self.training.task.loss(outputs, targets)
 
+    def _score(self, params: Any, buffers: Any, inputs: Tensor, targets: Tensor):
+        outputs = functional_call(self._template, (params, buffers), (inputs,))
+        return self.training.task.score(outputs, targets)
+
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
         task = self.training.task
         chosen = [self.training.indices(seed, step) for seed in self.seeds]
         indices = torch.stack(chosen)
-        indices = indices.repeat(len(MULTIPLIERS), 1)
+        indices = indices.repeat(len(self.models) // len(chosen), 1)
         return task.inputs[indices], task.targets[indices]
 
     def _grads(self, step: int) -> tuple[list[Tensor], Tensor]:
@@ -222,9 +237,9 @@ class Copies:
         task = self.training.task
         x, y = task.validation_inputs, task.validation_targets
         if self.training.family in UNSTACKED:
-            losses = [task.loss(model(x), y) for model in self.models]
+            losses = [task.score(model(x), y) for model in self.models]
             return torch.stack(losses)
-        evaluate = vmap(self._loss, (0, 0, None, None), randomness="different")
+        evaluate = vmap(self._score, (0, 0, None, None), randomness="different")
         return evaluate(self._params, self._buffers, x, y)
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 from torch import nn
 
-from meta_train.step_size import networks
+from meta_train.step_size import image_networks, networks
 from meta_train.step_size.tasks import Task
 
 PATCH, SIDE = 4, 14  # of images in pixels
@@ -105,6 +105,28 @@ def denoiser(s: Settings) -> nn.Module:
     return networks.denoiser(s.depth, _layer(s))
 
 
+def gated(s: Settings) -> nn.Module:
+    return networks.gated_mlp(_inputs(s), s.task.outputs, s.depth, _layer(s))
+
+
+def points(s: Settings) -> nn.Module:
+    size = s.task.inputs.shape[-1]
+    return networks.PointSet(size, s.task.outputs, s.depth, _layer(s))
+
+
+def separable(s: Settings) -> nn.Module:
+    return image_networks.separable_cnn(s.task.outputs, s.depth, _layer(s))
+
+
+def strided(s: Settings) -> nn.Module:
+    return image_networks.strided_cnn(s.task.outputs, s.depth, _layer(s))
+
+
+def mixer(s: Settings) -> nn.Module:
+    outputs = s.task.outputs
+    return image_networks.mixer(SIDE, PATCH, outputs, s.depth, _layer(s))
+
+
 def _blocks(s: Settings, causal: bool) -> nn.Module:
     heads = max(s.width // HEAD, 1)
     while s.width % heads:
@@ -169,5 +191,11 @@ BUILDERS: dict[str, Build] = {
     "factors": factors,
     "bag": bag,
     "vectors": vectors,
+    "linear": mlp,
+    "gated": gated,
+    "points": points,
+    "separable cnn": separable,
+    "strided cnn": strided,
+    "mixer": mixer,
 }
 FAMILIES = read_families()

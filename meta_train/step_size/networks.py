@@ -139,6 +139,56 @@ def denoiser(depth: int, s: LayerSettings) -> nn.Sequential:
     return layers.append(nn.Conv2d(s.width, 1, 3, padding=1))
 
 
+class GatedLayer(nn.Module):
+    """A gated linear unit with any activation (Shazeer 2020)."""
+
+    def __init__(self, inputs: int, s: LayerSettings):
+        super().__init__()
+        self.norm = feature_norm(s.norm, inputs)
+        self.gate = nn.Linear(inputs, s.width)
+        self.value = nn.Linear(inputs, s.width)
+        self.act = s.act()
+        self.out = nn.Linear(s.width, s.width)
+        self.skip = s.skip and inputs == s.width
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        y = self.act(self.gate(y)) * self.value(y)
+        y = self.out(y)
+        return x + y if self.skip else y
+
+
+def gated_mlp(inputs: int, outputs: int, depth: int, s: LayerSettings) -> nn.Sequential:
+    layers = nn.Sequential(nn.Flatten())
+    for _ in range(depth):
+        layers.append(GatedLayer(inputs, s))
+        inputs = s.width
+    return layers.append(nn.Linear(inputs, outputs))
+
+
+class PointSet(nn.Module):
+    """Classifies sets by the largest features of their points (Zaheer et al. 2017)."""
+
+    def __init__(self, size: int, outputs: int, depth: int, s: LayerSettings):
+        super().__init__()
+        self.of_points = mlp_of_points(size, depth, s)
+        self.hidden = _dense(s.width, s)
+        self.head = nn.Linear(s.width, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        points = self.of_points(x)
+        largest = points.amax(1)
+        return self.head(self.hidden(largest))
+
+
+def mlp_of_points(inputs: int, depth: int, s: LayerSettings) -> nn.Sequential:
+    layers = nn.Sequential()
+    for _ in range(depth):
+        layers.append(_dense(inputs, s))
+        inputs = s.width
+    return layers
+
+
 class Attention(nn.Module):
     """Self-attention; queries, keys and values of one matrix or of three."""
 

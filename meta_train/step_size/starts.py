@@ -62,7 +62,7 @@ def other_task(training: Training) -> Task:
             classes = _exchanged(task.outputs, task.outputs // 2, generator)
             targets = classes[targets]
     unused = task.validation_inputs, task.validation_targets
-    return Task(inputs, targets, *unused, task.loss, task.outputs)
+    return Task(inputs, targets, *unused, task.loss, task.outputs, task.score)
 
 
 def _exchanged(size: int, count: int, generator: torch.Generator) -> Tensor:

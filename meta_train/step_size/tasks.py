@@ -1,4 +1,4 @@
-"""Random tasks: data of classification, regression, reconstruction and text.
+"""Random tasks: data of classification, regression, reconstruction, text and others.
 
 Data depend on a task's seed alone. Images are those of FashionMNIST and MNIST.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, lru_cache
-from random import Random
 from typing import NamedTuple
 
 import torch
@@ -16,29 +15,18 @@ from torch import Tensor
 
 from meta_train.problems.images import images
 from meta_train.problems.text import VOCABULARY, next_characters
+from meta_train.step_size import vector_tasks
+from meta_train.step_size.sources import Examples, Loss, Source
 
 VALIDATION = 512  # examples
 TEXTS = 96  # windows of text for validation, each with many words to predict
 PAIRS = 256  # examples for validation of a contrastive loss, all with all
 IMAGES = 10_000  # of a data set that are used
 CLASSES = 10
-TEMPERATURE = 0.1  # of the contrastive loss, as in Khosla et al. 2020
-NEVER = -1e4  # a logit
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-class Examples(NamedTuple):
-    """Inputs and targets. outputs: number of a network's outputs, or of words."""
-
-    inputs: Tensor
-    targets: Tensor
-    loss: Loss
-    outputs: int
 
 
 class Task(NamedTuple):
-    """Examples for training and validation; see `Examples`."""
+    """Examples for training and validation, and a score of these; see `Examples`."""
 
     inputs: Tensor
     targets: Tensor
@@ -46,59 +34,24 @@ class Task(NamedTuple):
     validation_targets: Tensor
     loss: Loss
     outputs: int
-
-
-class Source:
-    """The random numbers of a task, and the number and noise of its examples.
-
-    noise: share of random labels, or standard deviation of noise in targets.
-    """
-
-    def __init__(self, seed: int, examples: int, noise: float):
-        self.generator = torch.Generator().manual_seed(seed)
-        self.choice = Random(seed).choice
-        self.examples, self.noise = examples, noise
-
-    def normal(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self.generator)
-
-    def uniform(self, *shape: int) -> Tensor:
-        return torch.rand(shape, generator=self.generator)
-
-    def integers(self, count: int, *shape: int) -> Tensor:
-        return torch.randint(count, shape, generator=self.generator)
-
-    def words(self, shares: Tensor, count: int) -> Tensor:
-        return torch.multinomial(shares, count, True, generator=self.generator)
-
-    def chosen(self, count: int) -> Tensor:
-        """Numbers of as many examples as are wanted."""
-        order = torch.randperm(count, generator=self.generator)
-        return order[: self.examples]
-
-    def relabelled(self, labels: Tensor, classes: int) -> Tensor:
-        is_wrong = self.uniform(len(labels)) < self.noise
-        other = self.integers(classes, len(labels))
-        return torch.where(is_wrong, other, labels)
-
-    def with_noise(self, targets: Tensor) -> Tensor:
-        return targets + self.noise * self.normal(*targets.shape)
+    score: Loss
 
 
 @lru_cache(2)
 def make_task(name: str, seed: int, examples: int, noise: float) -> Task:
     """examples: for training and validation. noise: see `Source`."""
     source = Source(seed, examples, noise)
-    inputs, targets, loss, outputs = TASKS[name](source)
+    inputs, targets, loss, outputs, score = TASKS[name](source)
+    same = loss, outputs, score or loss
     count = VALIDATION
     if name in ("characters", "markov"):
         count = TEXTS
     elif name == "contrast":
         count = PAIRS
     elif name == "picture":  # all pixels are known
-        return Task(inputs, targets, inputs, targets, loss, outputs)
+        return Task(inputs, targets, inputs, targets, *same)
     cut = len(inputs) - min(count, len(inputs) // 4)
-    return Task(inputs[:cut], targets[:cut], inputs[cut:], targets[cut:], loss, outputs)
+    return Task(inputs[:cut], targets[:cut], inputs[cut:], targets[cut:], *same)
 
 
 @cache
@@ -119,6 +72,14 @@ def image_classes(source: Source) -> Examples:
     x, y = _images(source, 14)
     y = source.relabelled(y, CLASSES)
     return Examples(x, y, F.cross_entropy, CLASSES)
+
+
+def image_labels(source: Source) -> Examples:
+    """For each class, yes or no."""
+    x, y = _images(source, 14)
+    y = source.relabelled(y, CLASSES)
+    targets = F.one_hot(y, CLASSES).float()
+    return Examples(x, targets, F.binary_cross_entropy_with_logits, CLASSES)
 
 
 def small_image_classes(source: Source) -> Examples:
@@ -146,57 +107,28 @@ def noisy_images(source: Source) -> Examples:
     return Examples(noisy, x, F.mse_loss, 1)
 
 
-def clusters(source: Source) -> Examples:
-    """Classes that are mixtures of Gaussians."""
-    size = source.choice([4, 16, 48])
-    classes = source.choice([2, 5, 12])
-    count = classes * source.choice([1, 3])
-    spread = source.choice([0.3, 0.6, 1.0])
-    centers = source.normal(count, size)
-    chosen = source.integers(count, source.examples)
-    x = centers[chosen] + spread * source.normal(source.examples, size)
-    y = source.relabelled(chosen % classes, classes)
+def diffusion(source: Source) -> Examples:
+    """The noise in images, of known level."""
+    x, _ = _images(source, 7)
+    x = x.flatten(1)
+    noise = source.normal(*x.shape)
+    level = source.uniform(len(x), 1)
+    noisy = (1 - level).sqrt() * x + level.sqrt() * noise
+    inputs = torch.cat((noisy, level, level.log()), 1)
+    return Examples(inputs, noise, F.mse_loss, x.shape[1])
+
+
+def point_sets(source: Source) -> Examples:
+    """Points on ellipses of several shapes."""
+    classes = source.choice([3, 6])
+    size = source.choice([2, 3])
+    axes = source.normal(classes, size, size)
+    y = source.integers(classes, source.examples)
+    points = source.normal(source.examples, 16, size)
+    points = points / points.norm(dim=2, keepdim=True)
+    x = points @ axes[y] + 0.1 * source.normal(source.examples, 1, size)
+    y = source.relabelled(y, classes)
     return Examples(x, y, F.cross_entropy, classes)
-
-
-def _taught(source: Source, x: Tensor, outputs: int) -> Tensor:
-    """Outputs of a random network, of mean 0 and standard deviation 1."""
-    hidden = x
-    for size in (32, 32):
-        fan = hidden.shape[1]
-        weight = source.normal(fan, size) * 1.5 / fan**0.5
-        hidden = torch.tanh(hidden @ weight)
-    y = hidden @ source.normal(32, outputs)
-    y = y - y.mean(0)
-    return y / y.std(0)
-
-
-def teacher(source: Source) -> Examples:
-    """Outputs of a random network, at some scale."""
-    size = source.choice([4, 12, 40])
-    outputs = source.choice([1, 4])
-    scale = source.choice([0.1, 1.0, 1.0, 10.0])
-    loss = source.choice([F.mse_loss, F.smooth_l1_loss, F.l1_loss])
-    x = source.normal(source.examples, size)
-    y = _taught(source, x, outputs)
-    y = scale * source.with_noise(y)
-    return Examples(x, y, loss, outputs)
-
-
-def table(source: Source) -> Examples:
-    """Heavy-tailed columns of unequal scales, and a class or a number."""
-    size = source.choice([6, 14])
-    is_class = source.choice([False, True])
-    base = source.normal(source.examples, size)
-    y = _taught(source, base, 1)
-    scales = torch.exp(0.8 * source.normal(size))
-    x = scales * torch.sinh(0.5 * base)
-    x = x + 0.3 * source.normal(size)
-    if not is_class:
-        return Examples(x, source.with_noise(y), F.mse_loss, 1)
-    labels = (y[:, 0] > 0.3).long()
-    labels = source.relabelled(labels, 2)
-    return Examples(x, labels, F.cross_entropy, 2)
 
 
 def picture(source: Source) -> Examples:
@@ -205,17 +137,6 @@ def picture(source: Source) -> Examples:
     axis = torch.linspace(-1, 1, 28)
     points = torch.cartesian_prod(axis, axis)
     return Examples(points, x[0].reshape(-1, 1), F.mse_loss, 1)
-
-
-def curve(source: Source) -> Examples:
-    """A sum of sines of one or two numbers."""
-    size = source.choice([1, 2])
-    x = 2 * source.uniform(source.examples, size) - 1
-    waves = 6.0 * source.normal(size, 4)
-    phases = 6.0 * source.uniform(4)
-    angles = x @ waves + phases
-    y = angles.sin().sum(1, keepdim=True) / 2
-    return Examples(x, source.with_noise(y), F.mse_loss, 1)
 
 
 def characters(source: Source) -> Examples:
@@ -273,37 +194,28 @@ def ratings(source: Source) -> Examples:
     return Examples(x, y, F.mse_loss, size)
 
 
-def contrast(source: Source) -> Examples:
-    """Embeds examples so that those of one class are near."""
-    found = clusters(source)
-    return found._replace(loss=contrastive_loss, outputs=16)
-
-
-def contrastive_loss(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Khosla et al. 2020, Eq. 2, (); of fixed shapes, for vmap."""
-    unit = F.normalize(outputs, dim=1)
-    same = torch.eye(len(labels), dtype=torch.bool)
-    logits = unit @ unit.mT / TEMPERATURE
-    log_shares = logits.masked_fill(same, NEVER).log_softmax(1)
-    alike = labels[:, None] == labels
-    alike = (alike & ~same).float()
-    means = (log_shares * alike).sum(1) / alike.sum(1).clamp(min=1)
-    return -means.mean()
-
-
 TASKS: dict[str, Callable[[Source], Examples]] = {
     "images": image_classes,
     "small images": small_image_classes,
     "pixels": pixels,
     "noisy images": noisy_images,
-    "clusters": clusters,
-    "teacher": teacher,
-    "table": table,
+    "clusters": vector_tasks.clusters,
+    "teacher": vector_tasks.teacher,
+    "table": vector_tasks.table,
     "picture": picture,
-    "curve": curve,
+    "curve": vector_tasks.curve,
     "characters": characters,
     "markov": markov,
     "bags": bags,
     "ratings": ratings,
-    "contrast": contrast,
+    "contrast": vector_tasks.contrast,
+    "rare classes": vector_tasks.rare_classes,
+    "labels": vector_tasks.labels,
+    "soft labels": vector_tasks.soft_labels,
+    "quantiles": vector_tasks.quantiles,
+    "counts": vector_tasks.counts,
+    "policy": vector_tasks.policy,
+    "image labels": image_labels,
+    "diffusion": diffusion,
+    "points": point_sets,
 }

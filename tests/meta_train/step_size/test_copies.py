@@ -5,7 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from meta_train.step_size.copies import MULTIPLIERS, SEEDS, Copies, measured
+from meta_train.step_size.copies import (
+    MULTIPLIERS,
+    SEEDS,
+    Copies,
+    measured,
+    multiples,
+)
 from meta_train.step_size.starts import started
 from meta_train.step_size.trainings import Training
 from ngopt import NGOptimizer
@@ -54,14 +60,14 @@ def alone(training, multiplier, seed):
 @pytest.mark.parametrize("name", TRAININGS)
 def test_copies_train_as_if_each_were_alone(name):
     training = TRAININGS[name]
-    outcome = measured(training)
+    outcome = measured(training, multiples(training))
     for i, j in ((2, 0), (3, 1)):
         expected = alone(training, MULTIPLIERS[i], SEEDS[j])
         assert outcome.validation[i, j].item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_diverged_copy_is_infinite_and_others_are_not():
-    copies = Copies(BASE, SEEDS)
+    copies = Copies(BASE, multiples(BASE), SEEDS)
     before = copies.validation_loss()
     for p in copies._params.values():
         p[0].fill_(torch.inf)
@@ -71,7 +77,8 @@ def test_a_diverged_copy_is_infinite_and_others_are_not():
 
 
 def test_signals_are_read_at_their_steps():
-    outcome = measured(replace(BASE, steps=12))
+    training = replace(BASE, steps=12)
+    outcome = measured(training, multiples(training))
     assert outcome.signals[:, :, 0].isfinite().all()
     assert outcome.signals[:, :, 1:].isnan().all()
     relative = outcome.signals[:, 0, 0, 3].exp()

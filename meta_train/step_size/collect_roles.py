@@ -1,0 +1,80 @@
+"""Measures trainings again with other step sizes of single roles.
+
+`python -m meta_train.step_size.collect_roles --count 1000` takes the trainings of
+`runs/step_size/outcomes*.jsonl`, each at the multiplier that was best there, and
+appends one line per training to `runs/step_size/roles.jsonl`. It resumes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from harness import cli
+from harness.run_store import append_line, read_lines
+from meta_train.step_size.collect import numbers
+from meta_train.step_size.copies import SEEDS, measured
+from meta_train.step_size.models import best_of
+from meta_train.step_size.outcomes import read_outcomes
+from meta_train.step_size.role_variants import role_variants
+from meta_train.step_size.trainings import Training
+
+MOST = 2.0  # largest |log2| of the multiplier
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the command line. first, count: which trainings, by their order.
+    file: of the results, in the folder."""
+
+    first: int = 0
+    count: int = 1000
+    folder: str = "runs/step_size"
+    file: str = "roles.jsonl"
+
+
+def main(config: Config) -> None:
+    folder = Path(config.folder)
+    outcomes = read_outcomes(sorted(folder.glob("outcomes*.jsonl*")))
+    best = best_of(outcomes.gains.mean(2), outcomes.log_multipliers)
+    best = best.clip(-MOST, MOST)
+    known = {record["seed"] for record in read_lines(folder.glob("roles*.jsonl*"))}
+    wanted = []
+    for training, log_multiplier in zip(outcomes.trainings, best, strict=True):
+        wanted.append((training, 2.0 ** float(log_multiplier)))
+    wanted = wanted[config.first : config.first + config.count]
+    progress = tqdm(wanted, "trainings")
+    for training, multiplier in progress:
+        if training.seed in known:
+            continue
+        record = measure(training, multiplier)
+        progress.set_postfix_str(f"{record['kind']}, {record['seconds']} s")
+        append_line(folder / config.file, record)
+
+
+def measure(training: Training, multiplier: float) -> dict[str, Any]:
+    """The record of a training."""
+    start = perf_counter()
+    variants = role_variants(training, multiplier)
+    outcome = measured(training, list(variants.values()))
+    return {
+        **asdict(training),
+        "kind": training.kind,
+        "multiplier": multiplier,
+        "variants": list(variants),
+        "seeds": SEEDS,
+        "first": numbers(outcome.first),
+        "validation": numbers(outcome.validation),
+        "train": numbers(outcome.train),
+        "seconds": round(perf_counter() - start, 2),
+        "torch": torch.__version__,
+    }
+
+
+if __name__ == "__main__":
+    cli.main(Config, main, __doc__)

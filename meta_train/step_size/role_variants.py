@@ -1,0 +1,69 @@
+"""Settings for a second round: other step sizes of single roles.
+
+What a step size of all parameters leaves open: whether outputs, tables, vectors, layers
+near the inputs or weight decay want another factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from meta_train.step_size.starts import started
+from meta_train.step_size.trainings import Training
+from ngopt import build_graph
+from ngopt.base.soap import Soap
+from ngopt.base.step_size import NOMINAL_STEP
+from ngopt.functional import Hyper
+from ngopt.roles.from_graph import ParameterRole, roles_of
+
+FACTORS = 0.5, 2.0
+LAYERS = 3  # of a network with a depth slope, at least
+ROLES = {
+    "output": ["output"],
+    "table": ["embedding"],
+    "vectors": ["norm", "bias"],
+}
+UNCHANGED = "unchanged"
+
+
+def role_variants(training: Training, multiplier: float) -> dict[str, Hyper]:
+    """Settings by name, each with one change of `multiplier` times the default's steps.
+
+    "output 2": twice the step size of outputs; "inputs": of the first layer; "depth":
+    of the last layer, and half of the first; "decay": twice the weight decay. Changes
+    without effect are left out.
+    """
+    model = started(training, 0)
+    roles = roles_of(build_graph(model.named_parameters()))
+    count = len(roles)
+    variants = {UNCHANGED: Hyper([multiplier] * count, [None] * count)}
+    for name, powers in _powers(roles):
+        for factor in FACTORS:
+            lr = [multiplier * factor**power for power in powers]
+            variants[f"{name} {factor:g}"] = Hyper(lr, [None] * count)
+    config = Soap().config
+    own = config.weight_decay * config.step_size / NOMINAL_STEP  # in AdamW's units
+    for factor in FACTORS:
+        decay = [factor * own if role.blocks else None for role in roles]
+        variants[f"decay {factor:g}"] = Hyper([multiplier] * count, decay)
+    return variants
+
+
+def _powers(roles: Sequence[ParameterRole]) -> Iterator[tuple[str, list[float]]]:
+    """Names of changes, and the power of the factor for each parameter."""
+    rows = {}
+    for name, own in ROLES.items():
+        rows[name] = [float(role.role in own) for role in roles]
+    # the order of parameters is that of layers here, which names do not always say
+    layers = [0]
+    for role in roles:
+        layers.append(layers[-1] + bool(role.blocks))
+    last = layers[-1]
+    layers = layers[1:]
+    rows["inputs"] = [float(layer == 1 and last > 1) for layer in layers]
+    if last >= LAYERS:
+        middle, half = (last + 1) / 2, (last - 1) / 2
+        rows["depth"] = [max((layer - middle) / half, -1.0) for layer in layers]
+    for name, powers in rows.items():
+        if len(set(powers)) > 1:  # others change all parameters alike, or none
+            yield name, powers

@@ -1,0 +1,197 @@
+"""Tasks whose inputs are vectors."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from meta_train.step_size.sources import Examples, Source
+
+TEMPERATURE = 0.1  # of the contrastive loss, as in Khosla et al. 2020
+NEVER = -1e4  # a logit
+LEVELS = 0.05, 0.25, 0.5, 0.75, 0.95  # quantiles
+
+
+def clusters(source: Source) -> Examples:
+    """Classes that are mixtures of Gaussians."""
+    size = source.choice([4, 16, 48])
+    classes = source.choice([2, 5, 12])
+    count = classes * source.choice([1, 3])
+    spread = source.choice([0.3, 0.6, 1.0])
+    centers = source.normal(count, size)
+    chosen = source.integers(count, source.examples)
+    x = centers[chosen] + spread * source.normal(source.examples, size)
+    y = source.relabelled(chosen % classes, classes)
+    return Examples(x, y, F.cross_entropy, classes)
+
+
+def _taught(source: Source, x: Tensor, outputs: int) -> Tensor:
+    """Outputs of a random network, of mean 0 and standard deviation 1."""
+    hidden = x
+    for size in (32, 32):
+        fan = hidden.shape[1]
+        weight = source.normal(fan, size) * 1.5 / fan**0.5
+        hidden = torch.tanh(hidden @ weight)
+    y = hidden @ source.normal(32, outputs)
+    y = y - y.mean(0)
+    return y / y.std(0)
+
+
+def teacher(source: Source) -> Examples:
+    """Outputs of a random network, at some scale."""
+    size = source.choice([4, 12, 40])
+    outputs = source.choice([1, 4])
+    scale = source.choice([0.1, 1.0, 1.0, 10.0])
+    loss = source.choice([F.mse_loss, F.smooth_l1_loss, F.l1_loss])
+    x = source.normal(source.examples, size)
+    y = _taught(source, x, outputs)
+    y = scale * source.with_noise(y)
+    return Examples(x, y, loss, outputs)
+
+
+def table(source: Source) -> Examples:
+    """Heavy-tailed columns of unequal scales, and a class or a number."""
+    size = source.choice([6, 14])
+    is_class = source.choice([False, True])
+    base = source.normal(source.examples, size)
+    y = _taught(source, base, 1)
+    scales = torch.exp(0.8 * source.normal(size))
+    x = scales * torch.sinh(0.5 * base)
+    x = x + 0.3 * source.normal(size)
+    if not is_class:
+        return Examples(x, source.with_noise(y), F.mse_loss, 1)
+    labels = (y[:, 0] > 0.3).long()
+    labels = source.relabelled(labels, 2)
+    return Examples(x, labels, F.cross_entropy, 2)
+
+
+def curve(source: Source) -> Examples:
+    """A sum of sines of one or two numbers."""
+    size = source.choice([1, 2])
+    x = 2 * source.uniform(source.examples, size) - 1
+    waves = 6.0 * source.normal(size, 4)
+    phases = 6.0 * source.uniform(4)
+    angles = x @ waves + phases
+    y = angles.sin().sum(1, keepdim=True) / 2
+    return Examples(x, source.with_noise(y), F.mse_loss, 1)
+
+
+def rare_classes(source: Source) -> Examples:
+    """Mixtures of Gaussians, of which most are rare."""
+    size = source.choice([8, 24])
+    classes = source.choice([6, 20])
+    centers = source.normal(classes, size)
+    shares = torch.arange(1, classes + 1) ** -1.5
+    y = source.words(shares, source.examples)
+    x = centers[y] + 0.7 * source.normal(source.examples, size)
+    y = source.relabelled(y, classes)
+    return Examples(x, y, F.cross_entropy, classes)
+
+
+def labels(source: Source) -> Examples:
+    """Several yes or no, of which most are no."""
+    size = source.choice([6, 30])
+    count = source.choice([4, 12])
+    x = source.normal(source.examples, size)
+    y = source.with_noise(_taught(source, x, count))
+    targets = (y > 1.0).float()
+    return Examples(x, targets, F.binary_cross_entropy_with_logits, count)
+
+
+def soft_labels(source: Source) -> Examples:
+    """Probabilities of a random network, as in distillation."""
+    size = source.choice([6, 30])
+    classes = source.choice([4, 12])
+    sharpness = source.choice([1.0, 4.0])
+    x = source.normal(source.examples, size)
+    y = source.with_noise(_taught(source, x, classes))
+    return Examples(x, (sharpness * y).softmax(1), divergence, classes)
+
+
+def divergence(outputs: Tensor, shares: Tensor) -> Tensor:
+    """Kullback and Leibler's, of shares from the softmax of outputs."""
+    differences = torch.xlogy(shares, shares) - shares * outputs.log_softmax(1)
+    return differences.sum(1).mean()  # `F.kl_div` is slow under vmap
+
+
+def quantiles(source: Source) -> Examples:
+    """Quantiles of a number whose spread depends on the inputs."""
+    size = source.choice([4, 16])
+    x = source.normal(source.examples, size)
+    mean, log_spread = _taught(source, x, 2).unbind(1)
+    y = mean + 0.5 * log_spread.exp() * source.normal(source.examples)
+    return Examples(x, y.unsqueeze(1), quantile_loss, len(LEVELS))
+
+
+def quantile_loss(outputs: Tensor, y: Tensor) -> Tensor:
+    """Koenker and Bassett 1978, mean over `LEVELS`."""
+    error = y - outputs
+    levels = outputs.new_tensor(LEVELS)
+    return torch.maximum(levels * error, (levels - 1) * error).mean()
+
+
+def counts(source: Source) -> Examples:
+    """Poisson counts, whose log rate is predicted."""
+    size = source.choice([4, 16])
+    scale = source.choice([1.0, 8.0])
+    x = source.normal(source.examples, size)
+    rates = scale * _taught(source, x, 1).exp()
+    y = torch.poisson(rates, generator=source.generator)
+    return Examples(x, y, deviance, 1)
+
+
+def deviance(outputs: Tensor, counts: Tensor) -> Tensor:
+    """Of Poisson counts from rates exp(outputs); 0 is the least."""
+    own = torch.xlogy(counts, counts) - counts
+    predicted = counts * outputs - outputs.exp()
+    return 2 * (own - predicted).mean()
+
+
+def policy(source: Source) -> Examples:
+    """Contextual bandits: the reward of a sampled action alone is seen.
+
+    Targets are the random numbers that sample an action, and the rewards of all.
+    """
+    size = source.choice([4, 16])
+    actions = source.choice([3, 8])
+    x = source.normal(source.examples, size)
+    rewards = source.with_noise(_taught(source, x, actions))
+    uniform = source.uniform(source.examples, actions).clamp(min=1e-6)
+    gumbel = -(-uniform.log()).log()
+    targets = torch.cat((gumbel, rewards), 1)
+    return Examples(x, targets, policy_loss, actions, regret)
+
+
+def policy_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Its gradient is that of REINFORCE (Williams 1992), with a mean as baseline."""
+    gumbel, rewards = targets.chunk(2, 1)
+    action = (outputs.detach() + gumbel).argmax(1, keepdim=True)
+    log_share = outputs.log_softmax(1).gather(1, action).squeeze(1)
+    reward = rewards.gather(1, action).squeeze(1)
+    return -((reward - reward.mean()) * log_share).mean()
+
+
+def regret(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Expected reward that is missed."""
+    _, rewards = targets.chunk(2, 1)
+    expected = (outputs.softmax(1) * rewards).sum(1)
+    return (rewards.amax(1) - expected).mean()
+
+
+def contrast(source: Source) -> Examples:
+    """Embeds examples so that those of one class are near."""
+    found = clusters(source)
+    return found._replace(loss=contrastive_loss, outputs=16)
+
+
+def contrastive_loss(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Khosla et al. 2020, Eq. 2, (); of fixed shapes, for vmap."""
+    unit = F.normalize(outputs, dim=1)
+    same = torch.eye(len(labels), dtype=torch.bool)
+    logits = unit @ unit.mT / TEMPERATURE
+    log_shares = logits.masked_fill(same, NEVER).log_softmax(1)
+    alike = labels[:, None] == labels
+    alike = (alike & ~same).float()
+    means = (log_shares * alike).sum(1) / alike.sum(1).clamp(min=1)
+    return -means.mean()
