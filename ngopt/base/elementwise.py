@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C._functorch import peek_interpreter_stack
 
+from ngopt import devices
 from ngopt.base.config import SoapConfig
 from ngopt.devices import Array
 
@@ -54,7 +54,7 @@ def precondition(
     """
     squares, decay = grad.square(), scalars.second_moment_decay
     damping, correction = scalars.damping, scalars.second_moment_correction
-    if writes_out(second):
+    if devices.writes_out(second):
         torch.addcmul(squares, second, decay, out=second)
         root = torch.empty_like(momentum)
         torch.addcmul(damping, second, correction, out=root)
@@ -73,12 +73,3 @@ def change(
     """
     u = u.masked_fill_(momentum == 0, 0.0)
     return torch.addcmul(weights * scalars.weight_decay, u, scalars.step_size)
-
-
-def writes_out(x: Tensor) -> bool:
-    """Whether to use `out=`, which saves passes over memory on accelerators.
-
-    Neither autograd nor vmap has it. In the caches of a CPU it saves nothing.
-    """
-    is_mapped = peek_interpreter_stack() is not None
-    return not (x.is_cpu or is_mapped or torch.is_grad_enabled())
