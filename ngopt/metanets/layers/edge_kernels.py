@@ -41,6 +41,21 @@ def _vector(bias, first, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def _moments(
+    mean, squares, counts,
+    RECEIVERS: tl.constexpr, MESSAGES: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Mean and sum of squares of each receiver from those of its rows, of which each
+    has a count of messages (Chan et al. 1983)."""
+    counts = tl.reshape(counts.to(tl.float32), (MESSAGES, RECEIVERS, 1))
+    mean = tl.reshape(mean, (MESSAGES, RECEIVERS, WIDTH))
+    center = tl.sum(mean * counts, 0) / tl.sum(counts, 0)
+    between = mean - center[None, :, :]
+    squares = tl.reshape(squares, (MESSAGES, RECEIVERS, WIDTH))
+    return center, tl.sum(squares + between * between * counts, 0)
+
+
+@triton.jit(do_not_specialize=["groups", "n", "messages", "length"])
 def _statistics(
     edges, weight, bias, own, other, out, edge_group, edge_own, edge_other, own_group,
     own_row, other_group, other_row, groups, n, messages, tiles, length,
@@ -96,28 +111,20 @@ def _statistics(
         low = tl.minimum(low, tl.where(has_edge, x, float("inf")))
         high = tl.maximum(high, tl.where(has_edge, x, float("-inf")))
 
-    # of all rows of a receiver (Chan et al. 1983)
-    counts = tl.maximum(tl.cdiv(stop - start - place, MESSAGES), 0).to(tl.float32)
-    counts = tl.reshape(counts, (MESSAGES, RECEIVERS, 1))
-    total = (stop - start).to(tl.float32)
-    mean = tl.reshape(mean, (MESSAGES, RECEIVERS, WIDTH))
-    center = tl.sum(mean * counts, 0) / total
-    between = mean - center[None, :, :]
-    squares = tl.reshape(squares, (MESSAGES, RECEIVERS, WIDTH))
-    squares = tl.sum(squares + between * between * counts, 0)
+    counts = tl.maximum(tl.cdiv(stop - start - place, MESSAGES), 0)
+    center, squares = _moments(mean, squares, counts, RECEIVERS, MESSAGES, WIDTH)
     low = tl.min(tl.reshape(low, (MESSAGES, RECEIVERS, WIDTH)), 0)
     high = tl.max(tl.reshape(high, (MESSAGES, RECEIVERS, WIDTH)), 0)
-
     k = (first + tl.arange(0, RECEIVERS)).to(tl.int64)[:, None]
     field = tl.num_programs(1).to(tl.int64) * groups * n * WIDTH
     out += ((tl.program_id(1) * groups + group) * n + k) * WIDTH + c
     tl.store(out, center, k < n)
-    tl.store(out + field, squares / total, k < n)
+    tl.store(out + field, squares / (stop - start).to(tl.float32), k < n)
     tl.store(out + 2 * field, low, k < n)
     tl.store(out + 3 * field, high, k < n)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "targets", "sources"])
 def _next_edges(
     edges, target, source, weight, bias, out_weight, out_bias, out, target_group,
     target_row, source_group, source_row, count, targets, sources, tiles,
