@@ -29,7 +29,7 @@ EDGES, REPEATS = 64, 8
 
 
 @triton.jit
-def _square(weight, first, WIDTH: tl.constexpr, dtype: tl.constexpr):
+def _matrix(weight, first, WIDTH: tl.constexpr, dtype: tl.constexpr):
     """Rows (WIDTH, WIDTH) of a weight from the first on, transposed."""
     c = tl.arange(0, WIDTH)
     return tl.load(weight + (first + c[:, None]) * WIDTH + c[None, :]).to(dtype).trans()
@@ -42,17 +42,19 @@ def _vector(bias, first, WIDTH: tl.constexpr):
 
 @triton.jit
 def _moments(
-    mean, squares, counts,
+    mean, squares, counts, total,
     RECEIVERS: tl.constexpr, MESSAGES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Mean and sum of squares of each receiver from those of its rows, of which each
-    has a count of messages (Chan et al. 1983)."""
+    """Mean and variance of each receiver from those of its rows (Chan et al. 1983).
+
+    squares: sums of squares. counts: messages of each row. total: of each receiver.
+    """
     counts = tl.reshape(counts.to(tl.float32), (MESSAGES, RECEIVERS, 1))
     mean = tl.reshape(mean, (MESSAGES, RECEIVERS, WIDTH))
-    center = tl.sum(mean * counts, 0) / tl.sum(counts, 0)
+    center = tl.sum(mean * counts, 0) / total
     between = mean - center[None, :, :]
     squares = tl.reshape(squares, (MESSAGES, RECEIVERS, WIDTH))
-    return center, tl.sum(squares + between * between * counts, 0)
+    return center, tl.sum(squares + between * between * counts, 0) / total
 
 
 @triton.jit(do_not_specialize=["groups", "n", "messages", "length"])
@@ -83,8 +85,8 @@ def _statistics(
     own_term = tl.load(to_own, has_receiver[:, None], 0.0).to(tl.float32)
     edges += group * edge_group + i[:, None] * edge_own + c
     other += group * other_group + c
-    to_scale = _square(weight, 0, WIDTH, dtype)
-    to_shift = _square(weight, WIDTH, WIDTH, dtype)
+    to_scale = _matrix(weight, 0, WIDTH, dtype)
+    to_shift = _matrix(weight, WIDTH, WIDTH, dtype)
     scale_bias = _vector(bias, 0, WIDTH)
     shift_bias = _vector(bias, WIDTH, WIDTH)
 
@@ -112,14 +114,15 @@ def _statistics(
         high = tl.maximum(high, tl.where(has_edge, x, float("-inf")))
 
     counts = tl.maximum(tl.cdiv(stop - start - place, MESSAGES), 0)
-    center, squares = _moments(mean, squares, counts, RECEIVERS, MESSAGES, WIDTH)
+    total = (stop - start).to(tl.float32)
+    mean, var = _moments(mean, squares, counts, total, RECEIVERS, MESSAGES, WIDTH)
     low = tl.min(tl.reshape(low, (MESSAGES, RECEIVERS, WIDTH)), 0)
     high = tl.max(tl.reshape(high, (MESSAGES, RECEIVERS, WIDTH)), 0)
     k = (first + tl.arange(0, RECEIVERS)).to(tl.int64)[:, None]
     field = tl.num_programs(1).to(tl.int64) * groups * n * WIDTH
     out += ((tl.program_id(1) * groups + group) * n + k) * WIDTH + c
-    tl.store(out, center, k < n)
-    tl.store(out + field, squares / (stop - start).to(tl.float32), k < n)
+    tl.store(out, mean, k < n)
+    tl.store(out + field, var, k < n)
     tl.store(out + 2 * field, low, k < n)
     tl.store(out + 3 * field, high, k < n)
 
@@ -133,8 +136,8 @@ def _next_edges(
 ):  # fmt: skip
     dtype: tl.constexpr = edges.dtype.element_ty
     c = tl.arange(0, WIDTH)[None, :]
-    inner = _square(weight, 0, WIDTH, dtype)
-    outer = _square(out_weight, 0, WIDTH, dtype)
+    inner = _matrix(weight, 0, WIDTH, dtype)
+    outer = _matrix(out_weight, 0, WIDTH, dtype)
     inner_bias = _vector(bias, 0, WIDTH)
     outer_bias = _vector(out_bias, 0, WIDTH)
     for k in range(REPEATS):
