@@ -74,11 +74,11 @@ class Prediction:
         self._region: _Region | None = None
 
     def add(self, name: str, args: Any, out: Any, writes: bool) -> None:
-        """Adds an op. writes: whether it modifies its first argument."""
+        """Adds an op. writes: whether it modifies an argument."""
         inputs = tensors_of(args)
         outputs = tensors_of(out)
         read = inputs[1:] if name in OVERWRITING else inputs
-        written = tensors_of(args[0]) if writes else outputs
+        written = outputs or (tensors_of(args[0]) if writes else [])
         moved = sum(map(nbytes, [*read, *written]))
         seconds = max(moved / MEMORY, arithmetic_seconds(name, args))
         kernels = kernels_of(name, args)
@@ -146,13 +146,13 @@ class _Region:
             key = storage_key(x)
             if not self._is_made(key):
                 self._read[key] = max(nbytes(x), self._read.get(key, 0))
-        if writes:
-            key = storage_key(inputs[0])
-            if not self._is_made(key):
-                self._written[key] = nbytes(inputs[0])
-            return
-        for x in outputs:
-            self._made[storage_key(x)] = StorageWeakRef(x.untyped_storage()), nbytes(x)
+        changed = outputs or inputs[:1]
+        for x in changed if writes else outputs:
+            key = storage_key(x)
+            if writes and key in self._read:
+                self._written[key] = nbytes(x)
+            elif not self._is_made(key):
+                self._made[key] = StorageWeakRef(x.untyped_storage()), nbytes(x)
 
     def _is_made(self, key: int) -> bool:
         """Whether a storage was allocated in this call and still exists."""

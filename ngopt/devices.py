@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, _foreach_norm  # pyright: ignore[reportPrivateImportUsage]
+from torch._C._functorch import peek_interpreter_stack
 
 Array = Any  # of NumPy or torch
 SAFE_NORMS = 1e-15, 1e15  # their squares are in the range of float32
@@ -41,6 +42,15 @@ def root_mean_squares(
         if not SAFE_NORMS[0] < norm < SAFE_NORMS[1]:
             norms[i] = torch.linalg.vector_norm(values[i], dtype=roots.dtype)
     return norms.div_(roots)
+
+
+def writes_out(like: Tensor) -> bool:
+    """Whether to use `out=`, which saves passes over memory on accelerators.
+
+    Neither autograd nor vmap has it. In the caches of a CPU it saves nothing.
+    """
+    is_mapped = peek_interpreter_stack() is not None
+    return not (like.is_cpu or is_mapped or torch.is_grad_enabled())
 
 
 def is_host(device: torch.device) -> bool:

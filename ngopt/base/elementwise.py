@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ngopt import devices
 from ngopt.base.config import SoapConfig
 from ngopt.devices import Array
 
@@ -40,7 +41,8 @@ def accumulate(
     ahead = (1 - config.beta1) * config.nesterov
     grad = grad.nan_to_num(0.0, 0.0, 0.0).mul_(scalars.grad_scale)
     momentum.mul_(scalars.momentum_decay).add_(grad, alpha=1 - config.beta1)
-    return grad.to(dtype), momentum.lerp(grad, ahead).to(dtype)
+    grad = grad.to(dtype)
+    return grad, momentum.to(dtype).lerp(grad, ahead)
 
 
 def precondition(
@@ -50,18 +52,24 @@ def precondition(
 
     Updates `momentum` and the second moments `second` in place.
     """
-    second.mul_(scalars.second_moment_decay).add_(grad.square())
-    correction = scalars.second_moment_correction
-    inverse_root = torch.addcmul(scalars.damping, second, correction).rsqrt_()
-    return momentum.mul_(inverse_root)
+    squares, decay = grad.square(), scalars.second_moment_decay
+    damping, correction = scalars.damping, scalars.second_moment_correction
+    if devices.writes_out(second):
+        torch.addcmul(squares, second, decay, out=second)
+        root = torch.empty_like(momentum)
+        torch.addcmul(damping, second, correction, out=root)
+    else:
+        second.mul_(decay).add_(squares)
+        root = torch.addcmul(damping, second, correction).to(momentum.dtype)
+    return momentum.mul_(root.rsqrt_())
 
 
 def change(
     u: Tensor, momentum: Tensor, weights: Tensor, scalars: StepScalars
 ) -> Tensor:
-    """step_size * u + weight_decay * weights.
+    """step_size * u + weight_decay * weights. Overwrites `u`.
 
     Weights whose gradient was always zero have momentum 0: they only decay.
     """
-    u = u * (momentum != 0)
+    u = u.masked_fill_(momentum == 0, 0.0)
     return torch.addcmul(weights * scalars.weight_decay, u, scalars.step_size)

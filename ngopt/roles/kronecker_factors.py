@@ -46,13 +46,22 @@ class Axis:
             return x.flatten(0, 1).mT
         return self._split(x) if self.name == "rows" else self._split(x).mT
 
-    def rotate(self, x: Tensor, basis: Tensor, back: bool = False) -> Tensor:
-        """Q^T times the axis or, on the way back, Q times it."""
+    def rotate(
+        self,
+        x: Tensor,
+        basis: Tensor,
+        back: bool = False,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """Q^T times the axis or, on the way back, Q times it.
+
+        out: where to write it, for values without kernel and parts.
+        """
         y = self._split(x)
         if self.name == "rows":
-            y = torch.bmm(basis if back else basis.mT, y)
+            y = torch.bmm(basis if back else basis.mT, y, out=out)
         else:
-            y = torch.bmm(y, basis.mT if back else basis)
+            y = torch.bmm(y, basis.mT if back else basis, out=out)
         if x.dim() == 3:
             return y
         if self.name != "channels":

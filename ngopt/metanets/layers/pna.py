@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from math import log
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
 from torch.nn.functional import linear, silu
 
-from ngopt import chunking
+from ngopt import chunking, devices
 from ngopt.chunking import concatenated
 from ngopt.metanets.graph_data.graph_tensors import EdgeChunk, GraphIds
 from ngopt.metanets.layers.aggregation import (
@@ -20,6 +23,7 @@ from ngopt.metanets.layers.aggregation import (
     total_statistics,
 )
 from ngopt.metanets.layers.film_messages import FiLMStatistics
+from ngopt.metanets.layers.flat_linear import flat_linear
 from ngopt.metanets.layers.graph_layer import EndTerms, GraphLayer
 
 # Added to the variance, so that the derivative of the standard deviation is bounded
@@ -27,6 +31,8 @@ from ngopt.metanets.layers.graph_layer import EndTerms, GraphLayer
 STD_EPSILON = 1e-5
 AGGREGATORS = ("mean", "min", "max", "std")
 SCALERS = ("identity", "amplification")
+# Of edges, for which there are kernels.
+WIDTHS = 16, 32
 
 
 class PNALayer(GraphLayer):
@@ -60,30 +66,46 @@ class PNALayer(GraphLayer):
     def messages(
         self, edges: Tensor, terms: EndTerms, chunk: EdgeChunk
     ) -> tuple[MessageStatistics, MessageStatistics]:
-        width, film = self.width, self._film_terms(edges)
+        width, kernels = self.width, edge_kernels(edges)
+        film = [] if kernels else self._film_terms(edges)
+        weights = self.film.weight.split(2 * width)
+        biases = self.film.bias.split(2 * width)
         both = []
         for number, axes in enumerate((TO_TARGETS, TO_SOURCES)):
             columns = slice(number * width, (number + 1) * width)
             target = terms.of_target(chunk, columns)
             source = terms.of_source(chunk, columns)
-            scale, shift = film[2 * number : 2 * number + 2]
-            statistics = FiLMStatistics.apply(scale, shift, target, source, axes)
+            if kernels:
+                own = weights[number], biases[number]
+                found = kernels.film_statistics(edges, own, target, source, axes)
+            else:
+                scale, shift = film[2 * number : 2 * number + 2]
+                found = FiLMStatistics.apply(scale, shift, target, source, axes)
             degree = edges.shape[axes[0]] * edges.shape[axes[1]]
-            both.append(MessageStatistics.of(degree, statistics))
+            both.append(MessageStatistics.of(degree, found))
         return both[0], both[1]
 
     def _film_terms(self, edges: Tensor) -> Sequence[Tensor]:
         """Scale and shift to targets, scale and shift to sources, (*, width) each."""
         if edges.dim() == 5:
-            return self.film(edges).split(self.width, -1)
+            terms = flat_linear(edges, self.film.weight, self.film.bias)
+            return terms.split(self.width, -1)
         # with a batch, rows are long only if each term is a tensor of its own
         weights = self.film.weight.split(self.width)
         biases = self.film.bias.split(self.width)
         return [linear(edges, *pair) for pair in zip(weights, biases, strict=True)]
 
     def next_edges(self, edges: Tensor, terms: EndTerms, chunk: EdgeChunk) -> Tensor:
-        hidden = silu(self.edge(edges).add_(terms.sums(chunk)))
-        return self.edge_out(hidden).add_(edges)
+        kernels = edge_kernels(edges)
+        if kernels:
+            columns = slice(None)
+            target = terms.of_target(chunk, columns)
+            source = terms.of_source(chunk, columns)
+            return kernels.next_edges(edges, self.edge, self.edge_out, target, source)
+        hidden = flat_linear(edges, self.edge.weight, self.edge.bias)
+        hidden = silu(hidden.add_(terms.sums(chunk)))
+        out = flat_linear(hidden, self.edge_out.weight, self.edge_out.bias)
+        return out.add_(edges)
 
     def next_nodes(
         self,
@@ -128,3 +150,18 @@ class PNALayer(GraphLayer):
         else:
             amplification = log(total.degree + 1) / self.log_degree
         return torch.cat([aggregates, amplification * aggregates], dim=-1)
+
+
+def edge_kernels(edges: Tensor) -> Any:
+    """The module with Triton kernels for edges, or None if they cannot be used."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return None
+    is_mapped = peek_interpreter_stack() is not None
+    fits = edges.dim() == 5 and edges.shape[-1] in WIDTHS
+    if is_mapped or not fits or edges.dtype == torch.float64:
+        return None
+    if not devices.has_triton(edges.device):
+        return None
+    if torch.cuda.get_device_capability(edges.device) < (8, 0):
+        return None  # Triton has no products of bfloat16
+    return import_module("ngopt.metanets.layers.edge_kernels")

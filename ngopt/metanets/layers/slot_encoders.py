@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from ngopt.chunking import concatenated
 from ngopt.graph.groups_and_blocks import Bias, EdgeBlock
 from ngopt.graph.kinds import kind_code
 from ngopt.metanets.graph_data.kernel_tiles import Tile, kernel_tiles
+from ngopt.metanets.layers.flat_linear import flat_linear
 
 
 class KindFiLM(nn.Module):
@@ -83,7 +83,7 @@ class SlotEncoder(nn.Module):
         encoded = []
         for slots, weight, bias in maps:
             own = values if slots is None else take(values, slots, -2)
-            encoded.append(_linear(own.flatten(-2), weight, bias))
+            encoded.append(flat_linear(own.flatten(-2), weight, bias))
         if len(encoded) == 1:
             return encoded[0].unsqueeze(-2)
         return torch.stack(encoded, dim=-2)
@@ -128,7 +128,7 @@ class SlotDecoder(nn.Module):
     def forward(self, states: Tensor, maps: Sequence[SlotMap]) -> Tensor:
         pieces, order = [], []
         for k, (slots, weight, bias) in enumerate(maps):
-            out = linear(states[..., k, :], weight, bias)
+            out = flat_linear(states[..., k, :], weight, bias)
             pieces.append(out.unflatten(-1, (-1, self.d_out)))
             order += slots or ()
         if len(pieces) == 1:
@@ -163,14 +163,6 @@ def take(x: Tensor, places: Sequence[int], axis: int) -> Tensor:
             runs.append([place])
     pieces = [x.narrow(axis, run[0], len(run)) for run in runs]
     return concatenated(pieces, axis)
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A linear map; on accelerators in one kernel, which adds the bias."""
-    if x.is_cpu:
-        return linear(x, weight, bias)
-    rows = linear(x.flatten(0, -2), weight, bias)
-    return rows.unflatten(0, x.shape[:-1])
 
 
 def _slots(tile: Tile, tiles: Sequence[Tile]) -> list[int] | None:

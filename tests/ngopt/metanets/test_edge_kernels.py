@@ -1,0 +1,61 @@
+"""The Triton kernels of PNA in Triton's interpreter, which needs no GPU.
+
+The file runs itself: see `tests.ngopt.interpreter`.
+"""
+
+import torch
+
+from ngopt.metanets.graph_data.graph_tensors import EdgeChunk
+from ngopt.metanets.layers import pna
+from ngopt.metanets.layers.graph_layer import EndTerms
+from tests.ngopt import interpreter
+
+# Shapes (groups, n_target, n_source, tiles), width and dtype: parts of programs, one
+# edge in each group, several splits. The interpreter has no products of bfloat16.
+CASES = [
+    ((2, 3, 11, 2), 16, torch.float32),
+    ((5, 1, 1, 1), 32, torch.float32),
+    ((1, 9, 150, 1), 32, torch.float16),
+]
+
+
+def test_they_equal_the_operations():
+    assert interpreter.run(__file__).count("equal") == len(CASES)
+
+
+def check(shape, width, dtype):
+    from ngopt.metanets.layers import edge_kernels
+
+    torch.manual_seed(0)
+    groups, targets, sources, _ = shape
+    layer = pna.PNALayer(width, 4.0).to(dtype)
+    # parts of larger tensors
+    edges = torch.randn(*shape, width).to(dtype)
+    chunk = EdgeChunk(
+        0, 0, slice(0, groups), slice(1, 1 + targets), slice(2, 2 + sources), None, True
+    )
+    target = torch.randn(groups, targets + 1, 3 * width).to(dtype)
+    source = torch.randn(groups, sources + 2, 3 * width).to(dtype)
+    to_messages = slice(0, 2 * width)
+    to_edges = slice(2 * width, None)
+    found = []
+    for kernels, exact in ((edge_kernels, dtype), (None, torch.float64)):
+        pna.edge_kernels = lambda _, kernels=kernels: kernels
+        layer = layer.to(exact)
+        ends = [x.to(exact) for x in (target, source)]
+        with torch.no_grad():
+            own = EndTerms(*(x[..., to_messages] for x in ends))
+            both = layer.messages(edges.to(exact), own, chunk)
+            own = EndTerms(*(x[..., to_edges] for x in ends))
+            new = layer.next_edges(edges.to(exact), own, chunk)
+        found.append([new, *both[0][1:], *both[1][1:]])
+    near = 1e-2 if dtype == torch.float16 else 1e-5
+    for x, expected in zip(*found, strict=True):
+        assert x.dtype == dtype
+        torch.testing.assert_close(x.double(), expected, rtol=near, atol=near)
+    print("equal")
+
+
+if __name__ == "__main__":
+    for case in CASES:
+        check(*case)
