@@ -6,12 +6,13 @@ networks are small, and kernel launches would take most of the time.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,9 +52,9 @@ class Settings:
     """Of the fits. batch: networks. seconds: after which no fit begins."""
 
     sizes: Sizes = field(default_factory=Sizes)
-    rate: float = 3e-3
+    rate: float = 0.015
     penalty: float = 1e-2
-    epochs: int = 20
+    epochs: int = 12
     batch: int = 64
     seeds: int = 3
     seconds: float = float("inf")
@@ -92,35 +93,53 @@ def fit_all(
     Each fit is appended to a file of JSON lines. Fits that are there are left out.
     """
     start = perf_counter()
-    records = {_key(record): record for record in read_lines([path])}
     fitters = Fitters(examples, settings, device)
+    stored = {}
+    for record in read_lines([path]):
+        stored[json.dumps(record["fit"])] = record
+    records = []
     for seed, variant in product(range(settings.seeds), VARIANTS):
         for fold in examples.folds.unique().tolist():
-            key = variant.label, seed, fold
+            fit = description(variant, seed, fold, examples, settings)
+            record = stored.get(json.dumps(fit))
             seconds = perf_counter() - start
-            if key in records or seconds > settings.seconds:
-                continue
-            records[key] = fitters.get(variant).record(fold, seed)
-            append_line(path, records[key])
-            print(*key, f"{perf_counter() - start:.1f} s", flush=True)
-    return collected(list(records.values()), examples.folds, settings.seeds)
+            if record is None and seconds <= settings.seconds:
+                places = fitters.get(variant).left_out(fold, seed)
+                record = {"fit": fit, "places": places}
+                append_line(path, record)
+                print(variant.label, seed, fold, f"{seconds:.1f} s", flush=True)
+            if record is not None:
+                records.append(record)
+    return collected(records, examples.folds, settings.seeds)
 
 
-def _key(record: dict) -> tuple[str, int, int]:
-    return record["variant"], record["seed"], record["fold"]
+def description(
+    variant: Variant, seed: int, fold: int, examples: Examples, settings: Settings
+) -> dict[str, Any]:
+    """What a fit depends on."""
+    return {
+        "variant": variant.label,
+        "seed": seed,
+        "fold": fold,
+        "folds": len(examples.folds.unique()),
+        "trainings": len(examples.folds),
+        "width": settings.sizes.width,
+        "epochs": settings.epochs,
+        "batch": settings.batch,
+    }
 
 
-def collected(records: Sequence[dict], folds: Tensor, seeds: int) -> dict[str, Tensor]:
+def collected(
+    records: Sequence[dict[str, Any]], folds: Tensor, seeds: int
+) -> dict[str, Tensor]:
     """Predictions (seeds, n) by variant."""
     found: dict[str, Tensor] = {}
     for record in records:
-        if record["seed"] >= seeds:
-            continue
-        name = record["variant"]
+        fit, places = record["fit"], torch.tensor(record["places"])
+        name = fit["variant"]
         if name not in found:
             found[name] = torch.full((seeds, len(folds)), torch.nan)
-        is_test = folds == record["fold"]
-        found[name][record["seed"], is_test] = torch.tensor(record["places"])
+        found[name][fit["seed"], folds == fit["fold"]] = places
     return found
 
 
@@ -188,16 +207,11 @@ class Fitter:
         if device.type == "cuda" and settings.cuda_graphs:
             self._capture()
 
-    def record(self, fold: int, seed: int) -> dict:
-        """A fit with one fold left out, and its predictions for this fold."""
+    def left_out(self, fold: int, seed: int) -> list[float]:
+        """Predictions for a fold of a model that is fitted to the others."""
         is_test = self.folds == fold
         places = self.fitted(~is_test, seed)[is_test]
-        return {
-            "variant": self.variant.label,
-            "seed": seed,
-            "fold": fold,
-            "places": [round(float(place), DIGITS) for place in places],
-        }
+        return [round(float(place), DIGITS) for place in places]
 
     def fitted(self, is_train: Tensor, seed: int) -> Tensor:
         """Predictions (n,) of a model that is fitted to some of the networks, (n,)."""

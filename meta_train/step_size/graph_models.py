@@ -2,8 +2,8 @@
 
 `python -m meta_train.step_size.graph_models --folder runs/step_size --device cuda`
 reads the outcomes there, prints a table and writes it to `graph_models.json`. Graphs
-are cached in `graph_inputs.pt`, and fits in `graph_fits.jsonl`: delete it before fits
-with other options. 1,300 networks take minutes on a GPU, and days on a CPU.
+are cached in `graph_inputs.pt`, and fits in `graph_fits.jsonl`, from which it resumes.
+1,300 networks take minutes on a GPU, and days on a CPU.
 
 NG-GNN and NG-T read the network at its initialisation: weights and first gradients.
 Rows of features are the MLPs of `compare`. Networks without matrices and trained ones
@@ -35,6 +35,7 @@ from meta_train.step_size.compare import (
 from meta_train.step_size.feature_sets import feature_sets
 from meta_train.step_size.graph_fits import Examples, Settings, fit_all
 from meta_train.step_size.graph_inputs import FILE, SEED, read_inputs
+from meta_train.step_size.graph_predictor import Sizes
 from meta_train.step_size.models import LEAST_SCALE, Ensemble, utility
 from meta_train.step_size.outcomes import read_outcomes, refined
 
@@ -52,6 +53,7 @@ class Config:
     device: str = "cuda"
     folds: int = 5
     seeds: int = 3
+    width: int = Sizes.width
     epochs: int = Settings.epochs
     batch: int = Settings.batch
     seconds: float = float("inf")
@@ -62,6 +64,7 @@ def main(config: Config) -> None:
     data = read_data(folder)
     examples = read_examples(folder, data, config.folds)
     settings = Settings(
+        sizes=Sizes(width=config.width),
         epochs=config.epochs,
         batch=config.batch,
         seeds=config.seeds,
@@ -118,12 +121,13 @@ def rows_of_graphs(found: dict[str, Tensor], data: Data) -> Iterator[Row]:
         places = places[places.isfinite().all(1)]  # seeds with all folds
         if not len(places):
             continue
-        ensemble = scored(_everywhere(cautious(places), data), data, name)
-        yield ensemble | {"seeds": len(places)}
+        count = len(places)
+        together = _everywhere(cautious(places), data)
+        yield scored(together, data, f"{name}, {count} seeds")
         singles = []
         for own in places:
             singles.append(scored(_everywhere(own, data), data, name))
-        yield _mean_row(singles, f"{name}, one seed")
+        yield _mean_row(singles, f"{name}, one of {count} seeds")
 
 
 def cautious(places: Tensor) -> Tensor:
@@ -149,7 +153,7 @@ def _mean_row(rows: list[Row], label: str) -> Row:
         found[name] = float(np.mean(values))
         if f"{name} error" in rows[0]:
             found[f"{name} error"] = float(np.std(values))
-    return found | {"seeds": len(rows)}
+    return found
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Graph networks that predict step sizes."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -110,10 +111,17 @@ def test_fits_resume(examples, tmp_path):
     path.write_text("\n".join([json.dumps(record), *lines[1:]]) + "\n")
     again = fit_all(examples, SMALL, path, "cpu")
     assert path.read_text().splitlines()[1:] == lines[1:]
-    name = VARIANTS[0].label
-    is_first = examples.folds == record["fold"]
+    name = record["fit"]["variant"]
+    is_first = examples.folds == record["fit"]["fold"]
     assert (again[name][0, is_first] == 0.5).all()
     assert torch.equal(again[name][0, ~is_first], found[name][0, ~is_first])
+
+
+def test_fits_with_other_options_are_not_reused(examples, tmp_path):
+    path = tmp_path / "fits.jsonl"
+    fit_all(examples, SMALL, path, "cpu")
+    none_begins = replace(SMALL, epochs=3, seconds=-1.0)
+    assert fit_all(examples, none_begins, path, "cpu") == {}
 
 
 def test_no_fit_begins_after_the_limit(examples, tmp_path):
