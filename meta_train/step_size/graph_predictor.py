@@ -22,7 +22,7 @@ class Sizes:
     """Of a `GraphPredictor`. hidden: of its head."""
 
     layer: Literal["ng-gnn", "ng-t"] = "ng-gnn"
-    width: int = 16
+    width: int = 8
     layers: int = 2
     heads: int = 4
     hidden: int = 16
