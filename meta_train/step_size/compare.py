@@ -78,6 +78,13 @@ class Data:
     kinds: np.ndarray
     steps: np.ndarray
 
+    @property
+    def is_in_range(self) -> np.ndarray:
+        """Of trainings that models are fitted to, (n,): see `examples`."""
+        excess = self.columns(["mean excess"])[:, :, 0].max(1)
+        is_empty = self.columns(["no matrices"])[:, 0, 0] > 0
+        return (excess < TRAINED) & ~is_empty
+
     def columns(self, names: Sequence[str], is_named: bool = True) -> np.ndarray:
         """Features by name, (n, 2, len(names))."""
         x = self.x if is_named else self.unnamed
@@ -93,9 +100,7 @@ class Data:
         matrices, whose size is unknown, and trained ones, which are few and unlike
         larger trained networks. They are beyond the range of a `Predictor`.
         """
-        excess = self.columns(["mean excess"])[:, :, 0].max(1)
-        is_empty = self.columns(["no matrices"])[:, 0, 0] > 0
-        chosen = chosen & (excess < TRAINED) & ~is_empty
+        chosen = chosen & self.is_in_range
         gains = self.gains[chosen].mean(2)
         kinds = self.kinds[chosen]
         rows = []
@@ -159,18 +164,22 @@ def compared(data: Data) -> list[Row]:
     return rows
 
 
-def folds(kinds: np.ndarray) -> np.ndarray:
+def folds(kinds: np.ndarray, count: int = FOLDS) -> np.ndarray:
     """The fold of each training, (n,); a kind is in one fold."""
     names, codes = np.unique(kinds, return_inverse=True)
     order = np.random.RandomState(0).permutation(len(names))
-    return order[codes] % FOLDS
+    return order[codes] % count
 
 
 def left_out(
-    make: Callable[[], Model], names: Sequence[str], data: Data, is_named: bool = True
+    make: Callable[[], Model],
+    names: Sequence[str],
+    data: Data,
+    is_named: bool = True,
+    count: int = FOLDS,
 ) -> np.ndarray:
     """Predictions (n, 2) of models that are fitted to other kinds."""
-    fold = folds(data.kinds)
+    fold = folds(data.kinds, count)
     x = data.columns(names, is_named)
     found = np.zeros(x.shape[:2])
     for number in np.unique(fold):

@@ -102,5 +102,5 @@ def interpolated(x: Tensor, log_multipliers: Tensor, rows: Tensor) -> Tensor:
     left = place.detach().long()
     left = left.clamp(max=last - 1)
     share = place - left
-    n = torch.arange(len(x))
+    n = torch.arange(len(x), device=x.device)
     return (1 - share) * rows[n, left] + share * rows[n, left + 1]

@@ -1,0 +1,193 @@
+"""Batches of small networks as one graph of few blocks.
+
+Blocks of edges are cut into squares of one size and single edges: networks of all
+widths then share a handful of blocks, since a block is one call of every operation.
+Messages to a neuron are aggregated over all its blocks, so results do not change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ngopt.graph import NeuralGraph
+from ngopt.metanets.graph_data.graph_tensors import EdgeChunk, GraphTensors
+from ngopt.metanets.graph_data.mixture import (
+    BlockIndices,
+    BlockKind,
+    NetworkLayout,
+    layout_of,
+    mixture_of,
+)
+
+KERNEL = 4, 4  # largest of a tile
+SIDES = 8, 1  # of the squares, from large to small
+
+
+class Network(NamedTuple):
+    """A network that is part of batches.
+
+    layout: with cut blocks. columns: features of all elements, (numel, d). groups:
+    sizes of its groups of neurons.
+    """
+
+    layout: NetworkLayout
+    columns: Tensor
+    groups: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """b networks: their graph, and the features of its edges and biases.
+
+    It is a `FeatureSource` of the first `d_in` features.
+
+    numbers: of the networks among all, (b,). edge_features: of every weight block,
+    (groups, n_target, n_source, slots, d). bias_features: (n, slots, d). groups: of
+    every node, (n,). group_sizes: (groups, 1). networks: of every group, (groups,).
+    group_counts: of every network, (b, 1).
+    """
+
+    numbers: Tensor
+    tensors: GraphTensors
+    edge_features: Sequence[Tensor]
+    bias_features: Sequence[Tensor]
+    groups: Tensor
+    group_sizes: Tensor
+    networks: Tensor
+    group_counts: Tensor
+    d_in: int
+
+    batch = torch.Size()
+
+    def edges(self, chunk: EdgeChunk) -> Tensor:
+        return self.edge_features[chunk.block][..., : self.d_in]
+
+    def bias(self, number: int) -> Tensor:
+        return self.bias_features[number][..., : self.d_in]
+
+    def to(self, device: str) -> Batch:
+        return Batch(
+            numbers=self.numbers.to(device),
+            tensors=_moved(self.tensors, device),
+            edge_features=[own.to(device) for own in self.edge_features],
+            bias_features=[own.to(device) for own in self.bias_features],
+            groups=self.groups.to(device),
+            group_sizes=self.group_sizes.to(device),
+            networks=self.networks.to(device),
+            group_counts=self.group_counts.to(device),
+            d_in=self.d_in,
+        )
+
+
+def network_of(
+    graph: NeuralGraph, columns: Tensor, sides: Sequence[int] = SIDES
+) -> Network:
+    layout = cut(layout_of(graph, columns), sides)
+    groups = torch.tensor([group.size for group in graph.groups])
+    return Network(layout, columns, groups)
+
+
+def cut(layout: NetworkLayout, sides: Sequence[int]) -> NetworkLayout:
+    """The layout with blocks that are cut into pieces with sides of these lengths.
+
+    sides: from large to small; the last is 1.
+    """
+    pieces: dict[BlockKind, list[BlockIndices]] = {}
+    for kind, indices in layout.indices.items():
+        for own, part in _cut_block(kind, indices, sides):
+            pieces.setdefault(own, []).append(part)
+    joined = {kind: BlockIndices.concatenated(own) for kind, own in pieces.items()}
+    return replace(layout, indices=joined)
+
+
+def _cut_block(
+    kind: BlockKind, indices: BlockIndices, sides: Sequence[int]
+) -> Iterator[tuple[BlockKind, BlockIndices]]:
+    if not kind.shape:  # biases
+        yield kind, indices
+        return
+    if not kind.has_elements or kind.slot_shape or kind.kind != "weight":
+        sides = sides[-1:]  # there are few of them
+    targets, sources = indices.ends
+    for rows, height in _runs(kind.shape[0], sides):
+        for columns, width in _runs(kind.shape[1], sides):
+            target = targets[:, rows].unflatten(1, (-1, 1, height))
+            source = sources[:, columns].unflatten(1, (1, -1, width))
+            down, across = target.shape[1], source.shape[2]
+            ends = (
+                target.expand(-1, -1, across, -1).flatten(0, 2),
+                source.expand(-1, down, -1, -1).flatten(0, 2),
+            )
+            elements, positions = indices.elements, indices.positions
+            if elements is not None:
+                own = elements[:, rows, columns].unflatten(2, (-1, width))
+                own = own.unflatten(1, (-1, height)).transpose(2, 3)
+                elements = own.flatten(0, 2)
+            if positions is not None:
+                positions = positions.repeat_interleave(down * across, 0)
+            part = BlockIndices(ends, elements, positions)
+            yield kind._replace(shape=(height, width)), part
+
+
+def _runs(length: int, sides: Sequence[int]) -> Iterator[tuple[slice, int]]:
+    """Slices that are multiples of a side, with this side."""
+    start = 0
+    for side in sides:
+        stop = start + (length - start) // side * side
+        if stop > start:
+            yield slice(start, stop), side
+        start = stop
+
+
+def batch_of(networks: Sequence[Network], numbers: Sequence[int]) -> Batch:
+    """numbers: of the networks that are in the batch."""
+    chosen = [networks[number] for number in numbers]
+    mixture = mixture_of([(own.layout, 1) for own in chosen], KERNEL)
+    values = torch.cat([own.columns for own in chosen])
+    edges, biases = [], []
+    for elements in mixture.weights:
+        assert elements is not None
+        edges.append(values[elements])
+    for elements in mixture.biases:
+        assert elements is not None
+        biases.append(values[elements])
+    sizes = torch.cat([own.groups for own in chosen])
+    counts = torch.tensor([len(own.groups) for own in chosen])
+    return Batch(
+        numbers=torch.tensor(numbers),
+        tensors=mixture.tensors,
+        edge_features=edges,
+        bias_features=biases,
+        groups=torch.arange(len(sizes)).repeat_interleave(sizes),
+        group_sizes=sizes.clamp(min=1).unsqueeze(1),
+        networks=torch.arange(len(chosen)).repeat_interleave(counts),
+        group_counts=counts.unsqueeze(1),
+        d_in=values.shape[1],
+    )
+
+
+def _moved(tensors: GraphTensors, device: str) -> GraphTensors:
+    blocks = []
+    for own in tensors.blocks:
+        assert own.target is not None and own.source is not None
+        target, source = own.target.to(device), own.source.to(device)
+        blocks.append(replace(own, target=target, source=source))
+    index = []
+    for own in tensors.bias_index:
+        assert own is not None
+        index.append(own.to(device))
+    assert isinstance(tensors.graph_ids, Tensor)
+    return replace(
+        tensors,
+        blocks=tuple(blocks),
+        bias_index=tuple(index),
+        positions=tuple(own.to(device) for own in tensors.positions),
+        kinds=tensors.kinds.to(device),
+        activations=tensors.activations.to(device),
+        graph_ids=tensors.graph_ids.to(device),
+    )
