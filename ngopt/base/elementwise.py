@@ -38,11 +38,17 @@ def accumulate(
 
     Updates `momentum` in place. Elements of the gradient that are not finite become 0.
     """
-    ahead = (1 - config.beta1) * config.nesterov
-    grad = grad.nan_to_num(0.0, 0.0, 0.0).mul_(scalars.grad_scale)
-    momentum.mul_(scalars.momentum_decay).add_(grad, alpha=1 - config.beta1)
-    grad = grad.to(dtype)
-    return grad, momentum.to(dtype).lerp(grad, ahead)
+    share = 1 - config.beta1
+    grad = grad.nan_to_num(0.0, 0.0, 0.0)
+    if devices.writes_out(momentum):
+        part = grad.mul_(share * scalars.grad_scale)
+        torch.addcmul(part, momentum, scalars.momentum_decay, out=momentum)
+        grad = torch.mul(part, 1 / share, out=torch.empty_like(part, dtype=dtype))
+    else:
+        grad = grad.mul_(scalars.grad_scale)
+        momentum.mul_(scalars.momentum_decay).add_(grad, alpha=share)
+        grad = grad.to(dtype)
+    return grad, momentum.to(dtype).lerp(grad, share * config.nesterov)
 
 
 def precondition(
