@@ -44,6 +44,17 @@ class Replays:
         self._pool: Any = None  # memory of all graphs
         self._stream: Any = None  # of all captures: free memory belongs to a stream
         self._is_refused = False
+        self._is_copied = False  # whether the buffers have the step's gradients
+
+    def copy(self, grads: Sequence[Tensor]) -> None:
+        """Copies gradients for a graph, if there is one that takes such gradients.
+
+        Called before `run`, so that the device copies while the host prepares a step.
+        """
+        buffers = self._buffers if self._graphs else None
+        self._is_copied = buffers is not None and self._places[0] == _kinds(grads)
+        if buffers is not None and self._is_copied:
+            _foreach_copy_(buffers.grads, list(grads))
 
     def run(
         self,
@@ -58,9 +69,10 @@ class Replays:
         others: all other tensors of a step. work: launches kernels that read copies of
         gradients; it has no effects on the host that a step needs.
         """
-        kinds = [(x.stride(), x.dtype) for x in grads]
-        places = kinds, [(x.data_ptr(), x.stride()) for x in others]
+        is_copied, self._is_copied = self._is_copied, False
+        places = _kinds(grads), [(x.data_ptr(), x.stride()) for x in others]
         if places != self._places:
+            is_copied = False
             self._clear()
             self._places, self._same = places, 0
         self._same += 1
@@ -70,7 +82,8 @@ class Replays:
             self._capture(phase, make_buffers, work)
         if self._is_refused or self._buffers is None:
             return False
-        _foreach_copy_(self._buffers.grads, list(grads))
+        if not is_copied:
+            _foreach_copy_(self._buffers.grads, list(grads))
         self._graphs[phase].replay()
         return True
 
@@ -106,6 +119,10 @@ class Replays:
             return
         self._pool = graph.pool()
         self._graphs[phase] = graph
+
+
+def _kinds(grads: Sequence[Tensor]) -> list[Any]:
+    return [(x.stride(), x.dtype) for x in grads]
 
 
 @contextmanager

@@ -183,8 +183,11 @@ class SoapRule(UpdateRule):
         if not present:
             return
         updates = self._updates_of(present, inputs)
+        is_captured = devices.is_capturing(updates[0].stack.device)
+        if in_place and not is_captured:
+            for update in updates:
+                update.copy_gradients(grads)
         steps = [update.context(inputs) for update in updates]
-        is_captured = devices.is_capturing(steps[0].device)
         now = 0.0
         if not is_captured:
             now = self._count_steps(steps, inputs)

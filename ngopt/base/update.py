@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -50,6 +50,11 @@ class SoapUpdate:
         self._renewals = RenewalSchedule(places, every, device)
         self._dtype = rule.compute_dtype or devices.product_dtype(device, like.dtype)
         self._replays = Replays() if has_graphs(like, self.scalars.numel) else None
+
+    def copy_gradients(self, grads: Sequence[Any]) -> None:
+        """See `Replays.copy`; grads: of all parameters of the rule."""
+        if self._replays is not None:
+            self._replays.copy([grads[i] for i in self.positions])
 
     def context(self, inputs: StepInputs) -> StepContext:
         """Inputs and state of one step."""

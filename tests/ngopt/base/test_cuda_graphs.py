@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ngopt import NGOptimizer
-from ngopt.base import update
+from ngopt.base import cuda_graphs, update
 from ngopt.base.cuda_graphs import STABLE, Replays
 from tests.networks import cnn
 
@@ -192,3 +192,23 @@ def test_an_optimizer_with_graphs_can_be_saved(graphs, tmp_path):
     _, opt = trained(20)
     torch.save(opt, tmp_path / "opt.pt")
     torch.load(tmp_path / "opt.pt", weights_only=False)
+
+
+def test_gradients_are_copied_once_a_step(graphs, monkeypatch):
+    copies = []
+    plain = cuda_graphs._foreach_copy_
+
+    def counted(targets, sources):
+        copies.append(len(sources))
+        plain(targets, sources)
+
+    monkeypatch.setattr(cuda_graphs, "_foreach_copy_", counted)
+    params, opt = trained(FIRST + 1)
+    del copies[:]
+    step(opt, params, range(3))
+    assert copies == [len(params)] * 3
+    for p in params:
+        p.data = p.data.clone()  # graphs are dropped
+    del copies[:]
+    step(opt, params, range(2))
+    assert copies == [len(params)]  # for the graphs that were there
