@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -177,9 +178,5 @@ class Editing(NetworkTask[Config]):
         draw_rows(Path(self.config.folder, "edited.png"), rows)
 
 
-def run(config: Config) -> None:
-    run_task(config, Editing)
-
-
 if __name__ == "__main__":
-    cli.main(Config, run, __doc__)
+    cli.main(Config, partial(run_task, make=Editing), __doc__)

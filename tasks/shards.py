@@ -105,11 +105,8 @@ class Folder:
         """Makes the folder and its manifest. Raises ValueError if it has shards of
         other settings, or of none that are known."""
         make_folder(self.path)
-        file = self.path / MANIFEST
         if not shard_paths(self.path):
-            write_json(
-                file, {"format": FORMAT, "settings": dict(self.settings), "shards": []}
-            )
+            self._write_manifest([])
             return
         stored = read_manifest(self.path)["settings"]
         check_settings(f"folder '{self.path}'", stored, self.settings)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from math import inf, isnan
 from pathlib import Path
 from time import process_time
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from harness.run_store import Checkpoint
 from harness.trainer import ResumableTrainer
 from ngopt import NGOptimizer
 from ngopt.schedule import half_cosine
+
+if TYPE_CHECKING:
+    from tasks.learning.task import NetworkTask
 
 TRAINERS = ("adamw", "ngopt")
 # Share of the budget with linear warm-up.
@@ -63,27 +66,6 @@ class TrainingConfig:
             value = getattr(self, key)
             if value <= 0:
                 raise ValueError(f"{key}: expected more than 0; got {value}")
-
-
-class Task(Protocol):
-    """A model, its loss and its score."""
-
-    model: nn.Module
-
-    def begin(self, share: float) -> int:
-        """Called before a step with the used share of the budget.
-
-        Returns the stage of the training; each may train other parts of the model.
-        """
-        ...
-
-    def loss(self, step: int) -> Tensor:
-        """The loss of this rank's share of a step's batch."""
-        ...
-
-    def score(self) -> float:
-        """The score on validation data, equal on all ranks; higher is better."""
-        ...
 
 
 @dataclass
@@ -128,7 +110,7 @@ class Trainer(ResumableTrainer):
 
     def __init__(
         self,
-        task: Task,
+        task: NetworkTask,
         config: TrainingConfig,
         folder: Path,
         settings: dict[str, Any],
