@@ -20,6 +20,7 @@ from harness.distributed import Ranks
 from harness.interrupts import uninterrupted
 from harness.random import seeded
 from harness.run_store import Checkpoint
+from harness.settings import check_choice
 from harness.trainer import ResumableTrainer
 from ngopt import NGOptimizer
 from ngopt.schedule import half_cosine
@@ -58,10 +59,7 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.trainer not in TRAINERS:
-            raise ValueError(
-                f"trainer: expected one of {', '.join(TRAINERS)}; got '{self.trainer}'"
-            )
+        check_choice("trainer", self.trainer, TRAINERS)
         for key in ("minutes", "batch", "lr", "clip", "validations", "patience"):
             value = getattr(self, key)
             if value <= 0:

@@ -118,7 +118,7 @@ def test_a_damaged_shard_is_left_out_only_on_request(config, data, tmp_path):
     content[-1] ^= 1
     path.write_bytes(content)
     broken = replace(config, data=str(folder))
-    with pytest.raises(ValueError, match="train-00000.safetensors': sha256"):
+    with pytest.raises(ValueError, match="train-00000.safetensors': .* SHA-256"):
         Classification(broken)
     assert (
         len(Classification(replace(broken, skip_damaged=True)).data["train"].labels)
