@@ -9,14 +9,12 @@ and scatter restore every parameter.
 
 from __future__ import annotations
 
-import warnings
-
 import torch
-import torchvision
 from tqdm import tqdm
 
 from benchmarks.floor import seconds_of
 from benchmarks.records import Record, parser_of, table, write
+from benchmarks.shapes import torchvision_model
 from ngopt import build_graph
 from ngopt.graph.connectivity import components, unconnected
 
@@ -29,9 +27,7 @@ FAMILIES = (
 
 def measure(family: str, repeats: int) -> Record:
     """The record of one network. Times are the shortest of `repeats`."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = torchvision.models.get_model(family, weights=None)
+    model = torchvision_model(family)
     example = torch.randn(2, 3, 224, 224)
     graph = build_graph(model, example)
     values = [p.detach() for p in model.parameters()]

@@ -66,7 +66,8 @@ class Source:
             if isinstance(node, FUNCTIONS) and not _is_triton_kernel(node):
                 self.parameters.append(_parameters(node))
             if isinstance(node, ast.ClassDef):
-                self.class_lines.append(_lines(node))
+                end = node.end_lineno or node.lineno
+                self.class_lines.append(end - node.lineno + 1)
         self.tokens += _tokens(text, {node.lineno for node in docstrings})
         self.complexities += _complexities(text)
 
@@ -104,10 +105,6 @@ def _parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     for argument in named:
         count += argument.arg not in ("self", "cls")
     return count
-
-
-def _lines(node: ast.ClassDef) -> int:
-    return (node.end_lineno or node.lineno) - node.lineno + 1
 
 
 def _complexities(text: str) -> list[int]:

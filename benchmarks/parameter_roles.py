@@ -9,19 +9,18 @@ their names. Networks are those of torchvision and tiny transformers.
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable, Iterable
 from time import perf_counter
 from typing import Any
 
 import torch
-import torchvision
 from torch import nn
 from tqdm import tqdm
 
 from benchmarks import networks
 from benchmarks.graph_building import FAMILIES
 from benchmarks.records import Record, parser_of, table, write
+from benchmarks.shapes import torchvision_model
 from ngopt import build_graph
 from ngopt.roles.from_graph import ParameterRole, parameter_roles, roles_of
 
@@ -163,11 +162,7 @@ def network(name: str) -> tuple[nn.Module, Any]:
     """A network of the table and its inputs."""
     if name in TRANSFORMERS:
         return TRANSFORMERS[name]()
-    with warnings.catch_warnings():
-        # GoogLeNet warns that its default initialisation will change
-        warnings.simplefilter("ignore")
-        model = torchvision.models.get_model(name, weights=None)
-    return model, torch.randn(2, 3, 224, 224)
+    return torchvision_model(name), torch.randn(2, 3, 224, 224)
 
 
 def label(network: str, parameter: str) -> str:

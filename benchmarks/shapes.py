@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -181,7 +182,10 @@ class Llama(nn.Module):
 def torchvision_model(name: str) -> nn.Module:
     import torchvision
 
-    return torchvision.models.get_model(name, weights=None)
+    with warnings.catch_warnings():
+        # GoogLeNet warns that its default initialisation will change
+        warnings.simplefilter("ignore")
+        return torchvision.models.get_model(name, weights=None)
 
 
 def transformers_gpt2() -> nn.Module:

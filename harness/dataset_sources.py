@@ -9,17 +9,18 @@ import gzip
 import http.client
 import io
 import json
-import math
 import os
 import shutil
 import socket
 import subprocess
 import tarfile
+import tempfile
 import threading
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,12 +72,7 @@ def from_torchvision(place: Path, *, class_name: str) -> Arrays:
         test = dataset_class(place, train=False, download=True)
     finally:
         socket.setdefaulttimeout(timeout)
-    return {
-        "train_images": _channels_first(train.data),
-        "train_labels": torch.as_tensor(train.targets),
-        "test_images": _channels_first(test.data),
-        "test_labels": torch.as_tensor(test.targets),
-    }
+    return _arrays_of(train, test)
 
 
 def from_gzipped_idx(place: Path, *, folder: Path) -> Arrays:
@@ -167,16 +163,17 @@ def read_members(archive: Path, folder: str, files: Sequence[str]) -> dict[str, 
 
 
 def arrays_from_idx(files: dict[str, bytes]) -> Arrays:
-    """The arrays from the contents of `IDX_FILES`."""
-    train_images, train_labels, test_images, test_labels = (
-        parse_idx(files[name]) for name in IDX_FILES
-    )
-    return {
-        "train_images": _channels_first(train_images),
-        "train_labels": train_labels.long(),
-        "test_images": _channels_first(test_images),
-        "test_labels": test_labels.long(),
-    }
+    """The arrays from the contents of `IDX_FILES`, gzipped or not."""
+    from torchvision.datasets import MNIST
+
+    with tempfile.TemporaryDirectory() as root:
+        raw = Path(root, "MNIST", "raw")
+        raw.mkdir(parents=True)
+        for name, content in files.items():
+            is_gzipped = content.startswith(b"\x1f\x8b")
+            plain = gzip.decompress(content) if is_gzipped else content
+            (raw / name).write_bytes(plain)
+        return _arrays_of(MNIST(root, train=True), MNIST(root, train=False))
 
 
 def arrays_from_image_rows(files: dict[str, bytes]) -> Arrays:
@@ -192,35 +189,6 @@ def arrays_from_image_rows(files: dict[str, bytes]) -> Arrays:
         "test_images": parse_image_rows(test_images, 32, 32),
         "test_labels": torch.tensor(json.loads(test_labels)),
     }
-
-
-def parse_idx(content: bytes) -> Tensor:
-    """A uint8 tensor from the bytes of an IDX file, gzipped or not.
-
-    Raises:
-        ValueError: if these are not unsigned bytes in IDX, or if the header gives
-        another length.
-    """
-    if content.startswith(b"\x1f\x8b"):
-        content = gzip.decompress(content)
-    # Header: two zeros, the type (8: unsigned byte), the number of dimensions, each
-    # dimension as big-endian uint32.
-    if len(content) < 4 or content[:3] != b"\0\0\x08":
-        raise ValueError(
-            f"IDX file: expected to begin with 00 00 08; got '{content[:3].hex(' ')}'"
-        )
-    dimensions = content[3]
-    start = 4 + 4 * dimensions
-    shape = tuple(np.frombuffer(content[4:start], dtype=">u4").tolist())
-    length = len(content) - start
-    if len(shape) != dimensions or length != math.prod(shape):
-        raise ValueError(
-            f"IDX file of shape {shape}: expected {math.prod(shape)} bytes of values; "
-            f"got {length}"
-        )
-    return torch.frombuffer(bytearray(content[start:]), dtype=torch.uint8).reshape(
-        shape
-    )
 
 
 def parse_image_rows(content: bytes, height: int, width: int) -> Tensor:
@@ -240,6 +208,16 @@ def parse_image_rows(content: bytes, height: int, width: int) -> Tensor:
             )
         pixels = torch.from_numpy(np.array(image))  # (n, height * width, 3)
     return _channels_first(pixels.reshape(-1, height, width, 3))
+
+
+def _arrays_of(train: Any, test: Any) -> Arrays:
+    """The arrays of two data sets of torchvision."""
+    return {
+        "train_images": _channels_first(train.data),
+        "train_labels": torch.as_tensor(train.targets),
+        "test_images": _channels_first(test.data),
+        "test_labels": torch.as_tensor(test.targets),
+    }
 
 
 def _channels_first(images: Tensor | np.ndarray) -> Tensor:

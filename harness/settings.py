@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +13,12 @@ def check_counts(config: Any, *keys: str) -> None:
         value = getattr(config, key)
         if value is not None and value < 1:
             raise ValueError(f"{key}: expected 1 or more; got {value}")
+
+
+def check_choice(key: str, value: Any, known: Iterable[str]) -> None:
+    """Raises ValueError for a value that is none of the known ones."""
+    if value not in known:
+        raise ValueError(f"{key}: expected one of {', '.join(known)}; got '{value}'")
 
 
 def named_settings(config: Any, without: Collection[str] = ()) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sysconfig
 import traceback
+from collections.abc import Iterable
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
@@ -10,6 +12,8 @@ from typing import Any
 
 OF_CHECKOUT = "examples", "harness", "meta_train", "tasks"
 """Packages that are not installed with ngopt."""
+INSTALLED = tuple(map(sysconfig.get_path, ("stdlib", "purelib", "platlib")))
+"""Folders of Python and of installed packages."""
 
 
 def load_object(path: str) -> Any:
@@ -38,9 +42,20 @@ def load_object(path: str) -> Any:
 def _line_of(error: Exception) -> str:
     """The last line of an import that is not in Python or an installed package; nothing
     if no line ran."""
-    for frame in reversed(traceback.extract_tb(error.__traceback__)[1:]):
-        parts = Path(frame.filename).parts
-        is_generated = frame.filename.startswith("<")
-        if not (is_generated or {"importlib", "site-packages"} & {*parts}):
+    for frame in reversed(frames_outside(INSTALLED, error)):
+        if frame.filename != __file__:
             return f" ({frame.filename}, line {frame.lineno})"
     return ""
+
+
+def frames_outside(
+    folders: Iterable[str | Path], error: BaseException
+) -> list[traceback.FrameSummary]:
+    """The frames of a traceback in files outside of some folders."""
+    found = []
+    for frame in traceback.extract_tb(error.__traceback__):
+        path = Path(frame.filename)
+        is_generated = frame.filename.startswith("<")
+        if not is_generated and not any(map(path.is_relative_to, folders)):
+            found.append(frame)
+    return found

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -62,9 +63,5 @@ class Classification(NetworkTask[Config]):
         return (torch.cat(predicted) == data.labels).double().mean().item()
 
 
-def run(config: Config) -> None:
-    run_task(config, Classification)
-
-
 if __name__ == "__main__":
-    cli.main(Config, run, __doc__)
+    cli.main(Config, partial(run_task, make=Classification), __doc__)

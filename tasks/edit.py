@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from harness import cli
 from harness.distributed import Ranks
 from harness.image_datasets import DATASETS
 from harness.pictures import draw_rows
-from harness.settings import check_counts
+from harness.settings import check_choice, check_counts
 from tasks.edit_images import EDITS, original_images
 from tasks.learning.image_networks import read_image_networks
 from tasks.learning.task import EVALUATION_BATCH, NetworkTask, TaskConfig, run_task
@@ -57,16 +58,10 @@ class Config(TaskConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.edit not in EDITS:
-            raise ValueError(
-                f"edit: expected one of {', '.join(EDITS)}; got '{self.edit}'"
-            )
+        check_choice("edit", self.edit, EDITS)
         check_counts(self, "outputs", "points")
-        if self.originals is not None and self.originals not in DATASETS:
-            known = ", ".join(DATASETS)
-            raise ValueError(
-                f"originals: expected one of {known}; got '{self.originals}'"
-            )
+        if self.originals is not None:
+            check_choice("originals", self.originals, DATASETS)
 
 
 class Editor(nn.Module):
@@ -177,9 +172,5 @@ class Editing(NetworkTask[Config]):
         draw_rows(Path(self.config.folder, "edited.png"), rows)
 
 
-def run(config: Config) -> None:
-    run_task(config, Editing)
-
-
 if __name__ == "__main__":
-    cli.main(Config, run, __doc__)
+    cli.main(Config, partial(run_task, make=Editing), __doc__)

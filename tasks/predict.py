@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import isnan, nan
 from pathlib import Path
 from typing import Any
@@ -135,9 +136,5 @@ def draw(path: Path, predicted: Tensor, true: Tensor) -> None:
     figure.savefig(path, dpi=150)
 
 
-def run(config: Config) -> None:
-    run_task(config, Prediction)
-
-
 if __name__ == "__main__":
-    cli.main(Config, run, __doc__)
+    cli.main(Config, partial(run_task, make=Prediction), __doc__)

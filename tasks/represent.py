@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -167,9 +168,5 @@ def regression_targets(columns: Mapping[str, Tensor]) -> Tensor:
     )
 
 
-def run(config: Config) -> None:
-    run_task(config, Representation)
-
-
 if __name__ == "__main__":
-    cli.main(Config, run, __doc__)
+    cli.main(Config, partial(run_task, make=Representation), __doc__)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from harness.files import make_folder, read_json, write_json
 from harness.run_store import check_settings
-from ngopt.pretrained.tensor_files import is_intact, read_tensors, write_tensors
+from ngopt.pretrained.tensor_files import read_tensors, write_tensors
 
 FORMAT = "ngopt-shard-1"
 MANIFEST = "manifest.json"
@@ -75,14 +75,7 @@ def read_shard(path: Path) -> list[Networks]:
     Raises ValueError, which names file and field, if it is damaged or not of this
     format.
     """
-    metadata, tensors = read_tensors(path, "shard")
-    if metadata.get("format") != FORMAT:
-        got = metadata.get("format")
-        raise ValueError(f"shard '{path}': format: expected '{FORMAT}'; got {got!r}")
-    if not is_intact(metadata, tensors):
-        raise ValueError(
-            f"shard '{path}': sha256: its contents do not have the one that it records"
-        )
+    metadata, tensors = read_tensors(path, "shard", FORMAT)
     groups = []
     for number, architecture in enumerate(json.loads(metadata["architectures"])):
         params = _with_prefix(tensors, f"{number}.params.")
@@ -105,11 +98,8 @@ class Folder:
         """Makes the folder and its manifest. Raises ValueError if it has shards of
         other settings, or of none that are known."""
         make_folder(self.path)
-        file = self.path / MANIFEST
         if not shard_paths(self.path):
-            write_json(
-                file, {"format": FORMAT, "settings": dict(self.settings), "shards": []}
-            )
+            self._write_manifest([])
             return
         stored = read_manifest(self.path)["settings"]
         check_settings(f"folder '{self.path}'", stored, self.settings)

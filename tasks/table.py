@@ -22,7 +22,7 @@ from harness.distributed import Ranks, process_group, run_on_ranks
 from harness.files import read_json, write_json
 from harness.pictures import draw_means
 from harness.run_store import check_settings
-from harness.settings import check_counts
+from harness.settings import check_choice, check_counts
 from harness.tables import (
     markdown_table,
     plus_minus,
@@ -65,10 +65,7 @@ class Config:
     """Trainings at the same time, of one thread each."""
 
     def __post_init__(self) -> None:
-        if self.table not in TABLES:
-            raise ValueError(
-                f"table: expected one of {', '.join(TABLES)}; got '{self.table}'"
-            )
+        check_choice("table", self.table, TABLES)
         check_counts(self, "seeds", "processes")
         labels = [row.label for row in TABLES[self.table].rows]
         odd = [label for label in self.rows if label not in labels]

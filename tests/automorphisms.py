@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import igraph
@@ -22,9 +22,45 @@ import torch
 from torch import Tensor
 
 from ngopt.graph import EdgeBlock, NeuralGraph
-from ngopt.graph.views.parameter_graph_labels import input_output_index, node_types
+from ngopt.graph.views.parameter_graph_labels import is_parameter_edge, node_types
 
 MOST_VERTICES = 20_000
+
+
+def input_output_index(graph: NeuralGraph) -> tuple[Tensor, Tensor]:
+    """The number of every neuron among the inputs, and among the outputs; -1 for other
+    nodes (Lim et al. 2024).
+
+    Pinned neurons count as outputs. Returns two (nodes,), in the order of
+    `to_edge_list`.
+    """
+    inputs, outputs = set(), set()
+    for i, group in enumerate(graph.groups):
+        if group.kind == "parameter":
+            continue
+        if group.role == "input":
+            inputs.add(i)
+        elif group.role != "isolated" and group.is_fixed:
+            outputs.add(i)
+    for block in graph.blocks:
+        if is_parameter_edge(graph, block):
+            inputs.discard(block.source)
+            outputs.discard(block.source)
+    return _numbered(graph, inputs), _numbered(graph, outputs)
+
+
+def _numbered(graph: NeuralGraph, groups: Collection[int]) -> Tensor:
+    """Numbers of the nodes of some groups, counted through all of them; -1 for
+    others."""
+    numbers = []
+    count = 0
+    for i, group in enumerate(graph.groups):
+        if i in groups:
+            numbers.append(torch.arange(count, count + group.size, device="cpu"))
+            count += group.size
+        else:
+            numbers.append(torch.full((group.size,), -1, device="cpu"))
+    return torch.cat(numbers)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sysconfig
 from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,19 +123,7 @@ def _encoded(
             break
     tokenizer.train_from_iterator(first, trainer)
     encode = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)
-    for block in _blocks(first, texts):
+    every = chain(first, texts)
+    while block := list(islice(every, BLOCK)):
         for encoding in encode(block):
             yield np.array(encoding.ids, dtype=np.uint16)
-
-
-def _blocks(first: list[str], others: Iterator[str]) -> Iterator[list[str]]:
-    for start in range(0, len(first), BLOCK):
-        yield first[start : start + BLOCK]
-    block: list[str] = []
-    for text in others:
-        block.append(text)
-        if len(block) == BLOCK:
-            yield block
-            block = []
-    if block:
-        yield block

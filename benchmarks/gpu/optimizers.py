@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import nn
@@ -58,21 +59,11 @@ def hidden_matrices(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Param
     return matrices, others
 
 
-def default(model: nn.Module) -> Optimizers:
-    return [NGOptimizer(model.parameters(), total_steps=HORIZON)]
-
-
-def default_open(model: nn.Module) -> Optimizers:
-    """The default without a horizon, which stores averaged weights."""
-    return [NGOptimizer(model.parameters())]
-
-
-def feedforward(model: nn.Module) -> Optimizers:
-    return [NGOptimizer(model.parameters(), weights="ff")]
-
-
-def graph_network(model: nn.Module) -> Optimizers:
-    return [NGOptimizer(model.parameters(), weights="ng-gnn")]
+def ngopt(
+    model: nn.Module, total_steps: int | None = None, weights: str = "default"
+) -> Optimizers:
+    """Without `total_steps` the default stores averaged weights."""
+    return [NGOptimizer(model.parameters(), total_steps=total_steps, weights=weights)]
 
 
 def heavyball_soap(model: nn.Module) -> Optimizers:
@@ -99,12 +90,12 @@ def emerging_soap(model: nn.Module) -> Optimizers:
 
 OPTIMIZERS: dict[str, Make] = {
     "AdamW, fused": adamw,
-    "default": default,
-    "default, eager": default,
+    "default": partial(ngopt, total_steps=HORIZON),
+    "default, eager": partial(ngopt, total_steps=HORIZON),
     "Muon + AdamW": muon,
-    "default, no horizon": default_open,
-    "ff": feedforward,
-    "ng-gnn": graph_network,
+    "default, no horizon": ngopt,
+    "ff": partial(ngopt, weights="ff"),
+    "ng-gnn": partial(ngopt, weights="ng-gnn"),
     "heavyball SOAP": heavyball_soap,
     "Emerging-Optimizers SOAP": emerging_soap,
 }

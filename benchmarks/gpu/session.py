@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +105,7 @@ class Records:
         return record
 
     def write(self) -> None:
-        content = {"machine": self.machine, "records": as_json(self.records)}
-        write_json(self.path, content)
+        write_json(self.path, {"machine": self.machine, "records": self.records})
 
 
 def _line(record: Record) -> str:
@@ -125,17 +123,6 @@ def note_of(error: BaseException) -> str:
     """The type of an error and the first line of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:NOTE]
-
-
-def as_json(value: Any) -> Any:
-    """The value with None in place of nan and infinity, which JSON lacks."""
-    if isinstance(value, float) and not isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: as_json(x) for key, x in value.items()}
-    if isinstance(value, list | tuple):
-        return [as_json(x) for x in value]
-    return value
 
 
 def machine(session: Session) -> dict[str, Any]:

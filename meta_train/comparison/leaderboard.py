@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from harness import cli
 from harness.files import write_json
-from harness.settings import check_counts
+from harness.settings import check_choice, check_counts
 from harness.tables import markdown_table, text_table
 from meta_train.comparison.inner_training import Record, Run
 from meta_train.comparison.lr_tuning import FIRST_TUNING_SEED, choose_lr, plan_tuning
@@ -79,11 +79,7 @@ class Config:
             raise ValueError(
                 f"seeds: expected at most {FIRST_TUNING_SEED}; got {self.seeds}"
             )
-        if self.curve_split not in SPLITS:
-            raise ValueError(
-                f"curve_split: expected one of {', '.join(SPLITS)}; "
-                f"got '{self.curve_split}'"
-            )
+        check_choice("curve_split", self.curve_split, SPLITS)
         for key in ("problems", "optimizers"):
             values = getattr(self, key)
             if not values or len(set(values)) < len(values):

@@ -19,6 +19,7 @@ from harness.tables import markdown_table
 from meta_train.problems import LISTS, META_TRAINING, load_problem
 
 EXTRA = "situations-real"  # needs packages that the extra `train` does not install
+MEASURED_STEPS = 30
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,6 @@ class Config:
     """Names of lists."""
     names: bool = False
     """Print names alone, also those for meta-training, and measure nothing."""
-    measured_steps: int = 30
-    """Steps of each problem that are timed."""
 
     def __post_init__(self) -> None:
         unknown = set(self.lists) - LISTS.keys()
@@ -40,14 +39,14 @@ class Config:
             )
 
 
-def cells(list_name: str, name: str, measured_steps: int) -> dict[str, str]:
+def cells(list_name: str, name: str) -> dict[str, str]:
     """A row of the table by column."""
     problem = load_problem(name)
     model = problem.init(0)
     count = sum(parameter.numel() for parameter in model.parameters())
     optimizer = torch.optim.Adam(model.parameters())
     times = []
-    for step in range(measured_steps):
+    for step in range(MEASURED_STEPS):
         start = perf_counter()
         optimizer.zero_grad()
         problem.loss(model, problem.batch(0, step)).backward()
@@ -75,7 +74,7 @@ def run(config: Config) -> None:
     names = [(given, name) for given in config.lists for name in LISTS[given]]
     rows = []
     for given, name in tqdm(names, unit="problem"):
-        rows.append(cells(given, name, config.measured_steps))
+        rows.append(cells(given, name))
     print(f"\n{markdown_table(rows)}")
 
 

@@ -7,10 +7,11 @@ chosen so that a run takes some seconds of one core.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from meta_train.problems import situations
-from meta_train.problems.families import Family, family_of_cnns
+from meta_train.problems.families import Family, sampled_cnn
 from meta_train.problems.objectives import (
     CONTRAST,
     PREDICT_QUANTILES,
@@ -42,8 +43,9 @@ for row in read_problems(Path(__file__).with_suffix(".csv")):
 
 # For meta-training only: a family in which each seed is another network, and a wide
 # network on few pixels. The wide one is as fast as fm-16, and covers wider networks.
+_base = PROBLEMS["fm-16"]
 META_TRAINING: dict[str, Family | SupervisedProblem] = {
-    "fm-cnns": family_of_cnns("fm-cnns", PROBLEMS["fm-16"]),
+    "fm-cnns": Family("fm-cnns", partial(sampled_cnn, steps=_base.steps), _base),
     **_META_TRAINING,
 }
 

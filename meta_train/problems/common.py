@@ -1,4 +1,4 @@
-"""Data sets and constructors that several lists of problems share."""
+"""Data sets that several lists of problems share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 from torch import nn
 
 from meta_train.problems.images import images
-from meta_train.problems.supervised import CLASSIFY, Splits, SupervisedProblem
+from meta_train.problems.supervised import Splits
 
 Data = Callable[[], Splits]
 Build = Callable[[], nn.Module]
@@ -22,10 +22,3 @@ FASHION_7 = partial(images, "fashion-mnist", 4)
 CIFAR = partial(images, "cifar10")
 CIFAR_16 = partial(images, "cifar10", 2)
 GRAY_16 = partial(images, "cifar10", 2, gray=True)
-
-
-def classify(
-    name: str, data: Data, build: Build, batch_size: int | None, steps: int
-) -> SupervisedProblem:
-    """A problem with the cross entropy as its loss."""
-    return SupervisedProblem(name, data, build, CLASSIFY, batch_size, steps)

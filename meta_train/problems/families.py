@@ -73,7 +73,3 @@ def _width() -> int:
 
 def _choice(count: int) -> int:
     return int(torch.randint(count, ()).item())
-
-
-def family_of_cnns(name: str, base: SupervisedProblem) -> Family:
-    return Family(name, partial(sampled_cnn, steps=base.steps), base)

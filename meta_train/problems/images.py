@@ -12,6 +12,7 @@ from torch import Tensor
 
 from harness.image_datasets import Split, load_dataset
 from meta_train.problems.supervised import Batch, Splits, TensorExamples, mapped
+from tasks.networks.siren import pixel_grid
 
 NOISE = 0.5  # standard deviation of `noisy_images`, of normalised pixels
 
@@ -85,7 +86,7 @@ def picture(index: int, gray: bool) -> Splits:
     if gray:
         image = image.mean(0, keepdim=True)
     values = image.flatten(1).mT
-    points = TensorExamples(grid(32), values.contiguous())
+    points = TensorExamples(pixel_grid(32, 32), values.contiguous())
     return Splits(points, points, points)
 
 
@@ -100,14 +101,8 @@ def picture_slopes(index: int) -> Splits:
     rows = tall[:, :, 2:] - tall[:, :, :-2]
     columns = wide[..., 2:] - wide[..., :-2]
     slopes = torch.stack([rows.flatten(), columns.flatten()], 1)
-    points = TensorExamples(grid(32), slopes)
+    points = TensorExamples(pixel_grid(32, 32), slopes)
     return Splits(points, points, points)
-
-
-def grid(side: int) -> Tensor:
-    """Coordinates in [-1, 1] of a square image's pixels by rows, (side * side, 2)."""
-    axis = torch.linspace(-1, 1, side)
-    return torch.cartesian_prod(axis, axis)
 
 
 def _pooled(split: Split, pool: int, gray: bool) -> Split:
@@ -160,7 +155,8 @@ def _diffuse(images: Tensor, labels: Tensor) -> tuple[tuple[Tensor, Tensor], Ten
 def _as_points(images: Tensor, labels: Tensor, count: int) -> Batch:
     flat = images.flatten(1)
     values, places = flat.topk(count)
-    coordinates = grid(images.shape[-1])
+    side = images.shape[-1]
+    coordinates = pixel_grid(side, side)
     positions = coordinates[places]  # (b, count, 2)
     points = torch.cat([positions, values[..., None]], -1)
     return points, labels

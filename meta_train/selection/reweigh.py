@@ -112,20 +112,13 @@ def factor_names(learned: LearnedOptimizer) -> tuple[str, ...]:
     return (*FEATURES, GRAPH, UPDATE) if has_context else (*FEATURES, UPDATE)
 
 
-class Trainings:
-    """Whole trainings of a search's problems."""
-
-    def __init__(self, config: Config):
-        self.config = config
-        self.problems = list(map(load_problem, config.problems))
-
-    def losses(self, learned: LearnedOptimizer, *key: int) -> list[float]:
-        """Validation losses, one per problem. key: of the seed."""
-        seed, losses = derive_seed(self.config.seed, 30, *key), []
-        for problem in self.problems:
-            optimizee = Optimizee(problem, seed)
-            losses.append(whole_run(optimizee, learned, self.config.steps).loss)
-        return losses
+def whole_losses(config: Config, learned: LearnedOptimizer, *key: int) -> list[float]:
+    """Validation losses of whole trainings, one per problem. key: of the seed."""
+    seed, losses = derive_seed(config.seed, 30, *key), []
+    for name in config.problems:
+        optimizee = Optimizee(load_problem(name), seed)
+        losses.append(whole_run(optimizee, learned, config.steps).loss)
+    return losses
 
 
 def mean_gain(losses: Sequence[float], references: Sequence[float]) -> float:
@@ -139,7 +132,7 @@ def mean_gain(losses: Sequence[float], references: Sequence[float]) -> float:
 def search(config: Config) -> optuna.Study:
     """Runs the missing trials. Returns the study with all of them."""
     folder, learned = Path(config.folder), start_weights(config)
-    names, trainings = factor_names(learned), Trainings(config)
+    names = factor_names(learned)
     settings = named_settings(config, IRRELEVANT)
     study = open_study(folder, "reweigh", settings, dict.fromkeys(names, 0.0))
 
@@ -151,8 +144,9 @@ def search(config: Config) -> optuna.Study:
         for name in names:
             logarithms[name] = trial.suggest_float(name, -LIMIT, LIMIT)
         generation = trial.number // config.population
-        references = _references(study, trainings, learned, generation)
-        losses = trainings.losses(reweighed(learned, logarithms), 0, generation)
+        references = _references(study, config, learned, generation)
+        new = reweighed(learned, logarithms)
+        losses = whole_losses(config, new, 0, generation)
         trial.set_user_attr("losses", losses)
         score = mean_gain(losses, references)
         print(f"trial {trial.number}: {score:+.4f}")
@@ -164,7 +158,7 @@ def search(config: Config) -> optuna.Study:
 
 def _references(
     study: optuna.Study,
-    trainings: Trainings,
+    config: Config,
     learned: LearnedOptimizer,
     generation: int,
 ) -> list[float]:
@@ -172,7 +166,7 @@ def _references(
     key = f"references-{generation}"
     losses = study.user_attrs.get(key)
     if losses is None:
-        losses = trainings.losses(learned, 0, generation)
+        losses = whole_losses(config, learned, 0, generation)
         study.set_user_attr(key, losses)
     return losses
 
@@ -194,11 +188,11 @@ def write_best(config: Config, study: optuna.Study) -> LearnedOptimizer:
     write_trials(folder, study)
     complete = study.get_trials(states=(TrialState.COMPLETE,))
     logarithms = mean_of_best(complete, config.population)
-    chosen, trainings = reweighed(learned, logarithms), Trainings(config)
+    chosen = reweighed(learned, logarithms)
     rows: list[dict[str, Any]] = []
     for number in range(config.checks):
-        before = trainings.losses(learned, 1, number)
-        after = trainings.losses(chosen, 1, number)
+        before = whole_losses(config, learned, 1, number)
+        after = whole_losses(config, chosen, 1, number)
         gain = mean_gain(after, before)
         rows.append({"before": before, "after": after, "gain": gain})
     details = {**asdict(config), "chosen": logarithms}

@@ -4,13 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TypeVar
-
-import torch
-from torch import Tensor
-from torch.utils._pytree import tree_map_only
-
-State = TypeVar("State")
 
 # Reassign only if the slowest rank then has at most this share of its work.
 MAXIMUM_SHARE = 0.95
@@ -54,8 +47,3 @@ def assign_ranks(
     for cost, owner in zip(costs, owners, strict=True):
         before[owner] += cost
     return found if max(loads) < MAXIMUM_SHARE * max(before) else list(owners)
-
-
-def on_device(state: State, device: torch.device) -> State:
-    """A pytree of tensors on a device of this rank."""
-    return tree_map_only(Tensor, lambda values: values.to(device), state)

@@ -17,7 +17,7 @@ from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 Deltas = list[Tensor | None]
 
 
-class WeightedRule:
+class WeightedRule(UpdateRule):
     """An `UpdateRule` with given weights in place of the metanet's own.
 
     rule: bound to the metanet.
@@ -56,7 +56,8 @@ class WeightedRule:
         in_place: bool = False,
     ) -> Iterator[list[Change]]:
         if not self.count:
-            deltas, new = self._updated(self._weights, grads, state, params, hyper)
+            given = grads, state, params, hyper
+            deltas, new = functional_call(self._function, self._weights, given)
         else:
             deltas, new = self._updated_stack(grads, state, params, hyper)
         changes = []
@@ -65,24 +66,6 @@ class WeightedRule:
                 changes.append(Change(i, delta, record))
         yield changes
 
-    def may_be_traced(
-        self, grads: Sequence[Tensor | None], state: Sequence[Record]
-    ) -> bool:
-        return False
-
-    def renewal_interval(self, device: torch.device) -> None:
-        return None
-
-    def _updated(
-        self,
-        weights: dict[str, Tensor],
-        grads: Sequence[Tensor | None],
-        state: Sequence[Record],
-        params: Sequence[Tensor],
-        hyper: Hyper,
-    ) -> tuple[Deltas, list[Record]]:
-        return functional_call(self._function, weights, (grads, state, params, hyper))
-
     def _updated_stack(
         self,
         grads: Sequence[Tensor | None],
@@ -90,7 +73,7 @@ class WeightedRule:
         params: Sequence[Tensor],
         hyper: Hyper,
     ) -> tuple[Deltas, list[Record]]:
-        """`_updated` of all optimizees. vmap takes tensors alone, so parameters without
+        """The update of all optimizees. vmap takes tensors alone, so parameters without
         gradient are left out."""
         present, given = [], []
         for i, grad in enumerate(grads):
@@ -106,7 +89,8 @@ class WeightedRule:
             own: Deltas = [None] * len(params)
             for i, grad in zip(present, given, strict=True):
                 own[i] = grad
-            deltas, new = self._updated(weights, own, state, params, hyper)
+            updated = own, state, params, hyper
+            deltas, new = functional_call(self._function, weights, updated)
             return [deltas[i] for i in present], new
 
         values = self._weights, given, before, list(params)

@@ -42,7 +42,7 @@ from harness.trainer import ResumableTrainer
 from meta_train.problems import Metrics, mean_metrics
 from meta_train.training.all_reduce import ReducedResult, all_reduce_results
 from meta_train.training.config import Config, learning_rate_factor
-from meta_train.training.rank_assignment import StepCosts, assign_ranks, on_device
+from meta_train.training.rank_assignment import StepCosts, assign_ranks
 from meta_train.training.restart_schedule import OptimizeeProgress, RestartSchedule
 from meta_train.training.rules import trained_metanet
 from meta_train.training.tensorboard import log_gradients, log_updates, log_validation
@@ -311,7 +311,7 @@ def placed(state: Any, device: torch.device) -> Any:
     """A state with its GPU tensors on this rank's device."""
 
     def one(x: torch.Tensor) -> torch.Tensor:
-        return x if x.is_cpu else on_device(x, device)
+        return x if x.is_cpu else x.to(device)
 
     return tree_map_only(torch.Tensor, one, state)
 

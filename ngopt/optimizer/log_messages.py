@@ -176,14 +176,6 @@ def log_unconnected(graph: NeuralGraph, is_exact: bool, is_default: bool) -> Non
     )
 
 
-def log_kept_total_steps(loaded: Any, kept: int) -> None:
-    logger.info(
-        "NGOptimizer: the loaded state has total_steps=%s; total_steps=%s is kept.",
-        loaded,
-        kept,
-    )
-
-
 def warn_if_partial() -> bool:
     """Whether ZeroRedundancyOptimizer passes a part of the parameters; warns if so."""
     if not distributed.is_available() or not distributed.is_initialized():

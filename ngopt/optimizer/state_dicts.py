@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ngopt.functional import AVERAGE, Record
 from ngopt.optimizer.arguments import PER_GROUP, SHARED, check_groups
-from ngopt.optimizer.log_messages import log_kept_total_steps
+from ngopt.optimizer.log_messages import logger
 from ngopt.optimizer.param_groups import Group
 
 
@@ -112,7 +112,11 @@ def with_total_steps(groups: list[Group], total_steps: int | None) -> list[Group
     """Loaded groups with the `total_steps` of this optimizer, if it has any."""
     if total_steps is None or not groups or groups[0]["total_steps"] == total_steps:
         return groups
-    log_kept_total_steps(groups[0]["total_steps"], total_steps)
+    logger.info(
+        "NGOptimizer: the loaded state has total_steps=%s; total_steps=%s is kept.",
+        groups[0]["total_steps"],
+        total_steps,
+    )
     return [{**group, "total_steps": total_steps} for group in groups]
 
 

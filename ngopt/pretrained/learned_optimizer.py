@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from ngopt.base.soap import Soap
 from ngopt.distributed.shards import Shards
@@ -17,41 +16,6 @@ from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.metanet import Metanet
 from ngopt.metanets.stepping.cooldown import Cooldown
 from ngopt.metanets.stepping.rule import MetanetRule
-
-
-class BaseRule(Protocol):
-    """A hand-designed rule, `cls(config)`; `Config` is a dataclass of numbers.
-
-    tensors: its learned part, as weights files store it; {} if there is none.
-    """
-
-    name: str
-    Config: type
-    config: Any
-
-    @property
-    def tensors(self) -> Mapping[str, Tensor]: ...
-
-    def with_tensors(self, tensors: Mapping[str, Tensor]) -> BaseRule:
-        """The rule with a learned part. Raises ValueError if it does not fit."""
-        ...
-
-    def bind(
-        self,
-        graph: NeuralGraph,
-        total_steps: int | None = None,
-        compute_dtype: torch.dtype | None = None,
-        renew_every: int | None = None,
-        shards: Shards | None = None,
-    ) -> UpdateRule:
-        """The rule on a graph.
-
-        total_steps: the horizon, if known. compute_dtype: of matrix products.
-        renew_every: steps between renewals of a preconditioner, if there is one; None:
-        the rule's own number. shards: the processes that share the parameters, if any.
-        """
-        ...
-
 
 BASES: dict[str, type] = {Soap.name: Soap}
 """The base rules that weights files can name."""
@@ -70,7 +34,7 @@ class LearnedOptimizer:
     ValueError for a cooldown beside a base, which has its own schedule.
     """
 
-    base: BaseRule | None = None
+    base: Soap | None = None
     metanet: Metanet | None = None
     cooldown: Cooldown | None = None
     recipe: Mapping[str, Any] = field(default_factory=lambda: {"stages": []})
@@ -106,11 +70,9 @@ class LearnedOptimizer:
 
         total_steps: the horizon, if known. device, dtype: the rule computes with a copy
         of the metanet there. With neither the rule uses the metanet itself, so that an
-        unroll can differentiate by it. renew_every, shards: see `BaseRule.bind`.
+        unroll can differentiate by it. renew_every, shards: see `Soap.bind`.
         """
         if self.base is not None:
-            if shards is None:  # a base rule need not have this parameter
-                return self.base.bind(graph, total_steps, dtype, renew_every)
             return self.base.bind(graph, total_steps, dtype, renew_every, shards)
         metanet = self.metanet
         assert metanet is not None

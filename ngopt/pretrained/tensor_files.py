@@ -45,10 +45,13 @@ def write_tensors(
         save_file(dict(tensors), part, hashed)
 
 
-def read_tensors(path: Path, kind: str) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors of a safetensors file; `is_intact` checks their SHA-256.
+def read_tensors(
+    path: Path, kind: str, expected_format: str
+) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata, without the SHA-256, and tensors of a safetensors file.
 
-    kind: of the file, for messages. Raises ValueError if the file is incomplete.
+    kind: of the file, for messages. Raises ValueError if the file is incomplete or
+    damaged, or has another format.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -59,13 +62,17 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, str], dict[str, Tenso
         raise ValueError(
             f"{kind} '{path}': expected a complete safetensors file; got: {error}"
         ) from None
+    if metadata.get("format") != expected_format:
+        got = metadata.get("format")
+        raise ValueError(
+            f"{kind} '{path}': expected format '{expected_format}'; got {got!r}"
+        )
+    if metadata.pop("sha256", None) != digest(metadata, tensors):
+        raise ValueError(
+            f"{kind} '{path}': expected contents with the recorded SHA-256; got "
+            "others. Download or write the file again"
+        )
     return metadata, tensors
-
-
-def is_intact(metadata: dict[str, str], tensors: Mapping[str, Tensor]) -> bool:
-    """Whether the recorded SHA-256 is that of the contents; removes it from
-    `metadata`."""
-    return metadata.pop("sha256", None) == digest(metadata, tensors)
 
 
 def digest(texts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:

@@ -20,7 +20,7 @@ from ngopt.metanets import METANETS, Metanet
 from ngopt.metanets.imported import find_metanet, metanet_name
 from ngopt.metanets.stepping.cooldown import Cooldown
 from ngopt.pretrained.learned_optimizer import BASES, LearnedOptimizer
-from ngopt.pretrained.tensor_files import digest, is_intact, read_tensors, write_tensors
+from ngopt.pretrained.tensor_files import digest, read_tensors, write_tensors
 
 FORMAT = "ngopt-2"
 FOLDER = Path(__file__).parent
@@ -43,17 +43,7 @@ def load_pretrained(weights: str | os.PathLike = "default") -> LearnedOptimizer:
     its format, base rule, metanet or config is unknown in this version.
     """
     path = _path_of(weights)
-    metadata, tensors = read_tensors(path, "weights file")
-    if metadata.get("format") != FORMAT:
-        got = metadata.get("format")
-        raise ValueError(
-            f"weights file '{path}': expected format '{FORMAT}'; got {got!r}"
-        )
-    if not is_intact(metadata, tensors):
-        raise ValueError(
-            f"weights file '{path}': expected contents with the recorded SHA-256; got "
-            "others. Download or write the file again."
-        )
+    metadata, tensors = read_tensors(path, "weights file", FORMAT)
     try:
         return _read(metadata, tensors)
     except ValueError as error:

@@ -69,7 +69,7 @@ Config = TypeVar("Config", bound=TaskConfig)
 
 
 class NetworkTask(Generic[Config]):
-    """Base class of tasks on networks. A subclass makes its `model`, see `Task`.
+    """Base class of tasks on networks. A subclass makes its `model`.
 
     Data and batches depend on the seed alone, and are the same for all models.
     """
@@ -84,13 +84,19 @@ class NetworkTask(Generic[Config]):
         raise NotImplementedError
 
     def begin(self, share: float) -> int:
+        """Called before a step with the used share of the budget.
+
+        Returns the stage of the training; each may train other parts of the model.
+        """
         model = self.model
         return model.set_progress(share) if isinstance(model, NetworkModel) else 0
 
     def loss(self, step: int) -> Tensor:
+        """The loss of this rank's share of a step's batch."""
         raise NotImplementedError
 
     def score(self) -> float:
+        """The score on validation data, equal on all ranks; higher is better."""
         raise NotImplementedError
 
     def batch(self, count: int, step: int) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from math import inf, isnan
 from pathlib import Path
 from time import process_time
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,13 @@ from harness.distributed import Ranks
 from harness.interrupts import uninterrupted
 from harness.random import seeded
 from harness.run_store import Checkpoint
+from harness.settings import check_choice
 from harness.trainer import ResumableTrainer
 from ngopt import NGOptimizer
 from ngopt.schedule import half_cosine
+
+if TYPE_CHECKING:
+    from tasks.learning.task import NetworkTask
 
 TRAINERS = ("adamw", "ngopt")
 # Share of the budget with linear warm-up.
@@ -55,35 +59,11 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.trainer not in TRAINERS:
-            raise ValueError(
-                f"trainer: expected one of {', '.join(TRAINERS)}; got '{self.trainer}'"
-            )
+        check_choice("trainer", self.trainer, TRAINERS)
         for key in ("minutes", "batch", "lr", "clip", "validations", "patience"):
             value = getattr(self, key)
             if value <= 0:
                 raise ValueError(f"{key}: expected more than 0; got {value}")
-
-
-class Task(Protocol):
-    """A model, its loss and its score."""
-
-    model: nn.Module
-
-    def begin(self, share: float) -> int:
-        """Called before a step with the used share of the budget.
-
-        Returns the stage of the training; each may train other parts of the model.
-        """
-        ...
-
-    def loss(self, step: int) -> Tensor:
-        """The loss of this rank's share of a step's batch."""
-        ...
-
-    def score(self) -> float:
-        """The score on validation data, equal on all ranks; higher is better."""
-        ...
 
 
 @dataclass
@@ -128,7 +108,7 @@ class Trainer(ResumableTrainer):
 
     def __init__(
         self,
-        task: Task,
+        task: NetworkTask,
         config: TrainingConfig,
         folder: Path,
         settings: dict[str, Any],

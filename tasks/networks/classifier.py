@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from harness.settings import check_choice
 from tasks.networks.input_network import InputNetwork
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -38,11 +39,7 @@ class Classifier(InputNetwork):
 
 def activation_function(name: str) -> Callable[[Tensor], Tensor]:
     """Raises ValueError for an unknown name."""
-    if name not in ACTIVATIONS:
-        known = ", ".join(ACTIVATIONS)
-        raise ValueError(
-            f"architecture: activation: expected one of {known}; got {name!r}"
-        )
+    check_choice("architecture: activation", name, ACTIVATIONS)
     return ACTIVATIONS[name]
 
 

@@ -164,7 +164,8 @@ def check_outputs(
     not finite.
     """
     module = make_module(architecture)
-    inputs = fixed_random_input(module.example_input())
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.rand(module.example_input().shape, generator=generator)
     run = vmap(partial(functional_call, module), (0, None))
     count = len(next(iter(params.values())))
     for index in torch.arange(count).split(AT_ONCE):
@@ -182,11 +183,6 @@ def check_outputs(
         if not is_finite.all():
             first = int(is_finite.int().argmin())
             raise ValueError(f"{names[first]}: expected finite outputs; got others")
-
-
-def fixed_random_input(example: Tensor) -> Tensor:
-    """Uniform in [0, 1), the same at each call."""
-    return torch.rand(example.shape, generator=torch.Generator().manual_seed(0))
 
 
 def network_name(path: Path, rows: Tensor | None, index: int) -> str:

@@ -334,7 +334,7 @@ class TestCost:
     @pytest.mark.filterwarnings("ignore")
     def test_looks_at_the_graph(self, session, monkeypatch):
         trained = cost.Trained(session, TINY_WORKLOADS["tiny CNN"])
-        (optimizer,) = made = optimizers.graph_network(trained.model)
+        (optimizer,) = made = optimizers.OPTIMIZERS["ng-gnn"](trained.model)
         stepper = cost.Stepper(trained, made)
         assert stepper.graph_every == optimizer.learned.metanet.graph_every > 1
         looks = []

@@ -6,7 +6,7 @@ from torch import nn
 
 pytest.importorskip("torchvision")
 
-from benchmarks import compiled_step, floor, step
+from benchmarks import floor, step
 from benchmarks.memory import Peak
 from meta_train.problems import Metrics
 
@@ -78,36 +78,6 @@ def test_networks(weights, monkeypatch):
     assert record["state"] == pytest.approx(record["state_horizon"] + average)
     assert 0 < record["later_ns"] <= record["worst_ns"]
     assert (record["floor_ns"] is None) == (weights == "default")
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_compiled_steps(tmp_path, capsys, monkeypatch):
-    compiled = []
-
-    def compile_without_a_compiler(step):
-        compiled.append(step)
-        return step
-
-    monkeypatch.setattr(torch, "compile", compile_without_a_compiler)
-    monkeypatch.setattr(compiled_step, "SECONDS", 0.01)
-    output = tmp_path / "compiled.json"
-    arguments = [
-        "--networks",
-        "8",
-        "--weights",
-        "ff",
-        "ng-gnn",
-        "--threads",
-        "1",
-    ]
-    compiled_step.main([*arguments, "--output", str(output)])
-    records = json.loads(output.read_text())["records"]
-    assert [record["weights"] for record in records] == ["ff", "ng-gnn"]
-    assert len(compiled) == len(records)
-    for record in records:
-        assert record["parameters"] == 3 * (8 * 8 + 8)
-        assert record["ratio"] == record["compiled_ms"] / record["eager_ms"]
-    assert "compiling_s" in capsys.readouterr().out
 
 
 def test_the_floor_of_a_machine():

@@ -81,39 +81,16 @@ def assert_is_the_idx_data(arrays) -> None:
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
-def test_idx_gives_back_what_was_written(pack):
-    array = random_bytes(2, 3, 4, 5)
-    assert np.array_equal(sources.parse_idx(pack(idx(array))), array)
+def test_idx_of_the_four_files_becomes_the_four_arrays(pack):
+    packed = {name: pack(content) for name, content in IDX_CONTENTS.items()}
+    assert_is_the_idx_data(sources.arrays_from_idx(packed))
 
 
-def test_idx_of_the_four_files_becomes_the_four_arrays():
-    assert_is_the_idx_data(sources.arrays_from_idx(IDX_CONTENTS))
-
-
-@pytest.mark.parametrize(
-    "content, message",
-    [
-        (b"", "begin with 00 00 08; got ''"),
-        (b"<html>", "got '3c 68 74'"),
-        (
-            b"\0\0\x0d\x01" + struct.pack(">If", 1, 0.5),
-            "got '00 00 0d'",
-        ),  # floats
-        # header cut off
-        (b"\0\0\x08\x03" + struct.pack(">II", 1, 1), "expected 1 bytes"),
-        (
-            idx(random_bytes(0, 2, 3))[:-1],
-            r"shape \(2, 3\): expected 6 bytes of values; got 5",
-        ),
-        (
-            idx(random_bytes(0, 2, 3)) + b"\0",
-            r"shape \(2, 3\): expected 6 bytes of values; got 7",
-        ),
-    ],
-)
-def test_what_is_not_idx_is_refused(content, message):
-    with pytest.raises(ValueError, match=message):
-        sources.parse_idx(content)
+@pytest.mark.parametrize("content", [b"", b"<html>", idx(TRAIN_IMAGES)[:-1]])
+def test_what_is_not_idx_is_refused(content):
+    damaged = {**IDX_CONTENTS, IDX_FILES[0]: content}
+    with pytest.raises((AssertionError, RuntimeError, ValueError)):
+        sources.arrays_from_idx(damaged)
 
 
 def test_rows_of_a_png_become_images():

@@ -28,7 +28,7 @@ class Momentum:
         self.config = config or MomentumConfig()
         self.tensors = {}  # nothing is learned
 
-    def bind(self, graph, total_steps=None, compute_dtype=None, renew_every=None):
+    def bind(self, graph, total_steps=None, *settings):
         return MomentumRule(self.config, graph, total_steps)
 
 

@@ -6,8 +6,9 @@ import torch
 
 from harness.image_datasets import ImageDataset, Split
 from tasks import edit, edit_images
-from tasks.edit import Config, Editing, run
+from tasks.edit import Config, Editing
 from tasks.edit_images import contrasted, dilated
+from tasks.learning.task import run_task
 from tasks.learning.training import TrainingConfig
 from tasks.published import PublishedConfig, bring
 from tasks.sources import published_inrs
@@ -53,7 +54,7 @@ def test_edits_by_hand():
 
 
 def test_a_training_writes_errors_and_a_picture(config, tmp_path):
-    run(config(outputs=2))
+    run_task(config(outputs=2), Editing)
     found = json.loads((tmp_path / "result.json").read_text())["test"]
     assert found["mse"] > 0 and found["mse_unedited"] > 0
     assert (tmp_path / "edited.png").stat().st_size > 1000
@@ -134,7 +135,9 @@ def test_published_networks_are_compared_with_what_they_render(config, published
 
 
 def test_published_networks_are_edited_from_the_command_line(config, published):
-    run(replace(config(), data=str(published), folder=str(published / "run")))
+    run_task(
+        replace(config(), data=str(published), folder=str(published / "run")), Editing
+    )
     found = json.loads((published / "run" / "result.json").read_text())["test"]
     assert found["mse"] > 0 and found["mse_unedited"] > 0
 

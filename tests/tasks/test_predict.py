@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from tasks import predict
+from tasks.learning.task import run_task
 from tasks.learning.training import TrainingConfig
 from tasks.networks.network_dataset import read_network_dataset
-from tasks.predict import Config, Prediction, is_narrow, r2, run, tau
+from tasks.predict import Config, Prediction, is_narrow, r2, tau
 
 
 @pytest.fixture
@@ -43,14 +44,15 @@ def test_rank_correlation_and_explained_variance_by_hand():
 )
 def test_networks_of_every_zoo_are_read(config, data, tmp_path, zoo, model, probes):
     sizes = {"width": 8, "layers": 1, "scales": 1} if model != "dmc" else {}
-    run(
+    run_task(
         replace(
             config,
             data=str(data / f"zoo-{zoo}"),
             model=model,
             probes=probes,
             sizes=sizes,
-        )
+        ),
+        Prediction,
     )
     found = json.loads((tmp_path / "result.json").read_text())["test"]
     assert -1 <= found["tau"] <= 1 and found["r2"] <= 1

@@ -5,6 +5,7 @@ from math import log
 import pytest
 import torch
 
+from tasks.learning.task import run_task
 from tasks.learning.training import TrainingConfig
 from tasks.represent import (
     Config,
@@ -12,7 +13,6 @@ from tasks.represent import (
     contrastive_loss,
     regression_targets,
     ridge_regression,
-    run,
 )
 
 
@@ -30,13 +30,13 @@ def config(data, tmp_path, clock):
 
 
 def test_a_training_says_what_a_linear_map_knows(config, tmp_path, data):
-    run(config)
+    run_task(config, Representation)
     found = json.loads((tmp_path / "run" / "result.json").read_text())["test"]
     assert 0 < found["mse"] < 100
     images = replace(
         config, data=str(data / "inr-mnist"), folder=str(tmp_path / "images")
     )
-    run(images)
+    run_task(images, Representation)
     found = json.loads((tmp_path / "images" / "result.json").read_text())["test"]
     assert 0 <= found["accuracy"] <= 1
 

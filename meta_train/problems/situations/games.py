@@ -18,6 +18,7 @@ from meta_train.problems.protocol import Metrics
 from meta_train.problems.situations.kinds import Kind
 from meta_train.problems.situations.problems import SampledProblem
 from meta_train.problems.supervised import at_most, device_of
+from tasks.networks.siren import pixel_grid
 
 AVERAGE_DECAY = 0.98  # a step
 EVALUATED = 4096  # points; two samples of one distribution have a distance of .001
@@ -180,11 +181,6 @@ def ring(count: int) -> Tensor:
     return torch.stack([angle.cos(), angle.sin()], 1)
 
 
-def square(side: int) -> Tensor:
-    axis = torch.linspace(-1, 1, side)
-    return torch.cartesian_prod(axis, axis)
-
-
 PLAYERS_8 = partial(Players, 8, 64)
 PLAYERS_4 = partial(Players, 4, 48)
 PLAYERS_2 = partial(Players, 2, 80)
@@ -193,9 +189,8 @@ LOGISTIC_6 = partial(logistic_game, penalty=6.0)
 RELATIVISTIC_3 = partial(relativistic_game, penalty=3.0)
 
 ring_8 = GanProblem("gan-ring-8", PLAYERS_8, 128, 800, ring(8), 0.1, LOGISTIC_10)
-square_9 = GanProblem(
-    "gan-square-9", PLAYERS_4, 192, 600, square(3), 0.12, RELATIVISTIC_3
-)
+SQUARE = pixel_grid(3, 3)
+square_9 = GanProblem("gan-square-9", PLAYERS_4, 192, 600, SQUARE, 0.12, RELATIVISTIC_3)
 ring_5 = GanProblem("gan-ring-5", PLAYERS_2, 256, 500, ring(5), 0.15, LOGISTIC_6)
 
 KINDS = {"games": Kind([ring_8], [square_9], [ring_5])}

@@ -27,7 +27,6 @@ Fill = Callable[[Tensor], object]
 
 RELU_GAIN = nn.init.calculate_gain("relu")
 TANH_GAIN = nn.init.calculate_gain("tanh")
-GPT_STD = 0.02
 
 
 @torch.no_grad()
@@ -45,24 +44,10 @@ def initialised(build: Build, fill: Fill) -> nn.Module:
     return model
 
 
-def he_normal(weight: Tensor) -> None:
-    """He et al. 2015, Eq. 10."""
-    nn.init.kaiming_normal_(weight, nonlinearity="relu")
-
-
-def xavier_uniform(weight: Tensor) -> None:
-    """Glorot and Bengio 2010, Eq. 16."""
-    nn.init.xavier_uniform_(weight)
-
-
-def orthogonal(weight: Tensor, gain: float) -> None:
-    """Saxe et al. 2014; gain: of the activation."""
-    nn.init.orthogonal_(weight, gain)
-
-
-def gpt_normal(weight: Tensor) -> None:
-    """Radford et al. 2019: the same standard deviation for all widths."""
-    nn.init.normal_(weight, std=GPT_STD)
+gpt_normal = partial(nn.init.normal_, std=0.02)
+"""Radford et al. 2019: the same standard deviation for all widths."""
+he_normal = partial(nn.init.kaiming_normal_, nonlinearity="relu")
+"""He et al. 2015, Eq. 10."""
 
 
 def lecun_normal(weight: Tensor) -> None:

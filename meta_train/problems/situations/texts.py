@@ -8,9 +8,7 @@ from functools import cache, partial
 
 import torch
 
-from meta_train.problems.common import Build
-from meta_train.problems.situations.problems import classify
-from meta_train.problems.supervised import Splits, SupervisedProblem
+from meta_train.problems.supervised import Splits
 from meta_train.problems.text import FILES, encoded, source, window_starts, windows_of
 
 LENGTH = 32  # characters of a window
@@ -30,13 +28,6 @@ def windows(text: Text) -> Splits:
     ends = torch.tensor([len(codes)])
     starts = window_starts(ends, LENGTH + 1, CYCLE, EVALUATED)
     return windows_of(codes, starts, LENGTH)
-
-
-def predict_characters(
-    name: str, text: Text, build: Build, batch_size: int, steps: int
-) -> SupervisedProblem:
-    """Predicts each next character of a text, in windows of `LENGTH`."""
-    return classify(name, partial(windows, text), build, batch_size, steps)
 
 
 def code(third: int) -> str:

@@ -3,7 +3,7 @@
 Importing a module registers its rules.
 """
 
-from ngopt.graph.rules import (
+from ngopt.graph.rules import (  # noqa: F401
     arithmetic,
     attention,
     complex_numbers,
@@ -23,27 +23,3 @@ from ngopt.graph.rules import (
     reshaping,
     writes,
 )
-from ngopt.graph.rules.registry import RULES, register_rule
-
-__all__ = [
-    "RULES",
-    "arithmetic",
-    "attention",
-    "complex_numbers",
-    "concatenation",
-    "convolutions",
-    "creation",
-    "einsum",
-    "embeddings",
-    "indexing",
-    "linear",
-    "norms",
-    "pointwise",
-    "pooling",
-    "recurrent",
-    "recurrent_cells",
-    "reductions",
-    "register_rule",
-    "reshaping",
-    "writes",
-]

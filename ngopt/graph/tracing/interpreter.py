@@ -22,8 +22,9 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ngopt.graph.neural_graph import NeuralGraph
-from ngopt.graph.rules import RULES, pointwise, reshaping
+from ngopt.graph.rules import pointwise, reshaping
 from ngopt.graph.rules.numerical_check import is_declared_pointwise
+from ngopt.graph.rules.registry import RULES
 from ngopt.graph.tracing.assembly import assemble
 from ngopt.graph.tracing.capture import Program, one_line, packet_of
 from ngopt.graph.tracing.memory import Memory

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.fx import Node
 
-from ngopt.graph.rules import RULES
+from ngopt.graph.rules.registry import RULES
 from ngopt.graph.tracing.capture import Program
 
 

@@ -3,7 +3,6 @@ import torch
 
 from harness.image_datasets import ImageDataset, Split
 from meta_train.problems import images as module
-from meta_train.problems.images import grid
 
 
 @pytest.fixture
@@ -67,10 +66,6 @@ def test_points_are_the_brightest_pixels_and_where_they_are(small):
     points, _ = module.brightest_pixels("s", 1, 1).train.batch(torch.tensor([0]))
     channel = (255 / 255 - 0.2) / 0.5
     assert points[0, 0].tolist() == pytest.approx([-1 / 3, 1 / 3, channel])
-
-
-def test_the_grid_goes_row_by_row():
-    assert grid(2).tolist() == [[-1, -1], [-1, 1], [1, -1], [1, 1]]
 
 
 def test_slopes_are_differences_of_neighbours(monkeypatch):

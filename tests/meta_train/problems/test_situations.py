@@ -29,7 +29,7 @@ from meta_train.problems.situations import (
     tables,
     zero_init,
 )
-from meta_train.problems.supervised import on_device
+from meta_train.problems.supervised import SupervisedProblem, on_device
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -281,7 +281,7 @@ def test_clipping_as_torch_clips():
     for name in ("clip-gru-200", "clip-columns-300"):
         clipped = load_problem(name)
         model, batch = clipped.init(0), clipped.batch(0, 0)
-        plain = clipped.problem.loss(model, batch)
+        plain = SupervisedProblem.loss(clipped, model, batch)
         params = list(model.parameters())
         plain.backward()
         norm = nn.utils.clip_grad_norm_(params, clipping.MAX_NORM)

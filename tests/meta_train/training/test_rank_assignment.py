@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from harness.distributed import Ranks
-from meta_train.training.rank_assignment import StepCosts, assign_ranks, on_device
+from meta_train.training.rank_assignment import StepCosts, assign_ranks
 from meta_train.training.train import MetaTrainer
 from tests.meta_train.training.test_train import config
 
@@ -29,16 +29,6 @@ def test_costs_are_means_of_what_was_measured():
     costs.add(problem=2, steps=1, seconds=0.15)
     assert costs.seconds(problem=0, steps=20) == pytest.approx(1.0)
     assert costs.seconds(problem=1, steps=20) == pytest.approx(2.0)
-
-
-def test_states_come_to_a_device_whatever_they_are_in():
-    state = on_device(
-        (torch.ones(2), {"age": 3, "moments": [torch.zeros(1)]}),
-        torch.device("meta"),
-    )
-    assert state[0].is_meta
-    assert state[1]["age"] == 3
-    assert state[1]["moments"][0].is_meta
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,10 @@ from ngopt.graph.kinds import EDGE_KINDS, NODE_KINDS
 from ngopt.graph.views.parameter_graph import neuron_places, parameter_graph
 from ngopt.graph.views.parameter_graph_labels import (
     edge_types,
-    input_output_index,
-    kernel_positions,
     layers,
     node_types,
 )
-from tests.automorphisms import automorphisms
+from tests.automorphisms import automorphisms, input_output_index
 from tests.equivariance import (
     assert_function_respects,
     assert_metanet_respects,
@@ -53,7 +51,6 @@ def test_mlp_by_hand():
     inputs, outputs = input_output_index(graph)
     assert inputs.tolist() == [0, 1, -1, -1, -1, -1, -1, -1]
     assert outputs.tolist() == [-1, -1, -1, -1, -1, 0, -1, -1]
-    assert kernel_positions(graph).tolist() == [[-1, -1, -1]] * 4
 
 
 def test_both_sides_of_a_norm_are_in_one_place():
@@ -97,7 +94,6 @@ def test_convolution_with_norm_by_hand():
         (2 + c, 5, "weight", (0, 0), 4, c) for c in range(3)
     ]
     assert len(edges) == 12 + 9 + 3
-    assert kernel_positions(graph).tolist()[:2] == [[-1, 0, 0], [-1, 0, 1]]
     assert layers(graph).tolist() == [0, 1, 2, 1, 1, 1]
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from ngopt import NGOptimizer, build_graph
 from ngopt.graph import Neurons, register_rule
 from ngopt.graph.connectivity import unconnected
-from ngopt.graph.rules import RULES
+from ngopt.graph.rules.registry import RULES
 from ngopt.metanets import FeedForward
 from tests.networks import edges_of
 from tests.zoo import GPT, Attention, Residual, zoo_network
