@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+import ngopt
 from ngopt.graph import __main__ as graph_command
 from ngopt.metanets import METANETS
 from ngopt.metanets.imported import find_metanet
@@ -27,10 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 after an error, which is one line on stderr."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     sys.path.insert(0, str(Path.cwd()))  # modules of the user
-    if given[:1] == ["graph"]:
-        return graph_command.main(given[1:])
-    options = _parser().parse_args(given)
     try:
+        if given[:1] == ["graph"]:
+            return graph_command.main(given[1:])
+        options = _parser().parse_args(given)
         options.run(options)
     except BrokenPipeError:
         return 0
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ngopt", description=__doc__)
+    version = f"ngopt {ngopt.__version__}"
+    parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(required=True, metavar="command")
     listing = commands.add_parser("list", help="bundled weights")
     listing.add_argument("--json", action="store_true")
@@ -119,8 +122,9 @@ def _list(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(found))
         return
+    print(f"{'name':12}  {'kind':9}  parameters")
     for one in found:
-        print(f"{one['name']:12}  {one['kind']:9}  {one['parameters']:>8,}")
+        print(f"{one['name']:12}  {one['kind']:9}  {one['parameters']:>10,}")
 
 
 def _info(options: argparse.Namespace) -> None:
@@ -150,11 +154,23 @@ def _race(options: argparse.Namespace) -> None:
             tuple(options.optimizers),
             options.steps,
             options.seeds,
-            torch.device(options.device),
+            _device(options.device),
             options.folder,
             options.json,
         ),
     )
+
+
+def _device(name: str) -> torch.device:
+    """Raises ValueError if torch does not know the device, or cannot use it."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"race: expected a device that torch can use; got '{name}' (--device). "
+            f"torch: {reason}"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -30,6 +30,9 @@ def load_object(path: str) -> Any:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing and missing.partition(".")[0] in OF_CHECKOUT:
             message += f". '{missing}' is in the checkout of ngopt: run there."
+        if module_name.endswith(".py"):
+            stem = module_name.removesuffix(".py").replace("/", ".")
+            message += f". Write the module without '.py': {stem}"
         raise ValueError(message) from error
     if not name:
         return module

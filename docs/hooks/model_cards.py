@@ -9,7 +9,10 @@ from ngopt import list_pretrained, load_pretrained
 from ngopt.cli import describe
 
 PLACE = "<!-- cards -->"
-STAGE_KEYS = "problems", "estimator", "truncation", "optimizees", "lr", "outer_step"
+STAGE_KEYS = (
+    "problems", "estimator", "truncation", "optimizees", "lr", "outer_step",
+    "mantissa_bits",
+)  # fmt: skip
 
 
 def on_page_markdown(markdown: str, **event: Any) -> str:
@@ -33,6 +36,9 @@ def card(name: str) -> str:
         lines.append(f"| cooldown with `total_steps` | {share} |")
     for key, value in found["config"].items():
         lines.append(f"| `{key}` | {value} |")
+    for stage in found["recipe"]["stages"]:
+        if bits := stage.get("mantissa_bits"):
+            lines += ["", f"The weights are rounded to {bits} bits of mantissa."]
     lines += ["", "Recipe:", ""]
     for stage in found["recipe"]["stages"]:
         details = [f"{key} {stage[key]}" for key in STAGE_KEYS if stage.get(key)]

@@ -10,7 +10,7 @@ from meta_train.problems import Metrics
 from meta_train.training.unroll import Optimizee, unroll
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
-UPDATE_STEP = 100  # inner step of the updates that are logged
+UPDATE_STEP = 100  # inner steps before the updates that are logged
 
 
 def log_validation(writer: SummaryWriter, step: int, metrics: Metrics) -> None:
@@ -28,13 +28,22 @@ def log_gradients(writer: SummaryWriter, step: int, metanet: nn.Module) -> None:
 
 
 def log_updates(
-    writer: SummaryWriter, step: int, optimizee: Optimizee, learned: LearnedOptimizer
+    writer: SummaryWriter,
+    step: int,
+    optimizee: Optimizee,
+    learned: LearnedOptimizer,
+    horizon: int,
 ) -> None:
-    """Logs norm of the update / norm of the parameter, at inner step `UPDATE_STEP`."""
+    """Logs norm of the update / norm of the parameter, after `UPDATE_STEP` inner steps.
+
+    horizon: inner steps of a training. If it is shorter, its last update is logged.
+    """
     rule, hyper = learned.bind(optimizee.graph), optimizee.hyper()
+    steps = min(UPDATE_STEP, horizon - 1)
     with torch.no_grad():
-        start = optimizee.start(rule)
-        before, _ = unroll(optimizee, start, rule, UPDATE_STEP, hyper)
+        before = optimizee.start(rule)
+        if steps > 0:
+            before, _ = unroll(optimizee, before, rule, steps, hyper)
         after, _ = unroll(optimizee, before, rule, 1, hyper)
     rows = zip(optimizee.names, before.params, after.params, strict=True)
     for name, p, q in rows:

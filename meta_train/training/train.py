@@ -147,7 +147,8 @@ class MetaTrainer(ResumableTrainer):
         log_validation(writer, self.outer_step, metrics)
         log_gradients(writer, self.outer_step, self.metanet)
         optimizee = self._validation_optimizee(0)
-        log_updates(writer, self.outer_step, optimizee, self.averaged)
+        horizon = self.config.horizon
+        log_updates(writer, self.outer_step, optimizee, self.averaged, horizon)
 
     def step(self) -> list[ReducedResult]:
         """One outer step of all optimizees."""

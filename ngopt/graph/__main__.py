@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ngopt.graph import build_graph
 from ngopt.graph.drawing.draw import draw, format_of
+from ngopt.graph.views.networkx_and_pyg import require
 from ngopt.importing import load_object
 
 DTYPES = {"float32": torch.float32, "int64": torch.int64}
@@ -98,6 +99,7 @@ def run(argv: Sequence[str] | None) -> None:
     arguments = parser().parse_args(argv)
     if arguments.draw is not None:
         format_of(arguments.draw)
+        require("matplotlib", "draw")
     example = example_of(arguments.example_shape, DTYPES[arguments.dtype])
     model = load_model(arguments.model)
     start = perf_counter()

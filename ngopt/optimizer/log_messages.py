@@ -123,7 +123,8 @@ def describe(graph: NeuralGraph | None, state: Mapping[Tensor, Record]) -> str:
 
 
 def describe_graph(graph: NeuralGraph) -> str:
-    """One line: how many tensors are in the graph, and which are unconnected."""
+    """One line: how many tensors are in the graph, and which are unconnected. These
+    are still optimized."""
     names = unconnected(graph)
     count = len(graph.parameters)
     if not names:
@@ -136,7 +137,7 @@ def describe_graph(graph: NeuralGraph) -> str:
         origin = "graph inferred from names and shapes;"
     return (
         f"{origin} {len(names)} of {count} tensors are unconnected "
-        f"({', '.join(listed)})"
+        f"({', '.join(listed)}). They are still optimized."
     )
 
 
@@ -170,7 +171,7 @@ def log_unconnected(graph: NeuralGraph, is_exact: bool, is_default: bool) -> Non
         return
     logger.log(
         logging.INFO if is_default else logging.WARNING,
-        "NGOptimizer: %s. They are still optimized.%s",
+        "NGOptimizer: %s%s",
         describe_graph(graph),
         "" if is_exact else " Pass model=model to trace the graph.",
     )

@@ -54,6 +54,7 @@ from ngopt.optimizer.state_dicts import (
 )
 from ngopt.pretrained import LearnedOptimizer, as_learned, weights_hash
 
+NAMES_LINE = "    param_names: "  # of `repr`, which leaves them out
 OWN_ATTRIBUTES = (
     "learned",
     "compute_dtype",
@@ -174,7 +175,9 @@ class NGOptimizer(Optimizer):
         return {**super().__getstate__(), **own}
 
     def __repr__(self) -> str:
-        text = super().__repr__().replace(self.defaults["weights"], self._weights_name)
+        lines = super().__repr__().splitlines()
+        text = "\n".join(line for line in lines if not line.startswith(NAMES_LINE))
+        text = text.replace(self.defaults["weights"], self._weights_name)
         graph = None if self._awaits_forward() else self.graph
         return f"{text}\n{describe(graph, self.state)}"
 

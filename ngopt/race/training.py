@@ -100,15 +100,25 @@ def _validation_loss(
     losses = []
     for batch in problem.validation_batches():
         losses.append(float(problem.loss(model, moved(batch, device))))
+    if not losses:
+        raise ValueError(
+            f"race: expected validation_batches in '{problem.name}'; got none."
+        )
     return fmean(losses)
 
 
 def moved(batch: Any, device: torch.device) -> Any:
-    """Tensors on a device, also nested in tuples, lists and dictionaries."""
-    if isinstance(batch, torch.Tensor):
+    """Tensors on a device, also nested in tuples, lists and dictionaries.
+
+    Other objects with a method `to`, such as `BatchEncoding` of transformers, are moved
+    by it.
+    """
+    if hasattr(batch, "to"):
         return batch.to(device)
     if isinstance(batch, dict):
         return {key: moved(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(moved(value, device) for value in batch))
     if isinstance(batch, list | tuple):
         return type(batch)(moved(value, device) for value in batch)
     return batch

@@ -3,13 +3,15 @@ import sys
 
 import pytest
 
+import ngopt
 from ngopt import cli, list_pretrained
 from tests.interpreters import printed
 
 
 def test_list(capsys):
     assert cli.main(["list"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split() == ["name", "kind", "parameters"]
     assert [line.split()[0] for line in lines] == list_pretrained()
 
 
@@ -27,6 +29,39 @@ def test_info(capsys):
     assert found["recipe"]["stages"]
     assert cli.main(["info", "ng-gnn"]) == 0
     assert "config      graph_every = 8" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"ngopt {ngopt.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "command", [["graph", "own/module.py:f"], ["race", "own/module.py"]]
+)
+def test_a_file_instead_of_a_module_is_named(command, capsys):
+    assert cli.main(command) == cli.FAILED
+    assert "Write the module without '.py': own.module" in capsys.readouterr().err
+
+
+def test_a_missing_matplotlib_is_found_before_the_graph_is_built(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    arguments = ["graph", "tests.ngopt.race.parabola:model", "--draw", "graph.png"]
+    assert cli.main(arguments) == cli.FAILED
+    printed = capsys.readouterr()
+    assert printed.out == "" and "draw needs matplotlib" in printed.err
+
+
+@pytest.mark.parametrize("command", ["graph", "info"])
+def test_interrupted(command, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.graph_command, "run", interrupt)
+    monkeypatch.setattr(cli, "_info", interrupt)
+    assert cli.main([command, "any"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_unknown_weights_are_an_error_of_one_line(capsys):

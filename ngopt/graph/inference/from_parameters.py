@@ -119,10 +119,11 @@ def _add_vectors(
     builder: GraphBuilder, layer: LayerParameters, last: int | None
 ) -> int | None:
     """Adds the bias, norms and other parameters of a layer; returns its last group."""
-    if layer.bias is not None:
-        assert last is not None, "only layers with a weight have a bias"
-        shape = builder.parameters[layer.bias].shape
-        builder.add_bias(View.whole(layer.bias, shape), last)
+    for bias in (layer.bias, layer.recurrent_bias):
+        if bias is not None:
+            assert last is not None, "only layers with a weight have a bias"
+            shape = builder.parameters[bias].shape
+            builder.add_bias(View.whole(bias, shape), last)
     for norm in layer.norms:
         last = _add_norm(builder, norm, last)
     for i in layer.rest:
@@ -169,10 +170,54 @@ def _layers_by_order(parameters: Sequence[ParameterSpec]) -> list[LayerParameter
             layers.append(LayerParameters(i))
     if not layers[0].rest:
         del layers[0]
+    _assign_recurrent_biases(parameters, layers)
     for layer in layers:
         _assign_bias(parameters, layer)
         _assign_norms(parameters, layer)
     return layers
+
+
+def _assign_recurrent_biases(
+    parameters: Sequence[ParameterSpec], layers: Sequence[LayerParameters]
+) -> None:
+    """The biases of GRUs and LSTMs: two vectors after W_ih and W_hh, as long as both.
+
+    A norm of two parallel projections can have these shapes, too. Then the next weight
+    reads all of their outputs, which the gates of a recurrent layer are not.
+    """
+    following = [*layers[2:], None]
+    for first, second, third in zip(layers, layers[1:], following, strict=False):
+        if first.rest or not _have_gates(parameters, first, second):
+            continue
+        assert second.weight is not None, "it has gates"
+        rows = parameters[second.weight].shape[0]
+        biases = [i for i in second.rest if parameters[i].shape == (rows,)]
+        if len(biases) != 2 or biases != second.rest[:2]:
+            continue
+        if third is None or not _reads(parameters, third, rows):
+            second.bias, second.recurrent_bias = biases
+            del second.rest[:2]
+
+
+def _have_gates(
+    parameters: Sequence[ParameterSpec], first: LayerParameters, second: LayerParameters
+) -> bool:
+    """Whether two weights have the shapes of W_ih and W_hh, with 3 or 4 gates."""
+    if first.weight is None or second.weight is None:
+        return False
+    inputs, hidden = parameters[first.weight].shape, parameters[second.weight].shape
+    if len(inputs) != 2 or len(hidden) != 2 or inputs[0] != hidden[0]:
+        return False
+    return hidden[0] in (3 * hidden[1], 4 * hidden[1])
+
+
+def _reads(
+    parameters: Sequence[ParameterSpec], layer: LayerParameters, size: int
+) -> bool:
+    """Whether the shape of a weight fits `size` neurons before it."""
+    if layer.weight is None:
+        return False
+    return _slot_shape(parameters[layer.weight].shape, size) is not None
 
 
 def _assign_bias(parameters: Sequence[ParameterSpec], layer: LayerParameters) -> None:
@@ -255,6 +300,8 @@ def _may_be_embedding(
     shape = parameters[layer.weight].shape
     if layer.bias is not None or len(shape) != 2 or is_square(shape):
         return False
+    if following and following[0].recurrent_bias is not None:
+        return False  # W_ih of a recurrent layer
     rows, columns = shape
     if layer.weight == first:
         vector = _vector_of_columns(parameters, layer)

@@ -26,11 +26,13 @@ class LayerParameters:
     """Positions of parameters that belong together: a weight (or none) with its bias,
     and the norms behind it.
 
-    is_in_out: whether the weight is (n_in, n_out), as in `Conv1D` of transformers.
+    recurrent_bias: the second bias of a recurrent layer. is_in_out: whether the weight
+    is (n_in, n_out), as in `Conv1D` of transformers.
     """
 
     weight: int | None
     bias: int | None = None
+    recurrent_bias: int | None = None
     norms: list[Norm] = field(default_factory=list)
     rest: list[int] = field(default_factory=list)
     is_in_out: bool = False

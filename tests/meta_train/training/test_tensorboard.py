@@ -2,6 +2,9 @@
 
 import json
 
+import pytest
+
+from meta_train.training import tensorboard
 from meta_train.training.train import MetaTrainer
 from tests.curves import curves
 from tests.meta_train.training.test_train import config
@@ -24,3 +27,19 @@ def test_curves_are_those_of_the_log_and_go_on_when_resumed(tmp_path):
     shares = [rows for tag, rows in found.items() if tag.startswith("update_to_weight")]
     assert len(shares) > 1
     assert all(0 < value < 1 for rows in shares for _, value in rows)
+
+
+@pytest.mark.parametrize(("horizon", "expected"), [(1, [1]), (3, [2, 1]), (9, [3, 1])])
+def test_updates_are_logged_within_the_horizon(
+    tmp_path, monkeypatch, horizon, expected
+):
+    unrolled = []
+    unroll = tensorboard.unroll
+
+    def recorded(optimizee, start, rule, steps, hyper):
+        unrolled.append(steps)
+        return unroll(optimizee, start, rule, steps, hyper)
+
+    monkeypatch.setattr(tensorboard, "unroll", recorded)
+    MetaTrainer(config(tmp_path, outer_steps=1, horizon=horizon, truncation=1)).run()
+    assert unrolled == expected

@@ -271,12 +271,12 @@ def test_what_stays_apart_is_logged_once(caplog):
         opt.step()
     assert line == (
         "graph inferred from names and shapes; 6 of 7 tensors are unconnected "
-        "(parameter 0, parameter 1, parameter 2, parameter 3, parameter 4, ...)"
+        "(parameter 0, parameter 1, parameter 2, parameter 3, parameter 4, ...). "
+        "They are still optimized."
     )
     (record,) = caplog.records
     assert record.getMessage() == (
-        f"NGOptimizer: {line}. They are still optimized. "
-        f"Pass model=model to trace the graph."
+        f"NGOptimizer: {line} Pass model=model to trace the graph."
     )
 
 
@@ -299,10 +299,13 @@ def test_what_a_trace_left_unconnected_is_not_called_inferred(caplog):
     with caplog.at_level(logging.INFO, logger="ngopt"):
         model(torch.randn(5, 3)).sum().backward()
         opt.step()
-    line = "graph: 2 of 4 tensors are unconnected (unused.weight, unused.bias)"
+    line = (
+        "graph: 2 of 4 tensors are unconnected (unused.weight, unused.bias). "
+        "They are still optimized."
+    )
     assert repr(opt).splitlines()[-1] == line
     (record,) = caplog.records
-    assert record.getMessage() == f"NGOptimizer: {line}. They are still optimized."
+    assert record.getMessage() == f"NGOptimizer: {line}"
 
 
 class TestErrors:
@@ -351,3 +354,10 @@ def test_the_weights_are_shown_by_name(name):
     opt = NGOptimizer(nn.Linear(2, 2).parameters(), weights=name)
     for each in (opt, copy.deepcopy(opt)):
         assert f"weights: {name}\n" in repr(each)
+
+
+def test_names_of_parameters_are_not_shown():
+    opt = NGOptimizer(nn.Linear(2, 2).named_parameters())
+    assert "param_names" in opt.param_groups[0]
+    assert "bias" not in repr(opt)
+    assert "    maximize: False\n    own_weight_decay" in repr(opt)

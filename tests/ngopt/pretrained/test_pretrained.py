@@ -120,6 +120,14 @@ def test_bundled_weights(name):
     assert not any(p.requires_grad for p in learned.metanet.parameters())
 
 
+def test_nfn_is_rounded():
+    """The wheel is too large without (`.ci/docs`)."""
+    learned = load_pretrained("nfn")
+    assert learned.recipe["stages"][-1]["mantissa_bits"] == 19
+    for p in learned.metanet.parameters():
+        assert (p.view(torch.int32) & 0b1111).eq(0).all()
+
+
 def test_default_is_bundled():
     model = mlp(2, 3, 1)
     assert NGOptimizer(model.parameters()).defaults["weights"] == weights_hash(

@@ -1,5 +1,7 @@
 import json
 import math
+from collections import UserDict
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from ngopt.race import optimizers as race_optimizers
 from ngopt.race.optimizers import CONTESTANTS, tuned
 from ngopt.race.problem import Problem, load_problem
 from ngopt.race.report import Result, smoothed, table
-from ngopt.race.training import Run, train
+from ngopt.race.training import Run, moved, train
 from tests.ngopt.race import parabola
 
 PROBLEM = "tests.ngopt.race.parabola"
@@ -47,6 +49,7 @@ def test_json_is_one_line_of_losses(tmp_path, capsys):
     [
         (["--optimizers", "adam"], "expected optimizers of ngopt, adamw"),
         (["--seeds", "0"], "expected seeds of 1 or more; got 0"),
+        (["--device", "abacus"], "expected a device that torch can use; got 'abacus'"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, capsys, arguments, message):
@@ -63,6 +66,41 @@ def test_problems_that_lack_something():
     empty = Problem("empty", parabola.model, lambda: [], parabola.loss)
     with pytest.raises(ValueError, match="expected batches in 'empty'; got none"):
         train(empty, CONTESTANTS["ngopt"], None, 0, 1, CPU, print)
+
+
+def test_validation_batches_that_are_empty():
+    functions = parabola.model, parabola.batches, parabola.loss
+    with pytest.raises(ValueError, match="expected validation_batches in 'empty'"):
+        train(
+            Problem("empty", *functions, lambda: []),
+            CONTESTANTS["ngopt"],
+            None,
+            0,
+            1,
+            CPU,
+            print,
+        )
+
+
+class Pair(NamedTuple):
+    rows: torch.Tensor
+    name: str
+
+
+class Encoding(UserDict):
+    """As transformers' `BatchEncoding`: no dictionary, but with a method `to`."""
+
+    def to(self, device):
+        return Encoding({key: value.to(device) for key, value in self.items()})
+
+
+def test_batches_of_any_kind_are_moved():
+    rows = torch.zeros(2)
+    batch = [Pair(rows, "a"), {"x": (rows, 1)}, Encoding(x=rows)]
+    pair, mapping, encoding = moved(batch, torch.device("meta"))
+    assert pair.rows.is_meta and pair.name == "a"
+    assert mapping["x"][0].is_meta and mapping["x"][1] == 1
+    assert isinstance(encoding, Encoding) and encoding["x"].is_meta
 
 
 def test_all_start_from_the_same_weights_and_batches():

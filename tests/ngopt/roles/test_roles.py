@@ -140,6 +140,32 @@ def test_gates_are_apart(layer, gates):
         assert roles["bias_hh_l0"].role == "bias"
 
 
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_biases_of_recurrent_layers_without_names(layer, bidirectional):
+    model = nn.Sequential(
+        nn.Embedding(30, 8),
+        layer(8, 8, num_layers=2, bidirectional=bidirectional),
+        nn.LayerNorm(8 + 8 * bidirectional),
+        nn.Linear(8 + 8 * bidirectional, 30),
+    )
+    found = [role.role for role in parameter_roles(model.parameters()).values()]
+    recurrent = ["matrix", "matrix", "bias", "bias"] * (4 if bidirectional else 2)
+    assert found == ["embedding", *recurrent, "norm", "norm", "output", "bias"]
+
+
+def test_a_recurrent_layer_without_names_that_reads_inputs():
+    roles = parameter_roles(nn.LSTM(8, 8).parameters()).values()
+    assert [role.role for role in roles] == ["matrix", "output", "bias", "bias"]
+
+
+def test_a_norm_of_parallel_projections_is_not_recurrent():
+    """Its vectors are as long as 4 gates, but the next weight reads all of them."""
+    sizes = [(32, 5), (32, 8), (32,), (32,), (8, 32)]
+    roles = parameter_roles([torch.zeros(size) for size in sizes]).values()
+    assert [role.role for role in roles][2:4] == ["norm", "norm"]
+
+
 class GatedUnit(nn.Module):
     """A table, and one weight for both halves of a gated linear unit."""
 
