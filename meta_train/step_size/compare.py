@@ -39,6 +39,7 @@ FOLDS = 10
 SHORT, LONG = 400, 1000  # steps: at most, at least
 LITTLE, MUCH = 2, 15  # percent
 TRAINED = 0.02  # mean excess of trained networks, at least
+TABLE = 0.5  # share of tables in a network that is mostly tables
 EXAMPLES = 4  # of a training: two seeds, with and without names of parameters
 DEFAULT = Settings()
 
@@ -83,7 +84,8 @@ class Data:
         """Of trainings that models are fitted to, (n,): see `examples`."""
         excess = self.columns(["mean excess"])[:, :, 0].max(1)
         is_empty = self.columns(["no matrices"])[:, 0, 0] > 0
-        return (excess < TRAINED) & ~is_empty
+        is_table = self.columns(["share of tables"])[:, 0, 0] > TABLE
+        return (excess < TRAINED) & ~is_empty & ~is_table
 
     def columns(self, names: Sequence[str], is_named: bool = True) -> np.ndarray:
         """Features by name, (n, 2, len(names))."""
@@ -96,9 +98,10 @@ class Data:
         """Features (4k, d), mean gains (4k, m) and kinds (4k,) of k chosen trainings.
 
         The features of each seed are an example, with and without names of
-        parameters. Left out are networks without
-        matrices, whose size is unknown, and trained ones, which are few and unlike
-        larger trained networks. They are beyond the range of a `Predictor`.
+        parameters. Left out are networks without matrices, whose size is unknown,
+        trained ones, which are few and unlike larger trained networks, and those that
+        are mostly tables, whose best steps vary by factors of ten. They are beyond the
+        range of a `Predictor`.
         """
         chosen = chosen & self.is_in_range
         gains = self.gains[chosen].mean(2)

@@ -14,36 +14,35 @@ from meta_train.step_size.features import Table, features
 from meta_train.step_size.starts import started
 from meta_train.step_size.trainings import Training
 from ngopt import build_graph
-from ngopt.base.network_features import FEATURES
+from ngopt.base.network_features import FEATURES, OF_GRADIENTS
 from ngopt.roles.from_graph import roles_of
 
 GRAPHS = 2
 HORIZON = ["log steps", "log steps below 500"]
-CHOSEN: list[str] = list(
-    FEATURES
-)  # of the graph and the sizes of weights, without gradients
+CHOSEN: list[str] = list(FEATURES)  # those of the library
 OF_GRADIENT_SIZES = [
-    "slope of gradients",
+    *OF_GRADIENTS,
     "spread of gradients",
     "vectors' log share",
     "matrices without gradient",
+    "largest share of zeros",
 ]
-OF_GRADIENTS = [
+ALL_OF_GRADIENTS = [
     *OF_GRADIENT_SIZES,
     "mean log rank",
     "first log rank",
     "last log rank",
-    "share of zeros",
-    "largest share of zeros",
     "tails",
 ]
 
 
 def feature_sets(names: Sequence[str]) -> dict[str, list[str]]:
     """Sets of features, from small to large. names: of all."""
-    of_graph = [name for name in names if name not in OF_GRADIENTS]
+    of_graph = [name for name in names if name not in ALL_OF_GRADIENTS]
+    without = [name for name in CHOSEN if name not in OF_GRADIENTS]
     return {
         "horizon": HORIZON,
+        "chosen without gradients": without,
         "chosen": CHOSEN,
         "graph": of_graph,
         "gradient sizes": of_graph + OF_GRADIENT_SIZES,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import pstdev
 
 import torch
 from torch import Tensor
@@ -14,8 +15,11 @@ from torch import Tensor
 from ngopt.base.first_steps import spectral_excess
 from ngopt.base.network_features import (
     LEAST,
+    OF_GRADIENTS,
     OF_WEIGHTS,
     ZERO,
+    FirstMeasures,
+    gradient_features,
     inverse_usual_sizes,
     known_features,
     matrices_of,
@@ -25,12 +29,7 @@ from ngopt.roles.from_graph import ParameterRole
 
 TINY = 1e-30
 ITERATIONS = 4  # of a power iteration
-OTHERS_OF_WEIGHTS = (
-    "least log size",
-    "first log size",
-    "last log size",
-    "zero matrices",
-)
+OTHERS_OF_WEIGHTS = "largest log size", "first log size", "last log size"
 
 
 class Table:
@@ -81,18 +80,21 @@ def _of_shapes(table: Table) -> dict[str, float]:
     count = max(len(matrices), 1)
     total = max(table.numel(range(len(table.params))), 1)
     norms = table.count("norm")
-    fans = [math.log(max(table.params[i][0].numel(), 1)) for i in matrices]
-    kernels = sum(table.params[i].dim() > 2 for i in matrices)
+    outputs = table.of_role("output")
+    blocks = 0
+    for i in matrices:
+        for block in table.roles[i].blocks:
+            blocks += block.view.shape[0] > 1
     found = {}
-    found["log matrices"] = math.log(count)
     found["deep without norms"] = max(count - 6, 0) ** 0.5 * (not norms)
+    found["log matrices without norms"] = math.log(count) * (not norms)
     found["log elements"] = math.log(total)
-    found["mean log fan"] = _mean(fans)
-    found["share of convolutions"] = kernels / count
+    found["log outputs"] = math.log(len(table.params[outputs[-1]])) if outputs else 0.0
+    found["share of output"] = table.numel(outputs) / total
+    found["share of blocks"] = blocks / count
+    found["has tables"] = float(bool(table.of_role("embedding")))
     found["biases per matrix"] = table.count("bias") / count
-    found["share of vectors"] = 1 - table.numel(matrices) / total
     found["no matrices"] = float(not matrices)
-    found["share of tables"] = table.numel(table.of_role("embedding")) / total
     return found
 
 
@@ -110,19 +112,15 @@ def _of_weights(table: Table) -> dict[str, float]:
     found = weight_features(all_sizes, torch.stack(excesses))
     logs = all_sizes.clamp(min=LEAST).log().tolist()
     nonzero = [size for size in logs if size >= ZERO]
-    others = (
-        min(nonzero, default=0.0),
-        max(logs[0], ZERO),
-        max(logs[-1], ZERO),
-        1 - len(nonzero) / len(logs),
-    )
+    others = max(nonzero, default=0.0), max(logs[0], ZERO), max(logs[-1], ZERO)
     values = {name: float(value) for name, value in found.items()}
     return values | dict(zip(OTHERS_OF_WEIGHTS, others, strict=True))
 
 
 def _of_gradients(table: Table) -> dict[str, float]:
     """Of the first gradient: how its size changes with depth, its rank and zeros."""
-    depths, norms, ranks, zeros, tails = [], [], [], [], []
+    found = _known_of_gradients(table)
+    norms, ranks, zeros, tails = [], [], [], []
     for i in table.matrices:
         grad = table.grads[i].detach()
         weight = table.params[i].detach()
@@ -130,28 +128,37 @@ def _of_gradients(table: Table) -> dict[str, float]:
         if not square.isfinite() or square == 0:
             continue
         product = square * weight.square().sum()
-        power = _log(product) / 2
-        depths.append(table.roles[i].depth)
-        norms.append(power)
+        norms.append(_log(product) / 2)
         ranks.append(_log_rank(grad))
-        is_zero = grad == 0
-        zeros.append(float(is_zero.float().mean()))
+        zeros.append(float((grad == 0).float().mean()))
         shares = grad.square() / square
         fourth = shares.square().sum() * grad.numel()
         tails.append(_log(fourth))
-    slope, spread = _line(depths, norms)
-    found = {}
-    found["slope of gradients"] = slope
-    found["spread of gradients"] = spread
+    found["spread of gradients"] = pstdev(norms) if norms else 0.0
     found["mean log rank"] = _mean(ranks)
     found["first log rank"] = ranks[0] if ranks else 0.0
     found["last log rank"] = ranks[-1] if ranks else 0.0
-    found["share of zeros"] = _mean(zeros)
     found["largest share of zeros"] = max(zeros, default=0.0)
     found["tails"] = _mean(tails)
     found["vectors' log share"] = _log_share_of_vectors(table)
     found["matrices without gradient"] = 1 - len(norms) / max(len(table.matrices), 1)
     return found
+
+
+def _known_of_gradients(table: Table) -> dict[str, float]:
+    """The features `OF_GRADIENTS` of the library."""
+    if not table.matrices:
+        return dict.fromkeys(OF_GRADIENTS, 0.0)
+    rms, grad_rms, dense = [], [], []
+    for p, grad in zip(table.params, table.grads, strict=True):
+        rms.append(p.detach().square().mean().sqrt())
+        grad_rms.append(grad.square().mean().sqrt())
+        dense.append((grad != 0).float().mean())
+    stacked = torch.stack(rms), torch.stack(grad_rms), torch.stack(dense)
+    measures = FirstMeasures(*stacked, excesses={})
+    depths = torch.tensor([table.roles[i].depth for i in table.matrices])
+    found = gradient_features(depths, measures, table.matrices)
+    return {name: float(value) for name, value in found.items()}
 
 
 def _log(x: Tensor) -> float:
@@ -183,19 +190,6 @@ def _log_share_of_vectors(table: Table) -> float:
         own += square * (i not in table.matrices)
     share = max(own, TINY) / max(whole, TINY)
     return max(math.log(share), -10.0)
-
-
-def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
-    """The slope of y over x, and the standard deviation of y."""
-    if len(x) < 2:
-        return 0.0, 0.0
-    x_mean, y_mean = _mean(x), _mean(y)
-    above = below = square = 0.0
-    for a, b in zip(x, y, strict=True):
-        above += (a - x_mean) * (b - y_mean)
-        below += (a - x_mean) ** 2
-        square += (b - y_mean) ** 2
-    return above / max(below, 1e-6), (square / len(y)) ** 0.5
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ngopt.base.config import SoapConfig
+from ngopt.base.network_features import FirstMeasures
 from ngopt.base.step_predictor import NetworkFactor
 from ngopt.devices import Array, array_module, precise_dtype
 
@@ -76,15 +77,16 @@ class FirstSteps:
         self,
         factors: StepSizeFactors,
         step: StepContext,
-        rms: Array,
+        rms: tuple[Array, Array],
         gradients: tuple[Array, Array],
     ) -> StepSizeFactors:
         """The new factors.
 
-        rms: of weights. gradients: their running RMS before this step, and its unit.
+        rms: of gradients and weights. gradients: their running RMS before this step,
+        and its unit.
         """
         if step.youngest == 0:
-            factors = self._from_weights(factors, step, rms)
+            factors = self._at_start(factors, step, rms)
         if 2 <= step.youngest < OBSERVED:
             running, unit = map(_detached, gradients)
             grad_rms = running * step.scheduled.rms_correction_before / unit
@@ -93,10 +95,11 @@ class FirstSteps:
             factors = self._from_density(factors, step)
         return factors
 
-    def _from_weights(
-        self, factors: StepSizeFactors, step: StepContext, rms: Array
+    def _at_start(
+        self, factors: StepSizeFactors, step: StepContext, both: tuple[Array, Array]
     ) -> StepSizeFactors:
         """Sets the factors of parameters with their first gradient."""
+        _, rms = both
         xp = array_module(rms)
         excesses = step.excesses()
         found = trained(excesses, self._numels, self._numel, self.config)
@@ -106,8 +109,10 @@ class FirstSteps:
         square = share**2  # step sizes go with the root
         predicted = 0.0 * share + 1
         if self._network is not None and not step.hyper.scheduled:
-            sizes = _detached(torch.as_tensor(rms))
-            predicted = predicted * xp.asarray(self._network.of(sizes, excesses))
+            grad_rms, own = (_detached(torch.as_tensor(x)) for x in both)
+            dense = step.dense_shares(self._network.matrices)
+            measures = FirstMeasures(own, grad_rms, dense, excesses)
+            predicted = predicted * xp.asarray(self._network.of(measures))
         new = StepSizeFactors(
             offset=offset * square,
             slope=slope * square,

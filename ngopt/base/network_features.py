@@ -1,13 +1,15 @@
-"""What is known of a network before its first step, as a few numbers.
+"""What is known of a network at its first step, as a few numbers.
 
 They come from the horizon, from roles and shapes of parameters, and from the initial
-weights. They do not depend on the order of neurons.
+weights and first gradients. They depend neither on the order of neurons nor on the
+scale of the loss.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,18 +22,32 @@ LEAST = 1e-4  # size of a matrix
 
 KNOWN = (
     "log steps",
+    "log matrices",
     "mean log rows",
+    "mean log fan",
     "largest log fan",
-    "log outputs",
-    "share of output",
-    "share of blocks",
-    "has tables",
-    "log matrices without norms",
+    "share of convolutions",
+    "share of vectors",
+    "share of tables",
     "norms per matrix",
 )
 """Features that are known without the weights."""
-OF_WEIGHTS = "mean log size", "largest log size", "mean excess"
-FEATURES = KNOWN + OF_WEIGHTS
+OF_WEIGHTS = "mean log size", "least log size", "zero matrices", "mean excess"
+OF_GRADIENTS = "share of zeros", "slope of gradients"
+FEATURES = KNOWN + OF_WEIGHTS + OF_GRADIENTS
+
+
+class FirstMeasures(NamedTuple):
+    """Of all n parameters at their first step.
+
+    rms: of weights, (n,). grad_rms: of gradients, (n,). dense: share of gradients that
+    are not zero, (n,). excesses: `spectral_excess` by index.
+    """
+
+    rms: Tensor
+    grad_rms: Tensor
+    dense: Tensor
+    excesses: Mapping[int, Tensor]
 
 
 def matrices_of(roles: Sequence[ParameterRole]) -> list[int]:
@@ -46,29 +62,27 @@ def known_features(
     matrices = matrices_of(roles)
     count = max(len(matrices), 1)
     names = [role.role for role in roles]
-    norms = names.count("norm")
     numels = list(map(math.prod, shapes))
-    fans, rows = [0.0], []
-    blocks = last = 0
-    outputs = 1
+    total = max(sum(numels), 1)
+    fans, rows = [0.0] * (not matrices), []
+    kernels = tables = 0
+    of_matrices = 0
     for i in matrices:
         fans.append(math.log(max(math.prod(shapes[i][1:]), 1)))
         rows.append(math.log(max(shapes[i][0], 1)))
-        for block in roles[i].blocks:
-            blocks += block.view.shape[0] > 1
-        if names[i] == "output":
-            last += numels[i]
-            outputs = max(shapes[i][0], 1)
+        kernels += len(shapes[i]) > 2
+        of_matrices += numels[i]
+        tables += numels[i] * (names[i] == "embedding")
     values = (
         math.log(total_steps / HORIZON),
+        math.log(count),
         sum(rows) / count,
+        sum(fans) / count,
         max(fans),
-        math.log(outputs),
-        last / max(sum(numels), 1),
-        blocks / count,
-        float(any(names[i] == "embedding" for i in matrices)),
-        math.log(count) * (not norms),
-        min(norms / (2 * count), 1.0),
+        kernels / count,
+        1 - of_matrices / total,
+        tables / total,
+        min(names.count("norm") / (2 * count), 1.0),
     )
     return dict(zip(KNOWN, values, strict=True))
 
@@ -96,10 +110,34 @@ def weight_features(sizes: Tensor, excesses: Tensor) -> dict[str, Tensor]:
     logs = sizes.clamp(min=LEAST).log()
     is_zero = logs < ZERO
     count = (~is_zero).sum()
-    largest = torch.where(is_zero, -torch.inf, logs).amax()
+    least = torch.where(is_zero, torch.inf, logs).amin()
     values = (
         torch.where(is_zero, 0.0, logs).sum() / count.clamp(min=1),
-        torch.where(count > 0, largest, 0.0),
+        torch.where(count > 0, least, 0.0),
+        is_zero.to(logs).mean(),
         excesses.mean(),
     )
     return dict(zip(OF_WEIGHTS, values, strict=True))
+
+
+def gradient_features(
+    depths: Tensor, measures: FirstMeasures, matrices: Sequence[int]
+) -> dict[str, Tensor]:
+    """The features `OF_GRADIENTS`, () each. depths: of the matrices' roles, (m,).
+
+    "slope of gradients" is that of log |gradient| |weights| over depth, by least
+    squares: gradients that vanish or explode. Zero matrices and gradients do not count.
+    """
+    chosen = torch.tensor(matrices, device=depths.device)
+    grad, rms, dense = (x[chosen].to(depths) for x in measures[:3])
+    has_gradient = (grad > 0).to(depths)
+    zeros = ((1 - dense) * has_gradient).sum() / has_gradient.sum().clamp(min=1)
+    weight = ((grad > 0) & (rms > 0)).to(depths)
+    product = torch.where(weight > 0, grad, 1.0).log()
+    product = product + torch.where(weight > 0, rms, 1.0).log()
+    share = weight / weight.sum().clamp(min=1)
+    depths = depths - (share * depths).sum()
+    above = (share * depths * product).sum()
+    below = (share * depths.square()).sum()
+    slope = torch.where(below > LEAST, above / below.clamp(min=LEAST), 0.0)
+    return dict(zip(OF_GRADIENTS, (zeros, slope), strict=True))

@@ -1,6 +1,6 @@
 """The learned part of a base rule: a factor of the step size for all parameters.
 
-Small networks read what is known before the first step (`network_features`). They are
+Small networks read what is known at the first step (`network_features`). They are
 fitted to the losses of random trainings at seven step sizes (`meta_train.step_size`).
 """
 
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ngopt.base.network_features import (
     FEATURES,
-    OF_WEIGHTS,
+    FirstMeasures,
+    gradient_features,
     inverse_usual_sizes,
     known_features,
     matrices_of,
@@ -119,23 +120,22 @@ class NetworkFactor:
         dtype = precise_dtype(device)
         values = list(known.values())
         self._known = torch.tensor(values, dtype=dtype, device=device)
-        self._matrices = matrices_of(roles)
-        inverse = inverse_usual_sizes(roles, self._matrices)
+        self.matrices = matrices_of(roles)
+        inverse = inverse_usual_sizes(roles, self.matrices)
         self._inverse = self._known.new_tensor(inverse)
+        depths = [roles[i].depth for i in self.matrices]
+        self._depths = self._known.new_tensor(depths)
         self._predictor = predictor
 
-    def of(self, rms: Tensor, excesses: Mapping[int, Tensor]) -> Tensor:
-        """The factor, ().
-
-        rms: of the initial weights, (n,). excesses: `spectral_excess` by index.
-        """
-        if not self._matrices:
+    def of(self, measures: FirstMeasures) -> Tensor:
+        """The factor, ()."""
+        if not self.matrices:
             return self._known.new_ones(())
         zero = self._known.new_zeros(())
-        own = [excesses.get(i, zero).to(zero) for i in self._matrices]
-        sizes = torch.stack([rms[i] for i in self._matrices]).to(zero)
+        own = [measures.excesses.get(i, zero).to(zero) for i in self.matrices]
+        sizes = torch.stack([measures.rms[i] for i in self.matrices]).to(zero)
         found = weight_features(sizes * self._inverse, torch.stack(own))
-        values = torch.stack([found[name] for name in OF_WEIGHTS])
-        features = torch.cat((self._known, values)).unsqueeze(0)
-        log_factor = self._predictor.log_factor(features)[0]
+        found |= gradient_features(self._depths, measures, self.matrices)
+        features = torch.cat((self._known, torch.stack(list(found.values()))))
+        log_factor = self._predictor.log_factor(features.unsqueeze(0))[0]
         return torch.exp2(log_factor.nan_to_num(0.0))  # weights may not be finite

@@ -75,7 +75,8 @@ class ScalarEquations:
         unit, running, skipped, *factors, path, distance = scales
         g = self._gradient_scale(step, grad_rms, (unit, running))
         factors = StepSizeFactors(*factors)
-        factors = self._first.update(factors, step, weight_rms, (running, unit))
+        both = grad_rms, weight_rms
+        factors = self._first.update(factors, step, both, (running, unit))
         zero = 0.0 if step.on_host else self._zeros  # `_update_distance` adds to it
         new = g.scale, g.rms, skipped + ~g.active, *factors, path, zero
         step.state.scales.copy_(devices.stacked(new, n, self.roots.dtype))
