@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from meta_train.step_size.compare_roles import compared, gains_of
 from meta_train.step_size.copies import measured
 from meta_train.step_size.role_variants import UNCHANGED, role_variants
 from meta_train.step_size.starts import started
@@ -57,3 +58,17 @@ def test_weight_decay_of_the_default_is_multiplied():
     losses = measured(BASE, tried).validation
     assert losses[1].tolist() == pytest.approx(losses[0].tolist(), rel=1e-6)
     assert losses[2].tolist() != pytest.approx(losses[0].tolist(), rel=1e-6)
+
+
+def test_gains_of_changes_and_their_bound():
+    record = {
+        "first": [2.0, 2.0],
+        "variants": [UNCHANGED, "output 0.5", "output 2"],
+        "validation": [[1.0, 1.0], [0.9, 1.1], [0.5, 0.8]],
+    }
+    gains = gains_of(record)
+    assert gains[UNCHANGED].tolist() == [0, 0]
+    assert gains["output 0.5"] == pytest.approx([10.5, -9.5], abs=0.1)
+    (row,) = compared([gains])
+    assert row["change of"] == "output"
+    assert row["x 2"] == row["bound"] == "45.6 +- 0.0"  # twice is best with both seeds
