@@ -35,10 +35,14 @@ DIGITS = 6
 
 @dataclass(frozen=True)
 class Config:
-    """Options of the command line. first, count: seeds of the trainings."""
+    """Options of the command line.
+
+    first, count: seeds of the trainings. family: those of other families are left out.
+    """
 
     first: int = 0
     count: int = 1000
+    family: str | None = None
     folder: str = "runs/step_size"
 
 
@@ -51,6 +55,8 @@ def main(config: Config) -> None:
     wanted = [seed for seed in seeds if seed not in known]
     progress = tqdm(wanted, "trainings")
     for seed in progress:
+        if config.family not in (None, draw(seed).family):
+            continue
         record = measure(seed)
         progress.set_postfix_str(f"{record['kind']}, {record['seconds']} s")
         append_line(path, record)

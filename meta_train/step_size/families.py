@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 from torch import nn
 
-from meta_train.step_size import image_networks, networks
+from meta_train.step_size import games, image_networks, networks
 from meta_train.step_size.tasks import Task
 
 PATCH, SIDE = 4, 14  # of images in pixels
@@ -127,6 +127,11 @@ def mixer(s: Settings) -> nn.Module:
     return image_networks.mixer(SIDE, PATCH, outputs, s.depth, _layer(s))
 
 
+def players(s: Settings) -> nn.Module:
+    size = s.task.outputs
+    return games.Players(_inputs(s) - size, size, s.depth, _layer(s))
+
+
 def _blocks(s: Settings, causal: bool) -> nn.Module:
     heads = max(s.width // HEAD, 1)
     while s.width % heads:
@@ -197,5 +202,6 @@ BUILDERS: dict[str, Build] = {
     "separable cnn": separable,
     "strided cnn": strided,
     "mixer": mixer,
+    "game": players,
 }
 FAMILIES = read_families()

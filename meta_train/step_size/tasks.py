@@ -15,7 +15,7 @@ from torch import Tensor
 
 from meta_train.problems.images import images
 from meta_train.problems.text import VOCABULARY, next_characters
-from meta_train.step_size import vector_tasks
+from meta_train.step_size import games, vector_tasks
 from meta_train.step_size.sources import Examples, Loss, Source
 
 VALIDATION = 512  # examples
@@ -218,4 +218,5 @@ TASKS: dict[str, Callable[[Source], Examples]] = {
     "image labels": image_labels,
     "diffusion": diffusion,
     "points": point_sets,
+    "modes": games.modes,
 }

@@ -80,6 +80,7 @@ SCALES = {"large": 2.0, "tiny": 0.3}  # of PyTorch's weights
 WORK = 8e8  # multiplications of one copy at most, three times as many if it is long
 LONG = 1000  # steps
 SMALL_BATCH = 8
+GAME_STEPS = 150, 1500
 LEAST = 20  # steps
 EDGE = 1024  # columns of a matrix with a Kronecker factor, at most
 
@@ -96,7 +97,7 @@ def draw(seed: int) -> Training:
 
 def _work(training: Training) -> float:
     """Multiplications of one copy."""
-    model = training.build(0)
+    model = training.build(0).eval()
     inputs = training.task.inputs[training.indices(0, 0)]
     with FlopCounterMode(display=False) as counter:
         model(inputs)
@@ -133,6 +134,10 @@ def _drawn(seed: int) -> Training:
     if norm == "batch" or name == "contrast":
         batch = max(batch, 16)
     activation = rng.choice(family.activations)
+    steps = _steps(rng)
+    if name == "game":  # in fewer steps nothing is learned
+        steps = _log_uniform(rng, *GAME_STEPS)
+        batch = max(batch, 64)
     return Training(
         seed=seed,
         family=name,
@@ -144,7 +149,7 @@ def _drawn(seed: int) -> Training:
         depth=depth,
         width=width,
         batch=batch,
-        steps=_steps(rng),
+        steps=steps,
         examples=rng.choice([1024, 4096, 9000]),
         noise=rng.choice([0.0, 0.0, 0.1, 0.3]),
         start=start,
