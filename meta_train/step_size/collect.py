@@ -28,7 +28,7 @@ from meta_train.step_size.copies import (
     measured,
     multiples,
 )
-from meta_train.step_size.trainings import draw
+from meta_train.step_size.trainings import draw, family_of
 
 DIGITS = 6
 
@@ -52,15 +52,17 @@ def main(config: Config) -> None:
     path = folder / "outcomes.jsonl"
     known = {record["seed"] for record in read_lines([path])}
     seeds = range(config.first, config.first + config.count)
-    wanted = [seed for seed in seeds if seed not in known]
+    wanted = []
+    for seed in seeds:
+        is_chosen = config.family in (None, family_of(seed))
+        if is_chosen and seed not in known:
+            wanted.append(seed)
     progress = tqdm(wanted, "trainings")
     for seed in progress:
-        if config.family not in (None, draw(seed).family):
-            continue
         record = measure(seed)
         progress.set_postfix_str(f"{record['kind']}, {record['seconds']} s")
         append_line(path, record)
-    print(f"{len(seeds)} trainings in '{path}', {len(wanted)} of them new")
+    print(f"{len(wanted)} new trainings in '{path}'")
 
 
 def measure(seed: int) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def test_collecting_resumes(tmp_path, capsys):
     first = path.read_text()
     main(Config(first=1, count=1, folder=str(tmp_path)))
     assert path.read_text() == first
-    assert "0 of them new" in capsys.readouterr().out
+    assert "0 new trainings" in capsys.readouterr().out
     (record,) = read_lines([path])
     assert record["kind"] == draw(1).kind
     assert len(record["validation"]) == len(record["multipliers"])
