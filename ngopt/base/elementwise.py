@@ -39,16 +39,16 @@ def accumulate(
     Updates `momentum` in place. Elements of the gradient that are not finite become 0.
     """
     share = 1 - config.beta1
+    ahead = share * config.nesterov
     grad = grad.nan_to_num(0.0, 0.0, 0.0)
     if devices.writes_out(momentum):
         part = grad.mul_(share * scalars.grad_scale)
         torch.addcmul(part, momentum, scalars.momentum_decay, out=momentum)
         grad = torch.mul(part, 1 / share, out=torch.empty_like(part, dtype=dtype))
-    else:
-        grad = grad.mul_(scalars.grad_scale)
-        momentum.mul_(scalars.momentum_decay).add_(grad, alpha=share)
-        grad = grad.to(dtype)
-    return grad, momentum.to(dtype).lerp(grad, share * config.nesterov)
+        return grad, momentum.to(dtype).lerp(grad, ahead)
+    grad = grad.mul_(scalars.grad_scale)
+    momentum.mul_(scalars.momentum_decay).add_(grad, alpha=share)
+    return grad.to(dtype), momentum.lerp(grad, ahead).to(dtype)
 
 
 def precondition(
@@ -62,11 +62,10 @@ def precondition(
     damping, correction = scalars.damping, scalars.second_moment_correction
     if devices.writes_out(second):
         torch.addcmul(squares, second, decay, out=second)
-        root = torch.empty_like(momentum)
-        torch.addcmul(damping, second, correction, out=root)
+        root = torch.addcmul(damping, second, correction, out=torch.empty_like(momentum))
     else:
         second.mul_(decay).add_(squares)
-        root = torch.addcmul(damping, second, correction).to(momentum.dtype)
+        root = torch.addcmul(damping, second, correction)
     return momentum.mul_(root.rsqrt_())
 
 
