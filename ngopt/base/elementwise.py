@@ -62,7 +62,8 @@ def precondition(
     damping, correction = scalars.damping, scalars.second_moment_correction
     if devices.writes_out(second):
         torch.addcmul(squares, second, decay, out=second)
-        root = torch.addcmul(damping, second, correction, out=torch.empty_like(momentum))
+        root = torch.empty_like(momentum)
+        torch.addcmul(damping, second, correction, out=root)
     else:
         second.mul_(decay).add_(squares)
         root = torch.addcmul(damping, second, correction)
