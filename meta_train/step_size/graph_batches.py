@@ -118,12 +118,14 @@ def _cut_block(
         for columns, width in _runs(kind.shape[1], sides):
             target = targets[:, rows].unflatten(1, (-1, 1, height))
             source = sources[:, columns].unflatten(1, (1, -1, width))
-            down, across = target.shape[1], source.shape[2]
+            down = target.shape[1]
+            across = source.shape[2]
             ends = (
                 target.expand(-1, -1, across, -1).flatten(0, 2),
                 source.expand(-1, down, -1, -1).flatten(0, 2),
             )
-            elements, positions = indices.elements, indices.positions
+            elements = indices.elements
+            positions = indices.positions
             if elements is not None:
                 own = elements[:, rows, columns].unflatten(2, (-1, width))
                 own = own.unflatten(1, (-1, height)).transpose(2, 3)
@@ -175,7 +177,8 @@ def _moved(tensors: GraphTensors, device: str) -> GraphTensors:
     blocks = []
     for own in tensors.blocks:
         assert own.target is not None and own.source is not None
-        target, source = own.target.to(device), own.source.to(device)
+        target = own.target.to(device)
+        source = own.source.to(device)
         blocks.append(replace(own, target=target, source=source))
     index = []
     for own in tensors.bias_index:

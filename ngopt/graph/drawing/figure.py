@@ -188,7 +188,8 @@ def _path(points: Sequence[Point]) -> Path:
         middle = (x0 + x1) / 2
         vertices = [(x0, y0), (middle, y0), (middle, y1), (x1, y1)]
         return Path(vertices, [Path.MOVETO] + 3 * [Path.CURVE4])
-    vertices, codes = [points[0]], [Path.MOVETO]
+    vertices = [points[0]]
+    codes = [Path.MOVETO]
     for before, corner, after in zip(points, points[1:], points[2:], strict=False):
         vertices += [_towards(corner, before), corner, _towards(corner, after)]
         codes += [Path.LINETO, Path.CURVE3, Path.CURVE3]

@@ -51,7 +51,8 @@ def _lanes(wires: Sequence[Wire], column: Sequence[int]) -> dict[int, int]:
     nets: dict[_Net, list[int]] = defaultdict(list)
     gaps: dict[_Net, set[int]] = {}  # between columns that a net crosses
     for number, wire in enumerate(wires):
-        first_gap, last_gap = column[wire.source], column[wire.target] - 1
+        first_gap = column[wire.source]
+        last_gap = column[wire.target] - 1
         if first_gap == last_gap or wire.source == wire.target:
             continue
         net = _Net(wire.source, wire.style, 1 if last_gap > first_gap else -1)
@@ -231,10 +232,12 @@ class Grid:
 
     def _loop(self, wire: int) -> list[Point]:
         """From the right side of a box over it to its left side."""
-        start, end = self.port(wire, True), self.port(wire, False)
+        start = self.port(wire, True)
+        end = self.port(wire, False)
         _, y = self.center(self.wires[wire].source)
         top = y + BOX_HEIGHT / 2 + LOOP
-        right, left = start[0] + LOOP, end[0] - LOOP
+        right = start[0] + LOOP
+        left = end[0] - LOOP
         outward = [start, (right, start[1]), (right, top)]
         return [*outward, (left, top), (left, end[1]), end]
 

@@ -74,7 +74,8 @@ class BlockIndices(NamedTuple):
         ends = []
         for end in self.ends:
             ends.append(_shifted(end, nodes))
-        own_elements, positions = self.elements, self.positions
+        own_elements = self.elements
+        positions = self.positions
         if own_elements is not None:
             own_elements = _shifted(own_elements, elements)
         if positions is not None:
@@ -181,7 +182,8 @@ def _edges(
     graph: NeuralGraph, numbers: Sequence[Tensor], like: Tensor
 ) -> Iterator[tuple[BlockKind, BlockIndices]]:
     """numbers: of the flat parameters, on the weights."""
-    device, weights = like.device, iter(numbers)
+    device = like.device
+    weights = iter(numbers)
     starts = node_starts(graph)
     for block in graph.blocks:
         g, t, s = block.shape
@@ -243,7 +245,8 @@ def mixture_of(
         all_kinds.append(layout.kinds)
         all_activations.append(layout.activations)
         all_positions.append(layout.positions)
-    kinds, activations = torch.cat(all_kinds), torch.cat(all_activations)
+    kinds = torch.cat(all_kinds)
+    activations = torch.cat(all_activations)
     weights, bias_elements, bias_index = [], [], []
     for kind in order:
         if kind.has_elements:

@@ -115,7 +115,8 @@ class RelationalLayer(GraphLayer):
                 f"RelationalLayer: heads: expected a divisor of width {width}; "
                 f"got {heads}"
             )
-        self.width, self.heads = width, heads
+        self.width = width
+        self.heads = heads
         self.complete_up_to = complete_up_to
         # products with it are faster than passes over the few columns of every head
         of_head = torch.eye(heads).repeat_interleave(width // heads, 1)

@@ -172,10 +172,12 @@ def film_statistics(
     groups, targets, sources, tiles, width = edges.shape
     of_target = targets, edges.stride(1), target, target.stride(0), target.stride(1)
     of_source = sources, edges.stride(2), source, source.stride(0), source.stride(2)
-    own, other = of_target, of_source
+    own = of_target
+    other = of_source
     if axes != TO_TARGETS:
         own, other = other, own
-    n, messages = own[0], other[0] * tiles
+    n = own[0]
+    messages = other[0] * tiles
     blocks = groups * triton.cdiv(n, RECEIVERS)
     length = max(LEAST, triton.cdiv(messages, triton.cdiv(PROGRAMS, blocks)))
     splits = triton.cdiv(messages, length)

@@ -84,7 +84,8 @@ class GraphNetwork(nn.Module):
     ):
         super().__init__()
         options = options or GraphNetworkOptions()
-        self.width, self.kernel = width, kernel
+        self.width = width
+        self.kernel = kernel
         self.has_positions = options.positions
         self.slot_position, self.activations, self.globals = None, None, None
         if options.slot_positions:
@@ -200,7 +201,8 @@ class GraphNetwork(nn.Module):
         all_maps = maps_of(self.node_encoder, graph.biases)
         for number, (bias, maps) in enumerate(zip(graph.biases, all_maps, strict=True)):
             code = self.node_encoder(source.bias(number), maps).sum(-2)
-            node, index = nodes[bias.group], tensors.bias_index[number]
+            node = nodes[bias.group]
+            index = tensors.bias_index[number]
             if index is None:
                 nodes[bias.group] = node + code
             else:
@@ -320,7 +322,8 @@ class _BlockEndTerms:
         blocks: Sequence[BlockTensors],
         one_by_one: bool,
     ):
-        self._compute, self._blocks = compute, blocks
+        self._compute = compute
+        self._blocks = blocks
         self._one_by_one = one_by_one
         self._terms: dict[int, EndTerms] = {}
 
@@ -341,7 +344,8 @@ def _add_global(
 ) -> tuple[Tensor, list[Tensor]]:
     """The vectors of the graphs after a layer, and the nodes plus maps of them; adding
     maps to the edges becomes a step of the edges."""
-    ids, counts = tensors.node_graph_ids, tensors.node_counts
+    ids = tensors.node_graph_ids
+    counts = tensors.node_counts
     of_nodes = sums_by_graph(nodes, ids, counts)
     of_edges = sums_by_graph(_sums_at_targets(edges), tensors.target_graph_ids, counts)
     before = torch.zeros_like(of_nodes) if u is None else u

@@ -93,7 +93,8 @@ def launch(
 ) -> Tensor:
     """See `ngopt.metanets.update_mlp.predictor.mlp_updates`."""
     out = torch.empty_like(columns[0], dtype=torch.float32)
-    n, hidden = len(out), len(weights[0])
+    n = len(out)
+    hidden = len(weights[0])
     if not n:
         return out
     context = None if context is None else context.contiguous()
