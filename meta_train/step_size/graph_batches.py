@@ -149,7 +149,8 @@ def _runs(length: int, sides: Sequence[int]) -> Iterator[tuple[slice, int]]:
 def batch_of(networks: Sequence[Network], numbers: Sequence[int]) -> Batch:
     """numbers: of the networks that are in the batch."""
     chosen = [networks[number] for number in numbers]
-    mixture = mixture_of([(own.layout, 1) for own in chosen], KERNEL)
+    layouts = [(own.layout, 1) for own in chosen]
+    mixture = mixture_of(layouts, KERNEL)
     values = torch.cat([own.columns for own in chosen])
     edges, biases = [], []
     for elements in mixture.weights:

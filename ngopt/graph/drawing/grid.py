@@ -121,11 +121,13 @@ class Grid:
         y = -GAP_HEIGHT / 2
         for row in range(len(self.starts)):
             half = highest[row] * (BOX_HEIGHT + GAP_HEIGHT) + BOX_HEIGHT / 2
-            y = self._place_lanes(row, [lane for lane in lanes[row] if lane > 0], y)
+            above = [lane for lane in lanes[row] if lane > 0]
+            y = self._place_lanes(row, above, y)
             y -= CLEARANCE + half
             self.middle.append(y)
             y -= CLEARANCE + half
-            y = self._place_lanes(row, [lane for lane in lanes[row] if lane < 0], y)
+            below = [lane for lane in lanes[row] if lane < 0]
+            y = self._place_lanes(row, below, y)
         self.height = -y
 
     def _place_lanes(self, row: int, lanes: Iterable[int], y: float) -> float:
@@ -198,7 +200,8 @@ class Grid:
         else:  # in the order of the boxes at their other ends
             beside.sort(key=lambda i: (-self.offset[self.box(i, not leaves)], i))
         lines = list(dict.fromkeys(self.line(other, leaves) for other in beside))
-        share = (lines.index(self.line(wire, leaves)) + 1) / (len(lines) + 1)
+        place = lines.index(self.line(wire, leaves)) + 1
+        share = place / (len(lines) + 1)
         if side:
             height = side * (0.25 + 0.2 * share)
         else:
@@ -247,7 +250,8 @@ class Grid:
         if wire not in self.lane:
             return [(x, y)]
         turn = self.turn(wire, leaves)
-        return [(x, y), (turn, y), (turn, self.lane_y[row, self.lane[wire]])]
+        lane_y = self.lane_y[row, self.lane[wire]]
+        return [(x, y), (turn, y), (turn, lane_y)]
 
     def _at_margin(self, wire: int, row: int, leaves: bool) -> list[Point]:
         """Where a wire begins in a row that is not its first, or ends in one that is

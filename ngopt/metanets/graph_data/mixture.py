@@ -158,7 +158,8 @@ class MixedValues:
 def layout_of(graph: NeuralGraph, like: Tensor) -> NetworkLayout:
     """The layout of one graph. like: of the metanet's dtype and on its device."""
     device = like.device
-    numbers = graph.gather(graph.unflatten(torch.arange(graph.numel, device=device)))
+    elements = torch.arange(graph.numel, device=device)
+    numbers = graph.gather(graph.unflatten(elements))
     several: dict[BlockKind, list[BlockIndices]] = {}
     for kind, own in _edges(graph, numbers.edges, like):
         several.setdefault(kind, []).append(own)
@@ -169,10 +170,12 @@ def layout_of(graph: NeuralGraph, like: Tensor) -> NetworkLayout:
     for own, size in zip(node_positions(graph, like), sizes, strict=True):
         positions.append(own.expand(size, -1))
     repeats = torch.tensor(sizes, device=device)
+    kinds = kind_codes(graph, device).repeat_interleave(repeats)
+    activations = activation_codes(graph, device).repeat_interleave(repeats)
     return NetworkLayout(
         _concatenated(several),
-        kind_codes(graph, device).repeat_interleave(repeats),
-        activation_codes(graph, device).repeat_interleave(repeats),
+        kinds,
+        activations,
         torch.cat(positions),
         graph.numel,
     )
@@ -212,7 +215,8 @@ def _biases(
     for bias, elements in zip(graph.biases, numbers, strict=True):
         nodes = _nodes(starts[bias.group], bias.index, len(elements))
         kind = BlockKind((), bias.slot_shape, bias.kind)
-        yield kind, BlockIndices((nodes.to(elements.device),), elements)
+        ends = (nodes.to(elements.device),)
+        yield kind, BlockIndices(ends, elements)
 
 
 def _nodes(start: int, index: Index, *shape: int) -> Tensor:
@@ -329,7 +333,8 @@ def _graph(
     views = [block.view for block in weights if block.view is not None]
     all_biases = []
     for kind, indices in biases.items():
-        view = _whole_view(len(views), (len(indices.ends[0]), *kind.slot_shape))
+        shape = len(indices.ends[0]), *kind.slot_shape
+        view = _whole_view(len(views), shape)
         views.append(view)
         all_biases.append(Bias(view, 0, kind.slot_shape, kind.kind))
     specs = [ParameterSpec(str(view.parameter), view.shape) for view in views]
