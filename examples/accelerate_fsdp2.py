@@ -35,7 +35,8 @@ class Block(nn.Module):
         self.down = nn.Linear(2 * WIDTH, WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.down(nn.functional.gelu(self.up(self.norm(x))))
+        hidden = self.up(self.norm(x))
+        return x + self.down(nn.functional.gelu(hidden))
 
 
 def make_model() -> nn.Module:
@@ -51,7 +52,8 @@ def make_model() -> nn.Module:
 def make_examples() -> list[Dataset]:
     """Gaussian inputs, labelled by a random quadratic function."""
     inputs = torch.randn(EXAMPLES + HELD_OUT, INPUTS)
-    labels = (inputs @ torch.randn(INPUTS, CLASSES)).square().argmax(1)
+    scores = (inputs @ torch.randn(INPUTS, CLASSES)).square()
+    labels = scores.argmax(1)
     examples = TensorDataset(inputs, labels)
     return list(random_split(examples, [EXAMPLES, HELD_OUT]))
 

@@ -79,7 +79,8 @@ class Block(nn.Module):
 
     def compute(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.attention_norm(x))
-        return x + self.down(F.gelu(self.up(self.mlp_norm(x))))
+        hidden = self.up(self.mlp_norm(x))
+        return x + self.down(F.gelu(hidden))
 
     def attention(self, x: Tensor) -> Tensor:
         query = self.by_head(self.query(x))
@@ -140,7 +141,8 @@ def initialize(params: Iterable[Any]) -> None:
             whole = torch.randn(p.shape, generator=generator) * 0.02
         else:
             whole = torch.ones(p.shape)  # weights of norms
-        p.copy_(distribute_tensor(whole.to(p.device), p.device_mesh, p.placements))
+        whole = whole.to(p.device)
+        p.copy_(distribute_tensor(whole, p.device_mesh, p.placements))
 
 
 def load_text() -> tuple[Tensor, Tensor]:
@@ -155,8 +157,10 @@ def load_text() -> tuple[Tensor, Tensor]:
 def draw(text: Tensor, count: int, seed: int, args: argparse.Namespace) -> Tensor:
     """Sequences of a batch and the byte after each, (count, context + 1)."""
     generator = torch.Generator().manual_seed(seed)
-    starts = torch.randint(len(text) - args.context, (count,), generator=generator)
-    return torch.stack([text[i : i + args.context + 1] for i in starts]).long()
+    high = len(text) - args.context
+    starts = torch.randint(high, (count,), generator=generator)
+    rows = [text[i : i + args.context + 1] for i in starts]
+    return torch.stack(rows).long()
 
 
 def own_rows(rows: Tensor, mesh: DeviceMesh) -> Tensor:

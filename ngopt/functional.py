@@ -121,7 +121,9 @@ def update_all(
             newest[c.position] = c.newest
         deltas[c.position] = _add_part(deltas[c.position], c, params[c.position])
     for i, weight in newest.items():
-        average, p, delta = records[i][AVERAGE], params[i], deltas[i]
+        average = records[i][AVERAGE]
+        p = params[i]
+        delta = deltas[i]
         assert delta is not None
         value = (p + delta).to(p.dtype)
         records[i][AVERAGE] = average + (value - average) * weight
@@ -134,9 +136,11 @@ def apply(changes: Sequence[Change], params: Sequence[Tensor]) -> None:
     deltas: list[Tensor] = []
     for c in changes:
         p = params[c.position]
-        target, delta = c.part(p), c.delta
+        target = c.part(p)
+        delta = c.delta
         if target is not p and not p.is_contiguous():  # the part is a copy
-            target, delta = p, _add_part(None, c, p)
+            target = p
+            delta = _add_part(None, c, p)
         targets.append(target)
         is_alike = delta.shape == target.shape
         deltas.append(delta if is_alike else delta.reshape(target.shape))

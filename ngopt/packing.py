@@ -115,7 +115,8 @@ class PaddedRows:
     ):
         """shapes: (matrices, *matrix) of each value. views: shapes of the views of
         `split`, with as many elements; None: `shapes`."""
-        self.shapes, self.lanes = shapes, lanes
+        self.shapes = shapes
+        self.lanes = lanes
         self._views = shapes if views is None else views
         self._counts: list[int] = []  # of matrices
         self.gaps: list[int] = []  # zeros after each matrix
@@ -126,7 +127,8 @@ class PaddedRows:
         parts: list[tuple[int, ...]] = []  # shapes of values and gaps
         self._places: list[int] = []  # of values among these
         for i, (shape, view) in enumerate(zip(shapes, self._views, strict=True)):
-            count, size = shape[0] if shape else 1, prod(shape[1:])
+            count = shape[0] if shape else 1
+            size = prod(shape[1:])
             gap = -size % lanes
             self._counts.append(count)
             self.gaps.append(gap)
@@ -162,7 +164,8 @@ class PaddedRows:
 
     def _with_gaps(self, values: Sequence[Tensor]) -> list[Tensor]:
         """The values, with zeros after those that do not fill their rows."""
-        like, found = values[0], []
+        like = values[0]
+        found = []
         key = like.dtype, like.device
         if key not in self._zeros:
             zeros = torch.zeros(self.lanes, dtype=like.dtype, device=like.device)

@@ -49,7 +49,8 @@ class Piece(NamedTuple):
         """One of the chunks that `torch.chunk` makes along a dimension."""
         length = -(-self.shape[dim] // chunks)
         start = min(index * length, self.shape[dim])
-        offset, shape = list(self.offset), list(self.shape)
+        offset = list(self.offset)
+        shape = list(self.shape)
         offset[dim] += start
         shape[dim] = min(length, self.shape[dim] - start)
         return Piece(tuple(offset), tuple(shape))
@@ -85,7 +86,8 @@ def as_dtensor(
     """A DTensor of this process' part, with the shape and strides of `whole`."""
     from torch.distributed.tensor import DTensor
 
-    shape, stride = whole.shape, whole.stride()
+    shape = whole.shape
+    stride = whole.stride()
     return DTensor.from_local(
         part.contiguous(), mesh, placements, run_check=False, shape=shape, stride=stride
     )
@@ -187,7 +189,8 @@ def mesh_ranks(params: Sequence[Any], group: Any) -> MeshRanks:
 def _connected(meshes: Iterable[Any]) -> Ranks:
     """Ranks that are connected to this one by meshes, also through others."""
     rows = [set(row) for mesh in meshes for row in _rows(mesh)]
-    found, count = {distributed.get_rank()}, 0
+    found = {distributed.get_rank()}
+    count = 0
     while len(found) > count:
         count = len(found)
         found.update(*(row for row in rows if row & found))

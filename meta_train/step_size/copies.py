@@ -192,7 +192,8 @@ class Copies:
         is_early = step < max(CHECKS)
         params = self._params.values()
         before = _flat(params) if is_early else None
-        rule, state = self._rule, self._state
+        rule = self._rule
+        state = self._state
         rows = _by_copy(grads)
         with torch.no_grad():
             updates = rule.update(rows, state, self._rows, self._hyper, in_place=True)
@@ -235,7 +236,8 @@ class Copies:
     def validation_loss(self) -> Tensor:
         """Of all copies, (copies,)."""
         task = self.training.task
-        x, y = task.validation_inputs, task.validation_targets
+        x = task.validation_inputs
+        y = task.validation_targets
         if self.training.family in UNSTACKED:
             losses = [task.score(model(x), y) for model in self.models]
             return torch.stack(losses)

@@ -118,12 +118,14 @@ def _cut_block(
         for columns, width in _runs(kind.shape[1], sides):
             target = targets[:, rows].unflatten(1, (-1, 1, height))
             source = sources[:, columns].unflatten(1, (1, -1, width))
-            down, across = target.shape[1], source.shape[2]
+            down = target.shape[1]
+            across = source.shape[2]
             ends = (
                 target.expand(-1, -1, across, -1).flatten(0, 2),
                 source.expand(-1, down, -1, -1).flatten(0, 2),
             )
-            elements, positions = indices.elements, indices.positions
+            elements = indices.elements
+            positions = indices.positions
             if elements is not None:
                 own = elements[:, rows, columns].unflatten(2, (-1, width))
                 own = own.unflatten(1, (-1, height)).transpose(2, 3)
@@ -147,7 +149,8 @@ def _runs(length: int, sides: Sequence[int]) -> Iterator[tuple[slice, int]]:
 def batch_of(networks: Sequence[Network], numbers: Sequence[int]) -> Batch:
     """numbers: of the networks that are in the batch."""
     chosen = [networks[number] for number in numbers]
-    mixture = mixture_of([(own.layout, 1) for own in chosen], KERNEL)
+    layouts = [(own.layout, 1) for own in chosen]
+    mixture = mixture_of(layouts, KERNEL)
     values = torch.cat([own.columns for own in chosen])
     edges, biases = [], []
     for elements in mixture.weights:
@@ -175,7 +178,8 @@ def _moved(tensors: GraphTensors, device: str) -> GraphTensors:
     blocks = []
     for own in tensors.blocks:
         assert own.target is not None and own.source is not None
-        target, source = own.target.to(device), own.source.to(device)
+        target = own.target.to(device)
+        source = own.source.to(device)
         blocks.append(replace(own, target=target, source=source))
     index = []
     for own in tensors.bias_index:

@@ -135,7 +135,8 @@ def collected(
     """Predictions (seeds, n) by variant."""
     found: dict[str, Tensor] = {}
     for record in records:
-        fit, places = record["fit"], torch.tensor(record["places"])
+        fit = record["fit"]
+        places = torch.tensor(record["places"])
         name = fit["variant"]
         if name not in found:
             found[name] = torch.full((seeds, len(folds)), torch.nan)
@@ -147,7 +148,9 @@ class Fitters:
     """A `Fitter` for every variant. Those of the same graph share batches."""
 
     def __init__(self, examples: Examples, settings: Settings, device: str):
-        self.examples, self.settings, self.device = examples, settings, device
+        self.examples = examples
+        self.settings = settings
+        self.device = device
         self._count = settings.batch
         self._batches: dict[int, list[Batch]] = {}
         self._known: dict[str, Fitter] = {}
@@ -190,7 +193,9 @@ class Fitter:
     ):
         device = batches[0].numbers.device
         sizes = replace(settings.sizes, layer=variant.layer)
-        self.settings, self.variant, self.folds = settings, variant, examples.folds
+        self.settings = settings
+        self.variant = variant
+        self.folds = examples.folds
         self._others = examples.others[variant.others].float().to(device)
         self._fine = examples.fine.float().to(device)
         self._curves = examples.curves.float().to(device)

@@ -49,7 +49,8 @@ class GraphInput(NamedTuple):
         numels = [spec.numel for spec in self.graphs[0].parameters]
         repeats = torch.tensor(numels)
         sizes = self.sizes.repeat_interleave(repeats, 0)
-        weights, gradients = self.weights / LEVELS, self.gradients / LEVELS
+        weights = self.weights / LEVELS
+        gradients = self.gradients / LEVELS
         return torch.stack([weights, sizes[:, 0], gradients, sizes[:, 1]], 1)
 
 

@@ -85,7 +85,8 @@ class Ensemble:
         self.predictor: Predictor | None = None
 
     def fit(self, x: np.ndarray, gains: np.ndarray, kinds: np.ndarray) -> None:
-        mean, scale = x.mean(0), x.std(0).clip(LEAST_SCALE)
+        mean = x.mean(0)
+        scale = x.std(0).clip(LEAST_SCALE)
         fine, curves = refined(self.log_multipliers, gains)
         weights = bootstrapped(kinds, self.settings.members)
         layers = self._trained(
@@ -155,7 +156,8 @@ class Trees:
 
     def __init__(self, log_multipliers: np.ndarray, depth: int = 3, count: int = 80):
         self.log_multipliers = log_multipliers
-        self.depth, self.count = depth, count
+        self.depth = depth
+        self.count = count
         self.models: list[GradientBoostingRegressor] = []
 
     def fit(self, x: np.ndarray, gains: np.ndarray, kinds: np.ndarray) -> None:

@@ -35,7 +35,8 @@ class Source:
     def __init__(self, seed: int, examples: int, noise: float):
         self.generator = torch.Generator().manual_seed(seed)
         self.choice = Random(seed).choice
-        self.examples, self.noise = examples, noise
+        self.examples = examples
+        self.noise = noise
 
     def normal(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.generator)

@@ -193,5 +193,6 @@ def contrastive_loss(outputs: Tensor, labels: Tensor) -> Tensor:
     log_shares = logits.masked_fill(same, NEVER).log_softmax(1)
     alike = labels[:, None] == labels
     alike = (alike & ~same).float()
-    means = (log_shares * alike).sum(1) / alike.sum(1).clamp(min=1)
+    totals = (log_shares * alike).sum(1)
+    means = totals / alike.sum(1).clamp(min=1)
     return -means.mean()

@@ -36,7 +36,9 @@ class WeightedRule(UpdateRule):
         count: tuple[int, ...] = (),
         shares_step: bool = False,
     ):
-        self.rule, self.count, self.shares_step = rule, count, shares_step
+        self.rule = rule
+        self.count = count
+        self.shares_step = shares_step
         self._function = _Function(rule, metanet)
         self._weights = {}
         for (name, _), own in zip(metanet.named_parameters(), weights, strict=True):
@@ -119,7 +121,8 @@ class _Function(nn.Module):
 
     def __init__(self, rule: UpdateRule, metanet: nn.Module):
         super().__init__()
-        self.metanet, self._rule = metanet, rule
+        self.metanet = metanet
+        self._rule = rule
 
     def forward(
         self,

@@ -39,8 +39,11 @@ class Stack(Optimizees):
                     f"Stack: problem '{first.problem.name}': expected no recurrent "
                     f"layers, which vmap does not support; got '{name}'"
                 )
-        self.optimizees, self.count = optimizees, (len(optimizees),)
-        self.graph, self.names, self._first = first.graph, first.names, first
+        self.optimizees = optimizees
+        self.count = (len(optimizees),)
+        self.graph = first.graph
+        self.names = first.names
+        self._first = first
         like = next(first.model.parameters())
         self._scales: list[float | Tensor] = []
         for row in zip(*(optimizee.scales for optimizee in optimizees), strict=True):

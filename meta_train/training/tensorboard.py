@@ -38,7 +38,8 @@ def log_updates(
 
     horizon: inner steps of a training. If it is shorter, its last update is logged.
     """
-    rule, hyper = learned.bind(optimizee.graph), optimizee.hyper()
+    rule = learned.bind(optimizee.graph)
+    hyper = optimizee.hyper()
     steps = min(UPDATE_STEP, horizon - 1)
     with torch.no_grad():
         before = optimizee.start(rule)

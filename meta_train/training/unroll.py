@@ -104,7 +104,9 @@ class Optimizee(Optimizees):
         scaling: float = 1.0,
         device: torch.device | str = "cpu",
     ):
-        self.problem, self.seed, self.autocast = problem, seed, autocast
+        self.problem = problem
+        self.seed = seed
+        self.autocast = autocast
         self.device = torch.device(device)
         self.model = problem.init(seed).to(self.device)
         self.graph = build_graph(self.model)
@@ -263,7 +265,8 @@ class _Objective(nn.Module):
 
     def __init__(self, problem: Problem, model: nn.Module):
         super().__init__()
-        self._problem, self.model = problem, model
+        self._problem = problem
+        self.model = model
 
     def forward(self, batch: Any) -> Tensor:
         return self._problem.loss(self.model, batch)

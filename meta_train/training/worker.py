@@ -63,7 +63,9 @@ def make_estimator(config: Config, limit: float | Tensor, horizon: int) -> Estim
     limit: of a loss, one for all or one per optimizee. Raises ValueError for an unknown
     name.
     """
-    decay, tail, sigma = config.inner_weight_decay, config.tail, config.sigma
+    decay = config.inner_weight_decay
+    tail = config.tail
+    sigma = config.sigma
     match config.estimator:
         case "tbptt":
             return TBPTT(decay, limit, tail, horizon)
@@ -101,12 +103,15 @@ class Worker:
                 f"'{learned.base.name}', which reads step counts on the host. "
                 "Leave out --stacked."
             )
-        self.config, self.learned, self.device = config, learned, device
+        self.config = config
+        self.learned = learned
+        self.device = device
         self.problems = list(map(load_problem, config.problems))
         self._optimizees: dict[int, Optimizee] = {}
 
     def run(self, jobs: Sequence[Job]) -> list[Result]:
-        before, self._optimizees = self._optimizees, {}
+        before = self._optimizees
+        self._optimizees = {}
         groups: dict[Hashable, list[int]] = defaultdict(list)
         for number, job in enumerate(jobs):
             optimizee = before.get(job.seed) or self.optimizee(job.seed)
@@ -123,13 +128,16 @@ class Worker:
         return [found[number] for number in range(len(jobs))]
 
     def optimizee(self, seed: int) -> Optimizee:
-        problem, config = self.problems[self.problem_of(seed)], self.config
+        problem = self.problems[self.problem_of(seed)]
+        config = self.config
         return Optimizee(problem, seed, config.autocast, config.scaling, self.device)
 
     def unroll(self, jobs: Sequence[Job]) -> list[Result]:
         """One truncation of optimizees that can be stacked."""
-        config, learned = self.config, self.learned
-        steps, horizon = jobs[0].steps, jobs[0].horizon
+        config = self.config
+        learned = self.learned
+        steps = jobs[0].steps
+        horizon = jobs[0].horizon
         optimizees = [self._optimizees[job.seed] for job in jobs]
         first_losses = []
         for job, optimizee in zip(jobs, optimizees, strict=True):

@@ -69,12 +69,14 @@ class Replays:
         others: all other tensors of a step. work: launches kernels that read copies of
         gradients; it has no effects on the host that a step needs.
         """
-        is_copied, self._is_copied = self._is_copied, False
+        is_copied = self._is_copied
+        self._is_copied = False
         places = _kinds(grads), [(x.data_ptr(), x.stride()) for x in others]
         if places != self._places:
             is_copied = False
             self._clear()
-            self._places, self._same = places, 0
+            self._places = places
+            self._same = 0
         self._same += 1
         if self._is_refused or self._same <= STABLE:
             return False
@@ -101,7 +103,8 @@ class Replays:
         """Adds a graph; if CUDA raises an error, there are no more graphs."""
         try:
             buffers = self._buffers = self._buffers or make_buffers()
-            device, graph = buffers.grads[0].device, torch.cuda.CUDAGraph()
+            device = buffers.grads[0].device
+            graph = torch.cuda.CUDAGraph()
             self._stream = self._stream or torch.cuda.Stream(device)
             self._stream.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(self._stream), _without_collection():

@@ -37,7 +37,8 @@ def renewed(factor: Tensor, basis: Tensor) -> Tensor:
     """Bases (b, n, n) one step nearer to the eigenvectors of the factors (b, n, n)."""
     s = torch.bmm(basis.mT, torch.bmm(factor, basis))
     values = s.diagonal(dim1=1, dim2=2).clamp(min=TINY)  # less than 0 by rounding
-    rows, columns = values.unsqueeze(2), values.unsqueeze(1)
+    rows = values.unsqueeze(2)
+    columns = values.unsqueeze(1)
     lift = values.amax(1)[:, None, None]
     a = torch.maximum(rows, columns).add_(lift, alpha=LIFT).copysign_(columns - rows)
     s = s.div_(a).triu(1)
@@ -103,7 +104,8 @@ class RenewalSchedule:
     def __init__(
         self, positions: Mapping[int, Sequence[float]], every: int, device: torch.device
     ):
-        self.every, self._positions = every, positions
+        self.every = every
+        self._positions = positions
         self._on_device: dict[int, Tensor] = {}
         for size, own in positions.items():
             self._on_device[size] = torch.tensor(own, device=device)
@@ -124,7 +126,8 @@ class RenewalSchedule:
         length = self._length(step)
         key = length, step % length
         if key not in self._bases:
-            start, end = key[1] / length, (key[1] + 1) / length
+            start = key[1] / length
+            end = (key[1] + 1) / length
             found = []
             for size, positions in self._positions.items():
                 chosen = [start <= x < end for x in positions]
@@ -136,7 +139,8 @@ class RenewalSchedule:
     def masks_at(self, step: Tensor) -> dict[int, Tensor]:
         """The same as masks (count,) by size, for a step () on the device."""
         length = (1 + step // ROUNDS).clamp(max=self.every)
-        start, end = step % length, step % length + 1
+        start = step % length
+        end = step % length + 1
         masks = {}
         for size, positions in self._on_device.items():
             x = positions * length

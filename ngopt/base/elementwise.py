@@ -58,8 +58,10 @@ def precondition(
 
     Updates `momentum` and the second moments `second` in place.
     """
-    squares, decay = grad.square(), scalars.second_moment_decay
-    damping, correction = scalars.damping, scalars.second_moment_correction
+    squares = grad.square()
+    decay = scalars.second_moment_decay
+    damping = scalars.damping
+    correction = scalars.second_moment_correction
     if devices.writes_out(second):
         torch.addcmul(squares, second, decay, out=second)
         root = torch.empty_like(momentum)

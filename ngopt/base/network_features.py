@@ -68,8 +68,9 @@ def known_features(
     kernels = tables = 0
     of_matrices = 0
     for i in matrices:
-        fans.append(math.log(max(math.prod(shapes[i][1:]), 1)))
-        rows.append(math.log(max(shapes[i][0], 1)))
+        height, *others = shapes[i]
+        fans.append(math.log(max(math.prod(others), 1)))
+        rows.append(math.log(max(height, 1)))
         kernels += len(shapes[i]) > 2
         of_matrices += numels[i]
         tables += numels[i] * (names[i] == "embedding")
@@ -131,7 +132,8 @@ def gradient_features(
     chosen = torch.tensor(matrices, device=depths.device)
     grad, rms, dense = (x[chosen].to(depths) for x in measures[:3])
     has_gradient = (grad > 0).to(depths)
-    zeros = ((1 - dense) * has_gradient).sum() / has_gradient.sum().clamp(min=1)
+    zeros = ((1 - dense) * has_gradient).sum()
+    zeros = zeros / has_gradient.sum().clamp(min=1)
     weight = ((grad > 0) & (rms > 0)).to(depths)
     product = torch.where(weight > 0, grad, 1.0).log()
     product = product + torch.where(weight > 0, rms, 1.0).log()

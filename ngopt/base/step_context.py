@@ -54,8 +54,11 @@ class StepContext:
         self, stack: ParameterStack, positions: Sequence[int], inputs: StepInputs
     ):
         """in_place: neither autograd nor vmap traces the step."""
-        in_place, hyper = inputs.in_place, inputs.hyper
-        self.stack, self.device, self.in_place = stack, stack.device, in_place
+        in_place = inputs.in_place
+        hyper = inputs.hyper
+        self.stack = stack
+        self.device = stack.device
+        self.in_place = in_place
         self.kernels = devices.kernels(stack.device, stack.dtype) if in_place else None
         self.all_params = inputs.params
         self.grads: Sequence[Tensor] = list(map(inputs.grads.__getitem__, positions))

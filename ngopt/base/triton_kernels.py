@@ -41,11 +41,13 @@ def _accumulate(
 ):  # fmt: skip
     row, i, mask = _places(rows, LANES, ROWS)
     g = _value(grad, i, mask)
-    g = tl.where(tl.abs(g) < float("inf"), g, 0.0) * _value(grad_scale, row, mask)
+    g = tl.where(tl.abs(g) < float("inf"), g, 0.0)
+    g *= _value(grad_scale, row, mask)
     m = _value(momentum, i, mask) * _value(decay, row, mask) + alpha * g
     tl.store(momentum + i, m, mask)
     tl.store(out + i, g.to(out.dtype.element_ty), mask)
-    tl.store(ahead + i, (m + nesterov * (g - m)).to(ahead.dtype.element_ty), mask)
+    m += nesterov * (g - m)
+    tl.store(ahead + i, m.to(ahead.dtype.element_ty), mask)
 
 
 @triton.jit
@@ -81,7 +83,8 @@ def _change_weights(
     row, i, mask = _places(rows, LANES, ROWS)
     lane = tl.arange(0, LANES)[None, :]
     has_weight = lane < tl.load(counts + row, mask, 0)
-    place = tl.load(addresses + row, mask, 0).to(tl.pointer_type(tl.float32)) + lane
+    start = tl.load(addresses + row, mask, 0).to(tl.pointer_type(tl.float32))
+    place = start + lane
     w = tl.load(place, has_weight, 0.0)
     step = tl.where(_value(momentum, i, mask) != 0, _value(u, i, mask), 0.0)
     delta = w * _value(decay, row, mask) + step * _value(step_size, row, mask)

@@ -104,13 +104,16 @@ class SoapUpdate:
         work = partial(self._step_in_place, step)
         is_replayed = self._replays.run(phase, grads, others, buffers, work)
         # which a capture replaces
-        step.grads, step.bases, step.buffers = grads, {}, None
+        step.grads = grads
+        step.bases = {}
+        step.buffers = None
         if is_replayed:  # autograd does not track what a graph writes
             increment_version(changed)
         return is_replayed
 
     def _step_in_place(self, step: StepContext, buffers: StepBuffers) -> None:
-        step.grads, step.buffers = buffers.grads, buffers
+        step.grads = buffers.grads
+        step.buffers = buffers
         for changes in self._changes(step):
             apply(changes, step.all_params)
             changes.clear()  # frees their memory before the next are computed

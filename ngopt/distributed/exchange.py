@@ -33,7 +33,9 @@ class Route:
     """
 
     def __init__(self, shards: Shards, source: PieceOf, target: PieceOf):
-        self._shards, self._source, self._target = shards, source, target
+        self._shards = shards
+        self._source = source
+        self._target = target
         self.sent: list[list[Part]] = []
         self.received: list[list[Part]] = []
         for _ in range(shards.size):
@@ -151,7 +153,8 @@ class Exchange:
     """
 
     def __init__(self, shards: Shards, parameters: Sequence[int]):
-        self._shards, self.parameters = shards, parameters
+        self._shards = shards
+        self.parameters = parameters
         self.owned = [i for i in parameters if shards.owns(i)]
         self._up = Route(shards, shards.held, shards.domain)
         self._down = Route(shards, shards.domain, shards.held)

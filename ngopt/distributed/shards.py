@@ -74,7 +74,8 @@ class Shards:
             group = Collectives(sorted(group)).group
         place = mesh_ranks(params, group)
         self.rank = place.ranks.index(distributed.get_rank())
-        self.size, self._coordinates = len(place.ranks), place.coordinates
+        self.size = len(place.ranks)
+        self._coordinates = place.coordinates
         self._collectives = Collectives(place.ranks, group)
         self.alone: list[bool] = []
         self._known: list[Ownership | None] = []
@@ -206,7 +207,8 @@ class Shards:
     ) -> Shards:
         """The same processes with other values, which all share."""
         found = copy(self)
-        found.shapes, found.owned = list(shapes), list(owned)
+        found.shapes = list(shapes)
+        found.owned = list(owned)
         found.pieces = list(map(list, pieces))
         found.alone = [False] * len(shapes)
         return found

@@ -32,7 +32,8 @@ def join_graphs(*graphs: NeuralGraph) -> NeuralGraph:
 
 
 def _join(first: NeuralGraph, second: NeuralGraph) -> NeuralGraph:
-    p, g = len(first.parameters), len(first.groups)
+    p = len(first.parameters)
+    g = len(first.groups)
     new_parameters = range(p, p + len(second.parameters))
     second = renumbered(second, new_parameters, range(g, g + len(second.groups)))
     next_member = max(first.membership) + 1
@@ -64,7 +65,8 @@ def renumbered(
         view = block.view
         if view is not None:
             view = replace(view, parameter=parameters[view.parameter])
-        source, target = groups[block.source], groups[block.target]
+        source = groups[block.source]
+        target = groups[block.target]
         blocks.append(replace(block, view=view, source=source, target=target))
     biases = []
     for bias in graph.biases:

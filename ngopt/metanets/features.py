@@ -105,7 +105,8 @@ def preprocess(
 
     out: where to put it, features first, (2 k, *shape); without autograd.
     """
-    columns, least = list(columns), exp(-cutoff)
+    columns = list(columns)
+    least = exp(-cutoff)
     if torch.is_grad_enabled() and out is None:
         x = torch.stack(columns)
         # in place where a derivative needs nothing that is lost

@@ -48,7 +48,8 @@ class GraphMetanet(Metanet):
 
     def __init__(self, config: GraphMetanetConfig | None = None):
         super().__init__(config or self.Config())
-        hidden, d_out = self.config.hidden, self.config.d_out
+        hidden = self.config.hidden
+        d_out = self.config.d_out
         scales = self.config.output_scale, self.config.magnitude_scale
         self.head = UpdateMLP(NUM_FEATURES, hidden, *scales, d_context=d_out)
 

@@ -72,7 +72,8 @@ class LayerLSTM(GraphMetanet):
         """
         levels: dict[tuple[int, float], list[int]] = {}
         for group in means:
-            network, depth = graph.membership[group], graph.groups[group].depth
+            network = graph.membership[group]
+            depth = graph.groups[group].depth
             levels.setdefault((network, depth), []).append(group)
         outputs: dict[int, Tensor] = {}
         states: dict[int, State] = {}  # of every network
@@ -97,7 +98,8 @@ class LSTMCell(nn.Module):
 
     def __init__(self, d_in: int, width: int):
         super().__init__()
-        self.width, self.gates = width, nn.Linear(d_in + width, 4 * width)
+        self.width = width
+        self.gates = nn.Linear(d_in + width, 4 * width)
 
     def forward(self, inputs: Tensor, state: State | None) -> State:
         zeros = inputs.new_zeros(*inputs.shape[:-1], self.width)

@@ -77,7 +77,8 @@ class Binding:
         self, groups: Sequence[Group], state: MutableMapping[Tensor, Record]
     ) -> GraphParameters:
         """The parameters in their graph, which is made again if they have changed."""
-        params, found = group_tensors(groups), self._parameters
+        params = group_tensors(groups)
+        found = self._parameters
         if found is None or self.source.has_new_inputs or not found.are(params):
             found = self._parameters = self._connected(groups, state)
         return found
@@ -161,12 +162,15 @@ class Binding:
         settings: of any group; those that are read are equal in all groups.
         """
         params = parameters.params
-        total_steps, renew_every = settings["total_steps"], settings["renew_every"]
-        device, dtype = params[0].device, self._dtype(params)
+        total_steps = settings["total_steps"]
+        renew_every = settings["renew_every"]
+        device = params[0].device
+        dtype = self._dtype(params)
         shards = self.shards(parameters) if self.is_shared(params) else None
         key = parameters.graph, total_steps, device, dtype, shards, renew_every
         if self._rule is None or self._rule_key != key:
-            self._rule, self._rule_key = self._bind(*key), key
+            self._rule = self._bind(*key)
+            self._rule_key = key
             if shards is not None:
                 self._owned = dict(zip(params, shards.owned, strict=True))
         return self._rule

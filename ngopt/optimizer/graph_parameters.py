@@ -98,7 +98,8 @@ class GraphParameters:
                     if grad.is_sparse or group["maximize"] or not self._is_plain:
                         grad = self._gradient(position, grad, group["maximize"])
                     grads[position] = grad
-                    lr[position], weight_decay[position] = group_lr, group_decay
+                    lr[position] = group_lr
+                    weight_decay[position] = group_decay
                 position += 1
         return grads, Hyper(lr, weight_decay, is_scheduled(groups))
 

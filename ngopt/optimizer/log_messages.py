@@ -153,7 +153,8 @@ def describe_step_size(records: Iterable[Record]) -> str:
             factors.add(float(factor))
     if not factors or factors == {1.0}:
         return ""
-    least, largest = f"{min(factors):.2f}", f"{max(factors):.2f}"
+    least = f"{min(factors):.2f}"
+    largest = f"{max(factors):.2f}"
     found = least if least == largest else f"{least} to {largest}"
     return (
         f"step size: {found} times that of the base rule, as predicted at the first "

@@ -183,10 +183,8 @@ class NGOptimizer(Optimizer):
 
     @property
     def graph(self) -> NeuralGraph:
-        """The neural graph of the parameters.
-
-        With `model`, before its first training forward: the graph without inputs.
-        """
+        """The neural graph of the parameters; with `model`, without inputs before its
+        first training forward."""
         return self._parameters().network
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

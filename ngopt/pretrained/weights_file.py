@@ -158,7 +158,9 @@ def has_hash(weights: Any, expected: str) -> bool:
 
 def _description(learned: LearnedOptimizer) -> dict[str, str]:
     """Metadata: names and configs of base rule, metanet and, if any, cooldown."""
-    base, metanet, cooldown = learned.base, learned.metanet, learned.cooldown
+    base = learned.base
+    metanet = learned.metanet
+    cooldown = learned.cooldown
     description = {
         "base": NONE if base is None else base.name,
         "base_config": json.dumps({} if base is None else asdict(base.config)),

@@ -51,9 +51,12 @@ class PES:
         persistent: bool = True,
         total_steps: int | None = None,
     ):
-        self.sigma, self.weight_decay = sigma, weight_decay
-        self.loss_limit, self.tail = loss_limit, tail
-        self.persistent, self.total_steps = persistent, total_steps
+        self.sigma = sigma
+        self.weight_decay = weight_decay
+        self.loss_limit = loss_limit
+        self.tail = tail
+        self.persistent = persistent
+        self.total_steps = total_steps
 
     def start(self, optimizee: Optimizee, learned: LearnedOptimizer) -> PESState:
         inner = optimizee.start(learned.bind(optimizee.graph, self.total_steps))
@@ -92,7 +95,8 @@ class PES:
         self, optimizee: Optimizees, rule: UpdateRule, inner: Inner, steps: int
     ) -> tuple[Tensor, Inner]:
         """The clamped losses after each update, (steps, *count)."""
-        hyper, losses = optimizee.hyper(self.weight_decay), []
+        hyper = optimizee.hyper(self.weight_decay)
+        losses = []
         loss, grads, buffers = optimizee.gradient(inner)
         for _ in range(steps):
             inner = apply_update(inner, grads, buffers, rule, hyper)

@@ -77,7 +77,8 @@ def graph_figure(graph: NeuralGraph, values: Sequence[Tensor] | None = None) -> 
     axes.set(xlim=(0, width), ylim=(-layout.height - legend_height, HEADER))
     axes.set_axis_off()
     axes.text(0.2, HEADER - 0.12, title, fontsize=8, va="top", color="#303030")
-    _draw_wires(axes, layout, _thickness(graph, layout.wires, values))
+    thickness = _thickness(graph, layout.wires, values)
+    _draw_wires(axes, layout, thickness)
     for continuation in layout.continuations:
         _draw_continuation(axes, graph, layout.wires, continuation)
     for number, center in enumerate(layout.centers):
@@ -146,7 +147,8 @@ def _norms(
             squares.append(0.0)
         else:
             absolute = next(edges).detach().abs().double()
-            squares.append(float(torch.linalg.vector_norm(absolute)) ** 2)
+            norm = float(torch.linalg.vector_norm(absolute))
+            squares.append(norm**2)
     return [sqrt(sum(squares[block] for block in wire.blocks)) for wire in wires]
 
 
@@ -188,7 +190,8 @@ def _path(points: Sequence[Point]) -> Path:
         middle = (x0 + x1) / 2
         vertices = [(x0, y0), (middle, y0), (middle, y1), (x1, y1)]
         return Path(vertices, [Path.MOVETO] + 3 * [Path.CURVE4])
-    vertices, codes = [points[0]], [Path.MOVETO]
+    vertices = [points[0]]
+    codes = [Path.MOVETO]
     for before, corner, after in zip(points, points[1:], points[2:], strict=False):
         vertices += [_towards(corner, before), corner, _towards(corner, after)]
         codes += [Path.LINETO, Path.CURVE3, Path.CURVE3]
@@ -210,8 +213,8 @@ def _draw_continuation(
     """Names the group to which wires lead, or from which one comes."""
     wire = wires[continuation.wires[0]]
     group = graph.groups[wire.target if continuation.leaves else wire.source]
-    words = f"{'to' if continuation.leaves else 'from'} "
-    words += shorten(group.name, CONTINUATION_WIDTH)
+    preposition = "to" if continuation.leaves else "from"
+    words = f"{preposition} {shorten(group.name, CONTINUATION_WIDTH)}"
     if continuation.leaves and len(continuation.wires) > 1:
         words += f" + {len(continuation.wires) - 1}"
     x, y = continuation.place

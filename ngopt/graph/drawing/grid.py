@@ -51,7 +51,8 @@ def _lanes(wires: Sequence[Wire], column: Sequence[int]) -> dict[int, int]:
     nets: dict[_Net, list[int]] = defaultdict(list)
     gaps: dict[_Net, set[int]] = {}  # between columns that a net crosses
     for number, wire in enumerate(wires):
-        first_gap, last_gap = column[wire.source], column[wire.target] - 1
+        first_gap = column[wire.source]
+        last_gap = column[wire.target] - 1
         if first_gap == last_gap or wire.source == wire.target:
             continue
         net = _Net(wire.source, wire.style, 1 if last_gap > first_gap else -1)
@@ -120,11 +121,13 @@ class Grid:
         y = -GAP_HEIGHT / 2
         for row in range(len(self.starts)):
             half = highest[row] * (BOX_HEIGHT + GAP_HEIGHT) + BOX_HEIGHT / 2
-            y = self._place_lanes(row, [lane for lane in lanes[row] if lane > 0], y)
+            above = [lane for lane in lanes[row] if lane > 0]
+            y = self._place_lanes(row, above, y)
             y -= CLEARANCE + half
             self.middle.append(y)
             y -= CLEARANCE + half
-            y = self._place_lanes(row, [lane for lane in lanes[row] if lane < 0], y)
+            below = [lane for lane in lanes[row] if lane < 0]
+            y = self._place_lanes(row, below, y)
         self.height = -y
 
     def _place_lanes(self, row: int, lanes: Iterable[int], y: float) -> float:
@@ -197,7 +200,8 @@ class Grid:
         else:  # in the order of the boxes at their other ends
             beside.sort(key=lambda i: (-self.offset[self.box(i, not leaves)], i))
         lines = list(dict.fromkeys(self.line(other, leaves) for other in beside))
-        share = (lines.index(self.line(wire, leaves)) + 1) / (len(lines) + 1)
+        place = lines.index(self.line(wire, leaves)) + 1
+        share = place / (len(lines) + 1)
         if side:
             height = side * (0.25 + 0.2 * share)
         else:
@@ -231,10 +235,12 @@ class Grid:
 
     def _loop(self, wire: int) -> list[Point]:
         """From the right side of a box over it to its left side."""
-        start, end = self.port(wire, True), self.port(wire, False)
+        start = self.port(wire, True)
+        end = self.port(wire, False)
         _, y = self.center(self.wires[wire].source)
         top = y + BOX_HEIGHT / 2 + LOOP
-        right, left = start[0] + LOOP, end[0] - LOOP
+        right = start[0] + LOOP
+        left = end[0] - LOOP
         outward = [start, (right, start[1]), (right, top)]
         return [*outward, (left, top), (left, end[1]), end]
 
@@ -244,7 +250,8 @@ class Grid:
         if wire not in self.lane:
             return [(x, y)]
         turn = self.turn(wire, leaves)
-        return [(x, y), (turn, y), (turn, self.lane_y[row, self.lane[wire]])]
+        lane_y = self.lane_y[row, self.lane[wire]]
+        return [(x, y), (turn, y), (turn, lane_y)]
 
     def _at_margin(self, wire: int, row: int, leaves: bool) -> list[Point]:
         """Where a wire begins in a row that is not its first, or ends in one that is

@@ -69,7 +69,8 @@ def _add_weight(
         return _add_embedding(builder, i)
     if last is None:
         return builder.add_component(i)
-    shape, size = builder.parameters[i].shape, builder.groups[last].size
+    shape = builder.parameters[i].shape
+    size = builder.groups[last].size
     if len(shape) > 2 and shape[:2] == (size, 1):
         return _add_depthwise(builder, i, last)
     slot_shape = _slot_shape(shape, size)
@@ -149,7 +150,8 @@ def _add_norm(builder: GraphBuilder, norm: Norm, last: int | None) -> int:
 def _slot_shape(shape: tuple[int, ...], size: int) -> tuple[int, ...] | None:
     """Slots of the edges from `size` neurons to a weight (n_out, n_in, *kernel); None
     if the sizes do not fit."""
-    inputs, kernel = shape[1], shape[2:]
+    inputs = shape[1]
+    kernel = shape[2:]
     if inputs == size:
         return kernel
     if not kernel and inputs > size > 1 and inputs % size == 0:
@@ -205,7 +207,8 @@ def _have_gates(
     """Whether two weights have the shapes of W_ih and W_hh, with 3 or 4 gates."""
     if first.weight is None or second.weight is None:
         return False
-    inputs, hidden = parameters[first.weight].shape, parameters[second.weight].shape
+    inputs = parameters[first.weight].shape
+    hidden = parameters[second.weight].shape
     if len(inputs) != 2 or len(hidden) != 2 or inputs[0] != hidden[0]:
         return False
     return hidden[0] in (3 * hidden[1], 4 * hidden[1])

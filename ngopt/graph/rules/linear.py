@@ -60,7 +60,8 @@ def linear(
     # too many different rows: linear_over_positions returns Unknown
     if _are_positions(rows) or len(rows) > MAX_USES:
         return linear_over_positions(tracer, call, x, layer, shape)
-    results = torch.full((len(rows), weight.shape[0]), NO_NEURON)
+    size = len(rows), weight.shape[0]
+    results = torch.full(size, NO_NEURON)
     for row, result in zip(rows, results, strict=True):
         if (row > 0).any():
             result[:] = dense_layer(tracer, call, row, weight, bias)

@@ -178,7 +178,9 @@ def scale_and_shift(
     As in Kofinas et al. 2024, App. C.3. Without a scale and a shift the nodes stay,
     unless `always_new`.
     """
-    x, weight, bias = norm.x, norm.weight, norm.bias
+    x = norm.x
+    weight = norm.weight
+    bias = norm.bias
     if not norm.is_learned and not always_new:
         if norm.rows is not None and not _add_row_nodes(tracer, call, norm.rows):
             return Unknown(x.shape)

@@ -277,7 +277,8 @@ def _function(copier: Copier, function: FunctionType) -> Any:
     if modules:
         variables = {**variables, **modules}
     empty = tuple(CellType() for _ in cells)
-    code, name = function.__code__, function.__name__
+    code = function.__code__
+    name = function.__name__
     made = FunctionType(code, variables, name, None, empty or None)
     copier.keep(function, made)
     for module in modules:

@@ -56,7 +56,8 @@ class RuleInterpreter:
     """Applies the rule of every function of a program."""
 
     def __init__(self, program: Program, model: nn.Module):
-        self.program, self.model = program, model
+        self.program = program
+        self.model = model
         self.tracer = Tracer(model)
         self.values = self.tracer.values
         self.memory = Memory(self.values)

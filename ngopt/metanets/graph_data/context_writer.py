@@ -28,7 +28,8 @@ class ContextWriter:
         batch: torch.Size,
         out: Sequence[Tensor] | None = None,
     ):
-        self.tensors, self.batch = tensors, batch
+        self.tensors = tensors
+        self.batch = batch
         self._has_out = out is not None
         self._found: list[Tensor | None] = [None] * len(tensors.graph.parameters)
         for i, values in enumerate(out or ()):

@@ -102,7 +102,8 @@ class RawFeatures:
         self.columns: list[list[Tensor]] = []
         for own in columns:
             self.columns.append([x.reshape(-1).to(like.device) for x in own])
-        self.graph, self.like = graph, like
+        self.graph = graph
+        self.like = like
 
     def edges(self, chunk: EdgeChunk) -> Tensor:
         assert chunk.view is not None

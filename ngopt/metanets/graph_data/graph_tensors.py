@@ -48,7 +48,9 @@ class EdgeChunk(NamedTuple):
     @property
     def shape(self) -> tuple[int, int, int]:
         """Groups, targets and sources."""
-        g, t, s = self.groups, self.targets, self.sources
+        g = self.groups
+        t = self.targets
+        s = self.sources
         return g.stop - g.start, t.stop - t.start, s.stop - s.start
 
     def of(self, edges: Tensor) -> Tensor:
@@ -195,7 +197,8 @@ def _narrowed(view: View | None, slices: Sequence[slice]) -> View | None:
     """A view of some groups, targets and sources."""
     if view is None:
         return None
-    lengths, offset = [], view.offset
+    lengths = []
+    offset = view.offset
     for stride, piece in zip(view.strides, slices, strict=False):
         lengths.append(piece.stop - piece.start)
         offset += stride * piece.start

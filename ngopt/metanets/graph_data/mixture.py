@@ -74,7 +74,8 @@ class BlockIndices(NamedTuple):
         ends = []
         for end in self.ends:
             ends.append(_shifted(end, nodes))
-        own_elements, positions = self.elements, self.positions
+        own_elements = self.elements
+        positions = self.positions
         if own_elements is not None:
             own_elements = _shifted(own_elements, elements)
         if positions is not None:
@@ -157,7 +158,8 @@ class MixedValues:
 def layout_of(graph: NeuralGraph, like: Tensor) -> NetworkLayout:
     """The layout of one graph. like: of the metanet's dtype and on its device."""
     device = like.device
-    numbers = graph.gather(graph.unflatten(torch.arange(graph.numel, device=device)))
+    elements = torch.arange(graph.numel, device=device)
+    numbers = graph.gather(graph.unflatten(elements))
     several: dict[BlockKind, list[BlockIndices]] = {}
     for kind, own in _edges(graph, numbers.edges, like):
         several.setdefault(kind, []).append(own)
@@ -168,10 +170,12 @@ def layout_of(graph: NeuralGraph, like: Tensor) -> NetworkLayout:
     for own, size in zip(node_positions(graph, like), sizes, strict=True):
         positions.append(own.expand(size, -1))
     repeats = torch.tensor(sizes, device=device)
+    kinds = kind_codes(graph, device).repeat_interleave(repeats)
+    activations = activation_codes(graph, device).repeat_interleave(repeats)
     return NetworkLayout(
         _concatenated(several),
-        kind_codes(graph, device).repeat_interleave(repeats),
-        activation_codes(graph, device).repeat_interleave(repeats),
+        kinds,
+        activations,
         torch.cat(positions),
         graph.numel,
     )
@@ -181,7 +185,8 @@ def _edges(
     graph: NeuralGraph, numbers: Sequence[Tensor], like: Tensor
 ) -> Iterator[tuple[BlockKind, BlockIndices]]:
     """numbers: of the flat parameters, on the weights."""
-    device, weights = like.device, iter(numbers)
+    device = like.device
+    weights = iter(numbers)
     starts = node_starts(graph)
     for block in graph.blocks:
         g, t, s = block.shape
@@ -210,7 +215,8 @@ def _biases(
     for bias, elements in zip(graph.biases, numbers, strict=True):
         nodes = _nodes(starts[bias.group], bias.index, len(elements))
         kind = BlockKind((), bias.slot_shape, bias.kind)
-        yield kind, BlockIndices((nodes.to(elements.device),), elements)
+        ends = (nodes.to(elements.device),)
+        yield kind, BlockIndices(ends, elements)
 
 
 def _nodes(start: int, index: Index, *shape: int) -> Tensor:
@@ -243,7 +249,8 @@ def mixture_of(
         all_kinds.append(layout.kinds)
         all_activations.append(layout.activations)
         all_positions.append(layout.positions)
-    kinds, activations = torch.cat(all_kinds), torch.cat(all_activations)
+    kinds = torch.cat(all_kinds)
+    activations = torch.cat(all_activations)
     weights, bias_elements, bias_index = [], [], []
     for kind in order:
         if kind.has_elements:
@@ -326,7 +333,8 @@ def _graph(
     views = [block.view for block in weights if block.view is not None]
     all_biases = []
     for kind, indices in biases.items():
-        view = _whole_view(len(views), (len(indices.ends[0]), *kind.slot_shape))
+        shape = len(indices.ends[0]), *kind.slot_shape
+        view = _whole_view(len(views), shape)
         views.append(view)
         all_biases.append(Bias(view, 0, kind.slot_shape, kind.kind))
     specs = [ParameterSpec(str(view.parameter), view.shape) for view in views]

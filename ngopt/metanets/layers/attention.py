@@ -115,7 +115,8 @@ class RelationalLayer(GraphLayer):
                 f"RelationalLayer: heads: expected a divisor of width {width}; "
                 f"got {heads}"
             )
-        self.width, self.heads = width, heads
+        self.width = width
+        self.heads = heads
         self.complete_up_to = complete_up_to
         # products with it are faster than passes over the few columns of every head
         of_head = torch.eye(heads).repeat_interleave(width // heads, 1)
@@ -143,7 +144,8 @@ class RelationalLayer(GraphLayer):
         forward, backward = self._edge_terms(edges)
         columns = []
         for number in range(3):
-            columns.append(slice(number * self.width, (number + 1) * self.width))
+            start = number * self.width
+            columns.append(slice(start, start + self.width))
         query, key_back, value_back = (terms.of_target(chunk, c) for c in columns)
         key, value, query_back = (terms.of_source(chunk, c) for c in columns)
         return (
@@ -188,7 +190,8 @@ class RelationalLayer(GraphLayer):
             sizes = [nodes[i].shape[-2] for i in groups]
             if sum(sizes) > self.complete_up_to:
                 continue
-            sums = self._all_to_all(torch.cat([nodes[i] for i in groups], -2))
+            together = torch.cat([nodes[i] for i in groups], -2)
+            sums = self._all_to_all(together)
             columns = [x.split(sizes, -2) for x in sums]
             for i, own in zip(groups, zip(*columns, strict=True), strict=True):
                 parts[i].append(Incoming(SoftmaxSums(*own), None))
@@ -271,7 +274,8 @@ def _total_sums(parts: Sequence[Incoming], node: Tensor) -> SoftmaxSums:
     high = scatter_extreme(highs, index, n, "amax", MASKED)
     weight = (highs - high.index_select(-2, index)).exp()
     total = scatter_sum(weight * totals, index, n)
-    return SoftmaxSums(high, total, scatter_sum(_by_head(weight, values), index, n))
+    value = scatter_sum(_by_head(weight, values), index, n)
+    return SoftmaxSums(high, total, value)
 
 
 def padded(graph_ids: Tensor, limit: int) -> tuple[Tensor, Tensor]:
@@ -290,5 +294,6 @@ def padded(graph_ids: Tensor, limit: int) -> tuple[Tensor, Tensor]:
     column = torch.arange(most, device=graph_ids.device)
     is_node = column < small
     order = graph_ids.argsort(stable=True)
-    place = torch.where(is_node, starts[is_small].unsqueeze(1) + column, 0)
+    first = starts[is_small].unsqueeze(1)
+    place = torch.where(is_node, first + column, 0)
     return torch.where(is_node, order[place], 0), is_node

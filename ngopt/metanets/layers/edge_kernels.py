@@ -32,12 +32,14 @@ EDGES, REPEATS = 64, 8
 def _matrix(weight, first, WIDTH: tl.constexpr, dtype: tl.constexpr):
     """Rows (WIDTH, WIDTH) of a weight from the first on, transposed."""
     c = tl.arange(0, WIDTH)
-    return tl.load(weight + (first + c[:, None]) * WIDTH + c[None, :]).to(dtype).trans()
+    rows = weight + (first + c[:, None]) * WIDTH
+    return tl.load(rows + c[None, :]).to(dtype).trans()
 
 
 @triton.jit
 def _vector(bias, first, WIDTH: tl.constexpr):
-    return tl.load(bias + first + tl.arange(0, WIDTH)).to(tl.float32)[None, :]
+    values = tl.load(bias + first + tl.arange(0, WIDTH))
+    return values.to(tl.float32)[None, :]
 
 
 @triton.jit
@@ -141,7 +143,8 @@ def _next_edges(
     inner_bias = _vector(bias, 0, WIDTH)
     outer_bias = _vector(out_bias, 0, WIDTH)
     for k in range(REPEATS):
-        i = (tl.program_id(0) * REPEATS + k) * EDGES + tl.arange(0, EDGES)
+        first = (tl.program_id(0) * REPEATS + k) * EDGES
+        i = first + tl.arange(0, EDGES)
         is_there = (i < count)[:, None]
         s = i // tiles
         t = s // sources
@@ -155,7 +158,8 @@ def _next_edges(
         x += tl.load(source + to_source, is_there, 0.0).to(tl.float32)
         x = x / (1 + tl.exp(-x))
         x = tl.dot(x.to(dtype), outer, input_precision=PRECISION) + outer_bias
-        tl.store(out + place, (x + e.to(tl.float32)).to(dtype), is_there)
+        x += e.to(tl.float32)
+        tl.store(out + place, x.to(dtype), is_there)
 
 
 def film_statistics(
@@ -172,12 +176,15 @@ def film_statistics(
     groups, targets, sources, tiles, width = edges.shape
     of_target = targets, edges.stride(1), target, target.stride(0), target.stride(1)
     of_source = sources, edges.stride(2), source, source.stride(0), source.stride(2)
-    own, other = of_target, of_source
+    own = of_target
+    other = of_source
     if axes != TO_TARGETS:
         own, other = other, own
-    n, messages = own[0], other[0] * tiles
+    n = own[0]
+    messages = other[0] * tiles
     blocks = groups * triton.cdiv(n, RECEIVERS)
-    length = max(LEAST, triton.cdiv(messages, triton.cdiv(PROGRAMS, blocks)))
+    programs_of_block = triton.cdiv(PROGRAMS, blocks)
+    length = max(LEAST, triton.cdiv(messages, programs_of_block))
     splits = triton.cdiv(messages, length)
     out = edges.new_empty(4, splits, groups * n, width, dtype=torch.float32)
     weight, bias = (x.contiguous() for x in film)
@@ -203,10 +210,12 @@ def _merged(parts: Tensor, messages: int, length: int) -> Tensor:
     if splits == 1:
         return parts[:, 0]
     first = torch.arange(0, messages, length, device=parts.device)
-    share = (messages - first).clamp_(max=length).view(-1, 1, 1) / messages
+    lengths = (messages - first).clamp_(max=length)
+    share = lengths.view(-1, 1, 1) / messages
     means, variances, lows, highs = parts
     mean = (share * means).sum(0)
-    var = (share * (variances + (means - mean).square())).sum(0)
+    squares = variances + (means - mean).square()
+    var = (share * squares).sum(0)
     return torch.stack([mean, var, lows.amin(0), highs.amax(0)])
 
 

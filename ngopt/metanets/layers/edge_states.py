@@ -26,7 +26,8 @@ class EdgeStates:
     """
 
     def __init__(self, blocks: Sequence[BlockTensors], first: EdgeStep, keep: bool):
-        self.blocks, self.keep = blocks, keep
+        self.blocks = blocks
+        self.keep = keep
         self._steps: list[EdgeStep] = [first]
         self._stored: dict[tuple[int, int], tuple[int, Tensor]] = {}
 

@@ -73,7 +73,8 @@ class GraphLayer(nn.Module):
         sources: dict[int, Tensor] = {}
         terms = []
         for own in blocks:
-            to, fro = own.block.target, own.block.source
+            to = own.block.target
+            fro = own.block.source
             if to not in targets:
                 targets[to] = _some_outputs(self.target, nodes[to], columns)
             if fro not in sources:

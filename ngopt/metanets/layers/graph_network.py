@@ -84,7 +84,8 @@ class GraphNetwork(nn.Module):
     ):
         super().__init__()
         options = options or GraphNetworkOptions()
-        self.width, self.kernel = width, kernel
+        self.width = width
+        self.kernel = kernel
         self.has_positions = options.positions
         self.slot_position, self.activations, self.globals = None, None, None
         if options.slot_positions:
@@ -144,8 +145,8 @@ class GraphNetwork(nn.Module):
         all_maps = maps_of(self.node_decoder, tensors.graph.biases)
         for number, bias in enumerate(tensors.graph.biases):
             index = tensors.bias_index[number]
-            node = self._decode_node(nodes[bias.group], all_maps[number], index)
-            yield number, node
+            node = nodes[bias.group]
+            yield number, self._decode_node(node, all_maps[number], index)
         blocks = [own.block for own in tensors.weights]
         all_maps = maps_of(self.edge_decoder, blocks)
         for own, maps in zip(tensors.weights, all_maps, strict=True):
@@ -200,7 +201,8 @@ class GraphNetwork(nn.Module):
         all_maps = maps_of(self.node_encoder, graph.biases)
         for number, (bias, maps) in enumerate(zip(graph.biases, all_maps, strict=True)):
             code = self.node_encoder(source.bias(number), maps).sum(-2)
-            node, index = nodes[bias.group], tensors.bias_index[number]
+            node = nodes[bias.group]
+            index = tensors.bias_index[number]
             if index is None:
                 nodes[bias.group] = node + code
             else:
@@ -228,7 +230,8 @@ class GraphNetwork(nn.Module):
         position = self.slot_position(own.positions)
         if len(position) > 1:
             position = position[chunk.groups]
-        return edges + position.view(len(position), *[1] * (edges.dim() - 2), -1)
+        between = [1] * (edges.dim() - 2)
+        return edges + position.view(len(position), *between, -1)
 
     def _decode_node(
         self, node: Tensor, maps: Sequence[SlotMap], index: Tensor | None
@@ -249,7 +252,8 @@ def run_layer(
     arena = Arena() if is_large and nodes[0].device.type == "cpu" else None
     incoming = Inbox(len(nodes), arena)
     outgoing = Inbox(len(nodes), arena)
-    terms = _BlockEndTerms(partial(layer.message_terms, nodes), edges.blocks, is_large)
+    compute = partial(layer.message_terms, nodes)
+    terms = _BlockEndTerms(compute, edges.blocks, is_large)
     for own in edges.blocks:
         if not prod(own.block.shape):
             continue
@@ -257,9 +261,8 @@ def run_layer(
         forward, backward = _messages(layer, edges, own, terms.of(own), block_arena)
         incoming.add(own.block.target, forward, own.target)
         outgoing.add(own.block.source, backward, own.source)
-    update_terms = _BlockEndTerms(
-        partial(layer.edge_update_terms, nodes), edges.blocks, is_large
-    )
+    compute = partial(layer.edge_update_terms, nodes)
+    update_terms = _BlockEndTerms(compute, edges.blocks, is_large)
 
     def update(state: Tensor | None, chunk: EdgeChunk) -> Tensor:
         own = update_terms.of(tensors.blocks[chunk.block])
@@ -320,7 +323,8 @@ class _BlockEndTerms:
         blocks: Sequence[BlockTensors],
         one_by_one: bool,
     ):
-        self._compute, self._blocks = compute, blocks
+        self._compute = compute
+        self._blocks = blocks
         self._one_by_one = one_by_one
         self._terms: dict[int, EndTerms] = {}
 
@@ -341,9 +345,11 @@ def _add_global(
 ) -> tuple[Tensor, list[Tensor]]:
     """The vectors of the graphs after a layer, and the nodes plus maps of them; adding
     maps to the edges becomes a step of the edges."""
-    ids, counts = tensors.node_graph_ids, tensors.node_counts
+    ids = tensors.node_graph_ids
+    counts = tensors.node_counts
     of_nodes = sums_by_graph(nodes, ids, counts)
-    of_edges = sums_by_graph(_sums_at_targets(edges), tensors.target_graph_ids, counts)
+    at_targets = _sums_at_targets(edges)
+    of_edges = sums_by_graph(at_targets, tensors.target_graph_ids, counts)
     before = torch.zeros_like(of_nodes) if u is None else u
     edge_counts = tensors.edge_counts.clamp_min(1)
     u = layer.forward(before, of_nodes / counts, of_edges / edge_counts)
@@ -352,7 +358,8 @@ def _add_global(
 
     def add(state: Tensor | None, chunk: EdgeChunk) -> Tensor:
         g, t, _ = tensors.blocks[chunk.block].block.shape
-        own = to_edges.index_select(-2, tensors.target_graph_ids[chunk.block])
+        own_ids = tensors.target_graph_ids[chunk.block]
+        own = to_edges.index_select(-2, own_ids)
         rows = batch_inside(own.unflatten(-2, (g, t)), axes=2)
         rows = rows[chunk.groups, chunk.targets, None, None]
         return cast(Tensor, state) + rows

@@ -51,7 +51,8 @@ class PNALayer(GraphLayer):
 
     def __init__(self, width: int, log_degree: float, edges: bool = True):
         super().__init__()
-        self.width, self.log_degree = width, log_degree
+        self.width = width
+        self.log_degree = log_degree
         self.film = nn.Linear(width, 4 * width)  # scale and shift, forward and backward
         # to both messages and the edge update
         self.target = nn.Linear(width, 3 * width)
@@ -66,7 +67,8 @@ class PNALayer(GraphLayer):
     def messages(
         self, edges: Tensor, terms: EndTerms, chunk: EdgeChunk
     ) -> tuple[MessageStatistics, MessageStatistics]:
-        width, kernels = self.width, edge_kernels(edges)
+        width = self.width
+        kernels = edge_kernels(edges)
         film = [] if kernels else self._film_terms(edges)
         weights = self.film.weight.split(2 * width)
         biases = self.film.bias.split(2 * width)

@@ -60,7 +60,8 @@ class SlotEncoder(nn.Module):
         kinds: Sequence[str],
     ):
         super().__init__()
-        self.kernel, self.film = kernel, KindFiLM(kinds, width)
+        self.kernel = kernel
+        self.film = KindFiLM(kinds, width)
         layer = nn.Linear(d_in * prod(kernel), width)
         weight = layer.weight.detach().reshape(width, prod(kernel), d_in)
         self.weight = nn.Parameter(weight.clone())
@@ -106,7 +107,8 @@ class SlotDecoder(nn.Module):
         kinds: Sequence[str],
     ):
         super().__init__()
-        self.kernel, self.d_out = kernel, d_out
+        self.kernel = kernel
+        self.d_out = d_out
         self.film = KindFiLM(kinds, width)
         layer = nn.Linear(width, d_out * prod(kernel))
         weight = layer.weight.detach().reshape(prod(kernel), d_out, width)

@@ -43,7 +43,8 @@ class GraphContext:
     """
 
     def __init__(self, metanet: Metanet, graph: NeuralGraph):
-        self.metanet, self.graph = metanet, graph
+        self.metanet = metanet
+        self.graph = graph
         self.is_stored = metanet.graph_every > 1
         self._tensors: GraphTensors | None = None
         self._made_for: tuple | None = None
@@ -89,7 +90,8 @@ class GraphContext:
     def _stored(self, plan: StepPlan, state: Sequence[Record]) -> list[Tensor]:
         """The context of the last computation, views of the records; zeros where
         absent."""
-        d, device = self.metanet.d_context, self._like().device
+        d = self.metanet.d_context
+        device = self._like().device
         present = set(plan.present)
         found = []
         for i, spec in enumerate(self.graph.parameters):

@@ -39,18 +39,19 @@ class FlatState:
     ):
         numbers = range(len(shapes))
         momenta = [(i, key) for key in MOMENTA for i in numbers]
-        packings = [
-            _flat(momenta, [*shapes] * len(MOMENTA), (len(MOMENTA), -1)),
-            scalar_packing(len(shapes), [STEP], torch.device("cpu")),
-        ]
-        self._state = PackedState(packings)
+        count = len(MOMENTA)
+        of_momenta = _flat(momenta, [*shapes] * count, (count, -1))
+        of_steps = scalar_packing(len(shapes), [STEP], torch.device("cpu"))
+        self._state = PackedState([of_momenta, of_steps])
         self._context: PackedState | None = None
         if context is not None:
             own = [Size((*shape, d_context)) for shape in shapes]
             places = [(i, context) for i in numbers]
-            self._context = PackedState([_flat(places, own, (-1, d_context))])
+            of_context = _flat(places, own, (-1, d_context))
+            self._context = PackedState([of_context])
         self._lerp_weights = like.new_tensor(LERP_WEIGHTS).unsqueeze(1)
-        self._clipped = like.new_empty(sum(shape.numel() for shape in shapes))
+        numel = sum(shape.numel() for shape in shapes)
+        self._clipped = like.new_empty(numel)
 
     def update(
         self,

@@ -30,7 +30,8 @@ class Predictions:
     """Those of a metanet on a graph."""
 
     def __init__(self, metanet: Metanet, graph: NeuralGraph):
-        self.metanet, self.graph = metanet, graph
+        self.metanet = metanet
+        self.graph = graph
         self._predictor: Predictor | None = None
         # what it was made for
         self._weight: Tensor | None = None
@@ -141,7 +142,8 @@ class Predictions:
         is_same = self._weight is like and self._options == options
         if self._predictor is None or not is_same:
             self._predictor = self.metanet.predictor(capacity)
-            self._weight, self._options = like, options
+            self._weight = like
+            self._options = options
         self._predictor.refresh()
         return self._predictor
 

@@ -58,8 +58,10 @@ class MetanetRule:
         total_steps: int | None = None,
     ):
         metanet.check(graph)
-        self.metanet, self.graph = metanet, graph
-        self.cooldown, self.total_steps = cooldown, total_steps
+        self.metanet = metanet
+        self.graph = graph
+        self.cooldown = cooldown
+        self.total_steps = total_steps
         self._context = GraphContext(metanet, graph)
         self._predictions = Predictions(metanet, graph)
         self._flat_state: FlatState | None = None
@@ -226,7 +228,8 @@ class MetanetRule:
         for update, lr, delta in zip(updates, rates, deltas, strict=True):
             i = update.position
             part = whole if update.rows is None else itemgetter(update.rows)
-            p, decay = part(params[i]), hyper.weight_decay[i]
+            p = part(params[i])
+            decay = hyper.weight_decay[i]
             delta = delta.view(p.shape)
             if decay:
                 nominal = self.metanet.config.nominal_step

@@ -53,8 +53,7 @@ def _updates(
     d = tl.join(d, tl.zeros_like(d))
     x = tl.join(tl.join(a, b), tl.join(c, d)).reshape(BLOCK, 8)
 
-    # `ngopt.metanets.features.preprocess`, log-magnitude and sign of each column in
-    # turn
+    # `ngopt.metanets.features.preprocess`: log-magnitude, then sign, of each column
     size = tl.abs(x)
     log = tl.log(tl.where(size < LEAST, LEAST, size)) * (1 / CUTOFF)
     sign = tl.where(size < LEAST, x * (1 / LEAST), tl.where(x < 0, -1.0, 1.0))
@@ -78,9 +77,11 @@ def _updates(
     hidden = _relu(hidden + tl.load(b2 + h).to(tl.float32)[None, :])
 
     weight = tl.load(w3 + h).to(tl.float32)
-    direction = tl.sum(hidden * weight[None, :], 1) + tl.load(b3).to(tl.float32)
+    direction = tl.sum(hidden * weight[None, :], 1)
+    direction += tl.load(b3).to(tl.float32)
     weight = tl.load(w3 + HIDDEN + h).to(tl.float32)
-    magnitude = tl.sum(hidden * weight[None, :], 1) + tl.load(b3 + 1).to(tl.float32)
+    magnitude = tl.sum(hidden * weight[None, :], 1)
+    magnitude += tl.load(b3 + 1).to(tl.float32)
     update = scale * direction * tl.exp(magnitude_scale * magnitude)
     tl.store(out + i, update, is_there)
 
@@ -93,7 +94,8 @@ def launch(
 ) -> Tensor:
     """See `ngopt.metanets.update_mlp.predictor.mlp_updates`."""
     out = torch.empty_like(columns[0], dtype=torch.float32)
-    n, hidden = len(out), len(weights[0])
+    n = len(out)
+    hidden = len(weights[0])
     if not n:
         return out
     context = None if context is None else context.contiguous()

@@ -75,7 +75,8 @@ class Predictor:
         return update
 
     def _computed(self, inputs: Tensor) -> Tensor:
-        features, context = inputs[:NUM_FEATURES].mT, inputs[NUM_FEATURES:-1].mT
+        features = inputs[:NUM_FEATURES].mT
+        context = inputs[NUM_FEATURES:-1].mT
         context = context if context.shape[-1] else None
         return checked_updates(self._updates, features, context)
 
@@ -184,7 +185,8 @@ def _(
 
 def has_kernel(linears: Sequence[nn.Linear]) -> bool:
     """Whether there is a kernel for an MLP on its device. The meta device has all."""
-    like, width = linears[0].weight, linears[0].out_features
+    like = linears[0].weight
+    width = linears[0].out_features
     d_context = linears[0].in_features - NUM_FEATURES
     fits = [layer.out_features for layer in linears] == [width, width, 2]
     fits = fits and width in WIDTHS and d_context <= MAX_CONTEXT
