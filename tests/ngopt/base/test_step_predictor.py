@@ -7,33 +7,17 @@ from torch import nn
 from benchmarks.launches import Counts, quiet
 from ngopt import NGOptimizer
 from ngopt.base.network_features import FEATURES
-from ngopt.base.soap import Soap
 from ngopt.base.step_predictor import StepPredictor
-from ngopt.pretrained import LearnedOptimizer, load_pretrained, save_pretrained
+from ngopt.pretrained import load_pretrained, save_pretrained
 from tests.networks import cnn
+from tests.predictors import learned, random_predictor
 
 COUNT = len(FEATURES)
 
 
 @pytest.fixture
 def predictor():
-    """Of random weights, fitted to no data: every feature is within its range."""
-    torch.manual_seed(1)
-    return StepPredictor(
-        mean=torch.zeros(COUNT),
-        scale=torch.ones(COUNT),
-        low=torch.full((COUNT,), -20.0),
-        high=torch.full((COUNT,), 20.0),
-        hidden=0.1 * torch.randn(2, COUNT, 4),
-        hidden_bias=torch.zeros(2, 1, 4),
-        output=torch.randn(2, 4, 1),
-        output_bias=torch.zeros(2, 1, 1),
-        caution=torch.tensor(0.1),
-    )
-
-
-def learned(predictor):
-    return LearnedOptimizer(base=Soap(predictor=predictor))
+    return random_predictor()
 
 
 def train(predictor, steps=12, model=None, **settings):
