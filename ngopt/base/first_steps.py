@@ -109,7 +109,7 @@ class FirstSteps:
         square = share**2  # step sizes go with the root
         predicted = 0.0 * share + 1
         if self._network is not None and not step.hyper.scheduled:
-            grad_rms, own = (_detached(torch.as_tensor(x)) for x in both)
+            grad_rms, own = map(_detached_tensor, both)
             dense = step.dense_shares(self._network.matrices)
             measures = FirstMeasures(own, grad_rms, dense, excesses)
             predicted = predicted * xp.asarray(self._network.of(measures))
@@ -169,6 +169,11 @@ def _scaled(factors: StepSizeFactors, by: Array) -> StepSizeFactors:
 
 def _detached(x: Array) -> Array:
     return x.detach() if isinstance(x, Tensor) else x
+
+
+def _detached_tensor(x: Array) -> Tensor:
+    # unlike `torch.as_tensor`, `from_numpy` ignores the default device
+    return x.detach() if isinstance(x, Tensor) else torch.from_numpy(x)
 
 
 def agreement(squares: Array, expected: Array, age: Array, beta1: float) -> Array:
@@ -261,13 +266,13 @@ def initial_size(rms: Array, inverse_init_rms: Array) -> tuple[Array, Array]:
 
 
 def dense_shares(grads: Sequence[Tensor], tables: Sequence[int]) -> Tensor:
-    """The share of nonzero elements in the gradient of a table, else 1; (n,)."""
+    """The share of nonzero elements in the gradients at `tables`, else 1; (n,)."""
     dtype = precise_dtype(grads[0].device)
     one = grads[0].new_ones((), dtype=dtype)
     found = [one] * len(grads)
     for i in tables:
-        is_nonzero = grads[i] != 0
-        found[i] = is_nonzero.to(dtype).mean()
+        count = (grads[i] != 0).sum()
+        found[i] = count.to(dtype) / max(grads[i].numel(), 1)
     return torch.stack(found)
 
 

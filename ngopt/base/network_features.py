@@ -126,17 +126,20 @@ def gradient_features(
 ) -> dict[str, Tensor]:
     """The features `OF_GRADIENTS`, () each. depths: of the matrices' roles, (m,).
 
-    "slope of gradients" is that of log |gradient| |weights| over depth, by least
-    squares: gradients that vanish or explode. Zero matrices and gradients do not count.
+    "share of zeros" is the mean share of zeros in gradients. "slope of gradients" is
+    that of log |gradient| |weights| over depth, by least squares: gradients that vanish
+    or explode. Gradients that are zero or not finite do not count; the slope also
+    leaves out zero matrices.
     """
     chosen = torch.tensor(matrices, device=depths.device)
-    grad, rms, dense = (x[chosen].to(depths) for x in measures[:3])
-    has_gradient = (grad > 0).to(depths)
-    zeros = ((1 - dense) * has_gradient).sum()
-    zeros = zeros / has_gradient.sum().clamp(min=1)
-    weight = ((grad > 0) & (rms > 0)).to(depths)
-    product = torch.where(weight > 0, grad, 1.0).log()
-    product = product + torch.where(weight > 0, rms, 1.0).log()
+    rms, grad_rms, dense = (x[chosen].to(depths) for x in measures[:3])
+    is_counted = (grad_rms > 0) & (grad_rms < torch.inf)
+    zeros = torch.where(is_counted, 1 - dense, 0.0).sum()
+    zeros = zeros / is_counted.sum().clamp(min=1)
+    has_slope = is_counted & (rms > 0)
+    product = torch.where(has_slope, rms, 1.0).log()
+    product = product + torch.where(has_slope, grad_rms, 1.0).log()
+    weight = has_slope.to(depths)
     share = weight / weight.sum().clamp(min=1)
     depths = depths - (share * depths).sum()
     above = (share * depths * product).sum()

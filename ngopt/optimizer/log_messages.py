@@ -158,7 +158,7 @@ def describe_step_size(records: Iterable[Record]) -> str:
     found = least if least == largest else f"{least} to {largest}"
     return (
         f"step size: {found} times that of the base rule, as predicted at the first "
-        "step from horizon, shapes, roles and initial weights"
+        "step from horizon, shapes, roles, initial weights and first gradients"
     )
 
 

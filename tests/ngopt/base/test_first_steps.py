@@ -194,9 +194,9 @@ def test_first_steps_by_initial_size():
 
 
 def test_the_density_of_tables():
-    grads = [torch.zeros(10, 4), torch.zeros(5)]
+    grads = [torch.zeros(10, 4), torch.zeros(5), torch.zeros(0, 4)]
     grads[0][:2] = 1.0
-    assert dense_shares(grads, [0]).tolist() == pytest.approx([0.2, 1])
+    assert dense_shares(grads, [0, 2]).tolist() == pytest.approx([0.2, 1, 0])
     share, count = np.array([0.2, 1.0]), np.array([1.0, 1.0])
     growth, density = mean_density(share, np.zeros(2), count)
     assert growth.tolist() == density.tolist() == pytest.approx([0.2, 1])

@@ -60,15 +60,24 @@ def test_gradients_that_vanish_have_a_positive_slope():
         assert value.item() == pytest.approx(expected[name].item(), rel=1e-4)
 
 
-def test_zeros_do_not_count():
+def test_zeros_and_infinite_gradients_have_no_slope():
     depths = torch.tensor([0.5, 0.75, 1.0])
     full = measures([1.0, 1.0, 1.0], [1.0, 2.0, 3.0], [1.0, 1.0, 1.0])
     zero_weight = full._replace(rms=torch.tensor([1.0, 1.0, 0.0]))
-    zero_gradient = full._replace(grad_rms=torch.tensor([1.0, 2.0, 0.0]))
-    for own in (zero_weight, zero_gradient):
+    others = [zero_weight]
+    for value in (0.0, torch.inf, torch.nan):
+        others.append(full._replace(grad_rms=torch.tensor([1.0, 2.0, value])))
+    for own in others:
         found = gradient_features(depths, own, range(3))
         slope = found["slope of gradients"].item()
         assert slope == pytest.approx(math.log(2) / 0.25, rel=1e-5)
     none = full._replace(grad_rms=torch.zeros(3))
     found = gradient_features(depths, none, range(3))
     assert [value.item() for value in found.values()] == [0, 0]
+
+
+def test_gradients_behind_a_zero_output_matrix_do_not_count():
+    own = measures([1.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.75])
+    found = gradient_features(torch.tensor([0.5, 0.75, 1.0]), own, range(3))
+    assert found["share of zeros"].item() == 0.25
+    assert found["slope of gradients"].item() == 0

@@ -7,33 +7,17 @@ from torch import nn
 from benchmarks.launches import Counts, quiet
 from ngopt import NGOptimizer
 from ngopt.base.network_features import FEATURES
-from ngopt.base.soap import Soap
 from ngopt.base.step_predictor import StepPredictor
-from ngopt.pretrained import LearnedOptimizer, load_pretrained, save_pretrained
-from tests.networks import cnn
+from ngopt.pretrained import load_pretrained, save_pretrained
+from tests.networks import cnn, mlp
+from tests.predictors import learned, random_predictor
 
 COUNT = len(FEATURES)
 
 
 @pytest.fixture
 def predictor():
-    """Of random weights, fitted to no data: every feature is within its range."""
-    torch.manual_seed(1)
-    return StepPredictor(
-        mean=torch.zeros(COUNT),
-        scale=torch.ones(COUNT),
-        low=torch.full((COUNT,), -20.0),
-        high=torch.full((COUNT,), 20.0),
-        hidden=0.1 * torch.randn(2, COUNT, 4),
-        hidden_bias=torch.zeros(2, 1, 4),
-        output=torch.randn(2, 4, 1),
-        output_bias=torch.zeros(2, 1, 1),
-        caution=torch.tensor(0.1),
-    )
-
-
-def learned(predictor):
-    return LearnedOptimizer(base=Soap(predictor=predictor))
+    return random_predictor()
 
 
 def train(predictor, steps=12, model=None, **settings):
@@ -117,12 +101,53 @@ def test_a_weight_that_is_not_finite_spoils_no_other(predictor):
     assert all(p.isfinite().all() for p in model[1].parameters())
 
 
+def train_once(predictor, change):
+    """The factor of a model whose first gradients are changed in place."""
+    torch.manual_seed(0)
+    model = mlp(6, 16, 16, 3)
+    settings = {"weights": learned(predictor), "total_steps": 30}
+    opt = NGOptimizer(model.named_parameters(), **settings)
+    model(torch.randn(32, 6)).square().mean().backward()
+    change([p.grad for p in model.parameters()])
+    opt.step()
+    return factor_of(list(model.parameters()), opt)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e-6, 1e6, 1e25])
+def test_the_scale_of_the_loss_makes_no_difference(predictor, scale):
+    expected = train_once(predictor, lambda grads: None)
+    found = train_once(predictor, lambda grads: [g.mul_(scale) for g in grads])
+    assert abs(found - 1) > 0.05
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("value", [0.0, torch.inf, torch.nan])
+def test_first_gradients_without_a_size_do_not_count(predictor, value):
+    one = train_once(predictor, lambda grads: grads[0].fill_(value))
+    every = train_once(predictor, lambda grads: [g.fill_(value) for g in grads])
+    for factor in (one, every):
+        assert 1 / 8 <= factor <= 8
+        assert abs(factor - 1) > 0.05
+
+
+def test_the_default_device_makes_no_difference(predictor):
+    def change(grads):
+        torch.set_default_device("meta")
+
+    expected = train_once(predictor, lambda grads: None)
+    try:
+        assert train_once(predictor, change) == expected
+    finally:
+        torch.set_default_device(None)
+
+
 def test_it_is_printed_after_the_first_step(predictor):
     params, opt = train(predictor, 0)
     assert "step size" not in repr(opt)
     step(opt, params, [0])
     factor = factor_of(params, opt)
     assert f"step size: {factor:.2f} times that of the base rule" in repr(opt)
+    assert "initial weights and first gradients" in repr(opt)
 
 
 def test_one_on_the_meta_device_is_not_printed(predictor):
