@@ -24,6 +24,7 @@ KNOWN = (
     "log steps",
     "log matrices",
     "mean log rows",
+    "narrowest log rows",
     "mean log fan",
     "largest log fan",
     "share of convolutions",
@@ -78,6 +79,7 @@ def known_features(
         math.log(total_steps / HORIZON),
         math.log(count),
         sum(rows) / count,
+        min(rows[:-1] or rows or [0.0]),  # those of the last are outputs
         sum(fans) / count,
         max(fans),
         kernels / count,

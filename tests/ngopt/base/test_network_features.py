@@ -32,6 +32,7 @@ def test_shapes_of_an_mlp():
     assert found["log steps"] == pytest.approx(math.log(2))
     assert found["log matrices"] == pytest.approx(math.log(2))
     assert found["mean log rows"] == pytest.approx(math.log(8 * 2) / 2)
+    assert found["narrowest log rows"] == pytest.approx(math.log(8))
     assert found["mean log fan"] == pytest.approx(math.log(4 * 8) / 2)
     assert found["largest log fan"] == pytest.approx(math.log(8))
     assert found["share of vectors"] == pytest.approx(26 / (26 + 32 + 16))
