@@ -44,13 +44,17 @@ def root_mean_squares(
     return norms.div_(roots)
 
 
+def is_transformed() -> bool:
+    """Whether vmap or another transform of `torch.func` is at work."""
+    return peek_interpreter_stack() is not None
+
+
 def writes_out(like: Tensor) -> bool:
     """Whether to use `out=`, which saves passes over memory on accelerators.
 
     Neither autograd nor vmap has it. In the caches of a CPU it saves nothing.
     """
-    is_mapped = peek_interpreter_stack() is not None
-    return not (like.is_cpu or is_mapped or torch.is_grad_enabled())
+    return not (like.is_cpu or is_transformed() or torch.is_grad_enabled())
 
 
 def is_host(device: torch.device) -> bool:

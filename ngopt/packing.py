@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, _foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
-from torch._C._functorch import peek_interpreter_stack
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.nn.functional import pad
 
-from ngopt.devices import is_capturing
+from ngopt.devices import is_capturing, is_transformed
 from ngopt.functional import Record
 
 EMPTY = torch.empty(0, 2, device="cpu")
@@ -180,7 +179,7 @@ class PaddedRows:
 
 def flatten(values: Sequence[Tensor]) -> Tensor:
     """All elements, concatenated, (n,); may be a view."""
-    if peek_interpreter_stack() is not None:  # vmap has no rule for the faster ones
+    if is_transformed():  # vmap has no rule for the faster ones
         return torch.cat([x.reshape(-1) for x in values])
     is_simple = len(values) == 1 or not values[0].is_cuda or torch.is_grad_enabled()
     if is_simple or len({x.dtype for x in values}) > 1:
@@ -207,7 +206,7 @@ def _views(flat: Tensor, likes: Sequence[Tensor]) -> Sequence[Tensor]:
 
 def unflatten(values: Tensor, likes: Sequence[Tensor]) -> Sequence[Tensor]:
     """The inverse of `flatten`: views in the shapes of `likes`."""
-    if peek_interpreter_stack() is None:
+    if not is_transformed():
         return _views(values, likes)
     parts = values.split(list(map(Tensor.numel, likes)))
     return [x.view(like.shape) for x, like in zip(parts, likes, strict=True)]

@@ -25,10 +25,11 @@ from meta_train.step_size.copies import (
     MULTIPLIERS,
     SEEDS,
     SIGNALS,
+    Outcome,
     measured,
     multiples,
 )
-from meta_train.step_size.trainings import draw, family_of
+from meta_train.step_size.trainings import Training, draw, family_of
 
 DIGITS = 6
 
@@ -72,18 +73,25 @@ def measure(seed: int) -> dict[str, Any]:
     outcome = measured(training, multiples(training))
     signals = numbers(outcome.signals.movedim(-1, 0))
     return {
+        **record_of(training, outcome),
+        "multipliers": MULTIPLIERS,
+        "checks": CHECKS,
+        "signals": dict(zip(SIGNALS, signals, strict=True)),
+        "seconds": round(perf_counter() - start, 2),
+        "machine": platform.machine(),
+    }
+
+
+def record_of(training: Training, outcome: Outcome) -> dict[str, Any]:
+    """What a training is, and its losses by variant and seed."""
+    return {
         **asdict(training),
         "kind": training.kind,
-        "multipliers": MULTIPLIERS,
         "seeds": SEEDS,
         "first": numbers(outcome.first),
         "validation": numbers(outcome.validation),
         "train": numbers(outcome.train),
-        "checks": CHECKS,
-        "signals": dict(zip(SIGNALS, signals, strict=True)),
-        "seconds": round(perf_counter() - start, 2),
         "torch": torch.__version__,
-        "machine": platform.machine(),
     }
 
 

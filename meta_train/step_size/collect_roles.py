@@ -7,18 +7,17 @@ appends one line per training to `runs/step_size/roles.jsonl`. It resumes.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from harness import cli
 from harness.run_store import append_line, read_lines
-from meta_train.step_size.collect import numbers
-from meta_train.step_size.copies import SEEDS, measured
+from meta_train.step_size.collect import record_of
+from meta_train.step_size.copies import measured
 from meta_train.step_size.models import best_of
 from meta_train.step_size.outcomes import read_outcomes
 from meta_train.step_size.role_variants import role_variants
@@ -63,16 +62,10 @@ def measure(training: Training, multiplier: float) -> dict[str, Any]:
     variants = role_variants(training, multiplier)
     outcome = measured(training, list(variants.values()))
     return {
-        **asdict(training),
-        "kind": training.kind,
+        **record_of(training, outcome),
         "multiplier": multiplier,
         "variants": list(variants),
-        "seeds": SEEDS,
-        "first": numbers(outcome.first),
-        "validation": numbers(outcome.validation),
-        "train": numbers(outcome.train),
         "seconds": round(perf_counter() - start, 2),
-        "torch": torch.__version__,
     }
 
 

@@ -155,12 +155,15 @@ class Copies:
         zeros = torch.zeros(len(self.models))
         self._cosine = self._norm = self._relative = zeros
 
+    def _outputs(self, params: Any, buffers: Any, inputs: Tensor) -> Tensor:
+        return functional_call(self._template, (params, buffers), (inputs,))
+
     def _loss(self, params: Any, buffers: Any, inputs: Tensor, targets: Tensor):
-        outputs = functional_call(self._template, (params, buffers), (inputs,))
+        outputs = self._outputs(params, buffers, inputs)
         return self.training.task.loss(outputs, targets)
 
     def _score(self, params: Any, buffers: Any, inputs: Tensor, targets: Tensor):
-        outputs = functional_call(self._template, (params, buffers), (inputs,))
+        outputs = self._outputs(params, buffers, inputs)
         return self.training.task.score(outputs, targets)
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:

@@ -39,10 +39,10 @@ ALL_OF_GRADIENTS = [
 def feature_sets(names: Sequence[str]) -> dict[str, list[str]]:
     """Sets of features, from small to large. names: of all."""
     of_graph = [name for name in names if name not in ALL_OF_GRADIENTS]
-    without = [name for name in CHOSEN if name not in OF_GRADIENTS]
+    without_gradients = [name for name in CHOSEN if name not in OF_GRADIENTS]
     return {
         "horizon": HORIZON,
-        "chosen without gradients": without,
+        "chosen without gradients": without_gradients,
         "chosen": CHOSEN,
         "graph": of_graph,
         "gradient sizes": of_graph + OF_GRADIENT_SIZES,

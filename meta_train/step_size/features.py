@@ -12,7 +12,7 @@ from statistics import pstdev
 import torch
 from torch import Tensor
 
-from ngopt.base.first_steps import spectral_excess
+from ngopt.base.first_steps import dense_shares, spectral_excess
 from ngopt.base.network_features import (
     LEAST,
     OF_GRADIENTS,
@@ -149,13 +149,12 @@ def _known_of_gradients(table: Table) -> dict[str, float]:
     """The features `OF_GRADIENTS` of the library."""
     if not table.matrices:
         return dict.fromkeys(OF_GRADIENTS, 0.0)
-    rms, grad_rms, dense = [], [], []
+    rms, grad_rms = [], []
     for p, grad in zip(table.params, table.grads, strict=True):
         rms.append(p.detach().square().mean().sqrt())
         grad_rms.append(grad.square().mean().sqrt())
-        dense.append((grad != 0).float().mean())
-    stacked = torch.stack(rms), torch.stack(grad_rms), torch.stack(dense)
-    measures = FirstMeasures(*stacked, excesses={})
+    dense = dense_shares(table.grads, table.matrices)
+    measures = FirstMeasures(torch.stack(rms), torch.stack(grad_rms), dense, {})
     depths = torch.tensor([table.roles[i].depth for i in table.matrices])
     found = gradient_features(depths, measures, table.matrices)
     return {name: float(value) for name, value in found.items()}

@@ -98,7 +98,10 @@ class FirstSteps:
     def _at_start(
         self, factors: StepSizeFactors, step: StepContext, both: tuple[Array, Array]
     ) -> StepSizeFactors:
-        """Sets the factors of parameters with their first gradient."""
+        """Sets the factors of parameters with their first gradient.
+
+        both: RMS of gradients and of weights.
+        """
         _, rms = both
         xp = array_module(rms)
         excesses = step.excesses()

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import peek_interpreter_stack
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.jit._trace import is_tracing
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.hooks import RemovableHandle
 
+from ngopt.devices import is_transformed
 from ngopt.graph import Inputs
 from ngopt.graph.tracing.copies import Copier
 
@@ -90,7 +90,7 @@ def _is_traced(args: tuple, kwargs: dict[str, Any]) -> bool:
     """Whether a compiler, a tracer or torch.func runs the forward."""
     if torch.compiler.is_compiling() or is_tracing():
         return True
-    if get_proxy_mode() is not None or peek_interpreter_stack() is not None:
+    if get_proxy_mode() is not None or is_transformed():
         return True
     leaves = tree_leaves((args, kwargs))
     return any(isinstance(leaf, (FakeTensor, torch.fx.Proxy)) for leaf in leaves)

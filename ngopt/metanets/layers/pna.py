@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import peek_interpreter_stack
 from torch.nn.functional import linear, silu
 
 from ngopt import chunking, devices
@@ -158,9 +157,8 @@ def edge_kernels(edges: Tensor) -> Any:
     """The module with Triton kernels for edges, or None if they cannot be used."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return None
-    is_mapped = peek_interpreter_stack() is not None
     fits = edges.dim() == 5 and edges.shape[-1] in WIDTHS
-    if is_mapped or not fits or edges.dtype == torch.float64:
+    if devices.is_transformed() or not fits or edges.dtype == torch.float64:
         return None
     if not devices.has_triton(edges.device):
         return None
