@@ -45,7 +45,7 @@ class GraphBuilder:
         """Adds the edges of a whole weight, (n_target, n_source * slots) or (n_target,
         n_source, *slot_shape), and its target; returns the target."""
         spec = self.parameters[parameter]
-        target = self.add_group(layer_name(spec), spec.shape[0])
+        target = self.add_group(layer_name(spec.name), spec.shape[0])
         shape = (1, spec.shape[0], self.groups[source].size)
         kind = "flatten" if slot_shape and len(spec.shape) == 2 else "weight"
         view = View.whole(parameter, (*shape, *slot_shape))
@@ -61,7 +61,7 @@ class GraphBuilder:
         """Adds a parameter as a component of its own; returns its last group."""
         spec = self.parameters[parameter]
         if len(spec.shape) >= 2:
-            source = self.add_group(f"{layer_name(spec)}.in", spec.shape[1])
+            source = self.add_group(f"{layer_name(spec.name)}.in", spec.shape[1])
             return self.add_weight(parameter, source, spec.shape[2:])
         group = self.add_group(spec.name, spec.numel)
         self.add_bias(View.whole(parameter, (spec.numel,)), group)
@@ -186,5 +186,5 @@ def _left_over(spec: ParameterSpec, views: Sequence[View]) -> np.ndarray:
     return np.flatnonzero(is_free)
 
 
-def layer_name(spec: ParameterSpec) -> str:
-    return spec.name.removesuffix(".weight")
+def layer_name(parameter: str) -> str:
+    return parameter.removesuffix(".weight")

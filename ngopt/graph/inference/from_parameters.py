@@ -13,7 +13,7 @@ from ngopt.graph.groups_and_blocks import EdgeBlock, ParameterSpec, View
 from ngopt.graph.inference.layers_by_name import (
     LayerParameters,
     Norm,
-    is_square,
+    Parameter,
     layers_by_name,
 )
 from ngopt.graph.neural_graph import NeuralGraph
@@ -24,9 +24,7 @@ PROJECTION = re.compile(
 )
 
 
-def infer_graph(
-    parameters: Sequence[ParameterSpec], named: bool = False
-) -> NeuralGraph:
+def infer_graph(specs: Sequence[ParameterSpec], named: bool = False) -> NeuralGraph:
     """Chains layers whose input size fits the layer before; others stay components.
 
     A weight (n_out, n_in, *kernel) connects to the neurons of the layer before it if
@@ -39,10 +37,13 @@ def infer_graph(
     named: whether the names are those of the network's modules. Then vectors belong to
         layers by their names, otherwise by their order.
     """
+    parameters = []
+    for number, spec in enumerate(specs):
+        parameters.append(Parameter(number, spec.name, spec.shape))
     layers = layers_by_name(parameters) if named else _layers_by_order(parameters)
     uncertain = _uncertain(parameters, layers)
-    embeddings = _embeddings(parameters, layers)
-    builder = GraphBuilder(parameters)
+    embeddings = _embeddings(layers)
+    builder = GraphBuilder(specs)
     last: int | None = None
     for layer in layers:
         if layer.weight is not None:
@@ -50,7 +51,7 @@ def infer_graph(
             is_embedding = layer.weight in embeddings
             last = _add_weight(builder, layer, before, is_embedding)
         last = _add_vectors(builder, layer, last)
-    return replace(builder.build(), inferred=(True,) * len(parameters))
+    return replace(builder.build(), inferred=(True,) * len(specs))
 
 
 # Construction
@@ -61,56 +62,52 @@ def _add_weight(
 ) -> int:
     """Adds a weight after the group `last`, or as a component of its own; returns its
     last group."""
-    i = layer.weight
-    assert i is not None, "only layers with a weight come here"
+    weight = layer.weight
+    assert weight is not None, "only layers with a weight come here"
+    shape = weight.shape
     if layer.is_in_out:
-        return _add_in_out(builder, i, last)
+        source = _inputs_of(builder, weight, last)
+        return _add_transposed(builder, weight, source)
     if is_embedding:
-        return _add_embedding(builder, i)
+        tokens = builder.add_group(
+            f"{layer_name(weight.name)}.tokens", shape[0], "token"
+        )
+        return _add_transposed(builder, weight, tokens)
     if last is None:
-        return builder.add_component(i)
-    shape = builder.parameters[i].shape
+        return builder.add_component(weight.number)
     size = builder.groups[last].size
     if len(shape) > 2 and shape[:2] == (size, 1):
-        return _add_depthwise(builder, i, last)
+        return _add_depthwise(builder, weight, last)
     slot_shape = _slot_shape(shape, size)
     if slot_shape is None:
-        return builder.add_component(i)
-    return builder.add_weight(i, last, slot_shape)
+        return builder.add_component(weight.number)
+    return builder.add_weight(weight.number, last, slot_shape)
 
 
-def _add_in_out(builder: GraphBuilder, i: int, last: int | None) -> int:
-    """Adds a weight (n_in, n_out)."""
-    spec = builder.parameters[i]
-    if last is None or builder.groups[last].size != spec.shape[0]:
-        last = builder.add_group(f"{layer_name(spec)}.in", spec.shape[0])
-    return _add_transposed(builder, i, last)
+def _inputs_of(builder: GraphBuilder, parameter: Parameter, last: int | None) -> int:
+    """The last group if it has as many neurons as a parameter has rows, else a new
+    one."""
+    size = parameter.shape[0]
+    if last is None or builder.groups[last].size != size:
+        return builder.add_group(f"{layer_name(parameter.name)}.in", size)
+    return last
 
 
-def _add_embedding(builder: GraphBuilder, i: int) -> int:
-    """Adds an embedding (tokens, n) with its tokens."""
-    spec = builder.parameters[i]
-    tokens = builder.add_group(f"{layer_name(spec)}.tokens", spec.shape[0], "token")
-    return _add_transposed(builder, i, tokens)
-
-
-def _add_transposed(builder: GraphBuilder, i: int, source: int) -> int:
+def _add_transposed(builder: GraphBuilder, weight: Parameter, source: int) -> int:
     """Adds the edges of a weight (n_source, n_target) and its target."""
-    spec = builder.parameters[i]
-    n_source, n_target = spec.shape
-    target = builder.add_group(layer_name(spec), n_target)
+    n_source, n_target = weight.shape
+    target = builder.add_group(layer_name(weight.name), n_target)
     shape = (1, n_target, n_source)
-    view = View(i, shape, (0, 1, n_target))
+    view = View(weight.number, shape, (0, 1, n_target))
     builder.blocks.append(EdgeBlock(view, source, target, shape))
     return target
 
 
-def _add_depthwise(builder: GraphBuilder, i: int, last: int) -> int:
+def _add_depthwise(builder: GraphBuilder, weight: Parameter, last: int) -> int:
     """Adds a kernel (n, 1, *kernel) after n neurons."""
-    spec = builder.parameters[i]
-    n, _, *kernel = spec.shape
-    target = builder.add_group(layer_name(spec), n)
-    view = View.whole(i, (n, 1, 1, *kernel))
+    n, _, *kernel = weight.shape
+    target = builder.add_group(layer_name(weight.name), n)
+    view = View.whole(weight.number, (n, 1, 1, *kernel))
     block = EdgeBlock(view, last, target, (n, 1, 1), tuple(kernel))
     builder.blocks.append(block)
     return target
@@ -123,27 +120,25 @@ def _add_vectors(
     for bias in (layer.bias, layer.recurrent_bias):
         if bias is not None:
             assert last is not None, "only layers with a weight have a bias"
-            shape = builder.parameters[bias].shape
-            builder.add_bias(View.whole(bias, shape), last)
+            builder.add_bias(View.whole(bias.number, bias.shape), last)
     for norm in layer.norms:
         last = _add_norm(builder, norm, last)
-    for i in layer.rest:
-        component = builder.add_component(i)
+    for parameter in layer.rest:
+        component = builder.add_component(parameter.number)
         last = component if last is None else last
     return last
 
 
 def _add_norm(builder: GraphBuilder, norm: Norm, last: int | None) -> int:
-    spec = builder.parameters[norm.scale]
-    (n,) = spec.shape
-    if last is None or builder.groups[last].size != n:
-        last = builder.add_group(f"{layer_name(spec)}.in", n)
-    target = builder.add_group(layer_name(spec), n)
+    scale = norm.scale
+    (n,) = scale.shape
+    source = _inputs_of(builder, scale, last)
+    target = builder.add_group(layer_name(scale.name), n)
     shape = (n, 1, 1)
-    view = View(norm.scale, shape, (1, 0, 0))
-    builder.blocks.append(EdgeBlock(view, last, target, shape, kind="gamma"))
+    view = View(scale.number, shape, (1, 0, 0))
+    builder.blocks.append(EdgeBlock(view, source, target, shape, kind="gamma"))
     if norm.shift is not None:
-        builder.add_bias(View.whole(norm.shift, (n,)), target, "beta")
+        builder.add_bias(View.whole(norm.shift.number, (n,)), target, "beta")
     return target
 
 
@@ -162,87 +157,72 @@ def _slot_shape(shape: tuple[int, ...], size: int) -> tuple[int, ...] | None:
 # Layers by the order of their parameters
 
 
-def _layers_by_order(parameters: Sequence[ParameterSpec]) -> list[LayerParameters]:
+def _layers_by_order(parameters: Sequence[Parameter]) -> list[LayerParameters]:
     """A weight begins a layer, with the vectors after it."""
     layers = [LayerParameters(None)]
-    for i, spec in enumerate(parameters):
-        if len(spec.shape) < 2:
-            layers[-1].rest.append(i)
+    for parameter in parameters:
+        if len(parameter.shape) < 2:
+            layers[-1].rest.append(parameter)
         else:
-            layers.append(LayerParameters(i))
+            layers.append(LayerParameters(parameter))
     if not layers[0].rest:
         del layers[0]
-    _assign_recurrent_biases(parameters, layers)
+    _assign_recurrent_biases(layers)
     for layer in layers:
-        _assign_bias(parameters, layer)
-        _assign_norms(parameters, layer)
+        _assign_bias(layer)
+        _assign_norms(layer)
     return layers
 
 
-def _assign_recurrent_biases(
-    parameters: Sequence[ParameterSpec], layers: Sequence[LayerParameters]
-) -> None:
+def _assign_recurrent_biases(layers: Sequence[LayerParameters]) -> None:
     """The biases of GRUs and LSTMs: two vectors after W_ih and W_hh, as long as both.
 
     A norm of two parallel projections can have these shapes, too. Then the next weight
     reads all of their outputs, which the gates of a recurrent layer are not.
     """
-    following = [*layers[2:], None]
+    following = [*layers[2:], LayerParameters(None)]
     for first, second, third in zip(layers, layers[1:], following, strict=False):
-        if first.rest or not _have_gates(parameters, first, second):
+        if first.rest or not _have_gates(first.weight, second.weight):
             continue
         assert second.weight is not None, "it has gates"
-        rows = parameters[second.weight].shape[0]
-        biases = [i for i in second.rest if parameters[i].shape == (rows,)]
+        rows = second.weight.shape[0]
+        biases = [p for p in second.rest if p.shape == (rows,)]
         if len(biases) != 2 or biases != second.rest[:2]:
             continue
-        if third is None or not _reads(parameters, third, rows):
+        if third.weight is None or _slot_shape(third.weight.shape, rows) is None:
             second.bias, second.recurrent_bias = biases
             del second.rest[:2]
 
 
-def _have_gates(
-    parameters: Sequence[ParameterSpec], first: LayerParameters, second: LayerParameters
-) -> bool:
+def _have_gates(first: Parameter | None, second: Parameter | None) -> bool:
     """Whether two weights have the shapes of W_ih and W_hh, with 3 or 4 gates."""
-    if first.weight is None or second.weight is None:
+    if first is None or second is None:
         return False
-    inputs = parameters[first.weight].shape
-    hidden = parameters[second.weight].shape
+    inputs, hidden = first.shape, second.shape
     if len(inputs) != 2 or len(hidden) != 2 or inputs[0] != hidden[0]:
         return False
     return hidden[0] in (3 * hidden[1], 4 * hidden[1])
 
 
-def _reads(
-    parameters: Sequence[ParameterSpec], layer: LayerParameters, size: int
-) -> bool:
-    """Whether the shape of a weight fits `size` neurons before it."""
-    if layer.weight is None:
-        return False
-    return _slot_shape(parameters[layer.weight].shape, size) is not None
-
-
-def _assign_bias(parameters: Sequence[ParameterSpec], layer: LayerParameters) -> None:
+def _assign_bias(layer: LayerParameters) -> None:
     """An odd number of vectors as long as the outputs begins with a bias."""
     if layer.weight is None:
         return
-    outputs = parameters[layer.weight].shape[:1]
-    fitting = [i for i in layer.rest if parameters[i].shape == outputs]
+    outputs = layer.weight.shape[:1]
+    fitting = [p for p in layer.rest if p.shape == outputs]
     if len(fitting) % 2:
         layer.bias = fitting[0]
         layer.rest.remove(layer.bias)
 
 
-def _assign_norms(parameters: Sequence[ParameterSpec], layer: LayerParameters) -> None:
+def _assign_norms(layer: LayerParameters) -> None:
     """Two vectors of one size in a row are a norm."""
     vectors = layer.rest
     layer.rest = []
     k = 0
     while k < len(vectors):
         first, *second = vectors[k : k + 2]
-        shape = parameters[first].shape
-        if second and len(shape) == 1 and parameters[second[0]].shape == shape:
+        if second and len(first.shape) == 1 and second[0].shape == first.shape:
             layer.norms.append(Norm(first, second[0]))
             k += 2
         else:
@@ -253,9 +233,7 @@ def _assign_norms(parameters: Sequence[ParameterSpec], layer: LayerParameters) -
 # Embeddings
 
 
-def _embeddings(
-    parameters: Sequence[ParameterSpec], layers: Sequence[LayerParameters]
-) -> set[int]:
+def _embeddings(layers: Sequence[LayerParameters]) -> set[Parameter]:
     """Weights that are embeddings: the first matrices, if the next layer reads their
     columns and not their rows.
 
@@ -263,122 +241,109 @@ def _embeddings(
     embedding. Then there are several embeddings of different lengths, and no layer
     reads their rows.
     """
-    runs = _embedding_candidates(parameters, layers)
+    runs = _embedding_candidates(layers)
     if runs[0]:
         return runs[0]
-    read = {_inputs(parameters, layer) for layer in layers}
+    read = set(map(_inputs, layers))
     for run in runs:
-        lengths = {parameters[i].shape[0] for i in run}
+        lengths = {weight.shape[0] for weight in run}
         if len(lengths) > 1 and read.isdisjoint(lengths):
             return run
     return set()
 
 
-def _embedding_candidates(
-    parameters: Sequence[ParameterSpec], layers: Sequence[LayerParameters]
-) -> list[set[int]]:
+def _embedding_candidates(layers: Sequence[LayerParameters]) -> list[set[Parameter]]:
     """Weights that may be embeddings, in runs between other weights."""
-    runs: list[set[int]] = [set()]
+    runs: list[set[Parameter]] = [set()]
     first = None
     for k, layer in enumerate(layers):
         if layer.weight is None:
             continue
         first = layer.weight if first is None else first
-        if _may_be_embedding(parameters, layers[k : k + 2], first):
+        if _may_be_embedding(layers[k : k + 2], first):
             runs[-1].add(layer.weight)
         else:
             runs.append(set())
     return runs
 
 
-def _may_be_embedding(
-    parameters: Sequence[ParameterSpec], layers: Sequence[LayerParameters], first: int
-) -> bool:
+def _may_be_embedding(layers: Sequence[LayerParameters], first: Parameter) -> bool:
     """Whether what follows a layer reads the columns of its weight and not its rows.
 
     layers: the layer, and the next if there is one. first: the first weight of all.
     """
     layer, *following = layers
-    assert layer.weight is not None, "only layers with a weight come here"
-    shape = parameters[layer.weight].shape
-    if layer.bias is not None or len(shape) != 2 or is_square(shape):
+    weight = layer.weight
+    assert weight is not None, "only layers with a weight come here"
+    if layer.bias is not None or len(weight.shape) != 2 or weight.is_square:
         return False
     if following and following[0].recurrent_bias is not None:
         return False  # W_ih of a recurrent layer
-    rows, columns = shape
-    if layer.weight == first:
-        vector = _vector_of_columns(parameters, layer)
+    rows, columns = weight.shape
+    if weight is first:
+        vector = _vector_of_columns(layer)
         if vector is not None and not vector.name.endswith("bias"):
             return True  # the scale of a norm follows
-    elif rows in (parameters[first].shape[1], 3 * columns):
+    elif rows in (first.shape[1], 3 * columns):
         return False  # reads an embedding, or produces queries, keys and values
     if not layer.norms and following:
-        return _inputs(parameters, following[0]) == columns
-    return _norm_inputs(parameters, layer) == columns
+        return _inputs(following[0]) == columns
+    return _norm_inputs(layer) == columns
 
 
-def _vector_of_columns(
-    parameters: Sequence[ParameterSpec], layer: LayerParameters
-) -> ParameterSpec | None:
+def _vector_of_columns(layer: LayerParameters) -> Parameter | None:
     """The first vector after a weight, if it has the length of its columns and not of
     its rows."""
     if layer.weight is None or layer.bias is not None or not layer.rest:
         return None
-    shape = parameters[layer.weight].shape
-    vector = parameters[layer.rest[0]]
+    shape = layer.weight.shape
+    vector = layer.rest[0]
     return vector if vector.shape == shape[1:] != shape[:1] else None
 
 
-def _inputs(parameters: Sequence[ParameterSpec], layer: LayerParameters) -> int | None:
+def _inputs(layer: LayerParameters) -> int | None:
     """Number of neurons that a layer reads; None if its parameters do not show it."""
     if layer.weight is None:
-        return _norm_inputs(parameters, layer)
-    shape = parameters[layer.weight].shape
-    if layer.is_in_out or _vector_of_columns(parameters, layer) is not None:
-        return shape[0]
-    return shape[1]
+        return _norm_inputs(layer)
+    is_in_out = layer.is_in_out or _vector_of_columns(layer) is not None
+    return layer.weight.shape[0 if is_in_out else 1]
 
 
-def _norm_inputs(
-    parameters: Sequence[ParameterSpec], layer: LayerParameters
-) -> int | None:
-    return parameters[layer.norms[0].scale].shape[0] if layer.norms else None
+def _norm_inputs(layer: LayerParameters) -> int | None:
+    return layer.norms[0].scale.shape[0] if layer.norms else None
 
 
 # Attention projections and parallel branches
 
 
 def _uncertain(
-    parameters: Sequence[ParameterSpec], layers: Sequence[LayerParameters]
-) -> set[int]:
+    parameters: Sequence[Parameter], layers: Sequence[LayerParameters]
+) -> set[Parameter]:
     """Square matrices that may be parallel projections and so stay unconnected.
 
     In a plain chain that begins with a weight that is not square, square matrices are
     layers, unless names are those of attention. Elsewhere two or more in a row may be
     query, key, value and output projections.
     """
-    has_attention = any(PROJECTION.search(spec.name) for spec in parameters)
-    if not has_attention and _is_plain_chain(parameters, layers):
+    has_attention = any(PROJECTION.search(p.name) for p in parameters)
+    if not has_attention and _is_plain_chain(layers):
         return set()
     weights = [layer.weight for layer in layers if layer.weight is not None]
-    uncertain: set[int] = set()
+    uncertain: set[Parameter] = set()
     for first, second in pairwise(weights):
-        shape = parameters[first].shape
-        if is_square(shape) and parameters[second].shape == shape:
+        if first.is_square and second.shape == first.shape:
             uncertain |= {first, second}
     return uncertain
 
 
-def _is_plain_chain(
-    parameters: Sequence[ParameterSpec], layers: Sequence[LayerParameters]
-) -> bool:
+def _is_plain_chain(layers: Sequence[LayerParameters]) -> bool:
     """Whether every layer is a weight that fits the layer before, perhaps with a bias,
     and the first is not square."""
     outputs: int | None = None
     for layer in layers:
         if layer.weight is None or layer.rest or layer.norms:
             return False
-        shape = parameters[layer.weight].shape
+        shape = layer.weight.shape
         shape = shape[::-1] if layer.is_in_out else shape
         if outputs is None:
             fits = shape[0] != shape[1]
