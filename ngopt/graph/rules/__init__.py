@@ -4,22 +4,19 @@ Importing a module registers its rules.
 """
 
 from ngopt.graph.rules import (  # noqa: F401
-    arithmetic,
     attention,
-    complex_numbers,
     concatenation,
+    constants,
     convolutions,
-    creation,
     einsum,
     embeddings,
+    feature_maps,
     indexing,
     linear,
+    neuron_pairs,
     norms,
     pointwise,
-    pooling,
     recurrent,
-    recurrent_cells,
     reductions,
     reshaping,
-    writes,
 )

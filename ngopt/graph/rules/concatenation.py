@@ -36,7 +36,7 @@ def concatenation(
         return tracer.unknown(call)
     _tell_parts_apart(tracer, call)
     function: Any = call.target
-    parts = [labels_of(tracer, call, value) for value in tensors]
+    parts = [labels_of(tracer, value) for value in tensors]
     return as_values(function(parts, *options, **kwargs))
 
 

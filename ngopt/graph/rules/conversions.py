@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
-from torch.fx import Node
 
 from ngopt.graph.tracing.nodes import Mark
 from ngopt.graph.tracing.tracer import Tracer
@@ -18,7 +19,7 @@ from ngopt.graph.tracing.values import (
 )
 
 
-def as_neurons(tracer: Tracer, call: Node, value: Value) -> Neurons:
+def as_neurons(tracer: Tracer, value: Value) -> Neurons:
     """Neurons for a parameter that is used as an activation, such as a class token.
 
     Its elements become features of new nodes. Constants are no neurons.
@@ -40,28 +41,28 @@ def as_neurons(tracer: Tracer, call: Node, value: Value) -> Neurons:
     return Neurons(nodes[which])
 
 
-def labels_of(tracer: Tracer, call: Node, value: Value) -> Tensor:
+def labels_of(tracer: Tracer, value: Value) -> Tensor:
     """Labels of any value whose entries are known."""
     if isinstance(value, Tensor):
         return constant_labels(value)
-    return as_neurons(tracer, call, value).labels
+    return as_neurons(tracer, value).labels
+
+
+def rearranged(value: Value, function: Callable[[Tensor], Tensor]) -> Value:
+    """A value after a function that only rearranges entries."""
+    if isinstance(value, Elements):
+        return value.apply(function)
+    if isinstance(value, Neurons):
+        # W x is a transposed x^T W^T, so that it stays the output of a weight
+        return Neurons(function(value.labels), is_pristine=value.is_pristine)
+    if isinstance(value, Tensor):
+        return function(value)
+    return Unknown(function(torch.empty(value.shape, device="meta")).shape)
 
 
 def transposed(value: Value) -> Value:
     """The last two dimensions exchanged."""
-    if isinstance(value, Elements):
-        return value.apply(lambda x: x.mT)
-    if isinstance(value, Neurons):
-        # W x is a transposed x^T W^T, so that it stays the output of a weight
-        return Neurons(value.labels.mT, is_pristine=value.is_pristine)
-    if isinstance(value, Tensor):
-        return value.mT
-    return Unknown(transposed_shape(value.shape))
-
-
-def transposed_shape(shape: torch.Size) -> torch.Size:
-    *lead, rows, columns = shape
-    return torch.Size((*lead, columns, rows))
+    return rearranged(value, lambda x: x.mT)
 
 
 def is_whole(tracer: Tracer, x: Value) -> bool:

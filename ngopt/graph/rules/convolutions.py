@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from ngopt.graph.rules.conversions import as_neurons
 from ngopt.graph.rules.feature_maps import unify_channel_places
-from ngopt.graph.rules.linear import MAX_USES, Layer, add_bias, linear_over_positions
+from ngopt.graph.rules.linear import MAX_USES, add_bias, linear_over_positions
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import Elements, Neurons, Unknown, Value, same_along
@@ -25,7 +25,7 @@ def convolution(
     """W (n_out, n_in / g, *k); Kofinas et al. 2024, section 2.2."""
     if not isinstance(weight, Elements):
         return tracer.unknown(call)
-    x = as_neurons(tracer, call, x)
+    x = as_neurons(tracer, x)
     kernel = weight.shape[2:]
     channel = -len(kernel) - 1
     kernels = _by_group(tracer, call, weight)
@@ -33,9 +33,8 @@ def convolution(
     # a pointwise convolution of positions: a layer between these, and channels stay
     if is_pointwise and _are_positions(tracer, x.labels, channel):
         matrix = weight.apply(lambda w: w.flatten(1))
-        layer = Layer(matrix, bias)
         shape = tracer.shape_of(call)
-        return linear_over_positions(tracer, call, x, layer, shape, channel)
+        return linear_over_positions(tracer, call, x, matrix, bias, shape, channel)
     return _convolution(tracer, call, x, kernels, bias)
 
 
@@ -46,7 +45,7 @@ def transposed_convolution(
     """W (n_in, n_out / g, *k)."""
     if not isinstance(weight, Elements):
         return tracer.unknown(call)
-    x = as_neurons(tracer, call, x)
+    x = as_neurons(tracer, x)
     # (g, n_in / g, n_out / g, *k)
     kernels = _by_group(tracer, call, weight)
     kernels = kernels.apply(lambda w: w.transpose(1, 2))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ngopt.graph.rules.conversions import transposed
+from ngopt.graph.rules.conversions import rearranged, transposed
 from ngopt.graph.rules.linear import matmul
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.tracer import Tracer
@@ -106,17 +106,11 @@ def _arranged(
     lead = _lengths(batch, sizes)
     rows = prod(_lengths(kept, sizes))
     columns = prod(_lengths(summed, sizes))
-    shape = torch.Size((*lead, rows, columns))
+    shape = (*lead, rows, columns)
     order = _places(batch + kept + summed, names)
 
     def arranged(x: Tensor) -> Tensor:
         whole = x.expand(_lengths(names, sizes))
         return whole.permute(order).reshape(shape)
 
-    if isinstance(value, Neurons):
-        return Neurons(arranged(value.labels))
-    if isinstance(value, Elements):
-        return value.apply(arranged)
-    if isinstance(value, Tensor):
-        return arranged(value)
-    return Unknown(shape)
+    return rearranged(value, arranged)

@@ -1,8 +1,13 @@
-"""x[places] and index_select, also of places that data decide."""
+"""x[places], read and written, also at places that data decide; copy and fill.
+
+`Memory` in `ngopt.graph.tracing.memory` updates other tensors that share the memory
+of a tensor that is written.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,11 +15,24 @@ from torch import Tensor
 from torch.fx import Node
 
 from ngopt.graph.rules.attention import MAX_ENTRIES
+from ngopt.graph.rules.conversions import as_neurons, labels_of
 from ngopt.graph.rules.embeddings import embedding
-from ngopt.graph.rules.registry import register_rule
+from ngopt.graph.rules.neuron_pairs import product_of
+from ngopt.graph.rules.pointwise import addition, note_function
+from ngopt.graph.rules.registry import functions, register_rule
 from ngopt.graph.rules.reshaping import rearrange
+from ngopt.graph.tracing.capture import packet_of
 from ngopt.graph.tracing.tracer import Tracer
-from ngopt.graph.tracing.values import Elements, Neurons, Unknown, Value, has_one_value
+from ngopt.graph.tracing.values import (
+    SAME_CONSTANT,
+    Elements,
+    Neurons,
+    Unknown,
+    Value,
+    has_one_value,
+    same_along,
+    with_zero_strides,
+)
 
 aten = torch.ops.aten
 
@@ -126,3 +144,121 @@ def _nodes_at_any_place(
     nodes = tracer.nodes.new(call.name, rows.shape[1], "pool", rows)
     tracer.edges(None, rows, nodes, "pool")
     return nodes
+
+
+SUMS = (aten.add, aten.add_)
+FILLS = functions("fill fill_ zero_")
+
+
+@register_rule(aten.copy, aten.copy_)
+def copy(tracer: Tracer, call: Node, x: Value, new: Value, *_) -> Value:
+    """All entries of x become those of another tensor."""
+    if isinstance(new, Unknown):
+        return tracer.unknown(call)
+    labels = labels_of(tracer, new)
+    return Neurons(labels.expand(x.shape))
+
+
+@register_rule(*FILLS)
+def fill(tracer: Tracer, call: Node, x: Value, *_) -> Value:
+    """All entries of x become one number."""
+    if isinstance(x, Elements):
+        # erased elements stay with the rest of the parameter: biases of keys in Swin V2
+        tracer.pinned_parameters.add(x.parameter)
+        return x
+    label = torch.tensor(SAME_CONSTANT)
+    return Neurons(label.expand(x.shape))
+
+
+@register_rule(aten.index_put, aten.index_put_)
+def index_put(
+    tracer: Tracer, call: Node, x: Value, places: Index, new: Value, *_
+) -> Value:
+    """x with new entries at some places."""
+    if isinstance(x, (Unknown, Elements)) or isinstance(new, Unknown):
+        return tracer.unknown(call)
+    # integer inputs are traced as zeros, so a mask of them has arbitrary values
+    operands = call.all_input_nodes[1:]
+    depends_on_input = not tracer.input_dependent.isdisjoint(operands)
+    if is_data_dependent(places) or depends_on_input:
+        return _put_at_unknown_places(tracer, call, x, new)
+    if tracer.argument(call, "accumulate"):
+        return tracer.unknown(call)
+    everything = slice(None)
+    where: Any = tuple(everything if place is None else place for place in places)
+    labels = labels_of(tracer, x).clone()
+    labels[where] = labels_of(tracer, new)
+    return Neurons(with_zero_strides(labels))
+
+
+def _put_at_unknown_places(
+    tracer: Tracer, call: Node, x: Neurons | Tensor, new: Value
+) -> Value:
+    """x with the same new entries at some places, which data decide."""
+    dims = indexed_dims(call)
+    if isinstance(new, Tensor):
+        if not isinstance(x, Neurons):
+            return tracer.unknown(call)
+        note_function(tracer, call, x.labels)
+        return x
+    neurons = as_neurons(tracer, new)
+    written = None
+    if are_adjacent(dims):
+        written = _at_all_places(neurons, dims, x.shape)
+    if written is None:
+        return tracer.unknown(call)
+    if tracer.argument(call, "accumulate"):
+        return addition(tracer, call, x, written)
+    # the sums represent also the places that stay as they are
+    if isinstance(x, Tensor) or _is_sum_with_old(call):
+        return written
+    return product_of(tracer, call, x, written)
+
+
+def _is_sum_with_old(call: Node) -> bool:
+    """Whether x[places] + something is written to x[places]."""
+    new: Any = call.args[2]
+    if not isinstance(new, Node) or packet_of(new) not in SUMS:
+        return False
+    for term in new.args:
+        if not isinstance(term, Node) or packet_of(term) is not aten.index:
+            continue
+        if term.args[:2] == call.args[:2]:
+            return True
+    return False
+
+
+def _at_all_places(new: Neurons, dims: list[int], shape: torch.Size) -> Neurons | None:
+    """The neurons of some places at all places; None if they differ between places.
+
+    shape: of all places. dims: those of the places in it, adjacent; the new entries
+    have one dimension for these.
+    """
+    first, last = dims[0], dims[-1]
+    before = shape[:first]
+    behind = shape[last + 1 :]
+    # new entries may lack dimensions
+    axis = -1 - len(behind)
+    some = new.shape[axis] if len(new.shape) >= -axis else 1
+    rows = new.labels.expand(*before, some, *behind)
+    if not same_along(rows, first):
+        return None
+    ones = [1] * len(dims)
+    row = rows.narrow(first, 0, 1)
+    row = row.reshape(*before, *ones, *behind)
+    return replace(new, labels=row.expand(shape))
+
+
+@register_rule(aten.index_add, aten.index_add_, aten.scatter_add, aten.scatter_add_)
+def index_add(
+    tracer: Tracer, call: Node, x: Value, dim: int, places: Value, source: Value, **_
+) -> Value:
+    """x plus rows of a source (..., rows, ...) at some places along a dimension."""
+    dim = dim % len(x.shape)
+    if isinstance(x, Unknown) or not isinstance(source, Neurons):
+        return tracer.unknown(call)
+    if not same_along(source.labels, dim):
+        return tracer.unknown(call)
+    row = source.labels.narrow(dim, 0, 1)
+    rows = Neurons(row.expand(x.shape))
+    return addition(tracer, call, x, rows)

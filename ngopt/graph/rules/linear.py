@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import product
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ngopt.graph.rules.arithmetic import addition
 from ngopt.graph.rules.attention import product_of_activations
-from ngopt.graph.rules.conversions import as_neurons, transposed, transposed_shape
+from ngopt.graph.rules.conversions import as_neurons, transposed
+from ngopt.graph.rules.pointwise import addition
 from ngopt.graph.rules.registry import functions, register_rule
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import (
@@ -30,13 +29,6 @@ MAX_USES = 128
 """Of a weight in one call: large language models have 128 heads."""
 
 
-class Layer(NamedTuple):
-    """The parameters of a linear layer; without a bias, it is None."""
-
-    weight: Elements
-    bias: Value
-
-
 @register_rule(aten.linear)
 def linear(
     tracer: Tracer,
@@ -52,14 +44,13 @@ def linear(
         # an activation or a constant; (n_out, n_in)
         weight = transposed(weight)
         return _computed_weight(tracer, call, x, weight, shape, bias)
-    layer = Layer(weight, bias)
     if isinstance(x, (Tensor, Unknown)):
-        return _without_neurons(tracer, call, x, layer, shape)
-    x = as_neurons(tracer, call, x)
+        return _without_neurons(tracer, call, x, weight, bias, shape)
+    x = as_neurons(tracer, x)
     rows, which = tracer.unify_rows(x.labels, -1)
     # too many different rows: linear_over_positions returns Unknown
     if _are_positions(rows) or len(rows) > MAX_USES:
-        return linear_over_positions(tracer, call, x, layer, shape)
+        return linear_over_positions(tracer, call, x, weight, bias, shape)
     size = len(rows), weight.shape[0]
     results = torch.full(size, NO_NEURON)
     for row, result in zip(rows, results, strict=True):
@@ -93,10 +84,14 @@ def add_bias(tracer: Tracer, bias: Value, targets: Tensor) -> None:
 
 
 def _without_neurons(
-    tracer: Tracer, call: Node, x: Tensor | Unknown, layer: Layer, shape: torch.Size
+    tracer: Tracer,
+    call: Node,
+    x: Tensor | Unknown,
+    weight: Elements,
+    bias: Value,
+    shape: torch.Size,
 ) -> Value:
     """A layer that is applied to constants or to an unknown tensor."""
-    weight, bias = layer
     targets = tracer.new_layer(weight, weight.shape[0])
     # the initial state of a recurrent network, 0, adds nothing
     if not tracer.is_zero(call, x):
@@ -134,7 +129,8 @@ def linear_over_positions(
     tracer: Tracer,
     call: Node,
     x: Neurons,
-    layer: Layer,
+    weight: Elements,
+    bias: Value,
     shape: torch.Size,
     dim: int = -1,
 ) -> Value:
@@ -143,7 +139,6 @@ def linear_over_positions(
     It is a component of the graph of its own, and labels stay. Unknown if neurons
     differ along the dimension.
     """
-    weight, bias = layer
     name = tracer.name_of(weight)
     sources = x.positions
     # behind another layer over positions its targets are the sources
@@ -180,7 +175,8 @@ def matmul(
     # W times a vector is not transposed: its shape has one dimension
     if is_matrix and isinstance(other, Neurons) and len(shape) > 1:
         # W x = (x^T W^T)^T
-        flipped = transposed_shape(shape)
+        *lead, rows, columns = shape
+        flipped = torch.Size((*lead, columns, rows))
         result = linear(tracer, call, transposed(other), x, shape=flipped)
         return transposed(result)
     return _computed_weight(tracer, call, x, other, shape)

@@ -99,7 +99,7 @@ def layer_norm(
     is_learned = isinstance(weight, Elements) or isinstance(bias, Elements)
     # the edges of a scale need nodes; without one the result is the parameter itself
     if isinstance(x, Elements) and is_learned:
-        x = as_neurons(tracer, call, x)
+        x = as_neurons(tracer, x)
     if not isinstance(x, Neurons):
         return _without_neurons(tracer, call, x)
     (labels,) = tracer.nodes.find_all(x.labels)

@@ -54,7 +54,7 @@ def rearrange(tracer: Tracer, call: Node, args: tuple, kwargs: dict) -> Value:
         if result is not None:
             return result
     # elements that are no view, or are indexed by neurons, become nodes
-    labels = as_neurons(tracer, call, first).labels
+    labels = as_neurons(tracer, first).labels
     return _rearranged_labels(call, labels, options, kwargs)
 
 

@@ -22,7 +22,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ngopt.graph.neural_graph import NeuralGraph
-from ngopt.graph.rules import pointwise, reshaping
+from ngopt.graph.rules import constants, pointwise, reshaping
 from ngopt.graph.rules.numerical_check import is_declared_pointwise
 from ngopt.graph.rules.registry import RULES
 from ngopt.graph.tracing.assembly import assemble
@@ -159,7 +159,7 @@ class RuleInterpreter:
             is_several = isinstance(several, (list, tuple))
             return several[place] if is_several else self.tracer.unknown(call)
         if not any(isinstance(leaf, TRACED) for leaf in tree_leaves((args, kwargs))):
-            return self._apply(pointwise.constant, call, *args, **kwargs)
+            return self._apply(constants.constant, call, *args, **kwargs)
         packet = packet_of(call)
         rule = RULES.get(call.target) or RULES.get(packet) or RULES.get(str(packet))
         if rule is not None:
@@ -184,7 +184,7 @@ class RuleInterpreter:
             # some edges of a rule would be a false graph; unconnected nodes are in none
             del all_edges[count:]
             # integer inputs are traced as zeros: an index of constants may be missing
-            if rule is not pointwise.constant:
+            if rule is not constants.constant:
                 self._warn(rule, call, error)
             return self.tracer.unknown(call)
 
