@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ngopt.graph import EdgeBlock, NeuralGraph
-from ngopt.graph.views.parameter_graph_labels import is_parameter_edge, node_types
+from ngopt.graph.views.parameter_graph import is_parameter_edge, node_types
 
 MOST_VERTICES = 20_000
 

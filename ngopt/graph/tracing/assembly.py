@@ -17,7 +17,7 @@ from ngopt.graph.tracing.blocks import blocks_of
 from ngopt.graph.tracing.edges import Block
 from ngopt.graph.tracing.nodes import Mark, Nodes
 from ngopt.graph.tracing.tracer import Tracer
-from ngopt.graph.tracing.unused_rows import with_unused_rows
+from ngopt.graph.tracing.unused_rows import count_elements, with_unused_rows
 from ngopt.graph.tracing.values import not_none, same_along
 
 
@@ -29,21 +29,33 @@ def assemble(tracer: Tracer) -> NeuralGraph:
     whole = with_unused_rows(tracer.parameters, [*blocks, *biases])
     blocks, biases = whole[: len(blocks)], whole[len(blocks) :]
     # after the copies, which are ends too, and before the marks of groups are read
-    _pin_fixed(tracer, whole)
+    for block in whole:
+        # such as a masked weight, whose rows differ by more than their elements
+        if block.view and block.view.parameter in tracer.pinned_parameters:
+            tracer.pin(*_ends(block))
     builder = GraphBuilder(tracer.parameters)
     # numbers of groups are final: with_copies made the last nodes
     groups = _Groups(tracer.nodes, builder, whole)
     builder.blocks += map(groups.edge_block, blocks)
     builder.biases += map(groups.bias, biases)
-    _note_functions(tracer, groups, builder)
+    applied = defaultdict(list)
+    for labels, name, _ in tracer.applied_functions:
+        if name is not None:
+            for number in groups.of(labels):
+                applied[number].append(name)
+    for number, names in applied.items():
+        builder.note_functions(number, names)
     for number in groups.marked(Mark.PINNED):
         pinned = replace(builder.groups[number], is_pinned=True)
         builder.groups[number] = pinned
     inputs = groups.marked(Mark.INPUT)
     outputs = groups.marked(Mark.OUTPUT)
+    hidden = {block.target for block in builder.blocks}
+    hidden |= groups.marked(Mark.LEARNED)
+    # build makes outputs of positions without edges from them
+    positions = {n for n in hidden if builder.groups[n].kind == "position"}
     # edges lead to outputs too
-    hidden = _inner(builder, groups) - outputs - inputs
-    return builder.build(inputs, outputs, hidden)
+    return builder.build(inputs, outputs, hidden - positions - outputs - inputs)
 
 
 def _blocks_and_biases(tracer: Tracer) -> tuple[list[Block], list[Block]]:
@@ -56,38 +68,6 @@ def _blocks_and_biases(tracer: Tracer) -> tuple[list[Block], list[Block]]:
     blocks = with_copies(tracer, blocks)
     biases = _one_for_each_parameter(tracer, biases)
     return blocks, biases
-
-
-def _pin_fixed(tracer: Tracer, blocks: Sequence[Block]) -> None:
-    """Pins the ends of all edges of pinned parameters."""
-    for block in blocks:
-        view = block.view
-        # such as a masked weight, whose rows differ by more than their elements
-        if view is not None and view.parameter in tracer.pinned_parameters:
-            tracer.pin(*_ends(block))
-
-
-def _note_functions(tracer: Tracer, groups: _Groups, builder: GraphBuilder) -> None:
-    applied = defaultdict(list)
-    for labels, name, _ in tracer.applied_functions:
-        if name is None:
-            continue
-        for number in groups.of(labels):
-            applied[number].append(name)
-    for number, names in applied.items():
-        builder.note_functions(number, names)
-
-
-def _inner(builder: GraphBuilder, groups: _Groups) -> set[int]:
-    """The groups that edges lead to, and learned groups, without positions."""
-    targets = {block.target for block in builder.blocks}
-    found = set()
-    for number in targets | groups.marked(Mark.LEARNED):
-        group = builder.groups[number]
-        # build makes outputs of positions without edges from them
-        if group.kind != "position":
-            found.add(number)
-    return found
 
 
 def add_function_nodes(tracer: Tracer) -> None:
@@ -158,30 +138,27 @@ def with_copies(tracer: Tracer, blocks: Sequence[Block]) -> list[Block]:
         if block.view is None:
             found.append(block)
             continue
-        others = before[_between(tracer.nodes, block)]
+        sources = _sources(block)
+        # each end is in one group, that of its first node
+        ends = torch.stack([sources[0], block.targets[0]])
+        groups = tracer.nodes.group_of(ends).tolist()
+        # edges that differ in these are not exchanged
+        others = before[(*groups, block.kind, block.slot_shape)]
         if not any(_differs_in_path(block, other) for other in others):
             others.append(block)
             found.append(block)
             continue
-        sources = _sources(block).tolist()
         # weights of the same path share their copies
-        key = (block.path, *sources)
+        key = (block.path, *sources.tolist())
         if key not in copies:
-            copy = _copy_of_sources(tracer, block)
+            n = len(sources)
+            copies[key] = tracer.nodes.new(f"{block.path[0]}.copy", n, "copy")
+            shape = (n, 1, 1)
+            copy = Block(None, sources, copies[key], shape, (), "copy", block.path)
             found.append(copy)
-            copies[key] = copy.targets
         apart = replace(block, sources=copies[key])
         found.append(apart)
     return found
-
-
-def _between(nodes: Nodes, block: Block) -> tuple:
-    """Groups, kind and slots of edges; edges that differ in these are not exchanged."""
-    sources = _sources(block)
-    # each end is in one group, that of its first node
-    ends = torch.stack([sources[0], block.targets[0]])
-    groups = nodes.group_of(ends).tolist()
-    return (*groups, block.kind, block.slot_shape)
 
 
 def _differs_in_path(a: Block, b: Block) -> bool:
@@ -191,16 +168,6 @@ def _differs_in_path(a: Block, b: Block) -> bool:
     sources = torch.isin(_sources(a), _sources(b))
     targets = torch.isin(a.targets, b.targets)
     return bool(sources.any() and targets.any())
-
-
-def _copy_of_sources(tracer: Tracer, block: Block) -> Block:
-    """Edges from the sources of a block to new nodes, one for each."""
-    sources = _sources(block)
-    n = len(sources)
-    name = f"{block.path[0]}.copy"
-    copies = tracer.nodes.new(name, n, "copy")
-    shape = (n, 1, 1)
-    return Block(None, sources, copies, shape, (), "copy", block.path)
 
 
 def _one_for_each_parameter(tracer: Tracer, biases: Sequence[Block]) -> list[Block]:
@@ -233,7 +200,9 @@ def _joined(tracer: Tracer, pieces: list[Block]) -> list[Block]:
         return pieces
     part = _view(first)
     view = _stacked(part, sorted(offsets))
-    if view is None or not _has_all_once(tracer, view):
+    numel = tracer.parameters[part.parameter].numel
+    # steps shorter than a piece make pieces overlap
+    if view is None or count_elements(view, numel) < view.numel:
         tracer.pin(first.targets)
         return pieces
     slot_shape = view.shape[1:]
@@ -257,16 +226,6 @@ def _stacked(view: View, offsets: Sequence[int]) -> View | None:
         strides=(stride, step, *strides),
         offset=offsets[0],
     )
-
-
-def _has_all_once(tracer: Tracer, view: View) -> bool:
-    """Whether no element of a parameter occurs in a view twice."""
-    spec = tracer.parameters[view.parameter]
-    numbers = torch.arange(spec.numel)
-    flat = numbers[None, :, None]
-    different = view.read(flat).unique()
-    # steps shorter than a piece make pieces overlap
-    return len(different) == view.numel
 
 
 def _sources(block: Block) -> Tensor:
@@ -309,18 +268,11 @@ class _Groups:
 
     def edge_block(self, block: Block) -> EdgeBlock:
         groups, rows, columns = block.shape
+        shape = (groups, rows, columns)
         source, source_index = self.locate(_sources(block))
         target, target_index = self.locate(block.targets)
-        return EdgeBlock(
-            block.view,
-            source,
-            target,
-            (groups, rows, columns),
-            block.slot_shape,
-            block.kind,
-            source_index,
-            target_index,
-        )
+        what = (shape, block.slot_shape, block.kind)
+        return EdgeBlock(block.view, source, target, *what, source_index, target_index)
 
     def bias(self, block: Block) -> Bias:
         view = _view(block)

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 from ngopt.graph.groups_and_blocks import View
-from ngopt.graph.tracing.edges import Block, Edges
+from ngopt.graph.tracing.edges import Block, Edges, unit_edge_blocks
 from ngopt.graph.tracing.nodes import Nodes
-from ngopt.graph.tracing.unit_edges import unit_edge_blocks
 from ngopt.graph.tracing.values import (
     Elements,
     Repeats,
@@ -140,7 +139,14 @@ def _regular_pieces(
     edges: Edges, elements: Elements, nodes: Nodes
 ) -> Iterator[EdgePiece]:
     """The edges in strided pieces; elements of no piece are left out."""
-    ends = _compact_ends(edges, nodes)
+    given = not_none(edges.targets, edges.sources)
+    axes = max(end.dim() for end in given)
+    found = []
+    for end in given:
+        # the present nodes, with equally many axes
+        missing = (None,) * (axes - end.dim())
+        found.append(compact(nodes.find(end)[missing]))
+    ends = tuple(found)
     view = elements.view()
     if view is not None:
         yield EdgePiece(view, ends, edges.kind, edges.path)
@@ -158,18 +164,6 @@ def _regular_pieces(
         view = part.view()
         if view is not None:
             yield replace(piece, view=view)
-
-
-def _compact_ends(edges: Edges, nodes: Nodes) -> tuple[Tensor, ...]:
-    """The present nodes of both ends, with equally many axes; see `EdgePiece`."""
-    ends = not_none(edges.targets, edges.sources)
-    axes = max(end.dim() for end in ends)
-    found = []
-    for end in ends:
-        missing = (None,) * (axes - end.dim())
-        numbers = nodes.find(end)[missing]
-        found.append(compact(numbers))
-    return tuple(found)
 
 
 def _strided_pieces(
@@ -220,20 +214,14 @@ def _within_groups(
         if all(same_along(groups.ends[k], axis) for k in changing):
             continue
         rows = groups.rows(axis, changing)
-        for places in _places_of_equals(rows):
-            part = piece.cut(axis, places)
-            yield from _within_groups(part, nodes, axis + 1)
+        which = row_numbers(rows)
+        for number in which.unique():
+            equal = (which == number).nonzero()
+            for run in even_runs(equal.flatten()):
+                part = piece.cut(axis, _as_range(run))
+                yield from _within_groups(part, nodes, axis + 1)
         return
     yield piece
-
-
-def _places_of_equals(rows: Tensor) -> Iterator[range]:
-    """Runs of places of the same rows (n, k)."""
-    which = row_numbers(rows)
-    for number in which.unique():
-        places = (which == number).nonzero()
-        for run in even_runs(places.flatten()):
-            yield _as_range(run)
 
 
 def _as_range(run: Tensor) -> range:

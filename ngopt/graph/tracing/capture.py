@@ -84,7 +84,7 @@ def capture(
     inputs = [whole]
     is_long = any(map(_is_long, tree_leaves(whole)))
     if cut and is_long:
-        few = tree_map(_few_rows, whole)
+        few = tree_map(lambda x: x[:BATCH] if _is_long(x) else x, whole)
         inputs = [few, whole]
     reason = Exception()
     with _quiet(), _without_stack_traces():
@@ -167,10 +167,6 @@ def _is_long(value: Any) -> bool:
     if not isinstance(value, Tensor) or value.dim() == 0:
         return False
     return len(value) > BATCH
-
-
-def _few_rows(value: Any) -> Any:
-    return value[:BATCH] if _is_long(value) else value
 
 
 def _export(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
@@ -304,35 +300,24 @@ def _put_in_place(call: Node, result: Any) -> None:
 def _region(module: GraphModule, call: Node) -> tuple[GraphModule | None, list[Any]]:
     """The graph that a function applies once to the arguments behind it, and these
     arguments; None if it applies none."""
-    attributes = _attributes(call)
+    attributes = [a for a in call.args if isinstance(a, Node) and a.op == "get_attr"]
     # torch.cond applies one of two regions
     if call.op != "call_function" or len(attributes) != 1:
         return None, []
     attribute = attributes[0]
-    name = str(attribute.target)
-    region = getattr(module, name, None)
+    region = getattr(module, str(attribute.target), None)
     if not isinstance(region, GraphModule):
         return None, []
     place = call.args.index(attribute)
     behind = call.args[place + 1 :]
     # a name may be among them
     operands = [a for a in behind if not isinstance(a, str)]
-    if not _takes(region, operands):
-        return None, []
-    return region, operands
-
-
-def _attributes(call: Node) -> list[Node]:
-    """The operands of a function that are attributes of the module, such as regions."""
-    return [a for a in call.args if isinstance(a, Node) and a.op == "get_attr"]
-
-
-def _takes(region: GraphModule, operands: list[Any]) -> bool:
-    """Whether a region has a placeholder for each operand; loops have lists of them."""
+    # loops have lists of operands
     is_loop = any(isinstance(a, (list, tuple)) for a in operands)
     placeholders = region.graph.find_nodes(op="placeholder")
-    has_places = len(placeholders) == len(operands)
-    return has_places and not is_loop
+    if is_loop or len(placeholders) != len(operands):
+        return None, []
+    return region, operands
 
 
 def _tensors(output: Any) -> list[Tensor]:

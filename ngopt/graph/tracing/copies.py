@@ -96,7 +96,10 @@ class Copier:
             return self.keep(value, value)
         if isinstance(value, Tensor):
             return self.keep(value, self._tensor(value))
-        return _copied_value(self, value)
+        for kind, function in COPIED_TYPES:
+            if isinstance(value, kind):
+                return function(self, value)
+        return _object(self, value)
 
     def _begin(self, module: nn.Module) -> None:
         """Makes the copy of a module, without its attributes."""
@@ -180,13 +183,6 @@ def computed_weights(module: nn.Module) -> set[str]:
     return found
 
 
-def _copied_value(copier: Copier, value: Any) -> Any:
-    for kind, function in COPIED_TYPES:
-        if isinstance(value, kind):
-            return function(copier, value)
-    return _object(copier, value)
-
-
 def _dict(copier: Copier, value: dict) -> Any:
     made = _empty(copier, value)
     if isinstance(value, defaultdict):
@@ -207,16 +203,9 @@ def _deque(copier: Copier, value: deque) -> Any:
     return made
 
 
-def _set(copier: Copier, value: set) -> Any:
+def _items(extend: Callable, copier: Copier, value: list | set) -> Any:
     made = _empty(copier, value)
-    set.update(made, map(copier.copy, list(value)))
-    _copy_attributes(copier, value, made)
-    return made
-
-
-def _list(copier: Copier, value: list) -> Any:
-    made = _empty(copier, value)
-    list.extend(made, map(copier.copy, list(value)))
+    extend(made, map(copier.copy, list(value)))
     _copy_attributes(copier, value, made)
     return made
 
@@ -346,8 +335,8 @@ def _slots(kind: type) -> list[str]:
 COPIED_TYPES: tuple[tuple[Any, Callable], ...] = (
     (dict, _dict),
     (deque, _deque),
-    (set, _set),
-    (list, _list),
+    (set, partial(_items, set.update)),
+    (list, partial(_items, list.extend)),
     (tuple, _tuple),
     (frozenset, _frozenset),
     (MethodType, _method),

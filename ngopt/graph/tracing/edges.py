@@ -1,13 +1,24 @@
-"""Edges and features of nodes, as rules add them and as blocks of the graph."""
+"""Edges and features of nodes, as rules add them and as blocks of the graph.
+
+Edges of value 1 belong to no parameter; `unit_edge_blocks` divides them into blocks.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ngopt.graph.groups_and_blocks import View
-from ngopt.graph.tracing.values import Elements
+from ngopt.graph.tracing.nodes import Nodes
+from ngopt.graph.tracing.values import (
+    Elements,
+    has_duplicates,
+    row_numbers,
+    unique_pairs,
+)
 
 
 @dataclass(frozen=True)
@@ -45,3 +56,43 @@ class Block:
     slot_shape: tuple[int, ...]
     kind: str
     path: tuple
+
+
+def unit_edge_blocks(edges: Edges, nodes: Nodes) -> Iterator[Block]:
+    """Edges of value 1, each once: from one source to several targets, or from several
+    sources to one target."""
+    assert edges.sources is not None, "features of nodes are elements"
+    ends = nodes.find(edges.sources), nodes.find(edges.targets)
+    sources, targets = torch.broadcast_tensors(*ends)
+    pairs, _ = unique_pairs(sources.flatten(), targets.flatten())
+    groups = nodes.group_of(pairs)
+    which = row_numbers(groups.T)
+    for number in which.unique():
+        own = pairs[:, which == number]
+        # centers at the end of fewer nodes, with equally many edges in a block
+        from_sources = len(own[0].unique()) <= len(own[1].unique())
+        centers, others = own if from_sources else own.flip(0)
+        for star in _stars_around(centers, others):
+            sources, targets = star if from_sources else reversed(star)
+            n_sources = len(sources)
+            n_targets = len(targets)
+            # the number of centers, all at one end: one of the quotients is 1
+            n = min(n_sources, n_targets)
+            shape = (n, n_targets // n, n_sources // n)
+            yield Block(None, sources, targets, shape, (), edges.kind, edges.path)
+
+
+def _stars_around(centers: Tensor, others: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Different centers, and the equally many others of each, one after the other."""
+    nodes, owner, degrees = centers.unique(return_inverse=True, return_counts=True)
+    if has_duplicates(others):  # shared ones: each center has a block of its own
+        parts = torch.eye(len(nodes), dtype=torch.bool)
+    else:
+        # (parts, centers): centers of a block have equally many edges
+        parts = degrees == degrees.unique()[:, None]
+    for part in parts:
+        members = part[owner]
+        # stable: the others of a center stay in their order
+        order = owner[members].argsort(stable=True)
+        own = others[members]
+        yield nodes[part], own[order]

@@ -12,8 +12,8 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,7 +28,6 @@ from ngopt.graph.rules.registry import RULES
 from ngopt.graph.tracing.assembly import assemble
 from ngopt.graph.tracing.capture import Program, one_line, packet_of
 from ngopt.graph.tracing.memory import Memory
-from ngopt.graph.tracing.module_calls import ModuleCall, module_calls
 from ngopt.graph.tracing.nodes import Mark
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import TRACED, Elements, Neurons, Unknown, Value
@@ -36,20 +35,17 @@ from ngopt.graph.tracing.values import TRACED, Elements, Neurons, Unknown, Value
 
 def trace(program: Program, model: nn.Module) -> NeuralGraph:
     """The neural graph of the whole network."""
+    # labels and constants are made on the CPU, whatever the default device is;
+    # torch.get_default_device fails in torch 2.6 after set_default_device(None)
+    is_default = torch.empty(0).is_cpu
+    on_cpu = nullcontext() if is_default else torch.device("cpu")
     # rules try some functions on random numbers, of the CPU alone
-    with _on_cpu(), torch.random.fork_rng(devices=[]):
+    with on_cpu, torch.random.fork_rng(devices=[]):
         # torch.manual_seed would seed those of all devices
         torch.default_generator.manual_seed(0)
         interpreter = RuleInterpreter(program, model)
         interpreter.run()
         return assemble(interpreter.tracer)
-
-
-def _on_cpu() -> AbstractContextManager:
-    """Labels and constants are made on the CPU, whatever the default device is."""
-    # torch.get_default_device fails in torch 2.6 after set_default_device(None)
-    is_default = torch.empty(0).is_cpu
-    return nullcontext() if is_default else torch.device("cpu")
 
 
 class RuleInterpreter:
@@ -70,7 +66,8 @@ class RuleInterpreter:
                 self.values[call] = self._input(call)
         for call in calls:
             if call.op == "output":
-                self._mark_outputs(call)
+                for neurons in self._neurons_before(call):
+                    self.tracer.nodes.mark(neurons.labels, Mark.OUTPUT)
                 break
             self._run_call(call)
             self.memory.add(call)
@@ -114,10 +111,6 @@ class RuleInterpreter:
             for leaf in tree_leaves(self.values.get(source)):
                 if isinstance(leaf, Neurons):
                     yield leaf
-
-    def _mark_outputs(self, call: Node) -> None:
-        for neurons in self._neurons_before(call):
-            self.tracer.nodes.mark(neurons.labels, Mark.OUTPUT)
 
     def _apply_module(self, module_call: ModuleCall, call: Node) -> None:
         """Applies a module's rule at the first of its functions; skips the others."""
@@ -216,3 +209,56 @@ def _is_unknown(value: Value) -> bool:
         if isinstance(leaf, Unknown):
             has_unknown = True
     return has_unknown
+
+
+@dataclass(frozen=True)
+class ModuleCall:
+    """The functions of one call of a module.
+
+    inputs: functions outside whose results they use. output: the last of the functions
+    whose result is used outside.
+    """
+
+    module: nn.Module
+    functions: list[Node]
+    inputs: list[Node]
+    output: Node
+
+
+def module_calls(program: Program, model: nn.Module) -> dict[Node, ModuleCall]:
+    """For every function inside of a module with a rule, the call of that module."""
+    if not any(isinstance(target, type) for target in RULES):
+        return {}
+    inside: dict[str, list[Node]] = {}
+    modules: dict[str, nn.Module] = {}
+    for function in program.graph.nodes:
+        if function.op != "call_function":
+            continue
+        stack = function.meta.get("nn_module_stack") or {}
+        for name, (path, _) in stack.items():
+            module = model.get_submodule(path.split("@")[0])
+            if type(module) in RULES:
+                # the name of a second call differs: layer@1
+                inside.setdefault(name, []).append(function)
+                modules[name] = module
+                break  # the outermost module with a rule
+    found: dict[Node, ModuleCall] = {}
+    for name, functions in inside.items():
+        call = _module_call(program, modules[name], functions)
+        found |= dict.fromkeys(functions, call)
+    return found
+
+
+def _module_call(
+    program: Program, module: nn.Module, functions: list[Node]
+) -> ModuleCall:
+    members = set(functions)
+    inputs: dict[Node, None] = {}  # in their order
+    output = functions[-1]
+    for function in functions:
+        for source in function.all_input_nodes:
+            if source not in members and source.name not in program.state:
+                inputs[source] = None
+        if not members.issuperset(function.users):
+            output = function
+    return ModuleCall(module, functions, list(inputs), output)

@@ -107,7 +107,10 @@ def _without_global_hooks() -> Iterator[None]:
 @contextmanager
 def _kept_class_attributes(objects: Iterable[Any]) -> Iterator[None]:
     """Restores the class attributes of objects, and their contents."""
-    kinds = _user_classes(objects)
+    classes: set[type] = set()
+    for value in objects:
+        classes.update(type(value).__mro__)
+    kinds = set(filter(_is_of_user, classes))
     contents = _Contents()
     attributes = {}
     for kind in kinds:
@@ -124,13 +127,6 @@ def _kept_class_attributes(objects: Iterable[Any]) -> Iterator[None]:
         for cache, size in caches.items():
             if cache.cache_info().currsize != size:
                 cache.cache_clear()
-
-
-def _user_classes(objects: Iterable[Any]) -> set[type]:
-    kinds = set()
-    for value in objects:
-        kinds.update(type(value).__mro__)
-    return set(filter(_is_of_user, kinds))
 
 
 def _is_of_user(kind: type) -> bool:

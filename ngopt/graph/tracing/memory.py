@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from ngopt.graph.tracing.values import (
     Unknown,
     Value,
     constant_labels,
+    storage_of,
     strided_numbers,
     with_zero_strides,
 )
@@ -38,7 +38,7 @@ class Memory:
             return
         if _writes(call):
             self._write(call)
-        sharing = self._sharing[_storage(tensor)]
+        sharing = self._sharing[storage_of(tensor)]
         sharing.append(call)
 
     def _write(self, call: Node) -> None:
@@ -49,60 +49,42 @@ class Memory:
         tensor = operand.meta["val"]
         old = self.values[operand]
         self.values[operand] = result
-        sharing = self._sharing[_storage(tensor)]
+        sharing = self._sharing[storage_of(tensor)]
         others = [other for other in sharing if other is not operand]
         if not others or _are_same(old, result):
             return
-        written = _Written.of(tensor, result)
+        written = _places(tensor)
         for other in others:
-            own = other.meta["val"]
-            self.values[other] = written.value_of(own, self.values[other])
+            places = _places(other.meta["val"])
+            value = self.values[other]
+            self.values[other] = _after_write(value, places, written, result)
 
 
-@dataclass(frozen=True)
-class _Written:
-    """A write to memory.
+def _after_write(
+    value: Value, places: Tensor, written: Tensor, result: Neurons | Unknown
+) -> Value:
+    """The value of a tensor after a write to other places of its memory.
 
-    labels: of what was written; None if unknown. index: for every place in memory which
-    of the labels is there, -1 for none.
+    places, written: the place in memory of every entry of both tensors.
     """
-
-    labels: Tensor | None
-    index: Tensor
-
-    @classmethod
-    def of(cls, tensor: Tensor, result: Neurons | Unknown) -> _Written:
-        places = _places(tensor)
-        count = places.numel()
-        size = int(places.max()) + 1 if count else 0
-        index = torch.full((size,), -1)
-        index[places] = torch.arange(count).reshape(places.shape)
-        labels = result.labels.flatten() if isinstance(result, Neurons) else None
-        return cls(labels, index)
-
-    def value_of(self, tensor: Tensor, value: Value) -> Value:
-        """The value of a tensor of the same memory after the write, of that before."""
-        which = self._read(_places(tensor))
-        is_new = which >= 0
-        if not is_new.any():
-            return value
-        old = _labels(value)
-        is_unknown = old is None and not is_new.all()
-        if self.labels is None or is_unknown:
-            return Unknown(which.shape)
-        # -1 would read the last one
-        new = self.labels[which.clamp(min=0)]
-        if old is not None:
-            new = torch.where(is_new, new, old)
-        return Neurons(with_zero_strides(new))
-
-    def _read(self, places: Tensor) -> Tensor:
-        """Which of the labels is at each place in memory, -1 for none."""
-        if not len(self.index):
-            return torch.full_like(places, -1)
-        is_behind = places >= len(self.index)
-        inside = places.masked_fill(is_behind, 0)
-        return self.index[inside].masked_fill(is_behind, -1)
+    if not places.numel() or not written.numel():
+        return value
+    size = 1 + int(max(places.max(), written.max()))
+    is_written = torch.zeros(size, dtype=torch.bool)
+    is_written[written] = True
+    is_new = is_written[places]
+    if not is_new.any():
+        return value
+    old = _labels(value)
+    is_unknown = old is None and not is_new.all()
+    if isinstance(result, Unknown) or is_unknown:
+        return Unknown(places.shape)
+    memory = torch.empty(size, dtype=torch.long)
+    memory[written] = result.labels.reshape(written.shape)
+    new = memory[places]
+    if old is not None:
+        new = torch.where(is_new, new, old)
+    return Neurons(with_zero_strides(new))
 
 
 def _are_same(old: Value, new: Value) -> bool:
@@ -125,10 +107,6 @@ def _writes(call: Node) -> bool:
         return False
     alias = schema.arguments[0].alias_info
     return alias is not None and alias.is_write
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
 
 
 def _places(tensor: Tensor) -> Tensor:

@@ -138,7 +138,14 @@ class Nodes:
 
         Strides of 0 stay.
         """
-        return _found(labels, self._alias)
+        shape = labels.shape
+        # labels of a batch have stride 0: each is looked up once
+        (labels,) = without_repeats([labels])
+        while True:
+            further = lookup(labels, self._alias)
+            if torch.equal(further, labels):
+                return labels.expand(shape)
+            labels = further
 
     def find_each(self) -> Tensor:
         """The present number (count,) of every node."""
@@ -213,15 +220,3 @@ class Nodes:
         groups = self._group[stands]
         sizes = groups.bincount(minlength=len(self.names))
         return sizes.tolist(), self._group[found], place[found]
-
-
-def _found(labels: Tensor, alias: Tensor) -> Tensor:
-    """The numbers at the ends of the chains of aliases from these labels."""
-    shape = labels.shape
-    # labels of a batch have stride 0: each is looked up once
-    (labels,) = without_repeats([labels])
-    while True:
-        further = lookup(labels, alias)
-        if torch.equal(further, labels):
-            return labels.expand(shape)
-        labels = further

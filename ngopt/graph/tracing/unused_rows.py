@@ -47,7 +47,7 @@ def _completed(spec: ParameterSpec, view: View, axes: int) -> View:
     if view.numel >= spec.numel:
         return view
     for wider in _wider(spec, view, axes):
-        if wider.numel == spec.numel and _has_all(spec, wider):
+        if wider.numel == count_elements(wider, spec.numel) == spec.numel:
             return wider
     return view
 
@@ -68,7 +68,7 @@ def _wider(spec: ParameterSpec, view: View, axes: int) -> Iterator[View]:
                 yield replace(view, shape=shape, offset=offset)
 
 
-def _has_all(spec: ParameterSpec, view: View) -> bool:
-    numbers = torch.arange(spec.numel)
-    read = view.read(numbers[None, :, None])
-    return len(read.unique()) == spec.numel
+def count_elements(view: View, numel: int) -> int:
+    """How many different elements of a parameter of `numel` a view has."""
+    numbers = torch.arange(numel)
+    return len(view.read(numbers[None, :, None]).unique())

@@ -79,7 +79,7 @@ class Elements:
         old = self.layout
         layout = function(old)
         # the strides of a copy, as of a reshaped transpose, are not the parameter's
-        if old.is_meta and not _share_storage(layout, old):
+        if old.is_meta and storage_of(layout) != storage_of(old):
             layout = function(self.numbers)
         factors = tuple(other.apply(function) for other in self.factors)
         return Elements(self.parameter, layout, factors)
@@ -306,9 +306,10 @@ def replaced_labels(labels: Tensor, old: Tensor, new: Tensor) -> Tensor:
     return lookup(labels, table)
 
 
-def _share_storage(a: Tensor, b: Tensor) -> bool:
+def storage_of(tensor: Tensor) -> int:
+    """Equal for tensors that share memory."""
     # data_ptr is 0 for every tensor without data
-    return a.untyped_storage()._cdata == b.untyped_storage()._cdata
+    return tensor.untyped_storage()._cdata
 
 
 def _has_repeats(shape: Sequence[int], strides: Sequence[int]) -> bool:

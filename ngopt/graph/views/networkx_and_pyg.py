@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.graph.views.edge_list import EdgeList, Slots, node_starts, to_edge_list
-from ngopt.graph.views.parameter_graph_labels import edge_types, node_types
+from ngopt.graph.views.parameter_graph import edge_types, node_types
 
 if TYPE_CHECKING:
     from networkx import MultiDiGraph

@@ -22,10 +22,13 @@ from enum import Enum
 from itertools import product
 from typing import NamedTuple
 
-from ngopt.graph.connectivity import components, relative_depths
+import torch
+from torch import Tensor
+
+from ngopt.graph.connectivity import components, longest_paths, relative_depths
 from ngopt.graph.groups_and_blocks import Bias, EdgeBlock, Index, NeuronGroup, View
+from ngopt.graph.kinds import EDGE_KINDS, NODE_KINDS, kind_code
 from ngopt.graph.neural_graph import NeuralGraph
-from ngopt.graph.views.parameter_graph_labels import layers
 
 SCALES = ("gamma", "scale")
 
@@ -338,3 +341,43 @@ def _single_slots(block: EdgeBlock) -> Iterator[EdgeBlock]:
             offset += k * stride
         slot = View(view.parameter, view.shape[:3], view.strides[:3], offset)
         yield replace(block, view=slot, slot_shape=(), position=position)
+
+
+def node_types(graph: NeuralGraph) -> Tensor:
+    """The kind of every group, (groups,) positions in `NODE_KINDS` (Lim et al. 2024,
+    node type)."""
+    kinds = [kind_code(group.kind, NODE_KINDS) for group in graph.groups]
+    return torch.tensor(kinds, dtype=torch.long, device="cpu")
+
+
+def edge_types(graph: NeuralGraph) -> Tensor:
+    """The kind of every block, (blocks,) positions in `EDGE_KINDS` (Lim et al. 2024,
+    edge type)."""
+    kinds = [kind_code(block.kind, EDGE_KINDS) for block in graph.blocks]
+    return torch.tensor(kinds, dtype=torch.long, device="cpu")
+
+
+def layers(graph: NeuralGraph) -> Tensor:
+    """The layer of every group, (groups,): the length of the longest path to it, 0 at
+    inputs (Lim et al. 2024, layer).
+
+    The node of a parameter has the layer of its neurons.
+    """
+    pooled = {(block.target, block.source) for block in graph.constants}
+    forward = []
+    for block in graph.blocks:
+        is_recurrent = block.target == block.source
+        # back from a node that stands for several to these
+        is_return = block.kind == "spread" and (block.source, block.target) in pooled
+        if not (is_recurrent or is_return or is_parameter_edge(graph, block)):
+            forward.append(block)
+    layer = longest_paths(len(graph.groups), forward)
+    for block in reversed(graph.blocks):
+        if is_parameter_edge(graph, block):
+            layer[block.source] = layer[block.target]
+    return torch.tensor(layer, dtype=torch.long, device="cpu")
+
+
+def is_parameter_edge(graph: NeuralGraph, block: EdgeBlock) -> bool:
+    """Whether a block leaves the node of a parameter, whose kind its edges have."""
+    return block.view is not None and block.kind == graph.groups[block.source].kind

@@ -10,11 +10,12 @@ from torch import nn
 from ngopt import build_graph
 from ngopt.graph import GraphValues, to_edge_list
 from ngopt.graph.kinds import EDGE_KINDS, NODE_KINDS
-from ngopt.graph.views.parameter_graph import neuron_places, parameter_graph
-from ngopt.graph.views.parameter_graph_labels import (
+from ngopt.graph.views.parameter_graph import (
     edge_types,
     layers,
+    neuron_places,
     node_types,
+    parameter_graph,
 )
 from tests.automorphisms import automorphisms, input_output_index
 from tests.equivariance import (

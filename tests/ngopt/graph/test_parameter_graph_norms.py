@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ngopt import build_graph
-from ngopt.graph.views.parameter_graph import parameter_graph
-from ngopt.graph.views.parameter_graph_labels import layers
+from ngopt.graph.views.parameter_graph import layers, parameter_graph
 from tests.automorphisms import automorphisms, count_automorphisms
 from tests.equivariance import (
     assert_function_respects,
