@@ -115,29 +115,20 @@ def _of_activations(
     tracer: Tracer, name: str, a: Tensor, b: Tensor, shape: torch.Size
 ) -> Value:
     """The product of labels (..., t, n) and (..., n, m); Unknown if too large."""
-    left, right = _with_one_batch_axis(tracer, a, b)
-    r, t, _ = left.shape
-    m = right.shape[2]
-    labels = _products(tracer, name, left, right)
-    if labels is None:
-        return Unknown(shape)
-    whole = labels.expand(r, t, m)
-    return Neurons(whole.reshape(shape))
-
-
-def _with_one_batch_axis(tracer: Tracer, a: Tensor, b: Tensor) -> list[Tensor]:
-    """Present labels of two factors, (r, t, n) and (r, n, m)."""
     # as in torch, a vector is a row on the left and a column on the right
     a = a[None] if a.dim() == 1 else a
     b = b[:, None] if b.dim() == 1 else b
     # (1,): two plain matrices get an axis that can be flattened, too
     lead = torch.broadcast_shapes((1,), a.shape[:-2], b.shape[:-2])
-    found = []
-    for x in (a, b):
-        whole = x.expand(*lead, -1, -1)
-        labels = tracer.nodes.find(whole)
-        found.append(labels.flatten(0, -3))
-    return found
+    whole = [x.expand(*lead, -1, -1) for x in (a, b)]
+    # (r, t, n) and (r, n, m)
+    left, right = [tracer.nodes.find(x).flatten(0, -3) for x in whole]
+    r, t, _ = left.shape
+    m = right.shape[2]
+    labels = _products(tracer, name, left, right)
+    if labels is None:
+        return Unknown(shape)
+    return Neurons(labels.expand(r, t, m).reshape(shape))
 
 
 def _products(tracer: Tracer, name: str, left: Tensor, right: Tensor) -> Tensor | None:
@@ -145,7 +136,9 @@ def _products(tracer: Tracer, name: str, left: Tensor, right: Tensor) -> Tensor 
 
     None if there are too many products, or any entry is no neuron.
     """
-    weighs = _are_scores(left) and _are_values(right)
+    # one node in each matrix, as a head at all positions
+    are_scores = same_along(left, 1) and same_along(left, 2)
+    weighs = are_scores and _are_values(right)
     # neurons of values are along m, those of keys along n
     right = _unify_positions(tracer, right, 2 if weighs else 1)
     if weighs and same_along(right, 1):
@@ -158,11 +151,6 @@ def _products(tracer: Tracer, name: str, left: Tensor, right: Tensor) -> Tensor 
             keys = right[:, :, 0]
             return _scores(tracer, name, left[:, 0], keys)
     return _pooled_products(tracer, name, left, right)
-
-
-def _are_scores(left: Tensor) -> bool:
-    """Whether (r, t, n) is one node in each matrix, as a head at all positions."""
-    return same_along(left, 1) and same_along(left, 2)
 
 
 def _are_values(right: Tensor) -> bool:

@@ -62,18 +62,11 @@ def _tell_parts_apart(tracer: Tracer, call: Node) -> None:
             path = _path(tracer, source)
             parts.append(_Part(nodes, set(groups), path))
     for part in parts:
-        if _has_other_path(part, parts):
+        # `add_function_nodes` compares nodes of one group alone
+        of_layer = [other for other in parts if other.groups & part.groups]
+        if any(other.path != part.path for other in of_layer):
             function = AppliedFunction(part.nodes, None, part.path)
             tracer.applied_functions.append(function)
-
-
-def _has_other_path(part: _Part, parts: list[_Part]) -> bool:
-    """Whether another part of the same layer has another path."""
-    for other in parts:
-        # `add_function_nodes` compares nodes of one group alone
-        if other.groups & part.groups and other.path != part.path:
-            return True
-    return False
 
 
 def _path(tracer: Tracer, call: Node) -> str:
@@ -88,15 +81,13 @@ def _path(tracer: Tracer, call: Node) -> str:
         value = tracer.values.get(sources[0]) if len(sources) == 1 else None
         if not isinstance(value, (Neurons, list, tuple)):
             return " ".join([*path, call.name])
-        if not _only_rearranges(call) or _changes_positions(tracer, call, value):
+        packet = packet_of(call)
+        is_item = call.target is operator.getitem
+        only_rearranges = is_item or packet in REARRANGING or packet in JOINS
+        if not only_rearranges or _changes_positions(tracer, call, value):
             step = (call.target, call.args[1:], call.kwargs)
             path.append(str(step))
         (call,) = sources
-
-
-def _only_rearranges(call: Node) -> bool:
-    packet = packet_of(call)
-    return call.target is operator.getitem or packet in REARRANGING or packet in JOINS
 
 
 def _changes_positions(tracer: Tracer, call: Node, first: Value) -> bool:
@@ -114,7 +105,9 @@ def _changed_dims(tracer: Tracer, call: Node, first: Neurons) -> list[int]:
     packet = packet_of(call)
     options: Any = call.args[1:]
     if packet in SELECTIONS:
-        return _selected_dims(call, first)
+        # x[:] selects everything; without a dimension, a slice is of the first one
+        is_whole = call.meta["val"].shape == first.shape
+        return [] if is_whole else list(options[:1]) or [0]
     if packet is aten.index:
         return [d for d, index in enumerate(options[0]) if index is not None]
     if packet in REORDERINGS:
@@ -125,12 +118,3 @@ def _changed_dims(tracer: Tracer, call: Node, first: Neurons) -> list[int]:
         amounts = enumerate(options[0])
         return [-1 - k // 2 for k, amount in amounts if amount]
     return []
-
-
-def _selected_dims(call: Node, first: Neurons) -> list[int]:
-    # x[:] selects everything
-    if call.meta["val"].shape == first.shape:
-        return []
-    dims: Any = call.args[1:2]
-    # without a dimension, a slice is of the first one
-    return list(dims) or [0]

@@ -50,26 +50,16 @@ def embedding_bag(
     labels = _table(tracer, call, weight)
     # a factor for each index, (indices,)
     factors = tracer.argument(call, "per_sample_weights")
-    if isinstance(factors, Neurons):
-        labels = _weighted_rows(tracer, call, factors.labels, labels)
-    if labels is None:
-        return (Unknown(bags.shape), *others)
-    return (Neurons(labels.expand(bags.shape)), *others)
-
-
-def _weighted_rows(
-    tracer: Tracer, call: Node, factors: Tensor, row: Tensor
-) -> Tensor | None:
-    """The neurons (1, n) of a sum of rows with a factor each; None if too many.
-
-    factors: (indices,). row: the neurons of every row, (n,).
-    """
+    if not isinstance(factors, Neurons):
+        return (Neurons(labels.expand(bags.shape)), *others)
     # the product of a row, of all indices, and a matrix, of rows of the table
-    left = Neurons(factors[None])
-    right = Neurons(row.expand(len(factors), -1))
-    shape = torch.Size((1, len(row)))
+    left = Neurons(factors.labels[None])
+    right = Neurons(labels.expand(len(factors.labels), -1))
+    shape = torch.Size((1, len(labels)))
     result = product_of_activations(tracer, call.name, left, right, shape)
-    return result.labels if isinstance(result, Neurons) else None
+    if not isinstance(result, Neurons):
+        return (Unknown(bags.shape), *others)
+    return (Neurons(result.labels.expand(bags.shape)), *others)
 
 
 @register_rule(aten.grid_sampler, aten.grid_sampler_2d, aten.grid_sampler_3d)
@@ -80,8 +70,9 @@ def grid_sample(tracer: Tracer, call: Node, planes: Value, grid: Value, *_) -> V
     if isinstance(planes, Neurons):
         labels = tracer.unify_places(planes.labels, 1)
     elif isinstance(planes, Elements):
-        count = planes.shape[0]
-        features = [_features_of_plane(tracer, call, planes, k) for k in range(count)]
+        features = []
+        for k in range(planes.shape[0]):
+            features.append(_features_of_plane(tracer, call, planes, k))
         labels = torch.stack(features)
     if labels is None:
         return Unknown(shape)

@@ -44,20 +44,12 @@ def unify_channel_places(tracer: Tracer, labels: Tensor, channel: int) -> None:
         if are_neurons and not has_duplicates(rows):
             first = rows[:1].expand_as(rows)
             tracer.nodes.unify(first, rows)
-            # the linear layer before a norm has channels, too
-            _unify_partners(tracer)
-
-
-def _unify_partners(tracer: Tracer) -> None:
-    """Unifies the nodes that edges from one to one connect to unified nodes."""
-    # unifying adds no edges
-    pairs = list(_one_to_one(tracer.all_edges))
-    changed = True
-    while changed:
-        changed = False
-        for ends, partners in pairs:
-            if _unify_each(tracer, ends, partners):
-                changed = True
+            # the linear layer before a norm has channels, too: edges from one to one
+            # connect unified nodes to partners, which are unified
+            pairs = list(_one_to_one(tracer.all_edges))
+            changed = [True]
+            while any(changed):
+                changed = [_unify_each(tracer, *pair) for pair in pairs]
 
 
 def _one_to_one(all_edges: Sequence[Edges]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -112,7 +104,9 @@ def _pooled(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
     if not isinstance(x, Neurons):
         return Unknown(shape)
     # a single map (channels, *space) has no batch, but the function of its space
-    channel = x.labels.dim() - _spatial_dims(call) - 1
+    found = search(r"(\d)d", str(call.target))  # 2 for `max_pool2d`
+    assert found is not None
+    channel = x.labels.dim() - int(found[1]) - 1
     # behind a pixel shuffle a window contains several neurons of a channel
     unify_channel_places(tracer, x.labels, channel)
     channels = tracer.unify_places(x.labels, channel)
@@ -123,10 +117,3 @@ def _pooled(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
     space = [1] * (len(shape) - channel - 1)
     labels = channels.reshape(-1, *space)
     return Neurons(labels.expand(shape))
-
-
-def _spatial_dims(call: Node) -> int:
-    """2 for `max_pool2d`."""
-    found = search(r"(\d)d", str(call.target))
-    assert found is not None
-    return int(found[1])

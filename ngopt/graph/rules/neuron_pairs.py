@@ -73,19 +73,15 @@ def sum_of(tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> Neurons:
     if is_mixed or has_duplicates(newer):
         nodes = pair_nodes(tracer, call.name, combined.pairs, "neuron")
         return combined.result(nodes)
-    is_one_layer = _are_only_summed(call, a, b) and len(older)
-    if is_one_layer and not has_duplicates(older):
+    # outputs of weights that only this sum uses
+    users = [len(operand.users) for operand in call.all_input_nodes]
+    are_only_summed = users == [1, 1] and a.is_pristine and b.is_pristine
+    if are_only_summed and len(older) and not has_duplicates(older):
         tracer.nodes.unify(older, newer)
         nodes = tracer.nodes.find(newer)
         return combined.result(nodes, is_pristine=True)
     tracer.edges(None, older, newer, "residual")
     return combined.result(newer)
-
-
-def _are_only_summed(call: Node, a: Neurons, b: Neurons) -> bool:
-    """Whether both operands are outputs of weights, used by this sum alone."""
-    users = [len(operand.users) for operand in call.all_input_nodes]
-    return users == [1, 1] and a.is_pristine and b.is_pristine
 
 
 def difference_of(tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> Neurons:

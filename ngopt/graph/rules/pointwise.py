@@ -7,6 +7,7 @@ differs between them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -42,61 +43,45 @@ def pointwise_function(tracer: Tracer, call: Node, args: tuple, kwargs: dict) ->
     value = call.meta.get("val")
     if not isinstance(value, Tensor):
         return tracer.unknown(call)
-    operands = _Operands(value.shape)
+    operands = []
     for leaf in tree_leaves((args, kwargs)):
-        operands.add(leaf)
-    if operands.neurons:
-        return _of_neurons(tracer, call, operands)
-    if operands.elements:
-        return _of_elements(tracer, call, operands)
-    if operands.fitting:
-        is_equivariant = all(map(_is_uniform, operands.fitting))
-        return Unknown(value.shape, is_equivariant)
+        if isinstance(leaf, (*TRACED, Tensor)):
+            operands.append(leaf)
+    fitting = [x for x in operands if _fits(x, value.shape)]
+    if any(isinstance(x, Neurons) for x in operands):
+        return _of_neurons(tracer, call, operands, fitting)
+    if any(isinstance(x, Elements) for x in fitting):
+        return _of_elements(tracer, call, fitting)
+    if fitting:
+        return Unknown(value.shape, equivariant=all(map(_is_uniform, fitting)))
     return tracer.unknown(call)
 
 
-class _Operands:
-    """The tensors that a function combines, by what they represent.
+def _fits(value: Value, shape: torch.Size) -> bool:
+    """Whether a tensor broadcasts to a shape."""
+    try:
+        return torch.broadcast_shapes(value.shape, shape) == shape
+    except RuntimeError:
+        return False
 
-    neurons: of any shape. elements, fitting: those that broadcast to the result;
-    `fitting` has operands of all types.
+
+def _of_neurons(
+    tracer: Tracer, call: Node, operands: Sequence[Value], fitting: Sequence[Value]
+) -> Value:
+    """Several neurons are factors; parameters and constants are combined one by one.
+
+    fitting: the operands that broadcast to the result.
     """
-
-    def __init__(self, shape: torch.Size):
-        self.shape = shape
-        self.neurons: list[Neurons] = []
-        self.elements: list[Elements] = []
-        self.fitting: list[Value] = []
-
-    def add(self, value: Any) -> None:
-        if not isinstance(value, (*TRACED, Tensor)):
-            return
-        if isinstance(value, Neurons):
-            self.neurons.append(value)
-        if not self.fits(value):
-            return
-        self.fitting.append(value)
-        if isinstance(value, Elements):
-            self.elements.append(value)
-
-    def fits(self, value: Value) -> bool:
-        try:
-            return torch.broadcast_shapes(value.shape, self.shape) == self.shape
-        except RuntimeError:
-            return False
-
-
-def _of_neurons(tracer: Tracer, call: Node, operands: _Operands) -> Value:
-    """Several neurons are factors; parameters and constants are combined one by one."""
-    first, *factors = operands.neurons
-    all_fit = all(map(operands.fits, operands.neurons))
+    shape = tracer.shape_of(call)
+    first, *factors = [x for x in operands if isinstance(x, Neurons)]
+    all_fit = _fits(first, shape) and all(_fits(x, shape) for x in factors)
     if not all_fit or not is_pointwise(tracer, call, first):
         return tracer.unknown(call)
     result = first
     for factor in factors:
         result = product_of(tracer, call, result, factor)
-    result = Neurons(result.labels.expand(operands.shape))
-    for other in operands.fitting:
+    result = Neurons(result.labels.expand(shape))
+    for other in fitting:
         result = _combined(tracer, call, result, other)
     note_function(tracer, call, result.labels)
     return result
@@ -138,16 +123,13 @@ def _function_key(call: Node, values: list[Value]) -> str | None:
     # noise is new at every call, and the same for all neurons
     if torch.Tag.nondeterministic_seeded in tags_of(call):
         return None
-    numbers = [_number(value) for value in values if not _is_traced(value)]
+    numbers = []
+    for value in values:
+        if not _is_traced(value):
+            # tensors among these are uniform: any entry does
+            is_tensor = isinstance(value, Tensor)
+            numbers.append(float(value.flatten()[0]) if is_tensor else value)
     return str((call.target, numbers, call.kwargs))
-
-
-def _number(value: Value) -> Any:
-    """An argument that is the same for all neurons; of a tensor, its number."""
-    if isinstance(value, Tensor):
-        # only uniform tensors come here: any entry does
-        return float(value.flatten()[0])
-    return value
 
 
 def _is_traced(value: Value) -> bool:
@@ -157,10 +139,11 @@ def _is_traced(value: Value) -> bool:
     return isinstance(value, TRACED)
 
 
-def _of_elements(tracer: Tracer, call: Node, operands: _Operands) -> Elements:
+def _of_elements(tracer: Tracer, call: Node, operands: Sequence[Value]) -> Elements:
     """A parameter times or plus others, constants, and results of such functions."""
-    shape = operands.shape
-    largest_first = sorted(operands.elements, key=lambda a: -a.shape.numel())
+    shape = tracer.shape_of(call)
+    elements = [x for x in operands if isinstance(x, Elements)]
+    largest_first = sorted(elements, key=lambda a: -a.shape.numel())
     own = []
     others = []
     for elements in largest_first:
@@ -170,13 +153,13 @@ def _of_elements(tracer: Tracer, call: Node, operands: _Operands) -> Elements:
         else:
             others.append(elements)
     first = own[0]
-    if not _is_equivariant(tracer, call, own, operands.fitting):
+    if not _is_equivariant(tracer, call, own, operands):
         tracer.pinned_parameters.add(first.parameter)
     return first.with_factors(others)
 
 
 def _is_equivariant(
-    tracer: Tracer, call: Node, own: list[Elements], operands: list
+    tracer: Tracer, call: Node, own: list[Elements], operands: Sequence[Value]
 ) -> bool:
     """Whether exchanged rows of a parameter are exchanged in the result.
 

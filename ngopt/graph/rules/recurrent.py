@@ -145,7 +145,12 @@ def recurrent_layer(
     add_inputs(tracer, call, w_ih, features, cells)
     gates = _with_gates_last(w_hh, cells)
     tracer.edges(gates, fed_back, cells[:, None], "recurrent", call)
-    _add_biases(tracer, biases, cells)
+    for bias, kind in zip(biases, ("bias", "recurrent"), strict=False):
+        gates = _with_gates_last(bias, cells)
+        # (n, gates): 3 in a GRU, which multiplies the bias of the state with a gate;
+        # others, 4 in an LSTM and 1, only add the two
+        is_gru = gates.shape[1] == 3
+        tracer.edges(gates, None, cells, kind if is_gru else "bias")
     for projection in projections:
         tracer.edges(projection, cells, fed_back[:, None], call=call)
     return StateNodes(fed_back, cells)
@@ -158,18 +163,6 @@ def add_inputs(
     sources = tracer.source_nodes(features, _layer_name(tracer, w_ih))
     gates = _with_gates_last(w_ih, cells)
     tracer.edges(gates, sources, cells[:, None], "weight", call)
-
-
-def _add_biases(tracer: Tracer, biases: Sequence[Elements], cells: Tensor) -> None:
-    """Biases (gates * n,) of the input and of the state.
-
-    A GRU multiplies the bias of the state with a gate; other layers only add the two.
-    """
-    for bias, kind in zip(biases, ("bias", "recurrent"), strict=False):
-        gates = _with_gates_last(bias, cells)
-        # (n, gates): 3 in a GRU, 4 in an LSTM, 1 in others
-        is_gru = gates.shape[1] == 3
-        tracer.edges(gates, None, cells, kind if is_gru else "bias")
 
 
 def _layer_name(tracer: Tracer, w_ih: Elements) -> str:
@@ -202,7 +195,12 @@ def enter_state(tracer: Tracer, state: Value, nodes: Tensor, kind: str) -> None:
     such as zeros, adds nothing. Any other state has new nodes, one for each neuron.
     """
     if isinstance(state, Elements):
-        _enter_learned_state(tracer, state, nodes, kind)
+        rows = state.numbers
+        # rows (b, n) that differ over the batch are slots of each neuron
+        numbers = rows[0] if same_along(rows, 0) else rows.T
+        own = Elements(state.parameter, numbers)
+        # features have no kind "residual"
+        tracer.edges(own, None, nodes, "value" if kind == "residual" else kind)
         return
     is_uniform = isinstance(state, Tensor) and same_along(state, -1)
     if is_uniform or _has_no_neuron(state):
@@ -214,17 +212,6 @@ def enter_state(tracer: Tracer, state: Value, nodes: Tensor, kind: str) -> None:
         sources = tracer.source_nodes(missing, "state")
     is_neuron = sources > 0
     tracer.edges(None, sources[is_neuron], nodes[is_neuron], kind)
-
-
-def _enter_learned_state(
-    tracer: Tracer, state: Elements, nodes: Tensor, kind: str
-) -> None:
-    rows = state.numbers
-    # rows (b, n) that differ over the batch are slots of each neuron
-    numbers = rows[0] if same_along(rows, 0) else rows.T
-    own = Elements(state.parameter, numbers)
-    # features have no kind "residual"
-    tracer.edges(own, None, nodes, "value" if kind == "residual" else kind)
 
 
 @register_rule(aten._pack_padded_sequence, aten._pad_packed_sequence)

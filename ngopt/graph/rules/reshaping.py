@@ -43,38 +43,24 @@ def rearrange(tracer: Tracer, call: Node, args: tuple, kwargs: dict) -> Value:
     """Applies a function that rearranges entries to labels or elements."""
     first, *options = args
     if packet_of(call) in DTYPES:
-        return _converted(first)
+        # labels stay integers
+        if isinstance(first, Neurons):
+            return Neurons(first.labels, is_normalised=first.is_normalised)
+        return first
     if packet_of(call) in SHAPED_LIKE:  # any tensor of that shape
         options = [torch.empty(tracer.shape_of(call))]
     leaves = tree_leaves((first, options, kwargs))
     if any(isinstance(leaf, Unknown) for leaf in leaves):
-        return _rearranged_unknown(tracer, call, first)
+        is_equivariant = isinstance(first, Unknown) and first.equivariant
+        if is_equivariant and isinstance(call.meta["val"], Tensor):
+            return Unknown(tracer.shape_of(call), equivariant=True)
+        return tracer.unknown(call)
     if isinstance(first, Elements):
         result = _rearranged_elements(call, first, options, kwargs)
         if result is not None:
             return result
     # elements that are no view, or are indexed by neurons, become nodes
     labels = as_neurons(tracer, first).labels
-    return _rearranged_labels(call, labels, options, kwargs)
-
-
-def _converted(x: Value) -> Value:
-    """A tensor of another type: labels stay integers."""
-    if isinstance(x, Neurons):
-        return Neurons(x.labels, is_normalised=x.is_normalised)
-    return x
-
-
-def _rearranged_unknown(tracer: Tracer, call: Node, first: Value) -> Value:
-    is_tensor = isinstance(call.meta["val"], Tensor)
-    if is_tensor and isinstance(first, Unknown) and first.equivariant:
-        return Unknown(tracer.shape_of(call), equivariant=True)
-    return tracer.unknown(call)
-
-
-def _rearranged_labels(
-    call: Node, labels: Tensor, options: list, kwargs: dict
-) -> Value:
     function = _function_of_labels(call)
     if packet_of(call) in PADS:  # with label 0, no neuron
         return as_values(function(labels, options[0]))

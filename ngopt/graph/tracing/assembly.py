@@ -271,8 +271,16 @@ class _Groups:
         shape = (groups, rows, columns)
         source, source_index = self.locate(_sources(block))
         target, target_index = self.locate(block.targets)
-        what = (shape, block.slot_shape, block.kind)
-        return EdgeBlock(block.view, source, target, *what, source_index, target_index)
+        return EdgeBlock(
+            block.view,
+            source,
+            target,
+            shape,
+            block.slot_shape,
+            block.kind,
+            source_index,
+            target_index,
+        )
 
     def bias(self, block: Block) -> Bias:
         view = _view(block)
