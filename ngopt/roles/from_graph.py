@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ngopt.graph import Bias, EdgeBlock, NeuralGraph, build_graph
 from ngopt.graph.groups_and_blocks import is_diagonal
 from ngopt.graph.inference.from_parameters import infer_graph
-from ngopt.roles.from_names import Guess, RolesFromNames
+from ngopt.roles.from_names import RolesFromNames
 from ngopt.roles.matrices import MatrixBlock, NeuronSet, by_shape, matrices
 from ngopt.roles.neuron_usage import (
     is_dense,
@@ -93,11 +93,9 @@ def roles_of(graph: NeuralGraph) -> tuple[ParameterRole, ...]:
     if not any(graph.inferred):
         return tuple(roles)
     specs = [spec.unpaired for spec in graph.parameters]
-    roles_by_order = _roles_from_edges(infer_graph(specs))
-    guesses = []
-    for role, other in zip(roles, roles_by_order, strict=True):
-        guesses.append(Guess(by_module=role.role, by_order=other.role))
-    names = RolesFromNames(graph.parameters, guesses)
+    by_module = [role.role for role in roles]
+    by_order = [role.role for role in _roles_from_edges(infer_graph(specs))]
+    names = RolesFromNames(graph.parameters, by_module, by_order)
     for i, is_inferred in enumerate(graph.inferred):
         if is_inferred:
             roles[i] = replace(roles[i], role=names.roles[i], blocks=names.blocks(i))
@@ -163,7 +161,8 @@ class _Edges:
         kinds, leads_to_output = set(), True
         for block in self.blocks[number]:
             ends.append(block.target)
-            kinds.add(self._role_of_block(block))
+            is_norm = block.kind in ("gamma", "beta") or self._scales_norm(block)
+            kinds.add("norm" if is_norm else "other")
             if groups[block.source].kind == "token":
                 tables.append(block)
             if is_dense(block):
@@ -207,10 +206,6 @@ class _Edges:
         depth = groups[blocks[0].target].depth
         found = matrices(self.graph, blocks, usage)
         return ParameterRole(name, role, found, depth, reads_input)
-
-    def _role_of_block(self, block: EdgeBlock) -> str:
-        is_norm = block.kind in ("gamma", "beta") or self._scales_norm(block)
-        return "norm" if is_norm else "other"
 
     def _scales_norm(self, block: EdgeBlock) -> bool:
         """Whether a block is the scale of a norm that is written with operators."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from ngopt.graph.groups_and_blocks import ParameterSpec, View, contiguous_strides
 from ngopt.roles.matrices import MatrixBlock
@@ -62,19 +61,17 @@ elsewhere."""
 EXPERTS = re.compile(r"(^|[._])experts?([._]|$)")
 
 
-class Guess(NamedTuple):
-    """Roles of a parameter by the other parameters of its module, and by the order of
-    all parameters."""
-
-    by_module: str
-    by_order: str
-
-
 class RolesFromNames:
     """Roles and matrices by the names and shapes of all parameters together."""
 
-    def __init__(self, specs: Sequence[ParameterSpec], guesses: Sequence[Guess]):
-        """guesses: roles of parameters whose names match no pattern.
+    def __init__(
+        self,
+        specs: Sequence[ParameterSpec],
+        by_module: Sequence[str],
+        by_order: Sequence[str],
+    ):
+        """by_module, by_order: roles of parameters whose names match no pattern, by the
+        other parameters of the module and by the order of all.
 
         If a name has neither "weight" nor "bias", the order of parameters decides.
         """
@@ -87,10 +84,10 @@ class RolesFromNames:
             if IN_OUT.search(spec.name):
                 self.has_in_out |= self._fits_columns(i)
         self.roles: list[str] = []
-        for i, guess in enumerate(guesses):
-            is_usual = re.search(r"(weight|bias)[^.]*$", specs[i].name)
-            role = guess.by_module if is_usual else guess.by_order
-            self.roles.append(self._role(i, role))
+        for i, spec in enumerate(specs):
+            is_usual = re.search(r"(weight|bias)[^.]*$", spec.name)
+            guess = by_module[i] if is_usual else by_order[i]
+            self.roles.append(self._role(i, guess))
         self._find_outputs()
 
     def blocks(self, number: int) -> tuple[MatrixBlock, ...]:
@@ -138,14 +135,14 @@ class RolesFromNames:
         """Output matrices by name; else the last matrix, unless its rows are the
         neurons of the first table."""
         matrices = [i for i, role in enumerate(self.roles) if role == "matrix"]
-        outputs = list(filter(self._has_output_name, matrices))
+        outputs = []
+        for i in matrices:
+            if OUTPUT.search(self.specs[i].name.lower()):
+                outputs.append(i)
         if matrices and not outputs and not self._is_tied(matrices[-1]):
             outputs = matrices[-1:]
         for i in outputs:
             self.roles[i] = "output"
-
-    def _has_output_name(self, number: int) -> bool:
-        return OUTPUT.search(self.specs[number].name.lower()) is not None
 
     def _is_tied(self, number: int) -> bool:
         """Whether the rows of a matrix can be the neurons of the first table."""

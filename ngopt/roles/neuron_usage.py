@@ -6,8 +6,6 @@ and values, each head of them, the two halves of a gated linear unit.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 from ngopt.graph.groups_and_blocks import EdgeBlock, Index, is_diagonal
@@ -56,16 +54,8 @@ def usage(graph: NeuralGraph) -> list[np.ndarray]:
         if is_product and block.kind in ("left", "right"):
             labels.add(block, labels.of_factors(block))
         elif block.target not in from_weights:
-            labels.add(block, labels.of_targets(block))
+            labels.add(block, labels.found[block.target][labels.targets(block)])
     return labels.found
-
-
-class _Use(NamedTuple):
-    """The use of a neuron as a factor of products."""
-
-    product: int
-    side: str
-    head: int
 
 
 class _Labels:
@@ -90,30 +80,26 @@ class _Labels:
         source, target = block.source, block.target
         is_pooled = self.graph.groups[target].kind == "head"
         if block.kind == "pool" and is_pooled and source in self.heads:
-            heads = np.repeat(self._targets(block), n_source)
+            heads = np.repeat(self.targets(block), n_source)
             self.heads[source][self._sources(block)] = heads
         elif block.kind == "left" and source in self._scores and target in self.heads:
             heads = np.repeat(self._sources(block), n_target)
-            self.heads[target][self._targets(block)] = heads
+            self.heads[target][self.targets(block)] = heads
 
     def _sources(self, block: EdgeBlock) -> np.ndarray:
         return neurons(block.source_index, self.graph.groups[block.source].size)
 
-    def _targets(self, block: EdgeBlock) -> np.ndarray:
+    def targets(self, block: EdgeBlock) -> np.ndarray:
         return neurons(block.target_index, self.graph.groups[block.target].size)
 
     def of_factors(self, block: EdgeBlock) -> np.ndarray:
         """Labels of how the targets of a block, products, use its sources."""
-        own = self.heads[block.target][self._targets(block)]
+        own = self.heads[block.target][self.targets(block)]
         heads, which = np.unique(own, return_inverse=True)
         labels = []
         for head in heads.tolist():
-            use = _Use(block.target, block.kind, head)
-            labels.append(self._label(use))
+            labels.append(self._label((block.target, block.kind, head)))
         return np.array(labels, np.int64)[which]
-
-    def of_targets(self, block: EdgeBlock) -> np.ndarray:
-        return self.found[block.target][self._targets(block)]
 
     def add(self, block: EdgeBlock, used: np.ndarray) -> None:
         """Combines the labels of a block's sources with one more use."""
@@ -128,7 +114,7 @@ class _Labels:
         known[places] = np.array(labels, np.int64)[which.ravel()]
 
     def _label(self, key: tuple) -> int:
-        """The label of a use, or of a pair of labels."""
+        """The label of a use (product, side, head), or of a pair of labels."""
         return self._labels.setdefault(key, len(self._labels) + 1)
 
 

@@ -65,7 +65,11 @@ def graph_figure(graph: NeuralGraph, values: Sequence[Tensor] | None = None) -> 
 
     Every wire is an artist with the gid "source>target style".
     """
-    title = _title(graph)
+    nodes = sum(group.size for group in graph.groups)
+    groups = len(graph.groups)
+    plural = "s" if groups != 1 else ""
+    elements = f"{graph.numel:,} parameter elements"
+    title = f"neural graph: {nodes:,} nodes in {groups} group{plural}, {elements}"
     graph = condense(graph)
     layout = arrange(graph)
     legend = _legend(graph, layout.wires, values is not None)
@@ -95,14 +99,6 @@ def graph_figure(graph: NeuralGraph, values: Sequence[Tensor] | None = None) -> 
     return figure
 
 
-def _title(graph: NeuralGraph) -> str:
-    nodes = sum(group.size for group in graph.groups)
-    groups = len(graph.groups)
-    plural = "s" if groups != 1 else ""
-    elements = f"{graph.numel:,} parameter elements"
-    return f"neural graph: {nodes:,} nodes in {groups} group{plural}, {elements}"
-
-
 # Wires
 
 
@@ -112,9 +108,14 @@ def _thickness(
     """Thickness of every wire in points: by the norm of its values, without values by
     the log of its number of elements."""
     if values is None:
-        strengths = _log_elements(graph, wires)
+        amounts = [block.view.numel if block.view else 0 for block in graph.blocks]
+        strength_of = log1p
     else:
-        strengths = _norms(graph, wires, values)
+        amounts = _squared_norms(graph, values)
+        strength_of = sqrt
+    strengths = []
+    for wire in wires:
+        strengths.append(strength_of(sum(amounts[block] for block in wire.blocks)))
     greatest = max(strengths, default=0) or 1
     least, most = THICKNESS
     thickness = []
@@ -126,20 +127,8 @@ def _thickness(
     return thickness
 
 
-def _log_elements(graph: NeuralGraph, wires: Sequence[Wire]) -> list[float]:
-    logs = []
-    for wire in wires:
-        elements = 0
-        for block in wire.blocks:
-            view = graph.blocks[block].view
-            elements += 0 if view is None else view.numel
-        logs.append(log1p(elements))
-    return logs
-
-
-def _norms(
-    graph: NeuralGraph, wires: Sequence[Wire], values: Sequence[Tensor]
-) -> list[float]:
+def _squared_norms(graph: NeuralGraph, values: Sequence[Tensor]) -> list[float]:
+    """The squared norm of the values of every block, 0 for edges of value 1."""
     edges = iter(graph.gather(values).edges)
     squares = []
     for block in graph.blocks:
@@ -149,7 +138,7 @@ def _norms(
             absolute = next(edges).detach().abs().double()
             norm = float(torch.linalg.vector_norm(absolute))
             squares.append(norm**2)
-    return [sqrt(sum(squares[block] for block in wire.blocks)) for wire in wires]
+    return squares
 
 
 def _draw_wires(axes: Axes, layout: DrawingLayout, thickness: Sequence[float]) -> None:

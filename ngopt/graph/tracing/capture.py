@@ -137,15 +137,13 @@ def _quiet() -> Iterator[None]:
 def _without_stack_traces() -> Iterator[None]:
     """Without stack traces: they take a fifth of a capture, and nothing reads them."""
     config: Any = import_module("torch.fx.config")
-    key = "do_not_emit_stack_traces"
-    before = getattr(config, key, None)  # None: torch has no such setting
-    if before is not None:
-        setattr(config, key, True)
+    # torch 2.6 has no such setting, and reads none
+    before = getattr(config, "do_not_emit_stack_traces", False)
+    config.do_not_emit_stack_traces = True
     try:
         yield
     finally:
-        if before is not None:
-            setattr(config, key, before)
+        config.do_not_emit_stack_traces = before
 
 
 def arguments(example_input: Any) -> tuple[tuple, dict[str, Any]]:

@@ -46,8 +46,11 @@ def isolated(model: nn.Module) -> Iterator[nn.Module]:
         _without_global_hooks(),
         _kept_parameters(model),
         _kept_class_attributes(copier.originals),
-        _kept_modes(duplicate),
+        ExitStack() as stack,
     ):
+        # some modules are not copied
+        for module in duplicate.modules():
+            stack.callback(setattr, module, "training", module.training)
         yield duplicate
 
 
@@ -209,12 +212,3 @@ def _put_back_attributes(kind: type, attributes: dict[str, Any]) -> None:
     for name, value in attributes.items():
         if name not in now or now[name] is not value:
             setattr(kind, name, value)
-
-
-@contextmanager
-def _kept_modes(model: nn.Module) -> Iterator[None]:
-    """Restores the training mode of modules that are not copied."""
-    with ExitStack() as stack:
-        for module in model.modules():
-            stack.callback(setattr, module, "training", module.training)
-        yield

@@ -47,7 +47,7 @@ def _completed(spec: ParameterSpec, view: View, axes: int) -> View:
     if view.numel >= spec.numel:
         return view
     for wider in _wider(spec, view, axes):
-        if wider.numel == count_elements(wider, spec.numel) == spec.numel:
+        if wider.numel == spec.numel == count_elements(wider, spec.numel):
             return wider
     return view
 

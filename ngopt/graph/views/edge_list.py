@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ngopt.graph.groups_and_blocks import Index
 from ngopt.graph.neural_graph import GraphValues, NeuralGraph
@@ -77,46 +79,39 @@ def _edges(graph: NeuralGraph) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _edge_slots(graph: NeuralGraph, elements: GraphValues) -> Slots:
-    width = max((block.slots for block in graph.weights), default=0)
-    slots = [_no_slots(0, width)]
+    rows = []
     of_weights = iter(elements.edges)
     for block in graph.blocks:
         count = prod(block.shape)
         if block.view is None:
-            slots.append(_no_slots(count, width))
+            rows.append((-1, torch.empty((count, 0), dtype=torch.long, device="cpu")))
         else:
             element = next(of_weights).reshape(count, block.slots)
-            slots.append(_padded(block.view.parameter, element, width))
-    return _joined(slots)
+            rows.append((block.view.parameter, element))
+    return _padded(rows)
 
 
 def _node_features(graph: NeuralGraph, elements: GraphValues) -> tuple[Tensor, Slots]:
     """The node of every feature, and its slots."""
     starts = node_starts(graph)
-    width = max((bias.slots for bias in graph.biases), default=0)
     nodes = [torch.empty(0, dtype=torch.long, device="cpu")]
-    slots = [_no_slots(0, width)]
+    rows = []
     for bias, element in zip(graph.biases, elements.biases, strict=True):
         neurons = _neurons(bias.index, graph.groups[bias.group].size)
         nodes.append(starts[bias.group] + neurons)
-        slots.append(_padded(bias.view.parameter, element, width))
-    return torch.cat(nodes), _joined(slots)
+        rows.append((bias.view.parameter, element))
+    return torch.cat(nodes), _padded(rows)
 
 
-def _no_slots(count: int, width: int) -> Slots:
-    nowhere = torch.full((count, width), -1, device="cpu")
-    return Slots(nowhere, nowhere)
-
-
-def _padded(parameter: int, element: Tensor, width: int) -> Slots:
-    """element: (n, slots) of one block or bias."""
-    padded = torch.full((len(element), width), -1, device="cpu")
-    padded[:, : element.shape[1]] = element
-    return Slots(torch.where(padded >= 0, parameter, -1), padded)
-
-
-def _joined(slots: list[Slots]) -> Slots:
-    parameters, elements = zip(*slots, strict=True)
+def _padded(rows: Sequence[tuple[int, Tensor]]) -> Slots:
+    """rows: the parameter of each block or bias, and its elements (n, slots)."""
+    width = max((element.shape[1] for _, element in rows), default=0)
+    none = torch.empty((0, width), dtype=torch.long, device="cpu")
+    parameters, elements = [none], [none]
+    for parameter, element in rows:
+        padded = pad(element, (0, width - element.shape[1]), value=-1)
+        parameters.append(torch.where(padded >= 0, parameter, -1))
+        elements.append(padded)
     return Slots(torch.cat(parameters), torch.cat(elements))
 
 
