@@ -145,7 +145,6 @@ class GraphBuilder:
         outputs: Collection[int],
         hidden: Collection[int],
     ) -> tuple[NeuronGroup, ...]:
-        """The groups with their roles and depths."""
         forward = []
         sources, targets = set(), set()
         for block in self.blocks:

@@ -209,7 +209,6 @@ def _is_stacked(name: str) -> bool:
 
 
 def _role_of_vector(spec: ParameterSpec, guess: str) -> str:
-    """The role of a parameter of at most one dimension."""
     is_scalar = spec.numel <= 1 and guess == "norm"
     if is_scalar or guess not in ("norm", "bias"):
         return "other"
@@ -217,7 +216,6 @@ def _role_of_vector(spec: ParameterSpec, guess: str) -> str:
 
 
 def _role_of_matrix(spec: ParameterSpec, guess: str) -> str:
-    """The role of a parameter of several dimensions."""
     if _is_broadcast(spec):
         return "other"
     if guess == "embedding" and not _is_stacked(spec.name.lower()):
@@ -241,5 +239,4 @@ def _dims(spec: ParameterSpec) -> int:
 
 
 def _long_sides(shape: Sequence[int]) -> int:
-    """Number of dimensions with several elements."""
     return sum(n > 1 for n in shape)

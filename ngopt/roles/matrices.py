@@ -298,7 +298,6 @@ def _column_axes(pieces: Sequence[MatrixPiece], shape: tuple[int, ...]) -> set[i
 
 
 def _last(view: View) -> int:
-    """The last element of a view."""
     last = view.offset
     for n, stride in zip(view.shape, view.strides, strict=True):
         last += (n - 1) * stride

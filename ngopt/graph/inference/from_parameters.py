@@ -77,7 +77,12 @@ def _add_weight(
         return builder.add_component(weight.number)
     size = builder.groups[last].size
     if len(shape) > 2 and shape[:2] == (size, 1):
-        return _add_depthwise(builder, weight, last)
+        # depthwise: a kernel for each neuron
+        target = builder.add_group(layer_name(weight.name), size)
+        view = View.whole(weight.number, (size, 1, *shape[1:]))
+        block = EdgeBlock(view, last, target, (size, 1, 1), shape[2:])
+        builder.blocks.append(block)
+        return target
     slot_shape = _slot_shape(shape, size)
     if slot_shape is None:
         return builder.add_component(weight.number)
@@ -100,16 +105,6 @@ def _add_transposed(builder: GraphBuilder, weight: Parameter, source: int) -> in
     shape = (1, n_target, n_source)
     view = View(weight.number, shape, (0, 1, n_target))
     builder.blocks.append(EdgeBlock(view, source, target, shape))
-    return target
-
-
-def _add_depthwise(builder: GraphBuilder, weight: Parameter, last: int) -> int:
-    """Adds a kernel (n, 1, *kernel) after n neurons."""
-    n, _, *kernel = weight.shape
-    target = builder.add_group(layer_name(weight.name), n)
-    view = View.whole(weight.number, (n, 1, 1, *kernel))
-    block = EdgeBlock(view, last, target, (n, 1, 1), tuple(kernel))
-    builder.blocks.append(block)
     return target
 
 

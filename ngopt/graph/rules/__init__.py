@@ -5,12 +5,10 @@ Importing a module registers its rules.
 
 from ngopt.graph.rules import (  # noqa: F401
     attention,
-    concatenation,
     constants,
     convolutions,
     einsum,
     embeddings,
-    feature_maps,
     indexing,
     linear,
     neuron_pairs,

@@ -72,7 +72,14 @@ def grid_sample(tracer: Tracer, call: Node, planes: Value, grid: Value, *_) -> V
     elif isinstance(planes, Elements):
         features = []
         for k in range(planes.shape[0]):
-            features.append(_features_of_plane(tracer, call, planes, k))
+            # each plane is sampled at coordinates of its own: places are not shared
+            plane = planes.apply(lambda p, k=k: p[k].flatten(1))
+            name = f"{tracer.name_of(planes)}.{k}"
+            n_features, size = plane.shape
+            places = tracer.nodes.new(f"{name}.places", size, "position")
+            targets = tracer.nodes.new(name, n_features)
+            tracer.edges(plane, places, targets[:, None], call=call)
+            features.append(targets)
         labels = torch.stack(features)
     if labels is None:
         return Unknown(shape)
@@ -80,16 +87,3 @@ def grid_sample(tracer: Tracer, call: Node, planes: Value, grid: Value, *_) -> V
     space = [1] * (len(shape) - 2)
     labels = labels.reshape(*labels.shape, *space)
     return Neurons(labels.expand(shape))
-
-
-def _features_of_plane(tracer: Tracer, call: Node, planes: Elements, k: int) -> Tensor:
-    """New neurons (features,) of one of several planes (planes, features, *space)."""
-    name = f"{tracer.name_of(planes)}.{k}"
-    # each plane is sampled at coordinates of its own: places are not shared
-    plane = planes.apply(lambda p: p[k])
-    plane = plane.apply(lambda p: p.flatten(1))
-    features, size = plane.shape
-    places = tracer.nodes.new(f"{name}.places", size, "position")
-    targets = tracer.nodes.new(name, features)
-    tracer.edges(plane, places, targets[:, None], call=call)
-    return targets

@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from ngopt.graph.rules.bare_parameters import with_parameter
 from ngopt.graph.rules.conversions import as_neurons, is_whole
-from ngopt.graph.rules.feature_maps import unify_channel_places
+from ngopt.graph.rules.convolutions import unify_channel_places
 from ngopt.graph.rules.pointwise import note_function
 from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.tracer import Tracer

@@ -112,7 +112,6 @@ class Copier:
         self._empty.add(id(module))
 
     def _kind(self, module: nn.Module) -> type:
-        """The class of a module's copy."""
         return type(module)
 
     def _is_left_out(self, name: str) -> bool:
@@ -120,7 +119,6 @@ class Copier:
         return name == "_compiled_call_impl"
 
     def _fill(self, module: nn.Module, made: nn.Module) -> None:
-        """Gives a copy of a module its attributes."""
         self._copy_hooks(module, made)
         attributes = made.__dict__
         computed = computed_weights(module)

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.graph.rules import constants, pointwise, reshaping
-from ngopt.graph.rules.numerical_check import is_declared_pointwise
+from ngopt.graph.rules.pointwise import is_declared_pointwise
 from ngopt.graph.rules.registry import RULES
 from ngopt.graph.tracing.assembly import assemble
 from ngopt.graph.tracing.capture import Program, one_line, packet_of
@@ -142,7 +142,6 @@ class RuleInterpreter:
             self.tracer.pin(neurons.labels)
 
     def _result(self, call: Node) -> Value:
-        """The value of a function's result."""
         if isinstance(call.meta.get("val"), (bool, int, float)):  # a size
             return call.meta["val"]
         operands = (call.args, call.kwargs)

@@ -84,7 +84,6 @@ class Nodes:
         return numbers
 
     def _make_room(self, size: int) -> None:
-        """Makes room for new nodes."""
         capacity = self._facts.shape[1]
         length = self.count + size
         if length > capacity:

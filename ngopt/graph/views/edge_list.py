@@ -62,7 +62,6 @@ def to_edge_list(graph: NeuralGraph) -> EdgeList:
 
 
 def _edges(graph: NeuralGraph) -> tuple[Tensor, Tensor, Tensor]:
-    """Source, target and block of every edge."""
     starts = node_starts(graph)
     none = torch.empty(0, dtype=torch.long, device="cpu")
     sources, targets, blocks = [none], [none], [none]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ def to_networkx(
     edge_slots = Slots(edges.parameter, edges.element)
     on_nodes = on_edges = None
     if values is not None:
-        on_nodes, on_edges = _values(graph, edges, values)
+        on_nodes, on_edges = _values(graph, edges, values, node_slots)
     node_attributes = _attributes(graph, node_slots, on_nodes)
     edge_attributes = _attributes(graph, edge_slots, on_edges)
     result = MultiDiGraph()
@@ -86,7 +86,6 @@ def to_networkx(
 def _attributes(
     graph: NeuralGraph, slots: Slots, values: Tensor | None
 ) -> list[dict[str, Any]]:
-    """The attributes `slots` and `values` of every node or edge."""
     rows = zip(slots.parameter.tolist(), slots.element.tolist(), strict=True)
     numbers = None if values is None else values.tolist()
     found = []
@@ -135,7 +134,7 @@ def to_pyg(
 
     edges = to_edge_list(graph)
     edge_mask = Slots(edges.parameter, edges.element).mask
-    node_mask = _node_slots(graph, edges).mask
+    node_slots = _node_slots(graph, edges)
     sizes = torch.tensor([group.size for group in graph.groups], device="cpu")
     depths = torch.tensor([group.depth for group in graph.groups], device="cpu")
     node_group = torch.arange(len(sizes), device="cpu").repeat_interleave(sizes)
@@ -147,25 +146,21 @@ def to_pyg(
         node_group=node_group,
         node_kind=node_types(graph)[node_group],
         node_depth=depths[node_group],
-        node_mask=_padded(node_mask, slots),
+        node_mask=_padded(node_slots.mask, slots),
         num_nodes=len(node_group),
     )
     if values is not None:
-        on_nodes, on_edges = _values(graph, edges, values)
+        on_nodes, on_edges = _values(graph, edges, values, node_slots)
         data.x = _padded(on_nodes, slots)
         data.edge_attr = _padded(on_edges, slots)
     return data
 
 
-class _Values(NamedTuple):
+def _values(
+    graph: NeuralGraph, edges: EdgeList, values: Sequence[Tensor], node_slots: Slots
+) -> tuple[Tensor, Tensor]:
     """Values in slots: (nodes, node slots, *features), (edges, slots, *features); 0 in
     slots without an element."""
-
-    nodes: Tensor
-    edges: Tensor
-
-
-def _values(graph: NeuralGraph, edges: EdgeList, values: Sequence[Tensor]) -> _Values:
     gathered = graph.gather(values)
     biases = [value.flatten(0, 1) for value in gathered.biases]
     weights = [value.flatten(0, 3) for value in gathered.edges]
@@ -173,9 +168,8 @@ def _values(graph: NeuralGraph, edges: EdgeList, values: Sequence[Tensor]) -> _V
     _, order = _bias_order(edges)
     on_nodes = torch.cat([empty, *biases])[order]
     on_edges = torch.cat([empty, *weights])
-    node_mask = _node_slots(graph, edges).mask
     edge_mask = Slots(edges.parameter, edges.element).mask
-    return _Values(_in_slots(on_nodes, node_mask), _in_slots(on_edges, edge_mask))
+    return _in_slots(on_nodes, node_slots.mask), _in_slots(on_edges, edge_mask)
 
 
 def _in_slots(flat: Tensor, mask: Tensor) -> Tensor:
