@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from ngopt.graph.groups_and_blocks import Bias, EdgeBlock, Index
+from ngopt.graph.groups_and_blocks import Index
 from ngopt.graph.neural_graph import GraphValues, NeuralGraph
 
 Symmetry = Literal["phase", "sign", "scale"]
@@ -80,16 +80,19 @@ def symmetries(graph: NeuralGraph) -> list[Symmetry | None]:
     Only hidden neurons have one. All their edges and features must be weights and
     biases that the network uses once.
     """
+    # for each parameter, its elements less those of all its uses
     unused = [spec.numel for spec in graph.parameters]
     for place in (*graph.biases, *graph.weights):
         assert place.view is not None
         unused[place.view.parameter] -= place.view.numel
     excluded = set()
     for bias in graph.biases:
-        if not _is_plain_bias(bias, unused):
+        is_plain = bias.kind == "bias" and not bias.slot_shape
+        if not is_plain or unused[bias.view.parameter] != 0:
             excluded.add(bias.group)
     for block in graph.blocks:
-        if not _is_plain_weight(block, unused):
+        is_plain = block.kind in ("weight", "flatten") and block.source != block.target
+        if not is_plain or block.view is None or unused[block.view.parameter] != 0:
             excluded |= {block.source, block.target}
     found: list[Symmetry | None] = []
     for number, group in enumerate(graph.groups):
@@ -98,17 +101,6 @@ def symmetries(graph: NeuralGraph) -> list[Symmetry | None]:
         else:
             found.append(cast(Symmetry | None, group.symmetry))
     return found
-
-
-def _is_plain_bias(bias: Bias, unused: Sequence[int]) -> bool:
-    """unused: for each parameter, its elements less those of all its uses."""
-    is_bias = bias.kind == "bias" and not bias.slot_shape
-    return is_bias and unused[bias.view.parameter] == 0
-
-
-def _is_plain_weight(block: EdgeBlock, unused: Sequence[int]) -> bool:
-    is_weight = block.kind in ("weight", "flatten") and block.source != block.target
-    return is_weight and block.view is not None and unused[block.view.parameter] == 0
 
 
 def canonical(

@@ -84,7 +84,13 @@ class NeuralGraph(Topology):
         for value, spec in zip(values, self.parameters, strict=True):
             if spec.is_complex and value.is_complex():
                 value = torch.view_as_real(value)
-            _check_shape(value, spec, batch_dims)
+            shape = tuple(value.shape[batch_dims : batch_dims + len(spec.shape)])
+            if shape != spec.shape:
+                raise ValueError(
+                    f"NeuralGraph: expected shape {spec.shape} after {batch_dims} "
+                    f"batch dimensions; got {tuple(value.shape)} (value of parameter "
+                    f"'{spec.name}')"
+                )
             real.append(value)
         biases = []
         for bias in self.biases:
@@ -168,15 +174,6 @@ class NeuralGraph(Topology):
             return value.reshape(shape)
         flat = value.reshape(prod(batch), spec.numel, prod(features))
         return view.read(flat).reshape(shape)
-
-
-def _check_shape(value: Tensor, spec: ParameterSpec, batch_dims: int) -> None:
-    shape = tuple(value.shape[batch_dims : batch_dims + len(spec.shape)])
-    if shape != spec.shape:
-        raise ValueError(
-            f"NeuralGraph: expected shape {spec.shape} after {batch_dims} batch "
-            f"dimensions; got {tuple(value.shape)} (value of parameter '{spec.name}')"
-        )
 
 
 def _shaped(view: View, value: Tensor, dims: int, batch_dims: int) -> Use:

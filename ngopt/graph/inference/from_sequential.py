@@ -10,16 +10,29 @@ from ngopt.graph.graph_builder import GraphBuilder
 from ngopt.graph.groups_and_blocks import ParameterSpec, View
 from ngopt.graph.neural_graph import NeuralGraph
 
-# Activations with their names in a trace.
-ACTIVATION_MODULES: dict[type[nn.Module], str] = {
+# Modules that treat all neurons alike, or turn positions of a map into slots, with
+# their names in a trace; None for those that only move values.
+FUNCTION_MODULES: dict[type[nn.Module], str | None] = {
+    nn.AdaptiveAvgPool2d: "adaptive_avg_pool2d",
+    nn.AdaptiveMaxPool2d: "adaptive_max_pool2d",
+    nn.AlphaDropout: "alpha_dropout",
+    nn.AvgPool2d: "avg_pool2d",
     nn.CELU: "celu",
+    nn.Dropout: "dropout",
+    nn.Dropout2d: "feature_dropout",
     nn.ELU: "elu",
+    nn.FeatureAlphaDropout: "feature_alpha_dropout",
+    nn.Flatten: None,
     nn.GELU: "gelu",
+    nn.Hardshrink: "hardshrink",
     nn.Hardsigmoid: "hardsigmoid",
     nn.Hardswish: "hardswish",
     nn.Hardtanh: "hardtanh",
+    nn.Identity: None,
     nn.LeakyReLU: "leaky_relu",
+    nn.LogSigmoid: "log_sigmoid",
     nn.LogSoftmax: "log_softmax",
+    nn.MaxPool2d: "max_pool2d",
     nn.Mish: "mish",
     nn.ReLU: "relu",
     nn.ReLU6: "hardtanh",
@@ -30,24 +43,8 @@ ACTIVATION_MODULES: dict[type[nn.Module], str] = {
     nn.Softmax: "softmax",
     nn.Softmin: "softmax",
     nn.Softplus: "softplus",
-    nn.Tanh: "tanh",
-}
-# Other modules that treat all neurons alike, or turn positions of a map into slots,
-# with their names in a trace; None for those that only move values.
-OTHER_MODULES: dict[type[nn.Module], str | None] = {
-    nn.AdaptiveAvgPool2d: "adaptive_avg_pool2d",
-    nn.AdaptiveMaxPool2d: "adaptive_max_pool2d",
-    nn.AlphaDropout: "alpha_dropout",
-    nn.AvgPool2d: "avg_pool2d",
-    nn.Dropout: "dropout",
-    nn.Dropout2d: "feature_dropout",
-    nn.FeatureAlphaDropout: "feature_alpha_dropout",
-    nn.Flatten: None,
-    nn.Hardshrink: "hardshrink",
-    nn.Identity: None,
-    nn.LogSigmoid: "log_sigmoid",
-    nn.MaxPool2d: "max_pool2d",
     nn.Softshrink: "softshrink",
+    nn.Tanh: "tanh",
     nn.Threshold: "threshold",
     nn.ZeroPad2d: None,
 }
@@ -68,7 +65,6 @@ def _graph_of_layers(
     model: nn.Module, leaves: Sequence[nn.Module]
 ) -> NeuralGraph | None:
     """None if a layer does not fit the layer before, or two layers share a weight."""
-    names = {**ACTIVATION_MODULES, **OTHER_MODULES}
     specs = []
     position = {}
     for i, (name, p) in enumerate(model.named_parameters()):
@@ -80,7 +76,7 @@ def _graph_of_layers(
     functions: list[str] = []  # applied to the last neurons
     for module in leaves:
         if not isinstance(module, nn.Linear | nn.Conv2d):
-            name = names[type(module)]
+            name = FUNCTION_MODULES[type(module)]
             functions += [] if name is None else [name]
             continue
         if last is None:
@@ -131,6 +127,4 @@ def _sequential_leaves(model: nn.Module) -> list[nn.Module] | None:
 def _is_known(module: nn.Module) -> bool:
     if isinstance(module, nn.Conv2d):
         return module.groups == 1 and module.padding_mode == "zeros"
-    if isinstance(module, nn.Linear):
-        return True
-    return type(module) in ACTIVATION_MODULES or type(module) in OTHER_MODULES
+    return isinstance(module, nn.Linear) or type(module) in FUNCTION_MODULES

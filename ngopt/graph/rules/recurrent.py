@@ -291,7 +291,12 @@ def _cell_of(
     """The cell of this step, or a new one, with edges from the input features."""
     key = tuple(map(_key, weights))
     cells = tracer.recurrent_cells.setdefault(key, [])
-    cell = _continued(tracer, cells, given)
+    cell = None
+    for known in cells:
+        # any: the other state may have gone through a norm
+        if any(_are_same(tracer, known.nodes.hidden, nodes) for nodes in given):
+            cell = known
+            break
     if cell is None:
         nodes = recurrent_layer(tracer, call, features, weights)
         cell = Cell(nodes, [features])
@@ -306,18 +311,6 @@ def _key(weight: Elements) -> Any:
     """The same for the same elements of a parameter."""
     numbers = weight.numbers.flatten()
     return weight.view() or (weight.parameter, *numbers.tolist())
-
-
-def _continued(
-    tracer: Tracer, cells: Sequence[Cell], given: Sequence[Tensor | None]
-) -> Cell | None:
-    """The cell one of whose states is given to a step."""
-    for cell in cells:
-        hidden = cell.nodes.hidden
-        # any: the other state may have gone through a norm
-        if any(_are_same(tracer, hidden, nodes) for nodes in given):
-            return cell
-    return None
 
 
 def _are_same(tracer: Tracer, a: Tensor, b: Tensor | None) -> bool:

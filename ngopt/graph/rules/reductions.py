@@ -65,30 +65,19 @@ def _along(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
     elif packet_of(call) in RANKINGS:
         # the network may also use the ranks
         tracer.pin(labels)
-        found = _pooled_along(tracer, call, labels, dims)
-        if found is None:
+        last = list(range(-len(dims), 0))
+        moved = labels.movedim(dims, last)
+        lead = moved.shape[: -len(dims)]
+        nodes = _pool_nodes(tracer, call, moved.reshape(lead.numel(), -1))
+        if nodes is None:
             return Unknown(shape)
-        labels = found
+        ones = [1] * len(dims)
+        labels = nodes.reshape(*lead, *ones).movedim(last, dims)
     else:
         return Unknown(shape)
     for d in dims:
         labels = labels.narrow(d, 0, 1)
     return Neurons(labels.expand(shape))
-
-
-def _pooled_along(
-    tracer: Tracer, call: Node, labels: Tensor, dims: list[int]
-) -> Tensor | None:
-    """A node for each set of neurons along some dimensions, which get length 1."""
-    last = list(range(-len(dims), 0))
-    moved = labels.movedim(dims, last)
-    lead = moved.shape[: -len(dims)]
-    rows = moved.reshape(lead.numel(), -1)
-    nodes = _pool_nodes(tracer, call, rows)
-    if nodes is None:
-        return None
-    ones = [1] * len(dims)
-    return nodes.reshape(*lead, *ones).movedim(last, dims)
 
 
 def _reduced(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:

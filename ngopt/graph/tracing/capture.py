@@ -87,7 +87,7 @@ def capture(
         few = tree_map(lambda x: x[:BATCH] if _is_long(x) else x, whole)
         inputs = [few, whole]
     reason = Exception()
-    with _quiet(), _without_stack_traces():
+    with _quiet():
         for function, given in product((_export, _record), inputs):
             try:
                 program = _isolated(function, model, given, training)
@@ -95,7 +95,7 @@ def capture(
             except Exception as error:
                 reason = error
         # the module's own error, if it does not run
-        _isolated(_run, model, whole, training)
+        _isolated(lambda m, args, kwargs: m(*args, **kwargs), model, whole, training)
     raise NotCaptured(one_line(reason))
 
 
@@ -116,34 +116,23 @@ def _isolated(
         return function(duplicate, args, kwargs)
 
 
-def _run(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-    return model(*args, **kwargs)
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warnings and the log of an export that fails."""
+    """Without the warnings and the log of an export that fails, and without stack
+    traces: they take a fifth of a capture, and nothing reads them."""
     level = logging.root.manager.disable
+    config: Any = import_module("torch.fx.config")
+    # torch 2.6 has no such setting, and reads none
+    traces = getattr(config, "do_not_emit_stack_traces", False)
     logging.disable(logging.WARNING)
+    config.do_not_emit_stack_traces = True
     try:
         with warnings.catch_warnings(), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(level)
-
-
-@contextmanager
-def _without_stack_traces() -> Iterator[None]:
-    """Without stack traces: they take a fifth of a capture, and nothing reads them."""
-    config: Any = import_module("torch.fx.config")
-    # torch 2.6 has no such setting, and reads none
-    before = getattr(config, "do_not_emit_stack_traces", False)
-    config.do_not_emit_stack_traces = True
-    try:
-        yield
-    finally:
-        config.do_not_emit_stack_traces = before
+        config.do_not_emit_stack_traces = traces
 
 
 def arguments(example_input: Any) -> tuple[tuple, dict[str, Any]]:

@@ -255,7 +255,12 @@ def _generator(copier: Copier, value: torch.Generator) -> Any:
 
 def _function(copier: Copier, function: FunctionType) -> Any:
     """A function that refers to copies, such as a `forward` that a user replaced."""
-    modules = _global_modules(copier, function)
+    # global variables that are modules with a copy
+    modules = {}
+    for name in function.__code__.co_names:
+        value = function.__globals__.get(name)
+        if isinstance(value, nn.Module) and id(value) in copier.copies:
+            modules[name] = value
     cells = function.__closure__ or ()
     defaults = function.__defaults__, function.__kwdefaults__
     if not (modules or cells or any(defaults)):
@@ -277,16 +282,6 @@ def _function(copier: Copier, function: FunctionType) -> Any:
     made.__kwdefaults__ = copier.copy(function.__kwdefaults__)
     made.__dict__.update(function.__dict__)
     return made
-
-
-def _global_modules(copier: Copier, function: FunctionType) -> dict[str, nn.Module]:
-    """The global variables that a function reads, if they are modules with a copy."""
-    modules = {}
-    for name in function.__code__.co_names:
-        value = function.__globals__.get(name)
-        if isinstance(value, nn.Module) and id(value) in copier.copies:
-            modules[name] = value
-    return modules
 
 
 def _object(copier: Copier, value: Any) -> Any:

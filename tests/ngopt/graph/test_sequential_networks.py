@@ -3,18 +3,14 @@ import torch
 from torch import nn
 
 from ngopt import build_graph
-from ngopt.graph.inference.from_sequential import (
-    ACTIVATION_MODULES,
-    OTHER_MODULES,
-    sequential_graph,
-)
+from ngopt.graph.activation_symmetry import ACTIVATIONS
+from ngopt.graph.inference.from_sequential import FUNCTION_MODULES, sequential_graph
 from tests.ngopt.graph.test_neural_graph import topology
 
 
-@pytest.mark.parametrize(
-    "kind", [*ACTIVATION_MODULES, *OTHER_MODULES], ids=lambda kind: kind.__name__
-)
+@pytest.mark.parametrize("kind", FUNCTION_MODULES, ids=lambda kind: kind.__name__)
 def test_a_sequential_network_is_read_as_it_is_traced(kind):
+    name = FUNCTION_MODULES[kind]
     is_pool = "Pool" in kind.__name__
     is_softmax = kind in (nn.Softmax, nn.Softmin, nn.LogSoftmax)
     arguments = {nn.Threshold: (0.1, 20.0), nn.ZeroPad2d: (0,)}
@@ -28,7 +24,7 @@ def test_a_sequential_network_is_read_as_it_is_traced(kind):
     assert [g.activation for g in read.groups] == [g.activation for g in traced.groups]
     assert [g.activation for g in read.groups] == [
         None,
-        ACTIVATION_MODULES.get(kind, "tanh"),
+        name if name in ACTIVATIONS else "tanh",
         None,
     ]
     assert [g.symmetry for g in read.groups] == [g.symmetry for g in traced.groups]
