@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import nn
 
 from ngopt.graph.graph_builder import GraphBuilder
@@ -51,20 +49,16 @@ FUNCTION_MODULES: dict[type[nn.Module], str | None] = {
 
 
 def sequential_graph(model: nn.Module) -> NeuralGraph | None:
-    """The graph of a (nested) `nn.Sequential` of Linear, Conv2d and the modules above;
-    None for other modules."""
+    """The graph of a (nested) `nn.Sequential` of Linear, Conv2d and the modules above.
+
+    None for other modules, if a layer does not fit the layer before, or if two layers
+    share a weight.
+    """
     leaves = _sequential_leaves(model)
     if leaves is None or len(set(leaves)) < len(leaves):
         return None
     if not all(map(_is_known, leaves)):
         return None
-    return _graph_of_layers(model, leaves)
-
-
-def _graph_of_layers(
-    model: nn.Module, leaves: Sequence[nn.Module]
-) -> NeuralGraph | None:
-    """None if a layer does not fit the layer before, or two layers share a weight."""
     specs = []
     position = {}
     for i, (name, p) in enumerate(model.named_parameters()):

@@ -91,7 +91,11 @@ def add_function_nodes(tracer: Tracer) -> None:
     groups = nodes.group_of(left)
     histories = _histories(tracer)[left]
     _, histories = histories.unique(return_inverse=True)
-    for group in _mixed(groups, histories):
+    pairs = torch.stack([groups, histories])
+    # sorted by groups first, so that equal ones are consecutive
+    of_pairs, _ = pairs.unique(dim=1)
+    different, counts = of_pairs.unique_consecutive(return_counts=True)
+    for group in different[counts > 1]:  # its nodes differ in their histories
         members = groups == group
         own = histories[members]
         which, place = own.unique(return_inverse=True)
@@ -118,15 +122,6 @@ def _histories(tracer: Tracer) -> Tensor:
         # a base above the number of functions, until int64 overflows
         histories[found] = before * 1_000_003 + number
     return histories
-
-
-def _mixed(groups: Tensor, histories: Tensor) -> Tensor:
-    """The groups whose nodes differ in their histories."""
-    pairs = torch.stack([groups, histories])
-    # sorted by groups first, so that equal ones are consecutive
-    groups, _ = pairs.unique(dim=1)
-    groups, counts = groups.unique_consecutive(return_counts=True)
-    return groups[counts > 1]
 
 
 def with_copies(tracer: Tracer, blocks: Sequence[Block]) -> list[Block]:

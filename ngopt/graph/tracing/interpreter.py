@@ -81,7 +81,10 @@ class RuleInterpreter:
             self._apply_module(self.module_calls[call], call)
         elif call.op == "call_function":
             self.values[call] = self._with_positions(call, self._result(call))
-            self._pin_before_unknown(call)
+            # the neurons that a function with an unknown result is applied to
+            if call.users and _is_unknown(self.values[call]):
+                for neurons in self._neurons_before(call):
+                    self.tracer.pin(neurons.labels)
 
     def _input(self, call: Node) -> Value:
         """An input of the network, a parameter or a constant."""
@@ -134,13 +137,6 @@ class RuleInterpreter:
             return result
         return replace(result, positions=neurons[0].positions)
 
-    def _pin_before_unknown(self, call: Node) -> None:
-        """Pins the neurons that a function with an unknown result is applied to."""
-        if not call.users or not _is_unknown(self.values[call]):
-            return
-        for neurons in self._neurons_before(call):
-            self.tracer.pin(neurons.labels)
-
     def _result(self, call: Node) -> Value:
         if isinstance(call.meta.get("val"), (bool, int, float)):  # a size
             return call.meta["val"]
@@ -177,16 +173,13 @@ class RuleInterpreter:
             del all_edges[count:]
             # integer inputs are traced as zeros: an index of constants may be missing
             if rule is not constants.constant:
-                self._warn(rule, call, error)
+                warnings.warn(
+                    f"build_graph: the rule '{rule.__name__}' failed at '{call.name}' "
+                    f"in {type(self.model).__name__}: {type(error).__name__}: "
+                    f"{one_line(error)}; neurons are not followed through it",
+                    stacklevel=2,
+                )
             return self.tracer.unknown(call)
-
-    def _warn(self, rule: Callable, call: Node, error: Exception) -> None:
-        warnings.warn(
-            f"build_graph: the rule '{rule.__name__}' failed at '{call.name}' in "
-            f"{type(self.model).__name__}: {type(error).__name__}: "
-            f"{one_line(error)}; neurons are not followed through it",
-            stacklevel=3,
-        )
 
 
 def _constant(state: Any) -> Value:
