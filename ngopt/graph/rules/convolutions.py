@@ -29,6 +29,14 @@ from ngopt.graph.tracing.values import (
 
 aten = torch.ops.aten
 
+POOLS = functions("""
+adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
+adaptive_max_pool2d adaptive_max_pool3d avg_pool1d avg_pool2d avg_pool3d max_pool1d
+max_pool2d max_pool3d max_pool2d_with_indices upsample_nearest1d upsample_nearest2d
+upsample_nearest3d upsample_bilinear2d upsample_bicubic2d lp_pool2d _adaptive_avg_pool2d
+upsample_linear1d upsample_trilinear3d _upsample_bilinear2d_aa
+""")
+
 
 @register_rule(aten.conv1d, aten.conv2d, aten.conv3d)
 def convolution(
@@ -206,15 +214,6 @@ def _unify_each(tracer: Tracer, ends: Tensor, partners: Tensor) -> bool:
         return False
     tracer.nodes.unify(unified, partners)
     return True
-
-
-POOLS = functions("""
-adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
-adaptive_max_pool2d adaptive_max_pool3d avg_pool1d avg_pool2d avg_pool3d max_pool1d
-max_pool2d max_pool3d max_pool2d_with_indices upsample_nearest1d upsample_nearest2d
-upsample_nearest3d upsample_bilinear2d upsample_bicubic2d lp_pool2d _adaptive_avg_pool2d
-upsample_linear1d upsample_trilinear3d _upsample_bilinear2d_aa
-""")
 
 
 @register_rule(*POOLS)

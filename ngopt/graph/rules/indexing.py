@@ -36,6 +36,8 @@ from ngopt.graph.tracing.values import (
 
 aten = torch.ops.aten
 
+SUMS = (aten.add, aten.add_)
+FILLS = functions("fill fill_ zero_")
 Index = Sequence[Value | None]
 """A tensor for each indexed dimension, or a mask for several; else None."""
 
@@ -144,10 +146,6 @@ def _nodes_at_any_place(
     nodes = tracer.nodes.new(call.name, rows.shape[1], "pool", rows)
     tracer.edges(None, rows, nodes, "pool")
     return nodes
-
-
-SUMS = (aten.add, aten.add_)
-FILLS = functions("fill fill_ zero_")
 
 
 @register_rule(aten.copy, aten.copy_)

@@ -13,6 +13,8 @@ from ngopt.graph.rules.registry import register_rule
 from ngopt.graph.tracing.tracer import AppliedFunction, Tracer
 from ngopt.graph.tracing.values import Neurons, Value, has_duplicates, unique_pairs
 
+aten = torch.ops.aten
+
 
 class NeuronPairs(NamedTuple):
     """The pairs of neurons that a function of two tensors combines.
@@ -128,9 +130,6 @@ def edges_per_use(tracer: Tracer, sources: Tensor, targets: Tensor, kind: str) -
     for number in use.unique():
         part = use == number
         tracer.edges(None, sources[part], targets[part], kind)
-
-
-aten = torch.ops.aten
 
 
 @register_rule(aten.view_as_complex)

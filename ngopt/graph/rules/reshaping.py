@@ -42,6 +42,8 @@ VIEWS = functions("view _unsafe_view")
 SHAPED_LIKE = functions("view_as reshape_as expand_as")
 DTYPES = functions("to _to_copy float double half type_as")
 PADS = functions("pad constant_pad_nd")
+SELECTIONS = functions("slice narrow select index_select")
+REORDERINGS = functions("roll flip")
 
 
 def rearrange(tracer: Tracer, call: Node, args: tuple, kwargs: dict) -> Value:
@@ -117,10 +119,6 @@ def im2col(tracer: Tracer, call: Node, x: Value, *options) -> Value:
     patches = function(x.labels.double(), *options)
     labels = patches.round().long()
     return Neurons(with_zero_strides(labels))
-
-
-SELECTIONS = functions("slice narrow select index_select")
-REORDERINGS = functions("roll flip")
 
 
 @register_rule(*JOINS)
