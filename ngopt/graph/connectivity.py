@@ -34,15 +34,13 @@ def unconnected(graph: Topology) -> list[str]:
     elements: Counter[int] = Counter()
     # elements that the network does not use may be in a component of their own
     connected_to: dict[int, set[int]] = {}
-    for block in graph.weights:
-        assert block.view is not None
-        number = component[block.target]
-        elements[number] += block.view.numel
-        connected_to.setdefault(block.view.parameter, set()).add(number)
-    for bias in graph.biases:
-        number = component[bias.group]
-        elements[number] += bias.view.numel
-        connected_to.setdefault(bias.view.parameter, set()).add(number)
+    places = [(block.view, block.target) for block in graph.weights]
+    places += [(bias.view, bias.group) for bias in graph.biases]
+    for view, group in places:
+        assert view is not None
+        number = component[group]
+        elements[number] += view.numel
+        connected_to.setdefault(view.parameter, set()).add(number)
     largest = max(elements, key=elements.__getitem__, default=None)
     names = []
     for parameter in sorted(connected_to):

@@ -213,6 +213,17 @@ class Topology:
             incoming.setdefault(block.target, []).append(block)
         return incoming
 
+    def biases_of(self, group: int) -> tuple[Bias, ...]:
+        """The biases that are features of a group."""
+        return tuple(self._biases.get(group, ()))
+
+    @cached_property
+    def _biases(self) -> dict[int, list[Bias]]:
+        found: dict[int, list[Bias]] = {}
+        for bias in self.biases:
+            found.setdefault(bias.group, []).append(bias)
+        return found
+
     @property
     def numel(self) -> int:
         """Number of parameter elements in the graph."""

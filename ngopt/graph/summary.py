@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
-from typing import NamedTuple
 
 from ngopt.graph.connectivity import components
 from ngopt.graph.groups_and_blocks import (
@@ -25,19 +24,11 @@ HEADER = (
 RIGHT_ALIGNED = ("", "nodes", "elements")
 
 
-class GroupEntry(NamedTuple):
-    """A group with its position, the blocks into it and its biases."""
-
-    number: int
-    group: NeuronGroup
-    blocks: list[EdgeBlock]
-    biases: list[Bias]
-
-
 def summary(graph: Topology) -> str:
     """See `NeuralGraph.summary`."""
     rows: list[tuple[str, ...]] = [HEADER]
-    rows += map(_row, _runs_of_entries(graph))
+    for run in runs(graph):
+        rows.append(_row(graph, run))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -52,45 +43,31 @@ def summary(graph: Topology) -> str:
 def runs(graph: Topology) -> list[list[int]]:
     """The groups in order: the pieces of a norm over concatenated groups together, each
     other group alone."""
-    found = []
-    for run in _runs_of_entries(graph):
-        found.append([entry.number for entry in run])
-    return found
+
+    def key(number: int) -> tuple:
+        """Equal for neighbouring groups that are pieces of one norm."""
+        blocks = graph.blocks_into(number)
+        is_scaled = bool(blocks)
+        for block in blocks:
+            is_scaled = is_scaled and block.view is not None and is_diagonal(block)
+        kinds = [bias.kind for bias in graph.biases_of(number)]
+        group = graph.groups[number]
+        alone = None if is_scaled else number
+        return group.name, _role(group), group.activation, kinds, alone
+
+    return [list(run) for _, run in groupby(range(len(graph.groups)), key=key)]
 
 
-def _runs_of_entries(graph: Topology) -> list[list[GroupEntry]]:
-    entries = []
-    for number, group in enumerate(graph.groups):
-        entries.append(GroupEntry(number, group, [], []))
-    for block in graph.blocks:
-        entries[block.target].blocks.append(block)
-    for bias in graph.biases:
-        entries[bias.group].biases.append(bias)
-    return [list(run) for _, run in groupby(entries, key=_run_key)]
-
-
-def _run_key(entry: GroupEntry) -> tuple:
-    """Equal for neighbouring groups that are pieces of one norm."""
-    is_scaled = bool(entry.blocks)
-    for block in entry.blocks:
-        is_scaled = is_scaled and block.view is not None and is_diagonal(block)
-    kinds = [bias.kind for bias in entry.biases]
-    group = entry.group
-    number = None if is_scaled else entry.number
-    return group.name, _role(group), group.activation, kinds, number
-
-
-def _row(run: Sequence[GroupEntry]) -> tuple[str, ...]:
-    number, group = f"{run[0].number}", run[0].group
-    if len(run) > 1:
-        number += f"-{run[-1].number}"
+def _row(graph: Topology, run: Sequence[int]) -> tuple[str, ...]:
+    group = graph.groups[run[0]]
+    number = f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}"
     size = elements = 0
     blocks: list[EdgeBlock] = []
     biases: list[Bias] = []
-    for entry in run:
-        size += entry.group.size
-        blocks += entry.blocks
-        biases += entry.biases
+    for member in run:
+        size += graph.groups[member].size
+        blocks += graph.blocks_into(member)
+        biases += graph.biases_of(member)
     for place in (*blocks, *biases):
         elements += place.view.numel if place.view else 0
     sources = sorted({block.source for block in blocks})

@@ -235,7 +235,7 @@ def _draw_group(axes: Axes, graph: NeuralGraph, number: int, center: Point) -> N
     )
     axes.add_patch(box)
     _draw_words(axes, graph, number, center)
-    kinds = counted([bias.kind for bias in graph.biases if bias.group == number])
+    kinds = counted([bias.kind for bias in graph.biases_of(number)])
     if kinds:
         tag = {
             "boxstyle": "round,pad=0.25",

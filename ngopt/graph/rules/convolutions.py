@@ -48,7 +48,8 @@ def convolution(
     x = as_neurons(tracer, x)
     kernel = weight.shape[2:]
     channel = -len(kernel) - 1
-    kernels = _by_group(tracer, call, weight)
+    groups = tracer.argument(call, "groups")
+    kernels = weight.apply(lambda w: w.unflatten(0, (groups, -1)))
     is_pointwise = prod(kernel) == kernels.shape[0] == 1
     # a pointwise convolution of positions: a layer between these, and channels stay
     if is_pointwise and _are_positions(tracer, x.labels, channel):
@@ -66,16 +67,11 @@ def transposed_convolution(
     if not isinstance(weight, Elements):
         return tracer.unknown(call)
     x = as_neurons(tracer, x)
+    groups = tracer.argument(call, "groups")
     # (g, n_in / g, n_out / g, *k)
-    kernels = _by_group(tracer, call, weight)
+    kernels = weight.apply(lambda w: w.unflatten(0, (groups, -1)))
     kernels = kernels.apply(lambda w: w.transpose(1, 2))
     return _convolution(tracer, call, x, kernels, bias)
-
-
-def _by_group(tracer: Tracer, call: Node, weight: Elements) -> Elements:
-    """A weight (n, *rest) as (groups, n / groups, *rest)."""
-    groups = tracer.argument(call, "groups")
-    return weight.apply(lambda w: w.unflatten(0, (groups, -1)))
 
 
 def _convolution(

@@ -78,10 +78,9 @@ def _repeat(
     for block in graph.blocks_into(old):
         index = _picked(nodes, block.target_index)
         builder.blocks.append(replace(block, target=new, target_index=index))
-    for bias in graph.biases:
-        if bias.group == old:
-            index = _picked(nodes, bias.index)
-            builder.biases.append(replace(bias, group=new, index=index))
+    for bias in graph.biases_of(old):
+        index = _picked(nodes, bias.index)
+        builder.biases.append(replace(bias, group=new, index=index))
 
 
 def _picked(nodes: Sequence[int], index: Index) -> Index:
