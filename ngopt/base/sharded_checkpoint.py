@@ -191,7 +191,7 @@ class ShardedState:
         device = local(self._params[0]).device
         like = torch.empty(0, dtype=entries[0].like.dtype, device=device)
         parts = exchange.parts(values, exchange.to_holders(values, like), like)
-        mesh = self._shards.mesh(device.type)
+        mesh = self._shards.collectives.mesh(device.type)
         found = []
         for n, entry in enumerate(entries):
             placements = [Shard(dims[n])]

@@ -74,7 +74,7 @@ class Route:
         sent = self._flattened(values, like)
         counts = Counts(_numels(self.sent), _numels(self.received))
         result = like.new_empty(sum(counts.received))
-        wait = self._shards.all_to_all(result, sent, counts)
+        wait = self._shards.collectives.all_to_all(result, sent, counts)
         parts = []
         for some in self.received:
             parts += some

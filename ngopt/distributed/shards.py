@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from math import prod
 from textwrap import shorten
@@ -12,7 +12,7 @@ from zlib import crc32
 import torch
 from torch import Tensor, distributed
 
-from ngopt.distributed.collectives import Collectives, Counts
+from ngopt.distributed.collectives import Collectives
 from ngopt.distributed.ownership import (
     Cost,
     Ownership,
@@ -52,6 +52,7 @@ class Shards:
         counts: parameters whose held part this process adds to sums over all elements,
             (n,) bool. Each part is added by one process.
         has_parts: whether any process holds less than all elements.
+        collectives: of these processes.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Shards:
         self.rank = place.ranks.index(distributed.get_rank())
         self.size = len(place.ranks)
         self._coordinates = place.coordinates
-        self._collectives = Collectives(place.ranks, group)
+        self.collectives = Collectives(place.ranks, group)
         self.alone: list[bool] = []
         self._known: list[Ownership | None] = []
         own = []
@@ -89,7 +90,7 @@ class Shards:
             self.shapes.append(shape)
             self.alone.append(is_alone)
             self._known.append(known.get(p))
-        every = self._collectives.gather(own)
+        every = self.collectives.gather(own)
         _check_equal_parameters(every)
         all_elements = list(map(whole, self.shapes))
         self.pieces: list[list[Piece]] = []
@@ -213,10 +214,6 @@ class Shards:
         found.alone = [False] * len(shapes)
         return found
 
-    def mesh(self, device_type: str) -> Any:
-        """The processes as a mesh of one dimension."""
-        return self._collectives.mesh(device_type)
-
     def numel(self, i: int) -> int:
         """Elements of a whole parameter."""
         return prod(self.shapes[i])
@@ -254,27 +251,21 @@ class Shards:
         alone = self._alone.to(values.device)
         zero = torch.zeros_like(values)
         total = torch.where(counts & ~alone, values, zero)
-        self._collectives.sum_(total)
+        self.collectives.sum_(total)
         return torch.where(alone, values, total)
-
-    def all_to_all(
-        self, result: Tensor, sent: Tensor, counts: Counts
-    ) -> Callable[[], None]:
-        """See `Collectives.all_to_all`."""
-        return self._collectives.all_to_all(result, sent, counts)
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all processes."""
         total = values.clone()
-        self._collectives.sum_(total)
+        self.collectives.sum_(total)
         return total
 
     def check_equal(self, values: Mapping[str, Any]) -> None:
         """Raises ValueError in all processes if one has other values."""
         digest = crc32(repr(values).encode())
-        if len(set(self._collectives.gather_integers(digest))) == 1:
+        if len(set(self.collectives.gather_integers(digest))) == 1:
             return
-        every = self._collectives.gather(values)
+        every = self.collectives.gather(values)
         for key, expected in every[0].items():
             for rank, other in enumerate(every):
                 if other[key] != expected:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,38 +39,36 @@ class OrderedGraph(NamedTuple):
     order: list[int]
 
 
-class GraphSource(Protocol):
-    """Makes the graph of the parameters in an optimizer's groups."""
+class GraphSource:
+    """Makes the graph of the parameters in an optimizer's groups.
 
-    is_exact: bool
-    """Whether the graph is traced or given, not inferred from names and shapes."""
+    is_exact: whether the graph is traced or given, not inferred from names and shapes.
+    """
+
+    is_exact = True
 
     @property
     def awaits_forward(self) -> bool:
         """Whether a forward pass is still needed for the graph."""
-        ...
+        return False
 
     @property
     def has_new_inputs(self) -> bool:
         """Whether inputs were recorded that are not traced yet."""
-        ...
+        return False
 
     def graph_of(self, groups: Sequence[Group]) -> OrderedGraph:
         """Raises ValueError if the groups do not fit the network."""
-        ...
+        raise NotImplementedError
 
     def stop_recording(self) -> None:
         """Waits for no forward pass any more."""
-        ...
 
 
-class InferredGraph:
+class InferredGraph(GraphSource):
     """Inferred from names, shapes and order of the parameters; see `infer_graph`."""
 
-    is_exact = awaits_forward = has_new_inputs = False
-
-    def stop_recording(self) -> None:
-        pass
+    is_exact = False
 
     def graph_of(self, groups: Sequence[Group]) -> OrderedGraph:
         specs = group_specs(groups)
@@ -109,14 +107,11 @@ def _inferred_by_order(
     return OrderedGraph(join_graphs(*graphs), order)
 
 
-class GivenGraph:
+class GivenGraph(GraphSource):
     """A graph from the user.
 
     Parameters are matched by name if all names are in the graph, else by order.
     """
-
-    is_exact = True
-    awaits_forward = has_new_inputs = False
 
     def __init__(self, graph: NeuralGraph, groups: Sequence[Group]):
         if not isinstance(graph, NeuralGraph):
@@ -124,9 +119,6 @@ class GivenGraph:
             raise ValueError(f"NGOptimizer: graph: expected a NeuralGraph; got {got}")
         self.graph = graph
         self.tensors = self._match(groups)
-
-    def stop_recording(self) -> None:
-        pass
 
     def graph_of(self, groups: Sequence[Group]) -> OrderedGraph:
         known = set(self.tensors) - {None}
@@ -145,13 +137,11 @@ class GivenGraph:
         return tensors
 
 
-class TracedGraph:
+class TracedGraph(GraphSource):
     """Traced from a module and the inputs of its first training forward.
 
     Until that pass it is the graph that `build_graph` makes without inputs.
     """
-
-    is_exact = True
 
     def __init__(self, model: nn.Module, groups: Sequence[Group]):
         if not isinstance(model, nn.Module):
