@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from ngopt.base.sharded_checkpoint import ShardedState
 from ngopt.base.soap import SoapRule
@@ -42,7 +43,7 @@ class Binding:
     source: makes the graph. compute_dtype: of the rule; None: see `NGOptimizer`.
     process_group: of processes that share whole parameters.
 
-    `groups` and `state` below are those of the optimizer.
+    It stores no reference to the optimizer, so that both can be copied.
     """
 
     def __init__(
@@ -73,43 +74,39 @@ class Binding:
         group = {"_process_group": ranks_of(self._process_group)}
         return {**self.__dict__, **dict.fromkeys(keys), **group}
 
-    def parameters(
-        self, groups: Sequence[Group], state: MutableMapping[Tensor, Record]
-    ) -> GraphParameters:
+    def parameters(self, optimizer: Optimizer) -> GraphParameters:
         """The parameters in their graph, which is made again if they have changed."""
-        params = group_tensors(groups)
+        params = group_tensors(optimizer.param_groups)
         found = self._parameters
         if found is None or self.source.has_new_inputs or not found.are(params):
-            found = self._parameters = self._connected(groups, state)
+            found = self._parameters = self._connected(optimizer)
         return found
 
     @uncompiled
-    def _connected(
-        self, groups: Sequence[Group], state: MutableMapping[Tensor, Record]
-    ) -> GraphParameters:
+    def _connected(self, optimizer: Optimizer) -> GraphParameters:
+        groups = optimizer.param_groups
         params = group_tensors(groups)
         check_distinct(zip(group_names(groups), params, strict=True))
         parameters = GraphParameters(self.source.graph_of(groups), params)
         if self._parameters is not None:
-            parameters.check_shapes(self._parameters, state)
-            self._drop_state_of_other_matrices(parameters, groups, state)
-        self.check_records(parameters, parameters.records(state), groups[0])
+            parameters.check_shapes(self._parameters, optimizer.state)
+            self._drop_state_of_other_matrices(parameters, optimizer)
+        records = parameters.records(optimizer.state)
+        self.check_records(parameters, records, groups[0])
         if not self._is_partial:
             is_default = self._learned.base is not None
             log_unconnected(parameters.network, self.source.is_exact, is_default)
         return parameters
 
     def _drop_state_of_other_matrices(
-        self,
-        parameters: GraphParameters,
-        groups: Sequence[Group],
-        state: MutableMapping[Tensor, Record],
+        self, parameters: GraphParameters, optimizer: Optimizer
     ) -> None:
         """Drops the state of parameters that the new graph divides into other matrices.
 
         State of another shape than its parameter is kept; `check_records` raises.
         """
-        rule = self.rule_for_step(parameters, groups, state)
+        state = optimizer.state
+        rule = self.rule_for_step(parameters, optimizer)
         initial = parameters.initial_records(rule)
         rows = zip(parameters.params, parameters.names(), initial, strict=False)
         dropped = []
@@ -128,10 +125,7 @@ class Binding:
             )
 
     def check_records(
-        self,
-        parameters: GraphParameters,
-        records: Sequence[Record],
-        settings: Group,
+        self, parameters: GraphParameters, records: Sequence[Record], settings: Group
     ) -> None:
         """Raises ValueError if a parameter's state does not fit the rule."""
         if not any(records):
@@ -143,18 +137,13 @@ class Binding:
             if record:
                 check_record(name, record, expected, self.source.is_exact)
 
-    def check_loaded(
-        self,
-        state_dict: Mapping[str, Any],
-        groups: Sequence[Group],
-        state: MutableMapping[Tensor, Record],
-    ) -> None:
+    def check_loaded(self, state_dict: Mapping[str, Any], optimizer: Optimizer) -> None:
         """Raises ValueError if state that is about to be loaded does not fit."""
         records = records_in_order(state_dict)
         if any(records):
             total_steps = state_dict["param_groups"][0]["total_steps"]
-            settings = {**groups[0], "total_steps": total_steps}
-            self.check_records(self.parameters(groups, state), records, settings)
+            settings = {**optimizer.param_groups[0], "total_steps": total_steps}
+            self.check_records(self.parameters(optimizer), records, settings)
 
     def rule(self, parameters: GraphParameters, settings: Group) -> UpdateRule:
         """The rule on the graph, on the device of the parameters.
@@ -205,26 +194,21 @@ class Binding:
         )
 
     def rule_for_step(
-        self,
-        parameters: GraphParameters,
-        groups: Sequence[Group],
-        state: MutableMapping[Tensor, Record],
+        self, parameters: GraphParameters, optimizer: Optimizer
     ) -> UpdateRule:
         """The rule; settings and state are adapted to a new one."""
-        rule = self.rule(parameters, groups[0])
+        rule = self.rule(parameters, optimizer.param_groups[0])
         if rule is not self._prepared_rule:
-            self._prepare(rule, parameters, groups, state)
+            self._prepare(rule, parameters, optimizer)
         return rule
 
     @uncompiled
     def _prepare(
-        self,
-        rule: UpdateRule,
-        parameters: GraphParameters,
-        groups: Sequence[Group],
-        state: MutableMapping[Tensor, Record],
+        self, rule: UpdateRule, parameters: GraphParameters, optimizer: Optimizer
     ) -> None:
         """Stores the renewal interval in the groups; starts or drops averages."""
+        groups = optimizer.param_groups
+        state = optimizer.state
         interval = rule.renewal_interval(parameters.params[0].device)
         for group in groups:
             group["renew_every"] = interval
@@ -253,12 +237,10 @@ class Binding:
             self._shards = params, shards
         return self._shards[1]
 
-    def shared_state(
-        self, groups: Sequence[Group], state: MutableMapping[Tensor, Record]
-    ) -> ShardedState:
+    def shared_state(self, optimizer: Optimizer) -> ShardedState:
         """Converts the state of several processes; a collective call."""
-        parameters = self.parameters(groups, state)
-        rule = self.rule(parameters, groups[0])
+        parameters = self.parameters(optimizer)
+        rule = self.rule(parameters, optimizer.param_groups[0])
         assert isinstance(rule, SoapRule)
         params = parameters.params
         layouts = rule.layouts[: len(params)]

@@ -218,12 +218,12 @@ class NGOptimizer(Optimizer):
         if not torch.compiler.is_compiling():
             # torch.distributed.checkpoint initializes state by a step with lr=0
             if not self.state and all(float(group["lr"]) == 0 for group in groups):
-                rule = self._binding.rule_for_step(parameters, groups, self.state)
+                rule = self._binding.rule_for_step(parameters, self)
                 grads, _ = parameters.gradients(groups, self._own_decay)
                 parameters.records_for_step(self.state, rule, grads)
                 return loss
             self._messages.check_step(groups)
-        rule = self._binding.rule_for_step(parameters, groups, self.state)
+        rule = self._binding.rule_for_step(parameters, self)
         with without_autocast({p.device for p in params}):
             grads, hyper = parameters.gradients(groups, self._own_decay)
             parameters.update(self.state, rule, grads, hyper)
@@ -257,7 +257,7 @@ class NGOptimizer(Optimizer):
         state_dict = super().state_dict()
         if state_dict["state"] and self._is_shared():
             records = [self.state.get(p, {}) for p in group_tensors(self.param_groups)]
-            shared = self._binding.shared_state(self.param_groups, self.state)
+            shared = self._binding.shared_state(self)
             records = shared.to_dtensors(records)
             state_dict["state"] = numbered(state_dict["param_groups"], records)
         return state_dict
@@ -297,11 +297,11 @@ class NGOptimizer(Optimizer):
         groups = in_order(loaded["param_groups"], own)
         loaded["param_groups"] = with_total_steps(groups, own[0]["total_steps"])
         if self._is_shared():
-            shared = self._binding.shared_state(own, self.state)
+            shared = self._binding.shared_state(self)
             records = shared.to_local(records_in_order(loaded))
             loaded["state"] = numbered(groups, records)
         if not self._awaits_forward():  # else checked when the graph is known
-            self._binding.check_loaded(loaded, own, self.state)
+            self._binding.check_loaded(loaded, self)
         return loaded
 
     def _is_shared(self) -> bool:
@@ -313,4 +313,4 @@ class NGOptimizer(Optimizer):
         return self._binding.source.awaits_forward or any(map(is_lazy, params))
 
     def _parameters(self) -> GraphParameters:
-        return self._binding.parameters(self.param_groups, self.state)
+        return self._binding.parameters(self)
