@@ -16,7 +16,6 @@ from ngopt.devices import product_dtype
 from ngopt.distributed.ownership import Ownership
 from ngopt.distributed.shards import Shards
 from ngopt.functional import Record, UpdateRule, state_dtype, uncompiled
-from ngopt.graph import NeuralGraph
 from ngopt.optimizer.arguments import check_distinct
 from ngopt.optimizer.averages import start_or_drop_averages
 from ngopt.optimizer.graph_parameters import GraphParameters
@@ -63,7 +62,7 @@ class Binding:
         self._is_partial = not source.is_exact and warn_if_partial()
         self._parameters: GraphParameters | None = None
         self._rule: UpdateRule | None = None
-        self._rule_key: Any = None  # the arguments of `_bind` that made it
+        self._rule_key: Any = None  # the arguments that made it
         self._prepared_rule: UpdateRule | None = None  # for which the state is adapted
         self._shards: tuple[Sequence[Tensor], Shards] | None = None
         self._owned: dict[Tensor, Ownership] = {}
@@ -158,7 +157,14 @@ class Binding:
         shards = self.shards(parameters) if self.is_shared(params) else None
         key = parameters.graph, total_steps, device, dtype, shards, renew_every
         if self._rule is None or self._rule_key != key:
-            self._rule = self._bind(*key)
+            self._rule = self._learned.bind(
+                parameters.graph,
+                total_steps,
+                device=device,
+                dtype=dtype,
+                renew_every=renew_every,
+                shards=shards,
+            )
             self._rule_key = key
             if shards is not None:
                 self._owned = dict(zip(params, shards.owned, strict=True))
@@ -173,25 +179,6 @@ class Binding:
             if state_dtype(p).itemsize > widest.itemsize:
                 widest = state_dtype(p)
         return product_dtype(params[0].device, widest)
-
-    @uncompiled
-    def _bind(
-        self,
-        graph: NeuralGraph,
-        total_steps: int | None,
-        device: torch.device,
-        dtype: torch.dtype | None,
-        shards: Shards | None,
-        renew_every: int | None,
-    ) -> UpdateRule:
-        return self._learned.bind(
-            graph,
-            total_steps,
-            device=device,
-            dtype=dtype,
-            renew_every=renew_every,
-            shards=shards,
-        )
 
     def rule_for_step(
         self, parameters: GraphParameters, optimizer: Optimizer

@@ -22,7 +22,6 @@ from ngopt.graph.groups_and_blocks import (
     NeuronGroup,
     ParameterSpec,
     View,
-    contiguous_strides,
 )
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.graph.views.edge_list import node_starts
@@ -143,7 +142,6 @@ class MixedValues:
     batch = torch.Size()
 
     def edges(self, chunk: EdgeChunk) -> Tensor:
-        assert chunk.is_whole
         return self._read(self.mixture.weights[chunk.block])
 
     def bias(self, number: int) -> Tensor:
@@ -306,23 +304,17 @@ def _block(
     shape = len(targets), t, s
     view = None
     if kind.has_elements:
-        view = _whole_view(number, (*shape, *kind.slot_shape))
-    chunk = EdgeChunk(
-        number, 0, *(slice(0, n) for n in shape), view=view, is_whole=view is not None
-    )
+        view = View.whole(number, (*shape, *kind.slot_shape))
+    slices = (slice(0, n) for n in shape)
     return BlockTensors(
         block=EdgeBlock(view, 0, 0, shape, kind.slot_shape, kind.kind),
         number=number,
         tiles=len(kernel_tiles(kind.slot_shape, kernel)),
-        chunks=(chunk,),
+        chunks=(EdgeChunk(number, 0, *slices, view),),
         target=targets.flatten(),
         source=sources.flatten(),
         positions=indices.positions,
     )
-
-
-def _whole_view(number: int, shape: tuple[int, ...]) -> View:
-    return View(number, shape, contiguous_strides(shape))
 
 
 def _graph(
@@ -334,7 +326,7 @@ def _graph(
     all_biases = []
     for kind, indices in biases.items():
         shape = len(indices.ends[0]), *kind.slot_shape
-        view = _whole_view(len(views), shape)
+        view = View.whole(len(views), shape)
         views.append(view)
         all_biases.append(Bias(view, 0, kind.slot_shape, kind.kind))
     specs = [ParameterSpec(str(view.parameter), view.shape) for view in views]

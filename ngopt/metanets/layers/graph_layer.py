@@ -51,24 +51,10 @@ class GraphLayer(nn.Module):
     target: nn.Linear
     source: nn.Linear
 
-    def message_terms(
-        self, nodes: Sequence[Tensor], blocks: Sequence[BlockTensors]
+    def end_terms(
+        self, nodes: Sequence[Tensor], columns: slice, blocks: Sequence[BlockTensors]
     ) -> list[EndTerms]:
-        """The terms of the nodes in the messages of every block."""
-        return self._terms(nodes, blocks, slice(0, -self.width))
-
-    def edge_update_terms(
-        self, nodes: Sequence[Tensor], blocks: Sequence[BlockTensors]
-    ) -> list[EndTerms]:
-        """The terms of the nodes in the new edges of every block."""
-        return self._terms(nodes, blocks, slice(-self.width, None))
-
-    def _terms(
-        self,
-        nodes: Sequence[Tensor],
-        blocks: Sequence[BlockTensors],
-        columns: slice,
-    ) -> list[EndTerms]:
+        """Some columns of the terms of the nodes at the ends of every block."""
         targets: dict[int, Tensor] = {}
         sources: dict[int, Tensor] = {}
         terms = []
@@ -123,7 +109,6 @@ def batch_inside(values: Tensor, axes: int) -> Tensor:
 
 
 def _some_outputs(layer: nn.Linear, x: Tensor, columns: slice) -> Tensor:
-    """Some outputs of a linear layer."""
     bias = None if layer.bias is None else layer.bias[columns]
     return linear(x, layer.weight[columns], bias)
 

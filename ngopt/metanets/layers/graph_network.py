@@ -252,7 +252,7 @@ def run_layer(
     arena = Arena() if is_large and nodes[0].device.type == "cpu" else None
     incoming = Inbox(len(nodes), arena)
     outgoing = Inbox(len(nodes), arena)
-    compute = partial(layer.message_terms, nodes)
+    compute = partial(layer.end_terms, nodes, slice(0, -layer.width))
     terms = _BlockEndTerms(compute, edges.blocks, is_large)
     for own in edges.blocks:
         if not prod(own.block.shape):
@@ -261,7 +261,7 @@ def run_layer(
         forward, backward = _messages(layer, edges, own, terms.of(own), block_arena)
         incoming.add(own.block.target, forward, own.target)
         outgoing.add(own.block.source, backward, own.source)
-    compute = partial(layer.edge_update_terms, nodes)
+    compute = partial(layer.end_terms, nodes, slice(-layer.width, None))
     update_terms = _BlockEndTerms(compute, edges.blocks, is_large)
 
     def update(state: Tensor | None, chunk: EdgeChunk) -> Tensor:
