@@ -1,4 +1,4 @@
-"""MessageStatistics along edges, a scale and shift of what both ends bring,
+"""FiLM messages along edges, a scale and shift of what both ends bring,
 and their statistics for both ends.
 
 One autograd function with a backward pass of its own: where autograd goes step by step,

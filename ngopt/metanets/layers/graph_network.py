@@ -26,7 +26,12 @@ from ngopt.metanets.graph_data.node_features import (
     POSITION_FEATURES,
     SLOT_FEATURES,
 )
-from ngopt.metanets.layers.aggregation import Aggregate, batch_outside, by_neuron
+from ngopt.metanets.layers.aggregation import (
+    Aggregate,
+    Incoming,
+    batch_outside,
+    by_neuron,
+)
 from ngopt.metanets.layers.edge_states import EdgeStates, fits_in_memory
 from ngopt.metanets.layers.global_feature import GlobalFeature, sums_by_graph
 from ngopt.metanets.layers.graph_layer import (
@@ -35,7 +40,7 @@ from ngopt.metanets.layers.graph_layer import (
     batch_inside,
     select_neurons,
 )
-from ngopt.metanets.layers.inbox import Arena, Inbox
+from ngopt.metanets.layers.inbox import Arena, add_to_group, merged
 from ngopt.metanets.layers.slot_encoders import (
     SlotDecoder,
     SlotEncoder,
@@ -250,8 +255,8 @@ def run_layer(
     """The nodes after a layer; the layer becomes a step of the edges."""
     is_large = not edges.keep
     arena = Arena() if is_large and nodes[0].device.type == "cpu" else None
-    incoming = Inbox(len(nodes), arena)
-    outgoing = Inbox(len(nodes), arena)
+    incoming: list[list[Incoming]] = [[] for _ in nodes]
+    outgoing: list[list[Incoming]] = [[] for _ in nodes]
     compute = partial(layer.end_terms, nodes, slice(0, -layer.width))
     terms = _BlockEndTerms(compute, edges.blocks, is_large)
     for own in edges.blocks:
@@ -259,8 +264,10 @@ def run_layer(
             continue
         block_arena = None if arena is None or len(own.chunks) == 1 else Arena()
         forward, backward = _messages(layer, edges, own, terms.of(own), block_arena)
-        incoming.add(own.block.target, forward, own.target)
-        outgoing.add(own.block.source, backward, own.source)
+        to_target = incoming[own.block.target]
+        add_to_group(to_target, Incoming(forward, own.target), arena)
+        to_source = outgoing[own.block.source]
+        add_to_group(to_source, Incoming(backward, own.source), arena)
     compute = partial(layer.end_terms, nodes, slice(-layer.width, None))
     update_terms = _BlockEndTerms(compute, edges.blocks, is_large)
 
@@ -269,7 +276,7 @@ def run_layer(
         return layer.next_edges(cast(Tensor, state), own, chunk)
 
     edges.then(update)
-    return layer.next_nodes(nodes, incoming.groups, outgoing.groups, tensors.graph_ids)
+    return layer.next_nodes(nodes, incoming, outgoing, tensors.graph_ids)
 
 
 def _messages(
@@ -288,21 +295,11 @@ def _messages(
     for chunk in block.chunks:
         forward, backward = layer.messages(edges.of(chunk), terms, chunk)
         group = chunk.groups.start
-        _merge(at_targets, (group, chunk.targets.start), forward, arena)
-        _merge(at_sources, (group, chunk.sources.start), backward, arena)
+        key = group, chunk.targets.start
+        at_targets[key] = merged(at_targets.get(key), forward, arena)
+        key = group, chunk.sources.start
+        at_sources[key] = merged(at_sources.get(key), backward, arena)
     return _concatenated(at_targets), _concatenated(at_sources)
-
-
-def _merge(
-    totals: dict[tuple[int, int], Aggregate],
-    key: tuple[int, int],
-    messages: Aggregate,
-    arena: Arena | None,
-) -> None:
-    """Adds messages to those of the same neurons."""
-    before = totals.get(key)
-    merged = messages if before is None else before.merged(messages)
-    totals[key] = merged if arena is None else arena.copied(merged, before)
 
 
 def _concatenated(totals: dict[tuple[int, int], Aggregate]) -> Aggregate:
