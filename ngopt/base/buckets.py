@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 from math import prod
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -158,18 +159,10 @@ def arranged(members: Sequence[Member], device: torch.device) -> list[list[Membe
             found[-1].append(m)
             free -= m.numel
     for some in found:
-        some.sort(key=_order)
+        some.sort(key=lambda m: (m.is_measured, not m.kind))
     return found
 
 
 def stacks_of(members: Sequence[Member]) -> list[list[Member]]:
     """Members that follow each other, divided by kind."""
-    return [list(same) for _, same in groupby(members, _kind)]
-
-
-def _kind(m: Member) -> tuple:
-    return m.kind
-
-
-def _order(m: Member) -> tuple[bool, bool]:
-    return m.is_measured, not m.kind
+    return [list(same) for _, same in groupby(members, attrgetter("kind"))]

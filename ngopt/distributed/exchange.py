@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ngopt.distributed.collectives import Counts
 from ngopt.distributed.shards import Shards
 from ngopt.packing import flatten
 from ngopt.shard_layout import Piece
@@ -72,9 +71,10 @@ class Route:
         if not self._is_used:
             return Transfer()
         sent = self._flattened(values, like)
-        counts = Counts(_numels(self.sent), _numels(self.received))
-        result = like.new_empty(sum(counts.received))
-        wait = self._shards.collectives.all_to_all(result, sent, counts)
+        received = _numels(self.received)
+        result = like.new_empty(sum(received))
+        all_to_all = self._shards.collectives.all_to_all
+        wait = all_to_all(result, sent, received, _numels(self.sent))
         parts = []
         for some in self.received:
             parts += some

@@ -73,11 +73,10 @@ class Shards:
         self.device = params[0].device
         if isinstance(group, list):
             group = Collectives(sorted(group)).group
-        place = mesh_ranks(params, group)
-        self.rank = place.ranks.index(distributed.get_rank())
-        self.size = len(place.ranks)
-        self._coordinates = place.coordinates
-        self.collectives = Collectives(place.ranks, group)
+        ranks, self._coordinates = mesh_ranks(params, group)
+        self.rank = ranks.index(distributed.get_rank())
+        self.size = len(ranks)
+        self.collectives = Collectives(ranks, group)
         self.alone: list[bool] = []
         self._known: list[Ownership | None] = []
         own = []

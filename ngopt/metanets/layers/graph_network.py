@@ -149,9 +149,10 @@ class GraphNetwork(nn.Module):
         nodes, edges = self.states(source, tensors, extra)
         all_maps = maps_of(self.node_decoder, tensors.graph.biases)
         for number, bias in enumerate(tensors.graph.biases):
-            index = tensors.bias_index[number]
-            node = nodes[bias.group]
-            yield number, self._decode_node(node, all_maps[number], index)
+            node = select_neurons(nodes[bias.group], tensors.bias_index[number])
+            tiles = len(all_maps[number])
+            state = node.unsqueeze(-2).expand(*node.shape[:-1], tiles, self.width)
+            yield number, self.node_decoder(state, all_maps[number])
         blocks = [own.block for own in tensors.weights]
         all_maps = maps_of(self.edge_decoder, blocks)
         for own, maps in zip(tensors.weights, all_maps, strict=True):
@@ -237,13 +238,6 @@ class GraphNetwork(nn.Module):
             position = position[chunk.groups]
         between = [1] * (edges.dim() - 2)
         return edges + position.view(len(position), *between, -1)
-
-    def _decode_node(
-        self, node: Tensor, maps: Sequence[SlotMap], index: Tensor | None
-    ) -> Tensor:
-        state = select_neurons(node, index).unsqueeze(-2)
-        tiles = state.expand(*state.shape[:-2], len(maps), self.width)
-        return self.node_decoder(tiles, maps)
 
 
 def run_layer(
