@@ -174,15 +174,14 @@ class ShardedState:
 
         size = self._shards.size
         shapes, owned, dims = [], [], []
-        pieces: list[list[Piece]] = [[] for _ in range(size)]
+        pieces: list[tuple[Piece, ...]] = []
         for entry in entries:
             shape = tuple(entry.like.shape)
             shapes.append(shape)
             owned.append(self._ownership(*entry))
             dims.append(shape.index(max(shape)))
-            for rank in range(size):
-                part = whole(shape).chunk(dims[-1], rank, size)
-                pieces[rank].append(part)
+            every, dim = whole(shape), dims[-1]
+            pieces.append(tuple(every.chunk(dim, rank, size) for rank in range(size)))
         shards = self._shards.with_pieces(shapes, owned, pieces)
         exchange = Exchange(shards, range(len(entries)))
         values = {}

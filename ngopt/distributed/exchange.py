@@ -164,7 +164,7 @@ class Exchange:
     def _plan(self, i: int) -> None:
         rank = self._shards.rank
         domains = self._shards.owned[i].domains
-        held = self._shards.pieces_of(i)
+        held = self._shards.pieces[i]
         # nothing is sent; the loop over all pairs of ranks would take seconds
         if self._shards.alone[i] or domains == held:
             self._up.add(rank, rank, i, held[rank])

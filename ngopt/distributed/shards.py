@@ -45,7 +45,7 @@ class Shards:
     Ranks are numbered by their order in the default group.
 
     Attributes:
-        pieces: held by each rank, of each parameter.
+        pieces: of each parameter, held by each rank.
         alone: parameters that are no DTensors while others are. Each process updates
             its own, as other optimizers do.
         owned: of each parameter; set by `divide`.
@@ -91,13 +91,12 @@ class Shards:
             self._known.append(known.get(p))
         every = self.collectives.gather(own)
         _check_equal_parameters(every)
-        all_elements = list(map(whole, self.shapes))
-        self.pieces: list[list[Piece]] = []
+        self.pieces: list[tuple[Piece, ...]] = []
         self.has_parts = False
-        for some in every:
-            pieces = [held.piece for held in some]
+        for shape, *held in zip(self.shapes, *every, strict=True):
+            pieces = tuple(own.piece for own in held)
             self.pieces.append(pieces)
-            self.has_parts |= pieces != all_elements
+            self.has_parts |= set(pieces) != {whole(shape)}
         self.owned: list[Ownership] = []
         self._alone = torch.tensor(self.alone, dtype=torch.bool, device="cpu")
 
@@ -118,7 +117,7 @@ class Shards:
         for i, share in zip(costs, shares, strict=True):
             own = self._known[i]
             if own is None and self._is_divided(i, layouts[i], max(share)):
-                own = by_rows(self.pieces_of(i))
+                own = by_rows(self.pieces[i])
             if own is not None and own.is_divided:
                 found[i] = own
             else:
@@ -142,7 +141,7 @@ class Shards:
         if not shape or not self.numel(i) or not has_free_rows(layouts):
             return False
         held = set()
-        for piece in self.pieces_of(i):
+        for piece in self.pieces[i]:
             if piece.numel and piece.shape[1:] != shape[1:]:
                 return False
             if piece.numel:
@@ -179,11 +178,7 @@ class Shards:
 
     def held(self, i: int) -> Piece:
         """What this process holds of a parameter."""
-        return self.pieces[self.rank][i]
-
-    def pieces_of(self, i: int) -> tuple[Piece, ...]:
-        """What each rank holds of a parameter."""
-        return tuple(pieces[i] for pieces in self.pieces)
+        return self.pieces[i][self.rank]
 
     def of(self, parameters: Sequence[int]) -> Shards:
         """A copy with some of the parameters."""
@@ -192,9 +187,7 @@ class Shards:
         found.alone = _chosen(self.alone, numbers)
         found.shapes = _chosen(self.shapes, numbers)
         found.owned = _chosen(self.owned, numbers)
-        found.pieces = []
-        for pieces in self.pieces:
-            found.pieces.append(_chosen(pieces, numbers))
+        found.pieces = _chosen(self.pieces, numbers)
         found.counts = self.counts[numbers]
         found._alone = self._alone[numbers]
         return found
@@ -203,13 +196,13 @@ class Shards:
         self,
         shapes: Sequence[tuple[int, ...]],
         owned: Sequence[Ownership],
-        pieces: Sequence[Sequence[Piece]],
+        pieces: Sequence[tuple[Piece, ...]],
     ) -> Shards:
         """The same processes with other values, which all share."""
         found = copy(self)
         found.shapes = list(shapes)
         found.owned = list(owned)
-        found.pieces = list(map(list, pieces))
+        found.pieces = list(pieces)
         found.alone = [False] * len(shapes)
         return found
 
@@ -223,7 +216,7 @@ class Shards:
         Of ranks with the same piece, the nearest to a target in the mesh.
         """
         holders: dict[Piece, list[tuple[int, int]]] = {}
-        for rank, piece in enumerate(self.pieces_of(i)):
+        for rank, piece in enumerate(self.pieces[i]):
             distance = self._distance(rank, target)
             holders.setdefault(piece, []).append((distance, rank))
         for piece, ranks in holders.items():
