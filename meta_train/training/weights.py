@@ -33,8 +33,11 @@ def make_learned(
         learned = load_pretrained(init_from)
         start = learned.metanet
         has_graph = isinstance(start, GraphMetanet)
-        is_ff = isinstance(start, FeedForward) and not has_graph
-        if is_ff and issubclass(cls, GraphMetanet):
+        if (
+            isinstance(start, FeedForward)
+            and not has_graph
+            and issubclass(cls, GraphMetanet)
+        ):
             hidden = changes.get("hidden", start.config.hidden)
             if hidden != start.config.hidden:
                 raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple
@@ -75,9 +76,7 @@ class Route:
         result = like.new_empty(sum(received))
         all_to_all = self._shards.collectives.all_to_all
         wait = all_to_all(result, sent, received, _numels(self.sent))
-        parts = []
-        for some in self.received:
-            parts += some
+        parts = list(chain.from_iterable(self.received))
         return Transfer(wait, sent, result, parts)
 
     def _flattened(self, values: Values, like: Tensor) -> Tensor:
@@ -91,9 +90,7 @@ class Route:
         self, values: Values, transfer: Transfer, wanted: Sequence[int], like: Tensor
     ) -> dict[int, Tensor]:
         """What this process then has of some parameters; see `start`."""
-        pieces: dict[int, list[tuple[Piece, Tensor]]] = {}
-        for i in wanted:
-            pieces[i] = []
+        pieces: dict[int, list[tuple[Piece, Tensor]]] = defaultdict(list)
         for before, (i, piece) in self.kept:
             value = before.piece.of(values[i])
             pieces[i].append((piece, value))

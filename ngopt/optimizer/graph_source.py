@@ -7,8 +7,7 @@ given or traced graph become components of their own.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -193,8 +192,14 @@ class TracedGraph(GraphSource):
         return shapes == [spec.shape for spec in self.graph.parameters]
 
     def _trace(self, model: nn.Module) -> NeuralGraph:
+        """With gradients, without autocast; random number generators are restored."""
         inputs = None if self.recorder is None else self.recorder.inputs
-        with _tracing_context(model):
+        devices = {p.device for p in model.parameters()}
+        with (
+            torch.enable_grad(),
+            without_autocast(devices),
+            torch.random.fork_rng([d.index for d in devices if d.type == "cuda"]),
+        ):
             if inputs is None:
                 return _graph_without_forward(model)
             self.stop_recording()
@@ -294,18 +299,6 @@ def _with_components(
         graph = join_graphs(graph, infer_graph(extra))
     others = set(range(len(graph.parameters))).difference(order)
     return OrderedGraph(graph, [*order, *sorted(others)])
-
-
-@contextmanager
-def _tracing_context(model: nn.Module) -> Iterator[None]:
-    """With gradients, without autocast; random number generators are restored."""
-    devices = {p.device for p in model.parameters()}
-    with (
-        torch.enable_grad(),
-        without_autocast(devices),
-        torch.random.fork_rng([d.index for d in devices if d.type == "cuda"]),
-    ):
-        yield
 
 
 def _class_name(value: Any) -> str:

@@ -310,7 +310,7 @@ def _block(
         block=EdgeBlock(view, 0, 0, shape, kind.slot_shape, kind.kind),
         number=number,
         tiles=len(kernel_tiles(kind.slot_shape, kernel)),
-        chunks=(EdgeChunk(number, 0, *slices, view),),
+        chunks=(EdgeChunk(number, 0, *slices, view=view),),
         target=targets.flatten(),
         source=sources.flatten(),
         positions=indices.positions,

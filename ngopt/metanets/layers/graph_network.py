@@ -31,6 +31,7 @@ from ngopt.metanets.layers.aggregation import (
     Incoming,
     batch_outside,
     by_neuron,
+    of_consecutive_neurons,
 )
 from ngopt.metanets.layers.edge_states import EdgeStates, fits_in_memory
 from ngopt.metanets.layers.global_feature import GlobalFeature, sums_by_graph
@@ -293,12 +294,8 @@ def _messages(
         at_targets[key] = merged(at_targets.get(key), forward, arena)
         key = group, chunk.sources.start
         at_sources[key] = merged(at_sources.get(key), backward, arena)
-    return _concatenated(at_targets), _concatenated(at_sources)
-
-
-def _concatenated(totals: dict[tuple[int, int], Aggregate]) -> Aggregate:
-    first, *others = totals.values()
-    return first.concatenated(others)
+    forward = of_consecutive_neurons(at_targets.values())
+    return forward, of_consecutive_neurons(at_sources.values())
 
 
 class _BlockEndTerms:
