@@ -159,9 +159,8 @@ def layout_of(graph: NeuralGraph, like: Tensor) -> NetworkLayout:
     elements = torch.arange(graph.numel, device=device)
     numbers = graph.gather(graph.unflatten(elements))
     several: dict[BlockKind, list[BlockIndices]] = {}
-    for kind, own in _edges(graph, numbers.edges, like):
-        several.setdefault(kind, []).append(own)
-    for kind, own in _biases(graph, numbers.biases):
+    edges = _edges(graph, numbers.edges, like)
+    for kind, own in (*edges, *_biases(graph, numbers.biases)):
         several.setdefault(kind, []).append(own)
     sizes = [group.size for group in graph.groups]
     positions = []
@@ -236,9 +235,15 @@ def mixture_of(
         (edges if kind.shape else biases)[kind] = own
     # weights come before edges of value 1, as in `GraphTensors`
     order = sorted(edges, key=lambda kind: not kind.has_elements)
-    blocks = []
+    blocks, weights = [], []
     for number, kind in enumerate(order):
         blocks.append(_block(number, kind, edges[kind], kernel))
+        if kind.has_elements:
+            weights.append(edges[kind].elements)
+    bias_elements, bias_index = [], []
+    for own in biases.values():
+        bias_elements.append(own.elements)
+        bias_index.append(own.ends[0])
     copies = []
     for layout, count in layouts:
         copies += [layout] * count
@@ -249,13 +254,6 @@ def mixture_of(
         all_positions.append(layout.positions)
     kinds = torch.cat(all_kinds)
     activations = torch.cat(all_activations)
-    weights, bias_elements, bias_index = [], [], []
-    for kind in order:
-        if kind.has_elements:
-            weights.append(edges[kind].elements)
-    for own in biases.values():
-        bias_elements.append(own.elements)
-        bias_index.append(own.ends[0])
     tensors = GraphTensors(
         graph=_graph(blocks, biases, len(kinds)),
         blocks=tuple(blocks),
