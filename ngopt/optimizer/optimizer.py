@@ -55,14 +55,9 @@ from ngopt.optimizer.state_dicts import (
 from ngopt.pretrained import LearnedOptimizer, as_learned, weights_hash
 
 NAMES_LINE = "    param_names: "  # of `repr`, which leaves them out
-OWN_ATTRIBUTES = (
-    "learned",
-    "compute_dtype",
-    "_own_decay",
-    "_weights_name",
-    "_messages",
-    "_binding",
-)
+OWN_ATTRIBUTES = """
+    learned compute_dtype _own_decay _weights_name _messages _binding
+""".split()
 
 
 class NGOptimizer(Optimizer):
