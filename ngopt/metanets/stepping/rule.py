@@ -168,11 +168,10 @@ class MetanetRule(UpdateRule):
         predictor = self._predictions.predictor(n)
         features = predictor.features(n)
         present = [grad for grad in grads if grad is not None]
-        self._flat_state.update(params, present, state, features)
+        stored = self._flat_state.update(params, present, state, features)
         context = None
         if self.metanet.d_context:
             source = partial(FlatFeatures.finite, features.mT, self.graph)
-            stored = self._flat_state.context(state)  # the records hold views of it
             computed = self._context.of_step(plan, source, state)
             context = concatenated(computed or []) if stored is None else stored
         values = self.graph.unflatten(predictor.predicted(n, context))
