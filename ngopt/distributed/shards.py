@@ -12,18 +12,9 @@ from zlib import crc32
 import torch
 from torch import Tensor, distributed
 
+from ngopt.distributed import ownership
 from ngopt.distributed.collectives import Collectives
-from ngopt.distributed.ownership import (
-    Cost,
-    Ownership,
-    by_one,
-    by_rows,
-    cost_of,
-    has_free_rows,
-    layout_of_rows,
-    owners_of,
-    shares_of,
-)
+from ngopt.distributed.ownership import Cost, Ownership
 from ngopt.roles.kronecker_factors import Layouts, MatrixLayout
 from ngopt.shard_layout import (
     LocalParameter,
@@ -110,21 +101,21 @@ class Shards:
         costs: dict[int, Cost] = {}
         for i, own in enumerate(layouts[: len(self.alone)]):
             if not self.alone[i]:
-                costs[i] = cost_of(own, every)
-        shares = shares_of(list(costs.values()))
+                costs[i] = ownership.cost_of(own, every)
+        shares = ownership.shares_of(list(costs.values()))
         found: dict[int, Ownership] = {}
         rest, first_owners = [], []
         for i, share in zip(costs, shares, strict=True):
             own = self._known[i]
             if own is None and self._is_divided(i, layouts[i], max(share)):
-                own = by_rows(self.pieces[i])
+                own = ownership.by_rows(self.pieces[i])
             if own is not None and own.is_divided:
                 found[i] = own
             else:
                 rest.append(i)
                 first_owners.append(None if own is None else own.first)
         rest_costs = [costs[i] for i in rest]
-        owners = owners_of(rest_costs, self.size, first_owners)
+        owners = ownership.owners_of(rest_costs, self.size, first_owners)
         for i, rank in zip(rest, owners, strict=True):
             found[i] = self._by_one(i, rank)
         counts = []
@@ -138,7 +129,7 @@ class Shards:
     def _is_divided(self, i: int, layouts: Layouts, share: float) -> bool:
         """Whether a parameter is to have several owners; share: of all costs."""
         shape = self.shapes[i]
-        if not shape or not self.numel(i) or not has_free_rows(layouts):
+        if not shape or not self.numel(i) or not ownership.has_free_rows(layouts):
             return False
         held = set()
         for piece in self.pieces[i]:
@@ -150,7 +141,7 @@ class Shards:
         return is_in_parts or share * self.size > LARGE
 
     def _by_one(self, i: int, rank: int) -> Ownership:
-        return by_one(rank, self.size, self.shapes[i])
+        return ownership.by_one(rank, self.size, self.shapes[i])
 
     def layouts(self, i: int, layouts: Layouts) -> tuple[MatrixLayout, ...]:
         """Layouts of what this process owns of a parameter; layouts: of all of it."""
@@ -158,7 +149,7 @@ class Shards:
             return ()
         if not self.owned[i].is_divided:
             return tuple(layouts)
-        return (layout_of_rows(layouts[0], self.domain(i)),)
+        return (ownership.layout_of_rows(layouts[0], self.domain(i)),)
 
     def undivided(self) -> Shards:
         """A copy in which the first owner of each parameter owns all of it."""

@@ -16,6 +16,7 @@ from ngopt.devices import product_dtype
 from ngopt.distributed.ownership import Ownership
 from ngopt.distributed.shards import Shards
 from ngopt.functional import Record, UpdateRule, state_dtype, uncompiled
+from ngopt.optimizer import state_dicts
 from ngopt.optimizer.arguments import check_distinct
 from ngopt.optimizer.averages import start_or_drop_averages
 from ngopt.optimizer.graph_parameters import GraphParameters
@@ -26,11 +27,6 @@ from ngopt.optimizer.param_groups import (
     group_names,
     group_tensors,
     is_scheduled,
-)
-from ngopt.optimizer.state_dicts import (
-    check_record,
-    has_other_matrices,
-    records_in_order,
 )
 from ngopt.pretrained import LearnedOptimizer
 from ngopt.shard_layout import are_divided, local, ranks_of, real
@@ -112,7 +108,7 @@ class Binding:
         for p, name, expected in rows:
             record = state.get(p)
             shape = real(local(p)).shape
-            if record and has_other_matrices(record, expected, shape):
+            if record and state_dicts.has_other_matrices(record, expected, shape):
                 del state[p]
                 dropped.append(name)
         if dropped:
@@ -134,11 +130,11 @@ class Binding:
         rows = zip(parameters.names(), records, initial, strict=False)
         for name, record, expected in rows:
             if record:
-                check_record(name, record, expected, self.source.is_exact)
+                state_dicts.check_record(name, record, expected, self.source.is_exact)
 
     def check_loaded(self, state_dict: Mapping[str, Any], optimizer: Optimizer) -> None:
         """Raises ValueError if state that is about to be loaded does not fit."""
-        records = records_in_order(state_dict)
+        records = state_dicts.records_in_order(state_dict)
         if any(records):
             total_steps = state_dict["param_groups"][0]["total_steps"]
             settings = {**optimizer.param_groups[0], "total_steps": total_steps}

@@ -15,14 +15,7 @@ from torch.optim.optimizer import ParamsT
 from ngopt.devices import without_autocast
 from ngopt.graph import NeuralGraph
 from ngopt.metanets import Metanet
-from ngopt.optimizer.arguments import (
-    check_compute_dtype,
-    check_groups,
-    check_no_module,
-    check_process_group,
-    check_settings,
-    complete_new_group,
-)
+from ngopt.optimizer import arguments, state_dicts
 from ngopt.optimizer.averages import (
     averaged_parameters,
     averages_written,
@@ -42,15 +35,6 @@ from ngopt.optimizer.param_groups import (
     group_tensors,
     is_lazy,
     with_own_decay,
-)
-from ngopt.optimizer.state_dicts import (
-    as_dict,
-    checked,
-    in_order,
-    numbered,
-    records_in_order,
-    restore_dtypes,
-    with_total_steps,
 )
 from ngopt.pretrained import LearnedOptimizer, as_learned, weights_hash
 
@@ -139,8 +123,8 @@ class NGOptimizer(Optimizer):
         self.learned = learned = as_learned(weights)
         self._weights_name = name_of(weights)
         self.compute_dtype = compute_dtype
-        check_compute_dtype(compute_dtype, learned.base is not None)
-        check_process_group(process_group, learned.base is not None)
+        arguments.check_compute_dtype(compute_dtype, learned.base is not None)
+        arguments.check_process_group(process_group, learned.base is not None)
         self._own_decay: float = getattr(learned.base, "weight_decay", 0.0)
         self._messages = Messages()
         defaults = {
@@ -152,8 +136,8 @@ class NGOptimizer(Optimizer):
             "weights": weights_hash(learned),
         }
         defaults = with_own_decay(defaults, self._own_decay)
-        check_settings(defaults)
-        check_no_module(params)
+        arguments.check_settings(defaults)
+        arguments.check_no_module(params)
         super().__init__(params, defaults)
         self._messages.check_new(self.param_groups)
         source: GraphSource = InferredGraph()
@@ -187,7 +171,7 @@ class NGOptimizer(Optimizer):
         if isinstance(param_group, dict):
             param_group = with_own_decay(param_group, self._own_decay)
             is_default = self.learned.base is not None
-            ignored = complete_new_group(
+            ignored = arguments.complete_new_group(
                 param_group, self.defaults, self.param_groups, is_default
             )
             self._messages.warn_of_ignored(ignored)
@@ -207,7 +191,7 @@ class NGOptimizer(Optimizer):
         # other processes may have gradients where this one has none
         if all(p.grad is None for p in params) and not self._is_shared():
             return loss
-        check_groups(groups)
+        arguments.check_groups(groups)
         parameters = self._parameters()
         self._binding.source.stop_recording()
         if not torch.compiler.is_compiling():
@@ -254,7 +238,9 @@ class NGOptimizer(Optimizer):
             records = [self.state.get(p, {}) for p in group_tensors(self.param_groups)]
             shared = self._binding.shared_state(self)
             records = shared.to_dtensors(records)
-            state_dict["state"] = numbered(state_dict["param_groups"], records)
+            state_dict["state"] = state_dicts.numbered(
+                state_dict["param_groups"], records
+            )
         return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -273,14 +259,16 @@ class NGOptimizer(Optimizer):
             return loaded
 
         def restore(_: Optimizer) -> None:
-            restore_dtypes(self.state, group_tensors(self.param_groups), loaded)
+            state_dicts.restore_dtypes(
+                self.state, group_tensors(self.param_groups), loaded
+            )
             self._binding.clear_rule()  # compiled steps are guarded by the old state
 
         # runs after the pre-hooks, and before the post-hooks, of the user
         pre_hook = self.register_load_state_dict_pre_hook(check)
         post_hook = self.register_load_state_dict_post_hook(restore, prepend=True)
         try:
-            super().load_state_dict(as_dict(state_dict))
+            super().load_state_dict(state_dicts.as_dict(state_dict))
         finally:
             pre_hook.remove()
             post_hook.remove()
@@ -288,13 +276,15 @@ class NGOptimizer(Optimizer):
     def _checked(self, state_dict: Any) -> dict[str, Any]:
         """Raises ValueError if a state_dict does not fit."""
         own = self.param_groups
-        loaded = dict(checked(state_dict, self.defaults["weights"]))
-        groups = in_order(loaded["param_groups"], own)
-        loaded["param_groups"] = with_total_steps(groups, own[0]["total_steps"])
+        loaded = dict(state_dicts.checked(state_dict, self.defaults["weights"]))
+        groups = state_dicts.in_order(loaded["param_groups"], own)
+        loaded["param_groups"] = state_dicts.with_total_steps(
+            groups, own[0]["total_steps"]
+        )
         if self._is_shared():
             shared = self._binding.shared_state(self)
-            records = shared.to_local(records_in_order(loaded))
-            loaded["state"] = numbered(groups, records)
+            records = shared.to_local(state_dicts.records_in_order(loaded))
+            loaded["state"] = state_dicts.numbered(groups, records)
         if not self._awaits_forward():  # else checked when the graph is known
             self._binding.check_loaded(loaded, self)
         return loaded
