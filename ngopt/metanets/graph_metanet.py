@@ -42,6 +42,7 @@ class GraphMetanet(FeedForward):
     """
 
     config: GraphMetanetConfig
+    Config = GraphMetanetConfig
 
     @classmethod
     def from_feedforward(cls, feedforward: FeedForward, **changes: Any) -> Self:

@@ -122,15 +122,20 @@ class PNALayer(GraphLayer):
             pieces = []
             limit = chunking.chunk_size(chunking.NEURONS, node.device)
             for some in chunking.even_slices(node.shape[-2], limit):
-                own = node[..., some, :]
-                columns = [own]
-                for total in totals:
-                    part = None if total is None else total.of_neurons(some)
-                    columns.append(self._aggregates(own, part))
-                update = self.update(torch.cat(columns, dim=-1))
-                pieces.append(own + silu(self.norm(update)))
+                own = [None if x is None else x.of_neurons(some) for x in totals]
+                pieces.append(self._next_nodes(node[..., some, :], own))
             new.append(concatenated(pieces, -2) if pieces else node)
         return new
+
+    def _next_nodes(
+        self, nodes: Tensor, totals: Sequence[MessageStatistics | None]
+    ) -> Tensor:
+        """totals: of the messages from both sides."""
+        columns = [nodes]
+        for total in totals:
+            columns.append(self._aggregates(nodes, total))
+        update = self.update(torch.cat(columns, dim=-1))
+        return nodes + silu(self.norm(update))
 
     def _aggregates(self, nodes: Tensor, total: MessageStatistics | None) -> Tensor:
         """(*batch, n, 8 width); zeros without messages."""
