@@ -182,7 +182,14 @@ def flatten(values: Sequence[Tensor]) -> Tensor:
     is_simple = len(values) == 1 or not values[0].is_cuda or torch.is_grad_enabled()
     if is_simple or len({x.dtype for x in values}) > 1:
         return _flatten_dense_tensors(values)
-    # on a GPU `cat` takes as long for each tensor as for the largest
+    return _copied(values)
+
+
+def _copied(values: Sequence[Tensor]) -> Tensor:
+    """As `flatten`, for values of one dtype on a GPU.
+
+    There `cat` takes as long for each tensor as for the largest.
+    """
     flat = values[0].new_empty(sum(x.numel() for x in values))
     _foreach_copy_([*_views(flat, values)], [*values])
     return flat
