@@ -81,17 +81,12 @@ def block_slices(
     limit: None for the whole block.
     """
     groups, targets, sources = shape
-    all_groups, all_targets, all_sources = (slice(0, n) for n in shape)
     if limit is None or groups * targets * sources <= limit:
-        yield all_groups, all_targets, all_sources
-        return
-    if targets * sources <= limit:
-        for group in even_slices(groups, limit // (targets * sources)):
-            yield group, all_targets, all_sources
+        yield slice(0, groups), slice(0, targets), slice(0, sources)
         return
     rows = min(targets, max(isqrt(limit), limit // sources))
     columns = max(1, limit // rows)
-    for group in even_slices(groups, 1):
+    for group in even_slices(groups, max(1, limit // (targets * sources))):
         for target in even_slices(targets, rows):
             for source in even_slices(sources, columns):
                 yield group, target, source

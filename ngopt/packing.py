@@ -33,12 +33,10 @@ class Packing(NamedTuple):
     join: Callable[[Sequence[Tensor]], Tensor]
     split: Callable[[Tensor], Sequence[Tensor]]
 
-    def put(self, records: Sequence[Record], tensor: Tensor) -> Sequence[Tensor]:
-        """Stores views of a tensor in records; returns the views."""
-        views = self.split(tensor)
-        for (i, key), view in zip(self.places, views, strict=True):
+    def put(self, records: Sequence[Record], tensor: Tensor) -> None:
+        """Stores views of a tensor in records."""
+        for (i, key), view in zip(self.places, self.split(tensor), strict=True):
             records[i][key] = view
-        return views
 
 
 class PackedState:

@@ -156,24 +156,22 @@ def ranks_of(group: Any) -> Ranks | None:
     return distributed.get_process_group_ranks(group) if is_there else None
 
 
-class MeshRanks(NamedTuple):
-    """Ranks of a device mesh, and their coordinates in it."""
-
-    ranks: Ranks  # of the default group, sorted, as in the groups that torch makes
-    coordinates: list[tuple[int, ...]]  # of each, in the root of the first mesh
-
-
-def mesh_ranks(params: Sequence[Any], group: Any) -> MeshRanks:
+def mesh_ranks(
+    params: Sequence[Any], group: Any
+) -> tuple[Ranks, list[tuple[int, ...]]]:
     """All processes that have parts of the same parameters, by whatever meshes.
 
     group: of the processes, if no parameter is a DTensor.
+
+    Returns ranks of the default group, sorted, as in the groups that torch makes; and
+    the coordinates of each in the root of the first mesh.
 
     Raises ValueError if these are not the processes of `group`, where it is given.
     """
     meshes = list(dict.fromkeys(p.device_mesh for p in params if is_dtensor(p)))
     if not meshes:
         ranks = sorted(distributed.get_process_group_ranks(group))
-        return MeshRanks(ranks, [(i,) for i in range(len(ranks))])
+        return ranks, [(i,) for i in range(len(ranks))]
     ranks = _connected(meshes)
     if group is not None:
         group_ranks = distributed.get_process_group_ranks(group)
@@ -183,7 +181,7 @@ def mesh_ranks(params: Sequence[Any], group: Any) -> MeshRanks:
                 f"mesh, {ranks}; got {group_ranks}. Leave process_group out."
             )
     coordinates = {rank: tuple(i) for *i, rank in _numbered(_root(meshes[0]).mesh)}
-    return MeshRanks(ranks, [coordinates.get(rank, ()) for rank in ranks])
+    return ranks, [coordinates.get(rank, ()) for rank in ranks]
 
 
 def _connected(meshes: Iterable[Any]) -> Ranks:

@@ -38,7 +38,7 @@ from meta_train.selection.sweep import OutputGain, with_gain
 from meta_train.training.rules import trained_metanet
 from meta_train.training.unroll import Optimizee, whole_run
 from meta_train.training.weights import with_stage
-from ngopt.metanets import FeedForward, GraphMetanet
+from ngopt.metanets import FeedForward
 from ngopt.metanets.features import DECAYS
 from ngopt.pretrained import load_pretrained, save_pretrained
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
@@ -97,7 +97,7 @@ def reweighed(
     """
     metanet = trained_metanet(learned)
     copy = metanet.reconfigured()
-    assert isinstance(copy, FeedForward | GraphMetanet)
+    assert isinstance(copy, FeedForward)
     factors = [exp(logarithms[name]) for name in FEATURES]
     factors += [exp(logarithms.get(GRAPH, 0.0))] * metanet.d_context
     first = next(copy.head.parameters())

@@ -32,7 +32,12 @@ def make_learned(
             return LearnedOptimizer(metanet=cls(cls.Config(**changes)))
         learned = load_pretrained(init_from)
         start = learned.metanet
-        if isinstance(start, FeedForward) and issubclass(cls, GraphMetanet):
+        has_graph = isinstance(start, GraphMetanet)
+        if (
+            isinstance(start, FeedForward)
+            and not has_graph
+            and issubclass(cls, GraphMetanet)
+        ):
             hidden = changes.get("hidden", start.config.hidden)
             if hidden != start.config.hidden:
                 raise ValueError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 from math import prod
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -113,24 +114,19 @@ class Bucket:
 
         bases: of `factors`. Replaces entries of `stacks`.
         """
+        rows, places = None, []
         if len(stacks) > 1 and writes_out(stacks[0]) and not any(self.stacked.gaps):
-            return self._rotate_into_rows(stacks, bases, back)
-        for (i, axis, _), basis in zip(self.factors, bases, strict=True):
-            stacks[i] = axis.rotate(stacks[i], basis, back)
-        return self.stacked.join(stacks)
-
-    def _rotate_into_rows(
-        self, stacks: list[Tensor], bases: list[Tensor], back: bool
-    ) -> Tensor:
-        """`rotate` that does not copy the last product of a stack."""
-        rows = stacks[0].new_empty(len(self.owners), self.stacked.lanes)
-        places = self.stacked.split(rows)
+            rows = stacks[0].new_empty(len(self.owners), self.stacked.lanes)
+            places = self.stacked.split(rows)
         last = {own.stack: number for number, own in enumerate(self.factors)}
         pairs = zip(self.factors, bases, strict=True)
         for number, ((i, axis, _), basis) in enumerate(pairs):
-            has_place = number == last[i] and stacks[i].dim() == 3
+            # the last product of a stack need not be copied
+            has_place = places and number == last[i] and stacks[i].dim() == 3
             out = places[i] if has_place else None
             stacks[i] = axis.rotate(stacks[i], basis, back, out)
+        if rows is None:
+            return self.stacked.join(stacks)
         for place, x in zip(places, stacks, strict=True):
             if x is not place:
                 place.copy_(x)
@@ -163,18 +159,10 @@ def arranged(members: Sequence[Member], device: torch.device) -> list[list[Membe
             found[-1].append(m)
             free -= m.numel
     for some in found:
-        some.sort(key=_order)
+        some.sort(key=lambda m: (m.is_measured, not m.kind))
     return found
 
 
 def stacks_of(members: Sequence[Member]) -> list[list[Member]]:
     """Members that follow each other, divided by kind."""
-    return [list(same) for _, same in groupby(members, _kind)]
-
-
-def _kind(m: Member) -> tuple:
-    return m.kind
-
-
-def _order(m: Member) -> tuple[bool, bool]:
-    return m.is_measured, not m.kind
+    return [list(same) for _, same in groupby(members, attrgetter("kind"))]

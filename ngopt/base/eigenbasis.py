@@ -13,7 +13,7 @@ columns of P are zero, Q does not change.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, islice, pairwise
 from math import prod
 
 import torch
@@ -85,13 +85,10 @@ def renewal_positions(counts: Mapping[int, int]) -> dict[int, list[float]]:
     for n, count in counts.items():
         for _ in range(count):
             ends.append(ends[-1] + n**3 + CALLS**3 / count)
-    positions: dict[int, list[float]] = {}
-    i = 0
+    centers = ((a + b) / 2 / ends[-1] for a, b in pairwise(ends))
+    positions = {}
     for n, count in counts.items():
-        positions[n] = []
-        for _ in range(count):
-            positions[n].append((ends[i] + ends[i + 1]) / 2 / ends[-1])
-            i += 1
+        positions[n] = list(islice(centers, count))
     return positions
 
 

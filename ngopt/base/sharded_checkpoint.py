@@ -174,15 +174,14 @@ class ShardedState:
 
         size = self._shards.size
         shapes, owned, dims = [], [], []
-        pieces: list[list[Piece]] = [[] for _ in range(size)]
+        pieces: list[tuple[Piece, ...]] = []
         for entry in entries:
             shape = tuple(entry.like.shape)
             shapes.append(shape)
             owned.append(self._ownership(*entry))
             dims.append(shape.index(max(shape)))
-            for rank in range(size):
-                part = whole(shape).chunk(dims[-1], rank, size)
-                pieces[rank].append(part)
+            every, dim = whole(shape), dims[-1]
+            pieces.append(tuple(every.chunk(dim, rank, size) for rank in range(size)))
         shards = self._shards.with_pieces(shapes, owned, pieces)
         exchange = Exchange(shards, range(len(entries)))
         values = {}
@@ -191,7 +190,7 @@ class ShardedState:
         device = local(self._params[0]).device
         like = torch.empty(0, dtype=entries[0].like.dtype, device=device)
         parts = exchange.parts(values, exchange.to_holders(values, like), like)
-        mesh = self._shards.mesh(device.type)
+        mesh = self._shards.collectives.mesh(device.type)
         found = []
         for n, entry in enumerate(entries):
             placements = [Shard(dims[n])]

@@ -8,9 +8,10 @@ agreement, distance) are summed over the processes, so that all have equal ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -98,14 +99,6 @@ class ShardedStepContext(StepContext):
         self.state.scales[-2:].add_(moved)
 
 
-class Round(NamedTuple):
-    """Directions of one round, on the way to the processes that hold parts."""
-
-    number: int
-    deltas: Mapping[int, Tensor]
-    transfer: Transfer
-
-
 class ShardedSoapUpdate(SoapUpdate):
     """The update of parameters of which this process holds parts."""
 
@@ -178,7 +171,7 @@ class ShardedSoapUpdate(SoapUpdate):
         grads = dict(enumerate(step.grads))
         following = iter(self.exchanges)
         arriving = next(following).to_owners(grads)
-        leaving: Round | None = None
+        leaving: Callable[[], list[Change]] | None = None  # the round before
         for number, exchange in enumerate(self.exchanges):
             step.own_grads = exchange.domains(grads, arriving)
             upcoming = next(following, None)
@@ -191,10 +184,10 @@ class ShardedSoapUpdate(SoapUpdate):
             step.own_grads = {}
             transfer = exchange.to_holders(deltas, scalars.new_empty(0))
             if leaving is not None:
-                yield self._arrived(step, scalars, leaving)
-            leaving = Round(number, deltas, transfer)
+                yield leaving()
+            leaving = partial(self._arrived, step, scalars, number, deltas, transfer)
         if leaving is not None:
-            yield self._arrived(step, scalars, leaving)
+            yield leaving()
         step.record_moved()
 
     def _directions(
@@ -241,12 +234,16 @@ class ShardedSoapUpdate(SoapUpdate):
         factor.copy_(total)
 
     def _arrived(
-        self, step: StepContext, scalars: Tensor, arrived: Round
+        self,
+        step: StepContext,
+        scalars: Tensor,
+        number: int,
+        deltas: Mapping[int, Tensor],
+        transfer: Transfer,
     ) -> list[Change]:
         """The changes of the parts that this process holds, with weight decay."""
-        bucket = self._held[arrived.number]
-        exchange = self.exchanges[arrived.number]
-        parts = exchange.parts(arrived.deltas, arrived.transfer, scalars)
+        bucket = self._held[number]
+        parts = self.exchanges[number].parts(deltas, transfer, scalars)
         values = list(map(parts.get, range(len(step.params))))
         delta = bucket.gather(values)
         rows = StepScalars(*bucket.spread(scalars))

@@ -243,8 +243,4 @@ def _factor_packing(keys: Sequence[FactorKey], kind: str) -> Packing:
     def split(x: Tensor) -> Sequence[Tensor]:
         return x.split(counts)
 
-    return Packing(places, _concatenated, split)
-
-
-def _concatenated(values: Sequence[Tensor]) -> Tensor:
-    return torch.cat(list(values))
+    return Packing(places, lambda values: torch.cat(list(values)), split)

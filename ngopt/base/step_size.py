@@ -34,23 +34,13 @@ class ScheduledValues(NamedTuple):
     second_moment_correction: Array  # times the squared correction of momentum
     damping: Array  # added to corrected second moments, in units of the gradient
     average_weight: Array  # weight of the new weights in the average of weights
-    random_walk: (
-        Array  # squared distance of a random walk / summed squares of its steps
-    )
+    random_walk: Array  # squared distance of a random walk / sum of its squared steps
     step_size: Array  # by schedule, role and fan; times lr, negative
     weight_decay: Array  # by schedule; times lr, negative
     beta2: Array  # decay of second moments
     constant_step_size: Array  # `step_size` without the schedule
     constant_weight_decay: Array  # `weight_decay` without the schedule
     inverse_init_rms: Array  # 1 / RMS of PyTorch's initial weights; 0 of vectors
-
-
-MULTIPLIED_BY_LR = (
-    "step_size",
-    "weight_decay",
-    "constant_step_size",
-    "constant_weight_decay",
-)
 
 
 class StepSchedule:
@@ -187,10 +177,12 @@ def _times_lr(table: Tensor, hyper: Hyper) -> ScheduledValues:
         factor = torch.as_tensor(x if is_kept(x) else 1.0)
         kept.append(factor.to(values.constant_step_size))
     lr = torch.stack(kept)
-    multiplied = {}
-    for name in MULTIPLIED_BY_LR:
-        multiplied[name] = lr * getattr(values, name)
-    return values._replace(**multiplied)
+    return values._replace(
+        step_size=lr * values.step_size,
+        weight_decay=lr * values.weight_decay,
+        constant_step_size=lr * values.constant_step_size,
+        constant_weight_decay=lr * values.constant_weight_decay,
+    )
 
 
 def has_tensors(values: Sequence[float | Tensor]) -> bool:

@@ -65,7 +65,6 @@ class SoapUpdate:
         return ParameterStack(layouts, like)
 
     def _renewal_positions(self, layouts: Sequence[Layouts]) -> dict[int, list[float]]:
-        """See `renewal_positions`."""
         return renewal_positions(counts_of(self.stack.keys))
 
     def changes(self, step: StepContext, now: float) -> Iterator[list[Change]]:

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
-
-
-class Counts(NamedTuple):
-    """Numbers of elements that a process sends to and receives from each rank."""
-
-    sent: list[int]
-    received: list[int]
 
 
 class Collectives:
@@ -99,13 +92,16 @@ class Collectives:
             distributed.all_reduce(total, group=self._group_of(total))
 
     def all_to_all(
-        self, result: Tensor, sent: Tensor, counts: Counts
+        self, result: Tensor, sent: Tensor, received: list[int], counts: list[int]
     ) -> Callable[[], None]:
-        """Begins to send `sent` and to receive `result`; returns what waits for it."""
+        """Begins to send `sent` and to receive `result`; returns what waits for it.
+
+        received, counts: numbers of elements that are received from and sent to ranks.
+        """
         group = self._group_of(sent)
         with self._with_ranks_in_errors():
             work: Any = distributed.all_to_all_single(
-                result, sent, counts.received, counts.sent, group, async_op=True
+                result, sent, received, counts, group, async_op=True
             )
 
         def wait() -> None:

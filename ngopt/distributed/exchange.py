@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple
@@ -9,7 +10,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ngopt.distributed.collectives import Counts
 from ngopt.distributed.shards import Shards
 from ngopt.packing import flatten
 from ngopt.shard_layout import Piece
@@ -72,12 +72,11 @@ class Route:
         if not self._is_used:
             return Transfer()
         sent = self._flattened(values, like)
-        counts = Counts(_numels(self.sent), _numels(self.received))
-        result = like.new_empty(sum(counts.received))
-        wait = self._shards.all_to_all(result, sent, counts)
-        parts = []
-        for some in self.received:
-            parts += some
+        received = _numels(self.received)
+        result = like.new_empty(sum(received))
+        all_to_all = self._shards.collectives.all_to_all
+        wait = all_to_all(result, sent, received, _numels(self.sent))
+        parts = list(chain.from_iterable(self.received))
         return Transfer(wait, sent, result, parts)
 
     def _flattened(self, values: Values, like: Tensor) -> Tensor:
@@ -91,9 +90,7 @@ class Route:
         self, values: Values, transfer: Transfer, wanted: Sequence[int], like: Tensor
     ) -> dict[int, Tensor]:
         """What this process then has of some parameters; see `start`."""
-        pieces: dict[int, list[tuple[Piece, Tensor]]] = {}
-        for i in wanted:
-            pieces[i] = []
+        pieces: dict[int, list[tuple[Piece, Tensor]]] = defaultdict(list)
         for before, (i, piece) in self.kept:
             value = before.piece.of(values[i])
             pieces[i].append((piece, value))
@@ -164,7 +161,7 @@ class Exchange:
     def _plan(self, i: int) -> None:
         rank = self._shards.rank
         domains = self._shards.owned[i].domains
-        held = self._shards.pieces_of(i)
+        held = self._shards.pieces[i]
         # nothing is sent; the loop over all pairs of ranks would take seconds
         if self._shards.alone[i] or domains == held:
             self._up.add(rank, rank, i, held[rank])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
 from math import prod
 from typing import NamedTuple
 
@@ -17,10 +18,13 @@ from ngopt.shard_layout import Piece, whole
 
 
 class Cost(NamedTuple):
-    """The cost of one step of a parameter."""
+    """The cost of one step of a parameter, or its share in that of all parameters."""
 
-    work: float  # multiplications
-    memory: float  # elements of state
+    work: float = 0.0  # multiplications
+    memory: float = 0.0  # elements of state
+
+    def plus(self, other: Cost) -> Cost:
+        return Cost(self.work + other.work, self.memory + other.memory)
 
 
 class Ownership(NamedTuple):
@@ -111,16 +115,6 @@ def place_of_rows(layout: MatrixLayout, rows: Piece) -> Piece:
     return Piece((0, 0, start * rest, 0), (1, 1, count * rest, 1))
 
 
-class Load(NamedTuple):
-    """The shares of work and of memory of a rank, in those of all ranks."""
-
-    work: float = 0.0
-    memory: float = 0.0
-
-    def plus(self, share: Load) -> Load:
-        return Load(self.work + share.work, self.memory + share.memory)
-
-
 def owners_of(
     costs: Sequence[Cost], size: int, known: Sequence[int | None]
 ) -> list[int]:
@@ -129,7 +123,7 @@ def owners_of(
     size: number of ranks. known: owners that have the state already.
     """
     shares = shares_of(costs)
-    loads = [Load()] * size
+    loads = [Cost()] * size  # shares of the ranks
     owners = [-1] * len(costs)
     free = []
     for i, rank in enumerate(known):
@@ -149,11 +143,8 @@ def owners_of(
     return owners
 
 
-def shares_of(costs: Sequence[Cost]) -> list[Load]:
+def shares_of(costs: Sequence[Cost]) -> list[Cost]:
     """The share of each parameter in the work and in the memory of all."""
-    work = memory = 0.0
-    for cost in costs:
-        work += cost.work
-        memory += cost.memory
-    work, memory = work or 1.0, memory or 1.0
-    return [Load(cost.work / work, cost.memory / memory) for cost in costs]
+    total = reduce(Cost.plus, costs, Cost())
+    work, memory = total.work or 1.0, total.memory or 1.0
+    return [Cost(cost.work / work, cost.memory / memory) for cost in costs]

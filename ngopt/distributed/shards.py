@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from math import prod
 from textwrap import shorten
@@ -12,18 +12,9 @@ from zlib import crc32
 import torch
 from torch import Tensor, distributed
 
-from ngopt.distributed.collectives import Collectives, Counts
-from ngopt.distributed.ownership import (
-    Cost,
-    Ownership,
-    by_one,
-    by_rows,
-    cost_of,
-    has_free_rows,
-    layout_of_rows,
-    owners_of,
-    shares_of,
-)
+from ngopt.distributed import ownership
+from ngopt.distributed.collectives import Collectives
+from ngopt.distributed.ownership import Cost, Ownership
 from ngopt.roles.kronecker_factors import Layouts, MatrixLayout
 from ngopt.shard_layout import (
     LocalParameter,
@@ -45,13 +36,14 @@ class Shards:
     Ranks are numbered by their order in the default group.
 
     Attributes:
-        pieces: held by each rank, of each parameter.
+        pieces: of each parameter, held by each rank.
         alone: parameters that are no DTensors while others are. Each process updates
             its own, as other optimizers do.
         owned: of each parameter; set by `divide`.
         counts: parameters whose held part this process adds to sums over all elements,
             (n,) bool. Each part is added by one process.
         has_parts: whether any process holds less than all elements.
+        collectives: of these processes.
     """
 
     def __init__(
@@ -72,11 +64,10 @@ class Shards:
         self.device = params[0].device
         if isinstance(group, list):
             group = Collectives(sorted(group)).group
-        place = mesh_ranks(params, group)
-        self.rank = place.ranks.index(distributed.get_rank())
-        self.size = len(place.ranks)
-        self._coordinates = place.coordinates
-        self._collectives = Collectives(place.ranks, group)
+        ranks, self._coordinates = mesh_ranks(params, group)
+        self.rank = ranks.index(distributed.get_rank())
+        self.size = len(ranks)
+        self.collectives = Collectives(ranks, group)
         self.alone: list[bool] = []
         self._known: list[Ownership | None] = []
         own = []
@@ -89,15 +80,14 @@ class Shards:
             self.shapes.append(shape)
             self.alone.append(is_alone)
             self._known.append(known.get(p))
-        every = self._collectives.gather(own)
+        every = self.collectives.gather(own)
         _check_equal_parameters(every)
-        all_elements = list(map(whole, self.shapes))
-        self.pieces: list[list[Piece]] = []
+        self.pieces: list[tuple[Piece, ...]] = []
         self.has_parts = False
-        for some in every:
-            pieces = [held.piece for held in some]
+        for shape, *held in zip(self.shapes, *every, strict=True):
+            pieces = tuple(own.piece for own in held)
             self.pieces.append(pieces)
-            self.has_parts |= pieces != all_elements
+            self.has_parts |= set(pieces) != {whole(shape)}
         self.owned: list[Ownership] = []
         self._alone = torch.tensor(self.alone, dtype=torch.bool, device="cpu")
 
@@ -111,21 +101,21 @@ class Shards:
         costs: dict[int, Cost] = {}
         for i, own in enumerate(layouts[: len(self.alone)]):
             if not self.alone[i]:
-                costs[i] = cost_of(own, every)
-        shares = shares_of(list(costs.values()))
+                costs[i] = ownership.cost_of(own, every)
+        shares = ownership.shares_of(list(costs.values()))
         found: dict[int, Ownership] = {}
         rest, first_owners = [], []
         for i, share in zip(costs, shares, strict=True):
             own = self._known[i]
             if own is None and self._is_divided(i, layouts[i], max(share)):
-                own = by_rows(self.pieces_of(i))
+                own = ownership.by_rows(self.pieces[i])
             if own is not None and own.is_divided:
                 found[i] = own
             else:
                 rest.append(i)
                 first_owners.append(None if own is None else own.first)
         rest_costs = [costs[i] for i in rest]
-        owners = owners_of(rest_costs, self.size, first_owners)
+        owners = ownership.owners_of(rest_costs, self.size, first_owners)
         for i, rank in zip(rest, owners, strict=True):
             found[i] = self._by_one(i, rank)
         counts = []
@@ -139,10 +129,10 @@ class Shards:
     def _is_divided(self, i: int, layouts: Layouts, share: float) -> bool:
         """Whether a parameter is to have several owners; share: of all costs."""
         shape = self.shapes[i]
-        if not shape or not self.numel(i) or not has_free_rows(layouts):
+        if not shape or not self.numel(i) or not ownership.has_free_rows(layouts):
             return False
         held = set()
-        for piece in self.pieces_of(i):
+        for piece in self.pieces[i]:
             if piece.numel and piece.shape[1:] != shape[1:]:
                 return False
             if piece.numel:
@@ -151,7 +141,7 @@ class Shards:
         return is_in_parts or share * self.size > LARGE
 
     def _by_one(self, i: int, rank: int) -> Ownership:
-        return by_one(rank, self.size, self.shapes[i])
+        return ownership.by_one(rank, self.size, self.shapes[i])
 
     def layouts(self, i: int, layouts: Layouts) -> tuple[MatrixLayout, ...]:
         """Layouts of what this process owns of a parameter; layouts: of all of it."""
@@ -159,7 +149,7 @@ class Shards:
             return ()
         if not self.owned[i].is_divided:
             return tuple(layouts)
-        return (layout_of_rows(layouts[0], self.domain(i)),)
+        return (ownership.layout_of_rows(layouts[0], self.domain(i)),)
 
     def undivided(self) -> Shards:
         """A copy in which the first owner of each parameter owns all of it."""
@@ -179,11 +169,7 @@ class Shards:
 
     def held(self, i: int) -> Piece:
         """What this process holds of a parameter."""
-        return self.pieces[self.rank][i]
-
-    def pieces_of(self, i: int) -> tuple[Piece, ...]:
-        """What each rank holds of a parameter."""
-        return tuple(pieces[i] for pieces in self.pieces)
+        return self.pieces[i][self.rank]
 
     def of(self, parameters: Sequence[int]) -> Shards:
         """A copy with some of the parameters."""
@@ -192,9 +178,7 @@ class Shards:
         found.alone = _chosen(self.alone, numbers)
         found.shapes = _chosen(self.shapes, numbers)
         found.owned = _chosen(self.owned, numbers)
-        found.pieces = []
-        for pieces in self.pieces:
-            found.pieces.append(_chosen(pieces, numbers))
+        found.pieces = _chosen(self.pieces, numbers)
         found.counts = self.counts[numbers]
         found._alone = self._alone[numbers]
         return found
@@ -203,19 +187,15 @@ class Shards:
         self,
         shapes: Sequence[tuple[int, ...]],
         owned: Sequence[Ownership],
-        pieces: Sequence[Sequence[Piece]],
+        pieces: Sequence[tuple[Piece, ...]],
     ) -> Shards:
         """The same processes with other values, which all share."""
         found = copy(self)
         found.shapes = list(shapes)
         found.owned = list(owned)
-        found.pieces = list(map(list, pieces))
+        found.pieces = list(pieces)
         found.alone = [False] * len(shapes)
         return found
-
-    def mesh(self, device_type: str) -> Any:
-        """The processes as a mesh of one dimension."""
-        return self._collectives.mesh(device_type)
 
     def numel(self, i: int) -> int:
         """Elements of a whole parameter."""
@@ -227,7 +207,7 @@ class Shards:
         Of ranks with the same piece, the nearest to a target in the mesh.
         """
         holders: dict[Piece, list[tuple[int, int]]] = {}
-        for rank, piece in enumerate(self.pieces_of(i)):
+        for rank, piece in enumerate(self.pieces[i]):
             distance = self._distance(rank, target)
             holders.setdefault(piece, []).append((distance, rank))
         for piece, ranks in holders.items():
@@ -254,27 +234,21 @@ class Shards:
         alone = self._alone.to(values.device)
         zero = torch.zeros_like(values)
         total = torch.where(counts & ~alone, values, zero)
-        self._collectives.sum_(total)
+        self.collectives.sum_(total)
         return torch.where(alone, values, total)
-
-    def all_to_all(
-        self, result: Tensor, sent: Tensor, counts: Counts
-    ) -> Callable[[], None]:
-        """See `Collectives.all_to_all`."""
-        return self._collectives.all_to_all(result, sent, counts)
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all processes."""
         total = values.clone()
-        self._collectives.sum_(total)
+        self.collectives.sum_(total)
         return total
 
     def check_equal(self, values: Mapping[str, Any]) -> None:
         """Raises ValueError in all processes if one has other values."""
         digest = crc32(repr(values).encode())
-        if len(set(self._collectives.gather_integers(digest))) == 1:
+        if len(set(self.collectives.gather_integers(digest))) == 1:
             return
-        every = self._collectives.gather(values)
+        every = self.collectives.gather(values)
         for key, expected in every[0].items():
             for rank, other in enumerate(every):
                 if other[key] != expected:

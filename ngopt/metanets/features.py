@@ -27,6 +27,7 @@ STEP = "step"
 # Cut-off of the preprocessing: magnitudes below exp(-p)
 # are treated linearly (Andrychowicz et al. 2016, App. A).
 LOG_CUTOFF = 10.0
+SMALL = exp(-LOG_CUTOFF)
 NUM_COLUMNS = 2 + len(DECAYS)
 NUM_FEATURES = 2 * NUM_COLUMNS
 # Gradients are clipped to this in momenta, so that differences of two are finite.
@@ -91,35 +92,30 @@ def _lerp_(momenta: list[Tensor], gradients: Sequence[Tensor]) -> None:
     _foreach_lerp_(momenta, repeated, weights)
 
 
-def preprocess(
-    columns: Sequence[Tensor],
-    cutoff: float = LOG_CUTOFF,
-    out: Tensor | None = None,
-) -> Tensor:
+def preprocess(columns: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
     """Log-magnitude and sign of every value (Andrychowicz et al. 2016, App. A, Eq. 4).
 
     columns: k tensors (*shape). Returns (*shape, 2 k): first the k log-magnitudes, then
-    the k signs, each feature together in memory. A value with |x| >= exp(-p) gives
-    (log|x| / p, sign x), a smaller one (-1, exp(p) x). Derivatives are finite
-    everywhere, also at zero.
+    the k signs, each feature together in memory. With p = `LOG_CUTOFF`, a value with
+    |x| >= exp(-p) gives (log|x| / p, sign x), a smaller one (-1, exp(p) x). Derivatives
+    are finite everywhere, also at zero.
 
     out: where to put it, features first, (2 k, *shape); without autograd.
     """
     columns = list(columns)
-    least = exp(-cutoff)
     if torch.is_grad_enabled() and out is None:
         x = torch.stack(columns)
         # in place where a derivative needs nothing that is lost
-        log = x.abs().clamp(min=least).log().mul_(1 / cutoff)
-        sign = x.clamp(-least, least).mul_(1 / least)
+        log = x.abs().clamp(min=SMALL).log().mul_(1 / LOG_CUTOFF)
+        sign = x.clamp(-SMALL, SMALL).mul_(1 / SMALL)
         return torch.cat([log, sign]).movedim(0, -1)
     if out is not None:
         torch.stack(columns, out=out.chunk(2)[0])
-        return preprocess_in_place(out, cutoff).movedim(0, -1)
+        return preprocess_in_place(out).movedim(0, -1)
     found = torch.stack([*columns, *columns])  # in which way torch.vmap can follow
     log, sign = found.chunk(2)
-    sign.clamp_min_(-least).clamp_max_(least).mul_(1 / least)
-    _to_logarithms(log, cutoff)
+    sign.clamp_min_(-SMALL).clamp_max_(SMALL).mul_(1 / SMALL)
+    _to_logarithms(log)
     return found.movedim(0, -1)
 
 
@@ -130,17 +126,16 @@ def finite_features(columns: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     return found.nan_to_num_(0.0, 0.0, 0.0)
 
 
-def preprocess_in_place(out: Tensor, cutoff: float = LOG_CUTOFF) -> Tensor:
+def preprocess_in_place(out: Tensor) -> Tensor:
     """`preprocess` of what the first half of `out`, (2 k, *shape), holds."""
     log, sign = out.chunk(2)
-    least = exp(-cutoff)
-    torch.clamp(log, -least, least, out=sign).mul_(1 / least)
-    _to_logarithms(log, cutoff)
+    torch.clamp(log, -SMALL, SMALL, out=sign).mul_(1 / SMALL)
+    _to_logarithms(log)
     return out
 
 
-def _to_logarithms(values: Tensor, cutoff: float) -> None:
-    values.abs_().clamp_min_(exp(-cutoff)).log_().mul_(1 / cutoff)
+def _to_logarithms(values: Tensor) -> None:
+    values.abs_().clamp_min_(SMALL).log_().mul_(1 / LOG_CUTOFF)
 
 
 def features_of(

@@ -40,10 +40,11 @@ class FeedForward(Metanet):
     def __init__(self, config: FeedForwardConfig | None = None):
         super().__init__(config or self.Config())
         scales = self.config.output_scale, self.config.magnitude_scale
-        self.head = UpdateMLP(NUM_FEATURES, self.config.hidden, *scales)
+        d_context = self.d_context
+        self.head = UpdateMLP(NUM_FEATURES, self.config.hidden, *scales, d_context)
 
     def updates(self, features: Tensor, context: Tensor | None) -> Tensor:
-        return self.head(features)
+        return self.head(features, context)
 
     def predictor(self, capacity: int) -> Predictor:
         return self.head.predictor(capacity)

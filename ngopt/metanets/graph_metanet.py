@@ -12,14 +12,11 @@ from torch import Tensor
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.features import NUM_FEATURES
 from ngopt.metanets.feedforward import FeedForward, FeedForwardConfig
-from ngopt.metanets.graph_data.context_writer import ContextPlace, ContextWriter
+from ngopt.metanets.graph_data.context_writer import ContextPlace, written_context
 from ngopt.metanets.graph_data.feature_sources import FeatureSource
 from ngopt.metanets.graph_data.graph_tensors import GraphTensors, graph_tensors
 from ngopt.metanets.layers.graph_layer import GraphLayer
 from ngopt.metanets.layers.graph_network import GraphNetwork
-from ngopt.metanets.metanet import Metanet
-from ngopt.metanets.update_mlp.predictor import Predictor
-from ngopt.metanets.update_mlp.update_mlp import UpdateMLP
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class GraphMetanetConfig(FeedForwardConfig):
     graph_every: int = 1
 
 
-class GraphMetanet(Metanet):
+class GraphMetanet(FeedForward):
     """Base class. The FF's input is a parameter's features and its context (Kofinas et
     al. 2024, section 4.3).
 
@@ -45,13 +42,7 @@ class GraphMetanet(Metanet):
     """
 
     config: GraphMetanetConfig
-
-    def __init__(self, config: GraphMetanetConfig | None = None):
-        super().__init__(config or self.Config())
-        hidden = self.config.hidden
-        d_out = self.config.d_out
-        scales = self.config.output_scale, self.config.magnitude_scale
-        self.head = UpdateMLP(NUM_FEATURES, hidden, *scales, d_context=d_out)
+    Config = GraphMetanetConfig
 
     @classmethod
     def from_feedforward(cls, feedforward: FeedForward, **changes: Any) -> Self:
@@ -94,17 +85,8 @@ class GraphMetanet(Metanet):
         tensors: GraphTensors,
         out: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
-        writer = ContextWriter(tensors, source.batch, out)
-        for place, values in self.context_pieces(source, tensors):
-            writer.write(place, values)
-        return writer.context()
-
-    def updates(self, features: Tensor, context: Tensor | None) -> Tensor:
-        assert context is not None
-        return self.head(features, context)
-
-    def predictor(self, capacity: int) -> Predictor:
-        return self.head.predictor(capacity)
+        pieces = self.context_pieces(source, tensors)
+        return written_context(pieces, tensors, source.batch, out)
 
 
 @dataclass(frozen=True)

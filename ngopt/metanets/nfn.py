@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from math import prod
 from typing import NamedTuple
@@ -137,9 +136,10 @@ def layers_of(graph: NeuralGraph) -> list[ChainLayer]:
     """The layers of a chain, from inputs to outputs."""
     biases = {bias.group: number for number, bias in enumerate(graph.biases)}
     layers = []
-    for number in sorted(range(len(graph.weights)), key=partial(_depth, graph)):
-        bias = biases.get(graph.weights[number].target)
-        layers.append(ChainLayer(number, bias))
+    targets = [block.target for block in graph.weights]
+    numbers = range(len(targets))
+    for number in sorted(numbers, key=lambda i: graph.groups[targets[i]].depth):
+        layers.append(ChainLayer(number, biases.get(targets[number])))
     return layers
 
 
@@ -161,10 +161,6 @@ def chain_of(graph: NeuralGraph) -> tuple[tuple[int, ...], ...] | None:
         all(map(_is_plain, graph.biases)),
     )
     return tuple(block.slot_shape for block in order) if all(conditions) else None
-
-
-def _depth(graph: NeuralGraph, weight: int) -> float:
-    return graph.groups[graph.weights[weight].target].depth
 
 
 def _is_dense(block: EdgeBlock) -> bool:

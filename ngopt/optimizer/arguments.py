@@ -23,22 +23,10 @@ STEP_COUNTS = ("total_steps", "renew_every")
 SHARED = (*STEP_COUNTS, "weights")
 # Hyperparameters of other optimizers, which have no effect here. All other keys are
 # kept and ignored, as torch does: schedulers, wrappers and users store values there.
-OF_OTHER_OPTIMIZERS = (
-    "alpha",
-    "amsgrad",
-    "beta1",
-    "beta2",
-    "betas",
-    "capturable",
-    "centered",
-    "dampening",
-    "eps",
-    "foreach",
-    "fused",
-    "momentum",
-    "momentum_decay",
-    "nesterov",
-)
+OF_OTHER_OPTIMIZERS = """
+    alpha amsgrad beta1 beta2 betas capturable centered dampening eps foreach fused
+    momentum momentum_decay nesterov
+""".split()
 
 
 def check_compute_dtype(dtype: Any, is_default: bool) -> None:

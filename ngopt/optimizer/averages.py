@@ -57,7 +57,8 @@ def averages_written(
 
     Warns if they were changed in between.
     """
-    with _restored(params):
+    saved = [(p, p.detach().clone()) for p in map(local, params)]
+    try:
         write_averages(params, state)
         before = _versions(params)
         yield
@@ -67,6 +68,12 @@ def averages_written(
                 "these changes are lost. Train outside of it.",
                 stacklevel=5,
             )
+    finally:
+        with torch.no_grad():
+            for p, value in saved:
+                p.copy_(value)
+        if are_divided(params):
+            free_gathered()
 
 
 def _versions(params: Sequence[Tensor]) -> list[int]:
@@ -74,19 +81,3 @@ def _versions(params: Sequence[Tensor]) -> list[int]:
     for p in map(local, params):
         versions.append(0 if p.is_inference() else p._version)
     return versions
-
-
-@contextmanager
-def _restored(params: Sequence[Tensor]) -> Iterator[None]:
-    """Restores the values of parameters at the end."""
-    saved = []
-    for p in map(local, params):
-        saved.append((p, p.detach().clone()))
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for p, value in saved:
-                p.copy_(value)
-        if are_divided(params):
-            free_gathered()

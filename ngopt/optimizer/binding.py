@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from ngopt.base.sharded_checkpoint import ShardedState
 from ngopt.base.soap import SoapRule
@@ -15,7 +16,7 @@ from ngopt.devices import product_dtype
 from ngopt.distributed.ownership import Ownership
 from ngopt.distributed.shards import Shards
 from ngopt.functional import Record, UpdateRule, state_dtype, uncompiled
-from ngopt.graph import NeuralGraph
+from ngopt.optimizer import state_dicts
 from ngopt.optimizer.arguments import check_distinct
 from ngopt.optimizer.averages import start_or_drop_averages
 from ngopt.optimizer.graph_parameters import GraphParameters
@@ -27,11 +28,6 @@ from ngopt.optimizer.param_groups import (
     group_tensors,
     is_scheduled,
 )
-from ngopt.optimizer.state_dicts import (
-    check_record,
-    has_other_matrices,
-    records_in_order,
-)
 from ngopt.pretrained import LearnedOptimizer
 from ngopt.shard_layout import are_divided, local, ranks_of, real
 
@@ -42,7 +38,7 @@ class Binding:
     source: makes the graph. compute_dtype: of the rule; None: see `NGOptimizer`.
     process_group: of processes that share whole parameters.
 
-    `groups` and `state` below are those of the optimizer.
+    It stores no reference to the optimizer, so that both can be copied.
     """
 
     def __init__(
@@ -62,7 +58,7 @@ class Binding:
         self._is_partial = not source.is_exact and warn_if_partial()
         self._parameters: GraphParameters | None = None
         self._rule: UpdateRule | None = None
-        self._rule_key: Any = None  # the arguments of `_bind` that made it
+        self._rule_key: Any = None  # the arguments that made it
         self._prepared_rule: UpdateRule | None = None  # for which the state is adapted
         self._shards: tuple[Sequence[Tensor], Shards] | None = None
         self._owned: dict[Tensor, Ownership] = {}
@@ -73,50 +69,46 @@ class Binding:
         group = {"_process_group": ranks_of(self._process_group)}
         return {**self.__dict__, **dict.fromkeys(keys), **group}
 
-    def parameters(
-        self, groups: Sequence[Group], state: MutableMapping[Tensor, Record]
-    ) -> GraphParameters:
+    def parameters(self, optimizer: Optimizer) -> GraphParameters:
         """The parameters in their graph, which is made again if they have changed."""
-        params = group_tensors(groups)
+        params = group_tensors(optimizer.param_groups)
         found = self._parameters
         if found is None or self.source.has_new_inputs or not found.are(params):
-            found = self._parameters = self._connected(groups, state)
+            found = self._parameters = self._connected(optimizer)
         return found
 
     @uncompiled
-    def _connected(
-        self, groups: Sequence[Group], state: MutableMapping[Tensor, Record]
-    ) -> GraphParameters:
+    def _connected(self, optimizer: Optimizer) -> GraphParameters:
+        groups = optimizer.param_groups
         params = group_tensors(groups)
         check_distinct(zip(group_names(groups), params, strict=True))
         parameters = GraphParameters(self.source.graph_of(groups), params)
         if self._parameters is not None:
-            parameters.check_shapes(self._parameters, state)
-            self._drop_state_of_other_matrices(parameters, groups, state)
-        self.check_records(parameters, parameters.records(state), groups[0])
+            parameters.check_shapes(self._parameters, optimizer.state)
+            self._drop_state_of_other_matrices(parameters, optimizer)
+        records = parameters.records(optimizer.state)
+        self.check_records(parameters, records, groups[0])
         if not self._is_partial:
             is_default = self._learned.base is not None
             log_unconnected(parameters.network, self.source.is_exact, is_default)
         return parameters
 
     def _drop_state_of_other_matrices(
-        self,
-        parameters: GraphParameters,
-        groups: Sequence[Group],
-        state: MutableMapping[Tensor, Record],
+        self, parameters: GraphParameters, optimizer: Optimizer
     ) -> None:
         """Drops the state of parameters that the new graph divides into other matrices.
 
         State of another shape than its parameter is kept; `check_records` raises.
         """
-        rule = self.rule_for_step(parameters, groups, state)
+        state = optimizer.state
+        rule = self.rule_for_step(parameters, optimizer)
         initial = parameters.initial_records(rule)
         rows = zip(parameters.params, parameters.names(), initial, strict=False)
         dropped = []
         for p, name, expected in rows:
             record = state.get(p)
             shape = real(local(p)).shape
-            if record and has_other_matrices(record, expected, shape):
+            if record and state_dicts.has_other_matrices(record, expected, shape):
                 del state[p]
                 dropped.append(name)
         if dropped:
@@ -128,10 +120,7 @@ class Binding:
             )
 
     def check_records(
-        self,
-        parameters: GraphParameters,
-        records: Sequence[Record],
-        settings: Group,
+        self, parameters: GraphParameters, records: Sequence[Record], settings: Group
     ) -> None:
         """Raises ValueError if a parameter's state does not fit the rule."""
         if not any(records):
@@ -141,20 +130,15 @@ class Binding:
         rows = zip(parameters.names(), records, initial, strict=False)
         for name, record, expected in rows:
             if record:
-                check_record(name, record, expected, self.source.is_exact)
+                state_dicts.check_record(name, record, expected, self.source.is_exact)
 
-    def check_loaded(
-        self,
-        state_dict: Mapping[str, Any],
-        groups: Sequence[Group],
-        state: MutableMapping[Tensor, Record],
-    ) -> None:
+    def check_loaded(self, state_dict: Mapping[str, Any], optimizer: Optimizer) -> None:
         """Raises ValueError if state that is about to be loaded does not fit."""
-        records = records_in_order(state_dict)
+        records = state_dicts.records_in_order(state_dict)
         if any(records):
             total_steps = state_dict["param_groups"][0]["total_steps"]
-            settings = {**groups[0], "total_steps": total_steps}
-            self.check_records(self.parameters(groups, state), records, settings)
+            settings = {**optimizer.param_groups[0], "total_steps": total_steps}
+            self.check_records(self.parameters(optimizer), records, settings)
 
     def rule(self, parameters: GraphParameters, settings: Group) -> UpdateRule:
         """The rule on the graph, on the device of the parameters.
@@ -169,7 +153,14 @@ class Binding:
         shards = self.shards(parameters) if self.is_shared(params) else None
         key = parameters.graph, total_steps, device, dtype, shards, renew_every
         if self._rule is None or self._rule_key != key:
-            self._rule = self._bind(*key)
+            self._rule = self._learned.bind(
+                parameters.graph,
+                total_steps,
+                device=device,
+                dtype=dtype,
+                renew_every=renew_every,
+                shards=shards,
+            )
             self._rule_key = key
             if shards is not None:
                 self._owned = dict(zip(params, shards.owned, strict=True))
@@ -185,46 +176,22 @@ class Binding:
                 widest = state_dtype(p)
         return product_dtype(params[0].device, widest)
 
-    @uncompiled
-    def _bind(
-        self,
-        graph: NeuralGraph,
-        total_steps: int | None,
-        device: torch.device,
-        dtype: torch.dtype | None,
-        shards: Shards | None,
-        renew_every: int | None,
-    ) -> UpdateRule:
-        return self._learned.bind(
-            graph,
-            total_steps,
-            device=device,
-            dtype=dtype,
-            renew_every=renew_every,
-            shards=shards,
-        )
-
     def rule_for_step(
-        self,
-        parameters: GraphParameters,
-        groups: Sequence[Group],
-        state: MutableMapping[Tensor, Record],
+        self, parameters: GraphParameters, optimizer: Optimizer
     ) -> UpdateRule:
         """The rule; settings and state are adapted to a new one."""
-        rule = self.rule(parameters, groups[0])
+        rule = self.rule(parameters, optimizer.param_groups[0])
         if rule is not self._prepared_rule:
-            self._prepare(rule, parameters, groups, state)
+            self._prepare(rule, parameters, optimizer)
         return rule
 
     @uncompiled
     def _prepare(
-        self,
-        rule: UpdateRule,
-        parameters: GraphParameters,
-        groups: Sequence[Group],
-        state: MutableMapping[Tensor, Record],
+        self, rule: UpdateRule, parameters: GraphParameters, optimizer: Optimizer
     ) -> None:
         """Stores the renewal interval in the groups; starts or drops averages."""
+        groups = optimizer.param_groups
+        state = optimizer.state
         interval = rule.renewal_interval(parameters.params[0].device)
         for group in groups:
             group["renew_every"] = interval
@@ -253,12 +220,10 @@ class Binding:
             self._shards = params, shards
         return self._shards[1]
 
-    def shared_state(
-        self, groups: Sequence[Group], state: MutableMapping[Tensor, Record]
-    ) -> ShardedState:
+    def shared_state(self, optimizer: Optimizer) -> ShardedState:
         """Converts the state of several processes; a collective call."""
-        parameters = self.parameters(groups, state)
-        rule = self.rule(parameters, groups[0])
+        parameters = self.parameters(optimizer)
+        rule = self.rule(parameters, optimizer.param_groups[0])
         assert isinstance(rule, SoapRule)
         params = parameters.params
         layouts = rule.layouts[: len(params)]

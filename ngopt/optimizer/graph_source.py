@@ -7,9 +7,8 @@ given or traced graph become components of their own.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,38 +38,36 @@ class OrderedGraph(NamedTuple):
     order: list[int]
 
 
-class GraphSource(Protocol):
-    """Makes the graph of the parameters in an optimizer's groups."""
+class GraphSource:
+    """Makes the graph of the parameters in an optimizer's groups.
 
-    is_exact: bool
-    """Whether the graph is traced or given, not inferred from names and shapes."""
+    is_exact: whether the graph is traced or given, not inferred from names and shapes.
+    """
+
+    is_exact = True
 
     @property
     def awaits_forward(self) -> bool:
         """Whether a forward pass is still needed for the graph."""
-        ...
+        return False
 
     @property
     def has_new_inputs(self) -> bool:
         """Whether inputs were recorded that are not traced yet."""
-        ...
+        return False
 
     def graph_of(self, groups: Sequence[Group]) -> OrderedGraph:
         """Raises ValueError if the groups do not fit the network."""
-        ...
+        raise NotImplementedError
 
     def stop_recording(self) -> None:
         """Waits for no forward pass any more."""
-        ...
 
 
-class InferredGraph:
+class InferredGraph(GraphSource):
     """Inferred from names, shapes and order of the parameters; see `infer_graph`."""
 
-    is_exact = awaits_forward = has_new_inputs = False
-
-    def stop_recording(self) -> None:
-        pass
+    is_exact = False
 
     def graph_of(self, groups: Sequence[Group]) -> OrderedGraph:
         specs = group_specs(groups)
@@ -109,14 +106,11 @@ def _inferred_by_order(
     return OrderedGraph(join_graphs(*graphs), order)
 
 
-class GivenGraph:
+class GivenGraph(GraphSource):
     """A graph from the user.
 
     Parameters are matched by name if all names are in the graph, else by order.
     """
-
-    is_exact = True
-    awaits_forward = has_new_inputs = False
 
     def __init__(self, graph: NeuralGraph, groups: Sequence[Group]):
         if not isinstance(graph, NeuralGraph):
@@ -124,9 +118,6 @@ class GivenGraph:
             raise ValueError(f"NGOptimizer: graph: expected a NeuralGraph; got {got}")
         self.graph = graph
         self.tensors = self._match(groups)
-
-    def stop_recording(self) -> None:
-        pass
 
     def graph_of(self, groups: Sequence[Group]) -> OrderedGraph:
         known = set(self.tensors) - {None}
@@ -145,13 +136,11 @@ class GivenGraph:
         return tensors
 
 
-class TracedGraph:
+class TracedGraph(GraphSource):
     """Traced from a module and the inputs of its first training forward.
 
     Until that pass it is the graph that `build_graph` makes without inputs.
     """
-
-    is_exact = True
 
     def __init__(self, model: nn.Module, groups: Sequence[Group]):
         if not isinstance(model, nn.Module):
@@ -203,8 +192,14 @@ class TracedGraph:
         return shapes == [spec.shape for spec in self.graph.parameters]
 
     def _trace(self, model: nn.Module) -> NeuralGraph:
+        """With gradients, without autocast; random number generators are restored."""
         inputs = None if self.recorder is None else self.recorder.inputs
-        with _tracing_context(model):
+        devices = {p.device for p in model.parameters()}
+        with (
+            torch.enable_grad(),
+            without_autocast(devices),
+            torch.random.fork_rng([d.index for d in devices if d.type == "cuda"]),
+        ):
             if inputs is None:
                 return _graph_without_forward(model)
             self.stop_recording()
@@ -304,18 +299,6 @@ def _with_components(
         graph = join_graphs(graph, infer_graph(extra))
     others = set(range(len(graph.parameters))).difference(order)
     return OrderedGraph(graph, [*order, *sorted(others)])
-
-
-@contextmanager
-def _tracing_context(model: nn.Module) -> Iterator[None]:
-    """With gradients, without autocast; random number generators are restored."""
-    devices = {p.device for p in model.parameters()}
-    with (
-        torch.enable_grad(),
-        without_autocast(devices),
-        torch.random.fork_rng([d.index for d in devices if d.type == "cuda"]),
-    ):
-        yield
 
 
 def _class_name(value: Any) -> str:

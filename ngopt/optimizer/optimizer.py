@@ -15,14 +15,7 @@ from torch.optim.optimizer import ParamsT
 from ngopt.devices import without_autocast
 from ngopt.graph import NeuralGraph
 from ngopt.metanets import Metanet
-from ngopt.optimizer.arguments import (
-    check_compute_dtype,
-    check_groups,
-    check_no_module,
-    check_process_group,
-    check_settings,
-    complete_new_group,
-)
+from ngopt.optimizer import arguments, state_dicts
 from ngopt.optimizer.averages import (
     averaged_parameters,
     averages_written,
@@ -43,26 +36,12 @@ from ngopt.optimizer.param_groups import (
     is_lazy,
     with_own_decay,
 )
-from ngopt.optimizer.state_dicts import (
-    as_dict,
-    checked,
-    in_order,
-    numbered,
-    records_in_order,
-    restore_dtypes,
-    with_total_steps,
-)
 from ngopt.pretrained import LearnedOptimizer, as_learned, weights_hash
 
 NAMES_LINE = "    param_names: "  # of `repr`, which leaves them out
-OWN_ATTRIBUTES = (
-    "learned",
-    "compute_dtype",
-    "_own_decay",
-    "_weights_name",
-    "_messages",
-    "_binding",
-)
+OWN_ATTRIBUTES = """
+    learned compute_dtype _own_decay _weights_name _messages _binding
+""".split()
 
 
 class NGOptimizer(Optimizer):
@@ -144,8 +123,8 @@ class NGOptimizer(Optimizer):
         self.learned = learned = as_learned(weights)
         self._weights_name = name_of(weights)
         self.compute_dtype = compute_dtype
-        check_compute_dtype(compute_dtype, learned.base is not None)
-        check_process_group(process_group, learned.base is not None)
+        arguments.check_compute_dtype(compute_dtype, learned.base is not None)
+        arguments.check_process_group(process_group, learned.base is not None)
         self._own_decay: float = getattr(learned.base, "weight_decay", 0.0)
         self._messages = Messages()
         defaults = {
@@ -157,8 +136,8 @@ class NGOptimizer(Optimizer):
             "weights": weights_hash(learned),
         }
         defaults = with_own_decay(defaults, self._own_decay)
-        check_settings(defaults)
-        check_no_module(params)
+        arguments.check_settings(defaults)
+        arguments.check_no_module(params)
         super().__init__(params, defaults)
         self._messages.check_new(self.param_groups)
         source: GraphSource = InferredGraph()
@@ -192,7 +171,7 @@ class NGOptimizer(Optimizer):
         if isinstance(param_group, dict):
             param_group = with_own_decay(param_group, self._own_decay)
             is_default = self.learned.base is not None
-            ignored = complete_new_group(
+            ignored = arguments.complete_new_group(
                 param_group, self.defaults, self.param_groups, is_default
             )
             self._messages.warn_of_ignored(ignored)
@@ -212,18 +191,18 @@ class NGOptimizer(Optimizer):
         # other processes may have gradients where this one has none
         if all(p.grad is None for p in params) and not self._is_shared():
             return loss
-        check_groups(groups)
+        arguments.check_groups(groups)
         parameters = self._parameters()
         self._binding.source.stop_recording()
         if not torch.compiler.is_compiling():
             # torch.distributed.checkpoint initializes state by a step with lr=0
             if not self.state and all(float(group["lr"]) == 0 for group in groups):
-                rule = self._binding.rule_for_step(parameters, groups, self.state)
+                rule = self._binding.rule_for_step(parameters, self)
                 grads, _ = parameters.gradients(groups, self._own_decay)
                 parameters.records_for_step(self.state, rule, grads)
                 return loss
             self._messages.check_step(groups)
-        rule = self._binding.rule_for_step(parameters, groups, self.state)
+        rule = self._binding.rule_for_step(parameters, self)
         with without_autocast({p.device for p in params}):
             grads, hyper = parameters.gradients(groups, self._own_decay)
             parameters.update(self.state, rule, grads, hyper)
@@ -257,9 +236,11 @@ class NGOptimizer(Optimizer):
         state_dict = super().state_dict()
         if state_dict["state"] and self._is_shared():
             records = [self.state.get(p, {}) for p in group_tensors(self.param_groups)]
-            shared = self._binding.shared_state(self.param_groups, self.state)
+            shared = self._binding.shared_state(self)
             records = shared.to_dtensors(records)
-            state_dict["state"] = numbered(state_dict["param_groups"], records)
+            state_dict["state"] = state_dicts.numbered(
+                state_dict["param_groups"], records
+            )
         return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -278,14 +259,16 @@ class NGOptimizer(Optimizer):
             return loaded
 
         def restore(_: Optimizer) -> None:
-            restore_dtypes(self.state, group_tensors(self.param_groups), loaded)
+            state_dicts.restore_dtypes(
+                self.state, group_tensors(self.param_groups), loaded
+            )
             self._binding.clear_rule()  # compiled steps are guarded by the old state
 
         # runs after the pre-hooks, and before the post-hooks, of the user
         pre_hook = self.register_load_state_dict_pre_hook(check)
         post_hook = self.register_load_state_dict_post_hook(restore, prepend=True)
         try:
-            super().load_state_dict(as_dict(state_dict))
+            super().load_state_dict(state_dicts.as_dict(state_dict))
         finally:
             pre_hook.remove()
             post_hook.remove()
@@ -293,15 +276,17 @@ class NGOptimizer(Optimizer):
     def _checked(self, state_dict: Any) -> dict[str, Any]:
         """Raises ValueError if a state_dict does not fit."""
         own = self.param_groups
-        loaded = dict(checked(state_dict, self.defaults["weights"]))
-        groups = in_order(loaded["param_groups"], own)
-        loaded["param_groups"] = with_total_steps(groups, own[0]["total_steps"])
+        loaded = dict(state_dicts.checked(state_dict, self.defaults["weights"]))
+        groups = state_dicts.in_order(loaded["param_groups"], own)
+        loaded["param_groups"] = state_dicts.with_total_steps(
+            groups, own[0]["total_steps"]
+        )
         if self._is_shared():
-            shared = self._binding.shared_state(own, self.state)
-            records = shared.to_local(records_in_order(loaded))
-            loaded["state"] = numbered(groups, records)
+            shared = self._binding.shared_state(self)
+            records = shared.to_local(state_dicts.records_in_order(loaded))
+            loaded["state"] = state_dicts.numbered(groups, records)
         if not self._awaits_forward():  # else checked when the graph is known
-            self._binding.check_loaded(loaded, own, self.state)
+            self._binding.check_loaded(loaded, self)
         return loaded
 
     def _is_shared(self) -> bool:
@@ -313,4 +298,4 @@ class NGOptimizer(Optimizer):
         return self._binding.source.awaits_forward or any(map(is_lazy, params))
 
     def _parameters(self) -> GraphParameters:
-        return self._binding.parameters(self.param_groups, self.state)
+        return self._binding.parameters(self)

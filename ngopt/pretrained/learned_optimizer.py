@@ -11,7 +11,7 @@ import torch
 
 from ngopt.base.soap import Soap
 from ngopt.distributed.shards import Shards
-from ngopt.functional import UpdateRule
+from ngopt.functional import UpdateRule, uncompiled
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.metanet import Metanet
 from ngopt.metanets.stepping.cooldown import Cooldown
@@ -56,6 +56,7 @@ class LearnedOptimizer:
                 f"{self.cooldown}"
             )
 
+    @uncompiled
     def bind(
         self,
         graph: NeuralGraph,

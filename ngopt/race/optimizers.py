@@ -92,10 +92,11 @@ def tuned(
     scores = {rate: score(rate) for rate in sorted(rates)}
     for _ in range(EXTRA_RATES):
         best = min(scores, key=lambda rate: (scores[rate], rate))
+        below, above = neighbours(best)
         if best == max(scores):
-            new = next_rate(best)
+            new = above
         elif best == min(scores):
-            new = previous_rate(best)
+            new = below
         else:
             break
         scores[new] = score(new)
@@ -104,15 +105,12 @@ def tuned(
     return tried, best, best in (tried[0], tried[-1])
 
 
-def next_rate(rate: float) -> float:
-    """The next of 1, 3, 10, 30, ..."""
+def neighbours(rate: float) -> tuple[float, float]:
+    """The rates before and after in 1, 3, 10, 30, ..."""
     digit, exponent = f"{rate:.0e}".split("e")
-    return float(f"3e{exponent}" if int(digit) < 3 else f"1e{int(exponent) + 1}")
-
-
-def previous_rate(rate: float) -> float:
-    digit, exponent = f"{rate:.0e}".split("e")
-    return float(f"1e{exponent}" if int(digit) > 1 else f"3e{int(exponent) - 1}")
+    below = f"1e{exponent}" if int(digit) > 1 else f"3e{int(exponent) - 1}"
+    above = f"3e{exponent}" if int(digit) < 3 else f"1e{int(exponent) + 1}"
+    return float(below), float(above)
 
 
 CONTESTANTS = {

@@ -78,36 +78,24 @@ def _result(
 ) -> Result:
     """The result of one optimizer, at the rate with the lowest loss on another seed."""
 
+    def on_step(loss: float) -> None:
+        bar.update()
+        bar.set_postfix(loss=f"{loss:.3g}", refresh=False)
+
+    def trained(lr: float | None, seed: int) -> Run:
+        rate = "" if lr is None else f" lr {lr:g}"
+        bar.set_description(f"{contestant.name}{rate}", refresh=False)
+        steps = settings.steps
+        return train(problem, contestant, lr, seed, steps, settings.device, on_step)
+
     def score(rate: float) -> float:
         if rate not in contestant.rates:
             bar.total += settings.steps
-        return _train(problem, contestant, rate, TUNING_SEED, settings, bar).score
+        return trained(rate, TUNING_SEED).score
 
     tried: list[float] = []
     lr, at_edge = None, False
     if contestant.rates:
         tried, lr, at_edge = tuned(contestant.rates, score)
-    runs = []
-    for seed in range(settings.seeds):
-        runs.append(_train(problem, contestant, lr, seed, settings, bar))
+    runs = [trained(lr, seed) for seed in range(settings.seeds)]
     return Result(contestant.name, lr, tried, runs, at_edge)
-
-
-def _train(
-    problem: Problem,
-    contestant: Contestant,
-    lr: float | None,
-    seed: int,
-    settings: Settings,
-    bar: tqdm,
-) -> Run:
-    rate = "" if lr is None else f" lr {lr:g}"
-    bar.set_description(f"{contestant.name}{rate}", refresh=False)
-
-    def on_step(loss: float) -> None:
-        bar.update()
-        bar.set_postfix(loss=f"{loss:.3g}", refresh=False)
-
-    return train(
-        problem, contestant, lr, seed, settings.steps, settings.device, on_step
-    )

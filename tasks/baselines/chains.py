@@ -194,7 +194,7 @@ def _bias(layer: ChainLayer) -> tuple[NodeParameter, ...]:
 def _whole_block(block: EdgeBlock, number: int) -> BlockTensors:
     """A block in one chunk."""
     groups, targets, sources = (slice(0, size) for size in block.shape)
-    chunk = EdgeChunk(number, 0, groups, targets, sources, block.view, True)
+    chunk = EdgeChunk(number, 0, groups, targets, sources, block.view)
     return BlockTensors(block, number, 1, (chunk,), None, None)
 
 

@@ -67,18 +67,17 @@ class FlatFeatures:
 
     def edges(self, chunk: EdgeChunk) -> Tensor:
         assert chunk.view is not None
-        return self._read(chunk.view, 3, chunk.is_whole)
+        return self._read(chunk.view, 3)
 
     def bias(self, number: int) -> Tensor:
-        view = self.graph.biases[number].view
-        return self._read(view, 1, view.is_whole(self.graph.parameters[view.parameter]))
+        return self._read(self.graph.biases[number].view, 1)
 
-    def _read(self, view: View, lead: int, is_whole: bool) -> Tensor:
+    def _read(self, view: View, lead: int) -> Tensor:
         """lead: axes of the view that are not slots."""
         value = self.values[view.parameter]
         slots = prod(view.shape[lead:])
         shape = (*self.batch, *view.shape[:lead], slots, value.shape[-1])
-        if not is_whole:
+        if not view.is_whole(self.graph.parameters[view.parameter]):
             value = view.read(value.reshape(prod(self.batch), *value.shape[-2:]))
         return value.reshape(shape)
 

@@ -33,8 +33,7 @@ class EdgeChunk(NamedTuple):
     """Edges of one block: some groups of edges, or some targets and sources of one.
 
     block, number: of the block in the graph, and of the chunk in the block. view: of
-    the parameter; None for edges of value 1. is_whole: whether these are all elements
-    of the parameter, in its own order.
+    the parameter; None for edges of value 1.
     """
 
     block: int
@@ -43,7 +42,6 @@ class EdgeChunk(NamedTuple):
     targets: slice
     sources: slice
     view: View | None
-    is_whole: bool
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -153,7 +151,7 @@ def graph_tensors(
     device = like.device
     blocks = []
     for number, block in enumerate((*graph.weights, *graph.constants)):
-        blocks.append(_block_tensors(graph, block, number, kernel, like, limit))
+        blocks.append(_block_tensors(block, number, kernel, like, limit))
     return GraphTensors(
         graph=graph,
         blocks=tuple(blocks),
@@ -167,7 +165,6 @@ def graph_tensors(
 
 
 def _block_tensors(
-    graph: NeuralGraph,
     block: EdgeBlock,
     number: int,
     kernel: tuple[int, int],
@@ -180,8 +177,7 @@ def _block_tensors(
     chunks = []
     for i, slices in enumerate(block_slices(block.shape, limit)):
         view = _narrowed(block.view, slices)
-        is_whole = view is not None and view.is_whole(graph.parameters[view.parameter])
-        chunks.append(EdgeChunk(number, i, *slices, view, is_whole))
+        chunks.append(EdgeChunk(number, i, *slices, view))
     return BlockTensors(
         block=block,
         number=number,

@@ -22,7 +22,6 @@ from ngopt.graph.groups_and_blocks import (
     NeuronGroup,
     ParameterSpec,
     View,
-    contiguous_strides,
 )
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.graph.views.edge_list import node_starts
@@ -143,7 +142,6 @@ class MixedValues:
     batch = torch.Size()
 
     def edges(self, chunk: EdgeChunk) -> Tensor:
-        assert chunk.is_whole
         return self._read(self.mixture.weights[chunk.block])
 
     def bias(self, number: int) -> Tensor:
@@ -161,9 +159,8 @@ def layout_of(graph: NeuralGraph, like: Tensor) -> NetworkLayout:
     elements = torch.arange(graph.numel, device=device)
     numbers = graph.gather(graph.unflatten(elements))
     several: dict[BlockKind, list[BlockIndices]] = {}
-    for kind, own in _edges(graph, numbers.edges, like):
-        several.setdefault(kind, []).append(own)
-    for kind, own in _biases(graph, numbers.biases):
+    edges = _edges(graph, numbers.edges, like)
+    for kind, own in (*edges, *_biases(graph, numbers.biases)):
         several.setdefault(kind, []).append(own)
     sizes = [group.size for group in graph.groups]
     positions = []
@@ -238,9 +235,15 @@ def mixture_of(
         (edges if kind.shape else biases)[kind] = own
     # weights come before edges of value 1, as in `GraphTensors`
     order = sorted(edges, key=lambda kind: not kind.has_elements)
-    blocks = []
+    blocks, weights = [], []
     for number, kind in enumerate(order):
         blocks.append(_block(number, kind, edges[kind], kernel))
+        if kind.has_elements:
+            weights.append(edges[kind].elements)
+    bias_elements, bias_index = [], []
+    for own in biases.values():
+        bias_elements.append(own.elements)
+        bias_index.append(own.ends[0])
     copies = []
     for layout, count in layouts:
         copies += [layout] * count
@@ -251,13 +254,6 @@ def mixture_of(
         all_positions.append(layout.positions)
     kinds = torch.cat(all_kinds)
     activations = torch.cat(all_activations)
-    weights, bias_elements, bias_index = [], [], []
-    for kind in order:
-        if kind.has_elements:
-            weights.append(edges[kind].elements)
-    for own in biases.values():
-        bias_elements.append(own.elements)
-        bias_index.append(own.ends[0])
     tensors = GraphTensors(
         graph=_graph(blocks, biases, len(kinds)),
         blocks=tuple(blocks),
@@ -306,23 +302,17 @@ def _block(
     shape = len(targets), t, s
     view = None
     if kind.has_elements:
-        view = _whole_view(number, (*shape, *kind.slot_shape))
-    chunk = EdgeChunk(
-        number, 0, *(slice(0, n) for n in shape), view=view, is_whole=view is not None
-    )
+        view = View.whole(number, (*shape, *kind.slot_shape))
+    slices = (slice(0, n) for n in shape)
     return BlockTensors(
         block=EdgeBlock(view, 0, 0, shape, kind.slot_shape, kind.kind),
         number=number,
         tiles=len(kernel_tiles(kind.slot_shape, kernel)),
-        chunks=(chunk,),
+        chunks=(EdgeChunk(number, 0, *slices, view=view),),
         target=targets.flatten(),
         source=sources.flatten(),
         positions=indices.positions,
     )
-
-
-def _whole_view(number: int, shape: tuple[int, ...]) -> View:
-    return View(number, shape, contiguous_strides(shape))
 
 
 def _graph(
@@ -334,7 +324,7 @@ def _graph(
     all_biases = []
     for kind, indices in biases.items():
         shape = len(indices.ends[0]), *kind.slot_shape
-        view = _whole_view(len(views), shape)
+        view = View.whole(len(views), shape)
         views.append(view)
         all_biases.append(Bias(view, 0, kind.slot_shape, kind.kind))
     specs = [ParameterSpec(str(view.parameter), view.shape) for view in views]

@@ -15,19 +15,9 @@ from ngopt.graph.neural_graph import NeuralGraph
 
 # Functions that a network may apply to its neurons; the first stands for none or
 # unknown, the last for any other.
-ACTIVATIONS = (
-    "none",
-    "relu",
-    "gelu",
-    "silu",
-    "tanh",
-    "sigmoid",
-    "leaky_relu",
-    "elu",
-    "softmax",
-    "sin",
-    "other",
-)
+ACTIVATIONS = """
+    none relu gelu silu tanh sigmoid leaky_relu elu softmax sin other
+""".split()
 
 ROLES = ("input", "hidden", "output")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import reduce
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -22,10 +22,6 @@ class Aggregate(Protocol):
 
     def merged(self, other: Self) -> Self:
         """Of both sets of messages, to the same neurons."""
-        ...
-
-    def concatenated(self, others: Sequence[Self]) -> Self:
-        """Of consecutive neurons."""
         ...
 
 
@@ -72,12 +68,17 @@ class MessageStatistics(NamedTuple):
         degree = self.degree[some] if isinstance(self.degree, Tensor) else self.degree
         return MessageStatistics(degree, *(x[..., some, :] for x in self[1:]))
 
-    def concatenated(self, others: Sequence[MessageStatistics]) -> MessageStatistics:
-        """Of consecutive neurons; all have the same degree."""
-        if not others:
-            return self
-        rows = [self[1:], *(other[1:] for other in others)]
-        return MessageStatistics(self.degree, *concatenated_columns(rows))
+
+def of_consecutive_neurons(parts: Iterable[Any]) -> Any:
+    """The `Aggregate` at all neurons; a number, such as the degree, is equal in all."""
+    first, *others = parts
+    if not others:
+        return first
+    fields = []
+    for values in zip(first, *others, strict=True):
+        is_tensor = isinstance(values[0], Tensor)
+        fields.append(torch.cat(values, -2) if is_tensor else values[0])
+    return first._make(fields)
 
 
 def total_statistics(parts: Sequence[Incoming], node: Tensor) -> MessageStatistics:

@@ -67,12 +67,6 @@ class SoftmaxSums(NamedTuple):
         value = _by_head(ours, self.value) + _by_head(theirs, other.value)
         return SoftmaxSums(high, total, value)
 
-    def concatenated(self, others: Sequence[SoftmaxSums]) -> SoftmaxSums:
-        """Those of consecutive neurons."""
-        if not others:
-            return self
-        return SoftmaxSums(*concatenated_columns([self, *others]))
-
     def mean(self) -> Tensor:
         """The values, weighted by the softmax, (*batch, n, width); 0 without values."""
         has_values = self.total > 0

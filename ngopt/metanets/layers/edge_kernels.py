@@ -166,7 +166,7 @@ def film_statistics(
     edges: Tensor, film: tuple[Tensor, Tensor], target: Tensor, source: Tensor,
     axes: Axes,
 ) -> Tensor:  # fmt: skip
-    """The fields of `Statistics`, in one tensor.
+    """Those of `film_messages.statistics`, in one tensor.
 
     film: weight and bias of scale and shift, (2 width, width) and (2 width,). target,
     source: (groups, n_target, 1, 1, width) and (groups, 1, n_source, 1, width). axes:

@@ -1,4 +1,4 @@
-"""MessageStatistics along edges, a scale and shift of what both ends bring,
+"""FiLM messages along edges, a scale and shift of what both ends bring,
 and their statistics for both ends.
 
 One autograd function with a backward pass of its own: where autograd goes step by step,
@@ -8,7 +8,8 @@ layer.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,48 +17,42 @@ from torch import Tensor
 from ngopt.metanets.layers.aggregation import TO_SOURCES, TO_TARGETS, Axes
 
 
-class Statistics(NamedTuple):
-    """Of messages (groups, n_target, n_source, tiles, *batch, width) over two axes,
-    which stay with length 1."""
-
-    mean: Tensor
-    var: Tensor
-    low: Tensor
-    high: Tensor
-
-    @classmethod
-    def of(cls, messages: Tensor, axes: Axes) -> Statistics:
-        if messages.is_cpu:
-            mean = messages.mean(axes, keepdim=True)
-            # several times as fast as torch.var_mean over inner axes
-            var = (messages - mean).square().mean(axes, keepdim=True)
-        else:
-            var, mean = torch.var_mean(messages, axes, correction=0, keepdim=True)
-        low, high = extrema(messages, axes)
-        return cls(mean, var, low, high)
-
-    def pulled_back(self, messages: Tensor, axes: Axes, gradient: Statistics) -> Tensor:
-        """The gradient of the messages. All messages that attain an extremum share its
-        gradient."""
-        count = messages.shape[axes[0]] * messages.shape[axes[1]]
-        above = (messages - self.low).sign()
-        below = (self.high - messages).sign()
-        low = gradient.low / (count - above.sum(axes, keepdim=True))
-        high = gradient.high / (count - below.sum(axes, keepdim=True))
-        slope = gradient.var * (2 / count)
-        constant = gradient.mean / count - slope * self.mean + low + high
-        total = torch.addcmul(constant, slope, messages)
-        total = torch.addcmul(total, low, above, value=-1)
-        return torch.addcmul(total, high, below, value=-1)
-
-
-def extrema(messages: Tensor, axes: Axes) -> tuple[Tensor, Tensor]:
-    """Minima and maxima over two axes, which stay with length 1."""
+def statistics(messages: Tensor, axes: Axes) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mean, variance, minimum and maximum of messages (groups, n_target, n_source,
+    tiles, *batch, width) over two axes, which stay with length 1."""
+    if messages.is_cpu:
+        mean = messages.mean(axes, keepdim=True)
+        # several times as fast as torch.var_mean over inner axes
+        var = (messages - mean).square().mean(axes, keepdim=True)
+    else:
+        var, mean = torch.var_mean(messages, axes, correction=0, keepdim=True)
     if messages.is_cpu or messages.shape[axes[1]] > 1:
         low = messages.amin(axes, keepdim=True)
-        return low, messages.amax(axes, keepdim=True)
-    low, high = torch.aminmax(messages, dim=axes[0], keepdim=True)  # reads them once
-    return low, high
+        high = messages.amax(axes, keepdim=True)
+    else:  # reads them once
+        low, high = torch.aminmax(messages, dim=axes[0], keepdim=True)
+    return mean, var, low, high
+
+
+def gradient_of_messages(
+    messages: Tensor, axes: Axes, found: Sequence[Tensor], gradients: Sequence[Tensor]
+) -> Tensor:
+    """The gradient of the messages from those of their `statistics`, which are `found`.
+
+    All messages that attain an extremum share its gradient.
+    """
+    mean, _, least, greatest = found
+    to_mean, to_var, to_low, to_high = gradients
+    count = messages.shape[axes[0]] * messages.shape[axes[1]]
+    above = (messages - least).sign()
+    below = (greatest - messages).sign()
+    low = to_low / (count - above.sum(axes, keepdim=True))
+    high = to_high / (count - below.sum(axes, keepdim=True))
+    slope = to_var * (2 / count)
+    constant = to_mean / count - slope * mean + low + high
+    total = torch.addcmul(constant, slope, messages)
+    total = torch.addcmul(total, low, above, value=-1)
+    return torch.addcmul(total, high, below, value=-1)
 
 
 class FiLMStatistics(torch.autograd.Function):
@@ -66,7 +61,7 @@ class FiLMStatistics(torch.autograd.Function):
 
     Shapes: scale, shift (groups, n_target, n_source, tiles, *batch, width), target
     (groups, n_target, 1, 1, *batch, width), source (groups, 1, n_source, 1, *batch,
-    width) -> the fields of `Statistics`. With the batch inside, broadcasts and
+    width) -> their `statistics`. With the batch inside, broadcasts and
     reductions run over long rows.
     """
 
@@ -74,14 +69,10 @@ class FiLMStatistics(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        scale: Tensor,
-        shift: Tensor,
-        target: Tensor,
-        source: Tensor,
-        axes: Axes,
+        scale: Tensor, shift: Tensor, target: Tensor, source: Tensor, axes: Axes
     ) -> tuple[Tensor, ...]:
         messages = torch.addcmul(shift, scale, target + source)
-        return tuple(Statistics.of(messages, axes))
+        return statistics(messages, axes)
 
     @staticmethod
     def setup_context(
@@ -92,12 +83,10 @@ class FiLMStatistics(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        scale, shift, target, source, *statistics = ctx.saved_tensors
+        scale, shift, target, source, *found = ctx.saved_tensors
         sums = target + source
         messages = torch.addcmul(shift, scale, sums)
-        gradient = Statistics(*statistics).pulled_back(
-            messages, ctx.axes, Statistics(*gradients)
-        )
+        gradient = gradient_of_messages(messages, ctx.axes, found, gradients)
         to_sums = gradient * scale
         to_target = to_sums.sum(TO_TARGETS, keepdim=True)
         to_source = to_sums.sum(TO_SOURCES, keepdim=True)

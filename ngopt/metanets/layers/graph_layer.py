@@ -51,24 +51,10 @@ class GraphLayer(nn.Module):
     target: nn.Linear
     source: nn.Linear
 
-    def message_terms(
-        self, nodes: Sequence[Tensor], blocks: Sequence[BlockTensors]
+    def end_terms(
+        self, nodes: Sequence[Tensor], columns: slice, blocks: Sequence[BlockTensors]
     ) -> list[EndTerms]:
-        """The terms of the nodes in the messages of every block."""
-        return self._terms(nodes, blocks, slice(0, -self.width))
-
-    def edge_update_terms(
-        self, nodes: Sequence[Tensor], blocks: Sequence[BlockTensors]
-    ) -> list[EndTerms]:
-        """The terms of the nodes in the new edges of every block."""
-        return self._terms(nodes, blocks, slice(-self.width, None))
-
-    def _terms(
-        self,
-        nodes: Sequence[Tensor],
-        blocks: Sequence[BlockTensors],
-        columns: slice,
-    ) -> list[EndTerms]:
+        """Some columns of the terms of the nodes at the ends of every block."""
         targets: dict[int, Tensor] = {}
         sources: dict[int, Tensor] = {}
         terms = []
@@ -122,8 +108,17 @@ def batch_inside(values: Tensor, axes: int) -> Tensor:
     return values.movedim(list(range(batch)), inside).contiguous()
 
 
+def flat_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """(*, d_in) -> (*, d_out), on accelerators by one kernel that adds the bias. torch
+    adds it in the product only for one or two axes before the last; elsewhere that is
+    another pass over the result."""
+    if x.is_cpu:
+        return linear(x, weight, bias)
+    rows = linear(x.flatten(0, -2), weight, bias)
+    return rows.unflatten(0, x.shape[:-1])
+
+
 def _some_outputs(layer: nn.Linear, x: Tensor, columns: slice) -> Tensor:
-    """Some outputs of a linear layer."""
     bias = None if layer.bias is None else layer.bias[columns]
     return linear(x, layer.weight[columns], bias)
 

@@ -26,7 +26,13 @@ from ngopt.metanets.graph_data.node_features import (
     POSITION_FEATURES,
     SLOT_FEATURES,
 )
-from ngopt.metanets.layers.aggregation import Aggregate, batch_outside, by_neuron
+from ngopt.metanets.layers.aggregation import (
+    Aggregate,
+    Incoming,
+    batch_outside,
+    by_neuron,
+    of_consecutive_neurons,
+)
 from ngopt.metanets.layers.edge_states import EdgeStates, fits_in_memory
 from ngopt.metanets.layers.global_feature import GlobalFeature, sums_by_graph
 from ngopt.metanets.layers.graph_layer import (
@@ -35,7 +41,7 @@ from ngopt.metanets.layers.graph_layer import (
     batch_inside,
     select_neurons,
 )
-from ngopt.metanets.layers.inbox import Arena, Inbox
+from ngopt.metanets.layers.inbox import Arena, add_to_group, merged
 from ngopt.metanets.layers.slot_encoders import (
     SlotDecoder,
     SlotEncoder,
@@ -144,9 +150,10 @@ class GraphNetwork(nn.Module):
         nodes, edges = self.states(source, tensors, extra)
         all_maps = maps_of(self.node_decoder, tensors.graph.biases)
         for number, bias in enumerate(tensors.graph.biases):
-            index = tensors.bias_index[number]
-            node = nodes[bias.group]
-            yield number, self._decode_node(node, all_maps[number], index)
+            node = select_neurons(nodes[bias.group], tensors.bias_index[number])
+            tiles = len(all_maps[number])
+            state = node.unsqueeze(-2).expand(*node.shape[:-1], tiles, self.width)
+            yield number, self.node_decoder(state, all_maps[number])
         blocks = [own.block for own in tensors.weights]
         all_maps = maps_of(self.edge_decoder, blocks)
         for own, maps in zip(tensors.weights, all_maps, strict=True):
@@ -233,13 +240,6 @@ class GraphNetwork(nn.Module):
         between = [1] * (edges.dim() - 2)
         return edges + position.view(len(position), *between, -1)
 
-    def _decode_node(
-        self, node: Tensor, maps: Sequence[SlotMap], index: Tensor | None
-    ) -> Tensor:
-        state = select_neurons(node, index).unsqueeze(-2)
-        tiles = state.expand(*state.shape[:-2], len(maps), self.width)
-        return self.node_decoder(tiles, maps)
-
 
 def run_layer(
     layer: GraphLayer,
@@ -250,18 +250,20 @@ def run_layer(
     """The nodes after a layer; the layer becomes a step of the edges."""
     is_large = not edges.keep
     arena = Arena() if is_large and nodes[0].device.type == "cpu" else None
-    incoming = Inbox(len(nodes), arena)
-    outgoing = Inbox(len(nodes), arena)
-    compute = partial(layer.message_terms, nodes)
+    incoming: list[list[Incoming]] = [[] for _ in nodes]
+    outgoing: list[list[Incoming]] = [[] for _ in nodes]
+    compute = partial(layer.end_terms, nodes, slice(0, -layer.width))
     terms = _BlockEndTerms(compute, edges.blocks, is_large)
     for own in edges.blocks:
         if not prod(own.block.shape):
             continue
         block_arena = None if arena is None or len(own.chunks) == 1 else Arena()
         forward, backward = _messages(layer, edges, own, terms.of(own), block_arena)
-        incoming.add(own.block.target, forward, own.target)
-        outgoing.add(own.block.source, backward, own.source)
-    compute = partial(layer.edge_update_terms, nodes)
+        to_target = incoming[own.block.target]
+        add_to_group(to_target, Incoming(forward, own.target), arena)
+        to_source = outgoing[own.block.source]
+        add_to_group(to_source, Incoming(backward, own.source), arena)
+    compute = partial(layer.end_terms, nodes, slice(-layer.width, None))
     update_terms = _BlockEndTerms(compute, edges.blocks, is_large)
 
     def update(state: Tensor | None, chunk: EdgeChunk) -> Tensor:
@@ -269,7 +271,7 @@ def run_layer(
         return layer.next_edges(cast(Tensor, state), own, chunk)
 
     edges.then(update)
-    return layer.next_nodes(nodes, incoming.groups, outgoing.groups, tensors.graph_ids)
+    return layer.next_nodes(nodes, incoming, outgoing, tensors.graph_ids)
 
 
 def _messages(
@@ -288,26 +290,12 @@ def _messages(
     for chunk in block.chunks:
         forward, backward = layer.messages(edges.of(chunk), terms, chunk)
         group = chunk.groups.start
-        _merge(at_targets, (group, chunk.targets.start), forward, arena)
-        _merge(at_sources, (group, chunk.sources.start), backward, arena)
-    return _concatenated(at_targets), _concatenated(at_sources)
-
-
-def _merge(
-    totals: dict[tuple[int, int], Aggregate],
-    key: tuple[int, int],
-    messages: Aggregate,
-    arena: Arena | None,
-) -> None:
-    """Adds messages to those of the same neurons."""
-    before = totals.get(key)
-    merged = messages if before is None else before.merged(messages)
-    totals[key] = merged if arena is None else arena.copied(merged, before)
-
-
-def _concatenated(totals: dict[tuple[int, int], Aggregate]) -> Aggregate:
-    first, *others = totals.values()
-    return first.concatenated(others)
+        key = group, chunk.targets.start
+        at_targets[key] = merged(at_targets.get(key), forward, arena)
+        key = group, chunk.sources.start
+        at_sources[key] = merged(at_sources.get(key), backward, arena)
+    forward = of_consecutive_neurons(at_targets.values())
+    return forward, of_consecutive_neurons(at_sources.values())
 
 
 class _BlockEndTerms:

@@ -44,28 +44,27 @@ class Arena:
         return free.view(value.shape).copy_(value)
 
 
-class Inbox:
-    """Messages to the neurons of every group, from all blocks so far.
+def merged(
+    before: Aggregate | None, messages: Aggregate, arena: Arena | None
+) -> Aggregate:
+    """Messages with those before, which are in the same arena.
 
-    Messages of blocks that reach a whole group are merged, in the memory of the first
-    ones; others stay apart. arena: where they are stored. Autograd needs them where
-    they are: None.
+    arena: where the result is stored. Autograd needs it where it is: None.
     """
+    both = messages if before is None else before.merged(messages)
+    return both if arena is None else arena.copied(both, before)
 
-    def __init__(self, groups: int, arena: Arena | None):
-        self.groups: list[list[Incoming]] = [[] for _ in range(groups)]
-        self._arena = arena
 
-    def add(self, group: int, messages: Aggregate, index: Tensor | None) -> None:
-        """index: neurons of the group, (n,); None for all."""
-        parts = self.groups[group]
-        if index is None and parts and parts[0].index is None:
-            before = parts[0].messages
-            merged = self._stored(before.merged(messages), before)
-            parts[0] = Incoming(merged, None)
-        else:
-            place = 0 if index is None else len(parts)
-            parts.insert(place, Incoming(self._stored(messages), index))
+def add_to_group(parts: list[Incoming], new: Incoming, arena: Arena | None) -> None:
+    """Adds the messages of a block to those that a group has so far.
 
-    def _stored(self, messages: Aggregate, out: Aggregate | None = None) -> Aggregate:
-        return messages if self._arena is None else self._arena.copied(messages, out)
+    Messages to a whole group are merged, in the memory of the first ones; others stay
+    apart.
+    """
+    is_whole = new.index is None
+    if is_whole and parts and parts[0].index is None:
+        both = merged(parts[0].messages, new.messages, arena)
+        parts[0] = Incoming(both, None)
+    else:
+        stored = merged(None, new.messages, arena)
+        parts.insert(0 if is_whole else len(parts), Incoming(stored, new.index))

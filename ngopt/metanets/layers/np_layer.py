@@ -94,9 +94,7 @@ class NPLayer(nn.Module):
             first.append(pools[0].over_targets)
         of_whole = self.first_whole(everything).unsqueeze(-2)
         new = [self.first_rows(torch.cat(first, -1)) + of_whole]
-        to_rows: dict[int, Tensor] = {}
-        to_columns: dict[int, Tensor] = {}
-        position = {}
+        terms: dict[int, tuple[nn.Module, Tensor, Tensor]] = {}
         for i, block in enumerate(order):
             rows = [pools[i].over_sources, nodes[i + 1]]
             if i + 1 < len(pools):
@@ -107,16 +105,17 @@ class NPLayer(nn.Module):
             columns.append(nodes[i])
             own_rows = torch.cat(rows, -1)
             of_whole = self.whole[i](everything).unsqueeze(-2)
-            to_rows[block.number] = self.rows[i](own_rows) + of_whole
-            to_columns[block.number] = self.columns[i](torch.cat(columns, -1))
-            position[block.number] = i
+            to_rows = self.rows[i](own_rows) + of_whole
+            to_columns = self.columns[i](torch.cat(columns, -1))
+            terms[block.number] = self.elements[i], to_rows, to_columns
             of_whole = self.bias_whole[i](everything).unsqueeze(-2)
             new.append(self.bias_rows[i](own_rows) + of_whole)
 
         def update(state: Tensor | None, chunk: EdgeChunk) -> Tensor:
-            rows = to_rows[chunk.block][..., None, chunk.targets, None, :]
-            columns = to_columns[chunk.block][..., None, None, chunk.sources, :]
-            new = self.elements[position[chunk.block]](state) + rows + columns
+            elements, to_rows, to_columns = terms[chunk.block]
+            rows = to_rows[..., None, chunk.targets, None, :]
+            columns = to_columns[..., None, None, chunk.sources, :]
+            new = elements(state) + rows + columns
             return new if is_last else new.relu()
 
         weights.then(update)

@@ -22,8 +22,7 @@ from ngopt.metanets.layers.aggregation import (
     total_statistics,
 )
 from ngopt.metanets.layers.film_messages import FiLMStatistics
-from ngopt.metanets.layers.flat_linear import flat_linear
-from ngopt.metanets.layers.graph_layer import EndTerms, GraphLayer
+from ngopt.metanets.layers.graph_layer import EndTerms, GraphLayer, flat_linear
 
 # Added to the variance, so that the derivative of the standard deviation is bounded
 # where all messages are equal.

@@ -13,7 +13,7 @@ from ngopt.chunking import concatenated
 from ngopt.graph.groups_and_blocks import Bias, EdgeBlock
 from ngopt.graph.kinds import kind_code
 from ngopt.metanets.graph_data.kernel_tiles import Tile, kernel_tiles
-from ngopt.metanets.layers.flat_linear import flat_linear
+from ngopt.metanets.layers.graph_layer import flat_linear
 
 
 class KindFiLM(nn.Module):

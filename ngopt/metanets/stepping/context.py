@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ngopt import chunking
-from ngopt.functional import Record
+from ngopt.functional import Record, uncompiled
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.features import STEP
 from ngopt.metanets.graph_data.feature_sources import FeatureSource
@@ -49,6 +49,7 @@ class GraphContext:
         self._tensors: GraphTensors | None = None
         self._made_for: tuple | None = None
 
+    @uncompiled
     def is_due(self, present: Sequence[int], state: Sequence[Record]) -> bool:
         """Whether the context is computed in this step. A record may be empty before
         the first step."""

@@ -42,13 +42,12 @@ class FlatState:
         count = len(MOMENTA)
         of_momenta = _flat(momenta, [*shapes] * count, (count, -1))
         of_steps = scalar_packing(len(shapes), [STEP], torch.device("cpu"))
-        self._state = PackedState([of_momenta, of_steps])
-        self._context: PackedState | None = None
+        packings = [of_momenta, of_steps]
         if context is not None:
             own = [Size((*shape, d_context)) for shape in shapes]
             places = [(i, context) for i in numbers]
-            of_context = _flat(places, own, (-1, d_context))
-            self._context = PackedState([of_context])
+            packings.append(_flat(places, own, (-1, d_context)))
+        self._state = PackedState(packings)
         self._lerp_weights = like.new_tensor(LERP_WEIGHTS).unsqueeze(1)
         numel = sum(shape.numel() for shape in shapes)
         self._clipped = like.new_empty(numel)
@@ -59,10 +58,13 @@ class FlatState:
         grads: Sequence[Tensor],
         records: Sequence[Record],
         out: Tensor,
-    ) -> None:
-        """Updates steps and momenta, in the records; writes features to `out`, (14,
-        n)."""
-        momenta, steps = self._state.open(records, in_place=True)
+    ) -> Tensor | None:
+        """Updates steps and momenta, in the records; writes features to `out`, (14, n).
+
+        Returns the stored context of all elements, (n, d), of which the records hold
+        views; None if none is stored.
+        """
+        momenta, steps, *context = self._state.open(records, in_place=True)
         steps.add_(1)
         columns = out.chunk(2)[0]
         torch.cat([p.reshape(-1) for p in params], out=columns[0])
@@ -71,13 +73,7 @@ class FlatState:
         momenta.lerp_(self._clipped, self._lerp_weights)
         columns[2:] = momenta
         preprocess_in_place(out)
-
-    def context(self, records: Sequence[Record]) -> Tensor | None:
-        """The stored context of all elements, (n, d), of which the records hold views;
-        None if none is stored."""
-        if self._context is None:
-            return None
-        return self._context.open(records, in_place=True)[0]
+        return context[0] if context else None
 
 
 def _flat(

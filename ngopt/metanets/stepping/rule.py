@@ -16,7 +16,7 @@ from torch import (
 
 from ngopt import chunking
 from ngopt.chunking import concatenated
-from ngopt.functional import Change, Hyper, Record, state_dtype, uncompiled, whole
+from ngopt.functional import Change, Hyper, Record, UpdateRule, state_dtype, whole
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.features import MOMENTA, STEP, next_records, update_momenta_
 from ngopt.metanets.graph_data.feature_sources import FlatFeatures, RawFeatures
@@ -31,8 +31,8 @@ from ngopt.schedule import steps_so_far
 SMALL_NETWORK = 1 << 16
 
 
-class MetanetRule:
-    """An `UpdateRule`: p <- p + c * lr * u - c * lr * s * weight_decay * p.
+class MetanetRule(UpdateRule):
+    """p <- p + c * lr * u - c * lr * s * weight_decay * p.
 
     u is the metanet's prediction and s its nominal step (`config.nominal_step`), so
     that `weight_decay` has AdamW's units. c is the cooldown where the horizon
@@ -113,16 +113,9 @@ class MetanetRule:
     ) -> bool:
         """Steps that compute the context are not compiled: they make many small
         products, and the host decides which steps these are."""
-        return not self.metanet.d_context or not self._reads_graph(grads, state)
-
-    @uncompiled
-    def _reads_graph(
-        self, grads: Sequence[Tensor | None], state: Sequence[Record]
-    ) -> bool:
-        return self._context.is_due(_present(grads), state)
-
-    def renewal_interval(self, device: torch.device) -> None:
-        return None
+        if not self.metanet.d_context:
+            return True
+        return not self._context.is_due(_present(grads), state)
 
     def height(self, now: Any) -> Any:
         """The factor c of the update after `now` steps of a training."""
@@ -175,11 +168,10 @@ class MetanetRule:
         predictor = self._predictions.predictor(n)
         features = predictor.features(n)
         present = [grad for grad in grads if grad is not None]
-        self._flat_state.update(params, present, state, features)
+        stored = self._flat_state.update(params, present, state, features)
         context = None
         if self.metanet.d_context:
             source = partial(FlatFeatures.finite, features.mT, self.graph)
-            stored = self._flat_state.context(state)  # the records hold views of it
             computed = self._context.of_step(plan, source, state)
             context = concatenated(computed or []) if stored is None else stored
         values = self.graph.unflatten(predictor.predicted(n, context))

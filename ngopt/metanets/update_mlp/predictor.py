@@ -149,9 +149,6 @@ class KernelPredictor(Predictor):
             self._weights += [layer.weight.detach(), layer.bias.detach()]
         self._scales = list(scales)
 
-    def refresh(self) -> None:
-        """Nothing is copied from the weights."""
-
     def of_columns(self, columns: Sequence[Tensor], context: Tensor | None) -> Tensor:
         """See `Predictor.of_columns`; float32."""
         return mlp_updates(list(columns), context, self._weights, self._scales)

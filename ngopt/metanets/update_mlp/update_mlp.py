@@ -47,7 +47,10 @@ class UpdateMLP(nn.Module):
         # elements last, as they are in memory: products of few rows are fastest so
         x = features.mT if context is None else torch.cat([features.mT, context.mT], -2)
         for layer in self.layers:
-            x = _columnwise(layer, x)
+            if isinstance(layer, nn.Linear):
+                x = (layer.weight @ x).add_(layer.bias.unsqueeze(-1))
+            else:
+                x = layer(x)
         direction, magnitude = x.unbind(-2)
         size = torch.exp(self.magnitude_scale * magnitude)
         return self.output_scale * direction * size
@@ -59,10 +62,3 @@ class UpdateMLP(nn.Module):
         if has_kernel(linears):
             return KernelPredictor(linears, scales)
         return MLPPredictor(linears, scales, capacity)
-
-
-def _columnwise(layer: nn.Module, x: Tensor) -> Tensor:
-    """A layer on (*batch, d, n)."""
-    if isinstance(layer, nn.Linear):
-        return (layer.weight @ x).add_(layer.bias.unsqueeze(-1))
-    return layer(x)

@@ -32,7 +32,7 @@ def check(shape, width, dtype):
     # parts of larger tensors
     edges = torch.randn(*shape, width).to(dtype)
     chunk = EdgeChunk(
-        0, 0, slice(0, groups), slice(1, 1 + targets), slice(2, 2 + sources), None, True
+        0, 0, slice(0, groups), slice(1, 1 + targets), slice(2, 2 + sources), None
     )
     target = torch.randn(groups, targets + 1, 3 * width).to(dtype)
     source = torch.randn(groups, sources + 2, 3 * width).to(dtype)

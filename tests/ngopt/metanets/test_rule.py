@@ -20,7 +20,7 @@ from ngopt.metanets.gnn import GNNConfig
 from ngopt.metanets.graph_data.feature_sources import WholeValues
 from ngopt.metanets.graph_data.graph_tensors import graph_tensors
 from ngopt.metanets.layers.aggregation import TO_TARGETS, MessageStatistics
-from ngopt.metanets.layers.film_messages import Statistics
+from ngopt.metanets.layers.film_messages import statistics
 from ngopt.metanets.layers.graph_network import GraphNetwork, GraphNetworkOptions
 from ngopt.metanets.layers.pna import PNALayer
 from ngopt.metanets.nfn import chain_of
@@ -71,13 +71,10 @@ def test_parts_hold_every_edge_once(shape, limit):
 
 def test_messages_of_two_sets_are_those_of_all():
     messages = 5 + torch.randn(2, 3, 7, 1, 4, dtype=torch.float64)
-    whole = MessageStatistics.of(7, Statistics.of(messages, TO_TARGETS))
+    whole = MessageStatistics.of(7, statistics(messages, TO_TARGETS))
     pieces = messages.split([2, 5], dim=2)
     found = MessageStatistics.merged(
-        *(
-            MessageStatistics.of(x.shape[2], Statistics.of(x, TO_TARGETS))
-            for x in pieces
-        )
+        *(MessageStatistics.of(x.shape[2], statistics(x, TO_TARGETS)) for x in pieces)
     )
     assert found.degree == whole.degree == 7
     for a, b in zip(found[1:], whole[1:], strict=True):
