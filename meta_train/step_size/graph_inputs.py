@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from meta_train.step_size.starts import started
+from meta_train.step_size.starts import first_gradients
 from meta_train.step_size.trainings import Training
 from ngopt import build_graph
 from ngopt.base.network_features import inverse_usual_sizes, matrices_of
@@ -80,12 +80,9 @@ def load_inputs(path: Path) -> dict[int, GraphInput]:
 
 def graph_input(training: Training) -> GraphInput:
     """The network of a training with its first seed."""
-    model = started(training, SEED)
-    chosen = training.indices(SEED, 0)
-    inputs = training.task.inputs[chosen]
-    loss = training.task.loss(model(inputs), training.task.targets[chosen])
-    grads = torch.autograd.grad(loss, list(model.parameters()))
-    graphs = build_graph(model.named_parameters()), build_graph(model, inputs[:2])
+    model, grads = first_gradients(training, SEED)
+    example = training.task.inputs[training.indices(SEED, 0)[:2]]
+    graphs = build_graph(model.named_parameters()), build_graph(model, example)
     return input_of(graphs, list(model.parameters()), grads)
 
 

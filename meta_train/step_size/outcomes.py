@@ -25,13 +25,12 @@ class Outcomes:
     """Outcomes of n trainings at m multipliers and 2 seeds.
 
     trainings: their descriptions. log_multipliers: (m,), base 2. losses: logs of
-    validation losses, (n, m, 2). signals: by name, (n, m, 2, checks), if recorded.
+    validation losses, (n, m, 2).
     """
 
     trainings: list[Training]
     log_multipliers: np.ndarray
     losses: np.ndarray
-    signals: dict[str, np.ndarray]
 
     @property
     def gains(self) -> np.ndarray:
@@ -41,10 +40,6 @@ class Outcomes:
         gains = self.losses[:, [middle]] - self.losses
         return gains.clip(-MOST, MOST)
 
-    @property
-    def kinds(self) -> list[str]:
-        return [training.kind for training in self.trainings]
-
 
 def read_outcomes(paths: Sequence[Path]) -> Outcomes:
     """Raises ValueError if there are none."""
@@ -52,7 +47,6 @@ def read_outcomes(paths: Sequence[Path]) -> Outcomes:
     if not records:
         raise ValueError(f"outcomes: expected lines of trainings in {paths}; got none")
     trainings, losses = [], []
-    signals: dict[str, list[np.ndarray]] = {}
     fields = Training.__dataclass_fields__
     for seed in sorted(records):
         record = records[seed]
@@ -61,12 +55,8 @@ def read_outcomes(paths: Sequence[Path]) -> Outcomes:
         first = np.array(record["first"], dtype=float)
         validation = np.array(record["validation"], dtype=float)  # None becomes nan
         losses.append(log_losses(first, validation))
-        for name, values in record.get("signals", {}).items():
-            read = np.array(values, dtype=float)
-            signals.setdefault(name, []).append(read)
     multipliers = next(iter(records.values()))["multipliers"]
-    stacked = {name: np.stack(values) for name, values in signals.items()}
-    return Outcomes(trainings, np.log2(multipliers), np.stack(losses), stacked)
+    return Outcomes(trainings, np.log2(multipliers), np.stack(losses))
 
 
 def log_losses(first: np.ndarray, validation: np.ndarray) -> np.ndarray:
