@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from zlib import crc32
 
@@ -11,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.random import seeded
-from meta_train.problems.common import Build, Data
 from meta_train.problems.supervised import (
     CLASSIFY,
     REGRESS,
@@ -39,35 +39,21 @@ def name_key(name: str) -> int:
 
 
 def supervised(
-    name: str,
-    data: Data,
-    build: Build,
-    objective: Objective,
-    batch_size: int | None,
-    steps: int,
-    **options: Any,
+    name: str, kind: type[SupervisedProblem] = SupervisedProblem, **options: Any
 ) -> SupervisedProblem:
     """A problem whose batches depend on its name; options: of `SupervisedProblem`."""
-    stream = (name_key(name),)
-    return SupervisedProblem(
-        name, data, build, objective, batch_size, steps, stream=stream, **options
-    )
+    return kind(name, stream=(name_key(name),), **options)
 
 
-def classify(
-    name: str, data: Data, build: Build, batch_size: int | None, steps: int
-) -> SupervisedProblem:
-    """A problem with the cross entropy as its loss."""
-    return supervised(name, data, build, CLASSIFY, batch_size, steps)
+def supervised_by_batch(batch_size: int, **options: Any) -> SupervisedProblem:
+    """The loss depends on the batch size, so evaluation has that of training."""
+    return supervised(batch_size=batch_size, evaluation_batch=batch_size, **options)
 
 
-def regress(
-    name: str, data: Data, build: Build, batch_size: int | None, steps: int
-) -> SupervisedProblem:
-    """A regression with squared errors; evaluation adds `FLOOR` of the variance."""
-    return supervised(
-        name, data, build, REGRESS, batch_size, steps, evaluation=REGRESS_WITH_FLOOR
-    )
+classify = partial(supervised, objective=CLASSIFY)
+"""A problem with the cross entropy as its loss."""
+regress = partial(supervised, objective=REGRESS, evaluation=REGRESS_WITH_FLOOR)
+"""A regression with squared errors; evaluation adds `FLOOR` of the variance."""
 
 
 @dataclass(frozen=True, eq=False)
