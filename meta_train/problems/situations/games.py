@@ -6,22 +6,21 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from harness.random import seeded
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.protocol import Metrics
 from meta_train.problems.situations.kinds import Kind
 from meta_train.problems.situations.problems import SampledProblem
-from meta_train.problems.supervised import at_most, device_of
+from meta_train.problems.supervised import device_of
 from tasks.networks.siren import pixel_grid
 
 AVERAGE_DECAY = 0.98  # a step
-EVALUATED = 4096  # points; two samples of one distribution have a distance of .001
 
 
 class Players(nn.Module):
@@ -46,13 +45,11 @@ class Players(nn.Module):
 
     def generate(self, count: int) -> Tensor:
         """Points (count, 2)"""
-        noise = self._noise(count)
-        return self.generator(noise)
+        return self.generator(self.noises(count))
 
-    def generate_by_average(self, count: int) -> Tensor:
-        """Points (count, 2) of the generator with averaged weights."""
-        noise = self._noise(count)
-        return self.average(noise)
+    def noises(self, count: int) -> Tensor:
+        """Inputs of the generator, (count, noise)."""
+        return torch.randn(count, self.noise).to(device_of(self))
 
     @torch.no_grad()
     def update_average(self) -> None:
@@ -65,10 +62,6 @@ class Players(nn.Module):
         weights = {name: p.detach() for name, p in self.critic.named_parameters()}
         logits = functional_call(self.critic, weights, points)
         return logits.squeeze(1)
-
-    def _noise(self, count: int) -> Tensor:
-        noise = torch.randn(count, self.noise)
-        return noise.to(device_of(self))
 
 
 def logistic_game(players: Players, real: Tensor, penalty: float) -> Tensor:
@@ -123,6 +116,8 @@ class GanProblem(SampledProblem):
     players' losses, each with gradients for its own player only.
     """
 
+    # two samples of one distribution have a distance of .001
+    evaluated: ClassVar[int] = 4096
     build: Callable[[], Players]
     modes: Tensor
     width: float
@@ -138,15 +133,10 @@ class GanProblem(SampledProblem):
             model.update_average()
         return self.game(model, batch)
 
-    @torch.no_grad()
-    def evaluate(
-        self, model: nn.Module, split: str, limit: int | None = None
-    ) -> Metrics:
+    def measure(self, model: nn.Module, count: int) -> Metrics:
         assert isinstance(model, Players)
-        count = at_most(EVALUATED, limit)
-        with seeded(0, 4, split == "test"):
-            real = self._real(count)
-            fake = model.generate_by_average(count).cpu()
+        real = self._real(count)
+        fake = model.average(model.noises(count)).cpu()
         distance = energy_distance(real, fake)
         return Metrics(distance.item(), self._mode_coverage(fake))
 

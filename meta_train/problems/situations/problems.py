@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 from zlib import crc32
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.random import seeded
+from meta_train.problems.protocol import Metrics
+from meta_train.problems.situations.generated import EVALUATED
 from meta_train.problems.supervised import (
     CLASSIFY,
     REGRESS,
     Objective,
     SupervisedProblem,
+    at_most,
 )
 
 # Share of the targets' variance that is added to reported squared errors. Differences
@@ -58,8 +62,12 @@ regress = partial(supervised, objective=REGRESS, evaluation=REGRESS_WITH_FLOOR)
 
 @dataclass(frozen=True, eq=False)
 class SampledProblem:
-    """A problem whose batches are random samples that depend on its name."""
+    """A problem whose batches are random samples that depend on its name.
 
+    evaluated: maximum number of samples in evaluation.
+    """
+
+    evaluated: ClassVar[int] = EVALUATED
     name: str
     build: Callable[[], nn.Module]
     batch_size: int
@@ -72,6 +80,17 @@ class SampledProblem:
     def batch(self, seed: int, step: int) -> Any:
         with seeded(seed, 1, step, name_key(self.name)):
             return self.draw_batch(step)
+
+    @torch.no_grad()
+    def evaluate(
+        self, model: nn.Module, split: str, limit: int | None = None
+    ) -> Metrics:
+        with seeded(0, 4, split == "test"):
+            return self.measure(model, at_most(self.evaluated, limit))
+
+    def measure(self, model: nn.Module, count: int) -> Metrics:
+        """Metrics on so many samples, drawn as in `draw_batch`."""
+        raise NotImplementedError
 
     def draw_batch(self, step: int) -> Any:
         """The batch of a step, with torch's generator as source of randomness."""
