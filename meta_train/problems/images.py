@@ -145,3 +145,14 @@ def _halves(images: Tensor, labels: Tensor) -> Batch:
     flat = images.flatten(1)
     upper, lower = flat.split([28, 21], 1)  # rows of 7 squares
     return upper, lower.mean(1, keepdim=True)
+
+
+MNIST = partial(images, "mnist")
+MNIST_14 = partial(images, "mnist", 2)
+MNIST_7 = partial(images, "mnist", 4)
+FASHION = partial(images, "fashion-mnist")
+FASHION_14 = partial(images, "fashion-mnist", 2)
+FASHION_7 = partial(images, "fashion-mnist", 4)
+CIFAR = partial(images, "cifar10")
+CIFAR_16 = partial(images, "cifar10", 2)
+GRAY_16 = partial(images, "cifar10", 2, gray=True)

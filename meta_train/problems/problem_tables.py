@@ -16,11 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from meta_train.problems import common, images, supervised, text
+from meta_train.problems import images, supervised, text
 from meta_train.problems.networks import convolutional, dense, sequential
 
 NAMES = {}
-for module in (common, images, supervised, text, convolutional, dense, sequential):
+for module in (images, supervised, text, convolutional, dense, sequential):
     NAMES |= vars(module)
 
 
@@ -36,15 +36,16 @@ def read_problems(path: Path, names: Mapping[str, Any]) -> Iterator[tuple[str, A
             construct = values[row["objective"]]
             problem = construct(
                 name=row["name"],
-                data=_value(place, row["data"], values),
-                build=_value(place, row["network"], values),
+                data=cell_value(place, row["data"], values),
+                build=cell_value(place, row["network"], values),
                 batch_size=int(row["batch_size"]) if row["batch_size"] else None,
                 steps=int(row["steps"]),
             )
             yield row["list"], problem
 
 
-def _value(place: str, cell: str, values: Mapping[str, Any]) -> Any:
+def cell_value(place: str, cell: str, values: Mapping[str, Any]) -> Any:
+    """A function or literal. place: of the cell, for messages."""
     try:
         return _value_of(ast.parse(cell, mode="eval").body, values)
     except (AttributeError, KeyError, SyntaxError, ValueError) as error:

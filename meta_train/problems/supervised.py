@@ -19,6 +19,7 @@ from meta_train.problems.protocol import Metrics
 EVALUATION_BATCH = 500  # examples at a time
 
 Batch = tuple[Any, Any]  # inputs of the network, and targets of its outputs
+Build = Callable[[], nn.Module]
 
 
 class Examples(Protocol):
@@ -147,7 +148,7 @@ class SupervisedProblem:
 
     name: str
     data: Callable[[], Splits]
-    build: Callable[[], nn.Module]
+    build: Build
     objective: Objective
     batch_size: int | None
     steps: int

@@ -56,7 +56,10 @@ class GraphInput(NamedTuple):
 
 def read_inputs(trainings: Sequence[Training], path: Path) -> list[GraphInput]:
     """The networks of trainings, from a cache to which new ones are added."""
-    known = load_inputs(path) if path.exists() else {}
+    known = {}
+    if path.exists():  # a pickle: load your own alone
+        for seed, own in torch.load(path, weights_only=False).items():
+            known[seed] = GraphInput(*own)
     wanted = [training for training in trainings if training.seed not in known]
     for number, training in enumerate(tqdm(wanted, "graphs", disable=not wanted)):
         known[training.seed] = graph_input(training)
@@ -70,12 +73,6 @@ def read_inputs(trainings: Sequence[Training], path: Path) -> list[GraphInput]:
 def save_inputs(path: Path, inputs: dict[int, GraphInput]) -> None:
     with atomic_write(path) as part:
         torch.save({seed: tuple(own) for seed, own in inputs.items()}, part)
-
-
-def load_inputs(path: Path) -> dict[int, GraphInput]:
-    """The cache that `save_inputs` wrote. It is a pickle: load your own alone."""
-    found = torch.load(path, weights_only=False)
-    return {seed: GraphInput(*own) for seed, own in found.items()}
 
 
 def graph_input(training: Training) -> GraphInput:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,15 +53,15 @@ def read_outcomes(paths: Sequence[Path]) -> Outcomes:
         record = records[seed]
         own = {name: record[name] for name in fields}
         trainings.append(Training(**own))
-        first = np.array(record["first"], dtype=float)
-        validation = np.array(record["validation"], dtype=float)  # None becomes nan
-        losses.append(log_losses(first, validation))
+        losses.append(log_losses(record))
     multipliers = next(iter(records.values()))["multipliers"]
     return Outcomes(trainings, np.log2(multipliers), np.stack(losses))
 
 
-def log_losses(first: np.ndarray, validation: np.ndarray) -> np.ndarray:
+def log_losses(record: Mapping[str, Any]) -> np.ndarray:
     """Logs of losses (m, 2) with a floor and a ceiling relative to the first, (2,)."""
+    first = np.array(record["first"], dtype=float)  # None becomes nan
+    validation = np.array(record["validation"], dtype=float)
     first = np.nan_to_num(np.abs(first), nan=1.0)
     first = first + 1e-12
     ratio = np.nan_to_num(validation, nan=np.inf) / first

@@ -12,7 +12,7 @@ from functools import cache, partial
 
 from torch import Tensor, nn
 
-from meta_train.problems.common import FASHION_14
+from meta_train.problems.images import FASHION_14
 from meta_train.problems.networks.sequential import Block, Gpt
 from meta_train.problems.situations.kinds import Kind, read_kinds
 from meta_train.problems.situations.pretrained import PRETRAINED, pretrained

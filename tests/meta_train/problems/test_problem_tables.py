@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 from torch import nn
 
-from meta_train.problems.common import MNIST_14
+from meta_train.problems.images import MNIST_14
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.problem_tables import read_problems
 
