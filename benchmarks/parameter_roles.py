@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from time import perf_counter
@@ -21,21 +21,12 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from benchmarks import networks
 from benchmarks.graph_building import FAMILIES
+from benchmarks.networks import TRANSFORMERS
 from benchmarks.records import Record, parser_of, table, write
 from benchmarks.shapes import torchvision_model
 from ngopt import build_graph
 from ngopt.roles.from_graph import ParameterRole, parameter_roles, roles_of
-
-TRANSFORMERS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
-    "gpt2": networks.gpt2,
-    "gpt2, untied": lambda: networks.gpt2(tied=False),
-    "llama": networks.llama,
-    "bert": networks.bert,
-    "t5": networks.t5,
-    "oddly named": networks.oddly_named,
-}
 
 
 def network(name: str) -> tuple[nn.Module, Any]:

@@ -48,6 +48,7 @@ from meta_train.training.tensorboard import log_gradients, log_updates, log_vali
 from meta_train.training.unroll import Optimizee, whole_run
 from meta_train.training.weights import make_learned, with_stage
 from meta_train.training.worker import Result, Worker
+from ngopt.metanets import Metanet
 from ngopt.pretrained import save_pretrained
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
@@ -175,9 +176,7 @@ class MetaTrainer(ResumableTrainer):
         factor = learning_rate_factor(self.outer_step, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * factor
-        mean = as_weights(torch.stack(gradients).mean(0), self.metanet)
-        for parameter, gradient in zip(self.metanet.parameters(), mean, strict=True):
-            parameter.grad = gradient.clone()
+        assign_gradient(self.metanet, torch.stack(gradients).mean(0))
         self.optimizer.step()
         self.mean.update_parameters(self.metanet)
 
@@ -316,6 +315,12 @@ def placed(state: Any, device: torch.device) -> Any:
         return x if x.is_cpu else x.to(device)
 
     return tree_map_only(torch.Tensor, one, state)
+
+
+def assign_gradient(metanet: Metanet, gradient: torch.Tensor) -> None:
+    pieces = as_weights(gradient, metanet)
+    for parameter, piece in zip(metanet.parameters(), pieces, strict=True):
+        parameter.grad = piece.clone()
 
 
 def advice(config: Config, outer_step: int, made_for: int | None) -> Iterator[str]:

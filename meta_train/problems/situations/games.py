@@ -64,35 +64,27 @@ class Players(nn.Module):
         return logits.squeeze(1)
 
 
-def logistic_game(players: Players, real: Tensor, penalty: float) -> Tensor:
-    """The sum of both players' non-saturating losses and gradient penalties, ().
+def game(
+    players: Players, real: Tensor, penalty: float, is_relativistic: bool = False
+) -> Tensor:
+    """The sum of both players' losses and gradient penalties, ().
 
-    penalty: twice the weight of the mean squared gradients of the critic at real (R1)
-    and at generated points (R2, Mescheder et al. 2018).
+    is_relativistic: losses of Huang et al. 2024; else the non-saturating ones of
+    Goodfellow et al. 2014. penalty: twice the weight of the mean squared gradients of
+    the critic at real (R1) and at generated points (R2, Mescheder et al. 2018).
     """
     fake = players.generate(len(real))
     real_logits, real_slope = _with_slopes(players.critic, real)
     fake_logits, fake_slope = _with_slopes(players.critic, fake)
-    critic = F.softplus(-real_logits).mean()
-    critic = critic + F.softplus(fake_logits).mean()
-    critic = critic + 0.5 * penalty * (real_slope + fake_slope)
     logits = players.fixed_critic(fake)
+    if is_relativistic:
+        critic = F.softplus(fake_logits - real_logits).mean()
+        logits = logits - real_logits.detach()
+    else:
+        critic = F.softplus(-real_logits).mean()
+        critic = critic + F.softplus(fake_logits).mean()
+    critic = critic + 0.5 * penalty * (real_slope + fake_slope)
     return critic + F.softplus(-logits).mean()
-
-
-def relativistic_game(players: Players, real: Tensor, penalty: float) -> Tensor:
-    """The sum of both players' relativistic losses (Huang et al. 2024), ().
-
-    penalty: as in `logistic_game`.
-    """
-    fake = players.generate(len(real))
-    real_logits, real_slope = _with_slopes(players.critic, real)
-    fake_logits, fake_slope = _with_slopes(players.critic, fake)
-    critic = F.softplus(fake_logits - real_logits).mean()
-    critic = critic + 0.5 * penalty * (real_slope + fake_slope)
-    logits = players.fixed_critic(fake)
-    advantage = real_logits.detach() - logits
-    return critic + F.softplus(advantage).mean()
 
 
 def _with_slopes(critic: nn.Module, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,9 +166,9 @@ def ring(count: int) -> Tensor:
 PLAYERS_8 = partial(Players, 8, 64)
 PLAYERS_4 = partial(Players, 4, 48)
 PLAYERS_2 = partial(Players, 2, 80)
-LOGISTIC_10 = partial(logistic_game, penalty=10.0)
-LOGISTIC_6 = partial(logistic_game, penalty=6.0)
-RELATIVISTIC_3 = partial(relativistic_game, penalty=3.0)
+LOGISTIC_10 = partial(game, penalty=10.0)
+LOGISTIC_6 = partial(game, penalty=6.0)
+RELATIVISTIC_3 = partial(game, penalty=3.0, is_relativistic=True)
 
 ring_8 = GanProblem("gan-ring-8", PLAYERS_8, 128, 800, ring(8), 0.1, LOGISTIC_10)
 SQUARE = pixel_grid(3, 3)
