@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 import ngopt
@@ -228,6 +229,16 @@ def storage_key(x: Tensor) -> int:
 
 def nbytes(x: Tensor) -> int:
     return x.numel() * x.itemsize
+
+
+def state_bytes(optimizers: Sequence[Optimizer], device: str) -> int:
+    """Bytes of state on a type of device; tensors of one storage count once."""
+    storages: dict[int, int] = {}
+    for optimizer in optimizers:
+        for x in tensors_of(list(optimizer.state.values())):
+            if x.device.type == device:
+                storages[storage_key(x)] = x.untyped_storage().nbytes()
+    return sum(storages.values())
 
 
 def _where() -> tuple[str | None, str | None]:

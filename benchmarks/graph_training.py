@@ -20,7 +20,7 @@ from torch_geometric.nn import PNAConv
 from torch_geometric.utils import degree
 from tqdm import tqdm
 
-from benchmarks.paired_timing import seconds_in_turns
+from benchmarks.paired_timing import rates_in_turns
 from benchmarks.records import parser_of, write
 from harness.random import seeded
 from ngopt.graph import NeuralGraph, to_edge_list
@@ -98,15 +98,13 @@ def measure(
     """Networks per second of both models."""
     with seeded(0):
         functions = steps(architecture_of(SIREN), copies, width, rounds, compiled)
-        seconds = seconds_in_turns(functions, repeats)
+        rates = rates_in_turns(functions, repeats, copies)
     return {
         "copies": copies,
         "width": width,
         "rounds": rounds,
         "compiled": compiled,
-        "ng-gnn": copies / seconds["ng-gnn"],
-        "PNAConv": copies / seconds["PNAConv"],
-        "ratio": seconds["PNAConv"] / seconds["ng-gnn"],
+        **rates,
     }
 
 

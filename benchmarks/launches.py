@@ -35,7 +35,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
-from benchmarks.cost_model import Prediction, kernels_of, storage_key, tensors_of
+from benchmarks.cost_model import (
+    Prediction,
+    kernels_of,
+    state_bytes,
+    storage_key,
+    tensors_of,
+)
 from benchmarks.records import Record, parser_of, table, write
 from benchmarks.shapes import NETWORKS
 from benchmarks.step import cycle
@@ -181,13 +187,7 @@ class Counted:
         return sum(p.numel() for p in self.params)
 
     def state_bytes(self) -> int:
-        """Bytes of the state on the device; views of one storage count once."""
-        sizes: dict[int, int] = {}
-        for record in self.optimizer.state.values():
-            for x in record.values():
-                if x.is_meta:
-                    sizes[storage_key(x)] = x.untyped_storage().nbytes()
-        return sum(sizes.values())
+        return state_bytes([self.optimizer], "meta")
 
     def step(self, prediction: Prediction | None = None) -> CountedStep:
         before = self.state_bytes()

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks.paired_timing import seconds_in_turns
+from benchmarks.paired_timing import rates_in_turns
 from benchmarks.records import parser_of, write
 from harness.random import seeded
 from tasks.learning.catalogue import make_model
@@ -63,16 +63,14 @@ def measure(
         outputs = torch.cat([model(stack) for stack in stacks])
         outputs.square().mean().backward()
 
-    seconds = seconds_in_turns({"together": together, "apart": apart}, repeats)
     count = ALIKE * runs
+    functions = {"together": together, "apart": apart}
     return {
         "zoo": zoo,
         "model": name,
         **sizes,
         "networks": count,
-        "together": count / seconds["together"],
-        "apart": count / seconds["apart"],
-        "ratio": seconds["apart"] / seconds["together"],
+        **rates_in_turns(functions, repeats, count),
     }
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +30,7 @@ def call(labels: Tensor | None = None) -> dict[str, Tensor]:
     }
 
 
-GPT2 = {
+GPT2: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "n_positions": 16,
     "n_embd": WIDTH,
@@ -57,34 +60,13 @@ T5 = {
 }
 
 
-def gpt2(tied: bool = True) -> tuple[nn.Module, dict[str, Any]]:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = GPT2Config.from_dict({**GPT2, "tie_word_embeddings": tied})
-    return GPT2LMHeadModel(config), call()
-
-
-def llama() -> tuple[nn.Module, dict[str, Any]]:
-    """Grouped queries, rotary positions and an untied output layer."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    return LlamaForCausalLM(LlamaConfig.from_dict(LLAMA)), call()
-
-
-def bert() -> tuple[nn.Module, dict[str, Any]]:
-    """A classifier of sequences."""
-    from transformers import BertConfig, BertForSequenceClassification
-
-    model = BertForSequenceClassification(BertConfig.from_dict(BERT))
-    return model, call(labels=torch.tensor([0, 1]))
-
-
-def t5() -> tuple[nn.Module, dict[str, Any]]:
-    """An encoder and a decoder with tied embeddings and output."""
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    model = T5ForConditionalGeneration(T5Config.from_dict(T5))
-    return model, call(labels=tokens(5))
+def transformer(
+    config: str, model: str, settings: dict[str, Any], labels: Tensor | None = None
+) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A network of the `transformers` package by the names of its classes."""
+    package = importlib.import_module("transformers")
+    made = getattr(package, config).from_dict(settings)
+    return getattr(package, model)(made), call(labels)
 
 
 class Foo(nn.Module):
@@ -138,5 +120,17 @@ class Baz(nn.Module):
         return self.d(x) @ self.a.T
 
 
-def oddly_named() -> tuple[nn.Module, Tensor]:
-    return Baz(), tokens()
+UNTIED = GPT2 | {"tie_word_embeddings": False}
+PAIR = torch.tensor([0, 1])  # labels of a classifier of sequences
+TRANSFORMERS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
+    "gpt2": partial(transformer, "GPT2Config", "GPT2LMHeadModel", GPT2),
+    "gpt2, untied": partial(transformer, "GPT2Config", "GPT2LMHeadModel", UNTIED),
+    # grouped queries, rotary positions and an untied output layer
+    "llama": partial(transformer, "LlamaConfig", "LlamaForCausalLM", LLAMA),
+    "bert": partial(
+        transformer, "BertConfig", "BertForSequenceClassification", BERT, PAIR
+    ),
+    # an encoder and a decoder with tied embeddings and output
+    "t5": partial(transformer, "T5Config", "T5ForConditionalGeneration", T5, tokens(5)),
+    "oddly named": lambda: (Baz(), tokens()),
+}

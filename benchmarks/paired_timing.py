@@ -9,12 +9,13 @@ from time import process_time
 WARM_UP = 2  # turns that are not counted, in which functions are compiled
 
 
-def seconds_in_turns(
-    functions: Mapping[str, Callable[[], None]], repeats: int
+def rates_in_turns(
+    functions: Mapping[str, Callable[[], None]], repeats: int, count: int
 ) -> dict[str, float]:
-    """Median process time of each function over `repeats` turns, in seconds.
+    """Networks per second of two functions, and the ratio of the first to the second.
 
     A turn calls each function twice and times the second call, whose caches are warm.
+    Rates are those of the median process time over `repeats` turns. count: of networks.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats + WARM_UP):
@@ -23,4 +24,7 @@ def seconds_in_turns(
             start = process_time()
             function()
             times[name].append(process_time() - start)
-    return {name: median(seconds[WARM_UP:]) for name, seconds in times.items()}
+    seconds = {name: median(found[WARM_UP:]) for name, found in times.items()}
+    own, peer = seconds.values()
+    rates = {name: count / taken for name, taken in seconds.items()}
+    return {**rates, "ratio": peer / own}

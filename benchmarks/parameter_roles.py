@@ -3,13 +3,17 @@
     python -m benchmarks.parameter_roles --output results/parameter_roles.json
 
 Roles are inferred from the traced graph, and from parameters alone with and without
-their names. Networks are those of torchvision and tiny transformers.
+their names. Networks are those of torchvision and tiny transformers. Labels are in
+`parameter_roles.csv`: roles of parameters whose names match a regular expression.
 """
 
 from __future__ import annotations
 
+import csv
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -17,145 +21,12 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from benchmarks import networks
 from benchmarks.graph_building import FAMILIES
+from benchmarks.networks import TRANSFORMERS
 from benchmarks.records import Record, parser_of, table, write
 from benchmarks.shapes import torchvision_model
 from ngopt import build_graph
 from ngopt.roles.from_graph import ParameterRole, parameter_roles, roles_of
-
-Labels = tuple[tuple[str, str], ...]
-RESNET: Labels = (
-    ("fc.weight", "output"),
-    ("fc.bias", "bias"),
-    (r"(.*\.)?(bn\d|downsample\.1)\.(weight|bias)", "norm"),
-    (r"(.*\.)?(conv\d|downsample\.0)\.weight", "matrix"),
-)
-GPT2: Labels = (
-    (r"transformer\.w[tp]e\.weight", "embedding"),
-    (r"lm_head\.weight", "output"),
-    (r".*\.ln_\w\.(weight|bias)", "norm"),
-    (r".*\.c_\w+\.weight", "matrix"),
-    (r".*\.c_\w+\.bias", "bias"),
-)
-LABELS: dict[str, Labels] = {
-    "resnet18": RESNET,
-    "resnet50": RESNET,
-    "vgg11_bn": (
-        (r"classifier\.6\.weight", "output"),
-        (r"classifier\.[03]\.weight", "matrix"),
-        (r"features\.(0|4|8|11|15|18|22|25)\.weight", "matrix"),
-        (r"features\.(1|5|9|12|16|19|23|26)\.(weight|bias)", "norm"),
-        (r".*\.bias", "bias"),
-    ),
-    "mobilenet_v3_small": (
-        (r"classifier\.3\.weight", "output"),
-        (r"classifier\.0\.weight|.*\.fc[12]\.weight", "matrix"),
-        (r"classifier\.[03]\.bias|.*\.fc[12]\.bias", "bias"),
-        (r"features\.\d+(\.block\.\d)?\.0\.weight", "matrix"),
-        (r"features\.\d+(\.block\.\d)?\.1\.(weight|bias)", "norm"),
-    ),
-    "efficientnet_b0": (
-        (r"classifier\.1\.weight", "output"),
-        (r"classifier\.1\.bias|.*\.fc[12]\.bias", "bias"),
-        (r".*\.fc[12]\.weight|features\.\d(\.\d\.block\.\d)?\.0\.weight", "matrix"),
-        (r"features\.\d(\.\d\.block\.\d)?\.1\.(weight|bias)", "norm"),
-    ),
-    "convnext_tiny": (
-        (r"classifier\.2\.weight", "output"),
-        (r".*\.layer_scale", "other"),
-        (
-            r"features\.(0\.1|[246]\.0|\d\.\d\.block\.2)\.(weight|bias)|classifier\.0\..*",
-            "norm",
-        ),
-        (r"features\.(0\.0|[246]\.1|\d\.\d\.block\.[035])\.weight", "matrix"),
-        (r".*\.bias", "bias"),
-    ),
-    "vit_b_16": (
-        (r"heads\.head\.weight", "output"),
-        (r"class_token|encoder\.pos_embedding", "other"),
-        (r".*\.(ln|ln_1|ln_2)\.(weight|bias)", "norm"),
-        (
-            r".*\.(in_proj_weight|out_proj\.weight|mlp\.[03]\.weight)|conv_proj\.weight",
-            "matrix",
-        ),
-        (r".*bias", "bias"),
-    ),
-    "swin_t": (
-        (r"head\.weight", "output"),
-        (r".*\.relative_position_bias_table", "other"),
-        (r"(.*\.)?norm[12]?\.(weight|bias)|features\.0\.2\.(weight|bias)", "norm"),
-        (
-            r".*\.(qkv|proj|mlp\.[03]|reduction)\.weight|features\.0\.0\.weight",
-            "matrix",
-        ),
-        (r".*bias", "bias"),
-    ),
-    "densenet121": (
-        (r"classifier\.weight", "output"),
-        (r"classifier\.bias", "bias"),
-        (r".*norm\d?\.(weight|bias)", "norm"),
-        (r".*conv\d?\.weight", "matrix"),
-    ),
-    "shufflenet_v2_x1_0": (
-        (r"fc\.weight", "output"),
-        (r"fc\.bias", "bias"),
-        (
-            r"conv[15]\.0\.weight|.*\.branch1\.[02]\.weight|.*\.branch2\.[035]\.weight",
-            "matrix",
-        ),
-        (r"conv[15]\.1\..*|.*\.branch1\.[13]\..*|.*\.branch2\.[146]\..*", "norm"),
-    ),
-    "googlenet": (
-        (r"fc\.weight|aux[12]\.fc2\.weight", "output"),
-        (r"fc\.bias|aux[12]\.fc[12]\.bias", "bias"),
-        (r".*\.bn\.(weight|bias)", "norm"),
-        (r".*\.(conv|fc1)\.weight", "matrix"),
-    ),
-    "regnet_y_400mf": (
-        (r"fc\.weight", "output"),
-        (r"fc\.bias|.*\.se\.fc[12]\.bias", "bias"),
-        (r".*\.se\.fc[12]\.weight|.*\.0\.weight", "matrix"),
-        (r".*\.1\.(weight|bias)", "norm"),
-    ),
-    "gpt2": GPT2,
-    "gpt2, untied": GPT2,
-    "llama": (
-        (r"lm_head\.weight", "output"),
-        (r"model\.embed_tokens\.weight", "embedding"),
-        (r".*norm\.weight", "norm"),
-        (r".*_proj\.weight", "matrix"),
-    ),
-    "bert": (
-        (r"classifier\.weight", "output"),
-        (r".*_embeddings\.weight", "embedding"),
-        (r".*\.LayerNorm\.(weight|bias)", "norm"),
-        (r".*\.(query|key|value|dense)\.weight", "matrix"),
-        (r".*\.bias", "bias"),
-    ),
-    "t5": (
-        (r"shared\.weight|.*\.relative_attention_bias\.weight", "embedding"),
-        (r".*layer_norm\.weight", "norm"),
-        (r".*\.(q|k|v|o|wi|wo)\.weight", "matrix"),
-    ),
-    "oddly named": (
-        (r"a", "embedding"),
-        (r"b|c\.\d\.g", "other"),
-        (r"(c\.\d\.[ad]|d)\.[st]", "norm"),
-        (r"c\.\d\.[bcef]\.weight", "matrix"),
-        (r"c\.\d\.[bce]\.bias", "bias"),
-    ),
-}
-"""Roles by hand for each network. The first pattern that matches a name applies."""
-
-TRANSFORMERS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
-    "gpt2": networks.gpt2,
-    "gpt2, untied": lambda: networks.gpt2(tied=False),
-    "llama": networks.llama,
-    "bert": networks.bert,
-    "t5": networks.t5,
-    "oddly named": networks.oddly_named,
-}
 
 
 def network(name: str) -> tuple[nn.Module, Any]:
@@ -165,12 +36,23 @@ def network(name: str) -> tuple[nn.Module, Any]:
     return torchvision_model(name), torch.randn(2, 3, 224, 224)
 
 
+@cache
+def patterns(network: str) -> list[tuple[str, str]]:
+    """Regular expressions of names, and roles by hand."""
+    found = []
+    with Path(__file__).with_suffix(".csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            if network in row["networks"].split("|"):
+                found.append((row["pattern"], row["role"]))
+    return found
+
+
 def label(network: str, parameter: str) -> str:
-    """The role of a parameter by hand."""
-    for pattern, role in LABELS[network]:
+    """The role of a parameter by hand; the first pattern that matches applies."""
+    for pattern, role in patterns(network):
         if re.fullmatch(pattern, parameter):
             return role
-    raise KeyError(f"LABELS: expected a pattern for '{parameter}' of {network}")
+    raise KeyError(f"labels: expected a pattern for '{parameter}' of {network}")
 
 
 def matching(labels: Iterable[str], roles: Iterable[ParameterRole]) -> int:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from harness import cli
 from harness.settings import check_counts
-from tasks.shards import SPLITS, Folder, Networks, merged, write_shard
+from tasks.shards import SPLITS, Folder, Networks, merged_by_architecture, write_shard
 from tasks.sources.generation import summary
 from tasks.sources.published_cnns import read_cnn_zoo, read_wild_park
 from tasks.sources.published_inrs import read_dwsnets, read_nfn
@@ -81,16 +81,14 @@ def shards(networks: Iterable[Networks], size: int) -> Iterator[list[Networks]]:
 
     The last shard may be smaller.
     """
-    found: dict[str, list[Networks]] = {}
-    count = 0
+    found: list[Networks] = []
     for some in networks:
-        found.setdefault(str(some.architecture), []).append(some)
-        count += len(some)
-        if count >= size:
-            yield [merged(group) for group in found.values()]
-            found, count = {}, 0
+        found.append(some)
+        if sum(map(len, found)) >= size:
+            yield merged_by_architecture(found)
+            found = []
     if found:
-        yield [merged(group) for group in found.values()]
+        yield merged_by_architecture(found)
 
 
 if __name__ == "__main__":

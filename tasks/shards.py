@@ -9,7 +9,7 @@ of the networks.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -250,6 +250,14 @@ def merged(groups: Sequence[Networks]) -> Networks:
     for key in first.columns:
         columns[key] = column_of(groups, key)
     return Networks(first.architecture, params, columns)
+
+
+def merged_by_architecture(groups: Iterable[Networks]) -> list[Networks]:
+    """One group for each architecture, in the order of their first groups."""
+    found: dict[str, list[Networks]] = {}
+    for group in groups:
+        found.setdefault(str(group.architecture), []).append(group)
+    return list(map(merged, found.values()))
 
 
 def column_of(groups: Sequence[Networks], key: str) -> Tensor:

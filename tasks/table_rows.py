@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from tasks import classify, edit, predict, represent
@@ -85,10 +86,12 @@ def _changed(table: Table, **changes: Any) -> Table:
     return replace(table, rows=tuple(rows))
 
 
-CLASSIFY = Table(
-    classify.Config,
-    classify.Classification,
-    {"accuracy": 100},
+_classified = partial(
+    Table, classify.Config, classify.Classification, {"accuracy": 100}
+)
+_predicted = partial(Table, predict.Config, predict.Prediction, {"tau": 1, "r2": 1})
+
+CLASSIFY = _classified(
     (
         *_others("mlp", "set", "statnn", "nfn-hnp", "nfn-np", "dwsnet", "probegen"),
         *_probed("ng-gnn", 0, 64),
@@ -97,10 +100,7 @@ CLASSIFY = Table(
         Row("ng-gnn, permutations alone", {"model": "ng-gnn", "symmetry": False}, True),
     ),
 )
-PROBES = Table(
-    classify.Config,
-    classify.Classification,
-    {"accuracy": 100},
+PROBES = _classified(
     (
         *_others("probegen"),
         *_probed("ng-gnn", 0, 4, 16, 64),
@@ -114,10 +114,7 @@ PROBES = Table(
     ),
     curve=("probes", "probes"),
 )
-SIZES = Table(
-    classify.Config,
-    classify.Classification,
-    {"accuracy": 100},
+SIZES = _classified(
     tuple(
         Row(f"{n:,} networks", {"probes": 64, "limit": n}, True)
         for n in (1000, 2500, 5000, 10_000)
@@ -136,10 +133,7 @@ EDIT = Table(
     ),
 )
 CONTRAST = _changed(EDIT, edit="contrast")
-SMALL = Table(
-    predict.Config,
-    predict.Prediction,
-    {"tau": 1, "r2": 1},
+SMALL = _predicted(
     (
         *_others("statnn", "nfn-np", "nfn-hnp", "dmc", "probegen", symmetry=False),
         *_probed("ng-gnn", 0, 16, scales=True),
@@ -155,10 +149,7 @@ SMALL = Table(
         *_probed("ng-t", 0, scales=True),
     ),
 )
-WILD = Table(
-    predict.Config,
-    predict.Prediction,
-    {"tau": 1, "r2": 1},
+WILD = _predicted(
     (
         *_others("statnn", "dmc", "probegen", symmetry=False),
         *_probed("ng-gnn", 0, 16, scales=True),

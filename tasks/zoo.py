@@ -32,7 +32,7 @@ from tasks.shards import (
     Folder,
     Networks,
     column_of,
-    merged,
+    merged_by_architecture,
     read_settings,
     read_split,
 )
@@ -110,12 +110,11 @@ def checkpoint_steps(steps: int, checkpoints: int) -> list[int]:
 
 def make_shard(job: Job, config: TrainConfig, data: ImageDataset) -> list[Networks]:
     """The networks of a shard, in one group for each architecture."""
-    groups: dict[str, list[Networks]] = {}
+    groups = []
     for number in range(job.start, job.stop):
         run, checkpoints = trained(config, data, SPLITS.index(job.split), number)
-        networks = networks_of(run, number, checkpoints)
-        groups.setdefault(str(run.architecture), []).append(networks)
-    return list(map(merged, groups.values()))
+        groups.append(networks_of(run, number, checkpoints))
+    return merged_by_architecture(groups)
 
 
 def trained(

@@ -52,8 +52,8 @@ class Twin:
         network: nn.Module,
         weights: str,
         device: str,
-        dtype: torch.dtype,
-        compute_dtype: torch.dtype | None,
+        dtype: torch.dtype = torch.float32,
+        compute_dtype: torch.dtype | None = None,
     ):
         self.model = copy.deepcopy(network).to(device=device, dtype=dtype)
         self.params: Parameters = list(self.model.parameters())
@@ -151,7 +151,7 @@ def has_no_syncs(session: Session, weights: str) -> Record:
     """Steps have no host syncs, for which torch raises an error here."""
     session.need_cuda()
     for network in networks_of(weights):
-        twin = Twin(network, weights, session.device, torch.float32, None).train()
+        twin = Twin(network, weights, session.device).train()
         session.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:
@@ -169,9 +169,8 @@ def is_capturable(
     session.need_cuda()
     errors = []
     for network in networks_of(weights):
-        make = partial(
-            Twin, network, weights, session.device, torch.float32, compute_dtype
-        )
+        own = {"device": session.device, "compute_dtype": compute_dtype}
+        make = partial(Twin, network, weights, **own)
         reference = make().train(WARM_UP + REPLAYS).values()
         twin = make()
         replay(twin, capture(twin))
@@ -188,7 +187,7 @@ def is_replayed(session: Session, weights: str) -> Record:
     session.need_cuda()
     errors = []
     for network in networks_of(weights):
-        make = partial(Twin, network, weights, session.device, torch.float32, None)
+        make = partial(Twin, network, weights, session.device)
         with patch.object(update, "has_graphs", lambda like, count: False):
             reference = make().train(LONGER).values()
         with counted_replays() as replayed:
@@ -231,8 +230,7 @@ def replay(twin: Twin, graph: torch.cuda.CUDAGraph) -> None:
 
 def float32_twins(network: nn.Module, weights: str) -> Callable[..., Twin]:
     """A constructor of twins on a device, which compute in float32."""
-    float32 = torch.float32
-    return partial(Twin, network, weights, dtype=float32, compute_dtype=float32)
+    return partial(Twin, network, weights, compute_dtype=torch.float32)
 
 
 @contextmanager
@@ -296,10 +294,9 @@ def scales(session: Session, weights: str) -> Record:
     batch = workload.batch(torch.device(session.device))
     errors = []
     for compute_dtype in (torch.float32, None):
-        make = partial(
-            Twin, network, weights, session.device, torch.float32, compute_dtype
-        )
-        plain, scaled = make(), make()
+        own = {"device": session.device, "compute_dtype": compute_dtype}
+        plain = Twin(network, weights, **own)
+        scaled = Twin(network, weights, **own)
         scaler = torch.amp.GradScaler(session.device, init_scale=SCALE)
         for _ in range(STEPS):
             plain.optimizer.zero_grad()
@@ -309,9 +306,8 @@ def scales(session: Session, weights: str) -> Record:
             scaler.scale(loss_of(scaled.model, *batch)).backward()
             scaler.step(scaled.optimizer)
             scaler.update()
-        errors.append(
-            distance(scaled.values(), plain.values(), initial_weights(network))
-        )
+        start = initial_weights(network)
+        errors.append(distance(scaled.values(), plain.values(), start))
         if not skips_infinite_gradients(scaled, scaler, batch):
             raise AssertionError("a step with infinite gradients moved the weights")
     return verdict(max(errors), BFLOAT16)
@@ -343,9 +339,8 @@ def works_on_two_devices(session: Session, weights: str) -> Record:
         p.data = p.data.to("cuda:1")
         p.grad = torch.zeros_like(p)
     twin.train()
-    return verdict(
-        distance(twin.values(), reference, initial_weights(network)), ROUNDING
-    )
+    error = distance(twin.values(), reference, initial_weights(network))
+    return verdict(error, ROUNDING)
 
 
 Check = Callable[[Session, str], Record]

@@ -24,12 +24,12 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
+from benchmarks.cost_model import state_bytes
 from benchmarks.gpu.optimizers import OPTIMIZERS, Optimizers
 from benchmarks.gpu.session import Records, Session
 from benchmarks.gpu.timing import (
     mib,
     profiled,
-    state_bytes,
     timed,
     transient_bytes,
     unallocated_bytes,
@@ -93,7 +93,7 @@ def step_record(session: Session, trained: Trained, stepper: Stepper) -> Record:
     start = perf_counter()
     first = transient_bytes(session, stepper.whole)
     first_s = perf_counter() - start
-    kept = state_bytes(session, stepper.optimizers)
+    kept = state_bytes(stepper.optimizers, session.device)
     times = timed(session, stepper.step, stepper.prepare)
     steps = stepper.renew_every or PROFILED
     peak = transient_bytes(session, partial(stepper.whole, steps))

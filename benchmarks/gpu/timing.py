@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from statistics import median
 from time import perf_counter
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 from torch.autograd import (
     DeviceType,  # pyright: ignore[reportPrivateImportUsage]
 )
-from torch.optim import Optimizer
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._pytree import tree_leaves
 
 from benchmarks.gpu.session import Session
 from benchmarks.records import Record
@@ -67,17 +64,6 @@ def _repeated(seconds: Callable[[], float], count: int, longest: float) -> list[
     while len(times) < count and sum(times) < longest:
         times.append(seconds())
     return times
-
-
-def state_bytes(session: Session, optimizers: Sequence[Optimizer]) -> int:
-    """Bytes of optimizer state on the device; tensors of one storage count once."""
-    storages: dict[int, int] = {}
-    for optimizer in optimizers:
-        for x in tree_leaves([*optimizer.state.values()]):
-            if isinstance(x, Tensor) and x.device.type == session.device:
-                storage = x.untyped_storage()
-                storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
 
 
 def transient_bytes(session: Session, step: Step) -> int | None:

@@ -12,51 +12,35 @@ from functools import cache
 from math import inf
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from benchmarks.gpu.corpus import Corpus, load_corpus
+from benchmarks.gpu.corpus import load_corpus
+from benchmarks.gpu.lm import FULL, Data
 from benchmarks.gpu.session import Session
 from benchmarks.shapes import Gpt, loss_of
 
-WIDTH, HEADS, BLOCKS = 512, 8, 8
-LENGTH, BATCH = 512, 64
-TOKENS = 31_000_000
-BATCHES, VALIDATION_BATCHES = 10_000, 8
+BATCHES = 10_000
 Batch = tuple[Tensor, Tensor]
 
 
 @cache
-def corpus() -> Corpus:
+def data() -> Data:
     """Encodes the text in the first call; cached in runs/race."""
     session = Session("cpu", False, Path("runs/race"), deadline=inf)
-    return load_corpus(session, TOKENS)
+    return Data(session, FULL, load_corpus(session, FULL.tokens))
 
 
 def model() -> nn.Module:
-    return Gpt(corpus().vocabulary, LENGTH, WIDTH, HEADS, BLOCKS)
+    size = FULL
+    return Gpt(data().vocabulary, size.length, size.width, size.heads, size.depth)
 
 
 def batches() -> Iterator[Batch]:
-    tokens = torch.from_numpy(corpus().train.astype("int32"))
-    generator = torch.Generator().manual_seed(0)
-    high = len(tokens) - LENGTH
-    for _ in range(BATCHES):
-        yield windows(tokens, torch.randint(high, (BATCH,), generator=generator))
+    yield from map(data().batch, data().starts(BATCHES))
 
 
-def validation_batches() -> Iterator[Batch]:
-    tokens = torch.from_numpy(corpus().validation.astype("int32"))
-    last = len(tokens) - LENGTH - 1
-    starts = torch.linspace(0, last, VALIDATION_BATCHES * BATCH).long()
-    for batch in starts.split(BATCH):
-        yield windows(tokens, batch)
-
-
-def windows(tokens: Tensor, starts: Tensor) -> Batch:
-    """Tokens and the token after each, two tensors (batch, length)."""
-    found = tokens[starts[:, None] + torch.arange(LENGTH + 1)].long()
-    return found[:, :-1], found[:, 1:]
+def validation_batches() -> list[Batch]:
+    return data().validation_batches()
 
 
 def loss(network: nn.Module, batch: Batch) -> Tensor:

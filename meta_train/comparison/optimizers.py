@@ -139,6 +139,12 @@ def import_metanet(name: str | None) -> None:
         find_metanet(name, METANETS, may_import=True)
 
 
+def load_learned(weights: str, metanet: str | None) -> LearnedOptimizer:
+    """Bundled weights or those of a file. metanet: see `import_metanet`."""
+    import_metanet(metanet)
+    return load_pretrained(weights)
+
+
 def reads_connections(learned: LearnedOptimizer) -> bool:
     """Whether updates depend on the edges of the neural graph."""
     return learned.metanet is not None and learned.metanet.d_context > 0

@@ -20,33 +20,9 @@ from meta_train.comparison.inner_training import (
     problem_digest,
     train,
 )
-from meta_train.comparison.optimizers import reads_connections
 from meta_train.problems import load_problem
 from ngopt.metanets import METANETS
 from ngopt.metanets.imported import find_metanet, imported_metanets
-from ngopt.pretrained import save_pretrained, weights_hash
-from ngopt.pretrained.learned_optimizer import LearnedOptimizer
-
-
-def plan_runs(
-    learned: LearnedOptimizer,
-    path: Path,
-    problems: Sequence[str],
-    seeds: Sequence[int],
-    phase: str,
-) -> list[Run]:
-    """Runs with one learned optimizer, which is written to `path`."""
-    save_pretrained(learned, path)
-    digest, traced = weights_hash(learned), reads_connections(learned)
-    runs = []
-    for problem in problems:
-        steps = load_problem(problem).steps
-        for seed in seeds:
-            run = Run(
-                problem, str(path), None, digest, seed, steps, phase, traced=traced
-            )
-            runs.append(run)
-    return runs
 
 
 def execute(

@@ -21,25 +21,22 @@ from meta_train.problems.objectives import (
 from meta_train.problems.problem_tables import read_problems
 from meta_train.problems.supervised import CLASSIFY, REGRESS, SupervisedProblem
 
-OBJECTIVES = {
-    "classify": CLASSIFY,
-    "contrast": CONTRAST,
-    "predict_quantiles": PREDICT_QUANTILES,
-    "reconstruct": RECONSTRUCT,
-    "regress": REGRESS,
-    "variational": VARIATIONAL,
+CONSTRUCTORS = {
+    "classify": partial(SupervisedProblem, objective=CLASSIFY),
+    "contrast": partial(SupervisedProblem, objective=CONTRAST),
+    "predict_quantiles": partial(SupervisedProblem, objective=PREDICT_QUANTILES),
+    "reconstruct": partial(SupervisedProblem, objective=RECONSTRUCT),
+    "regress": partial(SupervisedProblem, objective=REGRESS),
+    "variational": partial(SupervisedProblem, objective=VARIATIONAL),
 }
 
 PROBLEMS: dict[str, SupervisedProblem] = {}
 _META_TRAINING: dict[str, SupervisedProblem] = {}
 _names: dict[str, list[str]] = {}
-for row in read_problems(Path(__file__).with_suffix(".csv")):
-    problems = _META_TRAINING if row.list == "meta-training" else PROBLEMS
-    objective = OBJECTIVES[row.objective]
-    problems[row.name] = SupervisedProblem(
-        row.name, row.data, row.build, objective, row.batch_size, row.steps
-    )
-    _names.setdefault(row.list, []).append(row.name)
+for given, problem in read_problems(Path(__file__).with_suffix(".csv"), CONSTRUCTORS):
+    problems = _META_TRAINING if given == "meta-training" else PROBLEMS
+    problems[problem.name] = problem
+    _names.setdefault(given, []).append(problem.name)
 
 # For meta-training only: a family in which each seed is another network, and a wide
 # network on few pixels. The wide one is as fast as fm-16, and covers wider networks.

@@ -24,25 +24,22 @@ def images(name: str, pool: int = 1, gray: bool = False) -> Splits:
     pool: kernel size of average pooling. gray: whether to average the channels.
     """
     data = load_dataset(name)
-    return Splits(
-        _pooled(data.train, pool, gray),
-        _pooled(data.validation, pool, gray),
-        _pooled(data.test, pool, gray),
-    )
+    splits = Splits(data.train, data.validation, data.test)
+    return splits.map(partial(_pooled, pool=pool, gray=gray))
 
 
 @cache
 def pixels(name: str, pool: int = 1, gray: bool = False) -> Splits:
     """Images as in `images` with pixels in [0, 1]; the targets are the inputs."""
-    data = partial(_unnormalised, name, pool, gray)
-    return mapped(data, _reconstruct)
+    unnormalised = partial(replace, mean=(0.0,), std=(1.0,))
+    splits = images(name, pool, gray).map(unnormalised)
+    return mapped(splits, lambda pixels, labels: (pixels, pixels))
 
 
 @cache
 def noisy_images(name: str, pool: int = 1, gray: bool = False) -> Splits:
     """Images with normal noise; the targets are the images without noise."""
-    data = partial(images, name, pool, gray)
-    return mapped(data, _with_noise)
+    return mapped(images(name, pool, gray), _with_noise)
 
 
 @cache
@@ -51,16 +48,13 @@ def diffused_images(name: str, pool: int = 1, gray: bool = False) -> Splits:
 
     inputs: mixtures (b, channels, height, width) and levels (b, 1) in [0, 1]
     """
-    data = partial(images, name, pool, gray)
-    return mapped(data, _diffuse)
+    return mapped(images(name, pool, gray), _diffuse)
 
 
 @cache
 def brightest_pixels(name: str, pool: int, count: int) -> Splits:
     """Row, column and value of an image's brightest pixels, as points (b, count, 3)."""
-    data = partial(images, name, pool)
-    function = partial(_as_points, count=count)
-    return mapped(data, function)
+    return mapped(images(name, pool), partial(_as_points, count=count))
 
 
 @cache
@@ -69,8 +63,7 @@ def lower_brightness(name: str) -> Splits:
 
     inputs: the upper four rows of 7x7 pixels, (b, 28); targets: (b, 1)
     """
-    data = partial(images, name, 4)
-    return mapped(data, _halves)
+    return mapped(images(name, 4), _halves)
 
 
 @cache
@@ -81,8 +74,7 @@ def picture(index: int, gray: bool) -> Splits:
     to fit it, so all three splits are the same points.
     """
     images = load_dataset("cifar10").train.images
-    image = images[index].float()  # (3, 32, 32)
-    image = image / 127.5 - 1
+    image = images[index].float() / 127.5 - 1  # (3, 32, 32)
     if gray:
         image = image.mean(0, keepdim=True)
     values = image.flatten(1).mT
@@ -125,19 +117,6 @@ def _pooled(split: Split, pool: int, gray: bool) -> Split:
     return replace(split, images=pooled, mean=mean, std=std)
 
 
-def _unnormalised(name: str, pool: int, gray: bool) -> Splits:
-    splits = []
-    for split in images(name, pool, gray):
-        assert isinstance(split, Split)
-        plain = replace(split, mean=(0.0,), std=(1.0,))
-        splits.append(plain)
-    return Splits(*splits)
-
-
-def _reconstruct(images: Tensor, labels: Tensor) -> Batch:
-    return images, images
-
-
 def _with_noise(images: Tensor, labels: Tensor) -> Batch:
     noise = torch.randn_like(images)
     return images + NOISE * noise, images
@@ -166,3 +145,14 @@ def _halves(images: Tensor, labels: Tensor) -> Batch:
     flat = images.flatten(1)
     upper, lower = flat.split([28, 21], 1)  # rows of 7 squares
     return upper, lower.mean(1, keepdim=True)
+
+
+MNIST = partial(images, "mnist")
+MNIST_14 = partial(images, "mnist", 2)
+MNIST_7 = partial(images, "mnist", 4)
+FASHION = partial(images, "fashion-mnist")
+FASHION_14 = partial(images, "fashion-mnist", 2)
+FASHION_7 = partial(images, "fashion-mnist", 4)
+CIFAR = partial(images, "cifar10")
+CIFAR_16 = partial(images, "cifar10", 2)
+GRAY_16 = partial(images, "cifar10", 2, gray=True)

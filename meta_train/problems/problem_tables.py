@@ -1,9 +1,10 @@
 """Tables of problems: CSV files with one problem per row.
 
-Columns: list, name, objective, data, network, batch_size (empty for all examples) and
-steps. Data and networks are functions without arguments, written as names or calls:
-`mlp((196, 48, 10), nn.Tanh)` is `partial(mlp, (196, 48, 10), nn.Tanh)`. Arguments are
-literals, names, or functions written in the same way.
+Columns: list, name, objective (the name of a constructor of problems), data, network,
+batch_size (empty for all examples) and steps. Data and networks are functions without
+arguments, written as names or calls: `mlp((196, 48, 10), nn.Tanh)` is `partial(mlp,
+(196, 48, 10), nn.Tanh)`. Arguments are literals, names, or functions written in the
+same way.
 """
 
 from __future__ import annotations
@@ -13,49 +14,38 @@ import csv
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from meta_train.problems import common, images, supervised, text
-from meta_train.problems.common import Build, Data
+from meta_train.problems import images, supervised, text
 from meta_train.problems.networks import convolutional, dense, sequential
 
 NAMES = {}
-for module in (common, images, supervised, text, convolutional, dense, sequential):
+for module in (images, supervised, text, convolutional, dense, sequential):
     NAMES |= vars(module)
 
 
-class ProblemRow(NamedTuple):
-    list: str
-    name: str
-    objective: str
-    data: Data
-    build: Build
-    batch_size: int | None
-    steps: int
-
-
-def read_problems(
-    path: Path, names: Mapping[str, Any] | None = None
-) -> Iterator[ProblemRow]:
-    """The rows of a table. names: values of names beside those of `NAMES`.
+def read_problems(path: Path, names: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The list and the problem of each row. names: values of names beside `NAMES`.
 
     Raises ValueError if a cell has another name, or is no literal, name or call.
     """
-    values = {**NAMES, **(names or {})}
+    values = {**NAMES, **names}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
-            yield ProblemRow(
-                row["list"],
-                row["name"],
-                row["objective"],
-                _value(f"{path.name}, {row['name']}", row["data"], values),
-                _value(f"{path.name}, {row['name']}", row["network"], values),
-                int(row["batch_size"]) if row["batch_size"] else None,
-                int(row["steps"]),
+            place = f"{path.name}, {row['name']}"
+            construct = values[row["objective"]]
+            problem = construct(
+                name=row["name"],
+                data=cell_value(place, row["data"], values),
+                build=cell_value(place, row["network"], values),
+                batch_size=int(row["batch_size"]) if row["batch_size"] else None,
+                steps=int(row["steps"]),
             )
+            yield row["list"], problem
 
 
-def _value(place: str, cell: str, values: Mapping[str, Any]) -> Any:
+def cell_value(place: str, cell: str, values: Mapping[str, Any]) -> Any:
+    """A function or literal. place: of the cell, for messages."""
     try:
         return _value_of(ast.parse(cell, mode="eval").body, values)
     except (AttributeError, KeyError, SyntaxError, ValueError) as error:

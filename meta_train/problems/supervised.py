@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -18,6 +19,7 @@ from meta_train.problems.protocol import Metrics
 EVALUATION_BATCH = 500  # examples at a time
 
 Batch = tuple[Any, Any]  # inputs of the network, and targets of its outputs
+Build = Callable[[], nn.Module]
 
 
 class Examples(Protocol):
@@ -39,6 +41,10 @@ class Splits(NamedTuple):
     train: Examples
     validation: Examples
     test: Examples
+
+    def map(self, function: Callable[[Any], Examples]) -> Splits:
+        """The splits with a function applied to each."""
+        return Splits(*map(function, self))
 
 
 @dataclass(frozen=True)
@@ -89,14 +95,9 @@ def first(data: Callable[[], Splits], count: int) -> Splits:
     return Splits(First(train, count), validation, test)
 
 
-def mapped(
-    splits: Callable[[], Splits], function: Callable[[Any, Any], Batch]
-) -> Splits:
+def mapped(splits: Splits, function: Callable[[Any, Any], Batch]) -> Splits:
     """The same splits with every batch mapped by a function."""
-    train, validation, test = splits()
-    return Splits(
-        Mapped(train, function), Mapped(validation, function), Mapped(test, function)
-    )
+    return splits.map(partial(Mapped, function=function))
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class SupervisedProblem:
 
     name: str
     data: Callable[[], Splits]
-    build: Callable[[], nn.Module]
+    build: Build
     objective: Objective
     batch_size: int | None
     steps: int

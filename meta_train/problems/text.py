@@ -5,7 +5,7 @@ from __future__ import annotations
 import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -87,24 +87,15 @@ def next_characters(length: int) -> Splits:
 
 def windows_of(text: Tensor, starts: Sequence[Tensor], length: int) -> Splits:
     """Windows of a text, from the starts of those of each split."""
-    train, validation, test = starts
-    return Splits(
-        Windows(text, train, length),
-        Windows(text, validation, length),
-        Windows(text, test, length),
-    )
+    return Splits(*map(partial(Windows, text, length=length), starts))
 
 
 @cache
 def files_of_windows(length: int) -> Splits:
     """Windows of text, to classify by the file of `FILES` they are from."""
     text, ends = library_text()
-    train, validation, test = window_starts(ends, length)
-    return Splits(
-        FileOfWindow(text, train, length, ends),
-        FileOfWindow(text, validation, length, ends),
-        FileOfWindow(text, test, length, ends),
-    )
+    labelled = partial(FileOfWindow, text, length=length, ends=ends)
+    return Splits(*map(labelled, window_starts(ends, length)))
 
 
 @cache

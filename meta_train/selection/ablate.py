@@ -17,7 +17,7 @@ from harness import cli
 from harness.files import write_json
 from harness.tables import markdown_table, text_table
 from meta_train.problems import problem_names
-from meta_train.selection.base_rules import WholeTrainings, gains
+from meta_train.selection.base_rules import WholeTrainings, base_rule, gains
 
 FIRST_SEED = 3_000_000
 
@@ -55,9 +55,9 @@ def run(config: Config) -> None:
     folder = Path(config.folder)
     seeds = tuple(range(FIRST_SEED, FIRST_SEED + config.seeds))
     problems = problem_names(config.problems)
-    variants = {"whole": {}}
+    variants = {"whole": base_rule({})}
     for number, changes in enumerate(PARTS.values()):
-        variants[f"without-{number}"] = dict(changes)
+        variants[f"without-{number}"] = base_rule(changes)
     trainings = WholeTrainings(problems, seeds, folder, config.processes)
     whole, *others = trainings.records(variants).values()
     worth, table = {}, []

@@ -1,9 +1,10 @@
-"""Compares settings of the base rule by the validation loss of whole trainings."""
+"""Compares learned optimizers by whole trainings."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from math import isfinite, log
 from pathlib import Path
 from statistics import fmean
@@ -12,10 +13,13 @@ from typing import Any
 from tqdm import tqdm
 
 from harness.files import make_folder
-from meta_train.comparison.inner_training import Record
-from meta_train.comparison.runs import execute, plan_runs
+from meta_train.comparison.inner_training import Record, Run
+from meta_train.comparison.optimizers import reads_connections
+from meta_train.comparison.runs import execute
+from meta_train.problems import load_problem
 from ngopt.base.config import SoapConfig
 from ngopt.base.soap import Soap
+from ngopt.pretrained import save_pretrained, weights_hash
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
 # Largest change of the score by one problem: a factor e^.5 = 1.65 in loss.
@@ -27,36 +31,41 @@ class WholeTrainings:
     """Whole trainings of every problem with every seed.
 
     folder: of weights files and records; finished runs there are not repeated.
-    processes: runs at the same time.
+    processes: runs at the same time. phase: see `Run`.
     """
 
     problems: tuple[str, ...]
     seeds: tuple[int, ...]
     folder: Path
     processes: int = 1
+    phase: str = "tuning"
 
     def records(
-        self, variants: Mapping[str, Mapping[str, Any]]
+        self, variants: Mapping[str, LearnedOptimizer]
     ) -> dict[str, list[Record]]:
-        """The records of each variant, by name.
-
-        variants: changes of `SoapConfig()` by name, each of which is written as a
-        weights file.
-        """
+        """The records of each variant, by name. Each is written as a weights file."""
         make_folder(self.folder)
-        runs, names = [], []
-        for name, changes in variants.items():
-            learned = LearnedOptimizer(base=Soap(replace(SoapConfig(), **changes)))
-            path = self.folder / f"{name}.safetensors"
-            own = plan_runs(learned, path, self.problems, self.seeds, "tuning")
-            runs += own
-            names += [name] * len(own)
+        runs: list[Run] = []
+        for name, learned in variants.items():
+            runs += self._plan(learned, self.folder / f"{name}.safetensors")
         with tqdm(total=len(runs), unit="run") as bar:
-            records = execute(runs, self.folder / "records", self.processes, bar)
-        found: dict[str, list[Record]] = {}
-        for name, record in zip(names, records, strict=True):
-            found.setdefault(name, []).append(record)
-        return found
+            made = iter(execute(runs, self.folder / "records", self.processes, bar))
+        count = len(self.problems) * len(self.seeds)
+        return {name: list(islice(made, count)) for name in variants}
+
+    def _plan(self, learned: LearnedOptimizer, path: Path) -> Iterator[Run]:
+        save_pretrained(learned, path)
+        digest, traced = weights_hash(learned), reads_connections(learned)
+        for problem in self.problems:
+            steps = load_problem(problem).steps
+            run = Run(problem, str(path), None, digest, 0, steps, self.phase)
+            for seed in self.seeds:
+                yield replace(run, seed=seed, traced=traced)
+
+
+def base_rule(changes: Mapping[str, Any]) -> LearnedOptimizer:
+    """The base rule alone, with changes of `SoapConfig()`."""
+    return LearnedOptimizer(base=Soap(replace(SoapConfig(), **changes)))
 
 
 def gains(records: Sequence[Record], references: Sequence[Record]) -> dict[str, float]:

@@ -18,23 +18,22 @@ from statistics import fmean, stdev
 from typing import Any
 
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from harness import cli
-from harness.files import make_folder, write_json
+from harness.files import write_json
 from harness.tables import (
     markdown_table,
     plus_minus,
     sample_deviation,
     text_table,
 )
-from meta_train.comparison.inner_training import Record, Run
-from meta_train.comparison.optimizers import import_metanet
+from meta_train.comparison.inner_training import Record
+from meta_train.comparison.optimizers import load_learned
 from meta_train.comparison.report import summarize
-from meta_train.comparison.runs import execute, plan_runs
+from meta_train.selection.base_rules import WholeTrainings
 from meta_train.training.rules import trained_metanet
 from meta_train.training.weights import with_stage
-from ngopt.pretrained import load_pretrained, save_pretrained
+from ngopt.pretrained import save_pretrained
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
 
@@ -67,14 +66,12 @@ Records = dict[str, dict[int, list[Record]]]
 
 def run(config: Config) -> None:
     folder = Path(config.folder)
-    import_metanet(config.metanet)
-    learned = load_pretrained(config.weights)
+    learned = load_learned(config.weights, config.metanet)
     if not trained_metanet(learned).d_context:
         raise ValueError(
             f"weights '{config.weights}': expected a metanet with graph context; "
             f"got '{trained_metanet(learned).name}'"
         )
-    make_folder(folder)
     records = train_all(config, learned, folder)
     best = choose_k(records[config.problems[0]])
     details = {**asdict(config), "chosen": best}
@@ -104,18 +101,15 @@ def with_graph_every(learned: LearnedOptimizer, k: int) -> LearnedOptimizer:
 
 def train_all(config: Config, learned: LearnedOptimizer, folder: Path) -> Records:
     """Records of whole runs with each k."""
-    runs: list[Run] = []
-    seeds = range(config.seeds)
-    for k in config.every:
-        path = folder / f"every-{k}.safetensors"
-        own = with_graph_every(learned, k)
-        runs += plan_runs(own, path, config.problems, seeds, "evaluation")
-    with tqdm(total=len(runs), unit="run") as bar:
-        made = iter(execute(runs, folder / "records", config.processes, bar))
+    seeds = tuple(range(config.seeds))
+    trainings = WholeTrainings(
+        config.problems, seeds, folder, config.processes, "evaluation"
+    )
+    variants = {f"every-{k}": with_graph_every(learned, k) for k in config.every}
     records: Records = {problem: {} for problem in config.problems}
-    for k in config.every:
-        for problem in config.problems:
-            records[problem][k] = [next(made) for _ in seeds]
+    for k, made in zip(config.every, trainings.records(variants).values(), strict=True):
+        for record in made:
+            records[record["run"]["problem"]].setdefault(k, []).append(record)
     return records
 
 

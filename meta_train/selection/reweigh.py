@@ -30,7 +30,7 @@ from harness import cli
 from harness.random import derive_seed
 from harness.settings import check_counts, named_settings
 from harness.tables import text_table
-from meta_train.comparison.optimizers import import_metanet
+from meta_train.comparison.optimizers import load_learned
 from meta_train.problems import load_problem
 from meta_train.selection.search import check_fashion
 from meta_train.selection.study import open_study, run_trials, write_trials
@@ -40,7 +40,7 @@ from meta_train.training.unroll import Optimizee, whole_run
 from meta_train.training.weights import with_stage
 from ngopt.metanets import FeedForward
 from ngopt.metanets.features import DECAYS
-from ngopt.pretrained import load_pretrained, save_pretrained
+from ngopt.pretrained import save_pretrained
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
 COLUMNS = ("weight", "gradient", *(f"momentum {decay:g}" for decay in DECAYS))
@@ -81,11 +81,6 @@ class Config:
                 f"got {self.population}"
             )
         check_fashion(self.problems)
-
-
-def start_weights(config: Config) -> LearnedOptimizer:
-    import_metanet(config.metanet)
-    return load_pretrained(config.weights)
 
 
 def reweighed(
@@ -131,7 +126,8 @@ def mean_gain(losses: Sequence[float], references: Sequence[float]) -> float:
 
 def search(config: Config) -> optuna.Study:
     """Runs the missing trials. Returns the study with all of them."""
-    folder, learned = Path(config.folder), start_weights(config)
+    folder = Path(config.folder)
+    learned = load_learned(config.weights, config.metanet)
     names = factor_names(learned)
     settings = named_settings(config, IRRELEVANT)
     study = open_study(folder, "reweigh", settings, dict.fromkeys(names, 0.0))
@@ -184,7 +180,8 @@ def write_best(config: Config, study: optuna.Study) -> LearnedOptimizer:
 
     Their table has the gains over the first weights, on other seeds.
     """
-    folder, learned = Path(config.folder), start_weights(config)
+    folder = Path(config.folder)
+    learned = load_learned(config.weights, config.metanet)
     write_trials(folder, study)
     complete = study.get_trials(states=(TrialState.COMPLETE,))
     logarithms = mean_of_best(complete, config.population)

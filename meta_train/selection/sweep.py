@@ -24,13 +24,13 @@ from harness.files import make_folder, without_nan, write_json
 from harness.random import derive_seed
 from harness.settings import check_counts
 from harness.tables import text_table
-from meta_train.comparison.optimizers import import_metanet
+from meta_train.comparison.optimizers import load_learned
 from meta_train.problems import Metrics, load_problem, mean_metrics
 from meta_train.training.rules import trained_metanet
 from meta_train.training.unroll import Optimizee, whole_run
 from meta_train.training.weights import with_stage
 from ngopt.metanets.stepping.cooldown import Cooldown
-from ngopt.pretrained import load_pretrained, save_pretrained
+from ngopt.pretrained import save_pretrained
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
 
@@ -85,8 +85,7 @@ class SweepResult(NamedTuple):
 
 def search(config: Config) -> SweepResult:
     """Runs all gains. Writes the weights with the best one, and records of the runs."""
-    import_metanet(config.metanet)
-    learned = load_pretrained(config.weights)
+    learned = load_learned(config.weights, config.metanet)
     output = Path(config.output)
     make_folder(output.parent)
     problems = {name: load_problem(name) for name in config.problems}

@@ -9,7 +9,7 @@ command resumes. The best weights are written to `<folder>/best.safetensors`.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 
@@ -22,13 +22,11 @@ from harness import cli
 from harness.settings import named_settings
 from harness.tables import text_table
 from meta_train.problems import DEVELOPMENT, problem_names
-from meta_train.selection.base_rules import WholeTrainings, gains
+from meta_train.selection.base_rules import WholeTrainings, base_rule, gains
 from meta_train.selection.study import open_study, run_trials, write_trials
 from meta_train.training.weights import with_stage
 from ngopt.base.config import SoapConfig
-from ngopt.base.soap import Soap
 from ngopt.pretrained import save_pretrained
-from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
 # Apart from the seeds of evaluation and of baselines' tuning.
 FIRST_SEED = 2_000_000
@@ -96,7 +94,7 @@ def search(config: Config) -> optuna.Study:
     seeds = tuple(range(FIRST_SEED, FIRST_SEED + config.seeds))
     problems = problem_names(config.problems)
     trainings = WholeTrainings(problems, seeds, folder, config.processes)
-    references = trainings.records({"start": {}})["start"]
+    references = trainings.records({"start": base_rule({})})["start"]
     settings = named_settings(config, IRRELEVANT)
     first = {name: getattr(SoapConfig(), name) for name in space}
     study = open_study(folder, "base", settings, first)
@@ -109,7 +107,7 @@ def search(config: Config) -> optuna.Study:
         for name, d in space.items():
             changes[name] = trial.suggest_float(name, d.low, d.high, log=d.log)
         name = f"trial-{trial.number}"
-        found = gains(trainings.records({name: changes})[name], references)
+        found = gains(trainings.records({name: base_rule(changes)})[name], references)
         trial.set_user_attr("gains", found)
         score = fmean(found.values())
         print(f"trial {trial.number}: {score:+.4f}")
@@ -124,7 +122,7 @@ def write_best(config: Config, study: optuna.Study) -> Path:
     folder, best = Path(config.folder), study.best_trial
     write_trials(folder, study)
     path = folder / "best.safetensors"
-    chosen = LearnedOptimizer(base=Soap(replace(SoapConfig(), **best.params)))
+    chosen = base_rule(best.params)
     details = {**asdict(config), "trial": best.number, "score": best.value}
     save_pretrained(with_stage(chosen, "meta_train.selection.tune", details), path)
     return path

@@ -8,7 +8,9 @@ out: it resumes, and several processes can share the work by different numbers.
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -32,6 +34,8 @@ from meta_train.step_size.copies import (
 from meta_train.step_size.trainings import Training, draw, family_of
 
 DIGITS = 6
+
+Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -57,16 +61,21 @@ def main(config: Config) -> None:
     for seed in seeds:
         is_chosen = config.family in (None, family_of(seed))
         if is_chosen and seed not in known:
-            wanted.append(seed)
-    progress = tqdm(wanted, "trainings")
-    for seed in progress:
-        record = measure(seed)
-        progress.set_postfix_str(f"{record['kind']}, {record['seconds']} s")
-        append_line(path, record)
+            wanted.append(partial(measure, seed))
+    append_records(path, wanted)
     print(f"{len(wanted)} new trainings in '{path}'")
 
 
-def measure(seed: int) -> dict[str, Any]:
+def append_records(path: Path, measures: Sequence[Callable[[], Record]]) -> None:
+    """Appends what these functions return to a file of JSON lines."""
+    progress = tqdm(measures, "trainings")
+    for own in progress:
+        record = own()
+        progress.set_postfix_str(f"{record['kind']}, {record['seconds']} s")
+        append_line(path, record)
+
+
+def measure(seed: int) -> Record:
     """The record of a training."""
     start = perf_counter()
     training = draw(seed)
@@ -82,7 +91,7 @@ def measure(seed: int) -> dict[str, Any]:
     }
 
 
-def record_of(training: Training, outcome: Outcome) -> dict[str, Any]:
+def record_of(training: Training, outcome: Outcome) -> Record:
     """What a training is, and its losses by variant and seed."""
     return {
         **asdict(training),

@@ -8,15 +8,14 @@ appends one line per training to `runs/step_size/roles.jsonl`. It resumes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from time import perf_counter
-from typing import Any
-
-from tqdm import tqdm
 
 from harness import cli
-from harness.run_store import append_line, read_lines
-from meta_train.step_size.collect import record_of
+from harness.run_store import read_lines
+from meta_train.step_size.collect import Record, append_records, record_of
 from meta_train.step_size.copies import measured
 from meta_train.step_size.models import best_of
 from meta_train.step_size.outcomes import read_outcomes
@@ -44,19 +43,15 @@ def main(config: Config) -> None:
     best = best.clip(-MOST, MOST)
     known = {record["seed"] for record in read_lines(folder.glob("roles*.jsonl*"))}
     wanted = []
-    for training, log_multiplier in zip(outcomes.trainings, best, strict=True):
-        wanted.append((training, 2.0 ** float(log_multiplier)))
-    wanted = wanted[config.first : config.first + config.count]
-    progress = tqdm(wanted, "trainings")
-    for training, multiplier in progress:
-        if training.seed in known:
-            continue
-        record = measure(training, multiplier)
-        progress.set_postfix_str(f"{record['kind']}, {record['seconds']} s")
-        append_line(folder / config.file, record)
+    pairs = zip(outcomes.trainings, best, strict=True)
+    last = config.first + config.count
+    for training, log_multiplier in islice(pairs, config.first, last):
+        if training.seed not in known:
+            wanted.append(partial(measure, training, 2.0 ** float(log_multiplier)))
+    append_records(folder / config.file, wanted)
 
 
-def measure(training: Training, multiplier: float) -> dict[str, Any]:
+def measure(training: Training, multiplier: float) -> Record:
     """The record of a training."""
     start = perf_counter()
     variants = role_variants(training, multiplier)

@@ -21,6 +21,7 @@ from harness.files import write_json
 from harness.tables import text_table
 from meta_train.step_size.feature_sets import feature_sets, read_features
 from meta_train.step_size.models import (
+    DEFAULT,
     Constant,
     Ensemble,
     Model,
@@ -28,12 +29,8 @@ from meta_train.step_size.models import (
     Trees,
     best_of,
 )
-from meta_train.step_size.outcomes import (
-    Outcomes,
-    interpolated,
-    read_outcomes,
-    refined,
-)
+from meta_train.step_size.outcomes import interpolated, read_outcomes, refined
+from meta_train.step_size.trainings import Training
 
 FOLDS = 10
 SHORT, LONG = 400, 1000  # steps: at most, at least
@@ -41,7 +38,6 @@ LITTLE, MUCH = 2, 15  # percent
 TRAINED = 0.02  # mean excess of trained networks, at least
 TABLE = 0.5  # share of tables in a network that is mostly tables
 EXAMPLES = 4  # of a training: two seeds, with and without names of parameters
-DEFAULT = Settings()
 
 Row = dict[str, float | str]
 
@@ -67,10 +63,10 @@ class Data:
     """n measured trainings with their features.
 
     names: of d features. x: of named parameters, (n, 2, d). unnamed: of the same
-    without names. gains: (n, m, 2). log_multipliers: (m,). kinds,
-    steps: (n,).
+    without names. gains: (n, m, 2). log_multipliers: (m,). kinds, steps: (n,).
     """
 
+    trainings: list[Training]
     names: list[str]
     x: np.ndarray
     unnamed: np.ndarray
@@ -93,7 +89,7 @@ class Data:
         return x[:, :, [self.names.index(name) for name in names]]
 
     def examples(
-        self, names: Sequence[str], chosen: np.ndarray
+        self, names: Sequence[str], chosen: np.ndarray | bool = True
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Features (4k, d), mean gains (4k, m) and kinds (4k,) of k chosen trainings.
 
@@ -120,16 +116,18 @@ class Data:
 
 def read_data(folder: Path) -> Data:
     """The outcomes in a folder. Raises ValueError if there are none."""
-    outcomes: Outcomes = read_outcomes(sorted(folder.glob("outcomes*.jsonl*")))
-    names, x = read_features(outcomes.trainings, folder / "features.jsonl")
+    outcomes = read_outcomes(sorted(folder.glob("outcomes*.jsonl*")))
+    trainings = outcomes.trainings
+    names, x = read_features(trainings, folder / "features.jsonl")
     return Data(
+        trainings=trainings,
         names=names,
         x=x[:, 0],
         unnamed=x[:, 1],
         gains=outcomes.gains,
         log_multipliers=outcomes.log_multipliers,
-        kinds=np.array(outcomes.kinds),
-        steps=np.array([training.steps for training in outcomes.trainings]),
+        kinds=np.array([training.kind for training in trainings]),
+        steps=np.array([training.steps for training in trainings]),
     )
 
 

@@ -37,9 +37,7 @@ def main(config: Config) -> None:
 
 def gains_of(record: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Gains of each seed by variant, percent, (2,)."""
-    first = np.array(record["first"], dtype=float)
-    validation = np.array(record["validation"], dtype=float)
-    logs = log_losses(first, validation)
+    logs = log_losses(record)
     unchanged = logs[record["variants"].index(UNCHANGED)]
     found = {}
     for name, row in zip(record["variants"], logs, strict=True):

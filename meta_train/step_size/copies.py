@@ -7,14 +7,16 @@ stacks, which is what makes many small trainings cheap.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 
 from harness.random import seeded
+from meta_train.step_size.sources import Loss
 from meta_train.step_size.starts import started
 from meta_train.step_size.trainings import Training
 from ngopt import build_graph
@@ -29,8 +31,7 @@ DECAY = 0.9  # of the momentum in the cosine
 UNSTACKED = "lstm", "gru"  # vmap has no recurrent layers
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What a training came to, by variant and seed.
 
     first: validation loss of the initial weights, (seeds,). validation: at the end.
@@ -42,14 +43,6 @@ class Outcome:
     validation: Tensor
     train: Tensor
     signals: Tensor
-
-    def joined(self, other: Outcome) -> Outcome:
-        """The outcome at the seeds of both."""
-        first = torch.cat([self.first, other.first])
-        validation = torch.cat([self.validation, other.validation], 1)
-        train = torch.cat([self.train, other.train], 1)
-        signals = torch.cat([self.signals, other.signals], 1)
-        return Outcome(first, validation, train, signals)
 
 
 class CopiesRule(SoapRule):
@@ -82,10 +75,9 @@ def measured(training: Training, variants: Sequence[Hyper]) -> Outcome:
     """The outcome with all settings of the parameters, `variants`, and `SEEDS`."""
     if training.start == "new":
         return _run(training, variants, SEEDS)
-    outcome, *others = [_run(training, variants, [seed]) for seed in SEEDS]
-    for other in others:
-        outcome = outcome.joined(other)
-    return outcome
+    outcomes = [_run(training, variants, [seed]) for seed in SEEDS]
+    first, *others = zip(*outcomes, strict=True)
+    return Outcome(torch.cat(first), *(torch.cat(own, 1) for own in others))
 
 
 def _run(
@@ -147,7 +139,7 @@ class Copies:
             decay += list(variant.weight_decay) * len(seeds)
         self._hyper = Hyper(lr, decay)
         self._template = template
-        function = grad_and_value(self._loss)
+        function = grad_and_value(partial(self._evaluate, training.task.loss))
         self._gradients = vmap(function, (0, 0, 0, 0), randomness="different")
         self.losses: list[Tensor] = []
         self._first_norm: Tensor | None = None
@@ -155,16 +147,11 @@ class Copies:
         zeros = torch.zeros(len(self.models))
         self._cosine = self._norm = self._relative = zeros
 
-    def _outputs(self, params: Any, buffers: Any, inputs: Tensor) -> Tensor:
-        return functional_call(self._template, (params, buffers), (inputs,))
-
-    def _loss(self, params: Any, buffers: Any, inputs: Tensor, targets: Tensor):
-        outputs = self._outputs(params, buffers, inputs)
-        return self.training.task.loss(outputs, targets)
-
-    def _score(self, params: Any, buffers: Any, inputs: Tensor, targets: Tensor):
-        outputs = self._outputs(params, buffers, inputs)
-        return self.training.task.score(outputs, targets)
+    def _evaluate(self, function: Loss, *given: Any) -> Tensor:
+        """given: parameters, buffers, inputs and targets of a copy."""
+        *state, inputs, targets = given
+        outputs = functional_call(self._template, tuple(state), (inputs,))
+        return function(outputs, targets)
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
         task = self.training.task
@@ -244,7 +231,8 @@ class Copies:
         if self.training.family in UNSTACKED:
             losses = [task.score(model(x), y) for model in self.models]
             return torch.stack(losses)
-        evaluate = vmap(self._score, (0, 0, None, None), randomness="different")
+        score = partial(self._evaluate, task.score)
+        evaluate = vmap(score, (0, 0, None, None), randomness="different")
         return evaluate(self._params, self._buffers, x, y)
 
 

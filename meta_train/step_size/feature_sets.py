@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from harness.run_store import append_line, read_lines
 from meta_train.step_size.copies import SEEDS
 from meta_train.step_size.features import Table, features
-from meta_train.step_size.starts import started
+from meta_train.step_size.starts import first_gradients
 from meta_train.step_size.trainings import Training
 from ngopt import build_graph
 from ngopt.base.network_features import FEATURES, OF_GRADIENTS
@@ -82,13 +81,8 @@ def features_of(training: Training) -> list[list[dict[str, float]]]:
     """Features of a training, for each graph and seed (see `read_features`)."""
     found: list[list[dict[str, float]]] = [[], []]
     for seed in SEEDS:
-        model = started(training, seed)
-        chosen = training.indices(seed, 0)
-        task = training.task
-        outputs = model(task.inputs[chosen])
-        loss = task.loss(outputs, task.targets[chosen])
+        model, grads = first_gradients(training, seed)
         params = list(model.parameters())
-        grads = torch.autograd.grad(loss, params)
         values = [p.detach() for p in params]
         for own, given in zip(found, (model.named_parameters(), params), strict=True):
             table = Table(roles_of(build_graph(given)), values, grads)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from statistics import pstdev
 
 import torch
@@ -32,19 +34,17 @@ ITERATIONS = 4  # of a power iteration
 OTHERS_OF_WEIGHTS = "largest log size", "first log size", "last log size"
 
 
+@dataclass(frozen=True)
 class Table:
     """Parameters with their roles and first gradients."""
 
-    def __init__(
-        self,
-        roles: Sequence[ParameterRole],
-        params: Sequence[Tensor],
-        grads: Sequence[Tensor],
-    ):
-        self.roles = roles
-        self.params = params
-        self.grads = grads
-        self.matrices = matrices_of(roles)
+    roles: Sequence[ParameterRole]
+    params: Sequence[Tensor]
+    grads: Sequence[Tensor]
+
+    @cached_property
+    def matrices(self) -> list[int]:
+        return matrices_of(self.roles)
 
     def of_role(self, name: str) -> list[int]:
         """Matrices of a role."""

@@ -13,16 +13,9 @@ import torch
 from torch import Tensor
 
 from harness import cli
-from meta_train.step_size.compare import (
-    EXAMPLES,
-    Config,
-    Data,
-    gains_at,
-    read_data,
-)
+from meta_train.step_size.compare import EXAMPLES, Config, gains_at, read_data
 from meta_train.step_size.feature_sets import CHOSEN
-from meta_train.step_size.models import Ensemble
-from meta_train.step_size.predictor import Predictor
+from meta_train.step_size.models import Ensemble, Predictor
 from ngopt.base.soap import Soap
 from ngopt.base.step_predictor import StepPredictor
 from ngopt.pretrained import LearnedOptimizer, load_pretrained, save_pretrained
@@ -31,12 +24,15 @@ from ngopt.pretrained import LearnedOptimizer, load_pretrained, save_pretrained
 def main(config: Config) -> None:
     folder = Path(config.folder)
     data = read_data(folder)
-    predictor = fitted(data)
+    examples = data.examples(CHOSEN)
+    model = Ensemble(data.log_multipliers)
+    model.fit(*examples)
+    predictor = model.predictor
+    assert predictor is not None
     x = data.columns(CHOSEN)
     places = np.stack([predictor.predict(x[:, seed]) for seed in (0, 1)], 1)
     gain = gains_at(places, data).mean()
-    everything = np.ones(len(data.steps), dtype=bool)
-    _, _, kinds = data.examples(CHOSEN, everything)
+    _, _, kinds = examples
     stage = {
         "program": "python -m meta_train.step_size.fit",
         "trainings": len(kinds) // EXAMPLES,
@@ -64,15 +60,6 @@ def tensors_of(predictor: Predictor) -> dict[str, Tensor]:
         torch.tensor(predictor.caution),
     )
     return {key: x.float() for key, x in own._asdict().items()}
-
-
-def fitted(data: Data) -> Predictor:
-    """The predictor, fitted to all trainings."""
-    model = Ensemble(data.log_multipliers)
-    everything = np.ones(len(data.steps), dtype=bool)
-    model.fit(*data.examples(CHOSEN, everything))
-    assert model.predictor is not None
-    return model.predictor
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 
-from meta_train.step_size import networks
+from meta_train.step_size.networks import NetworkSettings, mlp_between
 from meta_train.step_size.sources import Examples, Source
 
 
@@ -25,11 +25,12 @@ class Players(nn.Module):
     (b, 4 + size).
     """
 
-    def __init__(self, noise: int, size: int, depth: int, s: networks.LayerSettings):
+    def __init__(self, s: NetworkSettings):
         super().__init__()
-        self.noise = noise
-        self.generator = networks.mlp(noise, size, depth, s)
-        self.critic = networks.mlp(size, 1, depth, s)
+        size = s.task.outputs
+        self.noise = s.inputs - size
+        self.generator = mlp_between(self.noise, size, s)
+        self.critic = mlp_between(size, 1, s)
 
     def forward(self, x: Tensor) -> Tensor:
         noise, real = x[:, : self.noise], x[:, self.noise :]

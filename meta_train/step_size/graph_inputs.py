@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from meta_train.step_size.starts import started
+from meta_train.step_size.starts import first_gradients
 from meta_train.step_size.trainings import Training
 from ngopt import build_graph
 from ngopt.base.network_features import inverse_usual_sizes, matrices_of
@@ -56,7 +56,10 @@ class GraphInput(NamedTuple):
 
 def read_inputs(trainings: Sequence[Training], path: Path) -> list[GraphInput]:
     """The networks of trainings, from a cache to which new ones are added."""
-    known = load_inputs(path) if path.exists() else {}
+    known = {}
+    if path.exists():  # a pickle: load your own alone
+        for seed, own in torch.load(path, weights_only=False).items():
+            known[seed] = GraphInput(*own)
     wanted = [training for training in trainings if training.seed not in known]
     for number, training in enumerate(tqdm(wanted, "graphs", disable=not wanted)):
         known[training.seed] = graph_input(training)
@@ -72,20 +75,11 @@ def save_inputs(path: Path, inputs: dict[int, GraphInput]) -> None:
         torch.save({seed: tuple(own) for seed, own in inputs.items()}, part)
 
 
-def load_inputs(path: Path) -> dict[int, GraphInput]:
-    """The cache that `save_inputs` wrote. It is a pickle: load your own alone."""
-    found = torch.load(path, weights_only=False)
-    return {seed: GraphInput(*own) for seed, own in found.items()}
-
-
 def graph_input(training: Training) -> GraphInput:
     """The network of a training with its first seed."""
-    model = started(training, SEED)
-    chosen = training.indices(SEED, 0)
-    inputs = training.task.inputs[chosen]
-    loss = training.task.loss(model(inputs), training.task.targets[chosen])
-    grads = torch.autograd.grad(loss, list(model.parameters()))
-    graphs = build_graph(model.named_parameters()), build_graph(model, inputs[:2])
+    model, grads = first_gradients(training, SEED)
+    example = training.task.inputs[training.indices(SEED, 0)[:2]]
+    graphs = build_graph(model.named_parameters()), build_graph(model, example)
     return input_of(graphs, list(model.parameters()), grads)
 
 

@@ -37,7 +37,7 @@ from meta_train.step_size.graph_fits import Examples, Settings, fit_all
 from meta_train.step_size.graph_inputs import FILE, SEED, read_inputs
 from meta_train.step_size.graph_predictor import Sizes
 from meta_train.step_size.models import LEAST_SCALE, Ensemble, utility
-from meta_train.step_size.outcomes import read_outcomes, refined
+from meta_train.step_size.outcomes import refined
 
 FITS = "graph_fits.jsonl"
 CAUTION = 0.5  # standard deviations between seeds
@@ -80,8 +80,7 @@ def main(config: Config) -> None:
 def read_examples(folder: Path, data: Data, count: int) -> Examples:
     """The trainings of a folder that models are fitted to. count: of folds."""
     chosen = data.is_in_range
-    outcomes = read_outcomes(sorted(folder.glob("outcomes*.jsonl*")))
-    trainings = [outcomes.trainings[number] for number in chosen.nonzero()[0]]
+    trainings = [data.trainings[number] for number in chosen.nonzero()[0]]
     fine, curves = refined(data.log_multipliers, data.gains[chosen].mean(2))
     sets = feature_sets(data.names)
     others = {}

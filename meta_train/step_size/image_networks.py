@@ -1,28 +1,80 @@
-"""Small networks of gray images besides plain CNNs and transformers."""
+"""Small networks of gray images."""
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor, nn
 
 from meta_train.step_size.networks import (
-    LayerSettings,
-    MeanHead,
-    Patches,
-    channel_norm,
+    PLACES,
+    Layer,
+    NetworkSettings,
     feature_norm,
+    transformer_blocks,
 )
+
+GROUPS = 4  # of a group norm at most
+PATCH = 4  # side of a patch in pixels
+PATCHES = 9  # of an image of 14x14 pixels
+
+
+def channel_norm(name: str, width: int) -> nn.Module:
+    """A norm of images (b, width, rows, columns)."""
+    if name == "batch":
+        return nn.BatchNorm2d(width, track_running_stats=False)
+    if name == "group":
+        return nn.GroupNorm(math.gcd(GROUPS, width), width)
+    return nn.Identity()
+
+
+def _convolution(channels: int, s: NetworkSettings) -> Layer:
+    linear = nn.Conv2d(channels, s.width, 3, padding=1)
+    norm = channel_norm(s.norm, s.width)
+    skip = s.skip and channels == s.width
+    return Layer(linear, norm, s.act(), skip)
+
+
+def cnn(s: NetworkSettings) -> nn.Sequential:
+    """3x3 convolutions of gray images, pooled by two after the first and the second."""
+    layers = nn.Sequential()
+    channels = 1
+    for i in range(s.depth):
+        layers.append(_convolution(channels, s))
+        if i < 2:
+            layers.append(nn.MaxPool2d(2))
+        channels = s.width
+    return layers.extend(pooled_head(s))
+
+
+def pooled_head(s: NetworkSettings) -> list[nn.Module]:
+    """Predicts from the mean of all pixels."""
+    linear = nn.Linear(s.width, s.task.outputs)
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear]
+
+
+def denoiser(s: NetworkSettings) -> nn.Sequential:
+    """Residual convolutions from gray images to gray images."""
+    s = s._replace(skip=True)
+    layers = nn.Sequential()
+    channels = 1
+    for _ in range(s.depth):
+        layers.append(_convolution(channels, s))
+        channels = s.width
+    return layers.append(nn.Conv2d(s.width, 1, 3, padding=1))
 
 
 class Separable(nn.Module):
     """A depthwise and a pointwise convolution (Howard et al. 2017)."""
 
-    def __init__(self, channels: int, s: LayerSettings):
+    def __init__(self, s: NetworkSettings):
         super().__init__()
-        self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
-        self.pointwise = nn.Conv2d(channels, s.width, 1)
+        self.depthwise = nn.Conv2d(s.width, s.width, 3, padding=1, groups=s.width)
+        self.pointwise = nn.Conv2d(s.width, s.width, 1)
         self.norm = channel_norm(s.norm, s.width)
         self.act = s.act()
-        self.skip = s.skip and channels == s.width
+        self.skip = s.skip
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.pointwise(self.depthwise(x))
@@ -30,21 +82,19 @@ class Separable(nn.Module):
         return x + y if self.skip else y
 
 
-def separable_cnn(outputs: int, depth: int, s: LayerSettings) -> nn.Sequential:
+def separable_cnn(s: NetworkSettings) -> nn.Sequential:
     """A strided convolution and `depth` separable ones."""
     layers = nn.Sequential(nn.Conv2d(1, s.width, 3, 2, padding=1))
-    for _ in range(depth):
-        layers.append(Separable(s.width, s))
-    layers.append(nn.AdaptiveAvgPool2d(1))
-    layers.append(nn.Flatten())
-    return layers.append(nn.Linear(s.width, outputs))
+    for _ in range(s.depth):
+        layers.append(Separable(s))
+    return layers.extend(pooled_head(s))
 
 
-def strided_cnn(outputs: int, depth: int, s: LayerSettings) -> nn.Sequential:
+def strided_cnn(s: NetworkSettings) -> nn.Sequential:
     """Strided convolutions whose channels double, then a dense layer of all pixels."""
     layers = nn.Sequential()
     channels, side = 1, 14
-    for i in range(depth):
+    for i in range(s.depth):
         width = s.width << i
         layers.append(nn.Conv2d(channels, width, 3, 2, padding=1))
         layers.append(channel_norm(s.norm, width))
@@ -53,18 +103,49 @@ def strided_cnn(outputs: int, depth: int, s: LayerSettings) -> nn.Sequential:
     layers.append(nn.Flatten())
     layers.append(nn.Linear(channels * side**2, 2 * s.width))
     layers.append(s.act())
-    return layers.append(nn.Linear(2 * s.width, outputs))
+    return layers.append(nn.Linear(2 * s.width, s.task.outputs))
+
+
+class Patches(nn.Module):
+    """Embeddings of square patches of gray images and their positions."""
+
+    def __init__(self, s: NetworkSettings):
+        super().__init__()
+        self.project = nn.Conv2d(1, s.width, PATCH, PATCH)
+        self.positions = nn.Parameter(PLACES * torch.randn(PATCHES, s.width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.project(x).flatten(2)
+        return patches.mT + self.positions
+
+
+class MeanHead(nn.Module):
+    """Predicts from the mean of all positions."""
+
+    def __init__(self, s: NetworkSettings):
+        super().__init__()
+        self.norm = nn.LayerNorm(s.width)
+        self.linear = nn.Linear(s.width, s.task.outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x).mean(1)
+        return self.linear(x)
+
+
+def vit(s: NetworkSettings) -> nn.Sequential:
+    embed, head = Patches(s), MeanHead(s)
+    return nn.Sequential(embed, transformer_blocks(s, causal=False), head)
 
 
 class MixerBlock(nn.Module):
     """Mixes positions, then features (Tolstikhin et al. 2021)."""
 
-    def __init__(self, positions: int, s: LayerSettings):
+    def __init__(self, s: NetworkSettings):
         super().__init__()
         self.first_norm = feature_norm(s.norm, s.width)
-        self.across = _mlp(positions, 2 * positions, s)
+        self.across = _mlp(PATCHES, s)
         self.second_norm = feature_norm(s.norm, s.width)
-        self.within = _mlp(s.width, 2 * s.width, s)
+        self.within = _mlp(s.width, s)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.first_norm(x).mT
@@ -72,14 +153,14 @@ class MixerBlock(nn.Module):
         return x + self.within(self.second_norm(x))
 
 
-def _mlp(width: int, hidden: int, s: LayerSettings) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, hidden), s.act(), nn.Linear(hidden, width))
+def _mlp(width: int, s: NetworkSettings) -> nn.Sequential:
+    up = nn.Linear(width, 2 * width)
+    down = nn.Linear(2 * width, width)
+    return nn.Sequential(up, s.act(), down)
 
 
-def mixer(
-    side: int, patch: int, outputs: int, depth: int, s: LayerSettings
-) -> nn.Sequential:
-    layers = nn.Sequential(Patches(side, patch, s.width))
-    for _ in range(depth):
-        layers.append(MixerBlock((side // patch) ** 2, s))
-    return layers.append(MeanHead(s.width, outputs))
+def mixer(s: NetworkSettings) -> nn.Sequential:
+    layers = nn.Sequential(Patches(s))
+    for _ in range(s.depth):
+        layers.append(MixerBlock(s))
+    return layers.append(MeanHead(s))

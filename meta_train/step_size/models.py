@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -17,8 +17,12 @@ from sklearn.ensemble import GradientBoostingRegressor
 from torch import Tensor
 
 from meta_train.step_size.outcomes import interpolated, refined
-from meta_train.step_size.predictor import Predictor
-from ngopt.base.step_predictor import Layers, Scaling, outputs
+from ngopt.base.step_predictor import (
+    Layers,
+    Scaling,
+    cautious_prediction,
+    outputs,
+)
 
 LOSS_WEIGHT = 4.0  # a loss counts as much as a gain of this many times its size
 LEARNING_RATE = 0.02  # of Adam, decays to 2 %
@@ -54,6 +58,24 @@ class Constant:
         return np.full(len(x), self.best)
 
 
+class Predictor(NamedTuple):
+    """Maps features to log2 multipliers; `StepPredictor` with any number of layers.
+
+    Tensors are float64. caution: standard deviations of the networks' outputs by which
+    predictions are nearer to 0.
+    """
+
+    scaling: Scaling
+    layers: Layers
+    caution: float
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """log2 multipliers (n,) of features (n, d); near 0 beyond the data's range."""
+        features = torch.as_tensor(x)
+        found = cautious_prediction(features, self.scaling, self.layers, self.caution)
+        return found.numpy()
+
+
 @dataclass(frozen=True)
 class Settings:
     """Of an `Ensemble`.
@@ -69,19 +91,18 @@ class Settings:
     steps: int = 300
 
 
+DEFAULT = Settings()
+
+
 class Ensemble:
     """Small MLPs or linear maps, trained on the gains themselves.
 
     Each member is trained on kinds that are drawn with replacement.
     """
 
-    def __init__(
-        self,
-        log_multipliers: np.ndarray,
-        settings: Settings | None = None,
-    ):
+    def __init__(self, log_multipliers: np.ndarray, settings: Settings = DEFAULT):
         self.log_multipliers = log_multipliers
-        self.settings = settings or Settings()
+        self.settings = settings
         self.predictor: Predictor | None = None
 
     def fit(self, x: np.ndarray, gains: np.ndarray, kinds: np.ndarray) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-GROUPS = 4  # of a group norm at most
+if TYPE_CHECKING:
+    from meta_train.step_size.tasks import Task
+
+EXPERTS = 4
+HEAD = 12  # neurons of an attention head at least
 PLACES = 0.02  # standard deviation of positions, as in GPT-2
 
 
@@ -31,13 +34,24 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-class LayerSettings(NamedTuple):
-    """Settings of hidden layers. norm: a key of `norms` below."""
+class NetworkSettings(NamedTuple):
+    """What a network is built from.
 
+    norm: a name of `feature_norm` or `channel_norm`. fused: queries, keys and values
+    are one matrix.
+    """
+
+    task: Task
+    depth: int
     width: int
     act: Callable[[], nn.Module]
     norm: str
     skip: bool
+    fused: bool
+
+    @property
+    def inputs(self) -> int:
+        return self.task.inputs[0].numel()
 
 
 def feature_norm(name: str, width: int) -> nn.Module:
@@ -48,15 +62,6 @@ def feature_norm(name: str, width: int) -> nn.Module:
         return nn.RMSNorm(width)
     if name == "batch":
         return nn.BatchNorm1d(width, track_running_stats=False)
-    return nn.Identity()
-
-
-def channel_norm(name: str, width: int) -> nn.Module:
-    """A norm of images (b, width, rows, columns)."""
-    if name == "batch":
-        return nn.BatchNorm2d(width, track_running_stats=False)
-    if name == "group":
-        return nn.GroupNorm(math.gcd(GROUPS, width), width)
     return nn.Identity()
 
 
@@ -77,72 +82,52 @@ class Layer(nn.Module):
         return x + y if self.skip else y
 
 
-def _dense(inputs: int, s: LayerSettings) -> Layer:
+def _dense(inputs: int, s: NetworkSettings) -> Layer:
     linear = nn.Linear(inputs, s.width)
     norm = feature_norm(s.norm, s.width)
     skip = s.skip and inputs == s.width
     return Layer(linear, norm, s.act(), skip)
 
 
-def _convolution(channels: int, s: LayerSettings) -> Layer:
-    linear = nn.Conv2d(channels, s.width, 3, padding=1)
-    norm = channel_norm(s.norm, s.width)
-    skip = s.skip and channels == s.width
-    return Layer(linear, norm, s.act(), skip)
+def mlp(s: NetworkSettings) -> nn.Sequential:
+    model = mlp_between(s.inputs, s.task.outputs, s)
+    if s.act is Sine:
+        initialize_siren(model)
+    return model
 
 
-def mlp(inputs: int, outputs: int, depth: int, s: LayerSettings) -> nn.Sequential:
+def mlp_between(inputs: int, outputs: int, s: NetworkSettings) -> nn.Sequential:
     """depth hidden layers."""
-    layers = nn.Sequential(nn.Flatten(), _dense(inputs, s))
-    for _ in range(1, depth):
-        layers.append(_dense(s.width, s))
+    layers = nn.Sequential(nn.Flatten(), *dense_layers(inputs, s))
     return layers.append(nn.Linear(s.width, outputs))
 
 
-def autoencoder(inputs: int, depth: int, s: LayerSettings) -> nn.Sequential:
+def dense_layers(inputs: int, s: NetworkSettings) -> list[Layer]:
+    layers = [_dense(inputs, s)]
+    for _ in range(1, s.depth):
+        layers.append(_dense(s.width, s))
+    return layers
+
+
+def autoencoder(s: NetworkSettings) -> nn.Sequential:
     """Hidden layers whose widths halve and then double."""
     widths = []
-    for i in range((depth + 1) // 2):
+    for i in range((s.depth + 1) // 2):
         widths.append(max(4, s.width >> i))
     widths += widths[-2::-1]
     layers = nn.Sequential(nn.Flatten())
-    before = inputs
+    before = s.inputs
     for width in widths:
         own = s._replace(width=width, skip=False)
         layers.append(_dense(before, own))
         before = width
-    return layers.append(nn.Linear(before, inputs))
-
-
-def cnn(outputs: int, depth: int, s: LayerSettings) -> nn.Sequential:
-    """3x3 convolutions of gray images, pooled by two after the first and the second."""
-    layers = nn.Sequential()
-    channels = 1
-    for i in range(depth):
-        layers.append(_convolution(channels, s))
-        if i < 2:
-            layers.append(nn.MaxPool2d(2))
-        channels = s.width
-    layers.append(nn.AdaptiveAvgPool2d(1))
-    layers.append(nn.Flatten())
-    return layers.append(nn.Linear(s.width, outputs))
-
-
-def denoiser(depth: int, s: LayerSettings) -> nn.Sequential:
-    """Residual convolutions from gray images to gray images."""
-    s = s._replace(skip=True)
-    layers = nn.Sequential()
-    channels = 1
-    for _ in range(depth):
-        layers.append(_convolution(channels, s))
-        channels = s.width
-    return layers.append(nn.Conv2d(s.width, 1, 3, padding=1))
+    return layers.append(nn.Linear(before, s.inputs))
 
 
 class GatedLayer(nn.Module):
     """A gated linear unit with any activation (Shazeer 2020)."""
 
-    def __init__(self, inputs: int, s: LayerSettings):
+    def __init__(self, inputs: int, s: NetworkSettings):
         super().__init__()
         self.norm = feature_norm(s.norm, inputs)
         self.gate = nn.Linear(inputs, s.width)
@@ -158,22 +143,22 @@ class GatedLayer(nn.Module):
         return x + y if self.skip else y
 
 
-def gated_mlp(inputs: int, outputs: int, depth: int, s: LayerSettings) -> nn.Sequential:
-    layers = nn.Sequential(nn.Flatten())
-    for _ in range(depth):
-        layers.append(GatedLayer(inputs, s))
-        inputs = s.width
-    return layers.append(nn.Linear(inputs, outputs))
+def gated_mlp(s: NetworkSettings) -> nn.Sequential:
+    layers = nn.Sequential(nn.Flatten(), GatedLayer(s.inputs, s))
+    for _ in range(1, s.depth):
+        layers.append(GatedLayer(s.width, s))
+    return layers.append(nn.Linear(s.width, s.task.outputs))
 
 
 class PointSet(nn.Module):
     """Classifies sets by the largest features of their points (Zaheer et al. 2017)."""
 
-    def __init__(self, size: int, outputs: int, depth: int, s: LayerSettings):
+    def __init__(self, s: NetworkSettings):
         super().__init__()
-        self.of_points = mlp_of_points(size, depth, s)
+        size = s.task.inputs.shape[-1]
+        self.of_points = nn.Sequential(*dense_layers(size, s))
         self.hidden = _dense(s.width, s)
-        self.head = nn.Linear(s.width, outputs)
+        self.head = nn.Linear(s.width, s.task.outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         points = self.of_points(x)
@@ -181,22 +166,17 @@ class PointSet(nn.Module):
         return self.head(self.hidden(largest))
 
 
-def mlp_of_points(inputs: int, depth: int, s: LayerSettings) -> nn.Sequential:
-    layers = nn.Sequential()
-    for _ in range(depth):
-        layers.append(_dense(inputs, s))
-        inputs = s.width
-    return layers
-
-
 class Attention(nn.Module):
     """Self-attention; queries, keys and values of one matrix or of three."""
 
-    def __init__(self, width: int, heads: int, causal: bool, fused: bool):
+    def __init__(self, s: NetworkSettings, causal: bool):
         super().__init__()
-        self.heads = heads
+        width = s.width
+        self.heads = max(width // HEAD, 1)
+        while width % self.heads:
+            self.heads -= 1
         self.causal = causal
-        sizes = [3 * width] if fused else [width] * 3
+        sizes = [3 * width] if s.fused else [width] * 3
         self.qkv = nn.ModuleList(nn.Linear(width, size) for size in sizes)
         self.out = nn.Linear(width, width)
 
@@ -218,9 +198,9 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """A pre-norm transformer block (Xiong et al. 2020)."""
 
-    def __init__(self, attention: Attention, s: LayerSettings):
+    def __init__(self, s: NetworkSettings, causal: bool):
         super().__init__()
-        self.attention = attention
+        self.attention = Attention(s, causal)
         self.first_norm = feature_norm(s.norm, s.width)
         self.second_norm = feature_norm(s.norm, s.width)
         self.up = nn.Linear(s.width, 4 * s.width)
@@ -238,63 +218,48 @@ class Block(nn.Module):
 class Tokens(nn.Module):
     """Embeddings of words and their positions."""
 
-    def __init__(self, words: int, length: int, width: int):
+    def __init__(self, s: NetworkSettings):
         super().__init__()
-        self.words = nn.Embedding(words, width)
-        self.positions = nn.Parameter(PLACES * torch.randn(length, width))
+        length = s.task.inputs.shape[1]
+        self.words = nn.Embedding(s.task.outputs, s.width)
+        self.positions = nn.Parameter(PLACES * torch.randn(length, s.width))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.words(x) + self.positions
 
 
-class Patches(nn.Module):
-    """Embeddings of square patches of gray images and their positions."""
-
-    def __init__(self, side: int, patch: int, width: int):
-        super().__init__()
-        self.project = nn.Conv2d(1, width, patch, patch)
-        count = (side // patch) ** 2
-        self.positions = nn.Parameter(PLACES * torch.randn(count, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        patches = self.project(x).flatten(2)
-        return patches.mT + self.positions
-
-
-class MeanHead(nn.Module):
-    """Predicts from the mean of all positions."""
-
-    def __init__(self, width: int, outputs: int):
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.linear = nn.Linear(width, outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(x).mean(1)
-        return self.linear(x)
-
-
 class WordHead(nn.Module):
     """Logits of the next word at each position, (b, words, length)."""
 
-    def __init__(self, width: int, words: int, norm: str):
+    def __init__(self, s: NetworkSettings):
         super().__init__()
-        self.norm = feature_norm(norm, width)
-        self.linear = nn.Linear(width, words, bias=False)
+        self.norm = feature_norm(s.norm, s.width)
+        self.linear = nn.Linear(s.width, s.task.outputs, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(x)
         return self.linear(x).mT
 
 
+def transformer_blocks(s: NetworkSettings, causal: bool) -> nn.Sequential:
+    return nn.Sequential(*(Block(s, causal) for _ in range(s.depth)))
+
+
+def gpt(s: NetworkSettings) -> nn.Sequential:
+    embed, head = Tokens(s), WordHead(s)
+    if s.skip:  # tied embeddings
+        head.linear.weight = embed.words.weight
+    return nn.Sequential(embed, transformer_blocks(s, causal=True), head)
+
+
 class Recurrent(nn.Module):
     """An LSTM or GRU for the next word at each position, (b, words, length)."""
 
-    def __init__(self, layer: type[nn.Module], words: int, width: int, depth: int):
+    def __init__(self, s: NetworkSettings, layer: type[nn.Module]):
         super().__init__()
-        self.words = nn.Embedding(words, width)
-        self.layers = layer(width, width, depth, batch_first=True)
-        self.head = nn.Linear(width, words)
+        self.words = nn.Embedding(s.task.outputs, s.width)
+        self.layers = layer(s.width, s.width, s.depth, batch_first=True)
+        self.head = nn.Linear(s.width, s.task.outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.words(x)
@@ -305,17 +270,17 @@ class Recurrent(nn.Module):
 class Experts(nn.Module):
     """A mixture of MLPs, weighted by a gate (Jacobs et al. 1991)."""
 
-    def __init__(self, inputs: int, outputs: int, count: int, s: LayerSettings):
+    def __init__(self, s: NetworkSettings):
         super().__init__()
-        self.embed = nn.Linear(inputs, s.width)
-        self.gate = nn.Linear(s.width, count)
+        self.embed = nn.Linear(s.inputs, s.width)
+        self.gate = nn.Linear(s.width, EXPERTS)
         self.experts = nn.ModuleList()
-        for _ in range(count):
+        for _ in range(EXPERTS):
             up = nn.Linear(s.width, s.width)
             down = nn.Linear(s.width, s.width)
             self.experts.append(nn.Sequential(up, s.act(), down))
         self.norm = nn.LayerNorm(s.width)
-        self.head = nn.Linear(s.width, outputs)
+        self.head = nn.Linear(s.width, s.task.outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x.flatten(1))
@@ -329,10 +294,11 @@ class Experts(nn.Module):
 class Factors(nn.Module):
     """Dot products of the embeddings of two items, (b,)."""
 
-    def __init__(self, items: int, width: int):
+    def __init__(self, s: NetworkSettings):
         super().__init__()
-        self.rows = nn.Embedding(items, width)
-        self.columns = nn.Embedding(items, width)
+        items = s.task.outputs
+        self.rows = nn.Embedding(items, s.width)
+        self.columns = nn.Embedding(items, s.width)
         self.row_bias = nn.Embedding(items, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -344,10 +310,11 @@ class Factors(nn.Module):
 class Bag(nn.Module):
     """Classifies the mean embedding of words."""
 
-    def __init__(self, words: int, width: int, outputs: int):
+    def __init__(self, s: NetworkSettings):
         super().__init__()
-        self.words = nn.Embedding(words, width)
-        self.head = nn.Linear(width, outputs)
+        last = max(s.task.inputs.max(), s.task.validation_inputs.max())
+        self.words = nn.Embedding(1 + int(last), s.width)
+        self.head = nn.Linear(s.width, s.task.outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         mean = self.words(x).mean(1)
@@ -359,8 +326,9 @@ class Vectors(nn.Module):
 
     fixed: Tensor
 
-    def __init__(self, inputs: int, outputs: int):
+    def __init__(self, s: NetworkSettings):
         super().__init__()
+        inputs, outputs = s.inputs, s.task.outputs
         self.scale = nn.Parameter(torch.zeros(inputs))
         self.shift = nn.Parameter(torch.zeros(inputs))
         self.out_scale = nn.Parameter(torch.ones(outputs))

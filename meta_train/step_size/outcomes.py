@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,13 +26,12 @@ class Outcomes:
     """Outcomes of n trainings at m multipliers and 2 seeds.
 
     trainings: their descriptions. log_multipliers: (m,), base 2. losses: logs of
-    validation losses, (n, m, 2). signals: by name, (n, m, 2, checks), if recorded.
+    validation losses, (n, m, 2).
     """
 
     trainings: list[Training]
     log_multipliers: np.ndarray
     losses: np.ndarray
-    signals: dict[str, np.ndarray]
 
     @property
     def gains(self) -> np.ndarray:
@@ -41,10 +41,6 @@ class Outcomes:
         gains = self.losses[:, [middle]] - self.losses
         return gains.clip(-MOST, MOST)
 
-    @property
-    def kinds(self) -> list[str]:
-        return [training.kind for training in self.trainings]
-
 
 def read_outcomes(paths: Sequence[Path]) -> Outcomes:
     """Raises ValueError if there are none."""
@@ -52,25 +48,20 @@ def read_outcomes(paths: Sequence[Path]) -> Outcomes:
     if not records:
         raise ValueError(f"outcomes: expected lines of trainings in {paths}; got none")
     trainings, losses = [], []
-    signals: dict[str, list[np.ndarray]] = {}
     fields = Training.__dataclass_fields__
     for seed in sorted(records):
         record = records[seed]
         own = {name: record[name] for name in fields}
         trainings.append(Training(**own))
-        first = np.array(record["first"], dtype=float)
-        validation = np.array(record["validation"], dtype=float)  # None becomes nan
-        losses.append(log_losses(first, validation))
-        for name, values in record.get("signals", {}).items():
-            read = np.array(values, dtype=float)
-            signals.setdefault(name, []).append(read)
+        losses.append(log_losses(record))
     multipliers = next(iter(records.values()))["multipliers"]
-    stacked = {name: np.stack(values) for name, values in signals.items()}
-    return Outcomes(trainings, np.log2(multipliers), np.stack(losses), stacked)
+    return Outcomes(trainings, np.log2(multipliers), np.stack(losses))
 
 
-def log_losses(first: np.ndarray, validation: np.ndarray) -> np.ndarray:
+def log_losses(record: Mapping[str, Any]) -> np.ndarray:
     """Logs of losses (m, 2) with a floor and a ceiling relative to the first, (2,)."""
+    first = np.array(record["first"], dtype=float)  # None becomes nan
+    validation = np.array(record["validation"], dtype=float)
     first = np.nan_to_num(np.abs(first), nan=1.0)
     first = first + 1e-12
     ratio = np.nan_to_num(validation, nan=np.inf) / first

@@ -28,6 +28,16 @@ def started(training: Training, seed: int) -> nn.Module:
     return model
 
 
+def first_gradients(
+    training: Training, seed: int
+) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """A started network, and the gradients of its parameters on the first batch."""
+    model, task = started(training, seed), training.task
+    chosen = training.indices(seed, 0)
+    loss = task.loss(model(task.inputs[chosen]), task.targets[chosen])
+    return model, torch.autograd.grad(loss, list(model.parameters()))
+
+
 @lru_cache(2)
 def _trained(training: Training, seed: int) -> dict[str, Tensor]:
     """Weights after a training on other data."""
@@ -61,8 +71,7 @@ def other_task(training: Training) -> Task:
         if not targets.is_floating_point():
             classes = _exchanged(task.outputs, task.outputs // 2, generator)
             targets = classes[targets]
-    unused = task.validation_inputs, task.validation_targets
-    return Task(inputs, targets, *unused, task.loss, task.outputs, task.score)
+    return task._replace(inputs=inputs, targets=targets)
 
 
 def _exchanged(size: int, count: int, generator: torch.Generator) -> Tensor:

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from harness.random import derive_seed, seeded
 from meta_train.step_size.families import FAMILIES
+from meta_train.step_size.networks import ACTIVATIONS, NetworkSettings
 from meta_train.step_size.tasks import Task, make_task
 
 STARTS = "new", "tuned", "adapter"
@@ -55,10 +56,22 @@ class Training:
         seed = derive_seed(self.seed, 1) % 2**62
         return make_task(self.task_name, seed, self.examples, self.noise)
 
+    @property
+    def _network(self) -> NetworkSettings:
+        return NetworkSettings(
+            self.task,
+            self.depth,
+            self.width,
+            ACTIVATIONS[self.activation],
+            self.norm,
+            self.skip,
+            fused=self.seed % 2 == 0,
+        )
+
     def build(self, seed: int) -> nn.Module:
         """The network with new weights."""
         with seeded(self.seed, 2, seed):
-            model = FAMILIES[self.family].build(self)
+            model = FAMILIES[self.family].build(self._network)
             initialize(model, self.weights)
         return model
 

@@ -24,7 +24,6 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.utils import parameters_to_vector
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._pytree import tree_map_only
@@ -44,11 +43,12 @@ from meta_train.training.all_reduce import ReducedResult, all_reduce_results
 from meta_train.training.config import Config, learning_rate_factor
 from meta_train.training.rank_assignment import StepCosts, assign_ranks
 from meta_train.training.restart_schedule import OptimizeeProgress, RestartSchedule
-from meta_train.training.rules import trained_metanet
+from meta_train.training.rules import as_weights, trained_metanet
 from meta_train.training.tensorboard import log_gradients, log_updates, log_validation
 from meta_train.training.unroll import Optimizee, whole_run
 from meta_train.training.weights import make_learned, with_stage
 from meta_train.training.worker import Result, Worker
+from ngopt.metanets import Metanet
 from ngopt.pretrained import save_pretrained
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
@@ -317,10 +317,10 @@ def placed(state: Any, device: torch.device) -> Any:
     return tree_map_only(torch.Tensor, one, state)
 
 
-def assign_gradient(module: nn.Module, gradient: torch.Tensor) -> None:
-    pieces = gradient.split([p.numel() for p in module.parameters()])
-    for parameter, piece in zip(module.parameters(), pieces, strict=True):
-        parameter.grad = piece.view_as(parameter).clone()
+def assign_gradient(metanet: Metanet, gradient: torch.Tensor) -> None:
+    pieces = as_weights(gradient, metanet)
+    for parameter, piece in zip(metanet.parameters(), pieces, strict=True):
+        parameter.grad = piece.clone()
 
 
 def advice(config: Config, outer_step: int, made_for: int | None) -> Iterator[str]:

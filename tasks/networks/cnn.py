@@ -68,6 +68,30 @@ class CNNConfig:
         return {"kind": "cnn", **asdict(self)}
 
 
+def same_paddings(kernels: Sequence[int]) -> list[int]:
+    """Paddings that keep the size of a map where the stride is 1."""
+    return [kernel // 2 for kernel in kernels]
+
+
+def uniform_cnn(
+    channels: Sequence[int], kernels: Sequence[int], activation: str, **options: Any
+) -> dict[str, Any]:
+    """The description of a CNN with one activation function.
+
+    options: of `CNNConfig`; by default "same" paddings, and no skips.
+    """
+    layers = len(kernels)
+    defaults = {"paddings": same_paddings(kernels), "skips": [None] * layers}
+    activations = [activation] * layers
+    config = CNNConfig(
+        channels=channels,
+        kernels=kernels,
+        activations=activations,
+        **(defaults | options),
+    )
+    return config.description()
+
+
 class CNN(Classifier):
     """Convolutions, the mean over space and a linear layer.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from harness.random import derive_seed
 from tasks.networks.architectures import NetworkStack
-from tasks.shards import Networks, column_of, merged, read_split
+from tasks.shards import Networks, column_of, merged_by_architecture, read_split
 
 # Consecutive networks of one architecture in an epoch, which a model evaluates
 # together. With all networks of an architecture in a row, a model would forget the
@@ -37,10 +37,7 @@ class NetworkDataset:
 
         Only columns that all groups have are kept.
         """
-        by_architecture: dict[str, list[Networks]] = {}
-        for group in groups:
-            by_architecture.setdefault(str(group.architecture), []).append(group)
-        whole = list(map(merged, by_architecture.values()))
+        whole = merged_by_architecture(groups)
         columns = {}
         for key in sorted(whole[0].columns):
             if all(key in group.columns for group in whole):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from harness.files import read_checkpoint
-from tasks.networks.cnn import CNNConfig
+from tasks.networks.cnn import CNNConfig, uniform_cnn
 from tasks.shards import Networks
 from tasks.sources.foreign_files import (
     check_list,
@@ -159,15 +159,8 @@ def small_cnn(
     for kernel in kernels:
         channels.append(kernel.shape[1])
         sides.append(kernel.shape[-1])
-    config = CNNConfig(
-        channels=channels,
-        kernels=sides,
-        strides=[STRIDE] * layers,
-        paddings=[0] * layers,
-        activations=[activation] * layers,
-        skips=[None] * layers,
-    )
-    return config.description()
+    options = {"strides": [STRIDE] * layers, "paddings": [0] * layers}
+    return uniform_cnn(channels, sides, activation, **options)
 
 
 def split_rows(split: str, rows: Sequence[int]) -> list[int]:

@@ -8,7 +8,7 @@ from math import exp, log
 from random import Random
 from typing import Any
 
-from tasks.networks.cnn import CNNConfig
+from tasks.networks.cnn import CNNConfig, same_paddings, uniform_cnn
 
 OPTIMIZERS = ("sgd", "adam", "rmsprop")
 INITS = ("default", "glorot", "he", "orthogonal", "normal")
@@ -74,22 +74,11 @@ def log_uniform(random: Random, low: float, high: float) -> float:
     return exp(random.uniform(log(low), log(high)))
 
 
-def same_paddings(kernels: Sequence[int]) -> list[int]:
-    """Paddings that keep the size of a map where the stride is 1."""
-    return [kernel // 2 for kernel in kernels]
-
-
 def small_cnn(random: Random) -> dict[str, Any]:
     """Three convolutions of 16 channels: 4,970 parameters (Unterthiner et al. 2020)."""
-    config = CNNConfig(
-        channels=[1, 16, 16, 16],
-        kernels=[3, 3, 3],
-        strides=[2, 2, 2],
-        paddings=[0, 0, 0],
-        activations=[random.choice(("relu", "tanh"))] * 3,
-        skips=[None] * 3,
-    )
-    return config.description()
+    activation = random.choice(("relu", "tanh"))
+    options = {"strides": [2, 2, 2], "paddings": [0, 0, 0]}
+    return uniform_cnn([1, 16, 16, 16], [3, 3, 3], activation, **options)
 
 
 def wild_park_cnn(random: Random) -> dict[str, Any]:
@@ -126,16 +115,13 @@ def normed_cnn(random: Random) -> dict[str, Any]:
     layers = random.randint(2, 4)
     channels = [3, *random.choices((8, 16, 24), k=layers)]
     kernels = random.choices((3, 5), k=layers)
-    config = CNNConfig(
-        channels=channels,
-        kernels=kernels,
+    return uniform_cnn(
+        channels,
+        kernels,
+        random.choice(RELU_LIKE),
         strides=[2, 2, 1, 1][:layers],
-        paddings=same_paddings(kernels),
-        activations=[random.choice(RELU_LIKE)] * layers,
-        skips=[None] * layers,
         norm=random.choice(("batch", "group")),
     )
-    return config.description()
 
 
 def sequence_cnn(random: Random) -> dict[str, Any]:
@@ -143,17 +129,14 @@ def sequence_cnn(random: Random) -> dict[str, Any]:
     layers = random.randint(2, 4)
     channels = [3, *random.choices((8, 16, 32), k=layers)]
     kernels = random.choices((5, 9), k=layers)
-    config = CNNConfig(
-        channels=channels,
-        kernels=kernels,
+    return uniform_cnn(
+        channels,
+        kernels,
+        random.choice(RELU_LIKE),
         strides=[4, 4, 2, 1][:layers],
-        paddings=same_paddings(kernels),
-        activations=[random.choice(RELU_LIKE)] * layers,
-        skips=[None] * layers,
         norm=random.choice((None, "batch", "group")),
         dimensions=1,
     )
-    return config.description()
 
 
 def residual_cnn(random: Random) -> dict[str, Any]:
@@ -162,17 +145,14 @@ def residual_cnn(random: Random) -> dict[str, Any]:
     width = random.choice((8, 12, 16))
     blocks = random.randint(1, 2)
     layers = 1 + 2 * blocks
-    kernels = [3] * layers
-    config = CNNConfig(
-        channels=[3, width, width, width, 2 * width, 2 * width][: 1 + layers],
-        kernels=kernels,
+    return uniform_cnn(
+        [3, width, width, width, 2 * width, 2 * width][: 1 + layers],
+        [3] * layers,
+        "relu",
         strides=[2, 2, 1, 2, 1][:layers],
-        paddings=same_paddings(kernels),
-        activations=["relu"] * layers,
         skips=[None, None, 0, None, 2][:layers],
         norm=random.choice(("batch", "group")),
     )
-    return config.description()
 
 
 def deep_sets(random: Random) -> dict[str, Any]:

@@ -250,13 +250,13 @@ class Mixer(nn.Module):
 class RowRnn(nn.Module):
     """Recurrent layers over the rows of an image; classifies their last output."""
 
-    def __init__(self, kind: Recurrence, side: int, width: int):
+    def __init__(self, kind: Recurrence, side: int, width: int, out: int = 10):
         super().__init__()
         self.cells = kind(side, width, batch_first=True)
-        self.head = nn.Linear(width, 10)
+        self.head = nn.Linear(width, out)
 
     def forward(self, images: Tensor) -> Tensor:
-        """images: (b, 1, side, side); returns (b, 10)"""
+        """images: (b, 1, side, side); returns (b, out)"""
         rows = images.squeeze(1)
         outputs, _ = self.cells(rows)
         return self.head(outputs[:, -1])

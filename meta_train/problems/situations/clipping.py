@@ -7,15 +7,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from meta_train.problems.common import MNIST_14
-from meta_train.problems.networks.dense import mlp
-from meta_train.problems.networks.sequential import CharacterRnn, RowRnn
-from meta_train.problems.situations.kinds import Kind
+from meta_train.problems.situations import tables
+from meta_train.problems.situations.kinds import read_kinds
 from meta_train.problems.situations.problems import classify, regress
-from meta_train.problems.situations.tables import unscaled_regression
-from meta_train.problems.situations.texts import CODE_0, windows
 from meta_train.problems.supervised import Batch, SupervisedProblem
-from meta_train.problems.text import VOCABULARY
 
 MAX_NORM = 1.0
 
@@ -43,19 +38,7 @@ class ClippedProblem(SupervisedProblem):
         return loss.detach() + (linear - linear.detach())
 
 
-GRU = partial(CharacterRnn, nn.GRU, VOCABULARY, 32, 64)
-COLUMNS = partial(unscaled_regression, 16, 2.0, 25)
-MLP = partial(mlp, (16, 64, 64, 1), nn.GELU)
-LSTM = partial(RowRnn, nn.LSTM, 14, 64)
+classify_clipped = partial(classify, kind=ClippedProblem)
+regress_clipped = partial(regress, kind=ClippedProblem)
 
-clip_gru = classify("clip-gru-200", partial(windows, CODE_0), GRU, 16, 200)
-clip_columns = regress("clip-columns-300", COLUMNS, MLP, 64, 300)
-clip_lstm = classify("clip-lstm-150", MNIST_14, LSTM, 32, 150)
-
-KINDS = {
-    "gradient clipping": Kind(
-        developing=[ClippedProblem(**vars(clip_gru))],
-        validating=[ClippedProblem(**vars(clip_columns))],
-        testing=[ClippedProblem(**vars(clip_lstm))],
-    )
-}
+KINDS = read_kinds(__file__, vars(tables) | globals())

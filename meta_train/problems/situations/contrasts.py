@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor
 
-from meta_train.problems.common import Build, Data
 from meta_train.problems.objectives import contrastive_loss, neighbour_accuracy
 from meta_train.problems.situations.kinds import read_kinds
-from meta_train.problems.situations.problems import supervised
-from meta_train.problems.supervised import Objective, SupervisedProblem
+from meta_train.problems.situations.problems import supervised_by_batch
+from meta_train.problems.supervised import Objective
 
 
 def contrastive_divergence(embeddings: Tensor, labels: Tensor) -> Tensor:
@@ -25,15 +26,5 @@ def contrastive_divergence(embeddings: Tensor, labels: Tensor) -> Tensor:
 
 
 DIVERGENCE = Objective(contrastive_divergence, neighbour_accuracy)
-
-
-def contrast(
-    name: str, data: Data, build: Build, batch_size: int, steps: int
-) -> SupervisedProblem:
-    """The loss depends on the batch size, so evaluation has that of training."""
-    return supervised(
-        name, data, build, DIVERGENCE, batch_size, steps, evaluation_batch=batch_size
-    )
-
-
+contrast = partial(supervised_by_batch, objective=DIVERGENCE)
 KINDS = read_kinds(__file__, globals())

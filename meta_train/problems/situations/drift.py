@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from harness.random import seeded
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.protocol import Metrics
-from meta_train.problems.situations.generated import EVALUATED, fixed
+from meta_train.problems.situations.generated import fixed
 from meta_train.problems.situations.kinds import Kind
 from meta_train.problems.situations.problems import REGRESS_WITH_FLOOR, SampledProblem
 from meta_train.problems.supervised import (
@@ -21,7 +21,6 @@ from meta_train.problems.supervised import (
     REGRESS,
     Batch,
     Objective,
-    at_most,
     device_of,
     on_device,
 )
@@ -103,21 +102,17 @@ class DriftProblem(SampledProblem):
             model.record(*self._score(outputs.detach(), batch.clean))
         return self.objective.loss(outputs, batch.targets)
 
-    @torch.no_grad()
-    def evaluate(
-        self, model: nn.Module, split: str, limit: int | None = None
-    ) -> Metrics:
+    def measure(self, model: nn.Module, count: int) -> Metrics:
         assert isinstance(model, Online)
-        loss, right, count = model.loss_sum, model.right_sum, model.batches
-        if not count:
-            with seeded(0, 4, split == "test"):
-                examples = self.draw(at_most(EVALUATED, limit), 0.0)
+        loss, right, batches = model.loss_sum, model.right_sum, model.batches
+        if not batches:
+            examples = self.draw(count, 0.0)
             inputs, targets = on_device(examples, device_of(model))
             loss, right = self._score(model(inputs), targets)
-            count = torch.ones_like(loss)
+            batches = torch.ones_like(loss)
         has_accuracy = self.evaluation.accuracy is not None
-        accuracy = (right / count).item() if has_accuracy else None
-        return Metrics((loss / count).item(), accuracy)
+        accuracy = (right / batches).item() if has_accuracy else None
+        return Metrics((loss / batches).item(), accuracy)
 
     def _score(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and accuracy of a batch, (); 0 for an objective without accuracy."""

@@ -7,16 +7,17 @@ uses other data, on which the loss can fall clearly.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache, partial
 
 from torch import Tensor, nn
 
-from meta_train.problems.common import FASHION_14
+from meta_train.problems.images import FASHION_14
 from meta_train.problems.networks.sequential import Block, Gpt
 from meta_train.problems.situations.kinds import Kind, read_kinds
 from meta_train.problems.situations.pretrained import PRETRAINED, pretrained
-from meta_train.problems.situations.problems import classify
-from meta_train.problems.supervised import Batch, Splits, SupervisedProblem, mapped
+from meta_train.problems.situations.problems import name_key
+from meta_train.problems.supervised import Splits, SupervisedProblem, mapped
 
 LORA_SCALE = 2.0  # alpha / rank, the most common choice
 
@@ -24,11 +25,7 @@ LORA_SCALE = 2.0  # alpha / rank, the most common choice
 @cache
 def negatives() -> Splits:
     """FashionMNIST with negated normalised pixels."""
-    return mapped(FASHION_14, _negative)
-
-
-def _negative(images: Tensor, labels: Tensor) -> Batch:
-    return -images, labels
+    return mapped(FASHION_14(), lambda images, labels: (-images, labels))
 
 
 class Lora(nn.Module):
@@ -104,9 +101,13 @@ def with_new_head(name: str) -> nn.Module:
 
 def _continued(name: str, network: str, steps: int) -> SupervisedProblem:
     """Continues the training of a network of `PRETRAINED`."""
-    pretraining = PRETRAINED[network]
-    build = partial(pretrained, network)
-    return classify(name, pretraining.data, build, pretraining.batch_size, steps)
+    return replace(
+        PRETRAINED[network],
+        name=name,
+        build=partial(pretrained, network),
+        steps=steps,
+        stream=(name_key(name),),
+    )
 
 
 CONTINUED = Kind(

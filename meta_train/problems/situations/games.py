@@ -6,22 +6,21 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from harness.random import seeded
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.protocol import Metrics
 from meta_train.problems.situations.kinds import Kind
 from meta_train.problems.situations.problems import SampledProblem
-from meta_train.problems.supervised import at_most, device_of
+from meta_train.problems.supervised import device_of
 from tasks.networks.siren import pixel_grid
 
 AVERAGE_DECAY = 0.98  # a step
-EVALUATED = 4096  # points; two samples of one distribution have a distance of .001
 
 
 class Players(nn.Module):
@@ -46,13 +45,11 @@ class Players(nn.Module):
 
     def generate(self, count: int) -> Tensor:
         """Points (count, 2)"""
-        noise = self._noise(count)
-        return self.generator(noise)
+        return self.generator(self.noises(count))
 
-    def generate_by_average(self, count: int) -> Tensor:
-        """Points (count, 2) of the generator with averaged weights."""
-        noise = self._noise(count)
-        return self.average(noise)
+    def noises(self, count: int) -> Tensor:
+        """Inputs of the generator, (count, noise)."""
+        return torch.randn(count, self.noise).to(device_of(self))
 
     @torch.no_grad()
     def update_average(self) -> None:
@@ -66,40 +63,28 @@ class Players(nn.Module):
         logits = functional_call(self.critic, weights, points)
         return logits.squeeze(1)
 
-    def _noise(self, count: int) -> Tensor:
-        noise = torch.randn(count, self.noise)
-        return noise.to(device_of(self))
 
+def game(
+    players: Players, real: Tensor, penalty: float, is_relativistic: bool = False
+) -> Tensor:
+    """The sum of both players' losses and gradient penalties, ().
 
-def logistic_game(players: Players, real: Tensor, penalty: float) -> Tensor:
-    """The sum of both players' non-saturating losses and gradient penalties, ().
-
-    penalty: twice the weight of the mean squared gradients of the critic at real (R1)
-    and at generated points (R2, Mescheder et al. 2018).
+    is_relativistic: losses of Huang et al. 2024; else the non-saturating ones of
+    Goodfellow et al. 2014. penalty: twice the weight of the mean squared gradients of
+    the critic at real (R1) and at generated points (R2, Mescheder et al. 2018).
     """
     fake = players.generate(len(real))
     real_logits, real_slope = _with_slopes(players.critic, real)
     fake_logits, fake_slope = _with_slopes(players.critic, fake)
-    critic = F.softplus(-real_logits).mean()
-    critic = critic + F.softplus(fake_logits).mean()
-    critic = critic + 0.5 * penalty * (real_slope + fake_slope)
     logits = players.fixed_critic(fake)
+    if is_relativistic:
+        critic = F.softplus(fake_logits - real_logits).mean()
+        logits = logits - real_logits.detach()
+    else:
+        critic = F.softplus(-real_logits).mean()
+        critic = critic + F.softplus(fake_logits).mean()
+    critic = critic + 0.5 * penalty * (real_slope + fake_slope)
     return critic + F.softplus(-logits).mean()
-
-
-def relativistic_game(players: Players, real: Tensor, penalty: float) -> Tensor:
-    """The sum of both players' relativistic losses (Huang et al. 2024), ().
-
-    penalty: as in `logistic_game`.
-    """
-    fake = players.generate(len(real))
-    real_logits, real_slope = _with_slopes(players.critic, real)
-    fake_logits, fake_slope = _with_slopes(players.critic, fake)
-    critic = F.softplus(fake_logits - real_logits).mean()
-    critic = critic + 0.5 * penalty * (real_slope + fake_slope)
-    logits = players.fixed_critic(fake)
-    advantage = real_logits.detach() - logits
-    return critic + F.softplus(advantage).mean()
 
 
 def _with_slopes(critic: nn.Module, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,6 +108,8 @@ class GanProblem(SampledProblem):
     players' losses, each with gradients for its own player only.
     """
 
+    # two samples of one distribution have a distance of .001
+    evaluated: ClassVar[int] = 4096
     build: Callable[[], Players]
     modes: Tensor
     width: float
@@ -138,15 +125,10 @@ class GanProblem(SampledProblem):
             model.update_average()
         return self.game(model, batch)
 
-    @torch.no_grad()
-    def evaluate(
-        self, model: nn.Module, split: str, limit: int | None = None
-    ) -> Metrics:
+    def measure(self, model: nn.Module, count: int) -> Metrics:
         assert isinstance(model, Players)
-        count = at_most(EVALUATED, limit)
-        with seeded(0, 4, split == "test"):
-            real = self._real(count)
-            fake = model.generate_by_average(count).cpu()
+        real = self._real(count)
+        fake = model.average(model.noises(count)).cpu()
         distance = energy_distance(real, fake)
         return Metrics(distance.item(), self._mode_coverage(fake))
 
@@ -184,9 +166,9 @@ def ring(count: int) -> Tensor:
 PLAYERS_8 = partial(Players, 8, 64)
 PLAYERS_4 = partial(Players, 4, 48)
 PLAYERS_2 = partial(Players, 2, 80)
-LOGISTIC_10 = partial(logistic_game, penalty=10.0)
-LOGISTIC_6 = partial(logistic_game, penalty=6.0)
-RELATIVISTIC_3 = partial(relativistic_game, penalty=3.0)
+LOGISTIC_10 = partial(game, penalty=10.0)
+LOGISTIC_6 = partial(game, penalty=6.0)
+RELATIVISTIC_3 = partial(game, penalty=3.0, is_relativistic=True)
 
 ring_8 = GanProblem("gan-ring-8", PLAYERS_8, 128, 800, ring(8), 0.1, LOGISTIC_10)
 SQUARE = pixel_grid(3, 3)

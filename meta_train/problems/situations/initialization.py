@@ -9,7 +9,6 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
-from meta_train.problems.common import Build
 from meta_train.problems.networks.convolutional import (
     ResidualBlock,
 )
@@ -22,6 +21,7 @@ from meta_train.problems.networks.sequential import (
 from meta_train.problems.situations.kinds import (
     read_kinds,
 )
+from meta_train.problems.supervised import Build
 
 Fill = Callable[[Tensor], object]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from meta_train.problems.problem_tables import ProblemRow, read_problems
+from meta_train.problems.problem_tables import read_problems
 from meta_train.problems.protocol import Problem
 from meta_train.problems.situations import generated, problems, real_tables, texts
 
@@ -30,22 +30,13 @@ def read_kinds(module: str, names: Mapping[str, Any]) -> dict[str, Kind]:
     names: see `read_situations`.
     """
     kinds: dict[str, Kind] = {}
-    for row, problem in read_situations(module, names):
-        name, _, third = row.list.partition(": ")
+    for given, problem in read_situations(module, names):
+        name, _, third = given.partition(": ")
         kind = kinds.setdefault(name, Kind([], [], []))
         getattr(kind, third).append(problem)
     return kinds
 
 
-def read_situations(
-    module: str, names: Mapping[str, Any]
-) -> Iterator[tuple[ProblemRow, Any]]:
-    """The rows of the table beside a module, and their problems.
-
-    Objectives are names of constructors, such as `classify`. names: of the module.
-    """
-    values = {**NAMES, **names}
-    for row in read_problems(Path(module).with_suffix(".csv"), values):
-        construct = values[row.objective]
-        arguments = row.name, row.data, row.build, row.batch_size, row.steps
-        yield row, construct(*arguments)
+def read_situations(module: str, names: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """`read_problems` of the table beside a module. names: of the module."""
+    return read_problems(Path(module).with_suffix(".csv"), {**NAMES, **names})

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 from zlib import crc32
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.random import seeded
-from meta_train.problems.common import Build, Data
+from meta_train.problems.protocol import Metrics
+from meta_train.problems.situations.generated import EVALUATED
 from meta_train.problems.supervised import (
     CLASSIFY,
     REGRESS,
     Objective,
     SupervisedProblem,
+    at_most,
 )
 
 # Share of the targets' variance that is added to reported squared errors. Differences
@@ -39,41 +43,31 @@ def name_key(name: str) -> int:
 
 
 def supervised(
-    name: str,
-    data: Data,
-    build: Build,
-    objective: Objective,
-    batch_size: int | None,
-    steps: int,
-    **options: Any,
+    name: str, kind: type[SupervisedProblem] = SupervisedProblem, **options: Any
 ) -> SupervisedProblem:
     """A problem whose batches depend on its name; options: of `SupervisedProblem`."""
-    stream = (name_key(name),)
-    return SupervisedProblem(
-        name, data, build, objective, batch_size, steps, stream=stream, **options
-    )
+    return kind(name, stream=(name_key(name),), **options)
 
 
-def classify(
-    name: str, data: Data, build: Build, batch_size: int | None, steps: int
-) -> SupervisedProblem:
-    """A problem with the cross entropy as its loss."""
-    return supervised(name, data, build, CLASSIFY, batch_size, steps)
+def supervised_by_batch(batch_size: int, **options: Any) -> SupervisedProblem:
+    """The loss depends on the batch size, so evaluation has that of training."""
+    return supervised(batch_size=batch_size, evaluation_batch=batch_size, **options)
 
 
-def regress(
-    name: str, data: Data, build: Build, batch_size: int | None, steps: int
-) -> SupervisedProblem:
-    """A regression with squared errors; evaluation adds `FLOOR` of the variance."""
-    return supervised(
-        name, data, build, REGRESS, batch_size, steps, evaluation=REGRESS_WITH_FLOOR
-    )
+classify = partial(supervised, objective=CLASSIFY)
+"""A problem with the cross entropy as its loss."""
+regress = partial(supervised, objective=REGRESS, evaluation=REGRESS_WITH_FLOOR)
+"""A regression with squared errors; evaluation adds `FLOOR` of the variance."""
 
 
 @dataclass(frozen=True, eq=False)
 class SampledProblem:
-    """A problem whose batches are random samples that depend on its name."""
+    """A problem whose batches are random samples that depend on its name.
 
+    evaluated: maximum number of samples in evaluation.
+    """
+
+    evaluated: ClassVar[int] = EVALUATED
     name: str
     build: Callable[[], nn.Module]
     batch_size: int
@@ -86,6 +80,17 @@ class SampledProblem:
     def batch(self, seed: int, step: int) -> Any:
         with seeded(seed, 1, step, name_key(self.name)):
             return self.draw_batch(step)
+
+    @torch.no_grad()
+    def evaluate(
+        self, model: nn.Module, split: str, limit: int | None = None
+    ) -> Metrics:
+        with seeded(0, 4, split == "test"):
+            return self.measure(model, at_most(self.evaluated, limit))
+
+    def measure(self, model: nn.Module, count: int) -> Metrics:
+        """Metrics on so many samples, drawn as in `draw_batch`."""
+        raise NotImplementedError
 
     def draw_batch(self, step: int) -> Any:
         """The batch of a step, with torch's generator as source of randomness."""

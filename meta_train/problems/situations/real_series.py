@@ -6,9 +6,9 @@ import csv
 from functools import cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from meta_train.problems.networks.sequential import Recurrence
+from meta_train.problems.networks.sequential import RowRnn
 from meta_train.problems.situations.packaged import packaged
 from meta_train.problems.situations.real_tables import divided
 from meta_train.problems.supervised import Splits, TensorExamples
@@ -102,15 +102,9 @@ def _text(path: str) -> str:
     return packaged("aeon", f"{FOLDER}/{path}").read_text(encoding="utf-8")
 
 
-class SeriesRnn(nn.Module):
+class SeriesRnn(RowRnn):
     """Recurrent layers over time and a linear layer on their last output."""
-
-    def __init__(self, kind: Recurrence, channels: int, width: int, out: int):
-        super().__init__()
-        self.cells = kind(channels, width, batch_first=True)
-        self.head = nn.Linear(width, out)
 
     def forward(self, series: Tensor) -> Tensor:
         """series: (b, channels, length); returns (b, out)"""
-        outputs, _ = self.cells(series.mT)
-        return self.head(outputs[:, -1])
+        return super().forward(series.mT[:, None])

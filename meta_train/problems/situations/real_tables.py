@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from functools import cache
+from itertools import starmap
 
 import torch
 from torch import Tensor
@@ -44,9 +45,5 @@ def divided(inputs: Tensor, targets: Tensor) -> Splits:
     order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(26))
     quarter = len(order) // 4
     sizes = [len(order) - 2 * quarter, quarter, quarter]
-    train, validation, test = order.split(sizes)
-    return Splits(
-        TensorExamples(inputs[train], targets[train]),
-        TensorExamples(inputs[validation], targets[validation]),
-        TensorExamples(inputs[test], targets[test]),
-    )
+    pairs = zip(inputs[order].split(sizes), targets[order].split(sizes), strict=True)
+    return Splits(*starmap(TensorExamples, pairs))

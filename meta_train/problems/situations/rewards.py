@@ -10,18 +10,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from harness.random import seeded
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.protocol import Metrics
-from meta_train.problems.situations.generated import EVALUATED, fixed
+from meta_train.problems.situations.generated import fixed
 from meta_train.problems.situations.kinds import Kind
 from meta_train.problems.situations.problems import SampledProblem
-from meta_train.problems.supervised import at_most, device_of
+from meta_train.problems.supervised import device_of
 
 # Added to the reported regret. Differences between much smaller regrets then do not
 # matter.
 REGRET_FLOOR = 2e-2
-CARTS = 2048  # in evaluation
 
 
 class Policies(nn.Module):
@@ -66,14 +64,8 @@ class BanditProblem(SampledProblem):
         # the sum over bandits keeps their gradients independent
         return -objective.mean(0).sum()
 
-    @torch.no_grad()
-    def evaluate(
-        self, model: nn.Module, split: str, limit: int | None = None
-    ) -> Metrics:
-        count = at_most(EVALUATED, limit)
-        with seeded(0, 4, split == "test"):
-            states = torch.randn(count, self.dimensions)
-        states = states.to(device_of(model))
+    def measure(self, model: nn.Module, count: int) -> Metrics:
+        states = torch.randn(count, self.dimensions).to(device_of(model))
         rewards = self.rewards(states)
         probabilities = model(states).softmax(-1)
         expected = (probabilities * rewards).sum(-1)
@@ -173,16 +165,9 @@ class CartProblem(SampledProblem):
             returns[t] = later
         return returns
 
-    @torch.no_grad()
-    def evaluate(
-        self, model: nn.Module, split: str, limit: int | None = None
-    ) -> Metrics:
-        count = at_most(CARTS, limit)
-        device = device_of(model)
-        with seeded(0, 4, split == "test"):
-            initial = torch.randn(count, 2)
-            episode = self._episode(model, initial.to(device))
-        cost = episode.costs.mean()
+    def measure(self, model: nn.Module, count: int) -> Metrics:
+        initial = torch.randn(count, 2).to(device_of(model))
+        cost = self._episode(model, initial).costs.mean()
         return Metrics(cost.item(), None)
 
     @torch.no_grad()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from meta_train.problems.common import Build
 from meta_train.problems.situations.kinds import read_kinds
+from meta_train.problems.supervised import Build
 
 
 class BFloat16(nn.Module):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from meta_train.problems.common import Build, Data
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.situations import initialization
 from meta_train.problems.situations.generated import fixed
 from meta_train.problems.situations.kinds import read_kinds
-from meta_train.problems.situations.problems import supervised
-from meta_train.problems.supervised import Batch, Objective, SupervisedProblem
+from meta_train.problems.situations.problems import supervised, supervised_by_batch
+from meta_train.problems.supervised import Batch, Objective
 
 
 class Affine(nn.Module):
@@ -121,27 +122,10 @@ def view_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, matching)
 
 
-LIKELIHOOD = Objective(negative_log_likelihood)
-DIVERGENCE = Objective(divergence)
-MATCH_VIEWS = Objective(view_loss)
-
-
-def fit_gaussian(
-    name: str, data: Data, build: Build, batch_size: int, steps: int
-) -> SupervisedProblem:
-    """Maximum likelihood; evaluation reports the divergence."""
-    return supervised(
-        name, data, build, LIKELIHOOD, batch_size, steps, evaluation=DIVERGENCE
-    )
-
-
-def match_views(
-    name: str, data: Data, build: Build, batch_size: int, steps: int
-) -> SupervisedProblem:
-    """The loss depends on the batch size, so evaluation has that of training."""
-    return supervised(
-        name, data, build, MATCH_VIEWS, batch_size, steps, evaluation_batch=batch_size
-    )
-
-
+fit_gaussian = partial(
+    supervised,
+    objective=Objective(negative_log_likelihood),
+    evaluation=Objective(divergence),
+)
+match_views = partial(supervised_by_batch, objective=Objective(view_loss))
 KINDS = read_kinds(__file__, vars(initialization) | globals())

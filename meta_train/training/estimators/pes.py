@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -31,6 +32,7 @@ class PESState(NamedTuple):
     perturbation: Tensor
 
 
+@dataclass(frozen=True, eq=False)
 class PES:
     """Persistent evolution strategies with one antithetic pair (Vicol et al. 2021, Eq.
     10).
@@ -42,21 +44,12 @@ class PES:
     as long as the inner training it is antithetic ES. Meta-losses are those of `TBPTT`.
     """
 
-    def __init__(
-        self,
-        sigma: float = 0.01,
-        weight_decay: float = 0.0,
-        loss_limit: float | Tensor = float("inf"),
-        tail: float = 1.0,
-        persistent: bool = True,
-        total_steps: int | None = None,
-    ):
-        self.sigma = sigma
-        self.weight_decay = weight_decay
-        self.loss_limit = loss_limit
-        self.tail = tail
-        self.persistent = persistent
-        self.total_steps = total_steps
+    sigma: float = 0.01
+    weight_decay: float = 0.0
+    loss_limit: float | Tensor = float("inf")
+    tail: float = 1.0
+    persistent: bool = True
+    total_steps: int | None = None
 
     def start(self, optimizee: Optimizee, learned: LearnedOptimizer) -> PESState:
         inner = optimizee.start(learned.bind(optimizee.graph, self.total_steps))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
 
@@ -58,6 +59,7 @@ class _TrackedUpdate(NamedTuple):
     context_after: dict[int, Tensor]
 
 
+@dataclass(frozen=True, eq=False)
 class TBPTT:
     """First-order truncated back-propagation through time.
 
@@ -79,15 +81,10 @@ class TBPTT:
     Raises ValueError for a base rule with weight decay.
     """
 
-    def __init__(
-        self,
-        weight_decay: float = 0.0,
-        loss_limit: float | Tensor = float("inf"),
-        tail: float = 1.0,
-        total_steps: int | None = None,
-    ):
-        self.weight_decay, self.loss_limit, self.tail = (weight_decay, loss_limit, tail)
-        self.total_steps = total_steps
+    weight_decay: float = 0.0
+    loss_limit: float | Tensor = float("inf")
+    tail: float = 1.0
+    total_steps: int | None = None
 
     def start(self, optimizee: Optimizee, learned: LearnedOptimizer) -> Inner:
         return optimizee.start(learned.bind(optimizee.graph, self.total_steps))

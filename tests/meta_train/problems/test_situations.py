@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import partial
 from itertools import chain
 
 import pytest
@@ -329,7 +330,8 @@ def test_generators_are_evaluated_by_their_averages():
 
 def test_each_player_has_its_own_loss():
     players, real = games.Players(4, 16), torch.randn(32, 2)
-    for game in (games.logistic_game, games.relativistic_game):
+    for is_relativistic in (False, True):
+        game = partial(games.game, is_relativistic=is_relativistic)
         found = []
         for penalty in (0.0, 10.0):
             torch.manual_seed(0)

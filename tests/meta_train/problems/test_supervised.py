@@ -44,7 +44,7 @@ def test_evaluation_is_the_mean_over_all_examples(splits):
 
 
 def test_regression_has_no_accuracy(splits):
-    doubled = mapped(lambda: splits, lambda inputs, labels: (inputs, 2 * inputs))
+    doubled = mapped(splits, lambda inputs, labels: (inputs, 2 * inputs))
     problem = SupervisedProblem(
         "p", lambda: doubled, lambda: nn.Identity(), REGRESS, 8, 10
     )
@@ -73,7 +73,7 @@ def test_a_full_batch_is_everything_in_order(splits):
 
 def test_noise_in_examples_is_keyed_by_seed_and_step(splits):
     noisy = mapped(
-        lambda: splits,
+        splits,
         lambda inputs, labels: (torch.randn(len(inputs)), labels),
     )
     problem = SupervisedProblem(

@@ -2,7 +2,12 @@ from math import exp, log
 
 import pytest
 
-from meta_train.selection.base_rules import LARGEST_GAIN, WholeTrainings, gains
+from meta_train.selection.base_rules import (
+    LARGEST_GAIN,
+    WholeTrainings,
+    base_rule,
+    gains,
+)
 from ngopt.base.config import SoapConfig
 from ngopt.pretrained import load_pretrained
 from tests.meta_train.small import TOY
@@ -32,8 +37,8 @@ def test_gains_by_hand():
 
 def test_runs_are_kept_and_told_apart_by_their_numbers(tmp_path):
     trainings = WholeTrainings((TOY,), (0, 1), tmp_path)
-    changes = {"step_size": 0.03}
-    first = trainings.records({"start": {}, "other": changes})
+    variants = {"start": base_rule({}), "other": base_rule({"step_size": 0.03})}
+    first = trainings.records(variants)
     assert [r["run"]["seed"] for r in first["start"]] == [0, 1]
     assert first["start"][0]["validation"] != first["other"][0]["validation"]
     assert load_pretrained(tmp_path / "other.safetensors").base.config == SoapConfig(
@@ -42,5 +47,5 @@ def test_runs_are_kept_and_told_apart_by_their_numbers(tmp_path):
     (file,) = (tmp_path / "records").iterdir()
     kept = file.read_text()
     assert kept.count("\n") == 4
-    assert trainings.records({"start": {}, "other": changes}) == first
+    assert trainings.records(variants) == first
     assert file.read_text() == kept

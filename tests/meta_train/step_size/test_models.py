@@ -11,9 +11,15 @@ from harness.run_store import append_line, read_lines
 from meta_train.step_size import compare, fit
 from meta_train.step_size.compare import folds, gains_at, left_out, read_data, scored
 from meta_train.step_size.feature_sets import CHOSEN, HORIZON
-from meta_train.step_size.models import Constant, Ensemble, Settings, Trees, utility
+from meta_train.step_size.models import (
+    Constant,
+    Ensemble,
+    Predictor,
+    Settings,
+    Trees,
+    utility,
+)
 from meta_train.step_size.outcomes import refined
-from meta_train.step_size.predictor import Predictor
 from ngopt.base.step_predictor import Scaling, StepPredictor
 from ngopt.pretrained import load_pretrained
 from tests.meta_train.step_size.test_copies import BASE
