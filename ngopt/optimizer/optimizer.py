@@ -15,7 +15,7 @@ from torch.optim.optimizer import ParamsT
 from ngopt.devices import without_autocast
 from ngopt.graph import NeuralGraph
 from ngopt.metanets import Metanet
-from ngopt.optimizer import arguments, state_dicts
+from ngopt.optimizer import arguments
 from ngopt.optimizer.averages import (
     averaged_parameters,
     averages_written,
@@ -35,6 +35,15 @@ from ngopt.optimizer.param_groups import (
     group_tensors,
     is_lazy,
     with_own_decay,
+)
+from ngopt.optimizer.state_dicts import (
+    as_dict,
+    checked,
+    in_order,
+    numbered,
+    records_in_order,
+    restore_dtypes,
+    with_total_steps,
 )
 from ngopt.pretrained import LearnedOptimizer, as_learned, weights_hash
 
@@ -238,9 +247,7 @@ class NGOptimizer(Optimizer):
             records = [self.state.get(p, {}) for p in group_tensors(self.param_groups)]
             shared = self._binding.shared_state(self)
             records = shared.to_dtensors(records)
-            state_dict["state"] = state_dicts.numbered(
-                state_dict["param_groups"], records
-            )
+            state_dict["state"] = numbered(state_dict["param_groups"], records)
         return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -259,16 +266,14 @@ class NGOptimizer(Optimizer):
             return loaded
 
         def restore(_: Optimizer) -> None:
-            state_dicts.restore_dtypes(
-                self.state, group_tensors(self.param_groups), loaded
-            )
+            restore_dtypes(self.state, group_tensors(self.param_groups), loaded)
             self._binding.clear_rule()  # compiled steps are guarded by the old state
 
         # runs after the pre-hooks, and before the post-hooks, of the user
         pre_hook = self.register_load_state_dict_pre_hook(check)
         post_hook = self.register_load_state_dict_post_hook(restore, prepend=True)
         try:
-            super().load_state_dict(state_dicts.as_dict(state_dict))
+            super().load_state_dict(as_dict(state_dict))
         finally:
             pre_hook.remove()
             post_hook.remove()
@@ -276,15 +281,13 @@ class NGOptimizer(Optimizer):
     def _checked(self, state_dict: Any) -> dict[str, Any]:
         """Raises ValueError if a state_dict does not fit."""
         own = self.param_groups
-        loaded = dict(state_dicts.checked(state_dict, self.defaults["weights"]))
-        groups = state_dicts.in_order(loaded["param_groups"], own)
-        loaded["param_groups"] = state_dicts.with_total_steps(
-            groups, own[0]["total_steps"]
-        )
+        loaded = dict(checked(state_dict, self.defaults["weights"]))
+        groups = in_order(loaded["param_groups"], own)
+        loaded["param_groups"] = with_total_steps(groups, own[0]["total_steps"])
         if self._is_shared():
             shared = self._binding.shared_state(self)
-            records = shared.to_local(state_dicts.records_in_order(loaded))
-            loaded["state"] = state_dicts.numbered(groups, records)
+            records = shared.to_local(records_in_order(loaded))
+            loaded["state"] = numbered(groups, records)
         if not self._awaits_forward():  # else checked when the graph is known
             self._binding.check_loaded(loaded, self)
         return loaded
