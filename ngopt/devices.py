@@ -86,7 +86,9 @@ def stacked(rows: Sequence[Any], n: int, dtype: torch.dtype) -> Tensor:
     rows: tensors (n,), or arrays or numbers that NumPy broadcasts to (n,).
     """
     if isinstance(rows[0], Tensor):
-        return torch.stack([x.to(rows[0].dtype) for x in rows]).to(dtype)
+        precise = rows[0].dtype
+        same = [x.to(precise) for x in rows]
+        return torch.stack(same).to(dtype)
     table = torch.empty(len(rows), n, dtype=dtype, device="cpu")
     for row, values in zip(table.numpy(), rows, strict=True):
         row[:] = values

@@ -197,17 +197,22 @@ def _copied(values: Sequence[Tensor]) -> Tensor:
 
 def _views(flat: Tensor, likes: Sequence[Tensor]) -> Sequence[Tensor]:
     views = _unflatten_dense_tensors(flat, likes)
-    if KEEPS_EMPTY_SHAPES:
-        return views
-    return [x.view(like.shape) for x, like in zip(views, likes, strict=True)]
+    return views if KEEPS_EMPTY_SHAPES else _shaped(views, likes)
+
+
+def _shaped(parts: Sequence[Tensor], likes: Sequence[Tensor]) -> list[Tensor]:
+    views = []
+    for part, like in zip(parts, likes, strict=True):
+        views.append(part.view(like.shape))
+    return views
 
 
 def unflatten(values: Tensor, likes: Sequence[Tensor]) -> Sequence[Tensor]:
     """The inverse of `flatten`: views in the shapes of `likes`."""
     if not is_transformed():
         return _views(values, likes)
-    parts = values.split(list(map(Tensor.numel, likes)))
-    return [x.view(like.shape) for x, like in zip(parts, likes, strict=True)]
+    sizes = list(map(Tensor.numel, likes))
+    return _shaped(values.split(sizes), likes)
 
 
 def _contiguous(values: Sequence[Tensor]) -> list[Tensor]:
@@ -233,11 +238,13 @@ def scalar_packing(count: int, keys: Sequence[str], device: torch.device) -> Pac
             values = [x.to(device) for x in values]
         return torch.stack([*values]).view(len(keys), count)
 
-    return Packing(
-        places=[(i, key) for key in keys for i in range(count)],
-        join=join,
-        split=lambda tensor: tensor.flatten().unbind(),
-    )
+    def split(tensor: Tensor) -> Sequence[Tensor]:
+        return tensor.flatten().unbind()
+
+    places = []
+    for key in keys:
+        places += [(i, key) for i in range(count)]
+    return Packing(places, join, split)
 
 
 def clone_views(records: Iterable[Record]) -> None:

@@ -42,7 +42,9 @@ class Piece(NamedTuple):
 
     def within(self, other: Piece) -> Piece:
         """The same elements, relative to a piece that contains them."""
-        offset = [a - b for a, b in zip(self.offset, other.offset, strict=True)]
+        offset = []
+        for own, first in zip(self.offset, other.offset, strict=True):
+            offset.append(own - first)
         return Piece(tuple(offset), self.shape)
 
     def chunk(self, dim: int, index: int, chunks: int) -> Piece:
@@ -180,7 +182,9 @@ def mesh_ranks(
                 "NGOptimizer: process_group: expected the ranks of the parameters' "
                 f"mesh, {ranks}; got {group_ranks}. Leave process_group out."
             )
-    coordinates = {rank: tuple(i) for *i, rank in _numbered(_root(meshes[0]).mesh)}
+    coordinates = {}
+    for *place, rank in _numbered(_root(meshes[0]).mesh):
+        coordinates[rank] = tuple(place)
     return ranks, [coordinates.get(rank, ()) for rank in ranks]
 
 

@@ -55,7 +55,8 @@ def runs(graph: Topology) -> list[list[int]]:
         alone = None if is_scaled else number
         return group.name, _role(group), group.activation, kinds, alone
 
-    return [list(run) for _, run in groupby(range(len(graph.groups)), key=key)]
+    numbers = range(len(graph.groups))
+    return [list(run) for _, run in groupby(numbers, key)]
 
 
 def _row(graph: Topology, run: Sequence[int]) -> tuple[str, ...]:

@@ -126,7 +126,10 @@ def _layer_means(source: FeatureSource, tensors: GraphTensors) -> dict[int, Tens
             add(own.block.target, source.edges(chunk), axes=4)
     for number, bias in enumerate(tensors.graph.biases):
         add(bias.group, source.bias(number), axes=2)
-    return {group: total / max(1, counts[group]) for group, total in sums.items()}
+    means = {}
+    for group, total in sums.items():
+        means[group] = total / max(1, counts[group])
+    return means
 
 
 def _expanded(output: Tensor, shape: Sequence[int]) -> Tensor:

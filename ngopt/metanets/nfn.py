@@ -152,8 +152,11 @@ def chain_of(graph: NeuralGraph) -> tuple[tuple[int, ...], ...] | None:
         return None
     targets = {block.target for block in order}
     biased = {bias.group for bias in graph.biases}
+    is_connected = True
+    for before, after in pairwise(order):
+        is_connected &= before.target == after.source
     conditions = (
-        all(a.target == b.source for a, b in pairwise(order)),
+        is_connected,
         len(targets) == n,
         len(biased) == len(graph.biases),
         biased <= targets,

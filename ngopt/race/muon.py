@@ -33,15 +33,21 @@ class MuonWithAdam(Optimizer):
         super().__init__(params, {"lr": lr})
         members = self.param_groups[0]["params"]
         excepted = set(with_adam)
-        self._kernels = [p for p in members if p.ndim >= 2 and p not in excepted]
-        for p in self._kernels:
+        self._kernels = []
+        self._matrices = []
+        others = []
+        for p in members:
+            if p.ndim < 2 or p in excepted:
+                others.append(p)
+                continue
             if not p.is_contiguous():
                 raise ValueError(
                     "MuonWithAdam: expected contiguous kernels; "
                     f"got strides {p.stride()} for shape {tuple(p.shape)}"
                 )
-        self._matrices = [p.detach().view(len(p), -1) for p in self._kernels]
-        others = [p for p in members if p.ndim < 2 or p in excepted]
+            self._kernels.append(p)
+            matrix = p.detach().view(len(p), -1)
+            self._matrices.append(matrix)
         self._parts: list[Optimizer] = []
         if self._matrices:
             muon = torch.optim.Muon(

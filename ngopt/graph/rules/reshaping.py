@@ -101,8 +101,11 @@ def _rearranged_elements(
 
     value = call.meta["val"]
     if isinstance(value, (list, tuple)):  # chunk, split and unbind return several
-        count = len(value)
-        return [elements.apply(lambda x, k=k: rearranged(x)[k]) for k in range(count)]
+        several = []
+        for k in range(len(value)):
+            part = elements.apply(lambda x, k=k: rearranged(x)[k])
+            several.append(part)
+        return several
     try:
         return elements.apply(rearranged)
     except (RuntimeError, TypeError, AttributeError):

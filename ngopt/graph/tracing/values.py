@@ -314,11 +314,12 @@ def storage_of(tensor: Tensor) -> int:
 
 def _has_repeats(shape: Sequence[int], strides: Sequence[int]) -> bool:
     """Whether a strided tensor has an element twice, as overlapping windows do."""
-    axes = sorted(
-        (stride, size) for size, stride in zip(shape, strides, strict=True) if size > 1
-    )
+    axes = []
+    for size, stride in zip(shape, strides, strict=True):
+        if size > 1:
+            axes.append((stride, size))
     reach = 0
-    for stride, size in axes:
+    for stride, size in sorted(axes):
         if stride <= reach:
             numbers = strided_numbers(shape, strides, 0)
             return len(numbers.unique()) < numbers.numel()

@@ -100,7 +100,8 @@ class RawFeatures:
     ):
         self.columns: list[list[Tensor]] = []
         for own in columns:
-            self.columns.append([x.reshape(-1).to(like.device) for x in own])
+            flat = [x.reshape(-1) for x in own]
+            self.columns.append([x.to(like.device) for x in flat])
         self.graph = graph
         self.like = like
 

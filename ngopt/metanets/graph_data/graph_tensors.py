@@ -152,10 +152,13 @@ def graph_tensors(
     blocks = []
     for number, block in enumerate((*graph.weights, *graph.constants)):
         blocks.append(_block_tensors(block, number, kernel, like, limit))
+    bias_index = []
+    for bias in graph.biases:
+        bias_index.append(_index(bias.index, device))
     return GraphTensors(
         graph=graph,
         blocks=tuple(blocks),
-        bias_index=tuple(_index(bias.index, device) for bias in graph.biases),
+        bias_index=tuple(bias_index),
         positions=tuple(node_positions(graph, like)),
         kinds=kind_codes(graph, device),
         activations=activation_codes(graph, device),

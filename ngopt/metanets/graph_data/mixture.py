@@ -292,7 +292,10 @@ def _all_indices(
 def _concatenated(
     several: dict[BlockKind, list[BlockIndices]],
 ) -> dict[BlockKind, BlockIndices]:
-    return {kind: BlockIndices.concatenated(own) for kind, own in several.items()}
+    joined = {}
+    for kind, own in several.items():
+        joined[kind] = BlockIndices.concatenated(own)
+    return joined
 
 
 def _block(

@@ -52,11 +52,13 @@ def node_positions(graph: NeuralGraph, like: Tensor) -> list[Tensor]:
     exact = torch.empty((), dtype=precise, device=like.device)
     positions = []
     for group, places in zip(graph.groups, _places(graph, exact), strict=True):
-        role = exact.new_tensor([[float(group.role == role) for role in ROLES]])
+        flags = [float(group.role == role) for role in ROLES]
+        role = exact.new_tensor([flags])
         depth = _waves(exact.new_tensor([group.depth]))
         place = torch.zeros_like(depth) if places is None else _waves(places)
         n = len(place)
-        own = torch.cat([role.expand(n, -1), depth.expand(n, -1), place], dim=-1)
+        of_group = role.expand(n, -1), depth.expand(n, -1)
+        own = torch.cat([*of_group, place], dim=-1)
         positions.append(own.to(like.dtype))
     return positions
 

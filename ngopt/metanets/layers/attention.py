@@ -227,8 +227,8 @@ class RelationalLayer(GraphLayer):
         """Attention between all nodes (*batch, n, width). is_node: others are padding,
         (*batch, n)."""
         terms = self.everywhere(nodes).unflatten(-1, (3, self.heads, -1))
-        # (*batch, heads, n, d)
-        query, key, value = (x.transpose(-3, -2) for x in terms.unbind(-3))
+        terms = terms.transpose(-4, -2)  # (*batch, heads, 3, n, d)
+        query, key, value = terms.unbind(-3)
         logits = query @ key.mT / sqrt(query.shape[-1])
         if is_node is not None:
             logits = logits.masked_fill(~is_node[..., None, None, :], MASKED)

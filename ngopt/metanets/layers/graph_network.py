@@ -204,7 +204,8 @@ class GraphNetwork(nn.Module):
             nodes.append(node.expand(*source.batch, group.size, self.width))
         if self.activations is not None:
             codes = self.activations(tensors.activations)
-            nodes = [node + code for node, code in zip(nodes, codes, strict=True)]
+            for i, code in enumerate(codes):
+                nodes[i] = nodes[i] + code
         all_maps = maps_of(self.node_encoder, graph.biases)
         for number, (bias, maps) in enumerate(zip(graph.biases, all_maps, strict=True)):
             code = self.node_encoder(source.bias(number), maps).sum(-2)
@@ -319,8 +320,8 @@ class _BlockEndTerms:
     def of(self, block: BlockTensors) -> EndTerms:
         if block.number not in self._terms:
             blocks = [block] if self._one_by_one else self._blocks
-            pairs = zip(blocks, self._compute(blocks), strict=True)
-            self._terms = {own.number: terms for own, terms in pairs}
+            numbers = [own.number for own in blocks]
+            self._terms = dict(zip(numbers, self._compute(blocks), strict=True))
         return self._terms[block.number]
 
 

@@ -67,8 +67,8 @@ class FlatState:
         momenta, steps, *context = self._state.open(records, in_place=True)
         steps.add_(1)
         columns = out.chunk(2)[0]
-        torch.cat([p.reshape(-1) for p in params], out=columns[0])
-        gradient = torch.cat([g.reshape(-1) for g in grads], out=columns[1])
+        _concatenated(params, columns[0])
+        gradient = _concatenated(grads, columns[1])
         torch.clamp(gradient, -LARGEST, LARGEST, out=self._clipped)
         momenta.lerp_(self._clipped, self._lerp_weights)
         columns[2:] = momenta
@@ -87,6 +87,12 @@ def _flat(
         return [x.view(own) for x, own in zip(pieces, shapes, strict=True)]
 
     def join(values: Sequence[Tensor]) -> Tensor:
-        return torch.cat([x.reshape(-1) for x in values]).view(shape)
+        return _concatenated(values).view(shape)
 
     return Packing(places, join, split)
+
+
+def _concatenated(values: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
+    """All elements of some tensors, (n,)."""
+    flat = [x.reshape(-1) for x in values]
+    return torch.cat(flat, out=out)

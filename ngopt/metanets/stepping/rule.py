@@ -271,11 +271,13 @@ def _scaled(
     values: list[Tensor], rates: Sequence[float | Tensor], in_place: bool
 ) -> list[Tensor]:
     """Values times learning rates, in place where a step is, which saves memory."""
-    if not in_place:
-        return [rate * x for x, rate in zip(values, rates, strict=True)]
     numbers = [rate for rate in rates if isinstance(rate, float)]
-    if len(numbers) < len(rates):
-        return [x.mul_(rate) for x, rate in zip(values, rates, strict=True)]
-    if any(rate != 1 for rate in numbers):
-        _foreach_mul_(values, numbers)
-    return values
+    if in_place and len(numbers) == len(rates):
+        if any(rate != 1 for rate in numbers):
+            _foreach_mul_(values, numbers)
+        return values
+    found = []
+    for x, rate in zip(values, rates, strict=True):
+        scaled = x.mul_(rate) if in_place else rate * x
+        found.append(scaled)
+    return found
