@@ -4,7 +4,8 @@
 `outcomes*.jsonl` there, also compressed ones (.gz), prints a table and writes it to
 `compare.json`. Features are cached in `features.jsonl`. Gains are 100 x the fall of log
 validation loss against multiplier 1, means over two seeds; their errors are standard
-errors over trainings.
+errors over trainings. If there are several files, the last row is a model that is
+fitted to the first one and measured on the trainings of the others.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import torch
 
 from harness import cli
 from harness.files import write_json
+from harness.run_store import read_lines
 from harness.tables import text_table
-from meta_train.step_size.feature_sets import feature_sets, read_features
+from meta_train.step_size.feature_sets import CHOSEN, feature_sets, read_features
 from meta_train.step_size.models import (
     DEFAULT,
     Constant,
@@ -64,6 +66,7 @@ class Data:
 
     names: of d features. x: of named parameters, (n, 2, d). unnamed: of the same
     without names. gains: (n, m, 2). log_multipliers: (m,). kinds, steps: (n,).
+    is_first: of the first file, (n,).
     """
 
     trainings: list[Training]
@@ -74,6 +77,7 @@ class Data:
     log_multipliers: np.ndarray
     kinds: np.ndarray
     steps: np.ndarray
+    is_first: np.ndarray
 
     @property
     def is_in_range(self) -> np.ndarray:
@@ -116,8 +120,10 @@ class Data:
 
 def read_data(folder: Path) -> Data:
     """The outcomes in a folder. Raises ValueError if there are none."""
-    outcomes = read_outcomes(sorted(folder.glob("outcomes*.jsonl*")))
+    paths = sorted(folder.glob("outcomes*.jsonl*"))
+    outcomes = read_outcomes(paths)
     trainings = outcomes.trainings
+    first = {record["seed"] for record in read_lines(paths[:1])}
     names, x = read_features(trainings, folder / "features.jsonl")
     return Data(
         trainings=trainings,
@@ -128,6 +134,7 @@ def read_data(folder: Path) -> Data:
         log_multipliers=outcomes.log_multipliers,
         kinds=np.array([training.kind for training in trainings]),
         steps=np.array([training.steps for training in trainings]),
+        is_first=np.array([training.seed in first for training in trainings]),
     )
 
 
@@ -162,7 +169,20 @@ def compared(data: Data) -> list[Row]:
     add("trees, graph", sets["graph"], lambda: Trees(grid))
     other = [best_of(data.gains[:, :, 1 - seed], grid) for seed in (0, 1)]
     rows.append(scored(np.stack(other, 1), data, "best of the other seed"))
+    if not data.is_first.all():
+        rows.append(on_later(data, ensemble()))
     return rows
+
+
+def on_later(data: Data, make: Callable[[], Model]) -> Row:
+    """The row of a model that is fitted to the first file, on all others."""
+    model = make()
+    model.fit(*data.examples(CHOSEN, data.is_first))
+    x = data.columns(CHOSEN)
+    places = np.stack([model.predict(x[:, seed]) for seed in (0, 1)], 1)
+    later = ~data.is_first
+    label = f"MLPs, chosen, on {later.sum()} later trainings"
+    return scored(places, data, label, later)
 
 
 def folds(kinds: np.ndarray, count: int = FOLDS) -> np.ndarray:
@@ -204,12 +224,20 @@ def gains_at(places: np.ndarray, data: Data) -> np.ndarray:
     return 100 * np.mean(found, 0)
 
 
-def scored(places: np.ndarray, data: Data, label: str) -> Row:
-    """The row of a model that predicts `places`, (n, 2)."""
-    gains = gains_at(places, data)
+def scored(
+    places: np.ndarray, data: Data, label: str, chosen: np.ndarray | None = None
+) -> Row:
+    """The row of a model that predicts `places`, (n, 2).
+
+    chosen: the counted trainings, (n,); None for all.
+    """
+    if chosen is None:
+        chosen = np.ones(len(places), dtype=bool)
+    gains = gains_at(places, data)[chosen]
+    steps = data.steps[chosen]
     row: Row = {"model": label}
-    everything = np.ones(len(gains), dtype=bool)
-    is_short, is_long = data.steps <= SHORT, data.steps >= LONG
+    everything = steps > 0
+    is_short, is_long = steps <= SHORT, steps >= LONG
     parts = {"all": everything, f"<= {SHORT}": is_short, f">= {LONG}": is_long}
     for name, part in parts.items():
         own = gains[part]
@@ -219,7 +247,7 @@ def scored(places: np.ndarray, data: Data, label: str) -> Row:
     for limit in (LITTLE, MUCH):
         row[f"worse by {limit} %"] = 100 * float((gains < -limit).mean())
     row["5th percentile"] = float(np.percentile(gains, 5))
-    row["mean |log2|"] = float(np.abs(places).mean())
+    row["mean |log2|"] = float(np.abs(places[chosen]).mean())
     return row
 
 

@@ -192,3 +192,15 @@ def test_the_fitted_predictor_is_written(folder, capsys):
     data = read_data(folder)
     x = torch.tensor(data.columns(CHOSEN)[:, 0])
     assert (base.predictor.log_factor(x) > 0.3).all()
+
+
+def test_trainings_of_later_files_are_measured_by_a_fit_to_the_first(folder):
+    lines = (folder / "outcomes.jsonl").read_text().splitlines(keepends=True)
+    (folder / "outcomes.jsonl").write_text("".join(lines[:4]))
+    (folder / "outcomes_later.jsonl").write_text("".join(lines[4:]))
+    data = read_data(folder)
+    assert data.is_first.tolist() == [True] * 4 + [False] * 2
+    data.gains[4:] *= -1
+    row = compare.on_later(data, lambda: Constant(GRID))
+    assert "2 later trainings" in row["model"]
+    assert row["all"] == pytest.approx(-10, rel=0.05)
