@@ -82,11 +82,13 @@ def shards(networks: Iterable[Networks], size: int) -> Iterator[list[Networks]]:
     The last shard may be smaller.
     """
     found: list[Networks] = []
+    count = 0
     for some in networks:
         found.append(some)
-        if sum(map(len, found)) >= size:
+        count += len(some)
+        if count >= size:
             yield merged_by_architecture(found)
-            found = []
+            found, count = [], 0
     if found:
         yield merged_by_architecture(found)
 

@@ -4,7 +4,7 @@
 `outcomes*.jsonl` there, also compressed ones (.gz), prints a table and writes it to
 `compare.json`. Features are cached in `features.jsonl`. Gains are 100 x the fall of log
 validation loss against multiplier 1, means over two seeds; their errors are standard
-errors over trainings. If there are several files, the last row is a model that is
+errors over trainings. If there are several files, the last rows are a model that is
 fitted to the first one and measured on the trainings of the others.
 """
 
@@ -19,7 +19,6 @@ import torch
 
 from harness import cli
 from harness.files import write_json
-from harness.run_store import read_lines
 from harness.tables import text_table
 from meta_train.step_size.feature_sets import CHOSEN, feature_sets, read_features
 from meta_train.step_size.models import (
@@ -123,7 +122,6 @@ def read_data(folder: Path) -> Data:
     paths = sorted(folder.glob("outcomes*.jsonl*"))
     outcomes = read_outcomes(paths)
     trainings = outcomes.trainings
-    first = {record["seed"] for record in read_lines(paths[:1])}
     names, x = read_features(trainings, folder / "features.jsonl")
     return Data(
         trainings=trainings,
@@ -134,7 +132,7 @@ def read_data(folder: Path) -> Data:
         log_multipliers=outcomes.log_multipliers,
         kinds=np.array([training.kind for training in trainings]),
         steps=np.array([training.steps for training in trainings]),
-        is_first=np.array([training.seed in first for training in trainings]),
+        is_first=outcomes.files == 0,
     )
 
 
@@ -170,19 +168,24 @@ def compared(data: Data) -> list[Row]:
     other = [best_of(data.gains[:, :, 1 - seed], grid) for seed in (0, 1)]
     rows.append(scored(np.stack(other, 1), data, "best of the other seed"))
     if not data.is_first.all():
-        rows.append(on_later(data, ensemble()))
+        rows += on_later(data, ensemble())
     return rows
 
 
-def on_later(data: Data, make: Callable[[], Model]) -> Row:
-    """The row of a model that is fitted to the first file, on all others."""
+def on_later(data: Data, make: Callable[[], Model]) -> list[Row]:
+    """The rows of a model that is fitted to the first file: on all others, and on their
+    trainings of kinds that the first does not have."""
     model = make()
     model.fit(*data.examples(CHOSEN, data.is_first))
-    x = data.columns(CHOSEN)
-    places = np.stack([model.predict(x[:, seed]) for seed in (0, 1)], 1)
-    later = ~data.is_first
-    label = f"MLPs, chosen, on {later.sum()} later trainings"
-    return scored(places, data, label, later)
+    places = predicted(model, data.columns(CHOSEN))
+    is_later = ~data.is_first
+    is_new = is_later & ~np.isin(data.kinds, data.kinds[data.is_first])
+    rows = []
+    for name, chosen in (("later trainings", is_later), ("of new kinds", is_new)):
+        if chosen.any():
+            label = f"MLPs, chosen, on {chosen.sum()} {name}"
+            rows.append(scored(places, data, label, chosen))
+    return rows
 
 
 def folds(kinds: np.ndarray, count: int = FOLDS) -> np.ndarray:
@@ -207,9 +210,13 @@ def left_out(
         model = make()
         model.fit(*data.examples(names, fold != number))
         is_test = fold == number
-        for seed in range(x.shape[1]):
-            found[is_test, seed] = model.predict(x[is_test, seed])
+        found[is_test] = predicted(model, x[is_test])
     return found
+
+
+def predicted(model: Model, x: np.ndarray) -> np.ndarray:
+    """log2 multipliers (n, 2) of features (n, 2, d)."""
+    return np.stack([model.predict(x[:, seed]) for seed in range(x.shape[1])], 1)
 
 
 def gains_at(places: np.ndarray, data: Data) -> np.ndarray:
@@ -236,7 +243,7 @@ def scored(
     gains = gains_at(places, data)[chosen]
     steps = data.steps[chosen]
     row: Row = {"model": label}
-    everything = steps > 0
+    everything = np.ones(len(gains), dtype=bool)
     is_short, is_long = steps <= SHORT, steps >= LONG
     parts = {"all": everything, f"<= {SHORT}": is_short, f">= {LONG}": is_long}
     for name, part in parts.items():

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from harness import cli
-from meta_train.step_size.compare import EXAMPLES, Config, gains_at, read_data
+from meta_train.step_size.compare import (
+    EXAMPLES,
+    Config,
+    gains_at,
+    predicted,
+    read_data,
+)
 from meta_train.step_size.feature_sets import CHOSEN
 from meta_train.step_size.models import Ensemble, Predictor
 from ngopt.base.soap import Soap
@@ -29,8 +34,7 @@ def main(config: Config) -> None:
     model.fit(*examples)
     predictor = model.predictor
     assert predictor is not None
-    x = data.columns(CHOSEN)
-    places = np.stack([predictor.predict(x[:, seed]) for seed in (0, 1)], 1)
+    places = predicted(model, data.columns(CHOSEN))
     gain = gains_at(places, data).mean()
     _, _, kinds = examples
     stage = {

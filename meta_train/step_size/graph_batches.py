@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from io import BytesIO
 from typing import NamedTuple
 
 import torch
@@ -72,11 +71,17 @@ class Batch:
         return self.bias_features[number][..., : self.d_in]
 
     def to(self, device: str) -> Batch:
-        """A copy with its tensors on a device."""
-        with BytesIO() as file:
-            torch.save(self, file)
-            file.seek(0)
-            return torch.load(file, map_location=device, weights_only=False)
+        return Batch(
+            numbers=self.numbers.to(device),
+            tensors=_moved(self.tensors, device),
+            edge_features=[own.to(device) for own in self.edge_features],
+            bias_features=[own.to(device) for own in self.bias_features],
+            groups=self.groups.to(device),
+            group_sizes=self.group_sizes.to(device),
+            networks=self.networks.to(device),
+            group_counts=self.group_counts.to(device),
+            d_in=self.d_in,
+        )
 
 
 def network_of(
@@ -166,4 +171,27 @@ def batch_of(networks: Sequence[Network], numbers: Sequence[int]) -> Batch:
         networks=torch.arange(len(chosen)).repeat_interleave(counts),
         group_counts=counts.unsqueeze(1),
         d_in=values.shape[1],
+    )
+
+
+def _moved(tensors: GraphTensors, device: str) -> GraphTensors:
+    blocks = []
+    for own in tensors.blocks:
+        assert own.target is not None and own.source is not None
+        target = own.target.to(device)
+        source = own.source.to(device)
+        blocks.append(replace(own, target=target, source=source))
+    index = []
+    for own in tensors.bias_index:
+        assert own is not None
+        index.append(own.to(device))
+    assert isinstance(tensors.graph_ids, Tensor)
+    return replace(
+        tensors,
+        blocks=tuple(blocks),
+        bias_index=tuple(index),
+        positions=tuple(own.to(device) for own in tensors.positions),
+        kinds=tensors.kinds.to(device),
+        activations=tensors.activations.to(device),
+        graph_ids=tensors.graph_ids.to(device),
     )

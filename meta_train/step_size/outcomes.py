@@ -26,12 +26,13 @@ class Outcomes:
     """Outcomes of n trainings at m multipliers and 2 seeds.
 
     trainings: their descriptions. log_multipliers: (m,), base 2. losses: logs of
-    validation losses, (n, m, 2).
+    validation losses, (n, m, 2). files: number of the first file with each, (n,).
     """
 
     trainings: list[Training]
     log_multipliers: np.ndarray
     losses: np.ndarray
+    files: np.ndarray
 
     @property
     def gains(self) -> np.ndarray:
@@ -44,7 +45,13 @@ class Outcomes:
 
 def read_outcomes(paths: Sequence[Path]) -> Outcomes:
     """Raises ValueError if there are none."""
-    records = {record["seed"]: record for record in read_lines(paths)}
+    records: dict[int, dict[str, Any]] = {}
+    files: dict[int, int] = {}
+    for number, path in enumerate(paths):
+        for record in read_lines([path]):
+            seed = record["seed"]
+            records[seed] = record
+            files.setdefault(seed, number)
     if not records:
         raise ValueError(f"outcomes: expected lines of trainings in {paths}; got none")
     trainings, losses = [], []
@@ -55,7 +62,12 @@ def read_outcomes(paths: Sequence[Path]) -> Outcomes:
         trainings.append(Training(**own))
         losses.append(log_losses(record))
     multipliers = next(iter(records.values()))["multipliers"]
-    return Outcomes(trainings, np.log2(multipliers), np.stack(losses))
+    return Outcomes(
+        trainings,
+        np.log2(multipliers),
+        np.stack(losses),
+        np.array([files[training.seed] for training in trainings]),
+    )
 
 
 def log_losses(record: Mapping[str, Any]) -> np.ndarray:

@@ -13,7 +13,7 @@ columns of P are zero, Q does not change.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby, islice, pairwise
+from itertools import groupby, pairwise
 from math import prod
 
 import torch
@@ -85,10 +85,13 @@ def renewal_positions(counts: Mapping[int, int]) -> dict[int, list[float]]:
     for n, count in counts.items():
         for _ in range(count):
             ends.append(ends[-1] + n**3 + CALLS**3 / count)
-    centers = ((a + b) / 2 / ends[-1] for a, b in pairwise(ends))
     positions = {}
+    first = 0
     for n, count in counts.items():
-        positions[n] = list(islice(centers, count))
+        last = first + count
+        pairs = pairwise(ends[first : last + 1])
+        positions[n] = [(a + b) / 2 / ends[-1] for a, b in pairs]
+        first = last
     return positions
 
 

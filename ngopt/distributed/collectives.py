@@ -92,16 +92,20 @@ class Collectives:
             distributed.all_reduce(total, group=self._group_of(total))
 
     def all_to_all(
-        self, result: Tensor, sent: Tensor, received: list[int], counts: list[int]
+        self,
+        result: Tensor,
+        sent: Tensor,
+        result_sizes: list[int],
+        sent_sizes: list[int],
     ) -> Callable[[], None]:
         """Begins to send `sent` and to receive `result`; returns what waits for it.
 
-        received, counts: numbers of elements that are received from and sent to ranks.
+        result_sizes, sent_sizes: numbers of elements from and to each rank.
         """
         group = self._group_of(sent)
         with self._with_ranks_in_errors():
             work: Any = distributed.all_to_all_single(
-                result, sent, received, counts, group, async_op=True
+                result, sent, result_sizes, sent_sizes, group, async_op=True
             )
 
         def wait() -> None:

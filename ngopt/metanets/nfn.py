@@ -152,11 +152,8 @@ def chain_of(graph: NeuralGraph) -> tuple[tuple[int, ...], ...] | None:
         return None
     targets = {block.target for block in order}
     biased = {bias.group for bias in graph.biases}
-    is_connected = True
-    for before, after in pairwise(order):
-        is_connected &= before.target == after.source
     conditions = (
-        is_connected,
+        all(a.target == b.source for a, b in pairwise(order)),
         len(targets) == n,
         len(biased) == len(graph.biases),
         biased <= targets,

@@ -36,28 +36,35 @@ class Wire(NamedTuple):
     blocks: tuple[int, ...]
 
 
+class _Net(NamedTuple):
+    """Wires of one style from one group in one direction (1 or -1), which share a
+    lane."""
+
+    source: int
+    style: str
+    direction: int
+
+
 def _lanes(wires: Sequence[Wire], column: Sequence[int]) -> dict[int, int]:
     """The lane of every wire that skips columns or leads back: 1, 2, ... over the
     boxes, -1, -2, ... below; short ones nearest."""
-    # wires of one style from one group in one direction (1 or -1) share a lane
-    nets: dict[tuple[int, str, int], list[int]] = defaultdict(list)
-    gaps: dict[tuple, set[int]] = {}  # between columns that a net crosses
+    nets: dict[_Net, list[int]] = defaultdict(list)
+    gaps: dict[_Net, set[int]] = {}  # between columns that a net crosses
     for number, wire in enumerate(wires):
         first_gap = column[wire.source]
         last_gap = column[wire.target] - 1
         if first_gap == last_gap or wire.source == wire.target:
             continue
-        net = (wire.source, wire.style, 1 if last_gap > first_gap else -1)
+        net = _Net(wire.source, wire.style, 1 if last_gap > first_gap else -1)
         nets[net].append(number)
         ends = {first_gap, last_gap} | gaps.get(net, set())
         gaps[net] = set(range(min(ends), max(ends) + 1))
     taken: dict[int, set[int]] = defaultdict(set)
     lanes = {}
     for net in sorted(nets, key=lambda net: len(gaps[net])):
-        _, _, direction = net
-        lane = direction
+        lane = net.direction
         while taken[lane] & gaps[net]:
-            lane += direction
+            lane += net.direction
         taken[lane] |= gaps[net]
         lanes |= dict.fromkeys(nets[net], lane)
     return lanes

@@ -5,6 +5,7 @@ Importing a module registers its rules.
 
 from ngopt.graph.rules import (  # noqa: F401
     attention,
+    complex_numbers,
     constants,
     convolutions,
     einsum,
@@ -14,6 +15,7 @@ from ngopt.graph.rules import (  # noqa: F401
     neuron_pairs,
     norms,
     pointwise,
+    pooling,
     recurrent,
     reductions,
     reshaping,

@@ -201,6 +201,10 @@ def test_trainings_of_later_files_are_measured_by_a_fit_to_the_first(folder):
     data = read_data(folder)
     assert data.is_first.tolist() == [True] * 4 + [False] * 2
     data.gains[4:] *= -1
-    row = compare.on_later(data, lambda: Constant(GRID))
+    (row,) = compare.on_later(data, lambda: Constant(GRID))
     assert "2 later trainings" in row["model"]
     assert row["all"] == pytest.approx(-10, rel=0.05)
+    data.kinds[5] = "new"
+    _, new = compare.on_later(data, lambda: Constant(GRID))
+    assert "1 of new kinds" in new["model"]
+    assert new["all"] == pytest.approx(-10, rel=0.05)
