@@ -4,13 +4,13 @@
 `outcomes*.jsonl` there, also compressed ones (.gz), prints a table and writes it to
 `compare.json`. Features are cached in `features.jsonl`. Gains are 100 x the fall of log
 validation loss against multiplier 1, means over two seeds; their errors are standard
-errors over trainings. If there are several files, the last rows are a model that is
-fitted to the first one and measured on the trainings of the others.
+errors over trainings. If there are several files, the last rows measure the trainings
+of each later file with a model that is fitted to the files before it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,8 +64,8 @@ class Data:
     """n measured trainings with their features.
 
     names: of d features. x: of named parameters, (n, 2, d). unnamed: of the same
-    without names. gains: (n, m, 2). log_multipliers: (m,). kinds, steps: (n,).
-    is_first: of the first file, (n,).
+    without names. gains: (n, m, 2). log_multipliers: (m,). kinds, steps: (n,). files:
+    number of the file of each, (n,).
     """
 
     trainings: list[Training]
@@ -76,7 +76,7 @@ class Data:
     log_multipliers: np.ndarray
     kinds: np.ndarray
     steps: np.ndarray
-    is_first: np.ndarray
+    files: np.ndarray
 
     @property
     def is_in_range(self) -> np.ndarray:
@@ -132,7 +132,7 @@ def read_data(folder: Path) -> Data:
         log_multipliers=outcomes.log_multipliers,
         kinds=np.array([training.kind for training in trainings]),
         steps=np.array([training.steps for training in trainings]),
-        is_first=outcomes.files == 0,
+        files=outcomes.files,
     )
 
 
@@ -167,25 +167,22 @@ def compared(data: Data) -> list[Row]:
     add("trees, graph", sets["graph"], lambda: Trees(grid))
     other = [best_of(data.gains[:, :, 1 - seed], grid) for seed in (0, 1)]
     rows.append(scored(np.stack(other, 1), data, "best of the other seed"))
-    if not data.is_first.all():
-        rows += on_later(data, ensemble())
-    return rows
+    return [*rows, *on_later(data, ensemble())]
 
 
-def on_later(data: Data, make: Callable[[], Model]) -> list[Row]:
-    """The rows of a model that is fitted to the first file: on all others, and on their
-    trainings of kinds that the first does not have."""
-    model = make()
-    model.fit(*data.examples(CHOSEN, data.is_first))
-    places = predicted(model, data.columns(CHOSEN))
-    is_later = ~data.is_first
-    is_new = is_later & ~np.isin(data.kinds, data.kinds[data.is_first])
-    rows = []
-    for name, chosen in (("later trainings", is_later), ("of new kinds", is_new)):
-        if chosen.any():
-            label = f"MLPs, chosen, on {chosen.sum()} {name}"
-            rows.append(scored(places, data, label, chosen))
-    return rows
+def on_later(data: Data, make: Callable[[], Model]) -> Iterator[Row]:
+    """The rows of models on the trainings of each later file, and on those of kinds
+    that the files before it do not have. They are fitted to the files before it."""
+    for number in range(1, data.files.max() + 1):
+        is_known, is_later = data.files < number, data.files == number
+        is_new = is_later & ~np.isin(data.kinds, data.kinds[is_known])
+        model = make()
+        model.fit(*data.examples(CHOSEN, is_known))
+        places = predicted(model, data.columns(CHOSEN))
+        for name, chosen in (("later trainings", is_later), ("of new kinds", is_new)):
+            if chosen.any():
+                label = f"fit to {is_known.sum()}, on {chosen.sum()} {name}"
+                yield scored(places, data, label, chosen)
 
 
 def folds(kinds: np.ndarray, count: int = FOLDS) -> np.ndarray:

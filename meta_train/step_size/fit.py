@@ -1,4 +1,4 @@
-"""Fits the predictor of the step size to all measured trainings.
+"""Fits the predictor of the step size to measured trainings.
 
 `python -m meta_train.step_size.fit --folder runs/step_size` writes
 `learned-step.safetensors` there: weights of the default's rule and the predictor.
@@ -6,15 +6,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from harness import cli
 from meta_train.step_size.compare import (
     EXAMPLES,
-    Config,
     gains_at,
     predicted,
     read_data,
@@ -26,16 +27,28 @@ from ngopt.base.step_predictor import StepPredictor
 from ngopt.pretrained import LearnedOptimizer, load_pretrained, save_pretrained
 
 
+@dataclass(frozen=True)
+class Config:
+    """Options of the command line.
+
+    files: how many are fitted to, in the order of their names; None for all.
+    """
+
+    folder: str = "runs/step_size"
+    files: int | None = None
+
+
 def main(config: Config) -> None:
     folder = Path(config.folder)
     data = read_data(folder)
-    examples = data.examples(CHOSEN)
+    is_fitted = data.files < (config.files or np.inf)
+    examples = data.examples(CHOSEN, is_fitted)
     model = Ensemble(data.log_multipliers)
     model.fit(*examples)
     predictor = model.predictor
     assert predictor is not None
     places = predicted(model, data.columns(CHOSEN))
-    gain = gains_at(places, data).mean()
+    gain = gains_at(places, data)[is_fitted].mean()
     _, _, kinds = examples
     stage = {
         "program": "python -m meta_train.step_size.fit",
@@ -49,7 +62,7 @@ def main(config: Config) -> None:
     )
     path = folder / "learned-step.safetensors"
     save_pretrained(learned, path)
-    print(f"'{path}': {len(data.steps)} trainings, gain {gain:.1f} % on them")
+    print(f"'{path}': {is_fitted.sum()} trainings, gain {gain:.1f} % on them")
 
 
 def tensors_of(predictor: Predictor) -> dict[str, Tensor]:

@@ -12,8 +12,9 @@ are left out of the fits; there the multiplier is 1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -47,10 +48,15 @@ SETS = "horizon", "chosen", "all"  # of features, for comparison
 
 @dataclass(frozen=True)
 class Config:
-    """Options of the command line. seconds: after which no fit begins."""
+    """Options of the command line.
+
+    largest: elements of the networks that are compared, at most. seconds: after which
+    no fit begins.
+    """
 
     folder: str = "runs/step_size"
     device: str = "cuda"
+    largest: float = float("inf")
     folds: int = 5
     seeds: int = 3
     width: int = Sizes.width
@@ -61,7 +67,7 @@ class Config:
 
 def main(config: Config) -> None:
     folder = Path(config.folder)
-    data = read_data(folder)
+    data = of_small_networks(read_data(folder), config.largest)
     examples = read_examples(folder, data, config.folds)
     settings = Settings(
         sizes=Sizes(width=config.width),
@@ -75,6 +81,22 @@ def main(config: Config) -> None:
     print(text_table([formatted(row) for row in rows]))
     content = {"trainings": len(data.steps), "folds": config.folds, "rows": rows}
     write_json(folder / "graph_models.json", content)
+
+
+def of_small_networks(data: Data, largest: float) -> Data:
+    """The trainings of networks with at most `largest` elements."""
+    sizes = data.columns(["log elements"])[:, 0, 0]
+    chosen = sizes <= math.log(largest)
+    return replace(
+        data,
+        trainings=[data.trainings[number] for number in chosen.nonzero()[0]],
+        x=data.x[chosen],
+        unnamed=data.unnamed[chosen],
+        gains=data.gains[chosen],
+        kinds=data.kinds[chosen],
+        steps=data.steps[chosen],
+        files=data.files[chosen],
+    )
 
 
 def read_examples(folder: Path, data: Data, count: int) -> Examples:

@@ -1,12 +1,15 @@
 """Graph networks that predict step sizes."""
 
 import json
+import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from meta_train.step_size.compare import Data
 from meta_train.step_size.graph_batches import KERNEL, batch_of, network_of
 from meta_train.step_size.graph_fits import (
     VARIANTS,
@@ -16,7 +19,7 @@ from meta_train.step_size.graph_fits import (
     fit_all,
 )
 from meta_train.step_size.graph_inputs import graph_input, input_of
-from meta_train.step_size.graph_models import cautious
+from meta_train.step_size.graph_models import cautious, of_small_networks
 from meta_train.step_size.graph_predictor import GraphPredictor, Sizes
 from meta_train.step_size.trainings import draw
 from ngopt import build_graph
@@ -132,3 +135,24 @@ def test_no_fit_begins_after_the_limit(examples, tmp_path):
 def test_caution_moves_predictions_towards_zero():
     places = torch.tensor([[1.0, -1.0, 0.5], [3.0, -1.0, -0.5]])
     assert cautious(places).tolist() == [1.5, -1.0, 0.0]
+
+
+def test_large_networks_can_be_left_out():
+    sizes = np.log([[100], [2000], [1000], [1001]])
+    data = Data(
+        trainings=[draw(seed) for seed in range(4)],
+        names=["log elements"],
+        x=np.stack([sizes, sizes], 1),
+        unnamed=np.zeros((4, 2, 1)),
+        gains=np.arange(4.0).reshape(4, 1, 1),
+        log_multipliers=np.zeros(1),
+        kinds=np.array(list("abcd")),
+        steps=np.arange(4),
+        files=np.zeros(4),
+    )
+    found = of_small_networks(data, 1000)
+    assert [training.seed for training in found.trainings] == [0, 2]
+    assert found.gains.flatten().tolist() == [0.0, 2.0]
+    assert found.kinds.tolist() == ["a", "c"] and found.steps.tolist() == [0, 2]
+    assert found.x.shape == (2, 2, 1) and found.unnamed.shape == (2, 2, 1)
+    assert len(of_small_networks(data, math.inf).files) == 4

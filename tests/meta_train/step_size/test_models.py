@@ -194,15 +194,28 @@ def test_the_fitted_predictor_is_written(folder, capsys):
     assert (base.predictor.log_factor(x) > 0.3).all()
 
 
-def test_trainings_of_later_files_are_measured_by_a_fit_to_the_first(folder):
+def test_later_files_can_be_left_out_of_the_fit(folder, capsys):
+    fit.main(fit.Config(str(folder)))
+    expected = load_pretrained(folder / "learned-step.safetensors").base
+    lines = (folder / "outcomes.jsonl").read_text()
+    later = lines.replace('"seed": ', '"seed": 100')
+    (folder / "outcomes_later.jsonl").write_text(later)
+    fit.main(fit.Config(str(folder), files=1))
+    assert capsys.readouterr().out.count("6 trainings") == 2
+    found = load_pretrained(folder / "learned-step.safetensors").base
+    for tensor, own in zip(expected.predictor, found.predictor, strict=True):
+        assert torch.equal(tensor, own)
+
+
+def test_trainings_of_later_files_are_measured_by_a_fit_to_earlier_ones(folder):
     lines = (folder / "outcomes.jsonl").read_text().splitlines(keepends=True)
     (folder / "outcomes.jsonl").write_text("".join(lines[:4]))
     (folder / "outcomes_later.jsonl").write_text("".join(lines[4:]))
     data = read_data(folder)
-    assert data.is_first.tolist() == [True] * 4 + [False] * 2
+    assert data.files.tolist() == [0] * 4 + [1] * 2
     data.gains[4:] *= -1
     (row,) = compare.on_later(data, lambda: Constant(GRID))
-    assert "2 later trainings" in row["model"]
+    assert row["model"] == "fit to 4, on 2 later trainings"
     assert row["all"] == pytest.approx(-10, rel=0.05)
     data.kinds[5] = "new"
     _, new = compare.on_later(data, lambda: Constant(GRID))
