@@ -7,10 +7,10 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from harness.checkpoint import Checkpoint, checkpoint_message
 from harness.distributed import Ranks
 from harness.files import make_folder
 from harness.interrupts import Interrupted, uninterrupted
-from harness.run_store import Checkpoint, checkpoint_message
 
 
 class ResumableTrainer(ABC):

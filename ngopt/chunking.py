@@ -13,10 +13,10 @@ from operator import itemgetter
 import torch
 from torch import Tensor
 
-# Of parameters whose momenta are updated in one call, for which their gradients are
-# copied; also of the updates of one parameter that are in memory at once.
+# Elements whose momenta are updated in one call, with a copy of their gradients; also
+# of the updates of one parameter that are in memory at once.
 UPDATED_ELEMENTS = {"cpu": 1 << 22, "accelerator": 1 << 26}
-# Their messages and hidden values are 17 times as wide as their states.
+# Messages and hidden values of a neuron are 17 times as wide as its state.
 NEURONS = {"cpu": 1 << 13, "accelerator": 1 << 18}
 # Edges, and elements of parameters, by thread on CPUs. Edges fit into the caches of a
 # core. There are more elements, as fewer calls outweigh a smaller cache, but fewer if
@@ -31,7 +31,7 @@ CACHED_BYTES = {"cpu": 1 << 27, "accelerator": 1 << 29}
 
 
 def chunk_size(sizes: Mapping[str, int], device: torch.device) -> int:
-    """sizes: by kind of device, such as `UPDATED_ELEMENTS`."""
+    """The size for a device. sizes: by kind of device, such as `UPDATED_ELEMENTS`."""
     return sizes["cpu" if device.type == "cpu" else "accelerator"]
 
 

@@ -1,4 +1,4 @@
-"""Device dependent functions: dtypes, norms, products, fused functions, autocast."""
+"""Device-dependent functions: dtypes, norms, products, fused functions, autocast."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def root_mean_squares(
 
 
 def is_transformed() -> bool:
-    """Whether vmap or another transform of `torch.func` is at work."""
+    """Whether vmap or another transform of `torch.func` is active."""
     return peek_interpreter_stack() is not None
 
 
@@ -179,7 +179,7 @@ def is_capturing(device: torch.device) -> bool:
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[None]:
-    """Within, float32 products do not use TF32, whatever the user has set."""
+    """Context in which float32 products do not use TF32, whatever the user has set."""
     return _without_tf32() if device.type == "cuda" else nullcontext()
 
 
@@ -198,7 +198,7 @@ def _without_tf32() -> Iterator[None]:
 
 @contextmanager
 def without_autocast(devices: Iterable[torch.device]) -> Iterator[None]:
-    """Autocast, which would round the optimizer's own products, is off within."""
+    """Context without autocast, which would round the optimizer's own products."""
     types = filter(_has_autocast, {d.type for d in devices})
     enabled = [t for t in types if torch.is_autocast_enabled(t)]
     for t in enabled:

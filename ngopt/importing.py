@@ -39,7 +39,9 @@ def load_object(path: str) -> Any:
     try:
         return attrgetter(name)(module)
     except AttributeError as error:
-        raise ValueError(f"module '{module_name}' has no '{name}'") from error
+        raise ValueError(
+            f"'{path}': expected '{name}' in module '{module_name}'; got none"
+        ) from error
 
 
 def _line_of(error: Exception) -> str:

@@ -151,7 +151,10 @@ def local_piece(name: str, p: Any) -> Piece:
 
 
 def ranks_of(group: Any) -> Ranks | None:
-    """In place of a group, which cannot be copied; None if there is none any more."""
+    """The ranks of a process group, which, unlike the group, can be copied.
+
+    None without a group, and after torch.distributed was shut down.
+    """
     if group is None or isinstance(group, list):
         return group
     is_there = distributed.is_initialized()

@@ -18,10 +18,10 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from harness import cli
+from harness.checkpoint import check_settings
 from harness.distributed import Ranks, process_group, run_on_ranks
 from harness.files import read_json, write_json
 from harness.pictures import draw_means
-from harness.run_store import check_settings
 from harness.settings import check_choice, check_counts
 from harness.tables import (
     markdown_table,

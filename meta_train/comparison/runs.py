@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from harness.files import make_folder
-from harness.run_store import append_line, read_lines
+from harness.json_lines import append_line, read_lines
 from meta_train.comparison.inner_training import (
     Record,
     Run,

@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 
-MEMBERS = ("name", "steps", "init", "batch", "loss", "evaluate")
+REQUIRED = ("name", "steps", "init", "batch", "loss", "evaluate")
 """Of a `Problem`."""
 
 
@@ -94,12 +94,12 @@ def _made(path: str) -> Problem:
             "arguments."
         ) from error
     problem: Any = factory()
-    missing = [name for name in MEMBERS if not hasattr(problem, name)]
+    missing = [name for name in REQUIRED if not hasattr(problem, name)]
     if missing:
         got = f"{type(problem).__name__} without {', '.join(missing)}"
         raise ValueError(
-            f"problem '{path}': expected an object with {', '.join(MEMBERS)}; got "
-            f"{repr(problem) if len(missing) == len(MEMBERS) else got}. See 'Add a "
+            f"problem '{path}': expected an object with {', '.join(REQUIRED)}; got "
+            f"{repr(problem) if len(missing) == len(REQUIRED) else got}. See 'Add a "
             "problem' in docs/extending.md."
         )
     return problem

@@ -14,8 +14,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
+from harness.checkpoint import check_settings
 from harness.files import make_folder
-from harness.run_store import check_settings
 
 Sampler = Callable[[int], BaseSampler]
 """From the number of trials so far to the sampler of the next trial."""

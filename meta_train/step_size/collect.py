@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from harness import cli
 from harness.files import make_folder
-from harness.run_store import append_line, read_lines
+from harness.json_lines import append_line, read_lines
 from meta_train.step_size.copies import (
     CHECKS,
     MULTIPLIERS,

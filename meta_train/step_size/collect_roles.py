@@ -14,7 +14,7 @@ from pathlib import Path
 from time import perf_counter
 
 from harness import cli
-from harness.run_store import read_lines
+from harness.json_lines import read_lines
 from meta_train.step_size.collect import Record, append_records, record_of
 from meta_train.step_size.copies import measured
 from meta_train.step_size.models import best_of
@@ -22,7 +22,7 @@ from meta_train.step_size.outcomes import read_outcomes
 from meta_train.step_size.role_variants import role_variants
 from meta_train.step_size.trainings import Training
 
-MOST = 2.0  # largest |log2| of the multiplier
+MAX_LOG2 = 2.0  # largest |log2| of the multiplier
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def main(config: Config) -> None:
     folder = Path(config.folder)
     outcomes = read_outcomes(sorted(folder.glob("outcomes*.jsonl*")))
     best = best_of(outcomes.gains.mean(2), outcomes.log_multipliers)
-    best = best.clip(-MOST, MOST)
+    best = best.clip(-MAX_LOG2, MAX_LOG2)
     known = {record["seed"] for record in read_lines(folder.glob("roles*.jsonl*"))}
     wanted = []
     pairs = zip(outcomes.trainings, best, strict=True)

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from harness import cli
-from harness.run_store import read_lines
+from harness.json_lines import read_lines
 from harness.tables import text_table
 from meta_train.step_size.compare import Config
-from meta_train.step_size.outcomes import MOST, log_losses
+from meta_train.step_size.outcomes import MAX_GAIN, log_losses
 from meta_train.step_size.role_variants import FACTORS, UNCHANGED
 
 
@@ -41,7 +41,7 @@ def gains_of(record: Mapping[str, Any]) -> dict[str, np.ndarray]:
     unchanged = logs[record["variants"].index(UNCHANGED)]
     found = {}
     for name, row in zip(record["variants"], logs, strict=True):
-        found[name] = 100 * (unchanged - row).clip(-MOST, MOST)
+        found[name] = 100 * (unchanged - row).clip(-MAX_GAIN, MAX_GAIN)
     return found
 
 

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from ngopt.base.first_steps import dense_shares, spectral_excess
 from ngopt.base.network_features import (
-    LEAST,
+    LOG_ZERO,
+    MIN_SIZE,
     OF_GRADIENTS,
     OF_WEIGHTS,
-    ZERO,
     FirstMeasures,
     gradient_features,
-    inverse_usual_sizes,
+    inverse_init_rms,
     known_features,
     matrices_of,
     weight_features,
@@ -102,7 +102,7 @@ def _of_weights(table: Table) -> dict[str, float]:
     """Sizes relative to PyTorch's initial weights."""
     if not table.matrices:
         return dict.fromkeys((*OF_WEIGHTS, *OTHERS_OF_WEIGHTS), 0.0)
-    inverse = inverse_usual_sizes(table.roles, table.matrices)
+    inverse = inverse_init_rms(table.roles, table.matrices)
     sizes, excesses = [], []
     for i, factor in zip(table.matrices, inverse, strict=True):
         p = table.params[i].detach()
@@ -110,9 +110,9 @@ def _of_weights(table: Table) -> dict[str, float]:
         excesses.append(spectral_excess(p))
     all_sizes = torch.stack(sizes)
     found = weight_features(all_sizes, torch.stack(excesses))
-    logs = all_sizes.clamp(min=LEAST).log().tolist()
-    nonzero = [size for size in logs if size >= ZERO]
-    others = max(nonzero, default=0.0), max(logs[0], ZERO), max(logs[-1], ZERO)
+    logs = all_sizes.clamp(min=MIN_SIZE).log().tolist()
+    nonzero = [size for size in logs if size >= LOG_ZERO]
+    others = max(nonzero, default=0.0), max(logs[0], LOG_ZERO), max(logs[-1], LOG_ZERO)
     values = {name: float(value) for name, value in found.items()}
     return values | dict(zip(OTHERS_OF_WEIGHTS, others, strict=True))
 

@@ -84,10 +84,8 @@ class Batch:
         )
 
 
-def network_of(
-    graph: NeuralGraph, columns: Tensor, sides: Sequence[int] = SIDES
-) -> Network:
-    layout = cut(layout_of(graph, columns), sides)
+def network_of(graph: NeuralGraph, columns: Tensor) -> Network:
+    layout = cut(layout_of(graph, columns), SIDES)
     groups = torch.tensor([group.size for group in graph.groups])
     return Network(layout, columns, groups)
 

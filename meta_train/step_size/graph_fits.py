@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from harness.run_store import append_line, read_lines
+from harness.json_lines import append_line, read_lines
 from meta_train.step_size.graph_batches import Batch, batch_of, network_of
 from meta_train.step_size.graph_inputs import COLUMNS, COLUMNS_OF_WEIGHTS, GraphInput
 from meta_train.step_size.graph_predictor import GraphPredictor, Sizes
@@ -194,7 +194,6 @@ class Fitter:
         device = batches[0].numbers.device
         sizes = replace(settings.sizes, layer=variant.layer)
         self.settings = settings
-        self.variant = variant
         self.folds = examples.folds
         self._others = examples.others[variant.others].float().to(device)
         self._fine = examples.fine.float().to(device)

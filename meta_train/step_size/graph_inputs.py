@@ -17,7 +17,7 @@ from tqdm import tqdm
 from meta_train.step_size.starts import first_gradients
 from meta_train.step_size.trainings import Training
 from ngopt import build_graph
-from ngopt.base.network_features import inverse_usual_sizes, matrices_of
+from ngopt.base.network_features import inverse_init_rms, matrices_of
 from ngopt.graph import NeuralGraph
 from ngopt.pretrained.tensor_files import atomic_write
 from ngopt.roles.from_graph import roles_of
@@ -26,7 +26,7 @@ FILE = "graph_inputs.pt"
 GRAPHS = "parameters", "traced"
 SEED = 0
 LEVELS = 20.0  # of asinh, for one unit
-LEAST = 1e-4  # size of a tensor
+MIN_SIZE = 1e-4  # size of a tensor
 COLUMNS, COLUMNS_OF_WEIGHTS = 4, 2  # features of elements
 SAVED = 200  # networks after which the cache is written
 
@@ -108,7 +108,7 @@ def _relative_weights(graph: NeuralGraph, params: Sequence[Tensor]) -> Iterator[
     """Parameters, matrices of them in sizes of PyTorch's."""
     roles = roles_of(graph)
     matrices = matrices_of(roles)
-    inverse = inverse_usual_sizes(roles, matrices)
+    inverse = inverse_init_rms(roles, matrices)
     factors = dict(zip(matrices, inverse, strict=True))
     for number, p in enumerate(params):
         yield p * factors.get(number, 1.0)
@@ -119,7 +119,7 @@ def _rms(x: Tensor) -> Tensor:
 
 
 def _logs(sizes: Tensor) -> Tensor:
-    return sizes.nan_to_num(0.0).clamp(LEAST, 1 / LEAST).log()
+    return sizes.nan_to_num(0.0).clamp(MIN_SIZE, 1 / MIN_SIZE).log()
 
 
 def _codes(tensors: Sequence[Tensor]) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from meta_train.step_size.graph_batches import KERNEL, Batch
-from ngopt.base.step_predictor import MOST
+from ngopt.base.step_predictor import MAX_LOG2
 from ngopt.metanets.layers.aggregation import scatter_extreme, scatter_sum
 from ngopt.metanets.layers.attention import RelationalLayer
 from ngopt.metanets.layers.graph_layer import GraphLayer
@@ -34,7 +34,7 @@ class GraphPredictor(nn.Module):
 
     The states of neurons are averaged over each layer. Means and maxima over layers,
     with other features of the training, go through a head with one hidden layer. Its
-    output is 0 initially, and within +-`MOST`.
+    output is 0 initially, and within +-`MAX_LOG2`.
 
     d_in: features of an element. others: of a training.
 
@@ -59,7 +59,7 @@ class GraphPredictor(nn.Module):
         (nodes,), _ = self.network.states(batch, batch.tensors)
         pooled = self.norm(self.pooled(nodes, batch))
         hidden = torch.tanh(self.hidden(torch.cat([pooled, others], 1)))
-        return MOST * torch.tanh(self.out(hidden).squeeze(1) / MOST)
+        return MAX_LOG2 * torch.tanh(self.out(hidden).squeeze(1) / MAX_LOG2)
 
     def pooled(self, nodes: Tensor, batch: Batch) -> Tensor:
         """(b, 2 width) of all neurons (n, width)."""

@@ -175,9 +175,8 @@ def _layers(params: Sequence[Tensor]) -> Layers:
 class Trees:
     """Gradient-boosted trees for the curve of gains: one model per multiplier."""
 
-    def __init__(self, log_multipliers: np.ndarray, depth: int = 3, count: int = 80):
+    def __init__(self, log_multipliers: np.ndarray, count: int = 80):
         self.log_multipliers = log_multipliers
-        self.depth = depth
         self.count = count
         self.models: list[GradientBoostingRegressor] = []
 
@@ -187,7 +186,7 @@ class Trees:
         for column in values.T:
             model = GradientBoostingRegressor(
                 n_estimators=self.count,
-                max_depth=self.depth,
+                max_depth=3,
                 learning_rate=0.05,
                 subsample=0.5,
                 min_samples_leaf=10,

@@ -12,12 +12,12 @@ import torch
 from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
-from harness.run_store import read_lines
+from harness.json_lines import read_lines
 from meta_train.step_size.trainings import Training
 
 FLOOR = 2e-3  # share of the first loss below which differences do not count
-WORST = 1.0  # largest counted log of a loss over the first one
-MOST = 1.0  # largest counted gain
+MAX_LOG_LOSS = 1.0  # largest counted log of a loss over the first one
+MAX_GAIN = 1.0  # largest counted gain
 FINE = 0.25  # distance of the log multipliers of `refined`
 
 
@@ -36,11 +36,11 @@ class Outcomes:
 
     @property
     def gains(self) -> np.ndarray:
-        """log loss at multiplier 1 - log loss, (n, m, 2), clipped to +-`MOST`."""
+        """log loss at multiplier 1 - log loss, (n, m, 2), clipped to +-`MAX_GAIN`."""
         distances = np.abs(self.log_multipliers)
         middle = int(np.argmin(distances))
         gains = self.losses[:, [middle]] - self.losses
-        return gains.clip(-MOST, MOST)
+        return gains.clip(-MAX_GAIN, MAX_GAIN)
 
 
 def read_outcomes(paths: Sequence[Path]) -> Outcomes:
@@ -78,7 +78,7 @@ def log_losses(record: Mapping[str, Any]) -> np.ndarray:
     first = first + 1e-12
     ratio = np.nan_to_num(validation, nan=np.inf) / first
     logs = np.log(ratio.clip(0) + FLOOR)
-    return np.minimum(logs, WORST) + np.log(first)
+    return np.minimum(logs, MAX_LOG_LOSS) + np.log(first)
 
 
 def refined(

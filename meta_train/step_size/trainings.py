@@ -15,8 +15,6 @@ from meta_train.step_size.families import FAMILIES
 from meta_train.step_size.networks import ACTIVATIONS, NetworkSettings
 from meta_train.step_size.tasks import Task, make_task
 
-STARTS = "new", "tuned", "adapter"
-
 
 @dataclass(frozen=True)
 class Training:
@@ -86,16 +84,16 @@ class Training:
 
 
 TRAINED = "mlp", "cnn", "vit", "gpt", "autoencoder"  # families that are tuned
-USUAL = ["torch"] * 8 + ["he"] * 2 + ["xavier"] * 2 + ["small"] * 2
-WEIGHTS = [*USUAL, "orthogonal", "large", "tiny", "zero head"]  # initial weights
+COMMON = ["torch"] * 8 + ["he"] * 2 + ["xavier"] * 2 + ["small"] * 2
+WEIGHTS = [*COMMON, "orthogonal", "large", "tiny", "zero head"]  # initial weights
 UNBIASED = "he", "xavier", "small"  # with biases of zero
 SCALES = {"large": 2.0, "tiny": 0.3}  # of PyTorch's weights
 WORK = 8e8  # multiplications of one copy at most, three times as many if it is long
 LONG = 1000  # steps
 SMALL_BATCH = 8
 GAME_STEPS = 150, 1500
-LEAST = 20  # steps
-EDGE = 1024  # columns of a matrix with a Kronecker factor, at most
+MIN_STEPS = 20  # steps
+MAX_FACTOR_ROWS = 1024  # columns of a matrix with a Kronecker factor, at most
 
 
 def draw(seed: int) -> Training:
@@ -105,7 +103,7 @@ def draw(seed: int) -> Training:
     while training.batch > SMALL_BATCH and _work(training) > most:
         training = replace(training, batch=training.batch // 2)
     steps = int(most / _work(replace(training, steps=1)))
-    return replace(training, steps=min(training.steps, max(LEAST, steps)))
+    return replace(training, steps=min(training.steps, max(MIN_STEPS, steps)))
 
 
 def family_of(seed: int) -> str:
@@ -123,7 +121,7 @@ def _work(training: Training) -> float:
     for p in model.parameters():
         if p.dim() > 1:
             rows, columns = len(p), p[0].numel()
-            sides = [side for side in (rows, columns) if side <= EDGE]
+            sides = [side for side in (rows, columns) if side <= MAX_FACTOR_ROWS]
             work += 4 * p.numel() * sum(sides)
     return work * training.steps
 

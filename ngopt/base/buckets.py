@@ -21,12 +21,13 @@ from ngopt.devices import writes_out
 from ngopt.packing import PaddedRows
 from ngopt.roles.kronecker_factors import Axis, MatrixLayout
 
-# Elements of a bucket, unless one member has more; on CPUs what fits into caches.
-LARGEST = {"cpu": 1 << 20, "accelerator": 1 << 25}
-LANES, FEW_LANES, FEW = 128, 16, 1 << 18  # of a bucket, and of one with few elements
+# Elements of a bucket, unless one entry has more; on CPUs what fits into caches.
+BUCKET_ELEMENTS = {"cpu": 1 << 20, "accelerator": 1 << 25}
+LANES = 128
+FEW_LANES, FEW_ELEMENTS = 16, 1 << 18  # of a bucket with few elements
 
 
-class Member(NamedTuple):
+class BucketEntry(NamedTuple):
     """The matrices of one layout of a parameter."""
 
     parameter: int
@@ -40,7 +41,7 @@ class Member(NamedTuple):
 
     @property
     def kind(self) -> tuple:
-        """Equal for members of one stack; () without Kronecker factors."""
+        """Equal for entries of one stack; () without Kronecker factors."""
         return self.layout.axes and (self.layout.shape, self.layout.axes)
 
 
@@ -53,35 +54,35 @@ class Factors(NamedTuple):
 
 
 class Bucket:
-    """Members of one dtype and device, those without Kronecker factors last.
+    """Entries of one dtype and device, those without Kronecker factors last.
 
     Attributes:
         owners: index of the parameter of each row, (rows,).
-        pieces, parts, stacked: how (rows, lanes) splits into matrices of members, into
+        pieces, parts, stacked: how (rows, lanes) splits into matrices of entries, into
             elements of parameters, and into stacks.
-        stacks: members with equal layouts. factors: of the axes of all stacks.
-        measured: last members, whose distance is measured. first: their first row.
+        stacks: entries with equal layouts. factors: of the axes of all stacks.
+        measured: last entries, whose distance is measured. first: their first row.
     """
 
-    def __init__(self, members: Sequence[Member], device: torch.device):
-        """members: those of one kind follow each other."""
-        self.members = members
-        self.stacks = stacks_of(members)
+    def __init__(self, entries: Sequence[BucketEntry], device: torch.device):
+        """entries: those of one kind follow each other."""
+        self.entries = entries
+        self.stacks = stacks_of(entries)
         self.factors: list[Factors] = []
         shapes, parts, owners = [], [], []
-        self.measured: list[Member] = []
+        self.measured: list[BucketEntry] = []
         numel = 0
-        for m in members:
-            shapes.append(m.layout.shape)
-            parts.append(m.layout.part)
-            owners.append(m.parameter)
-            numel += m.numel
-            if m.is_measured:
-                self.measured.append(m)
-        lanes = LANES if numel > FEW else FEW_LANES
+        for entry in entries:
+            shapes.append(entry.layout.shape)
+            parts.append(entry.layout.part)
+            owners.append(entry.parameter)
+            numel += entry.numel
+            if entry.is_measured:
+                self.measured.append(entry)
+        lanes = LANES if numel > FEW_ELEMENTS else FEW_LANES
         self.pieces = PaddedRows(shapes, lanes)
         self.parts = PaddedRows(shapes, lanes, parts)
-        self.first = sum(self.pieces.rows[: len(members) - len(self.measured)])
+        self.first = sum(self.pieces.rows[: len(entries) - len(self.measured)])
         rows = torch.tensor(self.pieces.rows, device="cpu")
         owners = torch.tensor(owners, device="cpu")
         self.owners = owners.repeat_interleave(rows).to(device)
@@ -95,8 +96,8 @@ class Bucket:
             if matrix[-1] == 1 and not layout.has_parts:
                 matrix.pop()  # without kernel, see `Axis`
             shapes.append((len(stack) * groups, *matrix))
-        if not self.members[-1].kind:  # all without factors are one long row
-            rest = len(self.members) - len(self.stacks[-1])
+        if not self.entries[-1].kind:  # all without factors are one long row
+            rest = len(self.entries) - len(self.stacks[-1])
             shapes[-1] = (1, int(rows[rest:].sum()) * lanes)
         return shapes
 
@@ -105,8 +106,8 @@ class Bucket:
         return scalars.index_select(1, self.owners).unsqueeze(2).unbind()
 
     def gather(self, values: Sequence[Any]) -> Tensor:
-        """Values of all parameters -> (rows, lanes) of the members; may be a view."""
-        own = [m.layout.of(values[m.parameter]) for m in self.members]
+        """Values of all parameters -> (rows, lanes) of the entries; may be a view."""
+        own = [entry.layout.of(values[entry.parameter]) for entry in self.entries]
         return self.pieces.join(own)
 
     def rotate(self, stacks: list[Tensor], bases: list[Tensor], back: bool) -> Tensor:
@@ -133,36 +134,38 @@ class Bucket:
         return rows
 
 
-def make_buckets(members: Sequence[Member], device: torch.device) -> list[Bucket]:
-    """Buckets of members, as `arranged` divides them."""
-    return [Bucket(some, device) for some in arranged(members, device)]
+def make_buckets(entries: Sequence[BucketEntry], device: torch.device) -> list[Bucket]:
+    """Buckets of entries, as `arranged` divides them."""
+    return [Bucket(some, device) for some in arranged(entries, device)]
 
 
-def arranged(members: Sequence[Member], device: torch.device) -> list[list[Member]]:
-    """Members of each bucket; those of one kind follow each other.
+def arranged(
+    entries: Sequence[BucketEntry], device: torch.device
+) -> list[list[BucketEntry]]:
+    """Entries of each bucket; those of one kind follow each other.
 
     Kinds with few elements share a bucket first, so that large kinds have their own.
     """
-    kinds: dict[tuple, list[Member]] = {}
+    kinds: dict[tuple, list[BucketEntry]] = {}
     numels: dict[tuple, int] = {}
-    for m in members:
-        kinds.setdefault(m.kind, []).append(m)
-        numels[m.kind] = numels.get(m.kind, 0) + m.numel
-    largest = chunk_size(LARGEST, device)
-    found: list[list[Member]] = []
+    for entry in entries:
+        kinds.setdefault(entry.kind, []).append(entry)
+        numels[entry.kind] = numels.get(entry.kind, 0) + entry.numel
+    largest = chunk_size(BUCKET_ELEMENTS, device)
+    found: list[list[BucketEntry]] = []
     free = -1
     for kind in sorted(kinds, key=numels.__getitem__):
-        for m in kinds[kind]:
-            if m.numel > free:
+        for entry in kinds[kind]:
+            if entry.numel > free:
                 found.append([])
                 free = largest
-            found[-1].append(m)
-            free -= m.numel
+            found[-1].append(entry)
+            free -= entry.numel
     for some in found:
-        some.sort(key=lambda m: (m.is_measured, not m.kind))
+        some.sort(key=lambda entry: (entry.is_measured, not entry.kind))
     return found
 
 
-def stacks_of(members: Sequence[Member]) -> list[list[Member]]:
-    """Members that follow each other, divided by kind."""
-    return [list(same) for _, same in groupby(members, attrgetter("kind"))]
+def stacks_of(entries: Sequence[BucketEntry]) -> list[list[BucketEntry]]:
+    """Entries that follow each other, divided by kind."""
+    return [list(same) for _, same in groupby(entries, attrgetter("kind"))]

@@ -21,8 +21,8 @@ from ngopt.base.step_buffers import StepBuffers
 
 logger = logging.getLogger("ngopt")
 
-SHARE = 1 / 64  # of a device's memory that copies of gradients may take
-STABLE = 8  # steps with tensors in the same places before a capture
+MAX_SHARE = 1 / 64  # of a device's memory that copies of gradients may take
+STABLE_STEPS = 8  # steps with tensors in the same places before a capture
 
 
 def has_graphs(like: Tensor, count: int) -> bool:
@@ -30,7 +30,7 @@ def has_graphs(like: Tensor, count: int) -> bool:
     if like.device.type != "cuda" or torch.version.hip:
         return False
     memory = torch.cuda.get_device_properties(like.device).total_memory
-    return count * like.itemsize <= SHARE * memory
+    return count * like.itemsize <= MAX_SHARE * memory
 
 
 class Replays:
@@ -78,7 +78,7 @@ class Replays:
             self._places = places
             self._same = 0
         self._same += 1
-        if self._is_refused or self._same <= STABLE:
+        if self._is_refused or self._same <= STABLE_STEPS:
             return False
         if phase not in self._graphs:
             self._capture(phase, make_buffers, work)

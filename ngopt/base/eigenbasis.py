@@ -22,14 +22,15 @@ from torch import Tensor
 from ngopt.roles.kronecker_factors import MatrixLayout
 
 LIFT = 1e-3  # in largest eigenvalues: directions with smaller ones are noise
-LARGEST = 1.25  # singular value of A: angle of a rotation
+MAX_ANGLE = 1.25  # of a rotation: largest singular value of A
 TINY = 1e-30
-# The renewals of one size cost at least as much as that of one basis with CALLS rows.
-CALLS = 80
-EVERY = 2, 5, 10  # choices of steps in which every basis is renewed once
-# CPUs: multiplications of renewals, in those of all other products (at most HEAVY).
-LOAD, HEAVY = 1.5, 2e9
-FEW = 3  # accelerators: sizes of bases that are renewed in one step, at most
+# The renewals of one size cost at least as much as that of one basis with so many rows.
+MIN_ROWS = 80
+INTERVALS = 2, 5, 10  # choices of steps between two renewals of a basis
+# CPUs: largest ratio of multiplications of renewals to those of all other products, of
+# which no more than MAX_PRODUCTS count.
+MAX_RATIO, MAX_PRODUCTS = 1.5, 2e9
+MAX_SIZES = 3  # accelerators: sizes of bases that are renewed in one step
 ROUNDS = 8  # steps after which rounds of renewals become one step longer, at first
 
 
@@ -46,7 +47,7 @@ def renewed(factor: Tensor, basis: Tensor) -> Tensor:
     s = torch.bmm(a, a)
     # |A|_2^2 <= |A A|_F: never too small, as an estimate by a power method can be
     bound = torch.linalg.vector_norm(s, dim=(1, 2), keepdim=True)
-    shrink = LARGEST**2 / bound.clamp(min=LARGEST**2)
+    shrink = MAX_ANGLE**2 / bound.clamp(min=MAX_ANGLE**2)
     a *= shrink.sqrt()
     s *= shrink / 2
     q = torch.baddbmm(basis, basis, a.add_(s))
@@ -55,9 +56,9 @@ def renewed(factor: Tensor, basis: Tensor) -> Tensor:
 
 
 def renewal_interval(layouts: Iterable[MatrixLayout], device: torch.device) -> int:
-    """Steps in which every basis is renewed once: the fewest that are cheap.
+    """Steps between two renewals of a basis: the fewest that are cheap.
 
-    CPUs are bound by FLOPs (`LOAD`, `HEAVY`), accelerators by launches (`FEW` a step).
+    CPUs are bound by FLOPs (`MAX_RATIO`), accelerators by launches (`MAX_SIZES`).
     """
     renewal = others = 0
     sizes = set()
@@ -67,13 +68,13 @@ def renewal_interval(layouts: Iterable[MatrixLayout], device: torch.device) -> i
             others += 4 * prod(layout.shape) * axis.size  # 3 rotations, X X^T
             sizes.add(axis.size)
     if device.type == "cpu":
-        cost = renewal / LOAD / min(max(others, 1), HEAVY)
+        cost = renewal / MAX_RATIO / min(max(others, 1), MAX_PRODUCTS)
     else:
-        cost = len(sizes) / FEW
-    for every in EVERY:
+        cost = len(sizes) / MAX_SIZES
+    for every in INTERVALS:
         if cost <= every:
             return every
-    return EVERY[-1]
+    return INTERVALS[-1]
 
 
 def renewal_positions(counts: Mapping[int, int]) -> dict[int, list[float]]:
@@ -84,7 +85,7 @@ def renewal_positions(counts: Mapping[int, int]) -> dict[int, list[float]]:
     ends = [0.0]
     for n, count in counts.items():
         for _ in range(count):
-            ends.append(ends[-1] + n**3 + CALLS**3 / count)
+            ends.append(ends[-1] + n**3 + MIN_ROWS**3 / count)
     positions = {}
     first = 0
     for n, count in counts.items():

@@ -1,8 +1,8 @@
 """Factors of the step size from initial weights and the first gradients.
 
 Initial weights. The first steps have the same size for any scale of the initial weights
-at or above PyTorch's. Below, the size goes with the root of the ratio. Later step sizes
-are proportional to the RMS of the weights.
+at or above PyTorch's. Below, it is proportional to the square root of the ratio. Later
+step sizes are proportional to the RMS of the weights.
 
 Trained weights. No singular value of a random matrix (m, n) is above RMS (sqrt m +
 sqrt n); those of trained matrices are (Martin and Mahoney 2021). A trained network is
@@ -31,11 +31,12 @@ from ngopt.devices import Array, array_module, precise_dtype
 if TYPE_CHECKING:
     from ngopt.base.step_context import StepContext
 
-OBSERVED = 8  # number of first gradients of which density and agreement are measured
-AGREED = 0.95  # largest agreement
+OBSERVED_STEPS = 8  # in which density and agreement of gradients are measured
+MAX_AGREEMENT = 0.95
 ITERATIONS = 6  # of a power iteration
-EDGE = 1.02  # largest singular value of random matrices over RMS (sqrt m + sqrt n)
-DENSITY = 1e-3  # smallest share of a table's rows
+# Largest singular value of random matrices, in units of RMS (sqrt m + sqrt n).
+RANDOM_EDGE = 1.02
+MIN_DENSITY = 1e-3  # share of a table's rows
 TINY = 1e-30
 
 
@@ -87,11 +88,11 @@ class FirstSteps:
         """
         if step.youngest == 0:
             factors = self._at_start(factors, step, rms)
-        if 2 <= step.youngest < OBSERVED:
+        if 2 <= step.youngest < OBSERVED_STEPS:
             running, unit = map(_detached, gradients)
             grad_rms = running * step.scheduled.rms_correction_before / unit
             factors = self._from_agreement(factors, step, grad_rms)
-        if self._tables and step.youngest < OBSERVED:
+        if self._tables and step.youngest < OBSERVED_STEPS:
             factors = self._from_density(factors, step)
         return factors
 
@@ -141,7 +142,7 @@ class FirstSteps:
         xp = array_module(grad_rms)
         age = xp.ones_like(grad_rms) * step.scheduled.count - 1
         # parameters in their first steps, each in its own unit
-        is_measured = (age >= 2) & (age < OBSERVED) & (grad_rms > 0)
+        is_measured = (age >= 2) & (age < OBSERVED_STEPS) & (grad_rms > 0)
         divisor = xp.where(is_measured, grad_rms, 1.0) ** 2
         squares = xp.asarray(step.momentum_squares())
         squares = xp.where(is_measured, squares / divisor, 0.0)
@@ -160,7 +161,7 @@ class FirstSteps:
         xp = array_module(factors.density)
         share = xp.asarray(step.dense_shares(self._tables))
         growth, density = mean_density(share, factors.density, step.scheduled.count)
-        is_early = xp.ones_like(density) * step.scheduled.count <= OBSERVED
+        is_early = xp.ones_like(density) * step.scheduled.count <= OBSERVED_STEPS
         longer = xp.where(is_early, growth**-self.config.rare_exponent, 1.0)
         density = xp.where(is_early, density, factors.density)
         return _scaled(factors, longer)._replace(density=density)
@@ -193,7 +194,7 @@ def agreement(squares: Array, expected: Array, age: Array, beta1: float) -> Arra
     noise = (1 - beta1) / (1 + beta1) * both
     most = ((total**2 - noise) * expected).sum()
     ratio = (squares - noise * expected).sum() / most.clip(TINY)
-    return ratio.clip(0.0, AGREED)
+    return ratio.clip(0.0, MAX_AGREEMENT)
 
 
 def spectral_excess(weight: Tensor) -> Tensor:
@@ -211,7 +212,7 @@ def spectral_excess(weight: Tensor) -> Tensor:
     v = _normalized(v)
     largest = (w.mT @ v).norm()
     rms = w.square().mean().sqrt()
-    edge = EDGE * rms.mul(len(w) ** 0.5 + w.shape[1] ** 0.5)
+    edge = RANDOM_EDGE * rms.mul(len(w) ** 0.5 + w.shape[1] ** 0.5)
     ratio = largest / edge.clip(min=TINY)
     excess = ratio.clip(min=1.0).log()
     return excess.nan_to_num(0.0, 0.0)
@@ -289,4 +290,4 @@ def mean_density(share: Array, density: Array, count: Array) -> tuple[Array, Arr
     is_first = density == 0
     new = xp.where(is_first, share, density + (share - density) / count)
     old = xp.where(is_first, xp.ones_like(density), density)
-    return new.clip(DENSITY) / old.clip(DENSITY), new
+    return new.clip(MIN_DENSITY) / old.clip(MIN_DENSITY), new

@@ -9,10 +9,10 @@ import torch
 from ngopt.devices import Array, array_module, hypot
 
 DECAY = 0.95  # of the running mean square of a gradient
-EARLY = 3  # number of first gradients that are compared with the next one
+COMPARED_STEPS = 3  # number of first gradients that are compared with the next one
 UNIT_RANGE = 2.0**16  # largest ratio between the running RMS and its unit
 BIAS_SHARE = 0.2  # of the RMS of its matrix, see `gradient_scale`
-LEAST, GREATEST = 2.0**-126, 2.0**126  # units that are float32, as are their inverses
+MIN_UNIT, MAX_UNIT = 2.0**-126, 2.0**126  # float32, as are the inverses
 
 
 class GradientScale(NamedTuple):
@@ -66,7 +66,7 @@ def gradient_scale(
     corrected = running * corrections[1]
     drift = corrected / scale
     is_near = drift == drift.clip(1 / UNIT_RANGE, UNIT_RANGE)
-    positive = corrected.clip(LEAST, GREATEST)
+    positive = corrected.clip(MIN_UNIT, MAX_UNIT)
     nearest = xp.exp2(xp.log2(positive).round())
     unit = xp.where(is_near, scale, nearest)
     return GradientScale(

@@ -17,10 +17,10 @@ from torch import Tensor
 from ngopt.roles.from_graph import ParameterRole
 
 HORIZON = 500  # steps
-ZERO = -9.0  # log of a matrix' size below which it is zero
-LEAST = 1e-4  # size of a matrix
+LOG_ZERO = -9.0  # log of a matrix' size below which it is zero
+MIN_SIZE = 1e-4  # size of a matrix
 
-KNOWN = (
+OF_NETWORK = (
     "log steps",
     "log matrices",
     "mean log rows",
@@ -35,7 +35,7 @@ KNOWN = (
 """Features that are known without the weights."""
 OF_WEIGHTS = "mean log size", "least log size", "zero matrices", "mean excess"
 OF_GRADIENTS = "share of zeros", "slope of gradients"
-FEATURES = KNOWN + OF_WEIGHTS + OF_GRADIENTS
+FEATURES = OF_NETWORK + OF_WEIGHTS + OF_GRADIENTS
 
 
 class FirstMeasures(NamedTuple):
@@ -59,7 +59,7 @@ def matrices_of(roles: Sequence[ParameterRole]) -> list[int]:
 def known_features(
     roles: Sequence[ParameterRole], shapes: Sequence[Sequence[int]], total_steps: int
 ) -> dict[str, float]:
-    """The features `KNOWN`. roles, shapes: of all parameters."""
+    """The features `OF_NETWORK`. roles, shapes: of all parameters."""
     matrices = matrices_of(roles)
     count = max(len(matrices), 1)
     names = [role.role for role in roles]
@@ -87,10 +87,10 @@ def known_features(
         tables / total,
         min(names.count("norm") / (2 * count), 1.0),
     )
-    return dict(zip(KNOWN, values, strict=True))
+    return dict(zip(OF_NETWORK, values, strict=True))
 
 
-def inverse_usual_sizes(
+def inverse_init_rms(
     roles: Sequence[ParameterRole], matrices: Sequence[int]
 ) -> list[float]:
     """1 / RMS of PyTorch's initial weights, of each matrix.
@@ -110,8 +110,8 @@ def weight_features(sizes: Tensor, excesses: Tensor) -> dict[str, Tensor]:
     sizes: RMS of the initial weights of each matrix, in that of PyTorch's, (m,).
     excesses: see `spectral_excess`, (m,).
     """
-    logs = sizes.clamp(min=LEAST).log()
-    is_zero = logs < ZERO
+    logs = sizes.clamp(min=MIN_SIZE).log()
+    is_zero = logs < LOG_ZERO
     count = (~is_zero).sum()
     least = torch.where(is_zero, torch.inf, logs).amin()
     values = (
@@ -146,5 +146,5 @@ def gradient_features(
     depths = depths - (share * depths).sum()
     above = (share * depths * product).sum()
     below = (share * depths.square()).sum()
-    slope = torch.where(below > LEAST, above / below.clamp(min=LEAST), 0.0)
+    slope = torch.where(below > MIN_SIZE, above / below.clamp(min=MIN_SIZE), 0.0)
     return dict(zip(OF_GRADIENTS, (zeros, slope), strict=True))

@@ -111,7 +111,7 @@ class ShardedState:
                     yield Entry(i, key, value)
 
     def _ownership(self, i: int, key: str, like: Tensor) -> Ownership:
-        """Of a tensor of the state of a parameter."""
+        """The owners of the tensor `key` of the state of parameter i."""
         own = self._shards.owned[i]
         shape = tuple(like.shape)
         if not own.is_divided or not key.startswith("exp_avg"):

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from ngopt import chunking
-from ngopt.base.buckets import Bucket, Member, arranged, stacks_of
+from ngopt.base.buckets import Bucket, BucketEntry, arranged, stacks_of
 from ngopt.base.eigenbasis import renewal_positions
 from ngopt.base.elementwise import StepScalars
 from ngopt.base.first_steps import is_matrix, spectral_excess
-from ngopt.base.state import ParameterStack, counts_of, factor_keys, members_of
+from ngopt.base.state import ParameterStack, counts_of, entries_of, factor_keys
 from ngopt.base.step_context import StepContext, StepInputs
 from ngopt.base.update import SoapUpdate
 from ngopt.distributed.exchange import Exchange, Transfer, make_exchanges
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ngopt.base.soap import SoapRule
 
 # Elements that one owner updates while others are sent.
-ROUND = {"cpu": 1 << 22, "accelerator": 1 << 23}
+ROUND_ELEMENTS = {"cpu": 1 << 22, "accelerator": 1 << 23}
 
 
 class ShardedStepContext(StepContext):
@@ -105,7 +105,7 @@ class ShardedSoapUpdate(SoapUpdate):
     def __init__(self, rule: SoapRule, positions: Sequence[int], like: Tensor):
         assert rule.shards is not None
         self.shards = rule.shards.of(positions)
-        most = chunking.chunk_size(ROUND, like.device)
+        most = chunking.chunk_size(ROUND_ELEMENTS, like.device)
         # size of the factor of tables with several owners, which sum it
         self._table_sizes: dict[int, int] = {}
         for i, own in enumerate(self.shards.owned):
@@ -142,15 +142,15 @@ class ShardedSoapUpdate(SoapUpdate):
             piece = self.shards.held(i)
             layout = MatrixLayout((1, 1, piece.numel, 1), part=piece.shape)
             if is_measured(layouts[i]) and self.shards.counts[i]:
-                measured.append(Member(i, 0, layout, is_measured=True))
+                measured.append(BucketEntry(i, 0, layout, is_measured=True))
             else:
-                others.append(Member(i, 0, layout))
+                others.append(BucketEntry(i, 0, layout))
         return Bucket(others + measured, device)
 
     def _renewal_positions(self, layouts: Sequence[Layouts]) -> dict[int, list[float]]:
         """As in a single process: the same bases are renewed at the same steps."""
-        members = members_of(layouts, range(len(layouts)))
-        buckets = arranged(members, self.stack.device)
+        entries = entries_of(layouts, range(len(layouts)))
+        buckets = arranged(entries, self.stack.device)
         keys = factor_keys([stacks_of(bucket) for bucket in buckets])
         found: dict[int, list[float]] = {}
         for size, positions in renewal_positions(counts_of(keys)).items():
@@ -208,21 +208,21 @@ class ShardedSoapUpdate(SoapUpdate):
             delta = u.to(self.stack.dtype)
             delta.mul_(momentum != 0).mul_(rows.step_size)
             pieces = bucket.parts.split(delta)
-            for m, piece in zip(bucket.members, pieces, strict=True):
-                shape = self.shards.domain(m.parameter).shape
-                if m.layout.view is None:
-                    found[m.parameter] = piece.reshape(shape)
+            for entry, piece in zip(bucket.entries, pieces, strict=True):
+                shape = self.shards.domain(entry.parameter).shape
+                if entry.layout.view is None:
+                    found[entry.parameter] = piece.reshape(shape)
                     continue
-                if m.parameter not in found:
-                    found[m.parameter] = delta.new_zeros(shape)
-                place = m.layout.of(found[m.parameter])
+                if entry.parameter not in found:
+                    found[entry.parameter] = delta.new_zeros(shape)
+                place = entry.layout.of(found[entry.parameter])
                 place.copy_(piece.reshape(place.shape))
         return found
 
     def _add_squares(
         self, step: StepContext, bucket: Bucket, stacks: Sequence[Tensor]
     ) -> None:
-        i = bucket.members[0].parameter
+        i = bucket.entries[0].parameter
         if i not in self._table_sizes:  # tables of several owners have own buckets
             return super()._add_squares(step, bucket, stacks)
         ((_, axis, some),) = bucket.factors

@@ -101,7 +101,7 @@ class Soap:
             total_steps: the horizon, if known.
             compute_dtype: of rotations and of products for Kronecker factors; None:
                 `product_dtype`.
-            renew_every: steps in which every eigenbasis is renewed once; None:
+            renew_every: steps between two renewals of an eigenbasis; None:
                 `renewal_interval`.
             shards: processes that share the parameters; None: one process.
         """

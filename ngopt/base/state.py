@@ -9,14 +9,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ngopt.base.buckets import Bucket, Factors, Member, make_buckets
+from ngopt.base.buckets import Bucket, BucketEntry, Factors, make_buckets
 from ngopt.base.first_steps import StepSizeFactors
 from ngopt.functional import Record, state_dtype
 from ngopt.packing import PackedState, Packing, PaddedRows, scalar_packing
 from ngopt.roles.kronecker_factors import Axis, Layouts, is_measured
 
 # Factors and bases of more rows are bfloat16: rounding is far below their noise.
-EXACT = 512
+FLOAT32_ROWS = 512
 TINY = 1e-30
 SCALES = ("scale", "rms", "skipped", *StepSizeFactors._fields, "path", "distance")
 
@@ -47,7 +47,7 @@ def first_record(p: Tensor, layouts: Layouts) -> Record:
         for axis in layout.axes:
             n = axis.size
             count = layout.shape[0] * axis.parts
-            is_exact = n <= EXACT or dtype == torch.float64
+            is_exact = n <= FLOAT32_ROWS or dtype == torch.float64
             factor_dtype = dtype if is_exact else torch.bfloat16
             zeros = p.new_zeros(count, n, n, dtype=factor_dtype)
             eye = torch.eye(n, dtype=factor_dtype, device=p.device)
@@ -67,7 +67,7 @@ class StackedState(NamedTuple):
     bases: dict[int, Tensor]
     step: Tensor  # (n,), on the host
     scales: Tensor  # of `SCALES`, (fields, n)
-    displacement: dict[Bucket, Tensor]  # of buckets with measured members
+    displacement: dict[Bucket, Tensor]  # of buckets with measured entries
     tensors: list[Tensor]  # all of these, for `PackedState.close`
 
 
@@ -98,8 +98,8 @@ class ParameterStack:
             rounds = [range(len(layouts))]
         self.rounds: list[list[Bucket]] = []
         for parameters in rounds:
-            members = members_of(layouts, parameters)
-            self.rounds.append(make_buckets(members, self.device))
+            entries = entries_of(layouts, parameters)
+            self.rounds.append(make_buckets(entries, self.device))
         self.buckets = list(chain.from_iterable(self.rounds))
         self.keys = factor_keys([bucket.stacks for bucket in self.buckets])
         _set_factors(self.buckets)
@@ -116,7 +116,7 @@ class ParameterStack:
         found = []
         for key in ("exp_avg", "exp_avg_sq"):
             for bucket in self.buckets:
-                found.append(_packing(bucket.members, f"{key}_{{}}", bucket.pieces))
+                found.append(_packing(bucket.entries, f"{key}_{{}}", bucket.pieces))
         for kind in ("", "_basis"):
             for keys in self.keys.values():
                 found.append(_factor_packing(keys, kind))
@@ -125,7 +125,7 @@ class ParameterStack:
         found.append(scalar_packing(self._count, ["step"], cpu))
         found.append(scalar_packing(self._count, SCALES, self.device))
         for bucket in self._measured:
-            shapes = [m.layout.shape for m in bucket.measured]
+            shapes = [entry.layout.shape for entry in bucket.measured]
             pieces = PaddedRows(shapes, bucket.pieces.lanes)
             found.append(_packing(bucket.measured, "displacement", pieces))
         return found
@@ -180,16 +180,18 @@ class FactorKey(NamedTuple):
 FactorKeys = dict[int, list[FactorKey]]  # by size
 
 
-def members_of(layouts: Sequence[Layouts], parameters: Sequence[int]) -> list[Member]:
-    """Members of some parameters; layouts: of each parameter."""
-    members: list[Member] = []
+def entries_of(
+    layouts: Sequence[Layouts], parameters: Sequence[int]
+) -> list[BucketEntry]:
+    """Entries of some parameters; layouts: of each parameter."""
+    entries: list[BucketEntry] = []
     for i in sorted(parameters):
         for number, layout in enumerate(layouts[i]):
-            members.append(Member(i, number, layout, is_measured(layouts[i])))
-    return members
+            entries.append(BucketEntry(i, number, layout, is_measured(layouts[i])))
+    return entries
 
 
-def factor_keys(buckets: Sequence[Sequence[Sequence[Member]]]) -> FactorKeys:
+def factor_keys(buckets: Sequence[Sequence[Sequence[BucketEntry]]]) -> FactorKeys:
     """Keys of all factors, largest size first; buckets: their stacks."""
     found: FactorKeys = {}
     for stack in chain.from_iterable(buckets):
@@ -198,12 +200,12 @@ def factor_keys(buckets: Sequence[Sequence[Sequence[Member]]]) -> FactorKeys:
     return dict(sorted(found.items(), reverse=True))
 
 
-def _axis_keys(stack: Sequence[Member], axis: Axis) -> list[FactorKey]:
+def _axis_keys(stack: Sequence[BucketEntry], axis: Axis) -> list[FactorKey]:
     keys = []
-    for m in stack:
-        key = f"{axis.name}{{}}_{m.number}"
-        count = m.layout.shape[0] * axis.parts
-        keys.append(FactorKey(m.parameter, key, count))
+    for entry in stack:
+        key = f"{axis.name}{{}}_{entry.number}"
+        count = entry.layout.shape[0] * axis.parts
+        keys.append(FactorKey(entry.parameter, key, count))
     return keys
 
 
@@ -227,9 +229,9 @@ def _set_factors(buckets: Sequence[Bucket]) -> None:
                 bucket.factors.append(Factors(number, axis, slice(start, end)))
 
 
-def _packing(members: Sequence[Member], key: str, pieces: PaddedRows) -> Packing:
+def _packing(entries: Sequence[BucketEntry], key: str, pieces: PaddedRows) -> Packing:
     """key: a format with the number of the layout."""
-    places = [(m.parameter, key.format(m.number)) for m in members]
+    places = [(entry.parameter, key.format(entry.number)) for entry in entries]
     return Packing(places, pieces.join, pieces.split)
 
 

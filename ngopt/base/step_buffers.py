@@ -43,8 +43,8 @@ def step_buffers(
         if own is not None:
             rows[bucket] = own
             parts = bucket.parts.split(own)
-            for m, part in zip(bucket.members, parts, strict=True):
-                copies[m.parameter] = part
+            for entry, part in zip(bucket.entries, parts, strict=True):
+                copies[entry.parameter] = part
         places = _weight_rows(bucket, params)
         if places is not None:
             weights[bucket] = places
@@ -56,8 +56,8 @@ def step_buffers(
 
 def _gradient_rows(bucket: Bucket, grads: Sequence[Tensor]) -> Tensor | None:
     """Zeros for the gradients of a bucket; None if they have no views of their own."""
-    owned = [grads[m.parameter] for m in bucket.members]
-    is_whole = not any(m.layout.view for m in bucket.members)
+    owned = [grads[entry.parameter] for entry in bucket.entries]
+    is_whole = not any(entry.layout.view for entry in bucket.entries)
     if not is_whole or len({grad.dtype for grad in owned}) > 1:
         return None
     rows = owned[0].new_zeros(len(bucket.owners), bucket.pieces.lanes)
@@ -73,13 +73,13 @@ def _weight_rows(bucket: Bucket, params: Sequence[Tensor]) -> WeightRows | None:
     addresses = []
     counts = []
     lanes = bucket.pieces.lanes
-    for m in bucket.members:
-        p = params[m.parameter]
-        own = m.layout.of(p) if p.is_contiguous() else p
+    for entry in bucket.entries:
+        p = params[entry.parameter]
+        own = entry.layout.of(p) if p.is_contiguous() else p
         if p.dtype != torch.float32 or not own.is_contiguous():
             return None
-        matrices = m.layout.shape[0]
-        size = m.numel // matrices
+        matrices = entry.layout.shape[0]
+        size = entry.numel // matrices
         starts = torch.arange(0, size, lanes, device=p.device)
         firsts = torch.arange(matrices, device=p.device) * size
         offsets = firsts[:, None] + starts

@@ -28,7 +28,10 @@ class FactorScalars(NamedTuple):
 
 
 class StepInputs(NamedTuple):
-    """Of all parameters of a rule; for arguments see `UpdateRule.update`."""
+    """Arguments of a step for all parameters of a rule, see `UpdateRule.update`.
+
+    in_place: whether neither autograd nor vmap traces the step.
+    """
 
     grads: Sequence[Any]
     state: Sequence[Record]
@@ -46,14 +49,14 @@ class StepContext:
         ages: previous gradients of each parameter. youngest: the least of them.
         of_factors: `FactorScalars` of the factors of each size.
         scheduled: set by `SoapUpdate`, like ages, of_factors and average_weights.
-        average_weights: of the new weights in their averages, one by one.
+        average_weights: for each parameter, the weight of its new value in its average.
         buffers: of a step that is captured in a CUDA graph, to be replayed.
     """
 
     def __init__(
         self, stack: ParameterStack, positions: Sequence[int], inputs: StepInputs
     ):
-        """in_place: neither autograd nor vmap traces the step."""
+        """positions: indices among the parameters of the rule."""
         in_place = inputs.in_place
         hyper = inputs.hyper
         self.stack = stack
@@ -86,7 +89,7 @@ class StepContext:
         return self.state.scales[-2:]
 
     def gathered(self, bucket: Bucket) -> Tensor:
-        """Gradients of the members of a bucket, (rows, lanes)."""
+        """Gradients of the entries of a bucket, (rows, lanes)."""
         if self.buffers is not None and bucket in self.buffers.rows:
             return self.buffers.rows[bucket]
         return bucket.gather(self.grads)

@@ -16,7 +16,7 @@ from ngopt.base.network_features import (
     FEATURES,
     FirstMeasures,
     gradient_features,
-    inverse_usual_sizes,
+    inverse_init_rms,
     known_features,
     matrices_of,
     weight_features,
@@ -24,7 +24,7 @@ from ngopt.base.network_features import (
 from ngopt.devices import precise_dtype
 from ngopt.roles.from_graph import ParameterRole
 
-MOST = 3.0  # largest |log2| of a factor
+MAX_LOG2 = 3.0  # largest |log2| of a factor
 
 
 Layers = Sequence[tuple[Tensor, Tensor]]
@@ -87,7 +87,7 @@ def outputs(x: Tensor, layers: Layers) -> Tensor:
     y = x @ weight + bias
     for weight, bias in others:
         y = torch.tanh(y) @ weight + bias
-    return MOST * torch.tanh(y.squeeze(-1) / MOST)
+    return MAX_LOG2 * torch.tanh(y.squeeze(-1) / MAX_LOG2)
 
 
 def cautious_prediction(
@@ -121,7 +121,7 @@ class NetworkFactor:
         values = list(known.values())
         self._known = torch.tensor(values, dtype=dtype, device=device)
         self.matrices = matrices_of(roles)
-        inverse = inverse_usual_sizes(roles, self.matrices)
+        inverse = inverse_init_rms(roles, self.matrices)
         self._inverse = self._known.new_tensor(inverse)
         depths = [roles[i].depth for i in self.matrices]
         self._depths = self._known.new_tensor(depths)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ngopt import devices
 from ngopt.base.elementwise import StepScalars
 from ngopt.base.first_steps import FirstSteps, StepSizeFactors
-from ngopt.base.gradient_clipping import EARLY, GradientScale, gradient_scale
+from ngopt.base.gradient_clipping import COMPARED_STEPS, GradientScale, gradient_scale
 from ngopt.base.state import ParameterStack
 from ngopt.base.step_context import FactorScalars, StepContext
 from ngopt.base.step_predictor import NetworkFactor
@@ -118,8 +118,8 @@ class ScalarEquations:
         """rms: of gradients. before: unit and running RMS of the previous step."""
         s = step.scheduled
         is_early = None
-        if step.youngest <= EARLY:
-            is_early = (s.count > 1) & (s.count <= EARLY + 1)
+        if step.youngest <= COMPARED_STEPS:
+            is_early = (s.count > 1) & (s.count <= COMPARED_STEPS + 1)
         matrices = self._matrices.numpy() if step.on_host else self._matrices
         corrections = s.rms_correction_before, s.rms_correction
         clip = self._config.clip

@@ -21,7 +21,7 @@ from ngopt.roles.from_graph import ParameterRole
 from ngopt.schedule import average_weight, with_horizon, without_horizon
 
 NOMINAL_STEP = 1e-3  # unit of the user's weight decay: the step size of AdamW's default
-LEAST = 1e-15  # epsilon at least: nothing is divided by 0
+MIN_EPSILON = 1e-15  # epsilon at least: nothing is divided by 0
 TINY = 1e-30
 
 
@@ -153,7 +153,7 @@ class StepSchedule:
             shape = without_horizon(age, now, c.open_warmup, c.open_constant)
             height = c.open_step_size * shape
         correction = momentum**2 * (1 - beta2) / (1 - beta2 ** (age + 1))
-        damping = max(c.epsilon, LEAST) * momentum
+        damping = max(c.epsilon, MIN_EPSILON) * momentum
         return (
             age + 1,
             (1 - power + TINY) ** -0.5,

@@ -15,7 +15,7 @@ from ngopt.base.buckets import Bucket
 from ngopt.base.cuda_graphs import Replays, has_graphs
 from ngopt.base.eigenbasis import RenewalSchedule, renewal_positions, renewed
 from ngopt.base.elementwise import StepScalars, accumulate, change, precondition
-from ngopt.base.first_steps import OBSERVED
+from ngopt.base.first_steps import OBSERVED_STEPS
 from ngopt.base.state import ParameterStack, counts_of
 from ngopt.base.step_buffers import StepBuffers, step_buffers
 from ngopt.base.step_context import FactorScalars, StepContext, StepInputs
@@ -88,7 +88,8 @@ class SoapUpdate:
 
     def _replay(self, step: StepContext) -> bool:
         """Makes the step by a CUDA graph, or returns False."""
-        if self._replays is None or not step.has_fixed_lr or step.youngest < OBSERVED:
+        is_early = step.youngest < OBSERVED_STEPS
+        if self._replays is None or not step.has_fixed_lr or is_early:
             return False
         phase = self._renewals.phase(int(step.youngest))
         if phase is None:
@@ -169,7 +170,7 @@ class SoapUpdate:
     ) -> None:
         """Adds squares of steps, and squared distances from the initial values.
 
-        delta: changes of the measured members, if any, (rows, lanes).
+        delta: changes of the measured entries, if any, (rows, lanes).
         """
         if not bucket.measured:
             return
@@ -183,14 +184,14 @@ class SoapUpdate:
         moved.index_add_(1, owners, squares.to(moved.dtype))
 
     def _split(self, step: StepContext, bucket: Bucket, delta: Tensor) -> list[Change]:
-        """The changes of the members of a bucket; delta: (rows, lanes)."""
+        """The changes of the entries of a bucket; delta: (rows, lanes)."""
         found = []
         pieces = bucket.parts.split(delta)
-        for m, piece in zip(bucket.members, pieces, strict=True):
-            i = m.parameter
+        for entry, piece in zip(bucket.entries, pieces, strict=True):
+            i = entry.parameter
             weight = step.average_weights[i]
             record = step.records[i]
-            own = Change(self.positions[i], piece, record, m.layout.of, weight)
+            own = Change(self.positions[i], piece, record, entry.layout.of, weight)
             found.append(own)
         return found
 

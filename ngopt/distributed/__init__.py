@@ -1,4 +1,5 @@
-"""Training in several processes: every matrix of a network has one owner among them.
+"""Training in several processes: every matrix has one owner among them, and large
+tables can have several.
 
 In a step, the gradient of each matrix is sent to its owner (`exchange`). The owner
 updates Kronecker factors, eigenbases and moments, and sends the change to all processes

@@ -29,8 +29,8 @@ class Collectives:
     def _host_group(self) -> Any:
         """The group for objects and tensors on the host.
 
-        A group of its own: if one process skips a step, the others wait here until the
-        timeout, and take no collective of its model for one of these.
+        A group of its own, so that collectives of the model are not matched with these:
+        if one process skips a step, the others wait here until the timeout.
         """
         if self._gloo is None:
             is_fake = distributed.get_backend(self.group) == "fake"

@@ -69,7 +69,7 @@ def by_rows(pieces: Sequence[Piece]) -> Ownership:
 
 
 def cost_of(layouts: Layouts, every: int) -> Cost:
-    """every: steps in which a basis is renewed once."""
+    """The cost of a step of a parameter. every: steps between renewals of a basis."""
     work = memory = 0.0
     for layout in layouts:
         numel = prod(layout.shape)

@@ -27,7 +27,7 @@ from ngopt.shard_layout import (
 )
 
 # A table has several owners if it costs more than this share of a rank's mean cost.
-LARGE = 0.5
+MAX_SHARE = 0.5
 
 
 class Shards:
@@ -94,7 +94,7 @@ class Shards:
     def divide(self, layouts: Sequence[Layouts], every: int) -> None:
         """Chooses owners once: they store the state, even if costs change.
 
-        layouts: of each parameter. every: steps in which a basis is renewed once.
+        layouts: of each parameter. every: steps between two renewals of a basis.
         """
         if self.owned:
             return
@@ -138,7 +138,7 @@ class Shards:
             if piece.numel:
                 held.add(piece)
         is_in_parts = not layouts[0].axes and held != {whole(shape)}
-        return is_in_parts or share * self.size > LARGE
+        return is_in_parts or share * self.size > MAX_SHARE
 
     def _by_one(self, i: int, rank: int) -> Ownership:
         return ownership.by_one(rank, self.size, self.shapes[i])

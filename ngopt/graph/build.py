@@ -174,7 +174,7 @@ def _lazy_name(model: nn.Module) -> str | None:
 
 def _from_parameters(model: nn.Module, reason: str) -> NeuralGraph:
     warnings.warn(
-        f"build_graph: names and shapes of the parameters decide, as {reason}",
+        f"build_graph: graph inferred from names and shapes, as {reason}",
         stacklevel=3,
     )
     return infer_graph(*_specs(model.named_parameters()))

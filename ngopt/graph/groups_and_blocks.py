@@ -164,7 +164,13 @@ class EdgeBlock:
 
 @dataclass(frozen=True)
 class Bias:
-    """Elements of a parameter that are features of nodes; view: (n, *slot_shape)."""
+    """Elements of a parameter that are features of nodes.
+
+    Attributes:
+        view: of the shape (n, *slot_shape). index: the n neurons of `group`; None if
+            they are all of them, in order.
+        kind: see `ngopt.graph.kinds`.
+    """
 
     view: View
     group: int
@@ -188,7 +194,7 @@ class Topology:
 
     parameters: in the order in which values are given.
     unplaced: names of the parameters without a rule, each a component of its own.
-    members: for each group, the number of its graph among joined graphs; () for one
+    graph_ids: for each group, the number of its graph among joined graphs; () for one
         graph.
     inferred: for each parameter, whether its place follows from its name and shape
         alone; () where none does.
@@ -199,7 +205,7 @@ class Topology:
     blocks: tuple[EdgeBlock, ...]
     biases: tuple[Bias, ...]
     unplaced: tuple[str, ...] = ()
-    members: tuple[int, ...] = ()
+    graph_ids: tuple[int, ...] = ()
     inferred: tuple[bool, ...] = field(default=(), compare=False)
 
     def blocks_into(self, group: int) -> tuple[EdgeBlock, ...]:
@@ -242,4 +248,4 @@ class Topology:
     @property
     def membership(self) -> tuple[int, ...]:
         """For each group, the number of its graph among joined graphs."""
-        return self.members or (0,) * len(self.groups)
+        return self.graph_ids or (0,) * len(self.groups)

@@ -12,9 +12,9 @@ def merged_order(lists: Sequence[Sequence[str]]) -> list[str]:
     """All names, in the order in which one module would list them.
 
     A module lists its own parameters before those of its children, and all of one child
-    before the next. Within each list the order is the network's. A convolution without
-    bias and its norm may share no list; then numbers decide, `conv1` and `bn1` before
-    `conv2`, and after them the order of the lists.
+    before the next. Each list is in the order of the network. Names that share no list,
+    such as those of a convolution without bias and of its norm, are sorted by the
+    numbers in them (`conv1`, `bn1`, `conv2`), then by the order of the lists.
     """
     if len(lists) == 1:
         return list(lists[0])

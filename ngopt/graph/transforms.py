@@ -36,15 +36,15 @@ def _join(first: NeuralGraph, second: NeuralGraph) -> NeuralGraph:
     g = len(first.groups)
     new_parameters = range(p, p + len(second.parameters))
     second = renumbered(second, new_parameters, range(g, g + len(second.groups)))
-    next_member = max(first.membership) + 1
-    members = [next_member + member for member in second.membership]
+    next_id = max(first.membership) + 1
+    graph_ids = [next_id + graph_id for graph_id in second.membership]
     return NeuralGraph(
         first.parameters + second.parameters,
         first.groups + second.groups,
         first.blocks + second.blocks,
         first.biases + second.biases,
         first.unplaced + second.unplaced,
-        (*first.membership, *members),
+        (*first.membership, *graph_ids),
         _inferred(first) + _inferred(second),
     )
 

@@ -27,17 +27,17 @@ STEP = "step"
 # Cut-off of the preprocessing: magnitudes below exp(-p)
 # are treated linearly (Andrychowicz et al. 2016, App. A).
 LOG_CUTOFF = 10.0
-SMALL = exp(-LOG_CUTOFF)
+CUTOFF = exp(-LOG_CUTOFF)
 NUM_COLUMNS = 2 + len(DECAYS)
 NUM_FEATURES = 2 * NUM_COLUMNS
 # Gradients are clipped to this in momenta, so that differences of two are finite.
-LARGEST = torch.finfo(torch.float32).max / 4
+MAX_GRADIENT = torch.finfo(torch.float32).max / 4
 
 
 def update_momenta(momenta: Sequence[Tensor], gradient: Tensor) -> list[Tensor]:
     """Exponential moving averages of the gradient, without bias correction:
     m <- decay * m + (1 - decay) * g."""
-    gradient = gradient.to(momenta[0].dtype).clamp(-LARGEST, LARGEST)
+    gradient = gradient.to(momenta[0].dtype).clamp(-MAX_GRADIENT, MAX_GRADIENT)
     updated = []
     for momentum, weight in zip(momenta, LERP_WEIGHTS, strict=True):
         updated.append(momentum.lerp(gradient, weight))
@@ -83,8 +83,8 @@ def update_momenta_(
 def _lerp_(momenta: list[Tensor], gradients: Sequence[Tensor]) -> None:
     """momenta: all of the first parameter, then all of the second, and so on."""
     rows = zip(momenta[:: len(DECAYS)], gradients, strict=True)
-    clipped = _foreach_clamp_min([g.to(m.dtype) for m, g in rows], -LARGEST)
-    _foreach_clamp_max_(clipped, LARGEST)
+    clipped = _foreach_clamp_min([g.to(m.dtype) for m, g in rows], -MAX_GRADIENT)
+    _foreach_clamp_max_(clipped, MAX_GRADIENT)
     repeated, weights = [], []
     for gradient in clipped:
         repeated += [gradient] * len(DECAYS)
@@ -106,15 +106,15 @@ def preprocess(columns: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
     if torch.is_grad_enabled() and out is None:
         x = torch.stack(columns)
         # in place where a derivative needs nothing that is lost
-        log = x.abs().clamp(min=SMALL).log().mul_(1 / LOG_CUTOFF)
-        sign = x.clamp(-SMALL, SMALL).mul_(1 / SMALL)
+        log = x.abs().clamp(min=CUTOFF).log().mul_(1 / LOG_CUTOFF)
+        sign = x.clamp(-CUTOFF, CUTOFF).mul_(1 / CUTOFF)
         return torch.cat([log, sign]).movedim(0, -1)
     if out is not None:
         torch.stack(columns, out=out.chunk(2)[0])
         return preprocess_in_place(out).movedim(0, -1)
     found = torch.stack([*columns, *columns])  # in which way torch.vmap can follow
     log, sign = found.chunk(2)
-    sign.clamp_min_(-SMALL).clamp_max_(SMALL).mul_(1 / SMALL)
+    sign.clamp_min_(-CUTOFF).clamp_max_(CUTOFF).mul_(1 / CUTOFF)
     _to_logarithms(log)
     return found.movedim(0, -1)
 
@@ -129,13 +129,13 @@ def finite_features(columns: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 def preprocess_in_place(out: Tensor) -> Tensor:
     """`preprocess` of what the first half of `out`, (2 k, *shape), holds."""
     log, sign = out.chunk(2)
-    torch.clamp(log, -SMALL, SMALL, out=sign).mul_(1 / SMALL)
+    torch.clamp(log, -CUTOFF, CUTOFF, out=sign).mul_(1 / CUTOFF)
     _to_logarithms(log)
     return out
 
 
 def _to_logarithms(values: Tensor) -> None:
-    values.abs_().clamp_min_(SMALL).log_().mul_(1 / LOG_CUTOFF)
+    values.abs_().clamp_min_(CUTOFF).log_().mul_(1 / LOG_CUTOFF)
 
 
 def features_of(

@@ -18,8 +18,8 @@ from ngopt.metanets.layers.attention import RelationalLayer
 class TransformerConfig(MessagePassingConfig):
     """heads: of each layer, a divisor of width.
 
-    complete_up_to: in networks of so many neurons all neurons attend to all. Others as
-    in `MessagePassingConfig`.
+    complete_up_to: in networks of at most this many neurons, all attend to all. Others
+    as in `MessagePassingConfig`.
     """
 
     heads: int = 4

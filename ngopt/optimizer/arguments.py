@@ -30,7 +30,10 @@ OF_OTHER_OPTIMIZERS = """
 
 
 def check_compute_dtype(dtype: Any, is_default: bool) -> None:
-    """is_default: whether squares of gradients are computed in this dtype."""
+    """Raises ValueError for a dtype that nothing can be computed in.
+
+    is_default: whether squares of gradients are computed in it.
+    """
     is_dtype = isinstance(dtype, torch.dtype)
     # dtypes of one byte are for storage only
     can_compute = is_dtype and dtype.is_floating_point and dtype.itemsize > 1
@@ -48,7 +51,10 @@ def check_compute_dtype(dtype: Any, is_default: bool) -> None:
 
 
 def check_process_group(group: Any, is_default: bool) -> None:
-    """is_default: whether the weights are a base rule, not a metanet."""
+    """Raises ValueError for a group that cannot divide the work.
+
+    is_default: whether the weights are a base rule, not a metanet.
+    """
     if group is None:
         return
     if not isinstance(group, distributed.ProcessGroup):

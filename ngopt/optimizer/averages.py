@@ -1,4 +1,4 @@
-"""Averages of the weights, which rules store in the state without a horizon."""
+"""Averages of the weights, which are in the state if `total_steps` is None."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def averaged_parameters(
 
 @torch.no_grad()
 def write_averages(params: Sequence[Tensor], state: Mapping[Tensor, Record]) -> None:
-    """Overwrites parameters by their averages."""
+    """Overwrites parameters with their averages."""
     for p in params:
         real(local(p)).copy_(state[p][AVERAGE])
     if are_divided(params):

@@ -76,7 +76,7 @@ class GraphParameters:
     ) -> tuple[list[Tensor | None], Hyper]:
         """Gradients, None of parameters that are absent from the step, and settings.
 
-        own_decay: the weight decay of the weights, in AdamW's units.
+        own_decay: the rule's own weight decay, in AdamW's units.
 
         Raises ValueError if a gradient is sparse.
         """

@@ -61,7 +61,7 @@ class GraphSource:
         raise NotImplementedError
 
     def stop_recording(self) -> None:
-        """Waits for no forward pass any more."""
+        """Stops waiting for a forward pass."""
 
 
 class InferredGraph(GraphSource):

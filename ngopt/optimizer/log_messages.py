@@ -50,16 +50,15 @@ class Messages:
             self.check_lr(max(self._largest_lr, _largest(groups, "max_lr")))
         if is_scheduled(groups) and self._is_first("schedule"):
             logger.info(
-                "NGOptimizer: an attached scheduler replaces the schedule of the "
-                "weights. Without a scheduler, total_steps gives a warm-up and a decay "
-                "to zero."
+                "NGOptimizer: an attached scheduler replaces the built-in schedule. "
+                "Without a scheduler, total_steps gives a warm-up and a decay to zero."
             )
 
     def check_new(self, groups: Sequence[Group]) -> None:
         self.check_lr(_largest(groups, "lr"), SMALL_ARGUMENT)
 
     def check_lr(self, largest: float, small: float = SMALL_LR) -> None:
-        """largest: of all groups."""
+        """Warns of a learning rate that is not near 1. largest: of all groups."""
         if 0 < largest < small and self._is_first("lr"):
             _warn(
                 f"lr = {largest:g} multiplies the update, so that training is "
@@ -78,7 +77,7 @@ class Messages:
             _warn(f"these keys of parameter groups have no effect: {names}")
 
     def check_horizon(self, records: Sequence[Record], total_steps: int) -> None:
-        """records: the state of all parameters."""
+        """Warns of steps beyond the horizon. records: the state of all parameters."""
         steps = max(int(record.get("step", 0)) for record in records)
         if steps > total_steps and self._is_first("horizon"):
             _warn(

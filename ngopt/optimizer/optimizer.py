@@ -71,11 +71,11 @@ class NGOptimizer(Optimizer):
     Args:
         params: tensors, (name, tensor) pairs or parameter groups, as in torch.optim.
         lr: multiplies the update (default: 1.0). A scheduler of torch replaces the
-            schedule of the weights. Those that cycle momentum need
+            built-in schedule. Those that cycle momentum need
             cycle_momentum=False. ReduceLROnPlateau multiplies the schedule. Per group.
         weight_decay: decoupled, in AdamW's units at a learning rate of 1e-3 (default:
-            None, that of the weights, .45 for the default). Per group; groups store
-            None as the number and `own_weight_decay=True`.
+            None, the rule's own, .45 for the default). Per group; groups store None as
+            the number and `own_weight_decay=True`.
         model: the module with these parameters. Its graph is traced from the inputs of
             its first training forward. It may have parameters that are not optimized.
         graph: a graph of `build_graph` in place of `model`. Parameters are matched by
@@ -86,10 +86,11 @@ class NGOptimizer(Optimizer):
             Without it use `averaged` and `load_average`. Metanets of the paper ignore
             it unless their weights have a `Cooldown`.
         maximize: maximize instead of minimize (default: False). Per group.
-        compute_dtype: of a metanet (default: the dtype of the state), or of rotations
-            of the default (default: that on CPUs, bfloat16 on accelerators).
-        renew_every: steps in which every eigenbasis of the default is renewed once.
-            Chosen by device if None, and stored in the state
+        compute_dtype: dtype of a metanet (default: dtype of the state), or of rotations
+            of the default (default: dtype of the state on CPUs, bfloat16 on
+            accelerators).
+        renew_every: steps between two renewals of an eigenbasis of the default. Chosen
+            by device if None, and stored in the state
             (`ngopt.base.eigenbasis.renewal_interval`).
         process_group: processes with equal gradients, as under DistributedDataParallel,
             that divide work and state of the default. DTensors of `fully_shard` or
@@ -218,7 +219,7 @@ class NGOptimizer(Optimizer):
         return loss
 
     def load_average(self) -> None:
-        """Overwrites the parameters by the average of the weights so far.
+        """Overwrites the parameters with the average of the weights so far.
 
         Call it at the end of a training without `total_steps`. With `total_steps`, and
         for metanets of the paper, there is no average and nothing changes.
@@ -227,7 +228,7 @@ class NGOptimizer(Optimizer):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within, the parameters are those of `load_average`; then they are restored.
+        """Context in which the parameters are those of `load_average`.
 
         Buffers, as of BatchNorm, are neither averaged nor restored: call
         `torch.optim.swa_utils.update_bn(batches, model)` within, and restore them.

@@ -15,7 +15,7 @@ from ngopt.graph import ParameterSpec
 Group = dict[str, Any]
 
 OWN_DECAY = "own_weight_decay"
-"""Key of a group: whether its weight decay is that of the weights."""
+"""Key of a group: whether its weight decay is the rule's own."""
 
 
 def group_tensors(groups: Iterable[Group]) -> list[Tensor]:

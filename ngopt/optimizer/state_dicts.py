@@ -62,8 +62,9 @@ def _check_group(group: Group, i: int, weights: str) -> None:
         )
     if found != weights:
         raise ValueError(
-            f"state_dict: made with weights {str(found)[:12]}; this optimizer has "
-            f"{weights[:12]} (SHA-256)"
+            f"state_dict: expected weights {weights[:12]} (SHA-256), those of this "
+            f"optimizer; got {str(found)[:12]}. Make the optimizer with the weights= "
+            "of the saved one."
         )
     name = f"param_groups[{i}]"
     for key in ("params", *PER_GROUP, *SHARED):

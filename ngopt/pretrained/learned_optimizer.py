@@ -69,9 +69,11 @@ class LearnedOptimizer:
     ) -> UpdateRule:
         """The update rule on a graph.
 
-        total_steps: the horizon, if known. device, dtype: the rule computes with a copy
-        of the metanet there. With neither the rule uses the metanet itself, so that an
-        unroll can differentiate by it. renew_every, shards: see `Soap.bind`.
+        total_steps: the horizon, if known.
+        device, dtype: the rule computes with a copy of the metanet there. With neither
+            it uses the metanet itself, so that an unroll can differentiate by it. A
+            base rule ignores `device`; its `compute_dtype` is `dtype`.
+        renew_every, shards: see `Soap.bind`.
         """
         if self.base is not None:
             return self.base.bind(graph, total_steps, dtype, renew_every, shards)

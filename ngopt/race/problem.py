@@ -46,7 +46,7 @@ def load_problem(path: str) -> Problem:
     if missing:
         raise ValueError(
             f"race: expected functions {', '.join(REQUIRED)} in '{path}'; "
-            f"{', '.join(missing)} missing."
+            f"got no {', '.join(missing)}"
         )
     return Problem(
         path.replace(":", ".").rpartition(".")[2],

@@ -40,8 +40,8 @@ class ParameterRole:
 
     Attributes:
         role: one of
-            "embedding": a table of which rows are looked up, also if it is the output
-                matrix too;
+            "embedding": a table whose rows are looked up, even if it is also the output
+                matrix;
             "output": the last matrix before an output of the network;
             "matrix";
             "norm": scale or shift;
@@ -75,8 +75,8 @@ def parameter_roles(
 ) -> dict[str, ParameterRole]:
     """Name -> role of every parameter, in the order of the parameters.
 
-    model, example_input: as for `build_graph`. Of parameters without a module, names
-    and shapes decide.
+    model, example_input: as for `build_graph`. Without a module, roles follow from
+    names and shapes.
 
     Raises ValueError as `build_graph` does.
 

@@ -20,10 +20,10 @@ from ngopt.roles.from_graph import ParameterRole
 from ngopt.roles.matrices import MatrixBlock
 
 # Parameters with fewer elements are measured: see `is_measured`.
-MANY = 1 << 16
+MEASURED_ELEMENTS = 1 << 16
 # A factor of this many rows, 0.7 MB with its basis, is affordable in any matrix.
-SMALL = 300
-LEAST = 24  # rows of the factors of consecutive inputs
+FREE_ROWS = 300
+MIN_ROWS = 24  # rows of the factors of consecutive inputs
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def is_measured(layouts: Layouts) -> bool:
     if len(layouts) != 1:
         return False
     own = layouts[0]
-    return not own.axes or prod(own.shape) < MANY
+    return not own.axes or prod(own.shape) < MEASURED_ELEMENTS
 
 
 class _Limits(NamedTuple):
@@ -157,7 +157,7 @@ class _Limits(NamedTuple):
 
     def allow(self, size: int, factors: int, numel: int) -> bool:
         """Whether factors of a size are within the limits; numel: of the matrices."""
-        is_small = size <= SMALL or 2 * factors * size**2 <= self.budget * numel
+        is_small = size <= FREE_ROWS or 2 * factors * size**2 <= self.budget * numel
         return 1 < size <= self.longest and is_small
 
 
@@ -175,7 +175,7 @@ def _matrices(block: MatrixBlock, limits: _Limits, role: ParameterRole) -> Matri
     groups, parts = (1, k) if share_inputs else (k, 1)
     numel = block.view.numel
     channels, kernel = (columns or [1])[0], prod(columns[1:])
-    if channels * kernel <= SMALL:
+    if channels * kernel <= FREE_ROWS:
         channels, kernel = channels * kernel, 1
     axes: list[Axis] = []
     if limits.allow(rows, groups * parts, numel):
@@ -187,9 +187,9 @@ def _matrices(block: MatrixBlock, limits: _Limits, role: ParameterRole) -> Matri
     if role.reads_input and not limits.allow(channels, groups, numel):
         # half the budget, so that momentum and second moments fit in the other half
         longest = int(limits.budget * numel / (4 * groups * channels))
-        cuts = _divisor(channels, -(-channels // max(min(longest, SMALL), 1)))
+        cuts = _divisor(channels, -(-channels // max(min(longest, FREE_ROWS), 1)))
     size = channels // cuts
-    is_affordable = size >= LEAST if cuts > 1 else limits.allow(size, groups, numel)
+    is_affordable = size >= MIN_ROWS if cuts > 1 else limits.allow(size, groups, numel)
     if is_affordable:
         axes.append(Axis("channels", cuts, size, parts * rows * kernel))
     if not axes:  # factors of pieces of the rows

@@ -42,7 +42,7 @@ class MatrixBlock:
             `torch.view_as_real(p)` if p is complex.
         rows, columns: for each of the k matrices, the neurons that it leads to and that
             it reads, in order. Matrices with equal `columns` and kernels of one size
-            read the same neurons; () for each if they do by their names.
+            read the same neurons. () for each matrix if that is known from names alone.
     """
 
     view: View

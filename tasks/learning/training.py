@@ -16,10 +16,10 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from harness.checkpoint import Checkpoint
 from harness.distributed import Ranks
 from harness.interrupts import uninterrupted
 from harness.random import seeded
-from harness.run_store import Checkpoint
 from harness.settings import check_choice
 from harness.trainer import ResumableTrainer
 from ngopt import NGOptimizer
@@ -45,7 +45,7 @@ class TrainingConfig:
     batch: int = 32
     """Networks of a step, of all ranks together."""
     trainer: str = "adamw"
-    """adamw, or ngopt: the default learned optimizer, which has no learning rate."""
+    """adamw, or ngopt: the default of NGOptimizer, which has no learning rate."""
     lr: float = 2e-3
     """Of AdamW, decayed along half a cosine to zero."""
     weight_decay: float = 0.01

@@ -52,7 +52,7 @@ def recurrent(tracer: Tracer, call: Node, x: Value, *args) -> Value:
     is_packed = getattr(call.target, "_overloadname", "") == "data"
     # batch sizes of packed sequences follow x; has_biases, dropout and train are unused
     states, weights, _, layers, _, _, both_ways = args[is_packed : is_packed + 7]
-    current = features_of(tracer, call, x)
+    current = features_of(tracer, x)
     if current is None or not are_elements(weights):
         return tracer.unknown(call)
     directions = 1 + bool(both_ways)
@@ -101,7 +101,7 @@ def are_elements(weights: Sequence[Value]) -> bool:
     return all(isinstance(w, Elements) for w in weights)
 
 
-def features_of(tracer: Tracer, call: Node, x: Value) -> Tensor | None:
+def features_of(tracer: Tracer, x: Value) -> Tensor | None:
     """The neurons (n,) that each step has as an input, of x (..., n).
 
     Constants are no neurons. None if neurons differ between steps.
@@ -220,7 +220,7 @@ def packing(tracer: Tracer, call: Node, x: Value, *_) -> Value:
 
     Neurons stay; lengths are unknown.
     """
-    features = features_of(tracer, call, x)
+    features = features_of(tracer, x)
     if features is None:
         return tracer.unknown(call)
     sequences, lengths = call.meta["val"]
@@ -253,7 +253,7 @@ def recurrent_cell(
     """
     # without biases these are None
     weights = [w for w in parameters if w is not None]
-    features = features_of(tracer, call, x)
+    features = features_of(tracer, x)
     if features is None or not are_elements(weights):
         return tracer.unknown(call)
     states = as_list(states)

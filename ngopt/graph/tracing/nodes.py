@@ -43,7 +43,7 @@ class Nodes:
         self.starts = [0]
         self.step = 0
         self._facts = torch.empty(5, 1024, dtype=torch.long)  # grows by doubling
-        self._make_room(0)
+        self._grow(0)
         self.new("none", 1)  # label 0 is no neuron, so numbers of neurons begin with 1
 
     @property
@@ -72,7 +72,7 @@ class Nodes:
         identity = numbers
         if made_of is not None:
             identity = self._identities(numbers, made_of)
-        self._make_room(size)
+        self._grow(size)
         self._alias[start:] = numbers
         self._group[start:] = len(self.names)
         self._step[start:] = self.step
@@ -83,7 +83,7 @@ class Nodes:
         self.starts.append(stop)
         return numbers
 
-    def _make_room(self, size: int) -> None:
+    def _grow(self, size: int) -> None:
         capacity = self._facts.shape[1]
         length = self.count + size
         if length > capacity:

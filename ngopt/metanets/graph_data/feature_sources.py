@@ -86,8 +86,8 @@ class RawFeatures:
     """Features computed from weights, gradients and momenta when read; 0 where they are
     not finite.
 
-    columns: of every parameter these seven, of its shape; [] where absent. like: of the
-    metanet's dtype, on its device.
+    columns: for every parameter seven tensors of its shape (weight, gradient and five
+    momenta), or [] without a gradient. like: of the metanet's dtype, on its device.
     """
 
     batch = torch.Size()

@@ -52,7 +52,7 @@ class EdgeChunk(NamedTuple):
         return g.stop - g.start, t.stop - t.start, s.stop - s.start
 
     def of(self, edges: Tensor) -> Tensor:
-        """Those of all edges of the block, (*batch, groups, n_target, n_source, *)."""
+        """This chunk of the block's values, (*batch, groups, n_target, n_source, *)."""
         return edges[..., self.groups, self.targets, self.sources, :, :]
 
 

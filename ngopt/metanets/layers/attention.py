@@ -87,8 +87,8 @@ class RelationalLayer(GraphLayer):
     edges  u = norm(e + linear(relu(linear([v_target, e, v_source])))),
            norm(u + mlp(u))
 
-    complete_up_to: in a graph of so many neurons each also attends to every neuron, as
-    along an edge without features. edges: whether it has new edges, as in `PNALayer`.
+    complete_up_to: in graphs of at most this many neurons, each neuron also attends to
+    all others, as along an edge without features. edges: as in `PNALayer`.
     The edge update has no term of the reverse edge: there is none.
 
     Shapes: as in `GraphLayer`. Raises ValueError if heads do not divide the width.

@@ -23,7 +23,7 @@ from ngopt.metanets.layers.aggregation import TO_TARGETS, Axes
 # Neurons that receive messages, and messages to each that a program computes at once.
 RECEIVERS, MESSAGES = 8, 8
 # Programs that keep a GPU busy, and the fewest messages for each of their neurons.
-PROGRAMS, LEAST = 1024, 64
+PROGRAMS, MIN_MESSAGES = 1024, 64
 # Edges that a program computes at once, and how often.
 EDGES, REPEATS = 64, 8
 
@@ -166,7 +166,7 @@ def film_statistics(
     edges: Tensor, film: tuple[Tensor, Tensor], target: Tensor, source: Tensor,
     axes: Axes,
 ) -> Tensor:  # fmt: skip
-    """Those of `film_messages.statistics`, in one tensor.
+    """Mean, variance, minimum and maximum of messages, as `film_messages.statistics`.
 
     film: weight and bias of scale and shift, (2 width, width) and (2 width,). target,
     source: (groups, n_target, 1, 1, width) and (groups, 1, n_source, 1, width). axes:
@@ -184,7 +184,7 @@ def film_statistics(
     messages = other[0] * tiles
     blocks = groups * triton.cdiv(n, RECEIVERS)
     programs_of_block = triton.cdiv(PROGRAMS, blocks)
-    length = max(LEAST, triton.cdiv(messages, programs_of_block))
+    length = max(MIN_MESSAGES, triton.cdiv(messages, programs_of_block))
     splits = triton.cdiv(messages, length)
     out = edges.new_empty(4, splits, groups * n, width, dtype=torch.float32)
     weight, bias = (x.contiguous() for x in film)

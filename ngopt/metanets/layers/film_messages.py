@@ -1,5 +1,6 @@
-"""FiLM messages along edges, a scale and shift of what both ends bring,
-and their statistics for both ends.
+"""FiLM messages along edges, and their statistics for both ends.
+
+A message is the sum of a term of each end, with the scale and shift of the edge.
 
 One autograd function with a backward pass of its own: where autograd goes step by step,
 the bool masks of its minima and maxima alone take as long as all matrix products of a

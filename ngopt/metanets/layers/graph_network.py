@@ -41,7 +41,7 @@ from ngopt.metanets.layers.graph_layer import (
     batch_inside,
     select_neurons,
 )
-from ngopt.metanets.layers.inbox import Arena, add_to_group, merged
+from ngopt.metanets.layers.message_memory import Arena, add_to_group, merged
 from ngopt.metanets.layers.slot_encoders import (
     SlotDecoder,
     SlotEncoder,

@@ -43,8 +43,8 @@ class PNALayer(GraphLayer):
     Aggregates are mean, min, max and std of the messages, each with the scalers
     identity and amplification, log(degree + 1) / log_degree (Corso et al. 2020).
 
-    edges: whether it has new edges. A last layer does not need them if only nodes are
-    read.
+    edges: whether the layer updates the states of edges. The last one need not if only
+    nodes are read.
     """
 
     def __init__(self, width: int, log_degree: float, edges: bool = True):

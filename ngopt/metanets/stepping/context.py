@@ -38,7 +38,7 @@ class StepPlan(NamedTuple):
 class GraphContext:
     """The context of all parameters of a graph, (numel, d) each.
 
-    A metanet with `graph_every` > 1 computes it in every so many steps. In between it
+    A metanet with `graph_every` = k > 1 computes it in every k-th step. In between it
     is stored in the records, in bfloat16.
     """
 
@@ -104,7 +104,7 @@ class GraphContext:
         return found
 
     def _graph_tensors(self, is_small: bool) -> GraphTensors:
-        """Those of the graph, made once for a device and dtype of the metanet."""
+        """Tensors of the graph, cached for a device and dtype of the metanet."""
         like = self._like().detach()
         limit = None if is_small else chunking.total_chunk_size(chunking.EDGES, like)
         key = limit, like.device, like.dtype

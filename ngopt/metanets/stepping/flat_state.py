@@ -14,8 +14,8 @@ from torch import Size, Tensor
 
 from ngopt.functional import Record
 from ngopt.metanets.features import (
-    LARGEST,
     LERP_WEIGHTS,
+    MAX_GRADIENT,
     MOMENTA,
     STEP,
     preprocess_in_place,
@@ -69,7 +69,7 @@ class FlatState:
         columns = out.chunk(2)[0]
         _concatenated(params, columns[0])
         gradient = _concatenated(grads, columns[1])
-        torch.clamp(gradient, -LARGEST, LARGEST, out=self._clipped)
+        torch.clamp(gradient, -MAX_GRADIENT, MAX_GRADIENT, out=self._clipped)
         momenta.lerp_(self._clipped, self._lerp_weights)
         columns[2:] = momenta
         preprocess_in_place(out)

@@ -27,7 +27,7 @@ class Update(NamedTuple):
 
 
 class Predictions:
-    """Those of a metanet on a graph."""
+    """Updates that a metanet predicts for the parameters of a graph."""
 
     def __init__(self, metanet: Metanet, graph: NeuralGraph):
         self.metanet = metanet

@@ -27,7 +27,7 @@ from ngopt.metanets.stepping.flat_state import FlatState
 from ngopt.metanets.stepping.predictions import Predictions, Update
 from ngopt.schedule import steps_so_far
 
-# Of a network of up to so many parameters all features are in memory during a step.
+# Up to this number of parameters, all features are in memory during a step.
 SMALL_NETWORK = 1 << 16
 
 

@@ -82,7 +82,7 @@ class Predictor:
 
 
 class MLPPredictor(Predictor):
-    """That of an `UpdateMLP`: linear layers with ReLU, the last with the outputs d, m.
+    """Predictor of an `UpdateMLP`: linear layers with ReLU; the last outputs d and m.
 
     The update is scales[0] * d * exp(scales[1] * m). Biases multiply rows of ones: a
     layer is one product, and one pass for its ReLU.

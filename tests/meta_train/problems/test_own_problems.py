@@ -45,7 +45,10 @@ def test_a_factory_is_a_class_or_a_function():
         ("number", "expected an object with name, steps, init, .*evaluate; got 3. See"),
         ("half", "got Half without init, batch, loss, evaluate"),
         ("needs_arguments", "factory without arguments.*required argument: 'width'"),
-        ("nothing", f"module '{HERE}' has no 'nothing'"),
+        (
+            "nothing",
+            f"'{HERE}:nothing': expected 'nothing' in module '{HERE}'; got none",
+        ),
     ],
 )
 def test_another_object_is_refused(name, told):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from harness.files import read_json
-from harness.run_store import append_line, read_lines
+from harness.json_lines import append_line, read_lines
 from meta_train.step_size import compare, fit
 from meta_train.step_size.compare import folds, gains_at, left_out, read_data, scored
 from meta_train.step_size.feature_sets import CHOSEN, HORIZON

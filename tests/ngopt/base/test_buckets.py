@@ -1,6 +1,6 @@
 import torch
 
-from ngopt.base.buckets import LARGEST, Bucket, Member, make_buckets
+from ngopt.base.buckets import BUCKET_ELEMENTS, Bucket, BucketEntry, make_buckets
 from ngopt.graph.groups_and_blocks import View
 from ngopt.roles.kronecker_factors import Axis, MatrixLayout
 
@@ -25,12 +25,13 @@ class TestBucket:
             vector(5),
             vector(1),
         ]
-        return Bucket([Member(i, 0, x) for i, x in enumerate(layouts)], CPU)
+        return Bucket([BucketEntry(i, 0, x) for i, x in enumerate(layouts)], CPU)
 
     def test_numbers_of_parameters_are_spread_over_their_rows(self):
         bucket = self.bucket()
         values = [
-            torch.full(m.layout.shape, float(m.parameter)) for m in bucket.members
+            torch.full(entry.layout.shape, float(entry.parameter))
+            for entry in bucket.entries
         ]
         values = bucket.pieces.join(values)
         first, second = bucket.spread(torch.tensor([[0.0, 1, 2, 3, 4], [1.0] * 5]))
@@ -40,13 +41,13 @@ class TestBucket:
 
     def test_matrices_of_one_layout_are_one_stack(self):
         bucket = self.bucket()
-        assert [[m.parameter for m in stack] for stack in bucket.stacks] == [
+        assert [[entry.parameter for entry in stack] for stack in bucket.stacks] == [
             [0, 1],
             [2],
             [3, 4],
         ]
         assert bucket.stacked.shapes[:2] == [(2, 4, 6), (2, 3, 3)]
-        values = [torch.randn(m.layout.shape) for m in bucket.members]
+        values = [torch.randn(entry.layout.shape) for entry in bucket.entries]
         stacked = bucket.stacked.split(bucket.pieces.join(values))
         assert torch.equal(stacked[0], torch.cat(values[:2])[..., 0])
         assert torch.equal(stacked[2].flatten()[:5], values[3].flatten())
@@ -55,7 +56,7 @@ class TestBucket:
         """Two layouts, of every second row."""
         views = [View(0, (1, 2, 3), (0, 6, 1), offset) for offset in (0, 3)]
         layouts = [MatrixLayout((1, 2, 3, 1), (), view) for view in views]
-        bucket = Bucket([Member(0, i, x) for i, x in enumerate(layouts)], CPU)
+        bucket = Bucket([BucketEntry(0, i, x) for i, x in enumerate(layouts)], CPU)
         p = torch.arange(12.0).view(4, 3)
         first, second = bucket.pieces.split(bucket.gather([p]))
         assert torch.equal(first[0, :, :, 0], p[::2])
@@ -71,16 +72,18 @@ class TestBuckets:
             matrix(1, 4, 6),
             vector(9),
         ]
-        members = [Member(i, 0, x) for i, x in enumerate(layouts)]
-        (bucket,) = make_buckets(members, CPU)
-        assert sorted(m.parameter for m in bucket.members) == [0, 1, 2, 3, 4]
+        entries = [BucketEntry(i, 0, x) for i, x in enumerate(layouts)]
+        (bucket,) = make_buckets(entries, CPU)
+        assert sorted(entry.parameter for entry in bucket.entries) == [0, 1, 2, 3, 4]
         assert sorted(len(stack) for stack in bucket.stacks) == [1, 2, 2]
-        assert not bucket.members[-1].layout.axes
+        assert not bucket.entries[-1].layout.axes
 
     def test_have_a_largest_size(self):
         sizes = [1 << 23, 1 << 23, 1 << 26, 1 << 23, 1 << 23, 1 << 23]
-        members = [Member(i, 0, matrix(1, 4, n // 4)) for i, n in enumerate(sizes)]
-        found = [sum(m.numel for m in b.members) for b in make_buckets(members, META)]
+        entries = [BucketEntry(i, 0, matrix(1, 4, n // 4)) for i, n in enumerate(sizes)]
+        found = [
+            sum(entry.numel for entry in b.entries) for b in make_buckets(entries, META)
+        ]
         assert sum(found) == sum(sizes)
-        assert [n for n in found if n > LARGEST["accelerator"]] == [1 << 26]
+        assert [n for n in found if n > BUCKET_ELEMENTS["accelerator"]] == [1 << 26]
         assert len(found) == 3

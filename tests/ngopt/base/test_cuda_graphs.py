@@ -6,10 +6,10 @@ import torch
 
 from ngopt import NGOptimizer
 from ngopt.base import cuda_graphs, update
-from ngopt.base.cuda_graphs import STABLE, Replays
+from ngopt.base.cuda_graphs import STABLE_STEPS, Replays
 from tests.networks import cnn
 
-FIRST = update.OBSERVED + STABLE  # step that is replayed
+FIRST = update.OBSERVED_STEPS + STABLE_STEPS  # step that is replayed
 
 
 class Graph:
@@ -108,13 +108,13 @@ def test_weights_in_other_places_are_no_replay(graphs):
     for p in params:
         p.data = p.data.clone()
         step(opt, params, range(20, 21))
-    step(opt, params, range(30, 29 + STABLE))
+    step(opt, params, range(30, 29 + STABLE_STEPS))
     assert sum(graph.replays for graph in graphs) == before
     step(opt, params, range(40, 43))
     assert sum(graph.replays for graph in graphs) == before + 3
 
 
-@pytest.mark.parametrize("every", [2, STABLE])
+@pytest.mark.parametrize("every", [2, STABLE_STEPS])
 def test_gradients_that_come_and_go_are_no_replay(graphs, every):
     params, opt = trained(20)
     before = len(graphs)

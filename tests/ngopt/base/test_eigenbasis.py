@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from ngopt.base.eigenbasis import (
-    LARGEST,
     LIFT,
+    MAX_ANGLE,
     RenewalSchedule,
     renewal_interval,
     renewal_positions,
@@ -44,7 +44,7 @@ class TestRenewal:
                 lift = LIFT * np.diag(s).max()
                 a[i, j] = sign * s[i, j] / (max(s[i, i], s[j, j]) + lift)
         a -= a.T
-        assert np.sqrt(np.linalg.norm(a @ a)) < LARGEST
+        assert np.sqrt(np.linalg.norm(a @ a)) < MAX_ANGLE
         q = np.eye(n) + a + a @ a / 2
         q = q @ (1.5 * np.eye(n) - 0.5 * q.T @ q)
         found = renewed(torch.tensor(p)[None], axes(n, count=1))

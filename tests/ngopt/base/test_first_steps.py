@@ -10,7 +10,7 @@ from torch import nn
 from ngopt import NGOptimizer
 from ngopt.base.config import SoapConfig
 from ngopt.base.first_steps import (
-    AGREED,
+    MAX_AGREEMENT,
     agreement,
     dense_shares,
     initial_size,
@@ -89,7 +89,9 @@ def test_shares_of_trained_matrices_and_of_what_is_beside_them():
     assert untrained.tolist() == pytest.approx([1, 1], abs=0.02)
 
 
-@pytest.mark.parametrize(("same", "expected"), [(0.0, 0.0), (1.0, AGREED), (0.6, 0.6)])
+@pytest.mark.parametrize(
+    ("same", "expected"), [(0.0, 0.0), (1.0, MAX_AGREEMENT), (0.6, 0.6)]
+)
 def test_agreement_is_the_share_of_what_gradients_have_in_common(same, expected):
     beta, n = 0.9, 200_000
     common, m = normal(n, seed=99), torch.zeros(n)
@@ -119,10 +121,10 @@ def test_trained_weights_far_from_a_minimum_make_full_steps():
     near, far = first_steps(agree=False), first_steps(agree=True)
     assert near[0] == near[11] == far[0] == far[1]
     assert far[0]["untrained"] == 0
-    assert far[2]["untrained"] == pytest.approx(AGREED, abs=1e-5)
+    assert far[2]["untrained"] == pytest.approx(MAX_AGREEMENT, abs=1e-5)
     share = math.exp(-CONFIG.trained_exponent * spectral_excess(first_weight()))
     share = max(share, CONFIG.trained_least)
-    wanted = share ** (-2 * AGREED)
+    wanted = share ** (-2 * MAX_AGREEMENT)
     assert far[2]["slope"] / far[0]["slope"] == pytest.approx(wanted, rel=1e-3)
     assert far[2] == far[7]
 

@@ -3,7 +3,12 @@ import math
 import pytest
 import torch
 
-from ngopt.base.gradient_clipping import DECAY, EARLY, GradientScale, gradient_scale
+from ngopt.base.gradient_clipping import (
+    COMPARED_STEPS,
+    DECAY,
+    GradientScale,
+    gradient_scale,
+)
 from ngopt.devices import root_mean_squares
 
 
@@ -22,7 +27,7 @@ def follow(grads, clip=10.0):
         corrections = [
             torch.full((1,), x, dtype=torch.float64) for x in (before, after)
         ]
-        is_early = torch.tensor([True]) if 0 < step <= EARLY else None
+        is_early = torch.tensor([True]) if 0 < step <= COMPARED_STEPS else None
         given = rms_of([grad]), scale, running, corrections
         g = gradient_scale(*given, clip, is_early, torch.tensor([0]))
         scale, running = (x.float().double() for x in (g.scale, g.rms))
@@ -105,7 +110,7 @@ def test_what_was_in_proportion_or_is_long_ago_is_not_taken_back():
     one = torch.ones(5)
     found = follow([9 * one, one, 0 * one, one])
     assert [g.rescale for g in found[1:]] == [1, 1, 1]
-    found = follow([one] * (EARLY + 1) + [1e-6 * one])
+    found = follow([one] * (COMPARED_STEPS + 1) + [1e-6 * one])
     assert found[-1].rescale == 1
 
 

@@ -93,7 +93,10 @@ def test_models_are_instances_classes_functions_and_inside_of_others():
         (["not_python:net"], "cannot import 'not_python': invalid syntax"),
         ([HERE], f"expected a model as module:name; got '{HERE}'"),
         ([f"{HERE}:"], "expected a model as module:name; got "),
-        ([f"{HERE}:nothing"], f"module '{HERE}' has no 'nothing'"),
+        (
+            [f"{HERE}:nothing"],
+            f"'{HERE}:nothing': expected 'nothing' in module '{HERE}'; got none",
+        ),
         (
             [f"{HERE}:number"],
             "expected a torch.nn.Module or a function that makes one; got int",

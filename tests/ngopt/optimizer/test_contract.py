@@ -135,7 +135,7 @@ class TestLearningRates:
         LambdaLR(opt, lambda step: 1.0)
         with caplog.at_level(logging.INFO, "ngopt"):
             train(model, opt, range(3))
-        assert caplog.text.count("replaces the schedule of the weights") == 1
+        assert caplog.text.count("replaces the built-in schedule") == 1
 
     def test_a_large_one_is_probably_total_steps(self):
         with pytest.warns(UserWarning, match="lr = 40 .* pass total_steps="):

@@ -1,6 +1,6 @@
 import pytest
 
-from harness.run_store import Checkpoint, append_line, check_settings, read_lines
+from harness.checkpoint import Checkpoint, check_settings
 
 
 @pytest.mark.parametrize(
@@ -30,11 +30,3 @@ def test_checkpoints_are_read_back_and_some_settings_may_change(tmp_path):
     assert Checkpoint(tmp_path, longer, ("steps",)).read() == {"model": {}}
     with pytest.raises(ValueError, match="checkpoint.pt': made with other.*steps 3"):
         Checkpoint(tmp_path, longer).read()
-
-
-def test_a_line_that_was_cut_is_skipped_and_ended(tmp_path):
-    path = tmp_path / "records.jsonl"
-    append_line(path, {"a": 1})
-    path.write_text(path.read_text() + '{"a": 2')
-    append_line(path, {"a": 3})
-    assert read_lines([path, tmp_path / "none.jsonl"]) == [{"a": 1}, {"a": 3}]

@@ -9,17 +9,16 @@ from torch import Tensor
 
 from ngopt.metanets.layers.aggregation import Aggregate, Incoming
 
-# Bytes of a piece of an arena. The C library maps so much on its own,
-# and gives it back when it is freed.
+# Bytes of a piece of an arena. Pieces of this size get pages of their own from malloc,
+# which returns them to the system when they are freed.
 CHUNK = 1 << 25
 
 
 class Arena:
     """Memory for results that outlive the temporaries from which they are computed.
 
-    Where they were computed, between large temporaries, they keep the C library from
-    reusing that memory: the heap of a step of DenseNet-121 grew by 800 MiB around 120
-    MiB of messages.
+    A small result between large temporaries prevents malloc from reusing their memory:
+    the heap of a step of DenseNet-121 grew by 800 MiB around 120 MiB of messages.
     """
 
     def __init__(self) -> None:
@@ -49,7 +48,7 @@ def merged(
 ) -> Aggregate:
     """Messages with those before, which are in the same arena.
 
-    arena: where the result is stored. Autograd needs it where it is: None.
+    arena: where the result is stored. None leaves it in place, as autograd requires.
     """
     both = messages if before is None else before.merged(messages)
     return both if arena is None else arena.copied(both, before)
