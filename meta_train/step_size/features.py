@@ -125,9 +125,9 @@ def _of_gradients(table: Table) -> dict[str, float]:
         grad = table.grads[i].detach()
         weight = table.params[i].detach()
         square = grad.square().sum()
-        if not square.isfinite() or square == 0:
-            continue
         product = square * weight.square().sum()
+        if not product.isfinite() or square == 0:  # a training that diverged before
+            continue
         norms.append(_log(product) / 2)
         ranks.append(_log_rank(grad))
         zeros.append(float((grad == 0).float().mean()))

@@ -11,6 +11,7 @@ from harness.json_lines import append_line, read_lines
 from meta_train.step_size import compare, fit
 from meta_train.step_size.compare import folds, gains_at, left_out, read_data, scored
 from meta_train.step_size.feature_sets import CHOSEN, HORIZON
+from meta_train.step_size.features import Table, features
 from meta_train.step_size.models import (
     Constant,
     Ensemble,
@@ -20,8 +21,10 @@ from meta_train.step_size.models import (
     utility,
 )
 from meta_train.step_size.outcomes import refined
+from ngopt import build_graph
 from ngopt.base.step_predictor import Scaling, StepPredictor
 from ngopt.pretrained import load_pretrained
+from ngopt.roles.from_graph import roles_of
 from tests.meta_train.step_size.test_copies import BASE
 
 GRID = np.arange(-3.0, 4.0)
@@ -46,6 +49,20 @@ def pair(outputs, caution):
     zero, one = torch.zeros(1).double(), torch.ones(1).double()
     layers = [(torch.zeros_like(bias), bias)]
     return Predictor(Scaling(zero, one, -one, one), layers, caution)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
+def test_features_of_a_network_that_diverged_are_finite(value):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    torch.nn.init.constant_(model[0].weight, value)
+    params = [p.detach() for p in model.parameters()]
+    grads = [torch.full_like(p, value) for p in params]
+    roles = roles_of(build_graph(model.named_parameters()))
+    found = features(Table(roles, params, grads), 100)
+    assert np.isfinite(list(found.values())).all()
+    grads = [torch.ones_like(p) for p in params]
+    found = features(Table(roles, params, grads), 100)
+    assert np.isfinite(list(found.values())).all()
 
 
 def test_refined_gains_keep_the_measured_ones_and_do_not_overshoot():
