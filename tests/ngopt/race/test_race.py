@@ -61,7 +61,7 @@ def test_mistakes_are_one_line(tmp_path, capsys, arguments, message):
 def test_problems_that_lack_something():
     with pytest.raises(ValueError, match="cannot import 'nowhere'"):
         load_problem("nowhere")
-    with pytest.raises(ValueError, match="model, batches, loss missing"):
+    with pytest.raises(ValueError, match="got no model, batches, loss"):
         load_problem("math")
     empty = Problem("empty", parabola.model, lambda: [], parabola.loss)
     with pytest.raises(ValueError, match="expected batches in 'empty'; got none"):
