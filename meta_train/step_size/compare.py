@@ -171,8 +171,10 @@ def compared(data: Data) -> list[Row]:
 
 
 def on_later(data: Data, make: Callable[[], Model]) -> Iterator[Row]:
-    """The rows of models on the trainings of each later file, and on those of kinds
-    that the files before it do not have. They are fitted to the files before it."""
+    """Rows of models that are fitted to the files before each later file.
+
+    They are measured on the trainings of this file, and on those of its new kinds.
+    """
     for number in range(1, data.files.max() + 1):
         is_known, is_later = data.files < number, data.files == number
         is_new = is_later & ~np.isin(data.kinds, data.kinds[is_known])

@@ -14,12 +14,8 @@ import torch
 from torch import Tensor
 
 from harness import cli
-from meta_train.step_size.compare import (
-    EXAMPLES,
-    gains_at,
-    predicted,
-    read_data,
-)
+from harness.settings import check_counts
+from meta_train.step_size.compare import EXAMPLES, gains_at, predicted, read_data
 from meta_train.step_size.feature_sets import CHOSEN
 from meta_train.step_size.models import Ensemble, Predictor
 from ngopt.base.soap import Soap
@@ -39,6 +35,7 @@ class Config:
 
 
 def main(config: Config) -> None:
+    check_counts(config, "files")
     folder = Path(config.folder)
     data = read_data(folder)
     is_fitted = data.files < (config.files or np.inf)

@@ -3,8 +3,8 @@
 `python -m meta_train.step_size.graph_models --folder runs/step_size --device cuda`
 reads the outcomes there, prints a table and writes it to `graph_models.json`. Graphs
 are cached in `graph_inputs.pt`, and fits in `graph_fits.jsonl`, from which it resumes.
-1,300 networks of all sizes take minutes on a GPU. Of those with at most 4,000 elements
-(`--largest 4000`) a fit takes a minute on a CPU, and there are 90.
+1,300 networks of all sizes take minutes on a GPU. With `--largest 4000` each of the 90
+fits takes a minute on a CPU.
 
 NG-GNN and NG-T read the network at its initialisation: weights and first gradients.
 Rows of features are the MLPs of `compare`. Networks without matrices and trained ones
@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,7 @@ def of_small_networks(data: Data, largest: float) -> Data:
     chosen = sizes <= math.log(largest)
     return replace(
         data,
-        trainings=[data.trainings[number] for number in chosen.nonzero()[0]],
+        trainings=list(compress(data.trainings, chosen)),
         x=data.x[chosen],
         unnamed=data.unnamed[chosen],
         gains=data.gains[chosen],
@@ -103,7 +104,7 @@ def of_small_networks(data: Data, largest: float) -> Data:
 def read_examples(folder: Path, data: Data, count: int) -> Examples:
     """The trainings of a folder that models are fitted to. count: of folds."""
     chosen = data.is_in_range
-    trainings = [data.trainings[number] for number in chosen.nonzero()[0]]
+    trainings = list(compress(data.trainings, chosen))
     fine, curves = refined(data.log_multipliers, data.gains[chosen].mean(2))
     sets = feature_sets(data.names)
     others = {}

@@ -93,7 +93,7 @@ LONG = 1000  # steps
 SMALL_BATCH = 8
 GAME_STEPS = 150, 1500
 MIN_STEPS = 20  # steps
-MAX_FACTOR_ROWS = 1024  # columns of a matrix with a Kronecker factor, at most
+MAX_FACTOR_ROWS = 1024  # of a Kronecker factor
 
 
 def draw(seed: int) -> Training:

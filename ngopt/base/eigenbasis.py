@@ -24,7 +24,7 @@ from ngopt.roles.kronecker_factors import MatrixLayout
 LIFT = 1e-3  # in largest eigenvalues: directions with smaller ones are noise
 MAX_ANGLE = 1.25  # of a rotation: largest singular value of A
 TINY = 1e-30
-# The renewals of one size cost at least as much as that of one basis with so many rows.
+# The renewals of one size cost at least as much as that of a basis with this many rows.
 MIN_ROWS = 80
 INTERVALS = 2, 5, 10  # choices of steps between two renewals of a basis
 # CPUs: largest ratio of multiplications of renewals to those of all other products, of

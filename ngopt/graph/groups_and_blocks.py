@@ -167,9 +167,9 @@ class Bias:
     """Elements of a parameter that are features of nodes.
 
     Attributes:
-        view: of the shape (n, *slot_shape). index: the n neurons of `group`; None if
-            they are all of them, in order.
+        view: of the shape (n, *slot_shape).
         kind: see `ngopt.graph.kinds`.
+        index: the n neurons of `group`; None for all of them, in order.
     """
 
     view: View

@@ -71,8 +71,8 @@ class NGOptimizer(Optimizer):
     Args:
         params: tensors, (name, tensor) pairs or parameter groups, as in torch.optim.
         lr: multiplies the update (default: 1.0). A scheduler of torch replaces the
-            built-in schedule. Those that cycle momentum need
-            cycle_momentum=False. ReduceLROnPlateau multiplies the schedule. Per group.
+            built-in schedule. Those that cycle momentum need cycle_momentum=False.
+            ReduceLROnPlateau multiplies the schedule. Per group.
         weight_decay: decoupled, in AdamW's units at a learning rate of 1e-3 (default:
             None, the rule's own, .45 for the default). Per group; groups store None as
             the number and `own_weight_decay=True`.
@@ -230,8 +230,9 @@ class NGOptimizer(Optimizer):
     def averaged(self) -> Iterator[None]:
         """Context in which the parameters are those of `load_average`.
 
-        Buffers, as of BatchNorm, are neither averaged nor restored: call
-        `torch.optim.swa_utils.update_bn(batches, model)` within, and restore them.
+        They are restored at its end. Buffers, as of BatchNorm, are neither averaged nor
+        restored: call `torch.optim.swa_utils.update_bn(batches, model)` within, and
+        restore them.
 
         >>> with opt.averaged():
         ...     accuracy = evaluate(model)

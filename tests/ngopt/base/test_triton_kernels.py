@@ -63,9 +63,8 @@ def check_replayed_steps():
         changed.append(len(u))
         return plain(u, *arguments)
 
-    kronecker_factors.MEASURED_ELEMENTS = (
-        100  # weights of the linear layer are not measured
-    )
+    # weights of the linear layer are not measured
+    kronecker_factors.MEASURED_ELEMENTS = 100
     expected = train(copy.deepcopy(model))
     soap_kernels.change_weights = counted
     devices.kernels = lambda device, dtype: soap_kernels
