@@ -20,7 +20,8 @@ import torch
 from harness import cli
 from harness.files import write_json
 from harness.tables import text_table
-from meta_train.step_size.feature_sets import CHOSEN, feature_sets, read_features
+from meta_train.step_size.dataset import Data, read_data, read_slopes
+from meta_train.step_size.feature_sets import CHOSEN, feature_sets
 from meta_train.step_size.models import (
     DEFAULT,
     Constant,
@@ -30,15 +31,11 @@ from meta_train.step_size.models import (
     Trees,
     best_of,
 )
-from meta_train.step_size.outcomes import interpolated, read_outcomes, refined
-from meta_train.step_size.trainings import Training
+from meta_train.step_size.outcomes import interpolated, refined
 
 FOLDS = 10
 SHORT, LONG = 400, 1000  # steps: at most, at least
 LITTLE, MUCH = 2, 15  # percent
-TRAINED = 0.02  # mean excess of trained networks, at least
-TABLE = 0.5  # share of tables in a network that is mostly tables
-EXAMPLES = 4  # of a training: two seeds, with and without names of parameters
 
 Row = dict[str, float | str]
 
@@ -56,84 +53,15 @@ def main(config: Config) -> None:
     print(f"{len(data.steps)} trainings of {len(set(data.kinds))} kinds", flush=True)
     rows = compared(data)
     print(text_table([formatted(row) for row in rows]))
-    write_json(folder / "compare.json", {"trainings": len(data.steps), "rows": rows})
-
-
-@dataclass(frozen=True)
-class Data:
-    """n measured trainings with their features.
-
-    names: of d features. x: of named parameters, (n, 2, d). unnamed: of the same
-    without names. gains: (n, m, 2). log_multipliers: (m,). kinds, steps: (n,). files:
-    number of the file of each, (n,).
-    """
-
-    trainings: list[Training]
-    names: list[str]
-    x: np.ndarray
-    unnamed: np.ndarray
-    gains: np.ndarray
-    log_multipliers: np.ndarray
-    kinds: np.ndarray
-    steps: np.ndarray
-    files: np.ndarray
-
-    @property
-    def is_in_range(self) -> np.ndarray:
-        """Of trainings that models are fitted to, (n,): see `examples`."""
-        excess = self.columns(["mean excess"])[:, :, 0].max(1)
-        is_empty = self.columns(["no matrices"])[:, 0, 0] > 0
-        is_table = self.columns(["share of tables"])[:, 0, 0] > TABLE
-        return (excess < TRAINED) & ~is_empty & ~is_table
-
-    def columns(self, names: Sequence[str], is_named: bool = True) -> np.ndarray:
-        """Features by name, (n, 2, len(names))."""
-        x = self.x if is_named else self.unnamed
-        return x[:, :, [self.names.index(name) for name in names]]
-
-    def examples(
-        self, names: Sequence[str], chosen: np.ndarray | bool = True
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Features (4k, d), mean gains (4k, m) and kinds (4k,) of k chosen trainings.
-
-        The features of each seed are an example, with and without names of
-        parameters. Left out are networks without matrices, whose size is unknown,
-        trained ones, which are few and unlike larger trained networks, and those that
-        are mostly tables, whose best steps vary by factors of ten. They are beyond the
-        range of a `Predictor`.
-        """
-        chosen = chosen & self.is_in_range
-        gains = self.gains[chosen].mean(2)
-        kinds = self.kinds[chosen]
-        rows = []
-        for is_named in (True, False):
-            x = self.columns(names, is_named)[chosen]
-            rows += [x[:, 0], x[:, 1]]
-        found = np.concatenate(rows)
-        return (
-            found,
-            np.concatenate([gains] * EXAMPLES),
-            np.concatenate([kinds] * EXAMPLES),
-        )
-
-
-def read_data(folder: Path) -> Data:
-    """The outcomes in a folder. Raises ValueError if there are none."""
-    paths = sorted(folder.glob("outcomes*.jsonl*"))
-    outcomes = read_outcomes(paths)
-    trainings = outcomes.trainings
-    names, x = read_features(trainings, folder / "features.jsonl")
-    return Data(
-        trainings=trainings,
-        names=names,
-        x=x[:, 0],
-        unnamed=x[:, 1],
-        gains=outcomes.gains,
-        log_multipliers=outcomes.log_multipliers,
-        kinds=np.array([training.kind for training in trainings]),
-        steps=np.array([training.steps for training in trainings]),
-        files=outcomes.files,
-    )
+    found = {"trainings": len(data.steps), "rows": rows}
+    slopes = read_slopes(folder, data)
+    if slopes is not None:
+        rows = with_slopes(data, slopes)
+        kinds = len(set(slopes.kinds))
+        print(f"slopes: {len(slopes.steps)} trainings of {kinds} kinds")
+        print(text_table([formatted(row) for row in rows]))
+        found["slopes"] = rows
+    write_json(folder / "compare.json", found)
 
 
 def compared(data: Data) -> list[Row]:
@@ -168,6 +96,29 @@ def compared(data: Data) -> list[Row]:
     other = [best_of(data.gains[:, :, 1 - seed], grid) for seed in (0, 1)]
     rows.append(scored(np.stack(other, 1), data, "best of the other seed"))
     return [*rows, *on_later(data, ensemble())]
+
+
+def with_slopes(data: Data, slopes: Data) -> list[Row]:
+    """Rows of factors alone, of slopes alone, and of both, on the same trainings.
+
+    slopes: see `read_slopes`. Their trainings have factors of models that are fitted to
+    other kinds.
+    """
+    chosen = [data.index(training.seed) for training in slopes.trainings]
+    places = left_out(lambda: Ensemble(data.log_multipliers), CHOSEN, data)
+    factor = gains_at(places, data)[chosen]
+    rows = [row_of("factor", factor, slopes.steps)]
+    grid = slopes.log_multipliers
+    for name, names in feature_sets(data.names).items():
+        places = left_out(lambda: Ensemble(grid), names, slopes)
+        gains = gains_at(places, slopes)
+        rows.append(row_of(f"slope, {name}", gains, slopes.steps, places))
+        if name == "chosen":
+            rows.append(row_of("factor and slope", factor + gains, slopes.steps))
+    other = [slopes.gains[:, :, 1 - seed].argmax(1) for seed in (0, 1)]
+    places = grid[np.stack(other, 1)]
+    gains = gains_at(places, slopes)
+    return [*rows, row_of("slope of the other seed", gains, slopes.steps, places)]
 
 
 def on_later(data: Data, make: Callable[[], Model]) -> Iterator[Row]:
@@ -239,8 +190,14 @@ def scored(
     """
     if chosen is None:
         chosen = np.ones(len(places), dtype=bool)
-    gains = gains_at(places, data)[chosen]
-    steps = data.steps[chosen]
+    gains = gains_at(places, data)
+    return row_of(label, gains[chosen], data.steps[chosen], places[chosen])
+
+
+def row_of(
+    label: str, gains: np.ndarray, steps: np.ndarray, places: np.ndarray | None = None
+) -> Row:
+    """The row of gains in percent, (n,); steps: of the trainings."""
     row: Row = {"model": label}
     everything = np.ones(len(gains), dtype=bool)
     is_short, is_long = steps <= SHORT, steps >= LONG
@@ -253,7 +210,8 @@ def scored(
     for limit in (LITTLE, MUCH):
         row[f"worse by {limit} %"] = 100 * float((gains < -limit).mean())
     row["5th percentile"] = float(np.percentile(gains, 5))
-    row["mean |log2|"] = float(np.abs(places[chosen]).mean())
+    if places is not None:
+        row["mean |log2|"] = float(np.abs(places).mean())
     return row
 
 
@@ -266,7 +224,8 @@ def formatted(row: Row) -> dict[str, str]:
         cells[name] = value if isinstance(value, str) else f"{value:.1f}"
         if f"{name} error" in row:
             cells[name] = f"{value:.1f} +- {row[f'{name} error']:.1f}"
-    cells["mean |log2|"] = f"{row['mean |log2|']:.2f}"
+    size = row.get("mean |log2|")
+    cells["mean |log2|"] = "" if size is None else f"{size:.2f}"
     return cells
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,8 +18,8 @@ from harness import cli
 from harness.json_lines import read_lines
 from harness.tables import text_table
 from meta_train.step_size.compare import Config
-from meta_train.step_size.outcomes import MAX_GAIN, log_losses
-from meta_train.step_size.role_variants import FACTORS, UNCHANGED
+from meta_train.step_size.outcomes import UNCHANGED, gains_of
+from meta_train.step_size.role_variants import FACTORS
 
 
 def main(config: Config) -> None:
@@ -33,16 +32,6 @@ def main(config: Config) -> None:
         )
     print(f"{len(records)} trainings")
     print(text_table(compared([gains_of(record) for record in records])))
-
-
-def gains_of(record: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Gains of each seed by variant, percent, (2,)."""
-    logs = log_losses(record)
-    unchanged = logs[record["variants"].index(UNCHANGED)]
-    found = {}
-    for name, row in zip(record["variants"], logs, strict=True):
-        found[name] = 100 * (unchanged - row).clip(-MAX_GAIN, MAX_GAIN)
-    return found
 
 
 def compared(rows: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, str]]:

@@ -19,15 +19,8 @@ from ngopt.roles.from_graph import roles_of
 GRAPHS = 2
 HORIZON = ["log steps", "log steps below 500"]
 CHOSEN: list[str] = list(FEATURES)  # those of the library
-OF_GRADIENT_SIZES = [
-    *OF_GRADIENTS,
-    "spread of gradients",
-    "vectors' log share",
-    "matrices without gradient",
-    "largest share of zeros",
-]
 ALL_OF_GRADIENTS = [
-    *OF_GRADIENT_SIZES,
+    *OF_GRADIENTS,
     "mean log rank",
     "first log rank",
     "last log rank",
@@ -44,7 +37,6 @@ def feature_sets(names: Sequence[str]) -> dict[str, list[str]]:
         "chosen without gradients": without_gradients,
         "chosen": CHOSEN,
         "graph": of_graph,
-        "gradient sizes": of_graph + OF_GRADIENT_SIZES,
         "all": list(names),
     }
 

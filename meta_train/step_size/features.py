@@ -9,7 +9,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import pstdev
 
 import torch
 from torch import Tensor
@@ -50,21 +49,14 @@ class Table:
         """Matrices of a role."""
         return [i for i in self.matrices if self.roles[i].role == name]
 
-    def count(self, name: str) -> int:
-        """The number of parameters of a role."""
-        roles = [role.role for role in self.roles]
-        return roles.count(name)
-
-    def numel(self, some: Sequence[int]) -> int:
-        return sum(self.params[i].numel() for i in some)
-
 
 def features(table: Table, total_steps: int) -> dict[str, float]:
     """Features by name; all are finite."""
     shapes = [tuple(p.shape) for p in table.params]
     found = known_features(table.roles, shapes, total_steps)
     found["log steps below 500"] = min(found["log steps"], 0.0)
-    found |= _of_shapes(table)
+    found["has tables"] = float(bool(table.of_role("embedding")))
+    found["no matrices"] = float(not table.matrices)
     found |= _of_weights(table)
     found |= _of_gradients(table)
     return {name: _finite(value) for name, value in found.items()}
@@ -72,30 +64,6 @@ def features(table: Table, total_steps: int) -> dict[str, float]:
 
 def _finite(value: float) -> float:
     return float(value) if math.isfinite(value) else 0.0
-
-
-def _of_shapes(table: Table) -> dict[str, float]:
-    """Those that the library does not use."""
-    matrices = table.matrices
-    count = max(len(matrices), 1)
-    total = max(table.numel(range(len(table.params))), 1)
-    norms = table.count("norm")
-    outputs = table.of_role("output")
-    blocks = 0
-    for i in matrices:
-        for block in table.roles[i].blocks:
-            blocks += block.view.shape[0] > 1
-    found = {}
-    found["deep without norms"] = max(count - 6, 0) ** 0.5 * (not norms)
-    found["log matrices without norms"] = math.log(count) * (not norms)
-    found["log elements"] = math.log(total)
-    found["log outputs"] = math.log(len(table.params[outputs[-1]])) if outputs else 0.0
-    found["share of output"] = table.numel(outputs) / total
-    found["share of blocks"] = blocks / count
-    found["has tables"] = float(bool(table.of_role("embedding")))
-    found["biases per matrix"] = table.count("bias") / count
-    found["no matrices"] = float(not matrices)
-    return found
 
 
 def _of_weights(table: Table) -> dict[str, float]:
@@ -120,28 +88,20 @@ def _of_weights(table: Table) -> dict[str, float]:
 def _of_gradients(table: Table) -> dict[str, float]:
     """Of the first gradient: how its size changes with depth, its rank and zeros."""
     found = _known_of_gradients(table)
-    norms, ranks, zeros, tails = [], [], [], []
+    ranks, tails = [], []
     for i in table.matrices:
         grad = table.grads[i].detach()
-        weight = table.params[i].detach()
         square = grad.square().sum()
-        product = square * weight.square().sum()
-        if not product.isfinite() or square == 0:  # a training that diverged before
+        if not square.isfinite() or square == 0:  # a training that diverged before
             continue
-        norms.append(_log(product) / 2)
         ranks.append(_log_rank(grad))
-        zeros.append(float((grad == 0).float().mean()))
         shares = grad.square() / square
         fourth = shares.square().sum() * grad.numel()
-        tails.append(_log(fourth))
-    found["spread of gradients"] = pstdev(norms) if norms else 0.0
+        tails.append(float(fourth.clamp(min=TINY).log()))
     found["mean log rank"] = _mean(ranks)
     found["first log rank"] = ranks[0] if ranks else 0.0
     found["last log rank"] = ranks[-1] if ranks else 0.0
-    found["largest share of zeros"] = max(zeros, default=0.0)
     found["tails"] = _mean(tails)
-    found["vectors' log share"] = _log_share_of_vectors(table)
-    found["matrices without gradient"] = 1 - len(norms) / max(len(table.matrices), 1)
     return found
 
 
@@ -156,12 +116,9 @@ def _known_of_gradients(table: Table) -> dict[str, float]:
     dense = dense_shares(table.grads, table.matrices)
     measures = FirstMeasures(torch.stack(rms), torch.stack(grad_rms), dense, {})
     depths = torch.tensor([table.roles[i].depth for i in table.matrices])
-    found = gradient_features(depths, measures, table.matrices)
+    numels = torch.tensor([float(p.numel()) for p in table.params])
+    found = gradient_features(depths, numels, measures, table.matrices)
     return {name: float(value) for name, value in found.items()}
-
-
-def _log(x: Tensor) -> float:
-    return float(x.clamp(min=TINY).log())
 
 
 def _log_rank(grad: Tensor) -> float:
@@ -178,17 +135,6 @@ def _log_rank(grad: Tensor) -> float:
     largest = v.norm().clamp(min=TINY)
     rank = gram.trace() / largest
     return float(rank.clamp(min=1.0).log())
-
-
-def _log_share_of_vectors(table: Table) -> float:
-    """log of their share in the squared gradient, at least -10."""
-    own = whole = 0.0
-    for i, grad in enumerate(table.grads):
-        square = float(grad.square().sum())
-        whole += square
-        own += square * (i not in table.matrices)
-    share = max(own, TINY) / max(whole, TINY)
-    return max(math.log(share), -10.0)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -9,13 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from harness import cli
-from harness.settings import check_counts
-from meta_train.step_size.compare import EXAMPLES, gains_at, predicted, read_data
+from meta_train.step_size.compare import gains_at, predicted
+from meta_train.step_size.dataset import EXAMPLES, Data, read_data, read_slopes
 from meta_train.step_size.feature_sets import CHOSEN
 from meta_train.step_size.models import Ensemble, Predictor
 from ngopt.base.soap import Soap
@@ -25,55 +24,59 @@ from ngopt.pretrained import LearnedOptimizer, load_pretrained, save_pretrained
 
 @dataclass(frozen=True)
 class Config:
-    """Options of the command line.
-
-    files: how many are fitted to, in the order of their names; None for all.
-    """
+    """Options of the command line. folder: of outcomes and slopes."""
 
     folder: str = "runs/step_size"
-    files: int | None = None
 
 
 def main(config: Config) -> None:
-    check_counts(config, "files")
     folder = Path(config.folder)
     data = read_data(folder)
-    is_fitted = data.files < (config.files or np.inf)
-    examples = data.examples(CHOSEN, is_fitted)
-    model = Ensemble(data.log_multipliers)
-    model.fit(*examples)
-    predictor = model.predictor
-    assert predictor is not None
-    places = predicted(model, data.columns(CHOSEN))
-    gain = gains_at(places, data)[is_fitted].mean()
-    _, _, kinds = examples
+    slopes = read_slopes(folder, data)
+    if slopes is None:
+        raise ValueError(
+            f"folder: expected slopes*.jsonl* in '{folder}'; got none. "
+            f"Run meta_train.step_size.collect_slopes first."
+        )
+    factor, examples = fitted(data)
+    slope, of_slopes = fitted(slopes)
     stage = {
         "program": "python -m meta_train.step_size.fit",
-        "trainings": len(kinds) // EXAMPLES,
-        "kinds": len(set(kinds)),
+        "trainings": examples,
+        "trainings_of_slopes": of_slopes,
     }
     base = load_pretrained().base
     assert isinstance(base, Soap)
     learned = LearnedOptimizer(
-        base=base.with_tensors(tensors_of(predictor)), recipe={"stages": [stage]}
+        base=base.with_tensors(tensors_of(factor, slope)), recipe={"stages": [stage]}
     )
     path = folder / "learned-step.safetensors"
     save_pretrained(learned, path)
-    print(f"'{path}': {is_fitted.sum()} trainings, gain {gain:.1f} % on them")
+    print(f"written: '{path}'")
 
 
-def tensors_of(predictor: Predictor) -> dict[str, Tensor]:
+def fitted(data: Data) -> tuple[Predictor, int]:
+    """A predictor, and the number of trainings that it is fitted to."""
+    x, gains, kinds = data.examples(CHOSEN)
+    model = Ensemble(data.log_multipliers)
+    model.fit(x, gains, kinds)
+    assert model.predictor is not None
+    gain = gains_at(predicted(model, data.columns(CHOSEN)), data).mean()
+    print(f"{len(data.steps)} trainings, gain {gain:.1f} % on them")
+    return model.predictor, len(kinds) // EXAMPLES
+
+
+def tensors_of(factor: Predictor, slope: Predictor) -> dict[str, Tensor]:
     """The fields of `StepPredictor`."""
-    (hidden, hidden_bias), (output, output_bias) = predictor.layers
-    own = StepPredictor(
-        *predictor.scaling,
-        hidden,
-        hidden_bias,
-        output,
-        output_bias,
-        torch.tensor(predictor.caution),
-    )
-    return {key: x.float() for key, x in own._asdict().items()}
+    heads = []
+    for predictor in (factor, slope):
+        (hidden, hidden_bias), (output, output_bias) = predictor.layers
+        layers = hidden, hidden_bias, output, output_bias
+        heads.append([*predictor.scaling, *layers, torch.tensor(predictor.caution)])
+    found = {}
+    for key, both in zip(StepPredictor._fields, zip(*heads, strict=True), strict=True):
+        found[key] = torch.stack(both).float()
+    return found
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
 
@@ -26,15 +26,8 @@ from torch import Tensor
 from harness import cli
 from harness.files import write_json
 from harness.tables import text_table
-from meta_train.step_size.compare import (
-    Data,
-    Row,
-    folds,
-    formatted,
-    left_out,
-    read_data,
-    scored,
-)
+from meta_train.step_size.compare import Row, folds, formatted, left_out, scored
+from meta_train.step_size.dataset import Data, read_data
 from meta_train.step_size.feature_sets import feature_sets
 from meta_train.step_size.graph_fits import Examples, Settings, fit_all
 from meta_train.step_size.graph_inputs import FILE, SEED, read_inputs
@@ -88,17 +81,8 @@ def main(config: Config) -> None:
 def of_small_networks(data: Data, largest: float) -> Data:
     """The trainings of networks with at most `largest` elements."""
     sizes = data.columns(["log elements"])[:, 0, 0]
-    chosen = sizes <= math.log(largest)
-    return replace(
-        data,
-        trainings=list(compress(data.trainings, chosen)),
-        x=data.x[chosen],
-        unnamed=data.unnamed[chosen],
-        gains=data.gains[chosen],
-        kinds=data.kinds[chosen],
-        steps=data.steps[chosen],
-        files=data.files[chosen],
-    )
+    (chosen,) = np.nonzero(sizes <= math.log(largest))
+    return data.at(chosen)
 
 
 def read_examples(folder: Path, data: Data, count: int) -> Examples:

@@ -59,7 +59,7 @@ class Constant:
 
 
 class Predictor(NamedTuple):
-    """Maps features to log2 multipliers; `StepPredictor` with any number of layers.
+    """Maps features to log2 multipliers: one ensemble of a `StepPredictor`.
 
     Tensors are float64. caution: standard deviations of the networks' outputs by which
     predictions are nearer to 0.
@@ -72,7 +72,8 @@ class Predictor(NamedTuple):
     def predict(self, x: np.ndarray) -> np.ndarray:
         """log2 multipliers (n,) of features (n, d); near 0 beyond the data's range."""
         features = torch.as_tensor(x)
-        found = cautious_prediction(features, self.scaling, self.layers, self.caution)
+        caution = torch.tensor(self.caution)
+        found = cautious_prediction(features, self.scaling, self.layers, caution)
         return found.numpy()
 
 

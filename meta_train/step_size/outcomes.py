@@ -19,6 +19,7 @@ FLOOR = 2e-3  # share of the first loss below which differences do not count
 MAX_LOG_LOSS = 1.0  # largest counted log of a loss over the first one
 MAX_GAIN = 1.0  # largest counted gain
 FINE = 0.25  # distance of the log multipliers of `refined`
+UNCHANGED = "unchanged"  # the variant that others are compared with
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,16 @@ def log_losses(record: Mapping[str, Any]) -> np.ndarray:
     ratio = np.nan_to_num(validation, nan=np.inf) / first
     logs = np.log(ratio.clip(0) + FLOOR)
     return np.minimum(logs, MAX_LOG_LOSS) + np.log(first)
+
+
+def gains_of(record: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Gains over the variant `UNCHANGED` by variant, for each seed, percent, (2,)."""
+    logs = log_losses(record)
+    unchanged = logs[record["variants"].index(UNCHANGED)]
+    found = {}
+    for name, row in zip(record["variants"], logs, strict=True):
+        found[name] = 100 * (unchanged - row).clip(-MAX_GAIN, MAX_GAIN)
+    return found
 
 
 def refined(

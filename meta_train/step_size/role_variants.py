@@ -7,23 +7,26 @@ near the inputs or weight decay want another factor.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
+from meta_train.step_size.outcomes import UNCHANGED
 from meta_train.step_size.starts import started
 from meta_train.step_size.trainings import Training
 from ngopt import build_graph
+from ngopt.base.network_features import layer_positions
 from ngopt.base.soap import Soap
 from ngopt.base.step_size import NOMINAL_STEP
 from ngopt.functional import Hyper
 from ngopt.roles.from_graph import ParameterRole, roles_of
 
 FACTORS = 0.5, 2.0
-LAYERS = 3  # of a network with a depth slope, at least
 ROLES = {
     "output": ["output"],
     "table": ["embedding"],
     "vectors": ["norm", "bias"],
 }
-UNCHANGED = "unchanged"
+SLOPES = {"depth 0.5": -1.0, UNCHANGED: 0.0, "depth 2": 1.0}
+"""log2 of the factor of the last layer by variant; the first has the inverse."""
 
 
 def role_variants(training: Training, multiplier: float) -> dict[str, Hyper]:
@@ -54,16 +57,10 @@ def _powers(roles: Sequence[ParameterRole]) -> Iterator[tuple[str, list[float]]]
     rows = {}
     for name, own in ROLES.items():
         rows[name] = [float(role.role in own) for role in roles]
-    # the order of parameters is that of layers here, which names do not always say
-    layers = [0]
-    for role in roles:
-        layers.append(layers[-1] + bool(role.blocks))
-    last = layers[-1]
-    layers = layers[1:]
-    rows["inputs"] = [float(layer == 1 and last > 1) for layer in layers]
-    if last >= LAYERS:
-        middle, half = (last + 1) / 2, (last - 1) / 2
-        rows["depth"] = [max((layer - middle) / half, -1.0) for layer in layers]
+    layers = list(accumulate(bool(role.blocks) for role in roles))
+    is_deep = layers[-1] > 1
+    rows["inputs"] = [float(layer == 1 and is_deep) for layer in layers]
+    rows["depth"] = layer_positions(roles)
     for name, powers in rows.items():
         if len(set(powers)) > 1:  # others change all parameters alike, or none
             yield name, powers

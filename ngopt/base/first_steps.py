@@ -12,7 +12,7 @@ agree, as they do for other data, it is far from a minimum: steps have full leng
 Tables. Rare rows of an embedding table receive few gradients: steps are longer. The
 first gradients give the share of rows in a batch.
 
-A learned factor multiplies all step sizes: see `ngopt.base.step_predictor`.
+Learned factors multiply the step sizes: see `ngopt.base.step_predictor`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ngopt.base.config import SoapConfig
 from ngopt.base.network_features import FirstMeasures
-from ngopt.base.step_predictor import NetworkFactor
+from ngopt.base.step_predictor import NetworkFactors
 from ngopt.devices import Array, array_module, precise_dtype
 
 if TYPE_CHECKING:
@@ -61,11 +61,11 @@ class FirstSteps:
         tables: Sequence[int],
         numels: Sequence[int],
         device: torch.device,
-        network: NetworkFactor | None = None,
+        network: NetworkFactors | None = None,
     ):
         """tables: indices of embedding tables. numels: elements of all parameters.
 
-        network: predicts the factor of the step size; None: it is 1.
+        network: predicts factors of the step sizes; None: these are 1.
         """
         self.config = config
         self._network = network

@@ -8,6 +8,7 @@ scale of the loss.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -19,6 +20,10 @@ from ngopt.roles.from_graph import ParameterRole
 HORIZON = 500  # steps
 LOG_ZERO = -9.0  # log of a matrix' size below which it is zero
 MIN_SIZE = 1e-4  # size of a matrix
+MIN_SHARE = math.exp(-10)  # of vectors in the squared gradient
+TINY = 1e-30
+SHALLOW = 6  # matrices of a network that is not deep
+MIN_LAYERS = 3  # of a network whose layers have different factors
 
 OF_NETWORK = (
     "log steps",
@@ -31,10 +36,24 @@ OF_NETWORK = (
     "share of vectors",
     "share of tables",
     "norms per matrix",
+    "biases per matrix",
+    "share of blocks",
+    "deep without norms",
+    "log matrices without norms",
+    "log elements",
+    "log outputs",
+    "share of output",
 )
 """Features that are known without the weights."""
 OF_WEIGHTS = "mean log size", "least log size", "zero matrices", "mean excess"
-OF_GRADIENTS = "share of zeros", "slope of gradients"
+OF_GRADIENTS = (
+    "share of zeros",
+    "largest share of zeros",
+    "matrices without gradient",
+    "vectors' log share",
+    "slope of gradients",
+    "spread of gradients",
+)
 FEATURES = OF_NETWORK + OF_WEIGHTS + OF_GRADIENTS
 
 
@@ -56,38 +75,85 @@ def matrices_of(roles: Sequence[ParameterRole]) -> list[int]:
     return [i for i, role in enumerate(roles) if role.blocks]
 
 
+def layer_positions(roles: Sequence[ParameterRole]) -> list[float]:
+    """From -1 at the first matrix to 1 at the last, in the order of the parameters.
+
+    Vectors have the position of the matrix before them. All are 0 if there are fewer
+    than `MIN_LAYERS` matrices.
+    """
+    last = len(matrices_of(roles)) - 1
+    if last + 1 < MIN_LAYERS:
+        return [0.0] * len(roles)
+    positions = []
+    layer = -1
+    for role in roles:
+        layer += bool(role.blocks)
+        positions.append(2 * max(layer, 0) / last - 1)
+    return positions
+
+
 def known_features(
     roles: Sequence[ParameterRole], shapes: Sequence[Sequence[int]], total_steps: int
 ) -> dict[str, float]:
     """The features `OF_NETWORK`. roles, shapes: of all parameters."""
+    found = {"log steps": math.log(total_steps / HORIZON)}
+    found |= _of_layers(roles) | _of_shapes(roles, shapes)
+    return {name: found[name] for name in OF_NETWORK}
+
+
+def _of_layers(roles: Sequence[ParameterRole]) -> dict[str, float]:
+    """Depth, norms and biases."""
+    names = [role.role for role in roles]
     matrices = matrices_of(roles)
     count = max(len(matrices), 1)
-    names = [role.role for role in roles]
+    norms = names.count("norm")
+    blocks = 0  # of more than one
+    for i in matrices:
+        for block in roles[i].blocks:
+            blocks += block.view.shape[0] > 1
+    return {
+        "log matrices": math.log(count),
+        "norms per matrix": min(norms / (2 * count), 1.0),
+        "biases per matrix": names.count("bias") / count,
+        "share of blocks": blocks / count,
+        "deep without norms": max(count - SHALLOW, 0) ** 0.5 * (not norms),
+        "log matrices without norms": math.log(count) * (not norms),
+    }
+
+
+def _of_shapes(
+    roles: Sequence[ParameterRole], shapes: Sequence[Sequence[int]]
+) -> dict[str, float]:
+    matrices = matrices_of(roles)
+    count = max(len(matrices), 1)
     numels = list(map(math.prod, shapes))
     total = max(sum(numels), 1)
     fans, rows = [0.0] * (not matrices), []
-    kernels = tables = 0
-    of_matrices = 0
+    kernels = of_matrices = 0
+    by_role: Counter[str] = Counter()  # elements of matrices
+    log_outputs = 0.0
     for i in matrices:
         height, *others = shapes[i]
         fans.append(math.log(max(math.prod(others), 1)))
         rows.append(math.log(max(height, 1)))
         kernels += len(shapes[i]) > 2
         of_matrices += numels[i]
-        tables += numels[i] * (names[i] == "embedding")
-    values = (
-        math.log(total_steps / HORIZON),
-        math.log(count),
-        sum(rows) / count,
-        min(rows[:-1] or rows or [0.0]),  # those of the last are outputs
-        sum(fans) / count,
-        max(fans),
-        kernels / count,
-        1 - of_matrices / total,
-        tables / total,
-        min(names.count("norm") / (2 * count), 1.0),
-    )
-    return dict(zip(OF_NETWORK, values, strict=True))
+        by_role[roles[i].role] += numels[i]
+        if roles[i].role == "output":
+            log_outputs = rows[-1]
+    return {
+        "mean log rows": sum(rows) / count,
+        # those of the last are outputs
+        "narrowest log rows": min(rows[:-1] or rows or [0.0]),
+        "mean log fan": sum(fans) / count,
+        "largest log fan": max(fans),
+        "share of convolutions": kernels / count,
+        "share of vectors": 1 - of_matrices / total,
+        "share of tables": by_role["embedding"] / total,
+        "log elements": math.log(total),
+        "log outputs": log_outputs,
+        "share of output": by_role["output"] / total,
+    }
 
 
 def inverse_init_rms(
@@ -124,27 +190,55 @@ def weight_features(sizes: Tensor, excesses: Tensor) -> dict[str, Tensor]:
 
 
 def gradient_features(
-    depths: Tensor, measures: FirstMeasures, matrices: Sequence[int]
+    depths: Tensor, numels: Tensor, measures: FirstMeasures, matrices: Sequence[int]
 ) -> dict[str, Tensor]:
-    """The features `OF_GRADIENTS`, () each. depths: of the matrices' roles, (m,).
+    """The features `OF_GRADIENTS`, () each.
 
-    "share of zeros" is the mean share of zeros in gradients. "slope of gradients" is
-    that of log |gradient| |weights| over depth, by least squares: gradients that vanish
-    or explode. Gradients that are zero or not finite do not count; the slope also
-    leaves out zero matrices.
+    "slope of gradients" is that of log |gradient| |weights| of matrices over depth, by
+    least squares: gradients that vanish or explode. "spread of gradients" is its
+    standard deviation, and "vectors' log share" that of parameters without matrices in
+    the squared gradient. Gradients that are zero or not finite do not count; slope and
+    spread also leave out zero matrices.
+
+    depths: of the matrices' roles, (m,). numels: elements of all parameters, (n,).
     """
+    rms, grad_rms, dense = (x.to(depths) for x in measures[:3])
     chosen = torch.tensor(matrices, device=depths.device)
-    rms, grad_rms, dense = (x[chosen].to(depths) for x in measures[:3])
-    is_counted = (grad_rms > 0) & (grad_rms < torch.inf)
-    zeros = torch.where(is_counted, 1 - dense, 0.0).sum()
-    zeros = zeros / is_counted.sum().clamp(min=1)
-    has_slope = is_counted & (rms > 0)
-    product = torch.where(has_slope, rms, 1.0).log()
-    product = product + torch.where(has_slope, grad_rms, 1.0).log()
-    weight = has_slope.to(depths)
+    has_gradient = (grad_rms > 0) & (grad_rms < torch.inf)
+    is_counted = has_gradient[chosen]
+    zeros = torch.where(is_counted, 1 - dense[chosen], 0.0)
+    has_slope = is_counted & (rms[chosen] > 0)
+    product = torch.where(has_slope, rms[chosen], 1.0).log()
+    product = product + torch.where(has_slope, grad_rms[chosen], 1.0).log()
+    slope, spread = _slope_and_spread(
+        depths, product, product + numels[chosen].log(), has_slope.to(depths)
+    )
+    size = torch.where(has_gradient, grad_rms, 0.0)
+    squares = (size / size.amax().clamp(min=TINY)).square() * numels
+    of_matrices = squares[chosen].sum() / squares.sum().clamp(min=TINY)
+    share = (1 - of_matrices).clamp(min=MIN_SHARE).log()
+    values = (
+        zeros.sum() / is_counted.sum().clamp(min=1),
+        zeros.amax(),
+        1 - is_counted.to(depths).mean(),
+        torch.where(has_gradient.any(), share, 0.0),
+        slope,
+        spread,
+    )
+    return dict(zip(OF_GRADIENTS, values, strict=True))
+
+
+def _slope_and_spread(
+    depths: Tensor, y: Tensor, norms: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The slope of y over depths, and the standard deviation of norms; (m,) each.
+
+    weight: 0 of those left out, else 1.
+    """
     share = weight / weight.sum().clamp(min=1)
     depths = depths - (share * depths).sum()
-    above = (share * depths * product).sum()
+    above = (share * depths * y).sum()
     below = (share * depths.square()).sum()
     slope = torch.where(below > MIN_SIZE, above / below.clamp(min=MIN_SIZE), 0.0)
-    return dict(zip(OF_GRADIENTS, (zeros, slope), strict=True))
+    centred = norms - (share * norms).sum()
+    return slope, (share * centred.square()).sum().sqrt()

@@ -1,11 +1,14 @@
-"""The learned part of a base rule: a factor of the step size for all parameters.
+"""The learned part of a base rule: factors of the step sizes.
 
-Small networks read what is known at the first step (`network_features`). They are
-fitted to the losses of random trainings at seven step sizes (`meta_train.step_size`).
+Small networks read what is known at the first step (`network_features`). They predict
+one factor for all parameters, and how it changes from the first layer to the last. They
+are fitted to the losses of random trainings at other step sizes
+(`meta_train.step_size`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -18,6 +21,7 @@ from ngopt.base.network_features import (
     gradient_features,
     inverse_init_rms,
     known_features,
+    layer_positions,
     matrices_of,
     weight_features,
 )
@@ -25,14 +29,14 @@ from ngopt.devices import precise_dtype
 from ngopt.roles.from_graph import ParameterRole
 
 MAX_LOG2 = 3.0  # largest |log2| of a factor
-
+MAX_SLOPE = 1.0  # largest |log2| of the last layer's factor / that of a middle layer
 
 Layers = Sequence[tuple[Tensor, Tensor]]
-"""Weights (e, inputs, outputs) and biases (e, 1, outputs) of e networks."""
+"""Weights (..., e, inputs, outputs) and biases (..., e, 1, outputs) of e networks."""
 
 
 class Scaling(NamedTuple):
-    """For standardisation of features, and their range, (d,) each."""
+    """For standardisation of features, and their range, (..., d) each."""
 
     mean: Tensor
     scale: Tensor
@@ -41,40 +45,43 @@ class Scaling(NamedTuple):
 
 
 class StepPredictor(NamedTuple):
-    """An ensemble of e networks with one hidden layer of width h; d features.
+    """Two ensembles of e networks with one hidden layer of width h; d features.
 
-    The factor is 2 to the power of the mean output, which is nearer to 0 by `caution`
-    standard deviations of the outputs. It goes to 1 as features leave the range of the
-    trainings that the networks were fitted to. Without matrices it is 1.
+    The first predicts log2 of the factor of all parameters. The second predicts what is
+    added at the last layer and subtracted at the first. A prediction is the mean
+    output, moved towards 0 by `caution` standard deviations of the outputs. It goes to
+    0 as features leave the range of the trainings that the networks were fitted to.
     """
 
-    mean: Tensor  # of features, (d,)
+    mean: Tensor  # of features, (2, d)
     scale: Tensor
-    low: Tensor  # range of features, (d,)
+    low: Tensor  # range of features, (2, d)
     high: Tensor
-    hidden: Tensor  # weights (e, d, h)
-    hidden_bias: Tensor  # (e, 1, h)
-    output: Tensor  # (e, h, 1)
-    output_bias: Tensor  # (e, 1, 1)
-    caution: Tensor  # ()
+    hidden: Tensor  # weights (2, e, d, h)
+    hidden_bias: Tensor  # (2, e, 1, h)
+    output: Tensor  # (2, e, h, 1)
+    output_bias: Tensor  # (2, e, 1, 1)
+    caution: Tensor  # (2,)
 
     def __repr__(self) -> str:
-        members, features, width = self.hidden.shape
-        return f"StepPredictor({members} networks, {features} features, width {width})"
+        _, members, features, width = self.hidden.shape
+        return (
+            f"StepPredictor(2 x {members} networks, {features} features, width {width})"
+        )
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> StepPredictor:
         """Raises ValueError if tensors are missing or of other features."""
         is_known = tensors.keys() == set(cls._fields)
-        if not is_known or len(tensors["mean"]) != len(FEATURES):
+        if not is_known or tensors["mean"].shape != (2, len(FEATURES)):
             raise ValueError(
                 f"step predictor: expected {', '.join(cls._fields)} of "
-                f"{len(FEATURES)} features; got {', '.join(sorted(tensors))}"
+                f"2 x {len(FEATURES)} features; got {', '.join(sorted(tensors))}"
             )
         return cls(**tensors)
 
-    def log_factor(self, features: Tensor) -> Tensor:
-        """log2 of the factors, (n,), of features (n, d)."""
+    def predict(self, features: Tensor) -> Tensor:
+        """log2 of the factor and its slope, (2, n), of features (n, d)."""
         own = StepPredictor(*[x.to(features) for x in self])
         scaling = Scaling(own.mean, own.scale, own.low, own.high)
         layers = (own.hidden, own.hidden_bias), (own.output, own.output_bias)
@@ -82,7 +89,10 @@ class StepPredictor(NamedTuple):
 
 
 def outputs(x: Tensor, layers: Layers) -> Tensor:
-    """log2 of factors (e, n) of standardised features (n, d); tanh between layers."""
+    """Predictions (..., e, n) of standardised features (..., n, d).
+
+    There is tanh between layers.
+    """
     (weight, bias), *others = layers
     y = x @ weight + bias
     for weight, bias in others:
@@ -91,19 +101,23 @@ def outputs(x: Tensor, layers: Layers) -> Tensor:
 
 
 def cautious_prediction(
-    features: Tensor, scaling: Scaling, layers: Layers, caution: Tensor | float
+    features: Tensor, scaling: Scaling, layers: Layers, caution: Tensor
 ) -> Tensor:
-    """The mean output (n,) of features (n, d), moved towards 0: see `StepPredictor`."""
-    inside = features.clamp(scaling.low, scaling.high)
-    y = outputs((inside - scaling.mean) / scaling.scale, layers)
-    mean = y.mean(0)
-    size = mean.abs() - caution * y.std(0, correction=0)
-    distance = (features - inside).abs() / scaling.scale
-    return (-distance.sum(-1)).exp() * mean.sign() * size.clamp(min=0)
+    """The mean output (..., n) of features (n, d), moved towards 0.
+
+    See `StepPredictor`.
+    """
+    mean, scale, low, high = (x.unsqueeze(-2) for x in scaling)
+    inside = features.clamp(low, high)
+    y = outputs(((inside - mean) / scale).unsqueeze(-3), layers)
+    deviations = caution.unsqueeze(-1) * y.std(-2, correction=0)
+    size = (y.mean(-2).abs() - deviations).clamp(min=0)
+    distance = ((features - inside).abs() / scale).sum(-1)
+    return (-distance).exp() * y.mean(-2).sign() * size
 
 
-class NetworkFactor:
-    """The factor of parameters that have their first gradients together.
+class NetworkFactors:
+    """The factors of parameters that have their first gradients together.
 
     roles, shapes: of these n parameters, of one dtype and device.
     """
@@ -125,17 +139,21 @@ class NetworkFactor:
         self._inverse = self._known.new_tensor(inverse)
         depths = [roles[i].depth for i in self.matrices]
         self._depths = self._known.new_tensor(depths)
+        self._numels = self._known.new_tensor([math.prod(shape) for shape in shapes])
+        self._positions = self._known.new_tensor(layer_positions(roles))
         self._predictor = predictor
 
     def of(self, measures: FirstMeasures) -> Tensor:
-        """The factor, ()."""
+        """The factors, (n,); 1 without matrices."""
         if not self.matrices:
-            return self._known.new_ones(())
+            return torch.ones_like(self._positions)
         zero = self._known.new_zeros(())
         own = [measures.excesses.get(i, zero).to(zero) for i in self.matrices]
         sizes = torch.stack([measures.rms[i] for i in self.matrices]).to(zero)
         found = weight_features(sizes * self._inverse, torch.stack(own))
-        found |= gradient_features(self._depths, measures, self.matrices)
+        found |= gradient_features(self._depths, self._numels, measures, self.matrices)
         features = torch.cat((self._known, torch.stack(list(found.values()))))
-        log_factor = self._predictor.log_factor(features.unsqueeze(0))[0]
-        return torch.exp2(log_factor.nan_to_num(0.0))  # weights may not be finite
+        predicted = self._predictor.predict(features.unsqueeze(0)).squeeze(-1)
+        log_factor, slope = predicted.nan_to_num(0.0)  # weights may not be finite
+        slope = slope.clamp(-MAX_SLOPE, MAX_SLOPE)
+        return torch.exp2(log_factor + slope * self._positions)

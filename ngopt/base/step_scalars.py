@@ -15,7 +15,7 @@ from ngopt.base.first_steps import FirstSteps, StepSizeFactors
 from ngopt.base.gradient_clipping import COMPARED_STEPS, GradientScale, gradient_scale
 from ngopt.base.state import ParameterStack
 from ngopt.base.step_context import FactorScalars, StepContext
-from ngopt.base.step_predictor import NetworkFactor
+from ngopt.base.step_predictor import NetworkFactors
 from ngopt.base.step_size import lengthening
 from ngopt.devices import Array
 
@@ -52,7 +52,7 @@ class ScalarEquations:
         self._zeros = self.roots.new_zeros(self._count)
         # index of the matrix of each bias, if it is among these parameters
         self._matrices = torch.tensor(matrices, device=device)
-        network = _network_factor(rule, positions, device)
+        network = _network_factors(rule, positions, device)
         self._has_factor = network is not None
         self._first = FirstSteps(rule.config, tables, numels, device, network)
         self._lengthening = lengthening(rule.config, rule.total_steps)
@@ -134,12 +134,12 @@ class ScalarEquations:
         return size if exponent == 1 else size**exponent
 
 
-def _network_factor(
+def _network_factors(
     rule: SoapRule, positions: Sequence[int], device: torch.device
-) -> NetworkFactor | None:
+) -> NetworkFactors | None:
     """None without a predictor or a horizon."""
     if rule.predictor is None or rule.total_steps is None:
         return None
     roles = [rule.roles[i] for i in positions]
     shapes = [rule.graph.parameters[i].shape for i in positions]
-    return NetworkFactor(rule.predictor, roles, shapes, rule.total_steps, device)
+    return NetworkFactors(rule.predictor, roles, shapes, rule.total_steps, device)

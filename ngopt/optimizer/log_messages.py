@@ -143,18 +143,19 @@ def describe_graph(graph: NeuralGraph) -> str:
 def describe_step_size(records: Iterable[Record]) -> str:
     """One line about learned factors of the step size; "" where all are 1.
 
-    records: the state of all parameters. Reading them is a host sync.
+    records: the state of all parameters, in order. Reading them is a host sync.
     """
-    factors = set()
+    factors = []
     for record in records:
         factor = record.get("predicted")
         if factor is not None and not factor.is_meta and float(record["step"]) > 0:
-            factors.add(float(factor))
-    if not factors or factors == {1.0}:
+            factors.append(float(factor))
+    if set(factors) <= {1.0}:
         return ""
-    least = f"{min(factors):.2f}"
-    largest = f"{max(factors):.2f}"
-    found = least if least == largest else f"{least} to {largest}"
+    found = f"{factors[0]:.2f}"
+    last = f"{factors[-1]:.2f}"
+    if found != last:
+        found = f"{found} (first layer) to {last} (last layer)"
     return (
         f"step size: {found} times that of the base rule, as predicted at the first "
         "step from horizon, shapes, roles, initial weights and first gradients"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from meta_train.step_size.compare import Data
+from meta_train.step_size.dataset import Data
 from meta_train.step_size.graph_batches import KERNEL, batch_of, network_of
 from meta_train.step_size.graph_fits import (
     VARIANTS,

@@ -9,7 +9,8 @@ import torch
 from harness.files import read_json
 from harness.json_lines import append_line, read_lines
 from meta_train.step_size import compare, fit
-from meta_train.step_size.compare import folds, gains_at, left_out, read_data, scored
+from meta_train.step_size.compare import folds, gains_at, left_out, scored
+from meta_train.step_size.dataset import read_data, read_slopes
 from meta_train.step_size.feature_sets import CHOSEN, HORIZON
 from meta_train.step_size.features import Table, features
 from meta_train.step_size.models import (
@@ -21,6 +22,7 @@ from meta_train.step_size.models import (
     utility,
 )
 from meta_train.step_size.outcomes import refined
+from meta_train.step_size.role_variants import SLOPES
 from ngopt import build_graph
 from ngopt.base.step_predictor import Scaling, StepPredictor
 from ngopt.pretrained import load_pretrained
@@ -126,11 +128,15 @@ def test_the_library_predicts_the_same():
     model = Ensemble(GRID, Settings(steps=20))
     model.fit(x, gains, kinds)
     assert model.predictor is not None
-    library = StepPredictor.of(fit.tensors_of(model.predictor))
-    beyond = 2 * x
-    found = library.log_factor(torch.tensor(beyond))
-    np.testing.assert_allclose(found, model.predict(beyond), atol=1e-4)
-    assert abs(found).max() > 0.1
+    slopes = Ensemble(GRID, Settings(steps=20, caution=0.1))
+    slopes.fit(x, -gains, kinds)
+    assert slopes.predictor is not None
+    tensors = fit.tensors_of(model.predictor, slopes.predictor)
+    for values in (x, 2 * x):  # within the range and beyond
+        found = StepPredictor.of(tensors).predict(torch.tensor(values))
+        for own, expected in zip(found, (model, slopes), strict=True):
+            np.testing.assert_allclose(own, expected.predict(values), atol=1e-4)
+            assert abs(own).max() > 0.02
 
 
 def test_a_kind_is_in_one_fold():
@@ -154,6 +160,14 @@ def folder(tmp_path):
             "signals": {},
         }
         append_line(tmp_path / "outcomes.jsonl", record)
+        # at a multiplier of 2, where longer steps of the last layer are better
+        slopes = {
+            **record,
+            "multiplier": 2.0,
+            "variants": list(SLOPES),
+            "validation": [[1.0, 1.1], [0.9, 0.9], [0.8, 0.85]],
+        }
+        append_line(tmp_path / "slopes.jsonl", slopes)
     return tmp_path
 
 
@@ -198,30 +212,40 @@ def test_the_comparison_is_printed_and_written(folder, monkeypatch, capsys):
     rows = read_json(folder / "compare.json", "comparison")["rows"]
     assert rows[0]["all"] == 0
     assert rows[1]["all"] > 9
+    assert "slopes: 6 trainings of 3 kinds" in printed
+    slopes = {}
+    for row in read_json(folder / "compare.json", "comparison")["slopes"]:
+        slopes[row["model"]] = row["all"]
+    assert slopes["slope, chosen"] == pytest.approx(8.7, abs=0.2)
+    both = slopes["factor"] + slopes["slope, chosen"]
+    assert slopes["factor and slope"] == pytest.approx(both)
+
+
+def test_slopes_are_data_of_their_trainings(folder):
+    data = read_data(folder)
+    lines = (folder / "slopes.jsonl").read_text().splitlines(keepends=True)
+    (folder / "slopes.jsonl").write_text("".join(lines[4:1:-1]))
+    slopes = read_slopes(folder, data)
+    assert [training.seed for training in slopes.trainings] == [4, 3, 2]
+    np.testing.assert_array_equal(slopes.x, data.x[[4, 3, 2]])
+    assert slopes.log_multipliers.tolist() == [-1, 0, 1]
+    expected = np.log([1.0, 0.9, 0.8]) - np.log(0.9)
+    np.testing.assert_allclose(slopes.gains[0, :, 0], -expected, rtol=0.01)
+    (folder / "slopes.jsonl").unlink()
+    assert read_slopes(folder, data) is None
+    with pytest.raises(ValueError, match="folder: expected slopes"):
+        fit.main(fit.Config(str(folder)))
 
 
 def test_the_fitted_predictor_is_written(folder, capsys):
     fit.main(fit.Config(str(folder)))
-    assert "6 trainings" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("6 trainings") == 2
     base = load_pretrained(folder / "learned-step.safetensors").base
     assert base is not None
     assert base.config == load_pretrained().base.config
     data = read_data(folder)
     x = torch.tensor(data.columns(CHOSEN)[:, 0])
-    assert (base.predictor.log_factor(x) > 0.3).all()
-
-
-def test_later_files_can_be_left_out_of_the_fit(folder, capsys):
-    fit.main(fit.Config(str(folder)))
-    expected = load_pretrained(folder / "learned-step.safetensors").base
-    lines = (folder / "outcomes.jsonl").read_text()
-    later = lines.replace('"seed": ', '"seed": 100')
-    (folder / "outcomes_later.jsonl").write_text(later)
-    fit.main(fit.Config(str(folder), files=1))
-    assert capsys.readouterr().out.count("6 trainings") == 2
-    found = load_pretrained(folder / "learned-step.safetensors").base
-    for tensor, own in zip(expected.predictor, found.predictor, strict=True):
-        assert torch.equal(tensor, own)
+    assert (base.predictor.predict(x) > 0.3).all()
 
 
 def test_trainings_of_later_files_are_measured_by_a_fit_to_earlier_ones(folder):

@@ -54,8 +54,32 @@ def test_it_multiplies_lr(predictor):
         torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-9)
 
 
+def test_the_slope_goes_over_the_layers_in_the_order_of_the_parameters():
+    params, opt = train(random_predictor(), model=mlp(6, 16, 16, 16, 3).double())
+    middle = factor_of(params, opt)
+    params, opt = train(random_predictor(1.0), model=mlp(6, 16, 16, 16, 3).double())
+    found = torch.tensor([opt.state[p]["predicted"] for p in params]).double()
+    # the slope has the same networks as the factor, therefore the same size
+    slope = torch.tensor(middle).log2()
+    positions = torch.tensor([-1, -1, -1 / 3, -1 / 3, 1 / 3, 1 / 3, 1, 1])
+    torch.testing.assert_close(found.log2(), slope * (1 + positions.double()))
+    assert abs(slope) > 0.05
+
+
+def test_the_last_layer_has_at_most_twice_the_factor_of_the_middle():
+    large = random_predictor(1e3)
+    large = large._replace(caution=torch.zeros(2))
+    params, opt = train(large, model=mlp(6, 16, 16, 3).double())
+    first, *_, last = [float(opt.state[p]["predicted"]) for p in params]
+    assert max(first / last, last / first) == pytest.approx(4)
+
+
+def test_networks_of_two_layers_have_no_slope():
+    factor_of(*train(random_predictor(1.0), model=mlp(6, 16, 3)))
+
+
 def test_zeros_are_the_base_rule_to_the_bit(predictor):
-    zeros = predictor._replace(output=torch.zeros(2, 4, 1))
+    zeros = predictor._replace(output=torch.zeros(2, 2, 4, 1))
     params, opt = train(zeros)
     assert factor_of(params, opt) == 1
     expected, _ = train(None)
@@ -64,7 +88,7 @@ def test_zeros_are_the_base_rule_to_the_bit(predictor):
 
 def test_beyond_the_range_of_its_data_it_is_one(predictor):
     narrow = predictor._replace(
-        low=torch.full((COUNT,), -0.1), high=torch.full((COUNT,), 0.1)
+        low=torch.full((2, COUNT), -0.1), high=torch.full((2, COUNT), 0.1)
     )
     assert factor_of(*train(narrow)) == pytest.approx(1, abs=1e-3)
 
@@ -148,6 +172,13 @@ def test_it_is_printed_after_the_first_step(predictor):
     factor = factor_of(params, opt)
     assert f"step size: {factor:.2f} times that of the base rule" in repr(opt)
     assert "initial weights and first gradients" in repr(opt)
+
+
+def test_slopes_are_printed():
+    params, opt = train(random_predictor(1.0), 1, mlp(6, 16, 16, 3))
+    first, *_, last = [float(opt.state[p]["predicted"]) for p in params]
+    text = f"step size: {first:.2f} (first layer) to {last:.2f} (last layer) times that"
+    assert text in repr(opt)
 
 
 def test_one_on_the_meta_device_is_not_printed(predictor):

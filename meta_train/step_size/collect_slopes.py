@@ -1,0 +1,71 @@
+"""Measures trainings with longer steps of the last layers, or of the first.
+
+`python -m meta_train.step_size.collect_slopes --count 1000` takes trainings of
+`runs/step_size/outcomes*.jsonl` in random order, each at the factor that is predicted
+by a model fitted to other kinds. At the best factor for all layers the best slope is
+another one. It appends one line per training to `runs/step_size/slopes.jsonl`, and
+resumes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+from harness import cli
+from harness.json_lines import read_lines
+from meta_train.step_size.collect import Record, append_records, record_of
+from meta_train.step_size.compare import left_out
+from meta_train.step_size.copies import measured
+from meta_train.step_size.dataset import read_data
+from meta_train.step_size.feature_sets import CHOSEN
+from meta_train.step_size.models import Ensemble
+from meta_train.step_size.role_variants import SLOPES, role_variants
+from meta_train.step_size.trainings import Training
+from ngopt.base.network_features import MIN_LAYERS
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the command line. first, count: which trainings, in random order."""
+
+    first: int = 0
+    count: int = 1000
+    folder: str = "runs/step_size"
+
+
+def main(config: Config) -> None:
+    folder = Path(config.folder)
+    data = read_data(folder)
+    places = left_out(lambda: Ensemble(data.log_multipliers), CHOSEN, data).mean(1)
+    matrices = np.exp(data.columns(["log matrices"])[:, 0, 0]).round()
+    is_measured = data.is_in_range & (matrices >= MIN_LAYERS)
+    known = {record["seed"] for record in read_lines(folder.glob("slopes*.jsonl*"))}
+    order = np.random.RandomState(1).permutation(len(places))
+    wanted = []
+    for i in order[config.first : config.first + config.count]:
+        training = data.trainings[i]
+        if is_measured[i] and training.seed not in known:
+            wanted.append(partial(measure, training, 2.0 ** float(places[i])))
+    append_records(folder / "slopes.jsonl", wanted)
+
+
+def measure(training: Training, multiplier: float) -> Record:
+    """The record of a training; multiplier: of its step size, for all variants."""
+    start = perf_counter()
+    variants = role_variants(training, multiplier)
+    outcome = measured(training, [variants[name] for name in SLOPES])
+    return {
+        **record_of(training, outcome),
+        "multiplier": multiplier,
+        "variants": list(SLOPES),
+        "seconds": round(perf_counter() - start, 2),
+    }
+
+
+if __name__ == "__main__":
+    cli.main(Config, main, __doc__)

@@ -1,0 +1,136 @@
+"""Measured trainings with their features, as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from harness.json_lines import read_lines
+from meta_train.step_size.feature_sets import read_features
+from meta_train.step_size.outcomes import gains_of, read_outcomes
+from meta_train.step_size.role_variants import SLOPES
+from meta_train.step_size.trainings import Training
+
+TRAINED = 0.02  # mean excess of trained networks, at least
+TABLE = 0.5  # share of tables in a network that is mostly tables
+EXAMPLES = 4  # of a training: two seeds, with and without names of parameters
+
+
+@dataclass(frozen=True)
+class Data:
+    """n measured trainings with their features.
+
+    names: of d features. x: of named parameters, (n, 2, d). unnamed: of the same
+    without names. gains: (n, m, 2). log_multipliers: (m,). kinds, steps: (n,). files:
+    number of the file of each, (n,).
+    """
+
+    trainings: list[Training]
+    names: list[str]
+    x: np.ndarray
+    unnamed: np.ndarray
+    gains: np.ndarray
+    log_multipliers: np.ndarray
+    kinds: np.ndarray
+    steps: np.ndarray
+    files: np.ndarray
+
+    def index(self, seed: int) -> int:
+        """Of the training with this seed."""
+        return self._numbers[seed]
+
+    @cached_property
+    def _numbers(self) -> dict[int, int]:
+        return {training.seed: i for i, training in enumerate(self.trainings)}
+
+    @property
+    def is_in_range(self) -> np.ndarray:
+        """Of trainings that models are fitted to, (n,): see `examples`."""
+        excess = self.columns(["mean excess"])[:, :, 0].max(1)
+        is_empty = self.columns(["no matrices"])[:, 0, 0] > 0
+        is_table = self.columns(["share of tables"])[:, 0, 0] > TABLE
+        return (excess < TRAINED) & ~is_empty & ~is_table
+
+    def columns(self, names: Sequence[str], is_named: bool = True) -> np.ndarray:
+        """Features by name, (n, 2, len(names))."""
+        x = self.x if is_named else self.unnamed
+        return x[:, :, [self.names.index(name) for name in names]]
+
+    def at(self, chosen: Sequence[int] | np.ndarray) -> Data:
+        """The trainings with these indices."""
+        return replace(
+            self,
+            trainings=[self.trainings[i] for i in chosen],
+            x=self.x[chosen],
+            unnamed=self.unnamed[chosen],
+            gains=self.gains[chosen],
+            kinds=self.kinds[chosen],
+            steps=self.steps[chosen],
+            files=self.files[chosen],
+        )
+
+    def examples(
+        self, names: Sequence[str], chosen: np.ndarray | bool = True
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Features (4k, d), mean gains (4k, m) and kinds (4k,) of k chosen trainings.
+
+        The features of each seed are an example, with and without names of
+        parameters. Left out are networks without matrices, whose size is unknown,
+        trained ones, which are few and unlike larger trained networks, and those that
+        are mostly tables, whose best steps vary by factors of ten. They are beyond the
+        range of a `Predictor`.
+        """
+        chosen = chosen & self.is_in_range
+        gains = self.gains[chosen].mean(2)
+        kinds = self.kinds[chosen]
+        rows = []
+        for is_named in (True, False):
+            x = self.columns(names, is_named)[chosen]
+            rows += [x[:, 0], x[:, 1]]
+        found = np.concatenate(rows)
+        return (
+            found,
+            np.concatenate([gains] * EXAMPLES),
+            np.concatenate([kinds] * EXAMPLES),
+        )
+
+
+def read_data(folder: Path) -> Data:
+    """The outcomes in a folder. Raises ValueError if there are none."""
+    paths = sorted(folder.glob("outcomes*.jsonl*"))
+    outcomes = read_outcomes(paths)
+    trainings = outcomes.trainings
+    names, x = read_features(trainings, folder / "features.jsonl")
+    return Data(
+        trainings=trainings,
+        names=names,
+        x=x[:, 0],
+        unnamed=x[:, 1],
+        gains=outcomes.gains,
+        log_multipliers=outcomes.log_multipliers,
+        kinds=np.array([training.kind for training in trainings]),
+        steps=np.array([training.steps for training in trainings]),
+        files=outcomes.files,
+    )
+
+
+def read_slopes(folder: Path, data: Data) -> Data | None:
+    """The records of `collect_slopes` in a folder, None if there are none.
+
+    `log_multipliers` are those of the last layer, and the opposite ones of the first;
+    gains are those over the factor alone. data: has their trainings.
+    """
+    records = read_lines(sorted(folder.glob("slopes*.jsonl*")))
+    if not records:
+        return None
+    chosen, gains = [], []
+    for record in records:
+        own = gains_of(record)
+        chosen.append(data.index(record["seed"]))
+        gains.append([own[name] / 100 for name in SLOPES])
+    slopes = np.array(list(SLOPES.values()))
+    return replace(data.at(chosen), gains=np.array(gains), log_multipliers=slopes)

@@ -1,0 +1,117 @@
+"""Measures weights with a step predictor on new trainings.
+
+`python -m meta_train.step_size.new_trainings --first 190000 --count 400` draws
+trainings from these seeds. Each has the default's step sizes, those times the predicted
+factor, and those times the factors of all layers. Predictions are means over two seeds.
+One line per training is appended to `runs/step_size/new_trainings.jsonl`; the command
+resumes, and prints a table of all lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch
+
+from harness import cli
+from harness.files import make_folder
+from harness.json_lines import read_lines
+from harness.tables import text_table
+from meta_train.step_size.collect import Record, append_records, record_of
+from meta_train.step_size.compare import formatted, row_of
+from meta_train.step_size.copies import measured
+from meta_train.step_size.feature_sets import CHOSEN, features_of
+from meta_train.step_size.outcomes import UNCHANGED, gains_of
+from meta_train.step_size.starts import started
+from meta_train.step_size.trainings import Training, draw
+from ngopt import build_graph
+from ngopt.base.network_features import layer_positions, matrices_of
+from ngopt.base.soap import Soap
+from ngopt.base.step_predictor import MAX_SLOPE, StepPredictor
+from ngopt.functional import Hyper
+from ngopt.pretrained import load_pretrained
+from ngopt.roles.from_graph import roles_of
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the command line.
+
+    first, count: seeds of the trainings, which should be those of no outcomes.
+    """
+
+    first: int = 190_000
+    count: int = 400
+    weights: str = "learned-step"
+    folder: str = "runs/step_size"
+
+
+def main(config: Config) -> None:
+    base = load_pretrained(config.weights).base
+    if not isinstance(base, Soap) or base.predictor is None:
+        raise ValueError(
+            f"weights: expected some with a step predictor; got '{config.weights}'"
+        )
+    folder = Path(config.folder)
+    make_folder(folder)
+    path = folder / "new_trainings.jsonl"
+    known = {record["seed"] for record in read_lines([path])}
+    wanted = []
+    for seed in range(config.first, config.first + config.count):
+        if seed not in known:
+            wanted.append(partial(measure, draw(seed), base.predictor))
+    append_records(path, wanted)
+    print_table(read_lines([path]))
+
+
+def measure(training: Training, predictor: StepPredictor) -> Record:
+    """The record of a training."""
+    start = perf_counter()
+    variants = predicted_variants(training, predictor)
+    outcome = measured(training, list(variants.values()))
+    return {
+        **record_of(training, outcome),
+        "variants": list(variants),
+        "seconds": round(perf_counter() - start, 2),
+    }
+
+
+def predicted_variants(
+    training: Training, predictor: StepPredictor
+) -> Mapping[str, Hyper]:
+    """Step sizes by name, in units of the default's."""
+    roles = roles_of(build_graph(started(training, 0).named_parameters()))
+    named, _ = features_of(training)
+    x = torch.tensor([[found[name] for name in CHOSEN] for found in named])
+    factor, slope = predictor.predict(x).mean(1)
+    factor = factor * bool(matrices_of(roles))
+    positions = torch.tensor(layer_positions(roles))
+    by_layer = factor + slope.clamp(-MAX_SLOPE, MAX_SLOPE) * positions
+    variants = {}
+    for name, logs in (
+        (UNCHANGED, torch.zeros_like(positions)),
+        ("factor", factor.expand_as(positions)),
+        ("factor and slope", by_layer),
+    ):
+        variants[name] = Hyper(torch.exp2(logs).tolist(), [None] * len(roles))
+    return variants
+
+
+def print_table(records: list[Record]) -> None:
+    steps = np.array([record["steps"] for record in records])
+    gains = [gains_of(record) for record in records]
+    rows = []
+    for name in gains[0]:
+        own = np.array([found[name].mean() for found in gains])
+        rows.append(formatted(row_of(name, own, steps)))
+    print(f"{len(records)} new trainings")
+    print(text_table(rows))
+
+
+if __name__ == "__main__":
+    cli.main(Config, main, __doc__)
