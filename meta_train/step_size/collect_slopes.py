@@ -31,10 +31,15 @@ from ngopt.base.network_features import MIN_LAYERS
 
 @dataclass(frozen=True)
 class Config:
-    """Options of the command line. first, count: which trainings, in random order."""
+    """Options of the command line.
+
+    first, count: which trainings, in random order. steps: those of shorter trainings
+    are left out.
+    """
 
     first: int = 0
     count: int = 1000
+    steps: int = 1
     folder: str = "runs/step_size"
 
 
@@ -44,6 +49,7 @@ def main(config: Config) -> None:
     places = left_out(lambda: Ensemble(data.log_multipliers), CHOSEN, data).mean(1)
     matrices = np.exp(data.columns(["log matrices"])[:, 0, 0]).round()
     is_measured = data.is_in_range & (matrices >= MIN_LAYERS)
+    is_measured &= data.steps >= config.steps
     known = {record["seed"] for record in read_lines(folder.glob("slopes*.jsonl*"))}
     order = np.random.RandomState(1).permutation(len(places))
     wanted = []

@@ -20,10 +20,11 @@ import torch
 from harness import cli
 from harness.files import write_json
 from harness.tables import text_table
-from meta_train.step_size.dataset import Data, read_data, read_slopes
+from meta_train.step_size.dataset import Data, Slopes, read_data, read_slopes
 from meta_train.step_size.feature_sets import CHOSEN, feature_sets
 from meta_train.step_size.models import (
     DEFAULT,
+    OF_SLOPES,
     Constant,
     Ensemble,
     Model,
@@ -57,8 +58,8 @@ def main(config: Config) -> None:
     slopes = read_slopes(folder, data)
     if slopes is not None:
         rows = with_slopes(data, slopes)
-        kinds = len(set(slopes.kinds))
-        print(f"slopes: {len(slopes.steps)} trainings of {kinds} kinds")
+        kinds = slopes.data.kinds
+        print(f"slopes: {len(kinds)} trainings of {len(set(kinds))} kinds")
         print(text_table([formatted(row) for row in rows]))
         found["slopes"] = rows
     write_json(folder / "compare.json", found)
@@ -98,27 +99,30 @@ def compared(data: Data) -> list[Row]:
     return [*rows, *on_later(data, ensemble())]
 
 
-def with_slopes(data: Data, slopes: Data) -> list[Row]:
-    """Rows of factors alone, of slopes alone, and of both, on the same trainings.
+def with_slopes(data: Data, slopes: Slopes) -> list[Row]:
+    """Rows of factors alone, of slopes alone, and of both, on the same trainings."""
+    own = slopes.data
+    chosen = [data.index(training.seed) for training in own.trainings]
+    places = np.stack([slopes.log_factors] * 2, 1)
+    factor = gains_at(places, data.at(chosen))
+    rows = [row_of("factor", factor, own.steps, places)]
+    grid = own.log_multipliers
 
-    slopes: see `read_slopes`. Their trainings have factors of models that are fitted to
-    other kinds.
-    """
-    chosen = [data.index(training.seed) for training in slopes.trainings]
-    places = left_out(lambda: Ensemble(data.log_multipliers), CHOSEN, data)
-    factor = gains_at(places, data)[chosen]
-    rows = [row_of("factor", factor, slopes.steps)]
-    grid = slopes.log_multipliers
+    def add(label: str, names: Sequence[str], settings: Settings = OF_SLOPES) -> None:
+        places = left_out(lambda: Ensemble(grid, settings), names, own)
+        gains = gains_at(places, own)
+        rows.append(row_of(f"slope, {label}", gains, own.steps, places))
+        if label == "chosen":
+            rows.append(row_of("factor and slope", factor + gains, own.steps))
+
     for name, names in feature_sets(data.names).items():
-        places = left_out(lambda: Ensemble(grid), names, slopes)
-        gains = gains_at(places, slopes)
-        rows.append(row_of(f"slope, {name}", gains, slopes.steps, places))
-        if name == "chosen":
-            rows.append(row_of("factor and slope", factor + gains, slopes.steps))
-    other = [slopes.gains[:, :, 1 - seed].argmax(1) for seed in (0, 1)]
+        add(name, names)
+    for caution in (0.0, 0.5):
+        add(f"chosen, caution {caution:g}", CHOSEN, Settings(caution=caution))
+    other = [own.gains[:, :, 1 - seed].argmax(1) for seed in (0, 1)]
     places = grid[np.stack(other, 1)]
-    gains = gains_at(places, slopes)
-    return [*rows, row_of("slope of the other seed", gains, slopes.steps, places)]
+    gains = gains_at(places, own)
+    return [*rows, row_of("slope of the other seed", gains, own.steps, places)]
 
 
 def on_later(data: Data, make: Callable[[], Model]) -> Iterator[Row]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -118,19 +119,35 @@ def read_data(folder: Path) -> Data:
     )
 
 
-def read_slopes(folder: Path, data: Data) -> Data | None:
+class Slopes(NamedTuple):
+    """Trainings with other steps of the last layers.
+
+    data: `log_multipliers` are those of the last layer, and the opposite ones of the
+    first; gains are those over the factor alone. log_factors: log2 of the factors of
+    all layers, predicted by models that are fitted to other kinds, (n,).
+    """
+
+    data: Data
+    log_factors: np.ndarray
+
+
+def read_slopes(folder: Path, data: Data) -> Slopes | None:
     """The records of `collect_slopes` in a folder, None if there are none.
 
-    `log_multipliers` are those of the last layer, and the opposite ones of the first;
-    gains are those over the factor alone. data: has their trainings.
+    data: the outcomes of these trainings, among others.
     """
     records = read_lines(sorted(folder.glob("slopes*.jsonl*")))
     if not records:
         return None
-    chosen, gains = [], []
+    chosen, gains, factors = [], [], []
     for record in records:
-        own = gains_of(record)
+        found = gains_of(record)
         chosen.append(data.index(record["seed"]))
-        gains.append([own[name] / 100 for name in SLOPES])
-    slopes = np.array(list(SLOPES.values()))
-    return replace(data.at(chosen), gains=np.array(gains), log_multipliers=slopes)
+        gains.append([found[name] / 100 for name in SLOPES])
+        factors.append(record["multiplier"])
+    own = replace(
+        data.at(chosen),
+        gains=np.array(gains),
+        log_multipliers=np.array(list(SLOPES.values())),
+    )
+    return Slopes(own, np.log2(factors))

@@ -16,7 +16,13 @@ from harness import cli
 from meta_train.step_size.compare import gains_at, predicted
 from meta_train.step_size.dataset import EXAMPLES, Data, read_data, read_slopes
 from meta_train.step_size.feature_sets import CHOSEN
-from meta_train.step_size.models import Ensemble, Predictor
+from meta_train.step_size.models import (
+    DEFAULT,
+    OF_SLOPES,
+    Ensemble,
+    Predictor,
+    Settings,
+)
 from ngopt.base.soap import Soap
 from ngopt.base.step_predictor import StepPredictor
 from ngopt.pretrained import LearnedOptimizer, load_pretrained, save_pretrained
@@ -38,8 +44,8 @@ def main(config: Config) -> None:
             f"folder: expected slopes*.jsonl* in '{folder}'; got none. "
             f"Run meta_train.step_size.collect_slopes first."
         )
-    factor, examples = fitted(data)
-    slope, of_slopes = fitted(slopes)
+    factor, examples = fitted(data, DEFAULT)
+    slope, of_slopes = fitted(slopes.data, OF_SLOPES)
     stage = {
         "program": "python -m meta_train.step_size.fit",
         "trainings": examples,
@@ -55,10 +61,10 @@ def main(config: Config) -> None:
     print(f"written: '{path}'")
 
 
-def fitted(data: Data) -> tuple[Predictor, int]:
+def fitted(data: Data, settings: Settings) -> tuple[Predictor, int]:
     """A predictor, and the number of trainings that it is fitted to."""
     x, gains, kinds = data.examples(CHOSEN)
-    model = Ensemble(data.log_multipliers)
+    model = Ensemble(data.log_multipliers, settings)
     model.fit(x, gains, kinds)
     assert model.predictor is not None
     gain = gains_at(predicted(model, data.columns(CHOSEN)), data).mean()

@@ -93,6 +93,7 @@ class Settings:
 
 
 DEFAULT = Settings()
+OF_SLOPES = Settings(caution=1.0)  # there are fewer trainings with slopes
 
 
 class Ensemble:

@@ -225,7 +225,8 @@ def test_slopes_are_data_of_their_trainings(folder):
     data = read_data(folder)
     lines = (folder / "slopes.jsonl").read_text().splitlines(keepends=True)
     (folder / "slopes.jsonl").write_text("".join(lines[4:1:-1]))
-    slopes = read_slopes(folder, data)
+    slopes, factors = read_slopes(folder, data)
+    assert factors.tolist() == [1, 1, 1]
     assert [training.seed for training in slopes.trainings] == [4, 3, 2]
     np.testing.assert_array_equal(slopes.x, data.x[[4, 3, 2]])
     assert slopes.log_multipliers.tolist() == [-1, 0, 1]

@@ -35,9 +35,12 @@ def test_collecting_takes_each_deep_training_once(tmp_path, monkeypatch):
         activation = ACTIVATIONS[seed % 3]
         training = replace(BASE, seed=seed, activation=activation, depth=seed)
         append_line(tmp_path / "outcomes.jsonl", outcome(training))
+    path = tmp_path / "slopes.jsonl"
+    collect_slopes.main(collect_slopes.Config(steps=7, folder=str(tmp_path)))
+    assert not path.exists()
     for _ in range(2):
         collect_slopes.main(collect_slopes.Config(folder=str(tmp_path)))
-    records = read_lines([tmp_path / "slopes.jsonl"])
+    records = read_lines([path])
     assert sorted(record["seed"] for record in records) == [2, 3]
     for record in records:
         assert record["multiplier"] == pytest.approx(2.0, rel=0.1)
