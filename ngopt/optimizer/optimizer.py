@@ -230,9 +230,8 @@ class NGOptimizer(Optimizer):
     def averaged(self) -> Iterator[None]:
         """Context in which the parameters are those of `load_average`.
 
-        They are restored at its end. Buffers, as of BatchNorm, are neither averaged nor
-        restored: call `torch.optim.swa_utils.update_bn(batches, model)` within, and
-        restore them.
+        Its end restores them. Buffers, as of BatchNorm, are not averaged: call
+        `torch.optim.swa_utils.update_bn(batches, model)` within, and restore them.
 
         >>> with opt.averaged():
         ...     accuracy = evaluate(model)
