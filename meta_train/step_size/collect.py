@@ -8,7 +8,7 @@ out: it resumes, and several processes can share the work by different numbers.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from meta_train.step_size.copies import (
     multiples,
 )
 from meta_train.step_size.trainings import Training, draw, family_of
+from ngopt.functional import Hyper
 
 DIGITS = 6
 
@@ -88,6 +89,17 @@ def measure(seed: int) -> Record:
         "signals": dict(zip(SIGNALS, signals, strict=True)),
         "seconds": round(perf_counter() - start, 2),
         "machine": platform.machine(),
+    }
+
+
+def measured_variants(training: Training, variants: Mapping[str, Hyper]) -> Record:
+    """The record of a training with several settings, by name."""
+    start = perf_counter()
+    outcome = measured(training, list(variants.values()))
+    return {
+        **record_of(training, outcome),
+        "variants": list(variants),
+        "seconds": round(perf_counter() - start, 2),
     }
 
 

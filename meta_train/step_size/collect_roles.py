@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from time import perf_counter
 
 from harness import cli
 from harness.json_lines import read_lines
-from meta_train.step_size.collect import Record, append_records, record_of
-from meta_train.step_size.copies import measured
+from meta_train.step_size.collect import Record, append_records, measured_variants
 from meta_train.step_size.models import best_of
 from meta_train.step_size.outcomes import read_outcomes
 from meta_train.step_size.role_variants import role_variants
@@ -52,16 +50,9 @@ def main(config: Config) -> None:
 
 
 def measure(training: Training, multiplier: float) -> Record:
-    """The record of a training."""
-    start = perf_counter()
-    variants = role_variants(training, multiplier)
-    outcome = measured(training, list(variants.values()))
-    return {
-        **record_of(training, outcome),
-        "multiplier": multiplier,
-        "variants": list(variants),
-        "seconds": round(perf_counter() - start, 2),
-    }
+    """The record of a training; multiplier: of the step size in all variants."""
+    record = measured_variants(training, role_variants(training, multiplier))
+    return {**record, "multiplier": multiplier}
 
 
 if __name__ == "__main__":

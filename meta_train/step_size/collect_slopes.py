@@ -12,15 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 
 import numpy as np
 
 from harness import cli
 from harness.json_lines import read_lines
-from meta_train.step_size.collect import Record, append_records, record_of
+from meta_train.step_size.collect import Record, append_records, measured_variants
 from meta_train.step_size.compare import left_out
-from meta_train.step_size.copies import measured
 from meta_train.step_size.dataset import read_data
 from meta_train.step_size.feature_sets import CHOSEN
 from meta_train.step_size.models import Ensemble
@@ -61,16 +59,10 @@ def main(config: Config) -> None:
 
 
 def measure(training: Training, multiplier: float) -> Record:
-    """The record of a training; multiplier: of its step size, for all variants."""
-    start = perf_counter()
-    variants = role_variants(training, multiplier)
-    outcome = measured(training, [variants[name] for name in SLOPES])
-    return {
-        **record_of(training, outcome),
-        "multiplier": multiplier,
-        "variants": list(SLOPES),
-        "seconds": round(perf_counter() - start, 2),
-    }
+    """The record of a training; multiplier: of the step size in all variants."""
+    every = role_variants(training, multiplier)
+    record = measured_variants(training, {name: every[name] for name in SLOPES})
+    return {**record, "multiplier": multiplier}
 
 
 if __name__ == "__main__":

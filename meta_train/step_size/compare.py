@@ -201,7 +201,10 @@ def scored(
 def row_of(
     label: str, gains: np.ndarray, steps: np.ndarray, places: np.ndarray | None = None
 ) -> Row:
-    """The row of gains in percent, (n,); steps: of the trainings."""
+    """The row of gains in percent, (n,).
+
+    steps: of the trainings, (n,). places: their log2 multipliers, if there are any.
+    """
     row: Row = {"model": label}
     everything = np.ones(len(gains), dtype=bool)
     is_short, is_long = steps <= SHORT, steps >= LONG

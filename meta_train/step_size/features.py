@@ -45,17 +45,13 @@ class Table:
     def matrices(self) -> list[int]:
         return matrices_of(self.roles)
 
-    def of_role(self, name: str) -> list[int]:
-        """Matrices of a role."""
-        return [i for i in self.matrices if self.roles[i].role == name]
-
 
 def features(table: Table, total_steps: int) -> dict[str, float]:
     """Features by name; all are finite."""
     shapes = [tuple(p.shape) for p in table.params]
     found = known_features(table.roles, shapes, total_steps)
     found["log steps below 500"] = min(found["log steps"], 0.0)
-    found["has tables"] = float(bool(table.of_role("embedding")))
+    found["has tables"] = float(found["share of tables"] > 0)
     found["no matrices"] = float(not table.matrices)
     found |= _of_weights(table)
     found |= _of_gradients(table)

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 
 import numpy as np
 import torch
@@ -22,9 +21,8 @@ from harness import cli
 from harness.files import make_folder
 from harness.json_lines import read_lines
 from harness.tables import text_table
-from meta_train.step_size.collect import Record, append_records, record_of
+from meta_train.step_size.collect import Record, append_records, measured_variants
 from meta_train.step_size.compare import formatted, row_of
-from meta_train.step_size.copies import measured
 from meta_train.step_size.feature_sets import CHOSEN, features_of
 from meta_train.step_size.outcomes import UNCHANGED, gains_of
 from meta_train.step_size.starts import started
@@ -32,7 +30,7 @@ from meta_train.step_size.trainings import Training, draw
 from ngopt import build_graph
 from ngopt.base.network_features import layer_positions, matrices_of
 from ngopt.base.soap import Soap
-from ngopt.base.step_predictor import MAX_SLOPE, StepPredictor
+from ngopt.base.step_predictor import StepPredictor, layer_factors
 from ngopt.functional import Hyper
 from ngopt.pretrained import load_pretrained
 from ngopt.roles.from_graph import roles_of
@@ -64,21 +62,15 @@ def main(config: Config) -> None:
     wanted = []
     for seed in range(config.first, config.first + config.count):
         if seed not in known:
-            wanted.append(partial(measure, draw(seed), base.predictor))
+            wanted.append(partial(measure, seed, base.predictor))
     append_records(path, wanted)
     print_table(read_lines([path]))
 
 
-def measure(training: Training, predictor: StepPredictor) -> Record:
-    """The record of a training."""
-    start = perf_counter()
-    variants = predicted_variants(training, predictor)
-    outcome = measured(training, list(variants.values()))
-    return {
-        **record_of(training, outcome),
-        "variants": list(variants),
-        "seconds": round(perf_counter() - start, 2),
-    }
+def measure(seed: int, predictor: StepPredictor) -> Record:
+    """The record of the training that is drawn from a seed."""
+    training = draw(seed)
+    return measured_variants(training, predicted_variants(training, predictor))
 
 
 def predicted_variants(
@@ -91,15 +83,13 @@ def predicted_variants(
     factor, slope = predictor.predict(x).mean(1)
     factor = factor * bool(matrices_of(roles))
     positions = torch.tensor(layer_positions(roles))
-    by_layer = factor + slope.clamp(-MAX_SLOPE, MAX_SLOPE) * positions
-    variants = {}
-    for name, logs in (
-        (UNCHANGED, torch.zeros_like(positions)),
-        ("factor", factor.expand_as(positions)),
-        ("factor and slope", by_layer),
-    ):
-        variants[name] = Hyper(torch.exp2(logs).tolist(), [None] * len(roles))
-    return variants
+    lr = {
+        UNCHANGED: torch.ones_like(positions),
+        "factor": layer_factors(factor, 0 * slope, positions),
+        "factor and slope": layer_factors(factor, slope, positions),
+    }
+    own_decay = [None] * len(roles)
+    return {name: Hyper(own.tolist(), own_decay) for name, own in lr.items()}
 
 
 def print_table(records: list[Record]) -> None:

@@ -155,5 +155,12 @@ class NetworkFactors:
         features = torch.cat((self._known, torch.stack(list(found.values()))))
         predicted = self._predictor.predict(features.unsqueeze(0)).squeeze(-1)
         log_factor, slope = predicted.nan_to_num(0.0)  # weights may not be finite
-        slope = slope.clamp(-MAX_SLOPE, MAX_SLOPE)
-        return torch.exp2(log_factor + slope * self._positions)
+        return layer_factors(log_factor, slope, self._positions)
+
+
+def layer_factors(log_factor: Tensor, slope: Tensor, positions: Tensor) -> Tensor:
+    """Factors of parameters (n,). log_factor, slope: see `StepPredictor`, () each.
+
+    positions: see `layer_positions`, (n,).
+    """
+    return torch.exp2(log_factor + slope.clamp(-MAX_SLOPE, MAX_SLOPE) * positions)

@@ -228,9 +228,9 @@ class NGOptimizer(Optimizer):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Context in which the parameters are those of `load_average`.
+        """Context with the parameters of `load_average`; it restores them at its end.
 
-        Its end restores them. Buffers, as of BatchNorm, are not averaged: call
+        Buffers, as of BatchNorm, are neither averaged nor restored: call
         `torch.optim.swa_utils.update_bn(batches, model)` within, and restore them.
 
         >>> with opt.averaged():

@@ -16,9 +16,8 @@ from meta_train.step_size.starts import first_gradients
 from ngopt import NGOptimizer
 from ngopt.pretrained import save_pretrained
 from tests.meta_train.step_size.test_copies import BASE
+from tests.meta_train.step_size.test_models import ACTIVATIONS
 from tests.predictors import learned, random_predictor
-
-ACTIVATIONS = "relu", "tanh", "gelu"
 
 
 def outcome(training):
