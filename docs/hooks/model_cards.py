@@ -11,7 +11,7 @@ from ngopt.cli import describe
 PLACE = "<!-- cards -->"
 STAGE_KEYS = (
     "problems", "estimator", "truncation", "optimizees", "lr", "outer_step",
-    "mantissa_bits",
+    "mantissa_bits", "trainings", "trainings_of_slopes",
 )  # fmt: skip
 
 
@@ -43,8 +43,10 @@ def card(name: str) -> str:
     for stage in found["recipe"]["stages"]:
         details = [f"{key} {stage[key]}" for key in STAGE_KEYS if stage.get(key)]
         lines.append(f"1. {stage.get('program')}: {', '.join(details)}")
-    measured = json.dumps(found["table"], indent=1)
-    lines += ["", '??? note "Measured"', "", "    ```json"]
-    lines += [f"    {line}" for line in measured.splitlines()]
-    lines += ["    ```", ""]
+    lines.append("")
+    if found["table"]:
+        measured = json.dumps(found["table"], indent=1)
+        lines += ['??? note "Measured"', "", "    ```json"]
+        lines += [f"    {line}" for line in measured.splitlines()]
+        lines += ["    ```", ""]
     return "\n".join(lines)

@@ -1,13 +1,14 @@
 """What is known of a network at its first step, as a few numbers.
 
 They come from the horizon, from roles and shapes of parameters, and from the initial
-weights and first gradients. They depend neither on the order of neurons nor on the
-scale of the loss.
+weights and first gradients. They depend neither on the order of neurons and parameters
+nor on the scale of the loss.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -71,24 +72,35 @@ class FirstMeasures(NamedTuple):
 
 
 def matrices_of(roles: Sequence[ParameterRole]) -> list[int]:
-    """Indices of the parameters that are matrices, embeddings or outputs."""
-    return [i for i, role in enumerate(roles) if role.blocks]
+    """Indices of matrices, embeddings and outputs, in the order of the network.
+
+    Unused ones come last.
+    """
+    found = [i for i, role in enumerate(roles) if role.blocks]
+    return sorted(found, key=lambda i: _order(roles[i]))
+
+
+def _order(role: ParameterRole) -> float:
+    return math.inf if role.place is None else role.place
 
 
 def layer_positions(roles: Sequence[ParameterRole]) -> list[float]:
-    """From -1 at the first matrix to 1 at the last, in the order of the parameters.
+    """From -1 at the first matrix to 1 at the last, in the order of the network.
 
-    Vectors have the position of the matrix before them. All are 0 if there are fewer
-    than `MIN_LAYERS` matrices.
+    Vectors have the position of the matrix before them, or 0 without a place. All are 0
+    if there are fewer than `MIN_LAYERS` matrices.
     """
-    last = len(matrices_of(roles)) - 1
-    if last + 1 < MIN_LAYERS:
-        return [0.0] * len(roles)
-    positions = []
-    layer = -1
-    for role in roles:
-        layer += bool(role.blocks)
-        positions.append(2 * max(layer, 0) / last - 1)
+    matrices = matrices_of(roles)
+    positions = [0.0] * len(roles)
+    if len(matrices) < MIN_LAYERS:
+        return positions
+    places = [_order(roles[i]) for i in matrices]
+    layers = dict(zip(matrices, range(len(matrices)), strict=True))
+    for i, role in enumerate(roles):
+        if role.place is not None or role.blocks:
+            before = bisect_right(places, _order(role)) - 1
+            layer = layers.get(i, max(before, 0))
+            positions[i] = 2 * layer / (len(matrices) - 1) - 1
     return positions
 
 

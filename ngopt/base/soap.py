@@ -64,7 +64,7 @@ from ngopt.schedule import steps_so_far
 class Soap:
     """The base rule "soap" with its constants; `bind` applies it to a graph.
 
-    predictor: of a factor of the step size; None: the factor is 1.
+    predictor: of factors of step sizes and weight decays; None: all are 1.
     """
 
     config: SoapConfig = field(default_factory=SoapConfig)

@@ -27,6 +27,7 @@ class GraphParameters:
         self.network = ordered.graph
         self.graph = reordered(ordered.graph, ordered.order)
         self.params = params
+        self._order = ordered.order
         self._shapes = list(map(_shape, params))
         # whether gradients and values of all parameters are what a rule reads
         self._is_plain = all(map(_is_plain, params))
@@ -120,6 +121,12 @@ class GraphParameters:
         """The state of all parameters in the graph, empty where there is none."""
         others = len(self.graph.parameters) - len(self.params)
         return [state.get(p) or {} for p in self.params] + [{}] * others
+
+    def records_in_network(self, state: Mapping[Tensor, Record]) -> list[Record]:
+        """The same in the order of `network.parameters`."""
+        records = self.records(state)
+        by_position = dict(zip(self._order, records, strict=True))
+        return [by_position[i] for i in range(len(records))]
 
     def records_for_step(
         self,

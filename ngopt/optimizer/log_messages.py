@@ -6,15 +6,17 @@ import logging
 import os
 import traceback
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from math import inf
 from typing import Any
 
 from torch import Tensor, distributed
+from torch.optim import Optimizer
 
 from ngopt.functional import Record
 from ngopt.graph import NeuralGraph
 from ngopt.graph.connectivity import unconnected
+from ngopt.optimizer.graph_parameters import GraphParameters
 from ngopt.optimizer.param_groups import Group, is_scheduled
 
 logger = logging.getLogger("ngopt")
@@ -110,15 +112,18 @@ def name_of(weights: Any) -> str:
     return str(weights) if is_named else type(weights).__name__
 
 
-def describe(graph: NeuralGraph | None, state: Mapping[Tensor, Record]) -> str:
-    """What is known of a network: its graph, and the learned factor of the step size.
+def describe(parameters: GraphParameters | None, optimizer: Optimizer) -> str:
+    """What is known of a network: its graph, and the learned factors of step sizes.
 
-    graph: None before it is known.
+    parameters: None before their graph is known.
     """
-    if graph is None:
+    if parameters is None:
         return "graph: known after a forward"
-    factor = describe_step_size(state.values())
-    return "\n".join(filter(None, [describe_graph(graph), factor]))
+    lines = [describe_graph(parameters.network)]
+    if optimizer.param_groups[0]["total_steps"] is not None:
+        records = parameters.records_in_network(optimizer.state)
+        lines.append(describe_step_size(records))
+    return "\n".join(filter(None, lines))
 
 
 def describe_graph(graph: NeuralGraph) -> str:
@@ -141,21 +146,26 @@ def describe_graph(graph: NeuralGraph) -> str:
 
 
 def describe_step_size(records: Iterable[Record]) -> str:
-    """One line about learned factors of the step size; "" where all are 1.
+    """One line about learned factors of the step size; "" where all are 1.00.
 
-    records: the state of all parameters, in order. Reading them is a host sync.
+    records: the state of all parameters, in the order of the network. Reading them is a
+    host sync.
     """
     factors = []
     for record in records:
         factor = record.get("predicted")
         if factor is not None and not factor.is_meta and float(record["step"]) > 0:
-            factors.append(float(factor))
+            factors.append(round(float(factor), 2))
     if set(factors) <= {1.0}:
         return ""
-    found = f"{factors[0]:.2f}"
-    last = f"{factors[-1]:.2f}"
-    if found != last:
-        found = f"{found} (first layer) to {last} (last layer)"
+    low, high = min(factors), max(factors)
+    found = f"{low:.2f} to {high:.2f}"
+    if low == high:
+        found = f"{low:.2f}"
+    elif factors == sorted(factors):
+        found = f"{low:.2f} (first layer) to {high:.2f} (last layer)"
+    elif factors == sorted(factors, reverse=True):
+        found = f"{high:.2f} (first layer) to {low:.2f} (last layer)"
     return (
         f"step size: {found} times that of the base rule, as predicted at the first "
         "step from horizon, shapes, roles, initial weights and first gradients"

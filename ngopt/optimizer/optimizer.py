@@ -167,8 +167,8 @@ class NGOptimizer(Optimizer):
         lines = super().__repr__().splitlines()
         text = "\n".join(line for line in lines if not line.startswith(NAMES_LINE))
         text = text.replace(self.defaults["weights"], self._weights_name)
-        graph = None if self._awaits_forward() else self.graph
-        return f"{text}\n{describe(graph, self.state)}"
+        parameters = None if self._awaits_forward() else self._parameters()
+        return f"{text}\n{describe(parameters, self)}"
 
     @property
     def graph(self) -> NeuralGraph:

@@ -53,6 +53,9 @@ class ParameterRole:
         depth: of the neurons that the parameter leads to, from 0 at the inputs to 1 at
             the last output.
         reads_input: whether it is a matrix applied to the inputs of the network.
+        place: number of the first group of neurons that the parameter leads to; groups
+            are numbered in the order of the network. None for unused parameters, and
+            for vectors of which only their shapes are known.
     """
 
     name: str
@@ -60,6 +63,7 @@ class ParameterRole:
     blocks: tuple[MatrixBlock, ...] = ()
     depth: float = 0.0
     reads_input: bool = False
+    place: int | None = None
 
     @property
     def fan_in(self) -> int | None:
@@ -90,16 +94,58 @@ def parameter_roles(
 def roles_of(graph: NeuralGraph) -> tuple[ParameterRole, ...]:
     """The role of every parameter of a graph, in the order of `graph.parameters`."""
     roles = _roles_from_edges(graph)
-    if not any(graph.inferred):
-        return tuple(roles)
-    specs = [spec.unpaired for spec in graph.parameters]
-    by_module = [role.role for role in roles]
-    by_order = [role.role for role in _roles_from_edges(infer_graph(specs))]
-    names = RolesFromNames(graph.parameters, by_module, by_order)
-    for i, is_inferred in enumerate(graph.inferred):
-        if is_inferred:
-            roles[i] = replace(roles[i], role=names.roles[i], blocks=names.blocks(i))
-    return tuple(roles)
+    groups = _first_groups(graph)
+    if any(graph.inferred):
+        order = sorted(range(len(roles)), key=groups.__getitem__)
+        _infer_roles(graph, roles, order)
+    networks = set()  # with matrices
+    for role, group in zip(roles, groups, strict=True):
+        if role.blocks and group < len(graph.groups):
+            networks.add(graph.membership[group])
+    placed = []
+    for role, group in zip(roles, groups, strict=True):
+        is_used = group < len(graph.groups)
+        is_known = is_used and graph.membership[group] in networks
+        placed.append(replace(role, place=group if is_known else None))
+    return tuple(placed)
+
+
+def _first_groups(graph: NeuralGraph) -> list[int]:
+    """The first group of neurons that each parameter leads to.
+
+    The number of groups for unused parameters.
+    """
+    found = [len(graph.groups)] * len(graph.parameters)
+    for block in graph.weights:
+        assert block.view is not None
+        number = block.view.parameter
+        found[number] = min(found[number], block.target)
+    for bias in graph.biases:
+        number = bias.view.parameter
+        found[number] = min(found[number], bias.group)
+    return found
+
+
+def _infer_roles(
+    graph: NeuralGraph, roles: list[ParameterRole], order: Sequence[int]
+) -> None:
+    """Replaces roles and matrices of parameters that are not traced.
+
+    order: the parameters in the order of the network, which decides about outputs.
+    """
+    specs = [graph.parameters[i] for i in order]
+    by_module = [roles[i].role for i in order]
+    chain = infer_graph([spec.unpaired for spec in specs])
+    by_order = [role.role for role in _roles_from_edges(chain)]
+    names = RolesFromNames(specs, by_module, by_order)
+    for number, i in enumerate(order):
+        if graph.inferred[i]:
+            blocks = []
+            for block in names.blocks(number):
+                view = replace(block.view, parameter=i)
+                blocks.append(replace(block, view=view))
+            role = names.roles[number]
+            roles[i] = replace(roles[i], role=role, blocks=tuple(blocks))
 
 
 def matrices_of_biases(graph: NeuralGraph, roles: Sequence[ParameterRole]) -> list[int]:

@@ -148,10 +148,10 @@ def test_the_scale_of_the_loss_makes_no_difference(predictor, scale):
 @pytest.mark.parametrize("value", [0.0, torch.inf, torch.nan])
 def test_first_gradients_without_a_size_do_not_count(predictor, value):
     one = train_once(predictor, lambda grads: grads[0].fill_(value))
-    every = train_once(predictor, lambda grads: [g.fill_(value) for g in grads])
-    for factor in (one, every):
-        assert 1 / 8 <= factor <= 8
-        assert abs(factor - 1) > 0.05
+    assert 1 / 8 <= one <= 8
+    assert abs(one - 1) > 0.05
+    # nothing is known of the gradients of a first step that is not made
+    assert train_once(predictor, lambda grads: [g.fill_(value) for g in grads]) == 1
 
 
 def test_the_default_device_makes_no_difference(predictor):
@@ -179,6 +179,86 @@ def test_slopes_are_printed():
     first, *_, last = [float(opt.state[p]["predicted"]) for p in params]
     text = f"step size: {first:.2f} (first layer) to {last:.2f} (last layer) times that"
     assert text in repr(opt)
+
+
+def deep_factors(grouped=None, **settings):
+    """Names and factors of an MLP's parameters, and what is printed.
+
+    grouped: makes param groups of named parameters.
+    """
+    torch.manual_seed(0)
+    model = mlp(6, *[16] * 6, 3)
+    named = list(model.named_parameters())
+    groups = named if grouped is None else grouped(named)
+    if settings.pop("traced", False):
+        settings["model"] = model
+    weights = learned(random_predictor(1.0))
+    opt = NGOptimizer(groups, weights=weights, total_steps=30, **settings)
+    model(torch.randn(32, 6)).square().mean().backward()
+    opt.step()
+    factors = {name: float(opt.state[p]["predicted"]) for name, p in named}
+    return factors, repr(opt).splitlines()[-1]
+
+
+def by_decay(named):
+    matrices = [(name, p) for name, p in named if p.dim() > 1]
+    vectors = [(name, p) for name, p in named if p.dim() < 2]
+    return [{"params": vectors, "weight_decay": 0.0}, {"params": matrices}]
+
+
+def head_first(named):
+    return [{"params": named[-2:]}, {"params": named[:-2]}]
+
+
+@pytest.mark.parametrize("grouped", [by_decay, head_first])
+@pytest.mark.parametrize("traced", [False, True])
+def test_groups_make_no_difference(grouped, traced):
+    expected, line = deep_factors(traced=traced)
+    assert max(expected.values()) > 1.1 * min(expected.values())
+    found, same_line = deep_factors(grouped, traced=traced)
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert line == same_line
+
+
+def test_order_of_parameters_makes_no_difference_to_a_traced_network():
+    expected, _ = deep_factors(traced=True)
+    found, _ = deep_factors(lambda named: named[::-1], traced=True)
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_vectors_of_unknown_layers_have_the_factor_of_the_middle():
+    def without_names(named):
+        groups = by_decay(named)
+        return [{**g, "params": [p for _, p in g["params"]]} for g in groups]
+
+    factors, _ = deep_factors(without_names)
+    first, *_, last = [x for name, x in factors.items() if name.endswith("weight")]
+    for name, factor in factors.items():
+        if name.endswith("bias"):
+            assert factor == pytest.approx((first * last) ** 0.5)
+
+
+def test_factors_without_an_order_are_printed_as_a_range():
+    params, opt = train(random_predictor(1.0), 0, mlp(6, 16, 16, 16, 3))
+    step(opt, params, [0])
+    for p in params[2:4]:
+        opt.state[p]["predicted"].fill_(4.0)
+    assert "step size: " in repr(opt)
+    assert " to 4.00 times that of the base rule" in repr(opt)
+
+
+def test_factors_of_one_are_not_printed():
+    params, opt = train(random_predictor(), 1)
+    for p in params:
+        opt.state[p]["predicted"].fill_(0.9999)
+    assert "step size" not in repr(opt)
+
+
+def test_factors_that_are_not_applied_are_not_printed(predictor):
+    opt = train(predictor, 1)[1]
+    for group in opt.param_groups:
+        group["total_steps"] = None
+    assert "step size" not in repr(opt)
 
 
 def test_one_on_the_meta_device_is_not_printed(predictor):

@@ -11,7 +11,7 @@ pytest.importorskip("transformers")
 from benchmarks.graph_building import FAMILIES
 from benchmarks.parameter_roles import TRANSFORMERS, label, network
 from ngopt import NeuralGraph, build_graph, parameter_roles
-from ngopt.graph.transforms import join_graphs
+from ngopt.graph.transforms import join_graphs, reordered
 from ngopt.roles.from_graph import ParameterRole, matrices_of_biases, roles_of
 from tests.zoo import ZOO, zoo_graph, zoo_network
 
@@ -376,3 +376,16 @@ def test_graphs_that_are_joined_keep_where_they_are_from():
         "output",
         "bias",
     ] * 2
+
+
+def test_another_order_of_an_inferred_networks_parameters_changes_no_role():
+    network = nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 8), nn.Linear(8, 5))
+    graph = build_graph(network.named_parameters())
+    order = [4, 2, 3, 0, 1]  # the output first
+    roles = roles_of(graph)
+    for role, number in zip(roles_of(reordered(graph, order)), order, strict=True):
+        expected = roles[number]
+        found = role.name, role.role, role.place, len(role.blocks)
+        same = expected.name, expected.role, expected.place, len(expected.blocks)
+        assert found == same
+    assert roles[3].role == "output"
