@@ -63,7 +63,9 @@ class PackedState:
             for packing in self.packings:
                 copies.append(self._joined(packing, records).clone())
             return copies
-        if self._is_open(records):
+        values = self._packed_values(records)
+        is_open = len(values) == len(self._views)
+        if is_open and all(map(is_, values, self._views)):
             return self._tensors
         self._tensors, self._views = [], []
         for packing in self.packings:
@@ -92,10 +94,6 @@ class PackedState:
         for i, keys in self._keys.items():
             found += map(records[i].__getitem__, keys)
         return found
-
-    def _is_open(self, records: Sequence[Record]) -> bool:
-        values = self._packed_values(records)
-        return len(values) == len(self._views) and all(map(is_, values, self._views))
 
 
 class PaddedRows:

@@ -92,9 +92,16 @@ class FirstSteps:
             running, unit = map(_detached, gradients)
             grad_rms = running * step.scheduled.rms_correction_before / unit
             factors = self._from_agreement(factors, step, grad_rms)
-        if self._tables and step.youngest < OBSERVED_STEPS:
-            factors = self._from_density(factors, step)
-        return factors
+        if not self._tables or step.youngest >= OBSERVED_STEPS:
+            return factors
+        # longer steps of tables in their first steps, by their density
+        xp = array_module(factors.density)
+        share = xp.asarray(step.dense_shares(self._tables))
+        growth, density = mean_density(share, factors.density, step.scheduled.count)
+        is_early = xp.ones_like(density) * step.scheduled.count <= OBSERVED_STEPS
+        longer = xp.where(is_early, growth**-self.config.rare_exponent, 1.0)
+        density = xp.where(is_early, density, factors.density)
+        return _scaled(factors, longer)._replace(density=density)
 
     def _at_start(
         self, factors: StepSizeFactors, step: StepContext, both: tuple[Array, Array]
@@ -153,18 +160,6 @@ class FirstSteps:
         remaining = (1 - factors.untrained) * (1 - new) / (1 - factors.agreement)
         factors = _scaled(factors, released)
         return factors._replace(untrained=1 - remaining, agreement=new)
-
-    def _from_density(
-        self, factors: StepSizeFactors, step: StepContext
-    ) -> StepSizeFactors:
-        """Longer steps of tables in their first steps, by their density."""
-        xp = array_module(factors.density)
-        share = xp.asarray(step.dense_shares(self._tables))
-        growth, density = mean_density(share, factors.density, step.scheduled.count)
-        is_early = xp.ones_like(density) * step.scheduled.count <= OBSERVED_STEPS
-        longer = xp.where(is_early, growth**-self.config.rare_exponent, 1.0)
-        density = xp.where(is_early, density, factors.density)
-        return _scaled(factors, longer)._replace(density=density)
 
 
 def _scaled(factors: StepSizeFactors, by: Array) -> StepSizeFactors:

@@ -47,7 +47,11 @@ class ShardedState:
     def to_dtensors(self, records: Sequence[Record]) -> list[Record]:
         """Records whose tensors are DTensors of whole parameters; collective."""
         found = [dict(record) for record in records]
-        self._average_to_dtensors(found)
+        for p, record in zip(self._params, found, strict=True):
+            if AVERAGE in record and is_dtensor(p):
+                mesh = p.device_mesh
+                placements = p.placements
+                record[AVERAGE] = as_dtensor(record[AVERAGE], mesh, placements, p)
         measured = []
         by_dtype: dict[torch.dtype, list[Entry]] = {}
         for entry in self._entries(records):
@@ -120,13 +124,6 @@ class ShardedState:
         domains = [place_of_rows(layout, rows) for rows in own.domains]
         return Ownership(own.first, tuple(domains))
 
-    def _average_to_dtensors(self, records: Sequence[Record]) -> None:
-        for p, record in zip(self._params, records, strict=True):
-            if AVERAGE in record and is_dtensor(p):
-                mesh = p.device_mesh
-                placements = p.placements
-                record[AVERAGE] = as_dtensor(record[AVERAGE], mesh, placements, p)
-
     def _held_part(self, i: int, value: Any) -> Tensor:
         """The part that this process holds of a value with a parameter's shape."""
         p = self._params[i]
@@ -150,9 +147,8 @@ class ShardedState:
             shape = shards.held(n).shape
             # each part is stored in one process
             parts[n] = value.view(shape) if value.numel() else value.new_empty(shape)
-        arrived = exchange.domains(parts, exchange.to_owners(parts))
         found = {}
-        for n, value in arrived.items():
+        for n, value in exchange.to_owners(parts)().items():
             (layout,) = self._layouts[parameters[n]]
             found[parameters[n]] = layout.of(value).reshape(layout.shape)
         return found
@@ -189,7 +185,7 @@ class ShardedState:
             values[n] = records[entries[n].parameter][entries[n].key]
         device = local(self._params[0]).device
         like = torch.empty(0, dtype=entries[0].like.dtype, device=device)
-        parts = exchange.parts(values, exchange.to_holders(values, like), like)
+        parts = exchange.to_holders(values, like)()
         mesh = self._shards.collectives.mesh(device.type)
         found = []
         for n, entry in enumerate(entries):

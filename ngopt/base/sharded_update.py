@@ -24,7 +24,7 @@ from ngopt.base.first_steps import is_matrix, spectral_excess
 from ngopt.base.state import ParameterStack, counts_of, entries_of, factor_keys
 from ngopt.base.step_context import StepContext, StepInputs
 from ngopt.base.update import SoapUpdate
-from ngopt.distributed.exchange import Exchange, Transfer, make_exchanges
+from ngopt.distributed.exchange import Arrival, Exchange, make_exchanges
 from ngopt.functional import Change
 from ngopt.roles.kronecker_factors import Layouts, MatrixLayout, is_measured
 
@@ -74,7 +74,7 @@ class ShardedStepContext(StepContext):
         for exchange in self._exchanges:
             # once, one owner receives the whole matrix
             whole = Exchange(shards, exchange.parameters)
-            for i, p in whole.domains(params, whole.to_owners(params)).items():
+            for i, p in whole.to_owners(params)().items():
                 if is_matrix(p):
                     own[i] = spectral_excess(p)
         total = self._shards.sum_of_owners(own)
@@ -92,11 +92,6 @@ class ShardedStepContext(StepContext):
         shares = torch.ones_like(counts)
         shares[tables] = of_all[tables]
         return shares
-
-    def record_moved(self) -> None:
-        """Adds path and distance of whole parameters to the state."""
-        moved = self._shards.sum_of_owners(self.moved)
-        self.state.scales[-2:].add_(moved)
 
 
 class ShardedSoapUpdate(SoapUpdate):
@@ -127,25 +122,16 @@ class ShardedSoapUpdate(SoapUpdate):
         self._held: list[Bucket] = []
         for exchange in self.exchanges:
             rounds.append(exchange.owned)
-            self._held.append(self._held_parts(layouts, like.device, exchange))
+            measured, others = [], []  # parts that this process holds, as vectors
+            for i in exchange.parameters:
+                piece = self.shards.held(i)
+                layout = MatrixLayout((1, 1, piece.numel, 1), part=piece.shape)
+                if is_measured(layouts[i]) and self.shards.counts[i]:
+                    measured.append(BucketEntry(i, 0, layout, is_measured=True))
+                else:
+                    others.append(BucketEntry(i, 0, layout))
+            self._held.append(Bucket(others + measured, like.device))
         return ParameterStack(own, like, rounds, self._held)
-
-    def _held_parts(
-        self,
-        layouts: Sequence[Layouts],
-        device: torch.device,
-        exchange: Exchange,
-    ) -> Bucket:
-        """The parts of parameters that this process holds, as vectors."""
-        measured, others = [], []
-        for i in exchange.parameters:
-            piece = self.shards.held(i)
-            layout = MatrixLayout((1, 1, piece.numel, 1), part=piece.shape)
-            if is_measured(layouts[i]) and self.shards.counts[i]:
-                measured.append(BucketEntry(i, 0, layout, is_measured=True))
-            else:
-                others.append(BucketEntry(i, 0, layout))
-        return Bucket(others + measured, device)
 
     def _renewal_positions(self, layouts: Sequence[Layouts]) -> dict[int, list[float]]:
         """As in a single process: the same bases are renewed at the same steps."""
@@ -173,22 +159,24 @@ class ShardedSoapUpdate(SoapUpdate):
         arriving = next(following).to_owners(grads)
         leaving: Callable[[], list[Change]] | None = None  # the round before
         for number, exchange in enumerate(self.exchanges):
-            step.own_grads = exchange.domains(grads, arriving)
+            step.own_grads = arriving()
             upcoming = next(following, None)
-            arriving = upcoming.to_owners(grads) if upcoming else Transfer()
+            arriving = upcoming.to_owners(grads) if upcoming else dict
             some = islice(own, len(self.stack.rounds[number]))
             deltas = self._directions(step, some, scalars)
             size = self._table_sizes.get(exchange.parameters[0])
             if size is not None and not deltas:  # this process owns no rows of a table
                 self.shards.sum(scalars.new_zeros((1, size, size)))
             step.own_grads = {}
-            transfer = exchange.to_holders(deltas, scalars.new_empty(0))
+            arrival = exchange.to_holders(deltas, scalars.new_empty(0))
             if leaving is not None:
                 yield leaving()
-            leaving = partial(self._arrived, step, scalars, number, deltas, transfer)
+            leaving = partial(self._arrived, step, scalars, number, arrival)
         if leaving is not None:
             yield leaving()
-        step.record_moved()
+        # path and distance of whole parameters
+        moved = self.shards.sum_of_owners(step.moved)
+        step.state.scales[-2:].add_(moved)
 
     def _directions(
         self,
@@ -238,13 +226,11 @@ class ShardedSoapUpdate(SoapUpdate):
         step: StepContext,
         scalars: Tensor,
         number: int,
-        deltas: Mapping[int, Tensor],
-        transfer: Transfer,
+        arrival: Arrival,
     ) -> list[Change]:
         """The changes of the parts that this process holds, with weight decay."""
         bucket = self._held[number]
-        parts = self.exchanges[number].parts(deltas, transfer, scalars)
-        values = list(map(parts.get, range(len(step.params))))
+        values = list(map(arrival().get, range(len(step.params))))
         delta = bucket.gather(values)
         rows = StepScalars(*bucket.spread(scalars))
         weights = bucket.gather(step.params).to(self.stack.dtype)

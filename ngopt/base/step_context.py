@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ngopt import devices
 from ngopt.base.buckets import Bucket
+from ngopt.base.cuda_graphs import StepBuffers
 from ngopt.base.elementwise import StepScalars
 from ngopt.base.first_steps import dense_shares, is_matrix, spectral_excess
 from ngopt.base.state import ParameterStack
-from ngopt.base.step_buffers import StepBuffers
 from ngopt.base.step_size import ScheduledValues, has_kept
 from ngopt.devices import Array
 from ngopt.functional import AVERAGE, Hyper, Record

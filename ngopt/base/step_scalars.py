@@ -52,10 +52,15 @@ class ScalarEquations:
         self._zeros = self.roots.new_zeros(self._count)
         # index of the matrix of each bias, if it is among these parameters
         self._matrices = torch.tensor(matrices, device=device)
-        network = _network_factors(rule, positions, device)
+        network = None
+        total_steps = rule.total_steps
+        if rule.predictor is not None and total_steps is not None:
+            roles = [rule.roles[i] for i in positions]
+            shapes = [rule.graph.parameters[i].shape for i in positions]
+            network = NetworkFactors(rule.predictor, roles, shapes, total_steps, device)
         self._has_factor = network is not None
         self._first = FirstSteps(rule.config, tables, numels, device, network)
-        self._lengthening = lengthening(rule.config, rule.total_steps)
+        self._lengthening = lengthening(rule.config, total_steps)
         # largest squared distance in that of a random walk that has an effect
         c = rule.config
         self._most = c.straight_most ** (2 / c.straight_exponent)
@@ -132,14 +137,3 @@ class ScalarEquations:
         size = devices.array_module(rms).maximum(size, size**0.5)  # of small weights
         exponent = self._config.weight_exponent
         return size if exponent == 1 else size**exponent
-
-
-def _network_factors(
-    rule: SoapRule, positions: Sequence[int], device: torch.device
-) -> NetworkFactors | None:
-    """None without a predictor or a horizon."""
-    if rule.predictor is None or rule.total_steps is None:
-        return None
-    roles = [rule.roles[i] for i in positions]
-    shapes = [rule.graph.parameters[i].shape for i in positions]
-    return NetworkFactors(rule.predictor, roles, shapes, rule.total_steps, device)

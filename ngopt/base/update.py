@@ -12,12 +12,11 @@ from torch.autograd.graph import increment_version
 
 from ngopt import chunking, devices
 from ngopt.base.buckets import Bucket
-from ngopt.base.cuda_graphs import Replays, has_graphs
+from ngopt.base.cuda_graphs import Replays, StepBuffers, has_graphs, step_buffers
 from ngopt.base.eigenbasis import RenewalSchedule, renewal_positions, renewed
 from ngopt.base.elementwise import StepScalars, accumulate, change, precondition
 from ngopt.base.first_steps import OBSERVED_STEPS
 from ngopt.base.state import ParameterStack, counts_of
-from ngopt.base.step_buffers import StepBuffers, step_buffers
 from ngopt.base.step_context import FactorScalars, StepContext, StepInputs
 from ngopt.base.step_scalars import ScalarEquations
 from ngopt.base.step_size import StepSchedule
@@ -211,7 +210,12 @@ class SoapUpdate:
         if not bucket.factors:
             return fused(grad, ahead, second, rows)
         stacks = bucket.stacked.split(grad)
-        self._update_factors(step, bucket, stacks)
+        self._add_squares(step, bucket, stacks)
+        if step.youngest == 0:  # first eigenbases
+            for _, axis, some in bucket.factors:
+                _, active, count = step.of_factors[axis.size]
+                is_first = active * (count == 1)
+                self._renew_bases(step, axis.size, some, is_first[some])
         bases = []
         for _, axis, some in bucket.factors:
             bases.append(self._bases(step, axis.size)[some])
@@ -221,18 +225,6 @@ class SoapUpdate:
         u = fused(grad, ahead, second, rows)
         stacks = bucket.stacked.split(u)
         return bucket.rotate(stacks, bases, back=True)
-
-    def _update_factors(
-        self, step: StepContext, bucket: Bucket, stacks: Sequence[Tensor]
-    ) -> None:
-        """Updates Kronecker factors, and computes first eigenbases from them."""
-        self._add_squares(step, bucket, stacks)
-        if step.youngest > 0:
-            return
-        for _, axis, some in bucket.factors:
-            _, active, count = step.of_factors[axis.size]
-            is_first = active * (count == 1)
-            self._renew_bases(step, axis.size, some, is_first[some])
 
     def _add_squares(
         self, step: StepContext, bucket: Bucket, stacks: Sequence[Tensor]

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.features import NUM_FEATURES
-from ngopt.metanets.graph_data.context_writer import ContextPlace
 from ngopt.metanets.graph_data.feature_sources import FeatureSource
-from ngopt.metanets.graph_data.graph_tensors import GraphTensors
+from ngopt.metanets.graph_data.graph_tensors import ContextPlace, GraphTensors
 from ngopt.metanets.graph_metanet import GraphMetanet, GraphMetanetConfig
 
 State = tuple[Tensor, Tensor]

@@ -24,8 +24,8 @@ class GraphParameters:
     """
 
     def __init__(self, ordered: OrderedGraph, params: Sequence[Tensor]):
-        self.network = ordered.graph
-        self.graph = reordered(ordered.graph, ordered.order)
+        self.network, order = ordered
+        self.graph = reordered(self.network, order)
         self.params = params
         self._shapes = list(map(_shape, params))
         # whether gradients and values of all parameters are what a rule reads

@@ -22,37 +22,33 @@ def checked(state_dict: Any, weights: str) -> dict[str, Any]:
     Raises ValueError if a part is missing or of another type, a setting out of range,
     or if it was made with other weights.
     """
-    parts = as_dict(state_dict)
+    parts = check_type(state_dict, dict)
     missing = sorted({"state", "param_groups"} - parts.keys())
     if missing:
         raise ValueError(
             f"state_dict: expected 'state' and 'param_groups'; got no {missing}"
         )
-    groups = as_list(parts["param_groups"], "param_groups")
+    groups = check_type(parts["param_groups"], list, "param_groups")
     for i, group in enumerate(groups):
-        _check_group(as_dict(group, f"param_groups[{i}]"), i, weights)
+        _check_group(group, f"param_groups[{i}]", weights)
     check_groups(groups)
-    state = as_dict(parts["state"], "state")
+    state = check_type(parts["state"], dict, "state")
     for number in _numbers(groups):
-        as_dict(state.get(number, {}), f"state of {number}")
+        check_type(state.get(number, {}), dict, f"state of {number}")
     return parts
 
 
-def as_dict(value: Any, name: str = "all of it") -> dict[Any, Any]:
-    if not isinstance(value, dict):
+def check_type(value: Any, kind: type, name: str = "all of it") -> Any:
+    """Returns the value. Raises ValueError if it is of another type."""
+    if not isinstance(value, kind):
+        expected = kind.__name__
         got = type(value).__name__
-        raise ValueError(f"state_dict: {name}: expected a dict; got {got}")
+        raise ValueError(f"state_dict: {name}: expected a {expected}; got {got}")
     return value
 
 
-def as_list(value: Any, name: str) -> list[Any]:
-    if not isinstance(value, list):
-        got = type(value).__name__
-        raise ValueError(f"state_dict: {name}: expected a list; got {got}")
-    return value
-
-
-def _check_group(group: Group, i: int, weights: str) -> None:
+def _check_group(group: Group, name: str, weights: str) -> None:
+    check_type(group, dict, name)
     found = group.get("weights")
     if found is None:
         keys = sorted(map(str, group.keys() - {"params"}))
@@ -66,13 +62,12 @@ def _check_group(group: Group, i: int, weights: str) -> None:
             f"optimizer; got {str(found)[:12]}. Make the optimizer with the weights= "
             "of the saved one."
         )
-    name = f"param_groups[{i}]"
     for key in ("params", *PER_GROUP, *SHARED):
         if key not in group:
             raise ValueError(
                 f"state_dict: {name}: expected '{key}'; got {sorted(group)}"
             )
-    params = as_list(group["params"], f"{name}: params")
+    params = check_type(group["params"], list, f"{name}: params")
     names = group.get("param_names", params)
     if len(names) != len(params):
         raise ValueError(

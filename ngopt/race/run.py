@@ -13,9 +13,8 @@ import torch
 from tqdm import tqdm
 
 from ngopt.race.optimizers import CONTESTANTS, Contestant, tuned
-from ngopt.race.problem import Problem, load_problem
 from ngopt.race.report import Result, table, write_report
-from ngopt.race.training import Run, train
+from ngopt.race.training import Problem, Run, load_problem, train
 
 TUNING_SEED = 1_000_000  # a seed of its own
 LOG_PAUSE = 60.0  # seconds between lines of progress, if stderr is no terminal

@@ -29,8 +29,8 @@ from ngopt.metanets.graph_data.graph_tensors import (
     BlockTensors,
     EdgeChunk,
     GraphTensors,
+    kernel_tiles,
 )
-from ngopt.metanets.graph_data.kernel_tiles import kernel_tiles
 from ngopt.metanets.graph_data.node_features import (
     activation_codes,
     kind_codes,
@@ -247,6 +247,8 @@ def mixture_of(
     copies = []
     for layout, count in layouts:
         copies += [layout] * count
+    sizes = torch.tensor([layout.nodes for layout in copies])
+    graph_ids = torch.arange(len(copies)).repeat_interleave(sizes)
     all_kinds, all_activations, all_positions = [], [], []
     for layout in copies:
         all_kinds.append(layout.kinds)
@@ -261,16 +263,10 @@ def mixture_of(
         positions=(torch.cat(all_positions),),
         kinds=kinds.unsqueeze(0),
         activations=activations.unsqueeze(0),
-        graph_ids=_graph_ids(copies).to(kinds.device),
+        graph_ids=graph_ids.to(kinds.device),
         uses=(),
     )
     return Mixture(tensors, weights, bias_elements)
-
-
-def _graph_ids(copies: Sequence[NetworkLayout]) -> Tensor:
-    """The network of every node, (n,)."""
-    sizes = torch.tensor([layout.nodes for layout in copies])
-    return torch.arange(len(copies)).repeat_interleave(sizes)
 
 
 def _all_indices(

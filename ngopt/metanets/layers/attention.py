@@ -135,7 +135,14 @@ class RelationalLayer(GraphLayer):
     def messages(
         self, edges: Tensor, terms: EndTerms, chunk: EdgeChunk
     ) -> tuple[SoftmaxSums, SoftmaxSums]:
-        forward, backward = self._edge_terms(edges)
+        # to query, key, scale and shift, at targets, then at sources, (*, width) each.
+        # One product each: gradients of views of one product would be copied together,
+        # and have strides
+        weights = self.edge_terms.weight.chunk(8)
+        biases = self.edge_terms.bias.chunk(8)
+        of_edges = []
+        for weight, bias in zip(weights, biases, strict=True):
+            of_edges.append(F.linear(edges, weight, bias))
         columns = []
         for number in range(3):
             start = number * self.width
@@ -143,8 +150,8 @@ class RelationalLayer(GraphLayer):
         query, key_back, value_back = (terms.of_target(chunk, c) for c in columns)
         key, value, query_back = (terms.of_source(chunk, c) for c in columns)
         return (
-            self._attention(forward, query, key, value, TO_TARGETS),
-            self._attention(backward, query_back, key_back, value_back, TO_SOURCES),
+            self._attention(of_edges[:4], query, key, value, TO_TARGETS),
+            self._attention(of_edges[4:], query_back, key_back, value_back, TO_SOURCES),
         )
 
     def next_edges(self, edges: Tensor, terms: EndTerms, chunk: EdgeChunk) -> Tensor:
@@ -161,9 +168,11 @@ class RelationalLayer(GraphLayer):
         parts = []
         for to_targets, to_sources in zip(incoming, outgoing, strict=True):
             parts.append([*to_targets, *to_sources])
-        if isinstance(graph_ids, Tensor):
-            if self.complete_up_to:
-                parts[0].append(self._complete_by_node(nodes[0], graph_ids))
+        if self.complete_up_to and isinstance(graph_ids, Tensor):
+            index, is_node = padded(graph_ids, self.complete_up_to)
+            sums = self._all_to_all(nodes[0][index], is_node)
+            own = SoftmaxSums(*(x[is_node] for x in sums))
+            parts[0].append(Incoming(own, index[is_node]))
         elif self.complete_up_to:
             self._add_complete_by_group(parts, nodes, graph_ids)
         new = []
@@ -189,25 +198,6 @@ class RelationalLayer(GraphLayer):
             columns = [x.split(sizes, -2) for x in sums]
             for i, own in zip(groups, zip(*columns, strict=True), strict=True):
                 parts[i].append(Incoming(SoftmaxSums(*own), None))
-
-    def _complete_by_node(self, nodes: Tensor, graph_ids: Tensor) -> Incoming:
-        """Attention between all neurons of each small graph. nodes: (n, width)."""
-        index, is_node = padded(graph_ids, self.complete_up_to)
-        sums = self._all_to_all(nodes[index], is_node)
-        return Incoming(SoftmaxSums(*(x[is_node] for x in sums)), index[is_node])
-
-    def _edge_terms(self, edges: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """To query, key, scale and shift; to targets and to sources, (*, width) each.
-
-        One product each: gradients of views of one product would be copied together,
-        and have strides.
-        """
-        weights = self.edge_terms.weight.chunk(8)
-        biases = self.edge_terms.bias.chunk(8)
-        terms = []
-        for weight, bias in zip(weights, biases, strict=True):
-            terms.append(F.linear(edges, weight, bias))
-        return terms[:4], terms[4:]
 
     def _attention(
         self,

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from ngopt.graph.kinds import BIAS_KINDS, EDGE_KINDS, NODE_KINDS
 from ngopt.graph.neural_graph import GraphValues, NeuralGraph
-from ngopt.metanets.graph_data.context_writer import ContextPlace
 from ngopt.metanets.graph_data.feature_sources import FeatureSource, WholeValues
 from ngopt.metanets.graph_data.graph_tensors import (
     BlockTensors,
+    ContextPlace,
     EdgeChunk,
     GraphTensors,
     graph_tensors,
@@ -28,9 +28,12 @@ from ngopt.metanets.graph_data.node_features import (
 )
 from ngopt.metanets.layers.aggregation import (
     Aggregate,
+    Arena,
     Incoming,
+    add_to_group,
     batch_outside,
     by_neuron,
+    merged,
     of_consecutive_neurons,
 )
 from ngopt.metanets.layers.edge_states import EdgeStates, fits_in_memory
@@ -41,7 +44,6 @@ from ngopt.metanets.layers.graph_layer import (
     batch_inside,
     select_neurons,
 )
-from ngopt.metanets.layers.message_memory import Arena, add_to_group, merged
 from ngopt.metanets.layers.slot_encoders import (
     SlotDecoder,
     SlotEncoder,

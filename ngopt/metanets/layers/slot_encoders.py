@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ngopt.chunking import concatenated
 from ngopt.graph.groups_and_blocks import Bias, EdgeBlock
 from ngopt.graph.kinds import kind_code
-from ngopt.metanets.graph_data.kernel_tiles import Tile, kernel_tiles
+from ngopt.metanets.graph_data.graph_tensors import Tile, kernel_tiles
 from ngopt.metanets.layers.graph_layer import flat_linear
 
 

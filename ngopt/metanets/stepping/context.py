@@ -77,7 +77,16 @@ class GraphContext:
             return None
         if not plan.reads_graph:
             return self._stored(plan, state)
-        tensors = self._graph_tensors(plan.is_small)
+        like = self._like().detach()
+        limit = None
+        if not plan.is_small:
+            limit = chunking.total_chunk_size(chunking.EDGES, like)
+        key = limit, like.device, like.dtype
+        if self._tensors is None or self._made_for != key:
+            self._tensors = self.metanet.graph_tensors(self.graph, like, limit)
+            self._made_for = key
+        tensors = self._tensors
+        assert tensors is not None
         if not self.is_stored:
             return self.metanet.context(source(), tensors)
         if torch.is_grad_enabled():
@@ -102,17 +111,6 @@ class GraphContext:
                 zeros = torch.zeros(spec.numel, d, dtype=torch.bfloat16, device=device)
                 found.append(zeros)
         return found
-
-    def _graph_tensors(self, is_small: bool) -> GraphTensors:
-        """Tensors of the graph, cached for a device and dtype of the metanet."""
-        like = self._like().detach()
-        limit = None if is_small else chunking.total_chunk_size(chunking.EDGES, like)
-        key = limit, like.device, like.dtype
-        if self._tensors is None or self._made_for != key:
-            self._tensors = self.metanet.graph_tensors(self.graph, like, limit)
-            self._made_for = key
-        assert self._tensors is not None
-        return self._tensors
 
     def _like(self) -> Tensor:
         return next(self.metanet.parameters())

@@ -15,7 +15,7 @@ from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.features import NUM_COLUMNS, features_of
 from ngopt.metanets.graph_data.feature_sources import RawFeatures
 from ngopt.metanets.metanet import Metanet
-from ngopt.metanets.update_mlp.predictor import Predictor, checked_updates
+from ngopt.metanets.update_mlp.update_mlp import Predictor, checked_updates
 
 
 class Update(NamedTuple):
@@ -98,21 +98,16 @@ class Predictions:
             if context is not None:
                 columns.append(concatenated([context[i] for i in group]))
             if in_place and sizes[group[0]] > longest:
-                yield from self._row_by_row(longest, group[0], columns)
+                spec = self.graph.parameters[group[0]]
+                width = spec.numel // spec.shape[0]
+                most = max(1, longest // width)
+                for rows in chunking.even_slices(spec.shape[0], most):
+                    elements = slice(rows.start * width, rows.stop * width)
+                    values = self._updates([x[elements] for x in columns])
+                    yield [Update(group[0], values, rows)]
             else:
                 values = self._updates(columns).split([sizes[i] for i in group])
                 yield list(map(Update, group, values))
-
-    def _row_by_row(
-        self, limit: int, position: int, columns: Sequence[Tensor]
-    ) -> Iterator[list[Update]]:
-        """Updates of a long parameter, of about `limit` elements at a time."""
-        spec = self.graph.parameters[position]
-        width = spec.numel // spec.shape[0]
-        for rows in chunking.even_slices(spec.shape[0], max(1, limit // width)):
-            elements = slice(rows.start * width, rows.stop * width)
-            values = self._updates([x[elements] for x in columns])
-            yield [Update(position, values, rows)]
 
     def _updates(self, columns: Sequence[Tensor]) -> Tensor:
         """Updates (n,) of some elements.

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import (
+    Size,
     Tensor,
     _foreach_add_,  # pyright: ignore[reportPrivateImportUsage]
     _foreach_mul_,  # pyright: ignore[reportPrivateImportUsage]
@@ -18,13 +19,21 @@ from ngopt import chunking
 from ngopt.chunking import concatenated
 from ngopt.functional import Change, Hyper, Record, UpdateRule, state_dtype, whole
 from ngopt.graph.neural_graph import NeuralGraph
-from ngopt.metanets.features import MOMENTA, STEP, next_records, update_momenta_
+from ngopt.metanets.features import (
+    LERP_WEIGHTS,
+    MAX_GRADIENT,
+    MOMENTA,
+    STEP,
+    next_records,
+    preprocess_in_place,
+    update_momenta_,
+)
 from ngopt.metanets.graph_data.feature_sources import FlatFeatures, RawFeatures
 from ngopt.metanets.metanet import Metanet
 from ngopt.metanets.stepping.context import CONTEXT, GraphContext, StepPlan
 from ngopt.metanets.stepping.cooldown import Cooldown
-from ngopt.metanets.stepping.flat_state import FlatState
 from ngopt.metanets.stepping.predictions import Predictions, Update
+from ngopt.packing import PackedState, Packing, scalar_packing
 from ngopt.schedule import steps_so_far
 
 # Up to this number of parameters, all features are in memory during a step.
@@ -82,10 +91,14 @@ class MetanetRule(UpdateRule):
             return iter(())
         hyper = self._cooled(hyper, state)
         is_compiled = torch.compiler.is_compiling() and in_place
+        # all features are in memory: where autograd needs them, and on CPUs those of a
+        # small network. On accelerators the kernel that reads them makes them
+        is_small = self.graph.numel <= SMALL_NETWORK and self._like().is_cpu
+        is_small = is_small or torch.is_grad_enabled()
         plan = StepPlan(
             present=present,
             in_place=in_place,
-            is_small=self._is_small(),
+            is_small=is_small,
             # see `may_be_traced`
             reads_graph=not is_compiled and self._context.is_due(present, state),
         )
@@ -132,13 +145,6 @@ class MetanetRule(UpdateRule):
         height = self.height(steps_so_far(counts, self.total_steps))
         return hyper._replace(lr=[lr * height for lr in hyper.lr])
 
-    def _is_small(self) -> bool:
-        """Whether all features are in memory: where autograd needs them, and on CPUs
-        those of a small network. On accelerators the kernel that reads them makes them.
-        """
-        is_small = self.graph.numel <= SMALL_NETWORK and self._like().is_cpu
-        return is_small or torch.is_grad_enabled()
-
     def _has_flat_state(self, plan: StepPlan, state: Sequence[Record]) -> bool:
         """Whether a small network has all gradients, and state in the metanet's dtype
         and on its device."""
@@ -160,7 +166,7 @@ class MetanetRule(UpdateRule):
     ) -> list[Update]:
         """Updates of all parameters at once; moves their state, in place."""
         if self._flat_state is None:
-            shapes = [torch.Size(spec.shape) for spec in self.graph.parameters]
+            shapes = [Size(spec.shape) for spec in self.graph.parameters]
             key = CONTEXT if self._context.is_stored else None
             d_context = self.metanet.d_context
             self._flat_state = FlatState(shapes, self._like(), key, d_context)
@@ -281,3 +287,81 @@ def _scaled(
         scaled = x.mul_(rate) if in_place else rate * x
         found.append(scaled)
     return found
+
+
+class FlatState:
+    """State of a small network's parameters as a few tensors, for steps in place.
+
+    Records hold views of them. A step makes as many calls for all parameters as for
+    one, and allocates almost nothing.
+
+    shapes: of the parameters. like: has the dtype and device of the state. context: key
+    of the stored context of a parameter, (*shape, d); None if none is stored.
+    """
+
+    def __init__(
+        self,
+        shapes: Sequence[Size],
+        like: Tensor,
+        context: str | None,
+        d_context: int,
+    ):
+        numbers = range(len(shapes))
+        momenta = [(i, key) for key in MOMENTA for i in numbers]
+        count = len(MOMENTA)
+        of_momenta = _flat(momenta, [*shapes] * count, (count, -1))
+        of_steps = scalar_packing(len(shapes), [STEP], torch.device("cpu"))
+        packings = [of_momenta, of_steps]
+        if context is not None:
+            own = [Size((*shape, d_context)) for shape in shapes]
+            places = [(i, context) for i in numbers]
+            packings.append(_flat(places, own, (-1, d_context)))
+        self._state = PackedState(packings)
+        self._lerp_weights = like.new_tensor(LERP_WEIGHTS).unsqueeze(1)
+        numel = sum(shape.numel() for shape in shapes)
+        self._clipped = like.new_empty(numel)
+
+    def update(
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        records: Sequence[Record],
+        out: Tensor,
+    ) -> Tensor | None:
+        """Updates steps and momenta, in the records; writes features to `out`, (14, n).
+
+        Returns the stored context of all elements, (n, d), of which the records hold
+        views; None if none is stored.
+        """
+        momenta, steps, *context = self._state.open(records, in_place=True)
+        steps.add_(1)
+        columns = out.chunk(2)[0]
+        _concatenated(params, columns[0])
+        gradient = _concatenated(grads, columns[1])
+        torch.clamp(gradient, -MAX_GRADIENT, MAX_GRADIENT, out=self._clipped)
+        momenta.lerp_(self._clipped, self._lerp_weights)
+        columns[2:] = momenta
+        preprocess_in_place(out)
+        return context[0] if context else None
+
+
+def _flat(
+    places: Sequence[tuple[int, str]], shapes: Sequence[Size], shape: tuple[int, int]
+) -> Packing:
+    """Tensors of these shapes one after the other, as a tensor of another shape."""
+    sizes = [own.numel() for own in shapes]
+
+    def split(tensor: Tensor) -> list[Tensor]:
+        pieces = tensor.reshape(-1).split(sizes)
+        return [x.view(own) for x, own in zip(pieces, shapes, strict=True)]
+
+    def join(values: Sequence[Tensor]) -> Tensor:
+        return _concatenated(values).view(shape)
+
+    return Packing(places, join, split)
+
+
+def _concatenated(values: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
+    """All elements of some tensors, (n,)."""
+    flat = [x.reshape(-1) for x in values]
+    return torch.cat(flat, out=out)
