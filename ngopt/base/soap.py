@@ -105,15 +105,10 @@ class Soap:
                 `renewal_interval`.
             shards: processes that share the parameters; None: one process.
         """
-        every = renew_every or self.config.renew_every
+        config = self.config
+        every = renew_every or config.renew_every
         return SoapRule(
-            self.config,
-            graph,
-            total_steps,
-            compute_dtype,
-            every,
-            shards,
-            self.predictor,
+            config, graph, total_steps, compute_dtype, every, shards, self.predictor
         )
 
 
@@ -247,7 +242,11 @@ class SoapRule(UpdateRule):
         self, present: Sequence[int], inputs: StepInputs
     ) -> list[SoapUpdate]:
         """One for each dtype and device of parameters that have a gradient."""
-        likes = [_like(inputs.state[i], inputs.params[i]) for i in present]
+        likes = []  # with the dtypes and devices of states
+        for i in present:
+            p = inputs.params[i]
+            own = inputs.state[i].get("exp_avg_0")
+            likes.append(p.new_empty(0, dtype=state_dtype(p)) if own is None else own)
         key = present, [(like.dtype, like.device) for like in likes]
         if self._key == key:
             return self._updates
@@ -275,9 +274,3 @@ def _runs(names: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
         if value != before:
             found[name] = before = value
     return found
-
-
-def _like(record: Record, p: Tensor) -> Tensor:
-    """A tensor with the dtype and device of a parameter's state."""
-    own = record.get("exp_avg_0")
-    return p.new_empty(0, dtype=state_dtype(p)) if own is None else own

@@ -13,7 +13,7 @@ from ngopt.base.buckets import Bucket, BucketEntry, Factors, make_buckets
 from ngopt.base.first_steps import StepSizeFactors
 from ngopt.functional import Record, state_dtype
 from ngopt.packing import PackedState, Packing, PaddedRows, scalar_packing
-from ngopt.roles.kronecker_factors import Axis, Layouts, is_measured
+from ngopt.roles.kronecker_factors import Layouts, is_measured
 
 # Factors and bases of more rows are bfloat16: rounding is far below their noise.
 FLOAT32_ROWS = 512
@@ -195,18 +195,14 @@ def factor_keys(buckets: Sequence[Sequence[Sequence[BucketEntry]]]) -> FactorKey
     """Keys of all factors, largest size first; buckets: their stacks."""
     found: FactorKeys = {}
     for stack in chain.from_iterable(buckets):
-        for axis in stack[0].layout.axes:
-            found.setdefault(axis.size, []).extend(_axis_keys(stack, axis))
+        layout = stack[0].layout
+        for axis in layout.axes:
+            own = found.setdefault(axis.size, [])
+            count = layout.shape[0] * axis.parts
+            for entry in stack:
+                key = f"{axis.name}{{}}_{entry.number}"
+                own.append(FactorKey(entry.parameter, key, count))
     return dict(sorted(found.items(), reverse=True))
-
-
-def _axis_keys(stack: Sequence[BucketEntry], axis: Axis) -> list[FactorKey]:
-    keys = []
-    for entry in stack:
-        key = f"{axis.name}{{}}_{entry.number}"
-        count = entry.layout.shape[0] * axis.parts
-        keys.append(FactorKey(entry.parameter, key, count))
-    return keys
 
 
 def counts_of(keys: Mapping[int, Sequence[FactorKey]]) -> dict[int, int]:
@@ -222,9 +218,10 @@ def _set_factors(buckets: Sequence[Bucket]) -> None:
     ends: dict[int, int] = {}
     for bucket in buckets:
         for number, stack in enumerate(bucket.stacks):
-            for axis in stack[0].layout.axes:
+            layout = stack[0].layout
+            for axis in layout.axes:
                 start = ends.get(axis.size, 0)
-                end = start + sum(key.count for key in _axis_keys(stack, axis))
+                end = start + len(stack) * layout.shape[0] * axis.parts
                 ends[axis.size] = end
                 bucket.factors.append(Factors(number, axis, slice(start, end)))
 

@@ -29,6 +29,12 @@ class Aggregate(Protocol):
         """Of both sets of messages, to the same neurons."""
         ...
 
+    @classmethod
+    def scattered(cls, several: Sequence[Self], index: Tensor, n: int) -> Self:
+        """Of all messages to n neurons. index: neurons of all sets, one set after the
+        other, (m,). Without messages to a neuron values are 0, as is the degree."""
+        ...
+
 
 class Incoming(NamedTuple):
     """The `Aggregate` of one block at neurons of a group; index: (n,), None for all."""
@@ -69,6 +75,24 @@ class MessageStatistics(NamedTuple):
             torch.maximum(self.high, other.high),
         )
 
+    @classmethod
+    def scattered(
+        cls, several: Sequence[MessageStatistics], index: Tensor, n: int
+    ) -> MessageStatistics:
+        rows = []
+        for own in several:
+            ones = own.mean.new_ones(own.mean.shape[-2], 1)
+            rows.append([own.degree * ones, *own[1:]])
+        degrees, means, variances, lows, highs = concatenated_columns(rows)
+        degree = means.new_zeros(n, 1).index_add(0, index, degrees)
+        share = degrees / degree.index_select(0, index)
+        mean = scatter_sum(share * means, index, n)
+        step = means - mean.index_select(-2, index)
+        var = scatter_sum(share * (variances + step.square()), index, n)
+        low = scatter_extreme(lows, index, n, "amin")
+        high = scatter_extreme(highs, index, n, "amax")
+        return cls(degree, mean, var, low, high)
+
     def of_neurons(self, some: slice) -> MessageStatistics:
         degree = self.degree[some] if isinstance(self.degree, Tensor) else self.degree
         return MessageStatistics(degree, *(x[..., some, :] for x in self[1:]))
@@ -86,29 +110,19 @@ def of_consecutive_neurons(parts: Iterable[Any]) -> Any:
     return first._make(fields)
 
 
-def total_statistics(parts: Sequence[Incoming], node: Tensor) -> MessageStatistics:
-    """Statistics over the messages of several blocks, for every neuron of a group.
+def aggregated(parts: Sequence[Incoming], node: Tensor) -> Any:
+    """The `Aggregate` over several blocks, at least one, for every neuron of a group.
 
-    node: (*batch, n, width). Without messages the degree is 0 and statistics are 0.
+    node: (*batch, n, width).
     """
+    messages = [part.messages for part in parts]
+    kind = type(messages[0])
     if all(part.index is None for part in parts):
-        return reduce(MessageStatistics.merged, [part.messages for part in parts])
+        return reduce(kind.merged, messages)
     n = node.shape[-2]
-    rows = []
-    for part in parts:
-        messages = part.messages
-        ones = messages.mean.new_ones(messages.mean.shape[-2], 1)
-        rows.append([messages.degree * ones, *messages[1:]])
-    degrees, means, variances, lows, highs = concatenated_columns(rows)
-    index = concatenated_index(parts, n, node.device)
-    degree = node.new_zeros(n, 1).index_add(0, index, degrees)
-    share = degrees / degree.index_select(0, index)
-    mean = scatter_sum(share * means, index, n)
-    step = means - mean.index_select(-2, index)
-    var = scatter_sum(share * (variances + step.square()), index, n)
-    low = scatter_extreme(lows, index, n, "amin")
-    high = scatter_extreme(highs, index, n, "amax")
-    return MessageStatistics(degree, mean, var, low, high)
+    everything = torch.arange(n, device=node.device)
+    index = torch.cat([everything if i is None else i for _, i in parts])
+    return kind.scattered(messages, index, n)
 
 
 def concatenated_columns(rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:
@@ -129,14 +143,6 @@ def batch_outside(edges: Tensor) -> Tensor:
     if not batch:
         return edges
     return edges.movedim(list(range(4, 4 + batch)), list(range(batch)))
-
-
-def concatenated_index(
-    parts: Sequence[Incoming], n: int, device: torch.device
-) -> Tensor:
-    """Neurons of all blocks in a group of n, one block after the other, (m,)."""
-    everything = torch.arange(n, device=device)
-    return torch.cat([everything if i is None else i for _, i in parts])
 
 
 def scatter_sum(rows: Tensor, index: Tensor, n: int) -> Tensor:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
 from math import sqrt
 from typing import NamedTuple
 
@@ -18,9 +17,9 @@ from ngopt.metanets.layers.aggregation import (
     TO_TARGETS,
     Axes,
     Incoming,
+    aggregated,
     by_neuron,
     concatenated_columns,
-    concatenated_index,
     scatter_extreme,
     scatter_sum,
 )
@@ -66,6 +65,17 @@ class SoftmaxSums(NamedTuple):
         total = ours * self.total + theirs * other.total
         value = _by_head(ours, self.value) + _by_head(theirs, other.value)
         return SoftmaxSums(high, total, value)
+
+    @classmethod
+    def scattered(
+        cls, several: Sequence[SoftmaxSums], index: Tensor, n: int
+    ) -> SoftmaxSums:
+        highs, totals, values = concatenated_columns(several)
+        high = scatter_extreme(highs, index, n, "amax", MASKED)
+        weight = (highs - high.index_select(-2, index)).exp()
+        total = scatter_sum(weight * totals, index, n)
+        value = scatter_sum(_by_head(weight, values), index, n)
+        return cls(high, total, value)
 
     def mean(self) -> Tensor:
         """The values, weighted by the softmax, (*batch, n, width); 0 without values."""
@@ -177,7 +187,7 @@ class RelationalLayer(GraphLayer):
             self._add_complete_by_group(parts, nodes, graph_ids)
         new = []
         for node, own in zip(nodes, parts, strict=True):
-            mean = _total_sums(own, node).mean() if own else torch.zeros_like(node)
+            mean = aggregated(own, node).mean() if own else torch.zeros_like(node)
             new.append(self.node_mlp(self.node_norm(node + self.out(mean))))
         return new
 
@@ -245,21 +255,6 @@ def _by_head(weight: Tensor, value: Tensor) -> Tensor:
     """(*, heads) * (*, width)."""
     heads = weight.shape[-1]
     return (weight.unsqueeze(-1) * value.unflatten(-1, (heads, -1))).flatten(-2)
-
-
-def _total_sums(parts: Sequence[Incoming], node: Tensor) -> SoftmaxSums:
-    """Sums over the values of several blocks, for every neuron of a group."""
-    if all(part.index is None for part in parts):
-        return reduce(SoftmaxSums.merged, [part.messages for part in parts])
-    n = node.shape[-2]
-    index = concatenated_index(parts, n, node.device)
-    rows = [part.messages for part in parts]
-    highs, totals, values = concatenated_columns(rows)
-    high = scatter_extreme(highs, index, n, "amax", MASKED)
-    weight = (highs - high.index_select(-2, index)).exp()
-    total = scatter_sum(weight * totals, index, n)
-    value = scatter_sum(_by_head(weight, values), index, n)
-    return SoftmaxSums(high, total, value)
 
 
 def padded(graph_ids: Tensor, limit: int) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from ngopt.metanets.layers.aggregation import (
     Axes,
     Incoming,
     MessageStatistics,
-    total_statistics,
+    aggregated,
 )
 from ngopt.metanets.layers.graph_layer import EndTerms, GraphLayer, flat_linear
 
@@ -118,7 +118,7 @@ class PNALayer(GraphLayer):
         for node, *sides in zip(nodes, incoming, outgoing, strict=True):
             totals = []
             for parts in sides:
-                totals.append(total_statistics(parts, node) if parts else None)
+                totals.append(aggregated(parts, node) if parts else None)
             pieces = []
             limit = chunking.chunk_size(chunking.NEURONS, node.device)
             for some in chunking.even_slices(node.shape[-2], limit):

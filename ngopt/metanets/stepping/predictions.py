@@ -15,7 +15,7 @@ from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.features import NUM_COLUMNS, features_of
 from ngopt.metanets.graph_data.feature_sources import RawFeatures
 from ngopt.metanets.metanet import Metanet
-from ngopt.metanets.update_mlp.update_mlp import Predictor, checked_updates
+from ngopt.metanets.update_mlp.update_mlp import Predictor
 
 
 class Update(NamedTuple):
@@ -62,23 +62,6 @@ class Predictions:
             masks.append(like.new_full((spec.numel, 1), bool(row)))
         mask = torch.cat(masks)
         return features * mask if out is None else features.mul_(mask)
-
-    def all_at_once(
-        self,
-        features: Tensor,
-        predictor: Predictor | None,
-        context: Sequence[Tensor] | None,
-        present: Sequence[int],
-    ) -> list[Update]:
-        """Updates of a small network. predictor: already has the features; without one
-        autograd may follow."""
-        own = None if context is None else torch.cat(list(context)).to(features)
-        if predictor is None:
-            values = checked_updates(self.metanet.updates, features, own)
-        else:
-            values = predictor.predicted(len(features), own)
-        by_parameter = self.graph.unflatten(values)
-        return [Update(i, by_parameter[i]) for i in present]
 
     def piece_by_piece(
         self,

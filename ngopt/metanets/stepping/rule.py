@@ -33,6 +33,7 @@ from ngopt.metanets.metanet import Metanet
 from ngopt.metanets.stepping.context import CONTEXT, GraphContext, StepPlan
 from ngopt.metanets.stepping.cooldown import Cooldown
 from ngopt.metanets.stepping.predictions import Predictions, Update
+from ngopt.metanets.update_mlp.update_mlp import checked_updates
 from ngopt.packing import PackedState, Packing, scalar_packing
 from ngopt.schedule import steps_so_far
 
@@ -203,10 +204,13 @@ class MetanetRule(UpdateRule):
         features = self._predictions.features(columns, predictor)
         source = partial(FlatFeatures.finite, features, self.graph)
         context = self._context.of_step(plan, source, state)
-        updates = self._predictions.all_at_once(
-            features, predictor, context, plan.present
-        )
-        return context, [updates]
+        own = None if context is None else torch.cat(list(context)).to(features)
+        if predictor is None:
+            values = checked_updates(self.metanet.updates, features, own)
+        else:
+            values = predictor.predicted(len(features), own)
+        by_parameter = self.graph.unflatten(values)
+        return context, [[Update(i, by_parameter[i]) for i in plan.present]]
 
     def _changes(
         self,
