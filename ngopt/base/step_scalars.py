@@ -59,7 +59,8 @@ class ScalarEquations:
             shapes = [rule.graph.parameters[i].shape for i in positions]
             network = NetworkFactors(rule.predictor, roles, shapes, total_steps, device)
         self._has_factor = network is not None
-        self._first = FirstSteps(rule.config, tables, numels, device, network)
+        numel = torch.tensor(numels, dtype=dtype, device=device)
+        self._first = FirstSteps(rule.config, tables, numels, numel, network)
         self._lengthening = lengthening(rule.config, total_steps)
         # largest squared distance in that of a random walk that has an effect
         c = rule.config

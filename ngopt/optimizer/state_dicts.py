@@ -81,7 +81,12 @@ def in_order(saved: Sequence[Group], present: Sequence[Group]) -> list[Group]:
 
     Groups that cannot be matched, or have no names, keep their order.
     """
-    ordered = list(_groups_in_order(saved, present))
+    ordered = list(saved)
+    if all("param_names" in group for group in (*saved, *present)):
+        by_names = {frozenset(group["param_names"]): group for group in saved}
+        wanted = [frozenset(group["param_names"]) for group in present]
+        if len(by_names) == len(saved) and by_names.keys() == set(wanted):
+            ordered = [by_names[names] for names in wanted]
     for i, group in enumerate(ordered[: len(present)]):
         names = group.get("param_names")
         wanted = present[i].get("param_names")
@@ -90,18 +95,6 @@ def in_order(saved: Sequence[Group], present: Sequence[Group]) -> list[Group]:
             params = [numbers[name] for name in wanted]
             ordered[i] = {**group, "params": params, "param_names": wanted}
     return ordered
-
-
-def _groups_in_order(
-    saved: Sequence[Group], present: Sequence[Group]
-) -> Sequence[Group]:
-    if not all("param_names" in group for group in (*saved, *present)):
-        return saved
-    by_names = {frozenset(group["param_names"]): group for group in saved}
-    wanted = [frozenset(group["param_names"]) for group in present]
-    if len(by_names) < len(saved) or by_names.keys() != set(wanted):
-        return saved
-    return [by_names[names] for names in wanted]
 
 
 def with_total_steps(groups: list[Group], total_steps: int | None) -> list[Group]:

@@ -183,7 +183,7 @@ class RelationalLayer(GraphLayer):
             sums = self._all_to_all(nodes[0][index], is_node)
             own = SoftmaxSums(*(x[is_node] for x in sums))
             parts[0].append(Incoming(own, index[is_node]))
-        elif self.complete_up_to:
+        elif self.complete_up_to and not isinstance(graph_ids, Tensor):
             self._add_complete_by_group(parts, nodes, graph_ids)
         new = []
         for node, own in zip(nodes, parts, strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from math import prod
 from typing import cast
@@ -301,6 +301,7 @@ def _messages(
     return forward, of_consecutive_neurons(at_sources.values())
 
 
+@dataclass
 class _BlockEndTerms:
     """`EndTerms` of blocks, computed when read.
 
@@ -308,23 +309,17 @@ class _BlockEndTerms:
     they take more memory than the nodes.
     """
 
-    def __init__(
-        self,
-        compute: Callable[[Sequence[BlockTensors]], list[EndTerms]],
-        blocks: Sequence[BlockTensors],
-        one_by_one: bool,
-    ):
-        self._compute = compute
-        self._blocks = blocks
-        self._one_by_one = one_by_one
-        self._terms: dict[int, EndTerms] = {}
+    compute: Callable[[Sequence[BlockTensors]], list[EndTerms]]
+    blocks: Sequence[BlockTensors]
+    one_by_one: bool
+    terms: dict[int, EndTerms] = field(default_factory=dict)
 
     def of(self, block: BlockTensors) -> EndTerms:
-        if block.number not in self._terms:
-            blocks = [block] if self._one_by_one else self._blocks
+        if block.number not in self.terms:
+            blocks = [block] if self.one_by_one else self.blocks
             numbers = [own.number for own in blocks]
-            self._terms = dict(zip(numbers, self._compute(blocks), strict=True))
-        return self._terms[block.number]
+            self.terms = dict(zip(numbers, self.compute(blocks), strict=True))
+        return self.terms[block.number]
 
 
 def _add_global(

@@ -58,11 +58,6 @@ class GraphContext:
         steps = [int(state[i].get(STEP, 0)) for i in present]
         return min(steps) == 0 or max(steps) % self.metanet.graph_every == 0
 
-    def first(self, param: Tensor) -> Tensor:
-        """The stored context of a new parameter: zeros, (*shape, d)."""
-        shape = (*param.shape, self.metanet.d_context)
-        return torch.zeros(shape, dtype=torch.bfloat16, device=param.device)
-
     def of_step(
         self,
         plan: StepPlan,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
 from typing import Any
@@ -41,6 +42,7 @@ from ngopt.schedule import steps_so_far
 SMALL_NETWORK = 1 << 16
 
 
+@dataclass(eq=False)
 class MetanetRule(UpdateRule):
     """p <- p + c * lr * u - c * lr * s * weight_decay * p.
 
@@ -60,24 +62,31 @@ class MetanetRule(UpdateRule):
     Raises ValueError for a graph that the metanet cannot read.
     """
 
-    def __init__(
-        self,
-        metanet: Metanet,
-        graph: NeuralGraph,
-        cooldown: Cooldown | None = None,
-        total_steps: int | None = None,
-    ):
-        metanet.check(graph)
-        self.metanet = metanet
-        self.graph = graph
-        self.cooldown = cooldown
-        self.total_steps = total_steps
-        self._context = GraphContext(metanet, graph)
-        self._predictions = Predictions(metanet, graph)
+    metanet: Metanet
+    graph: NeuralGraph
+    cooldown: Cooldown | None = None
+    total_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        self.metanet.check(self.graph)
+        self._context = GraphContext(self.metanet, self.graph)
+        self._predictions = Predictions(self.metanet, self.graph)
         self._flat_state: FlatState | None = None
 
     def init(self, params: Sequence[Tensor]) -> list[Record]:
-        return list(map(self._first_record, params))
+        records = []
+        for p in params:
+            record = {STEP: torch.zeros((), dtype=torch.float32, device="cpu")}
+            dtype = state_dtype(p)
+            for key in MOMENTA:
+                record[key] = torch.zeros_like(p, dtype=dtype, requires_grad=False)
+            if self._context.is_stored:
+                shape = (*p.shape, self.metanet.d_context)
+                record[CONTEXT] = torch.zeros(
+                    shape, dtype=torch.bfloat16, device=p.device
+                )
+            records.append(record)
+        return records
 
     def update(
         self,
@@ -238,15 +247,6 @@ class MetanetRule(UpdateRule):
                 delta = delta - lr * nominal * decay * p
             changes.append(Change(i, delta, records[i], part))
         return changes
-
-    def _first_record(self, param: Tensor) -> Record:
-        dtype = state_dtype(param)
-        record = {STEP: torch.zeros((), dtype=torch.float32, device="cpu")}
-        for key in MOMENTA:
-            record[key] = torch.zeros_like(param, dtype=dtype, requires_grad=False)
-        if self._context.is_stored:
-            record[CONTEXT] = self._context.first(param)
-        return record
 
     def _like(self) -> Tensor:
         return next(self.metanet.parameters())
