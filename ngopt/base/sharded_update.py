@@ -19,7 +19,6 @@ from torch import Tensor
 from ngopt import chunking
 from ngopt.base.buckets import Bucket, BucketEntry, arranged, stacks_of
 from ngopt.base.eigenbasis import renewal_positions
-from ngopt.base.elementwise import StepScalars
 from ngopt.base.first_steps import is_matrix, spectral_excess
 from ngopt.base.state import ParameterStack, counts_of, entries_of, factor_keys
 from ngopt.base.step_context import StepContext, StepInputs
@@ -151,9 +150,7 @@ class ShardedSoapUpdate(SoapUpdate):
     def _changes(self, step: StepContext) -> Iterator[list[Change]]:
         """Updates the matrices of one round while the values of others are sent."""
         assert isinstance(step, ShardedStepContext)
-        scalars = self._begin(step)
-        moments = step.state.momentum, step.state.second
-        own = zip(self.stack.buckets, *moments, strict=True)
+        self._begin(step)
         grads = dict(enumerate(step.grads))
         following = iter(self.exchanges)
         arriving = next(following).to_owners(grads)
@@ -162,16 +159,15 @@ class ShardedSoapUpdate(SoapUpdate):
             step.own_grads = arriving()
             upcoming = next(following, None)
             arriving = upcoming.to_owners(grads) if upcoming else dict
-            some = islice(own, len(self.stack.rounds[number]))
-            deltas = self._directions(step, some, scalars)
+            deltas = self._directions(step, self.stack.rounds[number])
             size = self._table_sizes.get(exchange.parameters[0])
             if size is not None and not deltas:  # this process owns no rows of a table
-                self.shards.sum(scalars.new_zeros((1, size, size)))
+                self.shards.sum(step.scalars.new_zeros((1, size, size)))
             step.own_grads = {}
-            arrival = exchange.to_holders(deltas, scalars.new_empty(0))
+            arrival = exchange.to_holders(deltas, step.scalars.new_empty(0))
             if leaving is not None:
                 yield leaving()
-            leaving = partial(self._arrived, step, scalars, number, arrival)
+            leaving = partial(self._arrived, step, number, arrival)
         if leaving is not None:
             yield leaving()
         # path and distance of whole parameters
@@ -179,22 +175,16 @@ class ShardedSoapUpdate(SoapUpdate):
         step.state.scales[-2:].add_(moved)
 
     def _directions(
-        self,
-        step: StepContext,
-        buckets: Iterator[tuple[Bucket, Tensor, Tensor]],
-        scalars: Tensor,
+        self, step: StepContext, buckets: Sequence[Bucket]
     ) -> dict[int, Tensor]:
-        """step_size * u of the parameters that this process owns, by index.
-
-        buckets: with momentum and second moments.
-        """
+        """step_size * u of the parameters that this process owns, by index."""
         found: dict[int, Tensor] = {}
-        for bucket, momentum, second in buckets:
-            rows = StepScalars(*bucket.spread(scalars))
-            u = self._direction(step, bucket, (momentum, second), rows)
+        for bucket in buckets:
+            rows = step.rows(bucket)
+            u = self._direction(step, bucket, rows)
             # sent in the dtype of the state, not of products
             delta = u.to(self.stack.dtype)
-            delta.mul_(momentum != 0).mul_(rows.step_size)
+            delta.mul_(step.state.momentum[bucket] != 0).mul_(rows.step_size)
             pieces = bucket.parts.split(delta)
             for entry, piece in zip(bucket.entries, pieces, strict=True):
                 shape = self.shards.domain(entry.parameter).shape
@@ -222,17 +212,13 @@ class ShardedSoapUpdate(SoapUpdate):
         factor.copy_(total)
 
     def _arrived(
-        self,
-        step: StepContext,
-        scalars: Tensor,
-        number: int,
-        arrival: Arrival,
+        self, step: StepContext, number: int, arrival: Arrival
     ) -> list[Change]:
         """The changes of the parts that this process holds, with weight decay."""
         bucket = self._held[number]
         values = list(map(arrival().get, range(len(step.params))))
         delta = bucket.gather(values)
-        rows = StepScalars(*bucket.spread(scalars))
+        rows = step.rows(bucket)
         weights = bucket.gather(step.params).to(self.stack.dtype)
         delta = torch.addcmul(delta, weights, rows.weight_decay)
         self._update_distance(step, bucket, delta[bucket.first :])

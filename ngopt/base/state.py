@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import chain, islice
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -61,8 +61,8 @@ def first_record(p: Tensor, layouts: Layouts) -> Record:
 class StackedState(NamedTuple):
     """The state of n parameters."""
 
-    momentum: list[Tensor]  # of each bucket, (rows, lanes)
-    second: list[Tensor]  # second moments, likewise
+    momentum: dict[Bucket, Tensor]  # (rows, lanes)
+    second: dict[Bucket, Tensor]  # second moments, likewise
     factors: dict[int, Tensor]  # by size, (count, size, size)
     bases: dict[int, Tensor]
     step: Tensor  # (n,), on the host
@@ -134,9 +134,8 @@ class ParameterStack:
         """The state in records; see `PackedState.open`."""
         tensors = self.packed.open(records, in_place)
         values = iter(tensors)
-        buckets = len(self.buckets)
-        momentum = list(islice(values, buckets))
-        second = list(islice(values, buckets))
+        momentum = dict(zip(self.buckets, values, strict=False))
+        second = dict(zip(self.buckets, values, strict=False))
         factors = dict(zip(self.keys, values, strict=False))
         bases = dict(zip(self.keys, values, strict=False))
         step = next(values)[0]
@@ -153,13 +152,10 @@ class ParameterStack:
         pieces = found.split(list(counts), 1)
         return dict(zip(self.keys, pieces, strict=True))
 
-    def squares(self, values: Sequence[Tensor]) -> Tensor:
-        """Sums of squares of every parameter, (n,), without gradients.
-
-        values: of the buckets.
-        """
+    def squares(self, values: Mapping[Bucket, Tensor]) -> Tensor:
+        """Sums of squares of every parameter, (n,), without gradients."""
         total = torch.zeros(self._count, dtype=self.dtype, device=self.device)
-        for bucket, own in zip(self.buckets, values, strict=True):
+        for bucket, own in values.items():
             rows = own.detach().square().sum(1)
             total = total.index_add(0, bucket.owners, rows)
         return total

@@ -55,9 +55,7 @@ class ScalarEquations:
         network = None
         total_steps = rule.total_steps
         if rule.predictor is not None and total_steps is not None:
-            roles = [rule.roles[i] for i in positions]
-            shapes = [rule.graph.parameters[i].shape for i in positions]
-            network = NetworkFactors(rule.predictor, roles, shapes, total_steps, device)
+            network = NetworkFactors(rule, positions, device)
         self._has_factor = network is not None
         numel = torch.tensor(numels, dtype=dtype, device=device)
         self._first = FirstSteps(rule.config, tables, numels, numel, network)

@@ -136,33 +136,32 @@ class SoapUpdate:
             self._renew_bases(step, size, slice(None), active)
 
     def _changes(self, step: StepContext) -> Iterator[list[Change]]:
-        scalars = self._begin(step)
-        moments = zip(step.state.momentum, step.state.second, strict=True)
-        for bucket, own in zip(self.stack.buckets, moments, strict=True):
-            rows = StepScalars(*bucket.spread(scalars))
-            delta = self._direction(step, bucket, own, rows)
-            measured = step.change_weights(bucket, delta, own[0], rows)
+        self._begin(step)
+        for bucket in self.stack.buckets:
+            rows = step.rows(bucket)
+            delta = self._direction(step, bucket, rows)
+            momentum = step.state.momentum[bucket]
+            measured = step.change_weights(bucket, delta, momentum, rows)
             if measured is not None:
                 self._update_distance(step, bucket, measured)
                 continue
             weights = bucket.gather(step.params).to(self.stack.dtype)
-            delta = step.fuse(change)(delta, own[0], weights, rows)
+            delta = step.fuse(change)(delta, momentum, weights, rows)
             del weights
             self._update_distance(step, bucket, delta[bucket.first :])
             yield self._split(step, bucket, delta)
             del delta  # frees memory for the next bucket
 
-    def _begin(self, step: StepContext) -> Tensor:
-        """`StepScalars` of all parameters, (fields, n); decays Kronecker factors."""
-        scalars, of_factors = self.scalars.of_step(step)
+    def _begin(self, step: StepContext) -> None:
+        """Computes scalars of all parameters; decays Kronecker factors."""
+        step.scalars, of_factors = self.scalars.of_step(step)
         if AVERAGE in step.records[0]:
             weights = step.scheduled.average_weight
-            step.average_weights = devices.separate(weights, scalars)
+            step.average_weights = devices.separate(weights, step.scalars)
         for size, values in self.stack.of_factors(of_factors).items():
             step.of_factors[size] = FactorScalars(*values)
         for size, factors in step.state.factors.items():
             factors.mul_(step.of_factors[size].decay)
-        return scalars
 
     def _update_distance(
         self, step: StepContext, bucket: Bucket, delta: Tensor
@@ -195,14 +194,11 @@ class SoapUpdate:
         return found
 
     def _direction(
-        self,
-        step: StepContext,
-        bucket: Bucket,
-        moments: tuple[Tensor, Tensor],
-        rows: StepScalars,
+        self, step: StepContext, bucket: Bucket, rows: StepScalars
     ) -> Tensor:
         """u of the equations, (rows, lanes)."""
-        momentum, second = moments
+        momentum = step.state.momentum[bucket]
+        second = step.state.second[bucket]
         grad = step.gathered(bucket).to(momentum.dtype)
         fused = step.fuse(accumulate)
         grad, ahead = fused(grad, momentum, rows, self.config, self._dtype)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ngopt import chunking
-from ngopt.functional import Record, uncompiled
+from ngopt.functional import Hyper, Record, uncompiled
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.features import STEP
 from ngopt.metanets.graph_data.feature_sources import FeatureSource
@@ -22,15 +22,20 @@ CONTEXT = "context"
 
 
 class StepPlan(NamedTuple):
-    """How a step computes, decided on the host.
+    """The inputs of a step (`UpdateRule.update`) and how it computes, which the host
+    decides.
 
-    present: positions of parameters that have a gradient. in_place: see
-    `UpdateRule.update`. is_small: whether all features are in memory during the step.
-    reads_graph: whether the context is computed in this step.
+    present: positions of parameters that have a gradient. is_small: whether all
+    features are in memory during the step. reads_graph: whether the context is computed
+    in this step.
     """
 
-    present: Sequence[int]
+    grads: Sequence[Tensor | None]
+    state: Sequence[Record]
+    params: Sequence[Tensor]
+    hyper: Hyper
     in_place: bool
+    present: Sequence[int]
     is_small: bool
     reads_graph: bool
 
@@ -59,10 +64,7 @@ class GraphContext:
         return min(steps) == 0 or max(steps) % self.metanet.graph_every == 0
 
     def of_step(
-        self,
-        plan: StepPlan,
-        source: Callable[[], FeatureSource],
-        state: Sequence[Record],
+        self, plan: StepPlan, source: Callable[[], FeatureSource]
     ) -> list[Tensor] | None:
         """The context in a step; None if the metanet does not read the graph.
 
@@ -71,7 +73,7 @@ class GraphContext:
         if not self.metanet.d_context:
             return None
         if not plan.reads_graph:
-            return self._stored(plan, state)
+            return self._stored(plan)
         like = self._like().detach()
         limit = None
         if not plan.is_small:
@@ -87,12 +89,12 @@ class GraphContext:
         if torch.is_grad_enabled():
             exact = self.metanet.context(source(), tensors)
             return [x.bfloat16() for x in exact]
-        out = self._stored(plan, state)
+        out = self._stored(plan)
         if not plan.in_place:
             out = [torch.empty_like(x) for x in out]
         return self.metanet.context(source(), tensors, out)
 
-    def _stored(self, plan: StepPlan, state: Sequence[Record]) -> list[Tensor]:
+    def _stored(self, plan: StepPlan) -> list[Tensor]:
         """The context of the last computation, views of the records; zeros where
         absent."""
         d = self.metanet.d_context
@@ -101,7 +103,7 @@ class GraphContext:
         found = []
         for i, spec in enumerate(self.graph.parameters):
             if i in present:
-                found.append(state[i][CONTEXT].view(-1, d))
+                found.append(plan.state[i][CONTEXT].view(-1, d))
             else:
                 zeros = torch.zeros(spec.numel, d, dtype=torch.bfloat16, device=device)
                 found.append(zeros)

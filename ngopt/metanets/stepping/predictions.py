@@ -15,6 +15,7 @@ from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.features import NUM_COLUMNS, features_of
 from ngopt.metanets.graph_data.feature_sources import RawFeatures
 from ngopt.metanets.metanet import Metanet
+from ngopt.metanets.stepping.context import StepPlan
 from ngopt.metanets.update_mlp.update_mlp import Predictor
 
 
@@ -64,23 +65,19 @@ class Predictions:
         return features * mask if out is None else features.mul_(mask)
 
     def piece_by_piece(
-        self,
-        source: RawFeatures,
-        context: Sequence[Tensor] | None,
-        present: Sequence[int],
-        in_place: bool,
+        self, plan: StepPlan, source: RawFeatures, context: Sequence[Tensor] | None
     ) -> Iterator[list[Update]]:
         """Updates of a large network, some parameters at a time; in place, some rows
         of a long one."""
         like = self._like()
-        sizes = {i: self.graph.parameters[i].numel for i in present}
+        sizes = {i: self.graph.parameters[i].numel for i in plan.present}
         longest = chunking.chunk_size(chunking.UPDATED_ELEMENTS, like.device)
         limit = chunking.total_chunk_size(chunking.CONCATENATED_ELEMENTS, like)
         for group in chunking.batches_up_to(sizes, limit):
             columns = source.joined(group)
             if context is not None:
                 columns.append(concatenated([context[i] for i in group]))
-            if in_place and sizes[group[0]] > longest:
+            if plan.in_place and sizes[group[0]] > longest:
                 spec = self.graph.parameters[group[0]]
                 width = spec.numel // spec.shape[0]
                 most = max(1, longest // width)

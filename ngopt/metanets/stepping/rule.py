@@ -99,37 +99,33 @@ class MetanetRule(UpdateRule):
         present = _present(grads)
         if not present:
             return iter(())
-        hyper = self._cooled(hyper, state)
         is_compiled = torch.compiler.is_compiling() and in_place
         # all features are in memory: where autograd needs them, and on CPUs those of a
         # small network. On accelerators the kernel that reads them makes them
         is_small = self.graph.numel <= SMALL_NETWORK and self._like().is_cpu
         is_small = is_small or torch.is_grad_enabled()
+        # see `may_be_traced`
+        reads_graph = not is_compiled and self._context.is_due(present, state)
+        hyper = self._cooled(hyper, state)
         plan = StepPlan(
-            present=present,
-            in_place=in_place,
-            is_small=is_small,
-            # see `may_be_traced`
-            reads_graph=not is_compiled and self._context.is_due(present, state),
+            grads, state, params, hyper, in_place, present, is_small, reads_graph
         )
-        if in_place and self._has_flat_state(plan, state):
-            updates = self._flat_updates(plan, grads, state, params)
-            return iter([self._changes(plan, state, params, hyper, updates)])
+        if in_place and self._has_flat_state(plan):
+            return iter([self._changes(plan, state, self._flat_updates(plan))])
         if in_place:
             limit = chunking.chunk_size(chunking.UPDATED_ELEMENTS, self._like().device)
             update_momenta_(grads, state, limit)
             records = state
         else:
             records = next_records(grads, state)
-        columns = _columns(params, grads, records)
-        context, updates = self._predicted(plan, columns, state)
+        context, updates = self._predicted(plan, records)
         if in_place:
             _foreach_add_([state[i][STEP] for i in present], 1)
         elif context is not None and self._context.is_stored:
             for i in present:
                 shape = (*params[i].shape, self.metanet.d_context)
                 records[i][CONTEXT] = context[i].view(shape)
-        return map(partial(self._changes, plan, records, params, hyper), updates)
+        return map(partial(self._changes, plan, records), updates)
 
     def may_be_traced(
         self, grads: Sequence[Tensor | None], state: Sequence[Record]
@@ -155,25 +151,19 @@ class MetanetRule(UpdateRule):
         height = self.height(steps_so_far(counts, self.total_steps))
         return hyper._replace(lr=[lr * height for lr in hyper.lr])
 
-    def _has_flat_state(self, plan: StepPlan, state: Sequence[Record]) -> bool:
+    def _has_flat_state(self, plan: StepPlan) -> bool:
         """Whether a small network has all gradients, and state in the metanet's dtype
         and on its device."""
-        if not (plan.is_small and _is_eager()) or len(plan.present) < len(state):
+        if not (plan.is_small and _is_eager()) or len(plan.present) < len(plan.state):
             return False
         like = self._like()
-        for record in state:
+        for record in plan.state:
             momentum = record[MOMENTA[0]]
             if momentum.dtype != like.dtype or momentum.device != like.device:
                 return False
         return True
 
-    def _flat_updates(
-        self,
-        plan: StepPlan,
-        grads: Sequence[Tensor | None],
-        state: Sequence[Record],
-        params: Sequence[Tensor],
-    ) -> list[Update]:
+    def _flat_updates(self, plan: StepPlan) -> list[Update]:
         """Updates of all parameters at once; moves their state, in place."""
         if self._flat_state is None:
             shapes = [Size(spec.shape) for spec in self.graph.parameters]
@@ -183,36 +173,31 @@ class MetanetRule(UpdateRule):
         n = self.graph.numel
         predictor = self._predictions.predictor(n)
         features = predictor.features(n)
-        present = [grad for grad in grads if grad is not None]
-        stored = self._flat_state.update(params, present, state, features)
+        grads = [grad for grad in plan.grads if grad is not None]
+        stored = self._flat_state.update(plan.params, grads, plan.state, features)
         context = None
         if self.metanet.d_context:
             source = partial(FlatFeatures.finite, features.mT, self.graph)
-            computed = self._context.of_step(plan, source, state)
+            computed = self._context.of_step(plan, source)
             context = concatenated(computed or []) if stored is None else stored
         values = self.graph.unflatten(predictor.predicted(n, context))
         return list(map(Update, plan.present, values))
 
     def _predicted(
-        self,
-        plan: StepPlan,
-        columns: Sequence[Sequence[Tensor]],
-        state: Sequence[Record],
+        self, plan: StepPlan, records: Sequence[Record]
     ) -> tuple[Sequence[Tensor] | None, Iterable[Sequence[Update]]]:
         """The context of every parameter; updates of those present."""
+        columns = _columns(plan, records)
         if not plan.is_small:
             raw = RawFeatures(columns, self.graph, self._like())
-            context = self._context.of_step(plan, lambda: raw, state)
-            updates = self._predictions.piece_by_piece(
-                raw, context, plan.present, plan.in_place
-            )
-            return context, updates
+            context = self._context.of_step(plan, lambda: raw)
+            return context, self._predictions.piece_by_piece(plan, raw, context)
         predictor = None
         if plan.in_place and _is_eager():
             predictor = self._predictions.predictor(self.graph.numel)
         features = self._predictions.features(columns, predictor)
         source = partial(FlatFeatures.finite, features, self.graph)
-        context = self._context.of_step(plan, source, state)
+        context = self._context.of_step(plan, source)
         own = None if context is None else torch.cat(list(context)).to(features)
         if predictor is None:
             values = checked_updates(self.metanet.updates, features, own)
@@ -222,25 +207,20 @@ class MetanetRule(UpdateRule):
         return context, [[Update(i, by_parameter[i]) for i in plan.present]]
 
     def _changes(
-        self,
-        plan: StepPlan,
-        records: Sequence[Record],
-        params: Sequence[Tensor],
-        hyper: Hyper,
-        updates: Sequence[Update],
+        self, plan: StepPlan, records: Sequence[Record], updates: Sequence[Update]
     ) -> list[Change]:
         values, rates = [], []
         for update in updates:
-            p = params[update.position]
+            p = plan.params[update.position]
             values.append(update.values.to(p.device, state_dtype(p)))
-            rates.append(hyper.lr[update.position])
+            rates.append(plan.hyper.lr[update.position])
         deltas = _scaled(values, rates, plan.in_place)
         changes = []
         for update, lr, delta in zip(updates, rates, deltas, strict=True):
             i = update.position
             part = whole if update.rows is None else itemgetter(update.rows)
-            p = part(params[i])
-            decay = hyper.weight_decay[i]
+            p = part(plan.params[i])
+            decay = plan.hyper.weight_decay[i]
             delta = delta.view(p.shape)
             if decay:
                 nominal = self.metanet.config.nominal_step
@@ -257,14 +237,10 @@ def _present(grads: Sequence[Tensor | None]) -> list[int]:
     return [i for i, grad in enumerate(grads) if grad is not None]
 
 
-def _columns(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor | None],
-    records: Sequence[Record],
-) -> list[list[Tensor]]:
+def _columns(plan: StepPlan, records: Sequence[Record]) -> list[list[Tensor]]:
     """Weight, gradient and momenta of every parameter; [] without a gradient."""
     columns = []
-    for p, grad, record in zip(params, grads, records, strict=True):
+    for p, grad, record in zip(plan.params, plan.grads, records, strict=True):
         if grad is None:
             columns.append([])
         else:
