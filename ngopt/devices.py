@@ -15,6 +15,7 @@ from torch import Tensor, _foreach_norm  # pyright: ignore[reportPrivateImportUs
 from torch._C._functorch import peek_interpreter_stack
 
 Array = Any  # of NumPy or torch
+Pair = tuple[Array, Array]
 SAFE_NORMS = 1e-15, 1e15  # their squares are in the range of float32
 
 

@@ -21,6 +21,8 @@ EMPTY = torch.empty(0, 2, device="cpu")
 KEEPS_EMPTY_SHAPES = VIEW.shape == EMPTY.shape
 """torch 2.6 gives views of empty tensors the shape (0,)."""
 
+Shapes = Sequence[tuple[int, ...]]
+
 
 class Packing(NamedTuple):
     """A tensor of which records store views.
@@ -102,12 +104,7 @@ class PaddedRows:
     Each matrix starts with a row; zeros fill its last row.
     """
 
-    def __init__(
-        self,
-        shapes: Sequence[tuple[int, ...]],
-        lanes: int,
-        views: Sequence[tuple[int, ...]] | None = None,
-    ):
+    def __init__(self, shapes: Shapes, lanes: int, views: Shapes | None = None):
         """shapes: (matrices, *matrix) of each value. views: shapes of the views of
         `split`, with as many elements; None: `shapes`."""
         self.shapes = shapes

@@ -27,7 +27,7 @@ from torch import Tensor
 from ngopt.base.config import SoapConfig
 from ngopt.base.network_features import FirstMeasures
 from ngopt.base.step_predictor import NetworkFactors
-from ngopt.devices import Array, array_module, precise_dtype
+from ngopt.devices import Array, Pair, array_module, precise_dtype
 
 if TYPE_CHECKING:
     from ngopt.base.step_context import StepContext
@@ -68,11 +68,7 @@ class FirstSteps:
     network: NetworkFactors | None
 
     def update(
-        self,
-        factors: StepSizeFactors,
-        step: StepContext,
-        rms: tuple[Array, Array],
-        gradients: tuple[Array, Array],
+        self, factors: StepSizeFactors, step: StepContext, rms: Pair, gradients: Pair
     ) -> StepSizeFactors:
         """The new factors.
 
@@ -97,7 +93,7 @@ class FirstSteps:
         return _scaled(factors, longer)._replace(density=density)
 
     def _at_start(
-        self, factors: StepSizeFactors, step: StepContext, both: tuple[Array, Array]
+        self, factors: StepSizeFactors, step: StepContext, both: Pair
     ) -> StepSizeFactors:
         """Sets the factors of parameters with their first gradient.
 
@@ -245,7 +241,7 @@ def trained(
     return share.clip(min=c.trained_least), untrained.expand(len(numels))
 
 
-def initial_size(rms: Array, inverse_init_rms: Array) -> tuple[Array, Array]:
+def initial_size(rms: Array, inverse_init_rms: Array) -> Pair:
     """(offset, slope) of the factor offset + slope * RMS(weights) of step sizes.
 
     Its first value is the ratio of RMS to that of PyTorch's initial weights, at most 1;
@@ -268,7 +264,7 @@ def dense_shares(grads: Sequence[Tensor], tables: Sequence[int]) -> Tensor:
     return torch.stack(found)
 
 
-def mean_density(share: Array, density: Array, count: Array) -> tuple[Array, Array]:
+def mean_density(share: Array, density: Array, count: Array) -> Pair:
     """(new mean density of tables / old one, new mean density), (n,).
 
     share: of this gradient. density: previous mean, 0 at first. count: of gradients,

@@ -47,6 +47,7 @@ from ngopt.distributed.shards import Shards
 from ngopt.functional import (
     AVERAGE,
     Change,
+    Gradients,
     Hyper,
     Record,
     UpdateRule,
@@ -165,7 +166,7 @@ class SoapRule(UpdateRule):
 
     def update(
         self,
-        grads: Sequence[Tensor | None],
+        grads: Gradients,
         state: Sequence[Record],
         params: Sequence[Tensor],
         hyper: Hyper,

@@ -17,7 +17,7 @@ from ngopt.base.state import ParameterStack
 from ngopt.base.step_context import FactorScalars, StepContext
 from ngopt.base.step_predictor import NetworkFactors
 from ngopt.base.step_size import lengthening
-from ngopt.devices import Array
+from ngopt.devices import Array, Pair
 
 if TYPE_CHECKING:
     from ngopt.base.soap import SoapRule
@@ -117,7 +117,7 @@ class ScalarEquations:
         return scalars[: len(of_rows)], scalars[len(of_rows) :]
 
     def _gradient_scale(
-        self, step: StepContext, rms: Array, before: tuple[Array, Array]
+        self, step: StepContext, rms: Array, before: Pair
     ) -> GradientScale:
         """rms: of gradients. before: unit and running RMS of the previous step."""
         s = step.scheduled

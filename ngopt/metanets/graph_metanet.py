@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any, ClassVar, Self
@@ -15,7 +15,7 @@ from ngopt.metanets.features import NUM_FEATURES
 from ngopt.metanets.feedforward import FeedForward, FeedForwardConfig
 from ngopt.metanets.graph_data.feature_sources import FeatureSource
 from ngopt.metanets.graph_data.graph_tensors import (
-    ContextPlace,
+    Contexts,
     GraphTensors,
     graph_tensors,
 )
@@ -76,9 +76,7 @@ class GraphMetanet(FeedForward):
     ) -> GraphTensors:
         return graph_tensors(graph, self.config.kernel, like, limit)
 
-    def context_pieces(
-        self, source: FeatureSource, tensors: GraphTensors
-    ) -> Iterator[tuple[ContextPlace, Tensor]]:
+    def context_pieces(self, source: FeatureSource, tensors: GraphTensors) -> Contexts:
         """The context of every place, (*batch, *shape of the view, d_out), whose slots
         are one axis."""
         raise NotImplementedError
@@ -152,9 +150,7 @@ class MessagePassingMetanet(GraphMetanet):
         """One round of message passing."""
         raise NotImplementedError
 
-    def context_pieces(
-        self, source: FeatureSource, tensors: GraphTensors
-    ) -> Iterator[tuple[ContextPlace, Tensor]]:
+    def context_pieces(self, source: FeatureSource, tensors: GraphTensors) -> Contexts:
         network = self.get_submodule(self.network_name)
         assert isinstance(network, GraphNetwork)
         return network.pieces(source, tensors)

@@ -8,7 +8,7 @@ kernel sizes are fixed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -20,11 +20,7 @@ from ngopt.graph.groups_and_blocks import EdgeBlock
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.features import NUM_FEATURES
 from ngopt.metanets.graph_data.feature_sources import FeatureSource
-from ngopt.metanets.graph_data.graph_tensors import (
-    ContextPlace,
-    EdgeChunk,
-    GraphTensors,
-)
+from ngopt.metanets.graph_data.graph_tensors import Contexts, EdgeChunk, GraphTensors
 from ngopt.metanets.graph_metanet import GraphMetanet, GraphMetanetConfig
 from ngopt.metanets.layers.edge_states import EdgeStates, fits_in_memory
 from ngopt.metanets.layers.np_layer import Channels, NPLayer
@@ -80,9 +76,7 @@ class NeuralFunctional(GraphMetanet):
                 f"got {_described(kernels)}"
             )
 
-    def context_pieces(
-        self, source: FeatureSource, tensors: GraphTensors
-    ) -> Iterator[tuple[ContextPlace, Tensor]]:
+    def context_pieces(self, source: FeatureSource, tensors: GraphTensors) -> Contexts:
         graph = tensors.graph
         chain = layers_of(graph)
         inputs = graph.weights[chain[0].weight].source

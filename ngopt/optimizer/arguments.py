@@ -137,10 +137,7 @@ def _check_shared(key: str, value: Any, shared: Any) -> None:
 
 
 def complete_new_group(
-    group: Group,
-    defaults: Mapping[str, Any],
-    groups: Sequence[Group],
-    is_default: bool,
+    group: Group, defaults: Mapping[str, Any], groups: Sequence[Group], is_default: bool
 ) -> list[str]:
     """Checks a new group and adds the settings that all groups share to it.
 

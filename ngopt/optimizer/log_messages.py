@@ -6,13 +6,13 @@ import logging
 import os
 import traceback
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from math import inf
 from typing import Any
 
 from torch import Tensor, distributed
 
-from ngopt.functional import Record
+from ngopt.functional import Record, State
 from ngopt.graph import NeuralGraph
 from ngopt.graph.connectivity import unconnected
 from ngopt.optimizer.param_groups import Group, is_scheduled
@@ -110,7 +110,7 @@ def name_of(weights: Any) -> str:
     return str(weights) if is_named else type(weights).__name__
 
 
-def describe(graph: NeuralGraph | None, state: Mapping[Tensor, Record]) -> str:
+def describe(graph: NeuralGraph | None, state: State) -> str:
     """What is known of a network: its graph, and the learned factor of the step size.
 
     graph: None before it is known.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ngopt.functional import AVERAGE, Record
+from ngopt.functional import AVERAGE, Record, State
 from ngopt.optimizer.arguments import PER_GROUP, SHARED, check_groups
 from ngopt.optimizer.log_messages import logger
 from ngopt.optimizer.param_groups import Group
@@ -133,9 +133,7 @@ def numbered(groups: Sequence[Group], records: Sequence[Record]) -> dict[Any, Re
 
 
 def restore_dtypes(
-    state: Mapping[Tensor, Record],
-    params: Sequence[Tensor],
-    state_dict: Mapping[str, Any],
+    state: State, params: Sequence[Tensor], state_dict: Mapping[str, Any]
 ) -> None:
     """Restores dtypes of state, which torch casts to the dtypes of the parameters.
 

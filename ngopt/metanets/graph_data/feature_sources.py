@@ -93,10 +93,7 @@ class RawFeatures:
     batch = torch.Size()
 
     def __init__(
-        self,
-        columns: Sequence[Sequence[Tensor]],
-        graph: NeuralGraph,
-        like: Tensor,
+        self, columns: Sequence[Sequence[Tensor]], graph: NeuralGraph, like: Tensor
     ):
         self.columns: list[list[Tensor]] = []
         for own in columns:

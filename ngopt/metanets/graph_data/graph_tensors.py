@@ -25,6 +25,9 @@ from ngopt.metanets.graph_data.node_features import (
     slot_positions,
 )
 
+Kernel = tuple[int, int]
+"""The largest (height, width) of a kernel on one edge."""
+
 GraphIds = tuple[int, ...] | Tensor
 """Number of the graph of every group; in a mixture, of every node, (n,)."""
 
@@ -56,8 +59,8 @@ class EdgeChunk(NamedTuple):
         return edges[..., self.groups, self.targets, self.sources, :, :]
 
 
-ContextPlace = int | EdgeChunk
-"""A bias, by its number, or a chunk of a weight."""
+Contexts = Iterator[tuple[int | EdgeChunk, Tensor]]
+"""Features of places: of biases, by number, and of chunks of weights."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,10 +145,7 @@ class GraphTensors:
 
 
 def graph_tensors(
-    graph: NeuralGraph,
-    kernel: tuple[int, int],
-    like: Tensor,
-    limit: int | None = None,
+    graph: NeuralGraph, kernel: Kernel, like: Tensor, limit: int | None = None
 ) -> GraphTensors:
     """The tensors of a graph.
 
@@ -172,11 +172,7 @@ def graph_tensors(
 
 
 def _block_tensors(
-    block: EdgeBlock,
-    number: int,
-    kernel: tuple[int, int],
-    like: Tensor,
-    limit: int | None,
+    block: EdgeBlock, number: int, kernel: Kernel, like: Tensor, limit: int | None
 ) -> BlockTensors:
     tiles = len(kernel_tiles(block.slot_shape, kernel))
     if limit is not None:
@@ -234,9 +230,7 @@ class Tile(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def kernel_tiles(
-    slot_shape: tuple[int, ...], kernel: tuple[int, int]
-) -> tuple[Tile, ...]:
+def kernel_tiles(slot_shape: tuple[int, ...], kernel: Kernel) -> tuple[Tile, ...]:
     """Cuts the slots of an edge into tiles, from the first corner on;
     each becomes an edge of its own.
 

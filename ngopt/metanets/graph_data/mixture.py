@@ -29,6 +29,7 @@ from ngopt.metanets.graph_data.graph_tensors import (
     BlockTensors,
     EdgeChunk,
     GraphTensors,
+    Kernel,
     kernel_tiles,
 )
 from ngopt.metanets.graph_data.node_features import (
@@ -223,9 +224,7 @@ def _nodes(start: int, index: Index, *shape: int) -> Tensor:
     return (start + within).reshape(shape)
 
 
-def mixture_of(
-    layouts: Sequence[tuple[NetworkLayout, int]], kernel: tuple[int, int]
-) -> Mixture:
+def mixture_of(layouts: Sequence[tuple[NetworkLayout, int]], kernel: Kernel) -> Mixture:
     """Copies of several networks, one after the other.
 
     layouts: with the numbers of copies. kernel: of the metanet, see `kernel_tiles`.
@@ -295,7 +294,7 @@ def _concatenated(
 
 
 def _block(
-    number: int, kind: BlockKind, indices: BlockIndices, kernel: tuple[int, int]
+    number: int, kind: BlockKind, indices: BlockIndices, kernel: Kernel
 ) -> BlockTensors:
     (targets, sources), (t, s) = indices.ends, kind.shape
     shape = len(targets), t, s

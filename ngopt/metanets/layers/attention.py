@@ -107,11 +107,7 @@ class RelationalLayer(GraphLayer):
     of_head: Tensor
 
     def __init__(
-        self,
-        width: int,
-        heads: int,
-        complete_up_to: int = 0,
-        edges: bool = True,
+        self, width: int, heads: int, complete_up_to: int = 0, edges: bool = True
     ):
         super().__init__()
         if width % heads:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
@@ -16,9 +16,10 @@ from ngopt.graph.neural_graph import GraphValues, NeuralGraph
 from ngopt.metanets.graph_data.feature_sources import FeatureSource, WholeValues
 from ngopt.metanets.graph_data.graph_tensors import (
     BlockTensors,
-    ContextPlace,
+    Contexts,
     EdgeChunk,
     GraphTensors,
+    Kernel,
     graph_tensors,
 )
 from ngopt.metanets.graph_data.node_features import (
@@ -50,6 +51,9 @@ from ngopt.metanets.layers.slot_encoders import (
     SlotMap,
     maps_of,
 )
+
+Extra = Sequence[Tensor | None]
+"""Added to the first states of every group, (*batch, n, width), or None; may be ()."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ class GraphNetwork(nn.Module):
         d_out: int | None,
         width: int,
         layers: Sequence[GraphLayer],
-        kernel: tuple[int, int],
+        kernel: Kernel,
         options: GraphNetworkOptions | None = None,
     ):
         super().__init__()
@@ -120,10 +124,7 @@ class GraphNetwork(nn.Module):
         return self.decoded(WholeValues(values, batch), tensors)
 
     def decoded(
-        self,
-        source: FeatureSource,
-        tensors: GraphTensors,
-        extra: Sequence[Tensor | None] = (),
+        self, source: FeatureSource, tensors: GraphTensors, extra: Extra = ()
     ) -> GraphValues:
         """`pieces` of a graph whose blocks are one chunk each."""
         like = self.position.weight
@@ -137,17 +138,13 @@ class GraphNetwork(nn.Module):
         return GraphValues(tuple(biases), tuple(edges))
 
     def pieces(
-        self,
-        source: FeatureSource,
-        tensors: GraphTensors,
-        extra: Sequence[Tensor | None] = (),
-    ) -> Iterator[tuple[ContextPlace, Tensor]]:
+        self, source: FeatureSource, tensors: GraphTensors, extra: Extra = ()
+    ) -> Contexts:
         """The output, place by place.
 
         Of a bias, by its number, (*batch, n, slots, d_out); of a chunk of a weight
         (*batch, groups, n_target, n_source, slots, d_out). Edge states of large graphs
-        are recomputed instead of stored, unless autograd stores them. extra: see
-        `states`.
+        are recomputed instead of stored, unless autograd stores them.
         """
         nodes, edges = self.states(source, tensors, extra)
         all_maps = maps_of(self.node_decoder, tensors.graph.biases)
@@ -164,15 +161,9 @@ class GraphNetwork(nn.Module):
                 yield chunk, self.edge_decoder(states, maps)
 
     def states(
-        self,
-        source: FeatureSource,
-        tensors: GraphTensors,
-        extra: Sequence[Tensor | None] = (),
+        self, source: FeatureSource, tensors: GraphTensors, extra: Extra = ()
     ) -> tuple[list[Tensor], EdgeStates]:
         """States of nodes and edges after all layers.
-
-        extra: added to the first states of every group, (*batch, n, width), or None;
-        may be ().
 
         Returns (*batch, n, width) of every group, and the edges, which are computed
         when read.
@@ -245,10 +236,7 @@ class GraphNetwork(nn.Module):
 
 
 def run_layer(
-    layer: GraphLayer,
-    nodes: list[Tensor],
-    edges: EdgeStates,
-    tensors: GraphTensors,
+    layer: GraphLayer, nodes: list[Tensor], edges: EdgeStates, tensors: GraphTensors
 ) -> list[Tensor]:
     """The nodes after a layer; the layer becomes a step of the edges."""
     is_large = not edges.keep

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ngopt import chunking
-from ngopt.functional import Hyper, Record, uncompiled
+from ngopt.functional import Gradients, Hyper, Record, uncompiled
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.features import STEP
 from ngopt.metanets.graph_data.feature_sources import FeatureSource
@@ -30,7 +30,7 @@ class StepPlan(NamedTuple):
     in this step.
     """
 
-    grads: Sequence[Tensor | None]
+    grads: Gradients
     state: Sequence[Record]
     params: Sequence[Tensor]
     hyper: Hyper

@@ -39,9 +39,7 @@ class Predictions:
         self._options: tuple | None = None
 
     def features(
-        self,
-        columns: Sequence[Sequence[Tensor]],
-        predictor: Predictor | None,
+        self, columns: Sequence[Sequence[Tensor]], predictor: Predictor | None
     ) -> Tensor:
         """Weight, gradient and momenta, preprocessed: (numel, 14); zeros where absent.
 
@@ -126,8 +124,6 @@ class Predictions:
         return next(self.metanet.parameters())
 
 
-def _split_context(
-    columns: Sequence[Tensor],
-) -> tuple[Sequence[Tensor], Tensor | None]:
+def _split_context(columns: Sequence[Tensor]) -> tuple[Sequence[Tensor], Tensor | None]:
     has_context = len(columns) > NUM_COLUMNS
     return columns[:NUM_COLUMNS], columns[NUM_COLUMNS] if has_context else None

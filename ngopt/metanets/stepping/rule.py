@@ -18,7 +18,15 @@ from torch import (
 
 from ngopt import chunking
 from ngopt.chunking import concatenated
-from ngopt.functional import Change, Hyper, Record, UpdateRule, state_dtype, whole
+from ngopt.functional import (
+    Change,
+    Gradients,
+    Hyper,
+    Record,
+    UpdateRule,
+    state_dtype,
+    whole,
+)
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.features import (
     LERP_WEIGHTS,
@@ -90,7 +98,7 @@ class MetanetRule(UpdateRule):
 
     def update(
         self,
-        grads: Sequence[Tensor | None],
+        grads: Gradients,
         state: Sequence[Record],
         params: Sequence[Tensor],
         hyper: Hyper,
@@ -127,9 +135,7 @@ class MetanetRule(UpdateRule):
                 records[i][CONTEXT] = context[i].view(shape)
         return map(partial(self._changes, plan, records), updates)
 
-    def may_be_traced(
-        self, grads: Sequence[Tensor | None], state: Sequence[Record]
-    ) -> bool:
+    def may_be_traced(self, grads: Gradients, state: Sequence[Record]) -> bool:
         """Steps that compute the context are not compiled: they make many small
         products, and the host decides which steps these are."""
         if not self.metanet.d_context:
@@ -232,7 +238,7 @@ class MetanetRule(UpdateRule):
         return next(self.metanet.parameters())
 
 
-def _present(grads: Sequence[Tensor | None]) -> list[int]:
+def _present(grads: Gradients) -> list[int]:
     """Positions of parameters with a gradient."""
     return [i for i, grad in enumerate(grads) if grad is not None]
 
@@ -280,11 +286,7 @@ class FlatState:
     """
 
     def __init__(
-        self,
-        shapes: Sequence[Size],
-        like: Tensor,
-        context: str | None,
-        d_context: int,
+        self, shapes: Sequence[Size], like: Tensor, context: str | None, d_context: int
     ):
         numbers = range(len(shapes))
         momenta = [(i, key) for key in MOMENTA for i in numbers]

@@ -20,6 +20,9 @@ from ngopt.metanets.features import NUM_FEATURES, features_of
 # Of an MLP with a kernel: widths of its two hidden layers, and features of the context.
 WIDTHS, MAX_CONTEXT = (16, 32, 64), 16
 
+Updates = Callable[[Tensor, Tensor | None], Tensor]
+"""Features (n, 14) and context (n, d), None where d is 0, -> updates (n,)."""
+
 
 class UpdateMLP(nn.Module):
     """update = output_scale * d * exp(magnitude_scale * m).
@@ -72,19 +75,12 @@ class UpdateMLP(nn.Module):
 class Predictor:
     """A metanet's `updates` of up to `capacity` elements at once.
 
-    updates: (n, 14) and context (n, d), None where d is 0, -> (n,). like: of the
-    metanet's dtype, on its device.
+    updates: of the metanet. like: of its dtype, on its device.
 
     inputs: features, then context, then a row of ones, (14 + d + 1, capacity).
     """
 
-    def __init__(
-        self,
-        updates: Callable[[Tensor, Tensor | None], Tensor],
-        d_context: int,
-        capacity: int,
-        like: Tensor,
-    ):
+    def __init__(self, updates: Updates, d_context: int, capacity: int, like: Tensor):
         self._updates = updates
         self.inputs = _ones(like, NUM_FEATURES + d_context + 1, capacity)
 
@@ -139,10 +135,7 @@ class MLPPredictor(Predictor):
     """
 
     def __init__(
-        self,
-        linears: Sequence[nn.Linear],
-        scales: tuple[float, float],
-        capacity: int,
+        self, linears: Sequence[nn.Linear], scales: tuple[float, float], capacity: int
     ):
         like = linears[0].weight.detach()
         self._scales = like.new_tensor(scales).unsqueeze(-1)
@@ -242,9 +235,7 @@ def has_kernel(linears: Sequence[nn.Linear]) -> bool:
 
 
 def checked_updates(
-    updates: Callable[[Tensor, Tensor | None], Tensor],
-    features: Tensor,
-    context: Tensor | None,
+    updates: Updates, features: Tensor, context: Tensor | None
 ) -> Tensor:
     """The `updates` of a metanet. Raises ValueError unless there is one per element:
     (n, 1) would be viewed as the shape of the parameter."""
