@@ -172,13 +172,13 @@ class SoapRule(UpdateRule):
         hyper: Hyper,
         in_place: bool = False,
     ) -> Iterator[list[Change]]:
-        inputs = StepInputs(grads, state, params, hyper, in_place)
         present = [i for i, grad in enumerate(grads) if grad is not None]
+        inputs = StepInputs(grads, state, params, hyper, in_place, present)
         if self.shards is not None:
-            self._check_equal_inputs(present, state, hyper)
+            self._check_equal_inputs(inputs)
         if not present:
             return
-        updates = self._updates_of(present, inputs)
+        updates = self._updates_of(inputs)
         is_captured = devices.is_capturing(updates[0].stack.device)
         if in_place and not is_captured:
             for update in updates:
@@ -211,19 +211,17 @@ class SoapRule(UpdateRule):
         horizon = None if inputs.hyper.scheduled else self.total_steps
         return float(steps_so_far(counts, horizon))
 
-    def _check_equal_inputs(
-        self, present: Sequence[int], state: Sequence[Record], hyper: Hyper
-    ) -> None:
+    def _check_equal_inputs(self, inputs: StepInputs) -> None:
         """Raises ValueError if processes have different inputs of a step."""
         assert self.shards is not None
         names, rates, decays = [], [], []
         ages = set()
-        for i in present:
-            lr = hyper.lr[i]
+        for i in inputs.present:
+            lr = inputs.hyper.lr[i]
             names.append(self.graph.parameters[i].name)
             rates.append(None if is_kept(lr) else float(lr))
-            decays.append(hyper.weight_decay[i])
-            ages.add(int(state[i]["step"]))
+            decays.append(inputs.hyper.weight_decay[i])
+            ages.add(int(inputs.state[i]["step"]))
         values = {
             "parameters with gradients": names,
             "lr": _runs(names, rates),
@@ -239,10 +237,9 @@ class SoapRule(UpdateRule):
         layouts = chain.from_iterable(self.layouts)
         return self.renew_every or renewal_interval(layouts, device)
 
-    def _updates_of(
-        self, present: Sequence[int], inputs: StepInputs
-    ) -> list[SoapUpdate]:
+    def _updates_of(self, inputs: StepInputs) -> list[SoapUpdate]:
         """One for each dtype and device of parameters that have a gradient."""
+        present = inputs.present
         likes = []  # with the dtypes and devices of states
         for i in present:
             p = inputs.params[i]

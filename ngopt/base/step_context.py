@@ -30,7 +30,8 @@ class FactorScalars(NamedTuple):
 class StepInputs(NamedTuple):
     """Arguments of a step for all parameters of a rule, see `UpdateRule.update`.
 
-    in_place: whether neither autograd nor vmap traces the step.
+    in_place: whether neither autograd nor vmap traces the step. present: parameters
+    that have a gradient.
     """
 
     grads: Sequence[Any]
@@ -38,6 +39,7 @@ class StepInputs(NamedTuple):
     params: Sequence[Tensor]
     hyper: Hyper
     in_place: bool
+    present: Sequence[int]
 
 
 class StepContext:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -71,30 +71,23 @@ class BlockIndices(NamedTuple):
     def repeated(self, nodes: Tensor, elements: Tensor) -> BlockIndices:
         """Those of several copies. nodes, elements: the first number of each copy,
         (count,)."""
-        ends = []
-        for end in self.ends:
-            ends.append(_shifted(end, nodes))
-        own_elements = self.elements
-        positions = self.positions
+        ends = tuple(_shifted(end, nodes) for end in self.ends)
+        _, own_elements, positions = self
         if own_elements is not None:
             own_elements = _shifted(own_elements, elements)
         if positions is not None:
             positions = positions.repeat(len(nodes), 1)
-        return BlockIndices(tuple(ends), own_elements, positions)
+        return BlockIndices(ends, own_elements, positions)
 
     @classmethod
     def concatenated(cls, several: Sequence[BlockIndices]) -> BlockIndices:
-        ends, elements, positions = [], [], []
-        for indices in several:
-            ends.append(indices.ends)
-            if indices.elements is not None:
-                elements.append(indices.elements)
-            if indices.positions is not None:
-                positions.append(indices.positions)
+        """Of blocks of one kind."""
+        columns: Any = zip(*several, strict=True)
+        ends, elements, positions = columns
         return cls(
             tuple(map(torch.cat, zip(*ends, strict=True))),
-            torch.cat(elements) if elements else None,
-            torch.cat(positions) if positions else None,
+            None if elements[0] is None else torch.cat(elements),
+            None if positions[0] is None else torch.cat(positions),
         )
 
 
@@ -243,25 +236,21 @@ def mixture_of(layouts: Sequence[tuple[NetworkLayout, int]], kernel: Kernel) -> 
     for own in biases.values():
         bias_elements.append(own.elements)
         bias_index.append(own.ends[0])
-    copies = []
+    all_kinds, activations, positions, sizes = [], [], [], []
     for layout, count in layouts:
-        copies += [layout] * count
-    sizes = torch.tensor([layout.nodes for layout in copies])
-    graph_ids = torch.arange(len(copies)).repeat_interleave(sizes)
-    all_kinds, all_activations, all_positions = [], [], []
-    for layout in copies:
-        all_kinds.append(layout.kinds)
-        all_activations.append(layout.activations)
-        all_positions.append(layout.positions)
+        all_kinds += [layout.kinds] * count
+        activations += [layout.activations] * count
+        positions += [layout.positions] * count
+        sizes += [layout.nodes] * count
     kinds = torch.cat(all_kinds)
-    activations = torch.cat(all_activations)
+    graph_ids = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
     tensors = GraphTensors(
         graph=_graph(blocks, biases, len(kinds)),
         blocks=tuple(blocks),
         bias_index=tuple(bias_index),
-        positions=(torch.cat(all_positions),),
+        positions=(torch.cat(positions),),
         kinds=kinds.unsqueeze(0),
-        activations=activations.unsqueeze(0),
+        activations=torch.cat(activations).unsqueeze(0),
         graph_ids=graph_ids.to(kinds.device),
         uses=(),
     )
