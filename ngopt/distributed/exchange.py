@@ -17,6 +17,8 @@ from ngopt.shard_layout import Piece
 
 Values = Mapping[int, Tensor]  # by index of a parameter
 PieceOf = Callable[[int], Piece]  # of a parameter
+Transfer = tuple[Callable[[], None], Tensor, Tensor]
+"""Of a collective: what waits for it, its result, and what is sent, kept until then."""
 Arrival = Callable[[], dict[int, Tensor]]
 """Waits for what was sent, and gives tensors by index of a parameter."""
 
@@ -86,22 +88,17 @@ class Route:
         result = like.new_empty(sum(received))
         all_to_all = self._shards.collectives.all_to_all
         wait = all_to_all(result, sent, received, _numels(self.sent))
-        return partial(self._finish, values, like, wait, result, sent)
+        return partial(self._finish, values, like, (wait, result, sent))
 
     def _finish(
-        self,
-        values: Values,
-        like: Tensor,
-        wait: Callable[[], None] | None = None,
-        result: Tensor | None = None,
-        sent: Tensor | None = None,
+        self, values: Values, like: Tensor, transfer: Transfer | None = None
     ) -> dict[int, Tensor]:
-        """wait, result: of the collective, if any. sent: kept until it has arrived."""
         pieces: dict[int, list[tuple[Piece, Tensor]]] = defaultdict(list)
         for before, (i, piece) in self.kept:
             value = before.piece.of(values[i])
             pieces[i].append((piece, value))
-        if wait is not None and result is not None:
+        if transfer is not None:
+            wait, result, _ = transfer
             wait()
             start = 0
             for i, piece in chain.from_iterable(self.received):

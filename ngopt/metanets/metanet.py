@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.graph_data.feature_sources import FeatureSource, FlatFeatures
 from ngopt.metanets.graph_data.graph_tensors import GraphTensors
-from ngopt.metanets.update_mlp.update_mlp import Predictor
+from ngopt.metanets.update_mlp import Predictor
 
 
 class Metanet(nn.Module, ABC):

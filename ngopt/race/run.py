@@ -129,11 +129,7 @@ class Result:
     @property
     def milliseconds(self) -> float:
         """Mean of a whole training step."""
-        of_runs = []
-        for run in self.runs:
-            step = run.seconds[-1] / len(run.seconds)
-            of_runs.append(1e3 * step)
-        return fmean(of_runs)
+        return fmean(1e3 * (run.seconds[-1] / len(run.seconds)) for run in self.runs)
 
 
 def table(results: list[Result]) -> str:

@@ -16,7 +16,7 @@ from ngopt.metanets.features import NUM_COLUMNS, features_of
 from ngopt.metanets.graph_data.feature_sources import RawFeatures
 from ngopt.metanets.metanet import Metanet
 from ngopt.metanets.stepping.context import StepPlan
-from ngopt.metanets.update_mlp.update_mlp import Predictor
+from ngopt.metanets.update_mlp import Predictor
 
 
 class Update(NamedTuple):

@@ -42,7 +42,7 @@ from ngopt.metanets.metanet import Metanet
 from ngopt.metanets.stepping.context import CONTEXT, GraphContext, StepPlan
 from ngopt.metanets.stepping.cooldown import Cooldown
 from ngopt.metanets.stepping.predictions import Predictions, Update
-from ngopt.metanets.update_mlp.update_mlp import checked_updates
+from ngopt.metanets.update_mlp import checked_updates
 from ngopt.packing import PackedState, Packing, scalar_packing
 from ngopt.schedule import steps_so_far
 

@@ -208,7 +208,7 @@ def mlp_updates(
 
     weights: weight and bias of every layer. scales: see `MLPPredictor`.
     """
-    from ngopt.metanets.update_mlp.mlp_kernel import launch  # needs Triton
+    from ngopt.metanets.mlp_kernel import launch  # needs Triton
 
     return launch(columns, context, weights, scales)
 
