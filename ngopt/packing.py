@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from math import prod
 from operator import is_
@@ -22,6 +22,7 @@ KEEPS_EMPTY_SHAPES = VIEW.shape == EMPTY.shape
 """torch 2.6 gives views of empty tensors the shape (0,)."""
 
 Shapes = Sequence[tuple[int, ...]]
+Values = Mapping[int, Tensor] | Sequence[Tensor]  # by index of a parameter
 
 
 class Packing(NamedTuple):

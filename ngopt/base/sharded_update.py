@@ -60,26 +60,24 @@ class ShardedStepContext(StepContext):
         return total.sqrt().flatten() / roots
 
     def gathered(self, bucket: Bucket) -> Tensor:
-        values = list(map(self.own_grads.get, range(len(self.params))))
-        return bucket.gather(values)
+        return bucket.gather(self.own_grads)
 
     def momentum_squares(self) -> Tensor:
         return self._shards.sum_of_owners(super().momentum_squares())
 
     def excesses(self) -> dict[int, Tensor]:
         own = self.moved.new_zeros(len(self.params))
-        params = dict(enumerate(self.params))
         shards = self._shards.undivided()
         for exchange in self._exchanges:
             # once, one owner receives the whole matrix
             whole = Exchange(shards, exchange.parameters)
-            for i, p in whole.to_owners(params)().items():
+            for i, p in whole.to_owners(self.params)().items():
                 if is_matrix(p):
                     own[i] = spectral_excess(p)
         total = self._shards.sum_of_owners(own)
         found = {}
         for i, p in enumerate(self.params):
-            if p.dim() > 1 and self._numels[i] > 0:
+            if p.dim() > 1:
                 found[i] = total[i]
         return found
 
@@ -109,8 +107,7 @@ class ShardedSoapUpdate(SoapUpdate):
         self.exchanges = make_exchanges(self.shards, most, list(self._table_sizes))
         super().__init__(rule, positions, like)
         self._replays = None  # CUDA graphs cannot contain collectives
-        roots = self.scalars.roots[: len(positions)]
-        self.numels = roots.square().round()
+        self.numels = self.scalars.numels
 
     def context(self, inputs: StepInputs) -> StepContext:
         return ShardedStepContext(self, inputs)
@@ -151,7 +148,7 @@ class ShardedSoapUpdate(SoapUpdate):
         """Updates the matrices of one round while the values of others are sent."""
         assert isinstance(step, ShardedStepContext)
         self._begin(step)
-        grads = dict(enumerate(step.grads))
+        grads = step.grads
         following = iter(self.exchanges)
         arriving = next(following).to_owners(grads)
         leaving: Callable[[], list[Change]] | None = None  # the round before
@@ -216,8 +213,7 @@ class ShardedSoapUpdate(SoapUpdate):
     ) -> list[Change]:
         """The changes of the parts that this process holds, with weight decay."""
         bucket = self._held[number]
-        values = list(map(arrival().get, range(len(step.params))))
-        delta = bucket.gather(values)
+        delta = bucket.gather(arrival())
         rows = step.rows(bucket)
         weights = bucket.gather(step.params).to(self.stack.dtype)
         delta = torch.addcmul(delta, weights, rows.weight_decay)

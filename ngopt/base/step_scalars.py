@@ -30,7 +30,8 @@ class ScalarEquations:
 
     On a CPU the arrays are NumPy's, elsewhere tensors on the device.
 
-    roots: of numbers of elements, of gradients and of weights, (2n,).
+    numels: numbers of elements, (n,). roots: of those of gradients and of weights,
+    (2n,).
     """
 
     def __init__(self, rule: SoapRule, positions: Sequence[int], stack: ParameterStack):
@@ -57,8 +58,8 @@ class ScalarEquations:
         if rule.predictor is not None and total_steps is not None:
             network = NetworkFactors(rule, positions, device)
         self._has_factor = network is not None
-        numel = torch.tensor(numels, dtype=dtype, device=device)
-        self._first = FirstSteps(rule.config, tables, numels, numel, network)
+        self.numels = torch.tensor(numels, dtype=dtype, device=device)
+        self._first = FirstSteps(rule.config, tables, numels, self.numels, network)
         self._lengthening = lengthening(rule.config, total_steps)
         # largest squared distance in that of a random walk that has an effect
         c = rule.config

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
 from typing import NamedTuple
@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from ngopt.distributed.shards import Shards
-from ngopt.packing import flatten
+from ngopt.packing import Values, flatten
 from ngopt.shard_layout import Piece
 
-Values = Mapping[int, Tensor]  # by index of a parameter
 PieceOf = Callable[[int], Piece]  # of a parameter
 Transfer = tuple[Callable[[], None], Tensor, Tensor]
 """Of a collective: what waits for it, its result, and what is sent, kept until then."""
