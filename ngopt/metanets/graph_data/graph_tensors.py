@@ -19,8 +19,7 @@ from ngopt.chunking import block_slices
 from ngopt.graph.groups_and_blocks import Bias, EdgeBlock, Index, View
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.graph_data.node_features import (
-    activation_codes,
-    kind_codes,
+    node_codes,
     node_positions,
     slot_positions,
 )
@@ -159,13 +158,14 @@ def graph_tensors(
     bias_index = []
     for bias in graph.biases:
         bias_index.append(_index(bias.index, device))
+    kinds, activations = node_codes(graph, device)
     return GraphTensors(
         graph=graph,
         blocks=tuple(blocks),
         bias_index=tuple(bias_index),
         positions=tuple(node_positions(graph, like)),
-        kinds=kind_codes(graph, device),
-        activations=activation_codes(graph, device),
+        kinds=kinds,
+        activations=activations,
         graph_ids=graph.membership,
         uses=tuple(_uses(graph, device)),
     )

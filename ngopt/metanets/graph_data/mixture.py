@@ -33,8 +33,7 @@ from ngopt.metanets.graph_data.graph_tensors import (
     kernel_tiles,
 )
 from ngopt.metanets.graph_data.node_features import (
-    activation_codes,
-    kind_codes,
+    node_codes,
     node_positions,
     slot_positions,
 )
@@ -161,14 +160,10 @@ def layout_of(graph: NeuralGraph, like: Tensor) -> NetworkLayout:
     for own, size in zip(node_positions(graph, like), sizes, strict=True):
         positions.append(own.expand(size, -1))
     repeats = torch.tensor(sizes, device=device)
-    kinds = kind_codes(graph, device).repeat_interleave(repeats)
-    activations = activation_codes(graph, device).repeat_interleave(repeats)
+    codes = node_codes(graph, device)
+    kinds, activations = (x.repeat_interleave(repeats) for x in codes)
     return NetworkLayout(
-        _concatenated(several),
-        kinds,
-        activations,
-        torch.cat(positions),
-        graph.numel,
+        _concatenated(several), kinds, activations, torch.cat(positions), graph.numel
     )
 
 
