@@ -86,7 +86,7 @@ def _places(graph: NeuralGraph, like: Tensor) -> list[Tensor | None]:
     return places
 
 
-def node_codes(graph: NeuralGraph, device: torch.device) -> tuple[Tensor, Tensor]:
+def node_codes(graph: NeuralGraph, device: torch.device) -> tuple[Tensor, ...]:
     """The kind and the activation of every group, (groups,) int64 each, as places in
     `NODE_KINDS` and `ACTIVATIONS` (Kofinas et al. 2024, section 2.3)."""
     kinds, activations = [], []
@@ -94,7 +94,7 @@ def node_codes(graph: NeuralGraph, device: torch.device) -> tuple[Tensor, Tensor
         kinds.append(kind_code(group.kind, NODE_KINDS))
         activations.append(kind_code(group.activation or "none", ACTIVATIONS))
     codes = torch.tensor((kinds, activations), device=device, dtype=torch.int64)
-    return codes[0], codes[1]
+    return codes.unbind()
 
 
 def slot_positions(block: EdgeBlock, like: Tensor) -> Tensor | None:
