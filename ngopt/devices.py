@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -15,6 +15,7 @@ from torch import Tensor, _foreach_norm  # pyright: ignore[reportPrivateImportUs
 from torch._C._functorch import peek_interpreter_stack
 
 Array = Any  # of NumPy or torch
+Pair = tuple[Array, Array]
 SAFE_NORMS = 1e-15, 1e15  # their squares are in the range of float32
 
 
@@ -163,14 +164,10 @@ def kernels(device: torch.device, dtype: torch.dtype) -> Any:
     return import_module("ngopt.base.triton_kernels")
 
 
+@cache
 def fused(function: Callable, device: torch.device) -> Callable:
     """An elementwise function, compiled to one kernel if Triton is available."""
-    return _compiled(function) if has_triton(device) else function
-
-
-@cache
-def _compiled(function: Callable) -> Callable:
-    return torch.compile(function, dynamic=True)
+    return torch.compile(function, dynamic=True) if has_triton(device) else function
 
 
 def is_capturing(device: torch.device) -> bool:
@@ -178,13 +175,12 @@ def is_capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def full_precision(device: torch.device) -> AbstractContextManager[None]:
-    """Context in which float32 products do not use TF32, whatever the user has set."""
-    return _without_tf32() if device.type == "cuda" else nullcontext()
-
-
 @contextmanager
-def _without_tf32() -> Iterator[None]:
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Context in which float32 products do not use TF32, whatever the user has set."""
+    if device.type != "cuda":
+        yield
+        return
     matmul = torch.backends.cuda.matmul
     is_new = hasattr(matmul, "fp32_precision")
     key, value = ("fp32_precision", "ieee") if is_new else ("allow_tf32", False)

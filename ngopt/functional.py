@@ -6,7 +6,7 @@ the same rule with autograd.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -20,6 +20,12 @@ from torch import (
 
 Record = dict[str, Tensor]
 """State of one parameter: plain tensors, stored by `NGOptimizer` in `state[p]`."""
+
+State = MutableMapping[Tensor, Record]
+"""State of an optimizer, by parameter."""
+
+Gradients = Sequence[Tensor | None]
+"""Of all parameters; None of those that are absent from a step."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -74,7 +80,7 @@ class UpdateRule(Protocol):
 
     def update(
         self,
-        grads: Sequence[Tensor | None],
+        grads: Gradients,
         state: Sequence[Record],
         params: Sequence[Tensor],
         hyper: Hyper,
@@ -93,9 +99,7 @@ class UpdateRule(Protocol):
         """
         ...
 
-    def may_be_traced(
-        self, grads: Sequence[Tensor | None], state: Sequence[Record]
-    ) -> bool:
+    def may_be_traced(self, grads: Gradients, state: Sequence[Record]) -> bool:
         """Whether `torch.compile` can trace this update in place."""
         return False
 
@@ -106,7 +110,7 @@ class UpdateRule(Protocol):
 
 def update_all(
     rule: UpdateRule,
-    grads: Sequence[Tensor | None],
+    grads: Gradients,
     state: Sequence[Record],
     params: Sequence[Tensor],
     hyper: Hyper,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from math import prod
 from operator import is_
@@ -20,6 +20,9 @@ EMPTY = torch.empty(0, 2, device="cpu")
 (VIEW,) = _unflatten_dense_tensors(EMPTY.flatten(), [EMPTY])
 KEEPS_EMPTY_SHAPES = VIEW.shape == EMPTY.shape
 """torch 2.6 gives views of empty tensors the shape (0,)."""
+
+Shapes = Sequence[tuple[int, ...]]
+Values = Mapping[int, Tensor] | Sequence[Tensor]  # by index of a parameter
 
 
 class Packing(NamedTuple):
@@ -63,7 +66,9 @@ class PackedState:
             for packing in self.packings:
                 copies.append(self._joined(packing, records).clone())
             return copies
-        if self._is_open(records):
+        values = self._packed_values(records)
+        is_open = len(values) == len(self._views)
+        if is_open and all(map(is_, values, self._views)):
             return self._tensors
         self._tensors, self._views = [], []
         for packing in self.packings:
@@ -93,10 +98,6 @@ class PackedState:
             found += map(records[i].__getitem__, keys)
         return found
 
-    def _is_open(self, records: Sequence[Record]) -> bool:
-        values = self._packed_values(records)
-        return len(values) == len(self._views) and all(map(is_, values, self._views))
-
 
 class PaddedRows:
     """Packs matrices into rows of equal length, (rows, lanes).
@@ -104,12 +105,7 @@ class PaddedRows:
     Each matrix starts with a row; zeros fill its last row.
     """
 
-    def __init__(
-        self,
-        shapes: Sequence[tuple[int, ...]],
-        lanes: int,
-        views: Sequence[tuple[int, ...]] | None = None,
-    ):
+    def __init__(self, shapes: Shapes, lanes: int, views: Shapes | None = None):
         """shapes: (matrices, *matrix) of each value. views: shapes of the views of
         `split`, with as many elements; None: `shapes`."""
         self.shapes = shapes

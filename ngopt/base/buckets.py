@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from itertools import groupby
 from math import prod
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ngopt.chunking import chunk_size
 from ngopt.devices import writes_out
-from ngopt.packing import PaddedRows
+from ngopt.packing import PaddedRows, Values
 from ngopt.roles.kronecker_factors import Axis, MatrixLayout
 
 # Elements of a bucket, unless one entry has more; on CPUs what fits into caches.
@@ -105,8 +105,8 @@ class Bucket:
         """(k, parameters) -> k times (rows, 1)."""
         return scalars.index_select(1, self.owners).unsqueeze(2).unbind()
 
-    def gather(self, values: Sequence[Any]) -> Tensor:
-        """Values of all parameters -> (rows, lanes) of the entries; may be a view."""
+    def gather(self, values: Values) -> Tensor:
+        """Values of parameters -> (rows, lanes) of the entries; may be a view."""
         own = [entry.layout.of(values[entry.parameter]) for entry in self.entries]
         return self.pieces.join(own)
 

@@ -18,6 +18,7 @@ Learned factors multiply the step sizes: see `ngopt.base.step_predictor`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -26,7 +27,7 @@ from torch import Tensor
 from ngopt.base.config import SoapConfig
 from ngopt.base.network_features import FirstMeasures
 from ngopt.base.step_predictor import NetworkFactors
-from ngopt.devices import Array, array_module, precise_dtype
+from ngopt.devices import Array, Pair, array_module, precise_dtype
 
 if TYPE_CHECKING:
     from ngopt.base.step_context import StepContext
@@ -52,34 +53,22 @@ class StepSizeFactors(NamedTuple):
     predicted: Array  # learned factor of the step size
 
 
+@dataclass(frozen=True)
 class FirstSteps:
-    """Updates `StepSizeFactors` in the first steps."""
+    """Updates `StepSizeFactors` in the first steps.
 
-    def __init__(
-        self,
-        config: SoapConfig,
-        tables: Sequence[int],
-        numels: Sequence[int],
-        device: torch.device,
-        network: NetworkFactors | None = None,
-    ):
-        """tables: indices of embedding tables. numels: elements of all parameters.
+    tables: indices of embedding tables. numels: elements of all parameters; numel: the
+    same on the device, (n,). network: predicts factors of the step sizes; None: 1.
+    """
 
-        network: predicts factors of the step sizes; None: these are 1.
-        """
-        self.config = config
-        self._network = network
-        self._tables = tables
-        self._numels = numels
-        dtype = precise_dtype(device)
-        self._numel = torch.tensor(numels, dtype=dtype, device=device)
+    config: SoapConfig
+    tables: Sequence[int]
+    numels: Sequence[int]
+    numel: Tensor
+    network: NetworkFactors | None
 
     def update(
-        self,
-        factors: StepSizeFactors,
-        step: StepContext,
-        rms: tuple[Array, Array],
-        gradients: tuple[Array, Array],
+        self, factors: StepSizeFactors, step: StepContext, rms: Pair, gradients: Pair
     ) -> StepSizeFactors:
         """The new factors.
 
@@ -92,12 +81,19 @@ class FirstSteps:
             running, unit = map(_detached, gradients)
             grad_rms = running * step.scheduled.rms_correction_before / unit
             factors = self._from_agreement(factors, step, grad_rms)
-        if self._tables and step.youngest < OBSERVED_STEPS:
-            factors = self._from_density(factors, step)
-        return factors
+        if not self.tables or step.youngest >= OBSERVED_STEPS:
+            return factors
+        # longer steps of tables in their first steps, by their density
+        xp = array_module(factors.density)
+        share = xp.asarray(step.dense_shares(self.tables))
+        growth, density = mean_density(share, factors.density, step.scheduled.count)
+        is_early = xp.ones_like(density) * step.scheduled.count <= OBSERVED_STEPS
+        longer = xp.where(is_early, growth**-self.config.rare_exponent, 1.0)
+        density = xp.where(is_early, density, factors.density)
+        return _scaled(factors, longer)._replace(density=density)
 
     def _at_start(
-        self, factors: StepSizeFactors, step: StepContext, both: tuple[Array, Array]
+        self, factors: StepSizeFactors, step: StepContext, both: Pair
     ) -> StepSizeFactors:
         """Sets the factors of parameters with their first gradient.
 
@@ -106,17 +102,17 @@ class FirstSteps:
         _, rms = both
         xp = array_module(rms)
         excesses = step.excesses()
-        found = trained(excesses, self._numels, self._numel, self.config)
+        found = trained(excesses, self.numels, self.numel, self.config)
         share = xp.asarray(found[0])
         untrained = xp.asarray(found[1])
         offset, slope = initial_size(rms, step.scheduled.inverse_init_rms)
         square = share**2  # step sizes go with the root
         predicted = 0.0 * share + 1
-        if self._network is not None and not step.hyper.scheduled:
+        if self.network is not None and not step.hyper.scheduled:
             grad_rms, own = map(_detached_tensor, both)
-            dense = step.dense_shares(self._network.matrices)
+            dense = step.dense_shares(self.network.matrices)
             measures = FirstMeasures(own, grad_rms, dense, excesses)
-            predicted = predicted * xp.asarray(self._network.of(measures))
+            predicted = predicted * xp.asarray(self.network.of(measures))
         new = StepSizeFactors(
             offset=offset * square,
             slope=slope * square,
@@ -146,25 +142,13 @@ class FirstSteps:
         divisor = xp.where(is_measured, grad_rms, 1.0) ** 2
         squares = xp.asarray(step.momentum_squares())
         squares = xp.where(is_measured, squares / divisor, 0.0)
-        numel = is_measured * xp.asarray(self._numel)
+        numel = is_measured * xp.asarray(self.numel)
         new = agreement(squares, numel, age, self.config.beta1)
         new = xp.where(is_measured, new, factors.agreement)
         released = factors.share ** (2 * (factors.agreement - new))
         remaining = (1 - factors.untrained) * (1 - new) / (1 - factors.agreement)
         factors = _scaled(factors, released)
         return factors._replace(untrained=1 - remaining, agreement=new)
-
-    def _from_density(
-        self, factors: StepSizeFactors, step: StepContext
-    ) -> StepSizeFactors:
-        """Longer steps of tables in their first steps, by their density."""
-        xp = array_module(factors.density)
-        share = xp.asarray(step.dense_shares(self._tables))
-        growth, density = mean_density(share, factors.density, step.scheduled.count)
-        is_early = xp.ones_like(density) * step.scheduled.count <= OBSERVED_STEPS
-        longer = xp.where(is_early, growth**-self.config.rare_exponent, 1.0)
-        density = xp.where(is_early, density, factors.density)
-        return _scaled(factors, longer)._replace(density=density)
 
 
 def _scaled(factors: StepSizeFactors, by: Array) -> StepSizeFactors:
@@ -257,7 +241,7 @@ def trained(
     return share.clip(min=c.trained_least), untrained.expand(len(numels))
 
 
-def initial_size(rms: Array, inverse_init_rms: Array) -> tuple[Array, Array]:
+def initial_size(rms: Array, inverse_init_rms: Array) -> Pair:
     """(offset, slope) of the factor offset + slope * RMS(weights) of step sizes.
 
     Its first value is the ratio of RMS to that of PyTorch's initial weights, at most 1;
@@ -280,7 +264,7 @@ def dense_shares(grads: Sequence[Tensor], tables: Sequence[int]) -> Tensor:
     return torch.stack(found)
 
 
-def mean_density(share: Array, density: Array, count: Array) -> tuple[Array, Array]:
+def mean_density(share: Array, density: Array, count: Array) -> Pair:
     """(new mean density of tables / old one, new mean density), (n,).
 
     share: of this gradient. density: previous mean, 0 at first. count: of gradients,

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from ngopt.devices import Array, array_module, hypot
+from ngopt.devices import Array, Pair, array_module, hypot
 
 DECAY = 0.95  # of the running mean square of a gradient
 COMPARED_STEPS = 3  # number of first gradients that are compared with the next one
@@ -30,7 +30,7 @@ def gradient_scale(
     rms: Array,
     scale: Array,
     running: Array,
-    corrections: tuple[Array, Array],
+    corrections: Pair,
     clip: float,
     is_early: Array | None,
     matrices: Array,

@@ -7,6 +7,7 @@ Tensors that one process owns become DTensors of the whole tensor, which
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -31,23 +32,22 @@ class Entry(NamedTuple):
     like: Tensor  # on the meta device
 
 
+@dataclass(frozen=True, eq=False)
 class ShardedState:
     """The state of parameters that processes share."""
 
-    def __init__(
-        self,
-        shards: Shards,
-        params: Sequence[Tensor],
-        layouts: Sequence[Layouts],
-    ):
-        self._shards = shards
-        self._layouts = layouts
-        self._params: Sequence[Any] = params
+    shards: Shards
+    params: Sequence[Any]
+    layouts: Sequence[Layouts]
 
     def to_dtensors(self, records: Sequence[Record]) -> list[Record]:
         """Records whose tensors are DTensors of whole parameters; collective."""
         found = [dict(record) for record in records]
-        self._average_to_dtensors(found)
+        for p, record in zip(self.params, found, strict=True):
+            if AVERAGE in record and is_dtensor(p):
+                mesh = p.device_mesh
+                placements = p.placements
+                record[AVERAGE] = as_dtensor(record[AVERAGE], mesh, placements, p)
         measured = []
         by_dtype: dict[torch.dtype, list[Entry]] = {}
         for entry in self._entries(records):
@@ -86,55 +86,48 @@ class ShardedState:
                 found[i][key] = self._owned_part(i, key, value)
         for i, record in enumerate(found):
             average = record.get(AVERAGE)
-            if average is not None and not self._shards.alone[i]:
+            if average is not None and not self.shards.alone[i]:
                 record[AVERAGE] = self._held_part(i, average)
         return found
 
     def _owned_part(self, i: int, key: str, value: Tensor) -> Tensor:
         """The part that this process owns of a tensor of the state."""
-        if not self._shards.owns(i):
+        if not self.shards.owns(i):
             return value.new_empty(0)
         own = self._ownership(i, key, value)
         if not own.is_divided:  # several owners of the parameter have all of it
             return value
-        return own.domains[self._shards.rank].of(value).contiguous()
+        return own.domains[self.shards.rank].of(value).contiguous()
 
     def _entries(self, records: Sequence[Record]) -> Iterator[Entry]:
         for i, record in enumerate(records):
-            if not record or self._shards.alone[i]:
+            if not record or self.shards.alone[i]:
                 continue
-            shape = self._shards.shapes[i]
-            dtype = self._params[i].dtype.to_real()
+            shape = self.shards.shapes[i]
+            dtype = self.params[i].dtype.to_real()
             like = torch.empty(shape, dtype=dtype, device="meta")
-            for key, value in first_record(like, self._layouts[i]).items():
+            for key, value in first_record(like, self.layouts[i]).items():
                 if value.dim():
                     yield Entry(i, key, value)
 
     def _ownership(self, i: int, key: str, like: Tensor) -> Ownership:
         """The owners of the tensor `key` of the state of parameter i."""
-        own = self._shards.owned[i]
+        own = self.shards.owned[i]
         shape = tuple(like.shape)
         if not own.is_divided or not key.startswith("exp_avg"):
-            return by_one(own.first, self._shards.size, shape)
-        (layout,) = self._layouts[i]
+            return by_one(own.first, self.shards.size, shape)
+        (layout,) = self.layouts[i]
         domains = [place_of_rows(layout, rows) for rows in own.domains]
         return Ownership(own.first, tuple(domains))
 
-    def _average_to_dtensors(self, records: Sequence[Record]) -> None:
-        for p, record in zip(self._params, records, strict=True):
-            if AVERAGE in record and is_dtensor(p):
-                mesh = p.device_mesh
-                placements = p.placements
-                record[AVERAGE] = as_dtensor(record[AVERAGE], mesh, placements, p)
-
     def _held_part(self, i: int, value: Any) -> Tensor:
         """The part that this process holds of a value with a parameter's shape."""
-        p = self._params[i]
+        p = self.params[i]
         if is_dtensor(value) and is_dtensor(p) and value.placements == p.placements:
             return local(value)
         if is_dtensor(value):
             value = value.full_tensor()
-        return self._shards.held(i).of(value).contiguous()
+        return self.shards.held(i).of(value).contiguous()
 
     def _gathered_displacements(
         self, parameters: Sequence[int], records: Sequence[Record]
@@ -142,7 +135,7 @@ class ShardedState:
         """Of owned parameters, in the layout of their matrices."""
         if not parameters:
             return {}
-        shards = self._shards.of(parameters).undivided()
+        shards = self.shards.of(parameters).undivided()
         exchange = Exchange(shards, range(len(parameters)))
         parts = {}
         for n, i in enumerate(parameters):
@@ -150,21 +143,20 @@ class ShardedState:
             shape = shards.held(n).shape
             # each part is stored in one process
             parts[n] = value.view(shape) if value.numel() else value.new_empty(shape)
-        arrived = exchange.domains(parts, exchange.to_owners(parts))
         found = {}
-        for n, value in arrived.items():
-            (layout,) = self._layouts[parameters[n]]
+        for n, value in exchange.to_owners(parts)().items():
+            (layout,) = self.layouts[parameters[n]]
             found[parameters[n]] = layout.of(value).reshape(layout.shape)
         return found
 
     def _part_of_displacement(self, i: int, value: Tensor) -> Tensor:
-        (layout,) = self._layouts[i]
-        of_parameter = value.new_empty(self._shards.shapes[i])
+        (layout,) = self.layouts[i]
+        of_parameter = value.new_empty(self.shards.shapes[i])
         place = layout.of(of_parameter)
         place.copy_(value.reshape(place.shape))
-        held = self._shards.held(i).of(of_parameter)
+        held = self.shards.held(i).of(of_parameter)
         part = held.reshape(1, 1, -1, 1)
-        return part if self._shards.counts[i] else part[:, :, :0]
+        return part if self.shards.counts[i] else part[:, :, :0]
 
     def _divided(
         self, entries: Sequence[Entry], records: Sequence[Record]
@@ -172,7 +164,7 @@ class ShardedState:
         """DTensors of tensors of owners, divided along their longest dimension."""
         from torch.distributed.tensor import Shard
 
-        size = self._shards.size
+        size = self.shards.size
         shapes, owned, dims = [], [], []
         pieces: list[tuple[Piece, ...]] = []
         for entry in entries:
@@ -182,15 +174,15 @@ class ShardedState:
             dims.append(shape.index(max(shape)))
             every, dim = whole(shape), dims[-1]
             pieces.append(tuple(every.chunk(dim, rank, size) for rank in range(size)))
-        shards = self._shards.with_pieces(shapes, owned, pieces)
+        shards = self.shards.with_pieces(shapes, owned, pieces)
         exchange = Exchange(shards, range(len(entries)))
         values = {}
         for n in exchange.owned:
             values[n] = records[entries[n].parameter][entries[n].key]
-        device = local(self._params[0]).device
+        device = local(self.params[0]).device
         like = torch.empty(0, dtype=entries[0].like.dtype, device=device)
-        parts = exchange.parts(values, exchange.to_holders(values, like), like)
-        mesh = self._shards.collectives.mesh(device.type)
+        parts = exchange.to_holders(values, like)()
+        mesh = self.shards.collectives.mesh(device.type)
         found = []
         for n, entry in enumerate(entries):
             placements = [Shard(dims[n])]

@@ -19,12 +19,11 @@ from torch import Tensor
 from ngopt import chunking
 from ngopt.base.buckets import Bucket, BucketEntry, arranged, stacks_of
 from ngopt.base.eigenbasis import renewal_positions
-from ngopt.base.elementwise import StepScalars
 from ngopt.base.first_steps import is_matrix, spectral_excess
 from ngopt.base.state import ParameterStack, counts_of, entries_of, factor_keys
 from ngopt.base.step_context import StepContext, StepInputs
 from ngopt.base.update import SoapUpdate
-from ngopt.distributed.exchange import Exchange, Transfer, make_exchanges
+from ngopt.distributed.exchange import Arrival, Exchange, make_exchanges
 from ngopt.functional import Change
 from ngopt.roles.kronecker_factors import Layouts, MatrixLayout, is_measured
 
@@ -61,26 +60,24 @@ class ShardedStepContext(StepContext):
         return total.sqrt().flatten() / roots
 
     def gathered(self, bucket: Bucket) -> Tensor:
-        values = list(map(self.own_grads.get, range(len(self.params))))
-        return bucket.gather(values)
+        return bucket.gather(self.own_grads)
 
     def momentum_squares(self) -> Tensor:
         return self._shards.sum_of_owners(super().momentum_squares())
 
     def excesses(self) -> dict[int, Tensor]:
         own = self.moved.new_zeros(len(self.params))
-        params = dict(enumerate(self.params))
         shards = self._shards.undivided()
         for exchange in self._exchanges:
             # once, one owner receives the whole matrix
             whole = Exchange(shards, exchange.parameters)
-            for i, p in whole.domains(params, whole.to_owners(params)).items():
+            for i, p in whole.to_owners(self.params)().items():
                 if is_matrix(p):
                     own[i] = spectral_excess(p)
         total = self._shards.sum_of_owners(own)
         found = {}
         for i, p in enumerate(self.params):
-            if p.dim() > 1 and self._numels[i] > 0:
+            if p.dim() > 1:
                 found[i] = total[i]
         return found
 
@@ -92,11 +89,6 @@ class ShardedStepContext(StepContext):
         shares = torch.ones_like(counts)
         shares[tables] = of_all[tables]
         return shares
-
-    def record_moved(self) -> None:
-        """Adds path and distance of whole parameters to the state."""
-        moved = self._shards.sum_of_owners(self.moved)
-        self.state.scales[-2:].add_(moved)
 
 
 class ShardedSoapUpdate(SoapUpdate):
@@ -115,8 +107,7 @@ class ShardedSoapUpdate(SoapUpdate):
         self.exchanges = make_exchanges(self.shards, most, list(self._table_sizes))
         super().__init__(rule, positions, like)
         self._replays = None  # CUDA graphs cannot contain collectives
-        roots = self.scalars.roots[: len(positions)]
-        self.numels = roots.square().round()
+        self.numels = self.scalars.numels
 
     def context(self, inputs: StepInputs) -> StepContext:
         return ShardedStepContext(self, inputs)
@@ -127,25 +118,16 @@ class ShardedSoapUpdate(SoapUpdate):
         self._held: list[Bucket] = []
         for exchange in self.exchanges:
             rounds.append(exchange.owned)
-            self._held.append(self._held_parts(layouts, like.device, exchange))
+            measured, others = [], []  # parts that this process holds, as vectors
+            for i in exchange.parameters:
+                piece = self.shards.held(i)
+                layout = MatrixLayout((1, 1, piece.numel, 1), part=piece.shape)
+                if is_measured(layouts[i]) and self.shards.counts[i]:
+                    measured.append(BucketEntry(i, 0, layout, is_measured=True))
+                else:
+                    others.append(BucketEntry(i, 0, layout))
+            self._held.append(Bucket(others + measured, like.device))
         return ParameterStack(own, like, rounds, self._held)
-
-    def _held_parts(
-        self,
-        layouts: Sequence[Layouts],
-        device: torch.device,
-        exchange: Exchange,
-    ) -> Bucket:
-        """The parts of parameters that this process holds, as vectors."""
-        measured, others = [], []
-        for i in exchange.parameters:
-            piece = self.shards.held(i)
-            layout = MatrixLayout((1, 1, piece.numel, 1), part=piece.shape)
-            if is_measured(layouts[i]) and self.shards.counts[i]:
-                measured.append(BucketEntry(i, 0, layout, is_measured=True))
-            else:
-                others.append(BucketEntry(i, 0, layout))
-        return Bucket(others + measured, device)
 
     def _renewal_positions(self, layouts: Sequence[Layouts]) -> dict[int, list[float]]:
         """As in a single process: the same bases are renewed at the same steps."""
@@ -165,48 +147,41 @@ class ShardedSoapUpdate(SoapUpdate):
     def _changes(self, step: StepContext) -> Iterator[list[Change]]:
         """Updates the matrices of one round while the values of others are sent."""
         assert isinstance(step, ShardedStepContext)
-        scalars = self._begin(step)
-        moments = step.state.momentum, step.state.second
-        own = zip(self.stack.buckets, *moments, strict=True)
-        grads = dict(enumerate(step.grads))
+        self._begin(step)
+        grads = step.grads
         following = iter(self.exchanges)
         arriving = next(following).to_owners(grads)
         leaving: Callable[[], list[Change]] | None = None  # the round before
         for number, exchange in enumerate(self.exchanges):
-            step.own_grads = exchange.domains(grads, arriving)
+            step.own_grads = arriving()
             upcoming = next(following, None)
-            arriving = upcoming.to_owners(grads) if upcoming else Transfer()
-            some = islice(own, len(self.stack.rounds[number]))
-            deltas = self._directions(step, some, scalars)
+            arriving = upcoming.to_owners(grads) if upcoming else dict
+            deltas = self._directions(step, self.stack.rounds[number])
             size = self._table_sizes.get(exchange.parameters[0])
             if size is not None and not deltas:  # this process owns no rows of a table
-                self.shards.sum(scalars.new_zeros((1, size, size)))
+                self.shards.sum(step.scalars.new_zeros((1, size, size)))
             step.own_grads = {}
-            transfer = exchange.to_holders(deltas, scalars.new_empty(0))
+            arrival = exchange.to_holders(deltas, step.scalars.new_empty(0))
             if leaving is not None:
                 yield leaving()
-            leaving = partial(self._arrived, step, scalars, number, deltas, transfer)
+            leaving = partial(self._arrived, step, number, arrival)
         if leaving is not None:
             yield leaving()
-        step.record_moved()
+        # path and distance of whole parameters
+        moved = self.shards.sum_of_owners(step.moved)
+        step.state.scales[-2:].add_(moved)
 
     def _directions(
-        self,
-        step: StepContext,
-        buckets: Iterator[tuple[Bucket, Tensor, Tensor]],
-        scalars: Tensor,
+        self, step: StepContext, buckets: Sequence[Bucket]
     ) -> dict[int, Tensor]:
-        """step_size * u of the parameters that this process owns, by index.
-
-        buckets: with momentum and second moments.
-        """
+        """step_size * u of the parameters that this process owns, by index."""
         found: dict[int, Tensor] = {}
-        for bucket, momentum, second in buckets:
-            rows = StepScalars(*bucket.spread(scalars))
-            u = self._direction(step, bucket, (momentum, second), rows)
+        for bucket in buckets:
+            rows = step.rows(bucket)
+            u = self._direction(step, bucket, rows)
             # sent in the dtype of the state, not of products
             delta = u.to(self.stack.dtype)
-            delta.mul_(momentum != 0).mul_(rows.step_size)
+            delta.mul_(step.state.momentum[bucket] != 0).mul_(rows.step_size)
             pieces = bucket.parts.split(delta)
             for entry, piece in zip(bucket.entries, pieces, strict=True):
                 shape = self.shards.domain(entry.parameter).shape
@@ -234,19 +209,12 @@ class ShardedSoapUpdate(SoapUpdate):
         factor.copy_(total)
 
     def _arrived(
-        self,
-        step: StepContext,
-        scalars: Tensor,
-        number: int,
-        deltas: Mapping[int, Tensor],
-        transfer: Transfer,
+        self, step: StepContext, number: int, arrival: Arrival
     ) -> list[Change]:
         """The changes of the parts that this process holds, with weight decay."""
         bucket = self._held[number]
-        parts = self.exchanges[number].parts(deltas, transfer, scalars)
-        values = list(map(parts.get, range(len(step.params))))
-        delta = bucket.gather(values)
-        rows = StepScalars(*bucket.spread(scalars))
+        delta = bucket.gather(arrival())
+        rows = step.rows(bucket)
         weights = bucket.gather(step.params).to(self.stack.dtype)
         delta = torch.addcmul(delta, weights, rows.weight_decay)
         self._update_distance(step, bucket, delta[bucket.first :])

@@ -47,6 +47,7 @@ from ngopt.distributed.shards import Shards
 from ngopt.functional import (
     AVERAGE,
     Change,
+    Gradients,
     Hyper,
     Record,
     UpdateRule,
@@ -105,15 +106,10 @@ class Soap:
                 `renewal_interval`.
             shards: processes that share the parameters; None: one process.
         """
-        every = renew_every or self.config.renew_every
+        config = self.config
+        every = renew_every or config.renew_every
         return SoapRule(
-            self.config,
-            graph,
-            total_steps,
-            compute_dtype,
-            every,
-            shards,
-            self.predictor,
+            config, graph, total_steps, compute_dtype, every, shards, self.predictor
         )
 
 
@@ -170,19 +166,19 @@ class SoapRule(UpdateRule):
 
     def update(
         self,
-        grads: Sequence[Tensor | None],
+        grads: Gradients,
         state: Sequence[Record],
         params: Sequence[Tensor],
         hyper: Hyper,
         in_place: bool = False,
     ) -> Iterator[list[Change]]:
-        inputs = StepInputs(grads, state, params, hyper, in_place)
         present = [i for i, grad in enumerate(grads) if grad is not None]
+        inputs = StepInputs(grads, state, params, hyper, in_place, present)
         if self.shards is not None:
-            self._check_equal_inputs(present, state, hyper)
+            self._check_equal_inputs(inputs)
         if not present:
             return
-        updates = self._updates_of(present, inputs)
+        updates = self._updates_of(inputs)
         is_captured = devices.is_capturing(updates[0].stack.device)
         if in_place and not is_captured:
             for update in updates:
@@ -215,19 +211,17 @@ class SoapRule(UpdateRule):
         horizon = None if inputs.hyper.scheduled else self.total_steps
         return float(steps_so_far(counts, horizon))
 
-    def _check_equal_inputs(
-        self, present: Sequence[int], state: Sequence[Record], hyper: Hyper
-    ) -> None:
+    def _check_equal_inputs(self, inputs: StepInputs) -> None:
         """Raises ValueError if processes have different inputs of a step."""
         assert self.shards is not None
         names, rates, decays = [], [], []
         ages = set()
-        for i in present:
-            lr = hyper.lr[i]
+        for i in inputs.present:
+            lr = inputs.hyper.lr[i]
             names.append(self.graph.parameters[i].name)
             rates.append(None if is_kept(lr) else float(lr))
-            decays.append(hyper.weight_decay[i])
-            ages.add(int(state[i]["step"]))
+            decays.append(inputs.hyper.weight_decay[i])
+            ages.add(int(inputs.state[i]["step"]))
         values = {
             "parameters with gradients": names,
             "lr": _runs(names, rates),
@@ -243,11 +237,14 @@ class SoapRule(UpdateRule):
         layouts = chain.from_iterable(self.layouts)
         return self.renew_every or renewal_interval(layouts, device)
 
-    def _updates_of(
-        self, present: Sequence[int], inputs: StepInputs
-    ) -> list[SoapUpdate]:
+    def _updates_of(self, inputs: StepInputs) -> list[SoapUpdate]:
         """One for each dtype and device of parameters that have a gradient."""
-        likes = [_like(inputs.state[i], inputs.params[i]) for i in present]
+        present = inputs.present
+        likes = []  # with the dtypes and devices of states
+        for i in present:
+            p = inputs.params[i]
+            own = inputs.state[i].get("exp_avg_0")
+            likes.append(p.new_empty(0, dtype=state_dtype(p)) if own is None else own)
         key = present, [(like.dtype, like.device) for like in likes]
         if self._key == key:
             return self._updates
@@ -275,9 +272,3 @@ def _runs(names: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
         if value != before:
             found[name] = before = value
     return found
-
-
-def _like(record: Record, p: Tensor) -> Tensor:
-    """A tensor with the dtype and device of a parameter's state."""
-    own = record.get("exp_avg_0")
-    return p.new_empty(0, dtype=state_dtype(p)) if own is None else own

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import chain, islice
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from ngopt.base.buckets import Bucket, BucketEntry, Factors, make_buckets
 from ngopt.base.first_steps import StepSizeFactors
 from ngopt.functional import Record, state_dtype
 from ngopt.packing import PackedState, Packing, PaddedRows, scalar_packing
-from ngopt.roles.kronecker_factors import Axis, Layouts, is_measured
+from ngopt.roles.kronecker_factors import Layouts, is_measured
 
 # Factors and bases of more rows are bfloat16: rounding is far below their noise.
 FLOAT32_ROWS = 512
@@ -61,8 +61,8 @@ def first_record(p: Tensor, layouts: Layouts) -> Record:
 class StackedState(NamedTuple):
     """The state of n parameters."""
 
-    momentum: list[Tensor]  # of each bucket, (rows, lanes)
-    second: list[Tensor]  # second moments, likewise
+    momentum: dict[Bucket, Tensor]  # (rows, lanes)
+    second: dict[Bucket, Tensor]  # second moments, likewise
     factors: dict[int, Tensor]  # by size, (count, size, size)
     bases: dict[int, Tensor]
     step: Tensor  # (n,), on the host
@@ -134,9 +134,8 @@ class ParameterStack:
         """The state in records; see `PackedState.open`."""
         tensors = self.packed.open(records, in_place)
         values = iter(tensors)
-        buckets = len(self.buckets)
-        momentum = list(islice(values, buckets))
-        second = list(islice(values, buckets))
+        momentum = dict(zip(self.buckets, values, strict=False))
+        second = dict(zip(self.buckets, values, strict=False))
         factors = dict(zip(self.keys, values, strict=False))
         bases = dict(zip(self.keys, values, strict=False))
         step = next(values)[0]
@@ -153,13 +152,10 @@ class ParameterStack:
         pieces = found.split(list(counts), 1)
         return dict(zip(self.keys, pieces, strict=True))
 
-    def squares(self, values: Sequence[Tensor]) -> Tensor:
-        """Sums of squares of every parameter, (n,), without gradients.
-
-        values: of the buckets.
-        """
+    def squares(self, values: Mapping[Bucket, Tensor]) -> Tensor:
+        """Sums of squares of every parameter, (n,), without gradients."""
         total = torch.zeros(self._count, dtype=self.dtype, device=self.device)
-        for bucket, own in zip(self.buckets, values, strict=True):
+        for bucket, own in values.items():
             rows = own.detach().square().sum(1)
             total = total.index_add(0, bucket.owners, rows)
         return total
@@ -195,18 +191,14 @@ def factor_keys(buckets: Sequence[Sequence[Sequence[BucketEntry]]]) -> FactorKey
     """Keys of all factors, largest size first; buckets: their stacks."""
     found: FactorKeys = {}
     for stack in chain.from_iterable(buckets):
-        for axis in stack[0].layout.axes:
-            found.setdefault(axis.size, []).extend(_axis_keys(stack, axis))
+        layout = stack[0].layout
+        for axis in layout.axes:
+            own = found.setdefault(axis.size, [])
+            count = layout.shape[0] * axis.parts
+            for entry in stack:
+                key = f"{axis.name}{{}}_{entry.number}"
+                own.append(FactorKey(entry.parameter, key, count))
     return dict(sorted(found.items(), reverse=True))
-
-
-def _axis_keys(stack: Sequence[BucketEntry], axis: Axis) -> list[FactorKey]:
-    keys = []
-    for entry in stack:
-        key = f"{axis.name}{{}}_{entry.number}"
-        count = entry.layout.shape[0] * axis.parts
-        keys.append(FactorKey(entry.parameter, key, count))
-    return keys
 
 
 def counts_of(keys: Mapping[int, Sequence[FactorKey]]) -> dict[int, int]:
@@ -222,9 +214,10 @@ def _set_factors(buckets: Sequence[Bucket]) -> None:
     ends: dict[int, int] = {}
     for bucket in buckets:
         for number, stack in enumerate(bucket.stacks):
-            for axis in stack[0].layout.axes:
+            layout = stack[0].layout
+            for axis in layout.axes:
                 start = ends.get(axis.size, 0)
-                end = start + sum(key.count for key in _axis_keys(stack, axis))
+                end = start + len(stack) * layout.shape[0] * axis.parts
                 ends[axis.size] = end
                 bucket.factors.append(Factors(number, axis, slice(start, end)))
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ngopt import devices
 from ngopt.base.buckets import Bucket
+from ngopt.base.cuda_graphs import StepBuffers
 from ngopt.base.elementwise import StepScalars
 from ngopt.base.first_steps import dense_shares, is_matrix, spectral_excess
 from ngopt.base.state import ParameterStack
-from ngopt.base.step_buffers import StepBuffers
 from ngopt.base.step_size import ScheduledValues, has_kept
 from ngopt.devices import Array
 from ngopt.functional import AVERAGE, Hyper, Record
@@ -30,7 +30,8 @@ class FactorScalars(NamedTuple):
 class StepInputs(NamedTuple):
     """Arguments of a step for all parameters of a rule, see `UpdateRule.update`.
 
-    in_place: whether neither autograd nor vmap traces the step.
+    in_place: whether neither autograd nor vmap traces the step. present: parameters
+    that have a gradient.
     """
 
     grads: Sequence[Any]
@@ -38,6 +39,7 @@ class StepInputs(NamedTuple):
     params: Sequence[Tensor]
     hyper: Hyper
     in_place: bool
+    present: Sequence[int]
 
 
 class StepContext:
@@ -48,7 +50,9 @@ class StepContext:
         bases: eigenbases in the dtype of products, by size: a cache.
         ages: previous gradients of each parameter. youngest: the least of them.
         of_factors: `FactorScalars` of the factors of each size.
-        scheduled: set by `SoapUpdate`, like ages, of_factors and average_weights.
+        scheduled: set by `SoapUpdate`, like ages, scalars, of_factors and
+            average_weights.
+        scalars: `StepScalars` of all parameters, (fields, n).
         average_weights: for each parameter, the weight of its new value in its average.
         buffers: of a step that is captured in a CUDA graph, to be replayed.
     """
@@ -79,6 +83,7 @@ class StepContext:
         self.ages: list[float] = []
         self.youngest = torch.inf
         self.scheduled: ScheduledValues
+        self.scalars: Tensor
         self.of_factors: dict[int, FactorScalars] = {}
         self.average_weights: Sequence[Any] = [None] * len(positions)
         self.buffers: StepBuffers | None = None
@@ -87,6 +92,10 @@ class StepContext:
     def moved(self) -> Tensor:
         """Path and distance of all parameters (see `SCALES`), (2, n)."""
         return self.state.scales[-2:]
+
+    def rows(self, bucket: Bucket) -> StepScalars:
+        """The scalars of the rows of a bucket, (rows, 1) each."""
+        return StepScalars(*bucket.spread(self.scalars))
 
     def gathered(self, bucket: Bucket) -> Tensor:
         """Gradients of the entries of a bucket, (rows, lanes)."""

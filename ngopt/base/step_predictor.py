@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,7 +26,9 @@ from ngopt.base.network_features import (
     weight_features,
 )
 from ngopt.devices import precise_dtype
-from ngopt.roles.from_graph import ParameterRole
+
+if TYPE_CHECKING:
+    from ngopt.base.soap import SoapRule
 
 MAX_LOG2 = 3.0  # largest |log2| of a factor
 MAX_SLOPE = 1.0  # largest |log2| of the last layer's factor / that of a middle layer
@@ -119,18 +121,15 @@ def cautious_prediction(
 class NetworkFactors:
     """The factors of parameters that have their first gradients together.
 
-    roles, shapes: of these n parameters, of one dtype and device.
+    positions: of these n parameters, of one dtype and device, among those of a rule
+    with a predictor and a horizon.
     """
 
-    def __init__(
-        self,
-        predictor: StepPredictor,
-        roles: Sequence[ParameterRole],
-        shapes: Sequence[Sequence[int]],
-        total_steps: int,
-        device: torch.device,
-    ):
-        known = known_features(roles, shapes, total_steps)
+    def __init__(self, rule: SoapRule, positions: Sequence[int], device: torch.device):
+        assert rule.predictor is not None and rule.total_steps is not None
+        roles = [rule.roles[i] for i in positions]
+        shapes = [rule.graph.parameters[i].shape for i in positions]
+        known = known_features(roles, shapes, rule.total_steps)
         dtype = precise_dtype(device)
         values = list(known.values())
         self._known = torch.tensor(values, dtype=dtype, device=device)
@@ -141,7 +140,7 @@ class NetworkFactors:
         self._depths = self._known.new_tensor(depths)
         self._numels = self._known.new_tensor([math.prod(shape) for shape in shapes])
         self._positions = self._known.new_tensor(layer_positions(roles))
-        self._predictor = predictor
+        self._predictor = rule.predictor
 
     def of(self, measures: FirstMeasures) -> Tensor:
         """The factors, (n,); 1 without matrices, and without a gradient of them.

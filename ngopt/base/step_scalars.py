@@ -17,7 +17,7 @@ from ngopt.base.state import ParameterStack
 from ngopt.base.step_context import FactorScalars, StepContext
 from ngopt.base.step_predictor import NetworkFactors
 from ngopt.base.step_size import lengthening
-from ngopt.devices import Array
+from ngopt.devices import Array, Pair
 
 if TYPE_CHECKING:
     from ngopt.base.soap import SoapRule
@@ -30,7 +30,8 @@ class ScalarEquations:
 
     On a CPU the arrays are NumPy's, elsewhere tensors on the device.
 
-    roots: of numbers of elements, of gradients and of weights, (2n,).
+    numels: numbers of elements, (n,). roots: of those of gradients and of weights,
+    (2n,).
     """
 
     def __init__(self, rule: SoapRule, positions: Sequence[int], stack: ParameterStack):
@@ -52,10 +53,14 @@ class ScalarEquations:
         self._zeros = self.roots.new_zeros(self._count)
         # index of the matrix of each bias, if it is among these parameters
         self._matrices = torch.tensor(matrices, device=device)
-        network = _network_factors(rule, positions, device)
+        network = None
+        total_steps = rule.total_steps
+        if rule.predictor is not None and total_steps is not None:
+            network = NetworkFactors(rule, positions, device)
         self._has_factor = network is not None
-        self._first = FirstSteps(rule.config, tables, numels, device, network)
-        self._lengthening = lengthening(rule.config, rule.total_steps)
+        self.numels = torch.tensor(numels, dtype=dtype, device=device)
+        self._first = FirstSteps(rule.config, tables, numels, self.numels, network)
+        self._lengthening = lengthening(rule.config, total_steps)
         # largest squared distance in that of a random walk that has an effect
         c = rule.config
         self._most = c.straight_most ** (2 / c.straight_exponent)
@@ -113,7 +118,7 @@ class ScalarEquations:
         return scalars[: len(of_rows)], scalars[len(of_rows) :]
 
     def _gradient_scale(
-        self, step: StepContext, rms: Array, before: tuple[Array, Array]
+        self, step: StepContext, rms: Array, before: Pair
     ) -> GradientScale:
         """rms: of gradients. before: unit and running RMS of the previous step."""
         s = step.scheduled
@@ -132,14 +137,3 @@ class ScalarEquations:
         size = devices.array_module(rms).maximum(size, size**0.5)  # of small weights
         exponent = self._config.weight_exponent
         return size if exponent == 1 else size**exponent
-
-
-def _network_factors(
-    rule: SoapRule, positions: Sequence[int], device: torch.device
-) -> NetworkFactors | None:
-    """None without a predictor or a horizon."""
-    if rule.predictor is None or rule.total_steps is None:
-        return None
-    roles = [rule.roles[i] for i in positions]
-    shapes = [rule.graph.parameters[i].shape for i in positions]
-    return NetworkFactors(rule.predictor, roles, shapes, rule.total_steps, device)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ngopt.base.config import SoapConfig
 from ngopt.base.gradient_clipping import DECAY
-from ngopt.devices import Array, precise_dtype, stacked
+from ngopt.devices import Array, Pair, precise_dtype, stacked
 from ngopt.functional import Hyper
 from ngopt.roles.from_graph import ParameterRole
 from ngopt.schedule import average_weight, with_horizon, without_horizon
@@ -130,12 +130,7 @@ class StepSchedule:
         return ScheduledValues(*new, *values[len(new) :])
 
     def _scheduled(
-        self,
-        age: Any,
-        now: Any,
-        has_scheduler: bool,
-        beta2: Any,
-        constants: tuple[Any, Any],
+        self, age: Any, now: Any, has_scheduler: bool, beta2: Any, constants: Pair
     ) -> Sequence[Any]:
         """The fields of `ScheduledValues` from `count` to `weight_decay`.
 

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ngopt.base.step_buffers import WeightRows
+from ngopt.base.cuda_graphs import WeightRows
 
 ELEMENTS = 2048  # of one program
 

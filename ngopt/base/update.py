@@ -12,12 +12,11 @@ from torch.autograd.graph import increment_version
 
 from ngopt import chunking, devices
 from ngopt.base.buckets import Bucket
-from ngopt.base.cuda_graphs import Replays, has_graphs
+from ngopt.base.cuda_graphs import Replays, StepBuffers, has_graphs, step_buffers
 from ngopt.base.eigenbasis import RenewalSchedule, renewal_positions, renewed
 from ngopt.base.elementwise import StepScalars, accumulate, change, precondition
 from ngopt.base.first_steps import OBSERVED_STEPS
 from ngopt.base.state import ParameterStack, counts_of
-from ngopt.base.step_buffers import StepBuffers, step_buffers
 from ngopt.base.step_context import FactorScalars, StepContext, StepInputs
 from ngopt.base.step_scalars import ScalarEquations
 from ngopt.base.step_size import StepSchedule
@@ -137,33 +136,32 @@ class SoapUpdate:
             self._renew_bases(step, size, slice(None), active)
 
     def _changes(self, step: StepContext) -> Iterator[list[Change]]:
-        scalars = self._begin(step)
-        moments = zip(step.state.momentum, step.state.second, strict=True)
-        for bucket, own in zip(self.stack.buckets, moments, strict=True):
-            rows = StepScalars(*bucket.spread(scalars))
-            delta = self._direction(step, bucket, own, rows)
-            measured = step.change_weights(bucket, delta, own[0], rows)
+        self._begin(step)
+        for bucket in self.stack.buckets:
+            rows = step.rows(bucket)
+            delta = self._direction(step, bucket, rows)
+            momentum = step.state.momentum[bucket]
+            measured = step.change_weights(bucket, delta, momentum, rows)
             if measured is not None:
                 self._update_distance(step, bucket, measured)
                 continue
             weights = bucket.gather(step.params).to(self.stack.dtype)
-            delta = step.fuse(change)(delta, own[0], weights, rows)
+            delta = step.fuse(change)(delta, momentum, weights, rows)
             del weights
             self._update_distance(step, bucket, delta[bucket.first :])
             yield self._split(step, bucket, delta)
             del delta  # frees memory for the next bucket
 
-    def _begin(self, step: StepContext) -> Tensor:
-        """`StepScalars` of all parameters, (fields, n); decays Kronecker factors."""
-        scalars, of_factors = self.scalars.of_step(step)
+    def _begin(self, step: StepContext) -> None:
+        """Computes scalars of all parameters; decays Kronecker factors."""
+        step.scalars, of_factors = self.scalars.of_step(step)
         if AVERAGE in step.records[0]:
             weights = step.scheduled.average_weight
-            step.average_weights = devices.separate(weights, scalars)
+            step.average_weights = devices.separate(weights, step.scalars)
         for size, values in self.stack.of_factors(of_factors).items():
             step.of_factors[size] = FactorScalars(*values)
         for size, factors in step.state.factors.items():
             factors.mul_(step.of_factors[size].decay)
-        return scalars
 
     def _update_distance(
         self, step: StepContext, bucket: Bucket, delta: Tensor
@@ -196,14 +194,11 @@ class SoapUpdate:
         return found
 
     def _direction(
-        self,
-        step: StepContext,
-        bucket: Bucket,
-        moments: tuple[Tensor, Tensor],
-        rows: StepScalars,
+        self, step: StepContext, bucket: Bucket, rows: StepScalars
     ) -> Tensor:
         """u of the equations, (rows, lanes)."""
-        momentum, second = moments
+        momentum = step.state.momentum[bucket]
+        second = step.state.second[bucket]
         grad = step.gathered(bucket).to(momentum.dtype)
         fused = step.fuse(accumulate)
         grad, ahead = fused(grad, momentum, rows, self.config, self._dtype)
@@ -211,7 +206,12 @@ class SoapUpdate:
         if not bucket.factors:
             return fused(grad, ahead, second, rows)
         stacks = bucket.stacked.split(grad)
-        self._update_factors(step, bucket, stacks)
+        self._add_squares(step, bucket, stacks)
+        if step.youngest == 0:  # first eigenbases
+            for _, axis, some in bucket.factors:
+                _, active, count = step.of_factors[axis.size]
+                is_first = active * (count == 1)
+                self._renew_bases(step, axis.size, some, is_first[some])
         bases = []
         for _, axis, some in bucket.factors:
             bases.append(self._bases(step, axis.size)[some])
@@ -221,18 +221,6 @@ class SoapUpdate:
         u = fused(grad, ahead, second, rows)
         stacks = bucket.stacked.split(u)
         return bucket.rotate(stacks, bases, back=True)
-
-    def _update_factors(
-        self, step: StepContext, bucket: Bucket, stacks: Sequence[Tensor]
-    ) -> None:
-        """Updates Kronecker factors, and computes first eigenbases from them."""
-        self._add_squares(step, bucket, stacks)
-        if step.youngest > 0:
-            return
-        for _, axis, some in bucket.factors:
-            _, active, count = step.of_factors[axis.size]
-            is_first = active * (count == 1)
-            self._renew_bases(step, axis.size, some, is_first[some])
 
     def _add_squares(
         self, step: StepContext, bucket: Bucket, stacks: Sequence[Tensor]

@@ -20,7 +20,11 @@ class Collectives:
         """
         self._ranks = ranks
         group = group or distributed.group.WORLD
-        self._timeout = _timeout_of(group)
+        try:
+            options = group._get_backend(group._device_types[0]).options
+            self._timeout = options._timeout
+        except (AttributeError, RuntimeError):  # a backend without options
+            self._timeout = None  # torch's default
         has_ranks = ranks == distributed.get_process_group_ranks(group)
         self.group = group if has_ranks else self._new_group()
         self._gloo: Any = None
@@ -113,11 +117,3 @@ class Collectives:
                 work.wait()
 
         return wait
-
-
-def _timeout_of(group: Any) -> Any:
-    """None, torch's default, if the backend has no options."""
-    try:
-        return group._get_backend(group._device_types[0]).options._timeout
-    except (AttributeError, RuntimeError):
-        return None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
@@ -11,11 +12,14 @@ import torch
 from torch import Tensor
 
 from ngopt.distributed.shards import Shards
-from ngopt.packing import flatten
+from ngopt.packing import Values, flatten
 from ngopt.shard_layout import Piece
 
-Values = Mapping[int, Tensor]  # by index of a parameter
 PieceOf = Callable[[int], Piece]  # of a parameter
+Transfer = tuple[Callable[[], None], Tensor, Tensor]
+"""Of a collective: what waits for it, its result, and what is sent, kept until then."""
+Arrival = Callable[[], dict[int, Tensor]]
+"""Waits for what was sent, and gives tensors by index of a parameter."""
 
 
 class Part(NamedTuple):
@@ -29,13 +33,17 @@ class Route:
     """What this process sends and receives in one direction, by rank.
 
     source, target: the piece that this process has of a parameter before and after.
-    kept: parts that it has already, before and after.
+    wanted: parameters that it has after. kept: parts that it has already, before and
+    after.
     """
 
-    def __init__(self, shards: Shards, source: PieceOf, target: PieceOf):
+    def __init__(
+        self, shards: Shards, source: PieceOf, target: PieceOf, wanted: Sequence[int]
+    ):
         self._shards = shards
         self._source = source
         self._target = target
+        self._wanted = wanted
         self.sent: list[list[Part]] = []
         self.received: list[list[Part]] = []
         for _ in range(shards.size):
@@ -64,40 +72,40 @@ class Route:
     def _after(self, i: int, piece: Piece) -> Part:
         return Part(i, piece.within(self._target(i)))
 
-    def start(self, values: Values, like: Tensor) -> Transfer:
-        """Begins to send.
+    def start(self, values: Values, like: Tensor) -> Arrival:
+        """Begins to send; the function that is returned gives what is wanted.
 
         values: what this process has. like: has their dtype and device.
         """
         if not self._is_used:
-            return Transfer()
-        sent = self._flattened(values, like)
+            return partial(self._finish, values, like)
+        pieces = []
+        for i, piece in chain.from_iterable(self.sent):
+            pieces.append(piece.of(values[i]).to(like.dtype))
+        sent = flatten(pieces) if pieces else like.new_empty(0)
         received = _numels(self.received)
         result = like.new_empty(sum(received))
         all_to_all = self._shards.collectives.all_to_all
         wait = all_to_all(result, sent, received, _numels(self.sent))
-        parts = list(chain.from_iterable(self.received))
-        return Transfer(wait, sent, result, parts)
+        return partial(self._finish, values, like, (wait, result, sent))
 
-    def _flattened(self, values: Values, like: Tensor) -> Tensor:
-        pieces = []
-        for parts in self.sent:
-            for i, piece in parts:
-                pieces.append(piece.of(values[i]).to(like.dtype))
-        return flatten(pieces) if pieces else like.new_empty(0)
-
-    def finish(
-        self, values: Values, transfer: Transfer, wanted: Sequence[int], like: Tensor
+    def _finish(
+        self, values: Values, like: Tensor, transfer: Transfer | None = None
     ) -> dict[int, Tensor]:
-        """What this process then has of some parameters; see `start`."""
         pieces: dict[int, list[tuple[Piece, Tensor]]] = defaultdict(list)
         for before, (i, piece) in self.kept:
             value = before.piece.of(values[i])
             pieces[i].append((piece, value))
-        for (i, piece), value in transfer.wait():
-            pieces[i].append((piece, value))
+        if transfer is not None:
+            wait, result, _ = transfer
+            wait()
+            start = 0
+            for i, piece in chain.from_iterable(self.received):
+                value = result.narrow(0, start, piece.numel)
+                pieces[i].append((piece, value.view(piece.shape)))
+                start += piece.numel
         found = {}
-        for i in wanted:
+        for i in self._wanted:
             found[i] = _joined(self._target(i), pieces[i], like)
         return found
 
@@ -122,27 +130,6 @@ def _joined(
     return value
 
 
-class Transfer(NamedTuple):
-    """A collective that may not have ended."""
-
-    finish: Callable[[], None] | None = None
-    sent: Tensor | None = None  # kept until it has arrived
-    result: Tensor | None = None
-    parts: Sequence[Part] = ()  # of the result
-
-    def wait(self) -> list[tuple[Part, Tensor]]:
-        """The parts that have arrived."""
-        if self.finish is None or self.result is None:
-            return []
-        self.finish()
-        found, start = [], 0
-        for part in self.parts:
-            value = self.result.narrow(0, start, part.piece.numel)
-            found.append((part, value.view(part.piece.shape)))
-            start += part.piece.numel
-        return found
-
-
 class Exchange:
     """Parameters that are sent together: one collective in each direction.
 
@@ -153,8 +140,8 @@ class Exchange:
         self._shards = shards
         self.parameters = parameters
         self.owned = [i for i in parameters if shards.owns(i)]
-        self._up = Route(shards, shards.held, shards.domain)
-        self._down = Route(shards, shards.domain, shards.held)
+        self._up = Route(shards, shards.held, shards.domain, self.owned)
+        self._down = Route(shards, shards.domain, shards.held, parameters)
         for i in parameters:
             self._plan(i)
 
@@ -175,34 +162,19 @@ class Exchange:
             for holder, piece in enumerate(held):
                 self._down.add(owner, holder, i, piece.overlap(domain))
 
-    def to_owners(self, values: Values) -> Transfer:
-        """Begins to send this process' parts of parameters or gradients."""
-        return self._up.start(values, self._like(values))
-
-    def domains(self, values: Values, transfer: Transfer) -> dict[int, Tensor]:
-        """What this process owns, when all parts have arrived."""
-        return self._up.finish(values, transfer, self.owned, self._like(values))
-
-    def _like(self, values: Values) -> Tensor:
-        """An empty tensor of the dtype to which all values are promoted."""
+    def to_owners(self, values: Values) -> Arrival:
+        """Begins to send this process' parts of parameters or gradients; gives what it
+        owns. All are promoted to one dtype."""
         first = values[self.parameters[0]]
         dtype = first.dtype
         for i in self.parameters:
             dtype = torch.promote_types(dtype, values[i].dtype)
-        return first.new_empty(0, dtype=dtype)
+        return self._up.start(values, first.new_empty(0, dtype=dtype))
 
-    def to_holders(self, values: Values, like: Tensor) -> Transfer:
-        """Begins to send what this process owns to all that hold a part of it."""
+    def to_holders(self, values: Values, like: Tensor) -> Arrival:
+        """Begins to send what this process owns to all that hold a part of it; gives
+        what this process holds of all parameters. like: has their dtype."""
         return self._down.start(values, like)
-
-    def parts(
-        self, values: Values, transfer: Transfer, like: Tensor
-    ) -> dict[int, Tensor]:
-        """What this process holds of all parameters, when it has arrived.
-
-        values: what it owns. like: has their dtype.
-        """
-        return self._down.finish(values, transfer, self.parameters, like)
 
 
 def make_exchanges(shards: Shards, most: int, apart: Sequence[int]) -> list[Exchange]:

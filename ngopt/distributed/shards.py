@@ -89,7 +89,6 @@ class Shards:
             self.pieces.append(pieces)
             self.has_parts |= set(pieces) != {whole(shape)}
         self.owned: list[Ownership] = []
-        self._alone = torch.tensor(self.alone, dtype=torch.bool, device="cpu")
 
     def divide(self, layouts: Sequence[Layouts], every: int) -> None:
         """Chooses owners once: they store the state, even if costs change.
@@ -180,7 +179,6 @@ class Shards:
         found.owned = _chosen(self.owned, numbers)
         found.pieces = _chosen(self.pieces, numbers)
         found.counts = self.counts[numbers]
-        found._alone = self._alone[numbers]
         return found
 
     def with_pieces(
@@ -231,7 +229,7 @@ class Shards:
         return self._summed(values, all_count)
 
     def _summed(self, values: Tensor, counts: Tensor) -> Tensor:
-        alone = self._alone.to(values.device)
+        alone = torch.tensor(self.alone, dtype=torch.bool, device=values.device)
         zero = torch.zeros_like(values)
         total = torch.where(counts & ~alone, values, zero)
         self.collectives.sum_(total)

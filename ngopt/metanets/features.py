@@ -15,7 +15,7 @@ from torch import (
 )
 
 from ngopt import chunking
-from ngopt.functional import Record
+from ngopt.functional import Gradients, Record
 
 # Metz et al. 2019; Kofinas et al. 2024, section 4.3.
 DECAYS = (0.5, 0.9, 0.99, 0.999, 0.9999)
@@ -44,9 +44,7 @@ def update_momenta(momenta: Sequence[Tensor], gradient: Tensor) -> list[Tensor]:
     return updated
 
 
-def next_records(
-    grads: Sequence[Tensor | None], state: Sequence[Record]
-) -> list[Record]:
+def next_records(grads: Gradients, state: Sequence[Record]) -> list[Record]:
     """New records of parameters with a gradient: their momenta and numbers of steps."""
     records = list(state)
     for i, (grad, old) in enumerate(zip(grads, state, strict=True)):
@@ -57,9 +55,7 @@ def next_records(
     return records
 
 
-def update_momenta_(
-    grads: Sequence[Tensor | None], state: Sequence[Record], limit: int
-) -> None:
+def update_momenta_(grads: Gradients, state: Sequence[Record], limit: int) -> None:
     """`update_momenta` in place.
 
     limit: elements at once, whose gradients are copied.
@@ -139,9 +135,7 @@ def _to_logarithms(values: Tensor) -> None:
 
 
 def features_of(
-    columns: Sequence[Tensor],
-    like: Tensor,
-    out: Tensor | None = None,
+    columns: Sequence[Tensor], like: Tensor, out: Tensor | None = None
 ) -> Tensor:
     """`preprocess` in the dtype and on the device of `like`; logarithms in float32 at
     least."""

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from ngopt.metanets.features import NUM_FEATURES
 from ngopt.metanets.metanet import Metanet
-from ngopt.metanets.update_mlp.predictor import Predictor
-from ngopt.metanets.update_mlp.update_mlp import UpdateMLP
+from ngopt.metanets.update_mlp import Predictor, UpdateMLP
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import Any, ClassVar, Self
 
 import torch
@@ -12,9 +13,12 @@ from torch import Tensor
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.features import NUM_FEATURES
 from ngopt.metanets.feedforward import FeedForward, FeedForwardConfig
-from ngopt.metanets.graph_data.context_writer import ContextPlace, written_context
 from ngopt.metanets.graph_data.feature_sources import FeatureSource
-from ngopt.metanets.graph_data.graph_tensors import GraphTensors, graph_tensors
+from ngopt.metanets.graph_data.graph_tensors import (
+    Contexts,
+    GraphTensors,
+    graph_tensors,
+)
 from ngopt.metanets.layers.graph_layer import GraphLayer
 from ngopt.metanets.layers.graph_network import GraphNetwork
 
@@ -72,9 +76,7 @@ class GraphMetanet(FeedForward):
     ) -> GraphTensors:
         return graph_tensors(graph, self.config.kernel, like, limit)
 
-    def context_pieces(
-        self, source: FeatureSource, tensors: GraphTensors
-    ) -> Iterator[tuple[ContextPlace, Tensor]]:
+    def context_pieces(self, source: FeatureSource, tensors: GraphTensors) -> Contexts:
         """The context of every place, (*batch, *shape of the view, d_out), whose slots
         are one axis."""
         raise NotImplementedError
@@ -85,8 +87,34 @@ class GraphMetanet(FeedForward):
         tensors: GraphTensors,
         out: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
-        pieces = self.context_pieces(source, tensors)
-        return written_context(pieces, tensors, source.batch, out)
+        """See `Metanet.context`. An element in several places gets their mean."""
+        graph = tensors.graph
+        found: list[Tensor | None] = [None] * len(graph.parameters)
+        for i, values in enumerate(out or ()):
+            found[i] = values.unsqueeze(0)
+            if not isinstance(tensors.uses[i], int):
+                values.zero_()
+        count = prod(source.batch)
+        for place, values in self.context_pieces(source, tensors):
+            view = graph.biases[place].view if isinstance(place, int) else place.view
+            assert view is not None
+            i = view.parameter
+            spec = graph.parameters[i]
+            uses = tensors.uses[i]
+            d = values.shape[-1]
+            if out is None and isinstance(uses, int) and view.is_whole(spec):
+                found[i] = values.reshape(count, spec.numel, d)
+                continue
+            values = values.reshape(count, *view.shape, d)
+            old = found[i]
+            if old is None:
+                old = found[i] = values.new_zeros(count, spec.numel, d)
+            if not isinstance(uses, int):
+                own_uses = view.read(uses.unsqueeze(0)).to(values)
+                values = view.read(old) + values / own_uses
+            view.write(old, values)
+        context = [values for values in found if values is not None]
+        return [values.reshape(*source.batch, *values.shape[1:]) for values in context]
 
 
 @dataclass(frozen=True)
@@ -122,9 +150,7 @@ class MessagePassingMetanet(GraphMetanet):
         """One round of message passing."""
         raise NotImplementedError
 
-    def context_pieces(
-        self, source: FeatureSource, tensors: GraphTensors
-    ) -> Iterator[tuple[ContextPlace, Tensor]]:
+    def context_pieces(self, source: FeatureSource, tensors: GraphTensors) -> Contexts:
         network = self.get_submodule(self.network_name)
         assert isinstance(network, GraphNetwork)
         return network.pieces(source, tensors)

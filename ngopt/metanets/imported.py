@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from ngopt.metanets.metanet import Metanet
@@ -63,14 +64,13 @@ def find_class(
         raise ValueError(
             f"{what} '{name}': expected one of {', '.join(known)}, or module:Class"
         )
-    found: Any = _module(what, name, module_name, may_import)
-    for attribute in path.split("."):
-        if not hasattr(found, attribute):
-            raise ValueError(
-                f"{what} '{name}': expected '{path}' in module '{module_name}'; "
-                "got none"
-            )
-        found = getattr(found, attribute)
+    module = _module(what, name, module_name, may_import)
+    try:
+        found = attrgetter(path)(module)
+    except AttributeError:
+        raise ValueError(
+            f"{what} '{name}': expected '{path}' in module '{module_name}'; got none"
+        ) from None
     if not (isinstance(found, type) and issubclass(found, base)):
         expected = f"a subclass of {base.__module__}.{base.__name__}"
         raise ValueError(f"{what} '{name}': expected {expected}; got {found!r}")

@@ -7,7 +7,7 @@ the depth of the network, not through time as that of Metz et al. 2020.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.features import NUM_FEATURES
-from ngopt.metanets.graph_data.context_writer import ContextPlace
 from ngopt.metanets.graph_data.feature_sources import FeatureSource
-from ngopt.metanets.graph_data.graph_tensors import GraphTensors
+from ngopt.metanets.graph_data.graph_tensors import Contexts, GraphTensors
 from ngopt.metanets.graph_metanet import GraphMetanet, GraphMetanetConfig
 
 State = tuple[Tensor, Tensor]
@@ -48,9 +47,7 @@ class LayerLSTM(GraphMetanet):
         self.cell = LSTMCell(NUM_FEATURES, self.config.width)
         self.out = nn.Linear(self.config.width, self.config.d_out)
 
-    def context_pieces(
-        self, source: FeatureSource, tensors: GraphTensors
-    ) -> Iterator[tuple[ContextPlace, Tensor]]:
+    def context_pieces(self, source: FeatureSource, tensors: GraphTensors) -> Contexts:
         outputs = self._along_depth(_layer_means(source, tensors), tensors.graph)
         # expanded: no memory for the elements of a layer
         for number, bias in enumerate(tensors.graph.biases):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.graph_data.feature_sources import FeatureSource, FlatFeatures
 from ngopt.metanets.graph_data.graph_tensors import GraphTensors
-from ngopt.metanets.update_mlp.predictor import Predictor
+from ngopt.metanets.update_mlp import Predictor
 
 
 class Metanet(nn.Module, ABC):
@@ -30,6 +30,10 @@ class Metanet(nn.Module, ABC):
     name: ClassVar[str]
     Config: ClassVar[type]
     config: Any
+    graph_every: int = 1
+    """Steps of an optimizer between two computations of the context."""
+    d_context: int = 0
+    """Context features of each parameter; 0 if the graph is not read."""
 
     def __init__(self, config: Any):
         super().__init__()
@@ -40,16 +44,6 @@ class Metanet(nn.Module, ABC):
                 "'nominal_step: float = 1e-3' to its Config."
             )
         self.config = config
-
-    @property
-    def graph_every(self) -> int:
-        """Steps of an optimizer between two computations of the context."""
-        return 1
-
-    @property
-    def d_context(self) -> int:
-        """Context features of each parameter; 0 if the graph is not read."""
-        return 0
 
     def check(self, graph: NeuralGraph) -> None:
         """Raises ValueError for a graph that the metanet cannot read."""

@@ -8,7 +8,7 @@ kernel sizes are fixed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -16,12 +16,11 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from ngopt.graph.groups_and_blocks import Bias, EdgeBlock
+from ngopt.graph.groups_and_blocks import EdgeBlock
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.features import NUM_FEATURES
-from ngopt.metanets.graph_data.context_writer import ContextPlace
 from ngopt.metanets.graph_data.feature_sources import FeatureSource
-from ngopt.metanets.graph_data.graph_tensors import EdgeChunk, GraphTensors
+from ngopt.metanets.graph_data.graph_tensors import Contexts, EdgeChunk, GraphTensors
 from ngopt.metanets.graph_metanet import GraphMetanet, GraphMetanetConfig
 from ngopt.metanets.layers.edge_states import EdgeStates, fits_in_memory
 from ngopt.metanets.layers.np_layer import Channels, NPLayer
@@ -77,9 +76,7 @@ class NeuralFunctional(GraphMetanet):
                 f"got {_described(kernels)}"
             )
 
-    def context_pieces(
-        self, source: FeatureSource, tensors: GraphTensors
-    ) -> Iterator[tuple[ContextPlace, Tensor]]:
+    def context_pieces(self, source: FeatureSource, tensors: GraphTensors) -> Contexts:
         graph = tensors.graph
         chain = layers_of(graph)
         inputs = graph.weights[chain[0].weight].source
@@ -95,7 +92,10 @@ class NeuralFunctional(GraphMetanet):
             channels)."""
             return source.edges(chunk).flatten(-2)
 
-        weights = EdgeStates(order, first, self._keeps(tensors))
+        slots = max(map(prod, self.kernels))
+        channels = max(self.config.width, NUM_FEATURES * slots)
+        keep = fits_in_memory(tensors, channels, next(self.parameters()))
+        weights = EdgeStates(order, first, keep)
         for k, layer in enumerate(self.layers):
             is_last = k == len(self.layers) - 1
             nodes, whole = layer(weights, order, nodes, whole, is_last)
@@ -118,11 +118,6 @@ class NeuralFunctional(GraphMetanet):
     def _zeros(self, source: FeatureSource, n: int, d: int) -> Tensor:
         like = next(self.parameters())
         return like.new_zeros(*source.batch, n, d)
-
-    def _keeps(self, tensors: GraphTensors) -> bool:
-        slots = max(map(prod, self.kernels))
-        channels = max(self.config.width, NUM_FEATURES * slots)
-        return fits_in_memory(tensors, channels, next(self.parameters()))
 
 
 class ChainLayer(NamedTuple):
@@ -158,7 +153,7 @@ def chain_of(graph: NeuralGraph) -> tuple[tuple[int, ...], ...] | None:
         len(biased) == len(graph.biases),
         biased <= targets,
         all(map(_is_dense, order)),
-        all(map(_is_plain, graph.biases)),
+        {(bias.index, bias.slot_shape) for bias in graph.biases} <= {(None, ())},
     )
     return tuple(block.slot_shape for block in order) if all(conditions) else None
 
@@ -167,10 +162,6 @@ def _is_dense(block: EdgeBlock) -> bool:
     """Whether all sources are connected to all targets."""
     indices = block.source_index, block.target_index
     return block.shape[0] == 1 and indices == (None, None)
-
-
-def _is_plain(bias: Bias) -> bool:
-    return bias.index is None and bias.slot_shape == ()
 
 
 def _described(kernels: Sequence[Sequence[int]]) -> str:

@@ -86,8 +86,16 @@ def check_settings(group: Mapping[str, Any], is_new: bool = True) -> None:
     is_new: whether a user passes them. Later a scheduler may make lr negative, as for
     AdamW.
     """
-    least_lr = 0 if is_new else -inf
-    _check_lr(group["lr"], least_lr)
+    lr = group["lr"]
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        shape = tuple(lr.shape)
+        raise ValueError(
+            f"NGOptimizer: lr: expected one number; got a tensor of shape {shape}"
+        )
+    if isinstance(lr, Tensor) and lr.device.type == "cpu":
+        lr = lr.item()
+    if not isinstance(lr, Tensor):  # elsewhere it would be a host sync at every step
+        _check_number("lr", lr, 0 if is_new else -inf)
     weight_decay = group["weight_decay"]
     if weight_decay is not None or is_new:
         _check_number("weight_decay", weight_decay)
@@ -103,19 +111,6 @@ def check_settings(group: Mapping[str, Any], is_new: bool = True) -> None:
             raise ValueError(
                 f"NGOptimizer: {key}: expected an integer >= 1 or None; got {steps!r}"
             )
-
-
-def _check_lr(lr: Any, least: float) -> None:
-    if not isinstance(lr, Tensor):
-        _check_number("lr", lr, least)
-        return
-    if lr.numel() != 1:
-        shape = tuple(lr.shape)
-        raise ValueError(
-            f"NGOptimizer: lr: expected one number; got a tensor of shape {shape}"
-        )
-    if lr.device.type == "cpu":  # elsewhere it would be a host sync at every step
-        _check_number("lr", lr.item(), least)
 
 
 def _check_number(key: str, value: Any, least: float = 0) -> None:
@@ -142,10 +137,7 @@ def _check_shared(key: str, value: Any, shared: Any) -> None:
 
 
 def complete_new_group(
-    group: Group,
-    defaults: Mapping[str, Any],
-    groups: Sequence[Group],
-    is_default: bool,
+    group: Group, defaults: Mapping[str, Any], groups: Sequence[Group], is_default: bool
 ) -> list[str]:
     """Checks a new group and adds the settings that all groups share to it.
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from ngopt.functional import AVERAGE, Record, UpdateRule, as_average
+from ngopt.functional import AVERAGE, State, UpdateRule, as_average
 from ngopt.graph.sharded_modules import free_gathered
 from ngopt.optimizer.graph_parameters import GraphParameters
 from ngopt.optimizer.param_groups import Group, group_tensors
@@ -17,7 +17,7 @@ from ngopt.shard_layout import are_divided, local, real
 
 
 def start_or_drop_averages(
-    state: MutableMapping[Tensor, Record], parameters: GraphParameters, rule: UpdateRule
+    state: State, parameters: GraphParameters, rule: UpdateRule
 ) -> None:
     """Adapts the state to a rule that stores averages, or one that does not."""
     initial = parameters.initial_records(rule)
@@ -31,9 +31,7 @@ def start_or_drop_averages(
             record[AVERAGE] = as_average(real(local(p)))
 
 
-def averaged_parameters(
-    groups: Sequence[Group], state: Mapping[Tensor, Record]
-) -> list[Tensor]:
+def averaged_parameters(groups: Sequence[Group], state: State) -> list[Tensor]:
     """The parameters that have an average; only those without a horizon need one."""
     if groups[0]["total_steps"] is not None:
         return []
@@ -41,7 +39,7 @@ def averaged_parameters(
 
 
 @torch.no_grad()
-def write_averages(params: Sequence[Tensor], state: Mapping[Tensor, Record]) -> None:
+def write_averages(params: Sequence[Tensor], state: State) -> None:
     """Overwrites parameters with their averages."""
     for p in params:
         real(local(p)).copy_(state[p][AVERAGE])
@@ -50,9 +48,7 @@ def write_averages(params: Sequence[Tensor], state: Mapping[Tensor, Record]) -> 
 
 
 @contextmanager
-def averages_written(
-    params: Sequence[Tensor], state: Mapping[Tensor, Record]
-) -> Iterator[None]:
+def averages_written(params: Sequence[Tensor], state: State) -> Iterator[None]:
     """Writes averages into parameters, and restores the parameters at the end.
 
     Warns if they were changed in between.

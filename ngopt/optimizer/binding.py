@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from ngopt.pretrained import LearnedOptimizer
 from ngopt.shard_layout import are_divided, local, ranks_of, real
 
 
+@dataclass(eq=False)
 class Binding:
     """Binds a learned optimizer to the graph of an optimizer's parameters.
 
@@ -41,27 +43,21 @@ class Binding:
     It stores no reference to the optimizer, so that both can be copied.
     """
 
-    def __init__(
-        self,
-        source: GraphSource,
-        learned: LearnedOptimizer,
-        compute_dtype: torch.dtype | None,
-        process_group: Any,
-        messages: Messages,
-    ):
-        self.source = source
-        self._learned = learned
-        self._compute_dtype = compute_dtype
-        self._process_group = process_group
-        self._messages = messages
+    source: GraphSource
+    _learned: LearnedOptimizer
+    _compute_dtype: torch.dtype | None
+    _process_group: Any
+    _messages: Messages
+    _parameters: GraphParameters | None = None
+    _rule: UpdateRule | None = None
+    _rule_key: Any = None  # the arguments that made it
+    _prepared_rule: UpdateRule | None = None  # for which the state is adapted
+    _shards: tuple[Sequence[Tensor], Shards] | None = None
+    _owned: dict[Tensor, Ownership] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
         # then unconnected parameters are expected
-        self._is_partial = not source.is_exact and warn_if_partial()
-        self._parameters: GraphParameters | None = None
-        self._rule: UpdateRule | None = None
-        self._rule_key: Any = None  # the arguments that made it
-        self._prepared_rule: UpdateRule | None = None  # for which the state is adapted
-        self._shards: tuple[Sequence[Tensor], Shards] | None = None
-        self._owned: dict[Tensor, Ownership] = {}
+        self._is_partial = not self.source.is_exact and warn_if_partial()
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the rule and without process groups, which cannot be copied."""

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from operator import is_
 
 import torch
 from torch import Tensor
 
-from ngopt.functional import Hyper, Record, UpdateRule, apply, state_dtype, uncompiled
+from ngopt.functional import (
+    Gradients,
+    Hyper,
+    Record,
+    State,
+    UpdateRule,
+    apply,
+    state_dtype,
+    uncompiled,
+)
 from ngopt.graph.transforms import reordered
 from ngopt.optimizer.graph_source import OrderedGraph
 from ngopt.optimizer.param_groups import OWN_DECAY, Group, is_lazy, is_scheduled
@@ -24,8 +33,8 @@ class GraphParameters:
     """
 
     def __init__(self, ordered: OrderedGraph, params: Sequence[Tensor]):
-        self.network = ordered.graph
-        self.graph = reordered(ordered.graph, ordered.order)
+        self.network, order = ordered
+        self.graph = reordered(self.network, order)
         self.params = params
         self._order = ordered.order
         self._shapes = list(map(_shape, params))
@@ -43,9 +52,7 @@ class GraphParameters:
     def names(self) -> list[str]:
         return [spec.name for spec in self.graph.parameters[: len(self.params)]]
 
-    def check_shapes(
-        self, before: GraphParameters, state: Mapping[Tensor, Record]
-    ) -> None:
+    def check_shapes(self, before: GraphParameters, state: State) -> None:
         """Raises ValueError if the shape of a parameter with a state has changed."""
         shapes = dict(zip(map(id, before.params), before._shapes, strict=True))
         rows = zip(self.params, self._shapes, self.names(), strict=True)
@@ -117,7 +124,7 @@ class GraphParameters:
             grad = real(grad.resolve_conj())
         return -grad if maximize else grad
 
-    def records(self, state: Mapping[Tensor, Record]) -> list[Record]:
+    def records(self, state: State) -> list[Record]:
         """The state of all parameters in the graph, empty where there is none."""
         others = len(self.graph.parameters) - len(self.params)
         return [state.get(p) or {} for p in self.params] + [{}] * others
@@ -129,10 +136,7 @@ class GraphParameters:
         return [by_position[i] for i in range(len(records))]
 
     def records_for_step(
-        self,
-        state: MutableMapping[Tensor, Record],
-        rule: UpdateRule,
-        grads: Sequence[Tensor | None],
+        self, state: State, rule: UpdateRule, grads: Gradients
     ) -> list[Record]:
         """The same, initialized in `state` for parameters with a first gradient."""
         records = self.records(state)
@@ -168,11 +172,7 @@ class GraphParameters:
         return rule.init(params)
 
     def update(
-        self,
-        state: MutableMapping[Tensor, Record],
-        rule: UpdateRule,
-        grads: Sequence[Tensor | None],
-        hyper: Hyper,
+        self, state: State, rule: UpdateRule, grads: Gradients, hyper: Hyper
     ) -> None:
         """One step, which changes parameters and state in place."""
         is_compiling = torch.compiler.is_compiling()
@@ -182,11 +182,7 @@ class GraphParameters:
             self._update(state, rule, grads, hyper)
 
     def _update(
-        self,
-        state: MutableMapping[Tensor, Record],
-        rule: UpdateRule,
-        grads: Sequence[Tensor | None],
-        hyper: Hyper,
+        self, state: State, rule: UpdateRule, grads: Gradients, hyper: Hyper
     ) -> None:
         records = self.records_for_step(state, rule, grads)
         params = self.values()

@@ -7,54 +7,47 @@ given or traced graph become components of their own.
 from __future__ import annotations
 
 import warnings
+from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.jit._trace import is_tracing
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.hooks import RemovableHandle
 
-from ngopt.devices import without_autocast
-from ngopt.graph import NeuralGraph, ParameterSpec, build_graph
+from ngopt.devices import is_transformed, without_autocast
+from ngopt.graph import Inputs, NeuralGraph, ParameterSpec, build_graph
 from ngopt.graph.build import graph_without_inputs
 from ngopt.graph.inference.from_parameters import infer_graph
 from ngopt.graph.parameter_order import merged_order
 from ngopt.graph.sharded_modules import as_whole, is_sharded
 from ngopt.graph.tracing.capture import one_line
+from ngopt.graph.tracing.copies import Copier
 from ngopt.graph.transforms import join_graphs
-from ngopt.optimizer.input_recorder import Recorder
 from ngopt.optimizer.param_groups import Group, group_names, group_specs, group_tensors
 
-
-class OrderedGraph(NamedTuple):
-    """A graph, and the positions of its parameters with the optimizer's first.
-
-    order: positions in `graph.parameters`; the optimizer's parameters in their order,
-    then all others.
-    """
-
-    graph: NeuralGraph
-    order: list[int]
+OrderedGraph = tuple[NeuralGraph, list[int]]
+"""A graph, and positions of its parameters: the optimizer's in their order, then all
+others."""
 
 
 class GraphSource:
     """Makes the graph of the parameters in an optimizer's groups.
 
     is_exact: whether the graph is traced or given, not inferred from names and shapes.
+    awaits_forward: whether a forward pass is still needed for the graph.
+    has_new_inputs: whether inputs were recorded that are not traced yet.
     """
 
     is_exact = True
-
-    @property
-    def awaits_forward(self) -> bool:
-        """Whether a forward pass is still needed for the graph."""
-        return False
-
-    @property
-    def has_new_inputs(self) -> bool:
-        """Whether inputs were recorded that are not traced yet."""
-        return False
+    awaits_forward = False
+    has_new_inputs = False
 
     def graph_of(self, groups: Sequence[Group]) -> OrderedGraph:
         """Raises ValueError if the groups do not fit the network."""
@@ -78,7 +71,7 @@ class InferredGraph(GraphSource):
         position = dict(zip(names, range(len(names)), strict=True))
         in_order = sorted(specs, key=lambda spec: position[spec.name])
         graph = infer_graph(in_order, True)
-        return OrderedGraph(graph, [position[spec.name] for spec in specs])
+        return graph, [position[spec.name] for spec in specs]
 
 
 def _inferred_by_order(
@@ -98,12 +91,12 @@ def _inferred_by_order(
         has_matrix = any(len(specs[i].shape) > 1 for i in positions)
         (chain if has_matrix else vectors).extend(positions)
     if not chain or not vectors:
-        return OrderedGraph(infer_graph(specs), list(range(len(specs))))
+        return infer_graph(specs), list(range(len(specs)))
     graphs = [infer_graph([specs[i] for i in chain])]
     for i in vectors:
         graphs.append(infer_graph([specs[i]]))
     order = np.argsort(chain + vectors).tolist()  # the inverse permutation
-    return OrderedGraph(join_graphs(*graphs), order)
+    return join_graphs(*graphs), order
 
 
 class GivenGraph(GraphSource):
@@ -144,9 +137,11 @@ class TracedGraph(GraphSource):
 
     def __init__(self, model: nn.Module, groups: Sequence[Group]):
         if not isinstance(model, nn.Module):
+            got = type(model).__name__
+            if isinstance(model, type):
+                got = f"the class {model.__name__}"
             raise ValueError(
-                "NGOptimizer: model: expected a torch.nn.Module; got "
-                f"{_class_name(model)}"
+                f"NGOptimizer: model: expected a torch.nn.Module; got {got}"
             )
         in_model = set(model.parameters())
         for name, p in zip(group_names(groups), group_tensors(groups), strict=True):
@@ -298,10 +293,82 @@ def _with_components(
     if extra:
         graph = join_graphs(graph, infer_graph(extra))
     others = set(range(len(graph.parameters))).difference(order)
-    return OrderedGraph(graph, [*order, *sorted(others)])
+    return graph, [*order, *sorted(others)]
 
 
-def _class_name(value: Any) -> str:
-    if isinstance(value, type):
-        return f"the class {value.__name__}"
-    return type(value).__name__
+class Recorder:
+    """A forward pre-hook that stores detached inputs of a module, then removes itself.
+
+    It waits for a forward with gradients in training mode. Until then it stores the
+    inputs of forwards with gradients in evaluation mode. It skips forwards without
+    gradients and those that a compiler, a tracer or torch.func runs.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.inputs: Inputs | None = None
+        self._handle: RemovableHandle | None = None
+        self._register()
+
+    def _register(self) -> None:
+        hooks = self.model.__dict__.get("_forward_pre_hooks")
+        # missing while a model that refers to the optimizer is copied
+        if hooks is None:
+            return
+        if not isinstance(hooks, HooksWithoutRecorder):
+            hooks = self.model._forward_pre_hooks = HooksWithoutRecorder(hooks)
+        self._handle = self.model.register_forward_pre_hook(self, with_kwargs=True)
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if not torch.is_grad_enabled() or _is_traced(args, kwargs):
+            return
+        # copies, as the forward may change objects among the inputs
+        inputs = Copier(Tensor.detach).copy((args, kwargs))
+        self.inputs = Inputs(*tree_map_only(nn.Parameter, Tensor.detach, inputs))
+        if module.training:
+            self.remove()
+
+    def remove(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        is_waiting = self._handle is not None
+        return {"model": self.model, "inputs": self.inputs, "is_waiting": is_waiting}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """The copy waits for a forward of the copied model."""
+        self.model, self.inputs, self._handle = state["model"], state["inputs"], None
+        if state["is_waiting"]:
+            self._register()
+
+
+class HooksWithoutRecorder(OrderedDict):
+    """Forward pre-hooks that hide a `Recorder` from copies, pickles and torch.jit.
+
+    torch.jit.script compiles every hook that `values` lists.
+    """
+
+    def values(self) -> Any:
+        return self._others().values()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return OrderedDict, (list(self._others().items()),)
+
+    def _others(self) -> OrderedDict:
+        others = OrderedDict()
+        for key, hook in OrderedDict.items(self):
+            if type(hook) is not Recorder:
+                others[key] = hook
+        return others
+
+
+def _is_traced(args: tuple, kwargs: dict[str, Any]) -> bool:
+    """Whether a compiler, a tracer or torch.func runs the forward."""
+    if torch.compiler.is_compiling() or is_tracing():
+        return True
+    if get_proxy_mode() is not None or is_transformed():
+        return True
+    leaves = tree_leaves((args, kwargs))
+    return any(isinstance(leaf, (FakeTensor, torch.fx.Proxy)) for leaf in leaves)

@@ -201,6 +201,6 @@ def warn_if_partial() -> bool:
         "NGOptimizer: ZeroRedundancyOptimizer passes every process some of the "
         "parameters only, so the graph is partial. For the graph of the whole network "
         "pass functools.partial(NGOptimizer, model=model).",
-        stacklevel=4,  # that of `NGOptimizer(...)`
+        stacklevel=5,  # that of `NGOptimizer(...)`
     )
     return True

@@ -37,7 +37,7 @@ from ngopt.optimizer.param_groups import (
     with_own_decay,
 )
 from ngopt.optimizer.state_dicts import (
-    as_dict,
+    check_type,
     checked,
     in_order,
     numbered,
@@ -274,7 +274,7 @@ class NGOptimizer(Optimizer):
         pre_hook = self.register_load_state_dict_pre_hook(check)
         post_hook = self.register_load_state_dict_post_hook(restore, prepend=True)
         try:
-            super().load_state_dict(as_dict(state_dict))
+            super().load_state_dict(check_type(state_dict, dict))
         finally:
             pre_hook.remove()
             post_hook.remove()

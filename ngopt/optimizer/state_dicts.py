@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ngopt.functional import AVERAGE, Record
+from ngopt.functional import AVERAGE, Record, State
 from ngopt.optimizer.arguments import PER_GROUP, SHARED, check_groups
 from ngopt.optimizer.log_messages import logger
 from ngopt.optimizer.param_groups import Group
@@ -22,37 +22,33 @@ def checked(state_dict: Any, weights: str) -> dict[str, Any]:
     Raises ValueError if a part is missing or of another type, a setting out of range,
     or if it was made with other weights.
     """
-    parts = as_dict(state_dict)
+    parts = check_type(state_dict, dict)
     missing = sorted({"state", "param_groups"} - parts.keys())
     if missing:
         raise ValueError(
             f"state_dict: expected 'state' and 'param_groups'; got no {missing}"
         )
-    groups = as_list(parts["param_groups"], "param_groups")
+    groups = check_type(parts["param_groups"], list, "param_groups")
     for i, group in enumerate(groups):
-        _check_group(as_dict(group, f"param_groups[{i}]"), i, weights)
+        _check_group(group, f"param_groups[{i}]", weights)
     check_groups(groups)
-    state = as_dict(parts["state"], "state")
+    state = check_type(parts["state"], dict, "state")
     for number in _numbers(groups):
-        as_dict(state.get(number, {}), f"state of {number}")
+        check_type(state.get(number, {}), dict, f"state of {number}")
     return parts
 
 
-def as_dict(value: Any, name: str = "all of it") -> dict[Any, Any]:
-    if not isinstance(value, dict):
+def check_type(value: Any, kind: type, name: str = "all of it") -> Any:
+    """Returns the value. Raises ValueError if it is of another type."""
+    if not isinstance(value, kind):
+        expected = kind.__name__
         got = type(value).__name__
-        raise ValueError(f"state_dict: {name}: expected a dict; got {got}")
+        raise ValueError(f"state_dict: {name}: expected a {expected}; got {got}")
     return value
 
 
-def as_list(value: Any, name: str) -> list[Any]:
-    if not isinstance(value, list):
-        got = type(value).__name__
-        raise ValueError(f"state_dict: {name}: expected a list; got {got}")
-    return value
-
-
-def _check_group(group: Group, i: int, weights: str) -> None:
+def _check_group(group: Group, name: str, weights: str) -> None:
+    check_type(group, dict, name)
     found = group.get("weights")
     if found is None:
         keys = sorted(map(str, group.keys() - {"params"}))
@@ -66,13 +62,12 @@ def _check_group(group: Group, i: int, weights: str) -> None:
             f"optimizer; got {str(found)[:12]}. Make the optimizer with the weights= "
             "of the saved one."
         )
-    name = f"param_groups[{i}]"
     for key in ("params", *PER_GROUP, *SHARED):
         if key not in group:
             raise ValueError(
                 f"state_dict: {name}: expected '{key}'; got {sorted(group)}"
             )
-    params = as_list(group["params"], f"{name}: params")
+    params = check_type(group["params"], list, f"{name}: params")
     names = group.get("param_names", params)
     if len(names) != len(params):
         raise ValueError(
@@ -86,7 +81,12 @@ def in_order(saved: Sequence[Group], present: Sequence[Group]) -> list[Group]:
 
     Groups that cannot be matched, or have no names, keep their order.
     """
-    ordered = list(_groups_in_order(saved, present))
+    ordered = list(saved)
+    if all("param_names" in group for group in (*saved, *present)):
+        by_names = {frozenset(group["param_names"]): group for group in saved}
+        wanted = [frozenset(group["param_names"]) for group in present]
+        if len(by_names) == len(saved) and by_names.keys() == set(wanted):
+            ordered = [by_names[names] for names in wanted]
     for i, group in enumerate(ordered[: len(present)]):
         names = group.get("param_names")
         wanted = present[i].get("param_names")
@@ -95,18 +95,6 @@ def in_order(saved: Sequence[Group], present: Sequence[Group]) -> list[Group]:
             params = [numbers[name] for name in wanted]
             ordered[i] = {**group, "params": params, "param_names": wanted}
     return ordered
-
-
-def _groups_in_order(
-    saved: Sequence[Group], present: Sequence[Group]
-) -> Sequence[Group]:
-    if not all("param_names" in group for group in (*saved, *present)):
-        return saved
-    by_names = {frozenset(group["param_names"]): group for group in saved}
-    wanted = [frozenset(group["param_names"]) for group in present]
-    if len(by_names) < len(saved) or by_names.keys() != set(wanted):
-        return saved
-    return [by_names[names] for names in wanted]
 
 
 def with_total_steps(groups: list[Group], total_steps: int | None) -> list[Group]:
@@ -145,9 +133,7 @@ def numbered(groups: Sequence[Group], records: Sequence[Record]) -> dict[Any, Re
 
 
 def restore_dtypes(
-    state: Mapping[Tensor, Record],
-    params: Sequence[Tensor],
-    state_dict: Mapping[str, Any],
+    state: State, params: Sequence[Tensor], state_dict: Mapping[str, Any]
 ) -> None:
     """Restores dtypes of state, which torch casts to the dtypes of the parameters.
 

@@ -42,7 +42,13 @@ def load_pretrained(weights: str | os.PathLike = "default") -> LearnedOptimizer:
     Raises ValueError if there is no such name or file, if the file is damaged, or if
     its format, base rule, metanet or config is unknown in this version.
     """
-    path = _path_of(weights)
+    names = list_pretrained()
+    path = FOLDER / f"{weights}.safetensors" if weights in names else Path(weights)
+    if not path.is_file():
+        raise ValueError(
+            f"weights '{os.fspath(weights)}': expected one of {', '.join(names)}, or "
+            "an existing weights file; got neither"
+        )
     metadata, tensors = read_tensors(path, "weights file", FORMAT)
     try:
         return _read(metadata, tensors)
@@ -95,19 +101,6 @@ def _build(kind: str, classes: Mapping[str, type], name: str, config: str) -> An
             f"differs in {', '.join(different)}"
         )
     return cls(cls.Config(**values))
-
-
-def _path_of(weights: str | os.PathLike) -> Path:
-    names = list_pretrained()
-    if weights in names:
-        return FOLDER / f"{weights}.safetensors"
-    path = Path(weights)
-    if path.is_file():
-        return path
-    raise ValueError(
-        f"weights '{os.fspath(weights)}': expected one of {', '.join(names)}, or an "
-        "existing weights file; got neither"
-    )
 
 
 def as_learned(weights: Any) -> LearnedOptimizer:

@@ -43,10 +43,6 @@ def _soap(model: nn.Module, lr: float) -> Optimizer:
     return heavyball.SOAP(model.parameters(), lr=lr, weight_decay=WEIGHT_DECAY)
 
 
-def _ngopt(model: nn.Module, total_steps: int) -> Optimizer:
-    return NGOptimizer(model.named_parameters(), model=model, total_steps=total_steps)
-
-
 @dataclass(frozen=True)
 class Contestant:
     """An optimizer and its grid.
@@ -73,7 +69,8 @@ class Contestant:
     ) -> tuple[Optimizer, LRScheduler | None]:
         """The optimizer of a network, with the schedule of a baseline."""
         if lr is None or self.make is None:
-            return _ngopt(model, total_steps), None
+            named = model.named_parameters()
+            return NGOptimizer(named, model=model, total_steps=total_steps), None
         optimizer = self.make(model, lr)
         warmup = max(WARMUP, 1 / total_steps)  # of one step at least
         return optimizer, cosine_schedule(optimizer, total_steps, warmup)

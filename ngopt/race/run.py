@@ -1,22 +1,29 @@
-"""A whole race: tunes learning rates, trains at the best of each, writes the report."""
+"""A whole race: tunes learning rates, trains at the best of each, writes the report.
+
+The report is a table, a picture, a page and a JSON file.
+"""
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from html import escape
 from pathlib import Path
+from statistics import fmean, stdev
 
-import matplotlib  # noqa: F401  a missing one is found before hours of training
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from ngopt.race.optimizers import CONTESTANTS, Contestant, tuned
-from ngopt.race.problem import Problem, load_problem
-from ngopt.race.report import Result, table, write_report
-from ngopt.race.training import Run, train
+from ngopt.race.training import Problem, Run, load_problem, train
 
+HEADER = "optimizer", "lr", "tuning runs", "loss", "train loss", "ms/step", "excess"
+SMOOTHING = 0.95  # of the losses that are drawn
 TUNING_SEED = 1_000_000  # a seed of its own
 LOG_PAUSE = 60.0  # seconds between lines of progress, if stderr is no terminal
 
@@ -99,3 +106,119 @@ def _result(
         tried, lr, at_edge = tuned(contestant.rates, score)
     runs = [trained(lr, seed) for seed in range(settings.seeds)]
     return Result(contestant.name, lr, tried, runs, at_edge)
+
+
+@dataclass(frozen=True)
+class Result:
+    """The runs of an optimizer at its best learning rate, one a seed.
+
+    tried: learning rates of the tuning. at_edge: whether the best is the largest or
+    smallest of them.
+    """
+
+    optimizer: str
+    lr: float | None
+    tried: list[float]
+    runs: list[Run]
+    at_edge: bool = False
+
+    @property
+    def score(self) -> float:
+        return fmean(run.score for run in self.runs)
+
+    @property
+    def milliseconds(self) -> float:
+        """Mean of a whole training step."""
+        return fmean(1e3 * (run.seconds[-1] / len(run.seconds)) for run in self.runs)
+
+
+def table(results: list[Result]) -> str:
+    """Optimizers, the best first, aligned for a terminal, and a note if a best rate is
+    at the edge of those that were tried."""
+    best = min(result.score for result in results)
+    rows: list[tuple[str, ...]] = [HEADER]
+    for result in sorted(results, key=lambda result: result.score):
+        excess = 100 * (result.score / best - 1) if best > 0 else 0.0
+        scores, losses = [], []
+        for run in result.runs:
+            scores.append(run.score)
+            losses.append(run.train_loss)
+        row = (
+            result.optimizer,
+            "none" if result.lr is None else f"{result.lr:g}{'*' * result.at_edge}",
+            str(len(result.tried)),
+            _spread(scores),
+            _spread(losses),
+            f"{result.milliseconds:.1f}",
+            f"{excess:+.1f} %",
+        )
+        rows.append(row)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        first = row[0].ljust(widths[0])
+        others = "  ".join(map(str.rjust, row[1:], widths[1:]))
+        lines.append(f"{first}  {others}")
+    if any(result.at_edge for result in results):
+        lines += ["", "* the largest or smallest rate tried; others may be better"]
+    return "\n".join(lines)
+
+
+def _spread(values: list[float]) -> str:
+    mean = f"{fmean(values):.4g}"
+    return f"{mean} ± {stdev(values):.2g}" if len(values) > 1 else mean
+
+
+def write_report(folder: Path, title: str, results: list[Result]) -> None:
+    """Writes `race.json`, `race.png` and `race.html` into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    records = []
+    for result in results:
+        record = asdict(result)
+        record["score"] = result.score
+        records.append(record)
+    (folder / "race.json").write_text(json.dumps({"title": title, "results": records}))
+    draw(folder / "race.png", title, results)
+    picture = base64.b64encode((folder / "race.png").read_bytes()).decode()
+    page = (
+        f"<!doctype html><meta charset=utf-8><title>{escape(title)}</title>"
+        "<meta name=viewport content='width=device-width'>"
+        "<style>body{font:16px sans-serif;margin:2em;max-width:60em}"
+        "pre{overflow-x:auto}img{max-width:100%}</style>"
+        f"<h1>{escape(title)}</h1><pre>{escape(table(results))}</pre>"
+        f"<img alt='Loss over steps and seconds' src='data:image/png;base64,{picture}'>"
+    )
+    (folder / "race.html").write_text(page)
+
+
+def draw(path: Path, title: str, results: list[Result]) -> None:
+    """Smoothed training loss of the first seed, over steps and over seconds."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    over_steps, over_seconds = figure.subplots(1, 2, sharey=True)
+    for result in results:
+        run = result.runs[0]
+        losses = smoothed(run.losses)
+        rate = "" if result.lr is None else f", lr {result.lr:g}"
+        over_steps.plot(losses, label=f"{result.optimizer}{rate}")
+        over_seconds.plot(run.seconds, losses)
+    _label(over_steps, "steps")
+    _label(over_seconds, "seconds of training")
+    over_steps.set_ylabel("training loss")
+    over_steps.legend()
+    figure.suptitle(title)
+    figure.savefig(path, dpi=100)
+
+
+def _label(axes: Axes, text: str) -> None:
+    axes.set_xlabel(text)
+    axes.grid(alpha=0.3)
+
+
+def smoothed(losses: list[float]) -> list[float]:
+    """An exponential average without the bias of its beginning."""
+    found, mean, weight = [], 0.0, 0.0
+    for loss in losses:
+        mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
+        weight = SMOOTHING * weight + 1 - SMOOTHING
+        found.append(mean / weight)
+    return found

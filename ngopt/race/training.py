@@ -1,19 +1,66 @@
-"""Runs of a race: every optimizer from the same weights on the same batches."""
+"""Training problems of a race, which users' modules contain, and runs on them: every
+optimizer from the same weights on the same batches."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from math import inf, isfinite
 from statistics import fmean
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ngopt.importing import load_object
 from ngopt.race.optimizers import Contestant
-from ngopt.race.problem import Problem
+
+REQUIRED = "model", "batches", "loss"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A network, its batches and its loss.
+
+    name: the module's.
+    model: makes the network. Called after `torch.manual_seed`.
+    batches: makes an iterable of training batches, in the same order at every call.
+        It is started again when it ends.
+    loss: of a network and a batch, a scalar tensor.
+    validation_batches: makes the batches of the validation loss. None: optimizers are
+        compared by the training loss.
+    """
+
+    name: str
+    model: Callable[[], nn.Module]
+    batches: Callable[[], Iterable[Any]]
+    loss: Callable[[nn.Module, Any], Tensor]
+    validation_batches: Callable[[], Iterable[Any]] | None = None
+
+
+def load_problem(path: str) -> Problem:
+    """The problem in an importable module.
+
+    path: "package.module", or "package.module:name" of an object in it that has the
+    same functions.
+
+    Raises ValueError if it cannot be imported or lacks a function.
+    """
+    found = load_object(path)
+    missing = [key for key in REQUIRED if not callable(getattr(found, key, None))]
+    if missing:
+        raise ValueError(
+            f"race: expected functions {', '.join(REQUIRED)} in '{path}'; "
+            f"got no {', '.join(missing)}"
+        )
+    return Problem(
+        path.replace(":", ".").rpartition(".")[2],
+        found.model,
+        found.batches,
+        found.loss,
+        getattr(found, "validation_batches", None),
+    )
 
 
 @dataclass

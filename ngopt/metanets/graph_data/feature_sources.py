@@ -93,10 +93,7 @@ class RawFeatures:
     batch = torch.Size()
 
     def __init__(
-        self,
-        columns: Sequence[Sequence[Tensor]],
-        graph: NeuralGraph,
-        like: Tensor,
+        self, columns: Sequence[Sequence[Tensor]], graph: NeuralGraph, like: Tensor
     ):
         self.columns: list[list[Tensor]] = []
         for own in columns:
@@ -124,16 +121,14 @@ class RawFeatures:
         columns = self.columns[view.parameter]
         if not columns:
             return self.like.new_zeros(shape)
-        raw = [_strided(x, view) for x in columns]
+        # as few axes as possible: a fused function is compiled again for another number
+        # of axes, and for axes of length 1
+        kept, strides = _squeezed(view)
+        raw = []
+        for x in columns:
+            raw.append(x.as_strided(kept, strides, x.storage_offset() + view.offset))
         function = fused(finite_features, self.like.device)
         return function(raw, self.like.dtype).reshape(shape)
-
-
-def _strided(flat: Tensor, view: View) -> Tensor:
-    """The elements of a view with as few axes as possible: a fused function is compiled
-    again for another number of axes, and for axes of length 1."""
-    shape, strides = _squeezed(view)
-    return flat.as_strided(shape, strides, flat.storage_offset() + view.offset)
 
 
 @cache

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from itertools import product
 from math import prod
 from typing import Literal, NamedTuple
 
@@ -17,13 +18,14 @@ from torch import Tensor
 from ngopt.chunking import block_slices
 from ngopt.graph.groups_and_blocks import Bias, EdgeBlock, Index, View
 from ngopt.graph.neural_graph import NeuralGraph
-from ngopt.metanets.graph_data.kernel_tiles import kernel_tiles
 from ngopt.metanets.graph_data.node_features import (
-    activation_codes,
-    kind_codes,
+    node_codes,
     node_positions,
     slot_positions,
 )
+
+Kernel = tuple[int, int]
+"""The largest (height, width) of a kernel on one edge."""
 
 GraphIds = tuple[int, ...] | Tensor
 """Number of the graph of every group; in a mixture, of every node, (n,)."""
@@ -54,6 +56,10 @@ class EdgeChunk(NamedTuple):
     def of(self, edges: Tensor) -> Tensor:
         """This chunk of the block's values, (*batch, groups, n_target, n_source, *)."""
         return edges[..., self.groups, self.targets, self.sources, :, :]
+
+
+Contexts = Iterator[tuple[int | EdgeChunk, Tensor]]
+"""Features of places: of biases, by number, and of chunks of weights."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,10 +144,7 @@ class GraphTensors:
 
 
 def graph_tensors(
-    graph: NeuralGraph,
-    kernel: tuple[int, int],
-    like: Tensor,
-    limit: int | None = None,
+    graph: NeuralGraph, kernel: Kernel, like: Tensor, limit: int | None = None
 ) -> GraphTensors:
     """The tensors of a graph.
 
@@ -155,31 +158,36 @@ def graph_tensors(
     bias_index = []
     for bias in graph.biases:
         bias_index.append(_index(bias.index, device))
+    kinds, activations = node_codes(graph, device)
     return GraphTensors(
         graph=graph,
         blocks=tuple(blocks),
         bias_index=tuple(bias_index),
         positions=tuple(node_positions(graph, like)),
-        kinds=kind_codes(graph, device),
-        activations=activation_codes(graph, device),
+        kinds=kinds,
+        activations=activations,
         graph_ids=graph.membership,
         uses=tuple(_uses(graph, device)),
     )
 
 
 def _block_tensors(
-    block: EdgeBlock,
-    number: int,
-    kernel: tuple[int, int],
-    like: Tensor,
-    limit: int | None,
+    block: EdgeBlock, number: int, kernel: Kernel, like: Tensor, limit: int | None
 ) -> BlockTensors:
     tiles = len(kernel_tiles(block.slot_shape, kernel))
     if limit is not None:
         limit = max(1, limit // tiles)
     chunks = []
     for i, slices in enumerate(block_slices(block.shape, limit)):
-        view = _narrowed(block.view, slices)
+        view = block.view
+        if view is not None:
+            offset = view.offset
+            lengths = []
+            for stride, piece in zip(view.strides, slices, strict=False):
+                lengths.append(piece.stop - piece.start)
+                offset += stride * piece.start
+            shape = (*lengths, *view.shape[3:])
+            view = View(view.parameter, shape, view.strides, offset)
         chunks.append(EdgeChunk(number, i, *slices, view))
     return BlockTensors(
         block=block,
@@ -190,19 +198,6 @@ def _block_tensors(
         source=_index(block.source_index, like.device),
         positions=slot_positions(block, like),
     )
-
-
-def _narrowed(view: View | None, slices: Sequence[slice]) -> View | None:
-    """A view of some groups, targets and sources."""
-    if view is None:
-        return None
-    lengths = []
-    offset = view.offset
-    for stride, piece in zip(view.strides, slices, strict=False):
-        lengths.append(piece.stop - piece.start)
-        offset += stride * piece.start
-    shape = (*lengths, *view.shape[3:])
-    return View(view.parameter, shape, view.strides, offset)
 
 
 def _index(index: Index, device: torch.device) -> Tensor | None:
@@ -225,3 +220,45 @@ def _uses(graph: NeuralGraph, device: torch.device) -> Iterator[Literal[1] | Ten
         for view in own:
             view.write(counts, view.read(counts) + 1)
         yield counts[0]
+
+
+class Tile(NamedTuple):
+    """Slots of an edge: slots[k] is position positions[k] in a metanet's kernel."""
+
+    slots: tuple[int, ...]
+    positions: tuple[int, ...]
+
+
+@lru_cache(maxsize=4096)
+def kernel_tiles(slot_shape: tuple[int, ...], kernel: Kernel) -> tuple[Tile, ...]:
+    """Cuts the slots of an edge into tiles, from the first corner on;
+    each becomes an edge of its own.
+
+    slot_shape: spatial shape of the edge's slots. kernel: largest (height, width) of
+    the metanet. Tiles that are smaller than the kernel lie in its centre (Kofinas et
+    al. 2024, section 2.2). A one-dimensional kernel is cut into runs of height * width
+    slots, a three-dimensional one into planes.
+    """
+    shape = slot_shape or (1, 1)
+    space = (prod(kernel),) if len(shape) == 1 else kernel
+    sizes = (1,) * (len(shape) - len(space)) + space
+    ranges_of_axes = []
+    for length, size in zip(shape, sizes, strict=True):
+        starts = range(0, length, size)
+        ranges_of_axes.append([range(i, min(i + size, length)) for i in starts])
+    tiles = []
+    for box in product(*ranges_of_axes):
+        centre = []
+        for length, own in zip(space, box[-len(space) :], strict=True):
+            start = (length - len(own)) // 2
+            centre.append(range(start, start + len(own)))
+        tiles.append(Tile(_flat_indices(shape, box), _flat_indices(space, centre)))
+    return tuple(tiles)
+
+
+def _flat_indices(shape: Sequence[int], box: Sequence[range]) -> tuple[int, ...]:
+    """Indices of a box in a flattened array; compiled steps allow no numpy here."""
+    found = [0]
+    for length, numbers in zip(shape, box, strict=True):
+        found = [i * length + number for i in found for number in numbers]
+    return tuple(found)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,11 +29,11 @@ from ngopt.metanets.graph_data.graph_tensors import (
     BlockTensors,
     EdgeChunk,
     GraphTensors,
+    Kernel,
+    kernel_tiles,
 )
-from ngopt.metanets.graph_data.kernel_tiles import kernel_tiles
 from ngopt.metanets.graph_data.node_features import (
-    activation_codes,
-    kind_codes,
+    node_codes,
     node_positions,
     slot_positions,
 )
@@ -70,30 +70,23 @@ class BlockIndices(NamedTuple):
     def repeated(self, nodes: Tensor, elements: Tensor) -> BlockIndices:
         """Those of several copies. nodes, elements: the first number of each copy,
         (count,)."""
-        ends = []
-        for end in self.ends:
-            ends.append(_shifted(end, nodes))
-        own_elements = self.elements
-        positions = self.positions
+        ends = tuple(_shifted(end, nodes) for end in self.ends)
+        _, own_elements, positions = self
         if own_elements is not None:
             own_elements = _shifted(own_elements, elements)
         if positions is not None:
             positions = positions.repeat(len(nodes), 1)
-        return BlockIndices(tuple(ends), own_elements, positions)
+        return BlockIndices(ends, own_elements, positions)
 
     @classmethod
     def concatenated(cls, several: Sequence[BlockIndices]) -> BlockIndices:
-        ends, elements, positions = [], [], []
-        for indices in several:
-            ends.append(indices.ends)
-            if indices.elements is not None:
-                elements.append(indices.elements)
-            if indices.positions is not None:
-                positions.append(indices.positions)
+        """Of blocks of one kind."""
+        columns: Any = zip(*several, strict=True)
+        ends, elements, positions = columns
         return cls(
             tuple(map(torch.cat, zip(*ends, strict=True))),
-            torch.cat(elements) if elements else None,
-            torch.cat(positions) if positions else None,
+            None if elements[0] is None else torch.cat(elements),
+            None if positions[0] is None else torch.cat(positions),
         )
 
 
@@ -167,14 +160,10 @@ def layout_of(graph: NeuralGraph, like: Tensor) -> NetworkLayout:
     for own, size in zip(node_positions(graph, like), sizes, strict=True):
         positions.append(own.expand(size, -1))
     repeats = torch.tensor(sizes, device=device)
-    kinds = kind_codes(graph, device).repeat_interleave(repeats)
-    activations = activation_codes(graph, device).repeat_interleave(repeats)
+    codes = node_codes(graph, device)
+    kinds, activations = (x.repeat_interleave(repeats) for x in codes)
     return NetworkLayout(
-        _concatenated(several),
-        kinds,
-        activations,
-        torch.cat(positions),
-        graph.numel,
+        _concatenated(several), kinds, activations, torch.cat(positions), graph.numel
     )
 
 
@@ -223,9 +212,7 @@ def _nodes(start: int, index: Index, *shape: int) -> Tensor:
     return (start + within).reshape(shape)
 
 
-def mixture_of(
-    layouts: Sequence[tuple[NetworkLayout, int]], kernel: tuple[int, int]
-) -> Mixture:
+def mixture_of(layouts: Sequence[tuple[NetworkLayout, int]], kernel: Kernel) -> Mixture:
     """Copies of several networks, one after the other.
 
     layouts: with the numbers of copies. kernel: of the metanet, see `kernel_tiles`.
@@ -244,33 +231,25 @@ def mixture_of(
     for own in biases.values():
         bias_elements.append(own.elements)
         bias_index.append(own.ends[0])
-    copies = []
+    all_kinds, activations, positions, sizes = [], [], [], []
     for layout, count in layouts:
-        copies += [layout] * count
-    all_kinds, all_activations, all_positions = [], [], []
-    for layout in copies:
-        all_kinds.append(layout.kinds)
-        all_activations.append(layout.activations)
-        all_positions.append(layout.positions)
+        all_kinds += [layout.kinds] * count
+        activations += [layout.activations] * count
+        positions += [layout.positions] * count
+        sizes += [layout.nodes] * count
     kinds = torch.cat(all_kinds)
-    activations = torch.cat(all_activations)
+    graph_ids = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
     tensors = GraphTensors(
         graph=_graph(blocks, biases, len(kinds)),
         blocks=tuple(blocks),
         bias_index=tuple(bias_index),
-        positions=(torch.cat(all_positions),),
+        positions=(torch.cat(positions),),
         kinds=kinds.unsqueeze(0),
-        activations=activations.unsqueeze(0),
-        graph_ids=_graph_ids(copies).to(kinds.device),
+        activations=torch.cat(activations).unsqueeze(0),
+        graph_ids=graph_ids.to(kinds.device),
         uses=(),
     )
     return Mixture(tensors, weights, bias_elements)
-
-
-def _graph_ids(copies: Sequence[NetworkLayout]) -> Tensor:
-    """The network of every node, (n,)."""
-    sizes = torch.tensor([layout.nodes for layout in copies])
-    return torch.arange(len(copies)).repeat_interleave(sizes)
 
 
 def _all_indices(
@@ -299,7 +278,7 @@ def _concatenated(
 
 
 def _block(
-    number: int, kind: BlockKind, indices: BlockIndices, kernel: tuple[int, int]
+    number: int, kind: BlockKind, indices: BlockIndices, kernel: Kernel
 ) -> BlockTensors:
     (targets, sources), (t, s) = indices.ends, kind.shape
     shape = len(targets), t, s

@@ -86,18 +86,15 @@ def _places(graph: NeuralGraph, like: Tensor) -> list[Tensor | None]:
     return places
 
 
-def kind_codes(graph: NeuralGraph, device: torch.device) -> Tensor:
-    """The kind of every group, (groups,) int64, as its place in `NODE_KINDS`."""
-    codes = [kind_code(group.kind, NODE_KINDS) for group in graph.groups]
-    return torch.tensor(codes, device=device, dtype=torch.int64)
-
-
-def activation_codes(graph: NeuralGraph, device: torch.device) -> Tensor:
-    """The activation of every group, (groups,) int64, as its place in `ACTIVATIONS`
-    (Kofinas et al. 2024, section 2.3)."""
-    names = [group.activation or "none" for group in graph.groups]
-    codes = [kind_code(name, ACTIVATIONS) for name in names]
-    return torch.tensor(codes, device=device)
+def node_codes(graph: NeuralGraph, device: torch.device) -> tuple[Tensor, ...]:
+    """The kind and the activation of every group, (groups,) int64 each, as places in
+    `NODE_KINDS` and `ACTIVATIONS` (Kofinas et al. 2024, section 2.3)."""
+    kinds, activations = [], []
+    for group in graph.groups:
+        kinds.append(kind_code(group.kind, NODE_KINDS))
+        activations.append(kind_code(group.activation or "none", ACTIVATIONS))
+    codes = torch.tensor((kinds, activations), device=device, dtype=torch.int64)
+    return codes.unbind()
 
 
 def slot_positions(block: EdgeBlock, like: Tensor) -> Tensor | None:

@@ -1,4 +1,5 @@
-"""Messages aggregated at the neurons of a group, over all blocks that reach them."""
+"""Messages aggregated at the neurons of a group, over all blocks that reach them in one
+round."""
 
 from __future__ import annotations
 
@@ -16,12 +17,22 @@ Axes = tuple[int, int]
 TO_TARGETS: Axes = (2, 3)
 TO_SOURCES: Axes = (1, 3)
 
+# Bytes of a piece of an arena. Pieces of this size get pages of their own from malloc,
+# which returns them to the system when they are freed.
+CHUNK = 1 << 25
+
 
 class Aggregate(Protocol):
     """Aggregated messages to some neurons, to which others can be added."""
 
     def merged(self, other: Self) -> Self:
         """Of both sets of messages, to the same neurons."""
+        ...
+
+    @classmethod
+    def scattered(cls, several: Sequence[Self], index: Tensor, n: int) -> Self:
+        """Of all messages to n neurons. index: neurons of all sets, one set after the
+        other, (m,). Without messages to a neuron values are 0, as is the degree."""
         ...
 
 
@@ -64,6 +75,24 @@ class MessageStatistics(NamedTuple):
             torch.maximum(self.high, other.high),
         )
 
+    @classmethod
+    def scattered(
+        cls, several: Sequence[MessageStatistics], index: Tensor, n: int
+    ) -> MessageStatistics:
+        rows = []
+        for own in several:
+            ones = own.mean.new_ones(own.mean.shape[-2], 1)
+            rows.append([own.degree * ones, *own[1:]])
+        degrees, means, variances, lows, highs = concatenated_columns(rows)
+        degree = means.new_zeros(n, 1).index_add(0, index, degrees)
+        share = degrees / degree.index_select(0, index)
+        mean = scatter_sum(share * means, index, n)
+        step = means - mean.index_select(-2, index)
+        var = scatter_sum(share * (variances + step.square()), index, n)
+        low = scatter_extreme(lows, index, n, "amin")
+        high = scatter_extreme(highs, index, n, "amax")
+        return cls(degree, mean, var, low, high)
+
     def of_neurons(self, some: slice) -> MessageStatistics:
         degree = self.degree[some] if isinstance(self.degree, Tensor) else self.degree
         return MessageStatistics(degree, *(x[..., some, :] for x in self[1:]))
@@ -81,29 +110,19 @@ def of_consecutive_neurons(parts: Iterable[Any]) -> Any:
     return first._make(fields)
 
 
-def total_statistics(parts: Sequence[Incoming], node: Tensor) -> MessageStatistics:
-    """Statistics over the messages of several blocks, for every neuron of a group.
+def aggregated(parts: Sequence[Incoming], node: Tensor) -> Any:
+    """The `Aggregate` over several blocks, at least one, for every neuron of a group.
 
-    node: (*batch, n, width). Without messages the degree is 0 and statistics are 0.
+    node: (*batch, n, width).
     """
+    messages = [part.messages for part in parts]
+    kind = type(messages[0])
     if all(part.index is None for part in parts):
-        return reduce(MessageStatistics.merged, [part.messages for part in parts])
+        return reduce(kind.merged, messages)
     n = node.shape[-2]
-    rows = []
-    for part in parts:
-        messages = part.messages
-        ones = messages.mean.new_ones(messages.mean.shape[-2], 1)
-        rows.append([messages.degree * ones, *messages[1:]])
-    degrees, means, variances, lows, highs = concatenated_columns(rows)
-    index = concatenated_index(parts, n, node.device)
-    degree = node.new_zeros(n, 1).index_add(0, index, degrees)
-    share = degrees / degree.index_select(0, index)
-    mean = scatter_sum(share * means, index, n)
-    step = means - mean.index_select(-2, index)
-    var = scatter_sum(share * (variances + step.square()), index, n)
-    low = scatter_extreme(lows, index, n, "amin")
-    high = scatter_extreme(highs, index, n, "amax")
-    return MessageStatistics(degree, mean, var, low, high)
+    everything = torch.arange(n, device=node.device)
+    index = torch.cat([everything if i is None else i for _, i in parts])
+    return kind.scattered(messages, index, n)
 
 
 def concatenated_columns(rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:
@@ -126,14 +145,6 @@ def batch_outside(edges: Tensor) -> Tensor:
     return edges.movedim(list(range(4, 4 + batch)), list(range(batch)))
 
 
-def concatenated_index(
-    parts: Sequence[Incoming], n: int, device: torch.device
-) -> Tensor:
-    """Neurons of all blocks in a group of n, one block after the other, (m,)."""
-    everything = torch.arange(n, device=device)
-    return torch.cat([everything if i is None else i for _, i in parts])
-
-
 def scatter_sum(rows: Tensor, index: Tensor, n: int) -> Tensor:
     """Sums of the rows (*batch, m, width) of each index, (*batch, n, width)."""
     shape = (*rows.shape[:-2], n, rows.shape[-1])
@@ -149,3 +160,58 @@ def scatter_extreme(
     wide = index.unsqueeze(1).expand_as(rows)
     out = rows.new_full(shape, empty)
     return out.scatter_reduce(-2, wide, rows, reduction, include_self=False)
+
+
+class Arena:
+    """Memory for results that outlive the temporaries from which they are computed.
+
+    A small result between large temporaries prevents malloc from reusing their memory:
+    the heap of a step of DenseNet-121 grew by 800 MiB around 120 MiB of messages.
+    """
+
+    def __init__(self) -> None:
+        self._free = torch.empty(0)
+
+    def copied(self, messages: Aggregate, out: Aggregate | None = None) -> Aggregate:
+        """A copy in the arena. out: where to write it, messages of the same shapes."""
+        fields: Any = messages
+        targets: Any = (None,) * len(fields) if out is None else out
+        return fields._make(map(self._copied, fields, targets))
+
+    def _copied(self, value: Any, out: Tensor | None) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if out is not None:
+            return out.copy_(value)
+        size = value.numel()
+        if self._free.numel() < size or self._free.dtype != value.dtype:
+            self._free = value.new_empty(max(size, CHUNK // value.itemsize))
+        free = self._free[:size]
+        self._free = self._free[size:]
+        return free.view(value.shape).copy_(value)
+
+
+def merged(
+    before: Aggregate | None, messages: Aggregate, arena: Arena | None
+) -> Aggregate:
+    """Messages with those before, which are in the same arena.
+
+    arena: where the result is stored. None leaves it in place, as autograd requires.
+    """
+    both = messages if before is None else before.merged(messages)
+    return both if arena is None else arena.copied(both, before)
+
+
+def add_to_group(parts: list[Incoming], new: Incoming, arena: Arena | None) -> None:
+    """Adds the messages of a block to those that a group has so far.
+
+    Messages to a whole group are merged, in the memory of the first ones; others stay
+    apart.
+    """
+    is_whole = new.index is None
+    if is_whole and parts and parts[0].index is None:
+        both = merged(parts[0].messages, new.messages, arena)
+        parts[0] = Incoming(both, None)
+    else:
+        stored = merged(None, new.messages, arena)
+        parts.insert(0 if is_whole else len(parts), Incoming(stored, new.index))

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
 from math import sqrt
 from typing import NamedTuple
 
@@ -18,9 +17,9 @@ from ngopt.metanets.layers.aggregation import (
     TO_TARGETS,
     Axes,
     Incoming,
+    aggregated,
     by_neuron,
     concatenated_columns,
-    concatenated_index,
     scatter_extreme,
     scatter_sum,
 )
@@ -67,6 +66,17 @@ class SoftmaxSums(NamedTuple):
         value = _by_head(ours, self.value) + _by_head(theirs, other.value)
         return SoftmaxSums(high, total, value)
 
+    @classmethod
+    def scattered(
+        cls, several: Sequence[SoftmaxSums], index: Tensor, n: int
+    ) -> SoftmaxSums:
+        highs, totals, values = concatenated_columns(several)
+        high = scatter_extreme(highs, index, n, "amax", MASKED)
+        weight = (highs - high.index_select(-2, index)).exp()
+        total = scatter_sum(weight * totals, index, n)
+        value = scatter_sum(_by_head(weight, values), index, n)
+        return cls(high, total, value)
+
     def mean(self) -> Tensor:
         """The values, weighted by the softmax, (*batch, n, width); 0 without values."""
         has_values = self.total > 0
@@ -97,11 +107,7 @@ class RelationalLayer(GraphLayer):
     of_head: Tensor
 
     def __init__(
-        self,
-        width: int,
-        heads: int,
-        complete_up_to: int = 0,
-        edges: bool = True,
+        self, width: int, heads: int, complete_up_to: int = 0, edges: bool = True
     ):
         super().__init__()
         if width % heads:
@@ -135,7 +141,14 @@ class RelationalLayer(GraphLayer):
     def messages(
         self, edges: Tensor, terms: EndTerms, chunk: EdgeChunk
     ) -> tuple[SoftmaxSums, SoftmaxSums]:
-        forward, backward = self._edge_terms(edges)
+        # to query, key, scale and shift, at targets, then at sources, (*, width) each.
+        # One product each: gradients of views of one product would be copied together,
+        # and have strides
+        weights = self.edge_terms.weight.chunk(8)
+        biases = self.edge_terms.bias.chunk(8)
+        of_edges = []
+        for weight, bias in zip(weights, biases, strict=True):
+            of_edges.append(F.linear(edges, weight, bias))
         columns = []
         for number in range(3):
             start = number * self.width
@@ -143,8 +156,8 @@ class RelationalLayer(GraphLayer):
         query, key_back, value_back = (terms.of_target(chunk, c) for c in columns)
         key, value, query_back = (terms.of_source(chunk, c) for c in columns)
         return (
-            self._attention(forward, query, key, value, TO_TARGETS),
-            self._attention(backward, query_back, key_back, value_back, TO_SOURCES),
+            self._attention(of_edges[:4], query, key, value, TO_TARGETS),
+            self._attention(of_edges[4:], query_back, key_back, value_back, TO_SOURCES),
         )
 
     def next_edges(self, edges: Tensor, terms: EndTerms, chunk: EdgeChunk) -> Tensor:
@@ -161,14 +174,16 @@ class RelationalLayer(GraphLayer):
         parts = []
         for to_targets, to_sources in zip(incoming, outgoing, strict=True):
             parts.append([*to_targets, *to_sources])
-        if isinstance(graph_ids, Tensor):
-            if self.complete_up_to:
-                parts[0].append(self._complete_by_node(nodes[0], graph_ids))
-        elif self.complete_up_to:
+        if self.complete_up_to and isinstance(graph_ids, Tensor):
+            index, is_node = padded(graph_ids, self.complete_up_to)
+            sums = self._all_to_all(nodes[0][index], is_node)
+            own = SoftmaxSums(*(x[is_node] for x in sums))
+            parts[0].append(Incoming(own, index[is_node]))
+        elif self.complete_up_to and not isinstance(graph_ids, Tensor):
             self._add_complete_by_group(parts, nodes, graph_ids)
         new = []
         for node, own in zip(nodes, parts, strict=True):
-            mean = _total_sums(own, node).mean() if own else torch.zeros_like(node)
+            mean = aggregated(own, node).mean() if own else torch.zeros_like(node)
             new.append(self.node_mlp(self.node_norm(node + self.out(mean))))
         return new
 
@@ -189,25 +204,6 @@ class RelationalLayer(GraphLayer):
             columns = [x.split(sizes, -2) for x in sums]
             for i, own in zip(groups, zip(*columns, strict=True), strict=True):
                 parts[i].append(Incoming(SoftmaxSums(*own), None))
-
-    def _complete_by_node(self, nodes: Tensor, graph_ids: Tensor) -> Incoming:
-        """Attention between all neurons of each small graph. nodes: (n, width)."""
-        index, is_node = padded(graph_ids, self.complete_up_to)
-        sums = self._all_to_all(nodes[index], is_node)
-        return Incoming(SoftmaxSums(*(x[is_node] for x in sums)), index[is_node])
-
-    def _edge_terms(self, edges: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """To query, key, scale and shift; to targets and to sources, (*, width) each.
-
-        One product each: gradients of views of one product would be copied together,
-        and have strides.
-        """
-        weights = self.edge_terms.weight.chunk(8)
-        biases = self.edge_terms.bias.chunk(8)
-        terms = []
-        for weight, bias in zip(weights, biases, strict=True):
-            terms.append(F.linear(edges, weight, bias))
-        return terms[:4], terms[4:]
 
     def _attention(
         self,
@@ -255,21 +251,6 @@ def _by_head(weight: Tensor, value: Tensor) -> Tensor:
     """(*, heads) * (*, width)."""
     heads = weight.shape[-1]
     return (weight.unsqueeze(-1) * value.unflatten(-1, (heads, -1))).flatten(-2)
-
-
-def _total_sums(parts: Sequence[Incoming], node: Tensor) -> SoftmaxSums:
-    """Sums over the values of several blocks, for every neuron of a group."""
-    if all(part.index is None for part in parts):
-        return reduce(SoftmaxSums.merged, [part.messages for part in parts])
-    n = node.shape[-2]
-    index = concatenated_index(parts, n, node.device)
-    rows = [part.messages for part in parts]
-    highs, totals, values = concatenated_columns(rows)
-    high = scatter_extreme(highs, index, n, "amax", MASKED)
-    weight = (highs - high.index_select(-2, index)).exp()
-    total = scatter_sum(weight * totals, index, n)
-    value = scatter_sum(_by_head(weight, values), index, n)
-    return SoftmaxSums(high, total, value)
 
 
 def padded(graph_ids: Tensor, limit: int) -> tuple[Tensor, Tensor]:

@@ -166,7 +166,7 @@ def film_statistics(
     edges: Tensor, film: tuple[Tensor, Tensor], target: Tensor, source: Tensor,
     axes: Axes,
 ) -> Tensor:  # fmt: skip
-    """`film_messages.statistics` in one tensor, (4, *edges.shape), 1 along `axes`.
+    """`pna.statistics` in one tensor, (4, *edges.shape), 1 along `axes`.
 
     film: weight and bias of scale and shift, (2 width, width) and (2 width,). target,
     source: (groups, n_target, 1, 1, width) and (groups, 1, n_source, 1, width). axes:

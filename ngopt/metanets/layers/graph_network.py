@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from math import prod
 from typing import cast
@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from ngopt.graph.kinds import BIAS_KINDS, EDGE_KINDS, NODE_KINDS
 from ngopt.graph.neural_graph import GraphValues, NeuralGraph
-from ngopt.metanets.graph_data.context_writer import ContextPlace
 from ngopt.metanets.graph_data.feature_sources import FeatureSource, WholeValues
 from ngopt.metanets.graph_data.graph_tensors import (
     BlockTensors,
+    Contexts,
     EdgeChunk,
     GraphTensors,
+    Kernel,
     graph_tensors,
 )
 from ngopt.metanets.graph_data.node_features import (
@@ -28,9 +29,12 @@ from ngopt.metanets.graph_data.node_features import (
 )
 from ngopt.metanets.layers.aggregation import (
     Aggregate,
+    Arena,
     Incoming,
+    add_to_group,
     batch_outside,
     by_neuron,
+    merged,
     of_consecutive_neurons,
 )
 from ngopt.metanets.layers.edge_states import EdgeStates, fits_in_memory
@@ -41,13 +45,15 @@ from ngopt.metanets.layers.graph_layer import (
     batch_inside,
     select_neurons,
 )
-from ngopt.metanets.layers.message_memory import Arena, add_to_group, merged
 from ngopt.metanets.layers.slot_encoders import (
     SlotDecoder,
     SlotEncoder,
     SlotMap,
     maps_of,
 )
+
+Extra = Sequence[Tensor | None]
+"""Added to the first states of every group, (*batch, n, width), or None; may be ()."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ class GraphNetwork(nn.Module):
         d_out: int | None,
         width: int,
         layers: Sequence[GraphLayer],
-        kernel: tuple[int, int],
+        kernel: Kernel,
         options: GraphNetworkOptions | None = None,
     ):
         super().__init__()
@@ -118,10 +124,7 @@ class GraphNetwork(nn.Module):
         return self.decoded(WholeValues(values, batch), tensors)
 
     def decoded(
-        self,
-        source: FeatureSource,
-        tensors: GraphTensors,
-        extra: Sequence[Tensor | None] = (),
+        self, source: FeatureSource, tensors: GraphTensors, extra: Extra = ()
     ) -> GraphValues:
         """`pieces` of a graph whose blocks are one chunk each."""
         like = self.position.weight
@@ -135,17 +138,13 @@ class GraphNetwork(nn.Module):
         return GraphValues(tuple(biases), tuple(edges))
 
     def pieces(
-        self,
-        source: FeatureSource,
-        tensors: GraphTensors,
-        extra: Sequence[Tensor | None] = (),
-    ) -> Iterator[tuple[ContextPlace, Tensor]]:
+        self, source: FeatureSource, tensors: GraphTensors, extra: Extra = ()
+    ) -> Contexts:
         """The output, place by place.
 
         Of a bias, by its number, (*batch, n, slots, d_out); of a chunk of a weight
         (*batch, groups, n_target, n_source, slots, d_out). Edge states of large graphs
-        are recomputed instead of stored, unless autograd stores them. extra: see
-        `states`.
+        are recomputed instead of stored, unless autograd stores them.
         """
         nodes, edges = self.states(source, tensors, extra)
         all_maps = maps_of(self.node_decoder, tensors.graph.biases)
@@ -162,15 +161,9 @@ class GraphNetwork(nn.Module):
                 yield chunk, self.edge_decoder(states, maps)
 
     def states(
-        self,
-        source: FeatureSource,
-        tensors: GraphTensors,
-        extra: Sequence[Tensor | None] = (),
+        self, source: FeatureSource, tensors: GraphTensors, extra: Extra = ()
     ) -> tuple[list[Tensor], EdgeStates]:
         """States of nodes and edges after all layers.
-
-        extra: added to the first states of every group, (*batch, n, width), or None;
-        may be ().
 
         Returns (*batch, n, width) of every group, and the edges, which are computed
         when read.
@@ -243,10 +236,7 @@ class GraphNetwork(nn.Module):
 
 
 def run_layer(
-    layer: GraphLayer,
-    nodes: list[Tensor],
-    edges: EdgeStates,
-    tensors: GraphTensors,
+    layer: GraphLayer, nodes: list[Tensor], edges: EdgeStates, tensors: GraphTensors
 ) -> list[Tensor]:
     """The nodes after a layer; the layer becomes a step of the edges."""
     is_large = not edges.keep
@@ -299,6 +289,7 @@ def _messages(
     return forward, of_consecutive_neurons(at_sources.values())
 
 
+@dataclass
 class _BlockEndTerms:
     """`EndTerms` of blocks, computed when read.
 
@@ -306,23 +297,17 @@ class _BlockEndTerms:
     they take more memory than the nodes.
     """
 
-    def __init__(
-        self,
-        compute: Callable[[Sequence[BlockTensors]], list[EndTerms]],
-        blocks: Sequence[BlockTensors],
-        one_by_one: bool,
-    ):
-        self._compute = compute
-        self._blocks = blocks
-        self._one_by_one = one_by_one
-        self._terms: dict[int, EndTerms] = {}
+    compute: Callable[[Sequence[BlockTensors]], list[EndTerms]]
+    blocks: Sequence[BlockTensors]
+    one_by_one: bool
+    terms: dict[int, EndTerms] = field(default_factory=dict)
 
     def of(self, block: BlockTensors) -> EndTerms:
-        if block.number not in self._terms:
-            blocks = [block] if self._one_by_one else self._blocks
+        if block.number not in self.terms:
+            blocks = [block] if self.one_by_one else self.blocks
             numbers = [own.number for own in blocks]
-            self._terms = dict(zip(numbers, self._compute(blocks), strict=True))
-        return self._terms[block.number]
+            self.terms = dict(zip(numbers, self.compute(blocks), strict=True))
+        return self.terms[block.number]
 
 
 def _add_global(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ngopt.chunking import concatenated
 from ngopt.graph.groups_and_blocks import Bias, EdgeBlock
 from ngopt.graph.kinds import kind_code
-from ngopt.metanets.graph_data.kernel_tiles import Tile, kernel_tiles
+from ngopt.metanets.graph_data.graph_tensors import Kernel, Tile, kernel_tiles
 from ngopt.metanets.layers.graph_layer import flat_linear
 
 
@@ -52,13 +52,7 @@ class SlotEncoder(nn.Module):
     Shapes: (*, slots, d_in) -> (*, tiles, width).
     """
 
-    def __init__(
-        self,
-        d_in: int,
-        width: int,
-        kernel: tuple[int, int],
-        kinds: Sequence[str],
-    ):
+    def __init__(self, d_in: int, width: int, kernel: Kernel, kinds: Sequence[str]):
         super().__init__()
         self.kernel = kernel
         self.film = KindFiLM(kinds, width)
@@ -99,13 +93,7 @@ class SlotDecoder(nn.Module):
     Shapes: (*, tiles, width) -> (*, slots, d_out).
     """
 
-    def __init__(
-        self,
-        width: int,
-        d_out: int,
-        kernel: tuple[int, int],
-        kinds: Sequence[str],
-    ):
+    def __init__(self, width: int, d_out: int, kernel: Kernel, kinds: Sequence[str]):
         super().__init__()
         self.kernel = kernel
         self.d_out = d_out

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ngopt import chunking
-from ngopt.functional import Record, uncompiled
+from ngopt.functional import Gradients, Hyper, Record, uncompiled
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.features import STEP
 from ngopt.metanets.graph_data.feature_sources import FeatureSource
@@ -22,15 +22,20 @@ CONTEXT = "context"
 
 
 class StepPlan(NamedTuple):
-    """How a step computes, decided on the host.
+    """The inputs of a step (`UpdateRule.update`) and how it computes, which the host
+    decides.
 
-    present: positions of parameters that have a gradient. in_place: see
-    `UpdateRule.update`. is_small: whether all features are in memory during the step.
-    reads_graph: whether the context is computed in this step.
+    present: positions of parameters that have a gradient. is_small: whether all
+    features are in memory during the step. reads_graph: whether the context is computed
+    in this step.
     """
 
-    present: Sequence[int]
+    grads: Gradients
+    state: Sequence[Record]
+    params: Sequence[Tensor]
+    hyper: Hyper
     in_place: bool
+    present: Sequence[int]
     is_small: bool
     reads_graph: bool
 
@@ -58,16 +63,8 @@ class GraphContext:
         steps = [int(state[i].get(STEP, 0)) for i in present]
         return min(steps) == 0 or max(steps) % self.metanet.graph_every == 0
 
-    def first(self, param: Tensor) -> Tensor:
-        """The stored context of a new parameter: zeros, (*shape, d)."""
-        shape = (*param.shape, self.metanet.d_context)
-        return torch.zeros(shape, dtype=torch.bfloat16, device=param.device)
-
     def of_step(
-        self,
-        plan: StepPlan,
-        source: Callable[[], FeatureSource],
-        state: Sequence[Record],
+        self, plan: StepPlan, source: Callable[[], FeatureSource]
     ) -> list[Tensor] | None:
         """The context in a step; None if the metanet does not read the graph.
 
@@ -76,19 +73,28 @@ class GraphContext:
         if not self.metanet.d_context:
             return None
         if not plan.reads_graph:
-            return self._stored(plan, state)
-        tensors = self._graph_tensors(plan.is_small)
+            return self._stored(plan)
+        like = self._like().detach()
+        limit = None
+        if not plan.is_small:
+            limit = chunking.total_chunk_size(chunking.EDGES, like)
+        key = limit, like.device, like.dtype
+        if self._tensors is None or self._made_for != key:
+            self._tensors = self.metanet.graph_tensors(self.graph, like, limit)
+            self._made_for = key
+        tensors = self._tensors
+        assert tensors is not None
         if not self.is_stored:
             return self.metanet.context(source(), tensors)
         if torch.is_grad_enabled():
             exact = self.metanet.context(source(), tensors)
             return [x.bfloat16() for x in exact]
-        out = self._stored(plan, state)
+        out = self._stored(plan)
         if not plan.in_place:
             out = [torch.empty_like(x) for x in out]
         return self.metanet.context(source(), tensors, out)
 
-    def _stored(self, plan: StepPlan, state: Sequence[Record]) -> list[Tensor]:
+    def _stored(self, plan: StepPlan) -> list[Tensor]:
         """The context of the last computation, views of the records; zeros where
         absent."""
         d = self.metanet.d_context
@@ -97,22 +103,11 @@ class GraphContext:
         found = []
         for i, spec in enumerate(self.graph.parameters):
             if i in present:
-                found.append(state[i][CONTEXT].view(-1, d))
+                found.append(plan.state[i][CONTEXT].view(-1, d))
             else:
                 zeros = torch.zeros(spec.numel, d, dtype=torch.bfloat16, device=device)
                 found.append(zeros)
         return found
-
-    def _graph_tensors(self, is_small: bool) -> GraphTensors:
-        """Tensors of the graph, cached for a device and dtype of the metanet."""
-        like = self._like().detach()
-        limit = None if is_small else chunking.total_chunk_size(chunking.EDGES, like)
-        key = limit, like.device, like.dtype
-        if self._tensors is None or self._made_for != key:
-            self._tensors = self.metanet.graph_tensors(self.graph, like, limit)
-            self._made_for = key
-        assert self._tensors is not None
-        return self._tensors
 
     def _like(self) -> Tensor:
         return next(self.metanet.parameters())

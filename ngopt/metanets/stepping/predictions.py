@@ -15,7 +15,8 @@ from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.features import NUM_COLUMNS, features_of
 from ngopt.metanets.graph_data.feature_sources import RawFeatures
 from ngopt.metanets.metanet import Metanet
-from ngopt.metanets.update_mlp.predictor import Predictor, checked_updates
+from ngopt.metanets.stepping.context import StepPlan
+from ngopt.metanets.update_mlp import Predictor
 
 
 class Update(NamedTuple):
@@ -38,9 +39,7 @@ class Predictions:
         self._options: tuple | None = None
 
     def features(
-        self,
-        columns: Sequence[Sequence[Tensor]],
-        predictor: Predictor | None,
+        self, columns: Sequence[Sequence[Tensor]], predictor: Predictor | None
     ) -> Tensor:
         """Weight, gradient and momenta, preprocessed: (numel, 14); zeros where absent.
 
@@ -63,56 +62,30 @@ class Predictions:
         mask = torch.cat(masks)
         return features * mask if out is None else features.mul_(mask)
 
-    def all_at_once(
-        self,
-        features: Tensor,
-        predictor: Predictor | None,
-        context: Sequence[Tensor] | None,
-        present: Sequence[int],
-    ) -> list[Update]:
-        """Updates of a small network. predictor: already has the features; without one
-        autograd may follow."""
-        own = None if context is None else torch.cat(list(context)).to(features)
-        if predictor is None:
-            values = checked_updates(self.metanet.updates, features, own)
-        else:
-            values = predictor.predicted(len(features), own)
-        by_parameter = self.graph.unflatten(values)
-        return [Update(i, by_parameter[i]) for i in present]
-
     def piece_by_piece(
-        self,
-        source: RawFeatures,
-        context: Sequence[Tensor] | None,
-        present: Sequence[int],
-        in_place: bool,
+        self, plan: StepPlan, source: RawFeatures, context: Sequence[Tensor] | None
     ) -> Iterator[list[Update]]:
         """Updates of a large network, some parameters at a time; in place, some rows
         of a long one."""
         like = self._like()
-        sizes = {i: self.graph.parameters[i].numel for i in present}
+        sizes = {i: self.graph.parameters[i].numel for i in plan.present}
         longest = chunking.chunk_size(chunking.UPDATED_ELEMENTS, like.device)
         limit = chunking.total_chunk_size(chunking.CONCATENATED_ELEMENTS, like)
         for group in chunking.batches_up_to(sizes, limit):
             columns = source.joined(group)
             if context is not None:
                 columns.append(concatenated([context[i] for i in group]))
-            if in_place and sizes[group[0]] > longest:
-                yield from self._row_by_row(longest, group[0], columns)
+            if plan.in_place and sizes[group[0]] > longest:
+                spec = self.graph.parameters[group[0]]
+                width = spec.numel // spec.shape[0]
+                most = max(1, longest // width)
+                for rows in chunking.even_slices(spec.shape[0], most):
+                    elements = slice(rows.start * width, rows.stop * width)
+                    values = self._updates([x[elements] for x in columns])
+                    yield [Update(group[0], values, rows)]
             else:
                 values = self._updates(columns).split([sizes[i] for i in group])
                 yield list(map(Update, group, values))
-
-    def _row_by_row(
-        self, limit: int, position: int, columns: Sequence[Tensor]
-    ) -> Iterator[list[Update]]:
-        """Updates of a long parameter, of about `limit` elements at a time."""
-        spec = self.graph.parameters[position]
-        width = spec.numel // spec.shape[0]
-        for rows in chunking.even_slices(spec.shape[0], max(1, limit // width)):
-            elements = slice(rows.start * width, rows.stop * width)
-            values = self._updates([x[elements] for x in columns])
-            yield [Update(position, values, rows)]
 
     def _updates(self, columns: Sequence[Tensor]) -> Tensor:
         """Updates (n,) of some elements.
@@ -151,8 +124,6 @@ class Predictions:
         return next(self.metanet.parameters())
 
 
-def _split_context(
-    columns: Sequence[Tensor],
-) -> tuple[Sequence[Tensor], Tensor | None]:
+def _split_context(columns: Sequence[Tensor]) -> tuple[Sequence[Tensor], Tensor | None]:
     has_context = len(columns) > NUM_COLUMNS
     return columns[:NUM_COLUMNS], columns[NUM_COLUMNS] if has_context else None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import (
+    Size,
     Tensor,
     _foreach_add_,  # pyright: ignore[reportPrivateImportUsage]
     _foreach_mul_,  # pyright: ignore[reportPrivateImportUsage]
@@ -16,21 +18,39 @@ from torch import (
 
 from ngopt import chunking
 from ngopt.chunking import concatenated
-from ngopt.functional import Change, Hyper, Record, UpdateRule, state_dtype, whole
+from ngopt.functional import (
+    Change,
+    Gradients,
+    Hyper,
+    Record,
+    UpdateRule,
+    state_dtype,
+    whole,
+)
 from ngopt.graph.neural_graph import NeuralGraph
-from ngopt.metanets.features import MOMENTA, STEP, next_records, update_momenta_
+from ngopt.metanets.features import (
+    LERP_WEIGHTS,
+    MAX_GRADIENT,
+    MOMENTA,
+    STEP,
+    next_records,
+    preprocess_in_place,
+    update_momenta_,
+)
 from ngopt.metanets.graph_data.feature_sources import FlatFeatures, RawFeatures
 from ngopt.metanets.metanet import Metanet
 from ngopt.metanets.stepping.context import CONTEXT, GraphContext, StepPlan
 from ngopt.metanets.stepping.cooldown import Cooldown
-from ngopt.metanets.stepping.flat_state import FlatState
 from ngopt.metanets.stepping.predictions import Predictions, Update
+from ngopt.metanets.update_mlp import checked_updates
+from ngopt.packing import PackedState, Packing, scalar_packing
 from ngopt.schedule import steps_so_far
 
 # Up to this number of parameters, all features are in memory during a step.
 SMALL_NETWORK = 1 << 16
 
 
+@dataclass(eq=False)
 class MetanetRule(UpdateRule):
     """p <- p + c * lr * u - c * lr * s * weight_decay * p.
 
@@ -50,28 +70,35 @@ class MetanetRule(UpdateRule):
     Raises ValueError for a graph that the metanet cannot read.
     """
 
-    def __init__(
-        self,
-        metanet: Metanet,
-        graph: NeuralGraph,
-        cooldown: Cooldown | None = None,
-        total_steps: int | None = None,
-    ):
-        metanet.check(graph)
-        self.metanet = metanet
-        self.graph = graph
-        self.cooldown = cooldown
-        self.total_steps = total_steps
-        self._context = GraphContext(metanet, graph)
-        self._predictions = Predictions(metanet, graph)
+    metanet: Metanet
+    graph: NeuralGraph
+    cooldown: Cooldown | None = None
+    total_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        self.metanet.check(self.graph)
+        self._context = GraphContext(self.metanet, self.graph)
+        self._predictions = Predictions(self.metanet, self.graph)
         self._flat_state: FlatState | None = None
 
     def init(self, params: Sequence[Tensor]) -> list[Record]:
-        return list(map(self._first_record, params))
+        records = []
+        for p in params:
+            record = {STEP: torch.zeros((), dtype=torch.float32, device="cpu")}
+            dtype = state_dtype(p)
+            for key in MOMENTA:
+                record[key] = torch.zeros_like(p, dtype=dtype, requires_grad=False)
+            if self._context.is_stored:
+                shape = (*p.shape, self.metanet.d_context)
+                record[CONTEXT] = torch.zeros(
+                    shape, dtype=torch.bfloat16, device=p.device
+                )
+            records.append(record)
+        return records
 
     def update(
         self,
-        grads: Sequence[Tensor | None],
+        grads: Gradients,
         state: Sequence[Record],
         params: Sequence[Tensor],
         hyper: Hyper,
@@ -80,37 +107,35 @@ class MetanetRule(UpdateRule):
         present = _present(grads)
         if not present:
             return iter(())
-        hyper = self._cooled(hyper, state)
         is_compiled = torch.compiler.is_compiling() and in_place
+        # all features are in memory: where autograd needs them, and on CPUs those of a
+        # small network. On accelerators the kernel that reads them makes them
+        is_small = self.graph.numel <= SMALL_NETWORK and self._like().is_cpu
+        is_small = is_small or torch.is_grad_enabled()
+        # see `may_be_traced`
+        reads_graph = not is_compiled and self._context.is_due(present, state)
+        hyper = self._cooled(hyper, state)
         plan = StepPlan(
-            present=present,
-            in_place=in_place,
-            is_small=self._is_small(),
-            # see `may_be_traced`
-            reads_graph=not is_compiled and self._context.is_due(present, state),
+            grads, state, params, hyper, in_place, present, is_small, reads_graph
         )
-        if in_place and self._has_flat_state(plan, state):
-            updates = self._flat_updates(plan, grads, state, params)
-            return iter([self._changes(plan, state, params, hyper, updates)])
+        if in_place and self._has_flat_state(plan):
+            return iter([self._changes(plan, state, self._flat_updates(plan))])
         if in_place:
             limit = chunking.chunk_size(chunking.UPDATED_ELEMENTS, self._like().device)
             update_momenta_(grads, state, limit)
             records = state
         else:
             records = next_records(grads, state)
-        columns = _columns(params, grads, records)
-        context, updates = self._predicted(plan, columns, state)
+        context, updates = self._predicted(plan, records)
         if in_place:
             _foreach_add_([state[i][STEP] for i in present], 1)
         elif context is not None and self._context.is_stored:
             for i in present:
                 shape = (*params[i].shape, self.metanet.d_context)
                 records[i][CONTEXT] = context[i].view(shape)
-        return map(partial(self._changes, plan, records, params, hyper), updates)
+        return map(partial(self._changes, plan, records), updates)
 
-    def may_be_traced(
-        self, grads: Sequence[Tensor | None], state: Sequence[Record]
-    ) -> bool:
+    def may_be_traced(self, grads: Gradients, state: Sequence[Record]) -> bool:
         """Steps that compute the context are not compiled: they make many small
         products, and the host decides which steps these are."""
         if not self.metanet.d_context:
@@ -132,96 +157,76 @@ class MetanetRule(UpdateRule):
         height = self.height(steps_so_far(counts, self.total_steps))
         return hyper._replace(lr=[lr * height for lr in hyper.lr])
 
-    def _is_small(self) -> bool:
-        """Whether all features are in memory: where autograd needs them, and on CPUs
-        those of a small network. On accelerators the kernel that reads them makes them.
-        """
-        is_small = self.graph.numel <= SMALL_NETWORK and self._like().is_cpu
-        return is_small or torch.is_grad_enabled()
-
-    def _has_flat_state(self, plan: StepPlan, state: Sequence[Record]) -> bool:
+    def _has_flat_state(self, plan: StepPlan) -> bool:
         """Whether a small network has all gradients, and state in the metanet's dtype
         and on its device."""
-        if not (plan.is_small and _is_eager()) or len(plan.present) < len(state):
+        if not (plan.is_small and _is_eager()) or len(plan.present) < len(plan.state):
             return False
         like = self._like()
-        for record in state:
+        for record in plan.state:
             momentum = record[MOMENTA[0]]
             if momentum.dtype != like.dtype or momentum.device != like.device:
                 return False
         return True
 
-    def _flat_updates(
-        self,
-        plan: StepPlan,
-        grads: Sequence[Tensor | None],
-        state: Sequence[Record],
-        params: Sequence[Tensor],
-    ) -> list[Update]:
+    def _flat_updates(self, plan: StepPlan) -> list[Update]:
         """Updates of all parameters at once; moves their state, in place."""
         if self._flat_state is None:
-            shapes = [torch.Size(spec.shape) for spec in self.graph.parameters]
+            shapes = [Size(spec.shape) for spec in self.graph.parameters]
             key = CONTEXT if self._context.is_stored else None
             d_context = self.metanet.d_context
             self._flat_state = FlatState(shapes, self._like(), key, d_context)
         n = self.graph.numel
         predictor = self._predictions.predictor(n)
         features = predictor.features(n)
-        present = [grad for grad in grads if grad is not None]
-        stored = self._flat_state.update(params, present, state, features)
+        grads = [grad for grad in plan.grads if grad is not None]
+        stored = self._flat_state.update(plan.params, grads, plan.state, features)
         context = None
         if self.metanet.d_context:
             source = partial(FlatFeatures.finite, features.mT, self.graph)
-            computed = self._context.of_step(plan, source, state)
+            computed = self._context.of_step(plan, source)
             context = concatenated(computed or []) if stored is None else stored
         values = self.graph.unflatten(predictor.predicted(n, context))
         return list(map(Update, plan.present, values))
 
     def _predicted(
-        self,
-        plan: StepPlan,
-        columns: Sequence[Sequence[Tensor]],
-        state: Sequence[Record],
+        self, plan: StepPlan, records: Sequence[Record]
     ) -> tuple[Sequence[Tensor] | None, Iterable[Sequence[Update]]]:
         """The context of every parameter; updates of those present."""
+        columns = _columns(plan, records)
         if not plan.is_small:
             raw = RawFeatures(columns, self.graph, self._like())
-            context = self._context.of_step(plan, lambda: raw, state)
-            updates = self._predictions.piece_by_piece(
-                raw, context, plan.present, plan.in_place
-            )
-            return context, updates
+            context = self._context.of_step(plan, lambda: raw)
+            return context, self._predictions.piece_by_piece(plan, raw, context)
         predictor = None
         if plan.in_place and _is_eager():
             predictor = self._predictions.predictor(self.graph.numel)
         features = self._predictions.features(columns, predictor)
         source = partial(FlatFeatures.finite, features, self.graph)
-        context = self._context.of_step(plan, source, state)
-        updates = self._predictions.all_at_once(
-            features, predictor, context, plan.present
-        )
-        return context, [updates]
+        context = self._context.of_step(plan, source)
+        own = None if context is None else torch.cat(list(context)).to(features)
+        if predictor is None:
+            values = checked_updates(self.metanet.updates, features, own)
+        else:
+            values = predictor.predicted(len(features), own)
+        by_parameter = self.graph.unflatten(values)
+        return context, [[Update(i, by_parameter[i]) for i in plan.present]]
 
     def _changes(
-        self,
-        plan: StepPlan,
-        records: Sequence[Record],
-        params: Sequence[Tensor],
-        hyper: Hyper,
-        updates: Sequence[Update],
+        self, plan: StepPlan, records: Sequence[Record], updates: Sequence[Update]
     ) -> list[Change]:
         values, rates = [], []
         for update in updates:
-            p = params[update.position]
+            p = plan.params[update.position]
             values.append(update.values.to(p.device, state_dtype(p)))
-            rates.append(hyper.lr[update.position])
+            rates.append(plan.hyper.lr[update.position])
         deltas = _scaled(values, rates, plan.in_place)
         changes = []
         for update, lr, delta in zip(updates, rates, deltas, strict=True):
             i = update.position
             part = whole if update.rows is None else itemgetter(update.rows)
-            p = part(params[i])
-            decay = hyper.weight_decay[i]
+            p = part(plan.params[i])
+            decay = plan.hyper.weight_decay[i]
             delta = delta.view(p.shape)
             if decay:
                 nominal = self.metanet.config.nominal_step
@@ -229,32 +234,19 @@ class MetanetRule(UpdateRule):
             changes.append(Change(i, delta, records[i], part))
         return changes
 
-    def _first_record(self, param: Tensor) -> Record:
-        dtype = state_dtype(param)
-        record = {STEP: torch.zeros((), dtype=torch.float32, device="cpu")}
-        for key in MOMENTA:
-            record[key] = torch.zeros_like(param, dtype=dtype, requires_grad=False)
-        if self._context.is_stored:
-            record[CONTEXT] = self._context.first(param)
-        return record
-
     def _like(self) -> Tensor:
         return next(self.metanet.parameters())
 
 
-def _present(grads: Sequence[Tensor | None]) -> list[int]:
+def _present(grads: Gradients) -> list[int]:
     """Positions of parameters with a gradient."""
     return [i for i, grad in enumerate(grads) if grad is not None]
 
 
-def _columns(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor | None],
-    records: Sequence[Record],
-) -> list[list[Tensor]]:
+def _columns(plan: StepPlan, records: Sequence[Record]) -> list[list[Tensor]]:
     """Weight, gradient and momenta of every parameter; [] without a gradient."""
     columns = []
-    for p, grad, record in zip(params, grads, records, strict=True):
+    for p, grad, record in zip(plan.params, plan.grads, records, strict=True):
         if grad is None:
             columns.append([])
         else:
@@ -281,3 +273,77 @@ def _scaled(
         scaled = x.mul_(rate) if in_place else rate * x
         found.append(scaled)
     return found
+
+
+class FlatState:
+    """State of a small network's parameters as a few tensors, for steps in place.
+
+    Records hold views of them. A step makes as many calls for all parameters as for
+    one, and allocates almost nothing.
+
+    shapes: of the parameters. like: has the dtype and device of the state. context: key
+    of the stored context of a parameter, (*shape, d); None if none is stored.
+    """
+
+    def __init__(
+        self, shapes: Sequence[Size], like: Tensor, context: str | None, d_context: int
+    ):
+        numbers = range(len(shapes))
+        momenta = [(i, key) for key in MOMENTA for i in numbers]
+        count = len(MOMENTA)
+        of_momenta = _flat(momenta, [*shapes] * count, (count, -1))
+        of_steps = scalar_packing(len(shapes), [STEP], torch.device("cpu"))
+        packings = [of_momenta, of_steps]
+        if context is not None:
+            own = [Size((*shape, d_context)) for shape in shapes]
+            places = [(i, context) for i in numbers]
+            packings.append(_flat(places, own, (-1, d_context)))
+        self._state = PackedState(packings)
+        self._lerp_weights = like.new_tensor(LERP_WEIGHTS).unsqueeze(1)
+        numel = sum(shape.numel() for shape in shapes)
+        self._clipped = like.new_empty(numel)
+
+    def update(
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        records: Sequence[Record],
+        out: Tensor,
+    ) -> Tensor | None:
+        """Updates steps and momenta, in the records; writes features to `out`, (14, n).
+
+        Returns the stored context of all elements, (n, d), of which the records hold
+        views; None if none is stored.
+        """
+        momenta, steps, *context = self._state.open(records, in_place=True)
+        steps.add_(1)
+        columns = out.chunk(2)[0]
+        _concatenated(params, columns[0])
+        gradient = _concatenated(grads, columns[1])
+        torch.clamp(gradient, -MAX_GRADIENT, MAX_GRADIENT, out=self._clipped)
+        momenta.lerp_(self._clipped, self._lerp_weights)
+        columns[2:] = momenta
+        preprocess_in_place(out)
+        return context[0] if context else None
+
+
+def _flat(
+    places: Sequence[tuple[int, str]], shapes: Sequence[Size], shape: tuple[int, int]
+) -> Packing:
+    """Tensors of these shapes one after the other, as a tensor of another shape."""
+    sizes = [own.numel() for own in shapes]
+
+    def split(tensor: Tensor) -> list[Tensor]:
+        pieces = tensor.reshape(-1).split(sizes)
+        return [x.view(own) for x, own in zip(pieces, shapes, strict=True)]
+
+    def join(values: Sequence[Tensor]) -> Tensor:
+        return _concatenated(values).view(shape)
+
+    return Packing(places, join, split)
+
+
+def _concatenated(values: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
+    """All elements of some tensors, (n,)."""
+    flat = [x.reshape(-1) for x in values]
+    return torch.cat(flat, out=out)

@@ -12,7 +12,7 @@ from benchmarks.launches import MIB, Counts, quiet
 from benchmarks.shapes import NETWORKS, Gpt
 from ngopt import NGOptimizer, list_pretrained, load_pretrained
 from ngopt.metanets.feedforward import FeedForward, FeedForwardConfig
-from ngopt.metanets.update_mlp.predictor import KernelPredictor
+from ngopt.metanets.update_mlp import KernelPredictor
 
 NAMES = [name for name in list_pretrained() if load_pretrained(name).metanet]
 

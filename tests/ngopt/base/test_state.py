@@ -69,7 +69,7 @@ def test_factors_of_one_size_are_one_tensor():
 def test_in_place_records_hold_views_that_are_made_once():
     own, held = stack(), records()
     state = own.open(held, in_place=True)
-    state.momentum[0].fill_(2)
+    state.momentum[own.buckets[0]].fill_(2)
     state.scales[2] = 5
     state.step.add_(1)
     for record in held:
@@ -77,11 +77,11 @@ def test_in_place_records_hold_views_that_are_made_once():
         assert record["skipped"] == 5
         assert record["step"] == 1
     again = own.open(held, in_place=True)
-    assert again.momentum[0] is state.momentum[0]
+    assert again.momentum[own.buckets[0]] is state.momentum[own.buckets[0]]
     held[1]["exp_avg_0"] = torch.ones(1, 1, 7, 1)  # as after loading
     anew = own.open(held, in_place=True)
-    assert anew.momentum[0] is not state.momentum[0]
-    anew.momentum[0].zero_()
+    assert anew.momentum[own.buckets[0]] is not state.momentum[own.buckets[0]]
+    anew.momentum[own.buckets[0]].zero_()
     assert not held[1]["exp_avg_0"].any()
 
 
@@ -90,7 +90,7 @@ def test_functional_state_is_a_copy_until_it_is_closed():
     before = [{key: x.clone() for key, x in record.items()} for record in held]
     given = [dict(record) for record in held]
     state = own.open(given, in_place=False)
-    state.momentum[0].fill_(2)
+    state.momentum[own.buckets[0]].fill_(2)
     state.bases[6].fill_(3)
     for record, old in zip(held, before, strict=True):
         assert all(torch.equal(x, old[key]) for key, x in record.items())

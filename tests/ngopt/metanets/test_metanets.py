@@ -5,7 +5,7 @@ from ngopt import build_graph
 from ngopt.metanets import METANETS, NeuralGraphGNN
 from ngopt.metanets.features import NUM_FEATURES
 from ngopt.metanets.gnn import GNNConfig
-from ngopt.metanets.graph_data.kernel_tiles import kernel_tiles
+from ngopt.metanets.graph_data.graph_tensors import kernel_tiles
 from ngopt.metanets.layers.graph_network import GraphNetwork
 from ngopt.metanets.layers.pna import PNALayer
 from tests.equivariance import assert_equivariant, random_values, updates

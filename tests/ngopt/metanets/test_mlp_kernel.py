@@ -6,7 +6,7 @@ The file runs itself: see `tests.ngopt.interpreter`.
 import torch
 
 from ngopt.metanets.features import features_of
-from ngopt.metanets.update_mlp.update_mlp import UpdateMLP
+from ngopt.metanets.update_mlp import UpdateMLP
 from tests.ngopt import interpreter
 
 COUNT = 600  # elements: two whole programs and a part
@@ -24,7 +24,7 @@ def test_it_equals_the_layers():
 
 def check(dtype, hidden, d_context):
     """Weights of a dtype; a column in bfloat16, and values that are not finite."""
-    from ngopt.metanets.update_mlp.mlp_kernel import launch
+    from ngopt.metanets.mlp_kernel import launch
 
     torch.manual_seed(0)
     mlp = UpdateMLP(14, (hidden, hidden), 0.02, 0.5, d_context).to(dtype)

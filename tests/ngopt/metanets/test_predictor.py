@@ -9,7 +9,7 @@ from ngopt.metanets import METANETS
 from ngopt.metanets.feedforward import FeedForwardConfig
 from ngopt.metanets.metanet import Metanet
 from ngopt.metanets.stepping.rule import MetanetRule
-from ngopt.metanets.update_mlp.predictor import Predictor
+from ngopt.metanets.update_mlp import Predictor
 
 CAPACITY, USED = 7, 5
 

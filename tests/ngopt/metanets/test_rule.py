@@ -20,9 +20,8 @@ from ngopt.metanets.gnn import GNNConfig
 from ngopt.metanets.graph_data.feature_sources import WholeValues
 from ngopt.metanets.graph_data.graph_tensors import graph_tensors
 from ngopt.metanets.layers.aggregation import TO_TARGETS, MessageStatistics
-from ngopt.metanets.layers.film_messages import statistics
 from ngopt.metanets.layers.graph_network import GraphNetwork, GraphNetworkOptions
-from ngopt.metanets.layers.pna import PNALayer
+from ngopt.metanets.layers.pna import PNALayer, statistics
 from ngopt.metanets.nfn import chain_of
 from ngopt.metanets.stepping import rule as metanet_rule
 from ngopt.metanets.stepping.context import CONTEXT

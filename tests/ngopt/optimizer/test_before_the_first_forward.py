@@ -52,7 +52,7 @@ class TestBeforeTheFirstForward:
         else:
             file = io.BytesIO()
             torch.save(model, file)
-            assert b"ngopt.optimizer.input_recorder" not in file.getvalue()
+            assert b"ngopt.optimizer.graph_source" not in file.getvalue()
             file.seek(0)
             other = torch.load(file, weights_only=False)
         assert list(other._forward_pre_hooks.values()) == [nothing]

@@ -10,9 +10,8 @@ from torch import nn
 from ngopt import cli
 from ngopt.race import optimizers as race_optimizers
 from ngopt.race.optimizers import CONTESTANTS, tuned
-from ngopt.race.problem import Problem, load_problem
-from ngopt.race.report import Result, smoothed, table
-from ngopt.race.training import Run, moved, train
+from ngopt.race.run import Result, smoothed, table
+from ngopt.race.training import Problem, Run, load_problem, moved, train
 from tests.ngopt.race import parabola
 
 PROBLEM = "tests.ngopt.race.parabola"

@@ -3,7 +3,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from ngopt.metanets.layers.aggregation import TO_SOURCES, TO_TARGETS
-from ngopt.metanets.layers.film_messages import FiLMStatistics
+from ngopt.metanets.layers.pna import FiLMStatistics
 
 GROUPS, TARGETS, SOURCES, TILES, BATCH, WIDTH = 2, 3, 4, 2, 2, 2
 

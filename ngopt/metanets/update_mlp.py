@@ -1,9 +1,10 @@
-"""Updates of a metanet without autograd, in memory that is reused."""
+"""The MLP that maps features of a parameter to its update (Metz et al. 2019), and
+updates of a metanet without autograd, in memory that is reused."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
+from itertools import pairwise
 
 import torch
 from torch import (
@@ -13,28 +14,73 @@ from torch import (
 )
 
 from ngopt import chunking
+from ngopt.devices import has_triton
 from ngopt.metanets.features import NUM_FEATURES, features_of
 
 # Of an MLP with a kernel: widths of its two hidden layers, and features of the context.
 WIDTHS, MAX_CONTEXT = (16, 32, 64), 16
 
+Updates = Callable[[Tensor, Tensor | None], Tensor]
+"""Features (n, 14) and context (n, d), None where d is 0, -> updates (n,)."""
 
-class Predictor:
-    """A metanet's `updates` of up to `capacity` elements at once.
 
-    updates: (n, 14) and context (n, d), None where d is 0, -> (n,). like: of the
-    metanet's dtype, on its device.
+class UpdateMLP(nn.Module):
+    """update = output_scale * d * exp(magnitude_scale * m).
 
-    inputs: features, then context, then a row of ones, (14 + d + 1, capacity).
+    Direction d and magnitude m are the two outputs of an MLP with ReLU (Metz et al.
+    2019, App. C; there both scales are 1e-3).
+
+    Shapes: features (*batch, n, d_in), and context (*batch, n, d_context) -> (*batch,
+    n).
     """
 
     def __init__(
         self,
-        updates: Callable[[Tensor, Tensor | None], Tensor],
-        d_context: int,
-        capacity: int,
-        like: Tensor,
+        d_in: int,
+        hidden: Sequence[int],
+        output_scale: float,
+        magnitude_scale: float,
+        d_context: int = 0,
     ):
+        super().__init__()
+        widths = d_in + d_context, *hidden
+        layers: list[nn.Module] = []
+        for a, b in pairwise(widths):
+            layers += [nn.Linear(a, b), nn.ReLU(inplace=True)]
+        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], 2))
+        self.output_scale = output_scale
+        self.magnitude_scale = magnitude_scale
+
+    def forward(self, features: Tensor, context: Tensor | None = None) -> Tensor:
+        # elements last, as they are in memory: products of few rows are fastest so
+        x = features.mT if context is None else torch.cat([features.mT, context.mT], -2)
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                x = (layer.weight @ x).add_(layer.bias.unsqueeze(-1))
+            else:
+                x = layer(x)
+        direction, magnitude = x.unbind(-2)
+        size = torch.exp(self.magnitude_scale * magnitude)
+        return self.output_scale * direction * size
+
+    def predictor(self, capacity: int) -> Predictor:
+        """See `Metanet.predictor`."""
+        linears = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+        scales = self.output_scale, self.magnitude_scale
+        if has_kernel(linears):
+            return KernelPredictor(linears, scales)
+        return MLPPredictor(linears, scales, capacity)
+
+
+class Predictor:
+    """A metanet's `updates` of up to `capacity` elements at once.
+
+    updates: of the metanet. like: of its dtype, on its device.
+
+    inputs: features, then context, then a row of ones, (14 + d + 1, capacity).
+    """
+
+    def __init__(self, updates: Updates, d_context: int, capacity: int, like: Tensor):
         self._updates = updates
         self.inputs = _ones(like, NUM_FEATURES + d_context + 1, capacity)
 
@@ -89,10 +135,7 @@ class MLPPredictor(Predictor):
     """
 
     def __init__(
-        self,
-        linears: Sequence[nn.Linear],
-        scales: tuple[float, float],
-        capacity: int,
+        self, linears: Sequence[nn.Linear], scales: tuple[float, float], capacity: int
     ):
         like = linears[0].weight.detach()
         self._scales = like.new_tensor(scales).unsqueeze(-1)
@@ -165,7 +208,7 @@ def mlp_updates(
 
     weights: weight and bias of every layer. scales: see `MLPPredictor`.
     """
-    from ngopt.metanets.update_mlp.mlp_kernel import launch  # needs Triton
+    from ngopt.metanets.mlp_kernel import launch  # needs Triton
 
     return launch(columns, context, weights, scales)
 
@@ -187,14 +230,12 @@ def has_kernel(linears: Sequence[nn.Linear]) -> bool:
     d_context = linears[0].in_features - NUM_FEATURES
     fits = [layer.out_features for layer in linears] == [width, width, 2]
     fits = fits and width in WIDTHS and d_context <= MAX_CONTEXT
-    is_available = like.is_meta or (like.is_cuda and find_spec("triton") is not None)
+    is_available = like.is_meta or has_triton(like.device)
     return fits and is_available and like.dtype != torch.float64
 
 
 def checked_updates(
-    updates: Callable[[Tensor, Tensor | None], Tensor],
-    features: Tensor,
-    context: Tensor | None,
+    updates: Updates, features: Tensor, context: Tensor | None
 ) -> Tensor:
     """The `updates` of a metanet. Raises ValueError unless there is one per element:
     (n, 1) would be viewed as the shape of the parameter."""

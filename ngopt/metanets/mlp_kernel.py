@@ -92,7 +92,7 @@ def launch(
     weights: Sequence[Tensor],
     scales: Sequence[float],
 ) -> Tensor:
-    """See `ngopt.metanets.update_mlp.predictor.mlp_updates`."""
+    """See `ngopt.metanets.update_mlp.mlp_updates`."""
     out = torch.empty_like(columns[0], dtype=torch.float32)
     n = len(out)
     hidden = len(weights[0])

@@ -1,1 +1,0 @@
-"""The MLP from features and context of a parameter to its update."""
