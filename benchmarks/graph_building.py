@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from tqdm import tqdm
 
-from benchmarks.floor import seconds_of
+from benchmarks.cpu import seconds_of
 from benchmarks.records import Record, parser_of, table, write
 from benchmarks.shapes import torchvision_model
 from ngopt import build_graph

@@ -69,7 +69,9 @@ class Source:
                 end = node.end_lineno or node.lineno
                 self.class_lines.append(end - node.lineno + 1)
         self.tokens += _tokens(text, {node.lineno for node in docstrings})
-        self.complexities += _complexities(text)
+        for block in cc_visit(text):
+            if block.letter != "C":  # functions and methods, no classes
+                self.complexities.append(block.complexity)
 
 
 def _is_triton_kernel(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
@@ -105,15 +107,6 @@ def _parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     for argument in named:
         count += argument.arg not in ("self", "cls")
     return count
-
-
-def _complexities(text: str) -> list[int]:
-    """Cyclomatic complexity of every function and method."""
-    found = []
-    for block in cc_visit(text):
-        if block.letter != "C":
-            found.append(block.complexity)
-    return found
 
 
 def import_circles(files: Iterable[Path], root: Path) -> list[list[str]]:

@@ -39,9 +39,8 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from tqdm import tqdm
 
-from benchmarks import floor
+from benchmarks import cpu
 from benchmarks.graph_building import FAMILIES
-from benchmarks.memory import Peak
 from benchmarks.records import Record, parser_of, table, write
 from benchmarks.shapes import torchvision_model, transformers_gpt2
 from meta_train.problems import Problem, load_problem
@@ -222,7 +221,7 @@ def _cycles(
         cycles.append([])
         for _ in range(count):
             draw_gradients(params)
-            cycles[-1].append(floor.seconds_of(optimizer.step))
+            cycles[-1].append(cpu.seconds_of(optimizer.step))
     return cycles
 
 
@@ -234,19 +233,16 @@ def cycle(optimizer: NGOptimizer) -> int:
 
 
 def _floor(optimizer: NGOptimizer, n: int, state: float) -> float:
-    """Lower bound of the mean step of a cycle, in nanoseconds per parameter."""
-    machine = floor.measured()
-    count = cycle(optimizer)
-    flops = sum(floor.flops_of(optimizer.step) for _ in range(count)) / count
-    return 1e9 * machine.seconds(flops, moved_bytes(n, state)) / n
-
-
-def moved_bytes(n: int, state: float) -> float:
-    """Minimum bytes that a step moves: reads of gradients, reads and writes of others.
+    """Lower bound of the mean step of a cycle, in nanoseconds per parameter.
 
     n: number of parameters. state: numbers of state per parameter.
     """
-    return 4 * n * (1 + 2 + 2 * state)
+    machine = cpu.measured()
+    count = cycle(optimizer)
+    flops = sum(cpu.flops_of(optimizer.step) for _ in range(count)) / count
+    # it reads gradients, and reads and writes parameters and state
+    moved = 4 * n * (1 + 2 + 2 * state)
+    return 1e9 * machine.seconds(flops, moved) / n
 
 
 def _measured_step(
@@ -254,8 +250,8 @@ def _measured_step(
 ) -> tuple[float, int]:
     """Seconds and extra bytes of a step, after free memory was returned."""
     draw_gradients(params)
-    peak = Peak()
-    seconds = floor.seconds_of(optimizer.step)
+    peak = cpu.Peak()
+    seconds = cpu.seconds_of(optimizer.step)
     return seconds, peak.bytes()
 
 

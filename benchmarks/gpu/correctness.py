@@ -281,8 +281,6 @@ def allow_tf32() -> None:
 
 
 def allow_tf32_by_the_new_name() -> None:
-    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
-        raise Skipped("this torch has no fp32_precision")
     torch.backends.cuda.matmul.fp32_precision = "tf32"
 
 

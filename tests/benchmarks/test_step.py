@@ -6,8 +6,7 @@ from torch import nn
 
 pytest.importorskip("torchvision")
 
-from benchmarks import floor, step
-from benchmarks.memory import Peak
+from benchmarks import cpu, step
 from meta_train.problems import Metrics
 
 
@@ -69,7 +68,7 @@ def test_whole_steps(tmp_path, capsys):
 @pytest.mark.parametrize("weights", ["default", "ff", "ng-gnn"])
 def test_networks(weights, monkeypatch):
     monkeypatch.setattr(step, "SECONDS", 0.01)
-    monkeypatch.setattr(floor, "measured", lambda: floor.Machine(1e9, 1e9))
+    monkeypatch.setattr(cpu, "measured", lambda: cpu.Machine(1e9, 1e9))
     network = nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 20))
     monkeypatch.setitem(step.NETWORKS, "small", lambda: (network, torch.randn(2, 40)))
     record = step.network_steps("small", weights, torch.get_num_threads())
@@ -83,10 +82,10 @@ def test_networks(weights, monkeypatch):
 def test_the_floor_of_a_machine():
     layer = nn.Linear(14, 32)
     values = torch.ones(3, 14)
-    flops = floor.flops_of(lambda: layer(values))
+    flops = cpu.flops_of(lambda: layer(values))
     assert flops == 2 * 3 * 14 * 32
-    assert floor.Machine(flops=flops / 4, bytes=10.0).seconds(flops, 5.0) == 4.5
-    assert all(rate > 1e6 for rate in floor.measured())
+    assert cpu.Machine(flops=flops / 4, bytes=10.0).seconds(flops, 5.0) == 4.5
+    assert all(rate > 1e6 for rate in cpu.measured())
 
 
 def test_widths_are_drawn(tmp_path, capsys):
@@ -120,7 +119,7 @@ def test_state_is_what_the_optimizer_keeps():
 
 
 def test_peak():
-    peak = Peak()
+    peak = cpu.Peak()
     values = torch.ones(16, 2**20)
     del values
     assert 60 * 2**20 <= peak.bytes() < 100 * 2**20
