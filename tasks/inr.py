@@ -23,25 +23,22 @@ from harness import cli
 from harness.distributed import run_on_ranks
 from harness.pictures import draw_curves, draw_rows
 from harness.random import seeded
-from harness.settings import check_counts, named_settings
+from harness.settings import check_counts
 from tasks.networks.siren import Siren, render
 from tasks.shards import (
     SPLITS,
-    Folder,
     Networks,
     merged,
     read_settings,
     read_split,
 )
-from tasks.sources.generation import Job, jobs, make_shards
+from tasks.sources.generation import Job, folder_of, jobs, make_shards
 from tasks.sources.signals import MIDDLE, SINES, Signals, load_signals
 
 PROGRAM = "tasks.inr fit"
 # SIRENs that are fitted in one call, whose activations stay in a core's caches.
 FITS_AT_ONCE = 16
 QUALITY = ("psnr",)
-# Settings that change no network.
-NO_MATTER = ("folder", "processes")
 
 
 @dataclass(frozen=True)
@@ -139,8 +136,7 @@ def layers_of(params: Mapping[str, Tensor]) -> SirenLayers:
 def counts(config: FitConfig) -> dict[str, int]:
     """Fits of every split. With views, all its signals are fitted, then all again."""
     fits = signal_counts(config)
-    fits["train"] *= config.views
-    return fits
+    return {**fits, "train": config.views * fits["train"]}
 
 
 def signal_counts(config: FitConfig) -> dict[str, int]:
@@ -165,11 +161,6 @@ def make(job: Job, config: FitConfig, signals: Signals) -> Networks:
     return merged(groups)
 
 
-def folder_of(config: FitConfig) -> Folder:
-    settings = named_settings(config, NO_MATTER)
-    return Folder(Path(config.folder), {"program": PROGRAM, **settings})
-
-
 def fit_all(config: FitConfig) -> None:
     """Makes the missing shards, on one or several ranks."""
     run_on_ranks(config.processes, fit_rank, config, check=load)
@@ -186,7 +177,8 @@ def fit_rank(config: FitConfig) -> None:
     def groups(job: Job) -> list[Networks]:
         return [make(job, config, signals[job.split])]
 
-    make_shards(folder_of(config), jobs(counts(config), config.shard), groups, QUALITY)
+    wanted = jobs(counts(config), config.shard)
+    make_shards(folder_of(config, PROGRAM), wanted, groups, QUALITY)
 
 
 def show(config: ShowConfig) -> None:

@@ -26,24 +26,27 @@ from harness.distributed import run_on_ranks
 from harness.image_datasets import ImageDataset, Split, load_dataset
 from harness.pictures import draw_histograms
 from harness.random import derive_seed, seeded
-from harness.settings import check_counts, named_settings
+from harness.settings import check_counts
 from tasks.shards import (
     SPLITS,
-    Folder,
     Networks,
     column_of,
     merged_by_architecture,
     read_settings,
     read_split,
 )
-from tasks.sources.generation import Job, jobs, make_shards
-from tasks.sources.zoo_recipes import INITS, OPTIMIZERS, ZOOS, TrainingRecipe
-from tasks.sources.zoo_training import Checkpoint, train
+from tasks.sources.generation import Job, folder_of, jobs, make_shards
+from tasks.sources.zoo_recipes import (
+    INITS,
+    OPTIMIZERS,
+    ZOOS,
+    Checkpoint,
+    TrainingRecipe,
+    train,
+)
 
 PROGRAM = "tasks.zoo train"
 QUALITY = ("accuracy",)
-# Settings that change no network.
-IRRELEVANT = ("folder", "processes")
 # Of the runs; the rest is for training.
 SHARES = {"validation": 0.1, "test": 0.2}
 GRAY_MOMENTS = (0.4733,), (0.2394,)
@@ -143,7 +146,7 @@ def networks_of(
     """
     of_run = {
         "run": number,
-        "optimizer": OPTIMIZERS.index(run.optimizer),
+        "optimizer": list(OPTIMIZERS).index(run.optimizer),
         "init": INITS.index(run.init),
         "lr": run.lr,
         "l2": run.l2,
@@ -160,11 +163,6 @@ def networks_of(
     return Networks(run.architecture, params, columns)
 
 
-def folder_of(config: TrainConfig) -> Folder:
-    settings = named_settings(config, IRRELEVANT)
-    return Folder(Path(config.folder), {"program": PROGRAM, **settings})
-
-
 def train_all(config: TrainConfig) -> None:
     """Makes the shards that are missing, on one or several ranks."""
     run_on_ranks(config.processes, train_rank, config, check=load_images)
@@ -176,9 +174,8 @@ def train_rank(config: TrainConfig) -> None:
     def groups(job: Job) -> list[Networks]:
         return make_shard(job, config, data)
 
-    make_shards(
-        folder_of(config), jobs(counts(config.runs), config.shard), groups, QUALITY
-    )
+    wanted = jobs(counts(config.runs), config.shard)
+    make_shards(folder_of(config, PROGRAM), wanted, groups, QUALITY)
 
 
 def load_images(config: TrainConfig) -> ImageDataset:

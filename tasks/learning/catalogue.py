@@ -10,14 +10,13 @@ from ngopt.metanets.imported import find_class
 from tasks.baselines import BASELINES
 from tasks.models.base import NetworkModel
 from tasks.models.gmn import GMN
-from tasks.models.graph_model import GraphModelConfig
 from tasks.models.ng_gnn import NGGNN
 from tasks.models.ng_t import NGT
 from tasks.networks.architectures import Architecture
 
-OURS = {model.name: (GraphModelConfig, model) for model in (NGGNN, NGT, GMN)}
-MODELS: dict[str, tuple[Any, Any]] = {**OURS, **BASELINES}
-"""Configurations and models, by the models' names."""
+MODELS: dict[str, type[NetworkModel]] = {
+    model.name: model for model in (NGGNN, NGT, GMN, *BASELINES)
+}
 
 
 def make_model(
@@ -34,20 +33,15 @@ def make_model(
     of its numbers.
     sizes: numbers of its config. Raises ValueError for an unknown model or size.
     """
-    config_class, model = MODELS[name] if name in MODELS else own_model(name)
-    config = configured(config_class(), sizes)
-    return model(architectures, d_out, config, edits=edits)
-
-
-def own_model(name: str) -> tuple[Any, Any]:
-    """Configuration and model of module:Class."""
-    model = find_class("model", name, list(MODELS), NetworkModel, may_import=True)
-    config = getattr(model, "Config", None)
+    model = MODELS.get(name)
+    if model is None:
+        model = find_class("model", name, list(MODELS), NetworkModel, may_import=True)
+    config: Any = getattr(model, "Config", None)
     if not is_dataclass(config):
         raise ValueError(
             f"model '{name}': expected an attribute Config, a dataclass; got {config!r}"
         )
-    return config, model
+    return model(architectures, d_out, configured(config(), sizes), edits=edits)
 
 
 def configured(config: Any, sizes: Mapping[str, float]) -> Any:

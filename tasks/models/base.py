@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 from warnings import filterwarnings
 
 import torch
@@ -25,18 +25,26 @@ class NetworkModel(nn.Module):
     """Base class. A reader predicts numbers of each network, an editor updates of its
     parameters.
 
-    A subclass has `forward`, for readers, and where `can_edit` also `updates`, for
-    editors.
+    A subclass has `build`, which makes its layers, `forward`, for readers, and where
+    `can_edit` also `updates`, for editors. Its `Config` is a frozen dataclass of sizes.
 
-    architectures: of the training data. edits: whether the model is an editor.
+    architectures: of the training data. d_out: number of predictions, or of updates of
+    a parameter. edits: whether the model is an editor.
 
     Raises ValueError for an editor if the class cannot edit, and without architectures.
     """
 
     name: ClassVar[str]
+    Config: ClassVar[Any]
     can_edit: ClassVar[bool] = False
 
-    def __init__(self, architectures: Sequence[Architecture], edits: bool = False):
+    def __init__(
+        self,
+        architectures: Sequence[Architecture],
+        d_out: int,
+        config: Any,
+        edits: bool = False,
+    ):
         super().__init__()
         if edits and not self.can_edit:
             raise ValueError(f"{self.name}: reads networks, but cannot edit them")
@@ -44,7 +52,12 @@ class NetworkModel(nn.Module):
             raise ValueError(
                 f"{self.name}: expected the architectures of its networks; got none"
             )
-        self.edits = edits
+        self.architectures, self.first = architectures, architectures[0]
+        self.d_out, self.edits = d_out, edits
+        self.build(d_out, config)
+
+    def build(self, d_out: int, config: Any) -> None:
+        """Makes the layers; called once, by the constructor."""
 
     def fit(self, stacks: Iterable[NetworkStack]) -> None:
         """Computes statistics of the training data; by default none."""
@@ -88,13 +101,13 @@ class ParameterModel(NetworkModel):
 
     single_architecture: ClassVar[bool] = False
 
-    def __init__(self, architectures: Sequence[Architecture], edits: bool = False):
-        super().__init__(architectures, edits)
-        self.first = architectures[0]
-        if self.single_architecture:
-            for architecture in architectures:
+    def build(self, d_out: int, config: Any) -> None:
+        names = self.first.names
+        same_names = True
+        for architecture in self.architectures:
+            if self.single_architecture:
                 self._check(architecture)
-        same_names = all(other.names == self.first.names for other in architectures)
+            same_names = same_names and architecture.names == names
         self.standardise = Standardise(self.first if same_names else None)
 
     def fit(self, stacks: Iterable[NetworkStack]) -> None:

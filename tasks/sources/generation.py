@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from harness.distributed import Ranks, process_group
 from harness.interrupts import Interrupted
+from harness.settings import named_settings
 from tasks.shards import Folder, Networks, read_shard, shard_paths, write_shard
+
+# Settings that change no network.
+IRRELEVANT = ("folder", "processes")
 
 
 class Job(NamedTuple):
@@ -21,6 +25,12 @@ class Job(NamedTuple):
     number: int
     start: int
     stop: int
+
+
+def folder_of(config: Any, program: str) -> Folder:
+    """The folder of a program, with all settings on which its networks depend."""
+    settings = named_settings(config, IRRELEVANT)
+    return Folder(Path(config.folder), {"program": program, **settings})
 
 
 def jobs(counts: Mapping[str, int], shard: int) -> Iterator[Job]:

@@ -131,7 +131,7 @@ def test_missing_shards_are_made_as_they_would_have_been(config, capsys):
 def test_ranks_make_the_same(config, tmp_path, capsys):
     fit_all(config)
     other = replace(config, folder=str(tmp_path / "other"))
-    folder = inr.folder_of(other)
+    folder = inr.folder_of(other, inr.PROGRAM)
     folder.begin()
     wanted = list(jobs(inr.counts(other), other.shard))
     for number in range(2):
