@@ -220,7 +220,7 @@ def is_tensors(values: Sequence[Any]) -> bool:
 
 def tensors_of(values: Any) -> list[Tensor]:
     """All tensors in nested values."""
-    return [x for x in tree_leaves(values) if isinstance(x, Tensor)]
+    return list(filter(torch.is_tensor, tree_leaves(values)))
 
 
 def storage_key(x: Tensor) -> int:

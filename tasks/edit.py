@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
 from harness import cli
-from harness.distributed import Ranks
 from harness.image_datasets import DATASETS, load_dataset
 from harness.pictures import draw_rows
 from harness.settings import check_choice, check_counts
@@ -118,8 +117,7 @@ class Editing(NetworkTask[Config]):
     """The loss is the mean squared error of the images of edited networks; the score is
     its negative."""
 
-    def __init__(self, config: Config, ranks: Ranks = Ranks()):  # noqa: B008
-        super().__init__(config, ranks)
+    def build(self, config: Config) -> None:
         self.data = read_image_networks(config)
         images = original_images(config.data, config.originals, self.data)
         self.targets = {}

@@ -36,12 +36,12 @@ def make_model(
     model = MODELS.get(name)
     if model is None:
         model = find_class("model", name, list(MODELS), NetworkModel, may_import=True)
-    config: Any = getattr(model, "Config", None)
+    config = getattr(model, "Config", None)
     if not is_dataclass(config):
         raise ValueError(
             f"model '{name}': expected an attribute Config, a dataclass; got {config!r}"
         )
-    return model(architectures, d_out, configured(config(), sizes), edits=edits)
+    return model(architectures, d_out, configured(model.Config(), sizes), edits=edits)
 
 
 def configured(config: Any, sizes: Mapping[str, float]) -> Any:
@@ -61,11 +61,12 @@ def configured(config: Any, sizes: Mapping[str, float]) -> Any:
         raise ValueError(
             f"{name}: expected sizes among {', '.join(known)}; got {', '.join(odd)}"
         )
+    changes = {}
     for key, value in sizes.items():
-        if value < 0 or known[key](value) != value:
+        changes[key] = known[key](value)
+        if value < 0 or changes[key] != value:
             whole = "number" if known[key] is float else "whole number"
             raise ValueError(
                 f"sizes: {key}: expected a {whole} of 0 or more; got {value}"
             )
-    changes = {key: known[key](value) for key, value in sizes.items()}
     return replace(config, **changes)

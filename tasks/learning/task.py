@@ -69,15 +69,21 @@ Config = TypeVar("Config", bound=TaskConfig)
 
 
 class NetworkTask(Generic[Config]):
-    """Base class of tasks on networks. A subclass makes its `model`.
+    """Base class of tasks on networks. In `build`, a subclass reads its data and makes
+    its `model`.
 
     Data and batches depend on the seed alone, and are the same for all models.
     """
 
     model: nn.Module
 
-    def __init__(self, config: Config, ranks: Ranks):
+    def __init__(self, config: Config, ranks: Ranks = Ranks()):  # noqa: B008
         self.config, self.ranks = config, ranks
+        self.build(config)
+
+    def build(self, config: Config) -> None:
+        """Called once, by the constructor."""
+        raise NotImplementedError
 
     def results(self) -> Mapping[str, float]:
         """Test results by name."""
