@@ -18,7 +18,7 @@ Both are medians over cycles.
 rate measured in the same process, and for reading and writing parameters, gradients and
 state once. Extra memory is the peak of resident memory within a step above that before
 it, without state that the first step allocates. It includes fragmentation. Widths are
-those of an MLP of three square layers, and are drawn as a PNG beside the output.
+those of an MLP of three square layers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import product
 from multiprocessing import get_context
-from pathlib import Path
 from statistics import mean, median
 from time import perf_counter
 from typing import Any
@@ -296,8 +295,6 @@ def main(arguments: list[str] | None = None) -> None:
         found[kind] += records
         write(options.output, **found)
     print("\n\n".join(table(records) for records in found.values() if records))
-    if options.output and found["widths"]:
-        draw(found["widths"], options.output.with_suffix(".png"))
 
 
 def _all_records(options: argparse.Namespace) -> Iterator[tuple[str, list[Record]]]:
@@ -321,30 +318,6 @@ def measured(
             tasks.append(pool.apply_async(network_steps, (*pair, threads)))
         for task in tqdm(tasks, unit="network", disable=not tasks):
             yield task.get()
-
-
-def draw(records: list[Record], path: Path) -> None:
-    """Draws the cost of a step against the size of an MLP."""
-    from matplotlib.figure import Figure
-
-    by_weights: dict[str, list[Record]] = {}
-    for record in records:
-        by_weights.setdefault(record["weights"], []).append(record)
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.add_subplot()
-    for weights, own in by_weights.items():
-        sizes = [record["parameters"] for record in own]
-        later = [record["later_ns"] for record in own]
-        (line,) = axes.loglog(sizes, later, "o-", label=weights)
-        if own[0]["floor_ns"] is not None:
-            floors = [record["floor_ns"] for record in own]
-            color = line.get_color()
-            axes.loglog(sizes, floors, ":", color=color, label=f"{weights}, floor")
-    axes.set_xlabel("parameters")
-    axes.set_ylabel("ns per parameter and step")
-    axes.set_ylim(bottom=10)
-    figure.legend(loc="outside upper center", ncols=2)
-    figure.savefig(path, dpi=150)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import sysconfig
 from collections.abc import Iterator
-from functools import partial
 from importlib.util import find_spec
 from itertools import chain, islice
 from pathlib import Path

@@ -88,7 +88,7 @@ def test_the_floor_of_a_machine():
     assert all(rate > 1e6 for rate in cpu.measured())
 
 
-def test_widths_are_drawn(tmp_path, capsys):
+def test_widths(tmp_path, capsys):
     output = tmp_path / "widths.json"
     arguments = [
         "--problems",
@@ -103,7 +103,6 @@ def test_widths_are_drawn(tmp_path, capsys):
     step.main([*arguments, "--output", str(output)])
     (record,) = json.loads(output.read_text())["widths"]
     assert record["parameters"] == 3 * (8 * 8 + 8)
-    assert output.with_suffix(".png").stat().st_size > 1000
     assert "floor_ns" in capsys.readouterr().out
 
 
