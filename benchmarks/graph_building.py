@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from benchmarks.cpu import seconds_of
 from benchmarks.records import Record, parser_of, table, write
-from benchmarks.shapes import torchvision_model
+from benchmarks.shapes import torchvision_example
 from ngopt import build_graph
 from ngopt.graph.connectivity import components, unconnected
 
@@ -27,8 +27,7 @@ FAMILIES = (
 
 def measure(family: str, repeats: int) -> Record:
     """The record of one network. Times are the shortest of `repeats`."""
-    model = torchvision_model(family)
-    example = torch.randn(2, 3, 224, 224)
+    model, example = torchvision_example(family)
     graph = build_graph(model, example)
     values = [p.detach() for p in model.parameters()]
     restored = graph.scatter(graph.gather(values))

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from benchmarks.graph_building import FAMILIES
 from benchmarks.records import Record, parser_of, table, write
-from benchmarks.shapes import causal_attention, torchvision_model
+from benchmarks.shapes import causal_attention, torchvision_example
 from ngopt import build_graph
 from ngopt.roles.from_graph import ParameterRole, parameter_roles, roles_of
 
@@ -156,7 +156,7 @@ def network(name: str) -> tuple[nn.Module, Any]:
     """A network of the table and its inputs."""
     if name in TRANSFORMERS:
         return TRANSFORMERS[name]()
-    return torchvision_model(name), torch.randn(2, 3, 224, 224)
+    return torchvision_example(name)
 
 
 @cache

@@ -23,7 +23,6 @@ those of an MLP of three square layers.
 
 from __future__ import annotations
 
-import argparse
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -41,7 +40,7 @@ from tqdm import tqdm
 from benchmarks import cpu
 from benchmarks.graph_building import FAMILIES
 from benchmarks.records import Record, parser_of, table, write
-from benchmarks.shapes import torchvision_model, transformers_gpt2
+from benchmarks.shapes import torchvision_example, transformers_gpt2
 from meta_train.problems import Problem, load_problem
 from ngopt import NGOptimizer, build_graph, load_pretrained
 from ngopt.graph import NeuralGraph
@@ -52,10 +51,6 @@ SECONDS, STEPS = 1.0, 3  # minimum time and number of steps of all cycles
 LATE = 500  # steps after which the default renews bases least often
 
 Example = tuple[nn.Module, Any]
-
-
-def _torchvision(name: str) -> Example:
-    return torchvision_model(name), torch.randn(2, 3, 224, 224)
 
 
 def _problem(name: str) -> Example:
@@ -78,7 +73,7 @@ def _gpt2() -> Example:
 NETWORKS: dict[str, Callable[[], Example]] = {
     "fm-16": partial(_problem, "fm-16"),
     "c10-32": partial(_problem, "c10-32"),
-    **{family: partial(_torchvision, family) for family in FAMILIES},
+    **{family: partial(torchvision_example, family) for family in FAMILIES},
     "gpt2": _gpt2,
 }
 LARGE = ("resnet50", "vit_b_16", "gpt2")
@@ -291,21 +286,15 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     found: dict[str, list[Record]] = {"problems": [], "networks": [], "widths": []}
-    for kind, records in _all_records(options):
-        found[kind] += records
-        write(options.output, **found)
-    print("\n\n".join(table(records) for records in found.values() if records))
-
-
-def _all_records(options: argparse.Namespace) -> Iterator[tuple[str, list[Record]]]:
-    """Kinds and their records, as soon as they are measured."""
     for name in options.problems:
-        yield "problems", whole_steps(name, options.steps, options.skip)
-    for record in measured(options.networks, options.weights, options.threads):
-        yield "networks", [record]
-    widths = map(str, options.widths)
-    for record in measured(widths, options.weights, options.threads):
-        yield "widths", [record]
+        found["problems"] += whole_steps(name, options.steps, options.skip)
+        write(options.output, **found)
+    for kind in ("networks", "widths"):
+        names = map(str, getattr(options, kind))
+        for record in measured(names, options.weights, options.threads):
+            found[kind].append(record)
+            write(options.output, **found)
+    print("\n\n".join(table(records) for records in found.values() if records))
 
 
 def measured(

@@ -189,9 +189,8 @@ def show(config: ShowConfig) -> None:
     sizes = {split: settings[split] for split in SPLITS}
     signals = load_signals(settings["data"], sizes, settings["seed"])["train"]
     values = signals.values(networks.columns["index"][: config.count])
-    params = {name: value[: config.count] for name, value in networks.params.items()}
-    layers = layers_of(params)
-    rendered = render(layers.weights, layers.biases, signals.points)
+    layers = layers_of(networks.params)
+    rendered = render(layers.weights, layers.biases, signals.points)[: config.count]
     titles = []
     for psnr in networks.columns["psnr"][: config.count].tolist():
         titles.append(f"{psnr:.1f} dB")

@@ -58,7 +58,7 @@ class Prediction(NetworkTask[Config]):
 
     def logits(self, stacks: Sequence[NetworkStack]) -> Tensor:
         """(n, 1). Not compiled outside of training, where batches differ in size."""
-        stacks = [self.prepared(stack) for stack in stacks]
+        stacks = list(map(self.prepared, stacks))
         if self.config.compiled and self.model.training:
             return self.training_outputs(*stacks)
         return self.model.forward_mixed(stacks)

@@ -20,7 +20,6 @@ from random import Random
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from harness import cli
 from harness.distributed import run_on_ranks
@@ -196,7 +195,10 @@ def show(config: ShowConfig) -> None:
     """Draws a histogram of accuracies for every step at which networks are kept."""
     folder = Path(config.folder)
     settings = read_settings(folder, PROGRAM)
-    steps, accuracies = columns(folder, ("step", "accuracy"), config.skip_damaged)
+    networks: list[Networks] = []
+    for split in SPLITS:
+        networks += read_split(folder, split, config.skip_damaged)
+    steps, accuracies = column_of(networks, "step"), column_of(networks, "accuracy")
     groups = {}
     for step in steps.unique().tolist():
         groups[f"step {step}"] = accuracies[steps == step]
@@ -205,14 +207,6 @@ def show(config: ShowConfig) -> None:
     total, zoo = len(steps), settings["zoo"]
     print(f"{total} networks of zoo {zoo}, accuracies {low:.3f} to {high:.3f}")
     print(f"The histograms are in {config.output}.")
-
-
-def columns(folder: Path, names: Sequence[str], skip_damaged: bool) -> list[Tensor]:
-    """Columns of all networks, split by split."""
-    groups: list[Networks] = []
-    for split in SPLITS:
-        groups += read_split(folder, split, skip_damaged)
-    return [column_of(groups, name) for name in names]
 
 
 if __name__ == "__main__":

@@ -78,15 +78,10 @@ def checks(records: Sequence[Record]) -> list[Record]:
     rows: dict[str, Record] = {}
     for record in records:
         row = rows.setdefault(record["check"], {"check": record["check"], **empty})
-        row[record["weights"]] = cell(record)
+        status = "FAILED" if record["status"] == "failed" else record["status"]
+        error = record.get("error")
+        row[record["weights"]] = status if error is None else f"{status} {error:.0e}"
     return list(rows.values())
-
-
-def cell(record: Record) -> str:
-    """The status and the error of a record."""
-    status = "FAILED" if record["status"] == "failed" else record["status"]
-    error = record.get("error")
-    return status if error is None else f"{status} {error:.0e}"
 
 
 def cases(part: str, records: Sequence[Record]) -> list[Record]:

@@ -137,7 +137,7 @@ class NetworkTask(Generic[Config]):
             )
         with seeded(config.training.seed, 0):
             model = make_model(config.model, architectures, d_out, sizes, edits)
-        model.fit(self.prepared(stack) for stack in stacks)
+        model.fit(map(self.prepared, stacks))
         if config.compiled and not edits:
             compile_steps(model)
         return model
