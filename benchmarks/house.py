@@ -116,7 +116,8 @@ def import_circles(files: Iterable[Path], root: Path) -> list[list[str]]:
     """
     trees = {}
     for file in files:
-        trees[_module_name(file, root)] = ast.parse(file.read_text())
+        name = ".".join(file.relative_to(root).with_suffix("").parts)
+        trees[name.removesuffix(".__init__")] = ast.parse(file.read_text())
     graph = nx.DiGraph()
     for name, tree in trees.items():
         for module in _imported_modules(tree):
@@ -125,13 +126,6 @@ def import_circles(files: Iterable[Path], root: Path) -> list[list[str]]:
                 graph.add_edge(name, target)
     components = nx.strongly_connected_components(graph)
     return [sorted(component) for component in components if len(component) > 1]
-
-
-def _module_name(file: Path, root: Path) -> str:
-    parts = file.relative_to(root).with_suffix("").parts
-    if parts[-1] == "__init__":
-        parts = parts[:-1]
-    return ".".join(parts)
 
 
 def _imported_modules(tree: ast.Module) -> Iterator[str]:

@@ -64,11 +64,14 @@ def summary(found: Mapping[str, Any]) -> tuple[str, bool]:
 def remarks_with(
     status: str, word: str, part: str, records: Sequence[Record]
 ) -> list[str]:
-    """Lines for the records with a status."""
+    """A line for each record with a status: the case, and why it has that status."""
     lines = []
     for record in records:
         if record["status"] == status:
-            lines.append(f"{word}  {part}: {remark(record)}")
+            about = [str(record[key]) for key in ABOUT if record.get(key) is not None]
+            error = f"error {record.get('error')}, limit {record.get('limit')}"
+            reason = record.get("note") or error
+            lines.append(f"{word}  {part}: {', '.join(about)}: {reason}")
     return lines
 
 
@@ -98,10 +101,3 @@ def short(value: Any) -> Any:
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
     return value
-
-
-def remark(record: Record) -> str:
-    """The description of a case, and why it failed or was skipped."""
-    about = [str(record[key]) for key in ABOUT if record.get(key) is not None]
-    error = f"error {record.get('error')}, limit {record.get('limit')}"
-    return f"{', '.join(about)}: {record.get('note') or error}"

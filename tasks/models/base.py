@@ -175,10 +175,14 @@ class Standardise(nn.Module):
     @torch.no_grad()
     def fit(self, stacks: Iterable[NetworkStack]) -> None:
         """Computes the statistics. Raises ValueError without networks."""
+        # count, sum and sum of squares
         moments = torch.zeros(self.row_count, 3, dtype=torch.float64)
         for stack in stacks:
             for row, value in zip(self.rows(stack), stack.params, strict=True):
-                moments[row] += _moments(value).cpu()
+                exact = value.double()
+                count = torch.full_like(exact.sum(), value.numel())
+                own = count, exact.sum(), exact.square().sum()
+                moments[row] += torch.stack(own).cpu()
         if not moments.any():
             raise ValueError(
                 "standardise: expected networks to take statistics from; got none"
@@ -240,10 +244,3 @@ def _kind(graph: NeuralGraph, use: Bias | EdgeBlock) -> int:
     from_inputs = is_edge and graph.groups[use.source].role == "input"
     to_outputs = graph.groups[target].role == "output"
     return 4 * kind_code(use.kind, EDGE_KINDS) + 2 * from_inputs + to_outputs
-
-
-def _moments(value: Tensor) -> Tensor:
-    """Count, sum and sum of squares, float64 (3,)."""
-    exact = value.double()
-    count = torch.full_like(exact.sum(), value.numel())
-    return torch.stack([count, exact.sum(), exact.square().sum()])

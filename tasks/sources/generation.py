@@ -52,21 +52,16 @@ def missing(wanted: Iterable[Job], folder: Folder, ranks: Ranks) -> list[Job]:
     found = []
     for place, job in enumerate(wanted):
         path = folder.shard(job.split, job.number)
-        if ranks.owns(place) and not _is_intact(path):
-            found.append(job)
+        if not ranks.owns(place):
+            continue
+        try:
+            if path.exists():
+                read_shard(path)
+                continue
+        except ValueError as error:
+            tqdm.write(f"made again: {error}")
+        found.append(job)
     return found
-
-
-def _is_intact(path: Path) -> bool:
-    """Whether a shard can be read; prints the name of a damaged one."""
-    if not path.exists():
-        return False
-    try:
-        read_shard(path)
-    except ValueError as error:
-        tqdm.write(f"made again: {error}")
-        return False
-    return True
 
 
 def make_shards(
