@@ -151,14 +151,15 @@ def measure(folder: Path) -> Record:
     for file in files:
         source.add(file.read_text())
     circles = import_circles(files, folder.parent)
+    statements = max(source.statements, 1)
     return {
         "package": folder.name,
         "lines": sum(source.lines),
         "files": len(files),
         f"over_{MAXIMUM_LINES}": sum(n > MAXIMUM_LINES for n in source.lines),
         "median_file": int(median(source.lines)),
-        "tokens": round(source.tokens / max(source.statements, 1), 1),
-        "compr": round(100 * source.comprehensions / max(source.statements, 1), 1),
+        "tokens": round(source.tokens / statements, 1),
+        "compr": round(100 * source.comprehensions / statements, 1),
         "par_p90": _quantile(source.parameters, 0.9),
         "par_max": max(source.parameters, default=0),
         "cc_p90": _quantile(source.complexities, 0.9),

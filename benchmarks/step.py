@@ -1,4 +1,4 @@
-"""Cost of a step: the default beside fused AdamW, metanets beside a lower bound.
+"""Cost of a step: the default and metanets beside fused AdamW.
 
     python -m benchmarks.step --threads 2 --output results/step.json
     python -m benchmarks.step --problems --networks --widths 64 256 1024 2048 \\
@@ -12,13 +12,8 @@ Networks: optimizer steps on random gradients, each network in its own process. 
 and "second" are the first two steps; in the second the default renews all eigenbases.
 "later" is the mean over a cycle late in a training: the steps from one renewal of a
 basis, or one reading of the graph, to the next. "worst" is the longest step of a cycle.
-Both are medians over cycles.
-
-"floor" is a lower bound for metanets: the time for a step's matrix products, at the
-rate measured in the same process, and for reading and writing parameters, gradients and
-state once. Extra memory is the peak of resident memory within a step above that before
-it, without state that the first step allocates. It includes fragmentation. Widths are
-those of an MLP of three square layers.
+Both are medians over cycles. Widths are those of an MLP of three square layers. Memory
+of a step is counted by `benchmarks.launches`.
 """
 
 from __future__ import annotations
@@ -37,7 +32,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from tqdm import tqdm
 
-from benchmarks import cpu
+from benchmarks.cpu import seconds_of
 from benchmarks.graph_building import FAMILIES
 from benchmarks.records import Record, parser_of, table, write
 from benchmarks.shapes import torchvision_example, transformers_gpt2
@@ -178,18 +173,18 @@ def network_steps(name: str, weights: str, threads: int) -> Record:
     model, graph = traced(name)
     params = list(model.parameters())
     optimizer = NGOptimizer(params, graph=graph, weights=weights, total_steps=HORIZON)
-    first, first_bytes = _measured_step(optimizer, params)
-    second, second_bytes = _measured_step(optimizer, params)
+    draw_gradients(params)
+    first = seconds_of(optimizer.step)
+    draw_gradients(params)
+    second = seconds_of(optimizer.step)
     count = cycle(optimizer)
     for p in params:
         optimizer.state[p]["step"].fill_(LATE - LATE % count)
-    _, later_bytes = _measured_step(optimizer, params)
+    draw_gradients(params)
+    optimizer.step()
     cycles = _cycles(optimizer, params, count)
     later = median(map(mean, cycles))
     n = numel(model)
-    state = state_size(graph, True, weights)
-    first_bytes -= int(4 * n * state)
-    has_floor = optimizer.learned.base is None
     return {
         "network": name,
         "weights": weights,
@@ -199,10 +194,8 @@ def network_steps(name: str, weights: str, threads: int) -> Record:
         "later_ms": 1e3 * later,
         "later_ns": 1e9 * later / n,
         "worst_ns": 1e9 * median(map(max, cycles)) / n,
-        "floor_ns": _floor(optimizer, n, state) if has_floor else None,
         "state": state_size(graph, False, weights),
-        "state_horizon": state,
-        "extra_mib": max(first_bytes, second_bytes, later_bytes) / 2**20,
+        "state_horizon": state_size(graph, True, weights),
     }
 
 
@@ -215,7 +208,7 @@ def _cycles(
         cycles.append([])
         for _ in range(count):
             draw_gradients(params)
-            cycles[-1].append(cpu.seconds_of(optimizer.step))
+            cycles[-1].append(seconds_of(optimizer.step))
     return cycles
 
 
@@ -224,29 +217,6 @@ def cycle(optimizer: NGOptimizer) -> int:
     if optimizer.learned.metanet is not None:
         return optimizer.learned.metanet.graph_every
     return optimizer.param_groups[0]["renew_every"]
-
-
-def _floor(optimizer: NGOptimizer, n: int, state: float) -> float:
-    """Lower bound of the mean step of a cycle, in nanoseconds per parameter.
-
-    n: number of parameters. state: numbers of state per parameter.
-    """
-    machine = cpu.measured()
-    count = cycle(optimizer)
-    flops = sum(cpu.flops_of(optimizer.step) for _ in range(count)) / count
-    # it reads gradients, and reads and writes parameters and state
-    moved = 4 * n * (1 + 2 + 2 * state)
-    return 1e9 * machine.seconds(flops, moved) / n
-
-
-def _measured_step(
-    optimizer: Optimizer, params: list[nn.Parameter]
-) -> tuple[float, int]:
-    """Seconds and extra bytes of a step, after free memory was returned."""
-    draw_gradients(params)
-    peak = cpu.Peak()
-    seconds = cpu.seconds_of(optimizer.step)
-    return seconds, peak.bytes()
 
 
 def draw_gradients(params: list[nn.Parameter]) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import records
 from benchmarks.records import Record
 from harness.files import write_json
 
@@ -129,10 +130,8 @@ def machine(session: Session) -> dict[str, Any]:
     """Machine, versions, date and commit of a measurement."""
     found: dict[str, Any] = {
         "device": session.device,
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
+        **records.machine(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
         "command": session.command,
