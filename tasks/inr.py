@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import isqrt
 from pathlib import Path
 from typing import NamedTuple
@@ -143,22 +144,23 @@ def signal_counts(config: FitConfig) -> dict[str, int]:
     return {split: getattr(config, split) for split in SPLITS}
 
 
-def make(job: Job, config: FitConfig, signals: Signals) -> Networks:
-    """The networks of a shard."""
+def make(job: Job, config: FitConfig, signals: Mapping[str, Signals]) -> list[Networks]:
+    """The networks of a shard, in one group."""
     count = getattr(config, job.split)
-    points = signals.points
+    own = signals[job.split]
+    points = own.points
     groups = []
     with seeded(config.seed, SPLITS.index(job.split), job.number):
         for fits in torch.arange(job.start, job.stop).split(FITS_AT_ONCE):
             index = fits % count
-            values = signals.values(index)
+            values = own.values(index)
             hidden = [config.width] * config.hidden
             widths = [points.shape[1], *hidden, values.shape[1]]
             params, psnr = fit(points, values, widths, config.steps, config.lr)
-            columns = {**signals.columns(index), "view": fits // count, "psnr": psnr}
+            columns = {**own.columns(index), "view": fits // count, "psnr": psnr}
             architecture = {"kind": "siren", "widths": widths}
             groups.append(Networks(architecture, params, columns))
-    return merged(groups)
+    return [merged(groups)]
 
 
 def fit_all(config: FitConfig) -> None:
@@ -172,13 +174,9 @@ def load(config: FitConfig) -> dict[str, Signals]:
 
 
 def fit_rank(config: FitConfig) -> None:
-    signals = load(config)
-
-    def groups(job: Job) -> list[Networks]:
-        return [make(job, config, signals[job.split])]
-
+    shard = partial(make, config=config, signals=load(config))
     wanted = jobs(counts(config), config.shard)
-    make_shards(folder_of(config, PROGRAM), wanted, groups, QUALITY)
+    make_shards(folder_of(config, PROGRAM), wanted, shard, QUALITY)
 
 
 def show(config: ShowConfig) -> None:

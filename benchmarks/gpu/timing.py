@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable
 from statistics import median
 from time import perf_counter
-from typing import NamedTuple
 
 import torch
 from torch.autograd import (
@@ -26,17 +25,10 @@ MIB = 1 << 20
 Step = Callable[[], object]
 
 
-class Times(NamedTuple):
-    """first_s: seconds of the first step. ms, worst_ms: median and maximum of steps."""
-
-    first_s: float
-    ms: float
-    worst_ms: float
-    steps: int
-
-
-def timed(session: Session, step: Step, prepare: Step | None = None) -> Times:
+def timed(session: Session, step: Step, prepare: Step | None = None) -> Record:
     """Times of a step, each between two synchronisations, after a warm-up.
+
+    ms, worst_ms: median and maximum of the steps. first_s: seconds of the first step.
 
     prepare: called before every step, outside of its time. Slow steps are repeated less
     often.
@@ -55,7 +47,12 @@ def timed(session: Session, step: Step, prepare: Step | None = None) -> Times:
     longest = min(LONGEST, max(session.left(), 0))
     warm_up = _repeated(seconds, counts[0], longest / 2)
     times = _repeated(seconds, counts[1], longest / 2)
-    return Times(warm_up[0], 1e3 * median(times), 1e3 * max(times), len(times))
+    return {
+        "ms": 1e3 * median(times),
+        "worst_ms": 1e3 * max(times),
+        "steps": len(times),
+        "first_s": warm_up[0],
+    }
 
 
 def _repeated(seconds: Callable[[], float], count: int, longest: float) -> list[float]:

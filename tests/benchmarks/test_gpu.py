@@ -261,7 +261,8 @@ class TestTiming:
         monkeypatch.setattr(timing, "perf_counter", lambda: float(next(clock)))
         prepared = []
         found = timing.timed(session, lambda: None, lambda: prepared.append(None))
-        assert found == pytest.approx((0.5, 200, 300, 3))
+        expected = {"ms": 200, "worst_ms": 300, "steps": 3, "first_s": 0.5}
+        assert found == pytest.approx(expected)
         assert len(prepared) == 5
 
     def test_slow_steps_are_repeated_less_often(self):

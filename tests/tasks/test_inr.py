@@ -137,11 +137,8 @@ def test_ranks_make_the_same(config, tmp_path, capsys):
     for number in range(2):
         # the second begins when the first has ended
         for job in missing(wanted, folder, Ranks(number, 2)):
-            data = inr.load(config)[job.split]
-            write_shard(
-                folder.shard(job.split, job.number),
-                [inr.make(job, other, data)],
-            )
+            networks = inr.make(job, other, inr.load(config))
+            write_shard(folder.shard(job.split, job.number), networks)
     assert contents(other.folder) == contents(config.folder)
 
 
