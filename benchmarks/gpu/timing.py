@@ -20,6 +20,8 @@ WARM_UP, REPEATS = 100, 20
 TINY_WARM_UP, TINY_REPEATS = 2, 3
 LONGEST = 6.0  # maximum seconds of warm-up and timed steps
 SHOWN, NAME = 16, 120  # listed kernels, characters of their names
+# Parts of the names of kernels that are left out.
+PLACES = "void ", "at::native::", "(anonymous namespace)::", "at::cuda::"
 MIB = 1 << 20
 
 Step = Callable[[], object]
@@ -107,7 +109,10 @@ def profiled(session: Session, step: Step, steps: int) -> Record:
             is_copy = event.name.startswith(("Memcpy", "Memset"))
             copies += is_copy
             kernels += not is_copy
-            spent[plain(event.name)] += event.time_range.elapsed_us()
+            name = event.name
+            for word in PLACES:
+                name = name.replace(word, "")
+            spent[name[:NAME]] += event.time_range.elapsed_us()
     slowest = spent.most_common(SHOWN)
     return {
         "kernels": kernels / steps,
@@ -115,10 +120,3 @@ def profiled(session: Session, step: Step, steps: int) -> Record:
         "device_ms": 1e-3 * spent.total() / steps,
         "kernel_ms": {name: 1e-3 * us / steps for name, us in slowest},
     }
-
-
-def plain(kernel: str) -> str:
-    """A kernel's name without namespaces, shortened."""
-    for word in ("void ", "at::native::", "(anonymous namespace)::", "at::cuda::"):
-        kernel = kernel.replace(word, "")
-    return kernel[:NAME]
