@@ -114,10 +114,13 @@ class Words(nn.Module):
 class Gpt(nn.Module):
     """A GPT with tied embeddings of 64 words."""
 
-    def __init__(self, width: int = 64):
+    def __init__(self, width: int = 128, count: int = 4):
         super().__init__()
         self.table = nn.Embedding(WORDS, width)
-        self.blocks = nn.ModuleList([Attention(width), Block(width)])
+        self.blocks = nn.ModuleList()
+        for _ in range(count):
+            self.blocks.append(Attention(width))
+            self.blocks.append(Block(width))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, WORDS, bias=False)
         self.head.weight = self.table.weight
@@ -134,17 +137,19 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "conv": Conv,
     "lstm": Lstm,
     "words": Words,
-    "gpt small": Gpt,
+    "gpt": Gpt,
+    "gpt small": lambda: Gpt(64, 1),
 }
+TENSORS = "mlp", "gpt"  # networks for tensor parallelism
 UNITS = Block, Attention, nn.Conv1d  # modules for `fully_shard`
 # layers of blocks and attentions that tensor parallelism divides by columns and by rows
 COLUMNS, ROWS = ("up", "q", "k", "v"), ("down", "o")
 MESHES = {"hsdp": ("copy", "shard"), "fsdp+tp": ("shard", "tensor")}
 
 
-def network(name: str) -> nn.Module:
+def network(name: str, dtype: str = "float64") -> nn.Module:
     torch.manual_seed(0)
-    return NETWORKS[name]().double()
+    return NETWORKS[name]().to(getattr(torch, dtype))
 
 
 def words_of(x: Tensor) -> Tensor:
@@ -164,12 +169,10 @@ class Divided(NamedTuple):
 
 
 def divided(model: nn.Module, kind: str, size: int) -> Divided:
-    """Divides a network.
-
-    kind: "ddp" with `process_group=`, "fsdp" on one mesh dimension, "hsdp" on two, "tp"
-    for tensor parallelism, or "fsdp+tp".
-    """
+    """Divides a network by a kind of `CASES`."""
     rank = distributed.get_rank()
+    if kind == "replicated":
+        return Divided(DistributedDataParallel(model), {}, (rank, size))
     if kind == "ddp":
         settings = {"process_group": distributed.group.WORLD}
         return Divided(DistributedDataParallel(model), settings, (rank, size))

@@ -187,6 +187,11 @@ class Counted:
         new_state = self.state_bytes() - before
         return counts, counts.memory.peak - new_state
 
+    def set_age(self, age: int) -> None:
+        """Sets the step count of all parameters."""
+        for p in self.params:
+            self.optimizer.state[p]["step"].fill_(age)
+
 
 def counted(
     network: str, weights: str, total_steps: int | None
@@ -196,8 +201,7 @@ def counted(
     first, first_transient = own.step()
     own.step()
     every = cycle(own.optimizer)
-    for p in own.params:
-        own.optimizer.state[p]["step"].fill_(LATE - LATE % every)
+    own.set_age(LATE - LATE % every)
     reads = first.reads
     factorisations = first.factorisations
     ops: list[int] = []

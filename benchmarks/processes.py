@@ -1,13 +1,23 @@
-"""Trains networks in several gloo processes, and compares them with training in one."""
+"""Compares training in several processes with training in one.
+
+`python -m benchmarks.processes` trains five networks in float64 for 60 steps, alone and
+on several gloo processes: with DistributedDataParallel (`replicated`), the same with
+`process_group=` (`ddp`), `fully_shard` on one mesh dimension (`fsdp`) and two (`hsdp`),
+tensor parallelism (`tp`), and both (`fsdp+tp`). It prints the largest difference of a
+parameter, and the largest state of a rank in equal shares of the whole state. With
+`--dtype float32` the first rows compare training alone in float32 and in float64.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from time import perf_counter
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, distributed, nn
@@ -15,12 +25,32 @@ from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import start_processes
 from torch.nn.functional import cross_entropy, mse_loss
 
-from benchmarks.divided_networks import LENGTH, divided, network, words_of
-from benchmarks.records import Record
+from benchmarks import records
+from benchmarks.divided_networks import LENGTH, TENSORS, divided, network, words_of
+from harness import cli
 from ngopt import NGOptimizer
 
 TIMEOUT = timedelta(seconds=60)
 BATCH = 12
+CASES = (
+    ("replicated", 2),
+    ("ddp", 2),
+    ("fsdp", 2),
+    ("fsdp", 3),
+    ("hsdp", 4),
+    ("tp", 2),
+    ("fsdp+tp", 4),
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the command line."""
+
+    networks: tuple[str, ...] = ("mlp", "conv", "lstm", "words", "gpt")
+    steps: int = 60
+    dtype: Literal["float64", "float32"] = "float64"
+    output: str = "results/processes.json"
 
 
 def batch(step: int) -> Tensor:
@@ -41,8 +71,9 @@ def train(
     model: nn.Module, opt: NGOptimizer, steps: range, part: int = 0, parts: int = 1
 ) -> None:
     """Trains on part `part` of `parts` of each batch."""
+    dtype = next(model.parameters()).dtype
     for step in steps:
-        x = batch(step).chunk(parts)[part]
+        x = batch(step).chunk(parts)[part].to(dtype)
         opt.zero_grad()
         loss_of(model, x).backward()
         opt.step()
@@ -89,23 +120,46 @@ def _work(rank: int, function: Callable, size: int, start: Path, args: tuple) ->
     distributed.destroy_process_group()
 
 
-def alone(name: str, steps: int, folder: Path) -> None:
+def alone(name: str, steps: int, folder: Path, dtype: str = "float64") -> list[Tensor]:
     """Trains a network in this process; writes its parameters and state size."""
-    model = network(name)
+    model = network(name, dtype)
     opt = NGOptimizer(model.parameters(), total_steps=steps)
     train(model, opt, range(steps))
-    torch.save((whole(model), size_of(opt)), folder / f"{name}.pt")
+    params = whole(model)
+    torch.save((params, size_of(opt)), folder / f"{name}.pt")
+    return params
 
 
-def compared(size: int, kind: str, name: str, steps: int, folder: Path) -> Record:
-    """Trains a divided network and compares it with the result of `alone`.
+def rounded(name: str, steps: int, folder: Path) -> records.Record:
+    """Trains alone in float64 and in float32, which `alone` writes."""
+    start = perf_counter()
+    exact = alone(name, steps, folder)
+    params = alone(name, steps, folder, "float32")
+    return {
+        "divided by": "alone",
+        "ranks": 1,
+        "network": name,
+        "difference": largest_difference(params, exact),
+        "ranks are equal": True,
+        "largest state": 1.0,
+        "seconds": perf_counter() - start,
+    }
 
-    difference: the largest of a parameter. largest state: of a rank, in equal shares of
-    the whole state.
-    """
-    model, settings, part = divided(network(name), kind, size)
+
+def largest_difference(params: list[Tensor], others: list[Tensor]) -> float:
+    pairs = zip(params, others, strict=True)
+    return max((p - q).abs().max().item() for p, q in pairs)
+
+
+def compared(
+    size: int, kind: str, name: str, steps: int, folder: Path, dtype: str = "float64"
+) -> records.Record:
+    """Trains a divided network and compares it with the result of `alone`."""
+    model, settings, part = divided(network(name, dtype), kind, size)
     opt = NGOptimizer(model.parameters(), total_steps=steps, **settings)
+    start = perf_counter()
     train(model, opt, range(steps), *part)
+    seconds = perf_counter() - start
     every: list[Any] = [None] * size
     distributed.all_gather_object(every, (whole(model), size_of(opt)))
     expected, expected_size = torch.load(folder / f"{name}.pt")
@@ -115,11 +169,49 @@ def compared(size: int, kind: str, name: str, steps: int, folder: Path) -> Recor
     for params, state_size in every:
         are_equal = are_equal and all(map(torch.equal, first, params))
         largest = max(largest, state_size)
-    pairs = zip(first, expected, strict=True)
     return {
         "divided by": kind,
+        "ranks": size,
         "network": name,
-        "difference": max((p - q).abs().max().item() for p, q in pairs),
+        "difference": largest_difference(first, expected),
         "ranks are equal": are_equal,
         "largest state": largest * size / expected_size,
+        "seconds": seconds,
     }
+
+
+def _write_compared(
+    rank: int, size: int, kind: str, names: list[str], folder: Path, config: Config
+) -> None:
+    found = []
+    for name in names:
+        record = compared(size, kind, name, config.steps, folder, config.dtype)
+        found.append(record)
+    if rank == 0:
+        torch.save(found, folder / "found.pt")
+
+
+def main(config: Config) -> None:
+    found: list[records.Record] = []
+    with tempfile.TemporaryDirectory() as path:
+        folder = Path(path)
+        for name in config.networks:
+            if config.dtype == "float32":
+                found.append(rounded(name, config.steps, folder))
+            else:
+                alone(name, config.steps, folder)
+        for kind, size in CASES:
+            names = list(config.networks)
+            if "tp" in kind:
+                names = [name for name in names if name in TENSORS]
+            run(_write_compared, size, kind, names, folder, config)
+            found += torch.load(folder / "found.pt")
+            print(f"{kind} on {size} ranks: done", flush=True)
+    records.write(Path(config.output), processes=found)
+    for record in found:
+        record["difference"] = f"{record['difference']:.0e}"
+    print(records.table(found))
+
+
+if __name__ == "__main__":
+    cli.main(Config, main, __doc__)

@@ -12,8 +12,8 @@ Networks: optimizer steps on random gradients, each network in its own process. 
 and "second" are the first two steps; in the second the default renews all eigenbases.
 "later" is the mean over a cycle late in a training: the steps from one renewal of a
 basis, or one reading of the graph, to the next. "worst" is the longest step of a cycle.
-Both are medians over cycles. Widths are those of an MLP of three square layers. Memory
-of a step is counted by `benchmarks.launches`.
+Both are medians over cycles. Widths are those of an MLP of three square layers, and are
+drawn as a PNG beside the output. Memory of a step is counted by `benchmarks.launches`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import product
 from multiprocessing import get_context
+from pathlib import Path
 from statistics import mean, median
 from time import perf_counter
 from typing import Any
@@ -265,6 +266,8 @@ def main(arguments: list[str] | None = None) -> None:
             found[kind].append(record)
             write(options.output, **found)
     print("\n\n".join(table(records) for records in found.values() if records))
+    if options.output and found["widths"]:
+        draw(found["widths"], options.output.with_suffix(".png"))
 
 
 def measured(
@@ -277,6 +280,26 @@ def measured(
             tasks.append(pool.apply_async(network_steps, (*pair, threads)))
         for task in tqdm(tasks, unit="network", disable=not tasks):
             yield task.get()
+
+
+def draw(records: list[Record], path: Path) -> None:
+    """Draws the cost of a step against the size of an MLP."""
+    from matplotlib.figure import Figure
+
+    by_weights: dict[str, list[Record]] = {}
+    for record in records:
+        by_weights.setdefault(record["weights"], []).append(record)
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for weights, own in by_weights.items():
+        sizes = [record["parameters"] for record in own]
+        later = [record["later_ns"] for record in own]
+        axes.loglog(sizes, later, "o-", label=weights)
+    axes.set_xlabel("parameters")
+    axes.set_ylabel("ns per parameter and step")
+    axes.set_ylim(bottom=10)
+    figure.legend(loc="outside upper center", ncols=2)
+    figure.savefig(path, dpi=150)
 
 
 if __name__ == "__main__":

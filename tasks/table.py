@@ -10,6 +10,7 @@ two at a time.
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from harness import cli
 from harness.checkpoint import check_settings
 from harness.distributed import Ranks, process_group, run_on_ranks
 from harness.files import read_json, write_json
+from harness.pictures import draw_means
 from harness.settings import check_choice, check_counts
 from harness.tables import (
     markdown_table,
@@ -30,7 +32,7 @@ from harness.tables import (
 from tasks.learning.task import TaskConfig, run_task_on
 from tasks.learning.training import TrainingConfig
 from tasks.shards import read_manifest
-from tasks.table_rows import TABLES, Row
+from tasks.table_rows import TABLES, Row, Table
 
 PUBLISHED = Path(__file__).with_name("published_figures.csv")
 
@@ -159,11 +161,41 @@ def report(config: Config) -> None:
         rows.append(cells(figures, label, some, published.get(label)))
     (folder / "table.md").write_text(f"{markdown_table(rows)}\n")
     write_json(folder / "table.json", results)
+    draw_curve(config, table, results)
     print(text_table(rows))
     print(
         f"{config.minutes:g} minutes of a core each with {config.trainer}, on "
         f"{config.data}; published figures are of other data."
     )
+
+
+def draw_curve(
+    config: Config, table: Table, found: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> None:
+    """Draws `curve.png`: the first figure over the setting of the table's curve.
+
+    Only rows that differ in no other setting are drawn, without results that diverged.
+    """
+    if table.curve is None:
+        return
+    setting, label = table.curve
+    name, factor = next(iter(table.figures.items()))
+    curves: dict[str, dict[float, list[float]]] = {}
+    for row in table.rows:
+        rest = dict(row.changes)
+        place = rest.pop(setting, None)
+        if place is None or row.label not in found:
+            continue
+        values = []
+        for one in found[row.label]:
+            if one["test"][name] is not None:
+                values.append(factor * one["test"][name])
+        if values:
+            points = curves.setdefault(json.dumps(rest, sort_keys=True), {})
+            points[place] = values
+    if curves:
+        path = Path(config.folder, "curve.png")
+        draw_means(path, max(curves.values(), key=len), label, name)
 
 
 def published_figures(config: Config) -> dict[str, float]:

@@ -34,12 +34,14 @@ class Table:
     """A table of one task.
 
     figures: factors of the results that are columns.
+    curve: a setting over which the first figure is drawn, and its label.
     """
 
     settings: type[TaskConfig]
     task: type[NetworkTask]
     figures: Mapping[str, float]
     rows: tuple[Row, ...]
+    curve: tuple[str, str] | None = None
 
     def config(self, row: Row, **common: Any) -> TaskConfig:
         return self.settings(**{**common, **row.changes})
@@ -110,12 +112,14 @@ PROBES = _classified(
         Row("ng-gnn, no positions", {"sizes": {"positions": False}}, True),
         Row("ng-gnn, no activations", {"sizes": {"activations": False}}, True),
     ),
+    curve=("probes", "probes"),
 )
 SIZES = _classified(
     tuple(
         Row(f"{n:,} networks", {"probes": 64, "limit": n}, True)
         for n in (1000, 2500, 5000, 10_000)
     ),
+    curve=("limit", "networks for training"),
 )
 EDIT = Table(
     edit.Config,

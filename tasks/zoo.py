@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -169,9 +168,13 @@ def train_all(config: TrainConfig) -> None:
 
 
 def train_rank(config: TrainConfig) -> None:
-    make = partial(make_shard, config=config, data=load_images(config))
+    data = load_images(config)
+
+    def groups(job: Job) -> list[Networks]:
+        return make_shard(job, config, data)
+
     wanted = jobs(counts(config.runs), config.shard)
-    make_shards(folder_of(config, PROGRAM), wanted, make, QUALITY)
+    make_shards(folder_of(config, PROGRAM), wanted, groups, QUALITY)
 
 
 def load_images(config: TrainConfig) -> ImageDataset:

@@ -12,7 +12,7 @@ machine) and `meta` (some steps of meta-training). Each part runs in its own pro
 within its share of the minutes plus the time that earlier parts left. The most
 important cases come first. Cases that do not fit are skipped and listed.
 
-<folder>/<part>.json is written after every case.
+<folder>/<part>.json is written after every case, a PNG of cost and lm after the part.
 gpu.json has all parts in the folder, and gpu.txt the table that is printed last.
 Neither internet access nor `tokenizers` is needed. The exit status is 1 if a case
 failed, and 2 if nothing could be measured.
@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu.session import Session, in_process
-from benchmarks.gpu.summary import merged, summary
+from benchmarks.gpu.summary import draw, merged, summary
 from harness.files import make_folder, write_json
 
 # Parts and their shares of the minutes.
@@ -94,6 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             ended[part] = reason
         found = merged(options.folder, list(SHARES), ended)
         write_json(options.folder / "gpu.json", found)
+        records = found.get(part, {}).get("records", [])
+        draw(part, records, options.folder / f"{part}.png")
     text, has_failures = summary(found)
     (options.folder / "gpu.txt").write_text(text + "\n")
     print(text)

@@ -39,11 +39,11 @@ from benchmarks.shapes import TINY_WORKLOADS, WORKLOADS, Workload, loss_of
 from ngopt import NGOptimizer, devices
 
 TRAINING = "forward + backward"
-# Measured in this order for all networks. Another package is last, as its import may
+# Measured in this order for all networks. Other packages are last, as their import may
 # change settings of torch.
 FIRST = TRAINING, "AdamW, fused", "default", "default, eager", "Muon + AdamW"
 SECOND = "ff", "ng-gnn", "default, no horizon"
-LAST = ("heavyball SOAP",)
+LAST = "heavyball SOAP", "Emerging-Optimizers SOAP"
 PROFILED = 2  # steps, for optimizers without renewals
 FLOAT = 4  # bytes
 TRAINING_STEPS = 20

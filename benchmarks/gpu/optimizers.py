@@ -74,6 +74,18 @@ def heavyball_soap(model: nn.Module) -> Optimizers:
     return [heavyball.SOAP(model.parameters(), lr=1e-3)]
 
 
+def emerging_soap(model: nn.Module) -> Optimizers:
+    """NVIDIA's SOAP with its defaults on hidden matrices, AdamW on others."""
+    for name in ("emerging_optimizers.soap", "emerging_optimizers.legacy_soap"):
+        try:
+            soap = importlib.import_module(name).SOAP
+        except (ImportError, AttributeError):
+            continue
+        matrices, others = hidden_matrices(model)
+        return [soap(matrices, lr=1e-3), _adamw(others, 1e-3)]
+    raise Skipped("emerging_optimizers is not installed")
+
+
 OPTIMIZERS: dict[str, Make] = {
     "AdamW, fused": adamw,
     "default": partial(ngopt, total_steps=HORIZON),
@@ -83,4 +95,5 @@ OPTIMIZERS: dict[str, Make] = {
     "ff": partial(ngopt, weights="ff"),
     "ng-gnn": partial(ngopt, weights="ng-gnn"),
     "heavyball SOAP": heavyball_soap,
+    "Emerging-Optimizers SOAP": emerging_soap,
 }

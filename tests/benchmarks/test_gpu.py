@@ -75,6 +75,8 @@ class TestProgram:
         assert statuses["lm"] == ["ok"] * 5
         assert statuses["meta"] == ["ok"] * 9
         assert all("failed" not in own for own in statuses.values())
+        for picture in ("cost.png", "lm.png"):
+            assert (tmp_path / "new" / picture).stat().st_size > 1000
         printed = capsys.readouterr().out
         assert (tmp_path / "new" / "gpu.txt").read_text() in printed
         for name in ("GradScaler", "tiny Llama", "Muon + AdamW", "ng-gnn", "tbptt-2"):
@@ -167,6 +169,11 @@ class TestRecords:
             "skipped",
             "needs 0 s; 0 s are left",
         )
+
+    def test_a_picture_that_fails(self, session, monkeypatch, capsys):
+        monkeypatch.setitem(summary.PICTURES, "lm", lambda records, path: 1 / 0)
+        summary.draw("lm", [{}], session.folder / "lm.png")
+        assert "lm.png': ZeroDivisionError" in capsys.readouterr().err
 
     def test_summary(self, session):
         records = Records(session, "correctness")

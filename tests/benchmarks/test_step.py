@@ -77,7 +77,7 @@ def test_networks(weights, monkeypatch):
     assert 0 < record["later_ns"] <= record["worst_ns"]
 
 
-def test_widths(tmp_path, capsys):
+def test_widths_are_drawn(tmp_path, capsys):
     output = tmp_path / "widths.json"
     arguments = [
         "--problems",
@@ -92,6 +92,7 @@ def test_widths(tmp_path, capsys):
     step.main([*arguments, "--output", str(output)])
     (record,) = json.loads(output.read_text())["widths"]
     assert record["parameters"] == 3 * (8 * 8 + 8)
+    assert output.with_suffix(".png").stat().st_size > 1000
     assert "later_ns" in capsys.readouterr().out
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from harness.distributed import Ranks
 from tasks.shards import read_shard, write_shard
-from tasks.table import PUBLISHED, Config, run, trainings
+from tasks.table import PUBLISHED, Config, draw_curve, run, trainings
 from tasks.table_rows import TABLES, Row, Table
 
 FOLDERS = {
@@ -54,6 +54,52 @@ def test_a_table_has_ours_with_all_seeds_and_others_once(config, tmp_path, capsy
     assert f"{sum(taus) / 2:.4g} ± " in said
     assert "0.931" in said and "0.915" in said
     assert (tmp_path / "table.md").read_text().count("\n") == 4
+
+
+def test_a_curve_is_drawn_of_rows_that_differ_in_nothing_else(
+    config, monkeypatch, tmp_path
+):
+    sizes = {"width": 4, "layers": 1}
+    rows = [Row(f"{n} networks", {"sizes": sizes, "limit": n}, True) for n in (16, 8)]
+    wide = {"sizes": {"width": 8, "layers": 1}, "limit": 8}
+    drawn = {}
+    monkeypatch.setattr(
+        "tasks.table.draw_means",
+        lambda path, found, *labels: drawn.update({path: (found, labels)}),
+    )
+    table = replace(
+        TABLES["predict-small"],
+        rows=(
+            *rows,
+            Row("statnn", {"model": "statnn"}),
+            Row("8 networks, wide", wide, True),
+        ),
+        curve=("limit", "networks for training"),
+    )
+    monkeypatch.setitem(TABLES, "predict-small", table)
+    run(replace(config, seeds=1))
+    results = json.loads((tmp_path / "table.json").read_text())
+    expected = {
+        n: [one["test"]["tau"] for one in results[f"{n} networks"]] for n in (16, 8)
+    }
+    labels = "networks for training", "tau"
+    assert drawn == {tmp_path / "curve.png": (expected, labels)}
+
+
+def test_a_curve_leaves_out_results_that_diverged(config, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "tasks.table.draw_means", lambda _, found, *__: drawn.append(found)
+    )
+    table = replace(TABLES["sizes"], figures={"accuracy": 100})
+    accuracies = {1000: [0.5, None], 2500: [None], 5000: [0.25]}
+    found = {}
+    for count, values in accuracies.items():
+        found[f"{count:,} networks"] = [{"test": {"accuracy": x}} for x in values]
+    draw_curve(config, table, found)
+    assert drawn == [{1000: [50.0], 5000: [25.0]}]
+    draw_curve(config, table, {"2,500 networks": found["2,500 networks"]})
+    assert len(drawn) == 1
 
 
 def test_what_is_there_is_not_made_again(config, tmp_path):
