@@ -198,7 +198,10 @@ def kernels_of(name: str, args: Any) -> int:
         return ceil(len(args[0]) / CAT)
     if not name.startswith("_foreach"):
         return 1
-    lists = [x for x in args if isinstance(x, list | tuple) and is_tensors(x)]
+    lists = []
+    for x in args:
+        if isinstance(x, list | tuple) and x and isinstance(x[0], Tensor):
+            lists.append(x)
     if not _has_fast_route(lists):
         return len(lists[0])
     chunks = sum(ceil(x.numel() / CHUNK) for x in lists[0])
@@ -214,13 +217,9 @@ def _has_fast_route(lists: Sequence[Sequence[Tensor]]) -> bool:
     return True
 
 
-def is_tensors(values: Sequence[Any]) -> bool:
-    return len(values) > 0 and all(isinstance(x, Tensor) for x in values)
-
-
 def tensors_of(values: Any) -> list[Tensor]:
     """All tensors in nested values."""
-    return [x for x in tree_leaves(values) if isinstance(x, Tensor)]
+    return list(filter(torch.is_tensor, tree_leaves(values)))
 
 
 def storage_key(x: Tensor) -> int:

@@ -12,9 +12,9 @@ from __future__ import annotations
 import torch
 from tqdm import tqdm
 
-from benchmarks.floor import seconds_of
+from benchmarks.cpu import seconds_of
 from benchmarks.records import Record, parser_of, table, write
-from benchmarks.shapes import torchvision_model
+from benchmarks.shapes import torchvision_example
 from ngopt import build_graph
 from ngopt.graph.connectivity import components, unconnected
 
@@ -27,8 +27,7 @@ FAMILIES = (
 
 def measure(family: str, repeats: int) -> Record:
     """The record of one network. Times are the shortest of `repeats`."""
-    model = torchvision_model(family)
-    example = torch.randn(2, 3, 224, 224)
+    model, example = torchvision_example(family)
     graph = build_graph(model, example)
     values = [p.detach() for p in model.parameters()]
     restored = graph.scatter(graph.gather(values))
@@ -39,11 +38,13 @@ def measure(family: str, repeats: int) -> Record:
         exports.append(seconds_of(lambda: torch.export.export(model, (example,))))
         builds.append(seconds_of(lambda: build_graph(model, example)))
         round_trips.append(seconds_of(lambda: graph.scatter(graph.gather(values))))
+    export = min(exports)
+    build = min(builds)
     return {
         "family": family,
-        "export_s": min(exports),
-        "graph_s": min(builds),
-        "ratio": min(builds) / min(exports),
+        "export_s": export,
+        "graph_s": build,
+        "ratio": build / export,
         "elements": graph.numel,
         "unplaced": len(graph.unplaced),
         "components": len(set(components(graph))),

@@ -20,7 +20,7 @@ from torch_geometric.nn import PNAConv
 from torch_geometric.utils import degree
 from tqdm import tqdm
 
-from benchmarks.paired_timing import rates_in_turns
+from benchmarks.cpu import rates_in_turns
 from benchmarks.records import parser_of, write
 from harness.random import seeded
 from ngopt.graph import NeuralGraph, to_edge_list

@@ -69,7 +69,9 @@ class Source:
                 end = node.end_lineno or node.lineno
                 self.class_lines.append(end - node.lineno + 1)
         self.tokens += _tokens(text, {node.lineno for node in docstrings})
-        self.complexities += _complexities(text)
+        for block in cc_visit(text):
+            if block.letter != "C":  # functions and methods, no classes
+                self.complexities.append(block.complexity)
 
 
 def _is_triton_kernel(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
@@ -107,15 +109,6 @@ def _parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return count
 
 
-def _complexities(text: str) -> list[int]:
-    """Cyclomatic complexity of every function and method."""
-    found = []
-    for block in cc_visit(text):
-        if block.letter != "C":
-            found.append(block.complexity)
-    return found
-
-
 def import_circles(files: Iterable[Path], root: Path) -> list[list[str]]:
     """Groups of modules that import each other at import time.
 
@@ -123,7 +116,8 @@ def import_circles(files: Iterable[Path], root: Path) -> list[list[str]]:
     """
     trees = {}
     for file in files:
-        trees[_module_name(file, root)] = ast.parse(file.read_text())
+        name = ".".join(file.relative_to(root).with_suffix("").parts)
+        trees[name.removesuffix(".__init__")] = ast.parse(file.read_text())
     graph = nx.DiGraph()
     for name, tree in trees.items():
         for module in _imported_modules(tree):
@@ -132,13 +126,6 @@ def import_circles(files: Iterable[Path], root: Path) -> list[list[str]]:
                 graph.add_edge(name, target)
     components = nx.strongly_connected_components(graph)
     return [sorted(component) for component in components if len(component) > 1]
-
-
-def _module_name(file: Path, root: Path) -> str:
-    parts = file.relative_to(root).with_suffix("").parts
-    if parts[-1] == "__init__":
-        parts = parts[:-1]
-    return ".".join(parts)
 
 
 def _imported_modules(tree: ast.Module) -> Iterator[str]:
@@ -164,14 +151,15 @@ def measure(folder: Path) -> Record:
     for file in files:
         source.add(file.read_text())
     circles = import_circles(files, folder.parent)
+    statements = max(source.statements, 1)
     return {
         "package": folder.name,
         "lines": sum(source.lines),
         "files": len(files),
         f"over_{MAXIMUM_LINES}": sum(n > MAXIMUM_LINES for n in source.lines),
         "median_file": int(median(source.lines)),
-        "tokens": round(source.tokens / max(source.statements, 1), 1),
-        "compr": round(100 * source.comprehensions / max(source.statements, 1), 1),
+        "tokens": round(source.tokens / statements, 1),
+        "compr": round(100 * source.comprehensions / statements, 1),
         "par_p90": _quantile(source.parameters, 0.9),
         "par_max": max(source.parameters, default=0),
         "cc_p90": _quantile(source.complexities, 0.9),

@@ -153,21 +153,11 @@ class _Memory:
                 self._sizes[StorageWeakRef(storage)] = storage.nbytes()
                 self._total += storage.nbytes()
         if self._total > self.peak:
-            self._remove_freed()
+            for storage in list(self._sizes):
+                if storage.expired():
+                    del self._sizes[storage]
+            self._total = sum(self._sizes.values())
             self.peak = max(self.peak, self._total)
-
-    def _remove_freed(self) -> None:
-        for storage in list(self._sizes):
-            if storage.expired():
-                del self._sizes[storage]
-        self._total = sum(self._sizes.values())
-
-
-class CountedStep(NamedTuple):
-    """transient: peak bytes without new state."""
-
-    counts: Counts
-    transient: int
 
 
 class Counted:
@@ -189,12 +179,13 @@ class Counted:
     def state_bytes(self) -> int:
         return state_bytes([self.optimizer], "meta")
 
-    def step(self, prediction: Prediction | None = None) -> CountedStep:
+    def step(self, prediction: Prediction | None = None) -> tuple[Counts, int]:
+        """Counts of a step, and peak bytes without new state."""
         before = self.state_bytes()
         with Counts(prediction) as counts:
             self.optimizer.step()
         new_state = self.state_bytes() - before
-        return CountedStep(counts, counts.memory.peak - new_state)
+        return counts, counts.memory.peak - new_state
 
     def set_age(self, age: int) -> None:
         """Sets the step count of all parameters."""
@@ -207,27 +198,27 @@ def counted(
 ) -> tuple[Record, Record]:
     """Records of a network: counts, and predicted milliseconds."""
     own = Counted(network, weights, total_steps)
-    first = own.step()
+    first, first_transient = own.step()
     own.step()
     every = cycle(own.optimizer)
     own.set_age(LATE - LATE % every)
-    reads = first.counts.reads
-    factorisations = first.counts.factorisations
+    reads = first.reads
+    factorisations = first.factorisations
     ops: list[int] = []
     kernels: list[int] = []
     copies = transient = 0
     steps_ms: list[dict[str, float]] = []
     for _ in range(every):
         prediction = Prediction()
-        step = own.step(prediction)
+        step, peak = own.step(prediction)
         prediction.close()
         steps_ms.append(prediction.milliseconds())
-        ops.append(step.counts.ops.total())
-        kernels.append(step.counts.kernels)
-        reads += step.counts.reads
-        factorisations += step.counts.factorisations
-        copies = max(copies, step.counts.copies)
-        transient = max(transient, step.transient)
+        ops.append(step.ops.total())
+        kernels.append(step.kernels)
+        reads += step.reads
+        factorisations += step.factorisations
+        copies = max(copies, step.copies)
+        transient = max(transient, peak)
     about = {"network": network, "weights": weights, "horizon": total_steps}
     counts = {
         **about,
@@ -235,13 +226,13 @@ def counted(
         "cycle": every,
         "ops": fmean(ops),
         "most_ops": max(ops),
-        "first_ops": first.counts.ops.total(),
+        "first_ops": first.ops.total(),
         "kernels": fmean(kernels),
         "host_reads": reads,
         "copies": copies,
         "factorisations": factorisations,
         "transient_mib": transient / MIB,
-        "first_transient_mib": first.transient / MIB,
+        "first_transient_mib": first_transient / MIB,
         "state": own.state_bytes() / own.numel / torch.float32.itemsize,
     }
     predicted: Record = dict(about)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks.paired_timing import rates_in_turns
+from benchmarks.cpu import rates_in_turns
 from benchmarks.records import parser_of, write
 from harness.random import seeded
 from tasks.learning.catalogue import make_model

@@ -40,13 +40,16 @@ def write(path: Path | None, **found: list[Record]) -> None:
     """Writes records and their machine as JSON; does nothing without a path."""
     if path is None:
         return
-    machine = {
+    make_folder(path.parent)
+    path.write_text(json.dumps({"machine": machine(), **found}, indent=1) + "\n")
+
+
+def machine() -> Record:
+    return {
         "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-    make_folder(path.parent)
-    path.write_text(json.dumps({"machine": machine, **found}, indent=1) + "\n")
 
 
 def _cell(value: Any) -> str:

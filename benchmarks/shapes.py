@@ -188,6 +188,11 @@ def torchvision_model(name: str) -> nn.Module:
         return torchvision.models.get_model(name, weights=None)
 
 
+def torchvision_example(name: str) -> tuple[nn.Module, Tensor]:
+    """A network and a batch of two images."""
+    return torchvision_model(name), torch.randn(2, *IMAGE)
+
+
 def transformers_gpt2() -> nn.Module:
     """GPT-2 small of `transformers`, with Conv1D layers and tied embeddings."""
     from transformers import GPT2Config, GPT2LMHeadModel

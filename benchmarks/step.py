@@ -1,4 +1,4 @@
-"""Cost of a step: the default beside fused AdamW, metanets beside a lower bound.
+"""Cost of a step: the default and metanets beside fused AdamW.
 
     python -m benchmarks.step --threads 2 --output results/step.json
     python -m benchmarks.step --problems --networks --widths 64 256 1024 2048 \\
@@ -12,18 +12,12 @@ Networks: optimizer steps on random gradients, each network in its own process. 
 and "second" are the first two steps; in the second the default renews all eigenbases.
 "later" is the mean over a cycle late in a training: the steps from one renewal of a
 basis, or one reading of the graph, to the next. "worst" is the longest step of a cycle.
-Both are medians over cycles.
-
-"floor" is a lower bound for metanets: the time for a step's matrix products, at the
-rate measured in the same process, and for reading and writing parameters, gradients and
-state once. Extra memory is the peak of resident memory within a step above that before
-it, without state that the first step allocates. It includes fragmentation. Widths are
-those of an MLP of three square layers, and are drawn as a PNG beside the output.
+Both are medians over cycles. Widths are those of an MLP of three square layers, and are
+drawn as a PNG beside the output. Memory of a step is counted by `benchmarks.launches`.
 """
 
 from __future__ import annotations
 
-import argparse
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -39,11 +33,10 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from tqdm import tqdm
 
-from benchmarks import floor
+from benchmarks.cpu import seconds_of
 from benchmarks.graph_building import FAMILIES
-from benchmarks.memory import Peak
 from benchmarks.records import Record, parser_of, table, write
-from benchmarks.shapes import torchvision_model, transformers_gpt2
+from benchmarks.shapes import torchvision_example, transformers_gpt2
 from meta_train.problems import Problem, load_problem
 from ngopt import NGOptimizer, build_graph, load_pretrained
 from ngopt.graph import NeuralGraph
@@ -54,10 +47,6 @@ SECONDS, STEPS = 1.0, 3  # minimum time and number of steps of all cycles
 LATE = 500  # steps after which the default renews bases least often
 
 Example = tuple[nn.Module, Any]
-
-
-def _torchvision(name: str) -> Example:
-    return torchvision_model(name), torch.randn(2, 3, 224, 224)
 
 
 def _problem(name: str) -> Example:
@@ -80,7 +69,7 @@ def _gpt2() -> Example:
 NETWORKS: dict[str, Callable[[], Example]] = {
     "fm-16": partial(_problem, "fm-16"),
     "c10-32": partial(_problem, "c10-32"),
-    **{family: partial(_torchvision, family) for family in FAMILIES},
+    **{family: partial(torchvision_example, family) for family in FAMILIES},
     "gpt2": _gpt2,
 }
 LARGE = ("resnet50", "vit_b_16", "gpt2")
@@ -185,18 +174,18 @@ def network_steps(name: str, weights: str, threads: int) -> Record:
     model, graph = traced(name)
     params = list(model.parameters())
     optimizer = NGOptimizer(params, graph=graph, weights=weights, total_steps=HORIZON)
-    first, first_bytes = _measured_step(optimizer, params)
-    second, second_bytes = _measured_step(optimizer, params)
+    draw_gradients(params)
+    first = seconds_of(optimizer.step)
+    draw_gradients(params)
+    second = seconds_of(optimizer.step)
     count = cycle(optimizer)
     for p in params:
         optimizer.state[p]["step"].fill_(LATE - LATE % count)
-    _, later_bytes = _measured_step(optimizer, params)
+    draw_gradients(params)
+    optimizer.step()
     cycles = _cycles(optimizer, params, count)
     later = median(map(mean, cycles))
     n = numel(model)
-    state = state_size(graph, True, weights)
-    first_bytes -= int(4 * n * state)
-    has_floor = optimizer.learned.base is None
     return {
         "network": name,
         "weights": weights,
@@ -206,10 +195,8 @@ def network_steps(name: str, weights: str, threads: int) -> Record:
         "later_ms": 1e3 * later,
         "later_ns": 1e9 * later / n,
         "worst_ns": 1e9 * median(map(max, cycles)) / n,
-        "floor_ns": _floor(optimizer, n, state) if has_floor else None,
         "state": state_size(graph, False, weights),
-        "state_horizon": state,
-        "extra_mib": max(first_bytes, second_bytes, later_bytes) / 2**20,
+        "state_horizon": state_size(graph, True, weights),
     }
 
 
@@ -222,7 +209,7 @@ def _cycles(
         cycles.append([])
         for _ in range(count):
             draw_gradients(params)
-            cycles[-1].append(floor.seconds_of(optimizer.step))
+            cycles[-1].append(seconds_of(optimizer.step))
     return cycles
 
 
@@ -231,32 +218,6 @@ def cycle(optimizer: NGOptimizer) -> int:
     if optimizer.learned.metanet is not None:
         return optimizer.learned.metanet.graph_every
     return optimizer.param_groups[0]["renew_every"]
-
-
-def _floor(optimizer: NGOptimizer, n: int, state: float) -> float:
-    """Lower bound of the mean step of a cycle, in nanoseconds per parameter."""
-    machine = floor.measured()
-    count = cycle(optimizer)
-    flops = sum(floor.flops_of(optimizer.step) for _ in range(count)) / count
-    return 1e9 * machine.seconds(flops, moved_bytes(n, state)) / n
-
-
-def moved_bytes(n: int, state: float) -> float:
-    """Minimum bytes that a step moves: reads of gradients, reads and writes of others.
-
-    n: number of parameters. state: numbers of state per parameter.
-    """
-    return 4 * n * (1 + 2 + 2 * state)
-
-
-def _measured_step(
-    optimizer: Optimizer, params: list[nn.Parameter]
-) -> tuple[float, int]:
-    """Seconds and extra bytes of a step, after free memory was returned."""
-    draw_gradients(params)
-    peak = Peak()
-    seconds = floor.seconds_of(optimizer.step)
-    return seconds, peak.bytes()
 
 
 def draw_gradients(params: list[nn.Parameter]) -> None:
@@ -296,23 +257,17 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     found: dict[str, list[Record]] = {"problems": [], "networks": [], "widths": []}
-    for kind, records in _all_records(options):
-        found[kind] += records
+    for name in options.problems:
+        found["problems"] += whole_steps(name, options.steps, options.skip)
         write(options.output, **found)
+    for kind in ("networks", "widths"):
+        names = map(str, getattr(options, kind))
+        for record in measured(names, options.weights, options.threads):
+            found[kind].append(record)
+            write(options.output, **found)
     print("\n\n".join(table(records) for records in found.values() if records))
     if options.output and found["widths"]:
         draw(found["widths"], options.output.with_suffix(".png"))
-
-
-def _all_records(options: argparse.Namespace) -> Iterator[tuple[str, list[Record]]]:
-    """Kinds and their records, as soon as they are measured."""
-    for name in options.problems:
-        yield "problems", whole_steps(name, options.steps, options.skip)
-    for record in measured(options.networks, options.weights, options.threads):
-        yield "networks", [record]
-    widths = map(str, options.widths)
-    for record in measured(widths, options.weights, options.threads):
-        yield "widths", [record]
 
 
 def measured(
@@ -339,11 +294,7 @@ def draw(records: list[Record], path: Path) -> None:
     for weights, own in by_weights.items():
         sizes = [record["parameters"] for record in own]
         later = [record["later_ns"] for record in own]
-        (line,) = axes.loglog(sizes, later, "o-", label=weights)
-        if own[0]["floor_ns"] is not None:
-            floors = [record["floor_ns"] for record in own]
-            color = line.get_color()
-            axes.loglog(sizes, floors, ":", color=color, label=f"{weights}, floor")
+        axes.loglog(sizes, later, "o-", label=weights)
     axes.set_xlabel("parameters")
     axes.set_ylabel("ns per parameter and step")
     axes.set_ylim(bottom=10)

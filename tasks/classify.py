@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from harness import cli
-from harness.distributed import Ranks
 from tasks.learning.image_networks import CLASSES, read_image_networks
 from tasks.learning.task import EVALUATION_BATCH, NetworkTask, TaskConfig, run_task
 from tasks.networks.augment import random_affine
@@ -35,8 +34,7 @@ class Config(TaskConfig):
 class Classification(NetworkTask[Config]):
     """The loss is cross-entropy, the score accuracy."""
 
-    def __init__(self, config: Config, ranks: Ranks = Ranks()):  # noqa: B008
-        super().__init__(config, ranks)
+    def build(self, config: Config) -> None:
         self.data = read_image_networks(config)
         self.model = self.make_model([self.data["train"].stack], CLASSES)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import isqrt
 from pathlib import Path
 from typing import NamedTuple
@@ -23,25 +24,22 @@ from harness import cli
 from harness.distributed import run_on_ranks
 from harness.pictures import draw_curves, draw_rows
 from harness.random import seeded
-from harness.settings import check_counts, named_settings
+from harness.settings import check_counts
 from tasks.networks.siren import Siren, render
 from tasks.shards import (
     SPLITS,
-    Folder,
     Networks,
     merged,
     read_settings,
     read_split,
 )
-from tasks.sources.generation import Job, jobs, make_shards
+from tasks.sources.generation import Job, folder_of, jobs, make_shards
 from tasks.sources.signals import MIDDLE, SINES, Signals, load_signals
 
 PROGRAM = "tasks.inr fit"
 # SIRENs that are fitted in one call, whose activations stay in a core's caches.
 FITS_AT_ONCE = 16
 QUALITY = ("psnr",)
-# Settings that change no network.
-NO_MATTER = ("folder", "processes")
 
 
 @dataclass(frozen=True)
@@ -139,35 +137,30 @@ def layers_of(params: Mapping[str, Tensor]) -> SirenLayers:
 def counts(config: FitConfig) -> dict[str, int]:
     """Fits of every split. With views, all its signals are fitted, then all again."""
     fits = signal_counts(config)
-    fits["train"] *= config.views
-    return fits
+    return {**fits, "train": config.views * fits["train"]}
 
 
 def signal_counts(config: FitConfig) -> dict[str, int]:
     return {split: getattr(config, split) for split in SPLITS}
 
 
-def make(job: Job, config: FitConfig, signals: Signals) -> Networks:
-    """The networks of a shard."""
+def make(job: Job, config: FitConfig, signals: Mapping[str, Signals]) -> list[Networks]:
+    """The networks of a shard, in one group."""
     count = getattr(config, job.split)
-    points = signals.points
+    own = signals[job.split]
+    points = own.points
     groups = []
     with seeded(config.seed, SPLITS.index(job.split), job.number):
         for fits in torch.arange(job.start, job.stop).split(FITS_AT_ONCE):
             index = fits % count
-            values = signals.values(index)
+            values = own.values(index)
             hidden = [config.width] * config.hidden
             widths = [points.shape[1], *hidden, values.shape[1]]
             params, psnr = fit(points, values, widths, config.steps, config.lr)
-            columns = {**signals.columns(index), "view": fits // count, "psnr": psnr}
+            columns = {**own.columns(index), "view": fits // count, "psnr": psnr}
             architecture = {"kind": "siren", "widths": widths}
             groups.append(Networks(architecture, params, columns))
-    return merged(groups)
-
-
-def folder_of(config: FitConfig) -> Folder:
-    settings = named_settings(config, NO_MATTER)
-    return Folder(Path(config.folder), {"program": PROGRAM, **settings})
+    return [merged(groups)]
 
 
 def fit_all(config: FitConfig) -> None:
@@ -181,12 +174,9 @@ def load(config: FitConfig) -> dict[str, Signals]:
 
 
 def fit_rank(config: FitConfig) -> None:
-    signals = load(config)
-
-    def groups(job: Job) -> list[Networks]:
-        return [make(job, config, signals[job.split])]
-
-    make_shards(folder_of(config), jobs(counts(config), config.shard), groups, QUALITY)
+    shard = partial(make, config=config, signals=load(config))
+    wanted = jobs(counts(config), config.shard)
+    make_shards(folder_of(config, PROGRAM), wanted, shard, QUALITY)
 
 
 def show(config: ShowConfig) -> None:
@@ -197,9 +187,8 @@ def show(config: ShowConfig) -> None:
     sizes = {split: settings[split] for split in SPLITS}
     signals = load_signals(settings["data"], sizes, settings["seed"])["train"]
     values = signals.values(networks.columns["index"][: config.count])
-    params = {name: value[: config.count] for name, value in networks.params.items()}
-    layers = layers_of(params)
-    rendered = render(layers.weights, layers.biases, signals.points)
+    layers = layers_of(networks.params)
+    rendered = render(layers.weights, layers.biases, signals.points)[: config.count]
     titles = []
     for psnr in networks.columns["psnr"][: config.count].tolist():
         titles.append(f"{psnr:.1f} dB")

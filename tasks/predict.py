@@ -23,7 +23,6 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from harness import cli
-from harness.distributed import Ranks
 from tasks.learning.task import EVALUATION_BATCH, NetworkTask, TaskConfig, run_task
 from tasks.models.base import NetworkModel
 from tasks.networks.architectures import NetworkStack
@@ -45,8 +44,7 @@ class Prediction(NetworkTask[Config]):
 
     model: NetworkModel
 
-    def __init__(self, config: Config, ranks: Ranks = Ranks()):  # noqa: B008
-        super().__init__(config, ranks)
+    def build(self, config: Config) -> None:
         self.data = {split: self._read(split) for split in SPLITS}
         self.model = self.make_model(list(self.data["train"].stacks), d_out=1)
 
@@ -60,7 +58,7 @@ class Prediction(NetworkTask[Config]):
 
     def logits(self, stacks: Sequence[NetworkStack]) -> Tensor:
         """(n, 1). Not compiled outside of training, where batches differ in size."""
-        stacks = [self.prepared(stack) for stack in stacks]
+        stacks = list(map(self.prepared, stacks))
         if self.config.compiled and self.model.training:
             return self.training_outputs(*stacks)
         return self.model.forward_mixed(stacks)

@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize, one_hot
 
 from harness import cli
-from harness.distributed import Ranks
 from harness.settings import check_counts
 from tasks.learning.image_networks import read_sirens
 from tasks.learning.task import EVALUATION_BATCH, NetworkTask, TaskConfig, run_task
@@ -67,8 +66,7 @@ class Representation(NetworkTask[Config]):
     """The loss contrasts noisy copies; the score is the accuracy, or negative error, of
     a linear regression."""
 
-    def __init__(self, config: Config, ranks: Ranks = Ranks()):  # noqa: B008
-        super().__init__(config, ranks)
+    def build(self, config: Config) -> None:
         self.stacks: dict[str, NetworkStack] = {}
         self.targets: dict[str, Tensor] = {}
         for split in SPLITS:

@@ -61,7 +61,11 @@ class Networks:
 
 def write_shard(path: Path, groups: Sequence[Networks]) -> None:
     """Writes a shard, all of it or nothing."""
-    tensors = dict(_named(groups))
+    tensors = {}
+    for number, group in enumerate(groups):
+        for part in ("params", "columns"):
+            for key, value in getattr(group, part).items():
+                tensors[f"{number}.{part}.{key}"] = value.detach().cpu().contiguous()
     metadata = {
         "format": FORMAT,
         "architectures": json.dumps([dict(group.architecture) for group in groups]),
@@ -263,13 +267,6 @@ def merged_by_architecture(groups: Iterable[Networks]) -> list[Networks]:
 def column_of(groups: Sequence[Networks], key: str) -> Tensor:
     """One column of several groups, (n,)."""
     return torch.cat([group.columns[key] for group in groups])
-
-
-def _named(groups: Sequence[Networks]) -> Iterator[tuple[str, Tensor]]:
-    for number, group in enumerate(groups):
-        for part in ("params", "columns"):
-            for key, value in getattr(group, part).items():
-                yield f"{number}.{part}.{key}", value.detach().cpu().contiguous()
 
 
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

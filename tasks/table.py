@@ -146,7 +146,11 @@ def run(config: Config) -> None:
 def report(config: Config) -> None:
     """Prints the table, and writes it and all results into the folder."""
     table, folder = TABLES[config.table], Path(config.folder)
-    results = finished_results(config)
+    results: dict[str, list[dict[str, Any]]] = {}
+    for training in trainings(config):
+        result = training.result()
+        if result is not None:
+            results.setdefault(training.row.label, []).append(result)
     published = published_figures(config)
     measured = set()
     for some in results.values():
@@ -192,16 +196,6 @@ def draw_curve(
     if curves:
         path = Path(config.folder, "curve.png")
         draw_means(path, max(curves.values(), key=len), label, name)
-
-
-def finished_results(config: Config) -> dict[str, list[dict[str, Any]]]:
-    """The results of finished trainings, by row."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for training in trainings(config):
-        result = training.result()
-        if result is not None:
-            found.setdefault(training.row.label, []).append(result)
-    return found
 
 
 def published_figures(config: Config) -> dict[str, float]:

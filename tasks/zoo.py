@@ -19,31 +19,33 @@ from random import Random
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from harness import cli
 from harness.distributed import run_on_ranks
 from harness.image_datasets import ImageDataset, Split, load_dataset
 from harness.pictures import draw_histograms
 from harness.random import derive_seed, seeded
-from harness.settings import check_counts, named_settings
+from harness.settings import check_counts
 from tasks.shards import (
     SPLITS,
-    Folder,
     Networks,
     column_of,
     merged_by_architecture,
     read_settings,
     read_split,
 )
-from tasks.sources.generation import Job, jobs, make_shards
-from tasks.sources.zoo_recipes import INITS, OPTIMIZERS, ZOOS, TrainingRecipe
-from tasks.sources.zoo_training import Checkpoint, train
+from tasks.sources.generation import Job, folder_of, jobs, make_shards
+from tasks.sources.zoo_recipes import (
+    INITS,
+    OPTIMIZERS,
+    ZOOS,
+    Checkpoint,
+    TrainingRecipe,
+    train,
+)
 
 PROGRAM = "tasks.zoo train"
 QUALITY = ("accuracy",)
-# Settings that change no network.
-IRRELEVANT = ("folder", "processes")
 # Of the runs; the rest is for training.
 SHARES = {"validation": 0.1, "test": 0.2}
 GRAY_MOMENTS = (0.4733,), (0.2394,)
@@ -143,7 +145,7 @@ def networks_of(
     """
     of_run = {
         "run": number,
-        "optimizer": OPTIMIZERS.index(run.optimizer),
+        "optimizer": list(OPTIMIZERS).index(run.optimizer),
         "init": INITS.index(run.init),
         "lr": run.lr,
         "l2": run.l2,
@@ -160,11 +162,6 @@ def networks_of(
     return Networks(run.architecture, params, columns)
 
 
-def folder_of(config: TrainConfig) -> Folder:
-    settings = named_settings(config, IRRELEVANT)
-    return Folder(Path(config.folder), {"program": PROGRAM, **settings})
-
-
 def train_all(config: TrainConfig) -> None:
     """Makes the shards that are missing, on one or several ranks."""
     run_on_ranks(config.processes, train_rank, config, check=load_images)
@@ -176,9 +173,8 @@ def train_rank(config: TrainConfig) -> None:
     def groups(job: Job) -> list[Networks]:
         return make_shard(job, config, data)
 
-    make_shards(
-        folder_of(config), jobs(counts(config.runs), config.shard), groups, QUALITY
-    )
+    wanted = jobs(counts(config.runs), config.shard)
+    make_shards(folder_of(config, PROGRAM), wanted, groups, QUALITY)
 
 
 def load_images(config: TrainConfig) -> ImageDataset:
@@ -202,7 +198,10 @@ def show(config: ShowConfig) -> None:
     """Draws a histogram of accuracies for every step at which networks are kept."""
     folder = Path(config.folder)
     settings = read_settings(folder, PROGRAM)
-    steps, accuracies = columns(folder, ("step", "accuracy"), config.skip_damaged)
+    networks: list[Networks] = []
+    for split in SPLITS:
+        networks += read_split(folder, split, config.skip_damaged)
+    steps, accuracies = column_of(networks, "step"), column_of(networks, "accuracy")
     groups = {}
     for step in steps.unique().tolist():
         groups[f"step {step}"] = accuracies[steps == step]
@@ -211,14 +210,6 @@ def show(config: ShowConfig) -> None:
     total, zoo = len(steps), settings["zoo"]
     print(f"{total} networks of zoo {zoo}, accuracies {low:.3f} to {high:.3f}")
     print(f"The histograms are in {config.output}.")
-
-
-def columns(folder: Path, names: Sequence[str], skip_damaged: bool) -> list[Tensor]:
-    """Columns of all networks, split by split."""
-    groups: list[Networks] = []
-    for split in SPLITS:
-        groups += read_split(folder, split, skip_damaged)
-    return [column_of(groups, name) for name in names]
 
 
 if __name__ == "__main__":

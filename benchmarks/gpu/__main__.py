@@ -28,10 +28,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu.pictures import draw
-from benchmarks.gpu.process import in_process
-from benchmarks.gpu.session import Session
-from benchmarks.gpu.summary import merged, summary
+from benchmarks.gpu.session import Session, in_process
+from benchmarks.gpu.summary import draw, merged, summary
 from harness.files import make_folder, write_json
 
 # Parts and their shares of the minutes.

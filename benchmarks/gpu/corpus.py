@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sysconfig
 from collections.abc import Iterator
+from importlib.util import find_spec
 from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
@@ -34,7 +35,7 @@ class Corpus(NamedTuple):
 
 def load_corpus(session: Session, count: int, vocabulary: int = VOCABULARY) -> Corpus:
     """At most `count` training tokens, cached in the session's folder."""
-    name = "BPE" if _has_tokenizers() else "bytes"
+    name = "BPE" if find_spec("tokenizers") else "bytes"
     size = vocabulary if name == "BPE" else BYTES
     folder = session.folder / "tokens"
     make_folder(folder)
@@ -45,14 +46,6 @@ def load_corpus(session: Session, count: int, vocabulary: int = VOCABULARY) -> C
             np.savez(file, train=train, validation=validation)
     with np.load(path) as found:
         return Corpus(found["train"], found["validation"], size, name)
-
-
-def _has_tokenizers() -> bool:
-    try:
-        import tokenizers  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 def python_files() -> list[Path]:

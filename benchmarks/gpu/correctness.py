@@ -173,7 +173,10 @@ def is_capturable(
         make = partial(Twin, network, weights, **own)
         reference = make().train(WARM_UP + REPLAYS).values()
         twin = make()
-        replay(twin, capture(twin))
+        graph = capture(twin)
+        for number in range(WARM_UP, WARM_UP + REPLAYS):
+            twin.set_gradients(number)
+            graph.replay()
         session.synchronize()
         counts = {int(record["step"]) for record in twin.optimizer.state.values()}
         if counts != {WARM_UP + REPLAYS}:
@@ -220,12 +223,6 @@ def capture(twin: Twin) -> torch.cuda.CUDAGraph:
     with torch.cuda.graph(graph):
         twin.optimizer.step()
     return graph
-
-
-def replay(twin: Twin, graph: torch.cuda.CUDAGraph) -> None:
-    for number in range(WARM_UP, WARM_UP + REPLAYS):
-        twin.set_gradients(number)
-        graph.replay()
 
 
 def float32_twins(network: nn.Module, weights: str) -> Callable[..., Twin]:
@@ -281,8 +278,6 @@ def allow_tf32() -> None:
 
 
 def allow_tf32_by_the_new_name() -> None:
-    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
-        raise Skipped("this torch has no fp32_precision")
     torch.backends.cuda.matmul.fp32_precision = "tf32"
 
 

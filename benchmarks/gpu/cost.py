@@ -69,12 +69,8 @@ class Trained:
 
 def training(session: Session, trained: Trained) -> Record:
     """The record of forward and backward."""
-    times = timed(session, trained.train)
     return {
-        "ms": times.ms,
-        "worst_ms": times.worst_ms,
-        "steps": times.steps,
-        "first_s": times.first_s,
+        **timed(session, trained.train),
         "transient_mib": mib(transient_bytes(session, trained.train)),
         **profiled(session, trained.train, 1),
     }
@@ -99,9 +95,7 @@ def step_record(session: Session, trained: Trained, stepper: Stepper) -> Record:
     peak = transient_bytes(session, partial(stepper.whole, steps))
     profiled_steps = 1 if stepper.graph_every else steps
     found = {
-        "ms": times.ms,
-        "worst_ms": times.worst_ms,
-        "steps": times.steps,
+        **times,
         "first_s": first_s,
         "transient_mib": mib(peak),
         "first_transient_mib": mib(None if first is None else first - kept),
@@ -113,7 +107,7 @@ def step_record(session: Session, trained: Trained, stepper: Stepper) -> Record:
     }
     if stepper.graph_every:
         look = timed(session, stepper.step, stepper.prepare_look)
-        found["look_ms"] = look.ms
+        found["look_ms"] = look["ms"]
     return found
 
 

@@ -141,8 +141,16 @@ class Training:
             self.model: nn.Module = Gpt(
                 data.vocabulary, size.length, size.width, size.heads, size.depth
             )
-        self.optimizers = built(self.model, run)
-        self.schedules = schedules_of(self.optimizers, run)
+        self.optimizers: Optimizers = []
+        self.schedules: list[LRScheduler] = []
+        if run.lr is None:
+            own = NGOptimizer(self.model.parameters(), total_steps=run.steps)
+            self.optimizers.append(own)
+        else:
+            make = adamw if run.optimizer == "AdamW" else muon
+            self.optimizers += make(self.model, run.lr)
+            for own in self.optimizers:
+                self.schedules.append(cosine_schedule(own, run.steps, WARM_UP))
         self.starts = data.starts(run.steps)
         self.losses: list[Tensor] = []
         self.curve: dict[str, list[float]] = {"steps": [], "seconds": [], "loss": []}
@@ -195,19 +203,6 @@ class Training:
         self.curve["steps"].append(step)
         self.curve["seconds"].append(self.seconds)
         self.curve["loss"].append(torch.stack(losses).mean().item())
-
-
-def built(model: nn.Module, run: Run) -> Optimizers:
-    if run.lr is None:
-        return [NGOptimizer(model.parameters(), total_steps=run.steps)]
-    make = adamw if run.optimizer == "AdamW" else muon
-    return make(model, run.lr)
-
-
-def schedules_of(optimizers: Optimizers, run: Run) -> list[LRScheduler]:
-    if run.lr is None:
-        return []
-    return [cosine_schedule(own, run.steps, WARM_UP) for own in optimizers]
 
 
 def run(session: Session) -> None:

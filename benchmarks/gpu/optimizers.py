@@ -36,8 +36,6 @@ def _adamw(params: Sequence[nn.Parameter], lr: float) -> Optimizer:
 
 def muon(model: nn.Module, lr: float = 1e-3) -> Optimizers:
     """torch's Muon on hidden matrices, AdamW with the same lr on other parameters."""
-    if not hasattr(torch.optim, "Muon"):
-        raise Skipped(f"torch {torch.__version__} has no torch.optim.Muon")
     matrices, others = hidden_matrices(model)
     own = torch.optim.Muon(
         matrices, lr, weight_decay=DECAY, adjust_lr_fn="match_rms_adamw"

@@ -1,12 +1,16 @@
-"""The device, the remaining time and the records of a part."""
+"""The device, the remaining time, the process and the records of a part."""
 
 from __future__ import annotations
 
 import gc
+import importlib
+import logging
+import multiprocessing
 import platform
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,10 +20,12 @@ from typing import Any
 
 import torch
 
+from benchmarks import records
 from benchmarks.records import Record
 from harness.files import write_json
 
 NOTE = 300  # maximum characters of an error message
+GRACE = 30.0  # seconds to complete the current case after the deadline
 
 
 class Skipped(Exception):
@@ -99,24 +105,19 @@ class Records:
         seconds = round(time.monotonic() - start, 2)
         record = {**about, **found, "case_s": seconds}
         self.records.append(record)
-        print(_line(record), file=sys.stderr, flush=True)
+        cells = []
+        for key, value in record.items():
+            if isinstance(value, float):
+                cells.append(f"{key}={value:.4g}")
+            elif isinstance(value, str | int):
+                cells.append(f"{key}={value}")
+        print("  ".join(cells), file=sys.stderr, flush=True)
         self.write()
         self.session.free_memory()
         return record
 
     def write(self) -> None:
         write_json(self.path, {"machine": self.machine, "records": self.records})
-
-
-def _line(record: Record) -> str:
-    """The plain values of a record in one line."""
-    cells = []
-    for key, value in record.items():
-        if isinstance(value, float):
-            cells.append(f"{key}={value:.4g}")
-        elif isinstance(value, str | int):
-            cells.append(f"{key}={value}")
-    return "  ".join(cells)
 
 
 def note_of(error: BaseException) -> str:
@@ -129,10 +130,8 @@ def machine(session: Session) -> dict[str, Any]:
     """Machine, versions, date and commit of a measurement."""
     found: dict[str, Any] = {
         "device": session.device,
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
+        **records.machine(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
         "command": session.command,
@@ -158,3 +157,35 @@ def commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return found.stdout.strip() or None
+
+
+def run_part(part: str, session: Session) -> None:
+    """Runs a part in this process."""
+    if not session.is_cuda:
+        torch.set_num_threads(1)
+    logging.getLogger("ngopt").setLevel(logging.ERROR)
+    warnings.filterwarnings(
+        "ignore", "Learning rate changed between steps", UserWarning
+    )
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    importlib.import_module(f"benchmarks.gpu.{part}").run(session)
+
+
+def in_process(part: str, session: Session) -> str | None:
+    """Runs a part in a new process. Returns the reason if it did not complete.
+
+    A process does not survive CUDA errors, so parts are in different processes.
+    """
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=run_part, args=(part, session))
+    process.start()
+    process.join(max(session.left(), 0) + GRACE)
+    if process.exitcode is None:
+        process.terminate()
+        process.join(GRACE)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+        return f"stopped {GRACE:.0f} s after its time was over"
+    return None if process.exitcode == 0 else f"ended with exit code {process.exitcode}"

@@ -1,12 +1,15 @@
-"""Merges all parts into one record and one printed table."""
+"""Merges all parts into one record and one printed table; draws cost and lm."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu.session import note_of
 from benchmarks.records import Record, table
 
 # Printed keys of the parts other than correctness, which is a table of checks.
@@ -32,21 +35,12 @@ def merged(
     """The records of all parts in a folder. ended: reasons of incomplete parts."""
     found: dict[str, Any] = {}
     for part in parts:
-        content = _content(folder / f"{part}.json")
-        if content is not None:
-            found[part] = content
+        with suppress(OSError, ValueError):  # missing or invalid
+            found[part] = json.loads((folder / f"{part}.json").read_text())
         if part in ended:
             found.setdefault(part, {"machine": {}, "records": []})
             found[part]["ended"] = ended[part]
     return found
-
-
-def _content(path: Path) -> dict[str, Any] | None:
-    """The content of a JSON file; None if it is missing or invalid."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
 
 
 def summary(found: Mapping[str, Any]) -> tuple[str, bool]:
@@ -72,11 +66,14 @@ def summary(found: Mapping[str, Any]) -> tuple[str, bool]:
 def remarks_with(
     status: str, word: str, part: str, records: Sequence[Record]
 ) -> list[str]:
-    """Lines for the records with a status."""
+    """A line for each record with a status: the case, and why it has that status."""
     lines = []
     for record in records:
         if record["status"] == status:
-            lines.append(f"{word}  {part}: {remark(record)}")
+            about = [str(record[key]) for key in ABOUT if record.get(key) is not None]
+            error = f"error {record.get('error')}, limit {record.get('limit')}"
+            reason = record.get("note") or error
+            lines.append(f"{word}  {part}: {', '.join(about)}: {reason}")
     return lines
 
 
@@ -86,15 +83,10 @@ def checks(records: Sequence[Record]) -> list[Record]:
     rows: dict[str, Record] = {}
     for record in records:
         row = rows.setdefault(record["check"], {"check": record["check"], **empty})
-        row[record["weights"]] = cell(record)
+        status = "FAILED" if record["status"] == "failed" else record["status"]
+        error = record.get("error")
+        row[record["weights"]] = status if error is None else f"{status} {error:.0e}"
     return list(rows.values())
-
-
-def cell(record: Record) -> str:
-    """The status and the error of a record."""
-    status = "FAILED" if record["status"] == "failed" else record["status"]
-    error = record.get("error")
-    return status if error is None else f"{status} {error:.0e}"
 
 
 def cases(part: str, records: Sequence[Record]) -> list[Record]:
@@ -113,8 +105,64 @@ def short(value: Any) -> Any:
     return value
 
 
-def remark(record: Record) -> str:
-    """The description of a case, and why it failed or was skipped."""
-    about = [str(record[key]) for key in ABOUT if record.get(key) is not None]
-    error = f"error {record.get('error')}, limit {record.get('limit')}"
-    return f"{', '.join(about)}: {record.get('note') or error}"
+def draw(part: str, records: Sequence[Record], path: Path) -> None:
+    """Draws a part that has a plot; prints an error if that fails."""
+    if part not in PICTURES or not records:
+        return
+    try:
+        PICTURES[part](records, path)
+    except Exception as error:  # the numbers are complete without the plot
+        print(f"no picture '{path}': {note_of(error)}", file=sys.stderr)
+
+
+def draw_cost(records: Sequence[Record], path: Path) -> None:
+    """Bars of milliseconds by optimizer, one panel for each network."""
+    from matplotlib.figure import Figure
+
+    groups: dict[str, dict[str, float]] = {}
+    for record in records:
+        if record.get("ms"):
+            own = groups.setdefault(record["network"], {})
+            own[record["optimizer"]] = record["ms"]
+    if not groups:
+        return
+    figure = Figure(figsize=(4 * len(groups), 4), layout="constrained")
+    panels = figure.subplots(1, len(groups), squeeze=False)[0]
+    for axes, (network, own) in zip(panels, groups.items(), strict=True):
+        bars = axes.barh(list(own), list(own.values()))
+        axes.invert_yaxis()
+        axes.bar_label(bars, fmt="%.3g", padding=2)
+        axes.set_xscale("log")
+        axes.margins(x=0.2)
+        axes.set_title(network)
+        axes.set_xlabel("milliseconds a step")
+    figure.savefig(path, dpi=120)
+
+
+def draw_lm(records: Sequence[Record], path: Path) -> None:
+    """Validation loss over steps and over seconds."""
+    from matplotlib.figure import Figure
+
+    runs = [record for record in records if "curve" in record]
+    if not runs:
+        return
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for axes, key in zip(panels, ("steps", "seconds"), strict=True):
+        for record in runs:
+            label = _label(record)
+            curve = record["curve"]
+            axes.plot(curve[key], curve["loss"], marker=".", label=label)
+        axes.set_xlabel(key)
+        axes.set_ylabel("validation loss")
+        axes.grid(alpha=0.3)
+    panels[1].legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+def _label(record: Record) -> str:
+    rate = "" if record["lr"] is None else f" {record['lr']:g}"
+    return f"{record['optimizer']}{rate}, {record['steps']} steps"
+
+
+PICTURES = {"cost": draw_cost, "lm": draw_lm}

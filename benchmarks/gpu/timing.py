@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable
 from statistics import median
 from time import perf_counter
-from typing import NamedTuple
 
 import torch
 from torch.autograd import (
@@ -21,22 +20,17 @@ WARM_UP, REPEATS = 100, 20
 TINY_WARM_UP, TINY_REPEATS = 2, 3
 LONGEST = 6.0  # maximum seconds of warm-up and timed steps
 SHOWN, NAME = 16, 120  # listed kernels, characters of their names
+# Parts of the names of kernels that are left out.
+PLACES = "void ", "at::native::", "(anonymous namespace)::", "at::cuda::"
 MIB = 1 << 20
 
 Step = Callable[[], object]
 
 
-class Times(NamedTuple):
-    """first_s: seconds of the first step. ms, worst_ms: median and maximum of steps."""
-
-    first_s: float
-    ms: float
-    worst_ms: float
-    steps: int
-
-
-def timed(session: Session, step: Step, prepare: Step | None = None) -> Times:
+def timed(session: Session, step: Step, prepare: Step | None = None) -> Record:
     """Times of a step, each between two synchronisations, after a warm-up.
+
+    ms, worst_ms: median and maximum of the steps. first_s: seconds of the first step.
 
     prepare: called before every step, outside of its time. Slow steps are repeated less
     often.
@@ -55,7 +49,12 @@ def timed(session: Session, step: Step, prepare: Step | None = None) -> Times:
     longest = min(LONGEST, max(session.left(), 0))
     warm_up = _repeated(seconds, counts[0], longest / 2)
     times = _repeated(seconds, counts[1], longest / 2)
-    return Times(warm_up[0], 1e3 * median(times), 1e3 * max(times), len(times))
+    return {
+        "ms": 1e3 * median(times),
+        "worst_ms": 1e3 * max(times),
+        "steps": len(times),
+        "first_s": warm_up[0],
+    }
 
 
 def _repeated(seconds: Callable[[], float], count: int, longest: float) -> list[float]:
@@ -110,7 +109,10 @@ def profiled(session: Session, step: Step, steps: int) -> Record:
             is_copy = event.name.startswith(("Memcpy", "Memset"))
             copies += is_copy
             kernels += not is_copy
-            spent[plain(event.name)] += event.time_range.elapsed_us()
+            name = event.name
+            for word in PLACES:
+                name = name.replace(word, "")
+            spent[name[:NAME]] += event.time_range.elapsed_us()
     slowest = spent.most_common(SHOWN)
     return {
         "kernels": kernels / steps,
@@ -118,10 +120,3 @@ def profiled(session: Session, step: Step, steps: int) -> Record:
         "device_ms": 1e-3 * spent.total() / steps,
         "kernel_ms": {name: 1e-3 * us / steps for name, us in slowest},
     }
-
-
-def plain(kernel: str) -> str:
-    """A kernel's name without namespaces, shortened."""
-    for word in ("void ", "at::native::", "(anonymous namespace)::", "at::cuda::"):
-        kernel = kernel.replace(word, "")
-    return kernel[:NAME]

@@ -89,15 +89,12 @@ class Group:
             mesh = init_device_mesh("cpu", (self.size,), mesh_dim_names=names)
         found = []
         for name in self.shapes:
-            found.append((name, Parameter(self._empty(name, rank, mesh))))
+            own = torch.empty(self.shapes[name], device="meta")
+            if mesh is not None:
+                part = own.new_empty(self.held(name, rank))
+                own = as_dtensor(part, mesh, [Shard(0)], own)
+            found.append((name, Parameter(own)))
         return found
-
-    def _empty(self, name: str, rank: int, mesh: Any) -> Tensor:
-        every = torch.empty(self.shapes[name], device="meta")
-        if mesh is None:
-            return every
-        part = every.new_empty(self.held(name, rank))
-        return as_dtensor(part, mesh, [Shard(0)], every)
 
     def _optimizer(self, rank: int) -> NGOptimizer:
         """A new optimizer of a rank's parameters."""

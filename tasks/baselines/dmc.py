@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from tasks.models.base import ParameterModel
 from tasks.models.mlp import pooled_head
-from tasks.networks.architectures import Architecture, NetworkStack
+from tasks.networks.architectures import NetworkStack
 
 
 @dataclass(frozen=True)
@@ -36,15 +35,10 @@ class DMC(ParameterModel):
     """
 
     name = "dmc"
+    Config = DMCConfig
 
-    def __init__(
-        self,
-        architectures: Sequence[Architecture],
-        d_out: int,
-        config: DMCConfig,
-        edits: bool = False,
-    ):
-        super().__init__(architectures, edits)
+    def build(self, d_out: int, config: DMCConfig) -> None:
+        super().build(d_out, config)
         kernel, stride = config.kernel, config.stride
         self.layers = nn.Sequential()
         for c_in, c_out in pairwise((1, *config.widths)):

@@ -26,5 +26,6 @@ class DWSNet(EquivariantModel):
     """The baseline "dwsnet", with a linear head on pooled features."""
 
     name = "dwsnet"
+    Config = DWSNetConfig
     chain_of_graph = staticmethod(chain_with_fixed_ends)
     pool = "max"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -14,7 +14,7 @@ from ngopt.metanets.layers.np_layer import NPLayer, Pool, pooled, summary
 from tasks.baselines.chains import Chain, ChainValues
 from tasks.models.base import ParameterModel
 from tasks.models.mlp import pooled_head
-from tasks.networks.architectures import Architecture, NetworkStack
+from tasks.networks.architectures import NetworkStack
 
 
 @dataclass(frozen=True)
@@ -40,29 +40,26 @@ class EquivariantModel(ParameterModel):
     Raises ValueError if the architecture is not a plain chain of layers.
     """
 
+    Config = EquivariantConfig
     can_edit = True
     single_architecture = True
     chain_of_graph: ClassVar[Callable[[NeuralGraph], Chain]]
     pool: ClassVar[Pool] = "mean"
 
-    def __init__(
-        self,
-        architectures: Sequence[Architecture],
-        d_out: int,
-        config: EquivariantConfig,
-        edits: bool = False,
-    ):
-        super().__init__(architectures, edits)
-        self.chain = self._make_chain()
-        self.d_out = d_out
+    def build(self, d_out: int, config: EquivariantConfig) -> None:
+        super().build(d_out, config)
+        try:
+            self.chain = type(self).chain_of_graph(self.first.graph)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from None
         between = self.chain.channels(config.width)
-        last = self.chain.channels(d_out, of_slots=True) if edits else between
+        last = self.chain.channels(d_out, of_slots=True) if self.edits else between
         first = self.chain.channels(1, of_slots=True)
         channels = [first, *[between] * (config.layers - 1), last]
         self.layers = nn.ModuleList()
         for c_in, c_out in pairwise(channels):
             self.layers.append(NPLayer(c_in, c_out, self.pool))
-        if not edits:
+        if not self.edits:
             pooled_width = sum(last.weights) + sum(last.nodes) + last.whole
             self.head = pooled_head(pooled_width, config.head, d_out, config.dropout)
 
@@ -80,9 +77,3 @@ class EquivariantModel(ParameterModel):
             is_last = self.edits and k == len(self.layers) - 1
             nodes, whole = layer(weights, self.chain.order, nodes, whole, is_last)
         return ChainValues(weights, nodes, whole)
-
-    def _make_chain(self) -> Chain:
-        try:
-            return type(self).chain_of_graph(self.first.graph)
-        except ValueError as error:
-            raise ValueError(f"{self.name}: {error}") from None

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from tasks.models.base import ParameterModel
 from tasks.models.mlp import mlp
-from tasks.networks.architectures import Architecture, NetworkStack
+from tasks.networks.architectures import NetworkStack
 
 
 @dataclass(frozen=True)
@@ -24,20 +23,14 @@ class FlatMLP(ParameterModel):
     """The baseline "mlp", for networks of one architecture."""
 
     name = "mlp"
+    Config = FlatMLPConfig
     can_edit = True
     single_architecture = True
 
-    def __init__(
-        self,
-        architectures: Sequence[Architecture],
-        d_out: int,
-        config: FlatMLPConfig,
-        edits: bool = False,
-    ):
-        super().__init__(architectures, edits)
+    def build(self, d_out: int, config: FlatMLPConfig) -> None:
+        super().build(d_out, config)
         numel = self.first.graph.numel
-        width = d_out * numel if edits else d_out
-        self.d_out = d_out
+        width = d_out * numel if self.edits else d_out
         self.layers = mlp(numel, config.hidden, width, config.dropout)
 
     def forward(self, stack: NetworkStack) -> Tensor:

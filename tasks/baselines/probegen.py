@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -35,17 +34,11 @@ class ProbeGen(NetworkModel):
     """
 
     name = "probegen"
+    Config = ProbeGenConfig
 
-    def __init__(
-        self,
-        architectures: Sequence[Architecture],
-        d_out: int,
-        config: ProbeGenConfig,
-        edits: bool = False,
-    ):
-        super().__init__(architectures, edits)
-        self.interface = interface_of(architectures[0])
-        for architecture in architectures:
+    def build(self, d_out: int, config: ProbeGenConfig) -> None:
+        self.interface = interface_of(self.first)
+        for architecture in self.architectures:
             self._check(architecture)
         shape, outputs = self.interface
         self.inputs = GeneratedInputs(

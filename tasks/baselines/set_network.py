@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from tasks.models.base import ParameterModel
 from tasks.models.mlp import pooled_head
-from tasks.networks.architectures import Architecture, NetworkStack
+from tasks.networks.architectures import NetworkStack
 
 
 @dataclass(frozen=True)
@@ -33,15 +32,10 @@ class SetNetwork(ParameterModel):
     """
 
     name = "set"
+    Config = SetNetworkConfig
 
-    def __init__(
-        self,
-        architectures: Sequence[Architecture],
-        d_out: int,
-        config: SetNetworkConfig,
-        edits: bool = False,
-    ):
-        super().__init__(architectures, edits)
+    def build(self, d_out: int, config: SetNetworkConfig) -> None:
+        super().build(d_out, config)
         rows = self.standardise.row_count
         self.slope = nn.Parameter(torch.randn(rows, config.width))
         self.offset = nn.Parameter(torch.randn(rows, config.width))

@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from tasks.models.base import ParameterModel
 from tasks.models.mlp import pooled_head
-from tasks.networks.architectures import Architecture, NetworkStack
+from tasks.networks.architectures import NetworkStack
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 STATISTICS = 2 + len(QUANTILES)
@@ -34,16 +34,11 @@ class StatNN(ParameterModel):
     """
 
     name = "statnn"
+    Config = StatNNConfig
 
-    def __init__(
-        self,
-        architectures: Sequence[Architecture],
-        d_out: int,
-        config: StatNNConfig,
-        edits: bool = False,
-    ):
-        super().__init__(architectures, edits)
-        self.tensors = max(len(architecture.names) for architecture in architectures)
+    def build(self, d_out: int, config: StatNNConfig) -> None:
+        super().build(d_out, config)
+        self.tensors = max(len(one.names) for one in self.architectures)
         self.layers = pooled_head(
             self.tensors * STATISTICS, config.hidden, d_out, config.dropout
         )

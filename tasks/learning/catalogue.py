@@ -10,14 +10,13 @@ from ngopt.metanets.imported import find_class
 from tasks.baselines import BASELINES
 from tasks.models.base import NetworkModel
 from tasks.models.gmn import GMN
-from tasks.models.graph_model import GraphModelConfig
 from tasks.models.ng_gnn import NGGNN
 from tasks.models.ng_t import NGT
 from tasks.networks.architectures import Architecture
 
-OURS = {model.name: (GraphModelConfig, model) for model in (NGGNN, NGT, GMN)}
-MODELS: dict[str, tuple[Any, Any]] = {**OURS, **BASELINES}
-"""Configurations and models, by the models' names."""
+MODELS: dict[str, type[NetworkModel]] = {
+    model.name: model for model in (NGGNN, NGT, GMN, *BASELINES)
+}
 
 
 def make_model(
@@ -34,20 +33,15 @@ def make_model(
     of its numbers.
     sizes: numbers of its config. Raises ValueError for an unknown model or size.
     """
-    config_class, model = MODELS[name] if name in MODELS else own_model(name)
-    config = configured(config_class(), sizes)
-    return model(architectures, d_out, config, edits=edits)
-
-
-def own_model(name: str) -> tuple[Any, Any]:
-    """Configuration and model of module:Class."""
-    model = find_class("model", name, list(MODELS), NetworkModel, may_import=True)
+    model = MODELS.get(name)
+    if model is None:
+        model = find_class("model", name, list(MODELS), NetworkModel, may_import=True)
     config = getattr(model, "Config", None)
     if not is_dataclass(config):
         raise ValueError(
             f"model '{name}': expected an attribute Config, a dataclass; got {config!r}"
         )
-    return config, model
+    return model(architectures, d_out, configured(model.Config(), sizes), edits=edits)
 
 
 def configured(config: Any, sizes: Mapping[str, float]) -> Any:
@@ -67,11 +61,12 @@ def configured(config: Any, sizes: Mapping[str, float]) -> Any:
         raise ValueError(
             f"{name}: expected sizes among {', '.join(known)}; got {', '.join(odd)}"
         )
+    changes = {}
     for key, value in sizes.items():
-        if value < 0 or known[key](value) != value:
+        changes[key] = known[key](value)
+        if value < 0 or changes[key] != value:
             whole = "number" if known[key] is float else "whole number"
             raise ValueError(
                 f"sizes: {key}: expected a {whole} of 0 or more; got {value}"
             )
-    changes = {key: known[key](value) for key, value in sizes.items()}
     return replace(config, **changes)

@@ -69,15 +69,21 @@ Config = TypeVar("Config", bound=TaskConfig)
 
 
 class NetworkTask(Generic[Config]):
-    """Base class of tasks on networks. A subclass makes its `model`.
+    """Base class of tasks on networks. In `build`, a subclass reads its data and makes
+    its `model`.
 
     Data and batches depend on the seed alone, and are the same for all models.
     """
 
     model: nn.Module
 
-    def __init__(self, config: Config, ranks: Ranks):
+    def __init__(self, config: Config, ranks: Ranks = Ranks()):  # noqa: B008
         self.config, self.ranks = config, ranks
+        self.build(config)
+
+    def build(self, config: Config) -> None:
+        """Called once, by the constructor."""
+        raise NotImplementedError
 
     def results(self) -> Mapping[str, float]:
         """Test results by name."""
@@ -131,7 +137,7 @@ class NetworkTask(Generic[Config]):
             )
         with seeded(config.training.seed, 0):
             model = make_model(config.model, architectures, d_out, sizes, edits)
-        model.fit(self.prepared(stack) for stack in stacks)
+        model.fit(map(self.prepared, stacks))
         if config.compiled and not edits:
             compile_steps(model)
         return model

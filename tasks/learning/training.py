@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from math import inf, isnan
@@ -157,13 +157,15 @@ class Trainer(ResumableTrainer):
             self._stage_steps = 0
         self.model.train()
         for group in self.optimizer.param_groups:
-            group["lr"] = _rate(self.config) * rate_factor(self.share)
+            # the rate of NGOptimizer multiplies its own
+            rate = self.config.lr if self.config.trainer == "adamw" else 1.0
+            group["lr"] = rate * rate_factor(self.share)
         self.optimizer.zero_grad()
         with self._buffers_restored():
             with seeded(self.config.seed, 1, progress.steps, self.ranks.number):
                 loss = self.task.loss(progress.steps)
                 loss.backward()
-            self._average_gradients()
+            self._average([p.grad for p in self.model.parameters()])
             clip_grad_norm_(self.model.parameters(), self.config.clip)
         with uninterrupted():
             self.optimizer.step()
@@ -188,20 +190,13 @@ class Trainer(ResumableTrainer):
                 buffer.copy_(value)
             raise
 
-    def _average_gradients(self) -> None:
+    def _average(self, values: Iterable[Tensor | None]) -> None:
+        """Averages over ranks, which have different data, in place."""
         if self.ranks.count == 1:
             return
-        for parameter in self.model.parameters():
-            if parameter.grad is not None:
-                self.ranks.all_reduce(parameter.grad).div_(self.ranks.count)
-
-    def _average_buffers(self) -> None:
-        """Averages running statistics over ranks, which have different data."""
-        if self.ranks.count == 1:
-            return
-        for buffer in self.model.buffers():
-            if buffer.is_floating_point():
-                self.ranks.all_reduce(buffer).div_(self.ranks.count)
+        for value in values:
+            if value is not None and value.is_floating_point():
+                self.ranks.all_reduce(value).div_(self.ranks.count)
 
     def _is_finished(self) -> bool:
         progress = self.progress
@@ -214,24 +209,20 @@ class Trainer(ResumableTrainer):
 
     def _validate(self, writer: SummaryWriter | None) -> None:
         progress = self.progress
-        self._average_buffers()
+        self._average(self.model.buffers())  # running statistics
         self.model.eval()
         with torch.no_grad():
             score = self.task.score()
         with uninterrupted():
-            self._add_score(-inf if isnan(score) else score)
+            score = -inf if isnan(score) else score
+            if score > progress.top or len(progress.scores) == progress.first:
+                state = self.model.state_dict()
+                progress.best = {name: x.detach().clone() for name, x in state.items()}
+            progress.scores.append(score)
+            progress.validated = progress.steps
             if writer:
                 writer.add_scalar("validation", progress.scores[-1], progress.steps)
             self.save_checkpoint()
-
-    def _add_score(self, score: float) -> None:
-        """Adds the score of the current model; copies the model if it is the best."""
-        progress = self.progress
-        if score > progress.top or len(progress.scores) == progress.first:
-            state = self.model.state_dict()
-            progress.best = {name: x.detach().clone() for name, x in state.items()}
-        progress.scores.append(score)
-        progress.validated = progress.steps
 
     def state(self) -> dict[str, Any]:
         return {
@@ -264,8 +255,3 @@ def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimize
     return torch.optim.AdamW(
         model.parameters(), lr=config.lr, weight_decay=decay, fused=True
     )
-
-
-def _rate(config: TrainingConfig) -> float:
-    """Peak learning rate; NGOptimizer's multiplies its own."""
-    return config.lr if config.trainer == "adamw" else 1.0

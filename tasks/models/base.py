@@ -1,17 +1,23 @@
-"""Base classes of the models of the tasks, which read stacks of networks."""
+"""Base classes of the models of the tasks, which read stacks of networks, and the
+standardisation of parameters by statistics of the training data."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from functools import lru_cache
+from typing import Any, ClassVar
 from warnings import filterwarnings
 
 import torch
 from torch import Tensor, nn
 
 from ngopt.graph import ParameterSpec
-from tasks.models.standardise import Standardise
+from ngopt.graph.groups_and_blocks import Bias, EdgeBlock
+from ngopt.graph.kinds import EDGE_KINDS, kind_code
+from ngopt.graph.neural_graph import NeuralGraph
 from tasks.networks.architectures import Architecture, NetworkStack
+
+NUM_KINDS = 4 * len(EDGE_KINDS)
 
 
 def compile_steps(model: nn.Module) -> None:
@@ -25,18 +31,26 @@ class NetworkModel(nn.Module):
     """Base class. A reader predicts numbers of each network, an editor updates of its
     parameters.
 
-    A subclass has `forward`, for readers, and where `can_edit` also `updates`, for
-    editors.
+    A subclass has `build`, which makes its layers, `forward`, for readers, and where
+    `can_edit` also `updates`, for editors. Its `Config` is a frozen dataclass of sizes.
 
-    architectures: of the training data. edits: whether the model is an editor.
+    architectures: of the training data. d_out: number of predictions, or of updates of
+    a parameter. edits: whether the model is an editor.
 
     Raises ValueError for an editor if the class cannot edit, and without architectures.
     """
 
     name: ClassVar[str]
+    Config: ClassVar[Any]
     can_edit: ClassVar[bool] = False
 
-    def __init__(self, architectures: Sequence[Architecture], edits: bool = False):
+    def __init__(
+        self,
+        architectures: Sequence[Architecture],
+        d_out: int,
+        config: Any,
+        edits: bool = False,
+    ):
         super().__init__()
         if edits and not self.can_edit:
             raise ValueError(f"{self.name}: reads networks, but cannot edit them")
@@ -44,7 +58,12 @@ class NetworkModel(nn.Module):
             raise ValueError(
                 f"{self.name}: expected the architectures of its networks; got none"
             )
-        self.edits = edits
+        self.architectures, self.first = architectures, architectures[0]
+        self.d_out, self.edits = d_out, edits
+        self.build(d_out, config)
+
+    def build(self, d_out: int, config: Any) -> None:
+        """Makes the layers; called once, by the constructor."""
 
     def fit(self, stacks: Iterable[NetworkStack]) -> None:
         """Computes statistics of the training data; by default none."""
@@ -69,7 +88,7 @@ class NetworkModel(nn.Module):
     def forward_mixed(self, stacks: Sequence[NetworkStack]) -> Tensor:
         """Predictions of a reader for networks of several architectures, stack after
         stack, (n, d_out)."""
-        return torch.cat([self.forward(stack) for stack in stacks])
+        return torch.cat(list(map(self.forward, stacks)))
 
     def updates(self, stack: NetworkStack) -> list[Tensor]:
         """Updates of an editor for b networks, (b, d_out, *shape) per parameter."""
@@ -88,13 +107,13 @@ class ParameterModel(NetworkModel):
 
     single_architecture: ClassVar[bool] = False
 
-    def __init__(self, architectures: Sequence[Architecture], edits: bool = False):
-        super().__init__(architectures, edits)
-        self.first = architectures[0]
-        if self.single_architecture:
-            for architecture in architectures:
+    def build(self, d_out: int, config: Any) -> None:
+        names = self.first.names
+        same_names = True
+        for architecture in self.architectures:
+            if self.single_architecture:
                 self._check(architecture)
-        same_names = all(other.names == self.first.names for other in architectures)
+            same_names = same_names and architecture.names == names
         self.standardise = Standardise(self.first if same_names else None)
 
     def fit(self, stacks: Iterable[NetworkStack]) -> None:
@@ -126,3 +145,102 @@ class ParameterModel(NetworkModel):
 
 def _shapes(parameters: Sequence[ParameterSpec]) -> str:
     return ", ".join(f"{spec.name} {spec.shape}" for spec in parameters)
+
+
+class Standardise(nn.Module):
+    """Subtracts a mean and divides by a standard deviation, both scalars per tensor.
+
+    architecture: of all networks; then each of its parameters has its own statistics.
+    None if networks differ; then parameters of the same kind share theirs, see
+    `parameter_kinds`. A kind without training data has the statistics of all
+    parameters.
+
+    Buffers: mean and std (rows,), 0 and 1 before `fit`.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, architecture: Architecture | None = None):
+        super().__init__()
+        self.names = None if architecture is None else architecture.names
+        rows = NUM_KINDS if self.names is None else len(self.names)
+        self.register_buffer("mean", torch.zeros(rows))
+        self.register_buffer("std", torch.ones(rows))
+
+    @property
+    def row_count(self) -> int:
+        return len(self.mean)
+
+    @torch.no_grad()
+    def fit(self, stacks: Iterable[NetworkStack]) -> None:
+        """Computes the statistics. Raises ValueError without networks."""
+        # count, sum and sum of squares
+        moments = torch.zeros(self.row_count, 3, dtype=torch.float64)
+        for stack in stacks:
+            for row, value in zip(self.rows(stack), stack.params, strict=True):
+                exact = value.double()
+                count = torch.full_like(exact.sum(), value.numel())
+                own = count, exact.sum(), exact.square().sum()
+                moments[row] += torch.stack(own).cpu()
+        if not moments.any():
+            raise ValueError(
+                "standardise: expected networks to take statistics from; got none"
+            )
+        has_data = moments[:, :1] > 0
+        count, first, second = torch.where(has_data, moments, moments.sum(0)).unbind(1)
+        mean = first / count
+        variance = (second / count - mean.square()).clamp_min(0)
+        # a constant parameter is only centred
+        std = torch.where(variance > 0, variance, 1).sqrt()
+        self.mean.copy_(mean)
+        self.std.copy_(std)
+
+    def forward(self, stack: NetworkStack) -> list[Tensor]:
+        """Standardised parameters, (b, *shape) each. Raises ValueError as `rows`."""
+        rows = self.rows(stack)
+        means = self.mean[rows].unbind()
+        stds = self.std[rows].unbind()
+        standardised = []
+        for value, mean, std in zip(stack.params, means, stds, strict=True):
+            standardised.append((value - mean) / std)
+        return standardised
+
+    def rows(self, stack: NetworkStack) -> list[int]:
+        """Rows of the statistics of each parameter.
+
+        Raises ValueError for networks with other parameters than the architecture.
+        """
+        if self.names is None:
+            return parameter_kinds(stack.architecture)
+        names = stack.architecture.names
+        if names != self.names:
+            raise ValueError(
+                f"standardise: expected networks with parameters "
+                f"{', '.join(self.names)}; got {', '.join(names)}"
+            )
+        return list(range(len(names)))
+
+
+@lru_cache(maxsize=4096)
+def parameter_kinds(architecture: Architecture) -> list[int]:
+    """The kind of each parameter, below `NUM_KINDS`.
+
+    It combines the kind in the graph, whether the parameter's edges start at inputs,
+    and whether they end at outputs. The first use of a shared parameter counts.
+    """
+    graph = architecture.graph
+    kinds: dict[int, int] = {}
+    uses: list[Bias | EdgeBlock] = [*graph.biases, *graph.weights]
+    for use in uses:
+        assert use.view is not None
+        kinds.setdefault(use.view.parameter, _kind(graph, use))
+    return [kinds[index] for index in range(len(graph.parameters))]
+
+
+def _kind(graph: NeuralGraph, use: Bias | EdgeBlock) -> int:
+    is_edge = isinstance(use, EdgeBlock)
+    target = use.target if is_edge else use.group
+    from_inputs = is_edge and graph.groups[use.source].role == "input"
+    to_outputs = graph.groups[target].role == "output"
+    return 4 * kind_code(use.kind, EDGE_KINDS) + 2 * from_inputs + to_outputs

@@ -98,18 +98,12 @@ class GraphModel(ParameterModel):
     every parameter.
     """
 
+    Config = GraphModelConfig
     can_edit = True
     has_global_feature = False
 
-    def __init__(
-        self,
-        architectures: Sequence[Architecture],
-        d_out: int,
-        config: GraphModelConfig,
-        edits: bool = False,
-    ):
-        super().__init__(architectures, edits)
-        self.architectures = architectures
+    def build(self, d_out: int, config: GraphModelConfig) -> None:
+        super().build(d_out, config)
         self.answers_first = config.answers_first
         self._in_first_stage = False
         self.fourier = ValueFeatures(
@@ -119,13 +113,13 @@ class GraphModel(ParameterModel):
         last = config.layers - 1
         layers = []
         for k in range(config.layers):
-            layers.append(self.layer(config, updates_edges=edits or k < last))
+            layers.append(self.layer(config, updates_edges=self.edits or k < last))
         self.network = GraphNetwork(
             self.fourier.size,
-            d_out if edits else None,
+            d_out if self.edits else None,
             config.width,
             layers,
-            largest_kernel(self.graph(one) for one in architectures),
+            largest_kernel(self.graph(one) for one in self.architectures),
             GraphNetworkOptions(
                 activations=config.activations,
                 global_feature=self.has_global_feature,
@@ -136,7 +130,7 @@ class GraphModel(ParameterModel):
         self.probes = self._make_probes(config)
         self._parts: dict[int, GraphTensors] = {}
         self._layouts: dict[int, NetworkLayout] = {}
-        if not edits:
+        if not self.edits:
             self._make_heads(config, d_out)
 
     def layer(self, config: GraphModelConfig, updates_edges: bool) -> GraphLayer:

@@ -32,7 +32,8 @@ class FreeInputs(LearnedInputs):
 
 class GeneratedInputs(LearnedInputs):
     """Learned codes, mapped to inputs by a generator without activations between its
-    layers, so that images are smooth (Kahana et al. 2024).
+    layers, so that images are smooth (Kahana et al. 2024): two linear layers for
+    points, transposed convolutions for images.
 
     latent: size of a code. channels: of an image generator, before its last map.
 
@@ -48,26 +49,19 @@ class GeneratedInputs(LearnedInputs):
     ):
         super().__init__()
         self.codes = nn.Parameter(torch.randn(count, latent))
-        self.generator = make_generator(shape, latent, channels)
+        if len(shape) == 1:
+            layers = nn.Linear(latent, latent), nn.Linear(latent, shape[0])
+            self.generator = nn.Sequential(*layers)
+        elif len(shape) == 3:
+            self.generator = ImageGenerator(shape, latent, channels)
+        else:
+            raise ValueError(
+                f"learned inputs: expected networks of points or images; "
+                f"got inputs {tuple(shape)}"
+            )
 
     def forward(self) -> Tensor:
         return self.generator(self.codes)
-
-
-def make_generator(shape: Sequence[int], latent: int, channels: int) -> nn.Module:
-    """Codes (m, latent) -> inputs (m, *shape): two linear layers for points, transposed
-    convolutions for images.
-
-    Raises ValueError for other shapes.
-    """
-    if len(shape) == 1:
-        return nn.Sequential(nn.Linear(latent, latent), nn.Linear(latent, shape[0]))
-    if len(shape) == 3:
-        return ImageGenerator(shape, latent, channels)
-    raise ValueError(
-        f"learned inputs: expected networks of points or images; "
-        f"got inputs {tuple(shape)}"
-    )
 
 
 class ImageGenerator(nn.Module):

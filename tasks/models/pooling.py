@@ -38,19 +38,15 @@ class AttentionPooling(nn.Module):
         for state, group in zip(states, graph.groups, strict=True):
             if group.role == "output":
                 outputs.append(state)
-        pooled_outputs = self._pool_outputs(torch.cat(outputs, -2))
-        return torch.cat([means.flatten(-2), pooled_outputs], -1)
-
-    def _pool_outputs(self, states: Tensor) -> Tensor:
-        if self.outputs is None:
-            return states.mean(-2)
-        count = states.shape[-2]
-        if count != self.outputs:
+        output = torch.cat(outputs, -2)
+        count = output.shape[-2]
+        if self.outputs not in (None, count):
             raise ValueError(
                 f"pooling: expected networks of {self.outputs} outputs, "
                 f"as in training; got {count}"
             )
-        return states.flatten(-2)
+        pooled = output.mean(-2) if self.outputs is None else output.flatten(-2)
+        return torch.cat([means.flatten(-2), pooled], -1)
 
 
 def common_outputs(graphs: Iterable[NeuralGraph]) -> int | None:

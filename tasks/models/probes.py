@@ -42,7 +42,12 @@ class Probes(nn.Module):
         self.inputs = inputs
         self.codes = nn.ModuleDict()
         for role in FEATURES_BY_ROLE:
-            self.codes[role] = _encoder(2 * count, hidden, width)
+            self.codes[role] = nn.Sequential(
+                nn.Linear(2 * count, hidden),
+                nn.SiLU(),
+                nn.Linear(hidden, width),
+                nn.LayerNorm(width),
+            )
 
     def forward(self, stack: NetworkStack) -> ProbeFeatures:
         architecture = stack.architecture
@@ -94,12 +99,3 @@ FEATURES_BY_ROLE = {
     "hidden": mean_and_std,
     "output": with_log_softmax,
 }
-
-
-def _encoder(d_in: int, hidden: int, d_out: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(d_in, hidden),
-        nn.SiLU(),
-        nn.Linear(hidden, d_out),
-        nn.LayerNorm(d_out),
-    )

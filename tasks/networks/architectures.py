@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from ngopt.graph import NeuralGraph, build_graph
-from tasks.networks.cnn import make_cnn
+from tasks.networks.cnn import CNN
 from tasks.networks.deep_sets import DeepSets
 from tasks.networks.input_network import InputNetwork
 from tasks.networks.siren import Siren
@@ -22,11 +22,11 @@ from tasks.shards import Networks, check_parameters
 
 KINDS: dict[str, Callable[..., InputNetwork]] = {
     "siren": Siren,
-    "cnn": make_cnn,
+    "cnn": CNN,
     "deep-sets": DeepSets,
     "vit": ViT,
 }
-"""Functions that make the module of a description, by its kind."""
+"""The module of a description, by its kind."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -95,12 +95,13 @@ def uniform_cnn(
 class CNN(Classifier):
     """Convolutions, the mean over space and a linear layer.
 
-    dropout: of neurons after every activation.
+    dropout: of neurons after every activation. layers: fields of `CNNConfig`.
 
     Raises ValueError for an unknown activation or norm.
     """
 
-    def __init__(self, config: CNNConfig, dropout: float = 0.0):
+    def __init__(self, dropout: float = 0.0, **layers: Any):
+        config = CNNConfig(**layers)
         channels = config.channels
         super().__init__(channels[0])
         self.config = config
@@ -146,11 +147,6 @@ class CNN(Classifier):
             stride = prod(self.config.strides[source + 1 : index + 1])
             x = x + shortcut(outputs[source], stride, x.shape[1])
         return self.drop(self.activations[index](x))
-
-
-def make_cnn(dropout: float = 0.0, **layers: Any) -> CNN:
-    """A `CNN` from the fields of its config."""
-    return CNN(CNNConfig(**layers), dropout)
 
 
 def shortcut(x: Tensor, stride: int, channels: int) -> Tensor:

@@ -19,6 +19,7 @@ from torch.func import functional_call, vmap
 
 from harness.files import read_json
 from tasks.networks.architectures import make_module
+from tasks.networks.input_network import InputNetwork
 from tasks.shards import Networks, check_parameters
 
 AT_ONCE = 64
@@ -142,19 +143,18 @@ def checked_networks(
     Raises ValueError for parameters that do not fit the architecture or are not finite,
     and for a network that does not run or has non-finite outputs.
     """
-    expected = parameter_shapes(path, architecture)
+    with errors_name_file(path), torch.device("meta"):
+        module = make_module(architecture)
+    expected = {name: p.shape for name, p in module.named_parameters()}
     check_parameters(f"file '{path}'", expected, params)
     own = {name: params[name].float() for name in expected}
-    check_outputs(path, architecture, own, columns.get("run"))
+    check_outputs(path, module, own, columns.get("run"))
     return Networks(architecture, own, columns)
 
 
 @torch.no_grad()
 def check_outputs(
-    path: Path,
-    architecture: Mapping[str, Any],
-    params: Mapping[str, Tensor],
-    rows: Tensor | None,
+    path: Path, module: InputNetwork, params: Mapping[str, Tensor], rows: Tensor | None
 ) -> None:
     """Runs each network on a random input.
 
@@ -163,40 +163,29 @@ def check_outputs(
     Raises ValueError, which names the network, if it does not run or its outputs are
     not finite.
     """
-    module = make_module(architecture)
     generator = torch.Generator().manual_seed(0)
     inputs = torch.rand(module.example_input().shape, generator=generator)
     run = vmap(partial(functional_call, module), (0, None))
     count = len(next(iter(params.values())))
     for index in torch.arange(count).split(AT_ONCE):
         chunk = {name: value[index] for name, value in params.items()}
-        names = [network_name(path, rows, number) for number in index.tolist()]
         try:
             outputs = run(chunk, inputs)
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             raise ValueError(
-                f"{names[0]}: expected a network that runs on inputs of shape "
-                f"{tuple(inputs.shape)}; got: {reason}"
+                f"{network_name(path, rows, index[0])}: expected a network that runs "
+                f"on inputs of shape {tuple(inputs.shape)}; got: {reason}"
             ) from None
         is_finite = outputs.flatten(1).isfinite().all(1)
         if not is_finite.all():
-            first = int(is_finite.int().argmin())
-            raise ValueError(f"{names[first]}: expected finite outputs; got others")
+            name = network_name(path, rows, index[is_finite.int().argmin()])
+            raise ValueError(f"{name}: expected finite outputs; got others")
 
 
-def network_name(path: Path, rows: Tensor | None, index: int) -> str:
+def network_name(path: Path, rows: Tensor | None, index: Tensor) -> str:
     """For messages."""
     return f"file '{path}'" + ("" if rows is None else f": network {rows[index]}")
-
-
-def parameter_shapes(
-    path: Path, architecture: Mapping[str, Any]
-) -> dict[str, tuple[int, ...]]:
-    """Shapes of an architecture's parameters by name, in its order."""
-    with errors_name_file(path), torch.device("meta"):
-        module = make_module(architecture)
-    return {name: tuple(p.shape) for name, p in module.named_parameters()}
 
 
 @contextmanager

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from harness.distributed import Ranks, process_group
 from harness.interrupts import Interrupted
+from harness.settings import named_settings
 from tasks.shards import Folder, Networks, read_shard, shard_paths, write_shard
+
+# Settings that change no network.
+IRRELEVANT = ("folder", "processes")
 
 
 class Job(NamedTuple):
@@ -21,6 +25,12 @@ class Job(NamedTuple):
     number: int
     start: int
     stop: int
+
+
+def folder_of(config: Any, program: str) -> Folder:
+    """The folder of a program, with all settings on which its networks depend."""
+    settings = named_settings(config, IRRELEVANT)
+    return Folder(Path(config.folder), {"program": program, **settings})
 
 
 def jobs(counts: Mapping[str, int], shard: int) -> Iterator[Job]:
@@ -42,21 +52,16 @@ def missing(wanted: Iterable[Job], folder: Folder, ranks: Ranks) -> list[Job]:
     found = []
     for place, job in enumerate(wanted):
         path = folder.shard(job.split, job.number)
-        if ranks.owns(place) and not _is_intact(path):
-            found.append(job)
+        if not ranks.owns(place):
+            continue
+        try:
+            if path.exists():
+                read_shard(path)
+                continue
+        except ValueError as error:
+            tqdm.write(f"made again: {error}")
+        found.append(job)
     return found
-
-
-def _is_intact(path: Path) -> bool:
-    """Whether a shard can be read; prints the name of a damaged one."""
-    if not path.exists():
-        return False
-    try:
-        read_shard(path)
-    except ValueError as error:
-        tqdm.write(f"made again: {error}")
-        return False
-    return True
 
 
 def make_shards(

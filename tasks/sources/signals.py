@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import pi
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,23 +23,6 @@ MAXIMUM = 10.0
 SAMPLES = 512
 
 
-class Signals(Protocol):
-    """Signals of one split. points: coordinates of the values, (n, d)."""
-
-    @property
-    def points(self) -> Tensor: ...
-
-    def __len__(self) -> int: ...
-
-    def values(self, index: Tensor) -> Tensor:
-        """Values of signals (k,), centred at zero: (k, channels, n)."""
-        ...
-
-    def columns(self, index: Tensor) -> dict[str, Tensor]:
-        """Properties of signals, (k,) each."""
-        ...
-
-
 @dataclass(frozen=True)
 class Images:
     """Images minus `MIDDLE`, with their label."""
@@ -50,9 +32,6 @@ class Images:
     @property
     def points(self) -> Tensor:
         return pixel_grid(*self.split.images.shape[-2:])
-
-    def __len__(self) -> int:
-        return len(self.split)
 
     def values(self, index: Tensor) -> Tensor:
         return (self.split.images[index].float() / 255 - MIDDLE).flatten(2)
@@ -73,9 +52,6 @@ class Sines:
     def points(self) -> Tensor:
         return torch.linspace(-1, 1, SAMPLES).unsqueeze(1)
 
-    def __len__(self) -> int:
-        return len(self.amplitudes)
-
     def values(self, index: Tensor) -> Tensor:
         angles = self.frequencies[index, None] * pi * self.points.squeeze(1)
         return (self.amplitudes[index, None] / MAXIMUM * angles.sin()).unsqueeze(1)
@@ -88,6 +64,14 @@ class Sines:
         }
 
 
+Signals = Images | Sines
+"""Signals of one split.
+
+points: coordinates of the values, (n, d). values: of signals (k,), centred at zero,
+(k, channels, n). columns: properties of signals, (k,) each.
+"""
+
+
 def load_signals(name: str, counts: Mapping[str, int], seed: int) -> dict[str, Signals]:
     """The splits of an image data set, or of "sines", which are generated.
 
@@ -98,22 +82,18 @@ def load_signals(name: str, counts: Mapping[str, int], seed: int) -> dict[str, S
     signals: dict[str, Signals] = {}
     if name == SINES:
         for number, split in enumerate(SPLITS):
-            signals[split] = _random_sines(counts[split], seed, number)
+            with seeded(seed, 20, number):
+                signals[split] = Sines(*(MAXIMUM * torch.rand(2, counts[split])))
         return signals
     if name not in DATASETS:
         expected = ", ".join(map(repr, (*DATASETS, SINES)))
         raise ValueError(f"data: expected one of {expected}; got '{name}'")
     data = load_dataset(name)
     for split in SPLITS:
-        images = Images(getattr(data, split))
+        images = getattr(data, split)
         if counts[split] > len(images):
             raise ValueError(
                 f"{split}: expected at most {len(images)} images; got {counts[split]}"
             )
-        signals[split] = images
+        signals[split] = Images(images)
     return signals
-
-
-def _random_sines(count: int, seed: int, split_number: int) -> Sines:
-    with seeded(seed, 20, split_number):
-        return Sines(*(MAXIMUM * torch.rand(2, count)))

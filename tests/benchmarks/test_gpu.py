@@ -20,12 +20,10 @@ from benchmarks.gpu import (
     correctness,
     cost,
     optimizers,
-    pictures,
-    process,
+    summary,
     timing,
 )
-from benchmarks.gpu.session import Records, Session, Skipped
-from benchmarks.gpu.summary import merged, summary
+from benchmarks.gpu.session import Records, Session, Skipped, in_process
 from benchmarks.shapes import TINY_WORKLOADS, Gpt
 from ngopt import devices
 
@@ -72,7 +70,7 @@ class TestProgram:
             part: [record["status"] for record in content["records"]]
             for part, content in found.items()
         }
-        assert statuses["correctness"].count("ok") == 14
+        assert statuses["correctness"].count("ok") == 16
         assert statuses["cost"].count("ok") >= 8 * len(TINY_WORKLOADS)
         assert statuses["lm"] == ["ok"] * 5
         assert statuses["meta"] == ["ok"] * 9
@@ -139,10 +137,10 @@ class TestProgram:
 
     @pytest.mark.slow
     def test_processes(self, session, monkeypatch):
-        assert process.in_process("unknown", session) == "ended with exit code 1"
-        monkeypatch.setattr(process, "GRACE", 0.0)
+        assert in_process("unknown", session) == "ended with exit code 1"
+        monkeypatch.setattr("benchmarks.gpu.session.GRACE", 0.0)
         late = Session("cpu", True, session.folder, time.monotonic())
-        assert process.in_process("correctness", late).startswith("stopped")
+        assert in_process("correctness", late).startswith("stopped")
 
 
 class TestRecords:
@@ -173,8 +171,8 @@ class TestRecords:
         )
 
     def test_a_picture_that_fails(self, session, monkeypatch, capsys):
-        monkeypatch.setitem(pictures.PICTURES, "lm", lambda records, path: 1 / 0)
-        pictures.draw("lm", [{}], session.folder / "lm.png")
+        monkeypatch.setitem(summary.PICTURES, "lm", lambda records, path: 1 / 0)
+        summary.draw("lm", [{}], session.folder / "lm.png")
         assert "lm.png': ZeroDivisionError" in capsys.readouterr().err
 
     def test_summary(self, session):
@@ -183,7 +181,8 @@ class TestRecords:
             {"weights": "ff", "check": "float64"},
             lambda: correctness.verdict(2e-8, 1e-8),
         )
-        text, has_failures = summary(merged(session.folder, [*program.SHARES], {}))
+        found = summary.merged(session.folder, [*program.SHARES], {})
+        text, has_failures = summary.summary(found)
         assert has_failures
         assert "FAILED 2e-08" in text
         assert "FAILED   correctness: ff, float64: error 2e-08, limit 1e-08" in text
@@ -269,7 +268,8 @@ class TestTiming:
         monkeypatch.setattr(timing, "perf_counter", lambda: float(next(clock)))
         prepared = []
         found = timing.timed(session, lambda: None, lambda: prepared.append(None))
-        assert found == pytest.approx((0.5, 200, 300, 3))
+        expected = {"ms": 200, "worst_ms": 300, "steps": 3, "first_s": 0.5}
+        assert found == pytest.approx(expected)
         assert len(prepared) == 5
 
     def test_slow_steps_are_repeated_less_often(self):

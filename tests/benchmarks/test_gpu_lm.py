@@ -20,7 +20,7 @@ class TestLanguageModel:
     def test_corpus(self, name, session, monkeypatch):
         if name == "BPE":
             pytest.importorskip("tokenizers")
-        monkeypatch.setattr(corpus, "_has_tokenizers", lambda: name == "BPE")
+        monkeypatch.setattr(corpus, "find_spec", lambda module: name == "BPE")
         folders = {"stdlib": Path(email.__file__).parent, "purelib": session.folder}
         monkeypatch.setattr(corpus.sysconfig, "get_paths", lambda: folders)
         first = corpus.load_corpus(session, 5000, 300)

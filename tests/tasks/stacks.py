@@ -125,9 +125,9 @@ def fitted(
 ) -> NetworkModel:
     """A model of such networks, float64, from the same seed at every call."""
     torch.manual_seed(0)
-    Config, model = MODELS[name]
+    model = MODELS[name]
     architectures = [stack.architecture for stack in stacks]
-    built = model(architectures, d_out, Config(**sizes), edits).double()
+    built = model(architectures, d_out, model.Config(**sizes), edits).double()
     built.fit(stacks)
     return built.eval()
 

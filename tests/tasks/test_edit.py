@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from harness.image_datasets import ImageDataset, Split
-from tasks import edit, edit_images
-from tasks.edit import Config, Editing
-from tasks.edit_images import contrasted, dilated
+from tasks import edit
+from tasks.edit import Config, Editing, contrasted, dilated
 from tasks.learning.task import run_task
 from tasks.learning.training import TrainingConfig
 from tasks.published import PublishedConfig, bring
@@ -21,7 +20,7 @@ def config(data, tmp_path, clock, monkeypatch):
     images = torch.randint(256, (48, 1, 28, 28), dtype=torch.uint8, generator=generator)
     split = Split(images, torch.zeros(48, dtype=torch.int64), (0.0,), (1.0,))
     monkeypatch.setattr(
-        edit_images,
+        edit,
         "load_dataset",
         lambda name: ImageDataset(name, 10, split, split, split),
     )
@@ -143,7 +142,7 @@ def test_published_networks_are_edited_from_the_command_line(config, published):
 
 
 def test_published_networks_are_numbered_by_all_images_of_a_data_set(config, published):
-    known = edit_images.load_dataset("mnist").train.images.float() / 255
+    known = edit.load_dataset("mnist").train.images.float() / 255
     asked = replace(config(), data=str(published), originals="mnist")
     targets = Editing(asked).targets
     assert torch.equal(targets["test"], dilated(known[20:24]))
@@ -189,9 +188,9 @@ def test_networks_of_other_channels_than_the_images(config, tmp_path, monkeypatc
 
 
 def test_images_that_the_data_set_does_not_have(config, monkeypatch):
-    known = edit_images.load_dataset("mnist")
+    known = edit.load_dataset("mnist")
     few = replace(known.test, images=known.test.images[:5])
     few_images = replace(known, test=few)
-    monkeypatch.setattr(edit_images, "load_dataset", lambda name: few_images)
+    monkeypatch.setattr(edit, "load_dataset", lambda name: few_images)
     with pytest.raises(ValueError, match="index: expected 0 to 4; got 5"):
         Editing(config())

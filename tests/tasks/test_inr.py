@@ -131,17 +131,14 @@ def test_missing_shards_are_made_as_they_would_have_been(config, capsys):
 def test_ranks_make_the_same(config, tmp_path, capsys):
     fit_all(config)
     other = replace(config, folder=str(tmp_path / "other"))
-    folder = inr.folder_of(other)
+    folder = inr.folder_of(other, inr.PROGRAM)
     folder.begin()
     wanted = list(jobs(inr.counts(other), other.shard))
     for number in range(2):
         # the second begins when the first has ended
         for job in missing(wanted, folder, Ranks(number, 2)):
-            data = inr.load(config)[job.split]
-            write_shard(
-                folder.shard(job.split, job.number),
-                [inr.make(job, other, data)],
-            )
+            networks = inr.make(job, other, inr.load(config))
+            write_shard(folder.shard(job.split, job.number), networks)
     assert contents(other.folder) == contents(config.folder)
 
 

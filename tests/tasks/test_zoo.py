@@ -147,7 +147,7 @@ def test_missing_shards_are_made_as_they_would_have_been(config, name):
 def test_ranks_make_the_same(config, tmp_path):
     train_all(config)
     other = replace(config, folder=str(tmp_path / "other"))
-    folder = zoo.folder_of(other)
+    folder = zoo.folder_of(other, zoo.PROGRAM)
     data = zoo.load_images(other)
     folder.begin()
     wanted = list(jobs(counts(other.runs), other.shard))

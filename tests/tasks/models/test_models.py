@@ -35,10 +35,8 @@ INVARIANT = tuple(name for name in MODELS if name not in BLIND)
 
 def test_names():
     assert set(MODELS) == {*TIED, *UNTIED}
-    assert all(model.name == name for name, (_, model) in MODELS.items())
-    assert {name for name, (_, model) in MODELS.items() if model.can_edit} == set(
-        EDITORS
-    )
+    assert all(model.name == name for name, model in MODELS.items())
+    assert {name for name, model in MODELS.items() if model.can_edit} == set(EDITORS)
 
 
 @torch.no_grad()

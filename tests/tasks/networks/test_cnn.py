@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tasks.networks.architectures import architecture_of
-from tasks.networks.cnn import CNN, CNNConfig, shortcut
+from tasks.networks.cnn import CNN, shortcut
 from tests.tasks.stacks import cnn_description
 
 WILD = cnn_description(
@@ -18,7 +18,7 @@ WILD = cnn_description(
 
 def module_of(description):
     rest = {key: value for key, value in description.items() if key != "kind"}
-    return CNN(CNNConfig(**rest))
+    return CNN(**rest)
 
 
 def test_the_small_cnn_is_a_sequence_of_torch_layers_with_4970_parameters():
@@ -108,8 +108,8 @@ def test_a_batch_norm_has_no_buffers_and_takes_the_batch_in_training_and_after()
 
 def test_dropout_is_for_training_alone():
     description = {key: value for key, value in WILD.items() if key != "kind"}
-    model = CNN(CNNConfig(**description), dropout=0.5)
-    without = CNN(CNNConfig(**description))
+    model = CNN(dropout=0.5, **description)
+    without = CNN(**description)
     without.load_state_dict(model.state_dict())
     images = torch.randn(2, 1, 32, 32)
     assert not torch.allclose(model(images), without(images))

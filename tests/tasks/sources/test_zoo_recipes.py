@@ -1,8 +1,11 @@
+from dataclasses import replace
 from random import Random
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from harness.image_datasets import Split, batch_indices
 from tasks.networks.architectures import architecture_of, make_module
 from tasks.sources.zoo_recipes import (
     FRACTIONS,
@@ -10,7 +13,12 @@ from tasks.sources.zoo_recipes import (
     OPTIMIZERS,
     WILD_ACTIVATIONS,
     ZOOS,
+    TrainingRecipe,
+    accuracy,
+    initialise,
+    train,
 )
+from tests.tasks.stacks import cnn_description
 
 
 def runs(name, count):
@@ -82,3 +90,108 @@ def test_every_network_has_a_graph_in_which_each_group_has_neurons(name):
             )
         for group, value in zip(architecture.graph.groups, said, strict=True):
             assert value is None or value.shape[1] == group.size
+
+
+RUN = TrainingRecipe(
+    architecture=cnn_description([1, 4], [5], [4], ["tanh"]),
+    optimizer="sgd",
+    init="he",
+    init_std=0.1,
+    lr=0.05,
+    l2=0.01,
+    dropout=0.0,
+    fraction=0.5,
+)
+
+
+@pytest.fixture
+def images():
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (60, 1, 32, 32), generator=generator).byte()
+    return Split(pixels, torch.randint(10, (60,), generator=generator), (0.5,), (0.25,))
+
+
+def test_training_is_sgd_with_momentum_by_hand(images):
+    torch.manual_seed(3)
+    found = train(RUN, images, images, [1, 3], batch_size=8, seed=5)
+    torch.manual_seed(3)
+    model = make_module(RUN.architecture)
+    initialise(model, RUN)
+    buffers = [torch.zeros_like(p) for p in model.parameters()]
+    for step in range(3):
+        # half of the images
+        pixels, labels = images.batch(batch_indices(30, 8, seed=5, step=step))
+        grads = torch.autograd.grad(
+            F.cross_entropy(model(pixels), labels), tuple(model.parameters())
+        )
+        with torch.no_grad():
+            for p, grad, buffer in zip(model.parameters(), grads, buffers, strict=True):
+                buffer.mul_(0.9).add_(grad + 0.01 * p)
+                p.sub_(0.05 * buffer)
+    assert [checkpoint.step for checkpoint in found] == [1, 3]
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(found[-1].params[name], p.detach())
+    assert not torch.equal(found[0].params["fc.weight"], found[1].params["fc.weight"])
+
+
+def test_accuracy_is_the_share_of_right_labels(images):
+    torch.manual_seed(0)
+    model = make_module(RUN.architecture, dropout=0.4)
+    pixels, labels = images.batch(torch.arange(60))
+    model.eval()
+    right = sum(
+        int(model(pixel[None]).argmax() == label)
+        for pixel, label in zip(pixels, labels, strict=True)
+    )
+    model.train()
+    assert accuracy(model, images) == right / 60
+    assert model.training
+
+
+def test_a_run_that_diverges_has_no_networks(images):
+    assert (
+        train(replace(RUN, lr=1e30), images, images, [4], batch_size=8, seed=0) is None
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+def test_other_optimizers_lower_the_loss_of_what_they_see(images, optimizer):
+    run = replace(RUN, optimizer=optimizer, lr=0.01, l2=0.0, fraction=1.0)
+    torch.manual_seed(0)
+    found = train(run, images, images, [1, 200], batch_size=30, seed=0)
+    assert found[1].accuracy > found[0].accuracy + 0.2
+
+
+@pytest.mark.parametrize("init", ["he", "glorot", "normal"])
+def test_weights_have_the_spread_of_their_init_and_biases_are_zero(init):
+    torch.manual_seed(0)
+    # 5 x 5 kernels: a fan of 25 in, and 25 n out
+    run = replace(
+        RUN,
+        architecture=cnn_description([1, 1999], [5], [4], ["relu"]),
+        init=init,
+        init_std=0.3,
+    )
+    model = make_module(run.architecture)
+    initialise(model, run)
+    expected = {
+        "he": (2 / 25) ** 0.5,
+        "glorot": (2 / (25 + 25 * 1999)) ** 0.5,
+        "normal": 0.3,
+    }[init]
+    weight = model.layers[0].weight
+    assert weight.std().item() == pytest.approx(expected, rel=0.02)
+    assert not model.layers[0].bias.any()
+    assert not model.fc.bias.any()
+
+
+def test_orthogonal_weights_are():
+    run = replace(
+        RUN,
+        architecture=cnn_description([1, 4], [5], [4], ["relu"]),
+        init="orthogonal",
+    )
+    model = make_module(run.architecture)
+    initialise(model, run)
+    rows = model.layers[0].weight.flatten(1)
+    torch.testing.assert_close(rows @ rows.T, torch.eye(4), atol=1e-5, rtol=0)

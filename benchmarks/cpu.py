@@ -1,12 +1,19 @@
-"""Times alternatives in turns, so that noise of the machine affects all of them."""
+"""Time of calls on this machine's CPU."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from statistics import median
-from time import process_time
+from time import perf_counter, process_time
 
 WARM_UP = 2  # turns that are not counted, in which functions are compiled
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    """Seconds that a call takes."""
+    start = perf_counter()
+    call()
+    return perf_counter() - start
 
 
 def rates_in_turns(
@@ -15,7 +22,8 @@ def rates_in_turns(
     """Networks per second of two functions, and the ratio of the first to the second.
 
     A turn calls each function twice and times the second call, whose caches are warm.
-    Rates are those of the median process time over `repeats` turns. count: of networks.
+    Turns alternate, so that noise of the machine affects both. Rates are those of the
+    median process time over `repeats` turns. count: of networks.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats + WARM_UP):

@@ -1,6 +1,6 @@
 import torch
 
-from tasks.models.running_norm import EPSILON, MOMENTUM, RunningNorm
+from tasks.models.mlp import EPSILON, MOMENTUM, RunningNorm
 
 
 def test_at_first_batches_count_alike():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tasks.models.standardise import Standardise
+from tasks.models.base import Standardise
 from tasks.networks.architectures import NetworkStack, architecture_of
 
 
