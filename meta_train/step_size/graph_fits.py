@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 from time import perf_counter
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from harness.json_lines import append_line, read_lines
-from meta_train.step_size.graph_batches import Batch, batch_of, network_of
+from meta_train.step_size.graph_batches import Batch, batch_of, moved, network_of
 from meta_train.step_size.graph_inputs import COLUMNS, COLUMNS_OF_WEIGHTS, GraphInput
 from meta_train.step_size.graph_predictor import GraphPredictor, Sizes
 from meta_train.step_size.outcomes import interpolated
@@ -93,7 +94,16 @@ def fit_all(
     Each fit is appended to a file of JSON lines. Fits that are there are left out.
     """
     start = perf_counter()
-    fitters = Fitters(examples, settings, device)
+
+    @cache
+    def batches(graph: int) -> list[Batch]:
+        found = examples.batches(graph, settings.batch)
+        return [moved(batch, device) for batch in found]
+
+    @cache
+    def fitter(variant: Variant) -> Fitter:
+        return Fitter(examples, batches(variant.graph), variant, settings)
+
     stored = {}
     for record in read_lines([path]):
         stored[json.dumps(record["fit"])] = record
@@ -104,7 +114,7 @@ def fit_all(
             record = stored.get(json.dumps(fit))
             seconds = perf_counter() - start
             if record is None and seconds <= settings.seconds:
-                places = fitters.get(variant).left_out(fold, seed)
+                places = fitter(variant).left_out(fold, seed)
                 record = {"fit": fit, "places": places}
                 append_line(path, record)
                 print(variant.label, seed, fold, f"{seconds:.1f} s", flush=True)
@@ -142,39 +152,6 @@ def collected(
             found[name] = torch.full((seeds, len(folds)), torch.nan)
         found[name][fit["seed"], folds == fit["fold"]] = places
     return found
-
-
-class Fitters:
-    """A `Fitter` for every variant. Those of the same graph share batches."""
-
-    def __init__(self, examples: Examples, settings: Settings, device: str):
-        self.examples = examples
-        self.settings = settings
-        self.device = device
-        self._count = settings.batch
-        self._batches: dict[int, list[Batch]] = {}
-        self._known: dict[str, Fitter] = {}
-
-    def get(self, variant: Variant) -> Fitter:
-        """Batches are halved when memory of the GPU is short."""
-        while variant.label not in self._known:
-            batches = self._batches_of(variant.graph)
-            try:
-                made = Fitter(self.examples, batches, variant, self.settings)
-                self._known[variant.label] = made
-            except torch.cuda.OutOfMemoryError:
-                if self._count == 1:
-                    raise
-                self._count //= 2
-                self._batches, self._known = {}, {}
-                torch.cuda.empty_cache()
-        return self._known[variant.label]
-
-    def _batches_of(self, graph: int) -> list[Batch]:
-        if graph not in self._batches:
-            found = self.examples.batches(graph, self._count)
-            self._batches[graph] = [batch.to(self.device) for batch in found]
-        return self._batches[graph]
 
 
 class Fitter:

@@ -146,13 +146,12 @@ def test_large_networks_can_be_left_out():
         unnamed=np.zeros((4, 2, 1)),
         gains=np.arange(4.0).reshape(4, 1, 1),
         log_multipliers=np.zeros(1),
-        kinds=np.array(list("abcd")),
-        steps=np.arange(4),
         files=np.zeros(4),
     )
     found = of_small_networks(data, 1000)
     assert [training.seed for training in found.trainings] == [0, 2]
     assert found.gains.flatten().tolist() == [0.0, 2.0]
-    assert found.kinds.tolist() == ["a", "c"] and found.steps.tolist() == [0, 2]
+    assert found.kinds.tolist() == [draw(seed).kind for seed in (0, 2)]
+    assert found.steps.tolist() == [draw(seed).steps for seed in (0, 2)]
     assert found.x.shape == (2, 2, 1) and found.unnamed.shape == (2, 2, 1)
     assert len(of_small_networks(data, math.inf).files) == 4

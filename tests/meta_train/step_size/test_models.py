@@ -157,7 +157,6 @@ def folder(tmp_path):
             "multipliers": list(2**GRID),
             "first": [1.0, 1.0],
             "validation": [[loss, loss] for loss in losses],
-            "signals": {},
         }
         append_line(tmp_path / "outcomes.jsonl", record)
         # at a multiplier of 2, where longer steps of the last layer are better

@@ -69,7 +69,7 @@ def test_gains_of_changes_and_their_bound():
     }
     gains = gains_of(record)
     assert gains[UNCHANGED].tolist() == [0, 0]
-    assert gains["output 0.5"] == pytest.approx([10.5, -9.5], abs=0.1)
+    assert gains["output 0.5"] == pytest.approx([0.105, -0.095], abs=1e-3)
     (row,) = compared([gains])
     assert row["change of"] == "output"
     assert row["x 2"] == row["bound"] == "45.6 +- 0.0"  # twice is best with both seeds
