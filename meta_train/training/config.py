@@ -52,14 +52,10 @@ class Config:
     average: float = 0.0
     """Decay of a running mean of the metanet's weights over outer steps, which is what
     is validated and kept; with 0 these are the latest."""
-    inner_weight_decay: float = 0.0
     clip_norm: float = 1.0
     """Largest norm of one optimizee's meta-gradient."""
     sigma: float = 0.01
     """Standard deviation of the perturbations of pes and es."""
-    scaling: float = 1.0
-    """Each tensor is optimized in a unit of its own,
-    log-uniform between 1 / scaling and scaling."""
     loss_limit: float = 2.0
     """Losses count up to this many times the first; an optimizee whose mean over a
     truncation is more than half way there is begun anew."""

@@ -9,7 +9,6 @@ import torch
 
 from harness.random import derive_seed, seeded
 from meta_train.training.config import Config
-from meta_train.training.worker import Job
 
 
 @dataclass
@@ -56,18 +55,8 @@ class RestartSchedule:
         return min(self.config.truncation, rest)
 
     def seed(self, optimizee: OptimizeeProgress) -> int:
+        """Of its initial weights and batches, another one after a restart."""
         return derive_seed(self.config.seed, 10, optimizee.number, optimizee.life)
-
-    def job(self, optimizee: OptimizeeProgress) -> Job:
-        """The next truncation."""
-        return Job(
-            seed=self.seed(optimizee),
-            steps=self.steps(optimizee),
-            age=optimizee.age,
-            horizon=optimizee.horizon,
-            state=optimizee.state,
-            first_loss=optimizee.first_loss,
-        )
 
     def advance(
         self,

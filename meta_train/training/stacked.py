@@ -44,12 +44,6 @@ class Stack(Optimizees):
         self.graph = first.graph
         self.names = first.names
         self._first = first
-        like = next(first.model.parameters())
-        self._scales: list[float | Tensor] = []
-        for row in zip(*(optimizee.scales for optimizee in optimizees), strict=True):
-            # the float 1 skips the multiplication
-            scale = 1.0 if set(row) == {1.0} else like.new_tensor(row)
-            self._scales.append(scale)
 
     def loss(
         self, params: list[Tensor], buffers: Buffers, step: int | Tensor
@@ -59,12 +53,9 @@ class Stack(Optimizees):
         for optimizee, own in zip(self.optimizees, steps, strict=True):
             batches.append(optimizee.host_batch(own))
         batch = to_device(stacked(batches), self._first.device)
-        axes = [None if isinstance(scale, float) else 0 for scale in self._scales]
-        function = torch.vmap(
-            self._first.loss_of, (0, 0, axes, 0), randomness="different"
-        )
+        function = torch.vmap(self._first.loss_of, randomness="different")
         with self._first.randomness(steps[0]):
-            return function(list(params), buffers, self._scales, batch)
+            return function(list(params), buffers, batch)
 
     def normal(self, step: Tensor, size: int, dtype: torch.dtype) -> Tensor:
         rows = []

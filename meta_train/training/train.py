@@ -18,13 +18,12 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from math import inf, isnan, nan
+from math import inf
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
-from torch.nn.utils import parameters_to_vector
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._pytree import tree_map_only
 from torch.utils.tensorboard import SummaryWriter
@@ -39,16 +38,14 @@ from harness.random import derive_seed
 from harness.settings import named_settings
 from harness.trainer import ResumableTrainer
 from meta_train.problems import Metrics, mean_metrics
-from meta_train.training.all_reduce import ReducedResult, all_reduce_results
 from meta_train.training.config import Config, learning_rate_factor
 from meta_train.training.rank_assignment import StepCosts, assign_ranks
-from meta_train.training.restart_schedule import OptimizeeProgress, RestartSchedule
+from meta_train.training.restart_schedule import OptimizeeProgress
 from meta_train.training.rules import as_weights, trained_metanet
 from meta_train.training.tensorboard import log_gradients, log_updates, log_validation
 from meta_train.training.unroll import Optimizee, whole_run
 from meta_train.training.weights import make_learned, with_stage
-from meta_train.training.worker import Result, Worker
-from ngopt.metanets import Metanet
+from meta_train.training.worker import ReducedResult, Result, Worker, reduced
 from ngopt.pretrained import save_pretrained
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
@@ -60,7 +57,7 @@ class MetaTrainer(ResumableTrainer):
     """The outer loop: unrolls optimizees, averages their meta-gradients, steps AdamW,
     validates, saves.
 
-    Every rank takes the same outer steps. `ReducedResult` is summed over ranks; the
+    Every rank takes the same outer steps, and gets the `ReducedResult` of all. The
     state of an optimizee is sent when another rank is assigned to it.
     """
 
@@ -84,7 +81,7 @@ class MetaTrainer(ResumableTrainer):
         self.optimizer = torch.optim.AdamW(
             self.metanet.parameters(), lr=config.lr, weight_decay=config.weight_decay
         )
-        self.schedule = RestartSchedule(config)
+        self.schedule = self.worker.schedule
         self.optimizees = self.schedule.start()
         self.costs = StepCosts()
         self.owners = [k % ranks.count for k in range(config.optimizees)]
@@ -154,20 +151,17 @@ class MetaTrainer(ResumableTrainer):
         """One outer step of all optimizees."""
         self._assign_ranks()
         own = list(filter(self._is_own, self.optimizees))
-        results = self.worker.run(list(map(self.schedule.job, own)))
-        numbers = [optimizee.number for optimizee in own]
-        reduced = all_reduce_results(
-            dict(zip(numbers, results, strict=True)),
-            len(self.optimizees),
-            parameters_to_vector(self.metanet.parameters()).detach(),
-            self.config.clip_norm,
-            self.ranks,
-        )
+        results = self.worker.run(own)
+        found = {}
+        for optimizee, result in zip(own, results, strict=True):
+            found[optimizee.number] = reduced(result, self.config.clip_norm)
+        found = self.ranks.all_gather(found)
+        in_order = [found[number] for number in range(len(self.optimizees))]
         with uninterrupted():
             self.outer_step += 1
-            self._update_metanet(reduced)
-            self._advance(own, results, reduced)
-        return reduced
+            self._update_metanet(in_order)
+            self._advance(own, results, in_order)
+        return in_order
 
     def _update_metanet(self, results: Sequence[ReducedResult]) -> None:
         gradients = [r.meta_gradient for r in results if r.is_usable]
@@ -176,7 +170,11 @@ class MetaTrainer(ResumableTrainer):
         factor = learning_rate_factor(self.outer_step, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * factor
-        assign_gradient(self.metanet, torch.stack(gradients).mean(0))
+        mean = torch.stack(gradients).to(self.device).mean(0)
+        for p, piece in zip(
+            self.metanet.parameters(), as_weights(mean, self.metanet), strict=True
+        ):
+            p.grad = piece.clone()
         self.optimizer.step()
         self.mean.update_parameters(self.metanet)
 
@@ -238,22 +236,11 @@ class MetaTrainer(ResumableTrainer):
 
         Stores the weights when their mean loss is the lowest yet.
         """
-        config = self.config
-        rows = torch.zeros(config.validation_seeds, 2, dtype=torch.float64)
-        for k in range(config.validation_seeds):
-            if self.ranks.owns(k):
-                found = whole_run(
-                    self._validation_optimizee(k),
-                    self.averaged,
-                    config.horizon,
-                    config.inner_weight_decay,
-                )
-                accuracy = nan if found.accuracy is None else found.accuracy
-                rows[k] = torch.tensor([found.loss, accuracy], dtype=torch.float64)
-        results = []
-        for loss, accuracy in self.ranks.all_reduce(rows).tolist():
-            results.append(Metrics(loss, None if isnan(accuracy) else accuracy))
-        metrics = mean_metrics(results)
+        own, horizon = {}, self.config.horizon
+        for k in filter(self.ranks.owns, range(self.config.validation_seeds)):
+            own[k] = whole_run(self._validation_optimizee(k), self.averaged, horizon)
+        found = self.ranks.all_gather(own)
+        metrics = mean_metrics([found[k] for k in sorted(found)])
         with uninterrupted():
             self._store_validation(metrics)
         return metrics
@@ -315,12 +302,6 @@ def placed(state: Any, device: torch.device) -> Any:
         return x if x.is_cpu else x.to(device)
 
     return tree_map_only(torch.Tensor, one, state)
-
-
-def assign_gradient(metanet: Metanet, gradient: torch.Tensor) -> None:
-    pieces = as_weights(gradient, metanet)
-    for parameter, piece in zip(metanet.parameters(), pieces, strict=True):
-        parameter.grad = piece.clone()
 
 
 def advice(config: Config, outer_step: int, made_for: int | None) -> Iterator[str]:

@@ -80,18 +80,16 @@ class Optimizees(ABC):
         grads = [None if grad is None else grad.contiguous() for grad in grads]
         return loss if create_graph else loss.detach(), grads, buffers
 
-    def hyper(self, weight_decay: float = 0.0) -> Hyper:
-        """weight_decay: 0 for that of the rule."""
+    def hyper(self) -> Hyper:
+        """The learning rate 1, and the weight decay of the rule."""
         count = len(self.names)
-        return Hyper([1.0] * count, [weight_decay or None] * count)
+        return Hyper([1.0] * count, [None] * count)
 
 
 class Optimizee(Optimizees):
     """A problem with a seed, which fixes initial weights, batches and dropout.
 
     autocast: compute the loss in bfloat16 where torch.autocast does.
-    scaling: each tensor is optimized divided by a factor that is log-uniform between
-        1 / scaling and scaling (Moudgil et al. 2025, Celo2). The network is the same.
     """
 
     count = ()
@@ -101,7 +99,6 @@ class Optimizee(Optimizees):
         problem: Problem,
         seed: int,
         autocast: bool = False,
-        scaling: float = 1.0,
         device: torch.device | str = "cpu",
     ):
         self.problem = problem
@@ -115,15 +112,10 @@ class Optimizee(Optimizees):
         # convolutions are faster there with channels last
         is_convolutional = any(p.dim() == 4 for p in self.model.parameters())
         self._has_channels_last = is_convolutional and self.device.type == "cpu"
-        with seeded(seed, 6):
-            exponents = 2 * torch.rand(len(self.names), dtype=torch.float64) - 1
-        self.scales = [scaling**e for e in exponents.tolist()]
 
     def start(self, rule: UpdateRule) -> Inner:
         """The inner training before its first step."""
-        params = []
-        for p, scale in zip(self.model.parameters(), self.scales, strict=True):
-            params.append(p.detach() / scale)
+        params = [p.detach().clone() for p in self.model.parameters()]
         buffers = {}
         for name, buffer in self.model.named_buffers():
             buffers[name] = buffer.detach().clone()
@@ -139,19 +131,15 @@ class Optimizee(Optimizees):
             params, batch = channels_last((params, batch))
             layout = ChannelsLast()
         with self.randomness(step), layout:
-            return self.loss_of(params, buffers, self.scales, batch)
+            return self.loss_of(params, buffers, batch)
 
     def loss_of(
-        self,
-        params: Sequence[Tensor],
-        buffers: Buffers,
-        scales: Sequence[float | Tensor],
-        batch: Any,
+        self, params: Sequence[Tensor], buffers: Buffers, batch: Any
     ) -> tuple[Tensor, Buffers]:
         """`loss` with all arguments that differ between optimizees of a stack."""
         buffers = {name: b.clone() for name, b in buffers.items()}
-        scaled = dict(zip(self.names, _scaled(params, scales), strict=True))
-        tensors = {f"model.{name}": x for name, x in (scaled | buffers).items()}
+        named = dict(zip(self.names, params, strict=True))
+        tensors = {f"model.{name}": x for name, x in (named | buffers).items()}
         precision = nullcontext()
         if self.autocast:
             precision = torch.autocast(self.device.type, torch.bfloat16)
@@ -179,8 +167,8 @@ class Optimizee(Optimizees):
     def model_at(self, inner: Inner) -> nn.Module:
         """The module with the current parameters and buffers, in evaluation mode."""
         model = copy.deepcopy(self.model)
-        scaled = dict(zip(self.names, _scaled(inner.params, self.scales), strict=True))
-        model.load_state_dict(scaled | inner.buffers, strict=False)
+        params = dict(zip(self.names, inner.params, strict=True))
+        model.load_state_dict(params | inner.buffers, strict=False)
         return model.eval()
 
 
@@ -228,16 +216,11 @@ def unroll(
     return inner, torch.stack(losses)
 
 
-def whole_run(
-    optimizee: Optimizee,
-    learned: LearnedOptimizer,
-    steps: int,
-    weight_decay: float = 0.0,
-) -> Metrics:
+def whole_run(optimizee: Optimizee, learned: LearnedOptimizer, steps: int) -> Metrics:
     """Validation metrics after a whole inner training."""
     rule = learned.bind(optimizee.graph, steps)
     start = optimizee.start(rule)
-    inner, _ = unroll(optimizee, start, rule, steps, optimizee.hyper(weight_decay))
+    inner, _ = unroll(optimizee, start, rule, steps, optimizee.hyper())
     return optimizee.problem.evaluate(optimizee.model_at(inner), "validation")
 
 
@@ -249,15 +232,6 @@ def to_device(values: Tree, device: torch.device) -> Tree:
         return x.to(device, non_blocking=True)
 
     return tree_map_only(Tensor, move, values)
-
-
-def _scaled(params: Sequence[Tensor], scales: Sequence[float | Tensor]) -> list[Tensor]:
-    """Parameters as the network uses them."""
-    scaled = []
-    for p, scale in zip(params, scales, strict=True):
-        is_one = isinstance(scale, float) and scale == 1
-        scaled.append(p if is_one else scale * p)
-    return scaled
 
 
 class _Objective(nn.Module):

@@ -1,10 +1,9 @@
-"""Unrolls the optimizees of one rank. A job holds all that its result depends on."""
+"""Unrolls the optimizees of one rank."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from time import process_time
 from typing import Any, NamedTuple
 
@@ -21,28 +20,13 @@ from meta_train.training.estimators import (
     Imitation,
     SecondOrderTBPTT,
 )
+from meta_train.training.restart_schedule import OptimizeeProgress, RestartSchedule
 from meta_train.training.rules import depends_on_step
 from meta_train.training.stacked import Stack, stacked, unstacked
 from meta_train.training.unroll import Optimizee
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
 ESTIMATORS = ("tbptt", "tbptt-2", "pes", "es", "imitation")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One truncation of one optimizee.
-
-    steps: its length. age: steps of the inner training before it. horizon: of the whole
-    inner training. `state` and `first_loss` are None before its first.
-    """
-
-    seed: int
-    steps: int
-    age: int
-    horizon: int
-    state: Any
-    first_loss: float | None
 
 
 class Result(NamedTuple):
@@ -57,23 +41,54 @@ class Result(NamedTuple):
     seconds: float = 0.0
 
 
+class ReducedResult(NamedTuple):
+    """The result of one optimizee's truncation as all ranks have it, without its state.
+
+    is_usable: whether all numbers are finite. meta_gradient: clipped, on the CPU. norm:
+    before clipping. seconds: of a core. Losses as in `Estimate`.
+    """
+
+    is_usable: bool
+    meta_loss: float
+    inner_loss: float
+    first_loss: float
+    norm: float
+    seconds: float
+    meta_gradient: Tensor
+
+
+def reduced(result: Result, clip_norm: float) -> ReducedResult:
+    """clip_norm: largest norm of a meta-gradient."""
+    estimate = result.estimate
+    gradient = estimate.meta_gradient
+    norm = gradient.norm().item()
+    return ReducedResult(
+        is_usable=all(bool(values.isfinite().all()) for values in estimate),
+        meta_loss=estimate.meta_loss.item(),
+        inner_loss=estimate.inner_loss.item(),
+        first_loss=result.first_loss,
+        norm=norm,
+        seconds=result.seconds,
+        meta_gradient=(gradient * min(1.0, clip_norm / max(norm, 1e-12))).cpu(),
+    )
+
+
 def make_estimator(config: Config, limit: float | Tensor, horizon: int) -> Estimator:
     """The estimator that the config names.
 
     limit: of a loss, one for all or one per optimizee. Raises ValueError for an unknown
     name.
     """
-    decay = config.inner_weight_decay
     tail = config.tail
     sigma = config.sigma
     match config.estimator:
         case "tbptt":
-            return TBPTT(decay, limit, tail, horizon)
+            return TBPTT(limit, tail, horizon)
         case "tbptt-2":
-            return SecondOrderTBPTT(decay, limit, tail, horizon)
+            return SecondOrderTBPTT(limit, tail, horizon)
         case "pes" | "es":
             is_persistent = config.estimator == "pes"
-            return PES(sigma, decay, limit, tail, is_persistent, horizon)
+            return PES(sigma, limit, tail, is_persistent, horizon)
         case "imitation":
             return Imitation()
     raise ValueError(
@@ -90,13 +105,8 @@ class Worker:
 
     def __init__(self, config: Config, learned: LearnedOptimizer, device: torch.device):
         make_estimator(config, 1.0, 1)
-        if config.estimator == "imitation":
-            for key, default in (("inner_weight_decay", 0.0), ("tail", 1.0)):
-                value = getattr(config, key)
-                if value != default:
-                    raise ValueError(
-                        f"{key}: expected none with imitation; got {value}"
-                    )
+        if config.estimator == "imitation" and config.tail != 1:
+            raise ValueError(f"tail: expected none with imitation; got {config.tail}")
         if config.stacked and learned.base is not None:
             raise ValueError(
                 "stacked: expected a metanet without a base rule; got the base rule "
@@ -104,18 +114,20 @@ class Worker:
                 "Leave out --stacked."
             )
         self.config = config
+        self.schedule = RestartSchedule(config)
         self.learned = learned
         self.device = device
         self.problems = list(map(load_problem, config.problems))
         self._optimizees: dict[int, Optimizee] = {}
 
-    def run(self, jobs: Sequence[Job]) -> list[Result]:
+    def run(self, jobs: Sequence[OptimizeeProgress]) -> list[Result]:
+        """The next truncation of some optimizees."""
         before = self._optimizees
         self._optimizees = {}
         groups: dict[Hashable, list[int]] = defaultdict(list)
         for number, job in enumerate(jobs):
-            optimizee = before.get(job.seed) or self.optimizee(job.seed)
-            self._optimizees[job.seed] = optimizee
+            seed = self.schedule.seed(job)
+            self._optimizees[seed] = before.get(seed) or self.optimizee(seed)
             key = self._stack_key(job) if self.config.stacked else number
             groups[key].append(number)
         found: dict[int, Result] = {}
@@ -130,15 +142,15 @@ class Worker:
     def optimizee(self, seed: int) -> Optimizee:
         problem = self.problems[self.problem_of(seed)]
         config = self.config
-        return Optimizee(problem, seed, config.autocast, config.scaling, self.device)
+        return Optimizee(problem, seed, config.autocast, self.device)
 
-    def unroll(self, jobs: Sequence[Job]) -> list[Result]:
+    def unroll(self, jobs: Sequence[OptimizeeProgress]) -> list[Result]:
         """One truncation of optimizees that can be stacked."""
         config = self.config
         learned = self.learned
-        steps = jobs[0].steps
+        steps = self.schedule.steps(jobs[0])
         horizon = jobs[0].horizon
-        optimizees = [self._optimizees[job.seed] for job in jobs]
+        optimizees = [self._own(job) for job in jobs]
         first_losses = []
         for job, optimizee in zip(jobs, optimizees, strict=True):
             known = job.first_loss
@@ -176,10 +188,14 @@ class Worker:
         """The number of the problem of an optimizee."""
         return seed % len(self.problems)
 
-    def _stack_key(self, job: Job) -> Hashable:
-        """Jobs with equal keys are unrolled as one."""
-        shapes = tuple(p.shape for p in self._optimizees[job.seed].model.parameters())
+    def _own(self, job: OptimizeeProgress) -> Optimizee:
+        return self._optimizees[self.schedule.seed(job)]
+
+    def _stack_key(self, job: OptimizeeProgress) -> Hashable:
+        """Those with equal keys are unrolled as one."""
+        shapes = tuple(p.shape for p in self._own(job).model.parameters())
         needs_equal_age = self.config.estimator == "imitation"
         needs_equal_age = needs_equal_age or depends_on_step(self.learned)
         age = (job.age, job.horizon) if needs_equal_age else ()
-        return self.problem_of(job.seed), shapes, job.steps, age
+        problem = self.problem_of(self.schedule.seed(job))
+        return problem, shapes, self.schedule.steps(job), age

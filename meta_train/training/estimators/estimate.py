@@ -75,10 +75,8 @@ def weighted(
     )
 
 
-def times(number: Tensor | float, value: Tensor) -> Tensor:
-    """Values (*count, *shape) times one number, or one per optimizee (*count)."""
-    if not isinstance(number, Tensor):
-        return value if number == 1 else number * value
+def times(number: Tensor, value: Tensor) -> Tensor:
+    """Values (*count, *shape) times a number per optimizee, (*count)."""
     return along(number, value).to(value) * value
 
 

@@ -45,7 +45,6 @@ class PES:
     """
 
     sigma: float = 0.01
-    weight_decay: float = 0.0
     loss_limit: float | Tensor = float("inf")
     tail: float = 1.0
     persistent: bool = True
@@ -88,7 +87,7 @@ class PES:
         self, optimizee: Optimizees, rule: UpdateRule, inner: Inner, steps: int
     ) -> tuple[Tensor, Inner]:
         """The clamped losses after each update, (steps, *count)."""
-        hyper = optimizee.hyper(self.weight_decay)
+        hyper = optimizee.hyper()
         losses = []
         loss, grads, buffers = optimizee.gradient(inner)
         for _ in range(steps):
