@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tyro.conf import Suppress
+
 from meta_train.comparison import leaderboard
-from meta_train.comparison.leaderboard import OURS, Leaderboard, compare
+from meta_train.comparison.leaderboard import OURS
 from meta_train.comparison.optimizers import OPEN
 
 BASELINES = ("adam", "adam-cosine", "schedule-free", "muon-cosine", "soap-cosine")
@@ -26,27 +28,12 @@ PUBLISHED = {
 
 
 @dataclass(frozen=True)
-class Config:
-    """Settings of the comparison. Both programs share the runs of a folder."""
+class Config(leaderboard.Config):
+    """Settings of the comparison, with curves of the test split. Both programs share
+    the runs of a folder."""
 
+    problems: Suppress[tuple[str, ...]] = ("paper",)
     optimizers: tuple[str, ...] = (*BASELINES, *FIVE, *FIVE_OPEN, OURS)
     """Names of baselines or of bundled weights, or paths of weights files."""
-    seeds: int = 5
-    steps: int | None = None
-    """Updates per run; None for the paper's 1,000."""
+    curve_split: Suppress[str] = "test"
     folder: str = "runs/paper"
-    processes: int = 1
-    """Runs at the same time, of one thread each."""
-    metanet: str | None = None
-    """module:Class of your own metanet, which is imported, where weights name one."""
-
-
-def comparison(config: Config) -> Leaderboard:
-    """Tunes the baselines on validation data and runs all, with curves of the test
-    split.
-
-    Raises ValueError if an optimizer is unknown, before anything runs.
-    """
-    return compare(
-        leaderboard.Config(problems=("paper",), curve_split="test", **vars(config))
-    )

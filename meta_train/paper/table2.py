@@ -15,9 +15,10 @@ from pathlib import Path
 
 from harness import cli
 from harness.tables import markdown_table, plus_minus, text_table
+from meta_train.comparison.leaderboard import compare
 from meta_train.comparison.optimizers import OPEN
 from meta_train.comparison.report import Row
-from meta_train.paper.published import PUBLISHED, Config, comparison
+from meta_train.paper.published import PUBLISHED, Config
 from meta_train.problems import PAPER
 
 DATA_SETS = ("FashionMNIST", "CIFAR-10")
@@ -42,7 +43,7 @@ def cells(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def run(config: Config) -> None:
-    rows = comparison(config).rows
+    rows = compare(config).rows
     table = []
     for name in config.optimizers:
         own = {row.problem: row for row in rows if row.optimizer == name}

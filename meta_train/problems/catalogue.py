@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from meta_train.problems import situations
-from meta_train.problems.families import Family, sampled_cnn
+from meta_train.problems.families import CnnFamily
 from meta_train.problems.objectives import (
     CONTRAST,
     PREDICT_QUANTILES,
@@ -40,11 +40,8 @@ for given, problem in read_problems(Path(__file__).with_suffix(".csv"), CONSTRUC
 
 # For meta-training only: a family in which each seed is another network, and a wide
 # network on few pixels. The wide one is as fast as fm-16, and covers wider networks.
-_base = PROBLEMS["fm-16"]
-META_TRAINING: dict[str, Family | SupervisedProblem] = {
-    "fm-cnns": Family("fm-cnns", partial(sampled_cnn, steps=_base.steps), _base),
-    **_META_TRAINING,
-}
+_family = CnnFamily(**{**vars(PROBLEMS["fm-16"]), "name": "fm-cnns"})
+META_TRAINING = {_family.name: _family, **_META_TRAINING}
 
 # for choosing hyperparameters and weights of learned optimizers
 DEVELOPMENT = tuple(_names["development"])

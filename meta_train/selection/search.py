@@ -5,8 +5,8 @@ A trial (Optuna, TPE) draws sizes of the metanet, outer learning rate, weight de
 number of outer steps. It meta-trains, chooses the output gain over whole runs, and is
 scored by validation accuracy on FashionMNIST; other data are never used. Every trial is
 kept in the folder's journal, with its weights in `trial-N/`. The same command resumes,
-also in several shells at a time, and replaces a trial whose process has ended. The best
-weights are written to `best.safetensors`, all trials to `trials.json`.
+also in several shells at a time; a trial whose process has ended does not count. The
+best weights are written to `best.safetensors`, all trials to `trials.json`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from harness.interrupts import Interrupted
 from harness.settings import check_counts, named_settings
 from harness.tables import text_table
 from meta_train.selection import sweep
-from meta_train.selection.study import open_study, run_trials, write_trials
+from meta_train.selection.study import open_study, run_trials
 from meta_train.training import train
 from ngopt.metanets import METANETS
 from ngopt.metanets.imported import find_metanet
@@ -167,9 +167,8 @@ def search(config: Config) -> optuna.Study:
 
 
 def write_best(config: Config, study: optuna.Study) -> Path:
-    """Writes the best trial's weights, and `trials.json`."""
+    """Writes the best trial's weights."""
     folder = Path(config.folder)
-    write_trials(folder, study)
     path = folder / "best.safetensors"
     best = folder / f"trial-{study.best_trial.number}" / "gain.safetensors"
     shutil.copyfile(best, path)

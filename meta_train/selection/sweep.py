@@ -91,9 +91,11 @@ def search(config: Config) -> SweepResult:
     problems = {name: load_problem(name) for name in config.problems}
     rows: list[dict[str, Any]] = []
     found: dict[OutputGain, list[Metrics]] = {}
-    runs = list(product(all_gains(config), problems, range(config.seeds)))
+    gains = product(config.cooldowns or (None,), config.gains)
+    runs = list(product(gains, problems, range(config.seeds)))
     bar = tqdm(runs, unit="run")
-    for gain, name, number in bar:
+    for (cooldown, factor), name, number in bar:
+        gain = OutputGain(factor, cooldown)
         seed = derive_seed(config.seed, 20, number)
         optimizee = Optimizee(problems[name], seed, config.autocast)
         steps = config.steps or problems[name].steps
@@ -109,11 +111,6 @@ def search(config: Config) -> SweepResult:
     save_pretrained(with_stage(chosen, "meta_train.selection.sweep", details), output)
     write_json(output.with_suffix(".json"), {"config": asdict(config), "runs": rows})
     return SweepResult(best, means)
-
-
-def all_gains(config: Config) -> list[OutputGain]:
-    cooldowns = config.cooldowns or (None,)
-    return [OutputGain(gain, share) for share in cooldowns for gain in config.gains]
 
 
 def score(metrics: Metrics) -> float:

@@ -23,7 +23,7 @@ from harness.settings import named_settings
 from harness.tables import text_table
 from meta_train.problems import DEVELOPMENT, problem_names
 from meta_train.selection.base_rules import WholeTrainings, base_rule, gains
-from meta_train.selection.study import open_study, run_trials, write_trials
+from meta_train.selection.study import open_study, run_trials
 from meta_train.training.weights import with_stage
 from ngopt.base.config import SoapConfig
 from ngopt.pretrained import save_pretrained
@@ -118,10 +118,8 @@ def search(config: Config) -> optuna.Study:
 
 
 def write_best(config: Config, study: optuna.Study) -> Path:
-    """Writes the best trial's weights file, and `trials.json`."""
-    folder, best = Path(config.folder), study.best_trial
-    write_trials(folder, study)
-    path = folder / "best.safetensors"
+    """Writes the best trial's weights file."""
+    best, path = study.best_trial, Path(config.folder, "best.safetensors")
     chosen = base_rule(best.params)
     details = {**asdict(config), "trial": best.number, "score": best.value}
     save_pretrained(with_stage(chosen, "meta_train.selection.tune", details), path)

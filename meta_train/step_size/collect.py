@@ -20,8 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from harness import cli
-from harness.files import make_folder
-from harness.json_lines import append_line, read_lines
+from harness.files import append_line, make_folder, read_lines
 from meta_train.step_size.copies import MULTIPLIERS, SEEDS, measured, multiples
 from meta_train.step_size.trainings import Training, draw, family_of
 from ngopt.functional import Hyper

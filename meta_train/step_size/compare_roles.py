@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from harness import cli
-from harness.json_lines import read_lines
+from harness.files import read_lines
 from harness.tables import text_table
 from meta_train.step_size.compare import Config
 from meta_train.step_size.outcomes import UNCHANGED, gains_of

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness.json_lines import read_lines
+from harness.files import read_lines
 from meta_train.step_size.feature_sets import read_features
 from meta_train.step_size.outcomes import Outcomes, gains_of, read_outcomes
 from meta_train.step_size.role_variants import SLOPES

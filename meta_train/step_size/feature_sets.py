@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.json_lines import append_line, read_lines
+from harness.files import append_line, read_lines
 from meta_train.step_size.copies import SEEDS
 from meta_train.step_size.features import Table, features
 from meta_train.step_size.starts import first_gradients

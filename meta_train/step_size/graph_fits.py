@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from harness.json_lines import append_line, read_lines
+from harness.files import append_line, read_lines
 from meta_train.step_size.graph_batches import Batch, batch_of, moved, network_of
 from meta_train.step_size.graph_inputs import COLUMNS, COLUMNS_OF_WEIGHTS, GraphInput
 from meta_train.step_size.graph_predictor import GraphPredictor, Sizes

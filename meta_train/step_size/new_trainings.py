@@ -17,8 +17,7 @@ import numpy as np
 import torch
 
 from harness import cli
-from harness.files import make_folder
-from harness.json_lines import read_lines
+from harness.files import make_folder, read_lines
 from harness.tables import text_table
 from meta_train.step_size.collect import Record, append_missing, measured_variants
 from meta_train.step_size.compare import formatted, row_of

@@ -13,7 +13,7 @@ import torch
 from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
-from harness.json_lines import read_lines
+from harness.files import read_lines
 from meta_train.step_size.trainings import Training
 
 FLOOR = 2e-3  # share of the first loss below which differences do not count

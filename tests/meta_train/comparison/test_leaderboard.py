@@ -8,8 +8,7 @@ import torch
 import tyro
 
 from meta_train.comparison import leaderboard, optimizers, runs
-from meta_train.comparison.leaderboard import Config, compare
-from meta_train.comparison.lr_tuning import choose_lr, plan_tuning
+from meta_train.comparison.leaderboard import Config, choose_lr, compare, plan_tuning
 from meta_train.comparison.runs import Run, execute, read_records, train
 from meta_train.problems import META_TEST, problem_names
 from ngopt.metanets import FeedForward, NeuralFunctional

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.files import read_json
-from harness.json_lines import append_line, read_lines
+from harness.files import append_line, read_json, read_lines
 from meta_train.step_size import compare, fit
 from meta_train.step_size.compare import folds, gains_at, left_out, scored
 from meta_train.step_size.dataset import read_data, read_slopes

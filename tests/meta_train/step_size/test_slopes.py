@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from harness.json_lines import append_line, read_lines
+from harness.files import append_line, read_lines
 from meta_train.step_size import collect_slopes, new_trainings
 from meta_train.step_size.models import Constant
 from meta_train.step_size.new_trainings import predicted_variants
