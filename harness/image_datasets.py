@@ -12,7 +12,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -36,7 +36,7 @@ class DatasetUnavailable(PlainError):
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images and labels on one device; `batch` normalises.
+    """Images and labels; `batch` normalises.
 
     images: (n, channels, height, width) uint8. labels: (n,) int64. mean, std: of pixels
     in [0, 1], by channel.
@@ -55,17 +55,11 @@ class Split:
 
         indices: (..., b), with a leading dimension for several optimizees.
         """
-        device = self.images.device
-        indices = indices.to(device)
-        mean = torch.tensor(self.mean, device=device)[:, None, None]
-        std = torch.tensor(self.std, device=device)[:, None, None]
+        mean = torch.tensor(self.mean)[:, None, None]
+        std = torch.tensor(self.std)[:, None, None]
         # equal to torchvision's ToTensor and Normalize to the bit
         images = self.images[indices].float().div_(255).sub_(mean).div_(std)
         return images, self.labels[indices]
-
-    def to(self, device: torch.device | str) -> Split:
-        images = self.images.to(device)
-        return replace(self, images=images, labels=self.labels.to(device))
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -17,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 from harness.random import derive_seed, seeded
 from meta_train.problems import Metrics, Problem
 from meta_train.training.channels_last import ChannelsLast, channels_last
+from meta_train.training.rules import Function
 from ngopt import build_graph
 from ngopt.functional import Hyper, Record, UpdateRule, update_all
 from ngopt.graph import NeuralGraph
@@ -108,7 +110,7 @@ class Optimizee(Optimizees):
         self.model = problem.init(seed).to(self.device)
         self.graph = build_graph(self.model)
         self.names = [name for name, _ in self.model.named_parameters()]
-        self._objective = _Objective(problem, self.model)
+        self._objective = Function(partial(problem.loss, self.model), self.model)
         # convolutions are faster there with channels last
         is_convolutional = any(p.dim() == 4 for p in self.model.parameters())
         self._has_channels_last = is_convolutional and self.device.type == "cpu"
@@ -139,7 +141,7 @@ class Optimizee(Optimizees):
         """`loss` with all arguments that differ between optimizees of a stack."""
         buffers = {name: b.clone() for name, b in buffers.items()}
         named = dict(zip(self.names, params, strict=True))
-        tensors = {f"model.{name}": x for name, x in (named | buffers).items()}
+        tensors = {f"module.{name}": x for name, x in (named | buffers).items()}
         precision = nullcontext()
         if self.autocast:
             precision = torch.autocast(self.device.type, torch.bfloat16)
@@ -232,15 +234,3 @@ def to_device(values: Tree, device: torch.device) -> Tree:
         return x.to(device, non_blocking=True)
 
     return tree_map_only(Tensor, move, values)
-
-
-class _Objective(nn.Module):
-    """A problem's loss as a module, for `functional_call` with other parameters."""
-
-    def __init__(self, problem: Problem, model: nn.Module):
-        super().__init__()
-        self._problem = problem
-        self.model = model
-
-    def forward(self, batch: Any) -> Tensor:
-        return self._problem.loss(self.model, batch)

@@ -8,12 +8,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from meta_train.training.rules import (
-    WeightedRule,
-    along,
-    depends_on_step,
-    trained_metanet,
-)
+from meta_train.training.rules import WeightedRule, depends_on_step, trained_metanet
 from meta_train.training.unroll import Inner, Optimizee, Optimizees
 from ngopt.functional import UpdateRule
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
@@ -77,7 +72,8 @@ def weighted(
 
 def times(number: Tensor, value: Tensor) -> Tensor:
     """Values (*count, *shape) times a number per optimizee, (*count)."""
-    return along(number, value).to(value) * value
+    trailing = [1] * (value.dim() - number.dim())
+    return number.view(*number.shape, *trailing).to(value) * value
 
 
 def tail_length(steps: int, tail: float) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from meta_train.training.estimators.estimate import Estimate, detached, leaves, weighted
 from meta_train.training.rules import WeightedRule, as_vector, trained_metanet
 from meta_train.training.unroll import Inner, Optimizee, Optimizees, moved
-from ngopt.functional import Record, UpdateRule, update_all
+from ngopt.functional import Record, update_all
 from ngopt.pretrained import load_pretrained
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
@@ -54,7 +54,9 @@ class Imitation:
         weights = leaves(optimizee, learned)
         bound = learned.bind(optimizee.graph)
         student = weighted(bound, optimizee, learned, weights)
-        teacher = self._teacher(optimizee)
+        # without weights, for one optimizee or a stack
+        rule, nothing = self.teacher.bind(optimizee.graph), nn.Module()
+        teacher = WeightedRule(rule, nothing, (), optimizee.count, shares_step=True)
         total = [torch.zeros_like(w) for w in weights]
         hyper = optimizee.hyper()
         losses, inner_losses = [], []
@@ -86,11 +88,6 @@ class Imitation:
         means = (torch.stack(some).mean(0) for some in (losses, inner_losses))
         estimate = Estimate(as_vector(total, optimizee.count), *means)
         return estimate, ImitationState(inner, records)
-
-    def _teacher(self, optimizee: Optimizees) -> UpdateRule:
-        """The imitated rule, without weights, for one optimizee or a stack."""
-        rule, nothing = self.teacher.bind(optimizee.graph), nn.Module()
-        return WeightedRule(rule, nothing, (), optimizee.count, shares_step=True)
 
 
 def _shared_step(steps: Tensor) -> int:
