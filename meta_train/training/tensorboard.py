@@ -6,17 +6,10 @@ import torch
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from meta_train.problems import Metrics
 from meta_train.training.unroll import Optimizee, unroll
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
 UPDATE_STEP = 100  # inner steps before the updates that are logged
-
-
-def log_validation(writer: SummaryWriter, step: int, metrics: Metrics) -> None:
-    writer.add_scalar("validation/loss", metrics.loss, step)
-    if metrics.accuracy is not None:
-        writer.add_scalar("validation/accuracy", metrics.accuracy, step)
 
 
 def log_gradients(writer: SummaryWriter, step: int, metanet: nn.Module) -> None:

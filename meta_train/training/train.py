@@ -7,8 +7,8 @@ resumes, bit for bit), `log.jsonl` (one line a validation), TensorBoard events, 
 
 With `--processes N`, or started as
 `torchrun --nproc-per-node N -m meta_train.training.train ...`, each process unrolls a
-share of the optimizees that takes about as long as the others; the number of processes
-changes no result, and any number resumes.
+share of the optimizees; the number of processes changes no result, and any number
+resumes.
 """
 
 from __future__ import annotations
@@ -39,10 +39,9 @@ from harness.settings import named_settings
 from harness.trainer import ResumableTrainer
 from meta_train.problems import Metrics, mean_metrics
 from meta_train.training.config import Config, learning_rate_factor
-from meta_train.training.rank_assignment import StepCosts, assign_ranks
 from meta_train.training.restart_schedule import OptimizeeProgress
 from meta_train.training.rules import as_weights, trained_metanet
-from meta_train.training.tensorboard import log_gradients, log_updates, log_validation
+from meta_train.training.tensorboard import log_gradients, log_updates
 from meta_train.training.unroll import Optimizee, whole_run
 from meta_train.training.weights import make_learned, with_stage
 from meta_train.training.worker import ReducedResult, Result, Worker, reduced
@@ -57,8 +56,8 @@ class MetaTrainer(ResumableTrainer):
     """The outer loop: unrolls optimizees, averages their meta-gradients, steps AdamW,
     validates, saves.
 
-    Every rank takes the same outer steps, and gets the `ReducedResult` of all. The
-    state of an optimizee is sent when another rank is assigned to it.
+    Every rank takes the same outer steps, and gets the `ReducedResult` of all. It keeps
+    the states of the optimizees that it owns.
     """
 
     step_name = "outer step"
@@ -83,8 +82,6 @@ class MetaTrainer(ResumableTrainer):
         )
         self.schedule = self.worker.schedule
         self.optimizees = self.schedule.start()
-        self.costs = StepCosts()
-        self.owners = [k % ranks.count for k in range(config.optimizees)]
         self.outer_step, self.best = 0, float("inf")
         self.log: list[dict[str, Any]] = []  # one record a validation
 
@@ -141,7 +138,9 @@ class MetaTrainer(ResumableTrainer):
         return is_time and step > last
 
     def _log_validation(self, writer: SummaryWriter, metrics: Metrics) -> None:
-        log_validation(writer, self.outer_step, metrics)
+        writer.add_scalar("validation/loss", metrics.loss, self.outer_step)
+        if metrics.accuracy is not None:
+            writer.add_scalar("validation/accuracy", metrics.accuracy, self.outer_step)
         log_gradients(writer, self.outer_step, self.metanet)
         optimizee = self._validation_optimizee(0)
         horizon = self.config.horizon
@@ -149,8 +148,7 @@ class MetaTrainer(ResumableTrainer):
 
     def step(self) -> list[ReducedResult]:
         """One outer step of all optimizees."""
-        self._assign_ranks()
-        own = list(filter(self._is_own, self.optimizees))
+        own = [one for one in self.optimizees if self.ranks.owns(one.number)]
         results = self.worker.run(own)
         found = {}
         for optimizee, result in zip(own, results, strict=True):
@@ -191,45 +189,10 @@ class MetaTrainer(ResumableTrainer):
         for optimizee, result in zip(own, own_results, strict=True):
             optimizee.state = result.state
         for optimizee, result in zip(self.optimizees, results, strict=True):
-            steps = self.schedule.steps(optimizee)
-            self.costs.add(self._problem(optimizee), steps, result.seconds)
             inner_loss = result.inner_loss if result.is_usable else inf
             self.schedule.advance(
                 optimizee, result.first_loss, inner_loss, self.outer_step
             )
-
-    def _assign_ranks(self) -> None:
-        """Balances the next unrolls over ranks, and sends states to their new ranks.
-
-        The result is the same on all ranks, since all have the same times.
-        """
-        costs = []
-        for optimizee in self.optimizees:
-            steps = self.schedule.steps(optimizee)
-            costs.append(self.costs.seconds(self._problem(optimizee), steps))
-        owners = assign_ranks(costs, self.owners, self.ranks.count)
-        if owners == self.owners:
-            return
-        states = self.ranks.all_gather(self._own_states())
-        self.owners = owners
-        self._place_states(states)
-
-    def _place_states(self, states: dict[int, Any]) -> None:
-        """Keeps the states of this rank's optimizees, on its device."""
-        for optimizee in self.optimizees:
-            state = states[optimizee.number]
-            is_own = self._is_own(optimizee)
-            optimizee.state = placed(state, self.device) if is_own else None
-
-    def _is_own(self, optimizee: OptimizeeProgress) -> bool:
-        """Whether this rank unrolls an optimizee."""
-        return self.owners[optimizee.number] == self.ranks.number
-
-    def _own_states(self) -> dict[int, Any]:
-        return {one.number: one.state for one in self.optimizees if self._is_own(one)}
-
-    def _problem(self, optimizee: OptimizeeProgress) -> int:
-        return self.worker.problem_of(self.schedule.seed(optimizee))
 
     def validate(self) -> Metrics:
         """Whole inner trainings on the first problem.
@@ -270,7 +233,11 @@ class MetaTrainer(ResumableTrainer):
         return Optimizee(problem, seed, self.config.autocast, device=self.device)
 
     def state(self) -> dict[str, Any]:
-        states = self.ranks.all_gather(self._own_states())
+        own = {}
+        for optimizee in self.optimizees:
+            if self.ranks.owns(optimizee.number):
+                own[optimizee.number] = optimizee.state
+        states = self.ranks.all_gather(own)
         optimizees = []
         for optimizee in self.optimizees:
             optimizees.append({**vars(optimizee), "state": states[optimizee.number]})
@@ -289,7 +256,9 @@ class MetaTrainer(ResumableTrainer):
         self.mean.load_state_dict(state["mean"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.optimizees = [OptimizeeProgress(**fields) for fields in state["slots"]]
-        self._place_states({one.number: one.state for one in self.optimizees})
+        for optimizee in self.optimizees:
+            is_own = self.ranks.owns(optimizee.number)
+            optimizee.state = placed(optimizee.state, self.device) if is_own else None
         self.outer_step = state["outer_step"]
         self.best = state["best"]
         self.log = state["log"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
-from time import process_time
 from typing import Any, NamedTuple
 
 import torch
@@ -30,22 +29,18 @@ ESTIMATORS = ("tbptt", "tbptt-2", "pes", "es", "imitation")
 
 
 class Result(NamedTuple):
-    """An optimizee after a truncation.
-
-    estimate: of this optimizee alone. seconds: of a core.
-    """
+    """An optimizee after a truncation; the estimate is of it alone."""
 
     estimate: Estimate
     state: Any
     first_loss: float
-    seconds: float = 0.0
 
 
 class ReducedResult(NamedTuple):
     """The result of one optimizee's truncation as all ranks have it, without its state.
 
     is_usable: whether all numbers are finite. meta_gradient: clipped, on the CPU. norm:
-    before clipping. seconds: of a core. Losses as in `Estimate`.
+    before clipping. Losses as in `Estimate`.
     """
 
     is_usable: bool
@@ -53,7 +48,6 @@ class ReducedResult(NamedTuple):
     inner_loss: float
     first_loss: float
     norm: float
-    seconds: float
     meta_gradient: Tensor
 
 
@@ -68,7 +62,6 @@ def reduced(result: Result, clip_norm: float) -> ReducedResult:
         inner_loss=estimate.inner_loss.item(),
         first_loss=result.first_loss,
         norm=norm,
-        seconds=result.seconds,
         meta_gradient=(gradient * min(1.0, clip_norm / max(norm, 1e-12))).cpu(),
     )
 
@@ -132,11 +125,8 @@ class Worker:
             groups[key].append(number)
         found: dict[int, Result] = {}
         for numbers in groups.values():
-            start = process_time()
             results = self.unroll([jobs[number] for number in numbers])
-            seconds = (process_time() - start) / len(numbers)
-            for number, result in zip(numbers, results, strict=True):
-                found[number] = result._replace(seconds=seconds)
+            found |= dict(zip(numbers, results, strict=True))
         return [found[number] for number in range(len(jobs))]
 
     def optimizee(self, seed: int) -> Optimizee:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from meta_train.training.rules import WeightedRule, depends_on_step, trained_metanet
-from meta_train.training.unroll import Inner, Optimizee, Optimizees
+from meta_train.training.unroll import Inner, Optimizee, Optimizees, unroll
 from ngopt.functional import UpdateRule
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
@@ -68,6 +69,22 @@ def weighted(
         optimizee.count,
         depends_on_step(learned),
     )
+
+
+def losses_after(
+    optimizee: Optimizees,
+    inner: Inner,
+    rule: UpdateRule,
+    steps: int,
+    create_graph: bool = False,
+) -> tuple[Inner, Tensor]:
+    """`unroll` with the losses after each update."""
+    inner, losses = unroll(
+        optimizee, inner, rule, steps, optimizee.hyper(), create_graph
+    )
+    with torch.set_grad_enabled(create_graph):
+        last, _ = optimizee.loss(inner.params, inner.buffers, inner.step)
+    return inner, torch.stack([*losses[1:], last])
 
 
 def times(number: Tensor, value: Tensor) -> Tensor:

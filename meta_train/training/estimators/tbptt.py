@@ -14,12 +14,13 @@ from meta_train.training.estimators.estimate import (
     Estimate,
     detached,
     leaves,
+    losses_after,
     tail_length,
     times,
     weighted,
 )
 from meta_train.training.rules import as_vector, trained_metanet
-from meta_train.training.unroll import Inner, Optimizee, Optimizees, moved, unroll
+from meta_train.training.unroll import Inner, Optimizee, Optimizees, moved
 from ngopt.functional import Hyper, Record, UpdateRule, update_all
 from ngopt.metanets import Metanet
 from ngopt.metanets.stepping.context import CONTEXT
@@ -197,12 +198,9 @@ class SecondOrderTBPTT(TBPTT):
         weights = leaves(optimizee, learned)
         bound = learned.bind(optimizee.graph, self.total_steps)
         rule = weighted(bound, optimizee, learned, weights)
-        inner, losses = unroll(
-            optimizee, state, rule, steps, optimizee.hyper(), create_graph=True
-        )
+        inner, losses = losses_after(optimizee, state, rule, steps, create_graph=True)
         with torch.enable_grad():
-            last, _ = optimizee.loss(inner.params, inner.buffers, inner.step)
-            after = torch.stack([*losses[1:], last]).clamp(max=self.loss_limit)
+            after = losses.clamp(max=self.loss_limit)
             mean = after[-tail_length(steps, self.tail) :].mean(0)
         found = torch.autograd.grad(mean.sum(), weights, materialize_grads=True)
         gradient = as_vector(found, optimizee.count)
