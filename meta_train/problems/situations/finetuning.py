@@ -7,17 +7,14 @@ uses other data, on which the loss can fall clearly.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 
 from torch import Tensor, nn
 
 from meta_train.problems.images import FASHION_14
 from meta_train.problems.networks.sequential import Block, Gpt
-from meta_train.problems.situations.kinds import Kind, read_kinds
-from meta_train.problems.situations.pretrained import PRETRAINED, pretrained
-from meta_train.problems.situations.problems import name_key
-from meta_train.problems.supervised import Splits, SupervisedProblem, mapped
+from meta_train.problems.situations.pretrained import pretrained
+from meta_train.problems.supervised import Splits, mapped
 
 LORA_SCALE = 2.0  # alpha / rank, the most common choice
 
@@ -97,32 +94,3 @@ def with_new_head(name: str) -> nn.Module:
     linear_layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
     linear_layers[-1].reset_parameters()
     return model
-
-
-def _continued(name: str, network: str, steps: int) -> SupervisedProblem:
-    """Continues the training of a network of `PRETRAINED`."""
-    return replace(
-        PRETRAINED[network],
-        name=name,
-        build=partial(pretrained, network),
-        steps=steps,
-        stream=(name_key(name),),
-    )
-
-
-CONTINUED = Kind(
-    developing=[
-        _continued("same-gpt-30", "gpt-lower-case", 30),
-        _continued("same-cnn-100", "cnn-digits", 100),
-    ],
-    validating=[
-        _continued("same-gpt-5", "gpt-docstrings", 5),
-        _continued("same-mlp-100", "mlp-clothes", 100),
-    ],
-    testing=[
-        _continued("same-gru-30", "gru-code", 30),
-        _continued("same-gpt-200", "gpt-code", 200),
-    ],
-)
-
-KINDS = {"continued": CONTINUED, **read_kinds(__file__, globals())}

@@ -24,19 +24,6 @@ class Kind(NamedTuple):
     testing: list[Problem]
 
 
-def read_kinds(module: str, names: Mapping[str, Any]) -> dict[str, Kind]:
-    """The kinds of the table beside a module, whose lists are "kind: third".
-
-    names: see `read_situations`.
-    """
-    kinds: dict[str, Kind] = {}
-    for given, problem in read_situations(module, names):
-        name, _, third = given.partition(": ")
-        kind = kinds.setdefault(name, Kind([], [], []))
-        getattr(kind, third).append(problem)
-    return kinds
-
-
-def read_situations(module: str, names: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """`read_problems` of the table beside a module. names: of the module."""
-    return read_problems(Path(module).with_suffix(".csv"), {**NAMES, **names})
+def read_situations(table: str, names: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """`read_problems` of a table of this folder."""
+    return read_problems(Path(__file__).with_name(f"{table}.csv"), {**NAMES, **names})

@@ -18,7 +18,7 @@ WARMUP = 0.1  # share of the steps
 PRETRAINING = 1.0  # share of the steps that are run; less in tests
 
 PRETRAINED: dict[str, SupervisedProblem] = {}
-for _, problem in read_situations(__file__, globals()):
+for _, problem in read_situations("pretrained", globals()):
     PRETRAINED[problem.name] = problem
 
 

@@ -11,6 +11,6 @@ from meta_train.problems.situations.kinds import read_situations
 
 PROBLEMS: list = []
 for _, problem in read_situations(
-    __file__, vars(real_music) | vars(real_pitch) | vars(real_series)
+    "real", vars(real_music) | vars(real_pitch) | vars(real_series)
 ):
     PROBLEMS.append(problem)

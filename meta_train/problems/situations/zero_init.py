@@ -9,9 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from meta_train.problems.networks.dense import mlp
-from meta_train.problems.situations import initialization
 from meta_train.problems.situations.generated import fixed
-from meta_train.problems.situations.kinds import read_kinds
 from meta_train.problems.situations.problems import supervised, supervised_by_batch
 from meta_train.problems.supervised import Batch, Objective
 
@@ -128,4 +126,3 @@ fit_gaussian = partial(
     evaluation=Objective(divergence),
 )
 match_views = partial(supervised_by_batch, objective=Objective(view_loss))
-KINDS = read_kinds(__file__, vars(initialization) | globals())
