@@ -14,7 +14,7 @@ from harness import cli
 from harness.tables import text_table
 from meta_train.comparison.leaderboard import OURS, compare
 from meta_train.comparison.plots import plot_curves, training_curves
-from meta_train.paper.published import Config
+from meta_train.paper.table2 import Config
 
 PROBLEM = "c10-32"
 

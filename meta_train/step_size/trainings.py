@@ -2,18 +2,67 @@
 
 from __future__ import annotations
 
+import csv
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.random import derive_seed, seeded
-from meta_train.step_size.families import FAMILIES
+from meta_train.problems.problem_tables import cell_value
+from meta_train.step_size import games, image_networks, networks
 from meta_train.step_size.networks import ACTIVATIONS, NetworkSettings
 from meta_train.step_size.tasks import Task, make_task
+
+Build = Callable[[NetworkSettings], nn.Module]
+
+
+class Family(NamedTuple):
+    """A row of `families.csv`. weight: how often it is drawn, relative to others.
+
+    An entry that is repeated in a column is drawn more often. Depths and widths are
+    ranges. Networks are functions of `NetworkSettings`, written as in `problem_tables`.
+    """
+
+    build: Build
+    weight: float
+    tasks: list[str]
+    norms: list[str]
+    depths: tuple[int, int]
+    widths: tuple[int, int]
+    activations: list[str]
+
+
+def read_families() -> dict[str, Family]:
+    names = vars(networks) | vars(image_networks) | vars(games)
+    found = {}
+    with Path(__file__).with_name("families.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            name = row["family"]
+            found[name] = Family(
+                cell_value(f"families.csv, {name}", row["network"], names),
+                float(row["weight"]),
+                row["tasks"].split("|"),
+                row["norms"].split("|"),
+                _range(row["depths"]),
+                _range(row["widths"]),
+                row["activations"].split("|"),
+            )
+    return found
+
+
+def _range(cell: str) -> tuple[int, int]:
+    low, high = cell.split()
+    return int(low), int(high)
+
+
+FAMILIES = read_families()
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._pytree import tree_map_only
 from torch.utils.tensorboard import SummaryWriter
@@ -39,12 +40,16 @@ from harness.settings import named_settings
 from harness.trainer import ResumableTrainer
 from meta_train.problems import Metrics, mean_metrics
 from meta_train.training.config import Config, learning_rate_factor
-from meta_train.training.restart_schedule import OptimizeeProgress
 from meta_train.training.rules import as_weights, trained_metanet
-from meta_train.training.tensorboard import log_gradients, log_updates
-from meta_train.training.unroll import Optimizee, whole_run
+from meta_train.training.unroll import Optimizee, unroll, whole_run
 from meta_train.training.weights import make_learned, with_stage
-from meta_train.training.worker import ReducedResult, Result, Worker, reduced
+from meta_train.training.worker import (
+    OptimizeeProgress,
+    ReducedResult,
+    Result,
+    Worker,
+    reduced,
+)
 from ngopt.pretrained import save_pretrained
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
@@ -262,6 +267,42 @@ class MetaTrainer(ResumableTrainer):
         self.outer_step = state["outer_step"]
         self.best = state["best"]
         self.log = state["log"]
+
+
+UPDATE_STEP = 100  # inner steps before the updates that are logged
+
+
+def log_gradients(writer: SummaryWriter, step: int, metanet: nn.Module) -> None:
+    """Logs the norm of the latest meta-gradient of each tensor."""
+    for name, parameter in metanet.named_parameters():
+        if parameter.grad is not None:
+            norm = parameter.grad.norm()
+            writer.add_scalar(f"meta_gradient/{name}", norm, step)
+
+
+def log_updates(
+    writer: SummaryWriter,
+    step: int,
+    optimizee: Optimizee,
+    learned: LearnedOptimizer,
+    horizon: int,
+) -> None:
+    """Logs norm of the update / norm of the parameter, after `UPDATE_STEP` inner steps.
+
+    horizon: inner steps of a training. If it is shorter, its last update is logged.
+    """
+    rule = learned.bind(optimizee.graph)
+    hyper = optimizee.hyper()
+    steps = min(UPDATE_STEP, horizon - 1)
+    with torch.no_grad():
+        before = optimizee.start(rule)
+        if steps > 0:
+            before, _ = unroll(optimizee, before, rule, steps, hyper)
+        after, _ = unroll(optimizee, before, rule, 1, hyper)
+    rows = zip(optimizee.names, before.params, after.params, strict=True)
+    for name, p, q in rows:
+        ratio = ((q - p).norm() / p.norm().clamp(min=1e-12)).item()
+        writer.add_scalar(f"update_to_weight/{name}", ratio, step)
 
 
 def placed(state: Any, device: torch.device) -> Any:

@@ -6,7 +6,7 @@ from torch import nn
 
 from harness.image_datasets import DatasetUnavailable
 from meta_train.problems import META_TRAINING, load_problem
-from meta_train.problems.families import CnnFamily
+from meta_train.problems.catalogue import CnnFamily
 
 
 @pytest.fixture(

@@ -10,8 +10,7 @@ from harness.files import append_line, read_json, read_lines
 from meta_train.step_size import compare, fit
 from meta_train.step_size.compare import folds, gains_at, left_out, scored
 from meta_train.step_size.dataset import read_data, read_slopes
-from meta_train.step_size.feature_sets import CHOSEN, HORIZON
-from meta_train.step_size.features import Table, features
+from meta_train.step_size.feature_sets import CHOSEN, HORIZON, Table, features
 from meta_train.step_size.models import (
     Constant,
     Ensemble,

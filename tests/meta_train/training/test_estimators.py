@@ -5,8 +5,15 @@ import torch
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from meta_train.training.estimators import PES, TBPTT, Imitation, SecondOrderTBPTT
-from meta_train.training.stacked import Stack, stacked
-from meta_train.training.unroll import Inner, Optimizee, apply_update, moved, unroll
+from meta_train.training.unroll import (
+    Inner,
+    Optimizee,
+    Stack,
+    apply_update,
+    moved,
+    stacked,
+    unroll,
+)
 from ngopt.functional import update_all
 from ngopt.metanets import METANETS, FeedForward
 from ngopt.metanets.stepping.cooldown import Cooldown

@@ -9,9 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from meta_train.training.estimators import PES, TBPTT, Imitation, SecondOrderTBPTT
-from meta_train.training.stacked import Stack, stacked, unstacked
 from meta_train.training.train import placed
-from meta_train.training.unroll import Optimizee
+from meta_train.training.unroll import Optimizee, Stack, stacked, unstacked
 from ngopt.metanets import METANETS
 from ngopt.metanets.stepping.cooldown import Cooldown
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer

@@ -9,9 +9,8 @@ from torch import nn
 
 from meta_train.training import train
 from meta_train.training.estimators import PES, TBPTT, Imitation, SecondOrderTBPTT
-from meta_train.training.stacked import Stack, stacked, unstacked
 from meta_train.training.train import Config, MetaTrainer
-from meta_train.training.unroll import Optimizee
+from meta_train.training.unroll import Optimizee, Stack, stacked, unstacked
 from ngopt.metanets import METANETS, FeedForward
 from ngopt.metanets.stepping.cooldown import Cooldown
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer

@@ -9,7 +9,7 @@ import pytest
 from meta_train.comparison import optimizers
 from meta_train.comparison.leaderboard import compare
 from meta_train.paper import figure3, table2
-from meta_train.paper.published import FIVE, FIVE_OPEN, PUBLISHED, Config
+from meta_train.paper.table2 import FIVE, FIVE_OPEN, PUBLISHED, Config
 from meta_train.problems import LISTS
 from ngopt import list_pretrained
 from tests.meta_train.small import CONTRARY, TOY
