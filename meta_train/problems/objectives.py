@@ -41,15 +41,17 @@ def neighbour_accuracy(embeddings: Tensor, labels: Tensor) -> Tensor:
     return (labels[nearest] == labels).float().mean()
 
 
-def pinball_loss(predicted: Tensor, target: Tensor) -> Tensor:
+def pinball_loss(
+    predicted: Tensor, target: Tensor, quantiles: tuple[float, ...] = QUANTILES
+) -> Tensor:
     """Mean quantile loss (Koenker and Bassett 1978), ().
 
-    predicted: (b, 3), one column for each of `QUANTILES`; target: (b, 1)
+    predicted: (b, q), one column for each quantile; target: (b, 1)
     """
-    quantiles = predicted.new_tensor(QUANTILES)
+    levels = predicted.new_tensor(quantiles)
     error = target - predicted
-    above = quantiles * error
-    below = (quantiles - 1) * error
+    above = levels * error
+    below = (levels - 1) * error
     return torch.maximum(above, below).mean()
 
 

@@ -29,7 +29,7 @@ from meta_train.comparison.inner_training import Record
 from meta_train.comparison.optimizers import load_learned
 from meta_train.comparison.report import summarize
 from meta_train.comparison.runs import file_name
-from meta_train.selection.base_rules import WholeTrainings
+from meta_train.selection.base_rules import whole_trainings
 from meta_train.training.rules import trained_metanet
 from meta_train.training.weights import with_stage
 from ngopt.pretrained import save_pretrained
@@ -113,12 +113,12 @@ def with_graph_every(learned: LearnedOptimizer, k: int) -> LearnedOptimizer:
 def train_all(config: Config, learned: LearnedOptimizer, folder: Path) -> Records:
     """Records of whole runs with each k."""
     seeds = tuple(range(config.seeds))
-    trainings = WholeTrainings(
-        config.problems, seeds, folder, config.processes, "evaluation"
-    )
     variants = {f"every-{k}": with_graph_every(learned, k) for k in config.every}
+    found = whole_trainings(
+        variants, config.problems, seeds, folder, config.processes, "evaluation"
+    )
     records: Records = {problem: {} for problem in config.problems}
-    for k, made in zip(config.every, trainings.records(variants).values(), strict=True):
+    for k, made in zip(config.every, found.values(), strict=True):
         for record in made:
             records[record["run"]["problem"]].setdefault(k, []).append(record)
     return records

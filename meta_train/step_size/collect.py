@@ -22,7 +22,7 @@ from tqdm import tqdm
 from harness import cli
 from harness.files import append_line, make_folder, read_lines
 from meta_train.step_size.copies import MULTIPLIERS, SEEDS, measured, multiples
-from meta_train.step_size.trainings import Training, draw, family_of
+from meta_train.step_size.trainings import Training, draw
 from ngopt.functional import Hyper
 
 DIGITS = 6
@@ -34,12 +34,11 @@ Record = dict[str, Any]
 class Config:
     """Options of the command line.
 
-    first, count: seeds of the trainings. family: those of other families are left out.
+    first, count: seeds of the trainings.
     """
 
     first: int = 0
     count: int = 1000
-    family: str | None = None
     folder: str = "runs/step_size"
 
 
@@ -49,8 +48,7 @@ def main(config: Config) -> None:
     path = folder / "outcomes.jsonl"
     wanted = {}
     for seed in range(config.first, config.first + config.count):
-        if config.family in (None, family_of(seed)):
-            wanted[seed] = partial(measure, seed)
+        wanted[seed] = partial(measure, seed)
     count = append_missing(path, wanted)
     print(f"{count} new trainings in '{path}'")
 

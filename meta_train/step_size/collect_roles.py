@@ -24,13 +24,11 @@ MAX_LOG2 = 2.0  # largest |log2| of the multiplier
 
 @dataclass(frozen=True)
 class Config:
-    """Options of the command line. first, count: which trainings, by their order.
-    file: of the results, in the folder."""
+    """Options of the command line. first, count: which trainings, by their order."""
 
     first: int = 0
     count: int = 1000
     folder: str = "runs/step_size"
-    file: str = "roles.jsonl"
 
 
 def main(config: Config) -> None:
@@ -44,7 +42,7 @@ def main(config: Config) -> None:
     for training, log_multiplier in islice(pairs, config.first, last):
         multiplier = 2.0 ** float(log_multiplier)
         wanted[training.seed] = partial(measure, training, multiplier)
-    append_missing(folder / config.file, wanted, "roles*.jsonl*")
+    append_missing(folder / "roles.jsonl", wanted, "roles*.jsonl*")
 
 
 def measure(training: Training, multiplier: float) -> Record:

@@ -45,8 +45,7 @@ SETS = "horizon", "chosen", "all"  # of features, for comparison
 class Config:
     """Options of the command line.
 
-    largest: elements of the networks that are compared, at most. seconds: after which
-    no fit begins.
+    largest: elements of the networks that are compared, at most.
     """
 
     folder: str = "runs/step_size"
@@ -57,7 +56,6 @@ class Config:
     width: int = Sizes.width
     epochs: int = Settings.epochs
     batch: int = Settings.batch
-    seconds: float = float("inf")
 
 
 def main(config: Config) -> None:
@@ -69,7 +67,6 @@ def main(config: Config) -> None:
         epochs=config.epochs,
         batch=config.batch,
         seeds=config.seeds,
-        seconds=config.seconds,
     )
     found = fit_all(examples, settings, folder / FITS, config.device)
     rows = [*rows_of_features(data, config.folds), *rows_of_graphs(found, data)]

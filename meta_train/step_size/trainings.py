@@ -155,11 +155,6 @@ def draw(seed: int) -> Training:
     return replace(training, steps=min(training.steps, max(MIN_STEPS, steps)))
 
 
-def family_of(seed: int) -> str:
-    """The family of `draw`, in less time."""
-    return _drawn(seed).family
-
-
 def _work(training: Training) -> float:
     """Multiplications of one copy."""
     model = training.build(0).eval()

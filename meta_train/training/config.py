@@ -7,12 +7,6 @@ from dataclasses import dataclass, field
 from harness.settings import check_counts
 from ngopt.schedule import half_cosine
 
-# Settings that are counts.
-AT_LEAST_ONE = (
-    "outer_steps", "optimizees", "horizon", "shortest", "truncation", "validate_every",
-    "validation_seeds", "processes",
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Config:
@@ -78,7 +72,9 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_counts(self, *AT_LEAST_ONE)
+        check_counts(self, "outer_steps", "optimizees", "horizon", "shortest")
+        check_counts(self, "truncation", "validate_every", "validation_seeds")
+        check_counts(self, "processes")
         if not 0 <= self.average < 1:
             raise ValueError(f"average: expected a decay in [0, 1); got {self.average}")
         if self.estimator == "es" and self.shortest is not None:

@@ -28,18 +28,11 @@ class Affine(nn.Module):
         return self.scale * x + self.shift + self.offset
 
     @staticmethod
-    def examples(count: int) -> Batch:
-        """24 normal numbers; targets: scaled and shifted by factors of about 2."""
+    def examples(count: int, factor: float, offset: float, seed: int) -> Batch:
+        """24 normal numbers; targets: scaled and shifted by about `factor`."""
         x = torch.randn(count, 24)
-        stretch, shift = 2 * fixed(2, 24, seed=18)
-        return x, stretch * x + shift + 3
-
-    @staticmethod
-    def other_examples(count: int) -> Batch:
-        """As `examples` with factors of about 1."""
-        x = torch.randn(count, 24)
-        stretch, shift = fixed(2, 24, seed=19)
-        return x, stretch * x + shift - 1
+        stretch, shift = factor * fixed(2, 24, seed=seed)
+        return x, stretch * x + shift + offset
 
 
 class GaussianMlp(nn.Module):
