@@ -122,9 +122,6 @@ def rows_of_graphs(found: dict[str, Tensor], data: Data) -> Iterator[Row]:
     Errors of the latter are standard deviations between seeds.
     """
     for name, places in found.items():
-        places = places[places.isfinite().all(1)]  # seeds with all folds
-        if not len(places):
-            continue
         count = len(places)
         together = _everywhere(cautious(places), data)
         yield scored(together, data, f"{name}, {count} seeds")

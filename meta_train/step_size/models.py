@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from sklearn.ensemble import GradientBoostingRegressor
+from sklearn.multioutput import MultiOutputRegressor
 from torch import Tensor
 
 from meta_train.step_size.outcomes import interpolated, refined
@@ -179,26 +180,21 @@ class Trees:
 
     def __init__(self, log_multipliers: np.ndarray, count: int = 80):
         self.log_multipliers = log_multipliers
-        self.count = count
-        self.models: list[GradientBoostingRegressor] = []
+        model = GradientBoostingRegressor(
+            n_estimators=count,
+            max_depth=3,
+            learning_rate=0.05,
+            subsample=0.5,
+            min_samples_leaf=10,
+            random_state=0,
+        )
+        self.models = MultiOutputRegressor(model)
 
     def fit(self, x: np.ndarray, gains: np.ndarray, kinds: np.ndarray) -> None:
-        values = utility(gains)
-        self.models = []
-        for column in values.T:
-            model = GradientBoostingRegressor(
-                n_estimators=self.count,
-                max_depth=3,
-                learning_rate=0.05,
-                subsample=0.5,
-                min_samples_leaf=10,
-                random_state=0,
-            )
-            self.models.append(model.fit(x, column))
+        self.models.fit(x, utility(gains))
 
     def predict(self, x: np.ndarray) -> np.ndarray:
-        curves = np.stack([model.predict(x) for model in self.models], 1)
-        return best_of(curves, self.log_multipliers)
+        return best_of(self.models.predict(x), self.log_multipliers)
 
 
 def best_of(curves: np.ndarray, log_multipliers: np.ndarray) -> np.ndarray:
