@@ -48,6 +48,7 @@ from meta_train.training.worker import (
     ReducedResult,
     Result,
     Worker,
+    first_optimizees,
     reduced,
 )
 from ngopt.pretrained import save_pretrained
@@ -85,8 +86,7 @@ class MetaTrainer(ResumableTrainer):
         self.optimizer = torch.optim.AdamW(
             self.metanet.parameters(), lr=config.lr, weight_decay=config.weight_decay
         )
-        self.schedule = self.worker.schedule
-        self.optimizees = self.schedule.start()
+        self.optimizees = first_optimizees(config)
         self.outer_step, self.best = 0, float("inf")
         self.log: list[dict[str, Any]] = []  # one record a validation
 
@@ -195,9 +195,7 @@ class MetaTrainer(ResumableTrainer):
             optimizee.state = result.state
         for optimizee, result in zip(self.optimizees, results, strict=True):
             inner_loss = result.inner_loss if result.is_usable else inf
-            self.schedule.advance(
-                optimizee, result.first_loss, inner_loss, self.outer_step
-            )
+            optimizee.advance(result.first_loss, inner_loss, self.outer_step)
 
     def validate(self) -> Metrics:
         """Whole inner trainings on the first problem.
@@ -245,7 +243,9 @@ class MetaTrainer(ResumableTrainer):
         states = self.ranks.all_gather(own)
         optimizees = []
         for optimizee in self.optimizees:
-            optimizees.append({**vars(optimizee), "state": states[optimizee.number]})
+            fields = {**vars(optimizee), "state": states[optimizee.number]}
+            del fields["config"]
+            optimizees.append(fields)
         return {
             "metanet": self.metanet.state_dict(),
             "mean": self.mean.state_dict(),
@@ -260,7 +260,9 @@ class MetaTrainer(ResumableTrainer):
         self.metanet.load_state_dict(state["metanet"])
         self.mean.load_state_dict(state["mean"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.optimizees = [OptimizeeProgress(**fields) for fields in state["slots"]]
+        self.optimizees = [
+            OptimizeeProgress(self.config, **fields) for fields in state["slots"]
+        ]
         for optimizee in self.optimizees:
             is_own = self.ranks.owns(optimizee.number)
             optimizee.state = placed(optimizee.state, self.device) if is_own else None

@@ -70,11 +70,14 @@ def reduced(result: Result, clip_norm: float) -> ReducedResult:
 class OptimizeeProgress:
     """The inner training of one optimizee.
 
+    It is restarted when it has reached its horizon or diverged.
+
     life: how often it was restarted. horizon: its inner steps until the next restart.
     age: inner steps since the last one. state: None before the first step, and in ranks
     that do not own the optimizee.
     """
 
+    config: Config
     number: int
     horizon: int
     life: int = 0
@@ -82,66 +85,55 @@ class OptimizeeProgress:
     state: Any = None
     first_loss: float | None = None
 
-
-class RestartSchedule:
-    """Restarts optimizees that have reached their horizon or diverged."""
-
-    def __init__(self, config: Config):
-        self.config = config
-
-    def start(self) -> list[OptimizeeProgress]:
-        """All optimizees before their first step.
-
-        Their first horizons differ, so that their ages differ later. Where horizons
-        grow, they begin with the shortest.
-        """
-        count, horizon = self.config.optimizees, self.config.horizon
-        found = []
-        for i in range(count):
-            first = self.config.shortest or max(1, horizon * (i + 1) // count)
-            found.append(OptimizeeProgress(i, first))
-        return found
-
-    def steps(self, optimizee: OptimizeeProgress) -> int:
+    @property
+    def steps(self) -> int:
         """Inner steps of the next truncation."""
-        rest = optimizee.horizon - optimizee.age
-        if self.config.estimator == "es":
-            return rest
-        return min(self.config.truncation, rest)
+        rest = self.horizon - self.age
+        return (
+            rest if self.config.estimator == "es" else min(self.config.truncation, rest)
+        )
 
-    def seed(self, optimizee: OptimizeeProgress) -> int:
+    @property
+    def seed(self) -> int:
         """Of its initial weights and batches, another one after a restart."""
-        return derive_seed(self.config.seed, 10, optimizee.number, optimizee.life)
+        return derive_seed(self.config.seed, 10, self.number, self.life)
 
-    def advance(
-        self,
-        optimizee: OptimizeeProgress,
-        first_loss: float,
-        inner_loss: float,
-        outer_step: int,
-    ) -> None:
+    def advance(self, first_loss: float, inner_loss: float, outer_step: int) -> None:
         """Adds a truncation, and restarts at the horizon or after divergence.
 
         inner_loss: mean of the truncation; inf if it was not finite.
         """
-        optimizee.age += self.steps(optimizee)
-        optimizee.first_loss = first_loss
+        self.age += self.steps
+        self.first_loss = first_loss
         limit = 0.5 * (1 + self.config.loss_limit) * first_loss
         has_diverged = not inner_loss <= limit  # also if the first loss is nan
-        if has_diverged or optimizee.age >= optimizee.horizon:
-            optimizee.life += 1
-            optimizee.age = 0
-            optimizee.state = optimizee.first_loss = None
-            optimizee.horizon = self.next_horizon(optimizee, outer_step)
+        if has_diverged or self.age >= self.horizon:
+            self.life += 1
+            self.age = 0
+            self.state = self.first_loss = None
+            self.horizon = self.next_horizon(outer_step)
 
-    def next_horizon(self, optimizee: OptimizeeProgress, outer_step: int) -> int:
+    def next_horizon(self, outer_step: int) -> int:
         config = self.config
         if config.shortest is None:
             return config.horizon
         progress = min(1.0, 2 * outer_step / config.outer_steps)
-        with seeded(config.seed, 13, optimizee.number, optimizee.life):
+        with seeded(config.seed, 13, self.number, self.life):
             exponent = progress * torch.rand((), dtype=torch.float64).item()
         return round(config.shortest * (config.horizon / config.shortest) ** exponent)
+
+
+def first_optimizees(config: Config) -> list[OptimizeeProgress]:
+    """All optimizees before their first step.
+
+    Their first horizons differ, so that their ages differ later. Where horizons grow,
+    they begin with the shortest.
+    """
+    found = []
+    for i in range(config.optimizees):
+        horizon = max(1, config.horizon * (i + 1) // config.optimizees)
+        found.append(OptimizeeProgress(config, i, config.shortest or horizon))
+    return found
 
 
 def make_estimator(config: Config, limit: float | Tensor, horizon: int) -> Estimator:
@@ -185,7 +177,6 @@ class Worker:
                 "Leave out --stacked."
             )
         self.config = config
-        self.schedule = RestartSchedule(config)
         self.learned = learned
         self.device = device
         self.problems = list(map(load_problem, config.problems))
@@ -197,8 +188,8 @@ class Worker:
         self._optimizees = {}
         groups: dict[Hashable, list[int]] = defaultdict(list)
         for number, job in enumerate(jobs):
-            seed = self.schedule.seed(job)
-            self._optimizees[seed] = before.get(seed) or self.optimizee(seed)
+            known = before.get(job.seed)
+            self._optimizees[job.seed] = known or self.optimizee(job.seed)
             key = self._stack_key(job) if self.config.stacked else number
             groups[key].append(number)
         found: dict[int, Result] = {}
@@ -216,9 +207,8 @@ class Worker:
         """One truncation of optimizees that can be stacked."""
         config = self.config
         learned = self.learned
-        steps = self.schedule.steps(jobs[0])
-        horizon = jobs[0].horizon
-        optimizees = [self._own(job) for job in jobs]
+        steps, horizon = jobs[0].steps, jobs[0].horizon
+        optimizees = [self._optimizees[job.seed] for job in jobs]
         first_losses = []
         for job, optimizee in zip(jobs, optimizees, strict=True):
             known = job.first_loss
@@ -256,14 +246,10 @@ class Worker:
         """The number of the problem of an optimizee."""
         return seed % len(self.problems)
 
-    def _own(self, job: OptimizeeProgress) -> Optimizee:
-        return self._optimizees[self.schedule.seed(job)]
-
     def _stack_key(self, job: OptimizeeProgress) -> Hashable:
         """Those with equal keys are unrolled as one."""
-        shapes = tuple(p.shape for p in self._own(job).model.parameters())
+        shapes = tuple(p.shape for p in self._optimizees[job.seed].model.parameters())
         needs_equal_age = self.config.estimator == "imitation"
         needs_equal_age = needs_equal_age or depends_on_step(self.learned)
         age = (job.age, job.horizon) if needs_equal_age else ()
-        problem = self.problem_of(self.schedule.seed(job))
-        return problem, shapes, self.schedule.steps(job), age
+        return self.problem_of(job.seed), shapes, job.steps, age

@@ -231,10 +231,10 @@ class TestMetaTraining:
         numbers = {"graph_every": 2}
         settings = config(tmp_path, stacked=True, metanet_config=numbers, optimizees=3)
         trainer, sizes = MetaTrainer(settings), []
-        real, steps = trainer.worker.unroll, trainer.schedule.steps
+        real = trainer.worker.unroll
 
         def unroll(jobs):
-            assert len({(job.age, job.horizon, steps(job)) for job in jobs}) == 1
+            assert len({(job.age, job.horizon, job.steps) for job in jobs}) == 1
             sizes.append(len(jobs))
             return real(jobs)
 
