@@ -65,18 +65,10 @@ def from_torchvision(place: Path, *, class_name: str) -> Arrays:
     return _arrays_of(train, test)
 
 
-def from_gzipped_idx(place: Path, *, folder: Path) -> Arrays:
-    """Reads gzipped IDX files of a folder; `place` is not used."""
-    files = {}
-    for name in IDX_FILES:
-        files[name] = (folder / f"{name}.gz").read_bytes()
-    return arrays_from_idx(files)
-
-
 def from_debian(place: Path, *, package: str, folder: Path) -> Arrays:
     """Downloads gzipped IDX files of a Debian package, which is not installed.
 
-    folder: of the files in the package.
+    folder: of the files in the package, a relative path.
     """
     # own folders for lists and caches: no root, and the system is not changed
     options = [
@@ -98,7 +90,10 @@ def from_debian(place: Path, *, package: str, folder: Path) -> Arrays:
     (archive,) = (place / "deb").glob("*.deb")
     root = place / "root"
     _run(["dpkg-deb", "--extract", str(archive), str(root)], place)
-    return from_gzipped_idx(place, folder=root / folder.relative_to("/"))
+    files = {}
+    for name in IDX_FILES:
+        files[name] = (root / folder / f"{name}.gz").read_bytes()
+    return arrays_from_idx(files)
 
 
 def from_npm(

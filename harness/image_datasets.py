@@ -226,7 +226,6 @@ def _array_hashes(*values: str) -> dict[str, str]:
 
 MNIST_MOMENTS = (0.1307,), (0.3081,)  # of MNIST; customary for FashionMNIST too
 CIFAR10_MOMENTS = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package
 
 # The published files have these hashes: MNIST's IDX files have their known MD5, and
 # Debian's gzip files of FashionMNIST have torchvision's but for name and time in their
@@ -243,13 +242,10 @@ DATASETS = {
         ),
         sources={
             "torchvision": partial(sources.from_torchvision, class_name="FashionMNIST"),
-            "Debian, installed": partial(
-                sources.from_gzipped_idx, folder=FASHION_MNIST_FOLDER
-            ),
             "Debian": partial(
                 sources.from_debian,
                 package="dataset-fashion-mnist",
-                folder=FASHION_MNIST_FOLDER,
+                folder=Path("usr/share/datasets/fashion-mnist"),
             ),
         },
     ),

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 from ngopt.functional import Change, Hyper, Record, UpdateRule, update_all
 from ngopt.metanets import Metanet
@@ -76,13 +76,10 @@ class WeightedRule(UpdateRule):
         params: Sequence[Tensor],
         hyper: Hyper,
     ) -> tuple[Deltas, list[Record]]:
-        """The update of all optimizees. vmap takes tensors alone, so parameters without
-        gradient are left out."""
-        present, given = [], []
-        for i, grad in enumerate(grads):
-            if grad is not None:
-                present.append(i)
-                given.append(grad)
+        """The update of all optimizees. vmap returns tensors alone, so updates of
+        parameters without gradient are left out."""
+        present = [i for i, grad in enumerate(grads) if grad is not None]
+        grad_dims = [None if grad is None else 0 for grad in grads]
         before, in_dims = [], []
         for record in state:
             axes: dict[str, int | None] = dict.fromkeys(record, 0)
@@ -92,20 +89,16 @@ class WeightedRule(UpdateRule):
             before.append(record)
             in_dims.append(axes)
 
-        def one(weights: Any, given: Any, state: Any, params: Any) -> Any:
-            own: Deltas = [None] * len(params)
-            for i, grad in zip(present, given, strict=True):
-                own[i] = grad
-            updated = own, state, params, hyper
-            deltas, new = functional_call(self._function, weights, updated)
+        def one(weights: Any, *given: Any) -> Any:
+            deltas, new = functional_call(self._function, weights, (*given, hyper))
             return [deltas[i] for i in present], new
 
-        values = self._weights, given, before, list(params)
+        values = self._weights, list(grads), before, list(params)
         if not torch.is_grad_enabled():
-            values = tree_map(Tensor.detach, values)
+            values = tree_map_only(Tensor, Tensor.detach, values)
         # the rule takes its differentiable path, as in the gradient
         with torch.enable_grad():
-            found, new = torch.vmap(one, (0, 0, in_dims, 0))(*values)
+            found, new = torch.vmap(one, (0, grad_dims, in_dims, 0))(*values)
         deltas: Deltas = [None] * len(params)
         for i, delta in zip(present, found, strict=True):
             deltas[i] = delta

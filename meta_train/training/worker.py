@@ -89,9 +89,9 @@ class OptimizeeProgress:
     def steps(self) -> int:
         """Inner steps of the next truncation."""
         rest = self.horizon - self.age
-        return (
-            rest if self.config.estimator == "es" else min(self.config.truncation, rest)
-        )
+        if self.config.estimator == "es":
+            return rest
+        return min(self.config.truncation, rest)
 
     @property
     def seed(self) -> int:

@@ -100,7 +100,7 @@ def test_debian(client, place, tmp_path):
         "dpkg-deb",
         f'test "$1" = --extract && test -e "$2" && cp -r {tmp_path}/packed "$3"',
     )
-    arrays = sources.from_debian(place, package="some-data", folder=Path("/usr/share"))
+    arrays = sources.from_debian(place, package="some-data", folder=Path("usr/share"))
     assert_is_the_idx_data(arrays)
 
 
