@@ -76,11 +76,9 @@ def features(table: Table, total_steps: int) -> dict[str, float]:
     found["no matrices"] = float(not table.matrices)
     found |= _of_weights(table)
     found |= _of_gradients(table)
-    return {name: _finite(value) for name, value in found.items()}
-
-
-def _finite(value: float) -> float:
-    return float(value) if math.isfinite(value) else 0.0
+    for name, value in found.items():
+        found[name] = float(value) if math.isfinite(value) else 0.0
+    return found
 
 
 def _of_weights(table: Table) -> dict[str, float]:

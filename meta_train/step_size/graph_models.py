@@ -91,7 +91,8 @@ def read_examples(folder: Path, data: Data, count: int) -> Examples:
     others = {}
     for name in ("horizon", "all"):
         x = data.columns(sets[name])[chosen, SEED]
-        others[name] = torch.tensor(_standardised(x))
+        x = (x - x.mean(0)) / x.std(0).clip(LEAST_SCALE)
+        others[name] = torch.tensor(x.clip(-FARTHEST, FARTHEST))
     return Examples(
         inputs=read_inputs(trainings, folder / FILE),
         others=others,
@@ -99,11 +100,6 @@ def read_examples(folder: Path, data: Data, count: int) -> Examples:
         curves=torch.tensor(utility(curves)),
         folds=torch.tensor(folds(data.kinds, count)[chosen]),
     )
-
-
-def _standardised(x: np.ndarray) -> np.ndarray:
-    x = (x - x.mean(0)) / x.std(0).clip(LEAST_SCALE)
-    return x.clip(-FARTHEST, FARTHEST)
 
 
 def rows_of_features(data: Data, count: int) -> Iterator[Row]:

@@ -46,7 +46,11 @@ class GraphPredictor(nn.Module):
         layers: list[GraphLayer] = []
         for number in range(sizes.layers):
             updates_edges = number + 1 < sizes.layers
-            layers.append(_layer(sizes, updates_edges))
+            if sizes.layer == "ng-gnn":
+                layer = PNALayer(sizes.width, sizes.log_degree, updates_edges)
+            else:
+                layer = RelationalLayer(sizes.width, sizes.heads, edges=updates_edges)
+            layers.append(layer)
         options = GraphNetworkOptions(activations=True)
         self.network = GraphNetwork(d_in, None, sizes.width, layers, KERNEL, options)
         self.norm = nn.LayerNorm(2 * sizes.width)
@@ -70,9 +74,3 @@ class GraphPredictor(nn.Module):
         total = scatter_sum(means, batch.networks, networks)
         largest = scatter_extreme(means, batch.networks, networks, "amax")
         return torch.cat([total / batch.group_counts, largest], 1)
-
-
-def _layer(sizes: Sizes, updates_edges: bool) -> GraphLayer:
-    if sizes.layer == "ng-gnn":
-        return PNALayer(sizes.width, sizes.log_degree, updates_edges)
-    return RelationalLayer(sizes.width, sizes.heads, edges=updates_edges)

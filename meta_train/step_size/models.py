@@ -1,15 +1,15 @@
 """Models that predict the best step size, from plain to rich.
 
 All map features (n, d) to log2 multipliers (n,). They are fitted to gains (n, m) at
-`log_multipliers`, not to best multipliers: a step that is too long costs more than one
-that is too short.
+`log_multipliers` of trainings of some kinds, names (n,), not to best multipliers: a
+step that is too long costs more than one that is too short.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,14 +28,6 @@ from ngopt.base.step_predictor import (
 LOSS_WEIGHT = 4.0  # a loss counts as much as a gain of this many times its size
 LEARNING_RATE = 0.02  # of Adam, decays to 2 %
 LEAST_SCALE = 1e-2  # of features that hardly vary
-
-
-class Model(Protocol):
-    """kinds: names, (n,)."""
-
-    def fit(self, x: np.ndarray, gains: np.ndarray, kinds: np.ndarray) -> None: ...
-
-    def predict(self, x: np.ndarray) -> np.ndarray: ...
 
 
 def utility(gains: np.ndarray) -> np.ndarray:
@@ -195,6 +187,9 @@ class Trees:
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         return best_of(self.models.predict(x), self.log_multipliers)
+
+
+Model = Constant | Ensemble | Trees
 
 
 def best_of(curves: np.ndarray, log_multipliers: np.ndarray) -> np.ndarray:

@@ -60,7 +60,15 @@ def main(config: Config) -> None:
     for seed in range(config.first, config.first + config.count):
         wanted[seed] = partial(measure, seed, base.predictor)
     append_missing(path, wanted)
-    print_table(read_lines([path]))
+    records = read_lines([path])
+    steps = np.array([record["steps"] for record in records])
+    gains = [gains_of(record) for record in records]
+    rows = []
+    for name in gains[0]:
+        own = 100 * np.array([found[name].mean() for found in gains])
+        rows.append(formatted(row_of(name, own, steps)))
+    print(f"{len(records)} new trainings")
+    print(text_table(rows))
 
 
 def measure(seed: int, predictor: StepPredictor) -> Record:
@@ -86,17 +94,6 @@ def predicted_variants(
     }
     own_decay = [None] * len(roles)
     return {name: Hyper(own.tolist(), own_decay) for name, own in lr.items()}
-
-
-def print_table(records: list[Record]) -> None:
-    steps = np.array([record["steps"] for record in records])
-    gains = [gains_of(record) for record in records]
-    rows = []
-    for name in gains[0]:
-        own = 100 * np.array([found[name].mean() for found in gains])
-        rows.append(formatted(row_of(name, own, steps)))
-    print(f"{len(records)} new trainings")
-    print(text_table(rows))
 
 
 if __name__ == "__main__":

@@ -103,9 +103,9 @@ class Training:
         seed = derive_seed(self.seed, 1) % 2**62
         return make_task(self.task_name, seed, self.examples, self.noise)
 
-    @property
-    def _network(self) -> NetworkSettings:
-        return NetworkSettings(
+    def build(self, seed: int) -> nn.Module:
+        """The network with new weights."""
+        settings = NetworkSettings(
             self.task,
             self.depth,
             self.width,
@@ -114,11 +114,8 @@ class Training:
             self.skip,
             fused=self.seed % 2 == 0,
         )
-
-    def build(self, seed: int) -> nn.Module:
-        """The network with new weights."""
         with seeded(self.seed, 2, seed):
-            model = FAMILIES[self.family].build(self._network)
+            model = FAMILIES[self.family].build(settings)
             initialize(model, self.weights)
         return model
 

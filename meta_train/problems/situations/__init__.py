@@ -10,7 +10,7 @@ one third only. `REAL` uses data of other packages, and is for reporting only.
 
 from __future__ import annotations
 
-from meta_train.problems.protocol import Problem, by_name
+from meta_train.problems.protocol import Problem
 from meta_train.problems.situations import (
     drift,
     equations,
@@ -42,17 +42,13 @@ for name in (
 ):  # fmt: skip
     KINDS[name] = _found[name]
 
-_developing: dict[str, Problem] = {}
-_validating: dict[str, Problem] = {}
-_testing: dict[str, Problem] = {}
+SITUATIONS: dict[str, Problem] = {}
+_thirds: tuple[list[str], ...] = [], [], []
 for kind in KINDS.values():
-    _developing |= by_name(kind.developing)
-    _validating |= by_name(kind.validating)
-    _testing |= by_name(kind.testing)
-_real = by_name(real.PROBLEMS)
-
-SITUATIONS: dict[str, Problem] = _developing | _validating | _testing | _real
-DEVELOPING = tuple(_developing)
-VALIDATING = tuple(_validating)
-TESTING = tuple(_testing)
-REAL = tuple(_real)
+    for names, problems in zip(_thirds, kind, strict=True):
+        for problem in problems:
+            names.append(problem.name)
+            SITUATIONS[problem.name] = problem
+SITUATIONS |= real.PROBLEMS
+DEVELOPING, VALIDATING, TESTING = map(tuple, _thirds)
+REAL = tuple(real.PROBLEMS)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from meta_train.problems.situations import real_music, real_pitch, real_series
 from meta_train.problems.situations.kinds import read_situations
 
-PROBLEMS: list = []
+PROBLEMS: dict = {}
 for _, problem in read_situations(
     "real", vars(real_music) | vars(real_pitch) | vars(real_series)
 ):
-    PROBLEMS.append(problem)
+    PROBLEMS[problem.name] = problem

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from meta_train.training.rules import WeightedRule, depends_on_step, trained_metanet
-from meta_train.training.unroll import Inner, Optimizee, Optimizees, unroll
+from meta_train.training.unroll import Inner, Optimizees, unroll
 from ngopt.functional import UpdateRule
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
@@ -26,18 +26,6 @@ class Estimate(NamedTuple):
     meta_gradient: Tensor
     meta_loss: Tensor
     inner_loss: Tensor
-
-
-class Estimator(Protocol):
-    def start(self, optimizee: Optimizee, learned: LearnedOptimizer) -> Any:
-        """The state of an inner training before its first step: a pytree of tensors."""
-        ...
-
-    def estimate(
-        self, optimizee: Optimizees, learned: LearnedOptimizer, state: Any, steps: int
-    ) -> tuple[Estimate, Any]:
-        """Unrolls by a number of steps. Returns the estimate and the new state."""
-        ...
 
 
 def detached(inner: Inner) -> Inner:
