@@ -34,7 +34,6 @@ from meta_train.comparison.ranking import (
     loss_table,
     rank_optimizers,
     ranks,
-    steps_to_reference,
 )
 from meta_train.comparison.report import (
     Row,
@@ -107,14 +106,12 @@ class Leaderboard:
     """The results of a comparison.
 
     rankings: by the name of the group of problems they are over.
-    reached: steps to the reference's final validation loss, by problem and optimizer.
     records: of evaluation runs.
     refusals: a sentence for each optimizer that cannot train a problem's network.
     """
 
     rows: list[Row]
     rankings: dict[str, list[Ranking]]
-    reached: dict[tuple[str, str], float | None]
     records: RecordGroups
     refusals: list[str] = field(default_factory=list)
 
@@ -122,7 +119,7 @@ class Leaderboard:
         """The table of all rows."""
         table = []
         for row, rank in zip(self.rows, ranks(self.rows), strict=True):
-            table.append(row.cells(rank, self.reached[row.problem, row.optimizer]))
+            table.append(row.cells(rank))
         return table
 
     def ranking_tables(self) -> dict[str, list[dict[str, str]]]:
@@ -221,15 +218,14 @@ def summarize_all(
     records: RecordGroups, tuning: RecordGroups, groups: Mapping[str, Sequence[str]]
 ) -> Leaderboard:
     """Rows of evaluation and tuning records, and rankings over groups of problems."""
-    rows, reached, rankings = [], {}, {}
+    rows, rankings = [], {}
     for (problem, optimizer), found in records.items():
-        rows.append(summarize(found, tuning.get((problem, optimizer), [])))
         references = records.get((problem, REFERENCE), [])
-        reached[problem, optimizer] = steps_to_reference(found, references)
+        rows.append(summarize(found, tuning.get((problem, optimizer), []), references))
     for group, problems in groups.items():
         own = [row for row in rows if row.problem in problems]
-        rankings[group] = rank_optimizers(own, reached)
-    return Leaderboard(rows, rankings, reached, records)
+        rankings[group] = rank_optimizers(own)
+    return Leaderboard(rows, rankings, records)
 
 
 def write_report(folder: Path, config: Config, board: Leaderboard) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 from statistics import fmean, median
@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 
-from meta_train.comparison.inner_training import Record
 from meta_train.comparison.report import Row, digits
 
 REFERENCE = "adam-cosine"  # steps are counted until its final loss is reached
@@ -67,13 +66,8 @@ class Ranking:
         return cells
 
 
-def rank_optimizers(
-    rows: Sequence[Row], reached: Mapping[tuple[str, str], float | None]
-) -> list[Ranking]:
-    """One ranking per optimizer, sorted by mean rank.
-
-    reached: `steps_to_reference` by problem and optimizer.
-    """
+def rank_optimizers(rows: Sequence[Row]) -> list[Ranking]:
+    """One ranking per optimizer, sorted by mean rank."""
     table = _ranked(rows)
     problem = table["problem"]
     tuned_losses = table["test_loss"].where(table["tuned"])
@@ -83,11 +77,8 @@ def rank_optimizers(
     reference = table[is_reference].set_index("problem")
     reference_ms = problem.map(reference["ms_per_step"])
     table["step_time"] = table["ms_per_step"] / reference_ms
-    steps = []
-    for key in zip(problem, table["optimizer"], strict=True):
-        steps.append(reached[key])
-    until = pd.Series(steps, table.index, dtype=float)
-    table["steps_share"] = until.fillna(inf) / table["steps"]
+    reached = table["reached"].astype(float)
+    table["steps_share"] = reached.fillna(inf) / table["steps"]
     losses = table.pivot(index="problem", columns="optimizer", values="loss")
     found = []
     for name, own in table.groupby("optimizer", sort=False):
@@ -165,43 +156,6 @@ def _wins(losses: Any, name: str, rivals: list[str]) -> int | None:
     best = theirs.min(axis=1)
     is_below = own[name] < best
     return int(is_below.sum())
-
-
-def steps_to_reference(
-    records: Sequence[Record], references: Sequence[Record]
-) -> float | None:
-    """Steps until the validation loss is as low as the reference's final one.
-
-    Losses are those of the curves. A run is compared with the reference run of its
-    seed. Returns the median over seeds; None if half of them never reach it.
-    """
-    targets = {}
-    for reference in references:
-        seed = reference["run"]["seed"]
-        targets[seed] = reference["curve"]["loss"][-1]
-    steps = []
-    for record in records:
-        seed = record["run"]["seed"]
-        target = targets.get(seed)
-        steps.append(_steps_to(record["curve"], target))
-    found = median(steps)
-    return None if found == inf else found
-
-
-def _steps_to(curve: Mapping[str, Any], target: float | None) -> float:
-    """The first step with a loss of at most `target`, interpolated; inf if none."""
-    if target is None:
-        return inf
-    step_before, loss_before = 0.0, None
-    for step, loss in zip(curve["steps"], curve["loss"], strict=True):
-        if loss is not None and loss <= target:
-            if loss_before is None:
-                return float(step)
-            fall = loss_before - loss
-            share = (loss_before - target) / fall
-            return step_before + share * (step - step_before)
-        step_before, loss_before = step, loss
-    return inf
 
 
 def _optional(value: float | None, form: str) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
-from statistics import fmean
+from statistics import fmean, median
+from typing import Any
 
 import pandas as pd
 
@@ -29,6 +30,7 @@ class Row:
     seconds: of a whole run, without evaluation.
     tuning: mean validation loss by learning rate; inf if it was not finite.
     tuning_seconds: of all tuning runs together.
+    reached: `steps_to_reference`.
     """
 
     problem: str
@@ -49,6 +51,7 @@ class Row:
     tuning_runs: int = 0
     tuning_seconds: float = 0.0
     tuning: dict[float, float] = field(default_factory=dict)
+    reached: float | None = None
 
     @property
     def at_edge(self) -> bool:
@@ -59,14 +62,8 @@ class Row:
     def tuned(self) -> bool:
         return self.tuning_runs > 0
 
-    def cells(
-        self, rank: float | None = None, reached: float | None = None
-    ) -> dict[str, str]:
-        """The cells of a table by column.
-
-        rank: among the problem's optimizers. reached: steps to the reference's final
-        loss.
-        """
+    def cells(self, rank: float | None = None) -> dict[str, str]:
+        """The cells of a table by column. rank: among the problem's optimizers."""
         loss_std = f"{self.test_loss_std:.2g}"
         loss = plus_minus(digits(self.test_loss), loss_std, self.runs)
         accuracy = "-"
@@ -83,9 +80,9 @@ class Row:
         cells["validation loss"] = digits(self.validation_loss)
         cells["train loss"] = digits(self.train_loss)
         cells["steps to reference"] = cells["seconds to reference"] = "-"
-        if reached is not None:
-            seconds = reached * self.seconds / self.steps
-            cells["steps to reference"] = f"{reached:.0f}"
+        if self.reached is not None:
+            seconds = self.reached * self.seconds / self.steps
+            cells["steps to reference"] = f"{self.reached:.0f}"
             cells["seconds to reference"] = f"{seconds:.1f}"
         cells["run s"] = f"{self.seconds:.1f}"
         cells["ms/step"] = f"{self.ms_per_step:.1f}"
@@ -95,10 +92,15 @@ class Row:
         return cells
 
 
-def summarize(records: Sequence[Record], tuning: Sequence[Record] = ()) -> Row:
+def summarize(
+    records: Sequence[Record],
+    tuning: Sequence[Record] = (),
+    references: Sequence[Record] = (),
+) -> Row:
     """The row of one optimizer on one problem.
 
-    records: of its evaluation runs. tuning: of its tuning runs.
+    records: of its evaluation runs. tuning: of its tuning runs. references: evaluation
+    runs of the reference.
     """
     run = records[0]["run"]
     columns = pd.json_normalize(list(records), max_level=1)
@@ -127,7 +129,45 @@ def summarize(records: Sequence[Record], tuning: Sequence[Record] = ()) -> Row:
         tuning_runs=len(tuning),
         tuning_seconds=sum(record["seconds"] for record in tuning),
         tuning=mean_validation_losses(tuning),
+        reached=steps_to_reference(records, references) if references else None,
     )
+
+
+def steps_to_reference(
+    records: Sequence[Record], references: Sequence[Record]
+) -> float | None:
+    """Steps until the validation loss is as low as the reference's final one.
+
+    Losses are those of the curves. A run is compared with the reference run of its
+    seed. Returns the median over seeds; None if half of them never reach it.
+    """
+    targets = {}
+    for reference in references:
+        seed = reference["run"]["seed"]
+        targets[seed] = reference["curve"]["loss"][-1]
+    steps = []
+    for record in records:
+        seed = record["run"]["seed"]
+        target = targets.get(seed)
+        steps.append(_steps_to(record["curve"], target))
+    found = median(steps)
+    return None if found == inf else found
+
+
+def _steps_to(curve: Mapping[str, Any], target: float | None) -> float:
+    """The first step with a loss of at most `target`, interpolated; inf if none."""
+    if target is None:
+        return inf
+    step_before, loss_before = 0.0, None
+    for step, loss in zip(curve["steps"], curve["loss"], strict=True):
+        if loss is not None and loss <= target:
+            if loss_before is None:
+                return float(step)
+            fall = loss_before - loss
+            share = (loss_before - target) / fall
+            return step_before + share * (step - step_before)
+        step_before, loss_before = step, loss
+    return inf
 
 
 def mean_validation_losses(records: Sequence[Record]) -> dict[float, float]:

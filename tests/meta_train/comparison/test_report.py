@@ -26,7 +26,7 @@ def test_a_row_by_hand():
         [record(accuracy, 0.1, loss=accuracy) for accuracy in accuracies],
         tuning,
     )
-    assert list(row.cells(1.5, 50).values()) == [
+    assert list(replace(row, reached=50).cells(1.5).values()) == [
         *(
             "p",
             "o",
