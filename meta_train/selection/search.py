@@ -144,8 +144,8 @@ def train_and_score(
         autocast=config.autocast,
         seed=config.seed,
     )
-    result = sweep.search(sweep_config)
-    return sweep.score(result.best), result.chosen.gain
+    best, means = sweep.search(sweep_config)
+    return sweep.score(means[best]), best.gain
 
 
 def search(config: Config) -> optuna.Study:
@@ -166,15 +166,6 @@ def search(config: Config) -> optuna.Study:
     return study
 
 
-def write_best(config: Config, study: optuna.Study) -> Path:
-    """Writes the best trial's weights."""
-    folder = Path(config.folder)
-    path = folder / "best.safetensors"
-    best = folder / f"trial-{study.best_trial.number}" / "gain.safetensors"
-    shutil.copyfile(best, path)
-    return path
-
-
 def _cells(trial: FrozenTrial) -> dict[str, str]:
     gain, numbers = trial.user_attrs["gain"], trial.params.items()
     return {
@@ -193,7 +184,9 @@ def run(config: Config) -> None:
             f"finished trials are in '{config.folder}'; the same command with "
             f"--folder {config.folder} begins the interrupted one anew"
         ) from None
-    path = write_best(config, study)
+    folder = Path(config.folder)
+    best = folder / f"trial-{study.best_trial.number}" / "gain.safetensors"
+    path = shutil.copyfile(best, folder / "best.safetensors")
     complete = study.get_trials(states=(TrialState.COMPLETE,))
     print(text_table([_cells(trial) for trial in complete]))
     print(

@@ -162,7 +162,7 @@ class Optimizee(Optimizees):
     def loss(
         self, params: list[Tensor], buffers: Buffers, step: int | Tensor
     ) -> tuple[Tensor, Buffers]:
-        batch = self.batch(step)
+        batch = to_device(self.host_batch(step), self.device)
         layout = nullcontext()
         if self._has_channels_last:
             params, batch = channels_last((params, batch))
@@ -183,10 +183,6 @@ class Optimizee(Optimizees):
         with precision:
             loss = functional_call(self._objective, tensors, (batch,))
         return loss.float() if self.autocast else loss, buffers
-
-    def batch(self, step: int | Tensor) -> Any:
-        """The training batch of an inner step, on the optimizee's device."""
-        return to_device(self.host_batch(step), self.device)
 
     def host_batch(self, step: int | Tensor) -> Any:
         """The training batch of an inner step, on the host."""

@@ -152,7 +152,7 @@ def test_problems_without_accuracy_are_compared_by_loss(config):
 
 def test_the_reference_reaches_its_own_loss_by_its_end(config):
     board = compare(replace(config, optimizers=("adam-cosine", "adam-default")))
-    (row,) = board.rows
+    row, _ = board.rows
     assert 0 < row.reached <= 12
     (found,) = board.rankings.values()
     assert [standing.problems for standing in found] == [1, 1]
