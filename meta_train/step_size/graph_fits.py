@@ -13,19 +13,89 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.files import append_line, read_lines
-from meta_train.step_size.graph_batches import Batch, batch_of, moved, network_of
+from meta_train.step_size.graph_batches import (
+    KERNEL,
+    Batch,
+    batch_of,
+    moved,
+    network_of,
+)
 from meta_train.step_size.graph_inputs import COLUMNS, COLUMNS_OF_WEIGHTS, GraphInput
-from meta_train.step_size.graph_predictor import GraphPredictor, Sizes
 from meta_train.step_size.outcomes import interpolated
+from ngopt.base.step_predictor import MAX_LOG2
+from ngopt.metanets.layers.aggregation import scatter_extreme, scatter_sum
+from ngopt.metanets.layers.attention import RelationalLayer
+from ngopt.metanets.layers.graph_layer import GraphLayer
+from ngopt.metanets.layers.graph_network import GraphNetwork, GraphNetworkOptions
+from ngopt.metanets.layers.pna import PNALayer
 
 LAST_RATE = 0.02  # share of the learning rate in the end
 DIGITS = 5
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a `GraphPredictor`. hidden: of its head."""
+
+    layer: Literal["ng-gnn", "ng-t"] = "ng-gnn"
+    width: int = 8
+    layers: int = 2
+    heads: int = 4
+    hidden: int = 16
+    log_degree: float = 3.0
+
+
+class GraphPredictor(nn.Module):
+    """Maps networks to log2 multipliers of the step size.
+
+    The states of neurons are averaged over each layer. Means and maxima over layers,
+    with other features of the training, go through a head with one hidden layer. Its
+    output is 0 initially, and within +-`MAX_LOG2`.
+
+    d_in: features of an element. others: of a training.
+
+    Shapes: a `Batch` of b networks and features (b, others) -> (b,).
+    """
+
+    def __init__(self, d_in: int, others: int, sizes: Sizes):
+        super().__init__()
+        layers: list[GraphLayer] = []
+        for number in range(sizes.layers):
+            updates_edges = number + 1 < sizes.layers
+            if sizes.layer == "ng-gnn":
+                layer = PNALayer(sizes.width, sizes.log_degree, updates_edges)
+            else:
+                layer = RelationalLayer(sizes.width, sizes.heads, edges=updates_edges)
+            layers.append(layer)
+        options = GraphNetworkOptions(activations=True)
+        self.network = GraphNetwork(d_in, None, sizes.width, layers, KERNEL, options)
+        self.norm = nn.LayerNorm(2 * sizes.width)
+        self.hidden = nn.Linear(2 * sizes.width + others, sizes.hidden)
+        self.out = nn.Linear(sizes.hidden, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, batch: Batch, others: Tensor) -> Tensor:
+        (nodes,), _ = self.network.states(batch, batch.tensors)
+        pooled = self.norm(self.pooled(nodes, batch))
+        hidden = torch.tanh(self.hidden(torch.cat([pooled, others], 1)))
+        return MAX_LOG2 * torch.tanh(self.out(hidden).squeeze(1) / MAX_LOG2)
+
+    def pooled(self, nodes: Tensor, batch: Batch) -> Tensor:
+        """(b, 2 width) of all neurons (n, width)."""
+        count = len(batch.group_sizes)
+        sums = scatter_sum(nodes, batch.groups, count)
+        means = sums / batch.group_sizes
+        networks = len(batch.group_counts)
+        total = scatter_sum(means, batch.networks, networks)
+        largest = scatter_extreme(means, batch.networks, networks, "amax")
+        return torch.cat([total / batch.group_counts, largest], 1)
 
 
 class Variant(NamedTuple):

@@ -29,9 +29,8 @@ from harness.tables import text_table
 from meta_train.step_size.compare import Row, folds, formatted, left_out, scored
 from meta_train.step_size.dataset import Data, read_data
 from meta_train.step_size.feature_sets import feature_sets
-from meta_train.step_size.graph_fits import Examples, Settings, fit_all
+from meta_train.step_size.graph_fits import Examples, Settings, Sizes, fit_all
 from meta_train.step_size.graph_inputs import FILE, SEED, read_inputs
-from meta_train.step_size.graph_predictor import Sizes
 from meta_train.step_size.models import LEAST_SCALE, Ensemble, utility
 from meta_train.step_size.outcomes import refined
 

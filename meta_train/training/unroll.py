@@ -270,18 +270,6 @@ def unstacked(state: State, count: int) -> list[State]:
     return [tree_map(lambda values, i=i: values[i], state) for i in range(count)]
 
 
-def apply_update(
-    inner: Inner,
-    grads: list[Tensor | None],
-    buffers: Buffers,
-    rule: UpdateRule,
-    hyper: Hyper,
-) -> Inner:
-    """The inner training after one step."""
-    deltas, state = update_all(rule, grads, inner.state, inner.params, hyper)
-    return moved(inner, deltas, state, buffers)
-
-
 def moved(
     inner: Inner, deltas: Sequence[Tensor | None], state: list[Record], buffers: Buffers
 ) -> Inner:
@@ -309,7 +297,8 @@ def unroll(
     with torch.set_grad_enabled(create_graph):
         for _ in range(steps):
             loss, grads, buffers = optimizee.gradient(inner, create_graph)
-            inner = apply_update(inner, grads, buffers, rule, hyper)
+            deltas, state = update_all(rule, grads, inner.state, inner.params, hyper)
+            inner = moved(inner, deltas, state, buffers)
             losses.append(loss)
     return inner, torch.stack(losses)
 

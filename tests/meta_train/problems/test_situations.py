@@ -20,9 +20,9 @@ from meta_train.problems.situations import (
     TESTING,
     VALIDATING,
     equations,
+    finetuning,
     games,
     initialization,
-    pretrained,
     problems,
     rewards,
     tables,
@@ -36,10 +36,10 @@ from meta_train.problems.supervised import SupervisedProblem, on_device
 def little_pretraining():
     """Trained networks need not be good here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrained, "PRETRAINING", 0.02)
-        pretrained.weights.cache_clear()
+        patch.setattr(finetuning, "PRETRAINING", 0.02)
+        finetuning.weights.cache_clear()
         yield
-    pretrained.weights.cache_clear()
+    finetuning.weights.cache_clear()
 
 
 @pytest.fixture(params=SITUATIONS)

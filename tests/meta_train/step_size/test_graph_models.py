@@ -15,12 +15,13 @@ from meta_train.step_size.graph_fits import (
     VARIANTS,
     Examples,
     Fitter,
+    GraphPredictor,
     Settings,
+    Sizes,
     fit_all,
 )
 from meta_train.step_size.graph_inputs import graph_input, input_of
 from meta_train.step_size.graph_models import cautious, of_small_networks
-from meta_train.step_size.graph_predictor import GraphPredictor, Sizes
 from meta_train.step_size.trainings import draw
 from ngopt import build_graph
 from ngopt.metanets.graph_data.feature_sources import FlatFeatures

@@ -9,7 +9,6 @@ from meta_train.training.unroll import (
     Inner,
     Optimizee,
     Stack,
-    apply_update,
     moved,
     stacked,
     unroll,
@@ -35,7 +34,8 @@ def by_autograd(optimizee, learned, steps, limit=float("inf"), horizon=None):
     for _ in range(steps):
         _, grads, buffers = optimizee.gradient(inner)
         seen = [p.detach() for p in inner.params]
-        after = apply_update(inner._replace(params=seen), grads, buffers, rule, hyper)
+        deltas, state = update_all(rule, grads, inner.state, seen, hyper)
+        after = moved(inner._replace(params=seen), deltas, state, buffers)
         # the update as a function of what was seen,
         # applied to parameters that carry the autograd graph
         learned = [a - s for a, s in zip(after.params, seen, strict=True)]
