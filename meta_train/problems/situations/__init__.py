@@ -48,8 +48,8 @@ for name in (
 SITUATIONS: dict[str, Problem] = {}
 _thirds: tuple[list[str], ...] = [], [], []
 for kind in KINDS.values():
-    for names, problems in zip(_thirds, kind, strict=True):
-        for problem in problems:
+    for names, third in zip(_thirds, kind, strict=True):
+        for problem in third:
             names.append(problem.name)
             SITUATIONS[problem.name] = problem
 _names = vars(real_music) | vars(real_pitch) | vars(real_series)
