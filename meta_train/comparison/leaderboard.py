@@ -28,17 +28,15 @@ from meta_train.comparison.optimizers import (
     load_optimizer,
 )
 from meta_train.comparison.plots import plot_curves
-from meta_train.comparison.ranking import (
+from meta_train.comparison.report import (
     REFERENCE,
     Ranking,
-    loss_table,
-    rank_optimizers,
-    ranks,
-)
-from meta_train.comparison.report import (
     Row,
+    loss_table,
     mean_validation_losses,
     notes,
+    rank_optimizers,
+    ranks,
     summarize,
 )
 from meta_train.comparison.runs import execute, file_name

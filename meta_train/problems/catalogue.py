@@ -17,14 +17,17 @@ from harness.random import seeded
 from meta_train.problems import situations
 from meta_train.problems.images import images
 from meta_train.problems.networks.convolutional import plain_cnn
-from meta_train.problems.objectives import (
+from meta_train.problems.problem_tables import read_problems
+from meta_train.problems.supervised import (
+    CLASSIFY,
     CONTRAST,
     PREDICT_QUANTILES,
     RECONSTRUCT,
+    REGRESS,
     VARIATIONAL,
+    Batch,
+    SupervisedProblem,
 )
-from meta_train.problems.problem_tables import read_problems
-from meta_train.problems.supervised import CLASSIFY, REGRESS, Batch, SupervisedProblem
 
 KERNELS = 3, 3, 3, 3, 5, 1
 

@@ -17,8 +17,7 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 
 from harness.random import seeded
 from meta_train.step_size.sources import Loss
-from meta_train.step_size.starts import started
-from meta_train.step_size.trainings import Training
+from meta_train.step_size.trainings import Training, started
 from ngopt import build_graph
 from ngopt.base.soap import Soap, SoapRule
 from ngopt.functional import Hyper, Record, apply

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from harness.files import append_line, read_lines
 from meta_train.step_size.copies import SEEDS
-from meta_train.step_size.starts import first_gradients
-from meta_train.step_size.trainings import Training
+from meta_train.step_size.trainings import Training, first_gradients
 from ngopt import build_graph
 from ngopt.base.first_steps import dense_shares, spectral_excess
 from ngopt.base.network_features import (

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from meta_train.step_size.starts import first_gradients
-from meta_train.step_size.trainings import Training
+from meta_train.step_size.trainings import Training, first_gradients
 from ngopt import build_graph
 from ngopt.base.network_features import inverse_init_rms, matrices_of
 from ngopt.graph import NeuralGraph

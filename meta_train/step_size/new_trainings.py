@@ -23,8 +23,7 @@ from meta_train.step_size.collect import Record, append_missing, measured_varian
 from meta_train.step_size.compare import formatted, row_of
 from meta_train.step_size.feature_sets import CHOSEN, features_of
 from meta_train.step_size.outcomes import UNCHANGED, gains_of
-from meta_train.step_size.starts import started
-from meta_train.step_size.trainings import Training, draw
+from meta_train.step_size.trainings import Training, draw, started
 from ngopt import build_graph
 from ngopt.base.network_features import layer_positions, matrices_of
 from ngopt.base.soap import Soap

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from meta_train.problems.objectives import TEMPERATURE, pinball_loss
+from meta_train.problems.supervised import TEMPERATURE, pinball_loss
 from meta_train.step_size.sources import Examples, Source
 
 NEVER = -1e4  # a logit

@@ -26,7 +26,7 @@ from meta_train.problems.situations import (
     variants,
     zero_init,
 )
-from meta_train.problems.situations.kinds import Kind, read_situations
+from meta_train.problems.situations.problems import Kind, read_situations
 
 _found: dict[str, Kind] = {**games.KINDS, **rewards.KINDS, **drift.KINDS}
 _names: dict = {}

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from harness.random import seeded
 from meta_train.problems.images import FASHION_14
 from meta_train.problems.networks.sequential import Block, Gpt
-from meta_train.problems.situations.kinds import read_situations
-from meta_train.problems.situations.problems import name_key
+from meta_train.problems.situations.problems import name_key, read_situations
 from meta_train.problems.supervised import Splits, SupervisedProblem, mapped
 from ngopt.schedule import cosine_schedule
 

@@ -9,7 +9,6 @@ from functools import cache, partial
 import torch
 from torch import Tensor, nn
 
-from meta_train.problems.objectives import contrastive_loss, neighbour_accuracy
 from meta_train.problems.situations.problems import (
     classify,
     regress,
@@ -22,7 +21,9 @@ from meta_train.problems.supervised import (
     Objective,
     Splits,
     SupervisedProblem,
+    contrastive_loss,
     first,
+    neighbour_accuracy,
 )
 
 MAX_NORM = 1.0

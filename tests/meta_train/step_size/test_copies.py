@@ -12,8 +12,7 @@ from meta_train.step_size.copies import (
     measured,
     multiples,
 )
-from meta_train.step_size.starts import started
-from meta_train.step_size.trainings import Training
+from meta_train.step_size.trainings import Training, started
 from ngopt import NGOptimizer
 
 BASE = Training(

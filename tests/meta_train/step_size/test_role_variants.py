@@ -8,7 +8,7 @@ from meta_train.step_size.compare_roles import compared
 from meta_train.step_size.copies import measured
 from meta_train.step_size.outcomes import UNCHANGED, gains_of
 from meta_train.step_size.role_variants import role_variants
-from meta_train.step_size.starts import started
+from meta_train.step_size.trainings import started
 from tests.meta_train.step_size.test_copies import BASE, TRAININGS
 
 

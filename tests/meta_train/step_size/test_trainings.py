@@ -5,8 +5,7 @@ from collections import Counter
 import torch
 
 from meta_train.step_size.collect import Config, main
-from meta_train.step_size.starts import other_task
-from meta_train.step_size.trainings import FAMILIES, draw
+from meta_train.step_size.trainings import FAMILIES, draw, other_task
 from tests.meta_train.step_size.test_copies import TRAININGS
 
 from harness.files import read_lines  # isort: skip
