@@ -32,7 +32,9 @@ from ngopt.metanets import METANETS
 from ngopt.metanets.imported import find_metanet
 
 # Choices of a trial, of the sizes that the metanet has.
-WIDTHS, LAYERS, OUTPUTS = (16, 24, 32, 48, 64), (1, 2, 3, 4), (4, 8, 16)
+WIDTHS = (16, 24, 32, 48, 64)
+LAYERS = (1, 2, 3, 4)
+OUTPUTS = (4, 8, 16)
 HIDDEN = (16, 32, 64)
 LRS, WEIGHT_DECAYS = (3e-5, 1e-3), (1e-6, 1e-2)
 # In the names of problems with FashionMNIST: "fm" and, in some, the side of the images.
@@ -40,9 +42,9 @@ FASHION = re.compile(r"(^|-)fm\d*(-|$)")
 LEAST_OUTER_STEPS = 10
 # Settings of all trials' meta-trainings.
 PASSED_ON = (
-    "metanet", "init_from", "problems", "estimator", "horizon", "truncation", "tail",
-    "optimizees", "autocast", "seed",
-)  # fmt: skip
+    "metanet init_from problems estimator horizon truncation tail optimizees autocast "
+    "seed"
+).split()
 # Settings that change no trial.
 IRRELEVANT = "trials", "folder"
 

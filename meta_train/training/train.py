@@ -303,7 +303,8 @@ def log_updates(
         after, _ = unroll(optimizee, before, rule, 1, hyper)
     rows = zip(optimizee.names, before.params, after.params, strict=True)
     for name, p, q in rows:
-        ratio = ((q - p).norm() / p.norm().clamp(min=1e-12)).item()
+        size = p.norm().clamp(min=1e-12)
+        ratio = ((q - p).norm() / size).item()
         writer.add_scalar(f"update_to_weight/{name}", ratio, step)
 
 

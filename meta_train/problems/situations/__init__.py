@@ -34,15 +34,16 @@ for module in (equations, finetuning, initialization, tables, variants, zero_ini
     _names |= vars(module)
 for given, problem in read_situations("situations", _names):
     name, _, third = given.partition(": ")
-    getattr(_found.setdefault(name, Kind([], [], [])), third).append(problem)
+    kind = _found.setdefault(name, Kind([], [], []))
+    getattr(kind, third).append(problem)
+ORDER = """
+short trainings, long trainings, batches of one and all, bfloat16 parameters,
+initial weights, deep chains, continued, fine-tuned, adapters, zeros at first,
+contrasts, games, rewards, wrong labels, drift, factorisation, rare tokens,
+unscaled columns, equations, gradient clipping
+"""
 KINDS: dict[str, Kind] = {}
-for name in (
-    "short trainings", "long trainings", "batches of one and all",
-    "bfloat16 parameters", "initial weights", "deep chains", "continued", "fine-tuned",
-    "adapters", "zeros at first", "contrasts", "games", "rewards", "wrong labels",
-    "drift", "factorisation", "rare tokens", "unscaled columns", "equations",
-    "gradient clipping",
-):  # fmt: skip
+for name in ORDER.replace("\n", " ").strip().split(", "):
     KINDS[name] = _found[name]
 
 SITUATIONS: dict[str, Problem] = {}

@@ -110,7 +110,8 @@ def _distance(
     is_moved, sizes, errors = [], [], []
     for u, v in zip(found, wanted, strict=True):
         if u is not None and v is not None:
-            u, v = u.reshape(*count, -1), v.reshape(*count, -1)
+            u = u.reshape(*count, -1)
+            v = v.reshape(*count, -1)
             is_moved.append(v.any(-1))
             sizes.append(v.square().sum(-1))
             errors.append((u - v).square().sum(-1))
