@@ -94,7 +94,11 @@ def channels_last(values: Any) -> Any:
 
     Convolutions of most problems then take .65 to .95 of the time.
     """
-    return tree_map(_channels_last, values)
+
+    def one(x: Tensor) -> Tensor:
+        return x.to(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+    return tree_map_only(Tensor, one, values)
 
 
 class ChannelsLast(TorchFunctionMode):
@@ -115,12 +119,6 @@ class ChannelsLast(TorchFunctionMode):
             maps = args[0]
             return maps.sum((-2, -1), keepdim=True) / maps.shape[-2:].numel()
         return func(*args, **(kwargs or {}))
-
-
-def _channels_last(x: Any) -> Any:
-    if isinstance(x, Tensor) and x.dim() == 4:
-        return x.to(memory_format=torch.channels_last)
-    return x
 
 
 class Optimizee(Optimizees):
