@@ -164,34 +164,25 @@ def mean_of_best(trials: Sequence[FrozenTrial], population: int) -> dict[str, fl
     return {name: fmean(t.params[name] for t in better) for name in better[0].params}
 
 
-def write_best(config: Config, study: optuna.Study) -> LearnedOptimizer:
-    """Writes the chosen weights; their table has the gains over the first weights, on
-    other seeds."""
+def run(config: Config) -> None:
+    study = search(config)
     learned = load_learned(config.weights, config.metanet)
     complete = study.get_trials(states=(TrialState.COMPLETE,))
     logarithms = mean_of_best(complete, config.population)
     chosen = reweighed(learned, logarithms)
     rows: list[dict[str, Any]] = []
+    gains = []
     for number in range(config.checks):
         before = whole_losses(config, learned, 1, number)
         after = whole_losses(config, chosen, 1, number)
-        gain = mean_gain(after, before)
-        rows.append({"before": before, "after": after, "gain": gain})
+        gains.append(mean_gain(after, before))
+        rows.append({"before": before, "after": after, "gain": gains[-1]})
     details = {**asdict(config), "chosen": logarithms}
     best = with_stage(chosen, "meta_train.selection.reweigh", details)
-    best = replace(best, table={"validation": rows})
-    save_pretrained(best, Path(config.folder, "best.safetensors"))
-    return best
-
-
-def run(config: Config) -> None:
-    study = search(config)
-    best = write_best(config, study)
     path = Path(config.folder, "best.safetensors")
-    chosen = best.recipe["stages"][-1]["chosen"]
-    gains = [row["gain"] for row in best.table["validation"]]
+    save_pretrained(replace(best, table={"validation": rows}), path)
     table = []
-    for name, logarithm in chosen.items():
+    for name, logarithm in logarithms.items():
         table.append({"factor of": name, "chosen": f"{exp(logarithm):.3f}"})
     print(text_table(table))
     deviation = f" +- {stdev(gains):.4f}" if len(gains) > 1 else ""
