@@ -123,23 +123,16 @@ def search(config: Config) -> optuna.Study:
     return study
 
 
-def write_best(config: Config, study: optuna.Study) -> Path:
-    """Writes the best trial's weights file."""
-    best, path = study.best_trial, Path(config.folder, "best.safetensors")
-    chosen = base_rule(best.params)
-    details = {**asdict(config), "trial": best.number, "score": best.value}
-    save_pretrained(with_stage(chosen, "meta_train.selection.tune", details), path)
-    return path
-
-
 def run(config: Config) -> None:
     study = search(config)
-    path = write_best(config, study)
-    best = study.best_trial
+    best, path = study.best_trial, Path(config.folder, "best.safetensors")
+    details = {**asdict(config), "trial": best.number, "score": best.value}
+    chosen = with_stage(base_rule(best.params), "meta_train.selection.tune", details)
+    save_pretrained(chosen, path)
     table = []
     for name in search_space():
-        start, chosen = getattr(SoapConfig(), name), best.params[name]
-        row = {"number": name, "start": f"{start:.4g}", "best": f"{chosen:.4g}"}
+        start, found = getattr(SoapConfig(), name), best.params[name]
+        row = {"number": name, "start": f"{start:.4g}", "best": f"{found:.4g}"}
         table.append(row)
     print(text_table(table))
     print(
