@@ -260,8 +260,9 @@ def initialize(model: nn.Module, name: str) -> None:
                 nn.init.normal_(module.weight, std=0.02)
 
 
-STEPS = 200  # of AdamW on other data
-RANK, SCALE = 4, 1.0  # of LoRA
+OTHER_STEPS = 200  # of AdamW on other data
+LORA_RANK = 4
+LORA_SCALE = 1.0
 
 
 def started(training: Training, seed: int) -> nn.Module:
@@ -292,8 +293,8 @@ def _trained(training: Training, seed: int) -> dict[str, Tensor]:
     model = training.build(seed)
     task = other_task(training)
     opt = torch.optim.AdamW(model.parameters(), 3e-3)
-    falling = torch.optim.lr_scheduler.LinearLR(opt, 1.0, 0.05, STEPS)
-    for step in range(STEPS):
+    falling = torch.optim.lr_scheduler.LinearLR(opt, 1.0, 0.05, OTHER_STEPS)
+    for step in range(OTHER_STEPS):
         chosen = training.indices(seed + 100, step)
         loss = task.loss(model(task.inputs[chosen]), task.targets[chosen])
         opt.zero_grad()
@@ -332,7 +333,7 @@ def _exchanged(size: int, count: int, generator: torch.Generator) -> Tensor:
 
 def _adapt(model: nn.Module) -> None:
     """Adds LoRA; frozen parameters become buffers, which copies do not optimize."""
-    add_lora(model, RANK, SCALE)
+    add_lora(model, LORA_RANK, LORA_SCALE)
     for module in model.modules():
         for name, p in list(module.named_parameters(recurse=False)):
             if not p.requires_grad:
