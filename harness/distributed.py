@@ -59,7 +59,10 @@ class Ranks:
         found: list[Any] = [None] * self.count
         with _raising_rank_lost():
             dist.all_gather_object(found, own)
-        return {key: value for some in found for key, value in some.items()}
+        merged: dict[int, Any] = {}
+        for some in found:
+            merged |= some
+        return merged
 
 
 @contextmanager

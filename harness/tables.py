@@ -22,7 +22,10 @@ def markdown_table(rows: Sequence[Row]) -> str:
     r"""A Markdown table; `*` and `|` within cells are escaped."""
     lines = [list(rows[0]), ["---"] * len(rows[0])]
     for row in rows:
-        lines.append(list(map(_escaped, row.values())))
+        cells = []
+        for cell in row.values():
+            cells.append(cell.replace("|", r"\|").replace("*", r"\*"))
+        lines.append(cells)
     return "\n".join(f"| {line} |" for line in _aligned(lines, " | "))
 
 
@@ -34,10 +37,6 @@ def sample_deviation(values: Sequence[float]) -> float:
 def plus_minus(mean: str, deviation: str, count: int) -> str:
     """A cell with a mean and, for several values, their deviation."""
     return mean if count == 1 else f"{mean} ± {deviation}"
-
-
-def _escaped(cell: str) -> str:
-    return cell.replace("|", r"\|").replace("*", r"\*")
 
 
 def _aligned(lines: Sequence[Sequence[str]], separator: str) -> Iterator[str]:

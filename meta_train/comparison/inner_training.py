@@ -6,13 +6,12 @@ import hashlib
 import json
 import math
 import platform
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
 from statistics import fmean, median
 from time import perf_counter
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -60,31 +59,6 @@ class Run:
         return f"{self.problem} {self.optimizer}{lr} seed {self.seed}"
 
 
-class Step(NamedTuple):
-    """One training step.
-
-    loss: before the update. ms: milliseconds of the step. optimizer_ms: of optimizer
-    and scheduler within it.
-    """
-
-    loss: float
-    ms: float
-    optimizer_ms: float
-
-
-@runtime_checkable
-class Averaging(Protocol):
-    """An optimizer that is evaluated with averaged weights."""
-
-    def train(self) -> None:
-        """Puts the weights for training into the model."""
-        ...
-
-    def eval(self) -> None:
-        """Puts the weights for evaluation into the model."""
-        ...
-
-
 def train(run: Run, on_step: Callable[[float], None] | None = None) -> Record:
     """Trains a problem's model for `run.steps` updates on the CPU and measures it.
 
@@ -109,17 +83,15 @@ def train(run: Run, on_step: Callable[[float], None] | None = None) -> Record:
             f"got {run.traced}"
         )
     training = _Training(run, load_problem(run.problem), spec)
-    steps: list[Step] = []
-    curve: dict[str, list] = {"steps": [], "loss": [], "accuracy": []}
     for number in range(run.steps):
         if run.curve_every and number % run.curve_every == 0:
-            _add_point(curve, number, training)
-        steps.append(training.step(number))
+            training.add_point(number)
+        training.step(number)
         if on_step:
-            on_step(steps[-1].loss)
+            on_step(training.losses[-1])
     if run.curve_every:
-        _add_point(curve, run.steps, training)
-    return _record(training, steps, curve)
+        training.add_point(run.steps)
+    return training.record()
 
 
 @cache
@@ -145,14 +117,22 @@ def problem_digest(name: str) -> str | None:
 
 
 class _Training:
-    """A model with its optimizer and scheduler."""
+    """A model with its optimizer and scheduler.
+
+    losses: of each step, before its update. ms: milliseconds of each step, and of
+    optimizer and scheduler within it.
+    """
 
     def __init__(self, run: Run, problem: Problem, spec: OptimizerSpec):
         self.run, self.problem = run, problem
         self.model = problem.init(run.seed)
         self.optimizer, self.scheduler = spec.build(self.model, run.lr, run.steps)
+        self.losses: list[float] = []
+        self.ms: list[float] = []
+        self.optimizer_ms: list[float] = []
+        self.curve: dict[str, list] = {"steps": [], "loss": [], "accuracy": []}
 
-    def step(self, number: int) -> Step:
+    def step(self, number: int) -> None:
         start = perf_counter()
         batch = self.problem.batch(self.run.seed, number)
         self.optimizer.zero_grad()
@@ -165,24 +145,60 @@ class _Training:
         if self.scheduler is not None:
             self.scheduler.step()
         end = perf_counter()
-        return Step(loss.item(), 1e3 * (end - start), 1e3 * (end - middle))
+        self.losses.append(loss.item())
+        self.ms.append(1e3 * (end - start))
+        self.optimizer_ms.append(1e3 * (end - middle))
 
-    def measure(self, split: str, limit: int | None = None) -> Metrics:
-        with self._evaluation_mode():
-            return self.problem.evaluate(self.model, split, limit)
+    def add_point(self, step: int) -> None:
+        metrics = self._measured(self.run.curve_split, CURVE_EXAMPLES)
+        self.curve["steps"].append(step)
+        self.curve["loss"].append(metrics.loss)
+        self.curve["accuracy"].append(metrics.accuracy)
 
-    @contextmanager
-    def _evaluation_mode(self) -> Iterator[None]:
-        """Puts averaged weights into the model if the optimizer has them."""
-        optimizer = self.optimizer
-        if isinstance(optimizer, Averaging):
+    def record(self) -> Record:
+        run, losses = self.run, self.losses
+        every = max(1, len(losses) // LOSS_POINTS)
+        mean_losses = []
+        for start in range(0, len(losses), every):
+            mean_losses.append(fmean(losses[start : start + every]))
+        splits = ["validation", "test"] if run.phase == "evaluation" else ["validation"]
+        metrics = {}
+        for split in splits:
+            metrics[split] = self._measured(split)._asdict()
+        record = {
+            "run": asdict(run),
+            "problem_digest": problem_digest(run.problem),
+            **metrics,
+            "train_loss": fmean(losses[-TRAIN_LOSS_STEPS:]),
+            "diverged": not all(map(math.isfinite, losses)),
+            "ms_per_step": median(self.ms),
+            "optimizer_ms_per_step": median(self.optimizer_ms),
+            "seconds": sum(self.ms) / 1e3,
+            "losses": mean_losses,
+            "losses_every": every,
+            "curve": self.curve,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),  # problems on text depend on it
+        }
+        return without_nan(record)
+
+    def _measured(self, split: str, limit: int | None = None) -> Metrics:
+        """Metrics with averaged weights if the optimizer has them.
+
+        Its `eval()` then puts them into the model, and `train()` those for training.
+        """
+        optimizer: Any = self.optimizer
+        is_averaged = hasattr(optimizer, "eval")
+        if is_averaged:
             optimizer.eval()
             self._update_batch_norm()
         self.model.eval()
-        yield
+        metrics = self.problem.evaluate(self.model, split, limit)
         self.model.train()
-        if isinstance(optimizer, Averaging):
+        if is_averaged:
             optimizer.train()
+        return metrics
 
     @torch.no_grad()
     def _update_batch_norm(self) -> None:
@@ -193,40 +209,3 @@ class _Training:
         with seeded(self.run.seed, 5):
             for number in range(STATISTICS_BATCHES):
                 self.problem.loss(self.model, self.problem.batch(self.run.seed, number))
-
-
-def _add_point(curve: dict[str, list], step: int, training: _Training) -> None:
-    metrics = training.measure(training.run.curve_split, CURVE_EXAMPLES)
-    curve["steps"].append(step)
-    curve["loss"].append(metrics.loss)
-    curve["accuracy"].append(metrics.accuracy)
-
-
-def _record(training: _Training, steps: list[Step], curve: dict[str, list]) -> Record:
-    run = training.run
-    losses = [step.loss for step in steps]
-    every = max(1, len(losses) // LOSS_POINTS)
-    mean_losses = []
-    for start in range(0, len(losses), every):
-        mean_losses.append(fmean(losses[start : start + every]))
-    splits = ["validation", "test"] if run.phase == "evaluation" else ["validation"]
-    metrics = {}
-    for split in splits:
-        metrics[split] = training.measure(split)._asdict()
-    record = {
-        "run": asdict(run),
-        "problem_digest": problem_digest(run.problem),
-        **metrics,
-        "train_loss": fmean(losses[-TRAIN_LOSS_STEPS:]),
-        "diverged": not all(map(math.isfinite, losses)),
-        "ms_per_step": median(step.ms for step in steps),
-        "optimizer_ms_per_step": median(step.optimizer_ms for step in steps),
-        "seconds": sum(step.ms for step in steps) / 1e3,
-        "losses": mean_losses,
-        "losses_every": every,
-        "curve": curve,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),  # problems on text depend on it
-    }
-    return without_nan(record)

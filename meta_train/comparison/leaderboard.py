@@ -21,7 +21,6 @@ from harness.files import write_json
 from harness.settings import check_choice, check_counts
 from harness.tables import markdown_table, text_table
 from meta_train.comparison.inner_training import Record, Run
-from meta_train.comparison.lr_tuning import FIRST_TUNING_SEED, choose_lr, plan_tuning
 from meta_train.comparison.optimizers import (
     OPTIMIZERS,
     OptimizerSpec,
@@ -29,19 +28,22 @@ from meta_train.comparison.optimizers import (
     load_optimizer,
 )
 from meta_train.comparison.plots import plot_curves
-from meta_train.comparison.ranking import (
+from meta_train.comparison.report import (
     REFERENCE,
     Ranking,
+    Row,
     loss_table,
+    mean_validation_losses,
+    notes,
     rank_optimizers,
     ranks,
-    steps_to_reference,
+    summarize,
 )
-from meta_train.comparison.report import Row, notes, summarize
 from meta_train.comparison.runs import execute, file_name
 from meta_train.problems import LISTS, load_problem, problem_names
 
 CURVE_POINTS = 20
+FIRST_TUNING_SEED = 1_000_000  # above all seeds of evaluation, which begin at 0
 SPLITS = ("validation", "test")
 OURS = "default"  # drawn above the others
 UNTUNED = ("ng-gnn", "default")
@@ -102,14 +104,12 @@ class Leaderboard:
     """The results of a comparison.
 
     rankings: by the name of the group of problems they are over.
-    reached: steps to the reference's final validation loss, by problem and optimizer.
     records: of evaluation runs.
     refusals: a sentence for each optimizer that cannot train a problem's network.
     """
 
     rows: list[Row]
     rankings: dict[str, list[Ranking]]
-    reached: dict[tuple[str, str], float | None]
     records: RecordGroups
     refusals: list[str] = field(default_factory=list)
 
@@ -117,7 +117,7 @@ class Leaderboard:
         """The table of all rows."""
         table = []
         for row, rank in zip(self.rows, ranks(self.rows), strict=True):
-            table.append(row.cells(rank, self.reached[row.problem, row.optimizer]))
+            table.append(row.cells(rank))
         return table
 
     def ranking_tables(self) -> dict[str, list[dict[str, str]]]:
@@ -158,7 +158,7 @@ def compare(config: Config) -> Leaderboard:
                     bar.update(config.seeds)
                 else:
                     accepted.append(spec)
-            steps, runs = _steps(problem, config), []
+            steps, runs = config.steps or load_problem(problem).steps, []
             for spec in accepted:
                 runs += plan_tuning(problem, spec, steps, config.tuning_seeds)
             tuning |= _grouped(run_all(runs))
@@ -174,42 +174,56 @@ def compare(config: Config) -> Leaderboard:
     return board
 
 
+def plan_tuning(problem: str, spec: OptimizerSpec, steps: int, seeds: int) -> list[Run]:
+    """Runs with all learning rates of an optimizer's grid, each with `seeds` seeds."""
+    runs = []
+    for lr in spec.lrs:
+        for seed in range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + seeds):
+            runs.append(Run(problem, spec.name, lr, None, seed, steps, "tuning"))
+    return runs
+
+
+def choose_lr(tuning: Sequence[Record]) -> float | None:
+    """The learning rate with the lowest mean validation loss, the first of equals.
+
+    None without records.
+    """
+    losses = mean_validation_losses(tuning)
+    return min(losses, key=losses.__getitem__, default=None)
+
+
 def plan_evaluation(
     problem: str, spec: OptimizerSpec, lr: float | None, config: Config
 ) -> list[Run]:
     """The runs that are reported."""
-    steps = _steps(problem, config)
-    runs = []
-    for seed in range(config.seeds):
-        run = Run(
-            problem,
-            spec.name,
-            lr,
-            spec.weights,
-            seed,
-            steps,
-            phase="evaluation",
-            curve_every=max(steps // CURVE_POINTS, 1),
-            curve_split=config.curve_split,
-            traced=spec.traced,
-        )
-        runs.append(run)
-    return runs
+    steps = config.steps or load_problem(problem).steps
+    first = Run(
+        problem,
+        spec.name,
+        lr,
+        spec.weights,
+        0,
+        steps,
+        phase="evaluation",
+        curve_every=max(steps // CURVE_POINTS, 1),
+        curve_split=config.curve_split,
+        traced=spec.traced,
+    )
+    return [replace(first, seed=seed) for seed in range(config.seeds)]
 
 
 def summarize_all(
     records: RecordGroups, tuning: RecordGroups, groups: Mapping[str, Sequence[str]]
 ) -> Leaderboard:
     """Rows of evaluation and tuning records, and rankings over groups of problems."""
-    rows, reached, rankings = [], {}, {}
+    rows, rankings = [], {}
     for (problem, optimizer), found in records.items():
-        rows.append(summarize(found, tuning.get((problem, optimizer), [])))
         references = records.get((problem, REFERENCE), [])
-        reached[problem, optimizer] = steps_to_reference(found, references)
+        rows.append(summarize(found, tuning.get((problem, optimizer), []), references))
     for group, problems in groups.items():
         own = [row for row in rows if row.problem in problems]
-        rankings[group] = rank_optimizers(own, reached)
-    return Leaderboard(rows, rankings, reached, records)
+        rankings[group] = rank_optimizers(own)
+    return Leaderboard(rows, rankings, records)
 
 
 def write_report(folder: Path, config: Config, board: Leaderboard) -> None:
@@ -236,13 +250,11 @@ def write_report(folder: Path, config: Config, board: Leaderboard) -> None:
         groups = {}
         for row in board.rows:
             if row.problem == problem:
-                groups[_label(row)] = board.records[problem, row.optimizer]
+                lr = "" if row.lr is None else f" (lr {row.lr:g})"
+                label = f"{row.optimizer}{lr}"
+                groups[label] = board.records[problem, row.optimizer]
         title = f"{problem}: mean and range over {config.seeds} seed(s)"
         plot_curves(folder / f"{file_name(problem)}.png", title, groups, OURS)
-
-
-def _steps(problem: str, config: Config) -> int:
-    return config.steps or load_problem(problem).steps
 
 
 def _grouped(records: Sequence[Record]) -> RecordGroups:
@@ -252,10 +264,6 @@ def _grouped(records: Sequence[Record]) -> RecordGroups:
         key = record["run"]["problem"], record["run"]["optimizer"]
         groups.setdefault(key, []).append(record)
     return groups
-
-
-def _label(row: Row) -> str:
-    return row.optimizer if row.lr is None else f"{row.optimizer} (lr {row.lr:g})"
 
 
 def run(config: Config) -> None:

@@ -244,7 +244,7 @@ def _learned(
 
 
 class AveragedNGOptimizer(NGOptimizer):
-    """Evaluated with averaged weights, see `inner_training.Averaging`."""
+    """Evaluated with averaged weights, which `eval` puts into the model."""
 
     def eval(self) -> None:
         self._within = self.averaged()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
+from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,22 @@ def plot_curves(
     """
     figure = Figure(figsize=(11, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    colors = _colors(len(groups))
+    # they depend on the number of optimizers alone
+    palette = matplotlib.color_sequences["tab10" if len(groups) <= 10 else "tab20"]
+    colors = islice(cycle(palette), len(groups))
     for color, (label, records) in zip(colors, groups.items(), strict=True):
         style = EMPHASIS if label == emphasis else {"color": color}
         _draw(left, *training_curves(records), label, style)
         _draw(right, *_curves(records), label, style)
-    _label_training(left, groups)
-    _label_curves(right, groups)
+    records = list(chain.from_iterable(groups.values()))
+    left.set_ylabel(f"training loss, mean of {records[0]['losses_every']} steps")
+    _scale_loss(left, [record["losses"][0] for record in records])
+    split = records[0]["run"]["curve_split"]
+    if _has_accuracy(records):
+        right.set_ylabel(f"{split} accuracy, %")
+    else:
+        right.set_ylabel(f"{split} loss")
+        _scale_loss(right, [record["curve"]["loss"][0] for record in records])
     for axes in (left, right):
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
@@ -75,22 +84,6 @@ def _has_accuracy(records: Sequence[Record]) -> bool:
     return records[0]["curve"]["accuracy"][0] is not None
 
 
-def _label_training(axes: Axes, groups: Groups) -> None:
-    records = list(chain.from_iterable(groups.values()))
-    axes.set_ylabel(f"training loss, mean of {records[0]['losses_every']} steps")
-    _scale_loss(axes, [record["losses"][0] for record in records])
-
-
-def _label_curves(axes: Axes, groups: Groups) -> None:
-    records = list(chain.from_iterable(groups.values()))
-    split = records[0]["run"]["curve_split"]
-    if _has_accuracy(records):
-        axes.set_ylabel(f"{split} accuracy, %")
-        return
-    axes.set_ylabel(f"{split} loss")
-    _scale_loss(axes, [record["curve"]["loss"][0] for record in records])
-
-
 def _scale_loss(axes: Axes, first: Sequence[float | None]) -> None:
     """Makes an axis logarithmic, and cuts off losses far above the first."""
     axes.set_yscale("log")
@@ -114,9 +107,3 @@ def _draw(
         axes.fill_between(
             steps, low, high, color=style["color"], alpha=0.15, linewidth=0
         )
-
-
-def _colors(count: int) -> list:
-    """Colors that depend on the number of optimizers alone."""
-    palette = matplotlib.color_sequences["tab10" if count <= 10 else "tab20"]
-    return [palette[number % len(palette)] for number in range(count)]

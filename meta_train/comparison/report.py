@@ -1,11 +1,12 @@
-"""Results of each optimizer on each problem, and the table of them."""
+"""Results of each optimizer on each problem, and rankings over several problems."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
-from statistics import fmean
+from statistics import fmean, median
+from typing import Any
 
 import pandas as pd
 
@@ -29,6 +30,7 @@ class Row:
     seconds: of a whole run, without evaluation.
     tuning: mean validation loss by learning rate; inf if it was not finite.
     tuning_seconds: of all tuning runs together.
+    reached: `steps_to_reference`.
     """
 
     problem: str
@@ -49,6 +51,7 @@ class Row:
     tuning_runs: int = 0
     tuning_seconds: float = 0.0
     tuning: dict[float, float] = field(default_factory=dict)
+    reached: float | None = None
 
     @property
     def at_edge(self) -> bool:
@@ -59,14 +62,8 @@ class Row:
     def tuned(self) -> bool:
         return self.tuning_runs > 0
 
-    def cells(
-        self, rank: float | None = None, reached: float | None = None
-    ) -> dict[str, str]:
-        """The cells of a table by column.
-
-        rank: among the problem's optimizers. reached: steps to the reference's final
-        loss.
-        """
+    def cells(self, rank: float | None = None) -> dict[str, str]:
+        """The cells of a table by column. rank: among the problem's optimizers."""
         loss_std = f"{self.test_loss_std:.2g}"
         loss = plus_minus(digits(self.test_loss), loss_std, self.runs)
         accuracy = "-"
@@ -83,9 +80,9 @@ class Row:
         cells["validation loss"] = digits(self.validation_loss)
         cells["train loss"] = digits(self.train_loss)
         cells["steps to reference"] = cells["seconds to reference"] = "-"
-        if reached is not None:
-            seconds = reached * self.seconds / self.steps
-            cells["steps to reference"] = f"{reached:.0f}"
+        if self.reached is not None:
+            seconds = self.reached * self.seconds / self.steps
+            cells["steps to reference"] = f"{self.reached:.0f}"
             cells["seconds to reference"] = f"{seconds:.1f}"
         cells["run s"] = f"{self.seconds:.1f}"
         cells["ms/step"] = f"{self.ms_per_step:.1f}"
@@ -95,10 +92,15 @@ class Row:
         return cells
 
 
-def summarize(records: Sequence[Record], tuning: Sequence[Record] = ()) -> Row:
+def summarize(
+    records: Sequence[Record],
+    tuning: Sequence[Record] = (),
+    references: Sequence[Record] = (),
+) -> Row:
     """The row of one optimizer on one problem.
 
-    records: of its evaluation runs. tuning: of its tuning runs.
+    records: of its evaluation runs. tuning: of its tuning runs. references: evaluation
+    runs of the reference.
     """
     run = records[0]["run"]
     columns = pd.json_normalize(list(records), max_level=1)
@@ -127,7 +129,45 @@ def summarize(records: Sequence[Record], tuning: Sequence[Record] = ()) -> Row:
         tuning_runs=len(tuning),
         tuning_seconds=sum(record["seconds"] for record in tuning),
         tuning=mean_validation_losses(tuning),
+        reached=steps_to_reference(records, references) if references else None,
     )
+
+
+def steps_to_reference(
+    records: Sequence[Record], references: Sequence[Record]
+) -> float | None:
+    """Steps until the validation loss is as low as the reference's final one.
+
+    Losses are those of the curves. A run is compared with the reference run of its
+    seed. Returns the median over seeds; None if half of them never reach it.
+    """
+    targets = {}
+    for reference in references:
+        seed = reference["run"]["seed"]
+        targets[seed] = reference["curve"]["loss"][-1]
+    steps = []
+    for record in records:
+        seed = record["run"]["seed"]
+        target = targets.get(seed)
+        steps.append(_steps_to(record["curve"], target))
+    found = median(steps)
+    return None if found == inf else found
+
+
+def _steps_to(curve: Mapping[str, Any], target: float | None) -> float:
+    """The first step with a loss of at most `target`, interpolated; inf if none."""
+    if target is None:
+        return inf
+    step_before, loss_before = 0.0, None
+    for step, loss in zip(curve["steps"], curve["loss"], strict=True):
+        if loss is not None and loss <= target:
+            if loss_before is None:
+                return float(step)
+            fall = loss_before - loss
+            share = (loss_before - target) / fall
+            return step_before + share * (step - step_before)
+        step_before, loss_before = step, loss
+    return inf
 
 
 def mean_validation_losses(records: Sequence[Record]) -> dict[float, float]:
@@ -185,3 +225,153 @@ def _row_notes(row: Row) -> list[str]:
 def digits(value: float) -> str:
     """A number with four significant digits."""
     return f"{value:.4g}"
+
+
+REFERENCE = "adam-cosine"  # steps are counted until its final loss is reached
+RIVALS = ("muon-cosine", "soap-cosine")
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Results of one optimizer over all problems.
+
+    tuning_runs, tuning_seconds, diverged: in total.
+    mean_rank: by test loss, among all optimizers.
+    mean_untuned_rank: among optimizers without tuning runs; None for the others.
+    mean_excess, median_excess: test loss / test loss of the problem's best tuned
+        optimizer - 1.
+    reference_wins: problems with a loss below that of `REFERENCE`.
+    rival_wins: problems with a loss below that of all `RIVALS`. Both are None where
+        these were not run, and for themselves.
+    steps_share: median over problems of the steps to the reference's final loss,
+        divided by all steps; inf if it is not reached.
+    step_time: median over problems of ms per step, divided by the reference's.
+    """
+
+    optimizer: str
+    problems: int
+    tuning_runs: int
+    tuning_seconds: float
+    mean_rank: float
+    mean_untuned_rank: float | None
+    mean_excess: float | None
+    median_excess: float | None
+    reference_wins: int | None
+    rival_wins: int | None
+    steps_share: float | None
+    step_time: float | None
+    diverged: int
+
+    def cells(self) -> dict[str, str]:
+        """The cells of a table by column."""
+        wins = "{} of " + str(self.problems)
+        share = _optional(self.steps_share, "{:.0%}")
+        cells = {"optimizer": self.optimizer}
+        cells["tuning runs"] = str(self.tuning_runs)
+        cells["tuning min"] = f"{self.tuning_seconds / 60:.0f}"
+        cells["mean rank"] = f"{self.mean_rank:.1f}"
+        cells["mean rank, untuned"] = _optional(self.mean_untuned_rank, "{:.1f}")
+        cells["mean loss to best tuned"] = _optional(self.mean_excess, "{:+.1%}")
+        cells["median"] = _optional(self.median_excess, "{:+.1%}")
+        cells[f"better than {REFERENCE}"] = _optional(self.reference_wins, wins)
+        cells["better than Muon and SOAP"] = _optional(self.rival_wins, wins)
+        cells[f"steps to {REFERENCE}'s loss"] = "never" if share == "inf%" else share
+        cells["step time to its"] = _optional(self.step_time, "{:.2f}x")
+        cells["diverged"] = str(self.diverged)
+        return cells
+
+
+def rank_optimizers(rows: Sequence[Row]) -> list[Ranking]:
+    """One ranking per optimizer, sorted by mean rank."""
+    table = _ranked(rows)
+    problem = table["problem"]
+    tuned_losses = table["test_loss"].where(table["tuned"])
+    best_tuned = tuned_losses.groupby(problem).transform("min")
+    table["excess"] = table["loss"] / best_tuned - 1
+    is_reference = table["optimizer"] == REFERENCE
+    reference = table[is_reference].set_index("problem")
+    reference_ms = problem.map(reference["ms_per_step"])
+    table["step_time"] = table["ms_per_step"] / reference_ms
+    reached = table["reached"].astype(float)
+    table["steps_share"] = reached.fillna(inf) / table["steps"]
+    losses = table.pivot(index="problem", columns="optimizer", values="loss")
+    found = []
+    for name, own in table.groupby("optimizer", sort=False):
+        is_compared = own["problem"].isin(reference.index).all()
+        found.append(_ranking(str(name), own, losses, is_compared))
+    return sorted(found, key=lambda ranking: ranking.mean_rank)
+
+
+def _ranking(name: str, own: Any, losses: Any, is_compared: bool) -> Ranking:
+    """own: rows of the optimizer. losses: see `_wins`. is_compared: whether the
+    reference was run on all of its problems."""
+    is_tuned = any(own["tuned"])
+    excess = own["excess"].dropna()
+    times = own["step_time"].dropna()
+    return Ranking(
+        optimizer=name,
+        problems=len(own),
+        tuning_runs=sum(own["tuning_runs"]),
+        tuning_seconds=sum(own["tuning_seconds"]),
+        mean_rank=fmean(own["rank"]),
+        mean_untuned_rank=None if is_tuned else fmean(own["untuned_rank"]),
+        mean_excess=fmean(excess) if len(excess) else None,
+        median_excess=median(excess) if len(excess) else None,
+        reference_wins=_wins(losses, name, [REFERENCE]),
+        rival_wins=_wins(losses, name, list(RIVALS)),
+        steps_share=median(own["steps_share"]) if is_compared else None,
+        step_time=median(times) if len(times) else None,
+        diverged=sum(own["diverged"]),
+    )
+
+
+def loss_table(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Test losses and ranks: one row per problem, one column per optimizer."""
+    names = [row.optimizer for row in rows]
+    table = []
+    for problem, own in _ranked(rows).groupby("problem", sort=False):
+        cells = {"problem": str(problem), **dict.fromkeys(names, "-")}
+        columns = own[["optimizer", "test_loss", "rank"]]
+        for name, loss, rank in columns.values:
+            cells[name] = f"{digits(loss)} ({rank:g})"
+        table.append(cells)
+    return table
+
+
+def ranks(rows: Sequence[Row]) -> list[float]:
+    """The rank of each row among those of its problem.
+
+    1 is the lowest test loss. Equal losses share the mean of their ranks; nan is last.
+    """
+    return _ranked(rows)["rank"].tolist()
+
+
+def _ranked(rows: Sequence[Row]) -> Any:
+    """A DataFrame of rows with `loss` (nan as inf), `rank` and `untuned_rank`."""
+    table = pd.DataFrame(map(vars, rows))
+    table["tuned"] = [row.tuned for row in rows]
+    table["loss"] = table["test_loss"].fillna(inf)
+    by_problem = table.groupby("problem")
+    table["rank"] = by_problem["loss"].rank()
+    untuned = table[~table["tuned"]]
+    by_problem = untuned.groupby("problem")
+    table["untuned_rank"] = by_problem["loss"].rank()
+    return table
+
+
+def _wins(losses: Any, name: str, rivals: list[str]) -> int | None:
+    """On how many problems a loss is below those of all rivals.
+
+    losses: DataFrame of problems and optimizers.
+    """
+    own = losses[losses[name].notna()]
+    theirs = own.reindex(columns=rivals)
+    if name in rivals or theirs.isna().any(axis=None):
+        return None
+    best = theirs.min(axis=1)
+    is_below = own[name] < best
+    return int(is_below.sum())
+
+
+def _optional(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)

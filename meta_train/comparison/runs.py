@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from harness.files import make_folder
-from harness.json_lines import append_line, read_lines
+from harness.files import append_line, make_folder, read_lines
 from meta_train.comparison.inner_training import (
     Record,
     Run,

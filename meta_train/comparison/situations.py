@@ -22,7 +22,9 @@ from typing import Any, NamedTuple
 from harness import cli
 from harness.tables import markdown_table, text_table
 
-OURS, MUON, ADAMS = "default", "muon-wide", ("adamw-wide", "adam-cosine-wide")
+OURS = "default"
+MUON = "muon-wide"
+ADAMS = ("adamw-wide", "adam-cosine-wide")
 VARIANTS = {
     "default:open": "without total_steps, weights averaged at the end",
     "default:scheduled": "with a linear scheduler in place of total_steps",

@@ -12,15 +12,15 @@ from statistics import fmean
 
 from harness import cli
 from harness.tables import text_table
-from meta_train.comparison.leaderboard import OURS
+from meta_train.comparison.leaderboard import OURS, compare
 from meta_train.comparison.plots import plot_curves, training_curves
-from meta_train.paper.published import Config, comparison
+from meta_train.paper.table2 import Config
 
 PROBLEM = "c10-32"
 
 
 def run(config: Config) -> None:
-    records = comparison(config).records
+    records = compare(config).records
     groups = {name: records[PROBLEM, name] for name in config.optimizers}
     path = Path(config.folder, "figure3.png")
     plot_curves(path, f"CIFAR-10, {config.seeds} seeds", groups, OURS)

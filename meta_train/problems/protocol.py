@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from statistics import fmean
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -62,11 +62,3 @@ class Problem(Protocol):
         limit: evaluate only this many examples, the first of the split.
         """
         ...
-
-
-ProblemT = TypeVar("ProblemT", bound=Problem)
-
-
-def by_name(problems: Iterable[ProblemT]) -> dict[str, ProblemT]:
-    """Problems with their names as keys, in the same order."""
-    return {problem.name: problem for problem in problems}

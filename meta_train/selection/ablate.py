@@ -17,7 +17,7 @@ from harness import cli
 from harness.files import write_json
 from harness.tables import markdown_table, text_table
 from meta_train.problems import problem_names
-from meta_train.selection.base_rules import WholeTrainings, base_rule, gains
+from meta_train.selection.base_rules import base_rule, gains, whole_trainings
 
 FIRST_SEED = 3_000_000
 
@@ -58,12 +58,12 @@ def run(config: Config) -> None:
     variants = {"whole": base_rule({})}
     for number, changes in enumerate(PARTS.values()):
         variants[f"without-{number}"] = base_rule(changes)
-    trainings = WholeTrainings(problems, seeds, folder, config.processes)
-    whole, *others = trainings.records(variants).values()
+    records = whole_trainings(variants, problems, seeds, folder, config.processes)
+    whole, *others = records.values()
     worth, table = {}, []
-    for part, records in zip(PARTS, others, strict=True):
+    for part, without in zip(PARTS, others, strict=True):
         # how much the log of the validation loss rises without the part
-        worth[part] = gains(whole, records)
+        worth[part] = gains(whole, without)
         table.append(cells(part, worth[part]))
     write_json(folder / "ablation.json", {"config": asdict(config), "worth": worth})
     (folder / "ablation.md").write_text(f"{markdown_table(table)}\n")

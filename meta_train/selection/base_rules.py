@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from math import isfinite, log
 from pathlib import Path
@@ -26,41 +26,33 @@ from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 LARGEST_GAIN = 0.5
 
 
-@dataclass(frozen=True)
-class WholeTrainings:
-    """Whole trainings of every problem with every seed.
+def whole_trainings(
+    variants: Mapping[str, LearnedOptimizer],
+    problems: Sequence[str],
+    seeds: Sequence[int],
+    folder: Path,
+    processes: int = 1,
+    phase: str = "tuning",
+) -> dict[str, list[Record]]:
+    """Records by variant: whole trainings of every problem with every seed.
 
-    folder: of weights files and records; finished runs there are not repeated.
-    processes: runs at the same time. phase: see `Run`.
+    folder: of records, and of a weights file for each variant; finished runs there are
+    not repeated. processes: runs at the same time. phase: see `Run`.
     """
-
-    problems: tuple[str, ...]
-    seeds: tuple[int, ...]
-    folder: Path
-    processes: int = 1
-    phase: str = "tuning"
-
-    def records(
-        self, variants: Mapping[str, LearnedOptimizer]
-    ) -> dict[str, list[Record]]:
-        """The records of each variant, by name. Each is written as a weights file."""
-        make_folder(self.folder)
-        runs: list[Run] = []
-        for name, learned in variants.items():
-            runs += self._plan(learned, self.folder / f"{name}.safetensors")
-        with tqdm(total=len(runs), unit="run") as bar:
-            made = iter(execute(runs, self.folder / "records", self.processes, bar))
-        count = len(self.problems) * len(self.seeds)
-        return {name: list(islice(made, count)) for name in variants}
-
-    def _plan(self, learned: LearnedOptimizer, path: Path) -> Iterator[Run]:
+    make_folder(folder)
+    runs: list[Run] = []
+    for name, learned in variants.items():
+        path = folder / f"{name}.safetensors"
         save_pretrained(learned, path)
         digest, traced = weights_hash(learned), reads_connections(learned)
-        for problem in self.problems:
+        for problem in problems:
             steps = load_problem(problem).steps
-            run = Run(problem, str(path), None, digest, 0, steps, self.phase)
-            for seed in self.seeds:
-                yield replace(run, seed=seed, traced=traced)
+            run = Run(problem, str(path), None, digest, 0, steps, phase, traced=traced)
+            runs += [replace(run, seed=seed) for seed in seeds]
+    with tqdm(total=len(runs), unit="run") as bar:
+        made = iter(execute(runs, folder / "records", processes, bar))
+    count = len(problems) * len(seeds)
+    return {name: list(islice(made, count)) for name in variants}
 
 
 def base_rule(changes: Mapping[str, Any]) -> LearnedOptimizer:

@@ -4,8 +4,8 @@
 Trains whole runs with the same weights and each k. The first problem chooses the
 largest k whose mean validation accuracy is at most one standard error below that of
 k = 1. Prints a table and writes into its folder: `table.md`, `results.json`,
-`graph_every.png`, the chosen weights as `chosen.safetensors`, and records, from which
-the same command resumes.
+`<problem>.png`, the chosen weights as `chosen.safetensors`, and records, from which the
+same command resumes.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ from dataclasses import asdict, dataclass, replace
 from math import sqrt
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
-
-from matplotlib.figure import Figure
 
 from harness import cli
 from harness.files import write_json
+from harness.pictures import draw_means
 from harness.tables import (
     markdown_table,
     plus_minus,
@@ -30,7 +28,8 @@ from harness.tables import (
 from meta_train.comparison.inner_training import Record
 from meta_train.comparison.optimizers import load_learned
 from meta_train.comparison.report import summarize
-from meta_train.selection.base_rules import WholeTrainings
+from meta_train.comparison.runs import file_name
+from meta_train.selection.base_rules import whole_trainings
 from meta_train.training.rules import trained_metanet
 from meta_train.training.weights import with_stage
 from ngopt.pretrained import save_pretrained
@@ -81,14 +80,26 @@ def run(config: Config) -> None:
     results = dict(learned.table)
     table = []
     for problem, by_k in records.items():
-        results[problem] = _test_results(by_k[best])
+        row = summarize(by_k[best])
+        results[problem] = {
+            "test_accuracy_mean": row.accuracy_mean,
+            "test_accuracy_std": row.accuracy_std,
+            "seeds": row.runs,
+            "steps": row.steps,
+            "train_loss": row.train_loss,
+        }
         for k, some in by_k.items():
             table.append(_cells(problem, k, some))
     save_pretrained(replace(chosen, table=results), folder / "chosen.safetensors")
     result = {"config": asdict(config), "chosen": best, "rows": table}
     write_json(folder / "results.json", result)
     (folder / "table.md").write_text(f"{markdown_table(table)}\n")
-    draw(folder / "graph_every.png", records)
+    for problem, by_k in records.items():
+        found: dict[float, list[float]] = {}
+        for k, some in by_k.items():
+            found[k] = accuracies(some, "test")
+        path = folder / f"{file_name(problem)}.png"
+        draw_means(path, found, "steps between graph contexts, k", "test accuracy, %")
     print(text_table(table))
     print(f"k = {best} -> {folder / 'chosen.safetensors'}")
 
@@ -102,12 +113,12 @@ def with_graph_every(learned: LearnedOptimizer, k: int) -> LearnedOptimizer:
 def train_all(config: Config, learned: LearnedOptimizer, folder: Path) -> Records:
     """Records of whole runs with each k."""
     seeds = tuple(range(config.seeds))
-    trainings = WholeTrainings(
-        config.problems, seeds, folder, config.processes, "evaluation"
-    )
     variants = {f"every-{k}": with_graph_every(learned, k) for k in config.every}
+    found = whole_trainings(
+        variants, config.problems, seeds, folder, config.processes, "evaluation"
+    )
     records: Records = {problem: {} for problem in config.problems}
-    for k, made in zip(config.every, trainings.records(variants).values(), strict=True):
+    for k, made in zip(config.every, found.values(), strict=True):
         for record in made:
             records[record["run"]["problem"]].setdefault(k, []).append(record)
     return records
@@ -133,18 +144,6 @@ def accuracies(records: Sequence[Record], split: str) -> list[float]:
     return found
 
 
-def _test_results(records: Sequence[Record]) -> dict[str, Any]:
-    """The entry of a problem in the table of a weights file."""
-    row = summarize(records)
-    return {
-        "test_accuracy_mean": row.accuracy_mean,
-        "test_accuracy_std": row.accuracy_std,
-        "seeds": row.runs,
-        "steps": row.steps,
-        "train_loss": row.train_loss,
-    }
-
-
 def _cells(problem: str, k: int, records: Sequence[Record]) -> dict[str, str]:
     row = {"problem": problem, "k": str(k)}
     for split in ("validation", "test"):
@@ -152,26 +151,6 @@ def _cells(problem: str, k: int, records: Sequence[Record]) -> dict[str, str]:
         mean, deviation = f"{fmean(values):.2f}", f"{sample_deviation(values):.2f}"
         row[f"{split} accuracy %"] = plus_minus(mean, deviation, len(values))
     return row
-
-
-def draw(path: Path, found: Records) -> None:
-    """Test accuracy over k, a panel for each problem: mean and every run."""
-    figure = Figure(figsize=(5 * len(found), 3.6), layout="constrained")
-    panels: Any = figure.subplots(1, len(found), squeeze=False)[0]
-    for axes, (problem, by_k) in zip(panels, found.items(), strict=True):
-        values = {k: accuracies(records, "test") for k, records in by_k.items()}
-        for k, some in values.items():
-            axes.plot([k] * len(some), some, "o", color="tab:blue", alpha=0.35)
-        axes.plot(
-            list(values), [fmean(some) for some in values.values()], "-", color="black"
-        )
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(list(values), [str(k) for k in values])
-        axes.set_title(problem)
-        axes.set_xlabel("steps between computations of the graph context, k")
-        axes.set_ylabel("test accuracy, %")
-        axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
 
 
 if __name__ == "__main__":

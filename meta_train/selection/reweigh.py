@@ -33,7 +33,7 @@ from harness.tables import text_table
 from meta_train.comparison.optimizers import load_learned
 from meta_train.problems import load_problem
 from meta_train.selection.search import check_fashion
-from meta_train.selection.study import open_study, run_trials, write_trials
+from meta_train.selection.study import open_study, run_trials
 from meta_train.selection.sweep import OutputGain, with_gain
 from meta_train.training.rules import trained_metanet
 from meta_train.training.unroll import Optimizee, whole_run
@@ -140,7 +140,11 @@ def search(config: Config) -> optuna.Study:
         for name in names:
             logarithms[name] = trial.suggest_float(name, -LIMIT, LIMIT)
         generation = trial.number // config.population
-        references = _references(study, config, learned, generation)
+        key = f"references-{generation}"
+        references = study.user_attrs.get(key)
+        if references is None:
+            references = whole_losses(config, learned, 0, generation)
+            study.set_user_attr(key, references)
         new = reweighed(learned, logarithms)
         losses = whole_losses(config, new, 0, generation)
         trial.set_user_attr("losses", losses)
@@ -152,21 +156,6 @@ def search(config: Config) -> optuna.Study:
     return study
 
 
-def _references(
-    study: optuna.Study,
-    config: Config,
-    learned: LearnedOptimizer,
-    generation: int,
-) -> list[float]:
-    """Losses with the weights that the search began with, on a generation's seeds."""
-    key = f"references-{generation}"
-    losses = study.user_attrs.get(key)
-    if losses is None:
-        losses = whole_losses(config, learned, 0, generation)
-        study.set_user_attr(key, losses)
-    return losses
-
-
 def mean_of_best(trials: Sequence[FrozenTrial], population: int) -> dict[str, float]:
     """Mean numbers of the better half of the last two generations."""
     last = sorted(trials, key=lambda trial: trial.number)[-2 * population :]
@@ -175,38 +164,25 @@ def mean_of_best(trials: Sequence[FrozenTrial], population: int) -> dict[str, fl
     return {name: fmean(t.params[name] for t in better) for name in better[0].params}
 
 
-def write_best(config: Config, study: optuna.Study) -> LearnedOptimizer:
-    """Writes `trials.json` and the chosen weights.
-
-    Their table has the gains over the first weights, on other seeds.
-    """
-    folder = Path(config.folder)
+def run(config: Config) -> None:
+    study = search(config)
     learned = load_learned(config.weights, config.metanet)
-    write_trials(folder, study)
     complete = study.get_trials(states=(TrialState.COMPLETE,))
     logarithms = mean_of_best(complete, config.population)
     chosen = reweighed(learned, logarithms)
     rows: list[dict[str, Any]] = []
+    gains = []
     for number in range(config.checks):
         before = whole_losses(config, learned, 1, number)
         after = whole_losses(config, chosen, 1, number)
-        gain = mean_gain(after, before)
-        rows.append({"before": before, "after": after, "gain": gain})
+        gains.append(mean_gain(after, before))
+        rows.append({"before": before, "after": after, "gain": gains[-1]})
     details = {**asdict(config), "chosen": logarithms}
     best = with_stage(chosen, "meta_train.selection.reweigh", details)
-    best = replace(best, table={"validation": rows})
-    save_pretrained(best, folder / "best.safetensors")
-    return best
-
-
-def run(config: Config) -> None:
-    study = search(config)
-    best = write_best(config, study)
     path = Path(config.folder, "best.safetensors")
-    chosen = best.recipe["stages"][-1]["chosen"]
-    gains = [row["gain"] for row in best.table["validation"]]
+    save_pretrained(replace(best, table={"validation": rows}), path)
     table = []
-    for name, logarithm in chosen.items():
+    for name, logarithm in logarithms.items():
         table.append({"factor of": name, "chosen": f"{exp(logarithm):.3f}"})
     print(text_table(table))
     deviation = f" +- {stdev(gains):.4f}" if len(gains) > 1 else ""

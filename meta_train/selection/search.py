@@ -5,8 +5,8 @@ A trial (Optuna, TPE) draws sizes of the metanet, outer learning rate, weight de
 number of outer steps. It meta-trains, chooses the output gain over whole runs, and is
 scored by validation accuracy on FashionMNIST; other data are never used. Every trial is
 kept in the folder's journal, with its weights in `trial-N/`. The same command resumes,
-also in several shells at a time, and replaces a trial whose process has ended. The best
-weights are written to `best.safetensors`, all trials to `trials.json`.
+also in several shells at a time; a trial whose process has ended does not count. The
+best weights are written to `best.safetensors`, all trials to `trials.json`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ from harness.interrupts import Interrupted
 from harness.settings import check_counts, named_settings
 from harness.tables import text_table
 from meta_train.selection import sweep
-from meta_train.selection.study import open_study, run_trials, write_trials
+from meta_train.selection.study import open_study, run_trials
 from meta_train.training import train
 from ngopt.metanets import METANETS
 from ngopt.metanets.imported import find_metanet
 
 # Choices of a trial, of the sizes that the metanet has.
-WIDTHS, LAYERS, OUTPUTS = (16, 24, 32, 48, 64), (1, 2, 3, 4), (4, 8, 16)
+WIDTHS = (16, 24, 32, 48, 64)
+LAYERS = (1, 2, 3, 4)
+OUTPUTS = (4, 8, 16)
 HIDDEN = (16, 32, 64)
 LRS, WEIGHT_DECAYS = (3e-5, 1e-3), (1e-6, 1e-2)
 # In the names of problems with FashionMNIST: "fm" and, in some, the side of the images.
@@ -40,9 +42,9 @@ FASHION = re.compile(r"(^|-)fm\d*(-|$)")
 LEAST_OUTER_STEPS = 10
 # Settings of all trials' meta-trainings.
 PASSED_ON = (
-    "metanet", "init_from", "problems", "estimator", "horizon", "truncation", "tail",
-    "optimizees", "autocast", "seed",
-)  # fmt: skip
+    "metanet init_from problems estimator horizon truncation tail optimizees autocast "
+    "seed"
+).split()
 # Settings that change no trial.
 IRRELEVANT = "trials", "folder"
 
@@ -144,8 +146,8 @@ def train_and_score(
         autocast=config.autocast,
         seed=config.seed,
     )
-    result = sweep.search(sweep_config)
-    return sweep.score(result.best), result.chosen.gain
+    best, means = sweep.search(sweep_config)
+    return sweep.score(means[best]), best.gain
 
 
 def search(config: Config) -> optuna.Study:
@@ -166,16 +168,6 @@ def search(config: Config) -> optuna.Study:
     return study
 
 
-def write_best(config: Config, study: optuna.Study) -> Path:
-    """Writes the best trial's weights, and `trials.json`."""
-    folder = Path(config.folder)
-    write_trials(folder, study)
-    path = folder / "best.safetensors"
-    best = folder / f"trial-{study.best_trial.number}" / "gain.safetensors"
-    shutil.copyfile(best, path)
-    return path
-
-
 def _cells(trial: FrozenTrial) -> dict[str, str]:
     gain, numbers = trial.user_attrs["gain"], trial.params.items()
     return {
@@ -194,7 +186,9 @@ def run(config: Config) -> None:
             f"finished trials are in '{config.folder}'; the same command with "
             f"--folder {config.folder} begins the interrupted one anew"
         ) from None
-    path = write_best(config, study)
+    folder = Path(config.folder)
+    best = folder / f"trial-{study.best_trial.number}" / "gain.safetensors"
+    path = shutil.copyfile(best, folder / "best.safetensors")
     complete = study.get_trials(states=(TrialState.COMPLETE,))
     print(text_table([_cells(trial) for trial in complete]))
     print(

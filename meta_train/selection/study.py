@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import FileLock, Timeout
 from optuna.samplers import BaseSampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -55,49 +54,15 @@ def run_trials(
     sampler: Sampler,
     objective: Callable[[optuna.Trial], float],
 ) -> None:
-    """Runs trials until `count` are finished or running, here or in other processes.
+    """Runs trials until `count` are complete, then writes `trials.json`, a line each.
 
-    A trial whose process has ended is marked as failed and replaced.
+    Other processes may run trials of the same study at the same time.
     """
-    while claimed := _claim_trial(study, folder, count, sampler):
-        trial, lock = claimed
-        with lock:
-            study.tell(trial, objective(trial))
-
-
-def write_trials(folder: Path, study: optuna.Study) -> None:
-    """Writes `trials.json`, one line per trial."""
+    while len(study.get_trials(states=(TrialState.COMPLETE,))) < count:
+        study.sampler = sampler(len(study.trials))
+        study.optimize(objective, n_trials=1)
     lines = []
     for trial in study.trials:
         record = {"trial": trial.number, "score": trial.value, "numbers": trial.params}
         lines.append(json.dumps({**record, **trial.user_attrs}))
     (folder / "trials.json").write_text("\n".join(lines) + "\n")
-
-
-def _claim_trial(
-    study: optuna.Study, folder: Path, count: int, sampler: Sampler
-) -> tuple[optuna.Trial, FileLock] | None:
-    """The next trial, and the lock that its process holds until it is finished."""
-    with FileLock(folder / "claim.lock"):
-        _fail_abandoned(study, folder)
-        states = TrialState.COMPLETE, TrialState.RUNNING
-        if len(study.get_trials(states=states)) >= count:
-            return None
-        study.sampler = sampler(len(study.trials))
-        trial = study.ask()
-        lock = _trial_lock(folder, trial.number)
-        lock.acquire()
-        return trial, lock
-
-
-def _fail_abandoned(study: optuna.Study, folder: Path) -> None:
-    for trial in study.get_trials(states=(TrialState.RUNNING,)):
-        try:
-            with _trial_lock(folder, trial.number).acquire(timeout=0):
-                study.tell(trial.number, state=TrialState.FAIL)
-        except Timeout:
-            pass  # its process is alive
-
-
-def _trial_lock(folder: Path, number: int) -> FileLock:
-    return FileLock(folder / f"trial-{number}.lock")

@@ -72,28 +72,22 @@ class OutputGain(NamedTuple):
     cooldown: float | None = None
 
 
-class SweepResult(NamedTuple):
-    """chosen: the best. means: metrics of each."""
+def search(config: Config) -> tuple[OutputGain, dict[OutputGain, Metrics]]:
+    """Runs all gains. Writes the weights with the best one, and records of the runs.
 
-    chosen: OutputGain
-    means: dict[OutputGain, Metrics]
-
-    @property
-    def best(self) -> Metrics:
-        return self.means[self.chosen]
-
-
-def search(config: Config) -> SweepResult:
-    """Runs all gains. Writes the weights with the best one, and records of the runs."""
+    Returns the best, and the mean metrics of each.
+    """
     learned = load_learned(config.weights, config.metanet)
     output = Path(config.output)
     make_folder(output.parent)
     problems = {name: load_problem(name) for name in config.problems}
     rows: list[dict[str, Any]] = []
     found: dict[OutputGain, list[Metrics]] = {}
-    runs = list(product(all_gains(config), problems, range(config.seeds)))
+    gains = product(config.cooldowns or (None,), config.gains)
+    runs = list(product(gains, problems, range(config.seeds)))
     bar = tqdm(runs, unit="run")
-    for gain, name, number in bar:
+    for (cooldown, factor), name, number in bar:
+        gain = OutputGain(factor, cooldown)
         seed = derive_seed(config.seed, 20, number)
         optimizee = Optimizee(problems[name], seed, config.autocast)
         steps = config.steps or problems[name].steps
@@ -108,12 +102,7 @@ def search(config: Config) -> SweepResult:
     chosen = replace(with_gain(learned, best), table={"validation": rows})
     save_pretrained(with_stage(chosen, "meta_train.selection.sweep", details), output)
     write_json(output.with_suffix(".json"), {"config": asdict(config), "runs": rows})
-    return SweepResult(best, means)
-
-
-def all_gains(config: Config) -> list[OutputGain]:
-    cooldowns = config.cooldowns or (None,)
-    return [OutputGain(gain, share) for share in cooldowns for gain in config.gains]
+    return best, means
 
 
 def score(metrics: Metrics) -> float:
@@ -124,9 +113,9 @@ def score(metrics: Metrics) -> float:
 
 
 def run(config: Config) -> None:
-    result = search(config)
+    best, means = search(config)
     table = []
-    for (gain, cooldown), (loss, accuracy) in result.means.items():
+    for (gain, cooldown), (loss, accuracy) in means.items():
         row = {
             "gain": f"{gain:g}",
             "cooldown": "-" if cooldown is None else f"{cooldown:g}",
@@ -135,8 +124,8 @@ def run(config: Config) -> None:
         }
         table.append(row)
     print(text_table(table))
-    print(f"gain {result.chosen.gain:g} -> {config.output}")
-    if advice := edge_advice(result.chosen.gain, config.gains):
+    print(f"gain {best.gain:g} -> {config.output}")
+    if advice := edge_advice(best.gain, config.gains):
         print(advice)
 
 

@@ -9,6 +9,7 @@ command resumes. The best weights are written to `<folder>/best.safetensors`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -21,9 +22,10 @@ from optuna.trial import TrialState
 from harness import cli
 from harness.settings import named_settings
 from harness.tables import text_table
+from meta_train.comparison.inner_training import Record
 from meta_train.problems import DEVELOPMENT, problem_names
-from meta_train.selection.base_rules import WholeTrainings, base_rule, gains
-from meta_train.selection.study import open_study, run_trials, write_trials
+from meta_train.selection.base_rules import base_rule, gains, whole_trainings
+from meta_train.selection.study import open_study, run_trials
 from meta_train.training.weights import with_stage
 from ngopt.base.config import SoapConfig
 from ngopt.pretrained import save_pretrained
@@ -93,8 +95,13 @@ def search(config: Config) -> optuna.Study:
     folder, space = Path(config.folder), search_space()
     seeds = tuple(range(FIRST_SEED, FIRST_SEED + config.seeds))
     problems = problem_names(config.problems)
-    trainings = WholeTrainings(problems, seeds, folder, config.processes)
-    references = trainings.records({"start": base_rule({})})["start"]
+
+    def trained(name: str, changes: Mapping[str, float]) -> list[Record]:
+        variants = {name: base_rule(changes)}
+        found = whole_trainings(variants, problems, seeds, folder, config.processes)
+        return found[name]
+
+    references = trained("start", {})
     settings = named_settings(config, IRRELEVANT)
     first = {name: getattr(SoapConfig(), name) for name in space}
     study = open_study(folder, "base", settings, first)
@@ -106,8 +113,7 @@ def search(config: Config) -> optuna.Study:
         changes = {}
         for name, d in space.items():
             changes[name] = trial.suggest_float(name, d.low, d.high, log=d.log)
-        name = f"trial-{trial.number}"
-        found = gains(trainings.records({name: base_rule(changes)})[name], references)
+        found = gains(trained(f"trial-{trial.number}", changes), references)
         trial.set_user_attr("gains", found)
         score = fmean(found.values())
         print(f"trial {trial.number}: {score:+.4f}")
@@ -117,25 +123,16 @@ def search(config: Config) -> optuna.Study:
     return study
 
 
-def write_best(config: Config, study: optuna.Study) -> Path:
-    """Writes the best trial's weights file, and `trials.json`."""
-    folder, best = Path(config.folder), study.best_trial
-    write_trials(folder, study)
-    path = folder / "best.safetensors"
-    chosen = base_rule(best.params)
-    details = {**asdict(config), "trial": best.number, "score": best.value}
-    save_pretrained(with_stage(chosen, "meta_train.selection.tune", details), path)
-    return path
-
-
 def run(config: Config) -> None:
     study = search(config)
-    path = write_best(config, study)
-    best = study.best_trial
+    best, path = study.best_trial, Path(config.folder, "best.safetensors")
+    details = {**asdict(config), "trial": best.number, "score": best.value}
+    chosen = with_stage(base_rule(best.params), "meta_train.selection.tune", details)
+    save_pretrained(chosen, path)
     table = []
     for name in search_space():
-        start, chosen = getattr(SoapConfig(), name), best.params[name]
-        row = {"number": name, "start": f"{start:.4g}", "best": f"{chosen:.4g}"}
+        start, found = getattr(SoapConfig(), name), best.params[name]
+        row = {"number": name, "start": f"{start:.4g}", "best": f"{found:.4g}"}
         table.append(row)
     print(text_table(table))
     print(

@@ -20,18 +20,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from harness import cli
-from harness.files import make_folder
-from harness.json_lines import append_line, read_lines
-from meta_train.step_size.copies import (
-    CHECKS,
-    MULTIPLIERS,
-    SEEDS,
-    SIGNALS,
-    Outcome,
-    measured,
-    multiples,
-)
-from meta_train.step_size.trainings import Training, draw, family_of
+from harness.files import append_line, make_folder, read_lines
+from meta_train.step_size.copies import MULTIPLIERS, SEEDS, measured, multiples
+from meta_train.step_size.trainings import Training, draw
 from ngopt.functional import Hyper
 
 DIGITS = 6
@@ -43,12 +34,11 @@ Record = dict[str, Any]
 class Config:
     """Options of the command line.
 
-    first, count: seeds of the trainings. family: those of other families are left out.
+    first, count: seeds of the trainings.
     """
 
     first: int = 0
     count: int = 1000
-    family: str | None = None
     folder: str = "runs/step_size"
 
 
@@ -56,63 +46,61 @@ def main(config: Config) -> None:
     folder = Path(config.folder)
     make_folder(folder)
     path = folder / "outcomes.jsonl"
-    known = {record["seed"] for record in read_lines([path])}
-    seeds = range(config.first, config.first + config.count)
-    wanted = []
-    for seed in seeds:
-        is_chosen = config.family in (None, family_of(seed))
-        if is_chosen and seed not in known:
-            wanted.append(partial(measure, seed))
-    append_records(path, wanted)
-    print(f"{len(wanted)} new trainings in '{path}'")
+    wanted = {}
+    for seed in range(config.first, config.first + config.count):
+        wanted[seed] = partial(measure, seed)
+    count = append_missing(path, wanted)
+    print(f"{count} new trainings in '{path}'")
 
 
-def append_records(path: Path, measures: Sequence[Callable[[], Record]]) -> None:
-    """Appends what these functions return to a file of JSON lines."""
-    progress = tqdm(measures, "trainings")
-    for own in progress:
-        record = own()
+def append_missing(
+    path: Path, wanted: Mapping[int, Callable[[], Record]], pattern: str | None = None
+) -> int:
+    """Appends what these functions return, by seed, to a file of JSON lines.
+
+    pattern: of files beside it; seeds of their records are left out. None: those of the
+    file itself. Returns the number of new records.
+    """
+    known = set()
+    for record in read_lines(path.parent.glob(pattern or path.name)):
+        known.add(record["seed"])
+    new = [measure for seed, measure in wanted.items() if seed not in known]
+    progress = tqdm(new, "trainings")
+    for measure in progress:
+        record = measure()
         progress.set_postfix_str(f"{record['kind']}, {record['seconds']} s")
         append_line(path, record)
+    return len(new)
 
 
 def measure(seed: int) -> Record:
-    """The record of a training."""
-    start = perf_counter()
+    """The record of a training at several multiples of the default's step sizes."""
     training = draw(seed)
-    outcome = measured(training, multiples(training))
-    signals = numbers(outcome.signals.movedim(-1, 0))
     return {
-        **record_of(training, outcome),
+        **measured_record(training, multiples(training)),
         "multipliers": MULTIPLIERS,
-        "checks": CHECKS,
-        "signals": dict(zip(SIGNALS, signals, strict=True)),
-        "seconds": round(perf_counter() - start, 2),
-        "machine": platform.machine(),
     }
 
 
 def measured_variants(training: Training, variants: Mapping[str, Hyper]) -> Record:
     """The record of a training with several settings, by name."""
-    start = perf_counter()
-    outcome = measured(training, list(variants.values()))
-    return {
-        **record_of(training, outcome),
-        "variants": list(variants),
-        "seconds": round(perf_counter() - start, 2),
-    }
+    record = measured_record(training, list(variants.values()))
+    return {**record, "variants": list(variants)}
 
 
-def record_of(training: Training, outcome: Outcome) -> Record:
+def measured_record(training: Training, variants: Sequence[Hyper]) -> Record:
     """What a training is, and its losses by variant and seed."""
+    start = perf_counter()
+    outcome = measured(training, variants)
     return {
         **asdict(training),
         "kind": training.kind,
         "seeds": SEEDS,
         "first": numbers(outcome.first),
         "validation": numbers(outcome.validation),
-        "train": numbers(outcome.train),
         "torch": torch.__version__,
+        "machine": platform.machine(),
+        "seconds": round(perf_counter() - start, 2),
     }
 
 

@@ -13,8 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from harness import cli
-from harness.json_lines import read_lines
-from meta_train.step_size.collect import Record, append_records, measured_variants
+from meta_train.step_size.collect import Record, append_missing, measured_variants
 from meta_train.step_size.models import best_of
 from meta_train.step_size.outcomes import read_outcomes
 from meta_train.step_size.role_variants import role_variants
@@ -25,28 +24,25 @@ MAX_LOG2 = 2.0  # largest |log2| of the multiplier
 
 @dataclass(frozen=True)
 class Config:
-    """Options of the command line. first, count: which trainings, by their order.
-    file: of the results, in the folder."""
+    """Options of the command line. first, count: which trainings, by their order."""
 
     first: int = 0
     count: int = 1000
     folder: str = "runs/step_size"
-    file: str = "roles.jsonl"
 
 
 def main(config: Config) -> None:
     folder = Path(config.folder)
-    outcomes = read_outcomes(sorted(folder.glob("outcomes*.jsonl*")))
+    outcomes = read_outcomes(folder)
     best = best_of(outcomes.gains.mean(2), outcomes.log_multipliers)
     best = best.clip(-MAX_LOG2, MAX_LOG2)
-    known = {record["seed"] for record in read_lines(folder.glob("roles*.jsonl*"))}
-    wanted = []
+    wanted = {}
     pairs = zip(outcomes.trainings, best, strict=True)
     last = config.first + config.count
     for training, log_multiplier in islice(pairs, config.first, last):
-        if training.seed not in known:
-            wanted.append(partial(measure, training, 2.0 ** float(log_multiplier)))
-    append_records(folder / config.file, wanted)
+        multiplier = 2.0 ** float(log_multiplier)
+        wanted[training.seed] = partial(measure, training, multiplier)
+    append_missing(folder / "roles.jsonl", wanted, "roles*.jsonl*")
 
 
 def measure(training: Training, multiplier: float) -> Record:

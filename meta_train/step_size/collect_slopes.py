@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from harness import cli
-from harness.json_lines import read_lines
-from meta_train.step_size.collect import Record, append_records, measured_variants
+from meta_train.step_size.collect import Record, append_missing, measured_variants
 from meta_train.step_size.compare import left_out
 from meta_train.step_size.dataset import read_data
 from meta_train.step_size.feature_sets import CHOSEN
@@ -48,14 +47,13 @@ def main(config: Config) -> None:
     matrices = np.exp(data.columns(["log matrices"])[:, 0, 0]).round()
     is_measured = data.is_in_range & (matrices >= MIN_LAYERS)
     is_measured &= data.steps >= config.steps
-    known = {record["seed"] for record in read_lines(folder.glob("slopes*.jsonl*"))}
     order = np.random.RandomState(1).permutation(len(places))
-    wanted = []
+    wanted = {}
     for i in order[config.first : config.first + config.count]:
-        training = data.trainings[i]
-        if is_measured[i] and training.seed not in known:
-            wanted.append(partial(measure, training, 2.0 ** float(places[i])))
-    append_records(folder / "slopes.jsonl", wanted)
+        if is_measured[i]:
+            training, multiplier = data.trainings[i], 2.0 ** float(places[i])
+            wanted[training.seed] = partial(measure, training, multiplier)
+    append_missing(folder / "slopes.jsonl", wanted, "slopes*.jsonl*")
 
 
 def measure(training: Training, multiplier: float) -> Record:

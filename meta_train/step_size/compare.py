@@ -102,7 +102,7 @@ def compared(data: Data) -> list[Row]:
 def with_slopes(data: Data, slopes: Slopes) -> list[Row]:
     """Rows of factors alone, of slopes alone, and of both, on the same trainings."""
     own = slopes.data
-    chosen = [data.index(training.seed) for training in own.trainings]
+    chosen = [data.numbers[training.seed] for training in own.trainings]
     places = np.stack([slopes.log_factors] * 2, 1)
     factor = gains_at(places, data.at(chosen))
     rows = [row_of("factor", factor, own.steps, places)]

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from harness import cli
-from harness.json_lines import read_lines
+from harness.files import read_lines
 from harness.tables import text_table
 from meta_train.step_size.compare import Config
 from meta_train.step_size.outcomes import UNCHANGED, gains_of
@@ -49,10 +49,10 @@ def compared(rows: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, str]]:
             if names[0] not in row:
                 continue
             for factor, name in zip(FACTORS, names, strict=True):
-                columns.setdefault(f"x {factor:g}", []).append(row[name].mean())
+                columns.setdefault(f"x {factor:g}", []).append(100 * row[name].mean())
             curves = np.stack([row[UNCHANGED], *(row[name] for name in names)])
             best = [curves[curves[:, 1 - seed].argmax(), seed] for seed in (0, 1)]
-            columns.setdefault("bound", []).append(float(np.mean(best)))
+            columns.setdefault("bound", []).append(100 * float(np.mean(best)))
         cells = {"change of": change, "trainings": str(len(columns["bound"]))}
         for name, values in columns.items():
             error = np.std(values) / len(values) ** 0.5

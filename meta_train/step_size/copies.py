@@ -6,43 +6,36 @@ stacks, which is what makes many small trainings cheap.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, stack_module_state, vmap
+from torch.func import functional_call, grad, stack_module_state, vmap
 
 from harness.random import seeded
 from meta_train.step_size.sources import Loss
-from meta_train.step_size.starts import started
-from meta_train.step_size.trainings import Training
+from meta_train.step_size.trainings import Training, started
 from ngopt import build_graph
 from ngopt.base.soap import Soap, SoapRule
 from ngopt.functional import Hyper, Record, apply
 
 MULTIPLIERS = tuple(2.0**k for k in range(-3, 4))
 SEEDS = 0, 1
-CHECKS = 10, 20, 40  # steps after which signals are read
-SIGNALS = "fall of log loss", "cosine", "log ratio of gradients", "relative step"
-DECAY = 0.9  # of the momentum in the cosine
 UNSTACKED = "lstm", "gru"  # vmap has no recurrent layers
 
 
 class Outcome(NamedTuple):
     """What a training came to, by variant and seed.
 
-    first: validation loss of the initial weights, (seeds,). validation: at the end.
-    train: mean of the last tenth of the steps, (variants, seeds); inf if it
-    diverged. signals: (variants, seeds, checks, signals), see `SIGNALS`.
+    first: validation loss of the initial weights, (seeds,). validation: at the end,
+    (variants, seeds); inf if it diverged.
     """
 
     first: Tensor
     validation: Tensor
-    train: Tensor
-    signals: Tensor
 
 
 class CopiesRule(SoapRule):
@@ -76,8 +69,8 @@ def measured(training: Training, variants: Sequence[Hyper]) -> Outcome:
     if training.start == "new":
         return _run(training, variants, SEEDS)
     outcomes = [_run(training, variants, [seed]) for seed in SEEDS]
-    first, *others = zip(*outcomes, strict=True)
-    return Outcome(torch.cat(first), *(torch.cat(own, 1) for own in others))
+    first, validation = zip(*outcomes, strict=True)
+    return Outcome(torch.cat(first), torch.cat(validation, 1))
 
 
 def _run(
@@ -85,27 +78,11 @@ def _run(
 ) -> Outcome:
     copies = Copies(training, variants, seeds)
     first = copies.validation_loss()[: len(seeds)]
-    checks = []
     with seeded(training.seed, 4):
         for step in range(training.steps):
             copies.step(step)
-            if step + 1 in CHECKS:
-                checks.append(copies.signals())
-    shape = len(variants), len(seeds)
-    unknown = torch.full((len(SIGNALS), len(copies.models)), torch.nan)
-    while len(checks) < len(CHECKS):
-        checks.append(unknown)
-    validation = copies.validation_loss().view(shape)
-    losses = torch.stack(copies.losses)
-    count = max(1, training.steps // 10)
-    train = losses[-count:].mean(0).view(shape)
-    signals = torch.stack(checks).permute(2, 0, 1)
-    return Outcome(
-        first,
-        validation.nan_to_num(torch.inf),
-        train.nan_to_num(torch.inf),
-        signals.unflatten(0, shape),
-    )
+    validation = copies.validation_loss().view(len(variants), len(seeds))
+    return Outcome(first, validation.nan_to_num(torch.inf))
 
 
 class Copies:
@@ -139,13 +116,8 @@ class Copies:
             decay += list(variant.weight_decay) * len(seeds)
         self._hyper = Hyper(lr, decay)
         self._template = template
-        function = grad_and_value(partial(self._evaluate, training.task.loss))
+        function = grad(partial(self._evaluate, training.task.loss))
         self._gradients = vmap(function, (0, 0, 0, 0), randomness="different")
-        self.losses: list[Tensor] = []
-        self._first_norm: Tensor | None = None
-        self._momentum: Tensor | None = None
-        zeros = torch.zeros(len(self.models))
-        self._cosine = self._norm = self._relative = zeros
 
     def _evaluate(self, function: Loss, *given: Any) -> Tensor:
         """given: parameters, buffers, inputs and targets of a copy."""
@@ -160,67 +132,25 @@ class Copies:
         indices = indices.repeat(len(self.models) // len(chosen), 1)
         return task.inputs[indices], task.targets[indices]
 
-    def _grads(self, step: int) -> tuple[list[Tensor], Tensor]:
-        """Stacked gradients of all parameters, and losses of all copies."""
+    def _grads(self, step: int) -> list[Tensor]:
+        """Gradients of the parameters of all copies, as `_by_copy`."""
         inputs, targets = self._batch(step)
         if self.training.family not in UNSTACKED:
             args = self._params, self._buffers, inputs, targets
-            grads, losses = self._gradients(*args)
-            return list(grads.values()), losses.detach()
-        rows, losses = [], []
+            return _by_copy(list(self._gradients(*args).values()))
+        rows: list[Tensor] = []
         for model, x, y in zip(self.models, inputs, targets, strict=True):
             loss = self.training.task.loss(model(x), y)
-            grads = torch.autograd.grad(loss, list(model.parameters()))
-            rows.append(grads)
-            losses.append(loss.detach())
-        stacked = [torch.stack(column) for column in zip(*rows, strict=True)]
-        return stacked, torch.stack(losses)
+            rows += torch.autograd.grad(loss, list(model.parameters()))
+        return rows
 
     def step(self, step: int) -> None:
-        grads, losses = self._grads(step)
-        self.losses.append(losses)
-        is_early = step < max(CHECKS)
-        params = self._params.values()
-        before = _flat(params) if is_early else None
-        rule = self._rule
-        state = self._state
-        rows = _by_copy(grads)
+        rows, params = self._grads(step), self._rows
         with torch.no_grad():
-            updates = rule.update(rows, state, self._rows, self._hyper, in_place=True)
-            for changes in updates:
-                apply(changes, self._rows)
-            if before is not None:
-                self._observe(_flat(grads), before, _flat(params))
-
-    def _observe(self, flat: Tensor, weights: Tensor, after: Tensor) -> None:
-        """Measures the last step for `signals`.
-
-        flat: gradients. weights, after: parameters before and after the step. All are
-        (copies, elements).
-        """
-        self._norm = flat.norm(dim=1)
-        if self._first_norm is None:
-            self._first_norm = self._norm
-        momentum = self._momentum
-        if momentum is None:
-            momentum = torch.zeros_like(flat)
-        product = self._norm * momentum.norm(dim=1)
-        cosine = (flat * momentum).sum(1) / product.clamp(min=1e-30)
-        self._cosine = DECAY * self._cosine + (1 - DECAY) * cosine
-        self._momentum = momentum.lerp(flat, 1 - DECAY)
-        change = after - weights
-        self._relative = change.norm(dim=1) / weights.norm(dim=1)
-
-    def signals(self) -> Tensor:
-        """`SIGNALS` of the steps so far, (signals, copies)."""
-        assert self._first_norm is not None
-        recent = torch.stack(self.losses[-5:]).mean(0)
-        first_log = self.losses[0].clamp(min=1e-12).log()
-        recent_log = recent.clamp(min=1e-12).log()
-        fall = first_log - recent_log
-        ratio = self._norm / self._first_norm
-        relative = self._relative.log()
-        return torch.stack((fall, self._cosine, ratio.log(), relative))
+            for changes in self._rule.update(
+                rows, self._state, params, self._hyper, in_place=True
+            ):
+                apply(changes, params)
 
     @torch.no_grad()
     def validation_loss(self) -> Tensor:
@@ -242,8 +172,3 @@ def _by_copy(stacks: Sequence[Tensor]) -> list[Tensor]:
     for i in range(len(stacks[0])):
         rows += [stack[i] for stack in stacks]
     return rows
-
-
-def _flat(stacks: Iterable[Tensor]) -> Tensor:
-    """All elements of each copy, (copies, elements)."""
-    return torch.cat([stack.flatten(1) for stack in stacks], 1)

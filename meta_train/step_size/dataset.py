@@ -10,11 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness.json_lines import read_lines
+from harness.files import read_lines
 from meta_train.step_size.feature_sets import read_features
-from meta_train.step_size.outcomes import gains_of, read_outcomes
+from meta_train.step_size.outcomes import Outcomes, gains_of, read_outcomes
 from meta_train.step_size.role_variants import SLOPES
-from meta_train.step_size.trainings import Training
 
 TRAINED = 0.02  # mean excess of trained networks, at least
 TABLE = 0.5  # share of tables in a network that is mostly tables
@@ -22,30 +21,20 @@ EXAMPLES = 4  # of a training: two seeds, with and without names of parameters
 
 
 @dataclass(frozen=True)
-class Data:
+class Data(Outcomes):
     """n measured trainings with their features.
 
     names: of d features. x: of named parameters, (n, 2, d). unnamed: of the same
-    without names. gains: (n, m, 2). log_multipliers: (m,). kinds, steps: (n,). files:
-    number of the file of each, (n,).
+    without names.
     """
 
-    trainings: list[Training]
     names: list[str]
     x: np.ndarray
     unnamed: np.ndarray
-    gains: np.ndarray
-    log_multipliers: np.ndarray
-    kinds: np.ndarray
-    steps: np.ndarray
-    files: np.ndarray
-
-    def index(self, seed: int) -> int:
-        """Of the training with this seed."""
-        return self._numbers[seed]
 
     @cached_property
-    def _numbers(self) -> dict[int, int]:
+    def numbers(self) -> dict[int, int]:
+        """Indices of trainings by their seeds."""
         return {training.seed: i for i, training in enumerate(self.trainings)}
 
     @property
@@ -69,8 +58,6 @@ class Data:
             x=self.x[chosen],
             unnamed=self.unnamed[chosen],
             gains=self.gains[chosen],
-            kinds=self.kinds[chosen],
-            steps=self.steps[chosen],
             files=self.files[chosen],
         )
 
@@ -102,21 +89,9 @@ class Data:
 
 def read_data(folder: Path) -> Data:
     """The outcomes in a folder. Raises ValueError if there are none."""
-    paths = sorted(folder.glob("outcomes*.jsonl*"))
-    outcomes = read_outcomes(paths)
-    trainings = outcomes.trainings
-    names, x = read_features(trainings, folder / "features.jsonl")
-    return Data(
-        trainings=trainings,
-        names=names,
-        x=x[:, 0],
-        unnamed=x[:, 1],
-        gains=outcomes.gains,
-        log_multipliers=outcomes.log_multipliers,
-        kinds=np.array([training.kind for training in trainings]),
-        steps=np.array([training.steps for training in trainings]),
-        files=outcomes.files,
-    )
+    outcomes = read_outcomes(folder)
+    names, x = read_features(outcomes.trainings, folder / "features.jsonl")
+    return Data(**vars(outcomes), names=names, x=x[:, 0], unnamed=x[:, 1])
 
 
 class Slopes(NamedTuple):
@@ -142,8 +117,8 @@ def read_slopes(folder: Path, data: Data) -> Slopes | None:
     chosen, gains, factors = [], [], []
     for record in records:
         found = gains_of(record)
-        chosen.append(data.index(record["seed"]))
-        gains.append([found[name] / 100 for name in SLOPES])
+        chosen.append(data.numbers[record["seed"]])
+        gains.append([found[name] for name in SLOPES])
         factors.append(record["multiplier"])
     own = replace(
         data.at(chosen),

@@ -6,14 +6,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from harness import cli
-from meta_train.step_size.compare import gains_at, predicted
+from meta_train.step_size.compare import Config, gains_at, predicted
 from meta_train.step_size.dataset import EXAMPLES, Data, read_data, read_slopes
 from meta_train.step_size.feature_sets import CHOSEN
 from meta_train.step_size.models import (
@@ -26,13 +25,6 @@ from meta_train.step_size.models import (
 from ngopt.base.soap import Soap
 from ngopt.base.step_predictor import StepPredictor
 from ngopt.pretrained import LearnedOptimizer, load_pretrained, save_pretrained
-
-
-@dataclass(frozen=True)
-class Config:
-    """Options of the command line. folder: of outcomes and slopes."""
-
-    folder: str = "runs/step_size"
 
 
 def main(config: Config) -> None:

@@ -8,14 +8,18 @@ Messages to a neuron are aggregated over all its blocks, so results do not chang
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ngopt.graph import NeuralGraph
-from ngopt.metanets.graph_data.graph_tensors import EdgeChunk, GraphTensors
+from ngopt.metanets.graph_data.graph_tensors import (
+    BlockTensors,
+    EdgeChunk,
+    GraphTensors,
+)
 from ngopt.metanets.graph_data.mixture import (
     BlockIndices,
     BlockKind,
@@ -69,19 +73,6 @@ class Batch:
 
     def bias(self, number: int) -> Tensor:
         return self.bias_features[number][..., : self.d_in]
-
-    def to(self, device: str) -> Batch:
-        return Batch(
-            numbers=self.numbers.to(device),
-            tensors=_moved(self.tensors, device),
-            edge_features=[own.to(device) for own in self.edge_features],
-            bias_features=[own.to(device) for own in self.bias_features],
-            groups=self.groups.to(device),
-            group_sizes=self.group_sizes.to(device),
-            networks=self.networks.to(device),
-            group_counts=self.group_counts.to(device),
-            d_in=self.d_in,
-        )
 
 
 def network_of(graph: NeuralGraph, columns: Tensor) -> Network:
@@ -172,24 +163,16 @@ def batch_of(networks: Sequence[Network], numbers: Sequence[int]) -> Batch:
     )
 
 
-def _moved(tensors: GraphTensors, device: str) -> GraphTensors:
-    blocks = []
-    for own in tensors.blocks:
-        assert own.target is not None and own.source is not None
-        target = own.target.to(device)
-        source = own.source.to(device)
-        blocks.append(replace(own, target=target, source=source))
-    index = []
-    for own in tensors.bias_index:
-        assert own is not None
-        index.append(own.to(device))
-    assert isinstance(tensors.graph_ids, Tensor)
-    return replace(
-        tensors,
-        blocks=tuple(blocks),
-        bias_index=tuple(index),
-        positions=tuple(own.to(device) for own in tensors.positions),
-        kinds=tensors.kinds.to(device),
-        activations=tensors.activations.to(device),
-        graph_ids=tensors.graph_ids.to(device),
-    )
+def moved(value: Any, device: str) -> Any:
+    """Tensors of a batch, and of what it is made of, on a device."""
+    found = value
+    if isinstance(value, Tensor):
+        found = value.to(device)
+    elif type(value) in (list, tuple):
+        found = type(value)(moved(own, device) for own in value)
+    elif isinstance(value, Batch | GraphTensors | BlockTensors):
+        changes = {}
+        for field in fields(value):
+            changes[field.name] = moved(getattr(value, field.name), device)
+        found = replace(value, **changes)
+    return found

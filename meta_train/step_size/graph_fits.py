@@ -9,22 +9,93 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from harness.json_lines import append_line, read_lines
-from meta_train.step_size.graph_batches import Batch, batch_of, network_of
+from harness.files import append_line, read_lines
+from meta_train.step_size.graph_batches import (
+    KERNEL,
+    Batch,
+    batch_of,
+    moved,
+    network_of,
+)
 from meta_train.step_size.graph_inputs import COLUMNS, COLUMNS_OF_WEIGHTS, GraphInput
-from meta_train.step_size.graph_predictor import GraphPredictor, Sizes
 from meta_train.step_size.outcomes import interpolated
+from ngopt.base.step_predictor import MAX_LOG2
+from ngopt.metanets.layers.aggregation import scatter_extreme, scatter_sum
+from ngopt.metanets.layers.attention import RelationalLayer
+from ngopt.metanets.layers.graph_layer import GraphLayer
+from ngopt.metanets.layers.graph_network import GraphNetwork, GraphNetworkOptions
+from ngopt.metanets.layers.pna import PNALayer
 
 LAST_RATE = 0.02  # share of the learning rate in the end
 DIGITS = 5
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a `GraphPredictor`. hidden: of its head."""
+
+    layer: Literal["ng-gnn", "ng-t"] = "ng-gnn"
+    width: int = 8
+    layers: int = 2
+    heads: int = 4
+    hidden: int = 16
+    log_degree: float = 3.0
+
+
+class GraphPredictor(nn.Module):
+    """Maps networks to log2 multipliers of the step size.
+
+    The states of neurons are averaged over each layer. Means and maxima over layers,
+    with other features of the training, go through a head with one hidden layer. Its
+    output is 0 initially, and within +-`MAX_LOG2`.
+
+    d_in: features of an element. others: of a training.
+
+    Shapes: a `Batch` of b networks and features (b, others) -> (b,).
+    """
+
+    def __init__(self, d_in: int, others: int, sizes: Sizes):
+        super().__init__()
+        layers: list[GraphLayer] = []
+        for number in range(sizes.layers):
+            updates_edges = number + 1 < sizes.layers
+            if sizes.layer == "ng-gnn":
+                layer = PNALayer(sizes.width, sizes.log_degree, updates_edges)
+            else:
+                layer = RelationalLayer(sizes.width, sizes.heads, edges=updates_edges)
+            layers.append(layer)
+        options = GraphNetworkOptions(activations=True)
+        self.network = GraphNetwork(d_in, None, sizes.width, layers, KERNEL, options)
+        self.norm = nn.LayerNorm(2 * sizes.width)
+        self.hidden = nn.Linear(2 * sizes.width + others, sizes.hidden)
+        self.out = nn.Linear(sizes.hidden, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, batch: Batch, others: Tensor) -> Tensor:
+        (nodes,), _ = self.network.states(batch, batch.tensors)
+        pooled = self.norm(self.pooled(nodes, batch))
+        hidden = torch.tanh(self.hidden(torch.cat([pooled, others], 1)))
+        return MAX_LOG2 * torch.tanh(self.out(hidden).squeeze(1) / MAX_LOG2)
+
+    def pooled(self, nodes: Tensor, batch: Batch) -> Tensor:
+        """(b, 2 width) of all neurons (n, width)."""
+        count = len(batch.group_sizes)
+        sums = scatter_sum(nodes, batch.groups, count)
+        means = sums / batch.group_sizes
+        networks = len(batch.group_counts)
+        total = scatter_sum(means, batch.networks, networks)
+        largest = scatter_extreme(means, batch.networks, networks, "amax")
+        return torch.cat([total / batch.group_counts, largest], 1)
 
 
 class Variant(NamedTuple):
@@ -49,7 +120,7 @@ VARIANTS = (
 
 @dataclass(frozen=True)
 class Settings:
-    """Of the fits. batch: networks. seconds: after which no fit begins."""
+    """Of the fits. batch: networks."""
 
     sizes: Sizes = field(default_factory=Sizes)
     rate: float = 0.015
@@ -57,8 +128,6 @@ class Settings:
     epochs: int = 12
     batch: int = 64
     seeds: int = 3
-    seconds: float = float("inf")
-    cuda_graphs: bool = True
 
 
 @dataclass(frozen=True)
@@ -88,12 +157,21 @@ class Examples:
 def fit_all(
     examples: Examples, settings: Settings, path: Path, device: str
 ) -> dict[str, Tensor]:
-    """Predictions (seeds, n) of every variant for kinds left out, nan where unfitted.
+    """Predictions (seeds, n) of every variant for kinds left out.
 
     Each fit is appended to a file of JSON lines. Fits that are there are left out.
     """
     start = perf_counter()
-    fitters = Fitters(examples, settings, device)
+
+    @cache
+    def batches(graph: int) -> list[Batch]:
+        found = examples.batches(graph, settings.batch)
+        return [moved(batch, device) for batch in found]
+
+    @cache
+    def fitter(variant: Variant) -> Fitter:
+        return Fitter(examples, batches(variant.graph), variant, settings)
+
     stored = {}
     for record in read_lines([path]):
         stored[json.dumps(record["fit"])] = record
@@ -102,14 +180,13 @@ def fit_all(
         for fold in examples.folds.unique().tolist():
             fit = description(variant, seed, fold, examples, settings)
             record = stored.get(json.dumps(fit))
-            seconds = perf_counter() - start
-            if record is None and seconds <= settings.seconds:
-                places = fitters.get(variant).left_out(fold, seed)
+            if record is None:
+                places = fitter(variant).left_out(fold, seed)
                 record = {"fit": fit, "places": places}
                 append_line(path, record)
+                seconds = perf_counter() - start
                 print(variant.label, seed, fold, f"{seconds:.1f} s", flush=True)
-            if record is not None:
-                records.append(record)
+            records.append(record)
     return collected(records, examples.folds, settings.seeds)
 
 
@@ -144,39 +221,6 @@ def collected(
     return found
 
 
-class Fitters:
-    """A `Fitter` for every variant. Those of the same graph share batches."""
-
-    def __init__(self, examples: Examples, settings: Settings, device: str):
-        self.examples = examples
-        self.settings = settings
-        self.device = device
-        self._count = settings.batch
-        self._batches: dict[int, list[Batch]] = {}
-        self._known: dict[str, Fitter] = {}
-
-    def get(self, variant: Variant) -> Fitter:
-        """Batches are halved when memory of the GPU is short."""
-        while variant.label not in self._known:
-            batches = self._batches_of(variant.graph)
-            try:
-                made = Fitter(self.examples, batches, variant, self.settings)
-                self._known[variant.label] = made
-            except torch.cuda.OutOfMemoryError:
-                if self._count == 1:
-                    raise
-                self._count //= 2
-                self._batches, self._known = {}, {}
-                torch.cuda.empty_cache()
-        return self._known[variant.label]
-
-    def _batches_of(self, graph: int) -> list[Batch]:
-        if graph not in self._batches:
-            found = self.examples.batches(graph, self._count)
-            self._batches[graph] = [batch.to(self.device) for batch in found]
-        return self._batches[graph]
-
-
 class Fitter:
     """Fits a variant several times, each time from new weights.
 
@@ -208,7 +252,7 @@ class Fitter:
         self._weights = self._others.new_zeros(len(self._others))
         self._places = self._others.new_zeros(len(self._others))
         self._graphs: list[torch.cuda.CUDAGraph] = []
-        if device.type == "cuda" and settings.cuda_graphs:
+        if device.type == "cuda":
             self._capture()
 
     def left_out(self, fold: int, seed: int) -> list[float]:

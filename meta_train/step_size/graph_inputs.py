@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from meta_train.step_size.starts import first_gradients
-from meta_train.step_size.trainings import Training
+from meta_train.step_size.trainings import Training, first_gradients
 from ngopt import build_graph
 from ngopt.base.network_features import inverse_init_rms, matrices_of
 from ngopt.graph import NeuralGraph
@@ -101,7 +100,8 @@ def input_of(
     for grad, size in zip(gradients, gradient_sizes, strict=True):
         unit.append(grad / size.clamp(min=1e-30))
     sizes = torch.stack([weight_sizes, gradient_sizes / whole.clamp(min=1e-30)], 1)
-    return GraphInput(graphs, _codes(relative), _codes(unit), _logs(sizes))
+    logs = sizes.nan_to_num(0.0).clamp(MIN_SIZE, 1 / MIN_SIZE).log()
+    return GraphInput(graphs, _codes(relative), _codes(unit), logs)
 
 
 def _relative_weights(graph: NeuralGraph, params: Sequence[Tensor]) -> Iterator[Tensor]:
@@ -116,10 +116,6 @@ def _relative_weights(graph: NeuralGraph, params: Sequence[Tensor]) -> Iterator[
 
 def _rms(x: Tensor) -> Tensor:
     return x.square().mean().sqrt()
-
-
-def _logs(sizes: Tensor) -> Tensor:
-    return sizes.nan_to_num(0.0).clamp(MIN_SIZE, 1 / MIN_SIZE).log()
 
 
 def _codes(tensors: Sequence[Tensor]) -> Tensor:

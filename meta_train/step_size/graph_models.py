@@ -29,9 +29,8 @@ from harness.tables import text_table
 from meta_train.step_size.compare import Row, folds, formatted, left_out, scored
 from meta_train.step_size.dataset import Data, read_data
 from meta_train.step_size.feature_sets import feature_sets
-from meta_train.step_size.graph_fits import Examples, Settings, fit_all
+from meta_train.step_size.graph_fits import Examples, Settings, Sizes, fit_all
 from meta_train.step_size.graph_inputs import FILE, SEED, read_inputs
-from meta_train.step_size.graph_predictor import Sizes
 from meta_train.step_size.models import LEAST_SCALE, Ensemble, utility
 from meta_train.step_size.outcomes import refined
 
@@ -45,8 +44,7 @@ SETS = "horizon", "chosen", "all"  # of features, for comparison
 class Config:
     """Options of the command line.
 
-    largest: elements of the networks that are compared, at most. seconds: after which
-    no fit begins.
+    largest: elements of the networks that are compared, at most.
     """
 
     folder: str = "runs/step_size"
@@ -57,7 +55,6 @@ class Config:
     width: int = Sizes.width
     epochs: int = Settings.epochs
     batch: int = Settings.batch
-    seconds: float = float("inf")
 
 
 def main(config: Config) -> None:
@@ -69,7 +66,6 @@ def main(config: Config) -> None:
         epochs=config.epochs,
         batch=config.batch,
         seeds=config.seeds,
-        seconds=config.seconds,
     )
     found = fit_all(examples, settings, folder / FITS, config.device)
     rows = [*rows_of_features(data, config.folds), *rows_of_graphs(found, data)]
@@ -94,7 +90,8 @@ def read_examples(folder: Path, data: Data, count: int) -> Examples:
     others = {}
     for name in ("horizon", "all"):
         x = data.columns(sets[name])[chosen, SEED]
-        others[name] = torch.tensor(_standardised(x))
+        x = (x - x.mean(0)) / x.std(0).clip(LEAST_SCALE)
+        others[name] = torch.tensor(x.clip(-FARTHEST, FARTHEST))
     return Examples(
         inputs=read_inputs(trainings, folder / FILE),
         others=others,
@@ -102,11 +99,6 @@ def read_examples(folder: Path, data: Data, count: int) -> Examples:
         curves=torch.tensor(utility(curves)),
         folds=torch.tensor(folds(data.kinds, count)[chosen]),
     )
-
-
-def _standardised(x: np.ndarray) -> np.ndarray:
-    x = (x - x.mean(0)) / x.std(0).clip(LEAST_SCALE)
-    return x.clip(-FARTHEST, FARTHEST)
 
 
 def rows_of_features(data: Data, count: int) -> Iterator[Row]:
@@ -125,9 +117,6 @@ def rows_of_graphs(found: dict[str, Tensor], data: Data) -> Iterator[Row]:
     Errors of the latter are standard deviations between seeds.
     """
     for name, places in found.items():
-        places = places[places.isfinite().all(1)]  # seeds with all folds
-        if not len(places):
-            continue
         count = len(places)
         together = _everywhere(cautious(places), data)
         yield scored(together, data, f"{name}, {count} seeds")

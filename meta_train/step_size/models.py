@@ -1,19 +1,20 @@
 """Models that predict the best step size, from plain to rich.
 
 All map features (n, d) to log2 multipliers (n,). They are fitted to gains (n, m) at
-`log_multipliers`, not to best multipliers: a step that is too long costs more than one
-that is too short.
+`log_multipliers` of trainings of some kinds, names (n,), not to best multipliers: a
+step that is too long costs more than one that is too short.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from sklearn.ensemble import GradientBoostingRegressor
+from sklearn.multioutput import MultiOutputRegressor
 from torch import Tensor
 
 from meta_train.step_size.outcomes import interpolated, refined
@@ -27,14 +28,6 @@ from ngopt.base.step_predictor import (
 LOSS_WEIGHT = 4.0  # a loss counts as much as a gain of this many times its size
 LEARNING_RATE = 0.02  # of Adam, decays to 2 %
 LEAST_SCALE = 1e-2  # of features that hardly vary
-
-
-class Model(Protocol):
-    """kinds: names, (n,)."""
-
-    def fit(self, x: np.ndarray, gains: np.ndarray, kinds: np.ndarray) -> None: ...
-
-    def predict(self, x: np.ndarray) -> np.ndarray: ...
 
 
 def utility(gains: np.ndarray) -> np.ndarray:
@@ -179,26 +172,24 @@ class Trees:
 
     def __init__(self, log_multipliers: np.ndarray, count: int = 80):
         self.log_multipliers = log_multipliers
-        self.count = count
-        self.models: list[GradientBoostingRegressor] = []
+        model = GradientBoostingRegressor(
+            n_estimators=count,
+            max_depth=3,
+            learning_rate=0.05,
+            subsample=0.5,
+            min_samples_leaf=10,
+            random_state=0,
+        )
+        self.models = MultiOutputRegressor(model)
 
     def fit(self, x: np.ndarray, gains: np.ndarray, kinds: np.ndarray) -> None:
-        values = utility(gains)
-        self.models = []
-        for column in values.T:
-            model = GradientBoostingRegressor(
-                n_estimators=self.count,
-                max_depth=3,
-                learning_rate=0.05,
-                subsample=0.5,
-                min_samples_leaf=10,
-                random_state=0,
-            )
-            self.models.append(model.fit(x, column))
+        self.models.fit(x, utility(gains))
 
     def predict(self, x: np.ndarray) -> np.ndarray:
-        curves = np.stack([model.predict(x) for model in self.models], 1)
-        return best_of(curves, self.log_multipliers)
+        return best_of(self.models.predict(x), self.log_multipliers)
+
+
+Model = Constant | Ensemble | Trees
 
 
 def best_of(curves: np.ndarray, log_multipliers: np.ndarray) -> np.ndarray:

@@ -9,7 +9,6 @@ resumes, and prints a table of all lines.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,15 +17,13 @@ import numpy as np
 import torch
 
 from harness import cli
-from harness.files import make_folder
-from harness.json_lines import read_lines
+from harness.files import make_folder, read_lines
 from harness.tables import text_table
-from meta_train.step_size.collect import Record, append_records, measured_variants
+from meta_train.step_size.collect import Record, append_missing, measured_variants
 from meta_train.step_size.compare import formatted, row_of
 from meta_train.step_size.feature_sets import CHOSEN, features_of
 from meta_train.step_size.outcomes import UNCHANGED, gains_of
-from meta_train.step_size.starts import started
-from meta_train.step_size.trainings import Training, draw
+from meta_train.step_size.trainings import Training, draw, started
 from ngopt import build_graph
 from ngopt.base.network_features import layer_positions, matrices_of
 from ngopt.base.soap import Soap
@@ -58,13 +55,19 @@ def main(config: Config) -> None:
     folder = Path(config.folder)
     make_folder(folder)
     path = folder / "new_trainings.jsonl"
-    known = {record["seed"] for record in read_lines([path])}
-    wanted = []
+    wanted = {}
     for seed in range(config.first, config.first + config.count):
-        if seed not in known:
-            wanted.append(partial(measure, seed, base.predictor))
-    append_records(path, wanted)
-    print_table(read_lines([path]))
+        wanted[seed] = partial(measure, seed, base.predictor)
+    append_missing(path, wanted)
+    records = read_lines([path])
+    steps = np.array([record["steps"] for record in records])
+    gains = [gains_of(record) for record in records]
+    rows = []
+    for name in gains[0]:
+        own = 100 * np.array([found[name].mean() for found in gains])
+        rows.append(formatted(row_of(name, own, steps)))
+    print(f"{len(records)} new trainings")
+    print(text_table(rows))
 
 
 def measure(seed: int, predictor: StepPredictor) -> Record:
@@ -75,7 +78,7 @@ def measure(seed: int, predictor: StepPredictor) -> Record:
 
 def predicted_variants(
     training: Training, predictor: StepPredictor
-) -> Mapping[str, Hyper]:
+) -> dict[str, Hyper]:
     """Step sizes by name, in units of the default's."""
     roles = roles_of(build_graph(started(training, 0).named_parameters()))
     named, _ = features_of(training)
@@ -90,17 +93,6 @@ def predicted_variants(
     }
     own_decay = [None] * len(roles)
     return {name: Hyper(own.tolist(), own_decay) for name, own in lr.items()}
-
-
-def print_table(records: list[Record]) -> None:
-    steps = np.array([record["steps"] for record in records])
-    gains = [gains_of(record) for record in records]
-    rows = []
-    for name in gains[0]:
-        own = np.array([found[name].mean() for found in gains])
-        rows.append(formatted(row_of(name, own, steps)))
-    print(f"{len(records)} new trainings")
-    print(text_table(rows))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
-from harness.json_lines import read_lines
+from harness.files import read_lines
 from meta_train.step_size.trainings import Training
 
 FLOOR = 2e-3  # share of the first loss below which differences do not count
@@ -26,26 +27,30 @@ UNCHANGED = "unchanged"  # the variant that others are compared with
 class Outcomes:
     """Outcomes of n trainings at m multipliers and 2 seeds.
 
-    trainings: their descriptions. log_multipliers: (m,), base 2. losses: logs of
-    validation losses, (n, m, 2). files: number of the first file with each, (n,).
+    trainings: their descriptions. log_multipliers: (m,), base 2. gains: over
+    multiplier 1, see `gains_over`, (n, m, 2). files: number of the first file with
+    each, (n,).
     """
 
     trainings: list[Training]
     log_multipliers: np.ndarray
-    losses: np.ndarray
+    gains: np.ndarray
     files: np.ndarray
 
-    @property
-    def gains(self) -> np.ndarray:
-        """log loss at multiplier 1 - log loss, (n, m, 2), clipped to +-`MAX_GAIN`."""
-        distances = np.abs(self.log_multipliers)
-        middle = int(np.argmin(distances))
-        gains = self.losses[:, [middle]] - self.losses
-        return gains.clip(-MAX_GAIN, MAX_GAIN)
+    @cached_property
+    def kinds(self) -> np.ndarray:
+        """(n,)"""
+        return np.array([training.kind for training in self.trainings])
+
+    @cached_property
+    def steps(self) -> np.ndarray:
+        """(n,)"""
+        return np.array([training.steps for training in self.trainings])
 
 
-def read_outcomes(paths: Sequence[Path]) -> Outcomes:
-    """Raises ValueError if there are none."""
+def read_outcomes(folder: Path) -> Outcomes:
+    """The files outcomes*.jsonl* of a folder. Raises ValueError if there are none."""
+    paths = sorted(folder.glob("outcomes*.jsonl*"))
     records: dict[int, dict[str, Any]] = {}
     files: dict[int, int] = {}
     for number, path in enumerate(paths):
@@ -55,20 +60,17 @@ def read_outcomes(paths: Sequence[Path]) -> Outcomes:
             files.setdefault(seed, number)
     if not records:
         raise ValueError(f"outcomes: expected lines of trainings in {paths}; got none")
-    trainings, losses = [], []
+    trainings, gains = [], []
     fields = Training.__dataclass_fields__
+    log_multipliers = np.log2(next(iter(records.values()))["multipliers"])
+    middle = int(np.argmin(np.abs(log_multipliers)))
     for seed in sorted(records):
         record = records[seed]
         own = {name: record[name] for name in fields}
         trainings.append(Training(**own))
-        losses.append(log_losses(record))
-    multipliers = next(iter(records.values()))["multipliers"]
-    return Outcomes(
-        trainings,
-        np.log2(multipliers),
-        np.stack(losses),
-        np.array([files[training.seed] for training in trainings]),
-    )
+        gains.append(gains_over(record, middle))
+    numbers = np.array([files[training.seed] for training in trainings])
+    return Outcomes(trainings, log_multipliers, np.stack(gains), numbers)
 
 
 def log_losses(record: Mapping[str, Any]) -> np.ndarray:
@@ -82,14 +84,17 @@ def log_losses(record: Mapping[str, Any]) -> np.ndarray:
     return np.minimum(logs, MAX_LOG_LOSS) + np.log(first)
 
 
-def gains_of(record: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Gains over the variant `UNCHANGED` by variant, for each seed, percent, (2,)."""
+def gains_over(record: Mapping[str, Any], reference: int) -> np.ndarray:
+    """Log loss of a reference - log loss, (m, 2), clipped to +-`MAX_GAIN`."""
     logs = log_losses(record)
-    unchanged = logs[record["variants"].index(UNCHANGED)]
-    found = {}
-    for name, row in zip(record["variants"], logs, strict=True):
-        found[name] = 100 * (unchanged - row).clip(-MAX_GAIN, MAX_GAIN)
-    return found
+    return (logs[reference] - logs).clip(-MAX_GAIN, MAX_GAIN)
+
+
+def gains_of(record: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Gains over the variant `UNCHANGED` by variant, for each seed, (2,)."""
+    names = record["variants"]
+    gains = gains_over(record, names.index(UNCHANGED))
+    return dict(zip(names, gains, strict=True))
 
 
 def refined(

@@ -10,8 +10,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 from meta_train.step_size.outcomes import UNCHANGED
-from meta_train.step_size.starts import started
-from meta_train.step_size.trainings import Training
+from meta_train.step_size.trainings import Training, started
 from ngopt import build_graph
 from ngopt.base.network_features import layer_positions
 from ngopt.base.soap import Soap

@@ -2,18 +2,69 @@
 
 from __future__ import annotations
 
+import csv
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.random import derive_seed, seeded
-from meta_train.step_size.families import FAMILIES
+from meta_train.problems.problem_tables import cell_value
+from meta_train.problems.situations.finetuning import add_lora
+from meta_train.step_size import games, image_networks, networks
 from meta_train.step_size.networks import ACTIVATIONS, NetworkSettings
 from meta_train.step_size.tasks import Task, make_task
+
+Build = Callable[[NetworkSettings], nn.Module]
+
+
+class Family(NamedTuple):
+    """A row of `families.csv`. weight: how often it is drawn, relative to others.
+
+    An entry that is repeated in a column is drawn more often. Depths and widths are
+    ranges. Networks are functions of `NetworkSettings`, written as in `problem_tables`.
+    """
+
+    build: Build
+    weight: float
+    tasks: list[str]
+    norms: list[str]
+    depths: tuple[int, int]
+    widths: tuple[int, int]
+    activations: list[str]
+
+
+def read_families() -> dict[str, Family]:
+    names = vars(networks) | vars(image_networks) | vars(games)
+    found = {}
+    with Path(__file__).with_name("families.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            name = row["family"]
+            found[name] = Family(
+                cell_value(f"families.csv, {name}", row["network"], names),
+                float(row["weight"]),
+                row["tasks"].split("|"),
+                row["norms"].split("|"),
+                _range(row["depths"]),
+                _range(row["widths"]),
+                row["activations"].split("|"),
+            )
+    return found
+
+
+def _range(cell: str) -> tuple[int, int]:
+    low, high = cell.split()
+    return int(low), int(high)
+
+
+FAMILIES = read_families()
 
 
 @dataclass(frozen=True)
@@ -54,9 +105,9 @@ class Training:
         seed = derive_seed(self.seed, 1) % 2**62
         return make_task(self.task_name, seed, self.examples, self.noise)
 
-    @property
-    def _network(self) -> NetworkSettings:
-        return NetworkSettings(
+    def build(self, seed: int) -> nn.Module:
+        """The network with new weights."""
+        settings = NetworkSettings(
             self.task,
             self.depth,
             self.width,
@@ -65,11 +116,8 @@ class Training:
             self.skip,
             fused=self.seed % 2 == 0,
         )
-
-    def build(self, seed: int) -> nn.Module:
-        """The network with new weights."""
         with seeded(self.seed, 2, seed):
-            model = FAMILIES[self.family].build(self._network)
+            model = FAMILIES[self.family].build(settings)
             initialize(model, self.weights)
         return model
 
@@ -104,11 +152,6 @@ def draw(seed: int) -> Training:
         training = replace(training, batch=training.batch // 2)
     steps = int(most / _work(replace(training, steps=1)))
     return replace(training, steps=min(training.steps, max(MIN_STEPS, steps)))
-
-
-def family_of(seed: int) -> str:
-    """The family of `draw`, in less time."""
-    return _drawn(seed).family
 
 
 def _work(training: Training) -> float:
@@ -215,3 +258,84 @@ def initialize(model: nn.Module, name: str) -> None:
         for module in model.modules():
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
+
+
+OTHER_STEPS = 200  # of AdamW on other data
+LORA_RANK = 4
+LORA_SCALE = 1.0
+
+
+def started(training: Training, seed: int) -> nn.Module:
+    """The network of a training and a seed, as the training begins."""
+    model = training.build(seed)
+    if training.start == "new":
+        return model
+    model.load_state_dict(_trained(training, seed))
+    if training.start == "adapter":
+        with seeded(training.seed, 5, seed):
+            _adapt(model)
+    return model
+
+
+def first_gradients(
+    training: Training, seed: int
+) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """A started network, and the gradients of its parameters on the first batch."""
+    model, task = started(training, seed), training.task
+    chosen = training.indices(seed, 0)
+    loss = task.loss(model(task.inputs[chosen]), task.targets[chosen])
+    return model, torch.autograd.grad(loss, list(model.parameters()))
+
+
+@lru_cache(2)
+def _trained(training: Training, seed: int) -> dict[str, Tensor]:
+    """Weights after a training on other data."""
+    model = training.build(seed)
+    task = other_task(training)
+    opt = torch.optim.AdamW(model.parameters(), 3e-3)
+    falling = torch.optim.lr_scheduler.LinearLR(opt, 1.0, 0.05, OTHER_STEPS)
+    for step in range(OTHER_STEPS):
+        chosen = training.indices(seed + 100, step)
+        loss = task.loss(model(task.inputs[chosen]), task.targets[chosen])
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        falling.step()
+    return model.state_dict()
+
+
+def other_task(training: Training) -> Task:
+    """The task of a training with a fifth of the words exchanged, or inputs mixed, and
+    classes in another order."""
+    task = training.task
+    seed = derive_seed(training.seed, 6) % 2**62
+    generator = torch.Generator().manual_seed(seed)
+    inputs, targets = task.inputs, task.targets
+    is_text = not inputs.is_floating_point()
+    if is_text:
+        words = _exchanged(task.outputs, task.outputs // 5, generator)
+        inputs, targets = words[inputs], words[targets]
+    else:
+        inputs = inputs + 0.4 * inputs.roll(1, -1)
+        if not targets.is_floating_point():
+            classes = _exchanged(task.outputs, task.outputs // 2, generator)
+            targets = classes[targets]
+    return task._replace(inputs=inputs, targets=targets)
+
+
+def _exchanged(size: int, count: int, generator: torch.Generator) -> Tensor:
+    """The numbers below `size`, of which `count` are permuted."""
+    chosen = torch.randperm(size, generator=generator)[:count]
+    numbers = torch.arange(size)
+    numbers[chosen] = chosen.roll(1)
+    return numbers
+
+
+def _adapt(model: nn.Module) -> None:
+    """Adds LoRA; frozen parameters become buffers, which copies do not optimize."""
+    add_lora(model, LORA_RANK, LORA_SCALE)
+    for module in model.modules():
+        for name, p in list(module.named_parameters(recurse=False)):
+            if not p.requires_grad:
+                delattr(module, name)
+                module.register_buffer(name, p.detach())

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from meta_train.problems.supervised import TEMPERATURE, pinball_loss
 from meta_train.step_size.sources import Examples, Source
 
-TEMPERATURE = 0.1  # of the contrastive loss, as in Khosla et al. 2020
 NEVER = -1e4  # a logit
 LEVELS = 0.05, 0.25, 0.5, 0.75, 0.95  # quantiles
 
@@ -121,14 +123,8 @@ def quantiles(source: Source) -> Examples:
     x = source.normal(source.examples, size)
     mean, log_spread = _taught(source, x, 2).unbind(1)
     y = mean + 0.5 * log_spread.exp() * source.normal(source.examples)
-    return Examples(x, y.unsqueeze(1), quantile_loss, len(LEVELS))
-
-
-def quantile_loss(outputs: Tensor, y: Tensor) -> Tensor:
-    """Koenker and Bassett 1978, mean over `LEVELS`."""
-    error = y - outputs
-    levels = outputs.new_tensor(LEVELS)
-    return torch.maximum(levels * error, (levels - 1) * error).mean()
+    loss = partial(pinball_loss, quantiles=LEVELS)
+    return Examples(x, y.unsqueeze(1), loss, len(LEVELS))
 
 
 def counts(source: Source) -> Examples:

@@ -7,12 +7,6 @@ from dataclasses import dataclass, field
 from harness.settings import check_counts
 from ngopt.schedule import half_cosine
 
-# Settings that are counts.
-AT_LEAST_ONE = (
-    "outer_steps", "optimizees", "horizon", "shortest", "truncation", "validate_every",
-    "validation_seeds", "processes",
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Config:
@@ -52,14 +46,10 @@ class Config:
     average: float = 0.0
     """Decay of a running mean of the metanet's weights over outer steps, which is what
     is validated and kept; with 0 these are the latest."""
-    inner_weight_decay: float = 0.0
     clip_norm: float = 1.0
     """Largest norm of one optimizee's meta-gradient."""
     sigma: float = 0.01
     """Standard deviation of the perturbations of pes and es."""
-    scaling: float = 1.0
-    """Each tensor is optimized in a unit of its own,
-    log-uniform between 1 / scaling and scaling."""
     loss_limit: float = 2.0
     """Losses count up to this many times the first; an optimizee whose mean over a
     truncation is more than half way there is begun anew."""
@@ -82,7 +72,9 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_counts(self, *AT_LEAST_ONE)
+        check_counts(self, "outer_steps", "optimizees", "horizon", "shortest")
+        check_counts(self, "truncation", "validate_every", "validation_seeds")
+        check_counts(self, "processes")
         if not 0 <= self.average < 1:
             raise ValueError(f"average: expected a decay in [0, 1); got {self.average}")
         if self.estimator == "es" and self.shortest is not None:

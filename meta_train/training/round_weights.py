@@ -59,13 +59,9 @@ def run(config: Config) -> None:
 
 def round_mantissa(x: Tensor, bits: int) -> Tensor:
     """float32 values with `bits` stored bits of mantissa: the nearest, ties to even."""
-    assert x.dtype == torch.float32, x.dtype
-    dropped = MANTISSA - bits
-    pattern = x.detach().contiguous().view(torch.int32)
-    is_odd = (pattern >> dropped) & 1
-    # a carry out of the mantissa raises the exponent, as it should
-    raised = pattern + (1 << (dropped - 1)) - 1 + is_odd
-    return ((raised >> dropped) << dropped).view(torch.float32)
+    mantissa, exponent = x.frexp()
+    levels = 2 ** (bits + 1)
+    return ((mantissa * levels).round() / levels).ldexp(exponent)
 
 
 if __name__ == "__main__":

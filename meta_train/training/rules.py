@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 from ngopt.functional import Change, Hyper, Record, UpdateRule, update_all
 from ngopt.metanets import Metanet
@@ -39,10 +40,10 @@ class WeightedRule(UpdateRule):
         self.rule = rule
         self.count = count
         self.shares_step = shares_step
-        self._function = _Function(rule, metanet)
+        self._function = Function(partial(update_all, rule), metanet)
         self._weights = {}
         for (name, _), own in zip(metanet.named_parameters(), weights, strict=True):
-            self._weights[f"metanet.{name}"] = own
+            self._weights[f"module.{name}"] = own
 
     def init(self, params: Sequence[Tensor]) -> list[Record]:
         if not self.count:
@@ -75,63 +76,45 @@ class WeightedRule(UpdateRule):
         params: Sequence[Tensor],
         hyper: Hyper,
     ) -> tuple[Deltas, list[Record]]:
-        """The update of all optimizees. vmap takes tensors alone, so parameters without
-        gradient are left out."""
-        present, given = [], []
-        for i, grad in enumerate(grads):
-            if grad is not None:
-                present.append(i)
-                given.append(grad)
+        """The update of all optimizees. vmap returns tensors alone, so updates of
+        parameters without gradient are left out."""
+        present = [i for i, grad in enumerate(grads) if grad is not None]
+        grad_dims = [None if grad is None else 0 for grad in grads]
         before, in_dims = [], []
         for record in state:
-            before.append(self._without_step_axis(record))
-            in_dims.append({key: self._axis(key) for key in record})
+            axes: dict[str, int | None] = dict.fromkeys(record, 0)
+            if self.shares_step and "step" in record:
+                record = {**record, "step": record["step"][0]}
+                axes["step"] = None
+            before.append(record)
+            in_dims.append(axes)
 
-        def one(weights: Any, given: Any, state: Any, params: Any) -> Any:
-            own: Deltas = [None] * len(params)
-            for i, grad in zip(present, given, strict=True):
-                own[i] = grad
-            updated = own, state, params, hyper
-            deltas, new = functional_call(self._function, weights, updated)
+        def one(weights: Any, *given: Any) -> Any:
+            deltas, new = functional_call(self._function, weights, (*given, hyper))
             return [deltas[i] for i in present], new
 
-        values = self._weights, given, before, list(params)
+        values = self._weights, list(grads), before, list(params)
         if not torch.is_grad_enabled():
-            values = tree_map(Tensor.detach, values)
+            values = tree_map_only(Tensor, Tensor.detach, values)
         # the rule takes its differentiable path, as in the gradient
         with torch.enable_grad():
-            found, new = torch.vmap(one, (0, 0, in_dims, 0))(*values)
+            found, new = torch.vmap(one, (0, grad_dims, in_dims, 0))(*values)
         deltas: Deltas = [None] * len(params)
         for i, delta in zip(present, found, strict=True):
             deltas[i] = delta
         return deltas, new
 
-    def _without_step_axis(self, record: Record) -> Record:
-        if self.shares_step and "step" in record:
-            return {**record, "step": record["step"][0]}
-        return record
 
-    def _axis(self, key: str) -> int | None:
-        """The axis of optimizees in the values of a record."""
-        return None if self.shares_step and key == "step" else 0
+class Function(nn.Module):
+    """A function that reads a module, for `functional_call` with other tensors."""
 
-
-class _Function(nn.Module):
-    """An update as a module, for `functional_call` with other weights."""
-
-    def __init__(self, rule: UpdateRule, metanet: nn.Module):
+    def __init__(self, function: Callable[..., Any], module: nn.Module):
         super().__init__()
-        self.metanet = metanet
-        self._rule = rule
+        self.module = module
+        self._function = function
 
-    def forward(
-        self,
-        grads: Sequence[Tensor | None],
-        state: Sequence[Record],
-        params: Sequence[Tensor],
-        hyper: Hyper,
-    ) -> tuple[Deltas, list[Record]]:
-        return update_all(self._rule, grads, state, params, hyper)
+    def forward(self, *args: Any) -> Any:
+        return self._function(*args)
 
 
 def trained_metanet(learned: LearnedOptimizer) -> Metanet:
@@ -161,8 +144,3 @@ def as_weights(vector: Tensor, metanet: Metanet) -> list[Tensor]:
 def as_vector(weights: Sequence[Tensor], count: tuple[int, ...]) -> Tensor:
     """The inverse of `as_weights`."""
     return torch.cat([w.reshape((*count, -1)) for w in weights], -1)
-
-
-def along(number: Tensor, like: Tensor) -> Tensor:
-    """Numbers (*count) with trailing axes for values (*count, *shape)."""
-    return number.view((*number.shape, *[1] * (like.dim() - number.dim())))

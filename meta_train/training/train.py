@@ -7,8 +7,8 @@ resumes, bit for bit), `log.jsonl` (one line a validation), TensorBoard events, 
 
 With `--processes N`, or started as
 `torchrun --nproc-per-node N -m meta_train.training.train ...`, each process unrolls a
-share of the optimizees that takes about as long as the others; the number of processes
-changes no result, and any number resumes.
+share of the optimizees; the number of processes changes no result, and any number
+resumes.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from math import inf, isnan, nan
+from math import inf
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
-from torch.nn.utils import parameters_to_vector
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._pytree import tree_map_only
 from torch.utils.tensorboard import SummaryWriter
@@ -39,16 +39,18 @@ from harness.random import derive_seed
 from harness.settings import named_settings
 from harness.trainer import ResumableTrainer
 from meta_train.problems import Metrics, mean_metrics
-from meta_train.training.all_reduce import ReducedResult, all_reduce_results
 from meta_train.training.config import Config, learning_rate_factor
-from meta_train.training.rank_assignment import StepCosts, assign_ranks
-from meta_train.training.restart_schedule import OptimizeeProgress, RestartSchedule
 from meta_train.training.rules import as_weights, trained_metanet
-from meta_train.training.tensorboard import log_gradients, log_updates, log_validation
-from meta_train.training.unroll import Optimizee, whole_run
+from meta_train.training.unroll import Optimizee, unroll, whole_run
 from meta_train.training.weights import make_learned, with_stage
-from meta_train.training.worker import Result, Worker
-from ngopt.metanets import Metanet
+from meta_train.training.worker import (
+    OptimizeeProgress,
+    ReducedResult,
+    Result,
+    Worker,
+    first_optimizees,
+    reduced,
+)
 from ngopt.pretrained import save_pretrained
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
@@ -60,8 +62,8 @@ class MetaTrainer(ResumableTrainer):
     """The outer loop: unrolls optimizees, averages their meta-gradients, steps AdamW,
     validates, saves.
 
-    Every rank takes the same outer steps. `ReducedResult` is summed over ranks; the
-    state of an optimizee is sent when another rank is assigned to it.
+    Every rank takes the same outer steps, and gets the `ReducedResult` of all. It keeps
+    the states of the optimizees that it owns.
     """
 
     step_name = "outer step"
@@ -84,10 +86,7 @@ class MetaTrainer(ResumableTrainer):
         self.optimizer = torch.optim.AdamW(
             self.metanet.parameters(), lr=config.lr, weight_decay=config.weight_decay
         )
-        self.schedule = RestartSchedule(config)
-        self.optimizees = self.schedule.start()
-        self.costs = StepCosts()
-        self.owners = [k % ranks.count for k in range(config.optimizees)]
+        self.optimizees = first_optimizees(config)
         self.outer_step, self.best = 0, float("inf")
         self.log: list[dict[str, Any]] = []  # one record a validation
 
@@ -144,7 +143,9 @@ class MetaTrainer(ResumableTrainer):
         return is_time and step > last
 
     def _log_validation(self, writer: SummaryWriter, metrics: Metrics) -> None:
-        log_validation(writer, self.outer_step, metrics)
+        writer.add_scalar("validation/loss", metrics.loss, self.outer_step)
+        if metrics.accuracy is not None:
+            writer.add_scalar("validation/accuracy", metrics.accuracy, self.outer_step)
         log_gradients(writer, self.outer_step, self.metanet)
         optimizee = self._validation_optimizee(0)
         horizon = self.config.horizon
@@ -152,22 +153,18 @@ class MetaTrainer(ResumableTrainer):
 
     def step(self) -> list[ReducedResult]:
         """One outer step of all optimizees."""
-        self._assign_ranks()
-        own = list(filter(self._is_own, self.optimizees))
-        results = self.worker.run(list(map(self.schedule.job, own)))
-        numbers = [optimizee.number for optimizee in own]
-        reduced = all_reduce_results(
-            dict(zip(numbers, results, strict=True)),
-            len(self.optimizees),
-            parameters_to_vector(self.metanet.parameters()).detach(),
-            self.config.clip_norm,
-            self.ranks,
-        )
+        own = [one for one in self.optimizees if self.ranks.owns(one.number)]
+        results = self.worker.run(own)
+        found = {}
+        for optimizee, result in zip(own, results, strict=True):
+            found[optimizee.number] = reduced(result, self.config.clip_norm)
+        found = self.ranks.all_gather(found)
+        in_order = [found[number] for number in range(len(self.optimizees))]
         with uninterrupted():
             self.outer_step += 1
-            self._update_metanet(reduced)
-            self._advance(own, results, reduced)
-        return reduced
+            self._update_metanet(in_order)
+            self._advance(own, results, in_order)
+        return in_order
 
     def _update_metanet(self, results: Sequence[ReducedResult]) -> None:
         gradients = [r.meta_gradient for r in results if r.is_usable]
@@ -176,7 +173,11 @@ class MetaTrainer(ResumableTrainer):
         factor = learning_rate_factor(self.outer_step, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * factor
-        assign_gradient(self.metanet, torch.stack(gradients).mean(0))
+        mean = torch.stack(gradients).to(self.device).mean(0)
+        for p, piece in zip(
+            self.metanet.parameters(), as_weights(mean, self.metanet), strict=True
+        ):
+            p.grad = piece.clone()
         self.optimizer.step()
         self.mean.update_parameters(self.metanet)
 
@@ -193,67 +194,19 @@ class MetaTrainer(ResumableTrainer):
         for optimizee, result in zip(own, own_results, strict=True):
             optimizee.state = result.state
         for optimizee, result in zip(self.optimizees, results, strict=True):
-            steps = self.schedule.steps(optimizee)
-            self.costs.add(self._problem(optimizee), steps, result.seconds)
             inner_loss = result.inner_loss if result.is_usable else inf
-            self.schedule.advance(
-                optimizee, result.first_loss, inner_loss, self.outer_step
-            )
-
-    def _assign_ranks(self) -> None:
-        """Balances the next unrolls over ranks, and sends states to their new ranks.
-
-        The result is the same on all ranks, since all have the same times.
-        """
-        costs = []
-        for optimizee in self.optimizees:
-            steps = self.schedule.steps(optimizee)
-            costs.append(self.costs.seconds(self._problem(optimizee), steps))
-        owners = assign_ranks(costs, self.owners, self.ranks.count)
-        if owners == self.owners:
-            return
-        states = self.ranks.all_gather(self._own_states())
-        self.owners = owners
-        self._place_states(states)
-
-    def _place_states(self, states: dict[int, Any]) -> None:
-        """Keeps the states of this rank's optimizees, on its device."""
-        for optimizee in self.optimizees:
-            state = states[optimizee.number]
-            is_own = self._is_own(optimizee)
-            optimizee.state = placed(state, self.device) if is_own else None
-
-    def _is_own(self, optimizee: OptimizeeProgress) -> bool:
-        """Whether this rank unrolls an optimizee."""
-        return self.owners[optimizee.number] == self.ranks.number
-
-    def _own_states(self) -> dict[int, Any]:
-        return {one.number: one.state for one in self.optimizees if self._is_own(one)}
-
-    def _problem(self, optimizee: OptimizeeProgress) -> int:
-        return self.worker.problem_of(self.schedule.seed(optimizee))
+            optimizee.advance(result.first_loss, inner_loss, self.outer_step)
 
     def validate(self) -> Metrics:
         """Whole inner trainings on the first problem.
 
         Stores the weights when their mean loss is the lowest yet.
         """
-        config = self.config
-        rows = torch.zeros(config.validation_seeds, 2, dtype=torch.float64)
-        for k in range(config.validation_seeds):
-            if self.ranks.owns(k):
-                found = whole_run(
-                    self._validation_optimizee(k),
-                    self.averaged,
-                    config.horizon,
-                    config.inner_weight_decay,
-                )
-                accuracy = nan if found.accuracy is None else found.accuracy
-                rows[k] = torch.tensor([found.loss, accuracy], dtype=torch.float64)
-        results = []
-        for loss, accuracy in self.ranks.all_reduce(rows).tolist():
-            results.append(Metrics(loss, None if isnan(accuracy) else accuracy))
-        metrics = mean_metrics(results)
+        own, horizon = {}, self.config.horizon
+        for k in filter(self.ranks.owns, range(self.config.validation_seeds)):
+            own[k] = whole_run(self._validation_optimizee(k), self.averaged, horizon)
+        found = self.ranks.all_gather(own)
+        metrics = mean_metrics([found[k] for k in sorted(found)])
         with uninterrupted():
             self._store_validation(metrics)
         return metrics
@@ -283,10 +236,16 @@ class MetaTrainer(ResumableTrainer):
         return Optimizee(problem, seed, self.config.autocast, device=self.device)
 
     def state(self) -> dict[str, Any]:
-        states = self.ranks.all_gather(self._own_states())
+        own = {}
+        for optimizee in self.optimizees:
+            if self.ranks.owns(optimizee.number):
+                own[optimizee.number] = optimizee.state
+        states = self.ranks.all_gather(own)
         optimizees = []
         for optimizee in self.optimizees:
-            optimizees.append({**vars(optimizee), "state": states[optimizee.number]})
+            fields = {**vars(optimizee), "state": states[optimizee.number]}
+            del fields["config"]
+            optimizees.append(fields)
         return {
             "metanet": self.metanet.state_dict(),
             "mean": self.mean.state_dict(),
@@ -301,11 +260,52 @@ class MetaTrainer(ResumableTrainer):
         self.metanet.load_state_dict(state["metanet"])
         self.mean.load_state_dict(state["mean"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.optimizees = [OptimizeeProgress(**fields) for fields in state["slots"]]
-        self._place_states({one.number: one.state for one in self.optimizees})
+        self.optimizees = [
+            OptimizeeProgress(self.config, **fields) for fields in state["slots"]
+        ]
+        for optimizee in self.optimizees:
+            is_own = self.ranks.owns(optimizee.number)
+            optimizee.state = placed(optimizee.state, self.device) if is_own else None
         self.outer_step = state["outer_step"]
         self.best = state["best"]
         self.log = state["log"]
+
+
+UPDATE_STEP = 100  # inner steps before the updates that are logged
+
+
+def log_gradients(writer: SummaryWriter, step: int, metanet: nn.Module) -> None:
+    """Logs the norm of the latest meta-gradient of each tensor."""
+    for name, parameter in metanet.named_parameters():
+        if parameter.grad is not None:
+            norm = parameter.grad.norm()
+            writer.add_scalar(f"meta_gradient/{name}", norm, step)
+
+
+def log_updates(
+    writer: SummaryWriter,
+    step: int,
+    optimizee: Optimizee,
+    learned: LearnedOptimizer,
+    horizon: int,
+) -> None:
+    """Logs norm of the update / norm of the parameter, after `UPDATE_STEP` inner steps.
+
+    horizon: inner steps of a training. If it is shorter, its last update is logged.
+    """
+    rule = learned.bind(optimizee.graph)
+    hyper = optimizee.hyper()
+    steps = min(UPDATE_STEP, horizon - 1)
+    with torch.no_grad():
+        before = optimizee.start(rule)
+        if steps > 0:
+            before, _ = unroll(optimizee, before, rule, steps, hyper)
+        after, _ = unroll(optimizee, before, rule, 1, hyper)
+    rows = zip(optimizee.names, before.params, after.params, strict=True)
+    for name, p, q in rows:
+        size = p.norm().clamp(min=1e-12)
+        ratio = ((q - p).norm() / size).item()
+        writer.add_scalar(f"update_to_weight/{name}", ratio, step)
 
 
 def placed(state: Any, device: torch.device) -> Any:
@@ -315,12 +315,6 @@ def placed(state: Any, device: torch.device) -> Any:
         return x if x.is_cpu else x.to(device)
 
     return tree_map_only(torch.Tensor, one, state)
-
-
-def assign_gradient(metanet: Metanet, gradient: torch.Tensor) -> None:
-    pieces = as_weights(gradient, metanet)
-    for parameter, piece in zip(metanet.parameters(), pieces, strict=True):
-        parameter.grad = piece.clone()
 
 
 def advice(config: Config, outer_step: int, made_for: int | None) -> Iterator[str]:

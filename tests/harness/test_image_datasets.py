@@ -14,7 +14,6 @@ from harness.image_datasets import (
     DATASETS,
     DatasetUnavailable,
     Recipe,
-    Split,
     batch_indices,
     load_dataset,
     sha256_of,
@@ -103,19 +102,6 @@ def test_a_batch_does_not_change_the_images(fetched, tmp_path):
     split = load_dataset("tiny", tmp_path).train
     split.batch(torch.arange(22))
     assert torch.equal(split.images, tiny_arrays()["train_images"][:22])
-
-
-def test_to_moves_both_tensors():
-    split = Split(
-        torch.zeros(2, 1, 3, 3, dtype=torch.uint8),
-        torch.arange(2),
-        (0.5,),
-        (0.5,),
-    )
-    moved = split.to("meta")
-    assert moved.images.device.type == moved.labels.device.type == "meta"
-    assert (moved.mean, moved.std) == (split.mean, split.std)
-    assert split.images.device.type == "cpu"
 
 
 # --- Indices ---

@@ -4,13 +4,13 @@ from functools import partial
 import pytest
 
 from harness import distributed
-from meta_train.training import tensorboard
+from meta_train.training import train
 
 
 @pytest.fixture(autouse=True)
 def _updates_of_an_early_step_are_logged(monkeypatch):
     """A hundred steps before them are longer than all else of a short meta-training."""
-    monkeypatch.setattr(tensorboard, "UPDATE_STEP", 3)
+    monkeypatch.setattr(train, "UPDATE_STEP", 3)
 
 
 @pytest.fixture

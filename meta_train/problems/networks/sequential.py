@@ -46,7 +46,16 @@ class VisionTransformer(PositionedPatches):
         super().__init__(channels, side, patch, width)
         self.layers = nn.ModuleList()
         for _ in range(depth):
-            self.layers.append(_encoder_layer(width, heads))
+            layer = nn.TransformerEncoderLayer(
+                width,
+                heads,
+                dim_feedforward=2 * width,
+                dropout=0.0,
+                activation="gelu",
+                batch_first=True,
+                norm_first=True,
+            )
+            self.layers.append(layer)
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, 10)
 
@@ -59,18 +68,6 @@ class VisionTransformer(PositionedPatches):
         return self.head(x)
 
 
-def _encoder_layer(width: int, heads: int) -> nn.Module:
-    return nn.TransformerEncoderLayer(
-        width,
-        heads,
-        dim_feedforward=2 * width,
-        dropout=0.0,
-        activation="gelu",
-        batch_first=True,
-        norm_first=True,
-    )
-
-
 class CausalAttention(nn.Module):
     """Causal attention with one linear layer for queries, keys and values."""
 
@@ -81,20 +78,12 @@ class CausalAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(x)
-        y = causal_attention(qkv, self.heads)
+        """x: (b, t, width); returns the same"""
+        by_head = self.qkv(x).unflatten(-1, (3, self.heads, -1))
+        q, k, v = by_head.permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        y = mixed.transpose(1, 2).flatten(2)  # from (b, heads, t, width / heads)
         return self.out(y)
-
-
-def causal_attention(qkv: Tensor, heads: int) -> Tensor:
-    """Attention of each position to itself and those before.
-
-    qkv: queries, keys and values, (b, t, 3 * width); returns (b, t, width)
-    """
-    by_head = qkv.unflatten(-1, (3, heads, -1))
-    q, k, v = by_head.permute(2, 0, 3, 1, 4)
-    mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    return mixed.transpose(1, 2).flatten(2)  # from (b, heads, t, width / heads)
 
 
 class LinearAttention(nn.Module):

@@ -14,8 +14,11 @@ from harness.random import seeded
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.protocol import Metrics
 from meta_train.problems.situations.generated import fixed
-from meta_train.problems.situations.kinds import Kind
-from meta_train.problems.situations.problems import REGRESS_WITH_FLOOR, SampledProblem
+from meta_train.problems.situations.problems import (
+    REGRESS_WITH_FLOOR,
+    Kind,
+    SampledProblem,
+)
 from meta_train.problems.supervised import (
     CLASSIFY,
     REGRESS,

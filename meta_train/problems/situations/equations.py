@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.situations.generated import SIZE, Generated, held_out
-from meta_train.problems.situations.kinds import read_kinds
 from meta_train.problems.supervised import Batch, Splits
 
 
@@ -138,6 +137,3 @@ def _oscillator_trial(t: Tensor, u: Tensor) -> Tensor:
 POISSON = Equation(1, 1.0, _poisson, _poisson_trial, _wave)
 HELMHOLTZ = Equation(2, 1.0, _helmholtz, _helmholtz_trial, _mode)
 OSCILLATOR = Equation(1, 3.0, _oscillator, _oscillator_trial, _oscillation)
-
-
-KINDS = read_kinds(__file__, globals())

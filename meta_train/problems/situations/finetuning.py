@@ -7,17 +7,53 @@ uses other data, on which the loss can fall clearly.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 
+import torch
 from torch import Tensor, nn
 
+from harness.random import seeded
 from meta_train.problems.images import FASHION_14
 from meta_train.problems.networks.sequential import Block, Gpt
-from meta_train.problems.situations.kinds import Kind, read_kinds
-from meta_train.problems.situations.pretrained import PRETRAINED, pretrained
-from meta_train.problems.situations.problems import name_key
+from meta_train.problems.situations.problems import name_key, read_situations
 from meta_train.problems.supervised import Splits, SupervisedProblem, mapped
+from ngopt.schedule import cosine_schedule
+
+PRETRAINING_LR = 0.006  # of Adam with warm-up and cosine decay
+WARMUP = 0.1  # share of the steps
+PRETRAINING = 1.0  # share of the steps that are run; less in tests
+
+PRETRAINED: dict[str, SupervisedProblem] = {}
+for _, problem in read_situations("pretrained", globals()):
+    PRETRAINED[problem.name] = problem
+
+
+@cache
+def weights(name: str) -> dict[str, Tensor]:
+    """Weights of a network of `PRETRAINED`; training takes some seconds."""
+    problem = PRETRAINED[name]
+    seed = name_key(name)
+    model = problem.init(seed)
+    optimizer = torch.optim.Adam(model.parameters(), PRETRAINING_LR)
+    steps = round(PRETRAINING * problem.steps)
+    schedule = cosine_schedule(optimizer, steps, WARMUP)
+    for step in range(steps):
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            problem.loss(model, problem.batch(seed, step)).backward()
+        optimizer.step()
+        schedule.step()
+    return model.state_dict()
+
+
+def pretrained(name: str) -> nn.Module:
+    """A trained network of `PRETRAINED`."""
+    # the caller's random numbers do not depend on whether the weights are cached
+    with seeded(0, 6):
+        model = PRETRAINED[name].build()
+        model.load_state_dict(weights(name))
+    return model
+
 
 LORA_SCALE = 2.0  # alpha / rank, the most common choice
 
@@ -97,32 +133,3 @@ def with_new_head(name: str) -> nn.Module:
     linear_layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
     linear_layers[-1].reset_parameters()
     return model
-
-
-def _continued(name: str, network: str, steps: int) -> SupervisedProblem:
-    """Continues the training of a network of `PRETRAINED`."""
-    return replace(
-        PRETRAINED[network],
-        name=name,
-        build=partial(pretrained, network),
-        steps=steps,
-        stream=(name_key(name),),
-    )
-
-
-CONTINUED = Kind(
-    developing=[
-        _continued("same-gpt-30", "gpt-lower-case", 30),
-        _continued("same-cnn-100", "cnn-digits", 100),
-    ],
-    validating=[
-        _continued("same-gpt-5", "gpt-docstrings", 5),
-        _continued("same-mlp-100", "mlp-clothes", 100),
-    ],
-    testing=[
-        _continued("same-gru-30", "gru-code", 30),
-        _continued("same-gpt-200", "gpt-code", 200),
-    ],
-)
-
-KINDS = {"continued": CONTINUED, **read_kinds(__file__, globals())}

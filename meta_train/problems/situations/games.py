@@ -15,8 +15,7 @@ from torch.func import functional_call
 
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.protocol import Metrics
-from meta_train.problems.situations.kinds import Kind
-from meta_train.problems.situations.problems import SampledProblem
+from meta_train.problems.situations.problems import Kind, SampledProblem
 from meta_train.problems.supervised import device_of
 from tasks.networks.siren import pixel_grid
 

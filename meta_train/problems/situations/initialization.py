@@ -18,9 +18,6 @@ from meta_train.problems.networks.sequential import (
     Mixer,
     VisionTransformer,
 )
-from meta_train.problems.situations.kinds import (
-    read_kinds,
-)
 from meta_train.problems.supervised import Build
 
 Fill = Callable[[Tensor], object]
@@ -138,6 +135,3 @@ def deep_mlp(
     norm: Callable | None = None,
 ) -> nn.Module:
     return mlp((fan_in, *[48] * depth, fan_out), activation, norm)
-
-
-KINDS = read_kinds(__file__, globals())

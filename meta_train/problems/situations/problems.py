@@ -1,11 +1,12 @@
-"""Constructors of situations, whose batches depend on the problem's name."""
+"""Constructors and kinds of situations; batches depend on the problem's name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 from zlib import crc32
 
 import torch
@@ -13,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.random import seeded
-from meta_train.problems.protocol import Metrics
+from meta_train.problems.problem_tables import read_problems
+from meta_train.problems.protocol import Metrics, Problem
+from meta_train.problems.situations import generated, real_tables, texts
 from meta_train.problems.situations.generated import EVALUATED
 from meta_train.problems.supervised import (
     CLASSIFY,
@@ -95,3 +98,22 @@ class SampledProblem:
     def draw_batch(self, step: int) -> Any:
         """The batch of a step, with torch's generator as source of randomness."""
         raise NotImplementedError
+
+
+NAMES = globals() | vars(generated) | vars(real_tables) | vars(texts)
+
+
+class Kind(NamedTuple):
+    """The problems of one kind in thirds; the third for tests is run only once.
+
+    Networks, texts and synthetic targets belong to one third only.
+    """
+
+    developing: list[Problem]
+    validating: list[Problem]
+    testing: list[Problem]
+
+
+def read_situations(table: str, names: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """`read_problems` of a table of this folder."""
+    return read_problems(Path(__file__).with_name(f"{table}.csv"), {**NAMES, **names})

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from functools import cache
 from itertools import starmap
 
 import torch
 from torch import Tensor
 
-from harness.image_datasets import DatasetUnavailable
 from meta_train.problems.supervised import Splits, TensorExamples
 
 
@@ -19,15 +17,9 @@ def real_table(name: str) -> Splits:
 
     Targets are labels (n,). Those of "diabetes" are numbers (n, 1) with mean 0 and
     variance 1.
-
-    Raises DatasetUnavailable if scikit-learn is not installed.
     """
-    try:
-        datasets = importlib.import_module("sklearn.datasets")
-    except ImportError as error:
-        raise DatasetUnavailable(
-            f"table '{name}': expected scikit-learn; {error}. Install it."
-        ) from error
+    import sklearn.datasets as datasets
+
     options = {"scaled": False} if name == "diabetes" else {}
     table = getattr(datasets, f"load_{name}")(**options)
     columns = torch.tensor(table.data, dtype=torch.float32)

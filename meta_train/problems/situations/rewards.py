@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.protocol import Metrics
 from meta_train.problems.situations.generated import fixed
-from meta_train.problems.situations.kinds import Kind
-from meta_train.problems.situations.problems import SampledProblem
+from meta_train.problems.situations.problems import Kind, SampledProblem
 from meta_train.problems.supervised import device_of
 
 # Added to the reported regret. Differences between much smaller regrets then do not

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.situations.generated import fixed, generated
-from meta_train.problems.situations.kinds import read_kinds
 from meta_train.problems.supervised import Batch, Splits
 
 
@@ -180,6 +179,3 @@ def unscaled_classes(columns: int, decades: float, seed: int) -> Splits:
         return unit * x, distances.argmin(1)
 
     return generated(draw)
-
-
-KINDS = read_kinds(__file__, globals())

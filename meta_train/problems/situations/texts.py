@@ -84,4 +84,6 @@ def documentation() -> str:
     return "\n".join(ast.literal_eval(assignment.value).values())
 
 
-CODE_0, CODE_1, CODE_2 = partial(code, 0), partial(code, 1), partial(code, 2)
+CODE_0 = partial(code, 0)
+CODE_1 = partial(code, 1)
+CODE_2 = partial(code, 2)

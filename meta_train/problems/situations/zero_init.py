@@ -9,9 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from meta_train.problems.networks.dense import mlp
-from meta_train.problems.situations import initialization
 from meta_train.problems.situations.generated import fixed
-from meta_train.problems.situations.kinds import read_kinds
 from meta_train.problems.situations.problems import supervised, supervised_by_batch
 from meta_train.problems.supervised import Batch, Objective
 
@@ -30,18 +28,11 @@ class Affine(nn.Module):
         return self.scale * x + self.shift + self.offset
 
     @staticmethod
-    def examples(count: int) -> Batch:
-        """24 normal numbers; targets: scaled and shifted by factors of about 2."""
+    def examples(count: int, factor: float, offset: float, seed: int) -> Batch:
+        """24 normal numbers; targets: scaled and shifted by about `factor`."""
         x = torch.randn(count, 24)
-        stretch, shift = 2 * fixed(2, 24, seed=18)
-        return x, stretch * x + shift + 3
-
-    @staticmethod
-    def other_examples(count: int) -> Batch:
-        """As `examples` with factors of about 1."""
-        x = torch.randn(count, 24)
-        stretch, shift = fixed(2, 24, seed=19)
-        return x, stretch * x + shift - 1
+        stretch, shift = factor * fixed(2, 24, seed=seed)
+        return x, stretch * x + shift + offset
 
 
 class GaussianMlp(nn.Module):
@@ -128,4 +119,3 @@ fit_gaussian = partial(
     evaluation=Objective(divergence),
 )
 match_views = partial(supervised_by_batch, objective=Objective(view_loss))
-KINDS = read_kinds(__file__, vars(initialization) | globals())

@@ -2,8 +2,8 @@
 metanet's weights.
 
 The metanet of a learned optimizer is trained; a base rule stays as it is. Estimators
-work in truncations of an inner training: `start` begins it, `estimate` unrolls it
-further, or a stack of several.
+work in truncations of an inner training: `start` begins it and gives its state, a
+pytree of tensors; `estimate` unrolls it further, or a stack of several.
 
 Biases, and costs of T steps of an optimizee:
 
@@ -20,9 +20,11 @@ Imitation: another objective, the distance to the updates of a strong rule.
     T gradients, T updates of both rules, T backward passes.
 """
 
-from meta_train.training.estimators.estimate import Estimate, Estimator
+from meta_train.training.estimators.estimate import Estimate
 from meta_train.training.estimators.imitation import Imitation
 from meta_train.training.estimators.pes import PES
 from meta_train.training.estimators.tbptt import TBPTT, SecondOrderTBPTT
+
+Estimator = TBPTT | PES | Imitation
 
 __all__ = ["PES", "TBPTT", "Estimate", "Estimator", "Imitation", "SecondOrderTBPTT"]

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from meta_train.training.rules import (
-    WeightedRule,
-    along,
-    depends_on_step,
-    trained_metanet,
-)
-from meta_train.training.unroll import Inner, Optimizee, Optimizees
+from meta_train.training.rules import WeightedRule, depends_on_step, trained_metanet
+from meta_train.training.unroll import Inner, Optimizees, unroll
 from ngopt.functional import UpdateRule
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
@@ -30,18 +26,6 @@ class Estimate(NamedTuple):
     meta_gradient: Tensor
     meta_loss: Tensor
     inner_loss: Tensor
-
-
-class Estimator(Protocol):
-    def start(self, optimizee: Optimizee, learned: LearnedOptimizer) -> Any:
-        """The state of an inner training before its first step: a pytree of tensors."""
-        ...
-
-    def estimate(
-        self, optimizee: Optimizees, learned: LearnedOptimizer, state: Any, steps: int
-    ) -> tuple[Estimate, Any]:
-        """Unrolls by a number of steps. Returns the estimate and the new state."""
-        ...
 
 
 def detached(inner: Inner) -> Inner:
@@ -75,11 +59,26 @@ def weighted(
     )
 
 
-def times(number: Tensor | float, value: Tensor) -> Tensor:
-    """Values (*count, *shape) times one number, or one per optimizee (*count)."""
-    if not isinstance(number, Tensor):
-        return value if number == 1 else number * value
-    return along(number, value).to(value) * value
+def losses_after(
+    optimizee: Optimizees,
+    inner: Inner,
+    rule: UpdateRule,
+    steps: int,
+    create_graph: bool = False,
+) -> tuple[Inner, Tensor]:
+    """`unroll` with the losses after each update."""
+    inner, losses = unroll(
+        optimizee, inner, rule, steps, optimizee.hyper(), create_graph
+    )
+    with torch.set_grad_enabled(create_graph):
+        last, _ = optimizee.loss(inner.params, inner.buffers, inner.step)
+    return inner, torch.stack([*losses[1:], last])
+
+
+def times(number: Tensor, value: Tensor) -> Tensor:
+    """Values (*count, *shape) times a number per optimizee, (*count)."""
+    trailing = [1] * (value.dim() - number.dim())
+    return number.view(*number.shape, *trailing).to(value) * value
 
 
 def tail_length(steps: int, tail: float) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from meta_train.training.estimators.estimate import Estimate, detached, leaves, weighted
 from meta_train.training.rules import WeightedRule, as_vector, trained_metanet
 from meta_train.training.unroll import Inner, Optimizee, Optimizees, moved
-from ngopt.functional import Record, UpdateRule, update_all
+from ngopt.functional import Record, update_all
 from ngopt.pretrained import load_pretrained
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
@@ -54,7 +54,9 @@ class Imitation:
         weights = leaves(optimizee, learned)
         bound = learned.bind(optimizee.graph)
         student = weighted(bound, optimizee, learned, weights)
-        teacher = self._teacher(optimizee)
+        # without weights, for one optimizee or a stack
+        rule, nothing = self.teacher.bind(optimizee.graph), nn.Module()
+        teacher = WeightedRule(rule, nothing, (), optimizee.count, shares_step=True)
         total = [torch.zeros_like(w) for w in weights]
         hyper = optimizee.hyper()
         losses, inner_losses = [], []
@@ -87,11 +89,6 @@ class Imitation:
         estimate = Estimate(as_vector(total, optimizee.count), *means)
         return estimate, ImitationState(inner, records)
 
-    def _teacher(self, optimizee: Optimizees) -> UpdateRule:
-        """The imitated rule, without weights, for one optimizee or a stack."""
-        rule, nothing = self.teacher.bind(optimizee.graph), nn.Module()
-        return WeightedRule(rule, nothing, (), optimizee.count, shares_step=True)
-
 
 def _shared_step(steps: Tensor) -> int:
     """The step of all optimizees of a stack."""
@@ -113,7 +110,8 @@ def _distance(
     is_moved, sizes, errors = [], [], []
     for u, v in zip(found, wanted, strict=True):
         if u is not None and v is not None:
-            u, v = u.reshape(*count, -1), v.reshape(*count, -1)
+            u = u.reshape(*count, -1)
+            v = v.reshape(*count, -1)
             is_moved.append(v.any(-1))
             sizes.append(v.square().sum(-1))
             errors.append((u - v).square().sum(-1))

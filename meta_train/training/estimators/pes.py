@@ -11,13 +11,13 @@ from torch.nn.utils import parameters_to_vector
 
 from meta_train.training.estimators.estimate import (
     Estimate,
+    losses_after,
     tail_length,
     times,
     weighted,
 )
 from meta_train.training.rules import as_weights, trained_metanet
-from meta_train.training.unroll import Inner, Optimizee, Optimizees, apply_update
-from ngopt.functional import UpdateRule
+from meta_train.training.unroll import Inner, Optimizee, Optimizees
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
 
@@ -45,7 +45,6 @@ class PES:
     """
 
     sigma: float = 0.01
-    weight_decay: float = 0.0
     loss_limit: float | Tensor = float("inf")
     tail: float = 1.0
     persistent: bool = True
@@ -73,8 +72,9 @@ class PES:
             weighted(bound, optimizee, learned, as_weights(theta + side, metanet))
             for side in (noise, -noise)
         ]
-        above, positive = self._run(optimizee, rules[0], state.positive, steps)
-        below, negative = self._run(optimizee, rules[1], state.negative, steps)
+        positive, above = losses_after(optimizee, state.positive, rules[0], steps)
+        negative, below = losses_after(optimizee, state.negative, rules[1], steps)
+        above, below = (x.clamp(max=self.loss_limit) for x in (above, below))
         counted = tail_length(steps, self.tail)
         plus = above[-counted:].mean(0)
         minus = below[-counted:].mean(0)
@@ -82,17 +82,3 @@ class PES:
         inner_loss = 0.5 * (above + below).mean(0)
         estimate = Estimate(times(slope, total), 0.5 * (plus + minus), inner_loss)
         return estimate, PESState(positive, negative, total)
-
-    @torch.no_grad()
-    def _run(
-        self, optimizee: Optimizees, rule: UpdateRule, inner: Inner, steps: int
-    ) -> tuple[Tensor, Inner]:
-        """The clamped losses after each update, (steps, *count)."""
-        hyper = optimizee.hyper(self.weight_decay)
-        losses = []
-        loss, grads, buffers = optimizee.gradient(inner)
-        for _ in range(steps):
-            inner = apply_update(inner, grads, buffers, rule, hyper)
-            loss, grads, buffers = optimizee.gradient(inner)
-            losses.append(loss.clamp(max=self.loss_limit))
-        return torch.stack(losses), inner

@@ -14,23 +14,16 @@ from meta_train.training.estimators.estimate import (
     Estimate,
     detached,
     leaves,
+    losses_after,
     tail_length,
     times,
     weighted,
 )
 from meta_train.training.rules import as_vector, trained_metanet
-from meta_train.training.unroll import (
-    Inner,
-    Optimizee,
-    Optimizees,
-    moved,
-    to_device,
-    unroll,
-)
+from meta_train.training.unroll import Inner, Optimizee, Optimizees, moved
 from ngopt.functional import Hyper, Record, UpdateRule, update_all
 from ngopt.metanets import Metanet
 from ngopt.metanets.stepping.context import CONTEXT
-from ngopt.metanets.stepping.rule import MetanetRule
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
 # Parameter elements of updates whose autograd graphs are kept: about 500 bytes each.
@@ -68,20 +61,17 @@ class TBPTT:
     min(L_t, loss_limit), where L_t is the loss at params_t on the batch of step t. With
     `tail` < 1 only the last share of the truncation counts.
 
-    With params_{t+1} = (1 - c_t) params_t + u_t and w_t the weight of a loss in the
-    mean, the adjoint is lambda_t = w_t g_t + (1 - c_t) lambda_{t+1}. The meta-gradient
-    is the sum of <lambda_{t+1}, du_t / dtheta>, with one backward pass per update. The
+    With params_{t+1} = params_t + u_t and w_t the weight of a loss in the mean, the
+    adjoint is lambda_t = w_t g_t + lambda_{t+1}. The meta-gradient is the sum of
+    <lambda_{t+1}, du_t / dtheta>, with one backward pass per update. The
     memory holds the inputs of T updates, and the autograd graphs of the last few
     (`tracked_updates`); the others are computed again. The graph context has its own
     adjoint, back to the update that computed it.
 
     loss_limit: one for all, or per optimizee, (*count).
     total_steps: the horizon of the inner training.
-
-    Raises ValueError for a base rule with weight decay.
     """
 
-    weight_decay: float = 0.0
     loss_limit: float | Tensor = float("inf")
     tail: float = 1.0
     total_steps: int | None = None
@@ -92,17 +82,15 @@ class TBPTT:
     def estimate(
         self, optimizee: Optimizees, learned: LearnedOptimizer, state: Inner, steps: int
     ) -> tuple[Estimate, Inner]:
-        self._check(learned)
         weights = leaves(optimizee, learned)
         bound = learned.bind(optimizee.graph, self.total_steps)
         rule = weighted(bound, optimizee, learned, weights)
-        hyper = optimizee.hyper(self.weight_decay)
-        updates, losses, loss_weights, contractions = [], [], [], []
+        hyper = optimizee.hyper()
+        updates, losses, loss_weights = [], [], []
         counted = tail_length(steps, self.tail)
         tracked_steps = tracked_updates(trained_metanet(learned), optimizee)
         loss, grads, buffers = optimizee.gradient(state)
         for t in range(steps):
-            contractions.append(self._contraction(bound, state))
             inputs, tracked = (grads, state.state, state.params), None
             if t >= steps - tracked_steps:
                 tracked = _track(rule, *inputs, hyper)
@@ -118,33 +106,14 @@ class TBPTT:
             weight = 1 / counted if t >= steps - counted else 0.0
             loss_weights.append(weight * (loss <= self.loss_limit).to(loss.dtype))
         next_grads = [*(update.grads for update in updates[1:]), grads]
-        rows = zip(
-            updates, next_grads, loss_weights, [*contractions[1:], 1.0], strict=True
-        )
+        rows = zip(updates, next_grads, loss_weights, strict=True)
         found = _backward(rule, weights, list(rows), hyper)
         mean = torch.stack(losses[-counted:]).mean(0)
         inner_loss = torch.stack(losses).mean(0)
         return Estimate(as_vector(found, optimizee.count), mean, inner_loss), state
 
-    def _check(self, learned: LearnedOptimizer) -> None:
-        if self.weight_decay and learned.base is not None:
-            raise ValueError(
-                f"TBPTT: base rule '{learned.base.name}': expected weight decay 0; got "
-                f"{self.weight_decay}"
-            )
 
-    def _contraction(self, rule: UpdateRule, inner: Inner) -> Tensor | float:
-        """1 - c_t, on the device of the parameters."""
-        if self.weight_decay == 0:
-            return 1.0
-        assert isinstance(rule, MetanetRule)
-        heights = torch.as_tensor(rule.height(inner.step.double()), dtype=torch.float64)
-        decay = rule.metanet.config.nominal_step * self.weight_decay
-        found = 1 - decay * heights.expand(inner.step.shape)
-        return to_device(found, inner.params[0].device)
-
-
-_Row = tuple[_Update, Sequence[Tensor | None], Tensor, Tensor | float]
+_Row = tuple[_Update, Sequence[Tensor | None], Tensor]
 
 
 def _backward(
@@ -152,15 +121,14 @@ def _backward(
 ) -> list[Tensor]:
     """The meta-gradient.
 
-    rows: of each step the update, the gradients after it, the weight of their loss in
-    the meta-loss, and the contraction of the parameters at the next step.
+    rows: of each step the update, the gradients after it, and the weight of their loss
+    in the meta-loss.
     """
     total = [torch.zeros_like(w) for w in weights]
     adjoint = [torch.zeros_like(p) for p in rows[-1][0].params]
     context_adjoint: dict[int, Tensor] = {}
-    for update, next_grads, loss_weight, contraction in reversed(rows):
+    for update, next_grads, loss_weight in reversed(rows):
         for i, grad in enumerate(next_grads):
-            adjoint[i] = times(contraction, adjoint[i])
             if grad is not None:
                 adjoint[i] = adjoint[i] + times(loss_weight, grad)
         tracked = update.tracked or _track(
@@ -230,17 +198,9 @@ class SecondOrderTBPTT(TBPTT):
         weights = leaves(optimizee, learned)
         bound = learned.bind(optimizee.graph, self.total_steps)
         rule = weighted(bound, optimizee, learned, weights)
-        inner, losses = unroll(
-            optimizee,
-            state,
-            rule,
-            steps,
-            optimizee.hyper(self.weight_decay),
-            create_graph=True,
-        )
+        inner, losses = losses_after(optimizee, state, rule, steps, create_graph=True)
         with torch.enable_grad():
-            last, _ = optimizee.loss(inner.params, inner.buffers, inner.step)
-            after = torch.stack([*losses[1:], last]).clamp(max=self.loss_limit)
+            after = losses.clamp(max=self.loss_limit)
             mean = after[-tail_length(steps, self.tail) :].mean(0)
         found = torch.autograd.grad(mean.sum(), weights, materialize_grads=True)
         gradient = as_vector(found, optimizee.count)

@@ -1,9 +1,18 @@
 from dataclasses import replace
+from math import inf, nan
 
 import pytest
 
 from harness.tables import markdown_table, text_table
-from meta_train.comparison.report import notes, summarize
+from meta_train.comparison.report import (
+    Row,
+    loss_table,
+    notes,
+    rank_optimizers,
+    ranks,
+    steps_to_reference,
+    summarize,
+)
 
 
 def record(accuracy=None, lr=None, loss=0.5, validation=0.25):
@@ -26,7 +35,7 @@ def test_a_row_by_hand():
         [record(accuracy, 0.1, loss=accuracy) for accuracy in accuracies],
         tuning,
     )
-    assert list(row.cells(1.5, 50).values()) == [
+    assert list(replace(row, reached=50).cells(1.5).values()) == [
         *(
             "p",
             "o",
@@ -86,3 +95,131 @@ def test_tables_are_aligned_and_escaped():
     assert text_table([{"a": "ccc", "bb": "d"}]) == "a    bb\nccc  d "
     expected = "| a    | b    |\n| ---  | ---  |\n| 1 \\* | x\\|y |"
     assert markdown_table([{"a": "1 *", "b": "x|y"}]) == expected
+
+
+def row(problem, optimizer, loss, tuning_runs=5, ms=2.0, reached=50.0):
+    return Row(
+        problem=problem,
+        optimizer=optimizer,
+        runs=1,
+        steps=100,
+        diverged=int(loss != loss),
+        test_loss=loss,
+        test_loss_std=nan,
+        accuracy_mean=None,
+        accuracy_std=None,
+        validation_loss=loss,
+        train_loss=loss,
+        ms_per_step=ms,
+        optimizer_ms_per_step=1.0,
+        seconds=1.0,
+        lr=None,
+        tuning_runs=tuning_runs,
+        tuning_seconds=60.0 * tuning_runs,
+        reached=reached,
+    )
+
+
+ROWS = [
+    row("a", "adam-cosine", 1.0),
+    row("a", "muon-cosine", 0.5),
+    row("a", "soap-cosine", 0.8),
+    row("a", "ours", 0.55, tuning_runs=0, ms=3.0),
+    row("a", "other", nan, tuning_runs=0, reached=None),
+    row("b", "adam-cosine", 2.0),
+    row("b", "muon-cosine", 1.5),
+    row("b", "soap-cosine", nan),
+    row("b", "ours", 1.2, tuning_runs=0, ms=5.0),
+    row("b", "other", 1.2, tuning_runs=0),
+]
+
+
+def by_name():
+    return {one.optimizer: one for one in rank_optimizers(ROWS)}
+
+
+def test_ranks_by_hand():
+    rows = [row("p", str(k), loss) for k, loss in enumerate([0.2, 0.1, nan, 0.2, nan])]
+    assert ranks(rows) == [2.5, 1, 4.5, 2.5, 4.5]
+
+
+def test_standings_by_hand():
+    ours = by_name()["ours"]
+    assert ours.mean_rank == (2 + 1.5) / 2
+    assert ours.mean_untuned_rank == (1 + 1.5) / 2
+    assert ours.mean_excess == pytest.approx((0.55 / 0.5 - 1 + 1.2 / 1.5 - 1) / 2)
+    assert ours.reference_wins == 2
+    assert ours.rival_wins == 1  # on b, where the rival that diverged counts as beaten
+    assert ours.steps_share == 0.5
+    assert ours.step_time == 2
+    assert (ours.tuning_runs, ours.diverged, ours.problems) == (0, 0, 2)
+
+
+def test_who_diverges_is_last_and_infinitely_behind():
+    other = by_name()["other"]
+    assert other.mean_rank == (5 + 1.5) / 2
+    assert other.mean_excess == inf
+    assert other.diverged == 1
+    assert other.reference_wins == 1
+    assert other.steps_share == inf
+    assert list(other.cells().values())[-3] == "never"
+
+
+def test_tuned_rows_are_not_ranked_among_the_untuned():
+    adam = by_name()["adam-cosine"]
+    muon = by_name()["muon-cosine"]
+    assert adam.mean_untuned_rank is None
+    assert adam.reference_wins is None
+    assert adam.rival_wins == 0
+    assert muon.rival_wins is None
+    assert (adam.tuning_runs, adam.tuning_seconds) == (10, 600)
+
+
+def test_the_best_mean_rank_comes_first():
+    found = rank_optimizers(ROWS)
+    assert found[0].optimizer == "ours"
+    assert [s.mean_rank for s in found] == sorted(s.mean_rank for s in found)
+
+
+def test_without_the_reference_nothing_is_compared_with_it():
+    alone = row("a", "ours", 1.0, tuning_runs=0, reached=None)
+    (standing,) = rank_optimizers([alone])
+    assert standing.reference_wins is None
+    assert standing.steps_share is None
+    assert standing.mean_excess is None
+    assert list(standing.cells().values()).count("-") == 6
+
+
+def test_the_table_has_losses_and_ranks():
+    table = loss_table([*ROWS[:2], row("b", "adam-cosine", 2.0)])
+    assert table == [
+        {"problem": "a", "adam-cosine": "1 (2)", "muon-cosine": "0.5 (1)"},
+        {"problem": "b", "adam-cosine": "2 (1)", "muon-cosine": "-"},
+    ]
+
+
+def curve(seed, losses):
+    steps = list(range(0, 10 * len(losses), 10))
+    return {"run": {"seed": seed}, "curve": {"steps": steps, "loss": losses}}
+
+
+def test_steps_to_the_reference_by_hand():
+    references = [curve(0, [9.0, 5.0, 3.0]), curve(1, [9.0, 4.0, 2.0])]
+    assert steps_to_reference(references, references) == 20
+    first = curve(0, [9.0, 3.5, 2.5])
+    second = curve(1, [9.0, 1.0, 1.0])
+    assert steps_to_reference([first], references) == 15
+    assert steps_to_reference([second], references) == 8.75
+    assert steps_to_reference([first, second], references) == (15 + 8.75) / 2
+
+
+def test_a_reference_that_is_not_reached_is_none():
+    references = [curve(seed, [9.0, 5.0, 3.0]) for seed in range(3)]
+    never = curve(0, [9.0, 5.0, 4.0])
+    diverged = curve(1, [9.0, None, None])
+    assert (
+        steps_to_reference([never, diverged, curve(2, [9.0, 1.0])], references) is None
+    )
+    assert steps_to_reference([curve(2, [9.0, None, 3.0])], references) == 20
+    assert steps_to_reference([curve(7, [1.0])], references) is None
+    assert steps_to_reference([never], [curve(0, [9.0, None])]) is None

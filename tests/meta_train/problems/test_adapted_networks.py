@@ -3,7 +3,6 @@ import torch
 
 from meta_train.problems.situations import (
     finetuning,
-    pretrained,
     texts,
 )
 
@@ -18,7 +17,7 @@ from meta_train.problems.situations import (
 def test_adapted_networks_begin_as_what_they_adapt(build):
     codes = torch.arange(32)[None]
     model = build("gpt-code")
-    torch.testing.assert_close(model(codes), pretrained.pretrained("gpt-code")(codes))
+    torch.testing.assert_close(model(codes), finetuning.pretrained("gpt-code")(codes))
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     assert trained
     assert all("up" in name or "down" in name for name in trained)

@@ -6,11 +6,11 @@ from torch import nn
 
 from harness.image_datasets import DatasetUnavailable
 from meta_train.problems import META_TRAINING, load_problem
-from meta_train.problems.families import Family
+from meta_train.problems.catalogue import CnnFamily
 
 
 @pytest.fixture(
-    params=[name for name, one in META_TRAINING.items() if isinstance(one, Family)]
+    params=[name for name, one in META_TRAINING.items() if isinstance(one, CnnFamily)]
 )
 def family(request):
     found = load_problem(request.param)

@@ -19,15 +19,14 @@ from meta_train.problems.situations import (
     SITUATIONS,
     TESTING,
     VALIDATING,
-    clipping,
-    contrasts,
     equations,
+    finetuning,
     games,
     initialization,
-    pretrained,
     problems,
     rewards,
     tables,
+    variants,
     zero_init,
 )
 from meta_train.problems.supervised import SupervisedProblem, on_device
@@ -37,10 +36,10 @@ from meta_train.problems.supervised import SupervisedProblem, on_device
 def little_pretraining():
     """Trained networks need not be good here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrained, "PRETRAINING", 0.02)
-        pretrained.weights.cache_clear()
+        patch.setattr(finetuning, "PRETRAINING", 0.02)
+        finetuning.weights.cache_clear()
         yield
-    pretrained.weights.cache_clear()
+    finetuning.weights.cache_clear()
 
 
 @pytest.fixture(params=SITUATIONS)
@@ -258,8 +257,8 @@ def test_the_floor_of_squared_errors():
 def test_contrastive_divergence_is_zero_at_best():
     labels = torch.arange(12) % 3
     apart = torch.eye(3)[labels] - 1 / 3
-    assert contrasts.contrastive_divergence(apart, labels).abs() < 1e-4
-    assert contrasts.contrastive_divergence(apart, labels.roll(1) % 2) > 1
+    assert variants.contrastive_divergence(apart, labels).abs() < 1e-4
+    assert variants.contrastive_divergence(apart, labels.roll(1) % 2) > 1
 
 
 def test_contrasts_are_evaluated_at_the_batch_size_of_training():
@@ -285,7 +284,7 @@ def test_clipping_as_torch_clips():
         plain = SupervisedProblem.loss(clipped, model, batch)
         params = list(model.parameters())
         plain.backward()
-        norm = nn.utils.clip_grad_norm_(params, clipping.MAX_NORM)
+        norm = nn.utils.clip_grad_norm_(params, variants.MAX_NORM)
         expected = [p.grad.clone() for p in params]
         model.zero_grad()
         loss = clipped.loss(model, batch)

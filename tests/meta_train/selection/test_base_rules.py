@@ -4,9 +4,9 @@ import pytest
 
 from meta_train.selection.base_rules import (
     LARGEST_GAIN,
-    WholeTrainings,
     base_rule,
     gains,
+    whole_trainings,
 )
 from ngopt.base.config import SoapConfig
 from ngopt.pretrained import load_pretrained
@@ -36,9 +36,8 @@ def test_gains_by_hand():
 
 
 def test_runs_are_kept_and_told_apart_by_their_numbers(tmp_path):
-    trainings = WholeTrainings((TOY,), (0, 1), tmp_path)
     variants = {"start": base_rule({}), "other": base_rule({"step_size": 0.03})}
-    first = trainings.records(variants)
+    first = whole_trainings(variants, (TOY,), (0, 1), tmp_path)
     assert [r["run"]["seed"] for r in first["start"]] == [0, 1]
     assert first["start"][0]["validation"] != first["other"][0]["validation"]
     assert load_pretrained(tmp_path / "other.safetensors").base.config == SoapConfig(
@@ -47,5 +46,5 @@ def test_runs_are_kept_and_told_apart_by_their_numbers(tmp_path):
     (file,) = (tmp_path / "records").iterdir()
     kept = file.read_text()
     assert kept.count("\n") == 4
-    assert trainings.records(variants) == first
+    assert whole_trainings(variants, (TOY,), (0, 1), tmp_path) == first
     assert file.read_text() == kept

@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 
+from meta_train.comparison.runs import file_name
 from meta_train.selection import graph_every
 from ngopt.metanets import NeuralGraphGNN
 from ngopt.metanets.gnn import GNNConfig
@@ -48,7 +49,7 @@ def test_writes_table_picture_and_weights_and_resumes(tmp_path, capsys):
     assert found.metanet.graph_every == results["chosen"]
     assert found.recipe["stages"][-1]["program"] == "meta_train.selection.graph_every"
     assert [row["k"] for row in results["rows"]] == ["1", "4"]
-    assert (folder / "graph_every.png").stat().st_size > 0
+    assert (folder / f"{file_name(TOY)}.png").stat().st_size > 0
     first = capsys.readouterr().out
     before = sum(
         len(path.read_text().splitlines()) for path in (folder / "records").iterdir()

@@ -57,16 +57,16 @@ def test_sweep_chooses_gain_and_cooldown_of_trainings_of_known_length(tmp_path, 
         seeds=1,
         steps=10,
     )
-    found = sweep.search(settings)
-    assert list(found.means) == [(0, 0.3), (3, 0.3), (0, 1), (3, 1)]
-    best = max(found.means, key=lambda scale: found.means[scale].accuracy)
+    best, means = sweep.search(settings)
+    assert list(means) == [(0, 0.3), (3, 0.3), (0, 1), (3, 1)]
+    assert best == max(means, key=lambda scale: means[scale].accuracy)
     old = load_pretrained(weights)
     new = load_pretrained(output)
     assert new.cooldown == Cooldown(*best)
     assert new.metanet.config == old.metanet.config
     optimizee = Optimizee(load_problem(TOY), derive_seed(0, 20, 0))
-    assert whole_run(optimizee, new, 10) == found.best
-    assert whole_run(optimizee, replace(new, cooldown=None), 10) != found.best
+    assert whole_run(optimizee, new, 10) == means[best]
+    assert whole_run(optimizee, replace(new, cooldown=None), 10) != means[best]
 
 
 def test_a_gain_at_the_edge_is_told():

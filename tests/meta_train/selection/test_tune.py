@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import optuna
 import pytest
@@ -33,8 +34,8 @@ def test_begins_with_the_present_numbers_and_resumes(config, tmp_path):
 
 
 def test_writes_the_best_numbers_and_every_trial(config):
-    study = tune.search(config)
-    path = tune.write_best(config, study)
+    tune.run(config)
+    path = Path(config.folder, "best.safetensors")
     lines = [
         json.loads(line)
         for line in (path.parent / "trials.json").read_text().splitlines()

@@ -12,8 +12,7 @@ from meta_train.step_size.copies import (
     measured,
     multiples,
 )
-from meta_train.step_size.starts import started
-from meta_train.step_size.trainings import Training
+from meta_train.step_size.trainings import Training, started
 from ngopt import NGOptimizer
 
 BASE = Training(
@@ -74,13 +73,3 @@ def test_a_diverged_copy_is_infinite_and_others_are_not():
     losses = copies.validation_loss()
     assert not losses[0].isfinite()
     torch.testing.assert_close(losses[1:], before[1:])
-
-
-def test_signals_are_read_at_their_steps():
-    training = replace(BASE, steps=12)
-    outcome = measured(training, multiples(training))
-    assert outcome.signals[:, :, 0].isfinite().all()
-    assert outcome.signals[:, :, 1:].isnan().all()
-    relative = outcome.signals[:, 0, 0, 3].exp()
-    # at twice the multiplier about twice the step
-    assert relative[-1] / relative[0] == pytest.approx(64, rel=0.5)

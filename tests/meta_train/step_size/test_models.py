@@ -6,13 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from harness.files import read_json
-from harness.json_lines import append_line, read_lines
+from harness.files import append_line, read_json, read_lines
 from meta_train.step_size import compare, fit
 from meta_train.step_size.compare import folds, gains_at, left_out, scored
 from meta_train.step_size.dataset import read_data, read_slopes
-from meta_train.step_size.feature_sets import CHOSEN, HORIZON
-from meta_train.step_size.features import Table, features
+from meta_train.step_size.feature_sets import CHOSEN, HORIZON, Table, features
 from meta_train.step_size.models import (
     Constant,
     Ensemble,
@@ -157,7 +155,6 @@ def folder(tmp_path):
             "multipliers": list(2**GRID),
             "first": [1.0, 1.0],
             "validation": [[loss, loss] for loss in losses],
-            "signals": {},
         }
         append_line(tmp_path / "outcomes.jsonl", record)
         # at a multiplier of 2, where longer steps of the last layer are better

@@ -8,7 +8,7 @@ from meta_train.step_size.compare_roles import compared
 from meta_train.step_size.copies import measured
 from meta_train.step_size.outcomes import UNCHANGED, gains_of
 from meta_train.step_size.role_variants import role_variants
-from meta_train.step_size.starts import started
+from meta_train.step_size.trainings import started
 from tests.meta_train.step_size.test_copies import BASE, TRAININGS
 
 
@@ -69,7 +69,7 @@ def test_gains_of_changes_and_their_bound():
     }
     gains = gains_of(record)
     assert gains[UNCHANGED].tolist() == [0, 0]
-    assert gains["output 0.5"] == pytest.approx([10.5, -9.5], abs=0.1)
+    assert gains["output 0.5"] == pytest.approx([0.105, -0.095], abs=1e-3)
     (row,) = compared([gains])
     assert row["change of"] == "output"
     assert row["x 2"] == row["bound"] == "45.6 +- 0.0"  # twice is best with both seeds

@@ -7,12 +7,12 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from harness.json_lines import append_line, read_lines
+from harness.files import append_line, read_lines
 from meta_train.step_size import collect_slopes, new_trainings
 from meta_train.step_size.models import Constant
 from meta_train.step_size.new_trainings import predicted_variants
 from meta_train.step_size.role_variants import SLOPES
-from meta_train.step_size.starts import first_gradients
+from meta_train.step_size.trainings import first_gradients
 from ngopt import NGOptimizer
 from ngopt.pretrained import save_pretrained
 from tests.meta_train.step_size.test_copies import BASE

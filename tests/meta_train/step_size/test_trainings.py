@@ -5,12 +5,10 @@ from collections import Counter
 import torch
 
 from meta_train.step_size.collect import Config, main
-from meta_train.step_size.families import FAMILIES
-from meta_train.step_size.starts import other_task
-from meta_train.step_size.trainings import draw
+from meta_train.step_size.trainings import FAMILIES, draw, other_task
 from tests.meta_train.step_size.test_copies import TRAININGS
 
-from harness.json_lines import read_lines  # isort: skip
+from harness.files import read_lines  # isort: skip
 
 
 def test_a_seed_gives_one_training():

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from meta_train.training.channels_last import ChannelsLast, channels_last
+from meta_train.training.unroll import ChannelsLast, channels_last
 
 LAST = torch.channels_last
 

@@ -14,7 +14,7 @@ def test_horizons_grow_and_are_log_uniform(tmp_path):
     for step, top in ((0, 10), (25, 100), (50, 1000), (100, 1000)):
         found = []
         for slot.life in range(200):
-            found.append(trainer.schedule.next_horizon(slot, step))
+            found.append(slot.next_horizon(step))
         assert 10 <= min(found) <= max(found) <= top
         assert np.median(found) == pytest.approx(sqrt(10 * top), rel=0.4)
 
@@ -29,7 +29,7 @@ def test_a_life_ends_at_its_horizon_and_es_takes_it_whole(tmp_path):
         ages.append(trainer.optimizees[0].age)
     assert ages == [5, 10, 0, 5]
     trainer = MetaTrainer(config(tmp_path, estimator="es", optimizees=1, horizon=12))
-    assert trainer.schedule.steps(trainer.optimizees[0]) == 12
+    assert trainer.optimizees[0].steps == 12
     trainer.step()
     assert (trainer.optimizees[0].life, trainer.optimizees[0].age) == (1, 0)
     with pytest.raises(ValueError, match="shortest: expected none with es"):
@@ -51,4 +51,4 @@ def test_optimizees_have_different_ages(tmp_path):
     for _ in range(6):
         trainer.step()
     assert len({slot.age for slot in trainer.optimizees}) == 4
-    assert len({trainer.schedule.seed(slot) for slot in trainer.optimizees}) == 4
+    assert len({slot.seed for slot in trainer.optimizees}) == 4

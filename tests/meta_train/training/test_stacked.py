@@ -9,9 +9,8 @@ from torch import nn
 
 from meta_train.training import train
 from meta_train.training.estimators import PES, TBPTT, Imitation, SecondOrderTBPTT
-from meta_train.training.stacked import Stack, stacked, unstacked
 from meta_train.training.train import Config, MetaTrainer
-from meta_train.training.unroll import Optimizee
+from meta_train.training.unroll import Optimizee, Stack, stacked, unstacked
 from ngopt.metanets import METANETS, FeedForward
 from ngopt.metanets.stepping.cooldown import Cooldown
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
@@ -19,9 +18,9 @@ from tests.meta_train.by_hand import Regression
 from tests.metanets import metanet_for
 
 ESTIMATORS = {
-    "tbptt": TBPTT(3.0, tail=0.5),
-    "second order": SecondOrderTBPTT(3.0),
-    "pes": PES(0.01, 3.0),
+    "tbptt": TBPTT(tail=0.5),
+    "second order": SecondOrderTBPTT(),
+    "pes": PES(),
 }
 
 
@@ -67,9 +66,7 @@ def check_alone_and_stacked(
 @pytest.mark.parametrize("name", sorted(METANETS))
 def test_each_has_its_own_meta_gradient(name, estimator):
     torch.manual_seed(0)
-    optimizees = [
-        Optimizee(Regression(), seed=seed, scaling=10.0) for seed in (1, 2, 3)
-    ]
+    optimizees = [Optimizee(Regression(), seed=seed) for seed in (1, 2, 3)]
     learned = LearnedOptimizer(metanet=metanet_for(name, optimizees[0].graph))
     found = check_alone_and_stacked(optimizees, learned, ESTIMATORS[estimator])
     gradients = torch.stack([estimate.meta_gradient for estimate in found])
@@ -93,7 +90,7 @@ def test_a_metanet_that_asks_for_the_step(estimator):
     metanet = metanet_for("ng-gnn", optimizees[0].graph).reconfigured(graph_every=2)
     learned = LearnedOptimizer(metanet=metanet, cooldown=Cooldown(1.5, 0.6))
     own = ESTIMATORS[estimator]
-    made = type(own)(weight_decay=3.0, total_steps=5)
+    made = type(own)(total_steps=5)
     # what the graph says is kept in bfloat16, where a rounding may fall otherwise
     check_alone_and_stacked(optimizees, learned, made, rtol=1e-3)
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from meta_train.training import tensorboard
+from meta_train.training import train
 from meta_train.training.train import MetaTrainer
 from tests.curves import curves
 from tests.meta_train.training.test_train import config
@@ -34,12 +34,12 @@ def test_updates_are_logged_within_the_horizon(
     tmp_path, monkeypatch, horizon, expected
 ):
     unrolled = []
-    unroll = tensorboard.unroll
+    unroll = train.unroll
 
     def recorded(optimizee, start, rule, steps, hyper):
         unrolled.append(steps)
         return unroll(optimizee, start, rule, steps, hyper)
 
-    monkeypatch.setattr(tensorboard, "unroll", recorded)
+    monkeypatch.setattr(train, "unroll", recorded)
     MetaTrainer(config(tmp_path, outer_steps=1, horizon=horizon, truncation=1)).run()
     assert unrolled == expected

@@ -12,11 +12,10 @@ from harness.random import derive_seed
 from meta_train.problems import load_problem
 from meta_train.selection import sweep
 from meta_train.training import train
-from meta_train.training.all_reduce import clip, usable
 from meta_train.training.estimators import Estimate
 from meta_train.training.train import Config, MetaTrainer, learning_rate_factor
 from meta_train.training.unroll import Optimizee, whole_run
-from meta_train.training.worker import ESTIMATORS
+from meta_train.training.worker import ESTIMATORS, Result, reduced
 from ngopt import load_pretrained
 from ngopt.metanets import FeedForward
 
@@ -178,9 +177,7 @@ def test_ctrl_c_in_a_validation_repeats_it(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("estimator", sorted(ESTIMATORS))
 def test_every_estimator_trains(tmp_path, estimator):
-    trainer = MetaTrainer(
-        config(tmp_path, estimator=estimator, outer_steps=2, scaling=10.0)
-    )
+    trainer = MetaTrainer(config(tmp_path, estimator=estimator, outer_steps=2))
     before = [p.detach().clone() for p in trainer.metanet.parameters()]
     trainer.run()
     assert any(
@@ -284,19 +281,21 @@ def test_a_file_in_place_of_the_folder_is_named(tmp_path):
         MetaTrainer(config(file)).run()
 
 
-def estimate(gradient, meta_loss=1.0, inner_loss=1.0):
-    return Estimate(*map(torch.tensor, (gradient, meta_loss, inner_loss)))
+def reduced_to(gradient, meta_loss=1.0, inner_loss=1.0):
+    estimate = Estimate(*map(torch.tensor, (gradient, meta_loss, inner_loss)))
+    return reduced(Result(estimate, None, 1.0), 1.0)
 
 
 def test_unusable_estimates_and_clipping():
-    assert usable(estimate([1.0, 1.0]))
-    assert not usable(estimate([1.0, 1.0], meta_loss=float("nan")))
-    assert not usable(estimate([1.0, 1.0], inner_loss=float("inf")))
-    assert not usable(estimate([1.0, float("inf")]))
-    torch.testing.assert_close(
-        clip(torch.tensor([3.0, 4.0]), 1.0), torch.tensor([0.6, 0.8])
-    )
-    assert torch.equal(clip(torch.tensor([0.3, 0.4]), 1.0), torch.tensor([0.3, 0.4]))
+    assert reduced_to([1.0, 1.0]).is_usable
+    assert not reduced_to([1.0, 1.0], meta_loss=float("nan")).is_usable
+    assert not reduced_to([1.0, 1.0], inner_loss=float("inf")).is_usable
+    assert not reduced_to([1.0, float("inf")]).is_usable
+    clipped = reduced_to([3.0, 4.0])
+    torch.testing.assert_close(clipped.meta_gradient, torch.tensor([0.6, 0.8]))
+    assert clipped.norm == 5
+    short = torch.tensor([0.3, 0.4])
+    assert torch.equal(reduced_to(short.tolist()).meta_gradient, short)
 
 
 def test_learning_rate_schedule(tmp_path):

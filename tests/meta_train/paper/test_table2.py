@@ -7,8 +7,9 @@ from statistics import mean
 import pytest
 
 from meta_train.comparison import optimizers
+from meta_train.comparison.leaderboard import compare
 from meta_train.paper import figure3, table2
-from meta_train.paper.published import FIVE, FIVE_OPEN, PUBLISHED, Config, comparison
+from meta_train.paper.table2 import FIVE, FIVE_OPEN, PUBLISHED, Config
 from meta_train.problems import LISTS
 from ngopt import list_pretrained
 from tests.meta_train.small import CONTRARY, TOY
@@ -31,7 +32,7 @@ def config(tmp_path, monkeypatch):
 
 def test_ours_stand_beside_the_published(config, capsys):
     table2.run(config)
-    records = comparison(config).records
+    records = compare(config).records
     lines = Path(config.folder, "table2.md").read_text().splitlines()
     assert len(lines) == 4
     cells = [cell.strip() for cell in lines[3].split("|")[1:-1]]
@@ -52,7 +53,7 @@ def test_ours_stand_beside_the_published(config, capsys):
 def test_curves_are_of_the_test_split(config, capsys):
     figure3.run(config)
     assert Path(config.folder, "figure3.png").stat().st_size > 10_000
-    for found in comparison(config).records.values():
+    for found in compare(config).records.values():
         for record in found:
             assert record["run"]["curve_split"] == "test"
             assert record["curve"]["loss"][-1] == pytest.approx(record["test"]["loss"])
