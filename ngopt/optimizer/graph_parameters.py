@@ -33,10 +33,9 @@ class GraphParameters:
     """
 
     def __init__(self, ordered: OrderedGraph, params: Sequence[Tensor]):
-        self.network, order = ordered
-        self.graph = reordered(self.network, order)
+        self.network, self._order = ordered
+        self.graph = reordered(self.network, self._order)
         self.params = params
-        self._order = ordered.order
         self._shapes = list(map(_shape, params))
         # whether gradients and values of all parameters are what a rule reads
         self._is_plain = all(map(_is_plain, params))
@@ -129,7 +128,7 @@ class GraphParameters:
         others = len(self.graph.parameters) - len(self.params)
         return [state.get(p) or {} for p in self.params] + [{}] * others
 
-    def records_in_network(self, state: Mapping[Tensor, Record]) -> list[Record]:
+    def records_in_network(self, state: State) -> list[Record]:
         """The same in the order of `network.parameters`."""
         records = self.records(state)
         by_position = dict(zip(self._order, records, strict=True))
