@@ -206,12 +206,7 @@ class SoapUpdate:
         if not bucket.factors:
             return fused(grad, ahead, second, rows)
         stacks = bucket.stacked.split(grad)
-        self._add_squares(step, bucket, stacks)
-        if step.youngest == 0:  # first eigenbases
-            for _, axis, some in bucket.factors:
-                _, active, count = step.of_factors[axis.size]
-                is_first = active * (count == 1)
-                self._renew_bases(step, axis.size, some, is_first[some])
+        self._update_factors(step, bucket, stacks)
         bases = []
         for _, axis, some in bucket.factors:
             bases.append(self._bases(step, axis.size)[some])
@@ -221,6 +216,18 @@ class SoapUpdate:
         u = fused(grad, ahead, second, rows)
         stacks = bucket.stacked.split(u)
         return bucket.rotate(stacks, bases, back=True)
+
+    def _update_factors(
+        self, step: StepContext, bucket: Bucket, stacks: Sequence[Tensor]
+    ) -> None:
+        """Updates Kronecker factors, and computes first eigenbases from them."""
+        self._add_squares(step, bucket, stacks)
+        if step.youngest > 0:
+            return
+        for _, axis, some in bucket.factors:
+            _, active, count = step.of_factors[axis.size]
+            is_first = active * (count == 1)
+            self._renew_bases(step, axis.size, some, is_first[some])
 
     def _add_squares(
         self, step: StepContext, bucket: Bucket, stacks: Sequence[Tensor]
