@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from ngopt.graph.graph_builder import GraphBuilder
-from ngopt.graph.groups_and_blocks import EdgeBlock, Index, View
+from ngopt.graph.groups_and_blocks import EdgeBlock, Index
 from ngopt.graph.neural_graph import NeuralGraph
 
 FLATTEN = "flatten"
@@ -114,15 +114,13 @@ def _flattens(graph: NeuralGraph) -> list[EdgeBlock]:
 
 def _with_columns(block: EdgeBlock, source: int) -> EdgeBlock:
     """The block from a group that has a node for every column of its weight."""
-    assert block.view is not None
     _, targets, channels = block.shape
-    _, row, channel, position = block.view.strides
+    _, row, channel, position = block.elements.strides
     column = position if channels == 1 else min(channel, position)
     shape = (1, targets, channels * block.slots)
-    view = View(block.view.parameter, shape, (0, row, column), block.view.offset)
     return replace(
         block,
-        view=view,
+        view=replace(block.elements, shape=shape, strides=(0, row, column)),
         source=source,
         shape=shape,
         slot_shape=(),
@@ -134,8 +132,7 @@ def _with_columns(block: EdgeBlock, source: int) -> EdgeBlock:
 def _is_channels_first(block: EdgeBlock) -> bool:
     """Whether the columns of a weight are channel after channel, not position after
     position."""
-    assert block.view is not None
-    _, _, channel, position = block.view.strides
+    _, _, channel, position = block.elements.strides
     return block.shape[2] == 1 or channel > position
 
 

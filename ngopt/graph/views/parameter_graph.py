@@ -272,10 +272,9 @@ class _ParameterGraphBuilder:
         if placement is ScalePlacement.DIAGONAL:
             self.add(block)
             return
-        assert block.view is not None
-        n, _, _, *slots = block.view.shape
-        stride, _, _, *rest = block.view.strides
-        view = replace(block.view, shape=(n, *slots), strides=(stride, *rest))
+        n, _, _, *slots = block.elements.shape
+        stride, _, _, *rest = block.elements.strides
+        view = replace(block.elements, shape=(n, *slots), strides=(stride, *rest))
         if placement is ScalePlacement.BEHIND:
             self.add_parameter(view, block.target, block.target_index, block.kind)
         else:
