@@ -9,7 +9,7 @@ from torch.fx import Node
 from ngopt.graph.rules.bare_parameters import with_parameter
 from ngopt.graph.rules.constants import tell_apart_by_constant
 from ngopt.graph.rules.neuron_pairs import edges_per_use, pair_nodes, sum_of
-from ngopt.graph.rules.registry import register_rule
+from ngopt.graph.rules.registry import aten, register_rule
 from ngopt.graph.tracing.tracer import AppliedFunction, Tracer
 from ngopt.graph.tracing.values import (
     Elements,
@@ -22,8 +22,6 @@ from ngopt.graph.tracing.values import (
     with_zero_strides,
     without_repeats,
 )
-
-aten = torch.ops.aten
 
 MAX_PRODUCTS = 4096
 """Of a matrix product that is neither scores nor values of an attention."""

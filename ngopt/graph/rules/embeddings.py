@@ -8,11 +8,9 @@ from torch.fx import Node
 
 from ngopt.graph.rules.attention import product_of_activations
 from ngopt.graph.rules.pointwise import pointwise_function
-from ngopt.graph.rules.registry import functions, register_rule
+from ngopt.graph.rules.registry import aten, functions, register_rule
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import Elements, Neurons, Unknown, Value
-
-aten = torch.ops.aten
 
 BAGS = functions("embedding_bag _embedding_bag _embedding_bag_forward_only")
 

@@ -12,7 +12,7 @@ from torch.fx import Node
 from ngopt.graph.rules.attention import product_of_activations
 from ngopt.graph.rules.conversions import as_neurons, transposed
 from ngopt.graph.rules.pointwise import addition
-from ngopt.graph.rules.registry import functions, register_rule
+from ngopt.graph.rules.registry import aten, functions, register_rule
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import (
     NO_NEURON,
@@ -22,8 +22,6 @@ from ngopt.graph.tracing.values import (
     Value,
     same_along,
 )
-
-aten = torch.ops.aten
 
 MAX_USES = 128
 """Of a weight in one call: large language models have 128 heads."""

@@ -13,7 +13,7 @@ from ngopt.graph.rules.bare_parameters import with_parameter
 from ngopt.graph.rules.conversions import as_neurons, is_whole
 from ngopt.graph.rules.convolutions import unify_channel_places
 from ngopt.graph.rules.pointwise import note_function
-from ngopt.graph.rules.registry import register_rule
+from ngopt.graph.rules.registry import aten, register_rule
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import (
     Elements,
@@ -29,8 +29,6 @@ from ngopt.graph.tracing.values import (
     with_zero_strides,
     without_repeats,
 )
-
-aten = torch.ops.aten
 
 
 @dataclass(frozen=True)

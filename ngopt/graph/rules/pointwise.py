@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ngopt.graph.rules.bare_parameters import with_parameter
 from ngopt.graph.rules.constants import differs_between_neurons, tell_apart_by_constant
 from ngopt.graph.rules.neuron_pairs import difference_of, product_of, sum_of
-from ngopt.graph.rules.registry import Rule, register_rule
+from ngopt.graph.rules.registry import Rule, aten, register_rule
 from ngopt.graph.tracing.capture import packet_of
 from ngopt.graph.tracing.tracer import AppliedFunction, Tracer
 from ngopt.graph.tracing.values import (
@@ -30,8 +30,6 @@ from ngopt.graph.tracing.values import (
     has_one_value,
     nodes_among,
 )
-
-aten = torch.ops.aten
 
 
 def pointwise_function(tracer: Tracer, call: Node, args: tuple, kwargs: dict) -> Value:

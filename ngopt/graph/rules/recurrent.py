@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from ngopt.graph.rules.conversions import as_neurons, rearranged
-from ngopt.graph.rules.registry import register_rule
+from ngopt.graph.rules.registry import aten, register_rule
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import (
     NO_NEURON,
@@ -24,8 +24,6 @@ from ngopt.graph.tracing.values import (
     Value,
     same_along,
 )
-
-aten = torch.ops.aten
 
 REVERSE = torch.tensor([[-1.0]])
 """The constant of a node with edges to all cells that read a sequence from its end.

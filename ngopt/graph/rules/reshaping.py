@@ -14,7 +14,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from ngopt.graph.rules.conversions import as_neurons, labels_of
-from ngopt.graph.rules.registry import functions, register_rule
+from ngopt.graph.rules.registry import aten, functions, register_rule
 from ngopt.graph.tracing.capture import packet_of
 from ngopt.graph.tracing.tracer import AppliedFunction, Tracer
 from ngopt.graph.tracing.values import (
@@ -25,8 +25,6 @@ from ngopt.graph.tracing.values import (
     nodes_among,
     with_zero_strides,
 )
-
-aten = torch.ops.aten
 
 JOINS = functions("cat concat stack hstack vstack")
 REARRANGING = functions("""
