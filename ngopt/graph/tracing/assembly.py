@@ -31,7 +31,13 @@ def assemble(tracer: Tracer) -> NeuralGraph:
     """The graph of all nodes and edges, of which no more are unified."""
     # before blocks are found, as it adds edges
     add_function_nodes(tracer)
-    blocks, biases = _blocks_and_biases(tracer)
+    blocks = []
+    biases = []
+    for edges in tracer.all_edges:
+        found = biases if edges.sources is None else blocks
+        found += blocks_of(edges, tracer.nodes)
+    blocks = with_copies(tracer, blocks)
+    biases = _one_for_each_parameter(tracer, biases)
     whole = with_unused_rows(tracer.parameters, [*blocks, *biases])
     blocks, biases = whole[: len(blocks)], whole[len(blocks) :]
     # after the copies, which are ends too, and before the marks of groups are read
@@ -64,17 +70,6 @@ def assemble(tracer: Tracer) -> NeuralGraph:
     return builder.build(inputs, outputs, hidden - positions - outputs - inputs)
 
 
-def _blocks_and_biases(tracer: Tracer) -> tuple[list[Block], list[Block]]:
-    blocks = []
-    biases = []
-    for edges in tracer.all_edges:
-        found = biases if edges.sources is None else blocks
-        found += blocks_of(edges, tracer.nodes)
-    blocks = with_copies(tracer, blocks)
-    biases = _one_for_each_parameter(tracer, biases)
-    return blocks, biases
-
-
 def add_function_nodes(tracer: Tracer) -> None:
     """Adds nodes for functions that were not applied to all neurons of a layer.
 
@@ -84,9 +79,8 @@ def add_function_nodes(tracer: Tracer) -> None:
     nodes = tracer.nodes
     everything = torch.arange(nodes.count)
     is_left = nodes.find_each() == everything
-    inputs = nodes.marked(Mark.INPUT)
     # inputs are never exchanged
-    is_left[inputs] = False
+    is_left[nodes.marked(Mark.INPUT)] = False
     left = everything[is_left]
     groups = nodes.group_of(left)
     histories = _histories(tracer)[left]
@@ -156,8 +150,7 @@ def with_copies(tracer: Tracer, blocks: Sequence[Block]) -> list[Block]:
             shape = (n, 1, 1)
             copy = Block(None, sources, copies[key], shape, (), "copy", block.path)
             found.append(copy)
-        apart = replace(block, sources=copies[key])
-        found.append(apart)
+        found.append(replace(block, sources=copies[key]))
     return found
 
 
@@ -177,11 +170,9 @@ def _one_for_each_parameter(tracer: Tracer, biases: Sequence[Block]) -> list[Blo
     """
     alike = defaultdict(list)
     for bias in biases:
-        view = _view(bias)
         # rows of a table differ only in the offset
-        layout = replace(view, offset=0)
-        targets = bias.targets.tolist()
-        key = (layout, bias.kind, *targets)
+        layout = replace(_view(bias), offset=0)
+        key = (layout, bias.kind, *bias.targets.tolist())
         alike[key].append(bias)
     found = []
     for pieces in alike.values():
@@ -205,9 +196,7 @@ def _joined(tracer: Tracer, pieces: list[Block]) -> list[Block]:
     if view is None or count_elements(view, numel) < view.numel:
         tracer.pin(first.targets)
         return pieces
-    slot_shape = view.shape[1:]
-    whole = replace(first, view=view, slot_shape=slot_shape)
-    return [whole]
+    return [replace(first, view=view, slot_shape=view.shape[1:])]
 
 
 def _stacked(view: View, offsets: Sequence[int]) -> View | None:
@@ -255,10 +244,8 @@ class _Groups:
             for end in _ends(block):
                 used.add(self._group(end))
         for old in sorted(used):
-            name = nodes.names[old]
-            kind = nodes.kinds[old]
-            size = self.sizes[old]
-            self.number[old] = builder.add_group(name, size, kind)
+            facts = nodes.names[old], self.sizes[old], nodes.kinds[old]
+            self.number[old] = builder.add_group(*facts)
 
     def _group(self, end: Tensor) -> int:
         """The group of all nodes at an end of a block."""
@@ -291,9 +278,8 @@ class _Groups:
         """The group of nodes and their places in it; None for all, in their order."""
         old = self._group(end)
         places = self.place_of[end].tolist()
-        everything = list(range(self.sizes[old]))
-        index = None if places == everything else tuple(places)
-        return self.number[old], index
+        is_whole = places == list(range(self.sizes[old]))
+        return self.number[old], None if is_whole else tuple(places)
 
     def marked(self, mark: Mark) -> set[int]:
         """The groups of all nodes with a mark."""
@@ -301,11 +287,9 @@ class _Groups:
 
     def of(self, labels: Tensor) -> set[int]:
         """The groups in the graph of all nodes among labels."""
-        nodes = labels[labels > 0]
-        groups = self.group_of[nodes].unique()
-        found = set(groups.tolist())
+        groups = self.group_of[labels[labels > 0]].unique()
         # the graph has only groups of ends of blocks
-        known = self.number.keys() & found
+        known = self.number.keys() & set(groups.tolist())
         return {self.number[old] for old in known}
 
 
@@ -327,11 +311,9 @@ def with_unused_rows(
         # rows of a matrix are neurons, not slots
         is_matrix = max(block.shape[1:], default=1) > 1
         if view is not None and not is_matrix and len(views[view.parameter]) == 1:
-            spec = specs[view.parameter]
             axes = len(block.shape)
-            whole = _completed(spec, view, axes)
-            slots = whole.shape[axes:]
-            block = replace(block, view=whole, slot_shape=slots)
+            whole = _completed(specs[view.parameter], view, axes)
+            block = replace(block, view=whole, slot_shape=whole.shape[axes:])
         found.append(block)
     return found
 

@@ -141,12 +141,11 @@ def _regular_pieces(
     """The edges in strided pieces; elements of no piece are left out."""
     given = not_none(edges.targets, edges.sources)
     axes = max(end.dim() for end in given)
-    found = []
+    ends: tuple[Tensor, ...] = ()
     for end in given:
         # the present nodes, with equally many axes
         missing = (None,) * (axes - end.dim())
-        found.append(compact(nodes.find(end)[missing]))
-    ends = tuple(found)
+        ends += (compact(nodes.find(end)[missing]),)
     view = elements.view()
     if view is not None:
         yield EdgePiece(view, ends, edges.kind, edges.path)
@@ -160,8 +159,7 @@ def _regular_pieces(
     uneven = EdgePiece(places, ends, edges.kind, edges.path)
     for piece in _strided_pieces(uneven, numbers, 0):
         own = piece.view.read(flat)[0, ..., 0]
-        part = Elements(elements.parameter, own)
-        view = part.view()
+        view = Elements(elements.parameter, own).view()
         if view is not None:
             yield replace(piece, view=view)
 
@@ -178,13 +176,10 @@ def _strided_pieces(
     runs = even_runs(line)
     start = 0
     for run in runs:
-        stop = start + len(run)
-        part = piece
-        if len(runs) > 1:
-            places = range(start, stop)
-            part = piece.cut(axis, places)
+        places = range(start, start + len(run))
+        part = piece.cut(axis, places) if len(runs) > 1 else piece
         yield from _strided_pieces(part, numbers, axis + 1)
-        start = stop
+        start = places.stop
 
 
 def even_runs(numbers: Tensor) -> list[Tensor]:
@@ -194,9 +189,7 @@ def even_runs(numbers: Tensor) -> list[Tensor]:
         steps = numbers.diff()
         # a run ends at the first i with another steps[i]
         changes = (steps != steps[:1]).nonzero()
-        length = len(numbers)
-        if len(changes):
-            length = int(changes[0]) + 1
+        length = int(changes[0]) + 1 if len(changes) else len(numbers)
         runs.append(numbers[:length])
         numbers = numbers[length:]
     return runs
@@ -226,11 +219,9 @@ def _within_groups(
 
 def _as_range(run: Tensor) -> range:
     """Numbers at an even distance."""
-    first, *others = run.tolist()
-    if not others:
-        return range(first, first + 1)
-    step = others[0] - first
-    return range(first, others[-1] + 1, step)
+    numbers = run.tolist()
+    step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
+    return range(numbers[0], numbers[-1] + 1, step)
 
 
 def _distinct_parts(piece: EdgePiece) -> Iterator[EdgePiece]:
@@ -252,8 +243,7 @@ def _distinct_parts(piece: EdgePiece) -> Iterator[EdgePiece]:
         stretches = list(_stretches(rows))
         if len(stretches) > 1:
             for places in stretches:
-                part = piece.cut(axis, places)
-                yield from _distinct_parts(part)
+                yield from _distinct_parts(piece.cut(axis, places))
             return
 
 
@@ -297,8 +287,7 @@ def _arranged(piece: EdgePiece) -> Iterator[Block]:
             # one place at a time: an axis of length 1 is left out, the rest may merge
             outer = axes[0]
             for place in range(piece.view.shape[outer]):
-                only = range(place, place + 1)
-                part = piece.cut(outer, only)
+                part = piece.cut(outer, range(place, place + 1))
                 yield from _arranged(part)
             return
     yield _block(piece)
@@ -307,9 +296,8 @@ def _arranged(piece: EdgePiece) -> Iterator[Block]:
 def _can_merge(view: View, axes: Sequence[int]) -> bool:
     """Whether elements along several axes are strided as along one."""
     for outer, inner in pairwise(axes):
-        length = view.shape[inner] * view.strides[inner]
         # as in view(): the outer stride is the length of the inner axis
-        if view.strides[outer] != length:
+        if view.strides[outer] != view.shape[inner] * view.strides[inner]:
             return False
     return True
 
@@ -347,9 +335,8 @@ def _merged(view: View, axes: Sequence[int]) -> tuple[int, int]:
     """Size and stride of several axes as one."""
     if not axes:
         return 1, 0
-    innermost = axes[-1]
     size = prod(view.shape[axis] for axis in axes)
-    return size, view.strides[innermost]
+    return size, view.strides[axes[-1]]
 
 
 def _flat(end: Tensor, first: list[int], second: list[int]) -> Tensor:

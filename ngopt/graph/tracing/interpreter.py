@@ -102,7 +102,12 @@ class RuleInterpreter:
         if state is not None:
             if self.tracer.is_parameter(state):
                 return self.tracer.elements(state)
-            return _constant(state)
+            if not isinstance(state, Tensor):  # such as a torch.Generator
+                return state
+            if state.is_meta:
+                return Unknown(state.shape)
+            # a copy: functions that work in place, such as add_ on a counter, change it
+            return state.detach().to("cpu", copy=True)
         self.tracer.input_dependent.add(call)
         value = call.meta.get("val")
         if not isinstance(value, Tensor):
@@ -192,16 +197,6 @@ class RuleInterpreter:
             return self.tracer.unknown(call)
 
 
-def _constant(state: Any) -> Value:
-    """A buffer or a constant of a network, in the form that rules compute with."""
-    if not isinstance(state, Tensor):  # such as a torch.Generator
-        return state
-    if state.is_meta:
-        return Unknown(state.shape)
-    # a copy, as functions that work in place, such as add_ on a counter, change it
-    return state.detach().to("cpu", copy=True)
-
-
 def _is_unknown(value: Value) -> bool:
     """Whether a value has tensors, and all of them are unknown."""
     has_unknown = False
@@ -285,8 +280,7 @@ class Memory:
             return
         if _writes(call):
             self._write(call)
-        sharing = self._sharing[storage_of(tensor)]
-        sharing.append(call)
+        self._sharing[storage_of(tensor)].append(call)
 
     def _write(self, call: Node) -> None:
         operand: Any = call.args[0]
@@ -298,7 +292,10 @@ class Memory:
         self.values[operand] = result
         sharing = self._sharing[storage_of(tensor)]
         others = [other for other in sharing if other is not operand]
-        if not others or _are_same(old, result):
+        are_neurons = isinstance(old, Neurons) and isinstance(result, Neurons)
+        # as behind an activation
+        is_same = are_neurons and torch.equal(old.labels, result.labels)
+        if not others or is_same:
             return
         written = _places(tensor)
         for other in others:
@@ -322,7 +319,11 @@ def _after_write(
     is_new = is_written[places]
     if not is_new.any():
         return value
-    old = _labels(value)
+    old = None
+    if isinstance(value, Tensor):
+        old = constant_labels(value)
+    elif isinstance(value, Neurons):
+        old = value.labels
     is_unknown = old is None and not is_new.all()
     if isinstance(result, Unknown) or is_unknown:
         return Unknown(places.shape)
@@ -332,19 +333,6 @@ def _after_write(
     if old is not None:
         new = torch.where(is_new, new, old)
     return Neurons(with_zero_strides(new))
-
-
-def _are_same(old: Value, new: Value) -> bool:
-    """Whether neurons stay the same, as behind an activation."""
-    if not isinstance(old, Neurons) or not isinstance(new, Neurons):
-        return False
-    return torch.equal(old.labels, new.labels)
-
-
-def _labels(value: Value) -> Tensor | None:
-    if isinstance(value, Tensor):
-        return constant_labels(value)
-    return value.labels if isinstance(value, Neurons) else None
 
 
 def _writes(call: Node) -> bool:
