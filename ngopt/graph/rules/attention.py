@@ -47,7 +47,12 @@ def attention(
     scores = product_of_activations(tracer, call.name, q, keys, shape)
     if isinstance(scores, Neurons):
         mask = tracer.argument(call, "attn_mask")
-        scores = _masked(tracer, call, scores, mask)
+        if isinstance(mask, Elements):
+            scores = with_parameter(tracer, call, scores, mask, "shift")
+        elif isinstance(mask, Neurons):
+            scores = sum_of(tracer, call, scores, mask)
+        elif isinstance(mask, Tensor):
+            tell_apart_by_constant(tracer, scores, mask)
         heads = nodes_among(scores.labels)
         # function None: all heads have the same
         function = AppliedFunction(heads, "softmax", None)
@@ -69,16 +74,6 @@ def _repeated(x: Neurons, q: Neurons) -> Neurons:
     return Neurons(x.labels.repeat_interleave(ratio, -3))
 
 
-def _masked(tracer: Tracer, call: Node, scores: Neurons, mask: Value) -> Neurons:
-    if isinstance(mask, Elements):
-        return with_parameter(tracer, call, scores, mask, "shift")
-    if isinstance(mask, Neurons):
-        return sum_of(tracer, call, scores, mask)
-    if isinstance(mask, Tensor):
-        tell_apart_by_constant(tracer, scores, mask)
-    return scores
-
-
 def product_of_activations(
     tracer: Tracer, name: str, a: Value, b: Value, shape: torch.Size
 ) -> Value:
@@ -93,20 +88,22 @@ def product_of_activations(
     if isinstance(a, Neurons) and isinstance(b, Neurons):
         return _of_activations(tracer, name, a.labels, b.labels, shape)
     if isinstance(a, Neurons) and isinstance(b, (Tensor, Unknown)):
-        return _mixed(a, -1, shape)
+        return same_neurons(a, -1, shape)
     if isinstance(b, Neurons) and isinstance(a, (Tensor, Unknown)):
         rows = max(-2, -len(b.shape))  # a vector is a column
-        return _mixed(b, rows, shape)
+        return same_neurons(b, rows, shape)
     return Unknown(shape)
 
 
-def _mixed(x: Neurons, dim: int, shape: torch.Size) -> Value:
-    """A constant mixes positions along a dimension: neurons stay if they are the same
-    at all of these."""
+def same_neurons(
+    x: Neurons, dim: int, shape: torch.Size, positions: Tensor | None = None
+) -> Value:
+    """Behind a function that mixes positions along a dimension: neurons stay if they
+    are the same at all of these."""
     if not same_along(x.labels, dim):
         return Unknown(shape)
     first = x.labels.narrow(dim, 0, 1)
-    return Neurons(first.expand(shape))
+    return Neurons(first.expand(shape), positions=positions)
 
 
 def _of_activations(

@@ -66,21 +66,11 @@ def channel_norm(
     tracer: Tracer, call: Node, x: Value, weight: Value = None, bias: Value = None, *_
 ) -> Value:
     if not isinstance(x, Neurons):
-        return _without_neurons(tracer, call, x)
-    _unify_channels(tracer, x)
-    norm = Norm(x, [1], weight, bias)
-    return scale_and_shift(tracer, call, norm)
-
-
-def _without_neurons(tracer: Tracer, call: Node, x: Value) -> Value:
-    """The norm of anything but neurons is represented as its operand."""
-    return tracer.unknown(call) if x is None else x
-
-
-def _unify_channels(tracer: Tracer, x: Neurons) -> None:
-    """Makes each channel of a map one neuron."""
+        return x  # the norm of anything but neurons is represented as its operand
     if len(x.shape) > 2:
         unify_channel_places(tracer, x.labels, 1)
+    norm = Norm(x, [1], weight, bias)
+    return scale_and_shift(tracer, call, norm)
 
 
 @register_rule(aten.layer_norm)
@@ -99,7 +89,7 @@ def layer_norm(
     if isinstance(x, Elements) and is_learned:
         x = as_neurons(tracer, x)
     if not isinstance(x, Neurons):
-        return _without_neurons(tracer, call, x)
+        return x
     (labels,) = tracer.nodes.find_all(x.labels)
     count = len(shape)
     dims = list(range(-count, 0))
@@ -130,8 +120,9 @@ def group_norm(
     Channels of different groups cannot be exchanged.
     """
     if not isinstance(x, Neurons):
-        return _without_neurons(tracer, call, x)
-    _unify_channels(tracer, x)
+        return x
+    if len(x.shape) > 2:
+        unify_channel_places(tracer, x.labels, 1)
     # channels stay, even of one neuron, as they are cut into groups next
     (labels,) = without_repeats([x.labels], keep=[1])
     rows = labels.unflatten(1, (groups, -1))

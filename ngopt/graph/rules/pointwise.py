@@ -79,23 +79,17 @@ def _of_neurons(
         result = product_of(tracer, call, result, factor)
     result = Neurons(result.labels.expand(shape))
     for other in fitting:
-        result = _combined(tracer, call, result, other)
+        if isinstance(other, Elements):
+            result = with_parameter(tracer, call, result, other, "slope")
+        elif isinstance(other, Tensor):
+            tell_apart_by_constant(tracer, result, other)
+        elif isinstance(other, Unknown):
+            # dense, as it may differ everywhere: stride 0 means that it repeats
+            dense = torch.empty(other.shape)
+            if differs_between_neurons(result.labels, dense):
+                tracer.pin(result.labels)
     note_function(tracer, call, result.labels)
     return result
-
-
-def _combined(tracer: Tracer, call: Node, x: Neurons, other: Value) -> Neurons:
-    """Neurons after a parameter, a constant or an unknown tensor is applied to them."""
-    if isinstance(other, Elements):
-        return with_parameter(tracer, call, x, other, "slope")
-    if isinstance(other, Tensor):
-        tell_apart_by_constant(tracer, x, other)
-    if isinstance(other, Unknown):
-        # dense, as it may differ everywhere: stride 0 means that it repeats
-        dense = torch.empty(other.shape)
-        if differs_between_neurons(x.labels, dense):
-            tracer.pin(x.labels)
-    return x
 
 
 def note_function(tracer: Tracer, call: Node, labels: Tensor) -> None:
@@ -280,7 +274,12 @@ def _changes_only(tracer: Tracer, call: Node, x: Neurons, chosen: Tensor) -> boo
     if chosen.all():
         return True
     try:
-        before = _samples(tracer, call)
+        # the arguments: constants, and random numbers for others
+        before = {}
+        for argument in call.all_input_nodes:
+            value = tracer.values[argument]
+            is_traced = isinstance(value, TRACED)
+            before[argument] = _random(argument.meta["val"]) if is_traced else value
         after = dict(before)
         for argument, numbers in before.items():
             if tracer.values[argument] is x:
@@ -291,17 +290,6 @@ def _changes_only(tracer: Tracer, call: Node, x: Neurons, chosen: Tensor) -> boo
         return bool(is_same[rest].all())
     except Exception:
         return False
-
-
-def _samples(tracer: Tracer, call: Node) -> dict[Node, Any]:
-    """The arguments of a function: constants, and random numbers for others."""
-    samples = {}
-    for argument in call.all_input_nodes:
-        value = tracer.values[argument]
-        if isinstance(value, TRACED):
-            value = _random(argument.meta["val"])
-        samples[argument] = value
-    return samples
 
 
 def _result(call: Node, values: dict[Node, Any]) -> Tensor:

@@ -6,7 +6,8 @@ For cat and stack, also the functions that their operands went through.
 from __future__ import annotations
 
 import operator
-from typing import Any, NamedTuple
+from collections import defaultdict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -134,32 +135,22 @@ def concatenation(
     return as_values(function(parts, *options, **kwargs))
 
 
-class _Part(NamedTuple):
-    """One of several tensors that are concatenated.
-
-    groups: in which its nodes were made. path: the functions applied to them since.
-    """
-
-    nodes: Tensor
-    groups: set[int]
-    path: str
-
-
 def _tell_parts_apart(tracer: Tracer, call: Node) -> None:
     """Records the functions that parts of one layer went through, if these differ."""
     parts = []
+    paths: dict[int, set[str]] = defaultdict(set)  # by the group of the nodes
     for source in call.all_input_nodes:
         value = tracer.values.get(source)
         if isinstance(value, Neurons):
             nodes = tracer.nodes.find(nodes_among(value.labels))
-            groups = tracer.nodes.group_of(nodes).tolist()
+            groups = set(tracer.nodes.group_of(nodes).tolist())
             path = _path(tracer, source)
-            parts.append(_Part(nodes, set(groups), path))
-    for part in parts:
+            parts.append((groups, AppliedFunction(nodes, None, path)))
+            for group in groups:
+                paths[group].add(path)
+    for groups, function in parts:
         # `add_function_nodes` compares nodes of one group alone
-        of_layer = [other for other in parts if other.groups & part.groups]
-        if any(other.path != part.path for other in of_layer):
-            function = AppliedFunction(part.nodes, None, part.path)
+        if any(len(paths[group]) > 1 for group in groups):
             tracer.applied_functions.append(function)
 
 
@@ -178,20 +169,16 @@ def _path(tracer: Tracer, call: Node) -> str:
         packet = packet_of(call)
         is_item = call.target is operator.getitem
         only_rearranges = is_item or packet in REARRANGING or packet in JOINS
-        if not only_rearranges or _changes_positions(tracer, call, value):
+        changes_positions = False
+        if isinstance(value, Neurons):
+            dims = _changed_dims(tracer, call, value)
+            # stride 0 where labels repeat: positions of the same neurons
+            strides = with_zero_strides(value.labels).stride()
+            changes_positions = bool(dims) and all(strides[d] == 0 for d in dims)
+        if not only_rearranges or changes_positions:
             step = (call.target, call.args[1:], call.kwargs)
             path.append(str(step))
         (call,) = sources
-
-
-def _changes_positions(tracer: Tracer, call: Node, first: Value) -> bool:
-    """Whether a function selects, pads or reorders positions of the same neurons."""
-    if not isinstance(first, Neurons):
-        return False
-    dims = _changed_dims(tracer, call, first)
-    # stride 0 where labels repeat: positions of the same neurons
-    strides = with_zero_strides(first.labels).stride()
-    return bool(dims) and all(strides[d] == 0 for d in dims)
 
 
 def _changed_dims(tracer: Tracer, call: Node, first: Neurons) -> list[int]:
