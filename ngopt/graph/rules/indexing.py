@@ -29,6 +29,7 @@ from ngopt.graph.tracing.values import (
     Neurons,
     Unknown,
     Value,
+    has_any,
     has_one_value,
     same_along,
     with_zero_strides,
@@ -62,7 +63,7 @@ def index_select(
 
 def is_data_dependent(places: Index) -> bool:
     """Whether some places are not constant, as in `x[scores > 0]`."""
-    return any(isinstance(place, (Neurons, Unknown)) for place in places)
+    return has_any(places, (Neurons, Unknown))
 
 
 def indexed_dims(call: Node) -> list[int]:

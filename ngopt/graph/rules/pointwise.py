@@ -27,6 +27,7 @@ from ngopt.graph.tracing.values import (
     Neurons,
     Unknown,
     Value,
+    has_any,
     has_one_value,
     nodes_among,
 )
@@ -45,9 +46,9 @@ def pointwise_function(tracer: Tracer, call: Node, args: tuple, kwargs: dict) ->
         if isinstance(leaf, (*TRACED, Tensor)):
             operands.append(leaf)
     fitting = [x for x in operands if _fits(x, value.shape)]
-    if any(isinstance(x, Neurons) for x in operands):
+    if has_any(operands, Neurons):
         return _of_neurons(tracer, call, operands, fitting)
-    if any(isinstance(x, Elements) for x in fitting):
+    if has_any(fitting, Elements):
         return _of_elements(tracer, call, fitting)
     if fitting:
         return Unknown(value.shape, equivariant=all(map(_is_uniform, fitting)))

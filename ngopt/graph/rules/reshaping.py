@@ -23,6 +23,7 @@ from ngopt.graph.tracing.values import (
     Neurons,
     Unknown,
     Value,
+    has_any,
     nodes_among,
     with_zero_strides,
 )
@@ -56,7 +57,7 @@ def rearrange(tracer: Tracer, call: Node, args: tuple, kwargs: dict) -> Value:
     if packet_of(call) in SHAPED_LIKE:  # any tensor of that shape
         options = [torch.empty(tracer.shape_of(call))]
     leaves = tree_leaves((first, options, kwargs))
-    if any(isinstance(leaf, Unknown) for leaf in leaves):
+    if has_any(leaves, Unknown):
         is_equivariant = isinstance(first, Unknown) and first.equivariant
         if is_equivariant and isinstance(call.meta["val"], Tensor):
             return Unknown(tracer.shape_of(call), equivariant=True)
@@ -90,9 +91,8 @@ def _rearranged_elements(
     call: Node, elements: Elements, options: list, kwargs: dict
 ) -> Value | None:
     """None if other values are operands, too, or the function fails on labels."""
-    for operand in tree_leaves((options, kwargs)):
-        if isinstance(operand, (Neurons, Elements)):
-            return None
+    if has_any(tree_leaves((options, kwargs)), (Neurons, Elements)):
+        return None
     function = _function_of_labels(call)
 
     def rearranged(x: Tensor) -> Any:
@@ -127,7 +127,7 @@ def im2col(tracer: Tracer, call: Node, x: Value, *options) -> Value:
 def concatenation(
     tracer: Tracer, call: Node, tensors: list, *options, **kwargs
 ) -> Value:
-    if any(isinstance(tensor, Unknown) for tensor in tensors):
+    if has_any(tensors, Unknown):
         return tracer.unknown(call)
     _tell_parts_apart(tracer, call)
     function: Any = call.target

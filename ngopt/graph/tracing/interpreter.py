@@ -37,6 +37,7 @@ from ngopt.graph.tracing.values import (
     Unknown,
     Value,
     constant_labels,
+    has_any,
     storage_of,
     strided_numbers,
     with_zero_strides,
@@ -161,7 +162,7 @@ class RuleInterpreter:
             several, place = args
             is_several = isinstance(several, (list, tuple))
             return several[place] if is_several else self.tracer.unknown(call)
-        if not any(isinstance(leaf, TRACED) for leaf in tree_leaves((args, kwargs))):
+        if not has_any(tree_leaves((args, kwargs)), TRACED):
             return self._apply(constants.constant, call, *args, **kwargs)
         packet = packet_of(call)
         rule = RULES.get(call.target) or RULES.get(packet) or RULES.get(str(packet))

@@ -17,9 +17,6 @@ from ngopt.graph.graph_builder import GraphBuilder
 from ngopt.graph.groups_and_blocks import EdgeBlock, Index
 from ngopt.graph.neural_graph import NeuralGraph
 
-FLATTEN = "flatten"
-"""Kind of the blocks whose slots are positions of a flattened map."""
-
 
 def with_virtual_layer(graph: NeuralGraph) -> NeuralGraph:
     """Adds a layer of nodes before every layer that follows a flatten, one node for
@@ -32,6 +29,8 @@ def with_virtual_layer(graph: NeuralGraph) -> NeuralGraph:
         name = f"{graph.groups[block.target].name}.flattened"
         _, _, channels = block.shape
         group = builder.add_group(name, channels * block.slots, "position")
+        # the columns of the weight, ordered by channel, then position
+        columns = np.argsort(_repeated_nodes(block, range(channels))).tolist()
         spread = EdgeBlock(
             None,
             block.source,
@@ -39,7 +38,7 @@ def with_virtual_layer(graph: NeuralGraph) -> NeuralGraph:
             (channels, block.slots, 1),
             kind="spread",
             source_index=block.source_index,
-            target_index=_columns_of_channels(block),
+            target_index=None if columns == sorted(columns) else tuple(columns),
         )
         place = builder.blocks.index(block)
         builder.blocks[place : place + 1] = [spread, _with_columns(block, group)]
@@ -109,7 +108,8 @@ def _built(builder: GraphBuilder, graph: NeuralGraph) -> NeuralGraph:
 
 
 def _flattens(graph: NeuralGraph) -> list[EdgeBlock]:
-    return [block for block in graph.blocks if block.kind == FLATTEN]
+    """The blocks whose slots are positions of a flattened map."""
+    return [block for block in graph.blocks if block.kind == "flatten"]
 
 
 def _with_columns(block: EdgeBlock, source: int) -> EdgeBlock:
@@ -129,29 +129,14 @@ def _with_columns(block: EdgeBlock, source: int) -> EdgeBlock:
     )
 
 
-def _is_channels_first(block: EdgeBlock) -> bool:
-    """Whether the columns of a weight are channel after channel, not position after
-    position."""
-    _, _, channel, position = block.elements.strides
-    return block.shape[2] == 1 or channel > position
-
-
-def _columns_of_channels(block: EdgeBlock) -> Index:
-    """The columns of a weight, ordered by channel, then position."""
-    channels, slots = block.shape[2], block.slots
-    columns = np.arange(channels * slots)
-    if not _is_channels_first(block):
-        columns = columns.reshape(slots, channels).T.ravel()
-    order = columns.tolist()
-    return None if order == sorted(order) else tuple(order)
-
-
-def _repeated_nodes(block: EdgeBlock, channels: Sequence[int]) -> Index:
+def _repeated_nodes(block: EdgeBlock, channels: Sequence[int]) -> tuple[int, ...]:
     """For every column of a weight its node; nodes are ordered by channel, then
     position."""
     first = np.array(channels) * block.slots
     nodes = np.add.outer(first, np.arange(block.slots))  # (channels, slots)
-    if not _is_channels_first(block):
+    _, _, channel, position = block.elements.strides
+    # columns of a single channel are position after position
+    if block.shape[2] > 1 and channel <= position:
         nodes = nodes.T
     return tuple(nodes.ravel().tolist())
 

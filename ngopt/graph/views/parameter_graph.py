@@ -146,26 +146,22 @@ def _is_scale(graph: NeuralGraph, block: EdgeBlock) -> bool:
 
 
 def _can_merge(graph: NeuralGraph, scale: EdgeBlock, layer: Sequence[int]) -> bool:
-    """Whether the kinds of edges distinguish both sides of a norm after merging."""
-    if not _are_mergeable(graph, scale):
+    """Whether a norm connects all neurons of two groups, not inputs to outputs, and the
+    kinds of edges distinguish both sides of it after merging."""
+    before, behind = graph.groups[scale.source], graph.groups[scale.target]
+    roles = {before.role, behind.role}
+    is_output = "output" in roles or before.is_pinned or behind.is_pinned
+    is_complete = before.size == behind.size == scale.shape[0]
+    if not is_complete or ("input" in roles and is_output):
         return False
     others = _blocks_beside(graph, scale)
     for block in others:
         if block.target == scale.target and layer[block.source] >= layer[scale.source]:
             return False  # merging might make a cycle
-    before = _kinds_at(scale.source, others, graph.biases)
-    if not before.isdisjoint({("out", kind) for kind in SCALES}):
+    kinds = _kinds_at(scale.source, others, graph.biases)
+    if not kinds.isdisjoint({("out", kind) for kind in SCALES}):
         return False  # another norm of the same neurons
-    return before.isdisjoint(_kinds_at(scale.target, others, graph.biases))
-
-
-def _are_mergeable(graph: NeuralGraph, scale: EdgeBlock) -> bool:
-    """Whether a norm connects all neurons of two groups, and not inputs to outputs."""
-    before, behind = graph.groups[scale.source], graph.groups[scale.target]
-    roles = {before.role, behind.role}
-    is_output = "output" in roles or before.is_pinned or behind.is_pinned
-    is_complete = before.size == behind.size == scale.shape[0]
-    return is_complete and not ("input" in roles and is_output)
+    return kinds.isdisjoint(_kinds_at(scale.target, others, graph.biases))
 
 
 def _blocks_beside(graph: NeuralGraph, scale: EdgeBlock) -> list[EdgeBlock]:
