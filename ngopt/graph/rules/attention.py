@@ -85,14 +85,26 @@ def product_of_activations(
     again a product node. Neurons that differ between positions are unified if possible,
     such as the keys of a prefix and those of tokens.
     """
-    if isinstance(a, Neurons) and isinstance(b, Neurons):
-        return _of_activations(tracer, name, a.labels, b.labels, shape)
     if isinstance(a, Neurons) and isinstance(b, (Tensor, Unknown)):
         return same_neurons(a, -1, shape)
     if isinstance(b, Neurons) and isinstance(a, (Tensor, Unknown)):
         rows = max(-2, -len(b.shape))  # a vector is a column
         return same_neurons(b, rows, shape)
-    return Unknown(shape)
+    if not isinstance(a, Neurons) or not isinstance(b, Neurons):
+        return Unknown(shape)
+    # as in torch, a vector is a row on the left and a column on the right
+    left = a.labels[None] if a.labels.dim() == 1 else a.labels
+    right = b.labels[:, None] if b.labels.dim() == 1 else b.labels
+    # (1,): two plain matrices get an axis that can be flattened, too
+    lead = torch.broadcast_shapes((1,), left.shape[:-2], right.shape[:-2])
+    whole = [x.expand(*lead, -1, -1) for x in (left, right)]
+    # (r, t, n) and (r, n, m)
+    left, right = [tracer.nodes.find(x).flatten(0, -3) for x in whole]
+    r, t, _ = left.shape
+    labels = _products(tracer, name, left, right)
+    if labels is None:
+        return Unknown(shape)
+    return Neurons(labels.expand(r, t, right.shape[2]).reshape(shape))
 
 
 def same_neurons(
@@ -106,26 +118,6 @@ def same_neurons(
     return Neurons(first.expand(shape), positions=positions)
 
 
-def _of_activations(
-    tracer: Tracer, name: str, a: Tensor, b: Tensor, shape: torch.Size
-) -> Value:
-    """The product of labels (..., t, n) and (..., n, m); Unknown if too large."""
-    # as in torch, a vector is a row on the left and a column on the right
-    a = a[None] if a.dim() == 1 else a
-    b = b[:, None] if b.dim() == 1 else b
-    # (1,): two plain matrices get an axis that can be flattened, too
-    lead = torch.broadcast_shapes((1,), a.shape[:-2], b.shape[:-2])
-    whole = [x.expand(*lead, -1, -1) for x in (a, b)]
-    # (r, t, n) and (r, n, m)
-    left, right = [tracer.nodes.find(x).flatten(0, -3) for x in whole]
-    r, t, _ = left.shape
-    m = right.shape[2]
-    labels = _products(tracer, name, left, right)
-    if labels is None:
-        return Unknown(shape)
-    return Neurons(labels.expand(r, t, m).reshape(shape))
-
-
 def _products(tracer: Tracer, name: str, left: Tensor, right: Tensor) -> Tensor | None:
     """Labels that broadcast to (r, t, m), of labels (r, t, n) and (r, n, m).
 
@@ -133,7 +125,9 @@ def _products(tracer: Tracer, name: str, left: Tensor, right: Tensor) -> Tensor 
     """
     # one node in each matrix, as a head at all positions
     are_scores = same_along(left, 1) and same_along(left, 2)
-    weighs = are_scores and _are_values(right)
+    # heads of one neuron each have the same value at all positions
+    is_value = right.shape[1] > 1 and same_along(right, 1)
+    weighs = are_scores and (is_value or not same_along(right, 2))
     # neurons of values are along m, those of keys along n
     right = _unify_positions(tracer, right, 2 if weighs else 1)
     if weighs and same_along(right, 1):
@@ -146,14 +140,6 @@ def _products(tracer: Tracer, name: str, left: Tensor, right: Tensor) -> Tensor 
             keys = right[:, :, 0]
             return _scores(tracer, name, left[:, 0], keys)
     return _pooled_products(tracer, name, left, right)
-
-
-def _are_values(right: Tensor) -> bool:
-    """Whether neurons are along the last axis of (r, n, m), positions along n."""
-    if not same_along(right, 2):
-        return True
-    # heads of one neuron each have the same value at all positions
-    return right.shape[1] > 1 and same_along(right, 1)
 
 
 def _unify_positions(tracer: Tracer, labels: Tensor, dim: int) -> Tensor:

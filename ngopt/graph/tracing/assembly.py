@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -186,35 +185,26 @@ def _joined(tracer: Tracer, pieces: list[Block]) -> list[Block]:
     At uneven distances the nodes are pinned, as the graph contains no order of pieces.
     """
     first = pieces[0]
-    offsets = {_view(piece).offset for piece in pieces}
+    offsets = sorted({_view(piece).offset for piece in pieces})
     if len(offsets) == 1:
         return pieces
     part = _view(first)
-    view = _stacked(part, sorted(offsets))
-    numel = tracer.parameters[part.parameter].numel
-    # steps shorter than a piece make pieces overlap
-    if view is None or count_elements(view, numel) < view.numel:
-        tracer.pin(first.targets)
-        return pieces
-    return [replace(first, view=view, slot_shape=view.shape[1:])]
-
-
-def _stacked(view: View, offsets: Sequence[int]) -> View | None:
-    """A view (n, ...) and others like it as one, (n, views, ...); None at uneven
-    distances."""
-    steps = {b - a for a, b in pairwise(offsets)}
-    if len(steps) > 1:
-        return None
-    # two offsets at least, so that there is a step
-    (step,) = steps
-    n, *shape = view.shape
-    stride, *strides = view.strides
-    return View(
-        view.parameter,
+    step = offsets[1] - offsets[0]
+    n, *shape = part.shape
+    stride, *strides = part.strides
+    view = View(
+        part.parameter,
         shape=(n, len(offsets), *shape),
         strides=(stride, step, *strides),
         offset=offsets[0],
     )
+    is_even = offsets == list(range(offsets[0], offsets[-1] + 1, step))
+    numel = tracer.parameters[part.parameter].numel
+    # steps shorter than a piece make pieces overlap
+    if not is_even or count_elements(view, numel) < view.numel:
+        tracer.pin(first.targets)
+        return pieces
+    return [replace(first, view=view, slot_shape=view.shape[1:])]
 
 
 def _sources(block: Block) -> Tensor:

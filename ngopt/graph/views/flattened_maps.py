@@ -58,7 +58,13 @@ def with_repeated_nodes(graph: NeuralGraph) -> NeuralGraph:
         group = builder.add_group(f"{old.name}.repeated", size, "neuron")
         for position in range(block.slots):
             nodes = range(position, size, block.slots)
-            _repeat(builder, graph, block.source, group, nodes)
+            for into in graph.blocks_into(block.source):
+                index = _picked(nodes, into.target_index)
+                copy = replace(into, target=group, target_index=index)
+                builder.blocks.append(copy)
+            for bias in graph.biases_of(block.source):
+                index = _picked(nodes, bias.index)
+                builder.biases.append(replace(bias, group=group, index=index))
         builder.blocks.remove(block)
         channels = block.source_index or range(old.size)
         index = _repeated_nodes(block, channels)
@@ -67,19 +73,6 @@ def with_repeated_nodes(graph: NeuralGraph) -> NeuralGraph:
     repeated = range(len(graph.groups), len(builder.groups))
     builder.blocks = _in_forward_order(builder.blocks, repeated)
     return _built(builder, graph)
-
-
-def _repeat(
-    builder: GraphBuilder, graph: NeuralGraph, old: int, new: int, nodes: Sequence[int]
-) -> None:
-    """Adds incoming edges and biases of a group to nodes of another, one for each of
-    its neurons."""
-    for block in graph.blocks_into(old):
-        index = _picked(nodes, block.target_index)
-        builder.blocks.append(replace(block, target=new, target_index=index))
-    for bias in graph.biases_of(old):
-        index = _picked(nodes, bias.index)
-        builder.biases.append(replace(bias, group=new, index=index))
 
 
 def _picked(nodes: Sequence[int], index: Index) -> Index:
