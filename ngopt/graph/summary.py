@@ -113,21 +113,18 @@ def incoming(blocks: Sequence[EdgeBlock]) -> list[str]:
         if block.view is None:
             constants.append(block.kind)
             continue
-        weights.append(_sizes(block))
+        sizes = f"{n_source} -> {n_target}"
+        if is_diagonal(block):
+            sizes = "one to one"
+        elif groups > 1:
+            sizes = f"{groups} groups of {sizes}"
+        weights.append(sizes)
         sources += groups * n_source
         targets = max(targets, groups * n_target)
     sizes = counted(weights)
     if len(sizes) > LISTED:
         sizes = [f"{len(weights)} blocks: {sources} -> {targets}"]
     return sizes + counted(constants)
-
-
-def _sizes(block: EdgeBlock) -> str:
-    groups, targets, sources = block.shape
-    if is_diagonal(block):
-        return "one to one"
-    sizes = f"{sources} -> {targets}"
-    return sizes if groups == 1 else f"{groups} groups of {sizes}"
 
 
 def slot_texts(blocks: Sequence[EdgeBlock]) -> list[str]:

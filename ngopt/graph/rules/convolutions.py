@@ -14,6 +14,7 @@ from torch.fx import Node
 from ngopt.graph.rules.conversions import as_neurons
 from ngopt.graph.rules.linear import MAX_USES, add_bias, linear_over_positions
 from ngopt.graph.rules.pointwise import note_function
+from ngopt.graph.rules.reductions import for_each_result
 from ngopt.graph.rules.registry import aten, functions, register_rule
 from ngopt.graph.tracing.edges import Edges
 from ngopt.graph.tracing.tracer import Tracer
@@ -213,11 +214,7 @@ def _unify_each(tracer: Tracer, ends: Tensor, partners: Tensor) -> bool:
 @register_rule(*POOLS)
 def pool(tracer: Tracer, call: Node, x: Value, *_, **__) -> Value:
     """The channels stay."""
-    values = call.meta["val"]
-    if isinstance(values, Tensor):
-        return _pooled(tracer, call, x, values.shape)
-    first, *others = (value.shape for value in values)
-    return (_pooled(tracer, call, x, first), *map(Unknown, others))
+    return for_each_result(call, lambda shape: _pooled(tracer, call, x, shape))
 
 
 def _pooled(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
