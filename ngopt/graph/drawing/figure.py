@@ -24,7 +24,7 @@ from matplotlib.path import Path
 from torch import Tensor
 
 from ngopt.graph.connectivity import components
-from ngopt.graph.groups_and_blocks import NeuronGroup, is_diagonal
+from ngopt.graph.groups_and_blocks import Bias, EdgeBlock, NeuronGroup, is_diagonal
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.graph.summary import counted, incoming, merged, runs, shorten, slot_texts
 
@@ -254,7 +254,6 @@ def _path(wire: Wire, place: int) -> Path:
 def _draw_box(axes: Axes, graph: NeuralGraph, number: int, run: Sequence[int]) -> None:
     """Draws the box of a group, or of the pieces of a norm, with its words."""
     group, blocks, biases = merged(graph, run)
-    weights = [block for block in blocks if block.view]
     fill, border = FILLS.get(group.kind, OTHER_FILL)
     y = -STEP * (number + 0.5)
     box = FancyBboxPatch(
@@ -272,18 +271,24 @@ def _draw_box(axes: Axes, graph: NeuralGraph, number: int, run: Sequence[int]) -
     size = f"{group.size:,} {group.kind if group.size == 1 else _plural(group.kind)}"
     if group.activation:
         size += f" · {group.activation}"
-    sizes = " + ".join(incoming(weights))
-    slots = "/".join(slot_texts([block for block in weights if block.slots > 1]))
-    if slots.isdecimal():
-        slots += " slots"
-    tags = ", ".join(counted([bias.kind for bias in biases]))
-    details = " · ".join(filter(None, (sizes, slots, tags)))
-    details = details.replace("->", "→").replace("x", TIMES)
-    details = textwrap.shorten(details, DETAIL_WIDTH, placeholder=" ...")
+    details = _details(blocks, biases)
     name = shorten(group.name, NAME_WIDTH)
     axes.text(NAME, y, name, va="center", fontsize=7.5, weight="bold")
     axes.text(SIZE, y, size, va="center", fontsize=6.8)
     axes.text(DETAILS, y, details, va="center", fontsize=6.8, color="#404040")
+
+
+def _details(blocks: Sequence[EdgeBlock], biases: Sequence[Bias]) -> str:
+    """The weights into a box, their slots, and the biases of its nodes."""
+    weights = [block for block in blocks if block.view]
+    slots = "/".join(slot_texts([block for block in weights if block.slots > 1]))
+    if slots.isdecimal():
+        slots += " slots"
+    sizes = " + ".join(incoming(weights))
+    tags = ", ".join(counted([bias.kind for bias in biases]))
+    words = " · ".join(filter(None, (sizes, slots, tags)))
+    words = words.replace("->", "→").replace("x", TIMES)
+    return textwrap.shorten(words, DETAIL_WIDTH, placeholder=" ...")
 
 
 def _has_thick_border(group: NeuronGroup) -> bool:
