@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import ceil, inf, log1p, sqrt
 from typing import NamedTuple
 
@@ -314,15 +314,18 @@ def _legend(
         look = {"edgecolor": "#404040", "linewidth": THICK_BORDER}
         label = "input, output or pinned"
         handles.append(Patch(facecolor="white", label=label, **look))
-    styles = {wire.style for wire in wires}
-    known = [style for style in LINES if style in styles]
-    for style in (*known, *sorted(styles - LINES.keys())):
-        color, dashes, words = LINES.get(style, OTHER_LINE)
-        look = {"color": color, "linestyle": dashes, "linewidth": 1.6}
-        handles.append(Line2D([], [], label=words or style, **look))
+    handles += _lines({wire.style for wire in wires})
     if graph.weights:
         of_values = "norm of the values"
         measure = of_values if with_values else "log of the number of elements"
         label = f"thickness: {measure}"
         handles.append(Line2D([], [], color="#33475b", linewidth=4, label=label))
     return handles
+
+
+def _lines(styles: set[str]) -> Iterator[Line2D]:
+    known = [style for style in LINES if style in styles]
+    for style in (*known, *sorted(styles - LINES.keys())):
+        color, dashes, words = LINES.get(style, OTHER_LINE)
+        look = {"color": color, "linestyle": dashes, "linewidth": 1.6}
+        yield Line2D([], [], label=words or style, **look)
