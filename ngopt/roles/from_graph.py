@@ -312,7 +312,12 @@ def _normalised(graph: NeuralGraph) -> dict[int, set[int]]:
     the other factors of these products, unless they are pooled themselves. Values are
     the pooled groups.
     """
-    pooled = _pooled(graph)
+    # groups with one statistic of all neurons or of each head, and what they pool
+    pooled = {}
+    for number, group in enumerate(graph.groups):
+        sources = _sources(graph, number, ("pool",))
+        if sources and (group.size == 1 or group.kind == "pool"):
+            pooled[number] = sources
     found: dict[int, set[int]] = {}
     for number, group in enumerate(graph.groups):
         factors = _sources(graph, number, ("left", "right"))
@@ -326,16 +331,6 @@ def _normalised(graph: NeuralGraph) -> dict[int, set[int]]:
         for factor in factors - statistics - sources:
             found[factor] = sources
     return found
-
-
-def _pooled(graph: NeuralGraph) -> dict[int, set[int]]:
-    """Groups with one statistic of all neurons or of each head, and what they pool."""
-    pooled = {}
-    for number, group in enumerate(graph.groups):
-        sources = _sources(graph, number, ("pool",))
-        if sources and (group.size == 1 or group.kind == "pool"):
-            pooled[number] = sources
-    return pooled
 
 
 def _sources(graph: NeuralGraph, group: int, kinds: Sequence[str]) -> set[int]:

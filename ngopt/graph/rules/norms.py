@@ -21,6 +21,7 @@ from ngopt.graph.tracing.values import (
     Unknown,
     Value,
     distinct_rows,
+    has_any,
     has_duplicates,
     nodes_among,
     replaced_labels,
@@ -50,7 +51,7 @@ class Norm:
     @property
     def is_learned(self) -> bool:
         """Whether it has a scale or a shift."""
-        return isinstance(self.weight, Elements) or isinstance(self.bias, Elements)
+        return has_any((self.weight, self.bias), Elements)
 
     @property
     def broadcast_shape(self) -> list[int]:
@@ -84,9 +85,8 @@ def layer_norm(
     *_,
 ) -> Value:
     """A norm over the last dimensions, of the given shape."""
-    is_learned = isinstance(weight, Elements) or isinstance(bias, Elements)
     # the edges of a scale need nodes; without one the result is the parameter itself
-    if isinstance(x, Elements) and is_learned:
+    if isinstance(x, Elements) and has_any((weight, bias), Elements):
         x = as_neurons(tracer, x)
     if not isinstance(x, Neurons):
         return x

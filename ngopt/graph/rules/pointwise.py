@@ -71,8 +71,9 @@ def _of_neurons(
     fitting: the operands that broadcast to the result.
     """
     shape = tracer.shape_of(call)
-    first, *factors = [x for x in operands if isinstance(x, Neurons)]
-    all_fit = _fits(first, shape) and all(_fits(x, shape) for x in factors)
+    neurons = [x for x in operands if isinstance(x, Neurons)]
+    all_fit = all(_fits(x, shape) for x in neurons)
+    first, *factors = neurons
     if not all_fit or not is_pointwise(tracer, call, first):
         return tracer.unknown(call)
     result = first

@@ -63,10 +63,11 @@ def recurrent(tracer: Tracer, call: Node, x: Value, *args) -> Value:
             k = layer * directions + direction
             own = weights[k * size : (k + 1) * size]
             nodes = recurrent_layer(tracer, call, current, own)
-            initial = [rearranged(s, lambda s, k=k: s[k]) for s in as_list(states)]
+            initial = as_list(states)
             entries = state_entries(nodes, len(initial))
             for state, (targets, kind) in zip(initial, entries, strict=True):
-                enter_state(tracer, state, targets, kind)
+                first = rearranged(state, lambda s, k=k: s[k])
+                enter_state(tracer, first, targets, kind)
             if direction == 1:
                 reverse = tracer.constant_nodes(REVERSE)
                 tracer.edges(None, reverse, nodes.hidden, "spread")

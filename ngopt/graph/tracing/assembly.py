@@ -171,7 +171,8 @@ def _one_for_each_parameter(tracer: Tracer, biases: Sequence[Block]) -> list[Blo
     for bias in biases:
         # rows of a table differ only in the offset
         layout = replace(_view(bias), offset=0)
-        key = (layout, bias.kind, *bias.targets.tolist())
+        targets = bias.targets.tolist()
+        key = (layout, bias.kind, *targets)
         alike[key].append(bias)
     found = []
     for pieces in alike.values():
@@ -268,8 +269,9 @@ class _Groups:
         """The group of nodes and their places in it; None for all, in their order."""
         old = self._group(end)
         places = self.place_of[end].tolist()
-        is_whole = places == list(range(self.sizes[old]))
-        return self.number[old], None if is_whole else tuple(places)
+        everything = list(range(self.sizes[old]))
+        index = None if places == everything else tuple(places)
+        return self.number[old], index
 
     def marked(self, mark: Mark) -> set[int]:
         """The groups of all nodes with a mark."""
@@ -277,9 +279,11 @@ class _Groups:
 
     def of(self, labels: Tensor) -> set[int]:
         """The groups in the graph of all nodes among labels."""
-        groups = self.group_of[labels[labels > 0]].unique()
+        nodes = labels[labels > 0]
+        groups = self.group_of[nodes].unique()
+        found = set(groups.tolist())
         # the graph has only groups of ends of blocks
-        known = self.number.keys() & set(groups.tolist())
+        known = self.number.keys() & found
         return {self.number[old] for old in known}
 
 
@@ -303,7 +307,8 @@ def with_unused_rows(
         if view is not None and not is_matrix and len(views[view.parameter]) == 1:
             axes = len(block.shape)
             whole = _completed(specs[view.parameter], view, axes)
-            block = replace(block, view=whole, slot_shape=whole.shape[axes:])
+            slots = whole.shape[axes:]
+            block = replace(block, view=whole, slot_shape=slots)
         found.append(block)
     return found
 

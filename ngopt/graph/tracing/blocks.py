@@ -189,7 +189,9 @@ def even_runs(numbers: Tensor) -> list[Tensor]:
         steps = numbers.diff()
         # a run ends at the first i with another steps[i]
         changes = (steps != steps[:1]).nonzero()
-        length = int(changes[0]) + 1 if len(changes) else len(numbers)
+        length = len(numbers)
+        if len(changes):
+            length = int(changes[0]) + 1
         runs.append(numbers[:length])
         numbers = numbers[length:]
     return runs
@@ -243,7 +245,8 @@ def _distinct_parts(piece: EdgePiece) -> Iterator[EdgePiece]:
         stretches = list(_stretches(rows))
         if len(stretches) > 1:
             for places in stretches:
-                yield from _distinct_parts(piece.cut(axis, places))
+                part = piece.cut(axis, places)
+                yield from _distinct_parts(part)
             return
 
 
@@ -287,7 +290,8 @@ def _arranged(piece: EdgePiece) -> Iterator[Block]:
             # one place at a time: an axis of length 1 is left out, the rest may merge
             outer = axes[0]
             for place in range(piece.view.shape[outer]):
-                part = piece.cut(outer, range(place, place + 1))
+                only = range(place, place + 1)
+                part = piece.cut(outer, only)
                 yield from _arranged(part)
             return
     yield _block(piece)
@@ -296,8 +300,9 @@ def _arranged(piece: EdgePiece) -> Iterator[Block]:
 def _can_merge(view: View, axes: Sequence[int]) -> bool:
     """Whether elements along several axes are strided as along one."""
     for outer, inner in pairwise(axes):
+        length = view.shape[inner] * view.strides[inner]
         # as in view(): the outer stride is the length of the inner axis
-        if view.strides[outer] != view.shape[inner] * view.strides[inner]:
+        if view.strides[outer] != length:
             return False
     return True
 
@@ -335,8 +340,9 @@ def _merged(view: View, axes: Sequence[int]) -> tuple[int, int]:
     """Size and stride of several axes as one."""
     if not axes:
         return 1, 0
+    innermost = axes[-1]
     size = prod(view.shape[axis] for axis in axes)
-    return size, view.strides[axes[-1]]
+    return size, view.strides[innermost]
 
 
 def _flat(end: Tensor, first: list[int], second: list[int]) -> Tensor:

@@ -256,9 +256,11 @@ class Tracer:
         dims = [dims] if isinstance(dims, int) else dims
         dims = [d % labels.dim() for d in dims]
         (labels,) = without_repeats([labels], keep=dims)
-        labels = labels.movedim(dims, list(range(-len(dims), 0)))
+        last = list(range(-len(dims), 0))
+        labels = labels.movedim(dims, last)
         n = labels.shape[-len(dims) :].numel()
-        rows = self.nodes.find(distinct_rows(labels.reshape(-1, n)))
+        rows = distinct_rows(labels.reshape(-1, n))
+        rows = self.nodes.find(rows)
         if min(rows.shape) > 1 and same_along(rows, 1):
             return None  # each place is one neuron throughout
         counts = (rows > 0).sum(1)

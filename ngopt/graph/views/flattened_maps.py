@@ -69,7 +69,11 @@ def with_repeated_nodes(graph: NeuralGraph) -> NeuralGraph:
         channels = block.source_index or range(old.size)
         index = _repeated_nodes(block, channels)
         builder.blocks.append(replace(_with_columns(block, group), source_index=index))
-    _remove_dead_ends(builder, graph)
+    # channels of which only the copies are used
+    dead = {block.source for block in _flattens(graph)}
+    dead -= {block.source for block in builder.blocks}
+    builder.blocks = [block for block in builder.blocks if block.target not in dead]
+    builder.biases = [bias for bias in builder.biases if bias.group not in dead]
     repeated = range(len(graph.groups), len(builder.groups))
     builder.blocks = _in_forward_order(builder.blocks, repeated)
     return _built(builder, graph)
@@ -132,15 +136,6 @@ def _repeated_nodes(block: EdgeBlock, channels: Sequence[int]) -> tuple[int, ...
     if block.shape[2] > 1 and channel <= position:
         nodes = nodes.T
     return tuple(nodes.ravel().tolist())
-
-
-def _remove_dead_ends(builder: GraphBuilder, graph: NeuralGraph) -> None:
-    """Removes blocks and biases of channels of which only the copies are used."""
-    dead = {block.source for block in _flattens(graph)}
-    for block in builder.blocks:
-        dead.discard(block.source)
-    builder.blocks = [block for block in builder.blocks if block.target not in dead]
-    builder.biases = [bias for bias in builder.biases if bias.group not in dead]
 
 
 def _in_forward_order(

@@ -106,7 +106,10 @@ def _placements(graph: NeuralGraph) -> dict[int, ScalePlacement]:
             with_gamma.add(block.target)
     placements: dict[int, ScalePlacement] = {}
     for number, block in enumerate(graph.blocks):
-        if not _is_scale(graph, block):
+        # from neurons to neurons, not from the node of a parameter
+        are_neurons = graph.groups[block.source].kind not in SCALES
+        is_diagonal = block.shape[1:] == (1, 1)
+        if block.kind not in SCALES or not (is_diagonal and are_neurons):
             continue
         placement = _placement(graph, block, layer, with_gamma)
         placements[number] = placement
@@ -133,16 +136,6 @@ def _placement(
     if graph.blocks_into(scale.target) == (scale,):
         return ScalePlacement.BEHIND
     return ScalePlacement.DIAGONAL
-
-
-def _is_scale(graph: NeuralGraph, block: EdgeBlock) -> bool:
-    """Whether a block is scales from neurons to neurons, not from the node of a
-    parameter."""
-    return (
-        block.kind in SCALES
-        and block.shape[1:] == (1, 1)
-        and graph.groups[block.source].kind not in SCALES
-    )
 
 
 def _can_merge(graph: NeuralGraph, scale: EdgeBlock, layer: Sequence[int]) -> bool:
