@@ -81,17 +81,23 @@ def _of_neurons(
         result = product_of(tracer, call, result, factor)
     result = Neurons(result.labels.expand(shape))
     for other in fitting:
-        if isinstance(other, Elements):
-            result = with_parameter(tracer, call, result, other, "slope")
-        elif isinstance(other, Tensor):
-            tell_apart_by_constant(tracer, result, other)
-        elif isinstance(other, Unknown):
-            # dense, as it may differ everywhere: stride 0 means that it repeats
-            dense = torch.empty(other.shape)
-            if differs_between_neurons(result.labels, dense):
-                tracer.pin(result.labels)
+        result = _combined(tracer, call, result, other)
     note_function(tracer, call, result.labels)
     return result
+
+
+def _combined(tracer: Tracer, call: Node, x: Neurons, other: Value) -> Neurons:
+    """Neurons after a parameter, a constant or an unknown tensor is applied to them."""
+    if isinstance(other, Elements):
+        return with_parameter(tracer, call, x, other, "slope")
+    if isinstance(other, Tensor):
+        tell_apart_by_constant(tracer, x, other)
+    if isinstance(other, Unknown):
+        # dense, as it may differ everywhere: stride 0 means that it repeats
+        dense = torch.empty(other.shape)
+        if differs_between_neurons(x.labels, dense):
+            tracer.pin(x.labels)
+    return x
 
 
 def note_function(tracer: Tracer, call: Node, labels: Tensor) -> None:
