@@ -253,13 +253,9 @@ class Tracer:
         nodes are unified. None if that would unify two nodes of one place or two
         outputs of a weight, or if there is no neuron.
         """
-        dims = [dims] if isinstance(dims, int) else dims
-        dims = [d % labels.dim() for d in dims]
-        (labels,) = without_repeats([labels], keep=dims)
-        last = list(range(-len(dims), 0))
-        labels = labels.movedim(dims, last)
-        n = labels.shape[-len(dims) :].numel()
-        rows = distinct_rows(labels.reshape(-1, n))
+        if isinstance(dims, int):
+            dims = [dims]
+        rows = _rows_along(labels, dims)
         rows = self.nodes.find(rows)
         if min(rows.shape) > 1 and same_along(rows, 1):
             return None  # each place is one neuron throughout
@@ -310,3 +306,14 @@ def _long_axes(labels: Tensor) -> list[int]:
     """The axes of more than one place, counted from the end: -2, -1."""
     axes = labels.dim()
     return [d - axes for d, n in enumerate(labels.shape) if n > 1]
+
+
+def _rows_along(labels: Tensor, dims: Sequence[int]) -> Tensor:
+    """The different rows of labels along some dimensions, (r, n)."""
+    dims = [d % labels.dim() for d in dims]
+    (labels,) = without_repeats([labels], keep=dims)
+    last = list(range(-len(dims), 0))
+    labels = labels.movedim(dims, last)
+    n = labels.shape[-len(dims) :].numel()
+    rows = labels.reshape(-1, n)
+    return distinct_rows(rows)
