@@ -199,10 +199,9 @@ def _batched_weight(
         for p, size in zip(place, lead, strict=True):
             # a weight that is broadcast is the same at all places
             index.append(0 if size == 1 else p)
-        own = weight.apply(lambda w, index=index: w[tuple(index)])
+        own = weight.apply(lambda w, index=index: w[tuple(index)].mT)
         # (n_out,), the same for all t
-        layer = dense_layer(tracer, call, sources, transposed(own))
-        results[..., *place, *matrix] = layer
+        results[..., *place, *matrix] = dense_layer(tracer, call, sources, own)
     return Neurons(results)
 
 

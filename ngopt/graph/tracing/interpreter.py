@@ -293,9 +293,9 @@ class Memory:
         self.values[operand] = result
         sharing = self._sharing[storage_of(tensor)]
         others = [other for other in sharing if other is not operand]
-        are_neurons = isinstance(old, Neurons) and isinstance(result, Neurons)
-        # as behind an activation
-        is_same = are_neurons and torch.equal(old.labels, result.labels)
+        is_same = False  # as behind an activation
+        if isinstance(old, Neurons) and isinstance(result, Neurons):
+            is_same = torch.equal(old.labels, result.labels)
         if not others or is_same:
             return
         written = _places(tensor)

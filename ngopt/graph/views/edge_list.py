@@ -82,8 +82,9 @@ def to_edge_list(graph: NeuralGraph) -> EdgeList:
         else:
             element = next(of_weights).reshape(count, block.slots)
             rows.append((block.view.parameter, element))
-    ends = map(torch.cat, (sources, targets, blocks))
-    return EdgeList(*ends, *_padded(rows), torch.cat(nodes), *node_slots)
+    sources, targets, blocks = map(torch.cat, (sources, targets, blocks))
+    node = torch.cat(nodes)
+    return EdgeList(sources, targets, blocks, *_padded(rows), node, *node_slots)
 
 
 def _padded(rows: Sequence[tuple[int, Tensor]]) -> Slots:
