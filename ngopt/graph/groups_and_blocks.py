@@ -184,10 +184,6 @@ class Bias:
     kind: str = "bias"
     index: Index = None
 
-    @property
-    def slots(self) -> int:
-        return prod(self.slot_shape)
-
 
 def is_diagonal(block: EdgeBlock) -> bool:
     """Whether every target has one source of its own, as with the scale of a norm."""

@@ -200,13 +200,9 @@ class RuleInterpreter:
 
 def _is_unknown(value: Value) -> bool:
     """Whether a value has tensors, and all of them are unknown."""
-    has_unknown = False
-    for leaf in tree_leaves(value):
-        if isinstance(leaf, (Neurons, Elements, Tensor)):
-            return False
-        if isinstance(leaf, Unknown):
-            has_unknown = True
-    return has_unknown
+    leaves = tree_leaves(value)
+    is_known = has_any(leaves, (Neurons, Elements, Tensor))
+    return has_any(leaves, Unknown) and not is_known
 
 
 @dataclass(frozen=True)
