@@ -153,17 +153,20 @@ class GraphBuilder:
         depths = relative_depths(layers, connected(count, self.blocks))
         groups = []
         for i, group in enumerate(self.groups):
-            role = "isolated"
             if i in hidden:
                 role = "hidden"
-            elif i in targets:
-                role = "hidden" if i in sources and i not in outputs else "output"
-            elif i in sources:
-                role = "input"
-            elif i in outputs:
-                role = "output"
+            else:
+                role = _role(i in sources, i in targets, i in outputs)
             groups.append(replace(group, role=role, depth=depths[i]))
         return tuple(groups)
+
+
+def _role(is_source: bool, is_target: bool, is_output: bool) -> str:
+    if is_target:
+        return "output" if is_output or not is_source else "hidden"
+    if is_source:
+        return "input"
+    return "output" if is_output else "isolated"
 
 
 def _left_over(spec: ParameterSpec, views: Sequence[View]) -> np.ndarray:

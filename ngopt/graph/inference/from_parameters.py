@@ -153,12 +153,7 @@ def _layers_by_order(parameters: Sequence[Parameter]) -> list[LayerParameters]:
     _assign_recurrent_biases(layers)
     for layer in layers:
         if layer.weight is not None:
-            outputs = layer.weight.shape[:1]
-            fitting = [p for p in layer.rest if p.shape == outputs]
-            # an odd number of vectors as long as the outputs begins with a bias
-            if len(fitting) % 2:
-                layer.bias = fitting[0]
-                layer.rest.remove(layer.bias)
+            _assign_bias(layer, layer.weight.shape[:1])
         _assign_norms(layer)
     return layers
 
@@ -191,6 +186,14 @@ def _have_gates(first: Parameter | None, second: Parameter | None) -> bool:
     if len(inputs) != 2 or len(hidden) != 2 or inputs[0] != hidden[0]:
         return False
     return hidden[0] in (3 * hidden[1], 4 * hidden[1])
+
+
+def _assign_bias(layer: LayerParameters, outputs: tuple[int, ...]) -> None:
+    """An odd number of vectors as long as the outputs begins with a bias."""
+    fitting = [p for p in layer.rest if p.shape == outputs]
+    if len(fitting) % 2:
+        layer.bias = fitting[0]
+        layer.rest.remove(layer.bias)
 
 
 def _assign_norms(layer: LayerParameters) -> None:

@@ -47,12 +47,7 @@ def attention(
     scores = product_of_activations(tracer, call.name, q, keys, shape)
     if isinstance(scores, Neurons):
         mask = tracer.argument(call, "attn_mask")
-        if isinstance(mask, Elements):
-            scores = with_parameter(tracer, call, scores, mask, "shift")
-        elif isinstance(mask, Neurons):
-            scores = sum_of(tracer, call, scores, mask)
-        elif isinstance(mask, Tensor):
-            tell_apart_by_constant(tracer, scores, mask)
+        scores = _masked(tracer, call, scores, mask)
         heads = nodes_among(scores.labels)
         # function None: all heads have the same
         function = AppliedFunction(heads, "softmax", None)
@@ -74,6 +69,16 @@ def _repeated(x: Neurons, q: Neurons) -> Neurons:
     return Neurons(x.labels.repeat_interleave(ratio, -3))
 
 
+def _masked(tracer: Tracer, call: Node, scores: Neurons, mask: Value) -> Neurons:
+    if isinstance(mask, Elements):
+        return with_parameter(tracer, call, scores, mask, "shift")
+    if isinstance(mask, Neurons):
+        return sum_of(tracer, call, scores, mask)
+    if isinstance(mask, Tensor):
+        tell_apart_by_constant(tracer, scores, mask)
+    return scores
+
+
 def product_of_activations(
     tracer: Tracer, name: str, a: Value, b: Value, shape: torch.Size
 ) -> Value:
@@ -90,21 +95,29 @@ def product_of_activations(
     if isinstance(b, Neurons) and isinstance(a, (Tensor, Unknown)):
         rows = max(-2, -len(b.shape))  # a vector is a column
         return same_neurons(b, rows, shape)
-    if not isinstance(a, Neurons) or not isinstance(b, Neurons):
-        return Unknown(shape)
+    if isinstance(a, Neurons) and isinstance(b, Neurons):
+        return _of_activations(tracer, name, a.labels, b.labels, shape)
+    return Unknown(shape)
+
+
+def _of_activations(
+    tracer: Tracer, name: str, a: Tensor, b: Tensor, shape: torch.Size
+) -> Value:
+    """The product of labels (..., t, n) and (..., n, m); Unknown if too large."""
     # as in torch, a vector is a row on the left and a column on the right
-    left = a.labels[None] if a.labels.dim() == 1 else a.labels
-    right = b.labels[:, None] if b.labels.dim() == 1 else b.labels
+    a = a[None] if a.dim() == 1 else a
+    b = b[:, None] if b.dim() == 1 else b
     # (1,): two plain matrices get an axis that can be flattened, too
-    lead = torch.broadcast_shapes((1,), left.shape[:-2], right.shape[:-2])
-    whole = [x.expand(*lead, -1, -1) for x in (left, right)]
+    lead = torch.broadcast_shapes((1,), a.shape[:-2], b.shape[:-2])
+    whole = [x.expand(*lead, -1, -1) for x in (a, b)]
     # (r, t, n) and (r, n, m)
     left, right = [tracer.nodes.find(x).flatten(0, -3) for x in whole]
     r, t, _ = left.shape
+    m = right.shape[2]
     labels = _products(tracer, name, left, right)
     if labels is None:
         return Unknown(shape)
-    return Neurons(labels.expand(r, t, right.shape[2]).reshape(shape))
+    return Neurons(labels.expand(r, t, m).reshape(shape))
 
 
 def same_neurons(

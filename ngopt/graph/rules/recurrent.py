@@ -63,11 +63,7 @@ def recurrent(tracer: Tracer, call: Node, x: Value, *args) -> Value:
             k = layer * directions + direction
             own = weights[k * size : (k + 1) * size]
             nodes = recurrent_layer(tracer, call, current, own)
-            initial = as_list(states)
-            entries = state_entries(nodes, len(initial))
-            for state, (targets, kind) in zip(initial, entries, strict=True):
-                first = rearranged(state, lambda s, k=k: s[k])
-                enter_state(tracer, first, targets, kind)
+            _enter_states(tracer, as_list(states), k, nodes)
             if direction == 1:
                 reverse = tracer.constant_nodes(REVERSE)
                 tracer.edges(None, reverse, nodes.hidden, "spread")
@@ -82,6 +78,16 @@ def recurrent(tracer: Tracer, call: Node, x: Value, *args) -> Value:
         batch = value.shape[-2]  # in torch 2.6 the axes before it are wrong
         results.append(Neurons(nodes[:, None].expand(-1, batch, -1)))
     return tuple(results)
+
+
+def _enter_states(
+    tracer: Tracer, states: Sequence[Value], k: int, nodes: StateNodes
+) -> None:
+    """Connects the initial states of one layer and direction, number k."""
+    entries = state_entries(nodes, len(states))
+    for state, (targets, kind) in zip(states, entries, strict=True):
+        own = rearranged(state, lambda s: s[k])
+        enter_state(tracer, own, targets, kind)
 
 
 def as_list(states: Any) -> Sequence[Value]:

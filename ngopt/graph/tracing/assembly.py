@@ -78,8 +78,9 @@ def add_function_nodes(tracer: Tracer) -> None:
     nodes = tracer.nodes
     everything = torch.arange(nodes.count)
     is_left = nodes.find_each() == everything
+    inputs = nodes.marked(Mark.INPUT)
     # inputs are never exchanged
-    is_left[nodes.marked(Mark.INPUT)] = False
+    is_left[inputs] = False
     left = everything[is_left]
     groups = nodes.group_of(left)
     histories = _histories(tracer)[left]
@@ -149,7 +150,8 @@ def with_copies(tracer: Tracer, blocks: Sequence[Block]) -> list[Block]:
             shape = (n, 1, 1)
             copy = Block(None, sources, copies[key], shape, (), "copy", block.path)
             found.append(copy)
-        found.append(replace(block, sources=copies[key]))
+        apart = replace(block, sources=copies[key])
+        found.append(apart)
     return found
 
 
@@ -205,7 +207,8 @@ def _joined(tracer: Tracer, pieces: list[Block]) -> list[Block]:
     if not is_even or count_elements(view, numel) < view.numel:
         tracer.pin(first.targets)
         return pieces
-    return [replace(first, view=view, slot_shape=view.shape[1:])]
+    whole = replace(first, view=view, slot_shape=view.shape[1:])
+    return [whole]
 
 
 def _sources(block: Block) -> Tensor:
@@ -235,8 +238,10 @@ class _Groups:
             for end in _ends(block):
                 used.add(self._group(end))
         for old in sorted(used):
-            facts = nodes.names[old], self.sizes[old], nodes.kinds[old]
-            self.number[old] = builder.add_group(*facts)
+            name = nodes.names[old]
+            kind = nodes.kinds[old]
+            size = self.sizes[old]
+            self.number[old] = builder.add_group(name, size, kind)
 
     def _group(self, end: Tensor) -> int:
         """The group of all nodes at an end of a block."""

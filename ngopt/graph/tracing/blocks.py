@@ -159,7 +159,8 @@ def _regular_pieces(
     uneven = EdgePiece(places, ends, edges.kind, edges.path)
     for piece in _strided_pieces(uneven, numbers, 0):
         own = piece.view.read(flat)[0, ..., 0]
-        view = Elements(elements.parameter, own).view()
+        part = Elements(elements.parameter, own)
+        view = part.view()
         if view is not None:
             yield replace(piece, view=view)
 

@@ -119,6 +119,17 @@ class Copier:
         return name == "_compiled_call_impl"
 
     def _fill(self, module: nn.Module, made: nn.Module) -> None:
+        self._copy_hooks(module, made)
+        attributes = made.__dict__
+        computed = computed_weights(module)
+        for name, value in list(module.__dict__.items()):
+            if name in attributes or self._is_left_out(name):
+                continue
+            # a hook computes it again
+            is_computed = name in computed
+            attributes[name] = value.detach() if is_computed else self.copy(value)
+
+    def _copy_hooks(self, module: nn.Module, made: nn.Module) -> None:
         own = module.__dict__
         attributes = made.__dict__
         for name in own.keys() & {*HOOKS}:
@@ -128,13 +139,6 @@ class Copier:
             attributes["_forward_pre_hooks"][name] = self.copy(hook)
             if name in own["_forward_pre_hooks_with_kwargs"]:
                 attributes["_forward_pre_hooks_with_kwargs"][name] = True
-        computed = computed_weights(module)
-        for name, value in list(own.items()):
-            if name in attributes or self._is_left_out(name):
-                continue
-            # a hook computes it again
-            is_computed = name in computed
-            attributes[name] = value.detach() if is_computed else self.copy(value)
 
 
 def cloned(tensor: Tensor) -> Tensor:

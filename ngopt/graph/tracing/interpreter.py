@@ -103,12 +103,7 @@ class RuleInterpreter:
         if state is not None:
             if self.tracer.is_parameter(state):
                 return self.tracer.elements(state)
-            if not isinstance(state, Tensor):  # such as a torch.Generator
-                return state
-            if state.is_meta:
-                return Unknown(state.shape)
-            # a copy: functions that work in place, such as add_ on a counter, change it
-            return state.detach().to("cpu", copy=True)
+            return _constant(state)
         self.tracer.input_dependent.add(call)
         value = call.meta.get("val")
         if not isinstance(value, Tensor):
@@ -198,6 +193,16 @@ class RuleInterpreter:
             return self.tracer.unknown(call)
 
 
+def _constant(state: Any) -> Value:
+    """A buffer or a constant of a network, in the form that rules compute with."""
+    if not isinstance(state, Tensor):  # such as a torch.Generator
+        return state
+    if state.is_meta:
+        return Unknown(state.shape)
+    # a copy, as functions that work in place, such as add_ on a counter, change it
+    return state.detach().to("cpu", copy=True)
+
+
 def _is_unknown(value: Value) -> bool:
     """Whether a value has tensors, and all of them are unknown."""
     leaves = tree_leaves(value)
@@ -277,7 +282,8 @@ class Memory:
             return
         if _writes(call):
             self._write(call)
-        self._sharing[storage_of(tensor)].append(call)
+        sharing = self._sharing[storage_of(tensor)]
+        sharing.append(call)
 
     def _write(self, call: Node) -> None:
         operand: Any = call.args[0]

@@ -58,25 +58,28 @@ def with_repeated_nodes(graph: NeuralGraph) -> NeuralGraph:
         group = builder.add_group(f"{old.name}.repeated", size, "neuron")
         for position in range(block.slots):
             nodes = range(position, size, block.slots)
-            for into in graph.blocks_into(block.source):
-                index = _picked(nodes, into.target_index)
-                copy = replace(into, target=group, target_index=index)
-                builder.blocks.append(copy)
-            for bias in graph.biases_of(block.source):
-                index = _picked(nodes, bias.index)
-                builder.biases.append(replace(bias, group=group, index=index))
+            _repeat(builder, graph, block.source, group, nodes)
         builder.blocks.remove(block)
         channels = block.source_index or range(old.size)
         index = _repeated_nodes(block, channels)
         builder.blocks.append(replace(_with_columns(block, group), source_index=index))
-    # channels of which only the copies are used
-    dead = {block.source for block in _flattens(graph)}
-    dead -= {block.source for block in builder.blocks}
-    builder.blocks = [block for block in builder.blocks if block.target not in dead]
-    builder.biases = [bias for bias in builder.biases if bias.group not in dead]
+    _remove_dead_ends(builder, graph)
     repeated = range(len(graph.groups), len(builder.groups))
     builder.blocks = _in_forward_order(builder.blocks, repeated)
     return _built(builder, graph)
+
+
+def _repeat(
+    builder: GraphBuilder, graph: NeuralGraph, old: int, new: int, nodes: Sequence[int]
+) -> None:
+    """Adds incoming edges and biases of a group to nodes of another, one for each of
+    its neurons."""
+    for block in graph.blocks_into(old):
+        index = _picked(nodes, block.target_index)
+        builder.blocks.append(replace(block, target=new, target_index=index))
+    for bias in graph.biases_of(old):
+        index = _picked(nodes, bias.index)
+        builder.biases.append(replace(bias, group=new, index=index))
 
 
 def _picked(nodes: Sequence[int], index: Index) -> Index:
@@ -136,6 +139,15 @@ def _repeated_nodes(block: EdgeBlock, channels: Sequence[int]) -> tuple[int, ...
     if block.shape[2] > 1 and channel <= position:
         nodes = nodes.T
     return tuple(nodes.ravel().tolist())
+
+
+def _remove_dead_ends(builder: GraphBuilder, graph: NeuralGraph) -> None:
+    """Removes blocks and biases of channels of which only the copies are used."""
+    dead = {block.source for block in _flattens(graph)}
+    for block in builder.blocks:
+        dead.discard(block.source)
+    builder.blocks = [block for block in builder.blocks if block.target not in dead]
+    builder.biases = [bias for bias in builder.biases if bias.group not in dead]
 
 
 def _in_forward_order(

@@ -139,13 +139,8 @@ def _placement(
 
 
 def _can_merge(graph: NeuralGraph, scale: EdgeBlock, layer: Sequence[int]) -> bool:
-    """Whether a norm connects all neurons of two groups, not inputs to outputs, and the
-    kinds of edges distinguish both sides of it after merging."""
-    before, behind = graph.groups[scale.source], graph.groups[scale.target]
-    roles = {before.role, behind.role}
-    is_output = "output" in roles or before.is_pinned or behind.is_pinned
-    is_complete = before.size == behind.size == scale.shape[0]
-    if not is_complete or ("input" in roles and is_output):
+    """Whether the kinds of edges distinguish both sides of a norm after merging."""
+    if not _are_mergeable(graph, scale):
         return False
     others = _blocks_beside(graph, scale)
     for block in others:
@@ -155,6 +150,15 @@ def _can_merge(graph: NeuralGraph, scale: EdgeBlock, layer: Sequence[int]) -> bo
     if not kinds.isdisjoint({("out", kind) for kind in SCALES}):
         return False  # another norm of the same neurons
     return kinds.isdisjoint(_kinds_at(scale.target, others, graph.biases))
+
+
+def _are_mergeable(graph: NeuralGraph, scale: EdgeBlock) -> bool:
+    """Whether a norm connects all neurons of two groups, and not inputs to outputs."""
+    before, behind = graph.groups[scale.source], graph.groups[scale.target]
+    roles = {before.role, behind.role}
+    is_output = "output" in roles or before.is_pinned or behind.is_pinned
+    is_complete = before.size == behind.size == scale.shape[0]
+    return is_complete and not ("input" in roles and is_output)
 
 
 def _blocks_beside(graph: NeuralGraph, scale: EdgeBlock) -> list[EdgeBlock]:
