@@ -83,7 +83,8 @@ def symmetries(graph: NeuralGraph) -> list[Symmetry | None]:
     # for each parameter, its elements less those of all its uses
     unused = []
     for spec, views in zip(graph.parameters, graph.views, strict=True):
-        unused.append(spec.numel - sum(view.numel for view in views))
+        used = sum(view.numel for view in views)
+        unused.append(spec.numel - used)
     excluded = set()
     for bias in graph.biases:
         is_plain = bias.kind == "bias" and not bias.slot_shape

@@ -108,7 +108,8 @@ class NeuralGraph(Topology):
             uses[block.elements.parameter].append(shaped)
         found = []
         for i, values_of_uses in enumerate(uses):
-            found.append(self._assemble(i, values_of_uses, batch_dims))
+            value = self._assemble(i, values_of_uses, batch_dims)
+            found.append(value)
         return found
 
     def flatten(self, values: Sequence[Tensor], batch_dims: int = 0) -> Tensor:
