@@ -69,7 +69,7 @@ draw(graph, path, list(model.parameters()))
 SVG(filename=path)
 
 # %% [markdown]
-# Boxes are groups, from the input on the left to the output on the right. An arrow is as thick as the norm of its weights.
+# Boxes are groups, from the input at the top to the output at the bottom. An arrow is as thick as the norm of its weights.
 #
 # ## Every element has one place
 #

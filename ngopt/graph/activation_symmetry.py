@@ -81,10 +81,10 @@ def symmetries(graph: NeuralGraph) -> list[Symmetry | None]:
     biases that the network uses once.
     """
     # for each parameter, its elements less those of all its uses
-    unused = [spec.numel for spec in graph.parameters]
-    for place in (*graph.biases, *graph.weights):
-        assert place.view is not None
-        unused[place.view.parameter] -= place.view.numel
+    unused = []
+    for spec, views in zip(graph.parameters, graph.views, strict=True):
+        used = sum(view.numel for view in views)
+        unused.append(spec.numel - used)
     excluded = set()
     for bias in graph.biases:
         is_plain = bias.kind == "bias" and not bias.slot_shape

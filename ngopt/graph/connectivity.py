@@ -34,10 +34,9 @@ def unconnected(graph: Topology) -> list[str]:
     elements: Counter[int] = Counter()
     # elements that the network does not use may be in a component of their own
     connected_to: dict[int, set[int]] = {}
-    places = [(block.view, block.target) for block in graph.weights]
+    places = [(block.elements, block.target) for block in graph.weights]
     places += [(bias.view, bias.group) for bias in graph.biases]
     for view, group in places:
-        assert view is not None
         number = component[group]
         elements[number] += view.numel
         connected_to.setdefault(view.parameter, set()).add(number)

@@ -75,10 +75,13 @@ class GraphBuilder:
         old = self.groups[group]
         self.groups[group] = replace(old, activation=activation, symmetry=symmetry)
 
-    @property
-    def placed(self) -> set[int]:
-        """The parameters of which some elements have a place."""
-        return set(self._views())
+    def views(self) -> dict[int, list[View]]:
+        """The views of every parameter of which some elements have a place."""
+        views: dict[int, list[View]] = {}
+        for place in (*self.blocks, *self.biases):
+            if place.view is not None:
+                views.setdefault(place.view.parameter, []).append(place.view)
+        return views
 
     def build(
         self,
@@ -92,12 +95,12 @@ class GraphBuilder:
         are neither, even without edges to or from them. The roles of other groups
         follow from their edges.
         """
-        placed = self.placed
+        placed = self.views()
         for i, spec in enumerate(self.parameters):
             if i not in placed:
                 self.unplaced.append(spec.name)
                 self.add_component(i)
-        views = self._views()
+        views = self.views()
         for i in range(len(self.parameters)):
             self._add_unused(i, views[i])
         groups = self._groups_with_roles(inputs, outputs, hidden)
@@ -105,14 +108,6 @@ class GraphBuilder:
         blocks = tuple(map(self._paired, self.blocks))
         biases = tuple(map(self._paired, self.biases))
         return NeuralGraph(parameters, groups, blocks, biases, tuple(self.unplaced))
-
-    def _views(self) -> dict[int, list[View]]:
-        """The views of every parameter with a place."""
-        views: dict[int, list[View]] = {}
-        for place in (*self.blocks, *self.biases):
-            if place.view is not None:
-                views.setdefault(place.view.parameter, []).append(place.view)
-        return views
 
     def _add_unused(self, parameter: int, views: Sequence[View]) -> None:
         """Adds nodes without edges for the elements that no view has."""
@@ -183,6 +178,23 @@ def _left_over(spec: ParameterSpec, views: Sequence[View]) -> np.ndarray:
         used = as_strided(is_free[view.offset :], view.shape, view.strides)
         used[...] = False
     return np.flatnonzero(is_free)
+
+
+def slot_shape(
+    shape: tuple[int, ...], size: int, smallest: int = 1
+) -> tuple[int, ...] | None:
+    """Slots of the edges from `size` neurons to a weight (n_out, n_in, *kernel); None
+    if the sizes do not fit.
+
+    A matrix may read a flattened map of at least `smallest` channels.
+    """
+    inputs = shape[1]
+    kernel = shape[2:]
+    if inputs == size:
+        return kernel
+    if not kernel and inputs > size >= smallest and inputs % size == 0:
+        return (inputs // size,)
+    return None
 
 
 def layer_name(parameter: str) -> str:

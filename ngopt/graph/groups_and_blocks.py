@@ -161,6 +161,12 @@ class EdgeBlock:
     def slots(self) -> int:
         return prod(self.slot_shape)
 
+    @property
+    def elements(self) -> View:
+        """The view of edges that have elements."""
+        assert self.view is not None
+        return self.view
+
 
 @dataclass(frozen=True)
 class Bias:
@@ -177,10 +183,6 @@ class Bias:
     slot_shape: tuple[int, ...] = ()
     kind: str = "bias"
     index: Index = None
-
-    @property
-    def slots(self) -> int:
-        return prod(self.slot_shape)
 
 
 def is_diagonal(block: EdgeBlock) -> bool:
@@ -229,6 +231,16 @@ class Topology:
         for bias in self.biases:
             found.setdefault(bias.group, []).append(bias)
         return found
+
+    @cached_property
+    def views(self) -> list[list[View]]:
+        """For every parameter the views of its biases, then those of its blocks."""
+        views: list[list[View]] = [[] for _ in self.parameters]
+        for bias in self.biases:
+            views[bias.view.parameter].append(bias.view)
+        for block in self.weights:
+            views[block.elements.parameter].append(block.elements)
+        return views
 
     @property
     def numel(self) -> int:

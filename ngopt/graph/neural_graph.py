@@ -42,13 +42,6 @@ class GraphValues(NamedTuple):
     edges: tuple[Tensor, ...]
 
 
-class Use(NamedTuple):
-    """One use of elements of a parameter; value: (*batch, *view.shape, *features)."""
-
-    view: View
-    value: Tensor
-
-
 UseNumber = int | np.ndarray
 """Number of a use among those of the same elements, from 1; (*view.shape, 1) where it
 differs between elements."""
@@ -97,8 +90,7 @@ class NeuralGraph(Topology):
             biases.append(self._read(real, bias.view, NODE_DIMS, batch_dims))
         edges = []
         for block in self.weights:
-            assert block.view is not None
-            edges.append(self._read(real, block.view, EDGE_DIMS, batch_dims))
+            edges.append(self._read(real, block.elements, EDGE_DIMS, batch_dims))
         return GraphValues(tuple(biases), tuple(edges))
 
     def scatter(self, values: GraphValues, batch_dims: int = 0) -> list[Tensor]:
@@ -107,17 +99,16 @@ class NeuralGraph(Topology):
         An element with several uses gets their mean. Real pairs without feature axes
         become complex numbers, if torch has complex numbers of their dtype.
         """
-        uses: list[list[Use]] = [[] for _ in self.parameters]
+        uses: list[list[Tensor]] = [[] for _ in self.parameters]
         for bias, value in zip(self.biases, values.biases, strict=True):
-            use = _shaped(bias.view, value, NODE_DIMS, batch_dims)
-            uses[bias.view.parameter].append(use)
+            shaped = _shaped(bias.view, value, NODE_DIMS, batch_dims)
+            uses[bias.view.parameter].append(shaped)
         for block, value in zip(self.weights, values.edges, strict=True):
-            assert block.view is not None
-            use = _shaped(block.view, value, EDGE_DIMS, batch_dims)
-            uses[block.view.parameter].append(use)
+            shaped = _shaped(block.elements, value, EDGE_DIMS, batch_dims)
+            uses[block.elements.parameter].append(shaped)
         found = []
-        for i, spec in enumerate(self.parameters):
-            value = _assemble(spec, uses[i], self._use_numbers[i], batch_dims)
+        for i, values_of_uses in enumerate(uses):
+            value = self._assemble(i, values_of_uses, batch_dims)
             found.append(value)
         return found
 
@@ -149,15 +140,26 @@ class NeuralGraph(Topology):
 
     @cached_property
     def _use_numbers(self) -> list[list[UseNumber]]:
-        """For every parameter the numbers of its uses, in the order of `scatter`."""
-        views: list[list[View]] = [[] for _ in self.parameters]
-        for place in (*self.biases, *self.weights):
-            assert place.view is not None
-            views[place.view.parameter].append(place.view)
-        numbers = []
-        for spec, own in zip(self.parameters, views, strict=True):
-            numbers.append(_number_uses(spec, own))
-        return numbers
+        return list(map(_number_uses, self.parameters, self.views))
+
+    def _assemble(self, i: int, uses: Sequence[Tensor], batch_dims: int) -> Tensor:
+        """The values of parameter i; uses: (*batch, *view.shape, *features)."""
+        spec, views = self.parameters[i], self.views[i]
+        value = uses[0]
+        batch = value.shape[:batch_dims]
+        features = value.shape[batch_dims + len(views[0].shape) :]
+        shape = (*batch, *spec.shape, *features)
+        if len(uses) == 1 and views[0].is_whole(spec):
+            return _as_declared(spec, value.reshape(shape), bool(features))
+        mean = value.new_zeros(prod(batch), spec.numel, prod(features))
+        for view, value, number in zip(views, uses, self._use_numbers[i], strict=True):
+            value = value.reshape(prod(batch), *view.shape, prod(features))
+            is_first = isinstance(number, int) and number == 1
+            if not is_first:
+                value = _running_mean(view.read(mean), value, number)
+                mean = mean.clone()  # autograd keeps what was read
+            view.write(mean, value)
+        return _as_declared(spec, mean.reshape(shape), bool(features))
 
     def _read(
         self, values: Sequence[Tensor], view: View, dims: int, batch_dims: int
@@ -176,11 +178,11 @@ class NeuralGraph(Topology):
         return view.read(flat).reshape(shape)
 
 
-def _shaped(view: View, value: Tensor, dims: int, batch_dims: int) -> Use:
-    """The use of a view; value: its first `dims` axes, slots and features."""
+def _shaped(view: View, value: Tensor, dims: int, batch_dims: int) -> Tensor:
+    """The values of a view; value: its first `dims` axes, slots and features."""
     batch = value.shape[:batch_dims]
     features = value.shape[batch_dims + dims + 1 :]
-    return Use(view, value.reshape((*batch, *view.shape, *features)))
+    return value.reshape((*batch, *view.shape, *features))
 
 
 def _number_uses(spec: ParameterSpec, views: Sequence[View]) -> list[UseNumber]:
@@ -199,30 +201,6 @@ def _number_uses(spec: ParameterSpec, views: Sequence[View]) -> list[UseNumber]:
         else:
             found.append(numbers[..., None].copy())
     return found
-
-
-def _assemble(
-    spec: ParameterSpec,
-    uses: Sequence[Use],
-    numbers: Sequence[UseNumber],
-    batch_dims: int,
-) -> Tensor:
-    """A parameter's values from those of its uses."""
-    view, value = uses[0]
-    batch = value.shape[:batch_dims]
-    features = value.shape[batch_dims + len(view.shape) :]
-    shape = (*batch, *spec.shape, *features)
-    if len(uses) == 1 and view.is_whole(spec):
-        return _as_declared(spec, value.reshape(shape), bool(features))
-    mean = value.new_zeros(prod(batch), spec.numel, prod(features))
-    for (view, value), number in zip(uses, numbers, strict=True):
-        value = value.reshape(prod(batch), *view.shape, prod(features))
-        is_first = isinstance(number, int) and number == 1
-        if not is_first:
-            value = _running_mean(view.read(mean), value, number)
-            mean = mean.clone()  # autograd keeps what was read
-        view.write(mean, value)
-    return _as_declared(spec, mean.reshape(shape), bool(features))
 
 
 def _running_mean(old: Tensor, value: Tensor, number: UseNumber) -> Tensor:

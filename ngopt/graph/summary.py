@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 
 from ngopt.graph.connectivity import components
@@ -59,28 +60,35 @@ def runs(graph: Topology) -> list[list[int]]:
     return [list(run) for _, run in groupby(numbers, key)]
 
 
-def _row(graph: Topology, run: Sequence[int]) -> tuple[str, ...]:
-    group = graph.groups[run[0]]
-    number = f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}"
-    size = elements = 0
+def merged(
+    graph: Topology, run: Sequence[int]
+) -> tuple[NeuronGroup, list[EdgeBlock], list[Bias]]:
+    """Groups as one: its size, the blocks into it and its biases."""
+    size = 0
     blocks: list[EdgeBlock] = []
     biases: list[Bias] = []
     for member in run:
         size += graph.groups[member].size
         blocks += graph.blocks_into(member)
         biases += graph.biases_of(member)
+    return replace(graph.groups[run[0]], size=size), blocks, biases
+
+
+def _row(graph: Topology, run: Sequence[int]) -> tuple[str, ...]:
+    group, blocks, biases = merged(graph, run)
+    number = f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}"
+    elements = 0
     for place in (*blocks, *biases):
         elements += place.view.numel if place.view else 0
     sources = sorted({block.source for block in blocks})
-    slots = dict.fromkeys(slot_text(block) for block in blocks if block.view)
     places = incoming(blocks) + counted([bias.kind for bias in biases])
     return (
         number,
         shorten(group.name, NAME_WIDTH),
-        f"{size:,}",
+        f"{group.size:,}",
         _listed(list(map(str, sources)), "groups"),
         " + ".join(places),
-        _listed(list(slots), "shapes"),
+        _listed(slot_texts(blocks), "shapes"),
         f"{elements:,}",
         group.activation or "",
         _role(group),
@@ -105,7 +113,12 @@ def incoming(blocks: Sequence[EdgeBlock]) -> list[str]:
         if block.view is None:
             constants.append(block.kind)
             continue
-        weights.append(_sizes(block))
+        sizes = f"{n_source} -> {n_target}"
+        if is_diagonal(block):
+            sizes = "one to one"
+        elif groups > 1:
+            sizes = f"{groups} groups of {sizes}"
+        weights.append(sizes)
         sources += groups * n_source
         targets = max(targets, groups * n_target)
     sizes = counted(weights)
@@ -114,17 +127,13 @@ def incoming(blocks: Sequence[EdgeBlock]) -> list[str]:
     return sizes + counted(constants)
 
 
-def _sizes(block: EdgeBlock) -> str:
-    groups, targets, sources = block.shape
-    if is_diagonal(block):
-        return "one to one"
-    sizes = f"{sources} -> {targets}"
-    return sizes if groups == 1 else f"{groups} groups of {sizes}"
-
-
-def slot_text(block: EdgeBlock) -> str:
-    """The slots of an edge such as 3x3; 1 for a single one."""
-    return "x".join(map(str, block.slot_shape)) or "1"
+def slot_texts(blocks: Sequence[EdgeBlock]) -> list[str]:
+    """The different slots of weights such as 3x3; 1 for a single one."""
+    found = {}
+    for block in blocks:
+        if block.view:
+            found["x".join(map(str, block.slot_shape)) or "1"] = None
+    return list(found)
 
 
 def counted(words: Sequence[str]) -> list[str]:

@@ -18,6 +18,7 @@ from ngopt.roles.from_names import RolesFromNames
 from ngopt.roles.matrices import MatrixBlock, NeuronSet, by_shape, matrices
 from ngopt.roles.neuron_usage import (
     is_dense,
+    is_gated,
     made_by_weights,
     mixes_neurons,
     usage,
@@ -93,8 +94,12 @@ def parameter_roles(
 
 def roles_of(graph: NeuralGraph) -> tuple[ParameterRole, ...]:
     """The role of every parameter of a graph, in the order of `graph.parameters`."""
-    roles = _roles_from_edges(graph)
-    groups = _first_groups(graph)
+    edges = _Edges(graph)
+    roles = edges.roles()
+    # the first group of neurons that each parameter leads to
+    groups = []
+    for targets in edges.targets:
+        groups.append(min(targets, default=len(graph.groups)))
     if any(graph.inferred):
         order = sorted(range(len(roles)), key=groups.__getitem__)
         _infer_roles(graph, roles, order)
@@ -110,22 +115,6 @@ def roles_of(graph: NeuralGraph) -> tuple[ParameterRole, ...]:
     return tuple(placed)
 
 
-def _first_groups(graph: NeuralGraph) -> list[int]:
-    """The first group of neurons that each parameter leads to.
-
-    The number of groups for unused parameters.
-    """
-    found = [len(graph.groups)] * len(graph.parameters)
-    for block in graph.weights:
-        assert block.view is not None
-        number = block.view.parameter
-        found[number] = min(found[number], block.target)
-    for bias in graph.biases:
-        number = bias.view.parameter
-        found[number] = min(found[number], bias.group)
-    return found
-
-
 def _infer_roles(
     graph: NeuralGraph, roles: list[ParameterRole], order: Sequence[int]
 ) -> None:
@@ -136,7 +125,7 @@ def _infer_roles(
     specs = [graph.parameters[i] for i in order]
     by_module = [roles[i].role for i in order]
     chain = infer_graph([spec.unpaired for spec in specs])
-    by_order = [role.role for role in _roles_from_edges(chain)]
+    by_order = [role.role for role in _Edges(chain).roles()]
     names = RolesFromNames(specs, by_module, by_order)
     for number, i in enumerate(order):
         if graph.inferred[i]:
@@ -165,14 +154,9 @@ def matrices_of_biases(graph: NeuralGraph, roles: Sequence[ParameterRole]) -> li
     return found
 
 
-def _roles_from_edges(graph: NeuralGraph) -> list[ParameterRole]:
-    """Roles that follow from the edges of a graph, traced or inferred."""
-    edges = _Edges(graph)
-    return list(map(edges.role, range(len(graph.parameters))))
-
-
 class _Edges:
-    """The edges and biases of each parameter, and properties of groups of neurons."""
+    """The edges and biases of each parameter, the groups that these lead to, and
+    properties of groups of neurons."""
 
     def __init__(self, graph: NeuralGraph):
         self.graph = graph
@@ -186,27 +170,35 @@ class _Edges:
                 self.spread.setdefault(block.source, set()).add(block.target)
         self.blocks: list[list[EdgeBlock]] = []
         self.biases: list[list[Bias]] = []
+        self.targets: list[list[int]] = []
         for _ in graph.parameters:
             self.blocks.append([])
             self.biases.append([])
+            self.targets.append([])
         for block in graph.weights:
-            assert block.view is not None
-            self.blocks[block.view.parameter].append(block)
+            number = block.elements.parameter
+            self.blocks[number].append(block)
+            self.targets[number].append(block.target)
         for bias in graph.biases:
             self.biases[bias.view.parameter].append(bias)
+            self.targets[bias.view.parameter].append(bias.group)
 
-    def role(self, number: int) -> ParameterRole:
-        """The role of one parameter."""
+    def roles(self) -> list[ParameterRole]:
+        """Roles that follow from the edges of a graph, traced or inferred."""
+        return list(map(self._role, range(len(self.graph.parameters))))
+
+    def _role(self, number: int) -> ParameterRole:
         spec, groups = self.graph.parameters[number], self.graph.groups
         if self._is_unused(number):
             if len(spec.shape) < 2:
                 return ParameterRole(spec.name, "other")
             block = by_shape(number, spec.shape)
             return ParameterRole(spec.name, "matrix", (block,))
-        tables, dense, ends = [], [], []
-        kinds, leads_to_output = set(), True
+        tables = []
+        dense = []
+        kinds = set()
+        leads_to_output = True
         for block in self.blocks[number]:
-            ends.append(block.target)
             is_norm = block.kind in ("gamma", "beta") or self._scales_norm(block)
             kinds.add("norm" if is_norm else "other")
             if groups[block.source].kind == "token":
@@ -219,11 +211,10 @@ class _Edges:
         if dense:
             role = "output" if leads_to_output else "matrix"
             return self._matrix(spec.name, role, dense, self.usage)
-        for bias in self.biases[number]:
-            ends.append(bias.group)
-            kinds.add(self._role_of_bias(bias))
+        kinds.update(map(self._role_of_bias, self.biases[number]))
         role = min(kinds, key=ROLES.index)
-        return ParameterRole(spec.name, role, depth=groups[ends[0]].depth)
+        depth = groups[self.targets[number][0]].depth
+        return ParameterRole(spec.name, role, depth=depth)
 
     def _is_unused(self, number: int) -> bool:
         """Whether the traced network does not use a parameter."""
@@ -277,21 +268,11 @@ class _Edges:
             spread = self.spread.get(bias.group)  # over several heads
             is_norm = spread is not None and spread <= self.normalised.keys()
             return "norm" if is_norm else "other"
-        if bias.kind == "recurrent":
-            return "bias" if self._has_gates(bias) else "other"
-        if bias.kind == "shift" and not bias.slot_shape:
-            return self._role_of_shift(bias)
-        return "other"
-
-    def _has_gates(self, bias: Bias) -> bool:
-        """Whether it is a bias of a GRU; else it is the first state of a layer."""
-        for block in self.graph.blocks_into(bias.group):
-            is_gated = block.kind == "recurrent" and block.view is not None
-            if is_gated and block.slot_shape == bias.slot_shape:
-                return True
-        return False
-
-    def _role_of_shift(self, bias: Bias) -> str:
+        if bias.kind == "recurrent":  # of a GRU, or the first state of a layer
+            has_gates = is_gated(self.graph, bias.group, bias.slot_shape)
+            return "bias" if has_gates else "other"
+        if bias.kind != "shift" or bias.slot_shape:
+            return "other"
         if bias.group in self.normalised:
             return "norm"
         for block in self.graph.blocks_into(bias.group):
@@ -331,7 +312,12 @@ def _normalised(graph: NeuralGraph) -> dict[int, set[int]]:
     the other factors of these products, unless they are pooled themselves. Values are
     the pooled groups.
     """
-    pooled = _pooled(graph)
+    # groups with one statistic of all neurons or of each head, and what they pool
+    pooled = {}
+    for number, group in enumerate(graph.groups):
+        sources = _sources(graph, number, ("pool",))
+        if sources and (group.size == 1 or group.kind == "pool"):
+            pooled[number] = sources
     found: dict[int, set[int]] = {}
     for number, group in enumerate(graph.groups):
         factors = _sources(graph, number, ("left", "right"))
@@ -345,16 +331,6 @@ def _normalised(graph: NeuralGraph) -> dict[int, set[int]]:
         for factor in factors - statistics - sources:
             found[factor] = sources
     return found
-
-
-def _pooled(graph: NeuralGraph) -> dict[int, set[int]]:
-    """Groups with one statistic of all neurons or of each head, and what they pool."""
-    pooled = {}
-    for number, group in enumerate(graph.groups):
-        sources = _sources(graph, number, ("pool",))
-        if sources and (group.size == 1 or group.kind == "pool"):
-            pooled[number] = sources
-    return pooled
 
 
 def _sources(graph: NeuralGraph, group: int, kinds: Sequence[str]) -> set[int]:

@@ -8,27 +8,18 @@ from collections.abc import Sequence
 from ngopt.graph.groups_and_blocks import ParameterSpec, View, contiguous_strides
 from ngopt.roles.matrices import MatrixBlock
 
-NAMES = (
-    ("other", r"(^|[._])(cls|class|dist\w*|mask|register)_?(tokens?|emb\w*)$"),
-    ("other", r"pos(ition(al)?)?_?(emb(ed(ding)?s?)?|enc(oding)?)$"),
-    (
-        "other",
-        r"(layer_?scale(_parameter|_?\d+)?|bias_table|slopes?|temperature|logit_scale|lambda_?\d*"
-        r"|(^|[._])a_logs?)$",
-    ),
-    ("other", r"(^|[._])(p?relu|act(ivation)?)\d*[._]weight$"),
-    ("embedding", r"emb(ed(ding)?s?)?(_\w+)?[._]weight$"),
-    (
-        "embedding",
-        r"(^|[._])(w[tps]e|tok|tokens?|vocab|lookup|shared|relative_\w*bias)[._]weight$",
-    ),
-    (
-        "norm",
-        r"(norm\w*|(^|[._])(ln|bn|rms)\w*)([._]\d+)?[._](weight|bias|scale|offset)$",
-    ),
-    ("norm", r"(^|[._])(gamma|beta)$"),
-    ("bias", r"(bias(_[ih]h)?(_l\d+(_reverse)?)?|(^|[._])b\d*)$"),
-)
+NAMES = {
+    "other": r"(^|[._])(cls|class|dist\w*|mask|register)_?(tokens?|emb\w*)$"
+    r"|pos(ition(al)?)?_?(emb(ed(ding)?s?)?|enc(oding)?)$"
+    r"|(layer_?scale(_parameter|_?\d+)?|bias_table|slopes?|temperature)$"
+    r"|(logit_scale|lambda_?\d*|(^|[._])a_logs?)$"
+    r"|(^|[._])(p?relu|act(ivation)?)\d*[._]weight$",
+    "embedding": r"emb(ed(ding)?s?)?(_\w+)?[._]weight$"
+    r"|(^|[._])(w[tps]e|tok|tokens?|vocab|lookup|shared|relative_\w*bias)[._]weight$",
+    "norm": r"(norm\w*|(^|[._])(ln|bn|rms)\w*)([._]\d+)?[._](weight|bias|scale|offset)$"
+    r"|(^|[._])(gamma|beta)$",
+    "bias": r"(bias(_[ih]h)?(_l\d+(_reverse)?)?|(^|[._])b\d*)$",
+}
 """Roles and patterns of lower-case names; the first that matches and fits the shape."""
 
 OUTPUT = re.compile(
@@ -40,18 +31,10 @@ OUTPUT = re.compile(
 UNNAMED = re.compile(r"parameter \d+$")
 """Names that `build_graph` and optimizers give to parameters without a name."""
 
-FUSED = (
-    (
-        3,
-        re.compile(
-            r"(^|[._])(w?qkv(_\w+)?|to_qkv|c_attn|in_proj|query_key_value)[._]?weight$"
-        ),
-    ),
-    (
-        2,
-        re.compile(r"(^|[._])(w?kv|to_kv|kv_proj|key_value|gate_up_proj)[._]weight$"),
-    ),
-)
+FUSED = {
+    3: r"(^|[._])(w?qkv(_\w+)?|to_qkv|c_attn|in_proj|query_key_value)[._]?weight$",
+    2: r"(^|[._])(w?kv|to_kv|kv_proj|key_value|gate_up_proj)[._]weight$",
+}
 """Number of matrices of equal size in a weight with such a name, row after row."""
 
 GATES = re.compile(r"weight_[ih]h(_l\d+)?(_reverse)?$")
@@ -113,12 +96,17 @@ class RolesFromNames:
     def _role(self, number: int, guess: str) -> str:
         spec = self.specs[number]
         name = spec.name.lower()
-        for role, pattern in NAMES:
+        for role, pattern in NAMES.items():
             if re.search(pattern, name) and self._fits_shape(number, role, guess):
                 return role
         if _dims(spec) < 2:
-            return _role_of_vector(spec, guess)
-        return _role_of_matrix(spec, guess)
+            is_known = guess == "bias" or (guess == "norm" and spec.numel > 1)
+            return guess if is_known else "other"
+        if _is_broadcast(spec):
+            return "other"
+        if guess == "embedding" and not _is_stacked(name):
+            return "embedding"
+        return "matrix"
 
     def _fits_shape(self, number: int, role: str, guess: str) -> bool:
         """Whether a role by name fits the shape of a parameter and its module."""
@@ -135,14 +123,11 @@ class RolesFromNames:
         """Output matrices by name; else the last matrix, unless its rows are the
         neurons of the first table."""
         matrices = [i for i, role in enumerate(self.roles) if role == "matrix"]
-        outputs = []
         for i in matrices:
             if OUTPUT.search(self.specs[i].name.lower()):
-                outputs.append(i)
-        if matrices and not outputs and not self._is_tied(matrices[-1]):
-            outputs = matrices[-1:]
-        for i in outputs:
-            self.roles[i] = "output"
+                self.roles[i] = "output"
+        if matrices and "output" not in self.roles and not self._is_tied(matrices[-1]):
+            self.roles[matrices[-1]] = "output"
 
     def _is_tied(self, number: int) -> bool:
         """Whether the rows of a matrix can be the neurons of the first table."""
@@ -177,8 +162,7 @@ class RolesFromNames:
         if len(spec.shape) < 2:
             return False
         is_square = spec.shape[0] == spec.shape[1]
-        is_named = bool(IN_OUT.search(spec.name))
-        is_ambiguous = is_square and is_named
+        is_ambiguous = is_square and bool(IN_OUT.search(spec.name))
         return self._fits_columns(number) or (is_ambiguous and self.has_in_out)
 
     def _count(self, number: int, shape: Sequence[int]) -> int:
@@ -186,41 +170,25 @@ class RolesFromNames:
         name = self.specs[number].name
         if GATES.search(name):
             return self._gates(name)
-        for count, pattern in FUSED:
-            if pattern.search(name.lower()) and shape[0] % count == 0:
+        for count, pattern in FUSED.items():
+            if re.search(pattern, name.lower()) and shape[0] % count == 0:
                 return count
         return 1
 
     def _gates(self, name: str) -> int:
         """4 for an LSTM, 3 for a GRU: rows / columns of its W_hh."""
-        projection = re.sub("weight_[ih]h", "weight_hr", name)
-        if projection in self.places:
+        if re.sub("weight_[ih]h", "weight_hr", name) in self.places:
             return 4
-        recurrent = re.sub("weight_[ih]h", "weight_hh", name)
-        rows, columns = self.specs[self.places[recurrent]].shape[:2]
+        recurrent = self.places[re.sub("weight_[ih]h", "weight_hh", name)]
+        rows, columns = self.specs[recurrent].shape[:2]
         ratio = rows // columns
         return ratio if ratio in (3, 4) and rows == ratio * columns else 1
 
 
 def _is_stacked(name: str) -> bool:
     """Whether a weight with this name is several matrices, row after row."""
-    is_fused = any(pattern.search(name) for _, pattern in FUSED)
-    return is_fused or GATES.search(name) is not None
-
-
-def _role_of_vector(spec: ParameterSpec, guess: str) -> str:
-    is_scalar = spec.numel <= 1 and guess == "norm"
-    if is_scalar or guess not in ("norm", "bias"):
-        return "other"
-    return guess
-
-
-def _role_of_matrix(spec: ParameterSpec, guess: str) -> str:
-    if _is_broadcast(spec):
-        return "other"
-    if guess == "embedding" and not _is_stacked(spec.name.lower()):
-        return "embedding"
-    return "matrix"
+    patterns = (*FUSED.values(), GATES)
+    return any(re.search(pattern, name) for pattern in patterns)
 
 
 def _is_broadcast(spec: ParameterSpec) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ngopt.graph.groups_and_blocks import EdgeBlock, Index, View, contiguous_strides
 from ngopt.graph.neural_graph import NeuralGraph
-from ngopt.roles.neuron_usage import neurons
+from ngopt.roles.neuron_usage import is_gated, neurons
 
 
 @dataclass(frozen=True)
@@ -77,24 +77,23 @@ def matrices(
     usage: labels of the use of each group's neurons, see `usage`; None: rows with
     different uses stay together.
     """
-    view = blocks[0].view
-    assert view is not None
-    spec = graph.parameters[view.parameter]
+    number = blocks[0].elements.parameter
+    spec = graph.parameters[number]
     if not spec.numel:
-        return (by_shape(view.parameter, spec.shape),)
+        return (by_shape(number, spec.shape),)
     pieces: list[MatrixPiece] = []
     for block in _first_uses(blocks, spec.numel):
         for piece in _pieces(graph, block):
             pieces += _unstacked(graph, piece, spec.shape)
     pieces = _joined_rows(_joined_columns(pieces, spec.shape))
-    parts, numel = [], 0
+    parts = []
+    numel = 0
     for piece in pieces:
         parts += [piece] if usage is None else _by_usage(piece, usage)
-    for part in parts:
-        numel += part.view.numel
+        numel += piece.view.numel
     if numel != spec.numel:
-        return (by_shape(view.parameter, spec.shape),)
-    return merged(parts)
+        return (by_shape(number, spec.shape),)
+    return _merged(parts)
 
 
 def by_shape(parameter: int, shape: tuple[int, ...]) -> MatrixBlock:
@@ -105,14 +104,12 @@ def by_shape(parameter: int, shape: tuple[int, ...]) -> MatrixBlock:
 
 def _first_uses(blocks: Sequence[EdgeBlock], numel: int) -> Iterator[EdgeBlock]:
     """The blocks without those that share elements with previous ones."""
-    first = blocks[0].view
-    if first is not None and first.numel == numel:
+    if blocks[0].elements.numel == numel:
         yield blocks[0]
         return
     taken = np.zeros(numel, bool)
     for block in blocks:
-        view = block.view
-        assert view is not None
+        view = block.elements
         after = taken[view.offset :]
         places = np.lib.stride_tricks.as_strided(after, view.shape, view.strides)
         if not places.any():
@@ -122,16 +119,15 @@ def _first_uses(blocks: Sequence[EdgeBlock], numel: int) -> Iterator[EdgeBlock]:
 
 def _pieces(graph: NeuralGraph, block: EdgeBlock) -> Iterator[MatrixPiece]:
     """The matrices of a block: one for each group of neurons, or for each gate."""
-    view, (groups, n_target, n_source) = block.view, block.shape
-    assert view is not None
+    view, (groups, n_target, n_source) = block.elements, block.shape
     targets = NeuronSet(block.target, block.target_index)
     sources = NeuronSet(block.source, block.source_index)
     first = _along(view, slice(1, None))
-    gates = _gates(graph, block)
     step, row, *_ = view.strides
-    if gates:
+    has_gates = block.kind in ("weight", "recurrent") and len(block.slot_shape) == 1
+    if has_gates and is_gated(graph, block.target, block.slot_shape):
         gate_stride = first.strides[-1]
-        for k in range(gates):
+        for k in range(block.slots):
             part = _along(first, slice(-1), k * gate_stride)
             yield MatrixPiece(part, (targets,), (sources,))
     elif groups == 1:
@@ -158,7 +154,8 @@ def _unstacked(
     neurons."""
     view = piece.view
     rows = _along(view, slice(1))
-    first, last = _place(view.offset, shape)[0], _place(_last(rows), shape)[0]
+    first, *_ = _place(view.offset, shape)
+    last, *_ = _place(_last(rows), shape)
     count = last - first + 1
     is_stack = _axes(rows, shape) > {0} and view.shape[0] % count == 0
     if piece.is_depthwise or not is_stack:
@@ -176,28 +173,17 @@ def _ends(group: int, numbers: np.ndarray) -> Ends:
     return (NeuronSet(group, tuple(numbers.tolist())),)
 
 
-def _gates(graph: NeuralGraph, block: EdgeBlock) -> int:
-    """Number of gates of a weight of a recurrent layer; 0 for other weights."""
-    if block.kind not in ("weight", "recurrent") or len(block.slot_shape) != 1:
-        return 0
-    for other in graph.blocks_into(block.target):
-        is_recurrent = other.kind == "recurrent" and other.view is not None
-        if is_recurrent and other.slot_shape == block.slot_shape:
-            return block.slots
-    return 0
-
-
 def _groups(graph: NeuralGraph, block: EdgeBlock) -> Iterator[MatrixPiece]:
     """The matrices of a grouped convolution."""
-    view, groups = block.view, block.shape[0]
-    assert view is not None
+    view, groups = block.elements, block.shape[0]
     targets = neurons(block.target_index, graph.groups[block.target].size)
     sources = neurons(block.source_index, graph.groups[block.source].size)
     targets, sources = targets.reshape(groups, -1), sources.reshape(groups, -1)
     for k in range(groups):
         part = _along(view, slice(1, None), k * view.strides[0])
         rows = _ends(block.target, targets[k])
-        yield MatrixPiece(part, rows, _ends(block.source, sources[k]))
+        columns = _ends(block.source, sources[k])
+        yield MatrixPiece(part, rows, columns)
 
 
 def _joined_columns(
@@ -253,7 +239,8 @@ def _joined(pieces: Sequence[MatrixPiece], axis: int) -> list[MatrixPiece]:
     first = in_order[0]
     shape = list(first.view.shape)
     strides = list(first.view.strides)
-    shape[axis], strides[axis] = len(offsets), step
+    shape[axis] = len(offsets)
+    strides[axis] = step
     view = replace(first.view, shape=tuple(shape), strides=tuple(strides))
     is_mixed = offsets != sorted(offsets)
     joined = () if is_mixed else tuple(ends)
@@ -337,7 +324,7 @@ def _by_usage(piece: MatrixPiece, usage: Sequence[np.ndarray]) -> Iterator[Matri
         yield MatrixPiece(view, _ends(targets.group, numbers[rows]), piece.sources)
 
 
-def merged(pieces: Iterable[MatrixPiece]) -> tuple[MatrixBlock, ...]:
+def _merged(pieces: Iterable[MatrixPiece]) -> tuple[MatrixBlock, ...]:
     """One block for all matrices of the same shape and strides at even distances."""
     alike: dict[tuple, list[MatrixPiece]] = defaultdict(list)
     for piece in pieces:
@@ -366,7 +353,8 @@ def _even_runs(pieces: Sequence[MatrixPiece]) -> Iterator[Sequence[MatrixPiece]]
 def _stacked(pieces: Sequence[MatrixPiece]) -> MatrixBlock:
     first = pieces[0].view
     step = _offset(pieces[1]) - first.offset if len(pieces) > 1 else 0
-    shape, strides = (len(pieces), *first.shape), (step, *first.strides)
+    shape = (len(pieces), *first.shape)
+    strides = (step, *first.strides)
     rows, columns = [], []
     for piece in pieces:
         rows.append(piece.targets)

@@ -29,6 +29,15 @@ def mixes_neurons(block: EdgeBlock) -> bool:
     return is_dense(block) and not is_diagonal(block)
 
 
+def is_gated(graph: NeuralGraph, group: int, slot_shape: tuple[int, ...]) -> bool:
+    """Whether a group is a recurrent layer whose gates are slots of this shape."""
+    for block in graph.blocks_into(group):
+        is_recurrent = block.kind == "recurrent" and block.view is not None
+        if is_recurrent and block.slot_shape == slot_shape:
+            return True
+    return False
+
+
 def made_by_weights(graph: NeuralGraph) -> set[int]:
     """Groups of neurons that are results of matrices."""
     found = set()
@@ -125,15 +134,11 @@ def _scores(graph: NeuralGraph) -> set[int]:
         if group.kind == "head":
             found.add(number)
     for block in graph.blocks:
-        if block.source in found and _is_elementwise(graph, block):
+        is_elementwise = block.shape[1:] == (1, 1) and not is_dense(block)
+        is_product = graph.groups[block.target].kind == "product"
+        if block.source in found and is_elementwise and not is_product:
             found.add(block.target)
     return found
-
-
-def _is_elementwise(graph: NeuralGraph, block: EdgeBlock) -> bool:
-    if block.shape[1:] != (1, 1) or is_dense(block):
-        return False
-    return graph.groups[block.target].kind != "product"
 
 
 def neurons(index: Index, size: int) -> np.ndarray:

@@ -20,7 +20,7 @@ def draw(
     path: str | os.PathLike[str],
     values: Sequence[Tensor] | None = None,
 ) -> None:
-    """Draws a graph into a PNG or SVG file: groups as boxes from left to right by
+    """Draws a graph into a PNG or SVG file: groups as boxes from top to bottom by
     depth, blocks as arrows.
 
     values: one tensor per parameter, (*shape, *features). The thickness of an arrow

@@ -1,10 +1,18 @@
 """A neural graph as a matplotlib figure. matplotlib is optional, so only `draw` imports
-this file."""
+this file.
+
+Groups are boxes in a list, in the order of the network. Wires to the next box are
+straight, those that skip boxes run left of them, those that lead back right of them.
+Lengths are inches, x grows to the right from 0 at the boxes, y upwards to 0.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import ceil, hypot, log1p, sqrt
+import textwrap
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from math import ceil, inf, log1p, sqrt
+from typing import NamedTuple
 
 import torch
 from matplotlib.artist import Artist
@@ -15,11 +23,10 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
 from matplotlib.path import Path
 from torch import Tensor
 
-from ngopt.graph.drawing.grid import BOX_HEIGHT, BOX_WIDTH, Point, Wire
-from ngopt.graph.drawing.layout import Continuation, DrawingLayout, arrange, condense
-from ngopt.graph.groups_and_blocks import NeuronGroup
+from ngopt.graph.connectivity import components
+from ngopt.graph.groups_and_blocks import Bias, EdgeBlock, NeuronGroup, is_diagonal
 from ngopt.graph.neural_graph import NeuralGraph
-from ngopt.graph.summary import counted, incoming, shorten, slot_text
+from ngopt.graph.summary import counted, incoming, merged, runs, shorten, slot_texts
 
 FILLS = {  # kind of group -> colours of box and border
     "neuron": ("#dde9f6", "#4a78a6"),
@@ -33,7 +40,6 @@ FILLS = {  # kind of group -> colours of box and border
     "constant": ("#ebebeb", "#808080"),
     "copy": ("#f4f8fc", "#8fb0cf"),
 }
-PLURALS = {"copy": "copies", "bias": "biases"}
 OTHER_FILL = ("#ffffff", "#404040")
 LINES = {  # style of a wire -> colour, dashes, words of the legend
     "weight": ("#33475b", "-", "weights"),
@@ -49,44 +55,59 @@ LINES = {  # style of a wire -> colour, dashes, words of the legend
 }
 OTHER_LINE = ("#404040", (0, (1, 1)), "")
 TIMES = "\N{MULTIPLICATION SIGN}"
-THIN_BORDER, BORDER, THICK_BORDER = 0.7, 0.9, 2.2  # points
+BORDER, THICK_BORDER = 0.9, 2.2  # points
 THIN = 1.1  # points, edges of value 1
 THICKNESS = (0.8, 3.8)  # points, weights from the least to the greatest
-CORNER = 0.08  # inches
-# Characters that fit into a box, and beside a row.
-NAME_WIDTH, PATH_WIDTH, DETAIL_WIDTH = 19, 27, 25
-CONTINUATION_WIDTH = 18
-LEGEND_COLUMN, LEGEND_ROW, HEADER, LEAST_WIDTH = 2.1, 0.2, 0.3, 4.6  # inches
-CENTERED = {"ha": "center", "va": "center"}
+BOX_WIDTH, BOX_HEIGHT, STEP = 6.4, 0.27, 0.46  # inches; from a box to the next
+NAME, SIZE, DETAILS = 0.1, 2.7, 4.25  # x of the words of a box
+STRAIGHT = 0.5  # x of the first wire from a box to the next
+NAME_WIDTH, DETAIL_WIDTH = 32, 40  # characters
+BULGE, MARGIN = 0.35, 0.25  # of a wire that skips one box; around all
+LEGEND_COLUMN, LEGEND_ROW, HEADER = 2.1, 0.2, 0.3
+
+
+class Wire(NamedTuple):
+    """An arrow: all blocks of one style from one box to another.
+
+    style: "weight", "one to one" for weights with one edge per neuron, or the kind of
+        edges of value 1.
+    """
+
+    source: int
+    target: int
+    style: str
 
 
 def graph_figure(graph: NeuralGraph, values: Sequence[Tensor] | None = None) -> Figure:
     """The drawing that `ngopt.graph.draw` saves.
 
-    Every wire is an artist with the gid "source>target style".
+    Every box has the gid "group n", every wire the gid "source>target style".
     """
-    nodes = sum(group.size for group in graph.groups)
-    groups = len(graph.groups)
-    plural = "s" if groups != 1 else ""
-    elements = f"{graph.numel:,} parameter elements"
-    title = f"neural graph: {nodes:,} nodes in {groups} group{plural}, {elements}"
-    graph = condense(graph)
-    layout = arrange(graph)
-    legend = _legend(graph, layout.wires, values is not None)
-    width = max(layout.width, LEAST_WIDTH)
+    boxes = boxes_of(graph)
+    wires = wires_between(graph, boxes)
+    legend = _legend(graph, wires, values is not None)
+    left = right = MARGIN
+    for wire in wires:
+        if wire.target > wire.source:
+            left = max(left, MARGIN + _bulge(wire))
+        else:
+            right = max(right, MARGIN + _bulge(wire))
+    width = left + BOX_WIDTH + right
     legend_columns = int(width / LEGEND_COLUMN)
     legend_height = LEGEND_ROW * ceil(len(legend) / legend_columns) + 0.2
-    figure = Figure(figsize=(width, layout.height + HEADER + legend_height))
+    height = STEP * len(boxes) + legend_height
+    figure = Figure(figsize=(width, HEADER + height))
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, width), ylim=(-layout.height - legend_height, HEADER))
+    axes.set(xlim=(-left, BOX_WIDTH + right), ylim=(-height, HEADER))
     axes.set_axis_off()
-    axes.text(0.2, HEADER - 0.12, title, fontsize=8, va="top", color="#303030")
-    thickness = _thickness(graph, layout.wires, values)
-    _draw_wires(axes, layout, thickness)
-    for continuation in layout.continuations:
-        _draw_continuation(axes, graph, layout.wires, continuation)
-    for number, center in enumerate(layout.centers):
-        _draw_group(axes, graph, number, center)
+    nodes = sum(group.size for group in graph.groups)
+    groups = f"{len(graph.groups)} group" + ("s" if len(graph.groups) != 1 else "")
+    elements = f"{graph.numel:,} parameter elements"
+    title = f"neural graph: {nodes:,} nodes in {groups}, {elements}"
+    axes.text(0, HEADER - 0.12, title, fontsize=8, va="top", color="#303030")
+    for number, run in enumerate(boxes):
+        _draw_box(axes, graph, number, run)
+    _draw_wires(axes, wires, _thickness(graph, wires, values))
     axes.legend(
         handles=legend,
         loc="lower left",
@@ -99,11 +120,48 @@ def graph_figure(graph: NeuralGraph, values: Sequence[Tensor] | None = None) -> 
     return figure
 
 
+def boxes_of(graph: NeuralGraph) -> list[list[int]]:
+    """The groups in each box: component after component, by depth; inputs directly
+    before the first group that they lead to.
+
+    The pieces of a norm over concatenated groups are one box.
+    """
+    component = components(graph)
+    first = [inf] * len(graph.groups)  # depth of the targets of each group
+    for block in graph.blocks:
+        depth = graph.groups[block.target].depth
+        first[block.source] = min(first[block.source], depth)
+
+    def key(run: Sequence[int]) -> tuple:
+        group = max(run, key=lambda number: graph.groups[number].depth)
+        depth = graph.groups[group].depth
+        place = (depth, 1) if depth else (first[group], 0)
+        return component[group], *place
+
+    return sorted(runs(graph), key=key)
+
+
 # Wires
 
 
+def wires_between(
+    graph: NeuralGraph, boxes: Sequence[Sequence[int]]
+) -> dict[Wire, list[int]]:
+    """The blocks of every wire; boxes: the groups in each."""
+    box_of = {}
+    for number, run in enumerate(boxes):
+        box_of |= dict.fromkeys(run, number)
+    wires: dict[Wire, list[int]] = defaultdict(list)
+    for number, block in enumerate(graph.blocks):
+        style = "one to one" if block.view and is_diagonal(block) else block.kind
+        wires[Wire(box_of[block.source], box_of[block.target], style)].append(number)
+    return wires
+
+
 def _thickness(
-    graph: NeuralGraph, wires: Sequence[Wire], values: Sequence[Tensor] | None
+    graph: NeuralGraph,
+    wires: dict[Wire, list[int]],
+    values: Sequence[Tensor] | None,
 ) -> list[float]:
     """Thickness of every wire in points: by the norm of its values, without values by
     the log of its number of elements."""
@@ -114,13 +172,13 @@ def _thickness(
         amounts = _squared_norms(graph, values)
         strength_of = sqrt
     strengths = []
-    for wire in wires:
-        strengths.append(strength_of(sum(amounts[block] for block in wire.blocks)))
+    for blocks in wires.values():
+        strengths.append(strength_of(sum(amounts[block] for block in blocks)))
     greatest = max(strengths, default=0) or 1
     least, most = THICKNESS
     thickness = []
-    for wire, strength in zip(wires, strengths, strict=True):
-        if graph.blocks[wire.blocks[0]].view is None:
+    for blocks, strength in zip(wires.values(), strengths, strict=True):
+        if graph.blocks[blocks[0]].view is None:
             thickness.append(THIN)
         else:
             thickness.append(least + (most - least) * strength / greatest)
@@ -141,92 +199,68 @@ def _squared_norms(graph: NeuralGraph, values: Sequence[Tensor]) -> list[float]:
     return squares
 
 
-def _draw_wires(axes: Axes, layout: DrawingLayout, thickness: Sequence[float]) -> None:
-    """Draws every wire; wires that share a line show the thickest."""
-    drawn = set()
-    for number in sorted(range(len(thickness)), key=lambda i: -thickness[i]):
-        wire = layout.wires[number]
-        for line in layout.lines[number]:
-            key = (wire.style, *line)
-            if key not in drawn:
-                drawn.add(key)
-                _draw_line(axes, wire, line, thickness[number])
+def _bulge(wire: Wire) -> float:
+    """How far a wire is from the boxes: 0 if it is straight."""
+    distance = abs(wire.target - wire.source)
+    if wire.target == wire.source + 1:
+        return 0.0
+    return BULGE * sqrt(max(distance, 1))
 
 
-def _draw_line(axes: Axes, wire: Wire, line: Sequence[Point], thickness: float) -> None:
-    color, dashes, _ = LINES.get(wire.style, OTHER_LINE)
-    arrow = FancyArrowPatch(
-        path=_path(line),
-        arrowstyle="-|>,head_length=0.35,head_width=0.18",
-        mutation_scale=9 + 2 * thickness,
-        shrinkA=0,
-        shrinkB=0,
-        color=color,
-        linewidth=thickness,
-        linestyle=dashes,
-        capstyle="butt",
-        joinstyle="miter",
-        zorder=1,
-        gid=f"{wire.source}>{wire.target} {wire.style}",
-    )
-    axes.add_patch(arrow)
+def _draw_wires(axes: Axes, wires: Iterable[Wire], thickness: Sequence[float]) -> None:
+    beside: Counter[tuple[int, int]] = Counter()  # wires between the same boxes
+    for wire, points in zip(wires, thickness, strict=True):
+        color, dashes, _ = LINES.get(wire.style, OTHER_LINE)
+        arrow = FancyArrowPatch(
+            path=_path(wire, beside[wire[:2]]),
+            arrowstyle="-|>,head_length=0.35,head_width=0.18",
+            mutation_scale=6 + 1.7 * points,
+            shrinkA=0,
+            shrinkB=0,
+            color=color,
+            linewidth=points,
+            linestyle=dashes,
+            capstyle="butt",
+            joinstyle="miter",
+            zorder=1,
+            gid=f"{wire.source}>{wire.target} {wire.style}",
+        )
+        axes.add_patch(arrow)
+        beside[wire[:2]] += 1
 
 
-def _path(points: Sequence[Point]) -> Path:
-    """A line with rounded corners; between two points of different height a curve."""
-    if len(points) == 2:
-        (x0, y0), (x1, y1) = points
-        middle = (x0 + x1) / 2
-        vertices = [(x0, y0), (middle, y0), (middle, y1), (x1, y1)]
-        return Path(vertices, [Path.MOVETO] + 3 * [Path.CURVE4])
-    vertices = [points[0]]
-    codes = [Path.MOVETO]
-    for before, corner, after in zip(points, points[1:], points[2:], strict=False):
-        vertices += [_towards(corner, before), corner, _towards(corner, after)]
-        codes += [Path.LINETO, Path.CURVE3, Path.CURVE3]
-    return Path([*vertices, points[-1]], [*codes, Path.LINETO])
+def _path(wire: Wire, place: int) -> Path:
+    """A straight line to the next box, or a curve from one side of a box to the same
+    side of another; place: the number of wires between the same boxes before it."""
+    source, target = -STEP * wire.source, -STEP * wire.target
+    out = source - STEP / 2
+    into = target - STEP / 2
+    if not _bulge(wire):
+        x = STRAIGHT + 0.3 * place
+        ends = [(x, out - BOX_HEIGHT / 2), (x, into + BOX_HEIGHT / 2)]
+        return Path(ends)
+    # a cubic curve reaches three quarters of the way to its control points
+    reach = _bulge(wire) / 0.75 + 0.1 * place
+    side, far = (0, -reach) if target < source else (BOX_WIDTH, BOX_WIDTH + reach)
+    out -= BOX_HEIGHT / 5
+    into += BOX_HEIGHT / 5
+    points = [(side, out), (far, out), (far, into), (side, into)]
+    return Path(points, [Path.MOVETO] + 3 * [Path.CURVE4])
 
 
-def _towards(corner: Point, end: Point) -> Point:
-    """The point on the line from a corner to `end` where the rounding stops."""
-    across = end[0] - corner[0]
-    up = end[1] - corner[1]
-    length = hypot(across, up)
-    share = min(CORNER, length / 2) / length if length else 0.0
-    return corner[0] + share * across, corner[1] + share * up
+# Boxes
 
 
-def _draw_continuation(
-    axes: Axes, graph: NeuralGraph, wires: Sequence[Wire], continuation: Continuation
-) -> None:
-    """Names the group to which wires lead, or from which one comes."""
-    wire = wires[continuation.wires[0]]
-    group = graph.groups[wire.target if continuation.leaves else wire.source]
-    preposition = "to" if continuation.leaves else "from"
-    words = f"{preposition} {shorten(group.name, CONTINUATION_WIDTH)}"
-    if continuation.leaves and len(continuation.wires) > 1:
-        words += f" + {len(continuation.wires) - 1}"
-    x, y = continuation.place
-    space, align = (0.04, "left") if continuation.at_right else (-0.04, "right")
-    color, _, _ = LINES.get(wire.style, OTHER_LINE)
-    axes.text(x + space, y, words, ha=align, va="center", fontsize=5.5, color=color)
-
-
-# Groups
-
-
-def _draw_group(axes: Axes, graph: NeuralGraph, number: int, center: Point) -> None:
-    """Draws the box of a group with its words, and its biases on the lower border."""
-    group = graph.groups[number]
+def _draw_box(axes: Axes, graph: NeuralGraph, number: int, run: Sequence[int]) -> None:
+    """Draws the box of a group, or of the pieces of a norm, with its words."""
+    group, blocks, biases = merged(graph, run)
     fill, border = FILLS.get(group.kind, OTHER_FILL)
-    x, y = center
-    bottom = y - BOX_HEIGHT / 2
-    left = x - BOX_WIDTH / 2
+    y = -STEP * (number + 0.5)
     box = FancyBboxPatch(
-        (left, bottom),
+        (0, y - BOX_HEIGHT / 2),
         BOX_WIDTH,
         BOX_HEIGHT,
-        boxstyle="round,pad=0,rounding_size=0.09",
+        boxstyle="round,pad=0,rounding_size=0.06",
         facecolor=fill,
         edgecolor=border,
         linewidth=THICK_BORDER if _has_thick_border(group) else BORDER,
@@ -234,75 +268,42 @@ def _draw_group(axes: Axes, graph: NeuralGraph, number: int, center: Point) -> N
         gid=f"group {number}",
     )
     axes.add_patch(box)
-    _draw_words(axes, graph, number, center)
-    kinds = counted([bias.kind for bias in graph.biases_of(number)])
-    if kinds:
-        tag = {
-            "boxstyle": "round,pad=0.25",
-            "facecolor": "white",
-            "edgecolor": border,
-            "linewidth": THIN_BORDER,
-        }
-        words = ", ".join(kinds).replace(" x ", f" {TIMES} ")
-        style = {"fontsize": 5.8, "color": "#303030", **CENTERED}
-        axes.text(x, bottom, words, bbox=tag, zorder=4, **style)
+    size = f"{group.size:,} {group.kind if group.size == 1 else _plural(group.kind)}"
+    if group.activation:
+        size += f" · {group.activation}"
+    details = _details(blocks, biases)
+    name = shorten(group.name, NAME_WIDTH)
+    axes.text(NAME, y, name, va="center", fontsize=7.5, weight="bold")
+    axes.text(SIZE, y, size, va="center", fontsize=6.8)
+    axes.text(DETAILS, y, details, va="center", fontsize=6.8, color="#404040")
+
+
+def _details(blocks: Sequence[EdgeBlock], biases: Sequence[Bias]) -> str:
+    """The weights into a box, their slots, and the biases of its nodes."""
+    weights = [block for block in blocks if block.view]
+    slots = "/".join(slot_texts([block for block in weights if block.slots > 1]))
+    if slots.isdecimal():
+        slots += " slots"
+    sizes = " + ".join(incoming(weights))
+    tags = ", ".join(counted([bias.kind for bias in biases]))
+    words = " · ".join(filter(None, (sizes, slots, tags)))
+    words = words.replace("->", "→").replace("x", TIMES)
+    return textwrap.shorten(words, DETAIL_WIDTH, placeholder=" ...")
 
 
 def _has_thick_border(group: NeuronGroup) -> bool:
     return group.role in ("input", "output") or group.is_pinned
 
 
-def _draw_words(axes: Axes, graph: NeuralGraph, number: int, center: Point) -> None:
-    """Writes name, size, activation and weights of a group into its box."""
-    group = graph.groups[number]
-    path, _, name = group.name.rpartition(".")
-    what = group.kind if group.size == 1 else _plural(group.kind)
-    what = f"{group.size:,} {what}"
-    if group.activation:
-        what += f" · {group.activation}"
-    lines = [
-        (shorten(path, PATH_WIDTH), 6, "normal", "#606060"),
-        (shorten(name, NAME_WIDTH), 8.5, "bold", "#101010"),
-        (what, 6.8, "normal", "#101010"),
-        (_incoming(graph, number), 6.8, "normal", "#404040"),
-    ]
-    lines = [line for line in lines if line[0]]
-    heights = [size * 1.45 / 72 for _, size, _, _ in lines]
-    x, y = center
-    y += sum(heights) / 2
-    for line, height in zip(lines, heights, strict=True):
-        words, size, weight, color = line
-        style = {"fontsize": size, "weight": weight, "color": color, **CENTERED}
-        axes.text(x, y - height / 2, words, zorder=3, **style)
-        y -= height
-
-
-def _incoming(graph: NeuralGraph, group: int) -> str:
-    """The weights into a group and their slots, in words that fit into a box."""
-    blocks = [block for block in graph.blocks_into(group) if block.view]
-    shapes: dict[str, None] = {}
-    for block in blocks:
-        if block.slots > 1:
-            unit = " slots" if len(block.slot_shape) == 1 else ""
-            shapes[f"{slot_text(block)}{unit}"] = None
-    slots = "/".join(shapes)
-    words = " + ".join(incoming(blocks))
-    if len(words) + len(slots) > DETAIL_WIDTH:
-        words = f"{len(blocks)} blocks"
-    if slots and len(words) + len(slots) <= DETAIL_WIDTH:
-        words += f" · {slots}"
-    return words.replace("->", "→").replace("x", TIMES)
-
-
 def _plural(kind: str) -> str:
-    return PLURALS.get(kind, f"{kind}s")
+    return "copies" if kind == "copy" else f"{kind}s"
 
 
 # Legend
 
 
 def _legend(
-    graph: NeuralGraph, wires: Sequence[Wire], with_values: bool
+    graph: NeuralGraph, wires: Iterable[Wire], with_values: bool
 ) -> list[Artist]:
     """Handles for the kinds and styles in the drawing."""
     handles: list[Artist] = []
@@ -310,15 +311,10 @@ def _legend(
         fill, border = FILLS.get(kind, OTHER_FILL)
         handles.append(Patch(facecolor=fill, edgecolor=border, label=_plural(kind)))
     if any(map(_has_thick_border, graph.groups)):
-        handles.append(_empty_box(THICK_BORDER, "input, output or pinned"))
-    if graph.biases:
-        handles.append(_empty_box(THIN_BORDER, "tag: biases of the nodes"))
-    styles = {wire.style for wire in wires}
-    known = [style for style in LINES if style in styles]
-    for style in (*known, *sorted(styles - LINES.keys())):
-        color, dashes, words = LINES.get(style, OTHER_LINE)
-        look = {"color": color, "linestyle": dashes, "linewidth": 1.6}
-        handles.append(Line2D([], [], label=words or style, **look))
+        look = {"edgecolor": "#404040", "linewidth": THICK_BORDER}
+        label = "input, output or pinned"
+        handles.append(Patch(facecolor="white", label=label, **look))
+    handles += _lines({wire.style for wire in wires})
     if graph.weights:
         of_values = "norm of the values"
         measure = of_values if with_values else "log of the number of elements"
@@ -327,5 +323,9 @@ def _legend(
     return handles
 
 
-def _empty_box(border: float, label: str) -> Patch:
-    return Patch(facecolor="white", edgecolor="#404040", linewidth=border, label=label)
+def _lines(styles: set[str]) -> Iterator[Line2D]:
+    known = [style for style in LINES if style in styles]
+    for style in (*known, *sorted(styles - LINES.keys())):
+        color, dashes, words = LINES.get(style, OTHER_LINE)
+        look = {"color": color, "linestyle": dashes, "linewidth": 1.6}
+        yield Line2D([], [], label=words or style, **look)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from ngopt.graph.graph_builder import GraphBuilder, layer_name
+from ngopt.graph.graph_builder import GraphBuilder, layer_name, slot_shape
 from ngopt.graph.groups_and_blocks import EdgeBlock, ParameterSpec, View
 from ngopt.graph.inference.layers_by_name import (
     LayerParameters,
@@ -83,10 +83,10 @@ def _add_weight(
         block = EdgeBlock(view, last, target, (size, 1, 1), shape[2:])
         builder.blocks.append(block)
         return target
-    slot_shape = _slot_shape(shape, size)
-    if slot_shape is None:
+    slots = slot_shape(shape, size, smallest=2)
+    if slots is None:
         return builder.add_component(weight.number)
-    return builder.add_weight(weight.number, last, slot_shape)
+    return builder.add_weight(weight.number, last, slots)
 
 
 def _inputs_of(builder: GraphBuilder, parameter: Parameter, last: int | None) -> int:
@@ -137,18 +137,6 @@ def _add_norm(builder: GraphBuilder, norm: Norm, last: int | None) -> int:
     return target
 
 
-def _slot_shape(shape: tuple[int, ...], size: int) -> tuple[int, ...] | None:
-    """Slots of the edges from `size` neurons to a weight (n_out, n_in, *kernel); None
-    if the sizes do not fit."""
-    inputs = shape[1]
-    kernel = shape[2:]
-    if inputs == size:
-        return kernel
-    if not kernel and inputs > size > 1 and inputs % size == 0:
-        return (inputs // size,)
-    return None
-
-
 # Layers by the order of their parameters
 
 
@@ -164,7 +152,8 @@ def _layers_by_order(parameters: Sequence[Parameter]) -> list[LayerParameters]:
         del layers[0]
     _assign_recurrent_biases(layers)
     for layer in layers:
-        _assign_bias(layer)
+        if layer.weight is not None:
+            _assign_bias(layer, layer.weight.shape[:1])
         _assign_norms(layer)
     return layers
 
@@ -184,7 +173,7 @@ def _assign_recurrent_biases(layers: Sequence[LayerParameters]) -> None:
         biases = [p for p in second.rest if p.shape == (rows,)]
         if len(biases) != 2 or biases != second.rest[:2]:
             continue
-        if third.weight is None or _slot_shape(third.weight.shape, rows) is None:
+        if third.weight is None or slot_shape(third.weight.shape, rows) is None:
             second.bias, second.recurrent_bias = biases
             del second.rest[:2]
 
@@ -199,11 +188,8 @@ def _have_gates(first: Parameter | None, second: Parameter | None) -> bool:
     return hidden[0] in (3 * hidden[1], 4 * hidden[1])
 
 
-def _assign_bias(layer: LayerParameters) -> None:
+def _assign_bias(layer: LayerParameters, outputs: tuple[int, ...]) -> None:
     """An odd number of vectors as long as the outputs begins with a bias."""
-    if layer.weight is None:
-        return
-    outputs = layer.weight.shape[:1]
     fitting = [p for p in layer.rest if p.shape == outputs]
     if len(fitting) % 2:
         layer.bias = fitting[0]
@@ -343,7 +329,7 @@ def _is_plain_chain(layers: Sequence[LayerParameters]) -> bool:
         if outputs is None:
             fits = shape[0] != shape[1]
         else:
-            fits = _slot_shape(shape, outputs) is not None
+            fits = slot_shape(shape, outputs, smallest=2) is not None
         if not fits:
             return False
         outputs = shape[0]

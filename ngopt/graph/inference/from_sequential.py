@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from ngopt.graph.graph_builder import GraphBuilder
+from ngopt.graph.graph_builder import GraphBuilder, slot_shape
 from ngopt.graph.groups_and_blocks import ParameterSpec, View
 from ngopt.graph.neural_graph import NeuralGraph
 
@@ -78,10 +78,12 @@ def sequential_graph(model: nn.Module) -> NeuralGraph | None:
         builder.note_functions(last, functions)
         functions = []
         weight = position[module.weight]
-        slot_shape = _slot_shape(module, builder.groups[last].size, is_map)
-        if slot_shape is None or weight in builder.placed:
+        size = builder.groups[last].size
+        slots = slot_shape(tuple(module.weight.shape), size)
+        fits = is_map or module.weight.shape[1] == size
+        if slots is None or not fits or weight in builder.views():
             return None
-        last = builder.add_weight(weight, last, slot_shape)
+        last = builder.add_weight(weight, last, slots)
         if module.bias is not None:
             bias = View.whole(position[module.bias], tuple(module.bias.shape))
             builder.add_bias(bias, last)
@@ -89,19 +91,6 @@ def sequential_graph(model: nn.Module) -> NeuralGraph | None:
     if last is not None:
         builder.note_functions(last, functions)
     return builder.build()
-
-
-def _slot_shape(
-    module: nn.Linear | nn.Conv2d, size: int, is_map: bool
-) -> tuple[int, ...] | None:
-    """Slots of the edges from `size` neurons to a layer; None if the sizes do not
-    fit."""
-    inputs = module.weight.shape[1]
-    if inputs == size:
-        return tuple(module.weight.shape[2:])
-    if isinstance(module, nn.Linear) and is_map and inputs % size == 0:
-        return (inputs // size,)
-    return None
 
 
 def _sequential_leaves(model: nn.Module) -> list[nn.Module] | None:

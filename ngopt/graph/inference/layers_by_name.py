@@ -114,16 +114,12 @@ def _with_separate_biases(layers: Sequence[LayerParameters]) -> list[LayerParame
     for layer in layers:
         owner = None
         if layer.weight is None and not layer.norms and len(layer.rest) == 1:
-            owner = owners.get(layer.rest[0].name)
-        if owner is not None and _is_bias_of(layer.rest[0], owner):
-            owner.bias = layer.rest[0]
+            bias = layer.rest[0]
+            owner = owners.get(bias.name) if bias.name.endswith("_bias") else None
+        if owner is None or owner.weight is None or owner.bias is not None:
+            kept.append(layer)
+        elif bias.shape == owner.weight.shape[:1]:
+            owner.bias = bias
         else:
             kept.append(layer)
     return kept
-
-
-def _is_bias_of(bias: Parameter, layer: LayerParameters) -> bool:
-    """Whether a parameter can be the bias of a layer, which has none yet."""
-    assert layer.weight is not None, "only layers with a weight have a bias"
-    fits = bias.shape == layer.weight.shape[:1]
-    return fits and bias.name.endswith("_bias") and layer.bias is None

@@ -5,7 +5,6 @@ Importing a module registers its rules.
 
 from ngopt.graph.rules import (  # noqa: F401
     attention,
-    complex_numbers,
     constants,
     convolutions,
     einsum,
@@ -15,7 +14,6 @@ from ngopt.graph.rules import (  # noqa: F401
     neuron_pairs,
     norms,
     pointwise,
-    pooling,
     recurrent,
     reductions,
     reshaping,

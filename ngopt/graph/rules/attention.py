@@ -9,7 +9,7 @@ from torch.fx import Node
 from ngopt.graph.rules.bare_parameters import with_parameter
 from ngopt.graph.rules.constants import tell_apart_by_constant
 from ngopt.graph.rules.neuron_pairs import edges_per_use, pair_nodes, sum_of
-from ngopt.graph.rules.registry import register_rule
+from ngopt.graph.rules.registry import aten, register_rule
 from ngopt.graph.tracing.tracer import AppliedFunction, Tracer
 from ngopt.graph.tracing.values import (
     Elements,
@@ -22,8 +22,6 @@ from ngopt.graph.tracing.values import (
     with_zero_strides,
     without_repeats,
 )
-
-aten = torch.ops.aten
 
 MAX_PRODUCTS = 4096
 """Of a matrix product that is neither scores nor values of an attention."""
@@ -92,23 +90,14 @@ def product_of_activations(
     again a product node. Neurons that differ between positions are unified if possible,
     such as the keys of a prefix and those of tokens.
     """
-    if isinstance(a, Neurons) and isinstance(b, Neurons):
-        return _of_activations(tracer, name, a.labels, b.labels, shape)
     if isinstance(a, Neurons) and isinstance(b, (Tensor, Unknown)):
-        return _mixed(a, -1, shape)
+        return same_neurons(a, -1, shape)
     if isinstance(b, Neurons) and isinstance(a, (Tensor, Unknown)):
         rows = max(-2, -len(b.shape))  # a vector is a column
-        return _mixed(b, rows, shape)
+        return same_neurons(b, rows, shape)
+    if isinstance(a, Neurons) and isinstance(b, Neurons):
+        return _of_activations(tracer, name, a.labels, b.labels, shape)
     return Unknown(shape)
-
-
-def _mixed(x: Neurons, dim: int, shape: torch.Size) -> Value:
-    """A constant mixes positions along a dimension: neurons stay if they are the same
-    at all of these."""
-    if not same_along(x.labels, dim):
-        return Unknown(shape)
-    first = x.labels.narrow(dim, 0, 1)
-    return Neurons(first.expand(shape))
 
 
 def _of_activations(
@@ -131,6 +120,17 @@ def _of_activations(
     return Neurons(labels.expand(r, t, m).reshape(shape))
 
 
+def same_neurons(
+    x: Neurons, dim: int, shape: torch.Size, positions: Tensor | None = None
+) -> Value:
+    """Behind a function that mixes positions along a dimension: neurons stay if they
+    are the same at all of these."""
+    if not same_along(x.labels, dim):
+        return Unknown(shape)
+    first = x.labels.narrow(dim, 0, 1)
+    return Neurons(first.expand(shape), positions=positions)
+
+
 def _products(tracer: Tracer, name: str, left: Tensor, right: Tensor) -> Tensor | None:
     """Labels that broadcast to (r, t, m), of labels (r, t, n) and (r, n, m).
 
@@ -138,7 +138,9 @@ def _products(tracer: Tracer, name: str, left: Tensor, right: Tensor) -> Tensor 
     """
     # one node in each matrix, as a head at all positions
     are_scores = same_along(left, 1) and same_along(left, 2)
-    weighs = are_scores and _are_values(right)
+    # heads of one neuron each have the same value at all positions
+    is_value = right.shape[1] > 1 and same_along(right, 1)
+    weighs = are_scores and (is_value or not same_along(right, 2))
     # neurons of values are along m, those of keys along n
     right = _unify_positions(tracer, right, 2 if weighs else 1)
     if weighs and same_along(right, 1):
@@ -151,14 +153,6 @@ def _products(tracer: Tracer, name: str, left: Tensor, right: Tensor) -> Tensor 
             keys = right[:, :, 0]
             return _scores(tracer, name, left[:, 0], keys)
     return _pooled_products(tracer, name, left, right)
-
-
-def _are_values(right: Tensor) -> bool:
-    """Whether neurons are along the last axis of (r, n, m), positions along n."""
-    if not same_along(right, 2):
-        return True
-    # heads of one neuron each have the same value at all positions
-    return right.shape[1] > 1 and same_along(right, 1)
 
 
 def _unify_positions(tracer: Tracer, labels: Tensor, dim: int) -> Tensor:

@@ -1,9 +1,11 @@
-"""Convolutions: channels of feature maps are neurons, kernel positions slots."""
+"""Convolutions, pooling and resampling: channels of feature maps are neurons, kernel
+positions slots."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from math import prod
+from re import search
 
 import torch
 from torch import Tensor
@@ -11,7 +13,9 @@ from torch.fx import Node
 
 from ngopt.graph.rules.conversions import as_neurons
 from ngopt.graph.rules.linear import MAX_USES, add_bias, linear_over_positions
-from ngopt.graph.rules.registry import register_rule
+from ngopt.graph.rules.pointwise import note_function
+from ngopt.graph.rules.reductions import for_each_result
+from ngopt.graph.rules.registry import aten, functions, register_rule
 from ngopt.graph.tracing.edges import Edges
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import (
@@ -24,7 +28,13 @@ from ngopt.graph.tracing.values import (
     without_repeats,
 )
 
-aten = torch.ops.aten
+POOLS = functions("""
+adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
+adaptive_max_pool2d adaptive_max_pool3d avg_pool1d avg_pool2d avg_pool3d max_pool1d
+max_pool2d max_pool3d max_pool2d_with_indices upsample_nearest1d upsample_nearest2d
+upsample_nearest3d upsample_bilinear2d upsample_bicubic2d lp_pool2d _adaptive_avg_pool2d
+upsample_linear1d upsample_trilinear3d _upsample_bilinear2d_aa
+""")
 
 
 @register_rule(aten.conv1d, aten.conv2d, aten.conv3d)
@@ -199,3 +209,28 @@ def _unify_each(tracer: Tracer, ends: Tensor, partners: Tensor) -> bool:
         return False
     tracer.nodes.unify(unified, partners)
     return True
+
+
+@register_rule(*POOLS)
+def pool(tracer: Tracer, call: Node, x: Value, *_, **__) -> Value:
+    """The channels stay."""
+    return for_each_result(call, lambda shape: _pooled(tracer, call, x, shape))
+
+
+def _pooled(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
+    if not isinstance(x, Neurons):
+        return Unknown(shape)
+    # a single map (channels, *space) has no batch, but the function of its space
+    found = search(r"(\d)d", str(call.target))  # 2 for `max_pool2d`
+    assert found is not None
+    channel = x.labels.dim() - int(found[1]) - 1
+    # behind a pixel shuffle a window contains several neurons of a channel
+    unify_channel_places(tracer, x.labels, channel)
+    channels = tracer.unify_places(x.labels, channel)
+    if channels is None:
+        return Unknown(shape)
+    # other channels may have another pool, or none
+    note_function(tracer, call, channels)
+    space = [1] * (len(shape) - channel - 1)
+    labels = channels.reshape(-1, *space)
+    return Neurons(labels.expand(shape))

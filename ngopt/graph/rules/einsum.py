@@ -13,11 +13,9 @@ from torch.fx import Node
 
 from ngopt.graph.rules.conversions import rearranged, transposed
 from ngopt.graph.rules.linear import matmul
-from ngopt.graph.rules.registry import register_rule
+from ngopt.graph.rules.registry import aten, register_rule
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import Elements, Neurons, Unknown, Value
-
-aten = torch.ops.aten
 
 
 @register_rule(aten.einsum)

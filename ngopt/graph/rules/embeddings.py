@@ -7,12 +7,11 @@ from torch import Tensor
 from torch.fx import Node
 
 from ngopt.graph.rules.attention import product_of_activations
+from ngopt.graph.rules.conversions import rearranged
 from ngopt.graph.rules.pointwise import pointwise_function
-from ngopt.graph.rules.registry import functions, register_rule
+from ngopt.graph.rules.registry import aten, functions, register_rule
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import Elements, Neurons, Unknown, Value
-
-aten = torch.ops.aten
 
 BAGS = functions("embedding_bag _embedding_bag _embedding_bag_forward_only")
 
@@ -47,19 +46,16 @@ def embedding_bag(
     others = [Unknown(v.shape) for v in rest]
     if not isinstance(weight, Elements):
         return (Unknown(bags.shape), *others)
-    labels = _table(tracer, call, weight)
+    result = Neurons(_table(tracer, call, weight))
     # a factor for each index, (indices,)
     factors = tracer.argument(call, "per_sample_weights")
-    if not isinstance(factors, Neurons):
-        return (Neurons(labels.expand(bags.shape)), *others)
-    # the product of a row, of all indices, and a matrix, of rows of the table
-    left = Neurons(factors.labels[None])
-    right = Neurons(labels.expand(len(factors.labels), -1))
-    shape = torch.Size((1, len(labels)))
-    result = product_of_activations(tracer, call.name, left, right, shape)
-    if not isinstance(result, Neurons):
-        return (Unknown(bags.shape), *others)
-    return (Neurons(result.labels.expand(bags.shape)), *others)
+    if isinstance(factors, Neurons):
+        # the product of a row, of all indices, and a matrix, of rows of the table
+        left = Neurons(factors.labels[None])
+        right = Neurons(result.labels.expand(len(factors.labels), -1))
+        shape = torch.Size((1, len(result.labels)))
+        result = product_of_activations(tracer, call.name, left, right, shape)
+    return (rearranged(result, lambda x: x.expand(bags.shape)), *others)
 
 
 @register_rule(aten.grid_sampler, aten.grid_sampler_2d, aten.grid_sampler_3d)

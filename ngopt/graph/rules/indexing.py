@@ -1,7 +1,7 @@
 """x[places], read and written, also at places that data decide; copy and fill.
 
-`Memory` in `ngopt.graph.tracing.memory` updates other tensors that share the memory
-of a tensor that is written.
+`Memory` in `ngopt.graph.tracing.interpreter` updates other tensors that share the
+memory of a tensor that is written.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ngopt.graph.rules.conversions import as_neurons, labels_of
 from ngopt.graph.rules.embeddings import embedding
 from ngopt.graph.rules.neuron_pairs import product_of
 from ngopt.graph.rules.pointwise import addition, note_function
-from ngopt.graph.rules.registry import functions, register_rule
+from ngopt.graph.rules.registry import aten, functions, register_rule
 from ngopt.graph.rules.reshaping import rearrange
 from ngopt.graph.tracing.capture import packet_of
 from ngopt.graph.tracing.tracer import Tracer
@@ -29,12 +29,11 @@ from ngopt.graph.tracing.values import (
     Neurons,
     Unknown,
     Value,
+    has_any,
     has_one_value,
     same_along,
     with_zero_strides,
 )
-
-aten = torch.ops.aten
 
 SUMS = (aten.add, aten.add_)
 FILLS = functions("fill fill_ zero_")
@@ -64,7 +63,7 @@ def index_select(
 
 def is_data_dependent(places: Index) -> bool:
     """Whether some places are not constant, as in `x[scores > 0]`."""
-    return any(isinstance(place, (Neurons, Unknown)) for place in places)
+    return has_any(places, (Neurons, Unknown))
 
 
 def indexed_dims(call: Node) -> list[int]:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ngopt.graph.rules.attention import product_of_activations
+from ngopt.graph.rules.attention import product_of_activations, same_neurons
 from ngopt.graph.rules.conversions import as_neurons, transposed
 from ngopt.graph.rules.pointwise import addition
-from ngopt.graph.rules.registry import functions, register_rule
+from ngopt.graph.rules.registry import aten, functions, register_rule
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import (
     NO_NEURON,
@@ -22,8 +22,6 @@ from ngopt.graph.tracing.values import (
     Value,
     same_along,
 )
-
-aten = torch.ops.aten
 
 MAX_USES = 128
 """Of a weight in one call: large language models have 128 heads."""
@@ -147,10 +145,7 @@ def linear_over_positions(
     targets = tracer.nodes.new(name, weight.shape[0], "position")
     tracer.edges(weight, sources, targets[:, None], call=call)
     add_bias(tracer, bias, targets)
-    if not same_along(x.labels, dim):
-        return Unknown(shape)
-    first = x.labels.narrow(dim, 0, 1)
-    return Neurons(first.expand(shape), positions=targets)
+    return same_neurons(x, dim, shape, targets)
 
 
 @register_rule(aten.addmm)
@@ -200,20 +195,14 @@ def _batched_weight(
         found.append((place, sources))
     results = torch.full(shape, NO_NEURON)
     for place, sources in found:
-        part = _weight_at(weight, place)
+        index = []
+        for p, size in zip(place, lead, strict=True):
+            # a weight that is broadcast is the same at all places
+            index.append(0 if size == 1 else p)
+        own = weight.apply(lambda w, index=index: w[tuple(index)].mT)
         # (n_out,), the same for all t
-        results[..., *place, *matrix] = dense_layer(tracer, call, sources, part)
+        results[..., *place, *matrix] = dense_layer(tracer, call, sources, own)
     return Neurons(results)
-
-
-def _weight_at(weight: Elements, place: tuple[int | slice, ...]) -> Elements:
-    """One matrix (n_out, n_in) of a weight (*lead, n_in, n_out)."""
-    index = []
-    for p, size in zip(place, weight.shape, strict=False):
-        # a weight that is broadcast is the same at all places
-        index.append(0 if size == 1 else p)
-    matrix = weight.apply(lambda w: w[tuple(index)])
-    return matrix.apply(lambda w: w.mT)
 
 
 def _places(labels: Tensor, lead: Sequence[int]) -> Iterator[tuple[int | slice, ...]]:

@@ -13,7 +13,7 @@ from ngopt.graph.rules.bare_parameters import with_parameter
 from ngopt.graph.rules.conversions import as_neurons, is_whole
 from ngopt.graph.rules.convolutions import unify_channel_places
 from ngopt.graph.rules.pointwise import note_function
-from ngopt.graph.rules.registry import register_rule
+from ngopt.graph.rules.registry import aten, register_rule
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import (
     Elements,
@@ -21,6 +21,7 @@ from ngopt.graph.tracing.values import (
     Unknown,
     Value,
     distinct_rows,
+    has_any,
     has_duplicates,
     nodes_among,
     replaced_labels,
@@ -29,8 +30,6 @@ from ngopt.graph.tracing.values import (
     with_zero_strides,
     without_repeats,
 )
-
-aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Norm:
     @property
     def is_learned(self) -> bool:
         """Whether it has a scale or a shift."""
-        return isinstance(self.weight, Elements) or isinstance(self.bias, Elements)
+        return has_any((self.weight, self.bias), Elements)
 
     @property
     def broadcast_shape(self) -> list[int]:
@@ -68,21 +67,11 @@ def channel_norm(
     tracer: Tracer, call: Node, x: Value, weight: Value = None, bias: Value = None, *_
 ) -> Value:
     if not isinstance(x, Neurons):
-        return _without_neurons(tracer, call, x)
-    _unify_channels(tracer, x)
-    norm = Norm(x, [1], weight, bias)
-    return scale_and_shift(tracer, call, norm)
-
-
-def _without_neurons(tracer: Tracer, call: Node, x: Value) -> Value:
-    """The norm of anything but neurons is represented as its operand."""
-    return tracer.unknown(call) if x is None else x
-
-
-def _unify_channels(tracer: Tracer, x: Neurons) -> None:
-    """Makes each channel of a map one neuron."""
+        return x  # the norm of anything but neurons is represented as its operand
     if len(x.shape) > 2:
         unify_channel_places(tracer, x.labels, 1)
+    norm = Norm(x, [1], weight, bias)
+    return scale_and_shift(tracer, call, norm)
 
 
 @register_rule(aten.layer_norm)
@@ -96,12 +85,11 @@ def layer_norm(
     *_,
 ) -> Value:
     """A norm over the last dimensions, of the given shape."""
-    is_learned = isinstance(weight, Elements) or isinstance(bias, Elements)
     # the edges of a scale need nodes; without one the result is the parameter itself
-    if isinstance(x, Elements) and is_learned:
+    if isinstance(x, Elements) and has_any((weight, bias), Elements):
         x = as_neurons(tracer, x)
     if not isinstance(x, Neurons):
-        return _without_neurons(tracer, call, x)
+        return x
     (labels,) = tracer.nodes.find_all(x.labels)
     count = len(shape)
     dims = list(range(-count, 0))
@@ -132,8 +120,9 @@ def group_norm(
     Channels of different groups cannot be exchanged.
     """
     if not isinstance(x, Neurons):
-        return _without_neurons(tracer, call, x)
-    _unify_channels(tracer, x)
+        return x
+    if len(x.shape) > 2:
+        unify_channel_places(tracer, x.labels, 1)
     # channels stay, even of one neuron, as they are cut into groups next
     (labels,) = without_repeats([x.labels], keep=[1])
     rows = labels.unflatten(1, (groups, -1))

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ngopt.graph.rules.bare_parameters import with_parameter
 from ngopt.graph.rules.constants import differs_between_neurons, tell_apart_by_constant
 from ngopt.graph.rules.neuron_pairs import difference_of, product_of, sum_of
-from ngopt.graph.rules.registry import Rule, register_rule
+from ngopt.graph.rules.registry import Rule, aten, register_rule
 from ngopt.graph.tracing.capture import packet_of
 from ngopt.graph.tracing.tracer import AppliedFunction, Tracer
 from ngopt.graph.tracing.values import (
@@ -27,11 +27,10 @@ from ngopt.graph.tracing.values import (
     Neurons,
     Unknown,
     Value,
+    has_any,
     has_one_value,
     nodes_among,
 )
-
-aten = torch.ops.aten
 
 
 def pointwise_function(tracer: Tracer, call: Node, args: tuple, kwargs: dict) -> Value:
@@ -47,9 +46,9 @@ def pointwise_function(tracer: Tracer, call: Node, args: tuple, kwargs: dict) ->
         if isinstance(leaf, (*TRACED, Tensor)):
             operands.append(leaf)
     fitting = [x for x in operands if _fits(x, value.shape)]
-    if any(isinstance(x, Neurons) for x in operands):
+    if has_any(operands, Neurons):
         return _of_neurons(tracer, call, operands, fitting)
-    if any(isinstance(x, Elements) for x in fitting):
+    if has_any(fitting, Elements):
         return _of_elements(tracer, call, fitting)
     if fitting:
         return Unknown(value.shape, equivariant=all(map(_is_uniform, fitting)))
@@ -72,8 +71,9 @@ def _of_neurons(
     fitting: the operands that broadcast to the result.
     """
     shape = tracer.shape_of(call)
-    first, *factors = [x for x in operands if isinstance(x, Neurons)]
-    all_fit = _fits(first, shape) and all(_fits(x, shape) for x in factors)
+    neurons = [x for x in operands if isinstance(x, Neurons)]
+    all_fit = all(_fits(x, shape) for x in neurons)
+    first, *factors = neurons
     if not all_fit or not is_pointwise(tracer, call, first):
         return tracer.unknown(call)
     result = first
@@ -282,7 +282,12 @@ def _changes_only(tracer: Tracer, call: Node, x: Neurons, chosen: Tensor) -> boo
     if chosen.all():
         return True
     try:
-        before = _samples(tracer, call)
+        # the arguments: constants, and random numbers for others
+        before = {}
+        for argument in call.all_input_nodes:
+            value = tracer.values[argument]
+            is_traced = isinstance(value, TRACED)
+            before[argument] = _random(argument.meta["val"]) if is_traced else value
         after = dict(before)
         for argument, numbers in before.items():
             if tracer.values[argument] is x:
@@ -293,17 +298,6 @@ def _changes_only(tracer: Tracer, call: Node, x: Neurons, chosen: Tensor) -> boo
         return bool(is_same[rest].all())
     except Exception:
         return False
-
-
-def _samples(tracer: Tracer, call: Node) -> dict[Node, Any]:
-    """The arguments of a function: constants, and random numbers for others."""
-    samples = {}
-    for argument in call.all_input_nodes:
-        value = tracer.values[argument]
-        if isinstance(value, TRACED):
-            value = _random(argument.meta["val"])
-        samples[argument] = value
-    return samples
 
 
 def _result(call: Node, values: dict[Node, Any]) -> Tensor:

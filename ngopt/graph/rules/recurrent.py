@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from ngopt.graph.rules.conversions import as_neurons, rearranged
-from ngopt.graph.rules.registry import register_rule
+from ngopt.graph.rules.registry import aten, register_rule
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import (
     NO_NEURON,
@@ -24,8 +24,6 @@ from ngopt.graph.tracing.values import (
     Value,
     same_along,
 )
-
-aten = torch.ops.aten
 
 REVERSE = torch.tensor([[-1.0]])
 """The constant of a node with edges to all cells that read a sequence from its end.
@@ -65,7 +63,7 @@ def recurrent(tracer: Tracer, call: Node, x: Value, *args) -> Value:
             k = layer * directions + direction
             own = weights[k * size : (k + 1) * size]
             nodes = recurrent_layer(tracer, call, current, own)
-            _enter_states(tracer, states, k, nodes)
+            _enter_states(tracer, as_list(states), k, nodes)
             if direction == 1:
                 reverse = tracer.constant_nodes(REVERSE)
                 tracer.edges(None, reverse, nodes.hidden, "spread")
@@ -82,9 +80,10 @@ def recurrent(tracer: Tracer, call: Node, x: Value, *args) -> Value:
     return tuple(results)
 
 
-def _enter_states(tracer: Tracer, states: Any, k: int, nodes: StateNodes) -> None:
+def _enter_states(
+    tracer: Tracer, states: Sequence[Value], k: int, nodes: StateNodes
+) -> None:
     """Connects the initial states of one layer and direction, number k."""
-    states = as_list(states)
     entries = state_entries(nodes, len(states))
     for state, (targets, kind) in zip(states, entries, strict=True):
         own = rearranged(state, lambda s: s[k])

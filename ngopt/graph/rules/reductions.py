@@ -32,16 +32,16 @@ MAX_ROWS = 4096
 
 @register_rule(*REDUCTIONS)
 def reduction(tracer: Tracer, call: Node, x: Value, *_, **__) -> Value:
-    return _for_each_result(call, lambda shape: _reduced(tracer, call, x, shape))
+    return for_each_result(call, lambda shape: _reduced(tracer, call, x, shape))
 
 
 @register_rule(*RANKINGS, *SCANS)
 def along(tracer: Tracer, call: Node, x: Value, *_, **__) -> Value:
     """Reorders or mixes entries along dimensions, and may change their number."""
-    return _for_each_result(call, lambda shape: _along(tracer, call, x, shape))
+    return for_each_result(call, lambda shape: _along(tracer, call, x, shape))
 
 
-def _for_each_result(call: Node, rule: Callable[[torch.Size], Value]) -> Value:
+def for_each_result(call: Node, rule: Callable[[torch.Size], Value]) -> Value:
     """The value of a rule for all results but indices, which are unknown."""
     values = call.meta["val"]
     if isinstance(values, Tensor):

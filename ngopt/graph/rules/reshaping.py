@@ -6,7 +6,8 @@ For cat and stack, also the functions that their operands went through.
 from __future__ import annotations
 
 import operator
-from typing import Any, NamedTuple
+from collections import defaultdict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from ngopt.graph.rules.conversions import as_neurons, labels_of
-from ngopt.graph.rules.registry import functions, register_rule
+from ngopt.graph.rules.registry import aten, functions, register_rule
 from ngopt.graph.tracing.capture import packet_of
 from ngopt.graph.tracing.tracer import AppliedFunction, Tracer
 from ngopt.graph.tracing.values import (
@@ -22,11 +23,10 @@ from ngopt.graph.tracing.values import (
     Neurons,
     Unknown,
     Value,
+    has_any,
     nodes_among,
     with_zero_strides,
 )
-
-aten = torch.ops.aten
 
 JOINS = functions("cat concat stack hstack vstack")
 REARRANGING = functions("""
@@ -57,7 +57,7 @@ def rearrange(tracer: Tracer, call: Node, args: tuple, kwargs: dict) -> Value:
     if packet_of(call) in SHAPED_LIKE:  # any tensor of that shape
         options = [torch.empty(tracer.shape_of(call))]
     leaves = tree_leaves((first, options, kwargs))
-    if any(isinstance(leaf, Unknown) for leaf in leaves):
+    if has_any(leaves, Unknown):
         is_equivariant = isinstance(first, Unknown) and first.equivariant
         if is_equivariant and isinstance(call.meta["val"], Tensor):
             return Unknown(tracer.shape_of(call), equivariant=True)
@@ -91,9 +91,8 @@ def _rearranged_elements(
     call: Node, elements: Elements, options: list, kwargs: dict
 ) -> Value | None:
     """None if other values are operands, too, or the function fails on labels."""
-    for operand in tree_leaves((options, kwargs)):
-        if isinstance(operand, (Neurons, Elements)):
-            return None
+    if has_any(tree_leaves((options, kwargs)), (Neurons, Elements)):
+        return None
     function = _function_of_labels(call)
 
     def rearranged(x: Tensor) -> Any:
@@ -128,7 +127,7 @@ def im2col(tracer: Tracer, call: Node, x: Value, *options) -> Value:
 def concatenation(
     tracer: Tracer, call: Node, tensors: list, *options, **kwargs
 ) -> Value:
-    if any(isinstance(tensor, Unknown) for tensor in tensors):
+    if has_any(tensors, Unknown):
         return tracer.unknown(call)
     _tell_parts_apart(tracer, call)
     function: Any = call.target
@@ -136,32 +135,22 @@ def concatenation(
     return as_values(function(parts, *options, **kwargs))
 
 
-class _Part(NamedTuple):
-    """One of several tensors that are concatenated.
-
-    groups: in which its nodes were made. path: the functions applied to them since.
-    """
-
-    nodes: Tensor
-    groups: set[int]
-    path: str
-
-
 def _tell_parts_apart(tracer: Tracer, call: Node) -> None:
     """Records the functions that parts of one layer went through, if these differ."""
     parts = []
+    paths: dict[int, set[str]] = defaultdict(set)  # by the group of the nodes
     for source in call.all_input_nodes:
         value = tracer.values.get(source)
         if isinstance(value, Neurons):
             nodes = tracer.nodes.find(nodes_among(value.labels))
-            groups = tracer.nodes.group_of(nodes).tolist()
+            groups = set(tracer.nodes.group_of(nodes).tolist())
             path = _path(tracer, source)
-            parts.append(_Part(nodes, set(groups), path))
-    for part in parts:
+            parts.append((groups, AppliedFunction(nodes, None, path)))
+            for group in groups:
+                paths[group].add(path)
+    for groups, function in parts:
         # `add_function_nodes` compares nodes of one group alone
-        of_layer = [other for other in parts if other.groups & part.groups]
-        if any(other.path != part.path for other in of_layer):
-            function = AppliedFunction(part.nodes, None, part.path)
+        if any(len(paths[group]) > 1 for group in groups):
             tracer.applied_functions.append(function)
 
 
@@ -180,20 +169,16 @@ def _path(tracer: Tracer, call: Node) -> str:
         packet = packet_of(call)
         is_item = call.target is operator.getitem
         only_rearranges = is_item or packet in REARRANGING or packet in JOINS
-        if not only_rearranges or _changes_positions(tracer, call, value):
+        changes_positions = False
+        if isinstance(value, Neurons):
+            dims = _changed_dims(tracer, call, value)
+            # stride 0 where labels repeat: positions of the same neurons
+            strides = with_zero_strides(value.labels).stride()
+            changes_positions = bool(dims) and all(strides[d] == 0 for d in dims)
+        if not only_rearranges or changes_positions:
             step = (call.target, call.args[1:], call.kwargs)
             path.append(str(step))
         (call,) = sources
-
-
-def _changes_positions(tracer: Tracer, call: Node, first: Value) -> bool:
-    """Whether a function selects, pads or reorders positions of the same neurons."""
-    if not isinstance(first, Neurons):
-        return False
-    dims = _changed_dims(tracer, call, first)
-    # stride 0 where labels repeat: positions of the same neurons
-    strides = with_zero_strides(first.labels).stride()
-    return bool(dims) and all(strides[d] == 0 for d in dims)
 
 
 def _changed_dims(tracer: Tracer, call: Node, first: Neurons) -> list[int]:

@@ -29,7 +29,7 @@ channel:
 
 `relu(...)` has no rule. torch declares it pointwise, so that labels stay in
 `pointwise.pointwise_function`, which records the name as their activation.
-`max_pool2d`, rule `pooling.pool`, keeps the channels too. The next convolution
+`max_pool2d`, rule `convolutions.pool`, keeps the channels too. The next convolution
 has sources 150593 ... 150656, and so on to layer1.0.bn2 with 150849 ... 150912.
 
 `add(...)`, rule `neuron_pairs.sum_of`. The block's input, 150593 ..., is added to its

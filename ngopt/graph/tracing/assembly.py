@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -31,7 +30,13 @@ def assemble(tracer: Tracer) -> NeuralGraph:
     """The graph of all nodes and edges, of which no more are unified."""
     # before blocks are found, as it adds edges
     add_function_nodes(tracer)
-    blocks, biases = _blocks_and_biases(tracer)
+    blocks = []
+    biases = []
+    for edges in tracer.all_edges:
+        found = biases if edges.sources is None else blocks
+        found += blocks_of(edges, tracer.nodes)
+    blocks = with_copies(tracer, blocks)
+    biases = _one_for_each_parameter(tracer, biases)
     whole = with_unused_rows(tracer.parameters, [*blocks, *biases])
     blocks, biases = whole[: len(blocks)], whole[len(blocks) :]
     # after the copies, which are ends too, and before the marks of groups are read
@@ -62,17 +67,6 @@ def assemble(tracer: Tracer) -> NeuralGraph:
     positions = {n for n in hidden if builder.groups[n].kind == "position"}
     # edges lead to outputs too
     return builder.build(inputs, outputs, hidden - positions - outputs - inputs)
-
-
-def _blocks_and_biases(tracer: Tracer) -> tuple[list[Block], list[Block]]:
-    blocks = []
-    biases = []
-    for edges in tracer.all_edges:
-        found = biases if edges.sources is None else blocks
-        found += blocks_of(edges, tracer.nodes)
-    blocks = with_copies(tracer, blocks)
-    biases = _one_for_each_parameter(tracer, biases)
-    return blocks, biases
 
 
 def add_function_nodes(tracer: Tracer) -> None:
@@ -177,9 +171,8 @@ def _one_for_each_parameter(tracer: Tracer, biases: Sequence[Block]) -> list[Blo
     """
     alike = defaultdict(list)
     for bias in biases:
-        view = _view(bias)
         # rows of a table differ only in the offset
-        layout = replace(view, offset=0)
+        layout = replace(_view(bias), offset=0)
         targets = bias.targets.tolist()
         key = (layout, bias.kind, *targets)
         alike[key].append(bias)
@@ -195,37 +188,27 @@ def _joined(tracer: Tracer, pieces: list[Block]) -> list[Block]:
     At uneven distances the nodes are pinned, as the graph contains no order of pieces.
     """
     first = pieces[0]
-    offsets = {_view(piece).offset for piece in pieces}
+    offsets = sorted({_view(piece).offset for piece in pieces})
     if len(offsets) == 1:
         return pieces
     part = _view(first)
-    view = _stacked(part, sorted(offsets))
-    numel = tracer.parameters[part.parameter].numel
-    # steps shorter than a piece make pieces overlap
-    if view is None or count_elements(view, numel) < view.numel:
-        tracer.pin(first.targets)
-        return pieces
-    slot_shape = view.shape[1:]
-    whole = replace(first, view=view, slot_shape=slot_shape)
-    return [whole]
-
-
-def _stacked(view: View, offsets: Sequence[int]) -> View | None:
-    """A view (n, ...) and others like it as one, (n, views, ...); None at uneven
-    distances."""
-    steps = {b - a for a, b in pairwise(offsets)}
-    if len(steps) > 1:
-        return None
-    # two offsets at least, so that there is a step
-    (step,) = steps
-    n, *shape = view.shape
-    stride, *strides = view.strides
-    return View(
-        view.parameter,
+    step = offsets[1] - offsets[0]
+    n, *shape = part.shape
+    stride, *strides = part.strides
+    view = View(
+        part.parameter,
         shape=(n, len(offsets), *shape),
         strides=(stride, step, *strides),
         offset=offsets[0],
     )
+    is_even = offsets == list(range(offsets[0], offsets[-1] + 1, step))
+    numel = tracer.parameters[part.parameter].numel
+    # steps shorter than a piece make pieces overlap
+    if not is_even or count_elements(view, numel) < view.numel:
+        tracer.pin(first.targets)
+        return pieces
+    whole = replace(first, view=view, slot_shape=view.shape[1:])
+    return [whole]
 
 
 def _sources(block: Block) -> Tensor:
@@ -327,9 +310,8 @@ def with_unused_rows(
         # rows of a matrix are neurons, not slots
         is_matrix = max(block.shape[1:], default=1) > 1
         if view is not None and not is_matrix and len(views[view.parameter]) == 1:
-            spec = specs[view.parameter]
             axes = len(block.shape)
-            whole = _completed(spec, view, axes)
+            whole = _completed(specs[view.parameter], view, axes)
             slots = whole.shape[axes:]
             block = replace(block, view=whole, slot_shape=slots)
         found.append(block)

@@ -141,12 +141,11 @@ def _regular_pieces(
     """The edges in strided pieces; elements of no piece are left out."""
     given = not_none(edges.targets, edges.sources)
     axes = max(end.dim() for end in given)
-    found = []
+    ends: tuple[Tensor, ...] = ()
     for end in given:
         # the present nodes, with equally many axes
         missing = (None,) * (axes - end.dim())
-        found.append(compact(nodes.find(end)[missing]))
-    ends = tuple(found)
+        ends += (compact(nodes.find(end)[missing]),)
     view = elements.view()
     if view is not None:
         yield EdgePiece(view, ends, edges.kind, edges.path)
@@ -178,13 +177,10 @@ def _strided_pieces(
     runs = even_runs(line)
     start = 0
     for run in runs:
-        stop = start + len(run)
-        part = piece
-        if len(runs) > 1:
-            places = range(start, stop)
-            part = piece.cut(axis, places)
+        places = range(start, start + len(run))
+        part = piece.cut(axis, places) if len(runs) > 1 else piece
         yield from _strided_pieces(part, numbers, axis + 1)
-        start = stop
+        start = places.stop
 
 
 def even_runs(numbers: Tensor) -> list[Tensor]:
@@ -226,11 +222,9 @@ def _within_groups(
 
 def _as_range(run: Tensor) -> range:
     """Numbers at an even distance."""
-    first, *others = run.tolist()
-    if not others:
-        return range(first, first + 1)
-    step = others[0] - first
-    return range(first, others[-1] + 1, step)
+    numbers = run.tolist()
+    step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
+    return range(numbers[0], numbers[-1] + 1, step)
 
 
 def _distinct_parts(piece: EdgePiece) -> Iterator[EdgePiece]:

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from ngopt.graph.tracing.copies import Copier
 from ngopt.graph.tracing.isolation import isolated
+from ngopt.graph.tracing.values import has_any
 
 BATCH = 2  # rows of an example that are used: norms in training mode need two
 MESSAGE = 200  # characters of an error that a warning repeats
@@ -193,7 +194,7 @@ def _with_sizes(value: Any) -> Any:
         return kind(expression.xreplace(sizes))
     if not isinstance(value, Tensor):
         return value
-    if not any(isinstance(n, torch.SymInt) for n in value.shape):
+    if not has_any(value.shape, torch.SymInt):
         return value
     shape = list(map(_with_sizes, value.shape))
     return torch.empty(shape, dtype=value.dtype, device="meta")
@@ -300,7 +301,7 @@ def _region(module: GraphModule, call: Node) -> tuple[GraphModule | None, list[A
     # a name may be among them
     operands = [a for a in behind if not isinstance(a, str)]
     # loops have lists of operands
-    is_loop = any(isinstance(a, (list, tuple)) for a in operands)
+    is_loop = has_any(operands, (list, tuple))
     placeholders = region.graph.find_nodes(op="placeholder")
     if is_loop or len(placeholders) != len(operands):
         return None, []

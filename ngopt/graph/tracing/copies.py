@@ -194,15 +194,10 @@ def _dict(copier: Copier, value: dict) -> Any:
     return made
 
 
-def _deque(copier: Copier, value: deque) -> Any:
+def _items(extend: Callable, copier: Copier, value: list | set | deque) -> Any:
     made = _empty(copier, value)
-    deque.__init__(made, map(copier.copy, list(value)), value.maxlen)
-    _copy_attributes(copier, value, made)
-    return made
-
-
-def _items(extend: Callable, copier: Copier, value: list | set) -> Any:
-    made = _empty(copier, value)
+    if isinstance(value, deque):
+        deque.__init__(made, maxlen=value.maxlen)
     extend(made, map(copier.copy, list(value)))
     _copy_attributes(copier, value, made)
     return made
@@ -327,7 +322,7 @@ def _slots(kind: type) -> list[str]:
 
 COPIED_TYPES: tuple[tuple[Any, Callable], ...] = (
     (dict, _dict),
-    (deque, _deque),
+    (deque, partial(_items, deque.extend)),
     (set, partial(_items, set.update)),
     (list, partial(_items, list.extend)),
     (tuple, _tuple),

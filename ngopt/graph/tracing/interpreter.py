@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import operator
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -27,10 +28,20 @@ from ngopt.graph.rules.pointwise import is_declared_pointwise
 from ngopt.graph.rules.registry import RULES
 from ngopt.graph.tracing.assembly import assemble
 from ngopt.graph.tracing.capture import Program, one_line, packet_of
-from ngopt.graph.tracing.memory import Memory
 from ngopt.graph.tracing.nodes import Mark
 from ngopt.graph.tracing.tracer import Tracer
-from ngopt.graph.tracing.values import TRACED, Elements, Neurons, Unknown, Value
+from ngopt.graph.tracing.values import (
+    TRACED,
+    Elements,
+    Neurons,
+    Unknown,
+    Value,
+    constant_labels,
+    has_any,
+    storage_of,
+    strided_numbers,
+    with_zero_strides,
+)
 
 
 def trace(program: Program, model: nn.Module) -> NeuralGraph:
@@ -146,7 +157,7 @@ class RuleInterpreter:
             several, place = args
             is_several = isinstance(several, (list, tuple))
             return several[place] if is_several else self.tracer.unknown(call)
-        if not any(isinstance(leaf, TRACED) for leaf in tree_leaves((args, kwargs))):
+        if not has_any(tree_leaves((args, kwargs)), TRACED):
             return self._apply(constants.constant, call, *args, **kwargs)
         packet = packet_of(call)
         rule = RULES.get(call.target) or RULES.get(packet) or RULES.get(str(packet))
@@ -194,13 +205,9 @@ def _constant(state: Any) -> Value:
 
 def _is_unknown(value: Value) -> bool:
     """Whether a value has tensors, and all of them are unknown."""
-    has_unknown = False
-    for leaf in tree_leaves(value):
-        if isinstance(leaf, (Neurons, Elements, Tensor)):
-            return False
-        if isinstance(leaf, Unknown):
-            has_unknown = True
-    return has_unknown
+    leaves = tree_leaves(value)
+    is_known = has_any(leaves, (Neurons, Elements, Tensor))
+    return has_any(leaves, Unknown) and not is_known
 
 
 @dataclass(frozen=True)
@@ -254,3 +261,93 @@ def _module_call(
         if not members.issuperset(function.users):
             output = function
     return ModuleCall(module, functions, list(inputs), output)
+
+
+class Memory:
+    """Updates the values of tensors that share memory with a tensor that is written:
+    what is written to one is written to the others.
+
+    values: of the results of functions. Constants are tensors whose own memory is
+    written.
+    """
+
+    def __init__(self, values: dict[Node, Value]):
+        self.values = values
+        self._sharing: dict[int, list[Node]] = defaultdict(list)
+
+    def add(self, call: Node) -> None:
+        """Records the memory of a function's result, and applies its write, if any."""
+        tensor = call.meta.get("val")
+        if not isinstance(tensor, Tensor):
+            return
+        if _writes(call):
+            self._write(call)
+        sharing = self._sharing[storage_of(tensor)]
+        sharing.append(call)
+
+    def _write(self, call: Node) -> None:
+        operand: Any = call.args[0]
+        result = self.values[call]
+        if not isinstance(result, (Neurons, Unknown)):
+            return
+        tensor = operand.meta["val"]
+        old = self.values[operand]
+        self.values[operand] = result
+        sharing = self._sharing[storage_of(tensor)]
+        others = [other for other in sharing if other is not operand]
+        is_same = False  # as behind an activation
+        if isinstance(old, Neurons) and isinstance(result, Neurons):
+            is_same = torch.equal(old.labels, result.labels)
+        if not others or is_same:
+            return
+        written = _places(tensor)
+        for other in others:
+            places = _places(other.meta["val"])
+            value = self.values[other]
+            self.values[other] = _after_write(value, places, written, result)
+
+
+def _after_write(
+    value: Value, places: Tensor, written: Tensor, result: Neurons | Unknown
+) -> Value:
+    """The value of a tensor after a write to other places of its memory.
+
+    places, written: the place in memory of every entry of both tensors.
+    """
+    if not places.numel() or not written.numel():
+        return value
+    size = 1 + int(max(places.max(), written.max()))
+    is_written = torch.zeros(size, dtype=torch.bool)
+    is_written[written] = True
+    is_new = is_written[places]
+    if not is_new.any():
+        return value
+    old = None
+    if isinstance(value, Tensor):
+        old = constant_labels(value)
+    elif isinstance(value, Neurons):
+        old = value.labels
+    is_unknown = old is None and not is_new.all()
+    if isinstance(result, Unknown) or is_unknown:
+        return Unknown(places.shape)
+    memory = torch.empty(size, dtype=torch.long)
+    memory[written] = result.labels.reshape(written.shape)
+    new = memory[places]
+    if old is not None:
+        new = torch.where(is_new, new, old)
+    return Neurons(with_zero_strides(new))
+
+
+def _writes(call: Node) -> bool:
+    """Whether a function writes its first operand."""
+    schema = getattr(call.target, "_schema", None)
+    if schema is None or not schema.arguments or not isinstance(call.args[0], Node):
+        return False
+    alias = schema.arguments[0].alias_info
+    return alias is not None and alias.is_write
+
+
+def _places(tensor: Tensor) -> Tensor:
+    """The place in memory of every entry of a tensor."""
+    offset = int(tensor.storage_offset())
+    return strided_numbers(tensor.shape, tensor.stride(), offset)

@@ -118,6 +118,11 @@ TRACED = (Neurons, Elements, Unknown)
 """What represents a tensor that is no constant."""
 
 
+def has_any(values: Iterable[Any], types: type | tuple[type, ...]) -> bool:
+    """Whether any of the values has one of these types."""
+    return any(isinstance(value, types) for value in values)
+
+
 def not_none(*tensors: Tensor | None) -> list[Tensor]:
     """The tensors without None."""
     return [x for x in tensors if x is not None]

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ngopt.graph.groups_and_blocks import Index
-from ngopt.graph.neural_graph import GraphValues, NeuralGraph
+from ngopt.graph.neural_graph import NeuralGraph
 
 
 class EdgeList(NamedTuple):
@@ -55,16 +55,18 @@ def to_edge_list(graph: NeuralGraph) -> EdgeList:
         flat = torch.arange(spec.numel, device="cpu")
         numbers.append(flat.reshape(spec.shape))
     elements = graph.gather(numbers)
-    sources, targets, blocks = _edges(graph)
-    edge_slots = _edge_slots(graph, elements)
-    nodes, node_slots = _node_features(graph, elements)
-    return EdgeList(sources, targets, blocks, *edge_slots, nodes, *node_slots)
-
-
-def _edges(graph: NeuralGraph) -> tuple[Tensor, Tensor, Tensor]:
     starts = node_starts(graph)
     none = torch.empty(0, dtype=torch.long, device="cpu")
+    nodes = [none]
+    rows = []
+    for bias, element in zip(graph.biases, elements.biases, strict=True):
+        neurons = _neurons(bias.index, graph.groups[bias.group].size)
+        nodes.append(starts[bias.group] + neurons)
+        rows.append((bias.view.parameter, element))
+    node_slots = _padded(rows)
     sources, targets, blocks = [none], [none], [none]
+    rows = []
+    of_weights = iter(elements.edges)
     for number, block in enumerate(graph.blocks):
         groups, n_target, n_source = block.shape
         source = _neurons(block.source_index, graph.groups[block.source].size)
@@ -73,33 +75,16 @@ def _edges(graph: NeuralGraph) -> tuple[Tensor, Tensor, Tensor]:
         target = (starts[block.target] + target).reshape(groups, n_target, 1)
         sources.append(source.expand(block.shape).flatten())
         targets.append(target.expand(block.shape).flatten())
-        blocks.append(torch.full((prod(block.shape),), number, device="cpu"))
-    return torch.cat(sources), torch.cat(targets), torch.cat(blocks)
-
-
-def _edge_slots(graph: NeuralGraph, elements: GraphValues) -> Slots:
-    rows = []
-    of_weights = iter(elements.edges)
-    for block in graph.blocks:
         count = prod(block.shape)
+        blocks.append(torch.full((count,), number, device="cpu"))
         if block.view is None:
-            rows.append((-1, torch.empty((count, 0), dtype=torch.long, device="cpu")))
+            rows.append((-1, none.new_empty(count, 0)))
         else:
             element = next(of_weights).reshape(count, block.slots)
             rows.append((block.view.parameter, element))
-    return _padded(rows)
-
-
-def _node_features(graph: NeuralGraph, elements: GraphValues) -> tuple[Tensor, Slots]:
-    """The node of every feature, and its slots."""
-    starts = node_starts(graph)
-    nodes = [torch.empty(0, dtype=torch.long, device="cpu")]
-    rows = []
-    for bias, element in zip(graph.biases, elements.biases, strict=True):
-        neurons = _neurons(bias.index, graph.groups[bias.group].size)
-        nodes.append(starts[bias.group] + neurons)
-        rows.append((bias.view.parameter, element))
-    return torch.cat(nodes), _padded(rows)
+    sources, targets, blocks = map(torch.cat, (sources, targets, blocks))
+    node = torch.cat(nodes)
+    return EdgeList(sources, targets, blocks, *_padded(rows), node, *node_slots)
 
 
 def _padded(rows: Sequence[tuple[int, Tensor]]) -> Slots:

@@ -14,11 +14,8 @@ from dataclasses import replace
 import numpy as np
 
 from ngopt.graph.graph_builder import GraphBuilder
-from ngopt.graph.groups_and_blocks import EdgeBlock, Index, View
+from ngopt.graph.groups_and_blocks import EdgeBlock, Index
 from ngopt.graph.neural_graph import NeuralGraph
-
-FLATTEN = "flatten"
-"""Kind of the blocks whose slots are positions of a flattened map."""
 
 
 def with_virtual_layer(graph: NeuralGraph) -> NeuralGraph:
@@ -32,6 +29,8 @@ def with_virtual_layer(graph: NeuralGraph) -> NeuralGraph:
         name = f"{graph.groups[block.target].name}.flattened"
         _, _, channels = block.shape
         group = builder.add_group(name, channels * block.slots, "position")
+        # the columns of the weight, ordered by channel, then position
+        columns = np.argsort(_repeated_nodes(block, range(channels))).tolist()
         spread = EdgeBlock(
             None,
             block.source,
@@ -39,7 +38,7 @@ def with_virtual_layer(graph: NeuralGraph) -> NeuralGraph:
             (channels, block.slots, 1),
             kind="spread",
             source_index=block.source_index,
-            target_index=_columns_of_channels(block),
+            target_index=None if columns == sorted(columns) else tuple(columns),
         )
         place = builder.blocks.index(block)
         builder.blocks[place : place + 1] = [spread, _with_columns(block, group)]
@@ -109,20 +108,19 @@ def _built(builder: GraphBuilder, graph: NeuralGraph) -> NeuralGraph:
 
 
 def _flattens(graph: NeuralGraph) -> list[EdgeBlock]:
-    return [block for block in graph.blocks if block.kind == FLATTEN]
+    """The blocks whose slots are positions of a flattened map."""
+    return [block for block in graph.blocks if block.kind == "flatten"]
 
 
 def _with_columns(block: EdgeBlock, source: int) -> EdgeBlock:
     """The block from a group that has a node for every column of its weight."""
-    assert block.view is not None
     _, targets, channels = block.shape
-    _, row, channel, position = block.view.strides
+    _, row, channel, position = block.elements.strides
     column = position if channels == 1 else min(channel, position)
     shape = (1, targets, channels * block.slots)
-    view = View(block.view.parameter, shape, (0, row, column), block.view.offset)
     return replace(
         block,
-        view=view,
+        view=replace(block.elements, shape=shape, strides=(0, row, column)),
         source=source,
         shape=shape,
         slot_shape=(),
@@ -131,30 +129,14 @@ def _with_columns(block: EdgeBlock, source: int) -> EdgeBlock:
     )
 
 
-def _is_channels_first(block: EdgeBlock) -> bool:
-    """Whether the columns of a weight are channel after channel, not position after
-    position."""
-    assert block.view is not None
-    _, _, channel, position = block.view.strides
-    return block.shape[2] == 1 or channel > position
-
-
-def _columns_of_channels(block: EdgeBlock) -> Index:
-    """The columns of a weight, ordered by channel, then position."""
-    channels, slots = block.shape[2], block.slots
-    columns = np.arange(channels * slots)
-    if not _is_channels_first(block):
-        columns = columns.reshape(slots, channels).T.ravel()
-    order = columns.tolist()
-    return None if order == sorted(order) else tuple(order)
-
-
-def _repeated_nodes(block: EdgeBlock, channels: Sequence[int]) -> Index:
+def _repeated_nodes(block: EdgeBlock, channels: Sequence[int]) -> tuple[int, ...]:
     """For every column of a weight its node; nodes are ordered by channel, then
     position."""
     first = np.array(channels) * block.slots
     nodes = np.add.outer(first, np.arange(block.slots))  # (channels, slots)
-    if not _is_channels_first(block):
+    _, _, channel, position = block.elements.strides
+    # columns of a single channel are position after position
+    if block.shape[2] > 1 and channel <= position:
         nodes = nodes.T
     return tuple(nodes.ravel().tolist())
 

@@ -106,7 +106,10 @@ def _placements(graph: NeuralGraph) -> dict[int, ScalePlacement]:
             with_gamma.add(block.target)
     placements: dict[int, ScalePlacement] = {}
     for number, block in enumerate(graph.blocks):
-        if not _is_scale(graph, block):
+        # from neurons to neurons, not from the node of a parameter
+        are_neurons = graph.groups[block.source].kind not in SCALES
+        is_diagonal = block.shape[1:] == (1, 1)
+        if block.kind not in SCALES or not (is_diagonal and are_neurons):
             continue
         placement = _placement(graph, block, layer, with_gamma)
         placements[number] = placement
@@ -135,16 +138,6 @@ def _placement(
     return ScalePlacement.DIAGONAL
 
 
-def _is_scale(graph: NeuralGraph, block: EdgeBlock) -> bool:
-    """Whether a block is scales from neurons to neurons, not from the node of a
-    parameter."""
-    return (
-        block.kind in SCALES
-        and block.shape[1:] == (1, 1)
-        and graph.groups[block.source].kind not in SCALES
-    )
-
-
 def _can_merge(graph: NeuralGraph, scale: EdgeBlock, layer: Sequence[int]) -> bool:
     """Whether the kinds of edges distinguish both sides of a norm after merging."""
     if not _are_mergeable(graph, scale):
@@ -153,10 +146,10 @@ def _can_merge(graph: NeuralGraph, scale: EdgeBlock, layer: Sequence[int]) -> bo
     for block in others:
         if block.target == scale.target and layer[block.source] >= layer[scale.source]:
             return False  # merging might make a cycle
-    before = _kinds_at(scale.source, others, graph.biases)
-    if not before.isdisjoint({("out", kind) for kind in SCALES}):
+    kinds = _kinds_at(scale.source, others, graph.biases)
+    if not kinds.isdisjoint({("out", kind) for kind in SCALES}):
         return False  # another norm of the same neurons
-    return before.isdisjoint(_kinds_at(scale.target, others, graph.biases))
+    return kinds.isdisjoint(_kinds_at(scale.target, others, graph.biases))
 
 
 def _are_mergeable(graph: NeuralGraph, scale: EdgeBlock) -> bool:
@@ -272,10 +265,9 @@ class _ParameterGraphBuilder:
         if placement is ScalePlacement.DIAGONAL:
             self.add(block)
             return
-        assert block.view is not None
-        n, _, _, *slots = block.view.shape
-        stride, _, _, *rest = block.view.strides
-        view = replace(block.view, shape=(n, *slots), strides=(stride, *rest))
+        n, _, _, *slots = block.elements.shape
+        stride, _, _, *rest = block.elements.strides
+        view = replace(block.elements, shape=(n, *slots), strides=(stride, *rest))
         if placement is ScalePlacement.BEHIND:
             self.add_parameter(view, block.target, block.target_index, block.kind)
         else:
