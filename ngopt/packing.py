@@ -66,9 +66,7 @@ class PackedState:
             for packing in self.packings:
                 copies.append(self._joined(packing, records).clone())
             return copies
-        values = self._packed_values(records)
-        is_open = len(values) == len(self._views)
-        if is_open and all(map(is_, values, self._views)):
+        if self._is_open(records):
             return self._tensors
         self._tensors, self._views = [], []
         for packing in self.packings:
@@ -97,6 +95,11 @@ class PackedState:
         for i, keys in self._keys.items():
             found += map(records[i].__getitem__, keys)
         return found
+
+    def _is_open(self, records: Sequence[Record]) -> bool:
+        # a function of its own, so that no list keeps tensors that views replace
+        values = self._packed_values(records)
+        return len(values) == len(self._views) and all(map(is_, values, self._views))
 
 
 class PaddedRows:
