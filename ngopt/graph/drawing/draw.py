@@ -13,6 +13,7 @@ from ngopt.graph.views.networkx_and_pyg import require
 
 FORMATS = (".png", ".svg")
 RESOLUTION = 150  # dots per inch of a PNG file
+MAX_PIXELS = 60_000  # on a side; matplotlib allows 65,535
 
 
 def draw(
@@ -35,7 +36,8 @@ def draw(
     from ngopt.graph.drawing.figure import graph_figure
 
     figure = graph_figure(graph, values)
-    figure.savefig(path, format=suffix, dpi=RESOLUTION, facecolor="white")
+    resolution = min(RESOLUTION, MAX_PIXELS / max(figure.get_size_inches()))
+    figure.savefig(path, format=suffix, dpi=resolution, facecolor="white")
 
 
 def format_of(path: str | os.PathLike[str]) -> str:

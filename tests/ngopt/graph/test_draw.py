@@ -8,10 +8,12 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from PIL import Image
 from torch import nn
 
 from meta_train.problems.networks.convolutional import paper_cnn
 from ngopt import build_graph
+from ngopt.graph.drawing import draw as drawing
 from ngopt.graph.drawing.draw import draw
 from ngopt.graph.drawing.figure import (
     BOX_WIDTH,
@@ -310,3 +312,10 @@ def test_deep_networks_are_drawn_in_reasonable_size():
     width, height = figure.get_size_inches()
     assert width < 10
     assert height < 30
+
+
+def test_a_png_has_at_most_as_many_pixels_as_matplotlib_allows(tmp_path, monkeypatch):
+    monkeypatch.setattr(drawing, "MAX_PIXELS", 600)
+    draw(build_graph(mlp(*range(2, 22))), tmp_path / "net.png")
+    with Image.open(tmp_path / "net.png") as image:
+        assert max(image.size) == pytest.approx(600, abs=1)
