@@ -149,8 +149,6 @@ class NetworkFactors:
         """
         if not self.matrices:
             return torch.ones_like(self._positions)
-        sizes = measures.grad_rms[self.matrices]
-        has_gradient = ((sizes > 0) & (sizes < torch.inf)).any()
         zero = self._known.new_zeros(())
         own = [measures.excesses.get(i, zero).to(zero) for i in self.matrices]
         sizes = torch.stack([measures.rms[i] for i in self.matrices]).to(zero)
@@ -158,6 +156,7 @@ class NetworkFactors:
         found |= gradient_features(self._depths, self._numels, measures, self.matrices)
         features = torch.cat((self._known, torch.stack(list(found.values()))))
         predicted = self._predictor.predict(features.unsqueeze(0)).squeeze(-1)
+        has_gradient = found["matrices without gradient"] < 1
         predicted = torch.where(has_gradient, predicted, 0.0)
         log_factor, slope = predicted.nan_to_num(0.0)  # weights may not be finite
         return layer_factors(log_factor, slope, self._positions)
