@@ -6,8 +6,6 @@ inputs and writes its outputs once. Host and device overlap: a step takes the ma
 both.
 """
 
-from __future__ import annotations
-
 import sys
 from collections import defaultdict
 from collections.abc import Sequence

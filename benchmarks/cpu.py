@@ -1,7 +1,5 @@
 """Time of calls on this machine's CPU."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from statistics import median
 from time import perf_counter, process_time

@@ -1,7 +1,5 @@
 """Networks for `benchmarks.processes`, and their division among processes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -7,8 +7,6 @@ alternating repeats, one thread), placed and connected parameters, and whether g
 and scatter restore every parameter.
 """
 
-from __future__ import annotations
-
 import torch
 from tqdm import tqdm
 

@@ -9,8 +9,6 @@ messages by one linear map. One thread; medians of process times over alternatin
 With `--compiled`, NG-GNN reads a step's networks in pieces, as in training.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

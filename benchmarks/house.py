@@ -5,8 +5,6 @@ statements, parameters per function, cyclomatic complexity (radon), import circl
 the longest class. Other files and folders can be given instead. Takes 20 seconds.
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import io

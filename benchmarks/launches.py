@@ -19,8 +19,6 @@ with a horizon: means over a cycle, "fused" with compiled elementwise functions,
 "longest" for the longest step, fused.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence

@@ -7,8 +7,6 @@ zoos of `tasks.zoo` and random parameters, five of each architecture. One thread
 medians of process times over alternating steps.
 """
 
-from __future__ import annotations
-
 from random import Random
 from typing import Any
 

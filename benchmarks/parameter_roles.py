@@ -7,8 +7,6 @@ their names. Networks are those of torchvision and tiny transformers. Labels are
 `parameter_roles.csv`: roles of parameters whose names match a regular expression.
 """
 
-from __future__ import annotations
-
 import csv
 import importlib
 import re

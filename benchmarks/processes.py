@@ -8,8 +8,6 @@ parameter, and the largest state of a rank in equal shares of the whole state. W
 `--dtype float32` the first rows compare training alone in float32 and in float64.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import tempfile
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Records of benchmarks: printed as a table, and written with their machine."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import platform

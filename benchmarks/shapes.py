@@ -1,7 +1,5 @@
 """Networks of the sizes that are trained on GPUs, and batches for them."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass

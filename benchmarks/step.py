@@ -16,8 +16,6 @@ Both are medians over cycles. Widths are those of an MLP of three square layers,
 drawn as a PNG beside the output. Memory of a step is counted by `benchmarks.launches`.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial

@@ -9,8 +9,6 @@ Accelerate uses FSDP2 on GPUs; on CPUs it ignores the plugin and replicates the 
 """
 
 # pyright: reportMissingImports=false
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

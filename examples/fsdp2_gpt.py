@@ -9,8 +9,6 @@ device and initialized tensor by tensor, so that no process stores all of it. An
 of processes trains on the same batches from the same weights.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 from collections.abc import Iterable, Sequence

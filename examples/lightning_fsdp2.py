@@ -9,8 +9,6 @@ Lightning's `FSDPStrategy` is the first version of FSDP, and runs on GPUs only.
 """
 
 # pyright: reportMissingImports=false
-from __future__ import annotations
-
 import argparse
 import os
 

@@ -1,7 +1,5 @@
 """The checkpoint from which a training resumes; other settings are refused."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Starts programs: config dataclasses become command lines, errors one line."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar

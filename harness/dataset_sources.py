@@ -5,8 +5,6 @@ packages have the same bytes. `harness.image_datasets` checks the SHA-256 of all
 The argument `place` of all sources is an empty folder, an absolute path.
 """
 
-from __future__ import annotations
-
 import gzip
 import io
 import json

@@ -3,8 +3,6 @@
 torchrun starts them, or `run_on_ranks` with the same launcher. Otherwise there is one.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

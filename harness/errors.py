@@ -1,7 +1,5 @@
 """Which errors programs print as one line, without a traceback."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from ngopt.importing import INSTALLED, frames_outside

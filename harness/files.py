@@ -3,8 +3,6 @@
 JSON lines are records of the finished parts of a run, from which it resumes.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import math

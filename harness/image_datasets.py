@@ -5,8 +5,6 @@ missing or damaged it downloads the data (`harness.dataset_sources`). The SHA-25
 every array is fixed here, so that all sources give the same data.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import tempfile
@@ -136,7 +134,7 @@ def sha256_of(arrays: Arrays) -> dict[str, str]:
     return found
 
 
-def _split(name: str, recipe: Recipe, arrays: Arrays) -> ImageDataset:
+def _split(name: str, recipe: "Recipe", arrays: Arrays) -> ImageDataset:
     images = arrays["train_images"]
     labels = arrays["train_labels"]
     cut = len(labels) - len(labels) // VALIDATION_SHARE
@@ -174,7 +172,7 @@ def _verify(arrays: Arrays, expected: dict[str, str]) -> None:
             raise ValueError(f"{key}: expected SHA-256 {expected[key]}; got {digest}")
 
 
-def _fetch(name: str, recipe: Recipe, file: Path) -> Arrays:
+def _fetch(name: str, recipe: "Recipe", file: Path) -> Arrays:
     """Stores and returns the data of the first source that has the expected hashes."""
     failures = []
     with _scratch_folder(file.parent) as scratch:

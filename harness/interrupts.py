@@ -1,7 +1,5 @@
 """Handling of Ctrl-C: atomic sections, and the message before a program ends."""
 
-from __future__ import annotations
-
 import signal
 import threading
 from collections.abc import Iterator

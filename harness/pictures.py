@@ -1,7 +1,5 @@
 """Draws images, curves and histograms as PNG files."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev

@@ -1,7 +1,5 @@
 """Random numbers from keys, so that they do not depend on order or process."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """Checks and selects the settings of programs."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable
 from dataclasses import asdict
 from typing import Any

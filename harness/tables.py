@@ -1,7 +1,5 @@
 """Tables as text for terminals and as Markdown. A row maps column names to cells."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from math import nan
 

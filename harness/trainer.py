@@ -1,7 +1,5 @@
 """Base class of trainings with checkpoints and TensorBoard curves."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from typing import Any
 

@@ -4,8 +4,6 @@ Sizes are by kind of device. CPU caches limit them there; on accelerators memory
 as every call costs a kernel launch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from math import isqrt
 from operator import itemgetter

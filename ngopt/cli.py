@@ -1,7 +1,5 @@
 """The command `ngopt`: bundled weights, graphs of networks, races of optimizers."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -1,7 +1,5 @@
 """Device-dependent functions: dtypes, norms, products, fused functions, autocast."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache

@@ -4,8 +4,6 @@
 the same rule with autograd.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple, Protocol, TypeVar

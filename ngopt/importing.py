@@ -1,7 +1,5 @@
 """Objects of the user by their import path."""
 
-from __future__ import annotations
-
 import sysconfig
 import traceback
 from collections.abc import Iterable

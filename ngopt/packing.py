@@ -1,7 +1,5 @@
 """Packs the tensors of many records into a few, of which the records store views."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from math import prod

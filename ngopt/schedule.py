@@ -4,8 +4,6 @@ and of the learning rates of other optimizers.
 Numbers of steps are Python numbers, arrays or tensors.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterable
 from math import cos, pi

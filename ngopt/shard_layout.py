@@ -1,7 +1,5 @@
 """Which piece of every parameter each process stores, and DTensor helpers."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterable, Sequence
 from math import prod
@@ -32,7 +30,7 @@ class Piece(NamedTuple):
             whole = whole.narrow(dim, start, size)
         return whole
 
-    def overlap(self, other: Piece) -> Piece:
+    def overlap(self, other: "Piece") -> "Piece":
         """The common elements; a piece without elements if there are none."""
         offset, shape = [], []
         for a, m, b, n in zip(*self, *other, strict=True):
@@ -40,14 +38,14 @@ class Piece(NamedTuple):
             shape.append(max(min(a + m, b + n) - offset[-1], 0))
         return Piece(tuple(offset), tuple(shape))
 
-    def within(self, other: Piece) -> Piece:
+    def within(self, other: "Piece") -> "Piece":
         """The same elements, relative to a piece that contains them."""
         offset = []
         for own, first in zip(self.offset, other.offset, strict=True):
             offset.append(own - first)
         return Piece(tuple(offset), self.shape)
 
-    def chunk(self, dim: int, index: int, chunks: int) -> Piece:
+    def chunk(self, dim: int, index: int, chunks: int) -> "Piece":
         """One of the chunks that `torch.chunk` makes along a dimension."""
         length = -(-self.shape[dim] // chunks)
         start = min(index * length, self.shape[dim])

@@ -7,8 +7,6 @@ a checkpoint, from which the same command resumes, TensorBoard events, `result.j
 and, of learned probes, `probes.png`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial

@@ -12,8 +12,6 @@ to. Networks of `tasks.published` are compared with the edited images that they 
 or, with `--originals mnist`, with those of a data set.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial

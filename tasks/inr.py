@@ -7,8 +7,6 @@ tasks.inr fit ...` divides the shards among ranks. `python -m tasks.inr show --f
 ...` draws some.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -7,8 +7,6 @@ Trains a model to predict the test accuracy of networks from their parameters
 `tasks.classify` writes, and `predicted.png`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial

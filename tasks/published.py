@@ -11,8 +11,6 @@ wild-park: CNNs of Kofinas et al. 2024; a JSON file of splits, beside one file a
     network.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path

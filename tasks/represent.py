@@ -7,8 +7,6 @@ amplitude and frequency of sine waves (mean squared error, both from 0 to 10), o
 class of images. Writes what `tasks.classify` writes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial

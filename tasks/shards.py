@@ -6,8 +6,6 @@ makes a folder can resume. The manifest has the settings of that program and sta
 of the networks.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

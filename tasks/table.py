@@ -7,8 +7,6 @@ from other data. The same command goes on where it was stopped; `--processes 2` 
 two at a time.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Rows of the tasks' tables, those of Kofinas et al. 2024 and Lim et al. 2024."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial

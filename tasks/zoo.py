@@ -9,8 +9,6 @@ goes on where it was stopped, `--processes 2` or
 `python -m tasks.zoo show --folder ...` draws the accuracies.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count

@@ -8,8 +8,6 @@ parameter and meaning. An edge keeps the order of its slots, and where an elemen
 several places they move together: a vertex for the element ties them.
 """
 
-from __future__ import annotations
-
 import random
 from collections import Counter
 from collections.abc import Collection, Sequence

@@ -1,8 +1,6 @@
 """Permutations of neurons on neural graphs,
 and the checks that networks and metanets respect them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any

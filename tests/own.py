@@ -1,7 +1,5 @@
 """What a user may write: a metanet, and a model of networks."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from ngopt.metanets import FeedForward

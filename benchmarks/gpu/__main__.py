@@ -18,8 +18,6 @@ Neither internet access nor `tokenizers` is needed. The exit status is 1 if a ca
 failed, and 2 if nothing could be measured.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import time

@@ -1,7 +1,5 @@
 """The Python source files of the machine as tokens, for a language model."""
 
-from __future__ import annotations
-
 import hashlib
 import sysconfig
 from collections.abc import Iterator

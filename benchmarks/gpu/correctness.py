@@ -6,8 +6,6 @@ from the initial weights. The reference is the CPU, if the check does not define
 another.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -75,7 +73,7 @@ class Twin:
             grad = torch.randn(p.shape, generator=generator, dtype=torch.float64)
             p.grad.copy_(grad)
 
-    def train(self, steps: int = STEPS, first: int = 0) -> Twin:
+    def train(self, steps: int = STEPS, first: int = 0) -> "Twin":
         for number in range(first, first + steps):
             self.set_gradients(number)
             self.optimizer.step()

@@ -13,8 +13,6 @@ Forward and backward use bfloat16 autocast over float32 parameters, without comp
 and TF32. All steps use the gradients of one backward pass.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -85,7 +83,7 @@ def optimizer_step(session: Session, trained: Trained, name: str) -> Record:
         return step_record(session, trained, stepper)
 
 
-def step_record(session: Session, trained: Trained, stepper: Stepper) -> Record:
+def step_record(session: Session, trained: Trained, stepper: "Stepper") -> Record:
     start = perf_counter()
     first = transient_bytes(session, stepper.whole)
     first_s = perf_counter() - start
@@ -111,7 +109,7 @@ def step_record(session: Session, trained: Trained, stepper: Stepper) -> Record:
     return found
 
 
-def training_ms(session: Session, trained: Trained, stepper: Stepper) -> float:
+def training_ms(session: Session, trained: Trained, stepper: "Stepper") -> float:
     """Mean over steps without synchronisation between them."""
     steps = TRAINING_STEPS if session.is_cuda else 1
     session.synchronize()

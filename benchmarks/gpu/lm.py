@@ -11,8 +11,6 @@ validation: loss on held-out files in nats per token. train: mean loss of the la
 of the steps. seconds: of training, without evaluation and compilation.
 """
 
-from __future__ import annotations
-
 import time
 from functools import partial
 from statistics import fmean

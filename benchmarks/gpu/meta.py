@@ -5,8 +5,6 @@ metanet. Optimizees are stacked small CNNs that classify random images, so no da
 is needed.
 """
 
-from __future__ import annotations
-
 import importlib
 import sys
 import time

@@ -1,7 +1,5 @@
 """Constructors of the compared optimizers: lists that are stepped in sequence."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """The device, the remaining time, the process and the records of a part."""
 
-from __future__ import annotations
-
 import gc
 import importlib
 import logging

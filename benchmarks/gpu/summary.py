@@ -1,7 +1,5 @@
 """Merges all parts into one record and one printed table; draws cost and lm."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Milliseconds, kernels and memory of a step on a device."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from statistics import median

@@ -23,8 +23,6 @@ weights, gradients, state and transient memory.
 The second table has the parts of the cost model on the default's slowest rank.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import fmean

@@ -15,8 +15,6 @@ computes its own in one batch. A Newton-Schulz iteration of X (m, n), m <= n, is
 With DDP owners store the momentum, and only updates are sent.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, prod

@@ -6,8 +6,6 @@ first step ranks gather objects, which describe their parts. These objects are r
 for all ranks before steps are counted.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -111,7 +109,7 @@ class Group:
         return collectives.value
 
     @contextmanager
-    def as_rank(self, rank: int, collectives: Collectives) -> Iterator[None]:
+    def as_rank(self, rank: int, collectives: "Collectives") -> Iterator[None]:
         """Makes this process a rank of the group."""
         if self.division == ALONE:
             yield
@@ -176,7 +174,7 @@ def _move_to_late_step(optimizer: NGOptimizer) -> None:
 
 
 def _counted(
-    optimizer: NGOptimizer, collectives: Collectives
+    optimizer: NGOptimizer, collectives: "Collectives"
 ) -> tuple[Counts, Prediction]:
     prediction = Prediction()
     collectives.begin(prediction)
@@ -253,7 +251,7 @@ class Collectives:
         counts: list[int],
         group: Any,
         async_op: bool,
-    ) -> _Work:
+    ) -> "_Work":
         assert async_op
         assert result.dtype == sent.dtype  # required by torch
         self._note_work()

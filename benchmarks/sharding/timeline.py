@@ -4,8 +4,6 @@ Each rank has a log of its step: work of host and device, and collectives. `play
 simulates the logs of all ranks together.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -3,8 +3,6 @@
 ngopt race examples.races.character_gpt
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """A small CNN on FashionMNIST: `ngopt race examples.races.fashion_mnist`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

@@ -5,8 +5,6 @@
 8 blocks of width 512, 64 sequences of 512 tokens per step, bfloat16 autocast on GPUs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import cache
 from math import inf

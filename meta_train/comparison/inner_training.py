@@ -1,7 +1,5 @@
 """One whole inner training of a problem with an optimizer, as a record."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -7,8 +7,6 @@ seeds. Prints a table and writes into its folder: `table.md`, `results.json`,
 from which the same command resumes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial

@@ -1,7 +1,5 @@
 """Optimizers by name: baselines with grids of learning rates, and learned ones."""
 
-from __future__ import annotations
-
 import importlib
 import re
 import warnings

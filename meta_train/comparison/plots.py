@@ -1,7 +1,5 @@
 """Plots of training records."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import chain, cycle, islice
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Results of each optimizer on each problem, and rankings over several problems."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf

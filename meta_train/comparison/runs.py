@@ -1,7 +1,5 @@
 """Runs inner trainings, and keeps a record of each, so that no run is repeated."""
 
-from __future__ import annotations
-
 import multiprocessing
 import re
 from collections.abc import Iterable, Sequence

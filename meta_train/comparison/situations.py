@@ -10,8 +10,6 @@ beta1 = .5. `default:open` and `default:scheduled` are summarized in a sentence 
 they were run.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ problem, and cosine schedules; NGOptimizer has nothing to tune. Writes `curves.p
 `results.json` into its folder. Takes under three minutes on two cores.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from pathlib import Path
 

@@ -5,8 +5,6 @@ seeds, as `figure3.png` in its folder. The runs are those of `meta_train.paper.t
 finished runs in the same folder are not repeated. Prints the last points.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from statistics import fmean
 

@@ -8,8 +8,6 @@ steps, as in the paper. Prints the table and writes it into its folder as `table
 beside the files of `meta_train.comparison.leaderboard`. The same command resumes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ A problem is an object with the methods of `Problem`. On the command line a user
 problem is `module:factory`, where the factory takes no arguments.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterable
 from difflib import get_close_matches

@@ -5,8 +5,6 @@ Takes half a minute a list on one core; it trains some steps of each problem wit
 `--names` prints the names alone.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter

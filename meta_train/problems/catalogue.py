@@ -5,8 +5,6 @@
 chosen so that a run takes some seconds of one core.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Examples made from MNIST, FashionMNIST and CIFAR-10: smaller, gray or noisy."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import cache, partial
 from math import pi

@@ -7,8 +7,6 @@ arguments, written as names or calls: `mlp((196, 48, 10), nn.Tanh)` is `partial(
 same way.
 """
 
-from __future__ import annotations
-
 import ast
 import csv
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """The interface of problems, and the metrics that they report."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any, NamedTuple, Protocol

@@ -1,7 +1,5 @@
 """Problems made of parts: examples, a network, and an objective for its outputs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -42,7 +40,7 @@ class Splits(NamedTuple):
     validation: Examples
     test: Examples
 
-    def map(self, function: Callable[[Any], Examples]) -> Splits:
+    def map(self, function: Callable[[Any], Examples]) -> "Splits":
         """The splits with a function applied to each."""
         return Splits(*map(function, self))
 

@@ -1,7 +1,5 @@
 """Text data: the source code of Python's standard library."""
 
-from __future__ import annotations
-
 import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ changed at a time. Prints how much lower the log of the validation loss is with 
 part, and writes it to `ablation.json` and `ablation.md`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Compares learned optimizers by whole trainings."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice

@@ -8,8 +8,6 @@ k = 1. Prints a table and writes into its folder: `table.md`, `results.json`,
 same command resumes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import sqrt

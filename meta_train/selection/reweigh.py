@@ -12,8 +12,6 @@ compared with the first weights on other seeds, and written to
 `<folder>/best.safetensors`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import exp, isfinite, log

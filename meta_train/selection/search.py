@@ -9,8 +9,6 @@ also in several shells at a time; a trial whose process has ended does not count
 best weights are written to `best.safetensors`, all trials to `trials.json`.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 from collections.abc import Sequence

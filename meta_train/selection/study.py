@@ -1,7 +1,5 @@
 """An Optuna study whose trials are kept in a folder, shared by several processes."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -8,8 +8,6 @@ updates fall to zero over that last share of the steps. Prints a table and write
 weights with the best gain to `output`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product

@@ -7,8 +7,6 @@ validation loss). Every trial is kept in the folder's journal, from which the sa
 command resumes. The best weights are written to `<folder>/best.safetensors`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path

@@ -5,8 +5,6 @@ training to `runs/step_size/outcomes.jsonl`. Trainings that are there already ar
 out: it resumes, and several processes can share the work by different numbers.
 """
 
-from __future__ import annotations
-
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass

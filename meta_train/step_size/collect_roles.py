@@ -5,8 +5,6 @@
 appends one line per training to `runs/step_size/roles.jsonl`. It resumes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice

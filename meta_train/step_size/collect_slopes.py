@@ -7,8 +7,6 @@ another one. It appends one line per training to `runs/step_size/slopes.jsonl`, 
 resumes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path

@@ -8,8 +8,6 @@ errors over trainings. If there are several files, the last rows measure the tra
 of each later file with a model that is fitted to the files before it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path

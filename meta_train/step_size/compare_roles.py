@@ -7,8 +7,6 @@ trainings. The bound is that of half, equal or twice the step size, whichever wa
 with the other seed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

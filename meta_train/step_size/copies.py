@@ -4,8 +4,6 @@ The default optimizes all copies as if each were alone: their equal matrices sha
 stacks, which is what makes many small trainings cheap.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial

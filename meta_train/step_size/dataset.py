@@ -1,7 +1,5 @@
 """Measured trainings with their features, as arrays."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -50,7 +48,7 @@ class Data(Outcomes):
         x = self.x if is_named else self.unnamed
         return x[:, :, [self.names.index(name) for name in names]]
 
-    def at(self, chosen: Sequence[int] | np.ndarray) -> Data:
+    def at(self, chosen: Sequence[int] | np.ndarray) -> "Data":
         """The trainings with these indices."""
         return replace(
             self,

@@ -4,8 +4,6 @@ Numbers do not depend on the scale of the loss, or on the order of neurons. Thos
 measured trainings are cached beside the outcomes.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@
 `learned-step.safetensors` there: weights of the default's rule and the predictor.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

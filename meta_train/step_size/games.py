@@ -3,8 +3,6 @@
 Each has gradients of its own loss alone, so that one optimizer can step both at once.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch

@@ -5,8 +5,6 @@ widths then share a handful of blocks, since a block is one call of every operat
 Messages to a neuron are aggregated over all its blocks, so results do not change.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple

@@ -4,8 +4,6 @@ Networks stay in the same batches, so that on a GPU each batch is one CUDA graph
 networks are small, and kernel launches would take most of the time.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace

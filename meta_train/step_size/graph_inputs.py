@@ -4,8 +4,6 @@ They are cached beside the outcomes, in one byte an element: weights of the firs
 in sizes of PyTorch's initial weights, and gradients in the RMS of their tensor.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple

@@ -11,8 +11,6 @@ Rows of features are the MLPs of `compare`. Networks without matrices and traine
 are left out of the fits; there the multiplier is 1.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass

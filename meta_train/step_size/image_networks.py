@@ -1,7 +1,5 @@
 """Small networks of gray images."""
 
-from __future__ import annotations
-
 import math
 
 import torch

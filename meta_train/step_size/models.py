@@ -5,8 +5,6 @@ All map features (n, d) to log2 multipliers (n,). They are fitted to gains (n, m
 step that is too long costs more than one that is too short.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Small networks of many kinds, with PyTorch's initial weights."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -41,7 +39,7 @@ class NetworkSettings(NamedTuple):
     are one matrix.
     """
 
-    task: Task
+    task: "Task"
     depth: int
     width: int
     act: Callable[[], nn.Module]

@@ -7,8 +7,6 @@ One line per training is appended to `runs/step_size/new_trainings.jsonl`; the c
 resumes, and prints a table of all lines.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path

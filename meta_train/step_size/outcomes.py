@@ -1,7 +1,5 @@
 """The measured outcomes of random trainings as arrays, and gains at any step size."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property

@@ -4,8 +4,6 @@ What a step size of all parameters leaves open: whether outputs, tables, vectors
 near the inputs or weight decay want another factor.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 

@@ -1,7 +1,5 @@
 """Random numbers of tasks, and the examples that they make."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from random import Random
 from typing import NamedTuple

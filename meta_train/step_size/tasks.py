@@ -3,8 +3,6 @@
 Data depend on a task's seed alone. Images are those of FashionMNIST and MNIST.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Random trainings: a network, a task, initial weights, a batch size and a horizon."""
 
-from __future__ import annotations
-
 import csv
 import math
 from collections.abc import Callable

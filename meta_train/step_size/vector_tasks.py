@@ -1,7 +1,5 @@
 """Tasks whose inputs are vectors."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch

@@ -1,7 +1,5 @@
 """Settings of `meta_train.training.train`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from harness.settings import check_counts

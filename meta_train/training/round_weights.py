@@ -5,8 +5,6 @@ The lowest bits of the mantissas become zero, which zip files compress. The file
 float32 as before.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Update rules as functions of the metanet's weights, for one optimizee or a stack."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any

@@ -11,8 +11,6 @@ share of the optimizees; the number of processes changes no result, and any numb
 resumes.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import time

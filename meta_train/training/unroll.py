@@ -1,7 +1,5 @@
 """Inner training as pure functions of parameters, buffers and optimizer state."""
 
-from __future__ import annotations
-
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence

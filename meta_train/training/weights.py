@@ -1,7 +1,5 @@
 """The weights that a meta-training begins with, and the recipe stored with them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Unrolls the optimizees of one rank, and restarts them."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass

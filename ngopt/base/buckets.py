@@ -5,8 +5,6 @@ one after the other. A row belongs to one parameter, so that scalars of paramete
 broadcast as (rows, 1). A stack is all matrices of one layout in a bucket.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import groupby
 from math import prod

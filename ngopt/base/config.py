@@ -1,7 +1,5 @@
 """All constants of the default rule."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

@@ -6,8 +6,6 @@ first. These copies, and the memory for intermediate results that all graphs sha
 allocated.
 """
 
-from __future__ import annotations
-
 import gc
 import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence

@@ -10,8 +10,6 @@ without its QR. Columns stay in their places, and so do second moments. Where ro
 columns of P are zero, Q does not change.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, pairwise
 from math import prod

@@ -3,8 +3,6 @@
 `ngopt.base.triton_kernels` has the same functions as Triton kernels.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -15,8 +15,6 @@ first gradients give the share of rows in a batch.
 Learned factors multiply the step sizes: see `ngopt.base.step_predictor`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -68,7 +66,7 @@ class FirstSteps:
     network: NetworkFactors | None
 
     def update(
-        self, factors: StepSizeFactors, step: StepContext, rms: Pair, gradients: Pair
+        self, factors: StepSizeFactors, step: "StepContext", rms: Pair, gradients: Pair
     ) -> StepSizeFactors:
         """The new factors.
 
@@ -93,7 +91,7 @@ class FirstSteps:
         return _scaled(factors, longer)._replace(density=density)
 
     def _at_start(
-        self, factors: StepSizeFactors, step: StepContext, both: Pair
+        self, factors: StepSizeFactors, step: "StepContext", both: Pair
     ) -> StepSizeFactors:
         """Sets the factors of parameters with their first gradient.
 
@@ -129,7 +127,7 @@ class FirstSteps:
         return StepSizeFactors(*chosen)
 
     def _from_agreement(
-        self, factors: StepSizeFactors, step: StepContext, grad_rms: Array
+        self, factors: StepSizeFactors, step: "StepContext", grad_rms: Array
     ) -> StepSizeFactors:
         """Full step sizes where the first gradients agree.
 

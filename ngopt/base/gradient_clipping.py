@@ -1,7 +1,5 @@
 """Bad gradients: unit of the loss, clipping of outliers, steps that are skipped."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -5,8 +5,6 @@ weights and first gradients. They depend neither on the order of neurons and par
 nor on the scale of the loss.
 """
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_right
 from collections import Counter

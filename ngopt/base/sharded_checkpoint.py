@@ -4,8 +4,6 @@ Tensors that one process owns become DTensors of the whole tensor, which
 `torch.distributed.checkpoint` saves and loads under any number of processes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple

@@ -6,8 +6,6 @@ for the parts that it holds. Scalars of a parameter (RMS of gradients and weight
 agreement, distance) are summed over the processes, so that all have equal ones.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
@@ -40,7 +38,7 @@ class ShardedStepContext(StepContext):
     own_grads: gradients of the parameters that this process owns, in the present round.
     """
 
-    def __init__(self, update: ShardedSoapUpdate, inputs: StepInputs):
+    def __init__(self, update: "ShardedSoapUpdate", inputs: StepInputs):
         super().__init__(update.stack, update.positions, inputs)
         self._shards = update.shards
         self._exchanges = update.exchanges
@@ -94,7 +92,7 @@ class ShardedStepContext(StepContext):
 class ShardedSoapUpdate(SoapUpdate):
     """The update of parameters of which this process holds parts."""
 
-    def __init__(self, rule: SoapRule, positions: Sequence[int], like: Tensor):
+    def __init__(self, rule: "SoapRule", positions: Sequence[int], like: Tensor):
         assert rule.shards is not None
         self.shards = rule.shards.of(positions)
         most = chunking.chunk_size(ROUND_ELEMENTS, like.device)

@@ -24,8 +24,6 @@ Vectors have no factors: that is Adam with Nesterov's momentum. Differences from
   from the initial weights (`ngopt.base.step_scalars`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -78,7 +76,7 @@ class Soap:
         """What weights files store besides the config."""
         return {} if self.predictor is None else self.predictor._asdict()
 
-    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Soap:
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> "Soap":
         """Raises ValueError if they are not what `tensors` gives."""
         return replace(self, predictor=StepPredictor.of(tensors))
 
@@ -95,7 +93,7 @@ class Soap:
         compute_dtype: torch.dtype | None = None,
         renew_every: int | None = None,
         shards: Shards | None = None,
-    ) -> SoapRule:
+    ) -> "SoapRule":
         """The rule for the parameters of a graph.
 
         Args:

@@ -1,7 +1,5 @@
 """The state of many parameters in a few tensors, of which their records hold views."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple

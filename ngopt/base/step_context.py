@@ -1,7 +1,5 @@
 """Inputs, state and cached values of one step of `SoapUpdate`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 

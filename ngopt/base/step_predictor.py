@@ -6,8 +6,6 @@ are fitted to the losses of random trainings at other step sizes
 (`meta_train.step_size`).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -72,7 +70,7 @@ class StepPredictor(NamedTuple):
         )
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> StepPredictor:
+    def of(cls, tensors: Mapping[str, Tensor]) -> "StepPredictor":
         """Raises ValueError if tensors are missing or of other features."""
         is_known = tensors.keys() == set(cls._fields)
         if not is_known or tensors["mean"].shape != (2, len(FEATURES)):
@@ -125,7 +123,9 @@ class NetworkFactors:
     with a predictor and a horizon.
     """
 
-    def __init__(self, rule: SoapRule, positions: Sequence[int], device: torch.device):
+    def __init__(
+        self, rule: "SoapRule", positions: Sequence[int], device: torch.device
+    ):
         assert rule.predictor is not None and rule.total_steps is not None
         roles = [rule.roles[i] for i in positions]
         shapes = [rule.graph.parameters[i].shape for i in positions]

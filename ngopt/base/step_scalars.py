@@ -1,7 +1,5 @@
 """Scalars of a step: gradient scale, step size and weight decay of every parameter."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -34,7 +32,9 @@ class ScalarEquations:
     (2n,).
     """
 
-    def __init__(self, rule: SoapRule, positions: Sequence[int], stack: ParameterStack):
+    def __init__(
+        self, rule: "SoapRule", positions: Sequence[int], stack: ParameterStack
+    ):
         """positions: indices of n parameters among those of the rule."""
         self._config = rule.config
         self._dtype = stack.dtype

@@ -4,8 +4,6 @@ They depend on step counts alone, not on gradients. Counts are arrays on the hos
 during capture in a CUDA graph, tensors on the device.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 

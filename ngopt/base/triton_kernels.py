@@ -7,8 +7,6 @@ Arguments are those of the functions there. Values (rows, lanes) are float32 or 
 dtype of matrix products. Scalars (rows, 1) are float32.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

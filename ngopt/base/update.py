@@ -1,7 +1,5 @@
 """One SOAP step of parameters of one dtype and device: the equations of `soap`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -33,7 +31,7 @@ RENEWED_BYTES = {"cpu": 4 << 20, "accelerator": 192 << 20}
 class SoapUpdate:
     """The update of parameters of one dtype and device."""
 
-    def __init__(self, rule: SoapRule, positions: Sequence[int], like: Tensor):
+    def __init__(self, rule: "SoapRule", positions: Sequence[int], like: Tensor):
         """positions: indices among all parameters of the rule. like: has the dtype and
         device of the state."""
         self.config = rule.config

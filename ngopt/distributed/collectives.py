@@ -1,7 +1,5 @@
 """Collectives of the processes that share parameters; errors name their ranks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any

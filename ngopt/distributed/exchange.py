@@ -1,7 +1,5 @@
 """Gradients to owners, and changes to all processes that hold a part of a parameter."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial

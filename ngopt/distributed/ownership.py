@@ -5,8 +5,6 @@ have many: vectors that are divided already, so that nothing is sent, and tables
 would cost too much for one owner.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
@@ -23,7 +21,7 @@ class Cost(NamedTuple):
     work: float = 0.0  # multiplications
     memory: float = 0.0  # elements of state
 
-    def plus(self, other: Cost) -> Cost:
+    def plus(self, other: "Cost") -> "Cost":
         return Cost(self.work + other.work, self.memory + other.memory)
 
 

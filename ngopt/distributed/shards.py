@@ -1,7 +1,5 @@
 """The processes that share parameters: which part of each they hold, which they own."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from math import prod
@@ -150,7 +148,7 @@ class Shards:
             return tuple(layouts)
         return (ownership.layout_of_rows(layouts[0], self.domain(i)),)
 
-    def undivided(self) -> Shards:
+    def undivided(self) -> "Shards":
         """A copy in which the first owner of each parameter owns all of it."""
         found = copy(self)
         found.owned = []
@@ -170,7 +168,7 @@ class Shards:
         """What this process holds of a parameter."""
         return self.pieces[i][self.rank]
 
-    def of(self, parameters: Sequence[int]) -> Shards:
+    def of(self, parameters: Sequence[int]) -> "Shards":
         """A copy with some of the parameters."""
         found = copy(self)
         numbers = list(parameters)
@@ -186,7 +184,7 @@ class Shards:
         shapes: Sequence[tuple[int, ...]],
         owned: Sequence[Ownership],
         pieces: Sequence[tuple[Piece, ...]],
-    ) -> Shards:
+    ) -> "Shards":
         """The same processes with other values, which all share."""
         found = copy(self)
         found.shapes = list(shapes)

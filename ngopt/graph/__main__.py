@@ -1,8 +1,6 @@
 """Prints and draws the neural graph of a model:
 `ngopt graph torchvision.models:resnet18 --draw resnet18.svg`."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

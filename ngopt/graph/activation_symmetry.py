@@ -8,8 +8,6 @@ scaled by any positive number. Networks that differ by these symmetries alone ha
 same canonical form, up to permutation.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import pi
 from typing import Literal, NamedTuple, cast

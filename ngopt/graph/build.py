@@ -1,7 +1,5 @@
 """`build_graph`: the neural graph of a module, or of its parameters alone."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any

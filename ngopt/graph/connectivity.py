@@ -1,7 +1,5 @@
 """Connected components, longest paths and depths of the groups of a graph."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Sequence
 

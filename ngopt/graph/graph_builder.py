@@ -1,7 +1,5 @@
 """Puts collected groups, blocks and biases together as a `NeuralGraph`."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TypeVar

@@ -1,8 +1,6 @@
 """What a neural graph is made of: parameters and views of them, neuron groups, edge
 blocks, biases, and the topology that holds these."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,19 +22,19 @@ class ParameterSpec:
     is_complex: bool = False
 
     @classmethod
-    def of(cls, name: str, parameter: Tensor) -> ParameterSpec:
+    def of(cls, name: str, parameter: Tensor) -> "ParameterSpec":
         """The spec of a tensor, complex numbers still counted as one."""
         return cls(name, tuple(parameter.shape), parameter.is_complex())
 
     @property
-    def paired(self) -> ParameterSpec:
+    def paired(self) -> "ParameterSpec":
         """The same with complex numbers counted as two."""
         if not self.is_complex:
             return self
         return ParameterSpec(self.name, (*self.shape, 2), True)
 
     @property
-    def unpaired(self) -> ParameterSpec:
+    def unpaired(self) -> "ParameterSpec":
         """The inverse of `paired`."""
         if not self.is_complex:
             return self
@@ -65,7 +63,7 @@ class View:
         object.__setattr__(self, "strides", tuple(strides))
 
     @classmethod
-    def whole(cls, parameter: int, shape: tuple[int, ...]) -> View:
+    def whole(cls, parameter: int, shape: tuple[int, ...]) -> "View":
         """All elements of a parameter in their own order."""
         return cls(parameter, shape, contiguous_strides(shape))
 

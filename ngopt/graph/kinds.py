@@ -1,7 +1,5 @@
 """Kinds of nodes, edges and biases. Weights files depend on the order of each list."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 BIAS_KINDS = (

@@ -9,8 +9,6 @@ has a place. `NeuralGraph.gather` and `NeuralGraph.scatter` are inverse to each 
 scatter averages over the uses of an element.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property

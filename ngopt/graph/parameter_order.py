@@ -1,8 +1,6 @@
 """The order of a network's parameters from several lists of names, such as those of
 param groups."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from math import floor

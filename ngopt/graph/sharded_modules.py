@@ -1,7 +1,5 @@
 """Networks whose parameters are sharded among processes."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterable
 from typing import Any

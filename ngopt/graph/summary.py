@@ -1,7 +1,5 @@
 """The table that `NeuralGraph.summary` returns."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace

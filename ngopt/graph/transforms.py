@@ -1,7 +1,5 @@
 """Graphs from graphs: parameters in another order, and disjoint unions."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce

@@ -1,7 +1,5 @@
 """NGOptimizer by name in timm: `create_optimizer_v2(model, opt="ngopt")`."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from ngopt.optimizer import NGOptimizer

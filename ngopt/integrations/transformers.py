@@ -1,7 +1,5 @@
 """NGOptimizer in the Trainer of Hugging Face transformers."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterable, Mapping
 from math import ceil
@@ -84,7 +82,7 @@ def trainer_arguments(
     return TrainerOptimizer, {"traced": model, **settings}
 
 
-def trainer_steps(arguments: TrainingArguments, examples: int) -> int:
+def trainer_steps(arguments: "TrainingArguments", examples: int) -> int:
     """The number of optimizer steps of a Trainer, for `total_steps`.
 
     It is `max_steps` of the arguments if that is set. Otherwise, with the number of

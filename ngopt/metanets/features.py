@@ -1,8 +1,6 @@
 """The per-parameter features of the paper: weight, gradient and momenta, through log
 and sign."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import ceil, exp
 

@@ -1,8 +1,6 @@
 """FF: a small MLP that maps every parameter's features to its update (Metz et al.
 2019)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

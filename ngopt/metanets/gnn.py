@@ -7,8 +7,6 @@ nodes and edges have residual connections, and nodes a LayerNorm; positions are 
 `node_positions`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from ngopt.metanets.graph_metanet import MessagePassingConfig, MessagePassingMetanet

@@ -1,7 +1,5 @@
 """Base classes of the metanets that read the graph: an FF with context features."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import prod

@@ -1,7 +1,5 @@
 """Metanets by name: registered ones, and your own as "module:Class"."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 from collections.abc import Mapping, Sequence

@@ -5,8 +5,6 @@ A layer is the weights and biases that feed one group of neurons. The LSTM runs 
 the depth of the network, not through time as that of Metz et al. 2020.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

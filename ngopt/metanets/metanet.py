@@ -1,7 +1,5 @@
 """Base class of metanets: modules that map features on a neural graph to updates."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace

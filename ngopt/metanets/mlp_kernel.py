@@ -4,8 +4,6 @@ Hidden values stay in registers. With one call for each layer they are written t
 and read again, about 600 bytes an element; the kernel reads 28 bytes and writes 4.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import exp
 from typing import Any

@@ -6,8 +6,6 @@ among them. They have their own weights for every pair of layers, so that depth 
 kernel sizes are fixed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -108,7 +106,7 @@ class NeuralFunctional(GraphMetanet):
                 yield chunk, state.unflatten(-1, (-1, self.config.d_out))
 
     def _bias(
-        self, source: FeatureSource, graph: NeuralGraph, layer: ChainLayer
+        self, source: FeatureSource, graph: NeuralGraph, layer: "ChainLayer"
     ) -> Tensor:
         if layer.bias is not None:
             return source.bias(layer.bias).flatten(-2)

@@ -6,8 +6,6 @@ ways, so that the cost is linear in the parameters, and to all neurons only in s
 networks; positions are those of `node_positions`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from ngopt.metanets.graph_metanet import MessagePassingConfig, MessagePassingMetanet

@@ -1,8 +1,6 @@
 """The MLP that maps features of a parameter to its update (Metz et al. 2019), and
 updates of a metanet without autograd, in memory that is reused."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -63,7 +61,7 @@ class UpdateMLP(nn.Module):
         size = torch.exp(self.magnitude_scale * magnitude)
         return self.output_scale * direction * size
 
-    def predictor(self, capacity: int) -> Predictor:
+    def predictor(self, capacity: int) -> "Predictor":
         """See `Metanet.predictor`."""
         linears = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
         scales = self.output_scale, self.magnitude_scale

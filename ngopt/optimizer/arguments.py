@@ -3,8 +3,6 @@
 Each raises a ValueError that names the argument, unless it documents another error.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from numbers import Real

@@ -1,7 +1,5 @@
 """Averages of the weights, which are in the state if `total_steps` is None."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

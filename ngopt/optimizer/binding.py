@@ -1,7 +1,5 @@
 """The graph and the update rule of an optimizer, made again when they no longer fit."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

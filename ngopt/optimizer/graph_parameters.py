@@ -1,7 +1,5 @@
 """The parameters of an optimizer in the order of a graph, for an update rule."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from operator import is_
 
@@ -51,7 +49,7 @@ class GraphParameters:
     def names(self) -> list[str]:
         return [spec.name for spec in self.graph.parameters[: len(self.params)]]
 
-    def check_shapes(self, before: GraphParameters, state: State) -> None:
+    def check_shapes(self, before: "GraphParameters", state: State) -> None:
         """Raises ValueError if the shape of a parameter with a state has changed."""
         shapes = dict(zip(map(id, before.params), before._shapes, strict=True))
         rows = zip(self.params, self._shapes, self.names(), strict=True)

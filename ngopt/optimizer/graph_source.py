@@ -4,8 +4,6 @@ A graph may contain parameters that are not optimized. Parameters that are not i
 given or traced graph become components of their own.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections import OrderedDict
 from collections.abc import Sequence

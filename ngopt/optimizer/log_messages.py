@@ -1,7 +1,5 @@
 """Warnings and log messages of `NGOptimizer`."""
 
-from __future__ import annotations
-
 import logging
 import os
 import traceback

@@ -1,7 +1,5 @@
 """NGOptimizer: the default and learned optimizers as a `torch.optim.Optimizer`."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Parameters, names and settings in the groups of an optimizer."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any

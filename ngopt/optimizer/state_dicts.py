@@ -1,7 +1,5 @@
 """Checks and conversions of state_dicts, and of state after the graph has changed."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

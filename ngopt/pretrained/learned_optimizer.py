@@ -1,7 +1,5 @@
 """A learned optimizer as a whole: a hand-designed base rule or a metanet."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Safetensors files that are written atomically and record their SHA-256."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

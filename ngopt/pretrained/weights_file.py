@@ -4,8 +4,6 @@ The metadata name base rule, metanet, cooldown, recipe and measured table. Readi
 file uses no network and unpickles nothing.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping

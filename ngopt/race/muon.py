@@ -1,7 +1,5 @@
 """Muon for matrices and kernels, Adam for the other parameters."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch

@@ -4,8 +4,6 @@ A grid grows while its best rate is at the edge: `tuned`.
 Baselines have a warm-up of 5 % of the steps and half a cosine to zero.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module

@@ -3,8 +3,6 @@
 The report is a table, a picture, a page and a JSON file.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import sys
@@ -53,7 +51,7 @@ class Settings:
                 raise ValueError(f"race: expected {name} of 1 or more; got {got}.")
 
 
-def run(path: str, settings: Settings) -> list[Result]:
+def run(path: str, settings: Settings) -> "list[Result]":
     """Runs the race and prints its table, or JSON."""
     contestants = [CONTESTANTS[name] for name in settings.optimizers]
     for contestant in contestants:
@@ -82,7 +80,7 @@ def run(path: str, settings: Settings) -> list[Result]:
 
 def _result(
     problem: Problem, contestant: Contestant, settings: Settings, bar: tqdm
-) -> Result:
+) -> "Result":
     """The result of one optimizer, at the rate with the lowest loss on another seed."""
 
     def on_step(loss: float) -> None:

@@ -1,8 +1,6 @@
 """Training problems of a race, which users' modules contain, and runs on them: every
 optimizer from the same weights on the same batches."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field

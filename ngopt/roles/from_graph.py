@@ -1,8 +1,6 @@
 """The role of each parameter in the neural graph, for any optimizer that treats roles
 differently."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import prod

@@ -1,7 +1,5 @@
 """Roles from names and shapes alone, if the graph was inferred from these."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

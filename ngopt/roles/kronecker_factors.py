@@ -5,8 +5,6 @@ the same way. Two exceptions: the network's own inputs, which are not exchangeab
 rows of matrices whose axes are all too long.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod

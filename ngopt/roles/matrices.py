@@ -5,8 +5,6 @@ several groups (one matrix, all of its columns), and a part of a block if the la
 neurons are used differently (heads, gates).
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ Rows of a weight whose neurons are used differently are separate matrices: queri
 and values, each head of them, the two halves of a gated linear unit.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from ngopt.graph.groups_and_blocks import EdgeBlock, Index, is_diagonal

@@ -1,7 +1,5 @@
 """Chains of linear or convolutional layers, as the data of NP layers."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple

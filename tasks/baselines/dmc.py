@@ -1,7 +1,5 @@
 """DMC: one-dimensional convolutions over all parameters (Eilertsen et al. 2020)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import pairwise
 

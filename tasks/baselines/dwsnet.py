@@ -6,8 +6,6 @@ code, they have maxima instead of means. Its attention and its normalisation wit
 layers are left out.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from tasks.baselines.chains import chain_with_fixed_ends

@@ -1,7 +1,5 @@
 """Base class of NFN and DWSNet: NP layers on chains of layers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """An MLP on the concatenated parameters, without symmetries."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

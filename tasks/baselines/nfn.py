@@ -4,8 +4,6 @@ Fourier features of parameters, and encodings of inputs and outputs, which are p
 the paper's experiments, are left out.
 """
 
-from __future__ import annotations
-
 from tasks.baselines.chains import chain_with_fixed_ends, chain_with_moving_ends
 from tasks.baselines.equivariant import EquivariantModel
 

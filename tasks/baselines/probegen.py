@@ -1,7 +1,5 @@
 """ProbeGen: an MLP on outputs for generated inputs (Kahana et al. 2024)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple
 

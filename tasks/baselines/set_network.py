@@ -1,7 +1,5 @@
 """A network on the set of all parameters (Zaheer et al. 2017)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

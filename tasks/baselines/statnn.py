@@ -1,8 +1,6 @@
 """StatNN: an MLP on statistics of every parameter tensor (Unterthiner et al. 2020,
 section 4)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

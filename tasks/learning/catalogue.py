@@ -1,7 +1,5 @@
 """All models of the tasks by name: ours and the baselines."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any

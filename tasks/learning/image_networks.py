@@ -1,7 +1,5 @@
 """Networks that represent images, with the labels of the images."""
 
-from __future__ import annotations
-
 from math import inf
 from pathlib import Path
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Base class of the tasks: settings, prepared networks, results."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path

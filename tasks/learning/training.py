@@ -1,7 +1,5 @@
 """Trains models of the tasks: a budget of minutes, validation with early stopping."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -108,7 +106,7 @@ class Trainer(ResumableTrainer):
 
     def __init__(
         self,
-        task: NetworkTask,
+        task: "NetworkTask",
         config: TrainingConfig,
         folder: Path,
         settings: dict[str, Any],

@@ -1,8 +1,6 @@
 """Base classes of the models of the tasks, which read stacks of networks, and the
 standardisation of parameters by statistics of the training data."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar

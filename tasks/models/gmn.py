@@ -1,8 +1,6 @@
 """GMN: message passing on the parameter graph, with a global feature (Lim et al.
 2024)."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import torch

@@ -4,8 +4,6 @@ al. 2024).
 Their layers are those of the learned optimizers; inputs and outputs differ.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 

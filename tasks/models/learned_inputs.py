@@ -1,7 +1,5 @@
 """Probing inputs of networks, learned together with the model that uses them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import ceil, log2
 

@@ -1,7 +1,5 @@
 """MLPs, which most models end with, and normalisation before them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """NG-GNN: message passing with PNA layers on the neural graph (Kofinas et al. 2024)."""
 
-from __future__ import annotations
-
 from ngopt.metanets.layers.graph_layer import GraphLayer
 from ngopt.metanets.layers.pna import PNALayer
 from tasks.models.graph_model import GraphModel, GraphModelConfig

@@ -1,7 +1,5 @@
 """NG-T: relational attention on the neural graph (Kofinas et al. 2024)."""
 
-from __future__ import annotations
-
 from ngopt.metanets.layers.attention import RelationalLayer
 from ngopt.metanets.layers.graph_layer import GraphLayer
 from tasks.models.graph_model import GraphModel, GraphModelConfig

@@ -1,7 +1,5 @@
 """Pooling of the node states of a graph to one vector."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from math import sqrt
 

@@ -1,8 +1,6 @@
 """Probe features: activations of networks on learned inputs, as features of their
 neurons (Kofinas et al. 2024, section 2.4)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import sqrt
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Features of parameter values, which a graph network reads."""
 
-from __future__ import annotations
-
 from math import pi
 
 import torch

@@ -1,7 +1,5 @@
 """Architectures of input networks, and stacks of networks of one architecture."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,7 +88,7 @@ class NetworkStack(NamedTuple):
     params: list[Tensor]
 
     @classmethod
-    def from_networks(cls, networks: Networks) -> NetworkStack:
+    def from_networks(cls, networks: Networks) -> "NetworkStack":
         """Raises ValueError, which names the parameter, for missing, unexpected or
         non-finite parameters."""
         architecture = architecture_of(networks.architecture)
@@ -104,11 +102,11 @@ class NetworkStack(NamedTuple):
     def count(self) -> int:
         return len(self.params[0])
 
-    def select(self, index: slice | Tensor | Sequence[int]) -> NetworkStack:
+    def select(self, index: slice | Tensor | Sequence[int]) -> "NetworkStack":
         """Some of the networks: a slice, or indices (k,)."""
         return NetworkStack(self.architecture, [p[index] for p in self.params])
 
-    def split(self, size: int) -> list[NetworkStack]:
+    def split(self, size: int) -> "list[NetworkStack]":
         """The networks in order, `size` at a time."""
         chunks = torch.arange(self.count).split(size)
         return list(map(self.select, chunks))

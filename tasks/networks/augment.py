@@ -1,7 +1,5 @@
 """Augmentation of SIRENs by affine transforms of the images that they represent."""
 
-from __future__ import annotations
-
 from math import pi
 
 import torch

@@ -1,7 +1,5 @@
 """Canonical form of stacks of networks."""
 
-from __future__ import annotations
-
 from ngopt.graph import canonical
 from tasks.networks.architectures import NetworkStack
 

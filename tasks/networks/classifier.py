@@ -1,7 +1,5 @@
 """Base class of image classifiers, activation functions by name, and dropout."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """Convolutional image classifiers, with optional skip connections and norms."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import prod

@@ -1,7 +1,5 @@
 """DeepSets: image classifiers on the set of pixels (Zaheer et al. 2017)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """Base class of input networks: networks whose parameters are the data of the tasks."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 

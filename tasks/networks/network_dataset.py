@@ -1,7 +1,5 @@
 """Networks of several architectures, indexed together."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -32,7 +30,7 @@ class NetworkDataset:
     columns: dict[str, Tensor]
 
     @classmethod
-    def from_groups(cls, groups: Iterable[Networks]) -> NetworkDataset:
+    def from_groups(cls, groups: Iterable[Networks]) -> "NetworkDataset":
         """From the groups of shards; groups of one architecture are merged.
 
         Only columns that all groups have are kept.
@@ -59,7 +57,7 @@ class NetworkDataset:
     def __len__(self) -> int:
         return int(self.offsets[-1])
 
-    def filter(self, is_kept: Callable[[NetworkStack], bool]) -> NetworkDataset:
+    def filter(self, is_kept: Callable[[NetworkStack], bool]) -> "NetworkDataset":
         """The stacks for which `is_kept` is true."""
         kept = torch.tensor(list(map(is_kept, self.stacks)), dtype=torch.bool)
         stacks = []
@@ -67,7 +65,7 @@ class NetworkDataset:
             stacks.append(self.stacks[number])
         return NetworkDataset(stacks, self._columns_at(kept[self.stack_numbers]))
 
-    def subset(self, count: int | None) -> NetworkDataset:
+    def subset(self, count: int | None) -> "NetworkDataset":
         """`count` networks at equal distances, so that every architecture keeps its
         share; None for all."""
         if count is None or count >= len(self):

@@ -1,7 +1,5 @@
 """SIRENs: MLPs with sine activations that represent images (Sitzmann et al. 2020)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 from math import sqrt

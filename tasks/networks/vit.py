@@ -1,7 +1,5 @@
 """Small vision transformers (Dosovitskiy et al. 2021)."""
 
-from __future__ import annotations
-
 from math import sqrt
 
 import torch

@@ -4,8 +4,6 @@ For missing or invalid values, all functions raise ValueError, which names the f
 the field or parameter.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial

@@ -1,7 +1,5 @@
 """Makes folders of shards on one or several ranks, and resumes unfinished ones."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter

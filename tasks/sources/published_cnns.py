@@ -1,7 +1,5 @@
 """Reads published zoos of CNNs: Unterthiner et al. 2020, and Kofinas et al. 2024."""
 
-from __future__ import annotations
-
 import csv
 import gzip
 import zlib

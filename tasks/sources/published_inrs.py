@@ -1,7 +1,5 @@
 """Reads published INRs: Navon et al. 2023 (DWSNets), and Zhou et al. 2023 (NFN)."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Signals that networks are fitted to: images and sine waves."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import pi

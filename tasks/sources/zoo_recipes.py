@@ -1,7 +1,5 @@
 """Zoos: random architectures and training settings of their networks, and training."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial

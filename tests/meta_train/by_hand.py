@@ -1,7 +1,5 @@
 """Tiny problems and metanets whose unrolls can be worked out by hand, in float64."""
 
-from __future__ import annotations
-
 import os
 import signal
 

@@ -1,8 +1,6 @@
 """NG-GNN on a plain list of edges, one edge at a time: what the block code is tested
 against."""
 
-from __future__ import annotations
-
 from math import log
 
 import torch

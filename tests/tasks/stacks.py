@@ -1,7 +1,5 @@
 """Stacks of small networks that the tests share."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cache
 from typing import Any

@@ -1,8 +1,6 @@
 """Networks with every kind of layer that the graph knows, each small, with an example
 input."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from functools import cache, partial

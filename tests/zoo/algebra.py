@@ -1,7 +1,5 @@
 """Sums, products, statistics, computed weights, parts in another mode."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

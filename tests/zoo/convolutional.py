@@ -1,7 +1,5 @@
 """Networks on images and sequences, with convolutions."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Networks of linear layers, and of bare weights."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

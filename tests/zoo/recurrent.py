@@ -1,7 +1,5 @@
 """Recurrent layers and cells, and where their states come from and go to."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,8 +1,6 @@
 """Networks in which something other than a weight tells neurons apart: constants,
 functions, places."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

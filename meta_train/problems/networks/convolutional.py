@@ -1,7 +1,5 @@
 """Convolutional networks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """Networks without convolutions, recurrence or attention."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import pi

@@ -1,7 +1,5 @@
 """Networks on sequences: attention, MLP-Mixer, recurrence."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

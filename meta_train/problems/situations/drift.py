@@ -1,7 +1,5 @@
 """Targets that change during training."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial

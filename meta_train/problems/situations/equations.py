@@ -1,7 +1,5 @@
 """Differential equations that physics-informed networks solve."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from math import pi

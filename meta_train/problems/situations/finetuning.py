@@ -5,8 +5,6 @@ does harm: a good one keeps the initial loss, a bad one raises it. Fine-tuning (
 uses other data, on which the loss can fall clearly.
 """
 
-from __future__ import annotations
-
 from functools import cache
 
 import torch

@@ -1,7 +1,5 @@
 """Generative adversarial networks on points in the plane."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass

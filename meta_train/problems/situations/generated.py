@@ -1,7 +1,5 @@
 """Synthetic data: examples that are drawn anew for each batch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Initial weights other than PyTorch's, and deep networks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from math import sqrt

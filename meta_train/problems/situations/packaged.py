@@ -1,7 +1,5 @@
 """Files of installed Python packages, found without importing the packages."""
 
-from __future__ import annotations
-
 from importlib.util import find_spec
 from pathlib import Path
 

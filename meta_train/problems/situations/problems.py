@@ -1,7 +1,5 @@
 """Constructors and kinds of situations; batches depend on the problem's name."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial

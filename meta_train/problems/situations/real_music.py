@@ -1,7 +1,5 @@
 """Bach's chorales of the package music21, to predict the next notes."""
 
-from __future__ import annotations
-
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache

@@ -3,8 +3,6 @@
 It is the smallest network of Kim et al. 2018 ("CREPE"), with the published weights.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from itertools import pairwise
 

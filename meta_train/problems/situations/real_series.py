@@ -1,7 +1,5 @@
 """Time series of the package aeon: speakers, leaves, blood pressure."""
 
-from __future__ import annotations
-
 import csv
 from functools import cache
 

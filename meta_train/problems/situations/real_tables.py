@@ -1,7 +1,5 @@
 """Tables of scikit-learn, whose columns have different units."""
 
-from __future__ import annotations
-
 from functools import cache
 from itertools import starmap
 

@@ -1,7 +1,5 @@
 """Policy gradients: bandits and actor-critic."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial

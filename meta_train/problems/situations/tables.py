@@ -1,7 +1,5 @@
 """Matrix factorisation, rare tokens, and columns with different units."""
 
-from __future__ import annotations
-
 from functools import cache
 
 import torch

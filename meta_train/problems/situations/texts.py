@@ -1,7 +1,5 @@
 """Texts of the standard library: code, docstrings and documentation, by thirds."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Callable, Iterator
 from functools import cache, partial

@@ -1,7 +1,5 @@
 """Changes of problems: clipped gradients, wrong labels, contrasts, bfloat16."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial

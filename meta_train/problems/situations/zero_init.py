@@ -1,7 +1,5 @@
 """Parameters that are initialised to zero, far from their optimum."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch

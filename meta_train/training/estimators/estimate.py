@@ -1,7 +1,5 @@
 """The interface of estimators, and functions that they share."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

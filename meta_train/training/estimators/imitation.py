@@ -1,7 +1,5 @@
 """Imitation of the bundled default optimizer."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Evolution strategies, persistent or not."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Truncated back-propagation through time, of first and second order."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -37,7 +35,7 @@ class _Update(NamedTuple):
     grads: Sequence[Tensor | None]
     state: list[Record]
     params: list[Tensor]
-    tracked: _TrackedUpdate | None
+    tracked: "_TrackedUpdate | None"
 
 
 class _TrackedUpdate(NamedTuple):

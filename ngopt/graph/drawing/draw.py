@@ -1,7 +1,5 @@
 """`draw`: drawings of neural graphs. matplotlib is imported when one is made."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path

@@ -6,8 +6,6 @@ straight, those that skip boxes run left of them, those that lead back right of 
 Lengths are inches, x grows to the right from 0 at the boxes, y upwards to 0.
 """
 
-from __future__ import annotations
-
 import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,8 +1,6 @@
 """The neural graph from parameters alone: names (if there are any), shapes and
 order."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The neural graph of a sequential module, from its layers alone."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from ngopt.graph.graph_builder import GraphBuilder, slot_shape

@@ -1,8 +1,6 @@
 """Which parameters form a layer, and which axis of a weight is its output, by their
 names."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Matrix products of two activations, among them scores and values of an attention."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.fx import Node

@@ -1,7 +1,5 @@
 """Bare parameters that are added to activations or multiplied with them."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.fx import Node

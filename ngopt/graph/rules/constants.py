@@ -1,7 +1,5 @@
 """Constants: how they are computed, and how they tell neurons apart."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

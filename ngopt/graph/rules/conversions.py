@@ -1,7 +1,5 @@
 """Values in the forms that rules need: as neurons, as labels, transposed."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

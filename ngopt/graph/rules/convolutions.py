@@ -1,8 +1,6 @@
 """Convolutions, pooling and resampling: channels of feature maps are neurons, kernel
 positions slots."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from math import prod
 from re import search

@@ -1,7 +1,5 @@
 """Einstein sums of two tensors, as matrix products."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod

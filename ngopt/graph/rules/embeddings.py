@@ -1,7 +1,5 @@
 """Tables and grids whose rows data select: embedding, embedding_bag, grid_sample."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.fx import Node

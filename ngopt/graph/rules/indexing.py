@@ -4,8 +4,6 @@
 memory of a tensor that is written.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any

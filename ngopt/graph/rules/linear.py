@@ -1,7 +1,5 @@
 """Linear layers: linear, addmm, matmul, bilinear and grouped matrix products."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from itertools import product
 

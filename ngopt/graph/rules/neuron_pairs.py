@@ -3,8 +3,6 @@
 Also view_as_complex and view_as_real, whose nodes stand for pairs.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
@@ -33,7 +31,7 @@ class NeuronPairs(NamedTuple):
     shape: torch.Size
 
     @classmethod
-    def of(cls, tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> NeuronPairs:
+    def of(cls, tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> "NeuronPairs":
         shape = torch.broadcast_shapes(a.shape, b.shape)
         a_labels = a.labels.expand(shape)
         b_labels = b.labels.expand(shape)

@@ -1,7 +1,5 @@
 """Norms: edges from one to one to new nodes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -5,8 +5,6 @@ contain whatever distinguishes neurons: other neurons, a parameter, a constant t
 differs between them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Functions without weights that reduce, rank or mix entries along dimensions."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from math import prod
 

@@ -10,8 +10,6 @@ the values of an input decide what a network does, only rules for functions appl
 `ngopt.graph.tracing.capture`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -3,8 +3,6 @@
 For cat and stack, also the functions that their operands went through.
 """
 
-from __future__ import annotations
-
 import operator
 from collections import defaultdict
 from typing import Any

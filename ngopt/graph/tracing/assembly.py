@@ -1,7 +1,5 @@
 """Assembles the nodes and edges of a trace into a `NeuralGraph`."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace

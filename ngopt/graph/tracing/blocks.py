@@ -7,8 +7,6 @@ feature map has channels and places. Blocks end where the group of nodes changes
 where nodes repeat irregularly.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -86,7 +84,7 @@ class EdgePiece:
             rows.append(2 * numbers + k)
         return torch.cat(rows, dim=1)
 
-    def cut(self, axis: int, places: range) -> EdgePiece:
+    def cut(self, axis: int, places: range) -> "EdgePiece":
         """The piece at some places of an axis."""
         view = self.view
         stride = view.strides[axis]
@@ -109,7 +107,7 @@ class EdgePiece:
             path = (*path, places.start)
         return EdgePiece(view, tuple(ends), self.kind, path)
 
-    def split(self, axis: int, found: Repeats) -> EdgePiece:
+    def split(self, axis: int, found: Repeats) -> "EdgePiece":
         """The same with two axes for one: the nodes, and their occurrences."""
         view = self.view
         stride = view.strides[axis]

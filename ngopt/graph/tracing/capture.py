@@ -1,7 +1,5 @@
 """Lists the torch functions that a module applies to an example or guessed input."""
 
-from __future__ import annotations
-
 import logging
 import operator
 import warnings

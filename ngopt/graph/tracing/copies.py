@@ -3,8 +3,6 @@
 Parameters are shared.
 """
 
-from __future__ import annotations
-
 import copy
 import enum
 import logging

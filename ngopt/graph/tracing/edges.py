@@ -3,8 +3,6 @@
 Edges of value 1 belong to no parameter; `unit_edge_blocks` divides them into blocks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

@@ -7,8 +7,6 @@ followed through `view`, `permute`, `chunk`, `roll` or `cat`. Functions that com
 with weights have rules (`ngopt.graph.rules`), which add nodes and edges to the graph.
 """
 
-from __future__ import annotations
-
 import operator
 import warnings
 from collections import defaultdict
@@ -126,7 +124,7 @@ class RuleInterpreter:
                 if isinstance(leaf, Neurons):
                     yield leaf
 
-    def _apply_module(self, module_call: ModuleCall, call: Node) -> None:
+    def _apply_module(self, module_call: "ModuleCall", call: Node) -> None:
         """Applies a module's rule at the first of its functions; skips the others."""
         if call is not module_call.functions[0]:
             return

@@ -1,7 +1,5 @@
 """Runs a copy of a module, and restores the state that it shares."""
 
-from __future__ import annotations
-
 import functools
 import random
 import sys

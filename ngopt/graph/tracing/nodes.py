@@ -1,7 +1,5 @@
 """Numbers of nodes while a network is traced, and which of them are unified."""
 
-from __future__ import annotations
-
 from enum import IntFlag
 
 import torch

@@ -1,7 +1,5 @@
 """What rules use: the nodes and edges so far, and the value of every tensor."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 

@@ -3,8 +3,6 @@
 And operations on their labels and numbers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -53,10 +51,10 @@ class Elements:
 
     parameter: int
     layout: Tensor
-    factors: tuple[Elements, ...] = ()
+    factors: "tuple[Elements, ...]" = ()
 
     @classmethod
-    def whole(cls, parameter: int, shape: tuple[int, ...]) -> Elements:
+    def whole(cls, parameter: int, shape: tuple[int, ...]) -> "Elements":
         # strides and a storage, but no memory
         layout = torch.empty(shape, device="meta")
         return cls(parameter, layout)
@@ -74,7 +72,7 @@ class Elements:
         offset = int(layout.storage_offset())
         return strided_numbers(layout.shape, layout.stride(), offset)
 
-    def apply(self, function: Callable[[Tensor], Tensor]) -> Elements:
+    def apply(self, function: Callable[[Tensor], Tensor]) -> "Elements":
         """The elements after a function that only rearranges entries."""
         old = self.layout
         layout = function(old)
@@ -84,7 +82,7 @@ class Elements:
         factors = tuple(other.apply(function) for other in self.factors)
         return Elements(self.parameter, layout, factors)
 
-    def with_factors(self, others: Iterable[Elements]) -> Elements:
+    def with_factors(self, others: "Iterable[Elements]") -> "Elements":
         """The same with other parameters as factors or summands."""
         factors = (*self.factors, *others)
         return replace(self, factors=factors)

@@ -1,7 +1,5 @@
 """The single edges of a neural graph."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import prod
 from typing import NamedTuple

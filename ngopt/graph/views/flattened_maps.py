@@ -6,8 +6,6 @@ channel, so that every element has one place. Both functions here give each chan
 each position its own node instead. The parameters stay the same.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 

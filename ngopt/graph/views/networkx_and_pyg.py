@@ -1,8 +1,6 @@
 """Neural graphs as graphs of networkx and PyTorch Geometric. Both libraries are
 optional, so the functions import them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -34,7 +32,7 @@ def require(library: str, user: str) -> None:
 
 def to_networkx(
     graph: NeuralGraph, values: Sequence[Tensor] | None = None
-) -> MultiDiGraph:
+) -> "MultiDiGraph":
     """A networkx graph with a node for every neuron and an edge for every edge,
     numbered as in `to_edge_list`.
 
@@ -105,7 +103,7 @@ def to_pyg(
     graph: NeuralGraph,
     values: Sequence[Tensor] | None = None,
     slots: int | None = None,
-) -> Data:
+) -> "Data":
     """A PyTorch Geometric graph with a node for every neuron; nodes and edges in the
     order of `to_edge_list`.
 

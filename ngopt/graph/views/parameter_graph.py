@@ -14,8 +14,6 @@ sides of the norm. Otherwise the merged graph would have automorphisms that are 
 symmetries of the network, and the group after the norm stays (see `ScalePlacement`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from enum import Enum
@@ -59,7 +57,7 @@ def neuron_places(graph: NeuralGraph) -> list[NeuronPlace]:
     return [builder.place_of(group, None) for group in range(len(graph.groups))]
 
 
-def _filled_builder(graph: NeuralGraph) -> _ParameterGraphBuilder:
+def _filled_builder(graph: NeuralGraph) -> "_ParameterGraphBuilder":
     placements = _placements(graph)
     merged = []
     for number, placement in placements.items():

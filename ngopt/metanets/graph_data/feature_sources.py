@@ -1,8 +1,6 @@
 """Features of a graph's parameters, read chunk by chunk: all in memory, or computed
 when read."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -59,7 +57,7 @@ class FlatFeatures:
     batch: torch.Size
 
     @classmethod
-    def finite(cls, features: Tensor, graph: NeuralGraph) -> FlatFeatures:
+    def finite(cls, features: Tensor, graph: NeuralGraph) -> "FlatFeatures":
         """Of all features (*batch, numel, d_in), with 0 where they are not finite."""
         finite = features.nan_to_num(0.0, 0.0, 0.0)
         values = finite.split([spec.numel for spec in graph.parameters], -2)

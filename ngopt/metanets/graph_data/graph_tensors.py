@@ -3,8 +3,6 @@
 Everything here depends on the graph alone, and is made once for many steps.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache

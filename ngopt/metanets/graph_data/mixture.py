@@ -6,8 +6,6 @@ group, so that one call computes for all networks. Results are those of each net
 alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -67,7 +65,7 @@ class BlockIndices(NamedTuple):
     elements: Tensor | None = None
     positions: Tensor | None = None
 
-    def repeated(self, nodes: Tensor, elements: Tensor) -> BlockIndices:
+    def repeated(self, nodes: Tensor, elements: Tensor) -> "BlockIndices":
         """Those of several copies. nodes, elements: the first number of each copy,
         (count,)."""
         ends = tuple(_shifted(end, nodes) for end in self.ends)
@@ -79,7 +77,7 @@ class BlockIndices(NamedTuple):
         return BlockIndices(ends, own_elements, positions)
 
     @classmethod
-    def concatenated(cls, several: Sequence[BlockIndices]) -> BlockIndices:
+    def concatenated(cls, several: "Sequence[BlockIndices]") -> "BlockIndices":
         """Of blocks of one kind."""
         columns: Any = zip(*several, strict=True)
         ends, elements, positions = columns

@@ -1,8 +1,6 @@
 """Features of nodes and edges that depend on the graph alone: positions, kinds,
 activations."""
 
-from __future__ import annotations
-
 from collections import Counter
 from math import pi
 

@@ -1,8 +1,6 @@
 """Messages aggregated at the neurons of a group, over all blocks that reach them in one
 round."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from functools import reduce
 from typing import Any, NamedTuple, Protocol, Self
@@ -57,11 +55,11 @@ class MessageStatistics(NamedTuple):
     high: Tensor
 
     @classmethod
-    def of(cls, degree: int, statistics: Sequence[Tensor]) -> MessageStatistics:
+    def of(cls, degree: int, statistics: Sequence[Tensor]) -> "MessageStatistics":
         """statistics: mean and the others, with the batch inside."""
         return cls(degree, *map(by_neuron, statistics))
 
-    def merged(self, other: MessageStatistics) -> MessageStatistics:
+    def merged(self, other: "MessageStatistics") -> "MessageStatistics":
         """Of both sets of messages, each at least one (Chan et al. 1983)."""
         degree = self.degree + other.degree
         share = other.degree / degree
@@ -77,8 +75,8 @@ class MessageStatistics(NamedTuple):
 
     @classmethod
     def scattered(
-        cls, several: Sequence[MessageStatistics], index: Tensor, n: int
-    ) -> MessageStatistics:
+        cls, several: "Sequence[MessageStatistics]", index: Tensor, n: int
+    ) -> "MessageStatistics":
         rows = []
         for own in several:
             ones = own.mean.new_ones(own.mean.shape[-2], 1)
@@ -93,7 +91,7 @@ class MessageStatistics(NamedTuple):
         high = scatter_extreme(highs, index, n, "amax")
         return cls(degree, mean, var, low, high)
 
-    def of_neurons(self, some: slice) -> MessageStatistics:
+    def of_neurons(self, some: slice) -> "MessageStatistics":
         degree = self.degree[some] if isinstance(self.degree, Tensor) else self.degree
         return MessageStatistics(degree, *(x[..., some, :] for x in self[1:]))
 

@@ -1,8 +1,6 @@
 """Relational attention, the layer of NG-T (Kofinas et al. 2024, Eq. 5; Diao & Loynd
 2023): along edges, block by block, with one softmax over all edges of a neuron."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import sqrt
 from typing import NamedTuple
@@ -44,7 +42,7 @@ class SoftmaxSums(NamedTuple):
     @classmethod
     def of(
         cls, logits: Tensor, values: Tensor, axes: Axes, of_head: Tensor
-    ) -> SoftmaxSums:
+    ) -> "SoftmaxSums":
         """Sums over two axes.
 
         logits: (groups, a, b, tiles, *batch, heads). values: the same with width.
@@ -57,7 +55,7 @@ class SoftmaxSums(NamedTuple):
         value = weighted.sum(axes, keepdim=True)
         return cls(by_neuron(high), by_neuron(total), by_neuron(value))
 
-    def merged(self, other: SoftmaxSums) -> SoftmaxSums:
+    def merged(self, other: "SoftmaxSums") -> "SoftmaxSums":
         """Sums over both sets of values, for the same neurons."""
         high = torch.maximum(self.high, other.high)
         ours = (self.high - high).exp()
@@ -68,8 +66,8 @@ class SoftmaxSums(NamedTuple):
 
     @classmethod
     def scattered(
-        cls, several: Sequence[SoftmaxSums], index: Tensor, n: int
-    ) -> SoftmaxSums:
+        cls, several: "Sequence[SoftmaxSums]", index: Tensor, n: int
+    ) -> "SoftmaxSums":
         highs, totals, values = concatenated_columns(several)
         high = scatter_extreme(highs, index, n, "amax", MASKED)
         weight = (highs - high.index_select(-2, index)).exp()

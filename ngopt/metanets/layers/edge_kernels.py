@@ -9,8 +9,6 @@ Edges are (groups, n_target, n_source, tiles, width), without a batch. Statistic
 products are accumulated in float32.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

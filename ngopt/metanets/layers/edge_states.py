@@ -1,7 +1,5 @@
 """The states of a graph's edges between the layers of a graph network."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """A feature vector of the whole graph (Lim et al. 2024)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Base class of message passing layers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Graph networks on neural graphs: encoders, rounds of message passing, decoders."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial

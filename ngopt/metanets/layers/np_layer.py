@@ -1,7 +1,5 @@
 """The layer NP of neural functional networks (Zhou et al. 2023, section 2)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -20,7 +18,7 @@ class Channels(NamedTuple):
     whole: int = 0
 
     @classmethod
-    def of(cls, slots: Sequence[int], d: int) -> Channels:
+    def of(cls, slots: Sequence[int], d: int) -> "Channels":
         """Those of parameters with d features each."""
         weights = [d * count for count in slots]
         nodes = [d] * len(slots)

@@ -1,7 +1,5 @@
 """PNA with FiLM messages, the layer of NG-GNN (Kofinas et al. 2024, Eq. 3 and 4)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from importlib import import_module
 from math import log

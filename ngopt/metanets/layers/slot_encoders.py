@@ -1,7 +1,5 @@
 """Linear maps between the slots of an edge (kernel positions) and one vector."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from math import prod
 from typing import NamedTuple

@@ -1,8 +1,6 @@
 """Context features of parameters: computed from the graph, or stored since an earlier
 step."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 

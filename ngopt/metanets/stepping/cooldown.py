@@ -1,7 +1,5 @@
 """How the updates of a metanet change over a training of known length."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

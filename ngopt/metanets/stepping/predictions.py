@@ -1,8 +1,6 @@
 """Updates that a metanet predicts for the parameters of a graph: all at once, or piece
 by piece."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 

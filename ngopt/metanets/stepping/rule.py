@@ -1,7 +1,5 @@
 """The update rule of the paper's optimizers: a metanet predicts every update."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial

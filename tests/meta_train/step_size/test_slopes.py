@@ -1,7 +1,5 @@
 """Trainings with other steps of the last layers, and with predicted ones."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, replace
 
 import pytest

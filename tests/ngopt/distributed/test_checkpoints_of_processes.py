@@ -1,7 +1,5 @@
 """States that some processes save and others load (gloo, CPU)."""
 
-from __future__ import annotations
-
 from copy import deepcopy
 
 import pytest

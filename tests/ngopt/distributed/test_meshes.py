@@ -1,7 +1,5 @@
 """Networks on several meshes or parts of one, and groups of some processes."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 

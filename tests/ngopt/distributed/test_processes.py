@@ -1,7 +1,5 @@
 """Training in several processes, against the same training in one (gloo, CPU)."""
 
-from __future__ import annotations
-
 from copy import deepcopy
 
 import pytest

@@ -1,8 +1,6 @@
 """All symmetries of graphs: each is one of the network and of metanets,
 and there are as many as counted by hand."""
 
-from __future__ import annotations
-
 from math import factorial
 
 import pytest

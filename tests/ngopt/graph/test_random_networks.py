@@ -1,7 +1,5 @@
 """Networks put together at random: every one has a graph, whole and symmetric."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F
