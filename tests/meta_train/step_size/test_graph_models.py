@@ -119,12 +119,8 @@ def test_fits_resume(examples, tmp_path):
     is_first = examples.folds == record["fit"]["fold"]
     assert (again[name][0, is_first] == 0.5).all()
     assert torch.equal(again[name][0, ~is_first], found[name][0, ~is_first])
-
-
-def test_fits_with_other_options_are_not_reused(examples, tmp_path):
-    path = tmp_path / "fits.jsonl"
-    fit_all(examples, SMALL, path, "cpu")
-    fit_all(examples, replace(SMALL, epochs=3), path, "cpu")
+    # with other options none is reused
+    fit_all(examples, replace(SMALL, epochs=1), path, "cpu")
     assert len(path.read_text().splitlines()) == 4 * len(VARIANTS)
 
 

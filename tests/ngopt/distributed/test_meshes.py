@@ -18,7 +18,7 @@ from benchmarks.divided_networks import Block, network
 from benchmarks.processes import alone, batch, run, train, whole
 from ngopt import NGOptimizer
 
-STEPS = 20
+STEPS = 10
 EXACT = 1e-10
 
 

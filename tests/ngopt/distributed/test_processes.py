@@ -20,7 +20,7 @@ from benchmarks.divided_networks import Attention, divided, network
 from benchmarks.processes import alone, batch, compared, loss_of, run, train, whole
 from ngopt import NGOptimizer
 
-STEPS = 60
+STEPS = 30
 EXACT = 1e-10
 
 
