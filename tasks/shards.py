@@ -205,20 +205,20 @@ def read_split(
 
 
 def check_parameters(
-    what: str, expected: Mapping[str, Sequence[int]], params: Mapping[str, Tensor]
+    expected: Mapping[str, Sequence[int]], params: Mapping[str, Tensor]
 ) -> None:
     """Compares parameters of several networks, (n, *shape), with expected shapes.
 
-    what: the networks, for messages. Raises ValueError, which names the first parameter
-    that is missing, unexpected, of another shape or not finite.
+    Raises ValueError, which names the first parameter that is missing, unexpected, of
+    another shape or not finite.
     """
     for name in sorted({*expected, *params}):
         wanted = tuple(expected[name]) if name in expected else "no such parameter"
         got = tuple(params[name].shape[1:]) if name in params else "none"
         if wanted != got:
-            raise ValueError(f"{what}: {name}: expected shape {wanted}; got {got}")
+            raise ValueError(f"{name}: expected shape {wanted}; got {got}")
         if not params[name].isfinite().all():
-            raise ValueError(f"{what}: {name}: expected finite numbers; got others")
+            raise ValueError(f"{name}: expected finite numbers; got others")
 
 
 def check_column(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from harness.errors import errors_name
 from ngopt.graph import NeuralGraph, build_graph
 from tasks.networks.cnn import CNN
 from tasks.networks.deep_sets import DeepSets
@@ -95,7 +96,8 @@ class NetworkStack(NamedTuple):
         expected = {}
         for spec in architecture.graph.parameters:
             expected[spec.name] = spec.shape
-        check_parameters("networks", expected, networks.params)
+        with errors_name("networks"):
+            check_parameters(expected, networks.params)
         return cls(architecture, [networks.params[name] for name in expected])
 
     @property
