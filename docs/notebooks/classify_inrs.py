@@ -37,7 +37,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from ngopt import NGOptimizer
-from tasks.inr import as_images, fit, layers_of
+from tasks.inr import as_images, fit
 from tasks.learning.catalogue import make_model
 from tasks.networks.architectures import NetworkStack
 from tasks.networks.augment import random_affine
@@ -80,8 +80,8 @@ print(f"{time.process_time() - start:.0f} s of a core, mean PSNR {psnr:.1f} dB")
 
 # %%
 params, labels, _ = data["train"]
-few = layers_of({name: value[:8] for name, value in params.items()})
-drawn = as_images(render(few.weights, few.biases, signals["train"].points))
+few = [value[:8] for value in params.values()]
+drawn = as_images(render(few, signals["train"].points))
 figure, axes = plt.subplots(1, 8, figsize=(8, 1.4))
 for axis, image, label in zip(axes, drawn, labels, strict=False):
     axis.imshow(image[0], cmap="gray")
