@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,25 +62,16 @@ FACTORISATIONS = {
 }  # fmt: skip
 
 
-class Limits(NamedTuple):
-    """Limits of a network's counts; None is no limit.
-
-    mean_ops, most_ops: of late steps. transient_mib: of late steps, and state: float32
-    numbers per parameter, both with a horizon.
-    """
-
-    mean_ops: int | None = None
-    most_ops: int | None = None
-    transient_mib: int | None = None
-    state: float | None = None
-
-
-LIMITS = {
-    "GPT-2 124M": Limits(250, 250, 600, 2.4),
-    "ResNet-50": Limits(470, 530, 420, 3.3),
-    "ViT-B/16": Limits(300, 300, 530, 2.7),
-    "Llama 16 x 1,024": Limits(350, 350, 1000, 2.7),
-}
+# Limits of a network's numbers by key. ops: mean of late steps. transient_mib and state
+# have these limits with a horizon.
+LIMITS: dict[str, dict[str, float]] = {
+    "GPT-2 124M": {"ops": 250, "most_ops": 250, "transient_mib": 600, "state": 2.4},
+    "ResNet-50": {"ops": 470, "most_ops": 530, "transient_mib": 420, "state": 3.3},
+    "ViT-B/16": {"ops": 300, "most_ops": 300, "transient_mib": 530, "state": 2.7},
+    "Llama 16 x 1,024": {
+        "ops": 350, "most_ops": 350, "transient_mib": 1000, "state": 2.7,
+    },
+}  # fmt: skip
 # For the first step, and for steps without a horizon.
 OTHER_TRANSIENT_MIB = 1229
 
@@ -244,20 +235,13 @@ def limits_of(record: Record) -> Record:
     """The limits of a record's numbers by key."""
     if record["weights"] != "default":
         return {"host_reads": 0}
-    limits = LIMITS.get(record["network"], Limits())
-    limit_of = {
-        "ops": limits.mean_ops,
-        "most_ops": limits.most_ops,
-        "host_reads": 0,
-        "copies": 1,
-        "factorisations": 0,
-        "transient_mib": limits.transient_mib,
-        "first_transient_mib": OTHER_TRANSIENT_MIB,
-        "state": limits.state,
-    }
+    limits: Record = {"host_reads": 0, "copies": 1, "factorisations": 0}
+    limits["first_transient_mib"] = OTHER_TRANSIENT_MIB
+    limits |= LIMITS.get(record["network"], {})
     if record["horizon"] is None:
-        limit_of |= {"transient_mib": OTHER_TRANSIENT_MIB, "state": None}
-    return {key: limit for key, limit in limit_of.items() if limit is not None}
+        limits["transient_mib"] = OTHER_TRANSIENT_MIB
+        limits.pop("state", None)
+    return limits
 
 
 def beside_limits(record: Record) -> Record:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from harness.errors import errors_name
 from harness.files import read_checkpoint
-from tasks.networks.cnn import CNNConfig, uniform_cnn
+from tasks.networks.cnn import cnn_description
 from tasks.shards import Networks
 from tasks.sources.foreign_files import (
     check_list,
@@ -129,15 +129,14 @@ def wild_cnn(values: Mapping[str, Any]) -> dict[str, Any]:
         for value in check_list(name, get_field(values, "config", key)):
             fields[key].append(int(parse_number(name, value, minimum)))
     activations = get_field(values, "config", "activation")
-    config = CNNConfig(
-        channels=fields["channels"],
-        kernels=fields["kernel_size"],
-        strides=fields["stride"],
+    return cnn_description(
+        fields["channels"],
+        fields["kernel_size"],
+        fields["stride"],
+        check_list("config.activation", activations),
         paddings=fields["padding"],
-        activations=check_list("config.activation", activations),
         skips=[None if source < 0 else source for source in fields["residual"]],
     )
-    return config.description()
 
 
 def small_cnn(params: Mapping[str, Tensor], activation: str) -> dict[str, Any]:
@@ -151,8 +150,8 @@ def small_cnn(params: Mapping[str, Tensor], activation: str) -> dict[str, Any]:
     for kernel in kernels:
         channels.append(kernel.shape[1])
         sides.append(kernel.shape[-1])
-    options = {"strides": [STRIDE] * layers, "paddings": [0] * layers}
-    return uniform_cnn(channels, sides, activation, **options)
+    strides, activations = [STRIDE] * layers, [activation] * layers
+    return cnn_description(channels, sides, strides, activations, paddings=[0] * layers)
 
 
 def split_rows(split: str, rows: Sequence[int]) -> list[int]:
