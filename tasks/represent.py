@@ -80,13 +80,11 @@ class Representation(NetworkTask[Config]):
     def loss(self, step: int) -> Tensor:
         train = self.stacks["train"]
         stack = train.select(self.batch(train.count, step))
-        first = self.training_outputs(self.prepared(self.noisy_copy(stack)))
-        second = self.training_outputs(self.prepared(self.noisy_copy(stack)))
-        return contrastive_loss(
-            normalize(first, dim=-1),
-            normalize(second, dim=-1),
-            self.config.temperature,
-        )
+        copies = []
+        for _ in range(2):
+            outputs = self.training_outputs(self.prepared(self.noisy_copy(stack)))
+            copies.append(normalize(outputs, dim=-1))
+        return contrastive_loss(*copies, self.config.temperature)
 
     def noisy_copy(self, stack: NetworkStack) -> NetworkStack:
         """With noise, and some parameters replaced by their means."""

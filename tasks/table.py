@@ -21,12 +21,7 @@ from harness.distributed import Ranks, process_group, run_on_ranks
 from harness.files import read_json, write_json
 from harness.pictures import draw_means
 from harness.settings import check_choice, check_counts
-from harness.tables import (
-    markdown_table,
-    plus_minus,
-    sample_deviation,
-    text_table,
-)
+from harness.tables import markdown_table, plus_minus, sample_deviation, text_table
 from tasks.learning.task import TaskConfig, run_task_on
 from tasks.learning.training import TrainingConfig
 from tasks.shards import read_manifest

@@ -11,6 +11,7 @@ goes on where it was stopped, `--processes 2` or
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -166,13 +167,9 @@ def train_all(config: TrainConfig) -> None:
 
 
 def train_rank(config: TrainConfig) -> None:
-    data = load_images(config)
-
-    def groups(job: Job) -> list[Networks]:
-        return make_shard(job, config, data)
-
+    shard = partial(make_shard, config=config, data=load_images(config))
     wanted = jobs(counts(config.runs), config.shard)
-    make_shards(folder_of(config, PROGRAM), wanted, groups, QUALITY)
+    make_shards(folder_of(config, PROGRAM), wanted, shard, QUALITY)
 
 
 def load_images(config: TrainConfig) -> ImageDataset:

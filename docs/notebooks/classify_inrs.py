@@ -41,7 +41,6 @@ from tasks.inr import as_images, fit
 from tasks.learning.catalogue import make_model
 from tasks.networks.architectures import NetworkStack
 from tasks.networks.augment import random_affine
-from tasks.networks.canonical import in_canonical_form
 from tasks.networks.siren import render
 from tasks.shards import Networks
 from tasks.sources.signals import load_signals
@@ -131,13 +130,13 @@ def train(name, **sizes):
     """Trains a model. Returns accuracies in % on the test networks by step."""
     torch.manual_seed(0)
     model = make_model(name, [stack.architecture], 10, sizes)
-    model.fit([in_canonical_form(stack)])
+    model.fit([stack.canonical()])
     optimizer = NGOptimizer(model.parameters(), total_steps=train_steps)
     found = {}
     for step in range(train_steps):
         index = torch.randint(len(labels), (32,))
         some = random_affine(stack.select(index), degrees=15, scale=0.1, shift=0.1)
-        loss = cross_entropy(model(in_canonical_form(some)), labels[index])
+        loss = cross_entropy(model(some.canonical()), labels[index])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -149,7 +148,7 @@ def train(name, **sizes):
 @torch.no_grad()
 def accuracy(model):
     model.eval()
-    predicted = model(in_canonical_form(held_out)).argmax(1)
+    predicted = model(held_out.canonical()).argmax(1)
     model.train()
     return 100 * (predicted == held_out_labels).double().mean().item()
 

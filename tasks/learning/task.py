@@ -20,7 +20,6 @@ from tasks.learning.training import Progress, Trainer, TrainingConfig
 from tasks.models.base import NetworkModel, compile_steps
 from tasks.models.learned_inputs import LearnedInputs
 from tasks.networks.architectures import NetworkStack
-from tasks.networks.canonical import in_canonical_form
 
 # Networks per call in evaluation.
 EVALUATION_BATCH = 256
@@ -115,7 +114,7 @@ class NetworkTask(Generic[Config]):
 
     def prepared(self, stack: NetworkStack) -> NetworkStack:
         """Networks as inputs of the model."""
-        return in_canonical_form(stack) if self.config.symmetry else stack
+        return stack.canonical() if self.config.symmetry else stack
 
     def make_model(
         self, stacks: list[NetworkStack], d_out: int, edits: bool = False

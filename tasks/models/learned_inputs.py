@@ -39,11 +39,7 @@ class GeneratedInputs(LearnedInputs):
     """
 
     def __init__(
-        self,
-        count: int,
-        shape: Sequence[int],
-        latent: int = 32,
-        channels: int = 16,
+        self, count: int, shape: Sequence[int], latent: int = 32, channels: int = 16
     ):
         super().__init__()
         self.codes = nn.Parameter(torch.randn(count, latent))

@@ -61,10 +61,7 @@ def mlp(
 
 
 def pooled_head(
-    d_in: int,
-    hidden: Sequence[int],
-    d_out: int,
-    dropout: float = 0.0,
+    d_in: int, hidden: Sequence[int], d_out: int, dropout: float = 0.0
 ) -> nn.Sequential:
     """A `RunningNorm` and an MLP of pooled features, (b, d_in) -> (b, d_out)."""
     return nn.Sequential(RunningNorm(d_in), *mlp(d_in, hidden, d_out, dropout))

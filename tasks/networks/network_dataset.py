@@ -4,14 +4,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from harness.random import derive_seed
 from tasks.networks.architectures import NetworkStack
-from tasks.shards import Networks, column_of, merged_by_architecture, read_split
+from tasks.shards import Networks, column_of, merged_by_architecture
 
 # Consecutive networks of one architecture in an epoch, which a model evaluates
 # together. With all networks of an architecture in a row, a model would forget the
@@ -107,16 +106,6 @@ class NetworkDataset:
 
     def _columns_at(self, index: Tensor) -> dict[str, Tensor]:
         return {key: value[index] for key, value in self.columns.items()}
-
-
-def read_network_dataset(
-    folder: str, split: str, skip_damaged: bool = False
-) -> NetworkDataset:
-    """A split of a folder of shards; see `read_split`.
-
-    Raises ValueError for a damaged shard.
-    """
-    return NetworkDataset.from_groups(read_split(Path(folder), split, skip_damaged))
 
 
 @lru_cache(maxsize=4)
