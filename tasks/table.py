@@ -106,7 +106,7 @@ def trainings(config: Config) -> Iterator[Training]:
                 "compiled": config.compiled and row.is_ours,
                 "training": training,
             }
-            yield Training(row, table.config(row, **settings))
+            yield Training(row, table.settings(**{**settings, **row.changes}))
 
 
 def train(config: Config) -> None:
