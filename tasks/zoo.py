@@ -24,7 +24,7 @@ from harness.distributed import run_on_ranks
 from harness.image_datasets import ImageDataset, Split, load_dataset
 from harness.pictures import draw_histograms
 from harness.random import derive_seed, seeded
-from harness.settings import check_counts
+from harness.settings import check_counts, check_setting
 from tasks.shards import (
     SPLITS,
     Networks,
@@ -75,8 +75,8 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.runs < len(SPLITS):
-            raise ValueError(f"runs: expected {len(SPLITS)} or more; got {self.runs}")
+        least = len(SPLITS)
+        check_setting(self.runs >= least, "runs", f"{least} or more", self.runs)
         counts = ("steps", "batch_size", "checkpoints", "shard", "processes")
         check_counts(self, *counts)
 

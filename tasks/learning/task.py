@@ -14,7 +14,7 @@ from harness.files import write_json
 from harness.image_datasets import batch_indices
 from harness.pictures import draw_images, draw_points
 from harness.random import seeded
-from harness.settings import check_counts, named_settings
+from harness.settings import check_counts, check_setting, named_settings
 from tasks.learning.catalogue import make_model
 from tasks.learning.training import Progress, Trainer, TrainingConfig
 from tasks.models.base import NetworkModel, compile_steps
@@ -58,8 +58,7 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         check_counts(self, "limit")
-        if self.probes < 0:
-            raise ValueError(f"probes: expected 0 or more; got {self.probes}")
+        check_setting(self.probes >= 0, "probes", "0 or more", self.probes)
 
 
 Config = TypeVar("Config", bound=TaskConfig)

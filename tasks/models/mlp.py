@@ -1,6 +1,7 @@
 """MLPs, which most models end with, and normalisation before them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -10,6 +11,14 @@ from torch import Tensor, nn
 # plain means of the batches.
 MOMENTUM = 0.01
 EPSILON = 1e-5
+
+
+@dataclass(frozen=True)
+class MLPConfig:
+    """hidden: widths. dropout: after each hidden layer."""
+
+    hidden: tuple[int, ...] = (256, 256)
+    dropout: float = 0.0
 
 
 class RunningNorm(nn.Module):
