@@ -247,10 +247,8 @@ def numbered_images(folder: str, networks: ImageNetworks, images: Tensor) -> Ten
 
 @torch.no_grad()
 def rendered_images(stack: NetworkStack) -> Tensor:
-    """Images that networks render, in [0, 1].
-
-    Raises ValueError unless they have 1 or 3 channels.
-    """
+    """Images that networks render, in [0, 1]. Raises ValueError unless they have 1 or 3
+    channels."""
     channels = output_channels(stack)
     if channels not in SIDES:
         expected = " or ".join(map(str, SIDES))

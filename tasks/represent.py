@@ -49,10 +49,8 @@ class Config(TaskConfig):
         check_setting(temperature > 0, "temperature", "more than 0", temperature)
         check_setting(noise >= 0, "noise", "0 or more", noise)
         check_setting(0 <= masked < 1, "masked", "0 to less than 1", masked)
-        batch, expected = (
-            self.training.batch,
-            "2 networks or more, for a contrastive loss",
-        )
+        batch = self.training.batch
+        expected = "2 networks or more, for a contrastive loss"
         check_setting(batch >= 2, "batch", expected, batch)
 
 
@@ -145,10 +143,8 @@ def ridge_regression(inputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def regression_targets(columns: Mapping[str, Tensor]) -> Tensor:
-    """Amplitude and frequency, or one-hot classes, (n, k) float64.
-
-    Raises ValueError if networks have neither.
-    """
+    """Amplitude and frequency, or one-hot classes, (n, k) float64. Raises ValueError if
+    networks have neither."""
     if all(name in columns for name in WAVE):
         return torch.stack([columns[name] for name in WAVE], 1).double()
     if "label" in columns:

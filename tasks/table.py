@@ -73,10 +73,8 @@ class Training(NamedTuple):
     config: TaskConfig
 
     def result(self) -> dict[str, Any] | None:
-        """The content of its `result.json`; None if it is not finished.
-
-        Raises ValueError if that was made with other settings.
-        """
+        """The content of its `result.json`; None if it is not finished. Raises
+        ValueError if that was made with other settings."""
         path = Path(self.config.folder, "result.json")
         if not path.exists():
             return None
@@ -119,11 +117,8 @@ def train(config: Config) -> None:
 
 
 def check(config: Config) -> None:
-    """Makes a model of every row: data that one cannot read are refused before others
-    train.
-
-    Raises ValueError.
-    """
+    """Makes a model of every row. Raises ValueError for data that one of them cannot
+    read, before others train."""
     read_manifest(Path(config.data))
     for training in trainings(replace(config, seeds=1)):
         if training.result() is None:

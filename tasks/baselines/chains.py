@@ -133,10 +133,8 @@ class Chain:
 
 
 def chain_with_moving_ends(graph: NeuralGraph) -> Chain:
-    """Inputs and outputs are permuted like hidden neurons (NP).
-
-    Raises ValueError if the graph is not a plain chain.
-    """
+    """Inputs and outputs are permuted like hidden neurons (NP). Raises ValueError for
+    other graphs than plain chains."""
     if chain_of(graph) is None:
         raise ValueError(
             "expected networks that are plain chains of layers; got another graph"
@@ -151,23 +149,19 @@ def chain_with_moving_ends(graph: NeuralGraph) -> Chain:
 
 def chain_with_fixed_ends(graph: NeuralGraph) -> Chain:
     """Only hidden neurons are permuted (HNP). Weights of inputs and outputs are their
-    features.
-
-    Raises ValueError if the graph is not a plain chain, or has no hidden neurons.
-    """
+    features. Raises ValueError if there are none, and for other graphs than chains."""
     chain = chain_with_moving_ends(graph)
     if len(chain.order) < 2:
         raise ValueError("expected networks with hidden neurons; got a single layer")
     first, last = chain.order[0], chain.order[-1]
     inward, outward = first.block, last.block
     nodes = list(chain.nodes[1:-1])
-    nodes[0] += (NodeParameter("target", first.number, inward.shape[2], inward.slots),)
-    nodes[-1] += (
-        NodeParameter("source", last.number, outward.shape[1], outward.slots),
-    )
-    output_bias = None
-    for bias in chain.nodes[-1]:
-        output_bias = bias, outward.shape[1]
+    from_inputs = NodeParameter("target", first.number, inward.shape[2], inward.slots)
+    to_outputs = NodeParameter("source", last.number, outward.shape[1], outward.slots)
+    nodes[0] += (from_inputs,)
+    nodes[-1] += (to_outputs,)
+    biases = chain.nodes[-1]
+    output_bias = (biases[0], outward.shape[1]) if biases else None
     order, sizes = chain.order[1:-1], chain.sizes[1:-1]
     return Chain(graph, order, sizes, tuple(nodes), output_bias)
 

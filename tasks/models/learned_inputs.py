@@ -13,9 +13,6 @@ FIRST_SIDE = 4
 class LearnedInputs(nn.Module):
     """Base class: () -> (m, *shape)."""
 
-    def forward(self) -> Tensor:
-        raise NotImplementedError
-
 
 class FreeInputs(LearnedInputs):
     """Inputs that are parameters themselves, initially uniform in (-1, 1)."""

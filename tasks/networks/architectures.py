@@ -117,19 +117,15 @@ class NetworkStack(NamedTuple):
 
 def architecture_of(description: Mapping[str, Any]) -> Architecture:
     """The architecture of a description; equal descriptions give the same object.
-
-    Raises ValueError for an unknown kind.
-    """
+    Raises ValueError for an unknown kind."""
     return _cached_architecture(json.dumps(dict(description), sort_keys=True))
 
 
 def make_module(description: Mapping[str, Any], **options: Any) -> InputNetwork:
     """A network, initialised from torch's random numbers.
 
-    options: arguments that are not part of the architecture, such as dropout.
-
-    Raises ValueError for an unknown kind, and for arguments that its kind does not
-    take.
+    options: arguments that are not part of the architecture, such as dropout. Raises
+    ValueError for an unknown kind, and for arguments that its kind does not take.
     """
     arguments = {**description, **options}
     kind = arguments.pop("kind", None)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import pairwise
+from itertools import compress, pairwise
 
 import torch
 from torch import Tensor
@@ -58,11 +58,10 @@ class NetworkDataset:
 
     def filter(self, is_kept: Callable[[NetworkStack], bool]) -> "NetworkDataset":
         """The stacks for which `is_kept` is true."""
-        kept = torch.tensor(list(map(is_kept, self.stacks)), dtype=torch.bool)
-        stacks = []
-        for number in kept.nonzero().flatten().tolist():
-            stacks.append(self.stacks[number])
-        return NetworkDataset(stacks, self._columns_at(kept[self.stack_numbers]))
+        kept = list(map(is_kept, self.stacks))
+        networks = torch.tensor(kept)[self.stack_numbers]
+        stacks = list(compress(self.stacks, kept))
+        return NetworkDataset(stacks, self._columns_at(networks))
 
     def subset(self, count: int | None) -> "NetworkDataset":
         """`count` networks at equal distances, so that every architecture keeps its

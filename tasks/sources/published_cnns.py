@@ -215,10 +215,8 @@ def channels_first(kernels: Tensor) -> Tensor:
 
 
 def read_matrix(path: Path) -> np.ndarray:
-    """A memory-mapped array file of two dimensions.
-
-    Raises ValueError, which names the file, for other files.
-    """
+    """A memory-mapped array file of two dimensions. Raises ValueError, which names the
+    file, for other files."""
     try:
         matrix = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, EOFError, ValueError) as error:
@@ -235,10 +233,8 @@ def read_matrix(path: Path) -> np.ndarray:
 
 
 def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Rows of a CSV file, which may be gzipped.
-
-    Raises ValueError, which names file and column, if one is missing.
-    """
+    """Rows of a CSV file, which may be gzipped. Raises ValueError, which names file and
+    column, if one is missing."""
     opened = gzip.open if path.suffix == ".gz" else open
     try:
         with opened(path, "rt", newline="") as file:
