@@ -101,11 +101,8 @@ class Prediction:
     @property
     def fused_seconds(self) -> float:
         """Device time with compiled functions; call `close` before."""
-        total = 0.0
-        for part, seconds in self.device.items():
-            if part != "elementwise":
-                total += seconds
-        return total + self.fused
+        others = {**self.device, "elementwise": 0.0}
+        return sum(others.values()) + self.fused
 
     def _enter(self, function: str | None) -> None:
         """Sets the next op's compiled function; a different one ends the region."""

@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,25 +62,16 @@ FACTORISATIONS = {
 }  # fmt: skip
 
 
-class Limits(NamedTuple):
-    """Limits of a network's counts; None is no limit.
-
-    mean_ops, most_ops: of late steps. transient_mib: of late steps, and state: float32
-    numbers per parameter, both with a horizon.
-    """
-
-    mean_ops: int | None = None
-    most_ops: int | None = None
-    transient_mib: int | None = None
-    state: float | None = None
-
-
-LIMITS = {
-    "GPT-2 124M": Limits(250, 250, 600, 2.4),
-    "ResNet-50": Limits(470, 530, 420, 3.3),
-    "ViT-B/16": Limits(300, 300, 530, 2.7),
-    "Llama 16 x 1,024": Limits(350, 350, 1000, 2.7),
-}
+# Limits of a network's numbers by key. ops: mean of late steps. transient_mib and state
+# have these limits with a horizon.
+LIMITS: dict[str, dict[str, float]] = {
+    "GPT-2 124M": {"ops": 250, "most_ops": 250, "transient_mib": 600, "state": 2.4},
+    "ResNet-50": {"ops": 470, "most_ops": 530, "transient_mib": 420, "state": 3.3},
+    "ViT-B/16": {"ops": 300, "most_ops": 300, "transient_mib": 530, "state": 2.7},
+    "Llama 16 x 1,024": {
+        "ops": 350, "most_ops": 350, "transient_mib": 1000, "state": 2.7,
+    },
+}  # fmt: skip
 # For the first step, and for steps without a horizon.
 OTHER_TRANSIENT_MIB = 1229
 
@@ -158,80 +149,59 @@ class _Memory:
             self.peak = max(self.peak, self._total)
 
 
-class Counted:
-    """An optimizer of a network's parameters on the meta device."""
-
-    def __init__(self, network: str, weights: str, total_steps: int | None):
-        with torch.device("meta"):
-            self.params = list(NETWORKS[network]().parameters())
-        for p in self.params:
-            p.grad = torch.empty_like(p)
-        self.optimizer = NGOptimizer(
-            self.params, weights=weights, total_steps=total_steps
-        )
-
-    @property
-    def numel(self) -> int:
-        return sum(p.numel() for p in self.params)
-
-    def state_bytes(self) -> int:
-        return state_bytes([self.optimizer], "meta")
-
-    def step(self, prediction: Prediction | None = None) -> tuple[Counts, int]:
-        """Counts of a step, and peak bytes without new state."""
-        before = self.state_bytes()
-        with Counts(prediction) as counts:
-            self.optimizer.step()
-        new_state = self.state_bytes() - before
-        return counts, counts.memory.peak - new_state
-
-    def set_age(self, age: int) -> None:
-        """Sets the step count of all parameters."""
-        for p in self.params:
-            self.optimizer.state[p]["step"].fill_(age)
+def counted_step(
+    optimizer: NGOptimizer, prediction: Prediction | None = None
+) -> tuple[Counts, int]:
+    """Counts of a step, and peak bytes without new state."""
+    before = state_bytes([optimizer], "meta")
+    with Counts(prediction) as counts:
+        optimizer.step()
+    new_state = state_bytes([optimizer], "meta") - before
+    return counts, counts.memory.peak - new_state
 
 
 def counted(
     network: str, weights: str, total_steps: int | None
 ) -> tuple[Record, Record]:
-    """Records of a network: counts, and predicted milliseconds."""
-    own = Counted(network, weights, total_steps)
-    first, first_transient = own.step()
-    own.step()
-    every = cycle(own.optimizer)
-    own.set_age(LATE - LATE % every)
-    reads = first.reads
-    factorisations = first.factorisations
-    ops: list[int] = []
-    kernels: list[int] = []
-    copies = transient = 0
+    """Records of a network on the meta device: counts, and predicted milliseconds."""
+    with torch.device("meta"):
+        params = list(NETWORKS[network]().parameters())
+    for p in params:
+        p.grad = torch.empty_like(p)
+    optimizer = NGOptimizer(params, weights=weights, total_steps=total_steps)
+    first, first_transient = counted_step(optimizer)
+    optimizer.step()
+    every = cycle(optimizer)
+    for p in params:
+        optimizer.state[p]["step"].fill_(LATE - LATE % every)
+    steps: list[Counts] = []
     steps_ms: list[dict[str, float]] = []
+    transient = 0
     for _ in range(every):
         prediction = Prediction()
-        step, peak = own.step(prediction)
+        step, peak = counted_step(optimizer, prediction)
         prediction.close()
         steps_ms.append(prediction.milliseconds())
-        ops.append(step.ops.total())
-        kernels.append(step.kernels)
-        reads += step.reads
-        factorisations += step.factorisations
-        copies = max(copies, step.copies)
+        steps.append(step)
         transient = max(transient, peak)
+    ops = [step.ops.total() for step in steps]
+    numel = sum(map(Tensor.numel, params))
+    state = state_bytes([optimizer], "meta") / torch.float32.itemsize
     about = {"network": network, "weights": weights, "horizon": total_steps}
     counts = {
         **about,
-        "parameters": own.numel,
+        "parameters": numel,
         "cycle": every,
         "ops": fmean(ops),
         "most_ops": max(ops),
         "first_ops": first.ops.total(),
-        "kernels": fmean(kernels),
-        "host_reads": reads,
-        "copies": copies,
-        "factorisations": factorisations,
+        "kernels": fmean(step.kernels for step in steps),
+        "host_reads": sum(step.reads for step in (first, *steps)),
+        "copies": max(step.copies for step in steps),
+        "factorisations": sum(step.factorisations for step in (first, *steps)),
         "transient_mib": transient / MIB,
         "first_transient_mib": first_transient / MIB,
-        "state": own.state_bytes() / own.numel / torch.float32.itemsize,
+        "state": state / numel,
     }
     predicted: Record = dict(about)
     for key in steps_ms[0]:
@@ -244,20 +214,13 @@ def limits_of(record: Record) -> Record:
     """The limits of a record's numbers by key."""
     if record["weights"] != "default":
         return {"host_reads": 0}
-    limits = LIMITS.get(record["network"], Limits())
-    limit_of = {
-        "ops": limits.mean_ops,
-        "most_ops": limits.most_ops,
-        "host_reads": 0,
-        "copies": 1,
-        "factorisations": 0,
-        "transient_mib": limits.transient_mib,
-        "first_transient_mib": OTHER_TRANSIENT_MIB,
-        "state": limits.state,
-    }
+    limits: Record = {"host_reads": 0, "copies": 1, "factorisations": 0}
+    limits["first_transient_mib"] = OTHER_TRANSIENT_MIB
+    limits |= LIMITS.get(record["network"], {})
     if record["horizon"] is None:
-        limit_of |= {"transient_mib": OTHER_TRANSIENT_MIB, "state": None}
-    return {key: limit for key, limit in limit_of.items() if limit is not None}
+        limits["transient_mib"] = OTHER_TRANSIENT_MIB
+        limits.pop("state", None)
+    return limits
 
 
 def beside_limits(record: Record) -> Record:

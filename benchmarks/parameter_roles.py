@@ -35,15 +35,6 @@ def tokens(length: int = LENGTH) -> Tensor:
     return (torch.arange(2 * length) * 7 % VOCABULARY).reshape(2, length)
 
 
-def call(labels: Tensor | None = None) -> dict[str, Tensor]:
-    """Arguments of a language model, as trainers pass them."""
-    return {
-        "input_ids": tokens(),
-        "attention_mask": torch.ones(2, LENGTH, dtype=torch.long),
-        "labels": tokens() if labels is None else labels,
-    }
-
-
 GPT2: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "n_positions": 16,
@@ -77,10 +68,16 @@ T5 = {
 def transformer(
     config: str, model: str, settings: dict[str, Any], labels: Tensor | None = None
 ) -> tuple[nn.Module, dict[str, Tensor]]:
-    """A network of the `transformers` package by the names of its classes."""
+    """A network of the `transformers` package by the names of its classes, and its
+    arguments as trainers pass them."""
     package = importlib.import_module("transformers")
     made = getattr(package, config).from_dict(settings)
-    return getattr(package, model)(made), call(labels)
+    inputs = {
+        "input_ids": tokens(),
+        "attention_mask": torch.ones(2, LENGTH, dtype=torch.long),
+        "labels": tokens() if labels is None else labels,
+    }
+    return getattr(package, model)(made), inputs
 
 
 class Foo(nn.Module):
@@ -178,10 +175,8 @@ def label(network: str, parameter: str) -> str:
 
 def matching(labels: Iterable[str], roles: Iterable[ParameterRole]) -> int:
     """The number of roles that equal their labels."""
-    count = 0
-    for own, inferred in zip(labels, roles, strict=True):
-        count += own == inferred.role
-    return count
+    pairs = zip(labels, roles, strict=True)
+    return sum(own == inferred.role for own, inferred in pairs)
 
 
 def measure(name: str) -> Record:

@@ -164,12 +164,14 @@ def draw(text: Tensor, count: int, seed: int, args: argparse.Namespace) -> Tenso
 def own_rows(rows: Tensor, mesh: DeviceMesh) -> Tensor:
     """The part of a batch that this process computes."""
     parts = rows.chunk(mesh["data"].size())
-    return parts[mesh["data"].get_local_rank()].to(mesh.device_type)
+    rank = mesh["data"].get_local_rank()
+    return parts[rank].to(mesh.device_type)
 
 
 def loss_of(model: nn.Module, rows: Tensor) -> Tensor:
     logits = model(rows[:, :-1]).float()
-    return F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
+    targets = rows[:, 1:].flatten()
+    return F.cross_entropy(logits.flatten(0, 1), targets)
 
 
 def mean_losses(losses: Sequence[Tensor], mesh: DeviceMesh) -> list[float]:
@@ -232,10 +234,12 @@ def train(args: argparse.Namespace, mesh: DeviceMesh) -> None:
     opt = NGOptimizer(model.parameters(), total_steps=args.steps)
     done = load_checkpoint(args.folder, model, opt) if args.folder else 0
     text, held_out = load_text()
-    examples = own_rows(draw(held_out, 2 * args.batch, 0, args), mesh)
+    validation = draw(held_out, 2 * args.batch, 0, args)
+    examples = own_rows(validation, mesh)
     start = perf_counter()
     for step in range(done + 1, args.steps + 1):
-        rows = own_rows(draw(text, args.batch, step, args), mesh)
+        batch = draw(text, args.batch, step, args)
+        rows = own_rows(batch, mesh)
         loss = train_step(model, opt, rows.chunk(args.accumulate))
         if step % args.report_every == 0 or step == args.steps:
             with torch.no_grad():

@@ -50,10 +50,8 @@ class Checkpoint:
             torch.save({**state, "settings": dict(self.settings)}, part)
 
     def read(self) -> dict[str, Any] | None:
-        """The stored state; None if there is no file.
-
-        Raises ValueError if the file is damaged or was made with other settings.
-        """
+        """The stored state; None if there is no file. Raises ValueError if it is
+        damaged or was made with other settings."""
         if not self.path.exists():
             return None
         state = read_checkpoint(self.path, self.trusted)

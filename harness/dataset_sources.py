@@ -32,11 +32,7 @@ IDX_FILES = (
     "t10k-labels-idx1-ubyte",
 )
 PNG_FILES = (
-    "data_batch_1.png",
-    "data_batch_2.png",
-    "data_batch_3.png",
-    "data_batch_4.png",
-    "data_batch_5.png",
+    *(f"data_batch_{number}.png" for number in range(1, 6)),
     "test_batch.png",
     "train_lables.json",  # sic
     "test_lables.json",

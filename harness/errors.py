@@ -1,5 +1,7 @@
-"""Which errors programs print as one line, without a traceback."""
+"""Errors that programs print as one line, without a traceback, and their messages."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ngopt.importing import INSTALLED, frames_outside
@@ -17,3 +19,12 @@ def passes_user_code(error: BaseException) -> bool:
     """Whether a file of the user is in the traceback: one outside of our packages, of
     Python and of installed packages."""
     return bool(frames_outside(_FOLDERS, error))
+
+
+@contextmanager
+def errors_name(what: str) -> Iterator[None]:
+    """Adds the offender, such as a file, to the message of a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from None

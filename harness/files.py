@@ -86,10 +86,8 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_lines(paths: Iterable[Path]) -> list[dict[str, Any]]:
-    """The records of files of JSON lines, without lines that were cut off.
-
-    Files that end in .gz are compressed.
-    """
+    """The records of files of JSON lines, without lines that were cut off. Files that
+    end in .gz are compressed."""
     records = []
     for path in filter(Path.exists, paths):
         content = path.read_bytes()

@@ -9,14 +9,18 @@ def check_counts(config: Any, *keys: str) -> None:
     """Raises ValueError for a field that is below 1; None is allowed."""
     for key in keys:
         value = getattr(config, key)
-        if value is not None and value < 1:
-            raise ValueError(f"{key}: expected 1 or more; got {value}")
+        check_setting(value is None or value >= 1, key, "1 or more", value)
+
+
+def check_setting(is_valid: bool, key: str, expected: str, value: Any) -> None:
+    """Raises ValueError for a value that is not as expected."""
+    if not is_valid:
+        raise ValueError(f"{key}: expected {expected}; got {value}")
 
 
 def check_choice(key: str, value: Any, known: Iterable[str]) -> None:
     """Raises ValueError for a value that is none of the known ones."""
-    if value not in known:
-        raise ValueError(f"{key}: expected one of {', '.join(known)}; got '{value}'")
+    check_setting(value in known, key, f"one of {', '.join(known)}", f"'{value}'")
 
 
 def named_settings(config: Any, without: Collection[str] = ()) -> dict[str, Any]:

@@ -153,11 +153,6 @@ class Editing(NetworkTask[Config]):
         """Images of edited networks outside of training, (b, channels, pixels)."""
         return self.render(stack, self.eval_outputs(stack), self.points)
 
-    def unedited_images(self, stack: NetworkStack) -> Tensor:
-        """Images of networks, (b, channels, height, width)."""
-        values = stack.architecture.outputs(stack.params, self.points)
-        return values.mT.unflatten(-1, self.targets["test"].shape[-2:]) + MIDDLE
-
     def score(self) -> float:
         return -self.error("validation")
 
@@ -175,20 +170,18 @@ class Editing(NetworkTask[Config]):
 
     def results(self) -> Mapping[str, float]:
         """Errors of edited and of unedited networks."""
-        self.draw()
         stack, targets = self.data["test"].stack, self.targets["test"]
-        unedited = (self.unedited_images(stack) - targets).square().mean().item()
-        return {"mse": self.error("test"), "mse_unedited": unedited}
-
-    def draw(self) -> None:
-        stack = self.data["test"].stack.select(slice(SHOWN))
-        targets = self.targets["test"][:SHOWN]
+        unedited = images_of(stack, targets.shape[-2:])
+        shown = targets[:SHOWN]
+        edited = self.edited_images(stack.select(slice(SHOWN)))
         rows = {
-            "network": self.unedited_images(stack).clamp(0, 1),
-            "edited": self.edited_images(stack).view_as(targets).clamp(0, 1),
-            "target": targets.clamp(0, 1),
+            "network": unedited[:SHOWN].clamp(0, 1),
+            "edited": edited.view_as(shown).clamp(0, 1),
+            "target": shown.clamp(0, 1),
         }
         draw_rows(Path(self.config.folder, "edited.png"), rows)
+        mse_unedited = (unedited - targets).square().mean().item()
+        return {"mse": self.error("test"), "mse_unedited": mse_unedited}
 
 
 def original_images(
@@ -204,28 +197,24 @@ def original_images(
     """
     settings = read_manifest(Path(folder))["settings"]
     program = settings.get("program")
-    if program == FIT:
-        fitted = settings["data"]
-        if dataset not in (None, fitted):
-            raise ValueError(
-                f"originals: expected '{fitted}', as in folder '{folder}'; "
-                f"got '{dataset}'"
-            )
-        data = load_dataset(fitted)
-    elif program == PUBLISHED:
-        if dataset is None:
-            return {key: rendered_images(own.stack) for key, own in networks.items()}
-        if settings.get("format") != NUMBERED:
-            raise ValueError(
-                f"originals: expected networks of format {NUMBERED}, which have image "
-                f"numbers; got '{settings.get('format')}'. Leave out --originals."
-            )
-        data = load_dataset(dataset)
-    else:
+    if program not in (FIT, PUBLISHED):
         raise ValueError(
             f"folder '{folder}': expected networks of {FIT} or {PUBLISHED}; got those "
             f"of {program}"
         )
+    if program == PUBLISHED and dataset is None:
+        return {key: rendered_images(own.stack) for key, own in networks.items()}
+    if program == PUBLISHED and settings.get("format") != NUMBERED:
+        raise ValueError(
+            f"originals: expected networks of format {NUMBERED}, which have image "
+            f"numbers; got '{settings.get('format')}'. Leave out --originals."
+        )
+    fitted = settings.get("data", dataset)
+    if dataset not in (None, fitted):
+        raise ValueError(
+            f"originals: expected '{fitted}', as in folder '{folder}'; got '{dataset}'"
+        )
+    data = load_dataset(fitted)
     known: dict[str, Tensor] = {}
     for split in SPLITS:
         known[split] = getattr(data, split).images
@@ -258,23 +247,23 @@ def numbered_images(folder: str, networks: ImageNetworks, images: Tensor) -> Ten
 
 @torch.no_grad()
 def rendered_images(stack: NetworkStack) -> Tensor:
-    """Images that networks render, in [0, 1].
-
-    Raises ValueError unless they have 1 or 3 channels.
-    """
+    """Images that networks render, in [0, 1]. Raises ValueError unless they have 1 or 3
+    channels."""
     channels = output_channels(stack)
     if channels not in SIDES:
         expected = " or ".join(map(str, SIDES))
         raise ValueError(
             f"networks: expected images of {expected} channels; got {channels}"
         )
-    side = SIDES[channels]
-    points = pixel_grid(side, side)
-    images = []
-    for chunk in stack.split(EVALUATION_BATCH):
-        outputs = chunk.architecture.outputs(chunk.params, points)
-        images.append(outputs.mT + MIDDLE)
-    return torch.cat(images).unflatten(-1, (side, side)).clamp(0, 1)
+    shape = SIDES[channels], SIDES[channels]
+    images = [images_of(chunk, shape) for chunk in stack.split(EVALUATION_BATCH)]
+    return torch.cat(images).clamp(0, 1)
+
+
+def images_of(stack: NetworkStack, shape: Sequence[int]) -> Tensor:
+    """Images of networks, (b, channels, *shape)."""
+    outputs = stack.architecture.outputs(stack.params, pixel_grid(*shape))
+    return outputs.mT.unflatten(-1, shape) + MIDDLE
 
 
 def output_channels(stack: NetworkStack) -> int:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from math import isqrt
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,14 +22,9 @@ from harness.distributed import run_on_ranks
 from harness.pictures import draw_curves, draw_rows
 from harness.random import seeded
 from harness.settings import check_counts
+from tasks.networks.architectures import NetworkStack
 from tasks.networks.siren import Siren, render
-from tasks.shards import (
-    SPLITS,
-    Networks,
-    merged,
-    read_settings,
-    read_split,
-)
+from tasks.shards import SPLITS, Networks, merged, read_settings, read_split
 from tasks.sources.generation import Job, folder_of, jobs, make_shards
 from tasks.sources.signals import MIDDLE, SINES, Signals, load_signals
 
@@ -80,19 +74,8 @@ class ShowConfig:
     """Leave out shards that cannot be read, and print which, instead of ending."""
 
 
-class SirenLayers(NamedTuple):
-    """Stacked SIRENs, layer by layer: (b, n_out, n_in) and (b, n_out) each."""
-
-    weights: list[Tensor]
-    biases: list[Tensor]
-
-
 def fit(
-    points: Tensor,
-    values: Tensor,
-    widths: Sequence[int],
-    steps: int,
-    lr: float,
+    points: Tensor, values: Tensor, widths: Sequence[int], steps: int, lr: float
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Fits SIRENs, from torch's random numbers: stacked parameters, and PSNRs in dB for
     a range of 1.
@@ -102,34 +85,25 @@ def fit(
     models = [Siren(widths) for _ in range(len(values))]
     stacked, _ = stack_module_state(models)  # pyright: ignore[reportArgumentType]
     params = {name: value.detach().requires_grad_() for name, value in stacked.items()}
-    layers = layers_of(params)
-    optimizer = torch.optim.Adam(params.values(), lr, fused=True)
+    tensors = list(params.values())
+    optimizer = torch.optim.Adam(tensors, lr, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: 1 - step / steps
     )
     for _ in range(steps):
         optimizer.zero_grad()
         # the sum over networks gives each the gradient of its own loss
-        errors(layers, points, values).sum().backward()
+        errors(tensors, points, values).sum().backward()
         optimizer.step()
         schedule.step()
     with torch.no_grad():
-        psnr = -10 * errors(layers, points, values).log10()
+        psnr = -10 * errors(tensors, points, values).log10()
     return {name: value.detach() for name, value in params.items()}, psnr
 
 
-def errors(layers: SirenLayers, points: Tensor, targets: Tensor) -> Tensor:
+def errors(params: Sequence[Tensor], points: Tensor, targets: Tensor) -> Tensor:
     """Mean squared error of each network, (b,)."""
-    rendered = render(layers.weights, layers.biases, points)
-    return (rendered - targets).square().mean((1, 2))
-
-
-def layers_of(params: Mapping[str, Tensor]) -> SirenLayers:
-    layers = SirenLayers([], [])
-    for number in range(len(params) // 2):
-        layers.weights.append(params[f"layers.{number}.weight"])
-        layers.biases.append(params[f"layers.{number}.bias"])
-    return layers
+    return (render(params, points) - targets).square().mean((1, 2))
 
 
 def counts(config: FitConfig) -> dict[str, int]:
@@ -185,8 +159,8 @@ def show(config: ShowConfig) -> None:
     sizes = {split: settings[split] for split in SPLITS}
     signals = load_signals(settings["data"], sizes, settings["seed"])["train"]
     values = signals.values(networks.columns["index"][: config.count])
-    layers = layers_of(networks.params)
-    rendered = render(layers.weights, layers.biases, signals.points)[: config.count]
+    params = NetworkStack.from_networks(networks).params
+    rendered = render(params, signals.points)[: config.count]
     titles = []
     for psnr in networks.columns["psnr"][: config.count].tolist():
         titles.append(f"{psnr:.1f} dB")

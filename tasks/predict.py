@@ -24,8 +24,8 @@ from harness import cli
 from tasks.learning.task import EVALUATION_BATCH, NetworkTask, TaskConfig, run_task
 from tasks.models.base import NetworkModel
 from tasks.networks.architectures import NetworkStack
-from tasks.networks.network_dataset import NetworkDataset, read_network_dataset
-from tasks.shards import SPLITS, check_column
+from tasks.networks.network_dataset import NetworkDataset
+from tasks.shards import SPLITS, check_column, read_split
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ class Prediction(NetworkTask[Config]):
 
     def _read(self, split: str) -> NetworkDataset:
         folder, widest = self.config.data, self.config.widest
-        data = read_network_dataset(folder, split, self.config.skip_damaged)
+        groups = read_split(Path(folder), split, self.config.skip_damaged)
+        data = NetworkDataset.from_groups(groups)
         check_column(folder, data.columns, "accuracy", 0, 1)
         if widest is not None:
             wants_narrow = split != "test"
@@ -123,12 +124,8 @@ def draw(path: Path, predicted: Tensor, true: Tensor) -> None:
     axes.plot([0, 100], [0, 100], color="0.8")
     axes.scatter(100 * true, 100 * predicted, s=6, alpha=0.5)
     top = 100 * max(true.max().item(), predicted.nan_to_num().max().item()) + 2
-    axes.set(
-        xlabel="accuracy, %",
-        ylabel="predicted, %",
-        xlim=(0, top),
-        ylim=(0, top),
-    )
+    limits = {"xlim": (0, top), "ylim": (0, top)}
+    axes.set(xlabel="accuracy, %", ylabel="predicted, %", **limits)
     figure.savefig(path, dpi=150)
 
 

@@ -75,10 +75,8 @@ def bring(config: PublishedConfig) -> None:
 
 
 def shards(networks: Iterable[Networks], size: int) -> Iterator[list[Networks]]:
-    """Shards of at least `size` networks, in groups of one architecture each.
-
-    The last shard may be smaller.
-    """
+    """Shards of at least `size` networks, except for the last, in groups of one
+    architecture each."""
     found: list[Networks] = []
     count = 0
     for some in networks:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize, one_hot
 
 from harness import cli
-from harness.settings import check_counts
+from harness.settings import check_counts, check_setting
 from tasks.learning.image_networks import read_sirens
 from tasks.learning.task import EVALUATION_BATCH, NetworkTask, TaskConfig, run_task
 from tasks.networks.architectures import NetworkStack
@@ -45,19 +45,13 @@ class Config(TaskConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_counts(self, "dimension")
-        if self.temperature <= 0:
-            raise ValueError(
-                f"temperature: expected more than 0; got {self.temperature}"
-            )
-        if self.noise < 0:
-            raise ValueError(f"noise: expected 0 or more; got {self.noise}")
-        if not 0 <= self.masked < 1:
-            raise ValueError(f"masked: expected 0 to less than 1; got {self.masked}")
-        if self.training.batch < 2:
-            raise ValueError(
-                f"batch: expected 2 networks or more, for a contrastive loss; "
-                f"got {self.training.batch}"
-            )
+        temperature, noise, masked = self.temperature, self.noise, self.masked
+        check_setting(temperature > 0, "temperature", "more than 0", temperature)
+        check_setting(noise >= 0, "noise", "0 or more", noise)
+        check_setting(0 <= masked < 1, "masked", "0 to less than 1", masked)
+        batch = self.training.batch
+        expected = "2 networks or more, for a contrastive loss"
+        check_setting(batch >= 2, "batch", expected, batch)
 
 
 class Representation(NetworkTask[Config]):
@@ -80,13 +74,12 @@ class Representation(NetworkTask[Config]):
     def loss(self, step: int) -> Tensor:
         train = self.stacks["train"]
         stack = train.select(self.batch(train.count, step))
-        first = self.training_outputs(self.prepared(self.noisy_copy(stack)))
-        second = self.training_outputs(self.prepared(self.noisy_copy(stack)))
-        return contrastive_loss(
-            normalize(first, dim=-1),
-            normalize(second, dim=-1),
-            self.config.temperature,
-        )
+        copies = []
+        for _ in range(2):
+            outputs = self.training_outputs(self.prepared(self.noisy_copy(stack)))
+            copies.append(normalize(outputs, dim=-1))
+        first, second = copies
+        return contrastive_loss(first, second, self.config.temperature)
 
     def noisy_copy(self, stack: NetworkStack) -> NetworkStack:
         """With noise, and some parameters replaced by their means."""
@@ -150,10 +143,8 @@ def ridge_regression(inputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def regression_targets(columns: Mapping[str, Tensor]) -> Tensor:
-    """Amplitude and frequency, or one-hot classes, (n, k) float64.
-
-    Raises ValueError if networks have neither.
-    """
+    """Amplitude and frequency, or one-hot classes, (n, k) float64. Raises ValueError if
+    networks have neither."""
     if all(name in columns for name in WAVE):
         return torch.stack([columns[name] for name in WAVE], 1).double()
     if "label" in columns:

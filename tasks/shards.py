@@ -79,11 +79,12 @@ def read_shard(path: Path) -> list[Networks]:
     """
     metadata, tensors = read_tensors(path, "shard", FORMAT)
     groups = []
-    for number, architecture in enumerate(json.loads(metadata["architectures"])):
-        params = _with_prefix(tensors, f"{number}.params.")
-        columns = _with_prefix(tensors, f"{number}.columns.")
-        groups.append(Networks(architecture, params, columns))
-    return groups
+    for architecture in json.loads(metadata["architectures"]):
+        groups.append({"architecture": architecture, "params": {}, "columns": {}})
+    for key, value in tensors.items():
+        number, part, name = key.split(".", 2)
+        groups[int(number)][part][name] = value
+    return [Networks(**group) for group in groups]
 
 
 @dataclass(frozen=True)
@@ -205,20 +206,20 @@ def read_split(
 
 
 def check_parameters(
-    what: str, expected: Mapping[str, Sequence[int]], params: Mapping[str, Tensor]
+    expected: Mapping[str, Sequence[int]], params: Mapping[str, Tensor]
 ) -> None:
     """Compares parameters of several networks, (n, *shape), with expected shapes.
 
-    what: the networks, for messages. Raises ValueError, which names the first parameter
-    that is missing, unexpected, of another shape or not finite.
+    Raises ValueError, which names the first parameter that is missing, unexpected, of
+    another shape or not finite.
     """
     for name in sorted({*expected, *params}):
         wanted = tuple(expected[name]) if name in expected else "no such parameter"
         got = tuple(params[name].shape[1:]) if name in params else "none"
         if wanted != got:
-            raise ValueError(f"{what}: {name}: expected shape {wanted}; got {got}")
+            raise ValueError(f"{name}: expected shape {wanted}; got {got}")
         if not params[name].isfinite().all():
-            raise ValueError(f"{what}: {name}: expected finite numbers; got others")
+            raise ValueError(f"{name}: expected finite numbers; got others")
 
 
 def check_column(
@@ -265,11 +266,3 @@ def merged_by_architecture(groups: Iterable[Networks]) -> list[Networks]:
 def column_of(groups: Sequence[Networks], key: str) -> Tensor:
     """One column of several groups, (n,)."""
     return torch.cat([group.columns[key] for group in groups])
-
-
-def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    found = {}
-    for key, value in tensors.items():
-        if key.startswith(prefix):
-            found[key.removeprefix(prefix)] = value
-    return found

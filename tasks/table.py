@@ -21,12 +21,7 @@ from harness.distributed import Ranks, process_group, run_on_ranks
 from harness.files import read_json, write_json
 from harness.pictures import draw_means
 from harness.settings import check_choice, check_counts
-from harness.tables import (
-    markdown_table,
-    plus_minus,
-    sample_deviation,
-    text_table,
-)
+from harness.tables import markdown_table, plus_minus, sample_deviation, text_table
 from tasks.learning.task import TaskConfig, run_task_on
 from tasks.learning.training import TrainingConfig
 from tasks.shards import read_manifest
@@ -78,10 +73,8 @@ class Training(NamedTuple):
     config: TaskConfig
 
     def result(self) -> dict[str, Any] | None:
-        """The content of its `result.json`; None if it is not finished.
-
-        Raises ValueError if that was made with other settings.
-        """
+        """The content of its `result.json`; None if it is not finished. Raises
+        ValueError if that was made with other settings."""
         path = Path(self.config.folder, "result.json")
         if not path.exists():
             return None
@@ -111,7 +104,7 @@ def trainings(config: Config) -> Iterator[Training]:
                 "compiled": config.compiled and row.is_ours,
                 "training": training,
             }
-            yield Training(row, table.config(row, **settings))
+            yield Training(row, table.settings(**{**settings, **row.changes}))
 
 
 def train(config: Config) -> None:
@@ -124,11 +117,8 @@ def train(config: Config) -> None:
 
 
 def check(config: Config) -> None:
-    """Makes a model of every row: data that one cannot read are refused before others
-    train.
-
-    Raises ValueError.
-    """
+    """Makes a model of every row. Raises ValueError for data that one of them cannot
+    read, before others train."""
     read_manifest(Path(config.data))
     for training in trainings(replace(config, seeds=1)):
         if training.result() is None:

@@ -41,9 +41,6 @@ class Table:
     rows: tuple[Row, ...]
     curve: tuple[str, str] | None = None
 
-    def config(self, row: Row, **common: Any) -> TaskConfig:
-        return self.settings(**{**common, **row.changes})
-
 
 def _probed(model: str, *counts: int, **sizes: Any) -> tuple[Row, ...]:
     """Ours, with so many probes. sizes: of the model's config."""
@@ -62,7 +59,7 @@ def _two_headed(model: str, in_turn: bool = False, **sizes: Any) -> Row:
     return _own(label, model, probes=64, sizes={**sizes, **heads})
 
 
-def _own(label: str, model: str, **changes: Any) -> Row:
+def _own(label: str, model: str = "ng-gnn", **changes: Any) -> Row:
     """A row of ours. changes: of the task's config."""
     if model in UNCOMPILED:
         changes["compiled"] = False
@@ -95,7 +92,7 @@ CLASSIFY = _classified(
         *_probed("ng-gnn", 0, 64),
         # with three it makes too few steps in the same time
         *_probed("ng-t", 0, 64, layers=2),
-        Row("ng-gnn, permutations alone", {"model": "ng-gnn", "symmetry": False}, True),
+        _own("ng-gnn, permutations alone", symmetry=False),
     ),
 )
 PROBES = _classified(
@@ -107,15 +104,14 @@ PROBES = _classified(
         _two_headed("ng-t", layers=2),
         _two_headed("ng-gnn", in_turn=True),
         _two_headed("ng-t", in_turn=True, layers=2),
-        Row("ng-gnn, no positions", {"sizes": {"positions": False}}, True),
-        Row("ng-gnn, no activations", {"sizes": {"activations": False}}, True),
+        _own("ng-gnn, no positions", sizes={"positions": False}),
+        _own("ng-gnn, no activations", sizes={"activations": False}),
     ),
     curve=("probes", "probes"),
 )
 SIZES = _classified(
     tuple(
-        Row(f"{n:,} networks", {"probes": 64, "limit": n}, True)
-        for n in (1000, 2500, 5000, 10_000)
+        _own(f"{n:,} networks", probes=64, limit=n) for n in (1000, 2500, 5000, 10_000)
     ),
     curve=("limit", "networks for training"),
 )
@@ -127,7 +123,7 @@ EDIT = Table(
         *_others("nfn-np", "nfn-hnp", "dwsnet"),
         *_probed("ng-gnn", 0, 64),
         *_probed("ng-t", 0, 64, layers=2),
-        Row("ng-gnn, 64 probes, 8 outputs", {"probes": 64, "outputs": 8}, True),
+        _own("ng-gnn, 64 probes, 8 outputs", probes=64, outputs=8),
     ),
 )
 CONTRAST = _changed(EDIT, edit="contrast")
@@ -139,11 +135,7 @@ SMALL = _predicted(
         *_probed("ng-gnn", 64, scales=True, dropout=0.0),
         _two_headed("ng-gnn", scales=True),
         _two_headed("ng-gnn", in_turn=True, scales=True),
-        Row(
-            "ng-gnn, no positions",
-            {"sizes": {"positions": False, "scales": True}},
-            True,
-        ),
+        _own("ng-gnn, no positions", sizes={"positions": False, "scales": True}),
         *_probed("ng-t", 0, scales=True),
     ),
 )
@@ -153,11 +145,7 @@ WILD = _predicted(
         *_probed("ng-gnn", 0, 16, scales=True),
         _two_headed("ng-gnn", in_turn=True, scales=True),
         *_probed("ng-t", 0, scales=True),
-        Row(
-            "ng-gnn, no activations",
-            {"sizes": {"activations": False, "scales": True}},
-            True,
-        ),
+        _own("ng-gnn, no activations", sizes={"activations": False, "scales": True}),
     ),
 )
 # Layers of Wild Park have 4, 8, 16 or 32 channels: the widest are kept for the test.

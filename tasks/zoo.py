@@ -11,6 +11,7 @@ goes on where it was stopped, `--processes 2` or
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -23,7 +24,7 @@ from harness.distributed import run_on_ranks
 from harness.image_datasets import ImageDataset, Split, load_dataset
 from harness.pictures import draw_histograms
 from harness.random import derive_seed, seeded
-from harness.settings import check_counts
+from harness.settings import check_counts, check_setting
 from tasks.shards import (
     SPLITS,
     Networks,
@@ -74,8 +75,8 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.runs < len(SPLITS):
-            raise ValueError(f"runs: expected {len(SPLITS)} or more; got {self.runs}")
+        least = len(SPLITS)
+        check_setting(self.runs >= least, "runs", f"{least} or more", self.runs)
         counts = ("steps", "batch_size", "checkpoints", "shard", "processes")
         check_counts(self, *counts)
 
@@ -166,13 +167,9 @@ def train_all(config: TrainConfig) -> None:
 
 
 def train_rank(config: TrainConfig) -> None:
-    data = load_images(config)
-
-    def groups(job: Job) -> list[Networks]:
-        return make_shard(job, config, data)
-
+    shard = partial(make_shard, config=config, data=load_images(config))
     wanted = jobs(counts(config.runs), config.shard)
-    make_shards(folder_of(config, PROGRAM), wanted, groups, QUALITY)
+    make_shards(folder_of(config, PROGRAM), wanted, shard, QUALITY)
 
 
 def load_images(config: TrainConfig) -> ImageDataset:

@@ -71,7 +71,7 @@ def _tokens(count: int, vocabulary: int | None) -> tuple[np.ndarray, np.ndarray]
     """Tokens for training and validation. vocabulary: of BPE; None: bytes."""
     texts = _texts()
     if vocabulary is None:
-        encoded = map(_as_bytes, texts)
+        encoded = (np.array(bytearray(text.encode()), np.uint16) for text in texts)
     else:
         encoded = _encoded(texts, vocabulary, min(SAMPLE, 4 * count))
     train: list[np.ndarray] = []
@@ -86,10 +86,6 @@ def _tokens(count: int, vocabulary: int | None) -> tuple[np.ndarray, np.ndarray]
         if total >= count:
             break
     return np.concatenate(train)[:count], np.concatenate(validation)
-
-
-def _as_bytes(text: str) -> np.ndarray:
-    return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint16)
 
 
 def _encoded(

@@ -6,9 +6,7 @@ from statistics import median
 from time import perf_counter
 
 import torch
-from torch.autograd import (
-    DeviceType,  # pyright: ignore[reportPrivateImportUsage]
-)
+from torch.autograd import DeviceType  # pyright: ignore[reportPrivateImportUsage]
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.session import Session

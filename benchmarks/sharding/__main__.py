@@ -124,7 +124,7 @@ def times_of(steps: Steps) -> Record:
     for logs in zip(*steps.logs, strict=True):
         device.append(fmean(log.device_seconds for log in logs))
         for log in logs:
-            transfer = max(transfer, log.transfer_seconds)
+            transfer = max(transfer, log.transfer_seconds())
             launches = max(launches, log.launches)
     return {
         "ms": 1e3 * fmean(seconds),

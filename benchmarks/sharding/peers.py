@@ -177,15 +177,12 @@ class _MuonRank:
         for name in self.rounds[number]:
             part = prod(self.parts[name])
             if self.owners[name] == self.rank:
-                into += self._whole_parts(name) - part
+                parts = self.parameters.parts
+                into += sum(prod(own[name]) for own in parts) - part
             else:
                 out += part
         sent, received = (out, into) if to_owners else (into, out)
         return log.start(HALF * sent, HALF * received)
-
-    def _whole_parts(self, name: str) -> int:
-        """Elements of the parts of all ranks."""
-        return sum(prod(parts[name]) for parts in self.parameters.parts)
 
     def _wait(self, log: Log, number: int | None) -> None:
         if number is not None:

@@ -141,7 +141,11 @@ class Group:
             _move_to_late_step(optimizer)
             every = cycle(optimizer)
             for _ in range(every):
-                counts, prediction = _counted(optimizer, collectives)
+                prediction = Prediction()
+                collectives.begin(prediction)
+                with DeviceCounts(prediction) as counts:
+                    optimizer.step()
+                collectives.end()
                 logs.append(collectives.log)
                 transient = max(transient, counts.memory.peak)
                 for part, ms in prediction.milliseconds().items():
@@ -171,17 +175,6 @@ def _move_to_late_step(optimizer: NGOptimizer) -> None:
     for record in optimizer.state.values():
         record["step"].fill_(age)
     optimizer.step()
-
-
-def _counted(
-    optimizer: NGOptimizer, collectives: "Collectives"
-) -> tuple[Counts, Prediction]:
-    prediction = Prediction()
-    collectives.begin(prediction)
-    with DeviceCounts(prediction) as counts:
-        optimizer.step()
-    collectives.end()
-    return counts, prediction
 
 
 class DeviceCounts(Counts):

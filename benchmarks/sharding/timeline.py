@@ -73,19 +73,11 @@ class Log:
         return sum(segment.seconds for segment in self.segments)
 
     @property
-    def host_seconds(self) -> float:
-        return LAUNCH * self.launches + self._transfer(HOST)
-
-    @property
     def launches(self) -> int:
         return sum(segment.launches for segment in self.segments)
 
-    @property
-    def transfer_seconds(self) -> float:
-        """The sum over collectives of devices."""
-        return self._transfer(START)
-
-    def _transfer(self, event: str) -> float:
+    def transfer_seconds(self, event: str = START) -> float:
+        """The sum over collectives of devices, or of hosts."""
         return sum(x.transfer for x in self.segments if x.event == event)
 
 
@@ -124,6 +116,7 @@ def in_turn(logs: Sequence[Log]) -> float:
     work = 0.0
     transfer = 0.0
     for log in logs:
-        work = max(work, log.device_seconds, log.host_seconds)
-        transfer = max(transfer, log.transfer_seconds)
+        host = LAUNCH * log.launches + log.transfer_seconds(HOST)
+        work = max(work, log.device_seconds, host)
+        transfer = max(transfer, log.transfer_seconds())
     return work + transfer

@@ -37,11 +37,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from ngopt import NGOptimizer
-from tasks.inr import as_images, fit, layers_of
+from tasks.inr import as_images, fit
 from tasks.learning.catalogue import make_model
 from tasks.networks.architectures import NetworkStack
 from tasks.networks.augment import random_affine
-from tasks.networks.canonical import in_canonical_form
 from tasks.networks.siren import render
 from tasks.shards import Networks
 from tasks.sources.signals import load_signals
@@ -80,8 +79,8 @@ print(f"{time.process_time() - start:.0f} s of a core, mean PSNR {psnr:.1f} dB")
 
 # %%
 params, labels, _ = data["train"]
-few = layers_of({name: value[:8] for name, value in params.items()})
-drawn = as_images(render(few.weights, few.biases, signals["train"].points))
+few = [value[:8] for value in params.values()]
+drawn = as_images(render(few, signals["train"].points))
 figure, axes = plt.subplots(1, 8, figsize=(8, 1.4))
 for axis, image, label in zip(axes, drawn, labels, strict=False):
     axis.imshow(image[0], cmap="gray")
@@ -131,13 +130,13 @@ def train(name, **sizes):
     """Trains a model. Returns accuracies in % on the test networks by step."""
     torch.manual_seed(0)
     model = make_model(name, [stack.architecture], 10, sizes)
-    model.fit([in_canonical_form(stack)])
+    model.fit([stack.canonical()])
     optimizer = NGOptimizer(model.parameters(), total_steps=train_steps)
     found = {}
     for step in range(train_steps):
         index = torch.randint(len(labels), (32,))
         some = random_affine(stack.select(index), degrees=15, scale=0.1, shift=0.1)
-        loss = cross_entropy(model(in_canonical_form(some)), labels[index])
+        loss = cross_entropy(model(some.canonical()), labels[index])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -149,7 +148,7 @@ def train(name, **sizes):
 @torch.no_grad()
 def accuracy(model):
     model.eval()
-    predicted = model(in_canonical_form(held_out)).argmax(1)
+    predicted = model(held_out.canonical()).argmax(1)
     model.train()
     return 100 * (predicted == held_out_labels).double().mean().item()
 

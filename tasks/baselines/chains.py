@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ngopt.graph import EdgeBlock, GraphValues, NeuralGraph
+from ngopt.graph import GraphValues, NeuralGraph
 from ngopt.metanets.graph_data.graph_tensors import BlockTensors, EdgeChunk
 from ngopt.metanets.layers.edge_states import EdgeStates
 from ngopt.metanets.layers.np_layer import Channels
@@ -133,64 +133,46 @@ class Chain:
 
 
 def chain_with_moving_ends(graph: NeuralGraph) -> Chain:
-    """Inputs and outputs are permuted like hidden neurons (NP).
-
-    Raises ValueError if the graph is not a plain chain.
-    """
-    layers = _layers(graph)
-    order: list[BlockTensors] = []
-    nodes: list[tuple[NodeParameter, ...]] = [()]
-    sizes = [graph.groups[graph.weights[layers[0].weight].source].size]
-    for layer in layers:
-        block = graph.weights[layer.weight]
-        order.append(_whole_block(block, layer.weight))
-        sizes.append(graph.groups[block.target].size)
-        nodes.append(_bias(layer))
+    """Inputs and outputs are permuted like hidden neurons (NP). Raises ValueError for
+    other graphs than plain chains."""
+    if chain_of(graph) is None:
+        raise ValueError(
+            "expected networks that are plain chains of layers; got another graph"
+        )
+    layers = layers_of(graph)
+    order = [_whole_block(graph, layer) for layer in layers]
+    groups = [order[0].block.source, *(parts.block.target for parts in order)]
+    sizes = [graph.groups[group].size for group in groups]
+    nodes = [(), *map(_bias, layers)]
     return Chain(graph, tuple(order), tuple(sizes), tuple(nodes))
 
 
 def chain_with_fixed_ends(graph: NeuralGraph) -> Chain:
     """Only hidden neurons are permuted (HNP). Weights of inputs and outputs are their
-    features.
-
-    Raises ValueError if the graph is not a plain chain, or has no hidden neurons.
-    """
-    layers = _layers(graph)
-    if len(layers) < 2:
+    features. Raises ValueError if there are none, and for other graphs than chains."""
+    chain = chain_with_moving_ends(graph)
+    if len(chain.order) < 2:
         raise ValueError("expected networks with hidden neurons; got a single layer")
-    first, last = layers[0], layers[-1]
-    order, sizes, nodes = [], [], []
-    for layer in layers[:-1]:
-        block = graph.weights[layer.weight]
-        if layer is not first:
-            order.append(_whole_block(block, layer.weight))
-        sizes.append(graph.groups[block.target].size)
-        nodes.append(_bias(layer))
-    inward, outward = graph.weights[first.weight], graph.weights[last.weight]
-    from_inputs = NodeParameter("target", first.weight, inward.shape[2], inward.slots)
-    to_outputs = NodeParameter("source", last.weight, outward.shape[1], outward.slots)
+    first, last = chain.order[0], chain.order[-1]
+    inward, outward = first.block, last.block
+    nodes = list(chain.nodes[1:-1])
+    from_inputs = NodeParameter("target", first.number, inward.shape[2], inward.slots)
+    to_outputs = NodeParameter("source", last.number, outward.shape[1], outward.slots)
     nodes[0] += (from_inputs,)
     nodes[-1] += (to_outputs,)
-    output_bias = None
-    if last.bias is not None:
-        output_bias = NodeParameter("bias", last.bias), outward.shape[1]
-    return Chain(graph, tuple(order), tuple(sizes), tuple(nodes), output_bias)
-
-
-def _layers(graph: NeuralGraph) -> list[ChainLayer]:
-    if chain_of(graph) is None:
-        raise ValueError(
-            "expected networks that are plain chains of layers; got another graph"
-        )
-    return layers_of(graph)
+    biases = chain.nodes[-1]
+    output_bias = (biases[0], outward.shape[1]) if biases else None
+    order, sizes = chain.order[1:-1], chain.sizes[1:-1]
+    return Chain(graph, order, sizes, tuple(nodes), output_bias)
 
 
 def _bias(layer: ChainLayer) -> tuple[NodeParameter, ...]:
     return () if layer.bias is None else (NodeParameter("bias", layer.bias),)
 
 
-def _whole_block(block: EdgeBlock, number: int) -> BlockTensors:
-    """A block in one chunk."""
+def _whole_block(graph: NeuralGraph, layer: ChainLayer) -> BlockTensors:
+    """The weights of a layer in one chunk."""
+    block, number = graph.weights[layer.weight], layer.weight
     groups, targets, sources = (slice(0, size) for size in block.shape)
     chunk = EdgeChunk(number, 0, groups, targets, sources, block.view)
     return BlockTensors(block, number, 1, (chunk,), None, None)

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from harness.errors import errors_name
 from ngopt.graph import NeuralGraph
 from ngopt.metanets.layers.np_layer import NPLayer, Pool, pooled, summary
 from tasks.baselines.chains import Chain, ChainValues
@@ -46,10 +47,8 @@ class EquivariantModel(ParameterModel):
 
     def build(self, d_out: int, config: EquivariantConfig) -> None:
         super().build(d_out, config)
-        try:
+        with errors_name(self.name):
             self.chain = type(self).chain_of_graph(self.first.graph)
-        except ValueError as error:
-            raise ValueError(f"{self.name}: {error}") from None
         between = self.chain.channels(config.width)
         last = self.chain.channels(d_out, of_slots=True) if self.edits else between
         first = self.chain.channels(1, of_slots=True)

@@ -1,31 +1,21 @@
 """An MLP on the concatenated parameters, without symmetries."""
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from tasks.models.base import ParameterModel
-from tasks.models.mlp import mlp
+from tasks.models.mlp import MLPConfig, mlp
 from tasks.networks.architectures import NetworkStack
-
-
-@dataclass(frozen=True)
-class FlatMLPConfig:
-    """hidden: widths. dropout: after each hidden layer."""
-
-    hidden: tuple[int, ...] = (256, 256)
-    dropout: float = 0.0
 
 
 class FlatMLP(ParameterModel):
     """The baseline "mlp", for networks of one architecture."""
 
     name = "mlp"
-    Config = FlatMLPConfig
+    Config = MLPConfig
     can_edit = True
     single_architecture = True
 
-    def build(self, d_out: int, config: FlatMLPConfig) -> None:
+    def build(self, d_out: int, config: MLPConfig) -> None:
         super().build(d_out, config)
         numel = self.first.graph.numel
         width = d_out * numel if self.edits else d_out

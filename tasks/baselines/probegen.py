@@ -1,7 +1,6 @@
 """ProbeGen: an MLP on outputs for generated inputs (Kahana et al. 2024)."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -50,22 +49,17 @@ class ProbeGen(NetworkModel):
         return self.head(outputs.flatten(1))
 
     def _check(self, architecture: Architecture) -> None:
-        expected, got = self.interface, interface_of(architecture)
-        if got != expected:
+        expected_shape, expected_outputs = self.interface
+        shape, outputs = interface_of(architecture)
+        if (shape, outputs) != self.interface:
             raise ValueError(
-                f"probegen: expected networks of inputs {expected.shape} "
-                f"and {expected.outputs} outputs; got {got.shape} and {got.outputs}"
+                f"probegen: expected networks of inputs {expected_shape} "
+                f"and {expected_outputs} outputs; got {shape} and {outputs}"
             )
 
 
-class Interface(NamedTuple):
+def interface_of(architecture: Architecture) -> tuple[tuple[int, ...], int]:
     """Shape of an input, and number of outputs."""
-
-    shape: tuple[int, ...]
-    outputs: int
-
-
-def interface_of(architecture: Architecture) -> Interface:
     example = architecture.module.example_input()
     group = architecture.graph.groups[architecture.module.output_group]
-    return Interface(tuple(example.shape[1:]), group.size)
+    return tuple(example.shape[1:]), group.size

@@ -2,26 +2,17 @@
 section 4)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from tasks.models.base import ParameterModel
-from tasks.models.mlp import pooled_head
+from tasks.models.mlp import MLPConfig, pooled_head
 from tasks.networks.architectures import NetworkStack
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 STATISTICS = 2 + len(QUANTILES)
-
-
-@dataclass(frozen=True)
-class StatNNConfig:
-    """hidden: widths of the MLP. dropout: after each of its hidden layers."""
-
-    hidden: tuple[int, ...] = (256, 256)
-    dropout: float = 0.0
 
 
 class StatNN(ParameterModel):
@@ -32,9 +23,9 @@ class StatNN(ParameterModel):
     """
 
     name = "statnn"
-    Config = StatNNConfig
+    Config = MLPConfig
 
-    def build(self, d_out: int, config: StatNNConfig) -> None:
+    def build(self, d_out: int, config: MLPConfig) -> None:
         super().build(d_out, config)
         self.tensors = max(len(one.names) for one in self.architectures)
         self.layers = pooled_head(

@@ -8,13 +8,7 @@ from torch import Tensor
 
 from tasks.learning.task import TaskConfig
 from tasks.networks.architectures import NetworkStack
-from tasks.shards import (
-    SPLITS,
-    Networks,
-    check_column,
-    merged,
-    read_split,
-)
+from tasks.shards import SPLITS, Networks, check_column, merged, read_split
 
 CLASSES = 10
 
@@ -36,13 +30,13 @@ def read_image_networks(config: TaskConfig) -> dict[str, ImageNetworks]:
     found = {}
     for split in SPLITS:
         networks = read_sirens(config, split)
-        for key, most in (("label", CLASSES - 1), ("index", inf)):
-            check_column(config.data, networks.columns, key, 0, most)
+        columns = networks.columns
+        check_column(config.data, columns, "label", 0, CLASSES - 1)
+        check_column(config.data, columns, "index", 0, inf)
         some = slice(config.limit if split == "train" else None)
-        labels, index = networks.columns["label"][some], networks.columns["index"][some]
-        found[split] = ImageNetworks(
-            NetworkStack.from_networks(networks).select(some), labels, index
-        )
+        stack = NetworkStack.from_networks(networks).select(some)
+        labels, index = columns["label"][some], columns["index"][some]
+        found[split] = ImageNetworks(stack, labels, index)
     return found
 
 

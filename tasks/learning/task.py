@@ -14,13 +14,12 @@ from harness.files import write_json
 from harness.image_datasets import batch_indices
 from harness.pictures import draw_images, draw_points
 from harness.random import seeded
-from harness.settings import check_counts, named_settings
+from harness.settings import check_counts, check_setting, named_settings
 from tasks.learning.catalogue import make_model
 from tasks.learning.training import Progress, Trainer, TrainingConfig
 from tasks.models.base import NetworkModel, compile_steps
 from tasks.models.learned_inputs import LearnedInputs
 from tasks.networks.architectures import NetworkStack
-from tasks.networks.canonical import in_canonical_form
 
 # Networks per call in evaluation.
 EVALUATION_BATCH = 256
@@ -59,8 +58,7 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         check_counts(self, "limit")
-        if self.probes < 0:
-            raise ValueError(f"probes: expected 0 or more; got {self.probes}")
+        check_setting(self.probes >= 0, "probes", "0 or more", self.probes)
 
 
 Config = TypeVar("Config", bound=TaskConfig)
@@ -115,7 +113,7 @@ class NetworkTask(Generic[Config]):
 
     def prepared(self, stack: NetworkStack) -> NetworkStack:
         """Networks as inputs of the model."""
-        return in_canonical_form(stack) if self.config.symmetry else stack
+        return stack.canonical() if self.config.symmetry else stack
 
     def make_model(
         self, stacks: list[NetworkStack], d_out: int, edits: bool = False

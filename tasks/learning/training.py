@@ -18,7 +18,7 @@ from harness.checkpoint import Checkpoint
 from harness.distributed import Ranks
 from harness.interrupts import uninterrupted
 from harness.random import seeded
-from harness.settings import check_choice
+from harness.settings import check_choice, check_setting
 from harness.trainer import ResumableTrainer
 from ngopt import NGOptimizer
 from ngopt.schedule import half_cosine
@@ -60,8 +60,7 @@ class TrainingConfig:
         check_choice("trainer", self.trainer, TRAINERS)
         for key in ("minutes", "batch", "lr", "clip", "validations", "patience"):
             value = getattr(self, key)
-            if value <= 0:
-                raise ValueError(f"{key}: expected more than 0; got {value}")
+            check_setting(value > 0, key, "more than 0", value)
 
 
 @dataclass

@@ -106,28 +106,24 @@ class ParameterModel(NetworkModel):
     single_architecture: ClassVar[bool] = False
 
     def build(self, d_out: int, config: Any) -> None:
-        names = self.first.names
-        same_names = True
         for architecture in self.architectures:
-            if self.single_architecture:
-                self._check(architecture)
-            same_names = same_names and architecture.names == names
-        self.standardise = Standardise(self.first if same_names else None)
+            self._check(architecture)
+        names = {architecture.names for architecture in self.architectures}
+        self.standardise = Standardise(self.first if len(names) == 1 else None)
 
     def fit(self, stacks: Iterable[NetworkStack]) -> None:
         """Computes the statistics."""
         self.standardise.fit(stacks)
 
     def standardised(self, stack: NetworkStack) -> list[Tensor]:
-        """Standardised parameters, (b, *shape) each.
-
-        Raises ValueError for another architecture if `single_architecture`.
-        """
-        if self.single_architecture:
-            self._check(stack.architecture)
+        """Standardised parameters, (b, *shape) each. Raises ValueError for another
+        architecture if `single_architecture`."""
+        self._check(stack.architecture)
         return self.standardise(stack)
 
     def _check(self, architecture: Architecture) -> None:
+        if not self.single_architecture:
+            return
         expected, got = self.first.graph, architecture.graph
         if expected.parameters != got.parameters:
             raise ValueError(

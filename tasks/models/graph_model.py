@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from harness.settings import check_setting
 from ngopt.chunking import even_slices
 from ngopt.graph import NeuralGraph
 from ngopt.metanets.graph_data.feature_sources import WholeValues
@@ -325,11 +326,8 @@ def make_answer_head(
     Raises ValueError for such a head without probes or with different numbers of
     outputs, for `answers_first` without such a head, and for a share not in [0, 1).
     """
-    if not 0 <= config.answers_first < 1:
-        raise ValueError(
-            f"answers_first: expected a share of 0 or more, below 1; "
-            f"got {config.answers_first}"
-        )
+    share, expected = config.answers_first, "a share of 0 or more, below 1"
+    check_setting(0 <= share < 1, "answers_first", expected, share)
     if not config.answer_layers:
         if config.answers_first:
             raise ValueError("answers_first: expected answer_layers; got none")

@@ -13,9 +13,6 @@ FIRST_SIDE = 4
 class LearnedInputs(nn.Module):
     """Base class: () -> (m, *shape)."""
 
-    def forward(self) -> Tensor:
-        raise NotImplementedError
-
 
 class FreeInputs(LearnedInputs):
     """Inputs that are parameters themselves, initially uniform in (-1, 1)."""
@@ -39,11 +36,7 @@ class GeneratedInputs(LearnedInputs):
     """
 
     def __init__(
-        self,
-        count: int,
-        shape: Sequence[int],
-        latent: int = 32,
-        channels: int = 16,
+        self, count: int, shape: Sequence[int], latent: int = 32, channels: int = 16
     ):
         super().__init__()
         self.codes = nn.Parameter(torch.randn(count, latent))

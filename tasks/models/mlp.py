@@ -1,6 +1,7 @@
 """MLPs, which most models end with, and normalisation before them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -10,6 +11,14 @@ from torch import Tensor, nn
 # plain means of the batches.
 MOMENTUM = 0.01
 EPSILON = 1e-5
+
+
+@dataclass(frozen=True)
+class MLPConfig:
+    """hidden: widths. dropout: after each hidden layer."""
+
+    hidden: tuple[int, ...] = (256, 256)
+    dropout: float = 0.0
 
 
 class RunningNorm(nn.Module):
@@ -61,10 +70,7 @@ def mlp(
 
 
 def pooled_head(
-    d_in: int,
-    hidden: Sequence[int],
-    d_out: int,
-    dropout: float = 0.0,
+    d_in: int, hidden: Sequence[int], d_out: int, dropout: float = 0.0
 ) -> nn.Sequential:
     """A `RunningNorm` and an MLP of pooled features, (b, d_in) -> (b, d_out)."""
     return nn.Sequential(RunningNorm(d_in), *mlp(d_in, hidden, d_out, dropout))

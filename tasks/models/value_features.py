@@ -29,20 +29,17 @@ class ValueFeatures(nn.Module):
         self.register_buffer("frequencies", drawn)
 
     def prepare(self, values: Tensor) -> Tensor:
-        """A parameter of b networks, (b, *shape) -> (b, *shape, 1 or 2)."""
+        """A parameter of b networks, (b, *shape) -> (b, *shape, 1 or 2).
+
+        Values are divided by the RMS of the parameter in each network.
+        """
         if not self.scales:
             return values.unsqueeze(-1)
-        return torch.stack(divide_by_rms(values), -1)
+        means = values.square().flatten(1).mean(1)
+        rms = means.sqrt().clamp_min(SMALLEST_RMS).view(-1, *[1] * (values.dim() - 1))
+        return torch.stack([values / rms, rms.log().expand_as(values)], -1)
 
     def forward(self, prepared: Tensor) -> Tensor:
         values = prepared[..., :1]
         angles = values * self.frequencies
         return torch.cat([values, angles.sin(), angles.cos(), prepared[..., 1:]], -1)
-
-
-def divide_by_rms(values: Tensor) -> tuple[Tensor, Tensor]:
-    """A parameter of b networks, divided by its RMS in each, and the logarithms of the
-    RMS; (b, *shape) all."""
-    means = values.square().flatten(1).mean(1)
-    rms = means.sqrt().clamp_min(SMALLEST_RMS).view(-1, *[1] * (values.dim() - 1))
-    return values / rms, rms.log().expand_as(values)

@@ -3,14 +3,15 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from ngopt.graph import NeuralGraph, build_graph
+from harness.errors import errors_name
+from ngopt.graph import NeuralGraph, build_graph, canonical
 from tasks.networks.cnn import CNN
 from tasks.networks.deep_sets import DeepSets
 from tasks.networks.input_network import InputNetwork
@@ -45,13 +46,6 @@ class Architecture:
         """Names of the parameters."""
         return tuple(spec.name for spec in self.graph.parameters)
 
-    @cached_property
-    def has_activations(self) -> tuple[bool, ...]:
-        """For every group of the graph, whether `group_activations` has a value."""
-        with torch.no_grad():
-            values = self.module.group_activations(self.module.example_input())
-        return tuple(value is not None for value in values)
-
     def group_activations(
         self, params: Sequence[Tensor], inputs: Tensor
     ) -> list[Tensor | None]:
@@ -60,15 +54,15 @@ class Architecture:
         Shapes: params (b, *shape) each, inputs (m, *) -> (b, m, size, *space), or None
         (see `InputNetwork.group_activations`).
         """
-        module = _PresentActivations(self.module)
+        module = _GroupActivations(self.module)
         names = [f"network.{name}" for name in self.names]
 
-        def run(params: list[Tensor]) -> list[Tensor]:
+        def run(params: list[Tensor]) -> dict[int, Tensor]:
             own = dict(zip(names, params, strict=True))
             return functional_call(module, own, (inputs,))
 
-        present = iter(vmap(run)(list(params)))
-        return [next(present) if has else None for has in self.has_activations]
+        values = vmap(run)(list(params))
+        return [values.get(number) for number in range(len(self.graph.groups))]
 
     def outputs(self, params: Sequence[Tensor], inputs: Tensor) -> Tensor:
         """Outputs of stacked networks on the same inputs, (b, m, outputs)."""
@@ -95,12 +89,21 @@ class NetworkStack(NamedTuple):
         expected = {}
         for spec in architecture.graph.parameters:
             expected[spec.name] = spec.shape
-        check_parameters("networks", expected, networks.params)
+        with errors_name("networks"):
+            check_parameters(expected, networks.params)
         return cls(architecture, [networks.params[name] for name in expected])
 
     @property
     def count(self) -> int:
         return len(self.params[0])
+
+    def canonical(self) -> "NetworkStack":
+        """Networks of the same functions, with signs, phases and scales of neurons as
+        `ngopt.graph.canonical` chooses them."""
+        architecture, params = self
+        frequency = architecture.module.frequency
+        form = canonical(architecture.graph, params, frequency, batch_dims=1)
+        return NetworkStack(architecture, form.params)
 
     def select(self, index: slice | Tensor | Sequence[int]) -> "NetworkStack":
         """Some of the networks: a slice, or indices (k,)."""
@@ -114,19 +117,15 @@ class NetworkStack(NamedTuple):
 
 def architecture_of(description: Mapping[str, Any]) -> Architecture:
     """The architecture of a description; equal descriptions give the same object.
-
-    Raises ValueError for an unknown kind.
-    """
+    Raises ValueError for an unknown kind."""
     return _cached_architecture(json.dumps(dict(description), sort_keys=True))
 
 
 def make_module(description: Mapping[str, Any], **options: Any) -> InputNetwork:
     """A network, initialised from torch's random numbers.
 
-    options: arguments that are not part of the architecture, such as dropout.
-
-    Raises ValueError for an unknown kind, and for arguments that its kind does not
-    take.
+    options: arguments that are not part of the architecture, such as dropout. Raises
+    ValueError for an unknown kind, and for arguments that its kind does not take.
     """
     arguments = {**description, **options}
     kind = arguments.pop("kind", None)
@@ -149,13 +148,16 @@ def _cached_architecture(description_json: str) -> Architecture:
     return Architecture(description, module, graph)
 
 
-class _PresentActivations(nn.Module):
-    """Its forward pass returns a network's `group_activations` without the Nones."""
+class _GroupActivations(nn.Module):
+    """Its forward pass returns the activations that a network has, by group."""
 
     def __init__(self, network: InputNetwork):
         super().__init__()
         self.network = network
 
-    def forward(self, inputs: Tensor) -> list[Tensor]:
-        values = self.network.group_activations(inputs)
-        return [value for value in values if value is not None]
+    def forward(self, inputs: Tensor) -> dict[int, Tensor]:
+        found = {}
+        for number, value in enumerate(self.network.group_activations(inputs)):
+            if value is not None:
+                found[number] = value
+        return found

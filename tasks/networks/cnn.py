@@ -61,33 +61,23 @@ class CNNConfig:
                     f"for layer {index}; got {source}"
                 )
 
-    def description(self) -> dict[str, Any]:
-        """For `tasks.networks.architectures`."""
-        return {"kind": "cnn", **asdict(self)}
 
-
-def same_paddings(kernels: Sequence[int]) -> list[int]:
-    """Paddings that keep the size of a map where the stride is 1."""
-    return [kernel // 2 for kernel in kernels]
-
-
-def uniform_cnn(
-    channels: Sequence[int], kernels: Sequence[int], activation: str, **options: Any
+def cnn_description(
+    channels: Sequence[int],
+    kernels: Sequence[int],
+    strides: Sequence[int],
+    activations: Sequence[str],
+    **options: Any,
 ) -> dict[str, Any]:
-    """The description of a CNN with one activation function.
+    """The description of a CNN for `tasks.networks.architectures`.
 
-    options: of `CNNConfig`; by default "same" paddings, and no skips.
+    options: other fields of `CNNConfig`; by default "same" paddings and no skips.
     """
-    layers = len(kernels)
-    defaults = {"paddings": same_paddings(kernels), "skips": [None] * layers}
-    activations = [activation] * layers
-    config = CNNConfig(
-        channels=channels,
-        kernels=kernels,
-        activations=activations,
-        **(defaults | options),
-    )
-    return config.description()
+    lists = {"channels": channels, "kernels": kernels, "strides": strides}
+    paddings = [kernel // 2 for kernel in kernels]
+    defaults = {"paddings": paddings, "skips": [None] * len(kernels)}
+    config = CNNConfig(**lists, activations=activations, **(defaults | options))
+    return {"kind": "cnn", **asdict(config)}
 
 
 class CNN(Classifier):

@@ -3,15 +3,14 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import pairwise
-from pathlib import Path
+from itertools import compress, pairwise
 
 import torch
 from torch import Tensor
 
 from harness.random import derive_seed
 from tasks.networks.architectures import NetworkStack
-from tasks.shards import Networks, column_of, merged_by_architecture, read_split
+from tasks.shards import Networks, column_of, merged_by_architecture
 
 # Consecutive networks of one architecture in an epoch, which a model evaluates
 # together. With all networks of an architecture in a row, a model would forget the
@@ -59,11 +58,10 @@ class NetworkDataset:
 
     def filter(self, is_kept: Callable[[NetworkStack], bool]) -> "NetworkDataset":
         """The stacks for which `is_kept` is true."""
-        kept = torch.tensor(list(map(is_kept, self.stacks)), dtype=torch.bool)
-        stacks = []
-        for number in kept.nonzero().flatten().tolist():
-            stacks.append(self.stacks[number])
-        return NetworkDataset(stacks, self._columns_at(kept[self.stack_numbers]))
+        kept = list(map(is_kept, self.stacks))
+        networks = torch.tensor(kept)[self.stack_numbers]
+        stacks = list(compress(self.stacks, kept))
+        return NetworkDataset(stacks, self._columns_at(networks))
 
     def subset(self, count: int | None) -> "NetworkDataset":
         """`count` networks at equal distances, so that every architecture keeps its
@@ -107,16 +105,6 @@ class NetworkDataset:
 
     def _columns_at(self, index: Tensor) -> dict[str, Tensor]:
         return {key: value[index] for key, value in self.columns.items()}
-
-
-def read_network_dataset(
-    folder: str, split: str, skip_damaged: bool = False
-) -> NetworkDataset:
-    """A split of a folder of shards; see `read_split`.
-
-    Raises ValueError for a damaged shard.
-    """
-    return NetworkDataset.from_groups(read_split(Path(folder), split, skip_damaged))
 
 
 @lru_cache(maxsize=4)

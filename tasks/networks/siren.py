@@ -43,19 +43,16 @@ class Siren(InputNetwork):
         return [*found, last(x)]
 
 
-def render(
-    weights: Sequence[Tensor], biases: Sequence[Tensor], points: Tensor
-) -> Tensor:
+def render(params: Sequence[Tensor], points: Tensor) -> Tensor:
     """Outputs of stacked SIRENs at the same points.
 
-    Shapes: weights (b, n_out, n_in), biases (b, n_out), points (n, d) -> (b, channels,
-    n).
+    Shapes: params, in the order of the module: weights (b, n_out, n_in) and biases
+    (b, n_out); points (n, d) -> (b, channels, n).
     """
-    x = points.mT.expand(len(weights[0]), -1, -1)
-    last = len(weights) - 1
-    for index, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+    x = points.mT.expand(len(params[0]), -1, -1)
+    for weight, bias in zip(params[::2], params[1::2], strict=True):
         x = torch.baddbmm(bias.unsqueeze(-1), weight, x)
-        if index < last:
+        if bias is not params[-1]:
             x = torch.sin(FREQUENCY * x)
     return x
 

@@ -36,7 +36,9 @@ class EncoderBlock(nn.Module):
         q = self.q(normed)
         k = self.k(normed)
         v = self.v(normed)
-        weights = attention(self._by_head(q), self._by_head(k))  # (m, heads, n, n)
+        queries, keys = self._by_head(q), self._by_head(k)
+        products = queries @ keys.mT / sqrt(queries.shape[-1])
+        weights = products.softmax(-1)  # (m, heads, n, n)
         attended = (weights @ self._by_head(v)).transpose(1, 2).flatten(2)
         between = x + drop(self.out(attended))
         normed2 = self.norm2(between)
@@ -98,8 +100,3 @@ class ViT(Classifier):
             found += activations
         normed = self.norm(tokens)
         return [*found, normed.mT, self.fc(normed.mean(1))]
-
-
-def attention(queries: Tensor, keys: Tensor) -> Tensor:
-    """Attention weights: (m, heads, n, d) each -> (m, heads, n, n), rows of queries."""
-    return (queries @ keys.mT / sqrt(queries.shape[-1])).softmax(-1)

@@ -1,11 +1,10 @@
-"""Reads and checks files of other projects, without running code from them.
+"""Checks values from files of other projects, without running code from them.
 
-For missing or invalid values, all functions raise ValueError, which names the file and
-the field or parameter.
+For missing or invalid values, all functions raise ValueError, which names the field or
+parameter. `errors_name` adds the file.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from math import inf, isfinite, nan
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
+from harness.errors import errors_name
 from harness.files import read_json
 from tasks.networks.architectures import make_module
 from tasks.networks.input_network import InputNetwork
@@ -37,43 +37,48 @@ def read_split_file(path: Path, split: str) -> Any:
     return entries[name]
 
 
-def zip_columns(
-    path: Path, entry: Mapping[str, Any], keys: Sequence[str]
-) -> list[tuple]:
-    """Rows of a split file, whose columns are lists of equal length."""
-    columns: list[list] = []
-    for key in keys:
-        columns.append(check_list(path, key, get_field(path, entry, key)))
-    for key, values in zip(keys, columns, strict=True):
-        count = len(columns[0])
-        if len(values) != count:
-            raise ValueError(
-                f"file '{path}': {key}: expected {count} values, as of {keys[0]}; "
-                f"got {len(values)}"
-            )
-    return list(zip(*columns, strict=True))
+def path_rows(source: Path, entry: Any, *keys: str) -> list[tuple]:
+    """Paths of networks, and their other values, from columns of a split file.
+
+    The columns are lists of equal length. Paths are relative to the file's folder.
+    """
+    with errors_name(f"file '{source}'"):
+        names = check_list("path", get_field(entry, "path"))
+        columns = []
+        for key in keys:
+            values = check_list(key, get_field(entry, key))
+            if len(values) != len(names):
+                raise ValueError(
+                    f"{key}: expected {len(names)} values, as of path; "
+                    f"got {len(values)}"
+                )
+            columns.append(values)
+        for name in names:
+            if not isinstance(name, str):
+                raise ValueError(f"path: expected names of files; got {name!r}")
+    paths = [source.parent / name for name in names]
+    return list(zip(paths, *columns, strict=True))
 
 
-def get_field(path: Path, values: Mapping[str, Any], *keys: str) -> Any:
+def get_field(values: Any, *keys: str) -> Any:
     """A value inside nested dictionaries."""
-    value: Any = values
     for depth, key in enumerate(keys, 1):
-        if not isinstance(value, Mapping) or key not in value:
+        if not isinstance(values, Mapping) or key not in values:
             name = ".".join(keys[:depth])
-            raise ValueError(f"file '{path}': {name}: expected a value; got none")
-        value = value[key]
-    return value
+            raise ValueError(f"{name}: expected a value; got none")
+        values = values[key]
+    return values
 
 
-def check_list(path: Path, name: str, value: Any) -> list:
+def check_list(name: str, value: Any) -> list:
     """A list or tuple, as a list."""
     if not isinstance(value, list | tuple):
-        raise ValueError(f"file '{path}': {name}: expected a list; got {value!r}")
+        raise ValueError(f"{name}: expected a list; got {value!r}")
     return list(value)
 
 
 def parse_number(
-    path: Path, name: str, value: Any, minimum: float = -inf, maximum: float = inf
+    name: str, value: Any, minimum: float = -inf, maximum: float = inf
 ) -> float:
     """A number within bounds, or the text of one."""
     try:
@@ -82,56 +87,34 @@ def parse_number(
         number = nan
     if not isfinite(number) or not minimum <= number <= maximum:
         raise ValueError(
-            f"file '{path}': {name}: expected a number from {minimum:g} to "
-            f"{maximum:g}; got {value!r}"
+            f"{name}: expected a number from {minimum:g} to {maximum:g}; got {value!r}"
         )
     return number
 
 
-def parse_integers(path: Path, name: str, value: Any, minimum: int) -> list[int]:
-    """A list of integers of at least `minimum`."""
-    integers = []
-    for element in check_list(path, name, value):
-        integers.append(int(parse_number(path, name, element, minimum)))
-    return integers
-
-
-def sibling_path(path: Path, name: Any) -> Path:
-    """The path of a file that is named relative to a split file."""
-    if not isinstance(name, str):
-        raise ValueError(f"file '{path}': path: expected names of files; got {name!r}")
-    return path.parent / name
-
-
-def check_tensors(path: Path, values: Any) -> dict[str, Tensor]:
+def check_tensors(values: Any) -> dict[str, Tensor]:
     """Parameters by name, all of them tensors of real numbers."""
     if not isinstance(values, Mapping):
         got = type(values).__name__
-        raise ValueError(f"file '{path}': expected parameters by name; got {got}")
+        raise ValueError(f"expected parameters by name; got {got}")
     for name, value in values.items():
         is_tensor = isinstance(value, Tensor)
         if not is_tensor or value.is_complex() or value.dim() == 0:
             got = str(value.dtype) if is_tensor else type(value).__name__
-            raise ValueError(
-                f"file '{path}': {name}: expected a tensor of real numbers; got {got}"
-            )
+            raise ValueError(f"{name}: expected a tensor of real numbers; got {got}")
     return dict(values)
 
 
 def single_network(
-    path: Path,
-    architecture: Mapping[str, Any],
-    params: Mapping[str, Tensor],
-    **columns: float,
+    architecture: Mapping[str, Any], params: Mapping[str, Tensor], **columns: float
 ) -> Networks:
     """The only network of a file, see `checked_networks`. columns: values of it."""
     stacked = {name: value[None] for name, value in params.items()}
     known = {key: torch.tensor([value]) for key, value in columns.items()}
-    return checked_networks(path, architecture, stacked, known)
+    return checked_networks(architecture, stacked, known)
 
 
 def checked_networks(
-    path: Path,
     architecture: Mapping[str, Any],
     params: Mapping[str, Tensor],
     columns: Mapping[str, Tensor],
@@ -141,18 +124,18 @@ def checked_networks(
     Raises ValueError for parameters that do not fit the architecture or are not finite,
     and for a network that does not run or has non-finite outputs.
     """
-    with errors_name_file(path), torch.device("meta"):
+    with torch.device("meta"):
         module = make_module(architecture)
     expected = {name: p.shape for name, p in module.named_parameters()}
-    check_parameters(f"file '{path}'", expected, params)
+    check_parameters(expected, params)
     own = {name: params[name].float() for name in expected}
-    check_outputs(path, module, own, columns.get("run"))
+    check_outputs(module, own, columns.get("run"))
     return Networks(architecture, own, columns)
 
 
 @torch.no_grad()
 def check_outputs(
-    path: Path, module: InputNetwork, params: Mapping[str, Tensor], rows: Tensor | None
+    module: InputNetwork, params: Mapping[str, Tensor], rows: Tensor | None
 ) -> None:
     """Runs each network on a random input.
 
@@ -172,24 +155,15 @@ def check_outputs(
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             raise ValueError(
-                f"{network_name(path, rows, index[0])}: expected a network that runs "
+                f"{network_name(rows, index[0])}expected a network that runs "
                 f"on inputs of shape {tuple(inputs.shape)}; got: {reason}"
             ) from None
         is_finite = outputs.flatten(1).isfinite().all(1)
         if not is_finite.all():
-            name = network_name(path, rows, index[is_finite.int().argmin()])
-            raise ValueError(f"{name}: expected finite outputs; got others")
+            name = network_name(rows, index[is_finite.int().argmin()])
+            raise ValueError(f"{name}expected finite outputs; got others")
 
 
-def network_name(path: Path, rows: Tensor | None, index: Tensor) -> str:
-    """For messages."""
-    return f"file '{path}'" + ("" if rows is None else f": network {rows[index]}")
-
-
-@contextmanager
-def errors_name_file(path: Path) -> Iterator[None]:
-    """Adds the file's name to a ValueError."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"file '{path}': {error}") from None
+def network_name(rows: Tensor | None, index: Tensor) -> str:
+    """The begin of a message."""
+    return "" if rows is None else f"network {rows[index]}: "

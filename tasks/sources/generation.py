@@ -32,10 +32,7 @@ def folder_of(config: Any, program: str) -> Folder:
 
 
 def jobs(counts: Mapping[str, int], shard: int) -> Iterator[Job]:
-    """All shards of a folder.
-
-    counts: items of every split. shard: items of one shard.
-    """
+    """All shards of a folder. counts: items of every split. shard: items of one."""
     for split, count in counts.items():
         for number, start in enumerate(range(0, count, shard)):
             yield Job(split, number, start, min(start + shard, count))

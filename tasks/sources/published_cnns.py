@@ -13,21 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.errors import errors_name
 from harness.files import read_checkpoint
-from tasks.networks.cnn import CNNConfig, uniform_cnn
+from tasks.networks.cnn import cnn_description
 from tasks.shards import Networks
 from tasks.sources.foreign_files import (
     check_list,
     check_tensors,
     checked_networks,
-    errors_name_file,
     get_field,
-    parse_integers,
     parse_number,
+    path_rows,
     read_split_file,
-    sibling_path,
     single_network,
-    zip_columns,
 )
 
 FINAL_STEP = 86
@@ -64,36 +62,36 @@ def read_cnn_zoo(source: Path, split: str) -> Iterator[Networks]:
     path, metrics, layout = (source / name for name in ZOO_FILES)
     weights = read_matrix(path)
     rows = read_table(metrics, METRICS)
-    if len(rows) != len(weights):
-        raise ValueError(
-            f"file '{metrics}': expected {len(weights)} rows, as of weights; "
-            f"got {len(rows)}"
-        )
     accuracies, final = [], []
-    for number, row in enumerate(rows):
-        step = parse_number(metrics, "step", row["step"])
-        name = "test_accuracy"
-        accuracies.append(parse_accuracy(metrics, name, row[name]))
-        if step == FINAL_STEP:
-            final.append(number)
-    if not final:
-        raise ValueError(
-            f"file '{metrics}': step: expected {FINAL_STEP} in some rows; got none"
-        )
+    with errors_name(f"file '{metrics}'"):
+        if len(rows) != len(weights):
+            raise ValueError(
+                f"expected {len(weights)} rows, as of weights; got {len(rows)}"
+            )
+        for number, row in enumerate(rows):
+            step = parse_number("step", row["step"])
+            accuracies.append(parse_accuracy("test_accuracy", row["test_accuracy"]))
+            if step == FINAL_STEP:
+                final.append(number)
+        if not final:
+            raise ValueError(f"step: expected {FINAL_STEP} in some rows; got none")
     by_activation: dict[str, list[int]] = {}
     for number in split_rows(split, final):
         activation = rows[number]["config.activation"]
         by_activation.setdefault(activation, []).append(number)
+    parameters = read_table(layout, LAYOUT)
     for activation, own in sorted(by_activation.items()):
         values = torch.from_numpy(np.array(weights[own], np.float32))
-        params = unpack_params(layout, read_table(layout, LAYOUT), values)
+        with errors_name(f"file '{layout}'"):
+            params = unpack_params(parameters, values)
+            architecture = small_cnn(params, activation)
         columns = {
             "run": torch.tensor(own),
             "step": torch.full((len(own),), FINAL_STEP),
             "accuracy": torch.tensor(accuracies)[own],
         }
-        architecture = small_cnn(layout, params, activation)
-        yield checked_networks(path, architecture, params, columns)
+        with errors_name(f"file '{path}'"):
+            yield checked_networks(architecture, params, columns)
 
 
 def read_wild_park(source: Path, split: str) -> Iterator[Networks]:
@@ -106,59 +104,54 @@ def read_wild_park(source: Path, split: str) -> Iterator[Networks]:
     Raises ValueError, which names file and field, for missing or inconsistent values.
     """
     entry = read_split_file(source, split)
-    for name, score, step in zip_columns(source, entry, ("path", "score", "step")):
-        path = sibling_path(source, name)
+    for path, score, step in path_rows(source, entry, "score", "step"):
         values = read_checkpoint(path)
-        yield single_network(
-            path,
-            wild_cnn(path, values),
-            check_tensors(path, get_field(path, values, "model")),
-            accuracy=parse_accuracy(source, "score", score),
-            step=int(parse_number(source, "step", step, minimum=0)),
-        )
+        with errors_name(f"file '{path}'"):
+            architecture = wild_cnn(values)
+            params = check_tensors(get_field(values, "model"))
+        with errors_name(f"file '{source}'"):
+            accuracy = parse_accuracy("score", score)
+            step = int(parse_number("step", step, minimum=0))
+        with errors_name(f"file '{path}'"):
+            yield single_network(architecture, params, accuracy=accuracy, step=step)
 
 
-def parse_accuracy(path: Path, name: str, value: Any) -> float:
-    return parse_number(path, name, value, minimum=0, maximum=1)
+def parse_accuracy(name: str, value: Any) -> float:
+    return parse_number(name, value, minimum=0, maximum=1)
 
 
-def wild_cnn(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+def wild_cnn(values: Mapping[str, Any]) -> dict[str, Any]:
     """The description of a Wild Park network; its residual is -1 for no skip."""
-    fields = {}
+    fields: dict[str, list[int]] = {}
     for key, minimum in WILD_FIELDS.items():
-        value = get_field(path, values, "config", key)
-        fields[key] = parse_integers(path, f"config.{key}", value, minimum)
-    value = get_field(path, values, "config", "activation")
-    activations = check_list(path, "config.activation", value)
-    with errors_name_file(path):
-        config = CNNConfig(
-            channels=fields["channels"],
-            kernels=fields["kernel_size"],
-            strides=fields["stride"],
-            paddings=fields["padding"],
-            activations=activations,
-            skips=[None if source < 0 else source for source in fields["residual"]],
-        )
-    return config.description()
+        name = f"config.{key}"
+        fields[key] = []
+        for value in check_list(name, get_field(values, "config", key)):
+            fields[key].append(int(parse_number(name, value, minimum)))
+    activations = get_field(values, "config", "activation")
+    return cnn_description(
+        fields["channels"],
+        fields["kernel_size"],
+        fields["stride"],
+        check_list("config.activation", activations),
+        paddings=fields["padding"],
+        skips=[None if source < 0 else source for source in fields["residual"]],
+    )
 
 
-def small_cnn(
-    path: Path, params: Mapping[str, Tensor], activation: str
-) -> dict[str, Any]:
+def small_cnn(params: Mapping[str, Tensor], activation: str) -> dict[str, Any]:
     """The description of a CNN of stride 2 without padding, from stacked parameters."""
     # (n, out, in, height, width)
     kernels = [value for value in params.values() if value.dim() == 5]
     if not kernels:
-        raise ValueError(
-            f"file '{path}': shape: expected kernels of four dimensions; got none"
-        )
+        raise ValueError("shape: expected kernels of four dimensions; got none")
     layers = len(kernels)
     channels, sides = [kernels[0].shape[2]], []
     for kernel in kernels:
         channels.append(kernel.shape[1])
         sides.append(kernel.shape[-1])
-    options = {"strides": [STRIDE] * layers, "paddings": [0] * layers}
-    return uniform_cnn(channels, sides, activation, **options)
+    strides, activations = [STRIDE] * layers, [activation] * layers
+    return cnn_description(channels, sides, strides, activations, paddings=[0] * layers)
 
 
 def split_rows(split: str, rows: Sequence[int]) -> list[int]:
@@ -177,7 +170,7 @@ def split_rows(split: str, rows: Sequence[int]) -> list[int]:
 
 
 def unpack_params(
-    path: Path, layout: Sequence[Mapping[str, str]], values: Tensor
+    layout: Sequence[Mapping[str, str]], values: Tensor
 ) -> dict[str, Tensor]:
     """(n, parameters) -> (n, *shape) by our names; the last kernel is the linear
     layer's."""
@@ -186,18 +179,16 @@ def unpack_params(
         name = row["varname"]
         kind = name.rpartition("/")[2]
         if kind not in ("kernel:0", "bias:0"):
-            raise ValueError(
-                f"file '{path}': varname: expected kernel:0 or bias:0; got {name!r}"
-            )
-        value = layout_slice(path, row, values)
+            raise ValueError(f"varname: expected kernel:0 or bias:0; got {name!r}")
+        value = layout_slice(row, values)
         if kind == "kernel:0":
             kernels.append(channels_first(value))
         else:
             biases.append(value)
     if len(kernels) != len(biases):
         raise ValueError(
-            f"file '{path}': varname: expected as many kernels as biases, "
-            f"{len(biases)}; got {len(kernels)}"
+            f"varname: expected as many kernels as biases, {len(biases)}; "
+            f"got {len(kernels)}"
         )
     params = {}
     last = len(kernels) - 1
@@ -208,16 +199,14 @@ def unpack_params(
     return params
 
 
-def layout_slice(path: Path, row: Mapping[str, str], values: Tensor) -> Tensor:
+def layout_slice(row: Mapping[str, str], values: Tensor) -> Tensor:
     """The parameter of a row of the layout, (n, parameters) -> (n, *shape)."""
     try:
         start, end, shape = (literal_eval(row[key]) for key in LAYOUT[1:])
         return values[:, start:end].unflatten(1, shape)
     except (ValueError, SyntaxError, TypeError, RuntimeError):
         got = ", ".join(f"{key} {row[key]!r}" for key in LAYOUT[1:])
-        raise ValueError(
-            f"file '{path}': expected numbers that agree; got {got}"
-        ) from None
+        raise ValueError(f"expected numbers that agree; got {got}") from None
 
 
 def channels_first(kernels: Tensor) -> Tensor:
@@ -226,10 +215,8 @@ def channels_first(kernels: Tensor) -> Tensor:
 
 
 def read_matrix(path: Path) -> np.ndarray:
-    """A memory-mapped array file of two dimensions.
-
-    Raises ValueError, which names the file, for other files.
-    """
+    """A memory-mapped array file of two dimensions. Raises ValueError, which names the
+    file, for other files."""
     try:
         matrix = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, EOFError, ValueError) as error:
@@ -246,10 +233,8 @@ def read_matrix(path: Path) -> np.ndarray:
 
 
 def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Rows of a CSV file, which may be gzipped.
-
-    Raises ValueError, which names file and column, if one is missing.
-    """
+    """Rows of a CSV file, which may be gzipped. Raises ValueError, which names file and
+    column, if one is missing."""
     opened = gzip.open if path.suffix == ".gz" else open
     try:
         with opened(path, "rt", newline="") as file:

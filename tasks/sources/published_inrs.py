@@ -7,16 +7,16 @@ from typing import Any
 
 from torch import Tensor
 
+from harness.errors import errors_name
 from harness.files import read_checkpoint
 from tasks.shards import Networks
 from tasks.sources.foreign_files import (
     check_tensors,
     get_field,
     parse_number,
+    path_rows,
     read_split_file,
-    sibling_path,
     single_network,
-    zip_columns,
 )
 
 NFN_HELD_OUT = {"validation": 5000, "test": 10_000}
@@ -35,21 +35,19 @@ def read_dwsnets(source: Path, split: str) -> Iterator[Networks]:
     """
     entry = read_split_file(source, split)
     if isinstance(entry, list):
-        rows = [(name, None) for name in entry]
-    else:
-        rows = zip_columns(source, entry, ("path", "label"))
-    for index, (name, label) in enumerate(rows):
-        path = sibling_path(source, name)
+        entry = {"path": entry, "label": [None] * len(entry)}
+    for index, (path, label) in enumerate(path_rows(source, entry, "label")):
         values = read_checkpoint(path)
-        if label is None:
-            label = get_field(path, values, "label")
         own = {key: values[key] for key in values if key.startswith("seq.")}
-        params = {}
-        for key, value in check_tensors(path, own).items():
-            params[key.replace("seq", "layers", 1)] = value
-        label = int(parse_number(path, "label", label, minimum=0))
-        architecture = siren_description(path, params)
-        yield single_network(path, architecture, params, label=label, index=index)
+        with errors_name(f"file '{path}'"):
+            if label is None:
+                label = get_field(values, "label")
+            params = {}
+            for key, value in check_tensors(own).items():
+                params[key.replace("seq", "layers", 1)] = value
+            label = int(parse_number("label", label, minimum=0))
+            architecture = siren_description(params)
+            yield single_network(architecture, params, label=label, index=index)
 
 
 def read_nfn(source: Path, split: str) -> Iterator[Networks]:
@@ -64,16 +62,18 @@ def read_nfn(source: Path, split: str) -> Iterator[Networks]:
     files = nfn_files(source)
     for index in split_indices(source, split, sorted(files)):
         path, label = files[index]
-        params = {}
-        for key, value in check_tensors(path, read_checkpoint(path)).items():
-            name = re.sub(r"^net\.(\d+)\.(linear\.)?", r"layers.\1.", key)
-            params[name] = value
-        architecture = siren_description(path, params)
-        last = len(architecture["widths"]) - 2
-        for kind in ("weight", "bias"):
-            name = f"layers.{last}.{kind}"
-            params[name] = get_field(path, params, name) / 2
-        yield single_network(path, architecture, params, label=label, index=index)
+        values = read_checkpoint(path)
+        with errors_name(f"file '{path}'"):
+            params = {}
+            for key, value in check_tensors(values).items():
+                name = re.sub(r"^net\.(\d+)\.(linear\.)?", r"layers.\1.", key)
+                params[name] = value
+            architecture = siren_description(params)
+            last = len(architecture["widths"]) - 2
+            for kind in ("weight", "bias"):
+                name = f"layers.{last}.{kind}"
+                params[name] = get_field(params, name) / 2
+            yield single_network(architecture, params, label=label, index=index)
 
 
 def nfn_files(source: Path) -> dict[int, tuple[Path, int]]:
@@ -114,12 +114,12 @@ def split_indices(source: Path, split: str, indices: Sequence[int]) -> Sequence[
     return splits[split]
 
 
-def siren_description(path: Path, params: Mapping[str, Tensor]) -> dict[str, Any]:
+def siren_description(params: Mapping[str, Tensor]) -> dict[str, Any]:
     """The SIREN with the widths of parameters layers.{0, 1, ...}.{weight, bias}."""
     weights = [value for key, value in params.items() if key.endswith(".weight")]
     if not weights or any(weight.dim() != 2 for weight in weights):
         got = ", ".join(params) or "nothing"
-        raise ValueError(f"file '{path}': expected weights of linear layers; got {got}")
+        raise ValueError(f"expected weights of linear layers; got {got}")
     widths = [weights[0].shape[1]]
     for weight in weights:
         widths.append(weight.shape[0])

@@ -1,6 +1,6 @@
 """Signals that networks are fitted to: images and sine waves."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import pi
 
@@ -22,52 +22,43 @@ SAMPLES = 512
 
 
 @dataclass(frozen=True)
-class Images:
+class Signals:
+    """Signals of one split.
+
+    points: coordinates of the values, (n, d). values: those of signals (k,), centred at
+    zero, (k, channels, n). properties: of all signals, (count,) each.
+    """
+
+    points: Tensor
+    values: Callable[[Tensor], Tensor]
+    properties: Mapping[str, Tensor]
+
+    def columns(self, index: Tensor) -> dict[str, Tensor]:
+        """Properties of signals (k,), and their index."""
+        own = {key: value[index] for key, value in self.properties.items()}
+        return {**own, "index": index}
+
+
+def images_of(split: Split) -> Signals:
     """Images minus `MIDDLE`, with their label."""
 
-    split: Split
+    def values(index: Tensor) -> Tensor:
+        return (split.images[index].float() / 255 - MIDDLE).flatten(2)
 
-    @property
-    def points(self) -> Tensor:
-        return pixel_grid(*self.split.images.shape[-2:])
-
-    def values(self, index: Tensor) -> Tensor:
-        return (self.split.images[index].float() / 255 - MIDDLE).flatten(2)
-
-    def columns(self, index: Tensor) -> dict[str, Tensor]:
-        return {"label": self.split.labels[index], "index": index}
+    points = pixel_grid(*split.images.shape[-2:])
+    return Signals(points, values, {"label": split.labels})
 
 
-@dataclass(frozen=True)
-class Sines:
-    """a / `MAXIMUM` sin(b pi t) for t in [-1, 1], with amplitudes a and frequencies b,
-    (n,) each."""
+def sine_waves(amplitudes: Tensor, frequencies: Tensor) -> Signals:
+    """a / `MAXIMUM` sin(b pi t) for t in [-1, 1], with a and b (n,) each."""
+    points = torch.linspace(-1, 1, SAMPLES)
 
-    amplitudes: Tensor
-    frequencies: Tensor
+    def values(index: Tensor) -> Tensor:
+        angles = frequencies[index, None] * pi * points
+        return (amplitudes[index, None] / MAXIMUM * angles.sin()).unsqueeze(1)
 
-    @property
-    def points(self) -> Tensor:
-        return torch.linspace(-1, 1, SAMPLES).unsqueeze(1)
-
-    def values(self, index: Tensor) -> Tensor:
-        angles = self.frequencies[index, None] * pi * self.points.squeeze(1)
-        return (self.amplitudes[index, None] / MAXIMUM * angles.sin()).unsqueeze(1)
-
-    def columns(self, index: Tensor) -> dict[str, Tensor]:
-        return {
-            "amplitude": self.amplitudes[index],
-            "frequency": self.frequencies[index],
-            "index": index,
-        }
-
-
-Signals = Images | Sines
-"""Signals of one split.
-
-points: coordinates of the values, (n, d). values: of signals (k,), centred at zero,
-(k, channels, n). columns: properties of signals, (k,) each.
-"""
+    properties = {"amplitude": amplitudes, "frequency": frequencies}
+    return Signals(points.unsqueeze(1), values, properties)
 
 
 def load_signals(name: str, counts: Mapping[str, int], seed: int) -> dict[str, Signals]:
@@ -81,7 +72,8 @@ def load_signals(name: str, counts: Mapping[str, int], seed: int) -> dict[str, S
     if name == SINES:
         for number, split in enumerate(SPLITS):
             with seeded(seed, 20, number):
-                signals[split] = Sines(*(MAXIMUM * torch.rand(2, counts[split])))
+                drawn = MAXIMUM * torch.rand(2, counts[split])
+            signals[split] = sine_waves(*drawn)
         return signals
     if name not in DATASETS:
         expected = ", ".join(map(repr, (*DATASETS, SINES)))
@@ -93,5 +85,5 @@ def load_signals(name: str, counts: Mapping[str, int], seed: int) -> dict[str, S
             raise ValueError(
                 f"{split}: expected at most {len(images)} images; got {counts[split]}"
             )
-        signals[split] = Images(images)
+        signals[split] = images_of(images)
     return signals

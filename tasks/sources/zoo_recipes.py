@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from harness.image_datasets import Split, batch_indices
 from tasks.networks.architectures import make_module
-from tasks.networks.cnn import CNNConfig, same_paddings, uniform_cnn
+from tasks.networks.cnn import cnn_description
 
 MOMENTUM = 0.9
 """Of SGD."""
@@ -93,9 +93,9 @@ def log_uniform(random: Random, low: float, high: float) -> float:
 
 def small_cnn(random: Random) -> dict[str, Any]:
     """Three convolutions of 16 channels: 4,970 parameters (Unterthiner et al. 2020)."""
-    activation = random.choice(("relu", "tanh"))
-    options = {"strides": [2, 2, 2], "paddings": [0, 0, 0]}
-    return uniform_cnn([1, 16, 16, 16], [3, 3, 3], activation, **options)
+    activations = [random.choice(("relu", "tanh"))] * 3
+    channels = [1, 16, 16, 16]
+    return cnn_description(channels, [3] * 3, [2] * 3, activations, paddings=[0] * 3)
 
 
 def wild_park_cnn(random: Random) -> dict[str, Any]:
@@ -111,15 +111,8 @@ def wild_park_cnn(random: Random) -> dict[str, Any]:
     for layer in range(layers):
         # not from the previous layer, which is connected anyway
         skips.append(random.choice((None, *range(layer - 1))))
-    config = CNNConfig(
-        channels=channels,
-        kernels=kernels,
-        strides=[2, 2, 1, 1, 1][:layers],
-        paddings=same_paddings(kernels),
-        activations=activations,
-        skips=skips,
-    )
-    return config.description()
+    strides = [2, 2, 1, 1, 1][:layers]
+    return cnn_description(channels, kernels, strides, activations, skips=skips)
 
 
 def diverse_network(random: Random) -> dict[str, Any]:
@@ -132,13 +125,10 @@ def normed_cnn(random: Random) -> dict[str, Any]:
     layers = random.randint(2, 4)
     channels = [3, *random.choices((8, 16, 24), k=layers)]
     kernels = random.choices((3, 5), k=layers)
-    return uniform_cnn(
-        channels,
-        kernels,
-        random.choice(RELU_LIKE),
-        strides=[2, 2, 1, 1][:layers],
-        norm=random.choice(("batch", "group")),
-    )
+    strides = [2, 2, 1, 1][:layers]
+    activations = [random.choice(RELU_LIKE)] * layers
+    norm = random.choice(("batch", "group"))
+    return cnn_description(channels, kernels, strides, activations, norm=norm)
 
 
 def sequence_cnn(random: Random) -> dict[str, Any]:
@@ -146,14 +136,10 @@ def sequence_cnn(random: Random) -> dict[str, Any]:
     layers = random.randint(2, 4)
     channels = [3, *random.choices((8, 16, 32), k=layers)]
     kernels = random.choices((5, 9), k=layers)
-    return uniform_cnn(
-        channels,
-        kernels,
-        random.choice(RELU_LIKE),
-        strides=[4, 4, 2, 1][:layers],
-        norm=random.choice((None, "batch", "group")),
-        dimensions=1,
-    )
+    strides = [4, 4, 2, 1][:layers]
+    activations = [random.choice(RELU_LIKE)] * layers
+    options = {"norm": random.choice((None, "batch", "group")), "dimensions": 1}
+    return cnn_description(channels, kernels, strides, activations, **options)
 
 
 def residual_cnn(random: Random) -> dict[str, Any]:
@@ -162,11 +148,11 @@ def residual_cnn(random: Random) -> dict[str, Any]:
     width = random.choice((8, 12, 16))
     blocks = random.randint(1, 2)
     layers = 1 + 2 * blocks
-    return uniform_cnn(
+    return cnn_description(
         [3, width, width, width, 2 * width, 2 * width][: 1 + layers],
         [3] * layers,
-        "relu",
-        strides=[2, 2, 1, 2, 1][:layers],
+        [2, 2, 1, 2, 1][:layers],
+        ["relu"] * layers,
         skips=[None, None, 0, None, 2][:layers],
         norm=random.choice(("batch", "group")),
     )

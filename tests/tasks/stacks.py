@@ -11,7 +11,6 @@ from ngopt import build_graph
 from tasks.learning.catalogue import MODELS
 from tasks.models.base import NetworkModel
 from tasks.networks.architectures import Architecture, NetworkStack, architecture_of
-from tasks.networks.cnn import CNNConfig
 from tasks.networks.input_network import InputNetwork
 from tasks.shards import Networks
 from tests.equivariance import permute, random_permutations
@@ -35,29 +34,6 @@ class SmallCNN(InputNetwork):
         first = self.first(x).relu()
         second = self.second(first).relu()
         return [x, first, second, self.last(second.mean((2, 3)))]
-
-
-def cnn_description(
-    channels: Sequence[int],
-    kernels: Sequence[int],
-    strides: Sequence[int],
-    activations: Sequence[str],
-    **more: Any,
-) -> dict[str, Any]:
-    """Of a `CNN` with "same" paddings and without skips, unless given."""
-    layers = {
-        "paddings": [kernel // 2 for kernel in kernels],
-        "skips": [None] * len(kernels),
-        **more,
-    }
-    config = CNNConfig(
-        channels=channels,
-        kernels=kernels,
-        strides=strides,
-        activations=activations,
-        **layers,
-    )
-    return config.description()
 
 
 def architecture_of_module(module: InputNetwork) -> Architecture:

@@ -9,7 +9,6 @@ import torch
 from tasks.classify import Classification, Config
 from tasks.learning.task import run_task
 from tasks.learning.training import TrainingConfig
-from tasks.networks.canonical import in_canonical_form
 from tasks.shards import read_shard, write_shard
 
 
@@ -55,7 +54,7 @@ def test_with_symmetry_networks_of_the_same_function_are_the_same(config):
         task = Classification(replace(config, symmetry=symmetry))
         task.model.eval()
         stack = task.data["test"].stack
-        other = in_canonical_form(stack)
+        other = stack.canonical()
         said = [task.model(task.prepared(one)) for one in (stack, other)]
         assert torch.allclose(*said, atol=1e-4) == symmetry
 

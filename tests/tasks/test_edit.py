@@ -6,7 +6,7 @@ import torch
 
 from harness.image_datasets import ImageDataset, Split
 from tasks import edit
-from tasks.edit import Config, Editing, contrasted, dilated
+from tasks.edit import Config, Editing, contrasted, dilated, images_of
 from tasks.learning.task import run_task
 from tasks.learning.training import TrainingConfig
 from tasks.published import PublishedConfig, bring
@@ -80,7 +80,7 @@ def test_what_moves_nothing_renders_what_was_there(config):
         task.data["validation"].stack,
         task.targets["validation"],
     )
-    expected = (task.unedited_images(stack) - targets).square().mean().item()
+    expected = (images_of(stack, (28, 28)) - targets).square().mean().item()
     assert task.score() == pytest.approx(-expected, rel=1e-4)
 
 
@@ -129,7 +129,7 @@ def test_published_networks_are_compared_with_what_they_render(config, published
     task = Editing(replace(config(), data=str(published)))
     assert task.targets["train"].shape == (16, 1, 28, 28)
     stack = task.data["test"].stack
-    rendered = task.unedited_images(stack).clamp(0, 1)
+    rendered = images_of(stack, (28, 28)).clamp(0, 1)
     assert torch.equal(task.targets["test"], dilated(rendered))
 
 

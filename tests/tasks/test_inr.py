@@ -7,7 +7,8 @@ import torch
 from harness.distributed import Ranks
 from harness.image_datasets import ImageDataset, Split
 from tasks import inr
-from tasks.inr import FitConfig, ShowConfig, fit, fit_all, layers_of, show
+from tasks.inr import FitConfig, ShowConfig, fit, fit_all, show
+from tasks.networks.architectures import NetworkStack
 from tasks.networks.siren import pixel_grid, render
 from tasks.shards import (
     read_manifest,
@@ -55,7 +56,7 @@ def test_networks_say_what_the_images_show():
     points = pixel_grid(6, 6)
     values = images.flatten(2) - 0.5
     params, psnr = fit(points, values, (2, 16, 16, 1), steps=200, lr=3e-3)
-    rendered = render(*layers_of(params), pixel_grid(6, 6)).view_as(images) + 0.5
+    rendered = render(list(params.values()), points).view_as(images) + 0.5
     mse = (rendered - images).square().mean((1, 2, 3))
     torch.testing.assert_close(psnr, -10 * mse.log10(), rtol=1e-3, atol=0)
     assert psnr.min() > 40
@@ -172,9 +173,8 @@ def test_a_shard_is_read_back(config, capsys):
     fit_all(config)
     (networks,) = read_shard(inr.Path(config.folder) / "test-00000.safetensors")
     images = smooth_images(7)[:2].float() / 255
-    rendered = (
-        render(*layers_of(networks.params), pixel_grid(6, 6)).view_as(images) + 0.5
-    )
+    params = NetworkStack.from_networks(networks).params
+    rendered = render(params, pixel_grid(6, 6)).view_as(images) + 0.5
     mse = (rendered - images).square().mean((1, 2, 3))
     torch.testing.assert_close(
         networks.columns["psnr"], -10 * mse.log10(), rtol=1e-4, atol=1e-3

@@ -1,15 +1,16 @@
 import json
 from dataclasses import replace
 from math import isnan, nan
+from pathlib import Path
 
 import pytest
 import torch
 
-from tasks import predict
 from tasks.learning.task import run_task
 from tasks.learning.training import TrainingConfig
-from tasks.networks.network_dataset import read_network_dataset
+from tasks.networks.network_dataset import NetworkDataset
 from tasks.predict import Config, Prediction, is_narrow, r2, tau
+from tasks.shards import read_split
 
 
 @pytest.fixture
@@ -21,6 +22,10 @@ def config(data, tmp_path, clock):
         model="statnn",
         training=training,
     )
+
+
+def read_data(folder, split):
+    return NetworkDataset.from_groups(read_split(Path(folder), split))
 
 
 def test_rank_correlation_and_explained_variance_by_hand():
@@ -61,8 +66,8 @@ def test_networks_of_every_zoo_are_read(config, data, tmp_path, zoo, model, prob
 
 
 def test_trained_on_narrow_networks_and_tested_on_wide_ones(config, monkeypatch):
-    whole = read_network_dataset(config.data, "train")
-    monkeypatch.setattr(predict, "read_network_dataset", lambda *_: whole)
+    whole = read_data(config.data, "train")
+    monkeypatch.setattr(NetworkDataset, "from_groups", lambda _: whole)
     task = Prediction(replace(config, widest=16))
     assert all(is_narrow(stack, 16) for stack in task.data["train"].stacks)
     assert not any(is_narrow(stack, 16) for stack in task.data["test"].stacks)
@@ -72,11 +77,11 @@ def test_trained_on_narrow_networks_and_tested_on_wide_ones(config, monkeypatch)
 
 def test_fewer_networks_are_trained_with(config):
     task = Prediction(replace(config, limit=3))
-    whole = read_network_dataset(config.data, "train")
+    whole = read_data(config.data, "train")
     accuracies = task.data["train"].columns["accuracy"]
     assert torch.equal(accuracies, whole.subset(3).columns["accuracy"])
     assert len(accuracies) == 3
-    assert len(task.data["test"]) == len(read_network_dataset(config.data, "test"))
+    assert len(task.data["test"]) == len(read_data(config.data, "test"))
 
 
 def test_there_must_be_networks_of_both_widths(config):
@@ -110,9 +115,9 @@ def test_only_steps_on_networks_of_one_architecture_are_compiled(
         match="compiled: expected networks of one architecture; got 2",
     ):
         Prediction(replace(config, compiled=True))
-    whole = read_network_dataset(config.data, "train")
+    whole = read_data(config.data, "train")
     one = whole.filter(lambda stack: stack is whole.stacks[0])
-    monkeypatch.setattr(predict, "read_network_dataset", lambda *_: one)
+    monkeypatch.setattr(NetworkDataset, "from_groups", lambda _: one)
     losses = []
     for compiled in (False, True):
         task = Prediction(replace(config, compiled=compiled))

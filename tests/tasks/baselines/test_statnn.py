@@ -1,13 +1,8 @@
 import pytest
 import torch
 
-from tasks.baselines.statnn import (
-    QUANTILES,
-    StatNN,
-    StatNNConfig,
-    quantiles,
-    statistics,
-)
+from tasks.baselines.statnn import QUANTILES, StatNN, quantiles, statistics
+from tasks.models.mlp import MLPConfig
 from tests.tasks.stacks import far, siren_stack
 
 
@@ -39,7 +34,7 @@ def test_of_more_tensors_than_in_training_the_first_are_read():
     flat = siren_stack(2, 5, 1)
     deep = siren_stack(2, 5, 4, 1)
     known = [flat.architecture, siren_stack(2, 1).architecture]
-    model = StatNN(known, 3, StatNNConfig()).double()
+    model = StatNN(known, 3, MLPConfig()).double()
     said = model(deep)
     first, second = deep.params[:2], deep.params[2:4]
     changed = [*first, *second, *(value + 1 for value in deep.params[4:])]

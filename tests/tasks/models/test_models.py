@@ -11,7 +11,7 @@ from ngopt import build_graph
 from tasks.learning.catalogue import MODELS
 from tasks.models import graph_model
 from tasks.models.graph_model import largest_kernel
-from tasks.models.value_features import divide_by_rms
+from tasks.models.value_features import ValueFeatures
 from tasks.networks.siren import Siren
 from tests.tasks.stacks import (
     GRAPHS,
@@ -350,9 +350,10 @@ def test_without_hidden_neurons_nothing_may_change_places(name):
 def test_sizes_of_values_are_a_feature_of_their_own():
     values = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
     factors = torch.tensor([1.0, 1e3, 1e-2]).view(3, 1, 1)
-    relative, logarithms = divide_by_rms(values)
-    scaled, larger = divide_by_rms(factors * values)
+    features = ValueFeatures(frequencies=2, bandwidth=1.0, scales=True)
+    relative, logarithms = features.prepare(values).unbind(-1)
+    scaled, larger = features.prepare(factors * values).unbind(-1)
     torch.testing.assert_close(scaled, relative)
     torch.testing.assert_close(larger - logarithms, factors.log().expand_as(values))
     torch.testing.assert_close(relative.square().mean((1, 2)), torch.ones(3))
-    assert all(x.isfinite().all() for x in divide_by_rms(torch.zeros(2, 3)))
+    assert features.prepare(torch.zeros(2, 3)).isfinite().all()

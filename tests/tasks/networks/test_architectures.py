@@ -5,11 +5,12 @@ import torch
 
 from tasks.networks.architectures import NetworkStack, architecture_of, make_module
 from tasks.networks.classifier import ACTIVATIONS
+from tasks.networks.cnn import cnn_description
 from tasks.networks.siren import FREQUENCY, Siren
 from tasks.shards import Networks
 from tests.automorphisms import automorphisms, count_automorphisms
 from tests.equivariance import assert_function_respects
-from tests.tasks.stacks import cnn_description, siren_stack
+from tests.tasks.stacks import siren_stack
 
 SIREN = {"kind": "siren", "widths": [2, 5, 4, 1]}
 

@@ -2,7 +2,6 @@ import torch
 
 from tasks.networks.architectures import NetworkStack
 from tasks.networks.augment import random_affine
-from tasks.networks.canonical import in_canonical_form
 from tests.tasks.stacks import random_stack, siren_architecture
 
 
@@ -36,7 +35,7 @@ def test_what_is_moved_is_the_image_and_nothing_else():
 
 def test_a_canonical_form_is_the_same_function_and_forgets_signs_and_phases():
     stack = random_stack(siren_architecture(2, 5, 4, 1))
-    found = in_canonical_form(stack)
+    found = stack.canonical()
     points = torch.rand(7, 2).double()
     outputs = stack.architecture.outputs(stack.params, points)
     torch.testing.assert_close(
@@ -49,7 +48,7 @@ def test_a_canonical_form_is_the_same_function_and_forgets_signs_and_phases():
     params[4][:, :, 2].neg_()
     for own, other in zip(
         found.params,
-        in_canonical_form(stack._replace(params=params)).params,
+        stack._replace(params=params).canonical().params,
         strict=True,
     ):
         torch.testing.assert_close(own, other)

@@ -4,8 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tasks.networks.architectures import architecture_of
-from tasks.networks.cnn import CNN, shortcut
-from tests.tasks.stacks import cnn_description
+from tasks.networks.cnn import CNN, cnn_description, shortcut
 
 WILD = cnn_description(
     channels=[1, 3, 7, 5],

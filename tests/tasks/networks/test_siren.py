@@ -1,7 +1,6 @@
 import torch
 from torch.func import stack_module_state
 
-from tasks.inr import layers_of
 from tasks.networks.siren import Siren, pixel_grid, render
 
 
@@ -10,7 +9,7 @@ def test_stacked_sirens_say_what_each_says():
     models = [Siren((2, 5, 4, 3)).double() for _ in range(3)]
     stacked, _ = stack_module_state(models)
     points = torch.rand(7, 2, dtype=torch.float64)
-    found = render(*layers_of(stacked), points)
+    found = render(list(stacked.values()), points)
     assert found.shape == (3, 3, 7)
     for own, model in zip(found, models, strict=True):
         torch.testing.assert_close(own, model(points).mT)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from harness.image_datasets import Split, batch_indices
 from tasks.networks.architectures import architecture_of, make_module
+from tasks.networks.cnn import cnn_description
 from tasks.sources.zoo_recipes import (
     FRACTIONS,
     INITS,
@@ -18,7 +19,6 @@ from tasks.sources.zoo_recipes import (
     initialise,
     train,
 )
-from tests.tasks.stacks import cnn_description
 
 
 def runs(name, count):
