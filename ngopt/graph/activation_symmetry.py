@@ -116,10 +116,8 @@ def canonical(
     values = graph.gather(params, batch_dims)
     ones = graph.gather([torch.ones_like(p) for p in params], batch_dims)
     known = symmetries(graph)
-    by_depth = sorted(
-        range(len(graph.groups)), key=lambda number: graph.groups[number].depth
-    )
-    for number in by_depth:
+    depths = [group.depth for group in graph.groups]
+    for number in sorted(range(len(depths)), key=depths.__getitem__):
         symmetry = known[number]
         if symmetry is None:
             continue
@@ -153,16 +151,17 @@ class _Neurons(NamedTuple):
         total = like.new_zeros(*like.shape[: self.batch_dims], self.size)
         for bias, value in zip(self.graph.biases, values.biases, strict=True):
             if bias.group == self.number:
-                total = total + _placed(value.squeeze(-1), bias.index, self.size)
+                own = value.squeeze(-1)
+                total = total + _placed(own, bias.index, self.size)
         return total
 
     def norms(self, values: GraphValues) -> Tensor:
-        """Norms of the bias and incoming weights of each neuron, (*batch, n); 1 where
-        these are 0."""
+        """Norms (*batch, n) of the bias and incoming weights of neurons; 1 for 0."""
         total = self.bias(values).square()
         for block, edges in zip(self.graph.weights, values.edges, strict=True):
             if block.target == self.number:
-                own = edges.square().sum((-2, -1)).flatten(-2)
+                own = edges.square().sum((-2, -1))
+                own = own.flatten(-2)  # (*batch, groups * n_target)
                 total = total + _placed(own, block.target_index, self.size)
         return torch.where(total > 0, total, 1).sqrt()
 
@@ -188,8 +187,7 @@ class _Neurons(NamedTuple):
     def multiplied(
         self, values: GraphValues, incoming: Tensor, outgoing: Tensor
     ) -> GraphValues:
-        """Biases and incoming weights, and outgoing weights, times factors (*batch,
-        n)."""
+        """Biases and incoming weights, and outgoing ones, times factors (*batch, n)."""
         biases = list(values.biases)
         for place, bias in enumerate(self.graph.biases):
             if bias.group == self.number:
@@ -223,4 +221,5 @@ def _placed(values: Tensor, index: Index, size: int) -> Tensor:
     if index is None:
         return values
     empty = values.new_zeros(*values.shape[:-1], size)
-    return empty.index_add(-1, torch.tensor(index, device=values.device), values)
+    places = torch.tensor(index, device=values.device)
+    return empty.index_add(-1, places, values)

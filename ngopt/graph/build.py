@@ -70,7 +70,7 @@ def build_graph(
         source = as_whole(source, example_input)
     if _lazy_name(source) is not None:
         source = _materialized(source, example_input)
-    if not any(True for _ in source.parameters()):
+    if next(source.parameters(), None) is None:
         raise ValueError("build_graph: expected at least one parameter; got none")
     name = type(source).__name__
     if example_input is not None:
@@ -87,8 +87,7 @@ def build_graph(
 
 
 def graph_without_inputs(model: nn.Module) -> NeuralGraph | None:
-    """The graph of a sequential module, or the trace of the first guessed input that
-    runs."""
+    """The graph of a sequential module, or of the first guessed input that runs."""
     graph = sequential_graph(model)
     if graph is not None:
         return graph
@@ -126,8 +125,7 @@ def _connected_elements(graph: NeuralGraph) -> int:
 def _traced_in_mode(
     model: nn.Module, example_input: Any, training: bool
 ) -> NeuralGraph:
-    """Raises ValueError if the module does not run, NotCaptured if it cannot be
-    traced."""
+    """Raises ValueError if the module does not run, NotCaptured if no trace is made."""
     try:
         program = capture(model, example_input, training=training)
     except NotCaptured:
@@ -149,8 +147,7 @@ def _traced_in_mode(
 
 
 def _materialized(model: nn.Module, example_input: Any) -> nn.Module:
-    """A copy of a lazy module whose parameters get their shapes from an example
-    input."""
+    """A copy of a lazy module, with the shapes that an example input gives it."""
     if example_input is None:
         raise ValueError(
             f"build_graph: '{_lazy_name(model)}' of a lazy module has no shape yet; "
@@ -171,10 +168,8 @@ def _lazy_name(model: nn.Module) -> str | None:
 
 
 def _from_parameters(model: nn.Module, reason: str) -> NeuralGraph:
-    warnings.warn(
-        f"build_graph: graph inferred from names and shapes, as {reason}",
-        stacklevel=3,
-    )
+    message = f"build_graph: graph inferred from names and shapes, as {reason}"
+    warnings.warn(message, stacklevel=3)
     return infer_graph(*_specs(model.named_parameters()))
 
 
@@ -208,11 +203,9 @@ def _specs(
 
 
 def _check_example(program: Program, name: str) -> None:
-    """Raises ValueError if a layer would multiply integers by its weight, which fails
-    where numbers are computed. Warns if a layer reads an input without a batch axis.
-
-    name: of the module.
-    """
+    """Raises ValueError if a layer of a module with this name would multiply integers
+    by its weight, which fails where numbers are computed. Warns if a layer reads an
+    input without a batch axis."""
     for call in program.graph.nodes:
         dims = UNBATCHED_DIMS.get(packet_of(call))
         if dims is None:
@@ -221,7 +214,8 @@ def _check_example(program: Program, name: str) -> None:
         x, weight = (_tensor(operand) for operand in call.args[:2])
         if x is None or weight is None:
             continue
-        if weight.is_floating_point() and not (x.is_floating_point() or x.is_complex()):
+        is_integer = not (x.is_floating_point() or x.is_complex())
+        if weight.is_floating_point() and is_integer:
             raise ValueError(
                 f"build_graph: {name} does not run on the example input: {layer} "
                 f"expects a tensor of {weight.dtype}; got {x.dtype}"
@@ -245,8 +239,7 @@ def _tensor(operand: Any) -> Tensor | None:
 
 
 def _is_input(program: Program, operand: Any) -> bool:
-    """Whether it is an input of the module, or made of one without a change of
-    shape."""
+    """Whether it is an input of the module, or made of one with the same shape."""
     shape = operand.meta["val"].shape
     while operand.op == "call_function" and operand.all_input_nodes:
         operand = operand.all_input_nodes[0]

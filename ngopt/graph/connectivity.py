@@ -2,28 +2,26 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TypeVar
 
 from ngopt.graph.groups_and_blocks import EdgeBlock, Topology
 
+AnyGraph = TypeVar("AnyGraph", bound=Topology)
+
 
 def components(graph: Topology) -> list[int]:
-    """For every group the number of its connected component; see `connected`."""
-    return connected(len(graph.groups), graph.blocks)
-
-
-def connected(count: int, blocks: Iterable[EdgeBlock]) -> list[int]:
-    """For each of `count` groups its connected component, as the number of one group of
-    it."""
-    parent = list(range(count))
+    """For every group its connected component, as the number of one group of it."""
+    parent = list(range(len(graph.groups)))
 
     def root(group: int) -> int:
         while parent[group] != group:
             parent[group] = group = parent[parent[group]]
         return group
 
-    for block in blocks:
+    for block in graph.blocks:
         parent[root(block.target)] = root(block.source)
-    return list(map(root, range(count)))
+    return list(map(root, range(len(parent))))
 
 
 def unconnected(graph: Topology) -> list[str]:
@@ -49,20 +47,24 @@ def unconnected(graph: Topology) -> list[str]:
 def longest_paths(count: int, blocks: Iterable[EdgeBlock]) -> list[int]:
     """For each of `count` groups the number of edges on the longest path to it.
 
-    blocks: in the order of the forward pass, without recurrent ones.
+    blocks: in the order of the forward pass; recurrent ones are left out.
     """
     length = [0] * count
     for block in blocks:
-        length[block.target] = max(length[block.target], length[block.source] + 1)
+        if block.target != block.source:
+            behind = length[block.source] + 1
+            length[block.target] = max(length[block.target], behind)
     return length
 
 
-def relative_depths(layers: Sequence[int], component: Sequence[int]) -> list[float]:
-    """For each group its layer divided by the last layer of its component."""
+def with_depths(graph: AnyGraph, layers: Sequence[int]) -> AnyGraph:
+    """A graph in which the depth of each group is its layer divided by the last layer
+    of its component."""
+    component = components(graph)
     last: dict[int, int] = {}
     for layer, number in zip(layers, component, strict=True):
         last[number] = max(last.get(number, 1), layer)
-    depths = []
-    for layer, number in zip(layers, component, strict=True):
-        depths.append(layer / last[number])
-    return depths
+    groups = []
+    for group, layer, number in zip(graph.groups, layers, component, strict=True):
+        groups.append(replace(group, depth=layer / last[number]))
+    return replace(graph, groups=tuple(groups))

@@ -1,6 +1,6 @@
 """Puts collected groups, blocks and biases together as a `NeuralGraph`."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from ngopt.graph.activation_symmetry import ACTIVATIONS, symmetry_of
-from ngopt.graph.connectivity import connected, longest_paths, relative_depths
+from ngopt.graph.connectivity import longest_paths, with_depths
 from ngopt.graph.groups_and_blocks import (
     Bias,
     EdgeBlock,
@@ -20,11 +20,11 @@ from ngopt.graph.groups_and_blocks import (
 from ngopt.graph.neural_graph import NeuralGraph
 
 BiasOrBlock = TypeVar("BiasOrBlock", Bias, EdgeBlock)
+Groups = Collection[int]
 
 
 class GraphBuilder:
-    """Collects groups, blocks and biases; `build` adds roles, depths and unused
-    elements."""
+    """Collects groups, blocks and biases; `build` adds roles and unused elements."""
 
     def __init__(self, parameters: Sequence[ParameterSpec]):
         self.parameters = tuple(parameters)
@@ -53,7 +53,8 @@ class GraphBuilder:
     def add_bias(
         self, view: View, group: int, kind: str = "bias", index: Index = None
     ) -> None:
-        self.biases.append(Bias(view, group, view.shape[1:], kind, index))
+        bias = Bias(view, group, view.shape[1:], kind, index)
+        self.biases.append(bias)
 
     def add_component(self, parameter: int) -> int:
         """Adds a parameter as a component of its own; returns its last group."""
@@ -82,10 +83,7 @@ class GraphBuilder:
         return views
 
     def build(
-        self,
-        inputs: Collection[int] = (),
-        outputs: Collection[int] = (),
-        hidden: Collection[int] = (),
+        self, inputs: Groups = (), outputs: Groups = (), hidden: Groups = ()
     ) -> NeuralGraph:
         """The graph; parameters without a place become components of their own.
 
@@ -101,16 +99,27 @@ class GraphBuilder:
         views = self.views()
         for i in range(len(self.parameters)):
             self._add_unused(i, views[i])
-        groups = self._groups_with_roles(inputs, outputs, hidden)
+        groups = []
+        roles = self._roles(inputs, outputs, hidden)
+        for group, role in zip(self.groups, roles, strict=True):
+            groups.append(replace(group, role=role))
         parameters = tuple(spec.paired for spec in self.parameters)
         blocks = tuple(map(self._paired, self.blocks))
         biases = tuple(map(self._paired, self.biases))
-        return NeuralGraph(parameters, groups, blocks, biases, tuple(self.unplaced))
+        unplaced = tuple(self.unplaced)
+        graph = NeuralGraph(parameters, tuple(groups), blocks, biases, unplaced)
+        return with_depths(graph, longest_paths(len(groups), blocks))
 
     def _add_unused(self, parameter: int, views: Sequence[View]) -> None:
         """Adds nodes without edges for the elements that no view has."""
         spec = self.parameters[parameter]
-        rest = _left_over(spec, views)
+        if max(view.numel for view in views) == spec.numel:
+            return
+        is_free = np.ones(spec.numel, bool)
+        for view in views:
+            used = as_strided(is_free[view.offset :], view.shape, view.strides)
+            used[...] = False
+        rest = np.flatnonzero(is_free)
         if not len(rest):
             return
         group = self.add_group(f"{spec.name}.unused", len(rest))
@@ -128,54 +137,28 @@ class GraphBuilder:
         if view is None or not self.parameters[view.parameter].is_complex:
             return place
         shape = (*view.shape, 2)
-        strides = [2 * stride for stride in view.strides]
-        pairs = View(view.parameter, shape, (*strides, 1), 2 * view.offset)
+        doubled = [2 * stride for stride in view.strides]
+        strides = (*doubled, 1)
+        pairs = View(view.parameter, shape, strides, 2 * view.offset)
         return replace(place, view=pairs, slot_shape=(*place.slot_shape, 2))
 
-    def _groups_with_roles(
-        self,
-        inputs: Collection[int],
-        outputs: Collection[int],
-        hidden: Collection[int],
-    ) -> tuple[NeuronGroup, ...]:
-        forward = []
+    def _roles(self, inputs: Groups, outputs: Groups, hidden: Groups) -> Iterator[str]:
         sources, targets = set(), set()
         for block in self.blocks:
             sources.add(block.source)
             if block.target != block.source:
-                forward.append(block)
                 targets.add(block.target)
         targets.difference_update(inputs)
-        count = len(self.groups)
-        layers = longest_paths(count, forward)
-        depths = relative_depths(layers, connected(count, self.blocks))
-        groups = []
-        for i, group in enumerate(self.groups):
+        for i in range(len(self.groups)):
             if i in hidden:
-                role = "hidden"
+                yield "hidden"
+            elif i in targets:
+                is_end = i in outputs or i not in sources
+                yield "output" if is_end else "hidden"
+            elif i in sources:
+                yield "input"
             else:
-                role = _role(i in sources, i in targets, i in outputs)
-            groups.append(replace(group, role=role, depth=depths[i]))
-        return tuple(groups)
-
-
-def _role(is_source: bool, is_target: bool, is_output: bool) -> str:
-    if is_target:
-        return "output" if is_output or not is_source else "hidden"
-    if is_source:
-        return "input"
-    return "output" if is_output else "isolated"
-
-
-def _left_over(spec: ParameterSpec, views: Sequence[View]) -> np.ndarray:
-    """Flat numbers of the elements that no view has."""
-    if any(view.numel == spec.numel for view in views):
-        return np.empty(0, np.int64)
-    is_free = np.ones(spec.numel, bool)
-    for view in views:
-        used = as_strided(is_free[view.offset :], view.shape, view.strides)
-        used[...] = False
-    return np.flatnonzero(is_free)
+                yield "output" if i in outputs else "isolated"
 
 
 def slot_shape(

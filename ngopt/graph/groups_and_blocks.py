@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -128,6 +129,13 @@ Index = tuple[int, ...] | None
 """Neurons of a group, in the order of a block or bias; None for all of them."""
 
 
+class NeuronSet(NamedTuple):
+    """Some neurons of a group, in order; all of them where `index` is None."""
+
+    group: int
+    index: Index = None
+
+
 @dataclass(frozen=True)
 class EdgeBlock:
     """Edges of one kind from neurons of the group `source` to neurons of `target`.
@@ -210,24 +218,20 @@ class Topology:
 
     def blocks_into(self, group: int) -> tuple[EdgeBlock, ...]:
         """The blocks whose target is a group."""
-        return tuple(self._incoming.get(group, ()))
-
-    @cached_property
-    def _incoming(self) -> dict[int, list[EdgeBlock]]:
-        incoming: dict[int, list[EdgeBlock]] = {}
-        for block in self.blocks:
-            incoming.setdefault(block.target, []).append(block)
-        return incoming
+        return tuple(self._at_groups[group][0])
 
     def biases_of(self, group: int) -> tuple[Bias, ...]:
         """The biases that are features of a group."""
-        return tuple(self._biases.get(group, ()))
+        return tuple(self._at_groups[group][1])
 
     @cached_property
-    def _biases(self) -> dict[int, list[Bias]]:
-        found: dict[int, list[Bias]] = {}
+    def _at_groups(self) -> list[tuple[list[EdgeBlock], list[Bias]]]:
+        """For every group the blocks into it and its biases."""
+        found = [([], []) for _ in self.groups]
+        for block in self.blocks:
+            found[block.target][0].append(block)
         for bias in self.biases:
-            found.setdefault(bias.group, []).append(bias)
+            found[bias.group][1].append(bias)
         return found
 
     @cached_property

@@ -117,7 +117,8 @@ class NeuralGraph(Topology):
         for value, spec in zip(values, self.parameters, strict=True):
             batch = value.shape[:batch_dims]
             features = value.shape[batch_dims + len(spec.shape) :]
-            flat.append(value.reshape((*batch, spec.numel, *features)))
+            shape = (*batch, spec.numel, *features)
+            flat.append(value.reshape(shape))
         return torch.cat(flat, dim=batch_dims)
 
     def unflatten(self, flat: Tensor, batch_dims: int = 0) -> list[Tensor]:
@@ -128,7 +129,8 @@ class NeuralGraph(Topology):
         values = []
         pieces = flat.split(sizes, dim=batch_dims)
         for piece, spec in zip(pieces, self.parameters, strict=True):
-            values.append(piece.reshape((*batch, *spec.shape, *features)))
+            shape = (*batch, *spec.shape, *features)
+            values.append(piece.reshape(shape))
         return values
 
     def summary(self) -> str:
@@ -216,8 +218,7 @@ def _running_mean(old: Tensor, value: Tensor, number: UseNumber) -> Tensor:
 
 
 def _as_declared(spec: ParameterSpec, value: Tensor, has_features: bool) -> Tensor:
-    """Pairs of a complex parameter as complex numbers, if torch has them in their
-    dtype."""
+    """Pairs of a complex parameter as complex numbers, if torch has their dtype."""
     has_complex = value.dtype in (torch.float16, torch.float32, torch.float64)
     if spec.is_complex and not has_features and has_complex:
         return torch.view_as_complex(value.contiguous())

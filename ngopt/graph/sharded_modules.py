@@ -86,11 +86,12 @@ class _WholeCopier(Copier):
     def _copied(self, value: Any) -> Any:
         if not is_dtensor(value):
             return super()._copied(value)
-        one = torch.zeros((), dtype=value.dtype, device=self._device or value.device)
+        device = self._device or value.device
+        one = torch.zeros((), dtype=value.dtype, device=device)
         whole = one.expand(value.shape)
         if isinstance(value, nn.Parameter):
-            whole = nn.Parameter(whole, value.requires_grad)
-        return self.keep(value, whole)
+            return nn.Parameter(whole, value.requires_grad)
+        return whole
 
     def _kind(self, module: nn.Module) -> type:
         kind = type(module)

@@ -1,19 +1,18 @@
-"""The role of each parameter in the neural graph, for any optimizer that treats roles
-differently."""
+"""The role of each parameter in the neural graph, for any optimizer that reads it."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 
 from ngopt.graph import Bias, EdgeBlock, NeuralGraph, build_graph
 from ngopt.graph.groups_and_blocks import is_diagonal
 from ngopt.graph.inference.from_parameters import infer_graph
 from ngopt.roles.from_names import RolesFromNames
-from ngopt.roles.matrices import MatrixBlock, NeuronSet, by_shape, matrices
+from ngopt.roles.matrices import MatrixBlock, by_shape, matrices
 from ngopt.roles.neuron_usage import (
     is_dense,
     is_gated,
@@ -21,14 +20,6 @@ from ngopt.roles.neuron_usage import (
     mixes_neurons,
     usage,
 )
-
-__all__ = [
-    "MatrixBlock",
-    "NeuronSet",
-    "ParameterRole",
-    "parameter_roles",
-    "roles_of",
-]
 
 ROLES = ("embedding", "output", "matrix", "norm", "bias", "other")
 
@@ -94,21 +85,22 @@ def roles_of(graph: NeuralGraph) -> tuple[ParameterRole, ...]:
     """The role of every parameter of a graph, in the order of `graph.parameters`."""
     edges = _Edges(graph)
     roles = edges.roles()
+    nowhere = len(graph.groups)
     # the first group of neurons that each parameter leads to
     groups = []
-    for targets in edges.targets:
-        groups.append(min(targets, default=len(graph.groups)))
+    for number in range(len(roles)):
+        groups.append(min(edges.targets[number], default=nowhere))
     if any(graph.inferred):
         order = sorted(range(len(roles)), key=groups.__getitem__)
         _infer_roles(graph, roles, order)
+    network_of = (*graph.membership, None)
     networks = set()  # with matrices
     for role, group in zip(roles, groups, strict=True):
-        if role.blocks and group < len(graph.groups):
-            networks.add(graph.membership[group])
+        if role.blocks:
+            networks.add(network_of[group])
     placed = []
     for role, group in zip(roles, groups, strict=True):
-        is_used = group < len(graph.groups)
-        is_known = is_used and graph.membership[group] in networks
+        is_known = group < nowhere and network_of[group] in networks
         placed.append(replace(role, place=group if is_known else None))
     return tuple(placed)
 
@@ -116,10 +108,8 @@ def roles_of(graph: NeuralGraph) -> tuple[ParameterRole, ...]:
 def _infer_roles(
     graph: NeuralGraph, roles: list[ParameterRole], order: Sequence[int]
 ) -> None:
-    """Replaces roles and matrices of parameters that are not traced.
-
-    order: the parameters in the order of the network, which decides about outputs.
-    """
+    """Replaces roles and matrices of parameters that are not traced; order: the
+    parameters in the order of the network, which decides about outputs."""
     specs = [graph.parameters[i] for i in order]
     by_module = [roles[i].role for i in order]
     chain = infer_graph([spec.unpaired for spec in specs])
@@ -142,8 +132,9 @@ def matrices_of_biases(graph: NeuralGraph, roles: Sequence[ParameterRole]) -> li
     """
     leading: dict[int, int] = {}
     for block in graph.weights:
-        if block.view is not None and roles[block.view.parameter].blocks:
-            leading.setdefault(block.target, block.view.parameter)
+        number = block.elements.parameter
+        if roles[number].blocks:
+            leading.setdefault(block.target, number)
     found = list(range(len(roles)))
     for bias in graph.biases:
         number = bias.view.parameter
@@ -166,13 +157,9 @@ class _Edges:
         for block in graph.blocks:
             if block.kind == "spread":
                 self.spread.setdefault(block.source, set()).add(block.target)
-        self.blocks: list[list[EdgeBlock]] = []
-        self.biases: list[list[Bias]] = []
-        self.targets: list[list[int]] = []
-        for _ in graph.parameters:
-            self.blocks.append([])
-            self.biases.append([])
-            self.targets.append([])
+        self.blocks: dict[int, list[EdgeBlock]] = defaultdict(list)
+        self.biases: dict[int, list[Bias]] = defaultdict(list)
+        self.targets: dict[int, list[int]] = defaultdict(list)
         for block in graph.weights:
             number = block.elements.parameter
             self.blocks[number].append(block)
@@ -205,10 +192,10 @@ class _Edges:
                 dense.append(block)
                 leads_to_output &= self.is_last[block.target]
         if tables:
-            return self._matrix(spec.name, "embedding", tables, None)
+            return self._matrix(spec.name, "embedding", tables)
         if dense:
             role = "output" if leads_to_output else "matrix"
-            return self._matrix(spec.name, role, dense, self.usage)
+            return self._matrix(spec.name, role, dense)
         kinds.update(map(self._role_of_bias, self.biases[number]))
         role = min(kinds, key=ROLES.index)
         depth = groups[self.targets[number][0]].depth
@@ -227,18 +214,14 @@ class _Edges:
                 return False
         return True
 
-    def _matrix(
-        self,
-        name: str,
-        role: str,
-        blocks: Sequence[EdgeBlock],
-        usage: list[np.ndarray] | None,
-    ) -> ParameterRole:
+    def _matrix(self, name: str, role: str, blocks: list[EdgeBlock]) -> ParameterRole:
         groups, reads_input = self.graph.groups, False
         for block in blocks:
             source = groups[block.source]
             reads_input |= source.role == "input" and source.kind == "neuron"
         depth = groups[blocks[0].target].depth
+        # the dimension of a table is one axis, even if its neurons are used differently
+        usage = None if role == "embedding" else self.usage
         found = matrices(self.graph, blocks, usage)
         return ParameterRole(name, role, found, depth, reads_input)
 

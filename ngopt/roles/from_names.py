@@ -46,10 +46,7 @@ class RolesFromNames:
     """Roles and matrices by the names and shapes of all parameters together."""
 
     def __init__(
-        self,
-        specs: Sequence[ParameterSpec],
-        by_module: Sequence[str],
-        by_order: Sequence[str],
+        self, specs: Sequence[ParameterSpec], by_module: list[str], by_order: list[str]
     ):
         """by_module, by_order: roles of parameters whose names match no pattern, by the
         other parameters of the module and by the order of all.
@@ -80,7 +77,8 @@ class RolesFromNames:
         shape = list(spec.shape)
         strides = list(contiguous_strides(spec.shape))
         if role == "embedding" or self._is_in_out(number):
-            shape[:2], strides[:2] = shape[1::-1], strides[1::-1]
+            shape[:2] = shape[1::-1]
+            strides[:2] = strides[1::-1]
         count = self._count(number, shape)
         if EXPERTS.search(spec.name) and _dims(spec) == 3:
             return (MatrixBlock(View(number, tuple(shape), tuple(strides))),)
@@ -150,9 +148,10 @@ class RolesFromNames:
         """Whether the bias of a weight's module has the size of its columns alone."""
         spec = self.specs[number]
         bias = self._bias(number)
-        if bias is None or len(spec.shape) < 2 or spec.shape[0] == spec.shape[1]:
+        if bias is None or len(spec.shape) < 2:
             return False
-        return bias.shape == spec.shape[1:2]
+        rows, columns = spec.shape[:2]
+        return rows != columns and bias.shape == (columns,)
 
     def _is_in_out(self, number: int) -> bool:
         """Whether a weight is (in, out)."""

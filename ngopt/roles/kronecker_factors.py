@@ -45,11 +45,7 @@ class Axis:
         return self._split(x) if self.name == "rows" else self._split(x).mT
 
     def rotate(
-        self,
-        x: Tensor,
-        basis: Tensor,
-        back: bool = False,
-        out: Tensor | None = None,
+        self, x: Tensor, basis: Tensor, back: bool = False, out: Tensor | None = None
     ) -> Tensor:
         """Q^T times the axis or, on the way back, Q times it.
 
@@ -76,7 +72,8 @@ class Axis:
             return x.reshape(-1, self.size, self.rest)
         if self.name == "kernel":
             return x.reshape(-1, self.rest, self.size)
-        y = x.transpose(2, 3).reshape(x.shape[0], self.rest, self.parts, self.size)
+        y = x.transpose(2, 3)
+        y = y.reshape(x.shape[0], self.rest, self.parts, self.size)
         return y.transpose(1, 2).flatten(0, 1)
 
 
@@ -172,7 +169,8 @@ def _matrices(block: MatrixBlock, limits: _Limits, role: ParameterRole) -> Matri
     share_inputs = k > 1 and len(set(block.columns)) == 1
     groups, parts = (1, k) if share_inputs else (k, 1)
     numel = block.view.numel
-    channels, kernel = (columns or [1])[0], prod(columns[1:])
+    channels = columns[0] if columns else 1
+    kernel = prod(columns[1:])
     if channels * kernel <= FREE_ROWS:
         channels, kernel = channels * kernel, 1
     axes: list[Axis] = []
@@ -185,7 +183,8 @@ def _matrices(block: MatrixBlock, limits: _Limits, role: ParameterRole) -> Matri
     if role.reads_input and not limits.allow(channels, groups, numel):
         # half the budget, so that momentum and second moments fit in the other half
         longest = int(limits.budget * numel / (4 * groups * channels))
-        cuts = _divisor(channels, -(-channels // max(min(longest, FREE_ROWS), 1)))
+        longest = max(min(longest, FREE_ROWS), 1)
+        cuts = _divisor(channels, -(-channels // longest))
     size = channels // cuts
     is_affordable = size >= MIN_ROWS if cuts > 1 else limits.allow(size, groups, numel)
     if is_affordable:
@@ -209,7 +208,8 @@ def _in_memory_order(layout: MatrixLayout) -> MatrixLayout:
         return layout
     other = {"rows": "channels", "channels": "rows"}
     axes = tuple(replace(axis, name=other[axis.name]) for axis in layout.axes)
-    shape, strides = (groups, *view.shape[2:], rows), (first, *across, 1)
+    shape = (groups, *view.shape[2:], rows)
+    strides = (first, *across, 1)
     view = replace(view, shape=shape, strides=strides)
     return MatrixLayout((groups, channels, rows, 1), axes, view)
 

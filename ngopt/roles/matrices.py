@@ -10,19 +10,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
-from ngopt.graph.groups_and_blocks import EdgeBlock, Index, View, contiguous_strides
+from ngopt.graph.groups_and_blocks import EdgeBlock, NeuronSet, View, contiguous_strides
 from ngopt.graph.neural_graph import NeuralGraph
+from ngopt.graph.tracing.blocks import even_runs
 from ngopt.roles.neuron_usage import is_gated, neurons
-
-
-@dataclass(frozen=True)
-class NeuronSet:
-    """Some neurons of a group, in order; all of them where `index` is None."""
-
-    group: int
-    index: Index = None
-
 
 Ends = tuple[NeuronSet, ...]
 """The neurons at one side of a matrix, piece after piece; () if the graph has none."""
@@ -63,9 +56,7 @@ class MatrixPiece:
 
 
 def matrices(
-    graph: NeuralGraph,
-    blocks: Sequence[EdgeBlock],
-    usage: Sequence[np.ndarray] | None,
+    graph: NeuralGraph, blocks: Sequence[EdgeBlock], usage: Sequence[np.ndarray] | None
 ) -> tuple[MatrixBlock, ...]:
     """The matrices of one parameter from its edge blocks, of which there is one at
     least; each element is in one matrix.
@@ -148,8 +139,7 @@ def _along(view: View, axes: slice, start: int = 0) -> View:
 def _unstacked(
     graph: NeuralGraph, piece: MatrixPiece, shape: tuple[int, ...]
 ) -> Iterator[MatrixPiece]:
-    """The matrices of a stack (k, rows, columns) of experts, which read the same
-    neurons."""
+    """The matrices of a stack (k, rows, columns) of experts with the same inputs."""
     view = piece.view
     rows = _along(view, slice(1))
     first, *_ = _place(view.offset, shape)
@@ -163,7 +153,8 @@ def _unstacked(
     numbers = neurons(targets.index, graph.groups[targets.group].size)
     for k, own in enumerate(numbers.reshape(count, -1)):
         offset = view.offset + k * len(own) * view.strides[0]
-        part = replace(view, shape=(len(own), *view.shape[1:]), offset=offset)
+        own_shape = (len(own), *view.shape[1:])
+        part = replace(view, shape=own_shape, offset=offset)
         yield MatrixPiece(part, _ends(targets.group, own), piece.sources)
 
 
@@ -176,7 +167,8 @@ def _groups(graph: NeuralGraph, block: EdgeBlock) -> Iterator[MatrixPiece]:
     view, groups = block.elements, block.shape[0]
     targets = neurons(block.target_index, graph.groups[block.target].size)
     sources = neurons(block.source_index, graph.groups[block.source].size)
-    targets, sources = targets.reshape(groups, -1), sources.reshape(groups, -1)
+    targets = targets.reshape(groups, -1)
+    sources = sources.reshape(groups, -1)
     for k in range(groups):
         part = _along(view, slice(1, None), k * view.strides[0])
         rows = _ends(block.target, targets[k])
@@ -252,10 +244,7 @@ def _offset(piece: MatrixPiece) -> int:
 
 
 def _even_step(pieces: Sequence[MatrixPiece], offsets: Sequence[int], axis: int) -> int:
-    """The distance between neighbours along an axis; 0 if it is not even.
-
-    offsets: of all places along the axis.
-    """
+    """The distance between neighbours along an axis, at these offsets; 0 if uneven."""
     if len(pieces) == 1:
         return 0
     others = set()
@@ -330,22 +319,13 @@ def _merged(pieces: Iterable[MatrixPiece]) -> tuple[MatrixBlock, ...]:
     found = []
     for members in alike.values():
         members.sort(key=_offset)
-        found += map(_stacked, _even_runs(members))
+        offsets = torch.tensor(list(map(_offset, members)), device="cpu")
+        start = 0
+        for run in even_runs(offsets):
+            stop = start + len(run)
+            found.append(_stacked(members[start:stop]))
+            start = stop
     return tuple(found)
-
-
-def _even_runs(pieces: Sequence[MatrixPiece]) -> Iterator[Sequence[MatrixPiece]]:
-    """Consecutive matrices with the same distance between neighbours."""
-    start = 0
-    while start < len(pieces):
-        end = start + 1
-        while end < len(pieces):
-            step = _offset(pieces[end]) - _offset(pieces[end - 1])
-            if step != _offset(pieces[start + 1]) - _offset(pieces[start]):
-                break
-            end += 1
-        yield pieces[start:end]
-        start = end
 
 
 def _stacked(pieces: Sequence[MatrixPiece]) -> MatrixBlock:

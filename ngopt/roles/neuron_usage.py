@@ -59,9 +59,11 @@ def usage(graph: NeuralGraph) -> list[np.ndarray]:
             continue
         is_product = graph.groups[block.target].kind == "product"
         if is_product and block.kind in ("left", "right"):
-            labels.add(block, labels.of_factors(block))
+            used = labels.of_factors(block)
+            labels.add(block, used)
         elif block.target not in from_weights:
-            labels.add(block, labels.found[block.target][labels.targets(block)])
+            known = labels.found[block.target]
+            labels.add(block, known[labels.targets(block)])
     return labels.found
 
 

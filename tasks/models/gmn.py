@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ngopt.graph import NeuralGraph, parameter_graph
-from ngopt.graph.groups_and_blocks import Index
-from ngopt.graph.views.parameter_graph import NeuronPlace, neuron_places
+from ngopt.graph.groups_and_blocks import Index, NeuronSet
+from ngopt.graph.views.parameter_graph import neuron_places
 from tasks.models.ng_gnn import NGGNN
 from tasks.models.probes import ProbeFeatures
 from tasks.networks.architectures import Architecture, NetworkStack
@@ -49,7 +49,7 @@ def cached_parameter_graph(architecture: Architecture) -> NeuralGraph:
 
 
 @lru_cache(maxsize=4096)
-def cached_neuron_places(architecture: Architecture) -> list[NeuronPlace]:
+def cached_neuron_places(architecture: Architecture) -> list[NeuronSet]:
     """See `neuron_places`."""
     return neuron_places(architecture.graph)
 

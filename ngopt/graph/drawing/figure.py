@@ -152,14 +152,13 @@ def wires_between(
     wires: dict[Wire, list[int]] = defaultdict(list)
     for number, block in enumerate(graph.blocks):
         style = "one to one" if block.view and is_diagonal(block) else block.kind
-        wires[Wire(box_of[block.source], box_of[block.target], style)].append(number)
+        wire = Wire(box_of[block.source], box_of[block.target], style)
+        wires[wire].append(number)
     return wires
 
 
 def _thickness(
-    graph: NeuralGraph,
-    wires: dict[Wire, list[int]],
-    values: Sequence[Tensor] | None,
+    graph: NeuralGraph, wires: dict[Wire, list[int]], values: Sequence[Tensor] | None
 ) -> list[float]:
     """Thickness of every wire in points: by the norm of its values, without values by
     the log of its number of elements."""
@@ -307,7 +306,8 @@ def _legend(
     handles: list[Artist] = []
     for kind in dict.fromkeys(group.kind for group in graph.groups):
         fill, border = FILLS.get(kind, OTHER_FILL)
-        handles.append(Patch(facecolor=fill, edgecolor=border, label=_plural(kind)))
+        patch = Patch(facecolor=fill, edgecolor=border, label=_plural(kind))
+        handles.append(patch)
     if any(map(_has_thick_border, graph.groups)):
         look = {"edgecolor": "#404040", "linewidth": THICK_BORDER}
         label = "input, output or pinned"
@@ -317,7 +317,8 @@ def _legend(
         of_values = "norm of the values"
         measure = of_values if with_values else "log of the number of elements"
         label = f"thickness: {measure}"
-        handles.append(Line2D([], [], color="#33475b", linewidth=4, label=label))
+        line = Line2D([], [], color="#33475b", linewidth=4, label=label)
+        handles.append(line)
     return handles
 
 

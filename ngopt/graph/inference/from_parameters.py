@@ -1,5 +1,4 @@
-"""The neural graph from parameters alone: names (if there are any), shapes and
-order."""
+"""The neural graph from parameters alone: names (if there are any), shapes, order."""
 
 import re
 from collections.abc import Sequence
@@ -58,8 +57,7 @@ def infer_graph(specs: Sequence[ParameterSpec], named: bool = False) -> NeuralGr
 def _add_weight(
     builder: GraphBuilder, layer: LayerParameters, last: int | None, is_embedding: bool
 ) -> int:
-    """Adds a weight after the group `last`, or as a component of its own; returns its
-    last group."""
+    """Adds a weight after a group or as a component of its own; returns its targets."""
     weight = layer.weight
     assert weight is not None, "only layers with a weight come here"
     shape = weight.shape
@@ -67,9 +65,8 @@ def _add_weight(
         source = _inputs_of(builder, weight, last)
         return _add_transposed(builder, weight, source)
     if is_embedding:
-        tokens = builder.add_group(
-            f"{layer_name(weight.name)}.tokens", shape[0], "token"
-        )
+        name = f"{layer_name(weight.name)}.tokens"
+        tokens = builder.add_group(name, shape[0], "token")
         return _add_transposed(builder, weight, tokens)
     if last is None:
         return builder.add_component(weight.number)
@@ -88,8 +85,7 @@ def _add_weight(
 
 
 def _inputs_of(builder: GraphBuilder, parameter: Parameter, last: int | None) -> int:
-    """The last group if it has as many neurons as a parameter has rows, else a new
-    one."""
+    """The last group if it has a neuron for each row of a parameter, else a new one."""
     size = parameter.shape[0]
     if last is None or builder.groups[last].size != size:
         return builder.add_group(f"{layer_name(parameter.name)}.in", size)
@@ -113,7 +109,8 @@ def _add_vectors(
     for bias in (layer.bias, layer.recurrent_bias):
         if bias is not None:
             assert last is not None, "only layers with a weight have a bias"
-            builder.add_bias(View.whole(bias.number, bias.shape), last)
+            view = View.whole(bias.number, bias.shape)
+            builder.add_bias(view, last)
     for norm in layer.norms:
         last = _add_norm(builder, norm, last)
     for parameter in layer.rest:
@@ -131,7 +128,8 @@ def _add_norm(builder: GraphBuilder, norm: Norm, last: int | None) -> int:
     view = View(scale.number, shape, (1, 0, 0))
     builder.blocks.append(EdgeBlock(view, source, target, shape, kind="gamma"))
     if norm.shift is not None:
-        builder.add_bias(View.whole(norm.shift.number, (n,)), target, "beta")
+        shift = View.whole(norm.shift.number, (n,))
+        builder.add_bias(shift, target, "beta")
     return target
 
 
@@ -247,10 +245,8 @@ def _embedding_candidates(layers: Sequence[LayerParameters]) -> list[set[Paramet
 
 
 def _may_be_embedding(layers: Sequence[LayerParameters], first: Parameter) -> bool:
-    """Whether what follows a layer reads the columns of its weight and not its rows.
-
-    layers: the layer, and the next if there is one. first: the first weight of all.
-    """
+    """Whether what follows a layer reads the columns of its weight and not its rows;
+    layers: this and the next, if there is one; first: the first weight of all."""
     layer, *following = layers
     weight = layer.weight
     assert weight is not None, "only layers with a weight come here"
@@ -271,8 +267,7 @@ def _may_be_embedding(layers: Sequence[LayerParameters], first: Parameter) -> bo
 
 
 def _vector_of_columns(layer: LayerParameters) -> Parameter | None:
-    """The first vector after a weight, if it has the length of its columns and not of
-    its rows."""
+    """The first vector after a weight if as long as its columns, and not its rows."""
     if layer.weight is None or layer.bias is not None or not layer.rest:
         return None
     shape = layer.weight.shape

@@ -83,7 +83,8 @@ def sequential_graph(model: nn.Module) -> NeuralGraph | None:
             return None
         last = builder.add_weight(weight, last, slots)
         if module.bias is not None:
-            bias = View.whole(position[module.bias], tuple(module.bias.shape))
+            shape = tuple(module.bias.shape)
+            bias = View.whole(position[module.bias], shape)
             builder.add_bias(bias, last)
         is_map = isinstance(module, nn.Conv2d)
     if last is not None:
@@ -94,7 +95,7 @@ def sequential_graph(model: nn.Module) -> NeuralGraph | None:
 def _sequential_leaves(model: nn.Module) -> list[nn.Module] | None:
     """Leaf modules in the order of the forward pass; None if that is unknown."""
     if type(model) is not nn.Sequential:
-        has_children = any(True for _ in model.children())
+        has_children = next(model.children(), None) is not None
         return None if has_children else [model]
     leaves = []
     for child in model:

@@ -1,5 +1,4 @@
-"""Which parameters form a layer, and which axis of a weight is its output, by their
-names."""
+"""By names: which parameters form a layer, and which axis of a weight is its output."""
 
 import re
 from collections.abc import Sequence
@@ -81,10 +80,8 @@ def _layer_of_module(parameters: dict[str, Parameter]) -> LayerParameters:
 
 
 def _orient_square_weights(layers: Sequence[LayerParameters]) -> None:
-    """Decides whether square weights with names of GPT-2 are (n_in, n_out).
-
-    They are if all weights with such names are whose bias shows it.
-    """
+    """Square weights with names of GPT-2 are (n_in, n_out) if all weights with such
+    names are whose bias shows it."""
     square = []
     are_in_out = True
     for layer in layers:

@@ -36,9 +36,7 @@ upsample_linear1d upsample_trilinear3d _upsample_bilinear2d_aa
 
 
 @register_rule(aten.conv1d, aten.conv2d, aten.conv3d)
-def convolution(
-    tracer: Tracer, call: Node, x: Value, weight: Value, bias: Value = None, *_
-) -> Value:
+def convolution(tracer: Tracer, call: Node, x: Value, weight: Value, *_, **__) -> Value:
     """W (n_out, n_in / g, *k); Kofinas et al. 2024, section 2.2."""
     if not isinstance(weight, Elements):
         return tracer.unknown(call)
@@ -51,14 +49,15 @@ def convolution(
     # a pointwise convolution of positions: a layer between these, and channels stay
     if is_pointwise and _are_positions(tracer, x.labels, channel):
         matrix = weight.apply(lambda w: w.flatten(1))
+        bias = tracer.argument(call, "bias")
         shape = tracer.shape_of(call)
         return linear_over_positions(tracer, call, x, matrix, bias, shape, channel)
-    return _convolution(tracer, call, x, kernels, bias)
+    return _convolution(tracer, call, x, kernels)
 
 
 @register_rule(aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
 def transposed_convolution(
-    tracer: Tracer, call: Node, x: Value, weight: Value, bias: Value = None, *_
+    tracer: Tracer, call: Node, x: Value, weight: Value, *_, **__
 ) -> Value:
     """W (n_in, n_out / g, *k)."""
     if not isinstance(weight, Elements):
@@ -68,12 +67,10 @@ def transposed_convolution(
     # (g, n_in / g, n_out / g, *k)
     kernels = weight.apply(lambda w: w.unflatten(0, (groups, -1)))
     kernels = kernels.apply(lambda w: w.transpose(1, 2))
-    return _convolution(tracer, call, x, kernels, bias)
+    return _convolution(tracer, call, x, kernels)
 
 
-def _convolution(
-    tracer: Tracer, call: Node, x: Neurons, kernels: Elements, bias: Value
-) -> Value:
+def _convolution(tracer: Tracer, call: Node, x: Neurons, kernels: Elements) -> Value:
     """kernels: (g, n_out / g, n_in / g, *k)."""
     shape = tracer.shape_of(call)
     kernel = kernels.shape[3:]
@@ -85,7 +82,7 @@ def _convolution(
         return Unknown(shape)
     channels = []
     for rows in maps:
-        new = _new_channels(tracer, call, rows, kernels, bias)
+        new = _new_channels(tracer, call, rows, kernels)
         channels.append(new)
     # batch entries may have different neurons
     labels = torch.stack(channels)[which]  # (*batch, n_out)
@@ -95,12 +92,10 @@ def _convolution(
 
 
 def _new_channels(
-    tracer: Tracer, call: Node, rows: Tensor, kernels: Elements, bias: Value
+    tracer: Tracer, call: Node, rows: Tensor, kernels: Elements
 ) -> Tensor:
-    """New neurons (n_out,) with edges from the channels of all rows (r, n_in).
-
-    kernels: (g, n_out / g, n_in / g, *k).
-    """
+    """New neurons (n_out,) with edges from the channels of all rows (r, n_in);
+    kernels: (g, n_out / g, n_in / g, *k)."""
     groups, n_target, n_source, *_ = kernels.shape
     channels = tracer.new_layer(kernels, groups * n_target)
     targets = channels.reshape(groups, n_target, 1)
@@ -110,7 +105,7 @@ def _new_channels(
         tracer.edges(kernels, sources, targets, call=call)
         if len(rows) > 1:
             tracer.pin(row)  # the graph does not contain the place of each row
-    add_bias(tracer, bias, channels)
+    add_bias(tracer, tracer.argument(call, "bias"), channels)
     return channels
 
 
@@ -126,11 +121,9 @@ def _are_positions(tracer: Tracer, labels: Tensor, channel: int) -> bool:
 def _different_maps(
     tracer: Tracer, labels: Tensor, channel: int
 ) -> tuple[list[Tensor], Tensor]:
-    """The rows of channels (r, n) in each different map, and the number of each map.
-
-    The numbers have the shape of the batch. A map has several rows where channels are
-    different neurons at different places, as behind a pixel shuffle.
-    """
+    """The rows of channels (r, n) in each different map, and the number of each map,
+    (*batch); a map has several rows where channels are different neurons at different
+    places, as behind a pixel shuffle."""
     # first: behind a linear layer that makes a map, each place has another row
     unify_channel_places(tracer, labels, channel)
     rows, which = tracer.unify_rows(labels, channel)
@@ -210,12 +203,9 @@ def _unify_each(tracer: Tracer, ends: Tensor, partners: Tensor) -> bool:
 
 
 @register_rule(*POOLS)
-def pool(tracer: Tracer, call: Node, x: Value, *_, **__) -> Value:
+@for_each_result
+def pool(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
     """The channels stay."""
-    return for_each_result(call, lambda shape: _pooled(tracer, call, x, shape))
-
-
-def _pooled(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
     if not isinstance(x, Neurons):
         return Unknown(shape)
     # a single map (channels, *space) has no batch, but the function of its space

@@ -53,7 +53,8 @@ def embedding_bag(
         right = Neurons(result.labels.expand(len(factors.labels), -1))
         shape = torch.Size((1, len(result.labels)))
         result = product_of_activations(tracer, call.name, left, right, shape)
-    return (rearranged(result, lambda x: x.expand(bags.shape)), *others)
+    sums = rearranged(result, lambda x: x.expand(bags.shape))
+    return (sums, *others)
 
 
 @register_rule(aten.grid_sampler, aten.grid_sampler_2d, aten.grid_sampler_3d)

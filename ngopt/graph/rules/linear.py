@@ -38,10 +38,13 @@ def linear(
     shape = tracer.shape_of(call) if shape is None else shape
     if not isinstance(weight, Elements):
         # an activation or a constant; (n_out, n_in)
-        weight = transposed(weight)
-        return _computed_weight(tracer, call, x, weight, shape, bias)
+        result = _computed_weight(tracer, call, x, transposed(weight), shape)
+        if bias is None or isinstance(result, Unknown):
+            return result
+        return addition(tracer, call, result, bias)
     if isinstance(x, (Tensor, Unknown)):
-        return _without_neurons(tracer, call, x, weight, bias, shape)
+        targets = _without_neurons(tracer, call, x, weight, bias)
+        return Neurons(targets.expand(shape))
     x = as_neurons(tracer, x)
     rows, which = tracer.unify_rows(x.labels, -1)
     # too many different rows: linear_over_positions returns Unknown
@@ -80,14 +83,9 @@ def add_bias(tracer: Tracer, bias: Value, targets: Tensor) -> None:
 
 
 def _without_neurons(
-    tracer: Tracer,
-    call: Node,
-    x: Tensor | Unknown,
-    weight: Elements,
-    bias: Value,
-    shape: torch.Size,
-) -> Value:
-    """A layer that is applied to constants or to an unknown tensor."""
+    tracer: Tracer, call: Node, x: Tensor | Unknown, weight: Elements, bias: Value
+) -> Tensor:
+    """A layer (n_out,) that is applied to constants or to an unknown tensor."""
     targets = tracer.new_layer(weight, weight.shape[0])
     # the initial state of a recurrent network, 0, adds nothing
     if not tracer.is_zero(call, x):
@@ -96,18 +94,13 @@ def _without_neurons(
         sources = tracer.nodes.new(name, weight.shape[1], kind)
         tracer.edges(weight, sources, targets[:, None], call=call)
     add_bias(tracer, bias, targets)
-    return Neurons(targets.expand(shape))
+    return targets
 
 
 def _computed_weight(
-    tracer: Tracer,
-    call: Node,
-    x: Value,
-    weight: Value,
-    shape: torch.Size,
-    bias: Value = None,
+    tracer: Tracer, call: Node, x: Value, weight: Value, shape: torch.Size
 ) -> Value:
-    """x @ weight + bias with a weight (..., n_in, n_out) that is no parameter."""
+    """x @ weight with a weight (..., n_in, n_out) that is no parameter."""
     result = product_of_activations(tracer, call.name, x, weight, shape)
     is_constant = isinstance(weight, (Tensor, Unknown))
     # a fixed matrix mixes neurons, such as random features
@@ -115,10 +108,8 @@ def _computed_weight(
         targets = tracer.nodes.new(call.name, shape[-1])
         # no edges show which of them can be exchanged
         tracer.pin(x.labels, targets)
-        result = Neurons(targets.expand(shape))
-    if bias is None or isinstance(result, Unknown):
-        return result
-    return addition(tracer, call, result, bias)
+        return Neurons(targets.expand(shape))
+    return result
 
 
 def linear_over_positions(
@@ -178,8 +169,7 @@ def matmul(
 def _batched_weight(
     tracer: Tracer, call: Node, x: Neurons, weight: Elements, shape: torch.Size
 ) -> Value:
-    """(..., t, n_in) @ (..., n_in, n_out): a weight for each index of the leading
-    dimensions."""
+    """(..., t, n_in) @ (..., n_in, n_out): a weight for each leading index."""
     lead = weight.shape[:-2]
     both = torch.broadcast_shapes(x.shape[:-2], lead)
     labels = x.labels.expand(*both, *x.shape[-2:])
@@ -218,7 +208,7 @@ def _places(labels: Tensor, lead: Sequence[int]) -> Iterator[tuple[int | slice, 
 
 @register_rule(aten.bilinear)
 def bilinear(
-    tracer: Tracer, call: Node, a: Value, b: Value, weight: Value, bias: Value = None
+    tracer: Tracer, call: Node, a: Value, b: Value, weight: Value, *_, **__
 ) -> Value:
     """y_k = a^T W_k b: dense edges from the products of all pairs of the inputs."""
     if not isinstance(a, Neurons) or not isinstance(b, Neurons):
@@ -240,6 +230,7 @@ def bilinear(
     tracer.edges(None, right, products, "right")
     # (n_out, left * right), in the order of the pairs
     matrix = weight.apply(lambda w: w.flatten(1))
+    bias = tracer.argument(call, "bias")
     targets = dense_layer(tracer, call, pairs, matrix, bias)
     return Neurons(targets.expand(tracer.shape_of(call)))
 

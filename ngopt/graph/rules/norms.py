@@ -47,11 +47,6 @@ class Norm:
     rows: Tensor | None = None
 
     @property
-    def is_learned(self) -> bool:
-        """Whether it has a scale or a shift."""
-        return has_any((self.weight, self.bias), Elements)
-
-    @property
     def broadcast_shape(self) -> list[int]:
         """The shape of weight and bias that broadcasts to x."""
         shape = [1] * self.x.labels.dim()
@@ -60,29 +55,25 @@ class Norm:
         return shape
 
 
+def _weight_and_bias(tracer: Tracer, call: Node) -> tuple[Value, Value]:
+    """The arguments of a norm that are its weight and its bias, if it has them."""
+    return tracer.argument(call, "weight"), tracer.argument(call, "bias")
+
+
 @register_rule(aten.batch_norm, aten.instance_norm)
-def channel_norm(
-    tracer: Tracer, call: Node, x: Value, weight: Value = None, bias: Value = None, *_
-) -> Value:
+def channel_norm(tracer: Tracer, call: Node, x: Value, *_, **__) -> Value:
     if not isinstance(x, Neurons):
         return x  # the norm of anything but neurons is represented as its operand
     if len(x.shape) > 2:
         unify_channel_places(tracer, x.labels, 1)
-    norm = Norm(x, [1], weight, bias)
+    norm = Norm(x, [1], *_weight_and_bias(tracer, call))
     return scale_and_shift(tracer, call, norm)
 
 
-@register_rule(aten.layer_norm)
-def layer_norm(
-    tracer: Tracer,
-    call: Node,
-    x: Value,
-    shape: Any,
-    weight: Value = None,
-    bias: Value = None,
-    *_,
-) -> Value:
+@register_rule(aten.layer_norm, aten.rms_norm)
+def layer_norm(tracer: Tracer, call: Node, x: Value, shape: Any, *_, **__) -> Value:
     """A norm over the last dimensions, of the given shape."""
+    weight, bias = _weight_and_bias(tracer, call)
     # the edges of a scale need nodes; without one the result is the parameter itself
     if isinstance(x, Elements) and has_any((weight, bias), Elements):
         x = as_neurons(tracer, x)
@@ -96,23 +87,8 @@ def layer_norm(
     return scale_and_shift(tracer, call, norm)
 
 
-@register_rule(aten.rms_norm)
-def rms_norm(
-    tracer: Tracer, call: Node, x: Value, shape: Any, weight: Value = None, *_
-) -> Value:
-    return layer_norm(tracer, call, x, shape, weight)
-
-
 @register_rule(aten.group_norm)
-def group_norm(
-    tracer: Tracer,
-    call: Node,
-    x: Value,
-    groups: int,
-    weight: Value = None,
-    bias: Value = None,
-    *_,
-) -> Value:
+def group_norm(tracer: Tracer, call: Node, x: Value, groups: int, *_, **__) -> Value:
     """A node for every group, between the channels before and after.
 
     Channels of different groups cannot be exchanged.
@@ -125,6 +101,7 @@ def group_norm(
     (labels,) = without_repeats([x.labels], keep=[1])
     rows = labels.unflatten(1, (groups, -1))
     rows = rows.flatten(2)
+    weight, bias = _weight_and_bias(tracer, call)
     norm = Norm(x, [1], weight, bias, rows)
     # new nodes also without a scale, as nodes of groups lie between two layers
     result = scale_and_shift(tracer, call, norm, always_new=True)
@@ -145,11 +122,8 @@ def group_norm(
 def _add_groups(
     tracer: Tracer, name: str, before: Tensor, after: Tensor | None = None
 ) -> None:
-    """A node for each row of neurons that are normalised together, (groups, n).
-
-    before, after: the norm. If the neurons after it are the same, edges to the nodes
-    alone distinguish the rows.
-    """
+    """A node for each row of neurons (groups, n) before and after a norm; if those
+    after it are the same, edges to the nodes alone distinguish the rows."""
     nodes = tracer.nodes.new(f"{name}.groups", len(before), "group")
     nodes = nodes[:, None]
     tracer.edges(None, before, nodes, "pool")
@@ -166,25 +140,24 @@ def scale_and_shift(
     unless `always_new`.
     """
     x = norm.x
-    weight = norm.weight
-    bias = norm.bias
-    if not norm.is_learned and not always_new:
+    is_learned = has_any((norm.weight, norm.bias), Elements)
+    if not is_learned and not always_new:
         if norm.rows is not None and not _add_row_nodes(tracer, call, norm.rows):
             return Unknown(x.shape)
         return Neurons(x.labels, is_normalised=True)
     labels = tracer.unify_places(x.labels, norm.dims)
     if labels is None:
         return _shared_scale_and_shift(tracer, call, norm)
-    name = _name(tracer, call, weight, bias)
+    name = _name(tracer, call, norm.weight, norm.bias)
     sources = tracer.source_nodes(labels, name)
     targets = _nodes_behind(tracer, name, sources)
-    if isinstance(weight, Elements):
-        scale = weight.apply(torch.flatten)
+    if isinstance(norm.weight, Elements):
+        scale = norm.weight.apply(torch.flatten)
         tracer.edges(scale, sources, targets, "gamma", call)
     else:
         tracer.edges(None, sources, targets, "residual")
-    if isinstance(bias, Elements):
-        shift = bias.apply(torch.flatten)
+    if isinstance(norm.bias, Elements):
+        shift = norm.bias.apply(torch.flatten)
         tracer.edges(shift, None, targets, "beta")
     labels = targets.reshape(norm.broadcast_shape)
     # pristine, so that norms which are only summed become one layer
@@ -239,10 +212,8 @@ def _shared_scale_and_shift(tracer: Tracer, call: Node, norm: Norm) -> Value:
 
 
 def _add_row_nodes(tracer: Tracer, call: Node, labels: Tensor) -> bool:
-    """A node for each of several rows (..., n) that are normalised together.
-
-    Returns False, and adds none, if rows overlap.
-    """
+    """A node for each of several rows (..., n) that are normalised together; returns
+    False, and adds none, if rows overlap."""
     labels = tracer.nodes.find(labels)
     if same_along(labels, -1):
         return True  # each row is one neuron, at several positions
@@ -295,10 +266,8 @@ def weight_norm(tracer: Tracer, call: Node, v: Value, g: Value, *_) -> Value:
 
 
 def _disjoint_rows(tracer: Tracer, labels: Tensor) -> Tensor | None:
-    """The nodes of each different row of labels (..., m), (rows, n).
-
-    None if rows overlap or have different numbers of nodes, or without any row.
-    """
+    """The nodes (rows, n) of each different row of labels (..., m); None if rows
+    overlap or have different numbers of nodes, or without any row."""
     rows = tracer.nodes.find(labels)
     rows = rows.reshape(-1, labels.shape[-1])
     # a set, as distinct_rows may return the first row twice

@@ -20,6 +20,7 @@ from ngopt.graph.tracing.values import (
     Neurons,
     Unknown,
     Value,
+    not_none,
     same_along,
 )
 
@@ -61,7 +62,11 @@ def recurrent(tracer: Tracer, call: Node, x: Value, *args) -> Value:
             k = layer * directions + direction
             own = weights[k * size : (k + 1) * size]
             nodes = recurrent_layer(tracer, call, current, own)
-            _enter_states(tracer, as_list(states), k, nodes)
+            initial = []
+            for state in as_list(states):
+                own_state = rearranged(state, lambda s, k=k: s[k])
+                initial.append(own_state)
+            _enter_states(tracer, Cell(nodes, []), initial)
             if direction == 1:
                 reverse = tracer.constant_nodes(REVERSE)
                 tracer.edges(None, reverse, nodes.hidden, "spread")
@@ -74,18 +79,9 @@ def recurrent(tracer: Tracer, call: Node, x: Value, *args) -> Value:
     # without cells torch returns one of them
     for nodes, value in zip((hidden, cells), ends, strict=False):
         batch = value.shape[-2]  # in torch 2.6 the axes before it are wrong
-        results.append(Neurons(nodes[:, None].expand(-1, batch, -1)))
+        labels = nodes[:, None].expand(-1, batch, -1)
+        results.append(Neurons(labels))
     return tuple(results)
-
-
-def _enter_states(
-    tracer: Tracer, states: Sequence[Value], k: int, nodes: StateNodes
-) -> None:
-    """Connects the initial states of one layer and direction, number k."""
-    entries = state_entries(nodes, len(states))
-    for state, (targets, kind) in zip(states, entries, strict=True):
-        own = rearranged(state, lambda s: s[k])
-        enter_state(tracer, own, targets, kind)
 
 
 def as_list(states: Any) -> Sequence[Value]:
@@ -99,10 +95,8 @@ def are_elements(weights: Sequence[Value]) -> bool:
 
 
 def features_of(tracer: Tracer, x: Value) -> Tensor | None:
-    """The neurons (n,) that each step has as an input, of x (..., n).
-
-    Constants are no neurons. None if neurons differ between steps.
-    """
+    """The neurons (n,) that each step has as an input, of x (..., n), in which
+    constants are no neurons; None if neurons differ between steps."""
     if isinstance(x, Elements):
         x = as_neurons(tracer, x)
     # unify_places returns None without any neuron, which would mean unknown
@@ -174,17 +168,6 @@ def _with_gates_last(parameter: Elements, cells: Tensor) -> Elements:
     return gates.apply(lambda p: p.movedim(0, -1))
 
 
-def state_entries(nodes: StateNodes, states: int) -> list[tuple[Tensor, str]]:
-    """The nodes of each state of a layer, and the kind of edges from its initial value.
-
-    The hidden state of an LSTM affects its cells only through W_hh; other states are
-    summands.
-    """
-    if states == 2:
-        return [(nodes.hidden, "recurrent"), (nodes.cells, "residual")]
-    return [(nodes.hidden, "residual")]
-
-
 def enter_state(tracer: Tracer, state: Value, nodes: Tensor, kind: str) -> None:
     """Edges of value 1 from an initial state (b, n) to the nodes of the state.
 
@@ -254,27 +237,26 @@ def recurrent_cell(
     if features is None or not are_elements(weights):
         return tracer.unknown(call)
     states = as_list(states)
-    given = [nodes_of(tracer, state) for state in states]
-    cell = _cell_of(tracer, call, weights, features, given)
-    _enter_new_states(tracer, cell, states, given)
+    cell = _cell_of(tracer, call, weights, features, states)
+    _enter_states(tracer, cell, states)
     new = []
     for nodes, state in zip(cell.nodes, states, strict=False):
         new.append(Neurons(nodes.expand(state.shape)))
     return tuple(new) if len(new) > 1 else new[0]
 
 
-def _enter_new_states(
-    tracer: Tracer, cell: Cell, states: Sequence[Value], given: Sequence[Tensor | None]
-) -> None:
+def _enter_states(tracer: Tracer, cell: Cell, states: Sequence[Value]) -> None:
     """Edges from the states of a step, unless a step before had the same states."""
-    entries = state_entries(cell.nodes, len(states))
-    for state, nodes, (targets, kind) in zip(states, given, entries, strict=True):
+    # the hidden state of an LSTM affects its cells only through W_hh; others are added
+    kinds = ("recurrent", "residual") if len(states) == 2 else ("residual",)
+    for state, targets, kind in zip(states, cell.nodes, kinds, strict=False):
+        nodes = nodes_of(tracer, state)
         # states of the step before are the cell's own nodes, and need no edges
         entered = cell.states.setdefault(kind, [targets])
-        if any(_are_same(tracer, old, nodes) for old in entered):
-            continue
-        enter_state(tracer, state, targets, kind)
-        if nodes is not None:
+        if nodes is None:
+            enter_state(tracer, state, targets, kind)
+        elif not any(_are_same(tracer, old, nodes) for old in entered):
+            enter_state(tracer, state, targets, kind)
             entered.append(nodes)
 
 
@@ -283,25 +265,22 @@ def _cell_of(
     call: Node,
     weights: Sequence[Elements],
     features: Tensor,
-    given: Sequence[Tensor | None],
+    states: Sequence[Value],
 ) -> Cell:
     """The cell of this step, or a new one, with edges from the input features."""
+    given = not_none(*(nodes_of(tracer, state) for state in states))
     key = tuple(map(_key, weights))
     cells = tracer.recurrent_cells.setdefault(key, [])
-    cell = None
-    for known in cells:
+    for cell in cells:
         # any: the other state may have gone through a norm
-        if any(_are_same(tracer, known.nodes.hidden, nodes) for nodes in given):
-            cell = known
-            break
-    if cell is None:
-        nodes = recurrent_layer(tracer, call, features, weights)
-        cell = Cell(nodes, [features])
-        cells.append(cell)
-    elif not any(_unify_inputs(tracer, old, features) for old in cell.inputs):
-        add_inputs(tracer, call, weights[0], features, cell.nodes.cells)
-        cell.inputs.append(features)
-    return cell
+        if any(_are_same(tracer, cell.nodes.hidden, nodes) for nodes in given):
+            if not any(_unify_inputs(tracer, old, features) for old in cell.inputs):
+                add_inputs(tracer, call, weights[0], features, cell.nodes.cells)
+                cell.inputs.append(features)
+            return cell
+    nodes = recurrent_layer(tracer, call, features, weights)
+    cells.append(Cell(nodes, [features]))
+    return cells[-1]
 
 
 def _key(weight: Elements) -> Any:
@@ -310,18 +289,14 @@ def _key(weight: Elements) -> Any:
     return weight.view() or (weight.parameter, *numbers.tolist())
 
 
-def _are_same(tracer: Tracer, a: Tensor, b: Tensor | None) -> bool:
-    if b is None:
-        return False
+def _are_same(tracer: Tracer, a: Tensor, b: Tensor) -> bool:
     find = tracer.nodes.find
     return torch.equal(find(a), find(b))
 
 
 def _unify_inputs(tracer: Tracer, old: Tensor, new: Tensor) -> bool:
-    """Unifies the inputs of two steps if they are entries of the network's input.
-
-    Returns whether they are the same now.
-    """
+    """Unifies the inputs of two steps if they are entries of the network's input;
+    returns whether they are the same now."""
     old = tracer.nodes.find(old)
     new = tracer.nodes.find(new)
     differ = old != new

@@ -1,6 +1,6 @@
 """Functions without weights that reduce, rank or mix entries along dimensions."""
 
-from collections.abc import Callable
+from functools import wraps
 from math import prod
 
 import torch
@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from ngopt.graph.rules.conversions import is_whole
 from ngopt.graph.rules.pointwise import note_function
-from ngopt.graph.rules.registry import functions, register_rule
+from ngopt.graph.rules.registry import Rule, functions, register_rule
 from ngopt.graph.tracing.capture import packet_of
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import Elements, Neurons, Unknown, Value, same_along
@@ -28,32 +28,32 @@ MAX_ROWS = 4096
 """Different sets of neurons in one reduction, each a node."""
 
 
-@register_rule(*REDUCTIONS)
-def reduction(tracer: Tracer, call: Node, x: Value, *_, **__) -> Value:
-    return for_each_result(call, lambda shape: _reduced(tracer, call, x, shape))
+def for_each_result(rule: Rule) -> Rule:
+    """The value of a rule, which takes a shape, for all results but indices, which are
+    unknown."""
+
+    @wraps(rule)
+    def with_all_results(tracer: Tracer, call: Node, x: Value, *_, **__) -> Value:
+        values = call.meta["val"]
+        if isinstance(values, Tensor):
+            return rule(tracer, call, x, values.shape)
+        result = rule(tracer, call, x, values[0].shape)
+        results = []
+        for value in values:
+            is_index = value.dtype == torch.long
+            results.append(Unknown(value.shape) if is_index else result)
+        return tuple(results)
+
+    return with_all_results
 
 
 @register_rule(*RANKINGS, *SCANS)
-def along(tracer: Tracer, call: Node, x: Value, *_, **__) -> Value:
-    """Reorders or mixes entries along dimensions, and may change their number."""
-    return for_each_result(call, lambda shape: _along(tracer, call, x, shape))
+@for_each_result
+def along(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
+    """Reorders or mixes entries along dimensions, and may change their number.
 
-
-def for_each_result(call: Node, rule: Callable[[torch.Size], Value]) -> Value:
-    """The value of a rule for all results but indices, which are unknown."""
-    values = call.meta["val"]
-    if isinstance(values, Tensor):
-        return rule(values.shape)
-    result = rule(values[0].shape)
-    results = []
-    for value in values:
-        is_index = value.dtype == torch.long
-        results.append(Unknown(value.shape) if is_index else result)
-    return tuple(results)
-
-
-def _along(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
-    """Neurons that are the same at all places stay; others may have any rank."""
+    Neurons that are the same at all places stay; others may have any rank.
+    """
     dims = _named_dims(tracer, call, len(x.shape))
     if not isinstance(x, Neurons):
         return Unknown(shape)
@@ -66,7 +66,8 @@ def _along(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
         last = list(range(-len(dims), 0))
         moved = labels.movedim(dims, last)
         lead = moved.shape[: -len(dims)]
-        nodes = _pool_nodes(tracer, call, moved.reshape(lead.numel(), -1))
+        rows = moved.reshape(lead.numel(), -1)
+        nodes = _pool_nodes(tracer, call, rows)
         if nodes is None:
             return Unknown(shape)
         ones = [1] * len(dims)
@@ -78,7 +79,9 @@ def _along(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
     return Neurons(labels.expand(shape))
 
 
-def _reduced(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
+@register_rule(*REDUCTIONS)
+@for_each_result
+def reduction(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
     """Over positions the neurons stay; different neurons have edges to a new node."""
     if isinstance(x, Elements) and shape.numel() > 1:
         # one number of all elements does not depend on rows

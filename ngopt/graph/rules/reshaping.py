@@ -153,10 +153,8 @@ def _tell_parts_apart(tracer: Tracer, call: Node) -> None:
 
 
 def _path(tracer: Tracer, call: Node) -> str:
-    """The functions between the layer that made a value's neurons and the value.
-
-    Functions that only select or rearrange neurons are left out.
-    """
+    """The functions between the layer that made a value's neurons and the value,
+    without those that only select or rearrange neurons."""
     path = []
     while True:
         sources = call.all_input_nodes

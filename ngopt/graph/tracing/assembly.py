@@ -163,10 +163,8 @@ def _differs_in_path(a: Block, b: Block) -> bool:
 
 
 def _one_for_each_parameter(tracer: Tracer, biases: Sequence[Block]) -> list[Block]:
-    """Joins pieces of a parameter that are features of the same nodes, as slots.
-
-    Such as the rows of a table.
-    """
+    """Joins pieces of a parameter that are features of the same nodes, such as the rows
+    of a table, as slots."""
     alike = defaultdict(list)
     for bias in biases:
         # rows of a table differ only in the offset
@@ -181,10 +179,8 @@ def _one_for_each_parameter(tracer: Tracer, biases: Sequence[Block]) -> list[Blo
 
 
 def _joined(tracer: Tracer, pieces: list[Block]) -> list[Block]:
-    """One block for pieces that differ in their offsets.
-
-    At uneven distances the nodes are pinned, as the graph contains no order of pieces.
-    """
+    """One block for pieces that differ in their offsets; at uneven distances the nodes
+    are pinned, as the graph contains no order of pieces."""
     first = pieces[0]
     offsets = sorted({_view(piece).offset for piece in pieces})
     if len(offsets) == 1:
@@ -193,20 +189,17 @@ def _joined(tracer: Tracer, pieces: list[Block]) -> list[Block]:
     step = offsets[1] - offsets[0]
     n, *shape = part.shape
     stride, *strides = part.strides
-    view = View(
-        part.parameter,
-        shape=(n, len(offsets), *shape),
-        strides=(stride, step, *strides),
-        offset=offsets[0],
-    )
-    is_even = offsets == list(range(offsets[0], offsets[-1] + 1, step))
+    slots = (len(offsets), *shape)
+    strides = (stride, step, *strides)
+    view = View(part.parameter, (n, *slots), strides, offsets[0])
+    even_offsets = range(offsets[0], offsets[-1] + 1, step)
+    is_even = offsets == list(even_offsets)
     numel = tracer.parameters[part.parameter].numel
     # steps shorter than a piece make pieces overlap
     if not is_even or count_elements(view, numel) < view.numel:
         tracer.pin(first.targets)
         return pieces
-    whole = replace(first, view=view, slot_shape=view.shape[1:])
-    return [whole]
+    return [replace(first, view=view, slot_shape=slots)]
 
 
 def _sources(block: Block) -> Tensor:
@@ -252,16 +245,8 @@ class _Groups:
         shape = (groups, rows, columns)
         source, source_index = self.locate(_sources(block))
         target, target_index = self.locate(block.targets)
-        return EdgeBlock(
-            block.view,
-            source,
-            target,
-            shape,
-            block.slot_shape,
-            block.kind,
-            source_index,
-            target_index,
-        )
+        new = EdgeBlock(block.view, source, target, shape, block.slot_shape, block.kind)
+        return replace(new, source_index=source_index, target_index=target_index)
 
     def bias(self, block: Block) -> Bias:
         view = _view(block)
@@ -317,10 +302,8 @@ def with_unused_rows(
 
 
 def _completed(spec: ParameterSpec, view: View, axes: int) -> View:
-    """The view of the whole parameter, with more slots; the view itself without one.
-
-    axes: the number of its dimensions that are those of nodes.
-    """
+    """The view of the whole parameter, with more slots; the view itself without one;
+    axes: the number of its dimensions that are those of nodes."""
     if view.numel >= spec.numel:
         return view
     for wider in _wider(spec, view, axes):
@@ -335,10 +318,8 @@ def _wider(spec: ParameterSpec, view: View, axes: int) -> Iterator[View]:
         first = view.offset // stride % size
         offset = view.offset - first * stride
         # of a single row there is no axis yet
-        longer = View(
-            view.parameter, (*view.shape, size), (*view.strides, stride), offset
-        )
-        yield longer
+        strides = (*view.strides, stride)
+        yield View(view.parameter, (*view.shape, size), strides, offset)
         for axis in range(axes, len(view.shape)):
             if view.strides[axis] == stride and view.shape[axis] < size:
                 shape = (*view.shape[:axis], size, *view.shape[axis + 1 :])

@@ -88,12 +88,10 @@ class EdgePiece:
         """The piece at some places of an axis."""
         view = self.view
         stride = view.strides[axis]
-        view = replace(
-            view,
-            shape=_replaced(view.shape, axis, len(places)),
-            strides=_replaced(view.strides, axis, stride * places.step),
-            offset=view.offset + stride * places.start,
-        )
+        shape = _replaced(view.shape, axis, len(places))
+        strides = _replaced(view.strides, axis, stride * places.step)
+        offset = view.offset + stride * places.start
+        view = replace(view, shape=shape, strides=strides, offset=offset)
         index = torch.tensor(places)
         ends = list(self.ends)
         changing = self.changing(axis)
@@ -112,11 +110,9 @@ class EdgePiece:
         view = self.view
         stride = view.strides[axis]
         steps = (found.step * stride, found.time_step * stride)
-        view = replace(
-            view,
-            shape=_replaced(view.shape, axis, found.count, found.times),
-            strides=_replaced(view.strides, axis, *steps),
-        )
+        shape = _replaced(view.shape, axis, found.count, found.times)
+        strides = _replaced(view.strides, axis, *steps)
+        view = replace(view, shape=shape, strides=strides)
         places = found.places()
         index = places.flatten()
         ends = [end.unsqueeze(axis) for end in self.ends]
@@ -324,15 +320,10 @@ def _block(piece: EdgePiece) -> Block:
     merged = [_merged(view, axes) for axes in order]
     sizes, strides = zip(*merged, strict=True)
     is_flattened = piece.kind == "weight" and repeats and not kernel
-    return Block(
-        replace(view, shape=sizes, strides=strides),
-        sources,
-        _flat(targets, groups, rows),
-        shape=sizes[:n],
-        slot_shape=sizes[n:],
-        kind="flatten" if is_flattened else piece.kind,
-        path=piece.path,
-    )
+    kind = "flatten" if is_flattened else piece.kind
+    view = replace(view, shape=sizes, strides=strides)
+    targets = _flat(targets, groups, rows)
+    return Block(view, sources, targets, sizes[:n], sizes[n:], kind, piece.path)
 
 
 def _merged(view: View, axes: Sequence[int]) -> tuple[int, int]:

@@ -99,15 +99,10 @@ def capture(
 
 
 def _isolated(
-    function: Callable,
-    model: nn.Module,
-    inputs: tuple[tuple, dict[str, Any]],
-    training: bool,
+    function: Callable, model: nn.Module, inputs: tuple[tuple, dict], training: bool
 ) -> Any:
-    """A function of new copies of a module and of its inputs.
-
-    A forward that failed may have changed earlier copies.
-    """
+    """A function of new copies of a module and of its inputs, as a forward that failed
+    may have changed earlier copies."""
     with isolated(model) as duplicate:
         args, kwargs = Copier().copy(inputs)
         if not training:
@@ -135,10 +130,8 @@ def _quiet() -> Iterator[None]:
 
 
 def arguments(example_input: Any) -> tuple[tuple, dict[str, Any]]:
-    """The arguments of a module for an example input.
-
-    That is a tensor, a tuple of arguments, a dict of named ones, or `Inputs`.
-    """
+    """The arguments of a module for an example input: a tensor, a tuple of arguments, a
+    dict of named ones, or `Inputs`."""
     if isinstance(example_input, Inputs):
         return example_input.args, example_input.kwargs
     if isinstance(example_input, Mapping):
@@ -206,16 +199,15 @@ def _record(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
         own[name] = buffer.clone()
 
     # the inputs are named after its arguments
-    def run(
-        state: dict[str, Tensor], args: tuple, kwargs: dict[str, Any]
-    ) -> list[Tensor]:
+    def run(state: dict[str, Tensor], args: tuple, kwargs: dict) -> list[Tensor]:
         output = functional_call(model, state, args, kwargs)
         return _tensors(output)
 
     # pre_dispatch: the functions of an export, linear instead of t and addmm
     trace = make_fx(run, pre_dispatch=True, _error_on_data_dependent_ops=False)
-    traced = trace(own, args, kwargs)
-    copies = tree_map_only(Tensor, lambda x: x.detach().clone(), (own, args, kwargs))
+    given = (own, args, kwargs)
+    traced = trace(*given)
+    copies = tree_map_only(Tensor, lambda x: x.detach().clone(), given)
     _Located(traced, garbage_collect_values=False).run(*copies)
     graph = inlined(traced)
     graph.eliminate_dead_code()  # such as the computation of a condition

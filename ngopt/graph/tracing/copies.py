@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
+from torch.nn.parameter import is_lazy
 
 SHARED = (
     *(type(None), bool, int, float, complex, str, bytes, type, enum.Enum),
@@ -51,10 +51,7 @@ class Copier:
         self._empty: set[int] = set()  # modules whose copies have no attributes yet
 
     def module(self, module: nn.Module) -> nn.Module:
-        """A copy of a module that shares its parameters.
-
-        torch.jit's modules are not copied.
-        """
+        """A copy of a module that shares its parameters, but not of torch.jit's."""
         # all of them before any attribute, which may refer to one
         for one in module.modules():
             self._begin(one)
@@ -66,7 +63,7 @@ class Copier:
         if id(value) not in self.copies:
             count = len(self.originals)
             try:
-                return self._copied(value)
+                return self.keep(value, self._copied(value))
             except Exception:
                 # copies that were begun since may be incomplete
                 for original in self.originals[count:]:
@@ -89,11 +86,13 @@ class Copier:
             self._begin(value)
             return self.copy(value)
         if is_lazy(value):
-            return self.keep(value, _lazy(value))
+            # another parameter or buffer that has no shape yet
+            lazy: Any = type(value)
+            return lazy(value.requires_grad, device=value.device, dtype=value.dtype)
         if isinstance(value, nn.Parameter):
-            return self.keep(value, value)
+            return value
         if isinstance(value, Tensor):
-            return self.keep(value, self._tensor(value))
+            return self._tensor(value)
         for kind, function in COPIED_TYPES:
             if isinstance(value, kind):
                 return function(self, value)
@@ -131,8 +130,9 @@ class Copier:
         own = module.__dict__
         attributes = made.__dict__
         for name in own.keys() & {*HOOKS}:
+            hooks = own[name]
             # a handle of the module removes a hook of the copy
-            attributes[name] = self.keep(own[name], type(own[name])())
+            attributes[name] = self.keep(hooks, type(hooks)())
         for name, hook in kept_hooks(module).items():
             attributes["_forward_pre_hooks"][name] = self.copy(hook)
             if name in own["_forward_pre_hooks_with_kwargs"]:
@@ -142,13 +142,6 @@ class Copier:
 def cloned(tensor: Tensor) -> Tensor:
     """A tensor of the same values that belongs to no autograd graph."""
     return tensor.detach().clone().requires_grad_(tensor.requires_grad)
-
-
-def _lazy(tensor: Any) -> Tensor:
-    """Another parameter or buffer that has no shape yet."""
-    is_buffer = isinstance(tensor, UninitializedBuffer)
-    kind: Any = UninitializedBuffer if is_buffer else UninitializedParameter
-    return kind(tensor.requires_grad, device=tensor.device, dtype=tensor.dtype)
 
 
 def kept_hooks(module: nn.Module) -> dict[int, Any]:
@@ -168,8 +161,7 @@ def _is_of_torch(hook: Any) -> bool:
 
 
 def computed_weights(module: nn.Module) -> set[str]:
-    """Attributes that are computed of a parameter of a longer name: `weight` of
-    `weight_orig`."""
+    """Attributes computed of a parameter with a suffix: `weight` of `weight_orig`."""
     found = set()
     for name, value in module.__dict__.items():
         if not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
@@ -210,40 +202,36 @@ def _empty(copier: Copier, value: Any) -> Any:
 def _tuple(copier: Copier, value: tuple) -> Any:
     items = list(map(copier.copy, value))
     if all(item is old for item, old in zip(items, value, strict=True)):
-        made = value
-    elif hasattr(value, "_fields"):
-        made = tuple.__new__(type(value), items)
-    else:
-        made = type(value)(items)
-    return copier.keep(value, made)
+        return value
+    if hasattr(value, "_fields"):
+        return tuple.__new__(type(value), items)
+    return type(value)(items)
 
 
 def _frozenset(copier: Copier, value: frozenset) -> Any:
-    return copier.keep(value, frozenset(map(copier.copy, value)))
+    return frozenset(map(copier.copy, value))
 
 
 def _method(copier: Copier, value: MethodType) -> Any:
     owner = copier.copy(value.__self__)
-    return copier.keep(value, MethodType(value.__func__, owner))
+    return MethodType(value.__func__, owner)
 
 
 def _partial(copier: Copier, value: partial) -> Any:
     function = copier.copy(value.func)
     args = copier.copy(value.args)
     kwargs = copier.copy(value.keywords)
-    return copier.keep(value, type(value)(function, *args, **kwargs))
+    return type(value)(function, *args, **kwargs)
 
 
 def _reference(copier: Copier, value: weakref.ref) -> Any:
-    original = value()
-    known = copier.copies.get(id(original))
-    if original is None or known is None or type(value) is not weakref.ref:
-        return copier.keep(value, value)
-    return copier.keep(value, weakref.ref(known))
+    known = copier.copies.get(id(value()))
+    is_plain = type(value) is weakref.ref
+    return weakref.ref(known) if is_plain and known is not None else value
 
 
 def _generator(copier: Copier, value: torch.Generator) -> Any:
-    return copier.keep(value, value.clone_state())
+    return value.clone_state()
 
 
 def _function(copier: Copier, function: FunctionType) -> Any:
@@ -257,7 +245,7 @@ def _function(copier: Copier, function: FunctionType) -> Any:
     cells = function.__closure__ or ()
     defaults = function.__defaults__, function.__kwdefaults__
     if not (modules or cells or any(defaults)):
-        return copier.keep(function, function)
+        return function
     variables = function.__globals__
     if modules:
         variables = {**variables, **modules}
@@ -265,7 +253,7 @@ def _function(copier: Copier, function: FunctionType) -> Any:
     code = function.__code__
     name = function.__name__
     made = FunctionType(code, variables, name, None, empty or None)
-    copier.keep(function, made)
+    copier.keep(function, made)  # before its variables, which may refer to it
     for module in modules:
         variables[module] = copier.copy(modules[module])
     for cell, own in zip(empty, cells, strict=True):
@@ -280,19 +268,17 @@ def _function(copier: Copier, function: FunctionType) -> Any:
 def _object(copier: Copier, value: Any) -> Any:
     kind = type(value)
     if hasattr(kind, "__del__"):
-        return copier.keep(value, value)
-    is_plain = (
-        kind.__reduce_ex__ is object.__reduce_ex__
-        and kind.__reduce__ is object.__reduce__
-        and not hasattr(kind, "__deepcopy__")
-    )
+        return value
+    reductions = kind.__reduce_ex__, kind.__reduce__
+    is_usual = reductions == (object.__reduce_ex__, object.__reduce__)
+    is_plain = is_usual and not hasattr(kind, "__deepcopy__")
     # an object of Python; others, such as locks, can be made by their type alone
     if is_plain and (hasattr(value, "__dict__") or _slots(kind)):
         made = copier.keep(value, object.__new__(kind))
         _copy_attributes(copier, value, made)
         return made
     known: Any = ChainMap({}, copier.copies)
-    return copier.keep(value, copy.deepcopy(value, known))
+    return copy.deepcopy(value, known)
 
 
 def _copy_attributes(copier: Copier, value: Any, made: Any) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
@@ -55,18 +56,16 @@ def isolated(model: nn.Module) -> Iterator[nn.Module]:
 @contextmanager
 def _kept_generators(model: nn.Module) -> Iterator[None]:
     """Restores the random generators of Python, NumPy and torch."""
-    state = random.getstate()
-    # not imported: only a module that has imported it can use it
-    numpy = sys.modules.get("numpy")
-    of_numpy = numpy and numpy.random.get_state()
+    of_python = random.getstate()
+    of_numpy = np.random.get_state()
     devices = {p.device for p in (*model.parameters(), *model.buffers())}
+    indices = [device.index for device in devices if device.type == "cuda"]
     try:
-        with torch.random.fork_rng([d.index for d in devices if d.type == "cuda"]):
+        with torch.random.fork_rng(indices):
             yield
     finally:
-        random.setstate(state)
-        if numpy is not None:
-            numpy.random.set_state(of_numpy)
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
 
 
 @contextmanager
@@ -142,7 +141,9 @@ def _caches(kinds: Iterable[type]) -> set[Any]:
     found = set()
     for kind in kinds:
         file = sys.modules.get(kind.__module__)
-        for value in (*vars(kind).values(), *list(vars(file).values() if file else ())):
+        values = list(vars(kind).values())
+        values += vars(file).values() if file else ()
+        for value in values:
             function = getattr(value, "__func__", value)
             if type(function) is CACHE:
                 found.add(function)
@@ -160,7 +161,8 @@ class _Contents:
         if id(value) in self._known:
             return
         if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-            self._tensors[id(value)] = value, value.detach().clone(), value._version
+            content = value.detach().clone()
+            self._tensors[id(value)] = value, content, value._version
             return
         if isinstance(value, (list, set, deque)):
             inner = list(value)

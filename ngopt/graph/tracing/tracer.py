@@ -77,10 +77,8 @@ class Tracer:
         return tree_map_only(Tensor, lambda tensor: Unknown(tensor.shape), value)
 
     def argument(self, call: Node, name: str) -> Any:
-        """An argument of a function of torch, by its name in the schema.
-
-        Its default if it is not given, None if the function has no such argument.
-        """
+        """An argument of a function of torch, by its name in the schema; its default if
+        it is not given, None if the function has no such argument."""
         function: Any = call.target
         signature = function._schema.arguments
         defaults = {argument.name: argument.default_value for argument in signature}
@@ -257,13 +255,15 @@ class Tracer:
         rows = self.nodes.find(rows)
         if min(rows.shape) > 1 and same_along(rows, 1):
             return None  # each place is one neuron throughout
-        counts = (rows > 0).sum(1)
+        is_neuron = rows > 0
+        counts = is_neuron.sum(1)
         # padding leaves gaps in some rows: the row with fewest gaps is the model
         best = rows[counts.argmax()]
         # each row has gaps where another has neurons
-        if ((rows > 0) & (best <= 0)).any() or not (best > 0).any():
+        has_gap = is_neuron & (best <= 0)
+        if has_gap.any() or not (best > 0).any():
             return None
-        rows = torch.where(rows > 0, rows, best)
+        rows = torch.where(is_neuron, rows, best)
         if (rows != best).any():
             all_rows = torch.cat([best[None], rows])
             if not self.nodes.try_unify(all_rows):

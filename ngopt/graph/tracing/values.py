@@ -191,10 +191,8 @@ def row_numbers(rows: Tensor) -> Tensor:
 
 
 def unique_pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """The different pairs (2, pairs) of entries of two flat, non-negative tensors.
-
-    Pairs are sorted. Also returns the number of the pair at each entry.
-    """
+    """The different pairs (2, pairs) of entries of two flat, non-negative tensors,
+    sorted, and the number of the pair at each entry."""
     if _are_increasing(a):
         which = torch.arange(len(a))
         return torch.stack([a, b]), which
@@ -269,10 +267,8 @@ class Repeats(NamedTuple):
 
 
 def regular_repeats(nodes: Tensor) -> Repeats | None:
-    """How nodes (count * times,) repeat: each in a row, or all one after the other.
-
-    None if they repeat in another way.
-    """
+    """How nodes (count * times,) repeat: each in a row, or all one after the other;
+    None if they repeat in another way."""
     length = len(nodes)
     count = nodes.unique().numel()
     times = length // max(count, 1)

@@ -34,20 +34,8 @@ class EdgeList(NamedTuple):
     node_element: Tensor
 
 
-class Slots(NamedTuple):
-    """Parameter and element of every slot of n nodes or edges, (n, slots); or -1."""
-
-    parameter: Tensor
-    element: Tensor
-
-    @property
-    def mask(self) -> Tensor:
-        return self.element >= 0
-
-
 def to_edge_list(graph: NeuralGraph) -> EdgeList:
-    """Every edge of every block, in the order of blocks, then groups, targets and
-    sources."""
+    """Every edge in the order of blocks, then groups, targets and sources."""
     numbers = []
     for spec in graph.parameters:
         flat = torch.arange(spec.numel, device="cpu")
@@ -58,8 +46,7 @@ def to_edge_list(graph: NeuralGraph) -> EdgeList:
     nodes = [none]
     rows = []
     for bias, element in zip(graph.biases, elements.biases, strict=True):
-        neurons = _neurons(bias.index, graph.groups[bias.group].size)
-        nodes.append(starts[bias.group] + neurons)
+        nodes.append(_nodes(starts, bias.group, bias.index))
         rows.append((bias.view.parameter, element))
     node_slots = _padded(rows)
     sources, targets, blocks = [none], [none], [none]
@@ -67,10 +54,10 @@ def to_edge_list(graph: NeuralGraph) -> EdgeList:
     of_weights = iter(elements.edges)
     for number, block in enumerate(graph.blocks):
         groups, n_target, n_source = block.shape
-        source = _neurons(block.source_index, graph.groups[block.source].size)
-        target = _neurons(block.target_index, graph.groups[block.target].size)
-        source = (starts[block.source] + source).reshape(groups, 1, n_source)
-        target = (starts[block.target] + target).reshape(groups, n_target, 1)
+        source = _nodes(starts, block.source, block.source_index)
+        target = _nodes(starts, block.target, block.target_index)
+        source = source.reshape(groups, 1, n_source)
+        target = target.reshape(groups, n_target, 1)
         sources.append(source.expand(block.shape).flatten())
         targets.append(target.expand(block.shape).flatten())
         count = prod(block.shape)
@@ -85,16 +72,18 @@ def to_edge_list(graph: NeuralGraph) -> EdgeList:
     return EdgeList(sources, targets, blocks, *_padded(rows), node, *node_slots)
 
 
-def _padded(rows: Sequence[tuple[int, Tensor]]) -> Slots:
-    """rows: the parameter of each block or bias, and its elements (n, slots)."""
+def _padded(rows: Sequence[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Parameter and element of every slot; rows: the parameter of each block or bias,
+    and its elements (n, slots)."""
     width = max((element.shape[1] for _, element in rows), default=0)
     none = torch.empty((0, width), dtype=torch.long, device="cpu")
     parameters, elements = [none], [none]
     for parameter, element in rows:
-        padded = pad(element, (0, width - element.shape[1]), value=-1)
+        missing = width - element.shape[1]
+        padded = pad(element, (0, missing), value=-1)
         parameters.append(torch.where(padded >= 0, parameter, -1))
         elements.append(padded)
-    return Slots(torch.cat(parameters), torch.cat(elements))
+    return torch.cat(parameters), torch.cat(elements)
 
 
 def node_starts(graph: NeuralGraph) -> list[int]:
@@ -105,6 +94,7 @@ def node_starts(graph: NeuralGraph) -> list[int]:
     return starts
 
 
-def _neurons(index: Index, size: int) -> Tensor:
-    places = range(size) if index is None else index
-    return torch.tensor(places, dtype=torch.long, device="cpu")
+def _nodes(starts: Sequence[int], group: int, index: Index) -> Tensor:
+    """The numbers of some neurons of a group."""
+    nodes = torch.arange(starts[group], starts[group + 1], device="cpu")
+    return nodes if index is None else nodes[list(index)]

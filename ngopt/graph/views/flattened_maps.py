@@ -29,15 +29,10 @@ def with_virtual_layer(graph: NeuralGraph) -> NeuralGraph:
         group = builder.add_group(name, channels * block.slots, "position")
         # the columns of the weight, ordered by channel, then position
         columns = np.argsort(_repeated_nodes(block, range(channels))).tolist()
-        spread = EdgeBlock(
-            None,
-            block.source,
-            group,
-            (channels, block.slots, 1),
-            kind="spread",
-            source_index=block.source_index,
-            target_index=None if columns == sorted(columns) else tuple(columns),
-        )
+        index = None if columns == sorted(columns) else tuple(columns)
+        shape = (channels, block.slots, 1)
+        spread = EdgeBlock(None, block.source, group, shape, kind="spread")
+        spread = replace(spread, source_index=block.source_index, target_index=index)
         place = builder.blocks.index(block)
         builder.blocks[place : place + 1] = [spread, _with_columns(block, group)]
     return _built(builder, graph)
@@ -55,8 +50,13 @@ def with_repeated_nodes(graph: NeuralGraph) -> NeuralGraph:
         size = old.size * block.slots
         group = builder.add_group(f"{old.name}.repeated", size, "neuron")
         for position in range(block.slots):
-            nodes = range(position, size, block.slots)
-            _repeat(builder, graph, block.source, group, nodes)
+            nodes = range(position, size, block.slots)  # one for each channel
+            for into in graph.blocks_into(block.source):
+                index = _picked(nodes, into.target_index)
+                builder.blocks.append(replace(into, target=group, target_index=index))
+            for bias in graph.biases_of(block.source):
+                index = _picked(nodes, bias.index)
+                builder.biases.append(replace(bias, group=group, index=index))
         builder.blocks.remove(block)
         channels = block.source_index or range(old.size)
         index = _repeated_nodes(block, channels)
@@ -65,19 +65,6 @@ def with_repeated_nodes(graph: NeuralGraph) -> NeuralGraph:
     repeated = range(len(graph.groups), len(builder.groups))
     builder.blocks = _in_forward_order(builder.blocks, repeated)
     return _built(builder, graph)
-
-
-def _repeat(
-    builder: GraphBuilder, graph: NeuralGraph, old: int, new: int, nodes: Sequence[int]
-) -> None:
-    """Adds incoming edges and biases of a group to nodes of another, one for each of
-    its neurons."""
-    for block in graph.blocks_into(old):
-        index = _picked(nodes, block.target_index)
-        builder.blocks.append(replace(block, target=new, target_index=index))
-    for bias in graph.biases_of(old):
-        index = _picked(nodes, bias.index)
-        builder.biases.append(replace(bias, group=new, index=index))
 
 
 def _picked(nodes: Sequence[int], index: Index) -> Index:
@@ -116,20 +103,12 @@ def _with_columns(block: EdgeBlock, source: int) -> EdgeBlock:
     _, row, channel, position = block.elements.strides
     column = position if channels == 1 else min(channel, position)
     shape = (1, targets, channels * block.slots)
-    return replace(
-        block,
-        view=replace(block.elements, shape=shape, strides=(0, row, column)),
-        source=source,
-        shape=shape,
-        slot_shape=(),
-        kind="weight",
-        source_index=None,
-    )
+    view = replace(block.elements, shape=shape, strides=(0, row, column))
+    return EdgeBlock(view, source, block.target, shape, target_index=block.target_index)
 
 
 def _repeated_nodes(block: EdgeBlock, channels: Sequence[int]) -> tuple[int, ...]:
-    """For every column of a weight its node; nodes are ordered by channel, then
-    position."""
+    """The node of every column of a weight; nodes go by channel, then position."""
     first = np.array(channels) * block.slots
     nodes = np.add.outer(first, np.arange(block.slots))  # (channels, slots)
     _, _, channel, position = block.elements.strides
@@ -151,10 +130,7 @@ def _remove_dead_ends(builder: GraphBuilder, graph: NeuralGraph) -> None:
 def _in_forward_order(
     blocks: Sequence[EdgeBlock], repeated: Collection[int]
 ) -> list[EdgeBlock]:
-    """Blocks into the repeated nodes before the blocks that read these.
-
-    repeated: the groups of repeated nodes.
-    """
+    """Blocks into groups of repeated nodes before the blocks that read these."""
     downstream = set(repeated)
     size = 0
     while len(downstream) > size:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ngopt.graph.neural_graph import NeuralGraph
-from ngopt.graph.views.edge_list import EdgeList, Slots, node_starts, to_edge_list
+from ngopt.graph.views.edge_list import EdgeList, node_starts, to_edge_list
 from ngopt.graph.views.parameter_graph import edge_types, node_types
 
 if TYPE_CHECKING:
@@ -20,8 +20,7 @@ GROUP_ATTRIBUTES = ("name", "kind", "role", "depth", "activation", "is_pinned")
 
 
 def require(library: str, user: str) -> None:
-    """Imports an optional library; the ImportError names the command that installs
-    it."""
+    """Imports an optional library; an ImportError names the command to install it."""
     try:
         import_module(library)
     except ImportError as error:
@@ -59,13 +58,12 @@ def to_networkx(
     from networkx import MultiDiGraph
 
     edges = to_edge_list(graph)
-    node_slots = _node_slots(graph, edges)
-    edge_slots = Slots(edges.parameter, edges.element)
+    parameter, element = _node_slots(graph, edges)
     on_nodes = on_edges = None
     if values is not None:
-        on_nodes, on_edges = _values(graph, edges, values, node_slots)
-    node_attributes = _attributes(graph, node_slots, on_nodes)
-    edge_attributes = _attributes(graph, edge_slots, on_edges)
+        on_nodes, on_edges = _values(graph, edges, values, element)
+    node_attributes = _attributes(graph, parameter, element, on_nodes)
+    edge_attributes = _attributes(graph, edges.parameter, edges.element, on_edges)
     result = MultiDiGraph()
     for number, group in enumerate(graph.groups):
         of_group = {key: getattr(group, key) for key in GROUP_ATTRIBUTES}
@@ -82,16 +80,17 @@ def to_networkx(
 
 
 def _attributes(
-    graph: NeuralGraph, slots: Slots, values: Tensor | None
+    graph: NeuralGraph, parameter: Tensor, element: Tensor, values: Tensor | None
 ) -> list[dict[str, Any]]:
-    rows = zip(slots.parameter.tolist(), slots.element.tolist(), strict=True)
+    """Attributes of each node or edge; parameter, element: of their slots, or -1."""
     numbers = None if values is None else values.tolist()
+    rows = torch.stack([parameter, element], dim=2).tolist()
     found = []
-    for row, (parameters, elements) in enumerate(rows):
+    for row, slots in enumerate(rows):
         places = []
-        for parameter, element in zip(parameters, elements, strict=True):
-            if element >= 0:
-                places.append((graph.parameters[parameter].name, element))
+        for own, place in slots:
+            if place >= 0:
+                places.append((graph.parameters[own].name, place))
         attributes: dict[str, Any] = {"slots": places}
         if numbers is not None:
             attributes["values"] = numbers[row][: len(places)]
@@ -100,9 +99,7 @@ def _attributes(
 
 
 def to_pyg(
-    graph: NeuralGraph,
-    values: Sequence[Tensor] | None = None,
-    slots: int | None = None,
+    graph: NeuralGraph, values: Sequence[Tensor] | None = None, slots: int | None = None
 ) -> "Data":
     """A PyTorch Geometric graph with a node for every neuron; nodes and edges in the
     order of `to_edge_list`.
@@ -131,8 +128,7 @@ def to_pyg(
     from torch_geometric.data import Data
 
     edges = to_edge_list(graph)
-    edge_mask = Slots(edges.parameter, edges.element).mask
-    node_slots = _node_slots(graph, edges)
+    _, element = _node_slots(graph, edges)
     sizes = torch.tensor([group.size for group in graph.groups], device="cpu")
     depths = torch.tensor([group.depth for group in graph.groups], device="cpu")
     node_group = torch.arange(len(sizes), device="cpu").repeat_interleave(sizes)
@@ -140,40 +136,39 @@ def to_pyg(
         edge_index=torch.stack([edges.sources, edges.targets]),
         edge_kind=edge_types(graph)[edges.block],
         edge_block=edges.block,
-        edge_mask=_padded(edge_mask, slots),
+        edge_mask=_padded(edges.element >= 0, slots),
         node_group=node_group,
         node_kind=node_types(graph)[node_group],
         node_depth=depths[node_group],
-        node_mask=_padded(node_slots.mask, slots),
+        node_mask=_padded(element >= 0, slots),
         num_nodes=len(node_group),
     )
     if values is not None:
-        on_nodes, on_edges = _values(graph, edges, values, node_slots)
+        on_nodes, on_edges = _values(graph, edges, values, element)
         data.x = _padded(on_nodes, slots)
         data.edge_attr = _padded(on_edges, slots)
     return data
 
 
 def _values(
-    graph: NeuralGraph, edges: EdgeList, values: Sequence[Tensor], node_slots: Slots
+    graph: NeuralGraph, edges: EdgeList, values: Sequence[Tensor], on_nodes: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Values in slots: (nodes, node slots, *features), (edges, slots, *features); 0 in
-    slots without an element."""
+    slots without an element; on_nodes: the elements of nodes."""
     gathered = graph.gather(values)
     biases = [value.flatten(0, 1) for value in gathered.biases]
     weights = [value.flatten(0, 3) for value in gathered.edges]
     empty = (*biases, *weights)[0][:0]
     _, order = _bias_order(edges)
-    on_nodes = torch.cat([empty, *biases])[order]
-    on_edges = torch.cat([empty, *weights])
-    edge_mask = Slots(edges.parameter, edges.element).mask
-    return _in_slots(on_nodes, node_slots.mask), _in_slots(on_edges, edge_mask)
+    biases = torch.cat([empty, *biases])[order]
+    weights = torch.cat([empty, *weights])
+    return _in_slots(biases, on_nodes), _in_slots(weights, edges.element)
 
 
-def _in_slots(flat: Tensor, mask: Tensor) -> Tensor:
+def _in_slots(flat: Tensor, element: Tensor) -> Tensor:
     """flat: the values of all slots with an element, (n, *features)."""
-    table = flat.new_zeros((*mask.shape, *flat.shape[1:]))
-    table[mask.to(flat.device)] = flat
+    table = flat.new_zeros((*element.shape, *flat.shape[1:]))
+    table[element.to(flat.device) >= 0] = flat
     return table
 
 
@@ -185,17 +180,19 @@ def _bias_order(edges: EdgeList) -> tuple[Tensor, Tensor]:
     return nodes.sort(stable=True)
 
 
-def _node_slots(graph: NeuralGraph, edges: EdgeList) -> Slots:
-    """The elements of all biases of every node, (nodes, node slots)."""
+def _node_slots(graph: NeuralGraph, edges: EdgeList) -> tuple[Tensor, Tensor]:
+    """Parameters and elements of all biases of every node, (nodes, node slots); -1
+    without one."""
     mask = edges.node_element >= 0
     node, order = _bias_order(edges)
     counts = node.bincount(minlength=node_starts(graph)[-1])
     first = counts.cumsum(0) - counts
     slot = torch.arange(len(node), device="cpu") - first[node]
-    nowhere = torch.full((len(counts), int(counts.max())), -1, device="cpu")
+    shape = (len(counts), int(counts.max()))
+    nowhere = torch.full(shape, -1, device="cpu")
     parameter = nowhere.index_put((node, slot), edges.node_parameter[mask][order])
     element = nowhere.index_put((node, slot), edges.node_element[mask][order])
-    return Slots(parameter, element)
+    return parameter, element
 
 
 def _padded(value: Tensor, slots: int | None) -> Tensor:
@@ -207,5 +204,6 @@ def _padded(value: Tensor, slots: int | None) -> Tensor:
             f"to_pyg: expected at least {width} slots, as the graph has; got {slots} "
             "(slots)"
         )
-    zeros = value.new_zeros((len(value), more, *value.shape[2:]))
+    shape = (len(value), more, *value.shape[2:])
+    zeros = value.new_zeros(shape)
     return torch.cat([value, zeros], dim=1)

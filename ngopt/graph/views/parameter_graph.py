@@ -11,31 +11,30 @@ parameter that is used twice is still one node.
 In the neural graph, the neurons after a norm are a group of their own. Here they are
 merged with those before the norm, if the kinds of all edges still distinguish both
 sides of the norm. Otherwise the merged graph would have automorphisms that are no
-symmetries of the network, and the group after the norm stays (see `ScalePlacement`).
+symmetries of the network, and the group after the norm stays (see `Placement`).
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from enum import Enum
 from itertools import product
-from typing import NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ngopt.graph.connectivity import components, longest_paths, relative_depths
-from ngopt.graph.groups_and_blocks import Bias, EdgeBlock, Index, NeuronGroup, View
+from ngopt.graph.connectivity import longest_paths, with_depths
+from ngopt.graph.groups_and_blocks import (
+    Bias,
+    EdgeBlock,
+    Index,
+    NeuronGroup,
+    NeuronSet,
+    View,
+)
 from ngopt.graph.kinds import EDGE_KINDS, NODE_KINDS, kind_code
 from ngopt.graph.neural_graph import NeuralGraph
 
 SCALES = ("gamma", "scale")
-
-
-class NeuronPlace(NamedTuple):
-    """A group of a parameter graph, and neurons of it in order; None for all."""
-
-    group: int
-    index: Index
 
 
 def parameter_graph(graph: NeuralGraph) -> NeuralGraph:
@@ -48,7 +47,7 @@ def parameter_graph(graph: NeuralGraph) -> NeuralGraph:
     return _filled_builder(graph).build()
 
 
-def neuron_places(graph: NeuralGraph) -> list[NeuronPlace]:
+def neuron_places(graph: NeuralGraph) -> list[NeuronSet]:
     """For every group of a neural graph, where its neurons are in the parameter graph.
 
     Groups before and after a norm can have the same place.
@@ -61,7 +60,7 @@ def _filled_builder(graph: NeuralGraph) -> "_ParameterGraphBuilder":
     placements = _placements(graph)
     merged = []
     for number, placement in placements.items():
-        if placement is ScalePlacement.MERGED:
+        if placement == "merged":
             merged.append(graph.blocks[number])
     builder = _ParameterGraphBuilder(graph, merged)
     for number, block in enumerate(graph.blocks):
@@ -77,32 +76,29 @@ def _filled_builder(graph: NeuralGraph) -> "_ParameterGraphBuilder":
 # Scales of norms
 
 
-class ScalePlacement(Enum):
-    """Where the scale of a norm goes; in the neural graph it is diagonal edges from
-    neurons S to neurons T.
+Placement = Literal["merged", "before", "behind", "diagonal"]
+"""Where the scale of a norm goes; in the neural graph it is diagonal edges from neurons
+S to neurons T.
 
-    MERGED: S and T become one group, with the gamma node.
-    BEFORE: S has the gamma node; edges of value 1 lead from S to T. Nothing but this
-        norm reads S, as in a sum of two norms where a ResNet reduces its maps.
-    BEHIND: T has the gamma node; edges of value 1 lead from S to T. Nothing else leads
-        to T, as with two norms of the same neurons, or one after the other.
-    DIAGONAL: the scale stays on edges from S to T.
-    """
-
-    MERGED = "merged"
-    BEFORE = "before"
-    BEHIND = "behind"
-    DIAGONAL = "diagonal"
+    merged      S and T become one group, with the gamma node
+    before      S has the gamma node; edges of value 1 lead from S to T; nothing but
+                this norm reads S, as in a sum of two norms where a ResNet reduces its
+                maps
+    behind      T has the gamma node; edges of value 1 lead from S to T; nothing else
+                leads to T, as with two norms of the same neurons, or one after the
+                other
+    diagonal    the scale stays on edges from S to T
+"""
 
 
-def _placements(graph: NeuralGraph) -> dict[int, ScalePlacement]:
+def _placements(graph: NeuralGraph) -> dict[int, Placement]:
     """The placement of every block that is a scale, by the block's number."""
     layer = layers(graph).tolist()
     with_gamma = set()  # groups with a node of a scale
     for block in graph.blocks:
         if block.kind in SCALES and graph.groups[block.source].kind in SCALES:
             with_gamma.add(block.target)
-    placements: dict[int, ScalePlacement] = {}
+    placements: dict[int, Placement] = {}
     for number, block in enumerate(graph.blocks):
         # from neurons to neurons, not from the node of a parameter
         are_neurons = graph.groups[block.source].kind not in SCALES
@@ -111,29 +107,29 @@ def _placements(graph: NeuralGraph) -> dict[int, ScalePlacement]:
             continue
         placement = _placement(graph, block, layer, with_gamma)
         placements[number] = placement
-        if placement in (ScalePlacement.MERGED, ScalePlacement.BEFORE):
+        if placement in ("merged", "before"):
             with_gamma.add(block.source)
-        if placement in (ScalePlacement.MERGED, ScalePlacement.BEHIND):
+        if placement in ("merged", "behind"):
             with_gamma.add(block.target)
     return placements
 
 
 def _placement(
     graph: NeuralGraph, scale: EdgeBlock, layer: Sequence[int], with_gamma: set[int]
-) -> ScalePlacement:
+) -> Placement:
     if scale.source not in with_gamma:
         if _can_merge(graph, scale, layer):
-            return ScalePlacement.MERGED
+            return "merged"
         readers = []
         for block in graph.blocks:
             is_norm_group = graph.groups[block.target].kind == "group"
             if block.source == scale.source and not is_norm_group:
                 readers.append(block)
         if readers == [scale]:
-            return ScalePlacement.BEFORE
+            return "before"
     if graph.blocks_into(scale.target) == (scale,):
-        return ScalePlacement.BEHIND
-    return ScalePlacement.DIAGONAL
+        return "behind"
+    return "diagonal"
 
 
 def _can_merge(graph: NeuralGraph, scale: EdgeBlock, layer: Sequence[int]) -> bool:
@@ -197,7 +193,8 @@ def _is_skip(block: EdgeBlock, scale: EdgeBlock) -> bool:
     """Whether a block is edges of value 1 past a norm, from the neurons before it to
     the same ones behind it."""
     ends = (scale.source, scale.target, scale.shape)
-    if block.view is not None or (block.source, block.target, block.shape) != ends:
+    own_ends = (block.source, block.target, block.shape)
+    if block.view is not None or own_ends != ends:
         return False
     return set(_pairs(block)) == set(_pairs(scale))
 
@@ -222,11 +219,11 @@ class _ParameterGraphBuilder:
         self.graph = graph
         self.blocks: list[EdgeBlock] = []
         self.groups: list[NeuronGroup] = []
-        self.merged: dict[int, NeuronPlace] = {}  # group behind a norm -> before it
+        self.merged: dict[int, NeuronSet] = {}  # group behind a norm -> before it
         for scale in merged:
             source_of = {target: source for source, target in _pairs(scale)}
             index = tuple(source_of[neuron] for neuron in range(scale.shape[0]))
-            self.merged[scale.target] = NeuronPlace(scale.source, index)
+            self.merged[scale.target] = NeuronSet(scale.source, index)
         self.number: dict[int, int] = {}  # group of the neural graph -> of this one
         for old, group in enumerate(graph.groups):
             if old not in self.merged:
@@ -234,10 +231,11 @@ class _ParameterGraphBuilder:
                 self.groups.append(group)
         for behind, before in self.merged.items():
             new = self.number[before.group]
-            self.groups[new] = _joined(self.groups[new], graph.groups[behind])
+            joined = _joined(self.groups[new], graph.groups[behind])
+            self.groups[new] = joined
         self.parameter_nodes: dict[tuple[int, str], int] = {}
 
-    def place_of(self, group: int, index: Index) -> NeuronPlace:
+    def place_of(self, group: int, index: Index) -> NeuronSet:
         """The place of neurons of a group of the neural graph."""
         if group in self.merged:
             group, place = self.merged[group]
@@ -245,32 +243,27 @@ class _ParameterGraphBuilder:
             index = place if index is None else tuple(place[k] for k in index)
             if index == tuple(range(self.graph.groups[group].size)):
                 index = None
-        return NeuronPlace(self.number[group], index)
+        return NeuronSet(self.number[group], index)
 
     def add(self, block: EdgeBlock) -> None:
-        source = self.place_of(block.source, block.source_index)
-        target = self.place_of(block.target, block.target_index)
-        moved = replace(
-            block,
-            source=source.group,
-            target=target.group,
-            source_index=source.index,
-            target_index=target.index,
-        )
+        source, source_index = self.place_of(block.source, block.source_index)
+        target, target_index = self.place_of(block.target, block.target_index)
+        moved = replace(block, source=source, target=target)
+        moved = replace(moved, source_index=source_index, target_index=target_index)
         self.blocks += _single_slots(moved)
 
-    def add_scale(self, block: EdgeBlock, placement: ScalePlacement) -> None:
-        if placement is ScalePlacement.DIAGONAL:
+    def add_scale(self, block: EdgeBlock, placement: Placement) -> None:
+        if placement == "diagonal":
             self.add(block)
             return
         n, _, _, *slots = block.elements.shape
         stride, _, _, *rest = block.elements.strides
         view = replace(block.elements, shape=(n, *slots), strides=(stride, *rest))
-        if placement is ScalePlacement.BEHIND:
+        if placement == "behind":
             self.add_parameter(view, block.target, block.target_index, block.kind)
         else:
             self.add_parameter(view, block.source, block.source_index, block.kind)
-        if placement is not ScalePlacement.MERGED:
+        if placement != "merged":
             self.add(replace(block, view=None, slot_shape=(), kind="residual"))
 
     def add_parameter(self, view: View, group: int, index: Index, kind: str) -> None:
@@ -280,31 +273,23 @@ class _ParameterGraphBuilder:
             self.parameter_nodes[key] = len(self.groups)
             name = self.graph.parameters[view.parameter].name
             self.groups.append(NeuronGroup(name, 1, kind, "input"))
-        target = self.place_of(group, index)
-        n, *slots = view.shape
-        stride, *rest = view.strides
-        block = EdgeBlock(
-            replace(view, shape=(1, n, 1, *slots), strides=(0, stride, 0, *rest)),
-            self.parameter_nodes[key],
-            target.group,
-            shape=(1, n, 1),
-            slot_shape=tuple(slots),
-            kind=kind,
-            target_index=target.index,
-        )
+        source = self.parameter_nodes[key]
+        target, index = self.place_of(group, index)
+        n, *rest = view.shape
+        slots = tuple(rest)
+        stride, *slot_strides = view.strides
+        shape = (1, n, 1)
+        strides = (0, stride, 0, *slot_strides)
+        edges = replace(view, shape=(*shape, *slots), strides=strides)
+        block = EdgeBlock(edges, source, target, shape, slots, kind, None, index)
         self.blocks += _single_slots(block)
 
     def build(self) -> NeuralGraph:
         old = self.graph
+        groups = tuple(self.groups)
         blocks = tuple(self.blocks)
-        graph = NeuralGraph(
-            old.parameters, tuple(self.groups), blocks, (), old.unplaced
-        )
-        depths = relative_depths(layers(graph).tolist(), components(graph))
-        groups = []
-        for group, depth in zip(self.groups, depths, strict=True):
-            groups.append(replace(group, depth=depth))
-        return replace(graph, groups=tuple(groups))
+        graph = NeuralGraph(old.parameters, groups, blocks, (), old.unplaced)
+        return with_depths(graph, layers(graph).tolist())
 
 
 def _joined(before: NeuronGroup, behind: NeuronGroup) -> NeuronGroup:
@@ -356,10 +341,9 @@ def layers(graph: NeuralGraph) -> Tensor:
     pooled = {(block.target, block.source) for block in graph.constants}
     forward = []
     for block in graph.blocks:
-        is_recurrent = block.target == block.source
         # back from a node that stands for several to these
         is_return = block.kind == "spread" and (block.source, block.target) in pooled
-        if not (is_recurrent or is_return or is_parameter_edge(graph, block)):
+        if not is_return and not is_parameter_edge(graph, block):
             forward.append(block)
     layer = longest_paths(len(graph.groups), forward)
     for block in reversed(graph.blocks):
