@@ -142,7 +142,9 @@ def compare(config: Config) -> Leaderboard:
     tuning: RecordGroups = {}
     records: RecordGroups = {}
     refusals: list[str] = []
-    total = sum(len(spec.lrs) * config.tuning_seeds + config.seeds for spec in specs)
+    total = 0
+    for spec in specs:
+        total += len(spec.lrs) * config.tuning_seeds + config.seeds
     with tqdm(total=len(problems) * total, unit="run") as bar:
         run_all = partial(
             execute, folder=folder / "records", processes=config.processes, bar=bar

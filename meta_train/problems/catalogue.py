@@ -48,9 +48,10 @@ class CnnFamily(SupervisedProblem):
         """The problem of a seed."""
         with seeded(seed, 7):
             depth = 2 + _choice(3)
-            widths = [
-                round(6 * (32 / 6) ** torch.rand(()).item()) for _ in range(depth)
-            ]
+            widths = []
+            for _ in range(depth):
+                share = torch.rand(()).item()
+                widths.append(round(6 * (32 / 6) ** share))
             kernels = [KERNELS[_choice(6)] for _ in range(depth)]
             batch_size = 32 << _choice(4)
             pool = 1 + _choice(2)

@@ -123,8 +123,9 @@ def source(file: str) -> str:
 
 def encoded(text: str) -> Tensor:
     """Codes (characters,): the index in `CHARACTERS`, or its length for others."""
+    other = len(CHARACTERS)
     indices = {c: i for i, c in enumerate(CHARACTERS)}
-    return torch.tensor([indices.get(c, len(CHARACTERS)) for c in text])
+    return torch.tensor([indices.get(c, other) for c in text])
 
 
 def window_starts(

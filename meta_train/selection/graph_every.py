@@ -127,7 +127,8 @@ def choose_k(by_k: Mapping[int, Sequence[Record]]) -> int:
     values = {k: accuracies(records, "validation") for k, records in by_k.items()}
     first = values[1]
     error = stdev(first) / sqrt(len(first)) if len(first) > 1 else 0.0
-    return max(k for k, some in values.items() if fmean(some) >= fmean(first) - error)
+    least = fmean(first) - error
+    return max(k for k, some in values.items() if fmean(some) >= least)
 
 
 def accuracies(records: Sequence[Record], split: str) -> list[float]:

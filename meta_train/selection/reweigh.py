@@ -42,7 +42,7 @@ from ngopt.pretrained import save_pretrained
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
 COLUMNS = ("weight", "gradient", *(f"momentum {decay:g}" for decay in DECAYS))
-FEATURES = (*(f"log {name}" for name in COLUMNS), *(f"sign {name}" for name in COLUMNS))
+FEATURES = tuple(f"{part} {name}" for part in ("log", "sign") for name in COLUMNS)
 GRAPH, UPDATE = "graph", "update"
 LIMIT = 0.75  # of the logarithm of a factor
 # Settings that change no trial.

@@ -47,10 +47,12 @@ def compared(rows: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, str]]:
             if names[0] not in row:
                 continue
             for factor, name in zip(FACTORS, names, strict=True):
-                columns.setdefault(f"x {factor:g}", []).append(100 * row[name].mean())
+                own = columns.setdefault(f"x {factor:g}", [])
+                own.append(100 * row[name].mean())
             curves = np.stack([row[UNCHANGED], *(row[name] for name in names)])
             best = [curves[curves[:, 1 - seed].argmax(), seed] for seed in (0, 1)]
-            columns.setdefault("bound", []).append(100 * float(np.mean(best)))
+            bounds = columns.setdefault("bound", [])
+            bounds.append(100 * float(np.mean(best)))
         cells = {"change of": change, "trainings": str(len(columns["bound"]))}
         for name, values in columns.items():
             error = np.std(values) / len(values) ** 0.5

@@ -118,9 +118,6 @@ def read_slopes(folder: Path, data: Data) -> Slopes | None:
         chosen.append(data.numbers[record["seed"]])
         gains.append([found[name] for name in SLOPES])
         factors.append(record["multiplier"])
-    own = replace(
-        data.at(chosen),
-        gains=np.array(gains),
-        log_multipliers=np.array(list(SLOPES.values())),
-    )
+    slopes = np.array(list(SLOPES.values()))
+    own = replace(data.at(chosen), gains=np.array(gains), log_multipliers=slopes)
     return Slopes(own, np.log2(factors))

@@ -80,5 +80,6 @@ def distance(outputs: Tensor, points: Tensor) -> Tensor:
 
 
 def _mean_distance(x: Tensor, y: Tensor) -> Tensor:
-    squares = (x.unsqueeze(1) - y.unsqueeze(0)).square().sum(2)
+    differences = x.unsqueeze(1) - y.unsqueeze(0)
+    squares = differences.square().sum(2)
     return (squares + 1e-12).sqrt().mean()

@@ -107,10 +107,9 @@ def _cut_block(
             source = sources[:, columns].unflatten(1, (1, -1, width))
             down = target.shape[1]
             across = source.shape[2]
-            ends = (
-                target.expand(-1, -1, across, -1).flatten(0, 2),
-                source.expand(-1, down, -1, -1).flatten(0, 2),
-            )
+            target = target.expand(-1, -1, across, -1)
+            source = source.expand(-1, down, -1, -1)
+            ends = (target.flatten(0, 2), source.flatten(0, 2))
             elements = indices.elements
             positions = indices.positions
             if elements is not None:

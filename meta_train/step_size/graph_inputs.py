@@ -118,4 +118,5 @@ def _rms(x: Tensor) -> Tensor:
 
 def _codes(tensors: Sequence[Tensor]) -> Tensor:
     flat = torch.cat([x.flatten() for x in tensors])
-    return (flat.asinh() * LEVELS).round().clamp(-127, 127).to(torch.int8)
+    codes = (flat.asinh() * LEVELS).round()
+    return codes.clamp(-127, 127).to(torch.int8)

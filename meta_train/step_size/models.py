@@ -103,12 +103,10 @@ class Ensemble:
         scale = x.std(0).clip(LEAST_SCALE)
         fine, curves = refined(self.log_multipliers, gains)
         weights = bootstrapped(kinds, self.settings.members)
-        layers = self._trained(
-            torch.tensor((x - mean) / scale, dtype=torch.float32),
-            torch.tensor(fine, dtype=torch.float32),
-            torch.tensor(utility(curves), dtype=torch.float32),
-            torch.tensor(weights, dtype=torch.float32),
-        )
+        inputs = (x - mean) / scale
+        arrays = (inputs, fine, utility(curves), weights)
+        tensors = (torch.tensor(own, dtype=torch.float32) for own in arrays)
+        layers = self._trained(*tensors)
         scaling = Scaling(*map(torch.tensor, (mean, scale, x.min(0), x.max(0))))
         self.predictor = Predictor(scaling, layers, self.settings.caution)
 
@@ -142,7 +140,8 @@ def bootstrapped(kinds: np.ndarray, members: int) -> np.ndarray:
     """Weights (members, n) of examples, each member with its own kinds; sums are 1."""
     names, codes = np.unique(kinds, return_inverse=True)
     random = np.random.RandomState(0)
-    counts = random.multinomial(len(names), [1 / len(names)] * len(names), members)
+    chances = np.full(len(names), 1 / len(names))
+    counts = random.multinomial(len(names), chances, members)
     weights = counts[:, codes].astype(float)
     return weights / weights.sum(1, keepdims=True).clip(1e-12)
 

@@ -104,7 +104,8 @@ def refined(
     low on both sides of a peak.
     """
     low, high = log_multipliers[0], log_multipliers[-1]
-    fine = np.linspace(low, high, round((high - low) / FINE) + 1)
+    count = round((high - low) / FINE) + 1
+    fine = np.linspace(low, high, count)
     curves = PchipInterpolator(log_multipliers, gains, axis=1)
     return fine, curves(fine)
 

@@ -214,7 +214,8 @@ def _drawn(seed: int) -> Training:
 
 
 def _log_uniform(rng: Random, low: int, high: int) -> int:
-    return round(math.exp(rng.uniform(math.log(low), math.log(high))))
+    logarithm = rng.uniform(math.log(low), math.log(high))
+    return round(math.exp(logarithm))
 
 
 def _steps(rng: Random) -> int:

@@ -44,8 +44,9 @@ def run(config: Config) -> None:
     with torch.no_grad():
         for parameter in metanet.parameters():
             rounded = round_mantissa(parameter, config.bits)
-            change = ((rounded - parameter) / parameter).nan_to_num(0).abs().max()
-            largest = max(largest, change.item())
+            change = (rounded - parameter) / parameter
+            most = change.nan_to_num(0).abs().max()
+            largest = max(largest, most.item())
             parameter.copy_(rounded)
     details = {"mantissa_bits": config.bits, "rounded_from": before}
     output = Path(config.output)

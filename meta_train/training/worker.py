@@ -54,13 +54,14 @@ def reduced(result: Result, clip_norm: float) -> ReducedResult:
     estimate = result.estimate
     gradient = estimate.meta_gradient
     norm = gradient.norm().item()
+    shrink = min(1.0, clip_norm / max(norm, 1e-12))
     return ReducedResult(
         is_usable=all(bool(values.isfinite().all()) for values in estimate),
         meta_loss=estimate.meta_loss.item(),
         inner_loss=estimate.inner_loss.item(),
         first_loss=result.first_loss,
         norm=norm,
-        meta_gradient=(gradient * min(1.0, clip_norm / max(norm, 1e-12))).cpu(),
+        meta_gradient=(gradient * shrink).cpu(),
     )
 
 

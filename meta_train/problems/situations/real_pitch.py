@@ -91,9 +91,11 @@ def tones(count: int) -> Batch:
     angle = 2 * torch.pi * 10 * 2 ** (cents / 1200) / RATE  # of a sample
     harmonics = torch.arange(1, HARMONICS + 1)
     phase = 2 * torch.pi * torch.rand(count, HARMONICS, 1)
-    angles = (angle[:, None] * harmonics)[..., None] * torch.arange(SAMPLES) + phase
+    steps = (angle[:, None] * harmonics)[..., None]
+    angles = steps * torch.arange(SAMPLES) + phase
     loudness = torch.rand(count, HARMONICS) / harmonics
-    tone = normalised((loudness[..., None] * angles.sin()).sum(1))
+    waves = loudness[..., None] * angles.sin()
+    tone = normalised(waves.sum(1))
     noise = NOISE * torch.rand(count, 1) * torch.randn(count, SAMPLES)
     return normalised(tone + noise), labels
 

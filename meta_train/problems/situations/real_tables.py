@@ -23,7 +23,8 @@ def real_table(name: str) -> Splits:
     columns = torch.tensor(table.data, dtype=torch.float32)
     targets = torch.tensor(table.target)
     if targets.is_floating_point():
-        targets = ((targets - targets.mean()) / targets.std()).float()[:, None]
+        targets = (targets - targets.mean()) / targets.std()
+        targets = targets.float()[:, None]
     return divided(columns, targets)
 
 

@@ -36,7 +36,8 @@ def code(third: int) -> str:
 def lower_case() -> str:
     """The first half of the files of `code(0)` in lower case."""
     files = FILES[::3]
-    return "".join(map(source, files[: len(files) // 2])).lower()
+    half = files[: len(files) // 2]
+    return "".join(map(source, half)).lower()
 
 
 def mixed_case() -> str:

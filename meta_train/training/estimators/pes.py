@@ -66,10 +66,10 @@ class PES:
         drawn = optimizee.normal(state.positive.step, len(theta), theta.dtype)
         noise = self.sigma * drawn.to(theta.device)
         total = state.perturbation + noise if self.persistent else noise
-        rules = [
-            weighted(bound, optimizee, learned, as_weights(theta + side, metanet))
-            for side in (noise, -noise)
-        ]
+        rules = []
+        for side in (noise, -noise):
+            weights = as_weights(theta + side, metanet)
+            rules.append(weighted(bound, optimizee, learned, weights))
         positive, above = losses_after(optimizee, state.positive, rules[0], steps)
         negative, below = losses_after(optimizee, state.negative, rules[1], steps)
         above, below = (x.clamp(max=self.loss_limit) for x in (above, below))
