@@ -35,7 +35,8 @@ MAX_GRADIENT = torch.finfo(torch.float32).max / 4
 def update_momenta(momenta: Sequence[Tensor], gradient: Tensor) -> list[Tensor]:
     """Exponential moving averages of the gradient, without bias correction:
     m <- decay * m + (1 - decay) * g."""
-    gradient = gradient.to(momenta[0].dtype).clamp(-MAX_GRADIENT, MAX_GRADIENT)
+    gradient = gradient.to(momenta[0].dtype)
+    gradient = gradient.clamp(-MAX_GRADIENT, MAX_GRADIENT)
     updated = []
     for momentum, weight in zip(momenta, LERP_WEIGHTS, strict=True):
         updated.append(momentum.lerp(gradient, weight))
@@ -44,12 +45,14 @@ def update_momenta(momenta: Sequence[Tensor], gradient: Tensor) -> list[Tensor]:
 
 def next_records(grads: Gradients, state: Sequence[Record]) -> list[Record]:
     """New records of parameters with a gradient: their momenta and numbers of steps."""
-    records = list(state)
-    for i, (grad, old) in enumerate(zip(grads, state, strict=True)):
+    records = []
+    for grad, old in zip(grads, state, strict=True):
+        new = dict(old)
         if grad is not None:
             momenta = update_momenta([old[key] for key in MOMENTA], grad)
-            new = dict(zip(MOMENTA, momenta, strict=True))
-            records[i] = {**old, **new, STEP: old[STEP] + 1}
+            new.update(zip(MOMENTA, momenta, strict=True))
+            new[STEP] = old[STEP] + 1
+        records.append(new)
     return records
 
 
@@ -77,7 +80,8 @@ def update_momenta_(grads: Gradients, state: Sequence[Record], limit: int) -> No
 def _lerp_(momenta: list[Tensor], gradients: Sequence[Tensor]) -> None:
     """momenta: all of the first parameter, then all of the second, and so on."""
     rows = zip(momenta[:: len(DECAYS)], gradients, strict=True)
-    clipped = _foreach_clamp_min([g.to(m.dtype) for m, g in rows], -MAX_GRADIENT)
+    converted = [g.to(m.dtype) for m, g in rows]
+    clipped = _foreach_clamp_min(converted, -MAX_GRADIENT)
     _foreach_clamp_max_(clipped, MAX_GRADIENT)
     repeated, weights = [], []
     for gradient in clipped:
@@ -100,7 +104,8 @@ def preprocess(columns: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
     if torch.is_grad_enabled() and out is None:
         x = torch.stack(columns)
         # in place where a derivative needs nothing that is lost
-        log = x.abs().clamp(min=CUTOFF).log().mul_(1 / LOG_CUTOFF)
+        size = x.abs().clamp(min=CUTOFF)
+        log = size.log().mul_(1 / LOG_CUTOFF)
         sign = x.clamp(-CUTOFF, CUTOFF).mul_(1 / CUTOFF)
         return torch.cat([log, sign]).movedim(0, -1)
     if out is not None:
@@ -116,7 +121,8 @@ def preprocess(columns: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
 def finite_features(columns: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """`preprocess` of columns in float32 at least, in a dtype; 0 where not finite."""
     precise = torch.promote_types(dtype, torch.float32)
-    found = preprocess([column.to(precise) for column in columns]).to(dtype)
+    converted = [column.to(precise) for column in columns]
+    found = preprocess(converted).to(dtype)
     return found.nan_to_num_(0.0, 0.0, 0.0)
 
 

@@ -106,15 +106,15 @@ class RawFeatures(ParameterSource):
     ):
         self.columns: list[list[Tensor]] = []
         for own in columns:
-            flat = [x.reshape(-1) for x in own]
-            self.columns.append([x.to(like.device) for x in flat])
+            self.columns.append([x.reshape(-1).to(like.device) for x in own])
         self.graph = graph
         self.like = like
 
     def joined(self, parameters: Sequence[int]) -> list[Tensor]:
         """Columns of some parameters, one after the other: seven (numel,)."""
         rows = [self.columns[i] for i in parameters]
-        return list(map(concatenated, zip(*rows, strict=True)))
+        columns = zip(*rows, strict=True)
+        return list(map(concatenated, columns))
 
     def _read(self, view: View, lead: int) -> Tensor:
         slots = prod(view.shape[lead:])
