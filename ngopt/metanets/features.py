@@ -1,16 +1,12 @@
 """The per-parameter features of the paper: weight, gradient and momenta, through log
 and sign."""
+# pyright: reportPrivateImportUsage=false
 
 from collections.abc import Sequence
 from math import ceil, exp
 
 import torch
-from torch import (
-    Tensor,
-    _foreach_clamp_max_,  # pyright: ignore[reportPrivateImportUsage]
-    _foreach_clamp_min,  # pyright: ignore[reportPrivateImportUsage]
-    _foreach_lerp_,  # pyright: ignore[reportPrivateImportUsage]
-)
+from torch import Tensor, _foreach_clamp_max_, _foreach_clamp_min, _foreach_lerp_
 
 from ngopt import chunking
 from ngopt.functional import Gradients, Record

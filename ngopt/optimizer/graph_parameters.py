@@ -6,16 +6,8 @@ from operator import is_
 import torch
 from torch import Tensor
 
-from ngopt.functional import (
-    Gradients,
-    Hyper,
-    Record,
-    State,
-    UpdateRule,
-    apply,
-    state_dtype,
-    uncompiled,
-)
+from ngopt import functional
+from ngopt.functional import Gradients, Hyper, Record, State, UpdateRule
 from ngopt.graph.transforms import reordered
 from ngopt.optimizer.graph_source import OrderedGraph
 from ngopt.optimizer.param_groups import OWN_DECAY, Group, is_lazy, is_scheduled
@@ -72,7 +64,8 @@ class GraphParameters:
             values = [real(local(p)) for p in self.params]
         like = self.params[0]
         for spec in self.graph.parameters[len(values) :]:
-            zero = torch.zeros((), dtype=state_dtype(like), device=like.device)
+            dtype = functional.state_dtype(like)
+            zero = torch.zeros((), dtype=dtype, device=like.device)
             values.append(zero.expand(spec.shape))
         return values
 
@@ -184,13 +177,13 @@ class GraphParameters:
         records = self.records_for_step(state, rule, grads)
         params = self.values()
         for changes in rule.update(grads, records, params, hyper, in_place=True):
-            apply(changes, params)
+            functional.apply(changes, params)
             for position, record in [(c.position, c.record) for c in changes]:
                 if records[position] is not record:
                     state[self.params[position]].update(record)
             changes.clear()  # frees their memory before the next ones are made
 
-    _update_uncompiled = uncompiled(_update)
+    _update_uncompiled = functional.uncompiled(_update)
 
 
 def _is_plain(p: Tensor) -> bool:

@@ -1,4 +1,5 @@
 """The update rule of the paper's optimizers: a metanet predicts every update."""
+# pyright: reportPrivateImportUsage=false
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -7,12 +8,7 @@ from operator import itemgetter
 from typing import Any
 
 import torch
-from torch import (
-    Size,
-    Tensor,
-    _foreach_add_,  # pyright: ignore[reportPrivateImportUsage]
-    _foreach_mul_,  # pyright: ignore[reportPrivateImportUsage]
-)
+from torch import Size, Tensor, _foreach_add_, _foreach_mul_
 
 from ngopt import chunking, functional
 from ngopt.functional import Change, Gradients, Hyper, Record, UpdateRule
