@@ -148,11 +148,10 @@ class RelationalLayer(GraphLayer):
             of_sources.append(terms.of_source(chunk, columns))
         query, *back = of_targets
         *forth, query_back = of_sources
-        to_targets, to_sources = aggregation.TO_TARGETS, aggregation.TO_SOURCES
-        return (
-            self._attention(of_edges[:4], (query, *forth), to_targets),
-            self._attention(of_edges[4:], (query_back, *back), to_sources),
-        )
+        terms_forth, terms_back = (query, *forth), (query_back, *back)
+        forward = self._attention(of_edges[:4], terms_forth, aggregation.TO_TARGETS)
+        backward = self._attention(of_edges[4:], terms_back, aggregation.TO_SOURCES)
+        return forward, backward
 
     def next_edges(self, edges: Tensor, terms: EndTerms, chunk: EdgeChunk) -> Tensor:
         hidden = self.edge(edges).add_(terms.sums(chunk)).relu()
