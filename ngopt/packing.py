@@ -36,7 +36,8 @@ class Packing(NamedTuple):
 
     def put(self, records: Sequence[Record], tensor: Tensor) -> None:
         """Stores views of a tensor in records."""
-        for (i, key), view in zip(self.places, self.split(tensor), strict=True):
+        views = self.split(tensor)
+        for (i, key), view in zip(self.places, views, strict=True):
             records[i][key] = view
 
 
@@ -166,7 +167,8 @@ class PaddedRows:
             self._zeros[key] = [zeros[:gap] for gap in self.gaps]
         for i, (x, gap) in enumerate(zip(values, self._zeros[key], strict=True)):
             if i in self._cut:
-                found.append(pad(x.reshape(self._counts[i], -1), (0, len(gap))))
+                matrices = x.reshape(self._counts[i], -1)
+                found.append(pad(matrices, (0, len(gap))))
             else:
                 found += [x, gap] if len(gap) else [x]
         return found

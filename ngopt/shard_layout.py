@@ -129,7 +129,8 @@ def local_piece(name: str, p: Any) -> Piece:
     from torch.distributed.tensor import Partial
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-    if p.is_complex() or any(isinstance(x, Partial) for x in p.placements):
+    has_partial = any(isinstance(x, Partial) for x in p.placements)
+    if p.is_complex() or has_partial:
         raise ValueError(
             f"NGOptimizer: '{name}': expected a DTensor of real numbers that is "
             f"sharded or replicated; got {p.dtype} with placements {p.placements}"

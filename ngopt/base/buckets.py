@@ -82,7 +82,8 @@ class Bucket:
         lanes = LANES if numel > FEW_ELEMENTS else FEW_LANES
         self.pieces = PaddedRows(shapes, lanes)
         self.parts = PaddedRows(shapes, lanes, parts)
-        self.first = sum(self.pieces.rows[: len(entries) - len(self.measured)])
+        others = len(entries) - len(self.measured)
+        self.first = sum(self.pieces.rows[:others])
         rows = torch.tensor(self.pieces.rows, device="cpu")
         owners = torch.tensor(owners, device="cpu")
         self.owners = owners.repeat_interleave(rows).to(device)
@@ -98,7 +99,8 @@ class Bucket:
             shapes.append((len(stack) * groups, *matrix))
         if not self.entries[-1].kind:  # all without factors are one long row
             rest = len(self.entries) - len(self.stacks[-1])
-            shapes[-1] = (1, int(rows[rest:].sum()) * lanes)
+            length = int(rows[rest:].sum()) * lanes
+            shapes[-1] = (1, length)
         return shapes
 
     def spread(self, scalars: Tensor) -> Sequence[Tensor]:
@@ -116,7 +118,8 @@ class Bucket:
         bases: of `factors`. Replaces entries of `stacks`.
         """
         rows, places = None, []
-        if len(stacks) > 1 and writes_out(stacks[0]) and not any(self.stacked.gaps):
+        are_several = len(stacks) > 1 and not any(self.stacked.gaps)
+        if are_several and writes_out(stacks[0]):
             rows = stacks[0].new_empty(len(self.owners), self.stacked.lanes)
             places = self.stacked.split(rows)
         last = {own.stack: number for number, own in enumerate(self.factors)}

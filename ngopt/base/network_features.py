@@ -221,7 +221,8 @@ def gradient_features(
     size = torch.where(has_gradient, grad_rms, 0.0)
     relative = size / size.amax().clamp(min=TINY)
     squares = relative.square() * numels
-    of_matrices = squares[chosen].sum() / squares.sum().clamp(min=TINY)
+    total = squares.sum().clamp(min=TINY)
+    of_matrices = squares[chosen].sum() / total
     share = (1 - of_matrices).clamp(min=MIN_SHARE).log()
     share = torch.where(has_gradient.any(), share, 0.0)
     mean = zeros.sum() / is_counted.sum().clamp(min=1)
@@ -241,6 +242,7 @@ def _slope_and_spread(
     depths = depths - (share * depths).sum()
     above = (share * depths * y).sum()
     below = (share * depths.square()).sum()
-    slope = torch.where(below > MIN_SIZE, above / below.clamp(min=MIN_SIZE), 0.0)
+    ratio = above / below.clamp(min=MIN_SIZE)
+    slope = torch.where(below > MIN_SIZE, ratio, 0.0)
     centred = norms - (share * norms).sum()
     return slope, (share * centred.square()).sum().sqrt()

@@ -81,7 +81,8 @@ class LayerLSTM(GraphMetanet):
                 outputs[group] = self.out(own_hidden)
                 hidden.append(own_hidden)
                 cell.append(own_cell)
-            states[network] = torch.stack(hidden).mean(0), torch.stack(cell).mean(0)
+            mean = torch.stack(hidden).mean(0)
+            states[network] = mean, torch.stack(cell).mean(0)
         return outputs
 
 
@@ -130,4 +131,6 @@ def _layer_means(source: FeatureSource, tensors: GraphTensors) -> dict[int, Tens
 def _expanded(output: Tensor, shape: Sequence[int]) -> Tensor:
     """(*batch, d) -> (*batch, *shape, d)."""
     *batch, d = output.shape
-    return output.view(*batch, *[1] * len(shape), d).expand(*batch, *shape, d)
+    axes = [1] * len(shape)
+    wide = output.view(*batch, *axes, d)
+    return wide.expand(*batch, *shape, d)

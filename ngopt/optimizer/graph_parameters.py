@@ -32,7 +32,8 @@ class GraphParameters:
 
     def are(self, params: Sequence[Tensor]) -> bool:
         """Whether these are the same tensors in the same shapes."""
-        if len(params) != len(self.params) or not all(map(is_, params, self.params)):
+        are_equal = all(map(is_, params, self.params))
+        if len(params) != len(self.params) or not are_equal:
             return False
         if None in self._shapes:
             return list(map(_shape, params)) == self._shapes
@@ -116,8 +117,9 @@ class GraphParameters:
 
     def records(self, state: State) -> list[Record]:
         """The state of all parameters in the graph, empty where there is none."""
-        others = len(self.graph.parameters) - len(self.params)
-        return [state.get(p) or {} for p in self.params] + [{}] * others
+        records = [state.get(p) or {} for p in self.params]
+        others = len(self.graph.parameters) - len(records)
+        return records + [{}] * others
 
     def records_in_network(self, state: State) -> list[Record]:
         """The same in the order of `network.parameters`."""

@@ -332,7 +332,9 @@ class Recorder:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """The copy waits for a forward of the copied model."""
-        self.model, self.inputs, self._handle = state["model"], state["inputs"], None
+        self.model = state["model"]
+        self.inputs = state["inputs"]
+        self._handle = None
         if state["is_waiting"]:
             self._register()
 

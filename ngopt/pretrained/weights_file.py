@@ -166,5 +166,6 @@ def _tensors(learned: LearnedOptimizer) -> dict[str, Tensor]:
         found = learned.base.tensors
     tensors = {}
     for key, value in found.items():
-        tensors[key] = value.detach().to("cpu", torch.float32).contiguous()
+        own = value.detach().to("cpu", torch.float32)
+        tensors[key] = own.contiguous()
     return tensors

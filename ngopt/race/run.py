@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -62,7 +63,7 @@ def run(path: str, settings: Settings) -> "list[Result]":
     results = []
     pause = 0.1 if sys.stderr.isatty() else LOG_PAUSE
     total = count * settings.steps
-    pauses = {"mininterval": pause, "maxinterval": max(pause, 10.0)}
+    pauses: Any = {"mininterval": pause, "maxinterval": max(pause, 10.0)}
     with tqdm(total=total, unit="step", **pauses) as bar:
         for contestant in contestants:
             results.append(_result(problem, contestant, settings, bar))
@@ -170,7 +171,8 @@ def write_report(folder: Path, title: str, results: list[Result]) -> None:
         record = asdict(result)
         record["score"] = result.score
         records.append(record)
-    (folder / "race.json").write_text(json.dumps({"title": title, "results": records}))
+    text = json.dumps({"title": title, "results": records})
+    (folder / "race.json").write_text(text)
     draw(folder / "race.png", title, results)
     picture = base64.b64encode((folder / "race.png").read_bytes()).decode()
     page = (

@@ -226,11 +226,13 @@ def kernel_tiles(slot_shape: tuple[int, ...], kernel: Kernel) -> tuple[Tile, ...
     ranges_of_axes = []
     for length, size in zip(shape, sizes, strict=True):
         starts = range(0, length, size)
-        ranges_of_axes.append([range(i, min(i + size, length)) for i in starts])
+        ranges = [range(i, min(i + size, length)) for i in starts]
+        ranges_of_axes.append(ranges)
     tiles = []
     for box in product(*ranges_of_axes):
         centre = []
-        for length, own in zip(space, box[-len(space) :], strict=True):
+        in_space = box[-len(space) :]
+        for length, own in zip(space, in_space, strict=True):
             start = (length - len(own)) // 2
             centre.append(range(start, start + len(own)))
         slots = _flat_indices(shape, box)

@@ -270,12 +270,13 @@ def _graph(
         view = View.whole(len(views), shape)
         views.append(view)
         all_biases.append(Bias(view, 0, kind.slot_shape, kind.kind))
-    specs = [ParameterSpec(str(view.parameter), view.shape) for view in views]
-    group = NeuronGroup("all", nodes)
-    return NeuralGraph(tuple(specs), (group,), tuple(weights), tuple(all_biases))
+    specs = tuple(ParameterSpec(str(view.parameter), view.shape) for view in views)
+    groups = (NeuronGroup("all", nodes),)
+    return NeuralGraph(specs, groups, tuple(weights), tuple(all_biases))
 
 
 def _shifted(numbers: Tensor, starts: Tensor) -> Tensor:
     """Copies of numbers along the first axis, each plus its start."""
-    shift = starts.to(numbers).view(-1, *[1] * numbers.dim())
+    axes = [1] * numbers.dim()
+    shift = starts.to(numbers).view(-1, *axes)
     return (numbers + shift).flatten(0, 1)

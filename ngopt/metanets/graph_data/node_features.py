@@ -49,12 +49,14 @@ def node_positions(graph: NeuralGraph, like: Tensor) -> list[Tensor]:
     precise = torch.promote_types(like.dtype, torch.float32)
     exact = torch.empty((), dtype=precise, device=like.device)
     positions = []
-    for group, places in zip(graph.groups, _places(graph, exact), strict=True):
+    all_places = _places(graph, exact)
+    for group, places in zip(graph.groups, all_places, strict=True):
         flags = [float(group.role == role) for role in ROLES]
         role = exact.new_tensor([flags])
         depth = _waves(exact.new_tensor([group.depth]))
         place = torch.zeros_like(depth) if places is None else _waves(places)
-        of_group = torch.cat([role, depth], dim=-1).expand(len(place), -1)
+        of_group = torch.cat([role, depth], dim=-1)
+        of_group = of_group.expand(len(place), -1)
         own = torch.cat([of_group, place], dim=-1)
         positions.append(own.to(like.dtype))
     return positions
@@ -95,7 +97,8 @@ def slot_positions(block: EdgeBlock, like: Tensor) -> Tensor | None:
     if not block.position:
         return None
     place = (0,) * SLOT_AXES + block.position
-    own = torch.tensor(place[-SLOT_AXES:], dtype=like.dtype, device=like.device)
+    last = place[-SLOT_AXES:]
+    own = torch.tensor(last, dtype=like.dtype, device=like.device)
     return _waves(own * (2 / SLOT_PERIOD)).view(1, -1)
 
 

@@ -199,7 +199,8 @@ class RelationalLayer(GraphLayer):
             together = torch.cat([nodes[i] for i in groups], -2)
             sums = self._all_to_all(together)
             columns = [x.split(sizes, -2) for x in sums]
-            for i, own in zip(groups, zip(*columns, strict=True), strict=True):
+            rows = zip(*columns, strict=True)
+            for i, own in zip(groups, rows, strict=True):
                 parts[i].append(Incoming(SoftmaxSums(*own), None))
 
     def _attention(
@@ -216,7 +217,8 @@ class RelationalLayer(GraphLayer):
     def _all_to_all(self, nodes: Tensor, is_node: Tensor | None = None) -> SoftmaxSums:
         """Attention between all nodes (*batch, n, width). is_node: others are padding,
         (*batch, n)."""
-        terms = self.everywhere(nodes).unflatten(-1, (3, self.heads, -1))
+        terms = self.everywhere(nodes)
+        terms = terms.unflatten(-1, (3, self.heads, -1))
         terms = terms.transpose(-4, -2)  # (*batch, heads, 3, n, d)
         query, key, value = terms.unbind(-3)
         logits = query @ key.mT / sqrt(query.shape[-1])

@@ -64,10 +64,11 @@ class GraphLayer(nn.Module):
             if fro not in sources:
                 sources[fro] = _some_outputs(self.source, nodes[fro], columns)
             g, t, s = own.block.shape
-            target = select_neurons(targets[to], own.target).unflatten(-2, (g, t))
-            source = select_neurons(sources[fro], own.source).unflatten(-2, (g, s))
-            ends = batch_inside(target, 2), batch_inside(source, 2)
-            terms.append(EndTerms(*ends))
+            target = select_neurons(targets[to], own.target)
+            source = select_neurons(sources[fro], own.source)
+            target = batch_inside(target.unflatten(-2, (g, t)), 2)
+            source = batch_inside(source.unflatten(-2, (g, s)), 2)
+            terms.append(EndTerms(target, source))
         return terms
 
     def messages(

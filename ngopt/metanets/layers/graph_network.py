@@ -175,8 +175,9 @@ class GraphNetwork(nn.Module):
             for i, code in enumerate(codes):
                 nodes[i] = nodes[i] + code
         all_maps = maps_of(self.node_encoder, graph.biases)
-        for number, (bias, maps) in enumerate(zip(graph.biases, all_maps, strict=True)):
-            code = self.node_encoder(source.bias(number), maps).sum(-2)
+        for number, bias in enumerate(graph.biases):
+            encoded = self.node_encoder(source.bias(number), all_maps[number])
+            code = encoded.sum(-2)
             node = nodes[bias.group]
             index = tensors.bias_index[number]
             if index is None:

@@ -48,7 +48,8 @@ class Predictions:
         for row, spec in zip(columns, self.graph.parameters, strict=True):
             rows.append(row or [zero.expand(spec.shape)] * NUM_COLUMNS)
         for column in zip(*rows, strict=True):
-            flat.append(self.graph.flatten([x.to(like.device) for x in column]))
+            moved = [x.to(like.device) for x in column]
+            flat.append(self.graph.flatten(moved))
         out = None if predictor is None else predictor.features(self.graph.numel)
         features = features_of(flat, like, out)
         if all(columns):

@@ -137,7 +137,8 @@ class MetanetRule(UpdateRule):
     def _has_flat_state(self, plan: StepPlan) -> bool:
         """Whether a small network has all gradients, and state in the metanet's dtype
         and on its device."""
-        if not (plan.is_small and _is_eager()) or len(plan.present) < len(plan.state):
+        has_all = len(plan.present) == len(plan.state)
+        if not (plan.is_small and has_all and _is_eager()):
             return False
         like = self._like()
         for record in plan.state:
