@@ -134,7 +134,7 @@ def table(results: list[Result]) -> str:
     """Optimizers, the best first, aligned for a terminal, and a note if a best rate is
     at the edge of those that were tried."""
     best = min(result.score for result in results)
-    rows = [list(HEADER)]
+    rows: list[list[str]] = [list(HEADER)]
     for result in sorted(results, key=lambda result: result.score):
         excess = 100 * (result.score / best - 1) if best > 0 else 0.0
         scores, losses = [], []
