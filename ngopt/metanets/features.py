@@ -76,8 +76,7 @@ def update_momenta_(grads: Gradients, state: Sequence[Record], limit: int) -> No
 def _lerp_(momenta: list[Tensor], gradients: Sequence[Tensor]) -> None:
     """momenta: all of the first parameter, then all of the second, and so on."""
     rows = zip(momenta[:: len(DECAYS)], gradients, strict=True)
-    converted = [g.to(m.dtype) for m, g in rows]
-    clipped = _foreach_clamp_min(converted, -MAX_GRADIENT)
+    clipped = _foreach_clamp_min([g.to(m.dtype) for m, g in rows], -MAX_GRADIENT)
     _foreach_clamp_max_(clipped, MAX_GRADIENT)
     repeated, weights = [], []
     for gradient in clipped:
@@ -117,8 +116,8 @@ def preprocess(columns: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
 def finite_features(columns: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """`preprocess` of columns in float32 at least, in a dtype; 0 where not finite."""
     precise = torch.promote_types(dtype, torch.float32)
-    converted = [column.to(precise) for column in columns]
-    found = preprocess(converted).to(dtype)
+    found = preprocess([column.to(precise) for column in columns])
+    found = found.to(dtype)
     return found.nan_to_num_(0.0, 0.0, 0.0)
 
 

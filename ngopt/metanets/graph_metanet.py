@@ -107,8 +107,8 @@ class GraphMetanet(FeedForward):
                 old = found[i] = values.new_zeros(count, spec.numel, d)
             if not isinstance(uses, int):
                 own_uses = view.read(uses.unsqueeze(0)).to(values)
-                share = values / own_uses
-                values = view.read(old) + share
+                values = values / own_uses
+                values = view.read(old) + values
             view.write(old, values)
         context = [values for values in found if values is not None]
         return [values.reshape(*source.batch, *values.shape[1:]) for values in context]

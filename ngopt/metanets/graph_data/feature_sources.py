@@ -86,8 +86,8 @@ class FlatFeatures(ParameterSource):
         slots = prod(view.shape[lead:])
         shape = (*self.batch, *view.shape[:lead], slots, value.shape[-1])
         if not view.is_whole(self.graph.parameters[view.parameter]):
-            rows = value.reshape(prod(self.batch), *value.shape[-2:])
-            value = view.read(rows)
+            value = value.reshape(prod(self.batch), *value.shape[-2:])
+            value = view.read(value)
         return value.reshape(shape)
 
 

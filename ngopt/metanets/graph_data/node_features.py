@@ -55,9 +55,9 @@ def node_positions(graph: NeuralGraph, like: Tensor) -> list[Tensor]:
         role = exact.new_tensor([flags])
         depth = _waves(exact.new_tensor([group.depth]))
         place = torch.zeros_like(depth) if places is None else _waves(places)
-        of_group = torch.cat([role, depth], dim=-1)
-        of_group = of_group.expand(len(place), -1)
-        own = torch.cat([of_group, place], dim=-1)
+        n = len(place)
+        of_group = role.expand(n, -1), depth.expand(n, -1)
+        own = torch.cat([*of_group, place], dim=-1)
         positions.append(own.to(like.dtype))
     return positions
 

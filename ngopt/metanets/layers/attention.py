@@ -177,9 +177,10 @@ class RelationalLayer(GraphLayer):
             self._add_complete_by_group(parts, nodes, graph_ids)
         new = []
         for node, own in zip(nodes, parts, strict=True):
-            mean = torch.zeros_like(node)
             if own:
                 mean = aggregation.aggregated(own, node).mean()
+            else:
+                mean = torch.zeros_like(node)
             state = self.node_norm(node + self.out(mean))
             new.append(self.node_mlp(state))
         return new
@@ -240,8 +241,8 @@ class Residual(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.inner(x).relu()
-        return self.norm(x + self.outer(hidden))
+        change = self.outer(self.inner(x).relu())
+        return self.norm(x + change)
 
 
 def _by_head(weight: Tensor, value: Tensor) -> Tensor:

@@ -176,8 +176,8 @@ class GraphNetwork(nn.Module):
                 nodes[i] = nodes[i] + code
         all_maps = maps_of(self.node_encoder, graph.biases)
         for number, bias in enumerate(graph.biases):
-            encoded = self.node_encoder(source.bias(number), all_maps[number])
-            code = encoded.sum(-2)
+            code = self.node_encoder(source.bias(number), all_maps[number])
+            code = code.sum(-2)
             node = nodes[bias.group]
             index = tensors.bias_index[number]
             if index is None:
