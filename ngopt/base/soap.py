@@ -240,12 +240,13 @@ class SoapRule(UpdateRule):
         for i, kind in zip(present, kinds, strict=True):
             alike.setdefault(kind, []).append(i)
         make = SoapUpdate if self.shards is None else ShardedSoapUpdate
-        self._key = key
-        self._updates = []
+        updates: list[SoapUpdate] = []
         for (dtype, device), positions in alike.items():
             like = torch.empty(0, dtype=dtype, device=device)
-            self._updates.append(make(self, positions, like))
-        return self._updates
+            updates.append(make(self, positions, like))
+        self._key = key
+        self._updates = updates
+        return updates
 
 
 def _runs(names: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:

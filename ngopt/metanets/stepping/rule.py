@@ -227,8 +227,10 @@ def _columns(plan: StepPlan, records: Sequence[Record]) -> list[list[Tensor]]:
     """Weight, gradient and momenta of every parameter; [] without a gradient."""
     columns = []
     for p, grad, record in zip(plan.params, plan.grads, records, strict=True):
-        momenta = [] if grad is None else [record[key] for key in MOMENTA]
-        columns.append([] if grad is None else [p, grad, *momenta])
+        own = []
+        if grad is not None:
+            own = [p, grad, *(record[key] for key in MOMENTA)]
+        columns.append(own)
     return columns
 
 
