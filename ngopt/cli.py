@@ -53,41 +53,27 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="what a weights file contains")
     info.add_argument("weights", help="a bundled name or the path of a file")
     info.add_argument("--json", action="store_true")
-    info.add_argument(
-        "--metanet",
-        metavar="module:Class",
-        help="your own metanet, which is imported, if the file names one",
-    )
+    text = "your own metanet, which is imported, if the file names one"
+    info.add_argument("--metanet", metavar="module:Class", help=text)
     info.set_defaults(run=_info)
     commands.add_parser("graph", help="the neural graph of a network: see --help")
-    race = commands.add_parser(
-        "race", help="train your problem with several optimizers"
-    )
-    _add_race_options(race)
+    text = "train your problem with several optimizers"
+    _add_race_options(commands.add_parser("race", help=text))
     return parser
 
 
 def _add_race_options(race: argparse.ArgumentParser) -> None:
     race.add_argument("problem", help="module with model(), batches(), loss()")
-    race.add_argument(
-        "--optimizers",
-        nargs="+",
-        metavar="NAME",
-        default=["adamw", "muon", "ngopt"],
-        help=f"of {', '.join(CONTESTANTS)} (default: adamw muon ngopt)",
-    )
-    race.add_argument("--steps", type=int, default=300, help=f"of a run {DEFAULT}")
-    race.add_argument(
-        "--seeds", type=int, default=1, help=f"runs at the best rate {DEFAULT}"
-    )
-    race.add_argument("--device", default="cpu", help=f"of torch {DEFAULT}")
-    race.add_argument(
-        "--folder",
-        type=Path,
-        default=Path("runs/race"),
-        help=f"of the report {DEFAULT}",
-    )
-    race.add_argument("--json", action="store_true", help="print JSON, not a table")
+    some = ["adamw", "muon", "ngopt"]
+    names = f"of {', '.join(CONTESTANTS)} (default: {' '.join(some)})"
+    option = race.add_argument
+    option("--optimizers", nargs="+", metavar="NAME", default=some, help=names)
+    option("--steps", type=int, default=300, help=f"of a run {DEFAULT}")
+    option("--seeds", type=int, default=1, help=f"runs at the best rate {DEFAULT}")
+    option("--device", default="cpu", help=f"of torch {DEFAULT}")
+    folder = Path("runs/race")
+    option("--folder", type=Path, default=folder, help=f"of the report {DEFAULT}")
+    option("--json", action="store_true", help="print JSON, not a table")
     race.set_defaults(run=_race)
 
 
@@ -99,17 +85,15 @@ def describe(weights: str) -> dict[str, Any]:
         tensors = [*learned.metanet.parameters()]
     else:
         tensors = [*part.tensors.values()]
-    parameters = sum(x.numel() for x in tensors)
-    return {
-        "name": weights,
-        "kind": "base rule" if learned.metanet is None else "metanet",
-        "class": type(part).__name__,
-        "parameters": parameters,
-        "sha256": weights_hash(learned),
-        "config": vars(part.config),
-        "recipe": learned.recipe,
-        "table": learned.table,
-    }
+    found: dict[str, Any] = {"name": weights}
+    found["kind"] = "base rule" if learned.metanet is None else "metanet"
+    found["class"] = type(part).__name__
+    found["parameters"] = sum(x.numel() for x in tensors)
+    found["sha256"] = weights_hash(learned)
+    found["config"] = vars(part.config)
+    found["recipe"] = learned.recipe
+    found["table"] = learned.table
+    return found
 
 
 def _list(options: argparse.Namespace) -> None:
@@ -146,17 +130,11 @@ def _race(options: argparse.Namespace) -> None:
         raise ValueError(
             f"race: needs {error.name}. Install it: pip install 'ngopt[race]'"
         ) from error
-    race.run(
-        options.problem,
-        race.Settings(
-            tuple(options.optimizers),
-            options.steps,
-            options.seeds,
-            _device(options.device),
-            options.folder,
-            options.json,
-        ),
-    )
+    optimizers = tuple(options.optimizers)
+    counts = options.steps, options.seeds
+    device = _device(options.device)
+    settings = race.Settings(optimizers, *counts, device, options.folder, options.json)
+    race.run(options.problem, settings)
 
 
 def _device(name: str) -> torch.device:

@@ -33,10 +33,13 @@ def root_mean_squares(
     if not in_place:
         norms = [torch.linalg.vector_norm(x, dtype=roots.dtype) for x in values]
         return torch.stack(norms) / roots
-    if not roots.is_cpu or values[0].dtype == roots.dtype:
-        return torch.stack(_foreach_norm(list(values), 2, roots.dtype)).div_(roots)
     # float32 is much faster on a CPU; float64 where its range is too small
-    norms = torch.stack(_foreach_norm(list(values), 2, torch.float32)).to(roots)
+    is_exact = not roots.is_cpu or values[0].dtype == roots.dtype
+    dtype = roots.dtype if is_exact else torch.float32
+    norms = torch.stack(_foreach_norm(list(values), 2, dtype))
+    if is_exact:
+        return norms.div_(roots)
+    norms = norms.to(roots)
     for i, norm in enumerate(norms.tolist()):
         if not SAFE_NORMS[0] < norm < SAFE_NORMS[1]:
             norms[i] = torch.linalg.vector_norm(values[i], dtype=roots.dtype)
@@ -85,8 +88,7 @@ def stacked(rows: Sequence[Any], n: int, dtype: torch.dtype) -> Tensor:
     rows: tensors (n,), or arrays or numbers that NumPy broadcasts to (n,).
     """
     if isinstance(rows[0], Tensor):
-        precise = rows[0].dtype
-        same = [x.to(precise) for x in rows]
+        same = [x.to(rows[0].dtype) for x in rows]
         return torch.stack(same).to(dtype)
     table = torch.empty(len(rows), n, dtype=dtype, device="cpu")
     for row, values in zip(table.numpy(), rows, strict=True):

@@ -3,18 +3,14 @@
 `NGOptimizer.step` runs a rule in place, without autograd. Unrolls of meta-training run
 the same rule with autograd.
 """
+# pyright: reportPrivateImportUsage=false
 
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
-from torch import (
-    Tensor,
-    _disable_dynamo,  # pyright: ignore[reportPrivateImportUsage]
-    _foreach_add_,  # pyright: ignore[reportPrivateImportUsage]
-    _foreach_lerp_,  # pyright: ignore[reportPrivateImportUsage]
-)
+from torch import Tensor, _disable_dynamo, _foreach_add_, _foreach_lerp_
 
 Record = dict[str, Tensor]
 """State of one parameter: plain tensors, stored by `NGOptimizer` in `state[p]`."""
@@ -118,10 +114,11 @@ def update_all(
     records = list(state)
     newest: dict[int, float | Tensor] = {}
     for c in chain.from_iterable(rule.update(grads, state, params, hyper)):
-        records[c.position] = c.record
+        i = c.position
+        records[i] = c.record
         if c.newest is not None:
-            newest[c.position] = c.newest
-        deltas[c.position] = _add_part(deltas[c.position], c, params[c.position])
+            newest[i] = c.newest
+        deltas[i] = _add_part(deltas[i], c, params[i])
     for i, weight in newest.items():
         average = records[i][AVERAGE]
         p = params[i]
@@ -153,7 +150,8 @@ def apply(changes: Sequence[Change], params: Sequence[Tensor]) -> None:
     for c in changes:
         if c.newest is not None:
             averages.append(c.part(c.record[AVERAGE]))
-            values.append(c.part(params[c.position]).to(c.delta.dtype))
+            value = c.part(params[c.position])
+            values.append(value.to(c.delta.dtype))
             weights.append(c.newest)
     if averages:
         _foreach_lerp_(averages, values, weights)

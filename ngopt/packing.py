@@ -31,12 +31,13 @@ class Packing(NamedTuple):
     """
 
     places: Sequence[tuple[int, str]]
-    join: Callable[[Sequence[Tensor]], Tensor]
+    join: Callable[[list[Tensor]], Tensor]
     split: Callable[[Tensor], Sequence[Tensor]]
 
     def put(self, records: Sequence[Record], tensor: Tensor) -> None:
         """Stores views of a tensor in records."""
-        for (i, key), view in zip(self.places, self.split(tensor), strict=True):
+        views = self.split(tensor)
+        for (i, key), view in zip(self.places, views, strict=True):
             records[i][key] = view
 
 
@@ -166,7 +167,8 @@ class PaddedRows:
             self._zeros[key] = [zeros[:gap] for gap in self.gaps]
         for i, (x, gap) in enumerate(zip(values, self._zeros[key], strict=True)):
             if i in self._cut:
-                found.append(pad(x.reshape(self._counts[i], -1), (0, len(gap))))
+                matrices = x.reshape(self._counts[i], -1)
+                found.append(pad(matrices, (0, len(gap))))
             else:
                 found += [x, gap] if len(gap) else [x]
         return found
@@ -188,28 +190,19 @@ def _copied(values: Sequence[Tensor]) -> Tensor:
     There `cat` takes as long for each tensor as for the largest.
     """
     flat = values[0].new_empty(sum(x.numel() for x in values))
-    _foreach_copy_([*_views(flat, values)], [*values])
+    _foreach_copy_([*unflatten(flat, values)], [*values])
     return flat
-
-
-def _views(flat: Tensor, likes: Sequence[Tensor]) -> Sequence[Tensor]:
-    views = _unflatten_dense_tensors(flat, likes)
-    return views if KEEPS_EMPTY_SHAPES else _shaped(views, likes)
-
-
-def _shaped(parts: Sequence[Tensor], likes: Sequence[Tensor]) -> list[Tensor]:
-    views = []
-    for part, like in zip(parts, likes, strict=True):
-        views.append(part.view(like.shape))
-    return views
 
 
 def unflatten(values: Tensor, likes: Sequence[Tensor]) -> Sequence[Tensor]:
     """The inverse of `flatten`: views in the shapes of `likes`."""
-    if not is_transformed():
-        return _views(values, likes)
-    sizes = list(map(Tensor.numel, likes))
-    return _shaped(values.split(sizes), likes)
+    if is_transformed():
+        parts = values.split(list(map(Tensor.numel, likes)))
+    else:
+        parts = _unflatten_dense_tensors(values, likes)
+        if KEEPS_EMPTY_SHAPES:
+            return parts
+    return list(map(Tensor.view_as, parts, likes))
 
 
 def _contiguous(values: Sequence[Tensor]) -> list[Tensor]:
@@ -229,19 +222,14 @@ def scalar_packing(count: int, keys: Sequence[str], device: torch.device) -> Pac
     Values that were loaded, or counted by a CUDA graph, may be on another device.
     """
 
-    def join(values: Sequence[Tensor]) -> Tensor:
+    def join(values: list[Tensor]) -> Tensor:
         # a CUDA graph cannot contain copies to the host
         if not any(map(is_capturing, {x.device for x in values})):
             values = [x.to(device) for x in values]
-        return torch.stack([*values]).view(len(keys), count)
+        return torch.stack(values).view(len(keys), count)
 
-    def split(tensor: Tensor) -> Sequence[Tensor]:
-        return tensor.flatten().unbind()
-
-    places = []
-    for key in keys:
-        places += [(i, key) for i in range(count)]
-    return Packing(places, join, split)
+    places = [(i, key) for key in keys for i in range(count)]
+    return Packing(places, join, lambda tensor: tensor.flatten().unbind())
 
 
 def clone_views(records: Iterable[Record]) -> None:

@@ -41,7 +41,8 @@ def without_horizon(age: Any, now: Any, warmup: int, constant: int) -> Any:
     It stays near 1 for about `constant` steps. The step size never decays to zero, so
     evaluate the averaged weights (`average_weight`).
     """
-    return at_most((age + 1) / warmup, 1.0) / (1 + now / constant) ** 0.5
+    rising = at_most((age + 1) / warmup, 1.0)
+    return rising / (1 + now / constant) ** 0.5
 
 
 def half_cosine(progress: float) -> float:

@@ -2,7 +2,9 @@
 
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from math import prod
+from operator import sub
 from typing import Any, NamedTuple
 
 import torch
@@ -34,16 +36,15 @@ class Piece(NamedTuple):
         """The common elements; a piece without elements if there are none."""
         offset, shape = [], []
         for a, m, b, n in zip(*self, *other, strict=True):
-            offset.append(max(a, b))
-            shape.append(max(min(a + m, b + n) - offset[-1], 0))
+            start, end = max(a, b), min(a + m, b + n)
+            offset.append(start)
+            shape.append(max(end - start, 0))
         return Piece(tuple(offset), tuple(shape))
 
     def within(self, other: "Piece") -> "Piece":
         """The same elements, relative to a piece that contains them."""
-        offset = []
-        for own, first in zip(self.offset, other.offset, strict=True):
-            offset.append(own - first)
-        return Piece(tuple(offset), self.shape)
+        offset = tuple(map(sub, self.offset, other.offset))
+        return Piece(offset, self.shape)
 
     def chunk(self, dim: int, index: int, chunks: int) -> "Piece":
         """One of the chunks that `torch.chunk` makes along a dimension."""
@@ -86,11 +87,9 @@ def as_dtensor(
     """A DTensor of this process' part, with the shape and strides of `whole`."""
     from torch.distributed.tensor import DTensor
 
-    shape = whole.shape
-    stride = whole.stride()
-    return DTensor.from_local(
-        part.contiguous(), mesh, placements, run_check=False, shape=shape, stride=stride
-    )
+    like = {"shape": whole.shape, "stride": whole.stride()}
+    own = part.contiguous()
+    return DTensor.from_local(own, mesh, placements, run_check=False, **like)
 
 
 def real(x: Tensor) -> Tensor:
@@ -130,7 +129,8 @@ def local_piece(name: str, p: Any) -> Piece:
     from torch.distributed.tensor import Partial
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-    if p.is_complex() or any(isinstance(x, Partial) for x in p.placements):
+    has_partial = any(isinstance(x, Partial) for x in p.placements)
+    if p.is_complex() or has_partial:
         raise ValueError(
             f"NGOptimizer: '{name}': expected a DTensor of real numbers that is "
             f"sharded or replicated; got {p.dtype} with placements {p.placements}"
@@ -191,7 +191,7 @@ def mesh_ranks(
 
 def _connected(meshes: Iterable[Any]) -> Ranks:
     """Ranks that are connected to this one by meshes, also through others."""
-    rows = [set(row) for mesh in meshes for row in _rows(mesh)]
+    rows = list(map(set, chain.from_iterable(map(_rows, meshes))))
     found = {distributed.get_rank()}
     count = 0
     while len(found) > count:
@@ -210,8 +210,9 @@ def _rows(mesh: Any) -> list[Ranks]:
     own = torch.isin(root.mesh, mesh.mesh).nonzero()
     dims = range(root.mesh.dim())
     used = [d for d in dims if own[:, d].unique().numel() > 1]
-    order = [*(d for d in dims if d not in used), *used]
-    return root.mesh.permute(order).reshape(-1, mesh.mesh.numel()).tolist()
+    unused = [d for d in dims if d not in used]
+    rows = root.mesh.permute(unused + used)
+    return rows.reshape(-1, mesh.mesh.numel()).tolist()
 
 
 def _numbered(x: Tensor) -> list[list[int]]:

@@ -5,6 +5,7 @@ one after the other. A row belongs to one parameter, so that scalars of paramete
 broadcast as (rows, 1). A stack is all matrices of one layout in a bucket.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 from math import prod
@@ -65,7 +66,8 @@ class Bucket:
     def __init__(self, entries: Sequence[BucketEntry], device: torch.device):
         """entries: those of one kind follow each other."""
         self.entries = entries
-        self.stacks = stacks_of(entries)
+        alike = groupby(entries, attrgetter("kind"))
+        self.stacks = [list(stack) for _, stack in alike]
         self.factors: list[Factors] = []
         shapes, parts, owners = [], [], []
         self.measured: list[BucketEntry] = []
@@ -80,7 +82,8 @@ class Bucket:
         lanes = LANES if numel > FEW_ELEMENTS else FEW_LANES
         self.pieces = PaddedRows(shapes, lanes)
         self.parts = PaddedRows(shapes, lanes, parts)
-        self.first = sum(self.pieces.rows[: len(entries) - len(self.measured)])
+        others = len(entries) - len(self.measured)
+        self.first = sum(self.pieces.rows[:others])
         rows = torch.tensor(self.pieces.rows, device="cpu")
         owners = torch.tensor(owners, device="cpu")
         self.owners = owners.repeat_interleave(rows).to(device)
@@ -96,7 +99,8 @@ class Bucket:
             shapes.append((len(stack) * groups, *matrix))
         if not self.entries[-1].kind:  # all without factors are one long row
             rest = len(self.entries) - len(self.stacks[-1])
-            shapes[-1] = (1, int(rows[rest:].sum()) * lanes)
+            length = int(rows[rest:].sum()) * lanes
+            shapes[-1] = (1, length)
         return shapes
 
     def spread(self, scalars: Tensor) -> Sequence[Tensor]:
@@ -114,7 +118,8 @@ class Bucket:
         bases: of `factors`. Replaces entries of `stacks`.
         """
         rows, places = None, []
-        if len(stacks) > 1 and writes_out(stacks[0]) and not any(self.stacked.gaps):
+        are_several = len(stacks) > 1 and not any(self.stacked.gaps)
+        if are_several and writes_out(stacks[0]):
             rows = stacks[0].new_empty(len(self.owners), self.stacked.lanes)
             places = self.stacked.split(rows)
         last = {own.stack: number for number, own in enumerate(self.factors)}
@@ -133,22 +138,15 @@ class Bucket:
 
 
 def make_buckets(entries: Sequence[BucketEntry], device: torch.device) -> list[Bucket]:
-    """Buckets of entries, as `arranged` divides them."""
-    return [Bucket(some, device) for some in arranged(entries, device)]
-
-
-def arranged(
-    entries: Sequence[BucketEntry], device: torch.device
-) -> list[list[BucketEntry]]:
-    """Entries of each bucket; those of one kind follow each other.
+    """Buckets of entries, in which those of one kind follow each other.
 
     Kinds with few elements share a bucket first, so that large kinds have their own.
     """
     kinds: dict[tuple, list[BucketEntry]] = {}
-    numels: dict[tuple, int] = {}
+    numels: Counter[tuple] = Counter()
     for entry in entries:
         kinds.setdefault(entry.kind, []).append(entry)
-        numels[entry.kind] = numels.get(entry.kind, 0) + entry.numel
+        numels[entry.kind] += entry.numel
     largest = chunk_size(BUCKET_ELEMENTS, device)
     found: list[list[BucketEntry]] = []
     free = -1
@@ -159,11 +157,8 @@ def arranged(
                 free = largest
             found[-1].append(entry)
             free -= entry.numel
+    buckets = []
     for some in found:
         some.sort(key=lambda entry: (entry.is_measured, not entry.kind))
-    return found
-
-
-def stacks_of(entries: Sequence[BucketEntry]) -> list[list[BucketEntry]]:
-    """Entries that follow each other, divided by kind."""
-    return [list(same) for _, same in groupby(entries, attrgetter("kind"))]
+        buckets.append(Bucket(some, device))
+    return buckets

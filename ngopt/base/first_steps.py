@@ -111,15 +111,10 @@ class FirstSteps:
             dense = step.dense_shares(self.network.matrices)
             measures = FirstMeasures(own, grad_rms, dense, excesses)
             predicted = predicted * xp.asarray(self.network.of(measures))
-        new = StepSizeFactors(
-            offset=offset * square,
-            slope=slope * square,
-            untrained=untrained,
-            share=share,
-            agreement=0.0 * share,
-            density=factors.density,
-            predicted=predicted,
-        )
+        size = offset * square, slope * square
+        agreement = 0.0 * share
+        rest = untrained, share, agreement, factors.density, predicted
+        new = StepSizeFactors(*size, *rest)
         is_first = xp.ones_like(rms) * step.scheduled.count == 1
         chosen = []
         for value, old in zip(new, factors, strict=True):
@@ -186,7 +181,7 @@ def spectral_excess(weight: Tensor) -> Tensor:
     that are not finite. weight: (m, ...).
     """
     w = weight.detach().reshape(len(weight), -1)
-    w = w.to(torch.float64 if w.dtype == torch.float64 else torch.float32)
+    w = w.to(torch.promote_types(w.dtype, torch.float32))
     w = w / w.abs().amax().clip(min=TINY)
     v = w.sum(1)
     for _ in range(ITERATIONS):
@@ -194,7 +189,8 @@ def spectral_excess(weight: Tensor) -> Tensor:
     v = _normalized(v)
     largest = (w.mT @ v).norm()
     rms = w.square().mean().sqrt()
-    edge = RANDOM_EDGE * rms.mul(len(w) ** 0.5 + w.shape[1] ** 0.5)
+    roots = len(w) ** 0.5 + w.shape[1] ** 0.5
+    edge = RANDOM_EDGE * rms.mul(roots)
     ratio = largest / edge.clip(min=TINY)
     excess = ratio.clip(min=1.0).log()
     return excess.nan_to_num(0.0, 0.0)
@@ -230,9 +226,7 @@ def trained(
         total += numels[i]
     for i, x in excess.items():
         mean = mean + x * (numels[i] / total)
-    own = []
-    for i in range(len(numels)):
-        own.append(excess.get(i, mean))
+    own = [excess.get(i, mean) for i in range(len(numels))]
     excess_or_mean = torch.stack(own).maximum(c.trained_shared * mean)
     share = (-c.trained_exponent * excess_or_mean).exp()
     untrained = (1 - mean / c.trained_mean).clip(min=0.0)
@@ -258,7 +252,8 @@ def dense_shares(grads: Sequence[Tensor], tables: Sequence[int]) -> Tensor:
     found = [one] * len(grads)
     for i in tables:
         count = (grads[i] != 0).sum()
-        found[i] = count.to(dtype) / max(grads[i].numel(), 1)
+        numel = max(grads[i].numel(), 1)
+        found[i] = count.to(dtype) / numel
     return torch.stack(found)
 
 

@@ -121,14 +121,13 @@ def _of_layers(roles: Sequence[ParameterRole]) -> dict[str, float]:
     for i in matrices:
         for block in roles[i].blocks:
             blocks += block.view.shape[0] > 1
-    return {
-        "log matrices": math.log(count),
-        "norms per matrix": min(norms / (2 * count), 1.0),
-        "biases per matrix": names.count("bias") / count,
-        "share of blocks": blocks / count,
-        "deep without norms": max(count - SHALLOW, 0) ** 0.5 * (not norms),
-        "log matrices without norms": math.log(count) * (not norms),
-    }
+    found = {"log matrices": math.log(count)}
+    found["norms per matrix"] = min(norms / (2 * count), 1.0)
+    found["biases per matrix"] = names.count("bias") / count
+    found["share of blocks"] = blocks / count
+    found["deep without norms"] = max(count - SHALLOW, 0) ** 0.5 * (not norms)
+    found["log matrices without norms"] = math.log(count) * (not norms)
+    return found
 
 
 def _of_shapes(
@@ -141,7 +140,7 @@ def _of_shapes(
     fans, rows = [0.0] * (not matrices), []
     kernels = of_matrices = 0
     by_role: Counter[str] = Counter()  # elements of matrices
-    log_outputs = 0.0
+    found = {"log outputs": 0.0}
     for i in matrices:
         height, *others = shapes[i]
         fans.append(math.log(max(math.prod(others), 1)))
@@ -150,20 +149,18 @@ def _of_shapes(
         of_matrices += numels[i]
         by_role[roles[i].role] += numels[i]
         if roles[i].role == "output":
-            log_outputs = rows[-1]
-    return {
-        "mean log rows": sum(rows) / count,
-        # those of the last are outputs
-        "narrowest log rows": min(rows[:-1] or rows or [0.0]),
-        "mean log fan": sum(fans) / count,
-        "largest log fan": max(fans),
-        "share of convolutions": kernels / count,
-        "share of vectors": 1 - of_matrices / total,
-        "share of tables": by_role["embedding"] / total,
-        "log elements": math.log(total),
-        "log outputs": log_outputs,
-        "share of output": by_role["output"] / total,
-    }
+            found["log outputs"] = rows[-1]
+    found["mean log rows"] = sum(rows) / count
+    # those of the last are outputs
+    found["narrowest log rows"] = min(rows[:-1] or rows or [0.0])
+    found["mean log fan"] = sum(fans) / count
+    found["largest log fan"] = max(fans)
+    found["share of convolutions"] = kernels / count
+    found["share of vectors"] = 1 - of_matrices / total
+    found["share of tables"] = by_role["embedding"] / total
+    found["log elements"] = math.log(total)
+    found["share of output"] = by_role["output"] / total
+    return found
 
 
 def inverse_init_rms(
@@ -189,13 +186,11 @@ def weight_features(sizes: Tensor, excesses: Tensor) -> dict[str, Tensor]:
     logs = sizes.clamp(min=MIN_SIZE).log()
     is_zero = logs < LOG_ZERO
     count = (~is_zero).sum()
+    total = torch.where(is_zero, 0.0, logs).sum()
+    mean = total / count.clamp(min=1)
     least = torch.where(is_zero, torch.inf, logs).amin()
-    values = (
-        torch.where(is_zero, 0.0, logs).sum() / count.clamp(min=1),
-        torch.where(count > 0, least, 0.0),
-        is_zero.to(logs).mean(),
-        excesses.mean(),
-    )
+    least = torch.where(count > 0, least, 0.0)
+    values = mean, least, is_zero.to(logs).mean(), excesses.mean()
     return dict(zip(OF_WEIGHTS, values, strict=True))
 
 
@@ -218,23 +213,21 @@ def gradient_features(
     is_counted = has_gradient[chosen]
     zeros = torch.where(is_counted, 1 - dense[chosen], 0.0)
     has_slope = is_counted & (rms[chosen] > 0)
-    product = torch.where(has_slope, rms[chosen], 1.0).log()
-    product = product + torch.where(has_slope, grad_rms[chosen], 1.0).log()
-    slope, spread = _slope_and_spread(
-        depths, product, product + numels[chosen].log(), has_slope.to(depths)
-    )
+    log_rms = torch.where(has_slope, rms[chosen], 1.0).log()
+    product = log_rms + torch.where(has_slope, grad_rms[chosen], 1.0).log()
+    norms = product + numels[chosen].log()
+    weight = has_slope.to(depths)
+    slope, spread = _slope_and_spread(depths, product, norms, weight)
     size = torch.where(has_gradient, grad_rms, 0.0)
-    squares = (size / size.amax().clamp(min=TINY)).square() * numels
-    of_matrices = squares[chosen].sum() / squares.sum().clamp(min=TINY)
+    relative = size / size.amax().clamp(min=TINY)
+    squares = relative.square() * numels
+    total = squares.sum().clamp(min=TINY)
+    of_matrices = squares[chosen].sum() / total
     share = (1 - of_matrices).clamp(min=MIN_SHARE).log()
-    values = (
-        zeros.sum() / is_counted.sum().clamp(min=1),
-        zeros.amax(),
-        1 - is_counted.to(depths).mean(),
-        torch.where(has_gradient.any(), share, 0.0),
-        slope,
-        spread,
-    )
+    share = torch.where(has_gradient.any(), share, 0.0)
+    mean = zeros.sum() / is_counted.sum().clamp(min=1)
+    absent = 1 - is_counted.to(depths).mean()
+    values = mean, zeros.amax(), absent, share, slope, spread
     return dict(zip(OF_GRADIENTS, values, strict=True))
 
 
@@ -249,6 +242,7 @@ def _slope_and_spread(
     depths = depths - (share * depths).sum()
     above = (share * depths * y).sum()
     below = (share * depths.square()).sum()
-    slope = torch.where(below > MIN_SIZE, above / below.clamp(min=MIN_SIZE), 0.0)
+    ratio = above / below.clamp(min=MIN_SIZE)
+    slope = torch.where(below > MIN_SIZE, ratio, 0.0)
     centred = norms - (share * norms).sum()
     return slope, (share * centred.square()).sum().sqrt()

@@ -6,6 +6,7 @@ Tensors that one process owns become DTensors of the whole tensor, which
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -43,9 +44,8 @@ class ShardedState:
         found = [dict(record) for record in records]
         for p, record in zip(self.params, found, strict=True):
             if AVERAGE in record and is_dtensor(p):
-                mesh = p.device_mesh
-                placements = p.placements
-                record[AVERAGE] = as_dtensor(record[AVERAGE], mesh, placements, p)
+                average = record[AVERAGE]
+                record[AVERAGE] = as_dtensor(average, p.device_mesh, p.placements, p)
         measured = []
         by_dtype: dict[torch.dtype, list[Entry]] = {}
         for entry in self._entries(records):
@@ -74,9 +74,10 @@ class ShardedState:
             if is_dtensor(value):
                 value = value.full_tensor()
             if value.shape != like.shape:
+                shape, got = tuple(like.shape), tuple(value.shape)
                 raise ValueError(
-                    f"state_dict: expected '{key}' of parameter {i} of shape "
-                    f"{tuple(like.shape)}; got {tuple(value.shape)}"
+                    f"state_dict: expected '{key}' of parameter {i} of shape {shape}; "
+                    f"got {got}"
                 )
             if key == DISPLACEMENT:
                 found[i][key] = self._part_of_displacement(i, value)
@@ -139,8 +140,10 @@ class ShardedState:
         for n, i in enumerate(parameters):
             value = records[i][DISPLACEMENT]
             shape = shards.held(n).shape
-            # each part is stored in one process
-            parts[n] = value.view(shape) if value.numel() else value.new_empty(shape)
+            if value.numel():  # each part is stored in one process
+                parts[n] = value.view(shape)
+            else:
+                parts[n] = value.new_empty(shape)
         found = {}
         for n, value in exchange.to_owners(parts)().items():
             (layout,) = self.layouts[parameters[n]]
@@ -170,8 +173,8 @@ class ShardedState:
             shapes.append(shape)
             owned.append(self._ownership(*entry))
             dims.append(shape.index(max(shape)))
-            every, dim = whole(shape), dims[-1]
-            pieces.append(tuple(every.chunk(dim, rank, size) for rank in range(size)))
+            cut = partial(whole(shape).chunk, dims[-1], chunks=size)
+            pieces.append(tuple(map(cut, range(size))))
         shards = self.shards.with_pieces(shapes, owned, pieces)
         exchange = Exchange(shards, range(len(entries)))
         values = {}

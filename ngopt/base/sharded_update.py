@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from ngopt import chunking
-from ngopt.base.buckets import Bucket, BucketEntry, arranged, stacks_of
+from ngopt.base.buckets import Bucket, BucketEntry, make_buckets
 from ngopt.base.eigenbasis import renewal_positions
 from ngopt.base.first_steps import is_matrix, spectral_excess
-from ngopt.base.state import ParameterStack, counts_of, entries_of, factor_keys
+from ngopt.base.state import ParameterStack, counts_of, entries_of, set_factors
 from ngopt.base.step_context import StepContext, StepInputs
 from ngopt.base.update import SoapUpdate
 from ngopt.distributed.exchange import Arrival, Exchange, make_exchanges
@@ -130,8 +130,7 @@ class ShardedSoapUpdate(SoapUpdate):
     def _renewal_positions(self, layouts: Sequence[Layouts]) -> dict[int, list[float]]:
         """As in a single process: the same bases are renewed at the same steps."""
         entries = entries_of(layouts, range(len(layouts)))
-        buckets = arranged(entries, self.stack.device)
-        keys = factor_keys([stacks_of(bucket) for bucket in buckets])
+        keys = set_factors(make_buckets(entries, self.stack.device))
         found: dict[int, list[float]] = {}
         for size, positions in renewal_positions(counts_of(keys)).items():
             rest = iter(positions)
@@ -139,7 +138,8 @@ class ShardedSoapUpdate(SoapUpdate):
             for k in keys[size]:
                 by_key[k.parameter, k.key] = list(islice(rest, k.count))
             for k in self.stack.keys.get(size, []):
-                found.setdefault(size, []).extend(by_key[k.parameter, k.key])
+                own = found.setdefault(size, [])
+                own += by_key[k.parameter, k.key]
         return found
 
     def _changes(self, step: StepContext) -> Iterator[list[Change]]:

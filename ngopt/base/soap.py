@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ngopt import devices
+from ngopt import devices, functional
 from ngopt.base.config import SoapConfig
 from ngopt.base.eigenbasis import renewal_interval
 from ngopt.base.sharded_update import ShardedSoapUpdate
@@ -42,16 +42,7 @@ from ngopt.base.step_predictor import StepPredictor
 from ngopt.base.step_size import NOMINAL_STEP, is_kept
 from ngopt.base.update import SoapUpdate
 from ngopt.distributed.shards import Shards
-from ngopt.functional import (
-    AVERAGE,
-    Change,
-    Gradients,
-    Hyper,
-    Record,
-    UpdateRule,
-    as_average,
-    state_dtype,
-)
+from ngopt.functional import Change, Gradients, Hyper, Record, UpdateRule
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.packing import clone_views
 from ngopt.roles.from_graph import matrices_of_biases, roles_of
@@ -104,11 +95,9 @@ class Soap:
                 `renewal_interval`.
             shards: processes that share the parameters; None: one process.
         """
-        config = self.config
-        every = renew_every or config.renew_every
-        return SoapRule(
-            config, graph, total_steps, compute_dtype, every, shards, self.predictor
-        )
+        every = renew_every or self.config.renew_every
+        settings = total_steps, compute_dtype, every, shards
+        return SoapRule(self.config, graph, *settings, self.predictor)
 
 
 @dataclass(eq=False)
@@ -141,7 +130,7 @@ class SoapRule(UpdateRule):
         for i, p in enumerate(params):
             record = self._first_record(i, p)
             if self.total_steps is None:
-                record[AVERAGE] = as_average(p)
+                record[functional.AVERAGE] = functional.as_average(p)
             records.append(record)
         return records
 
@@ -158,8 +147,9 @@ class SoapRule(UpdateRule):
                 record[key] = p.new_empty(0, dtype=whole[key].dtype)
         record.pop("displacement", None)
         if is_measured(layouts):  # stored by the process that holds the part
-            shape = 1, 1, p.numel() * bool(self.shards.counts[i]), 1
-            record["displacement"] = p.new_zeros(shape, dtype=state_dtype(p))
+            held = p.numel() if self.shards.counts[i] else 0
+            dtype = functional.state_dtype(p)
+            record["displacement"] = p.new_zeros((1, 1, held, 1), dtype=dtype)
         return record
 
     def update(
@@ -182,9 +172,7 @@ class SoapRule(UpdateRule):
             for update in updates:
                 update.copy_gradients(grads)
         steps = [update.context(inputs) for update in updates]
-        now = 0.0
-        if not is_captured:
-            now = self._count_steps(steps, inputs)
+        now = 0.0 if is_captured else self._count_steps(steps, inputs)
         for update, step in zip(updates, steps, strict=True):
             if is_captured:
                 changes = update.captured_changes(step)
@@ -220,15 +208,13 @@ class SoapRule(UpdateRule):
             rates.append(None if is_kept(lr) else float(lr))
             decays.append(inputs.hyper.weight_decay[i])
             ages.add(int(inputs.state[i]["step"]))
-        values = {
-            "parameters with gradients": names,
-            "lr": _runs(names, rates),
-            "weight_decay": _runs(names, decays),
-            "numbers of steps": sorted(ages),
-            "total_steps": self.total_steps,
-            "renew_every": self.renewal_interval(self.shards.device),
-            "compute_dtype": self.compute_dtype,
-        }
+        values: dict[str, Any] = {"parameters with gradients": names}
+        values["lr"] = _runs(names, rates)
+        values["weight_decay"] = _runs(names, decays)
+        values["numbers of steps"] = sorted(ages)
+        values["total_steps"] = self.total_steps
+        values["renew_every"] = self.renewal_interval(self.shards.device)
+        values["compute_dtype"] = self.compute_dtype
         self.shards.check_equal(values)
 
     def renewal_interval(self, device: torch.device) -> int:
@@ -238,24 +224,25 @@ class SoapRule(UpdateRule):
     def _updates_of(self, inputs: StepInputs) -> list[SoapUpdate]:
         """One for each dtype and device of parameters that have a gradient."""
         present = inputs.present
-        likes = []  # with the dtypes and devices of states
+        kinds = []  # dtypes and devices of states
         for i in present:
             p = inputs.params[i]
             own = inputs.state[i].get("exp_avg_0")
-            likes.append(p.new_empty(0, dtype=state_dtype(p)) if own is None else own)
-        key = present, [(like.dtype, like.device) for like in likes]
+            dtype = functional.state_dtype(p) if own is None else own.dtype
+            kinds.append((dtype, p.device if own is None else own.device))
+        key = present, kinds
         if self._key == key:
             return self._updates
         if inputs.in_place and self._key:
             absent = set(self._key[0]) - set(present)
             clone_views(inputs.state[i] for i in absent)
         alike: dict[Any, list[int]] = {}
-        for i, kind in zip(*key, strict=True):
+        for i, kind in zip(present, kinds, strict=True):
             alike.setdefault(kind, []).append(i)
         make = SoapUpdate if self.shards is None else ShardedSoapUpdate
         updates: list[SoapUpdate] = []
-        for positions in alike.values():
-            like = likes[present.index(positions[0])]
+        for (dtype, device), positions in alike.items():
+            like = torch.empty(0, dtype=dtype, device=device)
             updates.append(make(self, positions, like))
         self._key = key
         self._updates = updates

@@ -1,5 +1,6 @@
 """The state of many parameters in a few tensors, of which their records hold views."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple
@@ -99,8 +100,7 @@ class ParameterStack:
             entries = entries_of(layouts, parameters)
             self.rounds.append(make_buckets(entries, self.device))
         self.buckets = list(chain.from_iterable(self.rounds))
-        self.keys = factor_keys([bucket.stacks for bucket in self.buckets])
-        _set_factors(self.buckets)
+        self.keys = set_factors(self.buckets)
         owners: list[int] = []
         for key in chain.from_iterable(self.keys.values()):
             owners += [key.parameter] * key.count
@@ -171,9 +171,6 @@ class FactorKey(NamedTuple):
     count: int
 
 
-FactorKeys = dict[int, list[FactorKey]]  # by size
-
-
 def entries_of(
     layouts: Sequence[Layouts], parameters: Sequence[int]
 ) -> list[BucketEntry]:
@@ -185,17 +182,22 @@ def entries_of(
     return entries
 
 
-def factor_keys(buckets: Sequence[Sequence[Sequence[BucketEntry]]]) -> FactorKeys:
-    """Keys of all factors, largest size first; buckets: their stacks."""
-    found: FactorKeys = {}
-    for stack in chain.from_iterable(buckets):
-        layout = stack[0].layout
-        for axis in layout.axes:
-            own = found.setdefault(axis.size, [])
-            count = layout.shape[0] * axis.parts
-            for entry in stack:
-                key = f"{axis.name}{{}}_{entry.number}"
-                own.append(FactorKey(entry.parameter, key, count))
+def set_factors(buckets: Sequence[Bucket]) -> dict[int, list[FactorKey]]:
+    """Sets the factors of every bucket; returns keys of all, by size, largest first."""
+    found: dict[int, list[FactorKey]] = {}
+    ends: Counter[int] = Counter()
+    for bucket in buckets:
+        for number, stack in enumerate(bucket.stacks):
+            layout = stack[0].layout
+            for axis in layout.axes:
+                count = layout.shape[0] * axis.parts
+                own = found.setdefault(axis.size, [])
+                for entry in stack:
+                    key = f"{axis.name}{{}}_{entry.number}"
+                    own.append(FactorKey(entry.parameter, key, count))
+                start = ends[axis.size]
+                end = ends[axis.size] = start + len(stack) * count
+                bucket.factors.append(Factors(number, axis, slice(start, end)))
     return dict(sorted(found.items(), reverse=True))
 
 
@@ -205,19 +207,6 @@ def counts_of(keys: Mapping[int, Sequence[FactorKey]]) -> dict[int, int]:
     for size, own in keys.items():
         counts[size] = sum(key.count for key in own)
     return counts
-
-
-def _set_factors(buckets: Sequence[Bucket]) -> None:
-    """Sets the factors of every bucket, in the order of `factor_keys`."""
-    ends: dict[int, int] = {}
-    for bucket in buckets:
-        for number, stack in enumerate(bucket.stacks):
-            layout = stack[0].layout
-            for axis in layout.axes:
-                start = ends.get(axis.size, 0)
-                end = start + len(stack) * layout.shape[0] * axis.parts
-                ends[axis.size] = end
-                bucket.factors.append(Factors(number, axis, slice(start, end)))
 
 
 def _packing(entries: Sequence[BucketEntry], key: str, pieces: PaddedRows) -> Packing:
@@ -232,8 +221,4 @@ def _factor_packing(keys: Sequence[FactorKey], kind: str) -> Packing:
     for own in keys:
         places.append((own.parameter, own.key.format(kind)))
         counts.append(own.count)
-
-    def split(x: Tensor) -> Sequence[Tensor]:
-        return x.split(counts)
-
-    return Packing(places, lambda values: torch.cat(list(values)), split)
+    return Packing(places, torch.cat, lambda tensor: tensor.split(counts))

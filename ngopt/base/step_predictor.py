@@ -13,16 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from ngopt.base.network_features import (
-    FEATURES,
-    FirstMeasures,
-    gradient_features,
-    inverse_init_rms,
-    known_features,
-    layer_positions,
-    matrices_of,
-    weight_features,
-)
+from ngopt.base import network_features
+from ngopt.base.network_features import FEATURES, FirstMeasures
 from ngopt.devices import precise_dtype
 
 if TYPE_CHECKING:
@@ -65,9 +57,8 @@ class StepPredictor(NamedTuple):
 
     def __repr__(self) -> str:
         _, members, features, width = self.hidden.shape
-        return (
-            f"StepPredictor(2 x {members} networks, {features} features, width {width})"
-        )
+        size = f"{features} features, width {width}"
+        return f"StepPredictor(2 x {members} networks, {size})"
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "StepPredictor":
@@ -109,11 +100,14 @@ def cautious_prediction(
     """
     mean, scale, low, high = (x.unsqueeze(-2) for x in scaling)
     inside = features.clamp(low, high)
-    y = outputs(((inside - mean) / scale).unsqueeze(-3), layers)
+    standardised = (inside - mean) / scale
+    y = outputs(standardised.unsqueeze(-3), layers)
+    centre = y.mean(-2)
     deviations = caution.unsqueeze(-1) * y.std(-2, correction=0)
-    size = (y.mean(-2).abs() - deviations).clamp(min=0)
-    distance = ((features - inside).abs() / scale).sum(-1)
-    return (-distance).exp() * y.mean(-2).sign() * size
+    size = (centre.abs() - deviations).clamp(min=0)
+    outside = (features - inside).abs()
+    distance = (outside / scale).sum(-1)
+    return (-distance).exp() * centre.sign() * size
 
 
 class NetworkFactors:
@@ -129,17 +123,18 @@ class NetworkFactors:
         assert rule.predictor is not None and rule.total_steps is not None
         roles = [rule.roles[i] for i in positions]
         shapes = [rule.graph.parameters[i].shape for i in positions]
-        known = known_features(roles, shapes, rule.total_steps)
+        known = network_features.known_features(roles, shapes, rule.total_steps)
         dtype = precise_dtype(device)
         values = list(known.values())
         self._known = torch.tensor(values, dtype=dtype, device=device)
-        self.matrices = matrices_of(roles)
-        inverse = inverse_init_rms(roles, self.matrices)
+        self.matrices = network_features.matrices_of(roles)
+        inverse = network_features.inverse_init_rms(roles, self.matrices)
         self._inverse = self._known.new_tensor(inverse)
         depths = [roles[i].depth for i in self.matrices]
         self._depths = self._known.new_tensor(depths)
-        self._numels = self._known.new_tensor([math.prod(shape) for shape in shapes])
-        self._positions = self._known.new_tensor(layer_positions(roles))
+        self._numels = self._known.new_tensor(list(map(math.prod, shapes)))
+        positions_of_layers = network_features.layer_positions(roles)
+        self._positions = self._known.new_tensor(positions_of_layers)
         self._predictor = rule.predictor
 
     def of(self, measures: FirstMeasures) -> Tensor:
@@ -150,11 +145,18 @@ class NetworkFactors:
         if not self.matrices:
             return torch.ones_like(self._positions)
         zero = self._known.new_zeros(())
-        own = [measures.excesses.get(i, zero).to(zero) for i in self.matrices]
-        sizes = torch.stack([measures.rms[i] for i in self.matrices]).to(zero)
-        found = weight_features(sizes * self._inverse, torch.stack(own))
-        found |= gradient_features(self._depths, self._numels, measures, self.matrices)
-        features = torch.cat((self._known, torch.stack(list(found.values()))))
+        sizes, excesses = [], []
+        for i in self.matrices:
+            sizes.append(measures.rms[i])
+            excess = measures.excesses.get(i, zero)
+            excesses.append(excess.to(zero))
+        size = torch.stack(sizes).to(zero) * self._inverse
+        found = network_features.weight_features(size, torch.stack(excesses))
+        found |= network_features.gradient_features(
+            self._depths, self._numels, measures, self.matrices
+        )
+        measured = torch.stack(list(found.values()))
+        features = torch.cat((self._known, measured))
         predicted = self._predictor.predict(features.unsqueeze(0)).squeeze(-1)
         has_gradient = found["matrices without gradient"] < 1
         predicted = torch.where(has_gradient, predicted, 0.0)

@@ -49,7 +49,9 @@ class ScalarEquations:
                 tables.append(place)
         self.numel = sum(numels)
         dtype = devices.precise_dtype(device)
-        self.roots = torch.tensor(numels * 2, dtype=dtype, device=device).sqrt()
+        self.numels = torch.tensor(numels, dtype=dtype, device=device)
+        both = torch.tensor(numels * 2, dtype=dtype, device=device)
+        self.roots = both.sqrt()
         self._zeros = self.roots.new_zeros(self._count)
         # index of the matrix of each bias, if it is among these parameters
         self._matrices = torch.tensor(matrices, device=device)
@@ -58,7 +60,6 @@ class ScalarEquations:
         if rule.predictor is not None and total_steps is not None:
             network = NetworkFactors(rule, positions, device)
         self._has_factor = network is not None
-        self.numels = torch.tensor(numels, dtype=dtype, device=device)
         self._first = FirstSteps(rule.config, tables, numels, self.numels, network)
         self._lengthening = lengthening(rule.config, total_steps)
         # largest squared distance in that of a random walk that has an effect
@@ -84,7 +85,8 @@ class ScalarEquations:
         factors = self._first.update(factors, step, both, (running, unit))
         zero = 0.0 if step.on_host else self._zeros  # `_update_distance` adds to it
         new = g.scale, g.rms, skipped + ~g.active, *factors, path, zero
-        step.state.scales.copy_(devices.stacked(new, n, self.roots.dtype))
+        new_scales = devices.stacked(new, n, self.roots.dtype)
+        step.state.scales.copy_(new_scales)
 
         ratio = distance / (path * scheduled.random_walk)
         size = self._weight_scale(factors, weight_rms)
@@ -102,17 +104,14 @@ class ScalarEquations:
         xp = devices.array_module(rms)
         c = self._config
         square = g.rescale * g.rescale
-        beta2 = scheduled.beta2
         factor_decay = xp.where(g.active, c.beta_factor * square, square)
-        of_rows = StepScalars(
-            grad_scale=g.multiplier,
-            momentum_decay=xp.where(g.active, c.beta1 * g.rescale, g.rescale),
-            second_moment_decay=xp.where(g.active, beta2 * square, square),
-            second_moment_correction=scheduled.second_moment_correction,
-            damping=g.relative**2 * scheduled.damping,
-            step_size=scheduled.step_size * size * g.active,
-            weight_decay=decay,
-        )
+        momentum_decay = xp.where(g.active, c.beta1 * g.rescale, g.rescale)
+        second_decay = xp.where(g.active, scheduled.beta2 * square, square)
+        correction = scheduled.second_moment_correction
+        damping = g.relative**2 * scheduled.damping
+        step_size = scheduled.step_size * size * g.active
+        moments = momentum_decay, second_decay, correction, damping
+        of_rows = StepScalars(g.multiplier, *moments, step_size, decay)
         of_factors = FactorScalars(factor_decay, g.active, scheduled.count)
         scalars = devices.stacked(of_rows + of_factors, n, self._dtype)
         return scalars[: len(of_rows)], scalars[len(of_rows) :]

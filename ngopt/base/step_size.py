@@ -41,6 +41,11 @@ class ScheduledValues(NamedTuple):
     inverse_init_rms: Array  # 1 / RMS of PyTorch's initial weights; 0 of vectors
 
 
+TIMES_LR = """
+    step_size weight_decay constant_step_size constant_weight_decay
+""".split()
+
+
 class StepSchedule:
     """Computes `ScheduledValues` of parameters with these roles."""
 
@@ -147,17 +152,13 @@ class StepSchedule:
             height = c.open_step_size * shape
         correction = momentum**2 * (1 - beta2) / (1 - beta2 ** (age + 1))
         damping = max(c.epsilon, MIN_EPSILON) * momentum
-        return (
-            age + 1,
-            (1 - power + TINY) ** -0.5,
-            (1 - DECAY * power) ** -0.5,
-            correction,
-            damping**2,
-            average_weight(age, c.average_power),
-            c.straight**2 * (age + TINY) / (age + c.straight_steps),
-            constants[0] * height,
-            constants[1] * height,
-        )
+        before = (1 - power + TINY) ** -0.5
+        after = (1 - DECAY * power) ** -0.5
+        moments = before, after, correction, damping**2
+        average = average_weight(age, c.average_power)
+        walk = c.straight**2 * (age + TINY) / (age + c.straight_steps)
+        step_size = constants[0] * height
+        return age + 1, *moments, average, walk, step_size, constants[1] * height
 
 
 def _times_lr(table: Tensor, hyper: Hyper) -> ScheduledValues:
@@ -170,12 +171,10 @@ def _times_lr(table: Tensor, hyper: Hyper) -> ScheduledValues:
         factor = torch.as_tensor(x if is_kept(x) else 1.0)
         kept.append(factor.to(values.constant_step_size))
     lr = torch.stack(kept)
-    return values._replace(
-        step_size=lr * values.step_size,
-        weight_decay=lr * values.weight_decay,
-        constant_step_size=lr * values.constant_step_size,
-        constant_weight_decay=lr * values.constant_weight_decay,
-    )
+    found = values._asdict()
+    for key in TIMES_LR:
+        found[key] = lr * found[key]
+    return ScheduledValues(**found)
 
 
 def has_tensors(values: Sequence[float | Tensor]) -> bool:

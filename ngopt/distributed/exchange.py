@@ -42,11 +42,8 @@ class Route:
         self._source = source
         self._target = target
         self._wanted = wanted
-        self.sent: list[list[Part]] = []
-        self.received: list[list[Part]] = []
-        for _ in range(shards.size):
-            self.sent.append([])
-            self.received.append([])
+        self.sent: list[list[Part]] = [[] for _ in range(shards.size)]
+        self.received: list[list[Part]] = [[] for _ in range(shards.size)]
         self.kept: list[tuple[Part, Part]] = []
         self._is_used = False  # by any process: only then is there a collective
 
@@ -102,18 +99,11 @@ class Route:
                 value = result.narrow(0, start, piece.numel)
                 pieces[i].append((piece, value.view(piece.shape)))
                 start += piece.numel
-        found = {}
-        for i in self._wanted:
-            found[i] = _joined(self._target(i), pieces[i], like)
-        return found
+        return {i: _joined(self._target(i), pieces[i], like) for i in self._wanted}
 
 
 def _numels(parts_of_ranks: Sequence[Sequence[Part]]) -> list[int]:
-    numels = [0] * len(parts_of_ranks)
-    for rank, parts in enumerate(parts_of_ranks):
-        for part in parts:
-            numels[rank] += part.piece.numel
-    return numels
+    return [sum(part.piece.numel for part in parts) for parts in parts_of_ranks]
 
 
 def _joined(

@@ -99,7 +99,8 @@ def has_free_rows(layouts: Layouts) -> bool:
 
 def layout_of_rows(layout: MatrixLayout, rows: Piece) -> MatrixLayout:
     """The layout of some rows of a parameter with `has_free_rows`."""
-    axes = tuple(replace(axis, rest=rows.shape[0]) for axis in layout.axes)
+    count = rows.shape[0]
+    axes = tuple(replace(axis, rest=count) for axis in layout.axes)
     shape = place_of_rows(layout, rows).shape
     return replace(layout, shape=shape, axes=axes, part=rows.shape)  # type: ignore[arg-type]
 
@@ -108,9 +109,11 @@ def place_of_rows(layout: MatrixLayout, rows: Piece) -> Piece:
     """Rows of a parameter as a piece of values (groups, rows, channels, kernel)."""
     start, count = rows.offset[0], rows.shape[0]
     if layout.axes:
-        return Piece((0, start, 0, 0), (1, count, *layout.shape[2:]))
+        shape = (1, count, *layout.shape[2:])
+        return Piece((0, start, 0, 0), shape)
     rest = prod(layout.part[1:])
-    return Piece((0, 0, start * rest, 0), (1, 1, count * rest, 1))
+    offset = 0, 0, start * rest, 0
+    return Piece(offset, (1, 1, count * rest, 1))
 
 
 def owners_of(
@@ -131,12 +134,11 @@ def owners_of(
             owners[i] = rank
             loads[rank] = loads[rank].plus(shares[i])
     for _, i in sorted(free):
-        best = (float("inf"), float("inf"), 0)
+        choices = []
         for rank, load in enumerate(loads):
             after = load.plus(shares[i])
-            best = min(best, (max(after), sum(load), rank))
-        owner = best[-1]
-        owners[i] = owner
+            choices.append((max(after), sum(load), rank))
+        owner = owners[i] = min(choices)[-1]
         loads[owner] = loads[owner].plus(shares[i])
     return owners
 

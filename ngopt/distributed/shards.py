@@ -10,19 +10,12 @@ from zlib import crc32
 import torch
 from torch import Tensor, distributed
 
+from ngopt import shard_layout
 from ngopt.distributed import ownership
 from ngopt.distributed.collectives import Collectives
 from ngopt.distributed.ownership import Cost, Ownership
 from ngopt.roles.kronecker_factors import Layouts, MatrixLayout
-from ngopt.shard_layout import (
-    LocalParameter,
-    Piece,
-    is_dtensor,
-    local_piece,
-    mesh_ranks,
-    real,
-    whole,
-)
+from ngopt.shard_layout import LocalParameter, Piece, real, whole
 
 # A table has several owners if it costs more than this share of a rank's mean cost.
 MAX_SHARE = 0.5
@@ -62,7 +55,7 @@ class Shards:
         self.device = params[0].device
         if isinstance(group, list):
             group = Collectives(sorted(group)).group
-        ranks, self._coordinates = mesh_ranks(params, group)
+        ranks, self._coordinates = shard_layout.mesh_ranks(params, group)
         self.rank = ranks.index(distributed.get_rank())
         self.size = len(ranks)
         self.collectives = Collectives(ranks, group)
@@ -71,9 +64,9 @@ class Shards:
         own = []
         self.shapes: list[tuple[int, ...]] = []
         for name, p in named:
-            is_alone = group is None and not is_dtensor(p)
+            is_alone = group is None and not shard_layout.is_dtensor(p)
             shape = tuple(real(p).shape)
-            piece = local_piece(name, p)
+            piece = shard_layout.local_piece(name, p)
             own.append(LocalParameter(name, shape, str(p.dtype), piece, is_alone))
             self.shapes.append(shape)
             self.alone.append(is_alone)
@@ -128,12 +121,9 @@ class Shards:
         shape = self.shapes[i]
         if not shape or not self.numel(i) or not ownership.has_free_rows(layouts):
             return False
-        held = set()
-        for piece in self.pieces[i]:
-            if piece.numel and piece.shape[1:] != shape[1:]:
-                return False
-            if piece.numel:
-                held.add(piece)
+        held = {piece for piece in self.pieces[i] if piece.numel}
+        if any(piece.shape[1:] != shape[1:] for piece in held):
+            return False
         is_in_parts = not layouts[0].axes and held != {whole(shape)}
         return is_in_parts or share * self.size > MAX_SHARE
 
@@ -151,9 +141,7 @@ class Shards:
     def undivided(self) -> "Shards":
         """A copy in which the first owner of each parameter owns all of it."""
         found = copy(self)
-        found.owned = []
-        for i, own in enumerate(self.owned):
-            found.owned.append(self._by_one(i, own.first))
+        found.owned = [self._by_one(i, own.first) for i, own in enumerate(self.owned)]
         return found
 
     def domain(self, i: int) -> Piece:
@@ -248,10 +236,10 @@ class Shards:
         for key, expected in every[0].items():
             for rank, other in enumerate(every):
                 if other[key] != expected:
+                    got = f"{_short(expected)} in rank 0 and {_short(other[key])}"
                     raise ValueError(
                         f"NGOptimizer: expected the same {key} in all processes; got "
-                        f"{_short(expected)} in rank 0 and {_short(other[key])} in "
-                        f"rank {rank}"
+                        f"{got} in rank {rank}"
                     )
 
 

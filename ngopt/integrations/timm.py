@@ -15,14 +15,10 @@ def register(name: str = "ngopt") -> None:
     """
     from timm.optim._optim_factory import OptimInfo, default_registry
 
-    default_registry.register(
-        OptimInfo(
-            name,
-            _make,
-            description="SOAP with one setting, without a learning rate",
-            has_eps=False,
-        )
-    )
+    text = "SOAP with one setting, without a learning rate"
+    make: Any = _make
+    info = OptimInfo(name, make, description=text, has_eps=False)
+    default_registry.register(info)
 
 
 def _make(params: Any, weight_decay: float | None = None, **settings: Any) -> Any:

@@ -68,11 +68,8 @@ def trainer_arguments(
             f"trainer_arguments: expected a torch.nn.Module; got "
             f"{type(model).__name__} (model). Pass the model, not its parameters."
         )
-    known = [
-        name
-        for name in inspect.signature(NGOptimizer.__init__).parameters
-        if name not in NOT_SETTINGS
-    ]
+    names = inspect.signature(NGOptimizer.__init__).parameters
+    known = [name for name in names if name not in NOT_SETTINGS]
     for name in settings:
         if name not in known:
             raise TypeError(

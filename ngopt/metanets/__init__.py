@@ -9,16 +9,8 @@ from ngopt.metanets.metanet import Metanet
 from ngopt.metanets.nfn import NeuralFunctional
 from ngopt.metanets.transformer import NeuralGraphTransformer
 
-METANETS: dict[str, type[Metanet]] = {
-    cls.name: cls
-    for cls in (
-        FeedForward,
-        LayerLSTM,
-        NeuralFunctional,
-        NeuralGraphGNN,
-        NeuralGraphTransformer,
-    )
-}
+KNOWN = FeedForward, LayerLSTM, NeuralFunctional, NeuralGraphGNN, NeuralGraphTransformer
+METANETS: dict[str, type[Metanet]] = {cls.name: cls for cls in KNOWN}
 
 __all__ = [
     "METANETS",

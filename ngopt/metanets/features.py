@@ -1,16 +1,12 @@
 """The per-parameter features of the paper: weight, gradient and momenta, through log
 and sign."""
+# pyright: reportPrivateImportUsage=false
 
 from collections.abc import Sequence
 from math import ceil, exp
 
 import torch
-from torch import (
-    Tensor,
-    _foreach_clamp_max_,  # pyright: ignore[reportPrivateImportUsage]
-    _foreach_clamp_min,  # pyright: ignore[reportPrivateImportUsage]
-    _foreach_lerp_,  # pyright: ignore[reportPrivateImportUsage]
-)
+from torch import Tensor, _foreach_clamp_max_, _foreach_clamp_min, _foreach_lerp_
 
 from ngopt import chunking
 from ngopt.functional import Gradients, Record
@@ -35,7 +31,8 @@ MAX_GRADIENT = torch.finfo(torch.float32).max / 4
 def update_momenta(momenta: Sequence[Tensor], gradient: Tensor) -> list[Tensor]:
     """Exponential moving averages of the gradient, without bias correction:
     m <- decay * m + (1 - decay) * g."""
-    gradient = gradient.to(momenta[0].dtype).clamp(-MAX_GRADIENT, MAX_GRADIENT)
+    gradient = gradient.to(momenta[0].dtype)
+    gradient = gradient.clamp(-MAX_GRADIENT, MAX_GRADIENT)
     updated = []
     for momentum, weight in zip(momenta, LERP_WEIGHTS, strict=True):
         updated.append(momentum.lerp(gradient, weight))
@@ -44,12 +41,14 @@ def update_momenta(momenta: Sequence[Tensor], gradient: Tensor) -> list[Tensor]:
 
 def next_records(grads: Gradients, state: Sequence[Record]) -> list[Record]:
     """New records of parameters with a gradient: their momenta and numbers of steps."""
-    records = list(state)
-    for i, (grad, old) in enumerate(zip(grads, state, strict=True)):
+    records = []
+    for grad, old in zip(grads, state, strict=True):
+        new = dict(old)
         if grad is not None:
             momenta = update_momenta([old[key] for key in MOMENTA], grad)
-            new = dict(zip(MOMENTA, momenta, strict=True))
-            records[i] = {**old, **new, STEP: old[STEP] + 1}
+            new.update(zip(MOMENTA, momenta, strict=True))
+            new[STEP] = old[STEP] + 1
+        records.append(new)
     return records
 
 
@@ -100,7 +99,8 @@ def preprocess(columns: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
     if torch.is_grad_enabled() and out is None:
         x = torch.stack(columns)
         # in place where a derivative needs nothing that is lost
-        log = x.abs().clamp(min=CUTOFF).log().mul_(1 / LOG_CUTOFF)
+        size = x.abs().clamp(min=CUTOFF)
+        log = size.log().mul_(1 / LOG_CUTOFF)
         sign = x.clamp(-CUTOFF, CUTOFF).mul_(1 / CUTOFF)
         return torch.cat([log, sign]).movedim(0, -1)
     if out is not None:
@@ -116,7 +116,8 @@ def preprocess(columns: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
 def finite_features(columns: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """`preprocess` of columns in float32 at least, in a dtype; 0 where not finite."""
     precise = torch.promote_types(dtype, torch.float32)
-    found = preprocess([column.to(precise) for column in columns]).to(dtype)
+    found = preprocess([column.to(precise) for column in columns])
+    found = found.to(dtype)
     return found.nan_to_num_(0.0, 0.0, 0.0)
 
 

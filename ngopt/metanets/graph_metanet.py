@@ -11,12 +11,9 @@ from torch import Tensor
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.features import NUM_FEATURES
 from ngopt.metanets.feedforward import FeedForward, FeedForwardConfig
+from ngopt.metanets.graph_data import graph_tensors
 from ngopt.metanets.graph_data.feature_sources import FeatureSource
-from ngopt.metanets.graph_data.graph_tensors import (
-    Contexts,
-    GraphTensors,
-    graph_tensors,
-)
+from ngopt.metanets.graph_data.graph_tensors import Contexts, GraphTensors
 from ngopt.metanets.layers.graph_layer import GraphLayer
 from ngopt.metanets.layers.graph_network import GraphNetwork
 
@@ -52,8 +49,9 @@ class GraphMetanet(FeedForward):
 
         changes: fields of the config, but `hidden`.
         """
-        old = feedforward.config
-        metanet = cls(cls.Config(**{**asdict(old), **changes, "hidden": old.hidden}))
+        hidden = feedforward.config.hidden
+        config = {**asdict(feedforward.config), **changes, "hidden": hidden}
+        metanet = cls(cls.Config(**config))
         state = feedforward.head.state_dict()
         first = state["layers.0.weight"]  # (hidden, 14)
         of_context = first.new_zeros(len(first), metanet.config.d_out)
@@ -72,7 +70,7 @@ class GraphMetanet(FeedForward):
     def graph_tensors(
         self, graph: NeuralGraph, like: Tensor, limit: int | None = None
     ) -> GraphTensors:
-        return graph_tensors(graph, self.config.kernel, like, limit)
+        return graph_tensors.graph_tensors(graph, self.config.kernel, like, limit)
 
     def context_pieces(self, source: FeatureSource, tensors: GraphTensors) -> Contexts:
         """The context of every place, (*batch, *shape of the view, d_out), whose slots
@@ -109,7 +107,8 @@ class GraphMetanet(FeedForward):
                 old = found[i] = values.new_zeros(count, spec.numel, d)
             if not isinstance(uses, int):
                 own_uses = view.read(uses.unsqueeze(0)).to(values)
-                values = view.read(old) + values / own_uses
+                values = values / own_uses
+                values = view.read(old) + values
             view.write(old, values)
         context = [values for values in found if values is not None]
         return [values.reshape(*source.batch, *values.shape[1:]) for values in context]
@@ -137,11 +136,9 @@ class MessagePassingMetanet(GraphMetanet):
 
     def __init__(self, config: MessagePassingConfig | None = None):
         super().__init__(config)
-        config = self.config
-        layers = [self.layer() for _ in range(config.layers)]
-        network = GraphNetwork(
-            NUM_FEATURES, config.d_out, config.width, layers, config.kernel
-        )
+        c = self.config
+        layers = [self.layer() for _ in range(c.layers)]
+        network = GraphNetwork(NUM_FEATURES, c.d_out, c.width, layers, c.kernel)
         self.add_module(self.network_name, network)
 
     def layer(self) -> GraphLayer:

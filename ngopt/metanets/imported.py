@@ -59,9 +59,8 @@ def find_class(
     """
     module_name, colon, path = name.partition(":")
     if not (colon and module_name and path):
-        raise ValueError(
-            f"{what} '{name}': expected one of {', '.join(known)}, or module:Class"
-        )
+        expected = f"one of {', '.join(known)}, or module:Class"
+        raise ValueError(f"{what} '{name}': expected {expected}")
     module = _module(what, name, module_name, may_import)
     try:
         found = attrgetter(path)(module)

@@ -5,6 +5,7 @@ A layer is the weights and biases that feed one group of neurons. The LSTM runs 
 the depth of the network, not through time as that of Metz et al. 2020.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -51,9 +52,9 @@ class LayerLSTM(GraphMetanet):
         for number, bias in enumerate(tensors.graph.biases):
             yield number, _expanded(outputs[bias.group], bias.view.shape)
         for own in tensors.weights:
+            output = outputs[own.block.target]
             for chunk in own.chunks:
                 assert chunk.view is not None
-                output = outputs[own.block.target]
                 yield chunk, _expanded(output, chunk.view.shape)
 
     def _along_depth(
@@ -80,7 +81,8 @@ class LayerLSTM(GraphMetanet):
                 outputs[group] = self.out(own_hidden)
                 hidden.append(own_hidden)
                 cell.append(own_cell)
-            states[network] = torch.stack(hidden).mean(0), torch.stack(cell).mean(0)
+            mean = torch.stack(hidden).mean(0)
+            states[network] = mean, torch.stack(cell).mean(0)
         return outputs
 
 
@@ -108,19 +110,18 @@ class LSTMCell(nn.Module):
 def _layer_means(source: FeatureSource, tensors: GraphTensors) -> dict[int, Tensor]:
     """The mean features of the parameters that feed each group, (*batch, 14)."""
     sums: dict[int, Tensor] = {}
-    counts: dict[int, int] = {}
+    counts: Counter[int] = Counter()
 
-    def add(group: int, values: Tensor, axes: int) -> None:
-        rows = values.flatten(-1 - axes, -2)
+    def add(group: int, rows: Tensor) -> None:
         total = rows.sum(-2)
         sums[group] = sums[group] + total if group in sums else total
-        counts[group] = counts.get(group, 0) + rows.shape[-2]
+        counts[group] += rows.shape[-2]
 
     for own in tensors.weights:
         for chunk in own.chunks:
-            add(own.block.target, source.edges(chunk), axes=4)
+            add(own.block.target, source.edges(chunk).flatten(-5, -2))
     for number, bias in enumerate(tensors.graph.biases):
-        add(bias.group, source.bias(number), axes=2)
+        add(bias.group, source.bias(number).flatten(-3, -2))
     means = {}
     for group, total in sums.items():
         means[group] = total / max(1, counts[group])
@@ -130,4 +131,6 @@ def _layer_means(source: FeatureSource, tensors: GraphTensors) -> dict[int, Tens
 def _expanded(output: Tensor, shape: Sequence[int]) -> Tensor:
     """(*batch, d) -> (*batch, *shape, d)."""
     *batch, d = output.shape
-    return output.view(*batch, *[1] * len(shape), d).expand(*batch, *shape, d)
+    axes = [1] * len(shape)
+    wide = output.view(*batch, *axes, d)
+    return wide.expand(*batch, *shape, d)

@@ -82,7 +82,8 @@ class Metanet(nn.Module, ABC):
         if tensors is None:
             return self.updates(features, None)
         source = FlatFeatures.finite(features, graph)
-        return self.updates(features, torch.cat(self.context(source, tensors), -2))
+        context = torch.cat(self.context(source, tensors), -2)
+        return self.updates(features, context)
 
     def reconfigured(self, **changes: Any) -> Self:
         """A copy with the same weights and other values of some config fields."""

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from ngopt.graph.groups_and_blocks import EdgeBlock
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.features import NUM_FEATURES
 from ngopt.metanets.graph_data.feature_sources import FeatureSource
@@ -69,10 +68,9 @@ class NeuralFunctional(GraphMetanet):
                 f"{len(graph.groups)} groups of neurons that is no chain"
             )
         if kernels != self.kernels:
-            raise ValueError(
-                f"nfn: expected kernels {_described(self.kernels)}; "
-                f"got {_described(kernels)}"
-            )
+            expected = _described(self.kernels)
+            got = _described(kernels)
+            raise ValueError(f"nfn: expected kernels {expected}; got {got}")
 
     def context_pieces(self, source: FeatureSource, tensors: GraphTensors) -> Contexts:
         graph = tensors.graph
@@ -100,10 +98,10 @@ class NeuralFunctional(GraphMetanet):
         for layer, node in zip(chain, nodes[1:], strict=True):
             if layer.bias is not None:
                 yield layer.bias, node.unsqueeze(-2)
+        slots = -1, self.config.d_out
         for own in order:
             for chunk in own.chunks:
-                state = weights.of(chunk)
-                yield chunk, state.unflatten(-1, (-1, self.config.d_out))
+                yield chunk, weights.of(chunk).unflatten(-1, slots)
 
     def _bias(
         self, source: FeatureSource, graph: NeuralGraph, layer: "ChainLayer"
@@ -128,12 +126,11 @@ class ChainLayer(NamedTuple):
 def layers_of(graph: NeuralGraph) -> list[ChainLayer]:
     """The layers of a chain, from inputs to outputs."""
     biases = {bias.group: number for number, bias in enumerate(graph.biases)}
-    layers = []
-    targets = [block.target for block in graph.weights]
-    numbers = range(len(targets))
-    for number in sorted(numbers, key=lambda i: graph.groups[targets[i]].depth):
-        layers.append(ChainLayer(number, biases.get(targets[number])))
-    return layers
+    layers, depths = [], []
+    for number, block in enumerate(graph.weights):
+        layers.append(ChainLayer(number, biases.get(block.target)))
+        depths.append(graph.groups[block.target].depth)
+    return sorted(layers, key=lambda layer: depths[layer.weight])
 
 
 def chain_of(graph: NeuralGraph) -> tuple[tuple[int, ...], ...] | None:
@@ -144,22 +141,20 @@ def chain_of(graph: NeuralGraph) -> tuple[tuple[int, ...], ...] | None:
     if not order or len(graph.groups) != n + 1 or len(graph.blocks) != n:
         return None
     targets = {block.target for block in order}
-    biased = {bias.group for bias in graph.biases}
-    conditions = (
-        all(a.target == b.source for a, b in pairwise(order)),
-        len(targets) == n,
-        len(biased) == len(graph.biases),
-        biased <= targets,
-        all(map(_is_dense, order)),
-        {(bias.index, bias.slot_shape) for bias in graph.biases} <= {(None, ())},
-    )
-    return tuple(block.slot_shape for block in order) if all(conditions) else None
-
-
-def _is_dense(block: EdgeBlock) -> bool:
-    """Whether all sources are connected to all targets."""
-    indices = block.source_index, block.target_index
-    return block.shape[0] == 1 and indices == (None, None)
+    biased = set()
+    for bias in graph.biases:
+        if bias.index is not None or bias.slot_shape or bias.group in biased:
+            return None
+        biased.add(bias.group)
+    if len(targets) < n or not biased <= targets:
+        return None
+    for block in order:
+        indices = block.source_index, block.target_index
+        if block.shape[0] > 1 or indices != (None, None):
+            return None  # sources that are not connected to all targets
+    if any(a.target != b.source for a, b in pairwise(order)):
+        return None
+    return tuple(block.slot_shape for block in order)
 
 
 def _described(kernels: Sequence[Sequence[int]]) -> str:

@@ -5,11 +5,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
-from torch import (
-    Tensor,
-    _foreach_copy_,  # pyright: ignore[reportPrivateImportUsage]
-    nn,
-)
+from torch import Tensor, _foreach_copy_, nn  # pyright: ignore[reportPrivateImportUsage]
 
 from ngopt import chunking
 from ngopt.devices import has_triton
@@ -51,7 +47,9 @@ class UpdateMLP(nn.Module):
 
     def forward(self, features: Tensor, context: Tensor | None = None) -> Tensor:
         # elements last, as they are in memory: products of few rows are fastest so
-        x = features.mT if context is None else torch.cat([features.mT, context.mT], -2)
+        x = features.mT
+        if context is not None:
+            x = torch.cat([x, context.mT], -2)
         for layer in self.layers:
             if isinstance(layer, nn.Linear):
                 x = (layer.weight @ x).add_(layer.bias.unsqueeze(-1))
@@ -96,9 +94,10 @@ class Predictor:
     def predicted(self, n: int, context: Tensor | None) -> Tensor:
         """Updates (n,) from `features` and a context, (n, d); overwritten by the next
         call."""
+        inputs = self.inputs[:, :n]
         if context is not None:
-            self.inputs[NUM_FEATURES:-1, :n].copy_(context.mT)
-        return self._computed(self.inputs[:, :n])
+            inputs[NUM_FEATURES:-1].copy_(context.mT)
+        return self._computed(inputs)
 
     def of_columns(self, columns: Sequence[Tensor], context: Tensor | None) -> Tensor:
         """Updates (n,) of any number of elements.
@@ -137,9 +136,8 @@ class MLPPredictor(Predictor):
     ):
         like = linears[0].weight.detach()
         self._scales = like.new_tensor(scales).unsqueeze(-1)
-        self._limit = min(
-            capacity, chunking.total_chunk_size(chunking.HIDDEN_ELEMENTS, like)
-        )
+        most = chunking.total_chunk_size(chunking.HIDDEN_ELEMENTS, like)
+        self._limit = min(capacity, most)
         self.inputs = _ones(like, linears[0].in_features + 1, capacity)
         self._hidden = []
         for layer in linears[1:]:
@@ -173,8 +171,9 @@ class MLPPredictor(Predictor):
         *weights, last = self._weights
         n = x.shape[-1]
         for weight, hidden in zip(weights, self._hidden, strict=True):
-            torch.mm(weight, x, out=hidden[:-1, :n]).relu_()
-            x = hidden[:, :n]
+            own = hidden[:, :n]
+            torch.mm(weight, x, out=own[:-1]).relu_()
+            x = own
         torch.mm(last, x, out=out)
 
 
@@ -226,8 +225,9 @@ def has_kernel(linears: Sequence[nn.Linear]) -> bool:
     like = linears[0].weight
     width = linears[0].out_features
     d_context = linears[0].in_features - NUM_FEATURES
-    fits = [layer.out_features for layer in linears] == [width, width, 2]
-    fits = fits and width in WIDTHS and d_context <= MAX_CONTEXT
+    widths = [layer.out_features for layer in linears]
+    fits = widths == [width, width, 2] and width in WIDTHS
+    fits = fits and d_context <= MAX_CONTEXT
     is_available = like.is_meta or has_triton(like.device)
     return fits and is_available and like.dtype != torch.float64
 

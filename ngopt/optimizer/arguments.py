@@ -86,10 +86,8 @@ def check_settings(group: Mapping[str, Any], is_new: bool = True) -> None:
     """
     lr = group["lr"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
-        shape = tuple(lr.shape)
-        raise ValueError(
-            f"NGOptimizer: lr: expected one number; got a tensor of shape {shape}"
-        )
+        got = f"a tensor of shape {tuple(lr.shape)}"
+        raise ValueError(f"NGOptimizer: lr: expected one number; got {got}")
     if isinstance(lr, Tensor) and lr.device.type == "cpu":
         lr = lr.item()
     if not isinstance(lr, Tensor):  # elsewhere it would be a host sync at every step
@@ -99,8 +97,9 @@ def check_settings(group: Mapping[str, Any], is_new: bool = True) -> None:
         _check_number("weight_decay", weight_decay)
     maximize = group["maximize"]
     if not isinstance(maximize, bool):
+        expected = "True or False"
         raise ValueError(
-            f"NGOptimizer: maximize: expected True or False; got {maximize!r}"
+            f"NGOptimizer: maximize: expected {expected}; got {maximize!r}"
         )
     for key in STEP_COUNTS:
         steps = group[key]

@@ -37,8 +37,9 @@ def averaged_parameters(groups: Sequence[Group], state: State) -> list[Tensor]:
 
 
 @torch.no_grad()
-def write_averages(params: Sequence[Tensor], state: State) -> None:
+def write_averages(groups: Sequence[Group], state: State) -> None:
     """Overwrites parameters with their averages."""
+    params = averaged_parameters(groups, state)
     for p in params:
         real(local(p)).copy_(state[p][AVERAGE])
     if are_divided(params):
@@ -46,14 +47,15 @@ def write_averages(params: Sequence[Tensor], state: State) -> None:
 
 
 @contextmanager
-def averages_written(params: Sequence[Tensor], state: State) -> Iterator[None]:
+def averages_written(groups: Sequence[Group], state: State) -> Iterator[None]:
     """Writes averages into parameters, and restores the parameters at the end.
 
     Warns if they were changed in between.
     """
+    params = averaged_parameters(groups, state)
     saved = [(p, p.detach().clone()) for p in map(local, params)]
     try:
-        write_averages(params, state)
+        write_averages(groups, state)
         before = _versions(params)
         yield
         if _versions(params) != before:
@@ -71,7 +73,4 @@ def averages_written(params: Sequence[Tensor], state: State) -> Iterator[None]:
 
 
 def _versions(params: Sequence[Tensor]) -> list[int]:
-    versions = []
-    for p in map(local, params):
-        versions.append(0 if p.is_inference() else p._version)
-    return versions
+    return [0 if p.is_inference() else p._version for p in map(local, params)]

@@ -15,18 +15,13 @@ from ngopt.devices import product_dtype
 from ngopt.distributed.ownership import Ownership
 from ngopt.distributed.shards import Shards
 from ngopt.functional import Record, UpdateRule, state_dtype, uncompiled
-from ngopt.optimizer import state_dicts
+from ngopt.optimizer import param_groups, state_dicts
 from ngopt.optimizer.arguments import check_distinct
 from ngopt.optimizer.averages import start_or_drop_averages
 from ngopt.optimizer.graph_parameters import GraphParameters
 from ngopt.optimizer.graph_source import GraphSource
 from ngopt.optimizer.log_messages import Messages, log_unconnected, warn_if_partial
-from ngopt.optimizer.param_groups import (
-    Group,
-    group_names,
-    group_tensors,
-    is_scheduled,
-)
+from ngopt.optimizer.param_groups import Group, group_tensors
 from ngopt.pretrained import LearnedOptimizer
 from ngopt.shard_layout import are_divided, local, ranks_of, real
 
@@ -75,7 +70,8 @@ class Binding:
     def _connected(self, optimizer: Optimizer) -> GraphParameters:
         groups = optimizer.param_groups
         params = group_tensors(groups)
-        check_distinct(zip(group_names(groups), params, strict=True))
+        names = param_groups.group_names(groups)
+        check_distinct(zip(names, params, strict=True))
         parameters = GraphParameters(self.source.graph_of(groups), params)
         if self._parameters is not None:
             parameters.check_shapes(self._parameters, optimizer.state)
@@ -147,14 +143,8 @@ class Binding:
         shards = self.shards(parameters) if self.is_shared(params) else None
         key = parameters.graph, total_steps, device, dtype, shards, renew_every
         if self._rule is None or self._rule_key != key:
-            self._rule = self._learned.bind(
-                parameters.graph,
-                total_steps,
-                device=device,
-                dtype=dtype,
-                renew_every=renew_every,
-                shards=shards,
-            )
+            own = device, dtype, renew_every, shards
+            self._rule = self._learned.bind(parameters.graph, total_steps, *own)
             self._rule_key = key
             if shards is not None:
                 self._owned = dict(zip(params, shards.owned, strict=True))
@@ -191,7 +181,7 @@ class Binding:
             group["renew_every"] = interval
         self._rule_key = (*self._rule_key[:-1], interval)
         total_steps = groups[0]["total_steps"]
-        if total_steps is not None and not is_scheduled(groups):
+        if total_steps is not None and not param_groups.is_scheduled(groups):
             self._messages.check_horizon(parameters.records(state), total_steps)
         start_or_drop_averages(state, parameters, rule)
         self._prepared_rule = rule

@@ -6,16 +6,8 @@ from operator import is_
 import torch
 from torch import Tensor
 
-from ngopt.functional import (
-    Gradients,
-    Hyper,
-    Record,
-    State,
-    UpdateRule,
-    apply,
-    state_dtype,
-    uncompiled,
-)
+from ngopt import functional
+from ngopt.functional import Gradients, Hyper, Record, State, UpdateRule
 from ngopt.graph.transforms import reordered
 from ngopt.optimizer.graph_source import OrderedGraph
 from ngopt.optimizer.param_groups import OWN_DECAY, Group, is_lazy, is_scheduled
@@ -40,7 +32,8 @@ class GraphParameters:
 
     def are(self, params: Sequence[Tensor]) -> bool:
         """Whether these are the same tensors in the same shapes."""
-        if len(params) != len(self.params) or not all(map(is_, params, self.params)):
+        are_equal = all(map(is_, params, self.params))
+        if len(params) != len(self.params) or not are_equal:
             return False
         if None in self._shapes:
             return list(map(_shape, params)) == self._shapes
@@ -72,7 +65,8 @@ class GraphParameters:
             values = [real(local(p)) for p in self.params]
         like = self.params[0]
         for spec in self.graph.parameters[len(values) :]:
-            zero = torch.zeros((), dtype=state_dtype(like), device=like.device)
+            dtype = functional.state_dtype(like)
+            zero = torch.zeros((), dtype=dtype, device=like.device)
             values.append(zero.expand(spec.shape))
         return values
 
@@ -123,8 +117,9 @@ class GraphParameters:
 
     def records(self, state: State) -> list[Record]:
         """The state of all parameters in the graph, empty where there is none."""
-        others = len(self.graph.parameters) - len(self.params)
-        return [state.get(p) or {} for p in self.params] + [{}] * others
+        records = [state.get(p) or {} for p in self.params]
+        others = len(self.graph.parameters) - len(records)
+        return records + [{}] * others
 
     def records_in_network(self, state: State) -> list[Record]:
         """The same in the order of `network.parameters`."""
@@ -184,13 +179,13 @@ class GraphParameters:
         records = self.records_for_step(state, rule, grads)
         params = self.values()
         for changes in rule.update(grads, records, params, hyper, in_place=True):
-            apply(changes, params)
+            functional.apply(changes, params)
             for position, record in [(c.position, c.record) for c in changes]:
                 if records[position] is not record:
                     state[self.params[position]].update(record)
             changes.clear()  # frees their memory before the next ones are made
 
-    _update_uncompiled = uncompiled(_update)
+    _update_uncompiled = functional.uncompiled(_update)
 
 
 def _is_plain(p: Tensor) -> bool:

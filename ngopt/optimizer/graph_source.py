@@ -90,11 +90,10 @@ def _inferred_by_order(
         (chain if has_matrix else vectors).extend(positions)
     if not chain or not vectors:
         return infer_graph(specs), list(range(len(specs)))
-    graphs = [infer_graph([specs[i] for i in chain])]
-    for i in vectors:
-        graphs.append(infer_graph([specs[i]]))
+    components = [[specs[i] for i in chain]]
+    components += [[specs[i]] for i in vectors]
     order = np.argsort(chain + vectors).tolist()  # the inverse permutation
-    return join_graphs(*graphs), order
+    return join_graphs(*map(infer_graph, components)), order
 
 
 class GivenGraph(GraphSource):
@@ -135,9 +134,8 @@ class TracedGraph(GraphSource):
 
     def __init__(self, model: nn.Module, groups: Sequence[Group]):
         if not isinstance(model, nn.Module):
-            got = type(model).__name__
-            if isinstance(model, type):
-                got = f"the class {model.__name__}"
+            is_class = isinstance(model, type)
+            got = f"the class {model.__name__}" if is_class else type(model).__name__
             raise ValueError(
                 f"NGOptimizer: model: expected a torch.nn.Module; got {got}"
             )
@@ -160,9 +158,8 @@ class TracedGraph(GraphSource):
 
     @property
     def awaits_forward(self) -> bool:
-        return (
-            self.recorder is not None and self.graph is None and not self.has_new_inputs
-        )
+        is_recording = self.recorder is not None and not self.has_new_inputs
+        return is_recording and self.graph is None
 
     def stop_recording(self) -> None:
         if self.recorder is not None:
@@ -264,10 +261,8 @@ def _positions(
 def _check_shape(spec: ParameterSpec, in_graph: ParameterSpec) -> None:
     shape = spec.paired.shape
     if shape != in_graph.shape:
-        raise ValueError(
-            f"NGOptimizer: '{spec.name}': graph expects shape {in_graph.shape}; got "
-            f"{shape}"
-        )
+        expected = f"graph expects shape {in_graph.shape}"
+        raise ValueError(f"NGOptimizer: '{spec.name}': {expected}; got {shape}")
 
 
 def _with_components(
@@ -337,7 +332,9 @@ class Recorder:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """The copy waits for a forward of the copied model."""
-        self.model, self.inputs, self._handle = state["model"], state["inputs"], None
+        self.model = state["model"]
+        self.inputs = state["inputs"]
+        self._handle = None
         if state["is_waiting"]:
             self._register()
 
@@ -355,11 +352,8 @@ class HooksWithoutRecorder(OrderedDict):
         return OrderedDict, (list(self._others().items()),)
 
     def _others(self) -> OrderedDict:
-        others = OrderedDict()
-        for key, hook in OrderedDict.items(self):
-            if type(hook) is not Recorder:
-                others[key] = hook
-        return others
+        hooks = OrderedDict.items(self)
+        return OrderedDict(x for x in hooks if type(x[1]) is not Recorder)
 
 
 def _is_traced(args: tuple, kwargs: dict[str, Any]) -> bool:

@@ -137,10 +137,8 @@ def describe_graph(graph: NeuralGraph) -> str:
     origin = "graph:"
     if any(graph.inferred):
         origin = "graph inferred from names and shapes;"
-    return (
-        f"{origin} {len(names)} of {count} tensors are unconnected "
-        f"({', '.join(listed)}). They are still optimized."
-    )
+    found = f"{len(names)} of {count} tensors are unconnected ({', '.join(listed)})"
+    return f"{origin} {found}. They are still optimized."
 
 
 def describe_step_size(records: Iterable[Record]) -> str:
@@ -156,14 +154,12 @@ def describe_step_size(records: Iterable[Record]) -> str:
             factors.append(round(float(factor), 2))
     if set(factors) <= {1.0}:
         return ""
-    low, high = min(factors), max(factors)
-    found = f"{low:.2f} to {high:.2f}"
-    if low == high:
-        found = f"{low:.2f}"
-    elif factors == sorted(factors):
-        found = f"{low:.2f} (first layer) to {high:.2f} (last layer)"
-    elif factors == sorted(factors, reverse=True):
-        found = f"{high:.2f} (first layer) to {low:.2f} (last layer)"
+    ends = min(factors), max(factors)
+    found = "{:.2f} to {:.2f}".format(*ends)
+    if ends[0] == ends[1]:
+        found = f"{ends[0]:.2f}"
+    elif factors in (sorted(factors), sorted(factors, reverse=True)):
+        found = f"{factors[0]:.2f} (first layer) to {factors[-1]:.2f} (last layer)"
     return (
         f"step size: {found} times that of the base rule, as predicted at the first "
         "step from horizon, shapes, roles, initial weights and first gradients"
@@ -178,12 +174,9 @@ def log_unconnected(graph: NeuralGraph, is_exact: bool, is_default: bool) -> Non
     """
     if not unconnected(graph):
         return
-    logger.log(
-        logging.INFO if is_default else logging.WARNING,
-        "NGOptimizer: %s%s",
-        describe_graph(graph),
-        "" if is_exact else " Pass model=model to trace the graph.",
-    )
+    level = logging.INFO if is_default else logging.WARNING
+    advice = "" if is_exact else " Pass model=model to trace the graph."
+    logger.log(level, "NGOptimizer: %s%s", describe_graph(graph), advice)
 
 
 def warn_if_partial() -> bool:

@@ -13,36 +13,11 @@ from torch.optim.optimizer import ParamsT
 from ngopt.devices import without_autocast
 from ngopt.graph import NeuralGraph
 from ngopt.metanets import Metanet
-from ngopt.optimizer import arguments
-from ngopt.optimizer.averages import (
-    averaged_parameters,
-    averages_written,
-    write_averages,
-)
+from ngopt.optimizer import arguments, averages, graph_source, param_groups, state_dicts
 from ngopt.optimizer.binding import Binding
 from ngopt.optimizer.graph_parameters import GraphParameters
-from ngopt.optimizer.graph_source import (
-    GivenGraph,
-    GraphSource,
-    InferredGraph,
-    TracedGraph,
-)
 from ngopt.optimizer.log_messages import Messages, describe, name_of
-from ngopt.optimizer.param_groups import (
-    as_python_int,
-    group_tensors,
-    is_lazy,
-    with_own_decay,
-)
-from ngopt.optimizer.state_dicts import (
-    check_type,
-    checked,
-    in_order,
-    numbered,
-    records_in_order,
-    restore_dtypes,
-    with_total_steps,
-)
+from ngopt.optimizer.param_groups import group_tensors
 from ngopt.pretrained import LearnedOptimizer, as_learned, weights_hash
 
 NAMES_LINE = "    param_names: "  # of `repr`, which leaves them out
@@ -135,27 +110,23 @@ class NGOptimizer(Optimizer):
         arguments.check_process_group(process_group, learned.base is not None)
         self._own_decay: float = getattr(learned.base, "weight_decay", 0.0)
         self._messages = Messages()
-        defaults = {
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "total_steps": as_python_int(total_steps),
-            "maximize": maximize,
-            "renew_every": as_python_int(renew_every),
-            "weights": weights_hash(learned),
-        }
-        defaults = with_own_decay(defaults, self._own_decay)
+        defaults: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
+        defaults["total_steps"] = param_groups.as_python_int(total_steps)
+        defaults["maximize"] = maximize
+        defaults["renew_every"] = param_groups.as_python_int(renew_every)
+        defaults["weights"] = weights_hash(learned)
+        defaults = param_groups.with_own_decay(defaults, self._own_decay)
         arguments.check_settings(defaults)
         arguments.check_no_module(params)
         super().__init__(params, defaults)
         self._messages.check_new(self.param_groups)
-        source: GraphSource = InferredGraph()
+        source: graph_source.GraphSource = graph_source.InferredGraph()
         if model is not None:
-            source = TracedGraph(model, self.param_groups)
+            source = graph_source.TracedGraph(model, self.param_groups)
         elif graph is not None:
-            source = GivenGraph(graph, self.param_groups)
-        self._binding = Binding(
-            source, learned, compute_dtype, process_group, self._messages
-        )
+            source = graph_source.GivenGraph(graph, self.param_groups)
+        settings = compute_dtype, process_group, self._messages
+        self._binding = Binding(source, learned, *settings)
 
     def __getstate__(self) -> dict[str, Any]:
         own = {key: self.__dict__[key] for key in OWN_ATTRIBUTES}
@@ -177,7 +148,7 @@ class NGOptimizer(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds parameters to the optimizer and its graph; others keep their state."""
         if isinstance(param_group, dict):
-            param_group = with_own_decay(param_group, self._own_decay)
+            param_group = param_groups.with_own_decay(param_group, self._own_decay)
             is_default = self.learned.base is not None
             ignored = arguments.complete_new_group(
                 param_group, self.defaults, self.param_groups, is_default
@@ -222,7 +193,7 @@ class NGOptimizer(Optimizer):
         Call it at the end of a training without `total_steps`. With `total_steps`, and
         for metanets of the paper, there is no average and nothing changes.
         """
-        write_averages(averaged_parameters(self.param_groups, self.state), self.state)
+        averages.write_averages(self.param_groups, self.state)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -234,8 +205,7 @@ class NGOptimizer(Optimizer):
         >>> with opt.averaged():
         ...     accuracy = evaluate(model)
         """
-        params = averaged_parameters(self.param_groups, self.state)
-        with averages_written(params, self.state):
+        with averages.averages_written(self.param_groups, self.state):
             yield
 
     def state_dict(self) -> dict[str, Any]:
@@ -244,9 +214,9 @@ class NGOptimizer(Optimizer):
         state_dict = super().state_dict()
         if state_dict["state"] and self._is_shared():
             records = [self.state.get(p, {}) for p in group_tensors(self.param_groups)]
-            shared = self._binding.shared_state(self)
-            records = shared.to_dtensors(records)
-            state_dict["state"] = numbered(state_dict["param_groups"], records)
+            records = self._binding.shared_state(self).to_dtensors(records)
+            groups = state_dict["param_groups"]
+            state_dict["state"] = state_dicts.numbered(groups, records)
         return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -265,14 +235,15 @@ class NGOptimizer(Optimizer):
             return loaded
 
         def restore(_: Optimizer) -> None:
-            restore_dtypes(self.state, group_tensors(self.param_groups), loaded)
+            params = group_tensors(self.param_groups)
+            state_dicts.restore_dtypes(self.state, params, loaded)
             self._binding.clear_rule()  # compiled steps are guarded by the old state
 
         # runs after the pre-hooks, and before the post-hooks, of the user
         pre_hook = self.register_load_state_dict_pre_hook(check)
         post_hook = self.register_load_state_dict_post_hook(restore, prepend=True)
         try:
-            super().load_state_dict(check_type(state_dict, dict))
+            super().load_state_dict(state_dicts.check_type(state_dict, dict))
         finally:
             pre_hook.remove()
             post_hook.remove()
@@ -280,13 +251,14 @@ class NGOptimizer(Optimizer):
     def _checked(self, state_dict: Any) -> dict[str, Any]:
         """Raises ValueError if a state_dict does not fit."""
         own = self.param_groups
-        loaded = dict(checked(state_dict, self.defaults["weights"]))
-        groups = in_order(loaded["param_groups"], own)
-        loaded["param_groups"] = with_total_steps(groups, own[0]["total_steps"])
+        loaded = dict(state_dicts.checked(state_dict, self.defaults["weights"]))
+        groups = state_dicts.in_order(loaded["param_groups"], own)
+        groups = state_dicts.with_total_steps(groups, own[0]["total_steps"])
+        loaded["param_groups"] = groups
         if self._is_shared():
             shared = self._binding.shared_state(self)
-            records = shared.to_local(records_in_order(loaded))
-            loaded["state"] = numbered(groups, records)
+            records = state_dicts.records_in_order(loaded)
+            loaded["state"] = state_dicts.numbered(groups, shared.to_local(records))
         if not self._awaits_forward():  # else checked when the graph is known
             self._binding.check_loaded(loaded, self)
         return loaded
@@ -296,8 +268,8 @@ class NGOptimizer(Optimizer):
 
     def _awaits_forward(self) -> bool:
         """Whether a forward is needed for inputs, or for shapes of a lazy module."""
-        params = group_tensors(self.param_groups)
-        return self._binding.source.awaits_forward or any(map(is_lazy, params))
+        has_lazy = any(map(param_groups.is_lazy, group_tensors(self.param_groups)))
+        return self._binding.source.awaits_forward or has_lazy
 
     def _parameters(self) -> GraphParameters:
         return self._binding.parameters(self)

@@ -87,6 +87,6 @@ def with_own_decay(group: Mapping[str, Any], own_decay: float) -> Group:
 
 def as_python_int(steps: Any) -> Any:
     """A whole number as an int, which checkpoints may store; other values unchanged."""
-    if isinstance(steps, bool) or not isinstance(steps, Real):
-        return steps
-    return int(float(steps)) if float(steps).is_integer() else steps
+    is_number = isinstance(steps, Real) and not isinstance(steps, bool)
+    is_whole = is_number and float(steps).is_integer()
+    return int(float(steps)) if is_whole else steps

@@ -62,9 +62,8 @@ def _check_group(group: Group, name: str, weights: str) -> None:
         )
     for key in ("params", *PER_GROUP, *SHARED):
         if key not in group:
-            raise ValueError(
-                f"state_dict: {name}: expected '{key}'; got {sorted(group)}"
-            )
+            got = sorted(group)
+            raise ValueError(f"state_dict: {name}: expected '{key}'; got {got}")
     params = check_type(group["params"], list, f"{name}: params")
     names = group.get("param_names", params)
     if len(names) != len(params):
@@ -109,10 +108,7 @@ def with_total_steps(groups: list[Group], total_steps: int | None) -> list[Group
 
 def _numbers(groups: Sequence[Group]) -> list[Any]:
     """The numbers of all parameters in the groups of a state_dict."""
-    numbers = []
-    for group in groups:
-        numbers += group["params"]
-    return numbers
+    return [number for group in groups for number in group["params"]]
 
 
 def records_in_order(state_dict: Mapping[str, Any]) -> list[Record]:
@@ -123,11 +119,8 @@ def records_in_order(state_dict: Mapping[str, Any]) -> list[Record]:
 
 def numbered(groups: Sequence[Group], records: Sequence[Record]) -> dict[Any, Record]:
     """The inverse: non-empty records by the numbers of their parameters."""
-    found = {}
-    for number, record in zip(_numbers(groups), records, strict=True):
-        if record:
-            found[number] = record
-    return found
+    rows = zip(_numbers(groups), records, strict=True)
+    return {number: record for number, record in rows if record}
 
 
 def restore_dtypes(
@@ -164,9 +157,10 @@ def check_record(
                 f"state_dict: '{key}' of '{name}': expected a tensor; got {got}{advice}"
             )
         if value.shape != like.shape:
+            shape, got = tuple(like.shape), tuple(value.shape)
             raise ValueError(
-                f"state_dict: '{key}' of '{name}': expected shape "
-                f"{tuple(like.shape)}; got {tuple(value.shape)}{advice}"
+                f"state_dict: '{key}' of '{name}': expected shape {shape}; "
+                f"got {got}{advice}"
             )
 
 
@@ -175,10 +169,10 @@ def has_other_matrices(record: Record, expected: Record, shape: torch.Size) -> b
 
     shape: of the parameter. If the parameter itself had another shape: False.
     """
-    for key, like in expected.items():
-        if like.shape == shape and key in record and record[key].shape != shape:
+    has_other = False
+    for key, like in expected.items():  # the record may have more, of users
+        is_equal = key in record and record[key].shape == like.shape
+        if like.shape == shape and key in record and not is_equal:
             return False
-    keys = expected.keys() - {AVERAGE}  # the record may have more, of users
-    return any(
-        key not in record or record[key].shape != expected[key].shape for key in keys
-    )
+        has_other |= key != AVERAGE and not is_equal
+    return has_other

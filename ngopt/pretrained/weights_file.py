@@ -120,12 +120,9 @@ def as_learned(weights: Any) -> LearnedOptimizer:
 
 def save_pretrained(learned: LearnedOptimizer, path: str | os.PathLike) -> None:
     """Writes a weights file atomically."""
-    metadata = {
-        "format": FORMAT,
-        **_description(learned),
-        "recipe": json.dumps(learned.recipe),
-        "table": json.dumps(learned.table),
-    }
+    metadata = {"format": FORMAT, **_description(learned)}
+    metadata["recipe"] = json.dumps(learned.recipe)
+    metadata["table"] = json.dumps(learned.table)
     write_tensors(Path(path), metadata, _tensors(learned))
 
 
@@ -149,18 +146,16 @@ def has_hash(weights: Any, expected: str) -> bool:
 
 def _description(learned: LearnedOptimizer) -> dict[str, str]:
     """Metadata: names and configs of base rule, metanet and, if any, cooldown."""
-    base = learned.base
-    metanet = learned.metanet
-    cooldown = learned.cooldown
-    description = {
-        "base": NONE if base is None else base.name,
-        "base_config": json.dumps({} if base is None else asdict(base.config)),
-        "metanet": NONE if metanet is None else metanet_name(metanet, METANETS),
-        "config": json.dumps({} if metanet is None else asdict(metanet.config)),
-    }
-    if cooldown is not None:
-        description["cooldown"] = json.dumps(asdict(cooldown))
-    return description
+    found = {"base": NONE, "base_config": "{}", "metanet": NONE, "config": "{}"}
+    if learned.base is not None:
+        found["base"] = learned.base.name
+        found["base_config"] = json.dumps(asdict(learned.base.config))
+    if learned.metanet is not None:
+        found["metanet"] = metanet_name(learned.metanet, METANETS)
+        found["config"] = json.dumps(asdict(learned.metanet.config))
+    if learned.cooldown is not None:
+        found["cooldown"] = json.dumps(asdict(learned.cooldown))
+    return found
 
 
 def _tensors(learned: LearnedOptimizer) -> dict[str, Tensor]:
@@ -171,5 +166,6 @@ def _tensors(learned: LearnedOptimizer) -> dict[str, Tensor]:
         found = learned.base.tensors
     tensors = {}
     for key, value in found.items():
-        tensors[key] = value.detach().to("cpu", torch.float32).contiguous()
+        own = value.detach().to("cpu", torch.float32)
+        tensors[key] = own.contiguous()
     return tensors

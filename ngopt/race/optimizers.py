@@ -41,6 +41,14 @@ def _soap(model: nn.Module, lr: float) -> Optimizer:
     return heavyball.SOAP(model.parameters(), lr=lr, weight_decay=WEIGHT_DECAY)
 
 
+def _adamw(model: nn.Module, lr: float) -> Optimizer:
+    return AdamW(model.parameters(), lr, weight_decay=WEIGHT_DECAY)
+
+
+def _sgd(model: nn.Module, lr: float) -> Optimizer:
+    return SGD(model.parameters(), lr, momentum=0.9, nesterov=True)
+
+
 @dataclass(frozen=True)
 class Contestant:
     """An optimizer and its grid.
@@ -108,18 +116,11 @@ def neighbours(rate: float) -> tuple[float, float]:
     return float(below), float(above)
 
 
-CONTESTANTS = {
-    "ngopt": Contestant("ngopt", ()),
-    "adamw": Contestant(
-        "adamw",
-        ADAM_RATES,
-        lambda model, lr: AdamW(model.parameters(), lr, weight_decay=WEIGHT_DECAY),
-    ),
-    "muon": Contestant("muon", MATRIX_RATES, _muon),
-    "soap": Contestant("soap", MATRIX_RATES, _soap, "heavyball"),
-    "sgd": Contestant(
-        "sgd",
-        SGD_RATES,
-        lambda model, lr: SGD(model.parameters(), lr, momentum=0.9, nesterov=True),
-    ),
-}
+ALL = (
+    Contestant("ngopt", ()),
+    Contestant("adamw", ADAM_RATES, _adamw),
+    Contestant("muon", MATRIX_RATES, _muon),
+    Contestant("soap", MATRIX_RATES, _soap, "heavyball"),
+    Contestant("sgd", SGD_RATES, _sgd),
+)
+CONTESTANTS = {contestant.name: contestant for contestant in ALL}

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -62,9 +63,8 @@ def run(path: str, settings: Settings) -> "list[Result]":
     results = []
     pause = 0.1 if sys.stderr.isatty() else LOG_PAUSE
     total = count * settings.steps
-    with tqdm(
-        total=total, unit="step", mininterval=pause, maxinterval=max(pause, 10.0)
-    ) as bar:
+    pauses: Any = {"mininterval": pause, "maxinterval": max(pause, 10.0)}
+    with tqdm(total=total, unit="step", **pauses) as bar:
         for contestant in contestants:
             results.append(_result(problem, contestant, settings, bar))
     title = f"{problem.name}, {settings.steps} steps, {settings.seeds} seed(s)"
@@ -134,22 +134,18 @@ def table(results: list[Result]) -> str:
     """Optimizers, the best first, aligned for a terminal, and a note if a best rate is
     at the edge of those that were tried."""
     best = min(result.score for result in results)
-    rows: list[tuple[str, ...]] = [HEADER]
+    rows: list[list[str]] = [list(HEADER)]
     for result in sorted(results, key=lambda result: result.score):
         excess = 100 * (result.score / best - 1) if best > 0 else 0.0
         scores, losses = [], []
         for run in result.runs:
             scores.append(run.score)
             losses.append(run.train_loss)
-        row = (
-            result.optimizer,
-            "none" if result.lr is None else f"{result.lr:g}{'*' * result.at_edge}",
-            str(len(result.tried)),
-            _spread(scores),
-            _spread(losses),
-            f"{result.milliseconds:.1f}",
-            f"{excess:+.1f} %",
-        )
+        row = [result.optimizer]
+        row.append("none" if result.lr is None else f"{result.lr:g}")
+        row[-1] += "*" * result.at_edge
+        row += [str(len(result.tried)), _spread(scores), _spread(losses)]
+        row += [f"{result.milliseconds:.1f}", f"{excess:+.1f} %"]
         rows.append(row)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
@@ -175,7 +171,8 @@ def write_report(folder: Path, title: str, results: list[Result]) -> None:
         record = asdict(result)
         record["score"] = result.score
         records.append(record)
-    (folder / "race.json").write_text(json.dumps({"title": title, "results": records}))
+    text = json.dumps({"title": title, "results": records})
+    (folder / "race.json").write_text(text)
     draw(folder / "race.png", title, results)
     picture = base64.b64encode((folder / "race.png").read_bytes()).decode()
     page = (

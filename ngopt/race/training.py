@@ -52,13 +52,9 @@ def load_problem(path: str) -> Problem:
             f"race: expected functions {', '.join(REQUIRED)} in '{path}'; "
             f"got no {', '.join(missing)}"
         )
-    return Problem(
-        path.replace(":", ".").rpartition(".")[2],
-        found.model,
-        found.batches,
-        found.loss,
-        getattr(found, "validation_batches", None),
-    )
+    name = path.replace(":", ".").rpartition(".")[2]
+    validation = getattr(found, "validation_batches", None)
+    return Problem(name, found.model, found.batches, found.loss, validation)
 
 
 @dataclass
@@ -144,7 +140,8 @@ def _validation_loss(
     model.eval()
     losses = []
     for batch in problem.validation_batches():
-        losses.append(float(problem.loss(model, moved(batch, device))))
+        loss = problem.loss(model, moved(batch, device))
+        losses.append(float(loss))
     if not losses:
         raise ValueError(
             f"race: expected validation_batches in '{problem.name}'; got none."

@@ -1,6 +1,7 @@
 """Features of a graph's parameters, read chunk by chunk: all in memory, or computed
 when read."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -34,6 +35,23 @@ class FeatureSource(Protocol):
         ...
 
 
+class ParameterSource(ABC):
+    """A `FeatureSource` that reads views of the parameters of a graph."""
+
+    graph: NeuralGraph
+
+    def edges(self, chunk: EdgeChunk) -> Tensor:
+        assert chunk.view is not None
+        return self._read(chunk.view, 3)
+
+    def bias(self, number: int) -> Tensor:
+        return self._read(self.graph.biases[number].view, 1)
+
+    @abstractmethod
+    def _read(self, view: View, lead: int) -> Tensor:
+        """lead: axes of the view that are not slots."""
+
+
 @dataclass(frozen=True)
 class WholeValues:
     """Features that are `GraphValues`."""
@@ -49,7 +67,7 @@ class WholeValues:
 
 
 @dataclass(frozen=True)
-class FlatFeatures:
+class FlatFeatures(ParameterSource):
     """Features of every parameter, (*batch, numel, d_in) each."""
 
     values: Sequence[Tensor]
@@ -63,24 +81,17 @@ class FlatFeatures:
         values = finite.split([spec.numel for spec in graph.parameters], -2)
         return cls(values, graph, features.shape[:-2])
 
-    def edges(self, chunk: EdgeChunk) -> Tensor:
-        assert chunk.view is not None
-        return self._read(chunk.view, 3)
-
-    def bias(self, number: int) -> Tensor:
-        return self._read(self.graph.biases[number].view, 1)
-
     def _read(self, view: View, lead: int) -> Tensor:
-        """lead: axes of the view that are not slots."""
         value = self.values[view.parameter]
         slots = prod(view.shape[lead:])
         shape = (*self.batch, *view.shape[:lead], slots, value.shape[-1])
         if not view.is_whole(self.graph.parameters[view.parameter]):
-            value = view.read(value.reshape(prod(self.batch), *value.shape[-2:]))
+            value = value.reshape(prod(self.batch), *value.shape[-2:])
+            value = view.read(value)
         return value.reshape(shape)
 
 
-class RawFeatures:
+class RawFeatures(ParameterSource):
     """Features computed from weights, gradients and momenta when read; 0 where they are
     not finite.
 
@@ -95,25 +106,17 @@ class RawFeatures:
     ):
         self.columns: list[list[Tensor]] = []
         for own in columns:
-            flat = [x.reshape(-1) for x in own]
-            self.columns.append([x.to(like.device) for x in flat])
+            self.columns.append([x.reshape(-1).to(like.device) for x in own])
         self.graph = graph
         self.like = like
-
-    def edges(self, chunk: EdgeChunk) -> Tensor:
-        assert chunk.view is not None
-        return self._read(chunk.view, 3)
-
-    def bias(self, number: int) -> Tensor:
-        return self._read(self.graph.biases[number].view, 1)
 
     def joined(self, parameters: Sequence[int]) -> list[Tensor]:
         """Columns of some parameters, one after the other: seven (numel,)."""
         rows = [self.columns[i] for i in parameters]
-        return list(map(concatenated, zip(*rows, strict=True)))
+        columns = zip(*rows, strict=True)
+        return list(map(concatenated, columns))
 
     def _read(self, view: View, lead: int) -> Tensor:
-        """lead: axes of the view that are not slots."""
         slots = prod(view.shape[lead:])
         shape = (*view.shape[:lead], slots, NUM_FEATURES)
         columns = self.columns[view.parameter]
@@ -124,7 +127,8 @@ class RawFeatures:
         kept, strides = _squeezed(view)
         raw = []
         for x in columns:
-            raw.append(x.as_strided(kept, strides, x.storage_offset() + view.offset))
+            start = x.storage_offset() + view.offset
+            raw.append(x.as_strided(kept, strides, start))
         function = fused(finite_features, self.like.device)
         return function(raw, self.like.dtype).reshape(shape)
 

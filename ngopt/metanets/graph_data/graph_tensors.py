@@ -3,6 +3,7 @@
 Everything here depends on the graph alone, and is made once for many steps.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -16,11 +17,7 @@ from torch import Tensor
 from ngopt.chunking import block_slices
 from ngopt.graph.groups_and_blocks import Bias, EdgeBlock, Index, View
 from ngopt.graph.neural_graph import NeuralGraph
-from ngopt.metanets.graph_data.node_features import (
-    node_codes,
-    node_positions,
-    slot_positions,
-)
+from ngopt.metanets.graph_data import node_features
 
 Kernel = tuple[int, int]
 """The largest (height, width) of a kernel on one edge."""
@@ -46,9 +43,7 @@ class EdgeChunk(NamedTuple):
     @property
     def shape(self) -> tuple[int, int, int]:
         """Groups, targets and sources."""
-        g = self.groups
-        t = self.targets
-        s = self.sources
+        g, t, s = self.groups, self.targets, self.sources
         return g.stop - g.start, t.stop - t.start, s.stop - s.start
 
     def of(self, edges: Tensor) -> Tensor:
@@ -136,8 +131,8 @@ class GraphTensors:
         """Edges of every graph, (graphs, 1)."""
         count = torch.zeros_like(self.node_counts)
         for own, ids in zip(self.blocks, self.target_graph_ids, strict=True):
-            per_target = own.block.shape[2] * own.tiles
-            count.index_add_(0, ids, torch.full_like(ids, per_target)[:, None])
+            per_target = torch.full_like(ids, own.block.shape[2] * own.tiles)
+            count.index_add_(0, ids, per_target.unsqueeze(1))
         return count
 
 
@@ -153,20 +148,12 @@ def graph_tensors(
     blocks = []
     for number, block in enumerate((*graph.weights, *graph.constants)):
         blocks.append(_block_tensors(block, number, kernel, like, limit))
-    bias_index = []
-    for bias in graph.biases:
-        bias_index.append(_index(bias.index, device))
-    kinds, activations = node_codes(graph, device)
-    return GraphTensors(
-        graph=graph,
-        blocks=tuple(blocks),
-        bias_index=tuple(bias_index),
-        positions=tuple(node_positions(graph, like)),
-        kinds=kinds,
-        activations=activations,
-        graph_ids=graph.membership,
-        uses=tuple(_uses(graph, device)),
-    )
+    bias_index = tuple(_index(bias.index, device) for bias in graph.biases)
+    positions = tuple(node_features.node_positions(graph, like))
+    kinds, activations = node_features.node_codes(graph, device)
+    edges = tuple(blocks), bias_index
+    nodes = positions, kinds, activations, graph.membership
+    return GraphTensors(graph, *edges, *nodes, tuple(_uses(graph, device)))
 
 
 def _block_tensors(
@@ -187,15 +174,10 @@ def _block_tensors(
             shape = (*lengths, *view.shape[3:])
             view = View(view.parameter, shape, view.strides, offset)
         chunks.append(EdgeChunk(number, i, *slices, view))
-    return BlockTensors(
-        block=block,
-        number=number,
-        tiles=tiles,
-        chunks=tuple(chunks),
-        target=_index(block.target_index, like.device),
-        source=_index(block.source_index, like.device),
-        positions=slot_positions(block, like),
-    )
+    target = _index(block.target_index, like.device)
+    source = _index(block.source_index, like.device)
+    positions = node_features.slot_positions(block, like)
+    return BlockTensors(block, number, tiles, tuple(chunks), target, source, positions)
 
 
 def _index(index: Index, device: torch.device) -> Tensor | None:
@@ -204,12 +186,13 @@ def _index(index: Index, device: torch.device) -> Tensor | None:
 
 def _uses(graph: NeuralGraph, device: torch.device) -> Iterator[Literal[1] | Tensor]:
     """See `GraphTensors`."""
-    views: list[list[View]] = [[] for _ in graph.parameters]
+    views: dict[int, list[View]] = defaultdict(list)
     places: tuple[Bias | EdgeBlock, ...] = (*graph.biases, *graph.weights)
     for place in places:
         assert place.view is not None
         views[place.view.parameter].append(place.view)
-    for spec, own in zip(graph.parameters, views, strict=True):
+    for i, spec in enumerate(graph.parameters):
+        own = views[i]
         used = sum(view.numel for view in own)
         if len(own) == 1 or used == prod(spec.shape):
             yield 1  # every element is placed once
@@ -243,14 +226,17 @@ def kernel_tiles(slot_shape: tuple[int, ...], kernel: Kernel) -> tuple[Tile, ...
     ranges_of_axes = []
     for length, size in zip(shape, sizes, strict=True):
         starts = range(0, length, size)
-        ranges_of_axes.append([range(i, min(i + size, length)) for i in starts])
+        ranges = [range(i, min(i + size, length)) for i in starts]
+        ranges_of_axes.append(ranges)
     tiles = []
     for box in product(*ranges_of_axes):
         centre = []
-        for length, own in zip(space, box[-len(space) :], strict=True):
+        in_space = box[-len(space) :]
+        for length, own in zip(space, in_space, strict=True):
             start = (length - len(own)) // 2
             centre.append(range(start, start + len(own)))
-        tiles.append(Tile(_flat_indices(shape, box), _flat_indices(space, centre)))
+        slots = _flat_indices(shape, box)
+        tiles.append(Tile(slots, _flat_indices(space, centre)))
     return tuple(tiles)
 
 

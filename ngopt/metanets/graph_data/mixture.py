@@ -13,28 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ngopt.graph.groups_and_blocks import (
-    Bias,
-    EdgeBlock,
-    Index,
-    NeuronGroup,
-    ParameterSpec,
-    View,
-)
-from ngopt.graph.neural_graph import NeuralGraph
+from ngopt.graph import NeuralGraph, ParameterSpec
+from ngopt.graph.groups_and_blocks import Bias, EdgeBlock, Index, NeuronGroup, View
 from ngopt.graph.views.edge_list import node_starts
-from ngopt.metanets.graph_data.graph_tensors import (
-    BlockTensors,
-    EdgeChunk,
-    GraphTensors,
-    Kernel,
-    kernel_tiles,
-)
-from ngopt.metanets.graph_data.node_features import (
-    node_codes,
-    node_positions,
-    slot_positions,
-)
+from ngopt.metanets.graph_data import graph_tensors, node_features
+from ngopt.metanets.graph_data.graph_tensors import BlockTensors, GraphTensors, Kernel
 
 
 class BlockKind(NamedTuple):
@@ -80,12 +63,10 @@ class BlockIndices(NamedTuple):
     def concatenated(cls, several: "Sequence[BlockIndices]") -> "BlockIndices":
         """Of blocks of one kind."""
         columns: Any = zip(*several, strict=True)
-        ends, elements, positions = columns
-        return cls(
-            tuple(map(torch.cat, zip(*ends, strict=True))),
-            None if elements[0] is None else torch.cat(elements),
-            None if positions[0] is None else torch.cat(positions),
-        )
+        all_ends, *others = columns
+        ends = tuple(map(torch.cat, zip(*all_ends, strict=True)))
+        joined = [None if own[0] is None else torch.cat(own) for own in others]
+        return cls(ends, *joined)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +113,7 @@ class MixedValues:
 
     batch = torch.Size()
 
-    def edges(self, chunk: EdgeChunk) -> Tensor:
+    def edges(self, chunk: graph_tensors.EdgeChunk) -> Tensor:
         return self._read(self.mixture.weights[chunk.block])
 
     def bias(self, number: int) -> Tensor:
@@ -155,14 +136,14 @@ def layout_of(graph: NeuralGraph, like: Tensor) -> NetworkLayout:
         several.setdefault(kind, []).append(own)
     sizes = [group.size for group in graph.groups]
     positions = []
-    for own, size in zip(node_positions(graph, like), sizes, strict=True):
+    of_groups = node_features.node_positions(graph, like)
+    for own, size in zip(of_groups, sizes, strict=True):
         positions.append(own.expand(size, -1))
     repeats = torch.tensor(sizes, device=device)
-    codes = node_codes(graph, device)
+    codes = node_features.node_codes(graph, device)
     kinds, activations = (x.repeat_interleave(repeats) for x in codes)
-    return NetworkLayout(
-        _concatenated(several), kinds, activations, torch.cat(positions), graph.numel
-    )
+    nodes = kinds, activations, torch.cat(positions)
+    return NetworkLayout(_concatenated(several), *nodes, graph.numel)
 
 
 def _edges(
@@ -177,16 +158,11 @@ def _edges(
         target = _nodes(starts[block.target], block.target_index, g, t)
         source = _nodes(starts[block.source], block.source_index, g, s)
         elements = None if block.view is None else next(weights)
-        positions = slot_positions(block, like)
+        positions = node_features.slot_positions(block, like)
         if positions is not None:
             positions = positions.expand(g, -1)
-        kind = BlockKind(
-            (t, s),
-            block.slot_shape,
-            block.kind,
-            elements is not None,
-            positions is not None,
-        )
+        has = elements is not None, positions is not None
+        kind = BlockKind((t, s), block.slot_shape, block.kind, *has)
         ends = target.to(device), source.to(device)
         yield kind, BlockIndices(ends, elements, positions)
 
@@ -199,8 +175,7 @@ def _biases(
     for bias, elements in zip(graph.biases, numbers, strict=True):
         nodes = _nodes(starts[bias.group], bias.index, len(elements))
         kind = BlockKind((), bias.slot_shape, bias.kind)
-        ends = (nodes.to(elements.device),)
-        yield kind, BlockIndices(ends, elements)
+        yield kind, BlockIndices((nodes.to(elements.device),), elements)
 
 
 def _nodes(start: int, index: Index, *shape: int) -> Tensor:
@@ -236,17 +211,12 @@ def mixture_of(layouts: Sequence[tuple[NetworkLayout, int]], kernel: Kernel) -> 
         positions += [layout.positions] * count
         sizes += [layout.nodes] * count
     kinds = torch.cat(all_kinds)
+    graph = _graph(blocks, biases, len(kinds))
+    codes = kinds.unsqueeze(0), torch.cat(activations).unsqueeze(0)
     graph_ids = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-    tensors = GraphTensors(
-        graph=_graph(blocks, biases, len(kinds)),
-        blocks=tuple(blocks),
-        bias_index=tuple(bias_index),
-        positions=(torch.cat(positions),),
-        kinds=kinds.unsqueeze(0),
-        activations=torch.cat(activations).unsqueeze(0),
-        graph_ids=graph_ids.to(kinds.device),
-        uses=(),
-    )
+    edges = tuple(blocks), tuple(bias_index)
+    nodes = (torch.cat(positions),), *codes, graph_ids.to(kinds.device)
+    tensors = GraphTensors(graph, *edges, *nodes, uses=())
     return Mixture(tensors, weights, bias_elements)
 
 
@@ -269,10 +239,7 @@ def _all_indices(
 def _concatenated(
     several: dict[BlockKind, list[BlockIndices]],
 ) -> dict[BlockKind, BlockIndices]:
-    joined = {}
-    for kind, own in several.items():
-        joined[kind] = BlockIndices.concatenated(own)
-    return joined
+    return {kind: BlockIndices.concatenated(own) for kind, own in several.items()}
 
 
 def _block(
@@ -283,16 +250,12 @@ def _block(
     view = None
     if kind.has_elements:
         view = View.whole(number, (*shape, *kind.slot_shape))
+    block = EdgeBlock(view, 0, 0, shape, kind.slot_shape, kind.kind)
+    tiles = len(graph_tensors.kernel_tiles(kind.slot_shape, kernel))
     slices = (slice(0, n) for n in shape)
-    return BlockTensors(
-        block=EdgeBlock(view, 0, 0, shape, kind.slot_shape, kind.kind),
-        number=number,
-        tiles=len(kernel_tiles(kind.slot_shape, kernel)),
-        chunks=(EdgeChunk(number, 0, *slices, view=view),),
-        target=targets.flatten(),
-        source=sources.flatten(),
-        positions=indices.positions,
-    )
+    chunk = graph_tensors.EdgeChunk(number, 0, *slices, view=view)
+    ends = targets.flatten(), sources.flatten()
+    return BlockTensors(block, number, tiles, (chunk,), *ends, indices.positions)
 
 
 def _graph(
@@ -307,12 +270,13 @@ def _graph(
         view = View.whole(len(views), shape)
         views.append(view)
         all_biases.append(Bias(view, 0, kind.slot_shape, kind.kind))
-    specs = [ParameterSpec(str(view.parameter), view.shape) for view in views]
-    group = NeuronGroup("all", nodes)
-    return NeuralGraph(tuple(specs), (group,), tuple(weights), tuple(all_biases))
+    specs = tuple(ParameterSpec(str(view.parameter), view.shape) for view in views)
+    groups = (NeuronGroup("all", nodes),)
+    return NeuralGraph(specs, groups, tuple(weights), tuple(all_biases))
 
 
 def _shifted(numbers: Tensor, starts: Tensor) -> Tensor:
     """Copies of numbers along the first axis, each plus its start."""
-    shift = starts.to(numbers).view(-1, *[1] * numbers.dim())
+    axes = [1] * numbers.dim()
+    shift = starts.to(numbers).view(-1, *axes)
     return (numbers + shift).flatten(0, 1)

@@ -1,7 +1,7 @@
 """Features of nodes and edges that depend on the graph alone: positions, kinds,
 activations."""
 
-from collections import Counter
+from collections import defaultdict
 from math import pi
 
 import torch
@@ -49,7 +49,8 @@ def node_positions(graph: NeuralGraph, like: Tensor) -> list[Tensor]:
     precise = torch.promote_types(like.dtype, torch.float32)
     exact = torch.empty((), dtype=precise, device=like.device)
     positions = []
-    for group, places in zip(graph.groups, _places(graph, exact), strict=True):
+    all_places = _places(graph, exact)
+    for group, places in zip(graph.groups, all_places, strict=True):
         flags = [float(group.role == role) for role in ROLES]
         role = exact.new_tensor([flags])
         depth = _waves(exact.new_tensor([group.depth]))
@@ -64,23 +65,17 @@ def node_positions(graph: NeuralGraph, like: Tensor) -> list[Tensor]:
 def _places(graph: NeuralGraph, like: Tensor) -> list[Tensor | None]:
     """Places of the nodes of every group among all of its role in its network, (n,)
     from 0 to 1; None for nodes without a place."""
-    keys, has_place = [], []
-    sizes: Counter = Counter()
-    for network, group in zip(graph.membership, graph.groups, strict=True):
-        key = network, group.role
-        is_placed = group.is_fixed and group.kind not in ("parameter", *BIAS_KINDS)
-        sizes[key] += group.size if is_placed else 0
-        keys.append(key)
-        has_place.append(is_placed)
-    remaining = {}
-    for key, n in sizes.items():
-        remaining[key] = torch.linspace(0, 1, n, dtype=like.dtype, device=like.device)
-    places: list[Tensor | None] = []
-    for key, group, is_placed in zip(keys, graph.groups, has_place, strict=True):
-        place = None
-        if is_placed:
-            place, remaining[key] = remaining[key].tensor_split([group.size])
-        places.append(place)
+    placed: dict[tuple[int, str], list[int]] = defaultdict(list)
+    for i, group in enumerate(graph.groups):
+        if group.is_fixed and group.kind not in ("parameter", *BIAS_KINDS):
+            placed[graph.membership[i], group.role].append(i)
+    places: list[Tensor | None] = [None] * len(graph.groups)
+    for groups in placed.values():
+        sizes = [graph.groups[i].size for i in groups]
+        n = sum(sizes)
+        together = torch.linspace(0, 1, n, dtype=like.dtype, device=like.device)
+        for i, place in zip(groups, together.split(sizes), strict=True):
+            places[i] = place
     return places
 
 
@@ -102,13 +97,14 @@ def slot_positions(block: EdgeBlock, like: Tensor) -> Tensor | None:
     if not block.position:
         return None
     place = (0,) * SLOT_AXES + block.position
-    own = torch.tensor(place[-SLOT_AXES:], dtype=like.dtype, device=like.device)
-    relative = own * (2 / SLOT_PERIOD)
-    return _waves(relative).flatten().unsqueeze(0)
+    last = place[-SLOT_AXES:]
+    own = torch.tensor(last, dtype=like.dtype, device=like.device)
+    return _waves(own * (2 / SLOT_PERIOD)).view(1, -1)
 
 
 def _waves(x: Tensor) -> Tensor:
     """(n,) -> (n, 2 * FREQUENCIES), with periods of 2, 1, 1/2, ..."""
     octaves = torch.arange(FREQUENCIES, dtype=x.dtype, device=x.device)
-    angles = x.unsqueeze(-1) * pi * 2.0**octaves
+    frequencies = 2.0**octaves
+    angles = x.unsqueeze(-1) * pi * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=-1)

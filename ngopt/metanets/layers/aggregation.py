@@ -64,14 +64,12 @@ class MessageStatistics(NamedTuple):
         degree = self.degree + other.degree
         share = other.degree / degree
         step = other.mean - self.mean
+        mean = self.mean + step * share
         within = torch.lerp(self.var, other.var, share)
-        return MessageStatistics(
-            degree,
-            self.mean + step * share,
-            within + step.square() * (share * (1 - share)),
-            torch.minimum(self.low, other.low),
-            torch.maximum(self.high, other.high),
-        )
+        var = within + step.square() * (share * (1 - share))
+        low = torch.minimum(self.low, other.low)
+        high = torch.maximum(self.high, other.high)
+        return MessageStatistics(degree, mean, var, low, high)
 
     @classmethod
     def scattered(
@@ -80,7 +78,8 @@ class MessageStatistics(NamedTuple):
         rows = []
         for own in several:
             ones = own.mean.new_ones(own.mean.shape[-2], 1)
-            rows.append([own.degree * ones, *own[1:]])
+            degrees = own.degree * ones
+            rows.append([degrees, *own[1:]])
         degrees, means, variances, lows, highs = concatenated_columns(rows)
         degree = means.new_zeros(n, 1).index_add(0, index, degrees)
         share = degrees / degree.index_select(0, index)
@@ -92,8 +91,10 @@ class MessageStatistics(NamedTuple):
         return cls(degree, mean, var, low, high)
 
     def of_neurons(self, some: slice) -> "MessageStatistics":
-        degree = self.degree[some] if isinstance(self.degree, Tensor) else self.degree
-        return MessageStatistics(degree, *(x[..., some, :] for x in self[1:]))
+        degree, *others = self
+        if isinstance(degree, Tensor):
+            degree = degree[some]
+        return MessageStatistics(degree, *(x[..., some, :] for x in others))
 
 
 def of_consecutive_neurons(parts: Iterable[Any]) -> Any:
@@ -103,8 +104,8 @@ def of_consecutive_neurons(parts: Iterable[Any]) -> Any:
         return first
     fields = []
     for values in zip(first, *others, strict=True):
-        is_tensor = isinstance(values[0], Tensor)
-        fields.append(torch.cat(values, -2) if is_tensor else values[0])
+        is_number = not isinstance(values[0], Tensor)
+        fields.append(values[0] if is_number else torch.cat(values, -2))
     return first._make(fields)
 
 
@@ -137,16 +138,18 @@ def by_neuron(reduced: Tensor) -> Tensor:
 def batch_outside(edges: Tensor) -> Tensor:
     """(groups, a, b, tiles, *batch, width) -> (*batch, groups, a, b, tiles, width),
     without a copy."""
-    batch = edges.dim() - 5
+    batch = list(range(edges.dim() - 5))
     if not batch:
         return edges
-    return edges.movedim(list(range(4, 4 + batch)), list(range(batch)))
+    inside = list(range(4, 4 + len(batch)))
+    return edges.movedim(inside, batch)
 
 
 def scatter_sum(rows: Tensor, index: Tensor, n: int) -> Tensor:
     """Sums of the rows (*batch, m, width) of each index, (*batch, n, width)."""
-    shape = (*rows.shape[:-2], n, rows.shape[-1])
-    return rows.new_zeros(shape).index_add(-2, index, rows)
+    *batch, _, width = rows.shape
+    zeros = rows.new_zeros(*batch, n, width)
+    return zeros.index_add(-2, index, rows)
 
 
 def scatter_extreme(
@@ -154,9 +157,9 @@ def scatter_extreme(
 ) -> Tensor:
     """Minima ("amin") or maxima ("amax") of the rows of each index; `empty` without
     rows."""
-    shape = (*rows.shape[:-2], n, rows.shape[-1])
+    *batch, _, width = rows.shape
     wide = index.unsqueeze(1).expand_as(rows)
-    out = rows.new_full(shape, empty)
+    out = rows.new_full((*batch, n, width), empty)
     return out.scatter_reduce(-2, wide, rows, reduction, include_self=False)
 
 
@@ -183,7 +186,8 @@ class Arena:
             return out.copy_(value)
         size = value.numel()
         if self._free.numel() < size or self._free.dtype != value.dtype:
-            self._free = value.new_empty(max(size, CHUNK // value.itemsize))
+            most = CHUNK // value.itemsize
+            self._free = value.new_empty(max(size, most))
         free = self._free[:size]
         self._free = self._free[size:]
         return free.view(value.shape).copy_(value)

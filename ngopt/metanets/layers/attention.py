@@ -10,17 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ngopt.metanets.graph_data.graph_tensors import EdgeChunk, GraphIds
-from ngopt.metanets.layers.aggregation import (
-    TO_SOURCES,
-    TO_TARGETS,
-    Axes,
-    Incoming,
-    aggregated,
-    by_neuron,
-    concatenated_columns,
-    scatter_extreme,
-    scatter_sum,
-)
+from ngopt.metanets.layers import aggregation
+from ngopt.metanets.layers.aggregation import Axes, Incoming, by_neuron
 from ngopt.metanets.layers.graph_layer import EndTerms, GraphLayer
 
 # Logit of masked neurons; finite, so that differences are numbers.
@@ -68,11 +59,13 @@ class SoftmaxSums(NamedTuple):
     def scattered(
         cls, several: "Sequence[SoftmaxSums]", index: Tensor, n: int
     ) -> "SoftmaxSums":
-        highs, totals, values = concatenated_columns(several)
-        high = scatter_extreme(highs, index, n, "amax", MASKED)
-        weight = (highs - high.index_select(-2, index)).exp()
-        total = scatter_sum(weight * totals, index, n)
-        value = scatter_sum(_by_head(weight, values), index, n)
+        highs, totals, values = aggregation.concatenated_columns(several)
+        high = aggregation.scatter_extreme(highs, index, n, "amax", MASKED)
+        own_high = high.index_select(-2, index)
+        weight = (highs - own_high).exp()
+        total = aggregation.scatter_sum(weight * totals, index, n)
+        weighted = _by_head(weight, values)
+        value = aggregation.scatter_sum(weighted, index, n)
         return cls(high, total, value)
 
     def mean(self) -> Tensor:
@@ -109,9 +102,9 @@ class RelationalLayer(GraphLayer):
     ):
         super().__init__()
         if width % heads:
+            expected = f"a divisor of width {width}"
             raise ValueError(
-                f"RelationalLayer: heads: expected a divisor of width {width}; "
-                f"got {heads}"
+                f"RelationalLayer: heads: expected {expected}; got {heads}"
             )
         self.width = width
         self.heads = heads
@@ -147,20 +140,23 @@ class RelationalLayer(GraphLayer):
         of_edges = []
         for weight, bias in zip(weights, biases, strict=True):
             of_edges.append(F.linear(edges, weight, bias))
-        columns = []
+        of_targets, of_sources = [], []
         for number in range(3):
             start = number * self.width
-            columns.append(slice(start, start + self.width))
-        query, key_back, value_back = (terms.of_target(chunk, c) for c in columns)
-        key, value, query_back = (terms.of_source(chunk, c) for c in columns)
-        return (
-            self._attention(of_edges[:4], query, key, value, TO_TARGETS),
-            self._attention(of_edges[4:], query_back, key_back, value_back, TO_SOURCES),
-        )
+            columns = slice(start, start + self.width)
+            of_targets.append(terms.of_target(chunk, columns))
+            of_sources.append(terms.of_source(chunk, columns))
+        query, *back = of_targets
+        *forth, query_back = of_sources
+        terms_forth, terms_back = (query, *forth), (query_back, *back)
+        forward = self._attention(of_edges[:4], terms_forth, aggregation.TO_TARGETS)
+        backward = self._attention(of_edges[4:], terms_back, aggregation.TO_SOURCES)
+        return forward, backward
 
     def next_edges(self, edges: Tensor, terms: EndTerms, chunk: EdgeChunk) -> Tensor:
         hidden = self.edge(edges).add_(terms.sums(chunk)).relu()
-        return self.edge_mlp(self.edge_norm(edges + self.edge_out(hidden)))
+        state = self.edge_norm(edges + self.edge_out(hidden))
+        return self.edge_mlp(state)
 
     def next_nodes(
         self,
@@ -181,8 +177,12 @@ class RelationalLayer(GraphLayer):
             self._add_complete_by_group(parts, nodes, graph_ids)
         new = []
         for node, own in zip(nodes, parts, strict=True):
-            mean = aggregated(own, node).mean() if own else torch.zeros_like(node)
-            new.append(self.node_mlp(self.node_norm(node + self.out(mean))))
+            if own:
+                mean = aggregation.aggregated(own, node).mean()
+            else:
+                mean = torch.zeros_like(node)
+            state = self.node_norm(node + self.out(mean))
+            new.append(self.node_mlp(state))
         return new
 
     def _add_complete_by_group(
@@ -200,18 +200,16 @@ class RelationalLayer(GraphLayer):
             together = torch.cat([nodes[i] for i in groups], -2)
             sums = self._all_to_all(together)
             columns = [x.split(sizes, -2) for x in sums]
-            for i, own in zip(groups, zip(*columns, strict=True), strict=True):
+            rows = zip(*columns, strict=True)
+            for i, own in zip(groups, rows, strict=True):
                 parts[i].append(Incoming(SoftmaxSums(*own), None))
 
     def _attention(
-        self,
-        edge_terms: Sequence[Tensor],
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        axes: Axes,
+        self, edge_terms: Sequence[Tensor], node_terms: Sequence[Tensor], axes: Axes
     ) -> SoftmaxSums:
+        """edge_terms: to query, key, scale and shift. node_terms: query, key, value."""
         to_query, to_key, scale, shift = edge_terms
+        query, key, value = node_terms
         products = ((query + to_query) * (key + to_key)) @ self.of_head.T
         logits = products / sqrt(self.width / self.heads)
         values = torch.addcmul(shift, scale, value)
@@ -220,7 +218,8 @@ class RelationalLayer(GraphLayer):
     def _all_to_all(self, nodes: Tensor, is_node: Tensor | None = None) -> SoftmaxSums:
         """Attention between all nodes (*batch, n, width). is_node: others are padding,
         (*batch, n)."""
-        terms = self.everywhere(nodes).unflatten(-1, (3, self.heads, -1))
+        terms = self.everywhere(nodes)
+        terms = terms.unflatten(-1, (3, self.heads, -1))
         terms = terms.transpose(-4, -2)  # (*batch, heads, 3, n, d)
         query, key, value = terms.unbind(-3)
         logits = query @ key.mT / sqrt(query.shape[-1])
@@ -242,13 +241,14 @@ class Residual(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x + self.outer(self.inner(x).relu()))
+        change = self.outer(self.inner(x).relu())
+        return self.norm(x + change)
 
 
 def _by_head(weight: Tensor, value: Tensor) -> Tensor:
     """(*, heads) * (*, width)."""
-    heads = weight.shape[-1]
-    return (weight.unsqueeze(-1) * value.unflatten(-1, (heads, -1))).flatten(-2)
+    of_heads = value.unflatten(-1, (weight.shape[-1], -1))
+    return (weight.unsqueeze(-1) * of_heads).flatten(-2)
 
 
 def padded(graph_ids: Tensor, limit: int) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,8 @@ class GlobalFeature(nn.Module):
         self.to_edges = nn.Linear(width, width, bias=False)
 
     def forward(self, u: Tensor, nodes: Tensor, edges: Tensor) -> Tensor:
-        return u + self.outer(silu(self.inner(torch.cat([u, nodes, edges], dim=-1))))
+        hidden = self.inner(torch.cat([u, nodes, edges], dim=-1))
+        return u + self.outer(silu(hidden))
 
 
 def sums_by_graph(
@@ -34,8 +35,8 @@ def sums_by_graph(
 
     graph_ids: graph of each row, (n,). counts: (graphs, 1).
     """
-    like = rows[0]
-    total = like.new_zeros(*like.shape[:-2], len(counts), like.shape[-1])
+    *batch, _, width = rows[0].shape
+    total = rows[0].new_zeros(*batch, len(counts), width)
     for values, ids in zip(rows, graph_ids, strict=True):
         total = total.index_add(-2, ids, values)
     return total

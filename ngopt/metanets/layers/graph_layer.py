@@ -64,9 +64,11 @@ class GraphLayer(nn.Module):
             if fro not in sources:
                 sources[fro] = _some_outputs(self.source, nodes[fro], columns)
             g, t, s = own.block.shape
-            target = select_neurons(targets[to], own.target).unflatten(-2, (g, t))
-            source = select_neurons(sources[fro], own.source).unflatten(-2, (g, s))
-            terms.append(EndTerms(batch_inside(target, 2), batch_inside(source, 2)))
+            target = select_neurons(targets[to], own.target)
+            source = select_neurons(sources[fro], own.source)
+            target = batch_inside(target.unflatten(-2, (g, t)), 2)
+            source = batch_inside(source.unflatten(-2, (g, s)), 2)
+            terms.append(EndTerms(target, source))
         return terms
 
     def messages(
@@ -99,11 +101,11 @@ def batch_inside(values: Tensor, axes: int) -> Tensor:
 
     axes: their number. Broadcasts and reductions over edges then run over long rows.
     """
-    batch = values.dim() - axes - 1
+    batch = list(range(values.dim() - axes - 1))
     if not batch:
         return values
-    inside = list(range(axes, axes + batch))
-    return values.movedim(list(range(batch)), inside).contiguous()
+    inside = list(range(axes, axes + len(batch)))
+    return values.movedim(batch, inside).contiguous()
 
 
 def flat_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -11,44 +11,15 @@ from torch import Tensor, nn
 
 from ngopt.graph.kinds import BIAS_KINDS, EDGE_KINDS, NODE_KINDS
 from ngopt.graph.neural_graph import GraphValues, NeuralGraph
+from ngopt.metanets.graph_data import graph_tensors, node_features
 from ngopt.metanets.graph_data.feature_sources import FeatureSource, WholeValues
-from ngopt.metanets.graph_data.graph_tensors import (
-    BlockTensors,
-    Contexts,
-    EdgeChunk,
-    GraphTensors,
-    Kernel,
-    graph_tensors,
-)
-from ngopt.metanets.graph_data.node_features import (
-    ACTIVATIONS,
-    POSITION_FEATURES,
-    SLOT_FEATURES,
-)
-from ngopt.metanets.layers.aggregation import (
-    Aggregate,
-    Arena,
-    Incoming,
-    add_to_group,
-    batch_outside,
-    by_neuron,
-    merged,
-    of_consecutive_neurons,
-)
+from ngopt.metanets.graph_data.graph_tensors import EdgeChunk, GraphTensors
+from ngopt.metanets.layers import aggregation, graph_layer, slot_encoders
+from ngopt.metanets.layers.aggregation import Aggregate, Arena, Incoming
 from ngopt.metanets.layers.edge_states import EdgeStates, fits_in_memory
 from ngopt.metanets.layers.global_feature import GlobalFeature, sums_by_graph
-from ngopt.metanets.layers.graph_layer import (
-    EndTerms,
-    GraphLayer,
-    batch_inside,
-    select_neurons,
-)
-from ngopt.metanets.layers.slot_encoders import (
-    SlotDecoder,
-    SlotEncoder,
-    SlotMap,
-    maps_of,
-)
+from ngopt.metanets.layers.graph_layer import EndTerms, GraphLayer
+from ngopt.metanets.layers.slot_encoders import SlotDecoder, SlotEncoder, maps_of
 
 Extra = Sequence[Tensor | None]
 """Added to the first states of every group, (*batch, n, width), or None; may be ()."""
@@ -89,7 +60,7 @@ class GraphNetwork(nn.Module):
         d_out: int | None,
         width: int,
         layers: Sequence[GraphLayer],
-        kernel: Kernel,
+        kernel: graph_tensors.Kernel,
         options: GraphNetworkOptions | None = None,
     ):
         super().__init__()
@@ -99,15 +70,17 @@ class GraphNetwork(nn.Module):
         self.has_positions = options.positions
         self.slot_position, self.activations, self.globals = None, None, None
         if options.slot_positions:
-            self.slot_position = nn.Linear(SLOT_FEATURES, width, bias=False)
+            features = node_features.SLOT_FEATURES
+            self.slot_position = nn.Linear(features, width, bias=False)
         if options.activations:
-            self.activations = nn.Embedding(len(ACTIVATIONS), width)
+            count = len(node_features.ACTIVATIONS)
+            self.activations = nn.Embedding(count, width)
         if options.global_feature:
             self.globals = nn.ModuleList(GlobalFeature(width) for _ in layers)
         self.edge_encoder = SlotEncoder(d_in, width, kernel, EDGE_KINDS)
         self.node_encoder = SlotEncoder(d_in, width, kernel, BIAS_KINDS)
         self.node_kinds = nn.Embedding(len(NODE_KINDS), width)
-        self.position = nn.Linear(POSITION_FEATURES, width)
+        self.position = nn.Linear(node_features.POSITION_FEATURES, width)
         self.layers = nn.ModuleList(layers)
         if d_out is not None:
             self.edge_decoder = SlotDecoder(width, d_out, kernel, EDGE_KINDS)
@@ -118,7 +91,7 @@ class GraphNetwork(nn.Module):
         if graph.parameters:
             like = (*values.edges, *values.biases)[0]
         batch = like.shape[:-5] if values.edges else like.shape[:-3]
-        tensors = graph_tensors(graph, self.kernel, like)
+        tensors = graph_tensors.graph_tensors(graph, self.kernel, like)
         return self.decoded(WholeValues(values, batch), tensors)
 
     def decoded(
@@ -137,7 +110,7 @@ class GraphNetwork(nn.Module):
 
     def pieces(
         self, source: FeatureSource, tensors: GraphTensors, extra: Extra = ()
-    ) -> Contexts:
+    ) -> graph_tensors.Contexts:
         """The output, place by place.
 
         Of a bias, by its number, (*batch, n, slots, d_out); of a chunk of a weight
@@ -147,15 +120,17 @@ class GraphNetwork(nn.Module):
         nodes, edges = self.states(source, tensors, extra)
         all_maps = maps_of(self.node_decoder, tensors.graph.biases)
         for number, bias in enumerate(tensors.graph.biases):
-            node = select_neurons(nodes[bias.group], tensors.bias_index[number])
-            tiles = len(all_maps[number])
-            state = node.unsqueeze(-2).expand(*node.shape[:-1], tiles, self.width)
-            yield number, self.node_decoder(state, all_maps[number])
+            index = tensors.bias_index[number]
+            node = graph_layer.select_neurons(nodes[bias.group], index)
+            *rows, width = node.shape
+            maps = all_maps[number]
+            state = node.unsqueeze(-2).expand(*rows, len(maps), width)
+            yield number, self.node_decoder(state, maps)
         blocks = [own.block for own in tensors.weights]
         all_maps = maps_of(self.edge_decoder, blocks)
         for own, maps in zip(tensors.weights, all_maps, strict=True):
             for chunk in own.chunks:
-                states = batch_outside(edges.of(chunk))
+                states = aggregation.batch_outside(edges.of(chunk))
                 yield chunk, self.edge_decoder(states, maps)
 
     def states(
@@ -169,7 +144,8 @@ class GraphNetwork(nn.Module):
         maps = maps_of(self.edge_encoder, [own.block for own in tensors.weights])
         nodes = self._encode_nodes(source, tensors)
         for group, more in enumerate(extra):
-            nodes[group] = nodes[group] if more is None else nodes[group] + more
+            if more is not None:
+                nodes[group] = nodes[group] + more
         first = partial(self._encode_edges, source, tensors, maps)
         keep = fits_in_memory(tensors, self.width, self.position.weight)
         edges = EdgeStates(tensors.blocks, first, keep)
@@ -192,14 +168,16 @@ class GraphNetwork(nn.Module):
             if not self.has_positions:
                 position = torch.zeros_like(position)
             node = self.position(position) + kind
-            nodes.append(node.expand(*source.batch, group.size, self.width))
+            node = node.expand(*source.batch, group.size, self.width)
+            nodes.append(node)
         if self.activations is not None:
             codes = self.activations(tensors.activations)
             for i, code in enumerate(codes):
                 nodes[i] = nodes[i] + code
         all_maps = maps_of(self.node_encoder, graph.biases)
-        for number, (bias, maps) in enumerate(zip(graph.biases, all_maps, strict=True)):
-            code = self.node_encoder(source.bias(number), maps).sum(-2)
+        for number, bias in enumerate(graph.biases):
+            code = self.node_encoder(source.bias(number), all_maps[number])
+            code = code.sum(-2)
             node = nodes[bias.group]
             index = tensors.bias_index[number]
             if index is None:
@@ -212,7 +190,7 @@ class GraphNetwork(nn.Module):
         self,
         source: FeatureSource,
         tensors: GraphTensors,
-        maps: Sequence[Sequence[SlotMap]],
+        maps: Sequence[Sequence[slot_encoders.SlotMap]],
         _: Tensor | None,
         chunk: EdgeChunk,
     ) -> Tensor:
@@ -223,7 +201,7 @@ class GraphNetwork(nn.Module):
             _, kind = self.edge_encoder.film(own.block.kind)
             return kind.expand(*chunk.shape, 1, *source.batch, self.width)
         encoded = self.edge_encoder(source.edges(chunk), maps[chunk.block])
-        edges = batch_inside(encoded, axes=4)
+        edges = graph_layer.batch_inside(encoded, axes=4)
         if self.slot_position is None or own.positions is None:
             return edges
         position = self.slot_position(own.positions)
@@ -248,10 +226,10 @@ def run_layer(
             continue
         block_arena = None if arena is None or len(own.chunks) == 1 else Arena()
         forward, backward = _messages(layer, edges, own, terms.of(own), block_arena)
-        to_target = incoming[own.block.target]
-        add_to_group(to_target, Incoming(forward, own.target), arena)
-        to_source = outgoing[own.block.source]
-        add_to_group(to_source, Incoming(backward, own.source), arena)
+        to_target = Incoming(forward, own.target)
+        aggregation.add_to_group(incoming[own.block.target], to_target, arena)
+        to_source = Incoming(backward, own.source)
+        aggregation.add_to_group(outgoing[own.block.source], to_source, arena)
     compute = partial(layer.end_terms, nodes, slice(-layer.width, None))
     update_terms = _BlockEndTerms(compute, edges.blocks, is_large)
 
@@ -266,7 +244,7 @@ def run_layer(
 def _messages(
     layer: GraphLayer,
     edges: EdgeStates,
-    block: BlockTensors,
+    block: graph_tensors.BlockTensors,
     terms: EndTerms,
     arena: Arena | None,
 ) -> tuple[Aggregate, Aggregate]:
@@ -280,11 +258,13 @@ def _messages(
         forward, backward = layer.messages(edges.of(chunk), terms, chunk)
         group = chunk.groups.start
         key = group, chunk.targets.start
-        at_targets[key] = merged(at_targets.get(key), forward, arena)
+        before = at_targets.get(key)
+        at_targets[key] = aggregation.merged(before, forward, arena)
         key = group, chunk.sources.start
-        at_sources[key] = merged(at_sources.get(key), backward, arena)
-    forward = of_consecutive_neurons(at_targets.values())
-    return forward, of_consecutive_neurons(at_sources.values())
+        before = at_sources.get(key)
+        at_sources[key] = aggregation.merged(before, backward, arena)
+    forward = aggregation.of_consecutive_neurons(at_targets.values())
+    return forward, aggregation.of_consecutive_neurons(at_sources.values())
 
 
 @dataclass
@@ -295,12 +275,12 @@ class _BlockEndTerms:
     they take more memory than the nodes.
     """
 
-    compute: Callable[[Sequence[BlockTensors]], list[EndTerms]]
-    blocks: Sequence[BlockTensors]
+    compute: Callable[[Sequence[graph_tensors.BlockTensors]], list[EndTerms]]
+    blocks: Sequence[graph_tensors.BlockTensors]
     one_by_one: bool
     terms: dict[int, EndTerms] = field(default_factory=dict)
 
-    def of(self, block: BlockTensors) -> EndTerms:
+    def of(self, block: graph_tensors.BlockTensors) -> EndTerms:
         if block.number not in self.terms:
             blocks = [block] if self.one_by_one else self.blocks
             numbers = [own.number for own in blocks]
@@ -331,8 +311,8 @@ def _add_global(
     def add(state: Tensor | None, chunk: EdgeChunk) -> Tensor:
         g, t, _ = tensors.blocks[chunk.block].block.shape
         own_ids = tensors.target_graph_ids[chunk.block]
-        own = to_edges.index_select(-2, own_ids)
-        rows = batch_inside(own.unflatten(-2, (g, t)), axes=2)
+        own = to_edges.index_select(-2, own_ids).unflatten(-2, (g, t))
+        rows = graph_layer.batch_inside(own, axes=2)
         rows = rows[chunk.groups, chunk.targets, None, None]
         return cast(Tensor, state) + rows
 
@@ -352,6 +332,6 @@ def _sums_at_targets(edges: EdgeStates) -> list[Tensor]:
             total = edges.of(chunk).sum((2, 3), keepdim=True)
             key = chunk.groups.start, chunk.targets.start
             sums[key] = sums[key] + total if key in sums else total
-        pieces = list(map(by_neuron, sums.values()))
+        pieces = list(map(aggregation.by_neuron, sums.values()))
         sums_of_blocks.append(torch.cat(pieces, -2))
     return sums_of_blocks

@@ -104,9 +104,10 @@ class NPLayer(nn.Module):
                 columns.append(pools[i - 1].over_sources)
             columns.append(nodes[i])
             own_rows = torch.cat(rows, -1)
+            own_columns = torch.cat(columns, -1)
             of_whole = self.whole[i](everything).unsqueeze(-2)
             to_rows = self.rows[i](own_rows) + of_whole
-            to_columns = self.columns[i](torch.cat(columns, -1))
+            to_columns = self.columns[i](own_columns)
             terms[block.number] = self.elements[i], to_rows, to_columns
             of_whole = self.bias_whole[i](everything).unsqueeze(-2)
             new.append(self.bias_rows[i](own_rows) + of_whole)
@@ -151,10 +152,11 @@ def pooled(weights: EdgeStates, block: BlockTensors, pool: Pool) -> PooledWeight
         _add_pooled(columns, chunk.sources.start, state, -3, pool)
     over_sources = torch.cat(list(rows.values()), -2)
     over_targets = torch.cat(list(columns.values()), -2)
-    if pool == "max":
-        return PooledWeight(over_sources, over_targets)
-    _, targets, sources = block.block.shape
-    return PooledWeight(over_sources / sources, over_targets / targets)
+    if pool == "mean":
+        _, targets, sources = block.block.shape
+        over_sources = over_sources / sources
+        over_targets = over_targets / targets
+    return PooledWeight(over_sources, over_targets)
 
 
 def _add_pooled(
@@ -173,8 +175,9 @@ def summary(
 ) -> Tensor:
     """All weights and nodes pooled, and u, (*batch, total channels), which no
     permutation changes."""
+    of_weights = [own.over_sources for own in pools]
     columns = []
-    for x in (*(own.over_sources for own in pools), *nodes):
+    for x in (*of_weights, *nodes):
         columns.append(x.mean(-2) if pool == "mean" else x.amax(-2))
     return torch.cat([*columns, whole], -1)
 

@@ -10,16 +10,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 from ngopt import chunking, devices
-from ngopt.chunking import concatenated
 from ngopt.metanets.graph_data.graph_tensors import EdgeChunk, GraphIds
-from ngopt.metanets.layers.aggregation import (
-    TO_SOURCES,
-    TO_TARGETS,
-    Axes,
-    Incoming,
-    MessageStatistics,
-    aggregated,
-)
+from ngopt.metanets.layers import aggregation
+from ngopt.metanets.layers.aggregation import TO_SOURCES, TO_TARGETS, Axes, Incoming
 from ngopt.metanets.layers.graph_layer import EndTerms, GraphLayer, flat_linear
 
 # Added to the variance, so that the derivative of the standard deviation is bounded
@@ -62,7 +55,7 @@ class PNALayer(GraphLayer):
 
     def messages(
         self, edges: Tensor, terms: EndTerms, chunk: EdgeChunk
-    ) -> tuple[MessageStatistics, MessageStatistics]:
+    ) -> tuple[aggregation.MessageStatistics, aggregation.MessageStatistics]:
         width = self.width
         kernels = edge_kernels(edges)
         film = [] if kernels else self._film_terms(edges)
@@ -80,7 +73,7 @@ class PNALayer(GraphLayer):
                 scale, shift = film[2 * number : 2 * number + 2]
                 found = FiLMStatistics.apply(scale, shift, target, source, axes)
             degree = edges.shape[axes[0]] * edges.shape[axes[1]]
-            both.append(MessageStatistics.of(degree, found))
+            both.append(aggregation.MessageStatistics.of(degree, found))
         return both[0], both[1]
 
     def _film_terms(self, edges: Tensor) -> Sequence[Tensor]:
@@ -116,7 +109,8 @@ class PNALayer(GraphLayer):
         for node, *sides in zip(nodes, incoming, outgoing, strict=True):
             totals = []
             for parts in sides:
-                totals.append(aggregated(parts, node) if parts else None)
+                total = aggregation.aggregated(parts, node) if parts else None
+                totals.append(total)
             pieces = []
             limit = chunking.chunk_size(chunking.NEURONS, node.device)
             for some in chunking.even_slices(node.shape[-2], limit):
@@ -124,12 +118,13 @@ class PNALayer(GraphLayer):
                 for total in totals:
                     columns.append(self._aggregates(columns[0], total, some))
                 update = self.update(torch.cat(columns, dim=-1))
-                pieces.append(columns[0] + silu(self.norm(update)))
-            new.append(concatenated(pieces, -2) if pieces else node)
+                update = silu(self.norm(update))
+                pieces.append(columns[0] + update)
+            new.append(chunking.concatenated(pieces, -2) if pieces else node)
         return new
 
     def _aggregates(
-        self, nodes: Tensor, total: MessageStatistics | None, some: slice
+        self, nodes: Tensor, total: aggregation.MessageStatistics | None, some: slice
     ) -> Tensor:
         """Of some neurons, (*batch, n, 8 width); zeros without messages."""
         if total is None:
@@ -140,10 +135,11 @@ class PNALayer(GraphLayer):
         aggregates = torch.cat([total.mean, total.low, total.high, std], dim=-1)
         if isinstance(total.degree, Tensor):
             aggregates = aggregates * (total.degree > 0)
-            amplification = (total.degree + 1).log() / self.log_degree
+            logarithm = (total.degree + 1).log()
         else:
-            amplification = log(total.degree + 1) / self.log_degree
-        return torch.cat([aggregates, amplification * aggregates], dim=-1)
+            logarithm = log(total.degree + 1)
+        amplified = logarithm / self.log_degree * aggregates
+        return torch.cat([aggregates, amplified], dim=-1)
 
 
 def edge_kernels(edges: Tensor) -> Any:

@@ -57,7 +57,7 @@ class SlotEncoder(nn.Module):
         layer = nn.Linear(d_in * prod(kernel), width)
         weight = layer.weight.detach().reshape(width, prod(kernel), d_in)
         self.weight = nn.Parameter(weight.clone())
-        self.bias = nn.Parameter(layer.bias.detach().clone())
+        self.bias = layer.bias
 
     def maps(self, slot_shape: tuple[int, ...], kind: str) -> list[SlotMap]:
         """One for every tile. Scale and shift are in the weights, which are smaller
@@ -109,14 +109,16 @@ class SlotDecoder(nn.Module):
         maps = []
         for tile in tiles:
             weight = take(self.weight, tile.positions, 0).flatten(0, 1)
-            bias = take(self.bias, tile.positions, 0).flatten() + weight @ shift
+            bias = take(self.bias, tile.positions, 0).flatten()
+            bias = bias + weight @ shift
             maps.append(SlotMap(_slots(tile, tiles), weight * scale, bias))
         return maps
 
     def forward(self, states: Tensor, maps: Sequence[SlotMap]) -> Tensor:
         pieces, order = [], []
         for k, (slots, weight, bias) in enumerate(maps):
-            out = flat_linear(states[..., k, :], weight, bias)
+            state = states[..., k, :]
+            out = flat_linear(state, weight, bias)
             pieces.append(out.unflatten(-1, (-1, self.d_out)))
             order += slots or ()
         if len(pieces) == 1:
@@ -142,7 +144,8 @@ def maps_of(
 def take(x: Tensor, places: Sequence[int], axis: int) -> Tensor:
     """Elements at places along an axis; no index is copied to an accelerator."""
     if x.is_cpu:
-        return x[(*[slice(None)] * (axis % x.dim()), list(places))]
+        before = [slice(None)] * (axis % x.dim())
+        return x[(*before, list(places))]
     runs: list[list[int]] = []  # of consecutive places
     for place in places:
         if runs and place == runs[-1][-1] + 1:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ngopt import chunking
-from ngopt.chunking import concatenated
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.features import NUM_COLUMNS, features_of
 from ngopt.metanets.graph_data.feature_sources import RawFeatures
@@ -49,7 +48,8 @@ class Predictions:
         for row, spec in zip(columns, self.graph.parameters, strict=True):
             rows.append(row or [zero.expand(spec.shape)] * NUM_COLUMNS)
         for column in zip(*rows, strict=True):
-            flat.append(self.graph.flatten([x.to(like.device) for x in column]))
+            moved = [x.to(like.device) for x in column]
+            flat.append(self.graph.flatten(moved))
         out = None if predictor is None else predictor.features(self.graph.numel)
         features = features_of(flat, like, out)
         if all(columns):
@@ -72,7 +72,8 @@ class Predictions:
         for group in chunking.batches_up_to(sizes, limit):
             columns = source.joined(group)
             if context is not None:
-                columns.append(concatenated([context[i] for i in group]))
+                own = [context[i] for i in group]
+                columns.append(chunking.concatenated(own))
             if plan.in_place and sizes[group[0]] > longest:
                 spec = self.graph.parameters[group[0]]
                 width = spec.numel // spec.shape[0]
@@ -82,7 +83,8 @@ class Predictions:
                     values = self._updates([x[elements] for x in columns])
                     yield [Update(group[0], values, rows)]
             else:
-                values = self._updates(columns).split([sizes[i] for i in group])
+                numels = [sizes[i] for i in group]
+                values = self._updates(columns).split(numels)
                 yield list(map(Update, group, values))
 
     def _updates(self, columns: Sequence[Tensor]) -> Tensor:

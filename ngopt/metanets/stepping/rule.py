@@ -1,4 +1,5 @@
 """The update rule of the paper's optimizers: a metanet predicts every update."""
+# pyright: reportPrivateImportUsage=false
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -7,41 +8,20 @@ from operator import itemgetter
 from typing import Any
 
 import torch
-from torch import (
-    Size,
-    Tensor,
-    _foreach_add_,  # pyright: ignore[reportPrivateImportUsage]
-    _foreach_mul_,  # pyright: ignore[reportPrivateImportUsage]
-)
+from torch import Size, Tensor, _foreach_add_, _foreach_mul_
 
-from ngopt import chunking
-from ngopt.chunking import concatenated
-from ngopt.functional import (
-    Change,
-    Gradients,
-    Hyper,
-    Record,
-    UpdateRule,
-    state_dtype,
-    whole,
-)
+from ngopt import chunking, functional
+from ngopt.functional import Change, Gradients, Hyper, Record, UpdateRule
 from ngopt.graph.neural_graph import NeuralGraph
-from ngopt.metanets.features import (
-    LERP_WEIGHTS,
-    MAX_GRADIENT,
-    MOMENTA,
-    STEP,
-    next_records,
-    preprocess_in_place,
-    update_momenta_,
-)
+from ngopt.metanets import features
+from ngopt.metanets.features import LERP_WEIGHTS, MAX_GRADIENT, MOMENTA, STEP
 from ngopt.metanets.graph_data.feature_sources import FlatFeatures, RawFeatures
 from ngopt.metanets.metanet import Metanet
 from ngopt.metanets.stepping.context import CONTEXT, GraphContext, StepPlan
 from ngopt.metanets.stepping.cooldown import Cooldown
 from ngopt.metanets.stepping.predictions import Predictions, Update
 from ngopt.metanets.update_mlp import checked_updates
-from ngopt.packing import PackedState, Packing, scalar_packing
+from ngopt.packing import PackedState, Packing, PaddedRows, scalar_packing
 from ngopt.schedule import steps_so_far
 
 # Up to this number of parameters, all features are in memory during a step.
@@ -83,14 +63,13 @@ class MetanetRule(UpdateRule):
         records = []
         for p in params:
             record = {STEP: torch.zeros((), dtype=torch.float32, device="cpu")}
-            dtype = state_dtype(p)
+            dtype = functional.state_dtype(p)
             for key in MOMENTA:
                 record[key] = torch.zeros_like(p, dtype=dtype, requires_grad=False)
             if self._context.is_stored:
                 shape = (*p.shape, self.metanet.d_context)
-                record[CONTEXT] = torch.zeros(
-                    shape, dtype=torch.bfloat16, device=p.device
-                )
+                zeros = torch.zeros(shape, dtype=torch.bfloat16, device=p.device)
+                record[CONTEXT] = zeros
             records.append(record)
         return records
 
@@ -113,17 +92,17 @@ class MetanetRule(UpdateRule):
         # see `may_be_traced`
         reads_graph = not is_compiled and self._context.is_due(present, state)
         hyper = self._cooled(hyper, state)
-        plan = StepPlan(
-            grads, state, params, hyper, in_place, present, is_small, reads_graph
-        )
+        inputs = grads, state, params, hyper, in_place
+        plan = StepPlan(*inputs, present, is_small, reads_graph)
         if in_place and self._has_flat_state(plan):
             return iter([self._changes(plan, state, self._flat_updates(plan))])
         if in_place:
-            limit = chunking.chunk_size(chunking.UPDATED_ELEMENTS, self._like().device)
-            update_momenta_(grads, state, limit)
+            device = self._like().device
+            limit = chunking.chunk_size(chunking.UPDATED_ELEMENTS, device)
+            features.update_momenta_(grads, state, limit)
             records = state
         else:
-            records = next_records(grads, state)
+            records = features.next_records(grads, state)
         context, updates = self._predicted(plan, records)
         if in_place:
             _foreach_add_([state[i][STEP] for i in present], 1)
@@ -158,7 +137,8 @@ class MetanetRule(UpdateRule):
     def _has_flat_state(self, plan: StepPlan) -> bool:
         """Whether a small network has all gradients, and state in the metanet's dtype
         and on its device."""
-        if not (plan.is_small and _is_eager()) or len(plan.present) < len(plan.state):
+        has_all = len(plan.present) == len(plan.state)
+        if not (plan.is_small and has_all and _is_eager()):
             return False
         like = self._like()
         for record in plan.state:
@@ -176,14 +156,13 @@ class MetanetRule(UpdateRule):
             self._flat_state = FlatState(shapes, self._like(), key, d_context)
         n = self.graph.numel
         predictor = self._predictions.predictor(n)
-        features = predictor.features(n)
+        rows = predictor.features(n)
         grads = [grad for grad in plan.grads if grad is not None]
-        stored = self._flat_state.update(plan.params, grads, plan.state, features)
-        context = None
-        if self.metanet.d_context:
-            source = partial(FlatFeatures.finite, features.mT, self.graph)
-            computed = self._context.of_step(plan, source)
-            context = concatenated(computed or []) if stored is None else stored
+        context = self._flat_state.update(plan.params, grads, plan.state, rows)
+        source = partial(FlatFeatures.finite, rows.mT, self.graph)
+        computed = self._context.of_step(plan, source)
+        if computed is not None and context is None:
+            context = chunking.concatenated(computed)
         values = self.graph.unflatten(predictor.predicted(n, context))
         return list(map(Update, plan.present, values))
 
@@ -199,14 +178,14 @@ class MetanetRule(UpdateRule):
         predictor = None
         if plan.in_place and _is_eager():
             predictor = self._predictions.predictor(self.graph.numel)
-        features = self._predictions.features(columns, predictor)
-        source = partial(FlatFeatures.finite, features, self.graph)
+        rows = self._predictions.features(columns, predictor)
+        source = partial(FlatFeatures.finite, rows, self.graph)
         context = self._context.of_step(plan, source)
-        own = None if context is None else torch.cat(list(context)).to(features)
+        own = None if context is None else torch.cat(list(context)).to(rows)
         if predictor is None:
-            values = checked_updates(self.metanet.updates, features, own)
+            values = checked_updates(self.metanet.updates, rows, own)
         else:
-            values = predictor.predicted(len(features), own)
+            values = predictor.predicted(len(rows), own)
         by_parameter = self.graph.unflatten(values)
         return context, [[Update(i, by_parameter[i]) for i in plan.present]]
 
@@ -216,13 +195,16 @@ class MetanetRule(UpdateRule):
         values, rates = [], []
         for update in updates:
             p = plan.params[update.position]
-            values.append(update.values.to(p.device, state_dtype(p)))
+            dtype = functional.state_dtype(p)
+            values.append(update.values.to(p.device, dtype))
             rates.append(plan.hyper.lr[update.position])
         deltas = _scaled(values, rates, plan.in_place)
         changes = []
         for update, lr, delta in zip(updates, rates, deltas, strict=True):
             i = update.position
-            part = whole if update.rows is None else itemgetter(update.rows)
+            part = functional.whole
+            if update.rows is not None:
+                part = itemgetter(update.rows)
             p = part(plan.params[i])
             decay = plan.hyper.weight_decay[i]
             delta = delta.view(p.shape)
@@ -245,10 +227,10 @@ def _columns(plan: StepPlan, records: Sequence[Record]) -> list[list[Tensor]]:
     """Weight, gradient and momenta of every parameter; [] without a gradient."""
     columns = []
     for p, grad, record in zip(plan.params, plan.grads, records, strict=True):
-        if grad is None:
-            columns.append([])
-        else:
-            columns.append([p, grad, *(record[key] for key in MOMENTA)])
+        own = []
+        if grad is not None:
+            own = [p, grad, *(record[key] for key in MOMENTA)]
+        columns.append(own)
     return columns
 
 
@@ -268,8 +250,7 @@ def _scaled(
         return values
     found = []
     for x, rate in zip(values, rates, strict=True):
-        scaled = x.mul_(rate) if in_place else rate * x
-        found.append(scaled)
+        found.append(x.mul_(rate) if in_place else rate * x)
     return found
 
 
@@ -286,16 +267,12 @@ class FlatState:
     def __init__(
         self, shapes: Sequence[Size], like: Tensor, context: str | None, d_context: int
     ):
-        numbers = range(len(shapes))
-        momenta = [(i, key) for key in MOMENTA for i in numbers]
-        count = len(MOMENTA)
-        of_momenta = _flat(momenta, [*shapes] * count, (count, -1))
+        of_momenta = _flat(MOMENTA, shapes, (len(MOMENTA), -1))
         of_steps = scalar_packing(len(shapes), [STEP], torch.device("cpu"))
         packings = [of_momenta, of_steps]
         if context is not None:
             own = [Size((*shape, d_context)) for shape in shapes]
-            places = [(i, context) for i in numbers]
-            packings.append(_flat(places, own, (-1, d_context)))
+            packings.append(_flat([context], own, (-1, d_context)))
         self._state = PackedState(packings)
         self._lerp_weights = like.new_tensor(LERP_WEIGHTS).unsqueeze(1)
         numel = sum(shape.numel() for shape in shapes)
@@ -321,27 +298,19 @@ class FlatState:
         torch.clamp(gradient, -MAX_GRADIENT, MAX_GRADIENT, out=self._clipped)
         momenta.lerp_(self._clipped, self._lerp_weights)
         columns[2:] = momenta
-        preprocess_in_place(out)
+        features.preprocess_in_place(out)
         return context[0] if context else None
 
 
 def _flat(
-    places: Sequence[tuple[int, str]], shapes: Sequence[Size], shape: tuple[int, int]
+    keys: Sequence[str], shapes: Sequence[Size], shape: tuple[int, int]
 ) -> Packing:
-    """Tensors of these shapes one after the other, as a tensor of another shape."""
-    sizes = [own.numel() for own in shapes]
-
-    def split(tensor: Tensor) -> list[Tensor]:
-        pieces = tensor.reshape(-1).split(sizes)
-        return [x.view(own) for x, own in zip(pieces, shapes, strict=True)]
-
-    def join(values: Sequence[Tensor]) -> Tensor:
-        return _concatenated(values).view(shape)
-
-    return Packing(places, join, split)
+    """Tensors of these shapes, under each key, as a tensor of another shape."""
+    places = [(i, key) for key in keys for i in range(len(shapes))]
+    rows = PaddedRows([*shapes] * len(keys), lanes=1)
+    return Packing(places, lambda values: rows.join(values).view(shape), rows.split)
 
 
-def _concatenated(values: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
+def _concatenated(values: Sequence[Tensor], out: Tensor) -> Tensor:
     """All elements of some tensors, (n,)."""
-    flat = [x.reshape(-1) for x in values]
-    return torch.cat(flat, out=out)
+    return torch.cat([x.reshape(-1) for x in values], out=out)
