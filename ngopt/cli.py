@@ -130,10 +130,14 @@ def _race(options: argparse.Namespace) -> None:
         raise ValueError(
             f"race: needs {error.name}. Install it: pip install 'ngopt[race]'"
         ) from error
-    optimizers = tuple(options.optimizers)
-    counts = options.steps, options.seeds
-    device = _device(options.device)
-    settings = race.Settings(optimizers, *counts, device, options.folder, options.json)
+    settings = race.Settings(
+        tuple(options.optimizers),
+        options.steps,
+        options.seeds,
+        _device(options.device),
+        options.folder,
+        options.json,
+    )
     race.run(options.problem, settings)
 
 

@@ -111,10 +111,15 @@ class FirstSteps:
             dense = step.dense_shares(self.network.matrices)
             measures = FirstMeasures(own, grad_rms, dense, excesses)
             predicted = predicted * xp.asarray(self.network.of(measures))
-        size = offset * square, slope * square
-        agreement = 0.0 * share
-        rest = untrained, share, agreement, factors.density, predicted
-        new = StepSizeFactors(*size, *rest)
+        new = StepSizeFactors(
+            offset=offset * square,
+            slope=slope * square,
+            untrained=untrained,
+            share=share,
+            agreement=0.0 * share,
+            density=factors.density,
+            predicted=predicted,
+        )
         is_first = xp.ones_like(rms) * step.scheduled.count == 1
         chosen = []
         for value, old in zip(new, factors, strict=True):

@@ -67,8 +67,12 @@ def gradient_scale(
     positive = corrected.clip(MIN_UNIT, MAX_UNIT)
     nearest = xp.exp2(xp.log2(positive).round())
     unit = xp.where(is_near, scale, nearest)
-    multiplier = clipping * is_finite / unit
-    rescale = rescale / unit
     of_matrices = BIAS_SHARE * positive[matrices]
-    relative = xp.maximum(positive, of_matrices) / unit
-    return GradientScale(is_finite, multiplier, rescale, unit, running, relative)
+    return GradientScale(
+        active=is_finite,
+        multiplier=clipping * is_finite / unit,
+        rescale=rescale / unit,
+        scale=unit,
+        rms=running,
+        relative=xp.maximum(positive, of_matrices) / unit,
+    )

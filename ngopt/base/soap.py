@@ -95,9 +95,11 @@ class Soap:
                 `renewal_interval`.
             shards: processes that share the parameters; None: one process.
         """
-        every = renew_every or self.config.renew_every
-        settings = total_steps, compute_dtype, every, shards
-        return SoapRule(self.config, graph, *settings, self.predictor)
+        config = self.config
+        every = renew_every or config.renew_every
+        return SoapRule(
+            config, graph, total_steps, compute_dtype, every, shards, self.predictor
+        )
 
 
 @dataclass(eq=False)

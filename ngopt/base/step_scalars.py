@@ -107,11 +107,15 @@ class ScalarEquations:
         factor_decay = xp.where(g.active, c.beta_factor * square, square)
         momentum_decay = xp.where(g.active, c.beta1 * g.rescale, g.rescale)
         second_decay = xp.where(g.active, scheduled.beta2 * square, square)
-        correction = scheduled.second_moment_correction
-        damping = g.relative**2 * scheduled.damping
-        step_size = scheduled.step_size * size * g.active
-        moments = momentum_decay, second_decay, correction, damping
-        of_rows = StepScalars(g.multiplier, *moments, step_size, decay)
+        of_rows = StepScalars(
+            grad_scale=g.multiplier,
+            momentum_decay=momentum_decay,
+            second_moment_decay=second_decay,
+            second_moment_correction=scheduled.second_moment_correction,
+            damping=g.relative**2 * scheduled.damping,
+            step_size=scheduled.step_size * size * g.active,
+            weight_decay=decay,
+        )
         of_factors = FactorScalars(factor_decay, g.active, scheduled.count)
         scalars = devices.stacked(of_rows + of_factors, n, self._dtype)
         return scalars[: len(of_rows)], scalars[len(of_rows) :]

@@ -154,11 +154,12 @@ class StepSchedule:
         damping = max(c.epsilon, MIN_EPSILON) * momentum
         before = (1 - power + TINY) ** -0.5
         after = (1 - DECAY * power) ** -0.5
-        moments = before, after, correction, damping**2
         average = average_weight(age, c.average_power)
         walk = c.straight**2 * (age + TINY) / (age + c.straight_steps)
         step_size = constants[0] * height
-        return age + 1, *moments, average, walk, step_size, constants[1] * height
+        decay = constants[1] * height
+        moments = before, after, correction, damping**2
+        return (age + 1, *moments, average, walk, step_size, decay)
 
 
 def _times_lr(table: Tensor, hyper: Hyper) -> ScheduledValues:

@@ -97,9 +97,8 @@ def check_settings(group: Mapping[str, Any], is_new: bool = True) -> None:
         _check_number("weight_decay", weight_decay)
     maximize = group["maximize"]
     if not isinstance(maximize, bool):
-        expected = "True or False"
         raise ValueError(
-            f"NGOptimizer: maximize: expected {expected}; got {maximize!r}"
+            f"NGOptimizer: maximize: expected True or False; got {maximize!r}"
         )
     for key in STEP_COUNTS:
         steps = group[key]

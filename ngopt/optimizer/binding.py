@@ -143,8 +143,14 @@ class Binding:
         shards = self.shards(parameters) if self.is_shared(params) else None
         key = parameters.graph, total_steps, device, dtype, shards, renew_every
         if self._rule is None or self._rule_key != key:
-            own = device, dtype, renew_every, shards
-            self._rule = self._learned.bind(parameters.graph, total_steps, *own)
+            self._rule = self._learned.bind(
+                parameters.graph,
+                total_steps,
+                device=device,
+                dtype=dtype,
+                renew_every=renew_every,
+                shards=shards,
+            )
             self._rule_key = key
             if shards is not None:
                 self._owned = dict(zip(params, shards.owned, strict=True))

@@ -125,8 +125,9 @@ class NGOptimizer(Optimizer):
             source = graph_source.TracedGraph(model, self.param_groups)
         elif graph is not None:
             source = graph_source.GivenGraph(graph, self.param_groups)
-        settings = compute_dtype, process_group, self._messages
-        self._binding = Binding(source, learned, *settings)
+        self._binding = Binding(
+            source, learned, compute_dtype, process_group, self._messages
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         own = {key: self.__dict__[key] for key in OWN_ATTRIBUTES}

@@ -57,6 +57,7 @@ class LearnedOptimizer:
         self,
         graph: NeuralGraph,
         total_steps: int | None = None,
+        *,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         renew_every: int | None = None,

@@ -151,9 +151,16 @@ def graph_tensors(
     bias_index = tuple(_index(bias.index, device) for bias in graph.biases)
     positions = tuple(node_features.node_positions(graph, like))
     kinds, activations = node_features.node_codes(graph, device)
-    edges = tuple(blocks), bias_index
-    nodes = positions, kinds, activations, graph.membership
-    return GraphTensors(graph, *edges, *nodes, tuple(_uses(graph, device)))
+    return GraphTensors(
+        graph=graph,
+        blocks=tuple(blocks),
+        bias_index=bias_index,
+        positions=positions,
+        kinds=kinds,
+        activations=activations,
+        graph_ids=graph.membership,
+        uses=tuple(_uses(graph, device)),
+    )
 
 
 def _block_tensors(

@@ -142,8 +142,8 @@ def layout_of(graph: NeuralGraph, like: Tensor) -> NetworkLayout:
     repeats = torch.tensor(sizes, device=device)
     codes = node_features.node_codes(graph, device)
     kinds, activations = (x.repeat_interleave(repeats) for x in codes)
-    nodes = kinds, activations, torch.cat(positions)
-    return NetworkLayout(_concatenated(several), *nodes, graph.numel)
+    joined = _concatenated(several)
+    return NetworkLayout(joined, kinds, activations, torch.cat(positions), graph.numel)
 
 
 def _edges(
@@ -161,8 +161,13 @@ def _edges(
         positions = node_features.slot_positions(block, like)
         if positions is not None:
             positions = positions.expand(g, -1)
-        has = elements is not None, positions is not None
-        kind = BlockKind((t, s), block.slot_shape, block.kind, *has)
+        kind = BlockKind(
+            shape=(t, s),
+            slot_shape=block.slot_shape,
+            kind=block.kind,
+            has_elements=elements is not None,
+            has_positions=positions is not None,
+        )
         ends = target.to(device), source.to(device)
         yield kind, BlockIndices(ends, elements, positions)
 
@@ -211,12 +216,17 @@ def mixture_of(layouts: Sequence[tuple[NetworkLayout, int]], kernel: Kernel) -> 
         positions += [layout.positions] * count
         sizes += [layout.nodes] * count
     kinds = torch.cat(all_kinds)
-    graph = _graph(blocks, biases, len(kinds))
-    codes = kinds.unsqueeze(0), torch.cat(activations).unsqueeze(0)
     graph_ids = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-    edges = tuple(blocks), tuple(bias_index)
-    nodes = (torch.cat(positions),), *codes, graph_ids.to(kinds.device)
-    tensors = GraphTensors(graph, *edges, *nodes, uses=())
+    tensors = GraphTensors(
+        graph=_graph(blocks, biases, len(kinds)),
+        blocks=tuple(blocks),
+        bias_index=tuple(bias_index),
+        positions=(torch.cat(positions),),
+        kinds=kinds.unsqueeze(0),
+        activations=torch.cat(activations).unsqueeze(0),
+        graph_ids=graph_ids.to(kinds.device),
+        uses=(),
+    )
     return Mixture(tensors, weights, bias_elements)
 
 
@@ -254,8 +264,15 @@ def _block(
     tiles = len(graph_tensors.kernel_tiles(kind.slot_shape, kernel))
     slices = (slice(0, n) for n in shape)
     chunk = graph_tensors.EdgeChunk(number, 0, *slices, view=view)
-    ends = targets.flatten(), sources.flatten()
-    return BlockTensors(block, number, tiles, (chunk,), *ends, indices.positions)
+    return BlockTensors(
+        block=block,
+        number=number,
+        tiles=tiles,
+        chunks=(chunk,),
+        target=targets.flatten(),
+        source=sources.flatten(),
+        positions=indices.positions,
+    )
 
 
 def _graph(

@@ -92,8 +92,9 @@ class MetanetRule(UpdateRule):
         # see `may_be_traced`
         reads_graph = not is_compiled and self._context.is_due(present, state)
         hyper = self._cooled(hyper, state)
-        inputs = grads, state, params, hyper, in_place
-        plan = StepPlan(*inputs, present, is_small, reads_graph)
+        plan = StepPlan(
+            grads, state, params, hyper, in_place, present, is_small, reads_graph
+        )
         if in_place and self._has_flat_state(plan):
             return iter([self._changes(plan, state, self._flat_updates(plan))])
         if in_place:
