@@ -11,12 +11,7 @@ import torch
 from tqdm import tqdm
 
 from harness.files import append_line, make_folder, read_lines
-from meta_train.comparison.inner_training import (
-    Record,
-    Run,
-    problem_digest,
-    train,
-)
+from meta_train.comparison.inner_training import Record, Run, problem_digest, train
 from meta_train.problems import load_problem
 from ngopt.metanets import METANETS
 from ngopt.metanets.imported import find_metanet, imported_metanets

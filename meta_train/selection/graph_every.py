@@ -17,12 +17,7 @@ from statistics import fmean, stdev
 from harness import cli
 from harness.files import write_json
 from harness.pictures import draw_means
-from harness.tables import (
-    markdown_table,
-    plus_minus,
-    sample_deviation,
-    text_table,
-)
+from harness.tables import markdown_table, plus_minus, sample_deviation, text_table
 from meta_train.comparison.inner_training import Record
 from meta_train.comparison.optimizers import load_learned
 from meta_train.comparison.report import summarize

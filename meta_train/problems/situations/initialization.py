@@ -7,15 +7,9 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
-from meta_train.problems.networks.convolutional import (
-    ResidualBlock,
-)
+from meta_train.problems.networks.convolutional import ResidualBlock
 from meta_train.problems.networks.dense import mlp
-from meta_train.problems.networks.sequential import (
-    Gpt,
-    Mixer,
-    VisionTransformer,
-)
+from meta_train.problems.networks.sequential import Gpt, Mixer, VisionTransformer
 from meta_train.problems.supervised import Build
 
 Fill = Callable[[Tensor], object]
