@@ -5,8 +5,6 @@ instance of `Config`. n: number of nodes."). Markdown needs lists, code blocks a
 escaped asterisks for the same text.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

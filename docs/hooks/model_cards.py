@@ -1,7 +1,5 @@
 """Fills the page `model-cards.md` from the metadata of the bundled weights."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

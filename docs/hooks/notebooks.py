@@ -5,8 +5,6 @@ A script is executed if its code changed since it was executed last. Outputs are
 is executed, and pages whose outputs are not in the cache show the code alone.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import os
