@@ -62,8 +62,8 @@ FACTORISATIONS = {
 }  # fmt: skip
 
 
-# Limits of a network's numbers by key. ops: mean of late steps. transient_mib and state
-# have these limits with a horizon.
+# Limits of a network's numbers by key. ops: mean of late steps. transient_mib: of late
+# steps, and state: float32 numbers per parameter, both with a horizon.
 LIMITS: dict[str, dict[str, float]] = {
     "GPT-2 124M": {"ops": 250, "most_ops": 250, "transient_mib": 600, "state": 2.4},
     "ResNet-50": {"ops": 470, "most_ops": 530, "transient_mib": 420, "state": 3.3},

@@ -156,7 +156,8 @@ class _Neurons(NamedTuple):
         return total
 
     def norms(self, values: GraphValues) -> Tensor:
-        """Norms (*batch, n) of the bias and incoming weights of neurons; 1 for 0."""
+        """Norms of the bias and incoming weights of each neuron, (*batch, n); 1 where
+        these are 0."""
         total = self.bias(values).square()
         for block, edges in zip(self.graph.weights, values.edges, strict=True):
             if block.target == self.number:
@@ -187,7 +188,8 @@ class _Neurons(NamedTuple):
     def multiplied(
         self, values: GraphValues, incoming: Tensor, outgoing: Tensor
     ) -> GraphValues:
-        """Biases and incoming weights, and outgoing ones, times factors (*batch, n)."""
+        """Biases and incoming weights times `incoming`, and outgoing weights times
+        `outgoing`, factors (*batch, n)."""
         biases = list(values.biases)
         for place, bias in enumerate(self.graph.biases):
             if bias.group == self.number:

@@ -125,7 +125,7 @@ def _connected_elements(graph: NeuralGraph) -> int:
 def _traced_in_mode(
     model: nn.Module, example_input: Any, training: bool
 ) -> NeuralGraph:
-    """Raises ValueError if the module does not run, NotCaptured if no trace is made."""
+    """Raises ValueError if the module does not run, NotCaptured if not traceable."""
     try:
         program = capture(model, example_input, training=training)
     except NotCaptured:
@@ -203,9 +203,11 @@ def _specs(
 
 
 def _check_example(program: Program, name: str) -> None:
-    """Raises ValueError if a layer of a module with this name would multiply integers
-    by its weight, which fails where numbers are computed. Warns if a layer reads an
-    input without a batch axis."""
+    """Raises ValueError if a layer would multiply integers by its weight, which fails
+    where numbers are computed. Warns if a layer reads an input without a batch axis.
+
+    name: of the module.
+    """
     for call in program.graph.nodes:
         dims = UNBATCHED_DIMS.get(packet_of(call))
         if dims is None:
@@ -239,7 +241,7 @@ def _tensor(operand: Any) -> Tensor | None:
 
 
 def _is_input(program: Program, operand: Any) -> bool:
-    """Whether it is an input of the module, or made of one with the same shape."""
+    """Whether it is an input, or made of one without a change of shape."""
     shape = operand.meta["val"].shape
     while operand.op == "call_function" and operand.all_input_nodes:
         operand = operand.all_input_nodes[0]

@@ -24,7 +24,7 @@ Groups = Collection[int]
 
 
 class GraphBuilder:
-    """Collects groups, blocks and biases; `build` adds roles and unused elements."""
+    """Collects groups, blocks, biases; `build` adds roles, depths, unused elements."""
 
     def __init__(self, parameters: Sequence[ParameterSpec]):
         self.parameters = tuple(parameters)

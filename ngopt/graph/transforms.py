@@ -54,8 +54,8 @@ def _inferred(graph: NeuralGraph) -> tuple[bool, ...]:
 def renumbered(
     graph: NeuralGraph, parameters: Sequence[int], groups: Sequence[int]
 ) -> NeuralGraph:
-    """The graph whose blocks and biases have new numbers of parameters and groups; the
-    lists of both stay as they are."""
+    """The graph whose blocks and biases have new numbers of parameters and groups.
+    The lists of both stay as they are."""
     blocks = []
     for block in graph.blocks:
         view = block.view

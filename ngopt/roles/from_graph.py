@@ -1,4 +1,4 @@
-"""The role of each parameter in the neural graph, for any optimizer that reads it."""
+"""The role of each parameter in the neural graph, for optimizers that use roles."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -108,8 +108,10 @@ def roles_of(graph: NeuralGraph) -> tuple[ParameterRole, ...]:
 def _infer_roles(
     graph: NeuralGraph, roles: list[ParameterRole], order: Sequence[int]
 ) -> None:
-    """Replaces roles and matrices of parameters that are not traced; order: the
-    parameters in the order of the network, which decides about outputs."""
+    """Replaces roles and matrices of parameters that are not traced.
+
+    order: the parameters in the order of the network, which decides about outputs.
+    """
     specs = [graph.parameters[i] for i in order]
     by_module = [roles[i].role for i in order]
     chain = infer_graph([spec.unpaired for spec in specs])

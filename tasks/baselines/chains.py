@@ -149,7 +149,8 @@ def chain_with_moving_ends(graph: NeuralGraph) -> Chain:
 
 def chain_with_fixed_ends(graph: NeuralGraph) -> Chain:
     """Only hidden neurons are permuted (HNP). Weights of inputs and outputs are their
-    features. Raises ValueError if there are none, and for other graphs than chains."""
+    features. Raises ValueError without hidden neurons, and for other graphs than plain
+    chains."""
     chain = chain_with_moving_ends(graph)
     if len(chain.order) < 2:
         raise ValueError("expected networks with hidden neurons; got a single layer")

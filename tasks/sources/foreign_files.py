@@ -165,5 +165,5 @@ def check_outputs(
 
 
 def network_name(rows: Tensor | None, index: Tensor) -> str:
-    """The begin of a message."""
+    """The start of a message; empty for the only network of a file."""
     return "" if rows is None else f"network {rows[index]}: "

@@ -57,7 +57,8 @@ def infer_graph(specs: Sequence[ParameterSpec], named: bool = False) -> NeuralGr
 def _add_weight(
     builder: GraphBuilder, layer: LayerParameters, last: int | None, is_embedding: bool
 ) -> int:
-    """Adds a weight after a group or as a component of its own; returns its targets."""
+    """Adds a weight after the group `last`, or as a component of its own; returns its
+    last group."""
     weight = layer.weight
     assert weight is not None, "only layers with a weight come here"
     shape = weight.shape
@@ -245,8 +246,10 @@ def _embedding_candidates(layers: Sequence[LayerParameters]) -> list[set[Paramet
 
 
 def _may_be_embedding(layers: Sequence[LayerParameters], first: Parameter) -> bool:
-    """Whether what follows a layer reads the columns of its weight and not its rows;
-    layers: this and the next, if there is one; first: the first weight of all."""
+    """Whether what follows a layer reads the columns of its weight and not its rows.
+
+    layers: the layer, and the next if there is one. first: the first weight of all.
+    """
     layer, *following = layers
     weight = layer.weight
     assert weight is not None, "only layers with a weight come here"
@@ -267,7 +270,7 @@ def _may_be_embedding(layers: Sequence[LayerParameters], first: Parameter) -> bo
 
 
 def _vector_of_columns(layer: LayerParameters) -> Parameter | None:
-    """The first vector after a weight if as long as its columns, and not its rows."""
+    """The first vector after a weight, if it is as long as its columns, not its rows."""
     if layer.weight is None or layer.bias is not None or not layer.rest:
         return None
     shape = layer.weight.shape

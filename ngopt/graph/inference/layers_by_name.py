@@ -1,4 +1,4 @@
-"""By names: which parameters form a layer, and which axis of a weight is its output."""
+"""Finds layers, and which axis of a weight is its output, by names of parameters."""
 
 import re
 from collections.abc import Sequence
@@ -80,8 +80,10 @@ def _layer_of_module(parameters: dict[str, Parameter]) -> LayerParameters:
 
 
 def _orient_square_weights(layers: Sequence[LayerParameters]) -> None:
-    """Square weights with names of GPT-2 are (n_in, n_out) if all weights with such
-    names are whose bias shows it."""
+    """Decides whether square weights with names of GPT-2 are (n_in, n_out).
+
+    They are if all others with such names are, as their biases show.
+    """
     square = []
     are_in_out = True
     for layer in layers:

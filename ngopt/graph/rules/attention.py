@@ -130,7 +130,7 @@ def same_neurons(
 
 
 def _products(tracer: Tracer, name: str, left: Tensor, right: Tensor) -> Tensor | None:
-    """Labels that broadcast to (r, t, m), of labels (r, t, n) and (r, n, m); None if
+    """Labels that broadcast to (r, t, m), of labels (r, t, n) and (r, n, m). None if
     there are too many products, or any entry is no neuron."""
     # one node in each matrix, as a head at all positions
     are_scores = same_along(left, 1) and same_along(left, 2)
@@ -152,8 +152,10 @@ def _products(tracer: Tracer, name: str, left: Tensor, right: Tensor) -> Tensor 
 
 
 def _unify_positions(tracer: Tracer, labels: Tensor, dim: int) -> Tensor:
-    """Labels (r, n, m), the same at all positions of each matrix where possible; dim:
-    that of the neurons, 1 or 2, with positions along the other."""
+    """Labels (r, n, m), the same at all positions of each matrix where possible.
+
+    dim: that of the neurons, 1 or 2; positions are along the other.
+    """
     other = 3 - dim
     if same_along(labels, other):
         return labels
@@ -175,7 +177,7 @@ def _unify_positions(tracer: Tracer, labels: Tensor, dim: int) -> Tensor:
 
 
 def _scores(tracer: Tracer, name: str, left: Tensor, right: Tensor) -> Tensor | None:
-    """Heads (r, 1, 1), each one node behind n products, of left and right (r, n); None
+    """Heads (r, 1, 1), each one node behind n products, of left and right (r, n). None
     if any entry is no neuron."""
     both = torch.cat([left, right], dim=1)
     if (both <= 0).any():
@@ -194,7 +196,7 @@ def _scores(tracer: Tracer, name: str, left: Tensor, right: Tensor) -> Tensor | 
 def _weighted(
     tracer: Tracer, name: str, heads: Tensor, values: Tensor
 ) -> Tensor | None:
-    """The products (r, 1, m) of heads (r,) with their values (r, m); None if any entry
+    """The products (r, 1, m) of heads (r,) with their values (r, m). None if any entry
     is no neuron."""
     heads = heads[:, None]
     both = torch.cat([heads, values], dim=1)
@@ -214,7 +216,7 @@ def _weighted(
 def _pooled_products(
     tracer: Tracer, name: str, left: Tensor, right: Tensor
 ) -> Tensor | None:
-    """A node for every product of (r, t, n) and (r, n, m), and one for each sum; None
+    """A node for every product of (r, t, n) and (r, n, m), and one for each sum. None
     if there are too many products, or any entry is no neuron."""
     r, t, n = left.shape
     m = right.shape[2]

@@ -53,8 +53,10 @@ def with_parameter(
 def _entry_by_entry(
     tracer: Tracer, labels: Tensor, pairs: Tensor, parameter: int, kind: str
 ) -> Tensor:
-    """The labels after a parameter of which all neurons have equally many elements;
-    pairs: of neurons and elements, (2, pairs)."""
+    """The labels after a parameter of which all neurons have equally many elements.
+
+    pairs: of neurons and elements, (2, pairs).
+    """
     nodes = pairs[0].unique_consecutive()
     # pairs are sorted by neurons
     elements = pairs[1].reshape(len(nodes), -1)  # (neurons, elements of each)
@@ -97,8 +99,8 @@ def _pairs_with_elements(
 def _places_on_new_axes(
     before: torch.Size, elements: Elements, shape: torch.Size
 ) -> Tensor:
-    """Numbers, from 0, of the places along the axes that a parameter adds to a tensor;
-    places along axes that the tensor had before are positions of the same neurons."""
+    """Numbers, from 0, of the places along the axes that a parameter adds to a tensor.
+    Places along axes that the tensor had before are positions of the same neurons."""
     numbers = elements.numbers.expand(shape)
     axes = len(shape)
     missing = axes - len(before)
@@ -140,7 +142,7 @@ def _along_new_axes(
 
 
 def _table(parameter: int, sources: Tensor, numbers: Tensor) -> Elements | None:
-    """The elements (neurons, places), one of each neuron at each of its places; None if
+    """The elements (neurons, places), one of each neuron at each of its places. None if
     they are no view of the parameter."""
     neurons, places = sources.unique_consecutive(return_counts=True)
     if not same_along(places, 0):

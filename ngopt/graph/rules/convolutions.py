@@ -94,8 +94,10 @@ def _convolution(tracer: Tracer, call: Node, x: Neurons, kernels: Elements) -> V
 def _new_channels(
     tracer: Tracer, call: Node, rows: Tensor, kernels: Elements
 ) -> Tensor:
-    """New neurons (n_out,) with edges from the channels of all rows (r, n_in);
-    kernels: (g, n_out / g, n_in / g, *k)."""
+    """New neurons (n_out,) with edges from the channels of all rows (r, n_in).
+
+    kernels: (g, n_out / g, n_in / g, *k).
+    """
     groups, n_target, n_source, *_ = kernels.shape
     channels = tracer.new_layer(kernels, groups * n_target)
     targets = channels.reshape(groups, n_target, 1)
@@ -122,7 +124,7 @@ def _different_maps(
     tracer: Tracer, labels: Tensor, channel: int
 ) -> tuple[list[Tensor], Tensor]:
     """The rows of channels (r, n) in each different map, and the number of each map,
-    (*batch); a map has several rows where channels are different neurons at different
+    (*batch). A map has several rows where channels are different neurons at different
     places, as behind a pixel shuffle."""
     # first: behind a linear layer that makes a map, each place has another row
     unify_channel_places(tracer, labels, channel)

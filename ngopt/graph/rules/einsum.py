@@ -94,8 +94,10 @@ def _places(names: str, order: str) -> list[int]:
 def _arranged(
     value: Value, names: str, sizes: Mapping[str, int], parts: tuple[str, str, str]
 ) -> Value:
-    """A tensor (*batch, rows, columns); parts: the indices of the batch, of rows (kept)
-    and of columns (summed)."""
+    """A tensor (*batch, rows, columns).
+
+    parts: the indices of the batch, of rows (kept) and of columns (summed).
+    """
     batch, kept, summed = parts
     lead = _lengths(batch, sizes)
     rows = prod(_lengths(kept, sizes))

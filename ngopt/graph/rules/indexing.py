@@ -86,9 +86,11 @@ def are_adjacent(dims: list[int]) -> bool:
 
 
 def _at_unknown_places(tracer: Tracer, call: Node, x: Value, dims: list[int]) -> Value:
-    """x at some places, which data decide: neurons that are the same at all places
-    stay; where they differ, as those of several experts, each result is a node behind
-    all neurons that it may be."""
+    """x at some places along some dimensions, which data decide.
+
+    Neurons that are the same at all places stay. If they differ, as those of several
+    experts, each result is a node behind all neurons that it may be.
+    """
     shape = tracer.shape_of(call)
     if isinstance(x, Tensor) and has_one_value(x):
         # the result depends on the shape of the input alone: zeros stay 0
@@ -118,7 +120,7 @@ def _other_dims(x: Neurons, dims: list[int]) -> list[int]:
 def _nodes_at_any_place(
     tracer: Tracer, call: Node, x: Neurons, dims: list[int]
 ) -> Tensor | None:
-    """The nodes (n,) of all places along some dimensions, or new nodes behind these;
+    """The nodes (n,) of all places along some dimensions, or new nodes behind these.
     None if these are too many, or any entry is no neuron."""
     others = _other_dims(x, dims)
     if others:
@@ -220,8 +222,11 @@ def _is_sum_with_old(call: Node) -> bool:
 
 
 def _at_all_places(new: Neurons, dims: list[int], shape: torch.Size) -> Neurons | None:
-    """The neurons of some places at all places of a shape; None if they differ between
-    places; dims: those of the places, adjacent, for which new entries have one."""
+    """The neurons of some places at all places; None if they differ between places.
+
+    shape: of all places. dims: those of the places in it, adjacent; the new entries
+    have one dimension for these.
+    """
     first, last = dims[0], dims[-1]
     before = shape[:first]
     behind = shape[last + 1 :]

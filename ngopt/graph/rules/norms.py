@@ -122,8 +122,11 @@ def group_norm(tracer: Tracer, call: Node, x: Value, groups: int, *_, **__) -> V
 def _add_groups(
     tracer: Tracer, name: str, before: Tensor, after: Tensor | None = None
 ) -> None:
-    """A node for each row of neurons (groups, n) before and after a norm; if those
-    after it are the same, edges to the nodes alone distinguish the rows."""
+    """A node for each row of neurons that are normalised together, (groups, n).
+
+    before, after: the norm. If the neurons after it are the same, edges to the nodes
+    alone distinguish the rows.
+    """
     nodes = tracer.nodes.new(f"{name}.groups", len(before), "group")
     nodes = nodes[:, None]
     tracer.edges(None, before, nodes, "pool")
@@ -212,7 +215,7 @@ def _shared_scale_and_shift(tracer: Tracer, call: Node, norm: Norm) -> Value:
 
 
 def _add_row_nodes(tracer: Tracer, call: Node, labels: Tensor) -> bool:
-    """A node for each of several rows (..., n) that are normalised together; returns
+    """A node for each of several rows (..., n) that are normalised together. Returns
     False, and adds none, if rows overlap."""
     labels = tracer.nodes.find(labels)
     if same_along(labels, -1):
@@ -266,7 +269,7 @@ def weight_norm(tracer: Tracer, call: Node, v: Value, g: Value, *_) -> Value:
 
 
 def _disjoint_rows(tracer: Tracer, labels: Tensor) -> Tensor | None:
-    """The nodes (rows, n) of each different row of labels (..., m); None if rows
+    """The nodes (rows, n) of each different row of labels (..., m). None if rows
     overlap or have different numbers of nodes, or without any row."""
     rows = tracer.nodes.find(labels)
     rows = rows.reshape(-1, labels.shape[-1])

@@ -64,8 +64,10 @@ def _fits(value: Value, shape: torch.Size) -> bool:
 def _of_neurons(
     tracer: Tracer, call: Node, operands: Sequence[Value], fitting: Sequence[Value]
 ) -> Value:
-    """Several neurons are factors; parameters and constants are combined one by one;
-    fitting: the operands that broadcast to the result."""
+    """Several neurons are factors; parameters and constants are combined one by one.
+
+    fitting: the operands that broadcast to the result.
+    """
     shape = tracer.shape_of(call)
     neurons = [x for x in operands if isinstance(x, Neurons)]
     all_fit = all(_fits(x, shape) for x in neurons)
@@ -111,7 +113,7 @@ def note_function(tracer: Tracer, call: Node, labels: Tensor) -> None:
 
 
 def _function_key(call: Node, values: list[Value]) -> str | None:
-    """A function with its numbers and options; None for a random one."""
+    """A key of a function, its numbers and its options. None for a random one."""
     # noise is new at every call, and the same for all neurons
     if torch.Tag.nondeterministic_seeded in tags_of(call):
         return None
@@ -153,8 +155,10 @@ def _of_elements(tracer: Tracer, call: Node, operands: Sequence[Value]) -> Eleme
 def _is_equivariant(
     tracer: Tracer, call: Node, own: list[Elements], operands: Sequence[Value]
 ) -> bool:
-    """Whether exchanged rows of a parameter are exchanged in the result; own: the
-    operands that are this parameter."""
+    """Whether exchanged rows of a parameter are exchanged in the result.
+
+    own: the operands that are this parameter.
+    """
     first, *again = own
     size = tracer.parameters[first.parameter].numel
     if first.shape.numel() < size:

@@ -95,8 +95,8 @@ def are_elements(weights: Sequence[Value]) -> bool:
 
 
 def features_of(tracer: Tracer, x: Value) -> Tensor | None:
-    """The neurons (n,) that each step has as an input, of x (..., n), in which
-    constants are no neurons; None if neurons differ between steps."""
+    """The neurons (n,) that each step has as an input, of x (..., n). Constants
+    are no neurons. None if neurons differ between steps."""
     if isinstance(x, Elements):
         x = as_neurons(tracer, x)
     # unify_places returns None without any neuron, which would mean unknown
@@ -295,8 +295,8 @@ def _are_same(tracer: Tracer, a: Tensor, b: Tensor) -> bool:
 
 
 def _unify_inputs(tracer: Tracer, old: Tensor, new: Tensor) -> bool:
-    """Unifies the inputs of two steps if they are entries of the network's input;
-    returns whether they are the same now."""
+    """Unifies the inputs of two steps if they are entries of the network's input.
+    Returns whether they are the same now."""
     old = tracer.nodes.find(old)
     new = tracer.nodes.find(new)
     differ = old != new

@@ -29,8 +29,8 @@ MAX_ROWS = 4096
 
 
 def for_each_result(rule: Rule) -> Rule:
-    """The value of a rule, which takes a shape, for all results but indices, which are
-    unknown."""
+    """Calls a rule with the shape of the result. Of several results all have its value
+    but indices, which are unknown."""
 
     @wraps(rule)
     def with_all_results(tracer: Tracer, call: Node, x: Value, *_, **__) -> Value:

@@ -179,7 +179,7 @@ def _one_for_each_parameter(tracer: Tracer, biases: Sequence[Block]) -> list[Blo
 
 
 def _joined(tracer: Tracer, pieces: list[Block]) -> list[Block]:
-    """One block for pieces that differ in their offsets; at uneven distances the nodes
+    """One block for pieces that differ in their offsets. At uneven distances the nodes
     are pinned, as the graph contains no order of pieces."""
     first = pieces[0]
     offsets = sorted({_view(piece).offset for piece in pieces})
@@ -302,8 +302,10 @@ def with_unused_rows(
 
 
 def _completed(spec: ParameterSpec, view: View, axes: int) -> View:
-    """The view of the whole parameter, with more slots; the view itself without one;
-    axes: the number of its dimensions that are those of nodes."""
+    """The view of the whole parameter, with more slots; the view itself without one.
+
+    axes: the number of its dimensions that are those of nodes.
+    """
     if view.numel >= spec.numel:
         return view
     for wider in _wider(spec, view, axes):

@@ -51,7 +51,7 @@ class Copier:
         self._empty: set[int] = set()  # modules whose copies have no attributes yet
 
     def module(self, module: nn.Module) -> nn.Module:
-        """A copy of a module that shares its parameters, but not of torch.jit's."""
+        """A copy of a module, with the same parameters. Modules of torch.jit stay."""
         # all of them before any attribute, which may refer to one
         for one in module.modules():
             self._begin(one)
@@ -161,7 +161,7 @@ def _is_of_torch(hook: Any) -> bool:
 
 
 def computed_weights(module: nn.Module) -> set[str]:
-    """Attributes computed of a parameter with a suffix: `weight` of `weight_orig`."""
+    """Attributes computed from a longer name: `weight` from `weight_orig`."""
     found = set()
     for name, value in module.__dict__.items():
         if not isinstance(value, Tensor) or isinstance(value, nn.Parameter):

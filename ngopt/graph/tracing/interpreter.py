@@ -308,8 +308,10 @@ class Memory:
 def _after_write(
     value: Value, places: Tensor, written: Tensor, result: Neurons | Unknown
 ) -> Value:
-    """The value of a tensor after a write to other places of its memory; places,
-    written: the place in memory of every entry of both tensors."""
+    """The value of a tensor after a write to other places of its memory.
+
+    places, written: the place in memory of every entry of both tensors.
+    """
     if not places.numel() or not written.numel():
         return value
     size = 1 + int(max(places.max(), written.max()))

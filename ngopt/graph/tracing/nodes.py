@@ -93,8 +93,8 @@ class Nodes:
         self._alias, self._group, self._step, self._identity, self._marks = facts
 
     def _identities(self, numbers: Tensor, made_of: Tensor) -> Tensor:
-        """One of the new numbers for all nodes of the same operands; -1 if these are
-        free."""
+        """One of the new numbers for all nodes of the same operands; -1 if all operands
+        are free."""
         if not made_of.numel():
             return torch.full_like(numbers, -1)
         parts = self._identity_of(made_of)
@@ -131,8 +131,10 @@ class Nodes:
         return self.find(numbers).unique()
 
     def find(self, labels: Tensor) -> Tensor:
-        """The present number of each node, with the same strides of 0; may be the same
-        tensor."""
+        """The present number of each node; may be the same tensor.
+
+        Strides of 0 stay.
+        """
         shape = labels.shape
         # labels of a batch have stride 0: each is looked up once
         (labels,) = without_repeats([labels])

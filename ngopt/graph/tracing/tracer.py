@@ -77,7 +77,7 @@ class Tracer:
         return tree_map_only(Tensor, lambda tensor: Unknown(tensor.shape), value)
 
     def argument(self, call: Node, name: str) -> Any:
-        """An argument of a function of torch, by its name in the schema; its default if
+        """An argument of a function of torch, by its name in the schema. Its default if
         it is not given, None if the function has no such argument."""
         function: Any = call.target
         signature = function._schema.arguments

@@ -191,7 +191,7 @@ def row_numbers(rows: Tensor) -> Tensor:
 
 
 def unique_pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """The different pairs (2, pairs) of entries of two flat, non-negative tensors,
+    """The different pairs of entries of two flat, non-negative tensors, (2, pairs) and
     sorted, and the number of the pair at each entry."""
     if _are_increasing(a):
         which = torch.arange(len(a))
@@ -267,7 +267,7 @@ class Repeats(NamedTuple):
 
 
 def regular_repeats(nodes: Tensor) -> Repeats | None:
-    """How nodes (count * times,) repeat: each in a row, or all one after the other;
+    """How nodes (count * times,) repeat: each in a row, or all one after the other.
     None if they repeat in another way."""
     length = len(nodes)
     count = nodes.unique().numel()

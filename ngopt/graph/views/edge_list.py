@@ -73,8 +73,10 @@ def to_edge_list(graph: NeuralGraph) -> EdgeList:
 
 
 def _padded(rows: Sequence[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Parameter and element of every slot; rows: the parameter of each block or bias,
-    and its elements (n, slots)."""
+    """Parameter and element of every slot, (n, slots) each; or -1.
+
+    rows: the parameter of each block or bias, and its elements (n, slots).
+    """
     width = max((element.shape[1] for _, element in rows), default=0)
     none = torch.empty((0, width), dtype=torch.long, device="cpu")
     parameters, elements = [none], [none]

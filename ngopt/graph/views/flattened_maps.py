@@ -108,7 +108,8 @@ def _with_columns(block: EdgeBlock, source: int) -> EdgeBlock:
 
 
 def _repeated_nodes(block: EdgeBlock, channels: Sequence[int]) -> tuple[int, ...]:
-    """The node of every column of a weight; nodes go by channel, then position."""
+    """For every column of a weight its node. Nodes are ordered by channel, then
+    position."""
     first = np.array(channels) * block.slots
     nodes = np.add.outer(first, np.arange(block.slots))  # (channels, slots)
     _, _, channel, position = block.elements.strides

@@ -306,7 +306,8 @@ class FlatState:
 def _flat(
     keys: Sequence[str], shapes: Sequence[Size], shape: tuple[int, int]
 ) -> Packing:
-    """Tensors of these shapes, under each key, as a tensor of another shape."""
+    """One tensor of a shape, with tensors of `shapes` one after the other for each key
+    of the records."""
     places = [(i, key) for key in keys for i in range(len(shapes))]
     rows = PaddedRows([*shapes] * len(keys), lanes=1)
     return Packing(places, lambda values: rows.join(values).view(shape), rows.split)
