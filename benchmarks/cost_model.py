@@ -101,8 +101,8 @@ class Prediction:
     @property
     def fused_seconds(self) -> float:
         """Device time with compiled functions; call `close` before."""
-        others = {**self.device, "elementwise": 0.0}
-        return sum(others.values()) + self.fused
+        unfused = [s for part, s in self.device.items() if part != "elementwise"]
+        return sum(unfused) + self.fused
 
     def _enter(self, function: str | None) -> None:
         """Sets the next op's compiled function; a different one ends the region."""

@@ -64,10 +64,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_race_options(race: argparse.ArgumentParser) -> None:
     race.add_argument("problem", help="module with model(), batches(), loss()")
-    some = ["adamw", "muon", "ngopt"]
-    names = f"of {', '.join(CONTESTANTS)} (default: {' '.join(some)})"
+    default = ["adamw", "muon", "ngopt"]
+    names = f"of {', '.join(CONTESTANTS)} (default: {' '.join(default)})"
     option = race.add_argument
-    option("--optimizers", nargs="+", metavar="NAME", default=some, help=names)
+    option("--optimizers", nargs="+", metavar="NAME", default=default, help=names)
     option("--steps", type=int, default=300, help=f"of a run {DEFAULT}")
     option("--seeds", type=int, default=1, help=f"runs at the best rate {DEFAULT}")
     option("--device", default="cpu", help=f"of torch {DEFAULT}")
@@ -85,15 +85,16 @@ def describe(weights: str) -> dict[str, Any]:
         tensors = [*learned.metanet.parameters()]
     else:
         tensors = [*part.tensors.values()]
-    found: dict[str, Any] = {"name": weights}
-    found["kind"] = "base rule" if learned.metanet is None else "metanet"
-    found["class"] = type(part).__name__
-    found["parameters"] = sum(x.numel() for x in tensors)
-    found["sha256"] = weights_hash(learned)
-    found["config"] = vars(part.config)
-    found["recipe"] = learned.recipe
-    found["table"] = learned.table
-    return found
+    return {
+        "name": weights,
+        "kind": "base rule" if learned.metanet is None else "metanet",
+        "class": type(part).__name__,
+        "parameters": sum(x.numel() for x in tensors),
+        "sha256": weights_hash(learned),
+        "config": vars(part.config),
+        "recipe": learned.recipe,
+        "table": learned.table,
+    }
 
 
 def _list(options: argparse.Namespace) -> None:

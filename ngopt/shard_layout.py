@@ -2,9 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Sequence
-from itertools import chain
 from math import prod
-from operator import sub
 from typing import Any, NamedTuple
 
 import torch
@@ -43,8 +41,8 @@ class Piece(NamedTuple):
 
     def within(self, other: "Piece") -> "Piece":
         """The same elements, relative to a piece that contains them."""
-        offset = tuple(map(sub, self.offset, other.offset))
-        return Piece(offset, self.shape)
+        pairs = zip(self.offset, other.offset, strict=True)
+        return Piece(tuple(own - first for own, first in pairs), self.shape)
 
     def chunk(self, dim: int, index: int, chunks: int) -> "Piece":
         """One of the chunks that `torch.chunk` makes along a dimension."""
@@ -87,9 +85,10 @@ def as_dtensor(
     """A DTensor of this process' part, with the shape and strides of `whole`."""
     from torch.distributed.tensor import DTensor
 
-    like = {"shape": whole.shape, "stride": whole.stride()}
-    own = part.contiguous()
-    return DTensor.from_local(own, mesh, placements, run_check=False, **like)
+    own, shape, stride = part.contiguous(), whole.shape, whole.stride()
+    return DTensor.from_local(
+        own, mesh, placements, run_check=False, shape=shape, stride=stride
+    )
 
 
 def real(x: Tensor) -> Tensor:
@@ -191,7 +190,7 @@ def mesh_ranks(
 
 def _connected(meshes: Iterable[Any]) -> Ranks:
     """Ranks that are connected to this one by meshes, also through others."""
-    rows = list(map(set, chain.from_iterable(map(_rows, meshes))))
+    rows = [set(row) for mesh in meshes for row in _rows(mesh)]
     found = {distributed.get_rank()}
     count = 0
     while len(found) > count:

@@ -209,12 +209,12 @@ def original_images(
             f"originals: expected networks of format {NUMBERED}, which have image "
             f"numbers; got '{settings.get('format')}'. Leave out --originals."
         )
-    fitted = settings.get("data", dataset)
-    if dataset not in (None, fitted):
+    name = settings.get("data", dataset)  # published networks do not store it
+    if dataset not in (None, name):
         raise ValueError(
-            f"originals: expected '{fitted}', as in folder '{folder}'; got '{dataset}'"
+            f"originals: expected '{name}', as in folder '{folder}'; got '{dataset}'"
         )
-    data = load_dataset(fitted)
+    data = load_dataset(name)
     known: dict[str, Tensor] = {}
     for split in SPLITS:
         known[split] = getattr(data, split).images

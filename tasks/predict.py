@@ -124,8 +124,8 @@ def draw(path: Path, predicted: Tensor, true: Tensor) -> None:
     axes.plot([0, 100], [0, 100], color="0.8")
     axes.scatter(100 * true, 100 * predicted, s=6, alpha=0.5)
     top = 100 * max(true.max().item(), predicted.nan_to_num().max().item()) + 2
-    limits = {"xlim": (0, top), "ylim": (0, top)}
-    axes.set(xlabel="accuracy, %", ylabel="predicted, %", **limits)
+    axes.set(xlabel="accuracy, %", ylabel="predicted, %")
+    axes.set(xlim=(0, top), ylim=(0, top))
     figure.savefig(path, dpi=150)
 
 

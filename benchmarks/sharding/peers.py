@@ -177,8 +177,8 @@ class _MuonRank:
         for name in self.rounds[number]:
             part = prod(self.parts[name])
             if self.owners[name] == self.rank:
-                parts = self.parameters.parts
-                into += sum(prod(own[name]) for own in parts) - part
+                whole = sum(prod(parts[name]) for parts in self.parameters.parts)
+                into += whole - part
             else:
                 out += part
         sent, received = (out, into) if to_owners else (into, out)

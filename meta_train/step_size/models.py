@@ -98,10 +98,12 @@ class Ensemble:
         scale = x.std(0).clip(LEAST_SCALE)
         fine, curves = refined(self.log_multipliers, gains)
         weights = bootstrapped(kinds, self.settings.members)
-        inputs = (x - mean) / scale
-        arrays = (inputs, fine, utility(curves), weights)
-        tensors = (torch.tensor(own, dtype=torch.float32) for own in arrays)
-        layers = self._trained(*tensors)
+        layers = self._trained(
+            torch.tensor((x - mean) / scale, dtype=torch.float32),
+            torch.tensor(fine, dtype=torch.float32),
+            torch.tensor(utility(curves), dtype=torch.float32),
+            torch.tensor(weights, dtype=torch.float32),
+        )
         scaling = Scaling(*map(torch.tensor, (mean, scale, x.min(0), x.max(0))))
         self.predictor = Predictor(scaling, layers, self.settings.caution)
 

@@ -118,8 +118,8 @@ class Bucket:
         bases: of `factors`. Replaces entries of `stacks`.
         """
         rows, places = None, []
-        are_several = len(stacks) > 1 and not any(self.stacked.gaps)
-        if are_several and writes_out(stacks[0]):
+        has_gaps = any(self.stacked.gaps)
+        if len(stacks) > 1 and not has_gaps and writes_out(stacks[0]):
             rows = stacks[0].new_empty(len(self.owners), self.stacked.lanes)
             places = self.stacked.split(rows)
         last = {own.stack: number for number, own in enumerate(self.factors)}

@@ -121,13 +121,14 @@ def _of_layers(roles: Sequence[ParameterRole]) -> dict[str, float]:
     for i in matrices:
         for block in roles[i].blocks:
             blocks += block.view.shape[0] > 1
-    found = {"log matrices": math.log(count)}
-    found["norms per matrix"] = min(norms / (2 * count), 1.0)
-    found["biases per matrix"] = names.count("bias") / count
-    found["share of blocks"] = blocks / count
-    found["deep without norms"] = max(count - SHALLOW, 0) ** 0.5 * (not norms)
-    found["log matrices without norms"] = math.log(count) * (not norms)
-    return found
+    return {
+        "log matrices": math.log(count),
+        "norms per matrix": min(norms / (2 * count), 1.0),
+        "biases per matrix": names.count("bias") / count,
+        "share of blocks": blocks / count,
+        "deep without norms": max(count - SHALLOW, 0) ** 0.5 * (not norms),
+        "log matrices without norms": math.log(count) * (not norms),
+    }
 
 
 def _of_shapes(

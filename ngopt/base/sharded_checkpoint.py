@@ -6,7 +6,6 @@ Tensors that one process owns become DTensors of the whole tensor, which
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -74,10 +73,9 @@ class ShardedState:
             if is_dtensor(value):
                 value = value.full_tensor()
             if value.shape != like.shape:
-                shape, got = tuple(like.shape), tuple(value.shape)
                 raise ValueError(
-                    f"state_dict: expected '{key}' of parameter {i} of shape {shape}; "
-                    f"got {got}"
+                    f"state_dict: expected '{key}' of parameter {i} of shape "
+                    f"{tuple(like.shape)}; got {tuple(value.shape)}"
                 )
             if key == DISPLACEMENT:
                 found[i][key] = self._part_of_displacement(i, value)
@@ -173,8 +171,8 @@ class ShardedState:
             shapes.append(shape)
             owned.append(self._ownership(*entry))
             dims.append(shape.index(max(shape)))
-            cut = partial(whole(shape).chunk, dims[-1], chunks=size)
-            pieces.append(tuple(map(cut, range(size))))
+            every, dim = whole(shape), dims[-1]
+            pieces.append(tuple(every.chunk(dim, rank, size) for rank in range(size)))
         shards = self.shards.with_pieces(shapes, owned, pieces)
         exchange = Exchange(shards, range(len(entries)))
         values = {}

@@ -210,13 +210,15 @@ class SoapRule(UpdateRule):
             rates.append(None if is_kept(lr) else float(lr))
             decays.append(inputs.hyper.weight_decay[i])
             ages.add(int(inputs.state[i]["step"]))
-        values: dict[str, Any] = {"parameters with gradients": names}
-        values["lr"] = _runs(names, rates)
-        values["weight_decay"] = _runs(names, decays)
-        values["numbers of steps"] = sorted(ages)
-        values["total_steps"] = self.total_steps
-        values["renew_every"] = self.renewal_interval(self.shards.device)
-        values["compute_dtype"] = self.compute_dtype
+        values = {
+            "parameters with gradients": names,
+            "lr": _runs(names, rates),
+            "weight_decay": _runs(names, decays),
+            "numbers of steps": sorted(ages),
+            "total_steps": self.total_steps,
+            "renew_every": self.renewal_interval(self.shards.device),
+            "compute_dtype": self.compute_dtype,
+        }
         self.shards.check_equal(values)
 
     def renewal_interval(self, device: torch.device) -> int:

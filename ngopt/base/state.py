@@ -196,7 +196,8 @@ def set_factors(buckets: Sequence[Bucket]) -> dict[int, list[FactorKey]]:
                     key = f"{axis.name}{{}}_{entry.number}"
                     own.append(FactorKey(entry.parameter, key, count))
                 start = ends[axis.size]
-                end = ends[axis.size] = start + len(stack) * count
+                end = start + len(stack) * count
+                ends[axis.size] = end
                 bucket.factors.append(Factors(number, axis, slice(start, end)))
     return dict(sorted(found.items(), reverse=True))
 

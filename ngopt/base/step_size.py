@@ -41,11 +41,6 @@ class ScheduledValues(NamedTuple):
     inverse_init_rms: Array  # 1 / RMS of PyTorch's initial weights; 0 of vectors
 
 
-TIMES_LR = """
-    step_size weight_decay constant_step_size constant_weight_decay
-""".split()
-
-
 class StepSchedule:
     """Computes `ScheduledValues` of parameters with these roles."""
 
@@ -156,10 +151,9 @@ class StepSchedule:
         after = (1 - DECAY * power) ** -0.5
         average = average_weight(age, c.average_power)
         walk = c.straight**2 * (age + TINY) / (age + c.straight_steps)
-        step_size = constants[0] * height
-        decay = constants[1] * height
-        moments = before, after, correction, damping**2
-        return (age + 1, *moments, average, walk, step_size, decay)
+        size, decay = constants[0] * height, constants[1] * height
+        count, square = age + 1, damping**2
+        return count, before, after, correction, square, average, walk, size, decay
 
 
 def _times_lr(table: Tensor, hyper: Hyper) -> ScheduledValues:
@@ -172,10 +166,12 @@ def _times_lr(table: Tensor, hyper: Hyper) -> ScheduledValues:
         factor = torch.as_tensor(x if is_kept(x) else 1.0)
         kept.append(factor.to(values.constant_step_size))
     lr = torch.stack(kept)
-    found = values._asdict()
-    for key in TIMES_LR:
-        found[key] = lr * found[key]
-    return ScheduledValues(**found)
+    return values._replace(
+        step_size=lr * values.step_size,
+        weight_decay=lr * values.weight_decay,
+        constant_step_size=lr * values.constant_step_size,
+        constant_weight_decay=lr * values.constant_weight_decay,
+    )
 
 
 def has_tensors(values: Sequence[float | Tensor]) -> bool:

@@ -138,7 +138,8 @@ def owners_of(
         for rank, load in enumerate(loads):
             after = load.plus(shares[i])
             choices.append((max(after), sum(load), rank))
-        owner = owners[i] = min(choices)[-1]
+        _, _, owner = min(choices)
+        owners[i] = owner
         loads[owner] = loads[owner].plus(shares[i])
     return owners
 

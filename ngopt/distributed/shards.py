@@ -236,10 +236,10 @@ class Shards:
         for key, expected in every[0].items():
             for rank, other in enumerate(every):
                 if other[key] != expected:
-                    got = f"{_short(expected)} in rank 0 and {_short(other[key])}"
                     raise ValueError(
                         f"NGOptimizer: expected the same {key} in all processes; got "
-                        f"{got} in rank {rank}"
+                        f"{_short(expected)} in rank 0 and {_short(other[key])} in "
+                        f"rank {rank}"
                     )
 
 

@@ -218,21 +218,24 @@ class Topology:
 
     def blocks_into(self, group: int) -> tuple[EdgeBlock, ...]:
         """The blocks whose target is a group."""
-        return tuple(self._at_groups[group][0])
+        blocks, _ = self._at_groups
+        return tuple(blocks[group])
 
     def biases_of(self, group: int) -> tuple[Bias, ...]:
         """The biases that are features of a group."""
-        return tuple(self._at_groups[group][1])
+        _, biases = self._at_groups
+        return tuple(biases[group])
 
     @cached_property
-    def _at_groups(self) -> list[tuple[list[EdgeBlock], list[Bias]]]:
-        """For every group the blocks into it and its biases."""
-        found = [([], []) for _ in self.groups]
+    def _at_groups(self) -> tuple[list[list[EdgeBlock]], list[list[Bias]]]:
+        """The blocks into every group, and the biases of every group."""
+        blocks = [[] for _ in self.groups]
+        biases = [[] for _ in self.groups]
         for block in self.blocks:
-            found[block.target][0].append(block)
+            blocks[block.target].append(block)
         for bias in self.biases:
-            found[bias.group][1].append(bias)
-        return found
+            biases[bias.group].append(bias)
+        return blocks, biases
 
     @cached_property
     def views(self) -> list[list[View]]:

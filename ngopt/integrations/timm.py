@@ -15,9 +15,9 @@ def register(name: str = "ngopt") -> None:
     """
     from timm.optim._optim_factory import OptimInfo, default_registry
 
-    text = "SOAP with one setting, without a learning rate"
-    make: Any = _make
-    info = OptimInfo(name, make, description=text, has_eps=False)
+    description = "SOAP with one setting, without a learning rate"
+    make: Any = _make  # annotated as a class, but only called
+    info = OptimInfo(name, make, description=description, has_eps=False)
     default_registry.register(info)
 
 

@@ -59,8 +59,9 @@ def find_class(
     """
     module_name, colon, path = name.partition(":")
     if not (colon and module_name and path):
-        expected = f"one of {', '.join(known)}, or module:Class"
-        raise ValueError(f"{what} '{name}': expected {expected}")
+        raise ValueError(
+            f"{what} '{name}': expected one of {', '.join(known)}, or module:Class"
+        )
     module = _module(what, name, module_name, may_import)
     try:
         found = attrgetter(path)(module)

@@ -261,8 +261,10 @@ def _positions(
 def _check_shape(spec: ParameterSpec, in_graph: ParameterSpec) -> None:
     shape = spec.paired.shape
     if shape != in_graph.shape:
-        expected = f"graph expects shape {in_graph.shape}"
-        raise ValueError(f"NGOptimizer: '{spec.name}': {expected}; got {shape}")
+        raise ValueError(
+            f"NGOptimizer: '{spec.name}': graph expects shape {in_graph.shape}; "
+            f"got {shape}"
+        )
 
 
 def _with_components(
@@ -352,8 +354,11 @@ class HooksWithoutRecorder(OrderedDict):
         return OrderedDict, (list(self._others().items()),)
 
     def _others(self) -> OrderedDict:
-        hooks = OrderedDict.items(self)
-        return OrderedDict(x for x in hooks if type(x[1]) is not Recorder)
+        others = OrderedDict()
+        for key, hook in OrderedDict.items(self):
+            if type(hook) is not Recorder:
+                others[key] = hook
+        return others
 
 
 def _is_traced(args: tuple, kwargs: dict[str, Any]) -> bool:

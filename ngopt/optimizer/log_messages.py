@@ -154,10 +154,10 @@ def describe_step_size(records: Iterable[Record]) -> str:
             factors.append(round(float(factor), 2))
     if set(factors) <= {1.0}:
         return ""
-    ends = min(factors), max(factors)
-    found = "{:.2f} to {:.2f}".format(*ends)
-    if ends[0] == ends[1]:
-        found = f"{ends[0]:.2f}"
+    low, high = min(factors), max(factors)
+    found = f"{low:.2f} to {high:.2f}"
+    if low == high:
+        found = f"{low:.2f}"
     elif factors in (sorted(factors), sorted(factors, reverse=True)):
         found = f"{factors[0]:.2f} (first layer) to {factors[-1]:.2f} (last layer)"
     return (

@@ -157,10 +157,9 @@ def check_record(
                 f"state_dict: '{key}' of '{name}': expected a tensor; got {got}{advice}"
             )
         if value.shape != like.shape:
-            shape, got = tuple(like.shape), tuple(value.shape)
             raise ValueError(
-                f"state_dict: '{key}' of '{name}': expected shape {shape}; "
-                f"got {got}{advice}"
+                f"state_dict: '{key}' of '{name}': expected shape "
+                f"{tuple(like.shape)}; got {tuple(value.shape)}{advice}"
             )
 
 

@@ -39,10 +39,12 @@ class LearnedOptimizer:
     table: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if (self.base is None) == (self.metanet is None):
-            found = "neither"
-            if self.base is not None and self.metanet is not None:
-                found = f"base '{self.base.name}' and metanet '{self.metanet.name}'"
+        if self.base is None and self.metanet is None:
+            raise ValueError(
+                "LearnedOptimizer: expected a base rule or a metanet; got neither"
+            )
+        if self.base is not None and self.metanet is not None:
+            found = f"base '{self.base.name}' and metanet '{self.metanet.name}'"
             raise ValueError(
                 f"LearnedOptimizer: expected a base rule or a metanet; got {found}"
             )

@@ -1,7 +1,6 @@
 """Muon for matrices and kernels, Adam for the other parameters."""
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,8 +48,10 @@ class MuonWithAdam(Optimizer):
             self._matrices.append(matrix)
         self._parts: list[Optimizer] = []
         if self._matrices:
-            own: Any = {"weight_decay": weight_decay, "adjust_lr_fn": adjust_lr_fn}
-            self._parts.append(torch.optim.Muon(self._matrices, lr, **own))
+            muon = torch.optim.Muon(
+                self._matrices, lr, weight_decay=weight_decay, adjust_lr_fn=adjust_lr_fn
+            )
+            self._parts.append(muon)
         if others:
             adam = torch.optim.AdamW(others, lr, weight_decay=weight_decay)
             self._parts.append(adam)

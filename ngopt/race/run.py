@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -63,8 +62,8 @@ def run(path: str, settings: Settings) -> "list[Result]":
     results = []
     pause = 0.1 if sys.stderr.isatty() else LOG_PAUSE
     total = count * settings.steps
-    pauses: Any = {"mininterval": pause, "maxinterval": max(pause, 10.0)}
-    with tqdm(total=total, unit="step", **pauses) as bar:
+    longest = max(pause, 10.0)
+    with tqdm(total=total, unit="step", mininterval=pause, maxinterval=longest) as bar:
         for contestant in contestants:
             results.append(_result(problem, contestant, settings, bar))
     title = f"{problem.name}, {settings.steps} steps, {settings.seeds} seed(s)"
@@ -134,18 +133,23 @@ def table(results: list[Result]) -> str:
     """Optimizers, the best first, aligned for a terminal, and a note if a best rate is
     at the edge of those that were tried."""
     best = min(result.score for result in results)
-    rows: list[list[str]] = [list(HEADER)]
+    rows: list[tuple[str, ...]] = [HEADER]
     for result in sorted(results, key=lambda result: result.score):
         excess = 100 * (result.score / best - 1) if best > 0 else 0.0
         scores, losses = [], []
         for run in result.runs:
             scores.append(run.score)
             losses.append(run.train_loss)
-        row = [result.optimizer]
-        row.append("none" if result.lr is None else f"{result.lr:g}")
-        row[-1] += "*" * result.at_edge
-        row += [str(len(result.tried)), _spread(scores), _spread(losses)]
-        row += [f"{result.milliseconds:.1f}", f"{excess:+.1f} %"]
+        rate = "none" if result.lr is None else f"{result.lr:g}"
+        row = (
+            result.optimizer,
+            rate + "*" * result.at_edge,
+            str(len(result.tried)),
+            _spread(scores),
+            _spread(losses),
+            f"{result.milliseconds:.1f}",
+            f"{excess:+.1f} %",
+        )
         rows.append(row)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []

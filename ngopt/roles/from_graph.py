@@ -93,14 +93,13 @@ def roles_of(graph: NeuralGraph) -> tuple[ParameterRole, ...]:
     if any(graph.inferred):
         order = sorted(range(len(roles)), key=groups.__getitem__)
         _infer_roles(graph, roles, order)
-    network_of = (*graph.membership, None)
     networks = set()  # with matrices
     for role, group in zip(roles, groups, strict=True):
-        if role.blocks:
-            networks.add(network_of[group])
+        if role.blocks and group < nowhere:
+            networks.add(graph.membership[group])
     placed = []
     for role, group in zip(roles, groups, strict=True):
-        is_known = group < nowhere and network_of[group] in networks
+        is_known = group < nowhere and graph.membership[group] in networks
         placed.append(replace(role, place=group if is_known else None))
     return tuple(placed)
 

@@ -326,7 +326,8 @@ def make_answer_head(
     Raises ValueError for such a head without probes or with different numbers of
     outputs, for `answers_first` without such a head, and for a share not in [0, 1).
     """
-    share, expected = config.answers_first, "a share of 0 or more, below 1"
+    share = config.answers_first
+    expected = "a share of 0 or more, below 1"
     check_setting(0 <= share < 1, "answers_first", expected, share)
     if not config.answer_layers:
         if config.answers_first:

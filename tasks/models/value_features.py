@@ -31,7 +31,8 @@ class ValueFeatures(nn.Module):
     def prepare(self, values: Tensor) -> Tensor:
         """A parameter of b networks, (b, *shape) -> (b, *shape, 1 or 2).
 
-        Values are divided by the RMS of the parameter in each network.
+        With `scales`, values are divided by their RMS in each network, and its
+        logarithm is the second feature.
         """
         if not self.scales:
             return values.unsqueeze(-1)

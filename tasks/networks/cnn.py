@@ -73,10 +73,15 @@ def cnn_description(
 
     options: other fields of `CNNConfig`; by default "same" paddings and no skips.
     """
-    lists = {"channels": channels, "kernels": kernels, "strides": strides}
     paddings = [kernel // 2 for kernel in kernels]
     defaults = {"paddings": paddings, "skips": [None] * len(kernels)}
-    config = CNNConfig(**lists, activations=activations, **(defaults | options))
+    config = CNNConfig(
+        channels=channels,
+        kernels=kernels,
+        strides=strides,
+        activations=activations,
+        **(defaults | options),
+    )
     return {"kind": "cnn", **asdict(config)}
 
 

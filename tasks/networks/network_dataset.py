@@ -59,9 +59,9 @@ class NetworkDataset:
     def filter(self, is_kept: Callable[[NetworkStack], bool]) -> "NetworkDataset":
         """The stacks for which `is_kept` is true."""
         kept = list(map(is_kept, self.stacks))
-        networks = torch.tensor(kept)[self.stack_numbers]
+        mask = torch.tensor(kept)[self.stack_numbers]
         stacks = list(compress(self.stacks, kept))
-        return NetworkDataset(stacks, self._columns_at(networks))
+        return NetworkDataset(stacks, self._columns_at(mask))
 
     def subset(self, count: int | None) -> "NetworkDataset":
         """`count` networks at equal distances, so that every architecture keeps its

@@ -130,10 +130,10 @@ def wild_cnn(values: Mapping[str, Any]) -> dict[str, Any]:
             fields[key].append(int(parse_number(name, value, minimum)))
     activations = get_field(values, "config", "activation")
     return cnn_description(
-        fields["channels"],
-        fields["kernel_size"],
-        fields["stride"],
-        check_list("config.activation", activations),
+        channels=fields["channels"],
+        kernels=fields["kernel_size"],
+        strides=fields["stride"],
+        activations=check_list("config.activation", activations),
         paddings=fields["padding"],
         skips=[None if source < 0 else source for source in fields["residual"]],
     )

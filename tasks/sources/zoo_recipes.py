@@ -94,8 +94,9 @@ def log_uniform(random: Random, low: float, high: float) -> float:
 def small_cnn(random: Random) -> dict[str, Any]:
     """Three convolutions of 16 channels: 4,970 parameters (Unterthiner et al. 2020)."""
     activations = [random.choice(("relu", "tanh"))] * 3
-    channels = [1, 16, 16, 16]
-    return cnn_description(channels, [3] * 3, [2] * 3, activations, paddings=[0] * 3)
+    channels, kernels = [1, 16, 16, 16], [3, 3, 3]
+    strides, paddings = [2, 2, 2], [0, 0, 0]
+    return cnn_description(channels, kernels, strides, activations, paddings=paddings)
 
 
 def wild_park_cnn(random: Random) -> dict[str, Any]:
@@ -151,8 +152,8 @@ def residual_cnn(random: Random) -> dict[str, Any]:
     return cnn_description(
         [3, width, width, width, 2 * width, 2 * width][: 1 + layers],
         [3] * layers,
-        [2, 2, 1, 2, 1][:layers],
-        ["relu"] * layers,
+        strides=[2, 2, 1, 2, 1][:layers],
+        activations=["relu"] * layers,
         skips=[None, None, 0, None, 2][:layers],
         norm=random.choice(("batch", "group")),
     )

@@ -66,7 +66,8 @@ def channel_norm(tracer: Tracer, call: Node, x: Value, *_, **__) -> Value:
         return x  # the norm of anything but neurons is represented as its operand
     if len(x.shape) > 2:
         unify_channel_places(tracer, x.labels, 1)
-    norm = Norm(x, [1], *_weight_and_bias(tracer, call))
+    weight, bias = _weight_and_bias(tracer, call)
+    norm = Norm(x, [1], weight, bias)
     return scale_and_shift(tracer, call, norm)
 
 

@@ -268,7 +268,8 @@ def _cell_of(
     states: Sequence[Value],
 ) -> Cell:
     """The cell of this step, or a new one, with edges from the input features."""
-    given = not_none(*(nodes_of(tracer, state) for state in states))
+    nodes_of_states = [nodes_of(tracer, state) for state in states]
+    given = not_none(*nodes_of_states)
     key = tuple(map(_key, weights))
     cells = tracer.recurrent_cells.setdefault(key, [])
     for cell in cells:

@@ -323,7 +323,8 @@ def _block(piece: EdgePiece) -> Block:
     kind = "flatten" if is_flattened else piece.kind
     view = replace(view, shape=sizes, strides=strides)
     targets = _flat(targets, groups, rows)
-    return Block(view, sources, targets, sizes[:n], sizes[n:], kind, piece.path)
+    shape, slot_shape = sizes[:n], sizes[n:]
+    return Block(view, sources, targets, shape, slot_shape, kind, piece.path)
 
 
 def _merged(view: View, axes: Sequence[int]) -> tuple[int, int]:

@@ -131,10 +131,8 @@ class Nodes:
         return self.find(numbers).unique()
 
     def find(self, labels: Tensor) -> Tensor:
-        """The present number of each node; may be the same tensor.
-
-        Strides of 0 stay.
-        """
+        """The present number of each node, with the same strides of 0; may be the same
+        tensor."""
         shape = labels.shape
         # labels of a batch have stride 0: each is looked up once
         (labels,) = without_repeats([labels])

@@ -58,11 +58,11 @@ def to_networkx(
     from networkx import MultiDiGraph
 
     edges = to_edge_list(graph)
-    parameter, element = _node_slots(graph, edges)
+    node_parameter, node_element = _node_slots(graph, edges)
     on_nodes = on_edges = None
     if values is not None:
-        on_nodes, on_edges = _values(graph, edges, values, element)
-    node_attributes = _attributes(graph, parameter, element, on_nodes)
+        on_nodes, on_edges = _values(graph, edges, values, node_element)
+    node_attributes = _attributes(graph, node_parameter, node_element, on_nodes)
     edge_attributes = _attributes(graph, edges.parameter, edges.element, on_edges)
     result = MultiDiGraph()
     for number, group in enumerate(graph.groups):
@@ -82,15 +82,18 @@ def to_networkx(
 def _attributes(
     graph: NeuralGraph, parameter: Tensor, element: Tensor, values: Tensor | None
 ) -> list[dict[str, Any]]:
-    """Attributes of each node or edge; parameter, element: of their slots, or -1."""
+    """Attributes of each node or edge.
+
+    parameter, element: of each of its slots, (n, slots); or -1.
+    """
     numbers = None if values is None else values.tolist()
     rows = torch.stack([parameter, element], dim=2).tolist()
     found = []
     for row, slots in enumerate(rows):
         places = []
-        for own, place in slots:
-            if place >= 0:
-                places.append((graph.parameters[own].name, place))
+        for number, flat in slots:
+            if flat >= 0:
+                places.append((graph.parameters[number].name, flat))
         attributes: dict[str, Any] = {"slots": places}
         if numbers is not None:
             attributes["values"] = numbers[row][: len(places)]
@@ -128,7 +131,7 @@ def to_pyg(
     from torch_geometric.data import Data
 
     edges = to_edge_list(graph)
-    _, element = _node_slots(graph, edges)
+    _, node_element = _node_slots(graph, edges)
     sizes = torch.tensor([group.size for group in graph.groups], device="cpu")
     depths = torch.tensor([group.depth for group in graph.groups], device="cpu")
     node_group = torch.arange(len(sizes), device="cpu").repeat_interleave(sizes)
@@ -140,21 +143,21 @@ def to_pyg(
         node_group=node_group,
         node_kind=node_types(graph)[node_group],
         node_depth=depths[node_group],
-        node_mask=_padded(element >= 0, slots),
+        node_mask=_padded(node_element >= 0, slots),
         num_nodes=len(node_group),
     )
     if values is not None:
-        on_nodes, on_edges = _values(graph, edges, values, element)
+        on_nodes, on_edges = _values(graph, edges, values, node_element)
         data.x = _padded(on_nodes, slots)
         data.edge_attr = _padded(on_edges, slots)
     return data
 
 
 def _values(
-    graph: NeuralGraph, edges: EdgeList, values: Sequence[Tensor], on_nodes: Tensor
+    graph: NeuralGraph, edges: EdgeList, values: Sequence[Tensor], node_element: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Values in slots: (nodes, node slots, *features), (edges, slots, *features); 0 in
-    slots without an element; on_nodes: the elements of nodes."""
+    slots without an element. node_element: of `_node_slots`."""
     gathered = graph.gather(values)
     biases = [value.flatten(0, 1) for value in gathered.biases]
     weights = [value.flatten(0, 3) for value in gathered.edges]
@@ -162,11 +165,12 @@ def _values(
     _, order = _bias_order(edges)
     biases = torch.cat([empty, *biases])[order]
     weights = torch.cat([empty, *weights])
-    return _in_slots(biases, on_nodes), _in_slots(weights, edges.element)
+    return _in_slots(biases, node_element), _in_slots(weights, edges.element)
 
 
 def _in_slots(flat: Tensor, element: Tensor) -> Tensor:
-    """flat: the values of all slots with an element, (n, *features)."""
+    """flat: the values of all slots with an element, (n, *features). element: of all
+    slots, or -1."""
     table = flat.new_zeros((*element.shape, *flat.shape[1:]))
     table[element.to(flat.device) >= 0] = flat
     return table

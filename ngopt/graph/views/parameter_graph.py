@@ -281,7 +281,7 @@ class _ParameterGraphBuilder:
         shape = (1, n, 1)
         strides = (0, stride, 0, *slot_strides)
         edges = replace(view, shape=(*shape, *slots), strides=strides)
-        block = EdgeBlock(edges, source, target, shape, slots, kind, None, index)
+        block = EdgeBlock(edges, source, target, shape, slots, kind, target_index=index)
         self.blocks += _single_slots(block)
 
     def build(self) -> NeuralGraph:

@@ -63,10 +63,12 @@ class BlockIndices(NamedTuple):
     def concatenated(cls, several: "Sequence[BlockIndices]") -> "BlockIndices":
         """Of blocks of one kind."""
         columns: Any = zip(*several, strict=True)
-        all_ends, *others = columns
-        ends = tuple(map(torch.cat, zip(*all_ends, strict=True)))
-        joined = [None if own[0] is None else torch.cat(own) for own in others]
-        return cls(ends, *joined)
+        ends, elements, positions = columns
+        return cls(
+            ends=tuple(map(torch.cat, zip(*ends, strict=True))),
+            elements=None if elements[0] is None else torch.cat(elements),
+            positions=None if positions[0] is None else torch.cat(positions),
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -186,8 +186,8 @@ class Arena:
             return out.copy_(value)
         size = value.numel()
         if self._free.numel() < size or self._free.dtype != value.dtype:
-            most = CHUNK // value.itemsize
-            self._free = value.new_empty(max(size, most))
+            least = CHUNK // value.itemsize
+            self._free = value.new_empty(max(size, least))
         free = self._free[:size]
         self._free = self._free[size:]
         return free.view(value.shape).copy_(value)

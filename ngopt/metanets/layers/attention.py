@@ -102,9 +102,9 @@ class RelationalLayer(GraphLayer):
     ):
         super().__init__()
         if width % heads:
-            expected = f"a divisor of width {width}"
             raise ValueError(
-                f"RelationalLayer: heads: expected {expected}; got {heads}"
+                f"RelationalLayer: heads: expected a divisor of width {width}; "
+                f"got {heads}"
             )
         self.width = width
         self.heads = heads
@@ -140,17 +140,16 @@ class RelationalLayer(GraphLayer):
         of_edges = []
         for weight, bias in zip(weights, biases, strict=True):
             of_edges.append(F.linear(edges, weight, bias))
-        of_targets, of_sources = [], []
+        columns = []
         for number in range(3):
             start = number * self.width
-            columns = slice(start, start + self.width)
-            of_targets.append(terms.of_target(chunk, columns))
-            of_sources.append(terms.of_source(chunk, columns))
-        query, *back = of_targets
-        *forth, query_back = of_sources
-        terms_forth, terms_back = (query, *forth), (query_back, *back)
-        forward = self._attention(of_edges[:4], terms_forth, aggregation.TO_TARGETS)
-        backward = self._attention(of_edges[4:], terms_back, aggregation.TO_SOURCES)
+            columns.append(slice(start, start + self.width))
+        query, key_back, value_back = (terms.of_target(chunk, c) for c in columns)
+        key, value, query_back = (terms.of_source(chunk, c) for c in columns)
+        to_targets = query, key, value
+        to_sources = query_back, key_back, value_back
+        forward = self._attention(of_edges[:4], to_targets, aggregation.TO_TARGETS)
+        backward = self._attention(of_edges[4:], to_sources, aggregation.TO_SOURCES)
         return forward, backward
 
     def next_edges(self, edges: Tensor, terms: EndTerms, chunk: EdgeChunk) -> Tensor:

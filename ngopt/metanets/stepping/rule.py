@@ -157,10 +157,10 @@ class MetanetRule(UpdateRule):
             self._flat_state = FlatState(shapes, self._like(), key, d_context)
         n = self.graph.numel
         predictor = self._predictions.predictor(n)
-        rows = predictor.features(n)
+        step_features = predictor.features(n)
         grads = [grad for grad in plan.grads if grad is not None]
-        context = self._flat_state.update(plan.params, grads, plan.state, rows)
-        source = partial(FlatFeatures.finite, rows.mT, self.graph)
+        context = self._flat_state.update(plan.params, grads, plan.state, step_features)
+        source = partial(FlatFeatures.finite, step_features.mT, self.graph)
         computed = self._context.of_step(plan, source)
         if computed is not None and context is None:
             context = chunking.concatenated(computed)
@@ -179,14 +179,14 @@ class MetanetRule(UpdateRule):
         predictor = None
         if plan.in_place and _is_eager():
             predictor = self._predictions.predictor(self.graph.numel)
-        rows = self._predictions.features(columns, predictor)
-        source = partial(FlatFeatures.finite, rows, self.graph)
+        step_features = self._predictions.features(columns, predictor)
+        source = partial(FlatFeatures.finite, step_features, self.graph)
         context = self._context.of_step(plan, source)
-        own = None if context is None else torch.cat(list(context)).to(rows)
+        own = None if context is None else torch.cat(list(context)).to(step_features)
         if predictor is None:
-            values = checked_updates(self.metanet.updates, rows, own)
+            values = checked_updates(self.metanet.updates, step_features, own)
         else:
-            values = predictor.predicted(len(rows), own)
+            values = predictor.predicted(len(step_features), own)
         by_parameter = self.graph.unflatten(values)
         return context, [[Update(i, by_parameter[i]) for i in plan.present]]
 
