@@ -85,9 +85,9 @@ def as_dtensor(
     """A DTensor of this process' part, with the shape and strides of `whole`."""
     from torch.distributed.tensor import DTensor
 
-    own, shape, stride = part.contiguous(), whole.shape, whole.stride()
+    shape, stride = whole.shape, whole.stride()
     return DTensor.from_local(
-        own, mesh, placements, run_check=False, shape=shape, stride=stride
+        part.contiguous(), mesh, placements, run_check=False, shape=shape, stride=stride
     )
 
 

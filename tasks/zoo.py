@@ -167,9 +167,9 @@ def train_all(config: TrainConfig) -> None:
 
 
 def train_rank(config: TrainConfig) -> None:
-    shard = partial(make_shard, config=config, data=load_images(config))
+    make = partial(make_shard, config=config, data=load_images(config))
     wanted = jobs(counts(config.runs), config.shard)
-    make_shards(folder_of(config, PROGRAM), wanted, shard, QUALITY)
+    make_shards(folder_of(config, PROGRAM), wanted, make, QUALITY)
 
 
 def load_images(config: TrainConfig) -> ImageDataset:

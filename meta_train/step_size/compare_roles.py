@@ -47,8 +47,8 @@ def compared(rows: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, str]]:
             if names[0] not in row:
                 continue
             for factor, name in zip(FACTORS, names, strict=True):
-                own = columns.setdefault(f"x {factor:g}", [])
-                own.append(100 * row[name].mean())
+                column = columns.setdefault(f"x {factor:g}", [])
+                column.append(100 * row[name].mean())
             curves = np.stack([row[UNCHANGED], *(row[name] for name in names)])
             best = [curves[curves[:, 1 - seed].argmax(), seed] for seed in (0, 1)]
             bounds = columns.setdefault("bound", [])

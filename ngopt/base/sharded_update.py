@@ -138,8 +138,8 @@ class ShardedSoapUpdate(SoapUpdate):
             for k in keys[size]:
                 by_key[k.parameter, k.key] = list(islice(rest, k.count))
             for k in self.stack.keys.get(size, []):
-                own = found.setdefault(size, [])
-                own += by_key[k.parameter, k.key]
+                of_size = found.setdefault(size, [])
+                of_size += by_key[k.parameter, k.key]
         return found
 
     def _changes(self, step: StepContext) -> Iterator[list[Change]]:

@@ -191,10 +191,10 @@ def set_factors(buckets: Sequence[Bucket]) -> dict[int, list[FactorKey]]:
             layout = stack[0].layout
             for axis in layout.axes:
                 count = layout.shape[0] * axis.parts
-                own = found.setdefault(axis.size, [])
+                keys = found.setdefault(axis.size, [])
                 for entry in stack:
                     key = f"{axis.name}{{}}_{entry.number}"
-                    own.append(FactorKey(entry.parameter, key, count))
+                    keys.append(FactorKey(entry.parameter, key, count))
                 start = ends[axis.size]
                 end = start + len(stack) * count
                 ends[axis.size] = end

@@ -171,9 +171,9 @@ class MLPPredictor(Predictor):
         *weights, last = self._weights
         n = x.shape[-1]
         for weight, hidden in zip(weights, self._hidden, strict=True):
-            own = hidden[:, :n]
-            torch.mm(weight, x, out=own[:-1]).relu_()
-            x = own
+            used = hidden[:, :n]
+            torch.mm(weight, x, out=used[:-1]).relu_()
+            x = used
         torch.mm(last, x, out=out)
 
 

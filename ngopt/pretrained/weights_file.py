@@ -166,6 +166,6 @@ def _tensors(learned: LearnedOptimizer) -> dict[str, Tensor]:
         found = learned.base.tensors
     tensors = {}
     for key, value in found.items():
-        own = value.detach().to("cpu", torch.float32)
-        tensors[key] = own.contiguous()
+        on_cpu = value.detach().to("cpu", torch.float32)
+        tensors[key] = on_cpu.contiguous()
     return tensors

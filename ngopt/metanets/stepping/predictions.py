@@ -72,8 +72,8 @@ class Predictions:
         for group in chunking.batches_up_to(sizes, limit):
             columns = source.joined(group)
             if context is not None:
-                own = [context[i] for i in group]
-                columns.append(chunking.concatenated(own))
+                contexts = [context[i] for i in group]
+                columns.append(chunking.concatenated(contexts))
             if plan.in_place and sizes[group[0]] > longest:
                 spec = self.graph.parameters[group[0]]
                 width = spec.numel // spec.shape[0]
