@@ -110,14 +110,11 @@ class NGOptimizer(Optimizer):
         arguments.check_process_group(process_group, learned.base is not None)
         self._own_decay: float = getattr(learned.base, "weight_decay", 0.0)
         self._messages = Messages()
-        defaults = {
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "total_steps": param_groups.as_python_int(total_steps),
-            "maximize": maximize,
-            "renew_every": param_groups.as_python_int(renew_every),
-            "weights": weights_hash(learned),
-        }
+        defaults: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
+        defaults["total_steps"] = param_groups.as_python_int(total_steps)
+        defaults["maximize"] = maximize
+        defaults["renew_every"] = param_groups.as_python_int(renew_every)
+        defaults["weights"] = weights_hash(learned)
         defaults = param_groups.with_own_decay(defaults, self._own_decay)
         arguments.check_settings(defaults)
         arguments.check_no_module(params)

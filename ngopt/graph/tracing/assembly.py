@@ -245,8 +245,16 @@ class _Groups:
         shape = (groups, rows, columns)
         source, source_index = self.locate(_sources(block))
         target, target_index = self.locate(block.targets)
-        new = EdgeBlock(block.view, source, target, shape, block.slot_shape, block.kind)
-        return replace(new, source_index=source_index, target_index=target_index)
+        return EdgeBlock(
+            block.view,
+            source,
+            target,
+            shape,
+            slot_shape=block.slot_shape,
+            kind=block.kind,
+            source_index=source_index,
+            target_index=target_index,
+        )
 
     def bias(self, block: Block) -> Bias:
         view = _view(block)
