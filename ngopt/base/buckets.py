@@ -44,6 +44,10 @@ class BucketEntry(NamedTuple):
         return self.layout.axes and (self.layout.shape, self.layout.axes)
 
 
+Stack = list[BucketEntry]
+"""Entries of one kind."""
+
+
 class Factors(NamedTuple):
     """Kronecker factors of an axis of a stack."""
 
@@ -66,8 +70,7 @@ class Bucket:
     def __init__(self, entries: Sequence[BucketEntry], device: torch.device):
         """entries: those of one kind follow each other."""
         self.entries = entries
-        alike = groupby(entries, attrgetter("kind"))
-        self.stacks = [list(stack) for _, stack in alike]
+        self.stacks = stacks_of(entries)
         self.factors: list[Factors] = []
         shapes, parts, owners = [], [], []
         self.measured: list[BucketEntry] = []
@@ -138,7 +141,14 @@ class Bucket:
 
 
 def make_buckets(entries: Sequence[BucketEntry], device: torch.device) -> list[Bucket]:
-    """Buckets of entries, in which those of one kind follow each other.
+    """Buckets of entries, as `arranged` divides them."""
+    return [Bucket(some, device) for some in arranged(entries, device)]
+
+
+def arranged(
+    entries: Sequence[BucketEntry], device: torch.device
+) -> list[list[BucketEntry]]:
+    """Entries of each bucket; those of one kind follow each other.
 
     Kinds with few elements share a bucket first, so that large kinds have their own.
     """
@@ -157,8 +167,12 @@ def make_buckets(entries: Sequence[BucketEntry], device: torch.device) -> list[B
                 free = largest
             found[-1].append(entry)
             free -= entry.numel
-    buckets = []
     for some in found:
         some.sort(key=lambda entry: (entry.is_measured, not entry.kind))
-        buckets.append(Bucket(some, device))
-    return buckets
+    return found
+
+
+def stacks_of(entries: Sequence[BucketEntry]) -> list[Stack]:
+    """Entries that follow each other, divided by kind."""
+    alike = groupby(entries, attrgetter("kind"))
+    return [list(stack) for _, stack in alike]

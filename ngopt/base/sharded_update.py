@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from ngopt import chunking
-from ngopt.base.buckets import Bucket, BucketEntry, make_buckets
+from ngopt.base.buckets import Bucket, BucketEntry, arranged, stacks_of
 from ngopt.base.eigenbasis import renewal_positions
 from ngopt.base.first_steps import is_matrix, spectral_excess
-from ngopt.base.state import ParameterStack, counts_of, entries_of, set_factors
+from ngopt.base.state import ParameterStack, counts_of, entries_of, factors_of
 from ngopt.base.step_context import StepContext, StepInputs
 from ngopt.base.update import SoapUpdate
 from ngopt.distributed.exchange import Arrival, Exchange, make_exchanges
@@ -130,7 +130,9 @@ class ShardedSoapUpdate(SoapUpdate):
     def _renewal_positions(self, layouts: Sequence[Layouts]) -> dict[int, list[float]]:
         """As in a single process: the same bases are renewed at the same steps."""
         entries = entries_of(layouts, range(len(layouts)))
-        keys = set_factors(make_buckets(entries, self.stack.device))
+        # without `Bucket`, which would need memory for the parts of all processes
+        buckets = arranged(entries, self.stack.device)
+        _, keys = factors_of(map(stacks_of, buckets))
         found: dict[int, list[float]] = {}
         for size, positions in renewal_positions(counts_of(keys)).items():
             rest = iter(positions)

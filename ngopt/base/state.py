@@ -1,14 +1,14 @@
 """The state of many parameters in a few tensors, of which their records hold views."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ngopt.base.buckets import Bucket, BucketEntry, Factors, make_buckets
+from ngopt.base.buckets import Bucket, BucketEntry, Factors, Stack, make_buckets
 from ngopt.base.first_steps import StepSizeFactors
 from ngopt.functional import Record, state_dtype
 from ngopt.packing import PackedState, Packing, PaddedRows, scalar_packing
@@ -100,7 +100,9 @@ class ParameterStack:
             entries = entries_of(layouts, parameters)
             self.rounds.append(make_buckets(entries, self.device))
         self.buckets = list(chain.from_iterable(self.rounds))
-        self.keys = set_factors(self.buckets)
+        factors, self.keys = factors_of(bucket.stacks for bucket in self.buckets)
+        for bucket, own in zip(self.buckets, factors, strict=True):
+            bucket.factors = own
         owners: list[int] = []
         for key in chain.from_iterable(self.keys.values()):
             owners += [key.parameter] * key.count
@@ -182,12 +184,19 @@ def entries_of(
     return entries
 
 
-def set_factors(buckets: Sequence[Bucket]) -> dict[int, list[FactorKey]]:
-    """Sets the factors of every bucket; returns keys of all, by size, largest first."""
+def factors_of(
+    buckets: Iterable[Sequence[Stack]],
+) -> tuple[list[list[Factors]], dict[int, list[FactorKey]]]:
+    """The factors of every bucket, and keys of all by size, the largest first.
+
+    buckets: their stacks.
+    """
+    factors: list[list[Factors]] = []
     found: dict[int, list[FactorKey]] = {}
     ends: Counter[int] = Counter()
-    for bucket in buckets:
-        for number, stack in enumerate(bucket.stacks):
+    for stacks in buckets:
+        factors.append([])
+        for number, stack in enumerate(stacks):
             layout = stack[0].layout
             for axis in layout.axes:
                 count = layout.shape[0] * axis.parts
@@ -198,8 +207,8 @@ def set_factors(buckets: Sequence[Bucket]) -> dict[int, list[FactorKey]]:
                 start = ends[axis.size]
                 end = start + len(stack) * count
                 ends[axis.size] = end
-                bucket.factors.append(Factors(number, axis, slice(start, end)))
-    return dict(sorted(found.items(), reverse=True))
+                factors[-1].append(Factors(number, axis, slice(start, end)))
+    return factors, dict(sorted(found.items(), reverse=True))
 
 
 def counts_of(keys: Mapping[int, Sequence[FactorKey]]) -> dict[int, int]:
