@@ -113,7 +113,7 @@ def test_fsdp2_gpt(tmp_path, forkserver):
     ("package", "first", "checkpoint"),
     [("lightning", 0, "epoch=0.ckpt"), ("accelerate", 1, "epoch-1")],
 )
-def test_trainers(tmp_path, package, first, checkpoint):
+def test_trainers(tmp_path, forkserver, package, first, checkpoint):
     """One process gives the losses of two, and so does a resumed training."""
     pytest.importorskip(package)
     name = f"{package}_fsdp2.py"
@@ -122,8 +122,8 @@ def test_trainers(tmp_path, package, first, checkpoint):
     assert list(expected) == [first, first + 1]
     # untrained: 1.4, the logarithm of 4
     assert expected[first + 1] < 0.5
-    single = losses(name, 1, *settings, tmp_path / "one")
+    single = losses_of_forked(name, 1, *settings, tmp_path / "one")
     assert single == pytest.approx(expected, **CLOSE)
     begun = "--resume", tmp_path / "two" / checkpoint
-    resumed = losses(name, 2, *settings, tmp_path / "resumed", *begun)
+    resumed = losses_of_forked(name, 2, *settings, tmp_path / "resumed", *begun)
     assert resumed == pytest.approx({first + 1: expected[first + 1]}, **CLOSE)
