@@ -24,6 +24,7 @@ from benchmarks.sharding.simulated_ranks import (
     Group,
 )
 from benchmarks.sharding.timeline import BANDWIDTH, LATENCY, Log, in_turn, play
+from ngopt.base.buckets import Bucket
 from ngopt.shard_layout import whole
 
 TINY = partial(Llama, 64, 16, 2, 24, 2)
@@ -53,6 +54,24 @@ def test_bytes_and_state_of_all_ranks(division, size):
         assert sum(log.sent for log in logs) == expected
         assert sum(log.received for log in logs) == expected
         assert play(logs) > max(log.device_seconds for log in logs) > 0
+
+
+def test_no_rank_makes_buckets_of_the_whole_network(monkeypatch):
+    """A bucket needs memory for all of its elements."""
+    numels = []
+    init = Bucket.__init__
+
+    def counted(self, entries, device):
+        numels.append(sum(entry.numel for entry in entries))
+        init(self, entries, device)
+
+    monkeypatch.setattr(Bucket, "__init__", counted)
+    size = 4
+    for rank in range(size):
+        numels.clear()
+        Group(TINY, FSDP, size).steps(rank)
+        # matrices that it owns, and parts that it holds
+        assert 0 < sum(numels) < 3 * (MATRICES + VECTORS) / size
 
 
 def test_owners_of_a_table_have_its_factor_each():
