@@ -22,8 +22,8 @@ def passes_user_code(error: BaseException) -> bool:
 
 
 @contextmanager
-def errors_name(what: str) -> Iterator[None]:
-    """Adds the offender, such as a file, to the message of a ValueError."""
+def prefixed_errors(what: str) -> Iterator[None]:
+    """Puts the offender, such as a file, before the message of a ValueError."""
     try:
         yield
     except ValueError as error:

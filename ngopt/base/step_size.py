@@ -147,13 +147,17 @@ class StepSchedule:
             height = c.open_step_size * shape
         correction = momentum**2 * (1 - beta2) / (1 - beta2 ** (age + 1))
         damping = max(c.epsilon, MIN_EPSILON) * momentum
-        before = (1 - power + TINY) ** -0.5
-        after = (1 - DECAY * power) ** -0.5
-        average = average_weight(age, c.average_power)
-        walk = c.straight**2 * (age + TINY) / (age + c.straight_steps)
-        size, decay = constants[0] * height, constants[1] * height
-        count, square = age + 1, damping**2
-        return count, before, after, correction, square, average, walk, size, decay
+        return (
+            age + 1,
+            (1 - power + TINY) ** -0.5,
+            (1 - DECAY * power) ** -0.5,
+            correction,
+            damping**2,
+            average_weight(age, c.average_power),
+            c.straight**2 * (age + TINY) / (age + c.straight_steps),
+            constants[0] * height,
+            constants[1] * height,
+        )
 
 
 def _times_lr(table: Tensor, hyper: Hyper) -> ScheduledValues:

@@ -125,7 +125,8 @@ def _connected_elements(graph: NeuralGraph) -> int:
 def _traced_in_mode(
     model: nn.Module, example_input: Any, training: bool
 ) -> NeuralGraph:
-    """Raises ValueError if the module does not run, NotCaptured if not traceable."""
+    """Raises ValueError if the module does not run, NotCaptured if it cannot be
+    traced."""
     try:
         program = capture(model, example_input, training=training)
     except NotCaptured:

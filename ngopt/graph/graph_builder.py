@@ -24,7 +24,8 @@ Groups = Collection[int]
 
 
 class GraphBuilder:
-    """Collects groups, blocks, biases; `build` adds roles, depths, unused elements."""
+    """Collects groups, blocks and biases; `build` adds roles, depths and unused
+    elements."""
 
     def __init__(self, parameters: Sequence[ParameterSpec]):
         self.parameters = tuple(parameters)

@@ -55,7 +55,9 @@ def renumbered(
     graph: NeuralGraph, parameters: Sequence[int], groups: Sequence[int]
 ) -> NeuralGraph:
     """The graph whose blocks and biases have new numbers of parameters and groups.
-    The lists of both stay as they are."""
+
+    parameters, groups: the new number of each. The lists of both stay as they are.
+    """
     blocks = []
     for block in graph.blocks:
         view = block.view

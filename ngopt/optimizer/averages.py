@@ -36,10 +36,13 @@ def averaged_parameters(groups: Sequence[Group], state: State) -> list[Tensor]:
     return [p for p in group_tensors(groups) if AVERAGE in state.get(p, {})]
 
 
-@torch.no_grad()
 def write_averages(groups: Sequence[Group], state: State) -> None:
     """Overwrites parameters with their averages."""
-    params = averaged_parameters(groups, state)
+    _write(averaged_parameters(groups, state), state)
+
+
+@torch.no_grad()
+def _write(params: Sequence[Tensor], state: State) -> None:
     for p in params:
         real(local(p)).copy_(state[p][AVERAGE])
     if are_divided(params):
@@ -55,7 +58,7 @@ def averages_written(groups: Sequence[Group], state: State) -> Iterator[None]:
     params = averaged_parameters(groups, state)
     saved = [(p, p.detach().clone()) for p in map(local, params)]
     try:
-        write_averages(groups, state)
+        _write(params, state)
         before = _versions(params)
         yield
         if _versions(params) != before:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from harness.errors import errors_name
+from harness.errors import prefixed_errors
 from ngopt.graph import NeuralGraph
 from ngopt.metanets.layers.np_layer import NPLayer, Pool, pooled, summary
 from tasks.baselines.chains import Chain, ChainValues
@@ -47,7 +47,7 @@ class EquivariantModel(ParameterModel):
 
     def build(self, d_out: int, config: EquivariantConfig) -> None:
         super().build(d_out, config)
-        with errors_name(self.name):
+        with prefixed_errors(self.name):
             self.chain = type(self).chain_of_graph(self.first.graph)
         between = self.chain.channels(config.width)
         last = self.chain.channels(d_out, of_slots=True) if self.edits else between

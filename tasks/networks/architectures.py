@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from harness.errors import errors_name
+from harness.errors import prefixed_errors
 from ngopt.graph import NeuralGraph, build_graph, canonical
 from tasks.networks.cnn import CNN
 from tasks.networks.deep_sets import DeepSets
@@ -89,7 +89,7 @@ class NetworkStack(NamedTuple):
         expected = {}
         for spec in architecture.graph.parameters:
             expected[spec.name] = spec.shape
-        with errors_name("networks"):
+        with prefixed_errors("networks"):
             check_parameters(expected, networks.params)
         return cls(architecture, [networks.params[name] for name in expected])
 

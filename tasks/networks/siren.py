@@ -50,9 +50,11 @@ def render(params: Sequence[Tensor], points: Tensor) -> Tensor:
     (b, n_out); points (n, d) -> (b, channels, n).
     """
     x = points.mT.expand(len(params[0]), -1, -1)
-    for weight, bias in zip(params[::2], params[1::2], strict=True):
+    last = len(params) // 2 - 1
+    layers = zip(params[::2], params[1::2], strict=True)
+    for index, (weight, bias) in enumerate(layers):
         x = torch.baddbmm(bias.unsqueeze(-1), weight, x)
-        if bias is not params[-1]:
+        if index < last:
             x = torch.sin(FREQUENCY * x)
     return x
 

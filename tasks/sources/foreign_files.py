@@ -1,7 +1,7 @@
 """Checks values from files of other projects, without running code from them.
 
 For missing or invalid values, all functions raise ValueError, which names the field or
-parameter. `errors_name` adds the file.
+parameter. `prefixed_errors` adds the file.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from harness.errors import errors_name
+from harness.errors import prefixed_errors
 from harness.files import read_json
 from tasks.networks.architectures import make_module
 from tasks.networks.input_network import InputNetwork
@@ -42,7 +42,7 @@ def path_rows(source: Path, entry: Any, *keys: str) -> list[tuple]:
 
     The columns are lists of equal length. Paths are relative to the file's folder.
     """
-    with errors_name(f"file '{source}'"):
+    with prefixed_errors(f"file '{source}'"):
         names = check_list("path", get_field(entry, "path"))
         columns = []
         for key in keys:

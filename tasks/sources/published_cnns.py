@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.errors import errors_name
+from harness.errors import prefixed_errors
 from harness.files import read_checkpoint
 from tasks.networks.cnn import cnn_description
 from tasks.shards import Networks
@@ -63,7 +63,7 @@ def read_cnn_zoo(source: Path, split: str) -> Iterator[Networks]:
     weights = read_matrix(path)
     rows = read_table(metrics, METRICS)
     accuracies, final = [], []
-    with errors_name(f"file '{metrics}'"):
+    with prefixed_errors(f"file '{metrics}'"):
         if len(rows) != len(weights):
             raise ValueError(
                 f"expected {len(weights)} rows, as of weights; got {len(rows)}"
@@ -82,7 +82,7 @@ def read_cnn_zoo(source: Path, split: str) -> Iterator[Networks]:
     parameters = read_table(layout, LAYOUT)
     for activation, own in sorted(by_activation.items()):
         values = torch.from_numpy(np.array(weights[own], np.float32))
-        with errors_name(f"file '{layout}'"):
+        with prefixed_errors(f"file '{layout}'"):
             params = unpack_params(parameters, values)
             architecture = small_cnn(params, activation)
         columns = {
@@ -90,7 +90,7 @@ def read_cnn_zoo(source: Path, split: str) -> Iterator[Networks]:
             "step": torch.full((len(own),), FINAL_STEP),
             "accuracy": torch.tensor(accuracies)[own],
         }
-        with errors_name(f"file '{path}'"):
+        with prefixed_errors(f"file '{path}'"):
             yield checked_networks(architecture, params, columns)
 
 
@@ -106,13 +106,13 @@ def read_wild_park(source: Path, split: str) -> Iterator[Networks]:
     entry = read_split_file(source, split)
     for path, score, step in path_rows(source, entry, "score", "step"):
         values = read_checkpoint(path)
-        with errors_name(f"file '{path}'"):
+        with prefixed_errors(f"file '{path}'"):
             architecture = wild_cnn(values)
             params = check_tensors(get_field(values, "model"))
-        with errors_name(f"file '{source}'"):
+        with prefixed_errors(f"file '{source}'"):
             accuracy = parse_accuracy("score", score)
             step = int(parse_number("step", step, minimum=0))
-        with errors_name(f"file '{path}'"):
+        with prefixed_errors(f"file '{path}'"):
             yield single_network(architecture, params, accuracy=accuracy, step=step)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from harness.errors import errors_name
+from harness.errors import prefixed_errors
 from harness.files import read_checkpoint
 from tasks.shards import Networks
 from tasks.sources.foreign_files import (
@@ -39,7 +39,7 @@ def read_dwsnets(source: Path, split: str) -> Iterator[Networks]:
     for index, (path, label) in enumerate(path_rows(source, entry, "label")):
         values = read_checkpoint(path)
         own = {key: values[key] for key in values if key.startswith("seq.")}
-        with errors_name(f"file '{path}'"):
+        with prefixed_errors(f"file '{path}'"):
             if label is None:
                 label = get_field(values, "label")
             params = {}
@@ -63,7 +63,7 @@ def read_nfn(source: Path, split: str) -> Iterator[Networks]:
     for index in split_indices(source, split, sorted(files)):
         path, label = files[index]
         values = read_checkpoint(path)
-        with errors_name(f"file '{path}'"):
+        with prefixed_errors(f"file '{path}'"):
             params = {}
             for key, value in check_tensors(values).items():
                 name = re.sub(r"^net\.(\d+)\.(linear\.)?", r"layers.\1.", key)

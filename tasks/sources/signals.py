@@ -39,7 +39,7 @@ class Signals:
         return {**own, "index": index}
 
 
-def images_of(split: Split) -> Signals:
+def image_signals(split: Split) -> Signals:
     """Images minus `MIDDLE`, with their label."""
 
     def values(index: Tensor) -> Tensor:
@@ -85,5 +85,5 @@ def load_signals(name: str, counts: Mapping[str, int], seed: int) -> dict[str, S
             raise ValueError(
                 f"{split}: expected at most {len(images)} images; got {counts[split]}"
             )
-        signals[split] = images_of(images)
+        signals[split] = image_signals(images)
     return signals

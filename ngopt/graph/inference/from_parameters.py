@@ -270,7 +270,8 @@ def _may_be_embedding(layers: Sequence[LayerParameters], first: Parameter) -> bo
 
 
 def _vector_of_columns(layer: LayerParameters) -> Parameter | None:
-    """The first vector after a weight, if as long as its columns and not its rows."""
+    """The first vector after a weight, if it has the length of its columns and not of
+    its rows."""
     if layer.weight is None or layer.bias is not None or not layer.rest:
         return None
     shape = layer.weight.shape

@@ -100,7 +100,10 @@ def _places_on_new_axes(
     before: torch.Size, elements: Elements, shape: torch.Size
 ) -> Tensor:
     """Numbers, from 0, of the places along the axes that a parameter adds to a tensor.
-    Places along axes that the tensor had before are positions of the same neurons."""
+
+    They broadcast to the shape. Places along axes that the tensor had before are
+    positions of the same neurons.
+    """
     numbers = elements.numbers.expand(shape)
     axes = len(shape)
     missing = axes - len(before)

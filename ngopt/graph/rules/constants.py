@@ -72,8 +72,8 @@ def tell_apart_by_constant(tracer: Tracer, x: Neurons, constant: Tensor) -> None
 
 
 def differs_between_neurons(labels: Tensor, other: Tensor) -> bool:
-    """Whether both labels and another tensor may change along the same dimension, as
-    they do without stride 0."""
+    """Whether both labels and another tensor may change along the same dimension.
+    Stride 0 means no change."""
     labels = with_zero_strides(labels)
     other = other.expand(labels.shape)
     for d, n in enumerate(labels.shape):

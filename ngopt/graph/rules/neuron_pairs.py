@@ -86,13 +86,16 @@ def sum_of(tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> Neurons:
 
 def difference_of(tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> Neurons:
     """A new node for each pair, whose edges distinguish minuend and subtrahend."""
-    return product_of(tracer, call, a, b, "neuron")
+    return _node_for_each_pair(tracer, call, a, b, "neuron")
 
 
-def product_of(
-    tracer: Tracer, call: Node, a: Neurons, b: Neurons, kind: str = "product"
+def product_of(tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> Neurons:
+    return _node_for_each_pair(tracer, call, a, b, "product")
+
+
+def _node_for_each_pair(
+    tracer: Tracer, call: Node, a: Neurons, b: Neurons, kind: str
 ) -> Neurons:
-    """A new node of that kind for each pair."""
     combined = NeuronPairs.of(tracer, call, a, b)
     nodes = pair_nodes(tracer, call.name, combined.pairs, kind)
     return combined.result(nodes)

@@ -51,7 +51,8 @@ class Copier:
         self._empty: set[int] = set()  # modules whose copies have no attributes yet
 
     def module(self, module: nn.Module) -> nn.Module:
-        """A copy of a module, with the same parameters. Modules of torch.jit stay."""
+        """A copy of a module that shares its parameters. Modules of torch.jit are not
+        copied."""
         # all of them before any attribute, which may refer to one
         for one in module.modules():
             self._begin(one)
