@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -22,41 +21,28 @@ def precise_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def root_mean_squares(
-    values: Sequence[Tensor], roots: Tensor, in_place: bool
-) -> Tensor:
-    """RMS of each tensor, (n,), without overflow.
+def norms(values: Sequence[Tensor], dtype: torch.dtype, in_place: bool) -> Tensor:
+    """Euclidean norm of each tensor, (n,), without overflow.
 
-    roots: square roots of the numbers of elements, (n,); 1 for empty tensors. in_place:
-    whether neither autograd nor vmap is used; vmap has no foreach functions.
+    dtype: of the result. in_place: whether neither autograd nor vmap is used; vmap has
+    no foreach functions.
     """
     if not in_place:
-        norms = [torch.linalg.vector_norm(x, dtype=roots.dtype) for x in values]
-        return torch.stack(norms) / roots
+        return torch.stack([torch.linalg.vector_norm(x, dtype=dtype) for x in values])
     # float32 is much faster on a CPU; float64 where its range is too small
-    is_exact = not roots.is_cpu or values[0].dtype == roots.dtype
-    dtype = roots.dtype if is_exact else torch.float32
-    norms = torch.stack(_foreach_norm(list(values), 2, dtype))
+    is_exact = not values[0].is_cpu or values[0].dtype == dtype
     if is_exact:
-        return norms.div_(roots)
-    norms = norms.to(roots)
+        return torch.stack(_foreach_norm(list(values), 2, dtype))
+    norms = torch.stack(_foreach_norm(list(values), 2, torch.float32)).to(dtype)
     for i, norm in enumerate(norms.tolist()):
         if not SAFE_NORMS[0] < norm < SAFE_NORMS[1]:
-            norms[i] = torch.linalg.vector_norm(values[i], dtype=roots.dtype)
-    return norms.div_(roots)
+            norms[i] = torch.linalg.vector_norm(values[i], dtype=dtype)
+    return norms
 
 
 def is_transformed() -> bool:
     """Whether vmap or another transform of `torch.func` is active."""
     return peek_interpreter_stack() is not None
-
-
-def writes_out(like: Tensor) -> bool:
-    """Whether to use `out=`, which saves passes over memory on accelerators.
-
-    Neither autograd nor vmap has it. In the caches of a CPU it saves nothing.
-    """
-    return not (like.is_cpu or is_transformed() or torch.is_grad_enabled())
 
 
 def is_host(device: torch.device) -> bool:
@@ -155,13 +141,6 @@ def _has_out_dtype() -> bool:
 def has_triton(device: torch.device) -> bool:
     """Whether Triton kernels can run on a device."""
     return device.type == "cuda" and find_spec("triton") is not None
-
-
-def kernels(device: torch.device, dtype: torch.dtype) -> Any:
-    """The module with the default's Triton kernels, or None if they cannot be used."""
-    if dtype != torch.float32 or not has_triton(device):
-        return None
-    return import_module("ngopt.base.triton_kernels")
 
 
 @cache

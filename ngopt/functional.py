@@ -54,7 +54,7 @@ class Change(NamedTuple):
     delta: Tensor  # is added to the elements
     record: Record  # the new state
     part: Callable[[Tensor], Tensor] = whole  # view of the elements that change
-    newest: float | Tensor | None = None  # weight of the new values in the average
+    average_weight: float | Tensor | None = None  # of the new values in the average
 
 
 class UpdateRule(Protocol):
@@ -112,14 +112,14 @@ def update_all(
     """The deltas of one step, None for parameters without a gradient, and new state."""
     deltas: list[Tensor | None] = [None] * len(params)
     records = list(state)
-    newest: dict[int, float | Tensor] = {}
+    average_weights: dict[int, float | Tensor] = {}
     for c in chain.from_iterable(rule.update(grads, state, params, hyper)):
         i = c.position
         records[i] = c.record
-        if c.newest is not None:
-            newest[i] = c.newest
+        if c.average_weight is not None:
+            average_weights[i] = c.average_weight
         deltas[i] = _add_part(deltas[i], c, params[i])
-    for i, weight in newest.items():
+    for i, weight in average_weights.items():
         average = records[i][AVERAGE]
         p = params[i]
         delta = deltas[i]
@@ -148,11 +148,11 @@ def apply(changes: Sequence[Change], params: Sequence[Tensor]) -> None:
     values: list[Tensor] = []
     weights: list[Any] = []
     for c in changes:
-        if c.newest is not None:
+        if c.average_weight is not None:
             averages.append(c.part(c.record[AVERAGE]))
             value = c.part(params[c.position])
             values.append(value.to(c.delta.dtype))
-            weights.append(c.newest)
+            weights.append(c.average_weight)
     if averages:
         _foreach_lerp_(averages, values, weights)
 

@@ -2,10 +2,10 @@
 
 import torch
 
-from ngopt.base.network_features import FEATURES
-from ngopt.base.soap import Soap
-from ngopt.base.step_predictor import StepPredictor
+from ngopt.learned_step.features import FEATURES
+from ngopt.learned_step.predictor import LearnedStep, StepPredictor
 from ngopt.pretrained import LearnedOptimizer
+from ngopt.soap.soap import Soap
 
 
 def random_predictor(slope: float = 0.0) -> StepPredictor:
@@ -32,4 +32,5 @@ def random_predictor(slope: float = 0.0) -> StepPredictor:
 
 def learned(predictor: StepPredictor | None) -> LearnedOptimizer:
     """The default with this factor; None: it is 1."""
-    return LearnedOptimizer(base=Soap(predictor=predictor))
+    multiplier = None if predictor is None else LearnedStep(predictor)
+    return LearnedOptimizer(base=Soap(multiplier=multiplier))

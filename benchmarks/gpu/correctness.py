@@ -20,8 +20,8 @@ from benchmarks.gpu.session import Records, Session, Skipped
 from benchmarks.records import Record
 from benchmarks.shapes import TINY_WORKLOADS, loss_of, plain_cnn
 from ngopt import NGOptimizer, list_pretrained
-from ngopt.base import update
-from ngopt.base.cuda_graphs import Replays
+from ngopt.accelerator.cuda_graphs import Replays
+from ngopt.soap import update
 
 STEPS, RENEW_EVERY, HORIZON = 14, 3, 100
 WARM_UP, REPLAYS = 11, 6  # torch requires warm-up before capture; early steps differ

@@ -118,7 +118,7 @@ class Group:
             "fake", rank=rank, world_size=self.size, store=FakeStore()
         )
         logged = {name: getattr(collectives, name) for name in COLLECTIVES}
-        cached_roles = patch("ngopt.base.soap.roles_of", self._roles_of)
+        cached_roles = patch("ngopt.soap.soap.roles_of", self._roles_of)
         try:
             with patch.multiple(distributed, **logged), cached_roles:
                 yield

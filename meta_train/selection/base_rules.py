@@ -15,10 +15,10 @@ from meta_train.comparison.inner_training import Record, Run
 from meta_train.comparison.optimizers import reads_connections
 from meta_train.comparison.runs import execute
 from meta_train.problems import load_problem
-from ngopt.base.config import SoapConfig
-from ngopt.base.soap import Soap
 from ngopt.pretrained import save_pretrained, weights_hash
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
+from ngopt.soap.config import SoapConfig
+from ngopt.soap.soap import Soap
 
 # Largest change of the score by one problem: a factor e^.5 = 1.65 in loss.
 LARGEST_GAIN = 0.5

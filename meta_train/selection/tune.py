@@ -25,8 +25,8 @@ from meta_train.problems import DEVELOPMENT, problem_names
 from meta_train.selection.base_rules import base_rule, gains, whole_trainings
 from meta_train.selection.study import open_study, run_trials
 from meta_train.training.weights import with_stage
-from ngopt.base.config import SoapConfig
 from ngopt.pretrained import save_pretrained
+from ngopt.soap.config import SoapConfig
 
 # Apart from the seeds of evaluation and of baselines' tuning.
 FIRST_SEED = 2_000_000

@@ -21,7 +21,7 @@ from meta_train.step_size.feature_sets import CHOSEN
 from meta_train.step_size.models import Ensemble
 from meta_train.step_size.role_variants import SLOPES, role_variants
 from meta_train.step_size.trainings import Training
-from ngopt.base.network_features import MIN_LAYERS
+from ngopt.learned_step.features import MIN_LAYERS
 
 
 @dataclass(frozen=True)

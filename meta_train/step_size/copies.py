@@ -17,8 +17,8 @@ from harness.random import seeded
 from meta_train.step_size.sources import Loss
 from meta_train.step_size.trainings import Training, started
 from ngopt import build_graph
-from ngopt.base.soap import Soap, SoapRule
 from ngopt.functional import Hyper, Record, apply
+from ngopt.soap.soap import Soap, SoapRule
 
 MULTIPLIERS = tuple(2.0**k for k in range(-3, 4))
 SEEDS = 0, 1
@@ -44,14 +44,14 @@ class CopiesRule(SoapRule):
     """
 
     def __init__(self, graph: Any, total_steps: int, copies: int):
-        super().__init__(Soap().config, graph, total_steps)
+        super().__init__(Soap(), graph, total_steps)
         count = len(self.layouts)
         self.roles = self.roles * copies
         self.layouts = self.layouts * copies
-        own = self.matrices
-        self.matrices = []
+        of_copy = self.bias_matrices
+        self.bias_matrices = []
         for first in range(0, copies * count, count):
-            self.matrices += [first + i for i in own]
+            self.bias_matrices += [first + i for i in of_copy]
         # its edges are those of one copy; the rule reads the parameters alone
         self.graph = replace(graph, parameters=graph.parameters * copies)
 

@@ -18,14 +18,12 @@ from harness.files import append_line, read_lines
 from meta_train.step_size.copies import SEEDS
 from meta_train.step_size.trainings import Training, first_gradients
 from ngopt import build_graph
-from ngopt.base.first_steps import dense_shares, spectral_excess
-from ngopt.base.network_features import (
+from ngopt.learned_step.features import (
     FEATURES,
     LOG_ZERO,
     MIN_SIZE,
     OF_GRADIENTS,
     OF_WEIGHTS,
-    FirstMeasures,
     gradient_features,
     inverse_init_rms,
     known_features,
@@ -33,6 +31,8 @@ from ngopt.base.network_features import (
     weight_features,
 )
 from ngopt.roles.from_graph import ParameterRole, roles_of
+from ngopt.soap.config import Measured
+from ngopt.soap.first_steps import dense_counts, spectral_excess
 
 GRAPHS = 2
 HORIZON = ["log steps", "log steps below 500"]
@@ -125,11 +125,13 @@ def _known_of_gradients(table: Table) -> dict[str, float]:
     for p, grad in zip(table.params, table.grads, strict=True):
         rms.append(p.detach().square().mean().sqrt())
         grad_rms.append(grad.square().mean().sqrt())
-    dense = dense_shares(table.grads, table.matrices)
-    measures = FirstMeasures(torch.stack(rms), torch.stack(grad_rms), dense, {})
     depths = torch.tensor([table.roles[i].depth for i in table.matrices])
     numels = torch.tensor([float(p.numel()) for p in table.params])
-    found = gradient_features(depths, numels, measures, table.matrices)
+    density = torch.ones(len(numels), dtype=torch.float64)
+    counts = dense_counts(table.grads, table.matrices)
+    density[table.matrices] = counts / numels[table.matrices]
+    measured = Measured(torch.stack(grad_rms), torch.stack(rms), density=density)
+    found = gradient_features(depths, numels, measured, table.matrices)
     return {name: float(value) for name, value in found.items()}
 
 

@@ -20,9 +20,9 @@ from meta_train.step_size.models import (
     Predictor,
     Settings,
 )
-from ngopt.base.soap import Soap
-from ngopt.base.step_predictor import StepPredictor
-from ngopt.pretrained import LearnedOptimizer, load_pretrained, save_pretrained
+from ngopt.learned_step.predictor import LearnedStep, StepPredictor
+from ngopt.pretrained import LearnedOptimizer, save_pretrained
+from ngopt.soap.soap import Soap
 
 
 def main(config: Config) -> None:
@@ -41,10 +41,9 @@ def main(config: Config) -> None:
         "trainings": examples,
         "trainings_of_slopes": of_slopes,
     }
-    base = load_pretrained().base
-    assert isinstance(base, Soap)
+    predictor = StepPredictor.of(tensors_of(factor, slope))
     learned = LearnedOptimizer(
-        base=base.with_tensors(tensors_of(factor, slope)), recipe={"stages": [stage]}
+        base=Soap(multiplier=LearnedStep(predictor)), recipe={"stages": [stage]}
     )
     path = folder / "learned-step.safetensors"
     save_pretrained(learned, path)

@@ -26,7 +26,7 @@ from meta_train.step_size.graph_batches import (
 )
 from meta_train.step_size.graph_inputs import COLUMNS, COLUMNS_OF_WEIGHTS, GraphInput
 from meta_train.step_size.outcomes import interpolated
-from ngopt.base.step_predictor import MAX_LOG2
+from ngopt.learned_step.predictor import MAX_LOG2
 from ngopt.metanets.layers.aggregation import scatter_extreme, scatter_sum
 from ngopt.metanets.layers.attention import RelationalLayer
 from ngopt.metanets.layers.graph_layer import GraphLayer

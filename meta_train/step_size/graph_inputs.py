@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from meta_train.step_size.trainings import Training, first_gradients
 from ngopt import build_graph
-from ngopt.base.network_features import inverse_init_rms, matrices_of
 from ngopt.graph import NeuralGraph
+from ngopt.learned_step.features import inverse_init_rms, matrices_of
 from ngopt.pretrained.tensor_files import atomic_write
 from ngopt.roles.from_graph import roles_of
 

@@ -16,7 +16,7 @@ from sklearn.multioutput import MultiOutputRegressor
 from torch import Tensor
 
 from meta_train.step_size.outcomes import interpolated, refined
-from ngopt.base.step_predictor import Layers, Scaling, cautious_prediction, outputs
+from ngopt.learned_step.predictor import Layers, Scaling, cautious_prediction, outputs
 
 LOSS_WEIGHT = 4.0  # a loss counts as much as a gain of this many times its size
 LEARNING_RATE = 0.02  # of Adam, decays to 2 %

@@ -23,10 +23,9 @@ from meta_train.step_size.feature_sets import CHOSEN, features_of
 from meta_train.step_size.outcomes import UNCHANGED, gains_of
 from meta_train.step_size.trainings import Training, draw, started
 from ngopt import build_graph
-from ngopt.base.network_features import layer_positions, matrices_of
-from ngopt.base.soap import Soap
-from ngopt.base.step_predictor import StepPredictor, layer_factors
 from ngopt.functional import Hyper
+from ngopt.learned_step.features import layer_positions, matrices_of
+from ngopt.learned_step.predictor import LearnedStep, StepPredictor, layer_factors
 from ngopt.pretrained import load_pretrained
 from ngopt.roles.from_graph import roles_of
 
@@ -46,7 +45,8 @@ class Config:
 
 def main(config: Config) -> None:
     base = load_pretrained(config.weights).base
-    if not isinstance(base, Soap) or base.predictor is None:
+    multiplier = None if base is None else base.multiplier
+    if not isinstance(multiplier, LearnedStep):
         raise ValueError(
             f"weights: expected some with a step predictor; got '{config.weights}'"
         )
@@ -55,7 +55,7 @@ def main(config: Config) -> None:
     path = folder / "new_trainings.jsonl"
     wanted = {}
     for seed in range(config.first, config.first + config.count):
-        wanted[seed] = partial(measure, seed, base.predictor)
+        wanted[seed] = partial(measure, seed, multiplier.predictor)
     append_missing(path, wanted)
     records = read_lines([path])
     steps = np.array([record["steps"] for record in records])

@@ -10,11 +10,11 @@ from itertools import accumulate
 from meta_train.step_size.outcomes import UNCHANGED
 from meta_train.step_size.trainings import Training, started
 from ngopt import build_graph
-from ngopt.base.network_features import layer_positions
-from ngopt.base.soap import Soap
-from ngopt.base.step_size import NOMINAL_STEP
 from ngopt.functional import Hyper
+from ngopt.learned_step.features import layer_positions
 from ngopt.roles.from_graph import ParameterRole, roles_of
+from ngopt.soap.schedule import NOMINAL_STEP
+from ngopt.soap.soap import Soap
 
 FACTORS = 0.5, 2.0
 ROLES = {

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ngopt.base.sharded_checkpoint import ShardedState
-from ngopt.base.soap import SoapRule
+from ngopt.accelerator.soap import AcceleratedSoapRule
 from ngopt.devices import product_dtype
+from ngopt.distributed.checkpoint import ShardedState
 from ngopt.distributed.ownership import Ownership
 from ngopt.distributed.shards import Shards
+from ngopt.distributed.soap import ShardedSoapRule
 from ngopt.functional import Record, UpdateRule, state_dtype, uncompiled
 from ngopt.optimizer import param_groups, state_dicts
 from ngopt.optimizer.arguments import check_distinct
@@ -143,18 +144,20 @@ class Binding:
         shards = self.shards(parameters) if self.is_shared(params) else None
         key = parameters.graph, total_steps, device, dtype, shards, renew_every
         if self._rule is None or self._rule_key != key:
-            self._rule = self._learned.bind(
-                parameters.graph,
-                total_steps,
-                device=device,
-                dtype=dtype,
-                renew_every=renew_every,
-                shards=shards,
-            )
+            self._rule = self._bound(parameters.graph, total_steps, dtype, renew_every, shards, device)
             self._rule_key = key
             if shards is not None:
                 self._owned = dict(zip(params, shards.owned, strict=True))
         return self._rule
+
+    def _bound(self, graph, total_steps, dtype, renew_every, shards, device):
+        base = self._learned.base
+        if base is None:
+            return self._learned.bind(graph, total_steps, device=device, dtype=dtype)
+        options = {"compute_dtype": dtype, "renew_every": renew_every}
+        if shards is not None:
+            return ShardedSoapRule(base, graph, total_steps, **options, shards=shards)
+        return AcceleratedSoapRule(base, graph, total_steps, **options)
 
     def _dtype(self, params: Sequence[Tensor]) -> torch.dtype | None:
         """The dtype that the rule computes in; None: the rule's own choice."""
@@ -214,7 +217,7 @@ class Binding:
         """Converts the state of several processes; a collective call."""
         parameters = self.parameters(optimizer)
         rule = self.rule(parameters, optimizer.param_groups[0])
-        assert isinstance(rule, SoapRule)
+        assert isinstance(rule, ShardedSoapRule)
         params = parameters.params
         layouts = rule.layouts[: len(params)]
         return ShardedState(self.shards(parameters), params, layouts)

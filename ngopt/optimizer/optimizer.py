@@ -30,7 +30,7 @@ class NGOptimizer(Optimizer):
     """An optimizer that reads the graph of a network; no learning rate is needed.
 
     The default is SOAP (Vyas et al. 2024) with one setting for all networks
-    (`ngopt.base.soap`). For every matrix W with gradient G:
+    (`ngopt.soap.soap`). For every matrix W with gradient G:
 
         L <- b L + (1 - b) G G^T,  R <- b R + (1 - b) G^T G   Kronecker factors
         m <- b1 m + (1 - b1) G,    n: Nesterov's momentum
@@ -64,7 +64,7 @@ class NGOptimizer(Optimizer):
             accelerators).
         renew_every: steps between two renewals of an eigenbasis of the default. Chosen
             by device if None, and stored in the state
-            (`ngopt.base.eigenbasis.renewal_interval`).
+            (`ngopt.soap.eigenbasis.renewal_interval`).
         process_group: processes with equal gradients, as under DistributedDataParallel,
             that divide work and state of the default. DTensors of `fully_shard` or
             `parallelize_module` need none.

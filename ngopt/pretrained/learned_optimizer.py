@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 
-from ngopt.base.soap import Soap
-from ngopt.distributed.shards import Shards
 from ngopt.functional import UpdateRule, uncompiled
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.metanet import Metanet
 from ngopt.metanets.stepping.cooldown import Cooldown
 from ngopt.metanets.stepping.rule import MetanetRule
+from ngopt.soap.soap import Soap
 
 BASES: dict[str, type] = {Soap.name: Soap}
 """The base rules that weights files can name."""
@@ -62,8 +61,6 @@ class LearnedOptimizer:
         *,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
-        renew_every: int | None = None,
-        shards: Shards | None = None,
     ) -> UpdateRule:
         """The update rule on a graph.
 
@@ -71,10 +68,9 @@ class LearnedOptimizer:
         device, dtype: the rule computes with a copy of the metanet there. With neither
             it uses the metanet itself, so that an unroll can differentiate by it. A
             base rule ignores `device`; its `compute_dtype` is `dtype`.
-        renew_every, shards: see `Soap.bind`.
         """
         if self.base is not None:
-            return self.base.bind(graph, total_steps, dtype, renew_every, shards)
+            return self.base.bind(graph, total_steps, compute_dtype=dtype)
         metanet = self.metanet
         assert metanet is not None
         if device is not None or dtype is not None:

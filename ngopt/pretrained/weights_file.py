@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ngopt.learned_step.predictor import LearnedStep, StepPredictor
 from ngopt.metanets import METANETS, Metanet
 from ngopt.metanets.imported import find_metanet, metanet_name
 from ngopt.metanets.stepping.cooldown import Cooldown
@@ -63,7 +64,7 @@ def _read(metadata: dict[str, str], tensors: dict[str, Tensor]) -> LearnedOptimi
         metanets = {**METANETS, name: find_metanet(name, METANETS)}
     metanet = _build("metanet", metanets, name, metadata["config"])
     if base is not None and tensors:
-        base = base.with_tensors(tensors)
+        base.multiplier = LearnedStep(StepPredictor.of(tensors))
     if metanet is not None:
         metanet.float()  # torch's default dtype may be another one
         try:
@@ -163,7 +164,9 @@ def _tensors(learned: LearnedOptimizer) -> dict[str, Tensor]:
     if learned.metanet is not None:
         found = learned.metanet.state_dict()
     elif learned.base is not None:
-        found = learned.base.tensors
+        multiplier = learned.base.multiplier
+        if isinstance(multiplier, LearnedStep):
+            found = multiplier.predictor._asdict()
     tensors = {}
     for key, value in found.items():
         on_cpu = value.detach().to("cpu", torch.float32)

@@ -24,8 +24,8 @@ from benchmarks.sharding.simulated_ranks import (
     Group,
 )
 from benchmarks.sharding.timeline import BANDWIDTH, LATENCY, Log, in_turn, play
-from ngopt.base.buckets import Bucket
 from ngopt.shard_layout import whole
+from ngopt.soap.layout import Bucket
 
 TINY = partial(Llama, 64, 16, 2, 24, 2)
 COUNT, VECTORS = 21, 5 * 16  # parameters, and elements of vectors

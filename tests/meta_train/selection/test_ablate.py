@@ -2,7 +2,7 @@ import json
 from dataclasses import replace
 
 from meta_train.selection import ablate
-from ngopt.base.config import SoapConfig
+from ngopt.soap.config import SoapConfig
 from tests.meta_train.small import TOY
 
 

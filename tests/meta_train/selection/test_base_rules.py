@@ -8,8 +8,8 @@ from meta_train.selection.base_rules import (
     gains,
     whole_trainings,
 )
-from ngopt.base.config import SoapConfig
 from ngopt.pretrained import load_pretrained
+from ngopt.soap.config import SoapConfig
 from tests.meta_train.small import TOY
 
 

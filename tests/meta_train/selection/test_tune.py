@@ -5,8 +5,8 @@ import optuna
 import pytest
 
 from meta_train.selection import tune
-from ngopt.base.config import SoapConfig
 from ngopt.pretrained import load_pretrained
+from ngopt.soap.config import SoapConfig
 from tests.meta_train.small import TOY
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")

@@ -20,7 +20,7 @@ from meta_train.step_size.models import (
 from meta_train.step_size.outcomes import refined
 from meta_train.step_size.role_variants import SLOPES
 from ngopt import build_graph
-from ngopt.base.step_predictor import Scaling, StepPredictor
+from ngopt.learned_step.predictor import Scaling, StepPredictor
 from ngopt.pretrained import load_pretrained
 from ngopt.roles.from_graph import roles_of
 from tests.meta_train.step_size.test_copies import BASE

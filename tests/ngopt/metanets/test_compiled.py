@@ -10,8 +10,8 @@ from torch import nn
 from torch._dynamo import lookup_backend
 
 from ngopt import NGOptimizer
-from ngopt.base import elementwise
-from ngopt.base.config import SoapConfig
+from ngopt.soap import elementwise
+from ngopt.soap.config import SoapConfig
 
 HORIZON = 20
 LIMIT = 3  # of compiling a step again; torch has 8

@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from ngopt import NGOptimizer, build_graph, chunking, load_pretrained
-from ngopt.base.soap import Soap
 from ngopt.functional import Hyper, update_all
 from ngopt.metanets import METANETS, NeuralFunctional, NeuralGraphGNN
 from ngopt.metanets.gnn import GNNConfig
@@ -28,6 +27,7 @@ from ngopt.metanets.stepping.context import CONTEXT
 from ngopt.metanets.stepping.cooldown import Cooldown
 from ngopt.metanets.stepping.rule import MetanetRule
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
+from ngopt.soap.soap import Soap
 from tests.equivariance import random_values
 from tests.metanets import metanet_for
 from tests.networks import cnn, mlp

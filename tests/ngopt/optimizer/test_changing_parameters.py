@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from ngopt import NGOptimizer, build_graph, load_pretrained
-from ngopt.base.soap import Soap
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
+from ngopt.soap.soap import Soap
 from tests.networks import mlp
 
 

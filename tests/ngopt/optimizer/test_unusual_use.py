@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ngopt import NGOptimizer
-from ngopt.base.config import SoapConfig
 from ngopt.schedule import average_weight
+from ngopt.soap.config import SoapConfig
 from tests.networks import mlp
 
 COUNTS = {"step", "skipped"}

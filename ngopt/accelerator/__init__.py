@@ -1,0 +1,1 @@
+"""Steps of the default on accelerators: CUDA graphs, Triton kernels, `out=`."""

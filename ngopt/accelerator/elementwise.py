@@ -1,0 +1,39 @@
+"""The functions of `ngopt.soap.elementwise` with `out=`: fewer passes over memory.
+
+For accelerators without Triton kernels. Neither autograd nor vmap has `out=`, and in
+the caches of a CPU it saves nothing.
+"""
+
+import torch
+from torch import Tensor
+
+from ngopt.soap.config import SoapConfig
+from ngopt.soap.elementwise import Elementwise, StepScalars
+
+
+def accumulate(
+    grad: Tensor,
+    momentum: Tensor,
+    scalars: StepScalars,
+    config: SoapConfig,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    share = 1 - config.beta1
+    grad = grad.nan_to_num(0.0, 0.0, 0.0).mul_(share * scalars.grad_scale)
+    torch.addcmul(grad, momentum, scalars.momentum_decay, out=momentum)
+    scaled = torch.mul(grad, 1 / share, out=torch.empty_like(grad, dtype=dtype))
+    return scaled, momentum.to(dtype).lerp(scaled, share * config.nesterov)
+
+
+def precondition(
+    grad: Tensor, momentum: Tensor, second: Tensor, scalars: StepScalars
+) -> Tensor:
+    squares = grad.square()
+    torch.addcmul(squares, second, scalars.second_moment_decay, out=second)
+    correction = scalars.second_moment_correction
+    root = torch.empty_like(momentum)
+    torch.addcmul(scalars.damping, second, correction, out=root)
+    return momentum.mul_(root.rsqrt_())
+
+
+ELEMENTWISE = Elementwise(accumulate, precondition)

@@ -1,0 +1,199 @@
+"""`SoapUpdate` on accelerators: fused kernels, and steps as CUDA graphs."""
+
+from collections.abc import Iterator, Sequence
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from ngopt import devices
+from ngopt.accelerator import elementwise
+from ngopt.accelerator.cuda_graphs import (
+    GraphCache,
+    StepBuffers,
+    step_buffers,
+    supports_cuda_graphs,
+)
+from ngopt.functional import AVERAGE, Change, Hyper, Record, apply
+from ngopt.soap.eigenbasis import ROUNDS
+from ngopt.soap.elementwise import Elementwise, StepScalars
+from ngopt.soap.first_steps import OBSERVED_STEPS
+from ngopt.soap.layout import Bucket
+from ngopt.soap.schedule import ScheduledValues, StepSchedule, times_lr
+from ngopt.soap.soap import SoapRule
+from ngopt.soap.update import Renewal, SoapUpdate, Step
+
+
+def use_fast_functions(step: Step, dtype: torch.dtype) -> None:
+    """Chooses the elementwise functions of a step without autograd and vmap.
+
+    dtype: of the state.
+    """
+    if step.in_place and not step.moved.is_cpu:
+        step.elementwise = _elementwise(step.moved.device, dtype)
+        step.write_out = True
+
+
+@cache
+def _elementwise(device: torch.device, dtype: torch.dtype) -> Elementwise:
+    if dtype != torch.float32 or not devices.has_triton(device):
+        return elementwise.ELEMENTWISE
+    # Triton cannot be imported everywhere
+    from ngopt.accelerator import triton_kernels
+
+    return triton_kernels.ELEMENTWISE
+
+
+class AcceleratedUpdate(SoapUpdate):
+    """The update of parameters on an accelerator.
+
+    Steps are replayed as CUDA graphs where that is possible (`GraphCache`). If a user
+    captures a step, all that varies is on the device.
+    """
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        like = self.network.like
+        numel = sum(self.network.numels)
+        self._graphs = GraphCache() if supports_cuda_graphs(like, numel) else None
+        self._buffers: StepBuffers | None = None  # while a step is captured
+        self._positions: dict[int, Tensor] = {}  # in a round of renewals, by size
+        for size, positions in self.renewals.positions.items():
+            self._positions[size] = torch.tensor(positions, device=like.device)
+
+    def open(
+        self,
+        grads: Sequence[Any],
+        records: Sequence[Record],
+        params: Sequence[Tensor],
+        hyper: Hyper,
+        in_place: bool,
+    ) -> Step:
+        is_captured = devices.is_capturing(self.network.device)
+        if self._graphs is not None and in_place and not is_captured:
+            # the device copies while the host prepares the step
+            self._graphs.copy([grads[i] for i in self.network.positions])
+        step = super().open(grads, records, params, hyper, in_place)
+        use_fast_functions(step, self.layout.dtype)
+        return step
+
+    def ages(self, step: Tensor) -> list[float]:
+        return [] if devices.is_capturing(self.network.device) else super().ages(step)
+
+    def changes(self, step: Step, now: float) -> Iterator[list[Change]]:
+        """Yields nothing if a graph was replayed: it has changed the parameters."""
+        if not step.ages:
+            yield from self._captured_changes(step)
+            return
+        scheduled = self.scheduled(step, now)
+        if not self._replay(step):
+            yield from self.work(step, scheduled, self.due_renewals(step))
+        step.state.step.add_(1)
+
+    def _captured_changes(self, step: Step) -> Iterator[list[Change]]:
+        """Changes for capture by a user: counts are on the device."""
+        scheduled = next_values(self.schedule, step.hyper)
+        count = scheduled.count
+        # a copy: the next step that is not captured overwrites the schedule's table
+        self.layout.count_on_device(step.records, count.clone())
+        age = count.min() - 1
+        length = (1 + age // ROUNDS).clamp(max=self.renewals.every)
+        start, end = age % length, age % length + 1
+        renewals = []
+        for size, positions in self._positions.items():
+            x = positions * length
+            mask = ((x >= start) & (x < end)).view(-1, 1, 1)
+            renewals.append(Renewal(size, slice(None), mask))
+        yield from self.work(step, scheduled, renewals)
+
+    def _replay(self, step: Step) -> bool:
+        """Makes the step by a CUDA graph, or returns False."""
+        is_early = step.youngest < OBSERVED_STEPS
+        if self._graphs is None or not step.has_fixed_lr or is_early:
+            return False
+        phase = self.renewals.phase(int(step.youngest))
+        if phase is None:
+            return False
+        changed = list(step.params)
+        for record in step.records:
+            if AVERAGE in record:
+                changed.append(record[AVERAGE])
+        others = [*changed, *step.state.tensors]
+        buffers = partial(step_buffers, self.layout.buckets, step.grads, step.params)
+        work = partial(self._capture, step)
+        is_replayed = self._graphs.run(phase, step.grads, others, buffers, work)
+        step.bases = {}  # those of a capture are in the graph
+        if is_replayed:  # autograd does not track what a graph writes
+            increment_version(changed)
+        return is_replayed
+
+    def _capture(self, step: Step, buffers: StepBuffers) -> None:
+        """Launches the kernels of a step that reads gradients from buffers."""
+        grads = step.grads
+        step.grads, self._buffers = buffers.grads, buffers
+        assert self.schedule.table is not None
+        scheduled = times_lr(self.schedule.table, step.hyper)
+        try:
+            for changes in self.work(step, scheduled, self.due_renewals(step)):
+                apply(changes, step.all_params)
+                changes.clear()  # frees their memory before the next are computed
+        finally:
+            step.grads, self._buffers = grads, None
+
+    def gradients(self, step: Step, bucket: Bucket) -> Tensor:
+        if self._buffers is not None and bucket in self._buffers.rows:
+            return self._buffers.rows[bucket]
+        return super().gradients(step, bucket)
+
+    def change(
+        self, step: Step, bucket: Bucket, u: Tensor, rows: StepScalars
+    ) -> list[Change]:
+        """In a graph one kernel changes the weights, if it can."""
+        weights = None
+        change_weights = step.elementwise.change_weights
+        if self._buffers is not None and AVERAGE not in step.records[0]:
+            weights = self._buffers.weights.get(bucket)
+        if weights is None or change_weights is None:
+            return super().change(step, bucket, u, rows)
+        momentum = step.state.momentum[bucket]
+        measured = change_weights(u, momentum, weights, rows, bucket.first)
+        self.add_distance(step, bucket, measured)
+        return []
+
+
+def next_values(schedule: StepSchedule, hyper: Hyper) -> ScheduledValues:
+    """Scheduled values of the next step, computed on the device during a capture.
+
+    Raises RuntimeError if no step was made before.
+    """
+    if schedule.table is None:
+        raise RuntimeError(
+            "NGOptimizer: expected a step of the same parameters before capture in a "
+            "CUDA graph; got none. Make some steps first, on a side stream."
+        )
+    before = times_lr(schedule.table, hyper)
+    age = before.count.clone()
+    before.count.add_(1)
+    values = schedule.at(
+        age,
+        age.max() + schedule.lag,
+        hyper.scheduled,
+        beta2=before.beta2,
+        peak_step_size=before.peak_step_size,
+        peak_weight_decay=before.peak_weight_decay,
+        inverse_init_rms=before.inverse_init_rms,
+    )
+    rows = [x if isinstance(x, Tensor) else torch.full_like(age, x) for x in values]
+    return ScheduledValues(*rows)._replace(count=before.count)
+
+
+class AcceleratedSoapRule(SoapRule):
+    """SOAP on a graph whose parameters are on any device; on CPUs as `SoapRule`."""
+
+    @staticmethod
+    def make_update(network: Any, *arguments: Any) -> SoapUpdate:
+        is_host = network.device.type == "cpu"
+        make = SoapUpdate if is_host else AcceleratedUpdate
+        return make(network, *arguments)

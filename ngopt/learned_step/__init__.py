@@ -1,0 +1,1 @@
+"""Learned factors of the step sizes of `ngopt.soap`, as a multiplier."""

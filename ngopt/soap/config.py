@@ -1,0 +1,173 @@
+"""What a rule is made of: its constants, the network, and multipliers of step sizes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ngopt.devices import Array
+from ngopt.graph.neural_graph import NeuralGraph
+from ngopt.roles.from_graph import ParameterRole
+from ngopt.roles.kronecker_factors import Layouts
+
+
+@dataclass(frozen=True)
+class SoapConfig:
+    """Constants of SOAP: one setting for every network."""
+
+    beta1: float = 0.9  # decay of momentum
+    beta2: float = 0.95  # decay of second moments
+    beta2_table: float = 0.999  # of embedding tables, whose rows are rarely in a batch
+    beta_factor: float = 0.95  # decay of Kronecker factors
+    nesterov: float = 1.0  # from momentum, 0, to Nesterov's momentum, 1
+    epsilon: float = 1e-4  # added to the root of second moments, in gradient RMS
+    clip: float = 10.0  # largest RMS of a gradient, in units of its running RMS
+
+    # Peak step size of a matrix with 64 inputs and weights of PyTorch's initial size.
+    # The RMS of an update is about a quarter of it.
+    step_size: float = 0.009
+    fan_exponent: float = 0.5  # the step size has the factor (fan_in / 64) ** -exponent
+    fan_cap: float = 1.0  # largest value of that factor
+    weight_exponent: float = 1.0  # power of the weight scale: see `first_steps`
+    # With total_steps < short: (short / total_steps) ** short_exponent times longer.
+    short: int = 500
+    short_exponent: float = 0.4
+    # Trained matrices: the step size has the factor exp(-trained_exponent * excess), at
+    # least trained_least. The excess of each matrix is at least trained_shared times
+    # the mean. If the mean is trained_mean or more, `short` has no effect.
+    trained_exponent: float = 2.0
+    trained_least: float = 0.4
+    trained_shared: float = 0.3
+    trained_mean: float = 0.15
+    # Expected distance of a random walk of t steps: the root of their summed squares
+    # times straight (t / (t + straight_steps)) ** .5. If the distance is larger, steps
+    # are longer by this power of the ratio, at most straight_most times.
+    straight: float = 4.6
+    straight_steps: float = 20.0
+    straight_exponent: float = 5.0
+    straight_most: float = 12.0
+    # Embedding tables: steps are density ** -rare_exponent times longer.
+    rare_exponent: float = 0.5
+    embedding: float = 2.5  # factors of the step size by role
+    output: float = 1.0
+    norm: float = 1.0
+    bias: float = 1.0
+    other: float = 1.0
+    weight_decay: float = 0.05  # decoupled, of matrices, in units of the step size
+
+    warmup: float = 0.08  # share of total_steps
+    open_step_size: float = 0.01  # without total_steps: see `ngopt.schedule`
+    open_warmup: int = 30
+    open_constant: int = 50
+    average_power: float = 10.0
+
+    longest: int = 1024  # limits of Kronecker factors: see `layouts_of`
+    budget: float = 8.0
+    renew_every: int | None = None  # steps; None: see `renewal_interval`
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """n parameters of one dtype and device, as they are known before the first step.
+
+    Attributes:
+        graph: of all parameters of the rule, with their connections.
+        positions: of these parameters in `graph.parameters`.
+        roles, layouts: of each of these parameters.
+        bias_matrices: index of the matrix of each bias; of other parameters, and of
+            biases whose matrix is not among these, their own index.
+        total_steps: the horizon; None if it is unknown.
+        like: an empty tensor with the dtype and device of the state.
+    """
+
+    graph: NeuralGraph
+    positions: Sequence[int]
+    roles: Sequence[ParameterRole]
+    layouts: Sequence[Layouts]
+    bias_matrices: Sequence[int]
+    total_steps: int | None
+    like: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        return self.like.device
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        return [tuple(self.graph.parameters[i].shape) for i in self.positions]
+
+    @property
+    def numels(self) -> list[int]:
+        """Numbers of elements; 1 for empty parameters, as numels are divisors."""
+        return [max(self.graph.parameters[i].numel, 1) for i in self.positions]
+
+
+class Measured(NamedTuple):
+    """What is measured in a step: tensors (n,), or arrays on the host.
+
+    Attributes:
+        grad_rms, weight_rms: RMS of gradients and of weights.
+        is_first: bool, parameters with their first gradient; None if there are none.
+        density: share of nonzero elements in the gradient, 1 where it is not measured.
+            Measured of embedding tables in their first steps and, for a multiplier, of
+            all matrices in the first step. None in later steps.
+        excess: `spectral_excess` of matrices, 0 of vectors; a tensor also on the host.
+            None unless `is_first`.
+        momentum_squares: sums of squares of the momentum before this step. None
+            unless the agreement of gradients is measured.
+        first: `FIRST_VALUES` of the first step of each parameter; None without a
+            multiplier.
+    """
+
+    grad_rms: Array
+    weight_rms: Array
+    is_first: Array | None = None
+    density: Array | None = None
+    excess: Array | None = None
+    momentum_squares: Array | None = None
+    first: "Measured | None" = None
+
+
+FIRST_VALUES = "grad_rms", "weight_rms", "density", "excess"
+"""Fields of `Measured` of the first step, which the state keeps for a multiplier."""
+
+
+class BoundMultiplier(Protocol):
+    """A multiplier of the step sizes of a network's parameters."""
+
+    def __call__(
+        self, measured: Measured, progress: Array | None, state: dict[str, Tensor]
+    ) -> Tensor:
+        """Factors of the step sizes and weight decays of this step, (n,).
+
+        Args:
+            measured: values of this step and of the first, as tensors without autograd.
+            progress: t / T, a number or a tensor (n,); None without a horizon, and if
+                a scheduler replaces the schedule.
+            state: the scalars that the multiplier keeps, (n,) each, by the names in
+                `Multiplier.state`; new values are put into it.
+        """
+        ...
+
+
+class Multiplier(Protocol):
+    """Multiplies the step sizes of a rule, for example by what was learned.
+
+    state: names and initial values of scalars that it keeps for each parameter; they
+    are stored with the state of the rule.
+    """
+
+    state: dict[str, float]
+
+    def bind(self, network: Network) -> BoundMultiplier | None:
+        """The multiplier of a network; None if all its factors are 1."""
+        ...
+
+
+def kept_scalars(multiplier: Multiplier | None) -> dict[str, float]:
+    """Names and initial values of the scalars in the state that a multiplier needs."""
+    if multiplier is None:
+        return {}
+    return {**multiplier.state, **{f"first_{key}": 0.0 for key in FIRST_VALUES}}

@@ -1,0 +1,140 @@
+"""Eigenbases of Kronecker factors: renewal without QR, and its schedule.
+
+A basis Q follows the eigenvectors of its factor P by rotations. With S = Q^T P Q,
+
+    A_ij = S_ij / (max(S_ii, S_jj) + lift) where S_jj >= S_ii,    A_ji = -A_ij
+    Q <- Q exp(A), as Q (I + A + A^2 / 2) and a Newton-Schulz step
+
+To first order this is one step of orthogonal iteration (SOAP, Vyas et al. 2024, Alg. 4)
+without its QR. Columns stay in their places, and so do second moments. Where rows and
+columns of P are zero, Q does not change.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby, pairwise
+from math import prod
+
+import torch
+from torch import Tensor
+
+from ngopt.roles.kronecker_factors import MatrixLayout
+
+LIFT = 1e-3  # in largest eigenvalues: directions with smaller ones are noise
+MAX_ANGLE = 1.25  # of a rotation: largest singular value of A
+TINY = 1e-30
+# The renewals of one size cost at least as much as that of a basis with this many rows.
+MIN_ROWS = 80
+INTERVALS = 2, 5, 10  # choices of steps between two renewals of a basis
+# CPUs: largest ratio of multiplications of renewals to those of all other products, of
+# which no more than MAX_PRODUCTS count.
+MAX_RATIO, MAX_PRODUCTS = 1.5, 2e9
+MAX_SIZES = 3  # accelerators: sizes of bases that are renewed in one step
+ROUNDS = 8  # steps after which rounds of renewals become one step longer, at first
+
+
+def renewed(factor: Tensor, basis: Tensor) -> Tensor:
+    """Bases (b, n, n) one step nearer to the eigenvectors of the factors (b, n, n)."""
+    s = torch.bmm(basis.mT, torch.bmm(factor, basis))
+    values = s.diagonal(dim1=1, dim2=2).clamp(min=TINY)  # less than 0 by rounding
+    rows = values.unsqueeze(2)
+    columns = values.unsqueeze(1)
+    lift = values.amax(1)[:, None, None]
+    a = torch.maximum(rows, columns).add_(lift, alpha=LIFT).copysign_(columns - rows)
+    s = s.div_(a).triu(1)
+    a = s - s.mT
+    s = torch.bmm(a, a)
+    # |A|_2^2 <= |A A|_F: never too small, as an estimate by a power method can be
+    bound = torch.linalg.vector_norm(s, dim=(1, 2), keepdim=True)
+    shrink = MAX_ANGLE**2 / bound.clamp(min=MAX_ANGLE**2)
+    a *= shrink.sqrt()
+    s *= shrink / 2
+    q = torch.baddbmm(basis, basis, a.add_(s))
+    squares = torch.bmm(q.mT, q)
+    return torch.baddbmm(q, q, squares, beta=1.5, alpha=-0.5)  # Newton-Schulz
+
+
+def renewal_interval(layouts: Iterable[MatrixLayout], device: torch.device) -> int:
+    """Steps between two renewals of a basis: the fewest that are cheap.
+
+    CPUs are bound by FLOPs (`MAX_RATIO`), accelerators by launches (`MAX_SIZES`).
+    """
+    renewal = others = 0
+    sizes = set()
+    for layout in layouts:
+        for axis in layout.axes:
+            renewal += 6 * layout.shape[0] * axis.parts * axis.size**3
+            others += 4 * prod(layout.shape) * axis.size  # 3 rotations, X X^T
+            sizes.add(axis.size)
+    if device.type == "cpu":
+        cost = renewal / MAX_RATIO / min(max(others, 1), MAX_PRODUCTS)
+    else:
+        cost = len(sizes) / MAX_SIZES
+    for every in INTERVALS:
+        if cost <= every:
+            return every
+    return INTERVALS[-1]
+
+
+def renewal_positions(counts: Mapping[int, int]) -> dict[int, list[float]]:
+    """Position of each basis in a round of renewals, in (0, 1), by size.
+
+    counts: number of bases of every size. A round renews one size after the other.
+    """
+    ends = [0.0]
+    for n, count in counts.items():
+        for _ in range(count):
+            ends.append(ends[-1] + n**3 + MIN_ROWS**3 / count)
+    positions = {}
+    first = 0
+    for n, count in counts.items():
+        last = first + count
+        pairs = pairwise(ends[first : last + 1])
+        positions[n] = [(a + b) / 2 / ends[-1] for a, b in pairs]
+        first = last
+    return positions
+
+
+class RenewalSchedule:
+    """The bases that are renewed at a step: about the same work at every step.
+
+    Args:
+        positions: of the bases of every size, see `renewal_positions`.
+        every: steps between two renewals of a basis, after the first rounds.
+    """
+
+    def __init__(self, positions: Mapping[int, Sequence[float]], every: int):
+        self.every = every
+        self.positions = positions
+        # indices of bases by size, by length of a round and step in it
+        self._due: dict[tuple[int, int], list[tuple[int, slice]]] = {}
+
+    def _place(self, step: int) -> tuple[int, int]:
+        """The length of a round, and the step in it."""
+        length = min(1 + step // ROUNDS, self.every)
+        return length, step % length
+
+    def phase(self, step: int) -> tuple[int, int] | None:
+        """Key of the bases renewed at a step; None if no later step has the same."""
+        length, place = self._place(step)
+        is_once = ROUNDS / 2 < length < self.every
+        return None if is_once else (length, place)
+
+    def bases_at(self, step: int) -> list[tuple[int, slice]]:
+        """(size, indices of its bases): all bases in the first steps, then fewer."""
+        length, place = key = self._place(step)
+        if key not in self._due:
+            self._due[key] = []
+            for size, positions in self.positions.items():
+                is_due = [place / length <= x < (place + 1) / length for x in positions]
+                self._due[key] += [(size, run) for run in _runs(is_due)]
+        return self._due[key]
+
+
+def _runs(is_due: Sequence[bool]) -> Iterator[slice]:
+    """Slices of consecutive bases that are due."""
+    start = 0
+    for due, run in groupby(is_due):
+        end = start + len(list(run))
+        if due:
+            yield slice(start, end)
+        start = end

@@ -1,0 +1,189 @@
+"""Scalars of a step: gradient scale, step size and weight decay of every parameter.
+
+On a CPU the arrays are NumPy's, as calls of NumPy have less overhead on few numbers.
+Elsewhere they are tensors on the device.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ngopt import devices
+from ngopt.devices import Array, Pair
+from ngopt.soap.config import Measured, Network, SoapConfig
+from ngopt.soap.elementwise import StepScalars
+from ngopt.soap.first_steps import FirstSteps
+from ngopt.soap.layout import ScalarState
+from ngopt.soap.schedule import DECAY, ScheduledValues, short_run_multiplier
+
+WEIGHT_SCALES = 0.0625, 10.0  # range of the step size's factor by RMS of the weights
+COMPARED_STEPS = 3  # number of first gradients that are compared with the next one
+UNIT_RANGE = 2.0**16  # largest ratio between the running RMS and its unit
+BIAS_SHARE = 0.2  # of the RMS of its matrix, see `gradient_scale`
+MIN_UNIT, MAX_UNIT = 2.0**-126, 2.0**126  # float32, as are the inverses
+
+
+class FactorScalars(NamedTuple):
+    """Scalars of a step, per parameter (n,) or per Kronecker factor (count, 1, 1)."""
+
+    decay: Array  # of the factor
+    active: Array  # 1 where the step is made, 0 where it is skipped
+    count: Array  # gradients so far, including this one
+
+
+class NewScalars(NamedTuple):
+    """Scalars of a step of all parameters, and the state after it."""
+
+    of_parameters: StepScalars
+    of_factors: FactorScalars
+    state: ScalarState
+
+
+class ScalarEquations:
+    """Computes the scalars of a step of a network's parameters."""
+
+    def __init__(self, network: Network, config: SoapConfig):
+        self._config = config
+        self.first_steps = FirstSteps(network, config)
+        self._bias_matrices = torch.tensor(network.bias_matrices, device=network.device)
+        self._zeros = self.first_steps.numels * 0
+        self._short = short_run_multiplier(config, network.total_steps)
+        # largest squared distance in that of a random walk that has an effect
+        self._max_ratio = config.straight_most ** (2 / config.straight_exponent)
+
+    @np.errstate(all="ignore")
+    def of_step(
+        self,
+        measured: Measured,
+        scheduled: ScheduledValues,
+        state: ScalarState,
+        multiplier: Array | None,
+        youngest: float,
+    ) -> NewScalars:
+        """The step size is a scheduled value times factors, most of which are 1.
+
+        Args:
+            measured, scheduled, state: arrays or tensors (n,).
+            multiplier: of step sizes and weight decays, (n,); None: 1.
+            youngest: the least number of previous gradients of a parameter.
+        """
+        c = self._config
+        xp = devices.array_module(measured.grad_rms)
+        is_early = None
+        if youngest <= COMPARED_STEPS:
+            count = scheduled.count
+            is_early = (count > 1) & (count <= COMPARED_STEPS + 1)
+        g = gradient_scale(
+            measured.grad_rms,
+            state.scale,
+            state.rms,
+            corrections=(scheduled.rms_correction_before, scheduled.rms_correction),
+            clip=c.clip,
+            is_early=is_early,
+            bias_matrices=xp.asarray(self._bias_matrices),
+        )
+        state = self.first_steps.update(measured, scheduled, state)
+        new_state = state._replace(
+            scale=g.scale,
+            rms=g.rms,
+            skipped=state.skipped + ~g.active,
+            distance=xp.asarray(self._zeros),  # this step adds to it
+        )
+
+        size = devices.add_product(state.offset, measured.weight_rms, state.slope)
+        size = size.clip(*WEIGHT_SCALES)
+        size = xp.maximum(size, size**0.5)  # of small weights
+        if c.weight_exponent != 1:
+            size = size**c.weight_exponent
+        decay = scheduled.weight_decay * g.active
+        if multiplier is not None:
+            size = size * multiplier
+            decay = decay * multiplier
+        if self._short > 1:
+            longer = self._short**state.untrained
+            size = size * longer
+            decay = decay * longer
+        ratio = state.distance / (state.path * scheduled.random_walk)
+        straight = ratio.clip(1.0, self._max_ratio)
+        size = size * straight ** (c.straight_exponent / 2)
+
+        square = g.rescale * g.rescale
+        of_parameters = StepScalars(
+            grad_scale=g.multiplier,
+            momentum_decay=xp.where(g.active, c.beta1 * g.rescale, g.rescale),
+            second_moment_decay=xp.where(g.active, scheduled.beta2 * square, square),
+            second_moment_correction=scheduled.second_moment_correction,
+            damping=g.relative**2 * scheduled.damping,
+            step_size=scheduled.step_size * size * g.active,
+            weight_decay=decay,
+        )
+        factor_decay = xp.where(g.active, c.beta_factor * square, square)
+        of_factors = FactorScalars(factor_decay, g.active, scheduled.count)
+        return NewScalars(of_parameters, of_factors, new_state)
+
+
+class GradientScale(NamedTuple):
+    """Of every parameter, (n,), arrays or tensors."""
+
+    active: Array  # bool: the gradient is finite; else the step is skipped
+    multiplier: Array  # factor of the gradient: clipping / unit; 0 if not active
+    rescale: Array  # factor of the state: old unit / new unit, and early outliers
+    scale: Array  # the unit, a power of two near the RMS of the first gradient
+    rms: Array  # running, without bias correction
+    relative: Array  # running RMS in units, > 0; biases: see `gradient_scale`
+
+
+def gradient_scale(
+    rms: Array,
+    scale: Array,
+    running: Array,
+    corrections: Pair,
+    clip: float,
+    is_early: Array | None,
+    bias_matrices: Array,
+) -> GradientScale:
+    """The unit of a gradient, clipping of outliers, and steps that are skipped; (n,).
+
+    The running RMS of a bias is at least `BIAS_SHARE` times that of its matrix. If a
+    norm or a softmax cancels a bias, its gradient is rounding noise, which this damps.
+
+    Args:
+        rms: of the gradients.
+        scale, running: unit and running RMS of the previous step, 0 at first.
+        corrections: bias corrections of the running RMS before and after this step.
+        clip: largest RMS of a gradient in units of the running RMS. If an early
+            gradient exceeds the next one by more, the state is scaled down.
+        is_early: parameters whose previous gradient was early; None: no parameter.
+        bias_matrices: index of the matrix of each bias; of other parameters their own.
+    """
+    xp = devices.array_module(rms)
+    is_finite = rms < torch.inf
+    rms = xp.where(is_finite, rms, 0.0)
+    expected = running * corrections[0]
+    ratio = rms / xp.where(expected == 0, torch.inf, expected)
+    clipping = clip / ratio.clip(min=clip)
+    rescale = scale
+    if is_early is not None:
+        is_outlier = is_early & (ratio > 0)
+        shrink = xp.where(is_outlier, (clip * ratio).clip(max=1.0), 1.0)
+        running, rescale = running * shrink, rescale * shrink
+    newest = rms * clipping * (1 - DECAY) ** 0.5
+    updated = devices.hypot(running * DECAY**0.5, newest)
+    running = xp.where(is_finite, updated, running)
+
+    corrected = running * corrections[1]
+    drift = corrected / scale
+    is_near = drift == drift.clip(1 / UNIT_RANGE, UNIT_RANGE)
+    positive = corrected.clip(MIN_UNIT, MAX_UNIT)
+    nearest = xp.exp2(xp.log2(positive).round())
+    unit = xp.where(is_near, scale, nearest)
+    of_matrices = BIAS_SHARE * positive[bias_matrices]
+    return GradientScale(
+        active=is_finite,
+        multiplier=clipping * is_finite / unit,
+        rescale=rescale / unit,
+        scale=unit,
+        rms=running,
+        relative=xp.maximum(positive, of_matrices) / unit,
+    )

@@ -1,0 +1,202 @@
+"""Step size, weight decay and bias corrections by schedule, role and fan.
+
+They depend on step counts alone, not on gradients. Counts are arrays on the host or,
+while a user captures a CUDA graph, tensors on the device.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ngopt.devices import Array, precise_dtype, stacked
+from ngopt.functional import Hyper
+from ngopt.roles.from_graph import ParameterRole
+from ngopt.schedule import average_weight, with_horizon, without_horizon
+from ngopt.soap.config import Network, SoapConfig
+
+NOMINAL_STEP = 1e-3  # unit of the user's weight decay: the step size of AdamW's default
+MIN_EPSILON = 1e-15  # epsilon at least: nothing is divided by 0
+DECAY = 0.95  # of the running mean square of a gradient
+TINY = 1e-30
+
+
+class ScheduledValues(NamedTuple):
+    """Of every parameter, (n,) or a scalar that all share."""
+
+    count: Array  # gradients so far, including this one
+    rms_correction_before: Array  # of the running RMS of gradients, before this step
+    rms_correction: Array  # after this step
+    second_moment_correction: Array  # times the squared correction of momentum
+    damping: Array  # added to corrected second moments, in units of the gradient
+    average_weight: Array  # weight of the new weights in the average of weights
+    random_walk: Array  # squared distance of a random walk / sum of its squared steps
+    step_size: Array  # by schedule, role and fan; times lr, negative
+    weight_decay: Array  # by schedule; times lr, negative
+    progress: Array  # share of the horizon; 0 if it is unknown
+    # constants of the parameters, times lr:
+    beta2: Array  # decay of second moments
+    peak_step_size: Array  # `step_size` without the schedule
+    peak_weight_decay: Array  # `weight_decay` without the schedule
+    inverse_init_rms: Array  # 1 / RMS of PyTorch's initial weights; 0 of vectors
+
+
+class StepSchedule:
+    """Computes `ScheduledValues` of a network's parameters.
+
+    table: the values of the last step, (fields, n) on the device; None on a host. lag:
+    steps of the run before the first one of the oldest parameter.
+    """
+
+    def __init__(self, network: Network, config: SoapConfig):
+        self.config = config
+        self.total_steps = network.total_steps
+        self.device = network.device
+        self.table: Tensor | None = None
+        self.lag = 0.0
+        roles = network.roles
+        self._decays = [config.weight_decay * bool(role.blocks) for role in roles]
+        self._gains = np.array([role_gain(role, config) for role in roles])
+        # PyTorch's initial weights are uniform in +-fan ** -.5: RMS (3 fan) ** -.5
+        squares = np.array([3 * (role.fan_in or 0) for role in roles])
+        self._inverse_init_rms = squares**0.5
+        beta2 = [config.beta2, config.beta2_table]
+        self._beta2 = np.array([beta2[role.role == "embedding"] for role in roles])
+
+    def on_host(
+        self, ages: Sequence[float], now: float, hyper: Hyper
+    ) -> ScheduledValues:
+        """Values of one step: scalars where all parameters share them, else arrays.
+
+        Args:
+            ages: previous gradients of each parameter.
+            now: previous steps of the run.
+        """
+        c = self.config
+        oldest = max(ages)
+        is_open = self.total_steps is None and not hyper.scheduled
+        unit = NOMINAL_STEP / (c.open_step_size if is_open else c.step_size)
+        lr = list(hyper.lr)
+        if has_tensors(lr):
+            lr = [1.0 if must_stay_tensor(x) else float(x) for x in lr]
+        decays = []
+        for default, decay in zip(self._decays, hyper.weight_decay, strict=True):
+            decays.append(default if decay is None else unit * decay)
+        rates = -np.array(lr, dtype=np.float64)
+        self.lag = now - oldest
+        age = np.array(ages) if min(ages) < oldest else oldest
+        return self.at(
+            age,
+            now,
+            hyper.scheduled,
+            beta2=self._beta2,
+            peak_step_size=rates * self._gains,
+            peak_weight_decay=rates * np.array(decays),
+            inverse_init_rms=self._inverse_init_rms,
+        )
+
+    def on_device(
+        self, values: ScheduledValues, hyper: Hyper, in_place: bool
+    ) -> ScheduledValues:
+        """The values on the device by one copy; in place: into the previous tensor."""
+        table = stacked(values, len(hyper.lr), precise_dtype(self.device))
+        if self.table is not None and in_place:
+            self.table.copy_(table, non_blocking=True)
+            return times_lr(self.table, hyper)
+        table = table.to(self.device, non_blocking=True)
+        if in_place:
+            self.table = table
+        return times_lr(table, hyper)
+
+    def at(
+        self, age: Array, now: Array, has_scheduler: bool, **constants: Array
+    ) -> ScheduledValues:
+        """Values of parameters of an age, at a step of the run.
+
+        Args:
+            age: previous gradients, a number or (n,).
+            now: previous steps of the run, a number or a tensor ().
+            has_scheduler: whether a scheduler replaces the schedule.
+            constants: the constant fields of `ScheduledValues`.
+        """
+        c = self.config
+        beta2 = constants["beta2"]
+        power = DECAY**age
+        ahead = (1 - c.beta1) * c.nesterov
+        momentum = (1 - c.beta1 ** (age + 1)) * (1 - ahead) + ahead
+        progress = 0.0
+        if has_scheduler:
+            height = c.step_size
+        elif self.total_steps is not None:
+            height = c.step_size * with_horizon(age, now, self.total_steps, c.warmup)
+            progress = now / self.total_steps
+        else:
+            shape = without_horizon(age, now, c.open_warmup, c.open_constant)
+            height = c.open_step_size * shape
+        return ScheduledValues(
+            count=age + 1,
+            rms_correction_before=(1 - power + TINY) ** -0.5,
+            rms_correction=(1 - DECAY * power) ** -0.5,
+            second_moment_correction=momentum**2
+            * (1 - beta2)
+            / (1 - beta2 ** (age + 1)),
+            damping=(max(c.epsilon, MIN_EPSILON) * momentum) ** 2,
+            average_weight=average_weight(age, c.average_power),
+            random_walk=c.straight**2 * (age + TINY) / (age + c.straight_steps),
+            step_size=constants["peak_step_size"] * height,
+            weight_decay=constants["peak_weight_decay"] * height,
+            progress=progress,
+            **constants,
+        )
+
+
+def times_lr(table: Tensor, hyper: Hyper) -> ScheduledValues:
+    """The rows of a table, multiplied by learning rates that are tensors."""
+    values = ScheduledValues(*table.unbind())
+    if not any_must_stay_tensor(hyper.lr):
+        return values
+    rates = []
+    for lr in hyper.lr:
+        rate = torch.as_tensor(lr if must_stay_tensor(lr) else 1.0)
+        rates.append(rate.to(values.peak_step_size))
+    lr = torch.stack(rates)
+    return values._replace(
+        step_size=lr * values.step_size,
+        weight_decay=lr * values.weight_decay,
+        peak_step_size=lr * values.peak_step_size,
+        peak_weight_decay=lr * values.peak_weight_decay,
+    )
+
+
+def has_tensors(values: Sequence[float | Tensor]) -> bool:
+    # a subclass check for each type: there are hundreds of values
+    return any(issubclass(kind, Tensor) for kind in set(map(type, values)))
+
+
+def any_must_stay_tensor(rates: Sequence[float | Tensor]) -> bool:
+    return has_tensors(rates) and any(map(must_stay_tensor, rates))
+
+
+def must_stay_tensor(lr: float | Tensor) -> bool:
+    """Whether a learning rate is not read.
+
+    Reading it would be a host sync, or autograd differentiates through it.
+    """
+    return isinstance(lr, Tensor) and (not lr.is_cpu or lr.requires_grad)
+
+
+def role_gain(role: ParameterRole, config: SoapConfig) -> float:
+    """The factor of the step size by role and fan."""
+    factor = 1.0 if role.role == "matrix" else getattr(config, role.role)
+    if not role.fan_in:
+        return factor
+    by_fan = (role.fan_in / 64) ** -config.fan_exponent
+    return factor * min(by_fan, config.fan_cap)
+
+
+def short_run_multiplier(config: SoapConfig, total_steps: int | None) -> float:
+    """The factor of the step size of short runs."""
+    ratio = config.short / (total_steps or config.short)
+    return max(ratio, 1.0) ** config.short_exponent

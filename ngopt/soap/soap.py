@@ -1,0 +1,230 @@
+"""The default: SOAP (Vyas et al. 2024) with one setting for every network.
+
+For every matrix G of gradients (`ngopt.roles.kronecker_factors`: which these are):
+
+    L <- b L + (1 - b) G G^T,  R <- b R + (1 - b) G^T G    Kronecker factors
+    m <- b1 m + (1 - b1) G,    n: Nesterov's momentum
+    v <- b2 v + (1 - b2) (Q_L^T G Q_R)^2                   second moments, of which
+                                                           v / (1 - b2) is stored
+    u = Q_L [Q_L^T n Q_R / sqrt(v)] Q_R^T                  direction
+    W <- W - step_size u - decay W
+    Q_L, Q_R <- nearer to the eigenvectors of L and R      (`ngopt.soap.eigenbasis`)
+
+Vectors have no factors: that is Adam with Nesterov's momentum. Differences from SOAP:
+
+- Eigenbases are renewed after they were used, except the first ones. So they do not
+  contain the gradient that they are applied to. Renewal needs no QR.
+- Heads, gates and experts have Kronecker factors of their own.
+- Gradients are divided by about the RMS of the first one, clipped if they exceed their
+  running RMS, and skipped if they are not finite (`ngopt.soap.scalars`).
+- Weights whose gradient was always zero only decay. Parameters with `grad=None` do
+  not change.
+- The step size depends on fan, role and horizon (`ngopt.soap.schedule`), on the RMS of
+  the weights and the first gradients (`ngopt.soap.first_steps`), and on the distance
+  from the initial weights (`ngopt.soap.scalars`).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ngopt import devices, functional
+from ngopt.functional import Change, Gradients, Hyper, Record, UpdateRule
+from ngopt.graph.neural_graph import NeuralGraph
+from ngopt.packing import clone_views
+from ngopt.roles.from_graph import matrices_of_biases, roles_of
+from ngopt.roles.kronecker_factors import layouts_of
+from ngopt.schedule import steps_so_far
+from ngopt.soap.config import Multiplier, Network, SoapConfig, kept_scalars
+from ngopt.soap.eigenbasis import renewal_interval
+from ngopt.soap.layout import first_record
+from ngopt.soap.schedule import NOMINAL_STEP
+from ngopt.soap.update import SoapUpdate, Step
+
+
+@dataclass(eq=False)
+class Soap:
+    """SOAP with its constants; `bind` applies it to a graph.
+
+    multiplier: of step sizes and weight decays; None: all factors are 1.
+    """
+
+    config: SoapConfig = field(default_factory=SoapConfig)
+    multiplier: Multiplier | None = None
+    name = "soap"
+    Config = SoapConfig
+
+    @property
+    def weight_decay(self) -> float:
+        """In AdamW's units."""
+        decay = self.config.weight_decay * self.config.step_size / NOMINAL_STEP
+        return round(decay, 12)  # .45, not .44999999999999996
+
+    def bind(
+        self, graph: NeuralGraph, total_steps: int | None = None, **options: Any
+    ) -> "SoapRule":
+        """The rule for the parameters of a graph, in one process, without kernels.
+
+        options: other arguments of `SoapRule`.
+        """
+        return SoapRule(self, graph, total_steps, **options)
+
+
+@dataclass(eq=False)
+class SoapRule(UpdateRule):
+    """SOAP on a graph; for records see `first_record`.
+
+    `make_update` decides how a step is executed. Subclasses do it by CUDA graphs and
+    fused kernels (`ngopt.accelerator.soap`) and in several processes
+    (`ngopt.distributed.soap`).
+
+    Args:
+        total_steps: the horizon, if known.
+        compute_dtype: of rotations and of products for Kronecker factors; None:
+            `devices.product_dtype`.
+        renew_every: steps between two renewals of an eigenbasis; None:
+            `ngopt.soap.eigenbasis.renewal_interval`.
+    """
+
+    soap: Soap
+    graph: NeuralGraph
+    total_steps: int | None = None
+    compute_dtype: torch.dtype | None = None
+    renew_every: int | None = None
+
+    make_update: ClassVar[Callable[..., SoapUpdate]] = SoapUpdate
+
+    def __post_init__(self) -> None:
+        config = self.soap.config
+        self.roles = roles_of(self.graph)
+        self.bias_matrices = matrices_of_biases(self.graph, self.roles)
+        self.layouts = []
+        for role, spec in zip(self.roles, self.graph.parameters, strict=True):
+            layouts = layouts_of(role, spec, config.longest, config.budget)
+            self.layouts.append(layouts)
+        self._updates: list[SoapUpdate] = []
+        self._key: Any = None  # of `_updates`
+
+    def init(self, params: Sequence[Tensor]) -> list[Record]:
+        records = []
+        for i, p in enumerate(params):
+            record = self.first_record(i, p)
+            if self.total_steps is None:
+                record[functional.AVERAGE] = functional.as_average(p)
+            records.append(record)
+        return records
+
+    def first_record(self, i: int, p: Tensor) -> Record:
+        """The state of parameter i; p: its part in this process."""
+        return first_record(p, self.layouts[i], self.kept_scalars)
+
+    @property
+    def kept_scalars(self) -> dict[str, float]:
+        return kept_scalars(self.soap.multiplier)
+
+    def update(
+        self,
+        grads: Gradients,
+        state: Sequence[Record],
+        params: Sequence[Tensor],
+        hyper: Hyper,
+        in_place: bool = False,
+    ) -> Iterator[list[Change]]:
+        present = [i for i, grad in enumerate(grads) if grad is not None]
+        if not present:
+            return
+        updates = self._updates_of(present, state, params, in_place)
+        steps = [x.open(grads, state, params, hyper, in_place) for x in updates]
+        now = self._steps_so_far(steps, grads, state, hyper)
+        for update, step in zip(updates, steps, strict=True):
+            changes = update.changes(step, now)
+            if in_place:
+                yield from changes
+                continue
+            all_changes = list(chain.from_iterable(changes))
+            update.layout.packed.close(step.records, step.state.tensors)
+            yield all_changes
+
+    def _steps_so_far(
+        self,
+        steps: Sequence[Step],
+        grads: Gradients,
+        state: Sequence[Record],
+        hyper: Hyper,
+    ) -> float:
+        """Previous steps of the run; 0 if counts are on the device."""
+        counts: list[Any] = []
+        for step in steps:
+            if not step.ages:
+                return 0.0
+            counts += step.ages
+        for record, grad in zip(state, grads, strict=True):
+            if grad is None and record:
+                counts.append(record["step"])
+        horizon = None if hyper.scheduled else self.total_steps
+        return float(steps_so_far(counts, horizon))
+
+    def renewal_interval(self, device: torch.device) -> int:
+        layouts = chain.from_iterable(self.layouts)
+        every = self.renew_every or self.soap.config.renew_every
+        return every or renewal_interval(layouts, device)
+
+    def _updates_of(
+        self,
+        present: list[int],
+        state: Sequence[Record],
+        params: Sequence[Tensor],
+        in_place: bool,
+    ) -> list[SoapUpdate]:
+        """One for each dtype and device of parameters that have a gradient."""
+        kinds = []  # dtypes and devices of states
+        for i in present:
+            momentum = state[i].get("exp_avg_0")
+            if momentum is None:
+                dtype = functional.state_dtype(params[i])
+                kinds.append((dtype, params[i].device))
+            else:
+                kinds.append((momentum.dtype, momentum.device))
+        if self._key == (present, kinds):
+            return self._updates
+        if in_place and self._key is not None:
+            absent = set(self._key[0]) - set(present)
+            clone_views(state[i] for i in absent)
+        alike: dict[Any, list[int]] = {}
+        for i, kind in zip(present, kinds, strict=True):
+            alike.setdefault(kind, []).append(i)
+        self._updates = []
+        for (dtype, device), positions in alike.items():
+            like = torch.empty(0, dtype=dtype, device=device)
+            network = self._network(positions, like)
+            self._updates.append(
+                self.make_update(
+                    network,
+                    self.soap.config,
+                    self.renewal_interval(device),
+                    self.compute_dtype or devices.product_dtype(device, dtype),
+                    self.soap.multiplier,
+                )
+            )
+        self._key = present, kinds
+        return self._updates
+
+    def _network(self, positions: Sequence[int], like: Tensor) -> Network:
+        """The parameters at some positions; like: see `Network`."""
+        places = {i: place for place, i in enumerate(positions)}
+        matrices = []
+        for place, i in enumerate(positions):
+            matrices.append(places.get(self.bias_matrices[i], place))
+        return Network(
+            graph=self.graph,
+            positions=positions,
+            roles=[self.roles[i] for i in positions],
+            layouts=[self.layouts[i] for i in positions],
+            bias_matrices=matrices,
+            total_steps=self.total_steps,
+            like=like,
+        )

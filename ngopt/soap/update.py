@@ -1,0 +1,453 @@
+"""One SOAP step of parameters of one dtype and device.
+
+`SoapUpdate.work` is the algorithm, and `SoapUpdate.direction` has the equations of the
+matrices in a bucket. What accelerators and several processes do differently overrides
+methods of `SoapUpdate`: see `ngopt.accelerator.soap` and `ngopt.distributed.soap`.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ngopt import devices
+from ngopt.chunking import chunk_size
+from ngopt.functional import AVERAGE, Change, Hyper, Record
+from ngopt.soap.config import (
+    FIRST_VALUES,
+    Measured,
+    Multiplier,
+    Network,
+    SoapConfig,
+    kept_scalars,
+)
+from ngopt.soap.eigenbasis import RenewalSchedule, renewal_positions, renewed
+from ngopt.soap.elementwise import ELEMENTWISE, Elementwise, StepScalars
+from ngopt.soap.first_steps import OBSERVED_STEPS, dense_counts, spectral_excess
+from ngopt.soap.layout import Bucket, ScalarState, StackedState, StateLayout, counts_of
+from ngopt.soap.scalars import FactorScalars, ScalarEquations
+from ngopt.soap.schedule import ScheduledValues, StepSchedule, any_must_stay_tensor
+
+# Bytes of eigenbases that are renewed in one batch.
+RENEWED_BYTES = {"cpu": 4 << 20, "accelerator": 192 << 20}
+
+
+class Sums:
+    """Sums over the processes that share parameters; here there is one process.
+
+    `ngopt.distributed.soap` has those of several processes.
+    """
+
+    def norms(self, norms: Tensor) -> Tensor:
+        """Norms of whole tensors; norms: of the parts in this process, (k n,)."""
+        return norms
+
+    def of_parts(self, values: Tensor, parameters: Sequence[int]) -> Tensor:
+        """Sums over all parts of some parameters; values: of this process, (k,)."""
+        return values
+
+    def of_owners(self, values: Tensor) -> Tensor:
+        """Values of all n parameters; values: of those that this process owns, (n,)."""
+        return values
+
+    def whole_parameters(
+        self, params: Sequence[Tensor]
+    ) -> Iterable[tuple[int, Tensor]]:
+        """(index, all elements) of parameters that this process owns."""
+        return enumerate(params)
+
+
+class Renewal(NamedTuple):
+    """Eigenbases of one size that are renewed in a step."""
+
+    size: int
+    indices: slice
+    mask: Tensor | None = None  # (count, 1, 1): 1 where a basis is renewed; None: all
+
+
+@dataclass(eq=False)
+class Step:
+    """Inputs and values of one step of n parameters.
+
+    Attributes:
+        grads, params, records, hyper: of these parameters.
+        all_params: of all parameters of the rule.
+        in_place: whether neither autograd nor vmap traces the step.
+        ages: previous gradients of each parameter; () if they are on the device.
+        state: the stacked tensors of `records`, which the step updates in place.
+        moved: path and distance of the parameters, (2, n), to which the step adds.
+        elementwise: implementations of the elementwise equations.
+        write_out: whether products are written to their places by `out=`.
+        youngest: the least age; infinite if ages are on the device.
+        has_fixed_lr: whether all learning rates are numbers, or may be read.
+        on_host: whether scalars are computed by NumPy.
+        scalars: `StepScalars` of all parameters, (fields, n).
+        of_factors: `FactorScalars` of the factors of each size.
+        average_weights: for each parameter, the weight of its new value in its average.
+        bases: eigenbases in the dtype of products, by size.
+    """
+
+    grads: Sequence[Tensor]
+    params: Sequence[Tensor]
+    records: Sequence[Record]
+    hyper: Hyper
+    all_params: Sequence[Tensor]
+    in_place: bool
+    ages: Sequence[float]
+    state: StackedState
+    moved: Tensor
+    elementwise: Elementwise = ELEMENTWISE
+    write_out: bool = False
+
+    def __post_init__(self) -> None:
+        self.youngest = min(self.ages, default=torch.inf)
+        self.has_fixed_lr = self.in_place and not any_must_stay_tensor(self.hyper.lr)
+        self.on_host = self.has_fixed_lr and self.moved.is_cpu
+        self.scalars: Tensor
+        self.of_factors: dict[int, FactorScalars] = {}
+        self.average_weights: Sequence[Any] = [None] * len(self.params)
+        self.bases: dict[int, Tensor] = {}
+
+
+class SoapUpdate:
+    """The update of a network's parameters, all of one dtype and device.
+
+    Args:
+        renew_every: steps between two renewals of an eigenbasis.
+        product_dtype: of rotations and of products for Kronecker factors.
+        multiplier: of step sizes; None: all factors are 1.
+        sums: over processes.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        config: SoapConfig,
+        renew_every: int,
+        product_dtype: torch.dtype,
+        multiplier: Multiplier | None = None,
+        sums: Sums | None = None,
+    ):
+        self.network = network
+        self.config = config
+        self.sums = sums or Sums()
+        self._kept = list(kept_scalars(multiplier))
+        self.layout = self.make_layout(self._kept)
+        self.schedule = StepSchedule(network, config)
+        positions = self.renewal_positions()
+        self.renewals = RenewalSchedule(positions, renew_every)
+        self.scalars = ScalarEquations(network, config)
+        self._product_dtype = product_dtype
+        self._multiplier = multiplier.bind(network) if multiplier else None
+        numels = self.scalars.first_steps.numels
+        self._roots = torch.cat((numels, numels)).sqrt()
+
+    def make_layout(self, scalars: Sequence[str]) -> StateLayout:
+        """The layout of the state; scalars: names of those of a multiplier."""
+        return StateLayout(self.network.layouts, self.network.like, scalars)
+
+    def renewal_positions(self) -> Mapping[int, Sequence[float]]:
+        """See `ngopt.soap.eigenbasis.renewal_positions`."""
+        return renewal_positions(counts_of(self.layout.keys))
+
+    def open(
+        self,
+        grads: Sequence[Any],
+        records: Sequence[Record],
+        params: Sequence[Tensor],
+        hyper: Hyper,
+        in_place: bool,
+    ) -> Step:
+        """One step; arguments: of all parameters of the rule (`UpdateRule.update`)."""
+        positions = self.network.positions
+        opened = [records[i] for i in positions]
+        if not in_place:
+            opened = [dict(record) for record in opened]
+        lr = [hyper.lr[i] for i in positions]
+        weight_decay = [hyper.weight_decay[i] for i in positions]
+        state = self.layout.open(opened, in_place)
+        return Step(
+            grads=[grads[i] for i in positions],
+            params=[params[i] for i in positions],
+            records=opened,
+            hyper=Hyper(lr, weight_decay, hyper.scheduled),
+            all_params=params,
+            in_place=in_place,
+            ages=self.ages(state.step),
+            state=state,
+            moved=state.moved,
+        )
+
+    def ages(self, step: Tensor) -> list[float]:
+        """Previous gradients of each parameter; step: of the state, (n,)."""
+        return step.tolist()
+
+    def changes(self, step: Step, now: float) -> Iterator[list[Change]]:
+        """Makes the step: yields the changes of one bucket after the other.
+
+        now: previous steps of the run.
+        """
+        scheduled = self.scheduled(step, now)
+        yield from self.work(step, scheduled, self.due_renewals(step))
+        step.state.step.add_(1)
+
+    def scheduled(self, step: Step, now: float) -> ScheduledValues:
+        """Scheduled values on the device, but weights of averages on the host."""
+        on_host = self.schedule.on_host(step.ages, now, step.hyper)
+        if step.on_host:
+            return on_host
+        on_device = self.schedule.on_device(on_host, step.hyper, step.in_place)
+        return on_device._replace(average_weight=on_host.average_weight)
+
+    def due_renewals(self, step: Step) -> list[Renewal]:
+        due = self.renewals.bases_at(int(step.youngest))
+        return [Renewal(size, indices) for size, indices in due]
+
+    def work(
+        self, step: Step, scheduled: ScheduledValues, renewals: Iterable[Renewal]
+    ) -> Iterator[list[Change]]:
+        """The algorithm, after counts were turned into scheduled values.
+
+        1. Measure gradients and weights; compute step sizes and other scalars.
+        2. Decay the Kronecker factors.
+        3. For each bucket of matrices and vectors: the direction u (`direction`), then
+           W <- W - step_size u - decay W (`change`).
+        4. Renew the eigenbases that are due, with factors that contain this gradient.
+        """
+        self.compute_scalars(step, scheduled)
+        for size, factors in step.state.factors.items():
+            factors.mul_(step.of_factors[size].decay)
+        yield from self.bucket_changes(step)
+        for size, indices, mask in renewals:
+            active = step.of_factors[size].active[indices]
+            self.renew(step, size, indices, active if mask is None else mask * active)
+
+    def bucket_changes(self, step: Step) -> Iterator[list[Change]]:
+        for bucket in self.layout.buckets:
+            rows = StepScalars(*bucket.spread(step.scalars))
+            u = self.direction(step, bucket, self.gradients(step, bucket), rows)
+            changes = self.change(step, bucket, u, rows)
+            del u  # frees memory for the next bucket
+            yield changes
+
+    def gradients(self, step: Step, bucket: Bucket) -> Tensor:
+        """Gradients of the entries of a bucket, (rows, lanes)."""
+        return bucket.gather(step.grads)
+
+    def direction(
+        self, step: Step, bucket: Bucket, grad: Tensor, rows: StepScalars
+    ) -> Tensor:
+        """The direction u of a bucket, (rows, lanes); updates its state.
+
+            m <- b1 m + (1 - b1) G,    n: Nesterov's momentum
+            L <- b L + (1 - b) G G^T,  R <- b R + (1 - b) G^T G
+            v <- b2 v + (1 - b2) (Q_L^T G Q_R)^2
+            u = Q_L [Q_L^T n Q_R / sqrt(v)] Q_R^T
+
+        Factors L and R have been decayed. Without factors Q_L = Q_R = 1.
+        """
+        precondition = step.elementwise.precondition
+        momentum = step.state.momentum[bucket]
+        second = step.state.second[bucket]
+        grad = grad.to(momentum.dtype)
+        grad, ahead = step.elementwise.accumulate(
+            grad, momentum, rows, self.config, self._product_dtype
+        )
+        if not bucket.factors:
+            return precondition(grad, ahead, second, rows)
+        stacks = bucket.stacked.split(grad)
+        self.add_squares(step, bucket, stacks)
+        if step.youngest == 0:
+            self._make_first_bases(step, bucket)
+        bases = [self._bases(step, f.axis.size)[f.indices] for f in bucket.factors]
+        grad = bucket.rotate(stacks, bases, False, step.write_out)
+        stacks = bucket.stacked.split(ahead)
+        ahead = bucket.rotate(stacks, bases, False, step.write_out)
+        u = precondition(grad, ahead, second, rows)
+        return bucket.rotate(bucket.stacked.split(u), bases, True, step.write_out)
+
+    def change(
+        self, step: Step, bucket: Bucket, u: Tensor, rows: StepScalars
+    ) -> list[Change]:
+        """The changes of the weights of a bucket."""
+        weights = bucket.gather(step.params).to(self.layout.dtype)
+        momentum = step.state.momentum[bucket]
+        delta = step.elementwise.change(u, momentum, weights, rows)
+        del weights
+        self.add_distance(step, bucket, delta[bucket.first :])
+        return self.split(step, bucket, delta)
+
+    def compute_scalars(self, step: Step, scheduled: ScheduledValues) -> None:
+        """Computes the scalars of all parameters, and updates those of the state."""
+        count = len(step.params)
+        rows = step.state.scalars.to(self._roots.dtype, copy=True)
+        names = ScalarState._fields
+        values, kept = rows[: len(names)], rows[len(names) :]
+        measured = self.measure(step)
+        multiplier = None
+        if self._multiplier is not None:
+            multiplier, kept = self._multiplied(step, measured, scheduled, kept)
+        if step.on_host:
+            values, measured = values.numpy(), _on_host(measured)
+            kept = [x.numpy() for x in kept]
+            multiplier = None if multiplier is None else multiplier.numpy()
+        new = self.scalars.of_step(
+            measured, scheduled, ScalarState(*values), multiplier, step.youngest
+        )
+        table = devices.stacked((*new.state, *kept), count, self._roots.dtype)
+        step.state.scalars.copy_(table)
+        table = devices.stacked(
+            (*new.of_parameters, *new.of_factors), count, self.layout.dtype
+        )
+        step.scalars = table[: len(new.of_parameters)]
+        of_factors = self.layout.of_factors(table[len(new.of_parameters) :])
+        for size, scalars in of_factors.items():
+            step.of_factors[size] = FactorScalars(*scalars)
+        if AVERAGE in step.records[0]:
+            weights = scheduled.average_weight
+            step.average_weights = devices.separate(weights, step.scalars)
+
+    def measure(self, step: Step) -> Measured:
+        """Measures gradients and weights; most values in the first steps only."""
+        count = len(step.params)
+        norms = devices.norms(
+            [*step.grads, *step.params], self._roots.dtype, step.in_place
+        )
+        rms = self.sums.norms(norms) / self._roots
+        measured = Measured(rms[:count], rms[count:])
+        if step.youngest >= OBSERVED_STEPS:
+            return measured
+        is_start = step.youngest == 0
+        if is_start:
+            is_first = torch.tensor([age == 0 for age in step.ages], device="cpu")
+            measured = measured._replace(
+                is_first=is_first.to(rms.device), excess=self._excess(step)
+            )
+        if step.youngest >= 2:
+            squares = self.layout.squares(step.state.momentum)
+            measured = measured._replace(momentum_squares=self.sums.of_owners(squares))
+        dense = self.scalars.first_steps.tables
+        if is_start and self._multiplier is not None:
+            roles = enumerate(self.network.roles)
+            dense = [i for i, role in roles if role.blocks]
+        if dense:
+            measured = measured._replace(density=self._density(step, dense))
+        return measured
+
+    def _excess(self, step: Step) -> Tensor:
+        excess = [torch.zeros_like(step.moved[0, 0])] * len(step.params)
+        for i, p in self.sums.whole_parameters(step.params):
+            if i in self.scalars.first_steps.matrices:
+                excess[i] = spectral_excess(p)
+        return self.sums.of_owners(torch.stack(excess))
+
+    def _density(self, step: Step, indices: Sequence[int]) -> Tensor:
+        """Shares of nonzero elements of gradients at some indices, else 1; (n,)."""
+        counts = self.sums.of_parts(dense_counts(step.grads, indices), indices)
+        shares = counts / self.scalars.first_steps.numels[list(indices)]
+        density = [torch.ones_like(shares[0])] * len(step.params)
+        for i, share in zip(indices, shares, strict=True):
+            density[i] = share
+        return torch.stack(density)
+
+    def _multiplied(
+        self, step: Step, measured: Measured, scheduled: ScheduledValues, rows: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Calls the multiplier; returns the factors, and the new rows that it keeps."""
+        assert self._multiplier is not None
+        kept = dict(zip(self._kept, rows, strict=True))
+        measured = Measured(*(x if x is None else x.detach() for x in measured))
+        if measured.is_first is not None:
+            for key in FIRST_VALUES:
+                value, old = getattr(measured, key), kept[f"first_{key}"]
+                kept[f"first_{key}"] = torch.where(measured.is_first, value, old)
+        first = Measured(**{key: kept[f"first_{key}"] for key in FIRST_VALUES})
+        has_horizon = self.network.total_steps is not None and not step.hyper.scheduled
+        progress = scheduled.progress if has_horizon else None
+        factors = self._multiplier(measured._replace(first=first), progress, kept)
+        return factors, [kept[key] for key in self._kept]
+
+    def _make_first_bases(self, step: Step, bucket: Bucket) -> None:
+        """Computes first eigenbases from first factors."""
+        for _, axis, indices in bucket.factors:
+            of_factors = step.of_factors[axis.size]
+            is_first = of_factors.active * (of_factors.count == 1)
+            self.renew(step, axis.size, indices, is_first[indices])
+
+    def add_squares(
+        self, step: Step, bucket: Bucket, stacks: Sequence[Tensor]
+    ) -> None:
+        """factor <- factor + (1 - b) X X^T, summed in float32 at least."""
+        alpha = 1 - self.config.beta_factor
+        with devices.full_precision(self.layout.device):
+            for i, axis, indices in bucket.factors:
+                factor = step.state.factors[axis.size][indices]
+                x = axis.unfold(stacks[i])
+                devices.add_squares_(factor, x, alpha, step.in_place)
+
+    def _bases(self, step: Step, size: int) -> Tensor:
+        """Eigenbases of a size in the dtype of products.
+
+        A functional step gets a copy, as they are renewed in place.
+        """
+        if size not in step.bases:
+            basis = step.state.bases[size]
+            copy = not step.in_place
+            step.bases[size] = basis.to(self._product_dtype, copy=copy)
+        return step.bases[size]
+
+    @torch.no_grad()
+    def renew(self, step: Step, size: int, indices: slice, active: Tensor) -> None:
+        """Renews eigenbases where `active`, (count, 1, 1), is 1, without autograd."""
+        step.bases.pop(size, None)
+        bases = step.state.bases[size][indices]
+        factors = step.state.factors[size][indices]
+        dtype = self.layout.dtype if bases.is_cpu else bases.dtype
+        bytes_at_once = chunk_size(RENEWED_BYTES, bases.device)
+        count = max(1, bytes_at_once // (size**2 * dtype.itemsize))
+        batches = [x.split(count) for x in (factors.detach(), bases, active)]
+        for factor, basis, mask in zip(*batches, strict=True):
+            with devices.full_precision(basis.device):
+                new = renewed(factor.to(dtype), basis.to(dtype))
+            basis.copy_(torch.where(mask > 0, new.to(basis.dtype), basis))
+
+    def add_distance(self, step: Step, bucket: Bucket, delta: Tensor) -> None:
+        """Adds squares of steps, and squared distances from the initial values.
+
+        delta: changes of the measured entries, if any, (rows, lanes).
+        """
+        if not bucket.measured:
+            return
+        delta = delta.detach()
+        total = step.state.displacement[bucket].add_(delta)
+        rows = torch.stack((delta, total)).flatten(0, 1).unsqueeze(1)
+        squares = torch.bmm(rows, rows.mT).view(2, -1)
+        owners = bucket.owners[bucket.first :]
+        step.moved.index_add_(1, owners, squares.to(step.moved.dtype))
+
+    def split(self, step: Step, bucket: Bucket, delta: Tensor) -> list[Change]:
+        """The changes of the entries of a bucket; delta: (rows, lanes)."""
+        changes = []
+        for entry, piece in zip(bucket.entries, bucket.parts.split(delta), strict=True):
+            i = entry.parameter
+            changes.append(
+                Change(
+                    position=self.network.positions[i],
+                    delta=piece,
+                    record=step.records[i],
+                    part=entry.layout.of,
+                    average_weight=step.average_weights[i],
+                )
+            )
+        return changes
+
+
+def _on_host(measured: Measured) -> Measured:
+    """The values as arrays, for `ScalarEquations`."""
+    arrays = {}
+    for key, value in measured._asdict().items():
+        is_tensor = isinstance(value, Tensor) and key != "excess"
+        arrays[key] = value.numpy() if is_tensor else value
+    return Measured(**arrays)

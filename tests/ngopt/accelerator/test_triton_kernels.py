@@ -1,0 +1,96 @@
+"""The Triton kernels of the default in Triton's interpreter, which needs no GPU.
+
+The file runs itself: see `tests.ngopt.interpreter`.
+"""
+
+import copy
+
+import torch
+from tests.ngopt.soap.test_cuda_graphs import FIRST, captured
+from torch import nn
+
+from ngopt import NGOptimizer, devices
+from ngopt.accelerator.cuda_graphs import Replays
+from ngopt.roles import kronecker_factors
+from ngopt.soap import elementwise, update
+from ngopt.soap.config import SoapConfig
+from tests.ngopt import interpreter
+
+ROWS = 19  # one program of 128 lanes and a part
+CASES = [(128, torch.float32), (128, torch.bfloat16), (16, torch.bfloat16)]
+STEPS = FIRST + 3
+
+
+def test_they_equal_the_functions():
+    assert interpreter.run(__file__).count("equal") == len(CASES) + 1
+
+
+def check(lanes, dtype):
+    """With values that are not finite, and elements that never had a gradient."""
+    from ngopt.accelerator import triton_kernels as soap_kernels
+
+    torch.manual_seed(0)
+    rows = ROWS * 128 // lanes + 1
+    numbers = elementwise.StepScalars(*torch.rand(7, rows, 1))
+    grad, momentum, weights = torch.randn(3, rows, lanes)
+    second = torch.rand(rows, lanes)
+    momentum[3], grad[3] = 0, 0
+    grad[0, :3] = torch.tensor([torch.nan, torch.inf, -torch.inf])
+    found = []
+    for module in (elementwise, soap_kernels):
+        m, v = momentum.clone(), second.clone()
+        own, ahead = module.accumulate(grad, m, numbers, SoapConfig(), dtype)
+        kept = own.clone(), ahead.clone()
+        u = module.precondition(own, ahead, v, numbers)
+        delta = module.change(u.clone(), m, weights, numbers)
+        found.append([*kept, m, v, u, delta])
+    near = 2e-2 if dtype == torch.bfloat16 else 1e-5
+    for expected, x in zip(*found, strict=True):
+        assert x.dtype == expected.dtype
+        torch.testing.assert_close(x, expected, rtol=near, atol=near)
+
+
+def check_replayed_steps():
+    """Of matrices that end within a row, and of biases, which lie in few rows."""
+    from ngopt.accelerator import triton_kernels as soap_kernels
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten(), nn.Linear(45, 9))
+    changed = []
+    plain = soap_kernels.change_weights
+
+    def counted(u, *arguments):
+        changed.append(len(u))
+        return plain(u, *arguments)
+
+    # weights of the linear layer are not measured
+    kronecker_factors.MEASURED_ELEMENTS = 100
+    expected = train(copy.deepcopy(model))
+    soap_kernels.change_weights = counted
+    devices.kernels = lambda device, dtype: soap_kernels
+    devices.is_host = lambda device: False
+    update.has_graphs = lambda like, count: True
+    Replays._capture = captured
+    found = train(model)
+    assert len(changed) >= STEPS - FIRST
+    for p, q in zip(expected, found, strict=True):
+        torch.testing.assert_close(q, p, rtol=1e-4, atol=1e-5)
+
+
+def train(model):
+    params = list(model.parameters())
+    opt = NGOptimizer(params, total_steps=100)
+    for number in range(STEPS):
+        generator = torch.Generator().manual_seed(number)
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=generator)
+        opt.step()
+    return params
+
+
+if __name__ == "__main__":
+    for case in CASES:
+        check(*case)
+        print("equal")
+    check_replayed_steps()
+    print("equal")

@@ -1,0 +1,45 @@
+"""Steps that write with `out=`, as on accelerators, equal those on a CPU."""
+
+import copy
+
+import pytest
+import torch
+
+from benchmarks.shapes import TINY_WORKLOADS
+from ngopt import NGOptimizer, devices
+from ngopt.roles.kronecker_factors import Axis
+from ngopt.soap import buckets
+
+STEPS = 12
+
+
+@pytest.mark.parametrize("network", ["tiny GPT", "tiny CNN"])
+def test_steps_are_equal(network, monkeypatch):
+    torch.manual_seed(0)
+    model = TINY_WORKLOADS[network].make().double()
+    expected = trained(copy.deepcopy(model))
+    for module in (devices, buckets):
+        monkeypatch.setattr(module, "writes_out", lambda like: True)
+    written = []
+    plain = Axis.rotate
+
+    def counted(self, x, basis, back, out):
+        written.append(out is not None)
+        return plain(self, x, basis, back, out)
+
+    monkeypatch.setattr(Axis, "rotate", counted)
+    for p, q in zip(trained(model), expected, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-12)
+    stacks = 6 if network == "tiny GPT" else 0
+    assert sum(written) == 3 * STEPS * stacks
+
+
+def trained(model):
+    params = list(model.parameters())
+    opt = NGOptimizer(params, total_steps=100)
+    for number in range(STEPS):
+        generator = torch.Generator().manual_seed(number)
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=generator, dtype=p.dtype)
+        opt.step()
+    return params

@@ -1,0 +1,135 @@
+"""Features that the step size is predicted from."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from ngopt import build_graph
+from ngopt.learned_step.features import (
+    OF_GRADIENTS,
+    FirstMeasures,
+    gradient_features,
+    known_features,
+    layer_positions,
+)
+from ngopt.roles.from_graph import roles_of
+from tests.networks import cnn
+
+
+def known(model, total_steps=500):
+    named = list(model.named_parameters())
+    shapes = [p.shape for _, p in named]
+    return known_features(roles_of(build_graph(named)), shapes, total_steps)
+
+
+def measures(rms, grad_rms, dense):
+    return FirstMeasures(*map(torch.tensor, (rms, grad_rms, dense)), excesses={})
+
+
+def test_shapes_of_an_mlp():
+    model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2))
+    found = known(model, 1000)
+    assert found["log steps"] == pytest.approx(math.log(2))
+    assert found["log matrices"] == pytest.approx(math.log(2))
+    assert found["mean log rows"] == pytest.approx(math.log(8 * 2) / 2)
+    assert found["narrowest log rows"] == pytest.approx(math.log(8))
+    assert found["mean log fan"] == pytest.approx(math.log(4 * 8) / 2)
+    assert found["largest log fan"] == pytest.approx(math.log(8))
+    assert found["share of vectors"] == pytest.approx(26 / (26 + 32 + 16))
+    assert found["norms per matrix"] == pytest.approx(2 / 4)
+    assert found["biases per matrix"] == 2 / 2
+    assert found["share of blocks"] == found["deep without norms"] == 0
+    assert found["log elements"] == pytest.approx(math.log(26 + 32 + 16))
+    assert found["log outputs"] == pytest.approx(math.log(2))
+    assert found["share of output"] == pytest.approx(16 / (26 + 32 + 16))
+    assert found["share of convolutions"] == found["share of tables"] == 0
+
+
+def test_convolutions_and_tables():
+    assert 0 < known(cnn())["share of convolutions"] < 1
+    model = nn.Sequential(nn.Embedding(30, 4), nn.Linear(4, 30, bias=False))
+    assert known(model)["share of tables"] == pytest.approx(0.5)
+
+
+def test_depth_without_norms():
+    layers = [nn.Linear(3, 3) for _ in range(10)]
+    found = known(nn.Sequential(*layers))
+    assert found["deep without norms"] == pytest.approx((10 - 6) ** 0.5)
+    assert found["log matrices without norms"] == pytest.approx(math.log(10))
+    found = known(nn.Sequential(*layers, nn.LayerNorm(3)))
+    assert found["deep without norms"] == found["log matrices without norms"] == 0
+
+
+def test_heads_are_blocks():
+    model = nn.ModuleList([nn.MultiheadAttention(8, 2), nn.Linear(8, 3)])
+    assert known(model)["share of blocks"] > 0
+
+
+def test_positions_of_layers():
+    model = nn.Sequential(
+        nn.LayerNorm(4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2, bias=False)
+    )
+    roles = roles_of(build_graph(model.named_parameters()))
+    assert layer_positions(roles) == [-1, -1, -1, -1, 0, 0, 1]
+    assert layer_positions(roles[:-1]) == [0] * 6
+
+
+def gradients_of(depths, own, matrices=None, numels=None):
+    """Features of gradients; every matrix has 10 elements unless numels are given."""
+    depths = torch.tensor(depths)
+    numels = torch.full_like(own.rms, 10) if numels is None else torch.tensor(numels)
+    found = gradient_features(depths, numels, own, matrices or range(len(depths)))
+    return {name: value.item() for name, value in found.items()}
+
+
+def test_vectors_have_a_share_of_the_gradient():
+    own = measures([1.0, 1.0, 1.0], [3.0, 4.0, 4.0], [1.0, 1.0, 1.0])
+    found = gradients_of([0.5, 1.0], own, [0, 2], [5.0, 2.0, 1.0])
+    expected = 2 * 16 / (5 * 9 + 2 * 16 + 16)
+    assert found["vectors' log share"] == pytest.approx(math.log(expected))
+    without = own._replace(grad_rms=torch.tensor([3.0, 0.0, 4.0]))
+    found = gradients_of([0.5, 1.0], without, [0, 2], [5.0, 2.0, 1.0])
+    assert found["vectors' log share"] == pytest.approx(-10)
+
+
+def test_gradients_that_vanish_have_a_positive_slope():
+    depths = [0.25, 0.5, 0.75, 1.0]
+    powers = [math.exp(3 * depth) for depth in depths]
+    own = measures([1.0, 0.5, 1.0, 1.0], powers, [1.0, 0.5, 1.0, 0.0])
+    even = own._replace(rms=torch.ones(4))
+    found = gradients_of(depths, even)
+    assert found["slope of gradients"] == pytest.approx(3, rel=1e-5)
+    assert found["spread of gradients"] == pytest.approx(3 * 0.078125**0.5, rel=1e-5)
+    assert found["share of zeros"] == pytest.approx((0.5 + 1) / 4)
+    assert found["largest share of zeros"] == 1
+    # neither the loss' scale nor a scale of all weights changes it
+    other = FirstMeasures(7 * own.rms, 1e-9 * own.grad_rms, own.dense, {})
+    assert gradients_of(depths, other) == pytest.approx(gradients_of(depths, own), 1e-4)
+
+
+def test_zeros_and_infinite_gradients_have_no_slope():
+    depths = [0.5, 0.75, 1.0]
+    full = measures([1.0, 1.0, 1.0], [1.0, 2.0, 3.0], [1.0, 1.0, 1.0])
+    zero_weight = full._replace(rms=torch.tensor([1.0, 1.0, 0.0]))
+    others = [zero_weight]
+    for value in (0.0, torch.inf, torch.nan):
+        others.append(full._replace(grad_rms=torch.tensor([1.0, 2.0, value])))
+    for own in others:
+        found = gradients_of(depths, own)
+        assert found["slope of gradients"] == pytest.approx(math.log(2) / 0.25, 1e-5)
+        assert found["spread of gradients"] == pytest.approx(math.log(2) / 2, 1e-5)
+        missing = 0 if own is zero_weight else 1 / 3
+        assert found["matrices without gradient"] == pytest.approx(missing)
+    none = full._replace(grad_rms=torch.zeros(3))
+    expected = dict.fromkeys(OF_GRADIENTS, 0.0)
+    expected["matrices without gradient"] = 1.0
+    assert gradients_of(depths, none) == expected
+
+
+def test_gradients_behind_a_zero_output_matrix_do_not_count():
+    own = measures([1.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.75])
+    found = gradients_of([0.5, 0.75, 1.0], own)
+    assert found["share of zeros"] == found["largest share of zeros"] == 0.25
+    assert found["slope of gradients"] == found["spread of gradients"] == 0

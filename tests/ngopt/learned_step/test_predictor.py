@@ -1,0 +1,322 @@
+"""The learned factor of the step size."""
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.launches import Counts, quiet
+from ngopt import NGOptimizer
+from ngopt.learned_step.features import FEATURES
+from ngopt.learned_step.predictor import StepPredictor
+from ngopt.pretrained import load_pretrained, save_pretrained
+from tests.networks import cnn, mlp
+from tests.predictors import learned, random_predictor
+
+COUNT = len(FEATURES)
+
+
+@pytest.fixture
+def predictor():
+    return random_predictor()
+
+
+def train(predictor, steps=12, model=None, **settings):
+    """Parameters and their optimizer after some steps."""
+    torch.manual_seed(0)
+    model = model or cnn().double()
+    params = list(model.parameters())
+    settings = {"total_steps": 30, **settings}
+    opt = NGOptimizer(params, weights=learned(predictor), **settings)
+    step(opt, params, range(steps))
+    return params, opt
+
+
+def step(opt, params, numbers):
+    for number in numbers:
+        generator = torch.Generator().manual_seed(number)
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=generator).to(p)
+        opt.step()
+
+
+def factor_of(params, opt):
+    factors = [float(opt.state[p]["predicted"]) for p in params]
+    assert len(set(factors)) == 1
+    return factors[0]
+
+
+def test_it_multiplies_lr(predictor):
+    params, opt = train(predictor)
+    factor = factor_of(params, opt)
+    assert abs(factor - 1) > 0.05
+    expected, _ = train(None, lr=factor)
+    for p, q in zip(params, expected, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-9)
+
+
+def test_the_slope_goes_over_the_layers_in_the_order_of_the_parameters():
+    params, opt = train(random_predictor(), model=mlp(6, 16, 16, 16, 3).double())
+    middle = factor_of(params, opt)
+    params, opt = train(random_predictor(1.0), model=mlp(6, 16, 16, 16, 3).double())
+    found = torch.tensor([opt.state[p]["predicted"] for p in params]).double()
+    # the slope has the same networks as the factor, therefore the same size
+    slope = torch.tensor(middle).log2()
+    positions = torch.tensor([-1, -1, -1 / 3, -1 / 3, 1 / 3, 1 / 3, 1, 1])
+    torch.testing.assert_close(found.log2(), slope * (1 + positions.double()))
+    assert abs(slope) > 0.05
+
+
+def test_the_last_layer_has_at_most_twice_the_factor_of_the_middle():
+    large = random_predictor(1e3)
+    large = large._replace(caution=torch.zeros(2))
+    params, opt = train(large, model=mlp(6, 16, 16, 3).double())
+    first, *_, last = [float(opt.state[p]["predicted"]) for p in params]
+    assert max(first / last, last / first) == pytest.approx(4)
+
+
+def test_networks_of_two_layers_have_no_slope():
+    factor_of(*train(random_predictor(1.0), model=mlp(6, 16, 3)))
+
+
+def test_zeros_are_the_base_rule_to_the_bit(predictor):
+    zeros = predictor._replace(output=torch.zeros(2, 2, 4, 1))
+    params, opt = train(zeros)
+    assert factor_of(params, opt) == 1
+    expected, _ = train(None)
+    assert all(map(torch.equal, params, expected))
+
+
+def test_beyond_the_range_of_its_data_it_is_one(predictor):
+    narrow = predictor._replace(
+        low=torch.full((2, COUNT), -0.1), high=torch.full((2, COUNT), 0.1)
+    )
+    assert factor_of(*train(narrow)) == pytest.approx(1, abs=1e-3)
+
+
+def test_without_a_horizon_it_is_one(predictor):
+    assert factor_of(*train(predictor, total_steps=None)) == 1
+
+
+def test_with_a_scheduler_it_is_one(predictor):
+    params = list(cnn().parameters())
+    opt = NGOptimizer(params, weights=learned(predictor), total_steps=30)
+    torch.optim.lr_scheduler.StepLR(opt, 5)
+    step(opt, params, range(3))
+    assert factor_of(params, opt) == 1
+
+
+def test_networks_without_matrices_have_one(predictor):
+    scale = nn.ParameterList([torch.ones(5), torch.zeros(3)])
+    assert factor_of(*train(predictor, model=scale)) == 1
+
+
+def test_zero_weights_and_one_matrix_are_finite(predictor):
+    linear = nn.Linear(3, 2)
+    nn.init.zeros_(linear.weight)
+    assert 1 / 8 <= factor_of(*train(predictor, model=linear)) <= 8
+
+
+def test_a_weight_that_is_not_finite_spoils_no_other(predictor):
+    model = nn.ModuleList([nn.Linear(3, 2), nn.Linear(3, 2)])
+    with torch.no_grad():
+        model[0].weight[0, 0] = torch.nan
+    params, opt = train(predictor, model=model)
+    assert factor_of(params, opt) == 1
+    assert all(p.isfinite().all() for p in model[1].parameters())
+
+
+def train_once(predictor, change):
+    """The factor of a model whose first gradients are changed in place."""
+    torch.manual_seed(0)
+    model = mlp(6, 16, 16, 3)
+    settings = {"weights": learned(predictor), "total_steps": 30}
+    opt = NGOptimizer(model.named_parameters(), **settings)
+    model(torch.randn(32, 6)).square().mean().backward()
+    change([p.grad for p in model.parameters()])
+    opt.step()
+    return factor_of(list(model.parameters()), opt)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e-6, 1e6, 1e25])
+def test_the_scale_of_the_loss_makes_no_difference(predictor, scale):
+    expected = train_once(predictor, lambda grads: None)
+    found = train_once(predictor, lambda grads: [g.mul_(scale) for g in grads])
+    assert abs(found - 1) > 0.05
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("value", [0.0, torch.inf, torch.nan])
+def test_first_gradients_without_a_size_do_not_count(predictor, value):
+    one = train_once(predictor, lambda grads: grads[0].fill_(value))
+    assert 1 / 8 <= one <= 8
+    assert abs(one - 1) > 0.05
+    # nothing is known of the gradients of a first step that is not made
+    assert train_once(predictor, lambda grads: [g.fill_(value) for g in grads]) == 1
+
+
+def test_the_default_device_makes_no_difference(predictor):
+    def change(grads):
+        torch.set_default_device("meta")
+
+    expected = train_once(predictor, lambda grads: None)
+    try:
+        assert train_once(predictor, change) == expected
+    finally:
+        torch.set_default_device(None)
+
+
+def test_it_is_printed_after_the_first_step(predictor):
+    params, opt = train(predictor, 0)
+    assert "step size" not in repr(opt)
+    step(opt, params, [0])
+    factor = factor_of(params, opt)
+    assert f"step size: {factor:.2f} times that of the base rule" in repr(opt)
+    assert "initial weights and first gradients" in repr(opt)
+
+
+def test_slopes_are_printed():
+    params, opt = train(random_predictor(1.0), 1, mlp(6, 16, 16, 3))
+    first, *_, last = [float(opt.state[p]["predicted"]) for p in params]
+    text = f"step size: {first:.2f} (first layer) to {last:.2f} (last layer) times that"
+    assert text in repr(opt)
+
+
+def deep_factors(grouped=None, **settings):
+    """Names and factors of an MLP's parameters, and what is printed.
+
+    grouped: makes param groups of named parameters.
+    """
+    torch.manual_seed(0)
+    model = mlp(6, *[16] * 6, 3)
+    named = list(model.named_parameters())
+    groups = named if grouped is None else grouped(named)
+    if settings.pop("traced", False):
+        settings["model"] = model
+    weights = learned(random_predictor(1.0))
+    opt = NGOptimizer(groups, weights=weights, total_steps=30, **settings)
+    model(torch.randn(32, 6)).square().mean().backward()
+    opt.step()
+    factors = {name: float(opt.state[p]["predicted"]) for name, p in named}
+    return factors, repr(opt).splitlines()[-1]
+
+
+def by_decay(named):
+    matrices = [(name, p) for name, p in named if p.dim() > 1]
+    vectors = [(name, p) for name, p in named if p.dim() < 2]
+    return [{"params": vectors, "weight_decay": 0.0}, {"params": matrices}]
+
+
+def head_first(named):
+    return [{"params": named[-2:]}, {"params": named[:-2]}]
+
+
+@pytest.mark.parametrize("grouped", [by_decay, head_first])
+@pytest.mark.parametrize("traced", [False, True])
+def test_groups_make_no_difference(grouped, traced):
+    expected, line = deep_factors(traced=traced)
+    assert max(expected.values()) > 1.1 * min(expected.values())
+    found, same_line = deep_factors(grouped, traced=traced)
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert line == same_line
+
+
+def test_order_of_parameters_makes_no_difference_to_a_traced_network():
+    expected, _ = deep_factors(traced=True)
+    found, _ = deep_factors(lambda named: named[::-1], traced=True)
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_vectors_of_unknown_layers_have_the_factor_of_the_middle():
+    def without_names(named):
+        groups = by_decay(named)
+        return [{**g, "params": [p for _, p in g["params"]]} for g in groups]
+
+    factors, _ = deep_factors(without_names)
+    first, *_, last = [x for name, x in factors.items() if name.endswith("weight")]
+    for name, factor in factors.items():
+        if name.endswith("bias"):
+            assert factor == pytest.approx((first * last) ** 0.5)
+
+
+def test_factors_without_an_order_are_printed_as_a_range():
+    params, opt = train(random_predictor(1.0), 0, mlp(6, 16, 16, 16, 3))
+    step(opt, params, [0])
+    for p in params[2:4]:
+        opt.state[p]["predicted"].fill_(4.0)
+    assert "step size: " in repr(opt)
+    assert " to 4.00 times that of the base rule" in repr(opt)
+
+
+def test_factors_of_one_are_not_printed():
+    params, opt = train(random_predictor(), 1)
+    for p in params:
+        opt.state[p]["predicted"].fill_(0.9999)
+    assert "step size" not in repr(opt)
+
+
+def test_factors_that_are_not_applied_are_not_printed(predictor):
+    opt = train(predictor, 1)[1]
+    for group in opt.param_groups:
+        group["total_steps"] = None
+    assert "step size" not in repr(opt)
+
+
+def test_one_on_the_meta_device_is_not_printed(predictor):
+    with torch.device("meta"):
+        params = list(cnn().parameters())
+    for p in params:
+        p.grad = torch.empty_like(p)
+    opt = NGOptimizer(params, weights=learned(predictor), total_steps=30)
+    opt.step()
+    assert "step size" not in repr(opt)
+
+
+def test_order_of_neurons_makes_no_difference(predictor):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 2)).double()
+    expected = factor_of(*train(predictor, 1, model))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 2)).double()
+    with torch.no_grad():
+        order = torch.randperm(9)
+        model[0].weight.copy_(model[0].weight[order])
+        model[2].weight.copy_(model[2].weight[:, order])
+    assert factor_of(*train(predictor, 1, model)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_resumed_training_keeps_it(predictor):
+    params, opt = train(predictor, 4)
+    other = NGOptimizer(params, weights=learned(predictor), total_steps=3000)
+    other.load_state_dict(opt.state_dict())
+    assert factor_of(params, other) == factor_of(params, opt)
+
+
+def test_it_is_read_from_a_weights_file(predictor, tmp_path):
+    path = tmp_path / "mine.safetensors"
+    save_pretrained(learned(predictor), path)
+    found = load_pretrained(path).base.predictor
+    assert all(map(torch.equal, found, predictor))
+
+
+def test_other_tensors_are_refused(predictor):
+    tensors = predictor._asdict()
+    del tensors["low"]
+    with pytest.raises(ValueError, match="step predictor: expected mean"):
+        StepPredictor.of(tensors)
+
+
+def test_on_a_device_nothing_is_read_and_later_steps_cost_two_products():
+    counts = {}
+    for weights in ("default", "learned-step"):
+        with torch.device("meta"):
+            params = list(cnn().parameters())
+        for p in params:
+            p.grad = torch.empty_like(p)
+        opt = NGOptimizer(params, weights=weights, total_steps=1000)
+        opt.step()
+        with Counts() as own, quiet():
+            opt.step()
+        counts[weights] = own
+    assert counts["learned-step"].copies == counts["default"].copies
+    more = counts["learned-step"].ops - counts["default"].ops
+    assert more == {"mul": 2}

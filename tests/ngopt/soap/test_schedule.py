@@ -1,0 +1,131 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ngopt import build_graph
+from ngopt.functional import Hyper
+from ngopt.roles.from_graph import roles_of
+from ngopt.soap.config import SoapConfig
+from ngopt.soap.schedule import ScheduledValues, StepSchedule, role_gain
+
+CPU = torch.device("cpu")
+CONFIG = SoapConfig(step_size=0.02, norm=3.0, weight_decay=0.5, warmup=0.1)
+
+
+def network():
+    return nn.Sequential(
+        nn.Embedding(5, 16), nn.Linear(16, 256), nn.LayerNorm(256), nn.Linear(256, 3)
+    )
+
+
+def roles():
+    return roles_of(build_graph(network()))
+
+
+def table(total_steps=100):
+    return StepSchedule(CONFIG, roles(), total_steps, CPU)
+
+
+def fill(table, ages, now, hyper):
+    return table.to_device(table.on_host(ages, now, hyper), hyper, in_place=True)
+
+
+def hyper(lr=1.0, weight_decay=0.0, scheduled=False):
+    return Hyper([lr] * 7, [weight_decay] * 7, scheduled)
+
+
+def test_gains_by_role_and_fan():
+    """By parameter: table, weight, bias, scale, shift, weight, bias."""
+    found = [role_gain(role, CONFIG) for role in roles()]
+    assert found == pytest.approx([2.5, 1, 1, 3, 3, 0.5, 1])
+
+
+def test_scheduled_values_by_hand():
+    ages = np.array([0.0, 1, 2, 30, 30, 30, 30])
+    values = fill(table(), ages, 30, hyper(0.5, 2.0))
+    assert values.count.tolist() == [1, 2, 3, 31, 31, 31, 31]
+    assert values.rms_correction_before[1:3].tolist() == pytest.approx(
+        [0.05**-0.5, (1 - 0.95**2) ** -0.5]
+    )
+    assert values.rms_correction[:2].tolist() == pytest.approx(
+        [0.05**-0.5, (1 - 0.95**2) ** -0.5]
+    )
+    first = 1 - 0.9**2  # Nesterov's momentum of one gradient: .9 * .1 + .1
+    assert values.second_moment_correction[0] == pytest.approx(first**2)
+    assert values.beta2.tolist() == pytest.approx([0.999] + [0.95] * 6)
+    assert values.second_moment_correction[3] == pytest.approx(
+        0.05 / (1 - 0.95**31), rel=0.1
+    )
+    assert values.damping[0] == pytest.approx((1e-4 * first) ** 2)
+    assert (values.step_size / values.constant_step_size)[
+        [0, 3]
+    ].tolist() == pytest.approx([0.02 * 0.1 * 70 / 101, 0.02 * 70 / 101])
+    assert values.average_weight[[0, 3]].tolist() == pytest.approx([1, 11 / 41])
+    assert values.constant_step_size.tolist() == [
+        -0.5 * role_gain(x, CONFIG) for x in roles()
+    ]
+    user = 2.0 * 1e-3 / 0.02
+    assert (values.constant_weight_decay / -0.5).tolist() == pytest.approx([user] * 7)
+    own = table().on_host(ages, 30, hyper(0.5, None))
+    assert (own.constant_weight_decay / -0.5).tolist() == [0.5, 0.5, 0, 0, 0, 0.5, 0]
+    assert values.random_walk[3].item() == pytest.approx(CONFIG.straight**2 * 30 / 50)
+    # the step size of matrices follows their RMS in that of PyTorch's initial weights
+    weights = network()[1].weight
+    assert (
+        values.inverse_init_rms[1] * weights.square().mean().sqrt()
+    ).item() == pytest.approx(1, rel=0.05)
+    assert (values.inverse_init_rms == 0).tolist() == [
+        True,
+        False,
+        True,
+        True,
+        True,
+        False,
+        True,
+    ]
+
+
+def test_a_scheduler_replaces_the_schedule():
+    own, ages = table(), np.full(7, 30.0)
+    rates = [
+        own.on_host(ages, 30, hyper(scheduled=x)).step_size[1] for x in (False, True)
+    ]
+    assert -0.02 < rates[0] < 0
+    assert rates[1] == pytest.approx(-0.02)
+
+
+@pytest.mark.parametrize("total_steps", [None, 40])
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_what_a_cuda_graph_computes_on_the_device_is_what_the_host_knows(
+    total_steps, scheduled
+):
+    ages = np.array([0.0, 1, 2, 7, 30, 31, 36])
+    own, other = table(total_steps), table(total_steps)
+    fill(own, ages, 40, hyper(0.5, 2.0, scheduled))
+    for step in range(1, 8):
+        found = own.advance(hyper(0.5, 2.0, scheduled))
+        expected = fill(other, ages + step, 40 + step, hyper(0.5, 2.0, scheduled))
+        for name, x, y in zip(ScheduledValues._fields, found, expected, strict=True):
+            y = torch.as_tensor(y)
+            torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-15, msg=name)
+
+
+def test_a_cuda_graph_needs_a_step_before():
+    with pytest.raises(
+        RuntimeError, match="expected a step of the same parameters before"
+    ):
+        table().advance(hyper())
+
+
+def test_a_learning_rate_that_is_differentiated_stays_a_tensor():
+    lr = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    own = Hyper([lr] * 3 + [2.0] * 4, [0.0] * 7)
+    values = fill(table(), np.zeros(7), 0, own)
+    gains = np.array([role_gain(role, CONFIG) for role in roles()])
+    assert values.constant_step_size.tolist() == [
+        *(-0.5 * gains[:3]),
+        *(-2.0 * gains[3:]),
+    ]
+    values.constant_step_size.sum().backward()
+    assert lr.grad == -gains[:3].sum()
