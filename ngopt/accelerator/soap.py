@@ -1,6 +1,6 @@
 """`SoapUpdate` on accelerators: fused kernels, and steps as CUDA graphs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -26,13 +26,11 @@ from ngopt.soap.soap import SoapRule
 from ngopt.soap.update import Renewal, SoapUpdate, Step
 
 
-def use_fast_functions(step: Step, dtype: torch.dtype) -> None:
-    """Chooses the elementwise functions of a step without autograd and vmap.
-
-    dtype: of the state.
-    """
-    if step.in_place and not step.moved.is_cpu:
-        step.elementwise = _elementwise(step.moved.device, dtype)
+def use_fast_functions(step: Step) -> None:
+    """Chooses the elementwise functions of a step on an accelerator."""
+    scalars = step.state.scalars
+    if step.in_place:  # autograd and vmap have neither kernels nor `out=`
+        step.elementwise = _elementwise(scalars.device, scalars.dtype)
         step.write_out = True
 
 
@@ -76,7 +74,8 @@ class AcceleratedUpdate(SoapUpdate):
             # the device copies while the host prepares the step
             self._graphs.copy([grads[i] for i in self.network.positions])
         step = super().open(grads, records, params, hyper, in_place)
-        use_fast_functions(step, self.layout.dtype)
+        use_fast_functions(step)
+        step.on_host = False
         return step
 
     def ages(self, step: Tensor) -> list[float]:
@@ -98,14 +97,8 @@ class AcceleratedUpdate(SoapUpdate):
         count = scheduled.count
         # a copy: the next step that is not captured overwrites the schedule's table
         self.layout.count_on_device(step.records, count.clone())
-        age = count.min() - 1
-        length = (1 + age // ROUNDS).clamp(max=self.renewals.every)
-        start, end = age % length, age % length + 1
-        renewals = []
-        for size, positions in self._positions.items():
-            x = positions * length
-            mask = ((x >= start) & (x < end)).view(-1, 1, 1)
-            renewals.append(Renewal(size, slice(None), mask))
+        every = self.renewals.every
+        renewals = renewals_on_device(self._positions, every, count.min() - 1)
         yield from self.work(step, scheduled, renewals)
 
     def _replay(self, step: Step) -> bool:
@@ -124,7 +117,7 @@ class AcceleratedUpdate(SoapUpdate):
         buffers = partial(step_buffers, self.layout.buckets, step.grads, step.params)
         work = partial(self._capture, step)
         is_replayed = self._graphs.run(phase, step.grads, others, buffers, work)
-        step.bases = {}  # those of a capture are in the graph
+        step.bases = {}  # those of a capture belong to the graph
         if is_replayed:  # autograd does not track what a graph writes
             increment_version(changed)
         return is_replayed
@@ -185,8 +178,28 @@ def next_values(schedule: StepSchedule, hyper: Hyper) -> ScheduledValues:
         peak_weight_decay=before.peak_weight_decay,
         inverse_init_rms=before.inverse_init_rms,
     )
-    rows = [x if isinstance(x, Tensor) else torch.full_like(age, x) for x in values]
+    rows = []
+    for x in values:
+        is_tensor = isinstance(x, Tensor)
+        rows.append(x.expand_as(age) if is_tensor else torch.full_like(age, x))
     return ScheduledValues(*rows)._replace(count=before.count)
+
+
+def renewals_on_device(
+    positions: Mapping[int, Tensor], every: int, step: Tensor
+) -> list[Renewal]:
+    """`RenewalSchedule.bases_at` for a step () on the device, as masks.
+
+    positions: of the bases of every size in a round, (count,).
+    """
+    length = (1 + step // ROUNDS).clamp(max=every)
+    start = step % length
+    renewals = []
+    for size, of_size in positions.items():
+        x = of_size * length
+        mask = (x >= start) & (x < start + 1)
+        renewals.append(Renewal(size, slice(None), mask.view(-1, 1, 1)))
+    return renewals
 
 
 class AcceleratedSoapRule(SoapRule):

@@ -36,7 +36,7 @@ from ngopt.soap.layout import (
     first_record,
     stacks_of,
 )
-from ngopt.soap.schedule import must_stay_tensor
+from ngopt.soap.schedule import ScheduledValues, must_stay_tensor
 from ngopt.soap.soap import SoapRule
 from ngopt.soap.update import SoapUpdate, Step, Sums
 
@@ -135,26 +135,26 @@ class SumsOfProcesses(Sums):
     """Sums over the processes that share parameters."""
 
     def __init__(self, shards: Shards, exchanges: Sequence[Exchange]):
-        self._shards = shards
-        self._exchanges = exchanges
+        self.shards = shards
+        self.exchanges = exchanges
 
     def norms(self, norms: Tensor) -> Tensor:
         squares = norms.square().view(2, -1)
-        return self._shards.sum_of_parts(squares).sqrt().flatten()
+        return self.shards.sum_of_parts(squares).sqrt().flatten()
 
     def of_parts(self, values: Tensor, parameters: Sequence[int]) -> Tensor:
-        of_all = values.new_zeros(len(self._shards.shapes))
+        of_all = values.new_zeros(len(self.shards.shapes))
         of_all[parameters] = values
-        return self._shards.sum_of_parts(of_all)[parameters]
+        return self.shards.sum_of_parts(of_all)[parameters]
 
     def of_owners(self, values: Tensor) -> Tensor:
-        return self._shards.sum_of_owners(values)
+        return self.shards.sum_of_owners(values)
 
     def whole_parameters(
         self, params: Sequence[Tensor]
     ) -> Iterator[tuple[int, Tensor]]:
-        shards = self._shards.undivided()
-        for exchange in self._exchanges:
+        shards = self.shards.undivided()
+        for exchange in self.exchanges:
             # one owner receives the whole parameter
             to_one = Exchange(shards, exchange.parameters)
             yield from to_one.to_owners(params)().items()
@@ -164,7 +164,7 @@ class ShardedSoapUpdate(SoapUpdate):
     """The update of parameters of which this process holds parts."""
 
     def __init__(self, shards: Shards, network: Network, *arguments: Any):
-        self._shards = shards
+        self.shards = shards
         max_elements = chunking.chunk_size(ROUND_ELEMENTS, network.device)
         # size of the factor of tables with several owners, which sum it
         self._table_sizes: dict[int, int] = {}
@@ -172,8 +172,8 @@ class ShardedSoapUpdate(SoapUpdate):
             axes = network.layouts[i][0].axes
             if ownership.is_divided and axes:
                 self._table_sizes[i] = axes[0].size
-        self._exchanges = make_exchanges(shards, max_elements, list(self._table_sizes))
-        sums = SumsOfProcesses(shards, self._exchanges)
+        self.exchanges = make_exchanges(shards, max_elements, list(self._table_sizes))
+        sums = SumsOfProcesses(shards, self.exchanges)
         super().__init__(network, *arguments, sums)
 
     def open(
@@ -185,22 +185,26 @@ class ShardedSoapUpdate(SoapUpdate):
         in_place: bool,
     ) -> Step:
         step = super().open(grads, records, params, hyper, in_place)
-        use_fast_functions(step, self.layout.dtype)
-        step.moved = torch.zeros_like(step.moved)  # of the parts of this process
+        if self.network.device.type != "cpu":
+            use_fast_functions(step)
         return step
+
+    def compute_scalars(self, step: Step, scheduled: ScheduledValues) -> None:
+        super().compute_scalars(step, scheduled)
+        step.moved = torch.zeros_like(step.moved)  # of the parts of this process
 
     def make_layout(self, scalars: Sequence[str]) -> StateLayout:
         layouts = self.network.layouts
-        owned = [self._shards.layouts(i, x) for i, x in enumerate(layouts)]
+        owned = [self.shards.layouts(i, x) for i, x in enumerate(layouts)]
         rounds = []
         self._held: list[Bucket] = []
-        for exchange in self._exchanges:
+        for exchange in self.exchanges:
             rounds.append(exchange.owned)
             measured, others = [], []  # parts that this process holds, as vectors
             for i in exchange.parameters:
-                piece = self._shards.held(i)
+                piece = self.shards.held(i)
                 layout = MatrixLayout((1, 1, piece.numel, 1), part=piece.shape)
-                if is_measured(layouts[i]) and self._shards.counts[i]:
+                if is_measured(layouts[i]) and self.shards.counts[i]:
                     measured.append(BucketEntry(i, 0, layout, is_measured=True))
                 else:
                     others.append(BucketEntry(i, 0, layout))
@@ -228,20 +232,20 @@ class ShardedSoapUpdate(SoapUpdate):
     def bucket_changes(self, step: Step) -> Iterator[list[Change]]:
         """Updates the matrices of one round while the values of others are sent.
 
-            round 1    gradients -> owners | directions | -> holders    | changes
-            round 2              gradients -> owners    | directions    | -> holders ...
+        round 1    gradients -> owners | directions | -> holders    | changes
+        round 2              gradients -> owners    | directions    | -> holders ...
         """
-        coming = iter(self._exchanges)
+        coming = iter(self.exchanges)
         arriving = next(coming).to_owners(step.grads)
         leaving: Callable[[], list[Change]] | None = None  # the round before
-        for number, exchange in enumerate(self._exchanges):
+        for number, exchange in enumerate(self.exchanges):
             grads = arriving()
             next_exchange = next(coming, None)
             arriving = next_exchange.to_owners(step.grads) if next_exchange else dict
             deltas = self._directions(step, grads, self.layout.rounds[number])
             size = self._table_sizes.get(exchange.parameters[0])
             if size is not None and not deltas:  # this process owns no rows of a table
-                self._shards.sum(step.scalars.new_zeros((1, size, size)))
+                self.shards.sum(step.scalars.new_zeros((1, size, size)))
             del grads
             arrival = exchange.to_holders(deltas, step.scalars.new_empty(0))
             if leaving is not None:
@@ -250,7 +254,7 @@ class ShardedSoapUpdate(SoapUpdate):
         if leaving is not None:
             yield leaving()
         # path and distance of whole parameters
-        step.state.moved.add_(self._shards.sum_of_owners(step.moved))
+        step.state.moved.add_(self.shards.sum_of_owners(step.moved))
 
     def _directions(
         self, step: Step, grads: Mapping[int, Tensor], buckets: Sequence[Bucket]
@@ -265,7 +269,7 @@ class ShardedSoapUpdate(SoapUpdate):
             delta.mul_(step.state.momentum[bucket] != 0).mul_(rows.step_size)
             pieces = bucket.parts.split(delta)
             for entry, piece in zip(bucket.entries, pieces, strict=True):
-                shape = self._shards.domain(entry.parameter).shape
+                shape = self.shards.domain(entry.parameter).shape
                 if entry.layout.view is None:
                     deltas[entry.parameter] = piece.reshape(shape)
                     continue
@@ -275,18 +279,16 @@ class ShardedSoapUpdate(SoapUpdate):
                 place.copy_(piece.reshape(place.shape))
         return deltas
 
-    def add_squares(
-        self, step: Step, bucket: Bucket, stacks: Sequence[Tensor]
-    ) -> None:
+    def add_squares(self, step: Step, bucket: Bucket, stacks: Sequence[Tensor]) -> None:
         i = bucket.entries[0].parameter
         if i not in self._table_sizes:  # tables of several owners have own buckets
             return super().add_squares(step, bucket, stacks)
         ((_, axis, indices),) = bucket.factors
         factor = step.state.factors[axis.size][indices]
-        if self._shards.owned[i].first != self._shards.rank:
+        if self.shards.owned[i].first != self.shards.rank:
             factor.zero_()
         super().add_squares(step, bucket, stacks)
-        total = self._shards.sum(factor.to(self.layout.dtype))
+        total = self.shards.sum(factor.to(self.layout.dtype))
         factor.copy_(total)
 
     def _arrived(self, step: Step, number: int, arrival: Arrival) -> list[Change]:

@@ -144,7 +144,9 @@ class Binding:
         shards = self.shards(parameters) if self.is_shared(params) else None
         key = parameters.graph, total_steps, device, dtype, shards, renew_every
         if self._rule is None or self._rule_key != key:
-            self._rule = self._bound(parameters.graph, total_steps, dtype, renew_every, shards, device)
+            self._rule = self._bound(
+                parameters.graph, total_steps, dtype, renew_every, shards, device
+            )
             self._rule_key = key
             if shards is not None:
                 self._owned = dict(zip(params, shards.owned, strict=True))

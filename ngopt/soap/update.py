@@ -77,13 +77,13 @@ class Step:
         in_place: whether neither autograd nor vmap traces the step.
         ages: previous gradients of each parameter; () if they are on the device.
         state: the stacked tensors of `records`, which the step updates in place.
-        moved: path and distance of the parameters, (2, n), to which the step adds.
         elementwise: implementations of the elementwise equations.
         write_out: whether products are written to their places by `out=`.
         youngest: the least age; infinite if ages are on the device.
         has_fixed_lr: whether all learning rates are numbers, or may be read.
         on_host: whether scalars are computed by NumPy.
         scalars: `StepScalars` of all parameters, (fields, n).
+        moved: path and distance of the parameters, (2, n), to which the step adds.
         of_factors: `FactorScalars` of the factors of each size.
         average_weights: for each parameter, the weight of its new value in its average.
         bases: eigenbases in the dtype of products, by size.
@@ -97,15 +97,15 @@ class Step:
     in_place: bool
     ages: Sequence[float]
     state: StackedState
-    moved: Tensor
     elementwise: Elementwise = ELEMENTWISE
     write_out: bool = False
 
     def __post_init__(self) -> None:
         self.youngest = min(self.ages, default=torch.inf)
         self.has_fixed_lr = self.in_place and not any_must_stay_tensor(self.hyper.lr)
-        self.on_host = self.has_fixed_lr and self.moved.is_cpu
+        self.on_host = self.has_fixed_lr and self.state.scalars.is_cpu
         self.scalars: Tensor
+        self.moved: Tensor
         self.of_factors: dict[int, FactorScalars] = {}
         self.average_weights: Sequence[Any] = [None] * len(self.params)
         self.bases: dict[int, Tensor] = {}
@@ -177,7 +177,6 @@ class SoapUpdate:
             in_place=in_place,
             ages=self.ages(state.step),
             state=state,
-            moved=state.moved,
         )
 
     def ages(self, step: Tensor) -> list[float]:
@@ -230,7 +229,8 @@ class SoapUpdate:
             u = self.direction(step, bucket, self.gradients(step, bucket), rows)
             changes = self.change(step, bucket, u, rows)
             del u  # frees memory for the next bucket
-            yield changes
+            if changes:
+                yield changes
 
     def gradients(self, step: Step, bucket: Bucket) -> Tensor:
         """Gradients of the entries of a bucket, (rows, lanes)."""
@@ -298,6 +298,7 @@ class SoapUpdate:
         )
         table = devices.stacked((*new.state, *kept), count, self._roots.dtype)
         step.state.scalars.copy_(table)
+        step.moved = step.state.moved
         table = devices.stacked(
             (*new.of_parameters, *new.of_factors), count, self.layout.dtype
         )
@@ -328,16 +329,17 @@ class SoapUpdate:
         if step.youngest >= 2:
             squares = self.layout.squares(step.state.momentum)
             measured = measured._replace(momentum_squares=self.sums.of_owners(squares))
-        dense = self.scalars.first_steps.tables
+        tables = self.scalars.first_steps.tables
         if is_start and self._multiplier is not None:
             roles = enumerate(self.network.roles)
-            dense = [i for i, role in roles if role.blocks]
-        if dense:
-            measured = measured._replace(density=self._density(step, dense))
+            matrices = [i for i, role in roles if role.blocks]
+            return measured._replace(density=self._density(step, matrices))
+        if tables:
+            return measured._replace(density=self._density(step, tables))
         return measured
 
     def _excess(self, step: Step) -> Tensor:
-        excess = [torch.zeros_like(step.moved[0, 0])] * len(step.params)
+        excess = [torch.zeros_like(step.state.scalars[0, 0])] * len(step.params)
         for i, p in self.sums.whole_parameters(step.params):
             if i in self.scalars.first_steps.matrices:
                 excess[i] = spectral_excess(p)
@@ -345,11 +347,12 @@ class SoapUpdate:
 
     def _density(self, step: Step, indices: Sequence[int]) -> Tensor:
         """Shares of nonzero elements of gradients at some indices, else 1; (n,)."""
-        counts = self.sums.of_parts(dense_counts(step.grads, indices), indices)
-        shares = counts / self.scalars.first_steps.numels[list(indices)]
-        density = [torch.ones_like(shares[0])] * len(step.params)
-        for i, share in zip(indices, shares, strict=True):
-            density[i] = share
+        density = [torch.ones_like(self._roots[0])] * len(step.params)
+        if indices:
+            counts = self.sums.of_parts(dense_counts(step.grads, indices), indices)
+            shares = counts / self.scalars.first_steps.numels[list(indices)]
+            for i, share in zip(indices, shares, strict=True):
+                density[i] = share
         return torch.stack(density)
 
     def _multiplied(
@@ -376,9 +379,7 @@ class SoapUpdate:
             is_first = of_factors.active * (of_factors.count == 1)
             self.renew(step, axis.size, indices, is_first[indices])
 
-    def add_squares(
-        self, step: Step, bucket: Bucket, stacks: Sequence[Tensor]
-    ) -> None:
+    def add_squares(self, step: Step, bucket: Bucket, stacks: Sequence[Tensor]) -> None:
         """factor <- factor + (1 - b) X X^T, summed in float32 at least."""
         alpha = 1 - self.config.beta_factor
         with devices.full_precision(self.layout.device):

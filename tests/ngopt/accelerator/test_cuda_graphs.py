@@ -1,15 +1,16 @@
-"""CUDA graphs of a step. They are emulated: a graph does its work again as it was at
-the capture, on the tensors and numbers of that step."""
+"""CUDA graphs of a step. They are emulated on a CPU: a graph does its work again as it
+was at the capture, on the tensors and numbers of that step."""
 
 import pytest
 import torch
 
 from ngopt import NGOptimizer
-from ngopt.accelerator import cuda_graphs
-from ngopt.accelerator.cuda_graphs import STABLE_STEPS, Replays
+from ngopt.accelerator import cuda_graphs, soap
+from ngopt.accelerator.cuda_graphs import STABLE_STEPS, GraphCache
+from ngopt.soap.first_steps import OBSERVED_STEPS
 from tests.networks import cnn
 
-FIRST = update.OBSERVED_STEPS + STABLE_STEPS  # step that is replayed
+FIRST = OBSERVED_STEPS + STABLE_STEPS  # step that is replayed
 
 
 class Graph:
@@ -22,7 +23,7 @@ class Graph:
 
 
 def captured(self, phase, make_buffers, work):
-    """In place of `Replays._capture`."""
+    """In place of `GraphCache._capture`."""
     self._buffers = buffers = self._buffers or make_buffers()
 
     def whole():
@@ -41,9 +42,9 @@ def graphs(monkeypatch):
     def capture(*arguments):
         found.append(captured(*arguments))
 
-    monkeypatch.setattr(Replays, "_capture", capture)
-    monkeypatch.setattr(update, "has_graphs", lambda like, count: True)
-    monkeypatch.setattr(update.devices, "is_host", lambda device: False)
+    monkeypatch.setattr(GraphCache, "_capture", capture)
+    monkeypatch.setattr(soap, "supports_cuda_graphs", lambda like, count: True)
+    monkeypatch.setattr(soap.AcceleratedSoapRule, "make_update", soap.AcceleratedUpdate)
     return found
 
 
@@ -148,11 +149,10 @@ def test_what_cannot_be_captured_is_stepped_all_the_same(request, monkeypatch):
     request.getfixturevalue("graphs")
 
     def capture(self, phase, make_buffers, work):
-        work.args[0].buffers = make_buffers()
-        work.args[0].grads = work.args[0].buffers.grads
+        make_buffers()
         self._is_refused = True
 
-    monkeypatch.setattr(Replays, "_capture", capture)
+    monkeypatch.setattr(GraphCache, "_capture", capture)
     found, _ = trained(20)
     for p, q in zip(expected, found, strict=True):
         torch.testing.assert_close(q, p, rtol=1e-12, atol=1e-12)

@@ -6,15 +6,16 @@ The file runs itself: see `tests.ngopt.interpreter`.
 import copy
 
 import torch
-from tests.ngopt.soap.test_cuda_graphs import FIRST, captured
 from torch import nn
 
-from ngopt import NGOptimizer, devices
-from ngopt.accelerator.cuda_graphs import Replays
+from ngopt import NGOptimizer
+from ngopt.accelerator import soap
+from ngopt.accelerator.cuda_graphs import GraphCache
 from ngopt.roles import kronecker_factors
-from ngopt.soap import elementwise, update
+from ngopt.soap import elementwise
 from ngopt.soap.config import SoapConfig
 from tests.ngopt import interpreter
+from tests.ngopt.accelerator.test_cuda_graphs import FIRST, captured
 
 ROWS = 19  # one program of 128 lanes and a part
 CASES = [(128, torch.float32), (128, torch.bfloat16), (16, torch.bfloat16)]
@@ -57,20 +58,20 @@ def check_replayed_steps():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten(), nn.Linear(45, 9))
     changed = []
-    plain = soap_kernels.change_weights
+    kernels = soap_kernels.ELEMENTWISE
 
     def counted(u, *arguments):
         changed.append(len(u))
-        return plain(u, *arguments)
+        return soap_kernels.change_weights(u, *arguments)
 
     # weights of the linear layer are not measured
     kronecker_factors.MEASURED_ELEMENTS = 100
     expected = train(copy.deepcopy(model))
-    soap_kernels.change_weights = counted
-    devices.kernels = lambda device, dtype: soap_kernels
-    devices.is_host = lambda device: False
-    update.has_graphs = lambda like, count: True
-    Replays._capture = captured
+    kernels = kernels._replace(change_weights=counted)
+    soap._elementwise = lambda device, dtype: kernels
+    soap.supports_cuda_graphs = lambda like, count: True
+    soap.AcceleratedSoapRule.make_update = soap.AcceleratedUpdate
+    GraphCache._capture = captured
     found = train(model)
     assert len(changed) >= STEPS - FIRST
     for p, q in zip(expected, found, strict=True):

@@ -9,12 +9,12 @@ from torch import nn
 from ngopt import build_graph
 from ngopt.learned_step.features import (
     OF_GRADIENTS,
-    FirstMeasures,
     gradient_features,
     known_features,
     layer_positions,
 )
 from ngopt.roles.from_graph import roles_of
+from ngopt.soap.config import Measured
 from tests.networks import cnn
 
 
@@ -24,8 +24,12 @@ def known(model, total_steps=500):
     return known_features(roles_of(build_graph(named)), shapes, total_steps)
 
 
-def measures(rms, grad_rms, dense):
-    return FirstMeasures(*map(torch.tensor, (rms, grad_rms, dense)), excesses={})
+def measured(weight_rms, grad_rms, density):
+    return Measured(
+        weight_rms=torch.tensor(weight_rms),
+        grad_rms=torch.tensor(grad_rms),
+        density=torch.tensor(density),
+    )
 
 
 def test_shapes_of_an_mlp():
@@ -79,13 +83,15 @@ def test_positions_of_layers():
 def gradients_of(depths, own, matrices=None, numels=None):
     """Features of gradients; every matrix has 10 elements unless numels are given."""
     depths = torch.tensor(depths)
-    numels = torch.full_like(own.rms, 10) if numels is None else torch.tensor(numels)
+    numels = (
+        torch.full_like(own.weight_rms, 10) if numels is None else torch.tensor(numels)
+    )
     found = gradient_features(depths, numels, own, matrices or range(len(depths)))
     return {name: value.item() for name, value in found.items()}
 
 
 def test_vectors_have_a_share_of_the_gradient():
-    own = measures([1.0, 1.0, 1.0], [3.0, 4.0, 4.0], [1.0, 1.0, 1.0])
+    own = measured([1.0, 1.0, 1.0], [3.0, 4.0, 4.0], [1.0, 1.0, 1.0])
     found = gradients_of([0.5, 1.0], own, [0, 2], [5.0, 2.0, 1.0])
     expected = 2 * 16 / (5 * 9 + 2 * 16 + 16)
     assert found["vectors' log share"] == pytest.approx(math.log(expected))
@@ -97,22 +103,22 @@ def test_vectors_have_a_share_of_the_gradient():
 def test_gradients_that_vanish_have_a_positive_slope():
     depths = [0.25, 0.5, 0.75, 1.0]
     powers = [math.exp(3 * depth) for depth in depths]
-    own = measures([1.0, 0.5, 1.0, 1.0], powers, [1.0, 0.5, 1.0, 0.0])
-    even = own._replace(rms=torch.ones(4))
+    own = measured([1.0, 0.5, 1.0, 1.0], powers, [1.0, 0.5, 1.0, 0.0])
+    even = own._replace(weight_rms=torch.ones(4))
     found = gradients_of(depths, even)
     assert found["slope of gradients"] == pytest.approx(3, rel=1e-5)
     assert found["spread of gradients"] == pytest.approx(3 * 0.078125**0.5, rel=1e-5)
     assert found["share of zeros"] == pytest.approx((0.5 + 1) / 4)
     assert found["largest share of zeros"] == 1
     # neither the loss' scale nor a scale of all weights changes it
-    other = FirstMeasures(7 * own.rms, 1e-9 * own.grad_rms, own.dense, {})
+    other = own._replace(weight_rms=7 * own.weight_rms, grad_rms=1e-9 * own.grad_rms)
     assert gradients_of(depths, other) == pytest.approx(gradients_of(depths, own), 1e-4)
 
 
 def test_zeros_and_infinite_gradients_have_no_slope():
     depths = [0.5, 0.75, 1.0]
-    full = measures([1.0, 1.0, 1.0], [1.0, 2.0, 3.0], [1.0, 1.0, 1.0])
-    zero_weight = full._replace(rms=torch.tensor([1.0, 1.0, 0.0]))
+    full = measured([1.0, 1.0, 1.0], [1.0, 2.0, 3.0], [1.0, 1.0, 1.0])
+    zero_weight = full._replace(weight_rms=torch.tensor([1.0, 1.0, 0.0]))
     others = [zero_weight]
     for value in (0.0, torch.inf, torch.nan):
         others.append(full._replace(grad_rms=torch.tensor([1.0, 2.0, value])))
@@ -129,7 +135,7 @@ def test_zeros_and_infinite_gradients_have_no_slope():
 
 
 def test_gradients_behind_a_zero_output_matrix_do_not_count():
-    own = measures([1.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.75])
+    own = measured([1.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.75])
     found = gradients_of([0.5, 0.75, 1.0], own)
     assert found["share of zeros"] == found["largest share of zeros"] == 0.25
     assert found["slope of gradients"] == found["spread of gradients"] == 0

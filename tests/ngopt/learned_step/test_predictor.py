@@ -294,7 +294,7 @@ def test_a_resumed_training_keeps_it(predictor):
 def test_it_is_read_from_a_weights_file(predictor, tmp_path):
     path = tmp_path / "mine.safetensors"
     save_pretrained(learned(predictor), path)
-    found = load_pretrained(path).base.predictor
+    found = load_pretrained(path).base.multiplier.predictor
     assert all(map(torch.equal, found, predictor))
 
 

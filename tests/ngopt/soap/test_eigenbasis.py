@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from ngopt.accelerator.soap import renewals_on_device
 from ngopt.roles.kronecker_factors import Axis, MatrixLayout
 from ngopt.soap.eigenbasis import (
     LIFT,
@@ -125,11 +126,11 @@ class TestSchedule:
     def taken(self, step, every, counts=None):
         """Which bases are renewed at a step."""
         counts = counts or self.counts
-        schedule = RenewalSchedule(renewal_positions(counts), every, CPU)
-        found = set()
-        for size, some in schedule.bases_at(step):
-            found |= {(size, i) for i in range(counts[size])[some]}
-        return found
+        schedule = RenewalSchedule(renewal_positions(counts), every)
+        taken = set()
+        for size, indices in schedule.bases_at(step):
+            taken |= {(size, i) for i in range(counts[size])[indices]}
+        return taken
 
     @pytest.mark.parametrize("every", [1, 2, 5, 10])
     def test_a_round_takes_every_basis_once(self, every):
@@ -155,18 +156,17 @@ class TestSchedule:
         assert max(found) < 1.6 * sum(found) / every
 
     @pytest.mark.parametrize("step", [0, 9, 30, 101, 102, 107])
-    def test_masks_on_the_device_say_the_same(self, step):
-        schedule = RenewalSchedule(renewal_positions(self.counts), 5, CPU)
-        masks = schedule.masks_at(torch.tensor(float(step)))
-        found = {
-            (size, i)
-            for size, own in masks.items()
-            for i in own.nonzero()[:, 0].tolist()
-        }
-        assert found == self.taken(step, 5)
+    def test_masks_on_the_device_are_the_same(self, step):
+        positions = renewal_positions(self.counts)
+        on_device = {size: torch.tensor(x) for size, x in positions.items()}
+        renewals = renewals_on_device(on_device, 5, torch.tensor(float(step)))
+        taken = set()
+        for size, _, mask in renewals:
+            taken |= {(size, i) for i in mask.flatten().nonzero()[:, 0].tolist()}
+        assert taken == self.taken(step, 5)
 
     def test_of_nothing(self):
-        assert list(RenewalSchedule(renewal_positions({}), 5, CPU).bases_at(7)) == []
+        assert list(RenewalSchedule(renewal_positions({}), 5).bases_at(7)) == []
 
 
 class TestInterval:

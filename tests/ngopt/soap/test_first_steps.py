@@ -12,9 +12,8 @@ from ngopt.soap.config import SoapConfig
 from ngopt.soap.first_steps import (
     MAX_AGREEMENT,
     agreement,
-    dense_shares,
+    dense_counts,
     initial_size,
-    is_matrix,
     mean_density,
     spectral_excess,
     trained,
@@ -66,8 +65,11 @@ def test_weights_that_are_not_finite_say_nothing(odd):
 
 
 def shares(params):
-    excesses = {i: spectral_excess(p) for i, p in enumerate(params) if is_matrix(p)}
-    return trained(excesses, [p.numel() for p in params], torch.zeros(()), CONFIG)
+    matrices = [i for i, p in enumerate(params) if p.dim() > 1 and p.numel()]
+    excess = torch.zeros(len(params))
+    for i in matrices:
+        excess[i] = spectral_excess(params[i])
+    return trained(excess, matrices, [p.numel() for p in params], CONFIG)
 
 
 def test_shares_of_trained_matrices_and_of_what_is_beside_them():
@@ -198,7 +200,7 @@ def test_first_steps_by_initial_size():
 def test_the_density_of_tables():
     grads = [torch.zeros(10, 4), torch.zeros(5), torch.zeros(0, 4)]
     grads[0][:2] = 1.0
-    assert dense_shares(grads, [0, 2]).tolist() == pytest.approx([0.2, 1, 0])
+    assert dense_counts(grads, [0, 2]).tolist() == [8, 0]
     share, count = np.array([0.2, 1.0]), np.array([1.0, 1.0])
     growth, density = mean_density(share, np.zeros(2), count)
     assert growth.tolist() == density.tolist() == pytest.approx([0.2, 1])

@@ -3,18 +3,18 @@ import math
 import pytest
 import torch
 
-from ngopt.devices import root_mean_squares
+from ngopt.devices import norms
 from ngopt.soap.scalars import (
     COMPARED_STEPS,
-    DECAY,
     GradientScale,
     gradient_scale,
 )
+from ngopt.soap.schedule import DECAY
 
 
 def rms_of(grads, in_place=False):
     roots = torch.tensor([max(g.numel(), 1) for g in grads], dtype=torch.float64).sqrt()
-    return root_mean_squares(grads, roots, in_place)
+    return norms(grads, roots.dtype, in_place) / roots
 
 
 def follow(grads, clip=10.0):

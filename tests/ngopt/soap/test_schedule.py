@@ -4,12 +4,12 @@ import torch
 from torch import nn
 
 from ngopt import build_graph
+from ngopt.accelerator.soap import next_values
 from ngopt.functional import Hyper
 from ngopt.roles.from_graph import roles_of
-from ngopt.soap.config import SoapConfig
+from ngopt.soap.config import Network, SoapConfig
 from ngopt.soap.schedule import ScheduledValues, StepSchedule, role_gain
 
-CPU = torch.device("cpu")
 CONFIG = SoapConfig(step_size=0.02, norm=3.0, weight_decay=0.5, warmup=0.1)
 
 
@@ -24,11 +24,16 @@ def roles():
 
 
 def table(total_steps=100):
-    return StepSchedule(CONFIG, roles(), total_steps, CPU)
+    graph = build_graph(network())
+    count = len(graph.parameters)
+    like = torch.empty(0)
+    return StepSchedule(
+        Network(graph, range(count), roles(), [], [], total_steps, like), CONFIG
+    )
 
 
 def fill(table, ages, now, hyper):
-    return table.to_device(table.on_host(ages, now, hyper), hyper, in_place=True)
+    return table.on_device(table.on_host(ages, now, hyper), hyper, in_place=True)
 
 
 def hyper(lr=1.0, weight_decay=0.0, scheduled=False):
@@ -58,17 +63,17 @@ def test_scheduled_values_by_hand():
         0.05 / (1 - 0.95**31), rel=0.1
     )
     assert values.damping[0] == pytest.approx((1e-4 * first) ** 2)
-    assert (values.step_size / values.constant_step_size)[
-        [0, 3]
-    ].tolist() == pytest.approx([0.02 * 0.1 * 70 / 101, 0.02 * 70 / 101])
+    assert (values.step_size / values.peak_step_size)[[0, 3]].tolist() == pytest.approx(
+        [0.02 * 0.1 * 70 / 101, 0.02 * 70 / 101]
+    )
     assert values.average_weight[[0, 3]].tolist() == pytest.approx([1, 11 / 41])
-    assert values.constant_step_size.tolist() == [
+    assert values.peak_step_size.tolist() == [
         -0.5 * role_gain(x, CONFIG) for x in roles()
     ]
     user = 2.0 * 1e-3 / 0.02
-    assert (values.constant_weight_decay / -0.5).tolist() == pytest.approx([user] * 7)
+    assert (values.peak_weight_decay / -0.5).tolist() == pytest.approx([user] * 7)
     own = table().on_host(ages, 30, hyper(0.5, None))
-    assert (own.constant_weight_decay / -0.5).tolist() == [0.5, 0.5, 0, 0, 0, 0.5, 0]
+    assert (own.peak_weight_decay / -0.5).tolist() == [0.5, 0.5, 0, 0, 0, 0.5, 0]
     assert values.random_walk[3].item() == pytest.approx(CONFIG.straight**2 * 30 / 50)
     # the step size of matrices follows their RMS in that of PyTorch's initial weights
     weights = network()[1].weight
@@ -104,7 +109,7 @@ def test_what_a_cuda_graph_computes_on_the_device_is_what_the_host_knows(
     own, other = table(total_steps), table(total_steps)
     fill(own, ages, 40, hyper(0.5, 2.0, scheduled))
     for step in range(1, 8):
-        found = own.advance(hyper(0.5, 2.0, scheduled))
+        found = next_values(own, hyper(0.5, 2.0, scheduled))
         expected = fill(other, ages + step, 40 + step, hyper(0.5, 2.0, scheduled))
         for name, x, y in zip(ScheduledValues._fields, found, expected, strict=True):
             y = torch.as_tensor(y)
@@ -115,7 +120,7 @@ def test_a_cuda_graph_needs_a_step_before():
     with pytest.raises(
         RuntimeError, match="expected a step of the same parameters before"
     ):
-        table().advance(hyper())
+        next_values(table(), hyper())
 
 
 def test_a_learning_rate_that_is_differentiated_stays_a_tensor():
@@ -123,9 +128,9 @@ def test_a_learning_rate_that_is_differentiated_stays_a_tensor():
     own = Hyper([lr] * 3 + [2.0] * 4, [0.0] * 7)
     values = fill(table(), np.zeros(7), 0, own)
     gains = np.array([role_gain(role, CONFIG) for role in roles()])
-    assert values.constant_step_size.tolist() == [
+    assert values.peak_step_size.tolist() == [
         *(-0.5 * gains[:3]),
         *(-2.0 * gains[3:]),
     ]
-    values.constant_step_size.sum().backward()
+    values.peak_step_size.sum().backward()
     assert lr.grad == -gains[:3].sum()

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ngopt.roles.kronecker_factors import Axis, MatrixLayout
-from ngopt.soap.layout import SCALES, ParameterStack, counts_of, first_record
+from ngopt.soap.layout import ScalarState, StateLayout, counts_of, first_record
 
 LAYOUTS = [
     [MatrixLayout((2, 4, 6, 1), (Axis("rows", 2, 2, 6), Axis("channels", 1, 6, 4)))],
@@ -14,7 +14,7 @@ SHAPES = [(8, 6), (7,), (6, 4)]
 
 def records(dtype=torch.float32):
     pairs = zip(SHAPES, LAYOUTS, strict=True)
-    return [first_record(torch.zeros(s, dtype=dtype), own) for s, own in pairs]
+    return [first_record(torch.zeros(s, dtype=dtype), own, {}) for s, own in pairs]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -23,7 +23,7 @@ def test_a_first_record(dtype):
     record = records(dtype)[0]
     assert {key: tuple(x.shape) for key, x in record.items()} == {
         "step": (),
-        **dict.fromkeys(SCALES, ()),
+        **dict.fromkeys(ScalarState._fields, ()),
         "displacement": (2, 4, 6, 1),
         "exp_avg_0": (2, 4, 6, 1),
         "exp_avg_sq_0": (2, 4, 6, 1),
@@ -43,17 +43,17 @@ def test_long_factors_are_kept_in_bfloat16():
     layouts[0] = MatrixLayout(
         (1, 513, 512, 1), (*layouts[0].axes, Axis("channels", 1, 512, 513))
     )
-    record = first_record(torch.zeros(513, 512, device="meta"), layouts)
+    record = first_record(torch.zeros(513, 512, device="meta"), layouts, {})
     assert record["rows_0"].dtype == record["rows_basis_0"].dtype == torch.bfloat16
     assert record["channels_0"].dtype == torch.float32
     exact = first_record(
-        torch.zeros(513, 512, dtype=torch.float64, device="meta"), layouts
+        torch.zeros(513, 512, dtype=torch.float64, device="meta"), layouts, {}
     )
     assert exact["rows_0"].dtype == torch.float64
 
 
 def stack():
-    return ParameterStack(LAYOUTS, torch.zeros(()))
+    return StateLayout(LAYOUTS, torch.zeros(()))
 
 
 def test_factors_of_one_size_are_one_tensor():
@@ -70,7 +70,7 @@ def test_in_place_records_hold_views_that_are_made_once():
     own, held = stack(), records()
     state = own.open(held, in_place=True)
     state.momentum[own.buckets[0]].fill_(2)
-    state.scales[2] = 5
+    state.scalars[2] = 5
     state.step.add_(1)
     for record in held:
         assert (record["exp_avg_0"] == 2).all()
@@ -98,3 +98,14 @@ def test_functional_state_is_a_copy_until_it_is_closed():
     assert (given[2]["exp_avg_0"] == 2).all()
     assert (given[0]["channels_basis_0"] == 3).all()
     assert not held[2]["exp_avg_0"].any()
+
+
+def test_scalars_of_a_multiplier_follow_those_of_the_rule():
+    layout = StateLayout(LAYOUTS, torch.zeros(()), ["factor"])
+    pairs = zip(SHAPES, LAYOUTS, strict=True)
+    kept = [first_record(torch.zeros(s), x, {"factor": 0.5}) for s, x in pairs]
+    state = layout.open(kept, in_place=True)
+    assert state.scalars[-1].tolist() == [0.5, 0.5, 0.5]
+    state.moved.fill_(3)
+    assert kept[1]["path"] == kept[1]["distance"] == 3
+    assert kept[1]["factor"] == 0.5
