@@ -3,7 +3,7 @@
     python -m benchmarks.launches --output launches.json
 
 Steps run on torch's meta device, which computes nothing and from which nothing can be
-read. Late steps are those of one cycle, 500 steps into a training: one round of
+read. Late steps are those of one cycle, 500 steps into a training run: one round of
 renewals of the default, or the steps from one reading of the graph to the next.
 
 ops: dispatched ops that compute or copy on the device, without views and allocations.
@@ -13,10 +13,6 @@ tensors differ in size. host_reads: values for which the host waits. copies: fro
 to device. factorisations: ops of `torch.linalg` other than norms. transient: peak
 memory that a step allocates, without new state. state: bytes of state on the device for
 a parameter, divided by 4.
-
-The second table predicts milliseconds on an H100 (`benchmarks.cost_model`), for steps
-with a horizon: means over a cycle, "fused" with compiled elementwise functions, and
-"longest" for the longest step, fused.
 """
 
 import logging
@@ -24,22 +20,18 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
+from math import ceil
 from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
-from benchmarks.cost_model import (
-    Prediction,
-    kernels_of,
-    state_bytes,
-    storage_key,
-    tensors_of,
-)
 from benchmarks.records import Record, parser_of, table, write
 from benchmarks.shapes import NETWORKS
 from benchmarks.step import cycle
@@ -54,6 +46,11 @@ NO_KERNEL = {
     "_reshape_alias", "_unsafe_view", "detach", "empty", "empty_like", "empty_strided",
     "lift_fresh", "new_empty", "new_empty_strided",
 }  # fmt: skip
+# Ops with two kernels: one fills or copies, the other writes.
+TWO_KERNELS = "constant_pad_nd", "masked_fill"
+# For `torch._foreach_*` on CUDA: elements of a chunk, and chunks of a launch.
+CHUNK, CHUNKS = 1 << 16, 320
+CAT = 128  # tensors per launch of `torch.cat`
 NORMS = "linalg_vector_norm", "linalg_matrix_norm"
 # Factorisations whose names do not begin with linalg_.
 FACTORISATIONS = {
@@ -83,12 +80,11 @@ class Counts(TorchDispatchMode):
     which the host waits. copies: from host to device.
     """
 
-    def __init__(self, prediction: Prediction | None = None):
+    def __init__(self) -> None:
         super().__init__()
         self.ops: Counter[str] = Counter()
         self.kernels = self.reads = self.copies = 0
         self.memory = _Memory()
-        self._prediction = prediction
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -111,8 +107,6 @@ class Counts(TorchDispatchMode):
         self.ops[name] += 1
         self.kernels += kernels_of(name, args)
         self.copies += name in ("_to_copy", "copy_") and "cpu" in devices
-        if self._prediction is not None:
-            self._prediction.add(name, args, outputs, func._schema.is_mutable)
         return out
 
     @property
@@ -149,21 +143,67 @@ class _Memory:
             self.peak = max(self.peak, self._total)
 
 
-def counted_step(
-    optimizer: NGOptimizer, prediction: Prediction | None = None
-) -> tuple[Counts, int]:
+def kernels_of(name: str, args: Any) -> int:
+    """The number of kernels that CUDA launches for an op."""
+    if name in TWO_KERNELS:
+        return 2
+    if name == "cat":
+        return ceil(len(args[0]) / CAT)
+    if not name.startswith("_foreach"):
+        return 1
+    lists = []
+    for x in args:
+        if isinstance(x, list | tuple) and x and isinstance(x[0], Tensor):
+            lists.append(x)
+    if not _has_fast_route(lists):
+        return len(lists[0])
+    chunks = sum(ceil(x.numel() / CHUNK) for x in lists[0])
+    return ceil(chunks / CHUNKS) + (name == "_foreach_norm")
+
+
+def _has_fast_route(lists: Sequence[Sequence[Tensor]]) -> bool:
+    """Whether one kernel handles many tensors: the operands of each are alike."""
+    for operands in zip(*lists, strict=True):
+        layouts = {(x.shape, x.stride(), x.dtype) for x in operands}
+        if len(layouts) > 1:
+            return False
+    return True
+
+
+def tensors_of(values: Any) -> list[Tensor]:
+    """All tensors in nested values."""
+    return list(filter(torch.is_tensor, tree_leaves(values)))
+
+
+def storage_key(x: Tensor) -> int:
+    return x.untyped_storage()._cdata
+
+
+def nbytes(x: Tensor) -> int:
+    return x.numel() * x.itemsize
+
+
+def state_bytes(optimizers: Sequence[Optimizer], device: str) -> int:
+    """Bytes of state on a type of device; tensors of one storage count once."""
+    storages: dict[int, int] = {}
+    for optimizer in optimizers:
+        for x in tensors_of(list(optimizer.state.values())):
+            if x.device.type == device:
+                storages[storage_key(x)] = x.untyped_storage().nbytes()
+    return sum(storages.values())
+
+
+def counted_step(optimizer: NGOptimizer) -> tuple[Counts, int]:
     """Counts of a step, and peak bytes without new state."""
     before = state_bytes([optimizer], "meta")
-    with Counts(prediction) as counts:
+    with Counts() as counts:
         optimizer.step()
     new_state = state_bytes([optimizer], "meta") - before
     return counts, counts.memory.peak - new_state
 
 
-def counted(
-    network: str, weights: str, total_steps: int | None
-) -> tuple[Record, Record]:
-    """Records of a network on the meta device: counts, and predicted milliseconds."""
+def counted(network: str, weights: str, total_steps: int | None) -> Record:
+    """The record of a network on the meta device."""
     with torch.device("meta"):
         params = list(NETWORKS[network]().parameters())
     for p in params:
@@ -175,21 +215,18 @@ def counted(
     for p in params:
         optimizer.state[p]["step"].fill_(LATE - LATE % every)
     steps: list[Counts] = []
-    steps_ms: list[dict[str, float]] = []
     transient = 0
     for _ in range(every):
-        prediction = Prediction()
-        step, peak = counted_step(optimizer, prediction)
-        prediction.close()
-        steps_ms.append(prediction.milliseconds())
+        step, peak = counted_step(optimizer)
         steps.append(step)
         transient = max(transient, peak)
     ops = [step.ops.total() for step in steps]
     numel = sum(map(Tensor.numel, params))
     state = state_bytes([optimizer], "meta") / torch.float32.itemsize
-    about = {"network": network, "weights": weights, "horizon": total_steps}
-    counts = {
-        **about,
+    return {
+        "network": network,
+        "weights": weights,
+        "horizon": total_steps,
         "parameters": numel,
         "cycle": every,
         "ops": fmean(ops),
@@ -203,11 +240,6 @@ def counted(
         "first_transient_mib": first_transient / MIB,
         "state": state / numel,
     }
-    predicted: Record = dict(about)
-    for key in steps_ms[0]:
-        predicted[key] = fmean(step[key] for step in steps_ms)
-    predicted["longest"] = max(step["fused"] for step in steps_ms)
-    return counts, predicted
 
 
 def limits_of(record: Record) -> Record:
@@ -250,18 +282,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--weights", nargs="*", default=["default"])
     options = parser.parse_args(arguments)
     counts: list[Record] = []
-    predictions: list[Record] = []
-    cases = list(product(options.weights, options.networks))
-    for weights, network in tqdm(cases, unit="network"):
+    cases = product(options.weights, options.networks, (HORIZON, None))
+    for weights, network, horizon in tqdm(list(cases), unit="network"):
         with quiet():
-            found, predicted = counted(network, weights, HORIZON)
-            without_horizon, _ = counted(network, weights, None)
-        counts += [found, without_horizon]
-        predictions.append(predicted)
-        write(options.output, counts=counts, predicted_ms=predictions)
+            counts.append(counted(network, weights, horizon))
+        write(options.output, counts=counts)
     print(table([beside_limits(record) for record in counts]))
-    print("\npredicted milliseconds of a step on an H100")
-    print(table(predictions))
 
 
 if __name__ == "__main__":

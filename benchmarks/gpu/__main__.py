@@ -1,21 +1,20 @@
-"""Measures correctness and cost on a GPU, and trains a language model.
+"""Measures the cost of a step on a GPU, and trains a language model.
 
     python -m benchmarks.gpu --minutes 8 --folder gpu
     python -m benchmarks.gpu --minutes 2 --folder gpu             # a quick look
-    python -m benchmarks.gpu --minutes 8 --folder gpu --only cost lm
+    python -m benchmarks.gpu --minutes 8 --folder gpu --only lm
     python -m benchmarks.gpu --device cpu --tiny --folder gpu   # all of it, as a test
 
-Parts, in this order: `correctness` (steps on the GPU equal those on the CPU, capture in
-a CUDA graph, no host syncs), `cost` (milliseconds, launches and memory of a step,
-beside other optimizers), `lm` (a language model on the Python source files of the
-machine) and `meta` (some steps of meta-training). Each part runs in its own process,
-within its share of the minutes plus the time that earlier parts left. The most
-important cases come first. Cases that do not fit are skipped and listed.
+Parts, in this order: `cost` (milliseconds, launches and memory of a step, beside other
+optimizers) and `lm` (a language model on the Python source files of the machine). Each
+part runs in its own process, within its share of the minutes plus the time that earlier
+parts left. The most important cases come first. Cases that do not fit are skipped and
+listed. `pytest -m gpu` checks that steps on a GPU are correct.
 
-<folder>/<part>.json is written after every case, a PNG of cost and lm after the part.
-gpu.json has all parts in the folder, and gpu.txt the table that is printed last.
-Neither internet access nor `tokenizers` is needed. The exit status is 1 if a case
-failed, and 2 if nothing could be measured.
+<folder>/<part>.json is written after every case. gpu.json has all parts in the folder,
+and gpu.txt the table that is printed last. Neither internet access nor `tokenizers` is
+needed. The exit status is 1 if a case failed, and 2 if
+nothing could be measured.
 """
 
 import argparse
@@ -27,22 +26,22 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu.session import Session, in_process
-from benchmarks.gpu.summary import draw, merged, summary
+from benchmarks.gpu.summary import merged, summary
 from harness.files import make_folder, write_json
 
 # Parts and their shares of the minutes.
-SHARES = {"correctness": 0.2, "cost": 0.35, "lm": 0.35, "meta": 0.1}
+SHARES = {"cost": 0.5, "lm": 0.5}
 
 
 def deadlines(parts: Sequence[str], start: float, minutes: float) -> dict[str, float]:
     """The time at which each part has to end; the next part gets unused time."""
     total = sum(SHARES[part] for part in parts)
-    found: dict[str, float] = {}
+    ends: dict[str, float] = {}
     used = 0.0
     for part in parts:
         used += SHARES[part] / total
-        found[part] = start + 60 * minutes * used
-    return found
+        ends[part] = start + 60 * minutes * used
+    return ends
 
 
 def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -90,11 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         reason = in_process(part, session)
         if reason is not None:
             ended[part] = reason
-        found = merged(options.folder, list(SHARES), ended)
-        write_json(options.folder / "gpu.json", found)
-        records = found.get(part, {}).get("records", [])
-        draw(part, records, options.folder / f"{part}.png")
-    text, has_failures = summary(found)
+    contents = merged(options.folder, list(SHARES), ended)
+    write_json(options.folder / "gpu.json", contents)
+    text, has_failures = summary(contents)
     (options.folder / "gpu.txt").write_text(text + "\n")
     print(text)
     if has_failures:

@@ -22,7 +22,6 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from benchmarks.cost_model import state_bytes
 from benchmarks.gpu.optimizers import OPTIMIZERS, Optimizers
 from benchmarks.gpu.session import Records, Session
 from benchmarks.gpu.timing import (
@@ -32,6 +31,7 @@ from benchmarks.gpu.timing import (
     transient_bytes,
     unallocated_bytes,
 )
+from benchmarks.launches import state_bytes
 from benchmarks.records import Record
 from benchmarks.shapes import TINY_WORKLOADS, WORKLOADS, Workload, loss_of
 from ngopt import NGOptimizer, devices

@@ -59,11 +59,6 @@ class Session:
     def is_cuda(self) -> bool:
         return self.device == "cuda"
 
-    def need_cuda(self) -> None:
-        """Raises Skipped on a CPU."""
-        if not self.is_cuda:
-            raise Skipped("needs a GPU")
-
     def synchronize(self) -> None:
         """Waits for the device."""
         if self.is_cuda:
@@ -90,18 +85,18 @@ class Records:
         """Adds the record of a case: its result, or the reason why there is none.
 
         about: the first keys of the record, which describe the case. The record has a
-        status: that of the case's result, or "ok", "failed" or "skipped".
+        status: "ok", "failed" or "skipped".
         """
         start = time.monotonic()
         try:
             self.session.check_left(0)
-            found = {"status": "ok", **case()}
+            outcome = {"status": "ok", **case()}
         except Skipped as reason:
-            found = {"status": "skipped", "note": str(reason)}
+            outcome = {"status": "skipped", "note": str(reason)}
         except Exception as error:
-            found = {"status": "failed", "note": note_of(error)}
+            outcome = {"status": "failed", "note": note_of(error)}
         seconds = round(time.monotonic() - start, 2)
-        record = {**about, **found, "case_s": seconds}
+        record = {**about, **outcome, "case_s": seconds}
         self.records.append(record)
         cells = []
         for key, value in record.items():
@@ -126,7 +121,7 @@ def note_of(error: BaseException) -> str:
 
 def machine(session: Session) -> dict[str, Any]:
     """Machine, versions, date and commit of a measurement."""
-    found: dict[str, Any] = {
+    described: dict[str, Any] = {
         "device": session.device,
         **records.machine(),
         "python": platform.python_version(),
@@ -136,12 +131,12 @@ def machine(session: Session) -> dict[str, Any]:
     }
     if session.is_cuda:
         gpu = torch.cuda.get_device_properties(0)
-        found["device"] = gpu.name
-        found["memory_gib"] = round(gpu.total_memory / 2**30, 1)
-        found["gpus"] = torch.cuda.device_count()
-        found["cuda"] = torch.version.cuda
-        found["triton"] = find_spec("triton") is not None
-    return found
+        described["device"] = gpu.name
+        described["memory_gib"] = round(gpu.total_memory / 2**30, 1)
+        described["gpus"] = torch.cuda.device_count()
+        described["cuda"] = torch.version.cuda
+        described["triton"] = find_spec("triton") is not None
+    return described
 
 
 def commit() -> str | None:
@@ -149,12 +144,12 @@ def commit() -> str | None:
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     folder = Path(__file__).parent
     try:
-        found = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=10, check=False
+        output = subprocess.check_output(
+            command, cwd=folder, stderr=subprocess.DEVNULL, text=True, timeout=10
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip() or None
+    return output.strip() or None
 
 
 def run_part(part: str, session: Session) -> None:

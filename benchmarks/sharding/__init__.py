@@ -1,1 +1,0 @@
-"""Predicted cost of sharded training, beside AdamW and Muon."""

@@ -1,0 +1,286 @@
+"""Steps on a GPU, through the public interface: `pytest -m gpu`.
+
+Networks are trained on fixed random gradients. An error is the distance between weights
+and those of a reference, relative to the distance that the reference has moved.
+"""
+
+import copy
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+pytest.importorskip("torchvision")
+
+from benchmarks.shapes import TINY_WORKLOADS, loss_of, plain_cnn
+from ngopt import NGOptimizer, list_pretrained, load_pretrained
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    # of torch's compiler and profiler, which differ between versions
+    pytest.mark.filterwarnings("default"),
+]
+
+STEPS, RENEW_EVERY, HORIZON = 14, 3, 100
+WARM_UP, REPLAYS = 11, 6  # steps before a capture by the user, and after it
+STABLE = 40  # steps, of which most are replayed by the optimizer's own CUDA graphs
+
+# Limits of errors in float64 and float32, whose rounding preconditioners amplify.
+EXACT, ROUNDING = 1e-8, 3e-4
+# Weights in bfloat16 and operands of products may round to the other neighbour.
+BFLOAT16 = 0.02
+FULL_PRECISION = 2e-5  # TF32 rounds to 5e-4
+
+NETWORKS = {"plain CNN": plain_cnn}
+NETWORKS |= {name: workload.make for name, workload in TINY_WORKLOADS.items()}
+METANETS = [name for name in list_pretrained() if load_pretrained(name).metanet]
+
+each_network = pytest.mark.parametrize("name", NETWORKS)
+
+
+class Run:
+    """A copy of a network on a device, with its optimizer."""
+
+    def __init__(self, network, device="cuda", weights="default", **settings):
+        dtype = settings.pop("dtype", torch.float32)
+        settings.setdefault(
+            "renew_every", RENEW_EVERY if weights == "default" else None
+        )
+        self.model = copy.deepcopy(network).to(device, dtype)
+        self.start = values(self.model)
+        self.params = list(self.model.parameters())
+        for p in self.params:
+            p.grad = torch.zeros_like(p)
+        self.optimizer = NGOptimizer(
+            self.params, weights=weights, total_steps=HORIZON, **settings
+        )
+
+    def set_gradients(self, number):
+        """Gradients of a step, in the same places, with equal values on all devices."""
+        generator = torch.Generator().manual_seed(number)
+        for p in self.params:
+            grad = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+            p.grad.copy_(grad)
+
+    def train(self, steps=STEPS):
+        for number in range(steps):
+            self.set_gradients(number)
+            self.optimizer.step()
+        return self
+
+    def error(self, reference):
+        moved = distance(reference.start, values(reference.model))
+        return distance(values(self.model), values(reference.model)) / moved
+
+
+def values(model):
+    """All weights, on the CPU in float64."""
+    weights = [p.detach().flatten().double().cpu() for p in model.parameters()]
+    return torch.cat(weights)
+
+
+def distance(a, b):
+    return torch.linalg.vector_norm(a - b).item()
+
+
+def network(name):
+    torch.manual_seed(0)
+    return NETWORKS[name]()
+
+
+@contextmanager
+def side_stream():
+    """Runs work on another stream, in order with work before and after."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+@each_network
+@pytest.mark.parametrize(
+    ("dtype", "compute_dtype", "limit"),
+    [
+        (torch.float64, torch.float64, EXACT),
+        (torch.float32, torch.float32, ROUNDING),  # with Triton kernels on the GPU
+        (torch.bfloat16, torch.float32, BFLOAT16),
+    ],
+)
+def test_steps_equal_those_on_a_cpu(name, dtype, compute_dtype, limit):
+    settings = {"dtype": dtype, "compute_dtype": compute_dtype}
+    reference = Run(network(name), "cpu", **settings).train()
+    assert Run(network(name), **settings).train().error(reference) < limit
+
+
+@pytest.mark.parametrize("weights", METANETS)
+@pytest.mark.parametrize(
+    ("dtype", "limit"), [(torch.float64, EXACT), (torch.float32, ROUNDING)]
+)
+def test_steps_of_metanets_equal_those_on_a_cpu(weights, dtype, limit):
+    settings = {"weights": weights, "dtype": dtype, "compute_dtype": dtype}
+    reference = Run(network("plain CNN"), "cpu", **settings).train()
+    assert Run(network("plain CNN"), **settings).train().error(reference) < limit
+
+
+@each_network
+def test_steps_have_no_host_sync(name):
+    check_no_host_sync(Run(network(name)).train())
+
+
+@pytest.mark.parametrize("weights", METANETS)
+def test_steps_of_metanets_have_no_host_sync(weights):
+    check_no_host_sync(Run(network("plain CNN"), weights=weights).train())
+
+
+def check_no_host_sync(run):
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(STEPS):
+            run.optimizer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@each_network
+@pytest.mark.parametrize(
+    ("compute_dtype", "limit"), [(torch.float32, ROUNDING), (None, BFLOAT16)]
+)
+def test_replays_of_a_captured_step_equal_eager_steps(name, compute_dtype, limit):
+    reference = Run(network(name), compute_dtype=compute_dtype)
+    reference.train(WARM_UP + REPLAYS)
+    run = Run(network(name), compute_dtype=compute_dtype)
+    with side_stream():
+        run.train(WARM_UP)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run.optimizer.step()
+    for number in range(WARM_UP, WARM_UP + REPLAYS):
+        run.set_gradients(number)
+        graph.replay()
+    counts = {int(record["step"]) for record in run.optimizer.state.values()}
+    assert counts == {WARM_UP + REPLAYS}
+    assert run.error(reference) < limit
+
+
+def train_eagerly(run, steps):
+    """Steps of parameters that move every time, which no CUDA graph can replay."""
+    for number in range(steps):
+        run.set_gradients(number)
+        for p in run.params:
+            p.data = p.data.clone()
+        run.optimizer.step()
+    return run
+
+
+def launches(step):
+    """Graphs and kernels that the host launches, and kernels that the device runs."""
+    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+    with profile(activities=activities) as profiler:
+        step()
+        torch.cuda.synchronize()
+    graphs = launched = kernels = 0
+    for event in profiler.events():
+        if event.device_type == DeviceType.CUDA:
+            kernels += not event.name.startswith(("Memcpy", "Memset"))
+        else:
+            graphs += event.name == "cudaGraphLaunch"
+            launched += "LaunchKernel" in event.name
+    return graphs, launched, kernels
+
+
+@each_network
+def test_replayed_steps_equal_eager_steps(name):
+    settings = {"compute_dtype": torch.float32}
+    reference = train_eagerly(Run(network(name), **settings), STABLE)
+    run = Run(network(name), **settings).train(STABLE)
+    assert run.error(reference) < ROUNDING
+    run.set_gradients(STABLE)
+    reference.set_gradients(STABLE)
+    for p in reference.params:
+        p.data = p.data.clone()
+    graphs, launched, kernels = launches(run.optimizer.step)
+    eager_graphs, eager_launched, eager_kernels = launches(reference.optimizer.step)
+    assert (graphs, eager_graphs) == (1, 0)
+    assert launched < eager_launched / 2
+    assert 0 < kernels < 1.5 * eager_kernels
+
+
+def test_steps_on_a_side_stream_equal_those_on_a_cpu():
+    settings = {"compute_dtype": torch.float32}
+    reference = Run(network("tiny GPT"), "cpu", **settings).train()
+    with side_stream():
+        run = Run(network("tiny GPT"), **settings).train()
+    assert run.error(reference) < ROUNDING
+
+
+def allow_tf32():
+    """As in most training scripts."""
+    torch.set_float32_matmul_precision("high")
+
+
+def allow_tf32_by_the_new_name():
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+
+
+@pytest.mark.parametrize("allow", [allow_tf32, allow_tf32_by_the_new_name])
+def test_factors_and_eigenbases_have_full_precision(allow):
+    def factors(run):
+        keys = "rows", "channels", "kernel"
+        tensors = []
+        for p in run.params:
+            for key, x in run.optimizer.state[p].items():
+                if key.startswith(keys):
+                    tensors.append(x.flatten().double().cpu())
+        return torch.cat(tensors)
+
+    settings = {"compute_dtype": torch.float32}
+    reference = factors(Run(network("tiny GPT"), "cpu", **settings).train())
+    try:
+        allow()
+        run = Run(network("tiny GPT"), **settings).train()
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    error = distance(factors(run), reference) / reference.norm().item()
+    assert error < FULL_PRECISION
+
+
+def test_grad_scaler_skips_infinite_gradients_alone():
+    workload = TINY_WORKLOADS["tiny CNN"]
+    batch = workload.batch(torch.device("cuda"))
+    plain, scaled = Run(network("tiny CNN")), Run(network("tiny CNN"))
+    scaler = torch.amp.GradScaler("cuda", init_scale=2.0**12)
+
+    def scaled_backward():
+        scaled.optimizer.zero_grad()
+        scaler.scale(loss_of(scaled.model, *batch)).backward()
+
+    for _ in range(STEPS):
+        plain.optimizer.zero_grad()
+        loss_of(plain.model, *batch).backward()
+        plain.optimizer.step()
+        scaled_backward()
+        scaler.step(scaled.optimizer)
+        scaler.update()
+    assert scaled.error(plain) < BFLOAT16
+    before = values(scaled.model)
+    scaled_backward()
+    scaled.params[0].grad.fill_(torch.inf)
+    scaler.step(scaled.optimizer)
+    scaler.update()
+    assert torch.equal(values(scaled.model), before)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_one_optimizer_on_two_devices():
+    settings = {"compute_dtype": torch.float32}
+    reference = Run(network("plain CNN"), "cpu", **settings).train()
+    run = Run(network("plain CNN"), "cuda:0", **settings)
+    for p in run.params[::2]:
+        p.data = p.data.to("cuda:1")
+        p.grad = torch.zeros_like(p)
+    assert run.train().error(reference) < ROUNDING
