@@ -65,8 +65,10 @@ class PackedState:
             for packing in self.packings:
                 copies.append(self._joined(packing, records).clone())
             return copies
-        if self._is_open(records):
+        values = self._packed_values(records)
+        if len(values) == len(self._views) and all(map(is_, values, self._views)):
             return self._tensors
+        del values  # which would keep tensors that views replace
         self._tensors, self._views = [], []
         for packing in self.packings:
             tensor = self._joined(packing, records)
@@ -90,57 +92,59 @@ class PackedState:
         self._views = self._packed_values(records)
 
     def _packed_values(self, records: Sequence[Record]) -> list[Tensor]:
-        found: list[Tensor] = []
+        values: list[Tensor] = []
         for i, keys in self._keys.items():
-            found += map(records[i].__getitem__, keys)
-        return found
+            values += map(records[i].__getitem__, keys)
+        return values
 
-    def _is_open(self, records: Sequence[Record]) -> bool:
-        # a function of its own, so that no list keeps tensors that views replace
-        values = self._packed_values(records)
-        return len(values) == len(self._views) and all(map(is_, values, self._views))
+
+class _Matrices(NamedTuple):
+    """A value of `PaddedRows`."""
+
+    count: int  # of matrices
+    size: int  # elements of a matrix
+    gap: int  # zeros after each matrix
+    view: tuple[int, ...]  # shape of the view of `split`
+    place: int  # among the parts of the flat bucket
+    is_cut: bool  # has a gap after each of several matrices, or no elements
 
 
 class PaddedRows:
     """Packs matrices into rows of equal length, (rows, lanes).
 
     Each matrix starts with a row; zeros fill its last row.
+
+    Attributes:
+        rows: number of rows of each value. has_gaps: whether there are such zeros.
     """
 
     def __init__(self, shapes: Shapes, lanes: int, views: Shapes | None = None):
         """shapes: (matrices, *matrix) of each value. views: shapes of the views of
         `split`, with as many elements; None: `shapes`."""
-        self.shapes = shapes
         self.lanes = lanes
-        self._views = shapes if views is None else views
-        self._counts: list[int] = []  # of matrices
-        self.gaps: list[int] = []  # zeros after each matrix
         self.rows: list[int] = []
-        self._zeros: dict[Any, list[Tensor]] = {}  # gaps, by dtype and device
-        # values with a gap after each of several matrices, or without elements
-        self._cut: set[int] = set()
+        self._values: list[_Matrices] = []
         parts: list[tuple[int, ...]] = []  # shapes of values and gaps
-        self._places: list[int] = []  # of values among these
-        for i, (shape, view) in enumerate(zip(shapes, self._views, strict=True)):
+        for shape, view in zip(shapes, views or shapes, strict=True):
             count = shape[0] if shape else 1
             size = prod(shape[1:])
             gap = -size % lanes
-            self._counts.append(count)
-            self.gaps.append(gap)
             self.rows.append(count * (size + gap) // lanes)
-            self._places.append(len(parts))
-            if not prod(view) or (gap and count > 1):
-                self._cut.add(i)
+            is_cut = not prod(view) or (gap > 0 and count > 1)
+            value = _Matrices(count, size, gap, view, len(parts), is_cut)
+            self._values.append(value)
+            if is_cut:
                 parts.append((count, size + gap))
             else:
                 parts += [view, (gap,)] if gap else [view]
-        self._has_gaps = any(self.gaps)
+        self.has_gaps = any(value.gap for value in self._values)
         empty = torch.empty((), device="cpu")
         self._parts = list(map(empty.expand, parts))
+        self._zeros: dict[Any, list[Tensor]] = {}  # gaps, by dtype and device
 
     def join(self, values: Sequence[Tensor]) -> Tensor:
         """Values -> (rows, lanes); may be a view."""
-        if self._has_gaps:
+        if self.has_gaps:
             values = self._with_gaps(values)
         if not all(x.is_contiguous() for x in values):
             values = _contiguous(values)
@@ -149,29 +153,29 @@ class PaddedRows:
     def split(self, bucket: Tensor) -> list[Tensor]:
         """The inverse of `join`; views, unless `views` join matrices across gaps."""
         parts = unflatten(bucket.reshape(-1), self._parts)
-        found = [parts[place] for place in self._places]
-        for i in self._cut:
-            size = prod(self.shapes[i][1:])
-            matrices = found[i].view(self._counts[i], -1)[:, :size]
-            # a view of `shapes` always; not if `views` joins matrices across gaps
-            found[i] = matrices.reshape(self._views[i])
-        return found
+        views = []
+        for count, size, _, view, place, is_cut in self._values:
+            part = parts[place]
+            if is_cut:
+                # a view of `shapes` always; not if `views` joins matrices across gaps
+                part = part.view(count, -1)[:, :size].reshape(view)
+            views.append(part)
+        return views
 
     def _with_gaps(self, values: Sequence[Tensor]) -> list[Tensor]:
         """The values, with zeros after those that do not fill their rows."""
         like = values[0]
-        found = []
         key = like.dtype, like.device
         if key not in self._zeros:
             zeros = torch.zeros(self.lanes, dtype=like.dtype, device=like.device)
-            self._zeros[key] = [zeros[:gap] for gap in self.gaps]
-        for i, (x, gap) in enumerate(zip(values, self._zeros[key], strict=True)):
-            if i in self._cut:
-                matrices = x.reshape(self._counts[i], -1)
-                found.append(pad(matrices, (0, len(gap))))
+            self._zeros[key] = [zeros[: value.gap] for value in self._values]
+        padded = []
+        for x, value, gap in zip(values, self._values, self._zeros[key], strict=True):
+            if value.is_cut:
+                padded.append(pad(x.reshape(value.count, -1), (0, value.gap)))
             else:
-                found += [x, gap] if len(gap) else [x]
-        return found
+                padded += [x, gap] if value.gap else [x]
+        return padded
 
 
 def flatten(values: Sequence[Tensor]) -> Tensor:

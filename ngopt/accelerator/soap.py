@@ -17,13 +17,13 @@ from ngopt.accelerator.cuda_graphs import (
     supports_cuda_graphs,
 )
 from ngopt.functional import AVERAGE, Change, Hyper, Record, apply
-from ngopt.soap.eigenbasis import ROUNDS
+from ngopt.soap.eigenbasis import ROUNDS, Renewal
 from ngopt.soap.elementwise import Elementwise, StepScalars
 from ngopt.soap.first_steps import OBSERVED_STEPS
 from ngopt.soap.layout import Bucket
 from ngopt.soap.schedule import ScheduledValues, StepSchedule, times_lr
 from ngopt.soap.soap import SoapRule
-from ngopt.soap.update import Renewal, SoapUpdate, Step
+from ngopt.soap.update import SoapUpdate, Step
 
 
 def use_fast_functions(step: Step) -> None:
@@ -78,9 +78,6 @@ class AcceleratedUpdate(SoapUpdate):
         step.on_host = False
         return step
 
-    def ages(self, step: Tensor) -> list[float]:
-        return [] if devices.is_capturing(self.network.device) else super().ages(step)
-
     def changes(self, step: Step, now: float) -> Iterator[list[Change]]:
         """Yields nothing if a graph was replayed: it has changed the parameters."""
         if not step.ages:
@@ -88,7 +85,7 @@ class AcceleratedUpdate(SoapUpdate):
             return
         scheduled = self.scheduled(step, now)
         if not self._replay(step):
-            yield from self.work(step, scheduled, self.due_renewals(step))
+            yield from self.work(step, scheduled, self.renewals.at(int(step.youngest)))
         step.state.step.add_(1)
 
     def _captured_changes(self, step: Step) -> Iterator[list[Change]]:
@@ -107,7 +104,7 @@ class AcceleratedUpdate(SoapUpdate):
         if self._graphs is None or not step.has_fixed_lr or is_early:
             return False
         phase = self.renewals.phase(int(step.youngest))
-        if phase is None:
+        if not self.renewals.is_repeated(phase):
             return False
         changed = list(step.params)
         for record in step.records:
@@ -129,7 +126,9 @@ class AcceleratedUpdate(SoapUpdate):
         assert self.schedule.table is not None
         scheduled = times_lr(self.schedule.table, step.hyper)
         try:
-            for changes in self.work(step, scheduled, self.due_renewals(step)):
+            for changes in self.work(
+                step, scheduled, self.renewals.at(int(step.youngest))
+            ):
                 apply(changes, step.all_params)
                 changes.clear()  # frees their memory before the next are computed
         finally:
@@ -204,6 +203,13 @@ def renewals_on_device(
 
 class AcceleratedSoapRule(SoapRule):
     """SOAP on a graph whose parameters are on any device; on CPUs as `SoapRule`."""
+
+    def count_steps(self, steps: Sequence[Step], *arguments: Any) -> float:
+        """While a user captures a CUDA graph, counts are on the device."""
+        device = steps[0].state.scalars.device
+        if devices.is_capturing(device):
+            return 0.0
+        return super().count_steps(steps, *arguments)
 
     @staticmethod
     def make_update(network: Any, *arguments: Any) -> SoapUpdate:

@@ -13,6 +13,7 @@ columns of P are zero, Q does not change.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, pairwise
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -94,6 +95,21 @@ def renewal_positions(counts: Mapping[int, int]) -> dict[int, list[float]]:
     return positions
 
 
+class Renewal(NamedTuple):
+    """Eigenbases of one size that are renewed in a step."""
+
+    size: int
+    indices: slice
+    mask: Tensor | None = None  # (count, 1, 1): 1 where a basis is renewed; None: all
+
+
+class Phase(NamedTuple):
+    """The place of a step in a round of renewals."""
+
+    length: int  # of the round
+    step: int  # in the round
+
+
 class RenewalSchedule:
     """The bases that are renewed at a step: about the same work at every step.
 
@@ -105,29 +121,25 @@ class RenewalSchedule:
     def __init__(self, positions: Mapping[int, Sequence[float]], every: int):
         self.every = every
         self.positions = positions
-        # indices of bases by size, by length of a round and step in it
-        self._due: dict[tuple[int, int], list[tuple[int, slice]]] = {}
+        self._due: dict[Phase, list[Renewal]] = {}
 
-    def _place(self, step: int) -> tuple[int, int]:
-        """The length of a round, and the step in it."""
+    def phase(self, step: int) -> Phase:
         length = min(1 + step // ROUNDS, self.every)
-        return length, step % length
+        return Phase(length, step % length)
 
-    def phase(self, step: int) -> tuple[int, int] | None:
-        """Key of the bases renewed at a step; None if no later step has the same."""
-        length, place = self._place(step)
-        is_once = ROUNDS / 2 < length < self.every
-        return None if is_once else (length, place)
+    def is_repeated(self, phase: Phase) -> bool:
+        """Whether a later step has the same phase."""
+        return phase.length <= ROUNDS / 2 or phase.length == self.every
 
-    def bases_at(self, step: int) -> list[tuple[int, slice]]:
-        """(size, indices of its bases): all bases in the first steps, then fewer."""
-        length, place = key = self._place(step)
-        if key not in self._due:
-            self._due[key] = []
+    def at(self, step: int) -> list[Renewal]:
+        """All bases in the first steps, then those of the phase."""
+        length, place = phase = self.phase(step)
+        if phase not in self._due:
+            self._due[phase] = []
             for size, positions in self.positions.items():
                 is_due = [place / length <= x < (place + 1) / length for x in positions]
-                self._due[key] += [(size, run) for run in _runs(is_due)]
-        return self._due[key]
+                self._due[phase] += [Renewal(size, run) for run in _runs(is_due)]
+        return self._due[phase]
 
 
 def _runs(is_due: Sequence[bool]) -> Iterator[slice]:

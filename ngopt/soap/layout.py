@@ -9,6 +9,7 @@ The state of many parameters is in a few tensors, of which their records hold vi
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from itertools import chain, groupby
 from math import prod
 from operator import attrgetter
@@ -126,7 +127,7 @@ class Bucket:
             write_out: whether products are written to their places by `out=`.
         """
         result, places = None, []
-        if write_out and len(stacks) > 1 and not any(self.stacked.gaps):
+        if write_out and len(stacks) > 1 and not self.stacked.has_gaps:
             result = stacks[0].new_empty(len(self.owners), self.stacked.lanes)
             places = self.stacked.split(result)
         last = {factors.stack: k for k, factors in enumerate(self.factors)}
@@ -143,11 +144,6 @@ class Bucket:
             if x is not place:
                 place.copy_(x)
         return result
-
-
-def make_buckets(entries: Sequence[BucketEntry], device: torch.device) -> list[Bucket]:
-    """Buckets of entries, as `arranged` divides them."""
-    return [Bucket(of_bucket, device) for of_bucket in arranged(entries, device)]
 
 
 def arranged(
@@ -310,18 +306,17 @@ class StackedState(NamedTuple):
     displacement: dict[Bucket, Tensor]  # of buckets with measured entries
     tensors: list[Tensor]  # all of these, for `PackedState.close`
 
-    @property
-    def moved(self) -> Tensor:
-        """Path and distance, (2, n)."""
-        end = len(ScalarState._fields)
-        return self.scalars[end - 2 : end]
+
+MOVED = slice(len(ScalarState._fields) - 2, len(ScalarState._fields))
+"""Rows of `StackedState.scalars` with path and distance."""
 
 
 class StateLayout:
     """Where the state of n parameters of one dtype and device is.
 
-    rounds: buckets that are updated one after the other. keys: places of the factors of
-    every size in records.
+    Attributes:
+        rounds: buckets that are updated one after the other. buckets: all of them.
+        keys: places of the factors of every size in records.
     """
 
     def __init__(
@@ -344,12 +339,10 @@ class StateLayout:
         self.dtype = like.dtype
         self.device = like.device
         self._count = len(layouts)
-        if rounds is None:
-            rounds = [range(len(layouts))]
         self.rounds: list[list[Bucket]] = []
-        for parameters in rounds:
-            entries = entries_of(layouts, parameters)
-            self.rounds.append(make_buckets(entries, self.device))
+        for parameters in rounds or [range(len(layouts))]:
+            entries = arranged(entries_of(layouts, parameters), self.device)
+            self.rounds.append([Bucket(x, self.device) for x in entries])
         self.buckets = list(chain.from_iterable(self.rounds))
         factors, self.keys = factors_of(bucket.stacks for bucket in self.buckets)
         for bucket, of_bucket in zip(self.buckets, factors, strict=True):
@@ -358,6 +351,7 @@ class StateLayout:
         for key in chain.from_iterable(self.keys.values()):
             owners += [key.parameter] * key.count
         self._owners = torch.tensor(owners, dtype=torch.int64, device=self.device)
+        self._factor_counts = list(counts_of(self.keys).values())
         moved = self.buckets if moved is None else moved
         self._measured = [bucket for bucket in moved if bucket.measured]
         self.packed = PackedState(self._packings([*ScalarState._fields, *scalars]))
@@ -370,7 +364,11 @@ class StateLayout:
                 packings.append(_packing(bucket.entries, f"{key}_{{}}", bucket.pieces))
         for kind in ("", "_basis"):
             for keys in self.keys.values():
-                packings.append(_factor_packing(keys, kind))
+                places = [(k.parameter, k.key.format(kind)) for k in keys]
+                split = partial(
+                    torch.split, split_size_or_sections=[k.count for k in keys]
+                )
+                packings.append(Packing(places, torch.cat, split))
         self._step = len(packings)  # index of the packing of steps
         packings.append(scalar_packing(self._count, ["step"], torch.device("cpu")))
         packings.append(scalar_packing(self._count, scalars, self.device))
@@ -398,8 +396,8 @@ class StateLayout:
     def of_factors(self, scalars: Tensor) -> dict[int, Tensor]:
         """(k, parameters) -> (k, count, 1, 1) of the factors of every size."""
         spread = scalars.index_select(1, self._owners)[:, :, None, None]
-        counts = list(counts_of(self.keys).values())
-        return dict(zip(self.keys, spread.split(counts, 1), strict=True))
+        pieces = spread.split(self._factor_counts, 1)
+        return dict(zip(self.keys, pieces, strict=True))
 
     def squares(self, values: Mapping[Bucket, Tensor]) -> Tensor:
         """Sums of squares of every parameter, (n,), without gradients."""
@@ -418,10 +416,3 @@ def _packing(entries: Sequence[BucketEntry], key: str, pieces: PaddedRows) -> Pa
     """key: a format with the number of the layout."""
     places = [(entry.parameter, key.format(entry.number)) for entry in entries]
     return Packing(places, pieces.join, pieces.split)
-
-
-def _factor_packing(keys: Sequence[FactorKey], kind: str) -> Packing:
-    """kind: "" for factors, "_basis" for eigenbases."""
-    places = [(k.parameter, k.key.format(kind)) for k in keys]
-    counts = [k.count for k in keys]
-    return Packing(places, torch.cat, lambda tensor: tensor.split(counts))

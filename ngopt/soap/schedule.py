@@ -78,9 +78,7 @@ class StepSchedule:
         oldest = max(ages)
         is_open = self.total_steps is None and not hyper.scheduled
         unit = NOMINAL_STEP / (c.open_step_size if is_open else c.step_size)
-        lr = list(hyper.lr)
-        if has_tensors(lr):
-            lr = [1.0 if must_stay_tensor(x) else float(x) for x in lr]
+        lr = [1.0 if must_stay_tensor(x) else float(x) for x in hyper.lr]
         decays = []
         for default, decay in zip(self._decays, hyper.weight_decay, strict=True):
             decays.append(default if decay is None else unit * decay)
@@ -155,7 +153,7 @@ class StepSchedule:
 def times_lr(table: Tensor, hyper: Hyper) -> ScheduledValues:
     """The rows of a table, multiplied by learning rates that are tensors."""
     values = ScheduledValues(*table.unbind())
-    if not any_must_stay_tensor(hyper.lr):
+    if not any(map(must_stay_tensor, hyper.lr)):
         return values
     rates = []
     for lr in hyper.lr:
@@ -170,20 +168,13 @@ def times_lr(table: Tensor, hyper: Hyper) -> ScheduledValues:
     )
 
 
-def has_tensors(values: Sequence[float | Tensor]) -> bool:
-    # a subclass check for each type: there are hundreds of values
-    return any(issubclass(kind, Tensor) for kind in set(map(type, values)))
-
-
-def any_must_stay_tensor(rates: Sequence[float | Tensor]) -> bool:
-    return has_tensors(rates) and any(map(must_stay_tensor, rates))
-
-
 def must_stay_tensor(lr: float | Tensor) -> bool:
     """Whether a learning rate is not read.
 
     Reading it would be a host sync, or autograd differentiates through it.
     """
+    if type(lr) is float:  # there are hundreds of rates
+        return False
     return isinstance(lr, Tensor) and (not lr.is_cpu or lr.requires_grad)
 
 

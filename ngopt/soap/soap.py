@@ -38,7 +38,7 @@ from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.packing import clone_views
 from ngopt.roles.from_graph import matrices_of_biases, roles_of
 from ngopt.roles.kronecker_factors import layouts_of
-from ngopt.schedule import steps_so_far
+from ngopt.schedule import warn_past_horizon
 from ngopt.soap.config import Multiplier, Network, SoapConfig, kept_scalars
 from ngopt.soap.eigenbasis import renewal_interval
 from ngopt.soap.layout import first_record
@@ -139,7 +139,7 @@ class SoapRule(UpdateRule):
             return
         updates = self._updates_of(present, state, params, in_place)
         steps = [x.open(grads, state, params, hyper, in_place) for x in updates]
-        now = self._steps_so_far(steps, grads, state, hyper)
+        now = self.count_steps(steps, grads, state, hyper)
         for update, step in zip(updates, steps, strict=True):
             changes = update.changes(step, now)
             if in_place:
@@ -149,24 +149,25 @@ class SoapRule(UpdateRule):
             update.layout.packed.close(step.records, step.state.tensors)
             yield all_changes
 
-    def _steps_so_far(
+    def count_steps(
         self,
         steps: Sequence[Step],
         grads: Gradients,
         state: Sequence[Record],
         hyper: Hyper,
     ) -> float:
-        """Previous steps of the run; 0 if counts are on the device."""
-        counts: list[Any] = []
+        """Reads the ages of parameters; returns the previous steps of the run."""
+        now = 0.0
         for step in steps:
-            if not step.ages:
-                return 0.0
-            counts += step.ages
+            step.ages = step.state.step.tolist()
+            step.youngest = min(step.ages)
+            now = max(now, *step.ages)
         for record, grad in zip(state, grads, strict=True):
             if grad is None and record:
-                counts.append(record["step"])
-        horizon = None if hyper.scheduled else self.total_steps
-        return float(steps_so_far(counts, horizon))
+                now = max(now, float(record["step"]))
+        if now == self.total_steps and not hyper.scheduled:
+            warn_past_horizon(int(now))
+        return now
 
     def renewal_interval(self, device: torch.device) -> int:
         layouts = chain.from_iterable(self.layouts)

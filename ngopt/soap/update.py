@@ -6,8 +6,8 @@ methods of `SoapUpdate`: see `ngopt.accelerator.soap` and `ngopt.distributed.soa
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,12 +23,19 @@ from ngopt.soap.config import (
     SoapConfig,
     kept_scalars,
 )
-from ngopt.soap.eigenbasis import RenewalSchedule, renewal_positions, renewed
+from ngopt.soap.eigenbasis import Renewal, RenewalSchedule, renewal_positions, renewed
 from ngopt.soap.elementwise import ELEMENTWISE, Elementwise, StepScalars
 from ngopt.soap.first_steps import OBSERVED_STEPS, dense_counts, spectral_excess
-from ngopt.soap.layout import Bucket, ScalarState, StackedState, StateLayout, counts_of
+from ngopt.soap.layout import (
+    MOVED,
+    Bucket,
+    ScalarState,
+    StackedState,
+    StateLayout,
+    counts_of,
+)
 from ngopt.soap.scalars import FactorScalars, ScalarEquations
-from ngopt.soap.schedule import ScheduledValues, StepSchedule, any_must_stay_tensor
+from ngopt.soap.schedule import ScheduledValues, StepSchedule, must_stay_tensor
 
 # Bytes of eigenbases that are renewed in one batch.
 RENEWED_BYTES = {"cpu": 4 << 20, "accelerator": 192 << 20}
@@ -59,14 +66,6 @@ class Sums:
         return enumerate(params)
 
 
-class Renewal(NamedTuple):
-    """Eigenbases of one size that are renewed in a step."""
-
-    size: int
-    indices: slice
-    mask: Tensor | None = None  # (count, 1, 1): 1 where a basis is renewed; None: all
-
-
 @dataclass(eq=False)
 class Step:
     """Inputs and values of one step of n parameters.
@@ -75,16 +74,16 @@ class Step:
         grads, params, records, hyper: of these parameters.
         all_params: of all parameters of the rule.
         in_place: whether neither autograd nor vmap traces the step.
-        ages: previous gradients of each parameter; () if they are on the device.
+        has_fixed_lr: whether the step is in place and all learning rates may be read.
         state: the stacked tensors of `records`, which the step updates in place.
         elementwise: implementations of the elementwise equations.
         write_out: whether products are written to their places by `out=`.
-        youngest: the least age; infinite if ages are on the device.
-        has_fixed_lr: whether all learning rates are numbers, or may be read.
         on_host: whether scalars are computed by NumPy.
+        ages: previous gradients of each parameter; () if they are on the device.
+        youngest: the least age; infinite if ages are on the device.
         scalars: `StepScalars` of all parameters, (fields, n).
-        moved: path and distance of the parameters, (2, n), to which the step adds.
         of_factors: `FactorScalars` of the factors of each size.
+        moved: path and distance of the parameters, (2, n), to which the step adds.
         average_weights: for each parameter, the weight of its new value in its average.
         bases: eigenbases in the dtype of products, by size.
     """
@@ -95,20 +94,18 @@ class Step:
     hyper: Hyper
     all_params: Sequence[Tensor]
     in_place: bool
-    ages: Sequence[float]
+    has_fixed_lr: bool
     state: StackedState
     elementwise: Elementwise = ELEMENTWISE
     write_out: bool = False
-
-    def __post_init__(self) -> None:
-        self.youngest = min(self.ages, default=torch.inf)
-        self.has_fixed_lr = self.in_place and not any_must_stay_tensor(self.hyper.lr)
-        self.on_host = self.has_fixed_lr and self.state.scalars.is_cpu
-        self.scalars: Tensor
-        self.moved: Tensor
-        self.of_factors: dict[int, FactorScalars] = {}
-        self.average_weights: Sequence[Any] = [None] * len(self.params)
-        self.bases: dict[int, Tensor] = {}
+    on_host: bool = False
+    ages: Sequence[float] = ()
+    youngest: float = torch.inf
+    scalars: Tensor = field(init=False)
+    of_factors: dict[int, FactorScalars] = field(default_factory=dict)
+    moved: Tensor = field(init=False)
+    average_weights: Sequence[Any] = ()
+    bases: dict[int, Tensor] = field(default_factory=dict)
 
 
 class SoapUpdate:
@@ -118,7 +115,7 @@ class SoapUpdate:
         renew_every: steps between two renewals of an eigenbasis.
         product_dtype: of rotations and of products for Kronecker factors.
         multiplier: of step sizes; None: all factors are 1.
-        sums: over processes.
+        sums: over processes; None: there is one.
     """
 
     def __init__(
@@ -133,14 +130,14 @@ class SoapUpdate:
         self.network = network
         self.config = config
         self.sums = sums or Sums()
+        self._multiplier = multiplier.bind(network) if multiplier else None
         self._kept = list(kept_scalars(multiplier))
+        self._product_dtype = product_dtype
+        self._renewed_bytes = chunk_size(RENEWED_BYTES, network.device)
         self.layout = self.make_layout(self._kept)
         self.schedule = StepSchedule(network, config)
-        positions = self.renewal_positions()
-        self.renewals = RenewalSchedule(positions, renew_every)
+        self.renewals = RenewalSchedule(self.renewal_positions(), renew_every)
         self.scalars = ScalarEquations(network, config)
-        self._product_dtype = product_dtype
-        self._multiplier = multiplier.bind(network) if multiplier else None
         numels = self.scalars.first_steps.numels
         self._roots = torch.cat((numels, numels)).sqrt()
 
@@ -162,26 +159,24 @@ class SoapUpdate:
     ) -> Step:
         """One step; arguments: of all parameters of the rule (`UpdateRule.update`)."""
         positions = self.network.positions
-        opened = [records[i] for i in positions]
+        own_records = [records[i] for i in positions]
         if not in_place:
-            opened = [dict(record) for record in opened]
+            own_records = [dict(record) for record in own_records]
         lr = [hyper.lr[i] for i in positions]
+        has_fixed_lr = in_place and not any(map(must_stay_tensor, lr))
         weight_decay = [hyper.weight_decay[i] for i in positions]
-        state = self.layout.open(opened, in_place)
         return Step(
             grads=[grads[i] for i in positions],
             params=[params[i] for i in positions],
-            records=opened,
+            records=own_records,
             hyper=Hyper(lr, weight_decay, hyper.scheduled),
             all_params=params,
             in_place=in_place,
-            ages=self.ages(state.step),
-            state=state,
+            has_fixed_lr=has_fixed_lr,
+            state=self.layout.open(own_records, in_place),
+            on_host=has_fixed_lr and devices.is_host(self.network.device),
+            average_weights=[None] * len(positions),
         )
-
-    def ages(self, step: Tensor) -> list[float]:
-        """Previous gradients of each parameter; step: of the state, (n,)."""
-        return step.tolist()
 
     def changes(self, step: Step, now: float) -> Iterator[list[Change]]:
         """Makes the step: yields the changes of one bucket after the other.
@@ -189,7 +184,7 @@ class SoapUpdate:
         now: previous steps of the run.
         """
         scheduled = self.scheduled(step, now)
-        yield from self.work(step, scheduled, self.due_renewals(step))
+        yield from self.work(step, scheduled, self.renewals.at(int(step.youngest)))
         step.state.step.add_(1)
 
     def scheduled(self, step: Step, now: float) -> ScheduledValues:
@@ -199,10 +194,6 @@ class SoapUpdate:
             return on_host
         on_device = self.schedule.on_device(on_host, step.hyper, step.in_place)
         return on_device._replace(average_weight=on_host.average_weight)
-
-    def due_renewals(self, step: Step) -> list[Renewal]:
-        due = self.renewals.bases_at(int(step.youngest))
-        return [Renewal(size, indices) for size, indices in due]
 
     def work(
         self, step: Step, scheduled: ScheduledValues, renewals: Iterable[Renewal]
@@ -224,6 +215,7 @@ class SoapUpdate:
             self.renew(step, size, indices, active if mask is None else mask * active)
 
     def bucket_changes(self, step: Step) -> Iterator[list[Change]]:
+        """Updates one bucket after the other, to limit memory."""
         for bucket in self.layout.buckets:
             rows = StepScalars(*bucket.spread(step.scalars))
             u = self.direction(step, bucket, self.gradients(step, bucket), rows)
@@ -242,21 +234,20 @@ class SoapUpdate:
         """The direction u of a bucket, (rows, lanes); updates its state.
 
             m <- b1 m + (1 - b1) G,    n: Nesterov's momentum
-            L <- b L + (1 - b) G G^T,  R <- b R + (1 - b) G^T G
-            v <- b2 v + (1 - b2) (Q_L^T G Q_R)^2
+            L <- b L + (1 - b) G G^T,  R <- b R + (1 - b) G^T G      Kronecker factors
+            v <- b2 v + (1 - b2) (Q_L^T G Q_R)^2                     second moments
             u = Q_L [Q_L^T n Q_R / sqrt(v)] Q_R^T
 
-        Factors L and R have been decayed. Without factors Q_L = Q_R = 1.
+        G is the gradient times `grad_scale`. L and R have been decayed; v / (1 - b2) is
+        stored. Without factors Q_L = Q_R = 1: that is Adam with Nesterov's momentum.
         """
-        precondition = step.elementwise.precondition
         momentum = step.state.momentum[bucket]
         second = step.state.second[bucket]
-        grad = grad.to(momentum.dtype)
         grad, ahead = step.elementwise.accumulate(
-            grad, momentum, rows, self.config, self._product_dtype
+            grad.to(momentum.dtype), momentum, rows, self.config, self._product_dtype
         )
         if not bucket.factors:
-            return precondition(grad, ahead, second, rows)
+            return step.elementwise.precondition(grad, ahead, second, rows)
         stacks = bucket.stacked.split(grad)
         self.add_squares(step, bucket, stacks)
         if step.youngest == 0:
@@ -265,7 +256,7 @@ class SoapUpdate:
         grad = bucket.rotate(stacks, bases, False, step.write_out)
         stacks = bucket.stacked.split(ahead)
         ahead = bucket.rotate(stacks, bases, False, step.write_out)
-        u = precondition(grad, ahead, second, rows)
+        u = step.elementwise.precondition(grad, ahead, second, rows)
         return bucket.rotate(bucket.stacked.split(u), bases, True, step.write_out)
 
     def change(
@@ -283,14 +274,18 @@ class SoapUpdate:
         """Computes the scalars of all parameters, and updates those of the state."""
         count = len(step.params)
         rows = step.state.scalars.to(self._roots.dtype, copy=True)
-        names = ScalarState._fields
-        values, kept = rows[: len(names)], rows[len(names) :]
+        values, kept = rows.split([MOVED.stop, len(self._kept)])
         measured = self.measure(step)
         multiplier = None
         if self._multiplier is not None:
             multiplier, kept = self._multiplied(step, measured, scheduled, kept)
         if step.on_host:
-            values, measured = values.numpy(), _on_host(measured)
+            arrays = {}
+            for key, value in measured._asdict().items():
+                if value is not None and key != "excess":
+                    arrays[key] = value.numpy()
+            measured = measured._replace(**arrays)
+            values = values.numpy()
             kept = [x.numpy() for x in kept]
             multiplier = None if multiplier is None else multiplier.numpy()
         new = self.scalars.of_step(
@@ -298,7 +293,7 @@ class SoapUpdate:
         )
         table = devices.stacked((*new.state, *kept), count, self._roots.dtype)
         step.state.scalars.copy_(table)
-        step.moved = step.state.moved
+        step.moved = step.state.scalars[MOVED]
         table = devices.stacked(
             (*new.of_parameters, *new.of_factors), count, self.layout.dtype
         )
@@ -313,9 +308,8 @@ class SoapUpdate:
     def measure(self, step: Step) -> Measured:
         """Measures gradients and weights; most values in the first steps only."""
         count = len(step.params)
-        norms = devices.norms(
-            [*step.grads, *step.params], self._roots.dtype, step.in_place
-        )
+        tensors = [*step.grads, *step.params]
+        norms = devices.norms(tensors, self._roots.dtype, step.in_place)
         rms = self.sums.norms(norms) / self._roots
         measured = Measured(rms[:count], rms[count:])
         if step.youngest >= OBSERVED_STEPS:
@@ -323,19 +317,17 @@ class SoapUpdate:
         is_start = step.youngest == 0
         if is_start:
             is_first = torch.tensor([age == 0 for age in step.ages], device="cpu")
-            measured = measured._replace(
-                is_first=is_first.to(rms.device), excess=self._excess(step)
-            )
+            is_first = is_first.to(rms.device)
+            measured = measured._replace(is_first=is_first, excess=self._excess(step))
         if step.youngest >= 2:
             squares = self.layout.squares(step.state.momentum)
             measured = measured._replace(momentum_squares=self.sums.of_owners(squares))
-        tables = self.scalars.first_steps.tables
+        observed = self.scalars.first_steps.tables
         if is_start and self._multiplier is not None:
             roles = enumerate(self.network.roles)
-            matrices = [i for i, role in roles if role.blocks]
-            return measured._replace(density=self._density(step, matrices))
-        if tables:
-            return measured._replace(density=self._density(step, tables))
+            observed = [i for i, role in roles if role.blocks]
+        if observed:
+            measured = measured._replace(density=self._density(step, observed))
         return measured
 
     def _excess(self, step: Step) -> Tensor:
@@ -347,12 +339,11 @@ class SoapUpdate:
 
     def _density(self, step: Step, indices: Sequence[int]) -> Tensor:
         """Shares of nonzero elements of gradients at some indices, else 1; (n,)."""
+        counts = self.sums.of_parts(dense_counts(step.grads, indices), indices)
+        shares = counts / self.scalars.first_steps.numels[list(indices)]
         density = [torch.ones_like(self._roots[0])] * len(step.params)
-        if indices:
-            counts = self.sums.of_parts(dense_counts(step.grads, indices), indices)
-            shares = counts / self.scalars.first_steps.numels[list(indices)]
-            for i, share in zip(indices, shares, strict=True):
-                density[i] = share
+        for i, share in zip(indices, shares, strict=True):
+            density[i] = share
         return torch.stack(density)
 
     def _multiplied(
@@ -363,6 +354,9 @@ class SoapUpdate:
         kept = dict(zip(self._kept, rows, strict=True))
         measured = Measured(*(x if x is None else x.detach() for x in measured))
         if measured.is_first is not None:
+            if measured.density is None:  # of a network without matrices
+                ones = torch.ones_like(measured.grad_rms)
+                measured = measured._replace(density=ones)
             for key in FIRST_VALUES:
                 value, old = getattr(measured, key), kept[f"first_{key}"]
                 kept[f"first_{key}"] = torch.where(measured.is_first, value, old)
@@ -406,8 +400,7 @@ class SoapUpdate:
         bases = step.state.bases[size][indices]
         factors = step.state.factors[size][indices]
         dtype = self.layout.dtype if bases.is_cpu else bases.dtype
-        bytes_at_once = chunk_size(RENEWED_BYTES, bases.device)
-        count = max(1, bytes_at_once // (size**2 * dtype.itemsize))
+        count = max(1, self._renewed_bytes // (size**2 * dtype.itemsize))
         batches = [x.split(count) for x in (factors.detach(), bases, active)]
         for factor, basis, mask in zip(*batches, strict=True):
             with devices.full_precision(basis.device):
@@ -433,22 +426,7 @@ class SoapUpdate:
         changes = []
         for entry, piece in zip(bucket.entries, bucket.parts.split(delta), strict=True):
             i = entry.parameter
-            changes.append(
-                Change(
-                    position=self.network.positions[i],
-                    delta=piece,
-                    record=step.records[i],
-                    part=entry.layout.of,
-                    average_weight=step.average_weights[i],
-                )
-            )
+            position, weight = self.network.positions[i], step.average_weights[i]
+            record, part = step.records[i], entry.layout.of
+            changes.append(Change(position, piece, record, part, weight))
         return changes
-
-
-def _on_host(measured: Measured) -> Measured:
-    """The values as arrays, for `ScalarEquations`."""
-    arrays = {}
-    for key, value in measured._asdict().items():
-        is_tensor = isinstance(value, Tensor) and key != "excess"
-        arrays[key] = value.numpy() if is_tensor else value
-    return Measured(**arrays)

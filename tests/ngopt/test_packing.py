@@ -20,7 +20,7 @@ class TestPaddedRows:
     def test_each_matrix_begins_with_a_row(self):
         pieces = PaddedRows(self.shapes, 8)
         assert pieces.rows == [4, 0, 2, 3]
-        assert pieces.gaps == [1, 0, 0, 7]
+        assert [value.gap for value in pieces._values] == [1, 0, 0, 7]
         values = [torch.randn(shape) for shape in self.shapes]
         bucket = pieces.join(values)
         assert bucket.shape == (9, 8)

@@ -2,7 +2,7 @@ import torch
 
 from ngopt.graph.groups_and_blocks import View
 from ngopt.roles.kronecker_factors import Axis, MatrixLayout
-from ngopt.soap.layout import BUCKET_ELEMENTS, Bucket, BucketEntry, make_buckets
+from ngopt.soap.layout import BUCKET_ELEMENTS, Bucket, BucketEntry, arranged
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 
@@ -73,7 +73,8 @@ class TestBuckets:
             vector(9),
         ]
         entries = [BucketEntry(i, 0, x) for i, x in enumerate(layouts)]
-        (bucket,) = make_buckets(entries, CPU)
+        (entries,) = arranged(entries, CPU)
+        bucket = Bucket(entries, CPU)
         assert sorted(entry.parameter for entry in bucket.entries) == [0, 1, 2, 3, 4]
         assert sorted(len(stack) for stack in bucket.stacks) == [1, 2, 2]
         assert not bucket.entries[-1].layout.axes
@@ -82,7 +83,7 @@ class TestBuckets:
         sizes = [1 << 23, 1 << 23, 1 << 26, 1 << 23, 1 << 23, 1 << 23]
         entries = [BucketEntry(i, 0, matrix(1, 4, n // 4)) for i, n in enumerate(sizes)]
         found = [
-            sum(entry.numel for entry in b.entries) for b in make_buckets(entries, META)
+            sum(entry.numel for entry in bucket) for bucket in arranged(entries, META)
         ]
         assert sum(found) == sum(sizes)
         assert [n for n in found if n > BUCKET_ELEMENTS["accelerator"]] == [1 << 26]
