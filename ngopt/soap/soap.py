@@ -166,7 +166,7 @@ class SoapRule(UpdateRule):
             if grad is None and record:
                 now = max(now, float(record["step"]))
         if now == self.total_steps and not hyper.scheduled:
-            warn_past_horizon(int(now))
+            warn_past_horizon(int(now), self.total_steps)
         return now
 
     def renewal_interval(self, device: torch.device) -> int:
