@@ -26,6 +26,7 @@ from ngopt.soap.config import Network
 from ngopt.soap.eigenbasis import renewal_positions
 from ngopt.soap.elementwise import StepScalars
 from ngopt.soap.layout import (
+    MOVED,
     Bucket,
     BucketEntry,
     StateLayout,
@@ -254,7 +255,7 @@ class ShardedSoapUpdate(SoapUpdate):
         if leaving is not None:
             yield leaving()
         # path and distance of whole parameters
-        step.state.moved.add_(self.shards.sum_of_owners(step.moved))
+        step.state.scalars[MOVED].add_(self.shards.sum_of_owners(step.moved))
 
     def _directions(
         self, step: Step, grads: Mapping[int, Tensor], buckets: Sequence[Bucket]
