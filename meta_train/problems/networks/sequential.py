@@ -35,7 +35,7 @@ class PositionedPatches(nn.Module):
         return self.patches(images) + self.positions
 
 
-class VisionTransformer(PositionedPatches):
+class Vit(PositionedPatches):
     """Torch's transformer layers on patches, then mean pooling and a linear layer."""
 
     def __init__(

@@ -193,14 +193,14 @@ def test_a_critic_gets_no_gradient_from_the_generators_loss():
 def test_regret_and_met_modes_by_hand():
     bandit = load_problem("bandits-10")
     model = bandit.init(0)
-    best = rewards.TEN_ARMS(torch.zeros(1, 1))[0].argmax(1)
+    means = bandit.rewards(torch.zeros(1, 1))[0]
+    best = means.argmax(1)
     with torch.no_grad():
         model.logits.scatter_(1, best[:, None], 50)
     floor = rewards.REGRET_FLOOR
     assert bandit.evaluate(model, "test").loss == pytest.approx(floor, abs=1e-6)
     with torch.no_grad():
         model.logits.zero_()
-    means = rewards.TEN_ARMS(torch.zeros(1, 1))[0]
     expected = (means.amax(1) - means.mean(1)).mean().item() + floor
     assert bandit.evaluate(model, "test").loss == pytest.approx(expected, rel=1e-5)
     gan = load_problem("gan-ring-8")
@@ -212,7 +212,7 @@ def test_regret_and_met_modes_by_hand():
 def test_initial_weights_have_their_standard_deviations():
     with torch.no_grad():
         model = initialization.initialised(
-            lambda: nn.Linear(400, 300), initialization.he_normal
+            nn.Linear(400, 300), initialization.he_normal
         )
         assert model.weight.std() == pytest.approx((2 / 400) ** 0.5, rel=0.05)
         assert not model.bias.any()
