@@ -37,9 +37,9 @@ def tiny_arrays(seed: int = 0):
 def install(monkeypatch, **fetchers):
     """Register a data set 'tiny' that expects `tiny_arrays()` and has the given
     sources."""
-    digests = sha256_of(tiny_arrays())
+    digest = sha256_of(tiny_arrays())
     recipe = Recipe(
-        24, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7), sha256=digests, sources=fetchers
+        24, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7), sha256=digest, sources=fetchers
     )
     monkeypatch.setitem(DATASETS, "tiny", recipe)
 
@@ -307,7 +307,7 @@ def test_when_all_fail_each_source_and_its_reason_are_listed(monkeypatch, tmp_pa
     lines = str(caught.value).splitlines()
     assert "'tiny'" in lines[0]
     assert lines[1] == "  host: no route to host"
-    assert lines[2].startswith("  mirror: test_labels: expected SHA-256")
+    assert lines[2].startswith("  mirror: expected arrays with SHA-256")
     assert isinstance(caught.value, RuntimeError)
     assert os.listdir(tmp_path) == []
 
