@@ -141,6 +141,7 @@ ZEROS_AT_FIRST = {
     "zeros-gates-200": classify(
         FASHION_14, lambda: ReZeroMlp(196, 48, 10, 10), 64, 200
     ),
+    # the loss depends on the batch size, so evaluation has that of training
     "zeros-temperature-300": Situation(
         MNIST_7,
         lambda: ContrastiveViews((49, 64, 32)),

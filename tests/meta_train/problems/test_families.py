@@ -1,4 +1,4 @@
-"""Every seed of a family is a problem of its own."""
+"""Every seed of a family is another problem."""
 
 import pytest
 import torch
@@ -10,15 +10,17 @@ from meta_train.problems.catalogue import CnnFamily
 
 
 @pytest.fixture(
-    params=[name for name, one in META_TRAINING.items() if isinstance(one, CnnFamily)]
+    params=[
+        name for name in META_TRAINING if isinstance(META_TRAINING[name], CnnFamily)
+    ]
 )
 def family(request):
-    found = load_problem(request.param)
+    family = load_problem(request.param)
     try:
-        found.batch(0, 0)
+        family.batch(0, 0)
     except DatasetUnavailable as error:
         pytest.skip(f"data cannot be had: {error}")
-    return found
+    return family
 
 
 def test_members_differ_and_repeat(family):
