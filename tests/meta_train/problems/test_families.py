@@ -8,12 +8,10 @@ from harness.image_datasets import DatasetUnavailable
 from meta_train.problems import META_TRAINING, load_problem
 from meta_train.problems.catalogue import CnnFamily
 
+FAMILIES = [name for name, p in META_TRAINING.items() if isinstance(p, CnnFamily)]
 
-@pytest.fixture(
-    params=[
-        name for name in META_TRAINING if isinstance(META_TRAINING[name], CnnFamily)
-    ]
-)
+
+@pytest.fixture(params=FAMILIES)
 def family(request):
     family = load_problem(request.param)
     try:
@@ -23,7 +21,7 @@ def family(request):
     return family
 
 
-def test_members_differ_and_repeat(family):
+def test_seeds_have_different_networks_and_batch_sizes(family):
     shapes, sizes = set(), set()
     for seed in range(30):
         torch.manual_seed(seed)
@@ -40,7 +38,7 @@ def test_members_differ_and_repeat(family):
     assert {shape[-1] for shape in sizes} == {14, 28}
 
 
-def test_members_train_and_are_evaluated(family):
+def test_networks_of_seeds_have_gradients_and_are_evaluated(family):
     for seed in range(4):
         model = family.init(seed)
         loss = family.loss(model, family.batch(seed, 0))

@@ -61,7 +61,7 @@ def test_regression_has_no_accuracy(splits):
     assert metrics.loss == pytest.approx(inputs.square().mean().item(), rel=1e-5)
 
 
-def test_batches_are_those_of_the_data_sets_order(splits):
+def test_batches_follow_the_order_of_the_data_set(splits):
     problem = linear_problem(lambda: splits)
     indices = batch_indices(SIZE, 8, seed=derive_seed(5, 1), step=3)
     assert torch.equal(problem.batch(5, 3)[0], splits.train.batch(indices)[0])
@@ -118,7 +118,9 @@ def test_the_evidence_bound_by_hand():
 
 def test_the_contrastive_loss_by_hand():
     embeddings = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0]])
-    labels = torch.tensor([0, 0, 1])  # the third has nobody alike and does not count
+    labels = torch.tensor(
+        [0, 0, 1]
+    )  # the third has no other of its class and is left out
     alike = exp(1 / TEMPERATURE)
     other = exp(0.0)
     expected = -log(alike / (alike + other))
