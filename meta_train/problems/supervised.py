@@ -249,8 +249,8 @@ def _cosines(embeddings: Tensor) -> Tensor:
     return (unit @ unit.mT).masked_fill(_diagonal(embeddings), -torch.inf)
 
 
-def _diagonal(rows: Tensor) -> Tensor:
-    return torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+def _diagonal(batch: Tensor) -> Tensor:
+    return torch.eye(len(batch), dtype=torch.bool, device=batch.device)
 
 
 VARIATIONAL = Objective(vae_loss)

@@ -29,8 +29,8 @@ from meta_train.problems.situations.problems import Kind, in_turn
 from meta_train.problems.supervised import named
 
 KINDS: dict[str, Kind] = {
-    "short trainings": in_turn(lengths.SHORT),
-    "long trainings": in_turn(lengths.LONG),
+    "short runs": in_turn(lengths.SHORT),
+    "long runs": in_turn(lengths.LONG),
     "batches of one and all": in_turn(lengths.BATCHES_OF_ONE_AND_ALL),
     "bfloat16 parameters": in_turn(variants.BFLOAT16_PARAMETERS),
     "initial weights": in_turn(initialization.INITIAL_WEIGHTS),

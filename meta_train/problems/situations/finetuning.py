@@ -1,6 +1,6 @@
 """Pretrained networks: continued training, fine-tuning, LoRA and adapters.
 
-Continued trainings (`same-*`) start near the minimum. They measure whether an optimizer
+Continued training (`same-*`) starts near the minimum. It measures whether an optimizer
 does harm: a good one keeps the initial loss, a bad one raises it. Fine-tuning (`new-*`)
 uses other data, on which the loss can fall clearly.
 """

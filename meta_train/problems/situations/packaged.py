@@ -1,4 +1,4 @@
-"""Files of installed Python packages, found without importing the packages."""
+"""Files of installed Python packages, without importing the packages."""
 
 from importlib.util import find_spec
 from pathlib import Path
