@@ -127,7 +127,7 @@ regress = partial(SupervisedProblem, objective=REGRESS)
 reconstruct = partial(SupervisedProblem, objective=RECONSTRUCT)
 
 
-# Networks and their data, then batch size (None: all examples) and steps.
+# Arguments: data, network, batch size (None: all examples), steps.
 
 # for choosing hyperparameters and weights of learned optimizers
 _DEVELOPMENT = {

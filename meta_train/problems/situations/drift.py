@@ -12,10 +12,7 @@ from harness.random import seeded
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.protocol import Metrics
 from meta_train.problems.situations.generated import fixed
-from meta_train.problems.situations.problems import (
-    REGRESS_WITH_FLOOR,
-    SampledProblem,
-)
+from meta_train.problems.situations.problems import REGRESS_WITH_FLOOR, SampledProblem
 from meta_train.problems.supervised import (
     CLASSIFY,
     REGRESS,
@@ -154,27 +151,27 @@ def changing_teacher(count: int, time: float, turns: float, width: int) -> Batch
 DRIFT = {
     "drift-line": DriftProblem(
         lambda: nn.Linear(20, 1),
-        16,
-        500,
-        partial(rotating_line, turns=0.4, width=20),
-        REGRESS,
-        REGRESS_WITH_FLOOR,
+        batch_size=16,
+        steps=500,
+        draw=partial(rotating_line, turns=0.4, width=20),
+        objective=REGRESS,
+        evaluation=REGRESS_WITH_FLOOR,
         noise=0.3,
     ),
     "drift-centres": DriftProblem(
         lambda: mlp((16, 48, 4)),
-        32,
-        600,
-        partial(moving_centres, turns=0.5, width=16),
-        CLASSIFY,
-        CLASSIFY,
+        batch_size=32,
+        steps=600,
+        draw=partial(moving_centres, turns=0.5, width=16),
+        objective=CLASSIFY,
+        evaluation=CLASSIFY,
     ),
     "drift-teacher": DriftProblem(
         lambda: mlp((12, 64, 2)),
-        32,
-        800,
-        partial(changing_teacher, turns=0.5, width=12),
-        REGRESS,
-        REGRESS_WITH_FLOOR,
+        batch_size=32,
+        steps=800,
+        draw=partial(changing_teacher, turns=0.5, width=12),
+        objective=REGRESS,
+        evaluation=REGRESS_WITH_FLOOR,
     ),
 }

@@ -19,12 +19,7 @@ from meta_train.problems.networks.convolutional import (
     strided_cnn,
 )
 from meta_train.problems.networks.dense import mlp
-from meta_train.problems.networks.sequential import (
-    Gpt,
-    Mixer,
-    RowRnn,
-    Vit,
-)
+from meta_train.problems.networks.sequential import Gpt, Mixer, RowRnn, Vit
 from meta_train.problems.situations.generated import (
     directions,
     distances,

@@ -16,22 +16,14 @@ from meta_train.problems.networks.convolutional import (
     residual_cnn,
 )
 from meta_train.problems.networks.dense import mlp
-from meta_train.problems.networks.sequential import (
-    CharacterRnn,
-    Mixer,
-    RowRnn,
-    Vit,
-)
+from meta_train.problems.networks.sequential import CharacterRnn, Mixer, RowRnn, Vit
 from meta_train.problems.situations.generated import (
     directions,
     distances,
     moons,
     products,
 )
-from meta_train.problems.situations.problems import (
-    classify,
-    regress,
-)
+from meta_train.problems.situations.problems import classify, regress
 from meta_train.problems.situations.texts import CODE_0, CODE_1, CODE_2, text_gpt
 from meta_train.problems.supervised import first
 from meta_train.problems.text import VOCABULARY

@@ -50,9 +50,9 @@ class Situation(SupervisedProblem):
 
 
 classify = partial(Situation, objective=CLASSIFY)
-"""A problem with the cross entropy as its loss."""
+"""Cross entropy; arguments: data, network, batch size (None: all examples), steps."""
 regress = partial(Situation, objective=REGRESS, evaluation=REGRESS_WITH_FLOOR)
-"""A regression with squared errors; evaluation adds `FLOOR` of the variance."""
+"""Squared errors, arguments as of `classify`; evaluation adds the floor."""
 
 
 @dataclass(frozen=True, eq=False)

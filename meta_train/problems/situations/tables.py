@@ -7,10 +7,7 @@ from torch import Tensor, nn
 
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.situations.generated import fixed, generated
-from meta_train.problems.situations.problems import (
-    classify,
-    regress,
-)
+from meta_train.problems.situations.problems import classify, regress
 from meta_train.problems.situations.real_tables import real_table
 from meta_train.problems.supervised import Batch, Splits
 

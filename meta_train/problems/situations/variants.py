@@ -15,11 +15,7 @@ from meta_train.problems.networks.convolutional import (
     strided_cnn,
 )
 from meta_train.problems.networks.dense import mlp
-from meta_train.problems.networks.sequential import (
-    CharacterRnn,
-    RowRnn,
-    Vit,
-)
+from meta_train.problems.networks.sequential import CharacterRnn, RowRnn, Vit
 from meta_train.problems.situations.problems import (
     REGRESS_WITH_FLOOR,
     Situation,

@@ -10,11 +10,7 @@ from meta_train.problems.images import FASHION_14, MNIST_7, MNIST_14
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.situations.generated import fixed, generated
 from meta_train.problems.situations.initialization import ReZeroMlp
-from meta_train.problems.situations.problems import (
-    Situation,
-    classify,
-    regress,
-)
+from meta_train.problems.situations.problems import Situation, classify, regress
 from meta_train.problems.supervised import Batch, Objective, Splits
 
 

@@ -1,10 +1,6 @@
 import torch
 
-from meta_train.problems.networks.dense import (
-    MixtureOfExperts,
-    Siren,
-    SirenSlopes,
-)
+from meta_train.problems.networks.dense import MixtureOfExperts, Siren, SirenSlopes
 from meta_train.problems.networks.sequential import (
     CausalAttention,
     Gpt,

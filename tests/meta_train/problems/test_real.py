@@ -11,12 +11,7 @@ import torch
 from harness.image_datasets import DatasetUnavailable
 from meta_train.problems import LISTS, load_problem
 from meta_train.problems.__main__ import Config
-from meta_train.problems.situations import (
-    packaged,
-    real_music,
-    real_pitch,
-    real_series,
-)
+from meta_train.problems.situations import packaged, real_music, real_pitch, real_series
 from meta_train.problems.situations.real_music import REST, Note
 
 SERIES = """#Two channels.
