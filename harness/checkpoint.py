@@ -1,4 +1,4 @@
-"""The checkpoint from which a training resumes; other settings are refused."""
+"""The checkpoint from which a training run resumes; other settings are errors."""
 
 import json
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ def check_settings(what: str, stored: Settings, requested: Settings) -> None:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The file from which a training resumes.
+    """The file from which a training run resumes.
 
     settings: all that the state depends on. may_change: keys of settings that may
     differ when it resumes. trusted: whether the file may hold any Python object.
@@ -39,7 +39,7 @@ class Checkpoint:
     may_change: tuple[str, ...] = ()
     trusted: bool = False
     changed: dict[str, Any] = field(default_factory=dict, init=False)
-    """Stored values of `may_change` that are others in `settings`, once it is read."""
+    """Stored settings of `may_change` that `settings` changes, once it is read."""
 
     @property
     def path(self) -> Path:

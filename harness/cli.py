@@ -33,9 +33,8 @@ def commands(
 
     def run() -> None:
         configs = {name: config for name, (config, _) in known.items()}
-        found = tyro.extras.subcommand_cli_from_dict(configs, description=description)
-        chosen = dict(known.values())[type(found)]
-        chosen(found)
+        config = tyro.extras.subcommand_cli_from_dict(configs, description=description)
+        dict(known.values())[type(config)](config)
 
     _run_program(run)
 

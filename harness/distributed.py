@@ -43,23 +43,23 @@ class Ranks:
         """Whether an item is assigned to this rank, round-robin."""
         return item % self.count == self.number
 
-    def all_reduce(self, values: Tensor) -> Tensor:
+    def all_reduce(self, tensor: Tensor) -> Tensor:
         """The sum over all ranks, in place. Raises RankLost if another has ended."""
         if self.count > 1:
             with _raising_rank_lost():
-                dist.all_reduce(values)
-        return values
+                dist.all_reduce(tensor)
+        return tensor
 
-    def all_gather(self, own: dict[int, Any]) -> dict[int, Any]:
+    def all_gather(self, items: dict[int, Any]) -> dict[int, Any]:
         """The items of all ranks, on each. Raises RankLost if another has ended."""
         if self.count == 1:
-            return own
-        found: list[Any] = [None] * self.count
+            return items
+        items_by_rank: list[Any] = [None] * self.count
         with _raising_rank_lost():
-            dist.all_gather_object(found, own)
+            dist.all_gather_object(items_by_rank, items)
         merged: dict[int, Any] = {}
-        for some in found:
-            merged |= some
+        for rank_items in items_by_rank:
+            merged |= rank_items
         return merged
 
 

@@ -52,20 +52,20 @@ def read_checkpoint(path: Path, trusted: bool = False) -> dict[str, Any]:
     """
     try:
         device = None if trusted else "cpu"
-        found = torch.load(path, map_location=device, weights_only=not trusted)
+        state = torch.load(path, map_location=device, weights_only=not trusted)
     except Exception as error:  # the unpickler raises many types
         reason = str(error).partition(". ")[0].partition("\n")[0]
         expected = "tensors and plain values of torch.save"
         raise ValueError(
             f"file '{path}': expected {expected}; got: {reason or type(error).__name__}"
         ) from None
-    if not isinstance(found, dict):
-        got = type(found).__name__
+    if not isinstance(state, dict):
+        got = type(state).__name__
         raise ValueError(f"file '{path}': expected a dictionary; got {got}")
-    for key in found:
+    for key in state:
         if not isinstance(key, str):
             raise ValueError(f"file '{path}': expected names; got {key!r}")
-    return found
+    return state
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:

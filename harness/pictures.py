@@ -26,12 +26,12 @@ def draw_rows(
     axes = figure.subplots(len(rows), count, squeeze=False)
     for line, (name, images) in zip(axes, rows.items(), strict=True):
         line[0].set_ylabel(name)
-        for own, image in zip(line, images, strict=True):
+        for panel, image in zip(line, images, strict=True):
             pixels = image.detach().movedim(0, -1).squeeze(-1)
-            own.imshow(pixels.numpy(), cmap="gray", vmin=0, vmax=1)
-            own.set(xticks=[], yticks=[])
-    for own, title in zip(axes[0], titles, strict=False):
-        own.set_title(title, fontsize="small")
+            panel.imshow(pixels.numpy(), cmap="gray", vmin=0, vmax=1)
+            panel.set(xticks=[], yticks=[])
+    for panel, title in zip(axes[0], titles, strict=False):
+        panel.set_title(title, fontsize="small")
     figure.savefig(path, dpi=150)
 
 
@@ -62,27 +62,28 @@ def draw_curves(
     figure = Figure(figsize=(2 * count, 2), layout="constrained")
     axes = figure.subplots(1, count, squeeze=False)[0]
     for name, curves in rows.items():
-        for own, curve in zip(axes, curves, strict=True):
-            own.plot(points.numpy(), curve.detach().mT.numpy(), label=name, linewidth=1)
-    for own, title in zip(axes, titles, strict=False):
-        own.set_title(title, fontsize="small")
+        for panel, curve in zip(axes, curves, strict=True):
+            heights = curve.detach().mT.numpy()
+            panel.plot(points.numpy(), heights, label=name, linewidth=1)
+    for panel, title in zip(axes, titles, strict=False):
+        panel.set_title(title, fontsize="small")
     axes[0].legend(fontsize="x-small")
     figure.savefig(path, dpi=150)
 
 
 def draw_means(
-    path: Path, found: Mapping[float, Sequence[float]], x: str, y: str
+    path: Path, groups: Mapping[float, Sequence[float]], x: str, y: str
 ) -> None:
     """Draws means and sample deviations over a number.
 
-    found: values at each number. x, y: labels of the axes.
+    groups: values at each number. x, y: labels of the axes.
     """
     figure = Figure(figsize=(5, 3.5), layout="constrained")
     axes = figure.subplots()
-    numbers = sorted(found)
+    numbers = sorted(groups)
     means, deviations = [], []
     for number in numbers:
-        values = found[number]
+        values = groups[number]
         means.append(fmean(values))
         deviations.append(stdev(values) if len(values) > 1 else 0.0)
     axes.errorbar(numbers, means, deviations, marker="o", capsize=3)
@@ -120,4 +121,4 @@ def draw_images(path: Path, images: Tensor) -> None:
     spare = -len(shown) % IMAGES_PER_ROW
     whole = torch.cat([shown, shown.new_ones(spare, *shown.shape[1:])])
     rows = enumerate(whole.split(IMAGES_PER_ROW))
-    draw_rows(path, {str(IMAGES_PER_ROW * number): some for number, some in rows})
+    draw_rows(path, {str(IMAGES_PER_ROW * number): row for number, row in rows})

@@ -24,5 +24,5 @@ def check_choice(key: str, value: Any, known: Iterable[str]) -> None:
 
 
 def named_settings(config: Any, without: Collection[str] = ()) -> dict[str, Any]:
-    """The fields of a dataclass by name, without some of them."""
+    """The fields of a dataclass by name, except those of `without`."""
     return {key: value for key, value in asdict(config).items() if key not in without}

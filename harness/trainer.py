@@ -1,4 +1,4 @@
-"""Base class of trainings with checkpoints and TensorBoard curves."""
+"""Base class of training runs with checkpoints and TensorBoard curves."""
 
 from abc import ABC, abstractmethod
 from typing import Any

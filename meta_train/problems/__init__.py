@@ -7,6 +7,7 @@ problem is `module:factory`, where the factory takes no arguments.
 import inspect
 from collections.abc import Iterable
 from difflib import get_close_matches
+from itertools import chain
 from typing import Any
 
 from meta_train.problems.catalogue import (
@@ -43,12 +44,10 @@ REQUIRED = ("name", "steps", "init", "batch", "loss", "evaluate")
 """Of a `Problem`."""
 
 
-def problem_names(given: Iterable[str]) -> tuple[str, ...]:
+def problem_names(names: Iterable[str]) -> tuple[str, ...]:
     """Names of problems, each once; names of `LISTS` are replaced by their problems."""
-    names = []
-    for name in given:
-        names.extend(LISTS.get(name, (name,)))
-    return tuple(dict.fromkeys(names))
+    problems = chain.from_iterable(LISTS.get(name, (name,)) for name in names)
+    return tuple(dict.fromkeys(problems))
 
 
 def load_problem(name: str) -> Problem:
@@ -63,7 +62,7 @@ def load_problem(name: str) -> Problem:
     if name in known:
         return known[name]
     if ":" in name:
-        return _made(name)
+        return _from_factory(name)
     nearest = get_close_matches(name, known, n=5, cutoff=0.4)
     raise ValueError(
         f"problem '{name}': expected a known name or module:factory. "
@@ -72,7 +71,7 @@ def load_problem(name: str) -> Problem:
     )
 
 
-def _made(path: str) -> Problem:
+def _from_factory(path: str) -> Problem:
     """The result of the factory "module:factory"."""
     try:
         factory = load_object(path)

@@ -69,10 +69,10 @@ def run(config: Config) -> None:
         for name, problems in {**listed, "meta-training": META_TRAINING}.items():
             print(f"{name}: {', '.join(problems)}")
         return
-    names = [(given, name) for given in config.lists for name in LISTS[given]]
+    names = [(key, name) for key in config.lists for name in LISTS[key]]
     rows = []
-    for given, name in tqdm(names, unit="problem"):
-        rows.append(cells(given, name))
+    for list_name, name in tqdm(names, unit="problem"):
+        rows.append(cells(list_name, name))
     print(f"\n{markdown_table(rows)}")
 
 

@@ -1,21 +1,66 @@
 """All problems by name, in lists for development, validation and test.
 
-`catalogue.csv` is their table, see `problem_tables`. A name has the network, the data
-(m: MNIST, fm: FashionMNIST, c: CIFAR-10, text) and the side of the images. Horizons are
-chosen so that a run takes some seconds of one core.
+A name has the network, the data (m: MNIST, fm: FashionMNIST, c: CIFAR-10, text) and the
+side of the images. Horizons are chosen so that a run takes some seconds of one core.
 """
 
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from harness.random import seeded
 from meta_train.problems import situations
-from meta_train.problems.images import images
-from meta_train.problems.networks.convolutional import plain_cnn
-from meta_train.problems.problem_tables import read_problems
+from meta_train.problems.images import (
+    CIFAR,
+    CIFAR_16,
+    FASHION,
+    FASHION_14,
+    GRAY_16,
+    MNIST,
+    MNIST_7,
+    MNIST_14,
+    brightest_pixels,
+    diffused_images,
+    images,
+    lower_brightness,
+    noisy_images,
+    picture,
+    picture_slopes,
+    pixels,
+)
+from meta_train.problems.networks.convolutional import (
+    UNet,
+    convolutional_autoencoder,
+    depthwise_cnn,
+    group_norm,
+    paper_cnn,
+    plain_cnn,
+    pooled_cnn,
+    residual_cnn,
+    strided_cnn,
+    wave_cnn,
+)
+from meta_train.problems.networks.dense import (
+    BagOfTrigrams,
+    MixtureOfExperts,
+    PointSet,
+    ResidualDenoiser,
+    Siren,
+    SirenSlopes,
+    VariationalAutoencoder,
+    autoencoder,
+    mlp,
+)
+from meta_train.problems.networks.sequential import (
+    CharacterRnn,
+    Gpt,
+    LinearTransformer,
+    Mixer,
+    RowRnn,
+    Vit,
+)
 from meta_train.problems.supervised import (
     CLASSIFY,
     CONTRAST,
@@ -25,6 +70,15 @@ from meta_train.problems.supervised import (
     VARIATIONAL,
     Batch,
     SupervisedProblem,
+    named,
+)
+from meta_train.problems.text import (
+    TEXT_32,
+    TEXT_48,
+    TEXT_64,
+    TEXT_96,
+    VOCABULARY,
+    files_of_windows,
 )
 
 KERNELS = 3, 3, 3, 3, 5, 1
@@ -48,18 +102,19 @@ class CnnFamily(SupervisedProblem):
         """The problem of a seed."""
         with seeded(seed, 7):
             depth = 2 + _choice(3)
-            widths = []
-            for _ in range(depth):
-                share = torch.rand(()).item()
-                widths.append(round(6 * (32 / 6) ** share))
+            widths = [
+                round(6 * (32 / 6) ** torch.rand(()).item()) for _ in range(depth)
+            ]
             kernels = [KERNELS[_choice(6)] for _ in range(depth)]
             batch_size = 32 << _choice(4)
             pool = 1 + _choice(2)
-        data = partial(images, "fashion-mnist", pool)
-        build = partial(plain_cnn, (1, *widths), kernels)
-        name = f"cnn-{seed}"
         return SupervisedProblem(
-            name, data, build, self.objective, batch_size, self.steps
+            partial(images, "fashion-mnist", pool),
+            partial(plain_cnn, (1, *widths), kernels),
+            batch_size,
+            self.steps,
+            self.objective,
+            name=f"cnn-{seed}",
         )
 
 
@@ -67,45 +122,176 @@ def _choice(count: int) -> int:
     return int(torch.randint(count, ()).item())
 
 
-CONSTRUCTORS = {
-    "classify": partial(SupervisedProblem, objective=CLASSIFY),
-    "contrast": partial(SupervisedProblem, objective=CONTRAST),
-    "predict_quantiles": partial(SupervisedProblem, objective=PREDICT_QUANTILES),
-    "reconstruct": partial(SupervisedProblem, objective=RECONSTRUCT),
-    "regress": partial(SupervisedProblem, objective=REGRESS),
-    "variational": partial(SupervisedProblem, objective=VARIATIONAL),
-}
+classify = partial(SupervisedProblem, objective=CLASSIFY)
+regress = partial(SupervisedProblem, objective=REGRESS)
+reconstruct = partial(SupervisedProblem, objective=RECONSTRUCT)
 
-PROBLEMS: dict[str, SupervisedProblem] = {}
-_META_TRAINING: dict[str, SupervisedProblem] = {}
-_names: dict[str, list[str]] = {}
-for given, problem in read_problems(Path(__file__).with_suffix(".csv"), CONSTRUCTORS):
-    problems = _META_TRAINING if given == "meta-training" else PROBLEMS
-    problems[problem.name] = problem
-    _names.setdefault(given, []).append(problem.name)
 
-# For meta-training only: a family in which each seed is another network, and a wide
-# network on few pixels. The wide one is as fast as fm-16, and covers wider networks.
-_family = CnnFamily(**{**vars(PROBLEMS["fm-16"]), "name": "fm-cnns"})
-META_TRAINING = {_family.name: _family, **_META_TRAINING}
+# Arguments: data, network, batch size (None: all examples), steps.
 
 # for choosing hyperparameters and weights of learned optimizers
-DEVELOPMENT = tuple(_names["development"])
+_DEVELOPMENT = {
+    "fm-16": classify(FASHION, lambda: paper_cnn(1, (16, 32, 32)), 128, 1000),
+    "fm-8": classify(FASHION, lambda: paper_cnn(1, (8, 16, 16)), 128, 1000),
+    "mlp-fm28": classify(FASHION, lambda: mlp((784, 128, 64, 10)), 64, 1000),
+    "mlp-deep-m14": classify(
+        MNIST_14, lambda: mlp((196, *[48] * 8, 10), nn.Tanh), 128, 1500
+    ),
+    "mlp-small-m7": classify(MNIST_7, lambda: mlp((49, 32, 10)), 32, 3000),
+    "mlp-wide-fm14": classify(
+        FASHION_14, lambda: mlp((196, 256, 10), nn.GELU), 8, 2000
+    ),
+    "cnn-m14": classify(MNIST_14, lambda: pooled_cnn((1, 8, 16), 3), 512, 200),
+    "cnn-gn-c16": classify(
+        CIFAR_16, lambda: strided_cnn((3, 16, 32, 64), group_norm, nn.ReLU), 64, 800
+    ),
+    "depthwise-fm14": classify(
+        FASHION_14, lambda: depthwise_cnn((1, 16, 32, 64)), 64, 600
+    ),
+    "resnet-c16": classify(CIFAR_16, lambda: residual_cnn(3, (12, 24, 32)), 64, 400),
+    "vit-fm28": classify(FASHION, lambda: Vit(1, 28, 7, 32, 4, 2), 64, 600),
+    "gpt-text": classify(TEXT_64, lambda: Gpt(VOCABULARY, 64, 48, 4, 2), 16, 600),
+    "gru-fm28": classify(FASHION, lambda: RowRnn(nn.GRU, 28, 48), 64, 500),
+    "lstm-text": classify(
+        TEXT_48, lambda: CharacterRnn(nn.LSTM, VOCABULARY, 24, 64), 16, 600
+    ),
+    "autoencoder-m28": reconstruct(
+        lambda: pixels("mnist"),
+        lambda: autoencoder((784, 128, 64, 16), (1, 28, 28)),
+        128,
+        1000,
+    ),
+    "siren-slopes": regress(
+        lambda: picture_slopes(23), lambda: SirenSlopes((2, 28, 28, 1)), None, 1000
+    ),
+    "mixer-c16": classify(CIFAR_16, lambda: Mixer(3, 16, 4, 48, 2), 64, 600),
+}
+
 # for deciding between the chosen ones
-META_VALIDATION = tuple(_names["meta-validation"])
+_META_VALIDATION = {
+    "mlp-norm-c16": classify(
+        GRAY_16, lambda: mlp((256, 96, 96, 96, 10), nn.GELU, nn.LayerNorm), 256, 600
+    ),
+    "cnn-bn-fm28": classify(
+        FASHION, lambda: strided_cnn((1, 12, 24, 48), nn.BatchNorm2d, nn.SiLU), 32, 800
+    ),
+    "resnet-gn-fm14": classify(
+        FASHION_14, lambda: residual_cnn(1, (16, 32), group_norm), 64, 300
+    ),
+    "vit-c16": classify(CIFAR_16, lambda: Vit(3, 16, 4, 48, 6, 3), 32, 600),
+    "gpt-tied-text": classify(
+        TEXT_32, lambda: Gpt(VOCABULARY, 32, 64, 2, 1, tied=True), 64, 500
+    ),
+    "gru-text": classify(
+        TEXT_64, lambda: CharacterRnn(nn.GRU, VOCABULARY, 32, 48, 2), 8, 600
+    ),
+    "autoencoder-conv-fm28": reconstruct(
+        lambda: pixels("fashion-mnist"),
+        lambda: convolutional_autoencoder((8, 16), 16),
+        64,
+        500,
+    ),
+    "siren-rgb": regress(
+        lambda: picture(11, gray=False), lambda: Siren((2, 64, 64, 3)), None, 1000
+    ),
+}
+
 # Measured once, at the end; nothing is chosen on them. The first ten are of families
 # that are in neither of the lists above, the others have other sizes and data.
-META_TEST = tuple(_names["meta-test"])
-# Kofinas et al. 2024, Table 2; nothing is chosen on the second
-PAPER = ("fm-16", *_names["paper"])
+_META_TEST = {
+    "points-m14": classify(
+        lambda: brightest_pixels("mnist", 2, 48), lambda: PointSet(3, 48, 10), 64, 800
+    ),
+    "wave-fm14": classify(FASHION_14, lambda: wave_cnn((1, 16, 24, 32)), 64, 800),
+    "unet-c16": regress(
+        lambda: noisy_images("cifar10", 2, gray=True), lambda: UNet(8), 32, 500
+    ),
+    "vae-m14": SupervisedProblem(
+        lambda: pixels("mnist", 2),
+        lambda: VariationalAutoencoder(196, 96, 8),
+        64,
+        1000,
+        VARIATIONAL,
+    ),
+    "experts-c16": classify(GRAY_16, lambda: MixtureOfExperts(256, 4, 64, 10), 64, 800),
+    "trigrams-text": classify(
+        lambda: files_of_windows(128), lambda: BagOfTrigrams(1024, 32, 64, 31), 64, 800
+    ),
+    "linear-attention-m28": classify(
+        MNIST, lambda: LinearTransformer(1, 28, 4, 32, 2, 2), 32, 600
+    ),
+    "contrast-fm14": SupervisedProblem(
+        FASHION_14, lambda: mlp((196, 128, 64, 16)), 128, 1000, CONTRAST
+    ),
+    "quantiles-fm28": SupervisedProblem(
+        lambda: lower_brightness("fashion-mnist"),
+        lambda: mlp((28, 64, 64, 3)),
+        32,
+        2000,
+        PREDICT_QUANTILES,
+    ),
+    "diffusion-m14": regress(
+        lambda: diffused_images("mnist", 2),
+        lambda: ResidualDenoiser(196, 96, 2),
+        128,
+        1000,
+    ),
+    "gpt-long-text": classify(TEXT_96, lambda: Gpt(VOCABULARY, 96, 48, 4, 3), 8, 500),
+    "resnet-c32": classify(CIFAR, lambda: residual_cnn(3, (8, 16, 32)), 32, 400),
+    "lstm-m28": classify(MNIST, lambda: RowRnn(nn.LSTM, 28, 64), 100, 500),
+}
+
+# Kofinas et al. 2024, Table 2, beside fm-16; nothing is chosen on it
+_PAPER = {
+    "c10-32": classify(CIFAR, lambda: paper_cnn(3, (32, 64, 64)), 128, 1000),
+}
+
 # fm-16 with other sizes and horizons; nothing is chosen on them
-BEYOND_THE_PAPER = tuple(_names["beyond"])
+_like_fm_16 = partial(replace, _DEVELOPMENT["fm-16"])
+_BEYOND_THE_PAPER = {
+    "fm-16-2000-steps": _like_fm_16(steps=2000),
+    "fm-16-5000-steps": _like_fm_16(steps=5000),
+    "fm-16-twice-as-wide": _like_fm_16(build=lambda: paper_cnn(1, (32, 64, 64))),
+    "fm-16-four-times-as-wide": _like_fm_16(build=lambda: paper_cnn(1, (64, 128, 128))),
+    "fm-16-two-layers-deeper": _like_fm_16(
+        build=lambda: plain_cnn((1, 16, 32, 32, 32, 32), (3, 3, 3, 3, 3))
+    ),
+    "fm-16-batch-32": _like_fm_16(batch_size=32),
+    "fm-16-batch-512": _like_fm_16(batch_size=512),
+    "fm-16-kernel-5": _like_fm_16(build=lambda: plain_cnn((1, 16, 32, 32), (5, 5, 5))),
+    "fm-mlp": _like_fm_16(build=lambda: mlp((784, 64, 64, 10))),
+}
+
+PROBLEMS: dict[str, SupervisedProblem] = named(
+    {
+        **_DEVELOPMENT,
+        **_META_VALIDATION,
+        **_META_TEST,
+        **_PAPER,
+        **_BEYOND_THE_PAPER,
+    }
+)
+# For meta-training only: a family in which each seed is another network, and a wide
+# network on few pixels. The wide one is as fast as fm-16, and covers wider networks.
+META_TRAINING: dict[str, SupervisedProblem] = named(
+    {
+        "fm-cnns": CnnFamily(
+            FASHION, lambda: paper_cnn(1, (16, 32, 32)), 128, 1000, CLASSIFY
+        ),
+        "fm14-32": classify(FASHION_14, lambda: paper_cnn(1, (32, 64, 64)), 128, 1000),
+    }
+)
+
+DEVELOPMENT = tuple(_DEVELOPMENT)
+META_VALIDATION = tuple(_META_VALIDATION)
+META_TEST = tuple(_META_TEST)
+PAPER = ("fm-16", *_PAPER)
 LISTS = {
     "development": DEVELOPMENT,
     "meta-validation": META_VALIDATION,
     "meta-test": META_TEST,
     "paper": PAPER,
-    "beyond": BEYOND_THE_PAPER,
+    "beyond": tuple(_BEYOND_THE_PAPER),
     "situations": situations.DEVELOPING,
     "situations-validation": situations.VALIDATING,
     "situations-test": situations.TESTING,

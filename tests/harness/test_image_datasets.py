@@ -1,5 +1,5 @@
-"""Facts about loading, storing and batching, on a data set of 24 + 5 tiny images
-without network, and about the three real data sets where a source of them answers."""
+"""Loading, storing and batching, on a data set of 24 + 5 tiny images without network;
+and the three real data sets where a source of them answers."""
 
 import os
 import threading
@@ -37,17 +37,16 @@ def tiny_arrays(seed: int = 0):
 def install(monkeypatch, **fetchers):
     """Register a data set 'tiny' that expects `tiny_arrays()` and has the given
     sources."""
-    digests = sha256_of(tiny_arrays())
+    digest = sha256_of(tiny_arrays())
     recipe = Recipe(
-        24, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7), sha256=digests, sources=fetchers
+        24, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7), sha256=digest, sources=fetchers
     )
     monkeypatch.setitem(DATASETS, "tiny", recipe)
 
 
 @pytest.fixture
 def fetched(monkeypatch):
-    """Installs 'tiny' with one good source; a list of the places that it was asked to
-    work in."""
+    """Installs 'tiny' with one good source; a list of the places of its downloads."""
     places = []
 
     def fetch(place):
@@ -89,7 +88,7 @@ def test_batch_agrees_with_torchvision_bit_for_bit(fetched, tmp_path):
     assert torch.equal(labels, indices)
 
 
-def test_batch_with_leading_axes_stacks_the_batches(fetched, tmp_path):
+def test_batches_with_a_leading_axis_are_stacked(fetched, tmp_path):
     split = load_dataset("tiny", tmp_path).train
     indices = torch.tensor([[1, 2, 3], [4, 5, 6]])
     images, labels = split.batch(indices)
@@ -162,7 +161,7 @@ def test_neighbouring_seeds_and_epochs_are_independent():
     assert correlations[correlations != 0].std() == pytest.approx(0.032, abs=0.003)
 
 
-def test_every_int64_is_another_seed():
+def test_int64_seeds_have_different_orders():
     seeds = [0, 1, -1, 2**32, 2**32 + 1, -(2**32), 2**63 - 1, -(2**63)]
     orders = {
         tuple(epoch_of(seed, epoch).tolist()) for seed in seeds for epoch in (0, 1)
@@ -206,34 +205,35 @@ def test_folder_comes_from_the_environment_and_else_is_data(
         assert (tmp_path / folder / "tiny.safetensors").is_file()
 
 
-@pytest.mark.parametrize("kept", [0, 100, -1])
-def test_a_truncated_file_is_downloaded_again(fetched, tmp_path, kept):
-    file = tmp_path / "tiny.safetensors"
-    load_dataset("tiny", tmp_path)
-    whole = file.read_bytes()
-    file.write_bytes(whole[:kept])
-    with pytest.warns(UserWarning, match=r"tiny\.safetensors' is damaged"):
-        data = load_dataset("tiny", tmp_path)
-    assert torch.equal(data.test.images, tiny_arrays()["test_images"])
-    assert file.read_bytes() == whole
-
-
-@pytest.mark.parametrize("change", ["one pixel", "one label", "missing", "extra"])
-def test_a_file_with_other_contents_is_downloaded_again(fetched, tmp_path, change):
+def stored(change=lambda arrays: None) -> bytes:
+    """The stored file of the arrays after a change."""
     arrays = tiny_arrays()
-    if change == "one pixel":
-        arrays["test_images"][0, 0, 0, 0] ^= 1
-    elif change == "one label":
-        arrays["train_labels"][-1] += 1
-    elif change == "missing":
-        del arrays["test_labels"]
-    else:
-        arrays["more"] = torch.zeros(1)
-    safetensors.torch.save_file(arrays, tmp_path / "tiny.safetensors")
-    with pytest.warns(UserWarning, match="is damaged"):
+    change(arrays)
+    return safetensors.torch.save(arrays)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        stored()[:0],
+        stored()[:100],
+        stored()[:-1],
+        stored(lambda arrays: arrays["test_images"][0, 0, 0, 0].bitwise_xor_(1)),
+        stored(lambda arrays: arrays["train_labels"][-1].add_(1)),
+        stored(lambda arrays: arrays.pop("test_labels")),
+        stored(lambda arrays: arrays.update(more=torch.zeros(1))),
+    ],
+    ids=["empty", "header", "cut", "one pixel", "one label", "missing", "extra"],
+)
+def test_a_damaged_file_is_downloaded_again(fetched, tmp_path, content):
+    file = tmp_path / "tiny.safetensors"
+    file.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"tiny\.safetensors' is damaged"):
         data = load_dataset("tiny", tmp_path)
     assert len(fetched) == 1
     assert torch.equal(data.train.labels, tiny_arrays()["train_labels"][:22])
+    assert torch.equal(data.test.images, tiny_arrays()["test_images"])
+    assert file.read_bytes() == stored()
 
 
 @pytest.mark.parametrize("moment", ["fsync", "replace"])
@@ -297,7 +297,7 @@ def test_sources_are_tried_in_order(monkeypatch, tmp_path):
     assert torch.equal(data.test.images, tiny_arrays()["test_images"])
 
 
-def test_when_all_fail_each_source_and_its_reason_are_listed(monkeypatch, tmp_path):
+def test_sources_and_their_errors_are_listed_when_all_fail(monkeypatch, tmp_path):
     def wrong(place):
         return tiny_arrays() | {"test_labels": torch.zeros(5, dtype=torch.int64)}
 
@@ -307,13 +307,13 @@ def test_when_all_fail_each_source_and_its_reason_are_listed(monkeypatch, tmp_pa
     lines = str(caught.value).splitlines()
     assert "'tiny'" in lines[0]
     assert lines[1] == "  host: no route to host"
-    assert lines[2].startswith("  mirror: test_labels: expected SHA-256")
+    assert lines[2].startswith("  mirror: expected arrays with SHA-256")
     assert isinstance(caught.value, RuntimeError)
     assert os.listdir(tmp_path) == []
 
 
 def test_a_read_only_folder_is_an_error_before_any_download(fetched, tmp_path):
-    # Below a regular file nobody can write, not even root.
+    # below a regular file not even root can write
     (tmp_path / "file").touch()
     folder = tmp_path / "file" / "data"
     with pytest.raises(ValueError, match=f"data folder '{folder}'.*writable folder"):
@@ -364,7 +364,7 @@ def test_real_data_set_has_the_published_facts(name):
     assert images.shape == (sum(counts), *shape) and images.dtype == torch.uint8
     assert len(data.test) == 10_000 and data.num_classes == 10
     assert len(data.validation) == sum(counts) // 12
-    found_mean = images.sum((0, 2, 3)) / (255 * images[:, 0].numel())
-    assert found_mean.tolist() == pytest.approx(mean, abs=5e-5)
+    pixel_mean = images.sum((0, 2, 3)) / (255 * images[:, 0].numel())
+    assert pixel_mean.tolist() == pytest.approx(mean, abs=5e-5)
     assert labels.bincount().tolist() == counts
     assert labels[:8].tolist() == first_labels

@@ -1,4 +1,4 @@
-"""Random numbers keyed by what they are for."""
+"""Random numbers from keys."""
 
 import pytest
 import torch
@@ -6,22 +6,22 @@ import torch
 from harness.random import derive_seed, seeded
 
 
-def test_a_key_gives_the_same_numbers_wherever_it_is_met():
+def test_a_key_determines_the_numbers():
     with seeded(1, 2):
-        found = torch.rand(3)
+        numbers = torch.rand(3)
     torch.rand(5)
     with seeded(1, 2):
-        assert torch.equal(torch.rand(3), found)
+        assert torch.equal(torch.rand(3), numbers)
     with seeded(2, 1):
-        assert not torch.equal(torch.rand(3), found)
+        assert not torch.equal(torch.rand(3), numbers)
 
 
 def test_numbers_are_those_of_torchs_own_seeds():
     with seeded(7):
-        found = torch.rand(3)
+        numbers = torch.rand(3)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(7))
-        assert torch.equal(torch.rand(3), found)
+        assert torch.equal(torch.rand(3), numbers)
 
 
 def test_the_generator_goes_on_as_if_nothing_had_been_drawn():

@@ -28,8 +28,7 @@ def plain_cnn(channels: Sequence[int], kernels: Sequence[int]) -> nn.Module:
     for (fan_in, fan_out), kernel in zip(widths, kernels, strict=True):
         if layers:
             stride, padding = 1, kernel // 2
-        layers.append(nn.Conv2d(fan_in, fan_out, kernel, stride, padding))
-        layers.append(nn.ReLU())
+        layers.extend([nn.Conv2d(fan_in, fan_out, kernel, stride, padding), nn.ReLU()])
     return layers.extend(_classifier(channels[-1]))
 
 
@@ -41,9 +40,8 @@ def strided_cnn(channels: Sequence[int], norm: Norm, activation: Layer) -> nn.Mo
     """3x3 convolutions of stride 2 with norms, mean pooling, a linear layer."""
     layers = nn.Sequential()
     for fan_in, fan_out in pairwise(channels):
-        layers.append(_conv3x3(fan_in, fan_out, stride=2))
-        layers.append(norm(fan_out))
-        layers.append(activation())
+        conv = _conv3x3(fan_in, fan_out, stride=2)
+        layers.extend([conv, norm(fan_out), activation()])
     return layers.extend(_classifier(channels[-1]))
 
 
@@ -54,23 +52,19 @@ def pooled_cnn(channels: Sequence[int], side: int) -> nn.Module:
     """
     layers = nn.Sequential()
     for fan_in, fan_out in pairwise(channels):
-        layers.append(nn.Conv2d(fan_in, fan_out, 5, padding=2))
-        layers.append(nn.ReLU())
-        layers.append(nn.MaxPool2d(2))
-    layers.append(nn.Flatten())
-    features = channels[-1] * side**2
-    return layers.append(nn.Linear(features, 10))
+        conv = nn.Conv2d(fan_in, fan_out, 5, padding=2)
+        layers.extend([conv, nn.ReLU(), nn.MaxPool2d(2)])
+    return layers.extend([nn.Flatten(), nn.Linear(channels[-1] * side**2, 10)])
 
 
 def depthwise_cnn(channels: Sequence[int]) -> nn.Module:
     """Depthwise, then pointwise convolutions with BatchNorm, similar to MobileNet."""
     layers = nn.Sequential()
     for fan_in, fan_out in pairwise(channels):
-        layers.append(_conv3x3(fan_in, fan_in, 2, groups=fan_in))
-        layers.append(nn.BatchNorm2d(fan_in))
-        layers.append(_conv1x1(fan_in, fan_out))
-        layers.append(nn.BatchNorm2d(fan_out))
-        layers.append(nn.ReLU())
+        depthwise = _conv3x3(fan_in, fan_in, 2, groups=fan_in)
+        layers.extend([depthwise, nn.BatchNorm2d(fan_in)])
+        pointwise = _conv1x1(fan_in, fan_out)
+        layers.extend([pointwise, nn.BatchNorm2d(fan_out), nn.ReLU()])
     return layers.extend(_classifier(channels[-1]))
 
 
@@ -88,12 +82,9 @@ class ResidualBlock(nn.Module):
             self.shortcut = _conv1x1(fan_in, fan_out, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = self.first(x)
-        inner = self.first_norm(inner).relu()
-        inner = self.second(inner)
-        inner = self.second_norm(inner)
-        y = inner + self.shortcut(x)
-        return y.relu()
+        inner = self.first_norm(self.first(x)).relu()
+        inner = self.second_norm(self.second(inner))
+        return (inner + self.shortcut(x)).relu()
 
 
 def residual_cnn(
@@ -101,10 +92,7 @@ def residual_cnn(
 ) -> nn.Module:
     """A convolution, then residual blocks, all but the first of stride 2."""
     first = channels[0]
-    layers = nn.Sequential()
-    layers.append(_conv3x3(in_channels, first))
-    layers.append(norm(first))
-    layers.append(nn.ReLU())
+    layers = nn.Sequential(_conv3x3(in_channels, first), norm(first), nn.ReLU())
     layers.append(ResidualBlock(first, first, 1, norm))
     for fan_in, fan_out in pairwise(channels):
         layers.append(ResidualBlock(fan_in, fan_out, 2, norm))
@@ -114,33 +102,30 @@ def residual_cnn(
 def convolutional_autoencoder(channels: tuple[int, int], code: int) -> nn.Module:
     """Convolutions of stride 2 from 28x28 to 7x7, a code, transposed convolutions."""
     a, b = channels
-    layers = nn.Sequential()
-    for fan_in, fan_out in ((1, a), (a, b)):
-        layers.append(nn.Conv2d(fan_in, fan_out, 3, stride=2, padding=1))
-        layers.append(nn.ReLU())
-    features = 49 * b
-    layers.append(nn.Flatten())
-    layers.append(nn.Linear(features, code))
-    layers.append(nn.Linear(code, features))
-    layers.append(nn.ReLU())
-    layers.append(nn.Unflatten(1, (b, 7, 7)))
-    layers.append(nn.ConvTranspose2d(b, a, 4, stride=2, padding=1))
-    layers.append(nn.ReLU())
-    return layers.append(nn.ConvTranspose2d(a, 1, 4, stride=2, padding=1))
+    return nn.Sequential(
+        nn.Conv2d(1, a, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(a, b, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(49 * b, code),
+        nn.Linear(code, 49 * b),
+        nn.ReLU(),
+        nn.Unflatten(1, (b, 7, 7)),
+        nn.ConvTranspose2d(b, a, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.ConvTranspose2d(a, 1, 4, stride=2, padding=1),
+    )
 
 
 def wave_cnn(channels: Sequence[int], classes: int = 10) -> nn.Module:
     """1-D convolutions with kernel 9, stride 2 and BatchNorm on the flattened image."""
-    layers = nn.Sequential()
-    layers.append(nn.Flatten())
-    layers.append(nn.Unflatten(1, (1, -1)))
+    layers = nn.Sequential(nn.Flatten(), nn.Unflatten(1, (1, -1)))
     for fan_in, fan_out in pairwise(channels):
-        layers.append(nn.Conv1d(fan_in, fan_out, 9, stride=2, padding=4))
-        layers.append(nn.BatchNorm1d(fan_out))
-        layers.append(nn.ReLU())
-    layers.append(nn.AdaptiveAvgPool1d(1))
-    layers.append(nn.Flatten())
-    return layers.append(nn.Linear(channels[-1], classes))
+        conv = nn.Conv1d(fan_in, fan_out, 9, stride=2, padding=4)
+        layers.extend([conv, nn.BatchNorm1d(fan_out), nn.ReLU()])
+    head = nn.Linear(channels[-1], classes)
+    return layers.extend([nn.AdaptiveAvgPool1d(1), nn.Flatten(), head])
 
 
 class UNet(nn.Module):
@@ -161,25 +146,20 @@ class UNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """images: (b, 1, side, side), side a multiple of 4; returns the same shape"""
         first = self.first(images)
-        half = F.max_pool2d(first, 2)
-        second = self.second(half)
-        quarter = F.max_pool2d(second, 2)
-        bottom = self.bottom(quarter)
-        above = self.up_second(bottom)
-        joined = torch.cat([second, above], 1)
-        second = self.down_second(joined)
-        above = self.up_first(second)
-        joined = torch.cat([first, above], 1)
-        y = self.down_first(joined)
-        return self.last(y)
+        second = self.second(F.max_pool2d(first, 2))
+        bottom = self.bottom(F.max_pool2d(second, 2))
+        second = self.down_second(torch.cat([second, self.up_second(bottom)], 1))
+        first = self.down_first(torch.cat([first, self.up_first(second)], 1))
+        return self.last(first)
 
 
 def _two_convolutions(fan_in: int, fan_out: int) -> nn.Module:
-    layers = nn.Sequential()
-    for channels in (fan_in, fan_out):
-        layers.append(nn.Conv2d(channels, fan_out, 3, padding=1))
-        layers.append(nn.ReLU())
-    return layers
+    return nn.Sequential(
+        nn.Conv2d(fan_in, fan_out, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(fan_out, fan_out, 3, padding=1),
+        nn.ReLU(),
+    )
 
 
 def _conv3x3(fan_in: int, fan_out: int, stride: int = 1, groups: int = 1) -> nn.Module:
@@ -191,5 +171,4 @@ def _conv1x1(fan_in: int, fan_out: int, stride: int = 1) -> nn.Module:
 
 
 def _classifier(channels: int) -> list[nn.Module]:
-    head = nn.Linear(channels, 10)
-    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), head]
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10)]

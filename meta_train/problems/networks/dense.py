@@ -31,8 +31,7 @@ def mlp(
 
 def autoencoder(widths: Sequence[int], image: tuple[int, ...]) -> nn.Sequential:
     """An MLP of these widths and back; returns logits of the pixels."""
-    back = reversed(widths[:-1])
-    layers = mlp([*widths, *back])
+    layers = mlp([*widths, *reversed(widths[:-1])])
     return layers.append(nn.Unflatten(1, image))
 
 
@@ -48,16 +47,14 @@ class SirenSlopes(Siren):
         """points: (n, 2); returns (n, 2)"""
         linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
         *hidden, last = linear
-        units = torch.eye(2, device=points.device)
-        slopes = units.expand(len(points), 2, 2)  # (n, coordinates, units)
+        slopes = torch.eye(2, device=points.device)
+        slopes = slopes.expand(len(points), 2, 2)  # (n, coordinates, units)
         for layer in hidden:
             angles = FREQUENCY * layer(points)
             points = angles.sin()
             inner = FREQUENCY * F.linear(slopes, layer.weight)
-            slope = angles.cos()
-            slopes = slope[:, None] * inner
-        slopes = F.linear(slopes, last.weight)
-        return slopes.squeeze(-1)
+            slopes = angles.cos()[:, None] * inner
+        return F.linear(slopes, last.weight).squeeze(-1)
 
 
 class MixtureOfExperts(nn.Module):
@@ -75,16 +72,13 @@ class MixtureOfExperts(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images: (b, channels, height, width); returns (b, fan_out)"""
-        pixels = images.flatten(1)
-        hidden = self.embed(pixels).relu()
-        scores = self.gate(hidden)
-        best, chosen = scores.topk(2)
+        hidden = self.embed(images.flatten(1)).relu()
+        best, chosen = self.gate(hidden).topk(2)
         # At this size, running all experts on all inputs is faster than sorting inputs.
         zeros = best.new_zeros(len(images), len(self.experts))
         share = zeros.scatter(1, chosen, best.softmax(1))
         outputs = torch.stack([expert(hidden) for expert in self.experts], 1)
-        weighted = share[..., None] * outputs
-        hidden = hidden + weighted.sum(1)
+        hidden = hidden + (share[..., None] * outputs).sum(1)
         return self.head(self.norm(hidden))
 
 
@@ -101,8 +95,7 @@ class VariationalAutoencoder(nn.Module):
 
         In evaluation mode the code is its mean.
         """
-        encoded = self.encoder(images)
-        mean, log_variance = encoded.chunk(2, 1)
+        mean, log_variance = self.encoder(images).chunk(2, 1)
         code = mean
         if self.training:
             deviation = (0.5 * log_variance).exp()
@@ -119,8 +112,7 @@ class ResidualDenoiser(nn.Module):
         super().__init__()
         octaves = 2.0 ** torch.arange(frequencies)
         self.register_buffer("frequencies", pi * octaves, False)
-        level = nn.Linear(2 * frequencies, width)
-        self.level = nn.Sequential(level, nn.SiLU())
+        self.level = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU())
         self.first = nn.Linear(pixels, width)
         self.blocks = nn.ModuleList()
         for _ in range(blocks):
@@ -132,13 +124,11 @@ class ResidualDenoiser(nn.Module):
         shape of the images"""
         images, levels = inputs
         angles = levels * self.frequencies
-        waves = torch.cat([angles.sin(), angles.cos()], 1)
-        level = self.level(waves)
+        level = self.level(torch.cat([angles.sin(), angles.cos()], 1))
         hidden = self.first(images.flatten(1))
         for block in self.blocks:
             hidden = hidden + block(hidden, level)
-        noise = self.last(hidden)
-        return noise.view_as(images)
+        return self.last(hidden).view_as(images)
 
 
 class LeveledBlock(nn.Module):
@@ -154,10 +144,8 @@ class LeveledBlock(nn.Module):
 
     def forward(self, hidden: Tensor, level: Tensor) -> Tensor:
         """hidden, level: (b, width); returns (b, width)"""
-        film = self.film(level)
-        scale, shift = film.chunk(2, 1)
-        scaled = (1 + scale) * self.norm(hidden)
-        return self.mlp(scaled + shift)
+        scale, shift = self.film(level).chunk(2, 1)
+        return self.mlp((1 + scale) * self.norm(hidden) + shift)
 
 
 class PointSet(nn.Module):
@@ -172,8 +160,7 @@ class PointSet(nn.Module):
 
     def forward(self, points: Tensor) -> Tensor:
         """points: (b, count, features); returns (b, classes)"""
-        each = self.each(points)
-        return self.all(each.amax(1))
+        return self.all(self.each(points).amax(1))
 
 
 class BagOfTrigrams(nn.Module):
@@ -186,10 +173,5 @@ class BagOfTrigrams(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         """codes: (b, length) int64; returns (b, classes)"""
-        first = codes[:, :-2]
-        second = codes[:, 1:-1]
-        third = codes[:, 2:]
-        trigrams = (first * 31 + second) * 31 + third
-        rows = trigrams % self.bag.num_embeddings
-        mean = self.bag(rows)
-        return self.head(mean)
+        trigrams = (codes[:, :-2] * 31 + codes[:, 1:-1]) * 31 + codes[:, 2:]
+        return self.head(self.bag(trigrams % self.bag.num_embeddings))

@@ -17,8 +17,7 @@ class Patches(nn.Module):
         self.count = (side // patch) ** 2
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.map(images)
-        return x.flatten(2).mT
+        return self.map(images).flatten(2).mT
 
 
 class PositionedPatches(nn.Module):
@@ -35,7 +34,7 @@ class PositionedPatches(nn.Module):
         return self.patches(images) + self.positions
 
 
-class VisionTransformer(PositionedPatches):
+class Vit(PositionedPatches):
     """Torch's transformer layers on patches, then mean pooling and a linear layer."""
 
     def __init__(
@@ -62,8 +61,7 @@ class VisionTransformer(PositionedPatches):
         x = self.embed(images)
         for layer in self.layers:
             x = layer(x)
-        x = self.norm(x).mean(1)
-        return self.head(x)
+        return self.head(self.norm(x).mean(1))
 
 
 class CausalAttention(nn.Module):
@@ -96,21 +94,15 @@ class LinearAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        q = self._by_head(self.query(x))  # (b, heads, t, width / heads)
-        k = self._by_head(self.key(x))
+        q = F.elu(self._by_head(self.query(x))) + 1  # (b, heads, t, width / heads)
+        k = F.elu(self._by_head(self.key(x))) + 1
         v = self._by_head(self.value(x))
-        q = F.elu(q) + 1
-        k = F.elu(k) + 1
-        total = k.sum(-2)
-        weight = q @ total[..., None]
-        product = k.mT @ v
-        mixed = q @ product / weight
+        mixed = q @ (k.mT @ v) / (q @ k.sum(-2)[..., None])
         y = mixed.transpose(1, 2).flatten(2)
         return self.out(y)
 
     def _by_head(self, x: Tensor) -> Tensor:
-        x = x.unflatten(-1, (self.heads, -1))
-        return x.transpose(1, 2)
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class Block(nn.Module):
@@ -124,10 +116,8 @@ class Block(nn.Module):
         self.mlp = _mlp(width, 4 * width)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.first_norm(x)
-        x = x + self.attention(y)
-        y = self.second_norm(x)
-        return x + self.mlp(y)
+        x = x + self.attention(self.first_norm(x))
+        return x + self.mlp(self.second_norm(x))
 
 
 class Gpt(nn.Module):
@@ -161,12 +151,10 @@ class Gpt(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         """codes: (b, t) int64; returns logits (b, vocabulary, t)"""
-        positions = self.positions.weight[: codes.shape[1]]
-        x = self.characters(codes) + positions
+        x = self.characters(codes) + self.positions.weight[: codes.shape[1]]
         for block in self.blocks:
             x = block(x)
-        x = self.norm(x)
-        return self.head(x).mT
+        return self.head(self.norm(x)).mT
 
 
 class LinearTransformer(PositionedPatches):
@@ -187,8 +175,7 @@ class LinearTransformer(PositionedPatches):
         x = self.embed(images)
         for block in self.blocks:
             x = block(x)
-        mean = x.mean(1)
-        return self.head(mean)
+        return self.head(x.mean(1))
 
 
 class MixerBlock(nn.Module):
@@ -202,16 +189,12 @@ class MixerBlock(nn.Module):
         self.across_channels = _mlp(width, 2 * width)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.first_norm(x).mT
-        x = x + self.across_patches(y).mT
-        y = self.second_norm(x)
-        return x + self.across_channels(y)
+        x = x + self.across_patches(self.first_norm(x).mT).mT
+        return x + self.across_channels(self.second_norm(x))
 
 
 def _mlp(width: int, hidden: int) -> nn.Sequential:
-    up = nn.Linear(width, hidden)
-    down = nn.Linear(hidden, width)
-    return nn.Sequential(up, nn.GELU(), down)
+    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
 
 class Mixer(nn.Module):
@@ -228,10 +211,8 @@ class Mixer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images: (b, channels, side, side); returns (b, 10)"""
-        x = self.patches(images)
-        x = self.blocks(x)
-        x = self.norm(x).mean(1)
-        return self.head(x)
+        x = self.blocks(self.patches(images))
+        return self.head(self.norm(x).mean(1))
 
 
 class RowRnn(nn.Module):
@@ -244,8 +225,7 @@ class RowRnn(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images: (b, 1, side, side); returns (b, out)"""
-        rows = images.squeeze(1)
-        outputs, _ = self.cells(rows)
+        outputs, _ = self.cells(images.squeeze(1))
         return self.head(outputs[:, -1])
 
 
@@ -267,6 +247,5 @@ class CharacterRnn(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         """codes: (b, t) int64; returns logits (b, vocabulary, t)"""
-        x = self.characters(codes)
-        outputs, _ = self.cells(x)
+        outputs, _ = self.cells(self.characters(codes))
         return self.head(outputs).mT

@@ -12,11 +12,7 @@ from harness.random import seeded
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.protocol import Metrics
 from meta_train.problems.situations.generated import fixed
-from meta_train.problems.situations.problems import (
-    REGRESS_WITH_FLOOR,
-    Kind,
-    SampledProblem,
-)
+from meta_train.problems.situations.problems import REGRESS_WITH_FLOOR, SampledProblem
 from meta_train.problems.supervised import (
     CLASSIFY,
     REGRESS,
@@ -46,23 +42,23 @@ class Online(nn.Module):
     """A network with the sums of its losses on batches, each before its update."""
 
     loss_sum: Tensor
-    right_sum: Tensor
+    accuracy_sum: Tensor
     batches: Tensor
 
     def __init__(self, build: Callable[[], nn.Module]):
         super().__init__()
         self.network = build()
-        for name in ("loss_sum", "right_sum", "batches"):
+        for name in ("loss_sum", "accuracy_sum", "batches"):
             self.register_buffer(name, torch.zeros(()))
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.network(inputs)
 
     @torch.no_grad()
-    def record(self, loss: Tensor, right: Tensor) -> None:
+    def record(self, loss: Tensor, accuracy: Tensor) -> None:
         """Adds the loss and accuracy of a batch, (), to the sums."""
         self.loss_sum.add_(loss)
-        self.right_sum.add_(right)
+        self.accuracy_sum.add_(accuracy)
         self.batches.add_(1)
 
 
@@ -105,15 +101,14 @@ class DriftProblem(SampledProblem):
 
     def measure(self, model: nn.Module, count: int) -> Metrics:
         assert isinstance(model, Online)
-        loss, right, batches = model.loss_sum, model.right_sum, model.batches
-        if not batches:
-            examples = self.draw(count, 0.0)
-            inputs, targets = on_device(examples, device_of(model))
-            loss, right = self._score(model(inputs), targets)
-            batches = torch.ones_like(loss)
+        loss, accuracy = model.loss_sum, model.accuracy_sum
+        if model.batches:
+            loss, accuracy = loss / model.batches, accuracy / model.batches
+        else:
+            examples = on_device(self.draw(count, 0.0), device_of(model))
+            loss, accuracy = self._score(model(examples[0]), examples[1])
         has_accuracy = self.evaluation.accuracy is not None
-        accuracy = (right / batches).item() if has_accuracy else None
-        return Metrics((loss / batches).item(), accuracy)
+        return Metrics(loss.item(), accuracy.item() if has_accuracy else None)
 
     def _score(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and accuracy of a batch, (); 0 for an objective without accuracy."""
@@ -134,43 +129,49 @@ def rotating_line(count: int, time: float, turns: float, width: int) -> Batch:
     """Targets (b, 1): a linear function that rotates; inputs (b, width)."""
     x = torch.randn(count, width)
     direction = rotated(fixed(2, width, seed=9), turns * time)
-    target = x @ direction
-    return x, target[:, None]
+    return x, (x @ direction)[:, None]
 
 
 def moving_centres(count: int, time: float, turns: float, width: int) -> Batch:
     """Labels (b,) of four classes with rotating centres; inputs (b, width)."""
     labels = torch.randint(4, (count,))
     centres = rotated(fixed(2, 4, width, seed=10), turns * time)
-    noise = 1.5 * torch.randn(count, width)
-    return centres[labels] + noise, labels
+    return centres[labels] + 1.5 * torch.randn(count, width), labels
 
 
 def changing_teacher(count: int, time: float, turns: float, width: int) -> Batch:
     """Targets (b, 2): a network with changing weights; inputs (b, width)."""
     x = torch.randn(count, width)
-    weights = fixed(2, width, 16, seed=11) / width**0.5
-    first = rotated(weights, turns * time)
+    first = rotated(fixed(2, width, 16, seed=11) / width**0.5, turns * time)
     last = fixed(16, 2, seed=12)
-    hidden = (x @ first).relu()
-    return x, hidden @ last / 4
+    return x, (x @ first).relu() @ last / 4
 
 
-LINE = partial(rotating_line, turns=0.4, width=20)
-CENTRES = partial(moving_centres, turns=0.5, width=16)
-TEACHER = partial(changing_teacher, turns=0.5, width=12)
-LINEAR = partial(nn.Linear, 20, 1)
-CENTRES_MLP = partial(mlp, (16, 48, 4))
-TEACHER_MLP = partial(mlp, (12, 64, 2))
-
-line = DriftProblem(
-    "drift-line", LINEAR, 16, 500, LINE, REGRESS, REGRESS_WITH_FLOOR, noise=0.3
-)
-centres = DriftProblem(
-    "drift-centres", CENTRES_MLP, 32, 600, CENTRES, CLASSIFY, CLASSIFY
-)
-teacher = DriftProblem(
-    "drift-teacher", TEACHER_MLP, 32, 800, TEACHER, REGRESS, REGRESS_WITH_FLOOR
-)
-
-KINDS = {"drift": Kind([line], [centres], [teacher])}
+# in turn for development, validation and test
+DRIFT = {
+    "drift-line": DriftProblem(
+        lambda: nn.Linear(20, 1),
+        batch_size=16,
+        steps=500,
+        draw=partial(rotating_line, turns=0.4, width=20),
+        objective=REGRESS,
+        evaluation=REGRESS_WITH_FLOOR,
+        noise=0.3,
+    ),
+    "drift-centres": DriftProblem(
+        lambda: mlp((16, 48, 4)),
+        batch_size=32,
+        steps=600,
+        draw=partial(moving_centres, turns=0.5, width=16),
+        objective=CLASSIFY,
+        evaluation=CLASSIFY,
+    ),
+    "drift-teacher": DriftProblem(
+        lambda: mlp((12, 64, 2)),
+        batch_size=32,
+        steps=800,
+        draw=partial(changing_teacher, turns=0.5, width=12),
+        objective=REGRESS,
+        evaluation=REGRESS_WITH_FLOOR,
+    ),
+}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.situations.generated import SIZE, Generated, held_out
+from meta_train.problems.situations.problems import regress
 from meta_train.problems.supervised import Batch, Splits
 
 
@@ -50,8 +51,7 @@ class Solver(nn.Module):
             return self.equation.residual(solution, points)
 
     def _solution(self, points: Tensor) -> Tensor:
-        outputs = self.layers(points).squeeze(1)
-        return self.equation.trial(points, outputs)
+        return self.equation.trial(points, self.layers(points).squeeze(1))
 
 
 @cache
@@ -93,17 +93,13 @@ def _poisson_trial(x: Tensor, u: Tensor) -> Tensor:
 
 
 def _mode(x: Tensor) -> Tensor:
-    first = (pi * x[:, 0]).sin()
-    second = (2 * pi * x[:, 1]).sin()
-    return first * second
+    return (pi * x[:, 0]).sin() * (2 * pi * x[:, 1]).sin()
 
 
 def _helmholtz(u: Tensor, x: Tensor) -> Tensor:
     """u_xx + u_yy + 4 u = (4 - 5 pi^2) sin(pi x) sin(2 pi y)"""
     first = slopes(u, x)
-    second_x = slopes(first[:, 0], x)[:, 0]
-    second_y = slopes(first[:, 1], x)[:, 1]
-    laplacian = second_x + second_y
+    laplacian = slopes(first[:, 0], x)[:, 0] + slopes(first[:, 1], x)[:, 1]
     return (laplacian + 4 * u) / (5 * pi**2 - 4) + _mode(x)
 
 
@@ -117,8 +113,7 @@ DAMPING, STIFFNESS = 0.2, 4.0
 def _oscillation(t: Tensor) -> Tensor:
     time = t[:, 0]
     frequency = (STIFFNESS - DAMPING**2) ** 0.5
-    decay = (-DAMPING * time).exp()
-    return decay * (frequency * time).sin() / frequency
+    return (-DAMPING * time).exp() * (frequency * time).sin() / frequency
 
 
 def _oscillator(u: Tensor, t: Tensor) -> Tensor:
@@ -135,3 +130,20 @@ def _oscillator_trial(t: Tensor, u: Tensor) -> Tensor:
 POISSON = Equation(1, 1.0, _poisson, _poisson_trial, _wave)
 HELMHOLTZ = Equation(2, 1.0, _helmholtz, _helmholtz_trial, _mode)
 OSCILLATOR = Equation(1, 3.0, _oscillator, _oscillator_trial, _oscillation)
+
+
+# in turn for development, validation and test
+EQUATIONS = {
+    "equation-poisson": regress(
+        lambda: collocation(POISSON), lambda: Solver(POISSON, (32, 32)), 64, 200
+    ),
+    "equation-helmholtz": regress(
+        lambda: collocation(HELMHOLTZ), lambda: Solver(HELMHOLTZ, (48, 48)), 64, 500
+    ),
+    "equation-oscillator": regress(
+        lambda: collocation(OSCILLATOR),
+        lambda: Solver(OSCILLATOR, (32, 32, 32)),
+        64,
+        600,
+    ),
+}

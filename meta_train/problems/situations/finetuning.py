@@ -1,6 +1,6 @@
 """Pretrained networks: continued training, fine-tuning, LoRA and adapters.
 
-Continued trainings (`same-*`) start near the minimum. They measure whether an optimizer
+Continued training (`same-*`) starts near the minimum. It measures whether an optimizer
 does harm: a good one keeps the initial loss, a bad one raises it. Fine-tuning (`new-*`)
 uses other data, on which the loss can fall clearly.
 """
@@ -11,19 +11,52 @@ import torch
 from torch import Tensor, nn
 
 from harness.random import seeded
-from meta_train.problems.images import FASHION_14
-from meta_train.problems.networks.sequential import Block, Gpt
-from meta_train.problems.situations.problems import name_key, read_situations
-from meta_train.problems.supervised import Splits, SupervisedProblem, mapped
+from meta_train.problems.images import FASHION_14, GRAY_16, MNIST_14
+from meta_train.problems.networks.convolutional import group_norm, strided_cnn
+from meta_train.problems.networks.dense import mlp
+from meta_train.problems.networks.sequential import Block, CharacterRnn, Gpt
+from meta_train.problems.situations.problems import classify, name_key
+from meta_train.problems.situations.texts import (
+    CODE_2,
+    DOCSTRINGS,
+    DOCUMENTATION,
+    LOWER_CASE,
+    MIXED_CASE,
+    STATEMENTS,
+    text_gpt,
+)
+from meta_train.problems.supervised import Splits, mapped, named
+from meta_train.problems.text import VOCABULARY
 from ngopt.schedule import cosine_schedule
 
 PRETRAINING_LR = 0.006  # of Adam with warm-up and cosine decay
 WARMUP = 0.1  # share of the steps
 PRETRAINING = 1.0  # share of the steps that are run; less in tests
 
-PRETRAINED: dict[str, SupervisedProblem] = {}
-for _, problem in read_situations("pretrained", globals()):
-    PRETRAINED[problem.name] = problem
+# The first three are for development, the next two for validation, the last for test.
+PRETRAINED = named(
+    {
+        "cnn-digits": classify(
+            MNIST_14,
+            lambda: strided_cnn((1, 12, 24, 32), nn.BatchNorm2d, nn.ReLU),
+            64,
+            300,
+        ),
+        "mlp-digits": classify(MNIST_14, lambda: mlp((196, 96, 96, 10)), 64, 400),
+        "gpt-lower-case": classify(LOWER_CASE, lambda: text_gpt(48, 4, 2), 16, 400),
+        "mlp-clothes": classify(
+            FASHION_14, lambda: mlp((196, 128, 64, 10), nn.GELU), 64, 400
+        ),
+        "gpt-docstrings": classify(DOCSTRINGS, lambda: text_gpt(40, 4, 2), 16, 450),
+        "cnn-clothes": classify(
+            FASHION_14, lambda: strided_cnn((1, 16, 32), group_norm, nn.GELU), 64, 400
+        ),
+        "gpt-code": classify(CODE_2, lambda: text_gpt(64, 4, 1), 16, 600),
+        "gru-code": classify(
+            CODE_2, lambda: CharacterRnn(nn.GRU, VOCABULARY, 24, 64), 16, 500
+        ),
+    }
+)
 
 
 @cache
@@ -131,3 +164,38 @@ def with_new_head(name: str) -> nn.Module:
     linear_layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
     linear_layers[-1].reset_parameters()
     return model
+
+
+# in turn for development, validation and test
+CONTINUED = {
+    "same-gpt-30": classify(LOWER_CASE, lambda: pretrained("gpt-lower-case"), 16, 30),
+    "same-gpt-5": classify(DOCSTRINGS, lambda: pretrained("gpt-docstrings"), 16, 5),
+    "same-gru-30": classify(CODE_2, lambda: pretrained("gru-code"), 16, 30),
+    "same-cnn-100": classify(MNIST_14, lambda: pretrained("cnn-digits"), 64, 100),
+    "same-mlp-100": classify(FASHION_14, lambda: pretrained("mlp-clothes"), 64, 100),
+    "same-gpt-200": classify(CODE_2, lambda: pretrained("gpt-code"), 16, 200),
+}
+
+FINE_TUNED = {
+    "new-gpt-30": classify(MIXED_CASE, lambda: pretrained("gpt-lower-case"), 16, 30),
+    "new-gpt-150": classify(STATEMENTS, lambda: pretrained("gpt-docstrings"), 16, 150),
+    "new-gru-60": classify(DOCUMENTATION, lambda: pretrained("gru-code"), 16, 60),
+    "new-cnn-100": classify(FASHION_14, lambda: with_new_head("cnn-digits"), 64, 100),
+    "new-mlp-30": classify(negatives, lambda: pretrained("mlp-clothes"), 64, 30),
+    "new-cnn-300": classify(GRAY_16, lambda: pretrained("cnn-clothes"), 64, 300),
+}
+
+ADAPTERS = {
+    "lora-gpt-30": classify(MIXED_CASE, lambda: with_lora("gpt-lower-case", 4), 16, 30),
+    "lora-gpt-100": classify(
+        STATEMENTS, lambda: with_lora("gpt-docstrings", 2), 16, 100
+    ),
+    "lora-gpt-200": classify(DOCUMENTATION, lambda: with_lora("gpt-code", 8), 16, 200),
+    "lora-mlp-100": classify(FASHION_14, lambda: with_lora("mlp-digits", 4), 64, 100),
+    "adapters-gpt-60": classify(
+        STATEMENTS, lambda: with_adapters("gpt-docstrings", 8), 16, 60
+    ),
+    "adapters-gpt-150": classify(
+        DOCUMENTATION, lambda: with_adapters("gpt-code", 4), 16, 150
+    ),
+}

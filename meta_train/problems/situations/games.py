@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.protocol import Metrics
-from meta_train.problems.situations.problems import Kind, SampledProblem
+from meta_train.problems.situations.problems import SampledProblem
 from meta_train.problems.supervised import device_of
 from tasks.networks.siren import pixel_grid
 
@@ -35,8 +35,7 @@ class Players(nn.Module):
         self.critic[-1].register_parameter("bias", None)
         self.average = deepcopy(self.generator)
         for module in self.average.modules():
-            own = dict(module.named_parameters(recurse=False))
-            for name, p in own.items():
+            for name, p in list(module.named_parameters(recurse=False)):
                 delattr(module, name)
                 module.register_buffer(name, p.detach().clone())
 
@@ -78,8 +77,7 @@ def game(
         critic = F.softplus(fake_logits - real_logits).mean()
         logits = logits - real_logits.detach()
     else:
-        critic = F.softplus(-real_logits).mean()
-        critic = critic + F.softplus(fake_logits).mean()
+        critic = F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
     critic = critic + 0.5 * penalty * (real_slope + fake_slope)
     return critic + F.softplus(-logits).mean()
 
@@ -89,8 +87,7 @@ def _with_slopes(critic: nn.Module, points: Tensor) -> tuple[Tensor, Tensor]:
     points = points.detach().requires_grad_()
     logits = critic(points).squeeze(1)
     (slopes,) = torch.autograd.grad(logits.sum(), points, create_graph=True)
-    norms = slopes.square().sum(1)
-    return logits, norms.mean()
+    return logits, slopes.square().sum(1).mean()
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,26 +128,20 @@ class GanProblem(SampledProblem):
 
     def _real(self, count: int) -> Tensor:
         modes = torch.randint(len(self.modes), (count,))
-        noise = torch.randn(count, 2)
-        return self.modes[modes] + self.width * noise
+        return self.modes[modes] + self.width * torch.randn(count, 2)
 
     def _mode_coverage(self, points: Tensor) -> float:
         count = len(self.modes)
-        distances = torch.cdist(points, self.modes)
-        distance, mode = distances.min(1)
+        distance, mode = torch.cdist(points, self.modes).min(1)
         is_near = distance < 3 * self.width
         counts = mode[is_near].bincount(minlength=count)
-        expected = len(points) / count
-        is_covered = counts > 0.1 * expected
-        covered = is_covered.float().mean()
-        coverage = covered * is_near.float().mean()
-        return coverage.item()
+        is_covered = counts > 0.1 * (len(points) / count)
+        return (is_covered.float().mean() * is_near.float().mean()).item()
 
 
 def energy_distance(x: Tensor, y: Tensor) -> Tensor:
     """Energy distance of two samples (Szekely 2003), (); 0 for equal distributions."""
-    within = torch.cdist(x, x).mean()
-    within = within + torch.cdist(y, y).mean()
+    within = torch.cdist(x, x).mean() + torch.cdist(y, y).mean()
     between = 2 * torch.cdist(x, y).mean()
     return (between - within).clamp(min=0)
 
@@ -160,16 +151,30 @@ def ring(count: int) -> Tensor:
     return torch.stack([angle.cos(), angle.sin()], 1)
 
 
-PLAYERS_8 = partial(Players, 8, 64)
-PLAYERS_4 = partial(Players, 4, 48)
-PLAYERS_2 = partial(Players, 2, 80)
-LOGISTIC_10 = partial(game, penalty=10.0)
-LOGISTIC_6 = partial(game, penalty=6.0)
-RELATIVISTIC_3 = partial(game, penalty=3.0, is_relativistic=True)
-
-ring_8 = GanProblem("gan-ring-8", PLAYERS_8, 128, 800, ring(8), 0.1, LOGISTIC_10)
-SQUARE = pixel_grid(3, 3)
-square_9 = GanProblem("gan-square-9", PLAYERS_4, 192, 600, SQUARE, 0.12, RELATIVISTIC_3)
-ring_5 = GanProblem("gan-ring-5", PLAYERS_2, 256, 500, ring(5), 0.15, LOGISTIC_6)
-
-KINDS = {"games": Kind([ring_8], [square_9], [ring_5])}
+# in turn for development, validation and test
+GAMES = {
+    "gan-ring-8": GanProblem(
+        lambda: Players(8, 64),
+        batch_size=128,
+        steps=800,
+        modes=ring(8),
+        width=0.1,
+        game=partial(game, penalty=10.0),
+    ),
+    "gan-square-9": GanProblem(
+        lambda: Players(4, 48),
+        batch_size=192,
+        steps=600,
+        modes=pixel_grid(3, 3),
+        width=0.12,
+        game=partial(game, penalty=3.0, is_relativistic=True),
+    ),
+    "gan-ring-5": GanProblem(
+        lambda: Players(2, 80),
+        batch_size=256,
+        steps=500,
+        modes=ring(5),
+        width=0.15,
+        game=partial(game, penalty=6.0),
+    ),
+}

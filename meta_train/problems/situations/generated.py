@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -56,12 +57,19 @@ def fixed(*size: int, seed: int) -> Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(seed))
 
 
+def as_data(draw: Callable[[int], Batch]) -> Callable[[], Splits]:
+    """A decorator: makes the data of a problem from a function that draws examples."""
+    return cache(lambda: generated(draw))
+
+
+@as_data
 def sines(count: int) -> Batch:
     """16 normal numbers; targets: the sines of the first four."""
     x = torch.randn(count, 16)
     return x, x[:, :4].sin()
 
 
+@as_data
 def products(count: int) -> Batch:
     """8 normal numbers; targets: the products of adjacent ones."""
     x = torch.randn(count, 8)
@@ -71,6 +79,7 @@ def products(count: int) -> Batch:
 PROJECTIONS = fixed(10, 5, seed=24) / 10**0.5
 
 
+@as_data
 def projections(count: int) -> Batch:
     """10 normal numbers; targets: the absolute values of five projections."""
     x = torch.randn(count, 10)
@@ -80,6 +89,7 @@ def projections(count: int) -> Batch:
 CENTRES = fixed(4, 6, seed=22)
 
 
+@as_data
 def distances(count: int) -> Batch:
     """6 normal numbers; targets: the distances to four fixed points."""
     x = torch.randn(count, 6)
@@ -89,12 +99,14 @@ def distances(count: int) -> Batch:
 TEACHER = fixed(12, 3, seed=1)
 
 
+@as_data
 def directions(count: int) -> Batch:
     """12 normal numbers; targets: tanh of three projections."""
     x = torch.randn(count, 12)
     return x, (x @ TEACHER).tanh()
 
 
+@as_data
 def moons(count: int) -> Batch:
     """Noisy points on two half circles; labels: the half circle of each."""
     labels = torch.arange(count) % 2

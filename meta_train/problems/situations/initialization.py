@@ -3,28 +3,42 @@
 from collections.abc import Callable
 from functools import partial
 from math import sqrt
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from meta_train.problems.networks.convolutional import ResidualBlock
+from meta_train.problems.images import CIFAR_16, FASHION_7, FASHION_14, MNIST_14
+from meta_train.problems.networks.convolutional import (
+    Layer,
+    Norm,
+    ResidualBlock,
+    group_norm,
+    plain_cnn,
+    residual_cnn,
+    strided_cnn,
+)
 from meta_train.problems.networks.dense import mlp
-from meta_train.problems.networks.sequential import Gpt, Mixer, VisionTransformer
-from meta_train.problems.supervised import Build
+from meta_train.problems.networks.sequential import Gpt, Mixer, RowRnn, Vit
+from meta_train.problems.situations.generated import (
+    directions,
+    distances,
+    projections,
+    sines,
+)
+from meta_train.problems.situations.problems import classify, regress
+from meta_train.problems.situations.texts import CODE_0, CODE_2, text_gpt
 
 Fill = Callable[[Tensor], object]
-
-RELU_GAIN = nn.init.calculate_gain("relu")
-TANH_GAIN = nn.init.calculate_gain("tanh")
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @torch.no_grad()
-def initialised(build: Build, fill: Fill) -> nn.Module:
+def initialised(model: Network, fill: Fill) -> Network:
     """The network with its weights initialised by `fill` and its biases by zeros.
 
     Parameters of one dimension other than biases keep their values.
     """
-    model = build()
     for name, p in model.named_parameters():
         if p.dim() > 1:
             fill(p)
@@ -37,6 +51,8 @@ gpt_normal = partial(nn.init.normal_, std=0.02)
 """Radford et al. 2019: the same standard deviation for all widths."""
 he_normal = partial(nn.init.kaiming_normal_, nonlinearity="relu")
 """He et al. 2015, Eq. 10."""
+orthogonal_relu = partial(nn.init.orthogonal_, gain=nn.init.calculate_gain("relu"))
+orthogonal_tanh = partial(nn.init.orthogonal_, gain=nn.init.calculate_gain("tanh"))
 
 
 def lecun_normal(weight: Tensor) -> None:
@@ -45,10 +61,9 @@ def lecun_normal(weight: Tensor) -> None:
 
 
 @torch.no_grad()
-def gpt_with_scaled_residuals(build: Callable[[], Gpt]) -> nn.Module:
+def gpt_with_scaled_residuals(model: Gpt) -> Gpt:
     """GPT-2's initialisation, with output layers of blocks scaled by the depth."""
-    model = initialised(build, gpt_normal)
-    assert isinstance(model, Gpt)
+    initialised(model, gpt_normal)
     for block in model.blocks:
         for name, p in block.named_parameters():
             if name in ("attention.out.weight", "mlp.2.weight"):
@@ -57,18 +72,16 @@ def gpt_with_scaled_residuals(build: Callable[[], Gpt]) -> nn.Module:
 
 
 @torch.no_grad()
-def with_zero_head(build: Callable[[], VisionTransformer | Mixer]) -> nn.Module:
+def with_zero_head(model: Mixer) -> Mixer:
     """The last layer is zero, so other layers have no gradient in the first step."""
-    model = build()
     for p in model.head.parameters():
         p.zero_()
     return model
 
 
 @torch.no_grad()
-def with_zero_branches(build: Build) -> nn.Module:
+def with_zero_branches(model: nn.Module) -> nn.Module:
     """The scale of each branch's last norm is zero (Goyal et al. 2017)."""
-    model = build()
     for block in model.modules():
         if isinstance(block, ResidualBlock):
             block.second_norm.get_parameter("weight").zero_()
@@ -78,8 +91,7 @@ def with_zero_branches(build: Build) -> nn.Module:
 @torch.no_grad()
 def mup_mlp(widths: tuple[int, ...]) -> nn.Module:
     """An MLP with muP's initialisation: the last layer's scale is 1 / fan_in."""
-    model = initialised(partial(mlp, widths), lecun_normal)
-    assert isinstance(model, nn.Sequential)
+    model = initialised(mlp(widths), lecun_normal)
     last = model[-1]
     assert isinstance(last, nn.Linear)
     last.weight /= sqrt(last.in_features)
@@ -123,7 +135,87 @@ def deep_mlp(
     fan_in: int,
     depth: int,
     fan_out: int,
-    activation: type = nn.ReLU,
-    norm: Callable | None = None,
-) -> nn.Module:
+    activation: Layer = nn.ReLU,
+    norm: Norm | None = None,
+) -> nn.Sequential:
+    """An MLP with hidden layers of 48 units."""
     return mlp((fan_in, *[48] * depth, fan_out), activation, norm)
+
+
+# in turn for development, validation and test
+INITIAL_WEIGHTS = {
+    "start-gpt-small-40": classify(
+        CODE_0, lambda: initialised(text_gpt(64, 4, 2), gpt_normal), 16, 40
+    ),
+    "start-vit-small-100": classify(
+        FASHION_14, lambda: initialised(Vit(1, 14, 7, 32, 4, 2), gpt_normal), 64, 100
+    ),
+    "start-gpt-small-100": classify(
+        CODE_2, lambda: initialised(text_gpt(48, 2, 3), gpt_normal), 16, 100
+    ),
+    "start-gpt-residual-300": classify(
+        CODE_0, lambda: gpt_with_scaled_residuals(text_gpt(64, 4, 2)), 16, 300
+    ),
+    "start-mlp-xavier-300": classify(
+        FASHION_7,
+        lambda: initialised(mlp((49, 96, 96, 10), nn.Tanh), nn.init.xavier_uniform_),
+        64,
+        300,
+    ),
+    "start-mlp-mup-300": classify(
+        FASHION_14, lambda: mup_mlp((196, 256, 256, 10)), 64, 300
+    ),
+    "start-mlp-he-100": classify(
+        FASHION_14, lambda: initialised(mlp((196, 96, 96, 10)), he_normal), 64, 100
+    ),
+    "start-resnet-branches-200": classify(
+        FASHION_14, lambda: with_zero_branches(residual_cnn(1, (8, 16))), 32, 200
+    ),
+    "start-cnn-he-60": classify(
+        MNIST_14, lambda: initialised(plain_cnn((1, 12, 24), (5, 3)), he_normal), 64, 60
+    ),
+    "start-cnn-orthogonal-200": classify(
+        CIFAR_16,
+        lambda: initialised(
+            strided_cnn((3, 12, 24, 48), group_norm, nn.ReLU), orthogonal_relu
+        ),
+        64,
+        200,
+    ),
+    "start-mixer-head-100": classify(
+        CIFAR_16, lambda: with_zero_head(Mixer(3, 16, 4, 32, 2)), 64, 100
+    ),
+    "start-gru-orthogonal-200": classify(
+        MNIST_14,
+        lambda: initialised(RowRnn(nn.GRU, 14, 48), nn.init.orthogonal_),
+        64,
+        200,
+    ),
+}
+
+DEEP_CHAINS = {
+    "deep-relu-30": regress(
+        sines, lambda: initialised(deep_mlp(16, 30, 4), he_normal), 64, 300
+    ),
+    "deep-relu-20": regress(
+        projections, lambda: initialised(deep_mlp(10, 20, 5), he_normal), 64, 250
+    ),
+    "deep-relu-25": regress(
+        distances, lambda: initialised(deep_mlp(6, 25, 4), he_normal), 64, 400
+    ),
+    "deep-norm-8": regress(
+        sines, lambda: deep_mlp(16, 8, 4, norm=nn.LayerNorm), 64, 300
+    ),
+    "deep-skips-50": regress(projections, lambda: ResidualMlp(10, 32, 50, 5), 64, 200),
+    "deep-norm-10": regress(
+        directions, lambda: deep_mlp(12, 10, 3, nn.GELU, nn.LayerNorm), 64, 300
+    ),
+    "deep-tanh-10": regress(sines, lambda: deep_mlp(16, 10, 4, nn.Tanh), 64, 300),
+    "deep-gelu-8": regress(projections, lambda: deep_mlp(10, 8, 5, nn.GELU), 64, 300),
+    "deep-orthogonal-15": regress(
+        directions,
+        lambda: initialised(deep_mlp(12, 15, 3, nn.Tanh), orthogonal_tanh),
+        64,
+        300,
+    ),
+}

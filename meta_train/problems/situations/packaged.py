@@ -1,4 +1,4 @@
-"""Files of installed Python packages, found without importing the packages."""
+"""Files of installed Python packages, without importing the packages."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,9 +16,9 @@ def packaged(package: str, path: str) -> Path:
     spec = find_spec(package)
     folders = (spec and spec.submodule_search_locations) or ()
     for folder in folders:
-        found = Path(folder, path)
-        if found.exists():
-            return found
+        file = Path(folder, path)
+        if file.exists():
+            return file
     got = f"no '{path}' in {folders[0]}" if folders else "no such package"
     raise DatasetUnavailable(
         f"situations-real: expected '{path}' of the package '{package}'; got {got}. "

@@ -1,9 +1,8 @@
 """Constructors and kinds of situations; batches depend on the problem's name."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 from zlib import crc32
 
@@ -12,9 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.random import seeded
-from meta_train.problems.problem_tables import read_problems
 from meta_train.problems.protocol import Metrics, Problem
-from meta_train.problems.situations import generated, real_tables, texts
 from meta_train.problems.situations.generated import EVALUATED
 from meta_train.problems.supervised import (
     CLASSIFY,
@@ -22,6 +19,7 @@ from meta_train.problems.supervised import (
     Objective,
     SupervisedProblem,
     at_most,
+    named,
 )
 
 # Share of the targets' variance that is added to reported squared errors. Differences
@@ -43,22 +41,18 @@ def name_key(name: str) -> int:
     return crc32(name.encode())
 
 
-def supervised(
-    name: str, kind: type[SupervisedProblem] = SupervisedProblem, **options: Any
-) -> SupervisedProblem:
-    """A problem whose batches depend on its name; options: of `SupervisedProblem`."""
-    return kind(name, stream=(name_key(name),), **options)
+class Situation(SupervisedProblem):
+    """A supervised problem whose batches depend on its name."""
+
+    @property
+    def stream(self) -> tuple[int, ...]:
+        return (name_key(self.name),)
 
 
-def supervised_by_batch(batch_size: int, **options: Any) -> SupervisedProblem:
-    """The loss depends on the batch size, so evaluation has that of training."""
-    return supervised(batch_size=batch_size, evaluation_batch=batch_size, **options)
-
-
-classify = partial(supervised, objective=CLASSIFY)
-"""A problem with the cross entropy as its loss."""
-regress = partial(supervised, objective=REGRESS, evaluation=REGRESS_WITH_FLOOR)
-"""A regression with squared errors; evaluation adds `FLOOR` of the variance."""
+classify = partial(Situation, objective=CLASSIFY)
+"""Cross entropy; arguments: data, network, batch size (None: all examples), steps."""
+regress = partial(Situation, objective=REGRESS, evaluation=REGRESS_WITH_FLOOR)
+"""Squared errors, arguments as of `classify`; evaluation adds the floor."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,10 +63,10 @@ class SampledProblem:
     """
 
     evaluated: ClassVar[int] = EVALUATED
-    name: str
     build: Callable[[], nn.Module]
     batch_size: int
     steps: int
+    name: str = field(default="", kw_only=True)
 
     def init(self, seed: int) -> nn.Module:
         with seeded(seed, 0):
@@ -98,9 +92,6 @@ class SampledProblem:
         raise NotImplementedError
 
 
-NAMES = globals() | vars(generated) | vars(real_tables) | vars(texts)
-
-
 class Kind(NamedTuple):
     """The problems of one kind in thirds; the third for tests is run only once.
 
@@ -112,6 +103,8 @@ class Kind(NamedTuple):
     testing: list[Problem]
 
 
-def read_situations(table: str, names: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """`read_problems` of a table of this folder."""
-    return read_problems(Path(__file__).with_name(f"{table}.csv"), {**NAMES, **names})
+def in_turn(problems: Mapping[str, SupervisedProblem | SampledProblem]) -> Kind:
+    """A kind of problems, which are in turn for development, validation and test."""
+    ordered = list(named(problems).values())
+    assert len(ordered) % 3 == 0, f"thirds of {len(ordered)} problems"
+    return Kind(ordered[::3], ordered[1::3], ordered[2::3])

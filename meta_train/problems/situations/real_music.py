@@ -10,8 +10,11 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 import torch
+from torch import nn
 
+from meta_train.problems.networks.sequential import CharacterRnn, Gpt
 from meta_train.problems.situations.packaged import packaged
+from meta_train.problems.situations.problems import classify
 from meta_train.problems.supervised import Splits
 from meta_train.problems.text import windows_of
 
@@ -101,24 +104,24 @@ def chords(parts: Sequence[Part]) -> list[list[int]]:
 
 
 def _at_quarters(part: Part) -> list[int]:
-    found: list[int] = []
+    pitches: list[int] = []
     end = 0.0
     for note in part:
         end += note.length
-        while len(found) < end:
-            found.append(note.pitch)
-    return found
+        while len(pitches) < end:
+            pitches.append(note.pitch)
+    return pitches
 
 
 @cache
 def chorales() -> tuple[tuple[Part, ...], ...]:
     """The parts of every chorale whose parts are `VOICES`, ordered by file name."""
-    found = []
+    chorales = []
     for path in sorted(packaged("music21", FOLDER).glob("*.mxl")):
         parts = parts_of(read_mxl(path))
         if tuple(parts) == VOICES:
-            found.append(tuple(parts.values()))
-    return tuple(found)
+            chorales.append(tuple(parts.values()))
+    return tuple(chorales)
 
 
 @cache
@@ -137,3 +140,16 @@ def next_pitches(encoding: Encoding, length: int) -> Splits:
             starts[split].extend(range(len(codes), end, stride))
             codes += sequence
     return windows_of(torch.tensor(codes), list(map(torch.tensor, starts)), length)
+
+
+PROBLEMS = {
+    "real-melodies-gru": classify(
+        lambda: next_pitches(melodies, 24),
+        lambda: CharacterRnn(nn.GRU, PITCHES, 24, 64),
+        16,
+        300,
+    ),
+    "real-chords-gpt": classify(
+        lambda: next_pitches(chords, 48), lambda: Gpt(PITCHES, 48, 48, 4, 2), 16, 200
+    ),
+}

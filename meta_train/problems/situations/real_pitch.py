@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from harness.random import seeded
 from meta_train.problems.situations.generated import Generated, held_out
 from meta_train.problems.situations.packaged import packaged
+from meta_train.problems.situations.problems import classify
 from meta_train.problems.supervised import Batch, Splits
 
 WEIGHTS = "assets/tiny.pth"
@@ -109,3 +110,8 @@ def normalised(frames: Tensor) -> Tensor:
 def noisy_tones() -> Splits:
     """Random tones for training; fixed tones for validation and test."""
     return Splits(Generated(tones, EPOCH), *held_out(tones, EVALUATED))
+
+
+PROBLEMS = {
+    "real-pitch-crepe": classify(noisy_tones, pitch_network, 8, 40),
+}

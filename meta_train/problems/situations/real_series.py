@@ -4,10 +4,12 @@ import csv
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from meta_train.problems.networks.convolutional import wave_cnn
 from meta_train.problems.networks.sequential import RowRnn
 from meta_train.problems.situations.packaged import packaged
+from meta_train.problems.situations.problems import classify, regress
 from meta_train.problems.situations.real_tables import divided
 from meta_train.problems.supervised import Splits, TensorExamples
 
@@ -33,7 +35,7 @@ def read_ts(text: str) -> tuple[Tensor, Tensor]:
         *channels, label = line.split(":")
         series.append(torch.tensor([_numbers(channel) for channel in channels]))
         labels.append(classes.index(label))
-    lengths = {one.shape for one in series}
+    lengths = {channels.shape for channels in series}
     if len(lengths) != 1:
         raise ValueError(f"read_ts: expected series of one length; got {len(lengths)}")
     return torch.stack(series), torch.tensor(labels)
@@ -106,3 +108,22 @@ class SeriesRnn(RowRnn):
     def forward(self, series: Tensor) -> Tensor:
         """series: (b, channels, length); returns (b, out)"""
         return super().forward(series.mT[:, None])
+
+
+PROBLEMS = {
+    "real-vowels-gru": classify(
+        lambda: labelled_series("JapaneseVowels", "JapaneseVowels_eq"),
+        lambda: SeriesRnn(nn.GRU, 12, 64, 9),
+        16,
+        300,
+    ),
+    "real-leaves-cnn": classify(
+        lambda: labelled_series("OSULeaf", "OSULeaf"),
+        lambda: wave_cnn((1, 16, 24, 32), 6),
+        16,
+        400,
+    ),
+    "real-pressure-lstm": regress(
+        lambda: pressure(48, 16), lambda: SeriesRnn(nn.LSTM, 1, 48, 16), 32, 400
+    ),
+}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.protocol import Metrics
 from meta_train.problems.situations.generated import fixed
-from meta_train.problems.situations.problems import Kind, SampledProblem
+from meta_train.problems.situations.problems import SampledProblem
 from meta_train.problems.supervised import device_of
 
 # Added to the reported regret. Differences between much smaller regrets then do not
@@ -49,15 +49,11 @@ class BanditProblem(SampledProblem):
         return torch.randn(self.batch_size, self.dimensions)
 
     def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
-        logits = model(batch)
-        log_probabilities = logits.log_softmax(-1)
+        log_probabilities = model(batch).log_softmax(-1)
         action = sampled(log_probabilities)
-        rewards = self.rewards(batch)
-        reward = rewards.gather(-1, action)
-        noise = torch.randn(reward.shape)
-        reward = reward + noise.to(reward.device)
-        taken = log_probabilities.gather(-1, action)
-        objective = (reward * taken).squeeze(-1)
+        reward = self.rewards(batch).gather(-1, action)
+        reward = reward + torch.randn(reward.shape).to(reward.device)
+        objective = (reward * log_probabilities.gather(-1, action)).squeeze(-1)
         # the sum over bandits keeps their gradients independent
         return -objective.mean(0).sum()
 
@@ -73,16 +69,13 @@ class BanditProblem(SampledProblem):
 def sampled(log_probabilities: Tensor) -> Tensor:
     """Random actions (..., 1) with log probabilities (..., actions), from the CPU."""
     probabilities = log_probabilities.detach().exp()
-    flat = probabilities.cpu().flatten(0, -2)
-    action = torch.multinomial(flat, 1)
-    shape = probabilities.shape[:-1]
-    return action.view(*shape, 1).to(probabilities.device)
+    action = torch.multinomial(probabilities.cpu().flatten(0, -2), 1)
+    return action.view(*probabilities.shape[:-1], 1).to(probabilities.device)
 
 
 def arms(states: Tensor, bandits: int, actions: int, seed: int) -> Tensor:
     """Rewards (b, bandits, actions) that do not depend on the state."""
-    rewards = fixed(bandits, actions, seed=seed)
-    rewards = rewards.to(states.device)
+    rewards = fixed(bandits, actions, seed=seed).to(states.device)
     return rewards.expand(len(states), -1, -1)
 
 
@@ -104,9 +97,8 @@ class ActorCritic(nn.Module):
         """states: (..., d); returns (..., actions) and (...,)"""
         shape = states.shape[:-1]
         flat = states.flatten(0, -2)
-        logits = self.actor(flat)
-        values = self.critic(flat).squeeze(-1)
-        return logits.unflatten(0, shape), values.unflatten(0, shape)
+        logits = self.actor(flat).unflatten(0, shape)
+        return logits, self.critic(flat).squeeze(-1).unflatten(0, shape)
 
 
 class Episode(NamedTuple):
@@ -143,13 +135,10 @@ class CartProblem(SampledProblem):
         taken = log_probabilities.gather(-1, episode.actions)
         errors = returns - values
         advantage = errors.detach()
-        deviation = advantage.std() + 1e-6
-        advantage = (advantage - advantage.mean()) / deviation
-        products = log_probabilities.exp() * log_probabilities
-        entropy = -products.sum(-1).mean()
-        values_loss = errors.square().mean()
+        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-6)
+        entropy = -(log_probabilities.exp() * log_probabilities).sum(-1).mean()
         policy_loss = -(taken.squeeze(-1) * advantage).mean()
-        return policy_loss + 0.5 * values_loss - 0.01 * entropy
+        return policy_loss + 0.5 * errors.square().mean() - 0.01 * entropy
 
     @torch.no_grad()
     def _returns(self, model: nn.Module, episode: Episode) -> Tensor:
@@ -177,11 +166,9 @@ class CartProblem(SampledProblem):
             logits, _ = model(state)
             action = sampled(logits.log_softmax(-1))
             position, speed = state.unbind(1)
-            push = action.squeeze(1) - 1
-            speed = 0.95 * speed + 0.3 * push
+            speed = 0.95 * speed + 0.3 * (action.squeeze(1) - 1)
             position = position + 0.3 * speed
-            state = torch.stack([position, speed], 1)
-            state = state.clamp(-5, 5)
+            state = torch.stack([position, speed], 1).clamp(-5, 5)
             states.append(state)
             actions.append(action)
             cost = position.square() + 0.1 * speed.square()
@@ -189,23 +176,18 @@ class CartProblem(SampledProblem):
         return Episode(torch.stack(states), torch.stack(actions), torch.stack(costs))
 
 
-TEN_ARMS = partial(arms, bandits=64, actions=10, seed=13)
-EIGHT_ARMS = partial(arms, bandits=96, actions=8, seed=14)
-BY_STATE = partial(arms_by_state, count=5)
-
-BANDITS_64 = partial(Policies, 64, 10)
-BANDITS_96 = partial(Policies, 96, 8)
-STATE_POLICY = partial(mlp, (6, 32, 5))
-ACTOR_CRITIC_32 = partial(ActorCritic, 2, 3, 32)
-ACTOR_CRITIC_48 = partial(ActorCritic, 2, 3, 48)
-ACTOR_CRITIC_64 = partial(ActorCritic, 2, 3, 64)
-
-bandits_10 = BanditProblem("bandits-10", BANDITS_64, 4, 600, TEN_ARMS)
-bandits_8 = BanditProblem("bandits-8", BANDITS_96, 4, 400, EIGHT_ARMS)
-bandit_states = BanditProblem("bandit-states", STATE_POLICY, 64, 600, BY_STATE, 6)
-cart_64 = CartProblem("cart-64", ACTOR_CRITIC_32, 64, 80)
-cart_32 = CartProblem("cart-32", ACTOR_CRITIC_64, 32, 120)
-cart_128 = CartProblem("cart-128", ACTOR_CRITIC_48, 128, 60)
-
-REWARDS = Kind([bandits_10, cart_64], [bandits_8, cart_32], [bandit_states, cart_128])
-KINDS = {"rewards": REWARDS}
+# in turn for development, validation and test
+REWARDS = {
+    "bandits-10": BanditProblem(
+        lambda: Policies(64, 10), 4, 600, partial(arms, bandits=64, actions=10, seed=13)
+    ),
+    "bandits-8": BanditProblem(
+        lambda: Policies(96, 8), 4, 400, partial(arms, bandits=96, actions=8, seed=14)
+    ),
+    "bandit-states": BanditProblem(
+        lambda: mlp((6, 32, 5)), 64, 600, partial(arms_by_state, count=5), dimensions=6
+    ),
+    "cart-64": CartProblem(lambda: ActorCritic(2, 3, 32), 64, 80),
+    "cart-32": CartProblem(lambda: ActorCritic(2, 3, 64), 32, 120),
+    "cart-128": CartProblem(lambda: ActorCritic(2, 3, 48), 128, 60),
+}

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.situations.generated import fixed, generated
+from meta_train.problems.situations.problems import classify, regress
+from meta_train.problems.situations.real_tables import real_table
 from meta_train.problems.supervised import Batch, Splits
 
 
@@ -27,14 +29,12 @@ class Factors(nn.Module):
             self.row_bias = nn.Parameter(torch.zeros(rows))
             self.column_bias = nn.Parameter(torch.zeros(columns))
 
-    def forward(self, places: Tensor) -> Tensor:
-        """places: (b, 2) int64; returns (b,)"""
-        i, j = places.unbind(1)
-        products = self.rows(i) * self.columns(j)
-        entries = products.sum(1)
+    def forward(self, indices: Tensor) -> Tensor:
+        """indices: (b, 2) int64; returns (b,)"""
+        i, j = indices.unbind(1)
+        entries = (self.rows(i) * self.columns(j)).sum(1)
         if self.row_bias is not None and self.column_bias is not None:
-            entries = entries + self.row_bias[i]
-            entries = entries + self.column_bias[j]
+            entries = entries + self.row_bias[i] + self.column_bias[j]
         return entries
 
 
@@ -45,11 +45,10 @@ class Symmetric(nn.Module):
         super().__init__()
         self.rows = nn.Embedding(rows, rank)
 
-    def forward(self, places: Tensor) -> Tensor:
-        """places: (b, 2) int64; returns (b,)"""
-        u = self.rows(places)
-        products = u[:, 0] * u[:, 1]
-        return products.sum(1)
+    def forward(self, indices: Tensor) -> Tensor:
+        """indices: (b, 2) int64; returns (b,)"""
+        u = self.rows(indices)
+        return (u[:, 0] * u[:, 1]).sum(1)
 
 
 @cache
@@ -64,10 +63,8 @@ def entries(rows: int, columns: int, rank: int, noise: float, biased: bool) -> S
     def draw(count: int) -> Batch:
         i = torch.randint(rows, (count,))
         j = torch.randint(columns, (count,))
-        places = torch.stack([i, j], 1)
-        products = u[i] * v[j]
-        value = products.sum(1) / rank**0.5
-        return places, value + row_bias[i] + column_bias[j]
+        entries = (u[i] * v[j]).sum(1) / rank**0.5
+        return torch.stack([i, j], 1), entries + row_bias[i] + column_bias[j]
 
     return generated(draw, noise)
 
@@ -78,9 +75,8 @@ def symmetric_entries(rows: int, rank: int, noise: float) -> Splits:
     u = fixed(rows, rank, seed=10 * rows)
 
     def draw(count: int) -> Batch:
-        places = torch.randint(rows, (count, 2))
-        products = u[places].prod(1)
-        return places, products.sum(1) / rank**0.5
+        indices = torch.randint(rows, (count, 2))
+        return indices, u[indices].prod(1).sum(1) / rank**0.5
 
     return generated(draw, noise)
 
@@ -98,10 +94,8 @@ def labelled_tokens(vocabulary: int, classes: int, length: int) -> Splits:
     label_of = torch.randint(classes, (vocabulary,), generator=generator)
 
     def draw(count: int) -> Batch:
-        tokens = zipf(count * length, vocabulary)
-        tokens = tokens.view(count, length)
-        rarest = tokens.amax(1)
-        return tokens, label_of[rarest]
+        tokens = zipf(count * length, vocabulary).view(count, length)
+        return tokens, label_of[tokens.amax(1)]  # the rarest
 
     return generated(draw)
 
@@ -136,16 +130,15 @@ class TokenMlp(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens: (b,) or (b, t) int64; returns (b, fan_out)"""
-        values = self.table(tokens)
+        embeddings = self.table(tokens)
         if tokens.dim() > 1:
-            values = values.mean(1)
-        return self.layers(values)
+            embeddings = embeddings.mean(1)
+        return self.layers(embeddings)
 
 
 def _units(columns: int, decades: float) -> Tensor:
     """Units of columns, (columns,), from 10^(-decades / 2) to 10^(decades / 2)."""
-    places = torch.linspace(0, 1, columns) - 0.5
-    return 10 ** (decades * places)
+    return 10 ** (decades * (torch.linspace(0, 1, columns) - 0.5))
 
 
 @cache
@@ -158,8 +151,7 @@ def unscaled_regression(columns: int, decades: float, seed: int) -> Splits:
 
     def draw(count: int) -> Batch:
         x = torch.randn(count, columns)
-        hidden = x @ first / columns**0.5
-        targets = hidden.relu() @ last / 4
+        targets = (x @ first / columns**0.5).relu() @ last / 4
         return unit * (x + shift), targets
 
     return generated(draw, 0.1)
@@ -173,7 +165,65 @@ def unscaled_classes(columns: int, decades: float, seed: int) -> Splits:
 
     def draw(count: int) -> Batch:
         x = torch.randn(count, columns)
-        distances = torch.cdist(x, centres)
-        return unit * x, distances.argmin(1)
+        return unit * x, torch.cdist(x, centres).argmin(1)
 
     return generated(draw)
+
+
+# in turn for development, validation and test
+FACTORISATION = {
+    "factors-100": regress(
+        lambda: entries(100, 80, 8, 0.05, False),
+        lambda: Factors(100, 80, 8, 0.1, False),
+        256,
+        800,
+    ),
+    "factors-biases-400": regress(
+        lambda: entries(400, 300, 4, 0.1, True),
+        lambda: Factors(400, 300, 6, 0.1, True),
+        512,
+        600,
+    ),
+    "factors-symmetric-150": regress(
+        lambda: symmetric_entries(150, 6, 0.05), lambda: Symmetric(150, 8), 256, 500
+    ),
+}
+
+RARE_TOKENS = {
+    "tokens-labels-4096": classify(
+        lambda: labelled_tokens(4096, 8, 8), lambda: TokenMlp(4096, 32, 8, 1.0), 64, 600
+    ),
+    "tokens-next-2048": classify(
+        lambda: successors(2048, 16), lambda: TokenMlp(2048, 48, 2048, 0.02), 256, 300
+    ),
+    "tokens-labels-20000": classify(
+        lambda: labelled_tokens(20000, 4, 6),
+        lambda: TokenMlp(20000, 16, 4, 0.02),
+        128,
+        400,
+    ),
+}
+
+UNSCALED_COLUMNS = {
+    "columns-regression-20": regress(
+        lambda: unscaled_regression(20, 3.0, 17), lambda: mlp((20, 64, 1)), 64, 500
+    ),
+    "columns-classes-30": classify(
+        lambda: unscaled_classes(30, 4.0, 20), lambda: mlp((30, 64, 64, 3)), 64, 400
+    ),
+    "columns-regression-12": regress(
+        lambda: unscaled_regression(12, 4.0, 21),
+        lambda: mlp((12, 48, 48, 1), nn.SiLU),
+        32,
+        600,
+    ),
+    "columns-breast-cancer-300": classify(
+        lambda: real_table("breast_cancer"), lambda: mlp((30, 48, 2)), 32, 300
+    ),
+    "columns-diabetes-400": regress(
+        lambda: real_table("diabetes"), lambda: mlp((10, 32, 32, 1), nn.Tanh), 32, 400
+    ),
+    "columns-wine-200": classify(
+        lambda: real_table("wine"), lambda: mlp((13, 32, 3), nn.SiLU), 16, 200
+    ),
+}

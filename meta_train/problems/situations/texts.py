@@ -6,8 +6,16 @@ from functools import cache, partial
 
 import torch
 
+from meta_train.problems.networks.sequential import Gpt
 from meta_train.problems.supervised import Splits
-from meta_train.problems.text import FILES, encoded, source, window_starts, windows_of
+from meta_train.problems.text import (
+    FILES,
+    VOCABULARY,
+    encoded,
+    source,
+    window_starts,
+    windows_of,
+)
 
 LENGTH = 32  # characters of a window
 CYCLE = 5  # blocks, of which one is for validation and one for test
@@ -48,13 +56,13 @@ def mixed_case() -> str:
 
 def docstrings() -> str:
     """The docstrings of `code(1)` and of the files of `LONG_DOCSTRINGS`."""
-    found = []
+    texts = []
     for file in (*FILES[1::3], *LONG_DOCSTRINGS):
         for node in _definitions(ast.parse(source(file))):
             docstring = ast.get_docstring(node)
             if docstring:
-                found.append(docstring)
-    return "\n\n".join(found)
+                texts.append(docstring)
+    return "\n\n".join(texts)
 
 
 def statements() -> str:
@@ -83,6 +91,16 @@ def documentation() -> str:
     return "\n".join(ast.literal_eval(assignment.value).values())
 
 
-CODE_0 = partial(code, 0)
-CODE_1 = partial(code, 1)
-CODE_2 = partial(code, 2)
+CODE_0 = partial(windows, partial(code, 0))
+CODE_1 = partial(windows, partial(code, 1))
+CODE_2 = partial(windows, partial(code, 2))
+LOWER_CASE = partial(windows, lower_case)
+MIXED_CASE = partial(windows, mixed_case)
+DOCSTRINGS = partial(windows, docstrings)
+STATEMENTS = partial(windows, statements)
+DOCUMENTATION = partial(windows, documentation)
+
+
+def text_gpt(width: int, heads: int, depth: int, tied: bool = False) -> Gpt:
+    """A GPT for the windows of `texts`."""
+    return Gpt(VOCABULARY, LENGTH, width, heads, depth, tied)

@@ -7,27 +7,39 @@ from functools import cache, partial
 import torch
 from torch import Tensor, nn
 
-from meta_train.problems.situations.problems import (
-    classify,
-    regress,
-    supervised_by_batch,
+from meta_train.problems.images import FASHION_7, FASHION_14, MNIST_7, MNIST_14
+from meta_train.problems.networks.convolutional import (
+    group_norm,
+    paper_cnn,
+    plain_cnn,
+    strided_cnn,
 )
+from meta_train.problems.networks.dense import mlp
+from meta_train.problems.networks.sequential import CharacterRnn, RowRnn, Vit
+from meta_train.problems.situations.problems import (
+    REGRESS_WITH_FLOOR,
+    Situation,
+    classify,
+)
+from meta_train.problems.situations.tables import unscaled_regression
+from meta_train.problems.situations.texts import CODE_0
 from meta_train.problems.supervised import (
+    CLASSIFY,
+    REGRESS,
     Batch,
-    Build,
     Examples,
     Objective,
     Splits,
-    SupervisedProblem,
     contrastive_loss,
     first,
     neighbour_accuracy,
 )
+from meta_train.problems.text import VOCABULARY
 
 MAX_NORM = 1.0
 
 
-class ClippedProblem(SupervisedProblem):
+class ClippedProblem(Situation):
     """A problem whose gradient is clipped to `MAX_NORM`, as `clip_grad_norm_` does.
 
     `loss` has the value of the problem's loss and the clipped gradient. It has no
@@ -43,15 +55,9 @@ class ClippedProblem(SupervisedProblem):
         norm = torch.stack([g.norm() for g in grads]).norm()
         factor = (MAX_NORM / (norm + 1e-6)).clamp(max=1)
         # linear in the parameters, with the clipped gradient
-        products = []
-        for p, g in zip(params, grads, strict=True):
-            products.append((factor * g * p).sum())
-        linear = torch.stack(products).sum()
+        pairs = zip(params, grads, strict=True)
+        linear = torch.stack([(factor * g * p).sum() for p, g in pairs]).sum()
         return loss.detach() + (linear - linear.detach())
-
-
-classify_clipped = partial(classify, kind=ClippedProblem)
-regress_clipped = partial(regress, kind=ClippedProblem)
 
 
 @dataclass(frozen=True)
@@ -92,21 +98,83 @@ def contrastive_divergence(embeddings: Tensor, labels: Tensor) -> Tensor:
     """
     alike = (labels[:, None] == labels).sum(1) - 1
     has_others = alike > 0
-    counted = has_others.sum().clamp(min=1)
-    minimum = alike[has_others].log().sum() / counted
+    minimum = alike[has_others].log().sum() / has_others.sum().clamp(min=1)
     return contrastive_loss(embeddings, labels) - minimum
-
-
-DIVERGENCE = Objective(contrastive_divergence, neighbour_accuracy)
-contrast = partial(supervised_by_batch, objective=DIVERGENCE)
 
 
 class BFloat16(nn.Module):
     """A network with bfloat16 parameters and float32 inputs and outputs."""
 
-    def __init__(self, build: Build):
+    def __init__(self, model: nn.Module):
         super().__init__()
-        self.model = build().bfloat16()
+        self.model = model.bfloat16()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x.bfloat16()).float()
+
+
+# in turn for development, validation and test
+BFLOAT16_PARAMETERS = {
+    "rounded-mlp": classify(FASHION_14, lambda: BFloat16(mlp((196, 96, 10))), 64, 400),
+    "rounded-vit": classify(
+        MNIST_14, lambda: BFloat16(Vit(1, 14, 7, 32, 4, 2)), 64, 150
+    ),
+    "rounded-cnn": classify(
+        FASHION_14, lambda: BFloat16(plain_cnn((1, 12, 24), (5, 3))), 64, 200
+    ),
+}
+
+# The loss depends on the batch size, so evaluation has that of training.
+_contrast = partial(
+    Situation, objective=Objective(contrastive_divergence, neighbour_accuracy)
+)
+CONTRASTS = {
+    "contrast-fm7": _contrast(
+        FASHION_7, lambda: mlp((49, 96, 24)), 128, 300, evaluation_batch=128
+    ),
+    "contrast-m7": _contrast(
+        MNIST_7, lambda: mlp((49, 64, 64, 16), nn.GELU), 96, 300, evaluation_batch=96
+    ),
+    "contrast-cnn-m14": _contrast(
+        MNIST_14,
+        lambda: strided_cnn((1, 12, 24, 32), group_norm, nn.ReLU),
+        96,
+        200,
+        evaluation_batch=96,
+    ),
+}
+
+WRONG_LABELS = {
+    "noise-mlp-40": classify(
+        lambda: mislabelled(MNIST_7, 0.4, 4000), lambda: mlp((49, 128, 10)), 64, 800
+    ),
+    "noise-cnn-30": classify(
+        lambda: mislabelled(FASHION_14, 0.3, 4000),
+        lambda: paper_cnn(1, (16, 32, 32)),
+        64,
+        600,
+    ),
+    "noise-vit-50": classify(
+        lambda: mislabelled(MNIST_14, 0.5, 6000),
+        lambda: Vit(1, 14, 7, 48, 3, 1),
+        64,
+        500,
+    ),
+}
+
+GRADIENT_CLIPPING = {
+    "clip-gru-200": ClippedProblem(
+        CODE_0, lambda: CharacterRnn(nn.GRU, VOCABULARY, 32, 64), 16, 200, CLASSIFY
+    ),
+    "clip-columns-300": ClippedProblem(
+        lambda: unscaled_regression(16, 2.0, 25),
+        lambda: mlp((16, 64, 64, 1), nn.GELU),
+        64,
+        300,
+        REGRESS,
+        REGRESS_WITH_FLOOR,
+    ),
+    "clip-lstm-150": ClippedProblem(
+        MNIST_14, lambda: RowRnn(nn.LSTM, 14, 64), 32, 150, CLASSIFY
+    ),
+}

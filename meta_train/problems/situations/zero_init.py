@@ -1,15 +1,17 @@
 """Parameters that are initialised to zero, far from their optimum."""
 
-from functools import partial
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from meta_train.problems.images import FASHION_14, MNIST_7, MNIST_14
 from meta_train.problems.networks.dense import mlp
-from meta_train.problems.situations.generated import fixed
-from meta_train.problems.situations.problems import supervised, supervised_by_batch
-from meta_train.problems.supervised import Batch, Objective
+from meta_train.problems.situations.generated import fixed, generated
+from meta_train.problems.situations.initialization import ReZeroMlp
+from meta_train.problems.situations.problems import Situation, classify, regress
+from meta_train.problems.supervised import Batch, Objective, Splits
 
 
 class Affine(nn.Module):
@@ -25,12 +27,17 @@ class Affine(nn.Module):
         """x: (b, width); returns the same"""
         return self.scale * x + self.shift + self.offset
 
-    @staticmethod
-    def examples(count: int, factor: float, offset: float, seed: int) -> Batch:
-        """24 normal numbers; targets: scaled and shifted by about `factor`."""
+
+@cache
+def affine_targets(factor: float, offset: float, seed: int, noise: float) -> Splits:
+    """24 normal numbers; targets: scaled and shifted by about `factor`."""
+    scale, shift = factor * fixed(2, 24, seed=seed)
+
+    def draw(count: int) -> Batch:
         x = torch.randn(count, 24)
-        stretch, shift = factor * fixed(2, 24, seed=seed)
-        return x, stretch * x + shift + offset
+        return x, scale * x + shift + offset
+
+    return generated(draw, noise)
 
 
 class GaussianMlp(nn.Module):
@@ -46,25 +53,28 @@ class GaussianMlp(nn.Module):
         means = self.layers(x)
         return means, self.log_scales.expand_as(means)
 
-    @staticmethod
-    def examples(count: int) -> Batch:
-        """8 normal numbers; targets: the sines of 12 projections."""
-        x = torch.randn(count, 8)
-        angles = x @ fixed(8, 12, seed=23) / 2
-        return x, angles.sin()
-
 
 # standard deviations of the noise in the targets of `GaussianMlp`
 SCALES = 10 ** torch.linspace(-2, 1, 12)
 
 
+@cache
+def gaussian_targets() -> Splits:
+    """8 normal numbers; targets: the sines of 12 projections."""
+    projections = fixed(8, 12, seed=23)
+
+    def draw(count: int) -> Batch:
+        x = torch.randn(count, 8)
+        return x, (x @ projections / 2).sin()
+
+    return generated(draw, SCALES)
+
+
 def negative_log_likelihood(outputs: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
     """Of normal distributions, the mean over targets (b, 12), without constants, ()."""
     means, log_scales = outputs
-    precision = (-log_scales).exp()
-    errors = (targets - means) * precision
-    losses = log_scales + 0.5 * errors.square()
-    return losses.mean()
+    errors = (targets - means) * (-log_scales).exp()
+    return (log_scales + 0.5 * errors.square()).mean()
 
 
 def divergence(outputs: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
@@ -75,8 +85,7 @@ def divergence(outputs: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
     means, log_scales = outputs
     scales = SCALES.to(targets.device)
     log_ratio = log_scales - scales.log()
-    precision = (-2 * log_scales).exp()
-    errors = (targets - means).square() * precision
+    errors = (targets - means).square() * (-2 * log_scales).exp()
     excess = (-2 * log_ratio).exp() + errors - 1
     return (log_ratio + 0.5 * excess).mean()
 
@@ -96,13 +105,11 @@ class ContrastiveViews(nn.Module):
         """images: (b, ...); returns logits (b, b) of pairs of views"""
         first = self._embedded_view(images)
         second = self._embedded_view(images)
-        similarities = first @ second.mT
-        return similarities * (-self.log_temperature).exp()
+        return (first @ second.mT) * (-self.log_temperature).exp()
 
     def _embedded_view(self, images: Tensor) -> Tensor:
         view = images + 0.5 * torch.randn_like(images)
-        embedded = self.layers(view)
-        return F.normalize(embedded, dim=1)
+        return F.normalize(self.layers(view), dim=1)
 
 
 def view_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -111,9 +118,33 @@ def view_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, matching)
 
 
-fit_gaussian = partial(
-    supervised,
-    objective=Objective(negative_log_likelihood),
-    evaluation=Objective(divergence),
-)
-match_views = partial(supervised_by_batch, objective=Objective(view_loss))
+# in turn for development, validation and test
+ZEROS_AT_FIRST = {
+    "zeros-scales-300": regress(
+        lambda: affine_targets(2.0, 3.0, 18, 0.1), lambda: Affine(24), 32, 300
+    ),
+    "zeros-log-scales-200": Situation(
+        gaussian_targets,
+        lambda: GaussianMlp(48),
+        64,
+        200,
+        Objective(negative_log_likelihood),
+        evaluation=Objective(divergence),
+    ),
+    "zeros-scales-100": regress(
+        lambda: affine_targets(1.0, -1.0, 19, 0.5), lambda: Affine(24), 64, 100
+    ),
+    "zeros-gates-200": classify(
+        FASHION_14, lambda: ReZeroMlp(196, 48, 10, 10), 64, 200
+    ),
+    # the loss depends on the batch size, so evaluation has that of training
+    "zeros-temperature-300": Situation(
+        MNIST_7,
+        lambda: ContrastiveViews((49, 64, 32)),
+        64,
+        300,
+        Objective(view_loss),
+        evaluation_batch=64,
+    ),
+    "zeros-gates-100": classify(MNIST_14, lambda: ReZeroMlp(196, 32, 20, 10), 64, 100),
+}

@@ -1,10 +1,7 @@
 import pytest
 import torch
 
-from meta_train.problems.situations import (
-    finetuning,
-    texts,
-)
+from meta_train.problems.situations import finetuning, texts
 
 
 @pytest.mark.parametrize(
@@ -14,7 +11,7 @@ from meta_train.problems.situations import (
         lambda name: finetuning.with_adapters(name, 8),
     ],
 )
-def test_adapted_networks_begin_as_what_they_adapt(build):
+def test_adapted_networks_start_as_the_pretrained_one(build):
     codes = torch.arange(32)[None]
     model = build("gpt-code")
     torch.testing.assert_close(model(codes), finetuning.pretrained("gpt-code")(codes))
@@ -23,7 +20,7 @@ def test_adapted_networks_begin_as_what_they_adapt(build):
     assert all("up" in name or "down" in name for name in trained)
 
 
-def test_thirds_have_other_texts():
+def test_thirds_have_different_texts():
     parts = [texts.code(third).splitlines() for third in range(3)]
     lines = [{x for x in part if len(x) > 60} for part in parts]
     for k in range(3):
@@ -32,7 +29,7 @@ def test_thirds_have_other_texts():
         assert shared < 0.01
 
 
-def test_fine_tuning_moves_to_another_text():
+def test_texts_for_fine_tuning_differ_from_those_for_pretraining():
     lower, mixed = texts.lower_case(), texts.mixed_case()
     assert lower == lower.lower()
     assert mixed != mixed.lower()

@@ -1,4 +1,4 @@
-"""Every seed of a family is a problem of its own."""
+"""Every seed of a family is another problem."""
 
 import pytest
 import torch
@@ -8,20 +8,20 @@ from harness.image_datasets import DatasetUnavailable
 from meta_train.problems import META_TRAINING, load_problem
 from meta_train.problems.catalogue import CnnFamily
 
+FAMILIES = [name for name, p in META_TRAINING.items() if isinstance(p, CnnFamily)]
 
-@pytest.fixture(
-    params=[name for name, one in META_TRAINING.items() if isinstance(one, CnnFamily)]
-)
+
+@pytest.fixture(params=FAMILIES)
 def family(request):
-    found = load_problem(request.param)
+    family = load_problem(request.param)
     try:
-        found.batch(0, 0)
+        family.batch(0, 0)
     except DatasetUnavailable as error:
         pytest.skip(f"data cannot be had: {error}")
-    return found
+    return family
 
 
-def test_members_differ_and_repeat(family):
+def test_seeds_have_different_networks_and_batch_sizes(family):
     shapes, sizes = set(), set()
     for seed in range(30):
         torch.manual_seed(seed)
@@ -38,7 +38,7 @@ def test_members_differ_and_repeat(family):
     assert {shape[-1] for shape in sizes} == {14, 28}
 
 
-def test_members_train_and_are_evaluated(family):
+def test_networks_of_seeds_have_gradients_and_are_evaluated(family):
     for seed in range(4):
         model = family.init(seed)
         loss = family.loss(model, family.batch(seed, 0))

@@ -40,14 +40,14 @@ def test_pooled_gray_images_by_hand(small):
     assert labels.tolist() == [3]
 
 
-def test_images_as_they_are_stay_as_they_are(small):
+def test_images_without_options_are_those_of_the_data_set(small):
     indices = torch.tensor([1, 5])
     ours = module.images("s").train.batch(indices)
     theirs = small.batch(indices)
     assert torch.equal(ours[0], theirs[0])
 
 
-def test_pixels_lie_between_zero_and_one_and_are_their_own_targets(small):
+def test_pixels_are_between_zero_and_one_and_equal_the_targets(small):
     inputs, targets = module.pixels("s").train.batch(torch.tensor([2]))
     assert torch.equal(inputs, small.images[2:3] / 255)
     assert targets is inputs
@@ -60,7 +60,7 @@ def test_the_denoisers_target_is_the_image_without_noise(small):
     assert (noisy - clean).std().item() == pytest.approx(module.NOISE, rel=0.2)
 
 
-def test_points_are_the_brightest_pixels_and_where_they_are(small):
+def test_points_are_positions_and_values_of_the_brightest_pixels(small):
     small.images[0, 0, 1, 2] = 255
     small.images[:, 1] = 0
     points, _ = module.brightest_pixels("s", 1, 1).train.batch(torch.tensor([0]))

@@ -1,10 +1,6 @@
 import torch
 
-from meta_train.problems.networks.dense import (
-    MixtureOfExperts,
-    Siren,
-    SirenSlopes,
-)
+from meta_train.problems.networks.dense import MixtureOfExperts, Siren, SirenSlopes
 from meta_train.problems.networks.sequential import (
     CausalAttention,
     Gpt,
@@ -12,7 +8,7 @@ from meta_train.problems.networks.sequential import (
 )
 
 
-def test_slopes_are_what_autograd_gives():
+def test_slopes_equal_those_of_autograd():
     torch.manual_seed(0)
     siren = Siren((2, 8, 8, 1)).double()
     slopes = SirenSlopes((2, 8, 8, 1)).double()
@@ -41,7 +37,7 @@ def test_linear_attention_is_attention_with_its_kernel():
     torch.testing.assert_close(layer(x)[0], layer.out(mixed))
 
 
-def test_characters_see_only_those_before_them():
+def test_logits_depend_on_no_later_character():
     torch.manual_seed(0)
     model = Gpt(9, 8, 12, 2, 2)
     codes = torch.randint(9, (1, 8))
@@ -52,7 +48,7 @@ def test_characters_see_only_those_before_them():
     assert not torch.allclose(before[..., 5:], after[..., 5:])
 
 
-def test_heads_of_attention_are_mixed_by_the_last_layer_only():
+def test_heads_of_attention_are_independent_before_the_last_layer():
     torch.manual_seed(0)
     layer = CausalAttention(6, 2)
     x = torch.randn(1, 4, 6)
@@ -65,7 +61,7 @@ def test_heads_of_attention_are_mixed_by_the_last_layer_only():
     assert not torch.allclose(before[..., :3], after[..., :3])
 
 
-def test_an_input_is_seen_by_two_experts():
+def test_two_experts_have_a_gradient_for_an_input():
     torch.manual_seed(0)
     model = MixtureOfExperts(4, 5, 6, 3)
     model(torch.randn(1, 1, 2, 2)).sum().backward()

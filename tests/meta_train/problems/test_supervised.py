@@ -32,10 +32,12 @@ def splits():
     return Splits(examples, examples, examples)
 
 
+def linear_problem(data, batch_size=8):
+    return SupervisedProblem(data, lambda: nn.Linear(4, 4), batch_size, 10, CLASSIFY)
+
+
 def test_evaluation_is_the_mean_over_all_examples(splits):
-    problem = SupervisedProblem(
-        "p", lambda: splits, lambda: nn.Linear(4, 4), CLASSIFY, 8, 10
-    )
+    problem = linear_problem(lambda: splits)
     model = problem.init(0).eval()
     inputs, labels = splits.test.batch(torch.arange(SIZE))
     loss, accuracy = problem.evaluate(model, "test")
@@ -52,27 +54,21 @@ def test_evaluation_is_the_mean_over_all_examples(splits):
 
 def test_regression_has_no_accuracy(splits):
     doubled = mapped(splits, lambda inputs, labels: (inputs, 2 * inputs))
-    problem = SupervisedProblem(
-        "p", lambda: doubled, lambda: nn.Identity(), REGRESS, 8, 10
-    )
+    problem = SupervisedProblem(lambda: doubled, nn.Identity, 8, 10, REGRESS)
     inputs = splits.test.batch(torch.arange(SIZE))[0]
     metrics = problem.evaluate(problem.init(0), "validation")
     assert metrics.accuracy is None
     assert metrics.loss == pytest.approx(inputs.square().mean().item(), rel=1e-5)
 
 
-def test_batches_are_those_of_the_data_sets_order(splits):
-    problem = SupervisedProblem(
-        "p", lambda: splits, lambda: nn.Linear(4, 4), CLASSIFY, 8, 10
-    )
+def test_batches_follow_the_order_of_the_data_set(splits):
+    problem = linear_problem(lambda: splits)
     indices = batch_indices(SIZE, 8, seed=derive_seed(5, 1), step=3)
     assert torch.equal(problem.batch(5, 3)[0], splits.train.batch(indices)[0])
 
 
 def test_a_full_batch_is_everything_in_order(splits):
-    problem = SupervisedProblem(
-        "p", lambda: splits, lambda: nn.Linear(4, 4), CLASSIFY, None, 10
-    )
+    problem = linear_problem(lambda: splits, batch_size=None)
     everything = splits.train.batch(torch.arange(SIZE))[0]
     for seed, step in ((0, 0), (1, 7)):
         assert torch.equal(problem.batch(seed, step)[0], everything)
@@ -83,9 +79,7 @@ def test_noise_in_examples_is_keyed_by_seed_and_step(splits):
         splits,
         lambda inputs, labels: (torch.randn(len(inputs)), labels),
     )
-    problem = SupervisedProblem(
-        "p", lambda: noisy, lambda: nn.Linear(4, 4), CLASSIFY, 8, 10
-    )
+    problem = linear_problem(lambda: noisy)
     drawn = [
         tuple(problem.batch(*key)[0].tolist())
         for key in ((0, 0), (0, 1), (1, 0), (0, 0))
@@ -124,7 +118,9 @@ def test_the_evidence_bound_by_hand():
 
 def test_the_contrastive_loss_by_hand():
     embeddings = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0]])
-    labels = torch.tensor([0, 0, 1])  # the third has nobody alike and does not count
+    labels = torch.tensor(
+        [0, 0, 1]
+    )  # the third has no other of its class and is left out
     alike = exp(1 / TEMPERATURE)
     other = exp(0.0)
     expected = -log(alike / (alike + other))

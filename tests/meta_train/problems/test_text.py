@@ -31,24 +31,25 @@ def test_files_are_read_in_sorted_order_and_coded_by_character():
     assert codes.min() >= 0 and codes.max() < VOCABULARY
 
 
-def test_no_split_sees_a_character_of_another():
+def test_splits_share_no_block():
     ends = torch.tensor([50 * BLOCK + 17, 54 * BLOCK + 20])
-    seen = []
+    blocks_of_splits = []
     for starts in window_starts(ends, 65):
         assert starts.max() + 65 <= ends[-1]
-        places = starts[:, None] + torch.arange(65)
-        second = places >= ends[0]
-        blocks = torch.where(second, 100 + (places - ends[0]) // BLOCK, places // BLOCK)
+        positions = starts[:, None] + torch.arange(65)
+        second = positions >= ends[0]
+        in_second = 100 + (positions - ends[0]) // BLOCK
+        blocks = torch.where(second, in_second, positions // BLOCK)
         assert (blocks == blocks[:, :1]).all()
-        seen.append(set(blocks.flatten().tolist()))
-    for first, second in combinations(seen, 2):
+        blocks_of_splits.append(set(blocks.flatten().tolist()))
+    for first, second in combinations(blocks_of_splits, 2):
         assert not first & second
-    assert seen[1] == {8, 18, 28, 38, 48}
-    assert seen[2] == {9, 19, 29, 39, 49}
-    assert len(seen[0]) == 40 + 4
+    assert blocks_of_splits[1] == {8, 18, 28, 38, 48}
+    assert blocks_of_splits[2] == {9, 19, 29, 39, 49}
+    assert len(blocks_of_splits[0]) == 40 + 4
 
 
-def test_every_file_is_in_training_and_a_change_moves_no_other():
+def test_longer_files_only_shift_the_training_windows_of_later_files():
     _, ends = library_text()
     starts = window_starts(ends, 65)[0]
     assert set(torch.searchsorted(ends, starts, right=True).tolist()) == set(
@@ -67,7 +68,7 @@ def test_targets_are_the_next_characters():
     assert torch.equal(inputs[:, 1:], targets[:, :-1])
 
 
-def test_a_window_is_of_the_file_that_it_begins_in():
+def test_windows_are_labelled_by_the_file_of_their_start():
     codes, files = files_of_windows(40).test.batch(torch.arange(30))
     for window, file in zip(codes, files.tolist(), strict=True):
         beginning = "".join(
@@ -76,7 +77,7 @@ def test_a_window_is_of_the_file_that_it_begins_in():
         assert beginning in source(FILES[file]) or len(beginning) < 10
 
 
-def test_a_python_without_its_sources_is_told_so(monkeypatch, tmp_path):
+def test_missing_sources_of_python_are_named(monkeypatch, tmp_path):
     monkeypatch.setattr(text.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
     library_text.cache_clear()
     with pytest.raises(

@@ -39,7 +39,7 @@ def test_a_factory_is_a_class_or_a_function():
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("constant", "expected a function or class without arguments; got 3"),
         ("number", "expected an object with name, steps, init, .*evaluate; got 3. See"),
@@ -51,29 +51,31 @@ def test_a_factory_is_a_class_or_a_function():
         ),
     ],
 )
-def test_another_object_is_refused(name, told):
-    with pytest.raises(ValueError, match=f"^problem '{HERE}:{name}': .*{told}"):
+def test_other_objects_are_errors(name, message):
+    with pytest.raises(ValueError, match=f"^problem '{HERE}:{name}': .*{message}"):
         load_problem(f"{HERE}:{name}")
 
 
-def test_errors_of_a_factory_are_its_own():
+def test_errors_of_a_factory_are_raised_unchanged():
     with pytest.raises(AttributeError, match="^of the user$"):
         load_problem(f"{HERE}:fails")
 
 
-def test_a_module_that_fails_is_named_with_its_line(tmp_path, monkeypatch):
-    (tmp_path / "own_module_that_fails.py").write_text(
+def test_the_line_of_an_error_in_a_module_is_named(tmp_path, monkeypatch):
+    (tmp_path / "user_module_that_fails.py").write_text(
         "import torch\n\ntorch.manual_seed(2**70)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    told = r"cannot import .*Overflow.*own_module_that_fails.py, line 3\)"
-    with pytest.raises(ValueError, match=told):
-        load_problem("own_module_that_fails:Toy")
+    message = r"cannot import .*Overflow.*user_module_that_fails.py, line 3\)"
+    with pytest.raises(ValueError, match=message):
+        load_problem("user_module_that_fails:Toy")
 
 
-def test_an_unknown_name_shows_the_nearest():
-    told = r"^problem 'fm16': expected a known name or module:factory. Nearest: fm-16,"
-    with pytest.raises(ValueError, match=told) as raised:
+def test_errors_for_unknown_names_have_the_nearest():
+    message = (
+        r"^problem 'fm16': expected a known name or module:factory. Nearest: fm-16,"
+    )
+    with pytest.raises(ValueError, match=message) as raised:
         load_problem("fm16")
     assert len(str(raised.value)) < 200
     assert "python -m meta_train.problems --names" in str(raised.value)
@@ -81,6 +83,6 @@ def test_an_unknown_name_shows_the_nearest():
 
 def test_names_are_listed(capsys):
     run(Config(names=True))
-    found = capsys.readouterr().out
-    assert "development: fm-16, fm-8" in found
-    assert "meta-training: fm-cnns" in found
+    output = capsys.readouterr().out
+    assert "development: fm-16, fm-8" in output
+    assert "meta-training: fm-cnns" in output
