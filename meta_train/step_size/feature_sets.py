@@ -30,9 +30,9 @@ from ngopt.learned_step.features import (
     matrices_of,
     weight_features,
 )
+from ngopt.measurements import dense_counts, spectral_excess
 from ngopt.roles.from_graph import ParameterRole, roles_of
 from ngopt.soap.config import Measured
-from ngopt.soap.first_steps import dense_counts, spectral_excess
 
 GRAPHS = 2
 HORIZON = ["log steps", "log steps below 500"]

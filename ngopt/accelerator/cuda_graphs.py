@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, _foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
 
-from ngopt.soap.layout import Bucket
+from ngopt.roles.buckets import Bucket
 
 logger = logging.getLogger("ngopt")
 

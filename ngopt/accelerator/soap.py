@@ -17,10 +17,10 @@ from ngopt.accelerator.cuda_graphs import (
     supports_cuda_graphs,
 )
 from ngopt.functional import AVERAGE, Change, Hyper, Record, apply
+from ngopt.roles.buckets import Bucket
 from ngopt.soap.eigenbasis import ROUNDS, Renewal
 from ngopt.soap.elementwise import Elementwise, StepScalars
 from ngopt.soap.first_steps import OBSERVED_STEPS
-from ngopt.soap.layout import Bucket
 from ngopt.soap.schedule import ScheduledValues, StepSchedule, times_lr
 from ngopt.soap.soap import SoapRule
 from ngopt.soap.update import SoapUpdate, Step
@@ -93,7 +93,8 @@ class AcceleratedUpdate(SoapUpdate):
         scheduled = next_values(self.schedule, step.hyper)
         count = scheduled.count
         # a copy: the next step that is not captured overwrites the schedule's table
-        self.layout.count_on_device(step.records, count.clone())
+        on_device = count.clone().view(1, -1)
+        self.layout.packed.replace(step.records, self.layout.step_packing, on_device)
         every = self.renewals.every
         renewals = renewals_on_device(self._positions, every, count.min() - 1)
         yield from self.work(step, scheduled, renewals)
@@ -104,7 +105,8 @@ class AcceleratedUpdate(SoapUpdate):
         if self._graphs is None or not step.has_fixed_lr or is_early:
             return False
         phase = self.renewals.phase(int(step.youngest))
-        if not self.renewals.is_repeated(phase):
+        is_repeated = phase.length in (*range(1, ROUNDS // 2 + 1), self.renewals.every)
+        if not is_repeated:  # no later step has this phase
             return False
         changed = list(step.params)
         for record in step.records:

@@ -17,7 +17,7 @@ from ngopt.distributed.shards import Shards
 from ngopt.functional import AVERAGE, Record
 from ngopt.roles.kronecker_factors import Layouts
 from ngopt.shard_layout import Piece, as_dtensor, is_dtensor, local, whole
-from ngopt.soap.layout import first_record
+from ngopt.soap.state import first_record
 
 DISPLACEMENT = "displacement"  # held like parameters, not owned
 

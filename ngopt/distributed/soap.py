@@ -21,25 +21,16 @@ from ngopt.distributed.checkpoint import ShardedState
 from ngopt.distributed.exchange import Arrival, Exchange, make_exchanges
 from ngopt.distributed.shards import Shards
 from ngopt.functional import Change, Gradients, Hyper, Record, state_dtype
+from ngopt.measurements import Sums
+from ngopt.roles.buckets import Bucket, BucketEntry, arranged, entries_of, stacks_of
 from ngopt.roles.kronecker_factors import MatrixLayout, is_measured
-from ngopt.soap.config import Network
+from ngopt.soap.config import Network, kept_scalars
 from ngopt.soap.eigenbasis import renewal_positions
 from ngopt.soap.elementwise import StepScalars
-from ngopt.soap.layout import (
-    MOVED,
-    Bucket,
-    BucketEntry,
-    StateLayout,
-    arranged,
-    counts_of,
-    entries_of,
-    factors_of,
-    first_record,
-    stacks_of,
-)
 from ngopt.soap.schedule import ScheduledValues, must_stay_tensor
 from ngopt.soap.soap import SoapRule
-from ngopt.soap.update import SoapUpdate, Step, Sums
+from ngopt.soap.state import MOVED, StateLayout, counts_of, factors_of, first_record
+from ngopt.soap.update import SoapUpdate, Step
 
 # Elements that one owner updates while others are sent.
 ROUND_ELEMENTS = {"cpu": 1 << 22, "accelerator": 1 << 23}
@@ -67,7 +58,7 @@ class ShardedSoapRule(SoapRule):
         layouts = self.layouts[i]
         if i >= len(self.shards.owned):
             return super().first_record(i, p)
-        scalars = self.kept_scalars
+        scalars = kept_scalars(self.soap.multiplier)
         record = first_record(p, self.shards.layouts(i, layouts), scalars)
         if not self.shards.owns(i):
             whole = first_record(p.new_empty(0, device="meta"), layouts, scalars)

@@ -70,25 +70,16 @@ class SoapConfig:
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """n parameters of one dtype and device, as they are known before the first step.
+    """n parameters of one dtype and device, as they are known before the first step."""
 
-    Attributes:
-        graph: of all parameters of the rule, with their connections.
-        positions: of these parameters in `graph.parameters`.
-        roles, layouts: of each of these parameters.
-        bias_matrices: index of the matrix of each bias; of other parameters, and of
-            biases whose matrix is not among these, their own index.
-        total_steps: the horizon; None if it is unknown.
-        like: an empty tensor with the dtype and device of the state.
-    """
-
-    graph: NeuralGraph
-    positions: Sequence[int]
+    graph: NeuralGraph  # of all parameters of the rule, with their connections
+    positions: Sequence[int]  # of these parameters in `graph.parameters`
     roles: Sequence[ParameterRole]
     layouts: Sequence[Layouts]
+    # index of the matrix of each bias; else, and of biases without one, the own index
     bias_matrices: Sequence[int]
-    total_steps: int | None
-    like: Tensor
+    total_steps: int | None  # the horizon, if it is known
+    like: Tensor  # empty, with the dtype and device of the state
 
     @property
     def device(self) -> torch.device:
@@ -105,29 +96,28 @@ class Network:
 
 
 class Measured(NamedTuple):
-    """What is measured in a step: tensors (n,), or arrays on the host.
-
-    Attributes:
-        grad_rms, weight_rms: RMS of gradients and of weights.
-        is_first: bool, parameters with their first gradient; None if there are none.
-        density: share of nonzero elements in the gradient, 1 where it is not measured.
-            Measured of embedding tables in their first steps and, for a multiplier, of
-            all matrices in the first step. None in later steps.
-        excess: `spectral_excess` of matrices, 0 of vectors; a tensor also on the host.
-            None unless `is_first`.
-        momentum_squares: sums of squares of the momentum before this step. None
-            unless the agreement of gradients is measured.
-        first: `FIRST_VALUES` of the first step of each parameter; None without a
-            multiplier.
-    """
+    """What is measured in a step: tensors (n,), or arrays on the host."""
 
     grad_rms: Array
     weight_rms: Array
+    # bool, parameters with their first gradient; None if there are none
     is_first: Array | None = None
+    # share of nonzero elements in the gradient, 1 where it is not measured: of tables
+    # in the first steps and, for a multiplier, of all matrices in the first; else None
     density: Array | None = None
-    excess: Array | None = None
+    # `spectral_excess` of matrices, 0 of vectors; a tensor; None unless `is_first`
+    excess: Tensor | None = None
+    # sums of squares of the momentum before this step; None unless gradients' agreement
+    # is measured
     momentum_squares: Array | None = None
+    # `FIRST_VALUES` of the first step of each parameter; None without a multiplier
     first: "Measured | None" = None
+
+    def arrays(self) -> "Measured":
+        """The values as arrays, of tensors on the host; `excess` stays a tensor."""
+        values = self._asdict().items()
+        arrays = {key: x.numpy() for key, x in values if isinstance(x, Tensor)}
+        return self._replace(**{**arrays, "excess": self.excess})
 
 
 FIRST_VALUES = "grad_rms", "weight_rms", "density", "excess"

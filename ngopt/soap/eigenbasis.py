@@ -127,10 +127,6 @@ class RenewalSchedule:
         length = min(1 + step // ROUNDS, self.every)
         return Phase(length, step % length)
 
-    def is_repeated(self, phase: Phase) -> bool:
-        """Whether a later step has the same phase."""
-        return phase.length <= ROUNDS / 2 or phase.length == self.every
-
     def at(self, step: int) -> list[Renewal]:
         """All bases in the first steps, then those of the phase."""
         length, place = phase = self.phase(step)

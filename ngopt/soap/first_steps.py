@@ -21,14 +21,11 @@ from torch import Tensor
 
 from ngopt.devices import Array, Pair, array_module, precise_dtype
 from ngopt.soap.config import Measured, Network, SoapConfig
-from ngopt.soap.layout import ScalarState
 from ngopt.soap.schedule import ScheduledValues
+from ngopt.soap.state import ScalarState
 
 OBSERVED_STEPS = 8  # in which density and agreement of gradients are measured
 MAX_AGREEMENT = 0.95
-ITERATIONS = 6  # of a power iteration
-# Largest singular value of random matrices, in units of RMS (sqrt m + sqrt n).
-RANDOM_EDGE = 1.02
 MIN_DENSITY = 1e-3  # share of a table's rows
 TINY = 1e-30
 
@@ -150,32 +147,6 @@ def agreement(squares: Array, expected: Array, age: Array, beta1: float) -> Arra
     return ratio.clip(0.0, MAX_AGREEMENT)
 
 
-def spectral_excess(weight: Tensor) -> Tensor:
-    """log of largest singular value / that of random matrices with equal RMS, ().
-
-    A lower estimate, at least 0, invariant to permutations of neurons; 0 for weights
-    that are not finite. weight: (m, ...).
-    """
-    w = weight.detach().reshape(len(weight), -1)
-    w = w.to(torch.promote_types(w.dtype, torch.float32))
-    w = w / w.abs().amax().clip(min=TINY)
-    v = w.sum(1)
-    for _ in range(ITERATIONS):
-        v = w @ (w.mT @ _normalized(v))
-    v = _normalized(v)
-    largest = (w.mT @ v).norm()
-    rms = w.square().mean().sqrt()
-    roots = len(w) ** 0.5 + w.shape[1] ** 0.5
-    edge = RANDOM_EDGE * rms.mul(roots)
-    ratio = largest / edge.clip(min=TINY)
-    excess = ratio.clip(min=1.0).log()
-    return excess.nan_to_num(0.0, 0.0)
-
-
-def _normalized(v: Tensor) -> Tensor:
-    return v / v.norm().clip(min=TINY)
-
-
 def trained(
     excess: Tensor, matrices: Sequence[int], numels: Sequence[int], config: SoapConfig
 ) -> tuple[Tensor, Tensor]:
@@ -212,12 +183,6 @@ def initial_size(rms: Array, inverse_init_rms: Array) -> Pair:
     """
     ratio = inverse_init_rms * rms
     return (ratio == 0) + 0.0 * ratio, inverse_init_rms / ratio.clip(1.0)
-
-
-def dense_counts(grads: Sequence[Tensor], indices: Sequence[int]) -> Tensor:
-    """Numbers of nonzero elements in the gradients at some indices, (k,)."""
-    dtype = precise_dtype(grads[0].device)
-    return torch.stack([(grads[i] != 0).sum().to(dtype) for i in indices])
 
 
 def mean_density(share: Array, density: Array, count: Array) -> Pair:

@@ -14,8 +14,8 @@ from ngopt.devices import Array, Pair
 from ngopt.soap.config import Measured, Network, SoapConfig
 from ngopt.soap.elementwise import StepScalars
 from ngopt.soap.first_steps import FirstSteps
-from ngopt.soap.layout import ScalarState
 from ngopt.soap.schedule import DECAY, ScheduledValues, short_run_multiplier
+from ngopt.soap.state import ScalarState
 
 WEIGHT_SCALES = 0.0625, 10.0  # range of the step size's factor by RMS of the weights
 COMPARED_STEPS = 3  # number of first gradients that are compared with the next one

@@ -1,16 +1,6 @@
 """The default: SOAP (Vyas et al. 2024) with one setting for every network.
 
-For every matrix G of gradients (`ngopt.roles.kronecker_factors`: which these are):
-
-    L <- b L + (1 - b) G G^T,  R <- b R + (1 - b) G^T G    Kronecker factors
-    m <- b1 m + (1 - b1) G,    n: Nesterov's momentum
-    v <- b2 v + (1 - b2) (Q_L^T G Q_R)^2                   second moments, of which
-                                                           v / (1 - b2) is stored
-    u = Q_L [Q_L^T n Q_R / sqrt(v)] Q_R^T                  direction
-    W <- W - step_size u - decay W
-    Q_L, Q_R <- nearer to the eigenvectors of L and R      (`ngopt.soap.eigenbasis`)
-
-Vectors have no factors: that is Adam with Nesterov's momentum. Differences from SOAP:
+The equations are in `ngopt.soap.update`. Differences from SOAP:
 
 - Eigenbases are renewed after they were used, except the first ones. So they do not
   contain the gradient that they are applied to. Renewal needs no QR.
@@ -41,8 +31,8 @@ from ngopt.roles.kronecker_factors import layouts_of
 from ngopt.schedule import warn_past_horizon
 from ngopt.soap.config import Multiplier, Network, SoapConfig, kept_scalars
 from ngopt.soap.eigenbasis import renewal_interval
-from ngopt.soap.layout import first_record
 from ngopt.soap.schedule import NOMINAL_STEP
+from ngopt.soap.state import first_record
 from ngopt.soap.update import SoapUpdate, Step
 
 
@@ -120,11 +110,8 @@ class SoapRule(UpdateRule):
 
     def first_record(self, i: int, p: Tensor) -> Record:
         """The state of parameter i; p: its part in this process."""
-        return first_record(p, self.layouts[i], self.kept_scalars)
-
-    @property
-    def kept_scalars(self) -> dict[str, float]:
-        return kept_scalars(self.soap.multiplier)
+        scalars = kept_scalars(self.soap.multiplier)
+        return first_record(p, self.layouts[i], scalars)
 
     def update(
         self,

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ngopt import devices
+from ngopt import devices, measurements
 from ngopt.chunking import chunk_size
 from ngopt.functional import AVERAGE, Change, Hyper, Record
+from ngopt.measurements import Sums
+from ngopt.roles.buckets import Bucket
 from ngopt.soap.config import (
     FIRST_VALUES,
     Measured,
@@ -25,87 +27,37 @@ from ngopt.soap.config import (
 )
 from ngopt.soap.eigenbasis import Renewal, RenewalSchedule, renewal_positions, renewed
 from ngopt.soap.elementwise import ELEMENTWISE, Elementwise, StepScalars
-from ngopt.soap.first_steps import OBSERVED_STEPS, dense_counts, spectral_excess
-from ngopt.soap.layout import (
-    MOVED,
-    Bucket,
-    ScalarState,
-    StackedState,
-    StateLayout,
-    counts_of,
-)
+from ngopt.soap.first_steps import OBSERVED_STEPS
 from ngopt.soap.scalars import FactorScalars, ScalarEquations
 from ngopt.soap.schedule import ScheduledValues, StepSchedule, must_stay_tensor
+from ngopt.soap.state import MOVED, ScalarState, StackedState, StateLayout, counts_of
 
 # Bytes of eigenbases that are renewed in one batch.
 RENEWED_BYTES = {"cpu": 4 << 20, "accelerator": 192 << 20}
 
 
-class Sums:
-    """Sums over the processes that share parameters; here there is one process.
-
-    `ngopt.distributed.soap` has those of several processes.
-    """
-
-    def norms(self, norms: Tensor) -> Tensor:
-        """Norms of whole tensors; norms: of the parts in this process, (k n,)."""
-        return norms
-
-    def of_parts(self, values: Tensor, parameters: Sequence[int]) -> Tensor:
-        """Sums over all parts of some parameters; values: of this process, (k,)."""
-        return values
-
-    def of_owners(self, values: Tensor) -> Tensor:
-        """Values of all n parameters; values: of those that this process owns, (n,)."""
-        return values
-
-    def whole_parameters(
-        self, params: Sequence[Tensor]
-    ) -> Iterable[tuple[int, Tensor]]:
-        """(index, all elements) of parameters that this process owns."""
-        return enumerate(params)
-
-
 @dataclass(eq=False)
 class Step:
-    """Inputs and values of one step of n parameters.
-
-    Attributes:
-        grads, params, records, hyper: of these parameters.
-        all_params: of all parameters of the rule.
-        in_place: whether neither autograd nor vmap traces the step.
-        has_fixed_lr: whether the step is in place and all learning rates may be read.
-        state: the stacked tensors of `records`, which the step updates in place.
-        elementwise: implementations of the elementwise equations.
-        write_out: whether products are written to their places by `out=`.
-        on_host: whether scalars are computed by NumPy.
-        ages: previous gradients of each parameter; () if they are on the device.
-        youngest: the least age; infinite if ages are on the device.
-        scalars: `StepScalars` of all parameters, (fields, n).
-        of_factors: `FactorScalars` of the factors of each size.
-        moved: path and distance of the parameters, (2, n), to which the step adds.
-        average_weights: for each parameter, the weight of its new value in its average.
-        bases: eigenbases in the dtype of products, by size.
-    """
+    """Inputs and values of one step of n parameters."""
 
     grads: Sequence[Tensor]
     params: Sequence[Tensor]
     records: Sequence[Record]
     hyper: Hyper
-    all_params: Sequence[Tensor]
-    in_place: bool
-    has_fixed_lr: bool
-    state: StackedState
+    all_params: Sequence[Tensor]  # of the rule
+    in_place: bool  # neither autograd nor vmap traces the step
+    has_fixed_lr: bool  # it is in place, and learning rates may be read
+    on_host: bool  # scalars are computed by NumPy
+    state: StackedState  # of `records`; the step updates it in place
+    average_weights: Sequence[Any]  # of the new values in the averages
     elementwise: Elementwise = ELEMENTWISE
-    write_out: bool = False
-    on_host: bool = False
-    ages: Sequence[float] = ()
-    youngest: float = torch.inf
-    scalars: Tensor = field(init=False)
-    of_factors: dict[int, FactorScalars] = field(default_factory=dict)
-    moved: Tensor = field(init=False)
-    average_weights: Sequence[Any] = ()
-    bases: dict[int, Tensor] = field(default_factory=dict)
+    write_out: bool = False  # whether products are written to their places by `out=`
+    ages: Sequence[float] = ()  # previous gradients; () if they are on the device
+    youngest: float = torch.inf  # least age; infinite if ages are on the device
+    scalars: Tensor = field(init=False)  # `StepScalars`, (fields, n)
+    of_factors: dict[int, FactorScalars] = field(default_factory=dict)  # by size
+    moved: Tensor = field(init=False)  # path and distance, (2, n): the step adds
+    bases: dict[int, Tensor] = field(default_factory=dict)  # by size, for products
 
 
 class SoapUpdate:
@@ -280,12 +232,7 @@ class SoapUpdate:
         if self._multiplier is not None:
             multiplier, kept = self._multiplied(step, measured, scheduled, kept)
         if step.on_host:
-            arrays = {}
-            for key, value in measured._asdict().items():
-                if value is not None and key != "excess":
-                    arrays[key] = value.numpy()
-            measured = measured._replace(**arrays)
-            values = values.numpy()
+            values, measured = values.numpy(), measured.arrays()
             kept = [x.numpy() for x in kept]
             multiplier = None if multiplier is None else multiplier.numpy()
         new = self.scalars.of_step(
@@ -309,7 +256,7 @@ class SoapUpdate:
         """Measures gradients and weights; most values in the first steps only."""
         count = len(step.params)
         tensors = [*step.grads, *step.params]
-        norms = devices.norms(tensors, self._roots.dtype, step.in_place)
+        norms = measurements.norms(tensors, self._roots.dtype, step.in_place)
         rms = self.sums.norms(norms) / self._roots
         measured = Measured(rms[:count], rms[count:])
         if step.youngest >= OBSERVED_STEPS:
@@ -334,12 +281,13 @@ class SoapUpdate:
         excess = [torch.zeros_like(step.state.scalars[0, 0])] * len(step.params)
         for i, p in self.sums.whole_parameters(step.params):
             if i in self.scalars.first_steps.matrices:
-                excess[i] = spectral_excess(p)
+                excess[i] = measurements.spectral_excess(p)
         return self.sums.of_owners(torch.stack(excess))
 
     def _density(self, step: Step, indices: Sequence[int]) -> Tensor:
         """Shares of nonzero elements of gradients at some indices, else 1; (n,)."""
-        counts = self.sums.of_parts(dense_counts(step.grads, indices), indices)
+        counts = measurements.dense_counts(step.grads, indices)
+        counts = self.sums.of_parts(counts, indices)
         shares = counts / self.scalars.first_steps.numels[list(indices)]
         density = [torch.ones_like(self._roots[0])] * len(step.params)
         for i, share in zip(indices, shares, strict=True):

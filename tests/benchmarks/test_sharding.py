@@ -12,8 +12,8 @@ from torch.distributed.fsdp import fully_shard
 from benchmarks import sharding
 from benchmarks.shapes import Llama
 from benchmarks.sharding import ALONE, DDP, FSDP, Collectives, DeviceCounts, Group
+from ngopt.roles.buckets import Bucket
 from ngopt.shard_layout import whole
-from ngopt.soap.layout import Bucket
 
 TINY = partial(Llama, 64, 16, 2, 24, 2)
 COUNT, VECTORS = 21, 5 * 16  # parameters, and elements of vectors

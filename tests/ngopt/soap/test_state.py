@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ngopt.roles.kronecker_factors import Axis, MatrixLayout
-from ngopt.soap.layout import ScalarState, StateLayout, counts_of, first_record
+from ngopt.soap.state import ScalarState, StateLayout, counts_of, first_record
 
 LAYOUTS = [
     [MatrixLayout((2, 4, 6, 1), (Axis("rows", 2, 2, 6), Axis("channels", 1, 6, 4)))],

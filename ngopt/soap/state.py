@@ -1,192 +1,29 @@
-"""Memory layout: elementwise work is done on buckets, matrix products on stacks.
-
-A bucket is a matrix (rows, lanes) that holds matrices and vectors of several parameters
-one after the other. A row belongs to one parameter, so that scalars of parameters
-broadcast as (rows, 1). A stack is all matrices of one layout in a bucket.
-
-The state of many parameters is in a few tensors, of which their records hold views.
-"""
+"""The state of many parameters in a few tensors, of which their records hold views."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from itertools import chain, groupby
-from math import prod
-from operator import attrgetter
+from itertools import chain
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ngopt.chunking import chunk_size
 from ngopt.functional import Record, state_dtype
-from ngopt.packing import PackedState, Packing, PaddedRows, Values, scalar_packing
-from ngopt.roles.kronecker_factors import Axis, Layouts, MatrixLayout, is_measured
+from ngopt.packing import PackedState, Packing, PaddedRows, scalar_packing
+from ngopt.roles.buckets import (
+    Bucket,
+    BucketEntry,
+    Factors,
+    Stack,
+    arranged,
+    entries_of,
+)
+from ngopt.roles.kronecker_factors import Layouts, is_measured
 
-# Elements of a bucket, unless one entry has more; on CPUs what fits into caches.
-BUCKET_ELEMENTS = {"cpu": 1 << 20, "accelerator": 1 << 25}
-LANES = 128
-FEW_LANES, FEW_ELEMENTS = 16, 1 << 18  # of a bucket with few elements
 # Factors and bases of more rows are bfloat16: rounding is far below their noise.
 FLOAT32_ROWS = 512
 TINY = 1e-30
-
-
-class BucketEntry(NamedTuple):
-    """The matrices of one layout of a parameter."""
-
-    parameter: int
-    number: int  # index among the layouts of the parameter
-    layout: MatrixLayout
-    is_measured: bool = False  # see `is_measured`
-
-    @property
-    def numel(self) -> int:
-        return prod(self.layout.shape)
-
-    @property
-    def kind(self) -> tuple:
-        """Equal for entries of one stack; () without Kronecker factors."""
-        return self.layout.axes and (self.layout.shape, self.layout.axes)
-
-
-Stack = list[BucketEntry]
-"""Entries of one kind."""
-
-
-class Factors(NamedTuple):
-    """Kronecker factors of an axis of a stack."""
-
-    stack: int  # index of the stack in its bucket
-    axis: Axis
-    indices: slice  # among all factors of the axis' size
-
-
-class Bucket:
-    """Entries of one dtype and device, those without Kronecker factors last.
-
-    Attributes:
-        owners: index of the parameter of each row, (rows,).
-        pieces, parts, stacked: how (rows, lanes) splits into matrices of entries, into
-            elements of parameters, and into stacks.
-        stacks: entries with equal layouts. factors: of the axes of all stacks.
-        measured: last entries, whose distance is measured. first: their first row.
-    """
-
-    def __init__(self, entries: Sequence[BucketEntry], device: torch.device):
-        """entries: those of one kind follow each other."""
-        self.entries = entries
-        self.stacks = stacks_of(entries)
-        self.factors: list[Factors] = []
-        self.measured = [entry for entry in entries if entry.is_measured]
-        numel = sum(entry.numel for entry in entries)
-        lanes = LANES if numel > FEW_ELEMENTS else FEW_LANES
-        shapes = [entry.layout.shape for entry in entries]
-        parts = [entry.layout.part for entry in entries]
-        self.pieces = PaddedRows(shapes, lanes)
-        self.parts = PaddedRows(shapes, lanes, parts)
-        self.first = sum(self.pieces.rows[: len(entries) - len(self.measured)])
-        rows = torch.tensor(self.pieces.rows, device="cpu")
-        parameters = torch.tensor([entry.parameter for entry in entries], device="cpu")
-        self.owners = parameters.repeat_interleave(rows).to(device)
-        self.stacked = PaddedRows(self._stack_shapes(rows, lanes), lanes)
-
-    def _stack_shapes(self, rows: Tensor, lanes: int) -> list[tuple[int, ...]]:
-        shapes = []
-        for stack in self.stacks:
-            layout = stack[0].layout
-            groups, *matrix = layout.shape
-            if matrix[-1] == 1 and not layout.has_parts:
-                matrix.pop()  # without kernel, see `Axis`
-            shapes.append((len(stack) * groups, *matrix))
-        if not self.entries[-1].kind:  # all without factors are one long row
-            rest = len(self.entries) - len(self.stacks[-1])
-            length = int(rows[rest:].sum()) * lanes
-            shapes[-1] = (1, length)
-        return shapes
-
-    def spread(self, scalars: Tensor) -> Sequence[Tensor]:
-        """(k, parameters) -> k times (rows, 1)."""
-        return scalars.index_select(1, self.owners).unsqueeze(2).unbind()
-
-    def gather(self, values: Values) -> Tensor:
-        """Values of parameters -> (rows, lanes) of the entries; may be a view."""
-        matrices = []
-        for entry in self.entries:
-            matrices.append(entry.layout.of(values[entry.parameter]))
-        return self.pieces.join(matrices)
-
-    def rotate(
-        self, stacks: list[Tensor], bases: Sequence[Tensor], back: bool, write_out: bool
-    ) -> Tensor:
-        """Stacks -> (rows, lanes) in their eigenbases, or back.
-
-        Args:
-            stacks: views of `stacked`; they are replaced.
-            bases: of `factors`.
-            write_out: whether products are written to their places by `out=`.
-        """
-        result, places = None, []
-        if write_out and len(stacks) > 1 and not self.stacked.has_gaps:
-            result = stacks[0].new_empty(len(self.owners), self.stacked.lanes)
-            places = self.stacked.split(result)
-        last = {factors.stack: k for k, factors in enumerate(self.factors)}
-        for k, ((i, axis, _), basis) in enumerate(
-            zip(self.factors, bases, strict=True)
-        ):
-            # the last product of a stack need not be copied
-            has_place = places and k == last[i] and stacks[i].dim() == 3
-            out = places[i] if has_place else None
-            stacks[i] = axis.rotate(stacks[i], basis, back, out)
-        if result is None:
-            return self.stacked.join(stacks)
-        for place, x in zip(places, stacks, strict=True):
-            if x is not place:
-                place.copy_(x)
-        return result
-
-
-def arranged(
-    entries: Sequence[BucketEntry], device: torch.device
-) -> list[list[BucketEntry]]:
-    """Entries of each bucket; those of one kind follow each other.
-
-    Kinds with few elements share a bucket first, so that large kinds have their own.
-    """
-    kinds: dict[tuple, list[BucketEntry]] = {}
-    numels: Counter[tuple] = Counter()
-    for entry in entries:
-        kinds.setdefault(entry.kind, []).append(entry)
-        numels[entry.kind] += entry.numel
-    largest = chunk_size(BUCKET_ELEMENTS, device)
-    buckets: list[list[BucketEntry]] = []
-    free = -1
-    for kind in sorted(kinds, key=numels.__getitem__):
-        for entry in kinds[kind]:
-            if entry.numel > free:
-                buckets.append([])
-                free = largest
-            buckets[-1].append(entry)
-            free -= entry.numel
-    for of_bucket in buckets:
-        of_bucket.sort(key=lambda entry: (entry.is_measured, not entry.kind))
-    return buckets
-
-
-def entries_of(
-    layouts: Sequence[Layouts], parameters: Sequence[int]
-) -> list[BucketEntry]:
-    """Entries of some parameters; layouts: of each parameter."""
-    entries: list[BucketEntry] = []
-    for i in sorted(parameters):
-        for number, layout in enumerate(layouts[i]):
-            entries.append(BucketEntry(i, number, layout, is_measured(layouts[i])))
-    return entries
-
-
-def stacks_of(entries: Sequence[BucketEntry]) -> list[Stack]:
-    """Entries that follow each other, divided by kind."""
-    return [list(stack) for _, stack in groupby(entries, attrgetter("kind"))]
 
 
 class FactorKey(NamedTuple):
@@ -229,30 +66,19 @@ def counts_of(keys: Mapping[int, Sequence[FactorKey]]) -> dict[int, int]:
 
 
 class ScalarState(NamedTuple):
-    """Scalars of the state, by name: (n,) each, or of one parameter ().
+    """Scalars of the state, by name: (n,) each, or of one parameter ()."""
 
-    Attributes:
-        scale, rms: unit of gradients and their running RMS, see `GradientScale`.
-        skipped: gradients that were not finite.
-        offset, slope: the step size has the factor offset + slope * RMS(weights).
-        untrained: from 0, trained and near a minimum, to 1, random weights.
-        share: factor of the step size of trained weights.
-        agreement: of the first gradients, 0 to 1.
-        density: mean share of elements with a gradient, of tables.
-        path: sum of squared steps. distance: squared, from the initial value.
-    """
-
-    scale: Tensor
-    rms: Tensor
-    skipped: Tensor
-    offset: Tensor
+    scale: Tensor  # unit of gradients, see `GradientScale`
+    rms: Tensor  # running, of gradients
+    skipped: Tensor  # gradients that were not finite
+    offset: Tensor  # the step size has the factor offset + slope * RMS(weights)
     slope: Tensor
-    untrained: Tensor
-    share: Tensor
-    agreement: Tensor
-    density: Tensor
-    path: Tensor
-    distance: Tensor
+    untrained: Tensor  # from 0, trained and near a minimum, to 1, random weights
+    share: Tensor  # factor of the step size of trained weights
+    agreement: Tensor  # of the first gradients, 0 to 1
+    density: Tensor  # mean share of elements with a gradient, of tables
+    path: Tensor  # sum of squared steps
+    distance: Tensor  # squared, from the initial value
 
 
 def first_record(p: Tensor, layouts: Layouts, scalars: Mapping[str, float]) -> Record:
@@ -369,7 +195,7 @@ class StateLayout:
                     torch.split, split_size_or_sections=[k.count for k in keys]
                 )
                 packings.append(Packing(places, torch.cat, split))
-        self._step = len(packings)  # index of the packing of steps
+        self.step_packing = len(packings)  # index
         packings.append(scalar_packing(self._count, ["step"], torch.device("cpu")))
         packings.append(scalar_packing(self._count, scalars, self.device))
         for bucket in self._measured:
@@ -406,10 +232,6 @@ class StateLayout:
             squares = rows.detach().square().sum(1)
             total = total.index_add(0, bucket.owners, squares)
         return total
-
-    def count_on_device(self, records: Sequence[Record], step: Tensor) -> None:
-        """Replaces the steps in records by views of `step`, (n,), on the device."""
-        self.packed.replace(records, self._step, step.view(1, -1))
 
 
 def _packing(entries: Sequence[BucketEntry], key: str, pieces: PaddedRows) -> Packing:

@@ -1,0 +1,183 @@
+"""Memory layout of many parameters: elementwise work is done on buckets, matrix
+products on stacks.
+
+A bucket is a matrix (rows, lanes) that holds matrices and vectors of several parameters
+one after the other. A row belongs to one parameter, so that scalars of parameters
+broadcast as (rows, 1). A stack is all matrices of one layout in a bucket.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import groupby
+from math import prod
+from operator import attrgetter
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ngopt.chunking import chunk_size
+from ngopt.packing import PaddedRows, Values
+from ngopt.roles.kronecker_factors import Axis, Layouts, MatrixLayout, is_measured
+
+# Elements of a bucket, unless one entry has more; on CPUs what fits into caches.
+BUCKET_ELEMENTS = {"cpu": 1 << 20, "accelerator": 1 << 25}
+LANES = 128
+FEW_LANES, FEW_ELEMENTS = 16, 1 << 18  # of a bucket with few elements
+
+
+class BucketEntry(NamedTuple):
+    """The matrices of one layout of a parameter."""
+
+    parameter: int
+    number: int  # index among the layouts of the parameter
+    layout: MatrixLayout
+    is_measured: bool = False  # see `is_measured`
+
+    @property
+    def numel(self) -> int:
+        return prod(self.layout.shape)
+
+    @property
+    def kind(self) -> tuple:
+        """Equal for entries of one stack; () without Kronecker factors."""
+        return self.layout.axes and (self.layout.shape, self.layout.axes)
+
+
+Stack = list[BucketEntry]
+"""Entries of one kind."""
+
+
+class Factors(NamedTuple):
+    """Kronecker factors of an axis of a stack."""
+
+    stack: int  # index of the stack in its bucket
+    axis: Axis
+    indices: slice  # among all factors of the axis' size
+
+
+class Bucket:
+    """Entries of one dtype and device, those without Kronecker factors last.
+
+    Attributes:
+        owners: index of the parameter of each row, (rows,).
+        pieces, parts, stacked: how (rows, lanes) splits into matrices of entries, into
+            elements of parameters, and into stacks.
+        stacks: entries with equal layouts. factors: of the axes of all stacks.
+        measured: last entries, whose distance is measured. first: their first row.
+    """
+
+    def __init__(self, entries: Sequence[BucketEntry], device: torch.device):
+        """entries: those of one kind follow each other."""
+        self.entries = entries
+        self.stacks = stacks_of(entries)
+        self.factors: list[Factors] = []
+        self.measured = [entry for entry in entries if entry.is_measured]
+        numel = sum(entry.numel for entry in entries)
+        lanes = LANES if numel > FEW_ELEMENTS else FEW_LANES
+        shapes = [entry.layout.shape for entry in entries]
+        parts = [entry.layout.part for entry in entries]
+        self.pieces = PaddedRows(shapes, lanes)
+        self.parts = PaddedRows(shapes, lanes, parts)
+        self.first = sum(self.pieces.rows[: len(entries) - len(self.measured)])
+        rows = torch.tensor(self.pieces.rows, device="cpu")
+        parameters = torch.tensor([entry.parameter for entry in entries], device="cpu")
+        self.owners = parameters.repeat_interleave(rows).to(device)
+        self.stacked = PaddedRows(self._stack_shapes(rows, lanes), lanes)
+
+    def _stack_shapes(self, rows: Tensor, lanes: int) -> list[tuple[int, ...]]:
+        shapes = []
+        for stack in self.stacks:
+            layout = stack[0].layout
+            groups, *matrix = layout.shape
+            if matrix[-1] == 1 and not layout.has_parts:
+                matrix.pop()  # without kernel, see `Axis`
+            shapes.append((len(stack) * groups, *matrix))
+        if not self.entries[-1].kind:  # all without factors are one long row
+            rest = len(self.entries) - len(self.stacks[-1])
+            length = int(rows[rest:].sum()) * lanes
+            shapes[-1] = (1, length)
+        return shapes
+
+    def spread(self, scalars: Tensor) -> Sequence[Tensor]:
+        """(k, parameters) -> k times (rows, 1)."""
+        return scalars.index_select(1, self.owners).unsqueeze(2).unbind()
+
+    def gather(self, values: Values) -> Tensor:
+        """Values of parameters -> (rows, lanes) of the entries; may be a view."""
+        matrices = []
+        for entry in self.entries:
+            matrices.append(entry.layout.of(values[entry.parameter]))
+        return self.pieces.join(matrices)
+
+    def rotate(
+        self, stacks: list[Tensor], bases: Sequence[Tensor], back: bool, write_out: bool
+    ) -> Tensor:
+        """Stacks -> (rows, lanes) in their eigenbases, or back.
+
+        Args:
+            stacks: views of `stacked`; they are replaced.
+            bases: of `factors`.
+            write_out: whether products are written to their places by `out=`.
+        """
+        result, places = None, []
+        if write_out and len(stacks) > 1 and not self.stacked.has_gaps:
+            result = stacks[0].new_empty(len(self.owners), self.stacked.lanes)
+            places = self.stacked.split(result)
+        last = {factors.stack: k for k, factors in enumerate(self.factors)}
+        for k, ((i, axis, _), basis) in enumerate(
+            zip(self.factors, bases, strict=True)
+        ):
+            # the last product of a stack need not be copied
+            has_place = places and k == last[i] and stacks[i].dim() == 3
+            out = places[i] if has_place else None
+            stacks[i] = axis.rotate(stacks[i], basis, back, out)
+        if result is None:
+            return self.stacked.join(stacks)
+        for place, x in zip(places, stacks, strict=True):
+            if x is not place:
+                place.copy_(x)
+        return result
+
+
+def arranged(
+    entries: Sequence[BucketEntry], device: torch.device
+) -> list[list[BucketEntry]]:
+    """Entries of each bucket; those of one kind follow each other.
+
+    Kinds with few elements share a bucket first, so that large kinds have their own.
+    """
+    kinds: dict[tuple, list[BucketEntry]] = {}
+    numels: Counter[tuple] = Counter()
+    for entry in entries:
+        kinds.setdefault(entry.kind, []).append(entry)
+        numels[entry.kind] += entry.numel
+    largest = chunk_size(BUCKET_ELEMENTS, device)
+    buckets: list[list[BucketEntry]] = []
+    free = -1
+    for kind in sorted(kinds, key=numels.__getitem__):
+        for entry in kinds[kind]:
+            if entry.numel > free:
+                buckets.append([])
+                free = largest
+            buckets[-1].append(entry)
+            free -= entry.numel
+    for of_bucket in buckets:
+        of_bucket.sort(key=lambda entry: (entry.is_measured, not entry.kind))
+    return buckets
+
+
+def entries_of(
+    layouts: Sequence[Layouts], parameters: Sequence[int]
+) -> list[BucketEntry]:
+    """Entries of some parameters; layouts: of each parameter."""
+    entries: list[BucketEntry] = []
+    for i in sorted(parameters):
+        for number, layout in enumerate(layouts[i]):
+            entries.append(BucketEntry(i, number, layout, is_measured(layouts[i])))
+    return entries
+
+
+def stacks_of(entries: Sequence[BucketEntry]) -> list[Stack]:
+    """Entries that follow each other, divided by kind."""
+    return [list(stack) for _, stack in groupby(entries, attrgetter("kind"))]
