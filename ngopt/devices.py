@@ -8,16 +8,36 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, _foreach_norm  # pyright: ignore[reportPrivateImportUsage]
 from torch._C._functorch import peek_interpreter_stack
 
 Array = Any  # of NumPy or torch
 Pair = tuple[Array, Array]
+SAFE_NORMS = 1e-15, 1e15  # their squares are in the range of float32
 
 
 def precise_dtype(device: torch.device) -> torch.dtype:
     """float64, in which no square of a float32 overflows, if the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def norms(values: Sequence[Tensor], dtype: torch.dtype, in_place: bool) -> Tensor:
+    """Euclidean norm of each tensor, (n,), without overflow.
+
+    dtype: of the result. in_place: whether neither autograd nor vmap is used; vmap has
+    no foreach functions.
+    """
+    if not in_place:
+        return torch.stack([torch.linalg.vector_norm(x, dtype=dtype) for x in values])
+    # float32 is much faster on a CPU; float64 where its range is too small
+    is_exact = not values[0].is_cpu or values[0].dtype == dtype
+    if is_exact:
+        return torch.stack(_foreach_norm(list(values), 2, dtype))
+    norms = torch.stack(_foreach_norm(list(values), 2, torch.float32)).to(dtype)
+    for i, norm in enumerate(norms.tolist()):
+        if not SAFE_NORMS[0] < norm < SAFE_NORMS[1]:
+            norms[i] = torch.linalg.vector_norm(values[i], dtype=dtype)
+    return norms
 
 
 def is_transformed() -> bool:

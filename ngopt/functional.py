@@ -5,7 +5,7 @@ the same rule with autograd.
 """
 # pyright: reportPrivateImportUsage=false
 
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -100,6 +100,31 @@ class UpdateRule(Protocol):
     def renewal_interval(self, device: torch.device) -> int | None:
         """Steps between renewals of a preconditioner; None if there is none."""
         return None
+
+
+class Sums:
+    """Sums over the processes that share parameters; here there is one process.
+
+    `ngopt.distributed.soap` has those of several processes.
+    """
+
+    def norms(self, norms: Tensor) -> Tensor:
+        """Norms of whole tensors; norms: of the parts in this process, (k n,)."""
+        return norms
+
+    def of_parts(self, values: Tensor, parameters: Sequence[int]) -> Tensor:
+        """Sums over all parts of some parameters; values: of this process, (k,)."""
+        return values
+
+    def of_owners(self, values: Tensor) -> Tensor:
+        """Values of all n parameters; values: of those that this process owns, (n,)."""
+        return values
+
+    def whole_parameters(
+        self, params: Sequence[Tensor]
+    ) -> Iterable[tuple[int, Tensor]]:
+        """(index, all elements) of parameters that this process owns."""
+        return enumerate(params)
 
 
 def update_all(

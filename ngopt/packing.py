@@ -144,8 +144,21 @@ class PaddedRows:
 
     def join(self, values: Sequence[Tensor]) -> Tensor:
         """Values -> (rows, lanes); may be a view."""
-        if self.has_gaps:
-            values = self._with_gaps(values)
+        if self.has_gaps:  # zeros after values that do not fill their rows
+            like = values[0]
+            key = like.dtype, like.device
+            if key not in self._zeros:
+                zeros = torch.zeros(self.lanes, dtype=like.dtype, device=like.device)
+                self._zeros[key] = [zeros[: value.gap] for value in self._values]
+            padded = []
+            for x, value, gap in zip(
+                values, self._values, self._zeros[key], strict=True
+            ):
+                if value.is_cut:
+                    padded.append(pad(x.reshape(value.count, -1), (0, value.gap)))
+                else:
+                    padded += [x, gap] if value.gap else [x]
+            values = padded
         if not all(x.is_contiguous() for x in values):
             values = _contiguous(values)
         return flatten(values).view(-1, self.lanes)
@@ -161,21 +174,6 @@ class PaddedRows:
                 part = part.view(count, -1)[:, :size].reshape(view)
             views.append(part)
         return views
-
-    def _with_gaps(self, values: Sequence[Tensor]) -> list[Tensor]:
-        """The values, with zeros after those that do not fill their rows."""
-        like = values[0]
-        key = like.dtype, like.device
-        if key not in self._zeros:
-            zeros = torch.zeros(self.lanes, dtype=like.dtype, device=like.device)
-            self._zeros[key] = [zeros[: value.gap] for value in self._values]
-        padded = []
-        for x, value, gap in zip(values, self._values, self._zeros[key], strict=True):
-            if value.is_cut:
-                padded.append(pad(x.reshape(value.count, -1), (0, value.gap)))
-            else:
-                padded += [x, gap] if value.gap else [x]
-        return padded
 
 
 def flatten(values: Sequence[Tensor]) -> Tensor:

@@ -104,9 +104,9 @@ class AcceleratedUpdate(SoapUpdate):
         is_early = step.youngest < OBSERVED_STEPS
         if self._graphs is None or not step.has_fixed_lr or is_early:
             return False
-        phase = self.renewals.phase(int(step.youngest))
-        is_repeated = phase.length in (*range(1, ROUNDS // 2 + 1), self.renewals.every)
-        if not is_repeated:  # no later step has this phase
+        length = self.renewals.length(int(step.youngest))
+        phase = length, step.youngest % length
+        if ROUNDS / 2 < length < self.renewals.every:  # no later step has this phase
             return False
         changed = list(step.params)
         for record in step.records:

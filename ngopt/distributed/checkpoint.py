@@ -15,7 +15,7 @@ from ngopt.distributed.exchange import Exchange
 from ngopt.distributed.ownership import Ownership, by_one, place_of_rows
 from ngopt.distributed.shards import Shards
 from ngopt.functional import AVERAGE, Record
-from ngopt.roles.kronecker_factors import Layouts
+from ngopt.roles.buckets import Layouts
 from ngopt.shard_layout import Piece, as_dtensor, is_dtensor, local, whole
 from ngopt.soap.state import first_record
 
@@ -146,13 +146,13 @@ class ShardedState:
         found = {}
         for n, value in exchange.to_owners(parts)().items():
             (layout,) = self.layouts[parameters[n]]
-            found[parameters[n]] = layout.of(value).reshape(layout.shape)
+            found[parameters[n]] = layout.select(value).reshape(layout.shape)
         return found
 
     def _part_of_displacement(self, i: int, value: Tensor) -> Tensor:
         (layout,) = self.layouts[i]
         of_parameter = value.new_empty(self.shards.shapes[i])
-        place = layout.of(of_parameter)
+        place = layout.select(of_parameter)
         place.copy_(value.reshape(place.shape))
         held = self.shards.held(i).of(of_parameter)
         part = held.reshape(1, 1, -1, 1)

@@ -11,7 +11,7 @@ from functools import reduce
 from math import prod
 from typing import NamedTuple
 
-from ngopt.roles.kronecker_factors import Layouts, MatrixLayout
+from ngopt.roles.buckets import Layouts, MatrixLayout
 from ngopt.shard_layout import Piece, whole
 
 

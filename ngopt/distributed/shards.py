@@ -14,7 +14,7 @@ from ngopt import shard_layout
 from ngopt.distributed import ownership
 from ngopt.distributed.collectives import Collectives
 from ngopt.distributed.ownership import Cost, Ownership
-from ngopt.roles.kronecker_factors import Layouts, MatrixLayout
+from ngopt.roles.buckets import Layouts, MatrixLayout
 from ngopt.shard_layout import LocalParameter, Piece, real, whole
 
 # A table has several owners if it costs more than this share of a rank's mean cost.

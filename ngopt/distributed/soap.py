@@ -20,10 +20,16 @@ from ngopt.accelerator.soap import use_fast_functions
 from ngopt.distributed.checkpoint import ShardedState
 from ngopt.distributed.exchange import Arrival, Exchange, make_exchanges
 from ngopt.distributed.shards import Shards
-from ngopt.functional import Change, Gradients, Hyper, Record, state_dtype
-from ngopt.measurements import Sums
-from ngopt.roles.buckets import Bucket, BucketEntry, arranged, entries_of, stacks_of
-from ngopt.roles.kronecker_factors import MatrixLayout, is_measured
+from ngopt.functional import Change, Gradients, Hyper, Record, Sums, state_dtype
+from ngopt.roles.buckets import (
+    Bucket,
+    BucketEntry,
+    MatrixLayout,
+    arranged,
+    entries_of,
+    is_measured,
+    stacks_of,
+)
 from ngopt.soap.config import Network, kept_scalars
 from ngopt.soap.eigenbasis import renewal_positions
 from ngopt.soap.elementwise import StepScalars
@@ -267,7 +273,7 @@ class ShardedSoapUpdate(SoapUpdate):
                     continue
                 if entry.parameter not in deltas:
                     deltas[entry.parameter] = delta.new_zeros(shape)
-                place = entry.layout.of(deltas[entry.parameter])
+                place = entry.layout.select(deltas[entry.parameter])
                 place.copy_(piece.reshape(place.shape))
         return deltas
 

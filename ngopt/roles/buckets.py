@@ -1,5 +1,8 @@
-"""Memory layout of many parameters: elementwise work is done on buckets, matrix
-products on stacks.
+"""Memory layout of matrices: elementwise work is done on buckets, matrix products on
+stacks.
+
+`MatrixLayout` has the matrices of one parameter, and the axes that have Kronecker
+factors (`ngopt.roles.kronecker_factors` chooses them).
 
 A bucket is a matrix (rows, lanes) that holds matrices and vectors of several parameters
 one after the other. A row belongs to one parameter, so that scalars of parameters
@@ -8,6 +11,7 @@ broadcast as (rows, 1). A stack is all matrices of one layout in a bucket.
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from math import prod
 from operator import attrgetter
@@ -17,13 +21,109 @@ import torch
 from torch import Tensor
 
 from ngopt.chunking import chunk_size
+from ngopt.graph.groups_and_blocks import View
 from ngopt.packing import PaddedRows, Values
-from ngopt.roles.kronecker_factors import Axis, Layouts, MatrixLayout, is_measured
 
 # Elements of a bucket, unless one entry has more; on CPUs what fits into caches.
 BUCKET_ELEMENTS = {"cpu": 1 << 20, "accelerator": 1 << 25}
 LANES = 128
 FEW_LANES, FEW_ELEMENTS = 16, 1 << 18  # of a bucket with few elements
+# Parameters with fewer elements are measured: see `is_measured`.
+MEASURED_ELEMENTS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis of matrices (groups, rows, channels, kernel) that has Kronecker factors.
+
+    A factor is a running mean of X X^T, with X the matrix unfolded along the axis.
+    Factors and bases are (groups * parts, size, size). Values without kernel and parts
+    are (groups, rows, channels).
+    """
+
+    name: str  # "rows", "channels" (or channels times kernel positions) or "kernel"
+    parts: int  # pieces with factors of their own: heads, gates
+    size: int  # of a piece
+    rest: int  # elements of a matrix that share an index of the axis, in a piece
+
+    def unfold(self, x: Tensor) -> Tensor:
+        """X of values: (groups * parts, size, rest), or pieces in a longer batch."""
+        if self.name == "kernel" and not x.is_cpu:  # short: many small products
+            return x.flatten(0, 1).mT
+        pieces = x if x.dim() == 3 else self._split(x)
+        return pieces if self.name == "rows" else pieces.mT
+
+    def rotate(
+        self, x: Tensor, basis: Tensor, back: bool = False, out: Tensor | None = None
+    ) -> Tensor:
+        """Q^T times the axis or, on the way back, Q times it.
+
+        out: where to write it, for values without kernel and parts.
+        """
+        y = x if x.dim() == 3 else self._split(x)
+        if self.name == "rows":
+            y = torch.bmm(basis if back else basis.mT, y, out=out)
+        else:
+            y = torch.bmm(y, basis.mT if back else basis, out=out)
+        if x.dim() == 3:
+            return y
+        if self.name != "channels":
+            return y.view(x.shape)
+        groups, rows, channels, kernel = x.shape
+        y = y.unflatten(0, (groups, self.parts)).transpose(1, 2)
+        return y.reshape(groups, rows, kernel, channels).transpose(2, 3)
+
+    def _split(self, x: Tensor) -> Tensor:
+        """Rows: (groups * parts, size, rest); others: (groups * parts, rest, size)."""
+        if self.name == "rows":
+            return x.reshape(-1, self.size, self.rest)
+        if self.name == "kernel":
+            return x.reshape(-1, self.rest, self.size)
+        y = x.transpose(2, 3)
+        y = y.reshape(x.shape[0], self.rest, self.parts, self.size)
+        return y.transpose(1, 2).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class MatrixLayout:
+    """Matrices of one shape in a parameter.
+
+    Attributes:
+        shape: (groups, rows, channels, kernel), in memory order.
+        axes: that have Kronecker factors.
+        view: their elements, in this order; None: all elements of the parameter.
+        part: shape of their elements in the parameter.
+    """
+
+    shape: tuple[int, int, int, int]
+    axes: tuple[Axis, ...] = ()
+    view: View | None = None
+    part: tuple[int, ...] = ()
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether an axis has several parts."""
+        return any(axis.parts > 1 for axis in self.axes)
+
+    def select(self, values: Tensor) -> Tensor:
+        """Their elements of a parameter's values, a view if these are contiguous."""
+        if self.view is None:
+            return values
+        flat = values.reshape(-1)
+        start = flat.storage_offset() + self.view.offset
+        return flat.as_strided(self.view.shape, self.view.strides, start)
+
+
+Layouts = Sequence[MatrixLayout]
+"""The layouts of one parameter."""
+
+
+def is_measured(layouts: Layouts) -> bool:
+    """Whether the distance of a parameter from its initial value is measured."""
+    if len(layouts) != 1:
+        return False
+    layout = layouts[0]
+    return not layout.axes or prod(layout.shape) < MEASURED_ELEMENTS
 
 
 class BucketEntry(NamedTuple):
@@ -107,7 +207,7 @@ class Bucket:
         """Values of parameters -> (rows, lanes) of the entries; may be a view."""
         matrices = []
         for entry in self.entries:
-            matrices.append(entry.layout.of(values[entry.parameter]))
+            matrices.append(entry.layout.select(values[entry.parameter]))
         return self.pieces.join(matrices)
 
     def rotate(

@@ -1,114 +1,22 @@
-"""The layout of a parameter's matrices, and which of their axes have Kronecker factors.
+"""Which axes of a parameter's matrices have Kronecker factors.
 
 Kronecker factors belong to neurons, so that permuting neurons permutes the updates in
 the same way. Two exceptions: the network's own inputs, which are not exchangeable, and
 rows of matrices whose axes are all too long.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
-from ngopt.graph.groups_and_blocks import ParameterSpec, View
+from ngopt.graph.groups_and_blocks import ParameterSpec
+from ngopt.roles.buckets import Axis, MatrixLayout
 from ngopt.roles.from_graph import ParameterRole
 from ngopt.roles.matrices import MatrixBlock
 
-# Parameters with fewer elements are measured: see `is_measured`.
-MEASURED_ELEMENTS = 1 << 16
 # A factor of this many rows, 0.7 MB with its basis, is affordable in any matrix.
 FREE_ROWS = 300
 MIN_ROWS = 24  # rows of the factors of consecutive inputs
-
-
-@dataclass(frozen=True)
-class Axis:
-    """An axis of matrices (groups, rows, channels, kernel) that has Kronecker factors.
-
-    A factor is a running mean of X X^T, with X the matrix unfolded along the axis.
-    Factors and bases are (groups * parts, size, size). Values without kernel and parts
-    are (groups, rows, channels).
-    """
-
-    name: str  # "rows", "channels" (or channels times kernel positions) or "kernel"
-    parts: int  # pieces with factors of their own: heads, gates
-    size: int  # of a piece
-    rest: int  # elements of a matrix that share an index of the axis, in a piece
-
-    def unfold(self, x: Tensor) -> Tensor:
-        """X of values: (groups * parts, size, rest), or pieces in a longer batch."""
-        if self.name == "kernel" and not x.is_cpu:  # short: many small products
-            return x.flatten(0, 1).mT
-        return self._split(x) if self.name == "rows" else self._split(x).mT
-
-    def rotate(
-        self, x: Tensor, basis: Tensor, back: bool = False, out: Tensor | None = None
-    ) -> Tensor:
-        """Q^T times the axis or, on the way back, Q times it.
-
-        out: where to write it, for values without kernel and parts.
-        """
-        y = self._split(x)
-        if self.name == "rows":
-            y = torch.bmm(basis if back else basis.mT, y, out=out)
-        else:
-            y = torch.bmm(y, basis.mT if back else basis, out=out)
-        if x.dim() == 3:
-            return y
-        if self.name != "channels":
-            return y.view(x.shape)
-        groups, rows, channels, kernel = x.shape
-        y = y.unflatten(0, (groups, self.parts)).transpose(1, 2)
-        return y.reshape(groups, rows, kernel, channels).transpose(2, 3)
-
-    def _split(self, x: Tensor) -> Tensor:
-        """Rows: (groups * parts, size, rest); others: (groups * parts, rest, size)."""
-        if x.dim() == 3:
-            return x
-        if self.name == "rows":
-            return x.reshape(-1, self.size, self.rest)
-        if self.name == "kernel":
-            return x.reshape(-1, self.rest, self.size)
-        y = x.transpose(2, 3)
-        y = y.reshape(x.shape[0], self.rest, self.parts, self.size)
-        return y.transpose(1, 2).flatten(0, 1)
-
-
-@dataclass(frozen=True)
-class MatrixLayout:
-    """Matrices of one shape in a parameter.
-
-    Attributes:
-        shape: (groups, rows, channels, kernel), in memory order.
-        axes: that have Kronecker factors.
-        view: their elements, in this order; None: all elements of the parameter.
-        part: shape of their elements in the parameter.
-    """
-
-    shape: tuple[int, int, int, int]
-    axes: tuple[Axis, ...] = ()
-    view: View | None = None
-    part: tuple[int, ...] = ()
-
-    @property
-    def has_parts(self) -> bool:
-        """Whether an axis has several parts."""
-        return any(axis.parts > 1 for axis in self.axes)
-
-    def of(self, x: Tensor) -> Tensor:
-        """Their elements of a parameter's values, a view if these are contiguous."""
-        if self.view is None:
-            return x
-        flat = x.reshape(-1)
-        start = flat.storage_offset() + self.view.offset
-        return flat.as_strided(self.view.shape, self.view.strides, start)
-
-
-Layouts = Sequence[MatrixLayout]
-"""The layouts of one parameter."""
 
 
 def layouts_of(
@@ -125,25 +33,17 @@ def layouts_of(
     layouts = []
     for block in role.blocks:
         if role.role == "embedding":
-            own = _table(block, limits)
+            layout = _table(block, limits)
         else:
-            own = _matrices(block, limits, role)
-        own = _in_memory_order(own)
-        assert own.view is not None
-        if own.view.is_whole(spec):
-            own = replace(own, view=None, part=spec.shape)
+            layout = _matrices(block, limits, role)
+        layout = _in_memory_order(layout)
+        assert layout.view is not None
+        if layout.view.is_whole(spec):
+            layout = replace(layout, view=None, part=spec.shape)
         else:
-            own = replace(own, part=own.view.shape)
-        layouts.append(own)
+            layout = replace(layout, part=layout.view.shape)
+        layouts.append(layout)
     return tuple(layouts)
-
-
-def is_measured(layouts: Layouts) -> bool:
-    """Whether the distance of a parameter from its initial value is measured."""
-    if len(layouts) != 1:
-        return False
-    own = layouts[0]
-    return not own.axes or prod(own.shape) < MEASURED_ELEMENTS
 
 
 class _Limits(NamedTuple):
@@ -191,8 +91,8 @@ def _matrices(block: MatrixBlock, limits: _Limits, role: ParameterRole) -> Matri
         axes.append(Axis("channels", cuts, size, parts * rows * kernel))
     if not axes:  # factors of pieces of the rows
         pieces = _divisor(rows, -(-rows // limits.longest))
-        own = Axis("rows", parts * pieces, rows // pieces, channels * kernel)
-        axes = [own] * (rows > pieces)
+        piece_rows = Axis("rows", parts * pieces, rows // pieces, channels * kernel)
+        axes = [piece_rows] * (rows > pieces)
     shape = (groups, parts * rows, channels, kernel)
     return MatrixLayout(shape, tuple(axes), block.view)
 

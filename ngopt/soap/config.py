@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ngopt.devices import Array
 from ngopt.graph.neural_graph import NeuralGraph
+from ngopt.roles.buckets import Layouts
 from ngopt.roles.from_graph import ParameterRole
-from ngopt.roles.kronecker_factors import Layouts
 
 
 @dataclass(frozen=True)
@@ -112,12 +112,6 @@ class Measured(NamedTuple):
     momentum_squares: Array | None = None
     # `FIRST_VALUES` of the first step of each parameter; None without a multiplier
     first: "Measured | None" = None
-
-    def arrays(self) -> "Measured":
-        """The values as arrays, of tensors on the host; `excess` stays a tensor."""
-        values = self._asdict().items()
-        arrays = {key: x.numpy() for key, x in values if isinstance(x, Tensor)}
-        return self._replace(**{**arrays, "excess": self.excess})
 
 
 FIRST_VALUES = "grad_rms", "weight_rms", "density", "excess"

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ngopt.roles.kronecker_factors import MatrixLayout
+from ngopt.roles.buckets import MatrixLayout
 
 LIFT = 1e-3  # in largest eigenvalues: directions with smaller ones are noise
 MAX_ANGLE = 1.25  # of a rotation: largest singular value of A
@@ -103,13 +103,6 @@ class Renewal(NamedTuple):
     mask: Tensor | None = None  # (count, 1, 1): 1 where a basis is renewed; None: all
 
 
-class Phase(NamedTuple):
-    """The place of a step in a round of renewals."""
-
-    length: int  # of the round
-    step: int  # in the round
-
-
 class RenewalSchedule:
     """The bases that are renewed at a step: about the same work at every step.
 
@@ -121,21 +114,22 @@ class RenewalSchedule:
     def __init__(self, positions: Mapping[int, Sequence[float]], every: int):
         self.every = every
         self.positions = positions
-        self._due: dict[Phase, list[Renewal]] = {}
+        self._due: dict[tuple[int, int], list[Renewal]] = {}  # by length and step
 
-    def phase(self, step: int) -> Phase:
-        length = min(1 + step // ROUNDS, self.every)
-        return Phase(length, step % length)
+    def length(self, step: int) -> int:
+        """Steps of the round of renewals in which a step is."""
+        return min(1 + step // ROUNDS, self.every)
 
     def at(self, step: int) -> list[Renewal]:
-        """All bases in the first steps, then those of the phase."""
-        length, place = phase = self.phase(step)
-        if phase not in self._due:
-            self._due[phase] = []
+        """All bases in the first rounds, of one step, then some of them."""
+        length = self.length(step)
+        place = step % length
+        if (length, place) not in self._due:
+            renewals = self._due[length, place] = []
             for size, positions in self.positions.items():
                 is_due = [place / length <= x < (place + 1) / length for x in positions]
-                self._due[phase] += [Renewal(size, run) for run in _runs(is_due)]
-        return self._due[phase]
+                renewals += [Renewal(size, run) for run in _runs(is_due)]
+        return self._due[length, place]
 
 
 def _runs(is_due: Sequence[bool]) -> Iterator[slice]:

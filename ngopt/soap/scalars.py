@@ -13,7 +13,7 @@ from ngopt import devices
 from ngopt.devices import Array, Pair
 from ngopt.soap.config import Measured, Network, SoapConfig
 from ngopt.soap.elementwise import StepScalars
-from ngopt.soap.first_steps import FirstSteps
+from ngopt.soap.first_steps import OBSERVED_STEPS, FirstSteps
 from ngopt.soap.schedule import DECAY, ScheduledValues, short_run_multiplier
 from ngopt.soap.state import ScalarState
 
@@ -83,7 +83,8 @@ class ScalarEquations:
             is_early=is_early,
             bias_matrices=xp.asarray(self._bias_matrices),
         )
-        state = self.first_steps.update(measured, scheduled, state)
+        if youngest < OBSERVED_STEPS:
+            state = self.first_steps.update(measured, scheduled, state)
         new_state = state._replace(
             scale=g.scale,
             rms=g.rms,

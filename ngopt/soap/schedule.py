@@ -124,7 +124,9 @@ class StepSchedule:
         power = DECAY**age
         ahead = (1 - c.beta1) * c.nesterov
         momentum = (1 - c.beta1 ** (age + 1)) * (1 - ahead) + ahead
-        progress = 0.0
+        progress = weight = 0.0
+        if self.total_steps is None:  # else there are no averages
+            weight = average_weight(age, c.average_power)
         if has_scheduler:
             height = c.step_size
         elif self.total_steps is not None:
@@ -141,7 +143,7 @@ class StepSchedule:
             * (1 - beta2)
             / (1 - beta2 ** (age + 1)),
             damping=(max(c.epsilon, MIN_EPSILON) * momentum) ** 2,
-            average_weight=average_weight(age, c.average_power),
+            average_weight=weight,
             random_walk=c.straight**2 * (age + TINY) / (age + c.straight_steps),
             step_size=constants["peak_step_size"] * height,
             weight_decay=constants["peak_weight_decay"] * height,

@@ -15,11 +15,12 @@ from ngopt.roles.buckets import (
     Bucket,
     BucketEntry,
     Factors,
+    Layouts,
     Stack,
     arranged,
     entries_of,
+    is_measured,
 )
-from ngopt.roles.kronecker_factors import Layouts, is_measured
 
 # Factors and bases of more rows are bfloat16: rounding is far below their noise.
 FLOAT32_ROWS = 512

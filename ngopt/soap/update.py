@@ -14,8 +14,7 @@ from torch import Tensor
 
 from ngopt import devices, measurements
 from ngopt.chunking import chunk_size
-from ngopt.functional import AVERAGE, Change, Hyper, Record
-from ngopt.measurements import Sums
+from ngopt.functional import AVERAGE, Change, Hyper, Record, Sums
 from ngopt.roles.buckets import Bucket
 from ngopt.soap.config import (
     FIRST_VALUES,
@@ -126,7 +125,7 @@ class SoapUpdate:
             in_place=in_place,
             has_fixed_lr=has_fixed_lr,
             state=self.layout.open(own_records, in_place),
-            on_host=has_fixed_lr and devices.is_host(self.network.device),
+            on_host=has_fixed_lr and self.network.like.is_cpu,
             average_weights=[None] * len(positions),
         )
 
@@ -232,7 +231,10 @@ class SoapUpdate:
         if self._multiplier is not None:
             multiplier, kept = self._multiplied(step, measured, scheduled, kept)
         if step.on_host:
-            values, measured = values.numpy(), measured.arrays()
+            values = values.numpy()
+            tensors = measured._asdict().items()
+            arrays = {k: x.numpy() for k, x in tensors if isinstance(x, Tensor)}
+            measured = measured._replace(**{**arrays, "excess": measured.excess})
             kept = [x.numpy() for x in kept]
             multiplier = None if multiplier is None else multiplier.numpy()
         new = self.scalars.of_step(
@@ -256,7 +258,7 @@ class SoapUpdate:
         """Measures gradients and weights; most values in the first steps only."""
         count = len(step.params)
         tensors = [*step.grads, *step.params]
-        norms = measurements.norms(tensors, self._roots.dtype, step.in_place)
+        norms = devices.norms(tensors, self._roots.dtype, step.in_place)
         rms = self.sums.norms(norms) / self._roots
         measured = Measured(rms[:count], rms[count:])
         if step.youngest >= OBSERVED_STEPS:
@@ -375,6 +377,6 @@ class SoapUpdate:
         for entry, piece in zip(bucket.entries, bucket.parts.split(delta), strict=True):
             i = entry.parameter
             position, weight = self.network.positions[i], step.average_weights[i]
-            record, part = step.records[i], entry.layout.of
+            record, part = step.records[i], entry.layout.select
             changes.append(Change(position, piece, record, part, weight))
         return changes

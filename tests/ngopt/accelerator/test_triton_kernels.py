@@ -11,7 +11,7 @@ from torch import nn
 from ngopt import NGOptimizer
 from ngopt.accelerator import soap
 from ngopt.accelerator.cuda_graphs import GraphCache
-from ngopt.roles import kronecker_factors
+from ngopt.roles import buckets
 from ngopt.soap import elementwise
 from ngopt.soap.config import SoapConfig
 from tests.ngopt import interpreter
@@ -65,7 +65,7 @@ def check_replayed_steps():
         return soap_kernels.change_weights(u, *arguments)
 
     # weights of the linear layer are not measured
-    kronecker_factors.MEASURED_ELEMENTS = 100
+    buckets.MEASURED_ELEMENTS = 100
     expected = train(copy.deepcopy(model))
     kernels = kernels._replace(change_weights=counted)
     soap._elementwise = lambda device, dtype: kernels

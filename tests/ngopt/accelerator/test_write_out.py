@@ -8,7 +8,7 @@ import torch
 from benchmarks.shapes import TINY_WORKLOADS
 from ngopt import NGOptimizer
 from ngopt.accelerator.soap import AcceleratedSoapRule, AcceleratedUpdate
-from ngopt.roles.kronecker_factors import Axis
+from ngopt.roles.buckets import Axis
 
 STEPS = 12
 

@@ -7,7 +7,7 @@ from ngopt.distributed.ownership import (
     owners_of,
     place_of_rows,
 )
-from ngopt.roles.kronecker_factors import Axis, MatrixLayout
+from ngopt.roles.buckets import Axis, MatrixLayout
 from ngopt.shard_layout import Piece
 
 

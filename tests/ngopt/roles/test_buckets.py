@@ -1,8 +1,14 @@
 import torch
 
 from ngopt.graph.groups_and_blocks import View
-from ngopt.roles.buckets import BUCKET_ELEMENTS, Bucket, BucketEntry, arranged
-from ngopt.roles.kronecker_factors import Axis, MatrixLayout
+from ngopt.roles.buckets import (
+    BUCKET_ELEMENTS,
+    Axis,
+    Bucket,
+    BucketEntry,
+    MatrixLayout,
+    arranged,
+)
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from ngopt.accelerator.soap import renewals_on_device
-from ngopt.roles.kronecker_factors import Axis, MatrixLayout
+from ngopt.roles.buckets import Axis, MatrixLayout
 from ngopt.soap.eigenbasis import (
     LIFT,
     MAX_ANGLE,

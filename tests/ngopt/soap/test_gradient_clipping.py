@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from ngopt.measurements import norms
+from ngopt.devices import norms
 from ngopt.soap.scalars import (
     COMPARED_STEPS,
     GradientScale,

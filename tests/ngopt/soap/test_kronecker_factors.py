@@ -7,8 +7,9 @@ from transformers.pytorch_utils import Conv1D
 
 from ngopt import build_graph
 from ngopt.graph.groups_and_blocks import ParameterSpec, View
+from ngopt.roles.buckets import Axis, MatrixLayout
 from ngopt.roles.from_graph import ParameterRole, roles_of
-from ngopt.roles.kronecker_factors import Axis, MatrixLayout, layouts_of
+from ngopt.roles.kronecker_factors import layouts_of
 
 
 class Attention(nn.Module):
@@ -177,8 +178,8 @@ class TestValues:
         view = View(0, (2, 3, 4), (24, 4, 1))
         layout = MatrixLayout((2, 3, 4, 1), (), view)
         p = torch.arange(48.0).view(12, 4)
-        assert torch.equal(layout.of(p)[1], p[6:9])
-        layout.of(p)[1] = 0
+        assert torch.equal(layout.select(p)[1], p[6:9])
+        layout.select(p)[1] = 0
         assert not p[6:9].any()  # it is a view
 
     @pytest.mark.parametrize("longest", [1024, 3])
@@ -198,8 +199,8 @@ class TestValues:
                 layouts = layouts_of(role, spec, longest, 8.0)
                 count = torch.zeros(spec.shape)
                 for layout in layouts:
-                    assert layout.of(count).numel() == prod(layout.shape)
-                    layout.of(count).add_(1)
+                    assert layout.select(count).numel() == prod(layout.shape)
+                    layout.select(count).add_(1)
                 assert (count == 1).all()
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ngopt.roles.kronecker_factors import Axis, MatrixLayout
+from ngopt.roles.buckets import Axis, MatrixLayout
 from ngopt.soap.state import ScalarState, StateLayout, counts_of, first_record
 
 LAYOUTS = [
