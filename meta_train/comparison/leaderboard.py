@@ -39,6 +39,7 @@ from meta_train.comparison.report import (
 )
 from meta_train.comparison.runs import execute, file_name
 from meta_train.problems import LISTS, load_problem, problem_names
+from ngopt.race.tuning import best_lr
 
 CURVE_POINTS = 20
 FIRST_TUNING_SEED = 1_000_000  # above all seeds of evaluation, which begin at 0
@@ -63,7 +64,7 @@ class Config:
     steps: int | None = None
     """Updates per run; None for each problem's own horizon."""
     tuning_seeds: int = 1
-    """Runs per learning rate of a baseline's grid, on seeds of their own."""
+    """Runs per learning rate of a baseline's grid, on other seeds than these."""
     curve_split: str = "validation"
     """What curves are measured on: validation or test."""
     folder: str = "runs/leaderboard"
@@ -81,10 +82,10 @@ class Config:
             )
         check_choice("curve_split", self.curve_split, SPLITS)
         for key in ("problems", "optimizers"):
-            values = getattr(self, key)
-            if not values or len(set(values)) < len(values):
+            names = getattr(self, key)
+            if not names or len(set(names)) < len(names):
                 raise ValueError(
-                    f"{key}: expected at least one name, each once; got {values}"
+                    f"{key}: expected at least one name, each once; got {names}"
                 )
 
     def groups(self) -> dict[str, list[str]]:
@@ -168,7 +169,10 @@ def compare(config: Config) -> Leaderboard:
                 runs += plan_evaluation(problem, spec, lr, config)
             records |= _grouped(run_all(runs))
     if not records:
-        raise ValueError(f"optimizers: expected some that fit: {' '.join(refusals)}")
+        raise ValueError(
+            "optimizers: expected one that can train the problems' networks; got none. "
+            + " ".join(refusals)
+        )
     board = replace(summarize_all(records, tuning, config.groups()), refusals=refusals)
     write_report(folder, config, board)
     return board
@@ -189,7 +193,7 @@ def choose_lr(tuning: Sequence[Record]) -> float | None:
     None without records.
     """
     losses = mean_validation_losses(tuning)
-    return min(losses, key=losses.__getitem__, default=None)
+    return best_lr(losses) if losses else None
 
 
 def plan_evaluation(
@@ -217,12 +221,13 @@ def summarize_all(
 ) -> Leaderboard:
     """Rows of evaluation and tuning records, and rankings over groups of problems."""
     rows, rankings = [], {}
-    for (problem, optimizer), found in records.items():
+    for (problem, optimizer), evaluated in records.items():
+        tuned = tuning.get((problem, optimizer), [])
         references = records.get((problem, REFERENCE), [])
-        rows.append(summarize(found, tuning.get((problem, optimizer), []), references))
+        rows.append(summarize(evaluated, tuned, references))
     for group, problems in groups.items():
-        own = [row for row in rows if row.problem in problems]
-        rankings[group] = rank_optimizers(own)
+        rows_of_group = [row for row in rows if row.problem in problems]
+        rankings[group] = rank_optimizers(rows_of_group)
     return Leaderboard(rows, rankings, records)
 
 
@@ -230,8 +235,8 @@ def write_report(folder: Path, config: Config, board: Leaderboard) -> None:
     """Writes `results.json`, `table.md` and a picture for each problem."""
     remarks = [*notes(board.rows, REFERENCE), *board.refusals]
     rankings = {}
-    for group, found in board.rankings.items():
-        rankings[group] = [asdict(ranking) for ranking in found]
+    for group, rankings_of_group in board.rankings.items():
+        rankings[group] = [asdict(ranking) for ranking in rankings_of_group]
     results = {
         "config": asdict(config),
         "standings": rankings,

@@ -1,4 +1,4 @@
-"""Runs inner trainings, and keeps a record of each, so that no run is repeated."""
+"""Trains with optimizers, and keeps a record of each run, so that none is repeated."""
 
 import multiprocessing
 import re
@@ -96,7 +96,7 @@ def _execute_in_processes(
         for future in as_completed(futures):
             future.result()
             bar.update()
-            # The pool also calls the next in line running, hence the cut.
+            # `running` is also true of the next in line, hence the cut.
             running = [str(run) for f, run in futures.items() if f.running()]
             bar.set_description(", ".join(running[:processes]))
     finally:
