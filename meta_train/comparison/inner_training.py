@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from harness.files import without_nan
 from harness.random import seeded
-from meta_train.comparison.optimizers import OptimizerSpec, load_optimizer
+from meta_train.comparison.optimizers import ComparedOptimizer, load_optimizer
 from meta_train.problems import Metrics, Problem, load_problem
 from ngopt.race.training import TrainingLoop
 
@@ -39,7 +39,7 @@ class Run:
     phase: "tuning" measures on the validation split alone, "evaluation" on test too.
     curve_every: steps between points of the curve; 0 for none.
     curve_split: the split that the curve is measured on.
-    traced: as in `OptimizerSpec`; records without it have inferred graphs.
+    traced: as in `ComparedOptimizer`; records without it have inferred graphs.
     """
 
     problem: str
@@ -118,7 +118,7 @@ def problem_digest(name: str) -> str | None:
 class _MeasuredLoop(TrainingLoop):
     """A problem's network in training, with its curve."""
 
-    def __init__(self, run: Run, problem: Problem, spec: OptimizerSpec):
+    def __init__(self, run: Run, problem: Problem, spec: ComparedOptimizer):
         model = problem.init(run.seed)
         super().__init__(model, *spec.build(model, run.lr, run.steps))
         self.run, self.problem = run, problem

@@ -21,7 +21,7 @@ from harness.tables import markdown_table, text_table
 from meta_train.comparison.inner_training import Record, Run
 from meta_train.comparison.optimizers import (
     OPTIMIZERS,
-    OptimizerSpec,
+    ComparedOptimizer,
     import_metanet,
     load_optimizer,
 )
@@ -178,7 +178,9 @@ def compare(config: Config) -> Leaderboard:
     return board
 
 
-def plan_tuning(problem: str, spec: OptimizerSpec, steps: int, seeds: int) -> list[Run]:
+def plan_tuning(
+    problem: str, spec: ComparedOptimizer, steps: int, seeds: int
+) -> list[Run]:
     """Runs with all learning rates of an optimizer's grid, each with `seeds` seeds."""
     runs = []
     for lr in spec.lrs:
@@ -192,12 +194,11 @@ def choose_lr(tuning: Sequence[Record]) -> float | None:
 
     None without records.
     """
-    losses = mean_validation_losses(tuning)
-    return best_lr(losses) if losses else None
+    return best_lr(mean_validation_losses(tuning))
 
 
 def plan_evaluation(
-    problem: str, spec: OptimizerSpec, lr: float | None, config: Config
+    problem: str, spec: ComparedOptimizer, lr: float | None, config: Config
 ) -> list[Run]:
     """The runs that are reported."""
     steps = config.steps or load_problem(problem).steps
@@ -222,9 +223,9 @@ def summarize_all(
     """Rows of evaluation and tuning records, and rankings over groups of problems."""
     rows, rankings = [], {}
     for (problem, optimizer), evaluated in records.items():
-        tuned = tuning.get((problem, optimizer), [])
+        tuning_records = tuning.get((problem, optimizer), [])
         references = records.get((problem, REFERENCE), [])
-        rows.append(summarize(evaluated, tuned, references))
+        rows.append(summarize(evaluated, tuning_records, references))
     for group, problems in groups.items():
         rows_of_group = [row for row in rows if row.problem in problems]
         rankings[group] = rank_optimizers(rows_of_group)

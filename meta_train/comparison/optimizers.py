@@ -18,12 +18,12 @@ from ngopt.metanets import METANETS
 from ngopt.metanets.imported import find_metanet
 from ngopt.pretrained import weights_hash
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
-from ngopt.race import optimizers
 from ngopt.race.muon import MuonWithAdam
 from ngopt.race.optimizers import (
     WARMUP,
     WEIGHT_DECAY,
     Built,
+    OptimizerSpec,
     from_torch,
     soap,
     with_cosine,
@@ -51,8 +51,8 @@ WIDE_MUON_LRS = (3e-5, 1e-4, 3e-4, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 
 @dataclass(frozen=True)
-class OptimizerSpec(optimizers.OptimizerSpec):
-    """How an optimizer is made and tuned.
+class ComparedOptimizer(OptimizerSpec):
+    """A baseline or a learned optimizer.
 
     weights: SHA-256 of a learned optimizer's weights, else None.
     traced: whether the graph is traced without `:traced` in the name, because the
@@ -77,7 +77,7 @@ class OptimizerSpec(optimizers.OptimizerSpec):
         return None
 
 
-def load_optimizer(name: str) -> OptimizerSpec:
+def load_optimizer(name: str) -> ComparedOptimizer:
     """A baseline of `OPTIMIZERS` or `WIDE`, or a learned optimizer.
 
     name: of a baseline or of bundled weights, or the path of a weights file. Weights
@@ -109,7 +109,7 @@ def load_optimizer(name: str) -> OptimizerSpec:
     options_of_all = options | {TRACED} if is_traced else options
     make = partial(_learned, learned, options_of_all, settings)
     traced = is_traced and TRACED not in options
-    return OptimizerSpec(
+    return ComparedOptimizer(
         name, make, lr=lr, weights=weights_hash(learned), traced=traced
     )
 
@@ -215,15 +215,15 @@ _kl_soap = partial(soap, kind="KLSOAP")
 OPTIMIZERS = {
     spec.name: spec
     for spec in (
-        OptimizerSpec("adam", _adam, ADAM_LRS),
-        OptimizerSpec("adam-cosine", _adam_cosine, ADAM_LRS),
-        OptimizerSpec("adamw-cosine", _adamw_cosine, ADAM_LRS),
-        OptimizerSpec("schedule-free", _schedule_free, SCHEDULE_FREE_LRS),
-        OptimizerSpec("muon-cosine", _muon_cosine, MUON_LRS),
-        OptimizerSpec("soap-cosine", with_cosine(soap), SOAP_LRS),
-        OptimizerSpec("kl-soap-cosine", with_cosine(_kl_soap), SOAP_LRS),
-        OptimizerSpec("adam-default", _adam, lr=0.001),  # torch's
-        OptimizerSpec("muon-default", _muon_cosine, lr=0.02),  # its author's
+        ComparedOptimizer("adam", _adam, ADAM_LRS),
+        ComparedOptimizer("adam-cosine", _adam_cosine, ADAM_LRS),
+        ComparedOptimizer("adamw-cosine", _adamw_cosine, ADAM_LRS),
+        ComparedOptimizer("schedule-free", _schedule_free, SCHEDULE_FREE_LRS),
+        ComparedOptimizer("muon-cosine", _muon_cosine, MUON_LRS),
+        ComparedOptimizer("soap-cosine", with_cosine(soap), SOAP_LRS),
+        ComparedOptimizer("kl-soap-cosine", with_cosine(_kl_soap), SOAP_LRS),
+        ComparedOptimizer("adam-default", _adam, lr=0.001),  # torch's
+        ComparedOptimizer("muon-default", _muon_cosine, lr=0.02),  # its author's
     )
 }
 
@@ -231,10 +231,10 @@ OPTIMIZERS = {
 WIDE = {
     spec.name: spec
     for spec in (
-        OptimizerSpec("adam-wide", _adam, WIDE_LRS),
-        OptimizerSpec("adam-games", _adam_games, WIDE_LRS),
-        OptimizerSpec("adam-cosine-wide", _adam_cosine, WIDE_LRS),
-        OptimizerSpec("adamw-wide", _adamw_wide, WIDE_LRS),
-        OptimizerSpec("muon-wide", _muon_cosine, WIDE_MUON_LRS),
+        ComparedOptimizer("adam-wide", _adam, WIDE_LRS),
+        ComparedOptimizer("adam-games", _adam_games, WIDE_LRS),
+        ComparedOptimizer("adam-cosine-wide", _adam_cosine, WIDE_LRS),
+        ComparedOptimizer("adamw-wide", _adamw_wide, WIDE_LRS),
+        ComparedOptimizer("muon-wide", _muon_cosine, WIDE_MUON_LRS),
     )
 }

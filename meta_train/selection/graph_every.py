@@ -135,7 +135,9 @@ def accuracies(records: Sequence[Record], split: str) -> list[float]:
         accuracy = record[split]["accuracy"]
         if accuracy is None:
             problem = record["run"]["problem"]
-            raise ValueError(f"problems: expected an accuracy; '{problem}' has none")
+            raise ValueError(
+                f"problems: expected ones with an accuracy; got '{problem}', which has none"
+            )
         percentages.append(100 * accuracy)
     return percentages
 

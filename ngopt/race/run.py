@@ -125,8 +125,8 @@ def _result(
             bar.total += settings.steps
         return trained(lr, TUNING_SEED).score
 
-    losses = tune(spec.lrs, loss_of_run) if spec.lrs else {}
-    lr = best_lr(losses) if losses else None
+    losses = tune(spec.lrs, loss_of_run)
+    lr = best_lr(losses)
     runs = [trained(lr, seed) for seed in range(settings.seeds)]
     return Result(spec.name, lr, list(losses), runs, is_at_edge(lr, losses))
 

@@ -5,9 +5,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 EXTRA_LRS = 3  # at most, beyond the edges of a grid
 
 
-def best_lr(losses: Mapping[float, float]) -> float:
-    """The learning rate with the lowest loss, the first of equals."""
-    return min(losses, key=losses.__getitem__)
+def best_lr(losses: Mapping[float, float]) -> float | None:
+    """The learning rate with the lowest loss, the first of equals;
+    None if there are none."""
+    return min(losses, key=losses.__getitem__, default=None)
 
 
 def is_at_edge(lr: float | None, tried: Collection[float]) -> bool:
@@ -18,7 +19,7 @@ def is_at_edge(lr: float | None, tried: Collection[float]) -> bool:
 def tune(
     lrs: Sequence[float], loss_of_run: Callable[[float], float]
 ) -> dict[float, float]:
-    """The loss of a run with each learning rate, ascending.
+    """The loss of a run with each learning rate, ascending; empty without a grid.
 
     While the best is at the edge of the grid, the next of 1, 3, 10, 30, ... is tried
     too, at most `EXTRA_LRS` times. Of equals, such as runs that diverged, the smallest
@@ -29,6 +30,8 @@ def tune(
     losses = {lr: loss_of_run(lr) for lr in sorted(lrs)}
     for _ in range(EXTRA_LRS):
         best = best_lr(losses)
+        if best is None:
+            break
         smaller, larger = neighbours(best)
         if best == max(losses):
             losses[larger] = loss_of_run(larger)

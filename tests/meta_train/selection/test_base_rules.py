@@ -30,12 +30,12 @@ def test_gains_by_hand():
         record("b", exp(3)),
         record("c", None),
     ]
-    found = gains(new, old)
-    assert found["a"] == pytest.approx(log(2 / 1.8) / 2)
-    assert found["b"] == found["c"] == -LARGEST_GAIN
+    by_problem = gains(new, old)
+    assert by_problem["a"] == pytest.approx(log(2 / 1.8) / 2)
+    assert by_problem["b"] == by_problem["c"] == -LARGEST_GAIN
 
 
-def test_runs_are_kept_and_told_apart_by_their_numbers(tmp_path):
+def test_records_are_kept_for_each_variant(tmp_path):
     variants = {"start": base_rule({}), "other": base_rule({"step_size": 0.03})}
     first = whole_runs(variants, (TOY,), (0, 1), tmp_path)
     assert [r["run"]["seed"] for r in first["start"]] == [0, 1]
