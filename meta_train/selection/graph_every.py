@@ -136,7 +136,7 @@ def accuracies(records: Sequence[Record], split: str) -> list[float]:
         if accuracy is None:
             problem = record["run"]["problem"]
             raise ValueError(
-                f"problems: expected ones with an accuracy; got '{problem}', which has none"
+                f"problems: expected ones with an accuracy; got '{problem}'"
             )
         percentages.append(100 * accuracy)
     return percentages
