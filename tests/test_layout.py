@@ -76,7 +76,7 @@ def test_what_the_demo_installs_is_imported_somewhere():
     names = {re.split("[<>=]", requirement)[0] for requirement in requirements}
     files = [
         file
-        for folder in ("harness", "meta_train", "tasks")
+        for folder in ("ngopt", "harness", "meta_train", "tasks")
         for file in (ROOT / folder).rglob("*.py")
     ]
     found = set()
