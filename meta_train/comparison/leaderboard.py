@@ -39,10 +39,9 @@ from meta_train.comparison.report import (
 )
 from meta_train.comparison.runs import execute, file_name
 from meta_train.problems import LISTS, load_problem, problem_names
-from ngopt.race.tuning import best_lr
+from ngopt.race.tuning import FIRST_TUNING_SEED, best_lr
 
 CURVE_POINTS = 20
-FIRST_TUNING_SEED = 1_000_000  # above all seeds of evaluation, which begin at 0
 SPLITS = ("validation", "test")
 OURS = "default"  # drawn above the others
 UNTUNED = ("ng-gnn", "default")
@@ -165,8 +164,8 @@ def compare(config: Config) -> Leaderboard:
             tuning |= _grouped(run_all(runs))
             runs = []
             for spec in accepted:
-                lr = choose_lr(tuning.get((problem, spec.name), []))
-                runs += plan_evaluation(problem, spec, lr, config)
+                losses = mean_validation_losses(tuning.get((problem, spec.name), []))
+                runs += plan_evaluation(problem, spec, best_lr(losses), config)
             records |= _grouped(run_all(runs))
     if not records:
         raise ValueError(
@@ -187,14 +186,6 @@ def plan_tuning(
         for seed in range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + seeds):
             runs.append(Run(problem, spec.name, lr, None, seed, steps, "tuning"))
     return runs
-
-
-def choose_lr(tuning: Sequence[Record]) -> float | None:
-    """The learning rate with the lowest mean validation loss, the first of equals.
-
-    None without records.
-    """
-    return best_lr(mean_validation_losses(tuning))
 
 
 def plan_evaluation(

@@ -19,11 +19,10 @@ from tqdm import tqdm
 
 from ngopt.race.optimizers import OPTIMIZERS, OptimizerSpec
 from ngopt.race.training import Problem, Run, load_problem, train
-from ngopt.race.tuning import best_lr, is_at_edge, tune
+from ngopt.race.tuning import FIRST_TUNING_SEED, best_lr, is_at_edge, tune
 
 HEADER = "optimizer", "lr", "tuning runs", "loss", "train loss", "ms/step", "excess"
 SMOOTHING = 0.95  # of the losses that are drawn
-TUNING_SEED = 1_000_000  # above all seeds of the reported runs
 LOG_PAUSE = 60.0  # seconds between lines of progress, if stderr is no terminal
 
 
@@ -123,7 +122,7 @@ def _result(
     def loss_of_run(lr: float) -> float:
         if lr not in spec.lrs:
             bar.total += settings.steps
-        return trained(lr, TUNING_SEED).score
+        return trained(lr, FIRST_TUNING_SEED).score
 
     losses = tune(spec.lrs, loss_of_run)
     lr = best_lr(losses)

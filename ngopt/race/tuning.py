@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 EXTRA_LRS = 3  # at most, beyond the edges of a grid
+FIRST_TUNING_SEED = 1_000_000  # above all seeds of evaluation, which begin at 0
 
 
 def best_lr(losses: Mapping[float, float]) -> float | None:

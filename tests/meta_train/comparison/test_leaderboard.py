@@ -8,7 +8,7 @@ import torch
 import tyro
 
 from meta_train.comparison import leaderboard, optimizers, runs
-from meta_train.comparison.leaderboard import Config, choose_lr, compare, plan_tuning
+from meta_train.comparison.leaderboard import Config, compare, plan_tuning
 from meta_train.comparison.runs import Run, execute, read_records, train
 from meta_train.problems import META_TEST, problem_names
 from ngopt.metanets import FeedForward, NeuralFunctional
@@ -53,10 +53,6 @@ def runs_of(config):
         Run(problem, "adam", None, None, 0, 1, "tuning") for problem in config.problems
     ]
     return read_records(Path(config.folder, "records"), runs)
-
-
-def tuning_record(lr, loss):
-    return {"run": {"lr": lr}, "validation": {"loss": loss}}
 
 
 def test_the_learning_rate_is_chosen_on_validation(config):
@@ -247,22 +243,6 @@ def test_names_on_the_command_line_are_separated_by_spaces():
     assert config.problems == ("fm-16", "c10-32")
     assert config.optimizers == ("adam", "ff")
     assert config.tuning_seeds == 2
-
-
-EQUAL_MEANS = [(0.1, 0.5), (0.1, 0.1), (0.2, 0.2), (0.2, 0.4), (0.3, 0.9), (0.3, 0.05)]
-
-
-@pytest.mark.parametrize(
-    ("tried", "best"),
-    [
-        (EQUAL_MEANS, 0.1),
-        ([*EQUAL_MEANS, (0.4, 0.29)], 0.4),
-        ([(0.1, 0.5), (0.2, 0.1), (0.2, None)], 0.1),  # .2 diverged once
-        ([], None),
-    ],
-)
-def test_chosen_rate_has_the_lowest_mean_loss_first_of_equals(tried, best):
-    assert choose_lr([tuning_record(lr, loss) for lr, loss in tried]) == best
 
 
 def test_default_optimizers_and_problems():

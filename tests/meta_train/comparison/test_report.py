@@ -7,12 +7,14 @@ from harness.tables import markdown_table, text_table
 from meta_train.comparison.report import (
     Row,
     loss_table,
+    mean_validation_losses,
     notes,
     rank_optimizers,
     ranks,
     steps_to_reference,
     summarize,
 )
+from ngopt.race.tuning import best_lr
 
 
 def record(accuracy=None, lr=None, loss=0.5, validation=0.25):
@@ -99,6 +101,23 @@ def test_the_tried_rates_are_listed_with_their_losses():
     row = summarize([record(lr=0.01)], tuning)
     assert row.tuning[0.1] == pytest.approx(float("inf"))
     assert "Validation loss by lr, o on p: 0.01: 0.5, 0.1: inf." in notes([row], "adam")
+
+
+EQUAL_MEANS = [(0.1, 0.5), (0.1, 0.1), (0.2, 0.2), (0.2, 0.4), (0.3, 0.9), (0.3, 0.05)]
+
+
+@pytest.mark.parametrize(
+    ("tried", "best"),
+    [
+        (EQUAL_MEANS, 0.1),
+        ([*EQUAL_MEANS, (0.4, 0.29)], 0.4),
+        ([(0.1, 0.5), (0.2, 0.1), (0.2, None)], 0.1),  # .2 diverged once
+        ([], None),
+    ],
+)
+def test_chosen_rate_has_the_lowest_mean_loss_first_of_equals(tried, best):
+    records = [record(lr=lr, validation=loss) for lr, loss in tried]
+    assert best_lr(mean_validation_losses(records)) == best
 
 
 def test_tables_are_aligned_and_escaped():
