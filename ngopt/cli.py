@@ -15,7 +15,7 @@ from ngopt.graph import __main__ as graph_command
 from ngopt.metanets import METANETS
 from ngopt.metanets.imported import find_metanet
 from ngopt.pretrained import list_pretrained, load_pretrained, weights_hash
-from ngopt.race.optimizers import CONTESTANTS
+from ngopt.race.optimizers import OPTIMIZERS
 
 DEFAULT = "(default: %(default)s)"
 FAILED = 2  # exit status after an error
@@ -24,12 +24,12 @@ LISTED = "name", "kind", "class", "parameters", "sha256"  # by `ngopt list`
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 after an error, which is one line on stderr."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
     sys.path.insert(0, str(Path.cwd()))  # modules of the user
     try:
-        if given[:1] == ["graph"]:
-            return graph_command.main(given[1:])
-        options = _parser().parse_args(given)
+        if words[:1] == ["graph"]:
+            return graph_command.main(words[1:])
+        options = _parser().parse_args(words)
         options.run(options)
     except BrokenPipeError:
         return 0
@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_race_options(race: argparse.ArgumentParser) -> None:
     race.add_argument("problem", help="module with model(), batches(), loss()")
     default = ["adamw", "muon", "ngopt"]
-    names = f"of {', '.join(CONTESTANTS)} (default: {' '.join(default)})"
+    names = f"of {', '.join(OPTIMIZERS)} (default: {' '.join(default)})"
     option = race.add_argument
     option("--optimizers", nargs="+", metavar="NAME", default=default, help=names)
     option("--steps", type=int, default=300, help=f"of a run {DEFAULT}")
@@ -98,30 +98,31 @@ def describe(weights: str) -> dict[str, Any]:
 
 
 def _list(options: argparse.Namespace) -> None:
-    found = []
+    rows = []
     for name in list_pretrained():
         description = describe(name)
-        found.append({key: description[key] for key in LISTED})
+        rows.append({key: description[key] for key in LISTED})
     if options.json:
-        print(json.dumps(found))
+        print(json.dumps(rows))
         return
     print(f"{'name':12}  {'kind':9}  parameters")
-    for one in found:
-        print(f"{one['name']:12}  {one['kind']:9}  {one['parameters']:>10,}")
+    for row in rows:
+        print(f"{row['name']:12}  {row['kind']:9}  {row['parameters']:>10,}")
 
 
 def _info(options: argparse.Namespace) -> None:
     if options.metanet is not None:
         find_metanet(options.metanet, METANETS, may_import=True)
-    found = describe(options.weights)
+    description = describe(options.weights)
     if options.json:
-        print(json.dumps(found))
+        print(json.dumps(description))
         return
     for key in LISTED:
-        print(f"{key:10}  {found[key]}")
-    for key, value in found["config"].items():
+        print(f"{key:10}  {description[key]}")
+    for key, value in description["config"].items():
         print(f"{'config':10}  {key} = {value}")
-    print(f"{'recipe':10}  {len(found['recipe']['stages'])} stages; --json prints it")
+    stages = len(description["recipe"]["stages"])
+    print(f"{'recipe':10}  {stages} stages; --json prints it")
 
 
 def _race(options: argparse.Namespace) -> None:

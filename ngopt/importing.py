@@ -55,10 +55,10 @@ def frames_outside(
     folders: Iterable[str | Path], error: BaseException
 ) -> list[traceback.FrameSummary]:
     """The frames of a traceback in files outside of some folders."""
-    found = []
+    frames = []
     for frame in traceback.extract_tb(error.__traceback__):
         path = Path(frame.filename)
         is_generated = frame.filename.startswith("<")
         if not is_generated and not any(map(path.is_relative_to, folders)):
-            found.append(frame)
-    return found
+            frames.append(frame)
+    return frames

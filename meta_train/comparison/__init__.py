@@ -1,1 +1,1 @@
-"""Comparison of optimizers on problems: whole trainings, tables and pictures."""
+"""Comparison of optimizers on problems: training runs, tables and pictures."""

@@ -1,4 +1,4 @@
-"""One whole inner training of a problem with an optimizer, as a record."""
+"""One whole training run of a problem with an optimizer, as a record."""
 
 import hashlib
 import json
@@ -8,17 +8,18 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
 from statistics import fmean, median
-from time import perf_counter
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 from harness.files import without_nan
 from harness.random import seeded
-from meta_train.comparison.optimizers import OptimizerSpec, load_optimizer
+from meta_train.comparison.optimizers import ComparedOptimizer, load_optimizer
 from meta_train.problems import Metrics, Problem, load_problem
+from ngopt.race.training import TrainingLoop
 
 CURVE_EXAMPLES = 1000  # for one point of a curve
 TRAIN_LOSS_STEPS = 50  # last batches whose mean loss is the final train loss
@@ -38,7 +39,7 @@ class Run:
     phase: "tuning" measures on the validation split alone, "evaluation" on test too.
     curve_every: steps between points of the curve; 0 for none.
     curve_split: the split that the curve is measured on.
-    traced: as in `OptimizerSpec`; records without it have inferred graphs.
+    traced: as in `ComparedOptimizer`; records without it have inferred graphs.
     """
 
     problem: str
@@ -80,16 +81,16 @@ def train(run: Run, on_step: Callable[[float], None] | None = None) -> Record:
             f"optimizer '{run.optimizer}': expected a run with traced={spec.traced}; "
             f"got {run.traced}"
         )
-    training = _Training(run, load_problem(run.problem), spec)
+    loop = _MeasuredLoop(run, load_problem(run.problem), spec)
     for number in range(run.steps):
         if run.curve_every and number % run.curve_every == 0:
-            training.add_point(number)
-        training.step(number)
+            loop.add_point(number)
+        loop.step(loop.loss_of_batch, number)
         if on_step:
-            on_step(training.losses[-1])
+            on_step(loop.losses[-1])
     if run.curve_every:
-        training.add_point(run.steps)
-    return training.record()
+        loop.add_point(run.steps)
+    return loop.record()
 
 
 @cache
@@ -114,38 +115,21 @@ def problem_digest(name: str) -> str | None:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-class _Training:
-    """A model with its optimizer and scheduler.
+class _MeasuredLoop(TrainingLoop):
+    """A problem's network in training, with its curve."""
 
-    losses: of each step, before its update. ms: milliseconds of each step, and of
-    optimizer and scheduler within it.
-    """
-
-    def __init__(self, run: Run, problem: Problem, spec: OptimizerSpec):
+    def __init__(self, run: Run, problem: Problem, spec: ComparedOptimizer):
+        model = problem.init(run.seed)
+        super().__init__(model, *spec.build(model, run.lr, run.steps))
         self.run, self.problem = run, problem
-        self.model = problem.init(run.seed)
-        self.optimizer, self.scheduler = spec.build(self.model, run.lr, run.steps)
-        self.losses: list[float] = []
-        self.ms: list[float] = []
-        self.optimizer_ms: list[float] = []
         self.curve: dict[str, list] = {"steps": [], "loss": [], "accuracy": []}
 
-    def step(self, number: int) -> None:
-        start = perf_counter()
+    def loss_of_batch(self, model: nn.Module, number: int) -> Tensor:
+        """The loss of the batch of a step."""
         batch = self.problem.batch(self.run.seed, number)
-        self.optimizer.zero_grad()
         # dropout, as in meta_train.training.unroll
         with seeded(self.run.seed, 2, number):
-            loss = self.problem.loss(self.model, batch)
-        loss.backward()
-        middle = perf_counter()
-        self.optimizer.step()
-        if self.scheduler is not None:
-            self.scheduler.step()
-        end = perf_counter()
-        self.losses.append(loss.item())
-        self.ms.append(1e3 * (end - start))
-        self.optimizer_ms.append(1e3 * (end - middle))
+            return self.problem.loss(model, batch)
 
     def add_point(self, step: int) -> None:
         metrics = self._measured(self.run.curve_split, CURVE_EXAMPLES)

@@ -21,7 +21,7 @@ from harness.tables import markdown_table, text_table
 from meta_train.comparison.inner_training import Record, Run
 from meta_train.comparison.optimizers import (
     OPTIMIZERS,
-    OptimizerSpec,
+    ComparedOptimizer,
     import_metanet,
     load_optimizer,
 )
@@ -39,9 +39,9 @@ from meta_train.comparison.report import (
 )
 from meta_train.comparison.runs import execute, file_name
 from meta_train.problems import LISTS, load_problem, problem_names
+from ngopt.race.tuning import FIRST_TUNING_SEED, best_lr
 
 CURVE_POINTS = 20
-FIRST_TUNING_SEED = 1_000_000  # above all seeds of evaluation, which begin at 0
 SPLITS = ("validation", "test")
 OURS = "default"  # drawn above the others
 UNTUNED = ("ng-gnn", "default")
@@ -63,7 +63,7 @@ class Config:
     steps: int | None = None
     """Updates per run; None for each problem's own horizon."""
     tuning_seeds: int = 1
-    """Runs per learning rate of a baseline's grid, on seeds of their own."""
+    """Runs per learning rate of a baseline's grid, on other seeds than these."""
     curve_split: str = "validation"
     """What curves are measured on: validation or test."""
     folder: str = "runs/leaderboard"
@@ -81,10 +81,10 @@ class Config:
             )
         check_choice("curve_split", self.curve_split, SPLITS)
         for key in ("problems", "optimizers"):
-            values = getattr(self, key)
-            if not values or len(set(values)) < len(values):
+            names = getattr(self, key)
+            if not names or len(set(names)) < len(names):
                 raise ValueError(
-                    f"{key}: expected at least one name, each once; got {values}"
+                    f"{key}: expected at least one name, each once; got {names}"
                 )
 
     def groups(self) -> dict[str, list[str]]:
@@ -164,17 +164,22 @@ def compare(config: Config) -> Leaderboard:
             tuning |= _grouped(run_all(runs))
             runs = []
             for spec in accepted:
-                lr = choose_lr(tuning.get((problem, spec.name), []))
-                runs += plan_evaluation(problem, spec, lr, config)
+                losses = mean_validation_losses(tuning.get((problem, spec.name), []))
+                runs += plan_evaluation(problem, spec, best_lr(losses), config)
             records |= _grouped(run_all(runs))
     if not records:
-        raise ValueError(f"optimizers: expected some that fit: {' '.join(refusals)}")
+        raise ValueError(
+            "optimizers: expected one that can train the problems' networks; got none. "
+            + " ".join(refusals)
+        )
     board = replace(summarize_all(records, tuning, config.groups()), refusals=refusals)
     write_report(folder, config, board)
     return board
 
 
-def plan_tuning(problem: str, spec: OptimizerSpec, steps: int, seeds: int) -> list[Run]:
+def plan_tuning(
+    problem: str, spec: ComparedOptimizer, steps: int, seeds: int
+) -> list[Run]:
     """Runs with all learning rates of an optimizer's grid, each with `seeds` seeds."""
     runs = []
     for lr in spec.lrs:
@@ -183,17 +188,8 @@ def plan_tuning(problem: str, spec: OptimizerSpec, steps: int, seeds: int) -> li
     return runs
 
 
-def choose_lr(tuning: Sequence[Record]) -> float | None:
-    """The learning rate with the lowest mean validation loss, the first of equals.
-
-    None without records.
-    """
-    losses = mean_validation_losses(tuning)
-    return min(losses, key=losses.__getitem__, default=None)
-
-
 def plan_evaluation(
-    problem: str, spec: OptimizerSpec, lr: float | None, config: Config
+    problem: str, spec: ComparedOptimizer, lr: float | None, config: Config
 ) -> list[Run]:
     """The runs that are reported."""
     steps = config.steps or load_problem(problem).steps
@@ -217,12 +213,13 @@ def summarize_all(
 ) -> Leaderboard:
     """Rows of evaluation and tuning records, and rankings over groups of problems."""
     rows, rankings = [], {}
-    for (problem, optimizer), found in records.items():
+    for (problem, optimizer), evaluated in records.items():
+        tuning_records = tuning.get((problem, optimizer), [])
         references = records.get((problem, REFERENCE), [])
-        rows.append(summarize(found, tuning.get((problem, optimizer), []), references))
+        rows.append(summarize(evaluated, tuning_records, references))
     for group, problems in groups.items():
-        own = [row for row in rows if row.problem in problems]
-        rankings[group] = rank_optimizers(own)
+        rows_of_group = [row for row in rows if row.problem in problems]
+        rankings[group] = rank_optimizers(rows_of_group)
     return Leaderboard(rows, rankings, records)
 
 
@@ -230,8 +227,8 @@ def write_report(folder: Path, config: Config, board: Leaderboard) -> None:
     """Writes `results.json`, `table.md` and a picture for each problem."""
     remarks = [*notes(board.rows, REFERENCE), *board.refusals]
     rankings = {}
-    for group, found in board.rankings.items():
-        rankings[group] = [asdict(ranking) for ranking in found]
+    for group, rankings_of_group in board.rankings.items():
+        rankings[group] = [asdict(ranking) for ranking in rankings_of_group]
     results = {
         "config": asdict(config),
         "standings": rankings,

@@ -1,18 +1,17 @@
 """Optimizers by name: baselines with grids of learning rates, and learned ones."""
 
-import importlib
 import re
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from schedulefree import AdamWScheduleFree
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LinearLR, LRScheduler
+from torch.optim import Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import LinearLR
 
 from ngopt import NGOptimizer, list_pretrained, load_pretrained
 from ngopt.metanets import METANETS
@@ -20,13 +19,17 @@ from ngopt.metanets.imported import find_metanet
 from ngopt.pretrained import weights_hash
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 from ngopt.race.muon import MuonWithAdam
-from ngopt.schedule import cosine_schedule
+from ngopt.race.optimizers import (
+    WARMUP,
+    WEIGHT_DECAY,
+    Built,
+    OptimizerSpec,
+    from_torch,
+    soap,
+    with_cosine,
+)
 
-Built = tuple[Optimizer, LRScheduler | None]
-
-WARMUP = 0.05  # share of the steps; without it Adam is unstable at its best rates
-WEIGHT_DECAY = 0.1  # of AdamW, as in most recipes for transformers
-WIDE_WEIGHT_DECAY = 0.01  # torch's default
+ADAMW_WEIGHT_DECAY = 0.1  # as in most recipes for transformers
 
 # Suffixes of a weights name.
 OPTIONS = ":traced", ":bfloat16", ":open", ":scheduled"
@@ -36,48 +39,28 @@ OPTION = re.compile(f"({'|'.join([*OPTIONS, ARGUMENT])})$")
 # Adam trains them, as Muon's author recommends (on gpt-text the loss is .1 lower).
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
-# Spaced by a factor of two or three. Short trainings need high rates, SIRENs low ones.
+# Spaced by a factor of two or three. Short runs need high rates, SIRENs low ones.
 ADAM_LRS = (0.001, 0.003, 0.006, 0.01, 0.02, 0.04, 0.08)
 MUON_LRS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 SOAP_LRS = (0.003, 0.01, 0.02, 0.04, 0.08)
 SCHEDULE_FREE_LRS = (0.001, 0.003, 0.01, 0.02, 0.05, 0.1)
-# For all other trainings: fine-tuning needs the lowest rates, vectors that begin at
+# For all other problems: fine-tuning needs the lowest rates, vectors that begin at
 # zero the highest.
 WIDE_LRS = (1e-5, 3e-5, 1e-4, 3e-4, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 WIDE_MUON_LRS = (3e-5, 1e-4, 3e-4, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 
 @dataclass(frozen=True)
-class OptimizerSpec:
-    """How an optimizer is made and tuned.
+class ComparedOptimizer(OptimizerSpec):
+    """A baseline or a learned optimizer.
 
-    make: (model, lr, total_steps) -> the optimizer, and the scheduler (or None) to step
-        after it.
-    lrs: the learning rates to choose from, ascending; empty if none is tuned.
-    lr: the learning rate if none is tuned.
     weights: SHA-256 of a learned optimizer's weights, else None.
     traced: whether the graph is traced without `:traced` in the name, because the
         metanet reads connections.
     """
 
-    name: str
-    make: Callable[[nn.Module, float, int], Built]
-    lrs: tuple[float, ...] = ()
-    lr: float = 1.0
     weights: str | None = None
     traced: bool = False
-
-    def build(self, model: nn.Module, lr: float | None, total_steps: int) -> Built:
-        """The optimizer, and the scheduler (or None) to step after it.
-
-        Raises ValueError if a tuned optimizer gets no learning rate.
-        """
-        if lr is None and self.lrs:
-            raise ValueError(
-                f"optimizer '{self.name}': expected a learning rate, such as "
-                f"{', '.join(map(str, self.lrs))}; got None"
-            )
-        return self.make(model, self.lr if lr is None else lr, total_steps)
 
     def refusal(self, model: nn.Module) -> str | None:
         """The reason why it cannot train a network; None if it can."""
@@ -94,7 +77,7 @@ class OptimizerSpec:
         return None
 
 
-def load_optimizer(name: str) -> OptimizerSpec:
+def load_optimizer(name: str) -> ComparedOptimizer:
     """A baseline of `OPTIMIZERS` or `WIDE`, or a learned optimizer.
 
     name: of a baseline or of bundled weights, or the path of a weights file. Weights
@@ -126,7 +109,7 @@ def load_optimizer(name: str) -> OptimizerSpec:
     options_of_all = options | {TRACED} if is_traced else options
     make = partial(_learned, learned, options_of_all, settings)
     traced = is_traced and TRACED not in options
-    return OptimizerSpec(
+    return ComparedOptimizer(
         name, make, lr=lr, weights=weights_hash(learned), traced=traced
     )
 
@@ -152,29 +135,17 @@ def _split_options(name: str) -> tuple[str, set[str], dict[str, Any]]:
     """Splits a name into weights, options and arguments."""
     options: set[str] = set()
     settings: dict[str, Any] = {}
-    while found := OPTION.search(name):
-        if found["key"]:
-            settings[found["key"]] = float(found["value"])
+    while match := OPTION.search(name):
+        if match["key"]:
+            settings[match["key"]] = float(match["value"])
         else:
-            options.add(found[0])
-        name = name.removesuffix(found[0])
+            options.add(match[0])
+        name = name.removesuffix(match[0])
     return name, options, settings
 
 
 def _adam(model: nn.Module, lr: float, total_steps: int) -> Built:
-    return torch.optim.Adam(model.parameters(), lr), None
-
-
-def _with_cosine(
-    kind: Callable[..., Optimizer], **options: Any
-) -> Callable[[nn.Module, float, int], Built]:
-    """Makes one of torch's optimizers with warm-up and cosine schedule."""
-
-    def make(model: nn.Module, lr: float, total_steps: int) -> Built:
-        optimizer = kind(model.parameters(), lr, **options)
-        return optimizer, cosine_schedule(optimizer, total_steps, WARMUP)
-
-    return make
+    return Adam(model.parameters(), lr), None
 
 
 def _schedule_free(model: nn.Module, lr: float, total_steps: int) -> Built:
@@ -182,38 +153,19 @@ def _schedule_free(model: nn.Module, lr: float, total_steps: int) -> Built:
 
     `eval()` puts the averaged weights into the model, `train()` the others.
     """
-    from schedulefree import AdamWScheduleFree
-
     warmup = round(WARMUP * total_steps)
     optimizer = AdamWScheduleFree(model.parameters(), lr, warmup_steps=warmup)
     optimizer.train()
     return optimizer, None
 
 
-def _muon_cosine(model: nn.Module, lr: float, total_steps: int) -> Built:
+def _muon(model: nn.Module, lr: float) -> Optimizer:
+    """Muon for matrices and kernels, Adam for embeddings and vectors."""
     embeddings = []
     for module in model.modules():
         if isinstance(module, EMBEDDINGS):
             embeddings += module.parameters()
-    optimizer = MuonWithAdam(model.parameters(), lr, embeddings)
-    return optimizer, cosine_schedule(optimizer, total_steps, WARMUP)
-
-
-def _soap_cosine(kind: str, model: nn.Module, lr: float, total_steps: int) -> Built:
-    """heavyball's SOAP or KLSOAP with its defaults: a new basis every second step,
-    decay .01.
-
-    Not compiled: for small networks on a CPU, compiling takes longer than the run.
-    """
-    # its import takes two seconds
-    heavyball = importlib.import_module("heavyball")
-    heavyball.utils.compile_mode = None
-    # heavyball warns for every scheduler, but reads the rate at each step
-    warnings.filterwarnings(
-        "ignore", "Learning rate changed between steps", UserWarning
-    )
-    optimizer = getattr(heavyball, kind)(model.parameters(), lr=lr)
-    return optimizer, cosine_schedule(optimizer, total_steps, WARMUP)
+    return MuonWithAdam(model.parameters(), lr, embeddings)
 
 
 def _learned(
@@ -252,35 +204,37 @@ class AveragedNGOptimizer(NGOptimizer):
         self._within.__exit__(None, None, None)
 
 
-_adam_cosine = _with_cosine(torch.optim.Adam)
-_adamw_cosine = _with_cosine(torch.optim.AdamW, weight_decay=WEIGHT_DECAY)
-_adamw_wide = _with_cosine(torch.optim.AdamW, weight_decay=WIDE_WEIGHT_DECAY)
+_adam_cosine = with_cosine(from_torch(Adam))
+_adamw_cosine = with_cosine(from_torch(AdamW, weight_decay=ADAMW_WEIGHT_DECAY))
+_adamw_wide = with_cosine(from_torch(AdamW, weight_decay=WEIGHT_DECAY))
 # beta1 = .5 as for GANs (Radford et al. 2016)
-_adam_games = _with_cosine(torch.optim.Adam, betas=(0.5, 0.999))
+_adam_games = with_cosine(from_torch(Adam, betas=(0.5, 0.999)))
+_muon_cosine = with_cosine(_muon)
+_kl_soap = partial(soap, kind="KLSOAP")
 
 OPTIMIZERS = {
     spec.name: spec
     for spec in (
-        OptimizerSpec("adam", _adam, ADAM_LRS),
-        OptimizerSpec("adam-cosine", _adam_cosine, ADAM_LRS),
-        OptimizerSpec("adamw-cosine", _adamw_cosine, ADAM_LRS),
-        OptimizerSpec("schedule-free", _schedule_free, SCHEDULE_FREE_LRS),
-        OptimizerSpec("muon-cosine", _muon_cosine, MUON_LRS),
-        OptimizerSpec("soap-cosine", partial(_soap_cosine, "SOAP"), SOAP_LRS),
-        OptimizerSpec("kl-soap-cosine", partial(_soap_cosine, "KLSOAP"), SOAP_LRS),
-        OptimizerSpec("adam-default", _adam, lr=0.001),  # torch's
-        OptimizerSpec("muon-default", _muon_cosine, lr=0.02),  # its author's
+        ComparedOptimizer("adam", _adam, ADAM_LRS),
+        ComparedOptimizer("adam-cosine", _adam_cosine, ADAM_LRS),
+        ComparedOptimizer("adamw-cosine", _adamw_cosine, ADAM_LRS),
+        ComparedOptimizer("schedule-free", _schedule_free, SCHEDULE_FREE_LRS),
+        ComparedOptimizer("muon-cosine", _muon_cosine, MUON_LRS),
+        ComparedOptimizer("soap-cosine", with_cosine(soap), SOAP_LRS),
+        ComparedOptimizer("kl-soap-cosine", with_cosine(_kl_soap), SOAP_LRS),
+        ComparedOptimizer("adam-default", _adam, lr=0.001),  # torch's
+        ComparedOptimizer("muon-default", _muon_cosine, lr=0.02),  # its author's
     )
 }
 
-# With grids for any training, for `meta_train.problems.situations`.
+# With grids for any problem, for `meta_train.problems.situations`.
 WIDE = {
     spec.name: spec
     for spec in (
-        OptimizerSpec("adam-wide", _adam, WIDE_LRS),
-        OptimizerSpec("adam-games", _adam_games, WIDE_LRS),
-        OptimizerSpec("adam-cosine-wide", _adam_cosine, WIDE_LRS),
-        OptimizerSpec("adamw-wide", _adamw_wide, WIDE_LRS),
-        OptimizerSpec("muon-wide", _muon_cosine, WIDE_MUON_LRS),
+        ComparedOptimizer("adam-wide", _adam, WIDE_LRS),
+        ComparedOptimizer("adam-games", _adam_games, WIDE_LRS),
+        ComparedOptimizer("adam-cosine-wide", _adam_cosine, WIDE_LRS),
+        ComparedOptimizer("adamw-wide", _adamw_wide, WIDE_LRS),
+        ComparedOptimizer("muon-wide", _muon_cosine, WIDE_MUON_LRS),
     )
 }

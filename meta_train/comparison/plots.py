@@ -74,8 +74,8 @@ def _curves(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
     """Steps (n,), and accuracies in per cent, or else losses, (runs, n)."""
     steps = np.array(records[0]["curve"]["steps"])
     key = "accuracy" if _has_accuracy(records) else "loss"
-    values = np.array([record["curve"][key] for record in records], float)
-    return steps, 100 * values if key == "accuracy" else values
+    curves = np.array([record["curve"][key] for record in records], float)
+    return steps, 100 * curves if key == "accuracy" else curves
 
 
 def _has_accuracy(records: Sequence[Record]) -> bool:
@@ -85,7 +85,7 @@ def _has_accuracy(records: Sequence[Record]) -> bool:
 def _scale_loss(axes: Axes, first: Sequence[float | None]) -> None:
     """Makes an axis logarithmic, and cuts off losses far above the first."""
     axes.set_yscale("log")
-    known = [loss for loss in first if loss]
+    known = [loss for loss in first if loss]  # neither None nor zero
     if known:
         axes.set_ylim(top=HEADROOM * max(known))
     low, high = axes.get_ylim()
@@ -96,12 +96,12 @@ def _scale_loss(axes: Axes, first: Sequence[float | None]) -> None:
 
 
 def _draw(
-    axes: Axes, steps: np.ndarray, values: np.ndarray, label: str, style: Style
+    axes: Axes, steps: np.ndarray, curves: np.ndarray, label: str, style: Style
 ) -> None:
-    """values: (runs, steps). The line ends at the first loss that is not finite."""
-    axes.plot(steps, values.mean(0), label=label, **style)
-    if len(values) > 1:
-        low, high = values.min(0), values.max(0)
+    """curves: (runs, steps). The line ends at the first loss that is not finite."""
+    axes.plot(steps, curves.mean(0), label=label, **style)
+    if len(curves) > 1:
+        low, high = curves.min(0), curves.max(0)
         axes.fill_between(
             steps, low, high, color=style["color"], alpha=0.15, linewidth=0
         )

@@ -10,6 +10,7 @@ import pandas as pd
 
 from harness.tables import plus_minus, sample_deviation
 from meta_train.comparison.inner_training import TRAIN_LOSS_STEPS, Record
+from ngopt.race.tuning import is_at_edge
 
 # Problems of the paper that no learned optimizer is meta-trained or selected on.
 TRANSFER_ONLY = ("c10-32",)
@@ -54,7 +55,7 @@ class Row:
     @property
     def at_edge(self) -> bool:
         """Whether the learning rate is the smallest or largest that was tried."""
-        return len(self.tuning) > 1 and self.lr in (min(self.tuning), max(self.tuning))
+        return is_at_edge(self.lr, self.tuning)
 
     @property
     def tuned(self) -> bool:
@@ -141,15 +142,13 @@ def steps_to_reference(
     """
     targets = {}
     for reference in references:
-        seed = reference["run"]["seed"]
-        targets[seed] = reference["curve"]["loss"][-1]
+        targets[reference["run"]["seed"]] = reference["curve"]["loss"][-1]
     steps = []
     for record in records:
-        seed = record["run"]["seed"]
-        target = targets.get(seed)
+        target = targets.get(record["run"]["seed"])
         steps.append(_steps_to(record["curve"], target))
-    found = median(steps)
-    return None if found == inf else found
+    middle = median(steps)
+    return None if middle == inf else middle
 
 
 def _steps_to(curve: Mapping[str, Any], target: float | None) -> float:
@@ -161,8 +160,7 @@ def _steps_to(curve: Mapping[str, Any], target: float | None) -> float:
         if loss is not None and loss <= target:
             if loss_before is None:
                 return float(step)
-            fall = loss_before - loss
-            share = (loss_before - target) / fall
+            share = (loss_before - target) / (loss_before - loss)
             return step_before + share * (step - step_before)
         step_before, loss_before = step, loss
     return inf
@@ -175,10 +173,10 @@ def mean_validation_losses(records: Sequence[Record]) -> dict[float, float]:
     """
     losses: dict[float, list[float]] = {}
     for record in records:
-        lr = record["run"]["lr"]
         loss = record["validation"]["loss"]
-        losses.setdefault(lr, []).append(inf if loss is None else loss)
-    return {lr: fmean(values) for lr, values in losses.items()}
+        losses_of_lr = losses.setdefault(record["run"]["lr"], [])
+        losses_of_lr.append(inf if loss is None else loss)
+    return {lr: fmean(losses_of_lr) for lr, losses_of_lr in losses.items()}
 
 
 def notes(rows: Sequence[Row], reference: str) -> list[str]:
@@ -286,40 +284,37 @@ def rank_optimizers(rows: Sequence[Row]) -> list[Ranking]:
     tuned_losses = table["test_loss"].where(table["tuned"])
     best_tuned = tuned_losses.groupby(problem).transform("min")
     table["excess"] = table["loss"] / best_tuned - 1
-    is_reference = table["optimizer"] == REFERENCE
-    reference = table[is_reference].set_index("problem")
-    reference_ms = problem.map(reference["ms_per_step"])
-    table["step_time"] = table["ms_per_step"] / reference_ms
-    reached = table["reached"].astype(float)
-    table["steps_share"] = reached.fillna(inf) / table["steps"]
+    reference = table[table["optimizer"] == REFERENCE].set_index("problem")
+    table["step_time"] = table["ms_per_step"] / problem.map(reference["ms_per_step"])
+    table["steps_share"] = table["reached"].astype(float).fillna(inf) / table["steps"]
     losses = table.pivot(index="problem", columns="optimizer", values="loss")
-    found = []
-    for name, own in table.groupby("optimizer", sort=False):
-        is_compared = own["problem"].isin(reference.index).all()
-        found.append(_ranking(str(name), own, losses, is_compared))
-    return sorted(found, key=lambda ranking: ranking.mean_rank)
+    rankings = []
+    for name, results in table.groupby("optimizer", sort=False):
+        is_compared = results["problem"].isin(reference.index).all()
+        rankings.append(_ranking(str(name), results, losses, is_compared))
+    return sorted(rankings, key=lambda ranking: ranking.mean_rank)
 
 
-def _ranking(name: str, own: Any, losses: Any, is_compared: bool) -> Ranking:
-    """own: rows of the optimizer. losses: see `_wins`. is_compared: whether the
+def _ranking(name: str, results: Any, losses: Any, is_compared: bool) -> Ranking:
+    """results: rows of the optimizer. losses: see `_wins`. is_compared: whether the
     reference was run on all of its problems."""
-    is_tuned = any(own["tuned"])
-    excess = own["excess"].dropna()
-    times = own["step_time"].dropna()
+    is_tuned = any(results["tuned"])
+    excess = results["excess"].dropna()
+    times = results["step_time"].dropna()
     return Ranking(
         optimizer=name,
-        problems=len(own),
-        tuning_runs=sum(own["tuning_runs"]),
-        tuning_seconds=sum(own["tuning_seconds"]),
-        mean_rank=fmean(own["rank"]),
-        mean_untuned_rank=None if is_tuned else fmean(own["untuned_rank"]),
+        problems=len(results),
+        tuning_runs=sum(results["tuning_runs"]),
+        tuning_seconds=sum(results["tuning_seconds"]),
+        mean_rank=fmean(results["rank"]),
+        mean_untuned_rank=None if is_tuned else fmean(results["untuned_rank"]),
         mean_excess=fmean(excess) if len(excess) else None,
         median_excess=median(excess) if len(excess) else None,
         reference_wins=_wins(losses, name, [REFERENCE]),
         rival_wins=_wins(losses, name, list(RIVALS)),
-        steps_share=median(own["steps_share"]) if is_compared else None,
+        steps_share=median(results["steps_share"]) if is_compared else None,
         step_time=median(times) if len(times) else None,
-        diverged=sum(own["diverged"]),
+        diverged=sum(results["diverged"]),
     )
 
 
@@ -327,10 +322,9 @@ def loss_table(rows: Sequence[Row]) -> list[dict[str, str]]:
     """Test losses and ranks: one row per problem, one column per optimizer."""
     names = [row.optimizer for row in rows]
     table = []
-    for problem, own in _ranked(rows).groupby("problem", sort=False):
+    for problem, results in _ranked(rows).groupby("problem", sort=False):
         cells = {"problem": str(problem), **dict.fromkeys(names, "-")}
-        columns = own[["optimizer", "test_loss", "rank"]]
-        for name, loss, rank in columns.values:
+        for name, loss, rank in results[["optimizer", "test_loss", "rank"]].values:
             cells[name] = f"{digits(loss)} ({rank:g})"
         table.append(cells)
     return table
@@ -349,11 +343,9 @@ def _ranked(rows: Sequence[Row]) -> Any:
     table = pd.DataFrame(map(vars, rows))
     table["tuned"] = [row.tuned for row in rows]
     table["loss"] = table["test_loss"].fillna(inf)
-    by_problem = table.groupby("problem")
-    table["rank"] = by_problem["loss"].rank()
+    table["rank"] = table.groupby("problem")["loss"].rank()
     untuned = table[~table["tuned"]]
-    by_problem = untuned.groupby("problem")
-    table["untuned_rank"] = by_problem["loss"].rank()
+    table["untuned_rank"] = untuned.groupby("problem")["loss"].rank()
     return table
 
 
@@ -362,12 +354,11 @@ def _wins(losses: Any, name: str, rivals: list[str]) -> int | None:
 
     losses: DataFrame of problems and optimizers.
     """
-    own = losses[losses[name].notna()]
-    theirs = own.reindex(columns=rivals)
-    if name in rivals or theirs.isna().any(axis=None):
+    of_problems = losses[losses[name].notna()]
+    of_rivals = of_problems.reindex(columns=rivals)
+    if name in rivals or of_rivals.isna().any(axis=None):
         return None
-    best = theirs.min(axis=1)
-    is_below = own[name] < best
+    is_below = of_problems[name] < of_rivals.min(axis=1)
     return int(is_below.sum())
 
 

@@ -1,4 +1,4 @@
-"""Runs inner trainings, and keeps a record of each, so that no run is repeated."""
+"""Trains with optimizers, and keeps a record of each run, so that none is repeated."""
 
 import multiprocessing
 import re
@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from harness.files import append_line, make_folder, read_lines
 from meta_train.comparison.inner_training import Record, Run, problem_digest, train
+from meta_train.comparison.optimizers import import_metanet
 from meta_train.problems import load_problem
-from ngopt.metanets import METANETS
-from ngopt.metanets.imported import find_metanet, imported_metanets
+from ngopt.metanets.imported import imported_metanets
 
 
 def execute(
@@ -75,7 +75,7 @@ def _begin_process(metanets: Sequence[str]) -> None:
     """metanets: of the user's own, which weights may name."""
     torch.set_num_threads(1)
     for name in metanets:
-        find_metanet(name, METANETS, may_import=True)
+        import_metanet(name)
 
 
 def _execute_in_processes(
@@ -96,7 +96,7 @@ def _execute_in_processes(
         for future in as_completed(futures):
             future.result()
             bar.update()
-            # The pool also calls the next in line running, hence the cut.
+            # `running` is also true of the next in line, hence the cut.
             running = [str(run) for f, run in futures.items() if f.running()]
             bar.set_description(", ".join(running[:processes]))
     finally:

@@ -79,14 +79,14 @@ class Situation(NamedTuple):
 def situations(
     table: Sequence[dict[str, Any]], ours_name: str = OURS
 ) -> list[Situation]:
-    """The rows of a comparison by problem, the largest excess first.
+    """The results of a comparison by problem, the largest excess first.
 
     Raises ValueError if one of the optimizers is missing for a problem.
     """
     problems: dict[str, dict[str, dict[str, Any]]] = {}
     for row in table:
         problems.setdefault(row["problem"], {})[row["optimizer"]] = row
-    found = []
+    compared = []
     for problem, rows in problems.items():
         missing = {ours_name, MUON, *ADAMS} - rows.keys()
         if missing:
@@ -98,9 +98,18 @@ def situations(
         adams = [rows[name] for name in (*ADAMS, *OTHER_ADAMS) if name in rows]
         adam = min(adams, key=_loss)
         ours, muon = rows[ours_name], rows[MUON]
-        losses = _loss(ours), _loss(adam), adam["lr"], _loss(muon), muon["lr"]
-        found.append(Situation(problem, ours["steps"], *losses))
-    return sorted(found, key=lambda one: -one.excess)
+        compared.append(
+            Situation(
+                problem,
+                ours["steps"],
+                ours=_loss(ours),
+                adam=_loss(adam),
+                adam_lr=adam["lr"],
+                muon=_loss(muon),
+                muon_lr=muon["lr"],
+            )
+        )
+    return sorted(compared, key=lambda situation: -situation.excess)
 
 
 def _loss(row: dict[str, Any]) -> float:
@@ -108,18 +117,18 @@ def _loss(row: dict[str, Any]) -> float:
     return float("inf") if loss is None else loss
 
 
-def summary(found: Sequence[Situation]) -> str:
+def summary(compared: Sequence[Situation]) -> str:
     """How many problems there are of each kind, in a sentence."""
     better = level = far = ahead = 0
-    for one in found:
-        better += one.excess < 0
-        level += one.excess <= LEVEL
-        far += one.excess > FAR
-        ahead += one.ours < one.muon
+    for situation in compared:
+        better += situation.excess < 0
+        level += situation.excess <= LEVEL
+        far += situation.excess > FAR
+        ahead += situation.ours < situation.muon
     return (
-        f"{len(found)} problems: {better} better than the tuned AdamW, {level} better "
-        f"or within {100 * LEVEL:.0f} %, {far} more than {100 * FAR:.0f} % worse; "
-        f"{ahead} better than the tuned Muon."
+        f"{len(compared)} problems: {better} better than the tuned AdamW, {level} "
+        f"better or within {100 * LEVEL:.0f} %, {far} more than {100 * FAR:.0f} % "
+        f"worse; {ahead} better than the tuned Muon."
     )
 
 
@@ -127,12 +136,12 @@ def run(config: Config) -> None:
     parts = []
     for path in map(Path, config.results):
         table = json.loads(path.read_text())["table"]
-        found = situations(table)
-        title = f"{path.stem}: {summary(found)}\n\n"
-        run_too = {row["optimizer"] for row in table}.intersection(VARIANTS)
-        for name in sorted(run_too):
+        compared = situations(table)
+        title = f"{path.stem}: {summary(compared)}\n\n"
+        variants = VARIANTS.keys() & {row["optimizer"] for row in table}
+        for name in sorted(variants):
             title += f"{VARIANTS[name]}: {summary(situations(table, name))}\n\n"
-        cells = [one.cells() for one in found]
+        cells = [situation.cells() for situation in compared]
         print(f"{title}{text_table(cells)}\n")
         parts.append(f"{title}{markdown_table(cells)}\n")
     Path(config.output).write_text("\n".join(parts))

@@ -23,9 +23,9 @@ def run(config: Config) -> None:
     path = Path(config.folder, "figure3.png")
     plot_curves(path, f"CIFAR-10, {config.seeds} seeds", groups, OURS)
     table = []
-    for name, some in groups.items():
-        _, losses = training_curves(some)
-        accuracy = fmean(100 * record["test"]["accuracy"] for record in some)
+    for name, records_of_name in groups.items():
+        _, losses = training_curves(records_of_name)
+        accuracy = fmean(100 * record["test"]["accuracy"] for record in records_of_name)
         row = {
             "optimizer": name,
             "last training loss": f"{losses[:, -1].mean():.3f}",

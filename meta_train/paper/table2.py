@@ -57,26 +57,26 @@ def cells(rows: Sequence[Row]) -> dict[str, str]:
     """An optimizer's row by column. rows: its results on both problems."""
     name = rows[0].optimizer
     published = PUBLISHED.get(name.removesuffix(OPEN), (None, None))
-    found = {"optimizer": name}
+    table_row = {"optimizer": name}
     for data, row, known in zip(DATA_SETS, rows, published, strict=True):
         mean, deviation = f"{row.accuracy_mean:.2f}", f"{row.accuracy_std:.2f}"
-        found[data] = plus_minus(mean, deviation, row.runs)
+        table_row[data] = plus_minus(mean, deviation, row.runs)
         text = "" if known is None else "{:.2f} ± {:.2f}".format(*known)
-        found[f"{data}, published"] = text
+        table_row[f"{data}, published"] = text
     lrs = ["-" if row.lr is None else f"{row.lr:g}" for row in rows]
     times = [f"{row.optimizer_ms_per_step:.1f}" for row in rows]
-    found["tuning runs"] = str(rows[0].tuning_runs)
-    found["lr"] = " / ".join(lrs)
-    found["optimizer ms/step"] = " / ".join(times)
-    return found
+    table_row["tuning runs"] = str(rows[0].tuning_runs)
+    table_row["lr"] = " / ".join(lrs)
+    table_row["optimizer ms/step"] = " / ".join(times)
+    return table_row
 
 
 def run(config: Config) -> None:
     rows = compare(config).rows
     table = []
     for name in config.optimizers:
-        own = {row.problem: row for row in rows if row.optimizer == name}
-        table.append(cells([own[problem] for problem in PAPER]))
+        by_problem = {row.problem: row for row in rows if row.optimizer == name}
+        table.append(cells([by_problem[problem] for problem in PAPER]))
     Path(config.folder, "table2.md").write_text(f"{markdown_table(table)}\n")
     print(f"\n{text_table(table)}")
     print(

@@ -1,1 +1,1 @@
-"""Selection of hyperparameters over whole trainings on validation problems."""
+"""Selection of hyperparameters over whole training runs on validation problems."""

@@ -15,7 +15,7 @@ from harness import cli
 from harness.files import write_json
 from harness.tables import markdown_table, text_table
 from meta_train.problems import problem_names
-from meta_train.selection.base_rules import base_rule, gains, whole_trainings
+from meta_train.selection.base_rules import base_rule, gains, whole_runs
 
 FIRST_SEED = 3_000_000
 
@@ -56,7 +56,7 @@ def run(config: Config) -> None:
     variants = {"whole": base_rule({})}
     for number, changes in enumerate(PARTS.values()):
         variants[f"without-{number}"] = base_rule(changes)
-    records = whole_trainings(variants, problems, seeds, folder, config.processes)
+    records = whole_runs(variants, problems, seeds, folder, config.processes)
     whole, *others = records.values()
     worth, table = {}, []
     for part, without in zip(PARTS, others, strict=True):

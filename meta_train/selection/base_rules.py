@@ -1,4 +1,4 @@
-"""Compares learned optimizers by whole trainings."""
+"""Compares learned optimizers by whole training runs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,7 +24,7 @@ from ngopt.soap.soap import Soap
 LARGEST_GAIN = 0.5
 
 
-def whole_trainings(
+def whole_runs(
     variants: Mapping[str, LearnedOptimizer],
     problems: Sequence[str],
     seeds: Sequence[int],
@@ -32,7 +32,7 @@ def whole_trainings(
     processes: int = 1,
     phase: str = "tuning",
 ) -> dict[str, list[Record]]:
-    """Records by variant: whole trainings of every problem with every seed.
+    """Records by variant: whole training runs of every problem with every seed.
 
     folder: of records, and of a weights file for each variant; finished runs there are
     not repeated. processes: runs at the same time. phase: see `Run`.
@@ -48,9 +48,9 @@ def whole_trainings(
             run = Run(problem, str(path), None, digest, 0, steps, phase, traced=traced)
             runs += [replace(run, seed=seed) for seed in seeds]
     with tqdm(total=len(runs), unit="run") as bar:
-        made = iter(execute(runs, folder / "records", processes, bar))
+        records = iter(execute(runs, folder / "records", processes, bar))
     count = len(problems) * len(seeds)
-    return {name: list(islice(made, count)) for name in variants}
+    return {name: list(islice(records, count)) for name in variants}
 
 
 def base_rule(changes: Mapping[str, Any]) -> LearnedOptimizer:
@@ -63,12 +63,12 @@ def gains(records: Sequence[Record], references: Sequence[Record]) -> dict[str, 
 
     Each is clipped to +- LARGEST_GAIN. A run that diverged counts -LARGEST_GAIN.
     """
-    found: dict[str, list[float]] = {}
+    clipped: dict[str, list[float]] = {}
     for record, reference in zip(records, references, strict=True):
         gain = _log_loss(reference) - _log_loss(record)
-        clipped = min(max(gain, -LARGEST_GAIN), LARGEST_GAIN)
-        found.setdefault(record["run"]["problem"], []).append(clipped)
-    return {problem: fmean(values) for problem, values in found.items()}
+        gains_of_problem = clipped.setdefault(record["run"]["problem"], [])
+        gains_of_problem.append(min(max(gain, -LARGEST_GAIN), LARGEST_GAIN))
+    return {problem: fmean(values) for problem, values in clipped.items()}
 
 
 def _log_loss(record: Record) -> float:

@@ -22,7 +22,7 @@ from meta_train.comparison.inner_training import Record
 from meta_train.comparison.optimizers import load_learned
 from meta_train.comparison.report import summarize
 from meta_train.comparison.runs import file_name
-from meta_train.selection.base_rules import whole_trainings
+from meta_train.selection.base_rules import whole_runs
 from meta_train.training.rules import trained_metanet
 from meta_train.training.weights import with_stage
 from ngopt.pretrained import save_pretrained
@@ -81,18 +81,20 @@ def run(config: Config) -> None:
             "steps": row.steps,
             "train_loss": row.train_loss,
         }
-        for k, some in by_k.items():
-            table.append(_cells(problem, k, some))
+        for k, records_of_k in by_k.items():
+            table.append(_cells(problem, k, records_of_k))
     save_pretrained(replace(chosen, table=results), folder / "chosen.safetensors")
     result = {"config": asdict(config), "chosen": best, "rows": table}
     write_json(folder / "results.json", result)
     (folder / "table.md").write_text(f"{markdown_table(table)}\n")
     for problem, by_k in records.items():
-        found: dict[float, list[float]] = {}
-        for k, some in by_k.items():
-            found[k] = accuracies(some, "test")
+        test_accuracies: dict[float, list[float]] = {}
+        for k, records_of_k in by_k.items():
+            test_accuracies[k] = accuracies(records_of_k, "test")
         path = folder / f"{file_name(problem)}.png"
-        draw_means(path, found, "steps between graph contexts, k", "test accuracy, %")
+        draw_means(
+            path, test_accuracies, "steps between graph contexts, k", "test accuracy, %"
+        )
     print(text_table(table))
     print(f"k = {best} -> {folder / 'chosen.safetensors'}")
 
@@ -107,43 +109,46 @@ def train_all(config: Config, learned: LearnedOptimizer, folder: Path) -> Record
     """Records of whole runs with each k."""
     seeds = tuple(range(config.seeds))
     variants = {f"every-{k}": with_graph_every(learned, k) for k in config.every}
-    found = whole_trainings(
+    records_of_variants = whole_runs(
         variants, config.problems, seeds, folder, config.processes, "evaluation"
     )
     records: Records = {problem: {} for problem in config.problems}
-    for k, made in zip(config.every, found.values(), strict=True):
-        for record in made:
+    for k, records_of_k in zip(config.every, records_of_variants.values(), strict=True):
+        for record in records_of_k:
             records[record["run"]["problem"]].setdefault(k, []).append(record)
     return records
 
 
 def choose_k(by_k: Mapping[int, Sequence[Record]]) -> int:
     """The largest k that costs at most one standard error of validation accuracy."""
-    values = {k: accuracies(records, "validation") for k, records in by_k.items()}
-    first = values[1]
-    error = stdev(first) / sqrt(len(first)) if len(first) > 1 else 0.0
-    least = fmean(first) - error
-    return max(k for k, some in values.items() if fmean(some) >= least)
+    validation = {k: accuracies(records, "validation") for k, records in by_k.items()}
+    of_one = validation[1]
+    error = stdev(of_one) / sqrt(len(of_one)) if len(of_one) > 1 else 0.0
+    least = fmean(of_one) - error
+    return max(k for k, of_k in validation.items() if fmean(of_k) >= least)
 
 
 def accuracies(records: Sequence[Record], split: str) -> list[float]:
     """The accuracy of each run, per cent. Raises ValueError if a problem has none."""
-    found = []
+    percentages = []
     for record in records:
         accuracy = record[split]["accuracy"]
         if accuracy is None:
             problem = record["run"]["problem"]
-            raise ValueError(f"problems: expected an accuracy; '{problem}' has none")
-        found.append(100 * accuracy)
-    return found
+            raise ValueError(
+                f"problems: expected ones with an accuracy; got '{problem}'"
+            )
+        percentages.append(100 * accuracy)
+    return percentages
 
 
 def _cells(problem: str, k: int, records: Sequence[Record]) -> dict[str, str]:
     row = {"problem": problem, "k": str(k)}
     for split in ("validation", "test"):
-        values = accuracies(records, split)
-        mean, deviation = f"{fmean(values):.2f}", f"{sample_deviation(values):.2f}"
-        row[f"{split} accuracy %"] = plus_minus(mean, deviation, len(values))
+        percentages = accuracies(records, split)
+        mean = f"{fmean(percentages):.2f}"
+        deviation = f"{sample_deviation(percentages):.2f}"
+        row[f"{split} accuracy %"] = plus_minus(mean, deviation, len(percentages))
     return row
 
 

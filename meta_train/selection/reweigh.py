@@ -2,7 +2,7 @@
 `python -m meta_train.selection.reweigh --weights ff`.
 
 Truncated losses favour short-term progress, so a few numbers are chosen over whole
-trainings. They are factors of what the metanet's head reads (each of its 14 features,
+runs. They are factors of what the metanet's head reads (each of its 14 features,
 and the graph context) and of its updates. CMA-ES (Optuna) draws their logarithms. A
 trial trains every problem once. Its score is the mean of log(validation loss with the
 first weights / validation loss) on the same seeds; every generation has other seeds.
@@ -106,7 +106,7 @@ def factor_names(learned: LearnedOptimizer) -> tuple[str, ...]:
 
 
 def whole_losses(config: Config, learned: LearnedOptimizer, *key: int) -> list[float]:
-    """Validation losses of whole trainings, one per problem. key: of the seed."""
+    """Validation losses of whole runs, one per problem. key: of the seed."""
     seed, losses = derive_seed(config.seed, 30, *key), []
     for name in config.problems:
         optimizee = Optimizee(load_problem(name), seed)
@@ -118,8 +118,8 @@ def mean_gain(losses: Sequence[float], references: Sequence[float]) -> float:
     """The mean of log(reference / loss); `DIVERGED_SCORE` if any loss is not finite."""
     if not all(map(isfinite, losses)):
         return DIVERGED_SCORE
-    rows = zip(losses, references, strict=True)
-    return fmean(log(reference / loss) for loss, reference in rows)
+    pairs = zip(losses, references, strict=True)
+    return fmean(log(reference / loss) for loss, reference in pairs)
 
 
 def search(config: Config) -> optuna.Study:
@@ -143,8 +143,8 @@ def search(config: Config) -> optuna.Study:
         if references is None:
             references = whole_losses(config, learned, 0, generation)
             study.set_user_attr(key, references)
-        new = reweighed(learned, logarithms)
-        losses = whole_losses(config, new, 0, generation)
+        candidate = reweighed(learned, logarithms)
+        losses = whole_losses(config, candidate, 0, generation)
         trial.set_user_attr("losses", losses)
         score = mean_gain(losses, references)
         print(f"trial {trial.number}: {score:+.4f}")

@@ -38,7 +38,7 @@ LRS, WEIGHT_DECAYS = (3e-5, 1e-3), (1e-6, 1e-2)
 # In the names of problems with FashionMNIST: "fm" and, in some, the side of the images.
 FASHION = re.compile(r"(^|-)fm\d*(-|$)")
 LEAST_OUTER_STEPS = 10
-# Settings of all trials' meta-trainings.
+# Settings of every trial's meta-training.
 PASSED_ON = (
     "metanet init_from problems estimator horizon truncation tail optimizees autocast "
     "seed"
@@ -60,11 +60,10 @@ class Config:
     """
     estimator: str = "tbptt"
     horizon: int = 1000
-    """Inner steps of a training, also of those that choose the gain and score a trial.
-    """
+    """Inner steps of a run, also of those that choose the gain and score a trial."""
     truncation: int = 500
     tail: float = 1.0
-    """These as in `meta_train.training.train`."""
+    """`truncation` and `tail` as in `meta_train.training.train`."""
     optimizees: int = 2
     most_outer_steps: int = 80
     gains: tuple[float, ...] = (0.7, 1.0, 1.4, 2.0)
@@ -93,10 +92,11 @@ class Config:
 
 def check_fashion(problems: Sequence[str]) -> None:
     """Raises ValueError for problems of other data than FashionMNIST."""
-    odd = [name for name in problems if ":" not in name and not FASHION.search(name)]
-    if odd:
+    others = [name for name in problems if ":" not in name and not FASHION.search(name)]
+    if others:
         raise ValueError(
-            f"problems: expected those of FashionMNIST, which alone chooses; got {odd}"
+            "problems: expected those of FashionMNIST, which alone chooses; "
+            f"got {others}"
         )
 
 

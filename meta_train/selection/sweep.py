@@ -2,9 +2,9 @@
 `python -m meta_train.selection.sweep --weights runs/ff/best.safetensors`.
 
 Short truncations favour small steps, because their loss is less noisy. A gain that is
-chosen over whole inner trainings, on validation data, corrects much of this. With
-`--cooldowns .2 .5` the gain applies to trainings of known length alone, and their
-updates fall to zero over that last share of the steps. Prints a table and writes the
+chosen over whole inner runs, on validation data, corrects much of this. With
+`--cooldowns .2 .5` the gain applies to runs of known length alone, and their updates
+fall to zero over that last share of the steps. Prints a table and writes the
 weights with the best gain to `output`.
 """
 
@@ -44,11 +44,10 @@ class Config:
     """A mean over these decides, of accuracies where they have any."""
     gains: tuple[float, ...] = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)
     cooldowns: tuple[float, ...] = ()
-    """Shares of the steps, of trainings of known length, over which updates fall to
-    zero."""
+    """Shares of the steps, in runs of known length, over which updates fall to zero."""
     seeds: int = 2
     steps: int | None = None
-    """Of an inner training; None for the horizon of each problem."""
+    """Of an inner run; None for the horizon of each problem."""
     autocast: bool = False
     """Compute losses in bfloat16."""
     seed: int = 0
@@ -80,7 +79,7 @@ def search(config: Config) -> tuple[OutputGain, dict[OutputGain, Metrics]]:
     make_folder(output.parent)
     problems = {name: load_problem(name) for name in config.problems}
     rows: list[dict[str, Any]] = []
-    found: dict[OutputGain, list[Metrics]] = {}
+    metrics_of_gain: dict[OutputGain, list[Metrics]] = {}
     gains = product(config.cooldowns or (None,), config.gains)
     runs = list(product(gains, problems, range(config.seeds)))
     bar = tqdm(runs, unit="run")
@@ -92,9 +91,9 @@ def search(config: Config) -> tuple[OutputGain, dict[OutputGain, Metrics]]:
         metrics = whole_run(optimizee, with_gain(learned, gain), steps)
         row = {**gain._asdict(), "problem": name, "seed": number, **metrics._asdict()}
         rows.append(without_nan(row))
-        found.setdefault(gain, []).append(metrics)
+        metrics_of_gain.setdefault(gain, []).append(metrics)
         bar.set_postfix(gain=gain.gain, loss=f"{metrics.loss:.4f}")
-    means = {gain: mean_metrics(some) for gain, some in found.items()}
+    means = {gain: mean_metrics(runs) for gain, runs in metrics_of_gain.items()}
     best = max(means, key=lambda gain: score(means[gain]))
     details = {**asdict(config), "chosen": best._asdict()}
     chosen = replace(with_gain(learned, best), table={"validation": rows})
@@ -140,7 +139,7 @@ def edge_advice(gain: float, gains: Sequence[float]) -> str | None:
 
 
 def with_gain(learned: LearnedOptimizer, gain: OutputGain) -> LearnedOptimizer:
-    """Multiplies the metanet's output: with a cooldown, in trainings of known length
+    """Multiplies the metanet's output: with a cooldown, in runs of known length
     alone."""
     metanet = trained_metanet(learned)
     if gain.cooldown is not None:

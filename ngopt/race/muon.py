@@ -29,14 +29,13 @@ class MuonWithAdam(Optimizer):
         Raises ValueError for a kernel that is not contiguous, which has no such view.
         """
         super().__init__(params, {"lr": lr})
-        members = self.param_groups[0]["params"]
-        excepted = set(with_adam)
+        given_to_adam = set(with_adam)
         self._kernels = []
         self._matrices = []
-        others = []
-        for p in members:
-            if p.ndim < 2 or p in excepted:
-                others.append(p)
+        adam_params = []
+        for p in self.param_groups[0]["params"]:
+            if p.ndim < 2 or p in given_to_adam:
+                adam_params.append(p)
                 continue
             if not p.is_contiguous():
                 raise ValueError(
@@ -44,16 +43,15 @@ class MuonWithAdam(Optimizer):
                     f"got strides {p.stride()} for shape {tuple(p.shape)}"
                 )
             self._kernels.append(p)
-            matrix = p.detach().view(len(p), -1)
-            self._matrices.append(matrix)
+            self._matrices.append(p.detach().view(len(p), -1))
         self._parts: list[Optimizer] = []
         if self._matrices:
             muon = torch.optim.Muon(
                 self._matrices, lr, weight_decay=weight_decay, adjust_lr_fn=adjust_lr_fn
             )
             self._parts.append(muon)
-        if others:
-            adam = torch.optim.AdamW(others, lr, weight_decay=weight_decay)
+        if adam_params:
+            adam = torch.optim.AdamW(adam_params, lr, weight_decay=weight_decay)
             self._parts.append(adam)
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]

@@ -1,13 +1,14 @@
-"""The optimizers of a race, each with the learning rates that it is tuned over.
+"""How optimizers of a comparison are made and tuned, and those of `ngopt race`.
 
-A grid grows while its best rate is at the edge: `tuned`.
 Baselines have a warm-up of 5 % of the steps and half a cosine to zero.
 """
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
@@ -18,48 +19,32 @@ from ngopt.race.muon import MuonWithAdam
 from ngopt.roles import parameter_roles
 from ngopt.schedule import cosine_schedule
 
-WARMUP = 0.05  # share of the steps
-WEIGHT_DECAY = 0.01
-ADAM_RATES = 1e-4, 3e-4, 1e-3, 3e-3, 1e-2
-MATRIX_RATES = 1e-3, 3e-3, 1e-2, 3e-2
-SGD_RATES = 3e-3, 1e-2, 3e-2, 1e-1
-EXTRA_RATES = 3  # at most, beyond the edges of a grid
+WARMUP = 0.05  # share of the steps; without it Adam is unstable at its best rates
+WEIGHT_DECAY = 0.01  # torch's default for AdamW
+ADAM_LRS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+MATRIX_LRS = (1e-3, 3e-3, 1e-2, 3e-2)
+SGD_LRS = (3e-3, 1e-2, 3e-2, 1e-1)
 
-
-def _muon(model: nn.Module, lr: float) -> Optimizer:
-    """Muon for matrices, AdamW for tables, output layers and vectors."""
-    roles = parameter_roles(list(model.named_parameters()))
-    others = []
-    for name, p in model.named_parameters():
-        if roles[name].role != "matrix":
-            others.append(p)
-    return MuonWithAdam(model.parameters(), lr, others, WEIGHT_DECAY, "match_rms_adamw")
-
-
-def _soap(model: nn.Module, lr: float) -> Optimizer:
-    heavyball = import_module("heavyball")
-    return heavyball.SOAP(model.parameters(), lr=lr, weight_decay=WEIGHT_DECAY)
-
-
-def _adamw(model: nn.Module, lr: float) -> Optimizer:
-    return AdamW(model.parameters(), lr, weight_decay=WEIGHT_DECAY)
-
-
-def _sgd(model: nn.Module, lr: float) -> Optimizer:
-    return SGD(model.parameters(), lr, momentum=0.9, nesterov=True)
+Built = tuple[Optimizer, LRScheduler | None]
+Make = Callable[[nn.Module, float], Optimizer]
+"""From a network and a learning rate to an optimizer."""
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """An optimizer and its grid.
+class OptimizerSpec:
+    """How an optimizer is made and tuned.
 
-    rates: learning rates that are tried; empty if there is nothing to tune.
-    make: of a network and a rate. needs: a module that is not part of ngopt.
+    make: (model, lr, total_steps) -> the optimizer, and the scheduler (or None) to step
+        after it.
+    lrs: the learning rates to choose from, ascending; empty if none is tuned.
+    lr: the learning rate if none is tuned.
+    needs: a module that is not installed with ngopt.
     """
 
     name: str
-    rates: Sequence[float]
-    make: Callable[[nn.Module, float], Optimizer] | None = None
+    make: Callable[[nn.Module, float, int], Built]
+    lrs: tuple[float, ...] = ()
+    lr: float = 1.0
     needs: str | None = None
 
     def check(self) -> None:
@@ -70,57 +55,83 @@ class Contestant:
                 f"pip install {self.needs}"
             )
 
-    def start(
-        self, model: nn.Module, lr: float | None, total_steps: int
-    ) -> tuple[Optimizer, LRScheduler | None]:
-        """The optimizer of a network, with the schedule of a baseline."""
-        if lr is None or self.make is None:
-            named = model.named_parameters()
-            return NGOptimizer(named, model=model, total_steps=total_steps), None
-        optimizer = self.make(model, lr)
-        warmup = max(WARMUP, 1 / total_steps)  # of one step at least
-        return optimizer, cosine_schedule(optimizer, total_steps, warmup)
+    def build(self, model: nn.Module, lr: float | None, total_steps: int) -> Built:
+        """The optimizer, and the scheduler (or None) to step after it.
+
+        Raises ValueError if a tuned optimizer gets no learning rate.
+        """
+        if lr is None and self.lrs:
+            raise ValueError(
+                f"optimizer '{self.name}': expected a learning rate, such as "
+                f"{', '.join(map(str, self.lrs))}; got None"
+            )
+        return self.make(model, self.lr if lr is None else lr, total_steps)
 
 
-def tuned(
-    rates: Sequence[float], score: Callable[[float], float]
-) -> tuple[list[float], float, bool]:
-    """All rates that were tried, the best, and whether it is the largest or smallest.
+def with_cosine(make: Make) -> Callable[[nn.Module, float, int], Built]:
+    """Adds warm-up and cosine schedule to an optimizer."""
 
-    While the best is at the edge, the next of 1, 3, 10, 30, ... is tried too, at most
-    `EXTRA_RATES` times. Ties and diverged runs favour the smaller rate.
+    def build(model: nn.Module, lr: float, total_steps: int) -> Built:
+        optimizer = make(model, lr)
+        return optimizer, cosine_schedule(optimizer, total_steps, WARMUP)
 
-    score: trains at a rate and returns the loss.
+    return build
+
+
+def from_torch(kind: Callable[..., Optimizer], **options: Any) -> Make:
+    """An optimizer of `torch.optim` for all parameters of a network."""
+
+    def make(model: nn.Module, lr: float) -> Optimizer:
+        return kind(model.parameters(), lr, **options)
+
+    return make
+
+
+def soap(model: nn.Module, lr: float, kind: str = "SOAP") -> Optimizer:
+    """heavyball's SOAP or KLSOAP with its defaults: a new basis every second step,
+    decay .01.
+
+    Compiled on a GPU alone: for small networks on a CPU, compiling takes longer than
+    the run.
     """
-    scores = {rate: score(rate) for rate in sorted(rates)}
-    for _ in range(EXTRA_RATES):
-        best = min(scores, key=lambda rate: (scores[rate], rate))
-        below, above = neighbours(best)
-        if best == max(scores):
-            new = above
-        elif best == min(scores):
-            new = below
-        else:
-            break
-        scores[new] = score(new)
-    tried = sorted(scores)
-    best = min(tried, key=lambda rate: scores[rate])
-    return tried, best, best in (tried[0], tried[-1])
+    # optional, and its import takes two seconds
+    heavyball = import_module("heavyball")
+    if next(model.parameters()).device.type == "cpu":
+        heavyball.utils.compile_mode = None
+    # heavyball warns for every scheduler, but reads the rate at each step
+    warnings.filterwarnings(
+        "ignore", "Learning rate changed between steps", UserWarning
+    )
+    return getattr(heavyball, kind)(model.parameters(), lr=lr)
 
 
-def neighbours(rate: float) -> tuple[float, float]:
-    """The rates before and after in 1, 3, 10, 30, ..."""
-    digit, exponent = f"{rate:.0e}".split("e")
-    below = f"1e{exponent}" if int(digit) > 1 else f"3e{int(exponent) - 1}"
-    above = f"3e{exponent}" if int(digit) < 3 else f"1e{int(exponent) + 1}"
-    return float(below), float(above)
+def _muon(model: nn.Module, lr: float) -> Optimizer:
+    """Muon for matrices, AdamW for tables, output layers and vectors."""
+    roles = parameter_roles(list(model.named_parameters()))
+    with_adam = []
+    for name, p in model.named_parameters():
+        if roles[name].role != "matrix":
+            with_adam.append(p)
+    return MuonWithAdam(
+        model.parameters(), lr, with_adam, WEIGHT_DECAY, "match_rms_adamw"
+    )
 
 
-ALL = (
-    Contestant("ngopt", ()),
-    Contestant("adamw", ADAM_RATES, _adamw),
-    Contestant("muon", MATRIX_RATES, _muon),
-    Contestant("soap", MATRIX_RATES, _soap, "heavyball"),
-    Contestant("sgd", SGD_RATES, _sgd),
-)
-CONTESTANTS = {contestant.name: contestant for contestant in ALL}
+def _ngopt(model: nn.Module, lr: float, total_steps: int) -> Built:
+    named = model.named_parameters()
+    return NGOptimizer(named, lr, model=model, total_steps=total_steps), None
+
+
+_adamw = from_torch(AdamW, weight_decay=WEIGHT_DECAY)
+_sgd = from_torch(SGD, momentum=0.9, nesterov=True)
+
+OPTIMIZERS = {
+    spec.name: spec
+    for spec in (
+        OptimizerSpec("ngopt", _ngopt),
+        OptimizerSpec("adamw", with_cosine(_adamw), ADAM_LRS),
+        OptimizerSpec("muon", with_cosine(_muon), MATRIX_LRS),
+        OptimizerSpec("soap", with_cosine(soap), MATRIX_LRS, needs="heavyball"),
+        OptimizerSpec("sgd", with_cosine(_sgd), SGD_LRS),
+    )
+}

@@ -17,18 +17,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from ngopt.race.optimizers import CONTESTANTS, Contestant, tuned
+from ngopt.race.optimizers import OPTIMIZERS, OptimizerSpec
 from ngopt.race.training import Problem, Run, load_problem, train
+from ngopt.race.tuning import FIRST_TUNING_SEED, best_lr, is_at_edge, tune
 
 HEADER = "optimizer", "lr", "tuning runs", "loss", "train loss", "ms/step", "excess"
 SMOOTHING = 0.95  # of the losses that are drawn
-TUNING_SEED = 1_000_000  # a seed of its own
 LOG_PAUSE = 60.0  # seconds between lines of progress, if stderr is no terminal
 
 
 @dataclass(frozen=True)
 class Settings:
-    """optimizers: names in `CONTESTANTS`. folder: of the report. as_json: prints JSON.
+    """optimizers: names in `OPTIMIZERS`. folder: of the report. as_json: prints JSON.
 
     Raises ValueError for an unknown optimizer and for counts below 1.
     """
@@ -42,67 +42,13 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in self.optimizers:
-            if name not in CONTESTANTS:
-                known = ", ".join(CONTESTANTS)
+            if name not in OPTIMIZERS:
+                known = ", ".join(OPTIMIZERS)
                 raise ValueError(f"race: expected optimizers of {known}; got '{name}'.")
         for name in ("steps", "seeds"):
-            if getattr(self, name) < 1:
-                got = getattr(self, name)
-                raise ValueError(f"race: expected {name} of 1 or more; got {got}.")
-
-
-def run(path: str, settings: Settings) -> "list[Result]":
-    """Runs the race and prints its table, or JSON."""
-    contestants = [CONTESTANTS[name] for name in settings.optimizers]
-    for contestant in contestants:
-        contestant.check()
-    problem = load_problem(path)
-    count = sum(len(one.rates) + settings.seeds for one in contestants)
-    begin = time.perf_counter()
-    results = []
-    pause = 0.1 if sys.stderr.isatty() else LOG_PAUSE
-    total = count * settings.steps
-    longest = max(pause, 10.0)
-    with tqdm(total=total, unit="step", mininterval=pause, maxinterval=longest) as bar:
-        for contestant in contestants:
-            results.append(_result(problem, contestant, settings, bar))
-    title = f"{problem.name}, {settings.steps} steps, {settings.seeds} seed(s)"
-    write_report(settings.folder, title, results)
-    if settings.as_json:
-        print(json.dumps({one.optimizer: one.score for one in results}))
-    else:
-        minutes = (time.perf_counter() - begin) / 60
-        print(f"{title}, {minutes:.1f} minutes\n\n{table(results)}\n")
-        print(f"Report: {settings.folder / 'race.html'}")
-    return results
-
-
-def _result(
-    problem: Problem, contestant: Contestant, settings: Settings, bar: tqdm
-) -> "Result":
-    """The result of one optimizer, at the rate with the lowest loss on another seed."""
-
-    def on_step(loss: float) -> None:
-        bar.update()
-        bar.set_postfix(loss=f"{loss:.3g}", refresh=False)
-
-    def trained(lr: float | None, seed: int) -> Run:
-        rate = "" if lr is None else f" lr {lr:g}"
-        bar.set_description(f"{contestant.name}{rate}", refresh=False)
-        steps = settings.steps
-        return train(problem, contestant, lr, seed, steps, settings.device, on_step)
-
-    def score(rate: float) -> float:
-        if rate not in contestant.rates:
-            bar.total += settings.steps
-        return trained(rate, TUNING_SEED).score
-
-    tried: list[float] = []
-    lr, at_edge = None, False
-    if contestant.rates:
-        tried, lr, at_edge = tuned(contestant.rates, score)
-    runs = [trained(lr, seed) for seed in range(settings.seeds)]
-    return Result(contestant.name, lr, tried, runs, at_edge)
+            count = getattr(self, name)
+            if count < 1:
+                raise ValueError(f"race: expected {name} of 1 or more; got {count}.")
 
 
 @dataclass(frozen=True)
@@ -129,6 +75,61 @@ class Result:
         return fmean(1e3 * (run.seconds[-1] / len(run.seconds)) for run in self.runs)
 
 
+def run(path: str, settings: Settings) -> list[Result]:
+    """Runs the race and prints its table, or JSON."""
+    specs = [OPTIMIZERS[name] for name in settings.optimizers]
+    for spec in specs:
+        spec.check()
+    problem = load_problem(path)
+    runs = sum(len(spec.lrs) + settings.seeds for spec in specs)
+    begin = time.perf_counter()
+    results = []
+    pause = 0.1 if sys.stderr.isatty() else LOG_PAUSE
+    with tqdm(
+        total=runs * settings.steps,
+        unit="step",
+        mininterval=pause,
+        maxinterval=max(pause, 10.0),
+    ) as bar:
+        for spec in specs:
+            results.append(_result(problem, spec, settings, bar))
+    title = f"{problem.name}, {settings.steps} steps, {settings.seeds} seed(s)"
+    write_report(settings.folder, title, results)
+    if settings.as_json:
+        print(json.dumps({result.optimizer: result.score for result in results}))
+    else:
+        minutes = (time.perf_counter() - begin) / 60
+        print(f"{title}, {minutes:.1f} minutes\n\n{table(results)}\n")
+        print(f"Report: {settings.folder / 'race.html'}")
+    return results
+
+
+def _result(
+    problem: Problem, spec: OptimizerSpec, settings: Settings, bar: tqdm
+) -> Result:
+    """The result of one optimizer, at the rate with the lowest loss on another seed."""
+
+    def on_step(loss: float) -> None:
+        bar.update()
+        bar.set_postfix(loss=f"{loss:.3g}", refresh=False)
+
+    def trained(lr: float | None, seed: int) -> Run:
+        rate = "" if lr is None else f" lr {lr:g}"
+        bar.set_description(f"{spec.name}{rate}", refresh=False)
+        steps = settings.steps
+        return train(problem, spec, lr, seed, steps, settings.device, on_step)
+
+    def loss_of_run(lr: float) -> float:
+        if lr not in spec.lrs:
+            bar.total += settings.steps
+        return trained(lr, FIRST_TUNING_SEED).score
+
+    losses = tune(spec.lrs, loss_of_run)
+    lr = best_lr(losses)
+    runs = [trained(lr, seed) for seed in range(settings.seeds)]
+    return Result(spec.name, lr, list(losses), runs, is_at_edge(lr, losses))
+
+
 def table(results: list[Result]) -> str:
     """Optimizers, the best first, aligned for a terminal, and a note if a best rate is
     at the edge of those that were tried."""
@@ -136,17 +137,13 @@ def table(results: list[Result]) -> str:
     rows: list[tuple[str, ...]] = [HEADER]
     for result in sorted(results, key=lambda result: result.score):
         excess = 100 * (result.score / best - 1) if best > 0 else 0.0
-        scores, losses = [], []
-        for run in result.runs:
-            scores.append(run.score)
-            losses.append(run.train_loss)
         rate = "none" if result.lr is None else f"{result.lr:g}"
         row = (
             result.optimizer,
             rate + "*" * result.at_edge,
             str(len(result.tried)),
-            _spread(scores),
-            _spread(losses),
+            _spread([run.score for run in result.runs]),
+            _spread([run.train_loss for run in result.runs]),
             f"{result.milliseconds:.1f}",
             f"{excess:+.1f} %",
         )
@@ -215,9 +212,9 @@ def _label(axes: Axes, text: str) -> None:
 
 def smoothed(losses: list[float]) -> list[float]:
     """An exponential average without the bias of its beginning."""
-    found, mean, weight = [], 0.0, 0.0
+    means, mean, weight = [], 0.0, 0.0
     for loss in losses:
         mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
         weight = SMOOTHING * weight + 1 - SMOOTHING
-        found.append(mean / weight)
-    return found
+        means.append(mean / weight)
+    return means

@@ -1,18 +1,21 @@
 """Training problems of a race, which users' modules contain, and runs on them: every
 optimizer from the same weights on the same batches."""
 
-import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import accumulate
 from math import inf, isfinite
 from statistics import fmean
+from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from ngopt.importing import load_object
-from ngopt.race.optimizers import Contestant
+from ngopt.race.optimizers import OptimizerSpec
 
 REQUIRED = "model", "batches", "loss"
 
@@ -45,21 +48,21 @@ def load_problem(path: str) -> Problem:
 
     Raises ValueError if it cannot be imported or lacks a function.
     """
-    found = load_object(path)
-    missing = [key for key in REQUIRED if not callable(getattr(found, key, None))]
+    module = load_object(path)
+    missing = [key for key in REQUIRED if not callable(getattr(module, key, None))]
     if missing:
         raise ValueError(
             f"race: expected functions {', '.join(REQUIRED)} in '{path}'; "
             f"got no {', '.join(missing)}"
         )
     name = path.replace(":", ".").rpartition(".")[2]
-    validation = getattr(found, "validation_batches", None)
-    return Problem(name, found.model, found.batches, found.loss, validation)
+    validation = getattr(module, "validation_batches", None)
+    return Problem(name, module.model, module.batches, module.loss, validation)
 
 
 @dataclass
 class Run:
-    """One training.
+    """One training run.
 
     losses: of every step. seconds: of training until the end of every step.
     validation: loss after the last step; None without validation batches.
@@ -68,8 +71,8 @@ class Run:
     optimizer: str
     lr: float | None
     seed: int
-    losses: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
+    losses: list[float]
+    seconds: list[float]
     validation: float | None = None
 
     @property
@@ -87,9 +90,40 @@ class Run:
         return self.validation if isfinite(self.validation) else inf
 
 
+class TrainingLoop:
+    """A network with its optimizer and scheduler.
+
+    losses: of each step, before its update. ms: milliseconds of each step.
+    optimizer_ms: those of optimizer and scheduler within it.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler | None
+    ):
+        self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
+        self.losses: list[float] = []
+        self.ms: list[float] = []
+        self.optimizer_ms: list[float] = []
+
+    def step(self, loss_of: Callable[[nn.Module, Any], Tensor], batch: Any) -> None:
+        """loss_of: of the network and `batch`, a scalar tensor."""
+        begin = perf_counter()
+        self.optimizer.zero_grad()
+        loss = loss_of(self.model, batch)
+        loss.backward()
+        middle = perf_counter()
+        self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        self.losses.append(loss.item())  # waits for the step on a GPU
+        end = perf_counter()
+        self.ms.append(1e3 * (end - begin))
+        self.optimizer_ms.append(1e3 * (end - middle))
+
+
 def train(
     problem: Problem,
-    contestant: Contestant,
+    spec: OptimizerSpec,
     lr: float | None,
     seed: int,
     steps: int,
@@ -99,26 +133,15 @@ def train(
     """Trains once. on_step: is called with the loss of every step."""
     torch.manual_seed(seed)
     model = problem.model().to(device)
-    optimizer, scheduler = contestant.start(model, lr, steps)
-    run = Run(contestant.name, lr, seed)
+    loop = TrainingLoop(model, *spec.build(model, lr, steps))
     batches = _repeated(problem)
     torch.manual_seed(seed)  # dropout is the same for all
-    elapsed = 0.0
     for _ in range(steps):
-        batch = moved(next(batches), device)
-        begin = time.perf_counter()
-        optimizer.zero_grad()
-        loss = problem.loss(model, batch)
-        loss.backward()
-        optimizer.step()
-        if scheduler is not None:
-            scheduler.step()
-        run.losses.append(float(loss.detach()))
-        elapsed += time.perf_counter() - begin
-        run.seconds.append(elapsed)
-        on_step(run.losses[-1])
-    run.validation = _validation_loss(problem, model, device)
-    return run
+        loop.step(problem.loss, moved(next(batches), device))
+        on_step(loop.losses[-1])
+    seconds = [1e-3 * ms for ms in accumulate(loop.ms)]
+    validation = _validation_loss(problem, model, device)
+    return Run(spec.name, lr, seed, loop.losses, seconds, validation)
 
 
 def _repeated(problem: Problem) -> Iterator[Any]:

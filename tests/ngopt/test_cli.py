@@ -17,16 +17,16 @@ def test_list(capsys):
 
 def test_list_as_json(capsys):
     assert cli.main(["list", "--json"]) == 0
-    found = {one["name"]: one for one in json.loads(capsys.readouterr().out)}
-    assert found["ff"]["parameters"] == 1602
-    assert found["default"]["kind"] == "base rule"
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["ff"]["parameters"] == 1602
+    assert rows["default"]["kind"] == "base rule"
 
 
 def test_info(capsys):
     assert cli.main(["info", "ng-gnn", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["config"]["graph_every"] == 8
-    assert found["recipe"]["stages"]
+    description = json.loads(capsys.readouterr().out)
+    assert description["config"]["graph_every"] == 8
+    assert description["recipe"]["stages"]
     assert cli.main(["info", "ng-gnn"]) == 0
     assert "config      graph_every = 8" in capsys.readouterr().out
 
@@ -40,12 +40,12 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     "command", [["graph", "own/module.py:f"], ["race", "own/module.py"]]
 )
-def test_a_file_instead_of_a_module_is_named(command, capsys):
+def test_file_in_place_of_a_module(command, capsys):
     assert cli.main(command) == cli.FAILED
     assert "Write the module without '.py': own.module" in capsys.readouterr().err
 
 
-def test_a_missing_matplotlib_is_found_before_the_graph_is_built(capsys, monkeypatch):
+def test_missing_matplotlib_is_an_error_before_the_graph_is_built(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     arguments = ["graph", "tests.ngopt.race.parabola:model", "--draw", "graph.png"]
     assert cli.main(arguments) == cli.FAILED
@@ -54,7 +54,7 @@ def test_a_missing_matplotlib_is_found_before_the_graph_is_built(capsys, monkeyp
 
 
 @pytest.mark.parametrize("command", ["graph", "info"])
-def test_interrupted(command, capsys, monkeypatch):
+def test_interrupt_is_exit_status_130(command, capsys, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
@@ -74,20 +74,20 @@ def test_graph(capsys):
     assert "built in" in capsys.readouterr().out
 
 
-def test_help_of_graph_names_the_command(capsys):
+def test_help_of_graph_has_the_command(capsys):
     with pytest.raises(SystemExit):
         cli.main(["graph", "--help"])
     assert capsys.readouterr().out.startswith("usage: ngopt graph module:name")
 
 
 @pytest.mark.parametrize("module", ["examples.races.nothing", "harness.nothing"])
-def test_examples_need_a_checkout(module, capsys):
+def test_error_for_examples_outside_a_checkout(module, capsys):
     assert cli.main(["race", module]) == cli.FAILED
     assert "in the checkout of ngopt: run there" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["graph", "race"])
-def test_modules_of_the_present_folder_are_found(
+def test_modules_of_the_working_directory_are_imported(
     command, tmp_path, monkeypatch, capsys
 ):
     (tmp_path / "own_module.py").write_text("number = 1")

@@ -8,7 +8,7 @@ import torch
 import tyro
 
 from meta_train.comparison import leaderboard, optimizers, runs
-from meta_train.comparison.leaderboard import Config, choose_lr, compare, plan_tuning
+from meta_train.comparison.leaderboard import Config, compare, plan_tuning
 from meta_train.comparison.runs import Run, execute, read_records, train
 from meta_train.problems import META_TEST, problem_names
 from ngopt.metanets import FeedForward, NeuralFunctional
@@ -55,10 +55,6 @@ def runs_of(config):
     return read_records(Path(config.folder, "records"), runs)
 
 
-def tuning_record(lr, loss):
-    return {"run": {"lr": lr}, "validation": {"loss": loss}}
-
-
 def test_the_learning_rate_is_chosen_on_validation(config):
     board = compare(replace(config, problems=(CONTRARY,), optimizers=("adam",)))
     (row,) = board.rows
@@ -67,7 +63,7 @@ def test_the_learning_rate_is_chosen_on_validation(config):
     assert row.test_loss > 5  # the opposite of validation
 
 
-def test_tuning_uses_every_rate_on_seeds_of_its_own(config):
+def test_tuning_runs_every_rate_on_other_seeds_than_evaluation(config):
     compare(config)
     made = runs_of(config)
     tuning = [run for run in made if run.phase == "tuning"]
@@ -106,7 +102,7 @@ def test_the_table_is_the_mean_and_deviation_of_the_records(config):
     assert made[run]["losses"] == train(run)["losses"]
 
 
-def test_a_second_call_runs_nothing_and_says_the_same(config, monkeypatch):
+def test_second_call_runs_nothing_and_returns_the_same(config, monkeypatch):
     board = compare(config)
     folder = Path(config.folder)
     before = {name: (folder / name).read_bytes() for name in REPORT}
@@ -150,13 +146,13 @@ def test_problems_without_accuracy_are_compared_by_loss(config):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_reference_reaches_its_own_loss_by_its_end(config):
+def test_steps_to_reference_of_the_reference_are_at_most_all(config):
     board = compare(replace(config, optimizers=("adam-cosine", "adam-default")))
     row, _ = board.rows
     assert 0 < row.reached <= 12
-    (found,) = board.rankings.values()
-    assert [standing.problems for standing in found] == [1, 1]
-    assert {standing.optimizer for standing in found} == {
+    (rankings,) = board.rankings.values()
+    assert [ranking.problems for ranking in rankings] == [1, 1]
+    assert {ranking.optimizer for ranking in rankings} == {
         "adam-cosine",
         "adam-default",
     }
@@ -177,7 +173,7 @@ def test_lists_of_problems_have_names():
     assert problem_names(config.problems) == ("fm-16", "c10-32", *META_TEST)
 
 
-def test_each_list_is_ranked_apart_and_all_together():
+def test_rankings_are_over_each_list_and_all_problems():
     assert list(Config(problems=("paper",)).groups()) == ["paper"]
     assert list(Config(problems=("fm-16", "fm-8")).groups()) == ["all problems"]
     groups = Config(problems=("paper", "meta-test", "fm-8")).groups()
@@ -196,13 +192,13 @@ def test_standings_of_a_group_are_over_its_problems(config):
     compare(config)
     records, tuning = {}, {}
     for run, record in runs_of(config).items():
-        found = tuning if run.phase == "tuning" else records
-        found.setdefault((run.problem, run.optimizer), []).append(record)
+        records_of_phase = tuning if run.phase == "tuning" else records
+        records_of_phase.setdefault((run.problem, run.optimizer), []).append(record)
     board = leaderboard.summarize_all(
-        records, tuning, {"one": [TOY], "both": [TOY, SILENT]}
+        records, tuning, {"one": [TOY], "two": [TOY, SILENT]}
     )
-    assert {standing.problems for standing in board.rankings["one"]} == {1}
-    assert {standing.problems for standing in board.rankings["both"]} == {2}
+    assert {ranking.problems for ranking in board.rankings["one"]} == {1}
+    assert {ranking.problems for ranking in board.rankings["two"]} == {2}
     tuned = {s.optimizer: s.tuning_runs for s in board.rankings["one"]}
     assert tuned == {"adam": 6, "adam-default": 0}
 
@@ -217,7 +213,7 @@ def test_standings_of_a_group_are_over_its_problems(config):
         ),
     ],
 )
-def test_unknown_names_are_refused_before_anything_runs(config, change, message):
+def test_unknown_names_are_errors_before_any_run(config, change, message):
     with pytest.raises(ValueError, match=message):
         compare(replace(config, **change))
     assert not Path(config.folder).exists()
@@ -236,7 +232,7 @@ def test_unknown_names_are_refused_before_anything_runs(config, change, message)
         ({"problems": ()}, "problems: expected at least one name"),
     ],
 )
-def test_settings_out_of_range_are_refused(change, message):
+def test_settings_out_of_range_are_errors(change, message):
     with pytest.raises(ValueError, match=message):
         Config(**change)
 
@@ -249,31 +245,7 @@ def test_names_on_the_command_line_are_separated_by_spaces():
     assert config.tuning_seeds == 2
 
 
-def test_the_least_mean_validation_loss_wins_and_of_equals_the_first():
-    tried = [
-        (0.1, 0.5),
-        (0.1, 0.1),
-        (0.2, 0.2),
-        (0.2, 0.4),
-        (0.3, 0.9),
-        (0.3, 0.05),
-    ]
-    records = [tuning_record(lr, loss) for lr, loss in tried]
-    assert choose_lr(records) == 0.1
-    assert choose_lr([*records, tuning_record(0.4, 0.29)]) == 0.4
-    assert choose_lr([]) is None
-
-
-def test_a_rate_that_diverged_once_is_not_chosen():
-    records = [
-        tuning_record(0.1, 0.5),
-        tuning_record(0.2, 0.1),
-        tuning_record(0.2, None),
-    ]
-    assert choose_lr(records) == 0.1
-
-
-def test_the_default_compares_what_people_tune_with_what_needs_no_tuning():
+def test_default_optimizers_and_problems():
     config = Config()
     specs = [optimizers.load_optimizer(name) for name in config.optimizers]
     untuned = {spec.name for spec in specs if not spec.lrs}
@@ -289,7 +261,7 @@ def test_execute_keeps_the_order_of_runs(config, tmp_path):
     assert [r["run"]["lr"] for r in records] == [run.lr for run in planned[::-1]]
 
 
-def test_what_cannot_train_a_network_is_left_out_and_said_so(config, tmp_path):
+def test_optimizers_that_cannot_train_a_network_are_in_the_notes(config, tmp_path):
     path = str(tmp_path / "nfn.safetensors")
     save_pretrained(LearnedOptimizer(metanet=NeuralFunctional()), path)
     board = compare(replace(config, optimizers=("adam-default", path)))
@@ -299,7 +271,7 @@ def test_what_cannot_train_a_network_is_left_out_and_said_so(config, tmp_path):
     assert refusal in results_of(config)["notes"]
 
 
-def test_runs_on_inferred_graphs_are_not_those_of_traced_ones(config, tmp_path):
+def test_records_of_inferred_graphs_are_not_read_for_traced_ones(config, tmp_path):
     spec = optimizers.load_optimizer("ng-gnn")
     (run, *_) = leaderboard.plan_evaluation(TOY, spec, None, config)
     assert run.traced
@@ -315,6 +287,6 @@ def test_runs_on_inferred_graphs_are_not_those_of_traced_ones(config, tmp_path):
 def test_processes_import_your_own_metanet(config, tmp_path, forked):
     path = str(tmp_path / "own.safetensors")
     save_pretrained(LearnedOptimizer(metanet=Halved()), path)
-    own = {"optimizers": ("adam-default", path), "metanet": "tests.own:Halved"}
-    board = compare(replace(config, **own, processes=2))
+    changes = {"optimizers": ("adam-default", path), "metanet": "tests.own:Halved"}
+    board = compare(replace(config, **changes, processes=2))
     assert {row.optimizer for row in board.rows} == {"adam-default", path}

@@ -6,19 +6,15 @@ import torch
 from torch import nn
 
 from harness.image_datasets import DatasetUnavailable
-from meta_train.comparison.optimizers import (
-    OPTIMIZERS,
-    WIDE,
-    MuonWithAdam,
-    cosine_schedule,
-    load_optimizer,
-)
+from meta_train.comparison.optimizers import OPTIMIZERS, WIDE, load_optimizer
 from meta_train.problems import load_problem
 from ngopt import NGOptimizer, load_pretrained
 from ngopt.graph.connectivity import unconnected
 from ngopt.metanets import FeedForward
 from ngopt.pretrained import save_pretrained, weights_hash
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
+from ngopt.race.muon import MuonWithAdam
+from ngopt.schedule import cosine_schedule
 
 
 @pytest.fixture
@@ -34,38 +30,7 @@ def small_cnn():
     return nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 3))
 
 
-def test_muon_on_kernels_is_torchs_muon_on_matrices():
-    torch.manual_seed(0)
-    kernel = nn.Parameter(torch.randn(4, 2, 3, 3))
-    bias = nn.Parameter(torch.randn(4))
-    matrix = nn.Parameter(kernel.detach().flatten(1).clone())
-    flat_bias = nn.Parameter(bias.detach().clone())
-    before = kernel.detach().clone()
-    storage = kernel.data_ptr()
-    ours = MuonWithAdam([kernel, bias], lr=0.1)
-    theirs = [
-        torch.optim.Muon([matrix], lr=0.1, weight_decay=0.0),
-        torch.optim.Adam([flat_bias], lr=0.1),
-    ]
-    for lr in (0.1, 0.1, 0.03):
-        kernel.grad, bias.grad = (
-            torch.randn_like(kernel),
-            torch.randn_like(bias),
-        )
-        matrix.grad, flat_bias.grad = (
-            kernel.grad.flatten(1).clone(),
-            bias.grad.clone(),
-        )
-        for optimizer in (ours, *theirs):
-            optimizer.param_groups[0]["lr"] = lr
-            optimizer.step()
-    assert torch.equal(kernel.flatten(1), matrix)
-    assert torch.equal(bias, flat_bias)
-    assert kernel.data_ptr() == storage
-    assert (kernel != before).all()
-
-
-def test_muon_leaves_embeddings_to_adam():
+def test_adam_updates_embeddings_of_muon():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3))
     table = nn.Parameter(model[0].weight.detach().clone())
@@ -77,26 +42,6 @@ def test_muon_leaves_embeddings_to_adam():
     ours.step()
     theirs.step()
     assert torch.equal(model[0].weight, table)
-
-
-def test_muon_leaves_parameters_without_gradient_alone():
-    model = small_cnn()
-    optimizer = MuonWithAdam(model.parameters(), lr=0.1)
-    model(torch.randn(2, 2, 3, 3)).sum().backward()
-    optimizer.step()
-    before = [p.detach().clone() for p in model.parameters()]
-    optimizer.zero_grad()
-    optimizer.step()
-    assert all(p.grad is None for p in model.parameters())
-    assert all(
-        torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True)
-    )
-
-
-def test_muon_refuses_kernels_that_have_no_matrix_view():
-    kernel = nn.Parameter(torch.randn(4, 2, 3, 3).to(memory_format=torch.channels_last))
-    with pytest.raises(ValueError, match="contiguous kernels; got strides"):
-        MuonWithAdam([kernel], lr=0.1)
 
 
 @pytest.mark.parametrize("warmup", [0.0, 0.2])
@@ -117,12 +62,12 @@ def test_cosine_schedule_by_hand(warmup):
 
 
 @pytest.mark.parametrize("name", [*OPTIMIZERS, *WIDE, "learned"])
-def test_every_optimizer_moves_every_parameter(name, weights):
+def test_every_optimizer_updates_every_parameter(name, weights):
     spec = load_optimizer(weights if name == "learned" else name)
     model = small_cnn()
     optimizer, scheduler = spec.build(model, spec.lrs[0] if spec.lrs else None, 10)
     before = [p.detach().clone() for p in model.parameters()]
-    for _ in range(2):  # SOAP's first step finds a basis and moves nothing
+    for _ in range(2):  # SOAP's first step computes a basis and changes no weight
         optimizer.zero_grad()
         model(torch.randn(2, 2, 3, 3)).square().sum().backward()
         optimizer.step()
@@ -131,16 +76,18 @@ def test_every_optimizer_moves_every_parameter(name, weights):
     assert all((p != b).any() for p, b in zip(model.parameters(), before, strict=True))
 
 
-def test_a_learned_optimizer_may_not_know_how_long_a_training_is(weights):
+def test_open_has_no_total_steps(weights):
     for name, expected in ((weights, 10), (f"{weights}:open", None)):
         optimizer, _ = load_optimizer(name).build(small_cnn(), None, 10)
         assert optimizer.param_groups[0]["total_steps"] == expected
-    both, _ = load_optimizer(f"{weights}:bfloat16:open").build(small_cnn(), None, 10)
-    assert both.compute_dtype == torch.bfloat16
-    assert both.param_groups[0]["total_steps"] is None
+    optimizer, _ = load_optimizer(f"{weights}:bfloat16:open").build(
+        small_cnn(), None, 10
+    )
+    assert optimizer.compute_dtype == torch.bfloat16
+    assert optimizer.param_groups[0]["total_steps"] is None
 
 
-def test_an_open_default_is_judged_by_its_averages():
+def test_eval_of_an_open_default_sets_averaged_weights():
     model = small_cnn()
     optimizer, scheduler = load_optimizer("default:open").build(model, None, 10)
     assert scheduler is None
@@ -157,7 +104,7 @@ def test_an_open_default_is_judged_by_its_averages():
     assert torch.equal(first, trained)
 
 
-def test_a_scheduler_may_stand_in_for_the_horizon():
+def test_scheduled_has_a_linear_scheduler_and_no_total_steps():
     model = small_cnn()
     optimizer, scheduler = load_optimizer("default:scheduled").build(model, None, 2)
     assert optimizer.param_groups[0]["total_steps"] is None
@@ -169,7 +116,7 @@ def test_a_scheduler_may_stand_in_for_the_horizon():
     assert rates == [1, 0.5, 0]
 
 
-def test_arguments_may_stand_behind_the_name():
+def test_arguments_follow_the_name():
     spec = load_optimizer("default:lr=0.5:weight_decay=1.45")
     optimizer, _ = spec.build(small_cnn(), None, 2)
     assert optimizer.defaults["lr"] == 0.5
@@ -218,8 +165,8 @@ def test_wide_grids_span_four_decades_in_half_decades():
         assert spec.lrs[-1] / spec.lrs[0] > 1e4
 
 
-def test_what_wide_baselines_decay_and_schedule():
-    found = {}
+def test_weight_decay_and_schedule_of_wide_baselines():
+    decay_and_last_lr = {}
     for name, spec in WIDE.items():
         model = small_cnn()
         optimizer, scheduler = spec.build(model, 0.1, 100)
@@ -230,8 +177,8 @@ def test_what_wide_baselines_decay_and_schedule():
                 scheduler.step()
         group = optimizer.param_groups[0]
         decay = group.get("weight_decay", 0)
-        found[name] = (decay, pytest.approx(group["lr"], abs=1e-9))
-    assert found == {
+        decay_and_last_lr[name] = (decay, pytest.approx(group["lr"], abs=1e-9))
+    assert decay_and_last_lr == {
         "adam-wide": (0, 0.1),
         "adam-games": (0, 0),
         "adam-cosine-wide": (0, 0),
@@ -243,19 +190,19 @@ def test_what_wide_baselines_decay_and_schedule():
 @pytest.mark.parametrize(
     ("name", "lr"), [("adam-default", 0.001), ("muon-default", 0.02 / 5)]
 )
-def test_what_is_not_tuned_has_its_default_rate(name, lr):
+def test_default_rate_of_untuned_baselines(name, lr):
     # Muon's warm-up: 5 steps
     optimizer, _ = load_optimizer(name).build(small_cnn(), None, 100)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(lr)
 
 
-def test_only_schedule_free_trains_with_other_weights_than_it_is_judged_by():
+def test_schedule_free_is_the_only_baseline_with_averaged_weights():
     for name, spec in OPTIMIZERS.items():
         optimizer, _ = spec.build(small_cnn(), 0.01, 10)
         assert hasattr(optimizer, "eval") == (name == "schedule-free"), name
 
 
-def test_soap_with_a_schedule_takes_the_rate_of_each_step():
+def test_soap_with_a_schedule_uses_the_rate_of_each_step():
     moved = []
     for factor in (1.0, 0.0):
         model = small_cnn()
@@ -273,7 +220,7 @@ def test_soap_with_a_schedule_takes_the_rate_of_each_step():
     assert moved == [True, False]
 
 
-def test_the_muon_baseline_warms_up_and_has_the_rate_it_is_given():
+def test_warm_up_of_the_muon_baseline():
     optimizer, scheduler = load_optimizer("muon-cosine").build(small_cnn(), 0.02, 100)
     assert isinstance(optimizer, MuonWithAdam)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.02 / 5)
@@ -283,7 +230,7 @@ def test_the_muon_baseline_warms_up_and_has_the_rate_it_is_given():
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.02)
 
 
-def test_learned_optimizers_are_found_by_path(weights):
+def test_learned_optimizers_are_loaded_by_path(weights):
     spec = load_optimizer(weights)
     optimizer, scheduler = spec.build(small_cnn(), None, 10)
     assert isinstance(optimizer, NGOptimizer)
@@ -298,7 +245,7 @@ def test_learned_optimizers_are_found_by_path(weights):
     assert optimizer.param_groups[0]["total_steps"] == 10
 
 
-def test_an_unknown_name_is_told_what_is_known():
+def test_error_for_an_unknown_name_lists_known_ones():
     with pytest.raises(
         ValueError,
         match="optimizer 'adm': expected one of adam, adam-cosine, .*, default, ff",
@@ -314,7 +261,7 @@ def test_a_baseline_needs_a_learning_rate():
         load_optimizer("adam").build(small_cnn(), None, 10)
 
 
-def test_a_learned_optimizer_may_follow_the_model(weights):
+def test_graph_is_traced_or_inferred(weights):
     inferred = load_optimizer(weights)
     traced = load_optimizer(f"{weights}:traced")
     assert traced.weights == inferred.weights
@@ -354,7 +301,7 @@ def inferred_graph(model):
     "name, traced",
     [("ff", False), ("default", False), ("lstm", True), ("ng-t:open", True)],
 )
-def test_what_reads_no_connections_is_not_traced(name, traced):
+def test_metanets_that_read_connections_alone_are_traced(name, traced):
     spec = load_optimizer(name)
     assert spec.traced == traced
     model = small_cnn()
@@ -362,7 +309,7 @@ def test_what_reads_no_connections_is_not_traced(name, traced):
     model(torch.randn(2, 2, 3, 3)).sum().backward()
     optimizer.step()
     assert optimizer.graph.inferred != traced
-    assert not load_optimizer(f"{name}:traced").traced  # its name says so
+    assert not load_optimizer(f"{name}:traced").traced  # its name contains it
 
 
 def test_metanets_in_bfloat16():

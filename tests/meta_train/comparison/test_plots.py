@@ -27,9 +27,7 @@ def test_a_training_curve_has_a_gap_where_a_loss_is_not_finite():
 
 @pytest.mark.parametrize("accuracies", [[0.1, 0.5], [None, None]])
 @pytest.mark.parametrize("count", [2, 12])
-def test_curves_are_drawn_whether_runs_diverge_or_have_no_accuracy(
-    tmp_path, accuracies, count
-):
+def test_curves_of_diverged_runs_and_without_accuracy(tmp_path, accuracies, count):
     groups = {
         str(number): [
             record([2.0, 1.0, 0.5], accuracies),

@@ -55,7 +55,7 @@ def test_initial_weights_batches_and_dropout_depend_on_the_seed_alone(learned):
     assert train(replace(still[0], seed=1))["losses"][0] != first[0]
 
 
-def test_a_learned_run_is_the_unroll_that_meta_training_sees(learned):
+def test_run_of_a_metanet_equals_the_unroll_of_meta_training(learned):
     run, optimizer = learned
     optimizee = Optimizee(Toy(), run.seed)
     rule = optimizer.bind(optimizee.graph, run.steps)
@@ -70,7 +70,7 @@ def test_a_learned_run_is_the_unroll_that_meta_training_sees(learned):
     )
 
 
-def test_a_record_holds_what_a_plain_training_loop_gives():
+def test_record_equals_a_plain_training_loop():
     problem = Toy()
     model = Toy().init(0)
     losses = []
@@ -101,7 +101,7 @@ def test_a_problem_without_accuracy_is_recorded_by_its_loss():
     assert silent["curve"]["loss"] == spoken["curve"]["loss"]
 
 
-def test_averaged_weights_are_judged_and_the_others_trained():
+def test_averaged_weights_are_evaluated():
     run = replace(ADAM, optimizer="schedule-free", steps=30, curve_every=0)
     record = train(run)
     problem, model = Toy(), Toy().init(0)
@@ -123,7 +123,7 @@ def test_averaged_weights_are_judged_and_the_others_trained():
     assert record["validation"]["loss"] == pytest.approx(expected.loss, rel=1e-6)
 
 
-def test_looking_at_averaged_weights_does_not_change_the_training():
+def test_evaluation_of_averaged_weights_does_not_change_the_run():
     run = replace(ADAM, optimizer="schedule-free", steps=30)
     watched = train(replace(run, curve_every=3))["losses"]
     assert watched == pytest.approx(
@@ -142,18 +142,18 @@ def test_the_scheduler_acts_after_each_step():
     assert cosine[3] != constant[3]
 
 
-def test_tuning_never_sees_the_test_split(monkeypatch):
-    seen, evaluate = set(), Toy.evaluate
+def test_tuning_does_not_evaluate_the_test_split(monkeypatch):
+    splits, evaluate = set(), Toy.evaluate
 
     def spy(self, model, split, limit=None):
-        seen.add(split)
+        splits.add(split)
         return evaluate(self, model, split, limit)
 
     monkeypatch.setattr(Toy, "evaluate", spy)
     assert "test" not in train(replace(ADAM, phase="tuning"))
-    assert seen == {"validation"}
+    assert splits == {"validation"}
     train(ADAM)
-    assert seen == {"validation", "test"}
+    assert splits == {"validation", "test"}
 
 
 def test_a_run_that_diverges_is_recorded():
@@ -166,7 +166,7 @@ def test_a_run_that_diverges_is_recorded():
     assert not train(ADAM)["diverged"]
 
 
-def test_other_weights_than_the_runs_are_refused(learned):
+def test_weights_with_another_hash_are_an_error(learned):
     with pytest.raises(ValueError, match="expected weights abc; got"):
         train(replace(learned[0], weights="abc"))
 
@@ -196,7 +196,7 @@ def test_an_interruption_keeps_what_was_finished(tmp_path, bar, monkeypatch):
     assert list(read_records(tmp_path, [ADAM, other])) == [ADAM]
 
 
-def test_a_line_that_was_cut_is_made_again_and_spoils_no_other(tmp_path, bar):
+def test_truncated_line_is_run_again(tmp_path, bar):
     other = replace(ADAM, seed=1)
     third = replace(ADAM, seed=2)
     expected = execute([ADAM, other], tmp_path, 1, bar)
@@ -231,7 +231,7 @@ def test_long_runs_keep_mean_losses(monkeypatch):
         {"curve_every": 9},
     ],
 )
-def test_runs_that_differ_are_not_taken_for_one_another(change, tmp_path, bar):
+def test_runs_differ_by_every_field(change, tmp_path, bar):
     execute([ADAM], tmp_path, 1, bar)
     other = replace(ADAM, **change)
     assert other not in read_records(tmp_path, [ADAM, other])

@@ -20,15 +20,15 @@ def rows(problem, *losses):
     ]
 
 
-def test_the_worst_is_first():
+def test_largest_excess_is_first():
     table = rows("good", 1, 2, 3, 4) + rows("bad", 3, 4, 2, 4)
     table += rows("broken", None, 1, 1, 1)
-    found = situations(table)
-    assert [one.problem for one in found] == ["broken", "bad", "good"]
-    assert [one.excess for one in found[1:]] == [0.5, -0.5]
+    compared = situations(table)
+    assert [situation.problem for situation in compared] == ["broken", "bad", "good"]
+    assert [situation.excess for situation in compared[1:]] == [0.5, -0.5]
 
 
-def test_what_is_missing_is_told():
+def test_missing_optimizers_are_an_error():
     with pytest.raises(ValueError, match="short: expected rows .* none of muon-wide"):
         situations(rows("short", 1, 2, 3))
 

@@ -57,9 +57,7 @@ def test_the_tuned_rates_are_the_best_of_the_grids():
         assert lr in OPTIMIZERS[optimizer].lrs[1:-1]
 
 
-def test_a_file_in_place_of_the_folder_is_named_before_anything_is_trained(
-    tmp_path, monkeypatch
-):
+def test_file_in_place_of_the_folder_is_an_error_before_any_run(tmp_path, monkeypatch):
     monkeypatch.delattr(demo, "demo")
     file = tmp_path / "file"
     file.touch()
@@ -67,6 +65,6 @@ def test_a_file_in_place_of_the_folder_is_named_before_anything_is_trained(
         demo.run(demo.Config(folder=str(file)))
 
 
-def test_missing_weights_are_named(tmp_path):
+def test_missing_weights_are_an_error(tmp_path):
     with pytest.raises(ValueError, match="'nowhere'"):
         demo.demo(demo.Config(weights="nowhere", folder=str(tmp_path)))

@@ -30,7 +30,7 @@ def config(tmp_path, monkeypatch):
     )
 
 
-def test_ours_stand_beside_the_published(config, capsys):
+def test_table_has_our_and_published_accuracies(config, capsys):
     table2.run(config)
     records = compare(config).records
     lines = Path(config.folder, "table2.md").read_text().splitlines()
@@ -43,24 +43,24 @@ def test_ours_stand_beside_the_published(config, capsys):
         "0",
     ]
     for cell, problem in ((cells[1], TOY), (cells[3], CONTRARY)):
-        found = mean(
+        accuracy = mean(
             100 * record["test"]["accuracy"] for record in records[problem, "ff"]
         )
-        assert cell.startswith(f"{found:.2f} ± ")
+        assert cell.startswith(f"{accuracy:.2f} ± ")
     assert "ff         " in capsys.readouterr().out
 
 
 def test_curves_are_of_the_test_split(config, capsys):
     figure3.run(config)
     assert Path(config.folder, "figure3.png").stat().st_size > 10_000
-    for found in compare(config).records.values():
-        for record in found:
+    for records in compare(config).records.values():
+        for record in records:
             assert record["run"]["curve_split"] == "test"
             assert record["curve"]["loss"][-1] == pytest.approx(record["test"]["loss"])
     assert capsys.readouterr().out.count("\n") > 3
 
 
-def test_all_that_the_paper_has_is_compared():
+def test_compared_optimizers_include_those_of_the_paper():
     assert {*FIVE, "adam"} == PUBLISHED.keys()
     assert {*FIVE, *FIVE_OPEN} < set(Config().optimizers)
     names = {name.removesuffix(optimizers.OPEN) for name in Config().optimizers}

@@ -6,7 +6,7 @@ from meta_train.selection.base_rules import (
     LARGEST_GAIN,
     base_rule,
     gains,
-    whole_trainings,
+    whole_runs,
 )
 from ngopt.pretrained import load_pretrained
 from ngopt.soap.config import SoapConfig
@@ -30,14 +30,14 @@ def test_gains_by_hand():
         record("b", exp(3)),
         record("c", None),
     ]
-    found = gains(new, old)
-    assert found["a"] == pytest.approx(log(2 / 1.8) / 2)
-    assert found["b"] == found["c"] == -LARGEST_GAIN
+    by_problem = gains(new, old)
+    assert by_problem["a"] == pytest.approx(log(2 / 1.8) / 2)
+    assert by_problem["b"] == by_problem["c"] == -LARGEST_GAIN
 
 
-def test_runs_are_kept_and_told_apart_by_their_numbers(tmp_path):
+def test_records_are_kept_for_each_variant(tmp_path):
     variants = {"start": base_rule({}), "other": base_rule({"step_size": 0.03})}
-    first = whole_trainings(variants, (TOY,), (0, 1), tmp_path)
+    first = whole_runs(variants, (TOY,), (0, 1), tmp_path)
     assert [r["run"]["seed"] for r in first["start"]] == [0, 1]
     assert first["start"][0]["validation"] != first["other"][0]["validation"]
     assert load_pretrained(tmp_path / "other.safetensors").base.config == SoapConfig(
@@ -46,5 +46,5 @@ def test_runs_are_kept_and_told_apart_by_their_numbers(tmp_path):
     (file,) = (tmp_path / "records").iterdir()
     kept = file.read_text()
     assert kept.count("\n") == 4
-    assert whole_trainings(variants, (TOY,), (0, 1), tmp_path) == first
+    assert whole_runs(variants, (TOY,), (0, 1), tmp_path) == first
     assert file.read_text() == kept

@@ -44,10 +44,10 @@ def test_writes_table_picture_and_weights_and_resumes(tmp_path, capsys):
         folder=str(folder),
     )
     graph_every.run(config)
-    found = load_pretrained(folder / "chosen.safetensors")
+    chosen = load_pretrained(folder / "chosen.safetensors")
     results = json.loads((folder / "results.json").read_text())
-    assert found.metanet.graph_every == results["chosen"]
-    assert found.recipe["stages"][-1]["program"] == "meta_train.selection.graph_every"
+    assert chosen.metanet.graph_every == results["chosen"]
+    assert chosen.recipe["stages"][-1]["program"] == "meta_train.selection.graph_every"
     assert [row["k"] for row in results["rows"]] == ["1", "4"]
     assert (folder / f"{file_name(TOY)}.png").stat().st_size > 0
     first = capsys.readouterr().out

@@ -31,7 +31,7 @@ def config(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["ff", "lstm", "nfn", "ng-gnn", "ng-t"])
-def test_factors_multiply_what_the_head_reads_and_says(name):
+def test_factors_multiply_inputs_and_outputs_of_the_head(name):
     learned = load_pretrained(name)
     names = reweigh.factor_names(learned)
     assert len(FEATURES) == NUM_FEATURES
@@ -48,21 +48,21 @@ def test_factors_multiply_what_the_head_reads_and_says(name):
     features, context = torch.randn(9, NUM_FEATURES + d, generator=generator).split(
         [NUM_FEATURES, d], 1
     )
-    found = reweighed(learned, logarithms).metanet
+    metanet = reweighed(learned, logarithms).metanet
     with torch.no_grad():
-        told = found.updates(features, context if d else None)
+        updates = metanet.updates(features, context if d else None)
         factors = torch.tensor([exp(logarithms[key]) for key in FEATURES])
-        seen = context * exp(logarithms.get(GRAPH, 0.0))
-        expected = learned.metanet.updates(features * factors, seen if d else None)
-    torch.testing.assert_close(told, expected * exp(logarithms[UPDATE]))
+        scaled = context * exp(logarithms.get(GRAPH, 0.0))
+        expected = learned.metanet.updates(features * factors, scaled if d else None)
+    torch.testing.assert_close(updates, expected * exp(logarithms[UPDATE]))
 
 
 def test_factors_of_one_change_nothing():
     learned = load_pretrained("ng-gnn")
-    found = reweighed(learned, dict.fromkeys(reweigh.factor_names(learned), 0.0))
-    rows = zip(learned.metanet.parameters(), found.metanet.parameters(), strict=True)
-    assert all(torch.equal(a, b) for a, b in rows)
-    assert found.metanet.config == learned.metanet.config
+    same = reweighed(learned, dict.fromkeys(reweigh.factor_names(learned), 0.0))
+    pairs = zip(learned.metanet.parameters(), same.metanet.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert same.metanet.config == learned.metanet.config
 
 
 def test_gain():
@@ -70,7 +70,7 @@ def test_gain():
     assert mean_gain([nan], [1.0]) == mean_gain([inf], [1.0]) == reweigh.DIVERGED_SCORE
 
 
-def test_the_centre_is_of_the_better_half_of_the_last_generations():
+def test_mean_of_the_better_half_of_the_last_generations():
     study = optuna.create_study(direction="maximize")
     spread = {"x": optuna.distributions.FloatDistribution(-10, 10)}
     for x, value in enumerate([9.0, 1.0, 4.0, 2.0, 3.0]):
@@ -82,7 +82,7 @@ def test_the_centre_is_of_the_better_half_of_the_last_generations():
     assert mean_of_best(study.trials, 2) == {"x": 3.0}
 
 
-def test_trials_are_kept_and_the_end_is_written(config, capsys):
+def test_trials_and_mean_of_the_best_are_written(config, capsys):
     reweigh.run(config)
     reweigh.run(replace(config, trials=5))
     path = Path(config.folder, "trials.json")
@@ -91,24 +91,24 @@ def test_trials_are_kept_and_the_end_is_written(config, capsys):
     assert set(lines[0]["numbers"].values()) == {0.0}
     assert lines[0]["score"] == 0
     assert len({line["numbers"][UPDATE] for line in lines}) == 5
-    found = load_pretrained(Path(config.folder, "best.safetensors"))
-    stage = found.recipe["stages"][-1]
+    chosen = load_pretrained(Path(config.folder, "best.safetensors"))
+    stage = chosen.recipe["stages"][-1]
     expected = reweighed(load_pretrained("ff"), stage["chosen"]).metanet
-    rows = zip(found.metanet.parameters(), expected.parameters(), strict=True)
-    assert all(torch.equal(a, b) for a, b in rows)
-    gains = [row["gain"] for row in found.table["validation"]]
+    pairs = zip(chosen.metanet.parameters(), expected.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    gains = [row["gain"] for row in chosen.table["validation"]]
     assert len(set(gains)) == config.checks
-    for row in found.table["validation"]:
+    for row in chosen.table["validation"]:
         assert row["gain"] == pytest.approx(log(row["before"][0] / row["after"][0]))
     assert "on 2 other seeds: lower by" in capsys.readouterr().out
 
 
-def test_fashion_mnist_alone_chooses(config):
+def test_problems_of_other_data_are_errors(config):
     with pytest.raises(ValueError, match="FashionMNIST, which alone chooses.*c10-32"):
         replace(config, problems=("fm-16", "c10-32"))
 
 
-def test_a_generation_needs_several(config):
+def test_population_below_the_minimum_is_an_error(config):
     with pytest.raises(ValueError, match="population: expected at least 4; got 3"):
         replace(config, population=3)
 

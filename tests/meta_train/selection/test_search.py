@@ -47,18 +47,18 @@ def test_trials_are_kept_and_the_best_is_written(config, capsys):
     assert [line["trial"] for line in lines] == [0, 1, 2]
     assert len({line["numbers"]["lr"] for line in lines}) == 3
     best = max(lines, key=lambda line: line["score"])
-    found = load_pretrained(f"{config.folder}/best.safetensors")
-    assert found.metanet.config.width == best["numbers"]["width"]
-    trained, scaled = found.recipe["stages"][-2:]
+    chosen = load_pretrained(f"{config.folder}/best.safetensors")
+    assert chosen.metanet.config.width == best["numbers"]["width"]
+    trained, scaled = chosen.recipe["stages"][-2:]
     assert scaled["chosen"]["gain"] == best["gain"]
     assert trained["horizon"] == scaled["steps"] == 8
     # scored by the validation accuracy of its gain
-    (own,) = (r for r in found.table["validation"] if r["gain"] == best["gain"])
-    assert own["accuracy"] == best["score"]
+    (row,) = (r for r in chosen.table["validation"] if r["gain"] == best["gain"])
+    assert row["accuracy"] == best["score"]
     assert "Best: trial" in capsys.readouterr().out
 
 
-def test_given_numbers_are_not_chosen():
+def test_given_numbers_are_fixed_in_all_trials():
     config = search.Config(tail=0.5, metanet_config={"width": 24, "graph_every": 8})
     chosen = {
         "layers": 2,
@@ -80,14 +80,14 @@ def test_given_numbers_are_not_chosen():
 
 
 @pytest.mark.parametrize("other", ["c10-32", "cnn-gn-c16", "siren-rgb", "mlp-small-m7"])
-def test_fashion_mnist_alone_chooses(other):
+def test_problems_of_other_data_are_errors(other):
     search.Config(problems=("fm-16", "fm14-32", "fm-cnns", "vit-fm28"))
-    told = f"problems: expected those of FashionMNIST.*got \\['{other}'\\]"
-    with pytest.raises(ValueError, match=told):
+    message = f"problems: expected those of FashionMNIST.*got \\['{other}'\\]"
+    with pytest.raises(ValueError, match=message):
         search.Config(problems=("fm-16", other))
 
 
-def test_too_few_outer_steps():
+def test_counts_below_the_minimum_are_errors():
     with pytest.raises(
         ValueError, match="most_outer_steps: expected 10 or more; got 9"
     ):
@@ -102,7 +102,7 @@ def test_a_folder_of_other_settings_is_an_error(config):
         search.run(replace(config, truncation=8, trials=3))
 
 
-def test_trials_whose_process_has_ended_are_given_up(config, monkeypatch, capsys):
+def test_interrupted_trials_do_not_count(config, monkeypatch, capsys):
     def killed(settings):
         raise KeyboardInterrupt
 
@@ -118,7 +118,7 @@ def test_trials_whose_process_has_ended_are_given_up(config, monkeypatch, capsys
     ]
 
 
-def test_a_trial_that_diverges_has_the_lowest_score(config, monkeypatch, capsys):
+def test_diverged_trial_has_the_lowest_score(config, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(search.train, "run", lambda settings: None)
         search.search(replace(config, trials=1))
@@ -126,6 +126,6 @@ def test_a_trial_that_diverges_has_the_lowest_score(config, monkeypatch, capsys)
     assert "diverged" in capsys.readouterr().out
 
 
-def test_a_loss_is_the_score_where_there_is_no_accuracy():
+def test_score_without_accuracy_is_the_negative_loss():
     assert sweep.score(sweep.Metrics(0.3, None)) == -0.3
     assert sweep.score(sweep.Metrics(0.3, 0.9)) == 0.9

@@ -44,7 +44,7 @@ def test_sweep_chooses_the_best_gain_on_validation(tmp_path, capsys):
     assert "accuracy" in capsys.readouterr().out
 
 
-def test_sweep_chooses_gain_and_cooldown_of_trainings_of_known_length(tmp_path, capsys):
+def test_sweep_chooses_gain_and_cooldown_for_runs_of_known_length(tmp_path, capsys):
     MetaTrainer(config(tmp_path)).run()
     weights = str(tmp_path / "best.safetensors")
     output = str(tmp_path / "cool.safetensors")
@@ -69,7 +69,7 @@ def test_sweep_chooses_gain_and_cooldown_of_trainings_of_known_length(tmp_path, 
     assert whole_run(optimizee, replace(new, cooldown=None), 10) != means[best]
 
 
-def test_a_gain_at_the_edge_is_told():
+def test_advice_for_a_gain_at_the_edge():
     advice = sweep.edge_advice(2.8, (1, 2, 2.8))
     assert "2.8 is the largest of the gains" in advice
     assert "Add 5.6 to --gains" in advice
@@ -78,12 +78,12 @@ def test_a_gain_at_the_edge_is_told():
         assert sweep.edge_advice(gain, gains) is None
 
 
-def test_trainings_have_the_horizon_of_their_problem(tmp_path, monkeypatch, capsys):
+def test_steps_are_the_horizon_of_each_problem(tmp_path, monkeypatch, capsys):
     MetaTrainer(config(tmp_path)).run()
-    found = []
+    steps_of_runs = []
 
     def run(optimizee, learned, steps, real=whole_run):
-        found.append(steps)
+        steps_of_runs.append(steps)
         return real(optimizee, learned, 2)
 
     monkeypatch.setattr(sweep, "whole_run", run)
@@ -91,27 +91,27 @@ def test_trainings_have_the_horizon_of_their_problem(tmp_path, monkeypatch, caps
     output = str(tmp_path / "gain.safetensors")
     sizes = {"problems": (TOY, SMALL), "gains": (1, 2), "seeds": 1}
     sweep.run(sweep.Config(weights, output, **sizes))
-    assert found == [12, 40] * 2
+    assert steps_of_runs == [12, 40] * 2
     assert "of the gains, so a better one may lie beyond" in capsys.readouterr().out
     sweep.run(sweep.Config(weights, output, **sizes, steps=3))
-    assert found[4:] == [3] * 4
+    assert steps_of_runs[4:] == [3] * 4
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"steps": 0}, "steps: expected 1 or more; got 0"),
         ({"gains": ()}, "gains: expected at least one; got none"),
     ],
 )
-def test_settings_that_make_no_sense(changes, told):
-    with pytest.raises(ValueError, match=told):
+def test_settings_out_of_range_are_errors(changes, message):
+    with pytest.raises(ValueError, match=message):
         sweep.Config("ff", "out.safetensors", **changes)
 
 
-def test_a_metanet_without_an_output_scale_is_named():
+def test_metanet_without_an_output_scale_is_an_error():
     metanet = FeedForward()
     metanet.config = SimpleNamespace(nominal_step=1e-3)
-    told = "FeedForward: expected a config with output_scale"
-    with pytest.raises(ValueError, match=told):
+    message = "FeedForward: expected a config with output_scale"
+    with pytest.raises(ValueError, match=message):
         sweep.with_gain(LearnedOptimizer(metanet=metanet), sweep.OutputGain(2))

@@ -1,6 +1,7 @@
 import json
 import math
 from collections import UserDict
+from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
@@ -9,9 +10,10 @@ from torch import nn
 
 from ngopt import cli
 from ngopt.race import optimizers as race_optimizers
-from ngopt.race.optimizers import CONTESTANTS, tuned
+from ngopt.race.optimizers import OPTIMIZERS
 from ngopt.race.run import Result, smoothed, table
-from ngopt.race.training import Problem, Run, load_problem, moved, train
+from ngopt.race.training import Run, load_problem, moved, train
+from ngopt.race.tuning import best_lr, is_at_edge, tune
 from tests.ngopt.race import parabola
 
 PROBLEM = "tests.ngopt.race.parabola"
@@ -23,24 +25,25 @@ def race(tmp_path, *arguments):
     return cli.main(["race", PROBLEM, *folder, "--steps", "12", *arguments])
 
 
-def test_a_race_prints_a_table_and_writes_a_report(tmp_path, capsys):
+def test_race_prints_table_and_writes_report(tmp_path, capsys):
     assert race(tmp_path, "--optimizers", "adamw", "ngopt", "--seeds", "2") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("parabola, 12 steps, 2 seed(s)")
     assert {line.split()[0] for line in lines[3:5]} == {"adamw", "ngopt"}
     files = {path.name for path in (tmp_path / "race").iterdir()}
     assert files == {"race.json", "race.png", "race.html"}
-    found = json.loads((tmp_path / "race" / "race.json").read_text())["results"]
-    assert [len(one["runs"]) for one in found] == [2, 2]
-    assert found[0]["lr"] in found[0]["tried"]
-    assert {*CONTESTANTS["adamw"].rates} <= {*found[0]["tried"]}
-    assert found[1]["lr"] is None
+    report = json.loads((tmp_path / "race" / "race.json").read_text())
+    adamw, ours = report["results"]
+    assert len(adamw["runs"]) == len(ours["runs"]) == 2
+    assert adamw["lr"] in adamw["tried"]
+    assert {*OPTIMIZERS["adamw"].lrs} <= {*adamw["tried"]}
+    assert ours["lr"] is None
 
 
 def test_json_is_one_line_of_losses(tmp_path, capsys):
     assert race(tmp_path, "--optimizers", "sgd", "--json") == 0
-    found = json.loads(capsys.readouterr().out)
-    assert 0 < found["sgd"] < 2
+    losses = json.loads(capsys.readouterr().out)
+    assert 0 < losses["sgd"] < 2
 
 
 @pytest.mark.parametrize(
@@ -51,34 +54,24 @@ def test_json_is_one_line_of_losses(tmp_path, capsys):
         (["--device", "abacus"], "expected a device that torch can use; got 'abacus'"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path, capsys, arguments, message):
+def test_invalid_arguments_are_errors_of_one_line(tmp_path, capsys, arguments, message):
     assert race(tmp_path, *arguments) == cli.FAILED
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and message in lines[0]
 
 
-def test_problems_that_lack_something():
+def test_incomplete_problems():
     with pytest.raises(ValueError, match="cannot import 'nowhere'"):
         load_problem("nowhere")
     with pytest.raises(ValueError, match="got no model, batches, loss"):
         load_problem("math")
-    empty = Problem("empty", parabola.model, lambda: [], parabola.loss)
-    with pytest.raises(ValueError, match="expected batches in 'empty'; got none"):
-        train(empty, CONTESTANTS["ngopt"], None, 0, 1, CPU, print)
 
 
-def test_validation_batches_that_are_empty():
-    functions = parabola.model, parabola.batches, parabola.loss
-    with pytest.raises(ValueError, match="expected validation_batches in 'empty'"):
-        train(
-            Problem("empty", *functions, lambda: []),
-            CONTESTANTS["ngopt"],
-            None,
-            0,
-            1,
-            CPU,
-            print,
-        )
+@pytest.mark.parametrize("name", ["batches", "validation_batches"])
+def test_empty_batches(name):
+    problem = replace(load_problem(PROBLEM), name="empty", **{name: list})
+    with pytest.raises(ValueError, match=f"expected {name} in 'empty'; got none"):
+        train(problem, OPTIMIZERS["ngopt"], None, 0, 1, CPU, print)
 
 
 class Pair(NamedTuple):
@@ -87,7 +80,7 @@ class Pair(NamedTuple):
 
 
 class Encoding(UserDict):
-    """As transformers' `BatchEncoding`: no dictionary, but with a method `to`."""
+    """As transformers' `BatchEncoding`: not a dict, but with a method `to`."""
 
     def to(self, device):
         return Encoding({key: value.to(device) for key, value in self.items()})
@@ -102,30 +95,29 @@ def test_batches_of_any_kind_are_moved():
     assert isinstance(encoding, Encoding) and encoding["x"].is_meta
 
 
-def test_all_start_from_the_same_weights_and_batches():
+def test_first_loss_is_the_same_for_all_optimizers():
     problem = load_problem(PROBLEM)
-    firsts = set()
-    for name in ("adamw", "muon", "ngopt", "sgd"):
-        contestant = CONTESTANTS[name]
-        lr = contestant.rates[0] if contestant.rates else None
-        run = train(problem, contestant, lr, 3, 2, CPU, lambda loss: None)
-        firsts.add(run.losses[0])
-    assert len(firsts) == 1
+    first_losses = set()
+    for spec in OPTIMIZERS.values():
+        lr = spec.lrs[0] if spec.lrs else None
+        run = train(problem, spec, lr, 3, 2, CPU, lambda loss: None)
+        first_losses.add(run.losses[0])
+    assert len(first_losses) == 1
 
 
-def test_muon_moves_kernels_and_vectors():
+def test_muon_updates_kernels_and_vectors():
     model = nn.Sequential(
         nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(4, 2)
     )
     before = [p.detach().clone() for p in model.parameters()]
-    optimizer = CONTESTANTS["muon"].make(model, 0.1)
+    optimizer, _ = OPTIMIZERS["muon"].build(model, 0.1, 10)
     model(torch.randn(3, 2, 5, 5)).square().sum().backward()
     optimizer.step()
     for p, old in zip(model.parameters(), before, strict=True):
         assert not torch.equal(p, old)
 
 
-def test_a_run_that_diverges_is_the_worst():
+def test_diverged_run_is_last():
     good = Run("good", 0.1, 0, [1.0, 0.5], [1.0, 2.0])
     bad = Run("bad", 10.0, 0, [1.0, float("nan")], [1.0, 2.0])
     assert min([bad, good], key=lambda run: run.score) is good
@@ -143,31 +135,32 @@ def test_a_run_that_diverges_is_the_worst():
     ],
 )
 def test_grids_grow_until_the_best_rate_is_inside(best, tried, at_edge):
-    found = tuned([0.003, 0.01, 0.03], lambda rate: abs(math.log(rate / best)))
-    assert found[0] == tried and found[2] == at_edge
-    assert found[1] == min(best, tried[-1])
+    losses = tune([0.003, 0.01, 0.03], lambda lr: abs(math.log(lr / best)))
+    assert list(losses) == tried
+    assert best_lr(losses) == min(best, tried[-1])
+    assert is_at_edge(best_lr(losses), losses) == at_edge
 
 
-def test_a_grid_on_which_all_runs_diverge_grows_downwards():
-    tried, best, at_edge = tuned([0.01, 0.03], lambda rate: math.inf)
-    assert tried == [0.0003, 0.001, 0.003, 0.01, 0.03]
-    assert best == 0.0003 and at_edge
+def test_grid_of_diverged_runs_grows_downwards():
+    losses = tune([0.01, 0.03], lambda lr: math.inf)
+    assert list(losses) == [0.0003, 0.001, 0.003, 0.01, 0.03]
+    assert best_lr(losses) == 0.0003 and is_at_edge(0.0003, losses)
 
 
-def test_a_best_rate_at_the_edge_is_marked():
+def test_best_rate_at_the_edge_is_marked():
     run = Run("adamw", 0.1, 0, [1.0], [1.0])
     text = table([Result("adamw", 0.1, [0.03, 0.1], [run], at_edge=True)])
     assert "0.1*" in text and "largest or smallest rate tried" in text
 
 
-def test_a_missing_module_is_found_before_training(tmp_path, capsys, monkeypatch):
+def test_missing_module_is_an_error_before_training(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(race_optimizers, "find_spec", lambda name: None)
     monkeypatch.setattr(parabola, "loss", None)  # nothing is trained
     assert race(tmp_path, "--optimizers", "adamw", "soap") == cli.FAILED
     assert "soap needs heavyball" in capsys.readouterr().err
 
 
-def test_progress_does_not_flood_a_log(tmp_path, capsys):
+def test_progress_in_a_log_has_few_lines(tmp_path, capsys):
     assert race(tmp_path, "--optimizers", "adamw", "ngopt") == 0
     assert len(capsys.readouterr().err.split("\r")) < 5
 
@@ -176,7 +169,7 @@ def test_help_lists_optimizers_and_defaults(capsys):
     with pytest.raises(SystemExit):
         cli.main(["race", "--help"])
     text = capsys.readouterr().out
-    assert all(name in text for name in CONTESTANTS) and "default: 300" in text
+    assert all(name in text for name in OPTIMIZERS) and "default: 300" in text
 
 
 def test_smoothing_of_a_constant_is_the_constant():
