@@ -111,7 +111,7 @@ def test_packages_of_the_extra_train_are_imported():
     requirements = project["optional-dependencies"]["train"]
     names = {re.split("[<>=]", requirement)[0] for requirement in requirements}
     text = ""
-    for folder in ("harness", "meta_train", "tasks"):
+    for folder in ("ngopt", "harness", "meta_train", "tasks"):
         text += "".join(file.read_text() for file in (ROOT / folder).rglob("*.py"))
     for name in names:
         module = re.escape(IMPORTED_AS.get(name, name))
