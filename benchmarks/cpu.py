@@ -20,8 +20,8 @@ def rates_in_turns(
     """Networks per second of two functions, and the ratio of the first to the second.
 
     A turn calls each function twice and times the second call, whose caches are warm.
-    Turns alternate, so that noise of the machine affects both. Rates are those of the
-    median process time over `repeats` turns. count: of networks.
+    Turns alternate, so that noise of the machine affects them alike. Rates are those of
+    the median process time over `repeats` turns. count: of networks.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats + WARM_UP):
@@ -30,7 +30,7 @@ def rates_in_turns(
             start = process_time()
             function()
             times[name].append(process_time() - start)
-    seconds = {name: median(found[WARM_UP:]) for name, found in times.items()}
-    own, peer = seconds.values()
+    seconds = {name: median(turns[WARM_UP:]) for name, turns in times.items()}
+    first, second = seconds.values()
     rates = {name: count / taken for name, taken in seconds.items()}
-    return {**rates, "ratio": peer / own}
+    return {**rates, "ratio": second / first}

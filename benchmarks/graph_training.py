@@ -43,10 +43,10 @@ class EdgeListPNA(nn.Module):
         edges = to_edge_list(graph)
         count = sum(group.size for group in graph.groups)
         one_way = torch.stack([edges.sources, edges.targets])
-        both = torch.cat([one_way, one_way.flip(0)], 1)
+        two_way = torch.cat([one_way, one_way.flip(0)], 1)
         shifts = count * torch.arange(copies)
-        self.index = (both.unsqueeze(1) + shifts[:, None]).flatten(1)
-        histogram = torch.bincount(degree(both[1], count).long())
+        self.index = (two_way.unsqueeze(1) + shifts[:, None]).flatten(1)
+        histogram = torch.bincount(degree(two_way[1], count).long())
         options = {"deg": histogram, "edge_dim": width}
         self.rounds = nn.ModuleList()
         for _ in range(rounds):
@@ -54,9 +54,9 @@ class EdgeListPNA(nn.Module):
             self.rounds.append(layer)
 
     def forward(self, nodes: Tensor, edges: Tensor) -> Tensor:
-        both = torch.cat([edges, edges])
+        two_way = torch.cat([edges, edges])
         for layer in self.rounds:
-            nodes = nodes + layer(nodes, self.index, both).relu()
+            nodes = nodes + layer(nodes, self.index, two_way).relu()
         return nodes
 
 

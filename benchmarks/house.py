@@ -3,16 +3,12 @@
 Prints one row per package: lines, files, functions per 100 lines, parameters per
 function, cyclomatic complexity (radon), the longest class, import circles, and imports
 that `benchmarks.imports` forbids, which are then listed. Other files and folders can be
-given instead. Takes 20 seconds. With `--walk`: the functions of ngopt that one step of
+given instead. With `--walk`: the functions of ngopt that one step of
 the default calls.
 """
 
 import argparse
 import ast
-import os
-import subprocess
-import sys
-import time
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +30,6 @@ from benchmarks.walk import functions_of_a_step
 ROOT = Path(__file__).parent.parent
 PACKAGES = "ngopt harness tasks meta_train benchmarks examples tests".split()
 MAXIMUM_LINES = 400
-IMPORTS = 5  # of which the median counts
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -138,30 +133,6 @@ def print_walk() -> None:
     print(f"{len(files)} files, {len(functions)} functions")
 
 
-def import_seconds() -> Record:
-    """Median seconds of `import ngopt` after `import torch`."""
-    code = (
-        "import time; begin = time.perf_counter(); import torch; "
-        "middle = time.perf_counter(); import ngopt; end = time.perf_counter(); "
-        "print(middle - begin, end - middle)"
-    )
-    env = dict(os.environ)
-    env.pop("PYTHONDONTWRITEBYTECODE", None)  # users have compiled modules
-    torch_seconds, own_seconds = [], []
-    for _ in range(IMPORTS):
-        output = subprocess.check_output(
-            [sys.executable, "-c", code], cwd=ROOT, env=env
-        )
-        first, second = map(float, output.split())
-        torch_seconds.append(first)
-        own_seconds.append(second)
-    return {
-        "import": "ngopt",
-        "torch_s": round(median(torch_seconds), 2),
-        "beyond_torch_s": round(median(own_seconds), 2),
-    }
-
-
 def main() -> None:
     description = (__doc__ or "").split("\n\n")[0]
     parser = argparse.ArgumentParser(description=description)
@@ -178,12 +149,8 @@ def main() -> None:
     if arguments.walk:
         print_walk()
         return
-    begin = time.perf_counter()
     rows = print_structure(arguments.folders)
-    imports = [import_seconds()]
-    print(table(imports))
-    print(f"{time.perf_counter() - begin:.0f} s")
-    write(arguments.json, sources=rows, imports=imports)
+    write(arguments.json, sources=rows)
 
 
 if __name__ == "__main__":

@@ -157,12 +157,12 @@ def network(name: str) -> tuple[nn.Module, Any]:
 @cache
 def patterns(network: str) -> list[tuple[str, str]]:
     """Regular expressions of names, and roles by hand."""
-    found = []
+    pairs = []
     with Path(__file__).with_suffix(".csv").open(newline="") as file:
         for row in csv.DictReader(file):
             if network in row["networks"].split("|"):
-                found.append((row["pattern"], row["role"]))
-    return found
+                pairs.append((row["pattern"], row["role"]))
+    return pairs
 
 
 def label(network: str, parameter: str) -> str:
@@ -176,7 +176,7 @@ def label(network: str, parameter: str) -> str:
 def matching(labels: Iterable[str], roles: Iterable[ParameterRole]) -> int:
     """The number of roles that equal their labels."""
     pairs = zip(labels, roles, strict=True)
-    return sum(own == inferred.role for own, inferred in pairs)
+    return sum(by_hand == inferred.role for by_hand, inferred in pairs)
 
 
 def measure(name: str) -> Record:

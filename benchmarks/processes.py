@@ -3,9 +3,10 @@
 `python -m benchmarks.processes` trains five networks in float64 for 60 steps, alone and
 on several gloo processes: with DistributedDataParallel (`replicated`), the same with
 `process_group=` (`ddp`), `fully_shard` on one mesh dimension (`fsdp`) and two (`hsdp`),
-tensor parallelism (`tp`), and both (`fsdp+tp`). It prints the largest difference of a
-parameter, and the largest state of a rank in equal shares of the whole state. With
-`--dtype float32` the first rows compare training alone in float32 and in float64.
+tensor parallelism (`tp`), and the two together (`fsdp+tp`). It prints the largest
+difference of a parameter, and the largest state of a rank in equal shares of the whole
+state. With `--dtype float32` the first rows compare training alone in float32 and in
+float64.
 """
 
 import multiprocessing
@@ -181,21 +182,20 @@ def compared(
 def _write_compared(
     rank: int, size: int, kind: str, names: list[str], folder: Path, config: Config
 ) -> None:
-    found = []
+    rows = []
     for name in names:
-        record = compared(size, kind, name, config.steps, folder, config.dtype)
-        found.append(record)
+        rows.append(compared(size, kind, name, config.steps, folder, config.dtype))
     if rank == 0:
-        torch.save(found, folder / "found.pt")
+        torch.save(rows, folder / "rows.pt")
 
 
 def main(config: Config) -> None:
-    found: list[records.Record] = []
+    rows: list[records.Record] = []
     with tempfile.TemporaryDirectory() as path:
         folder = Path(path)
         for name in config.networks:
             if config.dtype == "float32":
-                found.append(rounded(name, config.steps, folder))
+                rows.append(rounded(name, config.steps, folder))
             else:
                 alone(name, config.steps, folder)
         for kind, size in CASES:
@@ -203,12 +203,12 @@ def main(config: Config) -> None:
             if "tp" in kind:
                 names = [name for name in names if name in TENSORS]
             run(_write_compared, size, kind, names, folder, config)
-            found += torch.load(folder / "found.pt")
+            rows += torch.load(folder / "rows.pt")
             print(f"{kind} on {size} ranks: done", flush=True)
-    records.write(Path(config.output), processes=found)
-    for record in found:
+    records.write(Path(config.output), processes=rows)
+    for record in rows:
         record["difference"] = f"{record['difference']:.0e}"
-    print(records.table(found))
+    print(records.table(rows))
 
 
 if __name__ == "__main__":

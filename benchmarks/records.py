@@ -34,12 +34,12 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def write(path: Path | None, **found: list[Record]) -> None:
+def write(path: Path | None, **tables: list[Record]) -> None:
     """Writes records and their machine as JSON; does nothing without a path."""
     if path is None:
         return
     make_folder(path.parent)
-    path.write_text(json.dumps({"machine": machine(), **found}, indent=1) + "\n")
+    path.write_text(json.dumps({"machine": machine(), **tables}, indent=1) + "\n")
 
 
 def machine() -> Record:

@@ -1,19 +1,18 @@
 """Cost of a step: the default and metanets beside fused AdamW.
 
     python -m benchmarks.step --threads 2 --output results/step.json
-    python -m benchmarks.step --problems --networks --widths 64 256 1024 2048 \\
-        --weights ff ng-gnn
+    python -m benchmarks.step --problems --weights ff ng-gnn
 
 Problems: whole training steps (batch, forward, backward, optimizer). Each optimizer
-trains its own copy of the network. They alternate at every step, so noise affects all
-of them alike. The first `--skip` steps are not counted.
+trains a copy of the network. They alternate at every step, so noise affects all of them
+alike. The first `--skip` steps are not counted.
 
-Networks: optimizer steps on random gradients, each network in its own process. "first"
+Networks: optimizer steps on random gradients, each network in a new process. "first"
 and "second" are the first two steps; in the second the default renews all eigenbases.
-"later" is the mean over a cycle late in a training: the steps from one renewal of a
+"later" is the mean over a cycle late in a training run: the steps from one renewal of a
 basis, or one reading of the graph, to the next. "worst" is the longest step of a cycle.
-Both are medians over cycles. Widths are those of an MLP of three square layers, and are
-drawn as a PNG beside the output. Memory of a step is counted by `benchmarks.launches`.
+Later and worst are medians over cycles. Memory of a step is counted by
+`benchmarks.launches`.
 """
 
 import warnings
@@ -21,7 +20,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import product
 from multiprocessing import get_context
-from pathlib import Path
 from statistics import mean, median
 from time import perf_counter
 from typing import Any
@@ -49,14 +47,6 @@ Example = tuple[nn.Module, Any]
 
 def _problem(name: str) -> Example:
     return load_problem(name).init(0), None
-
-
-def mlp(width: int) -> Example:
-    layers = nn.Sequential()
-    for _ in range(3):
-        layers.append(nn.Linear(width, width))
-        layers.append(nn.ReLU())
-    return layers, torch.randn(2, width)
 
 
 def _gpt2() -> Example:
@@ -95,7 +85,7 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
 
 
 class Training:
-    """A training on a problem that records the time of its steps.
+    """A training run on a problem, which records the time of its steps.
 
     step_ms, optimizer_ms: milliseconds of whole steps, and of the optimizer in them.
     """
@@ -122,21 +112,21 @@ class Training:
 def whole_steps(name: str, steps: int, skip: int) -> list[Record]:
     """Records of all optimizers on a problem. Ratios are those to fused AdamW."""
     problem = load_problem(name)
-    trainings = {key: Training(problem, make) for key, make in OPTIMIZERS.items()}
-    order = list(trainings.values())
+    runs = {key: Training(problem, make) for key, make in OPTIMIZERS.items()}
+    order = list(runs.values())
     for number in tqdm(range(skip + steps), desc=name, unit="step"):
-        for training in order:
-            training.step(number)
+        for run in order:
+            run.step(number)
         order = [*order[1:], order[0]]
     records = []
-    for key, training in trainings.items():
-        step_ms = training.step_ms[skip:]
-        optimizer_ms = training.optimizer_ms[skip:]
+    for key, run in runs.items():
+        step_ms = run.step_ms[skip:]
+        optimizer_ms = run.optimizer_ms[skip:]
         record = {
             "problem": name,
             "optimizer": key,
-            "parameters": numel(training.model),
-            "state": _state_of(key, training.model),
+            "parameters": numel(run.model),
+            "state": _state_of(key, run.model),
             "step_ms": median(step_ms),
             "fastest_ms": min(step_ms),
             "optimizer_ms": median(optimizer_ms),
@@ -158,8 +148,8 @@ def _state_of(key: str, model: nn.Module) -> float:
 
 
 def traced(name: str) -> tuple[nn.Module, NeuralGraph]:
-    """A network of `NETWORKS`, or an MLP of the width `name`, with its graph."""
-    model, example = mlp(int(name)) if name.isdecimal() else NETWORKS[name]()
+    """A network of `NETWORKS` with its graph."""
+    model, example = NETWORKS[name]()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return model, build_graph(model, example)
@@ -245,59 +235,32 @@ def main(arguments: list[str] | None = None) -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--problems", nargs="*", default=PROBLEMS)
     parser.add_argument("--networks", nargs="*", choices=NETWORKS, default=LARGE)
-    parser.add_argument("--widths", nargs="*", type=int, default=[], help="of an MLP")
-    parser.add_argument(
-        "--weights", nargs="*", default=["default"], help="of networks and widths"
-    )
+    parser.add_argument("--weights", nargs="*", default=["default"], help="of networks")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=200, help="steps that are counted")
     parser.add_argument("--skip", type=int, default=100, help="steps before them")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    found: dict[str, list[Record]] = {"problems": [], "networks": [], "widths": []}
+    tables: dict[str, list[Record]] = {"problems": [], "networks": []}
     for name in options.problems:
-        found["problems"] += whole_steps(name, options.steps, options.skip)
-        write(options.output, **found)
-    for kind in ("networks", "widths"):
-        names = map(str, getattr(options, kind))
-        for record in measured(names, options.weights, options.threads):
-            found[kind].append(record)
-            write(options.output, **found)
-    print("\n\n".join(table(records) for records in found.values() if records))
-    if options.output and found["widths"]:
-        draw(found["widths"], options.output.with_suffix(".png"))
+        tables["problems"] += whole_steps(name, options.steps, options.skip)
+        write(options.output, **tables)
+    for record in measured(options.networks, options.weights, options.threads):
+        tables["networks"].append(record)
+        write(options.output, **tables)
+    print("\n\n".join(table(records) for records in tables.values() if records))
 
 
 def measured(
     networks: Iterable[str], weights: Sequence[str], threads: int
 ) -> Iterator[Record]:
-    """Records of all pairs of a network and weights, each from its own process."""
+    """Records of all pairs of a network and weights, each from a new process."""
     with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         tasks = []
         for pair in product(networks, weights):
             tasks.append(pool.apply_async(network_steps, (*pair, threads)))
         for task in tqdm(tasks, unit="network", disable=not tasks):
             yield task.get()
-
-
-def draw(records: list[Record], path: Path) -> None:
-    """Draws the cost of a step against the size of an MLP."""
-    from matplotlib.figure import Figure
-
-    by_weights: dict[str, list[Record]] = {}
-    for record in records:
-        by_weights.setdefault(record["weights"], []).append(record)
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.add_subplot()
-    for weights, own in by_weights.items():
-        sizes = [record["parameters"] for record in own]
-        later = [record["later_ns"] for record in own]
-        axes.loglog(sizes, later, "o-", label=weights)
-    axes.set_xlabel("parameters")
-    axes.set_ylabel("ns per parameter and step")
-    axes.set_ylim(bottom=10)
-    figure.legend(loc="outside upper center", ncols=2)
-    figure.savefig(path, dpi=150)
 
 
 if __name__ == "__main__":

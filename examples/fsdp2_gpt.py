@@ -161,7 +161,7 @@ def draw(text: Tensor, count: int, seed: int, args: argparse.Namespace) -> Tenso
     return torch.stack(rows).long()
 
 
-def own_rows(rows: Tensor, mesh: DeviceMesh) -> Tensor:
+def local_rows(rows: Tensor, mesh: DeviceMesh) -> Tensor:
     """The part of a batch that this process computes."""
     parts = rows.chunk(mesh["data"].size())
     rank = mesh["data"].get_local_rank()
@@ -187,12 +187,12 @@ def clip_gradients(params: Iterable[Any]) -> None:
     for p in params:
         by_mesh.setdefault(p.device_mesh, []).append(p)
     norms = []
-    for own in by_mesh.values():
-        norm: Any = get_total_norm([p.grad for p in own])
+    for group in by_mesh.values():
+        norm: Any = get_total_norm([p.grad for p in group])
         norms.append(norm.full_tensor())
     total_norm = get_total_norm(norms)
-    for own in by_mesh.values():
-        clip_grads_with_norm_(own, MAX_NORM, total_norm)
+    for group in by_mesh.values():
+        clip_grads_with_norm_(group, MAX_NORM, total_norm)
 
 
 def train_step(model: nn.Module, opt: NGOptimizer, parts: Sequence[Tensor]) -> Tensor:
@@ -218,12 +218,12 @@ def save_checkpoint(folder: Path, step: int, model: GPT, opt: NGOptimizer) -> No
 
 def load_checkpoint(folder: Path, model: GPT, opt: NGOptimizer) -> int:
     """Loads the latest checkpoint; returns its step, 0 without a checkpoint."""
-    found = sorted(folder.glob("step-*/.metadata"))  # written last
-    if not found:
+    metadata = sorted(folder.glob("step-*/.metadata"))  # written last
+    if not metadata:
         return 0
     weights, state = get_state_dict(model, opt)
     saved = {"model": weights, "optimizer": state, "step": 0}
-    load(saved, checkpoint_id=found[-1].parent)
+    load(saved, checkpoint_id=metadata[-1].parent)
     loaded = {"model_state_dict": weights, "optim_state_dict": saved["optimizer"]}
     set_state_dict(model, opt, **loaded)
     return saved["step"]
@@ -235,18 +235,18 @@ def train(args: argparse.Namespace, mesh: DeviceMesh) -> None:
     done = load_checkpoint(args.folder, model, opt) if args.folder else 0
     text, held_out = load_text()
     validation = draw(held_out, 2 * args.batch, 0, args)
-    examples = own_rows(validation, mesh)
+    examples = local_rows(validation, mesh)
     start = perf_counter()
     for step in range(done + 1, args.steps + 1):
         batch = draw(text, args.batch, step, args)
-        rows = own_rows(batch, mesh)
+        rows = local_rows(batch, mesh)
         loss = train_step(model, opt, rows.chunk(args.accumulate))
         if step % args.report_every == 0 or step == args.steps:
             with torch.no_grad():
-                found = mean_losses([loss, loss_of(model, examples)], mesh)
+                losses = mean_losses([loss, loss_of(model, examples)], mesh)
             if dist.get_rank() == 0:
                 line = "step {:5}  loss {:.4f}  validation {:.4f}  {:.1f} s"
-                print(line.format(step, *found, perf_counter() - start), flush=True)
+                print(line.format(step, *losses, perf_counter() - start), flush=True)
         if args.folder and (step % args.save_every == 0 or step == args.steps):
             save_checkpoint(args.folder, step, model, opt)
 

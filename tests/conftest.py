@@ -18,20 +18,20 @@ PRELOADED = [
 
 
 def pytest_collection():
-    """No garbage is looked for among what imports make, as nearly all of it stays."""
+    """Disables garbage collection during imports, whose objects nearly all stay."""
     gc.disable()
 
 
 def pytest_collection_finish():
-    # later collections would look through all that was imported, time and again
+    # later collections would visit all imported objects again
     gc.freeze()
     gc.enable()
 
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """As the programs have: with more, sums differ in their last digits,
-    and a busy core slows tests ten-fold."""
+    """One thread, as in the programs: with more, sums differ in their last digits, and
+    a busy core slows tests ten-fold."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -42,7 +42,7 @@ def _one_thread():
 def forkserver():
     """Processes of tests are forked from a server that has imported what they need.
 
-    There is one server, with the imports that it starts with. They see no GPU.
+    There is one server, with the imports that it starts with. No GPU is visible there.
     """
     multiprocessing.set_forkserver_preload(PRELOADED)
     with pytest.MonkeyPatch.context() as patch:

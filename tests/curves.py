@@ -1,10 +1,8 @@
-"""Curves as TensorBoard reads them."""
+"""Curves of TensorBoard's files."""
 
 from pathlib import Path
 
-from tensorboard.backend.event_processing.event_accumulator import (
-    EventAccumulator,
-)
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:

@@ -10,12 +10,12 @@ ROOT = Path(__file__).parents[1]
 def printed(code: str) -> str:
     """What code prints in a new interpreter; AssertionError, with its errors, if it
     fails."""
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         cwd=ROOT,
         check=False,
     )
-    assert found.returncode == 0, found.stderr
-    return found.stdout
+    assert process.returncode == 0, process.stderr
+    return process.stdout

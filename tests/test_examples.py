@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 LINE = re.compile(r"(?:step|epoch) +(\d+).* validation ([\d.]+)")
 # rounding in float32, which grows with every step
 CLOSE = {"abs": 0.003}
-# what torchrun tells a single process
+# the environment that torchrun sets for a single process
 ALONE = {
     "RANK": "0",
     "LOCAL_RANK": "0",
@@ -43,7 +43,7 @@ def losses(name: str, processes: int, *arguments: object) -> dict[int, float]:
         launcher = []
         environment |= ALONE
     script = ROOT / "examples" / name
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, *launcher, script, *map(str, arguments)],
         capture_output=True,
         text=True,
@@ -51,8 +51,8 @@ def losses(name: str, processes: int, *arguments: object) -> dict[int, float]:
         timeout=300,
         check=False,
     )
-    assert found.returncode == 0, found.stderr
-    return losses_in(found.stdout)
+    assert process.returncode == 0, process.stderr
+    return losses_in(process.stdout)
 
 
 def losses_in(text: str) -> dict[int, float]:
@@ -88,10 +88,10 @@ def printed(name: str, *arguments: str) -> str:
 
 @pytest.mark.slow
 def test_fsdp2_gpt(tmp_path, forkserver):
-    """One process gives the losses of two, and so does a resumed training.
+    """Losses of one process, of two, and of a resumed run are equal.
 
-    It resumes with tensor parallelism, recomputation and accumulated gradients.
-    torchrun starts the first training alone: what it starts imports everything anew.
+    The run resumes with tensor parallelism, recomputation and accumulated gradients.
+    Only the first run is started by torchrun, whose processes import everything anew.
     """
     name = "fsdp2_gpt.py"
     size = "--steps", 6, "--width", 32, "--blocks", 2, "--context", 64
@@ -114,7 +114,7 @@ def test_fsdp2_gpt(tmp_path, forkserver):
     [("lightning", 0, "epoch=0.ckpt"), ("accelerate", 1, "epoch-1")],
 )
 def test_trainers(tmp_path, forkserver, package, first, checkpoint):
-    """One process gives the losses of two, and so does a resumed training."""
+    """Losses of one process, of two, and of a resumed run are equal."""
     pytest.importorskip(package)
     name = f"{package}_fsdp2.py"
     settings = "--epochs", 2, "--folder"

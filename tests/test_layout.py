@@ -106,7 +106,7 @@ def test_rules_of_imports(module, target, is_allowed):
     assert forbidden_arrows([(module, target)]) == expected
 
 
-def test_what_the_demo_installs_is_imported_somewhere():
+def test_packages_of_the_extra_train_are_imported():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     requirements = project["optional-dependencies"]["train"]
     names = {re.split("[<>=]", requirement)[0] for requirement in requirements}

@@ -42,20 +42,20 @@ def load_corpus(session: Session, count: int, vocabulary: int = VOCABULARY) -> C
         train, validation = _tokens(count, size if name == "BPE" else None)
         with atomic_write(path) as part, part.open("wb") as file:
             np.savez(file, train=train, validation=validation)
-    with np.load(path) as found:
-        return Corpus(found["train"], found["validation"], size, name)
+    with np.load(path) as tokens:
+        return Corpus(tokens["train"], tokens["validation"], size, name)
 
 
 def python_files() -> list[Path]:
     """All files of this Python's library and packages, in a fixed random order."""
     paths = sysconfig.get_paths()
-    found: dict[Path, str] = {}
+    hashes: dict[Path, str] = {}
     for key in ("stdlib", "purelib"):
         folder = Path(paths[key]).resolve()
         for path in folder.rglob("*.py"):
             relative = path.relative_to(folder).as_posix()
-            found.setdefault(path, hashlib.sha256(relative.encode()).hexdigest())
-    return sorted(found, key=lambda path: (found[path], path))
+            hashes.setdefault(path, hashlib.sha256(relative.encode()).hexdigest())
+    return sorted(hashes, key=lambda path: (hashes[path], path))
 
 
 def _texts() -> Iterator[str]:

@@ -37,11 +37,9 @@ from benchmarks.shapes import TINY_WORKLOADS, WORKLOADS, Workload, loss_of
 from ngopt import NGOptimizer, devices
 
 TRAINING = "forward + backward"
-# Measured in this order for all networks. Other packages are last, as their import may
-# change settings of torch.
+# Measured in this order for all networks.
 FIRST = TRAINING, "AdamW, fused", "default", "default, eager", "Muon + AdamW"
 SECOND = "ff", "ng-gnn", "default, no horizon"
-LAST = "heavyball SOAP", "Emerging-Optimizers SOAP"
 PROFILED = 2  # steps, for optimizers without renewals
 FLOAT = 4  # bytes
 TRAINING_STEPS = 20
@@ -92,7 +90,7 @@ def step_record(session: Session, trained: Trained, stepper: "Stepper") -> Recor
     steps = stepper.renew_every or PROFILED
     peak = transient_bytes(session, partial(stepper.whole, steps))
     profiled_steps = 1 if stepper.graph_every else steps
-    found = {
+    record = {
         **times,
         "first_s": first_s,
         "transient_mib": mib(peak),
@@ -105,8 +103,8 @@ def step_record(session: Session, trained: Trained, stepper: "Stepper") -> Recor
     }
     if stepper.graph_every:
         look = timed(session, stepper.step, stepper.prepare_look)
-        found["look_ms"] = look["ms"]
-    return found
+        record["look_ms"] = look["ms"]
+    return record
 
 
 def training_ms(session: Session, trained: Trained, stepper: "Stepper") -> float:
@@ -149,7 +147,7 @@ class Stepper:
             optimizer.step()
 
     def prepare(self) -> None:
-        """Restores gradients, which heavyball removes; the next step reads no graph."""
+        """Restores gradients; the next step reads no graph."""
         for p, grad in zip(self._params, self._grads, strict=True):
             p.grad = grad
         self._count_as(1)
@@ -175,7 +173,7 @@ def run(session: Session) -> None:
     """Measures all networks with the most important optimizers, then with others."""
     records = Records(session, "cost")
     workloads = TINY_WORKLOADS if session.tiny else WORKLOADS
-    for names in (FIRST, SECOND, LAST):
+    for names in (FIRST, SECOND):
         for network, workload in workloads.items():
             measure(records, network, workload, names)
             session.free_memory()

@@ -138,13 +138,15 @@ class Training:
         self.optimizers: Optimizers = []
         self.schedules: list[LRScheduler] = []
         if run.lr is None:
-            own = NGOptimizer(self.model.parameters(), total_steps=run.steps)
-            self.optimizers.append(own)
+            self.optimizers.append(
+                NGOptimizer(self.model.parameters(), total_steps=run.steps)
+            )
         else:
             make = adamw if run.optimizer == "AdamW" else muon
             self.optimizers += make(self.model, run.lr)
-            for own in self.optimizers:
-                self.schedules.append(cosine_schedule(own, run.steps, WARM_UP))
+            for optimizer in self.optimizers:
+                schedule = cosine_schedule(optimizer, run.steps, WARM_UP)
+                self.schedules.append(schedule)
         self.starts = data.starts(run.steps)
         self.losses: list[Tensor] = []
         self.curve: dict[str, list[float]] = {"steps": [], "seconds": [], "loss": []}
@@ -204,23 +206,23 @@ def run(session: Session) -> None:
     size = TINY if session.tiny else FULL
     if not session.tiny and session.left() < LONG:
         size = size._replace(tokens=FEW_TOKENS)
-    found: list[Data] = []
-    records.attempt({"what": "tokens"}, partial(prepare, session, size, found))
-    if not found:
+    corpora: list[Data] = []
+    records.attempt({"what": "tokens"}, partial(prepare, session, size, corpora))
+    if not corpora:
         return
-    (data,) = found
+    (data,) = corpora
     records.attempt({"what": "warm-up"}, partial(warm_up, session, data))
-    seconds: dict[str, float] = {}  # a step, by optimizer
-    for own in TINY_RUNS if session.tiny else RUNS:
+    step_seconds: dict[str, float] = {}  # by optimizer
+    for planned in TINY_RUNS if session.tiny else RUNS:
 
-        def case(own: Run = own) -> Record:
-            session.check_left(seconds.get(own.optimizer, 0) * own.steps)
-            return Training(session, data, own).finish()
+        def case(run: Run = planned) -> Record:
+            session.check_left(step_seconds.get(run.optimizer, 0) * run.steps)
+            return Training(session, data, run).finish()
 
-        about = {"what": "run", **own._asdict()}
+        about = {"what": "run", **planned._asdict()}
         record = records.attempt(about, case)
         if "ms" in record:
-            seconds[own.optimizer] = 1e-3 * record["ms"]
+            step_seconds[planned.optimizer] = 1e-3 * record["ms"]
 
 
 def warm_up(session: Session, data: Data) -> Record:
@@ -229,10 +231,10 @@ def warm_up(session: Session, data: Data) -> Record:
     return {}
 
 
-def prepare(session: Session, size: Size, found: list[Data]) -> Record:
-    """Adds the data to `found`; returns their record."""
+def prepare(session: Session, size: Size, corpora: list[Data]) -> Record:
+    """Adds the data to `corpora`; returns their record."""
     corpus = load_corpus(session, size.tokens, size.vocabulary)
-    found.append(Data(session, size, corpus))
+    corpora.append(Data(session, size, corpus))
     return {
         "tokenizer": corpus.tokenizer,
         "vocabulary": corpus.vocabulary,

@@ -1,6 +1,5 @@
 """Constructors of the compared optimizers: lists that are stepped in sequence."""
 
-import importlib
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -8,7 +7,6 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from benchmarks.gpu.session import Skipped
 from ngopt import NGOptimizer
 
 HORIZON = 1000
@@ -35,10 +33,10 @@ def _adamw(params: Sequence[nn.Parameter], lr: float) -> Optimizer:
 def muon(model: nn.Module, lr: float = 1e-3) -> Optimizers:
     """torch's Muon on hidden matrices, AdamW with the same lr on other parameters."""
     matrices, others = hidden_matrices(model)
-    own = torch.optim.Muon(
+    hidden = torch.optim.Muon(
         matrices, lr, weight_decay=DECAY, adjust_lr_fn="match_rms_adamw"
     )
-    return [own, _adamw(others, lr)]
+    return [hidden, _adamw(others, lr)]
 
 
 def hidden_matrices(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -62,28 +60,6 @@ def ngopt(
     return [NGOptimizer(model.parameters(), total_steps=total_steps, weights=weights)]
 
 
-def heavyball_soap(model: nn.Module) -> Optimizers:
-    """heavyball's SOAP with its defaults, not compiled."""
-    try:
-        heavyball = importlib.import_module("heavyball")
-    except ImportError as error:
-        raise Skipped("heavyball is not installed") from error
-    heavyball.utils.compile_mode = None
-    return [heavyball.SOAP(model.parameters(), lr=1e-3)]
-
-
-def emerging_soap(model: nn.Module) -> Optimizers:
-    """NVIDIA's SOAP with its defaults on hidden matrices, AdamW on others."""
-    for name in ("emerging_optimizers.soap", "emerging_optimizers.legacy_soap"):
-        try:
-            soap = importlib.import_module(name).SOAP
-        except (ImportError, AttributeError):
-            continue
-        matrices, others = hidden_matrices(model)
-        return [soap(matrices, lr=1e-3), _adamw(others, 1e-3)]
-    raise Skipped("emerging_optimizers is not installed")
-
-
 OPTIMIZERS: dict[str, Make] = {
     "AdamW, fused": adamw,
     "default": partial(ngopt, total_steps=HORIZON),
@@ -92,6 +68,4 @@ OPTIMIZERS: dict[str, Make] = {
     "default, no horizon": ngopt,
     "ff": partial(ngopt, weights="ff"),
     "ng-gnn": partial(ngopt, weights="ng-gnn"),
-    "heavyball SOAP": heavyball_soap,
-    "Emerging-Optimizers SOAP": emerging_soap,
 }

@@ -94,13 +94,13 @@ def profiled(session: Session, step: Step, steps: int) -> Record:
     if not session.is_cuda:
         return {"kernels": None, "copies": None, "device_ms": None}
     session.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as found:
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         for _ in range(steps):
             step()
         session.synchronize()
     kernels = copies = 0
     spent: Counter[str] = Counter()
-    for event in found.events() or []:
+    for event in profiler.events() or []:
         if event.device_type == DeviceType.CUDA:
             is_copy = event.name.startswith(("Memcpy", "Memset"))
             copies += is_copy

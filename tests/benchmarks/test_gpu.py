@@ -142,9 +142,9 @@ class TestTiming:
         clock = iter(np.cumsum([0, 0.5, 1, 0.1, 1, 0.1, 1, 0.2, 1, 0.3]))
         monkeypatch.setattr(timing, "perf_counter", lambda: float(next(clock)))
         prepared = []
-        found = timing.timed(session, lambda: None, lambda: prepared.append(None))
+        record = timing.timed(session, lambda: None, lambda: prepared.append(None))
         expected = {"ms": 200, "worst_ms": 300, "steps": 3, "first_s": 0.5}
-        assert found == pytest.approx(expected)
+        assert record == pytest.approx(expected)
         assert len(prepared) == 5
 
     def test_slow_steps_are_repeated_less_often(self):
@@ -171,8 +171,8 @@ class TestTiming:
         (adamw,) = optimizers.adamw(model)
         model(torch.ones(2, 3)).sum().backward()
         adamw.step()
-        kept = state_bytes([adamw], session.device)
-        assert kept == 2 * 4 * 20 + 2 * 4  # and the number of steps of both parameters
+        # two moments, and the number of steps of each parameter
+        assert state_bytes([adamw], session.device) == 2 * 4 * 20 + 2 * 4
 
 
 class TestCost:
@@ -197,15 +197,15 @@ class TestCost:
             stepper.step()
         assert looks == [True, False, False, False, True]
 
-    def test_gradients_are_put_back(self, session):
+    def test_gradients_are_restored(self, session):
         trained = cost.Trained(session, TINY_WORKLOADS["tiny CNN"])
         stepper = cost.Stepper(trained, optimizers.adamw(trained.model))
         grads = [p.grad for p in trained.model.parameters()]
         for p in trained.model.parameters():
             p.grad = None
         stepper.whole(2)
-        found = [p.grad for p in trained.model.parameters()]
-        assert all(a is b for a, b in zip(grads, found, strict=True))
+        restored = [p.grad for p in trained.model.parameters()]
+        assert all(a is b for a, b in zip(grads, restored, strict=True))
 
     @needs_gpu
     def test_eager_steps_have_more_kernels(self, session):

@@ -5,13 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("matplotlib")
 pytest.importorskip("torchvision")
 
-from benchmarks.gpu import (
-    corpus,
-    lm,
-)
+from benchmarks.gpu import corpus, lm
 from benchmarks.gpu.session import Skipped
 
 
@@ -30,10 +26,10 @@ class TestLanguageModel:
         assert first.train.dtype == np.uint16
         assert max(first.train.max(), first.validation.max()) < first.vocabulary
         assert len(first.validation) > 0
-        made_again = corpus._tokens(5000, 300 if name == "BPE" else None)
-        monkeypatch.setattr(corpus, "_tokens", None)  # as it is kept
+        encoded_again = corpus._tokens(5000, 300 if name == "BPE" else None)
+        monkeypatch.setattr(corpus, "_tokens", None)  # read from the cache
         second = corpus.load_corpus(session, 5000, 300)
-        for a, b in zip(first[:2], made_again, strict=True):
+        for a, b in zip(first[:2], encoded_again, strict=True):
             assert np.array_equal(a, b)
         assert np.array_equal(first.train, second.train)
 
@@ -49,12 +45,12 @@ class TestLanguageModel:
         assert [len(x) for x, _ in held_out] == [3, 2]
         assert held_out[-1][1][-1, -1] == 199
 
-    def test_a_run_that_does_not_fit(self, session, monkeypatch):
+    def test_run_is_skipped_if_it_does_not_fit(self, session, monkeypatch):
         tokens = np.arange(2000, dtype=np.uint16) % 50
         data = lm.Data(session, lm.TINY, corpus.Corpus(tokens, tokens, 50, "bytes"))
-        found = lm.Training(session, data, lm.TINY_RUNS[1]).finish()
-        assert found["curve"]["steps"] == list(range(2, 21, 2))
-        assert found["validation"] < found["curve"]["loss"][0]
+        record = lm.Training(session, data, lm.TINY_RUNS[1]).finish()
+        assert record["curve"]["steps"] == list(range(2, 21, 2))
+        assert record["validation"] < record["curve"]["loss"][0]
         training = lm.Training(session, data, lm.TINY_RUNS[1])
         monkeypatch.setattr(training, "train", lambda first, last: 100.0)
         with pytest.raises(Skipped, match="needs 900 s"):

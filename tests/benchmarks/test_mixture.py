@@ -5,7 +5,7 @@ import pytest
 from benchmarks import mixture
 
 
-def test_both_ways_read_the_same_networks(tmp_path, monkeypatch):
+def test_rates_and_their_ratio(tmp_path, monkeypatch):
     sizes = {"layers": 1, "width": 4, "probes": 2}
     monkeypatch.setattr(mixture, "CASES", (("wild-park", "ng-gnn", sizes),))
     path = tmp_path / "speed.json"

@@ -15,7 +15,7 @@ def test_table_and_records(tmp_path, capsys):
     assert len(header) == len(row)
     (record,) = json.loads(output.read_text())["records"]
     assert record["network"] == row.split()[0] == "bert"
-    right = [record[way] for way in ("traced", "named", "unnamed")]
-    assert right == [record["parameters"]] * 3 == [41] * 3
+    correct = [record[way] for way in ("traced", "named", "unnamed")]
+    assert correct == [record["parameters"]] * 3 == [41] * 3
     # tables, two layers with three heads, pooler and output
     assert record["apart"] == 3 + 2 * (9 + 3) + 2

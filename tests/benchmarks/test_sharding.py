@@ -97,10 +97,10 @@ def test_parts_are_those_that_fully_shard_makes(rank):
     assert [whole((5,)).chunk(0, r, 4).numel for r in range(4)] == [2, 2, 1, 0]
 
 
-def test_a_collective_that_is_not_logged_is_an_error():
+def test_uncounted_collectives_raise():
     group = Group(TINY, DDP, 2)
-    is_refused = pytest.raises(RuntimeError, match="expected one of.*broadcast")
-    with group.as_rank(0, Collectives(0, 2)), is_refused, DeviceCounts():
+    raises = pytest.raises(RuntimeError, match="expected one of.*broadcast")
+    with group.as_rank(0, Collectives(0, 2)), raises, DeviceCounts():
         distributed.broadcast(torch.zeros(2), 0)
 
 

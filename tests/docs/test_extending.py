@@ -30,7 +30,7 @@ def example(tmp_path, monkeypatch):
     return write
 
 
-def test_the_problem_and_the_metanet_work(tmp_path, example):
+def test_problem_and_metanet_are_meta_trained(tmp_path, example):
     problem = example("extending_task", "Toy")
     metanet = example("extending_metanet", "Small")
     folder = tmp_path / "run"

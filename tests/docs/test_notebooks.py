@@ -35,7 +35,7 @@ def load_hook():
 @pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
-def test_a_notebook_runs_and_is_shown_with_its_outputs(script):
+def test_notebooks_run_and_pages_have_their_outputs(script):
     for name in ("jupytext", "nbclient", "ipykernel", "mkdocs", "matplotlib"):
         pytest.importorskip(name)
     import jupytext
@@ -43,13 +43,13 @@ def test_a_notebook_runs_and_is_shown_with_its_outputs(script):
 
     hook = load_hook()
     notebook = jupytext.reads(script.read_text(), fmt="py:percent")
-    places = []
+    numbers = []
     for number, cell in enumerate(notebook.cells):
         if "parameters" in cell.metadata.get("tags", ()):
-            places.append(number)
+            numbers.append(number)
     small = SMALL[script.stem]
-    assert len(places) == bool(small)
-    for number in places:
+    assert len(numbers) == bool(small)
+    for number in numbers:
         notebook.cells.insert(number + 1, new_code_cell(small.strip()))
     hook.execute(notebook)
     page, pictures = hook.rendered(script.stem, notebook)
@@ -59,7 +59,7 @@ def test_a_notebook_runs_and_is_shown_with_its_outputs(script):
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
-def test_a_notebook_finds_the_checkout_from_its_own_folder(script, tmp_path):
+def test_notebooks_import_the_checkout_from_their_folder(script, tmp_path):
     """As in Jupyter, whose kernel starts in the folder of the notebook."""
     folder = tmp_path / "docs" / "notebooks"
     shutil.copytree(ROOT / "docs" / "notebooks", folder)
@@ -67,23 +67,23 @@ def test_a_notebook_finds_the_checkout_from_its_own_folder(script, tmp_path):
         (tmp_path / name).symlink_to(ROOT / name)
     cells = re.split(r"^# %%.*\n", script.read_text(), flags=re.MULTILINE)
     first = [cell for cell in cells if "os.chdir" in cell]
-    own = r"^(?:from|import) (?:harness|meta_train|ngopt|tasks)\b.*$"
-    imports = re.findall(own, script.read_text(), re.MULTILINE)
+    pattern = r"^(?:from|import) (?:harness|meta_train|ngopt|tasks)\b.*$"
+    imports = re.findall(pattern, script.read_text(), re.MULTILINE)
     needs_checkout = any(
         "import ngopt" not in x and "from ngopt" not in x for x in imports
     )
     assert imports and len(first) == needs_checkout
     code = "\n".join([*first, *imports, "import os; print(os.getcwd())"])
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code],
         cwd=folder,
         env=environment,
         capture_output=True,
         text=True,
     )
-    place = tmp_path if first else folder
-    assert found.stdout.strip() == str(place), found.stderr
+    expected = tmp_path if first else folder
+    assert process.stdout.strip() == str(expected), process.stderr
 
 
 def test_every_notebook_is_in_the_navigation():

@@ -5,6 +5,7 @@ and those of a reference, relative to the distance that the reference has moved.
 """
 
 import copy
+import io
 from contextlib import contextmanager
 
 import pytest
@@ -54,20 +55,23 @@ class Run:
         self.params = list(self.model.parameters())
         for p in self.params:
             p.grad = torch.zeros_like(p)
-        self.optimizer = NGOptimizer(
-            self.params, weights=weights, total_steps=HORIZON, **settings
-        )
+        settings.setdefault("total_steps", HORIZON)
+        self.optimizer = NGOptimizer(self.params, weights=weights, **settings)
 
     def set_gradients(self, number):
         """Gradients of a step, in the same places, with equal values on all devices."""
         generator = torch.Generator().manual_seed(number)
         for p in self.params:
             grad = torch.randn(p.shape, generator=generator, dtype=torch.float64)
-            p.grad.copy_(grad)
+            if p.grad is not None:
+                p.grad.copy_(grad)
 
-    def train(self, steps=STEPS):
-        for number in range(steps):
+    def train(self, steps=STEPS, first=0, is_eager=False):
+        """is_eager: weights move before each step, so that no CUDA graph fits."""
+        for number in range(first, first + steps):
             self.set_gradients(number)
+            if is_eager:
+                move_weights(self)
             self.optimizer.step()
         return self
 
@@ -167,14 +171,9 @@ def test_replays_of_a_captured_step_equal_eager_steps(name, compute_dtype, limit
     assert run.error(reference) < limit
 
 
-def train_eagerly(run, steps):
-    """Steps of parameters that move every time, which no CUDA graph can replay."""
-    for number in range(steps):
-        run.set_gradients(number)
-        for p in run.params:
-            p.data = p.data.clone()
-        run.optimizer.step()
-    return run
+def move_weights(run):
+    for p in run.params:
+        p.data = p.data.clone()
 
 
 def launches(step):
@@ -196,18 +195,79 @@ def launches(step):
 @each_network
 def test_replayed_steps_equal_eager_steps(name):
     settings = {"compute_dtype": torch.float32}
-    reference = train_eagerly(Run(network(name), **settings), STABLE)
+    reference = Run(network(name), **settings).train(STABLE, is_eager=True)
     run = Run(network(name), **settings).train(STABLE)
     assert run.error(reference) < ROUNDING
     run.set_gradients(STABLE)
     reference.set_gradients(STABLE)
-    for p in reference.params:
-        p.data = p.data.clone()
+    move_weights(reference)
+    versions = [p._version for p in run.params]
     graphs, launched, kernels = launches(run.optimizer.step)
     eager_graphs, eager_launched, eager_kernels = launches(reference.optimizer.step)
     assert (graphs, eager_graphs) == (1, 0)
     assert launched < eager_launched / 2
     assert 0 < kernels < 1.5 * eager_kernels
+    # autograd raises for saved tensors that a replay has changed
+    assert all(p._version > v for p, v in zip(run.params, versions, strict=True))
+
+
+def halve_learning_rate(run):
+    run.optimizer.param_groups[0]["lr"] = 0.5
+
+
+def load_state(run):
+    run.optimizer.load_state_dict(run.optimizer.state_dict())
+
+
+def replace_gradients(run):
+    for p in run.params:
+        p.grad = torch.zeros_like(p)
+
+
+def drop_gradient(run):
+    run.params[1].grad = None
+
+
+def replace_averages(run):
+    for p in run.params:
+        run.optimizer.state[p]["average"] = torch.zeros_like(p)
+
+
+def pickle(run):
+    torch.save(run.optimizer, io.BytesIO())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        halve_learning_rate,
+        load_state,
+        replace_gradients,
+        drop_gradient,
+        replace_averages,
+        move_weights,
+        pickle,
+    ],
+)
+def test_changes_between_replays(change):
+    def trained(is_eager):
+        run = Run(network("plain CNN"), compute_dtype=torch.float32, total_steps=None)
+        run.train(STABLE, is_eager=is_eager)
+        change(run)
+        run.train(2, STABLE, is_eager)  # before and after the graphs are made again
+        soon_after.append(values(run.model))
+        return run.train(STABLE, STABLE + 2, is_eager)
+
+    soon_after = []
+    reference = trained(is_eager=True)
+    run = trained(is_eager=False)
+    assert run.error(reference) < ROUNDING
+    expected, actual = soon_after
+    assert distance(actual, expected) < ROUNDING * distance(expected, reference.start)
+    for p, q in zip(run.params, reference.params, strict=True):
+        average = run.optimizer.state[p]["average"]
+        expected = reference.optimizer.state[q]["average"]
+        torch.testing.assert_close(average, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_steps_on_a_side_stream_equal_those_on_a_cpu():
@@ -249,7 +309,8 @@ def test_factors_and_eigenbases_have_full_precision(allow):
     assert error < FULL_PRECISION
 
 
-def test_grad_scaler_skips_infinite_gradients_alone():
+def test_grad_scaler_skips_infinite_gradients_alone(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     workload = TINY_WORKLOADS["tiny CNN"]
     batch = workload.batch(torch.device("cuda"))
     plain, scaled = Run(network("tiny CNN")), Run(network("tiny CNN"))
