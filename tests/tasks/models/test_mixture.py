@@ -8,10 +8,10 @@ import torch
 from ngopt.graph import parameter_graph
 from ngopt.metanets.graph_data.feature_sources import WholeValues
 from ngopt.metanets.graph_data.graph_tensors import graph_tensors
-from ngopt.metanets.graph_data.mixture import MixedValues, layout_of, mixture_of
-from ngopt.metanets.layers.attention import RelationalLayer, padded
+from ngopt.metanets.layers.attention import RelationalLayer
 from ngopt.metanets.layers.graph_network import GraphNetwork, GraphNetworkOptions
 from ngopt.metanets.layers.pna import PNALayer
+from tasks.models.mixture import MixedValues, layout_of, mixture_of
 from tests.zoo import zoo_graph
 
 WIDTH, KERNEL = 6, (3, 3)
@@ -116,11 +116,3 @@ def test_what_is_alike_is_one_block():
         for graph, count in zip(graphs, counts, strict=True)
     )
     assert sum(map(prod, found)) == expected
-
-
-def test_nodes_of_small_graphs_are_padded():
-    index, is_node = padded(torch.tensor([0, 0, 1, 2, 2, 2, 2]), 2)
-    assert index.tolist() == [[0, 1], [2, 0]]
-    assert is_node.tolist() == [[True, True], [True, False]]
-    none, _ = padded(torch.tensor([0, 0]), 1)
-    assert none.numel() == 0
