@@ -27,29 +27,30 @@ def read_image_networks(config: TaskConfig) -> dict[str, ImageNetworks]:
     Raises ValueError for networks of another kind, a damaged shard, and missing or
     wrong labels.
     """
-    found = {}
+    splits = {}
     for split in SPLITS:
         networks = read_sirens(config, split)
         columns = networks.columns
         check_column(config.data, columns, "label", 0, CLASSES - 1)
         check_column(config.data, columns, "index", 0, inf)
-        some = slice(config.limit if split == "train" else None)
-        stack = NetworkStack.from_networks(networks).select(some)
-        labels, index = columns["label"][some], columns["index"][some]
-        found[split] = ImageNetworks(stack, labels, index)
-    return found
+        used = slice(config.limit if split == "train" else None)
+        splits[split] = ImageNetworks(
+            NetworkStack.from_networks(networks).select(used),
+            columns["label"][used],
+            columns["index"][used],
+        )
+    return splits
 
 
 def read_sirens(config: TaskConfig, split: str) -> Networks:
     """A split of a folder of `tasks.inr fit`, together. Raises ValueError for other
     networks."""
     folder = Path(config.data)
-    groups = []
-    for group in read_split(folder, split, config.skip_damaged):
+    groups = list(read_split(folder, split, config.skip_damaged))
+    for group in groups:
         kind = group.architecture.get("kind")
         if kind != "siren":
             raise ValueError(
                 f"folder '{folder}': expected networks of kind siren; got {kind}"
             )
-        groups.append(group)
     return merged(groups)

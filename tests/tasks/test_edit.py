@@ -9,7 +9,7 @@ from tasks import edit
 from tasks.edit import Config, Editing, contrasted, dilated, images_of
 from tasks.learning.task import run_task
 from tasks.learning.training import TrainingConfig
-from tasks.published import PublishedConfig, bring
+from tasks.published import PublishedConfig, convert
 from tasks.sources import published_inrs
 from tests.tasks.sources.published import write_nfn
 
@@ -120,7 +120,7 @@ def published(tmp_path, monkeypatch):
     monkeypatch.setattr(published_inrs, "NFN_HELD_OUT", {"validation": 4, "test": 4})
     source, folder = tmp_path / "source", tmp_path / "published"
     write_nfn(source, count=24, widths=(2, 8, 8, 1))
-    bring(PublishedConfig("nfn", str(source), str(folder)))
+    convert(PublishedConfig("nfn", str(source), str(folder)))
     return folder
 
 
@@ -178,7 +178,7 @@ def test_networks_of_other_channels_than_the_images(config, tmp_path, monkeypatc
     monkeypatch.setattr(published_inrs, "NFN_HELD_OUT", {"validation": 1, "test": 1})
     write_nfn(tmp_path / "source", count=4, widths=(2, 8, 8, 3))
     folder = str(tmp_path / "published")
-    bring(PublishedConfig("nfn", str(tmp_path / "source"), folder))
+    convert(PublishedConfig("nfn", str(tmp_path / "source"), folder))
     asked = replace(config(), data=folder)
     assert Editing(asked).targets["test"].shape == (1, 3, 32, 32)
     with pytest.raises(
