@@ -34,12 +34,12 @@ class GMN(NGGNN):
         groups = self.graph(stack.architecture).groups
         codes: list[Tensor | None] = [None] * len(groups)
         places = cached_neuron_places(stack.architecture)
-        for own, (group, index) in zip(features.codes, places, strict=True):
-            if own is None:
+        for code, (group, index) in zip(features.codes, places, strict=True):
+            if code is None:
                 continue
-            rows = spread(own, index, groups[group].size)
+            spread_code = spread(code, index, groups[group].size)
             before = codes[group]
-            codes[group] = rows if before is None else before + rows
+            codes[group] = spread_code if before is None else before + spread_code
         return features._replace(codes=codes)
 
 

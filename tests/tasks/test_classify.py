@@ -35,7 +35,7 @@ def test_a_training_says_and_writes_what_it_found(config, tmp_path, capsys):
 
 def test_accuracy_is_the_share_of_classes_that_are_right(config):
     task = Classification(config)
-    labels = task.data["validation"].labels
+    labels = task.data["validation"].columns["label"]
 
     class Oracle(torch.nn.Module):
         """Right on the first four networks, one class too high on the others."""
@@ -62,8 +62,12 @@ def test_with_symmetry_networks_of_the_same_function_are_the_same(config):
 def test_fewer_networks_are_the_first(config):
     whole = Classification(config)
     some = Classification(replace(config, limit=20))
-    assert torch.equal(some.data["train"].labels, whole.data["train"].labels[:20])
-    assert len(some.data["test"].labels) == len(whole.data["test"].labels)
+    assert torch.equal(
+        some.data["train"].columns["label"], whole.data["train"].columns["label"][:20]
+    )
+    assert len(some.data["test"].columns["label"]) == len(
+        whole.data["test"].columns["label"]
+    )
 
 
 @pytest.mark.parametrize("compiled_eagerly", ["aot_eager"], indirect=True)
@@ -120,7 +124,11 @@ def test_a_damaged_shard_is_left_out_only_on_request(config, data, tmp_path):
     with pytest.raises(ValueError, match="train-00000.safetensors': .* SHA-256"):
         Classification(broken)
     assert (
-        len(Classification(replace(broken, skip_damaged=True)).data["train"].labels)
+        len(
+            Classification(replace(broken, skip_damaged=True))
+            .data["train"]
+            .columns["label"]
+        )
         == 48
     )
 

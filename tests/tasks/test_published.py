@@ -11,7 +11,9 @@ def source(tmp_path):
 
 
 def test_shards_of_all_splits_are_written(source, tmp_path, capsys):
-    convert(PublishedConfig("wild-park", str(source), str(tmp_path / "shards"), shard=2))
+    convert(
+        PublishedConfig("wild-park", str(source), str(tmp_path / "shards"), shard=2)
+    )
     folder = tmp_path / "shards"
     assert [path.name for path in shard_paths(folder, "train")] == [
         f"train-0000{k}.safetensors" for k in range(2)

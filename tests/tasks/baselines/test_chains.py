@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, jacrev
 
-from tasks.baselines.chains import chain_with_fixed_ends, chain_with_moving_ends
+from tasks.baselines.chains import Chain
 from tasks.baselines.equivariant import EquivariantConfig
 from tasks.baselines.nfn import NFNHNP, NFNNP
 from tasks.networks.architectures import NetworkStack
@@ -29,10 +29,10 @@ MODELS = {NFNNP: ("input", "hidden", "output"), NFNHNP: ("hidden",)}
 
 
 @pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
-@pytest.mark.parametrize("fold", [chain_with_moving_ends, chain_with_fixed_ends])
-def test_what_is_read_and_written_again_is_the_same(make, fold):
+@pytest.mark.parametrize("permutes_ends", [True, False])
+def test_what_is_read_and_written_again_is_the_same(make, permutes_ends):
     stack = random_stack(make())
-    chain = fold(stack.architecture.graph)
+    chain = Chain(stack.architecture.graph, permutes_ends)
     for found, value in zip(
         chain.scatter(chain.gather(stack.params), 1), stack.params, strict=True
     ):
@@ -41,7 +41,7 @@ def test_what_is_read_and_written_again_is_the_same(make, fold):
 
 def test_ends_that_stay_are_features_of_the_neurons_beside_them():
     stack = random_stack(siren_architecture(2, 5, 4, 3))
-    chain = chain_with_fixed_ends(stack.architecture.graph)
+    chain = Chain(stack.architecture.graph, permutes_ends=False)
     first, first_bias, _, bias, last, last_bias = stack.params
     weights, nodes, whole = chain.gather(stack.params)
     assert [parts.number for parts in weights.blocks] == [1]

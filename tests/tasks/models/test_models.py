@@ -228,7 +228,7 @@ def test_pieces_are_the_same_networks(name, stack, monkeypatch):
         ("ng-gnn", {"scales": True, "probes": 3}),
         ("ng-t", {"probes": 3}),
         ("gmn", {"probes": 3}),
-        ("gmn", {"probes": 3, "answer_layers": 2}),
+        ("gmn", {"probes": 3, "output_head_layers": 2}),
     ],
 )
 def test_a_mixture_of_architectures_is_read_as_each_of_them(

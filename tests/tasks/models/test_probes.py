@@ -50,13 +50,13 @@ def test_what_networks_say_of_probes_does_not_tell_the_order_of_neurons(name, st
 @torch.no_grad()
 @pytest.mark.parametrize("name", GRAPHS)
 def test_a_second_head_adds_what_it_reads_in_the_answers_of_all_outputs(name, stack):
-    model = fitted(name, stack, probes=3, answer_layers=1)
+    model = fitted(name, stack, probes=3, output_head_layers=1)
     alone = fitted(name, stack, probes=3)
     alone.load_state_dict(model.state_dict(), strict=False)
     inputs = model.probes.inputs()
     outputs = stack.architecture.outputs(stack.params, inputs)
     both = torch.cat([outputs, outputs.log_softmax(-1)], 1)
-    added = model.answer_head(both.mT.flatten(1))
+    added = model.output_head(both.mT.flatten(1))
     assert far(added[0], added[1])
     torch.testing.assert_close(model(stack), alone(stack) + added)
     torch.testing.assert_close(model(moved_stack(stack)), model(stack))
@@ -65,10 +65,10 @@ def test_a_second_head_adds_what_it_reads_in_the_answers_of_all_outputs(name, st
 @pytest.mark.parametrize("name", GRAPHS)
 def test_a_second_head_may_learn_alone_at_first(name, stack, monkeypatch):
     monkeypatch.setattr(graph_model, "COMPILED_EDGES_PER_CALL", 1)
-    sizes = {"probes": 3, "answer_layers": 1, "answers_first": 0.5}
+    sizes = {"probes": 3, "output_head_layers": 1, "output_head_first": 0.5}
     model = fitted(name, stack, **sizes)
     answers = model.probes(stack).outputs
-    alone = model.answer_head(answers.flatten(1))
+    alone = model.output_head(answers.flatten(1))
     # the graph's begins at 0
     torch.testing.assert_close(model(stack), alone)
     model.train()
@@ -87,16 +87,16 @@ def test_a_second_head_may_learn_alone_at_first(name, stack, monkeypatch):
 
 
 def test_a_second_head_that_learns_alone_is_checked(stack):
-    with pytest.raises(ValueError, match="first: expected answer_layers; got"):
-        fitted("ng-gnn", stack, probes=3, answers_first=0.5)
+    with pytest.raises(ValueError, match="first: expected output_head_layers; got"):
+        fitted("ng-gnn", stack, probes=3, output_head_first=0.5)
     for share in (-0.1, 1.0):
         with pytest.raises(ValueError, match=f"below 1; got {share}"):
-            fitted("ng-gnn", stack, answers_first=share)
+            fitted("ng-gnn", stack, output_head_first=share)
 
 
 def test_a_second_head_needs_answers_of_one_size():
     stacks = siren_stack(2, 5, 1), siren_stack(2, 5, 2)
-    with pytest.raises(ValueError, match="answer_layers: expected probes"):
-        fitted("ng-gnn", stacks[0], answer_layers=1)
+    with pytest.raises(ValueError, match="output_head_layers: expected probes"):
+        fitted("ng-gnn", stacks[0], output_head_layers=1)
     with pytest.raises(ValueError, match="the same number of outputs; got several"):
-        fitted("ng-gnn", *stacks, probes=3, answer_layers=1)
+        fitted("ng-gnn", *stacks, probes=3, output_head_layers=1)
