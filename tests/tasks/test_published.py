@@ -37,7 +37,7 @@ def test_shards_of_another_size_are_not_mixed(source, tmp_path):
         PublishedConfig("wild-park", str(source), folder, shard=0)
 
 
-def test_a_source_that_is_not_there_leaves_no_folder(tmp_path):
+def test_a_missing_source_makes_no_folder(tmp_path):
     folder = tmp_path / "shards"
     with pytest.raises(ValueError, match="mistyped"):
         convert(PublishedConfig("wild-park", str(tmp_path / "mistyped"), str(folder)))

@@ -5,7 +5,7 @@ from tasks.networks.augment import random_affine
 from tests.tasks.stacks import random_stack, siren_architecture
 
 
-def test_what_is_moved_is_the_image_and_nothing_else():
+def test_random_affine_maps_transform_the_coordinates():
     """For every network, one affine map of points explains all outputs."""
     stack = random_stack(siren_architecture(2, 5, 3, 1), count=3)
     torch.manual_seed(0)
@@ -33,7 +33,7 @@ def test_what_is_moved_is_the_image_and_nothing_else():
         )
 
 
-def test_a_canonical_form_is_the_same_function_and_forgets_signs_and_phases():
+def test_a_canonical_form_keeps_the_function_and_removes_signs_and_phases():
     stack = random_stack(siren_architecture(2, 5, 4, 1))
     found = stack.canonical()
     points = torch.rand(7, 2).double()

@@ -39,7 +39,7 @@ def test_a_block_is_torchs_pre_norm_encoder_layer():
     torch.testing.assert_close(model(images), model.fc(encoded.mean(1)))
 
 
-def test_errors():
+def test_heads_divide_the_width():
     with pytest.raises(
         ValueError, match="width: expected a multiple of 3 heads; got 8"
     ):
