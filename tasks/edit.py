@@ -175,12 +175,12 @@ class Editing(NetworkTask[Config]):
         unedited = images_of(stack, targets.shape[-2:])
         shown = targets[:SHOWN]
         edited = self.edited_images(stack.select(slice(SHOWN)))
-        rows = {
+        pictures = {
             "network": unedited[:SHOWN].clamp(0, 1),
             "edited": edited.view_as(shown).clamp(0, 1),
             "target": shown.clamp(0, 1),
         }
-        draw_rows(Path(self.config.folder, "edited.png"), rows)
+        draw_rows(Path(self.config.folder, "edited.png"), pictures)
         mse_unedited = (unedited - targets).square().mean().item()
         return {"mse": self.error("test"), "mse_unedited": mse_unedited}
 
@@ -205,7 +205,7 @@ def original_images(
             f"of {program}"
         )
     if is_published and dataset is None:
-        return {split: rendered_images(n.stack) for split, n in networks.items()}
+        return {split: rendered_images(networks[split].stack) for split in networks}
     if is_published and settings.get("format") != NUMBERED:
         raise ValueError(
             f"originals: expected networks of format {NUMBERED}, which have image "
@@ -217,7 +217,9 @@ def original_images(
             f"originals: expected '{name}', as in folder '{folder}'; got '{dataset}'"
         )
     data = load_dataset(name)
-    images = {split: getattr(data, split).images for split in SPLITS}
+    images: dict[str, Tensor] = {}
+    for split in SPLITS:
+        images[split] = getattr(data, split).images
     if is_published:
         # numbered across all splits
         images = dict.fromkeys(SPLITS, torch.cat(list(images.values())))

@@ -104,9 +104,9 @@ class NetworkTask(Trainable, Generic[Config]):
     def make_model(
         self, stacks: list[NetworkStack], d_out: int, edits: bool = False
     ) -> NetworkModel:
-        """The model that the settings name, with what it takes from training data.
+        """The model that the settings name, fitted to training networks.
 
-        Raises ValueError for steps that are to be compiled for several architectures.
+        Raises ValueError for compiled steps on several architectures.
         """
         config = self.config
         sizes = dict(config.sizes)

@@ -213,21 +213,19 @@ def mixture_of(layouts: Sequence[tuple[NetworkLayout, int]], kernel: Kernel) -> 
         _block(number, kind, edges[kind], kernel) for number, kind in enumerate(order)
     ]
     weights = [edges[kind].elements for kind in order if kind.has_elements]
-    all_kinds, activations, positions, sizes = [], [], [], []
-    for layout, count in layouts:
-        all_kinds += [layout.kinds] * count
-        activations += [layout.activations] * count
-        positions += [layout.positions] * count
-        sizes += [layout.nodes] * count
-    kinds = torch.cat(all_kinds)
-    graph_ids = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    networks = [layout for layout, count in layouts for _ in range(count)]
+    kinds = torch.cat([network.kinds for network in networks])
+    activations = torch.cat([network.activations for network in networks])
+    positions = torch.cat([network.positions for network in networks])
+    sizes = torch.tensor([network.nodes for network in networks])
+    graph_ids = torch.arange(len(networks)).repeat_interleave(sizes)
     tensors = GraphTensors(
         graph=_graph(blocks, biases, len(kinds)),
         blocks=tuple(blocks),
         bias_index=tuple(bias.ends[0] for bias in biases.values()),
-        positions=(torch.cat(positions),),
+        positions=(positions,),
         kinds=kinds.unsqueeze(0),
-        activations=torch.cat(activations).unsqueeze(0),
+        activations=activations.unsqueeze(0),
         graph_ids=graph_ids.to(kinds.device),
         uses=(),
     )

@@ -28,7 +28,7 @@ from tasks.sources.foreign_files import (
 )
 
 FINAL_STEP = 86
-"""Epochs of the trainings of the small CNN zoo."""
+"""Epochs of the training runs of the small CNN zoo."""
 TEST_SHARE = 0.5
 TRAIN_SHARE = 0.8
 """Of the rest, as in Zhou et al. 2023, who first shuffle all rows by a published list.
