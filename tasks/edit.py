@@ -47,13 +47,18 @@ NUMBERED = "nfn"
 
 
 def dilated(images: Tensor) -> Tensor:
-    """The maximum over 3 x 3 pixels. (n, channels, height, width) in [0, 1]."""
+    """Images with the maximum over 3 x 3 pixels.
+
+    Shapes: (n, channels, height, width) in [0, 1] -> the same.
+    """
     return max_pool2d(images, 3, stride=1, padding=1)
 
 
 def contrasted(images: Tensor) -> Tensor:
-    """With a larger difference to the mean of each image. (n, channels, height, width)
-    in [0, 1]."""
+    """Images with a larger difference to their mean.
+
+    Shapes: (n, channels, height, width) in [0, 1] -> the same.
+    """
     mean = images.mean((1, 2, 3), keepdim=True)
     return (mean + CONTRAST * (images - mean)).clamp(0, 1)
 

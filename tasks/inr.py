@@ -39,13 +39,15 @@ class FitConfig:
     """Settings of the fits; all random numbers follow from `seed`."""
 
     folder: str
-    """Of the shards and the manifest."""
+    """Folder of the shards and the manifest."""
     data: str = "mnist"
     """mnist, fashion-mnist, cifar10 or sines."""
     train: int = 10_000
-    """Signals of the training split, from its first; likewise of the others."""
+    """Signals of the training split, the first ones."""
     validation: int = 1000
+    """Signals of the validation split."""
     test: int = 2000
+    """Signals of the test split."""
     views: int = 1
     """Fits of each training signal, from different random weights."""
     width: int = 32
@@ -53,7 +55,7 @@ class FitConfig:
     """Hidden layers."""
     steps: int = 200
     lr: float = 3e-3
-    """Of Adam, decayed linearly to zero."""
+    """Learning rate of Adam, decayed linearly to zero."""
     shard: int = 256
     """Networks of a shard."""
     processes: int = 1

@@ -34,12 +34,14 @@ class Config(TaskConfig):
     """Settings of a representation task."""
 
     dimension: int = 64
-    """Of the representation."""
+    """Size of a representation."""
     noise: float = 0.1
-    """Of a copy, in standard deviations of each parameter over the training data."""
+    """Noise of a copy, in standard deviations of each parameter over the training
+    data."""
     masked: float = 0.1
     """Share of the parameters of a copy that are replaced by their means."""
     temperature: float = 0.1
+    """Divides the similarities of representations."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,12 +77,12 @@ class Representation(NetworkTask[Config]):
         return contrastive_loss(first, second, self.config.temperature)
 
     def representations(self, stack: NetworkStack) -> Tensor:
-        """Of noisy copies in training, of length 1, (b, dimension)."""
+        """Representations of noisy copies in training, of length 1, (b, dimension)."""
         copies = self.prepared(self.noisy_copy(stack))
         return normalize(self.training_outputs(copies), dim=-1)
 
     def noisy_copy(self, stack: NetworkStack) -> NetworkStack:
-        """With noise, and some parameters replaced by their means."""
+        """Networks with noise, a share of their parameters replaced by the means."""
         params = []
         for value, mean, deviation in zip(
             stack.params, self.means, self.deviations, strict=True

@@ -33,7 +33,7 @@ class Config:
     """Settings of a table."""
 
     table: str
-    """Its name."""
+    """Name of the table."""
     data: str
     """Folder of networks."""
     folder: str
@@ -43,15 +43,15 @@ class Config:
     batch: int = 32
     """Networks of a step."""
     trainer: str = "ngopt"
-    """Of all models: ngopt or adamw."""
+    """Optimizer of all models: ngopt or adamw."""
     compiled: bool = False
     """Compile the training steps of ours, where that is faster."""
     seeds: int = 3
-    """Of our models; others have one."""
+    """Seeds of our models; baselines have one."""
     skip_damaged: bool = False
     """Leave out shards that cannot be read, and print which, instead of ending."""
     rows: tuple[str, ...] = ()
-    """Labels of rows, none for all."""
+    """Labels of rows; none for all."""
     processes: int = 1
     """Training runs at the same time, of one thread each."""
 

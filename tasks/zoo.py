@@ -66,8 +66,8 @@ class TrainConfig:
     steps: int = 1200
     batch_size: int = 64
     checkpoints: int = 5
-    """Networks that are kept of a run, the last after all steps, others closer together
-    before."""
+    """Networks that are kept of a run: the last after all steps, earlier ones closer
+    together."""
     shard: int = 16
     """Runs of a shard."""
     processes: int = 1

@@ -42,13 +42,13 @@ class TrainingConfig:
     trainer: str = "adamw"
     """adamw, or ngopt: the default of NGOptimizer, which has no learning rate."""
     lr: float = 2e-3
-    """Of AdamW, decayed along half a cosine to zero."""
+    """Learning rate of AdamW, decayed along half a cosine to zero."""
     weight_decay: float = 0.01
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     clip: float = 1.0
     """Largest norm of a gradient."""
     validations: int = 10
-    """In equal distances; the best model is kept."""
+    """Number of validations, at equal distances; the best model is kept."""
     patience: int = 5
     """Validations without a better one after which training ends."""
     seed: int = 0

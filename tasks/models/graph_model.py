@@ -49,7 +49,7 @@ class GraphModelConfig:
     """Sizes of a graph model."""
 
     width: int = 32
-    """Of node and edge states."""
+    """Width of node and edge states."""
     layers: int = 3
     """Rounds of messages."""
     heads: int = 4
@@ -59,7 +59,7 @@ class GraphModelConfig:
     probes: int = 0
     """Learned inputs, for probe features (Kofinas et al. 2024, section 2.4)."""
     frequencies: int = 8
-    """Of the random Fourier features of values."""
+    """Number of random Fourier features of values."""
     bandwidth: float = 0.5
     """Standard deviation of these frequencies, in periods per standard deviation of the
     values."""
@@ -73,13 +73,13 @@ class GraphModelConfig:
     """Node features for the layer of each neuron, and the index of inputs and
     outputs."""
     log_degree: float = 3.0
-    """The constant of the amplification scaler (Corso et al. 2020, Eq. 5)."""
+    """Constant of the amplification scaler (Corso et al. 2020, Eq. 5)."""
     queries: int = 4
-    """Of the attention pooling."""
+    """Learned queries of the attention pooling."""
     hidden: int = 128
     """Width of the head on the pooled states."""
     dropout: float = 0.2
-    """Of that head."""
+    """Dropout of the head on the pooled states."""
     output_head_layers: int = 0
     """Hidden layers of the output head, a second head on the probe features of the
     outputs, as in ProbeGen (Kahana et al. 2024). Its result is added. 0 for none."""

@@ -49,8 +49,8 @@ class BlockIndices(NamedTuple):
     positions: Tensor | None = None
 
     def repeated(self, nodes: Tensor, elements: Tensor) -> "BlockIndices":
-        """Those of several copies. nodes, elements: the first number of each copy,
-        (count,)."""
+        """The indices of several copies. nodes, elements: the first number of each
+        copy, (count,)."""
         return BlockIndices(
             ends=tuple(_shifted(end, nodes) for end in self.ends),
             elements=None
@@ -63,7 +63,7 @@ class BlockIndices(NamedTuple):
 
     @classmethod
     def concatenated(cls, several: "Sequence[BlockIndices]") -> "BlockIndices":
-        """Of blocks of one kind."""
+        """The indices of several blocks of one kind."""
         columns: Any = zip(*several, strict=True)
         ends, elements, positions = columns
         return cls(
@@ -77,8 +77,8 @@ class BlockIndices(NamedTuple):
 class NetworkLayout:
     """One network, its blocks by kind.
 
-    kinds, activations: codes of all nodes, (n,). positions: theirs, (n, features).
-    numel: of the flat parameters.
+    kinds, activations: codes of all nodes, (n,). positions: features of the nodes'
+    positions, (n, features). numel: number of flat parameters.
     """
 
     indices: dict[BlockKind, BlockIndices]
@@ -95,8 +95,8 @@ class NetworkLayout:
 class Mixture(NamedTuple):
     """Several networks, one after the other.
 
-    tensors: of the graph of all. weights, biases: numbers of the flat parameters of
-    each of its weights and biases, see `BlockIndices`.
+    tensors: the graph of all networks. weights, biases: numbers of the flat parameters
+    of each of its weights and biases, see `BlockIndices`.
     """
 
     tensors: GraphTensors
@@ -235,7 +235,7 @@ def mixture_of(layouts: Sequence[tuple[NetworkLayout, int]], kernel: Kernel) -> 
 def _all_indices(
     layouts: Sequence[tuple[NetworkLayout, int]],
 ) -> dict[BlockKind, BlockIndices]:
-    """Those of all networks together, in the order of their first occurrence."""
+    """The indices of all networks by kind, in the order of first occurrence."""
     by_kind: dict[BlockKind, list[BlockIndices]] = {}
     nodes = elements = 0
     for layout, count in layouts:

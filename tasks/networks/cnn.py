@@ -17,7 +17,7 @@ from tasks.networks.classifier import (
 
 NORMS = ("batch", "group")
 NORM_GROUPS = 2
-"""Of a GroupNorm."""
+"""Groups of a GroupNorm."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,8 +31,8 @@ FINAL_STEP = 86
 """Epochs of the training runs of the small CNN zoo."""
 TEST_SHARE = 0.5
 TRAIN_SHARE = 0.8
-"""Of the rest, as in Zhou et al. 2023, who first shuffle all rows by a published list.
-"""
+"""Share of training in the first half, as in Zhou et al. 2023, who first shuffle all
+rows by a list."""
 STRIDE = 2
 ZOO_FILES = ("weights.npy", "metrics.csv.gz", "layout.csv")
 METRICS = ("step", "test_accuracy", "config.activation")

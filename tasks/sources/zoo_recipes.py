@@ -16,7 +16,7 @@ from tasks.networks.architectures import make_module
 from tasks.networks.cnn import cnn_description
 
 MOMENTUM = 0.9
-"""Of SGD."""
+"""Momentum of SGD."""
 TEST_BATCH = 1000
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": partial(torch.optim.SGD, momentum=MOMENTUM, fused=True),
