@@ -54,8 +54,8 @@ def test_edits_by_hand():
 
 def test_a_run_writes_errors_and_a_picture(config, tmp_path):
     run_task(config(outputs=2), Editing)
-    found = json.loads((tmp_path / "result.json").read_text())["test"]
-    assert found["mse"] > 0 and found["mse_unedited"] > 0
+    result = json.loads((tmp_path / "result.json").read_text())["test"]
+    assert result["mse"] > 0 and result["mse_unedited"] > 0
     assert (tmp_path / "edited.png").stat().st_size > 1000
 
 
@@ -141,8 +141,8 @@ def test_published_networks_are_edited_from_the_command_line(config, published):
     run_task(
         replace(config(), data=str(published), folder=str(published / "run")), Editing
     )
-    found = json.loads((published / "run" / "result.json").read_text())["test"]
-    assert found["mse"] > 0 and found["mse_unedited"] > 0
+    result = json.loads((published / "run" / "result.json").read_text())["test"]
+    assert result["mse"] > 0 and result["mse_unedited"] > 0
 
 
 def test_published_networks_are_numbered_by_all_images_of_a_data_set(config, published):

@@ -61,20 +61,20 @@ def test_networks_of_every_zoo_are_read(config, data, tmp_path, zoo, model, prob
 def test_narrow_networks_are_for_training_and_wide_ones_for_the_test(
     config, monkeypatch
 ):
-    whole = read_data(config.data, "train")
-    monkeypatch.setattr(NetworkDataset, "from_groups", lambda _: whole)
+    data_set = read_data(config.data, "train")
+    monkeypatch.setattr(NetworkDataset, "from_groups", lambda _: data_set)
     task = Prediction(replace(config, widest=16))
     assert all(is_narrow(stack, 16) for stack in task.data["train"].stacks)
     assert not any(is_narrow(stack, 16) for stack in task.data["test"].stacks)
     counts = {split: len(data) for split, data in task.data.items()}
-    assert counts == {"train": 2, "validation": 2, "test": len(whole) - 2}
+    assert counts == {"train": 2, "validation": 2, "test": len(data_set) - 2}
 
 
 def test_a_limit_keeps_networks_of_every_architecture(config):
     task = Prediction(replace(config, limit=3))
-    whole = read_data(config.data, "train")
+    data_set = read_data(config.data, "train")
     accuracies = task.data["train"].columns["accuracy"]
-    assert torch.equal(accuracies, whole.subset(3).columns["accuracy"])
+    assert torch.equal(accuracies, data_set.subset(3).columns["accuracy"])
     assert len(accuracies) == 3
     assert len(task.data["test"]) == len(read_data(config.data, "test"))
 
@@ -112,8 +112,8 @@ def test_only_steps_on_networks_of_one_architecture_are_compiled(
         match="compiled: expected networks of one architecture; got 2",
     ):
         Prediction(replace(config, compiled=True))
-    whole = read_data(config.data, "train")
-    one = whole.filter(lambda stack: stack is whole.stacks[0])
+    data_set = read_data(config.data, "train")
+    one = data_set.filter(lambda stack: stack is data_set.stacks[0])
     monkeypatch.setattr(NetworkDataset, "from_groups", lambda _: one)
     losses = []
     for compiled in (False, True):

@@ -103,9 +103,9 @@ def test_contrast_and_narrow_networks_have_the_models_of_their_kind(
 
 
 def test_figures_without_results_are_left_out(config, monkeypatch, tmp_path):
-    whole = TABLES["predict-small"]
-    figures = {"mse": 1, **whole.figures}
-    monkeypatch.setitem(TABLES, "predict-small", replace(whole, figures=figures))
+    table = TABLES["predict-small"]
+    figures = {"mse": 1, **table.figures}
+    monkeypatch.setitem(TABLES, "predict-small", replace(table, figures=figures))
     make_table(replace(config, seeds=1))
     header = (tmp_path / "table.md").read_text().splitlines()[0]
     assert header.split()[3:8:2] == ["tau", "r2", "published"]

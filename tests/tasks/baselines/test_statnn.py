@@ -26,8 +26,8 @@ def test_quantiles_are_those_of_torch(n):
 def test_tensors_beyond_those_of_training_are_ignored():
     flat = siren_stack(2, 5, 1)
     deep = siren_stack(2, 5, 4, 1)
-    known = [flat.architecture, siren_stack(2, 1).architecture]
-    model = StatNN(known, 3, MLPConfig()).double()
+    architectures = [flat.architecture, siren_stack(2, 1).architecture]
+    model = StatNN(architectures, 3, MLPConfig()).double()
     predictions = model(deep)
     first, second = deep.params[:2], deep.params[2:4]
     changed = [*first, *second, *(value + 1 for value in deep.params[4:])]

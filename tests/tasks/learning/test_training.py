@@ -229,7 +229,7 @@ def test_ctrl_c_changes_no_step(tmp_path):
     assert whole.progress.steps == resumed.progress.steps
 
 
-def test_with_several_ranks_the_last_validations_checkpoint_stays(tmp_path):
+def test_an_interruption_before_the_first_checkpoint(tmp_path):
     trainer = Trainer(Stopping(), CONFIG, tmp_path, {}, Ranks(0, 2))
     assert "was not written yet" in str(trainer.interrupted())
     assert not (tmp_path / "checkpoint.pt").exists()

@@ -36,9 +36,11 @@ def test_statistics_are_scalars_so_neurons_remain_exchangeable():
     standardise = Standardise(networks.architecture)
     standardise.fit([networks])
     weight = networks.params[2]
-    found = standardise(networks)[2]
-    slope = (found[0, 0, 0] - found[1, 2, 3]) / (weight[0, 0, 0] - weight[1, 2, 3])
-    torch.testing.assert_close(found, (weight - weight.mean()) * slope)
+    standardised = standardise(networks)[2]
+    slope = (standardised[0, 0, 0] - standardised[1, 2, 3]) / (
+        weight[0, 0, 0] - weight[1, 2, 3]
+    )
+    torch.testing.assert_close(standardised, (weight - weight.mean()) * slope)
 
 
 def test_parameters_are_unchanged_before_a_fit():

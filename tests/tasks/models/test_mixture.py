@@ -102,10 +102,10 @@ def test_blocks_of_one_kind_are_one_block():
     parts = mixture_of(pairs, KERNEL).tensors
     blocks = [block for graph in graphs for block in graph.blocks]
     assert len(parts.blocks) < len(blocks)
-    found = [own.block.shape for own in parts.blocks]
-    assert {shape[1:] for shape in found} == {b.shape[1:] for b in blocks}
+    shapes = [own.block.shape for own in parts.blocks]
+    assert {shape[1:] for shape in shapes} == {b.shape[1:] for b in blocks}
     expected = sum(
         count * sum(prod(block.shape) for block in graph.blocks)
         for graph, count in zip(graphs, counts, strict=True)
     )
-    assert sum(map(prod, found)) == expected
+    assert sum(map(prod, shapes)) == expected

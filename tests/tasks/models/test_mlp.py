@@ -14,9 +14,9 @@ def test_running_averages_of_the_first_batches_are_plain_means():
 
 def test_the_first_batch_has_mean_0_and_variance_1():
     batch = torch.tensor([[1.0, 5.0], [3.0, 9.0]], dtype=torch.float64)
-    found = RunningNorm(2).double()(batch)
+    normed = RunningNorm(2).double()(batch)
     expected = torch.tensor([[-1.0, -1.0], [1.0, 1.0]], dtype=torch.float64)
-    torch.testing.assert_close(found, expected, rtol=0, atol=EPSILON)
+    torch.testing.assert_close(normed, expected, rtol=0, atol=EPSILON)
 
 
 def test_later_batches_have_the_weight_of_the_momentum():

@@ -16,12 +16,12 @@ from tests.tasks.stacks import (
 
 def test_features_of_outputs_are_values_and_log_softmax():
     values = torch.tensor([[[0.0, log(3.0)], [1.0, 1.0]]])
-    found = with_log_softmax(values)
+    features = with_log_softmax(values)
     expected = [
         [0.0, 1.0, log(1 / 4), log(1 / 2)],
         [log(3.0), 1.0, log(3 / 4), log(1 / 2)],
     ]
-    torch.testing.assert_close(found, torch.tensor([expected]))
+    torch.testing.assert_close(features, torch.tensor([expected]))
 
 
 def test_the_log_softmax_of_one_output_is_zero():

@@ -106,11 +106,11 @@ class TestCnnZoo:
                     y[row, column] = np.tensordot(patch, kernel, 3) + bias
             x = np.tanh(y)
         expected = x.mean((0, 1)) @ parts["dense/kernel:0"] + parts["dense/bias:0"]
-        found = outputs_of(
+        outputs = outputs_of(
             tanh, torch.from_numpy(image).float().permute(2, 0, 1)[None]
         )[place, 0]
         torch.testing.assert_close(
-            found, torch.from_numpy(expected).float(), rtol=1e-4, atol=1e-4
+            outputs, torch.from_numpy(expected).float(), rtol=1e-4, atol=1e-4
         )
 
     def test_networks_at_the_end_of_training_are_split(self, source):
