@@ -84,7 +84,10 @@ def test_compiled_steps_are_the_same(config, compiled_eagerly):
     [
         ({"limit": 0}, "limit: expected 1 or more; got 0"),
         ({"probes": -1}, "probes: expected 0 or more; got -1"),
-        ({"model": "mamba"}, "'mamba': expected one of ng-gnn, .*, or module:Class"),
+        (
+            {"model": "mamba"},
+            "model 'mamba': expected one of ng-gnn, .*, or module:Class",
+        ),
         ({"model": "nothing"}, "model 'nothing': expected one of .*, or module:Class"),
         (
             {"model": "tests.own:Halved"},

@@ -147,7 +147,11 @@ class TestCnnZoo:
     def test_bad_weights(self, source):
         weights = np.load(source / "weights.npy")
         np.save(source / "weights.npy", weights[:39])
-        refused(read_cnn_zoo, source, "gz': expected 39 rows, as of weights; got 40")
+        refused(
+            read_cnn_zoo,
+            source,
+            "metrics.csv.gz': expected 39 rows, as of weights; got 40",
+        )
         weights[39, 7] = np.inf
         np.save(source / "weights.npy", weights)
         refused(
