@@ -128,7 +128,13 @@ class GraphModel(ParameterModel):
                 slot_positions=self.has_global_feature,
             ),
         )
-        self.probes = self._make_probes(config)
+        self.probes = None
+        if config.probes:
+            shape = self.first.module.example_input().shape[1:]
+            # free pixels overfit to the training networks
+            kind = GeneratedInputs if len(shape) == 3 else FreeInputs
+            inputs = kind(config.probes, shape)
+            self.probes = Probes(inputs, config.probes, config.width)
         self._parts: dict[int, GraphTensors] = {}
         self._layouts: dict[int, NetworkLayout] = {}
         if not self.edits:
@@ -289,14 +295,6 @@ class GraphModel(ParameterModel):
     def _prepared(self, stack: NetworkStack) -> list[Tensor]:
         """Inputs of `ValueFeatures` for every parameter, (b, *shape, 1 or 2)."""
         return list(map(self.fourier.prepare, self.standardised(stack)))
-
-    def _make_probes(self, config: GraphModelConfig) -> Probes | None:
-        if not config.probes:
-            return None
-        shape = self.first.module.example_input().shape[1:]
-        # free pixels overfit to the training networks
-        kind = GeneratedInputs if len(shape) == 3 else FreeInputs
-        return Probes(kind(config.probes, shape), config.probes, config.width)
 
     def _make_heads(self, config: GraphModelConfig, d_out: int) -> None:
         outputs = common_outputs(one.graph for one in self.architectures)
