@@ -16,14 +16,17 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from harness import cli
-from tasks.learning.image_networks import CLASSES, read_image_networks
+from tasks.learning.sirens import read_sirens
 from tasks.learning.task import EVALUATION_BATCH, NetworkTask, TaskConfig, run_task
 from tasks.networks.augment import random_affine
+from tasks.shards import check_column
+
+CLASSES = 10
 
 
 @dataclass(frozen=True)
 class Config(TaskConfig):
-    """Settings of a classification."""
+    """Settings of a classification task."""
 
     augment: bool = True
     """Rotate, scale and shift the images of training networks at random."""
@@ -33,17 +36,19 @@ class Classification(NetworkTask[Config]):
     """The loss is cross-entropy, the score accuracy."""
 
     def build(self, config: Config) -> None:
-        self.data = read_image_networks(config)
+        self.data = read_sirens(config.data, config.skip_damaged, config.limit)
+        for networks in self.data.values():
+            check_column(config.data, networks.columns, "label", 0, CLASSES - 1)
         self.model = self.make_model([self.data["train"].stack], CLASSES)
 
     def loss(self, step: int) -> Tensor:
         train = self.data["train"]
-        index = self.batch(len(train.labels), step)
+        index = self.batch(train.stack.count, step)
         stack = train.stack.select(index)
         if self.config.augment:
             stack = random_affine(stack, degrees=15, scale=0.1, shift=0.1)
         logits = self.training_outputs(self.prepared(stack))
-        return cross_entropy(logits, train.labels[index])
+        return cross_entropy(logits, train.columns["label"][index])
 
     def score(self) -> float:
         return self.accuracy("validation")
@@ -53,10 +58,9 @@ class Classification(NetworkTask[Config]):
 
     def accuracy(self, split: str) -> float:
         data = self.data[split]
-        predicted = []
-        for stack in data.stack.split(EVALUATION_BATCH):
-            predicted.append(self.eval_outputs(stack).argmax(-1))
-        return (torch.cat(predicted) == data.labels).double().mean().item()
+        logits = map(self.eval_outputs, data.stack.split(EVALUATION_BATCH))
+        predicted = torch.cat([chunk.argmax(-1) for chunk in logits])
+        return (predicted == data.columns["label"]).double().mean().item()
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from harness.image_datasets import DATASETS, load_dataset
 from harness.pictures import draw_rows
 from harness.settings import check_choice, check_counts
 from tasks.inr import PROGRAM as FIT
-from tasks.learning.image_networks import ImageNetworks, read_image_networks
+from tasks.learning.sirens import Sirens, read_sirens
 from tasks.learning.task import EVALUATION_BATCH, NetworkTask, TaskConfig, run_task
 from tasks.models.base import NetworkModel, compile_steps
 from tasks.networks.architectures import NetworkStack
@@ -47,13 +47,18 @@ NUMBERED = "nfn"
 
 
 def dilated(images: Tensor) -> Tensor:
-    """The maximum over 3 x 3 pixels. (n, channels, height, width) in [0, 1]."""
+    """Images with the maximum over 3 x 3 pixels.
+
+    Shapes: (n, channels, height, width) in [0, 1] -> the same.
+    """
     return max_pool2d(images, 3, stride=1, padding=1)
 
 
 def contrasted(images: Tensor) -> Tensor:
-    """With a larger difference to the mean of each image. (n, channels, height, width)
-    in [0, 1]."""
+    """Images with a larger difference to their mean.
+
+    Shapes: (n, channels, height, width) in [0, 1] -> the same.
+    """
     mean = images.mean((1, 2, 3), keepdim=True)
     return (mean + CONTRAST * (images - mean)).clamp(0, 1)
 
@@ -63,7 +68,7 @@ EDITS = {"dilate": dilated, "contrast": contrasted}
 
 @dataclass(frozen=True)
 class Config(TaskConfig):
-    """Settings of an editing."""
+    """Settings of an editing task."""
 
     edit: str = "dilate"
     """dilate, or contrast."""
@@ -105,10 +110,12 @@ class Editor(nn.Module):
     def forward(self, stack: NetworkStack) -> list[Tensor]:
         factors = (self.scales * self.deviations).unbind()
         updates = self.model.updates(stack)
-        edited = []
-        for value, update, factor in zip(stack.params, updates, factors, strict=True):
-            edited.append(value.unsqueeze(1) + factor * update)
-        return edited
+        return [
+            value.unsqueeze(1) + factor * update
+            for value, update, factor in zip(
+                stack.params, updates, factors, strict=True
+            )
+        ]
 
 
 class Editing(NetworkTask[Config]):
@@ -116,11 +123,10 @@ class Editing(NetworkTask[Config]):
     its negative."""
 
     def build(self, config: Config) -> None:
-        self.data = read_image_networks(config)
+        self.data = read_sirens(config.data, config.skip_damaged, config.limit)
         images = original_images(config.data, config.originals, self.data)
-        self.targets = {}
-        for split, own in images.items():
-            self.targets[split] = EDITS[config.edit](own)
+        edit = EDITS[config.edit]
+        self.targets = {split: edit(originals) for split, originals in images.items()}
         train = self.data["train"].stack
         self.points = pixel_grid(*self.targets["train"].shape[-2:])
         model = self.make_model([train], config.outputs, edits=True)
@@ -130,7 +136,7 @@ class Editing(NetworkTask[Config]):
 
     def loss(self, step: int) -> Tensor:
         train = self.data["train"]
-        index = self.batch(len(train.labels), step)
+        index = self.batch(train.stack.count, step)
         pixels = torch.randperm(len(self.points))[: self.config.points]
         targets = self.targets["train"][index].flatten(2)[..., pixels]
         stack = train.stack.select(index)
@@ -161,10 +167,10 @@ class Editing(NetworkTask[Config]):
         stack, targets = self.data[split].stack, self.targets[split].flatten(2)
         at_once = max(1, EVALUATION_BATCH // self.config.outputs)
         total = 0.0
-        for chunk, own in zip(
+        for chunk, images in zip(
             stack.split(at_once), targets.split(at_once), strict=True
         ):
-            error = (self.edited_images(chunk) - own).square().mean()
+            error = (self.edited_images(chunk) - images).square().mean()
             total += error.item() * chunk.count
         return total / stack.count
 
@@ -174,18 +180,18 @@ class Editing(NetworkTask[Config]):
         unedited = images_of(stack, targets.shape[-2:])
         shown = targets[:SHOWN]
         edited = self.edited_images(stack.select(slice(SHOWN)))
-        rows = {
+        pictures = {
             "network": unedited[:SHOWN].clamp(0, 1),
             "edited": edited.view_as(shown).clamp(0, 1),
             "target": shown.clamp(0, 1),
         }
-        draw_rows(Path(self.config.folder, "edited.png"), rows)
+        draw_rows(Path(self.config.folder, "edited.png"), pictures)
         mse_unedited = (unedited - targets).square().mean().item()
         return {"mse": self.error("test"), "mse_unedited": mse_unedited}
 
 
 def original_images(
-    folder: str, dataset: str | None, networks: Mapping[str, ImageNetworks]
+    folder: str, dataset: str | None, networks: Mapping[str, Sirens]
 ) -> dict[str, Tensor]:
     """Images that networks represent, by split, (n, channels, height, width) in [0, 1].
 
@@ -197,14 +203,15 @@ def original_images(
     """
     settings = read_manifest(Path(folder))["settings"]
     program = settings.get("program")
+    is_published = program == PUBLISHED
     if program not in (FIT, PUBLISHED):
         raise ValueError(
             f"folder '{folder}': expected networks of {FIT} or {PUBLISHED}; got those "
             f"of {program}"
         )
-    if program == PUBLISHED and dataset is None:
-        return {key: rendered_images(own.stack) for key, own in networks.items()}
-    if program == PUBLISHED and settings.get("format") != NUMBERED:
+    if is_published and dataset is None:
+        return {split: rendered_images(networks[split].stack) for split in networks}
+    if is_published and settings.get("format") != NUMBERED:
         raise ValueError(
             f"originals: expected networks of format {NUMBERED}, which have image "
             f"numbers; got '{settings.get('format')}'. Leave out --originals."
@@ -215,19 +222,19 @@ def original_images(
             f"originals: expected '{name}', as in folder '{folder}'; got '{dataset}'"
         )
     data = load_dataset(name)
-    known: dict[str, Tensor] = {}
+    images: dict[str, Tensor] = {}
     for split in SPLITS:
-        known[split] = getattr(data, split).images
-    if program == PUBLISHED:
+        images[split] = getattr(data, split).images
+    if is_published:
         # numbered across all splits
-        known = dict.fromkeys(SPLITS, torch.cat(list(known.values())))
-    images = {}
-    for split, own in networks.items():
-        images[split] = numbered_images(folder, own, known[split])
-    return images
+        images = dict.fromkeys(SPLITS, torch.cat(list(images.values())))
+    return {
+        split: numbered_images(folder, networks[split], images[split])
+        for split in networks
+    }
 
 
-def numbered_images(folder: str, networks: ImageNetworks, images: Tensor) -> Tensor:
+def numbered_images(folder: str, networks: Sirens, images: Tensor) -> Tensor:
     """The images of networks, by their numbers, in [0, 1].
 
     images: (n, channels, height, width) uint8.
@@ -235,14 +242,14 @@ def numbered_images(folder: str, networks: ImageNetworks, images: Tensor) -> Ten
     Raises ValueError, which names the folder, for a number out of range and for another
     number of channels.
     """
-    check_column(folder, {"index": networks.index}, "index", 0, len(images) - 1)
+    check_column(folder, networks.columns, "index", 0, len(images) - 1)
     channels = output_channels(networks.stack)
     if channels != images.shape[1]:
         raise ValueError(
             f"folder '{folder}': expected networks of {images.shape[1]} channels, "
             f"as images have; got {channels}"
         )
-    return images[networks.index].float() / 255
+    return images[networks.columns["index"]].float() / 255
 
 
 @torch.no_grad()
@@ -256,8 +263,8 @@ def rendered_images(stack: NetworkStack) -> Tensor:
             f"networks: expected images of {expected} channels; got {channels}"
         )
     shape = SIDES[channels], SIDES[channels]
-    images = [images_of(chunk, shape) for chunk in stack.split(EVALUATION_BATCH)]
-    return torch.cat(images).clamp(0, 1)
+    chunks = stack.split(EVALUATION_BATCH)
+    return torch.cat([images_of(chunk, shape) for chunk in chunks]).clamp(0, 1)
 
 
 def images_of(stack: NetworkStack, shape: Sequence[int]) -> Tensor:
@@ -267,8 +274,7 @@ def images_of(stack: NetworkStack, shape: Sequence[int]) -> Tensor:
 
 
 def output_channels(stack: NetworkStack) -> int:
-    last_bias = stack.params[-1]
-    return last_bias.shape[-1]
+    return stack.params[-1].shape[-1]  # of the last bias
 
 
 if __name__ == "__main__":

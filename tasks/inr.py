@@ -39,13 +39,15 @@ class FitConfig:
     """Settings of the fits; all random numbers follow from `seed`."""
 
     folder: str
-    """Of the shards and the manifest."""
+    """Folder of the shards and the manifest."""
     data: str = "mnist"
     """mnist, fashion-mnist, cifar10 or sines."""
     train: int = 10_000
-    """Signals of the training split, from its first; likewise of the others."""
+    """Signals of the training split, the first ones."""
     validation: int = 1000
+    """Signals of the validation split."""
     test: int = 2000
+    """Signals of the test split."""
     views: int = 1
     """Fits of each training signal, from different random weights."""
     width: int = 32
@@ -53,7 +55,7 @@ class FitConfig:
     """Hidden layers."""
     steps: int = 200
     lr: float = 3e-3
-    """Of Adam, decayed linearly to zero."""
+    """Learning rate of Adam, decayed linearly to zero."""
     shard: int = 256
     """Networks of a shard."""
     processes: int = 1
@@ -108,8 +110,8 @@ def errors(params: Sequence[Tensor], points: Tensor, targets: Tensor) -> Tensor:
 
 def counts(config: FitConfig) -> dict[str, int]:
     """Fits of every split. With views, all its signals are fitted, then all again."""
-    fits = signal_counts(config)
-    return {**fits, "train": config.views * fits["train"]}
+    signals = signal_counts(config)
+    return {**signals, "train": config.views * signals["train"]}
 
 
 def signal_counts(config: FitConfig) -> dict[str, int]:
@@ -119,17 +121,17 @@ def signal_counts(config: FitConfig) -> dict[str, int]:
 def make(job: Job, config: FitConfig, signals: Mapping[str, Signals]) -> list[Networks]:
     """The networks of a shard, in one group."""
     count = getattr(config, job.split)
-    own = signals[job.split]
-    points = own.points
+    data = signals[job.split]
+    points = data.points
     groups = []
     with seeded(config.seed, SPLITS.index(job.split), job.number):
         for fits in torch.arange(job.start, job.stop).split(FITS_AT_ONCE):
             index = fits % count
-            values = own.values(index)
+            values = data.values(index)
             hidden = [config.width] * config.hidden
             widths = [points.shape[1], *hidden, values.shape[1]]
             params, psnr = fit(points, values, widths, config.steps, config.lr)
-            columns = {**own.columns(index), "view": fits // count, "psnr": psnr}
+            columns = {**data.columns(index), "view": fits // count, "psnr": psnr}
             architecture = {"kind": "siren", "widths": widths}
             groups.append(Networks(architecture, params, columns))
     return [merged(groups)]
@@ -161,9 +163,8 @@ def show(config: ShowConfig) -> None:
     values = signals.values(networks.columns["index"][: config.count])
     params = NetworkStack.from_networks(networks).params
     rendered = render(params, signals.points)[: config.count]
-    titles = []
-    for psnr in networks.columns["psnr"][: config.count].tolist():
-        titles.append(f"{psnr:.1f} dB")
+    quality = networks.columns["psnr"][: config.count].tolist()
+    titles = [f"{psnr:.1f} dB" for psnr in quality]
     if settings["data"] == SINES:
         rows = {"signal": values, "network": rendered}
         draw_curves(output, signals.points.squeeze(1), rows, titles)

@@ -30,7 +30,7 @@ from tasks.shards import SPLITS, check_column, read_split
 
 @dataclass(frozen=True)
 class Config(TaskConfig):
-    """Settings of a prediction."""
+    """Settings of a prediction task."""
 
     widest: int | None = None
     """Train on networks with up to this many neurons in every layer, test on the
@@ -63,10 +63,9 @@ class Prediction(NetworkTask[Config]):
 
     def predicted(self, data: NetworkDataset) -> Tensor:
         """Predicted accuracies of all networks, (n,)."""
-        logits = []
-        for index in torch.arange(len(data)).split(EVALUATION_BATCH):
-            logits.append(data.apply(self.logits, index))
-        return torch.cat(logits).squeeze(-1).sigmoid()
+        batches = torch.arange(len(data)).split(EVALUATION_BATCH)
+        logits = torch.cat([data.apply(self.logits, index) for index in batches])
+        return logits.squeeze(-1).sigmoid()
 
     def score(self) -> float:
         data = self.data["validation"]

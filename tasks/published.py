@@ -27,9 +27,7 @@ from tasks.sources.published_inrs import read_dwsnets, read_nfn
 
 PROGRAM = "tasks.published"
 
-Reader = Callable[[Path, str], Iterator[Networks]]
-
-READERS: dict[str, Reader] = {
+READERS: dict[str, Callable[[Path, str], Iterator[Networks]]] = {
     "dwsnets": read_dwsnets,
     "nfn": read_nfn,
     "cnn-zoo": read_cnn_zoo,
@@ -52,10 +50,9 @@ class PublishedConfig:
         check_counts(self, "shard")
 
 
-def bring(config: PublishedConfig) -> None:
+def convert(config: PublishedConfig) -> None:
     """Writes all splits as shards. Raises ValueError, which names a damaged file."""
     source = Path(config.source)
-    read = READERS[config.format]
     settings = {
         "program": PROGRAM,
         "format": config.format,
@@ -63,31 +60,28 @@ def bring(config: PublishedConfig) -> None:
         "shard": config.shard,
     }
     folder = Folder(Path(config.folder), settings)
-    quality = set()
+    has_accuracy = False
     for split in SPLITS:
-        networks = tqdm(read(source, split), desc=split)
+        networks = tqdm(READERS[config.format](source, split), desc=split)
         for number, groups in enumerate(shards(networks, config.shard)):
             folder.begin()
             write_shard(folder.shard(split, number), groups)
-            for group in groups:
-                quality.update({"accuracy"} & group.columns.keys())
-    print(summary(folder, sorted(quality)))
+            has_accuracy = "accuracy" in groups[0].columns
+    print(summary(folder, ["accuracy"] if has_accuracy else []))
 
 
 def shards(networks: Iterable[Networks], size: int) -> Iterator[list[Networks]]:
     """Shards of at least `size` networks, except for the last, in groups of one
     architecture each."""
-    found: list[Networks] = []
-    count = 0
-    for some in networks:
-        found.append(some)
-        count += len(some)
-        if count >= size:
-            yield merged_by_architecture(found)
-            found, count = [], 0
-    if found:
-        yield merged_by_architecture(found)
+    groups: list[Networks] = []
+    for group in networks:
+        groups.append(group)
+        if sum(map(len, groups)) >= size:
+            yield merged_by_architecture(groups)
+            groups = []
+    if groups:
+        yield merged_by_architecture(groups)
 
 
 if __name__ == "__main__":
-    cli.main(PublishedConfig, bring, __doc__)
+    cli.main(PublishedConfig, convert, __doc__)

@@ -17,10 +17,9 @@ from torch.nn.functional import cross_entropy, normalize, one_hot
 
 from harness import cli
 from harness.settings import check_counts, check_setting
-from tasks.learning.image_networks import read_sirens
+from tasks.learning.sirens import read_sirens
 from tasks.learning.task import EVALUATION_BATCH, NetworkTask, TaskConfig, run_task
 from tasks.networks.architectures import NetworkStack
-from tasks.shards import SPLITS
 
 # Training networks of the linear regression at a validation; after training, it has all
 # of them.
@@ -32,15 +31,17 @@ WAVE = ("amplitude", "frequency")
 
 @dataclass(frozen=True)
 class Config(TaskConfig):
-    """Settings of a representation."""
+    """Settings of a representation task."""
 
     dimension: int = 64
-    """Of the representation."""
+    """Size of a representation."""
     noise: float = 0.1
-    """Of a copy, in standard deviations of each parameter over the training data."""
+    """Noise of a copy, in standard deviations of each parameter over the training
+    data."""
     masked: float = 0.1
     """Share of the parameters of a copy that are replaced by their means."""
     temperature: float = 0.1
+    """Divides the similarities of representations."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,8 +51,7 @@ class Config(TaskConfig):
         check_setting(noise >= 0, "noise", "0 or more", noise)
         check_setting(0 <= masked < 1, "masked", "0 to less than 1", masked)
         batch = self.training.batch
-        expected = "2 networks or more, for a contrastive loss"
-        check_setting(batch >= 2, "batch", expected, batch)
+        check_setting(batch >= 2, "batch", "2 or more for a contrastive loss", batch)
 
 
 class Representation(NetworkTask[Config]):
@@ -59,14 +59,13 @@ class Representation(NetworkTask[Config]):
     a linear regression."""
 
     def build(self, config: Config) -> None:
-        self.stacks: dict[str, NetworkStack] = {}
-        self.targets: dict[str, Tensor] = {}
-        for split in SPLITS:
-            networks = read_sirens(config, split)
-            used = slice(config.limit if split == "train" else None)
-            self.stacks[split] = NetworkStack.from_networks(networks).select(used)
-            self.targets[split] = regression_targets(networks.columns)[used]
-        train = self.stacks["train"]
+        data = read_sirens(config.data, config.skip_damaged)
+        self.stacks = {split: data[split].stack for split in data}
+        self.targets = {
+            split: regression_targets(data[split].columns) for split in data
+        }
+        self.targets["train"] = self.targets["train"][: config.limit]
+        train = self.stacks["train"] = self.stacks["train"].select(slice(config.limit))
         self.means = [value.mean(0) for value in train.params]
         self.deviations = [value.std(0) for value in train.params]
         self.model = self.make_model([train], config.dimension)
@@ -74,15 +73,16 @@ class Representation(NetworkTask[Config]):
     def loss(self, step: int) -> Tensor:
         train = self.stacks["train"]
         stack = train.select(self.batch(train.count, step))
-        copies = []
-        for _ in range(2):
-            outputs = self.training_outputs(self.prepared(self.noisy_copy(stack)))
-            copies.append(normalize(outputs, dim=-1))
-        first, second = copies
+        first, second = self.representations(stack), self.representations(stack)
         return contrastive_loss(first, second, self.config.temperature)
 
+    def representations(self, stack: NetworkStack) -> Tensor:
+        """Representations of noisy copies in training, of length 1, (b, dimension)."""
+        copies = self.prepared(self.noisy_copy(stack))
+        return normalize(self.training_outputs(copies), dim=-1)
+
     def noisy_copy(self, stack: NetworkStack) -> NetworkStack:
-        """With noise, and some parameters replaced by their means."""
+        """Networks with noise, a share of their parameters replaced by the means."""
         params = []
         for value, mean, deviation in zip(
             stack.params, self.means, self.deviations, strict=True
@@ -100,8 +100,8 @@ class Representation(NetworkTask[Config]):
         return self.regression("test", slice(None))
 
     def regression(self, split: str, fitted: slice) -> dict[str, float]:
-        """Evaluates a linear regression, fitted to some training networks, on a
-        split."""
+        """Evaluates a linear regression on a split. fitted: the training networks to
+        which it is fitted."""
         train_inputs = self.regression_inputs(self.stacks["train"].select(fitted))
         inputs = self.regression_inputs(self.stacks[split])
         weights = ridge_regression(train_inputs, self.targets["train"][fitted])
@@ -114,11 +114,9 @@ class Representation(NetworkTask[Config]):
 
     def regression_inputs(self, stack: NetworkStack) -> Tensor:
         """Representations of length 1, and a constant 1; (n, dimension + 1) float64."""
-        found = []
-        for chunk in stack.split(EVALUATION_BATCH):
-            found.append(normalize(self.eval_outputs(chunk), dim=-1))
+        outputs = torch.cat(list(map(self.eval_outputs, stack.split(EVALUATION_BATCH))))
         ones = torch.ones(stack.count, 1)
-        return torch.cat([torch.cat(found), ones], 1).double()
+        return torch.cat([normalize(outputs, dim=-1), ones], 1).double()
 
 
 def contrastive_loss(first: Tensor, second: Tensor, temperature: float) -> Tensor:
@@ -128,8 +126,8 @@ def contrastive_loss(first: Tensor, second: Tensor, temperature: float) -> Tenso
     Shapes: (b, d) each, of length 1.
     """
     count = len(first)
-    both = torch.cat([first, second])
-    logits = both @ both.mT / temperature
+    copies = torch.cat([first, second])
+    logits = copies @ copies.mT / temperature
     logits.fill_diagonal_(-torch.inf)
     partners = torch.arange(2 * count).roll(count)
     return cross_entropy(logits, partners)

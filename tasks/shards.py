@@ -78,9 +78,10 @@ def read_shard(path: Path) -> list[Networks]:
     format.
     """
     metadata, tensors = read_tensors(path, "shard", FORMAT)
-    groups = []
-    for architecture in json.loads(metadata["architectures"]):
-        groups.append({"architecture": architecture, "params": {}, "columns": {}})
+    groups = [
+        {"architecture": architecture, "params": {}, "columns": {}}
+        for architecture in json.loads(metadata["architectures"])
+    ]
     for key, value in tensors.items():
         number, part, name = key.split(".", 2)
         groups[int(number)][part][name] = value
@@ -115,11 +116,9 @@ class Folder:
         rows = []
         for path in shard_paths(self.path):
             groups = read_shard(path)
+            means = {key: fmean(column_of(groups, key).tolist()) for key in quality}
             count = sum(map(len, groups))
-            row: dict[str, Any] = {"file": path.name, "networks": count}
-            for key in quality:
-                row[key] = fmean(column_of(groups, key).tolist())
-            rows.append(row)
+            rows.append({"file": path.name, "networks": count, **means})
         self._write_manifest(rows)
         return rows
 
@@ -136,27 +135,28 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             "tasks.inr fit, tasks.zoo train and tasks.published make one."
         )
     path = folder / MANIFEST
-    found = read_json(path, "manifest")
-    known = found.get("format") if isinstance(found, dict) else None
-    if known != FORMAT:
+    manifest = read_json(path, "manifest")
+    stored = manifest.get("format") if isinstance(manifest, dict) else None
+    if stored != FORMAT:
         raise ValueError(
-            f"manifest '{path}': format: expected '{FORMAT}'; got {known!r}"
+            f"manifest '{path}': format: expected '{FORMAT}'; got {stored!r}"
         )
     for key, kind in (("settings", dict), ("shards", list)):
-        value = found.get(key)
-        if not isinstance(value, kind):
-            expected = f"expected a {kind.__name__}; got {value!r}"
-            raise ValueError(f"manifest '{path}': {key}: {expected}")
-    return found
+        if not isinstance(manifest.get(key), kind):
+            raise ValueError(
+                f"manifest '{path}': {key}: expected a {kind.__name__}; "
+                f"got {manifest.get(key)!r}"
+            )
+    return manifest
 
 
 def read_settings(folder: Path, program: str) -> dict[str, Any]:
     """The settings of a folder. Raises ValueError if another program made it."""
     settings = read_manifest(folder)["settings"]
-    known = settings.get("program")
-    if known != program:
+    maker = settings.get("program")
+    if maker != program:
         raise ValueError(
-            f"folder '{folder}': expected networks of {program}; got those of {known}"
+            f"folder '{folder}': expected networks of {program}; got those of {maker}"
         )
     return settings
 
@@ -176,17 +176,17 @@ def read_split(
     Raises ValueError if the split has no readable shard, or for a shard that is damaged
     or missing.
     """
-    listed = [folder / row["file"] for row in read_manifest(folder)["shards"]]
-    own = {path for path in listed if path.match(f"{split}-*")}
-    paths = sorted(own.union(shard_paths(folder, split)))
+    files = [folder / row["file"] for row in read_manifest(folder)["shards"]]
+    listed = {path for path in files if path.match(f"{split}-*")}
+    paths = sorted(listed.union(shard_paths(folder, split)))
     if not paths:
         raise ValueError(
             f"folder '{folder}': expected shards of split '{split}'; got none"
         )
-    if len(paths) > len(own):
+    if len(paths) > len(listed):
         tqdm.write(
             f"folder '{folder}': not finished: split '{split}' has {len(paths)} "
-            f"shards, {len(own)} of them in the manifest"
+            f"shards, {len(listed)} of them in the manifest"
         )
     has_read = False
     for path in paths:
@@ -231,10 +231,12 @@ def check_column(
             f"folder '{folder}': expected networks with a column '{key}'; got none"
         )
     values = columns[key]
-    odd = values[~((values >= least) & (values <= most))]
-    if len(odd):
-        expected = f"expected {least:g} to {most:g}; got {odd[0].item():g}"
-        raise ValueError(f"folder '{folder}': {key}: {expected}")
+    outside = values[~((values >= least) & (values <= most))]
+    if len(outside):
+        raise ValueError(
+            f"folder '{folder}': {key}: expected {least:g} to {most:g}; "
+            f"got {outside[0].item():g}"
+        )
 
 
 def merged(groups: Sequence[Networks]) -> Networks:
@@ -247,20 +249,20 @@ def merged(groups: Sequence[Networks]) -> Networks:
                 f"networks: expected architecture {first.architecture}; "
                 f"got {group.architecture}"
             )
-    params, columns = {}, {}
-    for key in first.params:
-        params[key] = torch.cat([group.params[key] for group in groups])
-    for key in first.columns:
-        columns[key] = column_of(groups, key)
+    params = {
+        name: torch.cat([group.params[name] for group in groups])
+        for name in first.params
+    }
+    columns = {key: column_of(groups, key) for key in first.columns}
     return Networks(first.architecture, params, columns)
 
 
 def merged_by_architecture(groups: Iterable[Networks]) -> list[Networks]:
     """One group for each architecture, in the order of their first groups."""
-    found: dict[str, list[Networks]] = {}
+    by_architecture: dict[str, list[Networks]] = {}
     for group in groups:
-        found.setdefault(str(group.architecture), []).append(group)
-    return list(map(merged, found.values()))
+        by_architecture.setdefault(str(group.architecture), []).append(group)
+    return list(map(merged, by_architecture.values()))
 
 
 def column_of(groups: Sequence[Networks], key: str) -> Tensor:

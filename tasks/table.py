@@ -2,13 +2,12 @@
 `python -m tasks.table --table classify --data data/inr-mnist --folder runs/mnist`.
 
 Trains every model of a table with the same data and the same minutes of a core, ours
-with several seeds, and prints what they found beside the published figures, which came
-from other data. The same command goes on where it was stopped; `--processes 2` trains
-two at a time.
+with several seeds, and prints their results beside the published figures, which are of
+other data. The same command continues where it stopped; `--processes 2` trains two
+models at a time.
 """
 
 import csv
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,13 +18,12 @@ from harness import cli
 from harness.checkpoint import check_settings
 from harness.distributed import Ranks, process_group, run_on_ranks
 from harness.files import read_json, write_json
-from harness.pictures import draw_means
 from harness.settings import check_choice, check_counts
 from harness.tables import markdown_table, plus_minus, sample_deviation, text_table
 from tasks.learning.task import TaskConfig, run_task_on
 from tasks.learning.training import TrainingConfig
 from tasks.shards import read_manifest
-from tasks.table_rows import TABLES, Row, Table
+from tasks.table_rows import TABLES, Row
 
 PUBLISHED = Path(__file__).with_name("published_figures.csv")
 
@@ -35,40 +33,42 @@ class Config:
     """Settings of a table."""
 
     table: str
-    """Its name."""
+    """Name of the table."""
     data: str
     """Folder of networks."""
     folder: str
-    """Where trainings and the table go."""
+    """Where training runs and the table go."""
     minutes: float = 15.0
-    """Budget of each training, of a core."""
+    """Budget of each training run, of a core."""
     batch: int = 32
     """Networks of a step."""
     trainer: str = "ngopt"
-    """Of all models: ngopt or adamw."""
+    """Optimizer of all models: ngopt or adamw."""
     compiled: bool = False
     """Compile the training steps of ours, where that is faster."""
     seeds: int = 3
-    """Of our models; others have one."""
+    """Seeds of our models; baselines have one."""
     skip_damaged: bool = False
-    """Leave out shards that cannot be read, and say which, instead of ending."""
+    """Leave out shards that cannot be read, and print which, instead of ending."""
     rows: tuple[str, ...] = ()
-    """Labels of rows, none for all."""
+    """Labels of rows; none for all."""
     processes: int = 1
-    """Trainings at the same time, of one thread each."""
+    """Training runs at the same time, of one thread each."""
 
     def __post_init__(self) -> None:
         check_choice("table", self.table, TABLES)
         check_counts(self, "seeds", "processes")
         labels = [row.label for row in TABLES[self.table].rows]
-        odd = [label for label in self.rows if label not in labels]
-        if odd:
+        unknown = [label for label in self.rows if label not in labels]
+        if unknown:
             raise ValueError(
-                f"rows: expected some of {'; '.join(labels)}; got {'; '.join(odd)}"
+                f"rows: expected some of {'; '.join(labels)}; got {'; '.join(unknown)}"
             )
 
 
-class Training(NamedTuple):
+class Run(NamedTuple):
+    """A training run of a row."""
+
     row: Row
     config: TaskConfig
 
@@ -78,15 +78,15 @@ class Training(NamedTuple):
         path = Path(self.config.folder, "result.json")
         if not path.exists():
             return None
-        found = read_json(path, "result")
+        result = read_json(path, "result")
         # the folder may have been moved
-        settings = {**asdict(self.config), "folder": found["config"]["folder"]}
-        check_settings(f"result '{path}'", found["config"], settings)
-        return found
+        settings = {**asdict(self.config), "folder": result["config"]["folder"]}
+        check_settings(f"result '{path}'", result["config"], settings)
+        return result
 
 
-def trainings(config: Config) -> Iterator[Training]:
-    """All trainings of a table, the first seeds first."""
+def runs(config: Config) -> Iterator[Run]:
+    """All training runs of a table, the first seeds first."""
     table = TABLES[config.table]
     for seed in range(config.seeds):
         for row in table.rows:
@@ -104,86 +104,59 @@ def trainings(config: Config) -> Iterator[Training]:
                 "compiled": config.compiled and row.is_ours,
                 "training": training,
             }
-            yield Training(row, table.settings(**{**settings, **row.changes}))
+            yield Run(row, table.settings(**{**settings, **row.changes}))
 
 
 def train(config: Config) -> None:
-    """This rank's share of what is missing; each training is of one rank."""
+    """This rank's share of the missing training runs; each is on one rank."""
     task = TABLES[config.table].task
     with process_group() as ranks:
-        for place, training in enumerate(trainings(config)):
-            if ranks.owns(place) and training.result() is None:
-                run_task_on(Ranks(), training.config, task)
+        for number, run in enumerate(runs(config)):
+            if ranks.owns(number) and run.result() is None:
+                run_task_on(Ranks(), run.config, task)
 
 
 def check(config: Config) -> None:
     """Makes a model of every row. Raises ValueError for data that one of them cannot
     read, before others train."""
     read_manifest(Path(config.data))
-    for training in trainings(replace(config, seeds=1)):
-        if training.result() is None:
-            TABLES[config.table].task(training.config, Ranks())
+    for run in runs(replace(config, seeds=1)):
+        if run.result() is None:
+            TABLES[config.table].task(run.config, Ranks())
 
 
-def run(config: Config) -> None:
+def make_table(config: Config) -> None:
     check(config)
-    run_on_ranks(config.processes, train, config, trainings)
+    run_on_ranks(config.processes, train, config, runs)
     report(config)
 
 
 def report(config: Config) -> None:
     """Prints the table, and writes it and all results into the folder."""
-    table, folder = TABLES[config.table], Path(config.folder)
+    folder = Path(config.folder)
     results: dict[str, list[dict[str, Any]]] = {}
-    for training in trainings(config):
-        result = training.result()
+    for run in runs(config):
+        result = run.result()
         if result is not None:
-            results.setdefault(training.row.label, []).append(result)
+            results.setdefault(run.row.label, []).append(result)
+    measured = {name for of_row in results.values() for name in of_row[0]["test"]}
+    figures = {
+        name: factor
+        for name, factor in TABLES[config.table].figures.items()
+        if name in measured
+    }
     published = published_figures(config)
-    measured = set()
-    for some in results.values():
-        measured |= some[0]["test"].keys()
-    figures = {key: value for key, value in table.figures.items() if key in measured}
-    rows = []
-    for label, some in results.items():
-        rows.append(cells(figures, label, some, published.get(label)))
+    rows = [
+        cells(figures, label, of_row, published.get(label))
+        for label, of_row in results.items()
+    ]
     (folder / "table.md").write_text(f"{markdown_table(rows)}\n")
     write_json(folder / "table.json", results)
-    draw_curve(config, table, results)
     print(text_table(rows))
     print(
         f"{config.minutes:g} minutes of a core each with {config.trainer}, on "
         f"{config.data}; published figures are of other data."
     )
-
-
-def draw_curve(
-    config: Config, table: Table, found: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> None:
-    """Draws `curve.png`: the first figure over the setting of the table's curve.
-
-    Only rows that differ in no other setting are drawn, without results that diverged.
-    """
-    if table.curve is None:
-        return
-    setting, label = table.curve
-    name, factor = next(iter(table.figures.items()))
-    curves: dict[str, dict[float, list[float]]] = {}
-    for row in table.rows:
-        rest = dict(row.changes)
-        place = rest.pop(setting, None)
-        if place is None or row.label not in found:
-            continue
-        values = []
-        for one in found[row.label]:
-            if one["test"][name] is not None:
-                values.append(factor * one["test"][name])
-        if values:
-            points = curves.setdefault(json.dumps(rest, sort_keys=True), {})
-            points[place] = values
-    if curves:
-        path = Path(config.folder, "curve.png")
-        draw_means(path, max(curves.values(), key=len), label, name)
 
 
 def published_figures(config: Config) -> dict[str, float]:
@@ -193,12 +166,12 @@ def published_figures(config: Config) -> dict[str, float]:
     """
     settings = read_manifest(Path(config.data))["settings"]
     data = settings.get("zoo", settings.get("data"))
-    found = {}
     with PUBLISHED.open(newline="") as file:
-        for line in csv.DictReader(file):
-            if (line["table"], line["data"]) == (config.table, data):
-                found[line["row"]] = float(line["figure"])
-    return found
+        return {
+            line["row"]: float(line["figure"])
+            for line in csv.DictReader(file)
+            if (line["table"], line["data"]) == (config.table, data)
+        }
 
 
 def cells(
@@ -226,4 +199,4 @@ def cells(
 
 
 if __name__ == "__main__":
-    cli.main(Config, run, __doc__)
+    cli.main(Config, make_table, __doc__)

@@ -11,8 +11,8 @@ from tasks.learning.task import NetworkTask, TaskConfig
 # Our models that are no faster when compiled.
 UNCOMPILED = ("ng-t",)
 
-# Share of a training in which the second of two heads is trained alone.
-ANSWERS_FIRST = 0.6
+# Share of a training run in which the output head is trained alone.
+OUTPUT_HEAD_FIRST = 0.6
 
 
 @dataclass(frozen=True)
@@ -32,46 +32,48 @@ class Table:
     """A table of one task.
 
     figures: factors of the results that are columns.
-    curve: a setting over which the first figure is drawn, and its label.
     """
 
     settings: type[TaskConfig]
     task: type[NetworkTask]
     figures: Mapping[str, float]
     rows: tuple[Row, ...]
-    curve: tuple[str, str] | None = None
 
 
-def _probed(model: str, *counts: int, **sizes: Any) -> tuple[Row, ...]:
-    """Ours, with so many probes. sizes: of the model's config."""
-    return tuple(_own(_label(model, n), model, probes=n, sizes=sizes) for n in counts)
-
-
-def _two_headed(model: str, in_turn: bool = False, **sizes: Any) -> Row:
-    """Ours with a second head that reads the outputs for 64 probes, as in ProbeGen.
-
-    in_turn: the second head is trained alone at first. sizes: of the model's config.
-    """
-    label = f"{_label(model, 64)}, two heads{' in turn' if in_turn else ''}"
-    heads = {"answer_layers": 5, "dropout": 0.0}
-    if in_turn:
-        heads["answers_first"] = ANSWERS_FIRST
-    return _own(label, model, probes=64, sizes={**sizes, **heads})
-
-
-def _own(label: str, model: str = "ng-gnn", **changes: Any) -> Row:
-    """A row of ours. changes: of the task's config."""
+def _ours(label: str, model: str = "ng-gnn", **changes: Any) -> Row:
+    """A model of ours. changes: of the task's config."""
     if model in UNCOMPILED:
         changes["compiled"] = False
-    return Row(label, {"model": model, **changes}, True)
+    return Row(label, {"model": model, **changes}, is_ours=True)
+
+
+def _with_probes(model: str, *counts: int, **sizes: Any) -> tuple[Row, ...]:
+    """Ours, with so many probes. sizes: of the model's config."""
+    return tuple(
+        _ours(_label(model, count), model, probes=count, sizes=sizes)
+        for count in counts
+    )
+
+
+def _two_headed(model: str, in_stages: bool = False, **sizes: Any) -> Row:
+    """Ours with an output head, which reads the outputs for 64 probes, as in ProbeGen.
+
+    in_stages: the output head is trained alone at first. sizes: of the model's config.
+    """
+    label = f"{_label(model, 64)}, two heads"
+    sizes |= {"output_head_layers": 5, "dropout": 0.0}
+    if in_stages:
+        label += ", one after the other"
+        sizes["output_head_first"] = OUTPUT_HEAD_FIRST
+    return _ours(label, model, probes=64, sizes=sizes)
 
 
 def _label(model: str, probes: int) -> str:
     return f"{model}, {probes} probes" if probes else model
 
 
-def _others(*models: str, **changes: Any) -> tuple[Row, ...]:
-    """Baselines. changes: of the task's config."""
+def _baselines(*models: str, **changes: Any) -> tuple[Row, ...]:
+    """changes: of the task's config."""
     return tuple(Row(model, {"model": model, **changes}) for model in models)
 
 
@@ -88,64 +90,62 @@ _predicted = partial(Table, predict.Config, predict.Prediction, {"tau": 1, "r2":
 
 CLASSIFY = _classified(
     (
-        *_others("mlp", "set", "statnn", "nfn-hnp", "nfn-np", "dwsnet", "probegen"),
-        *_probed("ng-gnn", 0, 64),
+        *_baselines("mlp", "set", "statnn", "nfn-hnp", "nfn-np", "dwsnet", "probegen"),
+        *_with_probes("ng-gnn", 0, 64),
         # with three it makes too few steps in the same time
-        *_probed("ng-t", 0, 64, layers=2),
-        _own("ng-gnn, permutations alone", symmetry=False),
+        *_with_probes("ng-t", 0, 64, layers=2),
+        _ours("ng-gnn, permutations alone", symmetry=False),
     ),
 )
 PROBES = _classified(
     (
-        *_others("probegen"),
-        *_probed("ng-gnn", 0, 4, 16, 64),
+        *_baselines("probegen"),
+        *_with_probes("ng-gnn", 0, 4, 16, 64),
         _two_headed("ng-gnn"),
-        *_probed("ng-t", 64, layers=2),
+        *_with_probes("ng-t", 64, layers=2),
         _two_headed("ng-t", layers=2),
-        _two_headed("ng-gnn", in_turn=True),
-        _two_headed("ng-t", in_turn=True, layers=2),
-        _own("ng-gnn, no positions", sizes={"positions": False}),
-        _own("ng-gnn, no activations", sizes={"activations": False}),
+        _two_headed("ng-gnn", in_stages=True),
+        _two_headed("ng-t", in_stages=True, layers=2),
+        _ours("ng-gnn, no positions", sizes={"positions": False}),
+        _ours("ng-gnn, no activations", sizes={"activations": False}),
     ),
-    curve=("probes", "probes"),
 )
 SIZES = _classified(
     tuple(
-        _own(f"{n:,} networks", probes=64, limit=n) for n in (1000, 2500, 5000, 10_000)
+        _ours(f"{n:,} networks", probes=64, limit=n) for n in (1000, 2500, 5000, 10_000)
     ),
-    curve=("limit", "networks for training"),
 )
 EDIT = Table(
     edit.Config,
     edit.Editing,
     {"mse": 100, "mse_unedited": 100},
     (
-        *_others("nfn-np", "nfn-hnp", "dwsnet"),
-        *_probed("ng-gnn", 0, 64),
-        *_probed("ng-t", 0, 64, layers=2),
-        _own("ng-gnn, 64 probes, 8 outputs", probes=64, outputs=8),
+        *_baselines("nfn-np", "nfn-hnp", "dwsnet"),
+        *_with_probes("ng-gnn", 0, 64),
+        *_with_probes("ng-t", 0, 64, layers=2),
+        _ours("ng-gnn, 64 probes, 8 outputs", probes=64, outputs=8),
     ),
 )
 CONTRAST = _changed(EDIT, edit="contrast")
 SMALL = _predicted(
     (
-        *_others("statnn", "nfn-np", "nfn-hnp", "dmc", "probegen", symmetry=False),
-        *_probed("ng-gnn", 0, 16, scales=True),
+        *_baselines("statnn", "nfn-np", "nfn-hnp", "dmc", "probegen", symmetry=False),
+        *_with_probes("ng-gnn", 0, 16, scales=True),
         # with 16 its score on validation is lower without dropout
-        *_probed("ng-gnn", 64, scales=True, dropout=0.0),
+        *_with_probes("ng-gnn", 64, scales=True, dropout=0.0),
         _two_headed("ng-gnn", scales=True),
-        _two_headed("ng-gnn", in_turn=True, scales=True),
-        _own("ng-gnn, no positions", sizes={"positions": False, "scales": True}),
-        *_probed("ng-t", 0, scales=True),
+        _two_headed("ng-gnn", in_stages=True, scales=True),
+        _ours("ng-gnn, no positions", sizes={"positions": False, "scales": True}),
+        *_with_probes("ng-t", 0, scales=True),
     ),
 )
 WILD = _predicted(
     (
-        *_others("statnn", "dmc", "probegen", symmetry=False),
-        *_probed("ng-gnn", 0, 16, scales=True),
-        _two_headed("ng-gnn", in_turn=True, scales=True),
-        *_probed("ng-t", 0, scales=True),
-        _own("ng-gnn, no activations", sizes={"activations": False, "scales": True}),
+        *_baselines("statnn", "dmc", "probegen", symmetry=False),
+        *_with_probes("ng-gnn", 0, 16, scales=True),
+        _two_headed("ng-gnn", in_stages=True, scales=True),
+        *_with_probes("ng-t", 0, scales=True),
+        _ours("ng-gnn, no activations", sizes={"activations": False, "scales": True}),
     ),
 )
 # Layers of Wild Park have 4, 8, 16 or 32 channels: the widest are kept for the test.
@@ -155,11 +155,11 @@ DIVERSE = Table(
     predict.Prediction,
     {"r2": 1, "tau": 1},
     (
-        *_others("set", "dmc", "statnn", "probegen", symmetry=False),
+        *_baselines("set", "dmc", "statnn", "probegen", symmetry=False),
         # with three it makes too few steps in the same time
-        *_probed("gmn", 0, layers=2, scales=True),
+        *_with_probes("gmn", 0, layers=2, scales=True),
         _two_headed("gmn", layers=2, scales=True),
-        _two_headed("gmn", in_turn=True, layers=2, scales=True),
+        _two_headed("gmn", in_stages=True, layers=2, scales=True),
     ),
 )
 REPRESENT = Table(
@@ -167,9 +167,9 @@ REPRESENT = Table(
     represent.Representation,
     {"mse": 1, "accuracy": 100},
     (
-        *_others("mlp", "set", "nfn-np", "dwsnet"),
-        *_probed("ng-gnn", 0),
-        *_probed("gmn", 0),
+        *_baselines("mlp", "set", "nfn-np", "dwsnet"),
+        *_with_probes("ng-gnn", 0),
+        *_with_probes("gmn", 0),
     ),
 )
 TABLES: dict[str, Table] = {

@@ -4,7 +4,7 @@
 Trains image classifiers on CIFAR-10, each with settings of its own, into shards of a
 folder (`tasks.shards`) that hold every network at several steps with its accuracy on
 the test images. Splits are of runs: all networks of a run are in one. The same command
-goes on where it was stopped, `--processes 2` or
+continues where it stopped, `--processes 2` or
 `torchrun --nproc-per-node 2 -m tasks.zoo train ...` divides the shards among ranks.
 `python -m tasks.zoo show --folder ...` draws the accuracies.
 """
@@ -62,12 +62,12 @@ class TrainConfig:
     images; diverse: with norms, 1-d convolutions, residual, DeepSets, ViTs, on images
     in colour."""
     runs: int = 1000
-    """Trainings: 70 % for training, 10 % for validation, 20 % for test."""
+    """Training runs: 70 % for training, 10 % for validation, 20 % for test."""
     steps: int = 1200
     batch_size: int = 64
     checkpoints: int = 5
-    """Networks that are kept of a run, the last after all steps, others closer together
-    before."""
+    """Networks that are kept of a run: the last after all steps, earlier ones closer
+    together."""
     shard: int = 16
     """Runs of a shard."""
     processes: int = 1
@@ -86,14 +86,12 @@ class ShowConfig:
     folder: str
     output: str = "zoo.png"
     skip_damaged: bool = False
-    """Leave out shards that cannot be read, and say which, instead of ending."""
+    """Leave out shards that cannot be read, and print which, instead of ending."""
 
 
 def counts(runs: int) -> dict[str, int]:
     """Runs of every split."""
-    held_out = {}
-    for split, share in SHARES.items():
-        held_out[split] = max(1, round(share * runs))
+    held_out = {split: max(1, round(share * runs)) for split, share in SHARES.items()}
     return {"train": runs - sum(held_out.values()), **held_out}
 
 
@@ -102,11 +100,8 @@ def checkpoint_steps(steps: int, checkpoints: int) -> list[int]:
 
     Their square roots are evenly spaced, for accuracy grows fast at first.
     """
-    found = set()
-    for k in range(1, checkpoints + 1):
-        share = (k / checkpoints) ** 2
-        found.add(max(1, round(steps * share)))
-    return sorted(found)
+    shares = [(k / checkpoints) ** 2 for k in range(1, checkpoints + 1)]
+    return sorted({max(1, round(steps * share)) for share in shares})
 
 
 def make_shard(job: Job, config: TrainConfig, data: ImageDataset) -> list[Networks]:
@@ -128,9 +123,9 @@ def trained(
         seed = derive_seed(*key)
         run = ZOOS[config.zoo].sample_recipe(Random(seed))
         with seeded(*key):
-            found = train(run, data.train, data.test, steps, config.batch_size, seed)
-        if found is not None:
-            return run, found
+            networks = train(run, data.train, data.test, steps, config.batch_size, seed)
+        if networks is not None:
+            return run, networks
     raise AssertionError
 
 
@@ -151,13 +146,14 @@ def networks_of(
         "dropout": run.dropout,
         "fraction": run.fraction,
     }
-    columns, params = {}, {}
-    for key, value in of_run.items():
-        columns[key] = torch.tensor([value] * len(checkpoints))
-    for key in ("step", "accuracy"):
-        columns[key] = torch.tensor([getattr(one, key) for one in checkpoints])
-    for name in checkpoints[0].params:
-        params[name] = torch.stack([one.params[name] for one in checkpoints])
+    count = len(checkpoints)
+    columns = {key: torch.tensor([value] * count) for key, value in of_run.items()}
+    columns["step"] = torch.tensor([network.step for network in checkpoints])
+    columns["accuracy"] = torch.tensor([network.accuracy for network in checkpoints])
+    params = {
+        name: torch.stack([network.params[name] for network in checkpoints])
+        for name in checkpoints[0].params
+    }
     return Networks(run.architecture, params, columns)
 
 
@@ -183,9 +179,8 @@ def load_images(config: TrainConfig) -> ImageDataset:
 
 def gray(split: Split) -> Split:
     """Images of one channel, the mean of the colours."""
-    means = []
-    for images in split.images.split(1000):
-        means.append(images.float().mean(1, keepdim=True).round())
+    chunks = split.images.split(1000)
+    means = [images.float().mean(1, keepdim=True).round() for images in chunks]
     return Split(torch.cat(means).byte(), split.labels, *GRAY_MOMENTS)
 
 
@@ -197,9 +192,9 @@ def show(config: ShowConfig) -> None:
     for split in SPLITS:
         networks += read_split(folder, split, config.skip_damaged)
     steps, accuracies = column_of(networks, "step"), column_of(networks, "accuracy")
-    groups = {}
-    for step in steps.unique().tolist():
-        groups[f"step {step}"] = accuracies[steps == step]
+    groups = {
+        f"step {step}": accuracies[steps == step] for step in steps.unique().tolist()
+    }
     draw_histograms(Path(config.output), groups, "accuracy on test images")
     low, high = accuracies.min().item(), accuracies.max().item()
     total, zoo = len(steps), settings["zoo"]

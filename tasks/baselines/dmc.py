@@ -37,10 +37,10 @@ class DMC(ParameterModel):
 
     def build(self, d_out: int, config: DMCConfig) -> None:
         super().build(d_out, config)
-        kernel, stride = config.kernel, config.stride
+        kernel = config.kernel
         self.layers = nn.Sequential()
         for c_in, c_out in pairwise((1, *config.widths)):
-            conv = nn.Conv1d(c_in, c_out, kernel, stride, padding=kernel // 2)
+            conv = nn.Conv1d(c_in, c_out, kernel, config.stride, padding=kernel // 2)
             self.layers.extend([conv, nn.ReLU()])
         self.head = pooled_head(config.widths[-1], config.head, d_out, config.dropout)
 

@@ -8,7 +8,6 @@ layers are left out.
 
 from dataclasses import dataclass
 
-from tasks.baselines.chains import chain_with_fixed_ends
 from tasks.baselines.equivariant import EquivariantConfig, EquivariantModel
 
 
@@ -25,5 +24,4 @@ class DWSNet(EquivariantModel):
 
     name = "dwsnet"
     Config = DWSNetConfig
-    chain_of_graph = staticmethod(chain_with_fixed_ends)
     pool = "max"

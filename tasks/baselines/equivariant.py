@@ -1,6 +1,5 @@
 """Base class of NFN and DWSNet: NP layers on chains of layers."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -8,7 +7,6 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from harness.errors import prefixed_errors
-from ngopt.graph import NeuralGraph
 from ngopt.metanets.layers.np_layer import NPLayer, Pool, pooled, summary
 from tasks.baselines.chains import Chain, ChainValues
 from tasks.models.base import ParameterModel
@@ -33,7 +31,7 @@ class EquivariantModel(ParameterModel):
     """NP layers with ReLU. A reader pools and applies an MLP; the last layer of an
     editor returns the updates.
 
-    chain_of_graph: makes the chain, and decides which groups are permuted.
+    permutes_ends: see `Chain`.
     pool: see `NPLayer`.
 
     Raises ValueError if the architecture is not a plain chain of layers.
@@ -42,20 +40,20 @@ class EquivariantModel(ParameterModel):
     Config = EquivariantConfig
     can_edit = True
     single_architecture = True
-    chain_of_graph: ClassVar[Callable[[NeuralGraph], Chain]]
+    permutes_ends: ClassVar[bool] = False
     pool: ClassVar[Pool] = "mean"
 
     def build(self, d_out: int, config: EquivariantConfig) -> None:
         super().build(d_out, config)
         with prefixed_errors(self.name):
-            self.chain = type(self).chain_of_graph(self.first.graph)
+            self.chain = Chain(self.first.graph, self.permutes_ends)
         between = self.chain.channels(config.width)
         last = self.chain.channels(d_out, of_slots=True) if self.edits else between
         first = self.chain.channels(1, of_slots=True)
         channels = [first, *[between] * (config.layers - 1), last]
-        self.layers = nn.ModuleList()
-        for c_in, c_out in pairwise(channels):
-            self.layers.append(NPLayer(c_in, c_out, self.pool))
+        self.layers = nn.ModuleList(
+            NPLayer(c_in, c_out, self.pool) for c_in, c_out in pairwise(channels)
+        )
         if not self.edits:
             pooled_width = sum(last.weights) + sum(last.nodes) + last.whole
             self.head = pooled_head(pooled_width, config.head, d_out, config.dropout)

@@ -4,7 +4,6 @@ Fourier features of parameters, and encodings of inputs and outputs, which are p
 the paper's experiments, are left out.
 """
 
-from tasks.baselines.chains import chain_with_fixed_ends, chain_with_moving_ends
 from tasks.baselines.equivariant import EquivariantModel
 
 
@@ -12,11 +11,10 @@ class NFNNP(EquivariantModel):
     """The baseline "nfn-np", also invariant to permutations of inputs and outputs."""
 
     name = "nfn-np"
-    chain_of_graph = staticmethod(chain_with_moving_ends)
+    permutes_ends = True
 
 
 class NFNHNP(EquivariantModel):
     """The baseline "nfn-hnp", invariant to permutations of hidden neurons."""
 
     name = "nfn-hnp"
-    chain_of_graph = staticmethod(chain_with_fixed_ends)

@@ -27,16 +27,16 @@ class StatNN(ParameterModel):
 
     def build(self, d_out: int, config: MLPConfig) -> None:
         super().build(d_out, config)
-        self.tensors = max(len(one.names) for one in self.architectures)
+        self.tensors = max(len(network.names) for network in self.architectures)
         self.layers = pooled_head(
             self.tensors * STATISTICS, config.hidden, d_out, config.dropout
         )
 
     def forward(self, stack: NetworkStack) -> Tensor:
         values = self.standardised(stack)[: self.tensors]
-        found = [statistics(value.flatten(1)) for value in values]
+        of_tensors = [statistics(value.flatten(1)) for value in values]
         missing = self.tensors - len(values)
-        return self.layers(pad(torch.cat(found, -1), (0, missing * STATISTICS)))
+        return self.layers(pad(torch.cat(of_tensors, -1), (0, missing * STATISTICS)))
 
 
 def statistics(values: Tensor) -> Tensor:
@@ -53,10 +53,10 @@ def quantiles(values: Tensor, levels: Sequence[float]) -> list[Tensor]:
     """
     ordered = values.sort(-1).values
     last = values.shape[-1] - 1
-    found = []
+    results = []
     for level in levels:
         below = int(level * last)
         above = min(below + 1, last)
         weight = level * last - below
-        found.append(torch.lerp(ordered[:, below], ordered[:, above], weight))
-    return found
+        results.append(torch.lerp(ordered[:, below], ordered[:, above], weight))
+    return results

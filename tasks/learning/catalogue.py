@@ -48,23 +48,19 @@ def configured(config: Any, sizes: Mapping[str, float]) -> Any:
     Raises ValueError for unknown fields, negative numbers, and fractions in a field of
     whole numbers.
     """
-    known = {}
-    for one in fields(config):
-        value = getattr(config, one.name)
-        if isinstance(value, int | float):
-            known[one.name] = type(value)
-    odd = sorted(set(sizes) - set(known))
-    if odd:
-        name = type(config).__name__
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    types = {k: type(v) for k, v in values.items() if isinstance(v, int | float)}
+    unknown = sorted(set(sizes) - set(types))
+    if unknown:
         raise ValueError(
-            f"{name}: expected sizes among {', '.join(known)}; got {', '.join(odd)}"
+            f"{type(config).__name__}: expected sizes among {', '.join(types)}; "
+            f"got {', '.join(unknown)}"
         )
-    changes = {}
+    changes = {key: types[key](value) for key, value in sizes.items()}
     for key, value in sizes.items():
-        changes[key] = known[key](value)
         if value < 0 or changes[key] != value:
-            whole = "number" if known[key] is float else "whole number"
+            number = "number" if types[key] is float else "whole number"
             raise ValueError(
-                f"sizes: {key}: expected a {whole} of 0 or more; got {value}"
+                f"sizes: {key}: expected a {number} of 0 or more; got {value}"
             )
     return replace(config, **changes)

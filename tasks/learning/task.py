@@ -16,7 +16,7 @@ from harness.pictures import draw_images, draw_points
 from harness.random import seeded
 from harness.settings import check_counts, check_setting, named_settings
 from tasks.learning.catalogue import make_model
-from tasks.learning.training import Progress, Trainer, TrainingConfig
+from tasks.learning.training import Progress, Trainable, Trainer, TrainingConfig
 from tasks.models.base import NetworkModel, compile_steps
 from tasks.models.learned_inputs import LearnedInputs
 from tasks.networks.architectures import NetworkStack
@@ -43,7 +43,7 @@ class TaskConfig:
     """Put networks into canonical form, which removes symmetries of their parameters.
     """
     skip_damaged: bool = False
-    """Leave out shards that cannot be read, and say which, instead of ending."""
+    """Leave out shards that cannot be read, and print which, instead of ending."""
     limit: int | None = None
     """Number of networks for training: the first images, or a part of every
     architecture. None for all."""
@@ -64,14 +64,12 @@ class TaskConfig:
 Config = TypeVar("Config", bound=TaskConfig)
 
 
-class NetworkTask(Generic[Config]):
+class NetworkTask(Trainable, Generic[Config]):
     """Base class of tasks on networks. In `build`, a subclass reads its data and makes
     its `model`.
 
     Data and batches depend on the seed alone, and are the same for all models.
     """
-
-    model: nn.Module
 
     def __init__(self, config: Config, ranks: Ranks = Ranks()):  # noqa: B008
         self.config, self.ranks = config, ranks
@@ -86,20 +84,8 @@ class NetworkTask(Generic[Config]):
         raise NotImplementedError
 
     def begin(self, share: float) -> int:
-        """Called before a step with the used share of the budget.
-
-        Returns the stage of the training; each may train other parts of the model.
-        """
         model = self.model
         return model.set_progress(share) if isinstance(model, NetworkModel) else 0
-
-    def loss(self, step: int) -> Tensor:
-        """The loss of this rank's share of a step's batch."""
-        raise NotImplementedError
-
-    def score(self) -> float:
-        """The score on validation data, equal on all ranks; higher is better."""
-        raise NotImplementedError
 
     def batch(self, count: int, step: int) -> Tensor:
         """Indices of this rank's share of a step's networks. count: of all networks."""
@@ -118,18 +104,19 @@ class NetworkTask(Generic[Config]):
     def make_model(
         self, stacks: list[NetworkStack], d_out: int, edits: bool = False
     ) -> NetworkModel:
-        """The model that the settings name, with what it takes from training data.
+        """The model that the settings name, fitted to training networks.
 
-        Raises ValueError for steps that are to be compiled for several architectures.
+        Raises ValueError for compiled steps on several architectures.
         """
         config = self.config
-        sizes = {**config.sizes, **({"probes": config.probes} if config.probes else {})}
+        sizes = dict(config.sizes)
+        if config.probes:
+            sizes["probes"] = config.probes
         architectures = list(dict.fromkeys(stack.architecture for stack in stacks))
-        count = len(architectures)
-        if config.compiled and count > 1:
+        if config.compiled and len(architectures) > 1:
             raise ValueError(
                 "compiled: expected networks of one architecture; "
-                f"got {count} architectures"
+                f"got {len(architectures)} architectures. Leave out --compiled."
             )
         with seeded(config.training.seed, 0):
             model = make_model(config.model, architectures, d_out, sizes, edits)
@@ -144,7 +131,7 @@ class NetworkTask(Generic[Config]):
         assert isinstance(model, NetworkModel)
         if not self.config.compiled:
             return model(stack)
-        return torch.cat([model(piece) for piece in model.chunks(stack)])
+        return torch.cat([model(chunk) for chunk in model.chunks(stack)])
 
     def eval_outputs(self, stack: NetworkStack) -> Any:
         """The model's outputs in evaluation; not compiled, since batches differ."""
@@ -194,15 +181,16 @@ def report(
 ) -> None:
     """Writes `result.json` and prints the figures."""
     speed = progress.counted * config.training.batch / progress.seconds
-    found: dict[str, Any] = {
+    parameters = sum(p.numel() for p in model.parameters())
+    result = {
         "config": asdict(config),
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": parameters,
         "steps": progress.steps,
         "networks_per_second": speed,
         "validation": progress.scores,
         "test": dict(results),
     }
-    write_json(Path(config.folder, "result.json"), found)
+    write_json(Path(config.folder, "result.json"), result)
     text = ", ".join(f"{name} {value:.4g}" for name, value in results.items())
-    print(f"{config.model}: {text} on test data; {found['parameters']} parameters")
+    print(f"{config.model}: {text} on test data; {parameters} parameters")
     print(f"{progress.steps} steps, {speed:.0f} networks a second: {config.folder}")

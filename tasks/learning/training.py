@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from math import inf, isnan
 from pathlib import Path
 from time import process_time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,6 @@ from harness.trainer import ResumableTrainer
 from ngopt import NGOptimizer
 from ngopt.schedule import half_cosine
 
-if TYPE_CHECKING:
-    from tasks.learning.task import NetworkTask
-
 TRAINERS = ("adamw", "ngopt")
 # Share of the budget with linear warm-up.
 WARMUP = 0.05
@@ -35,7 +32,7 @@ UNCOUNTED = 2
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Settings of a training."""
+    """Settings of a training run."""
 
     minutes: float = 15.0
     """Budget: minutes of a core for training steps; compiling and validation are not
@@ -45,13 +42,13 @@ class TrainingConfig:
     trainer: str = "adamw"
     """adamw, or ngopt: the default of NGOptimizer, which has no learning rate."""
     lr: float = 2e-3
-    """Of AdamW, decayed along half a cosine to zero."""
+    """Learning rate of AdamW, decayed along half a cosine to zero."""
     weight_decay: float = 0.01
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     clip: float = 1.0
     """Largest norm of a gradient."""
     validations: int = 10
-    """In equal distances; the best model is kept."""
+    """Number of validations, at equal distances; the best model is kept."""
     patience: int = 5
     """Validations without a better one after which training ends."""
     seed: int = 0
@@ -63,9 +60,30 @@ class TrainingConfig:
             check_setting(value > 0, key, "more than 0", value)
 
 
+class Trainable:
+    """What a `Trainer` trains: a model, with its loss and its score."""
+
+    model: nn.Module
+
+    def begin(self, share: float) -> int:
+        """Called before a step with the used share of the budget.
+
+        Returns the stage of the training run; each may train other parts of the model.
+        """
+        raise NotImplementedError
+
+    def loss(self, step: int) -> Tensor:
+        """The loss of this rank's share of a step's batch."""
+        raise NotImplementedError
+
+    def score(self) -> float:
+        """The score on validation data, equal on all ranks; higher is better."""
+        raise NotImplementedError
+
+
 @dataclass
 class Progress:
-    """The progress of a training.
+    """The progress of a training run.
 
     seconds: of a core, for `counted` of the steps, mean over ranks.
     scores: of all validations. validated: steps at the last of them.
@@ -89,8 +107,8 @@ class Progress:
     @property
     def since_top(self) -> int:
         """Validations after the best."""
-        own = self.scores[self.first :]
-        return len(own) - 1 - own.index(self.top) if own else 0
+        scores = self.scores[self.first :]
+        return len(scores) - 1 - scores.index(self.top) if scores else 0
 
 
 class Trainer(ResumableTrainer):
@@ -105,7 +123,7 @@ class Trainer(ResumableTrainer):
 
     def __init__(
         self,
-        task: "NetworkTask",
+        task: Trainable,
         config: TrainingConfig,
         folder: Path,
         settings: dict[str, Any],
@@ -168,11 +186,11 @@ class Trainer(ResumableTrainer):
             self.optimizer.step()
             progress.steps += 1
             self._stage_steps += 1
-            own = torch.tensor(process_time() - start, dtype=torch.float64)
-            seconds = self.ranks.all_reduce(own).item() / self.ranks.count
+            seconds = torch.tensor(process_time() - start, dtype=torch.float64)
+            mean_seconds = self.ranks.all_reduce(seconds).item() / self.ranks.count
             if self._stage_steps > UNCOUNTED:
                 progress.counted += 1
-                progress.seconds += seconds
+                progress.seconds += mean_seconds
         return loss.item()
 
     @contextmanager
@@ -201,8 +219,9 @@ class Trainer(ResumableTrainer):
         return is_used_up or progress.since_top >= self.config.patience
 
     def _is_validation_step(self) -> bool:
-        progress, share = self.progress, self.share * self.config.validations
-        return progress.steps > progress.validated and share >= len(progress.scores) + 1
+        progress = self.progress
+        due = int(self.share * self.config.validations)
+        return progress.steps > progress.validated and due > len(progress.scores)
 
     def _validate(self, writer: SummaryWriter | None) -> None:
         progress = self.progress
@@ -213,12 +232,14 @@ class Trainer(ResumableTrainer):
         with uninterrupted():
             score = -inf if isnan(score) else score
             if score > progress.top or len(progress.scores) == progress.first:
-                state = self.model.state_dict()
-                progress.best = {name: x.detach().clone() for name, x in state.items()}
+                progress.best = {
+                    name: value.detach().clone()
+                    for name, value in self.model.state_dict().items()
+                }
             progress.scores.append(score)
             progress.validated = progress.steps
             if writer:
-                writer.add_scalar("validation", progress.scores[-1], progress.steps)
+                writer.add_scalar("validation", score, progress.steps)
             self.save_checkpoint()
 
     def state(self) -> dict[str, Any]:
@@ -248,7 +269,9 @@ def rate_factor(share: float) -> float:
 def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     if config.trainer == "ngopt":
         return NGOptimizer(model.named_parameters())  # with a decay of its own
-    decay = config.weight_decay
     return torch.optim.AdamW(
-        model.parameters(), lr=config.lr, weight_decay=decay, fused=True
+        model.parameters(),
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        fused=True,
     )

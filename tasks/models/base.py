@@ -174,9 +174,9 @@ class Standardise(nn.Module):
         for stack in stacks:
             for row, value in zip(self.rows(stack), stack.params, strict=True):
                 exact = value.double()
-                count = torch.full_like(exact.sum(), value.numel())
-                own = count, exact.sum(), exact.square().sum()
-                moments[row] += torch.stack(own).cpu()
+                total = exact.sum()
+                count = torch.full_like(total, value.numel())
+                moments[row] += torch.stack([count, total, exact.square().sum()]).cpu()
         if not moments.any():
             raise ValueError(
                 "standardise: expected networks to take statistics from; got none"
@@ -193,12 +193,11 @@ class Standardise(nn.Module):
     def forward(self, stack: NetworkStack) -> list[Tensor]:
         """Standardised parameters, (b, *shape) each. Raises ValueError as `rows`."""
         rows = self.rows(stack)
-        means = self.mean[rows].unbind()
-        stds = self.std[rows].unbind()
-        standardised = []
-        for value, mean, std in zip(stack.params, means, stds, strict=True):
-            standardised.append((value - mean) / std)
-        return standardised
+        statistics = zip(self.mean[rows].unbind(), self.std[rows].unbind(), strict=True)
+        return [
+            (value - mean) / std
+            for value, (mean, std) in zip(stack.params, statistics, strict=True)
+        ]
 
     def rows(self, stack: NetworkStack) -> list[int]:
         """Rows of the statistics of each parameter.

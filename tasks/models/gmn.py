@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ngopt.graph import NeuralGraph, parameter_graph
-from ngopt.graph.groups_and_blocks import Index, NeuronSet
+from ngopt.graph.groups_and_blocks import NeuronSet
 from ngopt.graph.views.parameter_graph import neuron_places
 from tasks.models.ng_gnn import NGGNN
 from tasks.models.probes import ProbeFeatures
@@ -34,12 +34,16 @@ class GMN(NGGNN):
         groups = self.graph(stack.architecture).groups
         codes: list[Tensor | None] = [None] * len(groups)
         places = cached_neuron_places(stack.architecture)
-        for own, (group, index) in zip(features.codes, places, strict=True):
-            if own is None:
+        for code, (group, index) in zip(features.codes, places, strict=True):
+            if code is None:
                 continue
-            rows = spread(own, index, groups[group].size)
+            if index is not None:
+                # zeros elsewhere
+                empty = code.new_zeros(len(code), groups[group].size, code.shape[-1])
+                index = torch.tensor(index, device=code.device)
+                code = empty.index_copy(1, index, code)
             before = codes[group]
-            codes[group] = rows if before is None else before + rows
+            codes[group] = code if before is None else before + code
         return features._replace(codes=codes)
 
 
@@ -52,12 +56,3 @@ def cached_parameter_graph(architecture: Architecture) -> NeuralGraph:
 def cached_neuron_places(architecture: Architecture) -> list[NeuronSet]:
     """See `neuron_places`."""
     return neuron_places(architecture.graph)
-
-
-def spread(rows: Tensor, index: Index, size: int) -> Tensor:
-    """Puts rows (b, n, width) at an index, (b, size, width), with zeros elsewhere."""
-    if index is None:
-        return rows
-    places = torch.tensor(index, device=rows.device)
-    empty = rows.new_zeros(len(rows), size, rows.shape[-1])
-    return empty.index_copy(1, places, rows)

@@ -15,16 +15,16 @@ from ngopt.chunking import even_slices
 from ngopt.graph import NeuralGraph
 from ngopt.metanets.graph_data.feature_sources import WholeValues
 from ngopt.metanets.graph_data.graph_tensors import GraphTensors, graph_tensors
-from ngopt.metanets.graph_data.mixture import (
+from ngopt.metanets.layers.graph_layer import GraphLayer
+from ngopt.metanets.layers.graph_network import GraphNetwork, GraphNetworkOptions
+from tasks.models.base import ParameterModel
+from tasks.models.learned_inputs import FreeInputs, GeneratedInputs
+from tasks.models.mixture import (
     MixedValues,
     NetworkLayout,
     layout_of,
     mixture_of,
 )
-from ngopt.metanets.layers.graph_layer import GraphLayer
-from ngopt.metanets.layers.graph_network import GraphNetwork, GraphNetworkOptions
-from tasks.models.base import ParameterModel
-from tasks.models.learned_inputs import FreeInputs, GeneratedInputs
 from tasks.models.mlp import mlp
 from tasks.models.pooling import AttentionPooling, common_outputs
 from tasks.models.probes import ProbeFeatures, Probes
@@ -41,7 +41,7 @@ EDGES_PER_CALL = 1 << 16
 # cost more than the overhead of another call.
 COMPILED_EDGES_PER_CALL = 18 << 10
 # Width of the head on probe features of the outputs, as in ProbeGen.
-ANSWER_WIDTH = 256
+OUTPUT_HEAD_WIDTH = 256
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class GraphModelConfig:
     """Sizes of a graph model."""
 
     width: int = 32
-    """Of node and edge states."""
+    """Width of node and edge states."""
     layers: int = 3
     """Rounds of messages."""
     heads: int = 4
@@ -59,7 +59,7 @@ class GraphModelConfig:
     probes: int = 0
     """Learned inputs, for probe features (Kofinas et al. 2024, section 2.4)."""
     frequencies: int = 8
-    """Of the random Fourier features of values."""
+    """Number of random Fourier features of values."""
     bandwidth: float = 0.5
     """Standard deviation of these frequencies, in periods per standard deviation of the
     values."""
@@ -73,19 +73,20 @@ class GraphModelConfig:
     """Node features for the layer of each neuron, and the index of inputs and
     outputs."""
     log_degree: float = 3.0
-    """The constant of the amplification scaler (Corso et al. 2020, Eq. 5)."""
+    """Constant of the amplification scaler (Corso et al. 2020, Eq. 5)."""
     queries: int = 4
-    """Of the attention pooling."""
+    """Learned queries of the attention pooling."""
     hidden: int = 128
     """Width of the head on the pooled states."""
     dropout: float = 0.2
-    """Of that head."""
-    answer_layers: int = 0
-    """Hidden layers of a second head, on the probe features of the outputs, as in
-    ProbeGen (Kahana et al. 2024). Its result is added. 0 for no such head."""
-    answers_first: float = 0.0
-    """Share of the training in which the second head is trained alone, in much faster
-    steps. Afterwards the result of the first head is added, which is 0 initially."""
+    """Dropout of the head on the pooled states."""
+    output_head_layers: int = 0
+    """Hidden layers of the output head, a second head on the probe features of the
+    outputs, as in ProbeGen (Kahana et al. 2024). Its result is added. 0 for none."""
+    output_head_first: float = 0.0
+    """Share of the training run in which the output head is trained alone, in much
+    faster steps. Afterwards the result of the first head is added, which is 0
+    initially."""
 
 
 class GraphModel(ParameterModel):
@@ -103,16 +104,17 @@ class GraphModel(ParameterModel):
 
     def build(self, d_out: int, config: GraphModelConfig) -> None:
         super().build(d_out, config)
-        self.answers_first = config.answers_first
+        self.output_head_first = config.output_head_first
         self._in_first_stage = False
         self.fourier = ValueFeatures(
             config.frequencies, config.bandwidth, config.scales
         )
         # a reader uses no edge states after the last layer
         last = config.layers - 1
-        layers = []
-        for k in range(config.layers):
-            layers.append(self.layer(config, updates_edges=self.edits or k < last))
+        layers = [
+            self.layer(config, updates_edges=self.edits or k < last)
+            for k in range(config.layers)
+        ]
         self.network = GraphNetwork(
             self.fourier.size,
             d_out if self.edits else None,
@@ -126,7 +128,13 @@ class GraphModel(ParameterModel):
                 slot_positions=self.has_global_feature,
             ),
         )
-        self.probes = self._make_probes(config)
+        self.probes = None
+        if config.probes:
+            shape = self.first.module.example_input().shape[1:]
+            # free pixels overfit to the training networks
+            kind = GeneratedInputs if len(shape) == 3 else FreeInputs
+            inputs = kind(config.probes, shape)
+            self.probes = Probes(inputs, config.probes, config.width)
         self._parts: dict[int, GraphTensors] = {}
         self._layouts: dict[int, NetworkLayout] = {}
         if not self.edits:
@@ -153,12 +161,12 @@ class GraphModel(ParameterModel):
             self.parts(architecture)
 
     def set_progress(self, share: float) -> int:
-        self._in_first_stage = share < self.answers_first
+        self._in_first_stage = share < self.output_head_first
         return int(self._in_first_stage)
 
     @property
     def _skips_graph(self) -> bool:
-        """Whether the second head is trained alone."""
+        """Whether the output head is trained alone."""
         return self.training and self._in_first_stage
 
     def chunks(self, stack: NetworkStack) -> list[NetworkStack]:
@@ -168,7 +176,7 @@ class GraphModel(ParameterModel):
 
     def forward(self, stack: NetworkStack) -> Tensor:
         if self._skips_graph:
-            return self._answer([stack])
+            return self._output_head_alone([stack])
         probed = self.probe_features(stack)
         parts = self.parts(stack.architecture)
         states, _ = self.network.states(self._source(stack), parts, probed.codes)
@@ -179,11 +187,8 @@ class GraphModel(ParameterModel):
         if len(stacks) == 1:
             return self.forward(stacks[0])
         if self._skips_graph:
-            return self._answer(stacks)
-        predictions = []
-        for chunk in self._mixed_chunks(stacks):
-            predictions.append(self._forward_mixture(chunk))
-        return torch.cat(predictions)
+            return self._output_head_alone(stacks)
+        return torch.cat(list(map(self._forward_mixture, self._mixed_chunks(stacks))))
 
     def updates(self, stack: NetworkStack) -> list[Tensor]:
         parts = self.parts(stack.architecture)
@@ -222,22 +227,19 @@ class GraphModel(ParameterModel):
         chunk: list[NetworkStack] = []
         edges = 0
         for stack in stacks:
-            for some in self._split(stack, EDGES_PER_CALL):
-                added = some.count * self.parts(stack.architecture).edges
+            for piece in self._split(stack, EDGES_PER_CALL):
+                added = piece.count * self.parts(stack.architecture).edges
                 if chunk and edges + added > EDGES_PER_CALL:
                     yield chunk
                     chunk, edges = [], 0
-                chunk.append(some)
+                chunk.append(piece)
                 edges += added
         yield chunk
 
     def _forward_mixture(self, stacks: Sequence[NetworkStack]) -> Tensor:
         """`forward` for networks of several architectures, as one graph."""
-        layouts, sizes = [], []
-        for stack in stacks:
-            layout = self.layout(stack.architecture)
-            layouts.append((layout, stack.count))
-            sizes.append(stack.count * layout.nodes)
+        layouts = [(self.layout(stack.architecture), stack.count) for stack in stacks]
+        sizes = [count * layout.nodes for layout, count in layouts]
         mixture = mixture_of(layouts, self.network.kernel)
         flat, probed, codes = [], [], []
         for stack in stacks:
@@ -251,9 +253,9 @@ class GraphModel(ParameterModel):
         extra = [torch.cat(codes)] if codes else []
         (states,), _ = self.network.states(source, mixture.tensors, extra)
         pooled = []
-        for stack, own in zip(stacks, states.split(sizes), strict=True):
+        for stack, of_stack in zip(stacks, states.split(sizes), strict=True):
             graph = self.graph(stack.architecture)
-            nodes = own.unflatten(0, (stack.count, -1))
+            nodes = of_stack.unflatten(0, (stack.count, -1))
             groups = nodes.split([group.size for group in graph.groups], 1)
             pooled.append(self.pooling(groups, graph))
         return self._apply_heads(torch.cat(pooled), torch.cat(probed))
@@ -274,15 +276,15 @@ class GraphModel(ParameterModel):
 
     def _apply_heads(self, pooled: Tensor, probed_outputs: Tensor) -> Tensor:
         predictions = self.head(pooled)
-        if self.answer_head is None:
+        if self.output_head is None:
             return predictions
-        return predictions + self.answer_head(probed_outputs.flatten(1))
+        return predictions + self.output_head(probed_outputs.flatten(1))
 
-    def _answer(self, stacks: Sequence[NetworkStack]) -> Tensor:
-        """The result of the second head alone."""
-        assert self.probes is not None and self.answer_head is not None
+    def _output_head_alone(self, stacks: Sequence[NetworkStack]) -> Tensor:
+        """The result of the output head, without that of the first head."""
+        assert self.probes is not None and self.output_head is not None
         features = torch.cat(list(map(self.probes.output_features, stacks)))
-        return self.answer_head(features.flatten(1))
+        return self.output_head(features.flatten(1))
 
     def _source(self, stack: NetworkStack) -> WholeValues:
         graph = self.graph(stack.architecture)
@@ -292,16 +294,7 @@ class GraphModel(ParameterModel):
 
     def _prepared(self, stack: NetworkStack) -> list[Tensor]:
         """Inputs of `ValueFeatures` for every parameter, (b, *shape, 1 or 2)."""
-        values = self.standardised(stack)
-        return list(map(self.fourier.prepare, values))
-
-    def _make_probes(self, config: GraphModelConfig) -> Probes | None:
-        if not config.probes:
-            return None
-        shape = self.first.module.example_input().shape[1:]
-        # free pixels overfit to the training networks
-        kind = GeneratedInputs if len(shape) == 3 else FreeInputs
-        return Probes(kind(config.probes, shape), config.probes, config.width)
+        return list(map(self.fourier.prepare, self.standardised(stack)))
 
     def _make_heads(self, config: GraphModelConfig, d_out: int) -> None:
         outputs = common_outputs(one.graph for one in self.architectures)
@@ -310,37 +303,39 @@ class GraphModel(ParameterModel):
         hidden = (config.hidden, config.hidden)
         layers = mlp(size, hidden, d_out, config.dropout, nn.SiLU)
         self.head = nn.Sequential(nn.LayerNorm(size), layers)
-        self.answer_head = make_answer_head(config, outputs, d_out)
-        if config.answers_first:
+        self.output_head = make_output_head(config, outputs, d_out)
+        if config.output_head_first:
             for parameter in layers[-1].parameters():
                 nn.init.zeros_(parameter)
 
 
-def make_answer_head(
+def make_output_head(
     config: GraphModelConfig, outputs: int | None, d_out: int
 ) -> nn.Module | None:
-    """The head on probe features of the outputs, (b, 2 m outputs) -> (b, d_out).
+    """The head on probe features of the outputs, (b, 2 m outputs) -> (b, d_out), or
+    None if it has no layers.
 
     outputs: number of outputs of every network; None if it differs.
 
     Raises ValueError for such a head without probes or with different numbers of
-    outputs, for `answers_first` without such a head, and for a share not in [0, 1).
+    outputs, for `output_head_first` without such a head, and for a share not in [0, 1).
     """
-    share = config.answers_first
-    expected = "a share of 0 or more, below 1"
-    check_setting(0 <= share < 1, "answers_first", expected, share)
-    if not config.answer_layers:
-        if config.answers_first:
-            raise ValueError("answers_first: expected answer_layers; got none")
+    share = config.output_head_first
+    check_setting(
+        0 <= share < 1, "output_head_first", "a share of 0 or more, below 1", share
+    )
+    if not config.output_head_layers:
+        if share:
+            raise ValueError("output_head_first: expected output_head_layers; got none")
         return None
     if not config.probes:
-        raise ValueError("answer_layers: expected probes; got none")
+        raise ValueError("output_head_layers: expected probes; got none")
     if outputs is None:
         raise ValueError(
-            "answer_layers: expected networks with the same number of outputs; "
+            "output_head_layers: expected networks with the same number of outputs; "
             "got several numbers"
         )
-    hidden = (ANSWER_WIDTH,) * config.answer_layers
+    hidden = (OUTPUT_HEAD_WIDTH,) * config.output_head_layers
     return mlp(2 * config.probes * outputs, hidden, d_out)
 
 

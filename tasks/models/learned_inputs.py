@@ -41,8 +41,9 @@ class GeneratedInputs(LearnedInputs):
         super().__init__()
         self.codes = nn.Parameter(torch.randn(count, latent))
         if len(shape) == 1:
-            layers = nn.Linear(latent, latent), nn.Linear(latent, shape[0])
-            self.generator = nn.Sequential(*layers)
+            self.generator = nn.Sequential(
+                nn.Linear(latent, latent), nn.Linear(latent, shape[0])
+            )
         elif len(shape) == 3:
             self.generator = ImageGenerator(shape, latent, channels)
         else:

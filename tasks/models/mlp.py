@@ -44,11 +44,11 @@ class RunningNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
-            own = x.detach()
+            batch = x.detach()
             self.batches += 1
             weight = (1 / self.batches).clamp_min(MOMENTUM)
-            self.mean.lerp_(own.mean(0), weight)
-            self.variance.lerp_((own - self.mean).square().mean(0), weight)
+            self.mean.lerp_(batch.mean(0), weight)
+            self.variance.lerp_((batch - self.mean).square().mean(0), weight)
         return (x - self.mean) / (self.variance + EPSILON).sqrt()
 
 

@@ -32,11 +32,12 @@ class AttentionPooling(nn.Module):
         nodes = torch.cat(list(states), -2)
         weights = (self.queries(nodes) / sqrt(nodes.shape[-1])).softmax(-2)
         means = weights.mT @ nodes  # (*batch, queries, width)
-        outputs = []
-        for state, group in zip(states, graph.groups, strict=True):
-            if group.role == "output":
-                outputs.append(state)
-        output = torch.cat(outputs, -2)
+        output_states = [
+            state
+            for state, group in zip(states, graph.groups, strict=True)
+            if group.role == "output"
+        ]
+        output = torch.cat(output_states, -2)
         count = output.shape[-2]
         if self.outputs not in (None, count):
             raise ValueError(
@@ -49,8 +50,8 @@ class AttentionPooling(nn.Module):
 
 def common_outputs(graphs: Iterable[NeuralGraph]) -> int | None:
     """The number of outputs if it is the same in all graphs, else None."""
-    counts = set()
-    for graph in graphs:
-        outputs = [group.size for group in graph.groups if group.role == "output"]
-        counts.add(sum(outputs))
+    counts = {
+        sum(group.size for group in graph.groups if group.role == "output")
+        for graph in graphs
+    }
     return counts.pop() if len(counts) == 1 else None

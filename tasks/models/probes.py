@@ -58,9 +58,9 @@ class Probes(nn.Module):
                 codes.append(None)
                 continue
             role = group.role if group.role in FEATURES_BY_ROLE else "hidden"
-            own = FEATURES_BY_ROLE[role](values)
-            features.append(own)
-            codes.append(self.codes[role](own))
+            of_group = FEATURES_BY_ROLE[role](values)
+            features.append(of_group)
+            codes.append(self.codes[role](of_group))
         outputs = features[architecture.module.output_group]
         assert outputs is not None
         return ProbeFeatures(codes, outputs)

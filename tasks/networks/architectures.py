@@ -58,8 +58,8 @@ class Architecture:
         names = [f"network.{name}" for name in self.names]
 
         def run(params: list[Tensor]) -> dict[int, Tensor]:
-            own = dict(zip(names, params, strict=True))
-            return functional_call(module, own, (inputs,))
+            named = dict(zip(names, params, strict=True))
+            return functional_call(module, named, (inputs,))
 
         values = vmap(run)(list(params))
         return [values.get(number) for number in range(len(self.graph.groups))]
@@ -86,9 +86,7 @@ class NetworkStack(NamedTuple):
         """Raises ValueError, which names the parameter, for missing, unexpected or
         non-finite parameters."""
         architecture = architecture_of(networks.architecture)
-        expected = {}
-        for spec in architecture.graph.parameters:
-            expected[spec.name] = spec.shape
+        expected = {spec.name: spec.shape for spec in architecture.graph.parameters}
         with prefixed_errors("networks"):
             check_parameters(expected, networks.params)
         return cls(architecture, [networks.params[name] for name in expected])
@@ -111,8 +109,7 @@ class NetworkStack(NamedTuple):
 
     def split(self, size: int) -> "list[NetworkStack]":
         """The networks in order, `size` at a time."""
-        chunks = torch.arange(self.count).split(size)
-        return list(map(self.select, chunks))
+        return list(map(self.select, torch.arange(self.count).split(size)))
 
 
 def architecture_of(description: Mapping[str, Any]) -> Architecture:
@@ -156,8 +153,5 @@ class _GroupActivations(nn.Module):
         self.network = network
 
     def forward(self, inputs: Tensor) -> dict[int, Tensor]:
-        found = {}
-        for number, value in enumerate(self.network.group_activations(inputs)):
-            if value is not None:
-                found[number] = value
-        return found
+        activations = enumerate(self.network.group_activations(inputs))
+        return {number: value for number, value in activations if value is not None}

@@ -26,12 +26,10 @@ def random_affine(
     scales = (_uniform(count, 1.0) * torch.tensor(1 + scale).log()).exp()
     cosines = scales * angles.cos()
     sines = scales * angles.sin()
-    first_row = torch.stack([cosines, -sines], -1)
-    second_row = torch.stack([sines, cosines], -1)
-    maps = torch.stack([first_row, second_row], -2).to(weight)  # (b, 2, 2)
+    rows = torch.stack([cosines, -sines, sines, cosines], -1)
+    maps = rows.unflatten(-1, (2, 2)).to(weight)  # (b, 2, 2)
     shifts = torch.stack([_uniform(count, shift), _uniform(count, shift)], -1)
-    shifts = shifts.to(weight)
-    shifted_bias = bias + (weight @ shifts.unsqueeze(-1)).squeeze(-1)
+    shifted_bias = bias + (weight @ shifts.to(weight).unsqueeze(-1)).squeeze(-1)
     return stack._replace(params=[weight @ maps, shifted_bias, *others])
 
 

@@ -17,7 +17,7 @@ from tasks.networks.classifier import (
 
 NORMS = ("batch", "group")
 NORM_GROUPS = 2
-"""Of a GroupNorm."""
+"""Groups of a GroupNorm."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,32 +103,32 @@ class CNN(Classifier):
         self.layers = nn.ModuleList()
         for index, kernel in enumerate(config.kernels):
             stride, padding = config.strides[index], config.paddings[index]
-            fans = channels[index : index + 2]
-            self.layers.append(convolution(*fans, kernel, stride, padding))
+            c_in, c_out = channels[index : index + 2]
+            self.layers.append(convolution(c_in, c_out, kernel, stride, padding))
         if config.norm is not None:
-            self.norms = nn.ModuleList()
-            for width in channels[1:]:
-                self.norms.append(_norm(config.norm, width, config.dimensions))
+            self.norms = nn.ModuleList(
+                _norm(config.norm, width, config.dimensions) for width in channels[1:]
+            )
         self.fc = nn.Linear(channels[-1], CLASSES)
         self.drop = NeuronDropout(dropout, axis=1)
 
     def group_activations(self, x: Tensor) -> list[Tensor | None]:
         """x: images (m, channels, height, width)."""
-        found: list[Tensor | None] = [x]
+        activations: list[Tensor | None] = [x]
         outputs: list[Tensor] = []
         norm = self.config.norm
         x = x.flatten(2) if self.config.dimensions == 1 else x
         for index, layer in enumerate(self.layers):
             x = layer(x)
             if norm is not None:
-                found.append(x)
+                activations.append(x)
                 x = self.norms[index](x)
             x = self._activate(x, index, outputs)
-            found.append(x)
+            activations.append(x)
             if norm == "group":
-                found.append(None)  # nodes of the GroupNorm's groups
+                activations.append(None)  # nodes of the GroupNorm's groups
             outputs.append(x)
-        return [*found, self.fc(x.flatten(2).mean(2))]
+        return [*activations, self.fc(x.flatten(2).mean(2))]
 
     def _activate(self, x: Tensor, index: int, outputs: Sequence[Tensor]) -> Tensor:
         """Skip connection, activation and dropout of a layer.

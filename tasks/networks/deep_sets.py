@@ -46,12 +46,10 @@ class DeepSets(Classifier):
         places = pixel_grid(side, side).mT  # (2, n)
         self.register_buffer("places", places, persistent=False)
         self.embed = nn.Linear(channels + 2, widths[0])
-        self.own = nn.ModuleList()
-        for fan_in, fan_out in pairwise(widths):
-            self.own.append(nn.Linear(fan_in, fan_out))
-        self.mean = nn.ModuleList()
-        for fan_in, fan_out in pairwise(widths):
-            self.mean.append(nn.Linear(fan_in, fan_out, bias=False))
+        self.own = nn.ModuleList(nn.Linear(*fans) for fans in pairwise(widths))
+        self.mean = nn.ModuleList(
+            nn.Linear(*fans, bias=False) for fans in pairwise(widths)
+        )
         self.fc = nn.Linear(widths[-1], CLASSES)
         self.drop = NeuronDropout(dropout, axis=-1)
         self.output_group = 2 + len(widths)

@@ -34,12 +34,13 @@ class NetworkDataset:
 
         Only columns that all groups have are kept.
         """
-        whole = merged_by_architecture(groups)
-        columns = {}
-        for key in sorted(whole[0].columns):
-            if all(key in group.columns for group in whole):
-                columns[key] = column_of(whole, key)
-        return cls(list(map(NetworkStack.from_networks, whole)), columns)
+        merged = merged_by_architecture(groups)
+        columns = {
+            key: column_of(merged, key)
+            for key in sorted(merged[0].columns)
+            if all(key in group.columns for group in merged)
+        }
+        return cls(list(map(NetworkStack.from_networks, merged)), columns)
 
     @cached_property
     def offsets(self) -> Tensor:
@@ -76,8 +77,8 @@ class NetworkDataset:
         self, model: Callable[[Sequence[NetworkStack]], Tensor], index: Tensor
     ) -> Tensor:
         """A model's outputs for the networks of an index, (k,) -> (k, *)."""
-        rows, stacks = self._selected(index)
-        return model(stacks)[rows.argsort()]
+        positions, stacks = self._selected(index)
+        return model(stacks)[positions.argsort()]
 
     def batch_indices(self, size: int, *, seed: int, step: int) -> Tensor:
         """Indices of the networks of a training step, (size,).
@@ -94,14 +95,15 @@ class NetworkDataset:
         return order[position * size : (position + 1) * size]
 
     def _selected(self, index: Tensor) -> tuple[Tensor, list[NetworkStack]]:
-        """The networks of an index by stack, and their positions in the index, (k,)."""
+        """Positions of networks in the index, (k,), and the networks, by stack."""
         numbers = self.stack_numbers[index]
-        rows, stacks = [], []
+        positions, stacks = [], []
         for number in numbers.unique().tolist():
-            row = (numbers == number).nonzero().squeeze(1)
-            rows.append(row)
-            stacks.append(self.stacks[number].select(index[row] - self.offsets[number]))
-        return torch.cat(rows), stacks
+            of_stack = (numbers == number).nonzero().squeeze(1)
+            within = index[of_stack] - self.offsets[number]
+            positions.append(of_stack)
+            stacks.append(self.stacks[number].select(within))
+        return torch.cat(positions), stacks
 
     def _columns_at(self, index: Tensor) -> dict[str, Tensor]:
         return {key: value[index] for key, value in self.columns.items()}
@@ -113,7 +115,7 @@ def _epoch_order(offsets: tuple[int, ...], seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     blocks: list[Tensor] = []
     for start, end in pairwise(offsets):
-        own = start + torch.randperm(end - start, generator=generator)
-        blocks += own.split(BLOCK_SIZE)
+        networks = start + torch.randperm(end - start, generator=generator)
+        blocks += networks.split(BLOCK_SIZE)
     order = torch.randperm(len(blocks), generator=generator).tolist()
     return torch.cat([blocks[number] for number in order])

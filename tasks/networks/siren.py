@@ -36,11 +36,11 @@ class Siren(InputNetwork):
     def group_activations(self, x: Tensor) -> list[Tensor | None]:
         """x: coordinates (m, d)."""
         *hidden, last = self.layers
-        found: list[Tensor | None] = [x]
+        activations: list[Tensor | None] = [x]
         for layer in hidden:
             x = torch.sin(FREQUENCY * layer(x))
-            found.append(x)
-        return [*found, last(x)]
+            activations.append(x)
+        return [*activations, last(x)]
 
 
 def render(params: Sequence[Tensor], points: Tensor) -> Tensor:

@@ -45,9 +45,8 @@ class EncoderBlock(nn.Module):
         hidden = self.activation(self.up(normed2))
         end = between + drop(self.down(hidden))
         # products of query and key neurons have a value for every pair of tokens
-        scores = [None, weights]
-        after = [attended.mT, between.mT, normed2.mT, hidden.mT, end.mT]
-        return end, [normed.mT, q.mT, k.mT, v.mT, *scores, *after]
+        attention = [normed.mT, q.mT, k.mT, v.mT, None, weights, attended.mT]
+        return end, [*attention, between.mT, normed2.mT, hidden.mT, end.mT]
 
     def _by_head(self, x: Tensor) -> Tensor:
         """(m, n, width) -> (m, heads, n, width / heads)."""
@@ -84,9 +83,9 @@ class ViT(Classifier):
         self.places = nn.Parameter(
             0.02 * torch.randn((IMAGE_SIDE // patch) ** 2, width)
         )
-        self.blocks = nn.ModuleList()
-        for _ in range(depth):
-            self.blocks.append(EncoderBlock(width, heads, activation))
+        self.blocks = nn.ModuleList(
+            EncoderBlock(width, heads, activation) for _ in range(depth)
+        )
         self.norm = nn.LayerNorm(width)
         self.fc = nn.Linear(width, CLASSES)
         self.drop = NeuronDropout(dropout, axis=-1)
@@ -94,9 +93,9 @@ class ViT(Classifier):
     def group_activations(self, x: Tensor) -> list[Tensor | None]:
         """x: images (m, channels, height, width). The tokens are the space."""
         tokens = self.patch(x).flatten(2).mT + self.places
-        found: list[Tensor | None] = [x, tokens.mT]
+        activations: list[Tensor | None] = [x, tokens.mT]
         for block in self.blocks:
-            tokens, activations = block(tokens, self.drop)
-            found += activations
+            tokens, of_block = block(tokens, self.drop)
+            activations += of_block
         normed = self.norm(tokens)
-        return [*found, normed.mT, self.fc(normed.mean(1))]
+        return [*activations, normed.mT, self.fc(normed.mean(1))]

@@ -1,1 +1,1 @@
-"""Sources of networks: published files, and fits and trainings of our own."""
+"""Sources of networks: published files, our fits and our training runs."""

@@ -5,59 +5,50 @@ parameter. `prefixed_errors` adds the file.
 """
 
 from collections.abc import Mapping
-from functools import partial
 from math import inf, isfinite, nan
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, vmap
+from torch.func import functional_call
 
 from harness.errors import prefixed_errors
 from harness.files import read_json
 from tasks.networks.architectures import make_module
-from tasks.networks.input_network import InputNetwork
 from tasks.shards import Networks, check_parameters
 
-AT_ONCE = 64
-"""Networks of one forward pass."""
 SPLIT_NAMES = {"train": "train", "validation": "val", "test": "test"}
 """Names of our splits in split files."""
 
 
-def read_split_file(path: Path, split: str) -> Any:
-    """The entry of a split in a JSON file."""
-    entries = read_json(path, "split file")
-    name = SPLIT_NAMES[split]
-    if not isinstance(entries, dict) or name not in entries:
-        raise ValueError(
-            f"split file '{path}': {name}: expected a split of this name; got none"
-        )
-    return entries[name]
+def read_split_file(source: Path, split: str, *keys: str) -> list[tuple]:
+    """Paths of a split's networks, and their other values, from a JSON file.
 
-
-def path_rows(source: Path, entry: Any, *keys: str) -> list[tuple]:
-    """Paths of networks, and their other values, from columns of a split file.
-
-    The columns are lists of equal length. Paths are relative to the file's folder.
+    The entry of a split has columns, `path` and `keys`, which are lists of equal
+    length. If it is a list, it is that of the paths, and other values are None. Paths
+    are relative to the file's folder.
     """
-    with prefixed_errors(f"file '{source}'"):
-        names = check_list("path", get_field(entry, "path"))
-        columns = []
-        for key in keys:
-            values = check_list(key, get_field(entry, key))
-            if len(values) != len(names):
+    entries = read_json(source, "split file")
+    name = SPLIT_NAMES[split]
+    with prefixed_errors(f"split file '{source}'"):
+        if not isinstance(entries, dict) or name not in entries:
+            raise ValueError(f"{name}: expected a split of this name; got none")
+        entry = entries[name]
+        if isinstance(entry, list):
+            entry = {"path": entry, **dict.fromkeys(keys, [None] * len(entry))}
+        paths = check_list("path", get_field(entry, "path"))
+        for path in paths:
+            if not isinstance(path, str):
+                raise ValueError(f"path: expected names of files; got {path!r}")
+        columns = [check_list(key, get_field(entry, key)) for key in keys]
+        for key, values in zip(keys, columns, strict=True):
+            if len(values) != len(paths):
                 raise ValueError(
-                    f"{key}: expected {len(names)} values, as of path; "
+                    f"{key}: expected {len(paths)} values, as of path; "
                     f"got {len(values)}"
                 )
-            columns.append(values)
-        for name in names:
-            if not isinstance(name, str):
-                raise ValueError(f"path: expected names of files; got {name!r}")
-    paths = [source.parent / name for name in names]
-    return list(zip(paths, *columns, strict=True))
+    return list(zip([source.parent / path for path in paths], *columns, strict=True))
 
 
 def get_field(values: Any, *keys: str) -> Any:
@@ -100,7 +91,7 @@ def check_tensors(values: Any) -> dict[str, Tensor]:
     for name, value in values.items():
         is_tensor = isinstance(value, Tensor)
         if not is_tensor or value.is_complex() or value.dim() == 0:
-            got = str(value.dtype) if is_tensor else type(value).__name__
+            got = value.dtype if is_tensor else type(value).__name__
             raise ValueError(f"{name}: expected a tensor of real numbers; got {got}")
     return dict(values)
 
@@ -108,12 +99,15 @@ def check_tensors(values: Any) -> dict[str, Tensor]:
 def single_network(
     architecture: Mapping[str, Any], params: Mapping[str, Tensor], **columns: float
 ) -> Networks:
-    """The only network of a file, see `checked_networks`. columns: values of it."""
-    stacked = {name: value[None] for name, value in params.items()}
-    known = {key: torch.tensor([value]) for key, value in columns.items()}
-    return checked_networks(architecture, stacked, known)
+    """The only network of a file, see `checked_networks`. columns: its values."""
+    return checked_networks(
+        architecture,
+        {name: value[None] for name, value in params.items()},
+        {key: torch.tensor([value]) for key, value in columns.items()},
+    )
 
 
+@torch.no_grad()
 def checked_networks(
     architecture: Mapping[str, Any],
     params: Mapping[str, Tensor],
@@ -121,49 +115,31 @@ def checked_networks(
 ) -> Networks:
     """Networks of a file, with parameters in the architecture's order.
 
+    columns: if there are several networks, `run` has their numbers, for errors.
+
     Raises ValueError for parameters that do not fit the architecture or are not finite,
-    and for a network that does not run or has non-finite outputs.
+    and for a network that does not run on a random input or has non-finite outputs.
     """
     with torch.device("meta"):
         module = make_module(architecture)
     expected = {name: p.shape for name, p in module.named_parameters()}
     check_parameters(expected, params)
-    own = {name: params[name].float() for name in expected}
-    check_outputs(module, own, columns.get("run"))
-    return Networks(architecture, own, columns)
-
-
-@torch.no_grad()
-def check_outputs(
-    module: InputNetwork, params: Mapping[str, Tensor], rows: Tensor | None
-) -> None:
-    """Runs each network on a random input.
-
-    rows: the networks' numbers in the file; None if it has one network.
-
-    Raises ValueError, which names the network, if it does not run or its outputs are
-    not finite.
-    """
+    networks = Networks(
+        architecture, {name: params[name].float() for name in expected}, columns
+    )
     generator = torch.Generator().manual_seed(0)
     inputs = torch.rand(module.example_input().shape, generator=generator)
-    run = vmap(partial(functional_call, module), (0, None))
-    count = len(next(iter(params.values())))
-    for index in torch.arange(count).split(AT_ONCE):
-        chunk = {name: value[index] for name, value in params.items()}
+    for index in range(len(networks)):
+        network = {name: value[index] for name, value in networks.params.items()}
+        which = f"network {columns['run'][index]}: " if "run" in columns else ""
         try:
-            outputs = run(chunk, inputs)
+            outputs = functional_call(module, network, inputs)
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             raise ValueError(
-                f"{network_name(rows, index[0])}expected a network that runs "
-                f"on inputs of shape {tuple(inputs.shape)}; got: {reason}"
+                f"{which}expected a network that runs on inputs of shape "
+                f"{tuple(inputs.shape)}; got: {reason}"
             ) from None
-        is_finite = outputs.flatten(1).isfinite().all(1)
-        if not is_finite.all():
-            name = network_name(rows, index[is_finite.int().argmin()])
-            raise ValueError(f"{name}expected finite outputs; got others")
-
-
-def network_name(rows: Tensor | None, index: Tensor) -> str:
-    """The start of a message; empty for the only network of a file."""
-    return "" if rows is None else f"network {rows[index]}: "
+        if not outputs.isfinite().all():
+            raise ValueError(f"{which}expected finite outputs; got others")
+    return networks

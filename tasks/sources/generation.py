@@ -44,19 +44,20 @@ def missing(wanted: Iterable[Job], folder: Folder, ranks: Ranks) -> list[Job]:
     The jobs of a rank do not depend on the shards that exist, since other ranks may be
     writing already.
     """
-    found = []
-    for place, job in enumerate(wanted):
-        path = folder.shard(job.split, job.number)
-        if not ranks.owns(place):
-            continue
-        try:
-            if path.exists():
-                read_shard(path)
-                continue
-        except ValueError as error:
-            tqdm.write(f"made again: {error}")
-        found.append(job)
-    return found
+    jobs_of_rank = [job for place, job in enumerate(wanted) if ranks.owns(place)]
+    return [job for job in jobs_of_rank if not _is_intact(folder, job)]
+
+
+def _is_intact(folder: Folder, job: Job) -> bool:
+    path = folder.shard(job.split, job.number)
+    if not path.exists():
+        return False
+    try:
+        read_shard(path)
+    except ValueError as error:
+        tqdm.write(f"made again: {error}")
+        return False
+    return True
 
 
 def make_shards(

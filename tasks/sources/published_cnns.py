@@ -23,17 +23,16 @@ from tasks.sources.foreign_files import (
     checked_networks,
     get_field,
     parse_number,
-    path_rows,
     read_split_file,
     single_network,
 )
 
 FINAL_STEP = 86
-"""Epochs of the trainings of the small CNN zoo."""
+"""Epochs of the training runs of the small CNN zoo."""
 TEST_SHARE = 0.5
 TRAIN_SHARE = 0.8
-"""Of the rest, as in Zhou et al. 2023, who use a list of their own to shuffle all rows
-before."""
+"""Share of training in the first half, as in Zhou et al. 2023, who first shuffle all
+rows by a list."""
 STRIDE = 2
 ZOO_FILES = ("weights.npy", "metrics.csv.gz", "layout.csv")
 METRICS = ("step", "test_accuracy", "config.activation")
@@ -62,33 +61,32 @@ def read_cnn_zoo(source: Path, split: str) -> Iterator[Networks]:
     path, metrics, layout = (source / name for name in ZOO_FILES)
     weights = read_matrix(path)
     rows = read_table(metrics, METRICS)
-    accuracies, final = [], []
     with prefixed_errors(f"file '{metrics}'"):
         if len(rows) != len(weights):
             raise ValueError(
                 f"expected {len(weights)} rows, as of weights; got {len(rows)}"
             )
-        for number, row in enumerate(rows):
-            step = parse_number("step", row["step"])
-            accuracies.append(parse_accuracy("test_accuracy", row["test_accuracy"]))
-            if step == FINAL_STEP:
-                final.append(number)
+        steps = [parse_number("step", row["step"]) for row in rows]
+        accuracies = [
+            parse_number("test_accuracy", row["test_accuracy"], 0, 1) for row in rows
+        ]
+        final = [number for number, step in enumerate(steps) if step == FINAL_STEP]
         if not final:
             raise ValueError(f"step: expected {FINAL_STEP} in some rows; got none")
-    by_activation: dict[str, list[int]] = {}
+    numbers_by_activation: dict[str, list[int]] = {}
     for number in split_rows(split, final):
         activation = rows[number]["config.activation"]
-        by_activation.setdefault(activation, []).append(number)
+        numbers_by_activation.setdefault(activation, []).append(number)
     parameters = read_table(layout, LAYOUT)
-    for activation, own in sorted(by_activation.items()):
-        values = torch.from_numpy(np.array(weights[own], np.float32))
+    for activation, numbers in sorted(numbers_by_activation.items()):
+        values = torch.from_numpy(np.array(weights[numbers], np.float32))
         with prefixed_errors(f"file '{layout}'"):
             params = unpack_params(parameters, values)
             architecture = small_cnn(params, activation)
         columns = {
-            "run": torch.tensor(own),
-            "step": torch.full((len(own),), FINAL_STEP),
-            "accuracy": torch.tensor(accuracies)[own],
+            "run": torch.tensor(numbers),
+            "step": torch.full((len(numbers),), FINAL_STEP),
+            "accuracy": torch.tensor(accuracies)[numbers],
         }
         with prefixed_errors(f"file '{path}'"):
             yield checked_networks(architecture, params, columns)
@@ -103,39 +101,35 @@ def read_wild_park(source: Path, split: str) -> Iterator[Networks]:
 
     Raises ValueError, which names file and field, for missing or inconsistent values.
     """
-    entry = read_split_file(source, split)
-    for path, score, step in path_rows(source, entry, "score", "step"):
+    for path, score, step in read_split_file(source, split, "score", "step"):
         values = read_checkpoint(path)
         with prefixed_errors(f"file '{path}'"):
             architecture = wild_cnn(values)
             params = check_tensors(get_field(values, "model"))
         with prefixed_errors(f"file '{source}'"):
-            accuracy = parse_accuracy("score", score)
+            accuracy = parse_number("score", score, 0, 1)
             step = int(parse_number("step", step, minimum=0))
         with prefixed_errors(f"file '{path}'"):
             yield single_network(architecture, params, accuracy=accuracy, step=step)
 
 
-def parse_accuracy(name: str, value: Any) -> float:
-    return parse_number(name, value, minimum=0, maximum=1)
-
-
 def wild_cnn(values: Mapping[str, Any]) -> dict[str, Any]:
     """The description of a Wild Park network; its residual is -1 for no skip."""
-    fields: dict[str, list[int]] = {}
+    entries = {
+        key: check_list(f"config.{key}", get_field(values, "config", key))
+        for key in (*WILD_FIELDS, "activation")
+    }
     for key, minimum in WILD_FIELDS.items():
-        name = f"config.{key}"
-        fields[key] = []
-        for value in check_list(name, get_field(values, "config", key)):
-            fields[key].append(int(parse_number(name, value, minimum)))
-    activations = get_field(values, "config", "activation")
+        entries[key] = [
+            int(parse_number(f"config.{key}", value, minimum)) for value in entries[key]
+        ]
     return cnn_description(
-        channels=fields["channels"],
-        kernels=fields["kernel_size"],
-        strides=fields["stride"],
-        activations=check_list("config.activation", activations),
-        paddings=fields["padding"],
-        skips=[None if source < 0 else source for source in fields["residual"]],
+        channels=entries["channels"],
+        kernels=entries["kernel_size"],
+        strides=entries["stride"],
+        activations=entries["activation"],
+        paddings=entries["padding"],
+        skips=[None if source < 0 else source for source in entries["residual"]],
     )
 
 
@@ -146,27 +140,25 @@ def small_cnn(params: Mapping[str, Tensor], activation: str) -> dict[str, Any]:
     if not kernels:
         raise ValueError("shape: expected kernels of four dimensions; got none")
     layers = len(kernels)
-    channels, sides = [kernels[0].shape[2]], []
-    for kernel in kernels:
-        channels.append(kernel.shape[1])
-        sides.append(kernel.shape[-1])
-    strides, activations = [STRIDE] * layers, [activation] * layers
-    return cnn_description(channels, sides, strides, activations, paddings=[0] * layers)
+    return cnn_description(
+        channels=[kernels[0].shape[2], *(kernel.shape[1] for kernel in kernels)],
+        kernels=[kernel.shape[-1] for kernel in kernels],
+        strides=[STRIDE] * layers,
+        activations=[activation] * layers,
+        paddings=[0] * layers,
+    )
 
 
 def split_rows(split: str, rows: Sequence[int]) -> list[int]:
     """Rows of a split: the second half is for test, the first half is shuffled and
     divided."""
     middle = int(TEST_SHARE * len(rows))
+    if split == "test":
+        return list(rows[middle:])
     rest = list(rows[:middle])
     Random(0).shuffle(rest)
     cut = int(TRAIN_SHARE * len(rest))
-    splits = {
-        "train": rest[:cut],
-        "validation": rest[cut:],
-        "test": list(rows[middle:]),
-    }
-    return splits[split]
+    return rest[:cut] if split == "train" else rest[cut:]
 
 
 def unpack_params(
@@ -182,7 +174,8 @@ def unpack_params(
             raise ValueError(f"varname: expected kernel:0 or bias:0; got {name!r}")
         value = layout_slice(row, values)
         if kind == "kernel:0":
-            kernels.append(channels_first(value))
+            # (n, *space, in, out) -> (n, out, in, *space)
+            kernels.append(value.movedim((-1, -2), (1, 2)).contiguous())
         else:
             biases.append(value)
     if len(kernels) != len(biases):
@@ -207,11 +200,6 @@ def layout_slice(row: Mapping[str, str], values: Tensor) -> Tensor:
     except (ValueError, SyntaxError, TypeError, RuntimeError):
         got = ", ".join(f"{key} {row[key]!r}" for key in LAYOUT[1:])
         raise ValueError(f"expected numbers that agree; got {got}") from None
-
-
-def channels_first(kernels: Tensor) -> Tensor:
-    """(n, *space, in, out) -> (n, out, in, *space)."""
-    return kernels.movedim((-1, -2), (1, 2)).contiguous()
 
 
 def read_matrix(path: Path) -> np.ndarray:

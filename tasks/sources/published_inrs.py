@@ -14,7 +14,6 @@ from tasks.sources.foreign_files import (
     check_tensors,
     get_field,
     parse_number,
-    path_rows,
     read_split_file,
     single_network,
 )
@@ -33,18 +32,16 @@ def read_dwsnets(source: Path, split: str) -> Iterator[Networks]:
 
     Raises ValueError, which names file and field, for missing or inconsistent values.
     """
-    entry = read_split_file(source, split)
-    if isinstance(entry, list):
-        entry = {"path": entry, "label": [None] * len(entry)}
-    for index, (path, label) in enumerate(path_rows(source, entry, "label")):
+    rows = read_split_file(source, split, "label")
+    for index, (path, label) in enumerate(rows):
         values = read_checkpoint(path)
-        own = {key: values[key] for key in values if key.startswith("seq.")}
         with prefixed_errors(f"file '{path}'"):
             if label is None:
                 label = get_field(values, "label")
-            params = {}
-            for key, value in check_tensors(own).items():
-                params[key.replace("seq", "layers", 1)] = value
+            params = check_tensors(
+                {k: value for k, value in values.items() if k.startswith("seq.")}
+            )
+            params = {k.replace("seq", "layers", 1): v for k, v in params.items()}
             label = int(parse_number("label", label, minimum=0))
             architecture = siren_description(params)
             yield single_network(architecture, params, label=label, index=index)
@@ -64,10 +61,10 @@ def read_nfn(source: Path, split: str) -> Iterator[Networks]:
         path, label = files[index]
         values = read_checkpoint(path)
         with prefixed_errors(f"file '{path}'"):
-            params = {}
-            for key, value in check_tensors(values).items():
-                name = re.sub(r"^net\.(\d+)\.(linear\.)?", r"layers.\1.", key)
-                params[name] = value
+            params = {
+                re.sub(r"^net\.(\d+)\.(linear\.)?", r"layers.\1.", key): value
+                for key, value in check_tensors(values).items()
+            }
             architecture = siren_description(params)
             last = len(architecture["widths"]) - 2
             for kind in ("weight", "bias"):
@@ -99,19 +96,18 @@ def nfn_files(source: Path) -> dict[int, tuple[Path, int]]:
 def split_indices(source: Path, split: str, indices: Sequence[int]) -> Sequence[int]:
     """Indices of a split. Raises ValueError if there are too few for all splits."""
     held_out = sum(NFN_HELD_OUT.values())
-    validation = len(indices) - held_out
-    test = len(indices) - NFN_HELD_OUT["test"]
-    if validation < 1:
+    if len(indices) <= held_out:
         raise ValueError(
             f"folder '{source}': expected {held_out + 1} networks or more; "
             f"got {len(indices)}"
         )
-    splits = {
+    validation = len(indices) - held_out
+    test = len(indices) - NFN_HELD_OUT["test"]
+    return {
         "train": indices[:validation],
         "validation": indices[validation:test],
         "test": indices[test:],
-    }
-    return splits[split]
+    }[split]
 
 
 def siren_description(params: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -120,7 +116,5 @@ def siren_description(params: Mapping[str, Tensor]) -> dict[str, Any]:
     if not weights or any(weight.dim() != 2 for weight in weights):
         got = ", ".join(params) or "nothing"
         raise ValueError(f"expected weights of linear layers; got {got}")
-    widths = [weights[0].shape[1]]
-    for weight in weights:
-        widths.append(weight.shape[0])
+    widths = [weights[0].shape[1], *(weight.shape[0] for weight in weights)]
     return {"kind": "siren", "widths": widths}

@@ -35,8 +35,8 @@ class Signals:
 
     def columns(self, index: Tensor) -> dict[str, Tensor]:
         """Properties of signals (k,), and their index."""
-        own = {key: value[index] for key, value in self.properties.items()}
-        return {**own, "index": index}
+        columns = {key: value[index] for key, value in self.properties.items()}
+        return {**columns, "index": index}
 
 
 def image_signals(split: Split) -> Signals:

@@ -16,7 +16,7 @@ from tasks.networks.architectures import make_module
 from tasks.networks.cnn import cnn_description
 
 MOMENTUM = 0.9
-"""Of SGD."""
+"""Momentum of SGD."""
 TEST_BATCH = 1000
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": partial(torch.optim.SGD, momentum=MOMENTUM, fused=True),
@@ -71,7 +71,7 @@ class Zoo:
     def sample_recipe(self, random: Random) -> TrainingRecipe:
         """Draws a recipe as in Unterthiner et al. 2020, appendix A.
 
-        Trainings are shorter here. So learning rates are higher than there (from 5e-4),
+        Runs are shorter here. So learning rates are higher than there (from 5e-4),
         L2 (to 1e-2) and dropout (to 0.7) are weaker, and half of the runs have no
         dropout.
         """
@@ -102,16 +102,14 @@ def small_cnn(random: Random) -> dict[str, Any]:
 def wild_park_cnn(random: Random) -> dict[str, Any]:
     """All layers differ (Kofinas et al. 2024, appendix E).
 
-    Strides are 1 there. Here the first two are 2, so that a training takes seconds.
+    Strides are 1 there. Here the first two are 2, so that a run takes seconds.
     """
     layers = random.randint(2, 5)
     channels = [1, *random.choices((4, 8, 16, 32), k=layers)]
     kernels = random.choices((3, 5, 7), k=layers)
     activations = random.choices(WILD_ACTIVATIONS, k=layers)
-    skips = []
-    for layer in range(layers):
-        # not from the previous layer, which is connected anyway
-        skips.append(random.choice((None, *range(layer - 1))))
+    # not from the previous layer, which is connected anyway
+    skips = [random.choice((None, *range(layer - 1))) for layer in range(layers)]
     strides = [2, 2, 1, 1, 1][:layers]
     return cnn_description(channels, kernels, strides, activations, skips=skips)
 
@@ -203,7 +201,7 @@ def train(
     batch_size: int,
     seed: int,
 ) -> list[Checkpoint] | None:
-    """The network after each number of steps; None if the training diverged.
+    """The network after each number of steps; None if the run diverged.
 
     Weights and dropout are drawn from torch's random numbers, batches from the seed.
     """
@@ -223,9 +221,10 @@ def train(
         if step + 1 in steps:
             if not all(bool(p.isfinite().all()) for p in model.parameters()):
                 return None
-            params = {}
-            for name, p in model.named_parameters():
-                params[name] = p.detach().clone(memory_format=torch.contiguous_format)
+            params = {
+                name: p.detach().clone(memory_format=torch.contiguous_format)
+                for name, p in model.named_parameters()
+            }
             checkpoints.append(Checkpoint(step + 1, accuracy(model, test), params))
     return checkpoints
 

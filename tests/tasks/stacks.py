@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from tasks.learning.catalogue import MODELS
 from tasks.models.base import NetworkModel
 from tasks.networks.architectures import Architecture, NetworkStack, architecture_of
 from tasks.networks.input_network import InputNetwork
-from tasks.shards import Networks
+from tasks.shards import Networks, read_shard, shard_paths
 from tests.equivariance import permute, random_permutations
 
 GRAPHS = ("ng-gnn", "ng-t", "gmn")
@@ -76,16 +77,17 @@ def moved(
     values: Sequence[Tensor],
     roles: Sequence[str] = ("hidden",),
 ) -> list[Tensor]:
-    """Per-parameter values (*batch, *shape) with neurons of some roles in one other
-    order."""
+    """Per-parameter values (*batch, *shape), neurons of some roles in another order."""
     graph = stack.architecture.graph
     order = random_permutations(
         graph, torch.Generator().manual_seed(0), roles=tuple(roles)
     )
     batch = values[0].shape[: values[0].dim() - len(graph.parameters[0].shape)]
     flat = [v.flatten(0, len(batch) - 1) for v in values]
-    found = [permute(graph, [v[k] for v in flat], order) for k in range(len(flat[0]))]
-    return [torch.stack(some).unflatten(0, batch) for some in zip(*found, strict=True)]
+    networks = [
+        permute(graph, list(params), order) for params in zip(*flat, strict=True)
+    ]
+    return [torch.stack(v).unflatten(0, batch) for v in zip(*networks, strict=True)]
 
 
 def moved_stack(
@@ -113,3 +115,15 @@ def far(a: Tensor, b: Tensor) -> bool:
 def outputs_of(networks: Networks, inputs: Tensor) -> Tensor:
     stack = NetworkStack.from_networks(networks)
     return stack.architecture.outputs(stack.params, inputs)
+
+
+def contents_of(folder: str) -> dict[tuple[str, int], dict[str, list]]:
+    """Tensors of all shards, by file and number of the group."""
+    return {
+        (path.name, number): {
+            key: value.tolist()
+            for key, value in {**networks.params, **networks.columns}.items()
+        }
+        for path in shard_paths(Path(folder))
+        for number, networks in enumerate(read_shard(path))
+    }

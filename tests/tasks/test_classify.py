@@ -1,7 +1,6 @@
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ from tasks.classify import Classification, Config
 from tasks.learning.task import run_task
 from tasks.learning.training import TrainingConfig
 from tasks.shards import read_shard, write_shard
+from tests.tasks.conftest import DATA
 
 
 @pytest.fixture
@@ -21,21 +21,21 @@ def config(data, tmp_path, clock):
     )
 
 
-def test_a_training_says_and_writes_what_it_found(config, tmp_path, capsys):
+def test_a_run_prints_and_writes_its_results(config, tmp_path, capsys):
     run_task(replace(config, probes=4), Classification)
-    found = json.loads((tmp_path / "result.json").read_text())
-    assert found["test"]["accuracy"] * 16 == round(found["test"]["accuracy"] * 16)
-    assert found["config"]["probes"] == 4
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["test"]["accuracy"] * 16 == round(result["test"]["accuracy"] * 16)
+    assert result["config"]["probes"] == 4
     assert (tmp_path / "probes.png").stat().st_size > 1000
-    assert len(found["validation"]) == 2
-    assert found["steps"] == 8  # six seconds, and two that are not counted
-    said = capsys.readouterr().out
-    assert f"ng-gnn: accuracy {found['test']['accuracy']:.4g} on test data" in said
+    assert len(result["validation"]) == 2
+    assert result["steps"] == 8  # six seconds, and two that are not counted
+    printed = capsys.readouterr().out
+    assert f"ng-gnn: accuracy {result['test']['accuracy']:.4g} on test data" in printed
 
 
-def test_accuracy_is_the_share_of_classes_that_are_right(config):
+def test_accuracy_is_the_share_of_right_classes(config):
     task = Classification(config)
-    labels = task.data["validation"].labels
+    labels = task.data["validation"].columns["label"]
 
     class Oracle(torch.nn.Module):
         """Right on the first four networks, one class too high on the others."""
@@ -49,21 +49,22 @@ def test_accuracy_is_the_share_of_classes_that_are_right(config):
 
 
 @torch.no_grad()
-def test_with_symmetry_networks_of_the_same_function_are_the_same(config):
+def test_symmetry_makes_networks_of_one_function_equal(config):
     for symmetry in (True, False):
         task = Classification(replace(config, symmetry=symmetry))
         task.model.eval()
         stack = task.data["test"].stack
         other = stack.canonical()
-        said = [task.model(task.prepared(one)) for one in (stack, other)]
-        assert torch.allclose(*said, atol=1e-4) == symmetry
+        logits = [task.model(task.prepared(networks)) for networks in (stack, other)]
+        assert torch.allclose(*logits, atol=1e-4) == symmetry
 
 
-def test_fewer_networks_are_the_first(config):
-    whole = Classification(config)
-    some = Classification(replace(config, limit=20))
-    assert torch.equal(some.data["train"].labels, whole.data["train"].labels[:20])
-    assert len(some.data["test"].labels) == len(whole.data["test"].labels)
+def test_a_limit_keeps_the_first_networks(config):
+    data = Classification(config).data
+    limited = Classification(replace(config, limit=20)).data
+    labels = data["train"].columns["label"]
+    assert torch.equal(limited["train"].columns["label"], labels[:20])
+    assert limited["test"].stack.count == data["test"].stack.count
 
 
 @pytest.mark.parametrize("compiled_eagerly", ["aot_eager"], indirect=True)
@@ -78,34 +79,40 @@ def test_compiled_steps_are_the_same(config, compiled_eagerly):
     assert compiled_eagerly == [1]
 
 
-def test_settings_that_make_no_sense(config):
-    with pytest.raises(ValueError, match="limit: expected 1 or more; got 0"):
-        replace(config, limit=0)
-    with pytest.raises(ValueError, match="probes: expected 0 or more; got -1"):
-        replace(config, probes=-1)
-
-
-def test_unknown_models_and_sizes_are_named(config):
-    with pytest.raises(
-        ValueError, match="model 'mamba': expected one of ng-gnn, .*, or module:Class"
-    ):
-        Classification(replace(config, model="mamba"))
-    with pytest.raises(
-        ValueError,
-        match="GraphModelConfig: expected sizes among width, .*; got depth",
-    ):
-        Classification(replace(config, sizes={"depth": 3}))
-    for odd in (-3, 1.5):
-        with pytest.raises(
-            ValueError, match=f"sizes: layers: .*whole number .*; got {odd}"
-        ):
-            Classification(replace(config, sizes={"layers": odd}))
-
-
-def test_networks_of_another_kind_are_refused(config, data):
-    zoo = str(data / "zoo-small")
-    with pytest.raises(ValueError, match="of kind siren; got cnn"):
-        Classification(replace(config, data=zoo))
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"limit": 0}, "limit: expected 1 or more; got 0"),
+        ({"probes": -1}, "probes: expected 0 or more; got -1"),
+        (
+            {"model": "mamba"},
+            "model 'mamba': expected one of ng-gnn, .*, or module:Class",
+        ),
+        ({"model": "nothing"}, "model 'nothing': expected one of .*, or module:Class"),
+        (
+            {"model": "tests.own:Halved"},
+            "a subclass of tasks.models.base.NetworkModel; got",
+        ),
+        (
+            {"model": "tests.own:None_"},
+            "expected 'None_' in module 'tests.own'; got none",
+        ),
+        (
+            {"sizes": {"depth": 3}},
+            "GraphModelConfig: expected sizes among width, .*; got depth",
+        ),
+        ({"sizes": {"layers": -3}}, "sizes: layers: .*whole number .*; got -3"),
+        ({"sizes": {"layers": 1.5}}, "sizes: layers: .*whole number .*; got 1.5"),
+        ({"data": str(DATA / "zoo-small")}, "of kind siren; got cnn"),
+        (
+            {"data": "data/no"},
+            "folder 'data/no': expected a folder of networks; got none. tasks.inr fit",
+        ),
+    ],
+)
+def test_invalid_settings_are_refused(config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        Classification(replace(config, **changes))
 
 
 def test_a_damaged_shard_is_left_out_only_on_request(config, data, tmp_path):
@@ -120,7 +127,11 @@ def test_a_damaged_shard_is_left_out_only_on_request(config, data, tmp_path):
     with pytest.raises(ValueError, match="train-00000.safetensors': .* SHA-256"):
         Classification(broken)
     assert (
-        len(Classification(replace(broken, skip_damaged=True)).data["train"].labels)
+        len(
+            Classification(replace(broken, skip_damaged=True))
+            .data["train"]
+            .columns["label"]
+        )
         == 48
     )
 
@@ -137,22 +148,9 @@ def test_labels_of_no_class_are_refused(config, data, tmp_path):
         Classification(replace(config, data=str(folder)))
 
 
-def test_a_model_of_your_own(config, tmp_path):
-    own = replace(config, model="tests.own:Flat", probes=0, sizes={"dropout": 0.5})
-    run_task(own, Classification)
-    found = json.loads((Path(own.folder) / "result.json").read_text())
-    assert found["config"]["model"] == "tests.own:Flat"
-    run_task(own, Classification)  # its checkpoint is read again
-    for name, told in (
-        ("tests.own:Halved", "a subclass of tasks.models.base.NetworkModel; got"),
-        ("tests.own:None_", "expected 'None_' in module 'tests.own'; got none"),
-        ("nothing", "model 'nothing': expected one of .*, or module:Class"),
-    ):
-        with pytest.raises(ValueError, match=told):
-            Classification(replace(own, model=name))
-
-
-def test_a_missing_folder_is_named(config):
-    told = "folder 'data/nope': expected a folder of networks; got none. tasks.inr fit"
-    with pytest.raises(ValueError, match=told):
-        Classification(replace(config, data="data/nope"))
+def test_a_user_model_is_trained(config, tmp_path):
+    config = replace(config, model="tests.own:Flat", sizes={"dropout": 0.5})
+    run_task(config, Classification)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["config"]["model"] == "tests.own:Flat"
+    run_task(config, Classification)  # its checkpoint is read again

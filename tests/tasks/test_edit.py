@@ -9,7 +9,7 @@ from tasks import edit
 from tasks.edit import Config, Editing, contrasted, dilated, images_of
 from tasks.learning.task import run_task
 from tasks.learning.training import TrainingConfig
-from tasks.published import PublishedConfig, bring
+from tasks.published import PublishedConfig, convert
 from tasks.sources import published_inrs
 from tests.tasks.sources.published import write_nfn
 
@@ -52,10 +52,10 @@ def test_edits_by_hand():
     assert torch.allclose(contrasted(flat), torch.tensor([[[[0.35, 0.65, 0.0, 1.0]]]]))
 
 
-def test_a_training_writes_errors_and_a_picture(config, tmp_path):
+def test_a_run_writes_errors_and_a_picture(config, tmp_path):
     run_task(config(outputs=2), Editing)
-    found = json.loads((tmp_path / "result.json").read_text())["test"]
-    assert found["mse"] > 0 and found["mse_unedited"] > 0
+    result = json.loads((tmp_path / "result.json").read_text())["test"]
+    assert result["mse"] > 0 and result["mse_unedited"] > 0
     assert (tmp_path / "edited.png").stat().st_size > 1000
 
 
@@ -73,7 +73,7 @@ def test_outputs_are_networks_whose_images_are_averaged(config):
 
 
 @torch.no_grad()
-def test_what_moves_nothing_renders_what_was_there(config):
+def test_updates_of_zero_render_the_unedited_images(config):
     task = Editing(config())
     task.model.scales.zero_()
     stack, targets = (
@@ -100,16 +100,20 @@ def seeded_loss(task, step):
     return task.loss(step).item()
 
 
-def test_settings_that_make_no_sense(config):
-    with pytest.raises(
-        ValueError, match="edit: expected one of dilate, contrast; got 'erode'"
-    ):
-        config(edit="erode")
-    with pytest.raises(ValueError, match="outputs: expected 1 or more; got 0"):
-        config(outputs=0)
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"edit": "erode"}, "edit: expected one of dilate, contrast; got 'erode'"),
+        ({"outputs": 0}, "outputs: expected 1 or more; got 0"),
+        ({"originals": "svhn"}, "originals: expected one of .*; got 'svhn'"),
+    ],
+)
+def test_invalid_settings_are_refused(config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        config(**changes)
 
 
-def test_more_outputs_than_are_judged_at_once(config, monkeypatch):
+def test_more_outputs_than_an_evaluation_batch(config, monkeypatch):
     monkeypatch.setattr(edit, "EVALUATION_BATCH", 1)
     assert Editing(config(outputs=2)).score() < 0
 
@@ -120,12 +124,12 @@ def published(tmp_path, monkeypatch):
     monkeypatch.setattr(published_inrs, "NFN_HELD_OUT", {"validation": 4, "test": 4})
     source, folder = tmp_path / "source", tmp_path / "published"
     write_nfn(source, count=24, widths=(2, 8, 8, 1))
-    bring(PublishedConfig("nfn", str(source), str(folder)))
+    convert(PublishedConfig("nfn", str(source), str(folder)))
     return folder
 
 
 @torch.no_grad()
-def test_published_networks_are_compared_with_what_they_render(config, published):
+def test_published_networks_are_compared_with_their_renderings(config, published):
     task = Editing(replace(config(), data=str(published)))
     assert task.targets["train"].shape == (16, 1, 28, 28)
     stack = task.data["test"].stack
@@ -137,21 +141,20 @@ def test_published_networks_are_edited_from_the_command_line(config, published):
     run_task(
         replace(config(), data=str(published), folder=str(published / "run")), Editing
     )
-    found = json.loads((published / "run" / "result.json").read_text())["test"]
-    assert found["mse"] > 0 and found["mse_unedited"] > 0
+    result = json.loads((published / "run" / "result.json").read_text())["test"]
+    assert result["mse"] > 0 and result["mse_unedited"] > 0
 
 
 def test_published_networks_are_numbered_by_all_images_of_a_data_set(config, published):
-    known = edit.load_dataset("mnist").train.images.float() / 255
-    asked = replace(config(), data=str(published), originals="mnist")
-    targets = Editing(asked).targets
-    assert torch.equal(targets["test"], dilated(known[20:24]))
+    data = edit.load_dataset("mnist").train.images.float() / 255
+    published_config = replace(config(), data=str(published), originals="mnist")
+    targets = Editing(published_config).targets
+    assert torch.equal(targets["test"], dilated(data[20:24]))
 
 
-def test_networks_whose_images_are_not_known(config, published):
-    asked = replace(config(), data=str(published))
-    manifest = json.loads((published / "manifest.json").read_text())
-    for changes, originals, told in (
+@pytest.mark.parametrize(
+    "changes, originals, message",
+    [
         (
             {"format": "dwsnets"},
             "mnist",
@@ -162,35 +165,41 @@ def test_networks_whose_images_are_not_known(config, published):
             None,
             "of tasks.inr fit or tasks.published; got",
         ),
-    ):
-        settings = {**manifest["settings"], **changes}
-        changed = json.dumps({**manifest, "settings": settings})
-        (published / "manifest.json").write_text(changed)
-        with pytest.raises(ValueError, match=told):
-            Editing(replace(asked, originals=originals))
+    ],
+)
+def test_networks_without_known_images_are_refused(
+    config, published, changes, originals, message
+):
+    path = published / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["settings"] |= changes
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=message):
+        Editing(replace(config(), data=str(published), originals=originals))
+
+
+def test_originals_of_another_data_set_are_refused(config):
     with pytest.raises(ValueError, match="originals: expected 'mnist', as in folder"):
         Editing(config(originals="cifar10"))
-    with pytest.raises(ValueError, match="originals: expected one of .*; got 'svhn'"):
-        config(originals="svhn")
 
 
 def test_networks_of_other_channels_than_the_images(config, tmp_path, monkeypatch):
     monkeypatch.setattr(published_inrs, "NFN_HELD_OUT", {"validation": 1, "test": 1})
     write_nfn(tmp_path / "source", count=4, widths=(2, 8, 8, 3))
     folder = str(tmp_path / "published")
-    bring(PublishedConfig("nfn", str(tmp_path / "source"), folder))
-    asked = replace(config(), data=folder)
-    assert Editing(asked).targets["test"].shape == (1, 3, 32, 32)
+    convert(PublishedConfig("nfn", str(tmp_path / "source"), folder))
+    published_config = replace(config(), data=folder)
+    assert Editing(published_config).targets["test"].shape == (1, 3, 32, 32)
     with pytest.raises(
         ValueError, match="networks of 1 channels, as images have; got 3"
     ):
-        Editing(replace(asked, originals="mnist"))
+        Editing(replace(published_config, originals="mnist"))
 
 
-def test_images_that_the_data_set_does_not_have(config, monkeypatch):
-    known = edit.load_dataset("mnist")
-    few = replace(known.test, images=known.test.images[:5])
-    few_images = replace(known, test=few)
+def test_numbers_of_missing_images_are_refused(config, monkeypatch):
+    data = edit.load_dataset("mnist")
+    few = replace(data.test, images=data.test.images[:5])
+    few_images = replace(data, test=few)
     monkeypatch.setattr(edit, "load_dataset", lambda name: few_images)
     with pytest.raises(ValueError, match="index: expected 0 to 4; got 5"):
         Editing(config())

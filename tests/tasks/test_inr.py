@@ -1,24 +1,23 @@
-import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from harness.distributed import Ranks
 from harness.image_datasets import ImageDataset, Split
 from tasks import inr
 from tasks.inr import FitConfig, ShowConfig, fit, fit_all, show
 from tasks.networks.architectures import NetworkStack
 from tasks.networks.siren import pixel_grid, render
 from tasks.shards import (
+    column_of,
     read_manifest,
     read_shard,
     read_split,
     shard_paths,
-    write_shard,
 )
 from tasks.sources import signals
-from tasks.sources.generation import jobs, missing
+from tests.tasks.stacks import contents_of
 
 
 def smooth_images(count, side=6):
@@ -38,19 +37,11 @@ def config(tmp_path, monkeypatch):
         lambda name: ImageDataset(name, 3, split, split, split),
     )
     monkeypatch.setattr(inr, "FITS_AT_ONCE", 2)
-    return FitConfig(
-        str(tmp_path / "inr"),
-        train=5,
-        validation=2,
-        test=2,
-        views=2,
-        width=8,
-        steps=30,
-        shard=3,
-    )
+    options = {"views": 2, "width": 8, "steps": 30, "shard": 3}
+    return FitConfig(str(tmp_path / "inr"), train=5, validation=2, test=2, **options)
 
 
-def test_networks_say_what_the_images_show():
+def test_fitted_networks_render_the_images():
     images = smooth_images(3).float() / 255
     torch.manual_seed(0)
     points = pixel_grid(6, 6)
@@ -62,7 +53,7 @@ def test_networks_say_what_the_images_show():
     assert psnr.min() > 40
 
 
-def test_a_network_does_not_depend_on_those_beside_it():
+def test_fits_of_one_call_are_independent():
     points = pixel_grid(6, 6)
     values = smooth_images(3).float().flatten(2) / 255
     torch.manual_seed(0)
@@ -75,72 +66,36 @@ def test_a_network_does_not_depend_on_those_beside_it():
 
 def test_every_image_has_its_views(config, capsys):
     fit_all(config)
-    assert [path.name for path in shard_paths(inr.Path(config.folder))] == [
+    folder = Path(config.folder)
+    assert [path.name for path in shard_paths(folder)] == [
         "test-00000.safetensors",
         *(f"train-0000{number}.safetensors" for number in range(4)),
         "validation-00000.safetensors",
     ]
-    groups = list(read_split(inr.Path(config.folder), "train"))
-    pairs = [
-        p
-        for g in groups
-        for p in zip(
-            g.columns["index"].tolist(), g.columns["view"].tolist(), strict=True
-        )
-    ]
-    assert pairs == [(image, view) for view in range(2) for image in range(5)]
-    assert [label for g in groups for label in g.columns["label"].tolist()] == [
-        0,
-        1,
-        2,
-        0,
-        1,
-    ] * 2
+    groups = list(read_split(folder, "train"))
+    assert column_of(groups, "index").tolist() == [0, 1, 2, 3, 4] * 2
+    assert column_of(groups, "view").tolist() == [0] * 5 + [1] * 5
+    assert column_of(groups, "label").tolist() == [0, 1, 2, 0, 1] * 2
     first = groups[0].params["layers.0.weight"][0]
     again = groups[1].params["layers.0.weight"][2]
     assert not torch.allclose(first, again, atol=0.01)  # views of one image
     assert groups[0].architecture == {"kind": "siren", "widths": [2, 8, 8, 1]}
     assert "14 networks in" in capsys.readouterr().out
-    assert len(read_manifest(inr.Path(config.folder))["shards"]) == 6
-
-
-def contents(folder):
-    """Of all shards: bytes differ, for the order of what a file says of itself is not
-    fixed."""
-    found = {}
-    for path in shard_paths(inr.Path(folder)):
-        (networks,) = read_shard(path)
-        tensors = {**networks.params, **networks.columns}
-        found[path.name] = {key: value.tolist() for key, value in tensors.items()}
-    return found
+    assert len(read_manifest(folder)["shards"]) == 6
 
 
 def test_missing_shards_are_made_as_they_would_have_been(config, capsys):
     fit_all(config)
-    folder = inr.Path(config.folder)
-    before = contents(folder)
+    folder = Path(config.folder)
+    before = contents_of(config.folder)
     kept = folder / "train-00000.safetensors"
     times = kept.stat().st_mtime_ns
     (folder / "train-00002.safetensors").unlink()
     fit_all(config)
-    assert contents(folder) == before
+    assert contents_of(config.folder) == before
     assert kept.stat().st_mtime_ns == times
     with pytest.raises(ValueError, match="made with other settings: steps 30, got 31"):
         fit_all(replace(config, steps=31))
-
-
-def test_ranks_make_the_same(config, tmp_path, capsys):
-    fit_all(config)
-    other = replace(config, folder=str(tmp_path / "other"))
-    folder = inr.folder_of(other, inr.PROGRAM)
-    folder.begin()
-    wanted = list(jobs(inr.counts(other), other.shard))
-    for number in range(2):
-        # the second begins when the first has ended
-        for job in missing(wanted, folder, Ranks(number, 2)):
-            networks = inr.make(job, other, inr.load(config))
-            write_shard(folder.shard(job.split, job.number), networks)
-    assert contents(other.folder) == contents(config.folder)
 
 
 def test_pictures(config, tmp_path, monkeypatch, capsys):
@@ -151,27 +106,27 @@ def test_pictures(config, tmp_path, monkeypatch, capsys):
     assert "3 signals and their networks" in capsys.readouterr().out
 
 
-def test_errors(config, capsys, monkeypatch):
-    with pytest.raises(
-        ValueError, match="validation: expected at most 7 images; got 8"
-    ):
-        fit_all(replace(config, validation=8))
-    with pytest.raises(ValueError, match="steps: expected 1 or more; got 0"):
-        replace(config, steps=0)
-    with pytest.raises(ValueError, match="data: expected one of .*'sines'; got 'foo'"):
-        fit_all(replace(config, data="foo"))
-    monkeypatch.setattr(sys, "argv", ["inr", "show", "--folder", config.folder])
-    with pytest.raises(SystemExit) as ended:
-        inr.cli.commands(
-            {"fit": (FitConfig, fit_all), "show": (ShowConfig, show)}, None
-        )
-    assert ended.value.code == 2
-    assert "error: folder" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"validation": 8}, "validation: expected at most 7 images; got 8"),
+        ({"steps": 0}, "steps: expected 1 or more; got 0"),
+        ({"data": "foo"}, "data: expected one of .*'sines'; got 'foo'"),
+    ],
+)
+def test_invalid_settings_are_refused(config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        fit_all(replace(config, **changes))
+
+
+def test_a_missing_folder_is_refused(config):
+    with pytest.raises(ValueError, match="^folder .*: expected a folder of networks"):
+        show(ShowConfig(config.folder))
 
 
 def test_a_shard_is_read_back(config, capsys):
     fit_all(config)
-    (networks,) = read_shard(inr.Path(config.folder) / "test-00000.safetensors")
+    (networks,) = read_shard(Path(config.folder) / "test-00000.safetensors")
     images = smooth_images(7)[:2].float() / 255
     params = NetworkStack.from_networks(networks).params
     rendered = render(params, pixel_grid(6, 6)).view_as(images) + 0.5
@@ -181,18 +136,11 @@ def test_a_shard_is_read_back(config, capsys):
     )
 
 
-def test_sine_waves_have_the_amplitudes_and_frequencies_that_their_columns_say(
-    tmp_path,
-):
-    config = FitConfig(
-        str(tmp_path),
-        data="sines",
-        train=3,
-        validation=1,
-        test=1,
-        width=8,
-        steps=2,
-    )
+SMALL = {"data": "sines", "validation": 1, "test": 1, "width": 8, "steps": 2}
+
+
+def test_sine_waves_have_the_amplitudes_and_frequencies_of_their_columns(tmp_path):
+    config = FitConfig(str(tmp_path), train=3, **SMALL)
     data = inr.load(config)["train"]
     index = torch.tensor([2, 0])
     columns = data.columns(index)
@@ -202,7 +150,7 @@ def test_sine_waves_have_the_amplitudes_and_frequencies_that_their_columns_say(
     )
     torch.testing.assert_close(data.values(index)[:, 0, 100], expected)
     fit_all(config)
-    (networks,) = read_split(inr.Path(config.folder), "train")
+    (networks,) = read_split(Path(config.folder), "train")
     assert networks.architecture["widths"] == [1, 8, 8, 1]
     assert torch.equal(networks.columns["frequency"][index], columns["frequency"])
     show(ShowConfig(config.folder, str(tmp_path / "waves.png"), count=2))
@@ -210,15 +158,14 @@ def test_sine_waves_have_the_amplitudes_and_frequencies_that_their_columns_say(
 
 
 def test_a_damaged_shard_is_fitted_again(tmp_path):
-    options = {"train": 2, "validation": 1, "test": 1, "width": 8, "steps": 2}
-    config = FitConfig(str(tmp_path), data="sines", shard=1, **options)
+    config = FitConfig(str(tmp_path), train=2, shard=1, **SMALL)
     fit_all(config)
     path = tmp_path / "train-00000.safetensors"
-    before = contents(tmp_path)
+    before = contents_of(tmp_path)
     path.write_bytes(path.read_bytes()[:-9])
     shown = ShowConfig(str(tmp_path), str(tmp_path / "waves.png"), count=1)
     with pytest.raises(ValueError, match="train-00000.safetensors'.*--skip-damaged"):
         show(shown)
     show(replace(shown, skip_damaged=True))
     fit_all(config)
-    assert contents(tmp_path) == before
+    assert contents_of(tmp_path) == before

@@ -11,6 +11,7 @@ from tasks.learning.training import TrainingConfig
 from tasks.networks.network_dataset import NetworkDataset
 from tasks.predict import Config, Prediction, is_narrow, r2, tau
 from tasks.shards import read_split
+from tests.tasks.conftest import DATA
 
 
 @pytest.fixture
@@ -49,55 +50,51 @@ def test_rank_correlation_and_explained_variance_by_hand():
 )
 def test_networks_of_every_zoo_are_read(config, data, tmp_path, zoo, model, probes):
     sizes = {"width": 8, "layers": 1, "scales": 1} if model != "dmc" else {}
-    run_task(
-        replace(
-            config,
-            data=str(data / f"zoo-{zoo}"),
-            model=model,
-            probes=probes,
-            sizes=sizes,
-        ),
-        Prediction,
-    )
-    found = json.loads((tmp_path / "result.json").read_text())["test"]
-    assert -1 <= found["tau"] <= 1 and found["r2"] <= 1
+    changes = {"model": model, "probes": probes, "sizes": sizes}
+    run_task(replace(config, data=str(data / f"zoo-{zoo}"), **changes), Prediction)
+    result = json.loads((tmp_path / "result.json").read_text())["test"]
+    assert -1 <= result["tau"] <= 1 and result["r2"] <= 1
     assert (tmp_path / "predicted.png").stat().st_size > 1000
     assert (tmp_path / "probes.png").exists() == (probes > 0)
 
 
-def test_trained_on_narrow_networks_and_tested_on_wide_ones(config, monkeypatch):
-    whole = read_data(config.data, "train")
-    monkeypatch.setattr(NetworkDataset, "from_groups", lambda _: whole)
+def test_narrow_networks_are_for_training_and_wide_ones_for_the_test(
+    config, monkeypatch
+):
+    data_set = read_data(config.data, "train")
+    monkeypatch.setattr(NetworkDataset, "from_groups", lambda _: data_set)
     task = Prediction(replace(config, widest=16))
     assert all(is_narrow(stack, 16) for stack in task.data["train"].stacks)
     assert not any(is_narrow(stack, 16) for stack in task.data["test"].stacks)
     counts = {split: len(data) for split, data in task.data.items()}
-    assert counts == {"train": 2, "validation": 2, "test": len(whole) - 2}
+    assert counts == {"train": 2, "validation": 2, "test": len(data_set) - 2}
 
 
-def test_fewer_networks_are_trained_with(config):
+def test_a_limit_keeps_networks_of_every_architecture(config):
     task = Prediction(replace(config, limit=3))
-    whole = read_data(config.data, "train")
+    data_set = read_data(config.data, "train")
     accuracies = task.data["train"].columns["accuracy"]
-    assert torch.equal(accuracies, whole.subset(3).columns["accuracy"])
+    assert torch.equal(accuracies, data_set.subset(3).columns["accuracy"])
     assert len(accuracies) == 3
     assert len(task.data["test"]) == len(read_data(config.data, "test"))
 
 
-def test_there_must_be_networks_of_both_widths(config):
-    with pytest.raises(
-        ValueError,
-        match="widest: expected narrow networks in split 'train' .* of 1; got none",
-    ):
-        Prediction(replace(config, widest=1))
-
-
-def test_networks_whose_accuracies_are_not_known_are_refused(config, data):
-    with pytest.raises(
-        ValueError,
-        match="inr-mnist': expected networks with a column 'accuracy'; got none",
-    ):
-        Prediction(replace(config, data=str(data / "inr-mnist")))
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"widest": 1},
+            "widest: expected narrow networks in split 'train' .* of 1; got none",
+        ),
+        (
+            {"data": str(DATA / "inr-mnist")},
+            "inr-mnist': expected networks with a column 'accuracy'; got none",
+        ),
+    ],
+)
+def test_unsuitable_networks_are_refused(config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        Prediction(replace(config, **changes))
 
 
 def test_only_steps_on_networks_of_one_architecture_are_compiled(
@@ -115,8 +112,8 @@ def test_only_steps_on_networks_of_one_architecture_are_compiled(
         match="compiled: expected networks of one architecture; got 2",
     ):
         Prediction(replace(config, compiled=True))
-    whole = read_data(config.data, "train")
-    one = whole.filter(lambda stack: stack is whole.stacks[0])
+    data_set = read_data(config.data, "train")
+    one = data_set.filter(lambda stack: stack is data_set.stacks[0])
     monkeypatch.setattr(NetworkDataset, "from_groups", lambda _: one)
     losses = []
     for compiled in (False, True):

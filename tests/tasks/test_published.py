@@ -1,6 +1,6 @@
 import pytest
 
-from tasks.published import PublishedConfig, bring
+from tasks.published import PublishedConfig, convert
 from tasks.shards import read_manifest, read_split, shard_paths
 from tests.tasks.sources.published import write_wild_park
 
@@ -11,7 +11,9 @@ def source(tmp_path):
 
 
 def test_shards_of_all_splits_are_written(source, tmp_path, capsys):
-    bring(PublishedConfig("wild-park", str(source), str(tmp_path / "shards"), shard=2))
+    convert(
+        PublishedConfig("wild-park", str(source), str(tmp_path / "shards"), shard=2)
+    )
     folder = tmp_path / "shards"
     assert [path.name for path in shard_paths(folder, "train")] == [
         f"train-0000{k}.safetensors" for k in range(2)
@@ -28,15 +30,15 @@ def test_shards_of_all_splits_are_written(source, tmp_path, capsys):
 
 def test_shards_of_another_size_are_not_mixed(source, tmp_path):
     folder = str(tmp_path / "shards")
-    bring(PublishedConfig("wild-park", str(source), folder, shard=2))
+    convert(PublishedConfig("wild-park", str(source), folder, shard=2))
     with pytest.raises(ValueError, match="shard 2, got 1"):
-        bring(PublishedConfig("wild-park", str(source), folder, shard=1))
+        convert(PublishedConfig("wild-park", str(source), folder, shard=1))
     with pytest.raises(ValueError, match="shard: expected 1 or more"):
         PublishedConfig("wild-park", str(source), folder, shard=0)
 
 
-def test_a_source_that_is_not_there_leaves_no_folder(tmp_path):
+def test_a_missing_source_makes_no_folder(tmp_path):
     folder = tmp_path / "shards"
     with pytest.raises(ValueError, match="mistyped"):
-        bring(PublishedConfig("wild-park", str(tmp_path / "mistyped"), str(folder)))
+        convert(PublishedConfig("wild-park", str(tmp_path / "mistyped"), str(folder)))
     assert not folder.exists()

@@ -29,19 +29,19 @@ def config(data, tmp_path, clock):
     )
 
 
-def test_a_training_says_what_a_linear_map_knows(config, tmp_path, data):
+def test_a_run_writes_results_of_linear_regressions(config, tmp_path, data):
     run_task(config, Representation)
-    found = json.loads((tmp_path / "run" / "result.json").read_text())["test"]
-    assert 0 < found["mse"] < 100
+    result = json.loads((tmp_path / "run" / "result.json").read_text())["test"]
+    assert 0 < result["mse"] < 100
     images = replace(
         config, data=str(data / "inr-mnist"), folder=str(tmp_path / "images")
     )
     run_task(images, Representation)
-    found = json.loads((tmp_path / "images" / "result.json").read_text())["test"]
-    assert 0 <= found["accuracy"] <= 1
+    result = json.loads((tmp_path / "images" / "result.json").read_text())["test"]
+    assert 0 <= result["accuracy"] <= 1
 
 
-def test_partners_that_agree_cost_nothing_and_those_that_are_all_alike_a_guess():
+def test_the_loss_of_equal_pairs_is_zero_and_of_equal_networks_that_of_guessing():
     corners = torch.eye(4)
     assert contrastive_loss(corners, corners, temperature=0.01).item() == pytest.approx(
         0, abs=1e-6
@@ -50,7 +50,7 @@ def test_partners_that_agree_cost_nothing_and_those_that_are_all_alike_a_guess()
     assert contrastive_loss(same, same, temperature=0.5).item() == pytest.approx(log(7))
 
 
-def test_a_copy_keeps_most_and_has_the_rest_at_its_mean(config):
+def test_a_copy_has_a_share_of_parameters_at_their_means(config):
     task = Representation(replace(config, noise=0.0, masked=0.3))
     stack = task.stacks["train"]
     copy = task.noisy_copy(stack).params[2]
@@ -60,15 +60,15 @@ def test_a_copy_keeps_most_and_has_the_rest_at_its_mean(config):
     assert 0.6 < is_kept.double().mean() < 0.8
 
 
-def test_the_linear_map_is_the_one_that_made_the_targets():
-    known = torch.randn(50, 4, dtype=torch.float64)
-    true = torch.randn(4, 2, dtype=torch.float64)
+def test_the_regression_finds_the_linear_map_of_the_targets():
+    inputs = torch.randn(50, 4, dtype=torch.float64)
+    weights = torch.randn(4, 2, dtype=torch.float64)
     torch.testing.assert_close(
-        ridge_regression(known, known @ true), true, rtol=1e-2, atol=1e-2
+        ridge_regression(inputs, inputs @ weights), weights, rtol=1e-2, atol=1e-2
     )
 
 
-def test_networks_of_which_nothing_is_known_are_refused():
+def test_networks_without_targets_are_refused():
     with pytest.raises(
         ValueError,
         match="expected columns amplitude, frequency, or label; got psnr",
@@ -77,7 +77,7 @@ def test_networks_of_which_nothing_is_known_are_refused():
 
 
 @pytest.mark.parametrize(
-    "changes, told",
+    "changes, message",
     [
         ({"temperature": 0}, "temperature: expected more than 0; got 0"),
         ({"noise": -1}, "noise: expected 0 or more; got -1"),
@@ -85,6 +85,6 @@ def test_networks_of_which_nothing_is_known_are_refused():
         ({"training": TrainingConfig(batch=1)}, "batch: .*; got 1"),
     ],
 )
-def test_settings_that_make_no_sense(config, changes, told):
-    with pytest.raises(ValueError, match=told):
+def test_invalid_settings_are_refused(config, changes, message):
+    with pytest.raises(ValueError, match=message):
         replace(config, **changes)

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,22 +29,19 @@ def networks(count=3, width=2, seed=0):
     )
 
 
-def assert_same(found, expected):
-    assert found.architecture == expected.architecture
+def assert_same(group, expected):
+    assert group.architecture == expected.architecture
     for part in ("params", "columns"):
-        a = getattr(found, part)
-        b = getattr(expected, part)
-        assert a.keys() == b.keys()
-        assert all(torch.equal(a[key], b[key]) for key in a)
+        tensors, others = getattr(group, part), getattr(expected, part)
+        torch.testing.assert_close(tensors, others, rtol=0, atol=0)
 
 
 def test_a_shard_holds_networks_of_several_architectures(tmp_path):
     groups = [networks(), networks(2, width=5, seed=1)]
     write_shard(tmp_path / "train-00000.safetensors", groups)
-    for found, expected in zip(
-        read_shard(tmp_path / "train-00000.safetensors"), groups, strict=True
-    ):
-        assert_same(found, expected)
+    stored = read_shard(tmp_path / "train-00000.safetensors")
+    for group, expected in zip(stored, groups, strict=True):
+        assert_same(group, expected)
     assert [path.name for path in tmp_path.iterdir()] == ["train-00000.safetensors"]
 
 
@@ -71,7 +69,7 @@ def test_a_folder_without_shards_may_begin_with_other_settings(tmp_path):
     assert read_manifest(tmp_path)["settings"] == {"steps": 4}
 
 
-def test_settings_are_those_of_the_program_that_is_asked_for(tmp_path):
+def test_settings_of_another_program_are_refused(tmp_path):
     settings = {"program": "tasks.some", "steps": 3}
     Folder(tmp_path, settings).begin()
     assert read_settings(tmp_path, "tasks.some") == settings
@@ -89,11 +87,10 @@ def test_splits(tmp_path):
             tmp_path / f"train-0000{number}.safetensors",
             [networks(seed=number)],
         )
-    found = list(read_split(tmp_path, "train"))
-    assert len(found) == 2
-    together = merged(found)
+    first, second = read_split(tmp_path, "train")
+    together = merged([first, second])
     assert len(together) == 6
-    assert torch.equal(together.params["weight"][3:], found[1].params["weight"])
+    assert torch.equal(together.params["weight"][3:], second.params["weight"])
     with pytest.raises(ValueError, match="expected shards of split 'test'; got none"):
         list(read_split(tmp_path, "test"))
     with pytest.raises(
@@ -103,13 +100,13 @@ def test_splits(tmp_path):
         merged([networks(), networks(width=5)])
 
 
-def test_an_unfinished_folder_is_read_as_far_as_it_is_and_says_so(tmp_path, capsys):
+def test_an_unfinished_folder_is_read_with_a_message(tmp_path, capsys):
     folder = Folder(tmp_path, {})
     folder.begin()
     write_shard(folder.shard("train", 0), [networks()])
     assert len(list(read_split(tmp_path, "train"))) == 1
-    said = "not finished: split 'train' has 1 shards, 0 of them in the"
-    assert said in capsys.readouterr().out
+    message = "not finished: split 'train' has 1 shards, 0 of them in the"
+    assert message in capsys.readouterr().out
     folder.finish([])
     assert len(list(read_split(tmp_path, "train"))) == 1
     assert not capsys.readouterr().out
@@ -135,33 +132,33 @@ class TestDamage:
         ):
             read_shard(path)
 
-    def test_of_the_end(self, path, capsys):
-        path.write_bytes(path.read_bytes()[:-5])
+    @pytest.mark.parametrize(
+        "damage, message",
+        [
+            (
+                lambda path: path.write_bytes(path.read_bytes()[:-5]),
+                r"': expected a complete safetensors file.*\. Pass --skip-damaged to "
+                "leave it out, or run the command that made",
+            ),
+            (Path.unlink, ".*--skip-damaged"),
+        ],
+        ids=["end", "all"],
+    )
+    def test_of_a_shard(self, path, capsys, damage, message):
+        damage(path)
         with pytest.raises(
-            ValueError,
-            match=r"train-00000.safetensors': expected a complete safetensors file.*"
-            r"\. Pass --skip-damaged to leave it out, or run the command that made",
+            ValueError, match=f"shard '.*train-00000.safetensors{message}"
         ):
             list(read_split(path.parent, "train"))
-        (found,) = read_split(path.parent, "train", skip_damaged=True)
-        assert_same(found, networks(seed=1))
+        (group,) = read_split(path.parent, "train", skip_damaged=True)
+        assert_same(group, networks(seed=1))
         assert "left out: shard" in capsys.readouterr().out
 
-    def test_of_a_whole_shard(self, path, capsys):
-        path.unlink()
+    @pytest.mark.parametrize("value", [-1.0, 2.0, float("nan")])
+    def test_of_a_column(self, value):
+        columns = {"accuracy": torch.tensor([0.0, 1.0, value])}
         with pytest.raises(
-            ValueError, match="shard '.*train-00000.safe.*--skip-damaged"
-        ):
-            list(read_split(path.parent, "train"))
-        (found,) = read_split(path.parent, "train", skip_damaged=True)
-        assert_same(found, networks(seed=1))
-        assert "left out: shard" in capsys.readouterr().out
-
-    @pytest.mark.parametrize("odd", [-1.0, 2.0, float("nan")])
-    def test_of_a_column(self, odd):
-        columns = {"accuracy": torch.tensor([0.0, 1.0, odd])}
-        with pytest.raises(
-            ValueError, match=f"'a': accuracy: expected 0 to 1; got {odd:g}"
+            ValueError, match=f"'a': accuracy: expected 0 to 1; got {value:g}"
         ):
             check_column("a", columns, "accuracy", 0, 1)
         check_column("a", {"accuracy": torch.ones(2)}, "accuracy", 0, 1)
@@ -187,8 +184,7 @@ class TestDamage:
     @pytest.mark.parametrize("key", ["settings", "shards"])
     def test_of_a_field_of_the_manifest(self, path, key):
         file = path.parent / MANIFEST
-        known = json.loads(file.read_text())
-        file.write_text(json.dumps({**known, key: None}))
+        file.write_text(json.dumps({**json.loads(file.read_text()), key: None}))
         with pytest.raises(ValueError, match=f"json': {key}: .*; got None"):
             read_manifest(path.parent)
 

@@ -1,22 +1,18 @@
-import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from harness.distributed import Ranks
 from harness.image_datasets import ImageDataset, Split
 from tasks import zoo
 from tasks.networks.architectures import NetworkStack
 from tasks.shards import (
     SPLITS,
     read_manifest,
-    read_shard,
     read_split,
     shard_paths,
-    write_shard,
 )
-from tasks.sources.generation import jobs, missing
 from tasks.zoo import (
     ShowConfig,
     TrainConfig,
@@ -26,6 +22,7 @@ from tasks.zoo import (
     show,
     train_all,
 )
+from tests.tasks.stacks import contents_of
 
 
 def striped_images(count):
@@ -61,40 +58,27 @@ def config(tmp_path, monkeypatch):
     )
 
 
-def contents(folder):
-    """Of all shards: bytes differ, for the order of what a file says of itself is not
-    fixed."""
-    found = {}
-    for path in shard_paths(zoo.Path(folder)):
-        for number, networks in enumerate(read_shard(path)):
-            tensors = {**networks.params, **networks.columns}
-            found[path.name, number] = {
-                key: value.tolist() for key, value in tensors.items()
-            }
-    return found
-
-
 def test_splits_are_of_runs():
     assert counts(10) == {"train": 7, "validation": 1, "test": 2}
     assert counts(1000) == {"train": 700, "validation": 100, "test": 200}
     assert counts(3) == {"train": 1, "validation": 1, "test": 1}
 
 
-def test_networks_are_kept_more_often_at_first():
+def test_checkpoints_are_closer_together_at_first():
     assert checkpoint_steps(1000, 5) == [40, 160, 360, 640, 1000]
     assert checkpoint_steps(3, 5) == [1, 2, 3]
 
 
 def test_gray_is_the_mean_of_the_colours():
     images = torch.tensor([10, 20, 33]).byte().view(1, 3, 1, 1)
-    found = gray(Split(images, torch.zeros(1), (0.0,) * 3, (1.0,) * 3))
-    assert found.images.tolist() == [[[[21]]]]
-    assert len(found.mean) == len(found.std) == 1
+    split = gray(Split(images, torch.zeros(1), (0.0,) * 3, (1.0,) * 3))
+    assert split.images.tolist() == [[[[21]]]]
+    assert len(split.mean) == len(split.std) == 1
 
 
 def test_every_run_has_its_networks_in_one_split(config, capsys):
     train_all(config)
-    folder = zoo.Path(config.folder)
+    folder = Path(config.folder)
     assert [path.name for path in shard_paths(folder)] == [
         "test-00000.safetensors",
         "train-00000.safetensors",
@@ -110,21 +94,21 @@ def test_every_run_has_its_networks_in_one_split(config, capsys):
     assert {"accuracy", "file", "networks"} == set(read_manifest(folder)["shards"][0])
 
 
-def test_accuracies_are_those_of_the_networks_in_the_shard(config):
+def test_stored_accuracies_equal_those_of_the_networks(config):
     config = replace(config, zoo="wild-park", steps=60)
     train_all(config)
     test = gray(striped_images(400))
     images, labels = test.batch(torch.arange(400))
     best = 0.0
     for split in SPLITS:
-        for networks in read_split(zoo.Path(config.folder), split):
+        for networks in read_split(Path(config.folder), split):
             stack = NetworkStack.from_networks(networks)
             outputs = stack.architecture.outputs(stack.params, images)
-            found = (outputs.argmax(2) == labels).float().mean(1)
+            measured = (outputs.argmax(2) == labels).float().mean(1)
             torch.testing.assert_close(
-                found, networks.columns["accuracy"], rtol=0, atol=0.01
+                measured, networks.columns["accuracy"], rtol=0, atol=0.01
             )
-            best = max(best, found.max().item())
+            best = max(best, measured.max().item())
     assert best > 0.3
 
 
@@ -132,45 +116,28 @@ def test_accuracies_are_those_of_the_networks_in_the_shard(config):
 def test_missing_shards_are_made_as_they_would_have_been(config, name):
     config = replace(config, zoo=name)
     train_all(config)
-    folder = zoo.Path(config.folder)
-    before = contents(folder)
+    folder = Path(config.folder)
+    before = contents_of(config.folder)
     kept = folder / "train-00000.safetensors"
     times = kept.stat().st_mtime_ns
     (folder / "train-00001.safetensors").unlink()
     train_all(config)
-    assert contents(folder) == before
+    assert contents_of(config.folder) == before
     assert kept.stat().st_mtime_ns == times
     with pytest.raises(ValueError, match="made with other settings: steps 6, got 7"):
         train_all(replace(config, steps=7))
 
 
-def test_ranks_make_the_same(config, tmp_path):
-    train_all(config)
-    other = replace(config, folder=str(tmp_path / "other"))
-    folder = zoo.folder_of(other, zoo.PROGRAM)
-    data = zoo.load_images(other)
-    folder.begin()
-    wanted = list(jobs(counts(other.runs), other.shard))
-    for number in (1, 0):
-        for job in missing(wanted, folder, Ranks(number, 2)):
-            write_shard(
-                folder.shard(job.split, job.number), zoo.make_shard(job, other, data)
-            )
-    assert contents(other.folder) == contents(config.folder)
-
-
 def test_a_run_that_diverges_is_drawn_anew(config, monkeypatch):
-    asked = []
+    runs = []
 
     def diverges_at_first(run, *others):
-        asked.append(run)
-        return None if len(asked) < 3 else ["network"]
+        runs.append(run)
+        return None if len(runs) < 3 else ["network"]
 
     monkeypatch.setattr(zoo, "train", diverges_at_first)
-    run, found = zoo.trained(config, zoo.load_images(config), 0, 7)
-    assert found == ["network"]
-    assert run is asked[2]
-    assert len({run.lr for run in asked}) == 3
+    assert zoo.trained(config, zoo.load_images(config), 0, 7) == (runs[2], ["network"])
+    assert len({run.lr for run in runs}) == 3
 
 
 def test_pictures(config, tmp_path, capsys):
@@ -181,36 +148,8 @@ def test_pictures(config, tmp_path, capsys):
     assert "10 networks of zoo small, accuracies 0." in capsys.readouterr().out
 
 
-def test_errors(config, capsys, monkeypatch):
+def test_invalid_settings_and_folders_are_refused(config):
     with pytest.raises(ValueError, match="runs: expected 3 or more; got 2"):
         replace(config, runs=2)
-    monkeypatch.setattr(sys, "argv", ["zoo", "show", "--folder", config.folder])
-    with pytest.raises(SystemExit) as ended:
-        zoo.cli.commands(
-            {"train": (TrainConfig, train_all), "show": (ShowConfig, show)},
-            None,
-        )
-    assert ended.value.code == 2
-    assert "error: folder" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", ["small", "wild-park", "diverse"])
-def test_the_small_sets_of_the_tests_have_what_their_manifests_say(name):
-    folder = zoo.Path(__file__).parent / "data" / f"zoo-{name}"
-    manifest = read_manifest(folder)
-    settings = manifest["settings"]
-    assert settings["zoo"] == name
-    made = jobs(counts(settings["runs"]), settings["shard"])
-    wanted = {f"{job.split}-{job.number:05d}.safetensors": job for job in made}
-    for row in manifest["shards"]:
-        job = wanted.pop(row["file"])
-        groups = read_shard(folder / row["file"])
-        runs = {run for group in groups for run in group.columns["run"].tolist()}
-        assert runs == set(range(job.start, job.stop))
-        assert sum(map(len, groups)) == row["networks"] == 2 * len(runs)
-        for group in groups:
-            stack = NetworkStack.from_networks(group)
-            assert stack.architecture.graph.numel == sum(
-                p[0].numel() for p in stack.params
-            )
-    assert not wanted
+    with pytest.raises(ValueError, match="^folder .*: expected a folder of networks"):
+        show(ShowConfig(config.folder))

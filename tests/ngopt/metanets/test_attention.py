@@ -10,7 +10,7 @@ from ngopt import build_graph
 from ngopt.metanets import NeuralGraphTransformer
 from ngopt.metanets.features import NUM_FEATURES
 from ngopt.metanets.graph_data.graph_tensors import graph_tensors
-from ngopt.metanets.layers.attention import RelationalLayer, SoftmaxSums
+from ngopt.metanets.layers.attention import RelationalLayer, SoftmaxSums, padded
 from ngopt.metanets.layers.edge_states import EdgeStates
 from ngopt.metanets.layers.graph_network import run_layer
 from ngopt.metanets.transformer import TransformerConfig
@@ -132,3 +132,11 @@ def test_small_networks_are_fully_connected():
         # of the first layer's bias, which follows its twelve weights
         before, after = (metanet(x, graph)[12] for x in (features, changed))
         assert ((before - after).abs() > 1e-12) == moves
+
+
+def test_nodes_of_small_graphs_are_padded():
+    index, is_node = padded(torch.tensor([0, 0, 1, 2, 2, 2, 2]), 2)
+    assert index.tolist() == [[0, 1], [2, 0]]
+    assert is_node.tolist() == [[True, True], [True, False]]
+    none, _ = padded(torch.tensor([0, 0]), 1)
+    assert none.numel() == 0

@@ -1,4 +1,4 @@
-"""Chains of layers as NP layers see them, and that these layers span all maps with the
+"""Chains of layers as NP layers read them, and that these layers span all maps with the
 symmetry."""
 
 from itertools import permutations, product
@@ -8,40 +8,49 @@ import torch
 from torch import nn
 from torch.func import functional_call, jacrev
 
-from tasks.baselines.chains import chain_with_fixed_ends, chain_with_moving_ends
+from tasks.baselines.chains import Chain
 from tasks.baselines.equivariant import EquivariantConfig
 from tasks.baselines.nfn import NFNHNP, NFNNP
 from tasks.networks.architectures import NetworkStack
 from tests.equivariance import permute
 from tests.tasks.stacks import (
+    SmallCNN,
+    architecture_of_module,
     cnn_architecture,
     random_stack,
     siren_architecture,
 )
+
+
+class NoOutputBias(SmallCNN):
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(2, 2, bias=False)
+
 
 MAKES = {
     "siren": lambda: siren_architecture(2, 3, 2, 2),
     "deep": lambda: siren_architecture(1, 2, 2, 2, 1),
     "one hidden layer": lambda: siren_architecture(2, 3, 2),
     "cnn": cnn_architecture,
+    "no bias of outputs": lambda: architecture_of_module(NoOutputBias()),
 }
 MODELS = {NFNNP: ("input", "hidden", "output"), NFNHNP: ("hidden",)}
 
 
 @pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
-@pytest.mark.parametrize("fold", [chain_with_moving_ends, chain_with_fixed_ends])
-def test_what_is_read_and_written_again_is_the_same(make, fold):
+@pytest.mark.parametrize("permutes_ends", [True, False])
+def test_scatter_is_the_inverse_of_gather(make, permutes_ends):
     stack = random_stack(make())
-    chain = fold(stack.architecture.graph)
-    for found, value in zip(
-        chain.scatter(chain.gather(stack.params), 1), stack.params, strict=True
-    ):
-        assert torch.equal(found.squeeze(1), value)
+    chain = Chain(stack.architecture.graph, permutes_ends)
+    scattered = chain.scatter(chain.gather(stack.params), 1)
+    assert all(map(torch.equal, [p.squeeze(1) for p in scattered], stack.params))
+    assert len(scattered) == len(stack.params)
 
 
-def test_ends_that_stay_are_features_of_the_neurons_beside_them():
+def test_weights_of_fixed_ends_are_features_of_hidden_neurons():
     stack = random_stack(siren_architecture(2, 5, 4, 3))
-    chain = chain_with_fixed_ends(stack.architecture.graph)
+    chain = Chain(stack.architecture.graph, permutes_ends=False)
     first, first_bias, _, bias, last, last_bias = stack.params
     weights, nodes, whole = chain.gather(stack.params)
     assert [parts.number for parts in weights.blocks] == [1]
@@ -71,7 +80,7 @@ def fixed_elements(graph, roles):
     places = [i for i, group in enumerate(graph.groups) if group.role in roles]
     orders = [permutations(range(graph.groups[i].size)) for i in places]
     for order in product(*orders):
-        chosen = {i: torch.tensor(own) for i, own in zip(places, order, strict=True)}
+        chosen = dict(zip(places, map(torch.tensor, order), strict=True))
         moved = permute(graph, numbers, chosen)
         yield int((graph.flatten(moved) == torch.arange(graph.numel)).sum())
 
@@ -86,13 +95,13 @@ def maps_of(editor, architecture):
     basis = torch.cat([torch.eye(graph.numel), torch.zeros(1, graph.numel)]).double()
     stack = NetworkStack(architecture, graph.unflatten(basis, batch_dims=1))
 
-    def updates(own):
-        found = functional_call(Updates(editor), own, (stack,))
-        return graph.flatten(found, batch_dims=2)
+    def updates(params):
+        changed = functional_call(Updates(editor), params, (stack,))
+        return graph.flatten(changed, batch_dims=2)
 
-    own = {f"editor.{name}": p.detach() for name, p in editor.named_parameters()}
-    found = jacrev(updates)(own)
-    return torch.cat([value.flatten(0, 2).flatten(1) for value in found.values()], 1)
+    params = {f"editor.{name}": p.detach() for name, p in editor.named_parameters()}
+    derivatives = jacrev(updates)(params).values()
+    return torch.cat([value.flatten(0, 2).flatten(1) for value in derivatives], 1)
 
 
 class Updates(nn.Module):

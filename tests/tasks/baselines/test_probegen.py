@@ -2,11 +2,7 @@ import pytest
 import torch
 
 from tasks.baselines.probegen import ProbeGen, ProbeGenConfig
-from tests.tasks.stacks import (
-    cnn_architecture,
-    random_stack,
-    siren_stack,
-)
+from tests.tasks.stacks import cnn_architecture, random_stack, siren_stack
 
 
 def probegen(*architectures, probes=6):
@@ -14,7 +10,7 @@ def probegen(*architectures, probes=6):
 
 
 @torch.no_grad()
-def test_what_is_said_follows_from_the_outputs_on_the_probes():
+def test_predictions_follow_from_the_outputs_on_the_probes():
     stack = siren_stack(2, 5, 4, 3)
     model = probegen(stack.architecture)
     outputs = stack.architecture.outputs(stack.params, model.inputs())

@@ -8,15 +8,8 @@ from tests.tasks.stacks import far, siren_stack
 
 def test_statistics_by_hand():
     values = torch.tensor([[4.0, 0.0, 2.0, 1.0, 3.0]])
-    expected = [
-        2.0,
-        2.0,
-        0.0,
-        1.0,
-        2.0,
-        3.0,
-        4.0,
-    ]  # mean, variance, five quantiles
+    # mean, variance, five quantiles
+    expected = [2.0, 2.0, 0.0, 1.0, 2.0, 3.0, 4.0]
     assert statistics(values).tolist() == [expected]
 
 
@@ -30,15 +23,15 @@ def test_quantiles_are_those_of_torch(n):
 
 
 @torch.no_grad()
-def test_of_more_tensors_than_in_training_the_first_are_read():
+def test_tensors_beyond_those_of_training_are_ignored():
     flat = siren_stack(2, 5, 1)
     deep = siren_stack(2, 5, 4, 1)
-    known = [flat.architecture, siren_stack(2, 1).architecture]
-    model = StatNN(known, 3, MLPConfig()).double()
-    said = model(deep)
+    architectures = [flat.architecture, siren_stack(2, 1).architecture]
+    model = StatNN(architectures, 3, MLPConfig()).double()
+    predictions = model(deep)
     first, second = deep.params[:2], deep.params[2:4]
     changed = [*first, *second, *(value + 1 for value in deep.params[4:])]
-    torch.testing.assert_close(model(deep._replace(params=changed)), said)
+    torch.testing.assert_close(model(deep._replace(params=changed)), predictions)
     second = [value + 1 for value in second]
     changed = [*first, *second, *deep.params[4:]]
-    assert far(model(deep._replace(params=changed)), said)
+    assert far(model(deep._replace(params=changed)), predictions)

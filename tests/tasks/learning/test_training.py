@@ -8,11 +8,7 @@ from torch import nn
 
 from harness.distributed import Ranks
 from harness.interrupts import Interrupted
-from tasks.learning.training import (
-    Trainer,
-    TrainingConfig,
-    rate_factor,
-)
+from tasks.learning.training import Trainer, TrainingConfig, rate_factor
 from tests.curves import curves
 
 
@@ -58,7 +54,7 @@ def test_a_budget_is_used_up_in_equal_distances(tmp_path):
     assert progress.scores[-1] > -0.1
 
 
-class Turning(Line):
+class TwoStages(Line):
     """In two stages."""
 
     share = 0.0
@@ -69,7 +65,7 @@ class Turning(Line):
 
 
 def test_the_first_steps_of_another_stage_are_not_counted(tmp_path):
-    task, progress = trained(tmp_path, Turning())
+    task, progress = trained(tmp_path, TwoStages())
     assert task.steps == list(range(64))
     assert progress.seconds == progress.counted == 60
     assert task.share == pytest.approx(59 / 60)
@@ -78,7 +74,7 @@ def test_the_first_steps_of_another_stage_are_not_counted(tmp_path):
 def test_the_best_model_is_one_of_the_last_stage(tmp_path):
     config = replace(CONFIG, patience=2)
     scores = [0.8, 0.9, 0.7, 0.3, 0.5, 0.4]
-    task, progress = trained(tmp_path, Turning(list(scores)), config)
+    task, progress = trained(tmp_path, TwoStages(list(scores)), config)
     assert progress.scores == scores
     assert progress.top == 0.5
     assert torch.equal(task.model.weight, progress.best["weight"])
@@ -91,7 +87,7 @@ def test_the_best_model_stays(tmp_path):
     assert (task.model.weight - 1).abs().max() > 0.05  # it was not the last
 
 
-def test_a_score_that_is_no_number_is_the_worst(tmp_path):
+def test_a_score_of_nan_is_the_worst(tmp_path):
     task, progress = trained(tmp_path, Line([nan, 0.1, nan, 0.3, 0.2, 0.2]))
     assert progress.top == 0.3
     assert torch.equal(task.model.weight, progress.best["weight"])
@@ -103,7 +99,7 @@ def test_without_a_better_model_training_ends(tmp_path):
     assert progress.scores == [0.5, 0.4, 0.3]
 
 
-def test_a_training_goes_on_where_it_was_stopped(tmp_path):
+def test_a_run_resumes_where_it_stopped(tmp_path):
     class Stopped(Line):
         def loss(self, step):
             if step == 35:
@@ -122,7 +118,7 @@ def test_a_training_goes_on_where_it_was_stopped(tmp_path):
     assert len(shown["validation"]) == 6
 
 
-def test_a_folder_that_was_begun_with_other_settings_is_refused(tmp_path):
+def test_a_folder_with_other_settings_is_refused(tmp_path):
     trained(tmp_path, data="a")
     path = tmp_path / "checkpoint.pt"
     with pytest.raises(
@@ -159,33 +155,25 @@ def test_ranks_use_the_mean_of_their_gradients(tmp_path):
     torch.testing.assert_close(2 * halves.model.weight.grad, whole.model.weight.grad)
 
 
-def test_every_rank_needs_a_network(tmp_path):
+def test_batches_have_a_network_for_every_rank(tmp_path):
     with pytest.raises(ValueError, match="batch: .* of 2 ranks; got 1"):
         Trainer(Line(), replace(CONFIG, batch=1), tmp_path, {}, Ranks(0, 2))
 
 
 def test_the_learning_rate_rises_and_falls():
     shares = [0, 0.025, 0.05, 0.525, 1]
-    assert [round(rate_factor(share), 6) for share in shares] == [
-        0.02,
-        0.5,
-        1.0,
-        0.5,
-        0.0,
-    ]
+    factors = [round(rate_factor(share), 6) for share in shares]
+    assert factors == [0.02, 0.5, 1.0, 0.5, 0.0]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            {"trainer": "sgd"},
-            "trainer: expected one of adamw, ngopt; got 'sgd'",
-        ),
+        ({"trainer": "sgd"}, "trainer: expected one of adamw, ngopt; got 'sgd'"),
         ({"minutes": 0}, "minutes: expected more than 0; got 0"),
     ],
 )
-def test_settings_that_make_no_sense(change, message):
+def test_invalid_settings_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         replace(CONFIG, **change)
 
@@ -200,10 +188,10 @@ class Stopping(Line):
         self.at = at
 
     def loss(self, step):
-        found = super().loss(step)
+        loss = super().loss(step)
         if step == self.at:
             raise KeyboardInterrupt
-        return found
+        return loss
 
     def score(self):
         if self.at == "validation":
@@ -214,8 +202,10 @@ class Stopping(Line):
 @pytest.mark.parametrize("at, steps", [(5, 5), (40, 40), ("validation", 12)])
 def test_ctrl_c_keeps_all_finished_steps(tmp_path, at, steps):
     path = tmp_path / "broken" / "checkpoint.pt"
-    told = f"checkpoint '{path}' stands at step {steps}; the same command with --folder"
-    with pytest.raises(Interrupted, match=re.escape(told)):
+    message = (
+        f"checkpoint '{path}' stands at step {steps}; the same command with --folder"
+    )
+    with pytest.raises(Interrupted, match=re.escape(message)):
         trained(tmp_path / "broken", Stopping(at))
     broken, progress = trained(tmp_path / "broken", Stopping())
     assert broken.steps[0] == steps
@@ -239,7 +229,7 @@ def test_ctrl_c_changes_no_step(tmp_path):
     assert whole.progress.steps == resumed.progress.steps
 
 
-def test_with_several_ranks_the_last_validations_checkpoint_stays(tmp_path):
+def test_an_interruption_before_the_first_checkpoint(tmp_path):
     trainer = Trainer(Stopping(), CONFIG, tmp_path, {}, Ranks(0, 2))
     assert "was not written yet" in str(trainer.interrupted())
     assert not (tmp_path / "checkpoint.pt").exists()

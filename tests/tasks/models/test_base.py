@@ -20,38 +20,42 @@ def _seeded():
     torch.manual_seed(0)
 
 
-def test_every_tensor_has_mean_0_and_std_1_over_all_that_it_was_fitted_to():
-    some = stack(2, 5, 4, 1)
+def test_every_tensor_has_mean_0_and_std_1_over_the_fitted_networks():
+    networks = stack(2, 5, 4, 1)
     others = stack(2, 5, 4, 1, count=7)
-    standardise = Standardise(some.architecture)
-    standardise.fit(iter([some, others]))
-    for pair in zip(standardise(some), standardise(others), strict=True):
+    standardise = Standardise(networks.architecture)
+    standardise.fit(iter([networks, others]))
+    for pair in zip(standardise(networks), standardise(others), strict=True):
         joined = torch.cat([value.flatten() for value in pair])
         assert joined.mean().abs() < 1e-5
         assert abs(joined.std(correction=0) - 1) < 1e-5
 
 
-def test_one_number_for_a_tensor_so_that_neurons_may_still_change_places():
-    some = stack(2, 5, 4, 1)
-    standardise = Standardise(some.architecture)
-    standardise.fit([some])
-    weight = some.params[2]
-    found = standardise(some)[2]
-    slope = (found[0, 0, 0] - found[1, 2, 3]) / (weight[0, 0, 0] - weight[1, 2, 3])
-    torch.testing.assert_close(found, (weight - weight.mean()) * slope)
+def test_statistics_are_scalars_so_neurons_remain_exchangeable():
+    networks = stack(2, 5, 4, 1)
+    standardise = Standardise(networks.architecture)
+    standardise.fit([networks])
+    weight = networks.params[2]
+    standardised = standardise(networks)[2]
+    slope = (standardised[0, 0, 0] - standardised[1, 2, 3]) / (
+        weight[0, 0, 0] - weight[1, 2, 3]
+    )
+    torch.testing.assert_close(standardised, (weight - weight.mean()) * slope)
 
 
-def test_before_a_fit_nothing_changes():
-    some = stack(2, 3, 1)
-    assert all(map(torch.equal, Standardise(some.architecture)(some), some.params))
+def test_parameters_are_unchanged_before_a_fit():
+    networks = stack(2, 3, 1)
+    assert all(
+        map(torch.equal, Standardise(networks.architecture)(networks), networks.params)
+    )
 
 
-def test_what_never_differs_becomes_zero():
-    some = stack(2, 3, 1)
-    some.params[1].fill_(0.25)
-    standardise = Standardise(some.architecture)
-    standardise.fit([some])
-    assert not standardise(some)[1].any()
+def test_constant_parameters_become_zero():
+    networks = stack(2, 3, 1)
+    networks.params[1].fill_(0.25)
+    standardise = Standardise(networks.architecture)
+    standardise.fit([networks])
+    assert not standardise(networks)[1].any()
 
 
 def test_other_parameters_are_refused():
@@ -62,7 +66,7 @@ def test_other_parameters_are_refused():
         Standardise(deep.architecture)(flat)
 
 
-def test_without_networks_there_is_no_fit():
+def test_a_fit_without_networks_is_refused():
     with pytest.raises(
         ValueError, match="expected networks to take statistics from; got none"
     ):
@@ -85,7 +89,7 @@ def test_of_several_architectures_parameters_of_a_kind_share_their_statistics():
         assert abs(joined.std(correction=0) - 1) < 1e-5
 
 
-def test_a_kind_that_was_not_there_takes_the_statistics_of_all():
+def test_a_kind_without_training_data_has_the_statistics_of_all():
     deep = stack(2, 5, 4, 1)
     flat = stack(2, 5, 1)
     standardise = Standardise()

@@ -1,11 +1,7 @@
 import pytest
 import torch
 
-from tasks.models.learned_inputs import (
-    FreeInputs,
-    GeneratedInputs,
-    ImageGenerator,
-)
+from tasks.models.learned_inputs import FreeInputs, GeneratedInputs, ImageGenerator
 
 
 @torch.no_grad()
@@ -30,7 +26,7 @@ def test_other_inputs_are_refused():
         GeneratedInputs(4, (2, 3))
 
 
-def test_free_points_begin_where_images_are():
+def test_free_points_are_initially_uniform_in_the_image():
     points = FreeInputs(1000, (2,))()
     assert points.requires_grad
     assert points.shape == (1000, 2)

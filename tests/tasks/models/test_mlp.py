@@ -3,7 +3,7 @@ import torch
 from tasks.models.mlp import EPSILON, MOMENTUM, RunningNorm
 
 
-def test_at_first_batches_count_alike():
+def test_running_averages_of_the_first_batches_are_plain_means():
     torch.manual_seed(0)
     norm = RunningNorm(3).double()
     batches = torch.randn(4, 6, 3, dtype=torch.float64)
@@ -14,12 +14,12 @@ def test_at_first_batches_count_alike():
 
 def test_the_first_batch_has_mean_0_and_variance_1():
     batch = torch.tensor([[1.0, 5.0], [3.0, 9.0]], dtype=torch.float64)
-    found = RunningNorm(2).double()(batch)
+    normed = RunningNorm(2).double()(batch)
     expected = torch.tensor([[-1.0, -1.0], [1.0, 1.0]], dtype=torch.float64)
-    torch.testing.assert_close(found, expected, rtol=0, atol=EPSILON)
+    torch.testing.assert_close(normed, expected, rtol=0, atol=EPSILON)
 
 
-def test_later_ones_count_for_a_share_and_old_averages_fade():
+def test_later_batches_have_the_weight_of_the_momentum():
     norm = RunningNorm(1).double()
     norm.batches.fill_(1000)
     norm(torch.full((2, 1), 10.0, dtype=torch.float64))
@@ -29,7 +29,7 @@ def test_later_ones_count_for_a_share_and_old_averages_fade():
     torch.testing.assert_close(norm.variance.item(), expected)
 
 
-def test_one_network_may_be_a_batch_and_what_is_said_of_it_depends_on_no_others():
+def test_one_network_may_be_a_batch_and_in_evaluation_networks_are_independent():
     torch.manual_seed(0)
     norm = RunningNorm(3)
     batch = torch.randn(5, 3)

@@ -25,28 +25,28 @@ def states_of(graph, width=4):
     return [torch.randn(5, group.size, width) for group in graph.groups]
 
 
-def turned(states, graph):
+def reversed_outputs(states, graph):
     """With the neurons of every output group in reverse order."""
     rows = zip(states, graph.groups, strict=True)
     return [x.flip(-2) if group.role == "output" else x for x, group in rows]
 
 
 @pytest.mark.parametrize(("outputs", "size"), [(5, (2 + 5) * 4), (None, (2 + 1) * 4)])
-def test_outputs_are_told_apart_where_all_networks_have_as_many(outputs, size):
+def test_outputs_are_concatenated_if_all_networks_have_as_many(outputs, size):
     graph = graph_of(2, 3)
     pooling, states = AttentionPooling(4, 2, outputs), states_of(graph)
-    found = pooling(states, graph)
-    assert found.shape == (5, size) == (5, pooling.size)
-    other = pooling(turned(states, graph), graph)
-    assert torch.allclose(found, other, atol=1e-6) == (outputs is None)
+    pooled = pooling(states, graph)
+    assert pooled.shape == (5, size) == (5, pooling.size)
+    other = pooling(reversed_outputs(states, graph), graph)
+    assert torch.allclose(pooled, other, atol=1e-6) == (outputs is None)
 
 
-def test_of_one_output_both_say_the_same():
+def test_a_single_output_equals_its_mean():
     graph = graph_of(1)
-    told, meant = AttentionPooling(4, 2, 1), AttentionPooling(4, 2, None)
-    told.load_state_dict(meant.state_dict())
+    concatenated, averaged = AttentionPooling(4, 2, 1), AttentionPooling(4, 2, None)
+    concatenated.load_state_dict(averaged.state_dict())
     states = states_of(graph)
-    assert torch.equal(told(states, graph), meant(states, graph))
+    assert torch.equal(concatenated(states, graph), averaged(states, graph))
 
 
 def test_another_number_of_outputs_is_refused():

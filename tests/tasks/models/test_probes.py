@@ -14,22 +14,22 @@ from tests.tasks.stacks import (
 )
 
 
-def test_outputs_say_themselves_and_what_a_classifier_answers():
+def test_features_of_outputs_are_values_and_log_softmax():
     values = torch.tensor([[[0.0, log(3.0)], [1.0, 1.0]]])
-    found = with_log_softmax(values)
+    features = with_log_softmax(values)
     expected = [
         [0.0, 1.0, log(1 / 4), log(1 / 2)],
         [log(3.0), 1.0, log(3 / 4), log(1 / 2)],
     ]
-    torch.testing.assert_close(found, torch.tensor([expected]))
+    torch.testing.assert_close(features, torch.tensor([expected]))
 
 
-def test_one_output_has_nothing_beside_it():
+def test_the_log_softmax_of_one_output_is_zero():
     values = torch.randn(2, 3, 1)
     assert torch.equal(with_log_softmax(values), mean_and_std(values))
 
 
-def test_neurons_in_space_say_mean_and_deviation():
+def test_features_of_neurons_in_space_are_mean_and_deviation():
     values = torch.tensor([1.0, 3.0, 0.0, 0.0]).view(1, 1, 2, 2)
     expected = [[2.0, 1.0], [0.0, 0.0]]
     assert mean_and_std(values).tolist() == [expected]
@@ -37,7 +37,7 @@ def test_neurons_in_space_say_mean_and_deviation():
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", GRAPHS)
-def test_what_networks_say_of_probes_does_not_tell_the_order_of_neurons(name, stack):
+def test_probe_features_do_not_depend_on_the_order_of_neurons(name, stack):
     model = fitted(name, stack, probes=3)
     torch.testing.assert_close(
         model(moved_stack(stack)), model(stack), rtol=0, atol=1e-12
@@ -49,33 +49,32 @@ def test_what_networks_say_of_probes_does_not_tell_the_order_of_neurons(name, st
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", GRAPHS)
-def test_a_second_head_adds_what_it_reads_in_the_answers_of_all_outputs(name, stack):
-    model = fitted(name, stack, probes=3, answer_layers=1)
+def test_the_output_head_adds_its_result_on_all_outputs(name, stack):
+    model = fitted(name, stack, probes=3, output_head_layers=1)
     alone = fitted(name, stack, probes=3)
     alone.load_state_dict(model.state_dict(), strict=False)
     inputs = model.probes.inputs()
     outputs = stack.architecture.outputs(stack.params, inputs)
-    both = torch.cat([outputs, outputs.log_softmax(-1)], 1)
-    added = model.answer_head(both.mT.flatten(1))
+    features = torch.cat([outputs, outputs.log_softmax(-1)], 1)
+    added = model.output_head(features.mT.flatten(1))
     assert far(added[0], added[1])
     torch.testing.assert_close(model(stack), alone(stack) + added)
     torch.testing.assert_close(model(moved_stack(stack)), model(stack))
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_a_second_head_may_learn_alone_at_first(name, stack, monkeypatch):
+def test_the_output_head_may_be_trained_alone_at_first(name, stack, monkeypatch):
     monkeypatch.setattr(graph_model, "COMPILED_EDGES_PER_CALL", 1)
-    sizes = {"probes": 3, "answer_layers": 1, "answers_first": 0.5}
+    sizes = {"probes": 3, "output_head_layers": 1, "output_head_first": 0.5}
     model = fitted(name, stack, **sizes)
-    answers = model.probes(stack).outputs
-    alone = model.answer_head(answers.flatten(1))
-    # the graph's begins at 0
+    alone = model.output_head(model.probes(stack).outputs.flatten(1))
+    # the result of the first head is 0 initially
     torch.testing.assert_close(model(stack), alone)
     model.train()
     assert model.set_progress(0.0) == model.set_progress(0.49)
-    for said in (model(stack), model.forward_mixed([stack, stack])[:4]):
-        torch.testing.assert_close(said, alone)
-    said.square().sum().backward()
+    for predictions in (model(stack), model.forward_mixed([stack, stack])[:4]):
+        torch.testing.assert_close(predictions, alone)
+    predictions.square().sum().backward()
     assert all(p.grad is None for p in model.network.parameters())
     assert len(model.chunks(stack)) == 1
     assert all(p.grad.any() for p in model.probes.inputs.parameters())
@@ -86,17 +85,24 @@ def test_a_second_head_may_learn_alone_at_first(name, stack, monkeypatch):
     assert all(p.grad.any() for p in model.head[-1][-1].parameters())
 
 
-def test_a_second_head_that_learns_alone_is_checked(stack):
-    with pytest.raises(ValueError, match="first: expected answer_layers; got"):
-        fitted("ng-gnn", stack, probes=3, answers_first=0.5)
-    for share in (-0.1, 1.0):
-        with pytest.raises(ValueError, match=f"below 1; got {share}"):
-            fitted("ng-gnn", stack, answers_first=share)
+@pytest.mark.parametrize(
+    "sizes, message",
+    [
+        (
+            {"probes": 3, "output_head_first": 0.5},
+            "first: expected output_head_layers; got",
+        ),
+        ({"output_head_first": -0.1}, "below 1; got -0.1"),
+        ({"output_head_first": 1.0}, "below 1; got 1.0"),
+        ({"output_head_layers": 1}, "output_head_layers: expected probes"),
+    ],
+)
+def test_settings_of_the_output_head_are_checked(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        fitted("ng-gnn", siren_stack(2, 5, 1), **sizes)
 
 
-def test_a_second_head_needs_answers_of_one_size():
+def test_the_output_head_needs_outputs_of_one_size():
     stacks = siren_stack(2, 5, 1), siren_stack(2, 5, 2)
-    with pytest.raises(ValueError, match="answer_layers: expected probes"):
-        fitted("ng-gnn", stacks[0], answer_layers=1)
     with pytest.raises(ValueError, match="the same number of outputs; got several"):
-        fitted("ng-gnn", *stacks, probes=3, answer_layers=1)
+        fitted("ng-gnn", *stacks, probes=3, output_head_layers=1)

@@ -49,8 +49,8 @@ ARCHITECTURES = {
         "patch": 4,
     },
 }
-# kinds of groups that say nothing of their own
-SILENT = ("group", "product")
+# kinds of groups without activations
+WITHOUT_ACTIVATIONS = ("group", "product")
 
 
 def stacked(count):
@@ -73,16 +73,16 @@ def test_a_stack_has_the_parameters_in_the_order_of_the_graph():
     assert torch.equal(stack.select([2]).params[1][0], models[2].layers[0].bias)
 
 
-def test_activations_of_a_siren_are_those_of_each_network_by_hand():
+def test_activations_of_a_siren_by_hand():
     models, networks = stacked(3)
     stack = NetworkStack.from_networks(networks)
     points = torch.rand(7, 2)
-    found = stack.architecture.group_activations(stack.params, points)
-    assert [x.shape for x in found] == [
+    activations = stack.architecture.group_activations(stack.params, points)
+    assert [x.shape for x in activations] == [
         (3, 7, group.size) for group in stack.architecture.graph.groups
     ]
     first = torch.sin(FREQUENCY * models[1].layers[0](points))
-    assert torch.allclose(found[1][1], first, atol=1e-5)
+    assert torch.allclose(activations[1][1], first, atol=1e-5)
     assert torch.allclose(
         stack.architecture.outputs(stack.params, points)[1],
         models[1](points),
@@ -95,46 +95,45 @@ def inputs_of(module, count):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_every_group_of_neurons_says_something_but_those_that_stand_for_others(
-    name,
-):
+def test_each_group_of_neurons_has_activations(name):
     architecture = architecture_of(ARCHITECTURES[name])
     graph, module = architecture.graph, architecture.module
     assert not graph.unplaced
     params = [torch.stack([p.detach(), 1.1 * p.detach()]) for p in module.parameters()]
-    found = architecture.group_activations(params, inputs_of(module, 3))
-    for group, said in zip(graph.groups, found, strict=True):
-        if said is None:
-            assert group.kind in SILENT
+    activations = architecture.group_activations(params, inputs_of(module, 3))
+    for group, values in zip(graph.groups, activations, strict=True):
+        if values is None:
+            assert group.kind in WITHOUT_ACTIVATIONS
         else:
-            assert said.shape[:3] == (2, 3, group.size), group.name
+            assert values.shape[:3] == (2, 3, group.size), group.name
 
 
 @pytest.mark.parametrize(
     "name", ["cnn", "batch norm", "group norm", "one dimension", "vit"]
 )
-def test_neurons_of_a_layer_say_what_it_gives_or_that_activated(name):
+def test_activations_are_outputs_of_layers_or_functions_of_them(name):
     architecture = architecture_of(ARCHITECTURES[name])
     graph, module = architecture.graph, architecture.module
-    given = {}
+    outputs = {}
 
     def keep(name):
-        return lambda module, inputs, output: given.update({name: output})
+        return lambda module, inputs, output: outputs.update({name: output})
 
     handles = [
         part.register_forward_hook(keep(name)) for name, part in module.named_modules()
     ]
-    found = module.group_activations(inputs_of(module, 3))
+    activations = module.group_activations(inputs_of(module, 3))
     for handle in handles:
         handle.remove()
     compared = []
-    for number, (group, said) in enumerate(zip(graph.groups, found, strict=True)):
+    for number, group in enumerate(graph.groups):
         is_sum = "residual" in {block.kind for block in graph.blocks_into(number)}
-        if group.name not in given or is_sum or group.name == "patch":
+        if group.name not in outputs or is_sum or group.name == "patch":
             continue
-        output = ACTIVATIONS[group.activation or "none"](given[group.name])
-        of_tokens = output.shape != said.shape
-        torch.testing.assert_close(output.mT if of_tokens else output, said)
+        output = ACTIVATIONS[group.activation or "none"](outputs[group.name])
+        of_tokens = output.shape != activations[number].shape
+        expected = output.mT if of_tokens else output
+        torch.testing.assert_close(activations[number], expected)
         compared.append(group.name)
     assert len(compared) >= len(graph.groups) / 3, compared
 
@@ -165,7 +164,7 @@ def test_the_symmetries_of_the_graph_are_those_of_the_network(name):
     assert_function_respects(module, example, graph, automorphisms(graph))
 
 
-def test_what_a_network_returns_is_found_among_its_neurons():
+def test_the_output_group_has_the_outputs():
     for description in ARCHITECTURES.values():
         architecture = architecture_of(description)
         module = architecture.module
@@ -184,31 +183,34 @@ def test_equal_descriptions_have_one_architecture_made_without_random_numbers():
     assert architecture_of({"widths": [2, 3, 1], "kind": "siren"}) is architecture
 
 
-def test_an_unknown_kind_is_named():
-    with pytest.raises(ValueError, match="kind: expected one of siren.*got 'nerf'"):
-        architecture_of({"kind": "nerf"})
+@pytest.mark.parametrize(
+    "description, message",
+    [
+        ({"kind": "nerf"}, "kind: expected one of siren.*got 'nerf'"),
+        (
+            {"kind": "siren", "widths": [2, 3, 1], "depth": 3},
+            "architecture: siren: .*unexpected keyword argument 'depth'",
+        ),
+    ],
+)
+def test_unknown_kinds_and_arguments_are_named(description, message):
+    with pytest.raises(ValueError, match=message):
+        architecture_of(description)
 
 
-def test_an_argument_that_a_kind_does_not_have_is_named():
-    with pytest.raises(
-        ValueError,
-        match="architecture: siren: .*unexpected keyword argument 'depth'",
-    ):
-        architecture_of({"kind": "siren", "widths": [2, 3, 1], "depth": 3})
-
-
-def test_parameters_that_are_not_the_architecture_s_are_named():
-    stack = siren_stack(2, 3, 1)
-    names = stack.architecture.names
-    params = dict(zip(names, stack.params, strict=True))
-    for odd, told in (
-        ({"layers.0.bias": torch.ones(4, 2)}, r"shape \(3,\); got \(2,\)"),
-        ({"layers.0.bias": torch.full((4, 3), torch.inf)}, "finite numbers"),
-    ):
-        networks = Networks(stack.architecture.description, {**params, **odd}, {})
-        with pytest.raises(ValueError, match=f"layers.0.bias: .*{told}"):
-            NetworkStack.from_networks(networks)
-    del params["layers.0.bias"]
-    networks = Networks(stack.architecture.description, params, {})
-    with pytest.raises(ValueError, match="layers.0.bias: .*; got none"):
-        NetworkStack.from_networks(networks)
+@pytest.mark.parametrize(
+    "bias, message",
+    [
+        (torch.ones(4, 2), r"shape \(3,\); got \(2,\)"),
+        (torch.full((4, 3), torch.inf), "finite numbers"),
+        (None, "got none"),
+    ],
+)
+def test_unsuitable_parameters_are_named(bias, message):
+    architecture, values = siren_stack(2, 3, 1)
+    params = dict(zip(architecture.names, values, strict=True))
+    params["layers.0.bias"] = bias
+    if bias is None:
+        del params["layers.0.bias"]
+    with pytest.raises(ValueError, match=f"layers.0.bias: .*{message}"):
+        NetworkStack.from_networks(Networks(architecture.description, params, {}))

@@ -4,7 +4,7 @@ import torch
 from tasks.networks.classifier import NeuronDropout
 
 
-def test_a_share_of_the_neurons_is_dropped_everywhere_and_the_others_are_scaled():
+def test_dropout_drops_whole_neurons_and_scales_the_others():
     torch.manual_seed(0)
     x = torch.ones(50, 400, 3)
     drop = NeuronDropout(0.25, axis=1)

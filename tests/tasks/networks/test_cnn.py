@@ -22,15 +22,9 @@ def module_of(description):
 
 def test_the_small_cnn_is_a_sequence_of_torch_layers_with_4970_parameters():
     torch.manual_seed(0)
-    model = module_of(
-        cnn_description(
-            [1, 16, 16, 16],
-            [3, 3, 3],
-            [2, 2, 2],
-            ["relu"] * 3,
-            paddings=[0, 0, 0],
-        )
-    )
+    sizes = [1, 16, 16, 16], [3, 3, 3], [2, 2, 2]
+    description = cnn_description(*sizes, ["relu"] * 3, paddings=[0, 0, 0])
+    model = module_of(description)
     assert sum(p.numel() for p in model.parameters()) == 4970
     one, two, three = model.layers
     pooled = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), model.fc]
@@ -61,21 +55,17 @@ def test_a_skip_from_more_channels_leaves_the_others_out():
     )
 
 
-def test_the_graph_has_the_skips_between_as_many_neurons_as_both_have():
+def test_skips_in_the_graph_connect_the_common_neurons():
     graph = architecture_of(WILD).graph
     names = [group.name for group in graph.groups]
-    residual = [block for block in graph.blocks if block.kind == "residual"]
-    ends = {
-        (names[block.source], names[block.target]): block.shape[0] for block in residual
+    sizes = {
+        (names[block.source], names[block.target]): block.shape[0]
+        for block in graph.blocks
+        if block.kind == "residual"
     }
-    assert ends == {("layers.0", "layers.1"): 3, ("layers.0", "layers.2"): 3}
-    assert [group.activation for group in graph.groups] == [
-        None,
-        "tanh",
-        "leaky_relu",
-        "silu",
-        None,
-    ]
+    assert sizes == {("layers.0", "layers.1"): 3, ("layers.0", "layers.2"): 3}
+    activations = [group.activation for group in graph.groups]
+    assert activations == [None, "tanh", "leaky_relu", "silu", None]
 
 
 def test_one_dimension_reads_the_pixels_row_after_row():
@@ -90,19 +80,17 @@ def test_one_dimension_reads_the_pixels_row_after_row():
     torch.testing.assert_close(model(images), expected)
 
 
-def test_a_batch_norm_has_no_buffers_and_takes_the_batch_in_training_and_after():
+def test_a_batch_norm_has_no_buffers_and_always_uses_statistics_of_the_batch():
     torch.manual_seed(0)
-    model = module_of(
-        cnn_description([1, 4, 4], [3, 3], [2, 2], ["relu"] * 2, norm="batch")
-    )
+    sizes = [1, 4, 4], [3, 3], [2, 2]
+    model = module_of(cnn_description(*sizes, ["relu"] * 2, norm="batch"))
     assert not list(model.buffers())
     images = torch.randn(6, 1, 32, 32)
-    found = model(images)
-    assert torch.equal(model.eval()(images), found)
+    assert torch.equal(model(images), model.eval()(images))
     sums = model.layers[0](images)
     variance, mean = torch.var_mean(sums, (0, 2, 3), keepdim=True, correction=0)
-    said = model.group_activations(images)[2]
-    torch.testing.assert_close(said, F.relu((sums - mean) / (variance + 1e-5).sqrt()))
+    normed = model.group_activations(images)[2]
+    torch.testing.assert_close(normed, F.relu((sums - mean) / (variance + 1e-5).sqrt()))
 
 
 def test_dropout_is_for_training_alone():

@@ -10,20 +10,20 @@ def model_of(activation="relu", **more):
     return DeepSets(3, [5, 7, 4], activation, side=8, **more).double()
 
 
-def test_a_layer_adds_what_it_makes_of_a_pixel_and_of_the_mean_of_all():
+def test_a_layer_adds_maps_of_a_pixel_and_of_the_mean():
     model = model_of()
     images = torch.randn(1, 3, 32, 32, dtype=torch.float64)
     pooled = F.avg_pool2d(images, 4)[0]
     places = pixel_grid(8, 8).double()
     pixels = [torch.cat([pooled[:, k // 8, k % 8], places[k]]) for k in range(64)]
     x = torch.stack([F.relu(model.embed(pixel)) for pixel in pixels])
-    for own, mean in zip(model.own, model.mean, strict=True):
-        weight, shared = own.weight, mean.weight @ x.mean(0)
-        x = torch.stack([F.relu(weight @ row + own.bias + shared) for row in x])
+    for linear, mean in zip(model.own, model.mean, strict=True):
+        shared = linear.bias + mean.weight @ x.mean(0)
+        x = torch.stack([F.relu(linear.weight @ pixel + shared) for pixel in x])
     torch.testing.assert_close(model(images)[0], model.fc(x.mean(0)))
 
 
-def test_the_order_of_pixels_does_not_matter_where_their_places_do_not():
+def test_without_coordinates_the_order_of_pixels_does_not_matter():
     model = model_of()
     with torch.no_grad():
         model.embed.weight[:, 3:] = 0
@@ -33,18 +33,13 @@ def test_the_order_of_pixels_does_not_matter_where_their_places_do_not():
     assert not torch.allclose(model_of()(turned), model_of()(images))
 
 
-def test_neurons_are_those_of_pixels_and_of_their_means():
+def test_groups_are_neurons_of_pixels_and_of_their_means():
     model = model_of("tanh")
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
-    said = dict(
-        zip(
-            ("x", "first", "places", "second", "third", "output", "mean"),
-            model.group_activations(images),
-            strict=False,
-        )
-    )
-    torch.testing.assert_close(said["places"][1], pixel_grid(8, 8).mT.double())
-    pixels = torch.cat([F.avg_pool2d(images, 4).flatten(2), said["places"]], 1)
-    torch.testing.assert_close(said["first"], model.embed(pixels.mT).tanh().mT)
-    torch.testing.assert_close(said["mean"], said["first"].mean(2, keepdim=True))
-    torch.testing.assert_close(said["output"], model.fc(said["third"].mean(2)))
+    names = "x", "first", "places", "second", "third", "output", "mean"
+    groups = dict(zip(names, model.group_activations(images), strict=False))
+    torch.testing.assert_close(groups["places"][1], pixel_grid(8, 8).mT.double())
+    pixels = torch.cat([F.avg_pool2d(images, 4).flatten(2), groups["places"]], 1)
+    torch.testing.assert_close(groups["first"], model.embed(pixels.mT).tanh().mT)
+    torch.testing.assert_close(groups["mean"], groups["first"].mean(2, keepdim=True))
+    torch.testing.assert_close(groups["output"], model.fc(groups["third"].mean(2)))

@@ -31,13 +31,13 @@ def collection():
     return NetworkDataset.from_groups([*groups, networks(2, 3, 1, count=1, first=2)])
 
 
-def test_networks_of_one_architecture_come_together(collection):
+def test_networks_of_one_architecture_are_merged(collection):
     assert [stack.count for stack in collection.stacks] == [3, 2]
     assert collection.columns["number"].tolist() == [0, 1, 2, 3, 4]
     assert len(collection) == 5
 
 
-def test_what_a_model_says_is_in_the_order_that_was_asked_for(collection):
+def test_outputs_are_in_the_order_of_the_index(collection):
     index = torch.tensor([4, 0, 3, 2])
 
     def model(stacks):
@@ -51,40 +51,31 @@ def test_an_epoch_has_every_network_once_and_the_next_another_order():
     collection = NetworkDataset.from_groups(
         [networks(2, n, 1, count=4, first=0) for n in range(1, 7)]
     )
-    epochs = [
-        [
-            collection.batch_indices(8, seed=3, step=step)
-            for step in range(3 * k, 3 * k + 3)
-        ]
-        for k in range(2)
-    ]
-    first, second = (torch.cat(batches) for batches in epochs)
+    batches = [collection.batch_indices(8, seed=3, step=step) for step in range(6)]
+    first, second = torch.cat(batches[:3]), torch.cat(batches[3:])
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(24))
     assert not torch.equal(first, second)
-    assert all(
-        len(collection.stack_numbers[batch].unique()) == 2
-        for batches in epochs
-        for batch in batches
-    )
-    assert torch.equal(collection.batch_indices(8, seed=3, step=1), epochs[0][1])
+    for batch in batches:
+        assert len(collection.stack_numbers[batch].unique()) == 2
+    assert torch.equal(collection.batch_indices(8, seed=3, step=1), batches[1])
     with pytest.raises(ValueError, match="batch: expected 1 to 24 networks; got 25"):
         collection.batch_indices(25, seed=0, step=0)
 
 
-def test_those_of_some_architectures(collection):
-    found = collection.filter(lambda stack: stack.count == 2)
-    assert found.columns["number"].tolist() == [3, 4]
-    assert len(found) == 2
+def test_a_filter_keeps_stacks(collection):
+    kept = collection.filter(lambda stack: stack.count == 2)
+    assert kept.columns["number"].tolist() == [3, 4]
+    assert len(kept) == 2
 
 
-def test_fewer_have_all_architectures():
+def test_a_subset_has_all_architectures():
     groups = [networks(2, n, 1, count=4, first=10 * n) for n in (3, 4)]
     collection = NetworkDataset.from_groups(groups)
-    found = collection.subset(4)
-    assert [stack.count for stack in found.stacks] == [2, 2]
-    assert found.columns["number"].tolist() == [30, 32, 40, 42]
+    kept = collection.subset(4)
+    assert [stack.count for stack in kept.stacks] == [2, 2]
+    assert kept.columns["number"].tolist() == [30, 32, 40, 42]
     expected = collection.stacks[1].params[0][[0, 2]]
-    assert torch.equal(found.stacks[1].params[0], expected)
+    assert torch.equal(kept.stacks[1].params[0], expected)
     assert collection.subset(9) is collection
     assert collection.subset(None) is collection
 

@@ -12,7 +12,7 @@ def test_a_block_is_torchs_pre_norm_encoder_layer():
     layer = torch.nn.TransformerEncoderLayer(
         8, 2, 16, 0.0, F.gelu, batch_first=True, norm_first=True
     ).double()
-    own = {
+    state = {
         "self_attn.in_proj_weight": torch.cat(
             [part.weight for part in (block.q, block.k, block.v)]
         ),
@@ -27,8 +27,8 @@ def test_a_block_is_torchs_pre_norm_encoder_layer():
     }
     norms = {"norm1": block.norm1, "norm2": block.norm2}
     for name, part in {**parts, **norms}.items():
-        own |= {f"{name}.weight": part.weight, f"{name}.bias": part.bias}
-    layer.load_state_dict(own)
+        state |= {f"{name}.weight": part.weight, f"{name}.bias": part.bias}
+    layer.load_state_dict(state)
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     patches = images.unfold(2, 8, 8).unfold(3, 8, 8).flatten(2, 3)  # (2, 3, 16, 8, 8)
     tokens = (
@@ -39,7 +39,7 @@ def test_a_block_is_torchs_pre_norm_encoder_layer():
     torch.testing.assert_close(model(images), model.fc(encoded.mean(1)))
 
 
-def test_errors():
+def test_heads_divide_the_width():
     with pytest.raises(
         ValueError, match="width: expected a multiple of 3 heads; got 8"
     ):

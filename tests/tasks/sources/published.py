@@ -67,6 +67,6 @@ def write_nfn(folder: Path, count: int, widths: Sequence[int]) -> None:
             name = f"net.{place}" + (".linear" if place < len(layers) - 1 else "")
             values[f"{name}.weight"] = layer.weight.detach()
             values[f"{name}.bias"] = layer.bias.detach()
-        own = folder / f"randinit_test_{number % 10}s"
-        own.mkdir(parents=True, exist_ok=True)
-        torch.save(values, own / f"net{number}.pth")
+        of_class = folder / f"randinit_test_{number % 10}s"
+        of_class.mkdir(parents=True, exist_ok=True)
+        torch.save(values, of_class / f"net{number}.pth")

@@ -32,45 +32,36 @@ def test_jobs_cut_every_split_into_shards():
     ]
 
 
-def test_ranks_take_turns_whatever_is_there(tmp_path):
+def test_jobs_of_ranks_do_not_depend_on_existing_shards(tmp_path):
     folder = Folder(tmp_path, {})
     folder.begin()
     wanted = list(jobs({"train": 5}, 1))
     write_shard(folder.shard("train", 1), networks(wanted[1]))
-    assert [job.number for job in missing(wanted, folder, Ranks(0, 2))] == [
-        0,
-        2,
-        4,
-    ]
+    assert [job.number for job in missing(wanted, folder, Ranks(0, 2))] == [0, 2, 4]
     assert [job.number for job in missing(wanted, folder, Ranks(1, 2))] == [3]
 
 
-def test_shards_and_manifest_are_made_and_what_is_there_is_left(tmp_path, capsys):
+def test_missing_shards_and_the_manifest_are_made(tmp_path, capsys):
     folder = Folder(tmp_path, {"steps": 3})
     wanted = list(jobs({"train": 5, "test": 1}, 2))
-    asked = []
+    made = []
 
     def make(job):
-        asked.append(job)
+        made.append(job)
         return networks(job)
 
     make_shards(folder, wanted, make, ["number"])
-    assert asked == wanted
+    assert made == wanted
     # the mean of 0 to 4 and 0
-    assert "6 networks in" in (told := capsys.readouterr().out)
-    assert "mean number 1.67" in told
-    assert [row["networks"] for row in read_manifest(tmp_path)["shards"]] == [
-        1,
-        2,
-        2,
-        1,
-    ]
-    numbers = [
-        group.columns["number"].tolist() for group in read_split(tmp_path, "train")
-    ]
+    printed = capsys.readouterr().out
+    assert "6 networks in" in printed and "mean number 1.67" in printed
+    rows = read_manifest(tmp_path)["shards"]
+    assert [row["networks"] for row in rows] == [1, 2, 2, 1]
+    groups = read_split(tmp_path, "train")
+    numbers = [group.columns["number"].tolist() for group in groups]
     assert numbers == [[0, 1], [2, 3], [4]]
     make_shards(folder, wanted, make, ["number"])
-    assert asked == wanted
+    assert made == wanted
     assert "a second" not in capsys.readouterr().out
 
 
@@ -82,21 +73,21 @@ def test_a_damaged_shard_is_made_again(tmp_path, capsys, kept):
     path = folder.shard("train", 1)
     path.write_bytes(path.read_bytes()[:kept])
     capsys.readouterr()
-    asked = []
+    made = []
 
     def make(job):
-        asked.append(job)
+        made.append(job)
         return networks(job)
 
     make_shards(folder, wanted, make, ["number"])
-    assert asked == wanted[1:]
+    assert made == wanted[1:]
     (group,) = read_shard(path)
     assert group.columns["number"].tolist() == [2, 3]
-    told = capsys.readouterr().out
-    assert f"made again: shard '{path}'" in told and "4 networks in" in told
+    message = capsys.readouterr().out
+    assert f"made again: shard '{path}'" in message and "4 networks in" in message
 
 
-def test_ctrl_c_says_how_to_go_on(tmp_path):
+def test_ctrl_c_raises_an_error_with_the_number_of_shards(tmp_path):
     folder = Folder(tmp_path, {})
 
     def make(job):
@@ -104,6 +95,6 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
             raise KeyboardInterrupt
         return networks(job)
 
-    told = f"folder '{tmp_path}' has 1 shards; the same command makes the others"
-    with pytest.raises(Interrupted, match=re.escape(told)):
+    message = f"folder '{tmp_path}' has 1 shards; the same command makes the others"
+    with pytest.raises(Interrupted, match=re.escape(message)):
         make_shards(folder, list(jobs({"train": 4}, 2)), make, ["number"])

@@ -20,6 +20,18 @@ from tests.tasks.sources.published import (
 from tests.tasks.stacks import outputs_of
 
 
+def refused(read, source, message):
+    """Reading the test split raises an error with such a message."""
+    with pytest.raises(ValueError, match=message):
+        list(read(source, "test"))
+
+
+def change(source, number, **changes):
+    """Changes values in a file of the test split of Wild Park."""
+    path = Path(source.parent, f"zoo/run_2/checkpoint_{number}/checkpoint.pt")
+    torch.save({**torch.load(path, weights_only=True), **changes}, path)
+
+
 def several_arrays(path):
     with path.open("wb") as file:
         np.savez(file, a=np.zeros(3))
@@ -42,14 +54,8 @@ class TestCnnZoo:
         rows, start = [], 0
         for name, shape in self.LAYOUT:
             end = start + int(np.prod(shape))
-            rows.append(
-                {
-                    "varname": f"sequential/{name}",
-                    "start_idx": start,
-                    "end_idx": end,
-                    "shape": shape,
-                }
-            )
+            row = {"start_idx": start, "end_idx": end, "shape": shape}
+            rows.append({"varname": f"sequential/{name}", **row})
             start = end
         self.write(tmp_path / "layout.csv", rows, open)
         np.save(
@@ -58,12 +64,10 @@ class TestCnnZoo:
         )
         metrics = []
         for number in range(40):
-            step = (0, 86)[number % 2]
-            activation = ("relu", "tanh")[number // 2 % 2]
             row = {
-                "step": step,
+                "step": (0, 86)[number % 2],
                 "test_accuracy": number / 100,
-                "config.activation": activation,
+                "config.activation": ("relu", "tanh")[number // 2 % 2],
             }
             metrics.append({"": number, **row, "modeldir": "somewhere"})
         self.write(tmp_path / "metrics.csv.gz", metrics, gzip.open)
@@ -76,10 +80,10 @@ class TestCnnZoo:
             writer.writeheader()
             writer.writerows(rows)
 
-    def test_networks_say_what_theirs_do(self, source):
+    def test_outputs_equal_those_of_the_published_network(self, source):
         networks = {
-            some.architecture["activations"][0]: some
-            for some in read_cnn_zoo(source, "test")
+            group.architecture["activations"][0]: group
+            for group in read_cnn_zoo(source, "test")
         }
         tanh = networks["tanh"]
         place = 2
@@ -102,25 +106,21 @@ class TestCnnZoo:
                     y[row, column] = np.tensordot(patch, kernel, 3) + bias
             x = np.tanh(y)
         expected = x.mean((0, 1)) @ parts["dense/kernel:0"] + parts["dense/bias:0"]
-        found = outputs_of(
+        outputs = outputs_of(
             tanh, torch.from_numpy(image).float().permute(2, 0, 1)[None]
         )[place, 0]
         torch.testing.assert_close(
-            found, torch.from_numpy(expected).float(), rtol=1e-4, atol=1e-4
+            outputs, torch.from_numpy(expected).float(), rtol=1e-4, atol=1e-4
         )
 
     def test_networks_at_the_end_of_training_are_split(self, source):
         runs = {}
         for split in ("train", "validation", "test"):
-            found = list(read_cnn_zoo(source, split))
-            runs[split] = sorted(
-                run for some in found for run in some.columns["run"].tolist()
-            )
-            for some in found:
-                torch.testing.assert_close(
-                    some.columns["accuracy"], some.columns["run"] / 100
-                )
-                assert set(some.columns["step"].tolist()) == {86}
+            columns = [group.columns for group in read_cnn_zoo(source, split)]
+            runs[split] = sorted(torch.cat([c["run"] for c in columns]).tolist())
+            for c in columns:
+                torch.testing.assert_close(c["accuracy"], c["run"] / 100)
+                assert set(c["step"].tolist()) == {86}
         assert runs["test"] == list(range(21, 40, 2))
         assert sorted(runs["train"] + runs["validation"]) == list(range(1, 20, 2))
         assert len(runs["train"]) == 8
@@ -129,120 +129,104 @@ class TestCnnZoo:
         weights = np.load(source / "weights.npy")
         weights[21] = 1e30
         np.save(source / "weights.npy", weights)
-        told = "weights.npy': network 21: expected finite outputs; got others"
-        with pytest.raises(ValueError, match=told):
-            list(read_cnn_zoo(source, "test"))
+        refused(
+            read_cnn_zoo,
+            source,
+            "weights.npy': network 21: expected finite outputs; got others",
+        )
 
     def test_networks_that_cannot_run_are_named(self, source, monkeypatch):
         monkeypatch.setattr(published_cnns, "STRIDE", 16)
-        told = (
+        refused(
+            read_cnn_zoo,
+            source,
             r"weights.npy': network \d+: expected a network that runs on inputs of "
-            r"shape \(1, 1, 32, 32\); got: .*[Kk]ernel size"
+            r"shape \(1, 1, 32, 32\); got: .*[Kk]ernel size",
         )
-        with pytest.raises(ValueError, match=told):
-            list(read_cnn_zoo(source, "test"))
 
-    def test_bad_files(self, source):
+    def test_bad_weights(self, source):
         weights = np.load(source / "weights.npy")
         np.save(source / "weights.npy", weights[:39])
-        with pytest.raises(
-            ValueError,
-            match=r"metrics.csv.gz': expected 39 rows, as of weights; got 40",
-        ):
-            next(read_cnn_zoo(source, "test"))
+        refused(
+            read_cnn_zoo,
+            source,
+            "metrics.csv.gz': expected 39 rows, as of weights; got 40",
+        )
         weights[39, 7] = np.inf
         np.save(source / "weights.npy", weights)
-        with pytest.raises(
-            ValueError,
-            match=r"weights.npy': layers.0.weight: expected finite numbers",
-        ):
-            list(read_cnn_zoo(source, "test"))
-        row = {
-            "varname": "a/bias:0",
-            "start_idx": 0,
-            "end_idx": 4,
-            "shape": "(5,)",
-        }
-        self.write(source / "layout.csv", [row], open)
-        with pytest.raises(
-            ValueError,
-            match=r"layout.csv': expected numbers that agree; got .* shape '\(5,\)'",
-        ):
-            next(read_cnn_zoo(source, "test"))
-        self.write(source / "layout.csv", [{**row, "shape": "(4,)"}], open)
-        with pytest.raises(
-            ValueError,
-            match=r"layout.csv': varname: expected as many kernels as biases, 1; got 0",
-        ):
-            next(read_cnn_zoo(source, "test"))
-        self.write(source / "layout.csv", [{**row, "varname": "a/gamma:0"}], open)
-        with pytest.raises(
-            ValueError,
-            match=r"layout.csv': varname: expected kernel:0 or bias:0; got 'a/gamma:0'",
-        ):
-            next(read_cnn_zoo(source, "test"))
-        self.write(
-            source / "layout.csv",
-            [{"varname": "x", "start_idx": 0, "end_idx": 1}],
-            open,
+        refused(
+            read_cnn_zoo,
+            source,
+            "weights.npy': layers.0.weight: expected finite numbers",
         )
-        with pytest.raises(
-            ValueError,
-            match=r"layout.csv': shape: expected a column of this name; got none",
-        ):
-            next(read_cnn_zoo(source, "test"))
-        metrics = [
-            {"step": "last", "test_accuracy": 0.1, "config.activation": "relu"}
-        ] * 40
-        self.write(source / "metrics.csv.gz", metrics, gzip.open)
-        with pytest.raises(
-            ValueError,
-            match=r"metrics.csv.gz': step: expected a number .*; got 'last'",
-        ):
-            next(read_cnn_zoo(source, "test"))
-        row = {"step": 85, "test_accuracy": 0.1, "config.activation": "relu"}
-        for odd, told in (
+
+    @pytest.mark.parametrize(
+        "changes, message",
+        [
+            ({"shape": "(5,)"}, r"expected numbers that agree; got .* shape '\(5,\)'"),
+            ({}, "varname: expected as many kernels as biases, 1; got 0"),
+            (
+                {"varname": "a/gamma:0"},
+                "varname: expected kernel:0 or bias:0; got 'a/gamma:0'",
+            ),
+        ],
+    )
+    def test_bad_layouts(self, source, changes, message):
+        row = {"varname": "a/bias:0", "start_idx": 0, "end_idx": 4, "shape": "(4,)"}
+        self.write(source / "layout.csv", [{**row, **changes}], open)
+        refused(read_cnn_zoo, source, f"layout.csv': {message}")
+
+    def test_a_missing_column_is_named(self, source):
+        row = {"varname": "x", "start_idx": 0, "end_idx": 1}
+        self.write(source / "layout.csv", [row], open)
+        refused(
+            read_cnn_zoo,
+            source,
+            "layout.csv': shape: expected a column of this name; got none",
+        )
+
+    @pytest.mark.parametrize(
+        "changes, message",
+        [
+            ({"step": "last"}, "step: expected a number .*; got 'last'"),
             ({}, "step: expected 86 in some rows; got none"),
             ({"test_accuracy": 55}, "test_accuracy: .* from 0 to 1; got '55'"),
             ({"test_accuracy": "nan"}, "test_accuracy: .*; got 'nan'"),
             ({"test_accuracy": None}, "test_accuracy: .*; got ''"),
-        ):
-            rows = [{**row, **odd}] * 40
-            self.write(source / "metrics.csv.gz", rows, gzip.open)
-            with pytest.raises(ValueError, match=f"metrics.csv.gz': {told}"):
-                next(read_cnn_zoo(source, "test"))
-        packed = bytearray((source / "metrics.csv.gz").read_bytes())
+        ],
+    )
+    def test_bad_metrics(self, source, changes, message):
+        row = {"step": 85, "test_accuracy": 0.1, "config.activation": "relu"}
+        rows = [{**row, **changes}] * 40
+        self.write(source / "metrics.csv.gz", rows, gzip.open)
+        refused(read_cnn_zoo, source, f"metrics.csv.gz': {message}")
+
+    def test_damaged_metrics(self, source):
+        path = source / "metrics.csv.gz"
+        packed = bytearray(path.read_bytes())
         packed[30:40] = bytes(10)
-        (source / "metrics.csv.gz").write_bytes(packed)
-        with pytest.raises(ValueError, match="gz': expected a table; got: "):
-            next(read_cnn_zoo(source, "test"))
-        (source / "metrics.csv.gz").write_bytes(b"step")
-        with pytest.raises(
-            ValueError,
-            match=r"metrics.csv.gz': expected a table; got: Not a gzipped file",
-        ):
-            next(read_cnn_zoo(source, "test"))
+        path.write_bytes(packed)
+        refused(read_cnn_zoo, source, "gz': expected a table; got: ")
+        path.write_bytes(b"step")
+        refused(
+            read_cnn_zoo,
+            source,
+            "metrics.csv.gz': expected a table; got: Not a gzipped file",
+        )
 
     @pytest.mark.parametrize(
-        "write, told",
+        "write, message",
         [
             (lambda path: path.write_bytes(b""), "an array of numbers; got: "),
             (lambda path: np.save(path, np.full((4, 3), "a")), ".*; got <U1"),
-            (
-                lambda path: np.save(path, np.zeros((4, 3), complex)),
-                ".*complex",
-            ),
-            (
-                lambda path: np.save(path, np.zeros(4)),
-                r".*; got float64 \(4,\)",
-            ),
+            (lambda path: np.save(path, np.zeros((4, 3), complex)), ".*complex"),
+            (lambda path: np.save(path, np.zeros(4)), r".*; got float64 \(4,\)"),
             (several_arrays, ".*; got several arrays"),
         ],
     )
-    def test_what_is_no_matrix(self, source, write, told):
+    def test_files_without_a_matrix_are_refused(self, source, write, message):
         write(source / "weights.npy")
-        with pytest.raises(ValueError, match=f"weights.npy': expected {told}"):
-            next(read_cnn_zoo(source, "test"))
+        refused(read_cnn_zoo, source, f"weights.npy': expected {message}")
 
 
 class TestWildPark:
@@ -250,7 +234,7 @@ class TestWildPark:
     def source(self, tmp_path):
         return write_wild_park(tmp_path)
 
-    def test_networks_say_what_theirs_do(self, source):
+    def test_outputs_equal_those_of_the_published_network(self, source):
         (*_, last) = read_wild_park(source, "validation")
         model = wild_model(2)
         images = torch.randn(3, 1, 32, 32)
@@ -264,68 +248,60 @@ class TestWildPark:
         assert last.columns["step"].tolist() == [2]
         assert last.columns["accuracy"].item() == pytest.approx(0.3)
 
-    def test_bad_files(self, source):
-        path = Path(source.parent, "zoo/run_2/checkpoint_0/checkpoint.pt")
-        values = torch.load(path, weights_only=True)
-        torch.save({**values, "config": {**WILD_CONFIG, "residual": [-1, -1, 2]}}, path)
-        with pytest.raises(
-            ValueError,
-            match="checkpoint.pt': architecture: skips: expected .* layer 2; got 2",
-        ):
-            next(read_wild_park(source, "test"))
-        torch.save({"model": {}, "config": {"channels": [1]}}, path)
-        with pytest.raises(
-            ValueError,
-            match=r"checkpoint.pt': config.kernel_size: expected a value; got none",
-        ):
-            next(read_wild_park(source, "test"))
-        torch.save({**values, "model": {"fc.weight": torch.zeros(10, 5)}}, path)
-        with pytest.raises(
-            ValueError,
-            match=r"checkpoint.pt': fc.bias: expected shape \(10,\); got none",
-        ):
-            next(read_wild_park(source, "test"))
-        for model, told in (
-            ([1], "expected parameters by name; got list"),
-            ({"fc.bias": 1.0}, "fc.bias: expected a tensor .*; got float"),
-        ):
-            torch.save({**values, "model": model}, path)
-            with pytest.raises(ValueError, match=f"checkpoint.pt': {told}"):
-                next(read_wild_park(source, "test"))
+    @pytest.mark.parametrize(
+        "changes, message",
+        [
+            (
+                {"config": {**WILD_CONFIG, "residual": [-1, -1, 2]}},
+                "architecture: skips: expected .* layer 2; got 2",
+            ),
+            (
+                {"model": {}, "config": {"channels": [1]}},
+                "config.kernel_size: expected a value; got none",
+            ),
+            (
+                {"model": {"fc.weight": torch.zeros(10, 5)}},
+                r"fc.bias: expected shape \(10,\); got none",
+            ),
+            ({"model": [1]}, "expected parameters by name; got list"),
+            ({"model": {"fc.bias": 1.0}}, "fc.bias: expected a tensor .*; got float"),
+        ],
+    )
+    def test_bad_files(self, source, changes, message):
+        change(source, 0, **changes)
+        refused(read_wild_park, source, f"checkpoint.pt': {message}")
+
+    def test_bad_split_files(self, source):
         splits = json.loads(source.read_text())
-        for key, odd in (("score", 55), ("score", None), ("step", None)):
-            torch.save(values, path)
-            test = {**splits["test"], key: [odd] * 3}
-            source.write_text(json.dumps({"test": test}))
-            with pytest.raises(ValueError, match=f"splits.json': {key}: .*; got {odd}"):
-                next(read_wild_park(source, "test"))
+        for key, value in (("score", 55), ("score", None), ("step", None)):
+            entry = {**splits["test"], key: [value] * 3}
+            source.write_text(json.dumps({"test": entry}))
+            refused(read_wild_park, source, f"splits.json': {key}: .*; got {value}")
         del splits["test"]["score"][0]
         source.write_text(json.dumps(splits))
-        with pytest.raises(
-            ValueError,
-            match=r"splits.json': score: expected 3 values, as of path; got 2",
-        ):
-            next(read_wild_park(source, "test"))
+        refused(
+            read_wild_park,
+            source,
+            "splits.json': score: expected 3 values, as of path; got 2",
+        )
 
     @pytest.mark.parametrize(
-        "changes, told",
+        "changes, message",
         [
             ({"stride": [16, 16, 1], "padding": [1, 0, 0]}, "[Kk]ernel size"),
             ({"padding": [1, 0, 0]}, "size of tensor"),  # of the skip's two ends
         ],
     )
-    def test_networks_that_cannot_run_are_refused(
-        self, source, tmp_path, changes, told
-    ):
-        path = Path(source.parent, "zoo/run_2/checkpoint_1/checkpoint.pt")
-        values = torch.load(path, weights_only=True)
-        torch.save({**values, "config": {**WILD_CONFIG, **changes}}, path)
-        expected = f"checkpoint_1/checkpoint.pt': expected a network that runs .*{told}"
-        with pytest.raises(ValueError, match=expected):
-            list(read_wild_park(source, "test"))
+    def test_networks_that_cannot_run_are_refused(self, source, changes, message):
+        change(source, 1, config={**WILD_CONFIG, **changes})
+        refused(
+            read_wild_park,
+            source,
+            f"checkpoint_1/checkpoint.pt': expected a network that runs .*{message}",
+        )
 
     @pytest.mark.parametrize(
-        "key, value, told",
+        "key, value, message",
         [
             ("channels", 4, "expected a list; got 4"),
             ("channels", [1, -4, 6, 5], "a number from 1 to inf; got -4"),
@@ -335,9 +311,6 @@ class TestWildPark:
             ("activation", "gelu", "expected a list; got 'gelu'"),
         ],
     )
-    def test_bad_configs(self, source, key, value, told):
-        path = Path(source.parent, "zoo/run_2/checkpoint_0/checkpoint.pt")
-        values = torch.load(path, weights_only=True)
-        torch.save({**values, "config": {**WILD_CONFIG, key: value}}, path)
-        with pytest.raises(ValueError, match=f"checkpoint.pt': config.{key}: .*{told}"):
-            next(read_wild_park(source, "test"))
+    def test_bad_configs(self, source, key, value, message):
+        change(source, 0, config={**WILD_CONFIG, key: value})
+        refused(read_wild_park, source, f"checkpoint.pt': config.{key}: .*{message}")

@@ -27,52 +27,50 @@ def runs(name, count):
 
 @pytest.mark.parametrize("name", ZOOS)
 def test_settings_of_runs_cover_their_ranges(name):
-    found = runs(name, 400)
-    assert {run.optimizer for run in found} == set(OPTIMIZERS)
-    assert {run.fraction for run in found} == set(FRACTIONS)
+    recipes = runs(name, 400)
+    assert {run.optimizer for run in recipes} == set(OPTIMIZERS)
+    assert {run.fraction for run in recipes} == set(FRACTIONS)
     low, high = ZOOS[name].lr
     middle = (low * high) ** 0.5
-    assert all(low <= run.lr <= high for run in found)
-    assert 0.4 < sum(run.lr < middle for run in found) / 400 < 0.6
-    assert 0.4 < sum(run.dropout == 0 for run in found) / 400 < 0.6
+    assert all(low <= run.lr <= high for run in recipes)
+    assert 0.4 < sum(run.lr < middle for run in recipes) / 400 < 0.6
+    assert 0.4 < sum(run.dropout == 0 for run in recipes) / 400 < 0.6
 
 
-def test_the_small_zoo_is_of_one_shape():
-    found = runs("small", 50)
-    assert {run.init for run in found} == set(INITS)
-    activations = {run.architecture["activations"][0] for run in found}
+def test_networks_of_the_small_zoo_have_one_shape():
+    recipes = runs("small", 50)
+    assert {run.init for run in recipes} == set(INITS)
+    activations = {run.architecture["activations"][0] for run in recipes}
     assert activations == {"relu", "tanh"}
     sizes = {
         sum(p.numel() for p in make_module(run.architecture).parameters())
-        for run in found
+        for run in recipes
     }
     assert sizes == {4970}
 
 
-def test_the_wild_park_is_of_every_shape():
-    found = [run.architecture for run in runs("wild-park", 300)]
-    assert {len(a["kernels"]) for a in found} == {2, 3, 4, 5}
-    assert {width for a in found for width in a["channels"][1:]} == {
-        4,
-        8,
-        16,
-        32,
-    }
-    assert {kernel for a in found for kernel in a["kernels"]} == {3, 5, 7}
-    assert {name for a in found for name in a["activations"]} == set(WILD_ACTIVATIONS)
+def test_networks_of_the_wild_park_have_many_shapes():
+    architectures = [run.architecture for run in runs("wild-park", 300)]
+    assert {len(a["kernels"]) for a in architectures} == {2, 3, 4, 5}
+    widths = {width for a in architectures for width in a["channels"][1:]}
+    assert widths == {4, 8, 16, 32}
+    assert {kernel for a in architectures for kernel in a["kernels"]} == {3, 5, 7}
+    assert {name for a in architectures for name in a["activations"]} == set(
+        WILD_ACTIVATIONS
+    )
     ends = {
         (source, layer)
-        for a in found
+        for a in architectures
         for layer, source in enumerate(a["skips"])
         if source is not None
     }
     assert ends == {(0, 2), (0, 3), (1, 3), (0, 4), (1, 4), (2, 4)}
 
 
-def test_the_diverse_zoo_is_of_five_families():
-    found = [run.architecture for run in runs("diverse", 100)]
-    cnns = [a for a in found if a["kind"] == "cnn"]
-    assert {a["kind"] for a in found} == {"cnn", "deep-sets", "vit"}
+def test_networks_of_the_diverse_zoo_are_of_five_families():
+    architectures = [run.architecture for run in runs("diverse", 100)]
+    cnns = [a for a in architectures if a["kind"] == "cnn"]
+    assert {a["kind"] for a in architectures} == {"cnn", "deep-sets", "vit"}
     assert {a["norm"] for a in cnns} == {None, "batch", "group"}
     assert {a["dimensions"] for a in cnns} == {1, 2}
     assert any(source is not None for a in cnns for source in a["skips"])
@@ -84,11 +82,10 @@ def test_every_network_has_a_graph_in_which_each_group_has_neurons(name):
         architecture = architecture_of(run.architecture)
         module = architecture.module
         assert not architecture.graph.unplaced
+        inputs = torch.rand(2, *module.example_input().shape[1:])
         with torch.no_grad():
-            said = module.group_activations(
-                torch.rand(2, *module.example_input().shape[1:])
-            )
-        for group, value in zip(architecture.graph.groups, said, strict=True):
+            activations = module.group_activations(inputs)
+        for group, value in zip(architecture.graph.groups, activations, strict=True):
             assert value is None or value.shape[1] == group.size
 
 
@@ -113,7 +110,7 @@ def images():
 
 def test_training_is_sgd_with_momentum_by_hand(images):
     torch.manual_seed(3)
-    found = train(RUN, images, images, [1, 3], batch_size=8, seed=5)
+    checkpoints = train(RUN, images, images, [1, 3], batch_size=8, seed=5)
     torch.manual_seed(3)
     model = make_module(RUN.architecture)
     initialise(model, RUN)
@@ -128,10 +125,12 @@ def test_training_is_sgd_with_momentum_by_hand(images):
             for p, grad, buffer in zip(model.parameters(), grads, buffers, strict=True):
                 buffer.mul_(0.9).add_(grad + 0.01 * p)
                 p.sub_(0.05 * buffer)
-    assert [checkpoint.step for checkpoint in found] == [1, 3]
+    assert [checkpoint.step for checkpoint in checkpoints] == [1, 3]
     for name, p in model.named_parameters():
-        torch.testing.assert_close(found[-1].params[name], p.detach())
-    assert not torch.equal(found[0].params["fc.weight"], found[1].params["fc.weight"])
+        torch.testing.assert_close(checkpoints[-1].params[name], p.detach())
+    assert not torch.equal(
+        checkpoints[0].params["fc.weight"], checkpoints[1].params["fc.weight"]
+    )
 
 
 def test_accuracy_is_the_share_of_right_labels(images):
@@ -155,11 +154,11 @@ def test_a_run_that_diverges_has_no_networks(images):
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
-def test_other_optimizers_lower_the_loss_of_what_they_see(images, optimizer):
+def test_other_optimizers_raise_the_accuracy_on_training_images(images, optimizer):
     run = replace(RUN, optimizer=optimizer, lr=0.01, l2=0.0, fraction=1.0)
     torch.manual_seed(0)
-    found = train(run, images, images, [1, 200], batch_size=30, seed=0)
-    assert found[1].accuracy > found[0].accuracy + 0.2
+    checkpoints = train(run, images, images, [1, 200], batch_size=30, seed=0)
+    assert checkpoints[1].accuracy > checkpoints[0].accuracy + 0.2
 
 
 @pytest.mark.parametrize("init", ["he", "glorot", "normal"])
@@ -185,7 +184,7 @@ def test_weights_have_the_spread_of_their_init_and_biases_are_zero(init):
     assert not model.fc.bias.any()
 
 
-def test_orthogonal_weights_are():
+def test_orthogonal_weights_have_orthonormal_rows():
     run = replace(
         RUN,
         architecture=cnn_description([1, 4], [5], [4], ["relu"]),

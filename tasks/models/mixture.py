@@ -49,19 +49,21 @@ class BlockIndices(NamedTuple):
     positions: Tensor | None = None
 
     def repeated(self, nodes: Tensor, elements: Tensor) -> "BlockIndices":
-        """Those of several copies. nodes, elements: the first number of each copy,
-        (count,)."""
-        ends = tuple(_shifted(end, nodes) for end in self.ends)
-        _, own_elements, positions = self
-        if own_elements is not None:
-            own_elements = _shifted(own_elements, elements)
-        if positions is not None:
-            positions = positions.repeat(len(nodes), 1)
-        return BlockIndices(ends, own_elements, positions)
+        """The indices of several copies. nodes, elements: the first number of each
+        copy, (count,)."""
+        return BlockIndices(
+            ends=tuple(_shifted(end, nodes) for end in self.ends),
+            elements=None
+            if self.elements is None
+            else _shifted(self.elements, elements),
+            positions=(
+                None if self.positions is None else self.positions.repeat(len(nodes), 1)
+            ),
+        )
 
     @classmethod
     def concatenated(cls, several: "Sequence[BlockIndices]") -> "BlockIndices":
-        """Of blocks of one kind."""
+        """The indices of several blocks of one kind."""
         columns: Any = zip(*several, strict=True)
         ends, elements, positions = columns
         return cls(
@@ -75,8 +77,8 @@ class BlockIndices(NamedTuple):
 class NetworkLayout:
     """One network, its blocks by kind.
 
-    kinds, activations: codes of all nodes, (n,). positions: theirs, (n, features).
-    numel: of the flat parameters.
+    kinds, activations: codes of all nodes, (n,). positions: features of the nodes'
+    positions, (n, features). numel: number of flat parameters.
     """
 
     indices: dict[BlockKind, BlockIndices]
@@ -93,8 +95,8 @@ class NetworkLayout:
 class Mixture(NamedTuple):
     """Several networks, one after the other.
 
-    tensors: of the graph of all. weights, biases: numbers of the flat parameters of
-    each of its weights and biases, see `BlockIndices`.
+    tensors: the graph of all networks. weights, biases: numbers of the flat parameters
+    of each of its weights and biases, see `BlockIndices`.
     """
 
     tensors: GraphTensors
@@ -132,20 +134,25 @@ def layout_of(graph: NeuralGraph, like: Tensor) -> NetworkLayout:
     device = like.device
     elements = torch.arange(graph.numel, device=device)
     numbers = graph.gather(graph.unflatten(elements))
-    several: dict[BlockKind, list[BlockIndices]] = {}
+    by_kind: dict[BlockKind, list[BlockIndices]] = {}
     edges = _edges(graph, numbers.edges, like)
-    for kind, own in (*edges, *_biases(graph, numbers.biases)):
-        several.setdefault(kind, []).append(own)
+    for kind, indices in (*edges, *_biases(graph, numbers.biases)):
+        by_kind.setdefault(kind, []).append(indices)
     sizes = [group.size for group in graph.groups]
-    positions = []
     of_groups = node_features.node_positions(graph, like)
-    for own, size in zip(of_groups, sizes, strict=True):
-        positions.append(own.expand(size, -1))
+    positions = [
+        position.expand(size, -1)
+        for position, size in zip(of_groups, sizes, strict=True)
+    ]
     repeats = torch.tensor(sizes, device=device)
-    codes = node_features.node_codes(graph, device)
-    kinds, activations = (x.repeat_interleave(repeats) for x in codes)
-    joined = _concatenated(several)
-    return NetworkLayout(joined, kinds, activations, torch.cat(positions), graph.numel)
+    kinds, activations = node_features.node_codes(graph, device)
+    return NetworkLayout(
+        indices=_concatenated(by_kind),
+        kinds=kinds.repeat_interleave(repeats),
+        activations=activations.repeat_interleave(repeats),
+        positions=torch.cat(positions),
+        numel=graph.numel,
+    )
 
 
 def _edges(
@@ -197,61 +204,54 @@ def mixture_of(layouts: Sequence[tuple[NetworkLayout, int]], kernel: Kernel) -> 
 
     layouts: with the numbers of copies. kernel: of the metanet, see `kernel_tiles`.
     """
-    edges, biases = {}, {}
-    for kind, own in _all_indices(layouts).items():
-        (edges if kind.shape else biases)[kind] = own
+    indices = _all_indices(layouts)
+    edges = {kind: indices[kind] for kind in indices if kind.shape}
+    biases = {kind: indices[kind] for kind in indices if not kind.shape}
     # weights come before edges of value 1, as in `GraphTensors`
     order = sorted(edges, key=lambda kind: not kind.has_elements)
-    blocks, weights = [], []
-    for number, kind in enumerate(order):
-        blocks.append(_block(number, kind, edges[kind], kernel))
-        if kind.has_elements:
-            weights.append(edges[kind].elements)
-    bias_elements, bias_index = [], []
-    for own in biases.values():
-        bias_elements.append(own.elements)
-        bias_index.append(own.ends[0])
-    all_kinds, activations, positions, sizes = [], [], [], []
-    for layout, count in layouts:
-        all_kinds += [layout.kinds] * count
-        activations += [layout.activations] * count
-        positions += [layout.positions] * count
-        sizes += [layout.nodes] * count
-    kinds = torch.cat(all_kinds)
-    graph_ids = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    blocks = [
+        _block(number, kind, edges[kind], kernel) for number, kind in enumerate(order)
+    ]
+    weights = [edges[kind].elements for kind in order if kind.has_elements]
+    networks = [layout for layout, count in layouts for _ in range(count)]
+    kinds = torch.cat([network.kinds for network in networks])
+    activations = torch.cat([network.activations for network in networks])
+    positions = torch.cat([network.positions for network in networks])
+    sizes = torch.tensor([network.nodes for network in networks])
+    graph_ids = torch.arange(len(networks)).repeat_interleave(sizes)
     tensors = GraphTensors(
         graph=_graph(blocks, biases, len(kinds)),
         blocks=tuple(blocks),
-        bias_index=tuple(bias_index),
-        positions=(torch.cat(positions),),
+        bias_index=tuple(bias.ends[0] for bias in biases.values()),
+        positions=(positions,),
         kinds=kinds.unsqueeze(0),
-        activations=torch.cat(activations).unsqueeze(0),
+        activations=activations.unsqueeze(0),
         graph_ids=graph_ids.to(kinds.device),
         uses=(),
     )
-    return Mixture(tensors, weights, bias_elements)
+    return Mixture(tensors, weights, [bias.elements for bias in biases.values()])
 
 
 def _all_indices(
     layouts: Sequence[tuple[NetworkLayout, int]],
 ) -> dict[BlockKind, BlockIndices]:
-    """Those of all networks together, in the order of their first occurrence."""
-    several: dict[BlockKind, list[BlockIndices]] = {}
+    """The indices of all networks by kind, in the order of first occurrence."""
+    by_kind: dict[BlockKind, list[BlockIndices]] = {}
     nodes = elements = 0
     for layout, count in layouts:
         steps = torch.arange(count)
         starts = nodes + layout.nodes * steps, elements + layout.numel * steps
-        for kind, own in layout.indices.items():
-            several.setdefault(kind, []).append(own.repeated(*starts))
+        for kind, indices in layout.indices.items():
+            by_kind.setdefault(kind, []).append(indices.repeated(*starts))
         nodes += layout.nodes * count
         elements += layout.numel * count
-    return _concatenated(several)
+    return _concatenated(by_kind)
 
 
 def _concatenated(
-    several: dict[BlockKind, list[BlockIndices]],
+    by_kind: dict[BlockKind, list[BlockIndices]],
 ) -> dict[BlockKind, BlockIndices]:
-    return {kind: BlockIndices.concatenated(own) for kind, own in several.items()}
+    return {kind: BlockIndices.concatenated(each) for kind, each in by_kind.items()}
 
 
 def _block(
@@ -281,7 +281,7 @@ def _graph(
     blocks: Sequence[BlockTensors], biases: dict[BlockKind, BlockIndices], nodes: int
 ) -> NeuralGraph:
     """The graph of the mixture: each of its weights and biases is one parameter."""
-    weights = [own.block for own in blocks]
+    weights = [tensors.block for tensors in blocks]
     views = [block.view for block in weights if block.view is not None]
     all_biases = []
     for kind, indices in biases.items():

@@ -1,4 +1,4 @@
-"""What is said of networks in a mixture is what is said of each alone."""
+"""States and gradients of networks in a mixture equal those of each alone."""
 
 from math import prod
 
@@ -8,10 +8,10 @@ import torch
 from ngopt.graph import parameter_graph
 from ngopt.metanets.graph_data.feature_sources import WholeValues
 from ngopt.metanets.graph_data.graph_tensors import graph_tensors
-from ngopt.metanets.graph_data.mixture import MixedValues, layout_of, mixture_of
-from ngopt.metanets.layers.attention import RelationalLayer, padded
+from ngopt.metanets.layers.attention import RelationalLayer
 from ngopt.metanets.layers.graph_network import GraphNetwork, GraphNetworkOptions
 from ngopt.metanets.layers.pna import PNALayer
+from tasks.models.mixture import MixedValues, layout_of, mixture_of
 from tests.zoo import zoo_graph
 
 WIDTH, KERNEL = 6, (3, 3)
@@ -62,33 +62,26 @@ def test_states_and_gradients_are_those_of_each_network_alone(case):
         torch.randn(count, graph.numel, 2, dtype=torch.float64)
         for count, graph in enumerate(graphs, start=1)
     ]
-    alone = [
-        torch.cat(states_alone(network, graph, own), -2).flatten(0, 1)
-        for graph, own in zip(graphs, values, strict=True)
-    ]
-    mixture = mixture_of(
+    expected = torch.cat(
         [
-            (layout_of(graph, like), len(own))
-            for graph, own in zip(graphs, values, strict=True)
-        ],
-        KERNEL,
+            torch.cat(states_alone(network, graph, copies), -2).flatten(0, 1)
+            for graph, copies in zip(graphs, values, strict=True)
+        ]
     )
-    flat = torch.cat([own.flatten(0, 1) for own in values])
+    layouts = [layout_of(graph, like) for graph in graphs]
+    mixture = mixture_of(list(zip(layouts, map(len, values), strict=True)), KERNEL)
+    flat = torch.cat([copies.flatten(0, 1) for copies in values])
     source = MixedValues(flat, mixture, lambda x: x)
-    (found,), _ = network.states(source, mixture.tensors)
-    expected = torch.cat(alone)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
-    weights = torch.randn_like(found)
-    both = (
-        torch.autograd.grad(
-            (weights * states).sum(),
-            list(network.parameters()),
-            allow_unused=True,
-        )
-        for states in (found, expected)
-    )
-    for got, wanted in zip(*both, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-9)
+    (states,), _ = network.states(source, mixture.tensors)
+    torch.testing.assert_close(states, expected, rtol=0, atol=1e-10)
+    weights = torch.randn_like(states)
+
+    def grads(states):
+        loss = (weights * states).sum()
+        return torch.autograd.grad(loss, list(network.parameters()), allow_unused=True)
+
+    for grad, wanted in zip(grads(states), grads(expected), strict=True):
+        torch.testing.assert_close(grad, wanted, rtol=0, atol=1e-9)
 
 
 def states_alone(network, graph, values):
@@ -100,7 +93,7 @@ def states_alone(network, graph, values):
     return states
 
 
-def test_what_is_alike_is_one_block():
+def test_blocks_of_one_kind_are_one_block():
     graphs = [zoo_graph("residual"), zoo_graph("attention")]
     like = torch.zeros(())
     layouts = [layout_of(graph, like) for graph in graphs]
@@ -109,18 +102,10 @@ def test_what_is_alike_is_one_block():
     parts = mixture_of(pairs, KERNEL).tensors
     blocks = [block for graph in graphs for block in graph.blocks]
     assert len(parts.blocks) < len(blocks)
-    found = [own.block.shape for own in parts.blocks]
-    assert {shape[1:] for shape in found} == {b.shape[1:] for b in blocks}
+    shapes = [own.block.shape for own in parts.blocks]
+    assert {shape[1:] for shape in shapes} == {b.shape[1:] for b in blocks}
     expected = sum(
         count * sum(prod(block.shape) for block in graph.blocks)
         for graph, count in zip(graphs, counts, strict=True)
     )
-    assert sum(map(prod, found)) == expected
-
-
-def test_nodes_of_small_graphs_are_padded():
-    index, is_node = padded(torch.tensor([0, 0, 1, 2, 2, 2, 2]), 2)
-    assert index.tolist() == [[0, 1], [2, 0]]
-    assert is_node.tolist() == [[True, True], [True, False]]
-    none, _ = padded(torch.tensor([0, 0]), 1)
-    assert none.numel() == 0
+    assert sum(map(prod, shapes)) == expected
