@@ -15,7 +15,7 @@ from ngopt.metanets.metanet import Metanet
 from ngopt.metanets.stepping.cooldown import Cooldown
 from ngopt.metanets.stepping.rule import MetanetRule
 
-BASES: dict[str, type] = {Soap.name: Soap}
+BASES: dict[str, type[Soap]] = {Soap.name: Soap}
 """The base rules that weights files can name."""
 
 
