@@ -1,4 +1,4 @@
-"""The default against two other implementations of SOAP: a naive one, and heavyball's."""
+"""The default against two other implementations of SOAP: naive code and heavyball."""
 
 import numpy as np
 import pytest
@@ -58,10 +58,10 @@ def test_three_steps_are_those_of_a_naive_soap(size):
     """Gradients are diagonal but for elements of a size; angles of bases are
     proportional to it.
 
-    `renewed` agrees with QR up to squares of these angles. Rotated elements off the
-    diagonal are of this size, and the squares change them by a share of it. Adam divides
-    by their own size. So updates differ by a multiple of the size, in units of their RMS
-    of about 1.
+    `renewed` agrees with QR up to squares of these angles. These change the rotated
+    elements off the diagonal, which are of this size, by a share of about this size.
+    Adam divides them by their own size. So the largest difference of an update is a
+    multiple of the size, in units of its largest element.
     """
     rng = np.random.RandomState(0)
     gradients = [
