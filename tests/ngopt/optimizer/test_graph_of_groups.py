@@ -52,8 +52,8 @@ class TestGroups:
         groups = decay_groups(model)
         assert all(group["params"] for group in groups)
         split = optimizer(groups)
-        one = optimizer(model.named_parameters())
-        assert split.graph == one.graph
+        expected = optimizer(model.named_parameters())
+        assert split.graph == expected.graph
         params = group_tensors(split.param_groups)
         names = {p: name for name, p in model.named_parameters()}
         specs = split._parameters().graph.parameters

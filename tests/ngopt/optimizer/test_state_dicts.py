@@ -169,13 +169,13 @@ def test_refused_state_changes_nothing(metanet):
     short = copy.deepcopy(before)
     short["param_groups"][0]["params"].pop()
 
-    (own,) = before["param_groups"]
+    (group,) = before["param_groups"]
 
     def with_group(*groups, **changes):
-        return {**before, "param_groups": [{**own, **changes}, *groups]}
+        return {**before, "param_groups": [{**group, **changes}, *groups]}
 
     def without(key):
-        rest = {k: v for k, v in own.items() if k != key}
+        rest = {k: v for k, v in group.items() if k != key}
         return {**before, "param_groups": [rest]}
 
     for bad, message in (
@@ -205,7 +205,7 @@ def test_refused_state_changes_nothing(metanet):
         (without("maximize"), r"param_groups\[0\]: expected 'maximize'"),
         (with_group(lr=float("nan")), "lr: expected a finite number; got nan"),
         (
-            with_group({**own, "total_steps": 5}),
+            with_group({**group, "total_steps": 5}),
             "one 'total_steps' for all groups, None; got 5",
         ),
     ):
