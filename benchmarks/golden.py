@@ -87,12 +87,13 @@ def difference(before: Hashes | None, after: Hashes | None) -> str:
     return f"differs in {'; '.join(texts)}" if texts else ""
 
 
-def line(name: str, found: Hashes) -> str:
-    if "parameters" in found:
-        return f"{name}  {found['parameters']}"
-    if "roles" in found:
-        return f"{name}  {' '.join(found.values())}"
-    totals = {key: sum(counts.values()) for key, counts in found.items()}
+def line(name: str, record: Hashes) -> str:
+    """A case in one line; of operations their total numbers."""
+    if "parameters" in record:
+        return f"{name}  {record['parameters']}"
+    if "roles" in record:
+        return f"{name}  {' '.join(record.values())}"
+    totals = {key: sum(counts.values()) for key, counts in record.items()}
     return f"{name}  {totals}"
 
 
@@ -109,16 +110,16 @@ def main() -> None:
     if options.write_records:
         records.write()
         return
-    found: dict[str, Hashes] = {}
+    by_case: dict[str, Hashes] = {}
     with quiet():
         for name, record in cases(options.only):
-            found[name] = record
+            by_case[name] = record
             print(line(name, record), flush=True)
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        options.json.write_text(json.dumps(by_case, indent=1) + "\n")
     if options.compare:
         before = json.loads(options.compare.read_text())
-        sys.exit(compare(before, found, options.only))
+        sys.exit(compare(before, by_case, options.only))
 
 
 def compare(before: dict[str, Hashes], after: dict[str, Hashes], pattern: str) -> int:

@@ -37,7 +37,8 @@ def card(name: str) -> str:
     for stage in found["recipe"]["stages"]:
         if bits := stage.get("mantissa_bits"):
             lines += ["", f"The weights are rounded to {bits} bits of mantissa."]
-    lines += ["", "Recipe:", ""]
+    if found["recipe"]["stages"]:
+        lines += ["", "Recipe:", ""]
     for stage in found["recipe"]["stages"]:
         details = [f"{key} {stage[key]}" for key in STAGE_KEYS if stage.get(key)]
         lines.append(f"1. {stage.get('program')}: {', '.join(details)}")

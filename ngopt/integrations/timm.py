@@ -31,7 +31,8 @@ def _make(params: Any, weight_decay: float | None = None, **settings: Any) -> An
     return NGOptimizer(params, weight_decay=weight_decay, **settings)
 
 
-def _without_decay(one: Any) -> Any:
-    if not isinstance(one, dict):
-        return one
-    return {key: value for key, value in one.items() if key != "weight_decay"}
+def _without_decay(entry: Any) -> Any:
+    """A group without its weight decay; a tensor unchanged."""
+    if not isinstance(entry, dict):
+        return entry
+    return {key: value for key, value in entry.items() if key != "weight_decay"}

@@ -3,14 +3,11 @@
 import inspect
 from collections.abc import Iterable, Mapping
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from ngopt.optimizer import NGOptimizer
-
-if TYPE_CHECKING:
-    from transformers import TrainingArguments
 
 NOT_SETTINGS = "self", "params", "model"
 
@@ -33,15 +30,15 @@ class TrainerOptimizer(NGOptimizer):
 
         Raises ValueError if a parameter is not one of the module's.
         """
-        given: set[Tensor] = set()
-        for item in params:
-            given.update([item] if isinstance(item, Tensor) else item["params"])
-        named = [(name, p) for name, p in traced.named_parameters() if p in given]
-        if len(named) < len(given):
+        trained: set[Tensor] = set()
+        for entry in params:
+            trained.update([entry] if isinstance(entry, Tensor) else entry["params"])
+        named = [(name, p) for name, p in traced.named_parameters() if p in trained]
+        if len(named) < len(trained):
             raise ValueError(
                 "trainer_arguments: expected the model that the Trainer trains; "
-                f"{len(given) - len(named)} parameters of the Trainer are not in this "
-                f"{type(traced).__name__}. Pass the same model to both."
+                f"{len(trained) - len(named)} parameters of the Trainer are not in "
+                f"this {type(traced).__name__}. Pass the same model to both."
             )
         if settings.get("graph") is None:
             settings["model"] = traced
@@ -55,7 +52,7 @@ def trainer_arguments(
 
     All trainable parameters form one group with the default's own weight decay. The
     Trainer alone would set the decay to that of its arguments, 0 unless given. The
-    graph is traced at the first training forward.
+    graph is traced at the first forward pass in training.
 
     model: the model of the Trainer. settings: other settings of NGOptimizer, such as
         `total_steps`.
@@ -79,7 +76,7 @@ def trainer_arguments(
     return TrainerOptimizer, {"traced": model, **settings}
 
 
-def trainer_steps(arguments: "TrainingArguments", examples: int) -> int:
+def trainer_steps(arguments: Any, examples: int) -> int:
     """The number of optimizer steps of a Trainer, for `total_steps`.
 
     It is `max_steps` of the arguments if that is set. Otherwise, with the number of
@@ -91,7 +88,7 @@ def trainer_steps(arguments: "TrainingArguments", examples: int) -> int:
     With `dataloader_drop_last` the number of batches is rounded down. Tensor, sequence
     and context parallelism and `split_batches` are not counted.
 
-    examples: in the training data set.
+    arguments: `transformers.TrainingArguments`. examples: in the training data set.
 
     Raises ValueError if there are no examples.
     """

@@ -14,7 +14,7 @@ from ngopt.metanets.stepping.cooldown import Cooldown
 from ngopt.metanets.stepping.rule import MetanetRule
 from ngopt.soap.soap import Soap
 
-BASES: dict[str, type] = {Soap.name: Soap}
+BASES: dict[str, type[Soap]] = {Soap.name: Soap}
 """The base rules that weights files can name."""
 
 
@@ -43,9 +43,9 @@ class LearnedOptimizer:
                 "LearnedOptimizer: expected a base rule or a metanet; got neither"
             )
         if self.base is not None and self.metanet is not None:
-            found = f"base '{self.base.name}' and metanet '{self.metanet.name}'"
             raise ValueError(
-                f"LearnedOptimizer: expected a base rule or a metanet; got {found}"
+                "LearnedOptimizer: expected a base rule or a metanet; got base "
+                f"'{self.base.name}' and metanet '{self.metanet.name}'"
             )
         if self.base is not None and self.cooldown is not None:
             raise ValueError(

@@ -78,10 +78,10 @@ def digest(texts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
 
     float32, the usual dtype, is left out.
     """
-    found = hashlib.sha256(json.dumps(texts, sort_keys=True).encode())
+    hashed = hashlib.sha256(json.dumps(texts, sort_keys=True).encode())
     for key in sorted(tensors):
         value = tensors[key]
         dtype = "" if value.dtype == torch.float32 else str(value.dtype)
-        found.update(f"{key}{dtype}{tuple(value.shape)}".encode())
-        found.update(value.numpy().tobytes())
-    return found.hexdigest()
+        hashed.update(f"{key}{dtype}{tuple(value.shape)}".encode())
+        hashed.update(value.numpy().tobytes())
+    return hashed.hexdigest()

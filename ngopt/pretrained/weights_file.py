@@ -1,11 +1,14 @@
 """Weights files: safetensors with a base rule or a metanet.
 
 The metadata name base rule, metanet, cooldown, recipe and measured table. Reading a
-file uses no network and unpickles nothing.
+file uses no network and unpickles nothing. The default is `SoapConfig()` and has no
+file.
 """
 
+import hashlib
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -20,27 +23,34 @@ from ngopt.metanets.imported import find_metanet, metanet_name
 from ngopt.metanets.stepping.cooldown import Cooldown
 from ngopt.pretrained.learned_optimizer import BASES, LearnedOptimizer
 from ngopt.pretrained.tensor_files import digest, read_tensors, write_tensors
+from ngopt.soap.soap import Soap
 
 FORMAT = "ngopt-2"
 FOLDER = Path(__file__).parent
+DEFAULT = "default"
 NONE = "none"  # the name that stands for no base rule, or for no metanet
+# Metadata of tensors for a base rule: fingerprint of the config they were fitted to.
+FITTED_TO = "fitted_to"
 
 
 def list_pretrained() -> list[str]:
-    """Names of the weights bundled in the package."""
-    return sorted(path.stem for path in FOLDER.glob("*.safetensors"))
+    """Names of the default and of the weights bundled in the package."""
+    return sorted([DEFAULT, *(path.stem for path in FOLDER.glob("*.safetensors"))])
 
 
-def load_pretrained(weights: str | os.PathLike = "default") -> LearnedOptimizer:
+def load_pretrained(weights: str | os.PathLike = DEFAULT) -> LearnedOptimizer:
     """The learned optimizer of bundled weights (by name) or of a file (by path).
 
     Its metanet is in float32 on the CPU and needs no gradients. A metanet of your own,
     "module:Class", is loaded only if its module is already imported: reading a file
-    imports nothing.
+    imports nothing. Tensors of a base rule, as of "learned-step", apply to this
+    version's constants; a UserWarning is given if they were fitted to others.
 
     Raises ValueError if there is no such name or file, if the file is damaged, or if
     its format, base rule, metanet or config is unknown in this version.
     """
+    if weights == DEFAULT:
+        return LearnedOptimizer(base=Soap())
     names = list_pretrained()
     path = FOLDER / f"{weights}.safetensors" if weights in names else Path(weights)
     if not path.is_file():
@@ -50,21 +60,33 @@ def load_pretrained(weights: str | os.PathLike = "default") -> LearnedOptimizer:
         )
     metadata, tensors = read_tensors(path, "weights file", FORMAT)
     try:
-        return _read(metadata, tensors)
+        learned = _read(metadata, tensors)
     except ValueError as error:
         raise ValueError(f"weights file '{path}': {error}") from None
+    base = learned.base
+    if base is not None and tensors and metadata.get(FITTED_TO) != _fingerprint(base):
+        warnings.warn(
+            f"weights file '{path}': its factors were fitted to an older version of "
+            f"the rule '{base.name}'. They may no longer help; compare with "
+            "weights='default'.",
+            stacklevel=2,
+        )
+    return learned
 
 
 def _read(metadata: dict[str, str], tensors: dict[str, Tensor]) -> LearnedOptimizer:
     """Raises ValueError, which does not name the file yet, as `load_pretrained`."""
-    base = _build("base rule", BASES, metadata["base"], metadata["base_config"])
+    base_name = metadata["base"]
+    if tensors and base_name in BASES:
+        multiplier = LearnedStep(StepPredictor.of(tensors))
+        base = BASES[base_name](multiplier=multiplier)
+    else:
+        base = _build("base rule", BASES, base_name, metadata["base_config"])
     name = metadata["metanet"]
     metanets = METANETS
     if ":" in name:
         metanets = {**METANETS, name: find_metanet(name, METANETS)}
     metanet = _build("metanet", metanets, name, metadata["config"])
-    if base is not None and tensors:
-        base.multiplier = LearnedStep(StepPredictor.of(tensors))
     if metanet is not None:
         metanet.float()  # torch's default dtype may be another one
         try:
@@ -122,9 +144,18 @@ def as_learned(weights: Any) -> LearnedOptimizer:
 def save_pretrained(learned: LearnedOptimizer, path: str | os.PathLike) -> None:
     """Writes a weights file atomically."""
     metadata = {"format": FORMAT, **_description(learned)}
+    if learned.base is not None and _of_multiplier(learned):
+        metadata["base_config"] = "{}"  # they apply to this version's constants
+        metadata[FITTED_TO] = _fingerprint(learned.base)
     metadata["recipe"] = json.dumps(learned.recipe)
     metadata["table"] = json.dumps(learned.table)
     write_tensors(Path(path), metadata, _tensors(learned))
+
+
+def _fingerprint(base: Soap) -> str:
+    """SHA-256 of the values of a base rule's config; names make no difference."""
+    values = json.dumps([*asdict(base.config).values()])
+    return hashlib.sha256(values.encode()).hexdigest()
 
 
 def weights_hash(learned: LearnedOptimizer) -> str:
@@ -147,28 +178,31 @@ def has_hash(weights: Any, expected: str) -> bool:
 
 def _description(learned: LearnedOptimizer) -> dict[str, str]:
     """Metadata: names and configs of base rule, metanet and, if any, cooldown."""
-    found = {"base": NONE, "base_config": "{}", "metanet": NONE, "config": "{}"}
+    description = {"base": NONE, "base_config": "{}", "metanet": NONE, "config": "{}"}
     if learned.base is not None:
-        found["base"] = learned.base.name
-        found["base_config"] = json.dumps(asdict(learned.base.config))
+        description["base"] = learned.base.name
+        description["base_config"] = json.dumps(asdict(learned.base.config))
     if learned.metanet is not None:
-        found["metanet"] = metanet_name(learned.metanet, METANETS)
-        found["config"] = json.dumps(asdict(learned.metanet.config))
+        description["metanet"] = metanet_name(learned.metanet, METANETS)
+        description["config"] = json.dumps(asdict(learned.metanet.config))
     if learned.cooldown is not None:
-        found["cooldown"] = json.dumps(asdict(learned.cooldown))
-    return found
+        description["cooldown"] = json.dumps(asdict(learned.cooldown))
+    return description
 
 
 def _tensors(learned: LearnedOptimizer) -> dict[str, Tensor]:
-    found = {}
     if learned.metanet is not None:
-        found = learned.metanet.state_dict()
-    elif learned.base is not None:
-        multiplier = learned.base.multiplier
-        if isinstance(multiplier, LearnedStep):
-            found = multiplier.predictor._asdict()
+        values = learned.metanet.state_dict()
+    else:
+        values = _of_multiplier(learned)
     tensors = {}
-    for key, value in found.items():
-        on_cpu = value.detach().to("cpu", torch.float32)
-        tensors[key] = on_cpu.contiguous()
+    for key, value in values.items():
+        tensors[key] = value.detach().to("cpu", torch.float32).contiguous()
     return tensors
+
+
+def _of_multiplier(learned: LearnedOptimizer) -> dict[str, Tensor]:
+    """Tensors of a learned step size; {} without one."""
+    multiplier = getattr(learned.base, "multiplier", None)
+    is_learned = isinstance(multiplier, LearnedStep)
+    return multiplier.predictor._asdict() if is_learned else {}

@@ -53,6 +53,6 @@ def write() -> None:
             name: [float(f"{value:.9g}") for value in values]
             for name, values in numbers.items()
         }
-    graphs = {name: list(hashes.values()) for name, hashes in structures.graphs()}
+    graphs = {name: list(parts.values()) for name, parts in structures.graphs()}
     text = json.dumps({"runs": runs, "graphs": graphs}, separators=(",", ":"))
     PATH.write_text(text.replace("},", "},\n") + "\n")

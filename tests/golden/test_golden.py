@@ -31,5 +31,5 @@ def test_training_run(name):
 
 
 def test_graphs_and_roles():
-    hashes = {name: list(found.values()) for name, found in structures.graphs()}
+    hashes = {name: list(parts.values()) for name, parts in structures.graphs()}
     assert hashes == RECORDS["graphs"]

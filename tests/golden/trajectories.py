@@ -7,7 +7,7 @@ Cases train one of `NETWORKS`. They use the public interface alone, besides that
 import hashlib
 import io
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -72,8 +72,13 @@ def values(model: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def state_of(optimizer: NGOptimizer) -> dict[str, Tensor]:
+    return by_key(optimizer.state_dict()["state"].items())
+
+
+def by_key(records: Iterable[tuple[int, Mapping[str, Tensor]]]) -> dict[str, Tensor]:
+    """Copies of all tensors of numbered records, gathered from all ranks."""
     state = {}
-    for number, record in optimizer.state_dict()["state"].items():
+    for number, record in records:
         for key, value in record.items():
             state[f"{number}.{key}"] = whole(value)
     return state
@@ -239,7 +244,9 @@ class Unroll:
             grads = torch.autograd.grad(loss(params, step), params, create_graph=True)
             deltas, state = update_all(rule, grads, state, params, hyper)
             params = [p + delta for p, delta in zip(params, deltas, strict=True)]
-            yield Snapshot(dict(zip(names, params, strict=True)), _flat(state))
+            yield Snapshot(
+                dict(zip(names, params, strict=True)), by_key(enumerate(state))
+            )
         slopes = torch.autograd.grad(loss(params, self.steps), initial)
         yield Snapshot(dict(zip(names, slopes, strict=True)), {})
 
@@ -266,14 +273,6 @@ class _Functional:
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.func.functional_call(self.model, self.weights, (x,))
-
-
-def _flat(state: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    flat = {}
-    for number, record in enumerate(state):
-        for key, value in record.items():
-            flat[f"{number}.{key}"] = value
-    return flat
 
 
 HORIZON = {"total_steps": STEPS}

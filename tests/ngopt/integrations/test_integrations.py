@@ -38,14 +38,14 @@ class TestTimm:
         yield module
         del module.default_registry._optimizers["ngopt"]
 
-    def test_default_is_that_of_ngopt(self, factory):
+    def test_the_weight_decay_is_that_of_the_default(self, factory):
         model = network()
         optimizer = factory.create_optimizer_v2(model, opt="ngopt")
         assert isinstance(optimizer, NGOptimizer)
         assert all(group["own_weight_decay"] for group in optimizer.param_groups)
         stepped(model, optimizer)
 
-    def test_a_weight_decay_that_was_set_stays(self, factory):
+    def test_a_weight_decay_that_was_set_is_kept(self, factory):
         optimizer = factory.create_optimizer_v2(network(), "ngopt", weight_decay=0.1)
         decays = {group["weight_decay"] for group in optimizer.param_groups}
         assert decays == {0.0, 0.1}
@@ -73,7 +73,7 @@ class TestTransformers:
         pytest.importorskip("accelerate")
         return pytest.importorskip("transformers")
 
-    def test_groups_are_those_of_ngopt(self):
+    def test_groups_of_the_trainer_are_replaced_by_one(self):
         model = network()
         cls, settings = transformers_integration.trainer_arguments(model)
         # the Trainer's groups
@@ -99,7 +99,7 @@ class TestTransformers:
         cls, settings = transformers_integration.trainer_arguments(model, graph=graph)
         assert cls(model.parameters(), **settings).graph is graph
 
-    def test_mistakes(self):
+    def test_errors(self):
         model = network()
         arguments = transformers_integration.trainer_arguments
         with pytest.raises(ValueError, match="expected a torch.nn.Module; got gen"):
@@ -110,7 +110,7 @@ class TestTransformers:
         with pytest.raises(ValueError, match="6 parameters of the Trainer are not in"):
             cls(model.parameters(), **settings)
 
-    def test_trainer_uses_it_with_a_traced_graph(self, transformers, tmp_path):
+    def test_the_trainer_steps_with_a_traced_graph(self, transformers, tmp_path):
         model = gpt(transformers)
         trainer = transformers.Trainer(
             model,
@@ -126,7 +126,7 @@ class TestTransformers:
         assert optimizer.param_groups[0]["own_weight_decay"]
         assert not any(optimizer.graph.inferred)
 
-    def test_it_resumes_a_checkpoint_of_an_optimizer_with_model(
+    def test_checkpoints_of_an_optimizer_with_model_can_be_resumed(
         self, transformers, tmp_path
     ):
         model, data = gpt(transformers), token_rows()
@@ -160,7 +160,7 @@ class TestTransformers:
         ],
         ids=str,
     )
-    def test_number_of_steps_is_that_of_the_trainer(
+    def test_trainer_steps_is_the_number_of_steps(
         self, transformers, tmp_path, settings
     ):
         settings = {"per_device_train_batch_size": 4, **settings}
@@ -176,13 +176,13 @@ class TestTransformers:
         assert steps == trainer.state.max_steps == trainer.state.global_step
 
 
-def test_no_examples_are_an_error():
+def test_trainer_steps_needs_examples():
     arguments = SimpleNamespace(max_steps=-1)
     with pytest.raises(ValueError, match="expected examples of 1 or more; got 0"):
         transformers_integration.trainer_steps(arguments, 0)
 
 
-def test_hydra_makes_it():
+def test_hydra_instantiates_it():
     hydra = pytest.importorskip("hydra.utils")
     config = {"_target_": "ngopt.NGOptimizer", "_partial_": True, "total_steps": 10}
     model = network()
@@ -191,7 +191,7 @@ def test_hydra_makes_it():
 
 
 @pytest.mark.filterwarnings("ignore")  # of lightning and jsonargparse
-def test_lightning_cli_makes_it(tmp_path, monkeypatch):
+def test_lightning_cli_instantiates_it(tmp_path, monkeypatch):
     lightning = pytest.importorskip("lightning.pytorch")
     pytest.importorskip("jsonargparse")
     from lightning.pytorch.cli import LightningCLI

@@ -31,7 +31,7 @@ def bytes_held(opt):
     return sum(storages.values())
 
 
-def test_layers_that_are_frozen_one_by_one_keep_no_others_alive():
+def test_state_keeps_its_size_as_layers_are_frozen():
     model = nn.Sequential(*(nn.Linear(24, 24) for _ in range(12)))
     opt = NGOptimizer(model.parameters())
     inputs = torch.randn(4, 24)
@@ -46,11 +46,11 @@ def test_layers_that_are_frozen_one_by_one_keep_no_others_alive():
     assert len(file.getvalue()) < 2 * before
 
 
-def test_a_layer_that_is_left_out_of_some_steps_goes_on_as_alone():
-    """Its state leaves what was joined and comes back."""
+def test_a_layer_absent_from_some_steps_has_the_state_of_one_alone():
+    """Its state leaves the packed tensors and comes back."""
     torch.manual_seed(0)
     inputs = torch.randn(4, 3, 5)
-    found = []
+    records = []
     for beside in (False, True):
         torch.manual_seed(1)
         model, other = nn.Linear(5, 5), nn.Linear(5, 5)
@@ -63,8 +63,8 @@ def test_a_layer_that_is_left_out_of_some_steps_goes_on_as_alone():
                 model(x).square().mean().backward()
             if any(p.grad is not None for p in params):
                 opt.step()
-        found.append(opt.state[model.weight])
-    alone, beside = found
+        records.append(opt.state[model.weight])
+    alone, beside = records
     assert alone["step"] == beside["step"] == 2
     # its distance is another, as the other layer's steps count for the schedule
     for key in alone.keys() - {"path", "distance", "displacement"}:
@@ -72,7 +72,7 @@ def test_a_layer_that_is_left_out_of_some_steps_goes_on_as_alone():
 
 
 class TestHorizons:
-    def test_one_that_becomes_known_needs_no_average(self):
+    def test_setting_one_drops_the_average(self):
         model = mlp(4, 5, 3)
         opt = NGOptimizer(model.parameters())
         inputs = torch.randn(8, 4)
@@ -85,7 +85,7 @@ class TestHorizons:
         step(model, opt, inputs)
         assert "average" not in opt.state[model[0].weight]
 
-    def test_steps_within_an_average_are_lost_with_a_warning(self):
+    def test_steps_within_averaged_warn_and_are_lost(self):
         model = mlp(4, 5, 3)
         opt = NGOptimizer(model.parameters())
         inputs = torch.randn(8, 4)
@@ -95,7 +95,7 @@ class TestHorizons:
             step(model, opt, inputs)
         assert torch.equal(model[0].weight, before)
 
-    def test_one_that_is_taken_back_begins_an_average(self):
+    def test_removing_one_starts_an_average(self):
         model = mlp(4, 5, 3)
         opt = NGOptimizer(model.parameters(), total_steps=20)
         inputs = torch.randn(8, 4)
@@ -109,7 +109,7 @@ class TestHorizons:
         assert not torch.equal(average, before)
 
     @pytest.mark.parametrize(("before", "after"), [(None, 20), (20, None)])
-    def test_one_that_changes_as_parameters_are_added(self, before, after):
+    def test_setting_or_removing_one_while_parameters_are_added(self, before, after):
         model, late = mlp(4, 5, 3), mlp(3, 2)
         opt = NGOptimizer(model.parameters(), total_steps=before)
         inputs = torch.randn(8, 4)
@@ -120,16 +120,15 @@ class TestHorizons:
         kept = ["average" in record for record in opt.state.values()]
         assert kept == [after is None] * 6
 
-    def test_numbers_of_other_libraries_are_kept_as_pythons(self):
+    def test_numpy_integers_become_python_integers(self):
         numpy = pytest.importorskip("numpy")
         opt = NGOptimizer(mlp(2, 2).parameters(), total_steps=numpy.int64(10))
         assert type(opt.param_groups[0]["total_steps"]) is int
         opt.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
 
 
-def test_state_of_other_matrices_begins_anew():
-    """A norm behind the last layer shows that a weight has channels, not rows in two
-    parts."""
+def test_state_is_initialized_again_if_matrices_change():
+    """With a norm after the last layer, a weight is one matrix and not two halves."""
     torch.manual_seed(0)
     ends = pairwise((8, 1200, 1200, 1200, 3))
     model = nn.Sequential(*(nn.Linear(a, b) for a, b in ends))
@@ -175,7 +174,7 @@ def test_conjugate_gradients():
     assert not torch.equal(p, before)
 
 
-def test_alike_networks_in_two_groups_are_both_seen():
+def test_two_groups_with_equal_networks_are_both_connected():
     nets = [mlp(4, 5, 3), mlp(4, 5, 3)]
     opt = NGOptimizer([{"params": net.named_parameters()} for net in nets])
     graph = opt.graph
@@ -191,7 +190,7 @@ def test_a_base_rule_and_a_metanet_are_not_combined():
         LearnedOptimizer(base=Soap(), metanet=metanet)
 
 
-def test_dtypes_of_a_byte_do_not_compute():
+def test_compute_dtypes_of_one_byte_are_refused():
     with pytest.raises(ValueError, match="compute_dtype: expected .* of 16 bits"):
         NGOptimizer(
             mlp(2, 2).parameters(),
@@ -206,7 +205,7 @@ def replaced(opt):
         group["params"] = [nn.Parameter(p.detach().clone()) for p in group["params"]]
 
 
-def test_parameters_that_replace_all_have_their_places_in_a_given_graph():
+def test_a_given_graph_is_kept_when_all_parameters_are_replaced():
     model = mlp(4, 6, 3)
     graph = build_graph(model, torch.randn(2, 4))
     opt = NGOptimizer(model.parameters(), graph=graph)
@@ -215,8 +214,8 @@ def test_parameters_that_replace_all_have_their_places_in_a_given_graph():
     assert opt.graph is graph
 
 
-def test_loading_an_empty_state_keeps_no_parameter_alive():
-    """Accelerate does so before it replaces parameters."""
+def test_loading_an_empty_state_keeps_no_reference_to_parameters():
+    """Accelerate loads one before it replaces parameters."""
     model = mlp(4, 6, 3)
     opt = NGOptimizer(model.parameters())
     opt.load_state_dict(opt.state_dict())

@@ -17,10 +17,10 @@ def decay_groups(model):
     """Named groups as HF's Trainer makes them: weights of layers, then biases and
     norms."""
     norms = [
-        f"{name}.{own}"
-        for name, module in model.named_modules()
+        f"{prefix}.{name}"
+        for prefix, module in model.named_modules()
         if isinstance(module, nn.LayerNorm | nn.modules.batchnorm._BatchNorm)
-        for own, _ in module.named_parameters()
+        for name, _ in module.named_parameters()
     ]
     named = list(model.named_parameters())
     decay = [(n, p) for n, p in named if "bias" not in n and n not in norms]
@@ -32,7 +32,7 @@ class TestGroups:
     """Groups that split parameters by weight decay give the graph of one group."""
 
     @pytest.mark.parametrize("name", ["mlp", "cnn", "resnet18", "vit"])
-    def test_named(self, name):
+    def test_named_groups(self, name):
         model = {
             "mlp": lambda: nn.Sequential(
                 nn.Linear(4, 5), nn.LayerNorm(5), nn.ReLU(),
@@ -52,30 +52,20 @@ class TestGroups:
         groups = decay_groups(model)
         assert all(group["params"] for group in groups)
         split = optimizer(groups)
-        one = optimizer(model.named_parameters())
-        assert split.graph == one.graph
+        expected = optimizer(model.named_parameters())
+        assert split.graph == expected.graph
         params = group_tensors(split.param_groups)
         names = {p: name for name, p in model.named_parameters()}
-        own = split._parameters().graph.parameters
-        assert [names[p] for p in params] == [spec.name for spec in own]
+        specs = split._parameters().graph.parameters
+        assert [names[p] for p in params] == [spec.name for spec in specs]
 
     @pytest.mark.parametrize("name", ["GPT2", "Bert", "ViT"])
-    def test_named_as_those_of_trainers(self, name):
+    def test_named_groups_of_transformers_models(self, name):
         transformers = pytest.importorskip("transformers")
-        extra = {
-            "GPT2": {"n_embd": 12, "n_layer": 2, "n_head": 2, "n_positions": 16},
-            "Bert": {
-                "hidden_size": 12,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-            },
-            "ViT": {
-                "hidden_size": 12,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-            },
-        }[name]
-        config = getattr(transformers, f"{name}Config")(**extra)
+        sizes = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2}
+        if name == "GPT2":
+            sizes = {"n_embd": 12, "n_layer": 2, "n_head": 2, "n_positions": 16}
+        config = getattr(transformers, f"{name}Config")(**sizes)
         model = getattr(transformers, f"{name}Model")(config)
         names = [name for name, _ in model.named_parameters()]
         groups = decay_groups(model)
@@ -92,7 +82,7 @@ class TestGroups:
         assert unconnected(graph) == ["parameter 3", "parameter 4", "parameter 5"]
         assert [spec.name for spec in graph.parameters[:3]] == names
 
-    def test_with_model(self):
+    def test_unnamed_groups_with_model(self):
         model = Parallel()
         groups = [{"params": [p for _, p in g["params"]]} for g in decay_groups(model)]
         opt = optimizer(groups, model=model)
@@ -102,25 +92,14 @@ class TestGroups:
     def test_order_by_hand(self):
         weights = ["conv1.weight", "fc.0.weight", "out.weight"]
         others = [
-            "conv1.bias",
-            "bn1.weight",
-            "bn1.bias",
-            "scale",
-            "fc.1.weight",
-            "out.bias",
-        ]
+            "conv1.bias", "bn1.weight", "bn1.bias", "scale", "fc.1.weight", "out.bias",
+        ]  # fmt: skip
         assert merged_order([weights, others]) == [
             "scale", "conv1.weight", "conv1.bias", "bn1.weight", "bn1.bias",
             "fc.0.weight", "fc.1.weight", "out.weight", "out.bias",
         ]  # fmt: skip
-        # they contradict each other
-        lists = [
-            ["b.weight", "a.weight"],
-            ["a.bias", "b.bias"],
-        ]
-        assert sorted(merged_order(lists)) == [
-            "a.bias",
-            "a.weight",
-            "b.bias",
-            "b.weight",
-        ]
+
+    def test_orders_that_contradict_each_other(self):
+        lists = [["b.weight", "a.weight"], ["a.bias", "b.bias"]]
+        expected = ["a.bias", "a.weight", "b.bias", "b.weight"]
+        assert sorted(merged_order(lists)) == expected

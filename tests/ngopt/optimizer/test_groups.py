@@ -1,5 +1,4 @@
-"""Arguments and parameter groups: what is taken, also when changed later, and what is
-refused."""
+"""Arguments and parameter groups, also when changed later, and their errors."""
 
 import copy
 from math import inf, nan
@@ -159,7 +158,7 @@ def test_settings_of_other_optimizers_are_refused(metanet, name):
         NGOptimizer(groups, weights=metanet)
 
 
-def test_what_is_one_for_all_groups(metanet):
+def test_settings_that_all_groups_share(metanet):
     params = list(network().parameters())
     for key, value in (("weights", "ff"), ("total_steps", 10)):
         groups = [{"params": params[:2]}, {"params": params[2:], key: value}]
@@ -169,7 +168,7 @@ def test_what_is_one_for_all_groups(metanet):
             NGOptimizer(groups, weights=metanet)
     opt = NGOptimizer(params[:2], weights=metanet, total_steps=5)
     again = {**opt.param_groups[0], "params": params[2:], "initial_lr": 1.0}
-    opt.add_param_group(again)  # groups of our own are taken
+    opt.add_param_group(again)  # a group of an NGOptimizer
     assert len(opt.param_groups) == 2
 
 
@@ -213,7 +212,7 @@ def test_betas_by_position(metanet):
         NGOptimizer(network().parameters(), 1.0, (0.9, 0.999), weights=metanet)
 
 
-def test_a_small_lr_out_of_habit(metanet):
+def test_a_small_lr_of_all_groups_warns(metanet):
     with pytest.warns(UserWarning, match="lr = 0.001 multiplies .* 1000 times slower"):
         opt = NGOptimizer(network().parameters(), lr=1e-3, weights=metanet)
     opt.add_param_group({"params": [nn.Parameter(torch.ones(2))], "lr": 1e-4})
@@ -289,14 +288,14 @@ def test_a_parameter_that_grows_in_place(weights, key):
     assert opt.state[p][key].squeeze().shape == (5, 2)
 
 
-def test_a_parameter_twice_in_a_group(metanet):
+def test_a_parameter_twice_in_a_group_is_an_error(metanet):
     model = network()
     tied = [*model.named_parameters(), ("again", model[0].weight)]
     with pytest.raises(ValueError, match="'again': expected once"):
         NGOptimizer(tied, weights=metanet)
 
 
-def test_a_parameter_that_is_appended_twice(metanet):
+def test_appending_a_parameter_twice_is_an_error(metanet):
     model = network()
     opt = NGOptimizer(model.parameters(), weights=metanet)
     train(model, opt, range(1))
@@ -312,7 +311,8 @@ def test_a_parameter_that_is_appended_twice(metanet):
 def test_a_horizon_may_be_given_in_every_group(metanet):
     model, expected = network(), network()
     params = list(model.parameters())
-    groups = [{"params": own, "total_steps": 5} for own in (params[:4], params[4:])]
+    halves = params[:4], params[4:]
+    groups = [{"params": half, "total_steps": 5} for half in halves]
     opt = NGOptimizer(groups, weights=metanet)
     other = NGOptimizer(expected.parameters(), weights=metanet, total_steps=5)
     train(model, opt, range(3))
@@ -324,7 +324,7 @@ def test_a_horizon_may_be_given_in_every_group(metanet):
         NGOptimizer(groups, weights=metanet, total_steps=9)
 
 
-def test_horizons_that_differ_later_are_refused(metanet):
+def test_horizons_changed_in_one_group_are_refused(metanet):
     params = list(network().parameters())
     opt = NGOptimizer([{"params": params[:4]}, {"params": params[4:]}], weights=metanet)
     opt.param_groups[1]["total_steps"] = 7
@@ -340,7 +340,7 @@ def test_horizons_that_differ_later_are_refused(metanet):
 
 
 def test_groups_may_name_the_weights_that_the_optimizer_has():
-    """As wrappers do that fill groups with the arguments of the optimizer."""
+    """Some wrappers fill groups with the arguments of the optimizer."""
     params = list(network().parameters())
     groups = [{"params": params[:4], "weights": "ff"}, {"params": params[4:]}]
     opt = NGOptimizer(groups, weights="ff")
@@ -376,7 +376,7 @@ def test_schedulers_that_cycle(weights):
         opt.add_param_group(again)
 
 
-def test_schedulers_of_averages_leave_keys_that_are_taken(metanet):
+def test_groups_with_keys_of_swa_schedulers_are_accepted(metanet):
     model = network()
     opt = NGOptimizer(model.parameters(), weights=metanet)
     torch.optim.swa_utils.SWALR(opt, swa_lr=0.05)

@@ -47,39 +47,31 @@ def test_step_is_the_functional_update(metanet, dtype):
     )
 
 
-def test_model_graph_and_parameters_give_the_same_training(metanet):
+def test_model_graph_and_parameters_give_the_same_weights(metanet):
     results = []
     for how in ("parameters", "named", "model", "graph"):
         model = network()
-        source = model.named_parameters() if how == "named" else model.parameters()
-        extra = {
-            "model": {"model": model},
-            "graph": {"graph": build_graph(model)},
-        }.get(how, {})
-        train(model, NGOptimizer(source, weights=metanet, **extra), range(3))
+        params = model.named_parameters() if how == "named" else model.parameters()
+        sources = {"model": {"model": model}, "graph": {"graph": build_graph(model)}}
+        opt = NGOptimizer(params, weights=metanet, **sources.get(how, {}))
+        train(model, opt, range(3))
         results.append(snapshot(model))
-    assert all(
-        torch.equal(a, b)
-        for other in results[1:]
-        for a, b in zip(results[0], other, strict=True)
-    )
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
 
 
 def test_named_parameters_are_found_in_a_graph_by_name(metanet):
     expected, model = network(), network()
     train(expected, NGOptimizer(expected.parameters(), weights=metanet), range(2))
     backwards = list(model.named_parameters())[::-1]
-    train(
-        model,
-        NGOptimizer(backwards, graph=build_graph(model), weights=metanet),
-        range(2),
-    )
+    opt = NGOptimizer(backwards, graph=build_graph(model), weights=metanet)
+    train(model, opt, range(2))
     assert same(model, snapshot(expected))
 
 
 @pytest.mark.parametrize("few", [0, 1 << 15], ids=["in pieces", "at once"])
 @pytest.mark.parametrize("weights", ["ff", "ng-gnn"])
-def test_a_metanet_may_compute_in_bfloat16(weights, few, monkeypatch):
+def test_a_metanet_computes_in_bfloat16(weights, few, monkeypatch):
     monkeypatch.setattr(metanet_rule, "SMALL_NETWORK", few)
     models = [network(), network()]
     start = snapshot(models[0])
@@ -144,8 +136,8 @@ def test_parameters_not_given_stay_in_the_graph_without_update(metanet):
     assert not torch.equal(model[2].weight, before[2])
 
 
-def test_a_base_rule_by_hand_and_resumed():
-    """Keys, dtypes and shapes of the state are the rule's own affair."""
+def test_another_base_rule_by_hand_and_resumed():
+    """A rule chooses keys, dtypes and shapes of its state."""
     weights = LearnedOptimizer(Momentum(MomentumConfig(size=0.5, decays=(0.75,))))
     p = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.bfloat16))
     idle = nn.Parameter(torch.ones(3))
@@ -165,10 +157,7 @@ def test_a_base_rule_by_hand_and_resumed():
     resumed.step()
     copied.step()
     # m = 3/4, three quarters of the horizon are left
-    assert p.tolist() == [
-        -0.5625,
-        -2.0,
-    ]
+    assert p.tolist() == [-0.5625, -2.0]
     for other in (resumed, copied):
         q = other.param_groups[0]["params"][0]
         assert torch.equal(q, p)
@@ -180,18 +169,17 @@ def test_a_base_rule_by_hand_and_resumed():
 
 
 def test_a_step_stores_each_parameter_before_the_next_is_computed():
-    seen = []
+    counts = []
 
     class Watching(Momentum):
         def bind(self, graph, *settings):
             rule = super().bind(graph, *settings)
             update = rule.update
 
-            def watched(grads, state, params, hyper, in_place):
-                for item in update(grads, state, params, hyper, in_place):
-                    seen.append(
-                        [int(opt.state[p]["count"]) for p in model.parameters()]
-                    )
+            def watched(*inputs, in_place):
+                for item in update(*inputs, in_place):
+                    params = model.parameters()
+                    counts.append([int(opt.state[p]["count"]) for p in params])
                     yield item
 
             rule.update = watched
@@ -201,7 +189,7 @@ def test_a_step_stores_each_parameter_before_the_next_is_computed():
     opt = NGOptimizer(model.parameters(), weights=LearnedOptimizer(Watching()))
     model(torch.ones(1, 2)).sum().backward()
     opt.step()
-    assert seen == [[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0]]
+    assert counts == [[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0]]
 
 
 @pytest.mark.parametrize(
@@ -209,7 +197,7 @@ def test_a_step_stores_each_parameter_before_the_next_is_computed():
     [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))],
     ids=["deepcopy", "pickle"],
 )
-def test_copies_go_on_alike(metanet, duplicate):
+def test_copies_train_identically(metanet, duplicate):
     model = network()
     opt = NGOptimizer(model.parameters(), weights=metanet)
     train(model, opt, range(2))
@@ -219,9 +207,7 @@ def test_copies_go_on_alike(metanet, duplicate):
     assert same(twin, snapshot(model))
 
 
-def test_bfloat16_parameters_move_by_less_than_they_resolve_through_float32_state(
-    metanet,
-):
+def test_state_of_bfloat16_parameters_is_float32(metanet):
     model = network(torch.bfloat16)
     opt = NGOptimizer(model.parameters(), weights=metanet)
     train(model, opt, range(1), torch.bfloat16)
@@ -230,7 +216,7 @@ def test_bfloat16_parameters_move_by_less_than_they_resolve_through_float32_stat
     torch.testing.assert_close(state["exp_avg_4"], expected)
 
 
-def test_one_nan_gradient_element_spoils_one_parameter_element(metanet):
+def test_metanets_with_one_nan_gradient_element_make_one_nan_weight(metanet):
     model = network()
     opt = NGOptimizer(model.parameters(), weights=metanet)
     inputs, labels = batch(0)
@@ -294,7 +280,7 @@ def test_complex_parameters_are_pairs_of_real_ones(metanet, dtype):
     )
 
 
-def test_summary_of_what_it_sees(metanet):
+def test_summary_of_the_graph(metanet):
     text = NGOptimizer(network().parameters(), weights=metanet).graph.summary()
     assert "1 component, 0 elements unconnected" in text
 
@@ -328,7 +314,7 @@ def test_sparse_gradients(weights):
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_a_step_under_autocast_is_one_without(weights):
+def test_autocast_changes_no_step(weights):
     models = network(), network()
     for model, enabled in zip(models, (False, True), strict=True):
         opt = NGOptimizer(model.parameters(), weights=weights)
@@ -343,8 +329,8 @@ def test_a_step_under_autocast_is_one_without(weights):
 
 @pytest.mark.parametrize("few", [0, 1 << 15], ids=["in pieces", "at once"])
 @pytest.mark.parametrize("weights", ["ff", "ng-gnn"])
-def test_the_largest_gradients_in_turn_leave_momenta_finite(weights, few, monkeypatch):
-    """The default: test_survives.py."""
+def test_momenta_stay_finite_with_the_largest_gradients(weights, few, monkeypatch):
+    """Of the default: `test_unusual_use`."""
     monkeypatch.setattr(metanet_rule, "SMALL_NETWORK", few)
     model = network()
     opt = NGOptimizer(model.parameters(), weights=weights)
@@ -361,9 +347,9 @@ def test_the_largest_gradients_in_turn_leave_momenta_finite(weights, few, monkey
 @pytest.mark.parametrize("shape", [(0,), (0, 2), (2, 0)])
 @pytest.mark.parametrize("weights", [*WEIGHTS, "lstm", "ng-t"])
 def test_parameters_without_elements_are_left_out(weights, shape, few, monkeypatch):
-    """As some processes have them where others have all of a tensor."""
+    """A process may have no element of a divided tensor."""
     monkeypatch.setattr(metanet_rule, "SMALL_NETWORK", few)
-    params = [nn.Parameter(torch.ones(own)) for own in (shape, (3, 2), (3,))]
+    params = [nn.Parameter(torch.ones(size)) for size in (shape, (3, 2), (3,))]
     opt = NGOptimizer(params, weights=weights)
     for p in params:
         p.grad = torch.ones_like(p)

@@ -1,5 +1,4 @@
-"""Resuming: what `load_state_dict` takes, and what it refuses without changing
-anything."""
+"""Resuming: what `load_state_dict` accepts, and errors that change nothing."""
 
 import copy
 
@@ -48,12 +47,12 @@ def test_resume_is_bit_identical(metanet, dtype, tmp_path):
 
 
 @pytest.mark.parametrize(("weights", "key"), MOMENTUM_KEYS.items())
-def test_hooks_of_load_state_dict_are_heard(weights, key):
+def test_hooks_of_load_state_dict_are_called(weights, key):
     model = network()
     opt = NGOptimizer(model.parameters(), weights=weights)
     train(model, opt, range(1))
     other = NGOptimizer(network().parameters(), weights=weights)
-    seen = []
+    momenta_at_hook = []
 
     def double(_, state_dict):
         state = {
@@ -63,18 +62,18 @@ def test_hooks_of_load_state_dict_are_heard(weights, key):
 
     def halve(optimizer):
         for record in optimizer.state.values():
-            seen.append(record[key].clone())
+            momenta_at_hook.append(record[key].clone())
             record["step"].zero_()
 
     other.register_load_state_dict_pre_hook(double)
     other.register_load_state_dict_post_hook(halve)
     other.load_state_dict(opt.state_dict())
-    for given, found, at_hook in zip(
-        opt.state.values(), other.state.values(), seen, strict=True
+    for saved, loaded, at_hook in zip(
+        opt.state.values(), other.state.values(), momenta_at_hook, strict=True
     ):
-        assert torch.equal(found[key], 2 * given[key])
-        assert torch.equal(at_hook, found[key])
-        assert found["step"] == 0
+        assert torch.equal(loaded[key], 2 * saved[key])
+        assert torch.equal(at_hook, loaded[key])
+        assert loaded["step"] == 0
     assert len(other._optimizer_load_state_dict_pre_hooks) == 1
     assert len(other._optimizer_load_state_dict_post_hooks) == 1
 
@@ -100,7 +99,7 @@ def test_steps_of_a_checkpoint_on_a_device_are_on_the_host():
 
 
 def test_state_that_belongs_to_no_parameter_is_kept():
-    """As wrappers store numbers, tensors and dicts of their own."""
+    """Wrappers store numbers, tensors and dicts there."""
     model = network()
     opt = NGOptimizer(model.parameters())
     train(model, opt, range(1))
@@ -141,19 +140,19 @@ def test_named_groups_in_another_order_are_matched():
 
 
 @pytest.mark.parametrize(
-    ("params", "told"),
+    ("params", "message"),
     [(3, "expected a list; got int"), ([0], "a name for each of 1 params")],
 )
-def test_groups_that_are_not_whole(params, told):
+def test_incomplete_groups_are_refused(params, message):
     model = network()
     opt = NGOptimizer(model.named_parameters())
     state = opt.state_dict()
     state["param_groups"][0]["params"] = params
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         opt.load_state_dict(state)
 
 
-def test_state_of_other_shapes_or_weights_changes_nothing(metanet):
+def test_refused_state_changes_nothing(metanet):
     model = network()
     opt = NGOptimizer(model.parameters(), weights=metanet)
     train(model, opt, range(1))
@@ -170,13 +169,13 @@ def test_state_of_other_shapes_or_weights_changes_nothing(metanet):
     short = copy.deepcopy(before)
     short["param_groups"][0]["params"].pop()
 
-    (own,) = before["param_groups"]
+    (group,) = before["param_groups"]
 
     def with_group(*groups, **changes):
-        return {**before, "param_groups": [{**own, **changes}, *groups]}
+        return {**before, "param_groups": [{**group, **changes}, *groups]}
 
     def without(key):
-        rest = {k: v for k, v in own.items() if k != key}
+        rest = {k: v for k, v in group.items() if k != key}
         return {**before, "param_groups": [rest]}
 
     for bad, message in (
@@ -206,7 +205,7 @@ def test_state_of_other_shapes_or_weights_changes_nothing(metanet):
         (without("maximize"), r"param_groups\[0\]: expected 'maximize'"),
         (with_group(lr=float("nan")), "lr: expected a finite number; got nan"),
         (
-            with_group({**own, "total_steps": 5}),
+            with_group({**group, "total_steps": 5}),
             "one 'total_steps' for all groups, None; got 5",
         ),
     ):
@@ -223,7 +222,7 @@ def test_state_of_other_shapes_or_weights_changes_nothing(metanet):
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("key", ["step", "momentum"])
-def test_a_state_that_lacks_something_is_refused(weights, key):
+def test_state_with_a_missing_tensor_is_refused(weights, key):
     if key == "momentum":
         key = MOMENTUM_KEYS[weights]
     model = network()
@@ -237,20 +236,19 @@ def test_a_state_that_lacks_something_is_refused(weights, key):
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-@pytest.mark.parametrize(("saved", "own"), [(9, None), (None, 9), (9, 20)])
-def test_a_horizon_of_ones_own_is_kept(weights, saved, own, caplog):
+@pytest.mark.parametrize(("saved", "new"), [(9, None), (None, 9), (9, 20)])
+def test_a_horizon_of_the_new_optimizer_is_kept(weights, saved, new, caplog):
     """Else that of the state is loaded; keys of the state depend on the horizon."""
     model = network()
     opt = NGOptimizer(model.parameters(), weights=weights, total_steps=saved)
     train(model, opt, range(3))
     resumed = copy.deepcopy(model)
-    other = NGOptimizer(resumed.parameters(), weights=weights, total_steps=own)
+    other = NGOptimizer(resumed.parameters(), weights=weights, total_steps=new)
     with caplog.at_level("INFO", "ngopt"):
         other.load_state_dict(opt.state_dict())
-    kept = own or saved
-    assert (f"total_steps={saved}; total_steps={own} is kept" in caplog.text) == (
-        own is not None
-    )
+    kept = new or saved
+    message = f"total_steps={saved}; total_steps={new} is kept"
+    assert (message in caplog.text) == (new is not None)
     opt.param_groups[0]["total_steps"] = kept
     train(model, opt, range(3, 6))
     train(resumed, other, range(3, 6))

@@ -1,5 +1,4 @@
-"""The default survives what happens in practice: no gradient, bad ones, losses of any
-size, depth, time."""
+"""The default with gradients that are zero or not finite, and losses of any scale."""
 
 from functools import cache, partial
 
@@ -15,7 +14,7 @@ from ngopt.soap.config import SoapConfig
 from tests.networks import mlp
 
 COUNTS = {"step", "skipped"}
-STEPS = 60  # of trainings with other scales of the loss
+STEPS = 60  # of runs with other scales of the loss
 
 
 def classes(seed, size, shape=(16,)):
@@ -89,9 +88,9 @@ class TestWithoutGradient:
     def noise(self, *shape, step):
         return torch.randn(shape, generator=torch.Generator().manual_seed(step))
 
-    def only_decayed(self, found, before):
-        """Whether weights are what they were times one factor, close to 1."""
-        factors = found / before
+    def only_decayed(self, weights, before):
+        """Whether weights are the earlier ones times one factor, close to 1."""
+        factors = weights / before
         return bool(
             factors.max() <= 1
             and factors.min() > 0.9
@@ -136,7 +135,7 @@ class TestWithoutGradient:
         assert moved.min() > 0
         assert moved.mean() > 0.02
 
-    def test_padding_and_unseen_rows_of_an_embedding(self):
+    def test_padding_and_unused_rows_of_an_embedding(self):
         torch.manual_seed(0)
         model = nn.Sequential(
             nn.Embedding(20, 6, padding_idx=0), nn.Flatten(), nn.Linear(24, 5)
@@ -172,9 +171,8 @@ class TestWithoutGradient:
         assert self.only_decayed(model[2].weight.detach()[:, dead], out_of[:, dead])
         assert (model[0].bias[dead] == -1e4).all()
 
-    def test_rows_whose_gradients_have_ended_come_to_rest(self):
-        """After momentum, which is gone within a hundred steps,
-        there is nothing that moves them."""
+    def test_rows_without_further_gradients_stop_moving(self):
+        """Momentum has decayed after a hundred steps."""
         p = nn.Parameter(self.noise(12, 9, step=-1))
         opt = NGOptimizer([p], total_steps=100_000)
         for step in range(400):
@@ -212,13 +210,13 @@ class TestScaleOfTheLoss:
         expected = train(make, STEPS, total_steps=total_steps)
         for factor in (1e-6, 1e6):
             scale = partial(lambda step, factor: factor, factor=factor)
-            found = train(
+            losses = train(
                 make, STEPS, scale, dtype=torch.float64, total_steps=total_steps
             )
-            assert distance(found, exact) < 1e-3, factor
-            found = train(make, STEPS, scale, total_steps=total_steps)
-            assert distance(found[:8], expected[:8]) < 1e-3, factor
-            assert np.mean(found[-20:]) == pytest.approx(
+            assert distance(losses, exact) < 1e-3, factor
+            losses = train(make, STEPS, scale, total_steps=total_steps)
+            assert distance(losses[:8], expected[:8]) < 1e-3, factor
+            assert np.mean(losses[-20:]) == pytest.approx(
                 np.mean(expected[-20:]), rel=0.1
             )
 
@@ -254,9 +252,7 @@ class TestGradientsThatAreNotFinite:
     @pytest.mark.parametrize("odd", [float("nan"), float("inf"), float("-inf")])
     @pytest.mark.parametrize("before", [0, 1, 2, 12])
     @pytest.mark.parametrize("name", ["2.weight", "2.bias"])
-    def test_the_tensors_step_is_left_out_and_nothing_else_changes(
-        self, odd, before, name
-    ):
+    def test_only_the_step_of_that_tensor_is_skipped(self, odd, before, name):
         model, twin = small_mlp(), small_mlp()
         opt = NGOptimizer(model.parameters())
         other = NGOptimizer(twin.parameters())
@@ -282,7 +278,7 @@ class TestGradientsThatAreNotFinite:
         assert torch.equal(p, value)
         after = opt.state[p]
         assert (after["step"], after["skipped"]) == (before + 1, 1)
-        # the average sees the weights once more
+        # the average includes the weights once more
         weight = average_weight(before, SoapConfig().average_power)
         average = state.get("average", value)
         near = average + weight * (value - average)
@@ -294,7 +290,7 @@ class TestGradientsThatAreNotFinite:
         assert after["skipped"] == 1
         assert all(p.isfinite().all() for p in model.parameters())
 
-    def test_a_bad_first_step_costs_nothing(self):
+    def test_a_first_step_that_is_skipped_costs_nothing(self):
         losses = {}
         for bad in (False, True):
             model = small_mlp()
@@ -309,7 +305,7 @@ class TestGradientsThatAreNotFinite:
         assert losses[True] < 1.2 * losses[False]
 
     @pytest.mark.parametrize("total_steps", [None, 50])
-    def test_the_largest_numbers_in_turn(self, total_steps):
+    def test_largest_gradients_with_alternating_signs(self, total_steps):
         shapes = ((6, 5), (6,), (4, 3, 3, 3), ())
         params = [nn.Parameter(torch.ones(shape)) for shape in shapes]
         opt = NGOptimizer(params, total_steps=total_steps)
@@ -326,7 +322,7 @@ class TestGradientsThatAreNotFinite:
         opt.step()
         assert all(p.isfinite().all() for p in params)
 
-    def test_the_largest_numbers_after_usual_ones(self):
+    def test_largest_gradients_after_normal_ones(self):
         model = small_mlp()
         opt = NGOptimizer(model.parameters())
         self.steps(model, opt, range(20))

@@ -3,9 +3,10 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from ngopt import NGOptimizer, build_graph, list_pretrained, load_pretrained
+from ngopt.soap.config import SoapConfig
 from ngopt.metanets import FeedForward
 from ngopt.metanets.feedforward import FeedForwardConfig
 from ngopt.metanets.stepping.cooldown import Cooldown
@@ -36,20 +37,14 @@ def momentum(monkeypatch):
 
 
 def rewrite(path, tensors=None, rehash=False, **changes):
-    with safe_open(path, "pt") as f:
-        metadata, kept = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
-    metadata, kept = {**metadata, **changes}, tensors or kept
+    """Changes tensors and metadata of a file. rehash: also its SHA-256."""
+    with safe_open(path, "pt") as file:
+        metadata = {**file.metadata(), **changes}
+    tensors = tensors or load_file(path)
     if rehash:
         del metadata["sha256"]
-        metadata["sha256"] = digest(metadata, kept)
-    save_file(kept, path, metadata)
-
-
-def assert_same_tensors(found, expected):
-    pairs = zip(
-        found.state_dict().values(), expected.state_dict().values(), strict=True
-    )
-    assert all(torch.equal(a, b) for a, b in pairs)
+        metadata["sha256"] = digest(metadata, tensors)
+    save_file(tensors, path, metadata)
 
 
 def test_save_and_load(file):
@@ -58,11 +53,10 @@ def test_save_and_load(file):
     assert loaded.base is None
     assert loaded.metanet.config == learned.metanet.config
     assert weights_hash(loaded) == weights_hash(learned)
-    assert_same_tensors(loaded.metanet, learned.metanet)
-    assert (loaded.recipe, loaded.table) == (
-        {"stages": ["one"]},
-        {"fm-16": 0.5},
-    )
+    pairs = zip(loaded.metanet.parameters(), learned.metanet.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert loaded.recipe == {"stages": ["one"]}
+    assert loaded.table == {"fm-16": 0.5}
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -71,15 +65,8 @@ def test_save_and_load_a_cooldown(file):
     cooled = replace(learned, cooldown=Cooldown(1.5, 0.2))
     save_pretrained(cooled, path)
     assert load_pretrained(path).cooldown == Cooldown(1.5, 0.2)
-    hashes = {
-        weights_hash(one)
-        for one in (
-            learned,
-            cooled,
-            replace(learned, cooldown=Cooldown(1.5, 0.3)),
-        )
-    }
-    assert len(hashes) == 3
+    other = replace(learned, cooldown=Cooldown(1.5, 0.3))
+    assert len({weights_hash(x) for x in (learned, cooled, other)}) == 3
     rule = load_pretrained(path).bind(build_graph(mlp(2, 3, 1)), 10)
     assert [rule.height(now) for now in (0, 7, 8, 9)] == pytest.approx(
         [1.5, 1.5, 1.5 / 1.1, 0.75 / 1.1]
@@ -94,10 +81,8 @@ def test_save_and_load_a_base_rule(file, momentum):
     assert isinstance(loaded.base, Momentum)
     assert loaded.base.config == momentum.config
     assert weights_hash(loaded) == weights_hash(learned)
-    assert (loaded.recipe, loaded.table) == (
-        {"stages": ["one"]},
-        {"fm-16": 0.5},
-    )
+    assert loaded.recipe == {"stages": ["one"]}
+    assert loaded.table == {"fm-16": 0.5}
     assert loaded.metanet is None
     other = replace(learned, base=Momentum(replace(momentum.config, size=0.4)))
     assert weights_hash(other) != weights_hash(learned)
@@ -112,12 +97,10 @@ def test_a_learned_optimizer_needs_something_to_compute():
 
 
 @pytest.mark.parametrize("name", ["ff", "lstm", "nfn", "ng-gnn", "ng-t"])
-def test_bundled_weights(name):
+def test_bundled_metanets_need_no_gradients(name):
     assert name in list_pretrained()
-    learned = load_pretrained(name)
-    assert learned.recipe["stages"]
-    assert learned.table
-    assert not any(p.requires_grad for p in learned.metanet.parameters())
+    metanet = load_pretrained(name).metanet
+    assert not any(p.requires_grad for p in metanet.parameters())
 
 
 def test_nfn_is_rounded():
@@ -128,25 +111,50 @@ def test_nfn_is_rounded():
         assert (p.view(torch.int32) & 0b1111).eq(0).all()
 
 
-def test_default_is_bundled():
-    model = mlp(2, 3, 1)
-    assert NGOptimizer(model.parameters()).defaults["weights"] == weights_hash(
-        load_pretrained("default")
-    )
+def test_the_default_is_soap_with_its_constants():
+    assert "default" in list_pretrained()
+    for learned in (load_pretrained(), load_pretrained("default")):
+        assert learned.base.config == SoapConfig()
+        assert learned.base.predictor is None
+        assert learned.metanet is None
+    learned = NGOptimizer(mlp(2, 3, 1).parameters()).learned
+    assert learned.base.config == SoapConfig()
 
 
-def test_hash_sees_values_config_and_not_dtype(file):
+def test_factors_of_a_base_rule_apply_to_its_constants(tmp_path):
+    learned = load_pretrained("learned-step")
+    assert learned.base.config == SoapConfig()
+    path = tmp_path / "factors.safetensors"
+    save_pretrained(learned, path)
+    loaded = load_pretrained(path)
+    assert weights_hash(loaded) == weights_hash(learned)
+    with safe_open(path, "pt") as file:
+        assert file.metadata()["base_config"] == "{}"
+
+
+def test_factors_that_were_fitted_to_other_constants_warn(tmp_path):
+    base = load_pretrained("learned-step").base
+    older = replace(base, config=SoapConfig(beta2=0.96))
+    path = tmp_path / "factors.safetensors"
+    save_pretrained(LearnedOptimizer(base=older), path)
+    with pytest.warns(UserWarning, match="fitted to an older version of the rule"):
+        loaded = load_pretrained(path)
+    assert loaded.base.config == SoapConfig()
+
+
+def test_hash_depends_on_values_and_config_alone(file):
     _, learned = file
-    metanet, digest = learned.metanet, weights_hash(learned)
+    metanet = learned.metanet
+    expected = weights_hash(learned)
     metanet.double()
-    assert weights_hash(learned) == digest
+    assert weights_hash(learned) == expected
     metanet.float()
     other = replace(learned, metanet=metanet.reconfigured(output_scale=0.6))
-    assert weights_hash(other) != digest
-    assert weights_hash(replace(learned, recipe={"stages": []}, table={})) == digest
+    assert weights_hash(other) != expected
+    assert weights_hash(replace(learned, recipe={"stages": []}, table={})) == expected
     with torch.no_grad():
         next(metanet.parameters()).view(-1)[0] += 1e-3
-    assert weights_hash(learned) != digest
+    assert weights_hash(learned) != expected
 
 
 def damage_truncate(path):
@@ -154,12 +162,8 @@ def damage_truncate(path):
 
 
 def damage_value(path):
-    rewrite(
-        path,
-        tensors={
-            k: v + 1 for k, v in load_pretrained(path).metanet.state_dict().items()
-        },
-    )
+    tensors = load_pretrained(path).metanet.state_dict()
+    rewrite(path, tensors={key: value + 1 for key, value in tensors.items()})
 
 
 @pytest.mark.parametrize(
@@ -205,14 +209,9 @@ def damage_value(path):
 def test_damaged_files_name_the_file(file, damage, message):
     path, _ = file
     damage(path)
-    model = mlp(2, 3, 1)
-    before = [p.clone() for p in model.parameters()]
     with pytest.raises(ValueError, match=message) as caught:
-        NGOptimizer(model.parameters(), weights=path)
+        NGOptimizer(mlp(2, 3, 1).parameters(), weights=path)
     assert str(path) in str(caught.value)
-    assert all(
-        torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True)
-    )
 
 
 def test_unknown_names_list_what_there_is():

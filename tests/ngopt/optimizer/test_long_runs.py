@@ -12,14 +12,14 @@ from tests.networks import mlp
 from tests.ngopt.optimizer.test_unusual_use import classes, small_mlp, train
 
 
-class TestLongTrainings:
+class TestLongRuns:
     def deep(self):
         torch.manual_seed(0)
         return mlp(64, *[32] * 19, 10)
 
     def run(self, opt_of, steps):
-        """Highest mean loss of 100 steps in that of the first,
-        and the final norm of the weights."""
+        """Mean losses of each 100 steps, divided by log 10, and the final norm of the
+        weights."""
         model = self.deep()
         opt = opt_of(model.parameters())
         losses = torch.zeros(steps)
@@ -79,8 +79,8 @@ class TestLongTrainings:
         assert all(p.isfinite().all() for p in model.parameters())
 
 
-class TestBeginnings:
-    def test_nothing_random_is_drawn(self):
+class TestFirstSteps:
+    def test_no_random_numbers_are_drawn(self):
         def states():
             return (
                 torch.get_rng_state(),
@@ -98,7 +98,7 @@ class TestBeginnings:
         assert torch.equal(before[0], after[0])
         assert before[1:] == after[1:]
 
-    def test_adapters_that_begin_with_zero(self):
+    def test_adapters_initialized_with_zero(self):
         """LoRA: the gradient of A is zero at the first step, as B is."""
 
         class Adapted(nn.Module):
@@ -139,7 +139,7 @@ class TestBeginnings:
             losses[rule] = loss.item()
         assert losses["default"] < 1.2 * losses["AdamW"]
 
-    def test_an_output_that_begins_with_zero(self):
+    def test_an_output_layer_initialized_with_zero(self):
         model = small_mlp()
         with torch.no_grad():
             model[-1].weight.zero_()
@@ -156,8 +156,7 @@ class TestBeginnings:
         assert max(losses) < 3 * losses[0]
         assert np.mean(losses[-10:]) < 1.3 * np.mean(usual[-10:])
 
-    def test_copies_of_a_spoiled_optimizer_go_on_alike(self):
-        """What was left out is part of the state."""
+    def test_skipped_steps_are_part_of_the_state(self):
         model = small_mlp()
         opt = NGOptimizer(model.parameters())
         for p in model.parameters():
