@@ -12,9 +12,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ngopt.graph.groups_and_blocks import EdgeBlock, NeuronSet, View, contiguous_strides
+from ngopt.graph.groups_and_blocks import (
+    EdgeBlock,
+    NeuronSet,
+    View,
+    contiguous_strides,
+    even_runs,
+)
 from ngopt.graph.neural_graph import NeuralGraph
-from ngopt.graph.tracing.blocks import even_runs
 from ngopt.roles.neuron_usage import is_gated, neurons
 
 Ends = tuple[NeuronSet, ...]

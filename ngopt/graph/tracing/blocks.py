@@ -15,7 +15,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ngopt.graph.groups_and_blocks import View
+from ngopt.graph.groups_and_blocks import View, even_runs
 from ngopt.graph.tracing.edges import Block, Edges, unit_edge_blocks
 from ngopt.graph.tracing.nodes import Nodes
 from ngopt.graph.tracing.values import (
@@ -175,21 +175,6 @@ def _strided_pieces(
         part = piece.cut(axis, places) if len(runs) > 1 else piece
         yield from _strided_pieces(part, numbers, axis + 1)
         start = places.stop
-
-
-def even_runs(numbers: Tensor) -> list[Tensor]:
-    """Runs of numbers with the same step between neighbours."""
-    runs = []
-    while len(numbers):
-        steps = numbers.diff()
-        # a run ends at the first i with another steps[i]
-        changes = (steps != steps[:1]).nonzero()
-        length = len(numbers)
-        if len(changes):
-            length = int(changes[0]) + 1
-        runs.append(numbers[:length])
-        numbers = numbers[length:]
-    return runs
 
 
 def _within_groups(
