@@ -148,10 +148,7 @@ def assert_commutes(
 
 
 def assert_equivariant(
-    metanet: nn.Module,
-    graph: NeuralGraph,
-    tolerance: float = 1e-10,
-    seed: int = 0,
+    metanet: nn.Module, graph: NeuralGraph, tolerance: float = 1e-10, seed: int = 0
 ) -> None:
     """Permuting hidden neurons permutes the updates in the same way (float64)."""
     permutations = random_permutations(graph, torch.Generator().manual_seed(seed))

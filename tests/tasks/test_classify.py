@@ -138,14 +138,22 @@ def test_labels_of_no_class_are_refused(config, data, tmp_path):
 
 
 def test_a_model_of_your_own(config, tmp_path):
-    own = replace(config, model="tests.own:Flat", probes=0, sizes={"dropout": 0.5})
+    own = replace(
+        config, model="tests.user_classes:Flat", probes=0, sizes={"dropout": 0.5}
+    )
     run_task(own, Classification)
     found = json.loads((Path(own.folder) / "result.json").read_text())
-    assert found["config"]["model"] == "tests.own:Flat"
+    assert found["config"]["model"] == "tests.user_classes:Flat"
     run_task(own, Classification)  # its checkpoint is read again
     for name, told in (
-        ("tests.own:Halved", "a subclass of tasks.models.base.NetworkModel; got"),
-        ("tests.own:None_", "expected 'None_' in module 'tests.own'; got none"),
+        (
+            "tests.user_classes:Halved",
+            "a subclass of tasks.models.base.NetworkModel; got",
+        ),
+        (
+            "tests.user_classes:None_",
+            "expected 'None_' in module 'tests.user_classes'; got none",
+        ),
         ("nothing", "model 'nothing': expected one of .*, or module:Class"),
     ):
         with pytest.raises(ValueError, match=told):

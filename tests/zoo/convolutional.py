@@ -130,9 +130,7 @@ class InvertedBottleneck(nn.Module):
             nn.Conv2d(3, 5, 1, bias=False), nn.BatchNorm2d(5), nn.SiLU()
         )
         self.depthwise = nn.Sequential(
-            nn.Conv2d(5, 5, 3, 1, 1, groups=5, bias=False),
-            nn.BatchNorm2d(5),
-            nn.SiLU(),
+            nn.Conv2d(5, 5, 3, 1, 1, groups=5, bias=False), nn.BatchNorm2d(5), nn.SiLU()
         )
         self.squeeze = nn.Conv2d(5, 2, 1)
         self.excite = nn.Conv2d(2, 5, 1)

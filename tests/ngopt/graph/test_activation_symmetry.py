@@ -212,9 +212,7 @@ def test_stacked_networks(case):
     for number, params in enumerate(several):
         own = canonical(graph, params, FREQUENCY)
         for a, b in zip(
-            (*found.params, *found.factors),
-            (*own.params, *own.factors),
-            strict=True,
+            (*found.params, *found.factors), (*own.params, *own.factors), strict=True
         ):
             torch.testing.assert_close(a[number], b, rtol=1e-12, atol=1e-13)
 

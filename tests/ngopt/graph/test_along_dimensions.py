@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ngopt.graph.connectivity import unconnected
-from tests.whole import check
+from tests.graph_checks import check
 
 PLACES = {
     "sort": lambda y: y.sort(1).values,

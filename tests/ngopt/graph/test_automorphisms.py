@@ -89,8 +89,7 @@ def test_elements_go_with_their_neurons(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"),
-    [("attention", "head"), ("gpt", "head"), ("group norm", "group")],
+    ("name", "kind"), [("attention", "head"), ("gpt", "head"), ("group norm", "group")]
 )
 def test_heads_and_groups_are_exchanged_as_wholes(name, kind):
     graph = zoo_graph(name)
@@ -243,18 +242,10 @@ COUNTS = {
     "windows": (Windows(), IMAGES, 24 * (2 * 2) ** 2 * 2 * 720),
     # one stream by the embedding; three attentions of two heads of three; two hidden
     # layers
-    "translation": (
-        Translation(),
-        PAIR,
-        720 * ((6 * 6) ** 2 * 2) ** 3 * 120**2,
-    ),
+    "translation": (Translation(), PAIR, 720 * ((6 * 6) ** 2 * 2) ** 3 * 120**2),
     # the stream of the latents, that of the inputs; two attentions of two heads of
     # three; what is hidden
-    "perceiver": (
-        Perceiver(),
-        SEQUENCE,
-        720 * 720 * ((6 * 6) ** 2 * 2) ** 2 * 120,
-    ),
+    "perceiver": (Perceiver(), SEQUENCE, 720 * 720 * ((6 * 6) ** 2 * 2) ** 2 * 120),
     # cells, whose gates are slots
     "gru": (Recurrent(nn.GRU), SEQUENCE, 24),
     "lstm": (Recurrent(nn.LSTM), SEQUENCE, 24),

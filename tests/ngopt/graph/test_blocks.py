@@ -35,11 +35,7 @@ def found_blocks(sources, targets, shape, slot_shape=(), constant=False):
     sources = 1 + torch.tensor(sources).reshape(g, 1, s)
     targets = 1 + torch.tensor(targets).reshape(g, t, 1)
     edges = Edges(
-        None if constant else Elements(0, layout),
-        sources,
-        targets,
-        "weight",
-        (),
+        None if constant else Elements(0, layout), sources, targets, "weight", ()
     )
     return list(blocks_of(edges, nodes_of_one_group()))
 
@@ -54,10 +50,7 @@ def edges_of(block):
     """(source, target) of every edge, with its elements where it has some."""
     g, t, s = block.shape
     ends = [
-        (
-            int(block.sources.reshape(g, s)[i, k]),
-            int(block.targets.reshape(g, t)[i, j]),
-        )
+        (int(block.sources.reshape(g, s)[i, k]), int(block.targets.reshape(g, t)[i, j]))
         for i in range(g)
         for j in range(t)
         for k in range(s)
@@ -77,13 +70,7 @@ def edges_of(block):
 # these become
 BLOCKS = {
     "no repeats": ([0, 1, 2], [3, 4], (1, 2, 3), (2, 2), [((1, 2, 3), (2, 2))]),
-    "rows one by one": (
-        [0, 1],
-        [3, 3, 3, 4, 4, 4],
-        (1, 6, 2),
-        (),
-        [((1, 2, 2), (3,))],
-    ),
+    "rows one by one": ([0, 1], [3, 3, 3, 4, 4, 4], (1, 6, 2), (), [((1, 2, 2), (3,))]),
     "rows in turn": (
         [0, 1],
         [3, 4, 3, 4, 3, 4],
@@ -91,13 +78,7 @@ BLOCKS = {
         (5,),
         [((1, 2, 2), (3, 5))],
     ),
-    "rows and columns": (
-        [0, 1, 0, 1],
-        [3, 3],
-        (1, 2, 4),
-        (),
-        [((1, 1, 2), (2, 2))],
-    ),
+    "rows and columns": ([0, 1, 0, 1], [3, 3], (1, 2, 4), (), [((1, 1, 2), (2, 2))]),
     "groups": (
         [0, 1, 2, 0, 1, 2],
         [3, 4, 5, 3, 4, 5],
@@ -119,13 +100,7 @@ BLOCKS = {
         (2,),
         [((2, 2, 1), (2,))],
     ),
-    "several to one": (
-        [0, 1, 2, 3],
-        [4, 4, 5, 5],
-        (4, 1, 1),
-        (),
-        [((2, 1, 2), ())],
-    ),
+    "several to one": ([0, 1, 2, 3], [4, 4, 5, 5], (4, 1, 1), (), [((2, 1, 2), ())]),
     "irregular rows": (
         [0, 1],
         [3, 4, 3, 3],
@@ -140,13 +115,7 @@ BLOCKS = {
         (),
         [((1, 1, 2), (2,)), ((1, 2, 2), ())],
     ),
-    "to itself": (
-        [0, 1, 0, 1],
-        [0, 1, 0, 1],
-        (4, 1, 1),
-        (),
-        [((2, 1, 1), (2,))],
-    ),
+    "to itself": ([0, 1, 0, 1], [0, 1, 0, 1], (4, 1, 1), (), [((2, 1, 1), (2,))]),
 }
 
 
@@ -217,14 +186,7 @@ def test_elements_of_a_bias_keep_their_nodes(nodes, pieces):
 def test_learned_queries_are_slots_of_their_features():
     graph = zoo_graph("seeds")
     (seeds,) = (b for b in graph.biases if b.kind == "value")
-    assert (seeds.view.shape, seeds.view.strides, seeds.index) == (
-        (4, 2),
-        (1, 4),
-        None,
-    )
+    assert (seeds.view.shape, seeds.view.strides, seeds.index) == ((4, 2), (1, 4), None)
     (places,) = (b for b in graph.weights if b.kind == "scale")
     # every entry of the input is a node
-    assert (places.shape, places.slot_shape) == (
-        (3, 1, 5),
-        (),
-    )
+    assert (places.shape, places.slot_shape) == ((3, 1, 5), ())

@@ -114,10 +114,7 @@ def test_models_are_instances_classes_functions_and_inside_of_others():
             [f"{HERE}:net", "--draw", "net.pdf"],
             "expected a file ending in .png or .svg; got 'net.pdf'",
         ),
-        (
-            [f"{HERE}:net", "--draw", "nowhere/net.png"],
-            "No such file or directory",
-        ),
+        ([f"{HERE}:net", "--draw", "nowhere/net.png"], "No such file or directory"),
         (
             [f"{HERE}:net", "--example-shape", "0", "3"],
             "--example-shape: expected positive numbers; got 0 3",

@@ -90,8 +90,7 @@ def test_the_suffix_decides_the_format(tmp_path, suffix, start):
 @pytest.mark.parametrize("name", ["net.pdf", "net", "net.svg.txt"])
 def test_another_suffix_is_an_error(tmp_path, name):
     with pytest.raises(
-        ValueError,
-        match=rf"expected a file ending in .png or .svg; got '.*{name}'",
+        ValueError, match=rf"expected a file ending in .png or .svg; got '.*{name}'"
     ):
         draw(build_graph(mlp(3, 4, 2)), tmp_path / name)
     assert not list(tmp_path.iterdir())
@@ -100,8 +99,7 @@ def test_another_suffix_is_an_error(tmp_path, name):
 def test_without_matplotlib_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(
-        ImportError,
-        match=r"draw needs matplotlib; .*pip install 'ngopt\[graph\]'",
+        ImportError, match=r"draw needs matplotlib; .*pip install 'ngopt\[graph\]'"
     ):
         draw(build_graph(mlp(3, 4, 2)), tmp_path / "net.png")
 

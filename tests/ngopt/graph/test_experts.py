@@ -8,7 +8,7 @@ pytest.importorskip("transformers")
 
 from ngopt import parameter_roles
 from ngopt.graph.connectivity import components, unconnected
-from tests.whole import check
+from tests.graph_checks import check
 
 TOKENS, WIDTH, HIDDEN, EXPERTS = 11, 6, 8, 3
 

@@ -84,11 +84,7 @@ def test_every_column_comes_from_its_channel_and_position(network, name):
     virtual = with_virtual_layer(graph)
     nodes, group = columns(virtual, name)
     (spread,) = (b for b in virtual.blocks if b.target == group)
-    assert (spread.kind, spread.shape, spread.view) == (
-        "spread",
-        (3, 4, 1),
-        None,
-    )
+    assert (spread.kind, spread.shape, spread.view) == ("spread", (3, 4, 1), None)
     targets = spread.target_index or range(12)
     channel = {node: k // 4 for k, node in enumerate(targets)}
     assert [channel[nodes[e]] for e in range(12)] == channel_of
@@ -120,9 +116,7 @@ def test_metanets_run_on_them(graph, view):
         found = metanet.gnn(values, other)
         expected = oracle.run(metanet.gnn, values, other)
     for f, e in zip(
-        (*found.biases, *found.edges),
-        (*expected.biases, *expected.edges),
-        strict=True,
+        (*found.biases, *found.edges), (*expected.biases, *expected.edges), strict=True
     ):
         torch.testing.assert_close(f, e, rtol=1e-11, atol=1e-11)
 

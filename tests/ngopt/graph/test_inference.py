@@ -104,10 +104,7 @@ def wrong_edges(inferred, traced):
                 s in reachable(t) for _, t in ends[before] for s, _ in ends[after]
             ):
                 found.append(
-                    (
-                        inferred.parameters[before].name,
-                        inferred.parameters[after].name,
-                    )
+                    (inferred.parameters[before].name, inferred.parameters[after].name)
                 )
     return found
 

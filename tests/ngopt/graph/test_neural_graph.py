@@ -8,9 +8,7 @@ from torch import nn
 from meta_train.problems.networks.convolutional import paper_cnn
 from ngopt import build_graph
 from ngopt.graph import GraphValues, to_edge_list
-from ngopt.graph.inference.from_sequential import (
-    sequential_graph,
-)
+from ngopt.graph.inference.from_sequential import sequential_graph
 from ngopt.graph.transforms import reordered
 from tests.equivariance import permute, random_permutations
 from tests.networks import CNN_INPUT, cnn, mlp
@@ -48,13 +46,7 @@ def test_hand_written_graph():
 
 @pytest.mark.parametrize(
     "dtype",
-    [
-        torch.float64,
-        torch.float32,
-        torch.bfloat16,
-        torch.complex64,
-        torch.int64,
-    ],
+    [torch.float64, torch.float32, torch.bfloat16, torch.complex64, torch.int64],
 )
 @pytest.mark.parametrize("features", [(), (3,), (2, 2)])
 @pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
@@ -88,8 +80,7 @@ def test_pairs_of_a_complex_parameter_without_complex_numbers_stay_pairs(dtype):
     )
     expected = torch.arange(12).reshape(3, 2, 2).to(dtype)
     assert torch.equal(
-        found,
-        torch.view_as_complex(expected) if dtype == torch.float64 else expected,
+        found, torch.view_as_complex(expected) if dtype == torch.float64 else expected
     )
 
 
@@ -107,9 +98,7 @@ def uses_of(graph, features=2):
     )
     views = [place.view for place in (*graph.biases, *graph.weights)]
     flat = zip(
-        (*places.biases, *places.edges),
-        (*values.biases, *values.edges),
-        strict=True,
+        (*places.biases, *places.edges), (*values.biases, *values.edges), strict=True
     )
     uses = [
         (view.parameter, e.flatten(), v.reshape(-1, features))
@@ -180,9 +169,7 @@ def test_means_of_uses_that_overlap_have_derivatives():
     for e, f in zip(expected, torch.func.jvp(means, flat, tangents)[1], strict=True):
         torch.testing.assert_close(e, f)
     for e, f in zip(
-        expected,
-        torch.func.vmap(means)(*(t[None] for t in tangents)),
-        strict=True,
+        expected, torch.func.vmap(means)(*(t[None] for t in tangents)), strict=True
     ):
         torch.testing.assert_close(e, f[0])
 
@@ -197,9 +184,7 @@ def test_every_element_has_one_place():
     numbers += [
         (int(p), int(e))
         for p, e in zip(
-            edges.node_parameter.flatten(),
-            edges.node_element.flatten(),
-            strict=True,
+            edges.node_parameter.flatten(), edges.node_element.flatten(), strict=True
         )
     ]
     placed = sorted(n for n in numbers if n[0] >= 0)
@@ -265,11 +250,7 @@ def run_graph(graph, values, model, inputs):
 
 @pytest.mark.parametrize(
     ("model", "shape"),
-    [
-        (mlp(5, 7, 4), (5,)),
-        (cnn(), CNN_INPUT),
-        (paper_cnn(1, (4, 5, 6)), (1, 28, 28)),
-    ],
+    [(mlp(5, 7, 4), (5,)), (cnn(), CNN_INPUT), (paper_cnn(1, (4, 5, 6)), (1, 28, 28))],
     ids=["mlp", "cnn", "paper"],
 )
 def test_running_the_graph_is_running_the_network(model, shape):
@@ -296,14 +277,8 @@ def test_activations_of_inputs_and_outputs():
     model = nn.Sequential(
         nn.Dropout(), nn.Tanh(), nn.ReLU(), nn.Linear(4, 3), nn.Softmax(-1)
     )
-    for graph in (
-        sequential_graph(model),
-        build_graph(model, torch.randn(2, 4)),
-    ):
-        assert [group.activation for group in graph.groups] == [
-            "tanh",
-            "softmax",
-        ]
+    for graph in (sequential_graph(model), build_graph(model, torch.randn(2, 4))):
+        assert [group.activation for group in graph.groups] == ["tanh", "softmax"]
 
 
 def test_attention_projections_are_not_chained():
@@ -348,10 +323,5 @@ def test_errors_name_the_offender():
         graph.gather([torch.zeros(3, 2)])
     with pytest.raises(ValueError, match=r"expected shape \(3,\) .*'0.bias'"):
         graph.gather(
-            [
-                torch.zeros(3, 2),
-                torch.zeros(4),
-                torch.zeros(1, 3),
-                torch.zeros(1),
-            ]
+            [torch.zeros(3, 2), torch.zeros(4), torch.zeros(1, 3), torch.zeros(1)]
         )

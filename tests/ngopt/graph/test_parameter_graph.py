@@ -18,10 +18,7 @@ from ngopt.graph.views.parameter_graph import (
     parameter_graph,
 )
 from tests.automorphisms import automorphisms, input_output_index
-from tests.equivariance import (
-    assert_function_respects,
-    assert_metanet_respects,
-)
+from tests.equivariance import assert_function_respects, assert_metanet_respects
 from tests.networks import mlp
 from tests.ngopt.parameter_graphs import edges_of, kinds_of
 from tests.zoo import ZOO, zoo_graph, zoo_network

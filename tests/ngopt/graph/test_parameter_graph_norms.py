@@ -12,11 +12,7 @@ from torch import Tensor, nn
 from ngopt import build_graph
 from ngopt.graph.views.parameter_graph import layers, parameter_graph
 from tests.automorphisms import automorphisms, count_automorphisms
-from tests.equivariance import (
-    assert_function_respects,
-    permute,
-    randomised,
-)
+from tests.equivariance import assert_function_respects, permute, randomised
 from tests.networks import mlp
 from tests.ngopt.parameter_graphs import edges_of, kinds_of
 from tests.zoo import Attention, HeadNorms
@@ -35,9 +31,7 @@ class Norms(nn.Module):
         }
         for name in ["stem", *names.split()]:
             setattr(
-                self,
-                name,
-                deepcopy(made.get(name.partition("_")[0], nn.Linear(2, 2))),
+                self, name, deepcopy(made.get(name.partition("_")[0], nn.Linear(2, 2)))
             )
         self.out, self.function = nn.Linear(2, 1), function
 
@@ -94,12 +88,7 @@ NORMS = {
     ),
     # added to a layer of the same neurons: the scale is on edges. Neurons of stem, tied
     # to the sum
-    "past a layer": (
-        "a norm_a",
-        lambda m, x: m.norm_a(x) + m.a(x),
-        2,
-        (4, 0, 2, 0),
-    ),
+    "past a layer": ("a norm_a", lambda m, x: m.norm_a(x) + m.a(x), 2, (4, 0, 2, 0)),
     # the same with a function in between, and another norm
     "past a function": (
         "a norm_a norm_b",
@@ -200,10 +189,7 @@ SYMMETRIC = {
     # the hidden neurons
     "convolution": (
         nn.Sequential(
-            nn.Conv2d(1, 2, 2),
-            nn.BatchNorm2d(2),
-            nn.PReLU(2),
-            nn.Conv2d(2, 1, 1),
+            nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.PReLU(2), nn.Conv2d(2, 1, 1)
         ),
         MAPS,
         2,
@@ -223,11 +209,7 @@ SYMMETRIC = {
     "gated": (Last(nn.GRU(2, 2, batch_first=True)), torch.randn(2, 3, 2), 2),
     # none: a weight of every element and one of their mean are told apart,
     # and so are those of x and sin x
-    "two weights": (
-        Seen(lambda x: x.mean(1, keepdim=True)),
-        torch.randn(2, 3, 2),
-        1,
-    ),
+    "two weights": (Seen(lambda x: x.mean(1, keepdim=True)), torch.randn(2, 3, 2), 1),
     "two functions": (Seen(torch.sin), torch.randn(2, 3, 2), 1),
 }
 
@@ -277,13 +259,7 @@ def test_what_goes_in_and_comes_out_stays_apart():
 def test_groups_of_a_group_norm_stay():
     graph = parameter_graph(build_graph(GROUP_NORM.double(), MAPS.double()))
     nodes, edges = kinds_of(graph)
-    assert nodes == {
-        "neuron": 1 + 4 + 1,
-        "group": 2,
-        "gamma": 1,
-        "bias": 2,
-        "beta": 1,
-    }
+    assert nodes == {"neuron": 1 + 4 + 1, "group": 2, "gamma": 1, "bias": 2, "beta": 1}
     assert edges == {
         "weight": 4 + 8,
         "gamma": 4,

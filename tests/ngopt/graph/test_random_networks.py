@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ngopt import build_graph
 from ngopt.graph.views.parameter_graph import parameter_graph
-from tests.whole import check, check_symmetries
+from tests.graph_checks import check, check_symmetries
 from tests.zoo import Attention
 
 ACTIVATIONS = (nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.Identity, nn.PReLU)
@@ -83,11 +83,7 @@ def convolutional(draw) -> tuple[nn.Module, Tensor]:
             kernel = draw(st.sampled_from([1, 3, 5]))
             layers.append(
                 nn.Conv2d(
-                    width,
-                    new,
-                    kernel,
-                    padding=kernel // 2,
-                    bias=draw(st.booleans()),
+                    width, new, kernel, padding=kernel // 2, bias=draw(st.booleans())
                 )
             )
             width = new
@@ -108,11 +104,7 @@ def convolutional(draw) -> tuple[nn.Module, Tensor]:
         elif kind == "branch":
             how = draw(st.sampled_from(["add", "mul", "cat"]))
             layers.append(
-                Branches(
-                    nn.Conv2d(width, 4, 3, padding=1),
-                    nn.Conv2d(width, 4, 1),
-                    how,
-                )
+                Branches(nn.Conv2d(width, 4, 3, padding=1), nn.Conv2d(width, 4, 1), how)
             )
             width = 8 if how == "cat" else 4
         elif kind == "skip":
@@ -144,21 +136,12 @@ def sequential_tokens(draw) -> tuple[nn.Module, Tensor]:
     for _ in range(draw(st.integers(1, 3))):
         kind = draw(
             st.sampled_from(
-                [
-                    "attention",
-                    "mlp",
-                    "norm",
-                    "rms",
-                    "gate",
-                    "recurrent",
-                    "encoder",
-                ]
+                ["attention", "mlp", "norm", "rms", "gate", "recurrent", "encoder"]
             )
         )
         if kind == "attention":
             inner = nn.Sequential(
-                nn.LayerNorm(width),
-                Attention(width, 2, fused=draw(st.booleans())),
+                nn.LayerNorm(width), Attention(width, 2, fused=draw(st.booleans()))
             )
             layers.append(Branches(nn.Identity(), inner, "add"))
         elif kind == "mlp":
@@ -176,10 +159,7 @@ def sequential_tokens(draw) -> tuple[nn.Module, Tensor]:
             layers.append(nn.RMSNorm(width))
         elif kind == "gate":
             gate = nn.Sequential(nn.Linear(width, 6), nn.SiLU())
-            layers += [
-                Branches(gate, nn.Linear(width, 6), "mul"),
-                nn.Linear(6, width),
-            ]
+            layers += [Branches(gate, nn.Linear(width, 6), "mul"), nn.Linear(6, width)]
         elif kind == "encoder":
             first = draw(st.booleans())
             layers.append(

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from ngopt import build_graph
 from ngopt.graph.connectivity import unconnected
 from tests.equivariance import randomised
-from tests.whole import check, check_symmetries
+from tests.graph_checks import check, check_symmetries
 
 
 def double(model, *example):
@@ -212,9 +212,6 @@ def test_a_weight_that_one_head_cannot_place_has_no_edges_of_the_others():
 
 
 def test_a_matrix_called_bias_is_one_layer():
-    parameters = [
-        ("first.weight", torch.ones(5, 4)),
-        ("prompt.bias", torch.ones(3, 5)),
-    ]
+    parameters = [("first.weight", torch.ones(5, 4)), ("prompt.bias", torch.ones(3, 5))]
     graph = build_graph(parameters)
     assert used(graph, "prompt.bias") == 15

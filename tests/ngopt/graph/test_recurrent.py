@@ -25,10 +25,7 @@ def test_states_of_recurrent_layers_by_hand():
         b for b in graph.constants if graph.groups[b.target].name == "rnn.l0_reverse"
     )
     assert (given.shape, given.source_index) == ((4, 1, 1), (4, 5, 6, 7))
-    assert (reverse.shape, graph.groups[reverse.source].kind) == (
-        (1, 4, 1),
-        "constant",
-    )
+    assert (reverse.shape, graph.groups[reverse.source].kind) == ((1, 4, 1), "constant")
     learned = [
         (b.kind, graph.groups[b.group].name)
         for b in graph.biases
@@ -59,11 +56,7 @@ class Projected(nn.Module):
 
     def forward(self, x):
         hidden, cells = self.rnn(
-            x,
-            (
-                x.new_zeros(1, x.shape[1], 2),
-                self.begin.expand(1, x.shape[1], 4),
-            ),
+            x, (x.new_zeros(1, x.shape[1], 2), self.begin.expand(1, x.shape[1], 4))
         )[1]
         return self.hidden(hidden[-1]), self.cells(cells[-1])
 
@@ -98,10 +91,7 @@ class Packed(nn.Module):
 
 def test_packed_sequences():
     graph = build_graph(Packed(), torch.randn(2, 5, 3))
-    assert [kind for kind, _ in edges_of(graph, "rnn.l0")] == [
-        "recurrent",
-        "weight",
-    ]
+    assert [kind for kind, _ in edges_of(graph, "rnn.l0")] == ["recurrent", "weight"]
     assert graph.unplaced == () and unconnected(graph) == []
 
 

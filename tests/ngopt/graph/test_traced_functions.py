@@ -21,12 +21,7 @@ def test_a_scale_shared_by_heads_is_a_node_with_an_edge_to_each():
     size = {g.name: g.size for g in graph.groups}
     assert [
         size[f"1.{name}"] for name in ("q", "q_norm", "q_norm.weight", "q_norm.groups")
-    ] == [
-        6,
-        6,
-        3,
-        2,
-    ]
+    ] == [6, 6, 3, 2]
     spread = next(
         b for b in graph.blocks if graph.groups[b.source].name == "1.q_norm.weight"
     )
@@ -41,20 +36,14 @@ def test_a_scale_shared_by_heads_is_a_node_with_an_edge_to_each():
         ("spread", "1.q_norm.weight"),
     ]
     kinds = {graph.groups[b.group].name: b.kind for b in graph.biases}
-    assert (kinds["1.k_norm.weight"], kinds["1.k_norm.bias"]) == (
-        "gamma",
-        "beta",
-    )
+    assert (kinds["1.k_norm.weight"], kinds["1.k_norm.bias"]) == ("gamma", "beta")
 
 
 def test_a_weight_has_a_use_for_every_row_of_neurons():
     graph = zoo_graph("shared")
     linear = ends_of(graph, "linear.weight")
     conv = ends_of(graph, "conv.weight")
-    assert [use[:2] for use in linear] == [
-        ("stem", (0, 1, 2)),
-        ("stem", (3, 4, 5)),
-    ]
+    assert [use[:2] for use in linear] == [("stem", (0, 1, 2)), ("stem", (3, 4, 5))]
     assert [use[:2] for use in conv] == [("linear", None)] * 2
     assert (
         len({target for *_, target in linear})
@@ -90,15 +79,9 @@ def test_sums_and_differences_by_hand():
     assert edges_of(graph, "add") == [("left", "sub_1"), ("right", "sub_1")]
     left, right = (b for b in graph.blocks if graph.groups[b.target].name == "add")
     assert (left.source_index, left.target_index) == (None, None)
-    assert (right.source_index, right.target_index) == (
-        None,
-        (5, 4, 3, 2, 1, 0),
-    )
+    assert (right.source_index, right.target_index) == (None, (5, 4, 3, 2, 1, 0))
     # the value is newer than the advantages, of which it meets three
-    assert edges_of(graph, "add_1") == [
-        ("left", "value"),
-        ("right", "advantage"),
-    ]
+    assert edges_of(graph, "add_1") == [("left", "value"), ("right", "advantage")]
     outputs = [(g.name, g.size) for g in graph.groups if g.role == "output"]
     assert outputs == [("sub_2", 3)]
 
@@ -116,11 +99,7 @@ def test_matrix_products_by_hand():
     # that of each of the experts
     assert [
         len(ends_of(graph, name)) for name in ("first.weight", "experts", "last.weight")
-    ] == [
-        1,
-        3,
-        1,
-    ]
+    ] == [1, 3, 1]
     graph = zoo_graph("prefixed")
     keys = next(
         b for b in graph.biases if graph.parameters[b.view.parameter].name == "keys"

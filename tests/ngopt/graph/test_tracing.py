@@ -47,17 +47,11 @@ def test_attention_by_hand():
     products = pool.source
     assert {
         (b.kind, b.source, b.shape) for b in graph.blocks if b.target == products
-    } == {
-        ("left", q, (6, 1, 1)),
-        ("right", k, (6, 1, 1)),
-    }
+    } == {("left", q, (6, 1, 1)), ("right", k, (6, 1, 1))}
     (weighted,) = (b.target for b in graph.blocks if b.source == heads)
     assert {
         (b.kind, b.source, b.shape) for b in graph.blocks if b.target == weighted
-    } == {
-        ("left", heads, (2, 3, 1)),
-        ("right", v, (6, 1, 1)),
-    }
+    } == {("left", heads, (2, 3, 1)), ("right", v, (6, 1, 1))}
 
 
 def test_tied_parameters_have_a_place_for_each_use():
@@ -94,17 +88,13 @@ def test_a_failing_rule_leaves_the_rest():
     @register_rule(Swish)
     def swish(tracer, node, module, x):
         tracer.edges(
-            tracer.elements(module.beta),
-            None,
-            tracer.nodes.new("swish", 4),
-            "bias",
+            tracer.elements(module.beta), None, tracer.nodes.new("swish", 4), "bias"
         )
         raise KeyError("odd")
 
     try:
         with pytest.warns(
-            UserWarning,
-            match="the rule 'swish' failed at '.*' in Sequential: KeyError",
+            UserWarning, match="the rule 'swish' failed at '.*' in Sequential: KeyError"
         ):
             graph = build_graph(model, torch.randn(5, 2))
     finally:
@@ -161,10 +151,7 @@ class Normalised(nn.Module):
 def test_a_parameter_without_a_rule_is_a_component_and_reported():
     graph = build_graph(Normalised(), torch.randn(2, 3))
     assert graph.unplaced == ()
-    assert [group.name for group in graph.groups if group.is_pinned] == [
-        "first",
-        "odd",
-    ]
+    assert [group.name for group in graph.groups if group.is_pinned] == ["first", "odd"]
     values = [torch.randn(s.shape) for s in graph.parameters]
     assert all(
         torch.equal(a, b)

@@ -22,11 +22,7 @@ def test_transformers_are_traced_whole(name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         graph = build_graph(model, example)
-    assert (
-        graph.unplaced,
-        unconnected(graph),
-        len(set(components(graph))),
-    ) == (
+    assert (graph.unplaced, unconnected(graph), len(set(components(graph)))) == (
         (),
         [],
         1,

@@ -181,10 +181,7 @@ def test_complex_values_are_pairs_of_slots():
     ]
     data = to_pyg(build_graph(values), values)
     torch.testing.assert_close(
-        data.edge_attr,
-        torch.view_as_real(values[0]).reshape(6, 2),
-        rtol=0,
-        atol=0,
+        data.edge_attr, torch.view_as_real(values[0]).reshape(6, 2), rtol=0, atol=0
     )
     torch.testing.assert_close(
         data.x[2:], torch.view_as_real(values[1]), rtol=0, atol=0
@@ -203,10 +200,7 @@ def test_a_batch_keeps_graphs_apart(networks):
     graph = networks["gated"][1]
     other = networks["residual"][1]
     values = numbered(graph)
-    parts = [
-        to_pyg(graph, values, slots=9),
-        to_pyg(other, numbered(other), slots=9),
-    ]
+    parts = [to_pyg(graph, values, slots=9), to_pyg(other, numbered(other), slots=9)]
     batch = Batch.from_data_list([parts[0], parts[1], parts[0]])
     assert batch.num_nodes == 2 * parts[0].num_nodes + parts[1].num_nodes
     ends = batch.batch[batch.edge_index]
@@ -232,8 +226,7 @@ def test_too_few_slots_and_values_that_do_not_fit_are_errors(networks):
 
 
 @pytest.mark.parametrize(
-    ("function", "library"),
-    [(to_networkx, "networkx"), (to_pyg, "torch_geometric")],
+    ("function", "library"), [(to_networkx, "networkx"), (to_pyg, "torch_geometric")]
 )
 def test_a_missing_library_is_named(function, library, monkeypatch):
     monkeypatch.setitem(sys.modules, library, None)
@@ -324,8 +317,7 @@ def test_names_are_shortened_from_the_front():
         assert (
             len(
                 shorten(
-                    "encoder.layers.encoder_layer_11.self_attention.out_proj",
-                    width,
+                    "encoder.layers.encoder_layer_11.self_attention.out_proj", width
                 )
             )
             <= width

@@ -6,8 +6,8 @@ from torch import nn
 
 from ngopt import build_graph
 from ngopt.graph.connectivity import unconnected
+from tests.graph_checks import check
 from tests.networks import edges_of
-from tests.whole import check
 
 
 class Layers(nn.Module):

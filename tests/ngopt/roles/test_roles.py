@@ -244,18 +244,11 @@ def test_unused_parameters_have_a_role_by_shape():
 
 
 def test_names_say_what_is_fused_and_transposed():
-    sizes = {
-        "c_attn.weight": (4, 12),
-        "c_attn.bias": (12,),
-        "c_proj.weight": (4, 4),
-    }
+    sizes = {"c_attn.weight": (4, 12), "c_attn.bias": (12,), "c_proj.weight": (4, 4)}
     roles = parameter_roles([(name, torch.zeros(size)) for name, size in sizes.items()])
     attention = roles["c_attn.weight"].blocks[0]
     projection = roles["c_proj.weight"].blocks[0]
-    assert (attention.view.shape, attention.view.strides) == (
-        (3, 4, 4),
-        (4, 1, 12),
-    )
+    assert (attention.view.shape, attention.view.strides) == ((3, 4, 4), (4, 1, 12))
     assert projection.view.strides == (0, 1, 4)
 
 
@@ -335,11 +328,7 @@ def test_what_is_first_behind_a_table():
         ("places.weight", (9, 8)),
         ("up.weight", (8, 24)),
     ]
-    in_out += [
-        ("up.bias", (24,)),
-        ("down.weight", (24, 8)),
-        ("down.bias", (8,)),
-    ]
+    in_out += [("up.bias", (24,)), ("down.weight", (24, 8)), ("down.bias", (8,))]
     for sizes, tables in ((fused, 1), (scaled, 1), (in_out, 2)):
         for given in (
             [(name, torch.zeros(size)) for name, size in sizes],
@@ -370,12 +359,7 @@ def test_graphs_that_are_joined_keep_where_they_are_from():
     traced = build_graph(model, torch.randn(2, 3))
     inferred = build_graph(model.named_parameters())
     roles = roles_of(join_graphs(traced, inferred))
-    assert [role.role for role in roles] == [
-        "matrix",
-        "bias",
-        "output",
-        "bias",
-    ] * 2
+    assert [role.role for role in roles] == ["matrix", "bias", "output", "bias"] * 2
 
 
 def test_another_order_of_an_inferred_networks_parameters_changes_no_role():
