@@ -99,8 +99,7 @@ def _infer_roles(
         if graph.inferred[i]:
             blocks = []
             for block in names.blocks(number):
-                view = replace(block.view, parameter=i)
-                blocks.append(replace(block, view=view))
+                blocks.append(replace(block, view=replace(block.view, parameter=i)))
             role = names.roles[number]
             roles[i] = replace(roles[i], role=role, blocks=tuple(blocks))
 
@@ -115,12 +114,12 @@ def matrices_of_biases(graph: NeuralGraph, roles: Sequence[ParameterRole]) -> li
         number = block.elements.parameter
         if roles[number].blocks:
             leading.setdefault(block.target, number)
-    found = list(range(len(roles)))
+    numbers = list(range(len(roles)))
     for bias in graph.biases:
         number = bias.view.parameter
         if roles[number].role == "bias":
-            found[number] = leading.get(bias.group, number)
-    return found
+            numbers[number] = leading.get(bias.group, number)
+    return numbers
 
 
 class _Edges:
@@ -202,8 +201,8 @@ class _Edges:
         depth = groups[blocks[0].target].depth
         # the dimension of a table is one axis, even if its neurons are used differently
         usage = None if role == "embedding" else self.usage
-        found = matrices(self.graph, blocks, usage)
-        return ParameterRole(name, role, found, depth, reads_input)
+        matrix_blocks = matrices(self.graph, blocks, usage)
+        return ParameterRole(name, role, matrix_blocks, depth, reads_input)
 
     def _scales_norm(self, block: EdgeBlock) -> bool:
         """Whether a block is the scale of a norm that is written with operators."""
@@ -279,7 +278,7 @@ def _normalised(graph: NeuralGraph) -> dict[int, set[int]]:
         sources = _sources(graph, number, ("pool",))
         if sources and (group.size == 1 or group.kind == "pool"):
             pooled[number] = sources
-    found: dict[int, set[int]] = {}
+    pooled_by: dict[int, set[int]] = {}
     for number, group in enumerate(graph.groups):
         factors = _sources(graph, number, ("left", "right"))
         statistics = factors & pooled.keys()
@@ -288,16 +287,16 @@ def _normalised(graph: NeuralGraph) -> dict[int, set[int]]:
         sources = set()
         for statistic in statistics:
             sources |= pooled[statistic]
-        found[number] = sources
+        pooled_by[number] = sources
         for factor in factors - statistics - sources:
-            found[factor] = sources
-    return found
+            pooled_by[factor] = sources
+    return pooled_by
 
 
 def _sources(graph: NeuralGraph, group: int, kinds: Sequence[str]) -> set[int]:
     """Sources of the edges of some kinds into a group."""
-    found = set()
+    sources = set()
     for block in graph.blocks_into(group):
         if block.kind in kinds:
-            found.add(block.source)
-    return found
+            sources.add(block.source)
+    return sources

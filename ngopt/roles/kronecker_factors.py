@@ -125,16 +125,16 @@ def layouts_of(
     layouts = []
     for block in role.blocks:
         if role.role == "embedding":
-            own = _table(block, limits)
+            layout = _table(block, limits)
         else:
-            own = _matrices(block, limits, role)
-        own = _in_memory_order(own)
-        assert own.view is not None
-        if own.view.is_whole(spec):
-            own = replace(own, view=None, part=spec.shape)
+            layout = _matrices(block, limits, role)
+        layout = _in_memory_order(layout)
+        assert layout.view is not None
+        if layout.view.is_whole(spec):
+            layout = replace(layout, view=None, part=spec.shape)
         else:
-            own = replace(own, part=own.view.shape)
-        layouts.append(own)
+            layout = replace(layout, part=layout.view.shape)
+        layouts.append(layout)
     return tuple(layouts)
 
 
@@ -142,8 +142,8 @@ def is_measured(layouts: Layouts) -> bool:
     """Whether the distance of a parameter from its initial value is measured."""
     if len(layouts) != 1:
         return False
-    own = layouts[0]
-    return not own.axes or prod(own.shape) < MEASURED_ELEMENTS
+    layout = layouts[0]
+    return not layout.axes or prod(layout.shape) < MEASURED_ELEMENTS
 
 
 class _Limits(NamedTuple):
@@ -191,8 +191,8 @@ def _matrices(block: MatrixBlock, limits: _Limits, role: ParameterRole) -> Matri
         axes.append(Axis("channels", cuts, size, parts * rows * kernel))
     if not axes:  # factors of pieces of the rows
         pieces = _divisor(rows, -(-rows // limits.longest))
-        own = Axis("rows", parts * pieces, rows // pieces, channels * kernel)
-        axes = [own] * (rows > pieces)
+        piece_rows = Axis("rows", parts * pieces, rows // pieces, channels * kernel)
+        axes = [piece_rows] * (rows > pieces)
     shape = (groups, parts * rows, channels, kernel)
     return MatrixLayout(shape, tuple(axes), block.view)
 

@@ -184,10 +184,10 @@ class DenseBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        found = [self.stem(x)]
+        maps = [self.stem(x)]
         for norm, layer in zip(self.norms, self.layers, strict=False):
-            found.append(layer(F.relu(norm(torch.cat(found, 1)))))
-        return self.head(F.relu(self.norms[-1](torch.cat(found, 1))).mean((2, 3)))
+            maps.append(layer(F.relu(norm(torch.cat(maps, 1)))))
+        return self.head(F.relu(self.norms[-1](torch.cat(maps, 1))).mean((2, 3)))
 
 
 class Modulated(nn.Module):

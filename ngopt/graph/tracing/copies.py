@@ -212,8 +212,7 @@ def _frozenset(copier: Copier, value: frozenset) -> Any:
 
 
 def _method(copier: Copier, value: MethodType) -> Any:
-    owner = copier.copy(value.__self__)
-    return MethodType(value.__func__, owner)
+    return MethodType(value.__func__, copier.copy(value.__self__))
 
 
 def _partial(copier: Copier, value: partial) -> Any:
@@ -255,9 +254,9 @@ def _function(copier: Copier, function: FunctionType) -> Any:
     copier.keep(function, made)  # before its variables, which may refer to it
     for module in modules:
         variables[module] = copier.copy(modules[module])
-    for cell, own in zip(empty, cells, strict=True):
+    for made_cell, cell in zip(empty, cells, strict=True):
         with suppress(ValueError):  # of a variable that has no value yet
-            cell.cell_contents = copier.copy(own.cell_contents)
+            made_cell.cell_contents = copier.copy(cell.cell_contents)
     made.__defaults__ = copier.copy(function.__defaults__)
     made.__kwdefaults__ = copier.copy(function.__kwdefaults__)
     made.__dict__.update(function.__dict__)

@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ngopt import build_graph
 from ngopt.graph.connectivity import unconnected
+from tests.graph_checks import biases_with
 from tests.networks import edges_of
 from tests.zoo import zoo_graph
 
@@ -26,15 +27,10 @@ def test_states_of_recurrent_layers_by_hand():
     )
     assert (given.shape, given.source_index) == ((4, 1, 1), (4, 5, 6, 7))
     assert (reverse.shape, graph.groups[reverse.source].kind) == ((1, 4, 1), "constant")
-    learned = [
-        (b.kind, graph.groups[b.group].name)
-        for b in graph.biases
-        if graph.parameters[b.view.parameter].name == "begin"
-    ]
-    assert learned == [
-        ("recurrent", f"rnn.{name}")
-        for name in ("l0", "l0_reverse", "l1", "l1_reverse")
-    ]
+    learned = biases_with(graph, "begin")
+    assert {b.kind for b in learned} == {"recurrent"}
+    names = [graph.groups[b.group].name for b in learned]
+    assert names == ["rnn.l0", "rnn.l0_reverse", "rnn.l1", "rnn.l1_reverse"]
     # the last hidden states and the last cells are the same neurons, seen in two ways
     assert sorted(kind for kind, _ in edges_of(graph, "head")) == ["weight"] * 4
     assert {source.split(".")[-1] for _, source in edges_of(graph, "head")} == {
