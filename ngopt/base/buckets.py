@@ -112,7 +112,7 @@ class Bucket:
 
     def gather(self, values: Values) -> Tensor:
         """Values of parameters -> (rows, lanes) of the entries; may be a view."""
-        own = [entry.layout.of(values[entry.parameter]) for entry in self.entries]
+        own = [entry.layout.select(values[entry.parameter]) for entry in self.entries]
         return self.pieces.join(own)
 
     def rotate(self, stacks: list[Tensor], bases: list[Tensor], back: bool) -> Tensor:

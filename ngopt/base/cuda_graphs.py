@@ -95,7 +95,7 @@ def _weight_rows(bucket: Bucket, params: Sequence[Tensor]) -> WeightRows | None:
     lanes = bucket.pieces.lanes
     for entry in bucket.entries:
         p = params[entry.parameter]
-        own = entry.layout.of(p) if p.is_contiguous() else p
+        own = entry.layout.select(p) if p.is_contiguous() else p
         if p.dtype != torch.float32 or not own.is_contiguous():
             return None
         matrices = entry.layout.shape[0]

@@ -145,13 +145,13 @@ class ShardedState:
         found = {}
         for n, value in exchange.to_owners(parts)().items():
             (layout,) = self.layouts[parameters[n]]
-            found[parameters[n]] = layout.of(value).reshape(layout.shape)
+            found[parameters[n]] = layout.select(value).reshape(layout.shape)
         return found
 
     def _part_of_displacement(self, i: int, value: Tensor) -> Tensor:
         (layout,) = self.layouts[i]
         of_parameter = value.new_empty(self.shards.shapes[i])
-        place = layout.of(of_parameter)
+        place = layout.select(of_parameter)
         place.copy_(value.reshape(place.shape))
         held = self.shards.held(i).of(of_parameter)
         part = held.reshape(1, 1, -1, 1)

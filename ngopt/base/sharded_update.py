@@ -190,7 +190,7 @@ class ShardedSoapUpdate(SoapUpdate):
                     continue
                 if entry.parameter not in found:
                     found[entry.parameter] = delta.new_zeros(shape)
-                place = entry.layout.of(found[entry.parameter])
+                place = entry.layout.select(found[entry.parameter])
                 place.copy_(piece.reshape(place.shape))
         return found
 

@@ -187,7 +187,7 @@ class SoapUpdate:
             i = entry.parameter
             weight = step.average_weights[i]
             record = step.records[i]
-            own = Change(self.positions[i], piece, record, entry.layout.of, weight)
+            own = Change(self.positions[i], piece, record, entry.layout.select, weight)
             found.append(own)
         return found
 

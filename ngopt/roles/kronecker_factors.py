@@ -98,11 +98,11 @@ class MatrixLayout:
         """Whether an axis has several parts."""
         return any(axis.parts > 1 for axis in self.axes)
 
-    def of(self, x: Tensor) -> Tensor:
+    def select(self, values: Tensor) -> Tensor:
         """Their elements of a parameter's values, a view if these are contiguous."""
         if self.view is None:
-            return x
-        flat = x.reshape(-1)
+            return values
+        flat = values.reshape(-1)
         start = flat.storage_offset() + self.view.offset
         return flat.as_strided(self.view.shape, self.view.strides, start)
 

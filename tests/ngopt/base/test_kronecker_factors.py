@@ -145,7 +145,7 @@ class TestValues:
         p = torch.randn(11, 8)
         table = the_one(found_layouts(Attention(), tokens())["tokens.weight"])
         assert table.view is None
-        assert table.of(p) is p  # rows of it are tokens
+        assert table.select(p) is p  # rows of it are tokens
 
     def test_of_a_transposed_matrix(self):
         """As it lies in memory: without a view, and with the names of axes changed."""
@@ -157,17 +157,17 @@ class TestValues:
     def test_of_a_transposed_convolution(self):
         found = found_layouts(convolutions(), torch.randn(1, 3, 16, 16))
         p = torch.randn(6, 5, 3, 3)
-        values = the_one(found["3.weight"]).of(p)
+        values = the_one(found["3.weight"]).select(p)
         assert torch.equal(values.reshape(5, 54), p.transpose(0, 1).reshape(5, 54))
         other = p.to(memory_format=torch.channels_last)
-        assert torch.equal(the_one(found["3.weight"]).of(other), values)
+        assert torch.equal(the_one(found["3.weight"]).select(other), values)
 
     def test_of_packed_heads(self):
         """Each head's rows, wherever they are in the parameter."""
         found = found_layouts(Attention(), tokens())
         packed = the_one(found["layer.self_attn.in_proj_weight"])
         p = torch.randn(24, 8)
-        parts = packed.of(p).reshape(6, 4, 8)
+        parts = packed.select(p).reshape(6, 4, 8)
         assert {tuple(part.flatten().tolist()) for part in parts} == {
             tuple(p[4 * k : 4 * k + 4].flatten().tolist()) for k in range(6)
         }
@@ -177,8 +177,8 @@ class TestValues:
         view = View(0, (2, 3, 4), (24, 4, 1))
         layout = MatrixLayout((2, 3, 4, 1), (), view)
         p = torch.arange(48.0).view(12, 4)
-        assert torch.equal(layout.of(p)[1], p[6:9])
-        layout.of(p)[1] = 0
+        assert torch.equal(layout.select(p)[1], p[6:9])
+        layout.select(p)[1] = 0
         assert not p[6:9].any()  # it is a view
 
     @pytest.mark.parametrize("longest", [1024, 3])
@@ -198,8 +198,8 @@ class TestValues:
                 layouts = layouts_of(role, spec, longest, 8.0)
                 count = torch.zeros(spec.shape)
                 for layout in layouts:
-                    assert layout.of(count).numel() == prod(layout.shape)
-                    layout.of(count).add_(1)
+                    assert layout.select(count).numel() == prod(layout.shape)
+                    layout.select(count).add_(1)
                 assert (count == 1).all()
 
 
