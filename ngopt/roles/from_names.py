@@ -151,12 +151,12 @@ class RolesFromNames:
     def _is_in_out(self, number: int) -> bool:
         """Whether a weight is (in, out)."""
         spec = self.specs[number]
-        bias = self._bias(number)
-        if bias is None or len(spec.shape) < 2:
+        if len(spec.shape) < 2:
             return False
         if spec.shape[0] == spec.shape[1]:
             return self.squares_are_in_out and bool(CONV1D.search(spec.name))
-        return fits_columns(spec.shape, bias.shape)
+        bias = self._bias(number)
+        return bias is not None and fits_columns(spec.shape, bias.shape)
 
     def _count(self, number: int, shape: Sequence[int]) -> int:
         """Number of matrices in a weight, one after the other in its rows."""
