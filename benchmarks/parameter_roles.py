@@ -25,7 +25,8 @@ from benchmarks.graph_building import FAMILIES
 from benchmarks.records import Record, parser_of, table, write
 from benchmarks.shapes import causal_attention, torchvision_example
 from ngopt import build_graph
-from ngopt.roles.from_graph import ParameterRole, parameter_roles, roles_of
+from ngopt.roles import ParameterRole, parameter_roles
+from ngopt.roles.from_graph import roles_of
 
 VOCABULARY, WIDTH, LENGTH = 50, 24, 7
 

@@ -85,32 +85,23 @@ class Automorphism:
         """The order of the neurons of every group that has another than before,
         as `permute` takes it."""
         starts = _starts(graph)
-        orders = {
-            i: self.nodes[starts[i] : starts[i + 1]] - starts[i]
-            for i in range(len(graph.groups))
-        }
-        return {
-            i: order
-            for i, order in orders.items()
-            if not torch.equal(order, torch.arange(len(order)))
-        }
+        orders = {}
+        for i in range(len(graph.groups)):
+            order = self.nodes[starts[i] : starts[i + 1]] - starts[i]
+            if not torch.equal(order, torch.arange(len(order))):
+                orders[i] = order
+        return orders
 
     def describe(self, graph: NeuralGraph) -> str:
         """What moves: neurons by group, and the parameters."""
-        moved = (self.nodes != torch.arange(len(self.nodes))).split(
-            [group.size for group in graph.groups]
-        )
-        neurons = {
-            i: m.nonzero().flatten().tolist() for i, m in enumerate(moved) if m.any()
-        }
+        neurons = {}
+        for i, order in self.permutations(graph).items():
+            moved = (order != torch.arange(len(order))).nonzero().flatten()
+            neurons[f"{i} {graph.groups[i].name}"] = moved.tolist()
         changed = graph.unflatten(self.elements != torch.arange(len(self.elements)))
-        names = [
-            spec.name
-            for spec, c in zip(graph.parameters, changed, strict=True)
-            if c.any()
-        ]
-        named = {f"{i} {graph.groups[i].name}": found for i, found in neurons.items()}
-        return f"neurons {named}, parameters {names}"
+        rows = zip(graph.parameters, changed, strict=True)
+        names = [spec.name for spec, is_changed in rows if is_changed.any()]
+        return f"neurons {neurons}, parameters {names}"
 
 
 def automorphisms(graph: NeuralGraph, by_type: bool = False) -> list[Automorphism]:
@@ -122,8 +113,8 @@ def automorphisms(graph: NeuralGraph, by_type: bool = False) -> list[Automorphis
     """
     coloured = _Coloured(graph, by_type)
     generators = coloured.graph.automorphism_group(color=coloured.colours)
-    found = [coloured.automorphism(np.asarray(image)) for image in generators]
-    return [a for a in found if not torch.equal(a.elements, torch.arange(graph.numel))]
+    moves = [coloured.automorphism(np.asarray(image)) for image in generators]
+    return [a for a in moves if not torch.equal(a.elements, torch.arange(graph.numel))]
 
 
 def count_automorphisms(graph: NeuralGraph, by_type: bool = False) -> int:
@@ -140,17 +131,16 @@ def subproducts(
     If some generator is no symmetry, each is none with a probability of one half at
     least (Babai 1991, lemma 2.1).
     """
-    rng, found = random.Random(seed), []
+    rng, products = random.Random(seed), []
     for _ in range(count if generators else 0):
-        chosen = [g for g in generators if rng.random() < 0.5] or [
-            rng.choice(generators)
-        ]
+        chosen = [g for g in generators if rng.random() < 0.5]
+        chosen = chosen or [rng.choice(generators)]
         nodes, elements = chosen[0].nodes, chosen[0].elements
         for other in chosen[1:]:
             nodes = nodes[other.nodes]
             elements = elements[other.elements]
-        found.append(Automorphism(nodes, elements))
-    return found
+        products.append(Automorphism(nodes, elements))
+    return products
 
 
 def _starts(graph: NeuralGraph) -> list[int]:
@@ -167,40 +157,26 @@ class _Coloured:
         self.names: dict[tuple, int] = {}
         self.colours: list[int] = [self._colour(*c) for c in self._nodes()]
         self.arcs: list[np.ndarray] = []
-        self.places: list[
-            tuple[np.ndarray, np.ndarray]
-        ] = []  # vertices, (n, slots) elements
+        # vertices, and their (n, slots) elements
+        self.places: list[tuple[np.ndarray, np.ndarray]] = []
         values = graph.gather(graph.unflatten(torch.arange(graph.numel)))
         for bias, elements in zip(graph.biases, values.biases, strict=True):
-            neurons = self.starts[bias.group] + _index(
-                bias.index, graph.groups[bias.group].size
-            )
-            key = (
-                "bias",
-                None if by_type else bias.view.parameter,
-                bias.kind,
-                bias.slot_shape,
-            )
+            neurons = self._neurons(bias.group, bias.index)
+            parameter = None if by_type else bias.view.parameter
+            key = ("bias", parameter, bias.kind, bias.slot_shape)
             self._add_places(key, elements.numpy(), None, neurons)
         for block, elements in zip(graph.weights, values.edges, strict=True):
-            key = (
-                "edge",
-                None if by_type else block.view.parameter,
-                block.kind,
-                block.slot_shape,
-                block.position,
-            )
+            parameter = None if by_type else block.view.parameter
+            key = ("edge", parameter, block.kind, block.slot_shape, block.position)
             self._add_places(key, elements.flatten(0, 2).numpy(), *self._ends(block))
         self._locate()
         self._tie()
         self._add_constants()
         if len(self.colours) > MOST_VERTICES:
-            pytest.skip(
-                f"{len(self.colours)} vertices are too many for all automorphisms"
-            )
-        self.graph = igraph.Graph(
-            len(self.colours), np.concatenate(self.arcs).tolist(), directed=True
-        )
+            count = len(self.colours)
+            pytest.skip(f"{count} vertices are too many for all automorphisms")
+        arcs = np.concatenate(self.arcs).tolist()
+        self.graph = igraph.Graph(len(self.colours), arcs, directed=True)
 
     def _colour(self, *key) -> int:
         return self.names.setdefault(key, len(self.names))
@@ -210,16 +186,10 @@ class _Coloured:
         those."""
         groups = self.neural.groups
         if self.by_type:
-            types = (
-                node_types(self.neural)
-                .repeat_interleave(torch.tensor([g.size for g in groups]))
-                .tolist()
-            )
-            yield from zip(
-                types,
-                *(x.tolist() for x in input_output_index(self.neural)),
-                strict=True,
-            )
+            sizes = torch.tensor([group.size for group in groups])
+            types = node_types(self.neural).repeat_interleave(sizes)
+            inputs, outputs = input_output_index(self.neural)
+            yield from torch.stack([types, inputs, outputs], dim=1).tolist()
             return
         for i, group in enumerate(groups):
             fixed = group.is_fixed and group.kind != "parameter"
@@ -228,15 +198,15 @@ class _Coloured:
     def _ends(self, block: EdgeBlock) -> tuple[np.ndarray, np.ndarray]:
         """Sources and targets of all edges."""
         g, t, s = block.shape
-        groups = self.neural.groups
-        sources = self.starts[block.source] + _index(
-            block.source_index, groups[block.source].size
-        )
-        targets = self.starts[block.target] + _index(
-            block.target_index, groups[block.target].size
-        )
+        sources = self._neurons(block.source, block.source_index)
+        targets = self._neurons(block.target, block.target_index)
         ends = np.broadcast_arrays(sources.reshape(g, 1, s), targets.reshape(g, t, 1))
         return ends[0].reshape(-1), ends[1].reshape(-1)
+
+    def _neurons(self, group: int, index: tuple[int, ...] | None) -> np.ndarray:
+        """Neurons of a group, numbered through all groups."""
+        everything = np.arange(self.starts[group], self.starts[group + 1])
+        return everything if index is None else everything[list(index)]
 
     def _add(self, count: int, *key) -> np.ndarray:
         """New vertices of one colour."""
@@ -261,14 +231,13 @@ class _Coloured:
         self.places.append((vertices, elements))
 
     def _add_constants(self) -> None:
-        """Parallel edges of value 1 are one vertex,
-        since nobody can tell whether they change places."""
+        """Parallel edges of value 1 are one vertex, as exchanging them changes
+        nothing."""
         counts: Counter = Counter()
         for block in self.neural.constants:
-            counts.update(
-                (a, b, block.kind)
-                for a, b in zip(*(x.tolist() for x in self._ends(block)), strict=True)
-            )
+            sources, targets = self._ends(block)
+            for ends in zip(sources.tolist(), targets.tolist(), strict=True):
+                counts[*ends, block.kind] += 1
         for (source, target, kind), number in counts.items():
             vertex = self._add(1, "constant", kind, number)
             self._connect(np.array([source]), vertex)
@@ -305,13 +274,7 @@ class _Coloured:
         order = np.arange(self.neural.numel)
         nodes[image[: self.starts[-1]]] = np.arange(self.starts[-1])
         for vertices, elements in self.places:
-            order[
-                self.elements[
-                    self.first[image[vertices]][:, None] + np.arange(elements.shape[1])
-                ]
-            ] = elements
+            slots = np.arange(elements.shape[1])
+            moved = self.first[image[vertices]][:, None] + slots
+            order[self.elements[moved]] = elements
         return Automorphism(torch.from_numpy(nodes), torch.from_numpy(order))
-
-
-def _index(index: tuple[int, ...] | None, size: int) -> np.ndarray:
-    return np.arange(size) if index is None else np.array(index)

@@ -3,6 +3,7 @@ and the checks that networks and metanets respect them."""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -48,11 +49,9 @@ def permute(
     biases, edges = graph.gather(values)
 
     def order(group: int) -> list[int]:
-        return (
-            permutations[group].tolist()
-            if group in permutations
-            else list(range(graph.groups[group].size))
-        )
+        if group in permutations:
+            return permutations[group].tolist()
+        return list(range(graph.groups[group].size))
 
     moved_biases = []
     for bias, value in zip(graph.biases, biases, strict=True):
@@ -67,27 +66,19 @@ def permute(
     ]
     permuted = graph.scatter(GraphValues(tuple(moved_biases), tuple(moved)))
     again = graph.gather(permuted)
-    if not all(
-        torch.equal(a, b)
-        for a, b in zip(
-            (*moved_biases, *moved), (*again.biases, *again.edges), strict=True
-        )
-    ):
+    expected = (*moved_biases, *moved)
+    if not all(map(torch.equal, (*again.biases, *again.edges), expected)):
         raise NoSymmetry("two uses of one parameter would differ")
     return permuted
 
 
 def _moved(block: EdgeBlock, graph: NeuralGraph, order) -> list[int]:
     """For every edge of a block, flat, the edge that comes to its place."""
-    g, t, s = block.shape
     targets = block.target_index or range(graph.groups[block.target].size)
     sources = block.source_index or range(graph.groups[block.source].size)
-    ends = [
-        (targets[i * t + j], sources[i * s + k])
-        for i in range(g)
-        for j in range(t)
-        for k in range(s)
-    ]
+    _, n_target, n_source = block.shape
+    edges = product(*map(range, block.shape))
+    ends = [(targets[g * n_target + i], sources[g * n_source + j]) for g, i, j in edges]
     place = {end: k for k, end in enumerate(ends)}
     target_order = order(block.target)
     source_order = order(block.source)
@@ -97,14 +88,12 @@ def _moved(block: EdgeBlock, graph: NeuralGraph, order) -> list[int]:
 def random_values(graph: NeuralGraph, generator: torch.Generator) -> list[Tensor]:
     """Float64 values for every parameter, some of them below the cut-off of the
     preprocessing."""
-    return [
-        torch.randn(s.shape, generator=generator, dtype=torch.float64)
-        * 10.0
-        ** torch.empty(s.shape, dtype=torch.float64).uniform_(
-            -6, 0, generator=generator
-        )
-        for s in graph.parameters
-    ]
+    values = []
+    for spec in graph.parameters:
+        value = torch.randn(spec.shape, generator=generator, dtype=torch.float64)
+        exponents = torch.empty_like(value).uniform_(-6, 0, generator=generator)
+        values.append(value * 10.0**exponents)
+    return values
 
 
 def updates(
@@ -142,16 +131,13 @@ def assert_commutes(
         assert any(
             (e - p).abs().max() > 1e-6 for e, p in zip(expected, plain, strict=True)
         )
-        found = updates(metanet, graph, move(params), [move(g) for g in grads])
-        for e, f in zip(expected, found, strict=True):
+        after_move = updates(metanet, graph, move(params), [move(g) for g in grads])
+        for e, f in zip(expected, after_move, strict=True):
             torch.testing.assert_close(f, e, rtol=0, atol=tolerance)
 
 
 def assert_equivariant(
-    metanet: nn.Module,
-    graph: NeuralGraph,
-    tolerance: float = 1e-10,
-    seed: int = 0,
+    metanet: nn.Module, graph: NeuralGraph, tolerance: float = 1e-10, seed: int = 0
 ) -> None:
     """Permuting hidden neurons permutes the updates in the same way (float64)."""
     permutations = random_permutations(graph, torch.Generator().manual_seed(seed))
@@ -215,10 +201,10 @@ def assert_function_respects(
     params = randomised(model)
     expected = run(model, params, example)
     for symmetry in symmetries:
-        found = run(model, symmetry.move(graph, params), example)
+        output = run(model, symmetry.move(graph, params), example)
         message = partial(_no_symmetry, symmetry, graph)
         torch.testing.assert_close(
-            found, expected, rtol=100 * tolerance, atol=tolerance, msg=message
+            output, expected, rtol=100 * tolerance, atol=tolerance, msg=message
         )
 
 

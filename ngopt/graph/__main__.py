@@ -25,35 +25,35 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    found = _Parser(
+    options = _Parser(
         usage="ngopt graph module:name [--example-shape N [N ...]] "
         "[--dtype {float32,int64}] [--draw FILE]",
         description="Shows what a model looks like as a neural graph.",
     )
-    found.add_argument(
+    options.add_argument(
         "model",
         metavar="module:name",
         help="of a torch.nn.Module, or of a function or class that makes one",
     )
-    found.add_argument(
+    options.add_argument(
         "--example-shape",
         type=int,
         nargs="+",
         metavar="N",
         help="shape of the model's input; guessed if not given",
     )
-    found.add_argument(
+    options.add_argument(
         "--dtype",
         choices=DTYPES,
         default="float32",
         help="of the input: random numbers, or zeros for int64",
     )
-    found.add_argument(
+    options.add_argument(
         "--draw",
         metavar="FILE",
         help="draws the graph into a .png or .svg file",
     )
-    return found
+    return options
 
 
 def load_model(path: str) -> nn.Module:
@@ -65,20 +65,20 @@ def load_model(path: str) -> nn.Module:
     module_name, colon, name = path.partition(":")
     if not (module_name and colon and name):
         raise ValueError(f"expected a model as module:name; got '{path}'")
-    found = load_object(path)
-    if not isinstance(found, nn.Module) and callable(found):
+    model = load_object(path)
+    if not isinstance(model, nn.Module) and callable(model):
         try:
-            found = found()
+            model = model()
         except Exception as error:
             raise ValueError(
                 f"'{path}' fails without arguments: {type(error).__name__}: {error}"
             ) from error
-    if not isinstance(found, nn.Module):
+    if not isinstance(model, nn.Module):
         raise ValueError(
             f"'{path}': expected a torch.nn.Module or a function that makes one; got "
-            f"{type(found).__name__}"
+            f"{type(model).__name__}"
         )
-    return found
+    return model
 
 
 def example_of(shape: Sequence[int] | None, dtype: torch.dtype) -> Tensor | None:

@@ -92,13 +92,13 @@ def symmetries(graph: NeuralGraph) -> list[Symmetry | None]:
         is_plain = block.kind in ("weight", "flatten") and block.source != block.target
         if not is_plain or block.view is None or unused[block.view.parameter] != 0:
             excluded |= {block.source, block.target}
-    found: list[Symmetry | None] = []
+    by_group: list[Symmetry | None] = []
     for number, group in enumerate(graph.groups):
         if group.kind != "neuron" or group.is_fixed or number in excluded:
-            found.append(None)
+            by_group.append(None)
         else:
-            found.append(cast(Symmetry | None, group.symmetry))
-    return found
+            by_group.append(cast(Symmetry | None, group.symmetry))
+    return by_group
 
 
 def canonical(
@@ -151,8 +151,7 @@ class _Neurons(NamedTuple):
         total = like.new_zeros(*like.shape[: self.batch_dims], self.size)
         for bias, value in zip(self.graph.biases, values.biases, strict=True):
             if bias.group == self.number:
-                own = value.squeeze(-1)
-                total = total + _placed(own, bias.index, self.size)
+                total = total + _placed(value.squeeze(-1), bias.index, self.size)
         return total
 
     def norms(self, values: GraphValues) -> Tensor:
@@ -161,9 +160,9 @@ class _Neurons(NamedTuple):
         total = self.bias(values).square()
         for block, edges in zip(self.graph.weights, values.edges, strict=True):
             if block.target == self.number:
-                own = edges.square().sum((-2, -1))
-                own = own.flatten(-2)  # (*batch, groups * n_target)
-                total = total + _placed(own, block.target_index, self.size)
+                # (*batch, groups * n_target)
+                squares = edges.square().sum((-2, -1)).flatten(-2)
+                total = total + _placed(squares, block.target_index, self.size)
         return torch.where(total > 0, total, 1).sqrt()
 
     def shifted(
@@ -175,12 +174,13 @@ class _Neurons(NamedTuple):
         half_periods = (bias.detach() * frequency / pi).round()
         left = shift = half_periods * (pi / frequency)
         biases = list(values.biases)
-        for place, own in enumerate(self.graph.biases):
+        places = [(entry.group, entry.index) for entry in self.graph.biases]
+        for place, (group, index) in enumerate(places):
             # of several biases of a neuron the first is shifted
-            if own.group == self.number:
-                part = _picked(left, own.index)
+            if group == self.number:
+                part = _picked(left, index)
                 biases[place] = biases[place] - part.unsqueeze(-1)
-                left = left - _placed(part, own.index, self.size)
+                left = left - _placed(part, index, self.size)
         incoming = _signs(bias - shift)
         flips = 1 - 2 * (half_periods % 2)
         return values._replace(biases=tuple(biases)), incoming, incoming * flips
@@ -223,5 +223,4 @@ def _placed(values: Tensor, index: Index, size: int) -> Tensor:
     if index is None:
         return values
     empty = values.new_zeros(*values.shape[:-1], size)
-    places = torch.tensor(index, device=values.device)
-    return empty.index_add(-1, places, values)
+    return empty.index_add(-1, torch.tensor(index, device=values.device), values)

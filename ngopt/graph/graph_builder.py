@@ -54,8 +54,7 @@ class GraphBuilder:
     def add_bias(
         self, view: View, group: int, kind: str = "bias", index: Index = None
     ) -> None:
-        bias = Bias(view, group, view.shape[1:], kind, index)
-        self.biases.append(bias)
+        self.biases.append(Bias(view, group, view.shape[1:], kind, index))
 
     def add_component(self, parameter: int) -> int:
         """Adds a parameter as a component of its own; returns its last group."""

@@ -94,6 +94,21 @@ def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
+def even_runs(numbers: Tensor) -> list[Tensor]:
+    """Runs of numbers with the same step between neighbours."""
+    runs = []
+    while len(numbers):
+        steps = numbers.diff()
+        # a run ends at the first i with another steps[i]
+        changes = (steps != steps[:1]).nonzero()
+        length = len(numbers)
+        if len(changes):
+            length = int(changes[0]) + 1
+        runs.append(numbers[:length])
+        numbers = numbers[length:]
+    return runs
+
+
 @dataclass(frozen=True)
 class NeuronGroup:
     """The neurons of one layer: the units of a linear layer, the channels of a

@@ -104,11 +104,11 @@ class NeuralGraph(Topology):
         for block, value in zip(self.weights, values.edges, strict=True):
             shaped = _shaped(block.elements, value, EDGE_DIMS, batch_dims)
             uses[block.elements.parameter].append(shaped)
-        found = []
+        assembled = []
         for i, values_of_uses in enumerate(uses):
             value = self._assemble(i, values_of_uses, batch_dims)
-            found.append(value)
-        return found
+            assembled.append(value)
+        return assembled
 
     def flatten(self, values: Sequence[Tensor], batch_dims: int = 0) -> Tensor:
         """Concatenates per-parameter values: (*batch, *shape, *features) each ->
@@ -117,8 +117,7 @@ class NeuralGraph(Topology):
         for value, spec in zip(values, self.parameters, strict=True):
             batch = value.shape[:batch_dims]
             features = value.shape[batch_dims + len(spec.shape) :]
-            shape = (*batch, spec.numel, *features)
-            flat.append(value.reshape(shape))
+            flat.append(value.reshape((*batch, spec.numel, *features)))
         return torch.cat(flat, dim=batch_dims)
 
     def unflatten(self, flat: Tensor, batch_dims: int = 0) -> list[Tensor]:
@@ -129,8 +128,7 @@ class NeuralGraph(Topology):
         values = []
         pieces = flat.split(sizes, dim=batch_dims)
         for piece, spec in zip(pieces, self.parameters, strict=True):
-            shape = (*batch, *spec.shape, *features)
-            values.append(piece.reshape(shape))
+            values.append(piece.reshape((*batch, *spec.shape, *features)))
         return values
 
     def summary(self) -> str:
@@ -190,17 +188,17 @@ def _number_uses(spec: ParameterSpec, views: Sequence[View]) -> list[UseNumber]:
         return [1]
     # numpy: cached tensors would depend on the mode in which they were made
     times = np.zeros(spec.numel, np.int32)
-    found: list[UseNumber] = []
+    use_numbers: list[UseNumber] = []
     for view in views:
         strides = [stride * times.itemsize for stride in view.strides]
         numbers = as_strided(times[view.offset :], view.shape, strides)
         numbers += 1
         different = np.unique(numbers)
         if len(different) == 1:
-            found.append(int(different[0]))
+            use_numbers.append(int(different[0]))
         else:
-            found.append(numbers[..., None].copy())
-    return found
+            use_numbers.append(numbers[..., None].copy())
+    return use_numbers
 
 
 def _running_mean(old: Tensor, value: Tensor, number: UseNumber) -> Tensor:

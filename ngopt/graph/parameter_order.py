@@ -16,7 +16,7 @@ def merged_order(lists: Sequence[Sequence[str]]) -> list[str]:
     """
     if len(lists) == 1:
         return list(lists[0])
-    own = [[name for name in names if "." not in name] for names in lists]
+    top_level = [[name for name in names if "." not in name] for names in lists]
     children: list[list[str]] = []
     inside: dict[str, list[list[str]]] = {}  # child -> lists of names in it
     for names in lists:
@@ -28,7 +28,7 @@ def merged_order(lists: Sequence[Sequence[str]]) -> list[str]:
         children.append(list(here))
         for child, inner in here.items():
             inside.setdefault(child, []).append(inner)
-    order = _merged(own)
+    order = _merged(top_level)
     for child in _merged(children):
         for name in merged_order(inside[child]):
             order.append(f"{child}.{name}")

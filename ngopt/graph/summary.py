@@ -127,24 +127,24 @@ def incoming(blocks: Sequence[EdgeBlock]) -> list[str]:
 
 def slot_texts(blocks: Sequence[EdgeBlock]) -> list[str]:
     """The different slots of weights such as 3x3; 1 for a single one."""
-    found = {}
+    texts = {}
     for block in blocks:
         if block.view:
-            found["x".join(map(str, block.slot_shape)) or "1"] = None
-    return list(found)
+            texts["x".join(map(str, block.slot_shape)) or "1"] = None
+    return list(texts)
 
 
 def counted(words: Sequence[str]) -> list[str]:
     """Each word once, in order, with its number where that is not 1."""
-    found = []
+    texts = []
     for word, number in Counter(words).items():
         if number == 1:
-            found.append(word)
+            texts.append(word)
         elif " -> " in word:
-            found.append(f"{number} x ({word})")
+            texts.append(f"{number} x ({word})")
         else:
-            found.append(f"{number} x {word}")
-    return found
+            texts.append(f"{number} x {word}")
+    return texts
 
 
 def shorten(name: str, width: int) -> str:

@@ -1,16 +1,13 @@
 """The role of each parameter in the neural graph, for optimizers that use roles."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any
 
-from torch import Tensor, nn
-
-from ngopt.graph import Bias, EdgeBlock, NeuralGraph, build_graph
-from ngopt.graph.groups_and_blocks import is_diagonal
+from ngopt.graph.groups_and_blocks import Bias, EdgeBlock, is_diagonal
 from ngopt.graph.inference.from_parameters import infer_graph
+from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.roles.from_names import RolesFromNames
 from ngopt.roles.matrices import MatrixBlock, by_shape, matrices
 from ngopt.roles.neuron_usage import (
@@ -63,24 +60,6 @@ class ParameterRole:
         return max(prod(block.view.shape[2:]) for block in self.blocks)
 
 
-def parameter_roles(
-    model: nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]],
-    example_input: Any = None,
-) -> dict[str, ParameterRole]:
-    """Name -> role of every parameter, in the order of the parameters.
-
-    model, example_input: as for `build_graph`. Without a module, roles follow from
-    names and shapes.
-
-    Raises ValueError as `build_graph` does.
-
-    >>> roles = parameter_roles(model, example_input)
-    >>> decayed = [p for name, p in model.named_parameters() if roles[name].blocks]
-    """
-    roles = roles_of(build_graph(model, example_input))
-    return {role.name: role for role in roles}
-
-
 def roles_of(graph: NeuralGraph) -> tuple[ParameterRole, ...]:
     """The role of every parameter of a graph, in the order of `graph.parameters`."""
     edges = _Edges(graph)
@@ -120,8 +99,7 @@ def _infer_roles(
         if graph.inferred[i]:
             blocks = []
             for block in names.blocks(number):
-                view = replace(block.view, parameter=i)
-                blocks.append(replace(block, view=view))
+                blocks.append(replace(block, view=replace(block.view, parameter=i)))
             role = names.roles[number]
             roles[i] = replace(roles[i], role=role, blocks=tuple(blocks))
 
@@ -136,12 +114,12 @@ def matrices_of_biases(graph: NeuralGraph, roles: Sequence[ParameterRole]) -> li
         number = block.elements.parameter
         if roles[number].blocks:
             leading.setdefault(block.target, number)
-    found = list(range(len(roles)))
+    numbers = list(range(len(roles)))
     for bias in graph.biases:
         number = bias.view.parameter
         if roles[number].role == "bias":
-            found[number] = leading.get(bias.group, number)
-    return found
+            numbers[number] = leading.get(bias.group, number)
+    return numbers
 
 
 class _Edges:
@@ -223,8 +201,8 @@ class _Edges:
         depth = groups[blocks[0].target].depth
         # the dimension of a table is one axis, even if its neurons are used differently
         usage = None if role == "embedding" else self.usage
-        found = matrices(self.graph, blocks, usage)
-        return ParameterRole(name, role, found, depth, reads_input)
+        matrix_blocks = matrices(self.graph, blocks, usage)
+        return ParameterRole(name, role, matrix_blocks, depth, reads_input)
 
     def _scales_norm(self, block: EdgeBlock) -> bool:
         """Whether a block is the scale of a norm that is written with operators."""
@@ -300,7 +278,7 @@ def _normalised(graph: NeuralGraph) -> dict[int, set[int]]:
         sources = _sources(graph, number, ("pool",))
         if sources and (group.size == 1 or group.kind == "pool"):
             pooled[number] = sources
-    found: dict[int, set[int]] = {}
+    pooled_by: dict[int, set[int]] = {}
     for number, group in enumerate(graph.groups):
         factors = _sources(graph, number, ("left", "right"))
         statistics = factors & pooled.keys()
@@ -309,16 +287,16 @@ def _normalised(graph: NeuralGraph) -> dict[int, set[int]]:
         sources = set()
         for statistic in statistics:
             sources |= pooled[statistic]
-        found[number] = sources
+        pooled_by[number] = sources
         for factor in factors - statistics - sources:
-            found[factor] = sources
-    return found
+            pooled_by[factor] = sources
+    return pooled_by
 
 
 def _sources(graph: NeuralGraph, group: int, kinds: Sequence[str]) -> set[int]:
     """Sources of the edges of some kinds into a group."""
-    found = set()
+    sources = set()
     for block in graph.blocks_into(group):
         if block.kind in kinds:
-            found.add(block.source)
-    return found
+            sources.add(block.source)
+    return sources

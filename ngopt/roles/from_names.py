@@ -4,6 +4,11 @@ import re
 from collections.abc import Sequence
 
 from ngopt.graph.groups_and_blocks import ParameterSpec, View, contiguous_strides
+from ngopt.graph.inference.layers_by_name import (
+    CONV1D,
+    fits_columns,
+    square_weights_are_in_out,
+)
 from ngopt.roles.matrices import MatrixBlock
 
 NAMES = {
@@ -36,9 +41,6 @@ FUSED = {
 """Number of matrices of equal size in a weight with such a name, row after row."""
 
 GATES = re.compile(r"weight_[ih]h(_l\d+)?(_reverse)?$")
-IN_OUT = re.compile(r"(^|[._])(c_attn|c_proj|c_fc|q_attn)[._]weight$")
-"""Names of GPT-2's layers, whose weights are (in, out) in transformers and (out, in)
-elsewhere."""
 EXPERTS = re.compile(r"(^|[._])experts?([._]|$)")
 
 
@@ -55,12 +57,14 @@ class RolesFromNames:
         """
         self.specs = specs
         self.places: dict[str, int] = {}
-        self.has_in_out = False  # a weight of `IN_OUT` is (in, out)
         for i, spec in enumerate(specs):
             self.places[spec.name] = i
+        weights = []  # with a bias
         for i, spec in enumerate(specs):
-            if IN_OUT.search(spec.name):
-                self.has_in_out |= self._fits_columns(i)
+            bias = self._bias(i)
+            if bias is not None and len(spec.shape) > 1:
+                weights.append((spec.name, spec.shape, bias.shape))
+        self.squares_are_in_out = square_weights_are_in_out(weights)
         self.roles: list[str] = []
         for i, spec in enumerate(specs):
             is_usual = re.search(r"(weight|bias)[^.]*$", spec.name)
@@ -144,23 +148,15 @@ class RolesFromNames:
         place = self.places.get(name.removesuffix("weight") + "bias")
         return None if place is None else self.specs[place]
 
-    def _fits_columns(self, number: int) -> bool:
-        """Whether the bias of a weight's module has the size of its columns alone."""
-        spec = self.specs[number]
-        bias = self._bias(number)
-        if bias is None or len(spec.shape) < 2:
-            return False
-        rows, columns = spec.shape[:2]
-        return rows != columns and bias.shape == (columns,)
-
     def _is_in_out(self, number: int) -> bool:
         """Whether a weight is (in, out)."""
         spec = self.specs[number]
         if len(spec.shape) < 2:
             return False
-        is_square = spec.shape[0] == spec.shape[1]
-        is_ambiguous = is_square and bool(IN_OUT.search(spec.name))
-        return self._fits_columns(number) or (is_ambiguous and self.has_in_out)
+        if spec.shape[0] == spec.shape[1]:
+            return self.squares_are_in_out and bool(CONV1D.search(spec.name))
+        bias = self._bias(number)
+        return bias is not None and fits_columns(spec.shape, bias.shape)
 
     def _count(self, number: int, shape: Sequence[int]) -> int:
         """Number of matrices in a weight, one after the other in its rows."""

@@ -12,9 +12,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ngopt.graph.groups_and_blocks import EdgeBlock, NeuronSet, View, contiguous_strides
+from ngopt.graph.groups_and_blocks import (
+    EdgeBlock,
+    NeuronSet,
+    View,
+    contiguous_strides,
+    even_runs,
+)
 from ngopt.graph.neural_graph import NeuralGraph
-from ngopt.graph.tracing.blocks import even_runs
 from ngopt.roles.neuron_usage import is_gated, neurons
 
 Ends = tuple[NeuronSet, ...]
@@ -151,11 +156,11 @@ def _unstacked(
         return
     (targets,) = piece.targets
     numbers = neurons(targets.index, graph.groups[targets.group].size)
-    for k, own in enumerate(numbers.reshape(count, -1)):
-        offset = view.offset + k * len(own) * view.strides[0]
-        own_shape = (len(own), *view.shape[1:])
-        part = replace(view, shape=own_shape, offset=offset)
-        yield MatrixPiece(part, _ends(targets.group, own), piece.sources)
+    for k, expert_neurons in enumerate(numbers.reshape(count, -1)):
+        offset = view.offset + k * len(expert_neurons) * view.strides[0]
+        part_shape = (len(expert_neurons), *view.shape[1:])
+        part = replace(view, shape=part_shape, offset=offset)
+        yield MatrixPiece(part, _ends(targets.group, expert_neurons), piece.sources)
 
 
 def _ends(group: int, numbers: np.ndarray) -> Ends:
@@ -185,7 +190,7 @@ def _joined_columns(
         row, _, *slot_strides = piece.view.strides
         rows, _, *slots = piece.view.shape
         same_rows[piece.targets, rows, row, *slots, *slot_strides].append(piece)
-    found = []
+    joined = []
     for members in same_rows.values():
         side_by_side: dict[tuple, list[MatrixPiece]] = defaultdict(list)
         axes = _column_axes(members, shape)
@@ -194,8 +199,8 @@ def _joined_columns(
             fixed = tuple(n for d, n in enumerate(place) if d not in axes)
             side_by_side[fixed].append(piece)
         for parts in side_by_side.values():
-            found += _joined(parts, 1)
-    return found
+            joined += _joined(parts, 1)
+    return joined
 
 
 def _joined_rows(pieces: Sequence[MatrixPiece]) -> list[MatrixPiece]:
@@ -316,16 +321,16 @@ def _merged(pieces: Iterable[MatrixPiece]) -> tuple[MatrixBlock, ...]:
     alike: dict[tuple, list[MatrixPiece]] = defaultdict(list)
     for piece in pieces:
         alike[piece.view.shape, piece.view.strides].append(piece)
-    found = []
+    blocks = []
     for members in alike.values():
         members.sort(key=_offset)
         offsets = torch.tensor(list(map(_offset, members)), device="cpu")
         start = 0
         for run in even_runs(offsets):
             stop = start + len(run)
-            found.append(_stacked(members[start:stop]))
+            blocks.append(_stacked(members[start:stop]))
             start = stop
-    return tuple(found)
+    return tuple(blocks)
 
 
 def _stacked(pieces: Sequence[MatrixPiece]) -> MatrixBlock:

@@ -38,11 +38,11 @@ def is_gated(graph: NeuralGraph, group: int, slot_shape: tuple[int, ...]) -> boo
 
 def made_by_weights(graph: NeuralGraph) -> set[int]:
     """Groups of neurons that are results of matrices."""
-    found = set()
+    targets = set()
     for block in graph.blocks:
         if mixes_neurons(block):
-            found.add(block.target)
-    return found
+            targets.add(block.target)
+    return targets
 
 
 def usage(graph: NeuralGraph) -> list[np.ndarray]:
@@ -62,9 +62,9 @@ def usage(graph: NeuralGraph) -> list[np.ndarray]:
             used = labels.of_factors(block)
             labels.add(block, used)
         elif block.target not in from_weights:
-            known = labels.found[block.target]
+            known = labels.of_groups[block.target]
             labels.add(block, known[labels.targets(block)])
-    return labels.found
+    return labels.of_groups
 
 
 class _Labels:
@@ -72,12 +72,12 @@ class _Labels:
 
     def __init__(self, graph: NeuralGraph):
         self.graph = graph
-        self.found: list[np.ndarray] = []
+        self.of_groups: list[np.ndarray] = []
         self.heads: dict[int, np.ndarray] = {}  # of the neurons of products
         self._labels: dict[tuple, int] = {}
         self._scores = _scores(graph)
         for number, group in enumerate(graph.groups):
-            self.found.append(np.zeros(group.size, np.int64))
+            self.of_groups.append(np.zeros(group.size, np.int64))
             if group.kind == "product":
                 self.heads[number] = np.full(group.size, -1)
         for block in graph.blocks:
@@ -103,8 +103,8 @@ class _Labels:
 
     def of_factors(self, block: EdgeBlock) -> np.ndarray:
         """Labels of how the targets of a block, products, use its sources."""
-        own = self.heads[block.target][self.targets(block)]
-        heads, which = np.unique(own, return_inverse=True)
+        head_of_targets = self.heads[block.target][self.targets(block)]
+        heads, which = np.unique(head_of_targets, return_inverse=True)
         labels = []
         for head in heads.tolist():
             labels.append(self._label((block.target, block.kind, head)))
@@ -112,10 +112,10 @@ class _Labels:
 
     def add(self, block: EdgeBlock, used: np.ndarray) -> None:
         """Combines the labels of a block's sources with one more use."""
-        known = self.found[block.source]
+        known = self.of_groups[block.source]
         places = self._sources(block)
-        both = np.stack([known[places], used])
-        pairs, which = np.unique(both, axis=1, return_inverse=True)
+        labels_and_uses = np.stack([known[places], used])
+        pairs, which = np.unique(labels_and_uses, axis=1, return_inverse=True)
         labels = []
         for old, new in pairs.T.tolist():
             is_combined = old and new and old != new
@@ -129,16 +129,16 @@ class _Labels:
 
 def _scores(graph: NeuralGraph) -> set[int]:
     """Groups of attention heads, and functions of one head each: biases, factors."""
-    found = set()
+    scores = set()
     for number, group in enumerate(graph.groups):
         if group.kind == "head":
-            found.add(number)
+            scores.add(number)
     for block in graph.blocks:
         is_elementwise = block.shape[1:] == (1, 1) and not is_dense(block)
         is_product = graph.groups[block.target].kind == "product"
-        if block.source in found and is_elementwise and not is_product:
-            found.add(block.target)
-    return found
+        if block.source in scores and is_elementwise and not is_product:
+            scores.add(block.target)
+    return scores
 
 
 def neurons(index: Index, size: int) -> np.ndarray:

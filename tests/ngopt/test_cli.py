@@ -102,12 +102,12 @@ def test_info_of_your_own_metanet(tmp_path, capsys):
     code = f"""
 from ngopt.pretrained import save_pretrained
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
-from tests.own import Halved
+from tests.user_classes import Halved
 save_pretrained(LearnedOptimizer(metanet=Halved()), {path!r})
 """
     printed(code)
-    if "tests.own" not in sys.modules:
+    if "tests.user_classes" not in sys.modules:
         assert cli.main(["info", path]) == cli.FAILED
-        assert "pass --metanet tests.own:Halved" in capsys.readouterr().err
-    assert cli.main(["info", path, "--metanet", "tests.own:Halved"]) == 0
+        assert "pass --metanet tests.user_classes:Halved" in capsys.readouterr().err
+    assert cli.main(["info", path, "--metanet", "tests.user_classes:Halved"]) == 0
     assert "class       Halved" in capsys.readouterr().out

@@ -90,12 +90,12 @@ def test_compiled_steps_are_the_same(config, compiled_eagerly):
         ),
         ({"model": "nothing"}, "model 'nothing': expected one of .*, or module:Class"),
         (
-            {"model": "tests.own:Halved"},
+            {"model": "tests.user_classes:Halved"},
             "a subclass of tasks.models.base.NetworkModel; got",
         ),
         (
-            {"model": "tests.own:None_"},
-            "expected 'None_' in module 'tests.own'; got none",
+            {"model": "tests.user_classes:None_"},
+            "expected 'None_' in module 'tests.user_classes'; got none",
         ),
         (
             {"sizes": {"depth": 3}},
@@ -149,8 +149,8 @@ def test_labels_of_no_class_are_refused(config, data, tmp_path):
 
 
 def test_a_user_model_is_trained(config, tmp_path):
-    config = replace(config, model="tests.own:Flat", sizes={"dropout": 0.5})
+    config = replace(config, model="tests.user_classes:Flat", sizes={"dropout": 0.5})
     run_task(config, Classification)
     result = json.loads((tmp_path / "result.json").read_text())
-    assert result["config"]["model"] == "tests.own:Flat"
+    assert result["config"]["model"] == "tests.user_classes:Flat"
     run_task(config, Classification)  # its checkpoint is read again

@@ -63,8 +63,7 @@ from tests.zoo.dense import (
     Triplane,
     VariationalAutoencoder,
 )
-from tests.zoo.recurrent import Cells, EncoderDecoder, Recurrent, States
-from tests.zoo.told_apart import (
+from tests.zoo.distinguishable import (
     Equilibrium,
     Mixer,
     Normalised,
@@ -72,6 +71,7 @@ from tests.zoo.told_apart import (
     Rotary,
     Sinusoidal,
 )
+from tests.zoo.recurrent import Cells, EncoderDecoder, Recurrent, States
 
 features = partial(torch.randn, 2, 5, 12)
 encoder_layer = partial(
@@ -151,10 +151,7 @@ ZOO: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "vae": lambda: (VariationalAutoencoder(), torch.randn(2, 5)),
     "tied autoencoder": lambda: (TiedAutoencoder(), torch.randn(2, 5)),
     "realnvp": lambda: (Coupling(), torch.randn(2, 4)),
-    "kan": lambda: (
-        nn.Sequential(Splines(3, 4), Splines(4, 2)),
-        torch.randn(2, 3),
-    ),
+    "kan": lambda: (nn.Sequential(Splines(3, 4), Splines(4, 2)), torch.randn(2, 3)),
     "lora": lambda: (LowRank(), torch.randn(2, 3)),
     "repeated": lambda: (Repeated(), torch.randn(2, 3)),
     "experts": lambda: (Experts(), torch.randn(4, 2)),
@@ -167,15 +164,9 @@ ZOO: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
         Recurrent(nn.LSTM, num_layers=2, bidirectional=True),
         torch.randn(2, 4, 3),
     ),
-    "projected lstm": lambda: (
-        Recurrent(nn.LSTM, proj_size=2),
-        torch.randn(2, 4, 3),
-    ),
+    "projected lstm": lambda: (Recurrent(nn.LSTM, proj_size=2), torch.randn(2, 4, 3)),
     "gru": lambda: (Recurrent(nn.GRU), torch.randn(2, 4, 3)),
-    "rnn": lambda: (
-        Recurrent(nn.RNN, nonlinearity="relu"),
-        torch.randn(2, 4, 3),
-    ),
+    "rnn": lambda: (Recurrent(nn.RNN, nonlinearity="relu"), torch.randn(2, 4, 3)),
     "states": lambda: (States(), torch.randn(2, 5, 3)),
     "encoder decoder": lambda: (EncoderDecoder(), torch.randn(5, 3)),
     "cells": lambda: (Cells(), torch.randn(2, 3, 3)),

@@ -121,9 +121,7 @@ class HeadsInEinsum(nn.Module):
         )
         weights = torch.einsum("bhtd,bhsd->bhts", q, k).softmax(-1)
         x = x + torch.einsum(
-            "bhtd,hdc->btc",
-            torch.einsum("bhts,bhsd->bhtd", weights, v),
-            self.out,
+            "bhtd,hdc->btc", torch.einsum("bhts,bhsd->bhtd", weights, v), self.out
         )
         return F.glu(
             self.glu(torch.matmul(self.left, x.transpose(1, 2)).transpose(1, 2))
@@ -232,10 +230,7 @@ class Perceiver(nn.Module):
         self.head = nn.Linear(6, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        x, latents = (
-            self.stem(x),
-            self.latents.unsqueeze(0).expand(len(x), -1, -1),
-        )
+        x, latents = (self.stem(x), self.latents.unsqueeze(0).expand(len(x), -1, -1))
         latents = latents + self.cross(latents, x, x, need_weights=False)[0]
         return self.head(self.own(latents).mean(1))
 

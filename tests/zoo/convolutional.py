@@ -130,9 +130,7 @@ class InvertedBottleneck(nn.Module):
             nn.Conv2d(3, 5, 1, bias=False), nn.BatchNorm2d(5), nn.SiLU()
         )
         self.depthwise = nn.Sequential(
-            nn.Conv2d(5, 5, 3, 1, 1, groups=5, bias=False),
-            nn.BatchNorm2d(5),
-            nn.SiLU(),
+            nn.Conv2d(5, 5, 3, 1, 1, groups=5, bias=False), nn.BatchNorm2d(5), nn.SiLU()
         )
         self.squeeze = nn.Conv2d(5, 2, 1)
         self.excite = nn.Conv2d(2, 5, 1)
@@ -186,10 +184,10 @@ class DenseBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        found = [self.stem(x)]
+        maps = [self.stem(x)]
         for norm, layer in zip(self.norms, self.layers, strict=False):
-            found.append(layer(F.relu(norm(torch.cat(found, 1)))))
-        return self.head(F.relu(self.norms[-1](torch.cat(found, 1))).mean((2, 3)))
+            maps.append(layer(F.relu(norm(torch.cat(maps, 1)))))
+        return self.head(F.relu(self.norms[-1](torch.cat(maps, 1))).mean((2, 3)))
 
 
 class Modulated(nn.Module):

@@ -219,10 +219,7 @@ class Repeated(nn.Module):
         self.out = nn.Linear(width, 2)
         self.times = times
         self.block = nn.Sequential(
-            nn.LayerNorm(width),
-            nn.Linear(width, 5),
-            nn.GELU(),
-            nn.Linear(5, width),
+            nn.LayerNorm(width), nn.Linear(width, 5), nn.GELU(), nn.Linear(5, width)
         )
 
     def forward(self, x: Tensor) -> Tensor:

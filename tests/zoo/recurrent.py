@@ -50,10 +50,7 @@ class EncoderDecoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         state = self.encoder(x)[1]
         return self.head(
-            torch.cat(
-                [self.decoder(x.flip(0), state)[0], state.expand(len(x), -1)],
-                -1,
-            )
+            torch.cat([self.decoder(x.flip(0), state)[0], state.expand(len(x), -1)], -1)
         )
 
 

@@ -234,8 +234,7 @@ def _path(wire: Wire, place: int) -> Path:
     into = target - STEP / 2
     if not _bulge(wire):
         x = STRAIGHT + 0.3 * place
-        ends = [(x, out - BOX_HEIGHT / 2), (x, into + BOX_HEIGHT / 2)]
-        return Path(ends)
+        return Path([(x, out - BOX_HEIGHT / 2), (x, into + BOX_HEIGHT / 2)])
     # a cubic curve reaches three quarters of the way to its control points
     reach = _bulge(wire) / 0.75 + 0.1 * place
     side, far = (0, -reach) if target < source else (BOX_WIDTH, BOX_WIDTH + reach)
@@ -306,8 +305,7 @@ def _legend(
     handles: list[Artist] = []
     for kind in dict.fromkeys(group.kind for group in graph.groups):
         fill, border = FILLS.get(kind, OTHER_FILL)
-        patch = Patch(facecolor=fill, edgecolor=border, label=_plural(kind))
-        handles.append(patch)
+        handles.append(Patch(facecolor=fill, edgecolor=border, label=_plural(kind)))
     if any(map(_has_thick_border, graph.groups)):
         look = {"edgecolor": "#404040", "linewidth": THICK_BORDER}
         label = "input, output or pinned"
@@ -317,8 +315,7 @@ def _legend(
         of_values = "norm of the values"
         measure = of_values if with_values else "log of the number of elements"
         label = f"thickness: {measure}"
-        line = Line2D([], [], color="#33475b", linewidth=4, label=label)
-        handles.append(line)
+        handles.append(Line2D([], [], color="#33475b", linewidth=4, label=label))
     return handles
 
 

@@ -63,8 +63,7 @@ def _add_weight(
     assert weight is not None, "only layers with a weight come here"
     shape = weight.shape
     if layer.is_in_out:
-        source = _inputs_of(builder, weight, last)
-        return _add_transposed(builder, weight, source)
+        return _add_transposed(builder, weight, _inputs_of(builder, weight, last))
     if is_embedding:
         name = f"{layer_name(weight.name)}.tokens"
         tokens = builder.add_group(name, shape[0], "token")
@@ -110,8 +109,7 @@ def _add_vectors(
     for bias in (layer.bias, layer.recurrent_bias):
         if bias is not None:
             assert last is not None, "only layers with a weight have a bias"
-            view = View.whole(bias.number, bias.shape)
-            builder.add_bias(view, last)
+            builder.add_bias(View.whole(bias.number, bias.shape), last)
     for norm in layer.norms:
         last = _add_norm(builder, norm, last)
     for parameter in layer.rest:
@@ -129,8 +127,7 @@ def _add_norm(builder: GraphBuilder, norm: Norm, last: int | None) -> int:
     view = View(scale.number, shape, (1, 0, 0))
     builder.blocks.append(EdgeBlock(view, source, target, shape, kind="gamma"))
     if norm.shift is not None:
-        shift = View.whole(norm.shift.number, (n,))
-        builder.add_bias(shift, target, "beta")
+        builder.add_bias(View.whole(norm.shift.number, (n,)), target, "beta")
     return target
 
 

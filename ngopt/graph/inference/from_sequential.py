@@ -83,8 +83,7 @@ def sequential_graph(model: nn.Module) -> NeuralGraph | None:
             return None
         last = builder.add_weight(weight, last, slots)
         if module.bias is not None:
-            shape = tuple(module.bias.shape)
-            bias = View.whole(position[module.bias], shape)
+            bias = View.whole(position[module.bias], tuple(module.bias.shape))
             builder.add_bias(bias, last)
         is_map = isinstance(module, nn.Conv2d)
     if last is not None:

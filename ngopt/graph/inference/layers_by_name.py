@@ -1,12 +1,15 @@
 """Finds layers, and which axis of a weight is its output, by names of parameters."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-# Modules of GPT-2 in transformers whose weights are (n_in, n_out).
-CONV1D = re.compile(r"(^|\.)(c_attn|q_attn|c_fc|c_proj)\.weight$")
+CONV1D = re.compile(r"(^|[._])(c_attn|c_proj|c_fc|q_attn)[._]weight$")
+"""Names of GPT-2's layers, whose weights are (n_in, n_out) in transformers, where they
+are `Conv1D`, and (n_out, n_in) elsewhere."""
+
+Shape = tuple[int, ...]
 
 
 class Parameter(NamedTuple):
@@ -14,7 +17,7 @@ class Parameter(NamedTuple):
 
     number: int
     name: str
-    shape: tuple[int, ...]
+    shape: Shape
 
     @property
     def is_square(self) -> bool:
@@ -70,8 +73,7 @@ def _layer_of_module(parameters: dict[str, Parameter]) -> LayerParameters:
     if bias is first:  # a matrix with the name "bias"
         bias = None
     elif bias is not None and bias.shape != shape[:1]:
-        # a bias has the length of the outputs
-        is_in_out = len(shape) == 2 and bias.shape == shape[1:]
+        is_in_out = len(shape) == 2 and fits_columns(shape, bias.shape)
         if not is_in_out:
             bias, rest = None, [bias]
     if len(shape) == 1:
@@ -79,23 +81,38 @@ def _layer_of_module(parameters: dict[str, Parameter]) -> LayerParameters:
     return LayerParameters(first, bias, rest=rest, is_in_out=is_in_out)
 
 
-def _orient_square_weights(layers: Sequence[LayerParameters]) -> None:
-    """Decides whether square weights with names of GPT-2 are (n_in, n_out).
+def fits_columns(weight: Shape, bias: Shape) -> bool:
+    """Whether a bias has the length of the columns of a weight, and not of its rows: a
+    bias has the length of the outputs, so that the weight is (n_in, n_out)."""
+    rows, columns = weight[:2]
+    return rows != columns and bias == (columns,)
 
-    They are if all others with such names are, as their biases show.
+
+def square_weights_are_in_out(layers: Iterable[tuple[str, Shape, Shape]]) -> bool:
+    """Whether square weights with names of `CONV1D` are (n_in, n_out): the biases of
+    all others with such names show that these are.
+
+    layers: name and shape of each weight of a network, and the shape of its bias.
     """
+    fits = []
+    for name, weight, bias in layers:
+        if CONV1D.search(name) and weight[0] != weight[1]:
+            fits.append(fits_columns(weight, bias))
+    return bool(fits) and all(fits)
+
+
+def _orient_square_weights(layers: Sequence[LayerParameters]) -> None:
+    """Sets `is_in_out` of square weights with names and biases of `Conv1D`."""
+    shapes = []
     square = []
-    are_in_out = True
     for layer in layers:
-        # `Conv1D` has a bias
-        if layer.weight is None or layer.bias is None:
+        weight, bias = layer.weight, layer.bias
+        if weight is None or bias is None:
             continue
-        if not CONV1D.search(layer.weight.name):
-            continue
-        if layer.weight.is_square:
+        shapes.append((weight.name, weight.shape, bias.shape))
+        if weight.is_square and CONV1D.search(weight.name):
             square.append(layer)
-        else:
-            are_in_out = are_in_out and layer.is_in_out
+    are_in_out = square_weights_are_in_out(shapes)
     for layer in square:
         layer.is_in_out = are_in_out
 

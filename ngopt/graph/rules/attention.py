@@ -125,8 +125,7 @@ def same_neurons(
     are the same at all of these."""
     if not same_along(x.labels, dim):
         return Unknown(shape)
-    first = x.labels.narrow(dim, 0, 1)
-    return Neurons(first.expand(shape), positions=positions)
+    return Neurons(x.labels.narrow(dim, 0, 1).expand(shape), positions=positions)
 
 
 def _products(tracer: Tracer, name: str, left: Tensor, right: Tensor) -> Tensor | None:
@@ -179,10 +178,10 @@ def _unify_positions(tracer: Tracer, labels: Tensor, dim: int) -> Tensor:
 def _scores(tracer: Tracer, name: str, left: Tensor, right: Tensor) -> Tensor | None:
     """Heads (r, 1, 1), each one node behind n products, of left and right (r, n). None
     if any entry is no neuron."""
-    both = torch.cat([left, right], dim=1)
-    if (both <= 0).any():
+    factors = torch.cat([left, right], dim=1)
+    if (factors <= 0).any():
         return None
-    heads, which = both.unique(dim=0, return_inverse=True)
+    heads, which = factors.unique(dim=0, return_inverse=True)
     left, right = heads.chunk(2, dim=1)
     products = tracer.nodes.new(f"{name}.products", left.numel(), "product")
     edges_per_use(tracer, left.flatten(), products, "left")
@@ -199,18 +198,17 @@ def _weighted(
     """The products (r, 1, m) of heads (r,) with their values (r, m). None if any entry
     is no neuron."""
     heads = heads[:, None]
-    both = torch.cat([heads, values], dim=1)
-    if (both <= 0).any():
+    pairs = torch.cat([heads, values], dim=1)
+    if (pairs <= 0).any():
         return None
-    rows, which = both.unique(dim=0, return_inverse=True)
+    rows, which = pairs.unique(dim=0, return_inverse=True)
     values = rows[:, 1:]
     heads = rows[:, :1].expand_as(values)
     factors = torch.stack([heads.flatten(), values.flatten()])
     products = tracer.nodes.new(name, values.numel(), "product", factors)
     tracer.edges(None, factors[0], products, "left")
     edges_per_use(tracer, factors[1], products, "right")
-    labels = products.reshape(values.shape)[which]
-    return labels[:, None]
+    return products.reshape(values.shape)[which][:, None]
 
 
 def _pooled_products(
@@ -233,8 +231,7 @@ def _pooled_products(
     if pairs.shape[1] > MAX_PRODUCTS:
         return None
     products = pair_nodes(tracer, f"{name}.products", pairs, "product")
-    labels = products[which].reshape(left.shape)
-    return _sums(tracer, name, labels)
+    return _sums(tracer, name, products[which].reshape(left.shape))
 
 
 def _sums(tracer: Tracer, name: str, products: Tensor) -> Tensor:

@@ -61,24 +61,24 @@ def _entry_by_entry(
     # pairs are sorted by neurons
     elements = pairs[1].reshape(len(nodes), -1)  # (neurons, elements of each)
     rows, owner = elements.unique(dim=0, return_inverse=True)
-    own = Elements(parameter, rows.squeeze(1))
+    entries = Elements(parameter, rows.squeeze(1))
     # blocks of a graph are strided views, in which each element occurs once
-    if own.view() is None or has_duplicates(rows):
+    if entries.view() is None or has_duplicates(rows):
         tracer.pin(nodes)
         return labels
     name = tracer.parameters[parameter].name
     # several neurons have the same elements, such as a scale that heads share
     if len(rows) < len(nodes):
         shared = tracer.nodes.new(name, len(rows), "parameter")
-        tracer.edges(own, None, shared, kind)
+        tracer.edges(entries, None, shared, kind)
         tracer.edges(None, shared[owner], nodes, "spread")
         return labels
     nodes = nodes[owner.argsort()]  # in the order of their elements
     if kind not in SCALES:
-        tracer.edges(own, None, nodes, kind)
+        tracer.edges(entries, None, nodes, kind)
         return labels
     targets = tracer.nodes.new(name, len(nodes), made_of=nodes[None])
-    tracer.edges(own, nodes, targets, kind)
+    tracer.edges(entries, nodes, targets, kind)
     return replaced_labels(labels, nodes, targets)
 
 
@@ -132,14 +132,14 @@ def _along_new_axes(
     pairs, which = unique_pairs(labels[is_neuron], place[is_neuron])
     # new nodes, and the elements that each is combined with
     of_nodes, _ = unique_pairs(which, numbers[is_neuron])
-    own = None
+    scales = None
     # equally many pairs: every new node has one element
     if kind in SCALES and of_nodes.shape == pairs.shape:
-        own = _table(elements.parameter, pairs[0], of_nodes[1])
-    nodes = _nodes_at_places(tracer, call, pairs[0], own, kind)
+        scales = _table(elements.parameter, pairs[0], of_nodes[1])
+    nodes = _nodes_at_places(tracer, call, pairs[0], scales, kind)
     labels[is_neuron] = nodes[which]
     result = Neurons(labels.expand(shape))
-    if own is not None:
+    if scales is not None:
         return result
     return with_parameter(tracer, call, result, elements, kind)
 
@@ -150,26 +150,25 @@ def _table(parameter: int, sources: Tensor, numbers: Tensor) -> Elements | None:
     neurons, places = sources.unique_consecutive(return_counts=True)
     if not same_along(places, 0):
         return None
-    table = numbers.reshape(len(neurons), -1)
-    own = Elements(parameter, table)
-    return None if own.view() is None else own
+    entries = Elements(parameter, numbers.reshape(len(neurons), -1))
+    return None if entries.view() is None else entries
 
 
 def _nodes_at_places(
-    tracer: Tracer, call: Node, sources: Tensor, own: Elements | None, kind: str
+    tracer: Tracer, call: Node, sources: Tensor, scales: Elements | None, kind: str
 ) -> Tensor:
-    """New nodes behind a scale `own` from one to one; without it, behind copies."""
+    """New nodes behind scales from one to one; without these, behind copies."""
     count = len(sources)
-    if own is None:
+    if scales is None:
         nodes = tracer.nodes.new(call.name, count, "copy", sources[None])
         tracer.edges(None, sources, nodes, "copy")
         return nodes
-    name = tracer.parameters[own.parameter].name
+    name = tracer.parameters[scales.parameter].name
     # made_of: scaled entries of an input can be unified as the entries can
     nodes = tracer.nodes.new(name, count, made_of=sources[None])
-    sources = sources.reshape(own.shape)
-    targets = nodes.reshape(own.shape)
-    tracer.edges(own, sources, targets, kind)
+    sources = sources.reshape(scales.shape)
+    targets = nodes.reshape(scales.shape)
+    tracer.edges(scales, sources, targets, kind)
     return nodes
 
 

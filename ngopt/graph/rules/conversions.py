@@ -25,8 +25,7 @@ def as_neurons(tracer: Tracer, value: Value) -> Neurons:
     if isinstance(value, Neurons):
         return value
     if not isinstance(value, Elements):
-        labels = torch.full(tuple(value.shape), NO_NEURON)
-        return Neurons(labels)
+        return Neurons(torch.full(tuple(value.shape), NO_NEURON))
     # an element that is expanded over a batch or over tokens is one node
     numbers, which = value.numbers.unique(return_inverse=True)
     name = tracer.parameters[value.parameter].name

@@ -82,8 +82,7 @@ def _convolution(tracer: Tracer, call: Node, x: Neurons, kernels: Elements) -> V
         return Unknown(shape)
     channels = []
     for rows in maps:
-        new = _new_channels(tracer, call, rows, kernels)
-        channels.append(new)
+        channels.append(_new_channels(tracer, call, rows, kernels))
     # batch entries may have different neurons
     labels = torch.stack(channels)[which]  # (*batch, n_out)
     space = [1] * len(kernel)
@@ -134,12 +133,11 @@ def _different_maps(
     number_of_rows: dict[tuple[int, ...], int] = {}
     numbers = []
     for places in which.reshape(batch.numel(), -1):
-        own = tuple(places.unique().tolist())
-        number = number_of_rows.setdefault(own, len(number_of_rows))
-        numbers.append(number)
+        row_indices = tuple(places.unique().tolist())
+        numbers.append(number_of_rows.setdefault(row_indices, len(number_of_rows)))
     maps = []
-    for own in number_of_rows:
-        different = rows[list(own)]
+    for row_indices in number_of_rows:
+        different = rows[list(row_indices)]
         has_neuron = (different > 0).any(1)
         maps.append(different[has_neuron])
     return maps, torch.tensor(numbers).reshape(batch)
@@ -211,9 +209,9 @@ def pool(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
     if not isinstance(x, Neurons):
         return Unknown(shape)
     # a single map (channels, *space) has no batch, but the function of its space
-    found = search(r"(\d)d", str(call.target))  # 2 for `max_pool2d`
-    assert found is not None
-    channel = x.labels.dim() - int(found[1]) - 1
+    digit = search(r"(\d)d", str(call.target))  # 2 for `max_pool2d`
+    assert digit is not None
+    channel = x.labels.dim() - int(digit[1]) - 1
     # behind a pixel shuffle a window contains several neurons of a channel
     unify_channel_places(tracer, x.labels, channel)
     channels = tracer.unify_places(x.labels, channel)
@@ -222,5 +220,4 @@ def pool(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
     # other channels may have another pool, or none
     note_function(tracer, call, channels)
     space = [1] * (len(shape) - channel - 1)
-    labels = channels.reshape(-1, *space)
-    return Neurons(labels.expand(shape))
+    return Neurons(channels.reshape(-1, *space).expand(shape))

@@ -106,7 +106,6 @@ def _arranged(
     order = _places(batch + kept + summed, names)
 
     def arranged(x: Tensor) -> Tensor:
-        whole = x.expand(_lengths(names, sizes))
-        return whole.permute(order).reshape(shape)
+        return x.expand(_lengths(names, sizes)).permute(order).reshape(shape)
 
     return rearranged(value, arranged)

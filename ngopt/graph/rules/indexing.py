@@ -44,8 +44,7 @@ def index(tracer: Tracer, call: Node, x: Value, places: Index) -> Value:
     """x[places]."""
     if not is_data_dependent(places):
         return rearrange(tracer, call, (x, places), {})
-    dims = indexed_dims(call)
-    return _at_unknown_places(tracer, call, x, dims)
+    return _at_unknown_places(tracer, call, x, indexed_dims(call))
 
 
 @register_rule(aten.index_select)
@@ -109,8 +108,7 @@ def _at_unknown_places(tracer: Tracer, call: Node, x: Value, dims: list[int]) ->
     sizes = [x.shape[d] for d in _other_dims(x, dims)]
     new = [1] * (len(shape) - len(sizes))
     sizes[first:first] = new
-    labels = nodes.reshape(sizes)
-    return Neurons(labels.expand(shape))
+    return Neurons(nodes.reshape(sizes).expand(shape))
 
 
 def _other_dims(x: Neurons, dims: list[int]) -> list[int]:
@@ -128,8 +126,7 @@ def _nodes_at_any_place(
         if nodes is not None:
             return nodes
     count = len(dims)
-    labels = tracer.nodes.find(x.labels)
-    moved = labels.movedim(dims, list(range(count)))
+    moved = tracer.nodes.find(x.labels).movedim(dims, list(range(count)))
     places = moved.shape[:count].numel()
     rows = moved.reshape(places, -1).unique(dim=0)
     if len(rows) == 1 and (rows > 0).all():
@@ -148,8 +145,7 @@ def copy(tracer: Tracer, call: Node, x: Value, new: Value, *_) -> Value:
     """All entries of x become those of another tensor."""
     if isinstance(new, Unknown):
         return tracer.unknown(call)
-    labels = labels_of(tracer, new)
-    return Neurons(labels.expand(x.shape))
+    return Neurons(labels_of(tracer, new).expand(x.shape))
 
 
 @register_rule(*FILLS)
@@ -159,8 +155,7 @@ def fill(tracer: Tracer, call: Node, x: Value, *_) -> Value:
         # erased elements stay with the rest of the parameter: biases of keys in Swin V2
         tracer.pinned_parameters.add(x.parameter)
         return x
-    label = torch.tensor(SAME_CONSTANT)
-    return Neurons(label.expand(x.shape))
+    return Neurons(torch.tensor(SAME_CONSTANT).expand(x.shape))
 
 
 @register_rule(aten.index_put, aten.index_put_)
@@ -232,8 +227,8 @@ def _at_all_places(new: Neurons, dims: list[int], shape: torch.Size) -> Neurons 
     behind = shape[last + 1 :]
     # new entries may lack dimensions
     axis = -1 - len(behind)
-    some = new.shape[axis] if len(new.shape) >= -axis else 1
-    rows = new.labels.expand(*before, some, *behind)
+    length = new.shape[axis] if len(new.shape) >= -axis else 1
+    rows = new.labels.expand(*before, length, *behind)
     if not same_along(rows, first):
         return None
     ones = [1] * len(dims)
@@ -252,6 +247,5 @@ def index_add(
         return tracer.unknown(call)
     if not same_along(source.labels, dim):
         return tracer.unknown(call)
-    row = source.labels.narrow(dim, 0, 1)
-    rows = Neurons(row.expand(x.shape))
+    rows = Neurons(source.labels.narrow(dim, 0, 1).expand(x.shape))
     return addition(tracer, call, x, rows)

@@ -161,8 +161,7 @@ def matmul(
         # W x = (x^T W^T)^T
         *lead, rows, columns = shape
         flipped = torch.Size((*lead, columns, rows))
-        result = linear(tracer, call, transposed(other), x, shape=flipped)
-        return transposed(result)
+        return transposed(linear(tracer, call, transposed(other), x, shape=flipped))
     return _computed_weight(tracer, call, x, other, shape)
 
 
@@ -171,25 +170,24 @@ def _batched_weight(
 ) -> Value:
     """(..., t, n_in) @ (..., n_in, n_out): a weight for each leading index."""
     lead = weight.shape[:-2]
-    both = torch.broadcast_shapes(x.shape[:-2], lead)
-    labels = x.labels.expand(*both, *x.shape[-2:])
+    batch = torch.broadcast_shapes(x.shape[:-2], lead)
+    labels = x.labels.expand(*batch, *x.shape[-2:])
     matrix = slice(None), slice(None)
-    found = []
+    places_and_sources = []
     for place in _places(labels, lead):
-        own = labels[..., *place, *matrix]
-        sources = tracer.unify_places(own, -1)
+        sources = tracer.unify_places(labels[..., *place, *matrix], -1)
         if sources is None:
             return Unknown(shape)
-        found.append((place, sources))
+        places_and_sources.append((place, sources))
     results = torch.full(shape, NO_NEURON)
-    for place, sources in found:
+    for place, sources in places_and_sources:
         index = []
         for p, size in zip(place, lead, strict=True):
             # a weight that is broadcast is the same at all places
             index.append(0 if size == 1 else p)
-        own = weight.apply(lambda w, index=index: w[tuple(index)].mT)
+        part = weight.apply(lambda w, index=index: w[tuple(index)].mT)
         # (n_out,), the same for all t
-        results[..., *place, *matrix] = dense_layer(tracer, call, sources, own)
+        results[..., *place, *matrix] = dense_layer(tracer, call, sources, part)
     return Neurons(results)
 
 
@@ -254,8 +252,8 @@ def grouped_matmul(
     group = torch.arange(rows) * groups // rows
     sources = []
     for k in range(groups):
-        own = x.labels[group == k]
-        nodes = tracer.unify_places(own, -1) if len(own) else None
+        labels = x.labels[group == k]
+        nodes = tracer.unify_places(labels, -1) if len(labels) else None
         if nodes is not None:
             sources.append(nodes)
     if len(sources) < groups:

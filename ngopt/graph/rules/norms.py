@@ -67,8 +67,7 @@ def channel_norm(tracer: Tracer, call: Node, x: Value, *_, **__) -> Value:
     if len(x.shape) > 2:
         unify_channel_places(tracer, x.labels, 1)
     weight, bias = _weight_and_bias(tracer, call)
-    norm = Norm(x, [1], weight, bias)
-    return scale_and_shift(tracer, call, norm)
+    return scale_and_shift(tracer, call, Norm(x, [1], weight, bias))
 
 
 @register_rule(aten.layer_norm, aten.rms_norm)
@@ -259,11 +258,11 @@ def weight_norm(tracer: Tracer, call: Node, v: Value, g: Value, *_) -> Value:
     # stride 0 along a row: `Tracer.edges` makes a feature of the targets of it
     norms = g.apply(lambda g: g.broadcast_to(v.shape))
     weight = v.with_factors([norms])
-    values = call.meta["val"]
-    if isinstance(values, Tensor):
+    outputs = call.meta["val"]
+    if isinstance(outputs, Tensor):
         return weight
     results: list[Value] = [weight]
-    for value in values[1:]:
+    for value in outputs[1:]:
         # the norms of rows, which move with the rows
         results.append(Unknown(value.shape, equivariant=True))
     return tuple(results)

@@ -138,28 +138,28 @@ def _of_elements(tracer: Tracer, call: Node, operands: Sequence[Value]) -> Eleme
     shape = tracer.shape_of(call)
     elements = [x for x in operands if isinstance(x, Elements)]
     largest_first = sorted(elements, key=lambda a: -a.shape.numel())
-    own = []
+    first_parameter = []
     others = []
     for elements in largest_first:
         elements = elements.apply(lambda x: x.broadcast_to(shape))
         if elements.parameter == largest_first[0].parameter:
-            own.append(elements)
+            first_parameter.append(elements)
         else:
             others.append(elements)
-    first = own[0]
-    if not _is_equivariant(tracer, call, own, operands):
+    first = first_parameter[0]
+    if not _is_equivariant(tracer, call, first_parameter, operands):
         tracer.pinned_parameters.add(first.parameter)
     return first.with_factors(others)
 
 
 def _is_equivariant(
-    tracer: Tracer, call: Node, own: list[Elements], operands: Sequence[Value]
+    tracer: Tracer, call: Node, uses: list[Elements], operands: Sequence[Value]
 ) -> bool:
     """Whether exchanged rows of a parameter are exchanged in the result.
 
-    own: the operands that are this parameter.
+    uses: the operands that are this parameter.
     """
-    first, *again = own
+    first, *again = uses
     size = tracer.parameters[first.parameter].numel
     if first.shape.numel() < size:
         return False  # other functions may be applied to the rest

@@ -60,12 +60,11 @@ def recurrent(tracer: Tracer, call: Node, x: Value, *args) -> Value:
         ends = []
         for direction in range(directions):
             k = layer * directions + direction
-            own = weights[k * size : (k + 1) * size]
-            nodes = recurrent_layer(tracer, call, current, own)
+            of_layer = weights[k * size : (k + 1) * size]
+            nodes = recurrent_layer(tracer, call, current, of_layer)
             initial = []
             for state in as_list(states):
-                own_state = rearranged(state, lambda s, k=k: s[k])
-                initial.append(own_state)
+                initial.append(rearranged(state, lambda s, k=k: s[k]))
             _enter_states(tracer, Cell(nodes, []), initial)
             if direction == 1:
                 reverse = tracer.constant_nodes(REVERSE)
@@ -79,8 +78,7 @@ def recurrent(tracer: Tracer, call: Node, x: Value, *args) -> Value:
     # without cells torch returns one of them
     for nodes, value in zip((hidden, cells), ends, strict=False):
         batch = value.shape[-2]  # in torch 2.6 the axes before it are wrong
-        labels = nodes[:, None].expand(-1, batch, -1)
-        results.append(Neurons(labels))
+        results.append(Neurons(nodes[:, None].expand(-1, batch, -1)))
     return tuple(results)
 
 
@@ -178,9 +176,9 @@ def enter_state(tracer: Tracer, state: Value, nodes: Tensor, kind: str) -> None:
         rows = state.numbers
         # rows (b, n) that differ over the batch are slots of each neuron
         numbers = rows[0] if same_along(rows, 0) else rows.T
-        own = Elements(state.parameter, numbers)
+        entries = Elements(state.parameter, numbers)
         # features have no kind "residual"
-        tracer.edges(own, None, nodes, "value" if kind == "residual" else kind)
+        tracer.edges(entries, None, nodes, "value" if kind == "residual" else kind)
         return
     is_uniform = isinstance(state, Tensor) and same_along(state, -1)
     if is_uniform or _has_no_neuron(state):

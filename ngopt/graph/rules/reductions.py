@@ -66,8 +66,7 @@ def along(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
         last = list(range(-len(dims), 0))
         moved = labels.movedim(dims, last)
         lead = moved.shape[: -len(dims)]
-        rows = moved.reshape(lead.numel(), -1)
-        nodes = _pool_nodes(tracer, call, rows)
+        nodes = _pool_nodes(tracer, call, moved.reshape(lead.numel(), -1))
         if nodes is None:
             return Unknown(shape)
         ones = [1] * len(dims)

@@ -100,8 +100,7 @@ def _rearranged_elements(
     if isinstance(value, (list, tuple)):  # chunk, split and unbind return several
         several = []
         for k in range(len(value)):
-            part = elements.apply(lambda x, k=k: rearranged(x)[k])
-            several.append(part)
+            several.append(elements.apply(lambda x, k=k: rearranged(x)[k]))
         return several
     try:
         return elements.apply(rearranged)
@@ -116,8 +115,7 @@ def im2col(tracer: Tracer, call: Node, x: Value, *options) -> Value:
         return tracer.unknown(call)
     function: Any = call.target
     # im2col takes no integers, and double holds numbers below 2^53; it pads with 0
-    patches = function(x.labels.double(), *options)
-    labels = patches.round().long()
+    labels = function(x.labels.double(), *options).round().long()
     return Neurons(with_zero_strides(labels))
 
 
@@ -172,8 +170,7 @@ def _path(tracer: Tracer, call: Node) -> str:
             strides = with_zero_strides(value.labels).stride()
             changes_positions = bool(dims) and all(strides[d] == 0 for d in dims)
         if not only_rearranges or changes_positions:
-            step = (call.target, call.args[1:], call.kwargs)
-            path.append(str(step))
+            path.append(str((call.target, call.args[1:], call.kwargs)))
         (call,) = sources
 
 

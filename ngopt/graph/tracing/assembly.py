@@ -31,8 +31,10 @@ def assemble(tracer: Tracer) -> NeuralGraph:
     blocks = []
     biases = []
     for edges in tracer.all_edges:
-        found = biases if edges.sources is None else blocks
-        found += blocks_of(edges, tracer.nodes)
+        if edges.sources is None:
+            biases += blocks_of(edges, tracer.nodes)
+        else:
+            blocks += blocks_of(edges, tracer.nodes)
     blocks = with_copies(tracer, blocks)
     biases = _one_for_each_parameter(tracer, biases)
     whole = with_unused_rows(tracer.parameters, [*blocks, *biases])
@@ -55,8 +57,7 @@ def assemble(tracer: Tracer) -> NeuralGraph:
     for number, names in applied.items():
         builder.note_functions(number, names)
     for number in groups.marked(Mark.PINNED):
-        pinned = replace(builder.groups[number], is_pinned=True)
-        builder.groups[number] = pinned
+        builder.groups[number] = replace(builder.groups[number], is_pinned=True)
     inputs = groups.marked(Mark.INPUT)
     outputs = groups.marked(Mark.OUTPUT)
     hidden = {block.target for block in builder.blocks}
@@ -89,12 +90,10 @@ def add_function_nodes(tracer: Tracer) -> None:
     different, counts = of_pairs.unique_consecutive(return_counts=True)
     for group in different[counts > 1]:  # its nodes differ in their histories
         members = groups == group
-        own = histories[members]
-        which, place = own.unique(return_inverse=True)
+        which, place = histories[members].unique(return_inverse=True)
         # rows (-1, number); other constants come as real and imaginary parts
         tags = torch.full_like(which, -1)
-        constants = torch.stack([tags, which], dim=1)
-        functions = tracer.constant_nodes(constants)
+        functions = tracer.constant_nodes(torch.stack([tags, which], dim=1))
         targets = left[members]
         tracer.edges(None, functions[place], targets, "spread")
 
@@ -109,10 +108,10 @@ def _histories(tracer: Tracer) -> Tensor:
             continue
         number = numbers.setdefault(function, len(numbers) + 1)
         # unified nodes occur twice, and write the same number
-        found = nodes.find(labels)
-        before = histories[found]
+        nodes_now = nodes.find(labels)
+        before = histories[nodes_now]
         # a base above the number of functions, until int64 overflows
-        histories[found] = before * 1_000_003 + number
+        histories[nodes_now] = before * 1_000_003 + number
     return histories
 
 
@@ -123,12 +122,12 @@ def with_copies(tracer: Tracer, blocks: Sequence[Block]) -> list[Block]:
     Exchanging A and B changes the function; copies of the nodes between x and B express
     that in the graph.
     """
-    found = []
+    with_copied_sources = []
     before = defaultdict(list)
     copies = {}
     for block in blocks:
         if block.view is None:
-            found.append(block)
+            with_copied_sources.append(block)
             continue
         sources = _sources(block)
         # each end is in one group, that of its first node
@@ -138,7 +137,7 @@ def with_copies(tracer: Tracer, blocks: Sequence[Block]) -> list[Block]:
         others = before[(*groups, block.kind, block.slot_shape)]
         if not any(_differs_in_path(block, other) for other in others):
             others.append(block)
-            found.append(block)
+            with_copied_sources.append(block)
             continue
         # weights of the same path share their copies
         key = (block.path, *sources.tolist())
@@ -147,10 +146,9 @@ def with_copies(tracer: Tracer, blocks: Sequence[Block]) -> list[Block]:
             copies[key] = tracer.nodes.new(f"{block.path[0]}.copy", n, "copy")
             shape = (n, 1, 1)
             copy = Block(None, sources, copies[key], shape, (), "copy", block.path)
-            found.append(copy)
-        apart = replace(block, sources=copies[key])
-        found.append(apart)
-    return found
+            with_copied_sources.append(copy)
+        with_copied_sources.append(replace(block, sources=copies[key]))
+    return with_copied_sources
 
 
 def _differs_in_path(a: Block, b: Block) -> bool:
@@ -169,13 +167,12 @@ def _one_for_each_parameter(tracer: Tracer, biases: Sequence[Block]) -> list[Blo
     for bias in biases:
         # rows of a table differ only in the offset
         layout = replace(_view(bias), offset=0)
-        targets = bias.targets.tolist()
-        key = (layout, bias.kind, *targets)
+        key = (layout, bias.kind, *bias.targets.tolist())
         alike[key].append(bias)
-    found = []
+    joined = []
     for pieces in alike.values():
-        found += _joined(tracer, pieces)
-    return found
+        joined += _joined(tracer, pieces)
+    return joined
 
 
 def _joined(tracer: Tracer, pieces: list[Block]) -> list[Block]:
@@ -231,8 +228,7 @@ class _Groups:
         for old in sorted(used):
             name = nodes.names[old]
             kind = nodes.kinds[old]
-            size = self.sizes[old]
-            self.number[old] = builder.add_group(name, size, kind)
+            self.number[old] = builder.add_group(name, self.sizes[old], kind)
 
     def _group(self, end: Tensor) -> int:
         """The group of all nodes at an end of a block."""
@@ -276,11 +272,9 @@ class _Groups:
     def of(self, labels: Tensor) -> set[int]:
         """The groups in the graph of all nodes among labels."""
         nodes = labels[labels > 0]
-        groups = self.group_of[nodes].unique()
-        found = set(groups.tolist())
+        groups = set(self.group_of[nodes].unique().tolist())
         # the graph has only groups of ends of blocks
-        known = self.number.keys() & found
-        return {self.number[old] for old in known}
+        return {self.number[old] for old in groups & self.number.keys()}
 
 
 def with_unused_rows(
@@ -295,7 +289,7 @@ def with_unused_rows(
     for block in blocks:
         if block.view is not None:
             views[block.view.parameter].add(block.view)
-    found = []
+    completed = []
     for block in blocks:
         view = block.view
         # rows of a matrix are neurons, not slots
@@ -303,10 +297,9 @@ def with_unused_rows(
         if view is not None and not is_matrix and len(views[view.parameter]) == 1:
             axes = len(block.shape)
             whole = _completed(specs[view.parameter], view, axes)
-            slots = whole.shape[axes:]
-            block = replace(block, view=whole, slot_shape=slots)
-        found.append(block)
-    return found
+            block = replace(block, view=whole, slot_shape=whole.shape[axes:])
+        completed.append(block)
+    return completed
 
 
 def _completed(spec: ParameterSpec, view: View, axes: int) -> View:

@@ -15,7 +15,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ngopt.graph.groups_and_blocks import View
+from ngopt.graph.groups_and_blocks import View, even_runs
 from ngopt.graph.tracing.edges import Block, Edges, unit_edge_blocks
 from ngopt.graph.tracing.nodes import Nodes
 from ngopt.graph.tracing.values import (
@@ -69,18 +69,18 @@ class EdgePiece:
 
     def changing_just(self, *ends: int) -> list[int]:
         """The axes of more than one place that change these ends and no other."""
-        found = []
+        axes = []
         for axis in self.axes:
             if self.view.shape[axis] > 1 and self.changing(axis) == [*ends]:
-                found.append(axis)
-        return found
+                axes.append(axis)
+        return axes
 
     def rows(self, axis: int, ends: Sequence[int]) -> Tensor:
         """The nodes (n, k) at every place of an axis; sources differ from targets."""
         rows = []
         for k in ends:
-            own = self.ends[k].movedim(axis, 0)
-            numbers = own.reshape(len(own), -1)
+            end = self.ends[k].movedim(axis, 0)
+            numbers = end.reshape(len(end), -1)
             rows.append(2 * numbers + k)
         return torch.cat(rows, dim=1)
 
@@ -105,15 +105,15 @@ class EdgePiece:
             path = (*path, places.start)
         return EdgePiece(view, tuple(ends), self.kind, path)
 
-    def split(self, axis: int, found: Repeats) -> "EdgePiece":
+    def split(self, axis: int, repeats: Repeats) -> "EdgePiece":
         """The same with two axes for one: the nodes, and their occurrences."""
         view = self.view
         stride = view.strides[axis]
-        steps = (found.step * stride, found.time_step * stride)
-        shape = _replaced(view.shape, axis, found.count, found.times)
+        steps = (repeats.step * stride, repeats.time_step * stride)
+        shape = _replaced(view.shape, axis, repeats.count, repeats.times)
         strides = _replaced(view.strides, axis, *steps)
         view = replace(view, shape=shape, strides=strides)
-        places = found.places()
+        places = repeats.places()
         index = places.flatten()
         ends = [end.unsqueeze(axis) for end in self.ends]
         for k in self.changing(axis):
@@ -152,8 +152,7 @@ def _regular_pieces(
     places = View.whole(elements.parameter, shape)
     uneven = EdgePiece(places, ends, edges.kind, edges.path)
     for piece in _strided_pieces(uneven, numbers, 0):
-        own = piece.view.read(flat)[0, ..., 0]
-        part = Elements(elements.parameter, own)
+        part = Elements(elements.parameter, piece.view.read(flat)[0, ..., 0])
         view = part.view()
         if view is not None:
             yield replace(piece, view=view)
@@ -167,29 +166,13 @@ def _strided_pieces(
         yield piece
         return
     # of all numbers, not the piece's: other cuts do not change places along this axis
-    line = along(numbers, axis)
-    runs = even_runs(line)
+    runs = even_runs(along(numbers, axis))
     start = 0
     for run in runs:
         places = range(start, start + len(run))
         part = piece.cut(axis, places) if len(runs) > 1 else piece
         yield from _strided_pieces(part, numbers, axis + 1)
         start = places.stop
-
-
-def even_runs(numbers: Tensor) -> list[Tensor]:
-    """Runs of numbers with the same step between neighbours."""
-    runs = []
-    while len(numbers):
-        steps = numbers.diff()
-        # a run ends at the first i with another steps[i]
-        changes = (steps != steps[:1]).nonzero()
-        length = len(numbers)
-        if len(changes):
-            length = int(changes[0]) + 1
-        runs.append(numbers[:length])
-        numbers = numbers[length:]
-    return runs
 
 
 def _within_groups(
@@ -203,8 +186,7 @@ def _within_groups(
         changing = piece.changing(axis)
         if all(same_along(groups.ends[k], axis) for k in changing):
             continue
-        rows = groups.rows(axis, changing)
-        which = row_numbers(rows)
+        which = row_numbers(groups.rows(axis, changing))
         for number in which.unique():
             equal = (which == number).nonzero()
             for run in even_runs(equal.flatten()):
@@ -240,8 +222,7 @@ def _distinct_parts(piece: EdgePiece) -> Iterator[EdgePiece]:
         stretches = list(_stretches(rows))
         if len(stretches) > 1:
             for places in stretches:
-                part = piece.cut(axis, places)
-                yield from _distinct_parts(part)
+                yield from _distinct_parts(piece.cut(axis, places))
             return
 
 
@@ -256,11 +237,10 @@ def _repeats_split(piece: EdgePiece, ends: Sequence[int]) -> EdgePiece:
         changing = [k for k in piece.changing(axis) if k in ends]
         if not changing:
             continue
-        rows = piece.rows(axis, changing)
-        which = row_numbers(rows)
-        found = regular_repeats(which)
-        if found is not None and found.times > 1:
-            piece = piece.split(axis, found)
+        which = row_numbers(piece.rows(axis, changing))
+        repeats = regular_repeats(which)
+        if repeats is not None and repeats.times > 1:
+            piece = piece.split(axis, repeats)
     return piece
 
 
@@ -285,8 +265,7 @@ def _arranged(piece: EdgePiece) -> Iterator[Block]:
             # one place at a time: an axis of length 1 is left out, the rest may merge
             outer = axes[0]
             for place in range(piece.view.shape[outer]):
-                only = range(place, place + 1)
-                part = piece.cut(outer, only)
+                part = piece.cut(outer, range(place, place + 1))
                 yield from _arranged(part)
             return
     yield _block(piece)
@@ -332,8 +311,7 @@ def _merged(view: View, axes: Sequence[int]) -> tuple[int, int]:
     if not axes:
         return 1, 0
     innermost = axes[-1]
-    size = prod(view.shape[axis] for axis in axes)
-    return size, view.strides[innermost]
+    return prod(view.shape[axis] for axis in axes), view.strides[innermost]
 
 
 def _flat(end: Tensor, first: list[int], second: list[int]) -> Tensor:

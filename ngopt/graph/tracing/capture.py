@@ -194,18 +194,17 @@ def _with_sizes(value: Any) -> Any:
 def _record(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
     """Runs the module once, while torch.fx records the functions that it calls."""
     # parameters themselves, as they are found by `id`; buffers may change in the run
-    own: dict[str, Tensor] = dict(model.named_parameters())
+    tensors: dict[str, Tensor] = dict(model.named_parameters())
     for name, buffer in model.named_buffers():
-        own[name] = buffer.clone()
+        tensors[name] = buffer.clone()
 
     # the inputs are named after its arguments
     def run(state: dict[str, Tensor], args: tuple, kwargs: dict) -> list[Tensor]:
-        output = functional_call(model, state, args, kwargs)
-        return _tensors(output)
+        return _tensors(functional_call(model, state, args, kwargs))
 
     # pre_dispatch: the functions of an export, linear instead of t and addmm
     trace = make_fx(run, pre_dispatch=True, _error_on_data_dependent_ops=False)
-    given = (own, args, kwargs)
+    given = (tensors, args, kwargs)
     traced = trace(*given)
     copies = tree_map_only(Tensor, lambda x: x.detach().clone(), given)
     _Located(traced, garbage_collect_values=False).run(*copies)
@@ -214,7 +213,7 @@ def _record(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
     placeholders = graph.find_nodes(op="placeholder")
     # placeholders are never dead code: first the state, then the inputs
     names = [call.name for call in placeholders]
-    state = dict(zip(names, own.values(), strict=False))
+    state = dict(zip(names, tensors.values(), strict=False))
     for call in graph.find_nodes(op="get_attr"):
         value = getattr(traced, str(call.target))
         if isinstance(value, Tensor):
@@ -300,15 +299,14 @@ def _region(module: GraphModule, call: Node) -> tuple[GraphModule | None, list[A
 
 def _tensors(output: Any) -> list[Tensor]:
     """The tensors that a module returns, without numbers or caches."""
-    found = []
+    tensors = []
     for leaf in tree_leaves(output):
         if isinstance(leaf, Tensor):
-            found.append(leaf)
+            tensors.append(leaf)
         elif is_dataclass(leaf) and not isinstance(leaf, type):
             for field in fields(leaf):
-                value = getattr(leaf, field.name)
-                found += _tensors(value)
-    return found
+                tensors += _tensors(getattr(leaf, field.name))
+    return tensors
 
 
 def guess_inputs(model: nn.Module) -> Iterator[Tensor]:

@@ -48,33 +48,29 @@ class Copier:
         self._tensor = tensor or cloned
         self.copies: dict[int, Any] = {}
         self.originals: list[Any] = []
-        self._empty: set[int] = set()  # modules whose copies have no attributes yet
 
     def module(self, module: nn.Module) -> nn.Module:
         """A copy of a module that shares its parameters. Modules of torch.jit are not
         copied."""
         # all of them before any attribute, which may refer to one
-        for one in module.modules():
-            self._begin(one)
-        return self.copy(module)
+        modules = [one for one in module.modules() if self._begin(one)]
+        for one in modules:
+            self._fill(one)
+        return self.copies[id(module)]
 
     def copy(self, value: Any) -> Any:
         if isinstance(value, SHARED):
             return value
-        if id(value) not in self.copies:
-            count = len(self.originals)
-            try:
-                return self.keep(value, self._copied(value))
-            except Exception:
-                # copies that were begun since may be incomplete
-                for original in self.originals[count:]:
-                    self.copies.pop(id(original), None)
-                self.keep(value, value)
-        made = self.copies[id(value)]
-        if id(value) in self._empty:
-            self._empty.remove(id(value))
-            self._fill(value, made)
-        return made
+        if id(value) in self.copies:
+            return self.copies[id(value)]
+        count = len(self.originals)
+        try:
+            return self.keep(value, self._copied(value))
+        except Exception:
+            # copies that were begun since may be incomplete
+            for original in self.originals[count:]:
+                self.copies.pop(id(original), None)
+            return self.keep(value, value)
 
     def keep(self, original: Any, made: Any) -> Any:
         """Stores and returns the copy of a value."""
@@ -84,8 +80,9 @@ class Copier:
 
     def _copied(self, value: Any) -> Any:
         if isinstance(value, nn.Module):
-            self._begin(value)
-            return self.copy(value)
+            if self._begin(value):
+                self._fill(value)
+            return self.copies[id(value)]
         if is_lazy(value):
             # another parameter or buffer that has no shape yet
             lazy: Any = type(value)
@@ -99,15 +96,14 @@ class Copier:
                 return function(self, value)
         return _object(self, value)
 
-    def _begin(self, module: nn.Module) -> None:
-        """Makes the copy of a module, without its attributes."""
-        if id(module) in self.copies:
-            return
+    def _begin(self, module: nn.Module) -> bool:
+        """Stores the copy of a module, without its attributes; returns whether it is
+        one."""
         if isinstance(module, torch.jit.ScriptModule):
             self.keep(module, module)
-            return
+            return False
         self.keep(module, object.__new__(self._kind(module)))
-        self._empty.add(id(module))
+        return True
 
     def _kind(self, module: nn.Module) -> type:
         return type(module)
@@ -116,7 +112,9 @@ class Copier:
         """Whether a copy of a module lacks an attribute."""
         return name == "_compiled_call_impl"
 
-    def _fill(self, module: nn.Module, made: nn.Module) -> None:
+    def _fill(self, module: nn.Module) -> None:
+        """Copies the attributes of a module to its copy."""
+        made = self.copies[id(module)]
         self._copy_hooks(module, made)
         attributes = made.__dict__
         computed = computed_weights(module)
@@ -128,15 +126,15 @@ class Copier:
             attributes[name] = value.detach() if is_computed else self.copy(value)
 
     def _copy_hooks(self, module: nn.Module, made: nn.Module) -> None:
-        own = module.__dict__
         attributes = made.__dict__
-        for name in own.keys() & {*HOOKS}:
-            hooks = own[name]
-            # a handle of the module removes a hook of the copy
-            attributes[name] = self.keep(hooks, type(hooks)())
+        for name in HOOKS:
+            hooks = module.__dict__.get(name)
+            if hooks is not None:
+                # a handle of the module removes a hook of the copy
+                attributes[name] = self.keep(hooks, type(hooks)())
         for name, hook in kept_hooks(module).items():
             attributes["_forward_pre_hooks"][name] = self.copy(hook)
-            if name in own["_forward_pre_hooks_with_kwargs"]:
+            if name in module._forward_pre_hooks_with_kwargs:
                 attributes["_forward_pre_hooks_with_kwargs"][name] = True
 
 
@@ -163,13 +161,13 @@ def _is_of_torch(hook: Any) -> bool:
 
 def computed_weights(module: nn.Module) -> set[str]:
     """Attributes computed from a longer name: `weight` from `weight_orig`."""
-    found = set()
+    computed = set()
     for name, value in module.__dict__.items():
         if not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
             continue
-        if any(own.startswith(f"{name}_") for own in module._parameters):
-            found.add(name)
-    return found
+        if any(longer.startswith(f"{name}_") for longer in module._parameters):
+            computed.add(name)
+    return computed
 
 
 def _dict(copier: Copier, value: dict) -> Any:
@@ -214,8 +212,7 @@ def _frozenset(copier: Copier, value: frozenset) -> Any:
 
 
 def _method(copier: Copier, value: MethodType) -> Any:
-    owner = copier.copy(value.__self__)
-    return MethodType(value.__func__, owner)
+    return MethodType(value.__func__, copier.copy(value.__self__))
 
 
 def _partial(copier: Copier, value: partial) -> Any:
@@ -257,9 +254,9 @@ def _function(copier: Copier, function: FunctionType) -> Any:
     copier.keep(function, made)  # before its variables, which may refer to it
     for module in modules:
         variables[module] = copier.copy(modules[module])
-    for cell, own in zip(empty, cells, strict=True):
+    for made_cell, cell in zip(empty, cells, strict=True):
         with suppress(ValueError):  # of a variable that has no value yet
-            cell.cell_contents = copier.copy(own.cell_contents)
+            made_cell.cell_contents = copier.copy(cell.cell_contents)
     made.__defaults__ = copier.copy(function.__defaults__)
     made.__kwdefaults__ = copier.copy(function.__kwdefaults__)
     made.__dict__.update(function.__dict__)
@@ -274,7 +271,7 @@ def _object(copier: Copier, value: Any) -> Any:
     is_usual = reductions == (object.__reduce_ex__, object.__reduce__)
     is_plain = is_usual and not hasattr(kind, "__deepcopy__")
     # an object of Python; others, such as locks, can be made by their type alone
-    if is_plain and (hasattr(value, "__dict__") or _slots(kind)):
+    if is_plain and object.__getstate__(value) is not None:
         made = copier.keep(value, object.__new__(kind))
         _copy_attributes(copier, value, made)
         return made
@@ -283,26 +280,13 @@ def _object(copier: Copier, value: Any) -> Any:
 
 
 def _copy_attributes(copier: Copier, value: Any, made: Any) -> None:
-    for key, item in list(getattr(value, "__dict__", {}).items()):
-        made.__dict__[key] = copier.copy(item)
-    for name in _slots(type(value)):
-        if hasattr(value, name):
-            object.__setattr__(made, name, copier.copy(getattr(value, name)))
-
-
-def _slots(kind: type) -> list[str]:
-    """Attributes that the objects of a class have outside their `__dict__`."""
-    found = []
-    for parent in kind.__mro__:
-        names = vars(parent).get("__slots__", ())
-        names = [names] if isinstance(names, str) else names
-        for name in names:
-            if name in ("__dict__", "__weakref__"):
-                continue
-            is_private = name.startswith("__") and not name.endswith("__")
-            stem = parent.__name__.lstrip("_")
-            found.append(f"_{stem}{name}" if is_private else name)
-    return found
+    """Copies what an object has in its `__dict__` and in its slots."""
+    state: Any = object.__getstate__(value)  # a dict or None; with slots a pair
+    attributes, slots = state if isinstance(state, tuple) else (state, None)
+    for name, item in list((attributes or {}).items()):
+        made.__dict__[name] = copier.copy(item)
+    for name, item in (slots or {}).items():
+        object.__setattr__(made, name, copier.copy(item))
 
 
 COPIED_TYPES: tuple[tuple[Any, Callable], ...] = (

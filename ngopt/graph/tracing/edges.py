@@ -63,13 +63,12 @@ def unit_edge_blocks(edges: Edges, nodes: Nodes) -> Iterator[Block]:
     ends = nodes.find(edges.sources), nodes.find(edges.targets)
     sources, targets = torch.broadcast_tensors(*ends)
     pairs, _ = unique_pairs(sources.flatten(), targets.flatten())
-    groups = nodes.group_of(pairs)
-    which = row_numbers(groups.T)
+    which = row_numbers(nodes.group_of(pairs).T)
     for number in which.unique():
-        own = pairs[:, which == number]
+        part = pairs[:, which == number]
         # centers at the end of fewer nodes, with equally many edges in a block
-        from_sources = len(own[0].unique()) <= len(own[1].unique())
-        centers, others = own if from_sources else own.flip(0)
+        from_sources = len(part[0].unique()) <= len(part[1].unique())
+        centers, others = part if from_sources else part.flip(0)
         for star in _stars_around(centers, others):
             sources, targets = star if from_sources else reversed(star)
             n_sources = len(sources)
@@ -92,5 +91,4 @@ def _stars_around(centers: Tensor, others: Tensor) -> Iterator[tuple[Tensor, Ten
         members = part[owner]
         # stable: the others of a center stay in their order
         order = owner[members].argsort(stable=True)
-        own = others[members]
-        yield nodes[part], own[order]
+        yield nodes[part], others[members][order]

@@ -239,11 +239,11 @@ def module_calls(program: Program, model: nn.Module) -> dict[Node, ModuleCall]:
                 inside.setdefault(name, []).append(function)
                 modules[name] = module
                 break  # the outermost module with a rule
-    found: dict[Node, ModuleCall] = {}
+    calls: dict[Node, ModuleCall] = {}
     for name, functions in inside.items():
         call = _module_call(program, modules[name], functions)
-        found |= dict.fromkeys(functions, call)
-    return found
+        calls |= dict.fromkeys(functions, call)
+    return calls
 
 
 def _module_call(
@@ -280,8 +280,7 @@ class Memory:
             return
         if _writes(call):
             self._write(call)
-        sharing = self._sharing[storage_of(tensor)]
-        sharing.append(call)
+        self._sharing[storage_of(tensor)].append(call)
 
     def _write(self, call: Node) -> None:
         operand: Any = call.args[0]

@@ -101,34 +101,30 @@ class Nodes:
         # a product of a free factor and another one is not free
         is_free = (parts < 0).all(0)
         different, which = parts.unique(dim=1, return_inverse=True)
-        first = first_indices(which, different.shape[1])
-        own = numbers[first[which]]
-        return torch.where(is_free, -1, own)
+        first_number = numbers[first_indices(which, different.shape[1])[which]]
+        return torch.where(is_free, -1, first_number)
 
     def _identity_of(self, labels: Tensor) -> Tensor:
         """The identities of the nodes, -1 for free nodes."""
-        own = self._identity
-        found = self.find_each()
+        identities = self._identity
+        present = self.find_each()
         # unified nodes are free if all of them are
-        identity = own.scatter_reduce(0, found, own, "amax")
+        identity = identities.scatter_reduce(0, present, identities, "amax")
         return identity[self.find(labels)]
 
     def are_free(self, labels: Tensor) -> bool:
         """Whether all nodes can be unified: inputs of the network, and functions
         without weights of such."""
-        identity = self._identity_of(labels)
-        return bool((identity < 0).all())
+        return bool((self._identity_of(labels) < 0).all())
 
     def mark(self, labels: Tensor, mark: Mark) -> None:
         """Marks all nodes among labels."""
-        nodes = nodes_among(labels)
-        self._marks[nodes] |= int(mark)
+        self._marks[nodes_among(labels)] |= int(mark)
 
     def marked(self, mark: Mark) -> Tensor:
         """The nodes that have a mark, sorted."""
         marks = self._marks & int(mark)
-        numbers = marks.nonzero().flatten()
-        return self.find(numbers).unique()
+        return self.find(marks.nonzero().flatten()).unique()
 
     def find(self, labels: Tensor) -> Tensor:
         """The present number of each node, with the same strides of 0; may be the same
@@ -144,8 +140,7 @@ class Nodes:
 
     def find_each(self) -> Tensor:
         """The present number (count,) of every node."""
-        numbers = torch.arange(self.count)
-        return self.find(numbers)
+        return self.find(torch.arange(self.count))
 
     def find_all(self, *labels: Tensor) -> list[Tensor]:
         """Present labels of tensors of one shape, of length 1 where all repeat."""
@@ -187,11 +182,11 @@ class Nodes:
 
     def _clash(self, labels: Tensor) -> bool:
         """Whether nodes of one step with different identities are unified."""
-        found = self.find_each()
+        present = self.find_each()
         identity = self._identity
-        is_member = torch.isin(found, labels)
+        is_member = torch.isin(present, labels)
         is_fixed = is_member & (identity >= 0)
-        facts = torch.stack([found, self._step, identity])
+        facts = torch.stack([present, self._step, identity])
         different = facts[:, is_fixed].unique(dim=1)
         # one node, one step, but two identities
         steps = different[:2].unique(dim=1)
@@ -203,8 +198,8 @@ class Nodes:
 
     def places(self) -> tuple[list[int], Tensor, Tensor]:
         """At the end: the sizes of groups, and of every number its group and place."""
-        found = self.find_each()
-        stands = found == torch.arange(self.count)
+        present = self.find_each()
+        stands = present == torch.arange(self.count)
         # how many present numbers are lower
         before = stands.cumsum(0) - stands.long()
         # an empty group at the end has no first number
@@ -214,4 +209,4 @@ class Nodes:
         place = before - before_group[self._group]
         groups = self._group[stands]
         sizes = groups.bincount(minlength=len(self.names))
-        return sizes.tolist(), self._group[found], place[found]
+        return sizes.tolist(), self._group[present], place[present]

@@ -93,18 +93,15 @@ class Tracer:
     def elements(self, parameter: Tensor) -> Elements:
         """The elements of a parameter of the model."""
         position = self._position[id(parameter)]
-        shape = self.parameters[position].shape
-        return Elements.whole(position, shape)
+        return Elements.whole(position, self.parameters[position].shape)
 
     def name_of(self, elements: Elements) -> str:
         """The name of the layer that a parameter belongs to."""
-        name = self.parameters[elements.parameter].name
-        return name.removesuffix(".weight")
+        return self.parameters[elements.parameter].name.removesuffix(".weight")
 
     def new_layer(self, weight: Elements, size: int) -> Tensor:
         """New neurons (size,), the outputs of a weight."""
-        name = self.name_of(weight)
-        return self.nodes.new(name, size)
+        return self.nodes.new(self.name_of(weight), size)
 
     def edges(
         self,
@@ -281,10 +278,10 @@ class Tracer:
             others = [1] * (labels.dim() - 1)
             return one[None], torch.zeros(others, dtype=torch.long)
         labels = with_zero_strides(self.nodes.find(labels))
-        own = dim % labels.dim()
+        axis = dim % labels.dim()
         # a batch repeats with stride 0 here, and is sorted only once
-        (labels,) = without_repeats([labels], keep=[own])
-        labels = labels.movedim(own, -1)
+        (labels,) = without_repeats([labels], keep=[axis])
+        labels = labels.movedim(axis, -1)
         *others, n = labels.shape
         rows = labels.reshape(-1, n)
         rows, which = rows.unique(dim=0, return_inverse=True)
@@ -293,11 +290,11 @@ class Tracer:
 
 def _changing(factor: Elements) -> list[int]:
     """The dimensions along which a factor is not the same everywhere."""
-    found = []
+    changing = []
     for d, stride in enumerate(factor.layout.stride()):
         if stride != 0 and factor.shape[d] > 1:
-            found.append(d)
-    return found
+            changing.append(d)
+    return changing
 
 
 def _long_axes(labels: Tensor) -> list[int]:
@@ -313,5 +310,4 @@ def _rows_along(labels: Tensor, dims: Sequence[int]) -> Tensor:
     last = list(range(-len(dims), 0))
     labels = labels.movedim(dims, last)
     n = labels.shape[-len(dims) :].numel()
-    rows = labels.reshape(-1, n)
-    return distinct_rows(rows)
+    return distinct_rows(labels.reshape(-1, n))

@@ -56,8 +56,7 @@ class Elements:
     @classmethod
     def whole(cls, parameter: int, shape: tuple[int, ...]) -> "Elements":
         # strides and a storage, but no memory
-        layout = torch.empty(shape, device="meta")
-        return cls(parameter, layout)
+        return cls(parameter, torch.empty(shape, device="meta"))
 
     @property
     def shape(self) -> torch.Size:
@@ -84,15 +83,14 @@ class Elements:
 
     def with_factors(self, others: "Iterable[Elements]") -> "Elements":
         """The same with other parameters as factors or summands."""
-        factors = (*self.factors, *others)
-        return replace(self, factors=factors)
+        return replace(self, factors=(*self.factors, *others))
 
     def view(self) -> View | None:
         """The tensor as a strided view; None if it is none or has an element twice."""
-        found = _strides_and_offset(self.layout)
-        if found is None:
+        strided = _strides_and_offset(self.layout)
+        if strided is None:
             return None
-        strides, offset = found
+        strides, offset = strided
         if _has_repeats(self.shape, strides):
             return None
         return View(self.parameter, tuple(self.shape), strides, offset)
@@ -133,14 +131,13 @@ def without_repeats(
 
     keep: dimensions that stay as they are.
     """
-    found = list(tensors)
-    for d, size in enumerate(found[0].shape):
+    narrowed = list(tensors)
+    for d, size in enumerate(narrowed[0].shape):
         # all must repeat, as they keep one shape
-        strides = {t.stride(d) for t in found}
+        strides = {t.stride(d) for t in narrowed}
         if strides == {0} and d not in keep:
-            length = min(1, size)
-            found = [t.narrow(d, 0, length) for t in found]
-    return found
+            narrowed = [t.narrow(d, 0, min(1, size)) for t in narrowed]
+    return narrowed
 
 
 def has_one_value(constant: Tensor) -> bool:
@@ -166,8 +163,7 @@ def compact(labels: Tensor) -> Tensor:
 
 def with_zero_strides(labels: Tensor) -> Tensor:
     """The same labels, with stride 0 along all dimensions in which they repeat."""
-    own = compact(labels)
-    return own.expand(labels.shape)
+    return compact(labels).expand(labels.shape)
 
 
 def nodes_among(labels: Tensor) -> Tensor:
@@ -180,8 +176,7 @@ def nodes_among(labels: Tensor) -> Tensor:
 def lookup(labels: Tensor, table: Tensor) -> Tensor:
     """table[label] for labels of nodes; labels of no neuron stay."""
     # -1 would read the last entry
-    places = labels.clamp(min=0)
-    return torch.where(labels > 0, table[places], labels)
+    return torch.where(labels > 0, table[labels.clamp(min=0)], labels)
 
 
 def row_numbers(rows: Tensor) -> Tensor:
@@ -219,25 +214,23 @@ def has_duplicates(nodes: Tensor) -> bool:
     nodes = nodes.flatten()
     if _are_increasing(nodes):
         return False
-    different = nodes.unique()
-    return len(different) < len(nodes)
+    return len(nodes.unique()) < len(nodes)
 
 
 def _are_increasing(nodes: Tensor) -> bool:
     """Whether each node is greater than the one before: true for most layers."""
-    steps = nodes.diff()
-    return bool((steps > 0).all())
+    return bool((nodes.diff() > 0).all())
 
 
 def unique_in_order(nodes: Tensor) -> tuple[Tensor, Tensor]:
     """The different nodes in the order of their first occurrences, and the number of
     the node at each entry."""
-    found, which = nodes.unique(return_inverse=True)
+    different, which = nodes.unique(return_inverse=True)
     # torch.unique sorts, and returns no first index
-    first = first_indices(which, len(found))
+    first = first_indices(which, len(different))
     order = first.argsort()
     rank = order.argsort()  # the inverse permutation
-    return found[order], rank[which]
+    return different[order], rank[which]
 
 
 def first_indices(which: Tensor, count: int) -> Tensor:
@@ -291,14 +284,12 @@ def distinct_rows(rows: Tensor) -> Tensor:
     if (rows == first).all():
         return first
     # unique sorts: the first row is prepended, and occurs twice
-    different = rows.unique(dim=0)
-    return torch.cat([first, different])
+    return torch.cat([first, rows.unique(dim=0)])
 
 
 def replaced_labels(labels: Tensor, old: Tensor, new: Tensor) -> Tensor:
     """Labels with new[i] in the place of old[i]."""
-    flat = labels.flatten()
-    known = torch.cat([flat, old])
+    known = torch.cat([labels.flatten(), old])
     size = int(known.max()) + 1
     table = torch.arange(size)
     table[old] = new

@@ -38,8 +38,7 @@ def to_edge_list(graph: NeuralGraph) -> EdgeList:
     """Every edge in the order of blocks, then groups, targets and sources."""
     numbers = []
     for spec in graph.parameters:
-        flat = torch.arange(spec.numel, device="cpu")
-        numbers.append(flat.reshape(spec.shape))
+        numbers.append(torch.arange(spec.numel, device="cpu").reshape(spec.shape))
     elements = graph.gather(numbers)
     starts = node_starts(graph)
     none = torch.empty(0, dtype=torch.long, device="cpu")

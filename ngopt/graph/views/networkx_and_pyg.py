@@ -69,13 +69,13 @@ def to_networkx(
         of_group = {key: getattr(group, key) for key in GROUP_ATTRIBUTES}
         for index in range(group.size):
             node = len(result)
-            own = node_attributes[node]
-            result.add_node(node, group=number, index=index, **of_group, **own)
+            of_node = node_attributes[node]
+            result.add_node(node, group=number, index=index, **of_group, **of_node)
     sources, targets = edges.sources.tolist(), edges.targets.tolist()
     for edge, block in enumerate(edges.block.tolist()):
+        ends = sources[edge], targets[edge]
         kind = graph.blocks[block].kind
-        own = edge_attributes[edge]
-        result.add_edge(sources[edge], targets[edge], block=block, kind=kind, **own)
+        result.add_edge(*ends, block=block, kind=kind, **edge_attributes[edge])
     return result
 
 
@@ -88,7 +88,7 @@ def _attributes(
     """
     numbers = None if values is None else values.tolist()
     rows = torch.stack([parameter, element], dim=2).tolist()
-    found = []
+    rows_of_attributes = []
     for row, slots in enumerate(rows):
         places = []
         for number, flat in slots:
@@ -97,8 +97,8 @@ def _attributes(
         attributes: dict[str, Any] = {"slots": places}
         if numbers is not None:
             attributes["values"] = numbers[row][: len(places)]
-        found.append(attributes)
-    return found
+        rows_of_attributes.append(attributes)
+    return rows_of_attributes
 
 
 def to_pyg(

@@ -231,8 +231,7 @@ class _ParameterGraphBuilder:
                 self.groups.append(group)
         for behind, before in self.merged.items():
             new = self.number[before.group]
-            joined = _joined(self.groups[new], graph.groups[behind])
-            self.groups[new] = joined
+            self.groups[new] = _joined(self.groups[new], graph.groups[behind])
         self.parameter_nodes: dict[tuple[int, str], int] = {}
 
     def place_of(self, group: int, index: Index) -> NeuronSet:

@@ -15,7 +15,7 @@ from ngopt.metanets import FeedForward, NeuralFunctional
 from ngopt.pretrained import save_pretrained
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 from tests.meta_train.small import CONTRARY, SILENT, TOY, Toy
-from tests.own import Halved
+from tests.user_classes import Halved
 
 REPORT = ("results.json", "table.md")
 
@@ -287,6 +287,6 @@ def test_records_of_inferred_graphs_are_not_read_for_traced_ones(config, tmp_pat
 def test_processes_import_your_own_metanet(config, tmp_path, forked):
     path = str(tmp_path / "own.safetensors")
     save_pretrained(LearnedOptimizer(metanet=Halved()), path)
-    changes = {"optimizers": ("adam-default", path), "metanet": "tests.own:Halved"}
+    changes = {"optimizers": ("adam-default", path), "metanet": "tests.user_classes:Halved"}
     board = compare(replace(config, **changes, processes=2))
     assert {row.optimizer for row in board.rows} == {"adam-default", path}

@@ -17,7 +17,7 @@ from ngopt.functional import update_all
 from ngopt.metanets import METANETS, FeedForward
 from ngopt.metanets.stepping.cooldown import Cooldown
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
-from tests.meta_train.by_hand import Drift, RecoveredGradient, Regression, Slope
+from tests.meta_train.closed_form import Drift, RecoveredGradient, Regression, Slope
 from tests.metanets import metanet_for
 
 

@@ -14,7 +14,7 @@ from meta_train.training.unroll import Optimizee, Stack, stacked, unstacked
 from ngopt.metanets import METANETS
 from ngopt.metanets.stepping.cooldown import Cooldown
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
-from tests.meta_train.by_hand import Regression
+from tests.meta_train.closed_form import Regression
 from tests.metanets import metanet_for
 
 ESTIMATORS = {

@@ -86,7 +86,7 @@ class TestRanks:
     def test_a_rank_that_dies_ends_the_run_with_a_message(self, tmp_path, forked):
         settings = config(
             tmp_path,
-            problems=("tests.meta_train.by_hand:Deadly",),
+            problems=("tests.meta_train.closed_form:Deadly",),
             processes=2,
             outer_steps=50,
         )

@@ -14,7 +14,7 @@ from meta_train.training.unroll import Optimizee, Stack, stacked, unstacked
 from ngopt.metanets import METANETS, FeedForward
 from ngopt.metanets.stepping.cooldown import Cooldown
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
-from tests.meta_train.by_hand import Regression
+from tests.meta_train.closed_form import Regression
 from tests.metanets import metanet_for
 
 ESTIMATORS = {
@@ -176,7 +176,7 @@ def test_imitation_is_at_one_step():
         estimator.estimate(Stack(optimizees), learned, stacked(states), 1)
 
 
-TOY = "tests.meta_train.by_hand:Regression32"
+TOY = "tests.meta_train.closed_form:Regression32"
 
 
 def config(folder, **changes):

@@ -19,7 +19,7 @@ from meta_train.training.worker import ESTIMATORS, Result, reduced
 from ngopt import load_pretrained
 from ngopt.metanets import FeedForward
 
-TOY = "tests.meta_train.by_hand:Regression32"
+TOY = "tests.meta_train.closed_form:Regression32"
 
 
 def config(folder, **changes):
@@ -103,7 +103,7 @@ def test_ctrl_c_in_an_outer_step_loses_that_step_alone(
 
 
 def test_your_own_metanet_is_trained_resumed_and_swept(tmp_path, capsys):
-    own = {"metanet": "tests.own:Halved"}
+    own = {"metanet": "tests.user_classes:Halved"}
     train.run(config(tmp_path, **own))
     train.run(config(tmp_path, **own, outer_steps=8))
     best, scaled = (str(tmp_path / f"{name}.safetensors") for name in ("best", "gain"))
@@ -111,8 +111,10 @@ def test_your_own_metanet_is_trained_resumed_and_swept(tmp_path, capsys):
     sizes = {"problems": (TOY,), "gains": (1.0, 2.0), "seeds": 1, "steps": 4}
     sweep.run(sweep.Config(weights=best, output=scaled, **own, **sizes))
     assert type(load_pretrained(scaled).metanet).__name__ == "Halved"
-    with pytest.raises(ValueError, match="expected 'Own' in module 'tests.own'"):
-        train.run(config(tmp_path / "odd", metanet="tests.own:Own"))
+    with pytest.raises(
+        ValueError, match="expected 'Own' in module 'tests.user_classes'"
+    ):
+        train.run(config(tmp_path / "odd", metanet="tests.user_classes:Own"))
 
 
 def test_another_number_of_outer_steps_is_told(tmp_path, capsys):

@@ -13,7 +13,7 @@ from ngopt.metanets import METANETS, NeuralGraphGNN
 from ngopt.metanets.gnn import GNNConfig
 from ngopt.metanets.stepping.rule import MetanetRule
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
-from tests.meta_train.by_hand import RecoveredGradient, Regression
+from tests.meta_train.closed_form import RecoveredGradient, Regression
 from tests.metanets import metanet_for
 
 STEPS = 4

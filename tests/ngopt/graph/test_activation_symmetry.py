@@ -67,24 +67,23 @@ class Between(nn.Module):
         (lambda x: x, None),
     ],
 )
-def test_what_all_functions_of_a_neuron_allow_together(function, expected):
+def test_symmetry_under_all_functions_of_a_neuron(function, expected):
     graph = build_graph(Between(function), torch.randn(4, 3))
-    assert [kind for kind in symmetries(graph) if kind] == (
-        [expected] if expected else []
-    )
+    kinds = [kind for kind in symmetries(graph) if kind]
+    assert kinds == ([expected] if expected else [])
 
 
-def test_of_several_biases_of_a_sine_neuron_one_is_moved():
+def test_one_of_several_biases_of_a_sine_neuron_is_moved():
     torch.manual_seed(0)
     model = Between(lambda x: torch.sin(FREQUENCY * x)).double()
     inputs = torch.randn(4, 3, dtype=torch.float64)
     graph = build_graph(model, inputs)
     params = [p.detach() for p in model.parameters()]
-    found, _ = canonical(graph, params, FREQUENCY)
+    form, _ = canonical(graph, params, FREQUENCY)
     torch.testing.assert_close(
-        outputs(model, found, inputs), model(inputs), rtol=1e-9, atol=1e-11
+        outputs(model, form, inputs), model(inputs), rtol=1e-9, atol=1e-11
     )
-    bias = found[1] + found[3]
+    bias = form[1] + form[3]
     assert ((bias >= 0) & (bias <= torch.pi / 2 / FREQUENCY + 1e-12)).all()
 
 
@@ -111,41 +110,33 @@ def changed(graph, model, generator):
     values = {name: p.detach().clone() for name, p in model.named_parameters()}
     names = [name.removesuffix(".weight") for name in values if name.endswith("weight")]
     layers = dict(model.named_modules())
-    for own, following in pairwise(names):
-        n = len(values[f"{own}.weight"])
-        kind = graph.groups[
-            next(
-                g for g, group in enumerate(graph.groups) if group.name.startswith(own)
-            )
-        ].activation
+    for layer, following in pairwise(names):
+        weight, bias = values[f"{layer}.weight"], values[f"{layer}.bias"]
+        n = len(weight)
+        group = next(g for g in graph.groups if g.name.startswith(layer))
+        kind = group.activation
         signs = 2.0 * torch.randint(2, (n,), generator=generator) - 1
         inward = outward = signs.double()
         if kind in ("relu", "leaky_relu"):
             inward = torch.rand(n, generator=generator, dtype=torch.float64) + 0.5
             outward = 1 / inward
-        values[f"{own}.weight"] *= inward.view(
-            -1, *[1] * (values[f"{own}.weight"].ndim - 1)
-        )
-        values[f"{own}.bias"] *= inward
+        weight *= inward.view(-1, *[1] * (weight.ndim - 1))
+        bias *= inward
         if kind == "sin":
             periods = torch.randint(-2, 3, (n,), generator=generator).double()
-            values[f"{own}.bias"] += periods * torch.pi / FREQUENCY
+            bias += periods * torch.pi / FREQUENCY
             outward = outward * (1 - 2.0 * (periods % 2))
         weight = values[f"{following}.weight"]
-        repeats = weight[0].numel() * getattr(layers[following], "groups", 1) // n
         if isinstance(layers[following], nn.Conv2d):
-            parts = outward.view(layers[following].groups, 1, -1, 1, 1)
-            weight.copy_(
-                (weight.unflatten(0, (layers[following].groups, -1)) * parts).flatten(
-                    0, 1
-                )
-            )
+            groups = layers[following].groups
+            grouped = weight.unflatten(0, (groups, -1))  # shares memory
+            grouped *= outward.view(groups, 1, -1, 1, 1)
         else:
-            weight *= outward.repeat_interleave(repeats)
+            weight *= outward.repeat_interleave(weight[0].numel() // n)
     return list(values.values())
 
 
-def test_what_is_known_of_groups(case):
+def test_symmetries_of_groups(case):
     _, _, graph, expected = case
     assert [kind for kind in symmetries(graph) if kind] == expected
 
@@ -153,11 +144,11 @@ def test_what_is_known_of_groups(case):
 def test_the_function_stays(case):
     model, inputs, graph, _ = case
     params = [p.detach() for p in model.parameters()]
-    found, _ = canonical(graph, params, FREQUENCY)
+    form, _ = canonical(graph, params, FREQUENCY)
     torch.testing.assert_close(
-        outputs(model, found, inputs), model(inputs), rtol=1e-9, atol=1e-11
+        outputs(model, form, inputs), model(inputs), rtol=1e-9, atol=1e-11
     )
-    assert any(not torch.allclose(a, b) for a, b in zip(found, params, strict=True))
+    assert any(not torch.allclose(a, b) for a, b in zip(form, params, strict=True))
 
 
 def test_networks_of_the_same_function_have_one_form(case):
@@ -167,12 +158,9 @@ def test_networks_of_the_same_function_have_one_form(case):
     torch.testing.assert_close(
         outputs(model, other, inputs), model(inputs), rtol=1e-9, atol=1e-11
     )
-    for a, b in zip(
-        canonical(graph, params, FREQUENCY).params,
-        canonical(graph, other, FREQUENCY).params,
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+    form, _ = canonical(graph, params, FREQUENCY)
+    other_form, _ = canonical(graph, other, FREQUENCY)
+    torch.testing.assert_close(form, other_form, rtol=1e-9, atol=1e-11)
 
 
 def test_phases_lie_within_a_quarter_period():
@@ -180,20 +168,20 @@ def test_phases_lie_within_a_quarter_period():
     model = Siren((2, 40, 40, 1)).double()
     graph = build_graph(model, torch.randn(3, 2, dtype=torch.float64))
     params = [10 * p.detach() for p in model.parameters()]
-    found = canonical(graph, params, FREQUENCY).params
-    for bias in (found[1], found[3]):
+    form = canonical(graph, params, FREQUENCY).params
+    for bias in (form[1], form[3]):
         assert ((bias >= 0) & (bias <= torch.pi / 2 / FREQUENCY + 1e-12)).all()
-    assert (found[5] < 0).any() or torch.equal(found[5], params[5])
+    assert (form[5] < 0).any() or torch.equal(form[5], params[5])
 
 
-def test_updates_of_one_form_are_those_of_the_other_times_factors(case):
+def test_updates_of_the_canonical_form_are_multiplied_by_factors(case):
     model, inputs, graph, _ = case
     params = [p.detach() for p in model.parameters()]
-    found, factors = canonical(graph, params, FREQUENCY)
+    form, factors = canonical(graph, params, FREQUENCY)
     torch.manual_seed(2)
     updates = [1e-3 * torch.randn_like(p) for p in params]
     ours = outputs(model, [p + u for p, u in zip(params, updates, strict=True)], inputs)
-    theirs = [p + f * u for p, f, u in zip(found, factors, updates, strict=True)]
+    theirs = [p + f * u for p, f, u in zip(form, factors, updates, strict=True)]
     torch.testing.assert_close(
         outputs(model, theirs, inputs), ours, rtol=1e-9, atol=1e-11
     )
@@ -202,25 +190,19 @@ def test_updates_of_one_form_are_those_of_the_other_times_factors(case):
 def test_stacked_networks(case):
     model, _, graph, _ = case
     generator = torch.Generator().manual_seed(3)
-    several = [
-        [p.detach() for p in model.parameters()],
-        changed(graph, model, generator),
-    ]
-    several.append([p + 0.1 for p in several[0]])
-    stacked = [torch.stack(some) for some in zip(*several, strict=True)]
-    found = canonical(graph, stacked, FREQUENCY, batch_dims=1)
-    for number, params in enumerate(several):
-        own = canonical(graph, params, FREQUENCY)
-        for a, b in zip(
-            (*found.params, *found.factors),
-            (*own.params, *own.factors),
-            strict=True,
-        ):
-            torch.testing.assert_close(a[number], b, rtol=1e-12, atol=1e-13)
+    params = [p.detach() for p in model.parameters()]
+    networks = [params, changed(graph, model, generator), [p + 0.1 for p in params]]
+    stacked = [torch.stack(values) for values in zip(*networks, strict=True)]
+    together = canonical(graph, stacked, FREQUENCY, batch_dims=1)
+    for number, params in enumerate(networks):
+        expected = canonical(graph, params, FREQUENCY)
+        for part, alone in zip(together, expected, strict=True):
+            of_network = [value[number] for value in part]
+            torch.testing.assert_close(of_network, list(alone), rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("what", ["norm", "residual", "gelu", "tied"])
-def test_what_has_no_such_symmetry(what):
+def test_networks_without_symmetry(what):
     class Net(nn.Module):
         def __init__(self):
             super().__init__()

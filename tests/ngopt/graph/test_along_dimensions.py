@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ngopt.graph.connectivity import unconnected
-from tests.whole import check
+from tests.graph_checks import check
 
 PLACES = {
     "sort": lambda y: y.sort(1).values,
@@ -46,7 +46,7 @@ def test_neurons_that_are_the_same_at_all_places_stay_so(name, recwarn):
 
 
 @pytest.mark.parametrize("name", NEURONS)
-def test_neurons_that_are_ranked_are_not_exchanged_falsely(name, recwarn):
+def test_ranked_neurons_are_exchanged_only_by_symmetries(name, recwarn):
     graph = check((Network(NEURONS[name]), torch.randn(2, 5, 3, dtype=torch.double)))
     assert not unconnected(graph)
     assert not [w for w in recwarn if "failed" in str(w.message)]

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ngopt import build_graph
+from ngopt.graph import parameter_graph
 from tests.automorphisms import automorphisms, count_automorphisms
 from tests.equivariance import (
     assert_function_respects,
@@ -16,6 +17,7 @@ from tests.equivariance import (
     permute,
     randomised,
 )
+from tests.graph_checks import assert_equal
 from tests.networks import mlp
 from tests.zoo import (
     GPT,
@@ -51,25 +53,24 @@ from tests.zoo import (
 )
 
 
+def view_of(graph, view):
+    return parameter_graph(graph) if view == "parameter graph" else graph
+
+
+@pytest.mark.parametrize("view", ["graph", "graph by type", "parameter graph"])
 @pytest.mark.parametrize("name", ZOO)
-def test_symmetries_are_symmetries_of_the_function(name):
+def test_automorphisms_are_symmetries_of_the_function(name, view):
     model, example = zoo_network(name)
-    graph = zoo_graph(name)
-    found = automorphisms(graph)
-    assert found, "the network has hidden neurons"
-    assert_function_respects(model, example, graph, found)
+    graph = view_of(zoo_graph(name), view)
+    generators = automorphisms(graph, by_type=view != "graph")
+    assert generators, "the network has hidden neurons"
+    assert_function_respects(model, example, graph, generators)
 
 
+@pytest.mark.parametrize("view", ["graph", "parameter graph"])
 @pytest.mark.parametrize("name", ZOO)
-def test_symmetries_by_type_are_symmetries_of_the_function(name):
-    model, example = zoo_network(name)
-    graph = zoo_graph(name)
-    assert_function_respects(model, example, graph, automorphisms(graph, by_type=True))
-
-
-@pytest.mark.parametrize("name", ZOO)
-def test_metanets_respect_them(name):
-    graph = zoo_graph(name)
+def test_metanets_respect_automorphisms(name, view):
+    graph = view_of(zoo_graph(name), view)
     assert_metanet_respects(graph, automorphisms(graph, by_type=True))
 
 
@@ -82,15 +83,11 @@ def test_elements_go_with_their_neurons(name):
     params = randomised(model)
     for symmetry in automorphisms(graph)[:10]:
         permuted = permute(graph, params, symmetry.permutations(graph))
-        assert all(
-            torch.equal(a, b)
-            for a, b in zip(permuted, symmetry.move(graph, params), strict=True)
-        )
+        assert_equal(permuted, symmetry.move(graph, params))
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"),
-    [("attention", "head"), ("gpt", "head"), ("group norm", "group")],
+    ("name", "kind"), [("attention", "head"), ("gpt", "head"), ("group norm", "group")]
 )
 def test_heads_and_groups_are_exchanged_as_wholes(name, kind):
     graph = zoo_graph(name)
@@ -243,18 +240,10 @@ COUNTS = {
     "windows": (Windows(), IMAGES, 24 * (2 * 2) ** 2 * 2 * 720),
     # one stream by the embedding; three attentions of two heads of three; two hidden
     # layers
-    "translation": (
-        Translation(),
-        PAIR,
-        720 * ((6 * 6) ** 2 * 2) ** 3 * 120**2,
-    ),
+    "translation": (Translation(), PAIR, 720 * ((6 * 6) ** 2 * 2) ** 3 * 120**2),
     # the stream of the latents, that of the inputs; two attentions of two heads of
     # three; what is hidden
-    "perceiver": (
-        Perceiver(),
-        SEQUENCE,
-        720 * 720 * ((6 * 6) ** 2 * 2) ** 2 * 120,
-    ),
+    "perceiver": (Perceiver(), SEQUENCE, 720 * 720 * ((6 * 6) ** 2 * 2) ** 2 * 120),
     # cells, whose gates are slots
     "gru": (Recurrent(nn.GRU), SEQUENCE, 24),
     "lstm": (Recurrent(nn.LSTM), SEQUENCE, 24),

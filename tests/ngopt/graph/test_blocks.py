@@ -35,11 +35,7 @@ def found_blocks(sources, targets, shape, slot_shape=(), constant=False):
     sources = 1 + torch.tensor(sources).reshape(g, 1, s)
     targets = 1 + torch.tensor(targets).reshape(g, t, 1)
     edges = Edges(
-        None if constant else Elements(0, layout),
-        sources,
-        targets,
-        "weight",
-        (),
+        None if constant else Elements(0, layout), sources, targets, "weight", ()
     )
     return list(blocks_of(edges, nodes_of_one_group()))
 
@@ -52,38 +48,28 @@ def nodes_of_one_group():
 
 def edges_of(block):
     """(source, target) of every edge, with its elements where it has some."""
-    g, t, s = block.shape
-    ends = [
-        (
-            int(block.sources.reshape(g, s)[i, k]),
-            int(block.targets.reshape(g, t)[i, j]),
-        )
-        for i in range(g)
-        for j in range(t)
-        for k in range(s)
-    ]
+    groups, n_targets, n_sources = block.shape
+    sources = block.sources.reshape(groups, 1, n_sources).expand(block.shape).flatten()
+    targets = block.targets.reshape(groups, n_targets, 1).expand(block.shape).flatten()
+    ends = list(zip(sources.tolist(), targets.tolist(), strict=True))
     if block.view is None:
         return ends
     numbers = torch.arange(1000.0)[None, :, None]
     elements = block.view.read(numbers).reshape(len(ends), -1).tolist()
-    return [
-        (*end, element)
-        for end, row in zip(ends, elements, strict=True)
-        for element in row
-    ]
+    rows = zip(ends, elements, strict=True)
+    return [(*end, element) for end, row in rows for element in row]
+
+
+def assert_no_node_repeats(block):
+    for nodes in (block.sources, block.targets):
+        assert nodes.unique().numel() == len(nodes)
 
 
 # sources, targets, shape, slot shape; the shapes and slot shapes of the blocks that
 # these become
 BLOCKS = {
     "no repeats": ([0, 1, 2], [3, 4], (1, 2, 3), (2, 2), [((1, 2, 3), (2, 2))]),
-    "rows one by one": (
-        [0, 1],
-        [3, 3, 3, 4, 4, 4],
-        (1, 6, 2),
-        (),
-        [((1, 2, 2), (3,))],
-    ),
+    "rows one by one": ([0, 1], [3, 3, 3, 4, 4, 4], (1, 6, 2), (), [((1, 2, 2), (3,))]),
     "rows in turn": (
         [0, 1],
         [3, 4, 3, 4, 3, 4],
@@ -91,13 +77,7 @@ BLOCKS = {
         (5,),
         [((1, 2, 2), (3, 5))],
     ),
-    "rows and columns": (
-        [0, 1, 0, 1],
-        [3, 3],
-        (1, 2, 4),
-        (),
-        [((1, 1, 2), (2, 2))],
-    ),
+    "rows and columns": ([0, 1, 0, 1], [3, 3], (1, 2, 4), (), [((1, 1, 2), (2, 2))]),
     "groups": (
         [0, 1, 2, 0, 1, 2],
         [3, 4, 5, 3, 4, 5],
@@ -119,13 +99,7 @@ BLOCKS = {
         (2,),
         [((2, 2, 1), (2,))],
     ),
-    "several to one": (
-        [0, 1, 2, 3],
-        [4, 4, 5, 5],
-        (4, 1, 1),
-        (),
-        [((2, 1, 2), ())],
-    ),
+    "several to one": ([0, 1, 2, 3], [4, 4, 5, 5], (4, 1, 1), (), [((2, 1, 2), ())]),
     "irregular rows": (
         [0, 1],
         [3, 4, 3, 3],
@@ -140,13 +114,7 @@ BLOCKS = {
         (),
         [((1, 1, 2), (2,)), ((1, 2, 2), ())],
     ),
-    "to itself": (
-        [0, 1, 0, 1],
-        [0, 1, 0, 1],
-        (4, 1, 1),
-        (),
-        [((2, 1, 1), (2,))],
-    ),
+    "to itself": ([0, 1, 0, 1], [0, 1, 0, 1], (4, 1, 1), (), [((2, 1, 1), (2,))]),
 }
 
 
@@ -154,31 +122,23 @@ BLOCKS = {
 def test_edges_keep_their_ends_and_elements(name):
     sources, targets, shape, slot_shape, expected = BLOCKS[name]
     block = one_block(sources, targets, shape, slot_shape)
-    found = found_blocks(sources, targets, shape, slot_shape)
-    assert Counter(edge for piece in found for edge in edges_of(piece)) == Counter(
-        edges_of(block)
-    )
-    for piece in found:
+    pieces = found_blocks(sources, targets, shape, slot_shape)
+    edges = Counter(edge for piece in pieces for edge in edges_of(piece))
+    assert edges == Counter(edges_of(block))
+    for piece in pieces:
         assert piece.view.shape == (*piece.shape, *piece.slot_shape)
-        assert all(
-            nodes.unique().numel() == len(nodes)
-            for nodes in (piece.sources, piece.targets)
-        )
-    assert [(piece.shape, piece.slot_shape) for piece in found] == expected
+        assert_no_node_repeats(piece)
+    assert [(piece.shape, piece.slot_shape) for piece in pieces] == expected
 
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_edges_of_value_1_stay_once(name):
     block = one_block(*BLOCKS[name][:3], constant=True)
-    found = found_blocks(*BLOCKS[name][:3], constant=True)
-    assert sorted(edge for piece in found for edge in edges_of(piece)) == sorted(
-        set(edges_of(block))
-    )
-    for piece in found:
-        assert all(
-            nodes.unique().numel() == len(nodes)
-            for nodes in (piece.sources, piece.targets)
-        )
+    pieces = found_blocks(*BLOCKS[name][:3], constant=True)
+    edges = sorted(edge for piece in pieces for edge in edges_of(piece))
+    assert edges == sorted(set(edges_of(block)))
+    for piece in pieces:
+        assert_no_node_repeats(piece)
 
 
 @pytest.mark.parametrize(
@@ -196,35 +156,19 @@ def test_elements_of_a_bias_keep_their_nodes(nodes, pieces):
     edges = Edges(Elements(0, layout), None, torch.tensor(nodes), "bias", ())
     found = list(blocks_of(edges, nodes_of_one_group()))
     assert [(piece.targets.tolist(), piece.slot_shape) for piece in found] == pieces
-    numbers = torch.arange(2.0 * n)[None, :, None]
-    placed = {
-        (node, element)
-        for piece in found
-        for node, row in zip(
-            piece.targets.tolist(),
-            piece.view.read(numbers).reshape(len(piece.targets), -1),
-            strict=True,
-        )
-        for element in row.tolist()
-    }
-    assert placed == {
-        (node, element)
-        for k, node in enumerate(nodes)
-        for element in (float(k), float(k + n))
-    }
+    numbers = torch.arange(2 * n)[None, :, None]
+    placed = set()
+    for piece in found:
+        elements = piece.view.read(numbers).reshape(len(piece.targets), -1)
+        for node, row in zip(piece.targets.tolist(), elements.tolist(), strict=True):
+            placed |= {(node, element) for element in row}
+    assert placed == {(nodes[k % n], k) for k in range(2 * n)}
 
 
 def test_learned_queries_are_slots_of_their_features():
     graph = zoo_graph("seeds")
     (seeds,) = (b for b in graph.biases if b.kind == "value")
-    assert (seeds.view.shape, seeds.view.strides, seeds.index) == (
-        (4, 2),
-        (1, 4),
-        None,
-    )
+    assert (seeds.view.shape, seeds.view.strides, seeds.index) == ((4, 2), (1, 4), None)
     (places,) = (b for b in graph.weights if b.kind == "scale")
     # every entry of the input is a node
-    assert (places.shape, places.slot_shape) == (
-        (3, 1, 5),
-        (),
-    )
+    assert (places.shape, places.slot_shape) == ((3, 1, 5), ())

@@ -27,17 +27,8 @@ from ngopt.graph.drawing.figure import (
 from tests.networks import mlp
 from tests.zoo import GPT, zoo_graph
 
-NAMES = (
-    "gpt",
-    "encoder layer",
-    "residual",
-    "grouped",
-    "lstm",
-    "projected lstm",
-    "gated",
-    "triplane",
-    "deep sets",
-)
+NAMES = ["gpt", "encoder layer", "residual", "grouped", "lstm", "projected lstm"]
+NAMES += ["gated", "triplane", "deep sets"]
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +37,11 @@ def graphs():
 
 
 def arrows(figure):
-    """gid -> the arrows of a wire."""
-    found = {}
-    for patch in figure.axes[0].patches:
-        if isinstance(patch, FancyArrowPatch):
-            found.setdefault(patch.get_gid(), []).append(patch)
-    return found
+    """gid -> the arrow of a wire."""
+    patches = [p for p in figure.axes[0].patches if isinstance(p, FancyArrowPatch)]
+    by_gid = {patch.get_gid(): patch for patch in patches}
+    assert len(by_gid) == len(patches)
+    return by_gid
 
 
 def boxes(figure):
@@ -81,28 +71,22 @@ def test_the_suffix_decides_the_format(tmp_path, suffix, start):
     assert content.startswith(start)
     assert len(content) > 5000
     assert matplotlib.get_backend() == backend
-    assert (
-        "matplotlib.pyplot" not in sys.modules
-        or not sys.modules["matplotlib.pyplot"].get_fignums()
-    )
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    assert pyplot is None or not pyplot.get_fignums()
 
 
 @pytest.mark.parametrize("name", ["net.pdf", "net", "net.svg.txt"])
 def test_another_suffix_is_an_error(tmp_path, name):
-    with pytest.raises(
-        ValueError,
-        match=rf"expected a file ending in .png or .svg; got '.*{name}'",
-    ):
+    message = rf"expected a file ending in .png or .svg; got '.*{name}'"
+    with pytest.raises(ValueError, match=message):
         draw(build_graph(mlp(3, 4, 2)), tmp_path / name)
     assert not list(tmp_path.iterdir())
 
 
-def test_without_matplotlib_the_error_says_what_to_install(tmp_path, monkeypatch):
+def test_without_matplotlib_the_error_names_the_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(
-        ImportError,
-        match=r"draw needs matplotlib; .*pip install 'ngopt\[graph\]'",
-    ):
+    message = r"draw needs matplotlib; .*pip install 'ngopt\[graph\]'"
+    with pytest.raises(ImportError, match=message):
         draw(build_graph(mlp(3, 4, 2)), tmp_path / "net.png")
 
 
@@ -134,14 +118,14 @@ def test_every_block_is_an_arrow(graphs, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_boxes_do_not_overlap_and_wires_end_at_them(graphs, name):
     figure = graph_figure(graphs[name])
-    found = boxes(figure)
-    for one, two in combinations(found.values(), 2):
+    drawn = boxes(figure)
+    for one, two in combinations(drawn.values(), 2):
         assert two.get_y() + two.get_height() < one.get_y()
-    for gid, (arrow,) in arrows(figure).items():
+    for gid, arrow in arrows(figure).items():
         ends = gid.split()[0].split(">")
         path = arrow._path_original.vertices
         for number, (x, y) in zip(ends, (path[0], path[-1]), strict=True):
-            box = found[f"group {number}"]
+            box = drawn[f"group {number}"]
             assert 0 <= x <= BOX_WIDTH
             assert -1e-6 < y - box.get_y() < box.get_height() + 1e-6
         # between its ends it is in the gap between two boxes, or beside all
@@ -151,22 +135,27 @@ def test_boxes_do_not_overlap_and_wires_end_at_them(graphs, name):
             assert all(not 0 < x < BOX_WIDTH for x, _ in path)
 
 
-def test_wires_between_the_same_boxes_are_apart(graphs):
+def test_wires_between_the_same_boxes_do_not_overlap(graphs):
     figure = graph_figure(graphs["gpt"])
     first = names(graphs["gpt"]).index("blocks.0.attn.qkv")
-    left = arrows(figure)[f"{first}>{first + 1} left"][0]._path_original
-    right = arrows(figure)[f"{first}>{first + 1} right"][0]._path_original
+    wires = arrows(figure)
+    left = wires[f"{first}>{first + 1} left"]._path_original
+    right = wires[f"{first}>{first + 1} right"]._path_original
     assert left.vertices[0][0] < right.vertices[0][0]
 
 
 def test_layers_go_from_top_to_bottom_after_their_inputs(graphs):
-    assert names(build_graph(mlp(*range(2, 22)))) == [
-        "input",
-        *(str(2 * k) for k in range(19)),
-    ]
+    layers = names(build_graph(mlp(*range(2, 22))))
+    assert layers == ["input", *(str(2 * k) for k in range(19))]
     assert names(graphs["gpt"])[:3] == ["wte.tokens", "wpe.tokens", "wte"]
     # of parallel paths, both come before the layer where they end
     assert names(graphs["residual"])[3:7] == ["bn1", "conv2", "down", "bn2"]
+
+
+def widths(graph, values=None):
+    """gid -> thickness of the arrow, in points."""
+    wires = arrows(graph_figure(graph, values))
+    return {gid: arrow.get_linewidth() for gid, arrow in wires.items()}
 
 
 def test_thickness_follows_the_norm():
@@ -175,27 +164,18 @@ def test_thickness_follows_the_norm():
     values = [torch.zeros(spec.shape) for spec in graph.parameters]
     values[0] += 1.0
     values[2] += 0.5
-    widths = {
-        gid: lines[0].get_linewidth()
-        for gid, lines in arrows(graph_figure(graph, values)).items()
-    }
-    assert widths.keys() == {"0>1 weight", "1>2 weight"}
-    least = graph_figure(graph, [torch.zeros_like(v) for v in values])
-    thin = arrows(least)["0>1 weight"][0].get_linewidth()
-    assert widths["1>2 weight"] - thin == pytest.approx(
-        (widths["0>1 weight"] - thin) / 2
-    )
-    doubled = arrows(graph_figure(graph, [*values[:2], 4 * values[2], values[3]]))
-    assert doubled["1>2 weight"][0].get_linewidth() == widths["0>1 weight"]
-    assert doubled["0>1 weight"][0].get_linewidth() == widths["1>2 weight"]
+    assert widths(graph, values).keys() == {"0>1 weight", "1>2 weight"}
+    first, second = widths(graph, values).values()
+    thin, _ = widths(graph, [torch.zeros_like(v) for v in values]).values()
+    assert second - thin == pytest.approx((first - thin) / 2)
+    others = widths(graph, [*values[:2], 4 * values[2], values[3]])
+    assert (second, first) == (others["0>1 weight"], others["1>2 weight"])
 
 
 def test_without_values_thickness_follows_the_number_of_elements():
     # 100, 5000 and 200 weights
-    found = arrows(graph_figure(build_graph(mlp(2, 50, 100, 2))))
-    first, second, third = (
-        found[f"{i}>{i + 1} weight"][0].get_linewidth() for i in range(3)
-    )
+    thickness = widths(build_graph(mlp(2, 50, 100, 2)))
+    first, second, third = (thickness[f"{i}>{i + 1} weight"] for i in range(3))
     least, most = THICKNESS
     assert second == most
     assert (first - least) / (most - least) == pytest.approx(log(101) / log(5001))
@@ -203,16 +183,16 @@ def test_without_values_thickness_follows_the_number_of_elements():
 
 
 def test_edges_of_value_one_are_thin_and_dashed(graphs):
-    found = arrows(graph_figure(graphs["residual"]))
-    (line,) = found["1>3 residual"]
+    wires = arrows(graph_figure(graphs["residual"]))
+    line = wires["1>3 residual"]
     assert line.get_linewidth() == THIN
     assert line.get_linestyle() not in ("-", "solid")
-    assert found["1>2 weight"][0].get_linestyle() in ("-", "solid")
+    assert wires["1>2 weight"].get_linestyle() in ("-", "solid")
 
 
-def test_boxes_tell_size_activation_and_biases(graphs):
+def test_boxes_show_size_activation_and_biases(graphs):
     figure = graph_figure(graphs["residual"])
-    found = words(figure)
+    texts = words(figure)
     assert {
         "4 neurons · relu",
         "6 neurons · sigmoid",
@@ -220,7 +200,7 @@ def test_boxes_tell_size_activation_and_biases(graphs):
         f"2 {TIMES} one to one · 2 {TIMES} beta",
         f"2 → 4 · 3{TIMES}3 · bias",
         f"4 → 6 · 3{TIMES}3",
-    } <= set(found)
+    } <= set(texts)
     drawn = boxes(figure)
     kinds = names(graphs["residual"])
     of_product = drawn[f"group {kinds.index('mul')}"]
@@ -228,20 +208,14 @@ def test_boxes_tell_size_activation_and_biases(graphs):
     assert drawn["group 0"].get_linewidth() > drawn["group 1"].get_linewidth()
 
 
-def test_the_legend_explains_what_occurs(graphs):
+def test_the_legend_lists_the_kinds_in_the_drawing(graphs):
     def entries(graph):
-        return {
-            text.get_text()
-            for text in graph_figure(graph).axes[0].get_legend().get_texts()
-        }
+        legend = graph_figure(graph).axes[0].get_legend()
+        return {text.get_text() for text in legend.get_texts()}
 
     assert "sum (residual)" not in entries(graphs["lstm"])
-    assert {
-        "sum (residual)",
-        "weights, neuron to neuron",
-        "products",
-        "neurons",
-    } <= entries(graphs["residual"])
+    expected = {"sum (residual)", "weights, neuron to neuron", "products", "neurons"}
+    assert expected <= entries(graphs["residual"])
     assert {"tokens", "heads"} <= entries(graphs["gpt"])
 
 
@@ -255,9 +229,8 @@ def test_pieces_of_a_norm_are_one_box():
             self.last = nn.Linear(9, 2)
 
         def forward(self, x):
-            return self.last(
-                self.norm(torch.cat([self.one(x), self.two(x)], dim=1)).relu()
-            )
+            x = torch.cat([self.one(x), self.two(x)], dim=1)
+            return self.last(self.norm(x).relu())
 
     graph = build_graph(Concatenated(), torch.randn(2, 3))
     assert [g.name for g in graph.groups].count("norm") == 2
@@ -273,27 +246,20 @@ def test_pieces_of_a_norm_are_one_box():
 def test_graphs_without_edges_are_drawn(shapes, tmp_path):
     graph = build_graph([torch.zeros(shape) for shape in shapes])
     draw(graph, tmp_path / "net.svg", [torch.zeros(shape) for shape in shapes])
-    assert len(
-        re.findall('id="group [0-9]+"', (tmp_path / "net.svg").read_text())
-    ) == len(graph.groups)
+    content = (tmp_path / "net.svg").read_text()
+    assert len(re.findall('id="group [0-9]+"', content)) == len(graph.groups)
 
 
 @pytest.mark.parametrize("name", ["gpt", "encoder layer", "residual", "grouped", "cnn"])
 def test_words_fit_and_do_not_overlap(graphs, name):
-    figure = graph_figure(
-        graphs[name] if name in graphs else build_graph(paper_cnn(1, (16, 32, 32)))
-    )
+    graph = graphs.get(name) or build_graph(paper_cnn(1, (16, 32, 32)))
+    figure = graph_figure(graph)
     FigureCanvasAgg(figure).draw()
-    extents = [
-        (text.get_text(), text.get_window_extent()) for text in figure.axes[0].texts
-    ]
+    texts = figure.axes[0].texts
+    extents = [(text.get_text(), text.get_window_extent()) for text in texts]
     for i, (label, extent) in enumerate(extents):
-        assert (
-            extent.x0 >= 0
-            and extent.x1 <= figure.bbox.width
-            and extent.y0 >= 0
-            and extent.y1 <= figure.bbox.height
-        )
+        assert extent.x0 >= 0 and extent.x1 <= figure.bbox.width
+        assert extent.y0 >= 0 and extent.y1 <= figure.bbox.height
         for other, other_extent in extents[:i]:
             assert not extent.overlaps(other_extent), (label, other)
     legend = figure.axes[0].get_legend().get_window_extent()

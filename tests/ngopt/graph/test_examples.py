@@ -19,8 +19,8 @@ CNN = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
     ],
 )
 def test_an_input_without_a_batch_axis_warns(model, shape, layer):
-    told = "expected an example_input with a batch axis first; got shape "
-    with pytest.warns(UserWarning, match=told) as warned:
+    message = "expected an example_input with a batch axis first; got shape "
+    with pytest.warns(UserWarning, match=message) as warned:
         build_graph(model, torch.randn(shape))
     (one,) = warned
     assert f"{shape}, which {layer} reads without one" in str(one.message)
@@ -43,14 +43,14 @@ def test_a_vector_of_the_network_itself_has_no_batch_axis():
 
 @pytest.mark.parametrize(("model", "shape"), [(MLP, (4, 16)), (CNN, (2, 3, 8, 8))])
 def test_integers_cannot_be_multiplied_by_weights(model, shape):
-    told = "Sequential does not run on the example input: "
-    with pytest.raises(ValueError, match=told):
+    message = "Sequential does not run on the example input: "
+    with pytest.raises(ValueError, match=message):
         build_graph(model, torch.ones(shape, dtype=torch.int64))
 
 
-def test_a_state_dict_is_refused_with_what_to_do():
-    told = r"got OrderedDict. Pass its .items\(\)"
-    with pytest.raises(ValueError, match=told):
+def test_a_state_dict_is_an_error():
+    message = r"got OrderedDict. Pass its .items\(\)"
+    with pytest.raises(ValueError, match=message):
         build_graph(MLP.state_dict())
     graph = build_graph(MLP.state_dict().items())
     with pytest.raises(ValueError, match="one per parameter; got dict. Pass"):

@@ -8,7 +8,7 @@ pytest.importorskip("transformers")
 
 from ngopt import parameter_roles
 from ngopt.graph.connectivity import components, unconnected
-from tests.whole import check
+from tests.graph_checks import check
 
 TOKENS, WIDTH, HIDDEN, EXPERTS = 11, 6, 8, 3
 
@@ -65,7 +65,7 @@ def tokens():
 
 
 @pytest.mark.parametrize("experts", [Experts, Summed])
-def test_experts_are_whole_and_exchanged_by_nothing(experts):
+def test_experts_are_connected_and_symmetric(experts):
     graph = check((Network(experts()), tokens()))
     assert (unconnected(graph), len(set(components(graph)))) == ([], 1)
 
@@ -105,14 +105,14 @@ def test_mixtral_is_whole(implementation):
 
 
 @pytest.mark.parametrize("implementation", ["eager", "grouped_mm"])
-def test_stacked_experts_are_matrices_of_their_own(implementation):
+def test_each_stacked_expert_is_a_matrix(implementation):
     """Gates and what they are multiplied with are two matrices for each expert."""
     model = mixtral(implementation)
     roles = parameter_roles(model, {"input_ids": tokens()})
     stacks = "model.layers.0.mlp.experts."
-    both = roles[f"{stacks}gate_up_proj"]
+    up = roles[f"{stacks}gate_up_proj"]
     down = roles[f"{stacks}down_proj"]
-    assert (both.role, [block.view.shape for block in both.blocks]) == (
+    assert (up.role, [block.view.shape for block in up.blocks]) == (
         "matrix",
         [(6, 12, 8)],
     )

@@ -7,6 +7,7 @@ from ngopt.graph.views.flattened_maps import with_repeated_nodes, with_virtual_l
 from ngopt.metanets import NeuralGraphGNN
 from ngopt.metanets.gnn import GNNConfig
 from tests.equivariance import assert_equivariant
+from tests.graph_checks import assert_inverse, edges_with, random_values
 from tests.ngopt import oracle
 
 
@@ -23,14 +24,8 @@ class ChannelsLast(nn.Module):
 
 
 def channels_first():
-    return nn.Sequential(
-        nn.Conv2d(2, 3, 2),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(12, 4),
-        nn.ReLU(),
-        nn.Linear(4, 2),
-    )
+    head = nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 2)
+    return nn.Sequential(nn.Conv2d(2, 3, 2), nn.ReLU(), nn.Flatten(), *head)
 
 
 NETWORKS = {"channels first": channels_first, "channels last": ChannelsLast}
@@ -46,27 +41,19 @@ def graph(request):
 def test_parameters_keep_their_places(graph, view):
     other = view(graph)
     assert all(b.slot_shape == () or len(b.slot_shape) == 2 for b in other.weights)
-    values = [torch.randn(s.shape) for s in other.parameters]
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(values, other.scatter(other.gather(values)), strict=True)
-    )
+    assert_inverse(other, random_values(other))
     assert other.parameters == graph.parameters
 
 
 def columns(graph, name):
-    """Flat element of the first row of a weight -> the node that it comes from,
-    by group and place."""
-    numbers = graph.gather(
-        [torch.arange(s.numel).reshape(s.shape) for s in graph.parameters]
-    )
-    for block, edges in zip(graph.weights, numbers.edges, strict=True):
-        if graph.parameters[block.view.parameter].name == name:
-            places = block.source_index or range(graph.groups[block.source].size)
-            return {
-                int(e): p for e, p in zip(edges[0, 0, :, 0], places, strict=True)
-            }, block.source
-    raise AssertionError(name)
+    """Flat element of the first row of a weight -> the neuron that it reads; and the
+    group of these neurons."""
+    (block,) = edges_with(graph, name)
+    size = graph.parameters[block.view.parameter].numel
+    elements = block.view.read(torch.arange(size)[None, :, None]).flatten(1)
+    neurons = block.source_index or range(graph.groups[block.source].size)
+    first_row = elements[0, : len(neurons)].tolist()
+    return dict(zip(first_row, neurons, strict=True)), block.source
 
 
 @pytest.mark.parametrize(
@@ -84,11 +71,7 @@ def test_every_column_comes_from_its_channel_and_position(network, name):
     virtual = with_virtual_layer(graph)
     nodes, group = columns(virtual, name)
     (spread,) = (b for b in virtual.blocks if b.target == group)
-    assert (spread.kind, spread.shape, spread.view) == (
-        "spread",
-        (3, 4, 1),
-        None,
-    )
+    assert (spread.kind, spread.shape, spread.view) == ("spread", (3, 4, 1), None)
     targets = spread.target_index or range(12)
     channel = {node: k // 4 for k, node in enumerate(targets)}
     assert [channel[nodes[e]] for e in range(12)] == channel_of
@@ -117,14 +100,9 @@ def test_metanets_run_on_them(graph, view):
         [torch.randn(*s.shape, 14, dtype=torch.float64) for s in other.parameters]
     )
     with torch.no_grad():
-        found = metanet.gnn(values, other)
+        outputs = metanet.gnn(values, other)
         expected = oracle.run(metanet.gnn, values, other)
-    for f, e in zip(
-        (*found.biases, *found.edges),
-        (*expected.biases, *expected.edges),
-        strict=True,
-    ):
-        torch.testing.assert_close(f, e, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(outputs, expected, rtol=1e-11, atol=1e-11)
 
 
 def test_without_a_flatten_nothing_changes():

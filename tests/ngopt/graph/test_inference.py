@@ -6,6 +6,7 @@ from torch import nn
 
 from ngopt import build_graph
 from ngopt.graph.connectivity import unconnected
+from tests.graph_checks import assert_inverse, edges_with, random_values
 from tests.networks import cnn, mlp
 from tests.zoo import GPT, Attention, Residual
 
@@ -96,20 +97,15 @@ def wrong_edges(inferred, traced):
     into = {}
     for block in inferred.weights:
         into.setdefault(block.target, []).append(block.view.parameter)
-    found = []
+    wrong = []
+    names = [spec.name for spec in inferred.parameters]
     for block in inferred.weights:
+        after = block.view.parameter
         for before in into.get(block.source, []):
-            after = block.view.parameter
-            if not any(
-                s in reachable(t) for _, t in ends[before] for s, _ in ends[after]
-            ):
-                found.append(
-                    (
-                        inferred.parameters[before].name,
-                        inferred.parameters[after].name,
-                    )
-                )
-    return found
+            sources = {source for source, _ in ends[after]}
+            if all(sources.isdisjoint(reachable(target)) for _, target in ends[before]):
+                wrong.append((names[before], names[after]))
+    return wrong
 
 
 def big(name):
@@ -117,11 +113,7 @@ def big(name):
     if name == "vit":
         model = models.VisionTransformer(32, 8, 2, 4, 24, 48)
     else:
-        model = (
-            models.resnet18(weights=None)
-            if name == "resnet18"
-            else models.resnet50(weights=None)
-        )
+        model = models.get_model(name)
     return model, torch.randn(2, 3, 32, 32)
 
 
@@ -154,14 +146,10 @@ def test_no_edge_is_wrong(name, named):
     model, traced = traced_network(name)
     inferred = build_graph(model.named_parameters() if named else model.parameters())
     assert wrong_edges(inferred, traced) == []
-    values = [torch.randn_like(p) for p in model.parameters()]
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(values, inferred.scatter(inferred.gather(values)), strict=True)
-    )
+    assert_inverse(inferred, random_values(inferred))
 
 
-def test_large_networks_hang_together_in_stages():
+def test_blocks_of_a_resnet_are_connected():
     """What is certain is connected: of a ResNet's 62 parameters no component is a
     single one but the stem's input."""
     model, _ = big("resnet18")
@@ -173,7 +161,7 @@ def test_large_networks_hang_together_in_stages():
     assert len(graph.weights) == 41
 
 
-def conv1d_block(width=6, bias=True):
+def conv1d_block(width=6):
     """Names and shapes of a GPT-2 of transformers, whose weights are (n_in, n_out)."""
     layers = {
         "attn.c_attn": (width, 3 * width),
@@ -181,15 +169,14 @@ def conv1d_block(width=6, bias=True):
         "mlp.c_fc": (width, 4 * width),
         "mlp.c_proj": (4 * width, width),
     }
-    found = [("ln.weight", torch.ones(width)), ("ln.bias", torch.ones(width))]
+    named = [("ln.weight", torch.ones(width)), ("ln.bias", torch.ones(width))]
     for name, shape in layers.items():
-        found.append((f"{name}.weight", torch.zeros(shape)))
-        if bias:
-            found.append((f"{name}.bias", torch.zeros(shape[1])))
-    return found
+        named.append((f"{name}.weight", torch.zeros(shape)))
+        named.append((f"{name}.bias", torch.zeros(shape[1])))
+    return named
 
 
-def test_the_length_of_a_bias_says_which_axis_is_the_output():
+def test_the_output_axis_has_the_length_of_the_bias():
     parameters = [
         ("a.weight", torch.zeros(3, 5)),
         ("a.bias", torch.zeros(5)),
@@ -203,18 +190,14 @@ def test_the_length_of_a_bias_says_which_axis_is_the_output():
 
 
 def test_square_weights_of_conv1d_are_read_as_their_siblings():
-    graph = build_graph(conv1d_block())
-    strides = {
-        graph.parameters[b.view.parameter].name: b.view.strides for b in graph.weights
-    }
-    assert strides["attn.c_proj.weight"] == (0, 1, 6)
+    parameters = conv1d_block()
     # the same names with torch's linear layers
-    linear = [(name, p.T if p.dim() == 2 else p) for name, p in conv1d_block()]
-    graph = build_graph(linear)
-    strides = {
-        graph.parameters[b.view.parameter].name: b.view.strides for b in graph.weights
-    }
-    assert strides["attn.c_proj.weight"][1:] == (6, 1)
+    linear = [(name, p.T if p.dim() == 2 else p) for name, p in parameters]
+    # and the square layer alone, whose axes no other bias shows
+    alone = [(name, p) for name, p in linear if "c_proj" in name and "attn" in name]
+    for named, strides in ((parameters, (1, 6)), (linear, (6, 1)), (alone, (6, 1))):
+        (block,) = edges_with(build_graph(named), "attn.c_proj.weight")
+        assert block.view.strides[1:] == strides
 
 
 def test_names_decide_where_order_cannot():

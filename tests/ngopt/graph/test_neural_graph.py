@@ -8,11 +8,10 @@ from torch import nn
 from meta_train.problems.networks.convolutional import paper_cnn
 from ngopt import build_graph
 from ngopt.graph import GraphValues, to_edge_list
-from ngopt.graph.inference.from_sequential import (
-    sequential_graph,
-)
+from ngopt.graph.inference.from_sequential import sequential_graph
 from ngopt.graph.transforms import reordered
 from tests.equivariance import permute, random_permutations
+from tests.graph_checks import assert_equal, assert_inverse, random_values
 from tests.networks import CNN_INPUT, cnn, mlp
 from tests.zoo import zoo_graph
 
@@ -32,14 +31,14 @@ def test_hand_written_graph():
         (1, 4, 0, 5),
         (2, 5, 2, 0), (3, 5, 2, 1), (4, 5, 2, 2),
     ]  # fmt: skip
-    found = zip(
+    rows = zip(
         edges.sources,
         edges.targets,
         edges.parameter[:, 0],
         edges.element[:, 0],
         strict=True,
     )
-    assert [tuple(int(x) for x in edge) for edge in found] == expected
+    assert [tuple(int(x) for x in edge) for edge in rows] == expected
     assert edges.block.tolist() == [0] * 6 + [1] * 3
     assert edges.node.tolist() == [2, 3, 4, 5]
     assert edges.node_parameter.tolist() == [[1], [1], [1], [3]]
@@ -48,49 +47,30 @@ def test_hand_written_graph():
 
 @pytest.mark.parametrize(
     "dtype",
-    [
-        torch.float64,
-        torch.float32,
-        torch.bfloat16,
-        torch.complex64,
-        torch.int64,
-    ],
+    [torch.float64, torch.float32, torch.bfloat16, torch.complex64, torch.int64],
 )
 @pytest.mark.parametrize("features", [(), (3,), (2, 2)])
 @pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
-def test_gather_scatter_identity(dtype, features, batch):
-    graph = build_graph(cnn())
-    values = [
-        (1000 * torch.randn(*batch, *s.shape, *features, dtype=torch.complex128)).to(
-            torch.complex64
-        )
-        for s in graph.parameters
-    ]
-    values = [v if dtype.is_complex else v.real.to(dtype) for v in values]
-    back = graph.scatter(graph.gather(values, len(batch)), len(batch))
-    assert all(
-        b.dtype == dtype and torch.equal(a, b)
-        for a, b in zip(values, back, strict=True)
-    )
+@pytest.mark.parametrize("network", ["cnn", "overlapping"])
+def test_gather_scatter_identity(dtype, features, batch, network):
+    graph = build_graph(cnn()) if network == "cnn" else zoo_graph(network)
+    values = []
+    for spec in graph.parameters:
+        shape = (*batch, *spec.shape, *features)
+        value = 1000 * torch.randn(shape, dtype=torch.complex64)
+        values.append(value if dtype.is_complex else value.real.to(dtype))
+    assert_equal(graph.scatter(graph.gather(values, len(batch)), len(batch)), values)
     flat = graph.flatten(values, len(batch))
     assert flat.shape == (*batch, graph.numel, *features)
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(values, graph.unflatten(flat, len(batch)), strict=True)
-    )
+    assert_equal(graph.unflatten(flat, len(batch)), values)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bfloat16, torch.float64])
 def test_pairs_of_a_complex_parameter_without_complex_numbers_stay_pairs(dtype):
     graph = build_graph([torch.randn(3, 2, dtype=torch.complex64)])
-    (found,) = graph.scatter(
-        graph.gather([torch.arange(12).reshape(3, 2, 2).to(dtype)])
-    )
-    expected = torch.arange(12).reshape(3, 2, 2).to(dtype)
-    assert torch.equal(
-        found,
-        torch.view_as_complex(expected) if dtype == torch.float64 else expected,
-    )
+    pairs = torch.arange(12).reshape(3, 2, 2).to(dtype)
+    expected = torch.view_as_complex(pairs) if dtype == torch.float64 else pairs
+    assert_equal(graph.scatter(graph.gather([pairs])), [expected])
 
 
 def uses_of(graph, features=2):
@@ -99,37 +79,26 @@ def uses_of(graph, features=2):
     places = graph.gather(
         [torch.arange(spec.numel).reshape(spec.shape) for spec in graph.parameters]
     )
-    values = GraphValues(
-        *(
-            tuple(torch.randn(*e.shape, features).double() for e in part)
-            for part in places
-        )
-    )
-    views = [place.view for place in (*graph.biases, *graph.weights)]
-    flat = zip(
-        (*places.biases, *places.edges),
-        (*values.biases, *values.edges),
-        strict=True,
-    )
-    uses = [
-        (view.parameter, e.flatten(), v.reshape(-1, features))
-        for view, (e, v) in zip(views, flat, strict=True)
-    ]
-    return uses, values
+    uses, parts = [], []
+    for entries, part in zip((graph.biases, graph.weights), places, strict=True):
+        parts.append([torch.randn(*e.shape, features).double() for e in part])
+        for entry, elements, value in zip(entries, part, parts[-1], strict=True):
+            flat = elements.flatten(), value.reshape(-1, features)
+            uses.append((entry.view.parameter, *flat))
+    return uses, GraphValues(*map(tuple, parts))
 
 
 def test_parameters_in_another_order_have_the_same_places():
     graph = build_graph([nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.randn(3))])
     order = [1, 0]
-    values = [torch.randn(spec.shape) for spec in graph.parameters]
+    values = random_values(graph)
     other = reordered(graph, order)
     assert [spec.shape for spec in other.parameters] == [(3,), (3, 2)]
     assert other.inferred == graph.inferred[::-1]
-    found = other.gather([values[i] for i in order])
-    for one, same in zip(graph.gather(values), found, strict=True):
-        assert all(torch.equal(x, y) for x, y in zip(one, same, strict=True))
-    back = other.scatter(found)
-    assert all(torch.equal(values[i], y) for i, y in zip(order, back, strict=True))
+    moved = [values[i] for i in order]
+    for part, expected in zip(other.gather(moved), graph.gather(values), strict=True):
+        assert_equal(part, expected)
+    assert_inverse(other, moved)
     assert reordered(other, order) == graph
 
 
@@ -137,32 +106,15 @@ def test_uses_that_overlap_are_averaged_element_by_element():
     graph = zoo_graph("overlapping")
     uses, values = uses_of(graph)
     count = 0
-    for i, (spec, found) in enumerate(
-        zip(graph.parameters, graph.scatter(values), strict=True)
-    ):
-        for element in range(spec.numel):
+    for i, means in enumerate(graph.scatter(values)):
+        for element, mean in enumerate(means.reshape(-1, 2)):
             rows = [v[e == element] for parameter, e, v in uses if parameter == i]
-            several = torch.cat(rows)
-            count += len(several) > 1
-            torch.testing.assert_close(
-                found.reshape(spec.numel, 2)[element], several.mean(0)
-            )
+            uses_of_element = torch.cat(rows)
+            count += len(uses_of_element) > 1
+            torch.testing.assert_close(mean, uses_of_element.mean(0))
     # of the weight (5, 6) the columns before 4 and the corner behind (3, 3), which meet
     # in one; of the bias, two
     assert count == 5 * 4 + 2 * 3 - 2 + 2
-
-
-@pytest.mark.parametrize(
-    "dtype", [torch.float64, torch.bfloat16, torch.complex64, torch.int64]
-)
-def test_equal_values_of_uses_that_overlap_give_themselves(dtype):
-    graph = zoo_graph("overlapping")
-    values = [(1000 * torch.randn(2, *s.shape, 3)).to(dtype) for s in graph.parameters]
-    back = graph.scatter(graph.gather(values, 1), 1)
-    assert all(
-        b.dtype == dtype and torch.equal(a, b)
-        for a, b in zip(values, back, strict=True)
-    )
 
 
 def test_means_of_uses_that_overlap_have_derivatives():
@@ -177,32 +129,18 @@ def test_means_of_uses_that_overlap_have_derivatives():
     assert torch.autograd.gradcheck(means, [t.requires_grad_() for t in flat])
     tangents = tuple(torch.randn_like(t) for t in flat)
     expected = means(*tangents)  # it is linear
-    for e, f in zip(expected, torch.func.jvp(means, flat, tangents)[1], strict=True):
-        torch.testing.assert_close(e, f)
-    for e, f in zip(
-        expected,
-        torch.func.vmap(means)(*(t[None] for t in tangents)),
-        strict=True,
-    ):
-        torch.testing.assert_close(e, f[0])
+    torch.testing.assert_close(torch.func.jvp(means, flat, tangents)[1], expected)
+    mapped = torch.func.vmap(means)(*(tangent[None] for tangent in tangents))
+    torch.testing.assert_close(tuple(mean[0] for mean in mapped), expected)
 
 
 def test_every_element_has_one_place():
     graph = build_graph(cnn())
     edges = to_edge_list(graph)
-    numbers = [
-        (int(p), int(e))
-        for p, e in zip(edges.parameter.flatten(), edges.element.flatten(), strict=True)
-    ]
-    numbers += [
-        (int(p), int(e))
-        for p, e in zip(
-            edges.node_parameter.flatten(),
-            edges.node_element.flatten(),
-            strict=True,
-        )
-    ]
-    placed = sorted(n for n in numbers if n[0] >= 0)
+    parameters = torch.cat([edges.parameter.flatten(), edges.node_parameter.flatten()])
+    elements = torch.cat([edges.element.flatten(), edges.node_element.flatten()])
+    numbers = zip(parameters.tolist(), elements.tolist(), strict=True)
+    placed = sorted(number for number in numbers if number[0] >= 0)
     assert placed == [
         (i, e) for i, s in enumerate(graph.parameters) for e in range(s.numel)
     ]
@@ -265,11 +203,7 @@ def run_graph(graph, values, model, inputs):
 
 @pytest.mark.parametrize(
     ("model", "shape"),
-    [
-        (mlp(5, 7, 4), (5,)),
-        (cnn(), CNN_INPUT),
-        (paper_cnn(1, (4, 5, 6)), (1, 28, 28)),
-    ],
+    [(mlp(5, 7, 4), (5,)), (cnn(), CNN_INPUT), (paper_cnn(1, (4, 5, 6)), (1, 28, 28))],
     ids=["mlp", "cnn", "paper"],
 )
 def test_running_the_graph_is_running_the_network(model, shape):
@@ -296,14 +230,8 @@ def test_activations_of_inputs_and_outputs():
     model = nn.Sequential(
         nn.Dropout(), nn.Tanh(), nn.ReLU(), nn.Linear(4, 3), nn.Softmax(-1)
     )
-    for graph in (
-        sequential_graph(model),
-        build_graph(model, torch.randn(2, 4)),
-    ):
-        assert [group.activation for group in graph.groups] == [
-            "tanh",
-            "softmax",
-        ]
+    for graph in (sequential_graph(model), build_graph(model, torch.randn(2, 4))):
+        assert [group.activation for group in graph.groups] == ["tanh", "softmax"]
 
 
 def test_attention_projections_are_not_chained():
@@ -315,11 +243,7 @@ def test_attention_projections_are_not_chained():
 def test_parameters_that_do_not_fit_are_components():
     shapes = [(5, 3), (5,), (6,), (4, 7), (), (2, 4, 3), (9,)]
     graph = build_graph([torch.zeros(s) for s in shapes])
-    values = [torch.randn(s) for s in shapes]
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(values, graph.scatter(graph.gather(values)), strict=True)
-    )
+    assert_inverse(graph, random_values(graph))
     connected = [
         (b.view.parameter, before.view.parameter)
         for before, b in itertools.pairwise(graph.blocks)
@@ -347,11 +271,4 @@ def test_errors_name_the_offender():
     with pytest.raises(ValueError, match="expected 4 values, one per parameter; got 1"):
         graph.gather([torch.zeros(3, 2)])
     with pytest.raises(ValueError, match=r"expected shape \(3,\) .*'0.bias'"):
-        graph.gather(
-            [
-                torch.zeros(3, 2),
-                torch.zeros(4),
-                torch.zeros(1, 3),
-                torch.zeros(1),
-            ]
-        )
+        graph.gather([torch.zeros(shape) for shape in ((3, 2), 4, (1, 3), 1)])

@@ -1,5 +1,4 @@
-"""The parameter graph: hand-written graphs, every element on an edge,
-and no symmetry that the network has not."""
+"""The parameter graph: hand-written graphs, and every element on an edge."""
 
 from collections import Counter
 
@@ -17,14 +16,11 @@ from ngopt.graph.views.parameter_graph import (
     node_types,
     parameter_graph,
 )
-from tests.automorphisms import automorphisms, input_output_index
-from tests.equivariance import (
-    assert_function_respects,
-    assert_metanet_respects,
-)
+from tests.automorphisms import input_output_index
+from tests.graph_checks import assert_inverse
 from tests.networks import mlp
 from tests.ngopt.parameter_graphs import edges_of, kinds_of
-from tests.zoo import ZOO, zoo_graph, zoo_network
+from tests.zoo import ZOO, zoo_graph
 
 
 def test_mlp_by_hand():
@@ -101,46 +97,30 @@ def test_convolution_with_norm_by_hand():
 # Every element has its place
 
 
+def counted(parameters, elements):
+    """How often each element is in slots."""
+    pairs = zip(parameters.flatten().tolist(), elements.flatten().tolist(), strict=True)
+    return Counter(pairs)
+
+
 @pytest.mark.parametrize("name", ZOO)
 def test_every_element_is_an_edge(name):
     graph = zoo_graph(name)
-    found = parameter_graph(graph)
-    assert found.parameters == graph.parameters
-    assert found.biases == ()
-    assert all(block.slot_shape == () for block in found.blocks)
+    view = parameter_graph(graph)
+    assert view.parameters == graph.parameters
+    assert view.biases == ()
+    assert all(block.slot_shape == () for block in view.blocks)
     for dtype in (torch.float64, torch.bfloat16):
-        values = [torch.randn(*s.shape, 3).to(dtype) for s in found.parameters]
-        assert all(
-            torch.equal(a, b)
-            for a, b in zip(values, found.scatter(found.gather(values)), strict=True)
-        )
-    before = to_edge_list(graph)
-    after = to_edge_list(found)
-    elements = Counter(
-        zip(
-            before.parameter.flatten().tolist(),
-            before.element.flatten().tolist(),
-            strict=True,
-        )
-    )
-    elements += Counter(
-        zip(
-            before.node_parameter.flatten().tolist(),
-            before.node_element.flatten().tolist(),
-            strict=True,
-        )
-    )
-    placed = Counter(
-        zip(
-            after.parameter.flatten().tolist(),
-            after.element.flatten().tolist(),
-            strict=True,
-        )
-    )
+        values = [torch.randn(*spec.shape, 3).to(dtype) for spec in view.parameters]
+        assert_inverse(view, values)
+    before, after = to_edge_list(graph), to_edge_list(view)
+    elements = counted(before.parameter, before.element)
+    elements += counted(before.node_parameter, before.node_element)
+    placed = counted(after.parameter, after.element)
     del elements[-1, -1], placed[-1, -1]
     assert placed == elements
-    again = parameter_graph(found)
-    assert (again.groups, again.blocks) == (found.groups, found.blocks)
+    again = parameter_graph(view)
+    assert (again.groups, again.blocks) == (view.groups, view.blocks)
 
 
 def test_several_uses_are_averaged_edge_by_edge():
@@ -189,21 +169,3 @@ def test_other_parameters_are_nodes_by_their_kind():
     assert kinds_of(gated)[1]["scale"] == 1, (
         "a scalar leads to the node that stands for it"
     )
-
-
-# Symmetries
-
-
-@pytest.mark.parametrize("name", ZOO)
-def test_symmetries_of_the_graph_are_symmetries_of_the_function(name):
-    model, example = zoo_network(name)
-    graph = parameter_graph(zoo_graph(name))
-    found = automorphisms(graph, by_type=True)
-    assert found, "the network has hidden neurons"
-    assert_function_respects(model, example, graph, found)
-
-
-@pytest.mark.parametrize("name", ZOO)
-def test_metanets_respect_them(name):
-    graph = parameter_graph(zoo_graph(name))
-    assert_metanet_respects(graph, automorphisms(graph, by_type=True))

@@ -12,11 +12,7 @@ from torch import Tensor, nn
 from ngopt import build_graph
 from ngopt.graph.views.parameter_graph import layers, parameter_graph
 from tests.automorphisms import automorphisms, count_automorphisms
-from tests.equivariance import (
-    assert_function_respects,
-    permute,
-    randomised,
-)
+from tests.equivariance import assert_function_respects, permute, randomised
 from tests.networks import mlp
 from tests.ngopt.parameter_graphs import edges_of, kinds_of
 from tests.zoo import Attention, HeadNorms
@@ -35,9 +31,7 @@ class Norms(nn.Module):
         }
         for name in ["stem", *names.split()]:
             setattr(
-                self,
-                name,
-                deepcopy(made.get(name.partition("_")[0], nn.Linear(2, 2))),
+                self, name, deepcopy(made.get(name.partition("_")[0], nn.Linear(2, 2)))
             )
         self.out, self.function = nn.Linear(2, 1), function
 
@@ -94,12 +88,7 @@ NORMS = {
     ),
     # added to a layer of the same neurons: the scale is on edges. Neurons of stem, tied
     # to the sum
-    "past a layer": (
-        "a norm_a",
-        lambda m, x: m.norm_a(x) + m.a(x),
-        2,
-        (4, 0, 2, 0),
-    ),
+    "past a layer": ("a norm_a", lambda m, x: m.norm_a(x) + m.a(x), 2, (4, 0, 2, 0)),
     # the same with a function in between, and another norm
     "past a function": (
         "a norm_a norm_b",
@@ -200,10 +189,7 @@ SYMMETRIC = {
     # the hidden neurons
     "convolution": (
         nn.Sequential(
-            nn.Conv2d(1, 2, 2),
-            nn.BatchNorm2d(2),
-            nn.PReLU(2),
-            nn.Conv2d(2, 1, 1),
+            nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.PReLU(2), nn.Conv2d(2, 1, 1)
         ),
         MAPS,
         2,
@@ -223,11 +209,7 @@ SYMMETRIC = {
     "gated": (Last(nn.GRU(2, 2, batch_first=True)), torch.randn(2, 3, 2), 2),
     # none: a weight of every element and one of their mean are told apart,
     # and so are those of x and sin x
-    "two weights": (
-        Seen(lambda x: x.mean(1, keepdim=True)),
-        torch.randn(2, 3, 2),
-        1,
-    ),
+    "two weights": (Seen(lambda x: x.mean(1, keepdim=True)), torch.randn(2, 3, 2), 1),
     "two functions": (Seen(torch.sin), torch.randn(2, 3, 2), 1),
 }
 
@@ -243,21 +225,20 @@ def test_all_automorphisms_are_symmetries_of_the_function(name):
 
 
 @pytest.mark.parametrize("name", NORMS)
-def test_norms_act_on_existing_neurons_where_sides_can_be_told_apart(name):
+def test_norms_act_on_existing_neurons_where_both_sides_are_distinguishable(name):
     names, function, _, counts = NORMS[name]
     graph = parameter_graph(build_graph(Norms(names, function), BATCH))
     nodes, edges = kinds_of(graph)
-    own = {i for i, g in enumerate(graph.groups) if g.kind == "gamma"}
-    scales = [b for b in graph.blocks if b.kind == "gamma"]
-    gammas = [
-        sum(b.shape[0] * b.shape[1] for b in scales if (b.source in own) == from_node)
-        for from_node in (True, False)
-    ]
+    gammas = [0, 0]  # edges from nodes of gammas, and from neurons
+    for block in graph.blocks:
+        if block.kind == "gamma":
+            is_from_neurons = graph.groups[block.source].kind != "gamma"
+            gammas[is_from_neurons] += block.shape[0] * block.shape[1]
     assert (nodes["neuron"] - 3, *gammas, edges.get("residual", 0)) == counts
     assert edges["beta"] == 2 * (names.count("norm") + names.count("group"))
 
 
-def test_what_goes_in_and_comes_out_stays_apart():
+def test_inputs_and_outputs_are_not_merged():
     graph = parameter_graph(build_graph(nn.LayerNorm(3), torch.randn(2, 3)))
     assert [(g.size, g.kind, g.role) for g in graph.groups] == [
         (3, "neuron", "input"), (3, "neuron", "output"), (1, "gamma", "input"),
@@ -277,13 +258,7 @@ def test_what_goes_in_and_comes_out_stays_apart():
 def test_groups_of_a_group_norm_stay():
     graph = parameter_graph(build_graph(GROUP_NORM.double(), MAPS.double()))
     nodes, edges = kinds_of(graph)
-    assert nodes == {
-        "neuron": 1 + 4 + 1,
-        "group": 2,
-        "gamma": 1,
-        "bias": 2,
-        "beta": 1,
-    }
+    assert nodes == {"neuron": 1 + 4 + 1, "group": 2, "gamma": 1, "bias": 2, "beta": 1}
     assert edges == {
         "weight": 4 + 8,
         "gamma": 4,
@@ -328,31 +303,18 @@ class Dense(nn.Module):
 def test_norm_over_two_layers_has_one_node():
     graph = parameter_graph(build_graph(Dense(), BATCH))
     edges = edges_of(graph)
-    (gamma,) = [
-        e[0]
-        for e in edges
-        if e[2] == "gamma"
-        and graph.parameters[e[4]].name == "joint.weight"
-        and e[5] == 0
-    ]
-    assert [(e[2], e[5]) for e in edges if e[0] == gamma] == [
-        ("gamma", k) for k in range(5)
-    ]
-    (beta,) = {
-        e[0]
-        for e in edges
-        if e[2] == "beta" and graph.parameters[e[4]].name == "joint.bias"
-    }
-    shifts = [e[1] for e in edges if e[0] == beta]
-    scaled = [e[1] for e in edges if e[0] == gamma]
-    assert shifts[:3] == scaled[:3], (
-        "nodes of the norm's own, as the first layer has another norm"
-    )
-    assert (
-        scaled[3:]
-        == shifts[3:]
-        == [e[1] for e in edges if e[2] == "bias" and e[1] in scaled]
-    )
+    names = [spec.name for spec in graph.parameters]
+    scales = [e for e in edges if names[e[4]] == "joint.weight"]
+    from_gamma = [e for e in edges if e[0] == scales[0][0]]
+    assert [(e[2], e[5]) for e in from_gamma] == [("gamma", k) for k in range(5)]
+    assert from_gamma == [e for e in scales if e[2] == "gamma"]
+    betas = [e for e in edges if e[2] == "beta" and names[e[4]] == "joint.bias"]
+    assert len({e[0] for e in betas}) == 1
+    scaled = [e[1] for e in from_gamma]
+    shifts = [e[1] for e in edges if e[0] == betas[0][0]]
+    # the first three are nodes of the norm's own, as the first layer has another norm
+    assert shifts == scaled
+    assert scaled[3:] == [e[1] for e in edges if e[2] == "bias" and e[1] in scaled]
 
 
 @pytest.mark.parametrize(
@@ -385,7 +347,7 @@ def test_weights_from_one_to_one_are_no_norms(model, example):
     ],
     ids=["group norm", "queries", "values"],
 )
-def test_neurons_of_different_groups_and_heads_are_no_twins(
+def test_neurons_of_different_groups_and_heads_are_not_exchangeable(
     model, example, group, across
 ):
     graph = parameter_graph(build_graph(model.double(), example.double()))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ngopt import build_graph
 from ngopt.graph.views.parameter_graph import parameter_graph
-from tests.whole import check, check_symmetries
+from tests.graph_checks import check, check_symmetries
 from tests.zoo import Attention
 
 ACTIVATIONS = (nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.Identity, nn.PReLU)
@@ -54,73 +54,45 @@ class Head(nn.Module):
         return self.linear(x.flatten(1) if self.flatten else x.mean((2, 3)))
 
 
+def same_size(inputs: int, outputs: int, kernel: int = 3, **options) -> nn.Conv2d:
+    """A convolution that keeps the size in space."""
+    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, **options)
+
+
 @st.composite
 def convolutional(draw) -> tuple[nn.Module, Tensor]:
     """A network on images (2, c, 6, 6), whose size in space never changes."""
     channels = draw(st.sampled_from([1, 2, 3]))
-    layers, width = (
-        [nn.Conv2d(channels, 4, 3, padding=1, bias=draw(st.booleans()))],
-        4,
-    )
+    width = 4
+    layers: list[nn.Module] = [same_size(channels, 4, bias=draw(st.booleans()))]
+    kinds = "conv depthwise grouped norm act branch skip shuffle up".split()
     for _ in range(draw(st.integers(1, 4))):
-        kind = draw(
-            st.sampled_from(
-                [
-                    "conv",
-                    "depthwise",
-                    "grouped",
-                    "norm",
-                    "act",
-                    "branch",
-                    "skip",
-                    "shuffle",
-                    "up",
-                ]
-            )
-        )
+        kind = draw(st.sampled_from(kinds))
         if kind == "conv":
             new = draw(st.sampled_from([2, 4, 6]))
             kernel = draw(st.sampled_from([1, 3, 5]))
-            layers.append(
-                nn.Conv2d(
-                    width,
-                    new,
-                    kernel,
-                    padding=kernel // 2,
-                    bias=draw(st.booleans()),
-                )
-            )
+            layers.append(same_size(width, new, kernel, bias=draw(st.booleans())))
             width = new
         elif kind == "depthwise":
-            layers.append(nn.Conv2d(width, width, 3, padding=1, groups=width))
+            layers.append(same_size(width, width, groups=width))
         elif kind == "grouped":
-            layers.append(nn.Conv2d(width, 4, 3, padding=1, groups=2))
+            layers.append(same_size(width, 4, groups=2))
             width = 4
         elif kind == "norm":
-            norms = [
-                nn.BatchNorm2d(width),
-                nn.GroupNorm(2, width),
-                nn.InstanceNorm2d(width, affine=True),
-            ]
+            instance = nn.InstanceNorm2d(width, affine=True)
+            norms = [nn.BatchNorm2d(width), nn.GroupNorm(2, width), instance]
             layers.append(draw(st.sampled_from(norms)))
         elif kind == "act":
             layers.append(draw(st.sampled_from(ACTIVATIONS))())
         elif kind == "branch":
             how = draw(st.sampled_from(["add", "mul", "cat"]))
-            layers.append(
-                Branches(
-                    nn.Conv2d(width, 4, 3, padding=1),
-                    nn.Conv2d(width, 4, 1),
-                    how,
-                )
-            )
+            layers.append(Branches(same_size(width, 4), nn.Conv2d(width, 4, 1), how))
             width = 8 if how == "cat" else 4
         elif kind == "skip":
-            inner = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.Tanh())
-            layers.append(
-                Branches(nn.Identity(), inner, draw(st.sampled_from(["add", "cat"])))
-            )
-            width *= 2 if layers[-1].how == "cat" else 1
+            how = draw(st.sampled_from(["add", "cat"]))
+            inner = nn.Sequential(same_size(width, width), nn.Tanh())
+            layers.append(Branches(nn.Identity(), inner, how))
+            width *= 2 if how == "cat" else 1
         elif kind == "shuffle":
             layers.append(Shuffle())
         else:
@@ -136,65 +108,38 @@ def sequential_tokens(draw) -> tuple[nn.Module, Tensor]:
     """A network on sequences (2, 5, 4) or token numbers."""
     width = draw(st.sampled_from([4, 6]))
     embedded = draw(st.booleans())
-    layers: list[nn.Module] = [
-        nn.Embedding(7, width) if embedded else nn.Linear(3, width)
-    ]
+    first = nn.Embedding(7, width) if embedded else nn.Linear(3, width)
+    layers: list[nn.Module] = [first]
     if draw(st.booleans()):
         layers.append(Positional(5, width))
+    kinds = "attention mlp norm rms gate recurrent encoder".split()
     for _ in range(draw(st.integers(1, 3))):
-        kind = draw(
-            st.sampled_from(
-                [
-                    "attention",
-                    "mlp",
-                    "norm",
-                    "rms",
-                    "gate",
-                    "recurrent",
-                    "encoder",
-                ]
-            )
-        )
+        kind = draw(st.sampled_from(kinds))
         if kind == "attention":
-            inner = nn.Sequential(
-                nn.LayerNorm(width),
-                Attention(width, 2, fused=draw(st.booleans())),
-            )
+            attention = Attention(width, 2, fused=draw(st.booleans()))
+            inner = nn.Sequential(nn.LayerNorm(width), attention)
             layers.append(Branches(nn.Identity(), inner, "add"))
         elif kind == "mlp":
-            inner = nn.Sequential(
-                nn.Linear(width, 8),
-                draw(st.sampled_from(ACTIVATIONS[:5]))(),
-                nn.Linear(8, width),
-            )
-            layers.append(
-                Branches(nn.Identity(), inner, "add") if draw(st.booleans()) else inner
-            )
+            act = draw(st.sampled_from(ACTIVATIONS[:5]))()
+            inner = nn.Sequential(nn.Linear(width, 8), act, nn.Linear(8, width))
+            is_residual = draw(st.booleans())
+            skip = Branches(nn.Identity(), inner, "add")
+            layers.append(skip if is_residual else inner)
         elif kind == "norm":
             layers.append(nn.LayerNorm(width, bias=draw(st.booleans())))
         elif kind == "rms":
             layers.append(nn.RMSNorm(width))
         elif kind == "gate":
             gate = nn.Sequential(nn.Linear(width, 6), nn.SiLU())
-            layers += [
-                Branches(gate, nn.Linear(width, 6), "mul"),
-                nn.Linear(6, width),
-            ]
+            layers += [Branches(gate, nn.Linear(width, 6), "mul"), nn.Linear(6, width)]
         elif kind == "encoder":
-            first = draw(st.booleans())
+            options = {"batch_first": True, "norm_first": draw(st.booleans())}
             layers.append(
-                nn.TransformerEncoderLayer(
-                    width, 2, 8, dropout=0.0, batch_first=True, norm_first=first
-                )
+                nn.TransformerEncoderLayer(width, 2, 8, dropout=0.0, **options)
             )
         else:
-            layers.append(
-                First(
-                    draw(st.sampled_from([nn.LSTM, nn.GRU, nn.RNN]))(
-                        width, width, batch_first=True
-                    )
-                )
-            )
+            recurrent = draw(st.sampled_from([nn.LSTM, nn.GRU, nn.RNN]))
+            layers.append(First(recurrent(width, width, batch_first=True)))
     layers.append(nn.Linear(width, 2))
     example = torch.randint(7, (2, 5)) if embedded else torch.randn(2, 5, 3)
     return nn.Sequential(*layers), example
@@ -213,10 +158,7 @@ class First(nn.Module):
 def networks(draw) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(draw(st.integers(0, 9)))
     model, example = draw(st.one_of(convolutional(), sequential_tokens()))
-    return (
-        model.double(),
-        example.double() if example.is_floating_point() else example,
-    )
+    return model.double(), example.double() if example.is_floating_point() else example
 
 
 COMMON = {

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from ngopt import build_graph
 from ngopt.graph.connectivity import unconnected
 from tests.equivariance import randomised
-from tests.whole import check, check_symmetries
+from tests.graph_checks import assert_inverse, check, check_symmetries, edges_with
 
 
 def double(model, *example):
@@ -20,9 +20,7 @@ def sizes(graph):
 
 def used(graph, name):
     """How many edges the elements of a parameter are."""
-    views = [block.view for block in graph.weights if block.view]
-    own = [view for view in views if graph.parameters[view.parameter].name == name]
-    return sum(view.numel for view in own)
+    return sum(block.view.numel for block in edges_with(graph, name))
 
 
 def test_a_single_map_is_pooled_along_its_space():
@@ -67,7 +65,7 @@ class PaddedTwoWays(nn.Module):
         )
 
 
-def test_neurons_do_not_become_one_with_what_padding_added():
+def test_neurons_are_not_unified_with_padding():
     graph = check(double(PaddedTwoWays(), torch.randn(2, 3)))
     assert all(group.name != "none" for group in graph.groups)
     # each of the rows has three neurons and a constant
@@ -87,13 +85,11 @@ class Windows(nn.Module):
         return F.linear(self.first(x).tanh(), self.weight.unfold(0, 3, 1))
 
 
-def test_windows_that_overlap_have_no_place_and_that_is_said():
+def test_overlapping_windows_are_unplaced():
     model, example = double(Windows(), torch.randn(4, 2))
     graph = build_graph(model, example)
     assert graph.unplaced == ("weight",)
-    params = randomised(model)
-    for a, b in zip(params, graph.scatter(graph.gather(params)), strict=True):
-        assert torch.equal(a, b)
+    assert_inverse(graph, randomised(model))
 
 
 def test_complex_inputs_are_neurons():
@@ -211,10 +207,7 @@ def test_a_weight_that_one_head_cannot_place_has_no_edges_of_the_others():
     check_symmetries(network, graph)
 
 
-def test_a_matrix_called_bias_is_one_layer():
-    parameters = [
-        ("first.weight", torch.ones(5, 4)),
-        ("prompt.bias", torch.ones(3, 5)),
-    ]
+def test_a_matrix_with_the_name_bias_is_one_layer():
+    parameters = [("first.weight", torch.ones(5, 4)), ("prompt.bias", torch.ones(3, 5))]
     graph = build_graph(parameters)
     assert used(graph, "prompt.bias") == 15

@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ngopt import build_graph
 from ngopt.graph.connectivity import unconnected
+from tests.graph_checks import biases_with
 from tests.networks import edges_of
 from tests.zoo import zoo_graph
 
@@ -25,19 +26,11 @@ def test_states_of_recurrent_layers_by_hand():
         b for b in graph.constants if graph.groups[b.target].name == "rnn.l0_reverse"
     )
     assert (given.shape, given.source_index) == ((4, 1, 1), (4, 5, 6, 7))
-    assert (reverse.shape, graph.groups[reverse.source].kind) == (
-        (1, 4, 1),
-        "constant",
-    )
-    learned = [
-        (b.kind, graph.groups[b.group].name)
-        for b in graph.biases
-        if graph.parameters[b.view.parameter].name == "begin"
-    ]
-    assert learned == [
-        ("recurrent", f"rnn.{name}")
-        for name in ("l0", "l0_reverse", "l1", "l1_reverse")
-    ]
+    assert (reverse.shape, graph.groups[reverse.source].kind) == ((1, 4, 1), "constant")
+    learned = biases_with(graph, "begin")
+    assert {b.kind for b in learned} == {"recurrent"}
+    names = [graph.groups[b.group].name for b in learned]
+    assert names == ["rnn.l0", "rnn.l0_reverse", "rnn.l1", "rnn.l1_reverse"]
     # the last hidden states and the last cells are the same neurons, seen in two ways
     assert sorted(kind for kind, _ in edges_of(graph, "head")) == ["weight"] * 4
     assert {source.split(".")[-1] for _, source in edges_of(graph, "head")} == {
@@ -59,11 +52,7 @@ class Projected(nn.Module):
 
     def forward(self, x):
         hidden, cells = self.rnn(
-            x,
-            (
-                x.new_zeros(1, x.shape[1], 2),
-                self.begin.expand(1, x.shape[1], 4),
-            ),
+            x, (x.new_zeros(1, x.shape[1], 2), self.begin.expand(1, x.shape[1], 4))
         )[1]
         return self.hidden(hidden[-1]), self.cells(cells[-1])
 
@@ -98,10 +87,7 @@ class Packed(nn.Module):
 
 def test_packed_sequences():
     graph = build_graph(Packed(), torch.randn(2, 5, 3))
-    assert [kind for kind, _ in edges_of(graph, "rnn.l0")] == [
-        "recurrent",
-        "weight",
-    ]
+    assert [kind for kind, _ in edges_of(graph, "rnn.l0")] == ["recurrent", "weight"]
     assert graph.unplaced == () and unconnected(graph) == []
 
 

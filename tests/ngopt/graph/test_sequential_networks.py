@@ -42,7 +42,7 @@ class Mirrored(nn.Module):
     [nn.ChannelShuffle(2), nn.GroupNorm(2, 4, affine=False), Mirrored()],
     ids=["shuffle", "norm", "own"],
 )
-def test_what_may_mix_neurons_is_not_read_but_traced(module):
+def test_modules_that_may_mix_neurons_are_traced(module):
     model = nn.Sequential(nn.Conv2d(3, 4, 1), module, nn.Conv2d(4, 2, 1))
     assert sequential_graph(model) is None
     assert build_graph(model) == build_graph(model, torch.randn(2, 3, 5, 5))

@@ -4,15 +4,14 @@ from torch import nn
 
 from ngopt import build_graph
 from ngopt.graph.connectivity import unconnected
+from tests.graph_checks import assert_inverse, biases_with, edges_with, random_values
 from tests.networks import edges_of
 from tests.zoo import zoo_graph
 
 
 def ends_of(graph, parameter):
     """Source group, source neurons and target group of all uses of a weight."""
-    uses = [
-        b for b in graph.weights if graph.parameters[b.view.parameter].name == parameter
-    ]
+    uses = edges_with(graph, parameter)
     return [(graph.groups[b.source].name, b.source_index, b.target) for b in uses]
 
 
@@ -21,12 +20,7 @@ def test_a_scale_shared_by_heads_is_a_node_with_an_edge_to_each():
     size = {g.name: g.size for g in graph.groups}
     assert [
         size[f"1.{name}"] for name in ("q", "q_norm", "q_norm.weight", "q_norm.groups")
-    ] == [
-        6,
-        6,
-        3,
-        2,
-    ]
+    ] == [6, 6, 3, 2]
     spread = next(
         b for b in graph.blocks if graph.groups[b.source].name == "1.q_norm.weight"
     )
@@ -41,44 +35,29 @@ def test_a_scale_shared_by_heads_is_a_node_with_an_edge_to_each():
         ("spread", "1.q_norm.weight"),
     ]
     kinds = {graph.groups[b.group].name: b.kind for b in graph.biases}
-    assert (kinds["1.k_norm.weight"], kinds["1.k_norm.bias"]) == (
-        "gamma",
-        "beta",
-    )
+    assert (kinds["1.k_norm.weight"], kinds["1.k_norm.bias"]) == ("gamma", "beta")
 
 
 def test_a_weight_has_a_use_for_every_row_of_neurons():
     graph = zoo_graph("shared")
     linear = ends_of(graph, "linear.weight")
     conv = ends_of(graph, "conv.weight")
-    assert [use[:2] for use in linear] == [
-        ("stem", (0, 1, 2)),
-        ("stem", (3, 4, 5)),
-    ]
+    assert [use[:2] for use in linear] == [("stem", (0, 1, 2)), ("stem", (3, 4, 5))]
     assert [use[:2] for use in conv] == [("linear", None)] * 2
-    assert (
-        len({target for *_, target in linear})
-        == len({target for *_, target in conv})
-        == 2
-    )
+    for uses in (linear, conv):
+        assert len({target for *_, target in uses}) == 2
 
 
-def test_places_that_a_norm_shares_are_slots():
+def test_places_under_one_norm_are_slots():
     graph = zoo_graph("shuffled")
     assert {g.name: g.size for g in graph.groups if g.kind == "neuron"} == {
         "x": 1, "stem": 3, "up": 4, "batch": 4, "group": 4, "out": 2,
     }  # fmt: skip
-    up = next(
-        b
-        for b in graph.weights
-        if graph.parameters[b.view.parameter].name == "up.weight"
-    )
+    up, *_ = edges_with(graph, "up.weight")
     assert (up.shape, up.slot_shape) == ((1, 4, 3), (4, 3, 3)), (
         "a kernel for each of the four places of a channel"
     )
-    assert [
-        b.slot_shape for b in graph.biases if graph.groups[b.group].name == "up"
-    ] == [(4,)]
+    assert [b.slot_shape for b in biases_with(graph, "up.bias")] == [(4,)]
     assert ends_of(graph, "out.weight")[0][:2] == ("group", None)
 
 
@@ -90,15 +69,9 @@ def test_sums_and_differences_by_hand():
     assert edges_of(graph, "add") == [("left", "sub_1"), ("right", "sub_1")]
     left, right = (b for b in graph.blocks if graph.groups[b.target].name == "add")
     assert (left.source_index, left.target_index) == (None, None)
-    assert (right.source_index, right.target_index) == (
-        None,
-        (5, 4, 3, 2, 1, 0),
-    )
+    assert (right.source_index, right.target_index) == (None, (5, 4, 3, 2, 1, 0))
     # the value is newer than the advantages, of which it meets three
-    assert edges_of(graph, "add_1") == [
-        ("left", "value"),
-        ("right", "advantage"),
-    ]
+    assert edges_of(graph, "add_1") == [("left", "value"), ("right", "advantage")]
     outputs = [(g.name, g.size) for g in graph.groups if g.role == "output"]
     assert outputs == [("sub_2", 3)]
 
@@ -116,15 +89,9 @@ def test_matrix_products_by_hand():
     # that of each of the experts
     assert [
         len(ends_of(graph, name)) for name in ("first.weight", "experts", "last.weight")
-    ] == [
-        1,
-        3,
-        1,
-    ]
+    ] == [1, 3, 1]
     graph = zoo_graph("prefixed")
-    keys = next(
-        b for b in graph.biases if graph.parameters[b.view.parameter].name == "keys"
-    )
+    keys, *_ = biases_with(graph, "keys")
     assert (graph.groups[keys.group].name, keys.view.shape) == ("k", (4, 2))
     # too many products
     x = torch.randn(2, 70, 5)
@@ -160,7 +127,7 @@ class Mixer(nn.Module):
         return self.last(self.norm(x).transpose(1, 2))
 
 
-def test_layers_over_positions_leave_channels_apart():
+def test_layers_over_positions_do_not_mix_channels():
     graph = build_graph(Mixer(), torch.randn(2, 5, 3))
     assert {g.name: g.size for g in graph.groups}["first"] == 4
     assert [g.size for g in graph.groups if g.kind == "position"] == [5, 5]
@@ -220,17 +187,10 @@ class Windowed(nn.Module):
 
 
 def test_elements_that_the_network_does_not_use_have_a_place():
-    model = Windowed()
-    graph = build_graph(model, torch.randn(2, 3, 3))
+    graph = build_graph(Windowed(), torch.randn(2, 3, 3))
     unused = {g.name: g.size for g in graph.groups if g.role == "isolated"}
     assert unused == {"table.unused": 5 * 4, "wide.unused": 30 - 16}
-    values = [torch.randn_like(p) for p in model.parameters()]
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(values, graph.scatter(graph.gather(values)), strict=True)
-    )
-    rows = [
-        b for b in graph.biases if graph.parameters[b.view.parameter].name == "rows"
-    ]
+    assert_inverse(graph, random_values(graph))
     # one after the other, not all alike
+    rows = biases_with(graph, "rows")
     assert [(b.kind, b.slot_shape) for b in rows] == [("shift", (3,))]

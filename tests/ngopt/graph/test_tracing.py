@@ -12,8 +12,17 @@ from ngopt.graph import Neurons, register_rule
 from ngopt.graph.connectivity import unconnected
 from ngopt.graph.rules.registry import RULES
 from ngopt.metanets import FeedForward
+from tests.graph_checks import assert_inverse, edges_with, random_values
 from tests.networks import edges_of
 from tests.zoo import GPT, Attention, Residual, zoo_network
+
+
+@pytest.fixture(autouse=True)
+def _rules_as_before():
+    before = dict(RULES)
+    yield
+    RULES.clear()
+    RULES.update(before)
 
 
 def test_residual_network_by_hand():
@@ -28,50 +37,31 @@ def test_residual_network_by_hand():
     assert edges_of(graph, "fc") == [("weight", "mul")]
     assert edges_of(graph, "mul") == [("left", "bn2"), ("right", "excite")]
     activation = {g.name: g.activation for g in graph.groups}
-    assert (activation["stem"], activation["excite"], activation["conv1"]) == (
-        "relu",
-        "sigmoid",
-        None,
-    )
+    assert activation["stem"] == "relu" and activation["excite"] == "sigmoid"
+    assert activation["conv1"] is None
 
 
 def test_attention_by_hand():
     graph = build_graph(Attention(6, 2, fused=False), torch.randn(2, 4, 6))
-    q, k, v = (
-        next(i for i, g in enumerate(graph.groups) if g.name == n) for n in "qkv"
-    )
-    heads = next(i for i, g in enumerate(graph.groups) if g.kind == "head")
+    names = [group.name for group in graph.groups]
+    q, k, v = map(names.index, "qkv")
+    heads = [group.kind for group in graph.groups].index("head")
     assert graph.groups[heads].size == 2
-    (pool,) = (b for b in graph.blocks if b.target == heads)
+    (pool,) = graph.blocks_into(heads)
     assert (pool.kind, pool.shape) == ("pool", (2, 1, 3))
-    products = pool.source
-    assert {
-        (b.kind, b.source, b.shape) for b in graph.blocks if b.target == products
-    } == {
-        ("left", q, (6, 1, 1)),
-        ("right", k, (6, 1, 1)),
-    }
-    (weighted,) = (b.target for b in graph.blocks if b.source == heads)
-    assert {
-        (b.kind, b.source, b.shape) for b in graph.blocks if b.target == weighted
-    } == {
-        ("left", heads, (2, 3, 1)),
-        ("right", v, (6, 1, 1)),
-    }
+    products = {(b.kind, b.source, b.shape) for b in graph.blocks_into(pool.source)}
+    assert products == {("left", q, (6, 1, 1)), ("right", k, (6, 1, 1))}
+    (target,) = (b.target for b in graph.blocks if b.source == heads)
+    weighted = {(b.kind, b.source, b.shape) for b in graph.blocks_into(target)}
+    assert weighted == {("left", heads, (2, 3, 1)), ("right", v, (6, 1, 1))}
 
 
 def test_tied_parameters_have_a_place_for_each_use():
     graph = build_graph(GPT(), torch.randint(11, (2, 6)))
     assert len(graph.parameters) == len(list(GPT().parameters()))
-    uses = [
-        b
-        for b in graph.weights
-        if graph.parameters[b.view.parameter].name == "wte.weight"
-    ]
+    uses = edges_with(graph, "wte.weight")
     assert [b.shape for b in uses] == [(1, 12, 11), (1, 11, 12)]
-    values = graph.gather(
-        [torch.randn(s.shape, dtype=torch.float64) for s in graph.parameters]
-    )
+    values = graph.gather([value.double() for value in random_values(graph)])
     edges = [
         e + (1 if b is uses[1] else 0)
         for b, e in zip(graph.weights, values.edges, strict=True)
@@ -94,21 +84,13 @@ def test_a_failing_rule_leaves_the_rest():
     @register_rule(Swish)
     def swish(tracer, node, module, x):
         tracer.edges(
-            tracer.elements(module.beta),
-            None,
-            tracer.nodes.new("swish", 4),
-            "bias",
+            tracer.elements(module.beta), None, tracer.nodes.new("swish", 4), "bias"
         )
         raise KeyError("odd")
 
-    try:
-        with pytest.warns(
-            UserWarning,
-            match="the rule 'swish' failed at '.*' in Sequential: KeyError",
-        ):
-            graph = build_graph(model, torch.randn(5, 2))
-    finally:
-        del RULES[Swish]
+    message = "the rule 'swish' failed at '.*' in Sequential: KeyError"
+    with pytest.warns(UserWarning, match=message):
+        graph = build_graph(model, torch.randn(5, 2))
     assert graph.unplaced == ("1.weight", "1.beta")
     assert edges_of(graph, "0") == [("weight", "input")]
 
@@ -124,23 +106,17 @@ def test_elements_that_do_not_fit_their_labels_are_named():
             tracer.nodes.new("swish", 4),
         )
 
-    try:
-        with pytest.warns(
-            UserWarning,
-            match=r"edges of '1.weight': .* of \(4, 3\); got \(3,\) and \(4,\)",
-        ):
-            build_graph(model, torch.randn(2, 2))
-    finally:
-        del RULES[Swish]
+    message = r"edges of '1.weight': .* of \(4, 3\); got \(3,\) and \(4,\)"
+    with pytest.warns(UserWarning, match=message):
+        build_graph(model, torch.randn(2, 2))
 
 
 def test_frozen_parameters_stay_in_the_graph():
     model, example = zoo_network("residual")
     for p in model.stem.parameters():
         p.requires_grad_(False)
-    assert build_graph(model, example).numel == sum(
-        p.numel() for p in model.parameters()
-    )
+    size = sum(p.numel() for p in model.parameters())
+    assert build_graph(model, example).numel == size
 
 
 class Normalised(nn.Module):
@@ -161,15 +137,8 @@ class Normalised(nn.Module):
 def test_a_parameter_without_a_rule_is_a_component_and_reported():
     graph = build_graph(Normalised(), torch.randn(2, 3))
     assert graph.unplaced == ()
-    assert [group.name for group in graph.groups if group.is_pinned] == [
-        "first",
-        "odd",
-    ]
-    values = [torch.randn(s.shape) for s in graph.parameters]
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(values, graph.scatter(graph.gather(values)), strict=True)
-    )
+    assert [group.name for group in graph.groups if group.is_pinned] == ["first", "odd"]
+    assert_inverse(graph, random_values(graph))
     fft = Residual()
     fft.spectrum = nn.Parameter(torch.randn(5))
     graph = build_graph(fft, torch.randn(2, 2, 8, 8))
@@ -188,7 +157,7 @@ class Swish(nn.Module):
         return y * torch.sigmoid(torch.cumsum(y, -1) * self.beta)
 
 
-def test_rules_for_modules_and_functions_of_ones_own():
+def test_user_defined_rules():
     model = nn.Sequential(nn.Linear(2, 3), Swish(), nn.Linear(4, 2))
     seen = []
 
@@ -204,18 +173,16 @@ def test_rules_for_modules_and_functions_of_ones_own():
         tracer.edges(tracer.elements(module.beta), None, targets, "slope")
         return Neurons(targets.expand(tracer.shape_of(node)))
 
-    try:
-        graph = build_graph(model, torch.randn(5, 2))
-    finally:
-        del RULES[Swish]
+    graph = build_graph(model, torch.randn(5, 2))
     assert seen == [Swish]
     assert edges_of(graph, "swish") == [("weight", "0")]
     assert edges_of(graph, "2") == [("weight", "swish")]
     assert [b.kind for b in graph.biases] == ["bias", "slope", "bias"]
+    del RULES[Swish]
     assert edges_of(build_graph(model, torch.randn(5, 2)), "2") != [("weight", "swish")]
 
 
-def test_the_rule_that_is_shown_to_contributors():
+def test_the_documented_rule_works():
     text = (Path(__file__).parents[3] / "docs" / "extending.md").read_text()
     example = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[0]
     names: dict = {}
@@ -230,19 +197,17 @@ def test_the_rule_that_is_shown_to_contributors():
     assert graph.unplaced == ()
 
 
-def test_the_optimizer_says_what_it_could_not_connect(caplog):
-    model = Residual()
-    with caplog.at_level(logging.INFO, logger="ngopt"):
-        apart = unconnected(
-            NGOptimizer(model.parameters(), weights=FeedForward()).graph
-        )
+def test_the_optimizer_logs_unconnected_parameters(caplog):
+    def unconnected_of(model):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="ngopt"):
+            opt = NGOptimizer(model.parameters(), weights=FeedForward())
+            return unconnected(opt.graph)
+
+    names = unconnected_of(Residual())
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert apart
-    assert f"{len(apart)} of 17 tensors are unconnected" in record.getMessage()
-    caplog.clear()
-    with caplog.at_level(logging.INFO, logger="ngopt"):
-        assert not unconnected(
-            NGOptimizer(nn.Linear(3, 2).parameters(), weights=FeedForward()).graph
-        )
+    assert names
+    assert f"{len(names)} of 17 tensors are unconnected" in record.getMessage()
+    assert not unconnected_of(nn.Linear(3, 2))
     assert not caplog.records

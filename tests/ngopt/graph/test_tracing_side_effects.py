@@ -81,7 +81,7 @@ def _clean():
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_what_a_forward_stores_is_as_before(kind):
+def test_stored_values_are_as_before(kind):
     model = kind()
     model(torch.randn(4, 8))
     items, first = list(model.kept.items), model.first
@@ -119,7 +119,7 @@ def test_a_tensor_of_a_class_that_a_forward_writes_is_as_before():
     assert not Writing.queue.any()
 
 
-def test_a_memory_bank_is_trained_with():
+def test_activations_stored_in_a_forward_train():
     model = Net()
     opt = NGOptimizer(model.parameters(), model=model)
     for _ in range(3):
@@ -267,7 +267,7 @@ class TestCopies:
         graph = build_graph(model, torch.randn(5, 3))
         assert graph.unplaced == () and unconnected(graph) == []
 
-    def test_what_releases_something_is_shared(self, tmp_path):
+    def test_files_and_objects_with_del_are_shared(self, tmp_path):
         class Owner:
             def __del__(self):
                 deleted.append(1)

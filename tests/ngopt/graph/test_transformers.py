@@ -12,6 +12,7 @@ pytest.importorskip("transformers")
 from benchmarks.parameter_roles import TRANSFORMERS, network
 from ngopt import build_graph
 from ngopt.graph.connectivity import components, unconnected
+from tests.graph_checks import assert_inverse
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
@@ -22,18 +23,9 @@ def test_transformers_are_traced_whole(name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         graph = build_graph(model, example)
-    assert (
-        graph.unplaced,
-        unconnected(graph),
-        len(set(components(graph))),
-    ) == (
-        (),
-        [],
-        1,
-    )
-    values = [p.detach() for p in model.parameters()]
-    back = graph.scatter(graph.gather(values))
-    assert all(torch.equal(p, q) for p, q in zip(values, back, strict=True))
+    assert graph.unplaced == () and unconnected(graph) == []
+    assert len(set(components(graph))) == 1
+    assert_inverse(graph, [p.detach() for p in model.parameters()])
     heads = sum(group.size for group in graph.groups if group.kind == "head")
     attentions = {"t5": 6}.get(name, 2)
     assert heads == attentions * {"llama": 4}.get(name, 3)
@@ -59,7 +51,7 @@ class Keeping(nn.Linear):
         return {"y": y, "kept": Cache(y), "count": 3}
 
 
-def test_a_module_is_as_before_when_it_has_been_traced():
+def test_a_trace_removes_its_hook():
     model = Keeping(3, 4)
     graph = build_graph(model, torch.randn(2, 3))
     assert [group.role for group in graph.groups] == ["input", "output"]

@@ -6,6 +6,7 @@ from torch import nn
 
 from ngopt import build_graph
 from ngopt.graph.connectivity import unconnected
+from tests.graph_checks import assert_inverse, biases_with, edges_with, random_values
 
 LENGTH, WIDTH = 32, 8
 SHAPES = {
@@ -62,9 +63,7 @@ def test_a_shorter_input_gives_the_same_graph(kind, length):
     graph = traced(model, length)
     assert unconnected(graph) == []
     assert graph == traced(model, LENGTH)
-    values = [torch.randn_like(p) for p in model.parameters()]
-    back = graph.scatter(graph.gather(values))
-    assert all(torch.equal(a, b) for a, b in zip(values, back, strict=True))
+    assert_inverse(graph, random_values(graph))
 
 
 def test_rows_that_do_different_things_are_not_joined():
@@ -79,8 +78,6 @@ def test_rows_that_do_different_things_are_not_joined():
 
     graph = build_graph(Modulated(), torch.randn(4, 3))
     assert unconnected(graph) == []
-    names = [spec.name for spec in graph.parameters]
-    number = names.index("table")
-    places = [b for b in (*graph.weights, *graph.biases) if b.view.parameter == number]
+    places = edges_with(graph, "table") + biases_with(graph, "table")
     assert {b.kind for b in places} == {"scale", "shift", "other"}
     assert {b.view.numel for b in places} == {8}

@@ -22,110 +22,74 @@ def networks():
     return {name: (zoo_network(name)[0], zoo_graph(name)) for name in NAMES}
 
 
-def numbered(graph, features=()):
-    """Values that say which element they are: all different."""
-    values, start = [], 1
-    for spec in graph.parameters:
-        value = torch.arange(start, start + spec.numel, dtype=torch.float64).reshape(
-            spec.shape
-        )
-        values.append(
-            torch.stack([value * 10**k for k in range(features[0])], -1)
-            if features
-            else value
-        )
-        start += spec.numel
-    return values
+def numbered(graph):
+    """Values of all elements, from 1: all different."""
+    return graph.unflatten(torch.arange(1.0, graph.numel + 1, dtype=torch.float64))
+
+
+def paired(graph):
+    """Two features for each element: its number, and ten times its number."""
+    return [torch.stack([value, 10 * value], -1) for value in numbered(graph)]
 
 
 def oracle(graph, values):
     """Every edge of the edge list: source, target, block, the values of its slots."""
     edges = to_edge_list(graph)
-    flat = [value.flatten().tolist() for value in values]
-    rows = zip(
-        edges.sources,
-        edges.targets,
-        edges.block,
-        edges.parameter.tolist(),
-        edges.element.tolist(),
-        strict=True,
-    )
-    return Counter(
-        (
-            int(s),
-            int(t),
-            int(b),
-            tuple(flat[p][e] for p, e in zip(ps, es, strict=True) if e >= 0),
-        )
-        for s, t, b, ps, es in rows
-    )
+    counts = Counter()
+    places = edges.sources.tolist(), edges.targets.tolist(), edges.block.tolist()
+    slots = edges.parameter.tolist(), edges.element.tolist()
+    for *place, parameters, elements in zip(*places, *slots, strict=True):
+        counts[*place, tuple(slot_values(values, parameters, elements))] += 1
+    return counts
+
+
+def slot_values(values, parameters, elements):
+    """The values of slots, without those that have no element."""
+    slots = zip(parameters, elements, strict=True)
+    return [float(values[p].flatten()[e]) for p, e in slots if e >= 0]
 
 
 def node_oracle(graph, values):
     """For every node the values of its biases."""
     edges = to_edge_list(graph)
-    found = [[] for _ in range(sum(group.size for group in graph.groups))]
-    for node, ps, es in zip(
-        edges.node.tolist(),
-        edges.node_parameter.tolist(),
-        edges.node_element.tolist(),
-        strict=True,
-    ):
-        found[node] += [
-            float(values[p].flatten()[e]) for p, e in zip(ps, es, strict=True) if e >= 0
-        ]
-    return found
+    at_nodes = [[] for _ in range(sum(group.size for group in graph.groups))]
+    slots = edges.node_parameter.tolist(), edges.node_element.tolist()
+    for node, parameters, elements in zip(edges.node.tolist(), *slots, strict=True):
+        at_nodes[node] += slot_values(values, parameters, elements)
+    return at_nodes
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_networkx_has_the_edges_of_the_edge_list(networks, name):
     graph = networks[name][1]
     values = numbered(graph)
-    found = to_networkx(graph, values)
-    edges = Counter(
-        (s, t, data["block"], tuple(data["values"]))
-        for s, t, data in found.edges(data=True)
-    )
+    view = to_networkx(graph, values)
+    edges = Counter()
+    for source, target, data in view.edges(data=True):
+        edges[source, target, data["block"], tuple(data["values"])] += 1
+        assert data["kind"] == graph.blocks[data["block"]].kind
     assert edges == oracle(graph, values)
-    assert [found.nodes[n]["values"] for n in range(len(found))] == node_oracle(
-        graph, values
-    )
-    by_name = {
-        spec.name: value.flatten()
-        for spec, value in zip(graph.parameters, values, strict=True)
-    }
-    for *_, data in [*found.edges(data=True), *found.nodes(data=True)]:
-        assert [
-            float(by_name[parameter][element]) for parameter, element in data["slots"]
-        ] == data["values"]
-    assert all(
-        data["kind"] == graph.blocks[data["block"]].kind
-        for *_, data in found.edges(data=True)
-    )
+    on_nodes = [view.nodes[node]["values"] for node in range(len(view))]
+    assert on_nodes == node_oracle(graph, values)
+    names = [spec.name for spec in graph.parameters]
+    by_name = dict(zip(names, values, strict=True))
+    for *_, data in [*view.edges(data=True), *view.nodes(data=True)]:
+        slots = [float(by_name[name].flatten()[k]) for name, k in data["slots"]]
+        assert slots == data["values"]
 
 
-def test_networkx_nodes_know_their_group(networks):
+def test_networkx_nodes_have_the_attributes_of_their_group(networks):
     graph = networks["gated"][1]
-    found = to_networkx(graph)
+    nodes = to_networkx(graph).nodes
     places = [(g, i) for g, group in enumerate(graph.groups) for i in range(group.size)]
-    for node, (g, i) in enumerate(places):
-        data = found.nodes[node]
-        group = graph.groups[g]
-        assert (data["group"], data["index"]) == (g, i)
-        assert data["name"] == group.name
-        assert (data["kind"], data["role"], data["depth"]) == (
-            group.kind,
-            group.role,
-            group.depth,
-        )
-        assert data["activation"] == group.activation
+    for node, (number, index) in enumerate(places):
+        data = nodes[node]
+        assert (data["group"], data["index"]) == (number, index)
+        for key in ("name", "kind", "role", "depth", "activation"):
+            assert data[key] == getattr(graph.groups[number], key)
         assert "values" not in data
-    assert len(found) == len(places)
-    assert {data["activation"] for _, data in found.nodes(data=True)} >= {
-        "silu",
-        "tanh",
-        None,
-    }
+    assert len(nodes) == len(places)
+    assert {nodes[node]["activation"] for node in nodes} >= {"silu", "tanh", None}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -134,16 +98,11 @@ def test_pyg_has_the_edges_of_the_edge_list(networks, name):
     values = numbered(graph)
     data = to_pyg(graph, values)
     data.validate()
-    rows = zip(
-        data.edge_index.T.tolist(),
-        data.edge_block.tolist(),
-        data.edge_attr,
-        data.edge_mask,
-        strict=True,
-    )
-    assert Counter(
-        (s, t, b, tuple(attr[mask].tolist())) for (s, t), b, attr, mask in rows
-    ) == oracle(graph, values)
+    edges = Counter()
+    ends = *data.edge_index.tolist(), data.edge_block.tolist()
+    for *place, attr, mask in zip(*ends, data.edge_attr, data.edge_mask, strict=True):
+        edges[*place, tuple(attr[mask].tolist())] += 1
+    assert edges == oracle(graph, values)
     biases = [x[mask].tolist() for x, mask in zip(data.x, data.node_mask, strict=True)]
     assert biases == node_oracle(graph, values)
     assert not data.edge_attr[~data.edge_mask].any()
@@ -151,27 +110,20 @@ def test_pyg_has_the_edges_of_the_edge_list(networks, name):
     kinds = [EDGE_KINDS[k] for k in data.edge_kind.tolist()]
     assert kinds == [graph.blocks[b].kind for b in data.edge_block.tolist()]
     groups = [graph.groups[g] for g in data.node_group.tolist()]
-    assert [NODE_KINDS[k] for k in data.node_kind.tolist()] == [
-        group.kind for group in groups
-    ]
+    kinds = [NODE_KINDS[k] for k in data.node_kind.tolist()]
+    assert kinds == [group.kind for group in groups]
     assert data.node_depth.tolist() == pytest.approx([group.depth for group in groups])
     assert data.num_nodes == len(groups)
 
 
 def test_features_come_behind_slots(networks):
     graph = networks["residual"][1]
-    data = to_pyg(graph, numbered(graph, (2,)))
+    data = to_pyg(graph, paired(graph))
     one = to_pyg(graph, numbered(graph))
-    torch.testing.assert_close(
-        data.edge_attr, torch.stack([one.edge_attr, 10 * one.edge_attr], -1)
-    )
-    torch.testing.assert_close(data.x, torch.stack([one.x, 10 * one.x], -1))
-    found = to_networkx(graph, numbered(graph, (2,)))
-    assert all(
-        pair[1] == 10 * pair[0]
-        for *_, edge in found.edges(data=True)
-        for pair in edge["values"]
-    )
+    for pairs, single in ((data.edge_attr, one.edge_attr), (data.x, one.x)):
+        torch.testing.assert_close(pairs, torch.stack([single, 10 * single], -1))
+    for *_, edge in to_networkx(graph, paired(graph)).edges(data=True):
+        assert all(second == 10 * first for first, second in edge["values"])
 
 
 def test_complex_values_are_pairs_of_slots():
@@ -180,15 +132,9 @@ def test_complex_values_are_pairs_of_slots():
         torch.randn(3, dtype=torch.complex128),
     ]
     data = to_pyg(build_graph(values), values)
-    torch.testing.assert_close(
-        data.edge_attr,
-        torch.view_as_real(values[0]).reshape(6, 2),
-        rtol=0,
-        atol=0,
-    )
-    torch.testing.assert_close(
-        data.x[2:], torch.view_as_real(values[1]), rtol=0, atol=0
-    )
+    weight, bias = map(torch.view_as_real, values)
+    assert torch.equal(data.edge_attr, weight.reshape(6, 2))
+    assert torch.equal(data.x[2:], bias)
 
 
 def test_gradients_flow_from_pyg_to_parameters():
@@ -199,20 +145,17 @@ def test_gradients_flow_from_pyg_to_parameters():
         torch.testing.assert_close(parameter.grad, 2 * parameter.detach())
 
 
-def test_a_batch_keeps_graphs_apart(networks):
+def test_a_batch_does_not_connect_graphs(networks):
     graph = networks["gated"][1]
     other = networks["residual"][1]
-    values = numbered(graph)
-    parts = [
-        to_pyg(graph, values, slots=9),
-        to_pyg(other, numbered(other), slots=9),
-    ]
-    batch = Batch.from_data_list([parts[0], parts[1], parts[0]])
-    assert batch.num_nodes == 2 * parts[0].num_nodes + parts[1].num_nodes
-    ends = batch.batch[batch.edge_index]
-    assert torch.equal(ends[0], ends[1])
-    assert torch.bincount(ends[0]).tolist() == [parts[k].num_edges for k in (0, 1, 0)]
-    for k, part in enumerate((parts[0], parts[1], parts[0])):
+    one = to_pyg(graph, numbered(graph), slots=9)
+    parts = [one, to_pyg(other, numbered(other), slots=9), one]
+    batch = Batch.from_data_list(parts)
+    assert batch.num_nodes == sum(part.num_nodes for part in parts)
+    sources, targets = batch.batch[batch.edge_index]
+    assert torch.equal(sources, targets)
+    assert torch.bincount(sources).tolist() == [part.num_edges for part in parts]
+    for k, part in enumerate(parts):
         back = batch.get_example(k)
         keys = set(part.keys())  # in no fixed order
         assert set(back.keys()) == keys
@@ -223,45 +166,30 @@ def test_too_few_slots_and_values_that_do_not_fit_are_errors(networks):
     graph = networks["residual"][1]
     with pytest.raises(ValueError, match="expected at least 9 slots, .*; got 8"):
         to_pyg(graph, slots=8)
+    message = f"expected {len(graph.parameters)} values, one per parameter; got 1"
     for function in (to_pyg, to_networkx):
-        with pytest.raises(
-            ValueError,
-            match=f"expected {len(graph.parameters)} values, one per parameter; got 1",
-        ):
+        with pytest.raises(ValueError, match=message):
             function(graph, [torch.zeros(3)])
 
 
 @pytest.mark.parametrize(
-    ("function", "library"),
-    [(to_networkx, "networkx"), (to_pyg, "torch_geometric")],
+    ("function", "library"), [(to_networkx, "networkx"), (to_pyg, "torch_geometric")]
 )
 def test_a_missing_library_is_named(function, library, monkeypatch):
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(
-        ImportError,
-        match=rf"{function.__name__} needs {library}; .*pip install 'ngopt\[graph\]'",
-    ):
+    name = function.__name__
+    message = rf"{name} needs {library}; .*pip install 'ngopt\[graph\]'"
+    with pytest.raises(ImportError, match=message):
         function(build_graph(mlp(2, 3, 1)))
 
 
 def test_summary_is_a_table_of_groups(networks):
     lines = networks["residual"][1].summary().splitlines()
-    assert lines[0].split() == [
-        "group",
-        "nodes",
-        "from",
-        "edges",
-        "and",
-        "biases",
-        "slots",
-        "elements",
-        "activation",
-        "role",
-    ]
+    header = "group nodes from edges and biases slots elements activation role"
+    assert lines[0].split() == header.split()
     row = next(line for line in lines if " bn2 " in line)
-    assert (
-        row.split() == "5 bn2 6 4, 6 2 x one to one + 2 x beta 1 24 relu hidden".split()
-    )
+    words = "5 bn2 6 4, 6 2 x one to one + 2 x beta 1 24 relu hidden"
+    assert row.split() == words.split()
     assert lines[-1].startswith(
         "52 nodes in 11 groups, 572 parameter elements in 10 blocks and 7 biases; "
         "1 component"
@@ -284,7 +212,7 @@ class Dense(nn.Module):
         return x
 
 
-def test_summary_abbreviates_what_is_many():
+def test_summary_abbreviates_many_blocks():
     graph = build_graph(Dense(), torch.randn(2, 4))
     lines = graph.summary().splitlines()
     (norm,) = [line for line in lines if " norms.4 " in line]
@@ -292,10 +220,8 @@ def test_summary_abbreviates_what_is_many():
     assert "5 x one to one + 5 x beta" in norm
     (last,) = [line for line in lines if " layers.4 " in line]
     assert "5 groups  4 -> 4 + 4 x (3 -> 4) + bias" in last
-    elements = [
-        line[line.index("beta") :].split()[2] for line in lines if " norms." in line
-    ]
-    assert [int(e) for e in elements] == [2 * (4 + 3 * k) for k in range(5)]
+    norms = [line[line.index("beta") :].split() for line in lines if " norms." in line]
+    assert [int(words[2]) for words in norms] == [2 * (4 + 3 * k) for k in range(5)]
     wide = build_graph([("a" * 30 + "." + "b" * 30 + ".weight", torch.zeros(2, 3))])
     assert "..." + "b" * 30 in wide.summary()
     assert "a" * 10 not in wide.summary()
@@ -311,22 +237,14 @@ def test_blocks_of_many_sizes_are_summed():
         def forward(self, x):
             return self.last(torch.cat([part(x).relu() for part in self.parts], dim=1))
 
-    assert (
-        "5 blocks: 15 -> 3 + bias" in build_graph(Sizes(), torch.randn(2, 2)).summary()
-    )
+    text = build_graph(Sizes(), torch.randn(2, 2)).summary()
+    assert "5 blocks: 15 -> 3 + bias" in text
 
 
 def test_names_are_shortened_from_the_front():
     assert shorten("layer1.conv", 11) == "layer1.conv"
     assert shorten("encoder.layer1.conv", 16) == "...layer1.conv"
     assert shorten("encoder." + "x" * 40, 20) == "..." + "x" * 17
+    name = "encoder.layers.encoder_layer_11.self_attention.out_proj"
     for width in range(8, 40):
-        assert (
-            len(
-                shorten(
-                    "encoder.layers.encoder_layer_11.self_attention.out_proj",
-                    width,
-                )
-            )
-            <= width
-        )
+        assert len(shorten(name, width)) <= width

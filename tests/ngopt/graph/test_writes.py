@@ -6,8 +6,8 @@ from torch import nn
 
 from ngopt import build_graph
 from ngopt.graph.connectivity import unconnected
+from tests.graph_checks import check
 from tests.networks import edges_of
-from tests.whole import check
 
 
 class Layers(nn.Module):
@@ -118,7 +118,7 @@ NETWORKS = [
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_symmetries_of_what_is_written_are_the_network_s(network, recwarn):
+def test_graphs_of_networks_that_write_are_whole_and_symmetric(network, recwarn):
     torch.manual_seed(0)
     graph = check((network(), torch.randn(6, 3, dtype=torch.double)))
     assert not unconnected(graph)
@@ -126,12 +126,12 @@ def test_symmetries_of_what_is_written_are_the_network_s(network, recwarn):
 
 
 @pytest.mark.parametrize("network", [ToAView, OnlyRecorded])
-def test_what_is_written_to_a_view_is_read_from_the_whole(network):
+def test_writes_to_a_view_change_the_whole_tensor(network):
     graph = build_graph(network(), torch.randn(6, 3, dtype=torch.double))
     assert edges_of(graph, "c") == [("weight", "a"), ("weight", "mul_")]
 
 
-def test_nothing_comes_of_what_is_erased():
+def test_erased_neurons_have_no_edges():
     graph = build_graph(Erased(), torch.randn(6, 3, dtype=torch.double))
     used = [block for block in graph.blocks if graph.groups[block.target].name == "c"]
     assert sum(block.shape[2] for block in used if block.kind == "weight") == 2 + 2

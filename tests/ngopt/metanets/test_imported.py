@@ -8,7 +8,7 @@ from ngopt.pretrained import save_pretrained, weights_hash
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 from tests.interpreters import printed
 
-OWN = "tests.own:Halved"
+OWN = "tests.user_classes:Halved"
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def weights(tmp_path):
 
 
 def test_weights_of_your_own_metanet_are_those_that_were_saved(weights):
-    from tests.own import Halved
+    from tests.user_classes import Halved
 
     metanet = load_pretrained(weights).metanet
     assert type(metanet) is Halved  # and not the "ff" whose name it inherits
@@ -46,14 +46,14 @@ try:
     load_pretrained({str(weights)!r})
 except ValueError as error:
     print(error)
-assert "tests.own" not in sys.modules
-import tests.own
+assert "tests.user_classes" not in sys.modules
+import tests.user_classes
 print(type(load_pretrained({str(weights)!r}).metanet).__name__)
 """
     error, name = printed(code).splitlines()
     told = (
-        f"weights file '{weights}': metanet '{OWN}': expected module 'tests.own' to "
-        "be imported"
+        f"weights file '{weights}': metanet '{OWN}': expected module "
+        "'tests.user_classes' to be imported"
     )
     assert error.startswith(told)
     assert f"import it first; on the command line pass --metanet {OWN}" in error
@@ -65,9 +65,12 @@ print(type(load_pretrained({str(weights)!r}).metanet).__name__)
     [
         ("gnn", "metanet 'gnn': expected one of ff, lstm, .*, or module:Class"),
         ("tests.none:Own", "expected a module 'tests.none'; got: No module named"),
-        ("tests.own:Other", "expected 'Other' in module 'tests.own'; got none"),
         (
-            "tests.own:NoModel",
+            "tests.user_classes:Other",
+            "expected 'Other' in module 'tests.user_classes'; got none",
+        ),
+        (
+            "tests.user_classes:NoModel",
             "a subclass of ngopt.metanets.metanet.Metanet; got <class",
         ),
         (":Own", "metanet ':Own': expected one of"),

@@ -47,10 +47,10 @@ def _mean(x: Tensor) -> Tensor:
     ],
     ids=["rms", "layer", "length", "weightless", "function"],
 )
-def test_norms_by_hand_are_known_by_what_they_do(norm):
+def test_norms_written_with_operators_have_the_role_norm(norm):
     roles = parameter_roles(Normed(norm), torch.randn(2, 5, 3))
-    found = [roles[name].role for name in ("scale", "shift", "factor")]
-    assert found == ["norm", "norm", "other"]
+    names_of_roles = [roles[name].role for name in ("scale", "shift", "factor")]
+    assert names_of_roles == ["norm", "norm", "other"]
 
 
 def test_a_norm_of_each_head():
@@ -86,10 +86,10 @@ def test_weights_that_are_standardized_are_weights():
         return nn.Sequential(layer(2, 5, 3), nn.ReLU(), layer(5, 4, 3))
 
     example = torch.randn(2, 2, 9, 9)
-    found = [
+    roles = [
         parameter_roles(network(layer), example) for layer in (nn.Conv2d, Standardized)
     ]
-    assert found[0] == found[1]
+    assert roles[0] == roles[1]
 
 
 def test_a_scale_alone_is_no_norm():

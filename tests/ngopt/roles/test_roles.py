@@ -13,6 +13,7 @@ from benchmarks.parameter_roles import TRANSFORMERS, label, network
 from ngopt import NeuralGraph, build_graph, parameter_roles
 from ngopt.graph.transforms import join_graphs, reordered
 from ngopt.roles.from_graph import ParameterRole, matrices_of_biases, roles_of
+from tests.graph_checks import assert_inverse
 from tests.zoo import ZOO, zoo_graph, zoo_network
 
 MATRICES = ("embedding", "output", "matrix")
@@ -53,22 +54,19 @@ def test_matrices_of_any_network_hold_every_element_once(name):
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
-def test_roles_are_those_that_a_person_gives(name):
+def test_roles_equal_those_assigned_by_hand(name):
     model, example = network(name)
     _assert_as_by_hand(name, model, build_graph(model, example))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_torchvision_families_are_whole_and_have_roles_that_a_person_gives(family):
+def test_torchvision_families_are_whole_with_roles_assigned_by_hand(family):
     model, example = network(family)
     graph = build_graph(model, example)
     assert graph.unplaced == ()
     assert "1 component, 0 elements unconnected" in graph.summary()
-    values = [p.detach() for p in model.parameters()]
-    back = graph.scatter(graph.gather(values))
-    assert all(torch.equal(a, b) for a, b in zip(values, back, strict=True))
-    assert sum(v.numel() for v in values) == graph.numel
+    assert_inverse(graph, [p.detach() for p in model.parameters()])
     _assert_as_by_hand(family, model, graph)
 
 
@@ -90,7 +88,11 @@ def shapes(role: ParameterRole) -> list[tuple[int, ...]]:
     return [block.view.shape for block in role.blocks]
 
 
-def test_heads_are_apart_and_rows_are_outputs():
+def zeros(sizes: dict[str, tuple[int, ...]]) -> list[tuple[str, Tensor]]:
+    return [(name, torch.zeros(size)) for name, size in sizes.items()]
+
+
+def test_each_head_is_a_matrix_whose_rows_are_outputs():
     """GPT-2 packs q, k and v into one (in, out) weight."""
     model, example = network("gpt2")
     roles = parameter_roles(model, example)
@@ -115,11 +117,12 @@ def test_a_bias_is_of_the_matrix_that_leads_to_the_same_neurons():
 
 def test_grouped_queries_have_fewer_keys():
     roles = parameter_roles(*network("llama"))
-    found = [shapes(roles[f"model.layers.1.self_attn.{p}_proj.weight"]) for p in "qkvo"]
-    assert found == [[(4, 6, 24)], [(2, 6, 24)], [(2, 6, 24)], [(1, 24, 24)]]
+    expected = {"q": (4, 6, 24), "k": (2, 6, 24), "v": (2, 6, 24), "o": (1, 24, 24)}
+    for part, shape in expected.items():
+        assert shapes(roles[f"model.layers.1.self_attn.{part}_proj.weight"]) == [shape]
 
 
-def test_matrices_that_read_the_same_neurons_say_so():
+def test_matrices_with_the_same_inputs_have_equal_columns():
     roles = parameter_roles(*network("bert"))
     layer = "bert.encoder.layer.0.attention.self"
     q, k, v = (
@@ -131,7 +134,7 @@ def test_matrices_that_read_the_same_neurons_say_so():
 
 
 @pytest.mark.parametrize(("layer", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
-def test_gates_are_apart(layer, gates):
+def test_each_gate_is_a_matrix(layer, gates):
     model = layer(3, 5, num_layers=2)
     traced = parameter_roles(model, torch.randn(4, 2, 3))
     for roles in (traced, parameter_roles(model.named_parameters())):
@@ -149,9 +152,9 @@ def test_biases_of_recurrent_layers_without_names(layer, bidirectional):
         nn.LayerNorm(8 + 8 * bidirectional),
         nn.Linear(8 + 8 * bidirectional, 30),
     )
-    found = [role.role for role in parameter_roles(model.parameters()).values()]
+    names = [role.role for role in parameter_roles(model.parameters()).values()]
     recurrent = ["matrix", "matrix", "bias", "bias"] * (4 if bidirectional else 2)
-    assert found == ["embedding", *recurrent, "norm", "norm", "output", "bias"]
+    assert names == ["embedding", *recurrent, "norm", "norm", "output", "bias"]
 
 
 def test_a_recurrent_layer_without_names_that_reads_inputs():
@@ -182,7 +185,7 @@ class GatedUnit(nn.Module):
         return self.head(x + self.back(F.silu(left) * right))
 
 
-def test_halves_of_a_gated_unit_are_apart():
+def test_halves_of_a_gated_unit_are_two_matrices():
     roles = parameter_roles(GatedUnit(), torch.randint(7, (2, 3)))
     assert shapes(roles["both.weight"]) == [(2, 6, 4)]
     assert shapes(roles["back.weight"]) == [(1, 4, 6)]
@@ -192,14 +195,14 @@ def test_halves_of_a_gated_unit_are_apart():
     ]
 
 
-def test_a_step_by_step_lstm_has_gates_too():
+def test_cells_in_a_loop_have_gates():
     roles = roles_of(zoo_graph("cells"))
-    found = {role.name: shapes(role) for role in roles if role.blocks}
-    assert found["reader.weight_ih"] == [(4, 4, 3)]
-    assert found["writer.weight_hh"] == [(3, 5, 5)]
+    by_name = {role.name: shapes(role) for role in roles if role.blocks}
+    assert by_name["reader.weight_ih"] == [(4, 4, 3)]
+    assert by_name["writer.weight_hh"] == [(3, 5, 5)]
 
 
-def test_experts_are_apart():
+def test_each_expert_is_a_matrix():
     roles = {role.name: role for role in roles_of(zoo_graph("mixture"))}
     assert shapes(roles["experts"]) == [(3, 5, 4)]
 
@@ -243,19 +246,12 @@ def test_unused_parameters_have_a_role_by_shape():
     assert roles["lone"].role == "other"
 
 
-def test_names_say_what_is_fused_and_transposed():
-    sizes = {
-        "c_attn.weight": (4, 12),
-        "c_attn.bias": (12,),
-        "c_proj.weight": (4, 4),
-    }
-    roles = parameter_roles([(name, torch.zeros(size)) for name, size in sizes.items()])
+def test_fused_and_transposed_weights_by_name():
+    sizes = {"c_attn.weight": (4, 12), "c_attn.bias": (12,), "c_proj.weight": (4, 4)}
+    roles = parameter_roles(zeros(sizes))
     attention = roles["c_attn.weight"].blocks[0]
     projection = roles["c_proj.weight"].blocks[0]
-    assert (attention.view.shape, attention.view.strides) == (
-        (3, 4, 4),
-        (4, 1, 12),
-    )
+    assert (attention.view.shape, attention.view.strides) == ((3, 4, 4), (4, 1, 12))
     assert projection.view.strides == (0, 1, 4)
 
 
@@ -281,12 +277,12 @@ def test_embeddings_behind_a_head_that_shares_one(named):
         "down.weight": (8, 12),
         "down.bias": (8,),
     }
-    given = [(name, torch.zeros(size)) for name, size in sizes.items()]
+    given = zeros(sizes)
     roles = parameter_roles(given if named else [p for _, p in given])
-    found = dict(zip(sizes, (role.role for role in roles.values()), strict=True))
-    tables = {name for name, role in found.items() if role == "embedding"}
+    by_name = dict(zip(sizes, (role.role for role in roles.values()), strict=True))
+    tables = {name for name, role in by_name.items() if role == "embedding"}
     assert tables == {"head.words.weight", "kinds.weight", "places.weight"}
-    assert "output" not in found.values()
+    assert "output" not in by_name.values()
 
 
 def test_few_keys_and_gates_are_no_embeddings():
@@ -300,16 +296,12 @@ def test_few_keys_and_gates_are_no_embeddings():
 
 
 @pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN])
-@pytest.mark.parametrize("sizes", [(16, 64), (20, 80), (24, 24)])
-def test_a_recurrent_layer_behind_a_table_of_any_size(layer, sizes):
-    width, words = sizes
-    model = nn.ModuleDict(
-        {
-            "words": nn.Embedding(words, width),
-            "recurrent": layer(width, width),
-            "head": nn.Linear(width, words),
-        }
-    )
+@pytest.mark.parametrize(("width", "words"), [(16, 64), (20, 80), (24, 24)])
+def test_a_recurrent_layer_behind_a_table_of_any_size(layer, width, words):
+    model = nn.Module()
+    model.words = nn.Embedding(words, width)
+    model.recurrent = layer(width, width)
+    model.head = nn.Linear(width, words)
     roles = parameter_roles(model.named_parameters())
     for name, role in roles.items():
         if name.startswith("recurrent.weight"):
@@ -317,38 +309,20 @@ def test_a_recurrent_layer_behind_a_table_of_any_size(layer, sizes):
             assert role.blocks[0].view.shape[1:] == (width, width)
 
 
-def test_what_is_first_behind_a_table():
+def test_layers_behind_a_table_are_no_embeddings():
     """Fused projections, the scale of a norm, and layers that are (in, out)."""
-    fused = [
-        ("words.weight", (50, 8)),
-        ("attention.weight", (24, 8)),
-        ("out.weight", (8, 8)),
-    ]
-    scaled = [
-        ("words.weight", (50, 8)),
-        ("norm.weight", (8,)),
-        ("decay", (6, 4)),
-        ("up", (12, 8)),
-    ]
-    in_out = [
-        ("words.weight", (50, 8)),
-        ("places.weight", (9, 8)),
-        ("up.weight", (8, 24)),
-    ]
-    in_out += [
-        ("up.bias", (24,)),
-        ("down.weight", (24, 8)),
-        ("down.bias", (8,)),
-    ]
-    for sizes, tables in ((fused, 1), (scaled, 1), (in_out, 2)):
-        for given in (
-            [(name, torch.zeros(size)) for name, size in sizes],
-            [torch.zeros(size) for _, size in sizes],
-        ):
-            found = [role.role for role in parameter_roles(given).values()]
-            assert [role == "embedding" for role in found] == [
-                i < tables for i in range(len(sizes))
-            ]
+    words = {"words.weight": (50, 8)}
+    fused = {"attention.weight": (24, 8), "out.weight": (8, 8)}
+    scaled = {"norm.weight": (8,), "decay": (6, 4), "up": (12, 8)}
+    places = {"places.weight": (9, 8)}
+    in_out = {"up.weight": (8, 24), "up.bias": (24,)}
+    in_out |= {"down.weight": (24, 8), "down.bias": (8,)}
+    for tables, others in ((words, fused), (words, scaled), (words | places, in_out)):
+        named = zeros(tables | others)
+        for given in (named, [tensor for _, tensor in named]):
+            roles = [role.role for role in parameter_roles(given).values()]
+            assert roles[: len(tables)] == ["embedding"] * len(tables)
+            assert "embedding" not in roles[len(tables) :]
 
 
 @pytest.mark.parametrize(
@@ -365,17 +339,12 @@ def test_names_of_factors(name, shape):
     assert parameter_roles(given)[name].role == "other"
 
 
-def test_graphs_that_are_joined_keep_where_they_are_from():
+def test_joined_graphs_keep_which_parameters_are_inferred():
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     traced = build_graph(model, torch.randn(2, 3))
     inferred = build_graph(model.named_parameters())
     roles = roles_of(join_graphs(traced, inferred))
-    assert [role.role for role in roles] == [
-        "matrix",
-        "bias",
-        "output",
-        "bias",
-    ] * 2
+    assert [role.role for role in roles] == ["matrix", "bias", "output", "bias"] * 2
 
 
 def test_another_order_of_an_inferred_networks_parameters_changes_no_role():

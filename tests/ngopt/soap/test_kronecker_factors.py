@@ -146,7 +146,7 @@ class TestValues:
         p = torch.randn(11, 8)
         table = the_one(found_layouts(Attention(), tokens())["tokens.weight"])
         assert table.view is None
-        assert table.of(p) is p  # rows of it are tokens
+        assert table.select(p) is p  # rows of it are tokens
 
     def test_of_a_transposed_matrix(self):
         """As it lies in memory: without a view, and with the names of axes changed."""
@@ -158,17 +158,17 @@ class TestValues:
     def test_of_a_transposed_convolution(self):
         found = found_layouts(convolutions(), torch.randn(1, 3, 16, 16))
         p = torch.randn(6, 5, 3, 3)
-        values = the_one(found["3.weight"]).of(p)
+        values = the_one(found["3.weight"]).select(p)
         assert torch.equal(values.reshape(5, 54), p.transpose(0, 1).reshape(5, 54))
         other = p.to(memory_format=torch.channels_last)
-        assert torch.equal(the_one(found["3.weight"]).of(other), values)
+        assert torch.equal(the_one(found["3.weight"]).select(other), values)
 
     def test_of_packed_heads(self):
         """Each head's rows, wherever they are in the parameter."""
         found = found_layouts(Attention(), tokens())
         packed = the_one(found["layer.self_attn.in_proj_weight"])
         p = torch.randn(24, 8)
-        parts = packed.of(p).reshape(6, 4, 8)
+        parts = packed.select(p).reshape(6, 4, 8)
         assert {tuple(part.flatten().tolist()) for part in parts} == {
             tuple(p[4 * k : 4 * k + 4].flatten().tolist()) for k in range(6)
         }
