@@ -35,6 +35,7 @@ from torch import Tensor
 from ngopt import devices, functional
 from ngopt.base.config import SoapConfig
 from ngopt.base.eigenbasis import renewal_interval
+from ngopt.base.sharded_checkpoint import ShardedState
 from ngopt.base.sharded_update import ShardedSoapUpdate
 from ngopt.base.state import first_record
 from ngopt.base.step_context import StepContext, StepInputs
@@ -224,6 +225,10 @@ class SoapRule(UpdateRule):
     def renewal_interval(self, device: torch.device) -> int:
         layouts = chain.from_iterable(self.layouts)
         return self.renew_every or renewal_interval(layouts, device)
+
+    def shared_state(self, params: Sequence[Tensor]) -> ShardedState:
+        assert self.shards is not None
+        return ShardedState(self.shards, params, self.layouts[: len(params)])
 
     def _updates_of(self, inputs: StepInputs) -> list[SoapUpdate]:
         """One for each dtype and device of parameters that have a gradient."""

@@ -56,7 +56,7 @@ class TestGroups:
         assert split.graph == one.graph
         params = group_tensors(split.param_groups)
         names = {p: name for name, p in model.named_parameters()}
-        own = split._parameters().graph.parameters
+        own = split._binding.parameters(split).graph.parameters
         assert [names[p] for p in params] == [spec.name for spec in own]
 
     @pytest.mark.parametrize("name", ["GPT2", "Bert", "ViT"])

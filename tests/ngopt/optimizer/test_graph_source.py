@@ -50,7 +50,7 @@ def expected_graph(model):
 def test_the_first_forward_shows_the_inputs():
     model = Parallel()
     opt = optimizer(model.parameters(), model=model)
-    assert repr(opt).endswith("graph: known after a forward")
+    assert repr(opt).endswith("graph: not traced yet; run one training step")
     forward_backward(model)
     assert not model._forward_pre_hooks
     opt.step()
@@ -149,7 +149,7 @@ def test_forwards_under_torch_func_do_not_count():
 def test_lazy_modules(how):
     model = nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.LazyLinear(2))
     opt = optimizer(model.parameters(), **({"model": model} if how == "model" else {}))
-    assert repr(opt).endswith("graph: known after a forward")
+    assert repr(opt).endswith("graph: not traced yet; run one training step")
     model(torch.randn(5, 3)).sum().backward()
     opt.step()
     assert repr(opt).endswith("26 parameters in 4 tensors, all connected")
@@ -216,7 +216,7 @@ def test_copies_that_grow_keep_the_graph(duplicate, traced):
     opt.step()
     whole = expected_graph(model)
     assert opt.graph.parameters[: len(whole.parameters)] == whole.parameters
-    first = [spec.name for spec in opt._parameters().graph.parameters[:4]]
+    first = [spec.name for spec in opt._binding.parameters(opt).graph.parameters[:4]]
     assert first == ["left.weight", "right.weight", "out.weight", "parameter 3"]
     assert not model._forward_pre_hooks
 

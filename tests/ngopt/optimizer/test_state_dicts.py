@@ -192,7 +192,7 @@ def test_state_of_other_shapes_or_weights_changes_nothing(metanet):
             "state of 0: expected a dict; got NoneType",
         ),
         ({}, "expected 'state' and 'param_groups'"),
-        (None, "state_dict: all of it: expected a dict; got NoneType"),
+        (None, "state_dict: expected a dict; got NoneType"),
         (short, "doesn't match the size"),
         (
             {**before, "param_groups": None},
