@@ -11,20 +11,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ngopt import functional
 from ngopt.devices import product_dtype
 from ngopt.distributed.ownership import Ownership
 from ngopt.distributed.shards import Shards
-from ngopt.functional import (
-    Gradients,
-    Hyper,
-    Record,
-    SharedState,
-    State,
-    UpdateRule,
-    apply,
-    state_dtype,
-    uncompiled,
-)
+from ngopt.functional import Gradients, Hyper, Record, SharedState, State, UpdateRule
 from ngopt.graph.transforms import reordered
 from ngopt.optimizer import param_groups, state_dicts
 from ngopt.optimizer.averages import start_or_drop_averages
@@ -59,7 +50,7 @@ class BoundParameters:
         # whether gradients and values of all parameters are what a rule reads
         is_other = any(p.is_complex() or p.numel() == 0 for p in params)
         self._is_plain = not is_other and not are_divided(params)
-        self._plain_values = self.values() if self._is_plain else None
+        self._plain_values: list[Tensor] | None = None
         self.shards: Shards | None = None
         self.rule: UpdateRule | None = None
         self.settings: tuple[Any, ...] | None = None
@@ -67,6 +58,10 @@ class BoundParameters:
     def __getstate__(self) -> dict[str, Any]:
         """Without the rule and without process groups, which cannot be copied."""
         return {**self.__dict__, "shards": None, "rule": None, "settings": None}
+
+    def set_rule(self, rule: UpdateRule, settings: tuple[Any, ...]) -> None:
+        self.rule, self.settings = rule, settings
+        self._plain_values = self._values() if self._is_plain else None
 
     def matches(self, params: Sequence[Tensor]) -> bool:
         """Whether these are the same tensors in the same shapes."""
@@ -158,7 +153,7 @@ class BoundParameters:
             grad = real(grad.resolve_conj())
         return -grad if maximize else grad
 
-    def values(self) -> list[Tensor]:
+    def _values(self) -> list[Tensor]:
         """Real values of all parameters in the graph.
 
         Zeros, which take no memory, of those that are not optimized.
@@ -167,8 +162,9 @@ class BoundParameters:
         if not self._is_plain:
             values = [real(local(p)) for p in self.params]
         like = self.params[0]
+        dtype = functional.state_dtype(like)
         for spec in self.graph.parameters[len(values) :]:
-            zero = torch.zeros((), dtype=state_dtype(like), device=like.device)
+            zero = torch.zeros((), dtype=dtype, device=like.device)
             values.append(zero.expand(spec.shape))
         return values
 
@@ -195,20 +191,20 @@ class BoundParameters:
     def update(self, state: State, grads: Gradients, hyper: Hyper) -> None:
         """One step, which changes parameters and state in place."""
         assert self.rule is not None
-        if torch.compiler.is_compiling():
-            if not self.rule.may_be_traced(grads, self.records(state)):
-                return self._update_uncompiled(state, grads, hyper)
+        is_compiling = torch.compiler.is_compiling()
+        if is_compiling and not self.rule.may_be_traced(grads, self.records(state)):
+            return self._update_uncompiled(state, grads, hyper)
         records = self.records_for_step(state, grads)
-        params = self._plain_values or self.values()
+        params = self._plain_values or self._values()
         for changes in self.rule.update(grads, records, params, hyper, in_place=True):
-            apply(changes, params)
+            functional.apply(changes, params)
             for position, record in [(c.position, c.record) for c in changes]:
                 if records[position] is not record:
                     state[self.params[position]].update(record)
             changes.clear()  # frees their memory before the next ones are made
         return None
 
-    _update_uncompiled = uncompiled(update)
+    _update_uncompiled = functional.uncompiled(update)
 
 
 class Binding:
@@ -269,14 +265,14 @@ class Binding:
         """
         dtype = self._compute_dtype
         if self._follows_state:
-            widest = state_dtype(params[0])
+            widest = functional.state_dtype(params[0])
             for p in params:  # torch.compile of 2.6 has no max with a key
-                if state_dtype(p).itemsize > widest.itemsize:
-                    widest = state_dtype(p)
+                if functional.state_dtype(p).itemsize > widest.itemsize:
+                    widest = functional.state_dtype(p)
             dtype = product_dtype(params[0].device, widest)
         return group["total_steps"], group["renew_every"], params[0].device, dtype
 
-    @uncompiled
+    @functional.uncompiled
     def _bind_again(self, optimizer: Optimizer) -> BoundParameters:
         bound = self.parameters(optimizer)
         settings = self._settings(bound.params, optimizer.param_groups[0])
@@ -295,7 +291,7 @@ class Binding:
             bound = self._bound = self._connected(params, optimizer)
         return bound
 
-    @uncompiled
+    @functional.uncompiled
     def _connected(
         self, params: Sequence[Tensor], optimizer: Optimizer
     ) -> BoundParameters:
@@ -306,9 +302,8 @@ class Binding:
         bound = BoundParameters(ordered, params, self._learned.weight_decay)
         if self._bound is not None:
             bound.check_shapes(self._bound, optimizer.state)
-            self._set_rule(bound, optimizer)
-            assert bound.rule is not None
-            initial = bound.initial_records(bound.rule)
+            rule = self._set_rule(bound, optimizer)
+            initial = bound.initial_records(rule)
             state_dicts.drop_other_matrices(
                 optimizer.state, bound.params, bound.names(), initial
             )
@@ -318,13 +313,13 @@ class Binding:
             log_unconnected(bound.network, self.source.is_exact, reads_connections)
         return bound
 
-    def _set_rule(self, bound: BoundParameters, optimizer: Optimizer) -> None:
+    def _set_rule(self, bound: BoundParameters, optimizer: Optimizer) -> UpdateRule:
         """Binds a new rule, and adapts groups and state to it.
 
         Stores the renewal interval in the groups; starts or drops averages.
         """
         groups = optimizer.param_groups
-        bound.rule = rule = self._new_rule(bound, groups[0])
+        rule = self._new_rule(bound, groups[0])
         interval = rule.renewal_interval(bound.params[0].device)
         for group in groups:
             group["renew_every"] = interval
@@ -334,33 +329,30 @@ class Binding:
             self._messages.check_horizon(records, total_steps)
         initial = bound.initial_records(rule)
         start_or_drop_averages(optimizer.state, bound.params, initial)
-        bound.settings = self._settings(bound.params, groups[0])
+        bound.set_rule(rule, self._settings(bound.params, groups[0]))
+        return rule
 
     def _new_rule(self, bound: BoundParameters, group: Group) -> UpdateRule:
         """The learned optimizer as a rule on the graph of the parameters.
 
-        Here it is chosen how steps are executed: in one process or several.
+        Here it is chosen how steps are executed: by one process or by several. For
+        several it is a collective call.
         """
         total_steps, renew_every, device, dtype = self._settings(bound.params, group)
-        shards = self._shards(bound)
+        if bound.shards is None and self.is_shared(bound.params):
+            named = list(zip(bound.names(), bound.params, strict=True))
+            bound.shards = Shards(named, self._process_group, self._owners)
         rule = self._learned.bind(
             bound.graph,
             total_steps,
             device=device,
             dtype=dtype,
             renew_every=renew_every,
-            shards=shards,
+            shards=bound.shards,
         )
-        if shards is not None:
-            self._owners = dict(zip(bound.params, shards.owned, strict=True))
+        if bound.shards is not None:
+            self._owners = dict(zip(bound.params, bound.shards.owned, strict=True))
         return rule
-
-    def _shards(self, bound: BoundParameters) -> Shards | None:
-        """The processes that share the parameters, if any; a collective call."""
-        if bound.shards is None and self.is_shared(bound.params):
-            named = list(zip(bound.names(), bound.params, strict=True))
-            bound.shards = Shards(named, self._process_group, self._owners)
-        return bound.shards
 
     def _rule_with(self, bound: BoundParameters, group: Group) -> UpdateRule:
         """A rule with the settings of a group, without an effect on the next step."""
