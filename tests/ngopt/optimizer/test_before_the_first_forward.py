@@ -16,22 +16,22 @@ from tests.ngopt.optimizer.test_graph_source import (
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 class TestBeforeTheFirstForward:
-    """Nothing of the model shows that an optimizer waits for its inputs."""
+    """The model does not show that an optimizer waits for its inputs."""
 
     def waiting(self):
         model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
         return model, optimizer(model.parameters(), model=model)
 
-    def test_the_model_is_scripted(self):
+    def test_the_model_can_be_scripted(self):
         model, opt = self.waiting()
         x = torch.randn(2, 3)
-        for one in (model, nn.Sequential(model, nn.ReLU())):
-            assert torch.equal(torch.jit.script(one)(x), one.eval()(x))
+        for module in (model, nn.Sequential(model, nn.ReLU())):
+            assert torch.equal(torch.jit.script(module)(x), module.eval()(x))
         model, opt = self.waiting()
         torch.jit.script(model)(x)
         assert opt._binding.source.awaits_forward
 
-    def test_forwards_of_tracers_do_not_count(self):
+    def test_forward_passes_of_tracers_are_not_recorded(self):
         model, opt = self.waiting()
         x = torch.randn(2, 3)
         torch.jit.trace(model, x)
@@ -61,7 +61,7 @@ class TestBeforeTheFirstForward:
         model(torch.randn(2, 3))
         assert opt._binding.source.has_new_inputs
 
-    def test_objects_among_the_inputs_are_recorded_as_they_were(self):
+    def test_objects_among_the_inputs_are_recorded_as_before_the_pass(self):
         class Cached(nn.Linear):
             def forward(self, x, cache):
                 cache.append(x)
@@ -77,7 +77,7 @@ def nothing(module, args):
     pass
 
 
-def test_resuming_before_the_first_forward():
+def test_resuming_before_the_first_forward_pass():
     model = Parallel()
     opt = optimizer(model.parameters(), model=model)
     forward_backward(model)

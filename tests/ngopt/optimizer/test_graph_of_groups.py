@@ -14,13 +14,13 @@ from tests.ngopt.optimizer.test_graph_source import (
 
 
 def decay_groups(model):
-    """Named groups as HF's Trainer makes them: weights of layers, then biases and
-    norms."""
+    """Named groups as transformers' Trainer makes them: weights of layers, then biases
+    and norms."""
     norms = [
-        f"{name}.{own}"
+        f"{name}.{parameter}"
         for name, module in model.named_modules()
         if isinstance(module, nn.LayerNorm | nn.modules.batchnorm._BatchNorm)
-        for own, _ in module.named_parameters()
+        for parameter, _ in module.named_parameters()
     ]
     named = list(model.named_parameters())
     decay = [(n, p) for n, p in named if "bias" not in n and n not in norms]
@@ -52,15 +52,14 @@ class TestGroups:
         groups = decay_groups(model)
         assert all(group["params"] for group in groups)
         split = optimizer(groups)
-        one = optimizer(model.named_parameters())
-        assert split.graph == one.graph
+        assert split.graph == optimizer(model.named_parameters()).graph
         params = group_tensors(split.param_groups)
         names = {p: name for name, p in model.named_parameters()}
-        own = split._binding.parameters(split).graph.parameters
-        assert [names[p] for p in params] == [spec.name for spec in own]
+        specs = split._binding.parameters(split).graph.parameters
+        assert [names[p] for p in params] == [spec.name for spec in specs]
 
     @pytest.mark.parametrize("name", ["GPT2", "Bert", "ViT"])
-    def test_named_as_those_of_trainers(self, name):
+    def test_named_groups_of_transformers(self, name):
         transformers = pytest.importorskip("transformers")
         extra = {
             "GPT2": {"n_embd": 12, "n_layer": 2, "n_head": 2, "n_positions": 16},
@@ -87,7 +86,8 @@ class TestGroups:
             nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 5), nn.Linear(5, 3)
         )
         groups = [{"params": [p for _, p in g["params"]]} for g in decay_groups(model)]
-        graph = optimizer(groups)._parameters().graph
+        opt = optimizer(groups)
+        graph = opt._binding.parameters(opt).graph
         names = [f"parameter {i}" for i in range(3)]
         assert unconnected(graph) == ["parameter 3", "parameter 4", "parameter 5"]
         assert [spec.name for spec in graph.parameters[:3]] == names

@@ -1,4 +1,4 @@
-"""Graphs of an optimizer: inferred, given, or traced from a model's first forward."""
+"""Graphs of an optimizer: inferred, given, or traced from a first forward pass."""
 
 import copy
 import gc
@@ -12,8 +12,8 @@ from torch import nn
 
 from ngopt import NGOptimizer, build_graph
 from ngopt.metanets import FeedForward
-from ngopt.optimizer.graph_source import TracedGraph
 from tests.networks import CNN_INPUT, cnn
+from tests.ngopt.training import WEIGHTS, same, snapshot
 
 
 class Parallel(nn.Module):
@@ -47,7 +47,7 @@ def expected_graph(model):
     return build_graph(copy.deepcopy(model), inputs)
 
 
-def test_the_first_forward_shows_the_inputs():
+def test_the_first_forward_pass_gives_the_inputs():
     model = Parallel()
     opt = optimizer(model.parameters(), model=model)
     assert repr(opt).endswith("graph: not traced yet; run one training step")
@@ -63,7 +63,7 @@ def test_the_first_forward_shows_the_inputs():
     assert opt.graph is graph
 
 
-def test_tracing_disturbs_nothing():
+def test_tracing_changes_no_training_run():
     models = []
     for how in ({}, {"model": True}):
         torch.manual_seed(0)
@@ -84,11 +84,11 @@ def test_tracing_disturbs_nothing():
         assert torch.equal(a, b)
 
 
-def test_inputs_are_detached_and_given_up():
+def test_inputs_are_detached_and_released():
     model = Parallel()
     opt = optimizer(model.parameters(), model=model)
     x = torch.randn(3, 4, requires_grad=True)
-    seen = weakref.ref(x.grad_fn or x)
+    given = weakref.ref(x.grad_fn or x)
     model(2 * x, scale=1.0).sum().backward()
     recorded = opt._binding.source.recorder.inputs.args[0]
     assert recorded.grad_fn is None
@@ -98,10 +98,10 @@ def test_inputs_are_detached_and_given_up():
     del recorded, x
     gc.collect()
     assert kept() is None
-    assert seen() is None
+    assert given() is None
 
 
-def test_passes_without_gradients_do_not_count():
+def test_passes_without_gradients_are_not_recorded():
     model = Parallel()
     opt = optimizer(model.parameters(), model=model)
     with torch.no_grad():
@@ -111,7 +111,7 @@ def test_passes_without_gradients_do_not_count():
     assert not opt._binding.source.awaits_forward
 
 
-def test_a_look_before_the_first_forward_is_not_the_last_word():
+def test_a_graph_read_before_the_first_forward_pass_is_replaced():
     model = Parallel()
     opt = optimizer(model.parameters(), model=model)
     with pytest.warns(UserWarning, match="no input for Parallel could be guessed"):
@@ -121,7 +121,7 @@ def test_a_look_before_the_first_forward_is_not_the_last_word():
     assert opt.graph != guess
 
 
-def test_a_step_without_a_forward_takes_what_there_is():
+def test_a_step_without_a_forward_pass_guesses_the_input():
     model = cnn()
     opt = optimizer(model.parameters(), model=model)
     for p in model.parameters():
@@ -131,7 +131,7 @@ def test_a_step_without_a_forward_takes_what_there_is():
     assert not model._forward_pre_hooks
 
 
-def test_forwards_under_torch_func_do_not_count():
+def test_forward_passes_under_torch_func_are_not_recorded():
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     opt = optimizer(model.parameters(), model=model)
     params = dict(model.named_parameters())
@@ -146,12 +146,16 @@ def test_forwards_under_torch_func_do_not_count():
 
 
 @pytest.mark.parametrize("how", ["parameters", "model"])
-def test_lazy_modules(how):
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_lazy_modules(weights, how):
     model = nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.LazyLinear(2))
-    opt = optimizer(model.parameters(), **({"model": model} if how == "model" else {}))
+    traced = {"model": model} if how == "model" else {}
+    opt = NGOptimizer(model.parameters(), weights=weights, **traced)
     assert repr(opt).endswith("graph: not traced yet; run one training step")
     model(torch.randn(5, 3)).sum().backward()
+    before = snapshot(model)
     opt.step()
+    assert not same(model, before)
     assert repr(opt).endswith("26 parameters in 4 tensors, all connected")
     early = optimizer(nn.LazyLinear(4).parameters())
     with pytest.raises(
@@ -181,7 +185,7 @@ def test_compiled_models(given):
     assert len(opt.graph.blocks) == len(build_graph(inner).blocks)
 
 
-def test_when_tracing_fails_the_parameters_decide(monkeypatch):
+def test_after_a_failed_trace_the_graph_is_inferred(monkeypatch):
     model = Parallel()
     opt = optimizer(model.parameters(), model=model)
     forward_backward(model)
@@ -221,7 +225,7 @@ def test_copies_that_grow_keep_the_graph(duplicate, traced):
     assert not model._forward_pre_hooks
 
 
-def test_copies_of_the_model_alone_carry_nothing():
+def test_copies_of_the_model_alone_have_no_hook():
     model = Parallel()
     opt = optimizer(model.parameters(), model=model)
     ema = copy.deepcopy(model)
@@ -231,7 +235,7 @@ def test_copies_of_the_model_alone_carry_nothing():
     assert ema.state_dict().keys() == model.state_dict().keys()
 
 
-def test_a_model_whose_forward_is_not_trained_is_named_in_the_warning():
+def test_a_model_without_a_training_forward_is_named_in_the_warning():
     class Trainer(Parallel):
         def training_step(self, x):
             return self.left(x).sum()
@@ -241,7 +245,7 @@ def test_a_model_whose_forward_is_not_trained_is_named_in_the_warning():
     model.training_step(torch.randn(2, 4)).backward()
     with pytest.warns(UserWarning) as warned:
         opt.step()
-    (message,) = [str(one.message) for one in warned]
+    (message,) = [str(warning.message) for warning in warned]
     assert message.startswith("NGOptimizer: ")
     assert "model=" in message and "graph=build_graph(" in message
     assert "give example_input" not in message
@@ -257,11 +261,11 @@ def test_the_reason_of_a_failed_trace_is_one_line():
     model(torch.randn(5, 3), torch.eye(5).to_sparse()).sum().backward()
     with pytest.warns(UserWarning, match="as tracing Sparse failed") as warned:
         opt.step()
-    (message,) = [str(one.message) for one in warned]
+    (message,) = [str(warning.message) for warning in warned]
     assert "\n" not in message and len(message) < 400
 
 
-def test_what_stays_apart_is_logged_once(caplog):
+def test_unconnected_parameters_are_logged_once(caplog):
     params = [nn.Parameter(torch.ones(n, n + 7)) for n in range(2, 9)]
     opt = optimizer(params)
     with caplog.at_level(logging.WARNING, logger="ngopt"):
@@ -292,7 +296,7 @@ def test_unconnected_parameters_are_a_warning_if_the_weights_read_the_graph(
     assert [record.levelno for record in caplog.records] == [level]
 
 
-def test_what_a_trace_left_unconnected_is_not_called_inferred(caplog):
+def test_parameters_that_a_trace_leaves_unconnected_are_not_called_inferred(caplog):
     model = nn.ModuleDict({"a": nn.Linear(3, 4), "unused": nn.Linear(2, 2)})
     model.forward = lambda x: model["a"](x)
     opt = optimizer(model.parameters(), model=model)
@@ -342,21 +346,15 @@ class TestErrors:
             with pytest.raises(ValueError, match=f"weights: expected .*; got {got}"):
                 NGOptimizer(params, weights=weights)
 
-    def test_traced_is_what_model_makes(self):
-        model = cnn()
-        assert isinstance(
-            optimizer(model.parameters(), model=model)._binding.source, TracedGraph
-        )
-
 
 @pytest.mark.parametrize("name", ["default", "ff"])
-def test_the_weights_are_shown_by_name(name):
+def test_repr_names_the_weights(name):
     opt = NGOptimizer(nn.Linear(2, 2).parameters(), weights=name)
     for each in (opt, copy.deepcopy(opt)):
         assert f"weights: {name}\n" in repr(each)
 
 
-def test_names_of_parameters_are_not_shown():
+def test_repr_omits_names_of_parameters():
     opt = NGOptimizer(nn.Linear(2, 2).named_parameters())
     assert "param_names" in opt.param_groups[0]
     assert "bias" not in repr(opt)

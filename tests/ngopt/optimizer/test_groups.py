@@ -1,5 +1,5 @@
-"""Arguments and parameter groups: what is taken, also when changed later, and what is
-refused."""
+"""Arguments and parameter groups: what is accepted, also when changed later, and what
+is refused."""
 
 import copy
 from math import inf, nan
@@ -159,7 +159,7 @@ def test_settings_of_other_optimizers_are_refused(metanet, name):
         NGOptimizer(groups, weights=metanet)
 
 
-def test_what_is_one_for_all_groups(metanet):
+def test_settings_that_all_groups_share(metanet):
     params = list(network().parameters())
     for key, value in (("weights", "ff"), ("total_steps", 10)):
         groups = [{"params": params[:2]}, {"params": params[2:], key: value}]
@@ -169,7 +169,7 @@ def test_what_is_one_for_all_groups(metanet):
             NGOptimizer(groups, weights=metanet)
     opt = NGOptimizer(params[:2], weights=metanet, total_steps=5)
     again = {**opt.param_groups[0], "params": params[2:], "initial_lr": 1.0}
-    opt.add_param_group(again)  # groups of our own are taken
+    opt.add_param_group(again)  # groups of an optimizer are accepted
     assert len(opt.param_groups) == 2
 
 
@@ -213,8 +213,8 @@ def test_betas_by_position(metanet):
         NGOptimizer(network().parameters(), 1.0, (0.9, 0.999), weights=metanet)
 
 
-def test_a_small_lr_out_of_habit(metanet):
-    with pytest.warns(UserWarning, match="lr = 0.001 multiplies .* 1000 times slower"):
+def test_the_warning_of_a_small_lr_is_of_the_largest_one(metanet):
+    with pytest.warns(UserWarning, match="lr = 0.001 .* 1000 times slower. Use lr=1"):
         opt = NGOptimizer(network().parameters(), lr=1e-3, weights=metanet)
     opt.add_param_group({"params": [nn.Parameter(torch.ones(2))], "lr": 1e-4})
     groups = [{"params": [p], "lr": 1e-3} for p in network().parameters()]
@@ -312,7 +312,8 @@ def test_a_parameter_that_is_appended_twice(metanet):
 def test_a_horizon_may_be_given_in_every_group(metanet):
     model, expected = network(), network()
     params = list(model.parameters())
-    groups = [{"params": own, "total_steps": 5} for own in (params[:4], params[4:])]
+    halves = params[:4], params[4:]
+    groups = [{"params": half, "total_steps": 5} for half in halves]
     opt = NGOptimizer(groups, weights=metanet)
     other = NGOptimizer(expected.parameters(), weights=metanet, total_steps=5)
     train(model, opt, range(3))
@@ -376,7 +377,7 @@ def test_schedulers_that_cycle(weights):
         opt.add_param_group(again)
 
 
-def test_schedulers_of_averages_leave_keys_that_are_taken(metanet):
+def test_keys_of_swalr_are_accepted_in_new_groups(metanet):
     model = network()
     opt = NGOptimizer(model.parameters(), weights=metanet)
     torch.optim.swa_utils.SWALR(opt, swa_lr=0.05)

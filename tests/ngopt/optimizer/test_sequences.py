@@ -125,8 +125,8 @@ ACTIONS = [name for name in ACTIONS if name not in ("made", "backward", "same_st
 
 
 @pytest.mark.parametrize("count", [40, pytest.param(300, marks=pytest.mark.thorough)])
-def test_nothing_breaks(count):
-    found = settings(
+def test_random_sequences_of_actions(count):
+    check = settings(
         max_examples=count,
         deadline=None,
         derandomize=True,
@@ -134,7 +134,7 @@ def test_nothing_breaks(count):
     )(run)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found()
+        check()
 
 
 @given(

@@ -1,4 +1,4 @@
-"""Resuming: what `load_state_dict` takes, and what it refuses without changing
+"""Resuming: what `load_state_dict` accepts, and what it refuses without changing
 anything."""
 
 import copy
@@ -41,19 +41,19 @@ def test_resume_is_bit_identical(metanet, dtype, tmp_path):
     for p, q in zip(model.parameters(), resumed.parameters(), strict=True):
         assert all(torch.equal(v, other.state[q][k]) for k, v in opt.state[p].items())
         assert all(v.dtype == other.state[q][k].dtype for k, v in opt.state[p].items())
-    for number, state in untouched["state"].items():  # the caller's dict is its own
+    for number, state in untouched["state"].items():  # the caller's dict is unchanged
         assert all(
             torch.equal(v, saved["opt"]["state"][number][k]) for k, v in state.items()
         )
 
 
 @pytest.mark.parametrize(("weights", "key"), MOMENTUM_KEYS.items())
-def test_hooks_of_load_state_dict_are_heard(weights, key):
+def test_hooks_of_load_state_dict_are_called(weights, key):
     model = network()
     opt = NGOptimizer(model.parameters(), weights=weights)
     train(model, opt, range(1))
     other = NGOptimizer(network().parameters(), weights=weights)
-    seen = []
+    at_hook = []
 
     def double(_, state_dict):
         state = {
@@ -63,18 +63,18 @@ def test_hooks_of_load_state_dict_are_heard(weights, key):
 
     def halve(optimizer):
         for record in optimizer.state.values():
-            seen.append(record[key].clone())
+            at_hook.append(record[key].clone())
             record["step"].zero_()
 
     other.register_load_state_dict_pre_hook(double)
     other.register_load_state_dict_post_hook(halve)
     other.load_state_dict(opt.state_dict())
-    for given, found, at_hook in zip(
-        opt.state.values(), other.state.values(), seen, strict=True
+    for saved, loaded, value in zip(
+        opt.state.values(), other.state.values(), at_hook, strict=True
     ):
-        assert torch.equal(found[key], 2 * given[key])
-        assert torch.equal(at_hook, found[key])
-        assert found["step"] == 0
+        assert torch.equal(loaded[key], 2 * saved[key])
+        assert torch.equal(value, loaded[key])
+        assert loaded["step"] == 0
     assert len(other._optimizer_load_state_dict_pre_hooks) == 1
     assert len(other._optimizer_load_state_dict_post_hooks) == 1
 
@@ -141,15 +141,15 @@ def test_named_groups_in_another_order_are_matched():
 
 
 @pytest.mark.parametrize(
-    ("params", "told"),
+    ("params", "message"),
     [(3, "expected a list; got int"), ([0], "a name for each of 1 params")],
 )
-def test_groups_that_are_not_whole(params, told):
+def test_incomplete_groups_are_refused(params, message):
     model = network()
     opt = NGOptimizer(model.named_parameters())
     state = opt.state_dict()
     state["param_groups"][0]["params"] = params
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         opt.load_state_dict(state)
 
 
@@ -170,13 +170,13 @@ def test_state_of_other_shapes_or_weights_changes_nothing(metanet):
     short = copy.deepcopy(before)
     short["param_groups"][0]["params"].pop()
 
-    (own,) = before["param_groups"]
+    (group,) = before["param_groups"]
 
     def with_group(*groups, **changes):
-        return {**before, "param_groups": [{**own, **changes}, *groups]}
+        return {**before, "param_groups": [{**group, **changes}, *groups]}
 
     def without(key):
-        rest = {k: v for k, v in own.items() if k != key}
+        rest = {k: v for k, v in group.items() if k != key}
         return {**before, "param_groups": [rest]}
 
     for bad, message in (
@@ -206,7 +206,7 @@ def test_state_of_other_shapes_or_weights_changes_nothing(metanet):
         (without("maximize"), r"param_groups\[0\]: expected 'maximize'"),
         (with_group(lr=float("nan")), "lr: expected a finite number; got nan"),
         (
-            with_group({**own, "total_steps": 5}),
+            with_group({**group, "total_steps": 5}),
             "one 'total_steps' for all groups, None; got 5",
         ),
     ):
@@ -223,7 +223,7 @@ def test_state_of_other_shapes_or_weights_changes_nothing(metanet):
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("key", ["step", "momentum"])
-def test_a_state_that_lacks_something_is_refused(weights, key):
+def test_incomplete_state_is_refused(weights, key):
     if key == "momentum":
         key = MOMENTUM_KEYS[weights]
     model = network()
@@ -237,19 +237,19 @@ def test_a_state_that_lacks_something_is_refused(weights, key):
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-@pytest.mark.parametrize(("saved", "own"), [(9, None), (None, 9), (9, 20)])
-def test_a_horizon_of_ones_own_is_kept(weights, saved, own, caplog):
+@pytest.mark.parametrize(("saved", "given"), [(9, None), (None, 9), (9, 20)])
+def test_total_steps_of_the_loading_optimizer_are_kept(weights, saved, given, caplog):
     """Else that of the state is loaded; keys of the state depend on the horizon."""
     model = network()
     opt = NGOptimizer(model.parameters(), weights=weights, total_steps=saved)
     train(model, opt, range(3))
     resumed = copy.deepcopy(model)
-    other = NGOptimizer(resumed.parameters(), weights=weights, total_steps=own)
+    other = NGOptimizer(resumed.parameters(), weights=weights, total_steps=given)
     with caplog.at_level("INFO", "ngopt"):
         other.load_state_dict(opt.state_dict())
-    kept = own or saved
-    assert (f"total_steps={saved}; total_steps={own} is kept" in caplog.text) == (
-        own is not None
+    kept = given or saved
+    assert (f"total_steps={saved}; total_steps={given} is kept" in caplog.text) == (
+        given is not None
     )
     opt.param_groups[0]["total_steps"] = kept
     train(model, opt, range(3, 6))

@@ -18,7 +18,7 @@ STEPS = 8
 
 @pytest.fixture(autouse=True)
 def _no_warning_is_ours(recwarn):
-    """Those of the programs are theirs."""
+    """Programs may warn of themselves."""
     warnings.simplefilter("always")
     yield
     assert not [w for w in recwarn if "NGOptimizer" in str(w.message)]
@@ -83,7 +83,7 @@ class TestTransformers:
         return {"optimizers": (opt, None)}
 
     @pytest.mark.parametrize("scheduler", ["linear", "plateau"])
-    def test_a_resumed_training_goes_on_alike(self, tmp_path, scheduler):
+    def test_a_resumed_run_is_the_same_run(self, tmp_path, scheduler):
         runs = []
         for resume in (None, str(tmp_path / f"checkpoint-{STEPS // 2}")):
             model = self.classifier()
@@ -126,7 +126,7 @@ class TestTransformers:
                 "eval_strategy": "steps",
                 "eval_steps": 2,
             },
-            **self.optimizers(model, "its own"),
+            **self.optimizers(model, None),
         )
         assert not is_scheduled(trainer.optimizer.param_groups)
         assert trainer.optimizer.param_groups[0]["lr"] == 1.0
@@ -186,7 +186,7 @@ class TestLightning:
         return trainer, module
 
     @pytest.mark.parametrize("scheduled", [False, True])
-    def test_a_resumed_training_goes_on_alike(self, tmp_path, scheduled):
+    def test_a_resumed_run_is_the_same_run(self, tmp_path, scheduled):
         _, module = self.trained(tmp_path, 4, scheduled=scheduled)
         begun = str(tmp_path / "epoch=1.ckpt")
         _, resumed = self.trained(tmp_path, 4, begun, scheduled=scheduled)
@@ -229,5 +229,5 @@ class TestTimm:
         cosine = CosineLRScheduler(opt, t_initial=4, t_in_epochs=False)
         cosine.step_update(0)
         rates = {p: group["lr"] for group in opt.param_groups for p in group["params"]}
-        found = [rates[layer.weight] for layer in model if hasattr(layer, "weight")]
-        assert found == [2.0**-k for k in (4, 3, 2, 1, 0)]
+        weights = [layer.weight for layer in model if hasattr(layer, "weight")]
+        assert [rates[p] for p in weights] == [2.0**-k for k in (4, 3, 2, 1, 0)]

@@ -1,5 +1,5 @@
-"""The default survives what happens in practice: no gradient, bad ones, losses of any
-size, depth, time."""
+"""The default in unusual use: no gradient, gradients that are not finite, losses of any
+size."""
 
 from functools import cache, partial
 
@@ -15,7 +15,7 @@ from ngopt.schedule import average_weight
 from tests.networks import mlp
 
 COUNTS = {"step", "skipped"}
-STEPS = 60  # of trainings with other scales of the loss
+STEPS = 60  # of runs with other scales of the loss
 
 
 def classes(seed, size, shape=(16,)):
@@ -76,7 +76,7 @@ def distance(a, b):
 
 
 class TestWithoutGradient:
-    """Nothing moves but by weight decay, 1 - lr * step size * decay, which is about
+    """Weights change by weight decay alone, 1 - lr * step size * decay, which is about
     1e-3 a step."""
 
     def follow(self, params, gradients, steps=40, **settings):
@@ -89,9 +89,9 @@ class TestWithoutGradient:
     def noise(self, *shape, step):
         return torch.randn(shape, generator=torch.Generator().manual_seed(step))
 
-    def only_decayed(self, found, before):
-        """Whether weights are what they were times one factor, close to 1."""
-        factors = found / before
+    def only_decayed(self, after, before):
+        """Whether all weights were multiplied by one factor, close to 1."""
+        factors = after / before
         return bool(
             factors.max() <= 1
             and factors.min() > 0.9
@@ -136,7 +136,7 @@ class TestWithoutGradient:
         assert moved.min() > 0
         assert moved.mean() > 0.02
 
-    def test_padding_and_unseen_rows_of_an_embedding(self):
+    def test_padding_and_unused_rows_of_an_embedding(self):
         torch.manual_seed(0)
         model = nn.Sequential(
             nn.Embedding(20, 6, padding_idx=0), nn.Flatten(), nn.Linear(24, 5)
@@ -172,9 +172,8 @@ class TestWithoutGradient:
         assert self.only_decayed(model[2].weight.detach()[:, dead], out_of[:, dead])
         assert (model[0].bias[dead] == -1e4).all()
 
-    def test_rows_whose_gradients_have_ended_come_to_rest(self):
-        """After momentum, which is gone within a hundred steps,
-        there is nothing that moves them."""
+    def test_rows_without_further_gradients_stop(self):
+        """Momentum, which moves them, decays within a hundred steps."""
         p = nn.Parameter(self.noise(12, 9, step=-1))
         opt = NGOptimizer([p], total_steps=100_000)
         for step in range(400):
@@ -207,18 +206,18 @@ class TestScaleOfTheLoss:
 
     @pytest.mark.parametrize("make", [small_mlp, small_cnn])
     @pytest.mark.parametrize("total_steps", [None, STEPS])
-    def test_other_factors_are_lost_in_rounding(self, make, total_steps):
+    def test_other_factors_change_rounding_alone(self, make, total_steps):
         exact = train(make, STEPS, dtype=torch.float64, total_steps=total_steps)
         expected = train(make, STEPS, total_steps=total_steps)
         for factor in (1e-6, 1e6):
             scale = partial(lambda step, factor: factor, factor=factor)
-            found = train(
+            losses = train(
                 make, STEPS, scale, dtype=torch.float64, total_steps=total_steps
             )
-            assert distance(found, exact) < 1e-3, factor
-            found = train(make, STEPS, scale, total_steps=total_steps)
-            assert distance(found[:8], expected[:8]) < 1e-3, factor
-            assert np.mean(found[-20:]) == pytest.approx(
+            assert distance(losses, exact) < 1e-3, factor
+            losses = train(make, STEPS, scale, total_steps=total_steps)
+            assert distance(losses[:8], expected[:8]) < 1e-3, factor
+            assert np.mean(losses[-20:]) == pytest.approx(
                 np.mean(expected[-20:]), rel=0.1
             )
 
@@ -254,9 +253,7 @@ class TestGradientsThatAreNotFinite:
     @pytest.mark.parametrize("odd", [float("nan"), float("inf"), float("-inf")])
     @pytest.mark.parametrize("before", [0, 1, 2, 12])
     @pytest.mark.parametrize("name", ["2.weight", "2.bias"])
-    def test_the_tensors_step_is_left_out_and_nothing_else_changes(
-        self, odd, before, name
-    ):
+    def test_the_step_of_that_tensor_alone_is_skipped(self, odd, before, name):
         model, twin = small_mlp(), small_mlp()
         opt = NGOptimizer(model.parameters())
         other = NGOptimizer(twin.parameters())
@@ -282,7 +279,7 @@ class TestGradientsThatAreNotFinite:
         assert torch.equal(p, value)
         after = opt.state[p]
         assert (after["step"], after["skipped"]) == (before + 1, 1)
-        # the average sees the weights once more
+        # the average includes the weights once more
         weight = average_weight(before, SoapConfig().average_power)
         average = state.get("average", value)
         near = average + weight * (value - average)
@@ -294,7 +291,7 @@ class TestGradientsThatAreNotFinite:
         assert after["skipped"] == 1
         assert all(p.isfinite().all() for p in model.parameters())
 
-    def test_a_bad_first_step_costs_nothing(self):
+    def test_a_bad_first_step_does_not_slow_training(self):
         losses = {}
         for bad in (False, True):
             model = small_mlp()
@@ -309,7 +306,7 @@ class TestGradientsThatAreNotFinite:
         assert losses[True] < 1.2 * losses[False]
 
     @pytest.mark.parametrize("total_steps", [None, 50])
-    def test_the_largest_numbers_in_turn(self, total_steps):
+    def test_the_largest_numbers_with_alternating_signs(self, total_steps):
         shapes = ((6, 5), (6,), (4, 3, 3, 3), ())
         params = [nn.Parameter(torch.ones(shape)) for shape in shapes]
         opt = NGOptimizer(params, total_steps=total_steps)
@@ -326,7 +323,7 @@ class TestGradientsThatAreNotFinite:
         opt.step()
         assert all(p.isfinite().all() for p in params)
 
-    def test_the_largest_numbers_after_usual_ones(self):
+    def test_the_largest_numbers_after_ordinary_ones(self):
         model = small_mlp()
         opt = NGOptimizer(model.parameters())
         self.steps(model, opt, range(20))

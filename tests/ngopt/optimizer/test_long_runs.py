@@ -12,14 +12,14 @@ from tests.networks import mlp
 from tests.ngopt.optimizer.test_unusual_use import classes, small_mlp, train
 
 
-class TestLongTrainings:
+class TestLongRuns:
     def deep(self):
         torch.manual_seed(0)
         return mlp(64, *[32] * 19, 10)
 
     def run(self, opt_of, steps):
-        """Highest mean loss of 100 steps in that of the first,
-        and the final norm of the weights."""
+        """Mean losses of every 100 steps, divided by that of chance, and the final norm
+        of the weights."""
         model = self.deep()
         opt = opt_of(model.parameters())
         losses = torch.zeros(steps)
@@ -39,10 +39,10 @@ class TestLongTrainings:
     def assert_stable(self, steps):
         losses, norm = self.run(NGOptimizer, steps)
         assert losses.max() < 3
-        _, usual = self.run(
+        _, adamw_norm = self.run(
             lambda params: torch.optim.AdamW(params, 1e-3, fused=True), steps
         )
-        assert norm < 2 * usual
+        assert norm < 2 * adamw_norm
 
     @pytest.mark.parametrize(
         "steps",
@@ -152,12 +152,11 @@ class TestBeginnings:
             loss.backward()
             opt.step()
             losses.append(loss.item())
-        usual = train(small_mlp, 100)
+        expected = train(small_mlp, 100)
         assert max(losses) < 3 * losses[0]
-        assert np.mean(losses[-10:]) < 1.3 * np.mean(usual[-10:])
+        assert np.mean(losses[-10:]) < 1.3 * np.mean(expected[-10:])
 
-    def test_copies_of_a_spoiled_optimizer_go_on_alike(self):
-        """What was left out is part of the state."""
+    def test_counts_of_skipped_steps_are_part_of_the_state(self):
         model = small_mlp()
         opt = NGOptimizer(model.parameters())
         for p in model.parameters():
