@@ -57,6 +57,21 @@ class Change(NamedTuple):
     average_weight: float | Tensor | None = None  # of the new values in the average
 
 
+class SharedState(Protocol):
+    """Converts state that several processes share, for state_dicts."""
+
+    def to_dtensors(self, records: Sequence[Record]) -> list[Record]:
+        """Records whose tensors are DTensors of whole parameters; collective."""
+        ...
+
+    def to_local(self, records: Sequence[Record]) -> list[Record]:
+        """The part of this process of such records, or of those of a single process.
+
+        Raises ValueError if a tensor has another shape.
+        """
+        ...
+
+
 class UpdateRule(Protocol):
     """The update of all parameters of a graph, in the order of `graph.parameters`.
 
@@ -100,6 +115,15 @@ class UpdateRule(Protocol):
     def renewal_interval(self, device: torch.device) -> int | None:
         """Steps between renewals of a preconditioner; None if there is none."""
         return None
+
+    def shared_state(self, params: Sequence[Tensor]) -> SharedState:
+        """Of a rule that is bound to several processes, which share its state.
+
+        params: of the optimizer, the first ones of the graph.
+
+        Raises TypeError for a rule that processes cannot divide.
+        """
+        raise TypeError(f"{type(self).__name__}: expected a rule of several processes")
 
 
 class Sums:

@@ -92,9 +92,9 @@ def warn_past_horizon(now: int, total_steps: int | None) -> None:
     """Warns at the first step past the horizon. now: steps before this one."""
     if now == total_steps:
         warnings.warn(
-            f"NGOptimizer: step {now + 1} of total_steps={now}: the step size stays at "
-            "the last value of the schedule, which is near zero for long trainings. "
-            "total_steps is the number of calls of step(), not of epochs.",
+            f"NGOptimizer: step {now + 1} exceeds total_steps={now}; the step size "
+            "stays at its last value, near zero for long runs. total_steps is the "
+            "number of calls of step(), not of epochs.",
             stacklevel=2,
         )
 

@@ -204,7 +204,7 @@ def renewals_on_device(
 
 
 class AcceleratedSoapRule(SoapRule):
-    """SOAP on a graph whose parameters are on any device; on CPUs as `SoapRule`."""
+    """SOAP on a graph with parameters on accelerators, and maybe others on the host."""
 
     def count_steps(self, steps: Sequence[Step], *arguments: Any) -> float:
         """While a user captures a CUDA graph, counts are on the device."""

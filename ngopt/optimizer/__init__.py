@@ -1,7 +1,8 @@
 """NGOptimizer.
 
-`optimizer` has the class, `binding` its graph and update rule, `graph_source` the ways
-to the graph, `graph_parameters` what a rule needs of the parameters.
+A step is made by `optimizer` (the class), `param_groups` (checks of settings) and
+`binding` (the parameters in their graph, and the rule that updates them). The graph is
+from `graph_source`.
 """
 
 from ngopt.optimizer.optimizer import NGOptimizer

@@ -7,19 +7,20 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ngopt.functional import AVERAGE, State, UpdateRule, as_average
+from ngopt.functional import AVERAGE, Record, State, as_average
 from ngopt.graph.sharded_modules import free_gathered
-from ngopt.optimizer.graph_parameters import GraphParameters
 from ngopt.optimizer.param_groups import Group, group_tensors
 from ngopt.shard_layout import are_divided, local, real
 
 
 def start_or_drop_averages(
-    state: State, parameters: GraphParameters, rule: UpdateRule
+    state: State, params: Sequence[Tensor], initial: Sequence[Record]
 ) -> None:
-    """Adapts the state to a rule that stores averages, or one that does not."""
-    initial = parameters.initial_records(rule)
-    for p, expected in zip(parameters.params, initial, strict=False):
+    """Adapts the state to a rule that stores averages, or one that does not.
+
+    initial: the state of the rule, of at least these parameters.
+    """
+    for p, expected in zip(params, initial, strict=False):
         record = state.get(p)
         if not record:
             continue

@@ -1,33 +1,213 @@
-"""The graph and the update rule of an optimizer, made again when they no longer fit."""
+"""The parameters of an optimizer, bound to their graph and to an update rule.
 
-import warnings
+`Binding.for_step` checks once a step whether what was bound still fits the parameter
+groups; `BoundParameters` are what it checks, and make the step.
+"""
+
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ngopt.accelerator.soap import AcceleratedSoapRule
+from ngopt import functional
 from ngopt.devices import product_dtype
-from ngopt.distributed.checkpoint import ShardedState
 from ngopt.distributed.ownership import Ownership
 from ngopt.distributed.shards import Shards
-from ngopt.distributed.soap import ShardedSoapRule
-from ngopt.functional import Record, UpdateRule, state_dtype, uncompiled
+from ngopt.functional import Gradients, Hyper, Record, SharedState, State, UpdateRule
+from ngopt.graph.transforms import reordered
 from ngopt.optimizer import param_groups, state_dicts
-from ngopt.optimizer.arguments import check_distinct
 from ngopt.optimizer.averages import start_or_drop_averages
-from ngopt.optimizer.graph_parameters import GraphParameters
-from ngopt.optimizer.graph_source import GraphSource
+from ngopt.optimizer.execution import bound_rule
+from ngopt.optimizer.graph_source import GraphSource, OrderedGraph
 from ngopt.optimizer.log_messages import Messages, log_unconnected, warn_if_partial
-from ngopt.optimizer.param_groups import Group, group_tensors
+from ngopt.optimizer.param_groups import OWN_DECAY, Group, group_tensors
 from ngopt.pretrained import LearnedOptimizer
-from ngopt.shard_layout import are_divided, local, ranks_of, real
+from ngopt.shard_layout import are_divided, local, local_gradient, ranks_of, real
 
 
-@dataclass(eq=False)
+class BoundParameters:
+    """Parameters with their graph and, from the first step on, the rule on it.
+
+    Attributes:
+        params: in the order of the groups.
+        network: the graph, its parameters in the network's order.
+        graph: the same with `params` first, as rules need it; parameters after these
+            are not optimized.
+        shards: the processes that share the parameters; None until they are needed.
+        rule, settings: the rule of the last step, and what it was bound with.
+    """
+
+    def __init__(
+        self, ordered: OrderedGraph, params: Sequence[Tensor], own_decay: float
+    ):
+        """own_decay: the weight decay of the learned optimizer, in AdamW's units."""
+        self.network, self._order = ordered
+        self._own_decay = own_decay
+        self.graph = reordered(self.network, self._order)
+        self.params = params
+        self._shapes = [p.shape for p in params]
+        # whether gradients and values of all parameters are what a rule reads
+        is_other = any(p.is_complex() or p.numel() == 0 for p in params)
+        self._is_plain = not is_other and not are_divided(params)
+        self._plain_values: list[Tensor] | None = None
+        self.shards: Shards | None = None
+        self.rule: UpdateRule | None = None
+        self.settings: tuple[Any, ...] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the rule and without process groups, which cannot be copied."""
+        return {**self.__dict__, "shards": None, "rule": None, "settings": None}
+
+    def set_rule(self, rule: UpdateRule, settings: tuple[Any, ...]) -> None:
+        self.rule, self.settings = rule, settings
+        self._plain_values = self._values() if self._is_plain else None
+
+    def matches(self, params: Sequence[Tensor]) -> bool:
+        """Whether these are the same tensors in the same shapes."""
+        if len(params) != len(self.params):
+            return False
+        for p, bound, shape in zip(params, self.params, self._shapes, strict=True):
+            if p is not bound or p.shape != shape:
+                return False
+        return True
+
+    def names(self) -> list[str]:
+        return [spec.name for spec in self.graph.parameters[: len(self.params)]]
+
+    def check_shapes(self, before: "BoundParameters", state: State) -> None:
+        """Raises ValueError if the shape of a parameter with a state has changed."""
+        shapes = dict(zip(map(id, before.params), before._shapes, strict=True))
+        for p, name in zip(self.params, self.names(), strict=True):
+            shape = shapes.get(id(p), p.shape)
+            if shape != p.shape and state.get(p):
+                raise ValueError(
+                    f"NGOptimizer: '{name}': expected shape {tuple(shape)}, as in "
+                    f"earlier steps; got {tuple(p.shape)}. Delete its state, `del "
+                    "optimizer.state[parameter]`, or make a new optimizer."
+                )
+
+    def records(self, state: State) -> list[Record]:
+        """The state of all parameters in the graph, empty where there is none."""
+        records = [state.get(p) or {} for p in self.params]
+        others = len(self.graph.parameters) - len(records)
+        return records + [{}] * others
+
+    def records_in_network(self, state: State) -> list[Record]:
+        """The same in the order of `network.parameters`."""
+        by_position = dict(zip(self._order, self.records(state), strict=True))
+        return [by_position[i] for i in range(len(by_position))]
+
+    def initial_records(
+        self, rule: UpdateRule, values: Mapping[int, Tensor] | None = None
+    ) -> list[Record]:
+        """The initial state of all parameters, on the meta device by default.
+
+        values: of parameters, by position, whose initial state takes memory.
+        """
+        shapes = [real(local(p)).shape for p in self.params]
+        shapes += [spec.shape for spec in self.graph.parameters[len(shapes) :]]
+        params = [torch.empty(shape, device="meta") for shape in shapes]
+        for i, value in (values or {}).items():
+            params[i] = value
+        return rule.init(params)
+
+    def gradients(self, groups: Sequence[Group]) -> tuple[list[Tensor | None], Hyper]:
+        """Gradients, None of parameters that are absent from the step, and settings.
+
+        Raises ValueError if a gradient is sparse.
+        """
+        count = len(self.graph.parameters)
+        grads: list[Tensor | None] = [None] * count
+        lr: list[float | Tensor] = [0.0] * count
+        weight_decay: list[float | None] = [0.0] * count
+        position = 0
+        for group in groups:
+            group_lr = group["lr"]
+            if isinstance(group_lr, Tensor):
+                group_lr = group_lr.reshape(())  # other shapes would broadcast
+            group_decay = group["weight_decay"]
+            if group.get(OWN_DECAY) and group_decay == self._own_decay:
+                group_decay = None
+            for p in group["params"]:
+                grad = p.grad if self._is_plain else local_gradient(p)
+                if grad is not None and (self._is_plain or p.numel()):
+                    if grad.is_sparse or group["maximize"] or not self._is_plain:
+                        grad = self._gradient(position, grad, group["maximize"])
+                    grads[position] = grad
+                    lr[position] = group_lr
+                    weight_decay[position] = group_decay
+                position += 1
+        return grads, Hyper(lr, weight_decay, param_groups.is_scheduled(groups))
+
+    def _gradient(self, position: int, grad: Tensor, maximize: bool) -> Tensor:
+        """A dense real gradient to descend along."""
+        if grad.is_sparse:
+            name = self.graph.parameters[position].name
+            raise ValueError(
+                f"NGOptimizer: '{name}': expected a dense gradient; got a sparse "
+                "gradient. Make the layer without sparse=True, or pass this parameter "
+                "to torch.optim.SparseAdam."
+            )
+        if grad.is_complex():
+            grad = real(grad.resolve_conj())
+        return -grad if maximize else grad
+
+    def _values(self) -> list[Tensor]:
+        """Real values of all parameters in the graph.
+
+        Zeros, which take no memory, of those that are not optimized.
+        """
+        values = list(self.params)
+        if not self._is_plain:
+            values = [real(local(p)) for p in self.params]
+        like = self.params[0]
+        dtype = functional.state_dtype(like)
+        for spec in self.graph.parameters[len(values) :]:
+            zero = torch.zeros((), dtype=dtype, device=like.device)
+            values.append(zero.expand(spec.shape))
+        return values
+
+    def records_for_step(self, state: State, grads: Gradients) -> list[Record]:
+        """The state of all parameters in the graph, initialized for parameters with a
+        first gradient."""
+        records: list[Record] = []
+        first_values: dict[int, Tensor] = {}
+        for i, p in enumerate(self.params):
+            record = state.get(p) or {}
+            if grads[i] is not None and not record:
+                first_values[i] = real(local(p))
+            records.append(record)
+        records += [{}] * (len(grads) - len(records))
+        if first_values:
+            assert self.rule is not None
+            initial = self.initial_records(self.rule, first_values)
+            for i in first_values:
+                records[i] = state[self.params[i]]
+                # the initial dict is dropped, so that nothing else keeps its tensors
+                records[i].update(initial[i])
+        return records
+
+    def update(self, state: State, grads: Gradients, hyper: Hyper) -> None:
+        """One step, which changes parameters and state in place."""
+        assert self.rule is not None
+        is_compiling = torch.compiler.is_compiling()
+        if is_compiling and not self.rule.may_be_traced(grads, self.records(state)):
+            return self._update_uncompiled(state, grads, hyper)
+        records = self.records_for_step(state, grads)
+        params = self._plain_values or self._values()
+        for changes in self.rule.update(grads, records, params, hyper, in_place=True):
+            functional.apply(changes, params)
+            for position, record in [(c.position, c.record) for c in changes]:
+                if records[position] is not record:
+                    state[self.params[position]].update(record)
+            changes.clear()  # frees their memory before the next ones are made
+        return None
+
+    _update_uncompiled = functional.uncompiled(update)
+
+
 class Binding:
     """Binds a learned optimizer to the graph of an optimizer's parameters.
 
@@ -37,189 +217,177 @@ class Binding:
     It stores no reference to the optimizer, so that both can be copied.
     """
 
-    source: GraphSource
-    _learned: LearnedOptimizer
-    _compute_dtype: torch.dtype | None
-    _process_group: Any
-    _messages: Messages
-    _parameters: GraphParameters | None = None
-    _rule: UpdateRule | None = None
-    _rule_key: Any = None  # the arguments that made it
-    _prepared_rule: UpdateRule | None = None  # for which the state is adapted
-    _shards: tuple[Sequence[Tensor], Shards] | None = None
-    _owned: dict[Tensor, Ownership] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        source: GraphSource,
+        learned: LearnedOptimizer,
+        compute_dtype: torch.dtype | None,
+        process_group: Any,
+        messages: Messages,
+    ):
+        self.source = source
+        self._learned = learned
+        self._compute_dtype = compute_dtype
+        self._follows_state = compute_dtype is None and not learned.chooses_dtype
+        self._process_group = process_group
+        self._messages = messages
         # then unconnected parameters are expected
-        self._is_partial = not self.source.is_exact and warn_if_partial()
+        self._is_partial = not source.is_exact and warn_if_partial()
+        self._bound: BoundParameters | None = None
+        self._owners: dict[Tensor, Ownership] = {}  # of parameters that have a state
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the rule and without process groups, which cannot be copied."""
-        keys = "_rule", "_rule_key", "_prepared_rule", "_shards"
-        group = {"_process_group": ranks_of(self._process_group)}
-        return {**self.__dict__, **dict.fromkeys(keys), **group}
+        return {**self.__dict__, "_process_group": ranks_of(self._process_group)}
 
-    def parameters(self, optimizer: Optimizer) -> GraphParameters:
-        """The parameters in their graph, which is made again if they have changed."""
-        params = group_tensors(optimizer.param_groups)
-        found = self._parameters
-        if found is None or self.source.has_new_inputs or not found.are(params):
-            found = self._parameters = self._connected(optimizer)
-        return found
+    def for_step(self, optimizer: Optimizer) -> BoundParameters:
+        """The parameters with the rule for the next step.
 
-    @uncompiled
-    def _connected(self, optimizer: Optimizer) -> GraphParameters:
-        groups = optimizer.param_groups
-        params = group_tensors(groups)
-        names = param_groups.group_names(groups)
-        check_distinct(zip(names, params, strict=True))
-        parameters = GraphParameters(self.source.graph_of(groups), params)
-        if self._parameters is not None:
-            parameters.check_shapes(self._parameters, optimizer.state)
-            self._drop_state_of_other_matrices(parameters, optimizer)
-        records = parameters.records(optimizer.state)
-        self.check_records(parameters, records, groups[0])
-        if not self._is_partial:
-            is_default = self._learned.base is not None
-            log_unconnected(parameters.network, self.source.is_exact, is_default)
-        return parameters
-
-    def _drop_state_of_other_matrices(
-        self, parameters: GraphParameters, optimizer: Optimizer
-    ) -> None:
-        """Drops the state of parameters that the new graph divides into other matrices.
-
-        State of another shape than its parameter is kept; `check_records` raises.
+        Graph and rule are made again if they no longer fit the groups.
         """
-        state = optimizer.state
-        rule = self.rule_for_step(parameters, optimizer)
-        initial = parameters.initial_records(rule)
-        rows = zip(parameters.params, parameters.names(), initial, strict=False)
-        dropped = []
-        for p, name, expected in rows:
-            record = state.get(p)
-            shape = real(local(p)).shape
-            if record and state_dicts.has_other_matrices(record, expected, shape):
-                del state[p]
-                dropped.append(name)
-        if dropped:
-            warnings.warn(
-                "NGOptimizer: parameters were added or removed, and the new graph "
-                "divides others into other matrices; their state is initialized "
-                f"again: {', '.join(dropped)}",
-                stacklevel=2,
-            )
+        params = group_tensors(optimizer.param_groups)
+        settings = self._settings(params, optimizer.param_groups[0])
+        bound = self._bound
+        if (
+            bound is None
+            or bound.settings != settings
+            or self.source.has_new_inputs
+            or not bound.matches(params)
+        ):
+            bound = self._bind_again(optimizer)
+        if self.source.recorder is not None:
+            self.source.stop_recording()
+        return bound
 
-    def check_records(
-        self, parameters: GraphParameters, records: Sequence[Record], settings: Group
+    def _settings(self, params: Sequence[Tensor], group: Group) -> tuple[Any, ...]:
+        """What a rule is bound with: total_steps, renew_every, device and dtype.
+
+        group: any; the settings that are read are equal in all groups. dtype: None is
+        the rule's own choice.
+        """
+        dtype = self._compute_dtype
+        if self._follows_state:
+            widest = functional.state_dtype(params[0])
+            for p in params:  # torch.compile of 2.6 has no max with a key
+                if functional.state_dtype(p).itemsize > widest.itemsize:
+                    widest = functional.state_dtype(p)
+            dtype = product_dtype(params[0].device, widest)
+        return group["total_steps"], group["renew_every"], params[0].device, dtype
+
+    @functional.uncompiled
+    def _bind_again(self, optimizer: Optimizer) -> BoundParameters:
+        bound = self.parameters(optimizer)
+        settings = self._settings(bound.params, optimizer.param_groups[0])
+        if bound.settings != settings:
+            self._set_rule(bound, optimizer)
+        return bound
+
+    def parameters(self, optimizer: Optimizer) -> BoundParameters:
+        """The parameters in their graph, which is made again if they have changed.
+
+        The rule may be an earlier one, or None.
+        """
+        params = group_tensors(optimizer.param_groups)
+        bound = self._bound
+        if bound is None or self.source.has_new_inputs or not bound.matches(params):
+            bound = self._bound = self._connected(params, optimizer)
+        return bound
+
+    @functional.uncompiled
+    def _connected(
+        self, params: Sequence[Tensor], optimizer: Optimizer
+    ) -> BoundParameters:
+        groups = optimizer.param_groups
+        names = param_groups.group_names(groups)
+        param_groups.check_distinct(zip(names, params, strict=True))
+        ordered = self.source.graph_of(groups)
+        bound = BoundParameters(ordered, params, self._learned.weight_decay)
+        if self._bound is not None:
+            bound.check_shapes(self._bound, optimizer.state)
+            rule = self._set_rule(bound, optimizer)
+            initial = bound.initial_records(rule)
+            state_dicts.drop_other_matrices(
+                optimizer.state, bound.params, bound.names(), initial
+            )
+        self._check_records(bound, bound.records(optimizer.state), groups[0])
+        if not self._is_partial:
+            reads_connections = self._learned.reads_connections
+            log_unconnected(bound.network, self.source.is_exact, reads_connections)
+        return bound
+
+    def _set_rule(self, bound: BoundParameters, optimizer: Optimizer) -> UpdateRule:
+        """Binds a new rule, and adapts groups and state to it.
+
+        Stores the renewal interval in the groups; starts or drops averages.
+        """
+        groups = optimizer.param_groups
+        rule = self._new_rule(bound, groups[0])
+        interval = rule.renewal_interval(bound.params[0].device)
+        for group in groups:
+            group["renew_every"] = interval
+        total_steps = groups[0]["total_steps"]
+        if total_steps is not None and not param_groups.is_scheduled(groups):
+            records = bound.records(optimizer.state)
+            self._messages.check_horizon(records, total_steps)
+        initial = bound.initial_records(rule)
+        start_or_drop_averages(optimizer.state, bound.params, initial)
+        bound.set_rule(rule, self._settings(bound.params, groups[0]))
+        return rule
+
+    def _new_rule(self, bound: BoundParameters, group: Group) -> UpdateRule:
+        """The learned optimizer as a rule on the graph; collective for several
+        processes."""
+        total_steps, renew_every, _, dtype = self._settings(bound.params, group)
+        if bound.shards is None and self.is_shared(bound.params):
+            named = list(zip(bound.names(), bound.params, strict=True))
+            bound.shards = Shards(named, self._process_group, self._owners)
+        rule = bound_rule(
+            self._learned,
+            bound.graph,
+            bound.params,
+            total_steps,
+            renew_every,
+            dtype,
+            bound.shards,
+        )
+        if bound.shards is not None:
+            self._owners = dict(zip(bound.params, bound.shards.owned, strict=True))
+        return rule
+
+    def _rule_with(self, bound: BoundParameters, group: Group) -> UpdateRule:
+        """A rule with the settings of a group, without an effect on the next step."""
+        if bound.rule is None or bound.settings != self._settings(bound.params, group):
+            return self._new_rule(bound, group)
+        return bound.rule
+
+    def clear_rule(self) -> None:
+        """The next step binds again, as it must after state was loaded."""
+        if self._bound is not None:
+            self._bound.rule = self._bound.settings = None
+
+    def _check_records(
+        self, bound: BoundParameters, records: Sequence[Record], group: Group
     ) -> None:
         """Raises ValueError if a parameter's state does not fit the rule."""
         if not any(records):
             return
-        initial = parameters.initial_records(self.rule(parameters, settings))
-        # torch raises an error for more records than parameters
-        rows = zip(parameters.names(), records, initial, strict=False)
-        for name, record, expected in rows:
-            if record:
-                state_dicts.check_record(name, record, expected, self.source.is_exact)
+        initial = bound.initial_records(self._rule_with(bound, group))
+        is_exact = self.source.is_exact
+        state_dicts.check_records(bound.names(), records, initial, is_exact)
 
     def check_loaded(self, state_dict: Mapping[str, Any], optimizer: Optimizer) -> None:
         """Raises ValueError if state that is about to be loaded does not fit."""
         records = state_dicts.records_in_order(state_dict)
         if any(records):
             total_steps = state_dict["param_groups"][0]["total_steps"]
-            settings = {**optimizer.param_groups[0], "total_steps": total_steps}
-            self.check_records(self.parameters(optimizer), records, settings)
-
-    def rule(self, parameters: GraphParameters, settings: Group) -> UpdateRule:
-        """The rule on the graph, on the device of the parameters.
-
-        settings: of any group; those that are read are equal in all groups.
-        """
-        params = parameters.params
-        total_steps = settings["total_steps"]
-        renew_every = settings["renew_every"]
-        device = params[0].device
-        dtype = self._dtype(params)
-        shards = self.shards(parameters) if self.is_shared(params) else None
-        key = parameters.graph, total_steps, device, dtype, shards, renew_every
-        if self._rule is None or self._rule_key != key:
-            self._rule = self._bound(
-                parameters.graph, total_steps, dtype, renew_every, shards, device
-            )
-            self._rule_key = key
-            if shards is not None:
-                self._owned = dict(zip(params, shards.owned, strict=True))
-        return self._rule
-
-    def _bound(self, graph, total_steps, dtype, renew_every, shards, device):
-        base = self._learned.base
-        if base is None:
-            return self._learned.bind(graph, total_steps, device=device, dtype=dtype)
-        options = {"compute_dtype": dtype, "renew_every": renew_every}
-        if shards is not None:
-            return ShardedSoapRule(base, graph, total_steps, **options, shards=shards)
-        return AcceleratedSoapRule(base, graph, total_steps, **options)
-
-    def _dtype(self, params: Sequence[Tensor]) -> torch.dtype | None:
-        """The dtype that the rule computes in; None: the rule's own choice."""
-        if self._compute_dtype is not None or self._learned.base is not None:
-            return self._compute_dtype
-        widest = state_dtype(params[0])
-        for p in params:  # torch.compile of 2.6 has no max with a key
-            if state_dtype(p).itemsize > widest.itemsize:
-                widest = state_dtype(p)
-        return product_dtype(params[0].device, widest)
-
-    def rule_for_step(
-        self, parameters: GraphParameters, optimizer: Optimizer
-    ) -> UpdateRule:
-        """The rule; settings and state are adapted to a new one."""
-        rule = self.rule(parameters, optimizer.param_groups[0])
-        if rule is not self._prepared_rule:
-            self._prepare(rule, parameters, optimizer)
-        return rule
-
-    @uncompiled
-    def _prepare(
-        self, rule: UpdateRule, parameters: GraphParameters, optimizer: Optimizer
-    ) -> None:
-        """Stores the renewal interval in the groups; starts or drops averages."""
-        groups = optimizer.param_groups
-        state = optimizer.state
-        interval = rule.renewal_interval(parameters.params[0].device)
-        for group in groups:
-            group["renew_every"] = interval
-        self._rule_key = (*self._rule_key[:-1], interval)
-        total_steps = groups[0]["total_steps"]
-        if total_steps is not None and not param_groups.is_scheduled(groups):
-            self._messages.check_horizon(parameters.records(state), total_steps)
-        start_or_drop_averages(state, parameters, rule)
-        self._prepared_rule = rule
-
-    def clear_rule(self) -> None:
-        """The next step binds again, as it must after state was loaded."""
-        self._rule = None
+            group = {**optimizer.param_groups[0], "total_steps": total_steps}
+            self._check_records(self.parameters(optimizer), records, group)
 
     def is_shared(self, params: Sequence[Tensor]) -> bool:
         """Whether several processes share the parameters."""
         return self._process_group is not None or are_divided(params)
 
-    @uncompiled
-    def shards(self, parameters: GraphParameters) -> Shards:
-        """The processes that share the parameters; a collective call."""
-        params = parameters.params
-        if self._shards is None or self._shards[0] is not params:
-            named = list(zip(parameters.names(), params, strict=True))
-            shards = Shards(named, self._process_group, self._owned)
-            self._shards = params, shards
-        return self._shards[1]
-
-    def shared_state(self, optimizer: Optimizer) -> ShardedState:
+    def shared_state(self, optimizer: Optimizer) -> SharedState:
         """Converts the state of several processes; a collective call."""
-        parameters = self.parameters(optimizer)
-        rule = self.rule(parameters, optimizer.param_groups[0])
-        assert isinstance(rule, ShardedSoapRule)
-        params = parameters.params
-        layouts = rule.layouts[: len(params)]
-        return ShardedState(self.shards(parameters), params, layouts)
+        bound = self.parameters(optimizer)
+        rule = self._rule_with(bound, optimizer.param_groups[0])
+        return rule.shared_state(bound.params)

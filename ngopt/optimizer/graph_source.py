@@ -41,11 +41,13 @@ class GraphSource:
     is_exact: whether the graph is traced or given, not inferred from names and shapes.
     awaits_forward: whether a forward pass is still needed for the graph.
     has_new_inputs: whether inputs were recorded that are not traced yet.
+    recorder: waits for a forward pass; None if none is awaited any more.
     """
 
     is_exact = True
     awaits_forward = False
     has_new_inputs = False
+    recorder: "Recorder | None" = None
 
     def graph_of(self, groups: Sequence[Group]) -> OrderedGraph:
         """Raises ValueError if the groups do not fit the network."""

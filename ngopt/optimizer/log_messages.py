@@ -9,12 +9,10 @@ from math import inf
 from typing import Any
 
 from torch import Tensor, distributed
-from torch.optim import Optimizer
 
 from ngopt.functional import Record
 from ngopt.graph import NeuralGraph
 from ngopt.graph.connectivity import unconnected
-from ngopt.optimizer.graph_parameters import GraphParameters
 from ngopt.optimizer.param_groups import Group, is_scheduled
 
 logger = logging.getLogger("ngopt")
@@ -29,21 +27,23 @@ ZERO_FILE = "zero_redundancy_optimizer.py"  # of torch.distributed.optim
 
 
 class Messages:
-    """Warnings and log messages of one optimizer, each at most once."""
+    """Warnings and log messages of one optimizer, each at most once.
+
+    steps_left: steps for which `check_step` is still to be called.
+    """
 
     def __init__(self) -> None:
+        self.steps_left = FIRST_STEPS
         self._given: set[str] = set()
-        self._steps, self._largest_lr = 0, 0.0
+        self._largest_lr = 0.0
 
     def check_step(self, groups: Sequence[Group]) -> None:
-        """Checks the first steps, by which users have attached their schedulers."""
-        if self._steps >= FIRST_STEPS:
-            return
-        self._steps += 1
+        """Checks one of the first steps, by which users have attached schedulers."""
+        self.steps_left -= 1
         lr = _largest(groups, "lr")
         is_warm_up = lr > self._largest_lr
         self._largest_lr = max(self._largest_lr, lr)
-        if self._steps == FIRST_STEPS and not is_warm_up:
+        if not self.steps_left and not is_warm_up:
             lr = _largest(groups, "initial_lr", "max_lr")
             self.check_lr(max(self._largest_lr, lr))
         elif any("max_lr" in group for group in groups):
@@ -59,32 +59,43 @@ class Messages:
 
     def check_lr(self, largest: float, small: float = SMALL_LR) -> None:
         """Warns of a learning rate that is not near 1. largest: of all groups."""
-        if 0 < largest < small and self._is_first("lr"):
-            _warn(
+        if 0 < largest < small:
+            self._warn_once(
+                "lr",
                 f"lr = {largest:g} multiplies the update, so that training is "
                 f"{1 / largest:.0f} times slower. Use lr=1.0, the default; a scheduler "
-                "multiplies it by numbers up to 1."
+                "multiplies it by numbers up to 1.",
             )
-        if LARGE_LR < largest < inf and self._is_first("lr"):
-            _warn(
-                f"lr = {largest:g} multiplies the update, so that trainings diverge. "
-                "Use lr=1.0, the default. For the number of steps, pass total_steps=."
+        if LARGE_LR < largest < inf:
+            self._warn_once(
+                "lr",
+                f"lr = {largest:g} multiplies every update by {largest:g} and will "
+                "diverge. Use lr=1.0, the default. For the number of steps, pass "
+                "total_steps=.",
             )
 
-    def warn_of_ignored(self, keys: Iterable[str]) -> None:
-        names = ", ".join(keys)
-        if names and self._is_first("ignored"):
-            _warn(f"these keys of parameter groups have no effect: {names}")
+    def warn_of_ignored(self, keys: Sequence[str]) -> None:
+        """keys: of a parameter group, without an effect."""
+        if keys:
+            self._warn_once(
+                "ignored",
+                f"these keys of parameter groups have no effect: {', '.join(keys)}",
+            )
 
     def check_horizon(self, records: Sequence[Record], total_steps: int) -> None:
         """Warns of steps beyond the horizon. records: the state of all parameters."""
         steps = max(int(record.get("step", 0)) for record in records)
-        if steps > total_steps and self._is_first("horizon"):
-            _warn(
+        if steps > total_steps:
+            self._warn_once(
+                "horizon",
                 f"{steps} steps were made of total_steps={total_steps}, so the step "
                 "size stays near zero. Set a larger total_steps in every parameter "
-                "group."
+                "group.",
             )
+
+    def _warn_once(self, topic: str, text: str) -> None:
+        if self._is_first(topic):
+            warnings.warn(f"NGOptimizer: {text}", stacklevel=5)
 
     def _is_first(self, topic: str) -> bool:
         is_first = topic not in self._given
@@ -100,26 +111,19 @@ def _largest(groups: Sequence[Group], *keys: str) -> float:
     return max(map(float, values), default=0.0)
 
 
-def _warn(text: str) -> None:
-    warnings.warn(f"NGOptimizer: {text}", stacklevel=5)
-
-
 def name_of(weights: Any) -> str:
     """The name or path of weights, or their class."""
     is_named = isinstance(weights, str | os.PathLike)
     return str(weights) if is_named else type(weights).__name__
 
 
-def describe(parameters: GraphParameters | None, optimizer: Optimizer) -> str:
+def describe(network: NeuralGraph, records: Sequence[Record], has_horizon: bool) -> str:
     """What is known of a network: its graph, and the learned factors of step sizes.
 
-    parameters: None before their graph is known.
+    records: the state of all parameters, in the order of the network.
     """
-    if parameters is None:
-        return "graph: known after a forward"
-    lines = [describe_graph(parameters.network)]
-    if optimizer.param_groups[0]["total_steps"] is not None:
-        records = parameters.records_in_network(optimizer.state)
+    lines = [describe_graph(network)]
+    if has_horizon:
         lines.append(describe_step_size(records))
     return "\n".join(filter(None, lines))
 
@@ -137,8 +141,10 @@ def describe_graph(graph: NeuralGraph) -> str:
     origin = "graph:"
     if any(graph.inferred):
         origin = "graph inferred from names and shapes;"
-    found = f"{len(names)} of {count} tensors are unconnected ({', '.join(listed)})"
-    return f"{origin} {found}. They are still optimized."
+    return (
+        f"{origin} {len(names)} of {count} tensors are unconnected "
+        f"({', '.join(listed)}). They are still optimized."
+    )
 
 
 def describe_step_size(records: Iterable[Record]) -> str:
@@ -155,26 +161,27 @@ def describe_step_size(records: Iterable[Record]) -> str:
     if set(factors) <= {1.0}:
         return ""
     low, high = min(factors), max(factors)
-    found = f"{low:.2f} to {high:.2f}"
+    interval = f"{low:.2f} to {high:.2f}"
     if low == high:
-        found = f"{low:.2f}"
+        interval = f"{low:.2f}"
     elif factors in (sorted(factors), sorted(factors, reverse=True)):
-        found = f"{factors[0]:.2f} (first layer) to {factors[-1]:.2f} (last layer)"
+        interval = f"{factors[0]:.2f} (first layer) to {factors[-1]:.2f} (last layer)"
     return (
-        f"step size: {found} times that of the base rule, as predicted at the first "
+        f"step size: {interval} times that of the base rule, as predicted at the first "
         "step from horizon, shapes, roles, initial weights and first gradients"
     )
 
 
-def log_unconnected(graph: NeuralGraph, is_exact: bool, is_default: bool) -> None:
-    """Logs unconnected parameters, as a warning for weights that use connections.
+def log_unconnected(
+    graph: NeuralGraph, is_exact: bool, reads_connections: bool
+) -> None:
+    """Logs unconnected parameters, as a warning if the weights read connections.
 
-    is_exact: whether the graph is traced or given. is_default: whether the weights are
-    a base rule, which updates every matrix by itself.
+    is_exact: whether the graph is traced or given.
     """
     if not unconnected(graph):
         return
-    level = logging.INFO if is_default else logging.WARNING
+    level = logging.WARNING if reads_connections else logging.INFO
     advice = "" if is_exact else " Pass model=model to trace the graph."
     logger.log(level, "NGOptimizer: %s%s", describe_graph(graph), advice)
 

@@ -13,17 +13,20 @@ from torch.optim.optimizer import ParamsT
 from ngopt.devices import without_autocast
 from ngopt.graph import NeuralGraph
 from ngopt.metanets import Metanet
-from ngopt.optimizer import arguments, averages, graph_source, param_groups, state_dicts
+from ngopt.optimizer import averages, graph_source, param_groups, state_dicts
 from ngopt.optimizer.binding import Binding
-from ngopt.optimizer.graph_parameters import GraphParameters
 from ngopt.optimizer.log_messages import Messages, describe, name_of
 from ngopt.optimizer.param_groups import group_tensors
 from ngopt.pretrained import LearnedOptimizer, as_learned, weights_hash
 
 NAMES_LINE = "    param_names: "  # of `repr`, which leaves them out
-OWN_ATTRIBUTES = """
-    learned compute_dtype _own_decay _weights_name _messages _binding
-""".split()
+COPIED_ATTRIBUTES = (
+    "learned",
+    "compute_dtype",
+    "_weights_name",
+    "_messages",
+    "_binding",
+)
 
 
 class NGOptimizer(Optimizer):
@@ -106,18 +109,17 @@ class NGOptimizer(Optimizer):
         self.learned = learned = as_learned(weights)
         self._weights_name = name_of(weights)
         self.compute_dtype = compute_dtype
-        arguments.check_compute_dtype(compute_dtype, learned.base is not None)
-        arguments.check_process_group(process_group, learned.base is not None)
-        self._own_decay: float = getattr(learned.base, "weight_decay", 0.0)
+        param_groups.check_compute_dtype(compute_dtype, learned)
+        param_groups.check_process_group(process_group, learned)
         self._messages = Messages()
         defaults: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
         defaults["total_steps"] = param_groups.as_python_int(total_steps)
         defaults["maximize"] = maximize
         defaults["renew_every"] = param_groups.as_python_int(renew_every)
         defaults["weights"] = weights_hash(learned)
-        defaults = param_groups.with_own_decay(defaults, self._own_decay)
-        arguments.check_settings(defaults)
-        arguments.check_no_module(params)
+        defaults = param_groups.with_own_decay(defaults, learned.weight_decay)
+        param_groups.check_settings(defaults)
+        param_groups.check_no_module(params)
         super().__init__(params, defaults)
         self._messages.check_new(self.param_groups)
         source: graph_source.GraphSource = graph_source.InferredGraph()
@@ -130,29 +132,33 @@ class NGOptimizer(Optimizer):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {key: self.__dict__[key] for key in OWN_ATTRIBUTES}
-        return {**super().__getstate__(), **own}
+        attributes = {key: self.__dict__[key] for key in COPIED_ATTRIBUTES}
+        return {**super().__getstate__(), **attributes}
 
     def __repr__(self) -> str:
         lines = super().__repr__().splitlines()
         text = "\n".join(line for line in lines if not line.startswith(NAMES_LINE))
         text = text.replace(self.defaults["weights"], self._weights_name)
-        parameters = None if self._awaits_forward() else self._parameters()
-        return f"{text}\n{describe(parameters, self)}"
+        if self._awaits_forward():
+            return f"{text}\ngraph: not traced yet; run one training step"
+        parameters = self._binding.parameters(self)
+        records = parameters.records_in_network(self.state)
+        has_horizon = self.param_groups[0]["total_steps"] is not None
+        return f"{text}\n{describe(parameters.network, records, has_horizon)}"
 
     @property
     def graph(self) -> NeuralGraph:
         """The neural graph of the parameters; with `model`, without inputs before its
         first training forward."""
-        return self._parameters().network
+        return self._binding.parameters(self).network
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds parameters to the optimizer and its graph; others keep their state."""
         if isinstance(param_group, dict):
-            param_group = param_groups.with_own_decay(param_group, self._own_decay)
-            is_default = self.learned.base is not None
-            ignored = arguments.complete_new_group(
-                param_group, self.defaults, self.param_groups, is_default
+            own_decay = self.learned.weight_decay
+            param_group = param_groups.with_own_decay(param_group, own_decay)
+            ignored = param_groups.complete_new_group(
+                param_group, self.defaults, self.param_groups, self.learned
             )
             self._messages.warn_of_ignored(ignored)
         super().add_param_group(param_group)
@@ -167,32 +173,30 @@ class NGOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        groups, params = self.param_groups, group_tensors(self.param_groups)
+        groups = self.param_groups
+        params = group_tensors(groups)
         # other processes may have gradients where this one has none
         if all(p.grad is None for p in params) and not self._is_shared():
             return loss
-        arguments.check_groups(groups)
-        parameters = self._parameters()
-        self._binding.source.stop_recording()
+        param_groups.check_groups(groups)
+        bound = self._binding.for_step(self)
+        grads, hyper = bound.gradients(groups)
         if not torch.compiler.is_compiling():
             # torch.distributed.checkpoint initializes state by a step with lr=0
             if not self.state and all(float(group["lr"]) == 0 for group in groups):
-                rule = self._binding.rule_for_step(parameters, self)
-                grads, _ = parameters.gradients(groups, self._own_decay)
-                parameters.records_for_step(self.state, rule, grads)
+                bound.records_for_step(self.state, grads)
                 return loss
-            self._messages.check_step(groups)
-        rule = self._binding.rule_for_step(parameters, self)
+            if self._messages.steps_left:
+                self._messages.check_step(groups)
         with without_autocast({p.device for p in params}):
-            grads, hyper = parameters.gradients(groups, self._own_decay)
-            parameters.update(self.state, rule, grads, hyper)
+            bound.update(self.state, grads, hyper)
         return loss
 
     def load_average(self) -> None:
         """Overwrites the parameters with the average of the weights so far.
 
-        Call it at the end of a training without `total_steps`. With `total_steps`, and
-        for metanets of the paper, there is no average and nothing changes.
+        Call it at the end of a training run without `total_steps`. With `total_steps`,
+        and for metanets of the paper, there is no average and nothing changes.
         """
         averages.write_averages(self.param_groups, self.state)
 
@@ -224,7 +228,7 @@ class NGOptimizer(Optimizer):
         """Loads what `state_dict` returned; state keeps its dtypes.
 
         Groups with the same parameter names in another order are matched by name. A
-        `total_steps` of this optimizer is kept, so that a training can be made longer.
+        `total_steps` of this optimizer is kept, so that a run can be made longer.
 
         Raises ValueError, and changes nothing, if the state was made with other
         weights, lacks a tensor, or has another shape.
@@ -251,10 +255,10 @@ class NGOptimizer(Optimizer):
 
     def _checked(self, state_dict: Any) -> dict[str, Any]:
         """Raises ValueError if a state_dict does not fit."""
-        own = self.param_groups
+        present = self.param_groups
         loaded = dict(state_dicts.checked(state_dict, self.defaults["weights"]))
-        groups = state_dicts.in_order(loaded["param_groups"], own)
-        groups = state_dicts.with_total_steps(groups, own[0]["total_steps"])
+        groups = state_dicts.in_order(loaded["param_groups"], present)
+        groups = state_dicts.with_total_steps(groups, present[0]["total_steps"])
         loaded["param_groups"] = groups
         if self._is_shared():
             shared = self._binding.shared_state(self)
@@ -271,6 +275,3 @@ class NGOptimizer(Optimizer):
         """Whether a forward is needed for inputs, or for shapes of a lazy module."""
         has_lazy = any(map(param_groups.is_lazy, group_tensors(self.param_groups)))
         return self._binding.source.awaits_forward or has_lazy
-
-    def _parameters(self) -> GraphParameters:
-        return self._binding.parameters(self)

@@ -1,5 +1,6 @@
 """Checks and conversions of state_dicts, and of state after the graph has changed."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ngopt.functional import AVERAGE, Record, State
-from ngopt.optimizer.arguments import PER_GROUP, SHARED, check_groups
 from ngopt.optimizer.log_messages import logger
-from ngopt.optimizer.param_groups import Group
+from ngopt.optimizer.param_groups import PER_GROUP, SHARED, Group, check_groups
+from ngopt.shard_layout import local, real
 
 
 def checked(state_dict: Any, weights: str) -> dict[str, Any]:
@@ -36,29 +37,32 @@ def checked(state_dict: Any, weights: str) -> dict[str, Any]:
     return parts
 
 
-def check_type(value: Any, kind: type, name: str = "all of it") -> Any:
-    """Returns the value. Raises ValueError if it is of another type."""
+def check_type(value: Any, kind: type, part: str = "") -> Any:
+    """Returns the value. Raises ValueError if it is of another type.
+
+    part: of the state_dict; "" for all of it.
+    """
     if not isinstance(value, kind):
-        expected = kind.__name__
+        what = f"state_dict: {part}" if part else "state_dict"
         got = type(value).__name__
-        raise ValueError(f"state_dict: {name}: expected a {expected}; got {got}")
+        raise ValueError(f"{what}: expected a {kind.__name__}; got {got}")
     return value
 
 
 def _check_group(group: Group, name: str, weights: str) -> None:
     check_type(group, dict, name)
-    found = group.get("weights")
-    if found is None:
+    saved_with = group.get("weights")
+    if saved_with is None:
         keys = sorted(map(str, group.keys() - {"params"}))
         raise ValueError(
             "state_dict: expected one of NGOptimizer; got one of another optimizer, "
             f"whose groups have {keys}"
         )
-    if found != weights:
+    if saved_with != weights:
         raise ValueError(
             f"state_dict: expected weights {weights[:12]} (SHA-256), those of this "
-            f"optimizer; got {str(found)[:12]}. Make the optimizer with the weights= "
-            "of the saved one."
+            f"optimizer; got {str(saved_with)[:12]}. Make the optimizer with the "
+            "weights= of the saved one."
         )
     for key in ("params", *PER_GROUP, *SHARED):
         if key not in group:
@@ -81,9 +85,9 @@ def in_order(saved: Sequence[Group], present: Sequence[Group]) -> list[Group]:
     ordered = list(saved)
     if all("param_names" in group for group in (*saved, *present)):
         by_names = {frozenset(group["param_names"]): group for group in saved}
-        wanted = [frozenset(group["param_names"]) for group in present]
-        if len(by_names) == len(saved) and by_names.keys() == set(wanted):
-            ordered = [by_names[names] for names in wanted]
+        present_names = [frozenset(group["param_names"]) for group in present]
+        if len(by_names) == len(saved) and by_names.keys() == set(present_names):
+            ordered = [by_names[names] for names in present_names]
     for i, group in enumerate(ordered[: len(present)]):
         names = group.get("param_names")
         wanted = present[i].get("param_names")
@@ -119,8 +123,8 @@ def records_in_order(state_dict: Mapping[str, Any]) -> list[Record]:
 
 def numbered(groups: Sequence[Group], records: Sequence[Record]) -> dict[Any, Record]:
     """The inverse: non-empty records by the numbers of their parameters."""
-    rows = zip(_numbers(groups), records, strict=True)
-    return {number: record for number, record in rows if record}
+    by_number = dict(zip(_numbers(groups), records, strict=True))
+    return {number: record for number, record in by_number.items() if record}
 
 
 def restore_dtypes(
@@ -139,31 +143,64 @@ def restore_dtypes(
                 state[p][key] = value.detach().to(device, copy=True)
 
 
-def check_record(
-    name: str, record: Mapping[str, Any], expected: Record, is_exact: bool
+def check_records(
+    names: Sequence[str],
+    records: Sequence[Record],
+    initial: Sequence[Record],
+    is_exact: bool,
 ) -> None:
     """Raises ValueError if a tensor of a parameter's state is missing or misshapen.
 
-    is_exact: whether the graph of this optimizer is traced or given.
+    names, records, initial: of parameters; there may be more records than names, for
+    which torch raises an error. is_exact: whether the graph of this optimizer is traced
+    or given.
     """
     advice = ". If it was made with a traced graph, pass model=model."
     if is_exact:
         advice = ". If it was made without model=, leave it out."
-    for key, like in expected.items():
-        value = record.get(key)
-        if not isinstance(value, Tensor):
-            got = "nothing" if value is None else type(value).__name__
-            raise ValueError(
-                f"state_dict: '{key}' of '{name}': expected a tensor; got {got}{advice}"
-            )
-        if value.shape != like.shape:
-            raise ValueError(
-                f"state_dict: '{key}' of '{name}': expected shape "
-                f"{tuple(like.shape)}; got {tuple(value.shape)}{advice}"
-            )
+    for name, record, expected in zip(names, records, initial, strict=False):
+        for key, like in expected.items() if record else ():
+            value = record.get(key)
+            if not isinstance(value, Tensor):
+                got = "nothing" if value is None else type(value).__name__
+                raise ValueError(
+                    f"state_dict: '{key}' of '{name}': expected a tensor; got "
+                    f"{got}{advice}"
+                )
+            if value.shape != like.shape:
+                raise ValueError(
+                    f"state_dict: '{key}' of '{name}': expected shape "
+                    f"{tuple(like.shape)}; got {tuple(value.shape)}{advice}"
+                )
 
 
-def has_other_matrices(record: Record, expected: Record, shape: torch.Size) -> bool:
+def drop_other_matrices(
+    state: State,
+    params: Sequence[Tensor],
+    names: Sequence[str],
+    initial: Sequence[Record],
+) -> None:
+    """Drops the state of parameters that a new graph divides into other matrices.
+
+    State of another shape than its parameter is kept, for which `check_records` raises
+    an error. initial: the state of the new rule, of at least these parameters.
+    """
+    dropped = []
+    for p, name, expected in zip(params, names, initial, strict=False):
+        record = state.get(p)
+        if record and _has_other_matrices(record, expected, real(local(p)).shape):
+            del state[p]
+            dropped.append(name)
+    if dropped:
+        warnings.warn(
+            "NGOptimizer: parameters were added or removed, and the new graph divides "
+            "others into other matrices; their state is initialized again: "
+            f"{', '.join(dropped)}",
+            stacklevel=2,
+        )
+
+
+def _has_other_matrices(record: Record, expected: Record, shape: torch.Size) -> bool:
     """Whether the state of a parameter is that of another division into matrices.
 
     shape: of the parameter. If the parameter itself had another shape: False.

@@ -53,6 +53,31 @@ class LearnedOptimizer:
                 f"{self.cooldown}"
             )
 
+    @property
+    def weight_decay(self) -> float:
+        """Its own, decoupled, in AdamW's units: of groups with `weight_decay=None`."""
+        return getattr(self.base, "weight_decay", 0.0)
+
+    @property
+    def reads_connections(self) -> bool:
+        """Whether an update depends on the connections of the graph."""
+        return self.metanet is not None
+
+    @property
+    def can_be_sharded(self) -> bool:
+        """Whether several processes can divide its work and state."""
+        return self.base is not None
+
+    @property
+    def chooses_dtype(self) -> bool:
+        """Whether `bind` without a dtype computes in one that the rule chooses."""
+        return self.base is not None
+
+    @property
+    def squares_gradients(self) -> bool:
+        """Whether squares of gradients, which overflow in float16, are computed."""
+        return self.base is not None
+
     @uncompiled
     def bind(
         self,

@@ -287,6 +287,9 @@ def test_records_of_inferred_graphs_are_not_read_for_traced_ones(config, tmp_pat
 def test_processes_import_your_own_metanet(config, tmp_path, forked):
     path = str(tmp_path / "own.safetensors")
     save_pretrained(LearnedOptimizer(metanet=Halved()), path)
-    changes = {"optimizers": ("adam-default", path), "metanet": "tests.user_classes:Halved"}
+    changes = {
+        "optimizers": ("adam-default", path),
+        "metanet": "tests.user_classes:Halved",
+    }
     board = compare(replace(config, **changes, processes=2))
     assert {row.optimizer for row in board.rows} == {"adam-default", path}

@@ -8,6 +8,7 @@ from ngopt import NGOptimizer
 from ngopt.accelerator import cuda_graphs, soap
 from ngopt.accelerator.cuda_graphs import STABLE_STEPS, GraphCache
 from ngopt.soap.first_steps import OBSERVED_STEPS
+from ngopt.soap.soap import SoapRule
 from tests.networks import cnn
 
 FIRST = OBSERVED_STEPS + STABLE_STEPS  # step that is replayed
@@ -44,7 +45,7 @@ def graphs(monkeypatch):
 
     monkeypatch.setattr(GraphCache, "_capture", capture)
     monkeypatch.setattr(soap, "supports_cuda_graphs", lambda like, count: True)
-    monkeypatch.setattr(soap.AcceleratedSoapRule, "make_update", soap.AcceleratedUpdate)
+    monkeypatch.setattr(SoapRule, "make_update", soap.AcceleratedUpdate)
     return found
 
 

@@ -14,6 +14,7 @@ from ngopt.accelerator.cuda_graphs import GraphCache
 from ngopt.roles import buckets
 from ngopt.soap import elementwise
 from ngopt.soap.config import SoapConfig
+from ngopt.soap.soap import SoapRule
 from tests.ngopt import interpreter
 from tests.ngopt.accelerator.test_cuda_graphs import FIRST, captured
 
@@ -70,7 +71,7 @@ def check_replayed_steps():
     kernels = kernels._replace(change_weights=counted)
     soap._elementwise = lambda device, dtype: kernels
     soap.supports_cuda_graphs = lambda like, count: True
-    soap.AcceleratedSoapRule.make_update = soap.AcceleratedUpdate
+    SoapRule.make_update = soap.AcceleratedUpdate
     GraphCache._capture = captured
     found = train(model)
     assert len(changed) >= STEPS - FIRST

@@ -7,8 +7,9 @@ import torch
 
 from benchmarks.shapes import TINY_WORKLOADS
 from ngopt import NGOptimizer
-from ngopt.accelerator.soap import AcceleratedSoapRule, AcceleratedUpdate
+from ngopt.accelerator.soap import AcceleratedUpdate
 from ngopt.roles.buckets import Axis
+from ngopt.soap.soap import SoapRule
 
 STEPS = 12
 
@@ -18,7 +19,7 @@ def test_steps_are_equal(network, monkeypatch):
     torch.manual_seed(0)
     model = TINY_WORKLOADS[network].make().double()
     expected = trained(copy.deepcopy(model))
-    monkeypatch.setattr(AcceleratedSoapRule, "make_update", AcceleratedUpdate)
+    monkeypatch.setattr(SoapRule, "make_update", AcceleratedUpdate)
     written = []
     plain = Axis.rotate
 

@@ -67,7 +67,7 @@ def bytes_are_few(rank, size):
     model, _, part = network_divided("mlp", "fsdp", size)
     opt = NGOptimizer(model.parameters(), total_steps=STEPS)
     train(model, opt, range(1), *part)
-    (update,) = opt._binding._rule._updates
+    (update,) = opt._binding._bound.rule._updates
     routes = [route for x in update.exchanges for route in (x._up, x._down)]
     parts = [some for route in routes for some in (*route.sent, *route.received)]
     moved = sum(part.piece.numel for some in parts for part in some)
@@ -137,7 +137,7 @@ def owners_stay(rank, size):
 
     model, opt = made()
     step(opt)
-    owners = opt._binding._shards[1].owned
+    owners = opt._binding._bound.shards.owned
     state = get_optimizer_state_dict(model, opt)
     copied = deepcopy(opt)
     opt.param_groups[0]["total_steps"] = 2 * STEPS
@@ -145,7 +145,7 @@ def owners_stay(rank, size):
     set_optimizer_state_dict(model, loaded, state)
     for each in (opt, loaded, copied):
         step(each)
-        assert each._binding._shards[1].owned == owners
+        assert each._binding._bound.shards.owned == owners
 
 
 def products_are_rounded(rank, size):

@@ -124,7 +124,7 @@ def test_it_warns_once_past_the_horizon():
     pair.train(1)
     pair.compile()
     pair.train(2)
-    with pytest.warns(UserWarning, match=r"step 4 of total_steps=3"):
+    with pytest.warns(UserWarning, match=r"step 4 exceeds total_steps=3"):
         pair.train(1)
     pair.train(2)
 

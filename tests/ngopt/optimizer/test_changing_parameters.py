@@ -31,7 +31,7 @@ def bytes_held(opt):
     return sum(storages.values())
 
 
-def test_state_keeps_its_size_as_layers_are_frozen():
+def test_freezing_layers_one_by_one_needs_no_more_memory():
     model = nn.Sequential(*(nn.Linear(24, 24) for _ in range(12)))
     opt = NGOptimizer(model.parameters())
     inputs = torch.randn(4, 24)
@@ -46,8 +46,8 @@ def test_state_keeps_its_size_as_layers_are_frozen():
     assert len(file.getvalue()) < 2 * before
 
 
-def test_a_layer_absent_from_some_steps_has_the_state_of_one_alone():
-    """Its state leaves the packed tensors and comes back."""
+def test_a_layer_without_gradients_in_some_steps_has_the_state_of_one_alone():
+    """Its state leaves the packed state and comes back."""
     torch.manual_seed(0)
     inputs = torch.randn(4, 3, 5)
     records = []
@@ -72,7 +72,7 @@ def test_a_layer_absent_from_some_steps_has_the_state_of_one_alone():
 
 
 class TestHorizons:
-    def test_setting_one_drops_the_average(self):
+    def test_setting_total_steps_drops_the_average(self):
         model = mlp(4, 5, 3)
         opt = NGOptimizer(model.parameters())
         inputs = torch.randn(8, 4)
@@ -85,7 +85,7 @@ class TestHorizons:
         step(model, opt, inputs)
         assert "average" not in opt.state[model[0].weight]
 
-    def test_steps_within_averaged_warn_and_are_lost(self):
+    def test_steps_within_an_average_are_lost_with_a_warning(self):
         model = mlp(4, 5, 3)
         opt = NGOptimizer(model.parameters())
         inputs = torch.randn(8, 4)
@@ -95,7 +95,7 @@ class TestHorizons:
             step(model, opt, inputs)
         assert torch.equal(model[0].weight, before)
 
-    def test_removing_one_starts_an_average(self):
+    def test_removing_total_steps_starts_an_average(self):
         model = mlp(4, 5, 3)
         opt = NGOptimizer(model.parameters(), total_steps=20)
         inputs = torch.randn(8, 4)
@@ -109,7 +109,7 @@ class TestHorizons:
         assert not torch.equal(average, before)
 
     @pytest.mark.parametrize(("before", "after"), [(None, 20), (20, None)])
-    def test_setting_or_removing_one_while_parameters_are_added(self, before, after):
+    def test_total_steps_change_as_parameters_are_added(self, before, after):
         model, late = mlp(4, 5, 3), mlp(3, 2)
         opt = NGOptimizer(model.parameters(), total_steps=before)
         inputs = torch.randn(8, 4)
@@ -120,15 +120,10 @@ class TestHorizons:
         kept = ["average" in record for record in opt.state.values()]
         assert kept == [after is None] * 6
 
-    def test_numpy_integers_become_python_integers(self):
-        numpy = pytest.importorskip("numpy")
-        opt = NGOptimizer(mlp(2, 2).parameters(), total_steps=numpy.int64(10))
-        assert type(opt.param_groups[0]["total_steps"]) is int
-        opt.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
 
-
-def test_state_is_initialized_again_if_matrices_change():
-    """With a norm after the last layer, a weight is one matrix and not two halves."""
+def test_state_of_other_matrices_is_initialized_again():
+    """A norm behind the last layer shows that a weight has channels, not rows in two
+    parts."""
     torch.manual_seed(0)
     ends = pairwise((8, 1200, 1200, 1200, 3))
     model = nn.Sequential(*(nn.Linear(a, b) for a, b in ends))
@@ -153,13 +148,13 @@ def test_the_default_dtype_changes_nothing(weights, dtype):
     models[1].load_state_dict(models[0].state_dict())
     inputs = torch.randn(8, 4)
     step(models[0], NGOptimizer(models[0].parameters(), weights=weights), inputs)
-    usual = torch.get_default_dtype()
+    default_dtype = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         opt = NGOptimizer(models[1].parameters(), weights=weights)
         step(models[1], opt, inputs)
     finally:
-        torch.set_default_dtype(usual)
+        torch.set_default_dtype(default_dtype)
     assert opt.defaults["weights"] == expected
     for p, q in zip(*(model.parameters() for model in models), strict=True):
         assert torch.equal(p, q)
@@ -174,7 +169,7 @@ def test_conjugate_gradients():
     assert not torch.equal(p, before)
 
 
-def test_two_groups_with_equal_networks_are_both_connected():
+def test_equal_networks_in_two_groups_are_both_in_the_graph():
     nets = [mlp(4, 5, 3), mlp(4, 5, 3)]
     opt = NGOptimizer([{"params": net.named_parameters()} for net in nets])
     graph = opt.graph
@@ -205,7 +200,7 @@ def replaced(opt):
         group["params"] = [nn.Parameter(p.detach().clone()) for p in group["params"]]
 
 
-def test_a_given_graph_is_kept_when_all_parameters_are_replaced():
+def test_parameters_that_replace_all_are_matched_to_a_given_graph():
     model = mlp(4, 6, 3)
     graph = build_graph(model, torch.randn(2, 4))
     opt = NGOptimizer(model.parameters(), graph=graph)
@@ -214,8 +209,8 @@ def test_a_given_graph_is_kept_when_all_parameters_are_replaced():
     assert opt.graph is graph
 
 
-def test_loading_an_empty_state_keeps_no_reference_to_parameters():
-    """Accelerate loads one before it replaces parameters."""
+def test_loading_an_empty_state_references_no_parameter():
+    """Accelerate does so before it replaces parameters."""
     model = mlp(4, 6, 3)
     opt = NGOptimizer(model.parameters())
     opt.load_state_dict(opt.state_dict())

@@ -45,37 +45,38 @@ class TestGroups:
         loaded.load_state_dict(opt.state_dict())
         assert loaded.param_groups[2]["rho"] == 0.05
 
-    def test_groups_of_another_optimizer_warn_once(self):
+    def test_groups_of_another_optimizer_are_accepted_with_one_warning(self):
         params = list(network().parameters())
         adamw = torch.optim.AdamW([{"params": params[:3]}, {"params": params[3:]}])
         groups = [{**group, "lr": 1.0} for group in adamw.param_groups]
-        with pytest.warns(UserWarning, match="no effect: amsgrad, betas") as warned:
+        with pytest.warns(UserWarning, match="no effect: amsgrad, betas") as caught:
             NGOptimizer(groups)
-        assert len(warned) == 1
+        assert len(caught) == 1
         lion = {"params": params, "lr": 1.0, "betas": (0.9, 0.99), "weight_decay": 0.0}
         with pytest.warns(UserWarning, match="no effect: betas"):
             NGOptimizer([lion])
 
-    def test_a_module_in_place_of_parameters_is_an_error(self):
+    def test_a_module_in_place_of_its_parameters_is_refused(self):
         """The Trainer of transformers passes `model` of its keyword arguments as
         params."""
         model = network()
         for params in (model, model[0], [{"params": model[0]}]):
             with pytest.raises(TypeError, match=r"got the module .*as model=\."):
                 NGOptimizer(params)
-        listed = nn.ParameterList(model.parameters())
-        assert len(NGOptimizer(listed).param_groups[0]["params"]) == len(listed)
+        params = nn.ParameterList(model.parameters())
+        assert len(NGOptimizer(params).param_groups[0]["params"]) == len(params)
 
-    def test_numpy_numbers_become_python_numbers(self):
+    def test_numbers_of_numpy_are_stored_as_python_numbers(self):
         opt = NGOptimizer(
             [{"params": network().parameters(), "total_steps": 10.0}],
             lr=np.float64(0.5),
             weight_decay=np.float32(0.25),
             total_steps=np.int64(10),
         )
-        settings = opt.param_groups[0].items()
-        types = {type(value) for key, value in settings if key != "params"}
+        types = {type(v) for k, v in opt.param_groups[0].items() if k != "params"}
         assert types == {float, int, bool, str, type(None)}
+        assert type(opt.param_groups[0]["total_steps"]) is int
+        opt.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
 
 
 class TestLearningRates:
@@ -86,20 +87,14 @@ class TestLearningRates:
         OneCycleLR(opt, 1e-3, total_steps=10, cycle_momentum=False)
 
     @pytest.mark.parametrize("change", [with_rate, with_cycle])
-    def test_a_small_one_warns_once(self, change):
+    def test_small_ones_are_warned_of_once(self, change):
         model, opt = made()
         change(opt)
-        with pytest.warns(UserWarning, match="multiplies the update") as warned:
+        with pytest.warns(UserWarning, match="multiplies the update") as caught:
             train(model, opt, range(3))
-        assert len(warned) == 1
+        assert len(caught) == 1
 
-    def test_a_small_one_warns_at_construction(self):
-        with pytest.warns(
-            UserWarning, match=r"lr = 0.01 .* 100 times slower. Use lr=1"
-        ):
-            made(lr=0.01)
-
-    def test_warm_up_and_one_small_group_do_not_warn(self):
+    def test_no_warning_of_a_warm_up_or_of_one_slow_layer(self):
         model, opt = made()
         opt.add_param_group({"params": [nn.Parameter(torch.ones(2))], "lr": 1e-4})
         scheduler = LambdaLR(opt, lambda step: min(1, step / 1000))
@@ -107,7 +102,7 @@ class TestLearningRates:
             train(model, opt, [step])
             scheduler.step()
 
-    def test_a_negative_one_reverses_the_step(self):
+    def test_negative_ones_ascend(self):
         model, opt = made()
         LambdaLR(opt, lambda step: -1.0)
         down = network()
@@ -119,14 +114,14 @@ class TestLearningRates:
         for up, down in zip(moved, other, strict=True):
             assert (up * down).sum() < 0
 
-    def test_a_cycle_that_starts_small_does_not_warn(self):
+    def test_no_warning_of_a_cycle_that_begins_small(self):
         model, opt = made()
         cycle = CyclicLR(opt, 1e-3, 1.0, step_size_up=500, cycle_momentum=False)
         for step in range(5):
             train(model, opt, [step])
             cycle.step()
 
-    def test_steps_beyond_the_horizon_do_not_warn_with_a_scheduler(self):
+    def test_no_warning_of_the_horizon_with_a_scheduler(self):
         model, opt = made(total_steps=3)
         LambdaLR(opt, lambda step: 1.0)
         train(model, opt, range(6))
@@ -138,8 +133,11 @@ class TestLearningRates:
             train(model, opt, range(3))
         assert caplog.text.count("replaces the built-in schedule") == 1
 
-    def test_a_large_one_warns_that_it_may_be_total_steps(self):
-        with pytest.warns(UserWarning, match="lr = 40 .* pass total_steps="):
+    def test_the_warning_of_a_large_one_names_total_steps(self):
+        with pytest.warns(
+            UserWarning,
+            match="lr = 40 multiplies every update by 40 .* pass total_steps=",
+        ):
             NGOptimizer(network().parameters(), 40)
 
 
@@ -155,15 +153,15 @@ class TestWeightDecay:
         ]
         for default, first in ((None, (0.45, True)), (0.0, (0.0, False))):
             opt = NGOptimizer(copy.deepcopy(groups), weight_decay=default)
-            stored = [
+            decays = [
                 (g["weight_decay"], g["own_weight_decay"]) for g in opt.param_groups
             ]
             expected = [first, (0.45, True), (0, False), (2, False)]
-            assert [(pytest.approx(x), flag) for x, flag in expected] == stored
+            assert [(pytest.approx(x), flag) for x, flag in expected] == decays
 
     @pytest.mark.parametrize("value", [0.0, None])
-    def test_setting_one_in_a_group_later(self, value):
-        """0 is no decay and None that of the rule, as in the constructor."""
+    def test_a_decay_that_is_set_in_a_group_later(self, value):
+        """0 is none and None that of the weights, as in the constructor."""
         (model, opt), (expected, other) = made(), made(weight_decay=value)
         for group in opt.param_groups:
             group["weight_decay"] = value
@@ -194,8 +192,8 @@ class TestWeightDecay:
 
 class TestState:
     @pytest.mark.parametrize("weights", WEIGHTS)
-    def test_keys_of_wrappers_are_kept_when_a_group_is_added(self, weights):
-        """Lookahead stores slow weights there."""
+    def test_keys_of_wrappers_are_kept_with_a_new_group(self, weights):
+        """As slow weights of Lookahead."""
         model, opt = made(weights)
         train(model, opt, range(2))
         p = model[0].weight
@@ -207,7 +205,7 @@ class TestState:
         train(model, opt, range(2, 3))
         assert opt.state[p]["slow_buffer"] is slow
 
-    def test_state_of_another_optimizer_is_refused(self):
+    def test_a_state_of_another_optimizer(self):
         model, opt = made()
         adamw = torch.optim.AdamW(model.parameters())
         with pytest.raises(ValueError, match=r"another optimizer.*'betas'"):
@@ -215,7 +213,7 @@ class TestState:
 
     @pytest.mark.parametrize("is_traced", [False, True])
     def test_a_new_optimizer_loads_its_own_state(self, is_traced):
-        """Accelerate does this before the first step."""
+        """As accelerate has it do before the first step."""
         models = network(), network()
         for model in models:
             given = model if is_traced else None
@@ -225,7 +223,7 @@ class TestState:
             train(model, opt, range(5))
         assert same(models[0], snapshot(models[1]))
 
-    def test_training_continues_with_a_longer_horizon(self):
+    def test_a_longer_horizon_continues(self):
         model, opt = made(total_steps=5)
         train(model, opt, range(5))
         longer = NGOptimizer(model.parameters(), total_steps=50)
@@ -237,20 +235,20 @@ class TestState:
         )
         assert moved > 1e-3
 
-    def test_steps_beyond_the_horizon_warn_once(self):
+    def test_a_past_horizon_is_warned_of_once(self):
         model, opt = made(total_steps=20)
         train(model, opt, range(8))
         for group in opt.param_groups:
             group["total_steps"] = 5
         with pytest.warns(
             UserWarning, match="8 steps were made of total_steps=5"
-        ) as warned:
+        ) as caught:
             train(model, opt, range(8, 11))
-        assert len(warned) == 1
+        assert len(caught) == 1
 
 
 @pytest.mark.parametrize("shape", [(2, 25088), (8, 1024), (4, 1024), (1, 5000)])
-def test_state_of_matrices_with_few_rows_is_at_most_eight_numbers_per_element(shape):
+def test_matrices_of_few_rows_have_at_most_eight_numbers_an_element(shape):
     p = nn.Parameter(torch.randn(shape))
     opt = NGOptimizer([p])
     p.grad = torch.randn(shape)

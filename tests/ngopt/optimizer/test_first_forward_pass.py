@@ -15,8 +15,8 @@ from tests.ngopt.optimizer.test_graph_source import (
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-class TestBeforeTheFirstForwardPass:
-    """The recorder of inputs does not disturb other uses of the model."""
+class TestBeforeTheFirstForward:
+    """The model does not show that an optimizer waits for its inputs."""
 
     def waiting(self):
         model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -61,7 +61,7 @@ class TestBeforeTheFirstForwardPass:
         model(torch.randn(2, 3))
         assert opt._binding.source.has_new_inputs
 
-    def test_inputs_are_recorded_before_the_forward_pass_changes_them(self):
+    def test_objects_among_the_inputs_are_recorded_as_before_the_pass(self):
         class Cached(nn.Linear):
             def forward(self, x, cache):
                 cache.append(x)

@@ -14,13 +14,13 @@ from tests.ngopt.optimizer.test_graph_source import (
 
 
 def decay_groups(model):
-    """Named groups as HF's Trainer makes them: weights of layers, then biases and
-    norms."""
+    """Named groups as transformers' Trainer makes them: weights of layers, then biases
+    and norms."""
     norms = [
-        f"{prefix}.{name}"
-        for prefix, module in model.named_modules()
+        f"{name}.{parameter}"
+        for name, module in model.named_modules()
         if isinstance(module, nn.LayerNorm | nn.modules.batchnorm._BatchNorm)
-        for name, _ in module.named_parameters()
+        for parameter, _ in module.named_parameters()
     ]
     named = list(model.named_parameters())
     decay = [(n, p) for n, p in named if "bias" not in n and n not in norms]
@@ -32,7 +32,7 @@ class TestGroups:
     """Groups that split parameters by weight decay give the graph of one group."""
 
     @pytest.mark.parametrize("name", ["mlp", "cnn", "resnet18", "vit"])
-    def test_named_groups(self, name):
+    def test_named(self, name):
         model = {
             "mlp": lambda: nn.Sequential(
                 nn.Linear(4, 5), nn.LayerNorm(5), nn.ReLU(),
@@ -52,20 +52,29 @@ class TestGroups:
         groups = decay_groups(model)
         assert all(group["params"] for group in groups)
         split = optimizer(groups)
-        expected = optimizer(model.named_parameters())
-        assert split.graph == expected.graph
+        assert split.graph == optimizer(model.named_parameters()).graph
         params = group_tensors(split.param_groups)
         names = {p: name for name, p in model.named_parameters()}
-        specs = split._parameters().graph.parameters
+        specs = split._binding.parameters(split).graph.parameters
         assert [names[p] for p in params] == [spec.name for spec in specs]
 
     @pytest.mark.parametrize("name", ["GPT2", "Bert", "ViT"])
-    def test_named_groups_of_transformers_models(self, name):
+    def test_named_groups_of_transformers(self, name):
         transformers = pytest.importorskip("transformers")
-        sizes = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2}
-        if name == "GPT2":
-            sizes = {"n_embd": 12, "n_layer": 2, "n_head": 2, "n_positions": 16}
-        config = getattr(transformers, f"{name}Config")(**sizes)
+        extra = {
+            "GPT2": {"n_embd": 12, "n_layer": 2, "n_head": 2, "n_positions": 16},
+            "Bert": {
+                "hidden_size": 12,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+            },
+            "ViT": {
+                "hidden_size": 12,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+            },
+        }[name]
+        config = getattr(transformers, f"{name}Config")(**extra)
         model = getattr(transformers, f"{name}Model")(config)
         names = [name for name, _ in model.named_parameters()]
         groups = decay_groups(model)
@@ -77,12 +86,13 @@ class TestGroups:
             nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 5), nn.Linear(5, 3)
         )
         groups = [{"params": [p for _, p in g["params"]]} for g in decay_groups(model)]
-        graph = optimizer(groups)._parameters().graph
+        opt = optimizer(groups)
+        graph = opt._binding.parameters(opt).graph
         names = [f"parameter {i}" for i in range(3)]
         assert unconnected(graph) == ["parameter 3", "parameter 4", "parameter 5"]
         assert [spec.name for spec in graph.parameters[:3]] == names
 
-    def test_unnamed_groups_with_model(self):
+    def test_with_model(self):
         model = Parallel()
         groups = [{"params": [p for _, p in g["params"]]} for g in decay_groups(model)]
         opt = optimizer(groups, model=model)
@@ -92,14 +102,25 @@ class TestGroups:
     def test_order_by_hand(self):
         weights = ["conv1.weight", "fc.0.weight", "out.weight"]
         others = [
-            "conv1.bias", "bn1.weight", "bn1.bias", "scale", "fc.1.weight", "out.bias",
-        ]  # fmt: skip
+            "conv1.bias",
+            "bn1.weight",
+            "bn1.bias",
+            "scale",
+            "fc.1.weight",
+            "out.bias",
+        ]
         assert merged_order([weights, others]) == [
             "scale", "conv1.weight", "conv1.bias", "bn1.weight", "bn1.bias",
             "fc.0.weight", "fc.1.weight", "out.weight", "out.bias",
         ]  # fmt: skip
-
-    def test_orders_that_contradict_each_other(self):
-        lists = [["b.weight", "a.weight"], ["a.bias", "b.bias"]]
-        expected = ["a.bias", "a.weight", "b.bias", "b.weight"]
-        assert sorted(merged_order(lists)) == expected
+        # they contradict each other
+        lists = [
+            ["b.weight", "a.weight"],
+            ["a.bias", "b.bias"],
+        ]
+        assert sorted(merged_order(lists)) == [
+            "a.bias",
+            "a.weight",
+            "b.bias",
+            "b.weight",
+        ]

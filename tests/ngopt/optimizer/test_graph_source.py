@@ -1,4 +1,4 @@
-"""Graphs of an optimizer: inferred, given, or traced from the first forward pass."""
+"""Graphs of an optimizer: inferred, given, or traced from a first forward pass."""
 
 import copy
 import gc
@@ -13,6 +13,7 @@ from torch import nn
 from ngopt import NGOptimizer, build_graph
 from ngopt.metanets import FeedForward
 from tests.networks import CNN_INPUT, cnn
+from tests.ngopt.training import WEIGHTS, same, snapshot
 
 
 class Parallel(nn.Module):
@@ -46,10 +47,10 @@ def expected_graph(model):
     return build_graph(copy.deepcopy(model), inputs)
 
 
-def test_the_graph_is_traced_with_inputs_of_the_first_forward_pass():
+def test_the_first_forward_pass_gives_the_inputs():
     model = Parallel()
     opt = optimizer(model.parameters(), model=model)
-    assert repr(opt).endswith("graph: known after a forward")
+    assert repr(opt).endswith("graph: not traced yet; run one training step")
     forward_backward(model)
     assert not model._forward_pre_hooks
     opt.step()
@@ -62,27 +63,32 @@ def test_the_graph_is_traced_with_inputs_of_the_first_forward_pass():
     assert opt.graph is graph
 
 
-def test_tracing_changes_no_weights_and_buffers():
+def test_tracing_changes_no_training_run():
     models = []
-    for is_traced in (False, True):
+    for how in ({}, {"model": True}):
         torch.manual_seed(0)
         model = Parallel()
-        opt = optimizer(model.parameters(), model=model if is_traced else None)
+        extra = {"model": model} if how else {}
+        opt = optimizer(model.parameters(), **extra)
         for _ in range(3):
             opt.zero_grad()
             forward_backward(model)
             opt.step()
         assert model.training
         models.append(model)
-    values, others = (model.state_dict().values() for model in models)
-    assert all(map(torch.equal, values, others))
+    for a, b in zip(
+        models[0].state_dict().values(),
+        models[1].state_dict().values(),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
 
 
-def test_recorded_inputs_are_detached_and_released():
+def test_inputs_are_detached_and_released():
     model = Parallel()
     opt = optimizer(model.parameters(), model=model)
     x = torch.randn(3, 4, requires_grad=True)
-    given = weakref.ref(x)
+    given = weakref.ref(x.grad_fn or x)
     model(2 * x, scale=1.0).sum().backward()
     recorded = opt._binding.source.recorder.inputs.args[0]
     assert recorded.grad_fn is None
@@ -95,7 +101,7 @@ def test_recorded_inputs_are_detached_and_released():
     assert given() is None
 
 
-def test_forward_passes_without_gradients_are_not_recorded():
+def test_passes_without_gradients_are_not_recorded():
     model = Parallel()
     opt = optimizer(model.parameters(), model=model)
     with torch.no_grad():
@@ -115,7 +121,7 @@ def test_a_graph_read_before_the_first_forward_pass_is_replaced():
     assert opt.graph != guess
 
 
-def test_a_step_without_a_forward_pass_traces_without_inputs():
+def test_a_step_without_a_forward_pass_guesses_the_input():
     model = cnn()
     opt = optimizer(model.parameters(), model=model)
     for p in model.parameters():
@@ -139,13 +145,17 @@ def test_forward_passes_under_torch_func_are_not_recorded():
     assert opt.graph == build_graph(model)
 
 
-@pytest.mark.parametrize("is_traced", [False, True])
-def test_lazy_modules(is_traced):
+@pytest.mark.parametrize("how", ["parameters", "model"])
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_lazy_modules(weights, how):
     model = nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.LazyLinear(2))
-    opt = optimizer(model.parameters(), model=model if is_traced else None)
-    assert repr(opt).endswith("graph: known after a forward")
+    traced = {"model": model} if how == "model" else {}
+    opt = NGOptimizer(model.parameters(), weights=weights, **traced)
+    assert repr(opt).endswith("graph: not traced yet; run one training step")
     model(torch.randn(5, 3)).sum().backward()
+    before = snapshot(model)
     opt.step()
+    assert not same(model, before)
     assert repr(opt).endswith("26 parameters in 4 tensors, all connected")
     early = optimizer(nn.LazyLinear(4).parameters())
     with pytest.raises(
@@ -175,7 +185,7 @@ def test_compiled_models(given):
     assert len(opt.graph.blocks) == len(build_graph(inner).blocks)
 
 
-def test_when_tracing_fails_the_graph_is_inferred(monkeypatch):
+def test_after_a_failed_trace_the_graph_is_inferred(monkeypatch):
     model = Parallel()
     opt = optimizer(model.parameters(), model=model)
     forward_backward(model)
@@ -210,7 +220,7 @@ def test_copies_that_grow_keep_the_graph(duplicate, traced):
     opt.step()
     whole = expected_graph(model)
     assert opt.graph.parameters[: len(whole.parameters)] == whole.parameters
-    first = [spec.name for spec in opt._parameters().graph.parameters[:4]]
+    first = [spec.name for spec in opt._binding.parameters(opt).graph.parameters[:4]]
     assert first == ["left.weight", "right.weight", "out.weight", "parameter 3"]
     assert not model._forward_pre_hooks
 
@@ -225,7 +235,7 @@ def test_copies_of_the_model_alone_have_no_hook():
     assert ema.state_dict().keys() == model.state_dict().keys()
 
 
-def test_training_without_the_forward_method_warns():
+def test_a_model_without_a_training_forward_is_named_in_the_warning():
     class Trainer(Parallel):
         def training_step(self, x):
             return self.left(x).sum()
@@ -286,7 +296,7 @@ def test_unconnected_parameters_are_a_warning_if_the_weights_read_the_graph(
     assert [record.levelno for record in caplog.records] == [level]
 
 
-def test_unconnected_parameters_of_a_traced_graph_are_logged(caplog):
+def test_parameters_that_a_trace_leaves_unconnected_are_not_called_inferred(caplog):
     model = nn.ModuleDict({"a": nn.Linear(3, 4), "unused": nn.Linear(2, 2)})
     model.forward = lambda x: model["a"](x)
     opt = optimizer(model.parameters(), model=model)
@@ -303,36 +313,48 @@ def test_unconnected_parameters_of_a_traced_graph_are_logged(caplog):
 
 
 class TestErrors:
-    def test_parameters_of_another_instance(self):
+    def test_another_instance(self):
         model = Parallel()
-        message = r"model: .*'parameter 0', of shape \(4, 4\), is none"
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(
+            ValueError,
+            match=r"model: .*'parameter 0', of shape \(4, 4\), is none",
+        ):
             optimizer(model.parameters(), model=Parallel())
-        mixed = [("ours", model.left.weight), ("theirs", Parallel().left.weight)]
+        mixed = [
+            ("ours", model.left.weight),
+            ("theirs", Parallel().left.weight),
+        ]
         with pytest.raises(ValueError, match=r"model: .*'theirs'"):
             optimizer(mixed, model=model)
 
     def test_arguments_of_other_types(self):
         params = list(Parallel().parameters())
-        message = "model: expected a .*Module; got the class Parallel"
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(
+            ValueError,
+            match="model: expected a .*Module; got the class Parallel",
+        ):
             optimizer(params, model=Parallel)
-        message = "graph: expected a NeuralGraph; got Parallel"
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(
+            ValueError, match="graph: expected a NeuralGraph; got Parallel"
+        ):
             optimizer(params, graph=Parallel())
-        for weights, got in ((None, "NoneType"), (3, "int"), (nn.ReLU(), "ReLU")):
+        for weights, got in (
+            (None, "NoneType"),
+            (3, "int"),
+            (nn.Linear(2, 2), "Linear"),
+        ):
             with pytest.raises(ValueError, match=f"weights: expected .*; got {got}"):
                 NGOptimizer(params, weights=weights)
 
 
 @pytest.mark.parametrize("name", ["default", "ff"])
-def test_repr_has_the_name_of_the_weights(name):
+def test_repr_names_the_weights(name):
     opt = NGOptimizer(nn.Linear(2, 2).parameters(), weights=name)
-    for optimizer_or_copy in (opt, copy.deepcopy(opt)):
-        assert f"weights: {name}\n" in repr(optimizer_or_copy)
+    for each in (opt, copy.deepcopy(opt)):
+        assert f"weights: {name}\n" in repr(each)
 
 
-def test_repr_has_no_names_of_parameters():
+def test_repr_omits_names_of_parameters():
     opt = NGOptimizer(nn.Linear(2, 2).named_parameters())
     assert "param_names" in opt.param_groups[0]
     assert "bias" not in repr(opt)

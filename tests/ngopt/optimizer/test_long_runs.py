@@ -18,8 +18,8 @@ class TestLongRuns:
         return mlp(64, *[32] * 19, 10)
 
     def run(self, opt_of, steps):
-        """Mean losses of each 100 steps, divided by log 10, and the final norm of the
-        weights."""
+        """Mean losses of every 100 steps, divided by that of chance, and the final norm
+        of the weights."""
         model = self.deep()
         opt = opt_of(model.parameters())
         losses = torch.zeros(steps)
@@ -39,10 +39,10 @@ class TestLongRuns:
     def assert_stable(self, steps):
         losses, norm = self.run(NGOptimizer, steps)
         assert losses.max() < 3
-        _, usual = self.run(
+        _, adamw_norm = self.run(
             lambda params: torch.optim.AdamW(params, 1e-3, fused=True), steps
         )
-        assert norm < 2 * usual
+        assert norm < 2 * adamw_norm
 
     @pytest.mark.parametrize(
         "steps",
@@ -79,8 +79,8 @@ class TestLongRuns:
         assert all(p.isfinite().all() for p in model.parameters())
 
 
-class TestFirstSteps:
-    def test_no_random_numbers_are_drawn(self):
+class TestBeginnings:
+    def test_nothing_random_is_drawn(self):
         def states():
             return (
                 torch.get_rng_state(),
@@ -98,7 +98,7 @@ class TestFirstSteps:
         assert torch.equal(before[0], after[0])
         assert before[1:] == after[1:]
 
-    def test_adapters_initialized_with_zero(self):
+    def test_adapters_that_begin_with_zero(self):
         """LoRA: the gradient of A is zero at the first step, as B is."""
 
         class Adapted(nn.Module):
@@ -139,7 +139,7 @@ class TestFirstSteps:
             losses[rule] = loss.item()
         assert losses["default"] < 1.2 * losses["AdamW"]
 
-    def test_an_output_layer_initialized_with_zero(self):
+    def test_an_output_that_begins_with_zero(self):
         model = small_mlp()
         with torch.no_grad():
             model[-1].weight.zero_()
@@ -152,11 +152,11 @@ class TestFirstSteps:
             loss.backward()
             opt.step()
             losses.append(loss.item())
-        usual = train(small_mlp, 100)
+        expected = train(small_mlp, 100)
         assert max(losses) < 3 * losses[0]
-        assert np.mean(losses[-10:]) < 1.3 * np.mean(usual[-10:])
+        assert np.mean(losses[-10:]) < 1.3 * np.mean(expected[-10:])
 
-    def test_skipped_steps_are_part_of_the_state(self):
+    def test_counts_of_skipped_steps_are_part_of_the_state(self):
         model = small_mlp()
         opt = NGOptimizer(model.parameters())
         for p in model.parameters():

@@ -47,31 +47,39 @@ def test_step_is_the_functional_update(metanet, dtype):
     )
 
 
-def test_model_graph_and_parameters_give_the_same_weights(metanet):
+def test_model_graph_and_parameters_give_the_same_training(metanet):
     results = []
     for how in ("parameters", "named", "model", "graph"):
         model = network()
-        params = model.named_parameters() if how == "named" else model.parameters()
-        sources = {"model": {"model": model}, "graph": {"graph": build_graph(model)}}
-        opt = NGOptimizer(params, weights=metanet, **sources.get(how, {}))
-        train(model, opt, range(3))
+        source = model.named_parameters() if how == "named" else model.parameters()
+        extra = {
+            "model": {"model": model},
+            "graph": {"graph": build_graph(model)},
+        }.get(how, {})
+        train(model, NGOptimizer(source, weights=metanet, **extra), range(3))
         results.append(snapshot(model))
-    for other in results[1:]:
-        assert all(map(torch.equal, results[0], other))
+    assert all(
+        torch.equal(a, b)
+        for other in results[1:]
+        for a, b in zip(results[0], other, strict=True)
+    )
 
 
 def test_named_parameters_are_found_in_a_graph_by_name(metanet):
     expected, model = network(), network()
     train(expected, NGOptimizer(expected.parameters(), weights=metanet), range(2))
     backwards = list(model.named_parameters())[::-1]
-    opt = NGOptimizer(backwards, graph=build_graph(model), weights=metanet)
-    train(model, opt, range(2))
+    train(
+        model,
+        NGOptimizer(backwards, graph=build_graph(model), weights=metanet),
+        range(2),
+    )
     assert same(model, snapshot(expected))
 
 
 @pytest.mark.parametrize("few", [0, 1 << 15], ids=["in pieces", "at once"])
 @pytest.mark.parametrize("weights", ["ff", "ng-gnn"])
-def test_a_metanet_computes_in_bfloat16(weights, few, monkeypatch):
+def test_a_metanet_may_compute_in_bfloat16(weights, few, monkeypatch):
     monkeypatch.setattr(metanet_rule, "SMALL_NETWORK", few)
     models = [network(), network()]
     start = snapshot(models[0])
@@ -136,8 +144,8 @@ def test_parameters_not_given_stay_in_the_graph_without_update(metanet):
     assert not torch.equal(model[2].weight, before[2])
 
 
-def test_another_base_rule_by_hand_and_resumed():
-    """A rule chooses keys, dtypes and shapes of its state."""
+def test_a_base_rule_by_hand_and_resumed():
+    """The rule chooses keys, dtypes and shapes of the state."""
     weights = LearnedOptimizer(Momentum(MomentumConfig(size=0.5, decays=(0.75,))))
     p = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.bfloat16))
     idle = nn.Parameter(torch.ones(3))
@@ -157,7 +165,10 @@ def test_another_base_rule_by_hand_and_resumed():
     resumed.step()
     copied.step()
     # m = 3/4, three quarters of the horizon are left
-    assert p.tolist() == [-0.5625, -2.0]
+    assert p.tolist() == [
+        -0.5625,
+        -2.0,
+    ]
     for other in (resumed, copied):
         q = other.param_groups[0]["params"][0]
         assert torch.equal(q, p)
@@ -176,10 +187,11 @@ def test_a_step_stores_each_parameter_before_the_next_is_computed():
             rule = super().bind(graph, *settings)
             update = rule.update
 
-            def watched(*inputs, in_place):
-                for item in update(*inputs, in_place):
-                    params = model.parameters()
-                    counts.append([int(opt.state[p]["count"]) for p in params])
+            def watched(grads, state, params, hyper, in_place):
+                for item in update(grads, state, params, hyper, in_place):
+                    counts.append(
+                        [int(opt.state[p]["count"]) for p in model.parameters()]
+                    )
                     yield item
 
             rule.update = watched
@@ -197,7 +209,7 @@ def test_a_step_stores_each_parameter_before_the_next_is_computed():
     [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))],
     ids=["deepcopy", "pickle"],
 )
-def test_copies_train_identically(metanet, duplicate):
+def test_copies_make_the_same_steps(metanet, duplicate):
     model = network()
     opt = NGOptimizer(model.parameters(), weights=metanet)
     train(model, opt, range(2))
@@ -207,7 +219,9 @@ def test_copies_train_identically(metanet, duplicate):
     assert same(twin, snapshot(model))
 
 
-def test_state_of_bfloat16_parameters_is_float32(metanet):
+def test_momenta_of_bfloat16_parameters_are_float32(
+    metanet,
+):
     model = network(torch.bfloat16)
     opt = NGOptimizer(model.parameters(), weights=metanet)
     train(model, opt, range(1), torch.bfloat16)
@@ -216,7 +230,7 @@ def test_state_of_bfloat16_parameters_is_float32(metanet):
     torch.testing.assert_close(state["exp_avg_4"], expected)
 
 
-def test_metanets_with_one_nan_gradient_element_make_one_nan_weight(metanet):
+def test_one_nan_gradient_element_spoils_one_parameter_element(metanet):
     model = network()
     opt = NGOptimizer(model.parameters(), weights=metanet)
     inputs, labels = batch(0)
@@ -314,7 +328,7 @@ def test_sparse_gradients(weights):
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_autocast_changes_no_step(weights):
+def test_a_step_under_autocast_is_one_without(weights):
     models = network(), network()
     for model, enabled in zip(models, (False, True), strict=True):
         opt = NGOptimizer(model.parameters(), weights=weights)
@@ -329,8 +343,10 @@ def test_autocast_changes_no_step(weights):
 
 @pytest.mark.parametrize("few", [0, 1 << 15], ids=["in pieces", "at once"])
 @pytest.mark.parametrize("weights", ["ff", "ng-gnn"])
-def test_momenta_stay_finite_with_the_largest_gradients(weights, few, monkeypatch):
-    """Of the default: `test_unusual_use`."""
+def test_the_largest_gradients_with_alternating_signs_leave_momenta_finite(
+    weights, few, monkeypatch
+):
+    """The default: test_unusual_use.py."""
     monkeypatch.setattr(metanet_rule, "SMALL_NETWORK", few)
     model = network()
     opt = NGOptimizer(model.parameters(), weights=weights)
@@ -347,7 +363,7 @@ def test_momenta_stay_finite_with_the_largest_gradients(weights, few, monkeypatc
 @pytest.mark.parametrize("shape", [(0,), (0, 2), (2, 0)])
 @pytest.mark.parametrize("weights", [*WEIGHTS, "lstm", "ng-t"])
 def test_parameters_without_elements_are_left_out(weights, shape, few, monkeypatch):
-    """A process may have no element of a divided tensor."""
+    """Some processes have them where others have the whole tensor."""
     monkeypatch.setattr(metanet_rule, "SMALL_NETWORK", few)
     params = [nn.Parameter(torch.ones(size)) for size in (shape, (3, 2), (3,))]
     opt = NGOptimizer(params, weights=weights)
@@ -356,14 +372,3 @@ def test_parameters_without_elements_are_left_out(weights, shape, few, monkeypat
     opt.step()
     assert not torch.equal(params[1], torch.ones(3, 2))
     assert params[0] not in opt.state
-
-
-@pytest.mark.parametrize("weights", WEIGHTS)
-def test_lazy_parameters(weights):
-    model = nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.LazyLinear(2))
-    opt = NGOptimizer(model.parameters(), weights=weights)
-    model(torch.randn(5, 3)).sum().backward()
-    before = snapshot(model)
-    opt.step()
-    assert opt.graph.numel == 26
-    assert not same(model, before)

@@ -14,7 +14,7 @@ from ngopt import NGOptimizer
 
 
 class Training:
-    """A small network, its optimizer, and actions of a user."""
+    """A small network, its optimizer, and what may be done with them."""
 
     def __init__(self, is_traced: bool, total_steps: int | None):
         torch.manual_seed(0)
@@ -125,8 +125,8 @@ ACTIONS = [name for name in ACTIONS if name not in ("made", "backward", "same_st
 
 
 @pytest.mark.parametrize("count", [40, pytest.param(300, marks=pytest.mark.thorough)])
-def test_weights_and_state_stay_finite(count):
-    test = settings(
+def test_random_sequences_of_actions(count):
+    check = settings(
         max_examples=count,
         deadline=None,
         derandomize=True,
@@ -134,7 +134,7 @@ def test_weights_and_state_stay_finite(count):
     )(run)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        test()
+        check()
 
 
 @given(

@@ -1,4 +1,5 @@
-"""Resuming: what `load_state_dict` accepts, and errors that change nothing."""
+"""Resuming: what `load_state_dict` accepts, and what it refuses without changing
+anything."""
 
 import copy
 
@@ -40,7 +41,7 @@ def test_resume_is_bit_identical(metanet, dtype, tmp_path):
     for p, q in zip(model.parameters(), resumed.parameters(), strict=True):
         assert all(torch.equal(v, other.state[q][k]) for k, v in opt.state[p].items())
         assert all(v.dtype == other.state[q][k].dtype for k, v in opt.state[p].items())
-    for number, state in untouched["state"].items():  # the caller's dict is its own
+    for number, state in untouched["state"].items():  # the caller's dict is unchanged
         assert all(
             torch.equal(v, saved["opt"]["state"][number][k]) for k, v in state.items()
         )
@@ -52,7 +53,7 @@ def test_hooks_of_load_state_dict_are_called(weights, key):
     opt = NGOptimizer(model.parameters(), weights=weights)
     train(model, opt, range(1))
     other = NGOptimizer(network().parameters(), weights=weights)
-    momenta_at_hook = []
+    at_hook = []
 
     def double(_, state_dict):
         state = {
@@ -62,17 +63,17 @@ def test_hooks_of_load_state_dict_are_called(weights, key):
 
     def halve(optimizer):
         for record in optimizer.state.values():
-            momenta_at_hook.append(record[key].clone())
+            at_hook.append(record[key].clone())
             record["step"].zero_()
 
     other.register_load_state_dict_pre_hook(double)
     other.register_load_state_dict_post_hook(halve)
     other.load_state_dict(opt.state_dict())
-    for saved, loaded, at_hook in zip(
-        opt.state.values(), other.state.values(), momenta_at_hook, strict=True
+    for saved, loaded, value in zip(
+        opt.state.values(), other.state.values(), at_hook, strict=True
     ):
         assert torch.equal(loaded[key], 2 * saved[key])
-        assert torch.equal(at_hook, loaded[key])
+        assert torch.equal(value, loaded[key])
         assert loaded["step"] == 0
     assert len(other._optimizer_load_state_dict_pre_hooks) == 1
     assert len(other._optimizer_load_state_dict_post_hooks) == 1
@@ -99,7 +100,7 @@ def test_steps_of_a_checkpoint_on_a_device_are_on_the_host():
 
 
 def test_state_that_belongs_to_no_parameter_is_kept():
-    """Wrappers store numbers, tensors and dicts there."""
+    """As wrappers store numbers, tensors and dicts of their own."""
     model = network()
     opt = NGOptimizer(model.parameters())
     train(model, opt, range(1))
@@ -152,7 +153,7 @@ def test_incomplete_groups_are_refused(params, message):
         opt.load_state_dict(state)
 
 
-def test_refused_state_changes_nothing(metanet):
+def test_state_of_other_shapes_or_weights_changes_nothing(metanet):
     model = network()
     opt = NGOptimizer(model.parameters(), weights=metanet)
     train(model, opt, range(1))
@@ -191,7 +192,7 @@ def test_refused_state_changes_nothing(metanet):
             "state of 0: expected a dict; got NoneType",
         ),
         ({}, "expected 'state' and 'param_groups'"),
-        (None, "state_dict: all of it: expected a dict; got NoneType"),
+        (None, "state_dict: expected a dict; got NoneType"),
         (short, "doesn't match the size"),
         (
             {**before, "param_groups": None},
@@ -222,7 +223,7 @@ def test_refused_state_changes_nothing(metanet):
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("key", ["step", "momentum"])
-def test_state_with_a_missing_tensor_is_refused(weights, key):
+def test_incomplete_state_is_refused(weights, key):
     if key == "momentum":
         key = MOMENTUM_KEYS[weights]
     model = network()
@@ -236,19 +237,20 @@ def test_state_with_a_missing_tensor_is_refused(weights, key):
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-@pytest.mark.parametrize(("saved", "new"), [(9, None), (None, 9), (9, 20)])
-def test_a_horizon_of_the_new_optimizer_is_kept(weights, saved, new, caplog):
+@pytest.mark.parametrize(("saved", "given"), [(9, None), (None, 9), (9, 20)])
+def test_total_steps_of_the_loading_optimizer_are_kept(weights, saved, given, caplog):
     """Else that of the state is loaded; keys of the state depend on the horizon."""
     model = network()
     opt = NGOptimizer(model.parameters(), weights=weights, total_steps=saved)
     train(model, opt, range(3))
     resumed = copy.deepcopy(model)
-    other = NGOptimizer(resumed.parameters(), weights=weights, total_steps=new)
+    other = NGOptimizer(resumed.parameters(), weights=weights, total_steps=given)
     with caplog.at_level("INFO", "ngopt"):
         other.load_state_dict(opt.state_dict())
-    kept = new or saved
-    message = f"total_steps={saved}; total_steps={new} is kept"
-    assert (message in caplog.text) == (new is not None)
+    kept = given or saved
+    assert (f"total_steps={saved}; total_steps={given} is kept" in caplog.text) == (
+        given is not None
+    )
     opt.param_groups[0]["total_steps"] = kept
     train(model, opt, range(3, 6))
     train(resumed, other, range(3, 6))

@@ -1,4 +1,5 @@
-"""NGOptimizer in other training programs: transformers' Trainer, Lightning, timm."""
+"""Programs that train with an optimizer of the user: transformers' Trainer, Lightning,
+timm."""
 
 import warnings
 
@@ -16,8 +17,8 @@ STEPS = 8
 
 
 @pytest.fixture(autouse=True)
-def _no_warning_of_ngopt(recwarn):
-    """The programs themselves may warn."""
+def _no_warning_is_ours(recwarn):
+    """Programs may warn of themselves."""
     warnings.simplefilter("always")
     yield
     assert not [w for w in recwarn if "NGOptimizer" in str(w.message)]
@@ -82,7 +83,7 @@ class TestTransformers:
         return {"optimizers": (opt, None)}
 
     @pytest.mark.parametrize("scheduler", ["linear", "plateau"])
-    def test_a_resumed_run_is_identical(self, tmp_path, scheduler):
+    def test_a_resumed_run_is_the_same_run(self, tmp_path, scheduler):
         runs = []
         for resume in (None, str(tmp_path / f"checkpoint-{STEPS // 2}")):
             model = self.classifier()
@@ -102,7 +103,7 @@ class TestTransformers:
         assert resumed == losses
         assert all(torch.equal(p, q) for p, q in zip(params, others, strict=True))
 
-    def test_groups_of_the_trainer_have_its_decay(self, tmp_path):
+    def test_groups_of_the_trainer_have_a_decay(self, tmp_path):
         """0 for norms and biases, `weight_decay` of the arguments for others."""
         trainer, _ = self.trained(
             tmp_path,
@@ -114,7 +115,7 @@ class TestTransformers:
         assert is_scheduled(trainer.optimizer.param_groups)
         assert trainer.optimizer.param_groups[0]["initial_lr"] == 1.0
 
-    def test_reduce_on_plateau_of_the_trainer_keeps_the_schedule(self, tmp_path):
+    def test_its_own_plateau_keeps_the_schedule(self, tmp_path):
         model = self.classifier()
         trainer, _ = self.trained(
             tmp_path,
@@ -125,7 +126,7 @@ class TestTransformers:
                 "eval_strategy": "steps",
                 "eval_steps": 2,
             },
-            **self.optimizers(model, "of the trainer"),
+            **self.optimizers(model, None),
         )
         assert not is_scheduled(trainer.optimizer.param_groups)
         assert trainer.optimizer.param_groups[0]["lr"] == 1.0
@@ -185,7 +186,7 @@ class TestLightning:
         return trainer, module
 
     @pytest.mark.parametrize("scheduled", [False, True])
-    def test_a_resumed_run_is_identical(self, tmp_path, scheduled):
+    def test_a_resumed_run_is_the_same_run(self, tmp_path, scheduled):
         _, module = self.trained(tmp_path, 4, scheduled=scheduled)
         begun = str(tmp_path / "epoch=1.ckpt")
         _, resumed = self.trained(tmp_path, 4, begun, scheduled=scheduled)
@@ -212,7 +213,7 @@ class TestTimm:
         return known.create_optimizer(model, "ngopt", eps=1e-8, **settings)
 
     def test_groups_of_a_module_have_a_decay(self):
-        """None is no decay for a module, and the rule's for parameters."""
+        """None is none there, and that of the weights for parameters."""
         model = network()
         for given, decays in ((0.1, [0.0, 0.1]), (None, [0.0])):
             assert weight_decays(self.created(model, weight_decay=given)) == decays
@@ -228,5 +229,5 @@ class TestTimm:
         cosine = CosineLRScheduler(opt, t_initial=4, t_in_epochs=False)
         cosine.step_update(0)
         rates = {p: group["lr"] for group in opt.param_groups for p in group["params"]}
-        by_layer = [rates[layer.weight] for layer in model if hasattr(layer, "weight")]
-        assert by_layer == [2.0**-k for k in (4, 3, 2, 1, 0)]
+        weights = [layer.weight for layer in model if hasattr(layer, "weight")]
+        assert [rates[p] for p in weights] == [2.0**-k for k in (4, 3, 2, 1, 0)]

@@ -1,4 +1,5 @@
-"""The default with gradients that are zero or not finite, and losses of any scale."""
+"""The default in unusual use: no gradient, gradients that are not finite, losses of any
+size."""
 
 from functools import cache, partial
 
@@ -75,7 +76,7 @@ def distance(a, b):
 
 
 class TestWithoutGradient:
-    """Nothing moves but by weight decay, 1 - lr * step size * decay, which is about
+    """Weights change by weight decay alone, 1 - lr * step size * decay, which is about
     1e-3 a step."""
 
     def follow(self, params, gradients, steps=40, **settings):
@@ -88,9 +89,9 @@ class TestWithoutGradient:
     def noise(self, *shape, step):
         return torch.randn(shape, generator=torch.Generator().manual_seed(step))
 
-    def only_decayed(self, weights, before):
-        """Whether weights are the earlier ones times one factor, close to 1."""
-        factors = weights / before
+    def only_decayed(self, after, before):
+        """Whether all weights were multiplied by one factor, close to 1."""
+        factors = after / before
         return bool(
             factors.max() <= 1
             and factors.min() > 0.9
@@ -171,8 +172,8 @@ class TestWithoutGradient:
         assert self.only_decayed(model[2].weight.detach()[:, dead], out_of[:, dead])
         assert (model[0].bias[dead] == -1e4).all()
 
-    def test_rows_without_further_gradients_stop_moving(self):
-        """Momentum has decayed after a hundred steps."""
+    def test_rows_without_further_gradients_stop(self):
+        """Momentum, which moves them, decays within a hundred steps."""
         p = nn.Parameter(self.noise(12, 9, step=-1))
         opt = NGOptimizer([p], total_steps=100_000)
         for step in range(400):
@@ -205,7 +206,7 @@ class TestScaleOfTheLoss:
 
     @pytest.mark.parametrize("make", [small_mlp, small_cnn])
     @pytest.mark.parametrize("total_steps", [None, STEPS])
-    def test_other_factors_are_lost_in_rounding(self, make, total_steps):
+    def test_other_factors_change_rounding_alone(self, make, total_steps):
         exact = train(make, STEPS, dtype=torch.float64, total_steps=total_steps)
         expected = train(make, STEPS, total_steps=total_steps)
         for factor in (1e-6, 1e6):
@@ -252,7 +253,7 @@ class TestGradientsThatAreNotFinite:
     @pytest.mark.parametrize("odd", [float("nan"), float("inf"), float("-inf")])
     @pytest.mark.parametrize("before", [0, 1, 2, 12])
     @pytest.mark.parametrize("name", ["2.weight", "2.bias"])
-    def test_only_the_step_of_that_tensor_is_skipped(self, odd, before, name):
+    def test_the_step_of_that_tensor_alone_is_skipped(self, odd, before, name):
         model, twin = small_mlp(), small_mlp()
         opt = NGOptimizer(model.parameters())
         other = NGOptimizer(twin.parameters())
@@ -290,7 +291,7 @@ class TestGradientsThatAreNotFinite:
         assert after["skipped"] == 1
         assert all(p.isfinite().all() for p in model.parameters())
 
-    def test_a_first_step_that_is_skipped_costs_nothing(self):
+    def test_a_bad_first_step_does_not_slow_training(self):
         losses = {}
         for bad in (False, True):
             model = small_mlp()
@@ -305,7 +306,7 @@ class TestGradientsThatAreNotFinite:
         assert losses[True] < 1.2 * losses[False]
 
     @pytest.mark.parametrize("total_steps", [None, 50])
-    def test_largest_gradients_with_alternating_signs(self, total_steps):
+    def test_the_largest_numbers_with_alternating_signs(self, total_steps):
         shapes = ((6, 5), (6,), (4, 3, 3, 3), ())
         params = [nn.Parameter(torch.ones(shape)) for shape in shapes]
         opt = NGOptimizer(params, total_steps=total_steps)
@@ -322,7 +323,7 @@ class TestGradientsThatAreNotFinite:
         opt.step()
         assert all(p.isfinite().all() for p in params)
 
-    def test_largest_gradients_after_normal_ones(self):
+    def test_the_largest_numbers_after_ordinary_ones(self):
         model = small_mlp()
         opt = NGOptimizer(model.parameters())
         self.steps(model, opt, range(20))

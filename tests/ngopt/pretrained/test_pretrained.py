@@ -6,13 +6,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ngopt import NGOptimizer, build_graph, list_pretrained, load_pretrained
-from ngopt.soap.config import SoapConfig
 from ngopt.metanets import FeedForward
 from ngopt.metanets.feedforward import FeedForwardConfig
 from ngopt.metanets.stepping.cooldown import Cooldown
 from ngopt.pretrained import save_pretrained, weights_hash
 from ngopt.pretrained.learned_optimizer import BASES, LearnedOptimizer
 from ngopt.pretrained.tensor_files import digest
+from ngopt.soap.config import SoapConfig
 from tests.networks import mlp
 from tests.ngopt.fake_base import Momentum, MomentumConfig
 

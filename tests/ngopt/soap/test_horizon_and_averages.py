@@ -33,7 +33,9 @@ class TestHorizon:
         return found
 
     def test_with_one_and_past_it(self):
-        with pytest.warns(UserWarning, match="step 21 of total_steps=20") as caught:
+        with pytest.warns(
+            UserWarning, match="step 21 exceeds total_steps=20"
+        ) as caught:
             found = self.slope(60, 20)
         assert len(caught) == 1
         expected = [

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from ngopt import NGOptimizer
+from ngopt.pretrained import LearnedOptimizer
 from ngopt.soap.config import SoapConfig
 from ngopt.soap.soap import Soap
-from ngopt.pretrained import LearnedOptimizer
 
 TOTAL_STEPS = 1000
 # Large singular values that differ, for eigenbases that are near the identity.
