@@ -55,11 +55,6 @@ def array_module(x: Array) -> Any:
     return np if isinstance(x, np.ndarray) else torch
 
 
-def add_product(a: Array, b: Array, c: Array) -> Array:
-    """a + b * c, of tensors in one kernel."""
-    return torch.addcmul(a, b, c) if isinstance(a, Tensor) else a + b * c
-
-
 def hypot(x: Array, y: Array) -> Array:
     if isinstance(x, np.ndarray):
         return np.hypot(x, y)
@@ -156,10 +151,8 @@ def is_capturing(device: torch.device) -> bool:
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Context in which float32 products do not use TF32, whatever the user has set."""
-    if device.type != "cuda":
-        yield
-        return
+    """Context in which float32 products on a CUDA device do not use TF32, whatever the
+    user has set."""
     matmul = torch.backends.cuda.matmul
     is_new = hasattr(matmul, "fp32_precision")
     key, value = ("fp32_precision", "ieee") if is_new else ("allow_tf32", False)

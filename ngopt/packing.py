@@ -46,13 +46,9 @@ class PackedState:
 
     def __init__(self, packings: Sequence[Packing]):
         self.packings = packings
-        keys: dict[int, list[str]] = {}
-        for packing in packings:
-            for i, key in packing.places:
-                keys.setdefault(i, []).append(key)
-        self._keys = keys  # of each record
+        self._places = sorted({place for x in packings for place in x.places})
         self._tensors: list[Tensor] = []
-        self._views: list[Tensor] = []  # of one record after the other
+        self._views: list[Tensor] = []  # at these places
 
     def open(self, records: Sequence[Record], in_place: bool) -> list[Tensor]:
         """The tensors: copies or, in place, tensors of which records store views.
@@ -65,7 +61,7 @@ class PackedState:
             for packing in self.packings:
                 copies.append(self._joined(packing, records).clone())
             return copies
-        values = self._packed_values(records)
+        values = [records[i][key] for i, key in self._places]
         if len(values) == len(self._views) and all(map(is_, values, self._views)):
             return self._tensors
         del values  # which would keep tensors that views replace
@@ -74,7 +70,7 @@ class PackedState:
             tensor = self._joined(packing, records)
             packing.put(records, tensor)
             self._tensors.append(tensor)
-        self._views = self._packed_values(records)
+        self._views = [records[i][key] for i, key in self._places]
         return self._tensors
 
     def close(self, records: Sequence[Record], tensors: Sequence[Tensor]) -> None:
@@ -89,13 +85,7 @@ class PackedState:
         """Replaces the tensor of one packing, opened in place."""
         self.packings[number].put(records, tensor)
         self._tensors[number] = tensor
-        self._views = self._packed_values(records)
-
-    def _packed_values(self, records: Sequence[Record]) -> list[Tensor]:
-        values: list[Tensor] = []
-        for i, keys in self._keys.items():
-            values += map(records[i].__getitem__, keys)
-        return values
+        self._views = [records[i][key] for i, key in self._places]
 
 
 class _Matrices(NamedTuple):

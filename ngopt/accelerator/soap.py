@@ -83,7 +83,9 @@ class AcceleratedUpdate(SoapUpdate):
         if not step.ages:
             yield from self._captured_changes(step)
             return
-        scheduled = self.scheduled(step, now)
+        scheduled = self.schedule.of_step(
+            step.ages, now, step.hyper, False, step.in_place
+        )
         if not self._replay(step):
             yield from self.work(step, scheduled, self.renewals.at(int(step.youngest)))
         step.state.step.add_(1)
@@ -104,7 +106,8 @@ class AcceleratedUpdate(SoapUpdate):
         is_early = step.youngest < OBSERVED_STEPS
         if self._graphs is None or not step.has_fixed_lr or is_early:
             return False
-        length = self.renewals.length(int(step.youngest))
+        # bases are renewed in rounds: see `RenewalSchedule`
+        length = min(1 + int(step.youngest) // ROUNDS, self.renewals.every)
         phase = length, step.youngest % length
         if ROUNDS / 2 < length < self.renewals.every:  # no later step has this phase
             return False

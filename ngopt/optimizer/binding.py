@@ -122,8 +122,10 @@ class BoundParameters:
         grads: list[Tensor | None] = [None] * count
         lr: list[float | Tensor] = [0.0] * count
         weight_decay: list[float | None] = [0.0] * count
+        scheduled = False
         position = 0
         for group in groups:
+            scheduled |= "initial_lr" in group  # see `param_groups.is_scheduled`
             group_lr = group["lr"]
             if isinstance(group_lr, Tensor):
                 group_lr = group_lr.reshape(())  # other shapes would broadcast
@@ -139,7 +141,7 @@ class BoundParameters:
                     lr[position] = group_lr
                     weight_decay[position] = group_decay
                 position += 1
-        return grads, Hyper(lr, weight_decay, param_groups.is_scheduled(groups))
+        return grads, Hyper(lr, weight_decay, scheduled)
 
     def _gradient(self, position: int, grad: Tensor, maximize: bool) -> Tensor:
         """A dense real gradient to descend along."""

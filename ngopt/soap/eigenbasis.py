@@ -116,13 +116,9 @@ class RenewalSchedule:
         self.positions = positions
         self._due: dict[tuple[int, int], list[Renewal]] = {}  # by length and step
 
-    def length(self, step: int) -> int:
-        """Steps of the round of renewals in which a step is."""
-        return min(1 + step // ROUNDS, self.every)
-
     def at(self, step: int) -> list[Renewal]:
         """All bases in the first rounds, of one step, then some of them."""
-        length = self.length(step)
+        length = min(1 + step // ROUNDS, self.every)  # of the round
         place = step % length
         if (length, place) not in self._due:
             renewals = self._due[length, place] = []

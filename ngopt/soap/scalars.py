@@ -69,7 +69,7 @@ class ScalarEquations:
             youngest: the least number of previous gradients of a parameter.
         """
         c = self._config
-        xp = devices.array_module(measured.grad_rms)
+        xp = np if isinstance(measured.grad_rms, np.ndarray) else torch
         is_early = None
         if youngest <= COMPARED_STEPS:
             count = scheduled.count
@@ -92,7 +92,11 @@ class ScalarEquations:
             distance=xp.asarray(self._zeros),  # this step adds to it
         )
 
-        size = devices.add_product(state.offset, measured.weight_rms, state.slope)
+        rms = measured.weight_rms
+        if xp is torch:  # in one kernel
+            size = torch.addcmul(state.offset, rms, state.slope)
+        else:
+            size = state.offset + rms * state.slope
         size = size.clip(*WEIGHT_SCALES)
         size = xp.maximum(size, size**0.5)  # of small weights
         if c.weight_exponent != 1:
@@ -158,7 +162,7 @@ def gradient_scale(
         is_early: parameters whose previous gradient was early; None: no parameter.
         bias_matrices: index of the matrix of each bias; of other parameters their own.
     """
-    xp = devices.array_module(rms)
+    xp = np if isinstance(rms, np.ndarray) else torch
     is_finite = rms < torch.inf
     rms = xp.where(is_finite, rms, 0.0)
     expected = running * corrections[0]

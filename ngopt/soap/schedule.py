@@ -65,28 +65,35 @@ class StepSchedule:
         beta2 = [config.beta2, config.beta2_table]
         self._beta2 = np.array([beta2[role.role == "embedding"] for role in roles])
 
-    def on_host(
-        self, ages: Sequence[float], now: float, hyper: Hyper
+    def of_step(
+        self,
+        ages: Sequence[float],
+        now: float,
+        hyper: Hyper,
+        on_host: bool,
+        in_place: bool,
     ) -> ScheduledValues:
         """Values of one step: scalars where all parameters share them, else arrays.
 
         Args:
             ages: previous gradients of each parameter.
             now: previous steps of the run.
+            on_host: whether values stay on the host. Else they are copied to the device
+                at once, but for weights of averages.
+            in_place: whether the copy is into the tensor of the previous step.
         """
         c = self.config
         oldest = max(ages)
         is_open = self.total_steps is None and not hyper.scheduled
         unit = NOMINAL_STEP / (c.open_step_size if is_open else c.step_size)
-        lr = [1.0 if must_stay_tensor(x) else float(x) for x in hyper.lr]
         decays = []
         for default, decay in zip(self._decays, hyper.weight_decay, strict=True):
             decays.append(default if decay is None else unit * decay)
+        lr = [1.0 if must_stay_tensor(x) else float(x) for x in hyper.lr]
         rates = -np.array(lr, dtype=np.float64)
         self.lag = now - oldest
-        age = np.array(ages) if min(ages) < oldest else oldest
-        return self.at(
-            age,
+        values = self.at(
+            np.array(ages) if min(ages) < oldest else oldest,
             now,
             hyper.scheduled,
             beta2=self._beta2,
@@ -94,19 +101,16 @@ class StepSchedule:
             peak_weight_decay=rates * np.array(decays),
             inverse_init_rms=self._inverse_init_rms,
         )
-
-    def on_device(
-        self, values: ScheduledValues, hyper: Hyper, in_place: bool
-    ) -> ScheduledValues:
-        """The values on the device by one copy; in place: into the previous tensor."""
-        table = stacked(values, len(hyper.lr), precise_dtype(self.device))
+        if on_host:
+            return values
+        table = stacked(values, len(lr), precise_dtype(self.device))
         if self.table is not None and in_place:
-            self.table.copy_(table, non_blocking=True)
-            return times_lr(self.table, hyper)
-        table = table.to(self.device, non_blocking=True)
-        if in_place:
-            self.table = table
-        return times_lr(table, hyper)
+            table = self.table.copy_(table, non_blocking=True)
+        else:
+            table = table.to(self.device, non_blocking=True)
+            self.table = table if in_place else self.table
+        on_device = times_lr(table, hyper)
+        return on_device._replace(average_weight=values.average_weight)
 
     def at(
         self, age: Array, now: Array, has_scheduler: bool, **constants: Array

@@ -6,6 +6,7 @@ methods of `SoapUpdate`: see `ngopt.accelerator.soap` and `ngopt.distributed.soa
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,6 +85,8 @@ class SoapUpdate:
         self._multiplier = multiplier.bind(network) if multiplier else None
         self._kept = list(kept_scalars(multiplier))
         self._product_dtype = product_dtype
+        has_tf32 = network.device.type == "cuda"
+        self._full_precision = devices.full_precision if has_tf32 else nullcontext
         self._renewed_bytes = chunk_size(RENEWED_BYTES, network.device)
         self.layout = self.make_layout(self._kept)
         self.schedule = StepSchedule(network, config)
@@ -134,17 +137,11 @@ class SoapUpdate:
 
         now: previous steps of the run.
         """
-        scheduled = self.scheduled(step, now)
+        scheduled = self.schedule.of_step(
+            step.ages, now, step.hyper, step.on_host, step.in_place
+        )
         yield from self.work(step, scheduled, self.renewals.at(int(step.youngest)))
         step.state.step.add_(1)
-
-    def scheduled(self, step: Step, now: float) -> ScheduledValues:
-        """Scheduled values on the device, but weights of averages on the host."""
-        on_host = self.schedule.on_host(step.ages, now, step.hyper)
-        if step.on_host:
-            return on_host
-        on_device = self.schedule.on_device(on_host, step.hyper, step.in_place)
-        return on_device._replace(average_weight=on_host.average_weight)
 
     def work(
         self, step: Step, scheduled: ScheduledValues, renewals: Iterable[Renewal]
@@ -203,7 +200,14 @@ class SoapUpdate:
         self.add_squares(step, bucket, stacks)
         if step.youngest == 0:
             self._make_first_bases(step, bucket)
-        bases = [self._bases(step, f.axis.size)[f.indices] for f in bucket.factors]
+        bases = []
+        for _, axis, indices in bucket.factors:
+            if axis.size not in step.bases:
+                # a functional step gets a copy, as they are renewed in place
+                of_size = step.state.bases[axis.size]
+                copy = not step.in_place
+                step.bases[axis.size] = of_size.to(self._product_dtype, copy=copy)
+            bases.append(step.bases[axis.size][indices])
         grad = bucket.rotate(stacks, bases, False, step.write_out)
         stacks = bucket.stacked.split(ahead)
         ahead = bucket.rotate(stacks, bases, False, step.write_out)
@@ -326,22 +330,11 @@ class SoapUpdate:
     def add_squares(self, step: Step, bucket: Bucket, stacks: Sequence[Tensor]) -> None:
         """factor <- factor + (1 - b) X X^T, summed in float32 at least."""
         alpha = 1 - self.config.beta_factor
-        with devices.full_precision(self.layout.device):
+        with self._full_precision(self.layout.device):
             for i, axis, indices in bucket.factors:
                 factor = step.state.factors[axis.size][indices]
                 x = axis.unfold(stacks[i])
                 devices.add_squares_(factor, x, alpha, step.in_place)
-
-    def _bases(self, step: Step, size: int) -> Tensor:
-        """Eigenbases of a size in the dtype of products.
-
-        A functional step gets a copy, as they are renewed in place.
-        """
-        if size not in step.bases:
-            basis = step.state.bases[size]
-            copy = not step.in_place
-            step.bases[size] = basis.to(self._product_dtype, copy=copy)
-        return step.bases[size]
 
     @torch.no_grad()
     def renew(self, step: Step, size: int, indices: slice, active: Tensor) -> None:
@@ -353,7 +346,7 @@ class SoapUpdate:
         count = max(1, self._renewed_bytes // (size**2 * dtype.itemsize))
         batches = [x.split(count) for x in (factors.detach(), bases, active)]
         for factor, basis, mask in zip(*batches, strict=True):
-            with devices.full_precision(basis.device):
+            with self._full_precision(basis.device):
                 new = renewed(factor.to(dtype), basis.to(dtype))
             basis.copy_(torch.where(mask > 0, new.to(basis.dtype), basis))
 

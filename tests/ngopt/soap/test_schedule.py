@@ -33,7 +33,7 @@ def table(total_steps=100):
 
 
 def fill(table, ages, now, hyper):
-    return table.on_device(table.on_host(ages, now, hyper), hyper, in_place=True)
+    return table.of_step(ages, now, hyper, on_host=False, in_place=True)
 
 
 def hyper(lr=1.0, weight_decay=0.0, scheduled=False):
@@ -72,7 +72,7 @@ def test_scheduled_values_by_hand():
     ]
     user = 2.0 * 1e-3 / 0.02
     assert (values.peak_weight_decay / -0.5).tolist() == pytest.approx([user] * 7)
-    own = table().on_host(ages, 30, hyper(0.5, None))
+    own = table().of_step(ages, 30, hyper(0.5, None), True, True)
     assert (own.peak_weight_decay / -0.5).tolist() == [0.5, 0.5, 0, 0, 0, 0.5, 0]
     assert values.random_walk[3].item() == pytest.approx(CONFIG.straight**2 * 30 / 50)
     # the step size of matrices follows their RMS in that of PyTorch's initial weights
@@ -94,7 +94,8 @@ def test_scheduled_values_by_hand():
 def test_a_scheduler_replaces_the_schedule():
     own, ages = table(), np.full(7, 30.0)
     rates = [
-        own.on_host(ages, 30, hyper(scheduled=x)).step_size[1] for x in (False, True)
+        own.of_step(ages, 30, hyper(scheduled=x), True, True).step_size[1]
+        for x in (False, True)
     ]
     assert -0.02 < rates[0] < 0
     assert rates[1] == pytest.approx(-0.02)
