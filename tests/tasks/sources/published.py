@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
@@ -70,3 +71,9 @@ def write_nfn(folder: Path, count: int, widths: Sequence[int]) -> None:
         of_class = folder / f"randinit_test_{number % 10}s"
         of_class.mkdir(parents=True, exist_ok=True)
         torch.save(values, of_class / f"net{number}.pth")
+
+
+def refused(read, source: Path, message: str, split: str = "test") -> None:
+    """Reading a split raises an error with such a message."""
+    with pytest.raises(ValueError, match=message):
+        list(read(source, split))

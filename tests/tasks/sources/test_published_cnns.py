@@ -14,16 +14,11 @@ from tasks.sources import published_cnns
 from tasks.sources.published_cnns import read_cnn_zoo, read_wild_park
 from tests.tasks.sources.published import (
     WILD_CONFIG,
+    refused,
     wild_model,
     write_wild_park,
 )
 from tests.tasks.stacks import outputs_of
-
-
-def refused(read, source, message):
-    """Reading the test split raises an error with such a message."""
-    with pytest.raises(ValueError, match=message):
-        list(read(source, "test"))
 
 
 def change(source, number, **changes):

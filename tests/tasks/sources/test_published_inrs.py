@@ -13,15 +13,10 @@ from torch import nn
 from tasks.sources import published_inrs
 from tasks.sources.published_cnns import read_cnn_zoo
 from tasks.sources.published_inrs import read_dwsnets, read_nfn
+from tests.tasks.sources.published import refused
 from tests.tasks.stacks import outputs_of
 
 TEST_FILE = "inrs/test_0/model_final.pth"
-
-
-def refused(read, source, message, split="test"):
-    """Reading a split raises an error with such a message."""
-    with pytest.raises(ValueError, match=message):
-        list(read(source, split))
 
 
 def change(source, changes=(), **labels):
