@@ -8,14 +8,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ngopt import NGOptimizer
-from tests.ngopt.training import (
-    MOMENTUM_KEYS,
-    WEIGHTS,
-    network,
-    same,
-    snapshot,
-    train,
-)
+from tests.ngopt.training import WEIGHTS, network, same, snapshot, train
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -46,8 +39,8 @@ def test_resume_is_bit_identical(metanet, dtype, tmp_path):
         )
 
 
-@pytest.mark.parametrize(("weights", "key"), MOMENTUM_KEYS.items())
-def test_hooks_of_load_state_dict_are_called(weights, key):
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_hooks_of_load_state_dict_are_called(weights):
     model = network()
     opt = NGOptimizer(model.parameters(), weights=weights)
     train(model, opt, range(1))
@@ -62,7 +55,7 @@ def test_hooks_of_load_state_dict_are_called(weights, key):
 
     def halve(optimizer):
         for record in optimizer.state.values():
-            momenta_at_hook.append(record[key].clone())
+            momenta_at_hook.append(record["exp_avg_0"].clone())
             record["step"].zero_()
 
     other.register_load_state_dict_pre_hook(double)
@@ -71,8 +64,8 @@ def test_hooks_of_load_state_dict_are_called(weights, key):
     for saved, loaded, at_hook in zip(
         opt.state.values(), other.state.values(), momenta_at_hook, strict=True
     ):
-        assert torch.equal(loaded[key], 2 * saved[key])
-        assert torch.equal(at_hook, loaded[key])
+        assert torch.equal(loaded["exp_avg_0"], 2 * saved["exp_avg_0"])
+        assert torch.equal(at_hook, loaded["exp_avg_0"])
         assert loaded["step"] == 0
     assert len(other._optimizer_load_state_dict_pre_hooks) == 1
     assert len(other._optimizer_load_state_dict_post_hooks) == 1
@@ -158,54 +151,60 @@ def test_refused_state_changes_nothing(metanet):
     train(model, opt, range(1))
     before = copy.deepcopy(opt.state_dict())
     weights = snapshot(model)
-    wrong = copy.deepcopy(before)
-    wrong["state"][2]["exp_avg_1"] = torch.zeros(3, 3)
-    other = copy.deepcopy(before)
-    other["param_groups"][0]["weights"] = "0" * 64
-    lacking = copy.deepcopy(before)
-    del lacking["state"][1]["step"]
-    empty = copy.deepcopy(before)
-    empty["state"][3]["exp_avg_4"] = None
-    short = copy.deepcopy(before)
-    short["param_groups"][0]["params"].pop()
+    records, (group,) = before["state"], before["param_groups"]
 
-    (group,) = before["param_groups"]
+    def with_record(number, record):
+        return {**before, "state": {**records, number: record}}
 
-    def with_group(*groups, **changes):
-        return {**before, "param_groups": [{**group, **changes}, *groups]}
+    def with_groups(*groups):
+        return {**before, "param_groups": [*groups]}
 
-    def without(key):
-        rest = {k: v for k, v in group.items() if k != key}
-        return {**before, "param_groups": [rest]}
+    def without(values, key):
+        return {k: v for k, v in values.items() if k != key}
 
     for bad, message in (
         (
-            wrong,
+            with_record(2, {**records[2], "exp_avg_1": torch.zeros(3, 3)}),
             r"'exp_avg_1' of 'parameter 2': expected shape \(5, 4, 2, 1\); got \(3",
         ),
-        (other, r"expected weights \w{12} \(SHA-256\), .*; got 000000000000\."),
-        (lacking, "'step' of 'parameter 1': expected a tensor; got nothing"),
-        (empty, "'exp_avg_4' of 'parameter 3': expected a tensor; got nothing"),
         (
-            {**before, "state": {0: None}},
-            "state of 0: expected a dict; got NoneType",
+            with_groups({**group, "weights": "0" * 64}),
+            r"expected weights \w{12} \(SHA-256\), .*; got 000000000000\.",
         ),
+        (
+            with_record(1, without(records[1], "step")),
+            "'step' of 'parameter 1': expected a tensor; got nothing",
+        ),
+        (
+            with_record(3, {**records[3], "exp_avg_4": None}),
+            "'exp_avg_4' of 'parameter 3': expected a tensor; got nothing",
+        ),
+        (with_record(0, None), "state of 0: expected a dict; got NoneType"),
         ({}, "expected 'state' and 'param_groups'"),
         (None, "state_dict: all of it: expected a dict; got NoneType"),
-        (short, "doesn't match the size"),
+        (
+            with_groups({**group, "params": group["params"][:-1]}),
+            "doesn't match the size",
+        ),
         (
             {**before, "param_groups": None},
             "param_groups: expected a list; got NoneType",
         ),
+        (with_groups(None), r"param_groups\[0\]: expected a dict; got NoneType"),
         (
-            {**before, "param_groups": [None]},
-            r"param_groups\[0\]: expected a dict; got NoneType",
+            with_groups(without(group, "params")),
+            r"param_groups\[0\]: expected 'params'",
         ),
-        (without("params"), r"param_groups\[0\]: expected 'params'"),
-        (without("maximize"), r"param_groups\[0\]: expected 'maximize'"),
-        (with_group(lr=float("nan")), "lr: expected a finite number; got nan"),
         (
-            with_group({**group, "total_steps": 5}),
+            with_groups(without(group, "maximize")),
+            r"param_groups\[0\]: expected 'maximize'",
+        ),
+        (
+            with_groups({**group, "lr": float("nan")}),
+            "lr: expected a finite number; got nan",
+        ),
+        (
+            with_groups(group, {**group, "total_steps": 5}),
             "one 'total_steps' for all groups, None; got 5",
         ),
     ):
@@ -213,18 +212,15 @@ def test_refused_state_changes_nothing(metanet):
             opt.load_state_dict(bad)
         after = opt.state_dict()
         assert after["param_groups"] == before["param_groups"]
-        for number, state in before["state"].items():
-            assert all(
-                torch.equal(v, after["state"][number][k]) for k, v in state.items()
-            )
+        for number, record in records.items():
+            loaded = after["state"][number]
+            assert all(torch.equal(loaded[key], v) for key, v in record.items())
         assert same(model, weights)
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-@pytest.mark.parametrize("key", ["step", "momentum"])
+@pytest.mark.parametrize("key", ["step", "exp_avg_0"])
 def test_state_with_a_missing_tensor_is_refused(weights, key):
-    if key == "momentum":
-        key = MOMENTUM_KEYS[weights]
     model = network()
     opt = NGOptimizer(model.parameters(), weights=weights)
     train(model, opt, range(1))
