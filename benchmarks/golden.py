@@ -107,11 +107,11 @@ def main() -> None:
     parser.add_argument("--write-records", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.write_records:
-        records.write()
-        return
     by_case: dict[str, Hashes] = {}
     with quiet():
+        if options.write_records:
+            records.write()
+            return
         for name, record in cases(options.only):
             by_case[name] = record
             print(line(name, record), flush=True)

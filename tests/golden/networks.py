@@ -119,6 +119,22 @@ class Mixture(nn.Module):
                 p.grad = None
 
 
+class Table(nn.Module):
+    """An embedding table with rare rows, and a parameter with a constant gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(60, 8)
+        self.drift = nn.Parameter(torch.zeros(4))
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.table(tokens).mean(1)) + 0 * self.drift.sum()
+
+    def disturb(self, step: int) -> None:
+        self.drift.grad = torch.ones_like(self.drift)
+
+
 def wide() -> nn.Module:
     """Kronecker factors in bfloat16, on one side, and none."""
     return nn.Sequential(nn.Linear(8, 520), nn.ReLU(), nn.Linear(520, 1100))
@@ -148,6 +164,7 @@ NETWORKS = {
     "lstm": Network(Lstm, lambda seed: numbers(seed, BATCH, 5, 3)),
     "vit": Network(Vit, lambda seed: numbers(seed, BATCH, 3, 8, 8), is_traced=True),
     "mixture": Network(Mixture, lambda seed: numbers(seed, BATCH, 4, 9)),
+    "table": Network(Table, lambda seed: integers(seed, 60, BATCH, 3)),
     "wide": Network(wide, lambda seed: numbers(seed, BATCH, 8)),
     "chain": Network(chain, lambda seed: numbers(seed, BATCH, 1, 9, 9)),
 }

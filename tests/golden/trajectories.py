@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import (
 from meta_train.training.rules import WeightedRule
 from ngopt import NeuralGraph, NGOptimizer, build_graph, load_pretrained
 from ngopt.functional import Hyper, UpdateRule, update_all
-from tests.golden.networks import NETWORKS, loss_of, network
+from tests.golden.networks import NETWORKS, Mixture, Table, loss_of, network
 
 STEPS = 20
 METANETS = "ff", "lstm", "nfn", "ng-gnn", "ng-t"
@@ -58,7 +58,7 @@ class Training:
     def step(self, step: int) -> None:
         self.optimizer.zero_grad()
         loss_of(self.case.network, self.model, step).backward()
-        if self.case.network == "mixture":
+        if isinstance(self.model, Mixture | Table):
             self.model.disturb(step)
         self.optimizer.step()
 
@@ -293,6 +293,8 @@ def cases(dtype: str) -> list[Case | Unroll]:
     tensor = {"lr": "tensor"}
     long, short = {"total_steps": 2000}, {"total_steps": 12}
     made += [
+        Case("table, horizon", "table", {"total_steps": 60}, steps=60),
+        Case("table, no horizon", "table", steps=60),
         Case("groups", "gpt", HORIZON, groups=two_groups),
         Case("groups without horizon", "cnn", groups=two_groups),
         Case("cosine", "mlp", before=cosine),

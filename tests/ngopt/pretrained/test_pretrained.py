@@ -214,7 +214,7 @@ def test_damaged_files_name_the_file(file, damage, message):
     assert str(path) in str(caught.value)
 
 
-def test_unknown_names_list_what_there_is():
+def test_unknown_names_are_errors_with_the_known_names():
     with pytest.raises(
         ValueError,
         match=r"weights 'adam': expected one of default.*got neither",
