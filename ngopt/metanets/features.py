@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from math import ceil, exp
 
 import torch
-from torch import Tensor, _foreach_clamp_max_, _foreach_clamp_min, _foreach_lerp_
+from torch import (
+    Tensor,
+    _foreach_add_,
+    _foreach_clamp_max_,
+    _foreach_clamp_min,
+    _foreach_lerp_,
+)
 
 from ngopt import chunking
 from ngopt.functional import Gradients, Record
@@ -52,8 +58,8 @@ def next_records(grads: Gradients, state: Sequence[Record]) -> list[Record]:
     return records
 
 
-def update_momenta_(grads: Gradients, state: Sequence[Record], limit: int) -> None:
-    """`update_momenta` in place.
+def update_records_(grads: Gradients, state: Sequence[Record], limit: int) -> None:
+    """`next_records` in place.
 
     limit: elements at once, whose gradients are copied.
     """
@@ -71,6 +77,7 @@ def update_momenta_(grads: Gradients, state: Sequence[Record], limit: int) -> No
         count = ceil(sizes[group[-1]] / limit)
         for piece in chunking.pieces([*momenta, *gradients], count):
             _lerp_(list(piece[: len(momenta)]), piece[len(momenta) :])
+    _foreach_add_([state[i][STEP] for i in present], 1)
 
 
 def _lerp_(momenta: list[Tensor], gradients: Sequence[Tensor]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.graph_data.feature_sources import FeatureSource, FlatFeatures
 from ngopt.metanets.graph_data.graph_tensors import GraphTensors
-from ngopt.metanets.update_mlp import Predictor
+from ngopt.metanets.update_mlp import UpdateMLP
 
 
 class Metanet(nn.Module, ABC):
@@ -70,10 +70,10 @@ class Metanet(nn.Module, ABC):
         """Features (*batch, n, 14) of any elements, and their context (*batch, n, d)
         -> (*batch, n)."""
 
-    def predictor(self, capacity: int) -> Predictor:
-        """Computes `updates` of up to `capacity` elements without autograd."""
-        like = next(self.parameters()).detach()
-        return Predictor(self.updates, self.d_context, capacity, like)
+    def update_mlp(self) -> UpdateMLP | None:
+        """The MLP whose outputs are `updates`, if one is. Without autograd it is faster
+        than `updates`, see `ngopt.metanets.predictor`."""
+        return None
 
     def forward(self, features: Tensor, graph: NeuralGraph) -> Tensor:
         """All features (*batch, numel, 14), in the order of `NeuralGraph.flatten` ->
