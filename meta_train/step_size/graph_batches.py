@@ -18,7 +18,7 @@ from ngopt.metanets.graph_data.graph_tensors import (
     EdgeChunk,
     GraphTensors,
 )
-from ngopt.metanets.graph_data.mixture import (
+from tasks.models.mixture import (
     BlockIndices,
     BlockKind,
     NetworkLayout,

@@ -1,6 +1,6 @@
 """Updates of a metanet without autograd, in memory that is reused."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, _foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
@@ -9,10 +9,6 @@ from ngopt import chunking
 from ngopt.metanets.features import NUM_FEATURES, features_of
 from ngopt.metanets.metanet import Metanet
 from ngopt.metanets.update_mlp import UpdateMLP, has_kernel, mlp_updates
-
-Updates = Callable[[Sequence[Tensor], Tensor | None], Tensor]
-"""Weight, gradient and momenta of n elements, (n,) each, and context (n, d), None where
-d is 0, -> updates (n,)."""
 
 
 class Predictor:
@@ -72,7 +68,10 @@ class Predictor:
         return checked_updates(self.metanet, inputs[:NUM_FEATURES].mT, stored)
 
     def of_columns(self, columns: Sequence[Tensor], context: Tensor | None) -> Tensor:
-        """Updates (n,) of any number of elements; see `Updates`."""
+        """Updates (n,) of any number of elements.
+
+        columns: weight, gradient and momenta, (n,) each. context: (n, d), if any.
+        """
         mlp = self._kernel_mlp
         if mlp is not None:
             weights = [x.detach() for x in mlp.weights_and_biases()]
@@ -80,13 +79,16 @@ class Predictor:
             return mlp_updates(list(columns), context, weights, scales)
         assert self.inputs is not None
         update = self.inputs.new_empty(len(columns[0]))
-        return in_pieces(self._of_piece, columns, context, self.capacity, update)
-
-    def _of_piece(self, columns: Sequence[Tensor], context: Tensor | None) -> Tensor:
-        n = len(columns[0])
-        features = self.features(n)
-        features_of(columns, features, features)
-        return self.predicted(n, context)
+        tensors = [update, *columns]
+        if context is not None:
+            tensors.append(context)
+        # pieces of equal length: a short one costs as many calls as a long one
+        count = chunking.ceil_div(len(update), self.capacity)
+        for out, *piece in chunking.pieces(tensors, count):
+            piece_context = None if context is None else piece.pop()
+            features_of(piece, out, self.features(len(out)))
+            out.copy_(self.predicted(len(out), piece_context))
+        return update
 
 
 class MLPInMemory:
@@ -137,37 +139,6 @@ class MLPInMemory:
             torch.mm(weight, x, out=used[:-1]).relu_()
             x = used
         torch.mm(last, x, out=out)
-
-
-def in_pieces(
-    updates: Updates,
-    columns: Sequence[Tensor],
-    context: Tensor | None,
-    capacity: int,
-    out: Tensor,
-) -> Tensor:
-    """Writes the updates of any number of elements, at most `capacity` at once, to
-    `out`."""
-    tensors = [out, *columns]
-    if context is not None:
-        tensors.append(context)
-    # pieces of equal length: a short one costs as many calls as a long one
-    count = chunking.ceil_div(len(out), capacity)
-    for piece_out, *piece in chunking.pieces(tensors, count):
-        piece_context = None if context is None else piece.pop()
-        piece_out.copy_(updates(piece, piece_context))
-    return out
-
-
-def updates_of_columns(
-    metanet: Metanet, like: Tensor, columns: Sequence[Tensor], context: Tensor | None
-) -> Tensor:
-    """See `Updates`; in memory of its own. like: of the metanet's dtype, on its
-    device."""
-    features = features_of(columns, like)
-    if context is not None:
-        context = context.to(features)
-    return checked_updates(metanet, features, context)
 
 
 def checked_updates(

@@ -15,16 +15,16 @@ from ngopt.chunking import even_slices
 from ngopt.graph import NeuralGraph
 from ngopt.metanets.graph_data.feature_sources import WholeValues
 from ngopt.metanets.graph_data.graph_tensors import GraphTensors, graph_tensors
-from ngopt.metanets.graph_data.mixture import (
+from ngopt.metanets.layers.graph_layer import GraphLayer
+from ngopt.metanets.layers.graph_network import GraphNetwork, GraphNetworkOptions
+from tasks.models.base import ParameterModel
+from tasks.models.learned_inputs import FreeInputs, GeneratedInputs
+from tasks.models.mixture import (
     MixedValues,
     NetworkLayout,
     layout_of,
     mixture_of,
 )
-from ngopt.metanets.layers.graph_layer import GraphLayer
-from ngopt.metanets.layers.graph_network import GraphNetwork, GraphNetworkOptions
-from tasks.models.base import ParameterModel
-from tasks.models.learned_inputs import FreeInputs, GeneratedInputs
 from tasks.models.mlp import mlp
 from tasks.models.pooling import AttentionPooling, common_outputs
 from tasks.models.probes import ProbeFeatures, Probes

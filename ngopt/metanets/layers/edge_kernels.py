@@ -14,9 +14,16 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, nn
 
-from ngopt.metanets.layers.aggregation import TO_TARGETS, Axes
+from ngopt.metanets.graph_data.graph_tensors import EdgeChunk
+from ngopt.metanets.layers.aggregation import (
+    TO_SOURCES,
+    TO_TARGETS,
+    Axes,
+    MessageStatistics,
+)
+from ngopt.metanets.layers.graph_layer import EdgeFunctions, EndTerms
 
 # Neurons that receive messages, and messages to each that a program computes at once.
 RECEIVERS, MESSAGES = 8, 8
@@ -160,6 +167,39 @@ def _next_edges(
         tl.store(out + place, x.to(dtype), is_there)
 
 
+class PNAEdgeKernels(EdgeFunctions):
+    """The `EdgeFunctions` of a `PNALayer`, without autograd.
+
+    film, edge, edge_out: of the layer.
+    """
+
+    def __init__(
+        self, film: nn.Linear, edge: nn.Linear | None, edge_out: nn.Linear | None
+    ):
+        self.film = film
+        self.edge = edge
+        self.edge_out = edge_out
+
+    def messages(
+        self, edges: Tensor, terms: EndTerms, chunk: EdgeChunk
+    ) -> tuple[MessageStatistics, MessageStatistics]:
+        width = edges.shape[-1]
+        targets, sources = (x.split(width, -1) for x in terms.at_ends(chunk))
+        weights = self.film.weight.split(2 * width)
+        biases = self.film.bias.split(2 * width)
+        directions = []
+        for k, axes in enumerate((TO_TARGETS, TO_SOURCES)):
+            film = weights[k], biases[k]
+            statistics = film_statistics(edges, film, targets[k], sources[k], axes)
+            directions.append(MessageStatistics.of(edges, axes, statistics))
+        return directions[0], directions[1]
+
+    def next_edges(self, edges: Tensor, terms: EndTerms, chunk: EdgeChunk) -> Tensor:
+        assert self.edge is not None and self.edge_out is not None
+        ends = terms.at_ends(chunk)
+        return next_edges(edges, self.edge, self.edge_out, *ends)
+
+
 def film_statistics(
     edges: Tensor, film: tuple[Tensor, Tensor], target: Tensor, source: Tensor,
     axes: Axes,
@@ -218,8 +258,7 @@ def _merged(parts: Tensor, messages: int, length: int) -> Tensor:
 
 
 def next_edges(
-    edges: Tensor, inner: torch.nn.Linear, outer: torch.nn.Linear, target: Tensor,
-    source: Tensor,
+    edges: Tensor, inner: nn.Linear, outer: nn.Linear, target: Tensor, source: Tensor,
 ) -> Tensor:  # fmt: skip
     """edges + outer(silu(inner(edges) + target + source)); for shapes see
     `film_statistics`."""

@@ -122,7 +122,7 @@ class MetanetRule(UpdateRule):
         return not self._context.is_due(_present(grads), state)
 
     def height(self, now: Any) -> Any:
-        """The factor c of the update after `now` steps of a training."""
+        """The factor c of the update after `now` steps of a run."""
         if self.cooldown is None or self.total_steps is None:
             return 1.0
         return self.cooldown.height(now, self.total_steps)
@@ -213,8 +213,10 @@ class MetanetRule(UpdateRule):
         """Updates of some parameters at a time; in place, of some rows of a long
         one."""
         sizes = {i: self.graph.parameters[i].numel for i in plan.present}
-        longest = chunking.chunk_size(chunking.UPDATED_ELEMENTS, plan.like.device)
         limit = chunking.total_chunk_size(chunking.CONCATENATED_ELEMENTS, plan.like)
+        longest = chunking.chunk_size(chunking.UPDATED_ELEMENTS, plan.like.device)
+        if torch.compiler.is_compiling():
+            longest = limit
         for batch in chunking.batches_up_to(sizes, limit):
             columns = source.joined(batch)
             contexts = None
@@ -242,14 +244,15 @@ class MetanetRule(UpdateRule):
 
         columns: weight, gradient and momenta, (n,) each. context: (n, d), if any.
         """
-        capacity = chunking.total_chunk_size(chunking.ELEMENTS, like)
         if not torch.compiler.is_compiling():
+            capacity = chunking.total_chunk_size(chunking.ELEMENTS, like)
             memory = self._updated_predictor(capacity, like)
             return memory.of_columns(columns, context)
         # a compiled step plans its own memory
-        out = like.new_empty(len(columns[0]))
-        updates = partial(predictor.updates_of_columns, self.metanet, like)
-        return predictor.in_pieces(updates, columns, context, capacity, out)
+        step_features = features.features_of(columns, like)
+        if context is not None:
+            context = context.to(step_features)
+        return predictor.checked_updates(self.metanet, step_features, context)
 
     def _updated_predictor(self, capacity: int, like: Tensor) -> Predictor:
         """The predictor, made once for a dtype and device, with the weights as they

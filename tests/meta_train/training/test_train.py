@@ -37,6 +37,10 @@ def config(folder, **changes):
     return replace(base, **changes)
 
 
+def log_of(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").open()]
+
+
 @pytest.mark.parametrize(("estimator", "metanet"), [("pes", "ff"), ("tbptt", "ng-gnn")])
 def test_resume_is_bit_identical(tmp_path, estimator, metanet):
     settings = {"estimator": estimator, "metanet": metanet, "average": 0.5}
@@ -62,27 +66,16 @@ def test_resume_is_bit_identical(tmp_path, estimator, metanet):
     resumed = MetaTrainer(config(tmp_path / "broken", **settings))
     resumed.run()
     assert resumed.outer_step == 6
-    for one, other in (
-        (whole.metanet, resumed.metanet),
-        (whole.mean, resumed.mean),
-    ):
+    for one, other in ((whole.metanet, resumed.metanet), (whole.mean, resumed.mean)):
         rows = zip(one.parameters(), other.parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in rows)
-    logs = [
-        [
-            json.loads(line)
-            for line in (tmp_path / name / "log.jsonl").read_text().splitlines()
-        ]
-        for name in ("whole", "broken")
-    ]
+    logs = [log_of(tmp_path / name) for name in ("whole", "broken")]
     assert logs[0] == logs[1]
     assert [record["outer_step"] for record in logs[0]] == [2, 4, 6]
 
 
 @pytest.mark.parametrize("estimator", ["tbptt", "tbptt-2", "pes", "imitation"])
-def test_ctrl_c_in_an_outer_step_loses_that_step_alone(
-    tmp_path, estimator, monkeypatch
-):
+def test_an_interrupted_outer_step_is_repeated(tmp_path, estimator, monkeypatch):
     settings = {"estimator": estimator, "validate_every": 6}
     whole = MetaTrainer(config(tmp_path / "whole", **settings))
     whole.run()
@@ -90,10 +83,10 @@ def test_ctrl_c_in_an_outer_step_loses_that_step_alone(
     broken = config(tmp_path / "broken", **settings)
     with monkeypatch.context() as patch:
         patch.setattr(MetaTrainer, "step", stopped_in_unroll(MetaTrainer.step, at=4))
-        told = re.escape(
+        message = re.escape(
             f"checkpoint '{path}' stands at outer step 4; the same command"
         )
-        with pytest.raises(Interrupted, match=told):
+        with pytest.raises(Interrupted, match=message):
             train.run(broken)
     resumed = MetaTrainer(broken)
     resumed.run()
@@ -102,7 +95,7 @@ def test_ctrl_c_in_an_outer_step_loses_that_step_alone(
     assert [record["outer_step"] for record in resumed.log] == [6]
 
 
-def test_your_own_metanet_is_trained_resumed_and_swept(tmp_path, capsys):
+def test_user_metanets_are_trained_resumed_and_swept(tmp_path, capsys):
     own = {"metanet": "tests.own:Halved"}
     train.run(config(tmp_path, **own))
     train.run(config(tmp_path, **own, outer_steps=8))
@@ -115,7 +108,7 @@ def test_your_own_metanet_is_trained_resumed_and_swept(tmp_path, capsys):
         train.run(config(tmp_path / "odd", metanet="tests.own:Own"))
 
 
-def test_another_number_of_outer_steps_is_told(tmp_path, capsys):
+def test_messages_about_other_numbers_of_outer_steps(tmp_path, capsys):
     train.run(config(tmp_path, outer_steps=3))
     found = capsys.readouterr()
     assert "outer_steps" not in found.out + found.err
@@ -125,7 +118,7 @@ def test_another_number_of_outer_steps_is_told(tmp_path, capsys):
     assert f"meta_train.selection.sweep --weights {best} --output " in found.out
     train.run(config(tmp_path, outer_steps=4))
     found = capsys.readouterr().out
-    assert "of a training of 3 outer steps. The learning rate now falls until" in found
+    assert "of a run of 3 outer steps. The learning rate now falls until" in found
     assert "nothing is left" not in found
     train.run(config(tmp_path, outer_steps=4))
     assert "stands at outer step 4: nothing is left" in capsys.readouterr().out
@@ -160,7 +153,7 @@ def stopped_in_unroll(real_step, at):
     return step
 
 
-def test_ctrl_c_in_a_validation_repeats_it(tmp_path, monkeypatch):
+def test_an_interrupted_validation_is_repeated(tmp_path, monkeypatch):
     settings = config(tmp_path)
 
     def stopped(self):
@@ -202,10 +195,7 @@ def test_meta_training_learns(tmp_path):
     untrained = trainer.validate()
     trainer.best = float("inf")
     trainer.run()
-    losses = [
-        json.loads(line)["loss"]
-        for line in (tmp_path / "log.jsonl").read_text().splitlines()
-    ]
+    losses = [record["loss"] for record in log_of(tmp_path)]
     assert min(losses[1:]) < 0.7 * untrained.loss
 
 
@@ -213,10 +203,8 @@ def test_best_weights_are_exported_with_config_and_recipe(tmp_path):
     trainer = MetaTrainer(config(tmp_path))
     trainer.run()
     best = load_pretrained(tmp_path / "best.safetensors")
-    records = [
-        json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()
-    ]
-    assert best.table["validation"] == min(records, key=lambda r: r["loss"])
+    lowest = min(log_of(tmp_path), key=lambda record: record["loss"])
+    assert best.table["validation"] == lowest
     (stage,) = best.recipe["stages"]
     assert stage["problems"] == [TOY]
     assert stage["lr"] == 1e-3
@@ -241,7 +229,7 @@ def test_best_weights_are_exported_with_config_and_recipe(tmp_path):
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.75])
-def test_a_running_mean_of_weights_is_validated_and_kept(tmp_path, decay):
+def test_a_running_mean_of_weights_is_validated_and_stored(tmp_path, decay):
     changes = {"average": decay, "outer_steps": 3, "validate_every": 3}
     trainer = MetaTrainer(config(tmp_path, **changes))
 
@@ -267,14 +255,14 @@ def test_a_running_mean_of_weights_is_validated_and_kept(tmp_path, decay):
     assert trainer.log[-1]["loss"] == pytest.approx(found.loss, rel=1e-6)
 
 
-def test_a_mean_that_never_moves_is_refused(tmp_path):
+def test_average_of_1_is_refused(tmp_path):
     with pytest.raises(
         ValueError, match=r"average: expected a decay in \[0, 1\); got 1"
     ):
         config(tmp_path, average=1.0)
 
 
-def test_a_file_in_place_of_the_folder_is_named(tmp_path):
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
     file = tmp_path / "file"
     file.touch()
     with pytest.raises(ValueError, match=f"folder '{file}': expected a folder"):
@@ -371,10 +359,7 @@ def test_overrides_reach_the_metanet(tmp_path):
             metanet_config={"width": 16, "layers": 1},
         )
     )
-    assert (
-        wide.metanet.config.width,
-        len(wide.metanet.transformer.layers),
-    ) == (16, 1)
+    assert (wide.metanet.config.width, len(wide.metanet.transformer.layers)) == (16, 1)
     with pytest.raises(
         ValueError,
         match="metanet_config: expected some of hidden, output_scale.*; got 'heads'",

@@ -1,4 +1,4 @@
-"""What is said of networks in a mixture is what is said of each alone."""
+"""States of networks in a mixture are those of each alone."""
 
 from math import prod
 
@@ -8,10 +8,10 @@ import torch
 from ngopt.graph import parameter_graph
 from ngopt.metanets.graph_data.feature_sources import WholeValues
 from ngopt.metanets.graph_data.graph_tensors import graph_tensors
-from ngopt.metanets.graph_data.mixture import MixedValues, layout_of, mixture_of
 from ngopt.metanets.layers.attention import RelationalLayer, padded
 from ngopt.metanets.layers.graph_network import GraphNetwork, GraphNetworkOptions
 from ngopt.metanets.layers.pna import PNALayer
+from tasks.models.mixture import MixedValues, layout_of, mixture_of
 from tests.zoo import zoo_graph
 
 WIDTH, KERNEL = 6, (3, 3)
@@ -81,9 +81,7 @@ def test_states_and_gradients_are_those_of_each_network_alone(case):
     weights = torch.randn_like(found)
     both = (
         torch.autograd.grad(
-            (weights * states).sum(),
-            list(network.parameters()),
-            allow_unused=True,
+            (weights * states).sum(), list(network.parameters()), allow_unused=True
         )
         for states in (found, expected)
     )
@@ -100,7 +98,7 @@ def states_alone(network, graph, values):
     return states
 
 
-def test_what_is_alike_is_one_block():
+def test_blocks_of_one_shape_become_one_block():
     graphs = [zoo_graph("residual"), zoo_graph("attention")]
     like = torch.zeros(())
     layouts = [layout_of(graph, like) for graph in graphs]

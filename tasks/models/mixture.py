@@ -51,13 +51,12 @@ class BlockIndices(NamedTuple):
     def repeated(self, nodes: Tensor, elements: Tensor) -> "BlockIndices":
         """Those of several copies. nodes, elements: the first number of each copy,
         (count,)."""
-        ends = tuple(_shifted(end, nodes) for end in self.ends)
-        _, own_elements, positions = self
-        if own_elements is not None:
-            own_elements = _shifted(own_elements, elements)
-        if positions is not None:
-            positions = positions.repeat(len(nodes), 1)
-        return BlockIndices(ends, own_elements, positions)
+        copies = self._replace(ends=tuple(_shifted(end, nodes) for end in self.ends))
+        if self.elements is not None:
+            copies = copies._replace(elements=_shifted(self.elements, elements))
+        if self.positions is not None:
+            copies = copies._replace(positions=self.positions.repeat(len(nodes), 1))
+        return copies
 
     @classmethod
     def concatenated(cls, several: "Sequence[BlockIndices]") -> "BlockIndices":
@@ -132,20 +131,25 @@ def layout_of(graph: NeuralGraph, like: Tensor) -> NetworkLayout:
     device = like.device
     elements = torch.arange(graph.numel, device=device)
     numbers = graph.gather(graph.unflatten(elements))
-    several: dict[BlockKind, list[BlockIndices]] = {}
+    by_kind: dict[BlockKind, list[BlockIndices]] = {}
     edges = _edges(graph, numbers.edges, like)
-    for kind, own in (*edges, *_biases(graph, numbers.biases)):
-        several.setdefault(kind, []).append(own)
+    for kind, indices in (*edges, *_biases(graph, numbers.biases)):
+        by_kind.setdefault(kind, []).append(indices)
     sizes = [group.size for group in graph.groups]
     positions = []
     of_groups = node_features.node_positions(graph, like)
-    for own, size in zip(of_groups, sizes, strict=True):
-        positions.append(own.expand(size, -1))
+    for position, size in zip(of_groups, sizes, strict=True):
+        positions.append(position.expand(size, -1))
     repeats = torch.tensor(sizes, device=device)
     codes = node_features.node_codes(graph, device)
     kinds, activations = (x.repeat_interleave(repeats) for x in codes)
-    joined = _concatenated(several)
-    return NetworkLayout(joined, kinds, activations, torch.cat(positions), graph.numel)
+    return NetworkLayout(
+        indices=_concatenated(by_kind),
+        kinds=kinds,
+        activations=activations,
+        positions=torch.cat(positions),
+        numel=graph.numel,
+    )
 
 
 def _edges(
@@ -198,8 +202,8 @@ def mixture_of(layouts: Sequence[tuple[NetworkLayout, int]], kernel: Kernel) -> 
     layouts: with the numbers of copies. kernel: of the metanet, see `kernel_tiles`.
     """
     edges, biases = {}, {}
-    for kind, own in _all_indices(layouts).items():
-        (edges if kind.shape else biases)[kind] = own
+    for kind, indices in _all_indices(layouts).items():
+        (edges if kind.shape else biases)[kind] = indices
     # weights come before edges of value 1, as in `GraphTensors`
     order = sorted(edges, key=lambda kind: not kind.has_elements)
     blocks, weights = [], []
@@ -207,10 +211,8 @@ def mixture_of(layouts: Sequence[tuple[NetworkLayout, int]], kernel: Kernel) -> 
         blocks.append(_block(number, kind, edges[kind], kernel))
         if kind.has_elements:
             weights.append(edges[kind].elements)
-    bias_elements, bias_index = [], []
-    for own in biases.values():
-        bias_elements.append(own.elements)
-        bias_index.append(own.ends[0])
+    bias_elements = [indices.elements for indices in biases.values()]
+    bias_index = [indices.ends[0] for indices in biases.values()]
     all_kinds, activations, positions, sizes = [], [], [], []
     for layout, count in layouts:
         all_kinds += [layout.kinds] * count
@@ -236,22 +238,24 @@ def _all_indices(
     layouts: Sequence[tuple[NetworkLayout, int]],
 ) -> dict[BlockKind, BlockIndices]:
     """Those of all networks together, in the order of their first occurrence."""
-    several: dict[BlockKind, list[BlockIndices]] = {}
+    by_kind: dict[BlockKind, list[BlockIndices]] = {}
     nodes = elements = 0
     for layout, count in layouts:
-        steps = torch.arange(count)
-        starts = nodes + layout.nodes * steps, elements + layout.numel * steps
-        for kind, own in layout.indices.items():
-            several.setdefault(kind, []).append(own.repeated(*starts))
+        copies = torch.arange(count)
+        first_nodes = nodes + layout.nodes * copies
+        first_elements = elements + layout.numel * copies
+        for kind, indices in layout.indices.items():
+            repeated = indices.repeated(first_nodes, first_elements)
+            by_kind.setdefault(kind, []).append(repeated)
         nodes += layout.nodes * count
         elements += layout.numel * count
-    return _concatenated(several)
+    return _concatenated(by_kind)
 
 
 def _concatenated(
-    several: dict[BlockKind, list[BlockIndices]],
+    by_kind: dict[BlockKind, list[BlockIndices]],
 ) -> dict[BlockKind, BlockIndices]:
-    return {kind: BlockIndices.concatenated(own) for kind, own in several.items()}
+    return {kind: BlockIndices.concatenated(blocks) for kind, blocks in by_kind.items()}
 
 
 def _block(
@@ -281,8 +285,8 @@ def _graph(
     blocks: Sequence[BlockTensors], biases: dict[BlockKind, BlockIndices], nodes: int
 ) -> NeuralGraph:
     """The graph of the mixture: each of its weights and biases is one parameter."""
-    weights = [own.block for own in blocks]
-    views = [block.view for block in weights if block.view is not None]
+    edge_blocks = tuple(block.block for block in blocks)
+    views = [block.view for block in edge_blocks if block.view is not None]
     all_biases = []
     for kind, indices in biases.items():
         shape = len(indices.ends[0]), *kind.slot_shape
@@ -291,7 +295,7 @@ def _graph(
         all_biases.append(Bias(view, 0, kind.slot_shape, kind.kind))
     specs = tuple(ParameterSpec(str(view.parameter), view.shape) for view in views)
     groups = (NeuronGroup("all", nodes),)
-    return NeuralGraph(specs, groups, tuple(weights), tuple(all_biases))
+    return NeuralGraph(specs, groups, edge_blocks, tuple(all_biases))
 
 
 def _shifted(numbers: Tensor, starts: Tensor) -> Tensor:
