@@ -71,9 +71,23 @@ class Metanet(nn.Module, ABC):
         -> (*batch, n)."""
 
     def update_mlp(self) -> UpdateMLP | None:
-        """The MLP whose outputs are `updates`, if one is. Without autograd it is faster
-        than `updates`, see `ngopt.metanets.predictor`."""
+        """The MLP whose outputs are `updates`, if one is; `ngopt.metanets.predictor`
+        computes it faster without autograd."""
         return None
+
+    def checked_updates(self, features: Tensor, context: Tensor | None) -> Tensor:
+        """`updates`. Raises ValueError unless there is one per element: (n, 1) would be
+        viewed as the shape of the parameter."""
+        if context is not None:
+            context = context.to(features)
+        values = self.updates(features, context)
+        if values.shape != features.shape[:-1]:
+            raise ValueError(
+                f"{type(self).__name__}.updates: expected shape "
+                f"{tuple(features.shape[:-1])}, one update for each row of features; "
+                f"got {tuple(values.shape)}"
+            )
+        return values
 
     def forward(self, features: Tensor, graph: NeuralGraph) -> Tensor:
         """All features (*batch, numel, 14), in the order of `NeuralGraph.flatten` ->

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor, nn
+from torch import Tensor
 
 from ngopt.metanets.graph_data.graph_tensors import EdgeChunk
 from ngopt.metanets.layers.aggregation import (
@@ -23,7 +23,7 @@ from ngopt.metanets.layers.aggregation import (
     Axes,
     MessageStatistics,
 )
-from ngopt.metanets.layers.graph_layer import EdgeFunctions, EndTerms
+from ngopt.metanets.layers.graph_layer import EndTerms
 
 # Neurons that receive messages, and messages to each that a program computes at once.
 RECEIVERS, MESSAGES = 8, 8
@@ -167,37 +167,20 @@ def _next_edges(
         tl.store(out + place, x.to(dtype), is_there)
 
 
-class PNAEdgeKernels(EdgeFunctions):
-    """The `EdgeFunctions` of a `PNALayer`, without autograd.
-
-    film, edge, edge_out: of the layer.
-    """
-
-    def __init__(
-        self, film: nn.Linear, edge: nn.Linear | None, edge_out: nn.Linear | None
-    ):
-        self.film = film
-        self.edge = edge
-        self.edge_out = edge_out
-
-    def messages(
-        self, edges: Tensor, terms: EndTerms, chunk: EdgeChunk
-    ) -> tuple[MessageStatistics, MessageStatistics]:
-        width = edges.shape[-1]
-        targets, sources = (x.split(width, -1) for x in terms.at_ends(chunk))
-        weights = self.film.weight.split(2 * width)
-        biases = self.film.bias.split(2 * width)
-        directions = []
-        for k, axes in enumerate((TO_TARGETS, TO_SOURCES)):
-            film = weights[k], biases[k]
-            statistics = film_statistics(edges, film, targets[k], sources[k], axes)
-            directions.append(MessageStatistics.of(edges, axes, statistics))
-        return directions[0], directions[1]
-
-    def next_edges(self, edges: Tensor, terms: EndTerms, chunk: EdgeChunk) -> Tensor:
-        assert self.edge is not None and self.edge_out is not None
-        ends = terms.at_ends(chunk)
-        return next_edges(edges, self.edge, self.edge_out, *ends)
+def messages(
+    layer: Any, edges: Tensor, terms: EndTerms, chunk: EdgeChunk
+) -> tuple[MessageStatistics, MessageStatistics]:
+    """`PNALayer.messages` of a layer."""
+    width = edges.shape[-1]
+    targets, sources = (x.split(width, -1) for x in terms.at_ends(chunk))
+    weights = layer.film.weight.split(2 * width)
+    biases = layer.film.bias.split(2 * width)
+    directions = []
+    for k, axes in enumerate((TO_TARGETS, TO_SOURCES)):
+        film = weights[k], biases[k]
+        statistics = film_statistics(edges, film, targets[k], sources[k], axes)
+        directions.append(MessageStatistics.of(edges, axes, statistics))
+    return directions[0], directions[1]
 
 
 def film_statistics(
@@ -257,11 +240,11 @@ def _merged(parts: Tensor, messages: int, length: int) -> Tensor:
     return torch.stack([mean, var, lows.amin(0), highs.amax(0)])
 
 
-def next_edges(
-    edges: Tensor, inner: nn.Linear, outer: nn.Linear, target: Tensor, source: Tensor,
-) -> Tensor:  # fmt: skip
-    """edges + outer(silu(inner(edges) + target + source)); for shapes see
-    `film_statistics`."""
+def next_edges(layer: Any, edges: Tensor, terms: EndTerms, chunk: EdgeChunk) -> Tensor:
+    """`PNALayer.next_edges` of a layer: edges + edge_out(silu(edge(edges) + target +
+    source)); for shapes see `film_statistics`."""
+    target, source = terms.at_ends(chunk)
+    inner, outer = layer.edge, layer.edge_out
     edges = edges.contiguous()
     out = torch.empty_like(edges)
     _, targets, sources, tiles, width = edges.shape

@@ -1,7 +1,6 @@
 """Base class of message passing layers."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -29,21 +28,14 @@ class EndTerms(NamedTuple):
         return target, source
 
 
-class EdgeFunctions(ABC):
-    """The functions of a layer that read the edges of a chunk."""
+class EdgeFunctions(NamedTuple):
+    """`GraphLayer.messages` and `GraphLayer.next_edges`, or what is faster."""
 
-    @abstractmethod
-    def messages(
-        self, edges: Tensor, terms: EndTerms, chunk: EdgeChunk
-    ) -> tuple[Aggregate, Aggregate]:
-        """The messages of a chunk, aggregated at its targets and at its sources."""
-
-    @abstractmethod
-    def next_edges(self, edges: Tensor, terms: EndTerms, chunk: EdgeChunk) -> Tensor:
-        """The edges of a chunk after this layer."""
+    messages: Callable[[Tensor, EndTerms, EdgeChunk], tuple[Aggregate, Aggregate]]
+    next_edges: Callable[[Tensor, EndTerms, EdgeChunk], Tensor]
 
 
-class GraphLayer(nn.Module, EdgeFunctions):
+class GraphLayer(nn.Module):
     """Base class of a round of messages along edges: new nodes and new edges, chunk by
     chunk.
 
@@ -79,11 +71,21 @@ class GraphLayer(nn.Module, EdgeFunctions):
         return terms
 
     def edge_functions(self, node: Tensor) -> EdgeFunctions:
-        """Those that a pass through the graph uses: of the layer, or faster ones.
+        """The functions of the edges that a pass through the graph uses.
 
         node: the nodes of one group.
         """
-        return self
+        return EdgeFunctions(self.messages, self.next_edges)
+
+    def messages(
+        self, edges: Tensor, terms: EndTerms, chunk: EdgeChunk
+    ) -> tuple[Aggregate, Aggregate]:
+        """The messages of a chunk, aggregated at its targets and at its sources."""
+        raise NotImplementedError
+
+    def next_edges(self, edges: Tensor, terms: EndTerms, chunk: EdgeChunk) -> Tensor:
+        """The edges of a chunk after this layer."""
+        raise NotImplementedError
 
     def next_nodes(
         self,

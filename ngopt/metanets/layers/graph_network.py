@@ -15,9 +15,9 @@ from ngopt.metanets.graph_data import graph_tensors, node_features
 from ngopt.metanets.graph_data.feature_sources import FeatureSource, WholeValues
 from ngopt.metanets.graph_data.graph_tensors import EdgeChunk, GraphTensors
 from ngopt.metanets.layers import aggregation, graph_layer, slot_encoders
-from ngopt.metanets.layers.aggregation import Aggregate, Arena, Incoming
+from ngopt.metanets.layers.aggregation import Aggregate, Arena, Incoming, scatter_sum
 from ngopt.metanets.layers.edge_states import EdgeStates, fits_in_memory
-from ngopt.metanets.layers.global_feature import GlobalFeature, sums_by_graph
+from ngopt.metanets.layers.global_feature import GlobalFeature
 from ngopt.metanets.layers.graph_layer import EdgeFunctions, EndTerms, GraphLayer
 from ngopt.metanets.layers.slot_encoders import SlotDecoder, SlotEncoder, maps_of
 
@@ -305,9 +305,10 @@ def _add_global(
     maps to the edges becomes a step of the edges."""
     ids = tensors.node_graph_ids
     counts = tensors.node_counts
-    of_nodes = sums_by_graph(nodes, ids, counts)
-    at_targets = _sums_at_targets(edges)
-    of_edges = sums_by_graph(at_targets, tensors.target_graph_ids, counts)
+    graphs = len(counts)
+    of_nodes = scatter_sum(torch.cat(nodes, -2), torch.cat(ids), graphs)
+    at_targets = torch.cat(_sums_at_targets(edges), -2)
+    of_edges = scatter_sum(at_targets, torch.cat(tensors.target_graph_ids), graphs)
     before = torch.zeros_like(of_nodes) if u is None else u
     edge_counts = tensors.edge_counts.clamp_min(1)
     u = layer.forward(before, of_nodes / counts, of_edges / edge_counts)
@@ -316,15 +317,15 @@ def _add_global(
 
     def add(state: Tensor | None, chunk: EdgeChunk) -> Tensor:
         g, t, _ = tensors.blocks[chunk.block].block.shape
-        graphs = tensors.target_graph_ids[chunk.block]
-        of_block = to_edges.index_select(-2, graphs).unflatten(-2, (g, t))
+        of_targets = tensors.target_graph_ids[chunk.block]
+        of_block = to_edges.index_select(-2, of_targets).unflatten(-2, (g, t))
         inside = graph_layer.batch_inside(of_block, axes=2)
         return cast(Tensor, state) + inside[chunk.groups, chunk.targets, None, None]
 
     edges.then(add)
     new = []
-    for node, graphs in zip(nodes, ids, strict=True):
-        new.append(node + to_nodes.index_select(-2, graphs))
+    for node, of_group in zip(nodes, ids, strict=True):
+        new.append(node + to_nodes.index_select(-2, of_group))
     return u, new
 
 

@@ -1,6 +1,7 @@
 """PNA with FiLM messages, the layer of NG-GNN (Kofinas et al. 2024, Eq. 3 and 4)."""
 
 from collections.abc import Sequence
+from functools import partial
 from math import log
 from typing import Any
 
@@ -59,15 +60,19 @@ class PNALayer(GraphLayer):
         aggregates = len(AGGREGATORS) * len(SCALERS)
         self.update = nn.Linear((1 + 2 * aggregates) * width, width)
         self.norm = nn.LayerNorm(width)
-        self.edge = nn.Linear(width, width) if edges else None
-        self.edge_out = nn.Linear(width, width) if edges else None
+        if edges:
+            self.edge = nn.Linear(width, width)
+            self.edge_out = nn.Linear(width, width)
 
     def edge_functions(self, node: Tensor) -> EdgeFunctions:
         if not can_use_kernels(node):
-            return self
-        from ngopt.metanets.layers.edge_kernels import PNAEdgeKernels  # needs Triton
+            return super().edge_functions(node)
+        from ngopt.metanets.layers import edge_kernels  # needs Triton
 
-        return PNAEdgeKernels(self.film, self.edge, self.edge_out)
+        return EdgeFunctions(
+            messages=partial(edge_kernels.messages, self),
+            next_edges=partial(edge_kernels.next_edges, self),
+        )
 
     def messages(
         self, edges: Tensor, terms: EndTerms, chunk: EdgeChunk
@@ -96,7 +101,6 @@ class PNALayer(GraphLayer):
         return [linear(edges, *pair) for pair in zip(weights, biases, strict=True)]
 
     def next_edges(self, edges: Tensor, terms: EndTerms, chunk: EdgeChunk) -> Tensor:
-        assert self.edge is not None and self.edge_out is not None
         hidden = flat_linear(edges, self.edge.weight, self.edge.bias)
         target, source = terms.at_ends(chunk)
         hidden = silu(hidden.add_(target + source))

@@ -111,13 +111,12 @@ class GraphContext:
         """The context of the last computation, views of the records; zeros where
         absent."""
         d = self.metanet.d_context
+        device = plan.like.device
         context = []
-        for spec, grad, record in zip(
-            self.graph.parameters, plan.grads, plan.state, strict=True
-        ):
-            if grad is not None:
-                context.append(record[CONTEXT].view(-1, d))
+        for i, spec in enumerate(self.graph.parameters):
+            if plan.grads[i] is not None:
+                context.append(plan.state[i][CONTEXT].view(-1, d))
             else:
-                zeros = torch.zeros(spec.numel, d, dtype=torch.bfloat16)
-                context.append(zeros.to(plan.like.device))
+                zeros = torch.zeros(spec.numel, d, dtype=torch.bfloat16, device=device)
+                context.append(zeros)
         return context

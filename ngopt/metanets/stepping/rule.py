@@ -18,7 +18,7 @@ from torch import Tensor, _foreach_mul_
 from ngopt import chunking, functional
 from ngopt.functional import Change, Gradients, Hyper, Record, UpdateRule
 from ngopt.graph.neural_graph import NeuralGraph
-from ngopt.metanets import features, predictor
+from ngopt.metanets import features
 from ngopt.metanets.features import MOMENTA, NUM_COLUMNS, STEP
 from ngopt.metanets.graph_data.feature_sources import FlatFeatures, RawFeatures
 from ngopt.metanets.metanet import Metanet
@@ -149,7 +149,7 @@ class MetanetRule(UpdateRule):
     ) -> tuple[Sequence[Record], Iterable[Sequence[Update]]]:
         """New records, and the updates of all parameters at once."""
         memory = None
-        if plan.in_place and _is_eager():
+        if plan.in_place and not torch.is_grad_enabled():
             memory = self._updated_predictor(self.graph.numel, plan.like)
         records, step_features = self._features(plan, memory)
         source = partial(FlatFeatures.finite, step_features, self.graph)
@@ -158,9 +158,7 @@ class MetanetRule(UpdateRule):
         if memory is not None:
             values = memory.predicted(len(step_features), context)
         else:
-            if context is not None:
-                context = context.to(step_features)
-            values = predictor.checked_updates(self.metanet, step_features, context)
+            values = self.metanet.checked_updates(step_features, context)
         by_parameter = self.graph.unflatten(values)
         return records, [[Update(i, by_parameter[i]) for i in plan.present]]
 
@@ -188,18 +186,17 @@ class MetanetRule(UpdateRule):
             self._momenta.update(plan.params, plan.grads, plan.state, out)
             return plan.state, out.mT
         records = _next_records(plan)
-        zero = plan.like.new_zeros(())
-        rows, masks = [], []
-        for row, spec in zip(
-            _columns(plan, records), self.graph.parameters, strict=True
-        ):
-            rows.append(row or [zero.expand(spec.shape)] * NUM_COLUMNS)
-            masks.append(plan.like.new_full((spec.numel, 1), bool(row)))
-        columns = []
-        for column in zip(*rows, strict=True):
-            moved = [x.to(plan.like.device) for x in column]
-            columns.append(self.graph.flatten(moved))
-        step_features = features.features_of(columns, plan.like, out)
+        like = plan.like
+        zero = like.new_zeros(())
+        by_parameter, masks = [], []
+        for i, columns in enumerate(_columns(plan, records)):
+            spec = self.graph.parameters[i]
+            by_parameter.append(columns or [zero.expand(spec.shape)] * NUM_COLUMNS)
+            masks.append(like.new_full((spec.numel, 1), bool(columns)))
+        flat = []
+        for column in zip(*by_parameter, strict=True):
+            flat.append(self.graph.flatten([x.to(like.device) for x in column]))
+        step_features = features.features_of(flat, like, out)
         if len(plan.present) == len(plan.params):
             return records, step_features
         mask = torch.cat(masks)
@@ -213,17 +210,20 @@ class MetanetRule(UpdateRule):
         """Updates of some parameters at a time; in place, of some rows of a long
         one."""
         sizes = {i: self.graph.parameters[i].numel for i in plan.present}
+        capacity = chunking.total_chunk_size(chunking.ELEMENTS, plan.like)
+        memory = self._updated_predictor(capacity, plan.like)
         limit = chunking.total_chunk_size(chunking.CONCATENATED_ELEMENTS, plan.like)
-        longest = chunking.chunk_size(chunking.UPDATED_ELEMENTS, plan.like.device)
-        if torch.compiler.is_compiling():
-            longest = limit
+        longest = limit
+        if memory is not None:
+            longest = chunking.chunk_size(chunking.UPDATED_ELEMENTS, plan.like.device)
+            limit = min(limit, longest)
         for batch in chunking.batches_up_to(sizes, limit):
             columns = source.joined(batch)
             contexts = None
             if context is not None:
                 contexts = chunking.concatenated([context[i] for i in batch])
             if not plan.in_place or sizes[batch[0]] <= longest:
-                values = self._predicted(columns, contexts, plan.like)
+                values = self._predicted(columns, contexts, plan.like, memory)
                 numels = [sizes[i] for i in batch]
                 yield list(map(Update, batch, values.split(numels)))
                 continue
@@ -234,31 +234,35 @@ class MetanetRule(UpdateRule):
                 elements = slice(rows.start * width, rows.stop * width)
                 piece = [column[elements] for column in columns]
                 piece_context = None if contexts is None else contexts[elements]
-                values = self._predicted(piece, piece_context, plan.like)
+                values = self._predicted(piece, piece_context, plan.like, memory)
                 yield [Update(position, values, rows)]
 
     def _predicted(
-        self, columns: Sequence[Tensor], context: Tensor | None, like: Tensor
+        self,
+        columns: Sequence[Tensor],
+        context: Tensor | None,
+        like: Tensor,
+        memory: Predictor | None,
     ) -> Tensor:
         """Updates (n,) of elements of a large network.
 
         columns: weight, gradient and momenta, (n,) each. context: (n, d), if any.
         """
-        if not torch.compiler.is_compiling():
-            capacity = chunking.total_chunk_size(chunking.ELEMENTS, like)
-            memory = self._updated_predictor(capacity, like)
+        if memory is not None:
             return memory.of_columns(columns, context)
-        # a compiled step plans its own memory
-        step_features = features.features_of(columns, like)
-        if context is not None:
-            context = context.to(step_features)
-        return predictor.checked_updates(self.metanet, step_features, context)
+        return self.metanet.checked_updates(
+            features.features_of(columns, like), context
+        )
 
-    def _updated_predictor(self, capacity: int, like: Tensor) -> Predictor:
+    def _updated_predictor(self, capacity: int, like: Tensor) -> Predictor | None:
         """The predictor, made once for a dtype and device, with the weights as they
-        are."""
+        are; None if the updates are not those of an MLP, and in a compiled step, which
+        plans its own memory."""
+        mlp = self.metanet.update_mlp()
+        if mlp is None or torch.compiler.is_compiling():
+            return None
         if self._predictor is None or not self._predictor.fits(capacity, like):
-            self._predictor = Predictor(self.metanet, capacity)
+            self._predictor = Predictor(mlp, capacity)
         self._predictor.read_weights()
         return self._predictor
 
@@ -321,11 +325,6 @@ def _can_be_packed(plan: StepPlan) -> bool:
     like = plan.like
     momenta = [record[MOMENTA[0]] for record in plan.state]
     return all(x.dtype == like.dtype and x.device == like.device for x in momenta)
-
-
-def _is_eager() -> bool:
-    """Whether a step is neither compiled nor differentiated."""
-    return not (torch.compiler.is_compiling() or torch.is_grad_enabled())
 
 
 def _scaled(

@@ -32,8 +32,6 @@ def test_optimizees_restart_at_their_horizon(tmp_path):
     assert trainer.optimizees[0].steps == 12
     trainer.step()
     assert (trainer.optimizees[0].life, trainer.optimizees[0].age) == (1, 0)
-    with pytest.raises(ValueError, match="shortest: expected none with es"):
-        MetaTrainer(config(tmp_path, estimator="es", shortest=3))
 
 
 def test_diverged_optimizees_restart_and_are_skipped(tmp_path):

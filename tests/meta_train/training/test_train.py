@@ -255,13 +255,6 @@ def test_a_running_mean_of_weights_is_validated_and_stored(tmp_path, decay):
     assert trainer.log[-1]["loss"] == pytest.approx(found.loss, rel=1e-6)
 
 
-def test_average_of_1_is_refused(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"average: expected a decay in \[0, 1\); got 1"
-    ):
-        config(tmp_path, average=1.0)
-
-
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
     file = tmp_path / "file"
     file.touch()
@@ -293,24 +286,33 @@ def test_learning_rate_schedule(tmp_path):
 
 
 class TestErrors:
-    def test_names(self, tmp_path):
-        with pytest.raises(
-            ValueError,
-            match="metanet 'adam': expected one of ff, lstm, nfn, ng-gnn, ng-t",
-        ):
-            MetaTrainer(config(tmp_path, metanet="adam"))
-        with pytest.raises(
-            ValueError,
-            match="problem .fm-17.: expected a known name.*Nearest: fm-16.*--names",
-        ):
-            MetaTrainer(config(tmp_path, problems=("fm-17",)))
-        with pytest.raises(ValueError, match=r"problem 'no.module:make'.*no"):
-            load_problem("no.module:make")
-        with pytest.raises(
-            ValueError,
-            match="estimator 'rl': expected one of tbptt, tbptt-2, pes, es, imitation",
-        ):
-            MetaTrainer(config(tmp_path, estimator="rl"))
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            (
+                {"metanet": "adam"},
+                "metanet 'adam': expected one of ff, lstm, nfn, ng-gnn, ng-t",
+            ),
+            (
+                {"problems": ("fm-17",)},
+                "problem .fm-17.: expected a known name.*Nearest: fm-16.*--names",
+            ),
+            ({"problems": ("no.module:make",)}, r"problem 'no.module:make'.*no"),
+            (
+                {"estimator": "rl"},
+                "estimator 'rl': expected one of tbptt, tbptt-2, pes, es, imitation",
+            ),
+            ({"average": 1.0}, r"average: expected a decay in \[0, 1\); got 1"),
+            ({"estimator": "es", "shortest": 3}, "shortest: expected none with es"),
+            (
+                {"metanet_config": {"heads": 2}},
+                "metanet_config: expected some of hidden, output_scale.*; got 'heads'",
+            ),
+        ],
+    )
+    def test_settings(self, tmp_path, changes, message):
+        with pytest.raises(ValueError, match=message):
+            MetaTrainer(config(tmp_path, **changes))
 
     def test_weights_of_another_metanet(self, tmp_path):
         MetaTrainer(config(tmp_path, metanet="ng-gnn", outer_steps=1)).run()
@@ -360,8 +362,3 @@ def test_overrides_reach_the_metanet(tmp_path):
         )
     )
     assert (wide.metanet.config.width, len(wide.metanet.transformer.layers)) == (16, 1)
-    with pytest.raises(
-        ValueError,
-        match="metanet_config: expected some of hidden, output_scale.*; got 'heads'",
-    ):
-        MetaTrainer(config(tmp_path, metanet_config={"heads": 2}))

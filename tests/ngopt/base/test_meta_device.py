@@ -160,4 +160,4 @@ def test_an_mlp_without_a_kernel():
             ops = counted(opt).ops
         assert (ops["mlp_updates"] > 0) == has_kernel
         assert (ops["mm"] > 0) != has_kernel
-        assert Predictor(metanet.to("meta"), 7).has_kernel == has_kernel
+        assert Predictor(metanet.to("meta").head, 7).has_kernel == has_kernel

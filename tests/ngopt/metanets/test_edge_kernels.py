@@ -24,8 +24,6 @@ def test_kernels_equal_the_layer():
 
 
 def check(shape, width, dtype):
-    from ngopt.metanets.layers import edge_kernels
-
     torch.manual_seed(0)
     groups, targets, sources, _ = shape
     layer = pna.PNALayer(width, 4.0).to(dtype)
@@ -40,10 +38,9 @@ def check(shape, width, dtype):
     to_edges = slice(2 * width, None)
     found = []
     for has_kernels, exact in ((True, dtype), (False, torch.float64)):
-        functions = layer.to(exact)
-        if has_kernels:
-            parts = layer.film, layer.edge, layer.edge_out
-            functions = edge_kernels.PNAEdgeKernels(*parts)
+        layer = layer.to(exact)
+        pna.can_use_kernels = lambda _, has_kernels=has_kernels: has_kernels
+        functions = layer.edge_functions(edges)
         ends = [x.to(exact) for x in (target, source)]
         with torch.no_grad():
             terms = EndTerms(*(x[..., to_messages] for x in ends))

@@ -6,9 +6,11 @@ import torch
 from ngopt import build_graph, chunking
 from ngopt.functional import Hyper
 from ngopt.metanets import METANETS
+from ngopt.metanets.features import MOMENTA, preprocess
 from ngopt.metanets.feedforward import FeedForwardConfig
 from ngopt.metanets.metanet import Metanet
 from ngopt.metanets.predictor import Predictor
+from ngopt.metanets.stepping import rule as metanet_rule
 from ngopt.metanets.stepping.rule import MetanetRule
 from tests.own import Halved
 
@@ -34,7 +36,7 @@ def differences(metanet: Metanet, predictor: Predictor) -> torch.Tensor:
 def test_every_metanet(name):
     torch.manual_seed(0)
     metanet = METANETS[name]().double()
-    predictor = Predictor(metanet, CAPACITY)
+    predictor = Predictor(metanet.update_mlp(), CAPACITY)
     predictor.read_weights()
     assert differences(metanet, predictor).max() < 1e-13
     with torch.no_grad():
@@ -52,34 +54,39 @@ def test_few_elements_at_a_time(monkeypatch, hidden):
     )
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     metanet = METANETS["ff"]().double()
-    predictor = Predictor(metanet, CAPACITY)
+    predictor = Predictor(metanet.update_mlp(), CAPACITY)
     predictor.read_weights()
     assert differences(metanet, predictor).max() < 1e-13
 
 
-def test_a_user_metanet_needs_updates_alone():
-    class Sum(Metanet):
-        def __init__(self):
-            super().__init__(FeedForwardConfig())
-            self.factor = torch.nn.Parameter(torch.tensor(3.0, dtype=torch.float64))
+class Sum(Metanet):
+    def __init__(self):
+        super().__init__(FeedForwardConfig())
+        self.factor = torch.nn.Parameter(torch.tensor(3.0, dtype=torch.float64))
 
-        def updates(self, features, context):
-            assert context is None
-            return self.factor * features.sum(-1)
-
-    metanet = Sum()
-    predictor = Predictor(metanet, CAPACITY)
-    predictor.read_weights()
-    assert differences(metanet, predictor).max() < 1e-13
+    def updates(self, features, context):
+        assert context is None
+        return self.factor * features.sum(-1)
 
 
-def test_a_feedforward_with_other_updates():
-    """They are predicted, not those of its MLP."""
+@torch.no_grad()
+@pytest.mark.parametrize("small_network", [0, 100])
+@pytest.mark.parametrize("make", [Sum, Halved])
+def test_steps_of_user_metanets_are_their_updates(make, small_network, monkeypatch):
+    """Also of an FF with other updates than those of its MLP."""
+    monkeypatch.setattr(metanet_rule, "SMALL_NETWORK", small_network)
     torch.manual_seed(0)
-    metanet = Halved().double()
-    predictor = Predictor(metanet, CAPACITY)
-    predictor.read_weights()
-    assert differences(metanet, predictor).max() < 1e-13
+    metanet = make().double()
+    params, grads = torch.randn(2, 1, 4, 3, dtype=torch.float64).unbind()
+    rule = MetanetRule(metanet, build_graph([params[0]]))
+    state = rule.init([params[0]])
+    ((change,),) = rule.update(
+        [grads[0]], state, [params[0]], Hyper([1.0], [0.0]), in_place=True
+    )
+    momenta = [state[0][key] for key in MOMENTA]
+    features = preprocess([params[0], grads[0], *momenta])
+    expected = metanet.updates(features.flatten(0, 1), None).view(4, 3)
+    torch.testing.assert_close(change.delta, expected, rtol=1e-12, atol=0)
 
 
 class WrongShape(Metanet):
@@ -116,10 +123,10 @@ def test_a_metanet_without_updates_is_refused():
 
 
 def test_a_config_without_nominal_step_is_refused():
-    class Sum(WrongShape):
+    class WithoutStep(WrongShape):
         def __init__(self):
             Metanet.__init__(self, {"width": 3})
 
-    message = r"^Sum: expected a config with nominal_step.*got \{'width': 3\}"
+    message = r"^WithoutStep: expected a config with nominal_step.*got \{'width': 3\}"
     with pytest.raises(ValueError, match=message):
-        Sum()
+        WithoutStep()
