@@ -38,7 +38,8 @@ def config(folder, **changes):
 
 
 def log_of(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").open()]
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return list(map(json.loads, lines))
 
 
 @pytest.mark.parametrize(("estimator", "metanet"), [("pes", "ff"), ("tbptt", "ng-gnn")])
