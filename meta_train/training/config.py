@@ -21,11 +21,11 @@ class Config:
     problems: tuple[str, ...] = ("fm-16",)
     """Problems to sample from; validation is on the held-out data of the first."""
     estimator: str = "tbptt"
-    """tbptt, tbptt-2 (second order), pes, es (whole inner trainings)
+    """tbptt, tbptt-2 (second order), pes, es (whole inner runs)
     or imitation of the default."""
     outer_steps: int = 1000
     optimizees: int = 2
-    """Inner trainings at the same time, of different ages."""
+    """Inner runs at the same time, of different ages."""
     horizon: int = 1000
     """Inner steps after which an optimizee is begun anew."""
     shortest: int | None = None
@@ -77,7 +77,7 @@ class Config:
             raise ValueError(f"average: expected a decay in [0, 1); got {self.average}")
         if self.estimator == "es" and self.shortest is not None:
             raise ValueError(
-                "shortest: expected none with es, whose steps are whole trainings; "
+                "shortest: expected none with es, whose steps are whole runs; "
                 f"got {self.shortest}"
             )
 

@@ -40,8 +40,8 @@ class WeightedRule(UpdateRule):
         self.shares_step = shares_step
         self._function = Function(partial(update_all, rule), metanet)
         self._weights = {}
-        for (name, _), own in zip(metanet.named_parameters(), weights, strict=True):
-            self._weights[f"module.{name}"] = own
+        for (name, _), value in zip(metanet.named_parameters(), weights, strict=True):
+            self._weights[f"module.{name}"] = value
 
     def init(self, params: Sequence[Tensor]) -> list[Record]:
         if not self.count:
@@ -96,9 +96,9 @@ class WeightedRule(UpdateRule):
             values = tree_map_only(Tensor, Tensor.detach, values)
         # the rule takes its differentiable path, as in the gradient
         with torch.enable_grad():
-            found, new = torch.vmap(one, (0, grad_dims, in_dims, 0))(*values)
+            moved, new = torch.vmap(one, (0, grad_dims, in_dims, 0))(*values)
         deltas: Deltas = [None] * len(params)
-        for i, delta in zip(present, found, strict=True):
+        for i, delta in zip(present, moved, strict=True):
             deltas[i] = delta
         return deltas, new
 

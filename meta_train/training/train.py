@@ -44,7 +44,6 @@ from meta_train.training.weights import make_learned, with_stage
 from meta_train.training.worker import (
     OptimizeeProgress,
     ReducedResult,
-    Result,
     Worker,
     first_optimizees,
     reduced,
@@ -151,18 +150,23 @@ class MetaTrainer(ResumableTrainer):
 
     def step(self) -> list[ReducedResult]:
         """One outer step of all optimizees."""
-        own = [one for one in self.optimizees if self.ranks.owns(one.number)]
-        results = self.worker.run(own)
-        found = {}
-        for optimizee, result in zip(own, results, strict=True):
-            found[optimizee.number] = reduced(result, self.config.clip_norm)
-        found = self.ranks.all_gather(found)
-        in_order = [found[number] for number in range(len(self.optimizees))]
+        owned = [one for one in self.optimizees if self.ranks.owns(one.number)]
+        results = self.worker.run(owned)
+        by_number = {}
+        for optimizee, result in zip(owned, results, strict=True):
+            by_number[optimizee.number] = reduced(result, self.config.clip_norm)
+        by_number = self.ranks.all_gather(by_number)
+        of_all = [by_number[number] for number in range(len(self.optimizees))]
         with uninterrupted():
             self.outer_step += 1
-            self._update_metanet(in_order)
-            self._advance(own, results, in_order)
-        return in_order
+            self._update_metanet(of_all)
+            # adds a truncation to all optimizees
+            for optimizee, result in zip(owned, results, strict=True):
+                optimizee.state = result.state
+            for optimizee, result in zip(self.optimizees, of_all, strict=True):
+                inner_loss = result.inner_loss if result.is_usable else inf
+                optimizee.advance(result.first_loss, inner_loss, self.outer_step)
+        return of_all
 
     def _update_metanet(self, results: Sequence[ReducedResult]) -> None:
         gradients = [r.meta_gradient for r in results if r.is_usable]
@@ -179,32 +183,17 @@ class MetaTrainer(ResumableTrainer):
         self.optimizer.step()
         self.mean.update_parameters(self.metanet)
 
-    def _advance(
-        self,
-        own: Sequence[OptimizeeProgress],
-        own_results: Sequence[Result],
-        results: Sequence[ReducedResult],
-    ) -> None:
-        """Adds a truncation to all optimizees.
-
-        own: optimizees of this rank, with their results. results: of all.
-        """
-        for optimizee, result in zip(own, own_results, strict=True):
-            optimizee.state = result.state
-        for optimizee, result in zip(self.optimizees, results, strict=True):
-            inner_loss = result.inner_loss if result.is_usable else inf
-            optimizee.advance(result.first_loss, inner_loss, self.outer_step)
-
     def validate(self) -> Metrics:
-        """Whole inner trainings on the first problem.
+        """Whole inner runs on the first problem.
 
         Stores the weights when their mean loss is the lowest yet.
         """
-        own, horizon = {}, self.config.horizon
+        runs = {}
         for k in filter(self.ranks.owns, range(self.config.validation_seeds)):
-            own[k] = whole_run(self._validation_optimizee(k), self.averaged, horizon)
-        found = self.ranks.all_gather(own)
-        metrics = mean_metrics([found[k] for k in sorted(found)])
+            optimizee = self._validation_optimizee(k)
+            runs[k] = whole_run(optimizee, self.averaged, self.config.horizon)
+        runs = self.ranks.all_gather(runs)
+        metrics = mean_metrics([runs[k] for k in sorted(runs)])
         with uninterrupted():
             self._store_validation(metrics)
         return metrics
@@ -234,11 +223,11 @@ class MetaTrainer(ResumableTrainer):
         return Optimizee(problem, seed, self.config.autocast, device=self.device)
 
     def state(self) -> dict[str, Any]:
-        own = {}
+        states = {}
         for optimizee in self.optimizees:
             if self.ranks.owns(optimizee.number):
-                own[optimizee.number] = optimizee.state
-        states = self.ranks.all_gather(own)
+                states[optimizee.number] = optimizee.state
+        states = self.ranks.all_gather(states)
         optimizees = []
         for optimizee in self.optimizees:
             fields = {**vars(optimizee), "state": states[optimizee.number]}
@@ -289,7 +278,7 @@ def log_updates(
 ) -> None:
     """Logs norm of the update / norm of the parameter, after `UPDATE_STEP` inner steps.
 
-    horizon: inner steps of a training. If it is shorter, its last update is logged.
+    horizon: inner steps of a run. If it is shorter, its last update is logged.
     """
     rule = learned.bind(optimizee.graph)
     hyper = optimizee.hyper()
@@ -299,8 +288,7 @@ def log_updates(
         if steps > 0:
             before, _ = unroll(optimizee, before, rule, steps, hyper)
         after, _ = unroll(optimizee, before, rule, 1, hyper)
-    rows = zip(optimizee.names, before.params, after.params, strict=True)
-    for name, p, q in rows:
+    for name, p, q in zip(optimizee.names, before.params, after.params, strict=True):
         size = p.norm().clamp(min=1e-12)
         ratio = ((q - p).norm() / size).item()
         writer.add_scalar(f"update_to_weight/{name}", ratio, step)
@@ -316,16 +304,16 @@ def placed(state: Any, device: torch.device) -> Any:
 
 
 def advice(config: Config, outer_step: int, made_for: int | None) -> Iterator[str]:
-    """Lines before a training whose learning rate is not what one may expect.
+    """Lines before a run whose learning rate schedule may be unexpected.
 
     outer_step: where it begins. made_for: other `outer_steps` of its checkpoint.
     """
     count, warmup = config.outer_steps, config.warmup
     if made_for is not None:
         yield (
-            f"outer_steps: the checkpoint is of a training of {made_for} outer "
+            f"outer_steps: the checkpoint is of a run of {made_for} outer "
             f"steps. The learning rate now falls until outer step {count}, so the "
-            f"result is not that of a training of {count} from its start."
+            f"result is not that of a run of {count} from its start."
         )
     if outer_step >= count:
         yield (
@@ -365,10 +353,10 @@ def next_steps(config: Config) -> str:
         return f"no validation loss was finite, so there is no '{best}'. Lower --lr."
     files = f"--weights {best} --output {best.parent}.safetensors"
     problem = f"--problems {config.problems[0]}"
-    own = f" --metanet {config.metanet}" if ":" in config.metanet else ""
+    metanet = f" --metanet {config.metanet}" if ":" in config.metanet else ""
     return (
         f"best weights: {best}\nnext, choose their gain: "
-        f"python -m meta_train.selection.sweep {files} {problem}{own}"
+        f"python -m meta_train.selection.sweep {files} {problem}{metanet}"
     )
 
 

@@ -28,7 +28,7 @@ Tree = TypeVar("Tree")
 
 
 class Inner(NamedTuple):
-    """The state of an inner training.
+    """The state of an inner run.
 
     state: of the optimizer. step: number of steps done, (), int64, on the host. In a
     stack all values have a leading axis of optimizees.
@@ -147,7 +147,7 @@ class Optimizee(Optimizees):
         self._has_channels_last = is_convolutional and self.device.type == "cpu"
 
     def start(self, rule: UpdateRule) -> Inner:
-        """The inner training before its first step."""
+        """The inner run before its first step."""
         params = [p.detach().clone() for p in self.model.parameters()]
         buffers = {}
         for name, buffer in self.model.named_buffers():
@@ -242,18 +242,18 @@ class Stack(Optimizees):
     ) -> tuple[Tensor, Buffers]:
         steps = torch.as_tensor(step).expand(self.count).tolist()
         batches = []
-        for optimizee, own in zip(self.optimizees, steps, strict=True):
-            batches.append(optimizee.host_batch(own))
+        for optimizee, number in zip(self.optimizees, steps, strict=True):
+            batches.append(optimizee.host_batch(number))
         batch = to_device(stacked(batches), self._first.device)
-        function = torch.vmap(self._first.loss_of, randomness="different")
+        losses_of = torch.vmap(self._first.loss_of, randomness="different")
         with self._first.randomness(steps[0]):
-            return function(list(params), buffers, batch)
+            return losses_of(list(params), buffers, batch)
 
     def normal(self, step: Tensor, size: int, dtype: torch.dtype) -> Tensor:
-        rows = []
-        for optimizee, own in zip(self.optimizees, step, strict=True):
-            rows.append(optimizee.normal(own, size, dtype))
-        return torch.stack(rows)
+        draws = []
+        for optimizee, number in zip(self.optimizees, step, strict=True):
+            draws.append(optimizee.normal(number, size, dtype))
+        return torch.stack(draws)
 
 
 def stacked(states: Sequence[State]) -> State:
@@ -269,7 +269,7 @@ def unstacked(state: State, count: int) -> list[State]:
 def moved(
     inner: Inner, deltas: Sequence[Tensor | None], state: list[Record], buffers: Buffers
 ) -> Inner:
-    """The inner training after an update."""
+    """The inner run after an update."""
     params = []
     for p, delta in zip(inner.params, deltas, strict=True):
         params.append(p if delta is None else p + delta)
@@ -300,7 +300,7 @@ def unroll(
 
 
 def whole_run(optimizee: Optimizee, learned: LearnedOptimizer, steps: int) -> Metrics:
-    """Validation metrics after a whole inner training."""
+    """Validation metrics after a whole inner run."""
     rule = learned.bind(optimizee.graph, steps)
     start = optimizee.start(rule)
     inner, _ = unroll(optimizee, start, rule, steps, optimizee.hyper())

@@ -74,15 +74,18 @@ def _config_changes(cls: type[Metanet], numbers: Mapping[str, float]) -> dict[st
             f"metanet '{cls.__name__}': expected Config, a dataclass whose fields have "
             f"defaults; got: {error}"
         ) from error
-    found, known = {}, []
+    known = []
     for key, value in defaults.items():
         if isinstance(value, int | float) or key == "hidden":
             known.append(key)
+    changes: dict[str, Any] = {}
     for key, number in numbers.items():
         if key not in known:
             raise ValueError(
                 f"metanet_config: expected some of {', '.join(known)}; got '{key}'"
             )
-        is_hidden = key == "hidden"
-        found[key] = (int(number),) * 2 if is_hidden else type(defaults[key])(number)
-    return found
+        if key == "hidden":
+            changes[key] = (int(number), int(number))
+        else:
+            changes[key] = type(defaults[key])(number)
+    return changes

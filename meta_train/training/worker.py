@@ -67,7 +67,7 @@ def reduced(result: Result, clip_norm: float) -> ReducedResult:
 
 @dataclass
 class OptimizeeProgress:
-    """The inner training of one optimizee.
+    """The inner run of one optimizee.
 
     It is restarted when it has reached its horizon or diverged.
 
@@ -128,11 +128,11 @@ def first_optimizees(config: Config) -> list[OptimizeeProgress]:
     Their first horizons differ, so that their ages differ later. Where horizons grow,
     they begin with the shortest.
     """
-    found = []
+    optimizees = []
     for i in range(config.optimizees):
         horizon = max(1, config.horizon * (i + 1) // config.optimizees)
-        found.append(OptimizeeProgress(config, i, config.shortest or horizon))
-    return found
+        optimizees.append(OptimizeeProgress(config, i, config.shortest or horizon))
+    return optimizees
 
 
 def make_estimator(config: Config, limit: float | Tensor, horizon: int) -> Estimator:
@@ -148,9 +148,10 @@ def make_estimator(config: Config, limit: float | Tensor, horizon: int) -> Estim
             return TBPTT(limit, tail, horizon)
         case "tbptt-2":
             return SecondOrderTBPTT(limit, tail, horizon)
-        case "pes" | "es":
-            is_persistent = config.estimator == "pes"
-            return PES(sigma, limit, tail, is_persistent, horizon)
+        case "pes":
+            return PES(sigma, limit, tail, total_steps=horizon)
+        case "es":
+            return PES(sigma, limit, tail, persistent=False, total_steps=horizon)
         case "imitation":
             return Imitation()
     raise ValueError(
@@ -182,7 +183,7 @@ class Worker:
         self._optimizees: dict[int, Optimizee] = {}
 
     def run(self, jobs: Sequence[OptimizeeProgress]) -> list[Result]:
-        """The next truncation of some optimizees."""
+        """The next truncation of optimizees, in their order."""
         before = self._optimizees
         self._optimizees = {}
         groups: dict[Hashable, list[int]] = defaultdict(list)
@@ -191,11 +192,11 @@ class Worker:
             self._optimizees[job.seed] = known or self.optimizee(job.seed)
             key = self._stack_key(job) if self.config.stacked else number
             groups[key].append(number)
-        found: dict[int, Result] = {}
+        results: dict[int, Result] = {}
         for numbers in groups.values():
-            results = self.unroll([jobs[number] for number in numbers])
-            found |= dict(zip(numbers, results, strict=True))
-        return [found[number] for number in range(len(jobs))]
+            of_group = self.unroll([jobs[number] for number in numbers])
+            results |= dict(zip(numbers, of_group, strict=True))
+        return [results[number] for number in range(len(jobs))]
 
     def optimizee(self, seed: int) -> Optimizee:
         problem = self.problems[self.problem_of(seed)]
@@ -221,14 +222,15 @@ class Worker:
             is_new = job.state is None
             states.append(estimator.start(optimizee, learned) if is_new else job.state)
         if is_stack:
-            found = estimator.estimate(
-                Stack(optimizees), learned, stacked(states), steps
-            )
-            pairs = unstacked(found, len(jobs))
+            stack = Stack(optimizees)
+            of_stack = estimator.estimate(stack, learned, stacked(states), steps)
+            estimates = unstacked(of_stack, len(jobs))
         else:
-            pairs = [estimator.estimate(optimizees[0], learned, states[0], steps)]
-        rows = zip(pairs, first_losses, strict=True)
-        return [Result(*pair, loss) for pair, loss in rows]
+            estimates = [estimator.estimate(optimizees[0], learned, states[0], steps)]
+        results = []
+        for (estimate, state), loss in zip(estimates, first_losses, strict=True):
+            results.append(Result(estimate, state, loss))
+        return results
 
     def first_loss(self, optimizee: Optimizee) -> float:
         inner = optimizee.start(self.learned.bind(optimizee.graph))

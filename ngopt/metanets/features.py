@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from math import ceil, exp
 
 import torch
-from torch import Tensor, _foreach_clamp_max_, _foreach_clamp_min, _foreach_lerp_
+from torch import (
+    Tensor,
+    _foreach_add_,
+    _foreach_clamp_max_,
+    _foreach_clamp_min,
+    _foreach_lerp_,
+)
 
 from ngopt import chunking
 from ngopt.functional import Gradients, Record
@@ -28,32 +34,27 @@ NUM_FEATURES = 2 * NUM_COLUMNS
 MAX_GRADIENT = torch.finfo(torch.float32).max / 4
 
 
-def update_momenta(momenta: Sequence[Tensor], gradient: Tensor) -> list[Tensor]:
-    """Exponential moving averages of the gradient, without bias correction:
-    m <- decay * m + (1 - decay) * g."""
-    gradient = gradient.to(momenta[0].dtype)
-    gradient = gradient.clamp(-MAX_GRADIENT, MAX_GRADIENT)
-    updated = []
-    for momentum, weight in zip(momenta, LERP_WEIGHTS, strict=True):
-        updated.append(momentum.lerp(gradient, weight))
-    return updated
-
-
 def next_records(grads: Gradients, state: Sequence[Record]) -> list[Record]:
-    """New records of parameters with a gradient: their momenta and numbers of steps."""
+    """New records of parameters with a gradient: their momenta and numbers of steps.
+
+    Momenta are exponential moving averages of the gradient, without bias correction: m
+    <- decay * m + (1 - decay) * g.
+    """
     records = []
     for grad, old in zip(grads, state, strict=True):
         new = dict(old)
         if grad is not None:
-            momenta = update_momenta([old[key] for key in MOMENTA], grad)
-            new.update(zip(MOMENTA, momenta, strict=True))
+            clipped = grad.to(old[MOMENTA[0]].dtype)
+            clipped = clipped.clamp(-MAX_GRADIENT, MAX_GRADIENT)
+            for key, weight in zip(MOMENTA, LERP_WEIGHTS, strict=True):
+                new[key] = old[key].lerp(clipped, weight)
             new[STEP] = old[STEP] + 1
         records.append(new)
     return records
 
 
-def update_momenta_(grads: Gradients, state: Sequence[Record], limit: int) -> None:
-    """`update_momenta` in place.
+def update_records_(grads: Gradients, state: Sequence[Record], limit: int) -> None:
+    """`next_records` in place.
 
     limit: elements at once, whose gradients are copied.
     """
@@ -63,14 +64,13 @@ def update_momenta_(grads: Gradients, state: Sequence[Record], limit: int) -> No
             present[i] = grad
             sizes[i] = grad.numel()
     for group in chunking.batches_up_to(sizes, limit):
-        momenta, gradients = [], []
-        for i in group:
-            momenta += [state[i][key] for key in MOMENTA]
-            gradients.append(present[i])
+        momenta = [state[i][key] for i in group for key in MOMENTA]
+        gradients = [present[i] for i in group]
         # more than 1 only of a long parameter, which is alone in its group
         count = ceil(sizes[group[-1]] / limit)
         for piece in chunking.pieces([*momenta, *gradients], count):
             _lerp_(list(piece[: len(momenta)]), piece[len(momenta) :])
+    _foreach_add_([state[i][STEP] for i in present], 1)
 
 
 def _lerp_(momenta: list[Tensor], gradients: Sequence[Tensor]) -> None:
@@ -106,19 +106,18 @@ def preprocess(columns: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
     if out is not None:
         torch.stack(columns, out=out.chunk(2)[0])
         return preprocess_in_place(out).movedim(0, -1)
-    found = torch.stack([*columns, *columns])  # in which way torch.vmap can follow
-    log, sign = found.chunk(2)
+    features = torch.stack([*columns, *columns])  # in which way torch.vmap can follow
+    log, sign = features.chunk(2)
     sign.clamp_min_(-CUTOFF).clamp_max_(CUTOFF).mul_(1 / CUTOFF)
     _to_logarithms(log)
-    return found.movedim(0, -1)
+    return features.movedim(0, -1)
 
 
 def finite_features(columns: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """`preprocess` of columns in float32 at least, in a dtype; 0 where not finite."""
     precise = torch.promote_types(dtype, torch.float32)
-    found = preprocess([column.to(precise) for column in columns])
-    found = found.to(dtype)
-    return found.nan_to_num_(0.0, 0.0, 0.0)
+    features = preprocess([column.to(precise) for column in columns]).to(dtype)
+    return features.nan_to_num_(0.0, 0.0, 0.0)
 
 
 def preprocess_in_place(out: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ngopt.metanets.features import NUM_FEATURES
 from ngopt.metanets.metanet import Metanet
-from ngopt.metanets.update_mlp import Predictor, UpdateMLP
+from ngopt.metanets.update_mlp import UpdateMLP
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,17 @@ class FeedForward(Metanet):
 
     def __init__(self, config: FeedForwardConfig | None = None):
         super().__init__(config or self.Config())
-        scales = self.config.output_scale, self.config.magnitude_scale
-        d_context = self.d_context
-        self.head = UpdateMLP(NUM_FEATURES, self.config.hidden, *scales, d_context)
+        self.head = UpdateMLP(
+            NUM_FEATURES,
+            self.config.hidden,
+            output_scale=self.config.output_scale,
+            magnitude_scale=self.config.magnitude_scale,
+            d_context=self.d_context,
+        )
 
     def updates(self, features: Tensor, context: Tensor | None) -> Tensor:
         return self.head(features, context)
 
-    def predictor(self, capacity: int) -> Predictor:
-        return self.head.predictor(capacity)
+    def update_mlp(self) -> UpdateMLP | None:
+        has_own_updates = type(self).updates is not FeedForward.updates
+        return None if has_own_updates else self.head

@@ -85,9 +85,9 @@ class GraphMetanet(FeedForward):
     ) -> list[Tensor]:
         """See `Metanet.context`. An element in several places gets their mean."""
         graph = tensors.graph
-        found: list[Tensor | None] = [None] * len(graph.parameters)
+        context: list[Tensor | None] = [None] * len(graph.parameters)
         for i, values in enumerate(out or ()):
-            found[i] = values.unsqueeze(0)
+            context[i] = values.unsqueeze(0)
             if not isinstance(tensors.uses[i], int):
                 values.zero_()
         count = prod(source.batch)
@@ -99,19 +99,18 @@ class GraphMetanet(FeedForward):
             uses = tensors.uses[i]
             d = values.shape[-1]
             if out is None and isinstance(uses, int) and view.is_whole(spec):
-                found[i] = values.reshape(count, spec.numel, d)
+                context[i] = values.reshape(count, spec.numel, d)
                 continue
             values = values.reshape(count, *view.shape, d)
-            old = found[i]
-            if old is None:
-                old = found[i] = values.new_zeros(count, spec.numel, d)
+            total = context[i]
+            if total is None:
+                total = context[i] = values.new_zeros(count, spec.numel, d)
             if not isinstance(uses, int):
-                own_uses = view.read(uses.unsqueeze(0)).to(values)
-                values = values / own_uses
-                values = view.read(old) + values
-            view.write(old, values)
-        context = [values for values in found if values is not None]
-        return [values.reshape(*source.batch, *values.shape[1:]) for values in context]
+                shares = values / view.read(uses.unsqueeze(0)).to(values)
+                values = view.read(total) + shares
+            view.write(total, values)
+        whole = [values for values in context if values is not None]
+        return [values.reshape(*source.batch, *values.shape[1:]) for values in whole]
 
 
 @dataclass(frozen=True)

@@ -64,15 +64,15 @@ def find_class(
         )
     module = _module(what, name, module_name, may_import)
     try:
-        found = attrgetter(path)(module)
+        cls = attrgetter(path)(module)
     except AttributeError:
         raise ValueError(
             f"{what} '{name}': expected '{path}' in module '{module_name}'; got none"
         ) from None
-    if not (isinstance(found, type) and issubclass(found, base)):
+    if not (isinstance(cls, type) and issubclass(cls, base)):
         expected = f"a subclass of {base.__module__}.{base.__name__}"
-        raise ValueError(f"{what} '{name}': expected {expected}; got {found!r}")
-    return found
+        raise ValueError(f"{what} '{name}': expected {expected}; got {cls!r}")
+    return cls
 
 
 def _module(what: str, name: str, module_name: str, may_import: bool) -> Any:

@@ -51,9 +51,9 @@ class LayerLSTM(GraphMetanet):
         # expanded: no memory for the elements of a layer
         for number, bias in enumerate(tensors.graph.biases):
             yield number, _expanded(outputs[bias.group], bias.view.shape)
-        for own in tensors.weights:
-            output = outputs[own.block.target]
-            for chunk in own.chunks:
+        for block in tensors.weights:
+            output = outputs[block.block.target]
+            for chunk in block.chunks:
                 assert chunk.view is not None
                 yield chunk, _expanded(output, chunk.view.shape)
 
@@ -75,14 +75,13 @@ class LayerLSTM(GraphMetanet):
         states: dict[int, State] = {}  # of every network
         for (network, _), groups in sorted(levels.items()):
             before = states.get(network)
-            hidden, cell = [], []
+            hiddens, cells = [], []
             for group in groups:
-                own_hidden, own_cell = self.cell(means[group], before)
-                outputs[group] = self.out(own_hidden)
-                hidden.append(own_hidden)
-                cell.append(own_cell)
-            mean = torch.stack(hidden).mean(0)
-            states[network] = mean, torch.stack(cell).mean(0)
+                hidden, cell = self.cell(means[group], before)
+                outputs[group] = self.out(hidden)
+                hiddens.append(hidden)
+                cells.append(cell)
+            states[network] = torch.stack(hiddens).mean(0), torch.stack(cells).mean(0)
         return outputs
 
 
@@ -112,25 +111,20 @@ def _layer_means(source: FeatureSource, tensors: GraphTensors) -> dict[int, Tens
     sums: dict[int, Tensor] = {}
     counts: Counter[int] = Counter()
 
-    def add(group: int, rows: Tensor) -> None:
-        total = rows.sum(-2)
+    def add(group: int, features: Tensor) -> None:
+        total = features.sum(-2)
         sums[group] = sums[group] + total if group in sums else total
-        counts[group] += rows.shape[-2]
+        counts[group] += features.shape[-2]
 
-    for own in tensors.weights:
-        for chunk in own.chunks:
-            add(own.block.target, source.edges(chunk).flatten(-5, -2))
+    for block in tensors.weights:
+        for chunk in block.chunks:
+            add(block.block.target, source.edges(chunk).flatten(-5, -2))
     for number, bias in enumerate(tensors.graph.biases):
         add(bias.group, source.bias(number).flatten(-3, -2))
-    means = {}
-    for group, total in sums.items():
-        means[group] = total / max(1, counts[group])
-    return means
+    return {group: total / max(1, counts[group]) for group, total in sums.items()}
 
 
 def _expanded(output: Tensor, shape: Sequence[int]) -> Tensor:
     """(*batch, d) -> (*batch, *shape, d)."""
     *batch, d = output.shape
-    axes = [1] * len(shape)
-    wide = output.view(*batch, *axes, d)
-    return wide.expand(*batch, *shape, d)
+    return output.view(*batch, *[1] * len(shape), d).expand(*batch, *shape, d)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.graph_data.feature_sources import FeatureSource, FlatFeatures
 from ngopt.metanets.graph_data.graph_tensors import GraphTensors
-from ngopt.metanets.update_mlp import Predictor
+from ngopt.metanets.update_mlp import UpdateMLP
 
 
 class Metanet(nn.Module, ABC):
@@ -70,10 +70,24 @@ class Metanet(nn.Module, ABC):
         """Features (*batch, n, 14) of any elements, and their context (*batch, n, d)
         -> (*batch, n)."""
 
-    def predictor(self, capacity: int) -> Predictor:
-        """Computes `updates` of up to `capacity` elements without autograd."""
-        like = next(self.parameters()).detach()
-        return Predictor(self.updates, self.d_context, capacity, like)
+    def update_mlp(self) -> UpdateMLP | None:
+        """The MLP whose outputs are `updates`, if one is; `ngopt.metanets.predictor`
+        computes it faster without autograd."""
+        return None
+
+    def checked_updates(self, features: Tensor, context: Tensor | None) -> Tensor:
+        """`updates`. Raises ValueError unless there is one per element: (n, 1) would be
+        viewed as the shape of the parameter."""
+        if context is not None:
+            context = context.to(features)
+        values = self.updates(features, context)
+        if values.shape != features.shape[:-1]:
+            raise ValueError(
+                f"{type(self).__name__}.updates: expected shape "
+                f"{tuple(features.shape[:-1])}, one update for each row of features; "
+                f"got {tuple(values.shape)}"
+            )
+        return values
 
     def forward(self, features: Tensor, graph: NeuralGraph) -> Tensor:
         """All features (*batch, numel, 14), in the order of `NeuralGraph.flatten` ->

@@ -64,10 +64,10 @@ def _updates(
     hidden += tl.load(b1 + h).to(tl.float32)[None, :]
     if CONTEXT:
         has = (f < CONTEXT)[None, :]
-        own = context + i[:, None] * CONTEXT + f[None, :]
-        own = tl.load(own, is_there[:, None] & has, 0.0).to(tl.float32)
+        to_context = context + i[:, None] * CONTEXT + f[None, :]
+        values = tl.load(to_context, is_there[:, None] & has, 0.0).to(tl.float32)
         weight = tl.load(row + 14 + f[:, None], has.trans(), 0.0).to(tl.float32)
-        hidden = tl.dot(own, weight, hidden, input_precision=PRECISION)
+        hidden = tl.dot(values, weight, hidden, input_precision=PRECISION)
     hidden = _relu(hidden)
 
     weight = tl.load(w2 + h[None, :] * HIDDEN + h[:, None]).to(tl.float32)

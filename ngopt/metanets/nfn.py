@@ -99,8 +99,8 @@ class NeuralFunctional(GraphMetanet):
             if layer.bias is not None:
                 yield layer.bias, node.unsqueeze(-2)
         slots = -1, self.config.d_out
-        for own in order:
-            for chunk in own.chunks:
+        for block in order:
+            for chunk in block.chunks:
                 yield chunk, weights.of(chunk).unflatten(-1, slots)
 
     def _bias(

@@ -2,7 +2,7 @@
 metanet's weights.
 
 The metanet of a learned optimizer is trained; a base rule stays as it is. Estimators
-work in truncations of an inner training: `start` begins it and gives its state, a
+work in truncations of an inner run: `start` begins it and gives its state, a
 pytree of tensors; `estimate` unrolls it further, or a stack of several.
 
 Biases, and costs of T steps of an optimizee:

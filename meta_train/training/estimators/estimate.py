@@ -31,14 +31,17 @@ def detached(inner: Inner) -> Inner:
     return tree_map_only(Tensor, Tensor.detach, inner)
 
 
-def leaves(optimizee: Optimizees, learned: LearnedOptimizer) -> list[Tensor]:
+def differentiable(
+    optimizee: Optimizees, learned: LearnedOptimizer, total_steps: int | None = None
+) -> tuple[list[Tensor], WeightedRule]:
     """A copy of the metanet's weights for each optimizee, (*count, *shape), that
-    requires grad."""
-    found = []
+    requires grad, and the rule with these weights."""
+    weights = []
     for p in trained_metanet(learned).parameters():
         copies = p.detach().expand((*optimizee.count, *p.shape)).clone()
-        found.append(copies.requires_grad_())
-    return found
+        weights.append(copies.requires_grad_())
+    bound = learned.bind(optimizee.graph, total_steps)
+    return weights, weighted(bound, optimizee, learned, weights)
 
 
 def weighted(

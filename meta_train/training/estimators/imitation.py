@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from meta_train.training.estimators.estimate import Estimate, detached, leaves, weighted
+from meta_train.training.estimators.estimate import Estimate, detached, differentiable
 from meta_train.training.rules import WeightedRule, as_vector, trained_metanet
 from meta_train.training.unroll import Inner, Optimizee, Optimizees, moved
 from ngopt.functional import Record, update_all
@@ -37,9 +37,8 @@ class Imitation:
 
     def start(self, optimizee: Optimizee, learned: LearnedOptimizer) -> ImitationState:
         inner = optimizee.start(learned.bind(optimizee.graph))
-        return ImitationState(
-            inner, self.teacher.bind(optimizee.graph).init(inner.params)
-        )
+        teacher = self.teacher.bind(optimizee.graph)
+        return ImitationState(inner, teacher.init(inner.params))
 
     def estimate(
         self,
@@ -49,12 +48,10 @@ class Imitation:
         steps: int,
     ) -> tuple[Estimate, ImitationState]:
         now = _shared_step(state.inner.step)
-        weights = leaves(optimizee, learned)
-        bound = learned.bind(optimizee.graph)
-        student = weighted(bound, optimizee, learned, weights)
+        weights, student = differentiable(optimizee, learned)
         # without weights, for one optimizee or a stack
-        rule, nothing = self.teacher.bind(optimizee.graph), nn.Module()
-        teacher = WeightedRule(rule, nothing, (), optimizee.count, shares_step=True)
+        rule = self.teacher.bind(optimizee.graph)
+        teacher = WeightedRule(rule, nn.Module(), (), optimizee.count, shares_step=True)
         total = [torch.zeros_like(w) for w in weights]
         hyper = optimizee.hyper()
         losses, inner_losses = [], []
@@ -70,43 +67,47 @@ class Imitation:
                     teacher, grads, records, inner.params, hyper
                 )
             with torch.enable_grad():
-                found, own = update_all(
+                deltas, state_after = update_all(
                     student, grads, inner.state, inner.params, hyper
                 )
-                loss = _distance(found, wanted, optimizee.count)
+                loss = _distance(deltas, wanted, optimizee.count)
             window.append(loss.sum())
             losses.append(loss.detach())
-            inner = moved(inner, wanted, own, buffers)
+            inner = moved(inner, wanted, state_after, buffers)
             if (now + k) % every == 0 or k == steps:
-                some = torch.autograd.grad(window, weights, allow_unused=True)
-                pairs = zip(total, some, strict=True)
-                total = [t if g is None else t + g / steps for t, g in pairs]
+                gradients = torch.autograd.grad(window, weights, allow_unused=True)
+                for i, gradient in enumerate(gradients):
+                    if gradient is not None:
+                        total[i] = total[i] + gradient / steps
                 window = []
                 inner = detached(inner)
-        means = (torch.stack(some).mean(0) for some in (losses, inner_losses))
-        estimate = Estimate(as_vector(total, optimizee.count), *means)
+        estimate = Estimate(
+            meta_gradient=as_vector(total, optimizee.count),
+            meta_loss=torch.stack(losses).mean(0),
+            inner_loss=torch.stack(inner_losses).mean(0),
+        )
         return estimate, ImitationState(inner, records)
 
 
 def _shared_step(steps: Tensor) -> int:
     """The step of all optimizees of a stack."""
-    found = set(steps.flatten().tolist())
-    if len(found) > 1:
+    numbers = set(steps.flatten().tolist())
+    if len(numbers) > 1:
         raise ValueError(
             "imitation: expected optimizees at the same step; got steps "
-            f"{sorted(found)}"
+            f"{sorted(numbers)}"
         )
-    return found.pop()
+    return numbers.pop()
 
 
 def _distance(
-    found: Sequence[Tensor | None],
+    deltas: Sequence[Tensor | None],
     wanted: Sequence[Tensor | None],
     count: tuple[int, ...],
 ) -> Tensor:
     """Mean over tensors with an update of the relative squared difference, (*count)."""
     is_moved, sizes, errors = [], [], []
-    for u, v in zip(found, wanted, strict=True):
+    for u, v in zip(deltas, wanted, strict=True):
         if u is not None and v is not None:
             u = u.reshape(*count, -1)
             v = v.reshape(*count, -1)

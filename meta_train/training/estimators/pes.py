@@ -20,7 +20,7 @@ from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
 
 class PESState(NamedTuple):
-    """positive, negative: the antithetic pair of inner trainings.
+    """positive, negative: the antithetic pair of inner runs.
 
     perturbation: the sum of all perturbations so far.
     """
@@ -37,9 +37,9 @@ class PES:
 
     Every truncation draws a perturbation of the meta-parameters, epsilon ~ N(0,
     sigma^2). The losses of the pair are weighted by the sum of all perturbations since
-    the inner training began, so the estimate is unbiased over the whole of it. Without
+    the inner run began, so the estimate is unbiased over the whole of it. Without
     that sum (`persistent=False`) it is truncated ES, which is biased. With a truncation
-    as long as the inner training it is antithetic ES. Meta-losses are those of `TBPTT`.
+    as long as the inner run it is antithetic ES. Meta-losses are those of `TBPTT`.
     """
 
     sigma: float = 0.01

@@ -11,11 +11,10 @@ from torch import Tensor
 from meta_train.training.estimators.estimate import (
     Estimate,
     detached,
-    leaves,
+    differentiable,
     losses_after,
     tail_length,
     times,
-    weighted,
 )
 from meta_train.training.rules import as_vector, trained_metanet
 from meta_train.training.unroll import Inner, Optimizee, Optimizees, moved
@@ -29,15 +28,6 @@ from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 TRACKED_ELEMENTS, CONTEXT_COST = 1 << 22, 16
 
 
-class _Update(NamedTuple):
-    """The inputs of an update, and its outputs if their autograd graph is kept."""
-
-    grads: Sequence[Tensor | None]
-    state: list[Record]
-    params: list[Tensor]
-    tracked: "_TrackedUpdate | None"
-
-
 class _TrackedUpdate(NamedTuple):
     """The outputs of an update with their autograd graph.
 
@@ -48,6 +38,21 @@ class _TrackedUpdate(NamedTuple):
     records: list[Record]
     context_before: dict[int, Tensor]
     context_after: dict[int, Tensor]
+
+
+class _Step(NamedTuple):
+    """The inputs of an update, and what follows it.
+
+    tracked: None if the autograd graph of the update is not kept. next_grads: after the
+    update. loss_weight: of the loss after it in the meta-loss.
+    """
+
+    grads: Sequence[Tensor | None]
+    state: list[Record]
+    params: list[Tensor]
+    tracked: _TrackedUpdate | None
+    next_grads: Sequence[Tensor | None]
+    loss_weight: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +72,7 @@ class TBPTT:
     adjoint, back to the update that computed it.
 
     loss_limit: one for all, or per optimizee, (*count).
-    total_steps: the horizon of the inner training.
+    total_steps: the horizon of the inner run.
     """
 
     loss_limit: float | Tensor = float("inf")
@@ -80,60 +85,50 @@ class TBPTT:
     def estimate(
         self, optimizee: Optimizees, learned: LearnedOptimizer, state: Inner, steps: int
     ) -> tuple[Estimate, Inner]:
-        weights = leaves(optimizee, learned)
-        bound = learned.bind(optimizee.graph, self.total_steps)
-        rule = weighted(bound, optimizee, learned, weights)
+        weights, rule = differentiable(optimizee, learned, self.total_steps)
         hyper = optimizee.hyper()
-        updates, losses, loss_weights = [], [], []
+        done: list[_Step] = []
+        losses = []
         counted = tail_length(steps, self.tail)
         tracked_steps = tracked_updates(trained_metanet(learned), optimizee)
         loss, grads, buffers = optimizee.gradient(state)
         for t in range(steps):
-            inputs, tracked = (grads, state.state, state.params), None
+            inputs = grads, state.state, state.params
+            tracked = None
             if t >= steps - tracked_steps:
                 tracked = _track(rule, *inputs, hyper)
                 deltas, records = tracked.deltas, tracked.records
             else:
                 with torch.no_grad():
                     deltas, records = update_all(rule, *inputs, hyper)
-            updates.append(_Update(*inputs, tracked))
             state = detached(moved(state, deltas, records, buffers))
             loss, grads, buffers = optimizee.gradient(state)
             losses.append(loss.clamp(max=self.loss_limit))
             # the derivative of the meta-loss by this loss
             weight = 1 / counted if t >= steps - counted else 0.0
-            loss_weights.append(weight * (loss <= self.loss_limit).to(loss.dtype))
-        next_grads = [*(update.grads for update in updates[1:]), grads]
-        rows = zip(updates, next_grads, loss_weights, strict=True)
-        found = _backward(rule, weights, list(rows), hyper)
+            weight = weight * (loss <= self.loss_limit).to(loss.dtype)
+            done.append(_Step(*inputs, tracked, grads, weight))
+        gradient = as_vector(_backward(rule, weights, done, hyper), optimizee.count)
         mean = torch.stack(losses[-counted:]).mean(0)
-        inner_loss = torch.stack(losses).mean(0)
-        return Estimate(as_vector(found, optimizee.count), mean, inner_loss), state
-
-
-_Row = tuple[_Update, Sequence[Tensor | None], Tensor]
+        return Estimate(gradient, mean, torch.stack(losses).mean(0)), state
 
 
 def _backward(
-    rule: UpdateRule, weights: Sequence[Tensor], rows: Sequence[_Row], hyper: Hyper
+    rule: UpdateRule, weights: Sequence[Tensor], steps: Sequence[_Step], hyper: Hyper
 ) -> list[Tensor]:
-    """The meta-gradient.
-
-    rows: of each step the update, the gradients after it, and the weight of their loss
-    in the meta-loss.
-    """
+    """The meta-gradient."""
     total = [torch.zeros_like(w) for w in weights]
-    adjoint = [torch.zeros_like(p) for p in rows[-1][0].params]
+    adjoint = [torch.zeros_like(p) for p in steps[-1].params]
     context_adjoint: dict[int, Tensor] = {}
-    for update, next_grads, loss_weight in reversed(rows):
-        for i, grad in enumerate(next_grads):
+    for step in reversed(steps):
+        for i, grad in enumerate(step.next_grads):
             if grad is not None:
-                adjoint[i] = adjoint[i] + times(loss_weight, grad)
-        tracked = update.tracked or _track(
-            rule, update.grads, update.state, update.params, hyper
+                adjoint[i] = adjoint[i] + times(step.loss_weight, grad)
+        tracked = step.tracked or _track(
+            rule, step.grads, step.state, step.params, hyper
         )
-        found, context_adjoint = _vjp(tracked, weights, adjoint, context_adjoint)
-        for i, gradient in enumerate(found):
+        gradients, context_adjoint = _vjp(tracked, weights, adjoint, context_adjoint)
+        for i, gradient in enumerate(gradients):
             if gradient is not None:
                 total[i] = total[i] + gradient
     return total
@@ -170,18 +165,18 @@ def _vjp(
     Weights without derivative have None; contexts without are left out.
     """
     outputs, cotangents = [], []
-    for delta, own in zip(update.deltas, adjoint, strict=True):
+    for delta, cotangent in zip(update.deltas, adjoint, strict=True):
         if delta is not None:
             outputs.append(delta)
-            cotangents.append(own)
-    for i, own in context_adjoint.items():
+            cotangents.append(cotangent)
+    for i, cotangent in context_adjoint.items():
         outputs.append(update.context_after[i])
-        cotangents.append(own)
+        cotangents.append(cotangent)
     inputs = [*weights, *update.context_before.values()]
-    found = torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True)
-    of_context = zip(update.context_before, found[len(weights) :], strict=True)
-    known = {i: value for i, value in of_context if value is not None}
-    return found[: len(weights)], known
+    gradients = torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True)
+    of_context = zip(update.context_before, gradients[len(weights) :], strict=True)
+    before = {i: gradient for i, gradient in of_context if gradient is not None}
+    return gradients[: len(weights)], before
 
 
 class SecondOrderTBPTT(TBPTT):
@@ -193,17 +188,18 @@ class SecondOrderTBPTT(TBPTT):
     def estimate(
         self, optimizee: Optimizees, learned: LearnedOptimizer, state: Inner, steps: int
     ) -> tuple[Estimate, Inner]:
-        weights = leaves(optimizee, learned)
-        bound = learned.bind(optimizee.graph, self.total_steps)
-        rule = weighted(bound, optimizee, learned, weights)
+        weights, rule = differentiable(optimizee, learned, self.total_steps)
         inner, losses = losses_after(optimizee, state, rule, steps, create_graph=True)
         with torch.enable_grad():
             after = losses.clamp(max=self.loss_limit)
             mean = after[-tail_length(steps, self.tail) :].mean(0)
-        found = torch.autograd.grad(mean.sum(), weights, materialize_grads=True)
-        gradient = as_vector(found, optimizee.count)
-        inner_loss = after.detach().mean(0)
-        return Estimate(gradient, mean.detach(), inner_loss), detached(inner)
+        gradients = torch.autograd.grad(mean.sum(), weights, materialize_grads=True)
+        estimate = Estimate(
+            meta_gradient=as_vector(gradients, optimizee.count),
+            meta_loss=mean.detach(),
+            inner_loss=after.detach().mean(0),
+        )
+        return estimate, detached(inner)
 
 
 def tracked_updates(metanet: Metanet, optimizee: Optimizees) -> int:

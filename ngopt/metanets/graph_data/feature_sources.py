@@ -105,15 +105,15 @@ class RawFeatures(ParameterSource):
         self, columns: Sequence[Sequence[Tensor]], graph: NeuralGraph, like: Tensor
     ):
         self.columns: list[list[Tensor]] = []
-        for own in columns:
-            self.columns.append([x.reshape(-1).to(like.device) for x in own])
+        for of_parameter in columns:
+            flat = [x.reshape(-1).to(like.device) for x in of_parameter]
+            self.columns.append(flat)
         self.graph = graph
         self.like = like
 
     def joined(self, parameters: Sequence[int]) -> list[Tensor]:
         """Columns of some parameters, one after the other: seven (numel,)."""
-        rows = [self.columns[i] for i in parameters]
-        columns = zip(*rows, strict=True)
+        columns = zip(*(self.columns[i] for i in parameters), strict=True)
         return list(map(concatenated, columns))
 
     def _read(self, view: View, lead: int) -> Tensor:
@@ -124,11 +124,11 @@ class RawFeatures(ParameterSource):
             return self.like.new_zeros(shape)
         # as few axes as possible: a fused function is compiled again for another number
         # of axes, and for axes of length 1
-        kept, strides = _squeezed(view)
+        sizes, strides = _squeezed(view)
         raw = []
         for x in columns:
             start = x.storage_offset() + view.offset
-            raw.append(x.as_strided(kept, strides, start))
+            raw.append(x.as_strided(sizes, strides, start))
         function = fused(finite_features, self.like.device)
         return function(raw, self.like.dtype).reshape(shape)
 

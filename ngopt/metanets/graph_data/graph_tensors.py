@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ngopt.chunking import block_slices
-from ngopt.graph.groups_and_blocks import Bias, EdgeBlock, Index, View
+from ngopt.graph.groups_and_blocks import EdgeBlock, Index, View
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets.graph_data import node_features
 
@@ -100,7 +100,7 @@ class GraphTensors:
     @property
     def edges(self) -> int:
         """Number of edges; one of several tiles counts as often."""
-        return sum(prod(own.block.shape) * own.tiles for own in self.blocks)
+        return sum(prod(b.block.shape) * b.tiles for b in self.blocks)
 
     @cached_property
     def node_graph_ids(self) -> tuple[Tensor, ...]:
@@ -116,9 +116,9 @@ class GraphTensors:
     def target_graph_ids(self) -> tuple[Tensor, ...]:
         """Graph of every target of every block, (n,) each."""
         ids = []
-        for own in self.blocks:
-            of_group = self.node_graph_ids[own.block.target]
-            ids.append(of_group if own.target is None else of_group[own.target])
+        for block in self.blocks:
+            of_group = self.node_graph_ids[block.block.target]
+            ids.append(of_group if block.target is None else of_group[block.target])
         return tuple(ids)
 
     @cached_property
@@ -130,8 +130,8 @@ class GraphTensors:
     def edge_counts(self) -> Tensor:
         """Edges of every graph, (graphs, 1)."""
         count = torch.zeros_like(self.node_counts)
-        for own, ids in zip(self.blocks, self.target_graph_ids, strict=True):
-            per_target = torch.full_like(ids, own.block.shape[2] * own.tiles)
+        for block, ids in zip(self.blocks, self.target_graph_ids, strict=True):
+            per_target = torch.full_like(ids, block.block.shape[2] * block.tiles)
             count.index_add_(0, ids, per_target.unsqueeze(1))
         return count
 
@@ -148,14 +148,12 @@ def graph_tensors(
     blocks = []
     for number, block in enumerate((*graph.weights, *graph.constants)):
         blocks.append(_block_tensors(block, number, kernel, like, limit))
-    bias_index = tuple(_index(bias.index, device) for bias in graph.biases)
-    positions = tuple(node_features.node_positions(graph, like))
     kinds, activations = node_features.node_codes(graph, device)
     return GraphTensors(
         graph=graph,
         blocks=tuple(blocks),
-        bias_index=bias_index,
-        positions=positions,
+        bias_index=tuple(_index(bias.index, device) for bias in graph.biases),
+        positions=tuple(node_features.node_positions(graph, like)),
         kinds=kinds,
         activations=activations,
         graph_ids=graph.membership,
@@ -181,10 +179,15 @@ def _block_tensors(
             shape = (*lengths, *view.shape[3:])
             view = View(view.parameter, shape, view.strides, offset)
         chunks.append(EdgeChunk(number, i, *slices, view))
-    target = _index(block.target_index, like.device)
-    source = _index(block.source_index, like.device)
-    positions = node_features.slot_positions(block, like)
-    return BlockTensors(block, number, tiles, tuple(chunks), target, source, positions)
+    return BlockTensors(
+        block=block,
+        number=number,
+        tiles=tiles,
+        chunks=tuple(chunks),
+        target=_index(block.target_index, like.device),
+        source=_index(block.source_index, like.device),
+        positions=node_features.slot_positions(block, like),
+    )
 
 
 def _index(index: Index, device: torch.device) -> Tensor | None:
@@ -194,18 +197,16 @@ def _index(index: Index, device: torch.device) -> Tensor | None:
 def _uses(graph: NeuralGraph, device: torch.device) -> Iterator[Literal[1] | Tensor]:
     """See `GraphTensors`."""
     views: dict[int, list[View]] = defaultdict(list)
-    places: tuple[Bias | EdgeBlock, ...] = (*graph.biases, *graph.weights)
-    for place in places:
+    for place in (*graph.biases, *graph.weights):
         assert place.view is not None
         views[place.view.parameter].append(place.view)
     for i, spec in enumerate(graph.parameters):
-        own = views[i]
-        used = sum(view.numel for view in own)
-        if len(own) == 1 or used == prod(spec.shape):
+        placed = sum(view.numel for view in views[i])
+        if len(views[i]) == 1 or placed == prod(spec.shape):
             yield 1  # every element is placed once
             continue
         counts = torch.zeros(1, spec.numel, 1, dtype=torch.int16, device=device)
-        for view in own:
+        for view in views[i]:
             view.write(counts, view.read(counts) + 1)
         yield counts[0]
 
@@ -233,23 +234,20 @@ def kernel_tiles(slot_shape: tuple[int, ...], kernel: Kernel) -> tuple[Tile, ...
     ranges_of_axes = []
     for length, size in zip(shape, sizes, strict=True):
         starts = range(0, length, size)
-        ranges = [range(i, min(i + size, length)) for i in starts]
-        ranges_of_axes.append(ranges)
+        ranges_of_axes.append([range(i, min(i + size, length)) for i in starts])
     tiles = []
     for box in product(*ranges_of_axes):
         centre = []
-        in_space = box[-len(space) :]
-        for length, own in zip(space, in_space, strict=True):
-            start = (length - len(own)) // 2
-            centre.append(range(start, start + len(own)))
-        slots = _flat_indices(shape, box)
-        tiles.append(Tile(slots, _flat_indices(space, centre)))
+        for length, side in zip(space, box[-len(space) :], strict=True):
+            start = (length - len(side)) // 2
+            centre.append(range(start, start + len(side)))
+        tiles.append(Tile(_flat_indices(shape, box), _flat_indices(space, centre)))
     return tuple(tiles)
 
 
 def _flat_indices(shape: Sequence[int], box: Sequence[range]) -> tuple[int, ...]:
     """Indices of a box in a flattened array; compiled steps allow no numpy here."""
-    found = [0]
+    indices = [0]
     for length, numbers in zip(shape, box, strict=True):
-        found = [i * length + number for i in found for number in numbers]
-    return tuple(found)
+        indices = [i * length + number for i in indices for number in numbers]
+    return tuple(indices)

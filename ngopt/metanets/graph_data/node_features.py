@@ -51,14 +51,12 @@ def node_positions(graph: NeuralGraph, like: Tensor) -> list[Tensor]:
     positions = []
     all_places = _places(graph, exact)
     for group, places in zip(graph.groups, all_places, strict=True):
-        flags = [float(group.role == role) for role in ROLES]
-        role = exact.new_tensor([flags])
+        role = exact.new_tensor([[float(group.role == role) for role in ROLES]])
         depth = _waves(exact.new_tensor([group.depth]))
         place = torch.zeros_like(depth) if places is None else _waves(places)
         n = len(place)
-        of_group = role.expand(n, -1), depth.expand(n, -1)
-        own = torch.cat([*of_group, place], dim=-1)
-        positions.append(own.to(like.dtype))
+        columns = [role.expand(n, -1), depth.expand(n, -1), place]
+        positions.append(torch.cat(columns, dim=-1).to(like.dtype))
     return positions
 
 
@@ -96,15 +94,13 @@ def slot_positions(block: EdgeBlock, like: Tensor) -> Tensor | None:
     None without one."""
     if not block.position:
         return None
-    place = (0,) * SLOT_AXES + block.position
-    last = place[-SLOT_AXES:]
-    own = torch.tensor(last, dtype=like.dtype, device=like.device)
-    return _waves(own * (2 / SLOT_PERIOD)).view(1, -1)
+    position = ((0,) * SLOT_AXES + block.position)[-SLOT_AXES:]
+    place = torch.tensor(position, dtype=like.dtype, device=like.device)
+    return _waves(place * (2 / SLOT_PERIOD)).view(1, -1)
 
 
 def _waves(x: Tensor) -> Tensor:
     """(n,) -> (n, 2 * FREQUENCIES), with periods of 2, 1, 1/2, ..."""
-    octaves = torch.arange(FREQUENCIES, dtype=x.dtype, device=x.device)
-    frequencies = 2.0**octaves
+    frequencies = 2.0 ** torch.arange(FREQUENCIES, dtype=x.dtype, device=x.device)
     angles = x.unsqueeze(-1) * pi * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=-1)

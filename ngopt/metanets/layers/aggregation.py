@@ -55,8 +55,14 @@ class MessageStatistics(NamedTuple):
     high: Tensor
 
     @classmethod
-    def of(cls, degree: int, statistics: Sequence[Tensor]) -> "MessageStatistics":
-        """statistics: mean and the others, with the batch inside."""
+    def of(
+        cls, edges: Tensor, axes: Axes, statistics: Iterable[Tensor]
+    ) -> "MessageStatistics":
+        """Those of messages along edges (groups, n_target, n_source, tiles, *).
+
+        statistics: mean and the others, over two axes, with the batch inside.
+        """
+        degree = edges.shape[axes[0]] * edges.shape[axes[1]]
         return cls(degree, *map(by_neuron, statistics))
 
     def merged(self, other: "MessageStatistics") -> "MessageStatistics":
@@ -76,10 +82,9 @@ class MessageStatistics(NamedTuple):
         cls, several: "Sequence[MessageStatistics]", index: Tensor, n: int
     ) -> "MessageStatistics":
         rows = []
-        for own in several:
-            ones = own.mean.new_ones(own.mean.shape[-2], 1)
-            degrees = own.degree * ones
-            rows.append([degrees, *own[1:]])
+        for one in several:
+            ones = one.mean.new_ones(one.mean.shape[-2], 1)
+            rows.append([one.degree * ones, *one[1:]])
         degrees, means, variances, lows, highs = concatenated_columns(rows)
         degree = means.new_zeros(n, 1).index_add(0, index, degrees)
         share = degrees / degree.index_select(0, index)
@@ -90,11 +95,11 @@ class MessageStatistics(NamedTuple):
         high = scatter_extreme(highs, index, n, "amax")
         return cls(degree, mean, var, low, high)
 
-    def of_neurons(self, some: slice) -> "MessageStatistics":
+    def of_neurons(self, neurons: slice) -> "MessageStatistics":
         degree, *others = self
         if isinstance(degree, Tensor):
-            degree = degree[some]
-        return MessageStatistics(degree, *(x[..., some, :] for x in others))
+            degree = degree[neurons]
+        return MessageStatistics(degree, *(x[..., neurons, :] for x in others))
 
 
 def of_consecutive_neurons(parts: Iterable[Any]) -> Any:
@@ -200,8 +205,8 @@ def merged(
 
     arena: where the result is stored. None leaves it in place, as autograd requires.
     """
-    both = messages if before is None else before.merged(messages)
-    return both if arena is None else arena.copied(both, before)
+    total = messages if before is None else before.merged(messages)
+    return total if arena is None else arena.copied(total, before)
 
 
 def add_to_group(parts: list[Incoming], new: Incoming, arena: Arena | None) -> None:
@@ -212,8 +217,8 @@ def add_to_group(parts: list[Incoming], new: Incoming, arena: Arena | None) -> N
     """
     is_whole = new.index is None
     if is_whole and parts and parts[0].index is None:
-        both = merged(parts[0].messages, new.messages, arena)
-        parts[0] = Incoming(both, None)
+        total = merged(parts[0].messages, new.messages, arena)
+        parts[0] = Incoming(total, None)
     else:
         stored = merged(None, new.messages, arena)
         parts.insert(0 if is_whole else len(parts), Incoming(stored, new.index))

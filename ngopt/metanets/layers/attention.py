@@ -11,7 +11,13 @@ from torch import Tensor, nn
 
 from ngopt.metanets.graph_data.graph_tensors import EdgeChunk, GraphIds
 from ngopt.metanets.layers import aggregation
-from ngopt.metanets.layers.aggregation import Axes, Incoming, by_neuron
+from ngopt.metanets.layers.aggregation import (
+    TO_SOURCES,
+    TO_TARGETS,
+    Axes,
+    Incoming,
+    by_neuron,
+)
 from ngopt.metanets.layers.graph_layer import EndTerms, GraphLayer
 
 # Logit of masked neurons; finite, so that differences are numbers.
@@ -61,11 +67,9 @@ class SoftmaxSums(NamedTuple):
     ) -> "SoftmaxSums":
         highs, totals, values = aggregation.concatenated_columns(several)
         high = aggregation.scatter_extreme(highs, index, n, "amax", MASKED)
-        own_high = high.index_select(-2, index)
-        weight = (highs - own_high).exp()
+        weight = (highs - high.index_select(-2, index)).exp()
         total = aggregation.scatter_sum(weight * totals, index, n)
-        weighted = _by_head(weight, values)
-        value = aggregation.scatter_sum(weighted, index, n)
+        value = aggregation.scatter_sum(_by_head(weight, values), index, n)
         return cls(high, total, value)
 
     def mean(self) -> Tensor:
@@ -140,20 +144,18 @@ class RelationalLayer(GraphLayer):
         of_edges = []
         for weight, bias in zip(weights, biases, strict=True):
             of_edges.append(F.linear(edges, weight, bias))
-        columns = []
-        for number in range(3):
-            start = number * self.width
-            columns.append(slice(start, start + self.width))
-        query, key_back, value_back = (terms.of_target(chunk, c) for c in columns)
-        key, value, query_back = (terms.of_source(chunk, c) for c in columns)
+        targets, sources = terms.at_ends(chunk)
+        query, key_back, value_back = targets.split(self.width, -1)
+        key, value, query_back = sources.split(self.width, -1)
         to_targets = query, key, value
         to_sources = query_back, key_back, value_back
-        forward = self._attention(of_edges[:4], to_targets, aggregation.TO_TARGETS)
-        backward = self._attention(of_edges[4:], to_sources, aggregation.TO_SOURCES)
+        forward = self._attention(of_edges[:4], to_targets, TO_TARGETS)
+        backward = self._attention(of_edges[4:], to_sources, TO_SOURCES)
         return forward, backward
 
     def next_edges(self, edges: Tensor, terms: EndTerms, chunk: EdgeChunk) -> Tensor:
-        hidden = self.edge(edges).add_(terms.sums(chunk)).relu()
+        target, source = terms.at_ends(chunk)
+        hidden = self.edge(edges).add_(target + source).relu()
         state = self.edge_norm(edges + self.edge_out(hidden))
         return self.edge_mlp(state)
 
@@ -170,16 +172,15 @@ class RelationalLayer(GraphLayer):
         if self.complete_up_to and isinstance(graph_ids, Tensor):
             index, is_node = padded(graph_ids, self.complete_up_to)
             sums = self._all_to_all(nodes[0][index], is_node)
-            own = SoftmaxSums(*(x[is_node] for x in sums))
-            parts[0].append(Incoming(own, index[is_node]))
+            of_nodes = SoftmaxSums(*(x[is_node] for x in sums))
+            parts[0].append(Incoming(of_nodes, index[is_node]))
         elif self.complete_up_to and not isinstance(graph_ids, Tensor):
             self._add_complete_by_group(parts, nodes, graph_ids)
         new = []
-        for node, own in zip(nodes, parts, strict=True):
-            if own:
-                mean = aggregation.aggregated(own, node).mean()
-            else:
-                mean = torch.zeros_like(node)
+        for node, of_group in zip(nodes, parts, strict=True):
+            mean = torch.zeros_like(node)
+            if of_group:
+                mean = aggregation.aggregated(of_group, node).mean()
             state = self.node_norm(node + self.out(mean))
             new.append(self.node_mlp(state))
         return new
@@ -192,16 +193,15 @@ class RelationalLayer(GraphLayer):
     ) -> None:
         """Adds attention between all neurons of each small graph."""
         for graph in set(graph_ids):
-            groups = [i for i, own in enumerate(graph_ids) if own == graph]
+            groups = [i for i, number in enumerate(graph_ids) if number == graph]
             sizes = [nodes[i].shape[-2] for i in groups]
             if sum(sizes) > self.complete_up_to:
                 continue
             together = torch.cat([nodes[i] for i in groups], -2)
             sums = self._all_to_all(together)
-            columns = [x.split(sizes, -2) for x in sums]
-            rows = zip(*columns, strict=True)
-            for i, own in zip(groups, rows, strict=True):
-                parts[i].append(Incoming(SoftmaxSums(*own), None))
+            of_groups = zip(*(x.split(sizes, -2) for x in sums), strict=True)
+            for i, sums_of_group in zip(groups, of_groups, strict=True):
+                parts[i].append(Incoming(SoftmaxSums(*sums_of_group), None))
 
     def _attention(
         self, edge_terms: Sequence[Tensor], node_terms: Sequence[Tensor], axes: Axes

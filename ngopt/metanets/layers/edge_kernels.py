@@ -16,7 +16,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ngopt.metanets.layers.aggregation import TO_TARGETS, Axes
+from ngopt.metanets.graph_data.graph_tensors import EdgeChunk
+from ngopt.metanets.layers.aggregation import (
+    TO_SOURCES,
+    TO_TARGETS,
+    Axes,
+    MessageStatistics,
+)
+from ngopt.metanets.layers.graph_layer import EndTerms
 
 # Neurons that receive messages, and messages to each that a program computes at once.
 RECEIVERS, MESSAGES = 8, 8
@@ -59,14 +66,15 @@ def _moments(
 
 @triton.jit(do_not_specialize=["groups", "n", "messages", "length"])
 def _statistics(
-    edges, weight, bias, own, other, out, edge_group, edge_own, edge_other, own_group,
-    own_row, other_group, other_row, groups, n, messages, tiles, length,
+    edges, weight, bias, receiver, sender, out, edge_group, edge_receiver, edge_sender,
+    receiver_group, receiver_row, sender_group, sender_row, groups, n, messages, tiles,
+    length,
     WIDTH: tl.constexpr, RECEIVERS: tl.constexpr, MESSAGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Mean, variance, minimum and maximum of some messages to some neurons.
 
-    own, other: terms of the neurons that receive and that send. out: (4, splits,
+    receiver, sender: terms of the neurons that receive and that send. out: (4, splits,
     groups, n, WIDTH). length: messages of a split.
     """
     dtype: tl.constexpr = edges.dtype.element_ty
@@ -81,10 +89,10 @@ def _statistics(
     i = (first + row % RECEIVERS).to(tl.int64)
     has_receiver = i < n
     c = tl.arange(0, WIDTH)[None, :]
-    to_own = own + group * own_group + i[:, None] * own_row + c
-    own_term = tl.load(to_own, has_receiver[:, None], 0.0).to(tl.float32)
-    edges += group * edge_group + i[:, None] * edge_own + c
-    other += group * other_group + c
+    to_term = receiver + group * receiver_group + i[:, None] * receiver_row + c
+    term_here = tl.load(to_term, has_receiver[:, None], 0.0).to(tl.float32)
+    edges += group * edge_group + i[:, None] * edge_receiver + c
+    sender += group * sender_group + c
     to_scale = _matrix(weight, 0, WIDTH, dtype)
     to_shift = _matrix(weight, WIDTH, WIDTH, dtype)
     scale_bias = _vector(bias, 0, WIDTH)
@@ -101,8 +109,9 @@ def _statistics(
         has_edge = (has_receiver & (number < stop))[:, None]
         j = (number // tiles).to(tl.int64)[:, None]
         tile = (number % tiles)[:, None]
-        e = tl.load(edges + j * edge_other + tile * WIDTH, has_edge, 0.0)
-        term = tl.load(other + j * other_row, has_edge, 0.0).to(tl.float32) + own_term
+        e = tl.load(edges + j * edge_sender + tile * WIDTH, has_edge, 0.0)
+        term = tl.load(sender + j * sender_row, has_edge, 0.0).to(tl.float32)
+        term += term_here
         scale = tl.dot(e, to_scale, input_precision=PRECISION) + scale_bias
         shift = tl.dot(e, to_shift, input_precision=PRECISION) + shift_bias
         x = scale * term + shift
@@ -160,6 +169,22 @@ def _next_edges(
         tl.store(out + place, x.to(dtype), is_there)
 
 
+def messages(
+    layer: Any, edges: Tensor, terms: EndTerms, chunk: EdgeChunk
+) -> tuple[MessageStatistics, MessageStatistics]:
+    """`PNALayer.messages` of a layer."""
+    width = edges.shape[-1]
+    targets, sources = (x.split(width, -1) for x in terms.at_ends(chunk))
+    weights = layer.film.weight.split(2 * width)
+    biases = layer.film.bias.split(2 * width)
+    directions = []
+    for k, axes in enumerate((TO_TARGETS, TO_SOURCES)):
+        film = weights[k], biases[k]
+        statistics = film_statistics(edges, film, targets[k], sources[k], axes)
+        directions.append(MessageStatistics.of(edges, axes, statistics))
+    return directions[0], directions[1]
+
+
 def film_statistics(
     edges: Tensor, film: tuple[Tensor, Tensor], target: Tensor, source: Tensor,
     axes: Axes,
@@ -171,32 +196,34 @@ def film_statistics(
     of the edges that are reduced.
     """
     edges = edges.contiguous()
-    groups, targets, sources, tiles, width = edges.shape
-    of_target = targets, edges.stride(1), target, target.stride(0), target.stride(1)
-    of_source = sources, edges.stride(2), source, source.stride(0), source.stride(2)
-    own = of_target
-    other = of_source
+    groups, _, _, tiles, width = edges.shape
+    receiver_axis, sender_axis = 1, 2
+    receiver, sender = target, source
     if axes != TO_TARGETS:
-        own, other = other, own
-    n = own[0]
-    messages = other[0] * tiles
+        receiver_axis, sender_axis = sender_axis, receiver_axis
+        receiver, sender = sender, receiver
+    n = edges.shape[receiver_axis]
+    count = edges.shape[sender_axis] * tiles  # messages to each receiver
     blocks = groups * triton.cdiv(n, RECEIVERS)
     programs_of_block = triton.cdiv(PROGRAMS, blocks)
-    length = max(MIN_MESSAGES, triton.cdiv(messages, programs_of_block))
-    splits = triton.cdiv(messages, length)
+    length = max(MIN_MESSAGES, triton.cdiv(count, programs_of_block))
+    splits = triton.cdiv(count, length)
     out = edges.new_empty(4, splits, groups * n, width, dtype=torch.float32)
     weight, bias = (x.contiguous() for x in film)
-    strides = edges.stride(0), own[1], other[1], *own[3:], *other[3:]
+    edge_strides = [edges.stride(axis) for axis in (0, receiver_axis, sender_axis)]
+    receiver_strides = receiver.stride(0), receiver.stride(receiver_axis)
+    sender_strides = sender.stride(0), sender.stride(sender_axis)
     programs: Any = _statistics[(blocks, splits)]
     with torch.cuda.device_of(edges):
         programs(
-            edges, weight, bias, own[2], other[2], out, *strides, groups, n, messages,
-            tiles, length, width, RECEIVERS, MESSAGES, _precision(edges), num_warps=8,
+            edges, weight, bias, receiver, sender, out, *edge_strides,
+            *receiver_strides, *sender_strides, groups, n, count, tiles, length, width,
+            RECEIVERS, MESSAGES, _precision(edges), num_warps=8,
         )  # fmt: skip
     shape = [4, *edges.shape]
     for axis in axes:
         shape[1 + axis] = 1
-    return _merged(out, messages, length).to(edges.dtype).view(shape)
+    return _merged(out, count, length).to(edges.dtype).view(shape)
 
 
 def _merged(parts: Tensor, messages: int, length: int) -> Tensor:
@@ -217,12 +244,11 @@ def _merged(parts: Tensor, messages: int, length: int) -> Tensor:
     return torch.stack([mean, var, lows.amin(0), highs.amax(0)])
 
 
-def next_edges(
-    edges: Tensor, inner: torch.nn.Linear, outer: torch.nn.Linear, target: Tensor,
-    source: Tensor,
-) -> Tensor:  # fmt: skip
-    """edges + outer(silu(inner(edges) + target + source)); for shapes see
-    `film_statistics`."""
+def next_edges(layer: Any, edges: Tensor, terms: EndTerms, chunk: EdgeChunk) -> Tensor:
+    """`PNALayer.next_edges` of a layer: edges + edge_out(silu(edge(edges) + target +
+    source)); for shapes see `film_statistics`."""
+    target, source = terms.at_ends(chunk)
+    inner, outer = layer.edge, layer.edge_out
     edges = edges.contiguous()
     out = torch.empty_like(edges)
     _, targets, sources, tiles, width = edges.shape

@@ -1,7 +1,5 @@
 """A feature vector of the whole graph (Lim et al. 2024)."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
@@ -26,17 +24,3 @@ class GlobalFeature(nn.Module):
     def forward(self, u: Tensor, nodes: Tensor, edges: Tensor) -> Tensor:
         hidden = self.inner(torch.cat([u, nodes, edges], dim=-1))
         return u + self.outer(silu(hidden))
-
-
-def sums_by_graph(
-    rows: Sequence[Tensor], graph_ids: Sequence[Tensor], counts: Tensor
-) -> Tensor:
-    """Sums of rows (*batch, n, width) of each graph, (*batch, graphs, width).
-
-    graph_ids: graph of each row, (n,). counts: (graphs, 1).
-    """
-    *batch, _, width = rows[0].shape
-    total = rows[0].new_zeros(*batch, len(counts), width)
-    for values, ids in zip(rows, graph_ids, strict=True):
-        total = total.index_add(-2, ids, values)
-    return total

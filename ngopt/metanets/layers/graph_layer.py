@@ -1,6 +1,6 @@
 """Base class of message passing layers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -20,18 +20,19 @@ class EndTerms(NamedTuple):
     target: Tensor
     source: Tensor
 
-    def of_target(self, chunk: EdgeChunk, columns: slice) -> Tensor:
-        """(groups, n_target, 1, 1, *batch, columns)."""
-        return self.target[chunk.groups, chunk.targets, None, None, ..., columns]
+    def at_ends(self, chunk: EdgeChunk) -> tuple[Tensor, Tensor]:
+        """Of the targets of a chunk, (groups, n_target, 1, 1, *batch, columns), and of
+        its sources, (groups, 1, n_source, 1, *batch, columns)."""
+        target = self.target[chunk.groups, chunk.targets, None, None]
+        source = self.source[chunk.groups, None, chunk.sources, None]
+        return target, source
 
-    def of_source(self, chunk: EdgeChunk, columns: slice) -> Tensor:
-        """(groups, 1, n_source, 1, *batch, columns)."""
-        return self.source[chunk.groups, None, chunk.sources, None, ..., columns]
 
-    def sums(self, chunk: EdgeChunk) -> Tensor:
-        """Of both ends, (groups, n_target, n_source, 1, *batch, columns)."""
-        columns = slice(None)
-        return self.of_target(chunk, columns) + self.of_source(chunk, columns)
+class EdgeFunctions(NamedTuple):
+    """`GraphLayer.messages` and `GraphLayer.next_edges`, or what is faster."""
+
+    messages: Callable[[Tensor, EndTerms, EdgeChunk], tuple[Aggregate, Aggregate]]
+    next_edges: Callable[[Tensor, EndTerms, EdgeChunk], Tensor]
 
 
 class GraphLayer(nn.Module):
@@ -53,23 +54,28 @@ class GraphLayer(nn.Module):
         self, nodes: Sequence[Tensor], columns: slice, blocks: Sequence[BlockTensors]
     ) -> list[EndTerms]:
         """Some columns of the terms of the nodes at the ends of every block."""
-        targets: dict[int, Tensor] = {}
+        targets: dict[int, Tensor] = {}  # by group
         sources: dict[int, Tensor] = {}
         terms = []
-        for own in blocks:
-            to = own.block.target
-            fro = own.block.source
-            if to not in targets:
-                targets[to] = _some_outputs(self.target, nodes[to], columns)
-            if fro not in sources:
-                sources[fro] = _some_outputs(self.source, nodes[fro], columns)
-            g, t, s = own.block.shape
-            target = select_neurons(targets[to], own.target)
-            source = select_neurons(sources[fro], own.source)
-            target = batch_inside(target.unflatten(-2, (g, t)), 2)
-            source = batch_inside(source.unflatten(-2, (g, s)), 2)
-            terms.append(EndTerms(target, source))
+        for block in blocks:
+            i = block.block.target
+            j = block.block.source
+            if i not in targets:
+                targets[i] = _some_outputs(self.target, nodes[i], columns)
+            if j not in sources:
+                sources[j] = _some_outputs(self.source, nodes[j], columns)
+            g, t, s = block.block.shape
+            target = select_neurons(targets[i], block.target).unflatten(-2, (g, t))
+            source = select_neurons(sources[j], block.source).unflatten(-2, (g, s))
+            terms.append(EndTerms(batch_inside(target, 2), batch_inside(source, 2)))
         return terms
+
+    def edge_functions(self, node: Tensor) -> EdgeFunctions:
+        """The functions of the edges that a pass through the graph uses.
+
+        node: the nodes of one group.
+        """
+        return EdgeFunctions(self.messages, self.next_edges)
 
     def messages(
         self, edges: Tensor, terms: EndTerms, chunk: EdgeChunk

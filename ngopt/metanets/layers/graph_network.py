@@ -1,7 +1,7 @@
 """Graph networks on neural graphs: encoders, rounds of message passing, decoders."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from math import prod
 from typing import cast
@@ -15,10 +15,10 @@ from ngopt.metanets.graph_data import graph_tensors, node_features
 from ngopt.metanets.graph_data.feature_sources import FeatureSource, WholeValues
 from ngopt.metanets.graph_data.graph_tensors import EdgeChunk, GraphTensors
 from ngopt.metanets.layers import aggregation, graph_layer, slot_encoders
-from ngopt.metanets.layers.aggregation import Aggregate, Arena, Incoming
+from ngopt.metanets.layers.aggregation import Aggregate, Arena, Incoming, scatter_sum
 from ngopt.metanets.layers.edge_states import EdgeStates, fits_in_memory
-from ngopt.metanets.layers.global_feature import GlobalFeature, sums_by_graph
-from ngopt.metanets.layers.graph_layer import EndTerms, GraphLayer
+from ngopt.metanets.layers.global_feature import GlobalFeature
+from ngopt.metanets.layers.graph_layer import EdgeFunctions, EndTerms, GraphLayer
 from ngopt.metanets.layers.slot_encoders import SlotDecoder, SlotEncoder, maps_of
 
 Extra = Sequence[Tensor | None]
@@ -126,10 +126,9 @@ class GraphNetwork(nn.Module):
             maps = all_maps[number]
             state = node.unsqueeze(-2).expand(*rows, len(maps), width)
             yield number, self.node_decoder(state, maps)
-        blocks = [own.block for own in tensors.weights]
-        all_maps = maps_of(self.edge_decoder, blocks)
-        for own, maps in zip(tensors.weights, all_maps, strict=True):
-            for chunk in own.chunks:
+        all_maps = maps_of(self.edge_decoder, tensors.graph.weights)
+        for block, maps in zip(tensors.weights, all_maps, strict=True):
+            for chunk in block.chunks:
                 states = aggregation.batch_outside(edges.of(chunk))
                 yield chunk, self.edge_decoder(states, maps)
 
@@ -141,7 +140,7 @@ class GraphNetwork(nn.Module):
         Returns (*batch, n, width) of every group, and the edges, which are computed
         when read.
         """
-        maps = maps_of(self.edge_encoder, [own.block for own in tensors.weights])
+        maps = maps_of(self.edge_encoder, tensors.graph.weights)
         nodes = self._encode_nodes(source, tensors)
         for group, more in enumerate(extra):
             if more is not None:
@@ -163,13 +162,13 @@ class GraphNetwork(nn.Module):
         graph = tensors.graph
         kinds = self.node_kinds(tensors.kinds)
         nodes = []
-        rows = zip(graph.groups, tensors.positions, kinds, strict=True)
-        for group, position, kind in rows:
+        for group, position, kind in zip(
+            graph.groups, tensors.positions, kinds, strict=True
+        ):
             if not self.has_positions:
                 position = torch.zeros_like(position)
             node = self.position(position) + kind
-            node = node.expand(*source.batch, group.size, self.width)
-            nodes.append(node)
+            nodes.append(node.expand(*source.batch, group.size, self.width))
         if self.activations is not None:
             codes = self.activations(tensors.activations)
             for i, code in enumerate(codes):
@@ -196,15 +195,15 @@ class GraphNetwork(nn.Module):
     ) -> Tensor:
         """First states of a chunk, (groups, n_target, n_source, tiles, *batch,
         width)."""
-        own = tensors.blocks[chunk.block]
+        block = tensors.blocks[chunk.block]
         if chunk.view is None:
-            _, kind = self.edge_encoder.film(own.block.kind)
+            _, kind = self.edge_encoder.film(block.block.kind)
             return kind.expand(*chunk.shape, 1, *source.batch, self.width)
         encoded = self.edge_encoder(source.edges(chunk), maps[chunk.block])
         edges = graph_layer.batch_inside(encoded, axes=4)
-        if self.slot_position is None or own.positions is None:
+        if self.slot_position is None or block.positions is None:
             return edges
-        position = self.slot_position(own.positions)
+        position = self.slot_position(block.positions)
         if len(position) > 1:
             position = position[chunk.groups]
         between = [1] * (edges.dim() - 2)
@@ -217,32 +216,34 @@ def run_layer(
     """The nodes after a layer; the layer becomes a step of the edges."""
     is_large = not edges.keep
     arena = Arena() if is_large and nodes[0].device.type == "cpu" else None
+    functions = layer.edge_functions(nodes[0])
     incoming: list[list[Incoming]] = [[] for _ in nodes]
     outgoing: list[list[Incoming]] = [[] for _ in nodes]
-    compute = partial(layer.end_terms, nodes, slice(0, -layer.width))
-    terms = _BlockEndTerms(compute, edges.blocks, is_large)
-    for own in edges.blocks:
-        if not prod(own.block.shape):
+    columns = slice(0, -layer.width)
+    terms_of = _end_terms(layer, nodes, columns, edges.blocks, is_large)
+    for block in edges.blocks:
+        if not prod(block.block.shape):
             continue
-        block_arena = None if arena is None or len(own.chunks) == 1 else Arena()
-        forward, backward = _messages(layer, edges, own, terms.of(own), block_arena)
-        to_target = Incoming(forward, own.target)
-        aggregation.add_to_group(incoming[own.block.target], to_target, arena)
-        to_source = Incoming(backward, own.source)
-        aggregation.add_to_group(outgoing[own.block.source], to_source, arena)
-    compute = partial(layer.end_terms, nodes, slice(-layer.width, None))
-    update_terms = _BlockEndTerms(compute, edges.blocks, is_large)
+        block_arena = None if arena is None or len(block.chunks) == 1 else Arena()
+        terms = terms_of(block.number)
+        forward, backward = _messages(functions, edges, block, terms, block_arena)
+        to_target = Incoming(forward, block.target)
+        aggregation.add_to_group(incoming[block.block.target], to_target, arena)
+        to_source = Incoming(backward, block.source)
+        aggregation.add_to_group(outgoing[block.block.source], to_source, arena)
+    columns = slice(-layer.width, None)
+    update_terms_of = _end_terms(layer, nodes, columns, edges.blocks, is_large)
 
     def update(state: Tensor | None, chunk: EdgeChunk) -> Tensor:
-        own = update_terms.of(tensors.blocks[chunk.block])
-        return layer.next_edges(cast(Tensor, state), own, chunk)
+        terms = update_terms_of(chunk.block)
+        return functions.next_edges(cast(Tensor, state), terms, chunk)
 
     edges.then(update)
     return layer.next_nodes(nodes, incoming, outgoing, tensors.graph_ids)
 
 
 def _messages(
-    layer: GraphLayer,
+    functions: EdgeFunctions,
     edges: EdgeStates,
     block: graph_tensors.BlockTensors,
     terms: EndTerms,
@@ -255,7 +256,7 @@ def _messages(
     at_targets: dict[tuple[int, int], Aggregate] = {}
     at_sources: dict[tuple[int, int], Aggregate] = {}
     for chunk in block.chunks:
-        forward, backward = layer.messages(edges.of(chunk), terms, chunk)
+        forward, backward = functions.messages(edges.of(chunk), terms, chunk)
         group = chunk.groups.start
         key = group, chunk.targets.start
         before = at_targets.get(key)
@@ -267,25 +268,30 @@ def _messages(
     return forward, aggregation.of_consecutive_neurons(at_sources.values())
 
 
-@dataclass
-class _BlockEndTerms:
-    """`EndTerms` of blocks, computed when read.
+def _end_terms(
+    layer: GraphLayer,
+    nodes: Sequence[Tensor],
+    columns: slice,
+    blocks: Sequence[graph_tensors.BlockTensors],
+    is_large: bool,
+) -> Callable[[int], EndTerms]:
+    """The `EndTerms` of blocks by number, computed when first read.
 
-    compute: of some blocks. one_by_one: only those of the last block are stored, as
-    they take more memory than the nodes.
+    is_large: only those of one block are stored, as they take more memory than the
+    nodes.
     """
+    stored: dict[int, EndTerms] = {}
 
-    compute: Callable[[Sequence[graph_tensors.BlockTensors]], list[EndTerms]]
-    blocks: Sequence[graph_tensors.BlockTensors]
-    one_by_one: bool
-    terms: dict[int, EndTerms] = field(default_factory=dict)
+    def terms_of(number: int) -> EndTerms:
+        if number not in stored:
+            stored.clear()
+            wanted = [blocks[number]] if is_large else blocks
+            of_wanted = layer.end_terms(nodes, columns, wanted)
+            for block, terms in zip(wanted, of_wanted, strict=True):
+                stored[block.number] = terms
+        return stored[number]
 
-    def of(self, block: graph_tensors.BlockTensors) -> EndTerms:
-        if block.number not in self.terms:
-            blocks = [block] if self.one_by_one else self.blocks
-            numbers = [own.number for own in blocks]
-            self.terms = dict(zip(numbers, self.compute(blocks), strict=True))
-        return self.terms[block.number]
+    return terms_of
 
 
 def _add_global(
@@ -299,9 +305,10 @@ def _add_global(
     maps to the edges becomes a step of the edges."""
     ids = tensors.node_graph_ids
     counts = tensors.node_counts
-    of_nodes = sums_by_graph(nodes, ids, counts)
-    at_targets = _sums_at_targets(edges)
-    of_edges = sums_by_graph(at_targets, tensors.target_graph_ids, counts)
+    graphs = len(counts)
+    of_nodes = scatter_sum(torch.cat(nodes, -2), torch.cat(ids), graphs)
+    at_targets = torch.cat(_sums_at_targets(edges), -2)
+    of_edges = scatter_sum(at_targets, torch.cat(tensors.target_graph_ids), graphs)
     before = torch.zeros_like(of_nodes) if u is None else u
     edge_counts = tensors.edge_counts.clamp_min(1)
     u = layer.forward(before, of_nodes / counts, of_edges / edge_counts)
@@ -310,25 +317,24 @@ def _add_global(
 
     def add(state: Tensor | None, chunk: EdgeChunk) -> Tensor:
         g, t, _ = tensors.blocks[chunk.block].block.shape
-        own_ids = tensors.target_graph_ids[chunk.block]
-        own = to_edges.index_select(-2, own_ids).unflatten(-2, (g, t))
-        rows = graph_layer.batch_inside(own, axes=2)
-        rows = rows[chunk.groups, chunk.targets, None, None]
-        return cast(Tensor, state) + rows
+        of_targets = tensors.target_graph_ids[chunk.block]
+        of_block = to_edges.index_select(-2, of_targets).unflatten(-2, (g, t))
+        inside = graph_layer.batch_inside(of_block, axes=2)
+        return cast(Tensor, state) + inside[chunk.groups, chunk.targets, None, None]
 
     edges.then(add)
     new = []
-    for node, own_ids in zip(nodes, ids, strict=True):
-        new.append(node + to_nodes.index_select(-2, own_ids))
+    for node, of_group in zip(nodes, ids, strict=True):
+        new.append(node + to_nodes.index_select(-2, of_group))
     return u, new
 
 
 def _sums_at_targets(edges: EdgeStates) -> list[Tensor]:
     """Sums of the edges that reach each target of each block, (*batch, n, width)."""
     sums_of_blocks = []
-    for own in edges.blocks:
+    for block in edges.blocks:
         sums: dict[tuple[int, int], Tensor] = {}
-        for chunk in own.chunks:
+        for chunk in block.chunks:
             total = edges.of(chunk).sum((2, 3), keepdim=True)
             key = chunk.groups.start, chunk.targets.start
             sums[key] = sums[key] + total if key in sums else total

@@ -89,9 +89,7 @@ class NPLayer(nn.Module):
         """
         pools = [pooled(weights, block, self.pool) for block in order]
         everything = summary(pools, nodes, whole, self.pool)
-        first = [nodes[0]]
-        if pools:
-            first.append(pools[0].over_targets)
+        first = [nodes[0], *(weight.over_targets for weight in pools[:1])]
         of_whole = self.first_whole(everything).unsqueeze(-2)
         new = [self.first_rows(torch.cat(first, -1)) + of_whole]
         terms: dict[int, tuple[nn.Module, Tensor, Tensor]] = {}
@@ -103,14 +101,13 @@ class NPLayer(nn.Module):
             if i:
                 columns.append(pools[i - 1].over_sources)
             columns.append(nodes[i])
-            own_rows = torch.cat(rows, -1)
-            own_columns = torch.cat(columns, -1)
+            pooled_rows = torch.cat(rows, -1)
             of_whole = self.whole[i](everything).unsqueeze(-2)
-            to_rows = self.rows[i](own_rows) + of_whole
-            to_columns = self.columns[i](own_columns)
+            to_rows = self.rows[i](pooled_rows) + of_whole
+            to_columns = self.columns[i](torch.cat(columns, -1))
             terms[block.number] = self.elements[i], to_rows, to_columns
             of_whole = self.bias_whole[i](everything).unsqueeze(-2)
-            new.append(self.bias_rows[i](own_rows) + of_whole)
+            new.append(self.bias_rows[i](pooled_rows) + of_whole)
 
         def update(state: Tensor | None, chunk: EdgeChunk) -> Tensor:
             elements, to_rows, to_columns = terms[chunk.block]
@@ -163,11 +160,11 @@ def _add_pooled(
     totals: dict[int, Tensor], key: int, state: Tensor, axis: int, pool: Pool
 ) -> None:
     """Adds a chunk to the sums, or maxima, of the same neurons."""
-    own = state.sum(axis) if pool == "mean" else state.amax(axis)
+    total = state.sum(axis) if pool == "mean" else state.amax(axis)
     if key in totals:
         before = totals[key]
-        own = before + own if pool == "mean" else torch.maximum(before, own)
-    totals[key] = own
+        total = before + total if pool == "mean" else torch.maximum(before, total)
+    totals[key] = total
 
 
 def summary(
@@ -175,9 +172,8 @@ def summary(
 ) -> Tensor:
     """All weights and nodes pooled, and u, (*batch, total channels), which no
     permutation changes."""
-    of_weights = [own.over_sources for own in pools]
     columns = []
-    for x in (*of_weights, *nodes):
+    for x in (*(weight.over_sources for weight in pools), *nodes):
         columns.append(x.mean(-2) if pool == "mean" else x.amax(-2))
     return torch.cat([*columns, whole], -1)
 

@@ -1,7 +1,7 @@
 """PNA with FiLM messages, the layer of NG-GNN (Kofinas et al. 2024, Eq. 3 and 4)."""
 
 from collections.abc import Sequence
-from importlib import import_module
+from functools import partial
 from math import log
 from typing import Any
 
@@ -12,8 +12,19 @@ from torch.nn.functional import linear, silu
 from ngopt import chunking, devices
 from ngopt.metanets.graph_data.graph_tensors import EdgeChunk, GraphIds
 from ngopt.metanets.layers import aggregation
-from ngopt.metanets.layers.aggregation import TO_SOURCES, TO_TARGETS, Axes, Incoming
-from ngopt.metanets.layers.graph_layer import EndTerms, GraphLayer, flat_linear
+from ngopt.metanets.layers.aggregation import (
+    TO_SOURCES,
+    TO_TARGETS,
+    Axes,
+    Incoming,
+    MessageStatistics,
+)
+from ngopt.metanets.layers.graph_layer import (
+    EdgeFunctions,
+    EndTerms,
+    GraphLayer,
+    flat_linear,
+)
 
 # Added to the variance, so that the derivative of the standard deviation is bounded
 # where all messages are equal.
@@ -53,28 +64,31 @@ class PNALayer(GraphLayer):
             self.edge = nn.Linear(width, width)
             self.edge_out = nn.Linear(width, width)
 
+    def edge_functions(self, node: Tensor) -> EdgeFunctions:
+        if not can_use_kernels(node):
+            return super().edge_functions(node)
+        from ngopt.metanets.layers import edge_kernels  # needs Triton
+
+        return EdgeFunctions(
+            messages=partial(edge_kernels.messages, self),
+            next_edges=partial(edge_kernels.next_edges, self),
+        )
+
     def messages(
         self, edges: Tensor, terms: EndTerms, chunk: EdgeChunk
-    ) -> tuple[aggregation.MessageStatistics, aggregation.MessageStatistics]:
-        width = self.width
-        kernels = edge_kernels(edges)
-        film = [] if kernels else self._film_terms(edges)
-        weights = self.film.weight.split(2 * width)
-        biases = self.film.bias.split(2 * width)
-        both = []
-        for number, axes in enumerate((TO_TARGETS, TO_SOURCES)):
-            columns = slice(number * width, (number + 1) * width)
-            target = terms.of_target(chunk, columns)
-            source = terms.of_source(chunk, columns)
-            if kernels:
-                own = weights[number], biases[number]
-                found = kernels.film_statistics(edges, own, target, source, axes)
-            else:
-                scale, shift = film[2 * number : 2 * number + 2]
-                found = FiLMStatistics.apply(scale, shift, target, source, axes)
-            degree = edges.shape[axes[0]] * edges.shape[axes[1]]
-            both.append(aggregation.MessageStatistics.of(degree, found))
-        return both[0], both[1]
+    ) -> tuple[MessageStatistics, MessageStatistics]:
+        scale, shift, scale_back, shift_back = self._film_terms(edges)
+        targets, sources = terms.at_ends(chunk)
+        target, target_back = targets.split(self.width, -1)
+        source, source_back = sources.split(self.width, -1)
+        forward = FiLMStatistics.apply(scale, shift, target, source, TO_TARGETS)
+        backward = FiLMStatistics.apply(
+            scale_back, shift_back, target_back, source_back, TO_SOURCES
+        )
+        return (
+            MessageStatistics.of(edges, TO_TARGETS, forward),
+            MessageStatistics.of(edges, TO_SOURCES, backward),
+        )
 
     def _film_terms(self, edges: Tensor) -> Sequence[Tensor]:
         """Scale and shift to targets, scale and shift to sources, (*, width) each."""
@@ -87,14 +101,9 @@ class PNALayer(GraphLayer):
         return [linear(edges, *pair) for pair in zip(weights, biases, strict=True)]
 
     def next_edges(self, edges: Tensor, terms: EndTerms, chunk: EdgeChunk) -> Tensor:
-        kernels = edge_kernels(edges)
-        if kernels:
-            columns = slice(None)
-            target = terms.of_target(chunk, columns)
-            source = terms.of_source(chunk, columns)
-            return kernels.next_edges(edges, self.edge, self.edge_out, target, source)
         hidden = flat_linear(edges, self.edge.weight, self.edge.bias)
-        hidden = silu(hidden.add_(terms.sums(chunk)))
+        target, source = terms.at_ends(chunk)
+        hidden = silu(hidden.add_(target + source))
         out = flat_linear(hidden, self.edge_out.weight, self.edge_out.bias)
         return out.add_(edges)
 
@@ -113,24 +122,24 @@ class PNALayer(GraphLayer):
                 totals.append(total)
             pieces = []
             limit = chunking.chunk_size(chunking.NEURONS, node.device)
-            for some in chunking.even_slices(node.shape[-2], limit):
-                columns = [node[..., some, :]]
+            for neurons in chunking.even_slices(node.shape[-2], limit):
+                piece = node[..., neurons, :]
+                columns = [piece]
                 for total in totals:
-                    columns.append(self._aggregates(columns[0], total, some))
+                    columns.append(self._aggregates(piece, total, neurons))
                 update = self.update(torch.cat(columns, dim=-1))
-                update = silu(self.norm(update))
-                pieces.append(columns[0] + update)
+                pieces.append(piece + silu(self.norm(update)))
             new.append(chunking.concatenated(pieces, -2) if pieces else node)
         return new
 
     def _aggregates(
-        self, nodes: Tensor, total: aggregation.MessageStatistics | None, some: slice
+        self, nodes: Tensor, total: MessageStatistics | None, neurons: slice
     ) -> Tensor:
         """Of some neurons, (*batch, n, 8 width); zeros without messages."""
         if total is None:
             columns = len(AGGREGATORS) * len(SCALERS) * self.width
             return nodes.new_zeros(*nodes.shape[:-1], columns)
-        total = total.of_neurons(some)
+        total = total.of_neurons(neurons)
         std = (total.var + STD_EPSILON).sqrt()
         aggregates = torch.cat([total.mean, total.low, total.high, std], dim=-1)
         if isinstance(total.degree, Tensor):
@@ -142,18 +151,16 @@ class PNALayer(GraphLayer):
         return torch.cat([aggregates, amplified], dim=-1)
 
 
-def edge_kernels(edges: Tensor) -> Any:
-    """The module with Triton kernels for edges, or None if they cannot be used."""
+def can_use_kernels(node: Tensor) -> bool:
+    """Whether Triton kernels can compute the edges of nodes (*batch, n, width): without
+    a batch or derivatives, on a GPU that has products of bfloat16."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return None
-    fits = edges.dim() == 5 and edges.shape[-1] in WIDTHS
-    if devices.is_transformed() or not fits or edges.dtype == torch.float64:
-        return None
-    if not devices.has_triton(edges.device):
-        return None
-    if torch.cuda.get_device_capability(edges.device) < (8, 0):
-        return None  # Triton has no products of bfloat16
-    return import_module("ngopt.metanets.layers.edge_kernels")
+        return False
+    if node.dim() != 2 or node.shape[-1] not in WIDTHS or node.dtype == torch.float64:
+        return False
+    if devices.is_transformed() or not devices.has_triton(node.device):
+        return False
+    return torch.cuda.get_device_capability(node.device) >= (8, 0)
 
 
 def statistics(messages: Tensor, axes: Axes) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -174,13 +181,13 @@ def statistics(messages: Tensor, axes: Axes) -> tuple[Tensor, Tensor, Tensor, Te
 
 
 def gradient_of_messages(
-    messages: Tensor, axes: Axes, found: Sequence[Tensor], gradients: Sequence[Tensor]
+    messages: Tensor, axes: Axes, outputs: Sequence[Tensor], gradients: Sequence[Tensor]
 ) -> Tensor:
-    """The gradient of the messages from those of their `statistics`, which are `found`.
+    """The gradient of the messages from those of their `statistics`, the outputs.
 
     All messages that attain an extremum share its gradient.
     """
-    mean, _, least, greatest = found
+    mean, _, least, greatest = outputs
     to_mean, to_var, to_low, to_high = gradients
     count = messages.shape[axes[0]] * messages.shape[axes[1]]
     above = (messages - least).sign()
@@ -226,10 +233,10 @@ class FiLMStatistics(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        scale, shift, target, source, *found = ctx.saved_tensors
+        scale, shift, target, source, *outputs = ctx.saved_tensors
         sums = target + source
         messages = torch.addcmul(shift, scale, sums)
-        gradient = gradient_of_messages(messages, ctx.axes, found, gradients)
+        gradient = gradient_of_messages(messages, ctx.axes, outputs, gradients)
         to_sums = gradient * scale
         to_target = to_sums.sum(TO_TARGETS, keepdim=True)
         to_source = to_sums.sum(TO_SOURCES, keepdim=True)

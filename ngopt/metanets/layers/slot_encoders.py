@@ -1,6 +1,6 @@
 """Linear maps between the slots of an edge (kernel positions) and one vector."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from math import prod
 from typing import NamedTuple
 
@@ -68,15 +68,15 @@ class SlotEncoder(nn.Module):
         bias = scale * self.bias + shift
         maps = []
         for tile in tiles:
-            own = take(weight, tile.positions, 1).flatten(1)
-            maps.append(SlotMap(_slots(tile, tiles), own, bias))
+            of_tile = take(weight, tile.positions, 1).flatten(1)
+            maps.append(SlotMap(_slots(tile, tiles), of_tile, bias))
         return maps
 
     def forward(self, values: Tensor, maps: Sequence[SlotMap]) -> Tensor:
         encoded = []
         for slots, weight, bias in maps:
-            own = values if slots is None else take(values, slots, -2)
-            encoded.append(flat_linear(own.flatten(-2), weight, bias))
+            of_tile = values if slots is None else take(values, slots, -2)
+            encoded.append(flat_linear(of_tile.flatten(-2), weight, bias))
         if len(encoded) == 1:
             return encoded[0].unsqueeze(-2)
         return torch.stack(encoded, dim=-2)
@@ -128,17 +128,15 @@ class SlotDecoder(nn.Module):
 
 
 def maps_of(
-    coder: SlotEncoder | SlotDecoder, parts: Iterable[Bias | EdgeBlock]
+    coder: SlotEncoder | SlotDecoder, parts: Sequence[Bias | EdgeBlock]
 ) -> list[list[SlotMap]]:
     """The maps of every part; those of equal kernels and kinds are made once."""
-    known: dict[tuple[tuple[int, ...], str], list[SlotMap]] = {}
-    found = []
+    maps: dict[tuple[tuple[int, ...], str], list[SlotMap]] = {}
     for part in parts:
         key = part.slot_shape, part.kind
-        if key not in known:
-            known[key] = coder.maps(*key)
-        found.append(known[key])
-    return found
+        if key not in maps:
+            maps[key] = coder.maps(*key)
+    return [maps[part.slot_shape, part.kind] for part in parts]
 
 
 def take(x: Tensor, places: Sequence[int], axis: int) -> Tensor:

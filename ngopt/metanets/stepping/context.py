@@ -23,9 +23,9 @@ class StepPlan(NamedTuple):
     """The inputs of a step (`UpdateRule.update`) and how it computes, which the host
     decides.
 
-    present: positions of parameters that have a gradient. is_small: whether all
-    features are in memory during the step. reads_graph: whether the context is computed
-    in this step.
+    present: positions of parameters that have a gradient. like: of the metanet's dtype,
+    on its device. is_small: whether all features are in memory during the step.
+    reads_graph: whether the context is computed in this step.
     """
 
     grads: Gradients
@@ -34,6 +34,7 @@ class StepPlan(NamedTuple):
     hyper: Hyper
     in_place: bool
     present: Sequence[int]
+    like: Tensor
     is_small: bool
     reads_graph: bool
 
@@ -62,17 +63,40 @@ class GraphContext:
         return min(steps) == 0 or max(steps) % self.metanet.graph_every == 0
 
     def of_step(
-        self, plan: StepPlan, source: Callable[[], FeatureSource]
+        self,
+        plan: StepPlan,
+        records: Sequence[Record],
+        source: Callable[[], FeatureSource],
     ) -> list[Tensor] | None:
         """The context in a step; None if the metanet does not read the graph.
 
-        source: makes the features from which it is computed, if it is.
+        records: after the step; a new context is stored in them. source: makes the
+        features from which the context is computed, if it is.
         """
         if not self.metanet.d_context:
             return None
         if not plan.reads_graph:
             return self._stored(plan)
-        like = self._like().detach()
+        tensors = self._graph_tensors(plan)
+        if not self.is_stored:
+            return self.metanet.context(source(), tensors)
+        if torch.is_grad_enabled():
+            exact = self.metanet.context(source(), tensors)
+            context = [x.bfloat16() for x in exact]
+        else:
+            out = self._stored(plan)
+            if plan.in_place:
+                return self.metanet.context(source(), tensors, out)
+            out = [torch.empty_like(x) for x in out]
+            context = self.metanet.context(source(), tensors, out)
+        for i in plan.present:
+            shape = (*plan.params[i].shape, self.metanet.d_context)
+            records[i][CONTEXT] = context[i].view(shape)
+        return context
+
+    def _graph_tensors(self, plan: StepPlan) -> GraphTensors:
+        """Made once; again if the metanet is moved."""
+        like = plan.like
         limit = None
         if not plan.is_small:
             limit = chunking.total_chunk_size(chunking.EDGES, like)
@@ -80,32 +104,19 @@ class GraphContext:
         if self._tensors is None or self._made_for != key:
             self._tensors = self.metanet.graph_tensors(self.graph, like, limit)
             self._made_for = key
-        tensors = self._tensors
-        assert tensors is not None
-        if not self.is_stored:
-            return self.metanet.context(source(), tensors)
-        if torch.is_grad_enabled():
-            exact = self.metanet.context(source(), tensors)
-            return [x.bfloat16() for x in exact]
-        out = self._stored(plan)
-        if not plan.in_place:
-            out = [torch.empty_like(x) for x in out]
-        return self.metanet.context(source(), tensors, out)
+        assert self._tensors is not None
+        return self._tensors
 
     def _stored(self, plan: StepPlan) -> list[Tensor]:
         """The context of the last computation, views of the records; zeros where
         absent."""
         d = self.metanet.d_context
-        device = self._like().device
-        present = set(plan.present)
-        found = []
+        device = plan.like.device
+        context = []
         for i, spec in enumerate(self.graph.parameters):
-            if i in present:
-                found.append(plan.state[i][CONTEXT].view(-1, d))
+            if plan.grads[i] is not None:
+                context.append(plan.state[i][CONTEXT].view(-1, d))
             else:
                 zeros = torch.zeros(spec.numel, d, dtype=torch.bfloat16, device=device)
-                found.append(zeros)
-        return found
-
-    def _like(self) -> Tensor:
-        return next(self.metanet.parameters())
+                context.append(zeros)
+        return context

@@ -1,4 +1,4 @@
-"""How the updates of a metanet change over a training of known length."""
+"""How the updates of a metanet change over a run of known length."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,7 @@ from ngopt.schedule import with_horizon
 
 @dataclass(frozen=True)
 class Cooldown:
-    """How updates change over a training whose number of steps is known (Hägele et al.
+    """How updates change over a run whose number of steps is known (Hägele et al.
     2024).
 
     gain: multiplies updates until the last `share` of the steps,

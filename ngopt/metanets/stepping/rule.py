@@ -1,31 +1,43 @@
-"""The update rule of the paper's optimizers: a metanet predicts every update."""
+"""The update rule of the paper's optimizers: a metanet predicts every update.
+
+A step updates the momenta, reads the graph where that is due, predicts the updates and
+scales them. Features of a small network are in memory at once; those of a large one are
+computed where they are read, and its updates are predicted some at a time.
+"""
 # pyright: reportPrivateImportUsage=false
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Size, Tensor, _foreach_add_, _foreach_mul_
+from torch import Tensor, _foreach_mul_
 
 from ngopt import chunking, functional
 from ngopt.functional import Change, Gradients, Hyper, Record, UpdateRule
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets import features
-from ngopt.metanets.features import LERP_WEIGHTS, MAX_GRADIENT, MOMENTA, STEP
+from ngopt.metanets.features import MOMENTA, NUM_COLUMNS, STEP
 from ngopt.metanets.graph_data.feature_sources import FlatFeatures, RawFeatures
 from ngopt.metanets.metanet import Metanet
+from ngopt.metanets.predictor import Predictor
 from ngopt.metanets.stepping.context import CONTEXT, GraphContext, StepPlan
 from ngopt.metanets.stepping.cooldown import Cooldown
-from ngopt.metanets.stepping.predictions import Predictions, Update
-from ngopt.metanets.update_mlp import checked_updates
-from ngopt.packing import PackedState, Packing, PaddedRows, scalar_packing
+from ngopt.metanets.stepping.packed_momenta import PackedMomenta
 from ngopt.schedule import steps_so_far
 
 # Up to this number of parameters, all features are in memory during a step.
 SMALL_NETWORK = 1 << 16
+
+
+class Update(NamedTuple):
+    """The prediction for a parameter, or for some of its rows; see `Change`."""
+
+    position: int
+    values: Tensor
+    rows: slice | None = None
 
 
 @dataclass(eq=False)
@@ -56,8 +68,8 @@ class MetanetRule(UpdateRule):
     def __post_init__(self) -> None:
         self.metanet.check(self.graph)
         self._context = GraphContext(self.metanet, self.graph)
-        self._predictions = Predictions(self.metanet, self.graph)
-        self._flat_state: FlatState | None = None
+        self._predictor: Predictor | None = None
+        self._momenta: PackedMomenta | None = None
 
     def init(self, params: Sequence[Tensor]) -> list[Record]:
         records = []
@@ -84,33 +96,22 @@ class MetanetRule(UpdateRule):
         present = _present(grads)
         if not present:
             return iter(())
-        is_compiled = torch.compiler.is_compiling() and in_place
-        # all features are in memory: where autograd needs them, and on CPUs those of a
-        # small network. On accelerators the kernel that reads them makes them
-        is_small = self.graph.numel <= SMALL_NETWORK and self._like().is_cpu
-        is_small = is_small or torch.is_grad_enabled()
+        like = next(self.metanet.parameters())
         # see `may_be_traced`
-        reads_graph = not is_compiled and self._context.is_due(present, state)
-        hyper = self._cooled(hyper, state)
+        is_traced = torch.compiler.is_compiling() and in_place
         plan = StepPlan(
-            grads, state, params, hyper, in_place, present, is_small, reads_graph
+            grads=grads,
+            state=state,
+            params=params,
+            hyper=self._cooled(hyper, state),
+            in_place=in_place,
+            present=present,
+            like=like,
+            is_small=self._is_small(like),
+            reads_graph=not is_traced and self._context.is_due(present, state),
         )
-        if in_place and self._has_flat_state(plan):
-            return iter([self._changes(plan, state, self._flat_updates(plan))])
-        if in_place:
-            device = self._like().device
-            limit = chunking.chunk_size(chunking.UPDATED_ELEMENTS, device)
-            features.update_momenta_(grads, state, limit)
-            records = state
-        else:
-            records = features.next_records(grads, state)
-        context, updates = self._predicted(plan, records)
-        if in_place:
-            _foreach_add_([state[i][STEP] for i in present], 1)
-        elif context is not None and self._context.is_stored:
-            for i in present:
-                shape = (*params[i].shape, self.metanet.d_context)
-                records[i][CONTEXT] = context[i].view(shape)
+        step = self._small_step if plan.is_small else self._large_step
+        records, updates = step(plan)
         return map(partial(self._changes, plan, records), updates)
 
     def may_be_traced(self, grads: Gradients, state: Sequence[Record]) -> bool:
@@ -121,7 +122,7 @@ class MetanetRule(UpdateRule):
         return not self._context.is_due(_present(grads), state)
 
     def height(self, now: Any) -> Any:
-        """The factor c of the update after `now` steps of a training."""
+        """The factor c of the update after `now` steps of a run."""
         if self.cooldown is None or self.total_steps is None:
             return 1.0
         return self.cooldown.height(now, self.total_steps)
@@ -135,60 +136,135 @@ class MetanetRule(UpdateRule):
         height = self.height(steps_so_far(counts, self.total_steps))
         return hyper._replace(lr=[lr * height for lr in hyper.lr])
 
-    def _has_flat_state(self, plan: StepPlan) -> bool:
-        """Whether a small network has all gradients, and state in the metanet's dtype
-        and on its device."""
-        has_all = len(plan.present) == len(plan.state)
-        if not (plan.is_small and has_all and _is_eager()):
-            return False
-        like = self._like()
-        for record in plan.state:
-            momentum = record[MOMENTA[0]]
-            if momentum.dtype != like.dtype or momentum.device != like.device:
-                return False
-        return True
+    def _is_small(self, like: Tensor) -> bool:
+        """Whether all features are in memory: where autograd needs them, and on CPUs
+        those of a small network. On accelerators the kernel that reads them makes
+        them."""
+        if torch.is_grad_enabled():
+            return True
+        return self.graph.numel <= SMALL_NETWORK and like.is_cpu
 
-    def _flat_updates(self, plan: StepPlan) -> list[Update]:
-        """Updates of all parameters at once; moves their state, in place."""
-        if self._flat_state is None:
-            shapes = [Size(spec.shape) for spec in self.graph.parameters]
-            key = CONTEXT if self._context.is_stored else None
-            d_context = self.metanet.d_context
-            self._flat_state = FlatState(shapes, self._like(), key, d_context)
-        n = self.graph.numel
-        predictor = self._predictions.predictor(n)
-        step_features = predictor.features(n)
-        grads = [grad for grad in plan.grads if grad is not None]
-        context = self._flat_state.update(plan.params, grads, plan.state, step_features)
-        source = partial(FlatFeatures.finite, step_features.mT, self.graph)
-        computed = self._context.of_step(plan, source)
-        if computed is not None and context is None:
-            context = chunking.concatenated(computed)
-        values = self.graph.unflatten(predictor.predicted(n, context))
-        return list(map(Update, plan.present, values))
+    def _small_step(
+        self, plan: StepPlan
+    ) -> tuple[Sequence[Record], Iterable[Sequence[Update]]]:
+        """New records, and the updates of all parameters at once."""
+        memory = None
+        if plan.in_place and not torch.is_grad_enabled():
+            memory = self._updated_predictor(self.graph.numel, plan.like)
+        records, step_features = self._features(plan, memory)
+        source = partial(FlatFeatures.finite, step_features, self.graph)
+        contexts = self._context.of_step(plan, records, source)
+        context = None if contexts is None else chunking.concatenated(contexts)
+        if memory is not None:
+            values = memory.predicted(len(step_features), context)
+        else:
+            values = self.metanet.checked_updates(step_features, context)
+        by_parameter = self.graph.unflatten(values)
+        return records, [[Update(i, by_parameter[i]) for i in plan.present]]
+
+    def _large_step(
+        self, plan: StepPlan
+    ) -> tuple[Sequence[Record], Iterable[Sequence[Update]]]:
+        """New records, and updates of some parameters at a time."""
+        records = _next_records(plan)
+        source = RawFeatures(_columns(plan, records), self.graph, plan.like)
+        context = self._context.of_step(plan, records, lambda: source)
+        return records, self._updates_in_batches(plan, source, context)
+
+    def _features(
+        self, plan: StepPlan, memory: Predictor | None
+    ) -> tuple[Sequence[Record], Tensor]:
+        """New records, and the preprocessed weight, gradient and momenta of all
+        parameters, (numel, 14), zeros where the gradient is absent.
+
+        memory: where the features are written; without it autograd may follow.
+        """
+        out = None if memory is None else memory.features(self.graph.numel)
+        if out is not None and _can_be_packed(plan):
+            if self._momenta is None:
+                self._momenta = PackedMomenta(self.graph, plan.like)
+            self._momenta.update(plan.params, plan.grads, plan.state, out)
+            return plan.state, out.mT
+        records = _next_records(plan)
+        like = plan.like
+        zero = like.new_zeros(())
+        by_parameter, masks = [], []
+        for i, columns in enumerate(_columns(plan, records)):
+            spec = self.graph.parameters[i]
+            by_parameter.append(columns or [zero.expand(spec.shape)] * NUM_COLUMNS)
+            masks.append(like.new_full((spec.numel, 1), bool(columns)))
+        flat = []
+        for column in zip(*by_parameter, strict=True):
+            flat.append(self.graph.flatten([x.to(like.device) for x in column]))
+        step_features = features.features_of(flat, like, out)
+        if len(plan.present) == len(plan.params):
+            return records, step_features
+        mask = torch.cat(masks)
+        if out is None:
+            return records, step_features * mask
+        return records, step_features.mul_(mask)
+
+    def _updates_in_batches(
+        self, plan: StepPlan, source: RawFeatures, context: Sequence[Tensor] | None
+    ) -> Iterator[list[Update]]:
+        """Updates of some parameters at a time; in place, of some rows of a long
+        one."""
+        sizes = {i: self.graph.parameters[i].numel for i in plan.present}
+        capacity = chunking.total_chunk_size(chunking.ELEMENTS, plan.like)
+        memory = self._updated_predictor(capacity, plan.like)
+        limit = chunking.total_chunk_size(chunking.CONCATENATED_ELEMENTS, plan.like)
+        longest = limit
+        if memory is not None:
+            longest = chunking.chunk_size(chunking.UPDATED_ELEMENTS, plan.like.device)
+            limit = min(limit, longest)
+        for batch in chunking.batches_up_to(sizes, limit):
+            columns = source.joined(batch)
+            contexts = None
+            if context is not None:
+                contexts = chunking.concatenated([context[i] for i in batch])
+            if not plan.in_place or sizes[batch[0]] <= longest:
+                values = self._predicted(columns, contexts, plan.like, memory)
+                numels = [sizes[i] for i in batch]
+                yield list(map(Update, batch, values.split(numels)))
+                continue
+            (position,) = batch  # a long parameter is alone
+            count = self.graph.parameters[position].shape[0]
+            width = sizes[position] // count
+            for rows in chunking.even_slices(count, max(1, longest // width)):
+                elements = slice(rows.start * width, rows.stop * width)
+                piece = [column[elements] for column in columns]
+                piece_context = None if contexts is None else contexts[elements]
+                values = self._predicted(piece, piece_context, plan.like, memory)
+                yield [Update(position, values, rows)]
 
     def _predicted(
-        self, plan: StepPlan, records: Sequence[Record]
-    ) -> tuple[Sequence[Tensor] | None, Iterable[Sequence[Update]]]:
-        """The context of every parameter; updates of those present."""
-        columns = _columns(plan, records)
-        if not plan.is_small:
-            raw = RawFeatures(columns, self.graph, self._like())
-            context = self._context.of_step(plan, lambda: raw)
-            return context, self._predictions.piece_by_piece(plan, raw, context)
-        predictor = None
-        if plan.in_place and _is_eager():
-            predictor = self._predictions.predictor(self.graph.numel)
-        step_features = self._predictions.features(columns, predictor)
-        source = partial(FlatFeatures.finite, step_features, self.graph)
-        context = self._context.of_step(plan, source)
-        own = None if context is None else torch.cat(list(context)).to(step_features)
-        if predictor is None:
-            values = checked_updates(self.metanet.updates, step_features, own)
-        else:
-            values = predictor.predicted(len(step_features), own)
-        by_parameter = self.graph.unflatten(values)
-        return context, [[Update(i, by_parameter[i]) for i in plan.present]]
+        self,
+        columns: Sequence[Tensor],
+        context: Tensor | None,
+        like: Tensor,
+        memory: Predictor | None,
+    ) -> Tensor:
+        """Updates (n,) of elements of a large network.
+
+        columns: weight, gradient and momenta, (n,) each. context: (n, d), if any.
+        """
+        if memory is not None:
+            return memory.of_columns(columns, context)
+        return self.metanet.checked_updates(
+            features.features_of(columns, like), context
+        )
+
+    def _updated_predictor(self, capacity: int, like: Tensor) -> Predictor | None:
+        """The predictor, made once for a dtype and device, with the weights as they
+        are; None if the updates are not those of an MLP, and in a compiled step, which
+        plans its own memory."""
+        mlp = self.metanet.update_mlp()
+        if mlp is None or torch.compiler.is_compiling():
+            return None
+        if self._predictor is None or not self._predictor.fits(capacity, like):
+            self._predictor = Predictor(mlp, capacity)
+        self._predictor.read_weights()
+        return self._predictor
 
     def _changes(
         self, plan: StepPlan, records: Sequence[Record], updates: Sequence[Update]
@@ -215,104 +291,51 @@ class MetanetRule(UpdateRule):
             changes.append(Change(i, delta, records[i], part))
         return changes
 
-    def _like(self) -> Tensor:
-        return next(self.metanet.parameters())
-
 
 def _present(grads: Gradients) -> list[int]:
     """Positions of parameters with a gradient."""
     return [i for i, grad in enumerate(grads) if grad is not None]
 
 
+def _next_records(plan: StepPlan) -> Sequence[Record]:
+    """The records after the step, but for their contexts."""
+    if not plan.in_place:
+        return features.next_records(plan.grads, plan.state)
+    limit = chunking.chunk_size(chunking.UPDATED_ELEMENTS, plan.like.device)
+    features.update_records_(plan.grads, plan.state, limit)
+    return plan.state
+
+
 def _columns(plan: StepPlan, records: Sequence[Record]) -> list[list[Tensor]]:
     """Weight, gradient and momenta of every parameter; [] without a gradient."""
     columns = []
     for p, grad, record in zip(plan.params, plan.grads, records, strict=True):
-        own = []
-        if grad is not None:
-            own = [p, grad, *(record[key] for key in MOMENTA)]
-        columns.append(own)
+        if grad is None:
+            columns.append([])
+        else:
+            columns.append([p, grad, *(record[key] for key in MOMENTA)])
     return columns
 
 
-def _is_eager() -> bool:
-    """Whether a step is neither compiled nor differentiated."""
-    return not (torch.compiler.is_compiling() or torch.is_grad_enabled())
+def _can_be_packed(plan: StepPlan) -> bool:
+    """Whether all parameters have a gradient, and momenta in the metanet's dtype and on
+    its device."""
+    if len(plan.present) < len(plan.params):
+        return False
+    like = plan.like
+    momenta = [record[MOMENTA[0]] for record in plan.state]
+    return all(x.dtype == like.dtype and x.device == like.device for x in momenta)
 
 
 def _scaled(
     values: list[Tensor], rates: Sequence[float | Tensor], in_place: bool
 ) -> list[Tensor]:
     """Values times learning rates, in place where a step is, which saves memory."""
+    if not in_place:
+        return [rate * x for x, rate in zip(values, rates, strict=True)]
     numbers = [rate for rate in rates if isinstance(rate, float)]
-    if in_place and len(numbers) == len(rates):
-        if any(rate != 1 for rate in numbers):
-            _foreach_mul_(values, numbers)
-        return values
-    found = []
-    for x, rate in zip(values, rates, strict=True):
-        found.append(x.mul_(rate) if in_place else rate * x)
-    return found
-
-
-class FlatState:
-    """State of a small network's parameters as a few tensors, for steps in place.
-
-    Records hold views of them. A step makes as many calls for all parameters as for
-    one, and allocates almost nothing.
-
-    shapes: of the parameters. like: has the dtype and device of the state. context: key
-    of the stored context of a parameter, (*shape, d); None if none is stored.
-    """
-
-    def __init__(
-        self, shapes: Sequence[Size], like: Tensor, context: str | None, d_context: int
-    ):
-        of_momenta = _flat(MOMENTA, shapes, (len(MOMENTA), -1))
-        of_steps = scalar_packing(len(shapes), [STEP], torch.device("cpu"))
-        packings = [of_momenta, of_steps]
-        if context is not None:
-            own = [Size((*shape, d_context)) for shape in shapes]
-            packings.append(_flat([context], own, (-1, d_context)))
-        self._state = PackedState(packings)
-        self._lerp_weights = like.new_tensor(LERP_WEIGHTS).unsqueeze(1)
-        numel = sum(shape.numel() for shape in shapes)
-        self._clipped = like.new_empty(numel)
-
-    def update(
-        self,
-        params: Sequence[Tensor],
-        grads: Sequence[Tensor],
-        records: Sequence[Record],
-        out: Tensor,
-    ) -> Tensor | None:
-        """Updates steps and momenta, in the records; writes features to `out`, (14, n).
-
-        Returns the stored context of all elements, (n, d), of which the records hold
-        views; None if none is stored.
-        """
-        momenta, steps, *context = self._state.open(records, in_place=True)
-        steps.add_(1)
-        columns = out.chunk(2)[0]
-        _concatenated(params, columns[0])
-        gradient = _concatenated(grads, columns[1])
-        torch.clamp(gradient, -MAX_GRADIENT, MAX_GRADIENT, out=self._clipped)
-        momenta.lerp_(self._clipped, self._lerp_weights)
-        columns[2:] = momenta
-        features.preprocess_in_place(out)
-        return context[0] if context else None
-
-
-def _flat(
-    keys: Sequence[str], shapes: Sequence[Size], shape: tuple[int, int]
-) -> Packing:
-    """One tensor of a shape, with tensors of `shapes` one after the other for each key
-    of the records."""
-    places = [(i, key) for key in keys for i in range(len(shapes))]
-    rows = PaddedRows([*shapes] * len(keys), lanes=1)
-    return Packing(places, lambda values: rows.join(values).view(shape), rows.split)
-
-
-def _concatenated(values: Sequence[Tensor], out: Tensor) -> Tensor:
-    """All elements of some tensors, (n,)."""
-    return torch.cat([x.reshape(-1) for x in values], out=out)
+    if len(numbers) < len(rates):
+        return [x.mul_(rate) for x, rate in zip(values, rates, strict=True)]
+    if any(rate != 1 for rate in numbers):
+        _foreach_mul_(values, numbers)
+    return values

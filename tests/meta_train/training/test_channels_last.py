@@ -1,4 +1,4 @@
-"""Networks with their channels last compute what they do otherwise."""
+"""Networks in channels-last format compute the same."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from meta_train.training.unroll import ChannelsLast, channels_last
 LAST = torch.channels_last
 
 
-def test_maps_and_kernels_are_laid_out_wherever_they_are():
+def test_tensors_of_a_pytree_are_channels_last():
     maps, vector = torch.randn(2, 3, 4, 4), torch.randn(3)
     (kernel,), found = channels_last(([maps], {"bias": vector, "name": "conv"}))
     assert kernel.is_contiguous(memory_format=LAST) and torch.equal(kernel, maps)
@@ -32,7 +32,7 @@ def test_pools_and_their_derivatives_are_torchs(several, size):
     torch.testing.assert_close(second, torch.autograd.grad(other.pow(3).sum(), maps)[0])
 
 
-def test_gradients_lie_as_the_maps_do():
+def test_gradients_of_pooled_maps_are_channels_last():
     maps = channels_last(torch.randn(2, 3, 4, 4)).requires_grad_()
     with ChannelsLast():
         F.adaptive_avg_pool2d(F.relu(maps), 1).square().sum().backward()

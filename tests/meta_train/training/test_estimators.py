@@ -2,23 +2,25 @@ from itertools import pairwise
 
 import pytest
 import torch
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.nn.utils import parameters_to_vector
 
 from meta_train.training.estimators import PES, TBPTT, Imitation, SecondOrderTBPTT
-from meta_train.training.unroll import (
-    Inner,
-    Optimizee,
-    Stack,
-    moved,
-    stacked,
-    unroll,
-)
+from meta_train.training.unroll import Inner, Optimizee, Stack, moved, stacked, unroll
 from ngopt.functional import update_all
 from ngopt.metanets import METANETS, FeedForward
 from ngopt.metanets.stepping.cooldown import Cooldown
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 from tests.meta_train.closed_form import Drift, RecoveredGradient, Regression, Slope
+from tests.meta_train.training.meta_gradients import (
+    directional_derivative,
+    first_estimate,
+)
 from tests.metanets import metanet_for
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
 
 
 def learned_from(metanet):
@@ -26,49 +28,40 @@ def learned_from(metanet):
 
 
 def by_autograd(optimizee, learned, steps, limit=float("inf"), horizon=None):
-    """The first-order meta-gradient through one autograd graph:
-    what the optimizer sees is detached."""
+    """The first-order meta-gradient through one autograd graph: parameters are
+    detached where the optimizer reads them."""
     metanet, rule = learned.metanet, learned.bind(optimizee.graph, horizon)
     inner, losses = optimizee.start(rule), []
     hyper = optimizee.hyper()
     for _ in range(steps):
         _, grads, buffers = optimizee.gradient(inner)
-        seen = [p.detach() for p in inner.params]
-        deltas, state = update_all(rule, grads, inner.state, seen, hyper)
-        after = moved(inner._replace(params=seen), deltas, state, buffers)
-        # the update as a function of what was seen,
+        detached = [p.detach() for p in inner.params]
+        deltas, state = update_all(rule, grads, inner.state, detached, hyper)
+        after = moved(inner._replace(params=detached), deltas, state, buffers)
+        # the update as a function of detached values,
         # applied to parameters that carry the autograd graph
-        learned = [a - s for a, s in zip(after.params, seen, strict=True)]
-        params = [p + u for p, u in zip(inner.params, learned, strict=True)]
+        changes = [a - p for a, p in zip(after.params, detached, strict=True)]
+        params = [p + u for p, u in zip(inner.params, changes, strict=True)]
         inner = Inner(params, buffers, after.state, inner.step + 1)
         losses.append(
             optimizee.loss(inner.params, inner.buffers, inner.step)[0].clamp(max=limit)
         )
     mean = torch.stack(losses).mean()
-    gradient = torch.autograd.grad(mean, list(metanet.parameters()), allow_unused=True)
-    weights = metanet.parameters()
-    return mean, torch.cat(
-        [
-            torch.zeros_like(w).flatten() if g is None else g.flatten()
-            for g, w in zip(gradient, weights, strict=True)
-        ]
-    )
+    weights = list(metanet.parameters())
+    gradient = torch.autograd.grad(mean, weights, materialize_grads=True)
+    return mean, parameters_to_vector(gradient)
 
 
 @pytest.mark.parametrize("name", sorted(METANETS))
 @pytest.mark.parametrize("tracked", [5, 2])
 def test_adjoint_equals_autograd_with_detached_features(name, tracked, monkeypatch):
-    torch.manual_seed(0)
     monkeypatch.setattr(
         "meta_train.training.estimators.tbptt.tracked_updates",
         lambda metanet, graph: tracked,
     )
     optimizee = Optimizee(Regression(), seed=1)
     learned = learned_from(metanet_for(name, optimizee.graph))
-    estimator = TBPTT()
-    found, state = estimator.estimate(
-        optimizee, learned, estimator.start(optimizee, learned), 5
-    )
+    found, state = first_estimate(TBPTT(), optimizee, learned, 5)
     loss, expected = by_autograd(optimizee, learned, 5)
     assert found.meta_loss == pytest.approx(loss.item(), abs=1e-14)
     torch.testing.assert_close(found.meta_gradient, expected, rtol=1e-9, atol=1e-12)
@@ -78,10 +71,9 @@ def test_adjoint_equals_autograd_with_detached_features(name, tracked, monkeypat
 
 @pytest.mark.parametrize("name", ["lstm", "ng-gnn", "ng-t"])
 @pytest.mark.parametrize("tracked", [7, 2])
-def test_what_the_graph_said_has_an_adjoint_over_all_steps_that_use_it(
+def test_stored_context_has_an_adjoint_over_all_steps_that_use_it(
     name, tracked, monkeypatch
 ):
-    torch.manual_seed(0)
     monkeypatch.setattr(
         "meta_train.training.estimators.tbptt.tracked_updates",
         lambda metanet, graph: tracked,
@@ -90,27 +82,22 @@ def test_what_the_graph_said_has_an_adjoint_over_all_steps_that_use_it(
     metanet = metanet_for(name, optimizee.graph).reconfigured(graph_every=3)
     learned = learned_from(metanet)
     estimator = TBPTT()
-    found, _ = estimator.estimate(
-        optimizee, learned, estimator.start(optimizee, learned), 7
-    )
+    found, _ = first_estimate(estimator, optimizee, learned, 7)
     _, expected = by_autograd(optimizee, learned, 7)
     error = (found.meta_gradient - expected).norm()
-    # what is said is bfloat16, and so are sums of its derivatives
+    # the context is bfloat16, and so are sums of its derivatives
     assert error < 0.01 * expected.norm()
     graph = [p.numel() for n, p in metanet.named_parameters() if "head" not in n]
     assert expected[: sum(graph)].norm() > 1e-5
 
 
-def test_adjoint_of_a_training_that_cools_down():
-    torch.manual_seed(0)
+def test_adjoint_with_a_cooldown():
     optimizee = Optimizee(Regression(), seed=1)
     learned = LearnedOptimizer(
         metanet=FeedForward().double(), cooldown=Cooldown(1.5, 0.6)
     )
     estimator = TBPTT(total_steps=5)
-    found, _ = estimator.estimate(
-        optimizee, learned, estimator.start(optimizee, learned), 5
-    )
+    found, _ = first_estimate(estimator, optimizee, learned, 5)
     _, expected = by_autograd(optimizee, learned, 5, horizon=5)
     torch.testing.assert_close(found.meta_gradient, expected, rtol=1e-9, atol=1e-12)
     _, constant = by_autograd(optimizee, learned, 5)
@@ -118,34 +105,26 @@ def test_adjoint_of_a_training_that_cools_down():
 
 
 def test_clamped_losses_have_no_gradient():
-    torch.manual_seed(0)
     optimizee = Optimizee(Regression(), seed=1)
     learned = learned_from(FeedForward().double())
     free = TBPTT()
-    losses = [
-        free.estimate(optimizee, learned, free.start(optimizee, learned), k)[
-            0
-        ].meta_loss
-        * k
-        for k in range(1, 5)
-    ]
+    losses = []
+    for k in range(1, 5):
+        estimate, _ = first_estimate(free, optimizee, learned, k)
+        losses.append(estimate.meta_loss * k)
     single = [losses[0], *(b - a for a, b in pairwise(losses))]
     limit = sum(single) / 4  # some losses above, some below
     assert min(single) < limit < max(single)
-    found, _ = TBPTT(loss_limit=limit).estimate(
-        optimizee, learned, free.start(optimizee, learned), 4
-    )
+    found, _ = first_estimate(TBPTT(loss_limit=limit), optimizee, learned, 4)
     loss, expected = by_autograd(optimizee, learned, 4, limit)
     assert found.meta_loss == pytest.approx(loss.item(), abs=1e-14)
     torch.testing.assert_close(found.meta_gradient, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_the_last_update_learns_too():
+def test_the_last_update_has_a_gradient():
     optimizee = Optimizee(Regression(), seed=1)
     learned = learned_from(RecoveredGradient())
-    found, _ = TBPTT().estimate(
-        optimizee, learned, TBPTT().start(optimizee, learned), 1
-    )
+    found, _ = first_estimate(TBPTT(), optimizee, learned, 1)
     _, expected = by_autograd(optimizee, learned, 1)
     torch.testing.assert_close(found.meta_gradient, expected)
     assert found.meta_gradient.abs().max() > 1e-4
@@ -202,41 +181,31 @@ def test_pes_matches_the_gradient_of_a_smooth_meta_loss():
     derivative."""
     optimizee = Optimizee(Regression(), seed=1)
     learned = learned_from(RecoveredGradient())
-    estimate, state = PES(sigma=1e-5).estimate(
-        optimizee, learned, PES().start(optimizee, learned), 1
-    )
+    estimate, state = first_estimate(PES(sigma=1e-5), optimizee, learned, 1)
     noise = state.perturbation
     # exact after one step, where nothing is detached
     _, gradient = by_autograd(optimizee, learned, 1)
     torch.testing.assert_close(
-        estimate.meta_gradient,
-        noise * (noise @ gradient) / 1e-10,
-        rtol=1e-3,
-        atol=1e-9,
+        estimate.meta_gradient, noise * (noise @ gradient) / 1e-10, rtol=1e-3, atol=1e-9
     )
 
 
 def test_second_order_is_the_derivative_of_the_mean_loss():
     """By finite differences, over a second truncation whose start counts as given."""
-    torch.manual_seed(0)
     optimizee = Optimizee(Regression(), seed=1)
     metanet = metanet_for("ff", optimizee.graph)
     learned = learned_from(metanet)
     estimator = SecondOrderTBPTT(tail=0.5)
-    _, start = estimator.estimate(
-        optimizee, learned, estimator.start(optimizee, learned), 3
-    )
+    _, start = first_estimate(estimator, optimizee, learned, 3)
     found, _ = estimator.estimate(optimizee, learned, start, 4)
-    theta = parameters_to_vector(metanet.parameters()).detach()
-    direction = torch.randn_like(theta) / len(theta) ** 0.5
-    values = []
-    for sign in (1, -1):
-        vector_to_parameters(theta + sign * 1e-6 * direction, metanet.parameters())
+
+    def meta_loss():
         rule = learned.bind(optimizee.graph)
         inner, losses = unroll(optimizee, start, rule, 4, optimizee.hyper())
         last, _ = optimizee.loss(inner.params, inner.buffers, inner.step)
-        values.append((losses[3] + last) / 2)
-    expected = (values[0] - values[1]) / 2e-6
+        return (losses[3] + last) / 2
+
+    direction, expected = directional_derivative(meta_loss, metanet, 1e-6)
     assert expected.abs() > 1e-6
     torch.testing.assert_close(
         found.meta_gradient @ direction, expected, rtol=1e-5, atol=1e-10
@@ -244,34 +213,24 @@ def test_second_order_is_the_derivative_of_the_mean_loss():
 
 
 class TestImitation:
-    def test_its_gradient_is_that_of_the_distance(self):
-        torch.manual_seed(0)
+    def test_gradient_is_that_of_the_distance(self):
         optimizee = Optimizee(Regression(), seed=1)
         metanet = metanet_for("ng-gnn", optimizee.graph)
         learned = learned_from(metanet)
         estimator = Imitation()
-        found, after = estimator.estimate(
-            optimizee, learned, estimator.start(optimizee, learned), 3
-        )
-        theta = parameters_to_vector(metanet.parameters()).detach()
-        direction = torch.randn_like(theta) / len(theta) ** 0.5
-        values = []
-        for sign in (1, -1):
-            vector_to_parameters(theta + sign * 1e-5 * direction, metanet.parameters())
-            values.append(
-                estimator.estimate(
-                    optimizee, learned, estimator.start(optimizee, learned), 3
-                )[0].meta_loss
-            )
-        expected = (values[0] - values[1]) / 2e-5
+        found, after = first_estimate(estimator, optimizee, learned, 3)
+
+        def meta_loss():
+            return first_estimate(estimator, optimizee, learned, 3)[0].meta_loss
+
+        direction, expected = directional_derivative(meta_loss, metanet, 1e-5)
         assert abs(expected) > 1e-6
         assert (found.meta_gradient @ direction).item() == pytest.approx(
             expected.item(), rel=1e-4
         )
         assert after.inner.step == 3
 
-    def test_what_the_graph_said_is_learned_from_in_all_steps_that_use_it(self):
-        torch.manual_seed(0)
+    def test_stored_context_is_differentiated_in_all_steps_that_use_it(self):
         optimizee = Optimizee(Regression(), seed=1)
         metanet = metanet_for("ng-gnn", optimizee.graph).reconfigured(graph_every=3)
         learned = learned_from(metanet)
@@ -296,16 +255,14 @@ class TestImitation:
         weights = list(metanet.parameters())
         expected = torch.autograd.grad(mean, weights, materialize_grads=True)
         difference = found.meta_gradient - parameters_to_vector(expected)
-        # what is said is bfloat16, and so are sums of its derivatives
+        # the context is bfloat16, and so are sums of its derivatives
         assert difference.norm() < 0.01 * parameters_to_vector(expected).norm()
 
-    def test_the_trajectory_is_the_teachers(self):
+    def test_trajectory_is_that_of_the_default(self):
         optimizee = Optimizee(Regression(), seed=1)
         learned = learned_from(FeedForward().double())
         estimator = Imitation()
-        _, after = estimator.estimate(
-            optimizee, learned, estimator.start(optimizee, learned), 4
-        )
+        _, after = first_estimate(estimator, optimizee, learned, 4)
         rule = estimator.teacher.bind(optimizee.graph)
         expected, _ = unroll(
             optimizee, optimizee.start(rule), rule, 4, optimizee.hyper()
@@ -313,17 +270,14 @@ class TestImitation:
         for a, b in zip(after.inner.params, expected.params, strict=True):
             assert torch.equal(a, b)
 
-    def test_it_learns(self):
-        torch.manual_seed(0)
+    def test_meta_loss_falls(self):
         optimizee = Optimizee(Regression(), seed=1)
         metanet = FeedForward().double()
         learned = learned_from(metanet)
         estimator = Imitation()
         optimizer, losses = torch.optim.Adam(metanet.parameters(), 0.01), []
         for _ in range(40):
-            estimate, _ = estimator.estimate(
-                optimizee, learned, estimator.start(optimizee, learned), 10
-            )
+            estimate, _ = first_estimate(estimator, optimizee, learned, 10)
             losses.append(estimate.meta_loss)
             pieces = estimate.meta_gradient.split(
                 [p.numel() for p in metanet.parameters()]

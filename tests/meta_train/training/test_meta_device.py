@@ -25,7 +25,7 @@ ESTIMATORS = {
     "imitation": Imitation(),
 }
 META = torch.device("meta")
-# What an estimator does is seen with a metanet that reads no graph and with one that
+# Estimators are tested with a metanet that reads no graph and with one that
 # does; all other metanets run under vmap, which lets the host read no more, with and
 # without derivatives.
 CASES = [

@@ -17,7 +17,7 @@ class TestRanks:
     @pytest.mark.parametrize(
         "estimator", ["tbptt", pytest.param("pes", marks=pytest.mark.thorough)]
     )
-    def test_their_number_changes_nothing_and_any_number_resumes(
+    def test_any_number_of_ranks_gives_the_same_weights_and_resumes(
         self, tmp_path, estimator, forked
     ):
         settings = {
@@ -27,8 +27,8 @@ class TestRanks:
             "validation_seeds": 2,
         }
         names = {"one": (1, 1), "two then one": (2, 1), "one then two": (1, 2)}
-        for name, some in names.items():
-            for steps, processes in zip((2, 4), some, strict=True):
+        for name, counts in names.items():
+            for steps, processes in zip((2, 4), counts, strict=True):
                 train.run(
                     config(
                         tmp_path / name,
@@ -44,7 +44,7 @@ class TestRanks:
         logs = {(tmp_path / name / "log.jsonl").read_text() for name in found}
         assert len(logs) == 1
 
-    def test_torchrun_starts_them_too(self, tmp_path):
+    def test_torchrun(self, tmp_path):
         arguments = [
             "--problems",
             TOY,
@@ -55,14 +55,7 @@ class TestRanks:
             "--horizon",
             "12",
         ]
-        arguments += [
-            "--truncation",
-            "3",
-            "--warmup",
-            "2",
-            "--validate-every",
-            "2",
-        ]
+        arguments += ["--truncation", "3", "--warmup", "2", "--validate-every", "2"]
         torchrun = [
             sys.executable,
             "-m",
@@ -77,9 +70,7 @@ class TestRanks:
         )
         train.run(config(tmp_path / "one", outer_steps=2))
         rows = zip(
-            weights_of(tmp_path / "one"),
-            weights_of(tmp_path / "two"),
-            strict=True,
+            weights_of(tmp_path / "one"), weights_of(tmp_path / "two"), strict=True
         )
         assert all(torch.equal(a, b) for a, b in rows)
 
@@ -101,7 +92,7 @@ class TestRanks:
         assert re.search(message, str(found.value))[1] == str(stands)
         assert 2 <= stands <= 12  # the first rank may have been writing its newest
 
-    def test_what_a_rank_raises_is_told(self, tmp_path, forked):
+    def test_an_error_of_a_rank_is_in_the_message(self, tmp_path, forked):
         settings = config(tmp_path, outer_steps=2)
         train.run(settings)
         with pytest.raises(

@@ -19,7 +19,7 @@ def test_horizons_grow_and_are_log_uniform(tmp_path):
         assert np.median(found) == pytest.approx(sqrt(10 * top), rel=0.4)
 
 
-def test_a_life_ends_at_its_horizon_and_es_takes_it_whole(tmp_path):
+def test_optimizees_restart_at_their_horizon(tmp_path):
     trainer = MetaTrainer(
         config(tmp_path, truncation=5, optimizees=1, horizon=12, loss_limit=1e6)
     )
@@ -32,11 +32,9 @@ def test_a_life_ends_at_its_horizon_and_es_takes_it_whole(tmp_path):
     assert trainer.optimizees[0].steps == 12
     trainer.step()
     assert (trainer.optimizees[0].life, trainer.optimizees[0].age) == (1, 0)
-    with pytest.raises(ValueError, match="shortest: expected none with es"):
-        MetaTrainer(config(tmp_path, estimator="es", shortest=3))
 
 
-def test_diverged_optimizees_are_begun_anew_and_skipped(tmp_path):
+def test_diverged_optimizees_restart_and_are_skipped(tmp_path):
     trainer = MetaTrainer(config(tmp_path))
     with torch.no_grad():
         trainer.metanet.head.layers[-1].bias.fill_(1e6)

@@ -10,7 +10,7 @@ from tests.curves import curves
 from tests.meta_train.training.test_train import config
 
 
-def test_curves_are_those_of_the_log_and_go_on_when_resumed(tmp_path):
+def test_curves_equal_the_log_and_continue_when_resumed(tmp_path):
     MetaTrainer(config(tmp_path, outer_steps=2)).run()
     last = MetaTrainer(config(tmp_path, outer_steps=4))
     last.run()

@@ -37,6 +37,11 @@ def config(folder, **changes):
     return replace(base, **changes)
 
 
+def log_of(folder):
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return list(map(json.loads, lines))
+
+
 @pytest.mark.parametrize(("estimator", "metanet"), [("pes", "ff"), ("tbptt", "ng-gnn")])
 def test_resume_is_bit_identical(tmp_path, estimator, metanet):
     settings = {"estimator": estimator, "metanet": metanet, "average": 0.5}
@@ -62,27 +67,16 @@ def test_resume_is_bit_identical(tmp_path, estimator, metanet):
     resumed = MetaTrainer(config(tmp_path / "broken", **settings))
     resumed.run()
     assert resumed.outer_step == 6
-    for one, other in (
-        (whole.metanet, resumed.metanet),
-        (whole.mean, resumed.mean),
-    ):
+    for one, other in ((whole.metanet, resumed.metanet), (whole.mean, resumed.mean)):
         rows = zip(one.parameters(), other.parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in rows)
-    logs = [
-        [
-            json.loads(line)
-            for line in (tmp_path / name / "log.jsonl").read_text().splitlines()
-        ]
-        for name in ("whole", "broken")
-    ]
+    logs = [log_of(tmp_path / name) for name in ("whole", "broken")]
     assert logs[0] == logs[1]
     assert [record["outer_step"] for record in logs[0]] == [2, 4, 6]
 
 
 @pytest.mark.parametrize("estimator", ["tbptt", "tbptt-2", "pes", "imitation"])
-def test_ctrl_c_in_an_outer_step_loses_that_step_alone(
-    tmp_path, estimator, monkeypatch
-):
+def test_an_interrupted_outer_step_is_repeated(tmp_path, estimator, monkeypatch):
     settings = {"estimator": estimator, "validate_every": 6}
     whole = MetaTrainer(config(tmp_path / "whole", **settings))
     whole.run()
@@ -90,10 +84,10 @@ def test_ctrl_c_in_an_outer_step_loses_that_step_alone(
     broken = config(tmp_path / "broken", **settings)
     with monkeypatch.context() as patch:
         patch.setattr(MetaTrainer, "step", stopped_in_unroll(MetaTrainer.step, at=4))
-        told = re.escape(
+        message = re.escape(
             f"checkpoint '{path}' stands at outer step 4; the same command"
         )
-        with pytest.raises(Interrupted, match=told):
+        with pytest.raises(Interrupted, match=message):
             train.run(broken)
     resumed = MetaTrainer(broken)
     resumed.run()
@@ -102,7 +96,7 @@ def test_ctrl_c_in_an_outer_step_loses_that_step_alone(
     assert [record["outer_step"] for record in resumed.log] == [6]
 
 
-def test_your_own_metanet_is_trained_resumed_and_swept(tmp_path, capsys):
+def test_user_metanets_are_trained_resumed_and_swept(tmp_path, capsys):
     own = {"metanet": "tests.user_classes:Halved"}
     train.run(config(tmp_path, **own))
     train.run(config(tmp_path, **own, outer_steps=8))
@@ -117,7 +111,7 @@ def test_your_own_metanet_is_trained_resumed_and_swept(tmp_path, capsys):
         train.run(config(tmp_path / "odd", metanet="tests.user_classes:Own"))
 
 
-def test_another_number_of_outer_steps_is_told(tmp_path, capsys):
+def test_messages_about_other_numbers_of_outer_steps(tmp_path, capsys):
     train.run(config(tmp_path, outer_steps=3))
     found = capsys.readouterr()
     assert "outer_steps" not in found.out + found.err
@@ -127,7 +121,7 @@ def test_another_number_of_outer_steps_is_told(tmp_path, capsys):
     assert f"meta_train.selection.sweep --weights {best} --output " in found.out
     train.run(config(tmp_path, outer_steps=4))
     found = capsys.readouterr().out
-    assert "of a training of 3 outer steps. The learning rate now falls until" in found
+    assert "of a run of 3 outer steps. The learning rate now falls until" in found
     assert "nothing is left" not in found
     train.run(config(tmp_path, outer_steps=4))
     assert "stands at outer step 4: nothing is left" in capsys.readouterr().out
@@ -162,7 +156,7 @@ def stopped_in_unroll(real_step, at):
     return step
 
 
-def test_ctrl_c_in_a_validation_repeats_it(tmp_path, monkeypatch):
+def test_an_interrupted_validation_is_repeated(tmp_path, monkeypatch):
     settings = config(tmp_path)
 
     def stopped(self):
@@ -204,10 +198,7 @@ def test_meta_training_learns(tmp_path):
     untrained = trainer.validate()
     trainer.best = float("inf")
     trainer.run()
-    losses = [
-        json.loads(line)["loss"]
-        for line in (tmp_path / "log.jsonl").read_text().splitlines()
-    ]
+    losses = [record["loss"] for record in log_of(tmp_path)]
     assert min(losses[1:]) < 0.7 * untrained.loss
 
 
@@ -215,10 +206,8 @@ def test_best_weights_are_exported_with_config_and_recipe(tmp_path):
     trainer = MetaTrainer(config(tmp_path))
     trainer.run()
     best = load_pretrained(tmp_path / "best.safetensors")
-    records = [
-        json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()
-    ]
-    assert best.table["validation"] == min(records, key=lambda r: r["loss"])
+    lowest = min(log_of(tmp_path), key=lambda record: record["loss"])
+    assert best.table["validation"] == lowest
     (stage,) = best.recipe["stages"]
     assert stage["problems"] == [TOY]
     assert stage["lr"] == 1e-3
@@ -243,7 +232,7 @@ def test_best_weights_are_exported_with_config_and_recipe(tmp_path):
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.75])
-def test_a_running_mean_of_weights_is_validated_and_kept(tmp_path, decay):
+def test_a_running_mean_of_weights_is_validated_and_stored(tmp_path, decay):
     changes = {"average": decay, "outer_steps": 3, "validate_every": 3}
     trainer = MetaTrainer(config(tmp_path, **changes))
 
@@ -269,14 +258,7 @@ def test_a_running_mean_of_weights_is_validated_and_kept(tmp_path, decay):
     assert trainer.log[-1]["loss"] == pytest.approx(found.loss, rel=1e-6)
 
 
-def test_a_mean_that_never_moves_is_refused(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"average: expected a decay in \[0, 1\); got 1"
-    ):
-        config(tmp_path, average=1.0)
-
-
-def test_a_file_in_place_of_the_folder_is_named(tmp_path):
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
     file = tmp_path / "file"
     file.touch()
     with pytest.raises(ValueError, match=f"folder '{file}': expected a folder"):
@@ -307,24 +289,33 @@ def test_learning_rate_schedule(tmp_path):
 
 
 class TestErrors:
-    def test_names(self, tmp_path):
-        with pytest.raises(
-            ValueError,
-            match="metanet 'adam': expected one of ff, lstm, nfn, ng-gnn, ng-t",
-        ):
-            MetaTrainer(config(tmp_path, metanet="adam"))
-        with pytest.raises(
-            ValueError,
-            match="problem .fm-17.: expected a known name.*Nearest: fm-16.*--names",
-        ):
-            MetaTrainer(config(tmp_path, problems=("fm-17",)))
-        with pytest.raises(ValueError, match=r"problem 'no.module:make'.*no"):
-            load_problem("no.module:make")
-        with pytest.raises(
-            ValueError,
-            match="estimator 'rl': expected one of tbptt, tbptt-2, pes, es, imitation",
-        ):
-            MetaTrainer(config(tmp_path, estimator="rl"))
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            (
+                {"metanet": "adam"},
+                "metanet 'adam': expected one of ff, lstm, nfn, ng-gnn, ng-t",
+            ),
+            (
+                {"problems": ("fm-17",)},
+                "problem .fm-17.: expected a known name.*Nearest: fm-16.*--names",
+            ),
+            ({"problems": ("no.module:make",)}, r"problem 'no.module:make'.*no"),
+            (
+                {"estimator": "rl"},
+                "estimator 'rl': expected one of tbptt, tbptt-2, pes, es, imitation",
+            ),
+            ({"average": 1.0}, r"average: expected a decay in \[0, 1\); got 1"),
+            ({"estimator": "es", "shortest": 3}, "shortest: expected none with es"),
+            (
+                {"metanet_config": {"heads": 2}},
+                "metanet_config: expected some of hidden, output_scale.*; got 'heads'",
+            ),
+        ],
+    )
+    def test_settings(self, tmp_path, changes, message):
+        with pytest.raises(ValueError, match=message):
+            MetaTrainer(config(tmp_path, **changes))
 
     def test_weights_of_another_metanet(self, tmp_path):
         MetaTrainer(config(tmp_path, metanet="ng-gnn", outer_steps=1)).run()
@@ -373,12 +364,4 @@ def test_overrides_reach_the_metanet(tmp_path):
             metanet_config={"width": 16, "layers": 1},
         )
     )
-    assert (
-        wide.metanet.config.width,
-        len(wide.metanet.transformer.layers),
-    ) == (16, 1)
-    with pytest.raises(
-        ValueError,
-        match="metanet_config: expected some of hidden, output_scale.*; got 'heads'",
-    ):
-        MetaTrainer(config(tmp_path, metanet_config={"heads": 2}))
+    assert (wide.metanet.config.width, len(wide.metanet.transformer.layers)) == (16, 1)

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.nn.utils import parameters_to_vector
 
 from harness.random import seeded
 from meta_train.training.unroll import Optimizee, unroll, whole_run
@@ -14,21 +14,20 @@ from ngopt.metanets.gnn import GNNConfig
 from ngopt.metanets.stepping.rule import MetanetRule
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 from tests.meta_train.closed_form import RecoveredGradient, Regression
+from tests.meta_train.training.meta_gradients import directional_derivative
 from tests.metanets import metanet_for
 
 STEPS = 4
 
 
-def meta_gradient(optimizee, metanet, steps=STEPS):
+def unrolled(optimizee, metanet, steps=STEPS, **options):
     rule = MetanetRule(metanet, optimizee.graph)
-    _, losses = unroll(
-        optimizee,
-        optimizee.start(rule),
-        rule,
-        steps,
-        optimizee.hyper(),
-        create_graph=True,
-    )
+    start = optimizee.start(rule)
+    return unroll(optimizee, start, rule, steps, optimizee.hyper(), **options)
+
+
+def meta_gradient(optimizee, metanet):
+    _, losses = unrolled(optimizee, metanet, create_graph=True)
     return losses, torch.autograd.grad(
         losses.sum(), list(metanet.parameters()), materialize_grads=True
     )
@@ -44,10 +43,7 @@ def test_second_order_unroll_equals_higher():
     inner = torch.optim.SGD(model.parameters(), lr=0.3)
     with higher.innerloop_ctx(
         model, inner, override={"lr": [lr]}, copy_initial_weights=True
-    ) as (
-        fmodel,
-        optimizer,
-    ):
+    ) as (fmodel, optimizer):
         expected = []
         for step in range(STEPS):
             loss = optimizee.problem.loss(fmodel, optimizee.problem.batch(3, step))
@@ -64,22 +60,14 @@ def test_second_order_unroll_equals_finite_differences(name):
     torch.manual_seed(0)
     optimizee = Optimizee(Regression(), seed=1)
     metanet = metanet_for(name, optimizee.graph)
-    direction = torch.randn(
-        sum(p.numel() for p in metanet.parameters()), dtype=torch.float64
-    )
-    direction /= direction.norm()
     _, gradient = meta_gradient(optimizee, metanet)
-    found = torch.cat([g.flatten() for g in gradient]) @ direction
-    theta, values = parameters_to_vector(metanet.parameters()).detach(), []
-    for sign in (1, -1):
-        vector_to_parameters(theta + sign * 1e-6 * direction, metanet.parameters())
-        rule = MetanetRule(metanet, optimizee.graph)
-        _, losses = unroll(
-            optimizee, optimizee.start(rule), rule, STEPS, optimizee.hyper()
-        )
-        values.append(losses.sum())
-    expected = (values[0] - values[1]) / 2e-6
+
+    def meta_loss():
+        return unrolled(optimizee, metanet)[1].sum()
+
+    direction, expected = directional_derivative(meta_loss, metanet, 1e-6)
     assert expected.abs() > 1e-6
+    found = parameters_to_vector(gradient) @ direction
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-8)
 
 
@@ -127,9 +115,7 @@ def test_buffers_and_dropout():
     _, buffers = optimizee.loss(start.params, start.buffers, 0)
     torch.testing.assert_close(losses[0], expected.detach())
     torch.testing.assert_close(buffers["1.running_mean"], network[1].running_mean)
-    again, repeated = unroll(
-        optimizee, optimizee.start(rule), rule, 3, optimizee.hyper()
-    )
+    again, repeated = unrolled(optimizee, metanet, 3)
     assert torch.equal(losses, repeated)
     other, _ = optimizee.loss(start.params, start.buffers, 1)
     assert not torch.equal(other, losses[0])
@@ -139,13 +125,13 @@ def test_buffers_and_dropout():
     assert torch.equal(model[1].running_mean, again.buffers["1.running_mean"])
 
 
-def test_unrolling_in_pieces_is_unrolling_at_once():
+def test_two_unrolls_equal_one_of_the_same_length():
     torch.manual_seed(0)
     metanet = NeuralGraphGNN().double()
     optimizee = Optimizee(Regression(), seed=2)
     rule = MetanetRule(metanet, optimizee.graph)
-    whole, losses = unroll(optimizee, optimizee.start(rule), rule, 5, optimizee.hyper())
-    half, first = unroll(optimizee, optimizee.start(rule), rule, 2, optimizee.hyper())
+    whole, losses = unrolled(optimizee, metanet, 5)
+    half, first = unrolled(optimizee, metanet, 2)
     rest, second = unroll(optimizee, half, rule, 3, optimizee.hyper())
     assert torch.equal(losses, torch.cat([first, second]))
     assert all(
@@ -157,8 +143,7 @@ def test_unrolling_in_pieces_is_unrolling_at_once():
 def test_whole_run_evaluates_the_trained_network():
     metanet = RecoveredGradient()
     optimizee = Optimizee(Regression(), seed=2)
-    rule = MetanetRule(metanet, optimizee.graph)
-    inner, _ = unroll(optimizee, optimizee.start(rule), rule, 30, optimizee.hyper())
+    inner, _ = unrolled(optimizee, metanet, 30)
     expected = optimizee.problem.evaluate(optimizee.model_at(inner), "validation")
     assert whole_run(optimizee, LearnedOptimizer(metanet=metanet), 30) == expected
     assert (
@@ -166,7 +151,7 @@ def test_whole_run_evaluates_the_trained_network():
     )
 
 
-def test_another_seed_is_another_start():
+def test_initial_weights_depend_on_the_seed():
     a, b = (Optimizee(Regression(), seed=s) for s in (1, 2))
     rule = MetanetRule(RecoveredGradient(), a.graph)
     assert not torch.equal(a.start(rule).params[0], b.start(rule).params[0])

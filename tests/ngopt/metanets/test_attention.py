@@ -40,9 +40,7 @@ def test_nodes_equal_a_softmax_over_a_list_of_edges(name, complete):
         WIDTH, HEADS, complete_up_to=1000 if complete else 0
     ).double()
     states = EdgeStates(
-        parts.blocks,
-        lambda _, chunk: chunk.of(edges[chunk.block]),
-        keep=True,
+        parts.blocks, lambda _, chunk: chunk.of(edges[chunk.block]), keep=True
     )
     found = run_layer(layer, nodes, states, parts)
     expected = by_hand(layer, graph, nodes, edges, complete)
@@ -55,7 +53,7 @@ def by_hand(layer, graph, nodes, edges, complete):
     """New states of all neurons."""
     starts = [sum(g.size for g in graph.groups[:i]) for i in range(len(graph.groups))]
     states = list(torch.cat(nodes))
-    seen: list[list] = [[] for _ in states]  # (logits, value) of each neuron
+    messages: list[list] = [[] for _ in states]  # (logits, value) of each neuron
     for block, state in zip((*graph.weights, *graph.constants), edges, strict=True):
         for place, source, target in ends(graph, block):
             i = starts[block.target] + target
@@ -67,20 +65,18 @@ def by_hand(layer, graph, nodes, edges, complete):
                 query = of_target[0]
                 key = of_source[0]
                 value = of_source[1]
-                seen[i].append(one_edge(query, key, value, *terms[:4]))
+                messages[i].append(one_edge(query, key, value, *terms[:4]))
                 query = of_source[2]
                 key = of_target[1]
                 value = of_target[2]
-                seen[j].append(one_edge(query, key, value, *terms[4:]))
+                messages[j].append(one_edge(query, key, value, *terms[4:]))
     if complete:
         for i, state in enumerate(states):
             query = layer.everywhere(state)[:WIDTH]
             for other in states:
                 _, key, value = layer.everywhere(other).chunk(3)
-                seen[i].append((logits_of(query, key), value))
-    return [
-        next_state(layer, state, own) for state, own in zip(states, seen, strict=True)
-    ]
+                messages[i].append((logits_of(query, key), value))
+    return [next_state(layer, *pair) for pair in zip(states, messages, strict=True)]
 
 
 def one_edge(query, key, value, to_query, to_key, scale, shift):
@@ -91,16 +87,16 @@ def logits_of(query, key):
     return (query * key).view(HEADS, -1).sum(1) / sqrt(WIDTH / HEADS)
 
 
-def next_state(layer, state, seen):
+def next_state(layer, state, messages):
     mean = torch.zeros_like(state)
-    if seen:
-        weights = torch.stack([logits for logits, _ in seen]).softmax(0)
-        values = torch.stack([value.view(HEADS, -1) for _, value in seen])
+    if messages:
+        weights = torch.stack([logits for logits, _ in messages]).softmax(0)
+        values = torch.stack([value.view(HEADS, -1) for _, value in messages])
         mean = (weights.unsqueeze(-1) * values).sum(0).flatten()
     return layer.node_mlp(layer.node_norm(state + layer.out(mean)))
 
 
-def test_what_was_seen_in_pieces_is_what_was_seen_at_once():
+def test_merged_softmax_sums_are_those_of_all_values():
     logits = 30 * torch.randn(1, 3, 8, 1, 2, dtype=torch.float64)
     values = torch.randn(1, 3, 8, 1, 6, dtype=torch.float64)
     of_head = torch.eye(2, dtype=torch.float64).repeat_interleave(3, 1)
@@ -120,7 +116,7 @@ def test_heads_divide_the_width():
 
 @torch.no_grad()
 def test_small_networks_are_fully_connected():
-    """With one layer of attention only that brings news from the far end."""
+    """With one layer, only attention between all neurons reaches the first bias."""
     graph = build_graph(mlp(3, 4, 5, 4, 2))
     features = torch.randn(graph.numel, NUM_FEATURES).double()
     changed = features.clone()

@@ -85,7 +85,7 @@ def test_steps_between_those_that_read_the_neural_graph_are_one_graph():
 
 
 @torch._dynamo.config.patch(recompile_limit=LIMIT)
-def test_a_scheduler_is_followed():
+def test_compiled_steps_follow_a_scheduler():
     """Whether or not steps of other learning rates are compiled again."""
     pair = Pair(weights="ng-gnn")
     schedulers = [
@@ -103,7 +103,7 @@ def test_a_scheduler_is_followed():
     pair.check()
 
 
-def test_a_state_that_was_loaded_is_followed():
+def test_compiled_steps_follow_loaded_state():
     """With the first step compiled, too."""
     pair = Pair(weights="ng-gnn")
     pair.compile()
@@ -118,7 +118,7 @@ def test_a_state_that_was_loaded_is_followed():
     pair.check()
 
 
-def test_it_warns_once_past_the_horizon():
+def test_a_compiled_step_warns_once_beyond_the_horizon():
     pair = Pair(weights="ff", total_steps=3)
     pair.eager.step = lambda: None
     pair.train(1)

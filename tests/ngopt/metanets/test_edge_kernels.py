@@ -19,13 +19,11 @@ CASES = [
 ]
 
 
-def test_they_equal_the_operations():
+def test_kernels_equal_the_layer():
     assert interpreter.run(__file__).count("equal") == len(CASES)
 
 
 def check(shape, width, dtype):
-    from ngopt.metanets.layers import edge_kernels
-
     torch.manual_seed(0)
     groups, targets, sources, _ = shape
     layer = pna.PNALayer(width, 4.0).to(dtype)
@@ -39,16 +37,17 @@ def check(shape, width, dtype):
     to_messages = slice(0, 2 * width)
     to_edges = slice(2 * width, None)
     found = []
-    for kernels, exact in ((edge_kernels, dtype), (None, torch.float64)):
-        pna.edge_kernels = lambda _, kernels=kernels: kernels
+    for has_kernels, exact in ((True, dtype), (False, torch.float64)):
         layer = layer.to(exact)
+        pna.can_use_kernels = lambda _, has_kernels=has_kernels: has_kernels
+        functions = layer.edge_functions(edges)
         ends = [x.to(exact) for x in (target, source)]
         with torch.no_grad():
-            own = EndTerms(*(x[..., to_messages] for x in ends))
-            both = layer.messages(edges.to(exact), own, chunk)
-            own = EndTerms(*(x[..., to_edges] for x in ends))
-            new = layer.next_edges(edges.to(exact), own, chunk)
-        found.append([new, *both[0][1:], *both[1][1:]])
+            terms = EndTerms(*(x[..., to_messages] for x in ends))
+            forward, backward = functions.messages(edges.to(exact), terms, chunk)
+            terms = EndTerms(*(x[..., to_edges] for x in ends))
+            new = functions.next_edges(edges.to(exact), terms, chunk)
+        found.append([new, *forward[1:], *backward[1:]])
     near = 1e-2 if dtype == torch.float16 else 1e-5
     for x, expected in zip(*found, strict=True):
         assert x.dtype == dtype

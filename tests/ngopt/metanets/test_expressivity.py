@@ -1,5 +1,5 @@
-"""What a graph network can compute: the forward pass of the network that it sees
-(Kofinas et al. 2024, App. B)."""
+"""A graph network can compute the forward pass of its input network (Kofinas et al.
+2024, App. B)."""
 
 from math import sqrt
 
@@ -15,7 +15,7 @@ from ngopt.metanets.layers.pna import PNALayer
 # Neurons of every layer, so that a mean of messages is their sum but for one factor.
 SIZE = 4
 ROUNDS = 3
-# Features of a node: what it says after each round, its bias, and three that make norms
+# Features of a node: its value after each round, its bias, and three that make norms
 # linear.
 WIDTH = ROUNDS + 1 + 4
 BIAS, NEGATIVE, HIGH, LOW = range(ROUNDS + 1, WIDTH)
@@ -36,18 +36,15 @@ def network():
 def simulator():
     """Round k makes feature k + 1 of every node from feature k of those before it.
 
-    A layer's nodes are right after as many rounds as it is deep; what they say in other
-    rounds is not read by anything that is.
+    A layer's nodes are right after as many rounds as it is deep; their values in other
+    rounds are not read.
     """
     found = GraphNetwork(
         1, None, WIDTH, [PNALayer(WIDTH, 1.0) for _ in range(ROUNDS)], (1, 1)
     ).double()
     for parameter in found.parameters():
         parameter.zero_()
-    for encoder, feature in (
-        (found.edge_encoder, 0),
-        (found.node_encoder, BIAS),
-    ):
+    for encoder, feature in ((found.edge_encoder, 0), (found.node_encoder, BIAS)):
         encoder.film.scales.fill_(1)
         encoder.weight[feature, 0, 0] = 1
     for k, layer in enumerate(found.layers):
@@ -67,7 +64,7 @@ def simulator():
 
 
 @torch.no_grad()
-def test_a_graph_network_computes_the_forward_pass_of_the_network_that_it_sees():
+def test_a_graph_network_computes_the_forward_pass_of_its_input_network():
     model, found = network(), simulator()
     inputs = torch.randn(5, SIZE, dtype=torch.float64)
     graph = build_graph(model, inputs)

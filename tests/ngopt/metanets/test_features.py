@@ -2,19 +2,30 @@ from math import exp
 
 import torch
 
-from ngopt.metanets.features import DECAYS, NUM_FEATURES, preprocess, update_momenta
+from ngopt.metanets.features import (
+    DECAYS,
+    MOMENTA,
+    next_records,
+    preprocess,
+    update_records_,
+)
 
 
 def test_momenta_in_closed_form():
     gradients = [torch.randn(3, dtype=torch.float64) for _ in range(7)]
-    momenta = [torch.zeros(3, dtype=torch.float64) for _ in DECAYS]
-    for g in gradients:
-        momenta = update_momenta(momenta, g)
-    for decay, m in zip(DECAYS, momenta, strict=True):
+    record = {key: torch.zeros(3, dtype=torch.float64) for key in MOMENTA}
+    record["step"] = torch.zeros(())
+    in_place = {key: value.clone() for key, value in record.items()}
+    for gradient in gradients:
+        (record,) = next_records([gradient], [record])
+        update_records_([gradient], [in_place], limit=2)
+    for decay, key in zip(DECAYS, MOMENTA, strict=True):
         expected = sum(
             (1 - decay) * decay ** (6 - t) * g for t, g in enumerate(gradients)
         )
-        torch.testing.assert_close(m, expected)
+        torch.testing.assert_close(record[key], expected)
+        torch.testing.assert_close(in_place[key], expected)
+    assert record["step"] == in_place["step"] == 7
 
 
 def test_preprocessing_by_hand():
@@ -23,8 +34,7 @@ def test_preprocessing_by_hand():
         dtype=torch.float64,
     )
     expected = torch.tensor(
-        [[0, -0.3, 1, -1], [-1, -1, 1, 0], [-1, 0.2, -0.5, 1]],
-        dtype=torch.float64,
+        [[0, -0.3, 1, -1], [-1, -1, 1, 0], [-1, 0.2, -0.5, 1]], dtype=torch.float64
     )
     torch.testing.assert_close(preprocess(x.unbind(-1)), expected)
 
@@ -39,7 +49,3 @@ def test_preprocessing_has_finite_derivatives_everywhere():
     (second,) = torch.autograd.grad(first.sum(), x)
     assert first.isfinite().all()
     assert second.isfinite().all()
-
-
-def test_feature_count_is_the_papers():
-    assert NUM_FEATURES == 14

@@ -20,7 +20,7 @@ def weights(tmp_path):
     return path
 
 
-def test_weights_of_your_own_metanet_are_those_that_were_saved(weights):
+def test_weights_of_a_user_metanet(weights):
     from tests.user_classes import Halved
 
     metanet = load_pretrained(weights).metanet
@@ -51,17 +51,17 @@ import tests.user_classes
 print(type(load_pretrained({str(weights)!r}).metanet).__name__)
 """
     error, name = printed(code).splitlines()
-    told = (
+    expected = (
         f"weights file '{weights}': metanet '{OWN}': expected module "
         "'tests.user_classes' to be imported"
     )
-    assert error.startswith(told)
+    assert error.startswith(expected)
     assert f"import it first; on the command line pass --metanet {OWN}" in error
     assert name == "Halved"
 
 
 @pytest.mark.parametrize(
-    "name, told",
+    "name, message",
     [
         ("gnn", "metanet 'gnn': expected one of ff, lstm, .*, or module:Class"),
         ("tests.none:Own", "expected a module 'tests.none'; got: No module named"),
@@ -76,8 +76,8 @@ print(type(load_pretrained({str(weights)!r}).metanet).__name__)
         (":Own", "metanet ':Own': expected one of"),
     ],
 )
-def test_names_of_no_metanet(name, told):
-    with pytest.raises(ValueError, match=told):
+def test_names_of_no_metanet(name, message):
+    with pytest.raises(ValueError, match=message):
         find_metanet(name, METANETS, may_import=True)
 
 

@@ -33,23 +33,23 @@ def test_a_step_is_that_of_torch():
 
 
 @torch.no_grad()
-def test_layers_hear_of_those_before_them():
+def test_outputs_depend_on_this_layer_and_those_before_it():
     graph = build_graph(mlp(3, 4, 2, 3))
     metanet = LayerLSTM().double()
     features = torch.randn(graph.numel, NUM_FEATURES).double()
     changed = features.clone()
     changed[12 + 4 + 2] += 1.0  # of the second layer's weight
-    before, after = (said(metanet, graph, x) for x in (features, changed))
+    before, after = (context_of(metanet, graph, x) for x in (features, changed))
     moved = [
         (a - b).abs().max().item() > 1e-9 for a, b in zip(before, after, strict=True)
     ]
     assert moved == [False, False, True, True, True, True]
     for weight, bias in zip(before[::2], before[1::2], strict=True):
-        # all of a layer hear the same
+        # equal for all elements of a layer
         assert torch.equal(weight, weight[:1].expand_as(weight))
         assert torch.equal(bias, weight[: len(bias)])
 
 
-def said(metanet, graph, features):
+def context_of(metanet, graph, features):
     parts = metanet.graph_tensors(graph, features)
     return metanet.context(FlatFeatures.finite(features, graph), parts)

@@ -24,46 +24,35 @@ def network() -> GraphNetwork:
     return GraphNetwork(5, 3, width=6, layers=layers, kernel=(3, 3)).double()
 
 
-@pytest.mark.parametrize(
-    "make",
-    [lambda: mlp(2, 3, 1), cnn, lambda: mlp(4, 3)],
-    ids=["2-3-1", "cnn", "one layer"],
-)
-def test_blocks_equal_an_edge_list_loop(make):
-    graph = build_graph(make())
+GRAPHS = {
+    "2-3-1": lambda: build_graph(mlp(2, 3, 1)),
+    "cnn": lambda: build_graph(cnn()),
+    "one layer": lambda: build_graph(mlp(4, 3)),
+    "components without edges": lambda: build_graph(
+        [torch.zeros(shape) for shape in ((3,), (), (4, 2), (7,))]
+    ),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", GRAPHS)
+def test_blocks_equal_an_edge_list_loop(name):
+    graph = GRAPHS[name]()
     gnn = network()
     values = graph.gather(
         [torch.randn(*s.shape, 5, dtype=torch.float64) for s in graph.parameters]
     )
-    with torch.no_grad():
-        found = gnn(values, graph)
-        expected = oracle.run(gnn, values, graph)
+    found = gnn(values, graph)
+    expected = oracle.run(gnn, values, graph)
     for f, e in zip(
-        (*found.biases, *found.edges),
-        (*expected.biases, *expected.edges),
-        strict=True,
+        (*found.biases, *found.edges), (*expected.biases, *expected.edges), strict=True
     ):
         torch.testing.assert_close(f, e, rtol=1e-12, atol=1e-12)
 
 
-def test_components_without_edges_and_isolated_biases():
-    shapes = [(3,), (), (4, 2), (7,)]
-    graph = build_graph([torch.zeros(s) for s in shapes])
-    gnn = network()
-    values = graph.gather(
-        [torch.randn(*s.shape, 5, dtype=torch.float64) for s in graph.parameters]
-    )
-    with torch.no_grad():
-        found = gnn(values, graph)
-        expected = oracle.run(gnn, values, graph)
-    for f, e in zip(
-        (*found.biases, *found.edges),
-        (*expected.biases, *expected.edges),
-        strict=True,
-    ):
-        torch.testing.assert_close(f, e, rtol=1e-12, atol=1e-12)
-    lone = build_graph([torch.zeros(3)])
-    assert NeuralGraphGNN()(torch.zeros(3, NUM_FEATURES), lone).shape == (3,)
+def test_a_single_bias():
+    graph = build_graph([torch.zeros(3)])
+    assert NeuralGraphGNN()(torch.zeros(3, NUM_FEATURES), graph).shape == (3,)
 
 
 @pytest.mark.parametrize("name", sorted(METANETS))
@@ -106,7 +95,7 @@ def test_a_gradient_moves_the_updates_of_other_layers():
 
 
 @torch.no_grad()
-def test_a_value_that_is_not_finite_stays_where_it_is():
+def test_values_that_are_not_finite_change_no_other_update():
     graph = build_graph(cnn())
     generator = torch.Generator().manual_seed(1)
     params = random_values(graph, generator)
@@ -149,7 +138,7 @@ def test_stacked_graphs_equal_a_loop(name):
         (2, 5, 4),
     ],
 )
-def test_tiles_hold_every_slot_once(shape):
+def test_tiles_cover_every_slot_once(shape):
     tiles = kernel_tiles(shape, (3, 3))
     slots = sorted(slot for tile in tiles for slot in tile.slots)
     total = int(torch.tensor(shape).prod()) if shape else 1

@@ -18,7 +18,7 @@ CASES = [
 ]
 
 
-def test_it_equals_the_layers():
+def test_kernel_equals_the_layers():
     assert interpreter.run(__file__).count("equal") == len(CASES)
 
 

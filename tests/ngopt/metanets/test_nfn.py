@@ -10,12 +10,7 @@ from ngopt.metanets.graph_data.graph_tensors import graph_tensors
 from ngopt.metanets.layers.edge_states import EdgeStates
 from ngopt.metanets.layers.np_layer import Channels, NPLayer, pooled
 from ngopt.metanets.nfn import NeuralFunctional, NFNConfig, chain_of
-from tests.equivariance import (
-    permute,
-    random_permutations,
-    random_values,
-    updates,
-)
+from tests.equivariance import permute, random_permutations, random_values, updates
 from tests.metanets import metanet_for
 from tests.networks import cnn, mlp
 
@@ -36,10 +31,7 @@ def test_inputs_and_outputs_may_be_permuted_too(make):
     grads = random_values(graph, generator)
     expected = permute(graph, updates(metanet, graph, params, [grads]), order)
     found = updates(
-        metanet,
-        graph,
-        permute(graph, params, order),
-        [permute(graph, grads, order)],
+        metanet, graph, permute(graph, params, order), [permute(graph, grads, order)]
     )
     for e, f in zip(expected, found, strict=True):
         torch.testing.assert_close(f, e, rtol=0, atol=1e-12)
@@ -77,8 +69,8 @@ def map_of(metanet, graph, weight, value):
 
 def _context(metanet, graph, features):
     parts = metanet.graph_tensors(graph, features)
-    said = metanet.context(FlatFeatures.finite(features, graph), parts)
-    return torch.cat(said, -2).squeeze(-1)
+    context = metanet.context(FlatFeatures.finite(features, graph), parts)
+    return torch.cat(context, -2).squeeze(-1)
 
 
 def orbits_of_pairs(graph, sizes):
@@ -130,7 +122,7 @@ def test_chains():
 
 @torch.no_grad()
 @pytest.mark.parametrize("pool", ["mean", "max"])
-def test_a_layer_is_the_sum_of_its_terms_one_by_one(pool):
+def test_a_layer_is_the_sum_of_its_terms(pool):
     """With features of the first nodes and of the whole network,
     which the metanet does not have."""
     d_in = Channels([2, 3], [1, 2, 3], 2)
@@ -185,11 +177,7 @@ def test_a_layer_is_the_sum_of_its_terms_one_by_one(pool):
         rows = [over(second[0, j], 0), nodes[2][j]]
         close(found_nodes[2][j], layer.bias_rows[1], rows, layer.bias_whole[1])
         for k in range(4):
-            pieces = [
-                over(second[0, :, k], 0),
-                over(first[0, k], 0),
-                nodes[1][k],
-            ]
+            pieces = [over(second[0, :, k], 0), over(first[0, k], 0), nodes[1][k]]
             columns = layer.columns[1](torch.cat(pieces))
             found = (
                 weights.of(order[1].chunks[0])[0, j, k]
@@ -202,7 +190,7 @@ def test_a_layer_is_the_sum_of_its_terms_one_by_one(pool):
 
 @torch.no_grad()
 @pytest.mark.parametrize("pool", ["mean", "max"])
-def test_what_stands_for_a_weight_does_not_depend_on_the_parts_it_is_in(pool):
+def test_pooled_weights_do_not_depend_on_chunks(pool):
     graph = build_graph(mlp(5, 7))
     values = torch.randn(1, 7, 5, 1, 3)
     reduced = Tensor.mean if pool == "mean" else Tensor.amax

@@ -77,7 +77,7 @@ def test_messages_that_are_equal_share_the_gradient_of_an_extremum():
     assert gradient.flatten().tolist() == [1.0, 1.0, 5.0, 0.0]
 
 
-def test_mapped_over_a_stack_they_are_those_of_each():
+def test_vmap_over_a_stack():
     stack = [torch.stack(pair) for pair in zip(inputs(1), inputs(2), strict=True)]
 
     def gradient(*tensors):

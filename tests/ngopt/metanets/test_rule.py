@@ -1,5 +1,4 @@
-"""A rule on a network of any size: what is made piece by piece equals what is made at
-once."""
+"""Steps of a rule on networks of any size: piece by piece and at once."""
 
 from dataclasses import replace
 from functools import cache
@@ -40,7 +39,7 @@ NETWORKS = ["grouped", "gpt", "lstm", "attention"]
 
 @cache
 def small_graph(name):
-    """Of the zoo's networks; the transformer with one layer, as it is taken edge by
+    """Of a network of the zoo; the transformer has one layer, as it is read edge by
     edge."""
     if name == "gpt":
         return build_graph(GPT(5, 4, 2, 3, 1).double(), torch.randint(5, (2, 3)))
@@ -59,7 +58,7 @@ def hyper(graph):
 
 @given(shape=st.tuples(*[st.integers(1, 9)] * 3), limit=st.integers(1, 60))
 @settings(deadline=None, max_examples=60)
-def test_parts_hold_every_edge_once(shape, limit):
+def test_block_slices_cover_every_edge_once(shape, limit):
     cuts = list(chunking.block_slices(shape, limit))
     ranges = [[range(piece.start, piece.stop) for piece in cut] for cut in cuts]
     assert sorted(edge for some in ranges for edge in product(*some)) == list(
@@ -68,13 +67,14 @@ def test_parts_hold_every_edge_once(shape, limit):
     assert all(len(list(product(*some))) <= limit for some in ranges)
 
 
-def test_messages_of_two_sets_are_those_of_all():
+def statistics_of(messages):
+    return MessageStatistics.of(messages, TO_TARGETS, statistics(messages, TO_TARGETS))
+
+
+def test_merged_statistics_are_those_of_all_messages():
     messages = 5 + torch.randn(2, 3, 7, 1, 4, dtype=torch.float64)
-    whole = MessageStatistics.of(7, statistics(messages, TO_TARGETS))
-    pieces = messages.split([2, 5], dim=2)
-    found = MessageStatistics.merged(
-        *(MessageStatistics.of(x.shape[2], statistics(x, TO_TARGETS)) for x in pieces)
-    )
+    whole = statistics_of(messages)
+    found = MessageStatistics.merged(*map(statistics_of, messages.split([2, 5], dim=2)))
     assert found.degree == whole.degree == 7
     for a, b in zip(found[1:], whole[1:], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
@@ -84,9 +84,8 @@ def test_messages_of_two_sets_are_those_of_all():
 @pytest.mark.parametrize("keeps", [True, False])
 @pytest.mark.parametrize("limit", [1, 7])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_graph_network_in_parts(name, limit, keeps, monkeypatch):
-    """With everything that it may have, and with states of edges that are kept or
-    computed again."""
+def test_graph_network_in_chunks_equals_whole_blocks(name, limit, keeps, monkeypatch):
+    """With all options, and with edge states that are stored or recomputed."""
     monkeypatch.setitem(chunking.CACHED_BYTES, "cpu", 1e9 if keeps else 0)
     graph = small_graph(name)
     layers = [PNALayer(6, log_degree=1.5) for _ in range(2)]
@@ -116,7 +115,7 @@ def in_parts(network, graph, values, limit):
 @torch.no_grad()
 @pytest.mark.parametrize("metanet", sorted(METANETS))
 @pytest.mark.parametrize("name", [*NETWORKS, "cnn"])
-def test_a_large_network_is_what_a_small_one_is(name, metanet, monkeypatch):
+def test_large_networks_step_like_small_ones(name, metanet, monkeypatch):
     """With a parameter that is absent, and a gradient that is not finite."""
     graph = small_graph(name)
     if metanet == "nfn" and chain_of(graph) is None:
@@ -147,8 +146,7 @@ def test_a_large_network_is_what_a_small_one_is(name, metanet, monkeypatch):
         monkeypatch.setitem(getattr(chunking, name), "cpu", most)
     for in_place in (False, True):
         assert_same_steps(
-            steps(MetanetRule(rule.metanet, graph), params, grads, in_place),
-            expected,
+            steps(MetanetRule(rule.metanet, graph), params, grads, in_place), expected
         )
 
 
@@ -173,7 +171,7 @@ def steps(rule, params, grads, in_place=False):
 
 @torch.no_grad()
 @pytest.mark.parametrize("metanet", ["ff", "lstm", "ng-gnn", "ng-t"])
-def test_parameters_without_elements_change_nothing_for_others(metanet):
+def test_parameters_without_elements(metanet):
     """A layer may have no neurons, as an adapter of rank 0."""
     params = [
         nn.Parameter(torch.ones(shape)) for shape in ((4, 3), (0, 4), (0,), (2, 4))
@@ -192,8 +190,8 @@ def test_parameters_without_elements_change_nothing_for_others(metanet):
 
 
 class TestCooldown:
-    """Where the number of steps is known, updates rise by the gain and fall over the
-    last share of them."""
+    """With a known number of steps, updates are multiplied by the gain and fall to zero
+    over the last share of them."""
 
     def trained(self, scheduler=None, **changes):
         model = mlp(3, 4, 2).float()
@@ -201,8 +199,7 @@ class TestCooldown:
             for p in model.parameters():
                 p.fill_(0.3)
         learned = replace(
-            load_pretrained("ff"),
-            **{"cooldown": None, **changes.pop("learned", {})},
+            load_pretrained("ff"), **{"cooldown": None, **changes.pop("learned", {})}
         )
         opt = NGOptimizer(
             model.parameters(), weight_decay=2.0, weights=learned, **changes
@@ -220,11 +217,8 @@ class TestCooldown:
             vector_to_parameters(before, model.parameters())
         return torch.tensor(moved)
 
-    def test_of_updates_and_decay(self):
-        plain, cooled = (
-            self.trained(total_steps=4),
-            {"cooldown": Cooldown(1.5, 0.5)},
-        )
+    def test_factor_of_updates_and_decay(self):
+        plain, cooled = (self.trained(total_steps=4), {"cooldown": Cooldown(1.5, 0.5)})
         assert torch.equal(self.trained(learned=cooled), plain)  # the length is unknown
         found = self.trained(learned=cooled, total_steps=4)
         torch.testing.assert_close(
@@ -240,8 +234,8 @@ class TestCooldown:
         found = self.trained(attach, learned=cooled, total_steps=4)
         assert torch.equal(found, self.trained(total_steps=4))
 
-    def test_going_on_is_said(self):
-        with pytest.warns(UserWarning, match="step 4 exceeds total_steps=3"):
+    def test_a_step_beyond_the_horizon_warns(self):
+        with pytest.warns(UserWarning, match="step 4 of total_steps=3"):
             self.trained(learned={"cooldown": Cooldown(1.0, 1.0)}, total_steps=3)
 
     def test_errors(self):
@@ -255,9 +249,9 @@ class TestCooldown:
 
 
 class TestGraphEvery:
-    """The graph is looked at every few steps, and what it said is kept."""
+    """The graph is read every few steps; its context is stored in between."""
 
-    def test_the_context_stays_and_is_found_again(self):
+    def test_context_changes_every_few_steps(self):
         graph = build_graph(cnn())
         generator = torch.Generator().manual_seed(0)
         params = random_values(graph, generator)
@@ -273,7 +267,7 @@ class TestGraphEvery:
         for i in range(1, 7):
             assert torch.equal(contexts[i], contexts[i - 1]) == (i % 3 != 0), i
 
-    def test_small_and_large_networks_are_alike(self, monkeypatch):
+    def test_large_networks_step_like_small_ones(self, monkeypatch):
         graph = build_graph(cnn())
         generator = torch.Generator().manual_seed(0)
         params = random_values(graph, generator)
@@ -282,10 +276,7 @@ class TestGraphEvery:
             expected = steps(MetanetRule(self.metanet(2), graph), params, grads)
             monkeypatch.setattr(metanet_rule, "SMALL_NETWORK", 0)
             found = steps(
-                MetanetRule(self.metanet(2), graph),
-                params,
-                grads,
-                in_place=True,
+                MetanetRule(self.metanet(2), graph), params, grads, in_place=True
             )
         for one, other in zip(found, expected, strict=True):
             for a, b in zip(one, other, strict=True):
@@ -301,8 +292,7 @@ class TestGraphEvery:
 
         def optimizer(model):
             return NGOptimizer(
-                model.parameters(),
-                weights=LearnedOptimizer(metanet=self.metanet(3)),
+                model.parameters(), weights=LearnedOptimizer(metanet=self.metanet(3))
             )
 
         whole = mlp(3, 4, 2).float()

@@ -1,5 +1,4 @@
-"""What is no symmetry of a network is none of its graph either, and metanets tell it
-apart."""
+"""Permutations that are no symmetry of a network change the updates of metanets."""
 
 from dataclasses import replace
 
@@ -61,21 +60,30 @@ NEGATIVES = {
 }
 
 
-@pytest.mark.parametrize("case", NEGATIVES)
-@torch.no_grad()
-def test_what_is_no_symmetry_is_told_apart(case):
-    graph, permutations = pair(*NEGATIVES[case])
+def difference(first, second):
+    """The largest, of lists of tensors."""
+    return max((a - b).abs().max() for a, b in zip(first, second, strict=True))
+
+
+def random_step(graph):
+    """A metanet, parameters and gradients."""
     torch.manual_seed(0)
-    metanet = small_metanet()
     generator = torch.Generator().manual_seed(0)
     params = random_values(graph, generator)
-    grads = random_values(graph, generator)
+    return small_metanet(), params, random_values(graph, generator)
+
+
+@pytest.mark.parametrize("case", NEGATIVES)
+@torch.no_grad()
+def test_other_permutations_change_the_updates(case):
+    graph, permutations = pair(*NEGATIVES[case])
+    metanet, params, grads = random_step(graph)
     expected = dense_permute(
         graph, updates(metanet, graph, params, [grads]), permutations
     )
     moved = [dense_permute(graph, v, permutations) for v in (params, grads)]
     found = updates(metanet, graph, moved[0], [moved[1]])
-    assert max((e - f).abs().max() for e, f in zip(expected, found, strict=True)) > 1e-8
+    assert difference(expected, found) > 1e-8
     model, example = zoo_network(NEGATIVES[case][0])
     parameters = randomised(model)
     before = run(model, parameters, example)
@@ -97,7 +105,7 @@ def test_what_is_no_symmetry_is_told_apart(case):
     ],
 )
 @torch.no_grad()
-def test_parameters_are_interchangeable_where_the_network_says_so(
+def test_parameters_are_interchangeable_where_the_network_is_symmetric(
     name, first, second, alike
 ):
     model, example = zoo_network(name)
@@ -109,16 +117,10 @@ def test_parameters_are_interchangeable_where_the_network_says_so(
     def exchanged(values):
         return [values[{i: j, j: i}.get(k, k)] for k in range(len(values))]
 
-    torch.manual_seed(0)
-    metanet = small_metanet()
-    generator = torch.Generator().manual_seed(0)
-    params = random_values(graph, generator)
-    grads = random_values(graph, generator)
+    metanet, params, grads = random_step(graph)
     expected = exchanged(updates(metanet, graph, params, [grads]))
     found = updates(metanet, graph, exchanged(params), [exchanged(grads)])
-    assert (
-        max((e - f).abs().max() for e, f in zip(expected, found, strict=True)) < 1e-10
-    ) == alike
+    assert (difference(expected, found) < 1e-10) == alike
     params = randomised(model)
     before = run(model, params, example)
     after = run(model, exchanged(params), example)
@@ -141,7 +143,7 @@ QUERIES = ("1.q.weight", "1.q.bias", "1.k.weight", "1.k.bias")
 SCALES = ("1.q_norm.weight", "1.k_norm.weight", "1.k_norm.bias")
 EXCHANGES = {  # of the network "head norms", which has two heads of three neurons
     "in one head": (dict.fromkeys(QUERIES, (0, [0], [1])), False),
-    "in both heads, not the scales": (
+    "in both heads, without scales": (
         dict.fromkeys(QUERIES, (0, [0, 3], [1, 4])),
         False,
     ),
@@ -181,30 +183,18 @@ def test_a_norm_that_heads_share_ties_their_neurons(case):
     params = randomised(model)
     before = run(model, params, example)
     after = run(model, exchanged(graph, params, places), example)
-    assert (
-        (before - after).abs().max() < 1e-12
-        if symmetric
-        else (before - after).abs().max() > 1e-6
-    )
-    torch.manual_seed(0)
-    metanet = small_metanet()
-    generator = torch.Generator().manual_seed(0)
-    params = random_values(graph, generator)
-    grads = random_values(graph, generator)
+    most = (before - after).abs().max()
+    assert most < 1e-12 if symmetric else most > 1e-6
+    metanet, params, grads = random_step(graph)
     expected = exchanged(graph, updates(metanet, graph, params, [grads]), places)
-    found = updates(
-        metanet,
-        graph,
-        exchanged(graph, params, places),
-        [exchanged(graph, grads, places)],
-    )
-    difference = max((e - f).abs().max() for e, f in zip(expected, found, strict=True))
-    assert difference < 1e-10 if symmetric else difference > 1e-8, difference
+    moved = [exchanged(graph, values, places) for values in (params, grads)]
+    most = difference(expected, updates(metanet, graph, moved[0], [moved[1]]))
+    assert most < 1e-10 if symmetric else most > 1e-8, most
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", sorted(SMALL))
-def test_a_prediction_does_not_depend_on_its_batch_mates(name):
+def test_predictions_do_not_depend_on_other_graphs_of_a_batch(name):
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     metanet = small_metanet(name)
@@ -224,7 +214,7 @@ def pna(count):
 
 @torch.no_grad()
 def test_activations_and_a_global_feature():
-    """Both are seen, respect symmetries, and stay within their graph."""
+    """Both change outputs, respect symmetries, and stay within their graph."""
     torch.manual_seed(0)
     options = GraphNetworkOptions(activations=True, global_feature=True)
     network = GraphNetwork(3, 2, 6, pna(2), (3, 3), options).double()
@@ -247,7 +237,7 @@ def test_activations_and_a_global_feature():
     joined = outputs(join_graphs(*graphs), [*values[0], *values[1]])
     for e, f in zip([*alone[0], *alone[1]], joined, strict=True):
         torch.testing.assert_close(f, e, rtol=0, atol=1e-12)
-    # with one layer of messages only the global feature brings news from the far end
+    # with one layer of messages only the global feature reaches the first layer
     options = GraphNetworkOptions(global_feature=True)
     far = GraphNetwork(3, 2, 6, pna(1), (3, 3), options).double()
     changed = [v.clone() for v in values[0]]
@@ -258,8 +248,7 @@ def test_activations_and_a_global_feature():
     )
     assert (before[0] - after[0]).abs().max() > 1e-9
     other = replace(
-        graphs[0],
-        groups=tuple(replace(g, activation=None) for g in graphs[0].groups),
+        graphs[0], groups=tuple(replace(g, activation=None) for g in graphs[0].groups)
     )
     assert (outputs(other, values[0])[0] - alone[0][0]).abs().max() > 1e-6
 
@@ -277,7 +266,7 @@ def test_every_element_is_placed_and_no_state_changes(name):
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_no_node_comes_twice_at_an_end_of_a_block(name):
+def test_nodes_at_the_ends_of_a_block_are_distinct(name):
     graph = zoo_graph(name)
     indices = [
         index for b in graph.blocks for index in (b.source_index, b.target_index)

@@ -12,7 +12,7 @@ from benchmarks.launches import MIB, Counts, quiet
 from benchmarks.shapes import NETWORKS, Gpt
 from ngopt import NGOptimizer, list_pretrained, load_pretrained
 from ngopt.metanets.feedforward import FeedForward, FeedForwardConfig
-from ngopt.metanets.update_mlp import KernelPredictor
+from ngopt.metanets.predictor import Predictor
 
 NAMES = [name for name in list_pretrained() if load_pretrained(name).metanet]
 
@@ -160,5 +160,4 @@ def test_an_mlp_without_a_kernel():
             ops = counted(opt).ops
         assert (ops["mlp_updates"] > 0) == has_kernel
         assert (ops["mm"] > 0) != has_kernel
-        on_meta = metanet.to("meta").predictor(7)
-        assert isinstance(on_meta, KernelPredictor) == has_kernel
+        assert Predictor(metanet.to("meta").head, 7).has_kernel == has_kernel
