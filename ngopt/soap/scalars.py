@@ -4,7 +4,7 @@ On a CPU the arrays are NumPy's, as calls of NumPy have less overhead on few num
 Elsewhere they are tensors on the device.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -69,7 +69,7 @@ class ScalarEquations:
             youngest: the least number of previous gradients of a parameter.
         """
         c = self._config
-        xp = np if isinstance(measured.grad_rms, np.ndarray) else torch
+        xp: Any = np if isinstance(measured.grad_rms, np.ndarray) else torch
         is_early = None
         if youngest <= COMPARED_STEPS:
             count = scheduled.count
@@ -162,7 +162,7 @@ def gradient_scale(
         is_early: parameters whose previous gradient was early; None: no parameter.
         bias_matrices: index of the matrix of each bias; of other parameters their own.
     """
-    xp = np if isinstance(rms, np.ndarray) else torch
+    xp: Any = np if isinstance(rms, np.ndarray) else torch
     is_finite = rms < torch.inf
     rms = xp.where(is_finite, rms, 0.0)
     expected = running * corrections[0]

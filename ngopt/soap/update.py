@@ -306,7 +306,9 @@ class SoapUpdate:
         """Calls the multiplier; returns the factors, and the new rows that it keeps."""
         assert self._multiplier is not None
         kept = dict(zip(self._kept, rows, strict=True))
-        measured = Measured(*(x if x is None else x.detach() for x in measured))
+        values = measured._asdict().items()
+        detached = {key: x if x is None else x.detach() for key, x in values}
+        measured = Measured(**detached)
         if measured.is_first is not None:
             if measured.density is None:  # of a network without matrices
                 ones = torch.ones_like(measured.grad_rms)
@@ -314,10 +316,11 @@ class SoapUpdate:
             for key in FIRST_VALUES:
                 value, old = getattr(measured, key), kept[f"first_{key}"]
                 kept[f"first_{key}"] = torch.where(measured.is_first, value, old)
-        first = Measured(**{key: kept[f"first_{key}"] for key in FIRST_VALUES})
+        first = {key: kept[f"first_{key}"] for key in FIRST_VALUES}
         has_horizon = self.network.total_steps is not None and not step.hyper.scheduled
         progress = scheduled.progress if has_horizon else None
-        factors = self._multiplier(measured._replace(first=first), progress, kept)
+        measured = measured._replace(first=Measured(**first))
+        factors = self._multiplier(measured, progress, kept)
         return factors, [kept[key] for key in self._kept]
 
     def _make_first_bases(self, step: Step, bucket: Bucket) -> None:
