@@ -90,7 +90,7 @@ class RolesFromNames:
         shape[:1] = count, rows
         strides[:1] = strides[0] * rows, strides[0]
         view = View(number, tuple(shape), tuple(strides))
-        # the matrices read the same neurons, but names do not tell which
+        # the matrices read the same neurons, but names do not show which
         return (MatrixBlock(view, columns=((),) * count),)
 
     def _role(self, number: int, guess: str) -> str:

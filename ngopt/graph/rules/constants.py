@@ -1,4 +1,4 @@
-"""Constants: how they are computed, and how they tell neurons apart."""
+"""Constants: how they are computed, and how neurons differ by them."""
 
 from typing import Any
 

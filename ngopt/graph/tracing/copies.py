@@ -265,7 +265,8 @@ def _function(copier: Copier, function: FunctionType) -> Any:
 
 def _object(copier: Copier, value: Any) -> Any:
     kind = type(value)
-    if hasattr(kind, "__del__"):
+    # an object() is compared by identity, and has nothing that could change
+    if kind is object or hasattr(kind, "__del__"):
         return value
     reductions = kind.__reduce_ex__, kind.__reduce__
     is_usual = reductions == (object.__reduce_ex__, object.__reduce__)

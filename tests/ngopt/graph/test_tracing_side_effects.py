@@ -274,10 +274,11 @@ class TestCopies:
 
         deleted = []
         model = Net()
-        model.owner = Owner()
+        model.owner, model.missing = Owner(), object()
         with open(tmp_path / "log", "w") as model.log:
             other = Copier().module(model)
         assert other.owner is model.owner and other.log is model.log
+        assert other.missing is model.missing
         assert other.lock is model.lock
         del other
         assert deleted == []
