@@ -129,7 +129,7 @@ class GivenGraph(GraphSource):
 
 
 class TracedGraph(GraphSource):
-    """Traced from a module and the inputs of its first training forward.
+    """Traced from a module and the inputs of its first forward pass in training.
 
     Until that pass it is the graph that `build_graph` makes without inputs.
     """
@@ -296,8 +296,8 @@ def _with_components(
 class Recorder:
     """A forward pre-hook that stores detached inputs of a module, then removes itself.
 
-    It waits for a forward with gradients in training mode. Until then it stores the
-    inputs of forwards with gradients in evaluation mode. It skips forwards without
+    It waits for a forward pass with gradients in training mode. Until then it stores
+    the inputs of passes with gradients in evaluation mode. It skips passes without
     gradients and those that a compiler, a tracer or torch.func runs.
     """
 
@@ -319,7 +319,7 @@ class Recorder:
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if not torch.is_grad_enabled() or _is_traced(args, kwargs):
             return
-        # copies, as the forward may change objects among the inputs
+        # copies, as the forward pass may change objects among the inputs
         inputs = Copier(Tensor.detach).copy((args, kwargs))
         self.inputs = Inputs(*tree_map_only(nn.Parameter, Tensor.detach, inputs))
         if module.training:
@@ -335,7 +335,7 @@ class Recorder:
         return {"model": self.model, "inputs": self.inputs, "is_waiting": is_waiting}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """The copy waits for a forward of the copied model."""
+        """The copy waits for a forward pass of the copied model."""
         self.model = state["model"]
         self.inputs = state["inputs"]
         self._handle = None
@@ -364,7 +364,7 @@ class HooksWithoutRecorder(OrderedDict):
 
 
 def _is_traced(args: tuple, kwargs: dict[str, Any]) -> bool:
-    """Whether a compiler, a tracer or torch.func runs the forward."""
+    """Whether a compiler, a tracer or torch.func runs the forward pass."""
     if torch.compiler.is_compiling() or is_tracing():
         return True
     if get_proxy_mode() is not None or is_transformed():

@@ -53,7 +53,8 @@ class NGOptimizer(Optimizer):
             None, the rule's own, .45 for the default). Per group; groups store None as
             the number and `own_weight_decay=True`.
         model: the module with these parameters. Its graph is traced from the inputs of
-            its first training forward. It may have parameters that are not optimized.
+            its first forward pass in training. It may have parameters that are not
+            optimized.
         graph: a graph of `build_graph` in place of `model`. Parameters are matched by
             name if all have one in it, else by order.
         weights: name of bundled weights, path of a weights file, a `LearnedOptimizer`
@@ -149,7 +150,7 @@ class NGOptimizer(Optimizer):
     @property
     def graph(self) -> NeuralGraph:
         """The neural graph of the parameters; with `model`, without inputs before its
-        first training forward."""
+        first forward pass in training."""
         return self._binding.parameters(self).network
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -272,6 +273,6 @@ class NGOptimizer(Optimizer):
         return self._binding.is_shared(group_tensors(self.param_groups))
 
     def _awaits_forward(self) -> bool:
-        """Whether a forward is needed for inputs, or for shapes of a lazy module."""
+        """Whether a forward pass gives inputs, or shapes of a lazy module, later."""
         has_lazy = any(map(param_groups.is_lazy, group_tensors(self.param_groups)))
         return self._binding.source.awaits_forward or has_lazy
