@@ -19,6 +19,7 @@ GROUND_FLOOR = (
     "ngopt.devices",
     "ngopt.functional",
     "ngopt.importing",
+    "ngopt.measurements",
     "ngopt.packing",
     "ngopt.schedule",
     "ngopt.shard_layout",
@@ -28,18 +29,16 @@ GRAPH_DATA = (
     "ngopt.graph.kinds",
     "ngopt.graph.neural_graph",
 )
-SOAP = "ngopt.soap", "ngopt.base"
-RULES = *SOAP, "ngopt.learned_step", "ngopt.metanets", "ngopt.pretrained"
+RULES = "ngopt.soap", "ngopt.learned_step", "ngopt.metanets", "ngopt.pretrained"
 EXECUTION = "ngopt.accelerator", "ngopt.distributed"
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(GROUND_FLOOR, ()),
     "ngopt.graph": (),
     "ngopt.roles": ("ngopt.graph",),
     "ngopt.soap": ("ngopt.roles", *GRAPH_DATA),
-    "ngopt.base": ("ngopt.roles", *GRAPH_DATA),
-    "ngopt.accelerator": SOAP,
-    "ngopt.distributed": (*SOAP, "ngopt.roles"),
-    "ngopt.learned_step": (*SOAP, "ngopt.roles", *GRAPH_DATA),
+    "ngopt.accelerator": ("ngopt.soap", "ngopt.roles"),
+    "ngopt.distributed": ("ngopt.soap", "ngopt.accelerator", "ngopt.roles"),
+    "ngopt.learned_step": ("ngopt.soap", "ngopt.roles"),
     "ngopt.metanets": ("ngopt.graph", "ngopt.roles"),
     "ngopt.pretrained": (*RULES, *GRAPH_DATA),
     "ngopt.optimizer": ("ngopt.graph", "ngopt.roles", *RULES, *EXECUTION),

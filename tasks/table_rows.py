@@ -95,7 +95,7 @@ CLASSIFY = _classified(
         # with three it makes too few steps in the same time
         *_with_probes("ng-t", 0, 64, layers=2),
         _ours("ng-gnn, permutations alone", symmetry=False),
-    ),
+    )
 )
 PROBES = _classified(
     (
@@ -108,12 +108,12 @@ PROBES = _classified(
         _two_headed("ng-t", in_stages=True, layers=2),
         _ours("ng-gnn, no positions", sizes={"positions": False}),
         _ours("ng-gnn, no activations", sizes={"activations": False}),
-    ),
+    )
 )
 SIZES = _classified(
     tuple(
         _ours(f"{n:,} networks", probes=64, limit=n) for n in (1000, 2500, 5000, 10_000)
-    ),
+    )
 )
 EDIT = Table(
     edit.Config,
@@ -137,7 +137,7 @@ SMALL = _predicted(
         _two_headed("ng-gnn", in_stages=True, scales=True),
         _ours("ng-gnn, no positions", sizes={"positions": False, "scales": True}),
         *_with_probes("ng-t", 0, scales=True),
-    ),
+    )
 )
 WILD = _predicted(
     (
@@ -146,7 +146,7 @@ WILD = _predicted(
         _two_headed("ng-gnn", in_stages=True, scales=True),
         *_with_probes("ng-t", 0, scales=True),
         _ours("ng-gnn, no activations", sizes={"activations": False, "scales": True}),
-    ),
+    )
 )
 # Layers of Wild Park have 4, 8, 16 or 32 channels: the widest are kept for the test.
 NARROW = _changed(WILD, widest=16)

@@ -242,9 +242,7 @@ _META_TEST = {
 }
 
 # Kofinas et al. 2024, Table 2, beside fm-16; nothing is chosen on it
-_PAPER = {
-    "c10-32": classify(CIFAR, lambda: paper_cnn(3, (32, 64, 64)), 128, 1000),
-}
+_PAPER = {"c10-32": classify(CIFAR, lambda: paper_cnn(3, (32, 64, 64)), 128, 1000)}
 
 # fm-16 with other sizes and horizons; nothing is chosen on them
 _like_fm_16 = partial(replace, _DEVELOPMENT["fm-16"])
@@ -263,13 +261,7 @@ _BEYOND_THE_PAPER = {
 }
 
 PROBLEMS: dict[str, SupervisedProblem] = named(
-    {
-        **_DEVELOPMENT,
-        **_META_VALIDATION,
-        **_META_TEST,
-        **_PAPER,
-        **_BEYOND_THE_PAPER,
-    }
+    {**_DEVELOPMENT, **_META_VALIDATION, **_META_TEST, **_PAPER, **_BEYOND_THE_PAPER}
 )
 # For meta-training only: a family in which each seed is another network, and a wide
 # network on few pixels. The wide one is as fast as fm-16, and covers wider networks.

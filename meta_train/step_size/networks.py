@@ -1,13 +1,12 @@
 """Small networks of many kinds, with PyTorch's initial weights."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from meta_train.step_size.tasks import Task
+from meta_train.step_size.sources import Task
 
 EXPERTS = 4
 HEAD = 12  # neurons of an attention head at least
@@ -39,7 +38,7 @@ class NetworkSettings(NamedTuple):
     are one matrix.
     """
 
-    task: "Task"
+    task: Task
     depth: int
     width: int
     act: Callable[[], nn.Module]

@@ -17,11 +17,7 @@ from ngopt.soap.schedule import NOMINAL_STEP
 from ngopt.soap.soap import Soap
 
 FACTORS = 0.5, 2.0
-ROLES = {
-    "output": ["output"],
-    "table": ["embedding"],
-    "vectors": ["norm", "bias"],
-}
+ROLES = {"output": ["output"], "table": ["embedding"], "vectors": ["norm", "bias"]}
 SLOPES = {"depth 0.5": -1.0, UNCHANGED: 0.0, "depth 2": 1.0}
 """log2 of the factor of the last layer by variant; the first has the inverse."""
 

@@ -60,3 +60,15 @@ class Source:
 
     def with_noise(self, targets: Tensor) -> Tensor:
         return targets + self.noise * self.normal(*targets.shape)
+
+
+class Task(NamedTuple):
+    """Examples for training and validation, and a score of these; see `Examples`."""
+
+    inputs: Tensor
+    targets: Tensor
+    validation_inputs: Tensor
+    validation_targets: Tensor
+    loss: Loss
+    outputs: int
+    score: Loss

@@ -5,7 +5,6 @@ Data depend on a task's seed alone. Images are those of FashionMNIST and MNIST.
 
 from collections.abc import Callable
 from functools import cache, lru_cache
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,25 +13,13 @@ from torch import Tensor
 from meta_train.problems.images import images
 from meta_train.problems.text import VOCABULARY, next_characters
 from meta_train.step_size import games, vector_tasks
-from meta_train.step_size.sources import Examples, Loss, Source
+from meta_train.step_size.sources import Examples, Source, Task
 
 VALIDATION = 512  # examples
 TEXTS = 96  # windows of text for validation, each with many words to predict
 PAIRS = 256  # examples for validation of a contrastive loss, all with all
 IMAGES = 10_000  # of a data set that are used
 CLASSES = 10
-
-
-class Task(NamedTuple):
-    """Examples for training and validation, and a score of these; see `Examples`."""
-
-    inputs: Tensor
-    targets: Tensor
-    validation_inputs: Tensor
-    validation_targets: Tensor
-    loss: Loss
-    outputs: int
-    score: Loss
 
 
 @lru_cache(2)

@@ -17,7 +17,8 @@ from harness.random import derive_seed, seeded
 from meta_train.problems.situations.finetuning import add_lora
 from meta_train.step_size import games, image_networks, networks
 from meta_train.step_size.networks import ACTIVATIONS, NetworkSettings
-from meta_train.step_size.tasks import Task, make_task
+from meta_train.step_size.sources import Task
+from meta_train.step_size.tasks import make_task
 
 Build = Callable[[NetworkSettings], nn.Module]
 

@@ -172,7 +172,7 @@ class ShardedSoapUpdate(SoapUpdate):
                 self._table_sizes[i] = axes[0].size
         self.exchanges = make_exchanges(shards, max_elements, list(self._table_sizes))
         sums = SumsOfProcesses(shards, self.exchanges)
-        super().__init__(network, *arguments, sums)
+        super().__init__(network, *arguments, sums=sums)
 
     def open(
         self,

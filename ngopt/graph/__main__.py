@@ -49,9 +49,7 @@ def parser() -> argparse.ArgumentParser:
         help="of the input: random numbers, or zeros for int64",
     )
     options.add_argument(
-        "--draw",
-        metavar="FILE",
-        help="draws the graph into a .png or .svg file",
+        "--draw", metavar="FILE", help="draws the graph into a .png or .svg file"
     )
     return options
 

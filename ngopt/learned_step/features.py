@@ -195,6 +195,7 @@ def gradient_features(
 
     depths: of the matrices' roles, (m,). numels: elements of all parameters, (n,).
     """
+    assert measured.density is not None
     rms = measured.weight_rms.to(depths)
     grad_rms = measured.grad_rms.to(depths)
     density = measured.density.to(depths)

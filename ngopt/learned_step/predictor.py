@@ -117,7 +117,7 @@ class LearnedStep:
     """
 
     predictor: StepPredictor
-    state: ClassVar[dict[str, float]] = {"predicted": 1.0}
+    state: ClassVar[Mapping[str, float]] = {"predicted": 1.0}
 
     def bind(self, network: Network) -> "NetworkFactors | None":
         """See `ngopt.soap.config.Multiplier`."""
@@ -164,6 +164,7 @@ class NetworkFactors:
         """
         if not self._matrices:
             return torch.ones_like(self._positions)
+        assert measured.excess is not None
         matrices = torch.tensor(self._matrices, device=self._known.device)
         size = measured.weight_rms[matrices].to(self._known) * self._inverse
         excess = measured.excess[matrices].to(self._known)

@@ -1,8 +1,8 @@
 """What a rule is made of: its constants, the network, and multipliers of step sizes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -143,7 +143,7 @@ class Multiplier(Protocol):
     are stored with the state of the rule.
     """
 
-    state: dict[str, float]
+    state: ClassVar[Mapping[str, float]]
 
     def bind(self, network: Network) -> BoundMultiplier | None:
         """The multiplier of a network; None if all its factors are 1."""

@@ -68,9 +68,8 @@ class Soap:
 class SoapRule(UpdateRule):
     """SOAP on a graph; for records see `first_record`.
 
-    `make_update` decides how a step is executed. Subclasses do it by CUDA graphs and
-    fused kernels (`ngopt.accelerator.soap`) and in several processes
-    (`ngopt.distributed.soap`).
+    `make_update` decides how a step is executed; subclasses do it on accelerators and
+    in several processes (`ngopt.accelerator.soap`, `ngopt.distributed.soap`).
 
     Args:
         total_steps: the horizon, if known.

@@ -269,9 +269,8 @@ class SoapUpdate:
             return measured
         is_start = step.youngest == 0
         if is_start:
-            is_first = torch.tensor([age == 0 for age in step.ages], device="cpu")
-            is_first = is_first.to(rms.device)
-            measured = measured._replace(is_first=is_first, excess=self._excess(step))
+            ages = torch.tensor(step.ages, device=rms.device)
+            measured = measured._replace(is_first=ages == 0, excess=self._excess(step))
         if step.youngest >= 2:
             squares = self.layout.squares(step.state.momentum)
             measured = measured._replace(momentum_squares=self.sums.of_owners(squares))
@@ -306,21 +305,20 @@ class SoapUpdate:
         """Calls the multiplier; returns the factors, and the new rows that it keeps."""
         assert self._multiplier is not None
         kept = dict(zip(self._kept, rows, strict=True))
-        values = measured._asdict().items()
-        detached = {key: x if x is None else x.detach() for key, x in values}
-        measured = Measured(**detached)
-        if measured.is_first is not None:
-            if measured.density is None:  # of a network without matrices
-                ones = torch.ones_like(measured.grad_rms)
-                measured = measured._replace(density=ones)
+        items = measured._asdict().items()
+        values: dict[str, Any] = {k: x.detach() for k, x in items if x is not None}
+        if "is_first" in values:
+            # a network without matrices has no measured density
+            values.setdefault("density", torch.ones_like(values["grad_rms"]))
             for key in FIRST_VALUES:
-                value, old = getattr(measured, key), kept[f"first_{key}"]
-                kept[f"first_{key}"] = torch.where(measured.is_first, value, old)
-        first = {key: kept[f"first_{key}"] for key in FIRST_VALUES}
+                old = kept[f"first_{key}"]
+                new = torch.where(values["is_first"], values[key], old)
+                kept[f"first_{key}"] = new
+        first: dict[str, Any] = {key: kept[f"first_{key}"] for key in FIRST_VALUES}
+        values["first"] = Measured(**first)
         has_horizon = self.network.total_steps is not None and not step.hyper.scheduled
         progress = scheduled.progress if has_horizon else None
-        measured = measured._replace(first=Measured(**first))
-        factors = self._multiplier(measured, progress, kept)
+        factors = self._multiplier(Measured(**values), progress, kept)
         return factors, [kept[key] for key in self._kept]
 
     def _make_first_bases(self, step: Step, bucket: Bucket) -> None:

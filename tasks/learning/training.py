@@ -270,8 +270,5 @@ def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimize
     if config.trainer == "ngopt":
         return NGOptimizer(model.named_parameters())  # with a decay of its own
     return torch.optim.AdamW(
-        model.parameters(),
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        fused=True,
+        model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
     )

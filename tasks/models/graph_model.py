@@ -19,12 +19,7 @@ from ngopt.metanets.layers.graph_layer import GraphLayer
 from ngopt.metanets.layers.graph_network import GraphNetwork, GraphNetworkOptions
 from tasks.models.base import ParameterModel
 from tasks.models.learned_inputs import FreeInputs, GeneratedInputs
-from tasks.models.mixture import (
-    MixedValues,
-    NetworkLayout,
-    layout_of,
-    mixture_of,
-)
+from tasks.models.mixture import MixedValues, NetworkLayout, layout_of, mixture_of
 from tasks.models.mlp import mlp
 from tasks.models.pooling import AttentionPooling, common_outputs
 from tasks.models.probes import ProbeFeatures, Probes

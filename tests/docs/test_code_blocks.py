@@ -18,11 +18,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # Modules that not every installation has.
 OPTIONAL = "accelerate", "lightning", "networkx", "peft", "timm", "torch_geometric"
-ONE_PROCESS = {
-    "MASTER_ADDR": "localhost",
-    "RANK": "0",
-    "WORLD_SIZE": "1",
-}
+ONE_PROCESS = {"MASTER_ADDR": "localhost", "RANK": "0", "WORLD_SIZE": "1"}
 
 
 def free_port():

@@ -78,10 +78,7 @@ def test_batch_agrees_with_torchvision_bit_for_bit(fetched, tmp_path):
     indices = torch.tensor([3, 0, 21, 3])
     images, labels = split.batch(indices)
     oracle = transforms.Compose(
-        [
-            transforms.ToTensor(),
-            transforms.Normalize((0.1, 0.2, 0.3), (0.5, 0.6, 0.7)),
-        ]
+        [transforms.ToTensor(), transforms.Normalize((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))]
     )
     expected = [oracle(split.images[i].permute(1, 2, 0).numpy()) for i in indices]
     assert torch.equal(images, torch.stack(expected))
@@ -331,12 +328,7 @@ def test_unknown_name_lists_the_known_ones(tmp_path):
 # --- The real data sets, against published facts that are independent of our hashes ---
 
 FACTS = {  # shape, pixel mean, images per class, first labels
-    "fashion-mnist": (
-        (1, 28, 28),
-        (0.2860,),
-        [6000] * 10,
-        [9, 0, 0, 3, 0, 2, 7, 2],
-    ),
+    "fashion-mnist": ((1, 28, 28), (0.2860,), [6000] * 10, [9, 0, 0, 3, 0, 2, 7, 2]),
     "mnist": (
         (1, 28, 28),
         (0.1307,),

@@ -19,7 +19,4 @@ def test_counts_are_one_or_more():
 
 
 def test_settings_without_those_that_change_no_result():
-    assert named_settings(Settings(), ("limit",)) == {
-        "steps": 3,
-        "sizes": (1, 2),
-    }
+    assert named_settings(Settings(), ("limit",)) == {"steps": 3, "sizes": (1, 2)}

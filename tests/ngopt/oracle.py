@@ -37,10 +37,7 @@ def cut(
                 x0 = (KERNEL - w) // 2
                 places.append(
                     [
-                        (
-                            (top + y) * width + left + x,
-                            (y0 + y) * KERNEL + x0 + x,
-                        )
+                        ((top + y) * width + left + x, (y0 + y) * KERNEL + x0 + x)
                         for y in range(h)
                         for x in range(w)
                     ]
@@ -135,12 +132,7 @@ def step(
         outgoing[source].append(scale_b * both[width : 2 * width] + shift_b)
         hidden = layer.edge(e) + both[2 * width :]
         new_edges.append(
-            (
-                source,
-                target,
-                e + layer.edge_out(hidden * hidden.sigmoid()),
-                where,
-            )
+            (source, target, e + layer.edge_out(hidden * hidden.sigmoid()), where)
         )
     new_nodes = []
     for v, there, back in zip(nodes, incoming, outgoing, strict=True):
@@ -164,12 +156,7 @@ def aggregate(layer: PNALayer, node: Tensor, messages: list[Tensor]) -> Tensor:
 
 
 def decode(
-    gnn: GraphNetwork,
-    values: GraphValues,
-    graph: NeuralGraph,
-    nodes,
-    edges,
-    starts,
+    gnn: GraphNetwork, values: GraphValues, graph: NeuralGraph, nodes, edges, starts
 ) -> GraphValues:
     d_out = gnn.edge_decoder.d_out
 
@@ -194,8 +181,6 @@ def decode(
             for _, place in cut(value[k], bias.slot_shape):
                 for slot, position in place:
                     result[k, slot] = decoded(
-                        gnn.node_decoder,
-                        bias.kind,
-                        nodes[starts[bias.group] + n],
+                        gnn.node_decoder, bias.kind, nodes[starts[bias.group] + n]
                     )[position]
     return GraphValues(tuple(biases), tuple(out))

@@ -16,11 +16,7 @@ def case():
     torch.manual_seed(0)
     graph = build_graph(cnn())
     generator = torch.Generator().manual_seed(0)
-    return (
-        graph,
-        random_values(graph, generator),
-        random_values(graph, generator),
-    )
+    return (graph, random_values(graph, generator), random_values(graph, generator))
 
 
 def constant(graph, lr=1.0, weight_decay=0.0):
@@ -68,11 +64,7 @@ def test_nothing_changes_in_place(case):
     metanet = FeedForward().double()
     rule = MetanetRule(metanet, graph)
     state = rule.init(params)
-    tensors = [
-        *params,
-        *grads,
-        *(t for record in state for t in record.values()),
-    ]
+    tensors = [*params, *grads, *(t for record in state for t in record.values())]
     before = [t.clone() for t in tensors]
     update_all(rule, grads, state, params, constant(graph, weight_decay=1.0))
     assert all(torch.equal(a, b) for a, b in zip(before, tensors, strict=True))

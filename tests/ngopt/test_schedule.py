@@ -37,13 +37,7 @@ def test_a_cooldown_leaves_the_first_steps_as_they_are():
 
 @pytest.mark.parametrize(
     ("step", "expected"),
-    [
-        (0, 1 / 30),
-        (14, 0.5 / 1.28**0.5),
-        (29, 1 / 1.58**0.5),
-        (150, 0.5),
-        (1_200, 0.2),
-    ],
+    [(0, 1 / 30), (14, 0.5 / 1.28**0.5), (29, 1 / 1.58**0.5), (150, 0.5), (1_200, 0.2)],
 )
 def test_without_horizon_by_hand(step, expected):
     assert without_horizon(step, step, 30, 50) == pytest.approx(expected, rel=1e-12)

@@ -73,9 +73,7 @@ def siren_stack(*widths: int, count: int = 4) -> NetworkStack:
 
 
 def moved(
-    stack: NetworkStack,
-    values: Sequence[Tensor],
-    roles: Sequence[str] = ("hidden",),
+    stack: NetworkStack, values: Sequence[Tensor], roles: Sequence[str] = ("hidden",)
 ) -> list[Tensor]:
     """Per-parameter values (*batch, *shape), neurons of some roles in another order."""
     graph = stack.architecture.graph

@@ -20,9 +20,7 @@ def config(data, tmp_path, clock, monkeypatch):
     images = torch.randint(256, (48, 1, 28, 28), dtype=torch.uint8, generator=generator)
     split = Split(images, torch.zeros(48, dtype=torch.int64), (0.0,), (1.0,))
     monkeypatch.setattr(
-        edit,
-        "load_dataset",
-        lambda name: ImageDataset(name, 10, split, split, split),
+        edit, "load_dataset", lambda name: ImageDataset(name, 10, split, split, split)
     )
 
     def make(**changes):
@@ -42,11 +40,7 @@ def test_edits_by_hand():
     image = torch.tensor(
         [[[[0.0, 0.0, 0.0, 0.5], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]]]
     )
-    expected = [
-        [1.0, 1.0, 1.0, 0.5],
-        [1.0, 1.0, 1.0, 0.5],
-        [1.0, 1.0, 1.0, 0.0],
-    ]
+    expected = [[1.0, 1.0, 1.0, 0.5], [1.0, 1.0, 1.0, 0.5], [1.0, 1.0, 1.0, 0.0]]
     assert dilated(image)[0, 0].tolist() == expected
     flat = torch.tensor([[[[0.4, 0.6, 0.1, 0.9]]]])
     assert torch.allclose(contrasted(flat), torch.tensor([[[[0.35, 0.65, 0.0, 1.0]]]]))
@@ -76,10 +70,7 @@ def test_outputs_are_networks_whose_images_are_averaged(config):
 def test_updates_of_zero_render_the_unedited_images(config):
     task = Editing(config())
     task.model.scales.zero_()
-    stack, targets = (
-        task.data["validation"].stack,
-        task.targets["validation"],
-    )
+    stack, targets = (task.data["validation"].stack, task.targets["validation"])
     expected = (images_of(stack, (28, 28)) - targets).square().mean().item()
     assert task.score() == pytest.approx(-expected, rel=1e-4)
 

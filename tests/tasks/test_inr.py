@@ -9,13 +9,7 @@ from tasks import inr
 from tasks.inr import FitConfig, ShowConfig, fit, fit_all, show
 from tasks.networks.architectures import NetworkStack
 from tasks.networks.siren import pixel_grid, render
-from tasks.shards import (
-    column_of,
-    read_manifest,
-    read_shard,
-    read_split,
-    shard_paths,
-)
+from tasks.shards import column_of, read_manifest, read_shard, read_split, shard_paths
 from tasks.sources import signals
 from tests.tasks.stacks import contents_of
 
@@ -32,9 +26,7 @@ def config(tmp_path, monkeypatch):
     images = smooth_images(7)
     split = Split(images, torch.arange(7) % 3, (0.0,), (1.0,))
     monkeypatch.setattr(
-        signals,
-        "load_dataset",
-        lambda name: ImageDataset(name, 3, split, split, split),
+        signals, "load_dataset", lambda name: ImageDataset(name, 3, split, split, split)
     )
     monkeypatch.setattr(inr, "FITS_AT_ONCE", 2)
     options = {"views": 2, "width": 8, "steps": 30, "shard": 3}

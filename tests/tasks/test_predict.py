@@ -18,10 +18,7 @@ from tests.tasks.conftest import DATA
 def config(data, tmp_path, clock):
     training = TrainingConfig(minutes=0.05, batch=6, validations=1)
     return Config(
-        str(data / "zoo-wild-park"),
-        str(tmp_path),
-        model="statnn",
-        training=training,
+        str(data / "zoo-wild-park"), str(tmp_path), model="statnn", training=training
     )
 
 
@@ -108,8 +105,7 @@ def test_only_steps_on_networks_of_one_architecture_are_compiled(
         training=replace(config.training, batch=2),
     )
     with pytest.raises(
-        ValueError,
-        match="compiled: expected networks of one architecture; got 2",
+        ValueError, match="compiled: expected networks of one architecture; got 2"
     ):
         Prediction(replace(config, compiled=True))
     data_set = read_data(config.data, "train")

@@ -70,8 +70,7 @@ def test_the_regression_finds_the_linear_map_of_the_targets():
 
 def test_networks_without_targets_are_refused():
     with pytest.raises(
-        ValueError,
-        match="expected columns amplitude, frequency, or label; got psnr",
+        ValueError, match="expected columns amplitude, frequency, or label; got psnr"
     ):
         regression_targets({"psnr": torch.ones(2)})
 

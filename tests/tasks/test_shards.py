@@ -74,8 +74,7 @@ def test_settings_of_another_program_are_refused(tmp_path):
     Folder(tmp_path, settings).begin()
     assert read_settings(tmp_path, "tasks.some") == settings
     with pytest.raises(
-        ValueError,
-        match=r"expected networks of tasks.other; got those of tasks.some",
+        ValueError, match=r"expected networks of tasks.other; got those of tasks.some"
     ):
         read_settings(tmp_path, "tasks.other")
 
@@ -84,8 +83,7 @@ def test_splits(tmp_path):
     Folder(tmp_path, {}).begin()
     for number in range(2):
         write_shard(
-            tmp_path / f"train-0000{number}.safetensors",
-            [networks(seed=number)],
+            tmp_path / f"train-0000{number}.safetensors", [networks(seed=number)]
         )
     first, second = read_split(tmp_path, "train")
     together = merged([first, second])
@@ -94,8 +92,7 @@ def test_splits(tmp_path):
     with pytest.raises(ValueError, match="expected shards of split 'test'; got none"):
         list(read_split(tmp_path, "test"))
     with pytest.raises(
-        ValueError,
-        match="expected architecture .*'width': 2.*; got .*'width': 5",
+        ValueError, match="expected architecture .*'width': 2.*; got .*'width': 5"
     ):
         merged([networks(), networks(width=5)])
 

@@ -136,11 +136,7 @@ def test_ours_are_compiled_except_ng_t(data, tmp_path):
         "classify", str(data / "inr-mnist"), str(tmp_path), compiled=True, seeds=1
     )
     compiled = {run.row.label for run in runs(config) if run.config.compiled}
-    assert compiled == {
-        "ng-gnn",
-        "ng-gnn, 64 probes",
-        "ng-gnn, permutations alone",
-    }
+    assert compiled == {"ng-gnn", "ng-gnn, 64 probes", "ng-gnn, permutations alone"}
 
 
 @pytest.mark.parametrize(

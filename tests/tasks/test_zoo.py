@@ -7,12 +7,7 @@ import torch
 from harness.image_datasets import ImageDataset, Split
 from tasks import zoo
 from tasks.networks.architectures import NetworkStack
-from tasks.shards import (
-    SPLITS,
-    read_manifest,
-    read_split,
-    shard_paths,
-)
+from tasks.shards import SPLITS, read_manifest, read_split, shard_paths
 from tasks.zoo import (
     ShowConfig,
     TrainConfig,
@@ -44,17 +39,10 @@ def striped_images(count):
 def config(tmp_path, monkeypatch):
     split = striped_images(400)
     monkeypatch.setattr(
-        zoo,
-        "load_dataset",
-        lambda name: ImageDataset(name, 10, split, split, split),
+        zoo, "load_dataset", lambda name: ImageDataset(name, 10, split, split, split)
     )
     return TrainConfig(
-        str(tmp_path / "zoo"),
-        runs=5,
-        steps=6,
-        batch_size=20,
-        checkpoints=2,
-        shard=2,
+        str(tmp_path / "zoo"), runs=5, steps=6, batch_size=20, checkpoints=2, shard=2
     )
 
 

@@ -112,6 +112,4 @@ def noisy_tones() -> Splits:
     return Splits(Generated(tones, EPOCH), *held_out(tones, EVALUATED))
 
 
-PROBLEMS = {
-    "real-pitch-crepe": classify(noisy_tones, pitch_network, 8, 40),
-}
+PROBLEMS = {"real-pitch-crepe": classify(noisy_tones, pitch_network, 8, 40)}

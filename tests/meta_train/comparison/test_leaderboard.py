@@ -67,14 +67,7 @@ def test_tuning_runs_every_rate_on_other_seeds_than_evaluation(config):
     compare(config)
     made = runs_of(config)
     tuning = [run for run in made if run.phase == "tuning"]
-    assert [run.lr for run in tuning] == [
-        0.0001,
-        0.0001,
-        0.003,
-        0.003,
-        0.03,
-        0.03,
-    ]
+    assert [run.lr for run in tuning] == [0.0001, 0.0001, 0.003, 0.003, 0.03, 0.03]
     assert {run.optimizer for run in tuning} == {"adam"}
     evaluated = {run.seed for run in made if run.phase == "evaluation"}
     assert evaluated == {0, 1, 2}
@@ -178,11 +171,7 @@ def test_rankings_are_over_each_list_and_all_problems():
     assert list(Config(problems=("fm-16", "fm-8")).groups()) == ["all problems"]
     groups = Config(problems=("paper", "meta-test", "fm-8")).groups()
     assert list(groups) == ["paper", "meta-test", "all problems"]
-    assert groups["all problems"] == [
-        *groups["paper"],
-        *groups["meta-test"],
-        "fm-8",
-    ]
+    assert groups["all problems"] == [*groups["paper"], *groups["meta-test"], "fm-8"]
 
 
 def test_standings_of_a_group_are_over_its_problems(config):

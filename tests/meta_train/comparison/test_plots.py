@@ -10,11 +10,7 @@ def record(losses, accuracies):
         "run": {"curve_split": "test"},
         "losses": losses,
         "losses_every": 20,
-        "curve": {
-            "steps": steps,
-            "loss": [1.0] * len(steps),
-            "accuracy": accuracies,
-        },
+        "curve": {"steps": steps, "loss": [1.0] * len(steps), "accuracy": accuracies},
     }
 
 

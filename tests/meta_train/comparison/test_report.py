@@ -34,8 +34,7 @@ def test_a_row_by_hand():
     tuning = [record(lr=lr, validation=lr) for lr in (0.01, 0.1)]
     accuracies = (0.5, 0.6, 0.8)
     row = summarize(
-        [record(accuracy, 0.1, loss=accuracy) for accuracy in accuracies],
-        tuning,
+        [record(accuracy, 0.1, loss=accuracy) for accuracy in accuracies], tuning
     )
     assert replace(row, reached=50).cells(1.5) == {
         "problem": "p",

@@ -243,8 +243,5 @@ def test_processes_change_nothing_but_the_times(tmp_path, bar, forked):
     spread = execute(pending, tmp_path, 2, bar)
     alone = [train(run) for run in pending]
     for a, b in zip(spread, alone, strict=True):
-        assert {**without_times(a), "threads": 0} == {
-            **without_times(b),
-            "threads": 0,
-        }
+        assert {**without_times(a), "threads": 0} == {**without_times(b), "threads": 0}
     assert {record["threads"] for record in spread} == {1}

@@ -33,11 +33,7 @@ def test_the_demonstration_writes_a_table_a_picture_and_results(
         (muon, "muon-cosine", 0.05),
     ):
         run = record["run"]
-        assert (run["optimizer"], run["lr"], run["steps"]) == (
-            optimizer,
-            lr,
-            40,
-        )
+        assert (run["optimizer"], run["lr"], run["steps"]) == (optimizer, lr, 40)
     assert learned["run"]["weights"] is not None
     assert adam["losses"][0] == muon["losses"][0] == learned["losses"][0]
     assert adam["losses"][1:] != learned["losses"][1:] != muon["losses"][1:]

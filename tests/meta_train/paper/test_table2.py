@@ -23,10 +23,7 @@ def config(tmp_path, monkeypatch):
     spec = replace(optimizers.OPTIMIZERS["adam"], lrs=(0.003, 0.03))
     monkeypatch.setitem(optimizers.OPTIMIZERS, "adam", spec)
     return Config(
-        optimizers=("adam", "ff"),
-        seeds=2,
-        steps=4,
-        folder=str(tmp_path / "out"),
+        optimizers=("adam", "ff"), seeds=2, steps=4, folder=str(tmp_path / "out")
     )
 
 

@@ -12,9 +12,7 @@ def small(monkeypatch):
     pixels = torch.randint(256, (8, 2, 4, 4), dtype=torch.uint8, generator=generator)
     split = Split(pixels, torch.arange(8), (0.2, 0.4), (0.5, 0.3))
     monkeypatch.setattr(
-        module,
-        "load_dataset",
-        lambda name: ImageDataset("s", 8, split, split, split),
+        module, "load_dataset", lambda name: ImageDataset("s", 8, split, split, split)
     )
     caches = (
         module.images,
@@ -73,9 +71,7 @@ def test_slopes_are_differences_of_neighbours(monkeypatch):
     image = (2 * rows + torch.arange(32, dtype=torch.uint8)).expand(1, 3, 32, 32)
     split = Split(image, torch.zeros(1), (0.0,) * 3, (1.0,) * 3)
     monkeypatch.setattr(
-        module,
-        "load_dataset",
-        lambda name: ImageDataset("s", 1, split, split, split),
+        module, "load_dataset", lambda name: ImageDataset("s", 1, split, split, split)
     )
     for cached in (module.picture, module.picture_slopes):
         cached.cache_clear()

@@ -79,10 +79,7 @@ def test_trials_vanish_on_the_boundary_as_the_solutions_do(equation):
 def test_trials_of_the_oscillator_have_its_initial_values():
     t = torch.zeros(1, 1, dtype=torch.float64, requires_grad=True)
     values = torch.randn(1, dtype=torch.float64) + t[:, 0].cos()
-    for u in (
-        equations.OSCILLATOR.trial(t, values),
-        equations.OSCILLATOR.solution(t),
-    ):
+    for u in (equations.OSCILLATOR.trial(t, values), equations.OSCILLATOR.solution(t)):
         assert u.item() == 0
         assert equations.slopes(u, t).item() == pytest.approx(1)
 

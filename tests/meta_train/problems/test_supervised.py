@@ -75,10 +75,7 @@ def test_a_full_batch_is_everything_in_order(splits):
 
 
 def test_noise_in_examples_is_keyed_by_seed_and_step(splits):
-    noisy = mapped(
-        splits,
-        lambda inputs, labels: (torch.randn(len(inputs)), labels),
-    )
+    noisy = mapped(splits, lambda inputs, labels: (torch.randn(len(inputs)), labels))
     problem = linear_problem(lambda: noisy)
     drawn = [
         tuple(problem.batch(*key)[0].tolist())

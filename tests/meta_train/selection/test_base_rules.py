@@ -2,12 +2,7 @@ from math import exp, log
 
 import pytest
 
-from meta_train.selection.base_rules import (
-    LARGEST_GAIN,
-    base_rule,
-    gains,
-    whole_runs,
-)
+from meta_train.selection.base_rules import LARGEST_GAIN, base_rule, gains, whole_runs
 from ngopt.pretrained import load_pretrained
 from ngopt.soap.config import SoapConfig
 from tests.meta_train.small import TOY
@@ -18,18 +13,8 @@ def record(problem, loss):
 
 
 def test_gains_by_hand():
-    old = [
-        record("a", 2.0),
-        record("a", 1.0),
-        record("b", 1.0),
-        record("c", 1.0),
-    ]
-    new = [
-        record("a", 1.8),
-        record("a", 1.0),
-        record("b", exp(3)),
-        record("c", None),
-    ]
+    old = [record("a", 2.0), record("a", 1.0), record("b", 1.0), record("c", 1.0)]
+    new = [record("a", 1.8), record("a", 1.0), record("b", exp(3)), record("c", None)]
     by_problem = gains(new, old)
     assert by_problem["a"] == pytest.approx(log(2 / 1.8) / 2)
     assert by_problem["b"] == by_problem["c"] == -LARGEST_GAIN

@@ -38,11 +38,7 @@ def test_factors_multiply_inputs_and_outputs_of_the_head(name):
     assert (GRAPH in names) == (name != "ff")
     generator = torch.Generator().manual_seed(0)
     logarithms = dict(
-        zip(
-            names,
-            torch.randn(len(names), generator=generator).tolist(),
-            strict=True,
-        )
+        zip(names, torch.randn(len(names), generator=generator).tolist(), strict=True)
     )
     d = learned.metanet.d_context
     features, context = torch.randn(9, NUM_FEATURES + d, generator=generator).split(

@@ -111,11 +111,7 @@ def test_interrupted_trials_do_not_count(config, monkeypatch, capsys):
         with pytest.raises(KeyboardInterrupt):
             search.run(config)
     study = search.search(config)
-    assert [t.state.name for t in study.trials] == [
-        "FAIL",
-        "COMPLETE",
-        "COMPLETE",
-    ]
+    assert [t.state.name for t in study.trials] == ["FAIL", "COMPLETE", "COMPLETE"]
 
 
 def test_diverged_trial_has_the_lowest_score(config, monkeypatch, capsys):

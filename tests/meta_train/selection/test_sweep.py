@@ -36,10 +36,7 @@ def test_sweep_chooses_the_best_gain_on_validation(tmp_path, capsys):
     old = load_pretrained(weights)
     new = load_pretrained(output)
     assert new.metanet.config.output_scale == best * old.metanet.config.output_scale
-    assert new.recipe["stages"][-1]["chosen"] == {
-        "gain": best,
-        "cooldown": None,
-    }
+    assert new.recipe["stages"][-1]["chosen"] == {"gain": best, "cooldown": None}
     assert len(set(accuracy.values())) == 3
     assert "accuracy" in capsys.readouterr().out
 

@@ -3,13 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from meta_train.step_size.copies import (
-    MULTIPLIERS,
-    SEEDS,
-    Copies,
-    measured,
-    multiples,
-)
+from meta_train.step_size.copies import MULTIPLIERS, SEEDS, Copies, measured, multiples
 from meta_train.step_size.trainings import Training, started
 from ngopt import NGOptimizer
 

@@ -158,10 +158,7 @@ def test_bad_examples_and_lazy_modules():
 
 def test_lazy_buffers():
     lazy = nn.Sequential(
-        nn.LazyConv2d(4, 3),
-        nn.LazyBatchNorm2d(),
-        nn.Flatten(),
-        nn.LazyLinear(2),
+        nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(2)
     )
     with pytest.raises(
         ValueError, match=r"'1.running_mean' of a lazy module has no shape yet"

@@ -188,9 +188,7 @@ def test_a_base_rule_and_a_metanet_are_not_combined():
 def test_compute_dtypes_of_one_byte_are_refused():
     with pytest.raises(ValueError, match="compute_dtype: expected .* of 16 bits"):
         NGOptimizer(
-            mlp(2, 2).parameters(),
-            weights="ff",
-            compute_dtype=torch.float8_e4m3fn,
+            mlp(2, 2).parameters(), weights="ff", compute_dtype=torch.float8_e4m3fn
         )
 
 

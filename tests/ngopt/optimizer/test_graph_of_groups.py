@@ -114,10 +114,7 @@ class TestGroups:
             "fc.0.weight", "fc.1.weight", "out.weight", "out.bias",
         ]  # fmt: skip
         # they contradict each other
-        lists = [
-            ["b.weight", "a.weight"],
-            ["a.bias", "b.bias"],
-        ]
+        lists = [["b.weight", "a.weight"], ["a.bias", "b.bias"]]
         assert sorted(merged_order(lists)) == [
             "a.bias",
             "a.weight",

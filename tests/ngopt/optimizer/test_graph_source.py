@@ -77,9 +77,7 @@ def test_tracing_changes_no_training_run():
         assert model.training
         models.append(model)
     for a, b in zip(
-        models[0].state_dict().values(),
-        models[1].state_dict().values(),
-        strict=True,
+        models[0].state_dict().values(), models[1].state_dict().values(), strict=True
     ):
         assert torch.equal(a, b)
 
@@ -316,22 +314,17 @@ class TestErrors:
     def test_another_instance(self):
         model = Parallel()
         with pytest.raises(
-            ValueError,
-            match=r"model: .*'parameter 0', of shape \(4, 4\), is none",
+            ValueError, match=r"model: .*'parameter 0', of shape \(4, 4\), is none"
         ):
             optimizer(model.parameters(), model=Parallel())
-        mixed = [
-            ("ours", model.left.weight),
-            ("theirs", Parallel().left.weight),
-        ]
+        mixed = [("ours", model.left.weight), ("theirs", Parallel().left.weight)]
         with pytest.raises(ValueError, match=r"model: .*'theirs'"):
             optimizer(mixed, model=model)
 
     def test_arguments_of_other_types(self):
         params = list(Parallel().parameters())
         with pytest.raises(
-            ValueError,
-            match="model: expected a .*Module; got the class Parallel",
+            ValueError, match="model: expected a .*Module; got the class Parallel"
         ):
             optimizer(params, model=Parallel)
         with pytest.raises(

@@ -26,10 +26,7 @@ def test_arguments(metanet):
         NGOptimizer(model.parameters(), total_steps=0, weights=metanet)
     with pytest.raises(ValueError, match="got both"):
         NGOptimizer(
-            model.parameters(),
-            model=model,
-            graph=build_graph(model),
-            weights=metanet,
+            model.parameters(), model=model, graph=build_graph(model), weights=metanet
         )
     for dtype in (torch.int8, "bfloat16", float):
         with pytest.raises(
@@ -347,10 +344,7 @@ def test_schedulers_that_cycle(weights):
     schedulers = torch.optim.lr_scheduler
     for make, settings in (
         (schedulers.OneCycleLR, {"max_lr": 1.0, "total_steps": 8}),
-        (
-            schedulers.CyclicLR,
-            {"base_lr": 0.1, "max_lr": 1.0, "step_size_up": 4},
-        ),
+        (schedulers.CyclicLR, {"base_lr": 0.1, "max_lr": 1.0, "step_size_up": 4}),
     ):
         model = network()
         opt = NGOptimizer(model.parameters(), weights=weights)

@@ -52,10 +52,9 @@ def test_model_graph_and_parameters_give_the_same_training(metanet):
     for how in ("parameters", "named", "model", "graph"):
         model = network()
         source = model.named_parameters() if how == "named" else model.parameters()
-        extra = {
-            "model": {"model": model},
-            "graph": {"graph": build_graph(model)},
-        }.get(how, {})
+        extra = {"model": {"model": model}, "graph": {"graph": build_graph(model)}}.get(
+            how, {}
+        )
         train(model, NGOptimizer(source, weights=metanet, **extra), range(3))
         results.append(snapshot(model))
     assert all(
@@ -165,10 +164,7 @@ def test_a_base_rule_by_hand_and_resumed():
     resumed.step()
     copied.step()
     # m = 3/4, three quarters of the horizon are left
-    assert p.tolist() == [
-        -0.5625,
-        -2.0,
-    ]
+    assert p.tolist() == [-0.5625, -2.0]
     for other in (resumed, copied):
         q = other.param_groups[0]["params"][0]
         assert torch.equal(q, p)
@@ -219,9 +215,7 @@ def test_copies_make_the_same_steps(metanet, duplicate):
     assert same(twin, snapshot(model))
 
 
-def test_momenta_of_bfloat16_parameters_are_float32(
-    metanet,
-):
+def test_momenta_of_bfloat16_parameters_are_float32(metanet):
     model = network(torch.bfloat16)
     opt = NGOptimizer(model.parameters(), weights=metanet)
     train(model, opt, range(1), torch.bfloat16)
@@ -271,10 +265,7 @@ def test_complex_parameters_are_pairs_of_real_ones(metanet, dtype):
         NGOptimizer(real_params, graph=graph, weights=metanet),
     )
     for _ in range(3):
-        for params in (
-            complex_params,
-            [torch.view_as_complex(p) for p in real_params],
-        ):
+        for params in (complex_params, [torch.view_as_complex(p) for p in real_params]):
             (params[2] @ (params[0].sum(1) * params[1])).abs().square().sum().backward()
         for opt in opts:
             opt.step()
@@ -284,8 +275,7 @@ def test_complex_parameters_are_pairs_of_real_ones(metanet, dtype):
         assert opts[0].state[p]["exp_avg_0"].dtype == dtype.to_real()
         assert opts[0].state[p]["exp_avg_0"].shape == (*p.shape, 2)
     other = NGOptimizer(
-        [nn.Parameter(p.detach().clone()) for p in complex_params],
-        weights=metanet,
+        [nn.Parameter(p.detach().clone()) for p in complex_params], weights=metanet
     )
     other.load_state_dict(opts[0].state_dict())
     first = next(iter(other.state.values()))
@@ -307,9 +297,7 @@ def test_graph_of_another_network(metanet):
         )
     with pytest.raises(ValueError, match=r"graph expects shape \(4, 2\); got \(3, 2\)"):
         NGOptimizer(
-            mlp(2, 3, 1).parameters(),
-            graph=build_graph(mlp(2, 4, 1)),
-            weights=metanet,
+            mlp(2, 3, 1).parameters(), graph=build_graph(mlp(2, 4, 1)), weights=metanet
         )
 
 

@@ -9,14 +9,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ngopt import NGOptimizer
-from tests.ngopt.training import (
-    MOMENTUM_KEYS,
-    WEIGHTS,
-    network,
-    same,
-    snapshot,
-    train,
-)
+from tests.ngopt.training import MOMENTUM_KEYS, WEIGHTS, network, same, snapshot, train
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -187,10 +180,7 @@ def test_state_of_other_shapes_or_weights_changes_nothing(metanet):
         (other, r"expected weights \w{12} \(SHA-256\), .*; got 000000000000\."),
         (lacking, "'step' of 'parameter 1': expected a tensor; got nothing"),
         (empty, "'exp_avg_4' of 'parameter 3': expected a tensor; got nothing"),
-        (
-            {**before, "state": {0: None}},
-            "state of 0: expected a dict; got NoneType",
-        ),
+        ({**before, "state": {0: None}}, "state of 0: expected a dict; got NoneType"),
         ({}, "expected 'state' and 'param_groups'"),
         (None, "state_dict: expected a dict; got NoneType"),
         (short, "doesn't match the size"),

@@ -50,12 +50,7 @@ SHAPES = {small_mlp: (16,), small_cnn: (1, 7, 7)}
 
 
 def train(
-    make,
-    steps,
-    scale=lambda step: 1.0,
-    dtype=torch.float32,
-    shape=None,
-    **settings,
+    make, steps, scale=lambda step: 1.0, dtype=torch.float32, shape=None, **settings
 ):
     """Losses of every step, without the scale that they are multiplied by."""
     model = make().to(dtype)

@@ -216,8 +216,7 @@ def test_damaged_files_name_the_file(file, damage, message):
 
 def test_unknown_names_are_errors_with_the_known_names():
     with pytest.raises(
-        ValueError,
-        match=r"weights 'adam': expected one of default.*got neither",
+        ValueError, match=r"weights 'adam': expected one of default.*got neither"
     ):
         NGOptimizer(mlp(2, 3, 1).parameters(), weights="adam")
     with pytest.raises(ValueError, match="weights 'no/such/file"):

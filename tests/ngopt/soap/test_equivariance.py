@@ -107,8 +107,7 @@ def the_case(name):
 IN_PIECES = pytest.param(
     SoapConfig(longest=6, renew_every=3),
     marks=pytest.mark.xfail(
-        reason="rows too long for a factor are cut, of hidden neurons too",
-        strict=True,
+        reason="rows too long for a factor are cut, of hidden neurons too", strict=True
     ),
     id="in pieces",
 )

@@ -4,11 +4,7 @@ import pytest
 import torch
 
 from ngopt.devices import norms
-from ngopt.soap.scalars import (
-    COMPARED_STEPS,
-    GradientScale,
-    gradient_scale,
-)
+from ngopt.soap.scalars import COMPARED_STEPS, GradientScale, gradient_scale
 from ngopt.soap.schedule import DECAY
 
 

@@ -72,9 +72,7 @@ class TestHorizon:
             found = self.slope(10, total_steps, scheduler)
         assert len({rate for _, rate in found}) > 3
         np.testing.assert_allclose(
-            [step for step, _ in found],
-            [0.02 * rate for _, rate in found],
-            rtol=1e-5,
+            [step for step, _ in found], [0.02 * rate for _, rate in found], rtol=1e-5
         )
 
 

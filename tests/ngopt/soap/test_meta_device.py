@@ -37,10 +37,7 @@ MODELS = {
     "transformer": partial(Gpt, 50, 12, 16, 2, 1),
 }
 # with a kernel of the update MLP and, where one network is enough, without
-CASES = [
-    *((model, torch.bfloat16) for model in MODELS),
-    ("chain", torch.float64),
-]
+CASES = [*((model, torch.bfloat16) for model in MODELS), ("chain", torch.float64)]
 
 
 def optimizer(make, weights, **settings):

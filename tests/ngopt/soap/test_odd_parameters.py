@@ -35,16 +35,7 @@ class TestOddParameters:
     )
     def test_of_every_shape_and_dtype(self, dtype):
         torch.manual_seed(0)  # a bfloat16 scalar can end exactly where it began
-        shapes = [
-            (),
-            (1,),
-            (3,),
-            (0, 3),
-            (2, 3, 4),
-            (2, 1, 2, 2, 2),
-            (5, 4),
-            (1, 1),
-        ]
+        shapes = [(), (1,), (3,), (0, 3), (2, 3, 4), (2, 1, 2, 2, 2), (5, 4), (1, 1)]
         params = [
             nn.Parameter(torch.randn(s, dtype=dtype))
             for s in shapes

@@ -129,9 +129,6 @@ def test_a_learning_rate_that_is_differentiated_stays_a_tensor():
     own = Hyper([lr] * 3 + [2.0] * 4, [0.0] * 7)
     values = fill(table(), np.zeros(7), 0, own)
     gains = np.array([role_gain(role, CONFIG) for role in roles()])
-    assert values.peak_step_size.tolist() == [
-        *(-0.5 * gains[:3]),
-        *(-2.0 * gains[3:]),
-    ]
+    assert values.peak_step_size.tolist() == [*(-0.5 * gains[:3]), *(-2.0 * gains[3:])]
     values.peak_step_size.sum().backward()
     assert lr.grad == -gains[:3].sum()

@@ -29,11 +29,7 @@ PLAIN_STEPS = {"short": 1, "trained_exponent": 0.0, "straight": 1e9}
 def case(dtype=torch.float64):
     torch.manual_seed(0)
     model = cnn().to(dtype)
-    return (
-        model,
-        build_graph(model),
-        [p.detach().clone() for p in model.parameters()],
-    )
+    return (model, build_graph(model), [p.detach().clone() for p in model.parameters()])
 
 
 def noise(params, seed):
@@ -311,10 +307,7 @@ class TestPureCore:
         for m, o in ((model, opt), (resumed, other), (twin, third)):
             train(m, o, range(5, 12))
         for p, q, r in zip(
-            model.parameters(),
-            resumed.parameters(),
-            twin.parameters(),
-            strict=True,
+            model.parameters(), resumed.parameters(), twin.parameters(), strict=True
         ):
             assert torch.equal(p, q)
             assert torch.equal(p, r)

@@ -3,11 +3,7 @@
 import pytest
 import torch
 
-from tests.tasks.stacks import (
-    cnn_architecture,
-    random_stack,
-    siren_architecture,
-)
+from tests.tasks.stacks import cnn_architecture, random_stack, siren_architecture
 
 MAKES = {
     "siren": lambda: siren_architecture(2, 5, 4, 3, 2),

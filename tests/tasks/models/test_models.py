@@ -96,9 +96,7 @@ def test_updates_of_an_mlp_are_not_equivariant(stack):
 
 @torch.no_grad()
 @pytest.mark.parametrize("role", ["input", "output"])
-def test_only_np_is_invariant_to_permutations_of_inputs_and_outputs(
-    role,
-):
+def test_only_np_is_invariant_to_permutations_of_inputs_and_outputs(role):
     stack = siren_stack(2, 5, 4, 3)
     other = moved_stack(stack, [role])
     same = fitted("nfn-np", stack)

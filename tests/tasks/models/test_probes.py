@@ -5,13 +5,7 @@ import torch
 
 from tasks.models import graph_model
 from tasks.models.probes import mean_and_std, with_log_softmax
-from tests.tasks.stacks import (
-    GRAPHS,
-    far,
-    fitted,
-    moved_stack,
-    siren_stack,
-)
+from tests.tasks.stacks import GRAPHS, far, fitted, moved_stack, siren_stack
 
 
 def test_features_of_outputs_are_values_and_log_softmax():

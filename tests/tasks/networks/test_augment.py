@@ -30,8 +30,7 @@ def test_random_affine_maps_transform_the_coordinates():
         there = points @ maps[k].mT + shifts[k].squeeze(-1)
         expected = stack.architecture.outputs(one.params, there)
         torch.testing.assert_close(
-            stack.architecture.outputs(augmented.select([k]).params, points),
-            expected,
+            stack.architecture.outputs(augmented.select([k]).params, points), expected
         )
 
 

@@ -50,8 +50,7 @@ def test_a_skip_from_more_channels_leaves_the_others_out():
     x = torch.randn(2, 5, 4, 4)
     assert torch.equal(shortcut(x, 1, 3), x[:, :3])
     assert torch.equal(
-        shortcut(x, 2, 6),
-        torch.cat([x[..., ::2, ::2], torch.zeros(2, 1, 2, 2)], 1),
+        shortcut(x, 2, 6), torch.cat([x[..., ::2, ::2], torch.zeros(2, 1, 2, 2)], 1)
     )
 
 

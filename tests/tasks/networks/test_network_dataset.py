@@ -24,10 +24,7 @@ def networks(*widths, count, first):
 @pytest.fixture
 def collection():
     """Three of one architecture, of which one comes late, and two of another."""
-    groups = [
-        networks(2, 3, 1, count=2, first=0),
-        networks(2, 4, 1, count=2, first=3),
-    ]
+    groups = [networks(2, 3, 1, count=2, first=0), networks(2, 4, 1, count=2, first=3)]
     return NetworkDataset.from_groups([*groups, networks(2, 3, 1, count=1, first=2)])
 
 

@@ -25,10 +25,7 @@ def wild_model(seed: int) -> nn.ModuleDict:
     torch.manual_seed(seed)
     config = WILD_CONFIG
     sizes = zip(
-        config["channels"],
-        config["channels"][1:],
-        config["kernel_size"],
-        strict=False,
+        config["channels"], config["channels"][1:], config["kernel_size"], strict=False
     )
     layers = nn.ModuleList(nn.Conv2d(a, b, k, padding=k // 2) for a, b, k in sizes)
     return nn.ModuleDict({"layers": layers, "fc": nn.Linear(5, 10)})
@@ -49,11 +46,7 @@ def write_wild_park(folder: Path) -> Path:
                 "iteration": number,
             }
             torch.save(values, folder / path)
-        splits[split] = {
-            "path": paths,
-            "score": [0.1, 0.2, 0.3],
-            "step": [0, 1, 2],
-        }
+        splits[split] = {"path": paths, "score": [0.1, 0.2, 0.3], "step": [0, 1, 2]}
     (folder / "splits.json").write_text(json.dumps(splits))
     return folder / "splits.json"
 

@@ -186,9 +186,7 @@ def test_weights_have_the_spread_of_their_init_and_biases_are_zero(init):
 
 def test_orthogonal_weights_have_orthonormal_rows():
     run = replace(
-        RUN,
-        architecture=cnn_description([1, 4], [5], [4], ["relu"]),
-        init="orthogonal",
+        RUN, architecture=cnn_description([1, 4], [5], [4], ["relu"]), init="orthogonal"
     )
     model = make_module(run.architecture)
     initialise(model, run)
