@@ -163,7 +163,7 @@ def steps(rule, params, grads, in_place=False):
         deltas: list = [torch.zeros_like(p) for p in params]
         changes = rule.update(some, state, params, hyper(rule.graph), in_place)
         for c in chain.from_iterable(changes):
-            c.part(deltas[c.position]).copy_(c.delta)
+            c.select(deltas[c.position]).copy_(c.delta)
             state[c.position] = c.record
         all_deltas.append(deltas)
     return all_deltas
