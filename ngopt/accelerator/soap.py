@@ -192,7 +192,7 @@ def next_values(schedule: StepSchedule, hyper: Hyper) -> ScheduledValues:
 def renewals_on_device(
     positions: Mapping[int, Tensor], every: int, step: Tensor
 ) -> list[Renewal]:
-    """`RenewalSchedule.bases_at` for a step () on the device, as masks.
+    """`RenewalSchedule.at` for a step () on the device, as masks.
 
     positions: of the bases of every size in a round, (count,).
     """
