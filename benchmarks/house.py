@@ -48,29 +48,22 @@ class Source:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, FUNCTIONS):
                 self.functions += 1
-                if not _is_triton_kernel(node):
+                # kernels take each pointer, size and stride as a parameter of its own
+                if not any("triton.jit" in ast.unparse(x) for x in node.decorator_list):
                     self.parameters.append(_parameters(node))
             elif isinstance(node, ast.ClassDef):
-                end = node.end_lineno or node.lineno
-                self.class_lines.append(end - node.lineno + 1)
+                self.class_lines.append((node.end_lineno or 0) - node.lineno + 1)
         for block in cc_visit(text):
             if block.letter != "C":  # functions and methods, no classes
                 self.complexities.append(block.complexity)
-
-
-def _is_triton_kernel(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """Kernels take each pointer, size and stride as a parameter of its own."""
-    return any("triton.jit" in ast.unparse(x) for x in function.decorator_list)
 
 
 def _parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     """The number of parameters, without `self` and `cls`."""
     arguments = function.args
     named = arguments.posonlyargs + arguments.args + arguments.kwonlyargs
-    count = bool(arguments.vararg) + bool(arguments.kwarg)
-    for argument in named:
-        count += argument.arg not in ("self", "cls")
-    return count
+    count = sum(argument.arg not in ("self", "cls") for argument in named)
+    return count + bool(arguments.vararg) + bool(arguments.kwarg)
 
 
 def _quantile(values: list[int], share: float) -> int:
@@ -149,8 +142,7 @@ def main() -> None:
     if arguments.walk:
         print_walk()
         return
-    rows = print_structure(arguments.folders)
-    write(arguments.json, sources=rows)
+    write(arguments.json, sources=print_structure(arguments.folders))
 
 
 if __name__ == "__main__":

@@ -161,8 +161,9 @@ class Llama(nn.Module):
     ):
         super().__init__()
         self.embed_tokens = nn.Embedding(vocabulary, width)
-        layers = (LlamaLayer(width, heads, hidden) for _ in range(depth))
-        self.layers = nn.ModuleList(layers)
+        self.layers = nn.ModuleList(
+            LlamaLayer(width, heads, hidden) for _ in range(depth)
+        )
         self.norm = nn.RMSNorm(width)
         self.lm_head = nn.Linear(width, vocabulary, bias=False)
 

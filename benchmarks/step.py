@@ -120,13 +120,16 @@ def whole_steps(name: str, steps: int, skip: int) -> list[Record]:
         order = [*order[1:], order[0]]
     records = []
     for key, run in runs.items():
-        step_ms = run.step_ms[skip:]
-        optimizer_ms = run.optimizer_ms[skip:]
+        step_ms, optimizer_ms = run.step_ms[skip:], run.optimizer_ms[skip:]
+        state = 2.0  # of AdamW
+        if key != "adamw":
+            weights, _, horizon = key.partition(", ")
+            state = state_size(build_graph(run.model), bool(horizon), weights)
         record = {
             "problem": name,
             "optimizer": key,
             "parameters": numel(run.model),
-            "state": _state_of(key, run.model),
+            "state": state,
             "step_ms": median(step_ms),
             "fastest_ms": min(step_ms),
             "optimizer_ms": median(optimizer_ms),
@@ -138,13 +141,6 @@ def whole_steps(name: str, steps: int, skip: int) -> list[Record]:
         record["ratio"] = record["step_ms"] / records[0]["step_ms"]
         record["fastest_ratio"] = record["fastest_ms"] / records[0]["fastest_ms"]
     return records
-
-
-def _state_of(key: str, model: nn.Module) -> float:
-    if key == "adamw":
-        return 2.0
-    weights, _, horizon = key.partition(", ")
-    return state_size(build_graph(model), bool(horizon), weights)
 
 
 def traced(name: str) -> tuple[nn.Module, NeuralGraph]:
@@ -171,7 +167,12 @@ def network_steps(name: str, weights: str, threads: int) -> Record:
         optimizer.state[p]["step"].fill_(LATE - LATE % count)
     draw_gradients(params)
     optimizer.step()
-    cycles = _cycles(optimizer, params, count)
+    cycles: list[list[float]] = []  # seconds of each step
+    while sum(map(len, cycles)) < STEPS or sum(map(sum, cycles)) < SECONDS:
+        cycles.append([])
+        for _ in range(count):
+            draw_gradients(params)
+            cycles[-1].append(seconds_of(optimizer.step))
     later = median(map(mean, cycles))
     n = numel(model)
     return {
@@ -186,19 +187,6 @@ def network_steps(name: str, weights: str, threads: int) -> Record:
         "state": state_size(graph, False, weights),
         "state_horizon": state_size(graph, True, weights),
     }
-
-
-def _cycles(
-    optimizer: Optimizer, params: list[nn.Parameter], count: int
-) -> list[list[float]]:
-    """Seconds of each step in cycles of `count` steps."""
-    cycles: list[list[float]] = []
-    while sum(map(len, cycles)) < STEPS or sum(map(sum, cycles)) < SECONDS:
-        cycles.append([])
-        for _ in range(count):
-            draw_gradients(params)
-            cycles[-1].append(seconds_of(optimizer.step))
-    return cycles
 
 
 def cycle(optimizer: NGOptimizer) -> int:
@@ -224,10 +212,7 @@ def state_size(
     """The optimizer's state in float32 numbers per parameter."""
     rule = load_pretrained(weights).bind(graph, HORIZON if has_horizon else None)
     params = [torch.empty(spec.shape, device="meta") for spec in graph.parameters]
-    size = 0
-    for record in rule.init(params):
-        for value in record.values():
-            size += value.nbytes
+    size = sum(x.nbytes for record in rule.init(params) for x in record.values())
     return size / torch.float32.itemsize / graph.numel
 
 
@@ -256,9 +241,8 @@ def measured(
 ) -> Iterator[Record]:
     """Records of all pairs of a network and weights, each from a new process."""
     with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        tasks = []
-        for pair in product(networks, weights):
-            tasks.append(pool.apply_async(network_steps, (*pair, threads)))
+        cases = product(networks, weights, [threads])
+        tasks = [pool.apply_async(network_steps, case) for case in cases]
         for task in tqdm(tasks, unit="network", disable=not tasks):
             yield task.get()
 

@@ -75,8 +75,8 @@ def training(session: Session, trained: Trained) -> Record:
 def optimizer_step(session: Session, trained: Trained, name: str) -> Record:
     """The record of an optimizer of `OPTIMIZERS`."""
     is_eager = name.endswith("eager")
-    eager = patch.object(devices, "has_triton", lambda device: False)
-    with eager if is_eager else nullcontext():
+    without_triton = patch.object(devices, "has_triton", lambda device: False)
+    with without_triton if is_eager else nullcontext():
         stepper = Stepper(trained, OPTIMIZERS[name](trained.model))
         return step_record(session, trained, stepper)
 
@@ -102,8 +102,7 @@ def step_record(session: Session, trained: Trained, stepper: "Stepper") -> Recor
         **profiled(session, stepper.whole, profiled_steps),
     }
     if stepper.graph_every:
-        look = timed(session, stepper.step, stepper.prepare_look)
-        record["look_ms"] = look["ms"]
+        record["look_ms"] = timed(session, stepper.step, stepper.prepare_look)["ms"]
     return record
 
 

@@ -95,8 +95,7 @@ class Records:
             outcome = {"status": "skipped", "note": str(reason)}
         except Exception as error:
             outcome = {"status": "failed", "note": note_of(error)}
-        seconds = round(time.monotonic() - start, 2)
-        record = {**about, **outcome, "case_s": seconds}
+        record = {**about, **outcome, "case_s": round(time.monotonic() - start, 2)}
         self.records.append(record)
         cells = []
         for key, value in record.items():
@@ -131,11 +130,13 @@ def machine(session: Session) -> dict[str, Any]:
     }
     if session.is_cuda:
         gpu = torch.cuda.get_device_properties(0)
-        described["device"] = gpu.name
-        described["memory_gib"] = round(gpu.total_memory / 2**30, 1)
-        described["gpus"] = torch.cuda.device_count()
-        described["cuda"] = torch.version.cuda
-        described["triton"] = find_spec("triton") is not None
+        described |= {
+            "device": gpu.name,
+            "memory_gib": round(gpu.total_memory / 2**30, 1),
+            "gpus": torch.cuda.device_count(),
+            "cuda": torch.version.cuda,
+            "triton": find_spec("triton") is not None,
+        }
     return described
 
 

@@ -52,10 +52,9 @@ def plot_curves(
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)
+    handles, labels = right.get_legend_handles_labels()
     columns = min(len(groups), 4)
-    figure.legend(
-        *right.get_legend_handles_labels(), loc="outside lower center", ncols=columns
-    )
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
     figure.suptitle(title)
     figure.savefig(path, dpi=150)
 
@@ -101,7 +100,5 @@ def _draw(
     """curves: (runs, steps). The line ends at the first loss that is not finite."""
     axes.plot(steps, curves.mean(0), label=label, **style)
     if len(curves) > 1:
-        low, high = curves.min(0), curves.max(0)
-        axes.fill_between(
-            steps, low, high, color=style["color"], alpha=0.15, linewidth=0
-        )
+        band = {"color": style["color"], "alpha": 0.15, "linewidth": 0}
+        axes.fill_between(steps, curves.min(0), curves.max(0), **band)

@@ -134,9 +134,7 @@ def search(config: Config) -> optuna.Study:
         return CmaEsSampler(popsize=config.population, seed=config.seed + number)
 
     def objective(trial: optuna.Trial) -> float:
-        logarithms = {}
-        for name in names:
-            logarithms[name] = trial.suggest_float(name, -LIMIT, LIMIT)
+        logarithms = {name: trial.suggest_float(name, -LIMIT, LIMIT) for name in names}
         generation = trial.number // config.population
         key = f"references-{generation}"
         references = study.user_attrs.get(key)
