@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, distributed
 from torch.nn import Parameter
@@ -42,7 +43,7 @@ class Piece(NamedTuple):
     def within(self, other: "Piece") -> "Piece":
         """The same elements, relative to a piece that contains them."""
         pairs = zip(self.offset, other.offset, strict=True)
-        return Piece(tuple(own - first for own, first in pairs), self.shape)
+        return Piece(tuple(start - first for start, first in pairs), self.shape)
 
     def chunk(self, dim: int, index: int, chunks: int) -> "Piece":
         """One of the chunks that `torch.chunk` makes along a dimension."""
@@ -182,21 +183,20 @@ def mesh_ranks(
                 "NGOptimizer: process_group: expected the ranks of the parameters' "
                 f"mesh, {ranks}; got {group_ranks}. Leave process_group out."
             )
-    coordinates = {}
-    for *place, rank in _numbered(_root(meshes[0]).mesh):
-        coordinates[rank] = tuple(place)
+    root = _root(meshes[0]).mesh.numpy()
+    coordinates = {int(rank): place for place, rank in np.ndenumerate(root)}
     return ranks, [coordinates.get(rank, ()) for rank in ranks]
 
 
 def _connected(meshes: Iterable[Any]) -> Ranks:
     """Ranks that are connected to this one by meshes, also through others."""
     rows = [set(row) for mesh in meshes for row in _rows(mesh)]
-    found = {distributed.get_rank()}
+    connected = {distributed.get_rank()}
     count = 0
-    while len(found) > count:
-        count = len(found)
-        found.update(*(row for row in rows if row & found))
-    return sorted(found)
+    while len(connected) > count:
+        count = len(connected)
+        connected.update(*(row for row in rows if row & connected))
+    return sorted(connected)
 
 
 def _rows(mesh: Any) -> list[Ranks]:
@@ -206,19 +206,12 @@ def _rows(mesh: Any) -> list[Ranks]:
         return rows.view(-1, mesh.mesh.numel()).tolist()
     # torch before 2.10: a mesh has some dimensions of its root
     root = _root(mesh)
-    own = torch.isin(root.mesh, mesh.mesh).nonzero()
+    places = torch.isin(root.mesh, mesh.mesh).nonzero()
     dims = range(root.mesh.dim())
-    used = [d for d in dims if own[:, d].unique().numel() > 1]
+    used = [d for d in dims if places[:, d].unique().numel() > 1]
     unused = [d for d in dims if d not in used]
     rows = root.mesh.permute(unused + used)
     return rows.reshape(-1, mesh.mesh.numel()).tolist()
-
-
-def _numbered(x: Tensor) -> list[list[int]]:
-    """(its coordinates, element), of every element."""
-    every = torch.arange(x.numel(), device="cpu")
-    at = torch.unravel_index(every, tuple(x.shape))
-    return torch.stack((*at, x.flatten()), 1).tolist()
 
 
 def _root(mesh: Any) -> Any:
