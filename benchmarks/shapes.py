@@ -213,21 +213,6 @@ def small_cnn() -> nn.Module:
     )
 
 
-def plain_cnn() -> nn.Module:
-    """3x3 convolutions and a linear layer, which every metanet can read."""
-    return nn.Sequential(
-        nn.Conv2d(1, 8, 3, stride=2),
-        nn.ReLU(),
-        nn.Conv2d(8, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(16, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(16, 10),
-    )
-
-
 GPT_34M = partial(Gpt, 8192, 512, 512, 8, 8)
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {

@@ -16,16 +16,16 @@ Later and worst are medians over cycles. Memory of a step is counted by
 """
 
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import product
 from multiprocessing import get_context
 from statistics import mean, median
-from time import perf_counter
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from tqdm import tqdm
 
@@ -33,9 +33,10 @@ from benchmarks.cpu import seconds_of
 from benchmarks.graph_building import FAMILIES
 from benchmarks.records import Record, parser_of, table, write
 from benchmarks.shapes import torchvision_example, transformers_gpt2
-from meta_train.problems import Problem, load_problem
+from meta_train.problems import load_problem
 from ngopt import NGOptimizer, build_graph, load_pretrained
 from ngopt.graph import NeuralGraph
+from ngopt.race.training import TrainingLoop
 
 PROBLEMS = ("fm-16", "c10-32")
 HORIZON = 1000
@@ -84,43 +85,25 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
 }
 
 
-class Training:
-    """A training run on a problem, which records the time of its steps.
-
-    step_ms, optimizer_ms: milliseconds of whole steps, and of the optimizer in them.
-    """
-
-    def __init__(self, problem: Problem, make: Callable[[nn.Module], Optimizer]):
-        self.problem = problem
-        self.model = problem.init(0)
-        self.optimizer = make(self.model)
-        self.step_ms: list[float] = []
-        self.optimizer_ms: list[float] = []
-
-    def step(self, number: int) -> None:
-        start = perf_counter()
-        batch = self.problem.batch(0, number)
-        self.optimizer.zero_grad()
-        self.problem.loss(self.model, batch).backward()
-        middle = perf_counter()
-        self.optimizer.step()
-        end = perf_counter()
-        self.step_ms.append(1e3 * (end - start))
-        self.optimizer_ms.append(1e3 * (end - middle))
-
-
 def whole_steps(name: str, steps: int, skip: int) -> list[Record]:
     """Records of all optimizers on a problem. Ratios are those to fused AdamW."""
     problem = load_problem(name)
-    runs = {key: Training(problem, make) for key, make in OPTIMIZERS.items()}
-    order = list(runs.values())
+    runs: dict[str, TrainingLoop] = {}
+    for key, make in OPTIMIZERS.items():
+        model = problem.init(0)
+        runs[key] = TrainingLoop(model, make(model), None)
+
+    def loss_of_batch(model: nn.Module, number: int) -> Tensor:
+        return problem.loss(model, problem.batch(0, number))
+
+    order = deque(runs.values())
     for number in tqdm(range(skip + steps), desc=name, unit="step"):
         for run in order:
-            run.step(number)
-        order = [*order[1:], order[0]]
+            run.step(loss_of_batch, number)
+        order.rotate(-1)
     records = []
     for key, run in runs.items():
-        step_ms, optimizer_ms = run.step_ms[skip:], run.optimizer_ms[skip:]
+        step_ms, optimizer_ms = run.ms[skip:], run.optimizer_ms[skip:]
         state = 2.0  # of AdamW
         if key != "adamw":
             weights, _, horizon = key.partition(", ")
