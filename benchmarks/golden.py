@@ -75,7 +75,7 @@ def difference(before: Hashes | None, after: Hashes | None) -> str:
         old, new = before[key], after.get(key)
         if old == new:
             continue
-        if isinstance(old, dict):
+        if isinstance(old, dict) and new is not None:
             changed = [
                 f"{name} {old.get(name, 0)} -> {new.get(name, 0)}"
                 for name in sorted({*old, *new})

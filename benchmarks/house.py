@@ -106,8 +106,7 @@ def print_structure(folders: Sequence[Path]) -> list[Record]:
     for folder in map(Path.absolute, folders):
         root = ROOT if folder.is_relative_to(ROOT) else folder.parent
         parts.append((folder, modules_in(folder, root)))
-    modules = ChainMap(*(files for _, files in parts))
-    arrows = import_arrows(modules)
+    arrows = import_arrows(ChainMap(*(files for _, files in parts)))
     rows = [measure(folder, files, arrows) for folder, files in parts]
     print(table(rows))
     for circle in import_circles(arrows):
@@ -127,8 +126,7 @@ def print_walk() -> None:
 
 
 def main() -> None:
-    description = (__doc__ or "").split("\n\n")[0]
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument(
         "folders",
         nargs="*",

@@ -208,7 +208,6 @@ def counted(network: str, weights: str, total_steps: int | None) -> Record:
         transient = max(transient, peak)
     ops = [step.ops.total() for step in steps]
     numel = sum(map(Tensor.numel, params))
-    state = state_bytes([optimizer], "meta") / torch.float32.itemsize
     return {
         "network": network,
         "weights": weights,
@@ -224,7 +223,7 @@ def counted(network: str, weights: str, total_steps: int | None) -> Record:
         "factorisations": sum(step.factorisations for step in (first, *steps)),
         "transient_mib": transient / MIB,
         "first_transient_mib": first_transient / MIB,
-        "state": state / numel,
+        "state": state_bytes([optimizer], "meta") / torch.float32.itemsize / numel,
     }
 
 

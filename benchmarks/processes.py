@@ -138,8 +138,7 @@ def rounded(name: str, steps: int, folder: Path) -> records.Record:
 
 
 def largest_difference(params: list[Tensor], others: list[Tensor]) -> float:
-    pairs = zip(params, others, strict=True)
-    return max((p - q).abs().max().item() for p, q in pairs)
+    return max((p - q).abs().max().item() for p, q in zip(params, others, strict=True))
 
 
 def compared(

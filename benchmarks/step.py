@@ -51,8 +51,7 @@ def _problem(name: str) -> Example:
 
 
 def _gpt2() -> Example:
-    tokens = torch.arange(32).reshape(2, 16)
-    return transformers_gpt2(), {"input_ids": tokens}
+    return transformers_gpt2(), {"input_ids": torch.arange(32).reshape(2, 16)}
 
 
 NETWORKS: dict[str, Callable[[], Example]] = {

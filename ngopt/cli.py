@@ -80,15 +80,14 @@ def _add_race_options(race: argparse.ArgumentParser) -> None:
 def describe(weights: str) -> dict[str, Any]:
     """What a weights file contains, as JSON. weights: a bundled name or a path."""
     learned = load_pretrained(weights)
-    if learned.metanet is None:
-        kind, part = "base rule", learned.base
-        tensors = part.tensors.values()
+    part: Any = learned.base if learned.metanet is None else learned.metanet
+    if learned.metanet is not None:
+        tensors = [*learned.metanet.parameters()]
     else:
-        kind, part = "metanet", learned.metanet
-        tensors = part.parameters()
+        tensors = [*part.tensors.values()]
     return {
         "name": weights,
-        "kind": kind,
+        "kind": "base rule" if learned.metanet is None else "metanet",
         "class": type(part).__name__,
         "parameters": sum(x.numel() for x in tensors),
         "sha256": weights_hash(learned),

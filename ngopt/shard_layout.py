@@ -129,8 +129,7 @@ def local_piece(name: str, p: Any) -> Piece:
     from torch.distributed.tensor import Partial
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-    has_partial = any(isinstance(x, Partial) for x in p.placements)
-    if p.is_complex() or has_partial:
+    if p.is_complex() or any(isinstance(x, Partial) for x in p.placements):
         raise ValueError(
             f"NGOptimizer: '{name}': expected a DTensor of real numbers that is "
             f"sharded or replicated; got {p.dtype} with placements {p.placements}"
@@ -209,8 +208,7 @@ def _rows(mesh: Any) -> list[Ranks]:
     places = torch.isin(root.mesh, mesh.mesh).nonzero()
     dims = range(root.mesh.dim())
     used = [d for d in dims if places[:, d].unique().numel() > 1]
-    unused = [d for d in dims if d not in used]
-    rows = root.mesh.permute(unused + used)
+    rows = root.mesh.permute([d for d in dims if d not in used] + used)
     return rows.reshape(-1, mesh.mesh.numel()).tolist()
 
 

@@ -139,11 +139,10 @@ class _MeasuredLoop(TrainingLoop):
         starts = range(0, len(losses), every)
         mean_losses = [fmean(losses[start : start + every]) for start in starts]
         splits = ["validation", "test"] if run.phase == "evaluation" else ["validation"]
-        metrics = {split: self._measured(split)._asdict() for split in splits}
         record = {
             "run": asdict(run),
             "problem_digest": problem_digest(run.problem),
-            **metrics,
+            **{split: self._measured(split)._asdict() for split in splits},
             "train_loss": fmean(losses[-TRAIN_LOSS_STEPS:]),
             "diverged": not all(map(math.isfinite, losses)),
             "ms_per_step": median(self.ms),

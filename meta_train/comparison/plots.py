@@ -65,8 +65,7 @@ def training_curves(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
     nan where a loss is not finite.
     """
     losses = np.array([record["losses"] for record in records], float)  # None is nan
-    every = records[0]["losses_every"]
-    return every * np.arange(1, losses.shape[1] + 1), losses
+    return records[0]["losses_every"] * np.arange(1, losses.shape[1] + 1), losses
 
 
 def _curves(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:

@@ -141,8 +141,7 @@ def search(config: Config) -> optuna.Study:
         if references is None:
             references = whole_losses(config, learned, 0, generation)
             study.set_user_attr(key, references)
-        candidate = reweighed(learned, logarithms)
-        losses = whole_losses(config, candidate, 0, generation)
+        losses = whole_losses(config, reweighed(learned, logarithms), 0, generation)
         trial.set_user_attr("losses", losses)
         score = mean_gain(losses, references)
         print(f"trial {trial.number}: {score:+.4f}")

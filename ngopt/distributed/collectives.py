@@ -19,8 +19,7 @@ class Collectives:
         self._ranks = ranks
         group = group or distributed.group.WORLD
         try:
-            backend = group._get_backend(group._device_types[0])
-            self._timeout = backend.options._timeout
+            self._timeout = group._get_backend(group._device_types[0]).options._timeout
         except (AttributeError, RuntimeError):  # a backend without options
             self._timeout = None  # torch's default
         has_ranks = ranks == distributed.get_process_group_ranks(group)

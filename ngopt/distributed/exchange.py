@@ -152,8 +152,7 @@ class Exchange:
     def to_owners(self, values: Values) -> Arrival:
         """Begins to send this process' parts of parameters or gradients; gives what it
         owns. All are promoted to one dtype."""
-        dtypes = [values[i].dtype for i in self.parameters]
-        dtype = reduce(torch.promote_types, dtypes)
+        dtype = reduce(torch.promote_types, [values[i].dtype for i in self.parameters])
         like = values[self.parameters[0]].new_empty(0, dtype=dtype)
         return self._up.start(values, like)
 

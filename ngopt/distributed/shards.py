@@ -162,9 +162,10 @@ class Shards:
     def of(self, parameters: Sequence[int]) -> "Shards":
         """A copy with some of the parameters."""
         shards = copy(self)
-        for name in ("alone", "shapes", "owned", "pieces"):
-            values = getattr(self, name)
-            setattr(shards, name, [values[i] for i in parameters])
+        shards.alone = [self.alone[i] for i in parameters]
+        shards.shapes = [self.shapes[i] for i in parameters]
+        shards.owned = [self.owned[i] for i in parameters]
+        shards.pieces = [self.pieces[i] for i in parameters]
         shards.counts = self.counts[list(parameters)]
         return shards
 

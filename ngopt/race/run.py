@@ -83,8 +83,12 @@ def run(path: str, settings: Settings) -> list[Result]:
     begin = time.perf_counter()
     results = []
     pause = 0.1 if sys.stderr.isatty() else LOG_PAUSE
-    intervals = {"mininterval": pause, "maxinterval": max(pause, 10.0)}
-    with tqdm(total=runs * settings.steps, unit="step", **intervals) as bar:
+    with tqdm(
+        total=runs * settings.steps,
+        unit="step",
+        mininterval=pause,
+        maxinterval=max(pause, 10.0),
+    ) as bar:
         for spec in specs:
             results.append(_result(problem, spec, settings, bar))
     title = f"{problem.name}, {settings.steps} steps, {settings.seeds} seed(s)"
@@ -110,8 +114,8 @@ def _result(
     def trained(lr: float | None, seed: int) -> Run:
         rate = "" if lr is None else f" lr {lr:g}"
         bar.set_description(f"{spec.name}{rate}", refresh=False)
-        size = settings.steps, settings.device
-        return train(problem, spec, lr, seed, *size, on_step)
+        steps = settings.steps
+        return train(problem, spec, lr, seed, steps, settings.device, on_step)
 
     def loss_of_run(lr: float) -> float:
         if lr not in spec.lrs:
@@ -162,8 +166,7 @@ def write_report(folder: Path, title: str, results: list[Result]) -> None:
     """Writes `race.json`, `race.png` and `race.html` into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     records = [asdict(result) | {"score": result.score} for result in results]
-    content = {"title": title, "results": records}
-    (folder / "race.json").write_text(json.dumps(content))
+    (folder / "race.json").write_text(json.dumps({"title": title, "results": records}))
     draw(folder / "race.png", title, results)
     picture = base64.b64encode((folder / "race.png").read_bytes()).decode()
     page = (
