@@ -34,7 +34,7 @@ from benchmarks.records import Record, parser_of, table, write
 from benchmarks.shapes import Gpt, Llama
 from benchmarks.step import HORIZON, LATE, cycle
 from ngopt import NGOptimizer
-from ngopt.shard_layout import as_dtensor, whole
+from ngopt.shard_layout import Piece, as_dtensor
 
 FSDP, DDP, ALONE = "FSDP2", "DDP", "one process"
 COLLECTIVES = "all_gather", "all_gather_object", "all_reduce", "all_to_all_single"
@@ -108,7 +108,7 @@ class Group:
         shape = self.shapes[name]
         if self.division != FSDP:
             return shape
-        return torch.Size(whole(shape).chunk(0, rank, self.size).shape)
+        return torch.Size(Piece.full(shape).chunk(0, rank, self.size).shape)
 
     def stored_bytes(self, rank: int) -> int:
         """Bytes of a rank's parts of all parameters."""

@@ -15,6 +15,7 @@ from ngopt.graph import __main__ as graph_command
 from ngopt.metanets import METANETS
 from ngopt.metanets.imported import find_metanet
 from ngopt.pretrained import list_pretrained, load_pretrained, weights_hash
+from ngopt.pretrained.weights_file import tensors_of
 from ngopt.race.optimizers import OPTIMIZERS
 
 DEFAULT = "(default: %(default)s)"
@@ -81,15 +82,14 @@ def describe(weights: str) -> dict[str, Any]:
     """What a weights file contains, as JSON. weights: a bundled name or a path."""
     learned = load_pretrained(weights)
     part: Any = learned.base if learned.metanet is None else learned.metanet
+    tensors = tensors_of(learned)
     if learned.metanet is not None:
-        tensors = [*learned.metanet.parameters()]
-    else:
-        tensors = [*part.tensors.values()]
+        tensors = dict(learned.metanet.named_parameters())
     return {
         "name": weights,
         "kind": "base rule" if learned.metanet is None else "metanet",
         "class": type(part).__name__,
-        "parameters": sum(x.numel() for x in tensors),
+        "parameters": sum(x.numel() for x in tensors.values()),
         "sha256": weights_hash(learned),
         "config": vars(part.config),
         "recipe": learned.recipe,

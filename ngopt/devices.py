@@ -63,6 +63,7 @@ def hypot(x: Array, y: Array) -> Array:
     return torch.stack((x, y)).norm(dim=0)  # has the derivative 0 at 0
 
 
+@np.errstate(all="ignore")
 def stacked(rows: Sequence[Any], n: int, dtype: torch.dtype) -> Tensor:
     """Rows as a tensor (rows, n).
 

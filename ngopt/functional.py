@@ -42,7 +42,7 @@ class Hyper(NamedTuple):
     scheduled: bool = False
 
 
-def whole(x: Tensor) -> Tensor:
+def all_elements(x: Tensor) -> Tensor:
     """All elements of a parameter."""
     return x
 
@@ -53,7 +53,9 @@ class Change(NamedTuple):
     position: int  # of the parameter
     delta: Tensor  # is added to the elements
     record: Record  # the new state
-    part: Callable[[Tensor], Tensor] = whole  # view of the elements that change
+    select: Callable[[Tensor], Tensor] = (
+        all_elements  # view of the elements that change
+    )
     average_weight: float | Tensor | None = None  # of the new values in the average
 
 
@@ -184,7 +186,7 @@ def apply(changes: Sequence[Change], params: Sequence[Tensor]) -> None:
     deltas: list[Tensor] = []
     for c in changes:
         p = params[c.position]
-        target = c.part(p)
+        target = c.select(p)
         delta = c.delta
         if target is not p and not p.is_contiguous():  # the part is a copy
             target = p
@@ -198,8 +200,8 @@ def apply(changes: Sequence[Change], params: Sequence[Tensor]) -> None:
     weights: list[Any] = []
     for c in changes:
         if c.average_weight is not None:
-            averages.append(c.part(c.record[AVERAGE]))
-            value = c.part(params[c.position])
+            averages.append(c.select(c.record[AVERAGE]))
+            value = c.select(params[c.position])
             values.append(value.to(c.delta.dtype))
             weights.append(c.average_weight)
     if averages:
@@ -208,11 +210,11 @@ def apply(changes: Sequence[Change], params: Sequence[Tensor]) -> None:
 
 def _add_part(delta: Tensor | None, change: Change, p: Tensor) -> Tensor:
     """The delta of a whole parameter, with that of the elements in a change."""
-    if change.part(p) is p:
+    if change.select(p) is p:
         return change.delta.reshape(p.shape)
     if delta is None:
         delta = change.delta.new_zeros(p.shape)
-    place = change.part(delta)
+    place = change.select(delta)
     place.copy_(change.delta.reshape(place.shape))
     return delta
 

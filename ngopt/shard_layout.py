@@ -19,17 +19,22 @@ class Piece(NamedTuple):
     offset: tuple[int, ...]
     shape: tuple[int, ...]
 
+    @classmethod
+    def full(cls, shape: tuple[int, ...]) -> "Piece":
+        """All elements."""
+        return cls((0,) * len(shape), shape)
+
     @property
     def numel(self) -> int:
         return prod(self.shape)
 
-    def of(self, whole: Tensor) -> Tensor:
-        """The piece's elements of a parameter, as a view."""
-        if whole.shape == self.shape:
-            return whole
+    def select(self, values: Tensor) -> Tensor:
+        """The piece's elements of a parameter's values, as a view."""
+        if values.shape == self.shape:
+            return values
         for dim, (start, size) in enumerate(zip(*self, strict=True)):
-            whole = whole.narrow(dim, start, size)
-        return whole
+            values = values.narrow(dim, start, size)
+        return values
 
     def overlap(self, other: "Piece") -> "Piece":
         """The common elements; a piece without elements if there are none."""
@@ -54,11 +59,6 @@ class Piece(NamedTuple):
         offset[dim] += start
         shape[dim] = min(length, self.shape[dim] - start)
         return Piece(tuple(offset), tuple(shape))
-
-
-def whole(shape: tuple[int, ...]) -> Piece:
-    """All elements."""
-    return Piece((0,) * len(shape), shape)
 
 
 class LocalParameter(NamedTuple):
@@ -125,7 +125,7 @@ def local_piece(name: str, p: Any) -> Piece:
     Raises ValueError if it is not a box of elements.
     """
     if not is_dtensor(p):
-        return whole(tuple(real(p).shape))
+        return Piece.full(tuple(real(p).shape))
     from torch.distributed.tensor import Partial
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 

@@ -16,7 +16,7 @@ from ngopt.distributed.ownership import Ownership, by_one, place_of_rows
 from ngopt.distributed.shards import Shards
 from ngopt.functional import AVERAGE, Record
 from ngopt.roles.buckets import Layouts
-from ngopt.shard_layout import Piece, as_dtensor, is_dtensor, local, whole
+from ngopt.shard_layout import Piece, as_dtensor, is_dtensor, local
 from ngopt.soap.state import first_record
 
 DISPLACEMENT = "displacement"  # held like parameters, not owned
@@ -94,7 +94,7 @@ class ShardedState:
         own = self._ownership(i, key, value)
         if not own.is_divided:  # several owners of the parameter have all of it
             return value
-        return own.domains[self.shards.rank].of(value).contiguous()
+        return own.domains[self.shards.rank].select(value).contiguous()
 
     def _entries(self, records: Sequence[Record]) -> Iterator[Entry]:
         for i, record in enumerate(records):
@@ -125,7 +125,7 @@ class ShardedState:
             return local(value)
         if is_dtensor(value):
             value = value.full_tensor()
-        return self.shards.held(i).of(value).contiguous()
+        return self.shards.held(i).select(value).contiguous()
 
     def _gathered_displacements(
         self, parameters: Sequence[int], records: Sequence[Record]
@@ -154,7 +154,7 @@ class ShardedState:
         of_parameter = value.new_empty(self.shards.shapes[i])
         place = layout.select(of_parameter)
         place.copy_(value.reshape(place.shape))
-        held = self.shards.held(i).of(of_parameter)
+        held = self.shards.held(i).select(of_parameter)
         part = held.reshape(1, 1, -1, 1)
         return part if self.shards.counts[i] else part[:, :, :0]
 
@@ -172,7 +172,7 @@ class ShardedState:
             shapes.append(shape)
             owned.append(self._ownership(*entry))
             dims.append(shape.index(max(shape)))
-            every, dim = whole(shape), dims[-1]
+            every, dim = Piece.full(shape), dims[-1]
             pieces.append(tuple(every.chunk(dim, rank, size) for rank in range(size)))
         shards = self.shards.with_pieces(shapes, owned, pieces)
         exchange = Exchange(shards, range(len(entries)))

@@ -75,7 +75,7 @@ class Route:
             return partial(self._finish, values, like)
         pieces = []
         for i, piece in chain.from_iterable(self.sent):
-            pieces.append(piece.of(values[i]).to(like.dtype))
+            pieces.append(piece.select(values[i]).to(like.dtype))
         sent = flatten(pieces) if pieces else like.new_empty(0)
         received = _numels(self.received)
         result = like.new_empty(sum(received))
@@ -89,7 +89,7 @@ class Route:
     ) -> dict[int, Tensor]:
         pieces: dict[int, list[tuple[Piece, Tensor]]] = defaultdict(list)
         for before, (i, piece) in self.kept:
-            pieces[i].append((piece, before.piece.of(values[i])))
+            pieces[i].append((piece, before.piece.select(values[i])))
         if transfer is not None:
             wait, result, _ = transfer
             wait()
@@ -113,7 +113,7 @@ def _joined(
         return pieces[0][1]
     value = like.new_empty(whole.shape)
     for piece, part in pieces:
-        piece.of(value).copy_(part)
+        piece.select(value).copy_(part)
     return value
 
 

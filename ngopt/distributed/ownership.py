@@ -12,7 +12,7 @@ from math import prod
 from typing import NamedTuple
 
 from ngopt.roles.buckets import Layouts, MatrixLayout
-from ngopt.shard_layout import Piece, whole
+from ngopt.shard_layout import Piece
 
 
 class Cost(NamedTuple):
@@ -44,7 +44,7 @@ def by_one(rank: int, size: int, shape: tuple[int, ...]) -> Ownership:
     """A parameter with a single owner; size: number of ranks."""
     zeros = (0,) * max(len(shape), 1)  # a scalar has one element
     domains = [Piece(zeros, zeros)] * size
-    domains[rank] = whole(shape)
+    domains[rank] = Piece.full(shape)
     return Ownership(rank, tuple(domains))
 
 

@@ -15,7 +15,7 @@ from ngopt.distributed import ownership
 from ngopt.distributed.collectives import Collectives
 from ngopt.distributed.ownership import Cost, Ownership
 from ngopt.roles.buckets import Layouts, MatrixLayout
-from ngopt.shard_layout import LocalParameter, Piece, real, whole
+from ngopt.shard_layout import LocalParameter, Piece, real
 
 # A table has several owners if it costs more than this share of a rank's mean cost.
 MAX_SHARE = 0.5
@@ -80,7 +80,7 @@ class Shards:
         for shape, *of_ranks in zip(self.shapes, *parameters_of_ranks, strict=True):
             pieces = tuple(parameter.piece for parameter in of_ranks)
             self.pieces.append(pieces)
-            self.has_parts |= set(pieces) != {whole(shape)}
+            self.has_parts |= set(pieces) != {Piece.full(shape)}
         self.owned: list[Ownership] = []
 
     def divide(self, layouts: Sequence[Layouts], every: int) -> None:
@@ -126,7 +126,7 @@ class Shards:
         held = {piece for piece in self.pieces[i] if piece.numel}
         if any(piece.shape[1:] != shape[1:] for piece in held):
             return False
-        is_in_parts = not layouts[0].axes and held != {whole(shape)}
+        is_in_parts = not layouts[0].axes and held != {Piece.full(shape)}
         return is_in_parts or share * self.size > MAX_SHARE
 
     def _by_one(self, i: int, rank: int) -> Ownership:

@@ -12,7 +12,7 @@ from ngopt.distributed.soap import ShardedSoapRule
 from ngopt.functional import UpdateRule
 from ngopt.graph import NeuralGraph
 from ngopt.pretrained import LearnedOptimizer
-from ngopt.soap.soap import SoapRule
+from ngopt.soap.soap import Soap, SoapRule
 
 
 def bound_rule(
@@ -35,7 +35,7 @@ def bound_rule(
         dtype: to compute in; None: the rule's own choice.
         shards: the processes that share the parameters; None: one process.
     """
-    if learned.base is None:
+    if not isinstance(learned.base, Soap):
         device = params[0].device
         return learned.bind(graph, total_steps, device=device, dtype=dtype)
     options: dict[str, Any] = {"compute_dtype": dtype, "renew_every": renew_every}

@@ -149,7 +149,7 @@ def save_pretrained(learned: LearnedOptimizer, path: str | os.PathLike) -> None:
         metadata[FITTED_TO] = _fingerprint(learned.base)
     metadata["recipe"] = json.dumps(learned.recipe)
     metadata["table"] = json.dumps(learned.table)
-    write_tensors(Path(path), metadata, _tensors(learned))
+    write_tensors(Path(path), metadata, tensors_of(learned))
 
 
 def _fingerprint(base: Soap) -> str:
@@ -163,7 +163,7 @@ def weights_hash(learned: LearnedOptimizer) -> str:
 
     Recipe, table, and the metanet's device and dtype make no difference.
     """
-    return digest(_description(learned), _tensors(learned))
+    return digest(_description(learned), tensors_of(learned))
 
 
 def has_hash(weights: Any, expected: str) -> bool:
@@ -190,7 +190,8 @@ def _description(learned: LearnedOptimizer) -> dict[str, str]:
     return description
 
 
-def _tensors(learned: LearnedOptimizer) -> dict[str, Tensor]:
+def tensors_of(learned: LearnedOptimizer) -> dict[str, Tensor]:
+    """What is learned: float32 tensors on the CPU, by name."""
     if learned.metanet is not None:
         values = learned.metanet.state_dict()
     else:

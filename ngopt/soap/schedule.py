@@ -89,8 +89,8 @@ class StepSchedule:
         decays = []
         for default, decay in zip(self._decays, hyper.weight_decay, strict=True):
             decays.append(default if decay is None else unit * decay)
-        lr = [1.0 if must_stay_tensor(x) else float(x) for x in hyper.lr]
-        rates = -np.array(lr, dtype=np.float64)
+        lr = {x: 1.0 if must_stay_tensor(x) else float(x) for x in set(hyper.lr)}
+        rates = -np.array([lr[x] for x in hyper.lr], dtype=np.float64)
         self.lag = now - oldest
         values = self.at(
             np.array(ages) if min(ages) < oldest else oldest,
@@ -103,7 +103,7 @@ class StepSchedule:
         )
         if on_host:
             return values
-        table = stacked(values, len(lr), precise_dtype(self.device))
+        table = stacked(values, len(rates), precise_dtype(self.device))
         if self.table is not None and in_place:
             table = self.table.copy_(table, non_blocking=True)
         else:
@@ -159,7 +159,7 @@ class StepSchedule:
 def times_lr(table: Tensor, hyper: Hyper) -> ScheduledValues:
     """The rows of a table, multiplied by learning rates that are tensors."""
     values = ScheduledValues(*table.unbind())
-    if not any(map(must_stay_tensor, hyper.lr)):
+    if not any(map(must_stay_tensor, set(hyper.lr))):
         return values
     rates = []
     for lr in hyper.lr:
@@ -179,8 +179,6 @@ def must_stay_tensor(lr: float | Tensor) -> bool:
 
     Reading it would be a host sync, or autograd differentiates through it.
     """
-    if type(lr) is float:  # there are hundreds of rates
-        return False
     return isinstance(lr, Tensor) and (not lr.is_cpu or lr.requires_grad)
 
 

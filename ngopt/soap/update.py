@@ -117,7 +117,7 @@ class SoapUpdate:
         if not in_place:
             own_records = [dict(record) for record in own_records]
         lr = [hyper.lr[i] for i in positions]
-        has_fixed_lr = in_place and not any(map(must_stay_tensor, lr))
+        has_fixed_lr = in_place and not any(map(must_stay_tensor, set(lr)))
         weight_decay = [hyper.weight_decay[i] for i in positions]
         return Step(
             grads=[grads[i] for i in positions],

@@ -13,7 +13,7 @@ from benchmarks import sharding
 from benchmarks.shapes import Llama
 from benchmarks.sharding import ALONE, DDP, FSDP, Collectives, DeviceCounts, Group
 from ngopt.roles.buckets import Bucket
-from ngopt.shard_layout import whole
+from ngopt.shard_layout import Piece
 
 TINY = partial(Llama, 64, 16, 2, 24, 2)
 COUNT, VECTORS = 21, 5 * 16  # parameters, and elements of vectors
@@ -93,8 +93,8 @@ def test_parts_are_those_that_fully_shard_makes(rank):
         fully_shard(model, mesh=mesh)
         expected = shapes(model.named_parameters())
         assert shapes(group.parameters(rank)) == expected
-    assert [whole((10,)).chunk(0, r, 4).numel for r in range(4)] == [3, 3, 3, 1]
-    assert [whole((5,)).chunk(0, r, 4).numel for r in range(4)] == [2, 2, 1, 0]
+    assert [Piece.full((10,)).chunk(0, r, 4).numel for r in range(4)] == [3, 3, 3, 1]
+    assert [Piece.full((5,)).chunk(0, r, 4).numel for r in range(4)] == [2, 2, 1, 0]
 
 
 def test_uncounted_collectives_raise():

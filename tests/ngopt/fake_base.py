@@ -26,9 +26,8 @@ class Momentum:
 
     def __init__(self, config=None):
         self.config = config or MomentumConfig()
-        self.tensors = {}  # nothing is learned
 
-    def bind(self, graph, total_steps=None, *settings):
+    def bind(self, graph, total_steps=None, **options):
         return MomentumRule(self.config, graph, total_steps)
 
 

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from tests.networks import CNN_INPUT, cnn
 
 WEIGHTS = ("default", "ff", "ng-gnn")
+MOMENTUM_KEYS = {"default": "exp_avg_0", "ff": "exp_avg_0", "ng-gnn": "exp_avg_0"}
 
 
 def batch(seed, dtype=torch.float32):

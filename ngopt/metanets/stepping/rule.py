@@ -279,7 +279,7 @@ class MetanetRule(UpdateRule):
         changes = []
         for update, lr, delta in zip(updates, rates, deltas, strict=True):
             i = update.position
-            part = functional.whole
+            part = functional.all_elements
             if update.rows is not None:
                 part = itemgetter(update.rows)
             p = part(plan.params[i])

@@ -241,7 +241,7 @@ def test_the_fitted_predictor_is_written(folder, capsys):
     assert base.config == load_pretrained().base.config
     data = read_data(folder)
     x = torch.tensor(data.columns(CHOSEN)[:, 0])
-    assert (base.predictor.predict(x) > 0.3).all()
+    assert (base.multiplier.predictor.predict(x) > 0.3).all()
 
 
 def test_trainings_of_later_files_are_measured_by_a_fit_to_earlier_ones(folder):

@@ -163,7 +163,7 @@ def steps(rule, params, grads, in_place=False):
         deltas: list = [torch.zeros_like(p) for p in params]
         changes = rule.update(some, state, params, hyper(rule.graph), in_place)
         for c in chain.from_iterable(changes):
-            c.part(deltas[c.position]).copy_(c.delta)
+            c.select(deltas[c.position]).copy_(c.delta)
             state[c.position] = c.record
         all_deltas.append(deltas)
     return all_deltas
@@ -235,7 +235,7 @@ class TestCooldown:
         assert torch.equal(found, self.trained(total_steps=4))
 
     def test_a_step_beyond_the_horizon_warns(self):
-        with pytest.warns(UserWarning, match="step 4 of total_steps=3"):
+        with pytest.warns(UserWarning, match="step 4 exceeds total_steps=3"):
             self.trained(learned={"cooldown": Cooldown(1.0, 1.0)}, total_steps=3)
 
     def test_errors(self):

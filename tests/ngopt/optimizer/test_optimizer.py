@@ -179,7 +179,7 @@ def test_a_step_stores_each_parameter_before_the_next_is_computed():
     counts = []
 
     class Watching(Momentum):
-        def bind(self, graph, *settings):
+        def bind(self, graph, *settings, **options):
             rule = super().bind(graph, *settings)
             update = rule.update
 

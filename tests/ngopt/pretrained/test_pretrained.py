@@ -115,7 +115,7 @@ def test_the_default_is_soap_with_its_constants():
     assert "default" in list_pretrained()
     for learned in (load_pretrained(), load_pretrained("default")):
         assert learned.base.config == SoapConfig()
-        assert learned.base.predictor is None
+        assert learned.base.multiplier is None
         assert learned.metanet is None
     learned = NGOptimizer(mlp(2, 3, 1).parameters()).learned
     assert learned.base.config == SoapConfig()

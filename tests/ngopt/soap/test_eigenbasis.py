@@ -128,7 +128,7 @@ class TestSchedule:
         counts = counts or self.counts
         schedule = RenewalSchedule(renewal_positions(counts), every)
         taken = set()
-        for size, indices in schedule.bases_at(step):
+        for size, indices, _ in schedule.at(step):
             taken |= {(size, i) for i in range(counts[size])[indices]}
         return taken
 
@@ -166,7 +166,7 @@ class TestSchedule:
         assert taken == self.taken(step, 5)
 
     def test_of_nothing(self):
-        assert list(RenewalSchedule(renewal_positions({}), 5).bases_at(7)) == []
+        assert list(RenewalSchedule(renewal_positions({}), 5).at(7)) == []
 
 
 class TestInterval:

@@ -66,7 +66,8 @@ def test_scheduled_values_by_hand():
     assert (values.step_size / values.peak_step_size)[[0, 3]].tolist() == pytest.approx(
         [0.02 * 0.1 * 70 / 101, 0.02 * 70 / 101]
     )
-    assert values.average_weight[[0, 3]].tolist() == pytest.approx([1, 11 / 41])
+    averages = fill(table(None), ages, 30, hyper()).average_weight
+    assert averages[[0, 3]].tolist() == pytest.approx([1, 11 / 41])
     assert values.peak_step_size.tolist() == [
         -0.5 * role_gain(x, CONFIG) for x in roles()
     ]
@@ -113,7 +114,7 @@ def test_what_a_cuda_graph_computes_on_the_device_is_what_the_host_knows(
         found = next_values(own, hyper(0.5, 2.0, scheduled))
         expected = fill(other, ages + step, 40 + step, hyper(0.5, 2.0, scheduled))
         for name, x, y in zip(ScheduledValues._fields, found, expected, strict=True):
-            y = torch.as_tensor(y)
+            y = torch.as_tensor(y, dtype=x.dtype).expand_as(x)
             torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-15, msg=name)
 
 

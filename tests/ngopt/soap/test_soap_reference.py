@@ -62,8 +62,8 @@ def due_at(step, shape, every):
     counts = {n: shape.count(n) for n in sorted(shape, reverse=True)}
     found = []
     places = renewal_positions(counts)
-    for size, some in RenewalSchedule(places, every).bases_at(step):
-        found += [k for k in range(2) if shape[k] == size][some]
+    for size, indices, _ in RenewalSchedule(places, every).at(step):
+        found += [k for k in range(2) if shape[k] == size][indices]
     return found
 
 

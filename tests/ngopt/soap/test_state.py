@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ngopt.roles.buckets import Axis, MatrixLayout
-from ngopt.soap.state import ScalarState, StateLayout, counts_of, first_record
+from ngopt.soap.state import MOVED, ScalarState, StateLayout, counts_of, first_record
 
 LAYOUTS = [
     [MatrixLayout((2, 4, 6, 1), (Axis("rows", 2, 2, 6), Axis("channels", 1, 6, 4)))],
@@ -106,6 +106,6 @@ def test_scalars_of_a_multiplier_follow_those_of_the_rule():
     kept = [first_record(torch.zeros(s), x, {"factor": 0.5}) for s, x in pairs]
     state = layout.open(kept, in_place=True)
     assert state.scalars[-1].tolist() == [0.5, 0.5, 0.5]
-    state.moved.fill_(3)
+    state.scalars[MOVED].fill_(3)
     assert kept[1]["path"] == kept[1]["distance"] == 3
     assert kept[1]["factor"] == 0.5

@@ -1,0 +1,137 @@
+"""Multipliers of step sizes: what they read, and what they change."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+from ngopt import NGOptimizer
+from ngopt.pretrained import LearnedOptimizer
+from ngopt.soap.config import Measured
+from ngopt.soap.soap import Soap
+
+STEPS = 4
+
+
+@dataclass
+class Recorder:
+    """Halves all step sizes, counts its calls in the state, and keeps what it reads."""
+
+    state: ClassVar[dict[str, float]] = {"calls": 3.0}
+    factor: float = 0.5
+    network: object = None
+    measured: list[Measured] = field(default_factory=list)
+    progress: list[float | None] = field(default_factory=list)
+
+    def bind(self, network):
+        self.network = network
+        return self
+
+    def __call__(self, measured, progress, state):
+        self.measured.append(measured)
+        self.progress.append(progress)
+        state["calls"] = state["calls"] + 1
+        return torch.full_like(measured.grad_rms, self.factor)
+
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 5), nn.Linear(5, 3)).double()
+
+
+def trained(multiplier, steps=STEPS, total_steps=100, **settings):
+    network = model()
+    learned = LearnedOptimizer(base=Soap(multiplier=multiplier))
+    opt = NGOptimizer(
+        network.named_parameters(), weights=learned, total_steps=total_steps, **settings
+    )
+    for step in range(steps):
+        generator = torch.Generator().manual_seed(step)
+        for p in network.parameters():
+            p.grad = torch.randn(p.shape, generator=generator, dtype=p.dtype)
+        opt.step()
+    return network, opt
+
+
+def test_the_first_change_has_the_factor():
+    changes = []
+    for multiplier in (None, Recorder()):
+        network, _ = trained(multiplier, steps=1)
+        pairs = zip(network.parameters(), model().parameters(), strict=True)
+        changes.append([p.detach() - q.detach() for p, q in pairs])
+    for expected, change in zip(*changes, strict=True):
+        torch.testing.assert_close(change, 0.5 * expected)
+
+
+def test_factors_of_one_change_nothing():
+    expected, _ = trained(None)
+    network, _ = trained(Recorder(factor=1.0))
+    for p, q in zip(expected.parameters(), network.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_measured_values_are_those_of_the_step_and_of_the_first():
+    recorder = Recorder()
+    network, _ = trained(recorder)
+    first = recorder.measured[0]
+    for step, measured in enumerate(recorder.measured):
+        generator = torch.Generator().manual_seed(step)
+        for i, p in enumerate(network.parameters()):
+            grad = torch.randn(p.shape, generator=generator, dtype=p.dtype)
+            rms = grad.square().mean().sqrt().item()
+            assert measured.grad_rms[i].item() == pytest.approx(rms)
+        for key in ("grad_rms", "weight_rms", "density", "excess"):
+            kept = getattr(measured.first, key)
+            torch.testing.assert_close(kept, getattr(first, key).to(kept))
+    assert first.is_first.all()
+    assert recorder.measured[1].is_first is None
+    for measured, p in zip(first.weight_rms, model().parameters(), strict=True):
+        assert measured.item() == pytest.approx(p.square().mean().sqrt().item())
+
+
+def test_the_network_has_roles_shapes_and_the_horizon():
+    recorder = Recorder()
+    trained(recorder)
+    network = recorder.network
+    roles = ["embedding", "matrix", "bias", "output", "bias"]
+    assert [role.role for role in network.roles] == roles
+    assert network.shapes == [(7, 4), (5, 4), (5,), (3, 5), (3,)]
+    assert network.total_steps == 100
+    assert network.graph.parameters[1].name == "1.weight"
+
+
+def test_progress_is_the_share_of_the_horizon():
+    recorder = Recorder()
+    trained(recorder)
+    assert recorder.progress == pytest.approx([0, 0.01, 0.02, 0.03])
+    without = Recorder()
+    trained(without, total_steps=None)
+    assert without.progress == [None] * STEPS
+
+
+def test_its_scalars_are_in_the_state_and_resume():
+    network, opt = trained(Recorder())
+    for p in network.parameters():
+        assert opt.state[p]["calls"] == 3 + STEPS
+    learned = LearnedOptimizer(base=Soap(multiplier=Recorder()))
+    other = NGOptimizer(network.named_parameters(), weights=learned, total_steps=100)
+    other.load_state_dict(opt.state_dict())
+    for p in network.parameters():
+        assert other.state[p]["calls"] == 3 + STEPS
+        assert torch.equal(
+            other.state[p]["first_grad_rms"], opt.state[p]["first_grad_rms"]
+        )
+
+
+def test_a_multiplier_may_bind_to_none():
+    class Absent(Recorder):
+        def bind(self, network):
+            return None
+
+    expected, _ = trained(None)
+    network, opt = trained(Absent())
+    for p, q in zip(expected.parameters(), network.parameters(), strict=True):
+        assert torch.equal(p, q)
+    assert opt.state[next(network.parameters())]["calls"] == 3
