@@ -116,15 +116,6 @@ def print_structure(folders: Sequence[Path]) -> list[Record]:
     return rows
 
 
-def print_walk() -> None:
-    """Prints the functions that a step calls, and how many there are."""
-    functions = functions_of_a_step()
-    for file, name in functions:
-        print(file, name)
-    files = {file for file, _ in functions}
-    print(f"{len(files)} files, {len(functions)} functions")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument(
@@ -138,7 +129,11 @@ def main() -> None:
     parser.add_argument("--walk", action="store_true", help="functions of one step")
     arguments = parser.parse_args()
     if arguments.walk:
-        print_walk()
+        functions = functions_of_a_step()
+        for file, name in functions:
+            print(file, name)
+        files = {file for file, _ in functions}
+        print(f"{len(files)} files, {len(functions)} functions")
         return
     write(arguments.json, sources=print_structure(arguments.folders))
 

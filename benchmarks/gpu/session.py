@@ -94,7 +94,9 @@ class Records:
         except Skipped as reason:
             outcome = {"status": "skipped", "note": str(reason)}
         except Exception as error:
-            outcome = {"status": "failed", "note": note_of(error)}
+            first_line = str(error).strip().partition("\n")[0]
+            note = f"{type(error).__name__}: {first_line}"[:NOTE]
+            outcome = {"status": "failed", "note": note}
         record = {**about, **outcome, "case_s": round(time.monotonic() - start, 2)}
         self.records.append(record)
         cells = []
@@ -110,12 +112,6 @@ class Records:
 
     def write(self) -> None:
         write_json(self.path, {"machine": self.machine, "records": self.records})
-
-
-def note_of(error: BaseException) -> str:
-    """The type of an error and the first line of its message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:NOTE]
 
 
 def machine(session: Session) -> dict[str, Any]:
