@@ -117,8 +117,7 @@ class Gpt(nn.Module):
         self.table = nn.Embedding(WORDS, width)
         self.blocks = nn.ModuleList()
         for _ in range(count):
-            self.blocks.append(Attention(width))
-            self.blocks.append(Block(width))
+            self.blocks.extend([Attention(width), Block(width)])
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, WORDS, bias=False)
         self.head.weight = self.table.weight

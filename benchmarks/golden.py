@@ -70,20 +70,20 @@ def difference(before: Hashes | None, after: Hashes | None) -> str:
         for step, (a, b) in enumerate(pairs, start=1):
             if a != b:
                 return f"parameters differ from step {step} on"
-    keys = [key for key in before if before[key] != after.get(key)]
     texts = []
-    for key in keys:
-        text = key
-        if isinstance(before[key], dict):
-            counts = before[key], after[key]
-            names = sorted({name for count in counts for name in count})
+    for key in before:
+        old, new = before[key], after.get(key)
+        if old == new:
+            continue
+        if isinstance(old, dict) and new is not None:
             changed = [
-                f"{name} {counts[0].get(name, 0)} -> {counts[1].get(name, 0)}"
-                for name in names
-                if counts[0].get(name) != counts[1].get(name)
+                f"{name} {old.get(name, 0)} -> {new.get(name, 0)}"
+                for name in sorted({*old, *new})
+                if old.get(name) != new.get(name)
             ]
-            text = f"{key}: {', '.join(changed)}"
-        texts.append(text)
+            texts.append(f"{key}: {', '.join(changed)}")
+        else:
+            texts.append(key)
     return f"differs in {'; '.join(texts)}" if texts else ""
 
 
@@ -126,11 +126,10 @@ def compare(before: dict[str, Hashes], after: dict[str, Hashes], pattern: str) -
     """Prints differences; returns the exit status."""
     differing = 0
     for name in {**before, **after}:
-        if pattern in name:
-            text = difference(before.get(name), after.get(name))
-            differing += bool(text)
-            if text:
-                print(f"DIFFERS  {name}: {text}")
+        text = difference(before.get(name), after.get(name))
+        if text and pattern in name:
+            differing += 1
+            print(f"DIFFERS  {name}: {text}")
     print(f"{differing} of {len(after)} cases differ")
     return int(differing > 0)
 

@@ -29,15 +29,12 @@ def measure(family: str, repeats: int) -> Record:
     graph = build_graph(model, example)
     values = [p.detach() for p in model.parameters()]
     restored = graph.scatter(graph.gather(values))
-    exports = []
-    builds = []
-    round_trips = []
+    exports, builds, round_trips = [], [], []
     for _ in range(repeats):
         exports.append(seconds_of(lambda: torch.export.export(model, (example,))))
         builds.append(seconds_of(lambda: build_graph(model, example)))
         round_trips.append(seconds_of(lambda: graph.scatter(graph.gather(values))))
-    export = min(exports)
-    build = min(builds)
+    export, build = min(exports), min(builds)
     return {
         "family": family,
         "export_s": export,

@@ -47,11 +47,10 @@ class EdgeListPNA(nn.Module):
         shifts = count * torch.arange(copies)
         self.index = (two_way.unsqueeze(1) + shifts[:, None]).flatten(1)
         histogram = torch.bincount(degree(two_way[1], count).long())
-        options = {"deg": histogram, "edge_dim": width}
-        self.rounds = nn.ModuleList()
-        for _ in range(rounds):
-            layer = PNAConv(width, width, AGGREGATORS, SCALERS, **options)
-            self.rounds.append(layer)
+        self.rounds = nn.ModuleList(
+            PNAConv(width, width, AGGREGATORS, SCALERS, deg=histogram, edge_dim=width)
+            for _ in range(rounds)
+        )
 
     def forward(self, nodes: Tensor, edges: Tensor) -> Tensor:
         two_way = torch.cat([edges, edges])
@@ -65,27 +64,22 @@ def steps(
 ) -> dict[str, Callable[[], None]]:
     """Forward and backward of both models. compiled: whether NG-GNN is."""
     graph = architecture.graph
-    config = GraphModelConfig(width=width, layers=rounds)
-    gnn = NGGNN([architecture], 10, config)
+    gnn = NGGNN([architecture], 10, GraphModelConfig(width=width, layers=rounds))
     if compiled:
         compile_steps(gnn)
     params = [torch.randn(copies, *spec.shape) for spec in graph.parameters]
     stack = NetworkStack(architecture, params)
     pna = EdgeListPNA(graph, copies, width, rounds)
-    encoder = nn.Linear(17, width)
-    head = nn.Linear(width, 10)
-    edge_count = pna.index.shape[1] // 2
-    values = torch.randn(edge_count, 17)
+    encoder, head = nn.Linear(17, width), nn.Linear(width, 10)
+    values = torch.randn(pna.index.shape[1] // 2, 17)  # of each edge
     nodes = torch.randn(copies * sum(group.size for group in graph.groups), width)
     pieces = gnn.chunks(stack) if compiled else [stack]
 
     def gnn_step() -> None:
-        outputs = torch.cat([gnn(piece) for piece in pieces])
-        outputs.square().mean().backward()
+        torch.cat([gnn(piece) for piece in pieces]).square().mean().backward()
 
     def pna_step() -> None:
-        outputs = head(pna(nodes, encoder(values)))
-        outputs.square().mean().backward()
+        head(pna(nodes, encoder(values))).square().mean().backward()
 
     return {"ng-gnn": gnn_step, "PNAConv": pna_step}
 
@@ -97,13 +91,8 @@ def measure(
     with seeded(0):
         functions = steps(architecture_of(SIREN), copies, width, rounds, compiled)
         rates = rates_in_turns(functions, repeats, copies)
-    return {
-        "copies": copies,
-        "width": width,
-        "rounds": rounds,
-        "compiled": compiled,
-        **rates,
-    }
+    sizes = {"copies": copies, "width": width, "rounds": rounds, "compiled": compiled}
+    return {**sizes, **rates}
 
 
 def main(arguments: list[str] | None = None) -> None:

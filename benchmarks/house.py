@@ -48,29 +48,22 @@ class Source:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, FUNCTIONS):
                 self.functions += 1
-                if not _is_triton_kernel(node):
+                # kernels take each pointer, size and stride as a parameter of its own
+                if not any("triton.jit" in ast.unparse(x) for x in node.decorator_list):
                     self.parameters.append(_parameters(node))
             elif isinstance(node, ast.ClassDef):
-                end = node.end_lineno or node.lineno
-                self.class_lines.append(end - node.lineno + 1)
+                self.class_lines.append((node.end_lineno or 0) - node.lineno + 1)
         for block in cc_visit(text):
             if block.letter != "C":  # functions and methods, no classes
                 self.complexities.append(block.complexity)
-
-
-def _is_triton_kernel(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """Kernels take each pointer, size and stride as a parameter of its own."""
-    return any("triton.jit" in ast.unparse(x) for x in function.decorator_list)
 
 
 def _parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     """The number of parameters, without `self` and `cls`."""
     arguments = function.args
     named = arguments.posonlyargs + arguments.args + arguments.kwonlyargs
-    count = bool(arguments.vararg) + bool(arguments.kwarg)
-    for argument in named:
-        count += argument.arg not in ("self", "cls")
-    return count
+    count = sum(argument.arg not in ("self", "cls") for argument in named)
+    return count + bool(arguments.vararg) + bool(arguments.kwarg)
 
 
 def _quantile(values: list[int], share: float) -> int:
@@ -113,8 +106,7 @@ def print_structure(folders: Sequence[Path]) -> list[Record]:
     for folder in map(Path.absolute, folders):
         root = ROOT if folder.is_relative_to(ROOT) else folder.parent
         parts.append((folder, modules_in(folder, root)))
-    modules = ChainMap(*(files for _, files in parts))
-    arrows = import_arrows(modules)
+    arrows = import_arrows(ChainMap(*(files for _, files in parts)))
     rows = [measure(folder, files, arrows) for folder, files in parts]
     print(table(rows))
     for circle in import_circles(arrows):
@@ -124,18 +116,8 @@ def print_structure(folders: Sequence[Path]) -> list[Record]:
     return rows
 
 
-def print_walk() -> None:
-    """Prints the functions that a step calls, and how many there are."""
-    functions = functions_of_a_step()
-    for file, name in functions:
-        print(file, name)
-    files = {file for file, _ in functions}
-    print(f"{len(files)} files, {len(functions)} functions")
-
-
 def main() -> None:
-    description = (__doc__ or "").split("\n\n")[0]
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument(
         "folders",
         nargs="*",
@@ -147,10 +129,13 @@ def main() -> None:
     parser.add_argument("--walk", action="store_true", help="functions of one step")
     arguments = parser.parse_args()
     if arguments.walk:
-        print_walk()
+        functions = functions_of_a_step()
+        for file, name in functions:
+            print(file, name)
+        files = {file for file, _ in functions}
+        print(f"{len(files)} files, {len(functions)} functions")
         return
-    rows = print_structure(arguments.folders)
-    write(arguments.json, sources=rows)
+    write(arguments.json, sources=print_structure(arguments.folders))
 
 
 if __name__ == "__main__":

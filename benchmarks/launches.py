@@ -34,11 +34,9 @@ from tqdm import tqdm
 
 from benchmarks.records import Record, parser_of, table, write
 from benchmarks.shapes import NETWORKS
-from benchmarks.step import cycle
+from benchmarks.step import HORIZON, LATE, cycle
 from ngopt import NGOptimizer
 
-HORIZON = 1000
-LATE = 500  # steps before the cycle that is counted
 MIB = 1 << 20
 
 # Ops without a kernel: views for which `is_view` is not set, and allocations.
@@ -114,8 +112,7 @@ class Counts(TorchDispatchMode):
         """The number of ops that factorise, invert or solve."""
         total = 0
         for name, count in self.ops.items():
-            is_linalg = "linalg_" in name and name not in NORMS
-            if is_linalg or name in FACTORISATIONS:
+            if ("linalg_" in name and name not in NORMS) or name in FACTORISATIONS:
                 total += count
         return total
 
@@ -155,19 +152,12 @@ def kernels_of(name: str, args: Any) -> int:
     for x in args:
         if isinstance(x, list | tuple) and x and isinstance(x[0], Tensor):
             lists.append(x)
-    if not _has_fast_route(lists):
-        return len(lists[0])
+    for operands in zip(*lists, strict=True):
+        # one kernel handles many tensors only if the operands of each are alike
+        if len({(x.shape, x.stride(), x.dtype) for x in operands}) > 1:
+            return len(lists[0])
     chunks = sum(ceil(x.numel() / CHUNK) for x in lists[0])
     return ceil(chunks / CHUNKS) + (name == "_foreach_norm")
-
-
-def _has_fast_route(lists: Sequence[Sequence[Tensor]]) -> bool:
-    """Whether one kernel handles many tensors: the operands of each are alike."""
-    for operands in zip(*lists, strict=True):
-        layouts = {(x.shape, x.stride(), x.dtype) for x in operands}
-        if len(layouts) > 1:
-            return False
-    return True
 
 
 def tensors_of(values: Any) -> list[Tensor]:
@@ -177,10 +167,6 @@ def tensors_of(values: Any) -> list[Tensor]:
 
 def storage_key(x: Tensor) -> int:
     return x.untyped_storage()._cdata
-
-
-def nbytes(x: Tensor) -> int:
-    return x.numel() * x.itemsize
 
 
 def state_bytes(optimizers: Sequence[Optimizer], device: str) -> int:
@@ -222,7 +208,6 @@ def counted(network: str, weights: str, total_steps: int | None) -> Record:
         transient = max(transient, peak)
     ops = [step.ops.total() for step in steps]
     numel = sum(map(Tensor.numel, params))
-    state = state_bytes([optimizer], "meta") / torch.float32.itemsize
     return {
         "network": network,
         "weights": weights,
@@ -238,7 +223,7 @@ def counted(network: str, weights: str, total_steps: int | None) -> Record:
         "factorisations": sum(step.factorisations for step in (first, *steps)),
         "transient_mib": transient / MIB,
         "first_transient_mib": first_transient / MIB,
-        "state": state / numel,
+        "state": state_bytes([optimizer], "meta") / torch.float32.itemsize / numel,
     }
 
 

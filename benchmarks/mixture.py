@@ -36,9 +36,8 @@ def random_stacks(zoo: str, runs: int) -> list[NetworkStack]:
     stacks = []
     for _ in range(runs):
         architecture = architecture_of(ZOOS[zoo].sample_recipe(random).architecture)
-        params = []
-        for spec in architecture.graph.parameters:
-            params.append(0.1 * torch.randn(ALIKE, *spec.shape))
+        specs = architecture.graph.parameters
+        params = [0.1 * torch.randn(ALIKE, *spec.shape) for spec in specs]
         stacks.append(NetworkStack(architecture, params))
     return stacks
 
@@ -58,18 +57,11 @@ def measure(
         model.forward_mixed(stacks).square().mean().backward()
 
     def apart() -> None:
-        outputs = torch.cat([model(stack) for stack in stacks])
-        outputs.square().mean().backward()
+        torch.cat([model(stack) for stack in stacks]).square().mean().backward()
 
     count = ALIKE * runs
-    functions = {"together": together, "apart": apart}
-    return {
-        "zoo": zoo,
-        "model": name,
-        **sizes,
-        "networks": count,
-        **rates_in_turns(functions, repeats, count),
-    }
+    rates = rates_in_turns({"together": together, "apart": apart}, repeats, count)
+    return {"zoo": zoo, "model": name, **sizes, "networks": count, **rates}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -91,8 +91,7 @@ class Foo(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         centred = x - x.mean(-1, keepdim=True)
-        std = centred.pow(2).mean(-1, keepdim=True).sqrt()
-        return self.s * centred / std + self.t
+        return self.s * centred / centred.pow(2).mean(-1, keepdim=True).sqrt() + self.t
 
 
 class Bar(nn.Module):

@@ -89,11 +89,7 @@ def whole(model: nn.Module) -> list[Tensor]:
 
 def size_of(opt: NGOptimizer) -> int:
     """Elements of the state in this process."""
-    size = 0
-    for record in opt.state.values():
-        for x in record.values():
-            size += x.numel()
-    return size
+    return sum(x.numel() for record in opt.state.values() for x in record.values())
 
 
 def run(function: Callable, size: int, *args: Any) -> None:
@@ -108,11 +104,7 @@ def run(function: Callable, size: int, *args: Any) -> None:
 def _work(rank: int, function: Callable, size: int, start: Path, args: tuple) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{start}",
-        rank=rank,
-        world_size=size,
-        timeout=TIMEOUT,
+        "gloo", f"file://{start}", TIMEOUT, world_size=size, rank=rank
     )
     function(rank, size, *args)
     distributed.barrier()
@@ -146,8 +138,7 @@ def rounded(name: str, steps: int, folder: Path) -> records.Record:
 
 
 def largest_difference(params: list[Tensor], others: list[Tensor]) -> float:
-    pairs = zip(params, others, strict=True)
-    return max((p - q).abs().max().item() for p, q in pairs)
+    return max((p - q).abs().max().item() for p, q in zip(params, others, strict=True))
 
 
 def compared(

@@ -161,8 +161,9 @@ class Llama(nn.Module):
     ):
         super().__init__()
         self.embed_tokens = nn.Embedding(vocabulary, width)
-        layers = (LlamaLayer(width, heads, hidden) for _ in range(depth))
-        self.layers = nn.ModuleList(layers)
+        self.layers = nn.ModuleList(
+            LlamaLayer(width, heads, hidden) for _ in range(depth)
+        )
         self.norm = nn.RMSNorm(width)
         self.lm_head = nn.Linear(width, vocabulary, bias=False)
 
@@ -209,21 +210,6 @@ def small_cnn() -> nn.Module:
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Linear(12, 10),
-    )
-
-
-def plain_cnn() -> nn.Module:
-    """3x3 convolutions and a linear layer, which every metanet can read."""
-    return nn.Sequential(
-        nn.Conv2d(1, 8, 3, stride=2),
-        nn.ReLU(),
-        nn.Conv2d(8, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(16, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(16, 10),
     )
 
 

@@ -29,10 +29,10 @@ from torch.nn import Parameter
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from tqdm import tqdm
 
-from benchmarks.launches import HORIZON, LATE, Counts, nbytes, quiet
+from benchmarks.launches import Counts, quiet
 from benchmarks.records import Record, parser_of, table, write
 from benchmarks.shapes import Gpt, Llama
-from benchmarks.step import cycle
+from benchmarks.step import HORIZON, LATE, cycle
 from ngopt import NGOptimizer
 from ngopt.shard_layout import Piece, as_dtensor
 
@@ -120,14 +120,15 @@ class Group:
         mesh: Any = None
         if self.division == FSDP:
             # layouts are cached for equal meshes, so meshes of ranks differ in name
-            names = (f"rank {rank}",)
-            mesh = init_device_mesh("cpu", (self.size,), mesh_dim_names=names)
+            mesh = init_device_mesh(
+                "cpu", (self.size,), mesh_dim_names=(f"rank {rank}",)
+            )
         named = []
-        for name in self.shapes:
-            p = torch.empty(self.shapes[name], device="meta")
+        for name, shape in self.shapes.items():
+            p = torch.empty(shape, device="meta")
             if mesh is not None:
-                part = p.new_empty(self.stored_shape(name, rank))
-                p = as_dtensor(part, mesh, [Shard(0)], p)
+                stored = p.new_empty(self.stored_shape(name, rank))
+                p = as_dtensor(stored, mesh, [Shard(0)], p)
             named.append((name, Parameter(p)))
         return named
 
@@ -188,7 +189,7 @@ def state_bytes(optimizer: NGOptimizer) -> int:
     for record in optimizer.state.values():
         for x in record.values():
             if x.dim():
-                total += nbytes(x)
+                total += x.nbytes
     return total
 
 
@@ -251,7 +252,7 @@ class Collectives:
         self.calls += 1
 
     def all_reduce(self, total: Tensor, group: Any) -> None:
-        moved = 2 * nbytes(total) * (self._size - 1) // self._size
+        moved = 2 * total.nbytes * (self._size - 1) // self._size
         self.calls += 1
         self.sent += moved
         self.received += moved
@@ -310,10 +311,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--networks", nargs="*", choices=NETWORKS, default=[*NETWORKS])
     parser.add_argument("--most", type=int, default=64, help="maximum number of ranks")
     options = parser.parse_args(arguments)
-    cases = []
-    for case in CASES:
-        if case.network in options.networks and case.ranks <= options.most:
-            cases.append(case)
+    networks, most = options.networks, options.most
+    cases = [case for case in CASES if case.network in networks and case.ranks <= most]
     whole_states: dict[str, int] = {}
     steps: list[Record] = []
     with tqdm(total=sum(case.ranks for case in cases), unit="rank") as progress:

@@ -16,16 +16,16 @@ Later and worst are medians over cycles. Memory of a step is counted by
 """
 
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import product
 from multiprocessing import get_context
 from statistics import mean, median
-from time import perf_counter
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from tqdm import tqdm
 
@@ -33,9 +33,10 @@ from benchmarks.cpu import seconds_of
 from benchmarks.graph_building import FAMILIES
 from benchmarks.records import Record, parser_of, table, write
 from benchmarks.shapes import torchvision_example, transformers_gpt2
-from meta_train.problems import Problem, load_problem
+from meta_train.problems import load_problem
 from ngopt import NGOptimizer, build_graph, load_pretrained
 from ngopt.graph import NeuralGraph
+from ngopt.race.training import TrainingLoop
 
 PROBLEMS = ("fm-16", "c10-32")
 HORIZON = 1000
@@ -50,8 +51,7 @@ def _problem(name: str) -> Example:
 
 
 def _gpt2() -> Example:
-    tokens = torch.arange(32).reshape(2, 16)
-    return transformers_gpt2(), {"input_ids": tokens}
+    return transformers_gpt2(), {"input_ids": torch.arange(32).reshape(2, 16)}
 
 
 NETWORKS: dict[str, Callable[[], Example]] = {
@@ -84,49 +84,34 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
 }
 
 
-class Training:
-    """A training run on a problem, which records the time of its steps.
-
-    step_ms, optimizer_ms: milliseconds of whole steps, and of the optimizer in them.
-    """
-
-    def __init__(self, problem: Problem, make: Callable[[nn.Module], Optimizer]):
-        self.problem = problem
-        self.model = problem.init(0)
-        self.optimizer = make(self.model)
-        self.step_ms: list[float] = []
-        self.optimizer_ms: list[float] = []
-
-    def step(self, number: int) -> None:
-        start = perf_counter()
-        batch = self.problem.batch(0, number)
-        self.optimizer.zero_grad()
-        self.problem.loss(self.model, batch).backward()
-        middle = perf_counter()
-        self.optimizer.step()
-        end = perf_counter()
-        self.step_ms.append(1e3 * (end - start))
-        self.optimizer_ms.append(1e3 * (end - middle))
-
-
 def whole_steps(name: str, steps: int, skip: int) -> list[Record]:
     """Records of all optimizers on a problem. Ratios are those to fused AdamW."""
     problem = load_problem(name)
-    runs = {key: Training(problem, make) for key, make in OPTIMIZERS.items()}
-    order = list(runs.values())
+    runs: dict[str, TrainingLoop] = {}
+    for key, make in OPTIMIZERS.items():
+        model = problem.init(0)
+        runs[key] = TrainingLoop(model, make(model), None)
+
+    def loss_of_batch(model: nn.Module, number: int) -> Tensor:
+        return problem.loss(model, problem.batch(0, number))
+
+    order = deque(runs.values())
     for number in tqdm(range(skip + steps), desc=name, unit="step"):
         for run in order:
-            run.step(number)
-        order = [*order[1:], order[0]]
+            run.step(loss_of_batch, number)
+        order.rotate(-1)
     records = []
     for key, run in runs.items():
-        step_ms = run.step_ms[skip:]
-        optimizer_ms = run.optimizer_ms[skip:]
+        step_ms, optimizer_ms = run.ms[skip:], run.optimizer_ms[skip:]
+        state = 2.0  # of AdamW
+        if key != "adamw":
+            weights, _, horizon = key.partition(", ")
+            state = state_size(build_graph(run.model), bool(horizon), weights)
         record = {
             "problem": name,
             "optimizer": key,
             "parameters": numel(run.model),
-            "state": _state_of(key, run.model),
+            "state": state,
             "step_ms": median(step_ms),
             "fastest_ms": min(step_ms),
             "optimizer_ms": median(optimizer_ms),
@@ -138,13 +123,6 @@ def whole_steps(name: str, steps: int, skip: int) -> list[Record]:
         record["ratio"] = record["step_ms"] / records[0]["step_ms"]
         record["fastest_ratio"] = record["fastest_ms"] / records[0]["fastest_ms"]
     return records
-
-
-def _state_of(key: str, model: nn.Module) -> float:
-    if key == "adamw":
-        return 2.0
-    weights, _, horizon = key.partition(", ")
-    return state_size(build_graph(model), bool(horizon), weights)
 
 
 def traced(name: str) -> tuple[nn.Module, NeuralGraph]:
@@ -171,7 +149,12 @@ def network_steps(name: str, weights: str, threads: int) -> Record:
         optimizer.state[p]["step"].fill_(LATE - LATE % count)
     draw_gradients(params)
     optimizer.step()
-    cycles = _cycles(optimizer, params, count)
+    cycles: list[list[float]] = []  # seconds of each step
+    while sum(map(len, cycles)) < STEPS or sum(map(sum, cycles)) < SECONDS:
+        cycles.append([])
+        for _ in range(count):
+            draw_gradients(params)
+            cycles[-1].append(seconds_of(optimizer.step))
     later = median(map(mean, cycles))
     n = numel(model)
     return {
@@ -186,19 +169,6 @@ def network_steps(name: str, weights: str, threads: int) -> Record:
         "state": state_size(graph, False, weights),
         "state_horizon": state_size(graph, True, weights),
     }
-
-
-def _cycles(
-    optimizer: Optimizer, params: list[nn.Parameter], count: int
-) -> list[list[float]]:
-    """Seconds of each step in cycles of `count` steps."""
-    cycles: list[list[float]] = []
-    while sum(map(len, cycles)) < STEPS or sum(map(sum, cycles)) < SECONDS:
-        cycles.append([])
-        for _ in range(count):
-            draw_gradients(params)
-            cycles[-1].append(seconds_of(optimizer.step))
-    return cycles
 
 
 def cycle(optimizer: NGOptimizer) -> int:
@@ -224,10 +194,7 @@ def state_size(
     """The optimizer's state in float32 numbers per parameter."""
     rule = load_pretrained(weights).bind(graph, HORIZON if has_horizon else None)
     params = [torch.empty(spec.shape, device="meta") for spec in graph.parameters]
-    size = 0
-    for record in rule.init(params):
-        for value in record.values():
-            size += value.nbytes
+    size = sum(x.nbytes for record in rule.init(params) for x in record.values())
     return size / torch.float32.itemsize / graph.numel
 
 
@@ -256,9 +223,8 @@ def measured(
 ) -> Iterator[Record]:
     """Records of all pairs of a network and weights, each from a new process."""
     with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        tasks = []
-        for pair in product(networks, weights):
-            tasks.append(pool.apply_async(network_steps, (*pair, threads)))
+        cases = product(networks, weights, [threads])
+        tasks = [pool.apply_async(network_steps, case) for case in cases]
         for task in tqdm(tasks, unit="network", disable=not tasks):
             yield task.get()
 

@@ -44,6 +44,5 @@ def functions_of_a_step() -> list[tuple[str, str]]:
     for code in codes:
         path = Path(code.co_filename)
         if path.is_relative_to(FOLDER) and code.co_name not in COMPREHENSIONS:
-            file = path.relative_to(FOLDER.parent)
-            functions.append((str(file), code.co_qualname))
+            functions.append((str(path.relative_to(FOLDER.parent)), code.co_qualname))
     return functions

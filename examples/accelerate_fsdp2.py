@@ -33,8 +33,7 @@ class Block(nn.Module):
         self.down = nn.Linear(2 * WIDTH, WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.up(self.norm(x))
-        return x + self.down(nn.functional.gelu(hidden))
+        return x + self.down(nn.functional.gelu(self.up(self.norm(x))))
 
 
 def make_model() -> nn.Module:
@@ -50,10 +49,8 @@ def make_model() -> nn.Module:
 def make_examples() -> list[Dataset]:
     """Gaussian inputs, labelled by a random quadratic function."""
     inputs = torch.randn(EXAMPLES + HELD_OUT, INPUTS)
-    scores = (inputs @ torch.randn(INPUTS, CLASSES)).square()
-    labels = scores.argmax(1)
-    examples = TensorDataset(inputs, labels)
-    return list(random_split(examples, [EXAMPLES, HELD_OUT]))
+    labels = (inputs @ torch.randn(INPUTS, CLASSES)).square().argmax(1)
+    return list(random_split(TensorDataset(inputs, labels), [EXAMPLES, HELD_OUT]))
 
 
 def make_accelerator() -> Accelerator:

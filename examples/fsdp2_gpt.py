@@ -77,8 +77,7 @@ class Block(nn.Module):
 
     def compute(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.attention_norm(x))
-        hidden = self.up(self.mlp_norm(x))
-        return x + self.down(F.gelu(hidden))
+        return x + self.down(F.gelu(self.up(self.mlp_norm(x))))
 
     def attention(self, x: Tensor) -> Tensor:
         query = self.by_head(self.query(x))
@@ -155,23 +154,19 @@ def load_text() -> tuple[Tensor, Tensor]:
 def draw(text: Tensor, count: int, seed: int, args: argparse.Namespace) -> Tensor:
     """Sequences of a batch and the byte after each, (count, context + 1)."""
     generator = torch.Generator().manual_seed(seed)
-    high = len(text) - args.context
-    starts = torch.randint(high, (count,), generator=generator)
-    rows = [text[i : i + args.context + 1] for i in starts]
-    return torch.stack(rows).long()
+    starts = torch.randint(len(text) - args.context, (count,), generator=generator)
+    return torch.stack([text[i : i + args.context + 1] for i in starts]).long()
 
 
 def local_rows(rows: Tensor, mesh: DeviceMesh) -> Tensor:
     """The part of a batch that this process computes."""
     parts = rows.chunk(mesh["data"].size())
-    rank = mesh["data"].get_local_rank()
-    return parts[rank].to(mesh.device_type)
+    return parts[mesh["data"].get_local_rank()].to(mesh.device_type)
 
 
 def loss_of(model: nn.Module, rows: Tensor) -> Tensor:
     logits = model(rows[:, :-1]).float()
-    targets = rows[:, 1:].flatten()
-    return F.cross_entropy(logits.flatten(0, 1), targets)
+    return F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
 
 
 def mean_losses(losses: Sequence[Tensor], mesh: DeviceMesh) -> list[float]:
@@ -224,8 +219,9 @@ def load_checkpoint(folder: Path, model: GPT, opt: NGOptimizer) -> int:
     weights, state = get_state_dict(model, opt)
     saved = {"model": weights, "optimizer": state, "step": 0}
     load(saved, checkpoint_id=metadata[-1].parent)
-    loaded = {"model_state_dict": weights, "optim_state_dict": saved["optimizer"]}
-    set_state_dict(model, opt, **loaded)
+    set_state_dict(
+        model, opt, model_state_dict=weights, optim_state_dict=saved["optimizer"]
+    )
     return saved["step"]
 
 
@@ -234,16 +230,14 @@ def train(args: argparse.Namespace, mesh: DeviceMesh) -> None:
     opt = NGOptimizer(model.parameters(), total_steps=args.steps)
     done = load_checkpoint(args.folder, model, opt) if args.folder else 0
     text, held_out = load_text()
-    validation = draw(held_out, 2 * args.batch, 0, args)
-    examples = local_rows(validation, mesh)
+    validation = local_rows(draw(held_out, 2 * args.batch, 0, args), mesh)
     start = perf_counter()
     for step in range(done + 1, args.steps + 1):
-        batch = draw(text, args.batch, step, args)
-        rows = local_rows(batch, mesh)
+        rows = local_rows(draw(text, args.batch, step, args), mesh)
         loss = train_step(model, opt, rows.chunk(args.accumulate))
         if step % args.report_every == 0 or step == args.steps:
             with torch.no_grad():
-                losses = mean_losses([loss, loss_of(model, examples)], mesh)
+                losses = mean_losses([loss, loss_of(model, validation)], mesh)
             if dist.get_rank() == 0:
                 line = "step {:5}  loss {:.4f}  validation {:.4f}  {:.1f} s"
                 print(line.format(step, *losses, perf_counter() - start), flush=True)

@@ -65,10 +65,8 @@ class Classifier(LightningModule):
 def make_examples() -> list[Dataset]:
     """Gaussian inputs, labelled by a random quadratic function."""
     inputs = torch.randn(EXAMPLES + HELD_OUT, INPUTS)
-    scores = (inputs @ torch.randn(INPUTS, CLASSES)).square()
-    labels = scores.argmax(1)
-    examples = TensorDataset(inputs, labels)
-    return list(random_split(examples, [EXAMPLES, HELD_OUT]))
+    labels = (inputs @ torch.randn(INPUTS, CLASSES)).square().argmax(1)
+    return list(random_split(TensorDataset(inputs, labels), [EXAMPLES, HELD_OUT]))
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, distributed
 from torch.nn import Parameter
@@ -47,7 +48,7 @@ class Piece(NamedTuple):
     def within(self, other: "Piece") -> "Piece":
         """The same elements, relative to a piece that contains them."""
         pairs = zip(self.offset, other.offset, strict=True)
-        return Piece(tuple(own - first for own, first in pairs), self.shape)
+        return Piece(tuple(start - first for start, first in pairs), self.shape)
 
     def chunk(self, dim: int, index: int, chunks: int) -> "Piece":
         """One of the chunks that `torch.chunk` makes along a dimension."""
@@ -128,8 +129,7 @@ def local_piece(name: str, p: Any) -> Piece:
     from torch.distributed.tensor import Partial
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-    has_partial = any(isinstance(x, Partial) for x in p.placements)
-    if p.is_complex() or has_partial:
+    if p.is_complex() or any(isinstance(x, Partial) for x in p.placements):
         raise ValueError(
             f"NGOptimizer: '{name}': expected a DTensor of real numbers that is "
             f"sharded or replicated; got {p.dtype} with placements {p.placements}"
@@ -182,21 +182,20 @@ def mesh_ranks(
                 "NGOptimizer: process_group: expected the ranks of the parameters' "
                 f"mesh, {ranks}; got {group_ranks}. Leave process_group out."
             )
-    coordinates = {}
-    for *place, rank in _numbered(_root(meshes[0]).mesh):
-        coordinates[rank] = tuple(place)
+    root = _root(meshes[0]).mesh.numpy()
+    coordinates = {int(rank): place for place, rank in np.ndenumerate(root)}
     return ranks, [coordinates.get(rank, ()) for rank in ranks]
 
 
 def _connected(meshes: Iterable[Any]) -> Ranks:
     """Ranks that are connected to this one by meshes, also through others."""
     rows = [set(row) for mesh in meshes for row in _rows(mesh)]
-    found = {distributed.get_rank()}
+    connected = {distributed.get_rank()}
     count = 0
-    while len(found) > count:
-        count = len(found)
-        found.update(*(row for row in rows if row & found))
-    return sorted(found)
+    while len(connected) > count:
+        count = len(connected)
+        connected.update(*(row for row in rows if row & connected))
+    return sorted(connected)
 
 
 def _rows(mesh: Any) -> list[Ranks]:
@@ -206,19 +205,11 @@ def _rows(mesh: Any) -> list[Ranks]:
         return rows.view(-1, mesh.mesh.numel()).tolist()
     # torch before 2.10: a mesh has some dimensions of its root
     root = _root(mesh)
-    own = torch.isin(root.mesh, mesh.mesh).nonzero()
+    places = torch.isin(root.mesh, mesh.mesh).nonzero()
     dims = range(root.mesh.dim())
-    used = [d for d in dims if own[:, d].unique().numel() > 1]
-    unused = [d for d in dims if d not in used]
-    rows = root.mesh.permute(unused + used)
+    used = [d for d in dims if places[:, d].unique().numel() > 1]
+    rows = root.mesh.permute([d for d in dims if d not in used] + used)
     return rows.reshape(-1, mesh.mesh.numel()).tolist()
-
-
-def _numbered(x: Tensor) -> list[list[int]]:
-    """(its coordinates, element), of every element."""
-    every = torch.arange(x.numel(), device="cpu")
-    at = torch.unravel_index(every, tuple(x.shape))
-    return torch.stack((*at, x.flatten()), 1).tolist()
 
 
 def _root(mesh: Any) -> Any:

@@ -21,6 +21,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -36,18 +37,15 @@ SHARES = {"cost": 0.5, "lm": 0.5}
 def deadlines(parts: Sequence[str], start: float, minutes: float) -> dict[str, float]:
     """The time at which each part has to end; the next part gets unused time."""
     total = sum(SHARES[part] for part in parts)
-    ends: dict[str, float] = {}
-    used = 0.0
-    for part in parts:
-        used += SHARES[part] / total
-        ends[part] = start + 60 * minutes * used
-    return ends
+    used = accumulate(SHARES[part] / total for part in parts)
+    return {part: start + 60 * minutes * u for part, u in zip(parts, used, strict=True)}
 
 
 def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
-    raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=raw
+        prog="python -m benchmarks.gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--minutes", type=float, default=8.0, help="for all parts")
     parser.add_argument("--folder", type=Path, default=Path("gpu"), help="for records")
@@ -74,8 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = options_of(arguments)
     given = sys.argv[1:] if arguments is None else arguments
     command = " ".join(["python -m benchmarks.gpu", *given])
-    problem = problem_of(options)
-    if problem is not None:
+    if problem := problem_of(options):
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
     make_folder(options.folder)
@@ -86,8 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         session = Session(
             options.device, options.tiny, options.folder, deadline, command
         )
-        reason = in_process(part, session)
-        if reason is not None:
+        if reason := in_process(part, session):
             ended[part] = reason
     contents = merged(options.folder, list(SHARES), ended)
     write_json(options.folder / "gpu.json", contents)

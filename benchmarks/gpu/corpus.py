@@ -48,10 +48,9 @@ def load_corpus(session: Session, count: int, vocabulary: int = VOCABULARY) -> C
 
 def python_files() -> list[Path]:
     """All files of this Python's library and packages, in a fixed random order."""
-    paths = sysconfig.get_paths()
     hashes: dict[Path, str] = {}
     for key in ("stdlib", "purelib"):
-        folder = Path(paths[key]).resolve()
+        folder = Path(sysconfig.get_paths()[key]).resolve()
         for path in folder.rglob("*.py"):
             relative = path.relative_to(folder).as_posix()
             hashes.setdefault(path, hashlib.sha256(relative.encode()).hexdigest())
@@ -110,7 +109,7 @@ def _encoded(
             break
     tokenizer.train_from_iterator(first, trainer)
     encode = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)
-    every = chain(first, texts)
-    while block := list(islice(every, BLOCK)):
+    texts = chain(first, texts)
+    while block := list(islice(texts, BLOCK)):
         for encoding in encode(block):
             yield np.array(encoding.ids, dtype=np.uint16)

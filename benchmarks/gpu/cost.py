@@ -75,36 +75,31 @@ def training(session: Session, trained: Trained) -> Record:
 def optimizer_step(session: Session, trained: Trained, name: str) -> Record:
     """The record of an optimizer of `OPTIMIZERS`."""
     is_eager = name.endswith("eager")
-    eager = patch.object(devices, "has_triton", lambda device: False)
-    with eager if is_eager else nullcontext():
+    without_triton = patch.object(devices, "has_triton", lambda device: False)
+    with without_triton if is_eager else nullcontext():
         stepper = Stepper(trained, OPTIMIZERS[name](trained.model))
-        return step_record(session, trained, stepper)
-
-
-def step_record(session: Session, trained: Trained, stepper: "Stepper") -> Record:
-    start = perf_counter()
-    first = transient_bytes(session, stepper.whole)
-    first_s = perf_counter() - start
-    kept = state_bytes(stepper.optimizers, session.device)
-    times = timed(session, stepper.step, stepper.prepare)
-    steps = stepper.renew_every or PROFILED
-    peak = transient_bytes(session, partial(stepper.whole, steps))
-    profiled_steps = 1 if stepper.graph_every else steps
-    record = {
-        **times,
-        "first_s": first_s,
-        "transient_mib": mib(peak),
-        "first_transient_mib": mib(None if first is None else first - kept),
-        "graphs_mib": mib(unallocated_bytes(session)),
-        "state": kept / trained.numel / FLOAT,
-        "renew_every": stepper.renew_every,
-        "training_ms": training_ms(session, trained, stepper),
-        **profiled(session, stepper.whole, profiled_steps),
-    }
-    if stepper.graph_every:
-        look = timed(session, stepper.step, stepper.prepare_look)
-        record["look_ms"] = look["ms"]
-    return record
+        start = perf_counter()
+        first = transient_bytes(session, stepper.whole)
+        first_s = perf_counter() - start
+        state = state_bytes(stepper.optimizers, session.device)
+        times = timed(session, stepper.step, stepper.prepare)
+        steps = stepper.renew_every or PROFILED
+        peak = transient_bytes(session, partial(stepper.whole, steps))
+        profiled_steps = 1 if stepper.graph_every else steps
+        record = {
+            **times,
+            "first_s": first_s,
+            "transient_mib": mib(peak),
+            "first_transient_mib": mib(None if first is None else first - state),
+            "graphs_mib": mib(unallocated_bytes(session)),
+            "state": state / trained.numel / FLOAT,
+            "renew_every": stepper.renew_every,
+            "training_ms": training_ms(session, trained, stepper),
+            **profiled(session, stepper.whole, profiled_steps),
+        }
+        if stepper.graph_every:
+            record["look_ms"] = timed(session, stepper.step, stepper.prepare_look)["ms"]
+        return record
 
 
 def training_ms(session: Session, trained: Trained, stepper: "Stepper") -> float:
@@ -132,15 +127,15 @@ class Stepper:
         self._params = list(trained.model.parameters())
         self._grads = [p.grad for p in self._params]
         self.graph_every = 0
-        self._own = optimizers[0]
-        if isinstance(self._own, NGOptimizer) and self._own.learned.metanet is not None:
-            every = self._own.learned.metanet.graph_every
+        self._first = first = optimizers[0]
+        if isinstance(first, NGOptimizer) and first.learned.metanet is not None:
+            every = first.learned.metanet.graph_every
             self.graph_every = every if every > 1 else 0
 
     @property
     def renew_every(self) -> int | None:
         """Known after the first step."""
-        return self._own.param_groups[0].get("renew_every")
+        return self._first.param_groups[0].get("renew_every")
 
     def step(self) -> None:
         for optimizer in self.optimizers:
@@ -165,7 +160,7 @@ class Stepper:
 
     def _count_as(self, steps: int) -> None:
         if self.graph_every:
-            for record in self._own.state.values():
+            for record in self._first.state.values():
                 record["step"].fill_(steps)
 
 

@@ -105,8 +105,7 @@ class Data:
     def starts(self, steps: int) -> Tensor:
         """Starts of the windows of each batch: (steps, batch)."""
         generator = torch.Generator().manual_seed(0)
-        high = len(self._train) - self.size.length
-        shape = steps, self.size.batch
+        high, shape = len(self._train) - self.size.length, (steps, self.size.batch)
         return torch.randint(high, shape, generator=generator).to(self.device)
 
     def batch(self, starts: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,10 +113,8 @@ class Data:
         return self._windows(self._train, starts)
 
     def validation_batches(self) -> list[tuple[Tensor, Tensor]]:
-        batches = []
-        for starts in self._held_out_starts.split(self.size.batch):
-            batches.append(self._windows(self._held_out, starts))
-        return batches
+        batches = self._held_out_starts.split(self.size.batch)
+        return [self._windows(self._held_out, starts) for starts in batches]
 
     def _windows(self, tokens: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
         windows = tokens[starts[:, None] + self._offsets].long()
@@ -145,8 +142,7 @@ class Training:
             make = adamw if run.optimizer == "AdamW" else muon
             self.optimizers += make(self.model, run.lr)
             for optimizer in self.optimizers:
-                schedule = cosine_schedule(optimizer, run.steps, WARM_UP)
-                self.schedules.append(schedule)
+                self.schedules.append(cosine_schedule(optimizer, run.steps, WARM_UP))
         self.starts = data.starts(run.steps)
         self.losses: list[Tensor] = []
         self.curve: dict[str, list[float]] = {"steps": [], "seconds": [], "loss": []}
@@ -160,8 +156,8 @@ class Training:
             taken = self.train(first, last)
             self.evaluate(last)
             if last < self.run.steps:
-                left = (self.run.steps - last) / (last - first)
-                self.session.check_left(left * taken)
+                seconds_per_step = taken / (last - first)
+                self.session.check_left((self.run.steps - last) * seconds_per_step)
         losses = torch.stack(self.losses).tolist()
         return {
             "validation": self.curve["loss"][-1],
@@ -193,9 +189,8 @@ class Training:
     @torch.no_grad()
     def evaluate(self, step: int) -> None:
         """Adds a point to the curve."""
-        losses = []
-        for batch in self.data.validation_batches():
-            losses.append(loss_of(self.model, *batch))
+        batches = self.data.validation_batches()
+        losses = [loss_of(self.model, *batch) for batch in batches]
         self.curve["steps"].append(step)
         self.curve["seconds"].append(self.seconds)
         self.curve["loss"].append(torch.stack(losses).mean().item())
@@ -219,8 +214,7 @@ def run(session: Session) -> None:
             session.check_left(step_seconds.get(run.optimizer, 0) * run.steps)
             return Training(session, data, run).finish()
 
-        about = {"what": "run", **planned._asdict()}
-        record = records.attempt(about, case)
+        record = records.attempt({"what": "run", **planned._asdict()}, case)
         if "ms" in record:
             step_seconds[planned.optimizer] = 1e-3 * record["ms"]
 

@@ -18,15 +18,14 @@ Make = Callable[[nn.Module], Optimizers]
 
 def adamw(model: nn.Module, lr: float = 1e-3) -> Optimizers:
     """Fused AdamW with weight decay on matrices and embeddings, as in nanoGPT."""
-    params = [p for p in model.parameters() if p.requires_grad]
-    return [_adamw(params, lr)]
+    return [_adamw([p for p in model.parameters() if p.requires_grad], lr)]
 
 
 def _adamw(params: Sequence[nn.Parameter], lr: float) -> Optimizer:
-    matrices = [p for p in params if p.ndim >= 2]
-    vectors = [p for p in params if p.ndim < 2]
-    decayed = {"params": matrices, "weight_decay": DECAY}
-    groups = [decayed, {"params": vectors, "weight_decay": 0.0}]
+    groups = [
+        {"params": [p for p in params if p.ndim >= 2], "weight_decay": DECAY},
+        {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
+    ]
     return AdamW(groups, lr, betas=BETAS, fused=True)
 
 
@@ -45,12 +44,8 @@ def hidden_matrices(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Param
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) or name.endswith("lm_head"):
             excluded.update(module.parameters())
-    matrices = []
-    others = []
-    for p in model.parameters():
-        is_hidden_matrix = p.ndim == 2 and p not in excluded
-        (matrices if is_hidden_matrix else others).append(p)
-    return matrices, others
+    matrices = [p for p in model.parameters() if p.ndim == 2 and p not in excluded]
+    return matrices, [p for p in model.parameters() if p.ndim != 2 or p in excluded]
 
 
 def ngopt(

@@ -94,9 +94,10 @@ class Records:
         except Skipped as reason:
             outcome = {"status": "skipped", "note": str(reason)}
         except Exception as error:
-            outcome = {"status": "failed", "note": note_of(error)}
-        seconds = round(time.monotonic() - start, 2)
-        record = {**about, **outcome, "case_s": seconds}
+            first_line = str(error).strip().partition("\n")[0]
+            note = f"{type(error).__name__}: {first_line}"[:NOTE]
+            outcome = {"status": "failed", "note": note}
+        record = {**about, **outcome, "case_s": round(time.monotonic() - start, 2)}
         self.records.append(record)
         cells = []
         for key, value in record.items():
@@ -113,12 +114,6 @@ class Records:
         write_json(self.path, {"machine": self.machine, "records": self.records})
 
 
-def note_of(error: BaseException) -> str:
-    """The type of an error and the first line of its message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:NOTE]
-
-
 def machine(session: Session) -> dict[str, Any]:
     """Machine, versions, date and commit of a measurement."""
     described: dict[str, Any] = {
@@ -131,11 +126,13 @@ def machine(session: Session) -> dict[str, Any]:
     }
     if session.is_cuda:
         gpu = torch.cuda.get_device_properties(0)
-        described["device"] = gpu.name
-        described["memory_gib"] = round(gpu.total_memory / 2**30, 1)
-        described["gpus"] = torch.cuda.device_count()
-        described["cuda"] = torch.version.cuda
-        described["triton"] = find_spec("triton") is not None
+        described |= {
+            "device": gpu.name,
+            "memory_gib": round(gpu.total_memory / 2**30, 1),
+            "gpus": torch.cuda.device_count(),
+            "cuda": torch.version.cuda,
+            "triton": find_spec("triton") is not None,
+        }
     return described
 
 

@@ -41,10 +41,10 @@ def summary(contents: Mapping[str, Any]) -> tuple[str, bool]:
     remarks: list[str] = []
     for part, content in contents.items():
         machine = content["machine"]
-        place = f"{machine.get('device')}, torch {machine.get('torch')}"
+        device, torch, date = map(machine.get, ("device", "torch", "date"))
+        title = f"{part} ({device}, torch {torch}, {date})"
         records = content["records"]
         printed = cases(part, records)
-        title = f"{part} ({place}, {machine.get('date')})"
         blocks.append(f"{title}\n{table(printed)}" if printed else f"{title}: nothing")
         remarks += remarks_with("failed", "FAILED ", part, records)
         remarks += remarks_with("skipped", "skipped", part, records)

@@ -102,17 +102,16 @@ def profiled(session: Session, step: Step, steps: int) -> Record:
     spent: Counter[str] = Counter()
     for event in profiler.events() or []:
         if event.device_type == DeviceType.CUDA:
-            is_copy = event.name.startswith(("Memcpy", "Memset"))
+            name = event.name
+            is_copy = name.startswith(("Memcpy", "Memset"))
             copies += is_copy
             kernels += not is_copy
-            name = event.name
             for word in PLACES:
                 name = name.replace(word, "")
             spent[name[:NAME]] += event.time_range.elapsed_us()
-    slowest = spent.most_common(SHOWN)
     return {
         "kernels": kernels / steps,
         "copies": copies / steps,
         "device_ms": 1e-3 * spent.total() / steps,
-        "kernel_ms": {name: 1e-3 * us / steps for name, us in slowest},
+        "kernel_ms": {name: 1e-3 * us / steps for name, us in spent.most_common(SHOWN)},
     }

@@ -103,12 +103,8 @@ def problem_digest(name: str) -> str | None:
         return None
     problem = load_problem(name)
     model, batch = problem.init(0), problem.batch(0, 0)
-    shapes, sizes = [], []
-    for key, p in model.named_parameters():
-        shapes.append((key, list(p.shape)))
-    for x in tree_leaves(batch):
-        if isinstance(x, torch.Tensor):
-            sizes.append(list(x.shape))
+    shapes = [(key, list(p.shape)) for key, p in model.named_parameters()]
+    sizes = [list(x.shape) for x in tree_leaves(batch) if torch.is_tensor(x)]
     with seeded(0), torch.no_grad():
         loss = problem.loss(model, batch).item()
     text = json.dumps([shapes, sizes, problem.steps, f"{loss:.3g}"])
@@ -140,17 +136,13 @@ class _MeasuredLoop(TrainingLoop):
     def record(self) -> Record:
         run, losses = self.run, self.losses
         every = max(1, len(losses) // LOSS_POINTS)
-        mean_losses = []
-        for start in range(0, len(losses), every):
-            mean_losses.append(fmean(losses[start : start + every]))
+        starts = range(0, len(losses), every)
+        mean_losses = [fmean(losses[start : start + every]) for start in starts]
         splits = ["validation", "test"] if run.phase == "evaluation" else ["validation"]
-        metrics = {}
-        for split in splits:
-            metrics[split] = self._measured(split)._asdict()
         record = {
             "run": asdict(run),
             "problem_digest": problem_digest(run.problem),
-            **metrics,
+            **{split: self._measured(split)._asdict() for split in splits},
             "train_loss": fmean(losses[-TRAIN_LOSS_STEPS:]),
             "diverged": not all(map(math.isfinite, losses)),
             "ms_per_step": median(self.ms),

@@ -10,6 +10,7 @@ from which the same command resumes.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 from tqdm import tqdm
@@ -89,10 +90,7 @@ class Config:
 
     def groups(self) -> dict[str, list[str]]:
         """Problems that optimizers are ranked over: each list given, and all."""
-        groups = {}
-        for name in self.problems:
-            if name in LISTS:
-                groups[name] = list(LISTS[name])
+        groups = {name: list(LISTS[name]) for name in self.problems if name in LISTS}
         names = list(problem_names(self.problems))
         return groups if names in groups.values() else {**groups, "all problems": names}
 
@@ -113,10 +111,8 @@ class Leaderboard:
 
     def cells(self) -> list[dict[str, str]]:
         """The table of all rows."""
-        table = []
-        for row, rank in zip(self.rows, ranks(self.rows), strict=True):
-            table.append(row.cells(rank))
-        return table
+        pairs = zip(self.rows, ranks(self.rows), strict=True)
+        return [row.cells(rank) for row, rank in pairs]
 
     def ranking_tables(self) -> dict[str, list[dict[str, str]]]:
         """The table of each ranking by its title."""
@@ -142,9 +138,7 @@ def compare(config: Config) -> Leaderboard:
     tuning: RecordGroups = {}
     records: RecordGroups = {}
     refusals: list[str] = []
-    total = 0
-    for spec in specs:
-        total += len(spec.lrs) * config.tuning_seeds + config.seeds
+    total = sum(len(spec.lrs) * config.tuning_seeds + config.seeds for spec in specs)
     with tqdm(total=len(problems) * total, unit="run") as bar:
         run_all = partial(
             execute, folder=folder / "records", processes=config.processes, bar=bar
@@ -181,11 +175,10 @@ def plan_tuning(
     problem: str, spec: ComparedOptimizer, steps: int, seeds: int
 ) -> list[Run]:
     """Runs with all learning rates of an optimizer's grid, each with `seeds` seeds."""
-    runs = []
-    for lr in spec.lrs:
-        for seed in range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + seeds):
-            runs.append(Run(problem, spec.name, lr, None, seed, steps, "tuning"))
-    return runs
+    cases = product(spec.lrs, range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + seeds))
+    return [
+        Run(problem, spec.name, lr, None, seed, steps, "tuning") for lr, seed in cases
+    ]
 
 
 def plan_evaluation(
@@ -214,9 +207,9 @@ def summarize_all(
     """Rows of evaluation and tuning records, and rankings over groups of problems."""
     rows, rankings = [], {}
     for (problem, optimizer), evaluated in records.items():
-        tuning_records = tuning.get((problem, optimizer), [])
         references = records.get((problem, REFERENCE), [])
-        rows.append(summarize(evaluated, tuning_records, references))
+        tuned = tuning.get((problem, optimizer), [])
+        rows.append(summarize(evaluated, tuned, references))
     for group, problems in groups.items():
         rows_of_group = [row for row in rows if row.problem in problems]
         rankings[group] = rank_optimizers(rows_of_group)
@@ -226,12 +219,12 @@ def summarize_all(
 def write_report(folder: Path, config: Config, board: Leaderboard) -> None:
     """Writes `results.json`, `table.md` and a picture for each problem."""
     remarks = [*notes(board.rows, REFERENCE), *board.refusals]
-    rankings = {}
-    for group, rankings_of_group in board.rankings.items():
-        rankings[group] = [asdict(ranking) for ranking in rankings_of_group]
     results = {
         "config": asdict(config),
-        "standings": rankings,
+        "standings": {
+            group: list(map(asdict, rankings))
+            for group, rankings in board.rankings.items()
+        },
         "table": [asdict(row) | {"at_edge": row.at_edge} for row in board.rows],
         "notes": remarks,
     }
@@ -248,8 +241,7 @@ def write_report(folder: Path, config: Config, board: Leaderboard) -> None:
         for row in board.rows:
             if row.problem == problem:
                 lr = "" if row.lr is None else f" (lr {row.lr:g})"
-                label = f"{row.optimizer}{lr}"
-                groups[label] = board.records[problem, row.optimizer]
+                groups[row.optimizer + lr] = board.records[problem, row.optimizer]
         title = f"{problem}: mean and range over {config.seeds} seed(s)"
         plot_curves(folder / f"{file_name(problem)}.png", title, groups, OURS)
 

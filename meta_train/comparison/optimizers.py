@@ -106,11 +106,13 @@ def load_optimizer(name: str) -> ComparedOptimizer:
     learned = load_pretrained(weights)
     is_traced = reads_connections(learned)
     lr = settings.pop("lr", 1.0)
-    options_of_all = options | {TRACED} if is_traced else options
-    make = partial(_learned, learned, options_of_all, settings)
-    traced = is_traced and TRACED not in options
+    all_options = options | {TRACED} if is_traced else options
     return ComparedOptimizer(
-        name, make, lr=lr, weights=weights_hash(learned), traced=traced
+        name,
+        partial(_learned, learned, all_options, settings),
+        lr=lr,
+        weights=weights_hash(learned),
+        traced=is_traced and TRACED not in options,
     )
 
 
@@ -176,14 +178,13 @@ def _learned(
     lr: float,
     total_steps: int,
 ) -> Built:
-    knows_steps = not options & {OPEN, SCHEDULED}
     is_averaged = OPEN in options and learned.base is not None
     kind = AveragedNGOptimizer if is_averaged else NGOptimizer
     optimizer = kind(
         model.parameters(),
         lr,
         weights=learned,
-        total_steps=total_steps if knows_steps else None,
+        total_steps=None if options & {OPEN, SCHEDULED} else total_steps,
         **settings,
         model=model if TRACED in options else None,
         compute_dtype=torch.bfloat16 if BFLOAT16 in options else None,

@@ -52,10 +52,9 @@ def plot_curves(
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)
+    handles, labels = right.get_legend_handles_labels()
     columns = min(len(groups), 4)
-    figure.legend(
-        *right.get_legend_handles_labels(), loc="outside lower center", ncols=columns
-    )
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
     figure.suptitle(title)
     figure.savefig(path, dpi=150)
 
@@ -66,8 +65,7 @@ def training_curves(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
     nan where a loss is not finite.
     """
     losses = np.array([record["losses"] for record in records], float)  # None is nan
-    every = records[0]["losses_every"]
-    return every * np.arange(1, losses.shape[1] + 1), losses
+    return records[0]["losses_every"] * np.arange(1, losses.shape[1] + 1), losses
 
 
 def _curves(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
@@ -101,7 +99,5 @@ def _draw(
     """curves: (runs, steps). The line ends at the first loss that is not finite."""
     axes.plot(steps, curves.mean(0), label=label, **style)
     if len(curves) > 1:
-        low, high = curves.min(0), curves.max(0)
-        axes.fill_between(
-            steps, low, high, color=style["color"], alpha=0.15, linewidth=0
-        )
+        band = {"color": style["color"], "alpha": 0.15, "linewidth": 0}
+        axes.fill_between(steps, curves.min(0), curves.max(0), **band)

@@ -69,26 +69,26 @@ class Row:
         if self.accuracy_mean is not None:
             accuracy_std = f"{self.accuracy_std:.2f}"
             accuracy = plus_minus(f"{self.accuracy_mean:.2f}", accuracy_std, self.runs)
-        cells = {"problem": self.problem, "optimizer": self.optimizer}
-        cells["lr"] = "-" if self.lr is None else f"{self.lr:g}"
-        if self.at_edge:
-            cells["lr"] += " *"
-        cells["rank"] = "-" if rank is None else f"{rank:g}"
-        cells["test loss"] = loss
-        cells["test accuracy %"] = accuracy
-        cells["validation loss"] = digits(self.validation_loss)
-        cells["train loss"] = digits(self.train_loss)
-        cells["steps to reference"] = cells["seconds to reference"] = "-"
+        reached_seconds = None
         if self.reached is not None:
-            seconds = self.reached * self.seconds / self.steps
-            cells["steps to reference"] = f"{self.reached:.0f}"
-            cells["seconds to reference"] = f"{seconds:.1f}"
-        cells["run s"] = f"{self.seconds:.1f}"
-        cells["ms/step"] = f"{self.ms_per_step:.1f}"
-        cells["optimizer ms/step"] = f"{self.optimizer_ms_per_step:.2f}"
-        cells["tuning runs"] = str(self.tuning_runs)
-        cells["tuning s"] = f"{self.tuning_seconds:.0f}"
-        return cells
+            reached_seconds = self.reached * self.seconds / self.steps
+        return {
+            "problem": self.problem,
+            "optimizer": self.optimizer,
+            "lr": _optional(self.lr, "{:g}") + " *" * self.at_edge,
+            "rank": _optional(rank, "{:g}"),
+            "test loss": loss,
+            "test accuracy %": accuracy,
+            "validation loss": digits(self.validation_loss),
+            "train loss": digits(self.train_loss),
+            "steps to reference": _optional(self.reached, "{:.0f}"),
+            "seconds to reference": _optional(reached_seconds, "{:.1f}"),
+            "run s": f"{self.seconds:.1f}",
+            "ms/step": f"{self.ms_per_step:.1f}",
+            "optimizer ms/step": f"{self.optimizer_ms_per_step:.2f}",
+            "tuning runs": str(self.tuning_runs),
+            "tuning s": f"{self.tuning_seconds:.0f}",
+        }
 
 
 def summarize(
@@ -143,11 +143,10 @@ def steps_to_reference(
     targets = {}
     for reference in references:
         targets[reference["run"]["seed"]] = reference["curve"]["loss"][-1]
-    steps = []
-    for record in records:
-        target = targets.get(record["run"]["seed"])
-        steps.append(_steps_to(record["curve"], target))
-    middle = median(steps)
+    middle = median(
+        _steps_to(record["curve"], targets.get(record["run"]["seed"]))
+        for record in records
+    )
     return None if middle == inf else middle
 
 
@@ -203,18 +202,14 @@ def notes(rows: Sequence[Row], reference: str) -> list[str]:
             "An asterisk: the best lr is the smallest or the largest that was tried."
         )
     for row in rows:
-        lines += _row_notes(row)
-    return lines
-
-
-def _row_notes(row: Row) -> list[str]:
-    lines = []
-    name = f"{row.optimizer} on {row.problem}"
-    if row.tuning:
-        tried = ", ".join(f"{lr:g}: {digits(loss)}" for lr, loss in row.tuning.items())
-        lines.append(f"Validation loss by lr, {name}: {tried}.")
-    if row.diverged:
-        lines.append(f"{name}: the loss of {row.diverged} of {row.runs} runs diverged.")
+        name = f"{row.optimizer} on {row.problem}"
+        if row.tuning:
+            tried = [f"{lr:g}: {digits(loss)}" for lr, loss in row.tuning.items()]
+            lines.append(f"Validation loss by lr, {name}: {', '.join(tried)}.")
+        if row.diverged:
+            lines.append(
+                f"{name}: the loss of {row.diverged} of {row.runs} runs diverged."
+            )
     return lines
 
 
@@ -262,19 +257,20 @@ class Ranking:
         """The cells of a table by column."""
         wins = "{} of " + str(self.problems)
         share = _optional(self.steps_share, "{:.0%}")
-        cells = {"optimizer": self.optimizer}
-        cells["tuning runs"] = str(self.tuning_runs)
-        cells["tuning min"] = f"{self.tuning_seconds / 60:.0f}"
-        cells["mean rank"] = f"{self.mean_rank:.1f}"
-        cells["mean rank, untuned"] = _optional(self.mean_untuned_rank, "{:.1f}")
-        cells["mean loss to best tuned"] = _optional(self.mean_excess, "{:+.1%}")
-        cells["median"] = _optional(self.median_excess, "{:+.1%}")
-        cells[f"better than {REFERENCE}"] = _optional(self.reference_wins, wins)
-        cells["better than Muon and SOAP"] = _optional(self.rival_wins, wins)
-        cells[f"steps to {REFERENCE}'s loss"] = "never" if share == "inf%" else share
-        cells["step time to its"] = _optional(self.step_time, "{:.2f}x")
-        cells["diverged"] = str(self.diverged)
-        return cells
+        return {
+            "optimizer": self.optimizer,
+            "tuning runs": str(self.tuning_runs),
+            "tuning min": f"{self.tuning_seconds / 60:.0f}",
+            "mean rank": f"{self.mean_rank:.1f}",
+            "mean rank, untuned": _optional(self.mean_untuned_rank, "{:.1f}"),
+            "mean loss to best tuned": _optional(self.mean_excess, "{:+.1%}"),
+            "median": _optional(self.median_excess, "{:+.1%}"),
+            f"better than {REFERENCE}": _optional(self.reference_wins, wins),
+            "better than Muon and SOAP": _optional(self.rival_wins, wins),
+            f"steps to {REFERENCE}'s loss": share.replace("inf%", "never"),
+            "step time to its": _optional(self.step_time, "{:.2f}x"),
+            "diverged": str(self.diverged),
+        }
 
 
 def rank_optimizers(rows: Sequence[Row]) -> list[Ranking]:
@@ -289,33 +285,30 @@ def rank_optimizers(rows: Sequence[Row]) -> list[Ranking]:
     table["steps_share"] = table["reached"].astype(float).fillna(inf) / table["steps"]
     losses = table.pivot(index="problem", columns="optimizer", values="loss")
     rankings = []
-    for name, results in table.groupby("optimizer", sort=False):
+    for key, results in table.groupby("optimizer", sort=False):
+        name = str(key)
+        is_tuned = any(results["tuned"])
+        # whether the reference was run on all of its problems
         is_compared = results["problem"].isin(reference.index).all()
-        rankings.append(_ranking(str(name), results, losses, is_compared))
+        excess = results["excess"].dropna()
+        times = results["step_time"].dropna()
+        ranking = Ranking(
+            optimizer=name,
+            problems=len(results),
+            tuning_runs=sum(results["tuning_runs"]),
+            tuning_seconds=sum(results["tuning_seconds"]),
+            mean_rank=fmean(results["rank"]),
+            mean_untuned_rank=None if is_tuned else fmean(results["untuned_rank"]),
+            mean_excess=fmean(excess) if len(excess) else None,
+            median_excess=median(excess) if len(excess) else None,
+            reference_wins=_wins(losses, name, [REFERENCE]),
+            rival_wins=_wins(losses, name, list(RIVALS)),
+            steps_share=median(results["steps_share"]) if is_compared else None,
+            step_time=median(times) if len(times) else None,
+            diverged=sum(results["diverged"]),
+        )
+        rankings.append(ranking)
     return sorted(rankings, key=lambda ranking: ranking.mean_rank)
-
-
-def _ranking(name: str, results: Any, losses: Any, is_compared: bool) -> Ranking:
-    """results: rows of the optimizer. losses: see `_wins`. is_compared: whether the
-    reference was run on all of its problems."""
-    is_tuned = any(results["tuned"])
-    excess = results["excess"].dropna()
-    times = results["step_time"].dropna()
-    return Ranking(
-        optimizer=name,
-        problems=len(results),
-        tuning_runs=sum(results["tuning_runs"]),
-        tuning_seconds=sum(results["tuning_seconds"]),
-        mean_rank=fmean(results["rank"]),
-        mean_untuned_rank=None if is_tuned else fmean(results["untuned_rank"]),
-        mean_excess=fmean(excess) if len(excess) else None,
-        median_excess=median(excess) if len(excess) else None,
-        reference_wins=_wins(losses, name, [REFERENCE]),
-        rival_wins=_wins(losses, name, list(RIVALS)),
-        steps_share=median(results["steps_share"]) if is_compared else None,
-        step_time=median(times) if len(times) else None,
-        diverged=sum(results["diverged"]),
-    )
 
 
 def loss_table(rows: Sequence[Row]) -> list[dict[str, str]]:
@@ -358,8 +351,7 @@ def _wins(losses: Any, name: str, rivals: list[str]) -> int | None:
     of_rivals = of_problems.reindex(columns=rivals)
     if name in rivals or of_rivals.isna().any(axis=None):
         return None
-    is_below = of_problems[name] < of_rivals.min(axis=1)
-    return int(is_below.sum())
+    return int((of_problems[name] < of_rivals.min(axis=1)).sum())
 
 
 def _optional(value: float | None, form: str) -> str:

@@ -98,17 +98,16 @@ def situations(
         adams = [rows[name] for name in (*ADAMS, *OTHER_ADAMS) if name in rows]
         adam = min(adams, key=_loss)
         ours, muon = rows[ours_name], rows[MUON]
-        compared.append(
-            Situation(
-                problem,
-                ours["steps"],
-                ours=_loss(ours),
-                adam=_loss(adam),
-                adam_lr=adam["lr"],
-                muon=_loss(muon),
-                muon_lr=muon["lr"],
-            )
+        situation = Situation(
+            problem,
+            ours["steps"],
+            ours=_loss(ours),
+            adam=_loss(adam),
+            adam_lr=adam["lr"],
+            muon=_loss(muon),
+            muon_lr=muon["lr"],
         )
+        compared.append(situation)
     return sorted(compared, key=lambda situation: -situation.excess)
 
 
@@ -119,12 +118,10 @@ def _loss(row: dict[str, Any]) -> float:
 
 def summary(compared: Sequence[Situation]) -> str:
     """How many problems there are of each kind, in a sentence."""
-    better = level = far = ahead = 0
-    for situation in compared:
-        better += situation.excess < 0
-        level += situation.excess <= LEVEL
-        far += situation.excess > FAR
-        ahead += situation.ours < situation.muon
+    better = sum(situation.excess < 0 for situation in compared)
+    level = sum(situation.excess <= LEVEL for situation in compared)
+    far = sum(situation.excess > FAR for situation in compared)
+    ahead = sum(situation.ours < situation.muon for situation in compared)
     return (
         f"{len(compared)} problems: {better} better than the tuned AdamW, {level} "
         f"better or within {100 * LEVEL:.0f} %, {far} more than {100 * FAR:.0f} % "
@@ -138,8 +135,7 @@ def run(config: Config) -> None:
         table = json.loads(path.read_text())["table"]
         compared = situations(table)
         title = f"{path.stem}: {summary(compared)}\n\n"
-        variants = VARIANTS.keys() & {row["optimizer"] for row in table}
-        for name in sorted(variants):
+        for name in sorted(VARIANTS.keys() & {row["optimizer"] for row in table}):
             title += f"{VARIANTS[name]}: {summary(situations(table, name))}\n\n"
         cells = [situation.cells() for situation in compared]
         print(f"{title}{text_table(cells)}\n")

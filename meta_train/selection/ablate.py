@@ -73,14 +73,12 @@ def cells(part: str, worth: Mapping[str, float]) -> dict[str, str]:
     """A row of the table by column. worth: by problem."""
     values = list(worth.values())
     error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
-    row = {
+    return {
         "part": part,
         "mean": f"{fmean(values):+.3f}",
         "standard error": f"{error:.3f}",
+        **{problem: f"{value:+.2f}" for problem, value in worth.items()},
     }
-    for problem, value in worth.items():
-        row[problem] = f"{value:+.2f}"
-    return row
 
 
 if __name__ == "__main__":

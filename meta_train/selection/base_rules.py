@@ -66,8 +66,8 @@ def gains(records: Sequence[Record], references: Sequence[Record]) -> dict[str, 
     clipped: dict[str, list[float]] = {}
     for record, reference in zip(records, references, strict=True):
         gain = _log_loss(reference) - _log_loss(record)
-        gains_of_problem = clipped.setdefault(record["run"]["problem"], [])
-        gains_of_problem.append(min(max(gain, -LARGEST_GAIN), LARGEST_GAIN))
+        gain = min(max(gain, -LARGEST_GAIN), LARGEST_GAIN)
+        clipped.setdefault(record["run"]["problem"], []).append(gain)
     return {problem: fmean(values) for problem, values in clipped.items()}
 
 

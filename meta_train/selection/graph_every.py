@@ -67,9 +67,8 @@ def run(config: Config) -> None:
     records = train_all(config, learned, folder)
     best = choose_k(records[config.problems[0]])
     details = {**asdict(config), "chosen": best}
-    chosen = with_stage(
-        with_graph_every(learned, best), "meta_train.selection.graph_every", details
-    )
+    chosen = with_graph_every(learned, best)
+    chosen = with_stage(chosen, "meta_train.selection.graph_every", details)
     results = dict(learned.table)
     table = []
     for problem, by_k in records.items():
@@ -84,16 +83,15 @@ def run(config: Config) -> None:
         for k, records_of_k in by_k.items():
             table.append(_cells(problem, k, records_of_k))
     save_pretrained(replace(chosen, table=results), folder / "chosen.safetensors")
-    result = {"config": asdict(config), "chosen": best, "rows": table}
-    write_json(folder / "results.json", result)
+    results = {"config": asdict(config), "chosen": best, "rows": table}
+    write_json(folder / "results.json", results)
     (folder / "table.md").write_text(f"{markdown_table(table)}\n")
     for problem, by_k in records.items():
-        test_accuracies: dict[float, list[float]] = {}
-        for k, records_of_k in by_k.items():
-            test_accuracies[k] = accuracies(records_of_k, "test")
-        path = folder / f"{file_name(problem)}.png"
         draw_means(
-            path, test_accuracies, "steps between graph contexts, k", "test accuracy, %"
+            folder / f"{file_name(problem)}.png",
+            {k: accuracies(records_of_k, "test") for k, records_of_k in by_k.items()},
+            "steps between graph contexts, k",
+            "test accuracy, %",
         )
     print(text_table(table))
     print(f"k = {best} -> {folder / 'chosen.safetensors'}")

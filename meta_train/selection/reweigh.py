@@ -134,17 +134,14 @@ def search(config: Config) -> optuna.Study:
         return CmaEsSampler(popsize=config.population, seed=config.seed + number)
 
     def objective(trial: optuna.Trial) -> float:
-        logarithms = {}
-        for name in names:
-            logarithms[name] = trial.suggest_float(name, -LIMIT, LIMIT)
+        logarithms = {name: trial.suggest_float(name, -LIMIT, LIMIT) for name in names}
         generation = trial.number // config.population
         key = f"references-{generation}"
         references = study.user_attrs.get(key)
         if references is None:
             references = whole_losses(config, learned, 0, generation)
             study.set_user_attr(key, references)
-        candidate = reweighed(learned, logarithms)
-        losses = whole_losses(config, candidate, 0, generation)
+        losses = whole_losses(config, reweighed(learned, logarithms), 0, generation)
         trial.set_user_attr("losses", losses)
         score = mean_gain(losses, references)
         print(f"trial {trial.number}: {score:+.4f}")

@@ -109,10 +109,11 @@ def suggested(trial: optuna.Trial, config: Config) -> train.Config:
             sizes[key] = trial.suggest_categorical(key, choices)
     if config.init_from is None and "hidden" not in sizes:
         sizes["hidden"] = trial.suggest_categorical("hidden", HIDDEN)
-    least, most = LEAST_OUTER_STEPS, config.most_outer_steps
     return train.Config(
         folder=str(Path(config.folder, f"trial-{trial.number}")),
-        outer_steps=trial.suggest_int("outer_steps", least, most, log=True),
+        outer_steps=trial.suggest_int(
+            "outer_steps", LEAST_OUTER_STEPS, config.most_outer_steps, log=True
+        ),
         lr=trial.suggest_float("lr", *LRS, log=True),
         weight_decay=trial.suggest_float("weight_decay", *WEIGHT_DECAYS, log=True),
         warmup=5,

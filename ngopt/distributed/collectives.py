@@ -19,8 +19,7 @@ class Collectives:
         self._ranks = ranks
         group = group or distributed.group.WORLD
         try:
-            options = group._get_backend(group._device_types[0]).options
-            self._timeout = options._timeout
+            self._timeout = group._get_backend(group._device_types[0]).options._timeout
         except (AttributeError, RuntimeError):  # a backend without options
             self._timeout = None  # torch's default
         has_ranks = ranks == distributed.get_process_group_ranks(group)
@@ -49,8 +48,7 @@ class Collectives:
         from torch.distributed.device_mesh import DeviceMesh
 
         if device_type not in self._meshes:
-            is_host = device_type == "cpu"
-            group: Any = self._host_group() if is_host else self.group
+            group: Any = self._host_group() if device_type == "cpu" else self.group
             self._meshes[device_type] = DeviceMesh.from_group(group, device_type)
         return self._meshes[device_type]
 
@@ -76,17 +74,17 @@ class Collectives:
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all processes, any objects."""
-        found: list[Any] = [None] * len(self._ranks)
+        values: list[Any] = [None] * len(self._ranks)
         with self._with_ranks_in_errors():
-            distributed.all_gather_object(found, value, self._host_group())
-        return found
+            distributed.all_gather_object(values, value, self._host_group())
+        return values
 
     def gather_integers(self, number: int) -> list[int]:
-        own = torch.tensor([number], device="cpu")
-        found = [torch.empty_like(own) for _ in self._ranks]
+        sent = torch.tensor([number], device="cpu")
+        received = [torch.empty_like(sent) for _ in self._ranks]
         with self._with_ranks_in_errors():
-            distributed.all_gather(found, own, self._host_group())
-        return torch.cat(found).tolist()
+            distributed.all_gather(received, sent, self._host_group())
+        return torch.cat(received).tolist()
 
     def sum_(self, total: Tensor) -> None:
         """Sums over all processes, in place."""

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from itertools import chain
 from typing import NamedTuple
 
@@ -54,8 +54,7 @@ class Route:
         self._is_used |= source != target
         rank = self._shards.rank
         if source == target == rank:
-            before = self._before(i, piece)
-            self.kept.append((before, self._after(i, piece)))
+            self.kept.append((self._before(i, piece), self._after(i, piece)))
         elif source == rank:
             self.sent[target].append(self._before(i, piece))
         elif target == rank:
@@ -80,8 +79,9 @@ class Route:
         sent = flatten(pieces) if pieces else like.new_empty(0)
         received = _numels(self.received)
         result = like.new_empty(sum(received))
-        all_to_all = self._shards.collectives.all_to_all
-        wait = all_to_all(result, sent, received, _numels(self.sent))
+        wait = self._shards.collectives.all_to_all(
+            result, sent, received, _numels(self.sent)
+        )
         return partial(self._finish, values, like, (wait, result, sent))
 
     def _finish(
@@ -89,8 +89,7 @@ class Route:
     ) -> dict[int, Tensor]:
         pieces: dict[int, list[tuple[Piece, Tensor]]] = defaultdict(list)
         for before, (i, piece) in self.kept:
-            value = before.piece.select(values[i])
-            pieces[i].append((piece, value))
+            pieces[i].append((piece, before.piece.select(values[i])))
         if transfer is not None:
             wait, result, _ = transfer
             wait()
@@ -153,11 +152,9 @@ class Exchange:
     def to_owners(self, values: Values) -> Arrival:
         """Begins to send this process' parts of parameters or gradients; gives what it
         owns. All are promoted to one dtype."""
-        first = values[self.parameters[0]]
-        dtype = first.dtype
-        for i in self.parameters:
-            dtype = torch.promote_types(dtype, values[i].dtype)
-        return self._up.start(values, first.new_empty(0, dtype=dtype))
+        dtype = reduce(torch.promote_types, [values[i].dtype for i in self.parameters])
+        like = values[self.parameters[0]].new_empty(0, dtype=dtype)
+        return self._up.start(values, like)
 
     def to_holders(self, values: Values, like: Tensor) -> Arrival:
         """Begins to send what this process owns to all that hold a part of it; gives
@@ -195,6 +192,5 @@ def make_exchanges(shards: Shards, most: int, apart: Sequence[int]) -> list[Exch
             rounds.append([[] for _ in range(shards.size)])
         rounds[last[rank]][rank].append(i)
         free[rank] -= numel
-    for parameters_of_ranks in rounds:
-        groups.append(list(chain.from_iterable(parameters_of_ranks)))
+    groups += [list(chain.from_iterable(of_ranks)) for of_ranks in rounds]
     return [Exchange(shards, group) for group in groups]

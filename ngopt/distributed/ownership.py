@@ -60,9 +60,7 @@ def by_rows(pieces: Sequence[Piece]) -> Ownership:
     for piece, ranks in holders.items():
         for part, rank in enumerate(ranks):
             domains[rank] = piece.chunk(0, part, len(ranks))
-    first = 0
-    while not domains[first].numel:
-        first += 1
+    first = next(rank for rank, domain in enumerate(domains) if domain.numel)
     return Ownership(first, tuple(domains))
 
 
@@ -76,8 +74,8 @@ def cost_of(layouts: Layouts, every: int) -> Cost:
         for axis in layout.axes:
             count = layout.shape[0] * axis.parts
             memory += 2 * count * axis.size**2
-            rotations = 4 * numel * axis.size
-            work += rotations + 7 * count * axis.size**3 / every
+            # of the rotations, and of the renewal of the basis
+            work += 4 * numel * axis.size + 7 * count * axis.size**3 / every
     return Cost(work, memory)
 
 
@@ -109,11 +107,9 @@ def place_of_rows(layout: MatrixLayout, rows: Piece) -> Piece:
     """Rows of a parameter as a piece of values (groups, rows, channels, kernel)."""
     start, count = rows.offset[0], rows.shape[0]
     if layout.axes:
-        shape = (1, count, *layout.shape[2:])
-        return Piece((0, start, 0, 0), shape)
+        return Piece((0, start, 0, 0), (1, count, *layout.shape[2:]))
     rest = prod(layout.part[1:])
-    offset = 0, 0, start * rest, 0
-    return Piece(offset, (1, 1, count * rest, 1))
+    return Piece((0, 0, start * rest, 0), (1, 1, count * rest, 1))
 
 
 def owners_of(
@@ -136,11 +132,9 @@ def owners_of(
     for _, i in sorted(free):
         choices = []
         for rank, load in enumerate(loads):
-            after = load.plus(shares[i])
-            choices.append((max(after), sum(load), rank))
-        _, _, owner = min(choices)
-        owners[i] = owner
-        loads[owner] = loads[owner].plus(shares[i])
+            choices.append((max(load.plus(shares[i])), sum(load), rank))
+        owners[i] = min(choices)[2]
+        loads[owners[i]] = loads[owners[i]].plus(shares[i])
     return owners
 
 

@@ -61,22 +61,24 @@ class Shards:
         self.collectives = Collectives(ranks, group)
         self.alone: list[bool] = []
         self._known: list[Ownership | None] = []
-        own = []
+        local_parameters = []
         self.shapes: list[tuple[int, ...]] = []
         for name, p in named:
             is_alone = group is None and not shard_layout.is_dtensor(p)
             shape = tuple(real(p).shape)
             piece = shard_layout.local_piece(name, p)
-            own.append(LocalParameter(name, shape, str(p.dtype), piece, is_alone))
+            local_parameters.append(
+                LocalParameter(name, shape, str(p.dtype), piece, is_alone)
+            )
             self.shapes.append(shape)
             self.alone.append(is_alone)
             self._known.append(known.get(p))
-        every = self.collectives.gather(own)
-        _check_equal_parameters(every)
+        parameters_of_ranks = self.collectives.gather(local_parameters)
+        _check_equal_parameters(parameters_of_ranks)
         self.pieces: list[tuple[Piece, ...]] = []
         self.has_parts = False
-        for shape, *held in zip(self.shapes, *every, strict=True):
-            pieces = tuple(own.piece for own in held)
+        for shape, *of_ranks in zip(self.shapes, *parameters_of_ranks, strict=True):
+            pieces = tuple(parameter.piece for parameter in of_ranks)
             self.pieces.append(pieces)
             self.has_parts |= set(pieces) != {Piece.full(shape)}
         self.owned: list[Ownership] = []
@@ -89,31 +91,31 @@ class Shards:
         if self.owned:
             return
         costs: dict[int, Cost] = {}
-        for i, own in enumerate(layouts[: len(self.alone)]):
-            if not self.alone[i]:
-                costs[i] = ownership.cost_of(own, every)
+        for i, is_alone in enumerate(self.alone):
+            if not is_alone:
+                costs[i] = ownership.cost_of(layouts[i], every)
         shares = ownership.shares_of(list(costs.values()))
-        found: dict[int, Ownership] = {}
-        rest, first_owners = [], []
+        ownerships: dict[int, Ownership] = {}
+        undivided: dict[int, int | None] = {}  # the known owner of each
         for i, share in zip(costs, shares, strict=True):
-            own = self._known[i]
-            if own is None and self._is_divided(i, layouts[i], max(share)):
-                own = ownership.by_rows(self.pieces[i])
-            if own is not None and own.is_divided:
-                found[i] = own
+            owned = self._known[i]
+            if owned is None and self._is_divided(i, layouts[i], max(share)):
+                owned = ownership.by_rows(self.pieces[i])
+            if owned is not None and owned.is_divided:
+                ownerships[i] = owned
             else:
-                rest.append(i)
-                first_owners.append(None if own is None else own.first)
-        rest_costs = [costs[i] for i in rest]
-        owners = ownership.owners_of(rest_costs, self.size, first_owners)
-        for i, rank in zip(rest, owners, strict=True):
-            found[i] = self._by_one(i, rank)
+                undivided[i] = None if owned is None else owned.first
+        costs_of_undivided = [costs[i] for i in undivided]
+        owners = ownership.owners_of(
+            costs_of_undivided, self.size, list(undivided.values())
+        )
+        for i, rank in zip(undivided, owners, strict=True):
+            ownerships[i] = self._by_one(i, rank)
         counts = []
         for i in range(len(self.shapes)):
-            own = found.get(i) or self._by_one(i, self.rank)
-            self.owned.append(own)
-            sources = dict(self.sources(i, own.first))
-            counts.append(self.rank in sources)
+            owned = ownerships.get(i) or self._by_one(i, self.rank)
+            self.owned.append(owned)
+            counts.append(self.rank in dict(self.sources(i, owned.first)))
         self.counts = torch.tensor(counts, dtype=torch.bool, device="cpu")
 
     def _is_divided(self, i: int, layouts: Layouts, share: float) -> bool:
@@ -140,9 +142,10 @@ class Shards:
 
     def undivided(self) -> "Shards":
         """A copy in which the first owner of each parameter owns all of it."""
-        found = copy(self)
-        found.owned = [self._by_one(i, own.first) for i, own in enumerate(self.owned)]
-        return found
+        shards = copy(self)
+        owners = [owned.first for owned in self.owned]
+        shards.owned = [self._by_one(i, owner) for i, owner in enumerate(owners)]
+        return shards
 
     def domain(self, i: int) -> Piece:
         """What this process owns of a parameter."""
@@ -158,14 +161,13 @@ class Shards:
 
     def of(self, parameters: Sequence[int]) -> "Shards":
         """A copy with some of the parameters."""
-        found = copy(self)
-        numbers = list(parameters)
-        found.alone = _chosen(self.alone, numbers)
-        found.shapes = _chosen(self.shapes, numbers)
-        found.owned = _chosen(self.owned, numbers)
-        found.pieces = _chosen(self.pieces, numbers)
-        found.counts = self.counts[numbers]
-        return found
+        shards = copy(self)
+        shards.alone = [self.alone[i] for i in parameters]
+        shards.shapes = [self.shapes[i] for i in parameters]
+        shards.owned = [self.owned[i] for i in parameters]
+        shards.pieces = [self.pieces[i] for i in parameters]
+        shards.counts = self.counts[list(parameters)]
+        return shards
 
     def with_pieces(
         self,
@@ -174,12 +176,12 @@ class Shards:
         pieces: Sequence[tuple[Piece, ...]],
     ) -> "Shards":
         """The same processes with other values, which all share."""
-        found = copy(self)
-        found.shapes = list(shapes)
-        found.owned = list(owned)
-        found.pieces = list(pieces)
-        found.alone = [False] * len(shapes)
-        return found
+        shards = copy(self)
+        shards.shapes = list(shapes)
+        shards.owned = list(owned)
+        shards.pieces = list(pieces)
+        shards.alone = [False] * len(shapes)
+        return shards
 
     def numel(self, i: int) -> int:
         """Elements of a whole parameter."""
@@ -192,8 +194,7 @@ class Shards:
         """
         holders: dict[Piece, list[tuple[int, int]]] = {}
         for rank, piece in enumerate(self.pieces[i]):
-            distance = self._distance(rank, target)
-            holders.setdefault(piece, []).append((distance, rank))
+            holders.setdefault(piece, []).append((self._distance(rank, target), rank))
         for piece, ranks in holders.items():
             if piece.numel:
                 yield min(ranks)[1], piece
@@ -211,13 +212,11 @@ class Shards:
 
     def sum_of_owners(self, values: Tensor) -> Tensor:
         """Values of all parameters, (k, n); values: 0 in all processes but one."""
-        all_count = torch.ones_like(values, dtype=torch.bool)
-        return self._summed(values, all_count)
+        return self._summed(values, torch.ones_like(values, dtype=torch.bool))
 
     def _summed(self, values: Tensor, counts: Tensor) -> Tensor:
         alone = torch.tensor(self.alone, dtype=torch.bool, device=values.device)
-        zero = torch.zeros_like(values)
-        total = torch.where(counts & ~alone, values, zero)
+        total = torch.where(counts & ~alone, values, torch.zeros_like(values))
         self.collectives.sum_(total)
         return torch.where(alone, values, total)
 
@@ -232,9 +231,9 @@ class Shards:
         digest = crc32(repr(values).encode())
         if len(set(self.collectives.gather_integers(digest))) == 1:
             return
-        every = self.collectives.gather(values)
-        for key, expected in every[0].items():
-            for rank, other in enumerate(every):
+        values_of_ranks = self.collectives.gather(values)
+        for key, expected in values_of_ranks[0].items():
+            for rank, other in enumerate(values_of_ranks):
                 if other[key] != expected:
                     raise ValueError(
                         f"NGOptimizer: expected the same {key} in all processes; got "
@@ -243,25 +242,24 @@ class Shards:
                     )
 
 
-def _check_equal_parameters(every: Sequence[Sequence[LocalParameter]]) -> None:
+def _check_equal_parameters(
+    parameters_of_ranks: Sequence[Sequence[LocalParameter]],
+) -> None:
     """Raises ValueError if processes have different parameters, or in another order."""
-    for rank, some in enumerate(every):
-        if len(some) != len(every[0]):
+    expected = parameters_of_ranks[0]
+    for rank, parameters in enumerate(parameters_of_ranks):
+        if len(parameters) != len(expected):
             raise ValueError(
                 f"NGOptimizer: expected the same parameters in all processes; got "
-                f"{len(every[0])} in rank 0 and {len(some)} in rank {rank}"
+                f"{len(expected)} in rank 0 and {len(parameters)} in rank {rank}"
             )
-        for first, other in zip(every[0], some, strict=True):
+        for first, other in zip(expected, parameters, strict=True):
             if first._replace(piece=other.piece) != other:
                 raise ValueError(
                     "NGOptimizer: expected the same parameters in the same order in "
                     f"all processes; got {_described(first)} in rank 0 where rank "
                     f"{rank} has {_described(other)}"
                 )
-
-
-def _chosen(values: Sequence[Any], numbers: Sequence[int]) -> list[Any]:
-    return [values[i] for i in numbers]
 
 
 def _described(held: LocalParameter) -> str:

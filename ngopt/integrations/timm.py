@@ -22,17 +22,10 @@ def register(name: str = "ngopt") -> None:
 
 
 def _make(params: Any, weight_decay: float | None = None, **settings: Any) -> Any:
-    params = list(params)
-    groups = [group for group in params if isinstance(group, dict)]
-    decays = {group.get("weight_decay", 0.0) for group in groups}
-    if not weight_decay and decays <= {0.0}:
+    params = [dict(entry) if isinstance(entry, dict) else entry for entry in params]
+    groups = [entry for entry in params if isinstance(entry, dict)]
+    if not weight_decay and all(g.get("weight_decay", 0.0) == 0.0 for g in groups):
         weight_decay = None
-        params = list(map(_without_decay, params))
+        for group in groups:
+            group.pop("weight_decay", None)
     return NGOptimizer(params, weight_decay=weight_decay, **settings)
-
-
-def _without_decay(entry: Any) -> Any:
-    """A group without its weight decay; a tensor unchanged."""
-    if not isinstance(entry, dict):
-        return entry
-    return {key: value for key, value in entry.items() if key != "weight_decay"}

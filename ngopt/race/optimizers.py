@@ -107,11 +107,9 @@ def soap(model: nn.Module, lr: float, kind: str = "SOAP") -> Optimizer:
 
 def _muon(model: nn.Module, lr: float) -> Optimizer:
     """Muon for matrices, AdamW for tables, output layers and vectors."""
-    roles = parameter_roles(list(model.named_parameters()))
-    with_adam = []
-    for name, p in model.named_parameters():
-        if roles[name].role != "matrix":
-            with_adam.append(p)
+    named = list(model.named_parameters())
+    roles = parameter_roles(named)
+    with_adam = [p for name, p in named if roles[name].role != "matrix"]
     return MuonWithAdam(
         model.parameters(), lr, with_adam, WEIGHT_DECAY, "match_rms_adamw"
     )

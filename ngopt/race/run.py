@@ -13,7 +13,6 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
@@ -46,8 +45,7 @@ class Settings:
                 known = ", ".join(OPTIMIZERS)
                 raise ValueError(f"race: expected optimizers of {known}; got '{name}'.")
         for name in ("steps", "seeds"):
-            count = getattr(self, name)
-            if count < 1:
+            if (count := getattr(self, name)) < 1:
                 raise ValueError(f"race: expected {name} of 1 or more; got {count}.")
 
 
@@ -167,13 +165,8 @@ def _spread(values: list[float]) -> str:
 def write_report(folder: Path, title: str, results: list[Result]) -> None:
     """Writes `race.json`, `race.png` and `race.html` into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    records = []
-    for result in results:
-        record = asdict(result)
-        record["score"] = result.score
-        records.append(record)
-    text = json.dumps({"title": title, "results": records})
-    (folder / "race.json").write_text(text)
+    records = [asdict(result) | {"score": result.score} for result in results]
+    (folder / "race.json").write_text(json.dumps({"title": title, "results": records}))
     draw(folder / "race.png", title, results)
     picture = base64.b64encode((folder / "race.png").read_bytes()).decode()
     page = (
@@ -197,17 +190,13 @@ def draw(path: Path, title: str, results: list[Result]) -> None:
         rate = "" if result.lr is None else f", lr {result.lr:g}"
         over_steps.plot(losses, label=f"{result.optimizer}{rate}")
         over_seconds.plot(run.seconds, losses)
-    _label(over_steps, "steps")
-    _label(over_seconds, "seconds of training")
+    for axes, label in ((over_steps, "steps"), (over_seconds, "seconds of training")):
+        axes.set_xlabel(label)
+        axes.grid(alpha=0.3)
     over_steps.set_ylabel("training loss")
     over_steps.legend()
     figure.suptitle(title)
     figure.savefig(path, dpi=100)
-
-
-def _label(axes: Axes, text: str) -> None:
-    axes.set_xlabel(text)
-    axes.grid(alpha=0.3)
 
 
 def smoothed(losses: list[float]) -> list[float]:

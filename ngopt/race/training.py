@@ -78,8 +78,7 @@ class Run:
     @property
     def train_loss(self) -> float:
         """Mean of the last tenth of the steps; infinite if one is not finite."""
-        last = self.losses[-max(len(self.losses) // 10, 1) :]
-        mean = fmean(last)
+        mean = fmean(self.losses[-max(len(self.losses) // 10, 1) :])
         return mean if isfinite(mean) else inf
 
     @property
@@ -163,8 +162,7 @@ def _validation_loss(
     model.eval()
     losses = []
     for batch in problem.validation_batches():
-        loss = problem.loss(model, moved(batch, device))
-        losses.append(float(loss))
+        losses.append(float(problem.loss(model, moved(batch, device))))
     if not losses:
         raise ValueError(
             f"race: expected validation_batches in '{problem.name}'; got none."

@@ -15,7 +15,8 @@ from torch.profiler import ProfilerActivity, profile
 
 pytest.importorskip("torchvision")
 
-from benchmarks.shapes import TINY_WORKLOADS, loss_of, plain_cnn
+from benchmarks.shapes import TINY_WORKLOADS, loss_of
+from meta_train.problems.networks.convolutional import paper_cnn
 from ngopt import NGOptimizer, list_pretrained, load_pretrained
 
 pytestmark = [
@@ -35,7 +36,8 @@ EXACT, ROUNDING = 1e-8, 3e-4
 BFLOAT16 = 0.02
 FULL_PRECISION = 2e-5  # TF32 rounds to 5e-4
 
-NETWORKS = {"plain CNN": plain_cnn}
+# every metanet can read the first one
+NETWORKS = {"plain CNN": lambda: paper_cnn(1, (8, 16, 16))}
 NETWORKS |= {name: workload.make for name, workload in TINY_WORKLOADS.items()}
 METANETS = [name for name in list_pretrained() if load_pretrained(name).metanet]
 
