@@ -39,9 +39,14 @@ def with_parameter(
     # a neuron becomes another one at each place of a new axis
     if place.numel() > 1:
         return _along_new_axes(tracer, call, x, elements, kind, place)
-    numbers = elements.numbers.expand(shape)
-    labels = x.labels.expand(shape)
-    labels, pairs = _pairs_with_elements(tracer, labels, numbers)
+    whole = x.labels.expand(shape), elements.numbers.expand(shape)
+    entries, numbers = without_repeats(whole)
+    labels = tracer.nodes.find(entries)
+    pairs = _pairs(labels, numbers)
+    # a class token and the patches are different nodes until they are unified
+    if _is_uneven(pairs) and tracer.unify_places(entries, -1) is not None:
+        labels = tracer.nodes.find(entries)
+        pairs = _pairs(labels, numbers)
     # only then are the elements a table, with a row for each neuron
     if pairs.numel() and not _is_uneven(pairs):
         labels = _entry_by_entry(tracer, labels, pairs, elements.parameter, kind)
@@ -82,20 +87,6 @@ def _entry_by_entry(
     return replaced_labels(labels, nodes, targets)
 
 
-def _pairs_with_elements(
-    tracer: Tracer, labels: Tensor, numbers: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Labels, of length 1 where all repeats, and (2, pairs) of neurons and elements."""
-    whole, numbers = without_repeats([labels, numbers])
-    labels = tracer.nodes.find(whole)
-    pairs = _pairs(labels, numbers)
-    # a class token and the patches are different nodes until they are unified
-    if _is_uneven(pairs) and tracer.unify_places(whole, -1) is not None:
-        labels = tracer.nodes.find(whole)
-        pairs = _pairs(labels, numbers)
-    return labels, pairs
-
-
 def _places_on_new_axes(
     before: torch.Size, elements: Elements, shape: torch.Size
 ) -> Tensor:
@@ -106,14 +97,12 @@ def _places_on_new_axes(
     """
     numbers = elements.numbers.expand(shape)
     axes = len(shape)
-    missing = axes - len(before)
-    sizes = (1,) * missing + tuple(before)
+    sizes = (1,) * (axes - len(before)) + tuple(before)
     place = torch.zeros([1] * axes, dtype=torch.long)
     for d, new in enumerate(shape):
         if sizes[d] == 1 < new and not same_along(numbers, d):
-            behind = [1] * (axes - 1 - d)
-            along = torch.arange(new).reshape(-1, *behind)
             # mixed radix: numbers grow fastest along the last new axis
+            along = torch.arange(new).reshape(-1, *[1] * (axes - 1 - d))
             place = place * new + along
     return place
 
