@@ -87,8 +87,8 @@ class _WholeCopier(Copier):
         if not is_dtensor(value):
             return super()._copied(value)
         device = self._device or value.device
-        one = torch.zeros((), dtype=value.dtype, device=device)
-        whole = one.expand(value.shape)
+        zero = torch.zeros((), dtype=value.dtype, device=device)
+        whole = zero.expand(value.shape)
         if isinstance(value, nn.Parameter):
             return nn.Parameter(whole, value.requires_grad)
         return whole

@@ -224,8 +224,9 @@ def index_add(
 ) -> Value:
     """x plus rows of a source (..., rows, ...) at some places along a dimension."""
     dim = dim % len(x.shape)
-    are_followed = isinstance(source, Neurons) and not isinstance(x, Unknown)
-    if not are_followed or not same_along(source.labels, dim):
+    if isinstance(x, Unknown) or not isinstance(source, Neurons):
+        return tracer.unknown(call)
+    if not same_along(source.labels, dim):
         return tracer.unknown(call)
     rows = Neurons(source.labels.narrow(dim, 0, 1).expand(x.shape))
     return addition(tracer, call, x, rows)

@@ -92,18 +92,20 @@ def _of_neurons(
 def note_function(tracer: Tracer, call: Node, labels: Tensor) -> None:
     """Records that a function was applied to neurons, with a key of the function, its
     numbers and its options."""
-    values = [tracer.values[a] if isinstance(a, Node) else a for a in call.args]
     # noise is new at every call, and the same for all neurons
     is_random = torch.Tag.nondeterministic_seeded in tags_of(call)
     traced = []  # arguments that are more than a number, the same for all neurons
     numbers = []
-    for k, value in enumerate(values):
+    for k, argument in enumerate(call.args):
+        is_node = isinstance(argument, Node)
+        value: Value = tracer.values[argument] if is_node else argument
         is_uniform = isinstance(value, Tensor) and _is_uniform(value)
         if isinstance(value, (*TRACED, Tensor)) and not is_uniform:
             traced.append(k)
         elif not is_random:
             # any entry of a uniform tensor does
-            numbers.append(float(value.flatten()[0]) if is_uniform else value)
+            is_tensor = isinstance(value, Tensor)
+            numbers.append(float(value.flatten()[0]) if is_tensor else value)
     key = None if is_random else str((call.target, numbers, call.kwargs))
     *_, name = str(packet_of(call)).split(".")
     name = name.rstrip("_")  # relu_ is relu

@@ -90,10 +90,10 @@ class RuleInterpreter:
     def _apply_function(self, call: Node) -> None:
         result = self._result(call)
         before = list(self._neurons_before(call))
-        is_followed = isinstance(result, Neurons) and result.positions is None
-        # behind a pointwise function, positions that a weight made stay
-        if is_followed and len(before) == 1 and is_declared_pointwise(call):
-            result = replace(result, positions=before[0].positions)
+        if isinstance(result, Neurons) and result.positions is None:
+            # behind a pointwise function, positions that a weight made stay
+            if len(before) == 1 and is_declared_pointwise(call):
+                result = replace(result, positions=before[0].positions)
         self.values[call] = result
         leaves = tree_leaves(result)
         is_known = has_any(leaves, (Neurons, Elements, Tensor))
