@@ -79,9 +79,8 @@ def symmetries(graph: NeuralGraph) -> list[Symmetry | None]:
     biases that the network uses once.
     """
     # for each parameter, its elements less those of all its uses
-    unused = []
-    for spec, views in zip(graph.parameters, graph.views, strict=True):
-        unused.append(spec.numel - sum(view.numel for view in views))
+    used = [sum(view.numel for view in views) for views in graph.views]
+    unused = [spec.numel - n for spec, n in zip(graph.parameters, used, strict=True)]
     excluded = set()
     for bias in graph.biases:
         is_plain = bias.kind == "bias" and not bias.slot_shape

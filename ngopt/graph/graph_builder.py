@@ -137,12 +137,9 @@ class GraphBuilder:
         return replace(place, view=pairs, slot_shape=(*place.slot_shape, 2))
 
     def _roles(self, inputs: Groups, outputs: Groups, hidden: Groups) -> Iterator[str]:
-        sources, targets = set(), set()
-        for block in self.blocks:
-            sources.add(block.source)
-            if block.target != block.source:
-                targets.add(block.target)
-        targets.difference_update(inputs)
+        sources = {block.source for block in self.blocks}
+        forward = [block for block in self.blocks if block.target != block.source]
+        targets = {block.target for block in forward}.difference(inputs)
         for i in range(len(self.groups)):
             if i in hidden:
                 yield "hidden"

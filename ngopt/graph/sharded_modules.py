@@ -86,8 +86,7 @@ class _WholeCopier(Copier):
     def _copied(self, value: Any) -> Any:
         if not is_dtensor(value):
             return super()._copied(value)
-        device = self._device or value.device
-        zero = torch.zeros((), dtype=value.dtype, device=device)
+        zero = torch.zeros((), dtype=value.dtype, device=self._device or value.device)
         whole = zero.expand(value.shape)
         if isinstance(value, nn.Parameter):
             return nn.Parameter(whole, value.requires_grad)

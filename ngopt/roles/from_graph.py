@@ -66,9 +66,7 @@ def roles_of(graph: NeuralGraph) -> tuple[ParameterRole, ...]:
     roles = edges.roles()
     nowhere = len(graph.groups)
     # the first group of neurons that each parameter leads to
-    groups = []
-    for number in range(len(roles)):
-        groups.append(min(edges.targets[number], default=nowhere))
+    groups = [min(edges.targets[i], default=nowhere) for i in range(len(roles))]
     if any(graph.inferred):
         _infer_roles(graph, roles, sorted(range(len(roles)), key=groups.__getitem__))
     networks = set()  # with matrices

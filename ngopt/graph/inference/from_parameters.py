@@ -300,11 +300,9 @@ def _is_plain_chain(layers: Sequence[LayerParameters]) -> bool:
             return False
         shape = layer.weight.shape
         shape = shape[::-1] if layer.is_in_out else shape
-        if outputs is None:
-            fits = shape[0] != shape[1]
-        else:
-            fits = slot_shape(shape, outputs, smallest=2) is not None
-        if not fits:
+        if outputs is None and shape[0] == shape[1]:
+            return False
+        if outputs is not None and slot_shape(shape, outputs, smallest=2) is None:
             return False
         outputs = shape[0]
     return True

@@ -121,16 +121,24 @@ def _along_new_axes(
     pairs, which = unique_pairs(labels[is_neuron], place[is_neuron])
     # new nodes, and the elements that each is combined with
     of_nodes, _ = unique_pairs(which, numbers[is_neuron])
+    sources, count = pairs[0], len(pairs[0])
     scales = None
     # equally many pairs: every new node has one element
     if kind in SCALES and of_nodes.shape == pairs.shape:
-        scales = _table(elements.parameter, pairs[0], of_nodes[1])
-    nodes = _nodes_at_places(tracer, call, pairs[0], scales, kind)
+        scales = _table(elements.parameter, sources, of_nodes[1])
+    if scales is None:
+        nodes = tracer.nodes.new(call.name, count, "copy", sources[None])
+        tracer.edges(None, sources, nodes, "copy")
+        labels[is_neuron] = nodes[which]
+        copies = Neurons(labels.expand(shape))
+        return with_parameter(tracer, call, copies, elements, kind)
+    name = tracer.parameters[scales.parameter].name
+    # made_of: scaled entries of an input can be unified as the entries can
+    nodes = tracer.nodes.new(name, count, made_of=sources[None])
+    targets = nodes.reshape(scales.shape)
+    tracer.edges(scales, sources.reshape(scales.shape), targets, kind)
     labels[is_neuron] = nodes[which]
-    result = Neurons(labels.expand(shape))
-    if scales is not None:
-        return result
-    return with_parameter(tracer, call, result, elements, kind)
+    return Neurons(labels.expand(shape))
 
 
 def _table(parameter: int, sources: Tensor, numbers: Tensor) -> Elements | None:
@@ -141,24 +149,6 @@ def _table(parameter: int, sources: Tensor, numbers: Tensor) -> Elements | None:
         return None
     entries = Elements(parameter, numbers.reshape(len(neurons), -1))
     return None if entries.view() is None else entries
-
-
-def _nodes_at_places(
-    tracer: Tracer, call: Node, sources: Tensor, scales: Elements | None, kind: str
-) -> Tensor:
-    """New nodes behind scales from one to one; without these, behind copies."""
-    count = len(sources)
-    if scales is None:
-        nodes = tracer.nodes.new(call.name, count, "copy", sources[None])
-        tracer.edges(None, sources, nodes, "copy")
-        return nodes
-    name = tracer.parameters[scales.parameter].name
-    # made_of: scaled entries of an input can be unified as the entries can
-    nodes = tracer.nodes.new(name, count, made_of=sources[None])
-    sources = sources.reshape(scales.shape)
-    targets = nodes.reshape(scales.shape)
-    tracer.edges(scales, sources, targets, kind)
-    return nodes
 
 
 def _pairs(labels: Tensor, numbers: Tensor) -> Tensor:

@@ -33,8 +33,9 @@ class NeuronPairs(NamedTuple):
     @classmethod
     def of(cls, tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> "NeuronPairs":
         shape = torch.broadcast_shapes(a.shape, b.shape)
-        labels = a.labels.expand(shape), b.labels.expand(shape)
-        left, right = tracer.nodes.find_all(*labels)
+        left, right = tracer.nodes.find_all(
+            a.labels.expand(shape), b.labels.expand(shape)
+        )
         are_neurons = (left > 0) & (right > 0)
         is_same = left == right
         itself = left[are_neurons & is_same].unique()

@@ -107,8 +107,8 @@ def group_norm(tracer: Tracer, call: Node, x: Value, groups: int, *_, **__) -> V
         return result
     after = tracer.unify_places(result.labels, 1)
     assert after is not None
-    ends = before.reshape(groups, -1), after.reshape(groups, -1)
-    _add_groups(tracer, _name(tracer, call, weight), *ends)
+    before, after = before.reshape(groups, -1), after.reshape(groups, -1)
+    _add_groups(tracer, _name(tracer, call, weight), before, after)
     return result
 
 
@@ -154,8 +154,7 @@ def scale_and_shift(
         different, which = unique_in_order(sources[members])
         targets[members] = tracer.nodes.new(name, len(different))[which]
     if isinstance(norm.weight, Elements):
-        scale = norm.weight.apply(torch.flatten)
-        tracer.edges(scale, sources, targets, "gamma", call)
+        tracer.edges(norm.weight.apply(torch.flatten), sources, targets, "gamma", call)
     else:
         tracer.edges(None, sources, targets, "residual")
     if isinstance(norm.bias, Elements):

@@ -218,8 +218,7 @@ def recurrent_cell(
     It has the nodes of an earlier step whose state it is given, with the same weights.
     Otherwise it begins a new recurrence.
     """
-    # without biases these are None
-    weights = [w for w in parameters if w is not None]
+    weights = [w for w in parameters if w is not None]  # biases may be
     features = features_of(tracer, x)
     if features is None or not are_elements(weights):
         return tracer.unknown(call)

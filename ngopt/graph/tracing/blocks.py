@@ -69,11 +69,8 @@ class EdgePiece:
 
     def changing_just(self, *ends: int) -> list[int]:
         """The axes of more than one place that change these ends and no other."""
-        axes = []
-        for axis in self.axes:
-            if self.view.shape[axis] > 1 and self.changing(axis) == [*ends]:
-                axes.append(axis)
-        return axes
+        long_axes = [axis for axis in self.axes if self.view.shape[axis] > 1]
+        return [axis for axis in long_axes if self.changing(axis) == [*ends]]
 
     def rows(self, axis: int, ends: Sequence[int]) -> Tensor:
         """The nodes (n, k) at every place of an axis; sources differ from targets."""

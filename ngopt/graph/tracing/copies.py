@@ -205,14 +205,6 @@ def _tuple(copier: Copier, value: tuple) -> Any:
     return type(value)(items)
 
 
-def _frozenset(copier: Copier, value: frozenset) -> Any:
-    return frozenset(map(copier.copy, value))
-
-
-def _method(copier: Copier, value: MethodType) -> Any:
-    return MethodType(value.__func__, copier.copy(value.__self__))
-
-
 def _partial(copier: Copier, value: partial) -> Any:
     function, args = copier.copy(value.func), copier.copy(value.args)
     return type(value)(function, *args, **copier.copy(value.keywords))
@@ -222,10 +214,6 @@ def _reference(copier: Copier, value: weakref.ref) -> Any:
     known = copier.copies.get(id(value()))
     is_plain = type(value) is weakref.ref
     return weakref.ref(known) if is_plain and known is not None else value
-
-
-def _generator(copier: Copier, value: torch.Generator) -> Any:
-    return value.clone_state()
 
 
 def _function(copier: Copier, function: FunctionType) -> Any:
@@ -291,10 +279,10 @@ COPIED_TYPES: tuple[tuple[Any, Callable], ...] = (
     (set, partial(_items, set.update)),
     (list, partial(_items, list.extend)),
     (tuple, _tuple),
-    (frozenset, _frozenset),
-    (MethodType, _method),
+    (frozenset, lambda copier, value: frozenset(map(copier.copy, value))),
+    (MethodType, lambda copier, f: MethodType(f.__func__, copier.copy(f.__self__))),
     (FunctionType, _function),
     (partial, _partial),
     (weakref.ref, _reference),
-    (torch.Generator, _generator),
+    (torch.Generator, lambda copier, value: value.clone_state()),
 )

@@ -90,10 +90,10 @@ class RuleInterpreter:
     def _apply_function(self, call: Node) -> None:
         result = self._result(call)
         before = list(self._neurons_before(call))
-        if isinstance(result, Neurons) and result.positions is None:
-            # behind a pointwise function, positions that a weight made stay
-            if len(before) == 1 and is_declared_pointwise(call):
-                result = replace(result, positions=before[0].positions)
+        keeps_positions = len(before) == 1 and is_declared_pointwise(call)
+        # behind a pointwise function, positions that a weight made stay
+        if isinstance(result, Neurons) and result.positions is None and keeps_positions:
+            result = replace(result, positions=before[0].positions)
         self.values[call] = result
         leaves = tree_leaves(result)
         is_known = has_any(leaves, (Neurons, Elements, Tensor))
@@ -111,8 +111,7 @@ class RuleInterpreter:
                 return state
             if state.is_meta:
                 return Unknown(state.shape)
-            # a copy, as functions that work in place, such as add_ on a counter,
-            # change it
+            # a copy, as functions that work in place (add_ on a counter) change it
             return state.detach().to("cpu", copy=True)
         self.tracer.input_dependent.add(call)
         value = call.meta.get("val")
@@ -141,13 +140,12 @@ class RuleInterpreter:
         if call is not module_call.functions[0]:
             return
         inputs = [self.values[source] for source in module_call.inputs]
-        module = module_call.module
-        rule = RULES[type(module)]
-        result = self._apply(rule, module_call.output, module, *inputs)
+        module, output = module_call.module, module_call.output
+        result = self._apply(RULES[type(module)], output, module, *inputs)
         for function in module_call.functions:
             self.values[function] = self.tracer.unknown(function)
         # last, as the output is one of these functions
-        self.values[module_call.output] = result
+        self.values[output] = result
 
     def _result(self, call: Node) -> Value:
         if isinstance(call.meta.get("val"), (bool, int, float)):  # a size
@@ -283,8 +281,8 @@ class Memory:
         written = places_in_memory(tensor)
         for other in others:
             places = places_in_memory(other.meta["val"])
-            value = self.values[other]
-            self.values[other] = _after_write(value, places, written, result)
+            old = self.values[other]
+            self.values[other] = _after_write(old, places, written, result)
 
 
 def _after_write(

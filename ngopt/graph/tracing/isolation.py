@@ -91,8 +91,7 @@ def _without_global_hooks() -> Iterator[None]:
     for name, hooks in vars(torch_module).items():
         if name.startswith("_global_") and isinstance(hooks, dict) and hooks:
             registries.append((hooks, dict(hooks)))
-    for hooks, _ in registries:
-        hooks.clear()
+            hooks.clear()
     try:
         yield
     finally:

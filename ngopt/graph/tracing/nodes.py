@@ -165,20 +165,17 @@ class Nodes:
         before = self.find(first).unique()
         self.unify(first.expand_as(rows), rows)
         now = self.find(first).unique()
-        # fewer: nodes of one row are unified, as by a row and the same row rolled
-        if len(now) == len(before) and not self._clash(now):
-            return True
-        self._alias.copy_(aliases)
-        return False
-
-    def _clash(self, labels: Tensor) -> bool:
-        """Whether nodes of one step with different identities are unified."""
         present = self.find_each()
-        is_fixed = torch.isin(present, labels) & (self._identity >= 0)
+        is_fixed = torch.isin(present, now) & (self._identity >= 0)
         facts = torch.stack([present, self._step, self._identity])
         different = facts[:, is_fixed].unique(dim=1)
         # one node, one step, but two identities
-        return different.shape[1] > different[:2].unique(dim=1).shape[1]
+        clash = different.shape[1] > different[:2].unique(dim=1).shape[1]
+        # fewer: nodes of one row are unified, as by a row and the same row rolled
+        if len(now) == len(before) and not clash:
+            return True
+        self._alias.copy_(aliases)
+        return False
 
     def group_of(self, labels: Tensor) -> Tensor:
         """The group in which each node was made."""

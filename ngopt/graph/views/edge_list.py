@@ -36,9 +36,8 @@ class EdgeList(NamedTuple):
 
 def to_edge_list(graph: NeuralGraph) -> EdgeList:
     """Every edge in the order of blocks, then groups, targets and sources."""
-    numbers = []
-    for spec in graph.parameters:
-        numbers.append(torch.arange(spec.numel, device="cpu").reshape(spec.shape))
+    parameters = graph.parameters
+    numbers = [torch.arange(p.numel, device="cpu").reshape(p.shape) for p in parameters]
     elements = graph.gather(numbers)
     starts = node_starts(graph)
     none = torch.empty(0, dtype=torch.long, device="cpu")
@@ -47,7 +46,7 @@ def to_edge_list(graph: NeuralGraph) -> EdgeList:
     for bias, element in zip(graph.biases, elements.biases, strict=True):
         nodes.append(_nodes(starts, bias.group, bias.index))
         slots.append((bias.view.parameter, element))
-    node_slots = _padded(slots)
+    node_parameter, node_element = _padded(slots)
     sources, targets, blocks = [none], [none], [none]
     slots = []
     of_weights = iter(elements.edges)
@@ -66,8 +65,17 @@ def to_edge_list(graph: NeuralGraph) -> EdgeList:
         else:
             element = next(of_weights).reshape(count, block.slots)
             slots.append((block.view.parameter, element))
-    ends = torch.cat(sources), torch.cat(targets), torch.cat(blocks)
-    return EdgeList(*ends, *_padded(slots), torch.cat(nodes), *node_slots)
+    parameter, element = _padded(slots)
+    return EdgeList(
+        sources=torch.cat(sources),
+        targets=torch.cat(targets),
+        block=torch.cat(blocks),
+        parameter=parameter,
+        element=element,
+        node=torch.cat(nodes),
+        node_parameter=node_parameter,
+        node_element=node_element,
+    )
 
 
 def _padded(slots: Sequence[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -91,10 +91,9 @@ S to neurons T.
 def _placements(graph: NeuralGraph) -> dict[int, Placement]:
     """The placement of every block that is a scale, by the block's number."""
     layer = layers(graph).tolist()
-    with_gamma = set()  # groups with a node of a scale
-    for block in graph.blocks:
-        if block.kind in SCALES and graph.groups[block.source].kind in SCALES:
-            with_gamma.add(block.target)
+    scales = [block for block in graph.blocks if block.kind in SCALES]
+    # groups with a node of a scale
+    with_gamma = {b.target for b in scales if graph.groups[b.source].kind in SCALES}
     placements: dict[int, Placement] = {}
     for number, block in enumerate(graph.blocks):
         # from neurons to neurons, not from the node of a parameter
@@ -133,10 +132,8 @@ def _can_merge(graph: NeuralGraph, scale: EdgeBlock, layer: Sequence[int]) -> bo
     # the parts of a norm are the scale, edges past it, and those from the nodes of its
     # groups (GroupNorm)
     others = [b for b in graph.blocks if b is not scale and not _is_skip(b, scale)]
-    group_nodes = set()
-    for block in others:
-        if block.source == scale.source and graph.groups[block.target].kind == "group":
-            group_nodes.add(block.target)
+    readers = {block.target for block in others if block.source == scale.source}
+    group_nodes = {n for n in readers if graph.groups[n].kind == "group"}
     beside = []
     for block in others:
         if block.target == scale.target:
@@ -251,11 +248,8 @@ class _ParameterGraphBuilder:
             self.groups.append(NeuronGroup(name, 1, kind, "input"))
         source = self.parameter_nodes[key]
         target, index = self.place_of(group, index)
-        n, *rest = view.shape
-        slots = tuple(rest)
-        stride, *slot_strides = view.strides
-        shape = (1, n, 1)
-        strides = (0, stride, 0, *slot_strides)
+        shape, slots = (1, view.shape[0], 1), view.shape[1:]
+        strides = (0, view.strides[0], 0, *view.strides[1:])
         edges = replace(view, shape=(*shape, *slots), strides=strides)
         block = EdgeBlock(edges, source, target, shape, slots, kind, target_index=index)
         self.blocks += _single_slots(block)
