@@ -79,10 +79,8 @@ def symmetries(graph: NeuralGraph) -> list[Symmetry | None]:
     biases that the network uses once.
     """
     # for each parameter, its elements less those of all its uses
-    unused = []
-    for spec, views in zip(graph.parameters, graph.views, strict=True):
-        used = sum(view.numel for view in views)
-        unused.append(spec.numel - used)
+    used = [sum(view.numel for view in views) for views in graph.views]
+    unused = [spec.numel - n for spec, n in zip(graph.parameters, used, strict=True)]
     excluded = set()
     for bias in graph.biases:
         is_plain = bias.kind == "bias" and not bias.slot_shape
@@ -116,8 +114,8 @@ def canonical(
     values = graph.gather(params, batch_dims)
     ones = graph.gather([torch.ones_like(p) for p in params], batch_dims)
     known = symmetries(graph)
-    depths = [group.depth for group in graph.groups]
-    for number in sorted(range(len(depths)), key=depths.__getitem__):
+    numbers = range(len(graph.groups))
+    for number in sorted(numbers, key=lambda i: graph.groups[i].depth):
         symmetry = known[number]
         if symmetry is None:
             continue
@@ -174,13 +172,12 @@ class _Neurons(NamedTuple):
         half_periods = (bias.detach() * frequency / pi).round()
         left = shift = half_periods * (pi / frequency)
         biases = list(values.biases)
-        places = [(entry.group, entry.index) for entry in self.graph.biases]
-        for place, (group, index) in enumerate(places):
+        for i, entry in enumerate(self.graph.biases):
             # of several biases of a neuron the first is shifted
-            if group == self.number:
-                part = _picked(left, index)
-                biases[place] = biases[place] - part.unsqueeze(-1)
-                left = left - _placed(part, index, self.size)
+            if entry.group == self.number:
+                part = _picked(left, entry.index)
+                biases[i] = biases[i] - part.unsqueeze(-1)
+                left = left - _placed(part, entry.index, self.size)
         incoming = _signs(bias - shift)
         flips = 1 - 2 * (half_periods % 2)
         return values._replace(biases=tuple(biases)), incoming, incoming * flips
@@ -191,21 +188,18 @@ class _Neurons(NamedTuple):
         """Biases and incoming weights times `incoming`, and outgoing weights times
         `outgoing`, factors (*batch, n)."""
         biases = list(values.biases)
-        for place, bias in enumerate(self.graph.biases):
+        for i, bias in enumerate(self.graph.biases):
             if bias.group == self.number:
-                factor = _picked(incoming, bias.index).unsqueeze(-1)
-                biases[place] = biases[place] * factor
+                biases[i] = biases[i] * _picked(incoming, bias.index).unsqueeze(-1)
         edges = list(values.edges)
-        for place, block in enumerate(self.graph.weights):
+        for i, block in enumerate(self.graph.weights):
             groups, targets, sources = block.shape
             if block.target == self.number:
                 factor = _picked(incoming, block.target_index)
-                factor = factor.unflatten(-1, (groups, targets, 1, 1))
-                edges[place] = edges[place] * factor
+                edges[i] = edges[i] * factor.unflatten(-1, (groups, targets, 1, 1))
             if block.source == self.number:
                 factor = _picked(outgoing, block.source_index)
-                factor = factor.unflatten(-1, (groups, 1, sources, 1))
-                edges[place] = edges[place] * factor
+                edges[i] = edges[i] * factor.unflatten(-1, (groups, 1, sources, 1))
         return GraphValues(tuple(biases), tuple(edges))
 
 

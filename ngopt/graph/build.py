@@ -68,8 +68,18 @@ def build_graph(
         return infer_graph(*_specs(source))
     if is_sharded(source):
         source = as_whole(source, example_input)
-    if _lazy_name(source) is not None:
-        source = _materialized(source, example_input)
+    lazy_name = _lazy_name(source)
+    if lazy_name is not None and example_input is None:
+        raise ValueError(
+            f"build_graph: '{lazy_name}' of a lazy module has no shape yet; give "
+            "example_input, or run the module before"
+        )
+    if lazy_name is not None:
+        # a copy, with the shapes that the example input gives it
+        with isolated(source) as duplicate, torch.no_grad():
+            args, kwargs = Copier().copy(arguments(example_input))
+            duplicate(*args, **kwargs)
+        source = duplicate
     if next(source.parameters(), None) is None:
         raise ValueError("build_graph: expected at least one parameter; got none")
     name = type(source).__name__
@@ -114,12 +124,12 @@ def _traced(model: nn.Module, example_input: Any) -> NeuralGraph:
         other = _traced_in_mode(model, example_input, training=False)
     except Exception:  # it may take other inputs in evaluation mode
         return graph
-    return max(graph, other, key=_connected_elements)
 
+    def connected_elements(graph: NeuralGraph) -> int:
+        loose = unconnected(graph)
+        return sum(spec.numel for spec in graph.parameters if spec.name not in loose)
 
-def _connected_elements(graph: NeuralGraph) -> int:
-    loose = unconnected(graph)
-    return sum(spec.numel for spec in graph.parameters if spec.name not in loose)
+    return max(graph, other, key=connected_elements)
 
 
 def _traced_in_mode(
@@ -147,25 +157,10 @@ def _traced_in_mode(
         return trace(program, model)
 
 
-def _materialized(model: nn.Module, example_input: Any) -> nn.Module:
-    """A copy of a lazy module, with the shapes that an example input gives it."""
-    if example_input is None:
-        raise ValueError(
-            f"build_graph: '{_lazy_name(model)}' of a lazy module has no shape yet; "
-            "give example_input, or run the module before"
-        )
-    with isolated(model) as duplicate, torch.no_grad():
-        args, kwargs = Copier().copy(arguments(example_input))
-        duplicate(*args, **kwargs)
-    return duplicate
-
-
 def _lazy_name(model: nn.Module) -> str | None:
     """Name of the first parameter or buffer without a shape."""
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if is_lazy(tensor):
-            return name
-    return None
+    named = (*model.named_parameters(), *model.named_buffers())
+    return next((name for name, tensor in named if is_lazy(tensor)), None)
 
 
 def _from_parameters(model: nn.Module, reason: str) -> NeuralGraph:

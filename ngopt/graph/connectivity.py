@@ -37,11 +37,8 @@ def unconnected(graph: Topology) -> list[str]:
         elements[number] += view.numel
         connected_to.setdefault(view.parameter, set()).add(number)
     largest = max(elements, key=elements.__getitem__, default=None)
-    names = []
-    for parameter in sorted(connected_to):
-        if largest not in connected_to[parameter]:
-            names.append(graph.parameters[parameter].name)
-    return names
+    outside = [i for i in sorted(connected_to) if largest not in connected_to[i]]
+    return [graph.parameters[i].name for i in outside]
 
 
 def longest_paths(count: int, blocks: Iterable[EdgeBlock]) -> list[int]:
@@ -52,8 +49,7 @@ def longest_paths(count: int, blocks: Iterable[EdgeBlock]) -> list[int]:
     length = [0] * count
     for block in blocks:
         if block.target != block.source:
-            behind = length[block.source] + 1
-            length[block.target] = max(length[block.target], behind)
+            length[block.target] = max(length[block.target], length[block.source] + 1)
     return length
 
 

@@ -68,10 +68,8 @@ class GraphBuilder:
 
     def note_functions(self, group: int, names: Sequence[str]) -> None:
         """Stores which functions the network applies to neurons; names: in order."""
-        activations = [name for name in names if name in ACTIVATIONS]
-        activation = activations[0] if activations else None
-        symmetry = symmetry_of(names)
-        old = self.groups[group]
+        activation = next((name for name in names if name in ACTIVATIONS), None)
+        old, symmetry = self.groups[group], symmetry_of(names)
         self.groups[group] = replace(old, activation=activation, symmetry=symmetry)
 
     def views(self) -> dict[int, list[View]]:
@@ -99,16 +97,15 @@ class GraphBuilder:
         views = self.views()
         for i in range(len(self.parameters)):
             self._add_unused(i, views[i])
-        groups = []
-        roles = self._roles(inputs, outputs, hidden)
-        for group, role in zip(self.groups, roles, strict=True):
-            groups.append(replace(group, role=role))
-        parameters = tuple(spec.paired for spec in self.parameters)
-        blocks = tuple(map(self._paired, self.blocks))
-        biases = tuple(map(self._paired, self.biases))
-        unplaced = tuple(self.unplaced)
-        graph = NeuralGraph(parameters, tuple(groups), blocks, biases, unplaced)
-        return with_depths(graph, longest_paths(len(groups), blocks))
+        roles = zip(self.groups, self._roles(inputs, outputs, hidden), strict=True)
+        graph = NeuralGraph(
+            tuple(spec.paired for spec in self.parameters),
+            tuple(replace(group, role=role) for group, role in roles),
+            tuple(map(self._paired, self.blocks)),
+            tuple(map(self._paired, self.biases)),
+            tuple(self.unplaced),
+        )
+        return with_depths(graph, longest_paths(len(graph.groups), graph.blocks))
 
     def _add_unused(self, parameter: int, views: Sequence[View]) -> None:
         """Adds nodes without edges for the elements that no view has."""
@@ -117,8 +114,7 @@ class GraphBuilder:
             return
         is_free = np.ones(spec.numel, bool)
         for view in views:
-            used = as_strided(is_free[view.offset :], view.shape, view.strides)
-            used[...] = False
+            as_strided(is_free[view.offset :], view.shape, view.strides)[...] = False
         rest = np.flatnonzero(is_free)
         if not len(rest):
             return
@@ -136,25 +132,19 @@ class GraphBuilder:
         view = place.view
         if view is None or not self.parameters[view.parameter].is_complex:
             return place
-        shape = (*view.shape, 2)
-        doubled = [2 * stride for stride in view.strides]
-        strides = (*doubled, 1)
-        pairs = View(view.parameter, shape, strides, 2 * view.offset)
+        strides = (*[2 * stride for stride in view.strides], 1)
+        pairs = View(view.parameter, (*view.shape, 2), strides, 2 * view.offset)
         return replace(place, view=pairs, slot_shape=(*place.slot_shape, 2))
 
     def _roles(self, inputs: Groups, outputs: Groups, hidden: Groups) -> Iterator[str]:
-        sources, targets = set(), set()
-        for block in self.blocks:
-            sources.add(block.source)
-            if block.target != block.source:
-                targets.add(block.target)
-        targets.difference_update(inputs)
+        sources = {block.source for block in self.blocks}
+        forward = [block for block in self.blocks if block.target != block.source]
+        targets = {block.target for block in forward}.difference(inputs)
         for i in range(len(self.groups)):
             if i in hidden:
                 yield "hidden"
             elif i in targets:
-                is_end = i in outputs or i not in sources
-                yield "output" if is_end else "hidden"
+                yield "output" if i in outputs or i not in sources else "hidden"
             elif i in sources:
                 yield "input"
             else:
@@ -169,8 +159,7 @@ def slot_shape(
 
     A matrix may read a flattened map of at least `smallest` channels.
     """
-    inputs = shape[1]
-    kernel = shape[2:]
+    inputs, kernel = shape[1], shape[2:]
     if inputs == size:
         return kernel
     if not kernel and inputs > size >= smallest and inputs % size == 0:

@@ -2,7 +2,7 @@
 blocks, biases, and the topology that holds these."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from typing import NamedTuple
@@ -30,16 +30,12 @@ class ParameterSpec:
     @property
     def paired(self) -> "ParameterSpec":
         """The same with complex numbers counted as two."""
-        if not self.is_complex:
-            return self
-        return ParameterSpec(self.name, (*self.shape, 2), True)
+        return replace(self, shape=(*self.shape, 2)) if self.is_complex else self
 
     @property
     def unpaired(self) -> "ParameterSpec":
         """The inverse of `paired`."""
-        if not self.is_complex:
-            return self
-        return ParameterSpec(self.name, self.shape[:-1], True)
+        return replace(self, shape=self.shape[:-1]) if self.is_complex else self
 
     @property
     def numel(self) -> int:
@@ -57,11 +53,9 @@ class View:
 
     def __post_init__(self) -> None:
         # strides of dimensions of length 1 are set to 0: equal elements, equal views
-        strides = list(self.strides)
-        for dim, length in enumerate(self.shape):
-            if length <= 1:
-                strides[dim] = 0
-        object.__setattr__(self, "strides", tuple(strides))
+        lengths_and_strides = zip(self.shape, self.strides, strict=True)
+        strides = tuple(stride if n > 1 else 0 for n, stride in lengths_and_strides)
+        object.__setattr__(self, "strides", strides)
 
     @classmethod
     def whole(cls, parameter: int, shape: tuple[int, ...]) -> "View":
@@ -101,9 +95,7 @@ def even_runs(numbers: Tensor) -> list[Tensor]:
         steps = numbers.diff()
         # a run ends at the first i with another steps[i]
         changes = (steps != steps[:1]).nonzero()
-        length = len(numbers)
-        if len(changes):
-            length = int(changes[0]) + 1
+        length = int(changes[0]) + 1 if len(changes) else len(numbers)
         runs.append(numbers[:length])
         numbers = numbers[length:]
     return runs

@@ -83,13 +83,12 @@ class NeuralGraph(Topology):
                     f"'{spec.name}')"
                 )
             real.append(value)
-        biases = []
-        for bias in self.biases:
-            biases.append(self._read(real, bias.view, NODE_DIMS, batch_dims))
-        edges = []
-        for block in self.weights:
-            edges.append(self._read(real, block.elements, EDGE_DIMS, batch_dims))
-        return GraphValues(tuple(biases), tuple(edges))
+        node_views = [bias.view for bias in self.biases]
+        edge_views = [block.elements for block in self.weights]
+        return GraphValues(
+            tuple(self._read(real, view, NODE_DIMS, batch_dims) for view in node_views),
+            tuple(self._read(real, view, EDGE_DIMS, batch_dims) for view in edge_views),
+        )
 
     def scatter(self, values: GraphValues, batch_dims: int = 0) -> list[Tensor]:
         """Brings values on nodes and edges back to parameters: the inverse of `gather`.
@@ -104,11 +103,7 @@ class NeuralGraph(Topology):
         for block, value in zip(self.weights, values.edges, strict=True):
             shaped = _shaped(block.elements, value, EDGE_DIMS, batch_dims)
             uses[block.elements.parameter].append(shaped)
-        assembled = []
-        for i, values_of_uses in enumerate(uses):
-            value = self._assemble(i, values_of_uses, batch_dims)
-            assembled.append(value)
-        return assembled
+        return [self._mean_of(i, given, batch_dims) for i, given in enumerate(uses)]
 
     def flatten(self, values: Sequence[Tensor], batch_dims: int = 0) -> Tensor:
         """Concatenates per-parameter values: (*batch, *shape, *features) each ->
@@ -122,11 +117,9 @@ class NeuralGraph(Topology):
 
     def unflatten(self, flat: Tensor, batch_dims: int = 0) -> list[Tensor]:
         """Views of a flat tensor as per-parameter values: the inverse of `flatten`."""
-        batch = flat.shape[:batch_dims]
-        features = flat.shape[batch_dims + 1 :]
-        sizes = [spec.numel for spec in self.parameters]
+        batch, features = flat.shape[:batch_dims], flat.shape[batch_dims + 1 :]
+        pieces = flat.split([spec.numel for spec in self.parameters], dim=batch_dims)
         values = []
-        pieces = flat.split(sizes, dim=batch_dims)
         for piece, spec in zip(pieces, self.parameters, strict=True):
             values.append(piece.reshape((*batch, *spec.shape, *features)))
         return values
@@ -140,7 +133,7 @@ class NeuralGraph(Topology):
     def _use_numbers(self) -> list[list[UseNumber]]:
         return list(map(_number_uses, self.parameters, self.views))
 
-    def _assemble(self, i: int, uses: Sequence[Tensor], batch_dims: int) -> Tensor:
+    def _mean_of(self, i: int, uses: Sequence[Tensor], batch_dims: int) -> Tensor:
         """The values of parameter i; uses: (*batch, *view.shape, *features)."""
         spec, views = self.parameters[i], self.views[i]
         value = uses[0]
@@ -152,8 +145,7 @@ class NeuralGraph(Topology):
         mean = value.new_zeros(prod(batch), spec.numel, prod(features))
         for view, value, number in zip(views, uses, self._use_numbers[i], strict=True):
             value = value.reshape(prod(batch), *view.shape, prod(features))
-            is_first = isinstance(number, int) and number == 1
-            if not is_first:
+            if not (isinstance(number, int) and number == 1):
                 value = _running_mean(view.read(mean), value, number)
                 mean = mean.clone()  # autograd keeps what was read
             view.write(mean, value)
@@ -168,8 +160,7 @@ class NeuralGraph(Topology):
         spec = self.parameters[view.parameter]
         batch = value.shape[:batch_dims]
         features = value.shape[batch_dims + len(spec.shape) :]
-        slots = prod(view.shape[dims:])
-        shape = (*batch, *view.shape[:dims], slots, *features)
+        shape = (*batch, *view.shape[:dims], prod(view.shape[dims:]), *features)
         if view.is_whole(spec):
             return value.reshape(shape)
         flat = value.reshape(prod(batch), spec.numel, prod(features))
@@ -178,8 +169,7 @@ class NeuralGraph(Topology):
 
 def _shaped(view: View, value: Tensor, dims: int, batch_dims: int) -> Tensor:
     """The values of a view; value: its first `dims` axes, slots and features."""
-    batch = value.shape[:batch_dims]
-    features = value.shape[batch_dims + dims + 1 :]
+    batch, features = value.shape[:batch_dims], value.shape[batch_dims + dims + 1 :]
     return value.reshape((*batch, *view.shape, *features))
 
 
@@ -204,10 +194,8 @@ def _number_uses(spec: ParameterSpec, views: Sequence[View]) -> list[UseNumber]:
 def _running_mean(old: Tensor, value: Tensor, number: UseNumber) -> Tensor:
     """The mean of `number` values, from that of all but the last; exact where all
     values are equal."""
-    if isinstance(number, int):
-        k = number
-    else:
-        k = torch.as_tensor(number, device=value.device)
+    is_one = isinstance(number, int)
+    k = number if is_one else torch.as_tensor(number, device=value.device)
     if value.is_floating_point() or value.is_complex():
         mean = old + (value - old) / k
     else:

@@ -46,8 +46,7 @@ def _merged(lists: Sequence[Sequence[str]]) -> list[str]:
             # labels without a number come after those with the number before them
             number = float(digits[-1]) if digits else floor(number) + 0.5
             keys.setdefault(label, (number, len(keys)))
-            previous = labels[max(i - 1, 0) : i]
-            before.setdefault(label, set()).update(previous)
+            before.setdefault(label, set()).update(labels[max(i - 1, 0) : i])
     order: list[str] = []
     while before:
         ready = [label for label, others in before.items() if not others]

@@ -86,9 +86,8 @@ class _WholeCopier(Copier):
     def _copied(self, value: Any) -> Any:
         if not is_dtensor(value):
             return super()._copied(value)
-        device = self._device or value.device
-        one = torch.zeros((), dtype=value.dtype, device=device)
-        whole = one.expand(value.shape)
+        zero = torch.zeros((), dtype=value.dtype, device=self._device or value.device)
+        whole = zero.expand(value.shape)
         if isinstance(value, nn.Parameter):
             return nn.Parameter(whole, value.requires_grad)
         return whole

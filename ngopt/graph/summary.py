@@ -25,16 +25,14 @@ RIGHT_ALIGNED = ("", "nodes", "elements")
 
 def summary(graph: Topology) -> str:
     """See `NeuralGraph.summary`."""
-    rows: list[tuple[str, ...]] = [HEADER]
-    for run in runs(graph):
-        rows.append(_row(graph, run))
+    rows = [HEADER, *[_row(graph, run) for run in runs(graph)]]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
         cells = []
         for title, cell, width in zip(HEADER, row, widths, strict=True):
-            align = str.rjust if title in RIGHT_ALIGNED else str.ljust
-            cells.append(align(cell, width))
+            is_number = title in RIGHT_ALIGNED
+            cells.append(cell.rjust(width) if is_number else cell.ljust(width))
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines + _coverage(graph))
 
@@ -54,8 +52,7 @@ def runs(graph: Topology) -> list[list[int]]:
         alone = None if is_scaled else number
         return group.name, _role(group), group.activation, kinds, alone
 
-    numbers = range(len(graph.groups))
-    return [list(run) for _, run in groupby(numbers, key)]
+    return [list(run) for _, run in groupby(range(len(graph.groups)), key)]
 
 
 def merged(
@@ -75,9 +72,7 @@ def merged(
 def _row(graph: Topology, run: Sequence[int]) -> tuple[str, ...]:
     group, blocks, biases = merged(graph, run)
     number = f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}"
-    elements = 0
-    for place in (*blocks, *biases):
-        elements += place.view.numel if place.view else 0
+    elements = sum(place.view.numel for place in (*blocks, *biases) if place.view)
     sources = sorted({block.source for block in blocks})
     places = incoming(blocks) + counted([bias.kind for bias in biases])
     return (
@@ -161,10 +156,7 @@ def _coverage(graph: Topology) -> list[str]:
     connected = set()
     for block in graph.blocks:
         connected |= {block.source, block.target}
-    alone = 0
-    for bias in graph.biases:
-        if bias.group not in connected:
-            alone += bias.view.numel
+    alone = sum(b.view.numel for b in graph.biases if b.group not in connected)
     nodes = sum(group.size for group in graph.groups)
     count = len(set(components(graph)))
     plural = "" if count == 1 else "s"

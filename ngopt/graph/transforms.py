@@ -26,25 +26,24 @@ def join_graphs(*graphs: NeuralGraph) -> NeuralGraph:
 
     Parameters, groups and blocks of each graph come after those of the one before.
     """
-    return reduce(_join, graphs)
 
+    def join(first: NeuralGraph, second: NeuralGraph) -> NeuralGraph:
+        p, g = len(first.parameters), len(first.groups)
+        parameters = range(p, p + len(second.parameters))
+        second = renumbered(second, parameters, range(g, g + len(second.groups)))
+        next_id = max(first.membership) + 1
+        graph_ids = tuple(next_id + graph_id for graph_id in second.membership)
+        return NeuralGraph(
+            first.parameters + second.parameters,
+            first.groups + second.groups,
+            first.blocks + second.blocks,
+            first.biases + second.biases,
+            first.unplaced + second.unplaced,
+            first.membership + graph_ids,
+            _inferred(first) + _inferred(second),
+        )
 
-def _join(first: NeuralGraph, second: NeuralGraph) -> NeuralGraph:
-    p = len(first.parameters)
-    g = len(first.groups)
-    new_parameters = range(p, p + len(second.parameters))
-    second = renumbered(second, new_parameters, range(g, g + len(second.groups)))
-    next_id = max(first.membership) + 1
-    graph_ids = [next_id + graph_id for graph_id in second.membership]
-    return NeuralGraph(
-        first.parameters + second.parameters,
-        first.groups + second.groups,
-        first.blocks + second.blocks,
-        first.biases + second.biases,
-        first.unplaced + second.unplaced,
-        (*first.membership, *graph_ids),
-        _inferred(first) + _inferred(second),
-    )
+    return reduce(join, graphs)
 
 
 def _inferred(graph: NeuralGraph) -> tuple[bool, ...]:
@@ -63,8 +62,7 @@ def renumbered(
         view = block.view
         if view is not None:
             view = replace(view, parameter=parameters[view.parameter])
-        source = groups[block.source]
-        target = groups[block.target]
+        source, target = groups[block.source], groups[block.target]
         blocks.append(replace(block, view=view, source=source, target=target))
     biases = []
     for bias in graph.biases:

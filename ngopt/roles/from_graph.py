@@ -66,12 +66,9 @@ def roles_of(graph: NeuralGraph) -> tuple[ParameterRole, ...]:
     roles = edges.roles()
     nowhere = len(graph.groups)
     # the first group of neurons that each parameter leads to
-    groups = []
-    for number in range(len(roles)):
-        groups.append(min(edges.targets[number], default=nowhere))
+    groups = [min(edges.targets[i], default=nowhere) for i in range(len(roles))]
     if any(graph.inferred):
-        order = sorted(range(len(roles)), key=groups.__getitem__)
-        _infer_roles(graph, roles, order)
+        _infer_roles(graph, roles, sorted(range(len(roles)), key=groups.__getitem__))
     networks = set()  # with matrices
     for role, group in zip(roles, groups, strict=True):
         if role.blocks and group < nowhere:
@@ -186,12 +183,9 @@ class _Edges:
         is_inferred = bool(self.graph.inferred) and self.graph.inferred[number]
         if name in self.graph.unplaced and not is_inferred:
             return True
-        if self.blocks[number]:
-            return False
-        for bias in self.biases[number]:
-            if self.graph.groups[bias.group].name != f"{name}.unused":
-                return False
-        return True
+        groups = [self.graph.groups[bias.group] for bias in self.biases[number]]
+        are_unused = all(group.name == f"{name}.unused" for group in groups)
+        return not self.blocks[number] and are_unused
 
     def _matrix(self, name: str, role: str, blocks: list[EdgeBlock]) -> ParameterRole:
         groups, reads_input = self.graph.groups, False
@@ -212,12 +206,10 @@ class _Edges:
             # with an activation between, it is another factor
             return self.graph.groups[block.source].activation is None
         # w x / |x|, computed from left to right
-        factors = {block.source}
-        for before in self.graph.blocks_into(block.source):
-            if before.view is None:
-                factors.add(before.source)
+        into = self.graph.blocks_into(block.source)
+        factors = {before.source for before in into if before.view is None}
         pooled = self.normalised.get(block.target, set())
-        return not pooled.isdisjoint(factors)
+        return not pooled.isdisjoint({block.source, *factors})
 
     def _role_of_bias(self, bias: Bias) -> str:
         if bias.kind in ("gamma", "beta"):
@@ -259,10 +251,8 @@ def _leads_only_to_outputs(graph: NeuralGraph) -> list[bool]:
             source, target = block.source, block.target
             reaches[source] = reaches[source] or reaches[target]
             mixed[source] = mixed[source] or mixed[target] or mixes_neurons(block)
-    only = []
-    for is_reached, has_matrix in zip(reaches, mixed, strict=True):
-        only.append(is_reached and not has_matrix)
-    return only
+    paths = zip(reaches, mixed, strict=True)
+    return [is_reached and not has_matrix for is_reached, has_matrix in paths]
 
 
 def _normalised(graph: NeuralGraph) -> dict[int, set[int]]:
@@ -295,8 +285,5 @@ def _normalised(graph: NeuralGraph) -> dict[int, set[int]]:
 
 def _sources(graph: NeuralGraph, group: int, kinds: Sequence[str]) -> set[int]:
     """Sources of the edges of some kinds into a group."""
-    sources = set()
-    for block in graph.blocks_into(group):
-        if block.kind in kinds:
-            sources.add(block.source)
-    return sources
+    into = graph.blocks_into(group)
+    return {block.source for block in into if block.kind in kinds}

@@ -56,9 +56,7 @@ class RolesFromNames:
         If a name has neither "weight" nor "bias", the order of parameters decides.
         """
         self.specs = specs
-        self.places: dict[str, int] = {}
-        for i, spec in enumerate(specs):
-            self.places[spec.name] = i
+        self.index = {spec.name: i for i, spec in enumerate(specs)}
         weights = []  # with a bias
         for i, spec in enumerate(specs):
             bias = self._bias(i)
@@ -68,8 +66,7 @@ class RolesFromNames:
         self.roles: list[str] = []
         for i, spec in enumerate(specs):
             is_usual = re.search(r"(weight|bias)[^.]*$", spec.name)
-            guess = by_module[i] if is_usual else by_order[i]
-            self.roles.append(self._role(i, guess))
+            self.roles.append(self._role(i, by_module[i] if is_usual else by_order[i]))
         self._find_outputs()
 
     def blocks(self, number: int) -> tuple[MatrixBlock, ...]:
@@ -102,11 +99,16 @@ class RolesFromNames:
         if _dims(spec) < 2:
             is_known = guess == "bias" or (guess == "norm" and spec.numel > 1)
             return guess if is_known else "other"
-        if _is_broadcast(spec):
+        # a factor or term of every place; a weight only if it is a factor of maps whose
+        # channels are last
+        sides = spec.shape[: _dims(spec)]
+        is_broadcast = _long_sides(sides) < 2 or (len(sides) == 3 and sides[0] == 1)
+        is_weight = name.endswith("weight") and tuple(spec.shape[:3]) != (1, 1, 1)
+        if is_broadcast and not is_weight:
             return "other"
-        if guess == "embedding" and not _is_stacked(name):
-            return "embedding"
-        return "matrix"
+        stacks = (*FUSED.values(), GATES)
+        is_stacked = any(re.search(pattern, name) for pattern in stacks)
+        return "embedding" if guess == "embedding" and not is_stacked else "matrix"
 
     def _fits_shape(self, number: int, role: str, guess: str) -> bool:
         """Whether a role by name fits the shape of a parameter and its module."""
@@ -126,16 +128,13 @@ class RolesFromNames:
         for i in matrices:
             if OUTPUT.search(self.specs[i].name.lower()):
                 self.roles[i] = "output"
-        if matrices and "output" not in self.roles and not self._is_tied(matrices[-1]):
-            self.roles[matrices[-1]] = "output"
-
-    def _is_tied(self, number: int) -> bool:
-        """Whether the rows of a matrix can be the neurons of the first table."""
-        rows = self.specs[number].shape[int(self._is_in_out(number))]
-        if "embedding" not in self.roles:
-            return False
-        table = self.specs[self.roles.index("embedding")]
-        return rows == table.shape[1]
+        if not matrices or "output" in self.roles:
+            return
+        last = matrices[-1]
+        rows = self.specs[last].shape[int(self._is_in_out(last))]
+        tables = [i for i, role in enumerate(self.roles) if role == "embedding"]
+        if not tables or rows != self.specs[tables[0]].shape[1]:
+            self.roles[last] = "output"
 
     def _bias(self, number: int) -> ParameterSpec | None:
         """The bias of a weight's module."""
@@ -145,7 +144,7 @@ class RolesFromNames:
             return following[0] if following and _dims(following[0]) == 1 else None
         if not name.endswith("weight"):
             return None
-        place = self.places.get(name.removesuffix("weight") + "bias")
+        place = self.index.get(name.removesuffix("weight") + "bias")
         return None if place is None else self.specs[place]
 
     def _is_in_out(self, number: int) -> bool:
@@ -162,36 +161,16 @@ class RolesFromNames:
         """Number of matrices in a weight, one after the other in its rows."""
         name = self.specs[number].name
         if GATES.search(name):
-            return self._gates(name)
+            if re.sub("weight_[ih]h", "weight_hr", name) in self.index:
+                return 4  # an LSTM with a projection
+            # 4 for an LSTM, 3 for a GRU: rows / columns of its W_hh
+            recurrent = self.index[re.sub("weight_[ih]h", "weight_hh", name)]
+            rows, columns = self.specs[recurrent].shape[:2]
+            return next((n for n in (3, 4) if rows == n * columns), 1)
         for count, pattern in FUSED.items():
             if re.search(pattern, name.lower()) and shape[0] % count == 0:
                 return count
         return 1
-
-    def _gates(self, name: str) -> int:
-        """4 for an LSTM, 3 for a GRU: rows / columns of its W_hh."""
-        if re.sub("weight_[ih]h", "weight_hr", name) in self.places:
-            return 4
-        recurrent = self.places[re.sub("weight_[ih]h", "weight_hh", name)]
-        rows, columns = self.specs[recurrent].shape[:2]
-        ratio = rows // columns
-        return ratio if ratio in (3, 4) and rows == ratio * columns else 1
-
-
-def _is_stacked(name: str) -> bool:
-    """Whether a weight with this name is several matrices, row after row."""
-    patterns = (*FUSED.values(), GATES)
-    return any(re.search(pattern, name) for pattern in patterns)
-
-
-def _is_broadcast(spec: ParameterSpec) -> bool:
-    """Whether a parameter is a factor or term of every place, by its shape and name."""
-    # a factor of maps whose channels are last
-    is_factor = tuple(spec.shape[:3]) == (1, 1, 1)
-    if spec.name.lower().endswith("weight") and not is_factor:
-        return False
-    sides = spec.shape[: _dims(spec)]
-    return _long_sides(sides) < 2 or (len(sides) == 3 and sides[0] == 1)
 
 
 def _dims(spec: ParameterSpec) -> int:

@@ -105,9 +105,9 @@ def _first_uses(blocks: Sequence[EdgeBlock], numel: int) -> Iterator[EdgeBlock]:
     for block in blocks:
         view = block.elements
         after = taken[view.offset :]
-        places = np.lib.stride_tricks.as_strided(after, view.shape, view.strides)
-        if not places.any():
-            places[...] = True
+        are_taken = np.lib.stride_tricks.as_strided(after, view.shape, view.strides)
+        if not are_taken.any():
+            are_taken[...] = True
             yield block
 
 
@@ -122,8 +122,8 @@ def _pieces(graph: NeuralGraph, block: EdgeBlock) -> Iterator[MatrixPiece]:
     if has_gates and is_gated(graph, block.target, block.slot_shape):
         gate_stride = first.strides[-1]
         for k in range(block.slots):
-            part = _along(first, slice(-1), k * gate_stride)
-            yield MatrixPiece(part, (targets,), (sources,))
+            gate = _along(first, slice(-1), k * gate_stride)
+            yield MatrixPiece(gate, (targets,), (sources,))
     elif groups == 1:
         yield MatrixPiece(first, (targets,), (sources,))
     elif n_source == 1 and (n_target == 1 or step == n_target * row):
@@ -158,9 +158,9 @@ def _unstacked(
     numbers = neurons(targets.index, graph.groups[targets.group].size)
     for k, expert_neurons in enumerate(numbers.reshape(count, -1)):
         offset = view.offset + k * len(expert_neurons) * view.strides[0]
-        part_shape = (len(expert_neurons), *view.shape[1:])
-        part = replace(view, shape=part_shape, offset=offset)
-        yield MatrixPiece(part, _ends(targets.group, expert_neurons), piece.sources)
+        expert_shape = (len(expert_neurons), *view.shape[1:])
+        expert = replace(view, shape=expert_shape, offset=offset)
+        yield MatrixPiece(expert, _ends(targets.group, expert_neurons), piece.sources)
 
 
 def _ends(group: int, numbers: np.ndarray) -> Ends:
@@ -172,12 +172,10 @@ def _groups(graph: NeuralGraph, block: EdgeBlock) -> Iterator[MatrixPiece]:
     view, groups = block.elements, block.shape[0]
     targets = neurons(block.target_index, graph.groups[block.target].size)
     sources = neurons(block.source_index, graph.groups[block.source].size)
-    targets = targets.reshape(groups, -1)
-    sources = sources.reshape(groups, -1)
     for k in range(groups):
         part = _along(view, slice(1, None), k * view.strides[0])
-        rows = _ends(block.target, targets[k])
-        columns = _ends(block.source, sources[k])
+        rows = _ends(block.target, targets.reshape(groups, -1)[k])
+        columns = _ends(block.source, sources.reshape(groups, -1)[k])
         yield MatrixPiece(part, rows, columns)
 
 
@@ -209,10 +207,9 @@ def _joined_rows(pieces: Sequence[MatrixPiece]) -> list[MatrixPiece]:
         return list(pieces)
     depthwise, rest = [], []
     for piece in pieces:
-        if piece.is_depthwise or piece.view.shape[:2] == (1, 1):
-            depthwise.append(piece)
-        else:
-            rest.append(piece)
+        is_one = piece.is_depthwise or piece.view.shape[:2] == (1, 1)
+        of_its_kind = depthwise if is_one else rest
+        of_its_kind.append(piece)
     return rest + _joined(depthwise, 0)
 
 
@@ -232,13 +229,10 @@ def _joined(pieces: Sequence[MatrixPiece], axis: int) -> list[MatrixPiece]:
     if not step:
         return list(pieces)
     first = in_order[0]
-    shape = list(first.view.shape)
-    strides = list(first.view.strides)
-    shape[axis] = len(offsets)
-    strides[axis] = step
+    shape, strides = list(first.view.shape), list(first.view.strides)
+    shape[axis], strides[axis] = len(offsets), step
     view = replace(first.view, shape=tuple(shape), strides=tuple(strides))
-    is_mixed = offsets != sorted(offsets)
-    joined = () if is_mixed else tuple(ends)
+    joined = tuple(ends) if offsets == sorted(offsets) else ()
     if axis:
         return [MatrixPiece(view, first.targets, joined, is_depthwise)]
     return [MatrixPiece(view, joined, (), is_depthwise)]
@@ -303,8 +297,7 @@ def _by_usage(piece: MatrixPiece, usage: Sequence[np.ndarray]) -> Iterator[Matri
         rows = np.flatnonzero(used == label)
         parts.append(rows)
         steps.append(np.unique(np.diff(rows)))
-    is_even = all(len(step) == 1 for step in steps)
-    if len(parts) == 1 or not is_even:
+    if len(parts) == 1 or any(len(step) != 1 for step in steps):
         yield piece
         return
     row, *columns = piece.view.strides
@@ -327,20 +320,13 @@ def _merged(pieces: Iterable[MatrixPiece]) -> tuple[MatrixBlock, ...]:
         offsets = torch.tensor(list(map(_offset, members)), device="cpu")
         start = 0
         for run in even_runs(offsets):
-            stop = start + len(run)
-            blocks.append(_stacked(members[start:stop]))
-            start = stop
+            stack = members[start : start + len(run)]
+            start += len(run)
+            first = stack[0].view
+            step = int(run[1] - run[0]) if len(run) > 1 else 0
+            shape, strides = (len(stack), *first.shape), (step, *first.strides)
+            view = replace(first, shape=shape, strides=strides)
+            rows = tuple(piece.targets for piece in stack)
+            columns = tuple(piece.sources for piece in stack)
+            blocks.append(MatrixBlock(view, rows, columns))
     return tuple(blocks)
-
-
-def _stacked(pieces: Sequence[MatrixPiece]) -> MatrixBlock:
-    first = pieces[0].view
-    step = _offset(pieces[1]) - first.offset if len(pieces) > 1 else 0
-    shape = (len(pieces), *first.shape)
-    strides = (step, *first.strides)
-    rows, columns = [], []
-    for piece in pieces:
-        rows.append(piece.targets)
-        columns.append(piece.sources)
-    view = replace(first, shape=shape, strides=strides)
-    return MatrixBlock(view, tuple(rows), tuple(columns))

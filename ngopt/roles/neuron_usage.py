@@ -29,20 +29,14 @@ def mixes_neurons(block: EdgeBlock) -> bool:
 
 def is_gated(graph: NeuralGraph, group: int, slot_shape: tuple[int, ...]) -> bool:
     """Whether a group is a recurrent layer whose gates are slots of this shape."""
-    for block in graph.blocks_into(group):
-        is_recurrent = block.kind == "recurrent" and block.view is not None
-        if is_recurrent and block.slot_shape == slot_shape:
-            return True
-    return False
+    into = graph.blocks_into(group)
+    recurrent = [block for block in into if block.kind == "recurrent" and block.view]
+    return any(block.slot_shape == slot_shape for block in recurrent)
 
 
 def made_by_weights(graph: NeuralGraph) -> set[int]:
     """Groups of neurons that are results of matrices."""
-    targets = set()
-    for block in graph.blocks:
-        if mixes_neurons(block):
-            targets.add(block.target)
-    return targets
+    return {block.target for block in graph.blocks if mixes_neurons(block)}
 
 
 def usage(graph: NeuralGraph) -> list[np.ndarray]:
@@ -59,11 +53,10 @@ def usage(graph: NeuralGraph) -> list[np.ndarray]:
             continue
         is_product = graph.groups[block.target].kind == "product"
         if is_product and block.kind in ("left", "right"):
-            used = labels.of_factors(block)
-            labels.add(block, used)
+            labels.add(block, labels.of_factors(block))
         elif block.target not in from_weights:
-            known = labels.of_groups[block.target]
-            labels.add(block, known[labels.targets(block)])
+            of_targets = labels.of_groups[block.target]
+            labels.add(block, of_targets[labels.targets(block)])
     return labels.of_groups
 
 
@@ -75,25 +68,22 @@ class _Labels:
         self.of_groups: list[np.ndarray] = []
         self.heads: dict[int, np.ndarray] = {}  # of the neurons of products
         self._labels: dict[tuple, int] = {}
-        self._scores = _scores(graph)
+        scores = _scores(graph)
         for number, group in enumerate(graph.groups):
             self.of_groups.append(np.zeros(group.size, np.int64))
             if group.kind == "product":
                 self.heads[number] = np.full(group.size, -1)
+        # the head that products are summed for, or that weights them
         for block in graph.blocks:
-            self._find_heads(block)
-
-    def _find_heads(self, block: EdgeBlock) -> None:
-        """Sets the head that products are summed for, or that weights them."""
-        _, n_target, n_source = block.shape
-        source, target = block.source, block.target
-        is_pooled = self.graph.groups[target].kind == "head"
-        if block.kind == "pool" and is_pooled and source in self.heads:
-            heads = np.repeat(self.targets(block), n_source)
-            self.heads[source][self._sources(block)] = heads
-        elif block.kind == "left" and source in self._scores and target in self.heads:
-            heads = np.repeat(self._sources(block), n_target)
-            self.heads[target][self.targets(block)] = heads
+            _, n_target, n_source = block.shape
+            source, target = block.source, block.target
+            is_pooled = graph.groups[target].kind == "head"
+            if block.kind == "pool" and is_pooled and source in self.heads:
+                heads = np.repeat(self.targets(block), n_source)
+                self.heads[source][self._sources(block)] = heads
+            elif block.kind == "left" and source in scores and target in self.heads:
+                heads = np.repeat(self._sources(block), n_target)
+                self.heads[target][self.targets(block)] = heads
 
     def _sources(self, block: EdgeBlock) -> np.ndarray:
         return neurons(block.source_index, self.graph.groups[block.source].size)
@@ -105,22 +95,20 @@ class _Labels:
         """Labels of how the targets of a block, products, use its sources."""
         head_of_targets = self.heads[block.target][self.targets(block)]
         heads, which = np.unique(head_of_targets, return_inverse=True)
-        labels = []
-        for head in heads.tolist():
-            labels.append(self._label((block.target, block.kind, head)))
-        return np.array(labels, np.int64)[which]
+        uses = [(block.target, block.kind, head) for head in heads.tolist()]
+        return np.array(list(map(self._label, uses)), np.int64)[which]
 
     def add(self, block: EdgeBlock, used: np.ndarray) -> None:
         """Combines the labels of a block's sources with one more use."""
         known = self.of_groups[block.source]
-        places = self._sources(block)
-        labels_and_uses = np.stack([known[places], used])
+        sources = self._sources(block)
+        labels_and_uses = np.stack([known[sources], used])
         pairs, which = np.unique(labels_and_uses, axis=1, return_inverse=True)
         labels = []
         for old, new in pairs.T.tolist():
             is_combined = old and new and old != new
             labels.append(self._label((old, new)) if is_combined else old or new)
-        known[places] = np.array(labels, np.int64)[which.ravel()]
+        known[sources] = np.array(labels, np.int64)[which.ravel()]
 
     def _label(self, key: tuple) -> int:
         """The label of a use (product, side, head), or of a pair of labels."""
@@ -129,10 +117,7 @@ class _Labels:
 
 def _scores(graph: NeuralGraph) -> set[int]:
     """Groups of attention heads, and functions of one head each: biases, factors."""
-    scores = set()
-    for number, group in enumerate(graph.groups):
-        if group.kind == "head":
-            scores.add(number)
+    scores = {i for i, group in enumerate(graph.groups) if group.kind == "head"}
     for block in graph.blocks:
         is_elementwise = block.shape[1:] == (1, 1) and not is_dense(block)
         is_product = graph.groups[block.target].kind == "product"

@@ -8,7 +8,7 @@ Lengths are inches, x grows to the right from 0 at the boxes, y upwards to 0.
 
 import textwrap
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from math import ceil, inf, log1p, sqrt
 from typing import NamedTuple
 
@@ -152,8 +152,7 @@ def wires_between(
     wires: dict[Wire, list[int]] = defaultdict(list)
     for number, block in enumerate(graph.blocks):
         style = "one to one" if block.view and is_diagonal(block) else block.kind
-        wire = Wire(box_of[block.source], box_of[block.target], style)
-        wires[wire].append(number)
+        wires[Wire(box_of[block.source], box_of[block.target], style)].append(number)
     return wires
 
 
@@ -166,7 +165,14 @@ def _thickness(
         amounts = [block.view.numel if block.view else 0 for block in graph.blocks]
         strength_of = log1p
     else:
-        amounts = _squared_norms(graph, values)
+        edges = iter(graph.gather(values).edges)
+        amounts = []  # squared norms, 0 for edges of value 1
+        for block in graph.blocks:
+            if block.view is None:
+                amounts.append(0.0)
+                continue
+            absolute = next(edges).detach().abs().double()
+            amounts.append(float(torch.linalg.vector_norm(absolute)) ** 2)
         strength_of = sqrt
     strengths = []
     for blocks in wires.values():
@@ -180,20 +186,6 @@ def _thickness(
         else:
             thickness.append(least + (most - least) * strength / greatest)
     return thickness
-
-
-def _squared_norms(graph: NeuralGraph, values: Sequence[Tensor]) -> list[float]:
-    """The squared norm of the values of every block, 0 for edges of value 1."""
-    edges = iter(graph.gather(values).edges)
-    squares = []
-    for block in graph.blocks:
-        if block.view is None:
-            squares.append(0.0)
-        else:
-            absolute = next(edges).detach().abs().double()
-            norm = float(torch.linalg.vector_norm(absolute))
-            squares.append(norm**2)
-    return squares
 
 
 def _bulge(wire: Wire) -> float:
@@ -310,18 +302,15 @@ def _legend(
         look = {"edgecolor": "#404040", "linewidth": THICK_BORDER}
         label = "input, output or pinned"
         handles.append(Patch(facecolor="white", label=label, **look))
-    handles += _lines({wire.style for wire in wires})
+    styles = {wire.style for wire in wires}
+    known = [style for style in LINES if style in styles]
+    for style in (*known, *sorted(styles - LINES.keys())):
+        color, dashes, words = LINES.get(style, OTHER_LINE)
+        look = {"color": color, "linestyle": dashes, "linewidth": 1.6}
+        handles.append(Line2D([], [], label=words or style, **look))
     if graph.weights:
         of_values = "norm of the values"
         measure = of_values if with_values else "log of the number of elements"
         label = f"thickness: {measure}"
         handles.append(Line2D([], [], color="#33475b", linewidth=4, label=label))
     return handles
-
-
-def _lines(styles: set[str]) -> Iterator[Line2D]:
-    known = [style for style in LINES if style in styles]
-    for style in (*known, *sorted(styles - LINES.keys())):
-        color, dashes, words = LINES.get(style, OTHER_LINE)
-        look = {"color": color, "linestyle": dashes, "linewidth": 1.6}
-        yield Line2D([], [], label=words or style, **look)

@@ -34,9 +34,7 @@ def infer_graph(specs: Sequence[ParameterSpec], named: bool = False) -> NeuralGr
     named: whether the names are those of the network's modules. Then vectors belong to
         layers by their names, otherwise by their order.
     """
-    parameters = []
-    for number, spec in enumerate(specs):
-        parameters.append(Parameter(number, spec.name, spec.shape))
+    parameters = [Parameter(i, spec.name, spec.shape) for i, spec in enumerate(specs)]
     layers = layers_by_name(parameters) if named else _layers_by_order(parameters)
     uncertain = _uncertain(parameters, layers)
     embeddings = _embeddings(layers)
@@ -45,8 +43,7 @@ def infer_graph(specs: Sequence[ParameterSpec], named: bool = False) -> NeuralGr
     for layer in layers:
         if layer.weight is not None:
             before = None if layer.weight in uncertain else last
-            is_embedding = layer.weight in embeddings
-            last = _add_weight(builder, layer, before, is_embedding)
+            last = _add_weight(builder, layer, before, layer.weight in embeddings)
         last = _add_vectors(builder, layer, last)
     return replace(builder.build(), inferred=(True,) * len(specs))
 
@@ -75,8 +72,7 @@ def _add_weight(
         # depthwise: a kernel for each neuron
         target = builder.add_group(layer_name(weight.name), size)
         view = View.whole(weight.number, (size, 1, *shape[1:]))
-        block = EdgeBlock(view, last, target, (size, 1, 1), shape[2:])
-        builder.blocks.append(block)
+        builder.blocks.append(EdgeBlock(view, last, target, (size, 1, 1), shape[2:]))
         return target
     slots = slot_shape(shape, size, smallest=2)
     if slots is None:
@@ -110,25 +106,19 @@ def _add_vectors(
         if bias is not None:
             assert last is not None, "only layers with a weight have a bias"
             builder.add_bias(View.whole(bias.number, bias.shape), last)
-    for norm in layer.norms:
-        last = _add_norm(builder, norm, last)
+    for scale, shift in layer.norms:
+        source = _inputs_of(builder, scale, last)
+        (n,) = scale.shape
+        last = builder.add_group(layer_name(scale.name), n)
+        shape = (n, 1, 1)
+        view = View(scale.number, shape, (1, 0, 0))
+        builder.blocks.append(EdgeBlock(view, source, last, shape, kind="gamma"))
+        if shift is not None:
+            builder.add_bias(View.whole(shift.number, (n,)), last, "beta")
     for parameter in layer.rest:
         component = builder.add_component(parameter.number)
         last = component if last is None else last
     return last
-
-
-def _add_norm(builder: GraphBuilder, norm: Norm, last: int | None) -> int:
-    scale = norm.scale
-    (n,) = scale.shape
-    source = _inputs_of(builder, scale, last)
-    target = builder.add_group(layer_name(scale.name), n)
-    shape = (n, 1, 1)
-    view = View(scale.number, shape, (1, 0, 0))
-    builder.blocks.append(EdgeBlock(view, source, target, shape, kind="gamma"))
-    if norm.shift is not None:
-        builder.add_bias(View.whole(norm.shift.number, (n,)), target, "beta")
-    return target
 
 
 # Layers by the order of their parameters
@@ -147,7 +137,11 @@ def _layers_by_order(parameters: Sequence[Parameter]) -> list[LayerParameters]:
     _assign_recurrent_biases(layers)
     for layer in layers:
         if layer.weight is not None:
-            _assign_bias(layer, layer.weight.shape[:1])
+            # an odd number of vectors as long as the outputs begins with a bias
+            fitting = [p for p in layer.rest if p.shape == layer.weight.shape[:1]]
+            if len(fitting) % 2:
+                layer.bias = fitting[0]
+                layer.rest.remove(layer.bias)
         _assign_norms(layer)
     return layers
 
@@ -182,14 +176,6 @@ def _have_gates(first: Parameter | None, second: Parameter | None) -> bool:
     return hidden[0] in (3 * hidden[1], 4 * hidden[1])
 
 
-def _assign_bias(layer: LayerParameters, outputs: tuple[int, ...]) -> None:
-    """An odd number of vectors as long as the outputs begins with a bias."""
-    fitting = [p for p in layer.rest if p.shape == outputs]
-    if len(fitting) % 2:
-        layer.bias = fitting[0]
-        layer.rest.remove(layer.bias)
-
-
 def _assign_norms(layer: LayerParameters) -> None:
     """Two vectors of one size in a row are a norm."""
     vectors = layer.rest
@@ -216,7 +202,16 @@ def _embeddings(layers: Sequence[LayerParameters]) -> set[Parameter]:
     embedding. Then there are several embeddings of different lengths, and no layer
     reads their rows.
     """
-    runs = _embedding_candidates(layers)
+    # weights that may be embeddings, in runs between other weights
+    runs: list[set[Parameter]] = [set()]
+    weights = [layer.weight for layer in layers if layer.weight is not None]
+    for k, layer in enumerate(layers):
+        if layer.weight is None:
+            continue
+        if _may_be_embedding(layers[k : k + 2], weights[0]):
+            runs[-1].add(layer.weight)
+        else:
+            runs.append(set())
     if runs[0]:
         return runs[0]
     read = set(map(_inputs, layers))
@@ -225,21 +220,6 @@ def _embeddings(layers: Sequence[LayerParameters]) -> set[Parameter]:
         if len(lengths) > 1 and read.isdisjoint(lengths):
             return run
     return set()
-
-
-def _embedding_candidates(layers: Sequence[LayerParameters]) -> list[set[Parameter]]:
-    """Weights that may be embeddings, in runs between other weights."""
-    runs: list[set[Parameter]] = [set()]
-    first = None
-    for k, layer in enumerate(layers):
-        if layer.weight is None:
-            continue
-        first = layer.weight if first is None else first
-        if _may_be_embedding(layers[k : k + 2], first):
-            runs[-1].add(layer.weight)
-        else:
-            runs.append(set())
-    return runs
 
 
 def _may_be_embedding(layers: Sequence[LayerParameters], first: Parameter) -> bool:
@@ -320,11 +300,9 @@ def _is_plain_chain(layers: Sequence[LayerParameters]) -> bool:
             return False
         shape = layer.weight.shape
         shape = shape[::-1] if layer.is_in_out else shape
-        if outputs is None:
-            fits = shape[0] != shape[1]
-        else:
-            fits = slot_shape(shape, outputs, smallest=2) is not None
-        if not fits:
+        if outputs is None and shape[0] == shape[1]:
+            return False
+        if outputs is not None and slot_shape(shape, outputs, smallest=2) is None:
             return False
         outputs = shape[0]
     return True

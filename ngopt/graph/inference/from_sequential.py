@@ -55,8 +55,13 @@ def sequential_graph(model: nn.Module) -> NeuralGraph | None:
     leaves = _sequential_leaves(model)
     if leaves is None or len(set(leaves)) < len(leaves):
         return None
-    if not all(map(_is_known, leaves)):
-        return None
+    for module in leaves:
+        if isinstance(module, nn.Conv2d):
+            is_known = module.groups == 1 and module.padding_mode == "zeros"
+        else:
+            is_known = isinstance(module, nn.Linear) or type(module) in FUNCTION_MODULES
+        if not is_known:
+            return None
     specs = []
     position = {}
     for i, (name, p) in enumerate(model.named_parameters()):
@@ -94,8 +99,7 @@ def sequential_graph(model: nn.Module) -> NeuralGraph | None:
 def _sequential_leaves(model: nn.Module) -> list[nn.Module] | None:
     """Leaf modules in the order of the forward pass; None if that is unknown."""
     if type(model) is not nn.Sequential:
-        has_children = next(model.children(), None) is not None
-        return None if has_children else [model]
+        return [model] if next(model.children(), None) is None else None
     leaves = []
     for child in model:
         inner = _sequential_leaves(child)
@@ -103,9 +107,3 @@ def _sequential_leaves(model: nn.Module) -> list[nn.Module] | None:
             return None
         leaves += inner
     return leaves
-
-
-def _is_known(module: nn.Module) -> bool:
-    if isinstance(module, nn.Conv2d):
-        return module.groups == 1 and module.padding_mode == "zeros"
-    return isinstance(module, nn.Linear) or type(module) in FUNCTION_MODULES

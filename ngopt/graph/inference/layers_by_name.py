@@ -122,8 +122,7 @@ def _with_separate_biases(layers: Sequence[LayerParameters]) -> list[LayerParame
     owners: dict[str, LayerParameters] = {}
     for layer in layers:
         if layer.weight is not None:
-            stem = layer.weight.name.removesuffix("weight")
-            owners[f"{stem}bias"] = layer
+            owners[layer.weight.name.removesuffix("weight") + "bias"] = layer
     kept = []
     for layer in layers:
         owner = None

@@ -37,50 +37,37 @@ def attention(
     if not isinstance(v, Neurons):
         return tracer.unknown(call)
     # dropout, is_causal and scale are ignored: they are the same for all neurons
-    k = _repeated(k, q)
-    v = _repeated(v, q)
+    k, v = _repeated(k, q), _repeated(v, q)
     keys = Neurons(k.labels.mT)
-    *lead, _ = q.shape
-    shape = torch.Size((*lead, keys.shape[-1]))
+    shape = torch.Size((*q.shape[:-1], keys.shape[-1]))
     scores = product_of_activations(tracer, call.name, q, keys, shape)
     if isinstance(scores, Neurons):
         mask = tracer.argument(call, "attn_mask")
-        scores = _masked(tracer, call, scores, mask)
-        heads = nodes_among(scores.labels)
+        if isinstance(mask, Elements):
+            scores = with_parameter(tracer, call, scores, mask, "shift")
+        elif isinstance(mask, Neurons):
+            scores = sum_of(tracer, call, scores, mask)
+        elif isinstance(mask, Tensor):
+            tell_apart_by_constant(tracer, scores, mask)
         # function None: all heads have the same
-        function = AppliedFunction(heads, "softmax", None)
-        tracer.applied_functions.append(function)
+        softmax = AppliedFunction(nodes_among(scores.labels), "softmax", None)
+        tracer.applied_functions.append(softmax)
     name = f"{call.name}.values"
     return product_of_activations(tracer, name, scores, v, tracer.shape_of(call))
 
 
 def _repeated(x: Neurons, q: Neurons) -> Neurons:
     """Keys or values (..., heads, n, d), a head for each of the queries."""
-    if len(q.shape) < 3:
-        return x
-    heads = q.shape[-3]
-    own_heads = x.shape[-3]
-    if heads <= own_heads:
+    if len(q.shape) < 3 or q.shape[-3] <= x.shape[-3]:
         return x
     # as in torch, consecutive heads of queries share a head of keys
-    ratio = heads // own_heads
-    return Neurons(x.labels.repeat_interleave(ratio, -3))
-
-
-def _masked(tracer: Tracer, call: Node, scores: Neurons, mask: Value) -> Neurons:
-    if isinstance(mask, Elements):
-        return with_parameter(tracer, call, scores, mask, "shift")
-    if isinstance(mask, Neurons):
-        return sum_of(tracer, call, scores, mask)
-    if isinstance(mask, Tensor):
-        tell_apart_by_constant(tracer, scores, mask)
-    return scores
+    return Neurons(x.labels.repeat_interleave(q.shape[-3] // x.shape[-3], -3))
 
 
 def product_of_activations(
     tracer: Tracer, name: str, a: Value, b: Value, shape: torch.Size
 ) -> Value:
-    """a @ b of two activations, (..., t, n) and (..., n, m).
+    """a @ b of two activations, (..., t, n) and (..., n, m); Unknown if too large.
 
     If the sum runs over neurons (q k^T), each pair of them is a product node, and all
     products of a sum have edges to one node, a head. If it runs over positions
@@ -91,31 +78,23 @@ def product_of_activations(
     if isinstance(a, Neurons) and isinstance(b, (Tensor, Unknown)):
         return same_neurons(a, -1, shape)
     if isinstance(b, Neurons) and isinstance(a, (Tensor, Unknown)):
-        rows = max(-2, -len(b.shape))  # a vector is a column
-        return same_neurons(b, rows, shape)
-    if isinstance(a, Neurons) and isinstance(b, Neurons):
-        return _of_activations(tracer, name, a.labels, b.labels, shape)
-    return Unknown(shape)
-
-
-def _of_activations(
-    tracer: Tracer, name: str, a: Tensor, b: Tensor, shape: torch.Size
-) -> Value:
-    """The product of labels (..., t, n) and (..., n, m); Unknown if too large."""
+        # a vector is a column
+        return same_neurons(b, max(-2, -len(b.shape)), shape)
+    if not isinstance(a, Neurons) or not isinstance(b, Neurons):
+        return Unknown(shape)
     # as in torch, a vector is a row on the left and a column on the right
-    a = a[None] if a.dim() == 1 else a
-    b = b[:, None] if b.dim() == 1 else b
+    left = a.labels[None] if a.labels.dim() == 1 else a.labels
+    right = b.labels[:, None] if b.labels.dim() == 1 else b.labels
     # (1,): two plain matrices get an axis that can be flattened, too
-    lead = torch.broadcast_shapes((1,), a.shape[:-2], b.shape[:-2])
-    whole = [x.expand(*lead, -1, -1) for x in (a, b)]
+    lead = torch.broadcast_shapes((1,), left.shape[:-2], right.shape[:-2])
     # (r, t, n) and (r, n, m)
-    left, right = [tracer.nodes.find(x).flatten(0, -3) for x in whole]
-    r, t, _ = left.shape
-    m = right.shape[2]
+    left = tracer.nodes.find(left.expand(*lead, -1, -1)).flatten(0, -3)
+    right = tracer.nodes.find(right.expand(*lead, -1, -1)).flatten(0, -3)
     labels = _products(tracer, name, left, right)
     if labels is None:
         return Unknown(shape)
-    return Neurons(labels.expand(r, t, m).reshape(shape))
+    r, t, _ = left.shape
+    return Neurons(labels.expand(r, t, right.shape[2]).reshape(shape))
 
 
 def same_neurons(
@@ -139,14 +118,12 @@ def _products(tracer: Tracer, name: str, left: Tensor, right: Tensor) -> Tensor 
     # neurons of values are along m, those of keys along n
     right = _unify_positions(tracer, right, 2 if weighs else 1)
     if weighs and same_along(right, 1):
-        heads = left[:, 0, 0]
-        return _weighted(tracer, name, heads, right[:, 0])
+        return _weighted_values(tracer, name, left[:, 0, :1], right[:, 0])
     if same_along(right, 2):
         left = _unify_positions(tracer, left, 2)
         right = tracer.nodes.find(right)
         if same_along(left, 1):
-            keys = right[:, :, 0]
-            return _scores(tracer, name, left[:, 0], keys)
+            return _scores(tracer, name, left[:, 0], right[:, :, 0])
     return _pooled_products(tracer, name, left, right)
 
 
@@ -160,18 +137,13 @@ def _unify_positions(tracer: Tracer, labels: Tensor, dim: int) -> Tensor:
         return labels
     # heads repeat for every entry of the batch
     matrices, which = labels.unique(dim=0, return_inverse=True)
-    rows = []
-    is_unified = True
-    for matrix in matrices:
-        row = tracer.unify_places(matrix, dim - 1)
-        if row is None:
-            is_unified = False
-        else:
-            rows.append(row)
-    if not is_unified:
+    # all of them, even if one cannot be unified
+    rows = [tracer.unify_places(matrix, dim - 1) for matrix in matrices]
+    known = [row for row in rows if row is not None]
+    if len(known) < len(matrices):
         return tracer.nodes.find(labels)
     # later matrices may have unified nodes of earlier ones
-    unified = tracer.nodes.find(torch.stack(rows))[which]
+    unified = tracer.nodes.find(torch.stack(known))[which]
     return unified.unsqueeze(other).expand_as(labels)
 
 
@@ -187,17 +159,15 @@ def _scores(tracer: Tracer, name: str, left: Tensor, right: Tensor) -> Tensor | 
     edges_per_use(tracer, left.flatten(), products, "left")
     edges_per_use(tracer, right.flatten(), products, "right")
     nodes = tracer.nodes.new(f"{name}.heads", len(heads), "head", heads.T)
-    summed = products.reshape(left.shape)
-    tracer.edges(None, summed, nodes[:, None], "pool")
+    tracer.edges(None, products.reshape(left.shape), nodes[:, None], "pool")
     return nodes[which][:, None, None]
 
 
-def _weighted(
+def _weighted_values(
     tracer: Tracer, name: str, heads: Tensor, values: Tensor
 ) -> Tensor | None:
-    """The products (r, 1, m) of heads (r,) with their values (r, m). None if any entry
-    is no neuron."""
-    heads = heads[:, None]
+    """The products (r, 1, m) of heads (r, 1) with their values (r, m). None if any
+    entry is no neuron."""
     pairs = torch.cat([heads, values], dim=1)
     if (pairs <= 0).any():
         return None
@@ -219,13 +189,10 @@ def _pooled_products(
     r, t, n = left.shape
     m = right.shape[2]
     # both factors of all products, (r, t, m, n), of length 1 where both repeat
-    left = with_zero_strides(left)[:, :, None]
-    right = with_zero_strides(right).mT[:, None]
-    whole = [x.expand(r, t, m, n) for x in (left, right)]
-    left, right = without_repeats(whole)
-    if left.numel() > MAX_ENTRIES:
-        return None
-    if (left <= 0).any() or (right <= 0).any():
+    left = with_zero_strides(left)[:, :, None].expand(r, t, m, n)
+    right = with_zero_strides(right).mT[:, None].expand(r, t, m, n)
+    left, right = without_repeats([left, right])
+    if left.numel() > MAX_ENTRIES or (left <= 0).any() or (right <= 0).any():
         return None
     pairs, which = unique_pairs(left.flatten(), right.flatten())
     if pairs.shape[1] > MAX_PRODUCTS:
@@ -240,8 +207,7 @@ def _sums(tracer: Tracer, name: str, products: Tensor) -> Tensor:
     if products.shape[3] == 1:
         return products[..., 0]
     # a sum has no order: equal sets are one node
-    rows = products.flatten(0, 2)
-    rows, _ = rows.sort(dim=1)
+    rows, _ = products.flatten(0, 2).sort(dim=1)
     sets, which = rows.unique(dim=0, return_inverse=True)
     nodes = tracer.nodes.new(name, len(sets), "pool", sets.T)
     tracer.edges(None, sets, nodes[:, None], "pool")

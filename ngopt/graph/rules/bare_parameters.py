@@ -39,9 +39,14 @@ def with_parameter(
     # a neuron becomes another one at each place of a new axis
     if place.numel() > 1:
         return _along_new_axes(tracer, call, x, elements, kind, place)
-    numbers = elements.numbers.expand(shape)
-    labels = x.labels.expand(shape)
-    labels, pairs = _pairs_with_elements(tracer, labels, numbers)
+    whole = x.labels.expand(shape), elements.numbers.expand(shape)
+    entries, numbers = without_repeats(whole)
+    labels = tracer.nodes.find(entries)
+    pairs = _pairs(labels, numbers)
+    # a class token and the patches are different nodes until they are unified
+    if _is_uneven(pairs) and tracer.unify_places(entries, -1) is not None:
+        labels = tracer.nodes.find(entries)
+        pairs = _pairs(labels, numbers)
     # only then are the elements a table, with a row for each neuron
     if pairs.numel() and not _is_uneven(pairs):
         labels = _entry_by_entry(tracer, labels, pairs, elements.parameter, kind)
@@ -82,20 +87,6 @@ def _entry_by_entry(
     return replaced_labels(labels, nodes, targets)
 
 
-def _pairs_with_elements(
-    tracer: Tracer, labels: Tensor, numbers: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Labels, of length 1 where all repeats, and (2, pairs) of neurons and elements."""
-    whole, numbers = without_repeats([labels, numbers])
-    labels = tracer.nodes.find(whole)
-    pairs = _pairs(labels, numbers)
-    # a class token and the patches are different nodes until they are unified
-    if _is_uneven(pairs) and tracer.unify_places(whole, -1) is not None:
-        labels = tracer.nodes.find(whole)
-        pairs = _pairs(labels, numbers)
-    return labels, pairs
-
-
 def _places_on_new_axes(
     before: torch.Size, elements: Elements, shape: torch.Size
 ) -> Tensor:
@@ -106,14 +97,12 @@ def _places_on_new_axes(
     """
     numbers = elements.numbers.expand(shape)
     axes = len(shape)
-    missing = axes - len(before)
-    sizes = (1,) * missing + tuple(before)
+    sizes = (1,) * (axes - len(before)) + tuple(before)
     place = torch.zeros([1] * axes, dtype=torch.long)
     for d, new in enumerate(shape):
         if sizes[d] == 1 < new and not same_along(numbers, d):
-            behind = [1] * (axes - 1 - d)
-            along = torch.arange(new).reshape(-1, *behind)
             # mixed radix: numbers grow fastest along the last new axis
+            along = torch.arange(new).reshape(-1, *[1] * (axes - 1 - d))
             place = place * new + along
     return place
 
@@ -132,16 +121,24 @@ def _along_new_axes(
     pairs, which = unique_pairs(labels[is_neuron], place[is_neuron])
     # new nodes, and the elements that each is combined with
     of_nodes, _ = unique_pairs(which, numbers[is_neuron])
+    sources, count = pairs[0], len(pairs[0])
     scales = None
     # equally many pairs: every new node has one element
     if kind in SCALES and of_nodes.shape == pairs.shape:
-        scales = _table(elements.parameter, pairs[0], of_nodes[1])
-    nodes = _nodes_at_places(tracer, call, pairs[0], scales, kind)
+        scales = _table(elements.parameter, sources, of_nodes[1])
+    if scales is None:
+        nodes = tracer.nodes.new(call.name, count, "copy", sources[None])
+        tracer.edges(None, sources, nodes, "copy")
+        labels[is_neuron] = nodes[which]
+        copies = Neurons(labels.expand(shape))
+        return with_parameter(tracer, call, copies, elements, kind)
+    name = tracer.parameters[scales.parameter].name
+    # made_of: scaled entries of an input can be unified as the entries can
+    nodes = tracer.nodes.new(name, count, made_of=sources[None])
+    targets = nodes.reshape(scales.shape)
+    tracer.edges(scales, sources.reshape(scales.shape), targets, kind)
     labels[is_neuron] = nodes[which]
-    result = Neurons(labels.expand(shape))
-    if scales is not None:
-        return result
-    return with_parameter(tracer, call, result, elements, kind)
+    return Neurons(labels.expand(shape))
 
 
 def _table(parameter: int, sources: Tensor, numbers: Tensor) -> Elements | None:
@@ -152,24 +149,6 @@ def _table(parameter: int, sources: Tensor, numbers: Tensor) -> Elements | None:
         return None
     entries = Elements(parameter, numbers.reshape(len(neurons), -1))
     return None if entries.view() is None else entries
-
-
-def _nodes_at_places(
-    tracer: Tracer, call: Node, sources: Tensor, scales: Elements | None, kind: str
-) -> Tensor:
-    """New nodes behind scales from one to one; without these, behind copies."""
-    count = len(sources)
-    if scales is None:
-        nodes = tracer.nodes.new(call.name, count, "copy", sources[None])
-        tracer.edges(None, sources, nodes, "copy")
-        return nodes
-    name = tracer.parameters[scales.parameter].name
-    # made_of: scaled entries of an input can be unified as the entries can
-    nodes = tracer.nodes.new(name, count, made_of=sources[None])
-    sources = sources.reshape(scales.shape)
-    targets = nodes.reshape(scales.shape)
-    tracer.edges(scales, sources, targets, kind)
-    return nodes
 
 
 def _pairs(labels: Tensor, numbers: Tensor) -> Tensor:

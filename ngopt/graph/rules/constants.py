@@ -40,11 +40,9 @@ def creation(tracer: Tracer, call: Node, like: Value, *args, **kwargs) -> Value:
     """Random numbers are represented as zeros, the same for all neurons."""
     # the result depends on the shape of the input alone: zeros stay 0
     tracer.input_dependent.discard(call)
-    (source,) = call.all_input_nodes[:1]
-    dtype = source.meta["val"].dtype
-    zeros = torch.zeros(tuple(like.shape), dtype=dtype)
+    dtype = call.all_input_nodes[0].meta["val"].dtype
     function: Any = call.target
-    value = function(zeros, *args, **kwargs)
+    value = function(torch.zeros(tuple(like.shape), dtype=dtype), *args, **kwargs)
     is_known = packet_of(call) in KNOWN_CREATIONS
     return value if is_known else torch.zeros_like(value)
 
@@ -63,9 +61,8 @@ def tell_apart_by_constant(tracer: Tracer, x: Neurons, constant: Tensor) -> None
         return
     labels, values = without_repeats([with_zero_strides(x.labels), whole])
     labels = tracer.nodes.find(labels)
-    inputs = tracer.nodes.marked(Mark.INPUT)
     # inputs are never exchanged
-    is_input = torch.isin(labels, inputs)
+    is_input = torch.isin(labels, tracer.nodes.marked(Mark.INPUT))
     is_inner = (labels > 0) & ~is_input
     if is_inner.any():
         _add_value_nodes(tracer, labels[is_inner], values[is_inner])
@@ -76,11 +73,8 @@ def differs_between_neurons(labels: Tensor, other: Tensor) -> bool:
     Stride 0 means no change."""
     labels = with_zero_strides(labels)
     other = other.expand(labels.shape)
-    for d, n in enumerate(labels.shape):
-        both_change = labels.stride(d) and other.stride(d)
-        if n > 1 and both_change:
-            return True
-    return False
+    strides = zip(labels.shape, labels.stride(), other.stride(), strict=True)
+    return any(n > 1 and stride and other_stride for n, stride, other_stride in strides)
 
 
 def _add_value_nodes(tracer: Tracer, labels: Tensor, values: Tensor) -> None:
@@ -100,5 +94,4 @@ def _add_value_nodes(tracer: Tracer, labels: Tensor, values: Tensor) -> None:
     rows, owner = numbers.unique(dim=0, return_inverse=True)
     # the same values for all neurons distinguish none
     if len(rows) > 1:
-        constants = tracer.constant_nodes(rows)
-        tracer.edges(None, constants[owner], nodes, "spread")
+        tracer.edges(None, tracer.constant_nodes(rows)[owner], nodes, "spread")

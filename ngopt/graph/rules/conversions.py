@@ -33,8 +33,7 @@ def as_neurons(tracer: Tracer, value: Value) -> Neurons:
     # made of no nodes: learned entries of several positions may be unified later
     made_of = numbers.new_empty(0, count)
     nodes = tracer.nodes.new(name, count, made_of=made_of, mark=Mark.LEARNED)
-    different = Elements(value.parameter, numbers)
-    tracer.edges(different, None, nodes, "value")
+    tracer.edges(Elements(value.parameter, numbers), None, nodes, "value")
     return Neurons(nodes[which])
 
 

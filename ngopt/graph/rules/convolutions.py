@@ -49,8 +49,7 @@ def convolution(tracer: Tracer, call: Node, x: Value, weight: Value, *_, **__) -
     # a pointwise convolution of positions: a layer between these, and channels stay
     if is_pointwise and _are_positions(tracer, x.labels, channel):
         matrix = weight.apply(lambda w: w.flatten(1))
-        bias = tracer.argument(call, "bias")
-        shape = tracer.shape_of(call)
+        bias, shape = tracer.argument(call, "bias"), tracer.shape_of(call)
         return linear_over_positions(tracer, call, x, matrix, bias, shape, channel)
     return _convolution(tracer, call, x, kernels)
 
@@ -65,49 +64,35 @@ def transposed_convolution(
     x = as_neurons(tracer, x)
     groups = tracer.argument(call, "groups")
     # (g, n_in / g, n_out / g, *k)
-    kernels = weight.apply(lambda w: w.unflatten(0, (groups, -1)))
-    kernels = kernels.apply(lambda w: w.transpose(1, 2))
+    kernels = weight.apply(lambda w: w.unflatten(0, (groups, -1)).transpose(1, 2))
     return _convolution(tracer, call, x, kernels)
 
 
 def _convolution(tracer: Tracer, call: Node, x: Neurons, kernels: Elements) -> Value:
     """kernels: (g, n_out / g, n_in / g, *k)."""
     shape = tracer.shape_of(call)
-    kernel = kernels.shape[3:]
-    channel = -len(kernel) - 1
-    maps, which = _different_maps(tracer, x.labels, channel)
+    groups, n_target, n_source, *kernel = kernels.shape
+    maps, which = _different_maps(tracer, x.labels, -len(kernel) - 1)
     counts = list(map(len, maps))
     # each row is a use of the whole weight; a map of constants alone has no row
     if sum(counts) > MAX_USES or 0 in counts:
         return Unknown(shape)
-    channels = []
+    outputs = []  # new neurons (n_out,) with edges from the channels of all rows
     for rows in maps:
-        channels.append(_new_channels(tracer, call, rows, kernels))
+        channels = tracer.new_layer(kernels, groups * n_target)
+        targets = channels.reshape(groups, n_target, 1)
+        for row in rows:
+            row = tracer.source_nodes(row, tracer.name_of(kernels))
+            sources = row.reshape(groups, 1, n_source)
+            tracer.edges(kernels, sources, targets, call=call)
+            if len(rows) > 1:
+                tracer.pin(row)  # the graph does not contain the place of each row
+        add_bias(tracer, tracer.argument(call, "bias"), channels)
+        outputs.append(channels)
     # batch entries may have different neurons
-    labels = torch.stack(channels)[which]  # (*batch, n_out)
-    space = [1] * len(kernel)
-    labels = labels.reshape(*labels.shape, *space)
+    labels = torch.stack(outputs)[which]  # (*batch, n_out)
+    labels = labels.reshape(*labels.shape, *[1] * len(kernel))
     return Neurons(labels.expand(shape), is_pristine=True)
-
-
-def _new_channels(
-    tracer: Tracer, call: Node, rows: Tensor, kernels: Elements
-) -> Tensor:
-    """New neurons (n_out,) with edges from the channels of all rows (r, n_in).
-
-    kernels: (g, n_out / g, n_in / g, *k).
-    """
-    groups, n_target, n_source, *_ = kernels.shape
-    channels = tracer.new_layer(kernels, groups * n_target)
-    targets = channels.reshape(groups, n_target, 1)
-    for row in rows:
-        row = tracer.source_nodes(row, tracer.name_of(kernels))
-        sources = row.reshape(groups, 1, n_source)
-        tracer.edges(kernels, sources, targets, call=call)
-        if len(rows) > 1:
-            tracer.pin(row)  # the graph does not contain the place of each row
-    add_bias(tracer, tracer.argument(call, "bias"), channels)
-    return channels
 
 
 def _are_positions(tracer: Tracer, labels: Tensor, channel: int) -> bool:
@@ -138,8 +123,7 @@ def _different_maps(
     maps = []
     for row_indices in number_of_rows:
         different = rows[list(row_indices)]
-        has_neuron = (different > 0).any(1)
-        maps.append(different[has_neuron])
+        maps.append(different[(different > 0).any(1)])
     return maps, torch.tensor(numbers).reshape(batch)
 
 
@@ -152,10 +136,8 @@ def unify_channel_places(tracer: Tracer, labels: Tensor, channel: int) -> None:
     """
     channel = channel % labels.dim()
     (labels,) = without_repeats([labels], keep=[channel])
-    batch = labels.shape[:channel].numel()
-    n = labels.shape[channel]
-    rows = tracer.nodes.find(labels).movedim(channel, -1)
-    maps = rows.reshape(batch, -1, n)
+    shape = (labels.shape[:channel].numel(), -1, labels.shape[channel])
+    maps = tracer.nodes.find(labels).movedim(channel, -1).reshape(shape)
     # batch entries may be maps of different neurons
     for places in maps.unique(dim=0):
         # earlier maps may have unified neurons of this one
@@ -163,8 +145,7 @@ def unify_channel_places(tracer: Tracer, labels: Tensor, channel: int) -> None:
         are_neurons = len(rows) > 1 and (rows > 0).all()
         # a neuron of two channels would unify these
         if are_neurons and not has_duplicates(rows):
-            first = rows[:1].expand_as(rows)
-            tracer.nodes.unify(first, rows)
+            tracer.nodes.unify(rows[:1].expand_as(rows), rows)
             # the linear layer before a norm has channels, too: edges from one to one
             # connect unified nodes to partners, which are unified
             pairs = list(_one_to_one(tracer.all_edges))
@@ -179,18 +160,14 @@ def _one_to_one(all_edges: Sequence[Edges]) -> Iterator[tuple[Tensor, Tensor]]:
         sources, targets = edges.sources, edges.targets
         if sources is None or sources.shape != targets.shape or not sources.numel():
             continue
-        if has_duplicates(sources) or has_duplicates(targets):
-            continue
-        sources = sources.flatten()
-        targets = targets.flatten()
-        yield sources, targets
-        yield targets, sources
+        if not has_duplicates(sources) and not has_duplicates(targets):
+            yield sources.flatten(), targets.flatten()
+            yield targets.flatten(), sources.flatten()
 
 
 def _unify_each(tracer: Tracer, ends: Tensor, partners: Tensor) -> bool:
     """Unifies partners[i] whose ends[i] are one node; returns whether any changed."""
-    ends = tracer.nodes.find(ends)
-    partners = tracer.nodes.find(partners)
+    ends, partners = tracer.nodes.find(ends), tracer.nodes.find(partners)
     nodes, which = ends.unique(return_inverse=True)
     # the initial values are the maximum, so that they change no minimum
     oldest = torch.full_like(nodes, int(partners.max()))

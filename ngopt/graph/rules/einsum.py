@@ -32,8 +32,7 @@ def einsum(
     if isinstance(x, Elements) and not isinstance(y, Elements):
         a, b = b, a
         x, y = y, x
-    lengths = (*x.shape, *y.shape)
-    sizes = _sizes(a + b, lengths)
+    sizes = _sizes(a + b, (*x.shape, *y.shape))
     left = _without(output, b)
     right = _without(output, a)
     batch = _without(output, left + right)
@@ -41,8 +40,7 @@ def einsum(
     x = _arranged(x, a, sizes, (batch, left, summed))
     y = _arranged(y, b, sizes, (batch, right, summed))
     # one axis for all indices of each part
-    *lead, _ = x.shape
-    shape = torch.Size((*lead, y.shape[-2]))
+    shape = torch.Size((*x.shape[:-1], y.shape[-2]))
     product = matmul(tracer, call, x, transposed(y), shape)
     if not isinstance(product, Neurons):
         return unknown
@@ -99,10 +97,8 @@ def _arranged(
     parts: the indices of the batch, of rows (kept) and of columns (summed).
     """
     batch, kept, summed = parts
-    lead = _lengths(batch, sizes)
-    rows = prod(_lengths(kept, sizes))
-    columns = prod(_lengths(summed, sizes))
-    shape = (*lead, rows, columns)
+    rows, columns = prod(_lengths(kept, sizes)), prod(_lengths(summed, sizes))
+    shape = (*_lengths(batch, sizes), rows, columns)
     order = _places(batch + kept + summed, names)
 
     def arranged(x: Tensor) -> Tensor:

@@ -20,9 +20,8 @@ def embedding(tracer: Tracer, call: Node, weight: Value, index: Value, *_) -> Va
     if not isinstance(weight, Elements):
         return pointwise_function(tracer, call, (weight,), {})
     # data select the row: all places have the same neurons
-    labels = _table(tracer, call, weight)
-    shape = tracer.shape_of(call)
-    return Neurons(labels.expand(shape), is_pristine=True)
+    labels = _table(tracer, call, weight).expand(tracer.shape_of(call))
+    return Neurons(labels, is_pristine=True)
 
 
 def _table(tracer: Tracer, call: Node, weight: Elements) -> Tensor:
@@ -53,8 +52,7 @@ def embedding_bag(
         right = Neurons(result.labels.expand(len(factors.labels), -1))
         shape = torch.Size((1, len(result.labels)))
         result = product_of_activations(tracer, call.name, left, right, shape)
-    sums = rearranged(result, lambda x: x.expand(bags.shape))
-    return (sums, *others)
+    return (rearranged(result, lambda x: x.expand(bags.shape)), *others)
 
 
 @register_rule(aten.grid_sampler, aten.grid_sampler_2d, aten.grid_sampler_3d)
@@ -79,6 +77,5 @@ def grid_sample(tracer: Tracer, call: Node, planes: Value, grid: Value, *_) -> V
     if labels is None:
         return Unknown(shape)
     # (features,) of activations, (planes, features) of a parameter
-    space = [1] * (len(shape) - 2)
-    labels = labels.reshape(*labels.shape, *space)
+    labels = labels.reshape(*labels.shape, *[1] * (len(shape) - 2))
     return Neurons(labels.expand(shape))

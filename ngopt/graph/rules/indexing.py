@@ -54,8 +54,7 @@ def index_select(
     """Rows of x along one dimension."""
     if not is_data_dependent([places]):
         return rearrange(tracer, call, (x, dim, places), {})
-    dim = dim % len(x.shape)
-    return _at_unknown_places(tracer, call, x, [dim])
+    return _at_unknown_places(tracer, call, x, [dim % len(x.shape)])
 
 
 def is_data_dependent(places: Index) -> bool:
@@ -80,8 +79,7 @@ def indexed_dims(call: Node) -> list[int]:
 
 
 def are_adjacent(dims: list[int]) -> bool:
-    first = dims[0]
-    return dims == list(range(first, first + len(dims)))
+    return dims == list(range(dims[0], dims[0] + len(dims)))
 
 
 def _at_unknown_places(tracer: Tracer, call: Node, x: Value, dims: list[int]) -> Value:
@@ -100,19 +98,17 @@ def _at_unknown_places(tracer: Tracer, call: Node, x: Value, dims: list[int]) ->
         return embedding(tracer, call, x, None)
     if not isinstance(x, Neurons):
         return tracer.unknown(call)
-    nodes = _nodes_at_any_place(tracer, call, x, dims)
+    others = [d for d in range(len(x.shape)) if d not in dims]
+    nodes = tracer.unify_places(x.labels, others) if others else None
+    if nodes is None:
+        nodes = _nodes_at_any_place(tracer, call, x, dims)
     if nodes is None:
         return tracer.unknown(call)
     # as in torch, dimensions of indices come first if they are not adjacent
     first = dims[0] if are_adjacent(dims) else 0
-    sizes = [x.shape[d] for d in _other_dims(x, dims)]
-    new = [1] * (len(shape) - len(sizes))
-    sizes[first:first] = new
+    sizes = [x.shape[d] for d in others]
+    sizes[first:first] = [1] * (len(shape) - len(sizes))
     return Neurons(nodes.reshape(sizes).expand(shape))
-
-
-def _other_dims(x: Neurons, dims: list[int]) -> list[int]:
-    return [d for d in range(len(x.shape)) if d not in dims]
 
 
 def _nodes_at_any_place(
@@ -120,15 +116,8 @@ def _nodes_at_any_place(
 ) -> Tensor | None:
     """The nodes (n,) of all places along some dimensions, or new nodes behind these.
     None if these are too many, or any entry is no neuron."""
-    others = _other_dims(x, dims)
-    if others:
-        nodes = tracer.unify_places(x.labels, others)
-        if nodes is not None:
-            return nodes
-    count = len(dims)
-    moved = tracer.nodes.find(x.labels).movedim(dims, list(range(count)))
-    places = moved.shape[:count].numel()
-    rows = moved.reshape(places, -1).unique(dim=0)
+    moved = tracer.nodes.find(x.labels).movedim(dims, list(range(len(dims))))
+    rows = moved.reshape(moved.shape[: len(dims)].numel(), -1).unique(dim=0)
     if len(rows) == 1 and (rows > 0).all():
         return rows[0]
     if (rows <= 0).any() or rows.numel() > MAX_ENTRIES:
@@ -172,8 +161,7 @@ def index_put(
         return _put_at_unknown_places(tracer, call, x, new)
     if tracer.argument(call, "accumulate"):
         return tracer.unknown(call)
-    everything = slice(None)
-    where: Any = tuple(everything if place is None else place for place in places)
+    where: Any = tuple(slice(None) if place is None else place for place in places)
     labels = labels_of(tracer, x).clone()
     labels[where] = labels_of(tracer, new)
     return Neurons(with_zero_strides(labels))
@@ -190,9 +178,7 @@ def _put_at_unknown_places(
         note_function(tracer, call, x.labels)
         return x
     neurons = as_neurons(tracer, new)
-    written = None
-    if are_adjacent(dims):
-        written = _at_all_places(neurons, dims, x.shape)
+    written = _at_all_places(neurons, dims, x.shape) if are_adjacent(dims) else None
     if written is None:
         return tracer.unknown(call)
     if tracer.argument(call, "accumulate"):
@@ -208,12 +194,9 @@ def _is_sum_with_old(call: Node) -> bool:
     new: Any = call.args[2]
     if not isinstance(new, Node) or packet_of(new) not in SUMS:
         return False
-    for term in new.args:
-        if not isinstance(term, Node) or packet_of(term) is not aten.index:
-            continue
-        if term.args[:2] == call.args[:2]:
-            return True
-    return False
+    terms = [term for term in new.args if isinstance(term, Node)]
+    read = [term for term in terms if packet_of(term) is aten.index]
+    return any(term.args[:2] == call.args[:2] for term in read)
 
 
 def _at_all_places(new: Neurons, dims: list[int], shape: torch.Size) -> Neurons | None:
@@ -222,9 +205,8 @@ def _at_all_places(new: Neurons, dims: list[int], shape: torch.Size) -> Neurons 
     shape: of all places. dims: those of the places in it, adjacent; the new entries
     have one dimension for these.
     """
-    first, last = dims[0], dims[-1]
-    before = shape[:first]
-    behind = shape[last + 1 :]
+    first = dims[0]
+    before, behind = shape[:first], shape[dims[-1] + 1 :]
     # new entries may lack dimensions
     axis = -1 - len(behind)
     length = new.shape[axis] if len(new.shape) >= -axis else 1
@@ -232,8 +214,7 @@ def _at_all_places(new: Neurons, dims: list[int], shape: torch.Size) -> Neurons 
     if not same_along(rows, first):
         return None
     ones = [1] * len(dims)
-    row = rows.narrow(first, 0, 1)
-    row = row.reshape(*before, *ones, *behind)
+    row = rows.narrow(first, 0, 1).reshape(*before, *ones, *behind)
     return replace(new, labels=row.expand(shape))
 
 

@@ -43,15 +43,21 @@ def linear(
             return result
         return addition(tracer, call, result, bias)
     if isinstance(x, (Tensor, Unknown)):
-        targets = _without_neurons(tracer, call, x, weight, bias)
+        targets = tracer.new_layer(weight, weight.shape[0])
+        # the initial state of a recurrent network, 0, adds nothing
+        if not tracer.is_zero(call, x):
+            kind = "constant" if isinstance(x, Tensor) else "neuron"
+            name = f"{tracer.name_of(weight)}.in"
+            sources = tracer.nodes.new(name, weight.shape[1], kind)
+            tracer.edges(weight, sources, targets[:, None], call=call)
+        add_bias(tracer, bias, targets)
         return Neurons(targets.expand(shape))
     x = as_neurons(tracer, x)
     rows, which = tracer.unify_rows(x.labels, -1)
     # too many different rows: linear_over_positions returns Unknown
     if _are_positions(rows) or len(rows) > MAX_USES:
         return linear_over_positions(tracer, call, x, weight, bias, shape)
-    size = len(rows), weight.shape[0]
-    results = torch.full(size, NO_NEURON)
+    results = torch.full((len(rows), weight.shape[0]), NO_NEURON)
     for row, result in zip(rows, results, strict=True):
         if (row > 0).any():
             result[:] = dense_layer(tracer, call, row, weight, bias)
@@ -80,21 +86,6 @@ def dense_layer(
 def add_bias(tracer: Tracer, bias: Value, targets: Tensor) -> None:
     if isinstance(bias, Elements):
         tracer.edges(bias, None, targets, "bias")
-
-
-def _without_neurons(
-    tracer: Tracer, call: Node, x: Tensor | Unknown, weight: Elements, bias: Value
-) -> Tensor:
-    """A layer (n_out,) that is applied to constants or to an unknown tensor."""
-    targets = tracer.new_layer(weight, weight.shape[0])
-    # the initial state of a recurrent network, 0, adds nothing
-    if not tracer.is_zero(call, x):
-        kind = "constant" if isinstance(x, Tensor) else "neuron"
-        name = f"{tracer.name_of(weight)}.in"
-        sources = tracer.nodes.new(name, weight.shape[1], kind)
-        tracer.edges(weight, sources, targets[:, None], call=call)
-    add_bias(tracer, bias, targets)
-    return targets
 
 
 def _computed_weight(
@@ -219,8 +210,7 @@ def bilinear(
         return tracer.unknown(call)
     name = tracer.name_of(weight)
     # edges of value 1 need nodes at both ends
-    left = tracer.source_nodes(left, name)
-    right = tracer.source_nodes(right, name)
+    left, right = tracer.source_nodes(left, name), tracer.source_nodes(right, name)
     count = len(left) * len(right)
     pairs = tracer.nodes.new(f"{name}.products", count, "product")
     products = pairs.reshape(len(left), len(right))
@@ -228,8 +218,7 @@ def bilinear(
     tracer.edges(None, right, products, "right")
     # (n_out, left * right), in the order of the pairs
     matrix = weight.apply(lambda w: w.flatten(1))
-    bias = tracer.argument(call, "bias")
-    targets = dense_layer(tracer, call, pairs, matrix, bias)
+    targets = dense_layer(tracer, call, pairs, matrix, tracer.argument(call, "bias"))
     return Neurons(targets.expand(tracer.shape_of(call)))
 
 
@@ -258,9 +247,8 @@ def grouped_matmul(
             sources.append(nodes)
     if len(sources) < groups:
         return tracer.unknown(call)
-    targets = tracer.new_layer(weight, groups * n_out)
-    targets = targets.reshape(groups, n_out)
-    # (groups, n_in, 1)
+    targets = tracer.new_layer(weight, groups * n_out).reshape(groups, n_out)
+    # sources (groups, n_in, 1)
     ends = torch.stack(sources).unsqueeze(-1)
     tracer.edges(weight, ends, targets[:, None], call=call)
     return Neurons(targets[group])

@@ -33,15 +33,14 @@ class NeuronPairs(NamedTuple):
     @classmethod
     def of(cls, tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> "NeuronPairs":
         shape = torch.broadcast_shapes(a.shape, b.shape)
-        a_labels = a.labels.expand(shape)
-        b_labels = b.labels.expand(shape)
-        left, right = tracer.nodes.find_all(a_labels, b_labels)
+        left, right = tracer.nodes.find_all(
+            a.labels.expand(shape), b.labels.expand(shape)
+        )
         are_neurons = (left > 0) & (right > 0)
         is_same = left == right
         itself = left[are_neurons & is_same].unique()
         if len(itself):  # one operand may be a function of the other
-            name = f"{call.name} of several"
-            function = AppliedFunction(itself, name, None)
+            function = AppliedFunction(itself, f"{call.name} of several", None)
             tracer.applied_functions.append(function)
         is_pair = are_neurons & ~is_same
         pairs, which = unique_pairs(left[is_pair], right[is_pair])
@@ -67,19 +66,16 @@ def sum_of(tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> Neurons:
     if (older >= newer).any():
         older, newer = newer, older
     # a layer plus itself reversed: neither operand is older
-    in_both = torch.isin(older, newer)
-    is_mixed = (older > newer).any() or in_both.any()
+    is_mixed = (older > newer).any() or torch.isin(older, newer).any()
     # the value of a dueling network is added to several advantages
     if is_mixed or has_duplicates(newer):
-        nodes = pair_nodes(tracer, call.name, combined.pairs, "neuron")
-        return combined.result(nodes)
+        return combined.result(pair_nodes(tracer, call.name, combined.pairs, "neuron"))
     # outputs of weights that only this sum uses
     users = [len(operand.users) for operand in call.all_input_nodes]
     are_only_summed = users == [1, 1] and a.is_pristine and b.is_pristine
     if are_only_summed and len(older) and not has_duplicates(older):
         tracer.nodes.unify(older, newer)
-        nodes = tracer.nodes.find(newer)
-        return combined.result(nodes, is_pristine=True)
+        return combined.result(tracer.nodes.find(newer), is_pristine=True)
     tracer.edges(None, older, newer, "residual")
     return combined.result(newer)
 
@@ -97,8 +93,7 @@ def _node_for_each_pair(
     tracer: Tracer, call: Node, a: Neurons, b: Neurons, kind: str
 ) -> Neurons:
     combined = NeuronPairs.of(tracer, call, a, b)
-    nodes = pair_nodes(tracer, call.name, combined.pairs, kind)
-    return combined.result(nodes)
+    return combined.result(pair_nodes(tracer, call.name, combined.pairs, kind))
 
 
 def pair_nodes(tracer: Tracer, name: str, pairs: Tensor, kind: str) -> Tensor:
@@ -121,10 +116,9 @@ def edges_per_use(tracer: Tracer, sources: Tensor, targets: Tensor, kind: str) -
     _, counts = sources[order].unique_consecutive(return_counts=True)
     # index in `order` at which each source begins
     first = counts.cumsum(0) - counts
-    index = torch.arange(len(sources))
     use = torch.empty_like(sources)
     # how many earlier entries are the same source
-    use[order] = index - first.repeat_interleave(counts)
+    use[order] = torch.arange(len(sources)) - first.repeat_interleave(counts)
     for number in use.unique():
         part = use == number
         tracer.edges(None, sources[part], targets[part], kind)
@@ -136,13 +130,11 @@ def view_as_complex(tracer: Tracer, call: Node, x: Value) -> Value:
     if not isinstance(x, Neurons):
         return tracer.unknown(call)
     (labels,) = tracer.nodes.find_all(x.labels)
-    rows = labels.reshape(-1, 2)
-    rows, which = rows.unique(dim=0, return_inverse=True)
+    rows, which = labels.reshape(-1, 2).unique(dim=0, return_inverse=True)
     if (rows <= 0).any():
         return tracer.unknown(call)
-    pairs = rows.T
-    left, right = pairs
-    nodes = tracer.nodes.new(call.name, len(rows), "product", pairs)
+    left, right = rows.T
+    nodes = tracer.nodes.new(call.name, len(rows), "product", rows.T)
     edges_per_use(tracer, left, nodes, "left")
     edges_per_use(tracer, right, nodes, "right")
     labels = nodes[which].reshape(labels.shape[:-1])

@@ -80,10 +80,8 @@ def layer_norm(tracer: Tracer, call: Node, x: Value, shape: Any, *_, **__) -> Va
     if not isinstance(x, Neurons):
         return x
     (labels,) = tracer.nodes.find_all(x.labels)
-    count = len(shape)
-    dims = list(range(-count, 0))
-    rows = labels.flatten(-count)
-    norm = Norm(x, dims, weight, bias, rows)
+    dims = list(range(-len(shape), 0))
+    norm = Norm(x, dims, weight, bias, labels.flatten(-len(shape)))
     return scale_and_shift(tracer, call, norm)
 
 
@@ -99,23 +97,18 @@ def group_norm(tracer: Tracer, call: Node, x: Value, groups: int, *_, **__) -> V
         unify_channel_places(tracer, x.labels, 1)
     # channels stay, even of one neuron, as they are cut into groups next
     (labels,) = without_repeats([x.labels], keep=[1])
-    rows = labels.unflatten(1, (groups, -1))
-    rows = rows.flatten(2)
+    rows = labels.unflatten(1, (groups, -1)).flatten(2)
     weight, bias = _weight_and_bias(tracer, call)
     norm = Norm(x, [1], weight, bias, rows)
     # new nodes also without a scale, as nodes of groups lie between two layers
     result = scale_and_shift(tracer, call, norm, always_new=True)
     before = tracer.unify_places(x.labels, 1)
-    if before is None or not isinstance(result, Neurons):
-        return result
-    if (before <= 0).any():
+    if before is None or not isinstance(result, Neurons) or (before <= 0).any():
         return result
     after = tracer.unify_places(result.labels, 1)
     assert after is not None
-    name = _name(tracer, call, weight)
-    before = before.reshape(groups, -1)
-    after = after.reshape(groups, -1)
-    _add_groups(tracer, name, before, after)
+    before, after = before.reshape(groups, -1), after.reshape(groups, -1)
+    _add_groups(tracer, _name(tracer, call, weight), before, after)
     return result
 
 
@@ -127,8 +120,7 @@ def _add_groups(
     before, after: the norm. If the neurons after it are the same, edges to the nodes
     alone distinguish the rows.
     """
-    nodes = tracer.nodes.new(f"{name}.groups", len(before), "group")
-    nodes = nodes[:, None]
+    nodes = tracer.nodes.new(f"{name}.groups", len(before), "group")[:, None]
     tracer.edges(None, before, nodes, "pool")
     if after is not None:
         tracer.edges(None, nodes, after, "spread")
@@ -153,22 +145,6 @@ def scale_and_shift(
         return _shared_scale_and_shift(tracer, call, norm)
     name = _name(tracer, call, norm.weight, norm.bias)
     sources = tracer.source_nodes(labels, name)
-    targets = _nodes_behind(tracer, name, sources)
-    if isinstance(norm.weight, Elements):
-        scale = norm.weight.apply(torch.flatten)
-        tracer.edges(scale, sources, targets, "gamma", call)
-    else:
-        tracer.edges(None, sources, targets, "residual")
-    if isinstance(norm.bias, Elements):
-        shift = norm.bias.apply(torch.flatten)
-        tracer.edges(shift, None, targets, "beta")
-    labels = targets.reshape(norm.broadcast_shape)
-    # pristine, so that norms which are only summed become one layer
-    return Neurons(labels.expand(x.shape), is_pristine=True)
-
-
-def _nodes_behind(tracer: Tracer, name: str, sources: Tensor) -> Tensor:
-    """A new node for each different source, one new group for each of their groups."""
     targets = torch.empty_like(sources)
     groups = tracer.nodes.group_of(sources)
     # concatenated layers stay different groups behind a norm
@@ -176,9 +152,16 @@ def _nodes_behind(tracer: Tracer, name: str, sources: Tensor) -> Tensor:
         members = groups == group
         # in the order of channels: behind a channel shuffle, numbers have another order
         different, which = unique_in_order(sources[members])
-        new = tracer.nodes.new(name, len(different))
-        targets[members] = new[which]
-    return targets
+        targets[members] = tracer.nodes.new(name, len(different))[which]
+    if isinstance(norm.weight, Elements):
+        tracer.edges(norm.weight.apply(torch.flatten), sources, targets, "gamma", call)
+    else:
+        tracer.edges(None, sources, targets, "residual")
+    if isinstance(norm.bias, Elements):
+        tracer.edges(norm.bias.apply(torch.flatten), None, targets, "beta")
+    labels = targets.reshape(norm.broadcast_shape)
+    # pristine, so that norms which are only summed become one layer
+    return Neurons(labels.expand(x.shape), is_pristine=True)
 
 
 def _shared_scale_and_shift(tracer: Tracer, call: Node, norm: Norm) -> Value:
@@ -202,8 +185,7 @@ def _shared_scale_and_shift(tracer: Tracer, call: Node, norm: Norm) -> Value:
     targets = tracer.nodes.new(name, len(nodes))
     tracer.edges(None, nodes, targets, "residual")
     if groups.shape[1] > 1:
-        after = replaced_labels(groups, nodes, targets)
-        _add_groups(tracer, name, groups, after)
+        _add_groups(tracer, name, groups, replaced_labels(groups, nodes, targets))
     labels = replaced_labels(labels, nodes, targets)
     result = Neurons(labels.expand(x.shape))
     shape = norm.broadcast_shape
@@ -239,10 +221,8 @@ def softmax(tracer: Tracer, call: Node, x: Value, dim: int, *_) -> Value:
         return x
     if not isinstance(x, Neurons):
         return tracer.unknown(call)
-    labels = with_zero_strides(tracer.nodes.find(x.labels))
-    labels = labels.movedim(dim, -1)
-    last = labels.dim() - 1
-    (labels,) = without_repeats([labels], keep=[last])
+    labels = with_zero_strides(tracer.nodes.find(x.labels)).movedim(dim, -1)
+    (labels,) = without_repeats([labels], keep=[labels.dim() - 1])
     if not _add_row_nodes(tracer, call, labels):
         return tracer.unknown(call)
     note_function(tracer, call, labels)
@@ -261,26 +241,21 @@ def weight_norm(tracer: Tracer, call: Node, v: Value, g: Value, *_) -> Value:
     outputs = call.meta["val"]
     if isinstance(outputs, Tensor):
         return weight
-    results: list[Value] = [weight]
-    for value in outputs[1:]:
-        # the norms of rows, which move with the rows
-        results.append(Unknown(value.shape, equivariant=True))
-    return tuple(results)
+    # the norms of rows, which move with the rows
+    others = [Unknown(value.shape, equivariant=True) for value in outputs[1:]]
+    return (weight, *others)
 
 
 def _disjoint_rows(tracer: Tracer, labels: Tensor) -> Tensor | None:
     """The nodes (rows, n) of each different row of labels (..., m). None if rows
     overlap or have different numbers of nodes, or without any row."""
-    rows = tracer.nodes.find(labels)
-    rows = rows.reshape(-1, labels.shape[-1])
+    rows = tracer.nodes.find(labels).reshape(-1, labels.shape[-1])
     # a set, as distinct_rows may return the first row twice
     different = set()
     for row in distinct_rows(rows):
         if (row > 0).any():
-            members = row.unique().tolist()
-            different.add(tuple(members))
-    lengths = {len(members) for members in different}
-    if len(lengths) != 1:
+            different.add(tuple(row.unique().tolist()))
+    if len({len(members) for members in different}) != 1:
         return None
     nodes = torch.tensor(sorted(different))
     if (nodes <= 0).any() or has_duplicates(nodes):

@@ -39,10 +39,8 @@ def pointwise_function(tracer: Tracer, call: Node, args: tuple, kwargs: dict) ->
     value = call.meta.get("val")
     if not isinstance(value, Tensor):
         return tracer.unknown(call)
-    operands = []
-    for leaf in tree_leaves((args, kwargs)):
-        if isinstance(leaf, (*TRACED, Tensor)):
-            operands.append(leaf)
+    leaves = tree_leaves((args, kwargs))
+    operands = [leaf for leaf in leaves if isinstance(leaf, (*TRACED, Tensor))]
     fitting = [x for x in operands if _fits(x, value.shape)]
     if has_any(operands, Neurons):
         return _of_neurons(tracer, call, operands, fitting)
@@ -71,106 +69,77 @@ def _of_neurons(
     shape = tracer.shape_of(call)
     neurons = [x for x in operands if isinstance(x, Neurons)]
     all_fit = all(_fits(x, shape) for x in neurons)
-    first, *factors = neurons
-    if not all_fit or not is_pointwise(tracer, call, first):
+    result, *factors = neurons
+    if not all_fit or not is_pointwise(tracer, call, result):
         return tracer.unknown(call)
-    result = first
     for factor in factors:
         result = product_of(tracer, call, result, factor)
     result = Neurons(result.labels.expand(shape))
     for other in fitting:
-        result = _combined(tracer, call, result, other)
+        if isinstance(other, Elements):
+            result = with_parameter(tracer, call, result, other, "slope")
+        elif isinstance(other, Tensor):
+            tell_apart_by_constant(tracer, result, other)
+        elif isinstance(other, Unknown):
+            # dense, as it may differ everywhere: stride 0 means that it repeats
+            dense = torch.empty(other.shape)
+            if differs_between_neurons(result.labels, dense):
+                tracer.pin(result.labels)
     note_function(tracer, call, result.labels)
     return result
 
 
-def _combined(tracer: Tracer, call: Node, x: Neurons, other: Value) -> Neurons:
-    """Neurons after a parameter, a constant or an unknown tensor is applied to them."""
-    if isinstance(other, Elements):
-        return with_parameter(tracer, call, x, other, "slope")
-    if isinstance(other, Tensor):
-        tell_apart_by_constant(tracer, x, other)
-    if isinstance(other, Unknown):
-        # dense, as it may differ everywhere: stride 0 means that it repeats
-        dense = torch.empty(other.shape)
-        if differs_between_neurons(x.labels, dense):
-            tracer.pin(x.labels)
-    return x
-
-
 def note_function(tracer: Tracer, call: Node, labels: Tensor) -> None:
-    """Records that a function was applied to neurons."""
-    values = [tracer.values[a] if isinstance(a, Node) else a for a in call.args]
-    traced = [k for k, value in enumerate(values) if _is_traced(value)]
-    *_, name = str(packet_of(call)).split(".")
-    # relu_ is relu
-    name = name.rstrip("_")
-    if traced != [0]:
-        name = f"{name} of several"
-    nodes = nodes_among(labels)
-    function = AppliedFunction(nodes, name, _function_key(call, values))
-    tracer.applied_functions.append(function)
-
-
-def _function_key(call: Node, values: list[Value]) -> str | None:
-    """A key of a function, its numbers and its options. None for a random one."""
+    """Records that a function was applied to neurons, with a key of the function, its
+    numbers and its options."""
     # noise is new at every call, and the same for all neurons
-    if torch.Tag.nondeterministic_seeded in tags_of(call):
-        return None
+    is_random = torch.Tag.nondeterministic_seeded in tags_of(call)
+    traced = []  # arguments that are more than a number, the same for all neurons
     numbers = []
-    for value in values:
-        if not _is_traced(value):
-            # tensors among these are uniform: any entry does
+    for k, argument in enumerate(call.args):
+        is_node = isinstance(argument, Node)
+        value: Value = tracer.values[argument] if is_node else argument
+        is_uniform = isinstance(value, Tensor) and _is_uniform(value)
+        if isinstance(value, (*TRACED, Tensor)) and not is_uniform:
+            traced.append(k)
+        elif not is_random:
+            # any entry of a uniform tensor does
             is_tensor = isinstance(value, Tensor)
             numbers.append(float(value.flatten()[0]) if is_tensor else value)
-    return str((call.target, numbers, call.kwargs))
-
-
-def _is_traced(value: Value) -> bool:
-    """Whether a value is more than a number that is the same for all neurons."""
-    if isinstance(value, Tensor):
-        return not _is_uniform(value)
-    return isinstance(value, TRACED)
+    key = None if is_random else str((call.target, numbers, call.kwargs))
+    *_, name = str(packet_of(call)).split(".")
+    name = name.rstrip("_")  # relu_ is relu
+    if traced != [0]:
+        name = f"{name} of several"
+    tracer.applied_functions.append(AppliedFunction(nodes_among(labels), name, key))
 
 
 def _of_elements(tracer: Tracer, call: Node, operands: Sequence[Value]) -> Elements:
     """A parameter times or plus others, constants, and results of such functions."""
     shape = tracer.shape_of(call)
-    elements = [x for x in operands if isinstance(x, Elements)]
-    largest_first = sorted(elements, key=lambda a: -a.shape.numel())
-    first_parameter = []
-    others = []
-    for elements in largest_first:
+    all_elements = [x for x in operands if isinstance(x, Elements)]
+    # the largest first
+    all_elements.sort(key=lambda a: -a.shape.numel())
+    uses, others = [], []
+    for elements in all_elements:
         elements = elements.apply(lambda x: x.broadcast_to(shape))
-        if elements.parameter == largest_first[0].parameter:
-            first_parameter.append(elements)
+        if elements.parameter == all_elements[0].parameter:
+            uses.append(elements)
         else:
             others.append(elements)
-    first = first_parameter[0]
-    if not _is_equivariant(tracer, call, first_parameter, operands):
+    first, *again = uses
+    # whether exchanged rows of the parameter are exchanged in the result: to a part of
+    # it other functions may be applied than to the rest; in W + W.T an element is added
+    # to another one of its own parameter
+    is_equivariant = (
+        first.shape.numel() >= tracer.parameters[first.parameter].numel
+        and torch.Tag.pointwise in tags_of(call)
+        and all(torch.equal(use.numbers, first.numbers) for use in again)
+        and all(_is_uniform(x) for x in operands if not isinstance(x, Elements))
+    )
+    if not is_equivariant:
         tracer.pinned_parameters.add(first.parameter)
     return first.with_factors(others)
-
-
-def _is_equivariant(
-    tracer: Tracer, call: Node, uses: list[Elements], operands: Sequence[Value]
-) -> bool:
-    """Whether exchanged rows of a parameter are exchanged in the result.
-
-    uses: the operands that are this parameter.
-    """
-    first, *again = uses
-    size = tracer.parameters[first.parameter].numel
-    if first.shape.numel() < size:
-        return False  # other functions may be applied to the rest
-    if torch.Tag.pointwise not in tags_of(call):
-        return False
-    # in W + W.T an element is added to another one of its own parameter
-    for other in again:
-        if not torch.equal(other.numbers, first.numbers):
-            return False
-    rest = [a for a in operands if not isinstance(a, Elements)]
-    return all(map(_is_uniform, rest))
 
 
 def _is_uniform(other: Any) -> bool:
@@ -213,10 +182,7 @@ def subtraction(tracer: Tracer, call: Node, a: Value, b: Value, **_) -> Value:
 @register_rule(aten.mul, aten.mul_, aten.div, aten.div_)
 def multiplication(tracer: Tracer, call: Node, a: Value, b: Value, **_) -> Value:
     """A gate (a product of neurons), a scale (edges from one to one) or a constant."""
-    follows_norm = False
-    for operand in (a, b):
-        if isinstance(operand, Neurons) and operand.is_normalised:
-            follows_norm = True
+    follows_norm = any(isinstance(x, Neurons) and x.is_normalised for x in (a, b))
     kind = "gamma" if follows_norm else "scale"
     return _binary_function(tracer, call, (a, b), product_of, kind)
 
@@ -285,11 +251,9 @@ def _changes_only(tracer: Tracer, call: Node, x: Neurons, chosen: Tensor) -> boo
         after = dict(before)
         for argument, numbers in before.items():
             if tracer.values[argument] is x:
-                other = _random(numbers)
-                after[argument] = torch.where(chosen, other, numbers)
+                after[argument] = torch.where(chosen, _random(numbers), numbers)
         is_same = _result(call, before) == _result(call, after)
-        rest = ~chosen.expand(is_same.shape)
-        return bool(is_same[rest].all())
+        return bool(is_same[~chosen.expand(is_same.shape)].all())
     except Exception:
         return False
 
@@ -301,8 +265,8 @@ def _result(call: Node, values: dict[Node, Any]) -> Tensor:
         value = values[argument] if isinstance(argument, Node) else argument
         return value.clone() if isinstance(value, Tensor) else value
 
-    args, kwargs = tree_map(copied, (call.args, call.kwargs))
     function: Any = call.target
+    args, kwargs = tree_map(copied, (call.args, call.kwargs))
     return function(*args, **kwargs)
 
 

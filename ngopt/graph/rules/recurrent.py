@@ -62,9 +62,7 @@ def recurrent(tracer: Tracer, call: Node, x: Value, *args) -> Value:
             k = layer * directions + direction
             of_layer = weights[k * size : (k + 1) * size]
             nodes = recurrent_layer(tracer, call, current, of_layer)
-            initial = []
-            for state in as_list(states):
-                initial.append(rearranged(state, lambda s, k=k: s[k]))
+            initial = [rearranged(s, lambda x, k=k: x[k]) for s in as_list(states)]
             _enter_states(tracer, Cell(nodes, []), initial)
             if direction == 1:
                 reverse = tracer.constant_nodes(REVERSE)
@@ -84,8 +82,7 @@ def recurrent(tracer: Tracer, call: Node, x: Value, *args) -> Value:
 
 def as_list(states: Any) -> Sequence[Value]:
     """The two states of an LSTM, or the single one of other layers."""
-    are_several = isinstance(states, (list, tuple))
-    return states if are_several else [states]
+    return states if isinstance(states, (list, tuple)) else [states]
 
 
 def are_elements(weights: Sequence[Value]) -> bool:
@@ -104,16 +101,12 @@ def features_of(tracer: Tracer, x: Value) -> Tensor | None:
 
 
 def _has_no_neuron(x: Value) -> bool:
-    if not isinstance(x, Neurons):
-        return False
-    return bool((x.labels <= 0).all())
+    return isinstance(x, Neurons) and bool((x.labels <= 0).all())
 
 
 def nodes_of(tracer: Tracer, x: Value) -> Tensor | None:
     """The neurons (n,) of activations (..., n); None if they are not the same."""
-    if not isinstance(x, Neurons):
-        return None
-    return tracer.unify_places(x.labels, -1)
+    return tracer.unify_places(x.labels, -1) if isinstance(x, Neurons) else None
 
 
 def recurrent_layer(
@@ -138,8 +131,7 @@ def recurrent_layer(
         gates = _with_gates_last(bias, cells)
         # (n, gates): 3 in a GRU, which multiplies the bias of the state with a gate;
         # others, 4 in an LSTM and 1, only add the two
-        is_gru = gates.shape[1] == 3
-        tracer.edges(gates, None, cells, kind if is_gru else "bias")
+        tracer.edges(gates, None, cells, kind if gates.shape[1] == 3 else "bias")
     for projection in projections:
         tracer.edges(projection, cells, fed_back[:, None], call=call)
     return StateNodes(fed_back, cells)
@@ -161,8 +153,7 @@ def _layer_name(tracer: Tracer, w_ih: Elements) -> str:
 
 def _with_gates_last(parameter: Elements, cells: Tensor) -> Elements:
     """(gates * n, *rest) -> (n, *rest, gates)."""
-    shape = (-1, len(cells))
-    gates = parameter.apply(lambda p: p.unflatten(0, shape))
+    gates = parameter.apply(lambda p: p.unflatten(0, (-1, len(cells))))
     return gates.apply(lambda p: p.movedim(0, -1))
 
 
@@ -173,9 +164,9 @@ def enter_state(tracer: Tracer, state: Value, nodes: Tensor, kind: str) -> None:
     such as zeros, adds nothing. Any other state has new nodes, one for each neuron.
     """
     if isinstance(state, Elements):
-        rows = state.numbers
+        numbers = state.numbers
         # rows (b, n) that differ over the batch are slots of each neuron
-        numbers = rows[0] if same_along(rows, 0) else rows.T
+        numbers = numbers[0] if same_along(numbers, 0) else numbers.T
         entries = Elements(state.parameter, numbers)
         # features have no kind "residual"
         tracer.edges(entries, None, nodes, "value" if kind == "residual" else kind)
@@ -186,8 +177,7 @@ def enter_state(tracer: Tracer, state: Value, nodes: Tensor, kind: str) -> None:
     sources = nodes_of(tracer, state)
     if sources is None:
         # source_nodes makes a node for each label of no neuron
-        missing = torch.full_like(nodes, NO_NEURON)
-        sources = tracer.source_nodes(missing, "state")
+        sources = tracer.source_nodes(torch.full_like(nodes, NO_NEURON), "state")
     is_neuron = sources > 0
     tracer.edges(None, sources[is_neuron], nodes[is_neuron], kind)
 
@@ -202,8 +192,7 @@ def packing(tracer: Tracer, call: Node, x: Value, *_) -> Value:
     if features is None:
         return tracer.unknown(call)
     sequences, lengths = call.meta["val"]
-    neurons = Neurons(features.expand(sequences.shape))
-    return neurons, Unknown(lengths.shape)
+    return Neurons(features.expand(sequences.shape)), Unknown(lengths.shape)
 
 
 @dataclass
@@ -229,17 +218,15 @@ def recurrent_cell(
     It has the nodes of an earlier step whose state it is given, with the same weights.
     Otherwise it begins a new recurrence.
     """
-    # without biases these are None
-    weights = [w for w in parameters if w is not None]
+    weights = [w for w in parameters if w is not None]  # biases may be
     features = features_of(tracer, x)
     if features is None or not are_elements(weights):
         return tracer.unknown(call)
     states = as_list(states)
     cell = _cell_of(tracer, call, weights, features, states)
     _enter_states(tracer, cell, states)
-    new = []
-    for nodes, state in zip(cell.nodes, states, strict=False):
-        new.append(Neurons(nodes.expand(state.shape)))
+    ends = zip(cell.nodes, states, strict=False)
+    new = [Neurons(nodes.expand(state.shape)) for nodes, state in ends]
     return tuple(new) if len(new) > 1 else new[0]
 
 
@@ -268,8 +255,7 @@ def _cell_of(
     """The cell of this step, or a new one, with edges from the input features."""
     nodes_of_states = [nodes_of(tracer, state) for state in states]
     given = not_none(*nodes_of_states)
-    key = tuple(map(_key, weights))
-    cells = tracer.recurrent_cells.setdefault(key, [])
+    cells = tracer.recurrent_cells.setdefault(tuple(map(_key, weights)), [])
     for cell in cells:
         # any: the other state may have gone through a norm
         if any(_are_same(tracer, cell.nodes.hidden, nodes) for nodes in given):
@@ -277,27 +263,24 @@ def _cell_of(
                 add_inputs(tracer, call, weights[0], features, cell.nodes.cells)
                 cell.inputs.append(features)
             return cell
-    nodes = recurrent_layer(tracer, call, features, weights)
-    cells.append(Cell(nodes, [features]))
-    return cells[-1]
+    cell = Cell(recurrent_layer(tracer, call, features, weights), [features])
+    cells.append(cell)
+    return cell
 
 
 def _key(weight: Elements) -> Any:
     """The same for the same elements of a parameter."""
-    numbers = weight.numbers.flatten()
-    return weight.view() or (weight.parameter, *numbers.tolist())
+    return weight.view() or (weight.parameter, *weight.numbers.flatten().tolist())
 
 
 def _are_same(tracer: Tracer, a: Tensor, b: Tensor) -> bool:
-    find = tracer.nodes.find
-    return torch.equal(find(a), find(b))
+    return torch.equal(tracer.nodes.find(a), tracer.nodes.find(b))
 
 
 def _unify_inputs(tracer: Tracer, old: Tensor, new: Tensor) -> bool:
     """Unifies the inputs of two steps if they are entries of the network's input.
     Returns whether they are the same now."""
-    old = tracer.nodes.find(old)
-    new = tracer.nodes.find(new)
+    old, new = tracer.nodes.find(old), tracer.nodes.find(new)
     differ = old != new
     if not differ.any():
         return True

@@ -69,8 +69,7 @@ def along(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
         nodes = _pool_nodes(tracer, call, moved.reshape(lead.numel(), -1))
         if nodes is None:
             return Unknown(shape)
-        ones = [1] * len(dims)
-        labels = nodes.reshape(*lead, *ones).movedim(last, dims)
+        labels = nodes.reshape(*lead, *[1] * len(dims)).movedim(last, dims)
     else:
         return Unknown(shape)
     for d in dims:
@@ -89,13 +88,11 @@ def reduction(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
         # statistics of whole rows are exchanged with the rows
         return Unknown(shape, equivariant=is_whole(tracer, x))
     dims = _named_dims(tracer, call, len(x.shape))
-    is_full = len(dims) == len(x.shape)
     # without dims all are reduced; other results are not known
-    if is_full and prod(shape) != 1:
+    if len(dims) == len(x.shape) and prod(shape) != 1:
         return Unknown(shape)
     labels = tracer.nodes.find(x.labels)
-    last = list(range(-len(dims), 0))
-    moved = labels.movedim(dims, last)
+    moved = labels.movedim(dims, list(range(-len(dims), 0)))
     # several quantiles are several results
     if moved.shape[: -len(dims)].numel() != shape.numel():
         return Unknown(shape)
@@ -111,13 +108,11 @@ def reduction(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
 def _pool_nodes(tracer: Tracer, call: Node, rows: Tensor) -> Tensor | None:
     """A node (r,) for each set of neurons in rows (r, n); None if too many."""
     # no reduction depends on the order
-    rows = rows.sort(dim=1).values
-    sets, which = rows.unique(dim=0, return_inverse=True)
+    sets, which = rows.sort(dim=1).values.unique(dim=0, return_inverse=True)
     if len(sets) > MAX_ROWS or (sets <= 0).any():
         return None
-    count = len(sets)
     # made_of (n, sets): pools of the inputs at several places may be unified
-    nodes = tracer.nodes.new(call.name, count, "pool", sets.T)
+    nodes = tracer.nodes.new(call.name, len(sets), "pool", sets.T)
     tracer.edges(None, sets, nodes[:, None], "pool")
     for row in sets:
         members, counts = row.unique(return_counts=True)

@@ -5,6 +5,7 @@ For cat and stack, also the functions that their operands went through.
 
 import operator
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -60,22 +61,21 @@ def rearrange(tracer: Tracer, call: Node, args: tuple, kwargs: dict) -> Value:
         if is_equivariant and isinstance(call.meta["val"], Tensor):
             return Unknown(tracer.shape_of(call), equivariant=True)
         return tracer.unknown(call)
-    if isinstance(first, Elements):
-        result = _rearranged_elements(call, first, options, kwargs)
+    # labels with stride 0 may have no view of a shape that the network's tensor has
+    function: Any = torch.reshape if packet_of(call) in VIEWS else call.target
+    is_indexed_by_traced = has_any(tree_leaves((options, kwargs)), (Neurons, Elements))
+    if isinstance(first, Elements) and not is_indexed_by_traced:
+        result = _rearranged_elements(
+            call, first, lambda x: function(x, *options, **kwargs)
+        )
         if result is not None:
             return result
     # elements that are no view, or are indexed by neurons, become nodes
     labels = as_neurons(tracer, first).labels
-    function = _function_of_labels(call)
     if packet_of(call) in PADS:  # with label 0, no neuron
         return as_values(function(labels, options[0]))
     others = [x.labels if isinstance(x, Neurons) else x for x in options]
     return as_values(function(labels, *others, **kwargs))
-
-
-def _function_of_labels(call: Node) -> Any:
-    # labels with stride 0 may have no view of a shape that the network's tensor has
-    return torch.reshape if packet_of(call) in VIEWS else call.target
 
 
 def as_values(labels: Any) -> Value:
@@ -86,24 +86,15 @@ def as_values(labels: Any) -> Value:
 
 
 def _rearranged_elements(
-    call: Node, elements: Elements, options: list, kwargs: dict
+    call: Node, elements: Elements, function: Callable[[Tensor], Any]
 ) -> Value | None:
-    """None if other values are operands, too, or the function fails on labels."""
-    if has_any(tree_leaves((options, kwargs)), (Neurons, Elements)):
-        return None
-    function = _function_of_labels(call)
-
-    def rearranged(x: Tensor) -> Any:
-        return function(x, *options, **kwargs)
-
+    """None if the function fails on labels."""
     value = call.meta["val"]
     if isinstance(value, (list, tuple)):  # chunk, split and unbind return several
-        several = []
-        for k in range(len(value)):
-            several.append(elements.apply(lambda x, k=k: rearranged(x)[k]))
-        return several
+        parts = range(len(value))
+        return [elements.apply(lambda x, k=k: function(x)[k]) for k in parts]
     try:
-        return elements.apply(rearranged)
+        return elements.apply(function)
     except (RuntimeError, TypeError, AttributeError):
         return None
 
@@ -123,16 +114,9 @@ def im2col(tracer: Tracer, call: Node, x: Value, *options) -> Value:
 def concatenation(
     tracer: Tracer, call: Node, tensors: list, *options, **kwargs
 ) -> Value:
+    """Parts of one layer that went through different functions are distinguished."""
     if has_any(tensors, Unknown):
         return tracer.unknown(call)
-    _tell_parts_apart(tracer, call)
-    function: Any = call.target
-    parts = [labels_of(tracer, value) for value in tensors]
-    return as_values(function(parts, *options, **kwargs))
-
-
-def _tell_parts_apart(tracer: Tracer, call: Node) -> None:
-    """Records the functions that parts of one layer went through, if these differ."""
     parts = []
     paths: dict[int, set[str]] = defaultdict(set)  # by the group of the nodes
     for source in call.all_input_nodes:
@@ -148,6 +132,9 @@ def _tell_parts_apart(tracer: Tracer, call: Node) -> None:
         # `add_function_nodes` compares nodes of one group alone
         if any(len(paths[group]) > 1 for group in groups):
             tracer.applied_functions.append(function)
+    join: Any = call.target
+    labels = [labels_of(tracer, value) for value in tensors]
+    return as_values(join(labels, *options, **kwargs))
 
 
 def _path(tracer: Tracer, call: Node) -> str:
@@ -160,9 +147,8 @@ def _path(tracer: Tracer, call: Node) -> str:
         value = tracer.values.get(sources[0]) if len(sources) == 1 else None
         if not isinstance(value, (Neurons, list, tuple)):
             return " ".join([*path, call.name])
-        packet = packet_of(call)
         is_item = call.target is operator.getitem
-        only_rearranges = is_item or packet in REARRANGING or packet in JOINS
+        only_rearranges = is_item or packet_of(call) in (*REARRANGING, *JOINS)
         changes_positions = False
         if isinstance(value, Neurons):
             dims = _changed_dims(tracer, call, value)
@@ -189,6 +175,5 @@ def _changed_dims(tracer: Tracer, call: Node, first: Neurons) -> list[int]:
         return tracer.argument(call, "dims")
     if packet in PADS:
         # two amounts for each of the last dimensions, the last one first
-        amounts = enumerate(options[0])
-        return [-1 - k // 2 for k, amount in amounts if amount]
+        return [-1 - k // 2 for k, amount in enumerate(options[0]) if amount]
     return []

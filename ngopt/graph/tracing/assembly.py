@@ -28,13 +28,10 @@ def assemble(tracer: Tracer) -> NeuralGraph:
     """The graph of all nodes and edges, of which no more are unified."""
     # before blocks are found, as it adds edges
     add_function_nodes(tracer)
-    blocks = []
-    biases = []
+    blocks, biases = [], []
     for edges in tracer.all_edges:
-        if edges.sources is None:
-            biases += blocks_of(edges, tracer.nodes)
-        else:
-            blocks += blocks_of(edges, tracer.nodes)
+        of_its_kind = biases if edges.sources is None else blocks
+        of_its_kind += blocks_of(edges, tracer.nodes)
     blocks = with_copies(tracer, blocks)
     biases = _one_for_each_parameter(tracer, biases)
     whole = with_unused_rows(tracer.parameters, [*blocks, *biases])
@@ -77,16 +74,13 @@ def add_function_nodes(tracer: Tracer) -> None:
     nodes = tracer.nodes
     everything = torch.arange(nodes.count)
     is_left = nodes.find_each() == everything
-    inputs = nodes.marked(Mark.INPUT)
     # inputs are never exchanged
-    is_left[inputs] = False
+    is_left[nodes.marked(Mark.INPUT)] = False
     left = everything[is_left]
     groups = nodes.group_of(left)
-    histories = _histories(tracer)[left]
-    _, histories = histories.unique(return_inverse=True)
-    pairs = torch.stack([groups, histories])
+    _, histories = _histories(tracer)[left].unique(return_inverse=True)
     # sorted by groups first, so that equal ones are consecutive
-    of_pairs, _ = pairs.unique(dim=1)
+    of_pairs, _ = torch.stack([groups, histories]).unique(dim=1)
     different, counts = of_pairs.unique_consecutive(return_counts=True)
     for group in different[counts > 1]:  # its nodes differ in their histories
         members = groups == group
@@ -94,8 +88,7 @@ def add_function_nodes(tracer: Tracer) -> None:
         # rows (-1, number); other constants come as real and imaginary parts
         tags = torch.full_like(which, -1)
         functions = tracer.constant_nodes(torch.stack([tags, which], dim=1))
-        targets = left[members]
-        tracer.edges(None, functions[place], targets, "spread")
+        tracer.edges(None, functions[place], left[members], "spread")
 
 
 def _histories(tracer: Tracer) -> Tensor:
@@ -108,10 +101,9 @@ def _histories(tracer: Tracer) -> Tensor:
             continue
         number = numbers.setdefault(function, len(numbers) + 1)
         # unified nodes occur twice, and write the same number
-        nodes_now = nodes.find(labels)
-        before = histories[nodes_now]
+        present = nodes.find(labels)
         # a base above the number of functions, until int64 overflows
-        histories[nodes_now] = before * 1_000_003 + number
+        histories[present] = histories[present] * 1_000_003 + number
     return histories
 
 
@@ -153,11 +145,9 @@ def with_copies(tracer: Tracer, blocks: Sequence[Block]) -> list[Block]:
 
 def _differs_in_path(a: Block, b: Block) -> bool:
     """Whether two blocks differ in their paths, but share sources and targets."""
-    if a.path == b.path:
+    if a.path == b.path or not torch.isin(_sources(a), _sources(b)).any():
         return False
-    sources = torch.isin(_sources(a), _sources(b))
-    targets = torch.isin(a.targets, b.targets)
-    return bool(sources.any() and targets.any())
+    return bool(torch.isin(a.targets, b.targets).any())
 
 
 def _one_for_each_parameter(tracer: Tracer, biases: Sequence[Block]) -> list[Block]:
@@ -167,8 +157,7 @@ def _one_for_each_parameter(tracer: Tracer, biases: Sequence[Block]) -> list[Blo
     for bias in biases:
         # rows of a table differ only in the offset
         layout = replace(_view(bias), offset=0)
-        key = (layout, bias.kind, *bias.targets.tolist())
-        alike[key].append(bias)
+        alike[layout, bias.kind, *bias.targets.tolist()].append(bias)
     joined = []
     for pieces in alike.values():
         joined += _joined(tracer, pieces)
@@ -189,8 +178,7 @@ def _joined(tracer: Tracer, pieces: list[Block]) -> list[Block]:
     slots = (len(offsets), *shape)
     strides = (stride, step, *strides)
     view = View(part.parameter, (n, *slots), strides, offsets[0])
-    even_offsets = range(offsets[0], offsets[-1] + 1, step)
-    is_even = offsets == list(even_offsets)
+    is_even = offsets == list(range(offsets[0], offsets[-1] + 1, step))
     numel = tracer.parameters[part.parameter].numel
     # steps shorter than a piece make pieces overlap
     if not is_even or count_elements(view, numel) < view.numel:
@@ -226,8 +214,7 @@ class _Groups:
             for end in _ends(block):
                 used.add(self._group(end))
         for old in sorted(used):
-            name = nodes.names[old]
-            kind = nodes.kinds[old]
+            name, kind = nodes.names[old], nodes.kinds[old]
             self.number[old] = builder.add_group(name, self.sizes[old], kind)
 
     def _group(self, end: Tensor) -> int:
@@ -238,14 +225,13 @@ class _Groups:
 
     def edge_block(self, block: Block) -> EdgeBlock:
         groups, rows, columns = block.shape
-        shape = (groups, rows, columns)
         source, source_index = self.locate(_sources(block))
         target, target_index = self.locate(block.targets)
         return EdgeBlock(
             block.view,
             source,
             target,
-            shape,
+            (groups, rows, columns),
             slot_shape=block.slot_shape,
             kind=block.kind,
             source_index=source_index,
@@ -253,17 +239,15 @@ class _Groups:
         )
 
     def bias(self, block: Block) -> Bias:
-        view = _view(block)
         group, index = self.locate(block.targets)
-        return Bias(view, group, block.slot_shape, block.kind, index)
+        return Bias(_view(block), group, block.slot_shape, block.kind, index)
 
     def locate(self, end: Tensor) -> tuple[int, Index]:
         """The group of nodes and their places in it; None for all, in their order."""
         old = self._group(end)
-        places = self.place_of[end].tolist()
-        everything = list(range(self.sizes[old]))
-        index = None if places == everything else tuple(places)
-        return self.number[old], index
+        places = tuple(self.place_of[end].tolist())
+        is_all = places == tuple(range(self.sizes[old]))
+        return self.number[old], None if is_all else places
 
     def marked(self, mark: Mark) -> set[int]:
         """The groups of all nodes with a mark."""
@@ -271,8 +255,7 @@ class _Groups:
 
     def of(self, labels: Tensor) -> set[int]:
         """The groups in the graph of all nodes among labels."""
-        nodes = labels[labels > 0]
-        groups = set(self.group_of[nodes].unique().tolist())
+        groups = set(self.group_of[labels[labels > 0]].unique().tolist())
         # the graph has only groups of ends of blocks
         return {self.number[old] for old in groups & self.number.keys()}
 
@@ -296,30 +279,24 @@ def with_unused_rows(
         is_matrix = max(block.shape[1:], default=1) > 1
         if view is not None and not is_matrix and len(views[view.parameter]) == 1:
             axes = len(block.shape)
-            whole = _completed(specs[view.parameter], view, axes)
-            block = replace(block, view=whole, slot_shape=whole.shape[axes:])
+            spec = specs[view.parameter]
+            for wider in _wider(spec, view, axes):
+                is_whole = wider.numel == spec.numel > view.numel
+                if is_whole and count_elements(wider, spec.numel) == spec.numel:
+                    view = wider
+                    break
+            block = replace(block, view=view, slot_shape=view.shape[axes:])
         completed.append(block)
     return completed
 
 
-def _completed(spec: ParameterSpec, view: View, axes: int) -> View:
-    """The view of the whole parameter, with more slots; the view itself without one.
-
-    axes: the number of its dimensions that are those of nodes.
-    """
-    if view.numel >= spec.numel:
-        return view
-    for wider in _wider(spec, view, axes):
-        if wider.numel == spec.numel == count_elements(wider, spec.numel):
-            return wider
-    return view
-
-
 def _wider(spec: ParameterSpec, view: View, axes: int) -> Iterator[View]:
-    """Views with all rows along one dimension of the parameter."""
+    """Views with all rows along one dimension of the parameter.
+
+    axes: the number of the view's dimensions that are those of nodes.
+    """
     for size, stride in zip(spec.shape, contiguous_strides(spec.shape), strict=True):
-        first = view.offset // stride % size
-        offset = view.offset - first * stride
+        offset = view.offset - (view.offset // stride % size) * stride
         # of a single row there is no axis yet
         strides = (*view.strides, stride)
         yield View(view.parameter, (*view.shape, size), strides, offset)
@@ -331,5 +308,4 @@ def _wider(spec: ParameterSpec, view: View, axes: int) -> Iterator[View]:
 
 def count_elements(view: View, numel: int) -> int:
     """How many different elements of a parameter of `numel` a view has."""
-    numbers = torch.arange(numel)
-    return len(view.read(numbers[None, :, None]).unique())
+    return len(view.read(torch.arange(numel)[None, :, None]).unique())

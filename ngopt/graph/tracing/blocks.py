@@ -40,9 +40,9 @@ def blocks_of(edges: Edges, nodes: Nodes) -> Iterator[Block]:
     if edges.elements is None:
         yield from unit_edge_blocks(edges, nodes)
         return
-    for piece in _regular_pieces(edges, edges.elements, nodes):
-        for part in _within_groups(piece, nodes):
-            for distinct in _distinct_parts(part):
+    for regular in _regular_pieces(edges, edges.elements, nodes):
+        for piece in _within_groups(regular, nodes):
+            for distinct in _distinct_parts(piece):
                 yield from _arranged(distinct)
 
 
@@ -69,19 +69,15 @@ class EdgePiece:
 
     def changing_just(self, *ends: int) -> list[int]:
         """The axes of more than one place that change these ends and no other."""
-        axes = []
-        for axis in self.axes:
-            if self.view.shape[axis] > 1 and self.changing(axis) == [*ends]:
-                axes.append(axis)
-        return axes
+        long_axes = [axis for axis in self.axes if self.view.shape[axis] > 1]
+        return [axis for axis in long_axes if self.changing(axis) == [*ends]]
 
     def rows(self, axis: int, ends: Sequence[int]) -> Tensor:
         """The nodes (n, k) at every place of an axis; sources differ from targets."""
         rows = []
         for k in ends:
             end = self.ends[k].movedim(axis, 0)
-            numbers = end.reshape(len(end), -1)
-            rows.append(2 * numbers + k)
+            rows.append(2 * end.reshape(len(end), -1) + k)
         return torch.cat(rows, dim=1)
 
     def cut(self, axis: int, places: range) -> "EdgePiece":
@@ -96,9 +92,8 @@ class EdgePiece:
         ends = list(self.ends)
         changing = self.changing(axis)
         for k in changing:
-            left = ends[k].index_select(axis, index)
             # a single place, or equal ones, no longer change this end
-            ends[k] = compact(left)
+            ends[k] = compact(ends[k].index_select(axis, index))
         path = self.path
         if SOURCES in changing:
             # pieces that share neurons are different uses of these
@@ -118,9 +113,8 @@ class EdgePiece:
         ends = [end.unsqueeze(axis) for end in self.ends]
         for k in self.changing(axis):
             ordered = self.ends[k].index_select(axis, index)
-            wide = ordered.unflatten(axis, places.shape)
             # an end that repeats gets length 1 along the occurrences
-            ends[k] = compact(wide)
+            ends[k] = compact(ordered.unflatten(axis, places.shape))
         return replace(self, view=view, ends=tuple(ends))
 
 
@@ -138,8 +132,7 @@ def _regular_pieces(
     ends: tuple[Tensor, ...] = ()
     for end in given:
         # the present nodes, with equally many axes
-        missing = (None,) * (axes - end.dim())
-        ends += (compact(nodes.find(end)[missing]),)
+        ends += (compact(nodes.find(end)[(None,) * (axes - end.dim())]),)
     view = elements.view()
     if view is not None:
         yield EdgePiece(view, ends, edges.kind, edges.path)
@@ -147,13 +140,12 @@ def _regular_pieces(
     numbers = elements.numbers
     # (b, elements, features), as View.read takes it
     flat = numbers.flatten()[None, :, None]
-    shape = tuple(numbers.shape)
     # elements that are not strided have no view; their places in `numbers` have one
-    places = View.whole(elements.parameter, shape)
+    places = View.whole(elements.parameter, tuple(numbers.shape))
     uneven = EdgePiece(places, ends, edges.kind, edges.path)
     for piece in _strided_pieces(uneven, numbers, 0):
-        part = Elements(elements.parameter, piece.view.read(flat)[0, ..., 0])
-        view = part.view()
+        numbers_of_piece = piece.view.read(flat)[0, ..., 0]
+        view = Elements(elements.parameter, numbers_of_piece).view()
         if view is not None:
             yield replace(piece, view=view)
 
@@ -180,8 +172,7 @@ def _within_groups(
 ) -> Iterator[EdgePiece]:
     """Pieces whose ends are in one group each; `first` is the first axis to cut."""
     # groups in the place of nodes, so that `rows` returns groups
-    ends = tuple(map(nodes.group_of, piece.ends))
-    groups = replace(piece, ends=ends)
+    groups = replace(piece, ends=tuple(map(nodes.group_of, piece.ends)))
     for axis in piece.axes[first:]:
         changing = piece.changing(axis)
         if all(same_along(groups.ends[k], axis) for k in changing):
@@ -190,17 +181,12 @@ def _within_groups(
         for number in which.unique():
             equal = (which == number).nonzero()
             for run in even_runs(equal.flatten()):
-                part = piece.cut(axis, _as_range(run))
-                yield from _within_groups(part, nodes, axis + 1)
+                places = run.tolist()
+                step = places[1] - places[0] if len(places) > 1 else 1
+                cut = piece.cut(axis, range(places[0], places[-1] + 1, step))
+                yield from _within_groups(cut, nodes, axis + 1)
         return
     yield piece
-
-
-def _as_range(run: Tensor) -> range:
-    """Numbers at an even distance."""
-    numbers = run.tolist()
-    step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
-    return range(numbers[0], numbers[-1] + 1, step)
 
 
 def _distinct_parts(piece: EdgePiece) -> Iterator[EdgePiece]:
@@ -209,7 +195,13 @@ def _distinct_parts(piece: EdgePiece) -> Iterator[EdgePiece]:
         yield piece
         return
     for ends in ENDS:  # repeats of both ends, then of one of them
-        piece = _repeats_split(piece, ends)
+        # from the last axis on: a split moves the axes behind it
+        for axis in reversed(piece.axes):
+            changing = [k for k in piece.changing(axis) if k in ends]
+            if changing:
+                repeats = regular_repeats(row_numbers(piece.rows(axis, changing)))
+                if repeats is not None and repeats.times > 1:
+                    piece = piece.split(axis, repeats)
     if _is_distinct(piece):
         yield piece
         return
@@ -217,9 +209,8 @@ def _distinct_parts(piece: EdgePiece) -> Iterator[EdgePiece]:
         changing = piece.changing(axis)
         if not changing:
             continue
-        rows = piece.rows(axis, changing)
         # a node that repeats is at two places of some axis, so there is a cut
-        stretches = list(_stretches(rows))
+        stretches = list(_stretches(piece.rows(axis, changing)))
         if len(stretches) > 1:
             for places in stretches:
                 yield from _distinct_parts(piece.cut(axis, places))
@@ -228,20 +219,6 @@ def _distinct_parts(piece: EdgePiece) -> Iterator[EdgePiece]:
 
 def _is_distinct(piece: EdgePiece) -> bool:
     return not any(map(has_duplicates, piece.ends))
-
-
-def _repeats_split(piece: EdgePiece, ends: Sequence[int]) -> EdgePiece:
-    """A piece with two axes for each axis along which some of the ends repeat."""
-    # from the last on: a split moves the axes behind it
-    for axis in reversed(piece.axes):
-        changing = [k for k in piece.changing(axis) if k in ends]
-        if not changing:
-            continue
-        which = row_numbers(piece.rows(axis, changing))
-        repeats = regular_repeats(which)
-        if repeats is not None and repeats.times > 1:
-            piece = piece.split(axis, repeats)
-    return piece
 
 
 def _stretches(rows: Tensor) -> Iterator[range]:
@@ -259,63 +236,46 @@ def _stretches(rows: Tensor) -> Iterator[range]:
 
 def _arranged(piece: EdgePiece) -> Iterator[Block]:
     """A piece as blocks: axes in their order, those of one meaning merged."""
-    for ends in ENDS:
-        axes = piece.changing_just(*ends)
-        if not _can_merge(piece.view, axes):
-            # one place at a time: an axis of length 1 is left out, the rest may merge
-            outer = axes[0]
-            for place in range(piece.view.shape[outer]):
-                part = piece.cut(outer, range(place, place + 1))
-                yield from _arranged(part)
-            return
-    yield _block(piece)
-
-
-def _can_merge(view: View, axes: Sequence[int]) -> bool:
-    """Whether elements along several axes are strided as along one."""
-    for outer, inner in pairwise(axes):
-        length = view.shape[inner] * view.strides[inner]
-        # as in view(): the outer stride is the length of the inner axis
-        if view.strides[outer] != length:
-            return False
-    return True
-
-
-def _block(piece: EdgePiece) -> Block:
-    """A piece whose axes of one meaning can be merged, as a block."""
     view = piece.view
-    groups, rows, columns = (piece.changing_just(*ends) for ends in ENDS)
+    axes_of_ends = [piece.changing_just(*ends) for ends in ENDS]
+    for axes in axes_of_ends:
+        # elements along several axes are strided as along one if, as in view(), each
+        # outer stride is the length of the inner axis
+        can_merge = True
+        for outer, inner in pairwise(axes):
+            length = view.shape[inner] * view.strides[inner]
+            can_merge = can_merge and view.strides[outer] == length
+        if not can_merge:
+            # one place at a time: an axis of length 1 is left out, the rest may merge
+            for place in range(view.shape[axes[0]]):
+                cut = piece.cut(axes[0], range(place, place + 1))
+                yield from _arranged(cut)
+            return
+    groups, rows, columns = axes_of_ends
     repeats = piece.changing_just()
     kernel = range(len(piece.axes), len(view.shape))
-    targets, *others = piece.ends
+    targets = _flat(piece.ends[TARGETS], groups + rows)
     sources = None
     order = [rows]  # of features
-    if others:
-        sources = _flat(others[0], groups, columns)
+    if len(piece.ends) > 1:
+        sources = _flat(piece.ends[SOURCES], groups + columns)
         order = [groups, rows, columns]
     n = len(order)
-    slots = [*reversed(repeats), *kernel]
-    order += [[axis] for axis in slots]
-    merged = [_merged(view, axes) for axes in order]
-    sizes, strides = zip(*merged, strict=True)
+    order += [[axis] for axis in (*reversed(repeats), *kernel)]
+    sizes = tuple(prod(view.shape[axis] for axis in axes) for axes in order)
+    strides = tuple(view.strides[axes[-1]] if axes else 0 for axes in order)
     is_flattened = piece.kind == "weight" and repeats and not kernel
-    kind = "flatten" if is_flattened else piece.kind
-    view = replace(view, shape=sizes, strides=strides)
-    targets = _flat(targets, groups, rows)
-    shape, slot_shape = sizes[:n], sizes[n:]
-    return Block(view, sources, targets, shape, slot_shape, kind, piece.path)
+    yield Block(
+        replace(view, shape=sizes, strides=strides),
+        sources,
+        targets,
+        shape=sizes[:n],
+        slot_shape=sizes[n:],
+        kind="flatten" if is_flattened else piece.kind,
+        path=piece.path,
+    )
 
 
-def _merged(view: View, axes: Sequence[int]) -> tuple[int, int]:
-    """Size and stride of several axes as one."""
-    if not axes:
-        return 1, 0
-    innermost = axes[-1]
-    return prod(view.shape[axis] for axis in axes), view.strides[innermost]
-
-
-def _flat(end: Tensor, first: list[int], second: list[int]) -> Tensor:
+def _flat(end: Tensor, axes: list[int]) -> Tensor:
     """The nodes at an end in the order of the axes that change them."""
-    axes = [*first, *second]
-    front = list(range(len(axes)))
-    return end.movedim(axes, front).flatten()
+    return end.movedim(axes, list(range(len(axes)))).flatten()

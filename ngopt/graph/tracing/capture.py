@@ -81,8 +81,7 @@ def capture(
     """
     whole = arguments(example_input)
     inputs = [whole]
-    is_long = any(map(_is_long, tree_leaves(whole)))
-    if cut and is_long:
+    if cut and any(map(_is_long, tree_leaves(whole))):
         few = tree_map(lambda x: x[:BATCH] if _is_long(x) else x, whole)
         inputs = [few, whole]
     reason = Exception()
@@ -143,9 +142,7 @@ def arguments(example_input: Any) -> tuple[tuple, dict[str, Any]]:
 
 def _is_long(value: Any) -> bool:
     """Whether it is a tensor of more rows than are used."""
-    if not isinstance(value, Tensor) or value.dim() == 0:
-        return False
-    return len(value) > BATCH
+    return isinstance(value, Tensor) and value.dim() > 0 and len(value) > BATCH
 
 
 def _export(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
@@ -181,11 +178,8 @@ def _with_sizes(value: Any) -> Any:
     if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
         expression = value.node.expr
         sizes = dict.fromkeys(expression.free_symbols, BATCH)
-        kind = value.node.pytype
-        return kind(expression.xreplace(sizes))
-    if not isinstance(value, Tensor):
-        return value
-    if not has_any(value.shape, torch.SymInt):
+        return value.node.pytype(expression.xreplace(sizes))
+    if not isinstance(value, Tensor) or not has_any(value.shape, torch.SymInt):
         return value
     shape = list(map(_with_sizes, value.shape))
     return torch.empty(shape, dtype=value.dtype, device="meta")
@@ -210,9 +204,8 @@ def _record(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
     _Located(traced, garbage_collect_values=False).run(*copies)
     graph = inlined(traced)
     graph.eliminate_dead_code()  # such as the computation of a condition
-    placeholders = graph.find_nodes(op="placeholder")
     # placeholders are never dead code: first the state, then the inputs
-    names = [call.name for call in placeholders]
+    names = [call.name for call in graph.find_nodes(op="placeholder")]
     state = dict(zip(names, tensors.values(), strict=False))
     for call in graph.find_nodes(op="get_attr"):
         value = getattr(traced, str(call.target))
@@ -251,27 +244,20 @@ def inlined(module: GraphModule) -> Graph:
         if region is None:
             continue
         inner = inlined(region)
-        placeholders = inner.find_nodes(op="placeholder")
-        given = zip(placeholders, operands, strict=True)
+        given = zip(inner.find_nodes(op="placeholder"), operands, strict=True)
         with graph.inserting_before(call):
             result = graph.graph_copy(inner, dict(given))
-        _put_in_place(call, result)
+        if isinstance(result, Node):
+            call.replace_all_uses_with(result)
+        for user in list(call.users):
+            is_item = user.target is operator.getitem
+            if is_item and isinstance(result, (tuple, list)):
+                item = result[user.args[1]]  # type: ignore[index]
+                user.replace_all_uses_with(item)  # type: ignore[arg-type]
+                graph.erase_node(user)
+        if not call.users:
+            graph.erase_node(call)
     return graph
-
-
-def _put_in_place(call: Node, result: Any) -> None:
-    """Replaces a function by the result of its region."""
-    graph = call.graph
-    is_many = isinstance(result, (tuple, list))
-    if isinstance(result, Node):
-        call.replace_all_uses_with(result)
-    for user in list(call.users):
-        if is_many and user.target is operator.getitem:
-            place = user.args[1]
-            user.replace_all_uses_with(result[place])  # type: ignore[arg-type, index]
-            graph.erase_node(user)
-    if not call.users:
-        graph.erase_node(call)
 
 
 def _region(module: GraphModule, call: Node) -> tuple[GraphModule | None, list[Any]]:
@@ -285,14 +271,12 @@ def _region(module: GraphModule, call: Node) -> tuple[GraphModule | None, list[A
     region = getattr(module, str(attribute.target), None)
     if not isinstance(region, GraphModule):
         return None, []
-    place = call.args.index(attribute)
-    behind = call.args[place + 1 :]
+    arguments_behind = call.args[call.args.index(attribute) + 1 :]
     # a name may be among them
-    operands = [a for a in behind if not isinstance(a, str)]
+    operands = [a for a in arguments_behind if not isinstance(a, str)]
     # loops have lists of operands
     is_loop = has_any(operands, (list, tuple))
-    placeholders = region.graph.find_nodes(op="placeholder")
-    if is_loop or len(placeholders) != len(operands):
+    if is_loop or len(region.graph.find_nodes(op="placeholder")) != len(operands):
         return None, []
     return region, operands
 
@@ -321,8 +305,8 @@ def guess_inputs(model: nn.Module) -> Iterator[Tensor]:
             return
         shapes = _guessed_shapes(module)
         for shape in shapes:
-            values = torch.randn(BATCH, *shape, generator=generator, device="cpu")
-            yield values.to(device)
+            example = torch.randn(BATCH, *shape, generator=generator, device="cpu")
+            yield example.to(device)
         if shapes:
             return
 

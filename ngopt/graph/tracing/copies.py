@@ -121,9 +121,10 @@ class Copier:
         for name, value in list(module.__dict__.items()):
             if name in attributes or self._is_left_out(name):
                 continue
-            # a hook computes it again
-            is_computed = name in computed
-            attributes[name] = value.detach() if is_computed else self.copy(value)
+            if name in computed:  # a hook computes it again
+                attributes[name] = value.detach()
+            else:
+                attributes[name] = self.copy(value)
 
     def _copy_hooks(self, module: nn.Module, made: nn.Module) -> None:
         attributes = made.__dict__
@@ -146,17 +147,14 @@ def cloned(tensor: Tensor) -> Tensor:
 def kept_hooks(module: nn.Module) -> dict[int, Any]:
     """The forward pre-hooks of a module that compute its weights."""
     hooks = module.__dict__.get("_forward_pre_hooks", {})
-    of_torch = {name: hook for name, hook in hooks.items() if _is_of_torch(hook)}
+    of_torch = {}
+    for name, hook in hooks.items():
+        lazy: Any = LazyModuleMixin
+        is_lazy_hook = getattr(hook, "__func__", None) is lazy._infer_parameters
+        if is_lazy_hook or type(hook).__module__.startswith(TORCH_HOOKS):
+            of_torch[name] = hook
     # users' hooks may compute a weight, too, but mostly log or check
     return of_torch if of_torch or not computed_weights(module) else dict(hooks)
-
-
-def _is_of_torch(hook: Any) -> bool:
-    """Whether a hook is one of weight_norm and its like, or of a lazy module."""
-    lazy: Any = LazyModuleMixin
-    if getattr(hook, "__func__", None) is lazy._infer_parameters:
-        return True
-    return type(hook).__module__.startswith(TORCH_HOOKS)
 
 
 def computed_weights(module: nn.Module) -> set[str]:
@@ -207,29 +205,15 @@ def _tuple(copier: Copier, value: tuple) -> Any:
     return type(value)(items)
 
 
-def _frozenset(copier: Copier, value: frozenset) -> Any:
-    return frozenset(map(copier.copy, value))
-
-
-def _method(copier: Copier, value: MethodType) -> Any:
-    return MethodType(value.__func__, copier.copy(value.__self__))
-
-
 def _partial(copier: Copier, value: partial) -> Any:
-    function = copier.copy(value.func)
-    args = copier.copy(value.args)
-    kwargs = copier.copy(value.keywords)
-    return type(value)(function, *args, **kwargs)
+    function, args = copier.copy(value.func), copier.copy(value.args)
+    return type(value)(function, *args, **copier.copy(value.keywords))
 
 
 def _reference(copier: Copier, value: weakref.ref) -> Any:
     known = copier.copies.get(id(value()))
     is_plain = type(value) is weakref.ref
     return weakref.ref(known) if is_plain and known is not None else value
-
-
-def _generator(copier: Copier, value: torch.Generator) -> Any:
-    return value.clone_state()
 
 
 def _function(copier: Copier, function: FunctionType) -> Any:
@@ -248,9 +232,8 @@ def _function(copier: Copier, function: FunctionType) -> Any:
     if modules:
         variables = {**variables, **modules}
     empty = tuple(CellType() for _ in cells)
-    code = function.__code__
     name = function.__name__
-    made = FunctionType(code, variables, name, None, empty or None)
+    made = FunctionType(function.__code__, variables, name, None, empty or None)
     copier.keep(function, made)  # before its variables, which may refer to it
     for module in modules:
         variables[module] = copier.copy(modules[module])
@@ -276,8 +259,8 @@ def _object(copier: Copier, value: Any) -> Any:
         made = copier.keep(value, object.__new__(kind))
         _copy_attributes(copier, value, made)
         return made
-    known: Any = ChainMap({}, copier.copies)
-    return copy.deepcopy(value, known)
+    memo: Any = ChainMap({}, copier.copies)
+    return copy.deepcopy(value, memo)
 
 
 def _copy_attributes(copier: Copier, value: Any, made: Any) -> None:
@@ -296,10 +279,10 @@ COPIED_TYPES: tuple[tuple[Any, Callable], ...] = (
     (set, partial(_items, set.update)),
     (list, partial(_items, list.extend)),
     (tuple, _tuple),
-    (frozenset, _frozenset),
-    (MethodType, _method),
+    (frozenset, lambda copier, value: frozenset(map(copier.copy, value))),
+    (MethodType, lambda copier, f: MethodType(f.__func__, copier.copy(f.__self__))),
     (FunctionType, _function),
     (partial, _partial),
     (weakref.ref, _reference),
-    (torch.Generator, _generator),
+    (torch.Generator, lambda copier, value: value.clone_state()),
 )

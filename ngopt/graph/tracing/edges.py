@@ -71,11 +71,9 @@ def unit_edge_blocks(edges: Edges, nodes: Nodes) -> Iterator[Block]:
         centers, others = part if from_sources else part.flip(0)
         for star in _stars_around(centers, others):
             sources, targets = star if from_sources else reversed(star)
-            n_sources = len(sources)
-            n_targets = len(targets)
             # the number of centers, all at one end: one of the quotients is 1
-            n = min(n_sources, n_targets)
-            shape = (n, n_targets // n, n_sources // n)
+            n = min(len(sources), len(targets))
+            shape = (n, len(targets) // n, len(sources) // n)
             yield Block(None, sources, targets, shape, (), edges.kind, edges.path)
 
 

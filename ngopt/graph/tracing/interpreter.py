@@ -36,8 +36,8 @@ from ngopt.graph.tracing.values import (
     Value,
     constant_labels,
     has_any,
+    places_in_memory,
     storage_of,
-    strided_numbers,
     with_zero_strides,
 )
 
@@ -46,8 +46,7 @@ def trace(program: Program, model: nn.Module) -> NeuralGraph:
     """The neural graph of the whole network."""
     # labels and constants are made on the CPU, whatever the default device is;
     # torch.get_default_device fails in torch 2.6 after set_default_device(None)
-    is_default = torch.empty(0).is_cpu
-    on_cpu = nullcontext() if is_default else torch.device("cpu")
+    on_cpu = nullcontext() if torch.empty(0).is_cpu else torch.device("cpu")
     # rules try some functions on random numbers, of the CPU alone
     with on_cpu, torch.random.fork_rng(devices=[]):
         # torch.manual_seed would seed those of all devices
@@ -78,22 +77,29 @@ class RuleInterpreter:
                 for neurons in self._neurons_before(call):
                     self.tracer.nodes.mark(neurons.labels, Mark.OUTPUT)
                 break
-            self._run_call(call)
+            # targets of a weight of one step are never unified; two layers may be
+            self.tracer.nodes.step += 1
+            if not self.tracer.input_dependent.isdisjoint(call.all_input_nodes):
+                self.tracer.input_dependent.add(call)
+            if call in self.module_calls:
+                self._apply_module(self.module_calls[call], call)
+            elif call.op == "call_function":
+                self._apply_function(call)
             self.memory.add(call)
 
-    def _run_call(self, call: Node) -> None:
-        # targets of a weight of one step are never unified; two layers may be
-        self.tracer.nodes.step += 1
-        if not self.tracer.input_dependent.isdisjoint(call.all_input_nodes):
-            self.tracer.input_dependent.add(call)
-        if call in self.module_calls:
-            self._apply_module(self.module_calls[call], call)
-        elif call.op == "call_function":
-            self.values[call] = self._with_positions(call, self._result(call))
-            # the neurons that a function with an unknown result is applied to
-            if call.users and _is_unknown(self.values[call]):
-                for neurons in self._neurons_before(call):
-                    self.tracer.pin(neurons.labels)
+    def _apply_function(self, call: Node) -> None:
+        result = self._result(call)
+        before = list(self._neurons_before(call))
+        keeps_positions = len(before) == 1 and is_declared_pointwise(call)
+        # behind a pointwise function, positions that a weight made stay
+        if isinstance(result, Neurons) and result.positions is None and keeps_positions:
+            result = replace(result, positions=before[0].positions)
+        self.values[call] = result
+        leaves = tree_leaves(result)
+        is_known = has_any(leaves, (Neurons, Elements, Tensor))
+        if call.users and has_any(leaves, Unknown) and not is_known:
+            for neurons in before:
+                self.tracer.pin(neurons.labels)
 
     def _input(self, call: Node) -> Value:
         """An input of the network, a parameter or a constant."""
@@ -101,7 +107,12 @@ class RuleInterpreter:
         if state is not None:
             if self.tracer.is_parameter(state):
                 return self.tracer.elements(state)
-            return _constant(state)
+            if not isinstance(state, Tensor):  # such as a torch.Generator
+                return state
+            if state.is_meta:
+                return Unknown(state.shape)
+            # a copy, as functions that work in place (add_ on a counter) change it
+            return state.detach().to("cpu", copy=True)
         self.tracer.input_dependent.add(call)
         value = call.meta.get("val")
         if not isinstance(value, Tensor):
@@ -109,13 +120,13 @@ class RuleInterpreter:
         if not value.is_floating_point() and not value.is_complex():
             # tokens: 0 is a row of every table
             return torch.zeros(value.shape, dtype=value.dtype)
-        rest = value.shape[1:]
-        size = max(rest.numel(), 1)
+        row = value.shape[1:]
+        size = max(row.numel(), 1)
         # made of no nodes: a linear layer unifies the places of a sequence
         made_of = torch.empty(0, size)
         nodes = self.tracer.nodes.new(call.name, size, made_of=made_of, mark=Mark.INPUT)
         # rows of a batch have the same nodes
-        return Neurons(nodes.reshape(rest).expand(value.shape))
+        return Neurons(nodes.reshape(row).expand(value.shape))
 
     def _neurons_before(self, call: Node) -> Iterator[Neurons]:
         """All neurons that a function is applied to."""
@@ -129,32 +140,21 @@ class RuleInterpreter:
         if call is not module_call.functions[0]:
             return
         inputs = [self.values[source] for source in module_call.inputs]
-        module = module_call.module
-        rule = RULES[type(module)]
-        result = self._apply(rule, module_call.output, module, *inputs)
+        module, output = module_call.module, module_call.output
+        result = self._apply(RULES[type(module)], output, module, *inputs)
         for function in module_call.functions:
             self.values[function] = self.tracer.unknown(function)
         # last, as the output is one of these functions
-        self.values[module_call.output] = result
-
-    def _with_positions(self, call: Node, result: Value) -> Value:
-        """Behind a pointwise function, positions that a weight made stay."""
-        if not isinstance(result, Neurons) or result.positions is not None:
-            return result
-        neurons = list(self._neurons_before(call))
-        if len(neurons) != 1 or not is_declared_pointwise(call):
-            return result
-        return replace(result, positions=neurons[0].positions)
+        self.values[output] = result
 
     def _result(self, call: Node) -> Value:
         if isinstance(call.meta.get("val"), (bool, int, float)):  # a size
             return call.meta["val"]
-        operands = (call.args, call.kwargs)
-        args, kwargs = tree_map(self._value, operands)
+        args, kwargs = tree_map(self._value, (call.args, call.kwargs))
         if call.target is operator.getitem:
-            several, place = args
-            is_several = isinstance(several, (list, tuple))
-            return several[place] if is_several else self.tracer.unknown(call)
+            results, index = args
+            is_several = isinstance(results, (list, tuple))
+            return results[index] if is_several else self.tracer.unknown(call)
         if not has_any(tree_leaves((args, kwargs)), TRACED):
             return self._apply(constants.constant, call, *args, **kwargs)
         packet = packet_of(call)
@@ -191,23 +191,6 @@ class RuleInterpreter:
             return self.tracer.unknown(call)
 
 
-def _constant(state: Any) -> Value:
-    """A buffer or a constant of a network, in the form that rules compute with."""
-    if not isinstance(state, Tensor):  # such as a torch.Generator
-        return state
-    if state.is_meta:
-        return Unknown(state.shape)
-    # a copy, as functions that work in place, such as add_ on a counter, change it
-    return state.detach().to("cpu", copy=True)
-
-
-def _is_unknown(value: Value) -> bool:
-    """Whether a value has tensors, and all of them are unknown."""
-    leaves = tree_leaves(value)
-    is_known = has_any(leaves, (Neurons, Elements, Tensor))
-    return has_any(leaves, Unknown) and not is_known
-
-
 @dataclass(frozen=True)
 class ModuleCall:
     """The functions of one call of a module.
@@ -241,24 +224,18 @@ def module_calls(program: Program, model: nn.Module) -> dict[Node, ModuleCall]:
                 break  # the outermost module with a rule
     calls: dict[Node, ModuleCall] = {}
     for name, functions in inside.items():
-        call = _module_call(program, modules[name], functions)
+        members = set(functions)
+        inputs: dict[Node, None] = {}  # in their order
+        output = functions[-1]
+        for function in functions:
+            for source in function.all_input_nodes:
+                if source not in members and source.name not in program.state:
+                    inputs[source] = None
+            if not members.issuperset(function.users):
+                output = function
+        call = ModuleCall(modules[name], functions, list(inputs), output)
         calls |= dict.fromkeys(functions, call)
     return calls
-
-
-def _module_call(
-    program: Program, module: nn.Module, functions: list[Node]
-) -> ModuleCall:
-    members = set(functions)
-    inputs: dict[Node, None] = {}  # in their order
-    output = functions[-1]
-    for function in functions:
-        for source in function.all_input_nodes:
-            if source not in members and source.name not in program.state:
-                inputs[source] = None
-        if not members.issuperset(function.users):
-            output = function
-    return ModuleCall(module, functions, list(inputs), output)
 
 
 class Memory:
@@ -278,11 +255,15 @@ class Memory:
         tensor = call.meta.get("val")
         if not isinstance(tensor, Tensor):
             return
-        if _writes(call):
-            self._write(call)
+        schema = getattr(call.target, "_schema", None)
+        if schema is not None and schema.arguments and isinstance(call.args[0], Node):
+            alias = schema.arguments[0].alias_info
+            if alias is not None and alias.is_write:
+                self._write(call)
         self._sharing[storage_of(tensor)].append(call)
 
     def _write(self, call: Node) -> None:
+        """Applies the write of a function to its first operand."""
         operand: Any = call.args[0]
         result = self.values[call]
         if not isinstance(result, (Neurons, Unknown)):
@@ -290,18 +271,18 @@ class Memory:
         tensor = operand.meta["val"]
         old = self.values[operand]
         self.values[operand] = result
-        sharing = self._sharing[storage_of(tensor)]
-        others = [other for other in sharing if other is not operand]
         is_same = False  # as behind an activation
         if isinstance(old, Neurons) and isinstance(result, Neurons):
             is_same = torch.equal(old.labels, result.labels)
+        sharing = self._sharing[storage_of(tensor)]
+        others = [other for other in sharing if other is not operand]
         if not others or is_same:
             return
-        written = _places(tensor)
+        written = places_in_memory(tensor)
         for other in others:
-            places = _places(other.meta["val"])
-            value = self.values[other]
-            self.values[other] = _after_write(value, places, written, result)
+            places = places_in_memory(other.meta["val"])
+            old = self.values[other]
+            self.values[other] = _after_write(old, places, written, result)
 
 
 def _after_write(
@@ -333,18 +314,3 @@ def _after_write(
     if old is not None:
         new = torch.where(is_new, new, old)
     return Neurons(with_zero_strides(new))
-
-
-def _writes(call: Node) -> bool:
-    """Whether a function writes its first operand."""
-    schema = getattr(call.target, "_schema", None)
-    if schema is None or not schema.arguments or not isinstance(call.args[0], Node):
-        return False
-    alias = schema.arguments[0].alias_info
-    return alias is not None and alias.is_write
-
-
-def _places(tensor: Tensor) -> Tensor:
-    """The place in memory of every entry of a tensor."""
-    offset = int(tensor.storage_offset())
-    return strided_numbers(tensor.shape, tensor.stride(), offset)

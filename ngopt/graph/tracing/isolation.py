@@ -91,8 +91,7 @@ def _without_global_hooks() -> Iterator[None]:
     for name, hooks in vars(torch_module).items():
         if name.startswith("_global_") and isinstance(hooks, dict) and hooks:
             registries.append((hooks, dict(hooks)))
-    for hooks, _ in registries:
-        hooks.clear()
+            hooks.clear()
     try:
         yield
     finally:
@@ -111,15 +110,20 @@ def _copied_class_attributes(copier: Copier) -> Iterator[None]:
     copier: has copied objects of these classes.
     """
     classes: set[type] = set()
+    # written in Python, not by torch or Python itself
+    foreign = {"torch", *sys.stdlib_module_names}
     for value in copier.originals:
-        classes.update(filter(_is_of_user, type(value).__mro__))
+        for kind in type(value).__mro__:
+            is_heap_type = bool(kind.__flags__ & 1 << 9)  # its attributes can be set
+            if is_heap_type and kind.__module__.partition(".")[0] not in foreign:
+                classes.add(kind)
     attributes = {kind: dict(vars(kind)) for kind in classes}
     caches = [(cache, cache.cache_info().misses) for cache in _caches(classes)]
     try:
         for kind, values in attributes.items():
             for name, value in values.items():
                 # methods and properties are no values
-                if _is_special(name) or hasattr(type(value), "__get__"):
+                if name.startswith("__") or hasattr(type(value), "__get__"):
                     continue
                 with suppress(AttributeError, TypeError):  # of a read-only class
                     _set_attribute(kind, name, copier.copy(value))
@@ -128,7 +132,7 @@ def _copied_class_attributes(copier: Copier) -> Iterator[None]:
         for kind, values in attributes.items():
             # Python may add names such as __abstractmethods__ at any time
             for name in vars(kind).keys() - values.keys():
-                if not _is_special(name):
+                if not name.startswith("__"):
                     delattr(kind, name)
             for name, value in values.items():
                 _set_attribute(kind, name, value)
@@ -140,17 +144,6 @@ def _copied_class_attributes(copier: Copier) -> Iterator[None]:
 def _set_attribute(kind: type, name: str, value: Any) -> None:
     if name not in vars(kind) or vars(kind)[name] is not value:
         setattr(kind, name, value)
-
-
-def _is_special(name: str) -> bool:
-    return name.startswith("__")
-
-
-def _is_of_user(kind: type) -> bool:
-    """Whether a class is written in Python, not by torch or Python itself."""
-    package = kind.__module__.partition(".")[0]
-    is_heap_type = bool(kind.__flags__ & 1 << 9)  # its attributes can be set
-    return is_heap_type and package not in {"torch", *sys.stdlib_module_names}
 
 
 def _caches(classes: Iterable[type]) -> set[Any]:

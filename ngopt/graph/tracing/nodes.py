@@ -65,11 +65,17 @@ class Nodes:
             be unified with each other.
         """
         start = self.count
-        stop = start + size
-        numbers = torch.arange(start, stop)
-        identity = numbers
-        if made_of is not None:
-            identity = self._identities(numbers, made_of)
+        numbers = identity = torch.arange(start, start + size)
+        if made_of is not None and not made_of.numel():
+            identity = torch.full_like(numbers, -1)
+        elif made_of is not None:
+            operands = self._identity_of(made_of)
+            # a product of a free factor and another one is not free
+            is_free = (operands < 0).all(0)
+            different, which = operands.unique(dim=1, return_inverse=True)
+            # one of the new numbers for all nodes of the same operands
+            first_number = numbers[first_indices(which, different.shape[1])[which]]
+            identity = torch.where(is_free, -1, first_number)
         self._grow(size)
         self._alias[start:] = numbers
         self._group[start:] = len(self.names)
@@ -78,38 +84,25 @@ class Nodes:
         self._marks[start:] = int(mark)
         self.names.append(name)
         self.kinds.append(kind)
-        self.starts.append(stop)
+        self.starts.append(start + size)
         return numbers
 
     def _grow(self, size: int) -> None:
         capacity = self._facts.shape[1]
         length = self.count + size
         if length > capacity:
-            wider = max(size, capacity)
-            more = torch.empty(len(self._facts), wider, dtype=torch.long)
+            shape = (len(self._facts), max(size, capacity))
+            more = torch.empty(shape, dtype=torch.long)
             self._facts = torch.cat([self._facts, more], dim=1)
         facts = self._facts[:, :length]
         # nodes of one step with different identities are never unified; -1: free
         self._alias, self._group, self._step, self._identity, self._marks = facts
 
-    def _identities(self, numbers: Tensor, made_of: Tensor) -> Tensor:
-        """One of the new numbers for all nodes of the same operands; -1 if all operands
-        are free."""
-        if not made_of.numel():
-            return torch.full_like(numbers, -1)
-        parts = self._identity_of(made_of)
-        # a product of a free factor and another one is not free
-        is_free = (parts < 0).all(0)
-        different, which = parts.unique(dim=1, return_inverse=True)
-        first_number = numbers[first_indices(which, different.shape[1])[which]]
-        return torch.where(is_free, -1, first_number)
-
     def _identity_of(self, labels: Tensor) -> Tensor:
         """The identities of the nodes, -1 for free nodes."""
         identities = self._identity
-        present = self.find_each()
         # unified nodes are free if all of them are
-        identity = identities.scatter_reduce(0, present, identities, "amax")
+        identity = identities.scatter_reduce(0, self.find_each(), identities, "amax")
         return identity[self.find(labels)]
 
     def are_free(self, labels: Tensor) -> bool:
@@ -123,8 +116,8 @@ class Nodes:
 
     def marked(self, mark: Mark) -> Tensor:
         """The nodes that have a mark, sorted."""
-        marks = self._marks & int(mark)
-        return self.find(marks.nonzero().flatten()).unique()
+        marked = (self._marks & int(mark)).nonzero().flatten()
+        return self.find(marked).unique()
 
     def find(self, labels: Tensor) -> Tensor:
         """The present number of each node, with the same strides of 0; may be the same
@@ -150,15 +143,13 @@ class Nodes:
         """Makes a[i] and b[i] the same node, for all i; the lower number stays."""
         a, b = a.flatten(), b.flatten()
         while True:
-            a = self.find(a)
-            b = self.find(b)
+            a, b = self.find(a), self.find(b)
             differ = a != b
             if not differ.any():
                 return
             a, b = a[differ], b[differ]
             # lower numbers are older, and no alias is higher than its node: chains end
-            low = torch.minimum(a, b)
-            high = torch.maximum(a, b)
+            low, high = torch.minimum(a, b), torch.maximum(a, b)
             # a node of several pairs gets the lowest; the next round does the others
             self._alias.scatter_reduce_(0, high, low, "amin")
 
@@ -174,23 +165,17 @@ class Nodes:
         before = self.find(first).unique()
         self.unify(first.expand_as(rows), rows)
         now = self.find(first).unique()
+        present = self.find_each()
+        is_fixed = torch.isin(present, now) & (self._identity >= 0)
+        facts = torch.stack([present, self._step, self._identity])
+        different = facts[:, is_fixed].unique(dim=1)
+        # one node, one step, but two identities
+        clash = different.shape[1] > different[:2].unique(dim=1).shape[1]
         # fewer: nodes of one row are unified, as by a row and the same row rolled
-        if len(now) == len(before) and not self._clash(now):
+        if len(now) == len(before) and not clash:
             return True
         self._alias.copy_(aliases)
         return False
-
-    def _clash(self, labels: Tensor) -> bool:
-        """Whether nodes of one step with different identities are unified."""
-        present = self.find_each()
-        identity = self._identity
-        is_member = torch.isin(present, labels)
-        is_fixed = is_member & (identity >= 0)
-        facts = torch.stack([present, self._step, identity])
-        different = facts[:, is_fixed].unique(dim=1)
-        # one node, one step, but two identities
-        steps = different[:2].unique(dim=1)
-        return different.shape[1] > steps.shape[1]
 
     def group_of(self, labels: Tensor) -> Tensor:
         """The group in which each node was made."""
@@ -203,10 +188,7 @@ class Nodes:
         # how many present numbers are lower
         before = stands.cumsum(0) - stands.long()
         # an empty group at the end has no first number
-        last = self.count - 1
-        starts = torch.tensor(self.starts[:-1]).clamp(max=last)
-        before_group = before[starts]
-        place = before - before_group[self._group]
-        groups = self._group[stands]
-        sizes = groups.bincount(minlength=len(self.names))
+        starts = torch.tensor(self.starts[:-1]).clamp(max=self.count - 1)
+        place = before - before[starts][self._group]
+        sizes = self._group[stands].bincount(minlength=len(self.names))
         return sizes.tolist(), self._group[present], place[present]

@@ -1,6 +1,7 @@
 """What rules use: the nodes and edges so far, and the value of every tensor."""
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -54,10 +55,9 @@ class Tracer:
         self.parameters: list[ParameterSpec] = []
         self._position: dict[int, int] = {}
         for name, parameter in model.named_parameters():
-            spec = ParameterSpec.of(name, parameter)
             # named_parameters returns a tied parameter once
             self._position[id(parameter)] = len(self.parameters)
-            self.parameters.append(spec)
+            self.parameters.append(ParameterSpec.of(name, parameter))
         self._constants: dict[tuple, Tensor] = {}
         self.nodes = Nodes()
         self.all_edges: list[Edges] = []
@@ -130,31 +130,27 @@ class Tracer:
             return
         self._check(elements, sources, targets)
         if sources is not None:
-            name = self.name_of(elements)
             # before the factors, which have the same constant nodes
-            sources = self.source_nodes(sources, name)
+            sources = self.source_nodes(sources, self.name_of(elements))
         self.all_edges.append(Edges(elements, sources, targets, kind, path))
         for factor in elements.factors:
-            is_added = self._add_factor(factor, sources, targets)
-            if not is_added:
+            if not self._add_factor(factor, sources, targets):
                 self.pinned_parameters.add(elements.parameter)
 
     def _check(
         self, elements: Elements, sources: Tensor | None, targets: Tensor
     ) -> None:
-        ends = not_none(sources, targets)
-        labels = [tuple(end.shape) for end in ends]
+        shapes = [tuple(end.shape) for end in not_none(sources, targets)]
         try:
-            shape = torch.broadcast_shapes(*labels)
+            shape = torch.broadcast_shapes(*shapes)
             fits = elements.shape[: len(shape)] == shape
         except RuntimeError:
             fits = False
         if not fits:
-            name = self.parameters[elements.parameter].name
-            got = " and ".join(map(str, labels))
             raise ValueError(
-                f"edges of '{name}': expected labels that broadcast to the first "
-                f"dimensions of {tuple(elements.shape)}; got {got}"
+                f"edges of '{self.parameters[elements.parameter].name}': expected "
+                f"labels that broadcast to the first dimensions of "
+                f"{tuple(elements.shape)}; got {' and '.join(map(str, shapes))}"
             )
 
     def _add_factor(
@@ -169,17 +165,19 @@ class Tracer:
         """
         ends = not_none(targets, sources)
         axes = max(end.dim() for end in ends)
-        # along other axes the factor repeats (stride 0)
-        changing = _changing(factor)
+        # along other axes the factor is the same everywhere (stride 0)
+        strides = factor.layout.stride()
+        changing = [d for d, n in enumerate(factor.shape) if strides[d] != 0 and n > 1]
         # edges without slots
         is_matrix = len(changing) == axes == len(factor.shape) == 2
         if is_matrix and sources is not None:
             self.edges(factor, sources, targets, "scale")
             return True
         # counted from the last axis of labels, as an end may lack the first axes
-        own = [d - axes for d in changing if d < axes]
+        node_axes = [d - axes for d in changing if d < axes]
         for end in ends:
-            if len(own) == 1 and own == _long_axes(end):
+            long_axes = [d - end.dim() for d, n in enumerate(end.shape) if n > 1]
+            if len(node_axes) == 1 and node_axes == long_axes:
                 feature = factor.apply(lambda x: along(x, *changing))
                 self.edges(feature, None, end.flatten(), "scale")
                 return True
@@ -193,10 +191,9 @@ class Tracer:
             # weights and constants are no sources
             if not isinstance(value, (Elements, Tensor)):
                 operands.append(source.name)
-        function = str(call.target)
         # such as the dilation of a convolution
         options = [a for a in call.args if not isinstance(a, Node)]
-        return (*operands, function, str(options))
+        return (*operands, str(call.target), str(options))
 
     def pin(self, *labels: Tensor) -> None:
         """Marks neurons that cannot be exchanged, for a reason outside of the graph."""
@@ -213,13 +210,11 @@ class Tracer:
     def constant_nodes(self, rows: Tensor) -> Tensor:
         """Nodes (n,) for constants (n, k): the same ones for the same constants."""
         known = self._constants
-        content = rows.double().cpu().numpy().tobytes()
-        key = (tuple(rows.shape), content)
+        key = (tuple(rows.shape), rows.double().cpu().numpy().tobytes())
         if key not in known:
             name = f"constant {len(known)}"
-            n = len(rows)
             # marked as inputs, which are never exchanged
-            known[key] = self.nodes.new(name, n, "constant", mark=Mark.INPUT)
+            known[key] = self.nodes.new(name, len(rows), "constant", mark=Mark.INPUT)
         return known[key]
 
     def source_nodes(self, labels: Tensor, name: str) -> Tensor:
@@ -230,13 +225,11 @@ class Tracer:
         labels = labels.clone()
         name = f"{name}.constant"
         # learned nodes are hidden and can be exchanged; without a mark they are inputs
-        marks = {NO_NEURON: Mark.NONE, SAME_CONSTANT: Mark.LEARNED}
-        for label, mark in marks.items():
+        for label, mark in ((NO_NEURON, Mark.NONE), (SAME_CONSTANT, Mark.LEARNED)):
             missing = labels == label
             count = int(missing.sum())
             if count:
-                new = self.nodes.new(name, count, "constant", mark=mark)
-                labels[missing] = new
+                labels[missing] = self.nodes.new(name, count, "constant", mark=mark)
         return labels
 
     def unify_places(self, labels: Tensor, dims: int | Sequence[int]) -> Tensor | None:
@@ -246,26 +239,26 @@ class Tracer:
         nodes are unified. None if that would unify two nodes of one place or two
         outputs of a weight, or if there is no neuron.
         """
-        if isinstance(dims, int):
-            dims = [dims]
-        rows = _rows_along(labels, dims)
-        rows = self.nodes.find(rows)
+        dims = [dims] if isinstance(dims, int) else dims
+        dims = [d % labels.dim() for d in dims]
+        (labels,) = without_repeats([labels], keep=dims)
+        n = prod(labels.shape[d] for d in dims)
+        labels = labels.movedim(dims, list(range(-len(dims), 0)))
+        rows = self.nodes.find(distinct_rows(labels.reshape(-1, n)))
         if min(rows.shape) > 1 and same_along(rows, 1):
             return None  # each place is one neuron throughout
         is_neuron = rows > 0
-        counts = is_neuron.sum(1)
         # padding leaves gaps in some rows: the row with fewest gaps is the model
-        best = rows[counts.argmax()]
+        best = rows[is_neuron.sum(1).argmax()]
         # each row has gaps where another has neurons
         has_gap = is_neuron & (best <= 0)
         if has_gap.any() or not (best > 0).any():
             return None
         rows = torch.where(is_neuron, rows, best)
-        if (rows != best).any():
-            all_rows = torch.cat([best[None], rows])
-            if not self.nodes.try_unify(all_rows):
-                return None
-        return self.nodes.find(best)
+        is_same = not (rows != best).any()
+        if is_same or self.nodes.try_unify(torch.cat([best[None], rows])):
+            return self.nodes.find(best)
+        return None
 
     def unify_rows(self, labels: Tensor, dim: int) -> tuple[Tensor, Tensor]:
         """The different rows (r, n) along a dimension, and which is where, (*others).
@@ -273,41 +266,14 @@ class Tracer:
         One row if `unify_places` can unify them. The numbers may have length 1 along
         dimensions of repeats.
         """
-        one = self.unify_places(labels, dim)
-        if one is not None:
-            others = [1] * (labels.dim() - 1)
-            return one[None], torch.zeros(others, dtype=torch.long)
+        row = self.unify_places(labels, dim)
+        if row is not None:
+            return row[None], torch.zeros([1] * (labels.dim() - 1), dtype=torch.long)
         labels = with_zero_strides(self.nodes.find(labels))
         axis = dim % labels.dim()
         # a batch repeats with stride 0 here, and is sorted only once
         (labels,) = without_repeats([labels], keep=[axis])
         labels = labels.movedim(axis, -1)
-        *others, n = labels.shape
-        rows = labels.reshape(-1, n)
+        rows = labels.reshape(-1, labels.shape[-1])
         rows, which = rows.unique(dim=0, return_inverse=True)
-        return rows, which.reshape(others)
-
-
-def _changing(factor: Elements) -> list[int]:
-    """The dimensions along which a factor is not the same everywhere."""
-    changing = []
-    for d, stride in enumerate(factor.layout.stride()):
-        if stride != 0 and factor.shape[d] > 1:
-            changing.append(d)
-    return changing
-
-
-def _long_axes(labels: Tensor) -> list[int]:
-    """The axes of more than one place, counted from the end: -2, -1."""
-    axes = labels.dim()
-    return [d - axes for d, n in enumerate(labels.shape) if n > 1]
-
-
-def _rows_along(labels: Tensor, dims: Sequence[int]) -> Tensor:
-    """The different rows of labels along some dimensions, (r, n)."""
-    dims = [d % labels.dim() for d in dims]
-    (labels,) = without_repeats([labels], keep=dims)
-    last = list(range(-len(dims), 0))
-    labels = labels.movedim(dims, last)
-    n = labels.shape[-len(dims) :].numel()
-    return distinct_rows(labels.reshape(-1, n))
+        return rows, which.reshape(labels.shape[:-1])

@@ -66,10 +66,7 @@ class Elements:
     def numbers(self) -> Tensor:
         """Flat number of the element at every place."""
         layout = self.layout
-        if not layout.is_meta:
-            return layout
-        offset = int(layout.storage_offset())
-        return strided_numbers(layout.shape, layout.stride(), offset)
+        return places_in_memory(layout) if layout.is_meta else layout
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> "Elements":
         """The elements after a function that only rearranges entries."""
@@ -87,10 +84,21 @@ class Elements:
 
     def view(self) -> View | None:
         """The tensor as a strided view; None if it is none or has an element twice."""
-        strided = _strides_and_offset(self.layout)
-        if strided is None:
+        layout = self.layout
+        if layout.is_meta:
+            strides, offset = layout.stride(), int(layout.storage_offset())
+        elif not layout.numel():
             return None
-        strides, offset = strided
+        else:
+            offset = int(along(layout))
+            # of a single number the first itself: stride 0
+            seconds = [int(along(layout, d)[:2][-1]) for d in range(layout.dim())]
+            strides = tuple(second - offset for second in seconds)
+            # the first entries may be strided although others are not
+            expected = strided_numbers(layout.shape, strides, offset)
+            # torch has no negative strides
+            if min(strides, default=0) < 0 or not torch.equal(expected, layout):
+                return None
         if _has_repeats(self.shape, strides):
             return None
         return View(self.parameter, tuple(self.shape), strides, offset)
@@ -193,18 +201,14 @@ def unique_pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         return torch.stack([a, b]), which
     # one number for each pair: unique is much slower on rows
     base = int(b.max()) + 1
-    keys = a * base + b
-    keys, which = keys.unique(return_inverse=True)
-    first = keys // base
-    second = keys % base
-    return torch.stack([first, second]), which
+    keys, which = (a * base + b).unique(return_inverse=True)
+    return torch.stack([keys // base, keys % base]), which
 
 
 def same_along(labels: Tensor, dim: int) -> bool:
     """Whether labels are the same at all places along a dimension."""
     first = labels.narrow(dim, 0, 1)
-    last = labels.narrow(dim, -1, 1)
-    if not torch.equal(first, last):  # cheap, and mostly enough
+    if not torch.equal(first, labels.narrow(dim, -1, 1)):  # cheap, and mostly enough
         return False
     return bool((labels == first).all())
 
@@ -227,18 +231,15 @@ def unique_in_order(nodes: Tensor) -> tuple[Tensor, Tensor]:
     the node at each entry."""
     different, which = nodes.unique(return_inverse=True)
     # torch.unique sorts, and returns no first index
-    first = first_indices(which, len(different))
-    order = first.argsort()
+    order = first_indices(which, len(different)).argsort()
     rank = order.argsort()  # the inverse permutation
     return different[order], rank[which]
 
 
 def first_indices(which: Tensor, count: int) -> Tensor:
     """The first index (count,) of each of 0 ... count - 1."""
-    length = len(which)
-    places = torch.arange(length)
-    behind = which.new_full((count,), length)
-    return behind.scatter_reduce(0, which, places, "amin")
+    after_all = which.new_full((count,), len(which))
+    return after_all.scatter_reduce(0, which, torch.arange(len(which)), "amin")
 
 
 class Repeats(NamedTuple):
@@ -254,26 +255,22 @@ class Repeats(NamedTuple):
 
     def places(self) -> Tensor:
         """The places (count, times) of each node."""
-        nodes = torch.arange(self.count)
-        times = torch.arange(self.times)
-        return nodes[:, None] * self.step + times * self.time_step
+        first = torch.arange(self.count) * self.step
+        return first[:, None] + torch.arange(self.times) * self.time_step
 
 
 def regular_repeats(nodes: Tensor) -> Repeats | None:
     """How nodes (count * times,) repeat: each in a row, or all one after the other.
     None if they repeat in another way."""
-    length = len(nodes)
     count = nodes.unique().numel()
-    times = length // max(count, 1)
-    if count * times != length:
+    times = len(nodes) // max(count, 1)
+    if count * times != len(nodes):
         return None
     # 5, 5, 6, 6
-    one_by_one = nodes[::times].repeat_interleave(times)
-    if torch.equal(nodes, one_by_one):
+    if torch.equal(nodes, nodes[::times].repeat_interleave(times)):
         return Repeats(count, times, step=times, time_step=1)
     # 5, 6, 5, 6
-    in_turn = nodes[:count].repeat(times)
-    if torch.equal(nodes, in_turn):
+    if torch.equal(nodes, nodes[:count].repeat(times)):
         return Repeats(count, times, step=1, time_step=count)
     return None
 
@@ -289,9 +286,7 @@ def distinct_rows(rows: Tensor) -> Tensor:
 
 def replaced_labels(labels: Tensor, old: Tensor, new: Tensor) -> Tensor:
     """Labels with new[i] in the place of old[i]."""
-    known = torch.cat([labels.flatten(), old])
-    size = int(known.max()) + 1
-    table = torch.arange(size)
+    table = torch.arange(1 + int(torch.cat([labels.flatten(), old]).max()))
     table[old] = new
     return lookup(labels, table)
 
@@ -304,41 +299,15 @@ def storage_of(tensor: Tensor) -> int:
 
 def _has_repeats(shape: Sequence[int], strides: Sequence[int]) -> bool:
     """Whether a strided tensor has an element twice, as overlapping windows do."""
-    axes = []
-    for size, stride in zip(shape, strides, strict=True):
-        if size > 1:
-            axes.append((stride, size))
     reach = 0
-    for stride, size in sorted(axes):
+    for stride, size in sorted(zip(strides, shape, strict=True)):
+        if size <= 1:
+            continue
         if stride <= reach:
             numbers = strided_numbers(shape, strides, 0)
             return len(numbers.unique()) < numbers.numel()
         reach += stride * (size - 1)
     return False
-
-
-def _strides_and_offset(layout: Tensor) -> tuple[tuple[int, ...], int] | None:
-    """Those of a layout; None if its numbers are not strided."""
-    if layout.is_meta:
-        offset = int(layout.storage_offset())
-        return layout.stride(), offset
-    if not layout.numel():
-        return None
-    offset = int(along(layout))
-    strides = []
-    for d in range(layout.dim()):
-        line = along(layout, d)
-        # of a single number the first itself: stride 0
-        second = int(line[:2][-1])
-        strides.append(second - offset)
-    # torch has no negative strides
-    if min(strides, default=0) < 0:
-        return None
-    # the first entries may be strided although others are not
-    expected = strided_numbers(layout.shape, strides, offset)
-    if not torch.equal(expected, layout):
-        return None
-    return tuple(strides), offset
 
 
 def along(numbers: Tensor, *dims: int) -> Tensor:
@@ -355,6 +324,10 @@ def strided_numbers(
     """offset + sum of strides[d] * i[d], for every place i of a shape."""
     numbers = torch.tensor(offset)
     for size, stride in zip(shape, strides, strict=True):
-        steps = torch.arange(size) * stride
-        numbers = numbers[..., None] + steps
+        numbers = numbers[..., None] + torch.arange(size) * stride
     return numbers
+
+
+def places_in_memory(tensor: Tensor) -> Tensor:
+    """The place in memory of every entry of a tensor."""
+    return strided_numbers(tensor.shape, tensor.stride(), int(tensor.storage_offset()))

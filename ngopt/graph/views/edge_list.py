@@ -36,20 +36,19 @@ class EdgeList(NamedTuple):
 
 def to_edge_list(graph: NeuralGraph) -> EdgeList:
     """Every edge in the order of blocks, then groups, targets and sources."""
-    numbers = []
-    for spec in graph.parameters:
-        numbers.append(torch.arange(spec.numel, device="cpu").reshape(spec.shape))
+    parameters = graph.parameters
+    numbers = [torch.arange(p.numel, device="cpu").reshape(p.shape) for p in parameters]
     elements = graph.gather(numbers)
     starts = node_starts(graph)
     none = torch.empty(0, dtype=torch.long, device="cpu")
     nodes = [none]
-    rows = []
+    slots = []
     for bias, element in zip(graph.biases, elements.biases, strict=True):
         nodes.append(_nodes(starts, bias.group, bias.index))
-        rows.append((bias.view.parameter, element))
-    node_slots = _padded(rows)
+        slots.append((bias.view.parameter, element))
+    node_parameter, node_element = _padded(slots)
     sources, targets, blocks = [none], [none], [none]
-    rows = []
+    slots = []
     of_weights = iter(elements.edges)
     for number, block in enumerate(graph.blocks):
         groups, n_target, n_source = block.shape
@@ -62,26 +61,33 @@ def to_edge_list(graph: NeuralGraph) -> EdgeList:
         count = prod(block.shape)
         blocks.append(torch.full((count,), number, device="cpu"))
         if block.view is None:
-            rows.append((-1, none.new_empty(count, 0)))
+            slots.append((-1, none.new_empty(count, 0)))
         else:
             element = next(of_weights).reshape(count, block.slots)
-            rows.append((block.view.parameter, element))
-    sources, targets, blocks = map(torch.cat, (sources, targets, blocks))
-    node = torch.cat(nodes)
-    return EdgeList(sources, targets, blocks, *_padded(rows), node, *node_slots)
+            slots.append((block.view.parameter, element))
+    parameter, element = _padded(slots)
+    return EdgeList(
+        sources=torch.cat(sources),
+        targets=torch.cat(targets),
+        block=torch.cat(blocks),
+        parameter=parameter,
+        element=element,
+        node=torch.cat(nodes),
+        node_parameter=node_parameter,
+        node_element=node_element,
+    )
 
 
-def _padded(rows: Sequence[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
+def _padded(slots: Sequence[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
     """Parameter and element of every slot, (n, slots) each; or -1.
 
-    rows: the parameter of each block or bias, and its elements (n, slots).
+    slots: the parameter of each block or bias, and its elements (n, slots).
     """
-    width = max((element.shape[1] for _, element in rows), default=0)
+    width = max((element.shape[1] for _, element in slots), default=0)
     none = torch.empty((0, width), dtype=torch.long, device="cpu")
     parameters, elements = [none], [none]
-    for parameter, element in rows:
-        missing = width - element.shape[1]
-        padded = pad(element, (0, missing), value=-1)
+    for parameter, element in slots:
+        padded = pad(element, (0, width - element.shape[1]), value=-1)
         parameters.append(torch.where(padded >= 0, parameter, -1))
         elements.append(padded)
     return torch.cat(parameters), torch.cat(elements)

@@ -58,10 +58,13 @@ def with_repeated_nodes(graph: NeuralGraph) -> NeuralGraph:
                 index = _picked(nodes, bias.index)
                 builder.biases.append(replace(bias, group=group, index=index))
         builder.blocks.remove(block)
-        channels = block.source_index or range(old.size)
-        index = _repeated_nodes(block, channels)
+        index = _repeated_nodes(block, block.source_index or range(old.size))
         builder.blocks.append(replace(_with_columns(block, group), source_index=index))
-    _remove_dead_ends(builder, graph)
+    # without blocks and biases of channels of which only the copies are used
+    dead = {block.source for block in _flattens(graph)}
+    dead -= {block.source for block in builder.blocks}
+    builder.blocks = [block for block in builder.blocks if block.target not in dead]
+    builder.biases = [bias for bias in builder.biases if bias.group not in dead]
     repeated = range(len(graph.groups), len(builder.groups))
     builder.blocks = _in_forward_order(builder.blocks, repeated)
     return _built(builder, graph)
@@ -83,12 +86,8 @@ def _builder_of(graph: NeuralGraph) -> GraphBuilder:
 
 
 def _built(builder: GraphBuilder, graph: NeuralGraph) -> NeuralGraph:
-    inputs, outputs = set(), set()
-    for number, group in enumerate(graph.groups):
-        if group.role == "input":
-            inputs.add(number)
-        elif group.role == "output":
-            outputs.add(number)
+    inputs = {n for n, group in enumerate(graph.groups) if group.role == "input"}
+    outputs = {n for n, group in enumerate(graph.groups) if group.role == "output"}
     return replace(builder.build(inputs, outputs), parameters=graph.parameters)
 
 
@@ -110,22 +109,13 @@ def _with_columns(block: EdgeBlock, source: int) -> EdgeBlock:
 def _repeated_nodes(block: EdgeBlock, channels: Sequence[int]) -> tuple[int, ...]:
     """For every column of a weight its node. Nodes are ordered by channel, then
     position."""
-    first = np.array(channels) * block.slots
-    nodes = np.add.outer(first, np.arange(block.slots))  # (channels, slots)
+    # (channels, slots)
+    nodes = np.add.outer(np.array(channels) * block.slots, np.arange(block.slots))
     _, _, channel, position = block.elements.strides
     # columns of a single channel are position after position
     if block.shape[2] > 1 and channel <= position:
         nodes = nodes.T
     return tuple(nodes.ravel().tolist())
-
-
-def _remove_dead_ends(builder: GraphBuilder, graph: NeuralGraph) -> None:
-    """Removes blocks and biases of channels of which only the copies are used."""
-    dead = {block.source for block in _flattens(graph)}
-    for block in builder.blocks:
-        dead.discard(block.source)
-    builder.blocks = [block for block in builder.blocks if block.target not in dead]
-    builder.biases = [bias for bias in builder.biases if bias.group not in dead]
 
 
 def _in_forward_order(

@@ -69,13 +69,12 @@ def to_networkx(
         of_group = {key: getattr(group, key) for key in GROUP_ATTRIBUTES}
         for index in range(group.size):
             node = len(result)
-            of_node = node_attributes[node]
-            result.add_node(node, group=number, index=index, **of_group, **of_node)
+            of_node = of_group | node_attributes[node]
+            result.add_node(node, group=number, index=index, **of_node)
     sources, targets = edges.sources.tolist(), edges.targets.tolist()
     for edge, block in enumerate(edges.block.tolist()):
-        ends = sources[edge], targets[edge]
-        kind = graph.blocks[block].kind
-        result.add_edge(*ends, block=block, kind=kind, **edge_attributes[edge])
+        source, target, kind = sources[edge], targets[edge], graph.blocks[block].kind
+        result.add_edge(source, target, block=block, kind=kind, **edge_attributes[edge])
     return result
 
 
@@ -90,13 +89,10 @@ def _attributes(
     rows = torch.stack([parameter, element], dim=2).tolist()
     rows_of_attributes = []
     for row, slots in enumerate(rows):
-        places = []
-        for number, flat in slots:
-            if flat >= 0:
-                places.append((graph.parameters[number].name, flat))
-        attributes: dict[str, Any] = {"slots": places}
+        elements = [(graph.parameters[k].name, flat) for k, flat in slots if flat >= 0]
+        attributes: dict[str, Any] = {"slots": elements}
         if numbers is not None:
-            attributes["values"] = numbers[row][: len(places)]
+            attributes["values"] = numbers[row][: len(elements)]
         rows_of_attributes.append(attributes)
     return rows_of_attributes
 
@@ -192,8 +188,7 @@ def _node_slots(graph: NeuralGraph, edges: EdgeList) -> tuple[Tensor, Tensor]:
     counts = node.bincount(minlength=node_starts(graph)[-1])
     first = counts.cumsum(0) - counts
     slot = torch.arange(len(node), device="cpu") - first[node]
-    shape = (len(counts), int(counts.max()))
-    nowhere = torch.full(shape, -1, device="cpu")
+    nowhere = torch.full((len(counts), int(counts.max())), -1, device="cpu")
     parameter = nowhere.index_put((node, slot), edges.node_parameter[mask][order])
     element = nowhere.index_put((node, slot), edges.node_element[mask][order])
     return parameter, element
@@ -208,6 +203,5 @@ def _padded(value: Tensor, slots: int | None) -> Tensor:
             f"to_pyg: expected at least {width} slots, as the graph has; got {slots} "
             "(slots)"
         )
-    shape = (len(value), more, *value.shape[2:])
-    zeros = value.new_zeros(shape)
+    zeros = value.new_zeros((len(value), more, *value.shape[2:]))
     return torch.cat([value, zeros], dim=1)

@@ -58,10 +58,7 @@ def neuron_places(graph: NeuralGraph) -> list[NeuronSet]:
 
 def _filled_builder(graph: NeuralGraph) -> "_ParameterGraphBuilder":
     placements = _placements(graph)
-    merged = []
-    for number, placement in placements.items():
-        if placement == "merged":
-            merged.append(graph.blocks[number])
+    merged = [graph.blocks[n] for n, place in placements.items() if place == "merged"]
     builder = _ParameterGraphBuilder(graph, merged)
     for number, block in enumerate(graph.blocks):
         if number in placements:
@@ -94,10 +91,9 @@ S to neurons T.
 def _placements(graph: NeuralGraph) -> dict[int, Placement]:
     """The placement of every block that is a scale, by the block's number."""
     layer = layers(graph).tolist()
-    with_gamma = set()  # groups with a node of a scale
-    for block in graph.blocks:
-        if block.kind in SCALES and graph.groups[block.source].kind in SCALES:
-            with_gamma.add(block.target)
+    scales = [block for block in graph.blocks if block.kind in SCALES]
+    # groups with a node of a scale
+    with_gamma = {b.target for b in scales if graph.groups[b.source].kind in SCALES}
     placements: dict[int, Placement] = {}
     for number, block in enumerate(graph.blocks):
         # from neurons to neurons, not from the node of a parameter
@@ -105,72 +101,51 @@ def _placements(graph: NeuralGraph) -> dict[int, Placement]:
         is_diagonal = block.shape[1:] == (1, 1)
         if block.kind not in SCALES or not (is_diagonal and are_neurons):
             continue
-        placement = _placement(graph, block, layer, with_gamma)
-        placements[number] = placement
-        if placement in ("merged", "before"):
+        has_gamma = block.source in with_gamma
+        readers = [b for b in graph.blocks if b.source == block.source]
+        readers = [b for b in readers if graph.groups[b.target].kind != "group"]
+        if not has_gamma and _can_merge(graph, block, layer):
+            placements[number] = "merged"
+            with_gamma |= {block.source, block.target}
+        elif not has_gamma and readers == [block]:
+            placements[number] = "before"
             with_gamma.add(block.source)
-        if placement in ("merged", "behind"):
+        elif graph.blocks_into(block.target) == (block,):
+            placements[number] = "behind"
             with_gamma.add(block.target)
+        else:
+            placements[number] = "diagonal"
     return placements
 
 
-def _placement(
-    graph: NeuralGraph, scale: EdgeBlock, layer: Sequence[int], with_gamma: set[int]
-) -> Placement:
-    if scale.source not in with_gamma:
-        if _can_merge(graph, scale, layer):
-            return "merged"
-        readers = []
-        for block in graph.blocks:
-            is_norm_group = graph.groups[block.target].kind == "group"
-            if block.source == scale.source and not is_norm_group:
-                readers.append(block)
-        if readers == [scale]:
-            return "before"
-    if graph.blocks_into(scale.target) == (scale,):
-        return "behind"
-    return "diagonal"
-
-
 def _can_merge(graph: NeuralGraph, scale: EdgeBlock, layer: Sequence[int]) -> bool:
-    """Whether the kinds of edges distinguish both sides of a norm after merging."""
-    if not _are_mergeable(graph, scale):
-        return False
-    others = _blocks_beside(graph, scale)
-    for block in others:
-        if block.target == scale.target and layer[block.source] >= layer[scale.source]:
-            return False  # merging might make a cycle
-    kinds = _kinds_at(scale.source, others, graph.biases)
-    if not kinds.isdisjoint({("out", kind) for kind in SCALES}):
-        return False  # another norm of the same neurons
-    return kinds.isdisjoint(_kinds_at(scale.target, others, graph.biases))
+    """Whether the kinds of edges distinguish both sides of a norm after merging.
 
-
-def _are_mergeable(graph: NeuralGraph, scale: EdgeBlock) -> bool:
-    """Whether a norm connects all neurons of two groups, and not inputs to outputs."""
+    The norm must connect all neurons of two groups, and not inputs to outputs.
+    """
     before, behind = graph.groups[scale.source], graph.groups[scale.target]
     roles = {before.role, behind.role}
     is_output = "output" in roles or before.is_pinned or behind.is_pinned
     is_complete = before.size == behind.size == scale.shape[0]
-    return is_complete and not ("input" in roles and is_output)
-
-
-def _blocks_beside(graph: NeuralGraph, scale: EdgeBlock) -> list[EdgeBlock]:
-    """The blocks that are no part of a norm. Its parts are the scale, edges past it,
-    and those from the nodes of its groups (GroupNorm)."""
-    others = []
-    group_nodes = set()
-    for block in graph.blocks:
-        if block is scale or _is_skip(block, scale):
-            continue
-        others.append(block)
-        if block.source == scale.source and graph.groups[block.target].kind == "group":
-            group_nodes.add(block.target)
+    if not is_complete or ("input" in roles and is_output):
+        return False
+    # the parts of a norm are the scale, edges past it, and those from the nodes of its
+    # groups (GroupNorm)
+    others = [b for b in graph.blocks if b is not scale and not _is_skip(b, scale)]
+    readers = {block.target for block in others if block.source == scale.source}
+    group_nodes = {n for n in readers if graph.groups[n].kind == "group"}
     beside = []
     for block in others:
-        if block.target != scale.target or block.source not in group_nodes:
-            beside.append(block)
-    return beside
+        if block.target == scale.target:
+            if block.source in group_nodes:
+                continue
+            if layer[block.source] >= layer[scale.source]:
+                return False  # merging might make a cycle
+        beside.append(block)
+    kinds = _kinds_at(scale.source, beside, graph.biases)
+    if not kinds.isdisjoint({("out", kind) for kind in SCALES}):
+        return False  # another norm of the same neurons
+    return kinds.isdisjoint(_kinds_at(scale.target, beside, graph.biases))
 
 
 def _kinds_at(
@@ -193,8 +168,7 @@ def _is_skip(block: EdgeBlock, scale: EdgeBlock) -> bool:
     """Whether a block is edges of value 1 past a norm, from the neurons before it to
     the same ones behind it."""
     ends = (scale.source, scale.target, scale.shape)
-    own_ends = (block.source, block.target, block.shape)
-    if block.view is not None or own_ends != ends:
+    if block.view is not None or (block.source, block.target, block.shape) != ends:
         return False
     return set(_pairs(block)) == set(_pairs(scale))
 
@@ -274,19 +248,15 @@ class _ParameterGraphBuilder:
             self.groups.append(NeuronGroup(name, 1, kind, "input"))
         source = self.parameter_nodes[key]
         target, index = self.place_of(group, index)
-        n, *rest = view.shape
-        slots = tuple(rest)
-        stride, *slot_strides = view.strides
-        shape = (1, n, 1)
-        strides = (0, stride, 0, *slot_strides)
+        shape, slots = (1, view.shape[0], 1), view.shape[1:]
+        strides = (0, view.strides[0], 0, *view.strides[1:])
         edges = replace(view, shape=(*shape, *slots), strides=strides)
         block = EdgeBlock(edges, source, target, shape, slots, kind, target_index=index)
         self.blocks += _single_slots(block)
 
     def build(self) -> NeuralGraph:
+        groups, blocks = tuple(self.groups), tuple(self.blocks)
         old = self.graph
-        groups = tuple(self.groups)
-        blocks = tuple(self.blocks)
         graph = NeuralGraph(old.parameters, groups, blocks, (), old.unplaced)
         return with_depths(graph, layers(graph).tolist())
 
