@@ -56,7 +56,7 @@ config = Config(
 )
 
 # %% [markdown]
-# An *inner* training trains an optimizee, here the MLP, with the metanet. An *outer* step does three things:
+# An *inner* run trains an optimizee, here the MLP, with the metanet. An *outer* step does three things:
 #
 # 1. It unrolls 50 inner steps (`truncation`) of four optimizees.
 # 2. It differentiates the mean of their losses, the meta-loss, by the weights of the metanet.
@@ -147,5 +147,6 @@ plt.show()
 
 # %% [markdown]
 # The random metanet does not train the network, and the meta-trained one does. Adam with the best of its learning rates
-# is still better. These weights come from one architecture and 200 steps, and do not fit others. The bundled weights are from longer meta-trainings on several networks:
+# is still better. These weights come from one architecture and 200 steps, and do not fit others. The
+# bundled weights are from longer meta-training on several networks:
 # [How they were made](../meta-training.md#how-the-bundled-weights-were-made).

@@ -153,7 +153,7 @@ plt.show()
 #
 # Without `total_steps` the step size never decays to zero, so evaluate the running average of the weights. Inside
 # `opt.averaged()` the parameters are that average. The average has no statistics of BatchNorm; `update_bn` computes them. It
-# overwrites the buffers, and the training ends here. [Plain torch](../recipes/torch.md) shows how to restore them.
+# overwrites the buffers, and the run ends here. [Plain torch](../recipes/torch.md) shows how to restore them.
 
 # %%
 model = make_model()
@@ -171,6 +171,6 @@ with opt.averaged():
     print(f"averaged weights: {accuracy(model):.1f} %")
 
 # %% [markdown]
-# `opt.load_average()` replaces the weights by the average at the end of a training.
+# `opt.load_average()` replaces the weights by the average at the end of a run.
 #
 # Next: [recipes](../recipes/index.md) for Trainer, Accelerate, Lightning, timm and FSDP2.

@@ -33,16 +33,15 @@ class NGOptimizer(Optimizer):
     """An optimizer that reads the graph of a network; no learning rate is needed.
 
     The default is SOAP (Vyas et al. 2024) with one setting for all networks
-    (`ngopt.soap.soap`). For every matrix W with gradient G:
+    (`ngopt.soap.soap`): Adam in the eigenbases Q of Kronecker factors. A matrix W with
+    Nesterov's momentum n and second moments v in the eigenbases changes by:
 
-        L <- b L + (1 - b) G G^T,  R <- b R + (1 - b) G^T G   Kronecker factors
-        m <- b1 m + (1 - b1) G,    n: Nesterov's momentum
-        v <- b2 v + (1 - b2) (Q_L^T G Q_R)^2                  Q: eigenvectors of L, R
         u = Q_L [Q_L^T n Q_R / sqrt(v)] Q_R^T
         W <- (1 - 1e-3 lr t weight_decay) W - lr s u          t: schedule, s: step size
 
-    s is relative to the RMS of W, and proportional to t. With total_steps t rises over
-    8 % of the steps, then falls to zero. Metanets predict the update instead.
+    `docs/default.md` has the other equations. s is relative to the RMS of W, and
+    proportional to t. With total_steps t rises over 8 % of the steps, then falls to
+    zero. Metanets predict the update instead.
 
     Args:
         params: tensors, (name, tensor) pairs or parameter groups, as in torch.optim.
@@ -50,7 +49,7 @@ class NGOptimizer(Optimizer):
             built-in schedule. Those that cycle momentum need cycle_momentum=False.
             ReduceLROnPlateau multiplies the schedule. Per group.
         weight_decay: decoupled, in AdamW's units at a learning rate of 1e-3 (default:
-            None, the rule's own, .45 for the default). Per group; groups store None as
+            None, the rule's own, 0.45 for the default). Per group; groups store None as
             the number and `own_weight_decay=True`.
         model: the module with these parameters. Its graph is traced from the inputs of
             its first forward pass in training. It may have parameters that are not
