@@ -181,9 +181,8 @@ def test_networks_of_other_channels_than_the_images(config, tmp_path, monkeypatc
     convert(PublishedConfig("nfn", str(tmp_path / "source"), folder))
     published_config = replace(config(), data=folder)
     assert Editing(published_config).targets["test"].shape == (1, 3, 32, 32)
-    with pytest.raises(
-        ValueError, match="networks of 1 channels, as images have; got 3"
-    ):
+    message = "networks of 1 channels, as images have; got 3"
+    with pytest.raises(ValueError, match=message):
         Editing(replace(published_config, originals="mnist"))
 
 

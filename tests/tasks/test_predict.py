@@ -104,9 +104,8 @@ def test_only_steps_on_networks_of_one_architecture_are_compiled(
         sizes={"width": 4, "layers": 1},
         training=replace(config.training, batch=2),
     )
-    with pytest.raises(
-        ValueError, match="compiled: expected networks of one architecture; got 2"
-    ):
+    message = "compiled: expected networks of one architecture; got 2"
+    with pytest.raises(ValueError, match=message):
         Prediction(replace(config, compiled=True))
     data_set = read_data(config.data, "train")
     one = data_set.filter(lambda stack: stack is data_set.stacks[0])
