@@ -51,11 +51,11 @@ class BlockIndices(NamedTuple):
     def repeated(self, nodes: Tensor, elements: Tensor) -> "BlockIndices":
         """The indices of several copies. nodes, elements: the first number of each
         copy, (count,)."""
-        numbers, places = self.elements, self.positions
+        numbers, positions = self.elements, self.positions
         return BlockIndices(
             ends=tuple(_shifted(end, nodes) for end in self.ends),
             elements=None if numbers is None else _shifted(numbers, elements),
-            positions=None if places is None else places.repeat(len(nodes), 1),
+            positions=None if positions is None else positions.repeat(len(nodes), 1),
         )
 
     @classmethod

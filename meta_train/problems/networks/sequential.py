@@ -41,8 +41,9 @@ class Vit(PositionedPatches):
         self, channels: int, side: int, patch: int, width: int, heads: int, depth: int
     ):
         super().__init__(channels, side, patch, width)
-        self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(
+        self.layers = nn.Sequential()
+        for _ in range(depth):
+            layer = nn.TransformerEncoderLayer(
                 width,
                 heads,
                 dim_feedforward=2 * width,
@@ -51,16 +52,13 @@ class Vit(PositionedPatches):
                 batch_first=True,
                 norm_first=True,
             )
-            for _ in range(depth)
-        )
+            self.layers.append(layer)
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, 10)
 
     def forward(self, images: Tensor) -> Tensor:
         """images: (b, channels, side, side); returns (b, 10)"""
-        x = self.embed(images)
-        for layer in self.layers:
-            x = layer(x)
+        x = self.layers(self.embed(images))
         return self.head(self.norm(x).mean(1))
 
 
@@ -137,8 +135,8 @@ class Gpt(nn.Module):
         super().__init__()
         self.characters = nn.Embedding(vocabulary, width)
         self.positions = nn.Embedding(length, width)
-        self.blocks = nn.ModuleList(
-            Block(width, CausalAttention(width, heads)) for _ in range(depth)
+        self.blocks = nn.Sequential(
+            *(Block(width, CausalAttention(width, heads)) for _ in range(depth))
         )
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, vocabulary, bias=False)
@@ -150,9 +148,7 @@ class Gpt(nn.Module):
     def forward(self, codes: Tensor) -> Tensor:
         """codes: (b, t) int64; returns logits (b, vocabulary, t)"""
         x = self.characters(codes) + self.positions.weight[: codes.shape[1]]
-        for block in self.blocks:
-            x = block(x)
-        return self.head(self.norm(x)).mT
+        return self.head(self.norm(self.blocks(x))).mT
 
 
 class LinearTransformer(PositionedPatches):
@@ -162,17 +158,14 @@ class LinearTransformer(PositionedPatches):
         self, channels: int, side: int, patch: int, width: int, heads: int, depth: int
     ):
         super().__init__(channels, side, patch, width)
-        self.blocks = nn.ModuleList(
-            Block(width, LinearAttention(width, heads)) for _ in range(depth)
+        self.blocks = nn.Sequential(
+            *(Block(width, LinearAttention(width, heads)) for _ in range(depth))
         )
         self.head = nn.Linear(width, 10)
 
     def forward(self, images: Tensor) -> Tensor:
         """images: (b, channels, side, side); returns (b, 10)"""
-        x = self.embed(images)
-        for block in self.blocks:
-            x = block(x)
-        return self.head(x.mean(1))
+        return self.head(self.blocks(self.embed(images)).mean(1))
 
 
 class MixerBlock(nn.Module):
