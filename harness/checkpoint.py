@@ -55,7 +55,7 @@ class Checkpoint:
         if not self.path.exists():
             return None
         state = read_checkpoint(self.path, self.trusted)
-        # meta-trainings once stored their settings as "config"
+        # meta-training runs once stored their settings as "config"
         stored = state.pop("settings", None) or state.pop("config")
         changed = {key: self.settings[key] for key in self.may_change}
         for key, value in changed.items():

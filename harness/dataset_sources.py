@@ -164,8 +164,8 @@ def _run(command: list[str], folder: Path) -> None:
     Raises RuntimeError if the client is not installed, fails (with the end of its
     output) or takes longer than `CLIENT_SECONDS`.
     """
-    client = command[0]
-    print(f"{client}: {' '.join(command[1:])}", file=sys.stderr)
+    client, *arguments = command
+    print(f"{client}: {' '.join(arguments)}", file=sys.stderr)
     try:
         done = subprocess.run(
             command,

@@ -122,21 +122,7 @@ def load_dataset(name: str, folder: str | os.PathLike | None = None) -> ImageDat
     arrays = _load_verified(file, recipe.sha256)
     if arrays is None:
         arrays = _fetch(name, recipe, file)
-    return _split(name, recipe, arrays)
-
-
-def sha256_of(arrays: Arrays) -> str:
-    """Hexadecimal SHA-256 of names, shapes and row-major little-endian contents."""
-    digest = hashlib.sha256()
-    for name, array in sorted(arrays.items()):
-        digest.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
-        digest.update(array.contiguous().numpy().data.cast("B"))
-    return digest.hexdigest()
-
-
-def _split(name: str, recipe: "Recipe", arrays: Arrays) -> ImageDataset:
-    images = arrays["train_images"]
-    labels = arrays["train_labels"]
+    images, labels = arrays["train_images"], arrays["train_labels"]
     cut = len(labels) - len(labels) // VALIDATION_SHARE
     moments = recipe.mean, recipe.std
     return ImageDataset(
@@ -146,6 +132,15 @@ def _split(name: str, recipe: "Recipe", arrays: Arrays) -> ImageDataset:
         validation=Split(images[cut:], labels[cut:], *moments),
         test=Split(arrays["test_images"], arrays["test_labels"], *moments),
     )
+
+
+def sha256_of(arrays: Arrays) -> str:
+    """Hexadecimal SHA-256 of names, shapes and row-major little-endian contents."""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
+        digest.update(array.contiguous().numpy().data.cast("B"))
+    return digest.hexdigest()
 
 
 def _load_verified(file: Path, sha256: str) -> Arrays | None:
@@ -175,10 +170,10 @@ def _fetch(name: str, recipe: "Recipe", file: Path) -> Arrays:
     failures = []
     with _scratch_folder(file.parent) as scratch:
         for source, fetch in recipe.sources.items():
-            place = Path(scratch, source)
-            place.mkdir()
+            folder = Path(scratch, source)
+            folder.mkdir()
             try:
-                arrays = fetch(place)
+                arrays = fetch(folder)
                 _verify(arrays, recipe.sha256)
             except Exception as error:  # of any kind: the next source is tried
                 failures.append(f"\n  {source}: {error or type(error).__name__}")

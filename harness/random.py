@@ -10,8 +10,7 @@ import torch
 def derive_seed(*key: int) -> int:
     """A seed in [0, 2^63) from all integers of a key."""
     sequence = np.random.SeedSequence([k % 2**64 for k in key])
-    words = sequence.generate_state(2, np.uint64)
-    return int(words[0] >> np.uint64(1))
+    return int(sequence.generate_state(2, np.uint64)[0] >> np.uint64(1))
 
 
 @contextmanager

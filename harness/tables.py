@@ -10,9 +10,7 @@ Row = Mapping[str, str]
 
 def text_table(rows: Sequence[Row]) -> str:
     """A table in columns of equal width, with the first row's keys as header."""
-    lines = [list(rows[0])]
-    for row in rows:
-        lines.append(list(row.values()))
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
     return "\n".join(_aligned(lines, "  "))
 
 
@@ -20,10 +18,9 @@ def markdown_table(rows: Sequence[Row]) -> str:
     r"""A Markdown table; `*` and `|` within cells are escaped."""
     lines = [list(rows[0]), ["---"] * len(rows[0])]
     for row in rows:
-        cells = []
-        for cell in row.values():
-            cells.append(cell.replace("|", r"\|").replace("*", r"\*"))
-        lines.append(cells)
+        lines.append(
+            [cell.replace("|", r"\|").replace("*", r"\*") for cell in row.values()]
+        )
     return "\n".join(f"| {line} |" for line in _aligned(lines, " | "))
 
 

@@ -152,8 +152,7 @@ class Editing(NetworkTask[Config]):
         params = [value.flatten(0, 1) for value in edited]
         # (b * outputs, points, channels)
         values = stack.architecture.outputs(params, points)
-        mean = values.unflatten(0, (stack.count, -1)).mean(1)
-        return mean.mT + MIDDLE
+        return values.unflatten(0, (stack.count, -1)).mean(1).mT + MIDDLE
 
     def edited_images(self, stack: NetworkStack) -> Tensor:
         """Images of edited networks outside of training, (b, channels, pixels)."""
@@ -222,9 +221,7 @@ def original_images(
             f"originals: expected '{name}', as in folder '{folder}'; got '{dataset}'"
         )
     data = load_dataset(name)
-    images: dict[str, Tensor] = {}
-    for split in SPLITS:
-        images[split] = getattr(data, split).images
+    images: dict[str, Tensor] = {s: getattr(data, s).images for s in SPLITS}
     if is_published:
         # numbered across all splits
         images = dict.fromkeys(SPLITS, torch.cat(list(images.values())))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import isqrt
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,8 +85,8 @@ def fit(
 
     Shapes: points (n, d), values (k, channels, n).
     """
-    models = [Siren(widths) for _ in range(len(values))]
-    stacked, _ = stack_module_state(models)  # pyright: ignore[reportArgumentType]
+    models: Any = [Siren(widths) for _ in range(len(values))]
+    stacked, _ = stack_module_state(models)
     params = {name: value.detach().requires_grad_() for name, value in stacked.items()}
     tensors = list(params.values())
     optimizer = torch.optim.Adam(tensors, lr, fused=True)
@@ -122,15 +123,14 @@ def make(job: Job, config: FitConfig, signals: Mapping[str, Signals]) -> list[Ne
     """The networks of a shard, in one group."""
     count = getattr(config, job.split)
     data = signals[job.split]
-    points = data.points
     groups = []
     with seeded(config.seed, SPLITS.index(job.split), job.number):
         for fits in torch.arange(job.start, job.stop).split(FITS_AT_ONCE):
             index = fits % count
             values = data.values(index)
             hidden = [config.width] * config.hidden
-            widths = [points.shape[1], *hidden, values.shape[1]]
-            params, psnr = fit(points, values, widths, config.steps, config.lr)
+            widths = [data.points.shape[1], *hidden, values.shape[1]]
+            params, psnr = fit(data.points, values, widths, config.steps, config.lr)
             columns = {**data.columns(index), "view": fits // count, "psnr": psnr}
             architecture = {"kind": "siren", "widths": widths}
             groups.append(Networks(architecture, params, columns))

@@ -84,9 +84,8 @@ class Representation(NetworkTask[Config]):
     def noisy_copy(self, stack: NetworkStack) -> NetworkStack:
         """Networks with noise, a share of their parameters replaced by the means."""
         params = []
-        for value, mean, deviation in zip(
-            stack.params, self.means, self.deviations, strict=True
-        ):
+        statistics = zip(stack.params, self.means, self.deviations, strict=True)
+        for value, mean, deviation in statistics:
             noisy = value + self.config.noise * deviation * torch.randn_like(value)
             is_masked = torch.rand_like(value) < self.config.masked
             params.append(torch.where(is_masked, mean, noisy))
@@ -129,8 +128,7 @@ def contrastive_loss(first: Tensor, second: Tensor, temperature: float) -> Tenso
     copies = torch.cat([first, second])
     logits = copies @ copies.mT / temperature
     logits.fill_diagonal_(-torch.inf)
-    partners = torch.arange(2 * count).roll(count)
-    return cross_entropy(logits, partners)
+    return cross_entropy(logits, torch.arange(2 * count).roll(count))
 
 
 def ridge_regression(inputs: Tensor, targets: Tensor) -> Tensor:

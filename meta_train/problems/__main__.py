@@ -51,12 +51,11 @@ def cells(list_name: str, name: str) -> dict[str, str]:
         optimizer.step()
         times.append(perf_counter() - start)
     seconds = median(times)
-    batch_size = getattr(problem, "batch_size", None) or "all"
     return {
         "list": list_name,
         "problem": name,
         "parameters": f"{count:,}",
-        "batch": str(batch_size),
+        "batch": str(getattr(problem, "batch_size", None) or "all"),
         "steps": str(problem.steps),
         "ms/step": f"{1e3 * seconds:.1f}",
         "run s": f"{seconds * problem.steps:.1f}",
@@ -70,9 +69,7 @@ def run(config: Config) -> None:
             print(f"{name}: {', '.join(problems)}")
         return
     names = [(key, name) for key in config.lists for name in LISTS[key]]
-    rows = []
-    for list_name, name in tqdm(names, unit="problem"):
-        rows.append(cells(list_name, name))
+    rows = [cells(*entry) for entry in tqdm(names, unit="problem")]
     print(f"\n{markdown_table(rows)}")
 
 

@@ -19,11 +19,28 @@ NOISE = 0.5  # standard deviation of `noisy_images`, of normalised pixels
 def images(name: str, pool: int = 1, gray: bool = False) -> Splits:
     """Images and their labels, normalised by the moments of the data set.
 
-    pool: kernel size of average pooling. gray: whether to average the channels.
+    pool: kernel size of average pooling. gray: whether to average the channels. Pixels
+    stay uint8, so means are rounded.
     """
+
+    def pooled(split: Split) -> Split:
+        parts = []
+        # a whole data set in float32 would take gigabytes
+        for part in split.images.split(5000):
+            pixels = part.float()
+            if gray:
+                pixels = pixels.mean(1, keepdim=True)
+            if pool > 1:
+                pixels = F.avg_pool2d(pixels, pool)
+            parts.append(pixels.round().to(torch.uint8))
+        mean, std = split.mean, split.std
+        if gray:
+            mean = (sum(mean) / len(mean),)
+            std = (sum(std) / len(std),)
+        return replace(split, images=torch.cat(parts), mean=mean, std=std)
+
     data = load_dataset(name)
-    splits = Splits(data.train, data.validation, data.test)
-    return splits.map(partial(_pooled, pool=pool, gray=gray))
+    return Splits(data.train, data.validation, data.test).map(pooled)
 
 
 @cache
@@ -37,22 +54,41 @@ def pixels(name: str, pool: int = 1, gray: bool = False) -> Splits:
 @cache
 def noisy_images(name: str, pool: int = 1, gray: bool = False) -> Splits:
     """Images with normal noise; the targets are the images without noise."""
-    return mapped(images(name, pool, gray), _with_noise)
+    return mapped(
+        images(name, pool, gray),
+        lambda images, labels: (images + NOISE * torch.randn_like(images), images),
+    )
 
 
 @cache
 def diffused_images(name: str, pool: int = 1, gray: bool = False) -> Splits:
     """Images mixed with normal noise at random levels; the targets are the noise.
 
+    Keeps the variance by a cosine schedule (Nichol and Dhariwal 2021).
+
     inputs: mixtures (b, channels, height, width) and levels (b, 1) in [0, 1]
     """
-    return mapped(images(name, pool, gray), _diffuse)
+
+    def diffuse(images: Tensor, labels: Tensor) -> Batch:
+        noise = torch.randn_like(images)
+        levels = torch.rand(len(images), 1)
+        angles = 0.5 * pi * levels[..., None, None]
+        return (angles.cos() * images + angles.sin() * noise, levels), noise
+
+    return mapped(images(name, pool, gray), diffuse)
 
 
 @cache
 def brightest_pixels(name: str, pool: int, count: int) -> Splits:
     """Row, column and value of an image's brightest pixels, as points (b, count, 3)."""
-    return mapped(images(name, pool), partial(_as_points, count=count))
+
+    def as_points(images: Tensor, labels: Tensor) -> Batch:
+        brightness, indices = images.flatten(1).topk(count)
+        side = images.shape[-1]
+        positions = pixel_grid(side, side)[indices]  # (b, count, 2)
+        return torch.cat([positions, brightness[..., None]], -1), labels
+
+    return mapped(images(name, pool), as_points)
 
 
 @cache
@@ -61,7 +97,12 @@ def lower_brightness(name: str) -> Splits:
 
     inputs: the upper four rows of 7x7 pixels, (b, 28); targets: (b, 1)
     """
-    return mapped(images(name, 4), _halves)
+
+    def halves(images: Tensor, labels: Tensor) -> Batch:
+        upper, lower = images.flatten(1).split([28, 21], 1)  # rows of 7 squares
+        return upper, lower.mean(1, keepdim=True)
+
+    return mapped(images(name, 4), halves)
 
 
 @cache
@@ -71,8 +112,8 @@ def picture(index: int, gray: bool) -> Splits:
     The image is one training image of CIFAR-10, the same for all seeds. The problem is
     to fit it, so all three splits are the same points.
     """
-    images = load_dataset("cifar10").train.images
-    image = images[index].float() / 127.5 - 1  # (3, 32, 32)
+    image = load_dataset("cifar10").train.images[index]  # (3, 32, 32)
+    image = image.float() / 127.5 - 1
     if gray:
         image = image.mean(0, keepdim=True)
     points = TensorExamples(pixel_grid(32, 32), image.flatten(1).mT.contiguous())
@@ -82,8 +123,7 @@ def picture(index: int, gray: bool) -> Splits:
 @cache
 def picture_slopes(index: int) -> Splits:
     """Central differences (1024, 2) of a gray image; inputs as in `picture`."""
-    train = picture(index, gray=True).train
-    _, pixels = train.batch(torch.arange(1024))
+    _, pixels = picture(index, gray=True).train.batch(torch.arange(1024))
     image = pixels.view(1, 1, 32, 32)
     tall = F.pad(image, (0, 0, 1, 1), "replicate")
     wide = F.pad(image, (1, 1, 0, 0), "replicate")
@@ -92,49 +132,6 @@ def picture_slopes(index: int) -> Splits:
     slopes = torch.stack([rows.flatten(), columns.flatten()], 1)
     points = TensorExamples(pixel_grid(32, 32), slopes)
     return Splits(points, points, points)
-
-
-def _pooled(split: Split, pool: int, gray: bool) -> Split:
-    """Pixels stay uint8, so means are rounded."""
-    parts = []
-    # a whole data set in float32 would take gigabytes
-    for part in split.images.split(5000):
-        pixels = part.float()
-        if gray:
-            pixels = pixels.mean(1, keepdim=True)
-        if pool > 1:
-            pixels = F.avg_pool2d(pixels, pool)
-        parts.append(pixels.round().to(torch.uint8))
-    mean, std = split.mean, split.std
-    if gray:
-        mean = (sum(mean) / len(mean),)
-        std = (sum(std) / len(std),)
-    return replace(split, images=torch.cat(parts), mean=mean, std=std)
-
-
-def _with_noise(images: Tensor, labels: Tensor) -> Batch:
-    return images + NOISE * torch.randn_like(images), images
-
-
-def _diffuse(images: Tensor, labels: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """Keeps the variance by a cosine schedule (Nichol and Dhariwal 2021)."""
-    noise = torch.randn_like(images)
-    levels = torch.rand(len(images), 1)
-    angles = 0.5 * pi * levels[..., None, None]
-    mixtures = angles.cos() * images + angles.sin() * noise
-    return (mixtures, levels), noise
-
-
-def _as_points(images: Tensor, labels: Tensor, count: int) -> Batch:
-    values, indices = images.flatten(1).topk(count)
-    side = images.shape[-1]
-    positions = pixel_grid(side, side)[indices]  # (b, count, 2)
-    return torch.cat([positions, values[..., None]], -1), labels
-
-
-def _halves(images: Tensor, labels: Tensor) -> Batch:
-    upper, lower = images.flatten(1).split([28, 21], 1)  # rows of 7 squares
-    return upper, lower.mean(1, keepdim=True)
 
 
 MNIST = partial(images, "mnist")

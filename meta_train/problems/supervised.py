@@ -190,10 +190,10 @@ class SupervisedProblem:
                 outputs = model(inputs)
                 loss += len(indices) * objective.loss(outputs, targets).item()
                 if objective.accuracy is not None:
-                    batch_accuracy = objective.accuracy(outputs, targets)
-                    correct += len(indices) * batch_accuracy.item()
-        accuracy = None if objective.accuracy is None else correct / size
-        return Metrics(loss / size, accuracy)
+                    accuracy = objective.accuracy(outputs, targets)
+                    correct += len(indices) * accuracy.item()
+        has_accuracy = objective.accuracy is not None
+        return Metrics(loss / size, correct / size if has_accuracy else None)
 
 
 def named(problems: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,8 +227,7 @@ def contrastive_loss(embeddings: Tensor, labels: Tensor) -> Tensor:
 
 def neighbour_accuracy(embeddings: Tensor, labels: Tensor) -> Tensor:
     """Share of a batch whose nearest other example has the same label, ()."""
-    nearest = _cosines(embeddings).argmax(1)
-    return (labels[nearest] == labels).float().mean()
+    return (labels[_cosines(embeddings).argmax(1)] == labels).float().mean()
 
 
 def pinball_loss(

@@ -51,8 +51,7 @@ class Windows:
 
     def codes(self, indices: Tensor, length: int) -> Tensor:
         """(b, length) int64"""
-        starts = self.starts[indices, None]
-        return self.text[starts + torch.arange(length)]
+        return self.text[self.starts[indices, None] + torch.arange(length)]
 
     def batch(self, indices: Tensor) -> Batch:
         """Characters and the character after each, two tensors (b, length)."""
@@ -79,8 +78,7 @@ class FileOfWindow(Windows):
 def next_characters(length: int) -> Splits:
     """Windows of text, to predict each next character from those before."""
     text, ends = library_text()
-    starts = window_starts(ends, length + 1)
-    return windows_of(text, starts, length)
+    return windows_of(text, window_starts(ends, length + 1), length)
 
 
 def windows_of(text: Tensor, starts: Sequence[Tensor], length: int) -> Splits:
@@ -161,16 +159,13 @@ def window_starts(
 
 def _starts(blocks: Tensor, length: int, stride: int) -> Tensor:
     """Starts of windows in the blocks that start at these positions."""
-    offsets = torch.arange(0, BLOCK - length + 1, stride)
-    starts = blocks[:, None] + offsets
-    return starts.flatten()
+    return (blocks[:, None] + torch.arange(0, BLOCK - length + 1, stride)).flatten()
 
 
 def _sample(starts: Tensor, count: int) -> Tensor:
     """At most `count` of the starts, in random order."""
     generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(len(starts), generator=generator)
-    return starts[order[:count]]
+    return starts[torch.randperm(len(starts), generator=generator)[:count]]
 
 
 TEXT_32 = partial(next_characters, 32)

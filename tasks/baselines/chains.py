@@ -34,7 +34,8 @@ class Chain:
     Otherwise (HNP) their weights are features of the hidden neurons at the other end,
     after the bias, and the biases of outputs are features of the network.
 
-    order: the weights between permuted groups, from inputs to outputs.
+    order: the weights between permuted groups, from inputs to outputs, each in one
+    chunk.
 
     Raises ValueError for other graphs than plain chains, and without hidden neurons
     unless the ends are permuted.
@@ -51,10 +52,14 @@ class Chain:
             raise ValueError(
                 "expected networks with hidden neurons; got a single layer"
             )
-        self.order = [
-            _whole_block(graph, layer.weight)
-            for layer in (self.layers if permutes_ends else self.layers[1:-1])
-        ]
+        self.order: list[BlockTensors] = []
+        for layer in self.layers if permutes_ends else self.layers[1:-1]:
+            block = graph.weights[layer.weight]
+            slices = (slice(0, size) for size in block.shape)
+            chunk = EdgeChunk(layer.weight, 0, *slices, view=block.view)
+            self.order.append(
+                BlockTensors(block, layer.weight, 1, (chunk,), None, None)
+            )
         self.first = graph.weights[self.layers[0].weight]
         self.last = graph.weights[self.layers[-1].weight]
 
@@ -128,14 +133,6 @@ def _split(features: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Features (b, n, channels) without the last ones, and these, (b, n, *shape)."""
     count = prod(shape)
     return features[..., :-count], features[..., -count:].unflatten(-1, shape)
-
-
-def _whole_block(graph: NeuralGraph, number: int) -> BlockTensors:
-    """A weight in one chunk."""
-    block = graph.weights[number]
-    groups, targets, sources = (slice(0, size) for size in block.shape)
-    chunk = EdgeChunk(number, 0, groups, targets, sources, block.view)
-    return BlockTensors(block, number, 1, (chunk,), None, None)
 
 
 def _in_order(values: dict[int, Tensor]) -> tuple[Tensor, ...]:

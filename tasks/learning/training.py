@@ -262,8 +262,7 @@ def rate_factor(share: float) -> float:
     """
     if share < WARMUP:
         return max(share, 1e-3) / WARMUP
-    fall = min(1.0, (share - WARMUP) / (1 - WARMUP))
-    return half_cosine(fall)
+    return half_cosine(min(1.0, (share - WARMUP) / (1 - WARMUP)))
 
 
 def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:

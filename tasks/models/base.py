@@ -174,9 +174,9 @@ class Standardise(nn.Module):
         for stack in stacks:
             for row, value in zip(self.rows(stack), stack.params, strict=True):
                 exact = value.double()
-                total = exact.sum()
-                count = torch.full_like(total, value.numel())
-                moments[row] += torch.stack([count, total, exact.square().sum()]).cpu()
+                sums = torch.stack([exact.sum(), exact.square().sum()]).cpu()
+                moments[row, 0] += value.numel()
+                moments[row, 1:] += sums
         if not moments.any():
             raise ValueError(
                 "standardise: expected networks to take statistics from; got none"

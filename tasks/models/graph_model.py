@@ -128,8 +128,9 @@ class GraphModel(ParameterModel):
             shape = self.first.module.example_input().shape[1:]
             # free pixels overfit to the training networks
             kind = GeneratedInputs if len(shape) == 3 else FreeInputs
-            inputs = kind(config.probes, shape)
-            self.probes = Probes(inputs, config.probes, config.width)
+            self.probes = Probes(
+                kind(config.probes, shape), config.probes, config.width
+            )
         self._parts: dict[int, GraphTensors] = {}
         self._layouts: dict[int, NetworkLayout] = {}
         if not self.edits:

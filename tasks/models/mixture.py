@@ -51,14 +51,11 @@ class BlockIndices(NamedTuple):
     def repeated(self, nodes: Tensor, elements: Tensor) -> "BlockIndices":
         """The indices of several copies. nodes, elements: the first number of each
         copy, (count,)."""
+        numbers, positions = self.elements, self.positions
         return BlockIndices(
             ends=tuple(_shifted(end, nodes) for end in self.ends),
-            elements=None
-            if self.elements is None
-            else _shifted(self.elements, elements),
-            positions=(
-                None if self.positions is None else self.positions.repeat(len(nodes), 1)
-            ),
+            elements=None if numbers is None else _shifted(numbers, elements),
+            positions=None if positions is None else positions.repeat(len(nodes), 1),
         )
 
     @classmethod
@@ -285,8 +282,7 @@ def _graph(
     views = [block.view for block in weights if block.view is not None]
     all_biases = []
     for kind, indices in biases.items():
-        shape = len(indices.ends[0]), *kind.slot_shape
-        view = View.whole(len(views), shape)
+        view = View.whole(len(views), (len(indices.ends[0]), *kind.slot_shape))
         views.append(view)
         all_biases.append(Bias(view, 0, kind.slot_shape, kind.kind))
     specs = tuple(ParameterSpec(str(view.parameter), view.shape) for view in views)
@@ -296,6 +292,5 @@ def _graph(
 
 def _shifted(numbers: Tensor, starts: Tensor) -> Tensor:
     """Copies of numbers along the first axis, each plus its start."""
-    axes = [1] * numbers.dim()
-    shift = starts.to(numbers).view(-1, *axes)
+    shift = starts.to(numbers).view(-1, *[1] * numbers.dim())
     return (numbers + shift).flatten(0, 1)

@@ -11,7 +11,6 @@ class NGT(GraphModel):
     name = "ng-t"
 
     def layer(self, config: GraphModelConfig, updates_edges: bool) -> GraphLayer:
-        complete_up_to = config.complete_up_to
         return RelationalLayer(
-            config.width, config.heads, complete_up_to, updates_edges
+            config.width, config.heads, config.complete_up_to, updates_edges
         )

@@ -50,25 +50,21 @@ class Probes(nn.Module):
     def forward(self, stack: NetworkStack) -> ProbeFeatures:
         architecture = stack.architecture
         activations = architecture.group_activations(stack.params, self.inputs())
-        features: list[Tensor | None] = []
-        codes: list[Tensor | None] = []
-        for group, values in zip(architecture.graph.groups, activations, strict=True):
-            if values is None:
-                features.append(None)
-                codes.append(None)
-                continue
-            role = group.role if group.role in FEATURES_BY_ROLE else "hidden"
-            of_group = FEATURES_BY_ROLE[role](values)
-            features.append(of_group)
-            codes.append(self.codes[role](of_group))
+        features: list[Tensor | None] = [None] * len(activations)
+        codes: list[Tensor | None] = [None] * len(activations)
+        for index, group in enumerate(architecture.graph.groups):
+            values = activations[index]
+            if values is not None:
+                role = group.role if group.role in FEATURES_BY_ROLE else "hidden"
+                features[index] = FEATURES_BY_ROLE[role](values)
+                codes[index] = self.codes[role](features[index])
         outputs = features[architecture.module.output_group]
         assert outputs is not None
         return ProbeFeatures(codes, outputs)
 
     def output_features(self, stack: NetworkStack) -> Tensor:
         """The outputs of `ProbeFeatures` alone, which is faster."""
-        outputs = stack.architecture.outputs(stack.params, self.inputs())
-        return with_log_softmax(outputs)
+        return with_log_softmax(stack.architecture.outputs(stack.params, self.inputs()))
 
 
 def with_log_softmax(outputs: Tensor) -> Tensor:

@@ -123,23 +123,16 @@ class CNN(Classifier):
             if norm is not None:
                 activations.append(x)
                 x = self.norms[index](x)
-            x = self._activate(x, index, outputs)
+            source = self.config.skips[index]
+            if source is not None:
+                stride = prod(self.config.strides[source + 1 : index + 1])
+                x = x + shortcut(outputs[source], stride, x.shape[1])
+            x = self.drop(self.activations[index](x))
             activations.append(x)
             if norm == "group":
                 activations.append(None)  # nodes of the GroupNorm's groups
             outputs.append(x)
         return [*activations, self.fc(x.flatten(2).mean(2))]
-
-    def _activate(self, x: Tensor, index: int, outputs: Sequence[Tensor]) -> Tensor:
-        """Skip connection, activation and dropout of a layer.
-
-        outputs: of the earlier layers.
-        """
-        source = self.config.skips[index]
-        if source is not None:
-            stride = prod(self.config.strides[source + 1 : index + 1])
-            x = x + shortcut(outputs[source], stride, x.shape[1])
-        return self.drop(self.activations[index](x))
 
 
 def shortcut(x: Tensor, stride: int, channels: int) -> Tensor:
@@ -156,7 +149,6 @@ def _norm(kind: str, width: int, dimensions: int) -> nn.Module:
     if kind == "batch":
         batch_norm = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d}[dimensions]
         return batch_norm(width, track_running_stats=False)
-    known = ", ".join(NORMS)
     raise ValueError(
-        f"architecture: norm: expected one of {known}, or none; got {kind!r}"
+        f"architecture: norm: expected one of {', '.join(NORMS)}, or none; got {kind!r}"
     )

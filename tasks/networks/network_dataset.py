@@ -45,14 +45,12 @@ class NetworkDataset:
     @cached_property
     def offsets(self) -> Tensor:
         """Index of the first network of each stack, then n; (stacks + 1,)."""
-        counts = [stack.count for stack in self.stacks]
-        return torch.tensor([0, *counts]).cumsum(0)
+        return torch.tensor([0, *(stack.count for stack in self.stacks)]).cumsum(0)
 
     @cached_property
     def stack_numbers(self) -> Tensor:
         """Index of each network's stack, (n,)."""
-        counts = self.offsets.diff()
-        return torch.arange(len(self.stacks)).repeat_interleave(counts)
+        return torch.arange(len(self.stacks)).repeat_interleave(self.offsets.diff())
 
     def __len__(self) -> int:
         return int(self.offsets[-1])

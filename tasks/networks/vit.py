@@ -33,9 +33,7 @@ class EncoderBlock(nn.Module):
         """Tokens (m, n, width) -> tokens (m, n, width), and the activations of the
         block's neuron groups."""
         normed = self.norm1(x)
-        q = self.q(normed)
-        k = self.k(normed)
-        v = self.v(normed)
+        q, k, v = self.q(normed), self.k(normed), self.v(normed)
         queries, keys = self._by_head(q), self._by_head(k)
         products = queries @ keys.mT / sqrt(queries.shape[-1])
         weights = products.softmax(-1)  # (m, heads, n, n)

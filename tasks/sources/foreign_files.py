@@ -55,8 +55,7 @@ def get_field(values: Any, *keys: str) -> Any:
     """A value inside nested dictionaries."""
     for depth, key in enumerate(keys, 1):
         if not isinstance(values, Mapping) or key not in values:
-            name = ".".join(keys[:depth])
-            raise ValueError(f"{name}: expected a value; got none")
+            raise ValueError(f"{'.'.join(keys[:depth])}: expected a value; got none")
         values = values[key]
     return values
 
@@ -86,8 +85,7 @@ def parse_number(
 def check_tensors(values: Any) -> dict[str, Tensor]:
     """Parameters by name, all of them tensors of real numbers."""
     if not isinstance(values, Mapping):
-        got = type(values).__name__
-        raise ValueError(f"expected parameters by name; got {got}")
+        raise ValueError(f"expected parameters by name; got {type(values).__name__}")
     for name, value in values.items():
         is_tensor = isinstance(value, Tensor)
         if not is_tensor or value.is_complex() or value.dim() == 0:

@@ -44,7 +44,7 @@ def missing(wanted: Iterable[Job], folder: Folder, ranks: Ranks) -> list[Job]:
     The jobs of a rank do not depend on the shards that exist, since other ranks may be
     writing already.
     """
-    jobs_of_rank = [job for place, job in enumerate(wanted) if ranks.owns(place)]
+    jobs_of_rank = [job for index, job in enumerate(wanted) if ranks.owns(index)]
     return [job for job in jobs_of_rank if not _is_intact(folder, job)]
 
 
@@ -85,9 +85,8 @@ def make_shards(
             speed = made / (perf_counter() - start)
             ranks.all_gather({ranks.number: made})  # waits for all
             if ranks.is_first:
-                processes = f"on each of {ranks.count} processes"
-                rate = f", {speed:.1f} a second {processes}" if made else ""
-                print(f"{summary(folder, quality)}{rate}")
+                rate = f", {speed:.1f} a second on each of {ranks.count} processes"
+                print(f"{summary(folder, quality)}{rate if made else ''}")
     except KeyboardInterrupt:
         count = len(shard_paths(folder.path))
         raise Interrupted(

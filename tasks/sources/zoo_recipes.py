@@ -137,16 +137,17 @@ def sequence_cnn(random: Random) -> dict[str, Any]:
     kernels = random.choices((5, 9), k=layers)
     strides = [4, 4, 2, 1][:layers]
     activations = [random.choice(RELU_LIKE)] * layers
-    options = {"norm": random.choice((None, "batch", "group")), "dimensions": 1}
-    return cnn_description(channels, kernels, strides, activations, **options)
+    norm = random.choice((None, "batch", "group"))
+    return cnn_description(
+        channels, kernels, strides, activations, norm=norm, dimensions=1
+    )
 
 
 def residual_cnn(random: Random) -> dict[str, Any]:
     """One layer, then residual blocks of two layers. The second block halves the
     side."""
     width = random.choice((8, 12, 16))
-    blocks = random.randint(1, 2)
-    layers = 1 + 2 * blocks
+    layers = 1 + 2 * random.randint(1, 2)
     return cnn_description(
         [3, width, width, width, 2 * width, 2 * width][: 1 + layers],
         [3] * layers,
@@ -208,8 +209,9 @@ def train(
     model = make_module(recipe.architecture, dropout=recipe.dropout)
     initialise(model, recipe)
     model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    make_optimizer = OPTIMIZERS[recipe.optimizer]
-    optimizer = make_optimizer(model.parameters(), lr=recipe.lr, weight_decay=recipe.l2)
+    optimizer = OPTIMIZERS[recipe.optimizer](
+        model.parameters(), lr=recipe.lr, weight_decay=recipe.l2
+    )
     used = int(recipe.fraction * len(images))
     checkpoints = []
     for step in range(steps[-1]):

@@ -319,9 +319,8 @@ def test_a_read_only_folder_is_an_error_before_any_download(fetched, tmp_path):
 
 
 def test_unknown_name_lists_the_known_ones(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"'imagenet'.*'fashion-mnist', 'mnist', 'cifar10'"
-    ):
+    message = r"'imagenet'.*'fashion-mnist', 'mnist', 'cifar10'"
+    with pytest.raises(ValueError, match=message):
         load_dataset("imagenet", tmp_path)
 
 

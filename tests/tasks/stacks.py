@@ -1,18 +1,21 @@
 """Stacks of small networks that the tests share."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import stack_module_state
 
 from ngopt import build_graph
 from tasks.learning.catalogue import MODELS
+from tasks.learning.task import NetworkTask
 from tasks.models.base import NetworkModel
 from tasks.networks.architectures import Architecture, NetworkStack, architecture_of
 from tasks.networks.input_network import InputNetwork
+from tasks.networks.siren import Siren
 from tasks.shards import Networks, read_shard, shard_paths
 from tests.equivariance import permute, random_permutations
 
@@ -51,6 +54,13 @@ def cnn_architecture() -> Architecture:
 
 def siren_architecture(*widths: int) -> Architecture:
     return architecture_of({"kind": "siren", "widths": list(widths)})
+
+
+def siren_networks(*widths: int, count: int, **columns: Tensor) -> Networks:
+    """Newly initialised SIRENs."""
+    params, _ = stack_module_state([Siren(widths) for _ in range(count)])
+    params = {name: value.detach() for name, value in params.items()}
+    return Networks({"kind": "siren", "widths": list(widths)}, params, columns)
 
 
 def random_stack(
@@ -108,6 +118,30 @@ def fitted(
 
 def far(a: Tensor, b: Tensor) -> bool:
     return bool((a - b).abs().max() > 1e-6)
+
+
+def losses_of(task: NetworkTask, steps: int) -> list[float]:
+    """The losses of the first steps, each from a seed, before an evaluation."""
+    losses = []
+    for step in range(steps):
+        torch.manual_seed(step)
+        losses.append(task.loss(step).item())
+    task.model.eval()
+    with torch.no_grad():
+        task.score()
+    return losses
+
+
+def assert_missing_shard_is_made_again(
+    make: Callable[[], None], folder: str, kept: str, missing: str
+) -> None:
+    """As it was; `kept` is not written again."""
+    before = contents_of(folder)
+    time = Path(folder, kept).stat().st_mtime_ns
+    Path(folder, missing).unlink()
+    make()
+    assert contents_of(folder) == before
+    assert Path(folder, kept).stat().st_mtime_ns == time
 
 
 def outputs_of(networks: Networks, inputs: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from tasks.learning.task import run_task
 from tasks.learning.training import TrainingConfig
 from tasks.shards import read_shard, write_shard
 from tests.tasks.conftest import DATA
+from tests.tasks.stacks import losses_of
 
 
 @pytest.fixture
@@ -69,13 +70,9 @@ def test_a_limit_keeps_the_first_networks(config):
 
 @pytest.mark.parametrize("compiled_eagerly", ["aot_eager"], indirect=True)
 def test_compiled_steps_are_the_same(config, compiled_eagerly):
-    losses = []
-    for compiled in (False, True):
-        task = Classification(replace(config, compiled=compiled))
-        torch.manual_seed(0)
-        losses.append([task.loss(step).item() for step in range(3)])
-        task.score()
-    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    expected = losses_of(Classification(config), steps=3)
+    losses = losses_of(Classification(replace(config, compiled=True)), steps=3)
+    assert losses == pytest.approx(expected, rel=1e-5)
     assert compiled_eagerly == [1]
 
 
@@ -126,14 +123,8 @@ def test_a_damaged_shard_is_left_out_only_on_request(config, data, tmp_path):
     broken = replace(config, data=str(folder))
     with pytest.raises(ValueError, match="train-00000.safetensors': .* SHA-256"):
         Classification(broken)
-    assert (
-        len(
-            Classification(replace(broken, skip_damaged=True))
-            .data["train"]
-            .columns["label"]
-        )
-        == 48
-    )
+    data = Classification(replace(broken, skip_damaged=True)).data
+    assert len(data["train"].columns["label"]) == 48
 
 
 def test_labels_of_no_class_are_refused(config, data, tmp_path):

@@ -12,6 +12,7 @@ from tasks.learning.training import TrainingConfig
 from tasks.published import PublishedConfig, convert
 from tasks.sources import published_inrs
 from tests.tasks.sources.published import write_nfn
+from tests.tasks.stacks import losses_of
 
 
 @pytest.fixture
@@ -76,19 +77,11 @@ def test_updates_of_zero_render_the_unedited_images(config):
 
 
 def test_compiled_steps_are_the_same(config, compiled_eagerly):
-    options = {"model": "ng-gnn", "sizes": {"width": 8, "layers": 1}}
-    losses = []
-    for compiled in (False, True):
-        task = Editing(config(**options, compiled=compiled))
-        losses.append([seeded_loss(task, step) for step in range(3)])
-        task.score()
-    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    plain = config(model="ng-gnn", sizes={"width": 8, "layers": 1})
+    expected = losses_of(Editing(plain), steps=3)
+    losses = losses_of(Editing(replace(plain, compiled=True)), steps=3)
+    assert losses == pytest.approx(expected, rel=1e-5)
     assert compiled_eagerly == [1]
-
-
-def seeded_loss(task, step):
-    torch.manual_seed(step)
-    return task.loss(step).item()
 
 
 @pytest.mark.parametrize(
@@ -181,9 +174,8 @@ def test_networks_of_other_channels_than_the_images(config, tmp_path, monkeypatc
     convert(PublishedConfig("nfn", str(tmp_path / "source"), folder))
     published_config = replace(config(), data=folder)
     assert Editing(published_config).targets["test"].shape == (1, 3, 32, 32)
-    with pytest.raises(
-        ValueError, match="networks of 1 channels, as images have; got 3"
-    ):
+    message = "networks of 1 channels, as images have; got 3"
+    with pytest.raises(ValueError, match=message):
         Editing(replace(published_config, originals="mnist"))
 
 

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from tasks.networks.architectures import NetworkStack
 from tasks.networks.siren import pixel_grid, render
 from tasks.shards import column_of, read_manifest, read_shard, read_split, shard_paths
 from tasks.sources import signals
-from tests.tasks.stacks import contents_of
+from tests.tasks.stacks import assert_missing_shard_is_made_again, contents_of
 
 
 def smooth_images(count, side=6):
@@ -76,21 +77,17 @@ def test_every_image_has_its_views(config, capsys):
     assert len(read_manifest(folder)["shards"]) == 6
 
 
-def test_missing_shards_are_made_as_they_would_have_been(config, capsys):
+def test_missing_shards_are_made_as_they_would_have_been(config):
     fit_all(config)
-    folder = Path(config.folder)
-    before = contents_of(config.folder)
-    kept = folder / "train-00000.safetensors"
-    times = kept.stat().st_mtime_ns
-    (folder / "train-00002.safetensors").unlink()
-    fit_all(config)
-    assert contents_of(config.folder) == before
-    assert kept.stat().st_mtime_ns == times
+    kept, missing = "train-00000.safetensors", "train-00002.safetensors"
+    assert_missing_shard_is_made_again(
+        partial(fit_all, config), config.folder, kept, missing
+    )
     with pytest.raises(ValueError, match="made with other settings: steps 30, got 31"):
         fit_all(replace(config, steps=31))
 
 
-def test_pictures(config, tmp_path, monkeypatch, capsys):
+def test_pictures(config, tmp_path, capsys):
     fit_all(config)
     output = tmp_path / "some.png"
     show(ShowConfig(config.folder, str(output), count=3))

@@ -12,6 +12,7 @@ from tasks.networks.network_dataset import NetworkDataset
 from tasks.predict import Config, Prediction, is_narrow, r2, tau
 from tasks.shards import read_split
 from tests.tasks.conftest import DATA
+from tests.tasks.stacks import losses_of
 
 
 @pytest.fixture
@@ -104,20 +105,13 @@ def test_only_steps_on_networks_of_one_architecture_are_compiled(
         sizes={"width": 4, "layers": 1},
         training=replace(config.training, batch=2),
     )
-    with pytest.raises(
-        ValueError, match="compiled: expected networks of one architecture; got 2"
-    ):
+    message = "compiled: expected networks of one architecture; got 2"
+    with pytest.raises(ValueError, match=message):
         Prediction(replace(config, compiled=True))
     data_set = read_data(config.data, "train")
     one = data_set.filter(lambda stack: stack is data_set.stacks[0])
     monkeypatch.setattr(NetworkDataset, "from_groups", lambda _: one)
-    losses = []
-    for compiled in (False, True):
-        task = Prediction(replace(config, compiled=compiled))
-        torch.manual_seed(0)
-        losses.append([task.loss(step).item() for step in range(2)])
-        task.model.eval()
-        with torch.no_grad():
-            task.score()
-    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    expected = losses_of(Prediction(config), steps=2)
+    losses = losses_of(Prediction(replace(config, compiled=True)), steps=2)
+    assert losses == pytest.approx(expected, rel=1e-5)
     assert compiled_eagerly == [1]

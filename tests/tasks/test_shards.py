@@ -57,9 +57,8 @@ def test_a_folder_is_made_with_one_set_of_settings(tmp_path):
         {"file": "train-00000.safetensors", "networks": 3, "psnr": 1.0},
     ]
     assert read_manifest(folder.path)["shards"] == rows
-    with pytest.raises(
-        ValueError, match=r"some': made with other settings: steps 3, got 4"
-    ):
+    message = r"some': made with other settings: steps 3, got 4"
+    with pytest.raises(ValueError, match=message):
         Folder(folder.path, {"steps": 4}).begin()
 
 
@@ -73,9 +72,8 @@ def test_settings_of_another_program_are_refused(tmp_path):
     settings = {"program": "tasks.some", "steps": 3}
     Folder(tmp_path, settings).begin()
     assert read_settings(tmp_path, "tasks.some") == settings
-    with pytest.raises(
-        ValueError, match=r"expected networks of tasks.other; got those of tasks.some"
-    ):
+    message = r"expected networks of tasks.other; got those of tasks.some"
+    with pytest.raises(ValueError, match=message):
         read_settings(tmp_path, "tasks.other")
 
 
@@ -91,9 +89,8 @@ def test_splits(tmp_path):
     assert torch.equal(together.params["weight"][3:], second.params["weight"])
     with pytest.raises(ValueError, match="expected shards of split 'test'; got none"):
         list(read_split(tmp_path, "test"))
-    with pytest.raises(
-        ValueError, match="expected architecture .*'width': 2.*; got .*'width': 5"
-    ):
+    message = "expected architecture .*'width': 2.*; got .*'width': 5"
+    with pytest.raises(ValueError, match=message):
         merged([networks(), networks(width=5)])
 
 
@@ -154,9 +151,8 @@ class TestDamage:
     @pytest.mark.parametrize("value", [-1.0, 2.0, float("nan")])
     def test_of_a_column(self, value):
         columns = {"accuracy": torch.tensor([0.0, 1.0, value])}
-        with pytest.raises(
-            ValueError, match=f"'a': accuracy: expected 0 to 1; got {value:g}"
-        ):
+        message = f"'a': accuracy: expected 0 to 1; got {value:g}"
+        with pytest.raises(ValueError, match=message):
             check_column("a", columns, "accuracy", 0, 1)
         check_column("a", {"accuracy": torch.ones(2)}, "accuracy", 0, 1)
         with pytest.raises(ValueError, match="a column 'step'; got none"):
@@ -164,18 +160,16 @@ class TestDamage:
 
     def test_of_the_format(self, path):
         save_file({"x": torch.ones(1)}, path, {"format": "other"})
-        with pytest.raises(
-            ValueError, match="expected format 'ngopt-shard-1'; got 'other'"
-        ):
+        message = "expected format 'ngopt-shard-1'; got 'other'"
+        with pytest.raises(ValueError, match=message):
             read_shard(path)
 
     def test_of_the_manifest(self, tmp_path):
         with pytest.raises(ValueError, match="manifest.*: expected JSON; got: "):
             read_manifest(tmp_path)
         (tmp_path / MANIFEST).write_text(json.dumps({"format": "x"}))
-        with pytest.raises(
-            ValueError, match="format: expected 'ngopt-shard-1'; got 'x'"
-        ):
+        message = "format: expected 'ngopt-shard-1'; got 'x'"
+        with pytest.raises(ValueError, match=message):
             read_manifest(tmp_path)
 
     @pytest.mark.parametrize("key", ["settings", "shards"])
@@ -199,7 +193,6 @@ class TestDamage:
             Folder(path, {}).begin()
 
     def test_of_lengths(self):
-        with pytest.raises(
-            ValueError, match=r"tensors of one length; got lengths \[2, 3\]"
-        ):
+        message = r"tensors of one length; got lengths \[2, 3\]"
+        with pytest.raises(ValueError, match=message):
             Networks({}, {"weight": torch.ones(2)}, {"label": torch.ones(3)})

@@ -121,13 +121,11 @@ def test_published_figures_are_of_rows_of_tables():
 
 
 def test_unknown_tables_and_rows_are_named(config):
-    with pytest.raises(
-        ValueError, match="table: expected one of classify, .*; got 'all'"
-    ):
+    message = "table: expected one of classify, .*; got 'all'"
+    with pytest.raises(ValueError, match=message):
         replace(config, table="all")
-    with pytest.raises(
-        ValueError, match="rows: expected some of statnn; ng-gnn; got gru"
-    ):
+    message = "rows: expected some of statnn; ng-gnn; got gru"
+    with pytest.raises(ValueError, match=message):
         replace(config, rows=("statnn", "gru"))
 
 

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from tasks.zoo import (
     show,
     train_all,
 )
-from tests.tasks.stacks import contents_of
+from tests.tasks.stacks import assert_missing_shard_is_made_again
 
 
 def striped_images(count):
@@ -104,14 +105,10 @@ def test_stored_accuracies_equal_those_of_the_networks(config):
 def test_missing_shards_are_made_as_they_would_have_been(config, name):
     config = replace(config, zoo=name)
     train_all(config)
-    folder = Path(config.folder)
-    before = contents_of(config.folder)
-    kept = folder / "train-00000.safetensors"
-    times = kept.stat().st_mtime_ns
-    (folder / "train-00001.safetensors").unlink()
-    train_all(config)
-    assert contents_of(config.folder) == before
-    assert kept.stat().st_mtime_ns == times
+    kept, missing = "train-00000.safetensors", "train-00001.safetensors"
+    assert_missing_shard_is_made_again(
+        partial(train_all, config), config.folder, kept, missing
+    )
     with pytest.raises(ValueError, match="made with other settings: steps 6, got 7"):
         train_all(replace(config, steps=7))
 

@@ -24,8 +24,7 @@ def plain_cnn(channels: Sequence[int], kernels: Sequence[int]) -> nn.Module:
     """The paper's CNN with other widths, depths and kernels."""
     layers = nn.Sequential()
     stride, padding = 2, 0
-    widths = pairwise(channels)
-    for (fan_in, fan_out), kernel in zip(widths, kernels, strict=True):
+    for (fan_in, fan_out), kernel in zip(pairwise(channels), kernels, strict=True):
         if layers:
             stride, padding = 1, kernel // 2
         layers.extend([nn.Conv2d(fan_in, fan_out, kernel, stride, padding), nn.ReLU()])
@@ -63,7 +62,7 @@ def depthwise_cnn(channels: Sequence[int]) -> nn.Module:
     for fan_in, fan_out in pairwise(channels):
         depthwise = _conv3x3(fan_in, fan_in, 2, groups=fan_in)
         layers.extend([depthwise, nn.BatchNorm2d(fan_in)])
-        pointwise = _conv1x1(fan_in, fan_out)
+        pointwise = nn.Conv2d(fan_in, fan_out, 1, bias=False)
         layers.extend([pointwise, nn.BatchNorm2d(fan_out), nn.ReLU()])
     return layers.extend(_classifier(channels[-1]))
 
@@ -79,7 +78,7 @@ class ResidualBlock(nn.Module):
         self.second_norm = norm(fan_out)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or fan_in != fan_out:
-            self.shortcut = _conv1x1(fan_in, fan_out, stride)
+            self.shortcut = nn.Conv2d(fan_in, fan_out, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         inner = self.first_norm(self.first(x)).relu()
@@ -164,10 +163,6 @@ def _two_convolutions(fan_in: int, fan_out: int) -> nn.Module:
 
 def _conv3x3(fan_in: int, fan_out: int, stride: int = 1, groups: int = 1) -> nn.Module:
     return nn.Conv2d(fan_in, fan_out, 3, stride, 1, groups=groups, bias=False)
-
-
-def _conv1x1(fan_in: int, fan_out: int, stride: int = 1) -> nn.Module:
-    return nn.Conv2d(fan_in, fan_out, 1, stride, bias=False)
 
 
 def _classifier(channels: int) -> list[nn.Module]:

@@ -31,8 +31,7 @@ def mlp(
 
 def autoencoder(widths: Sequence[int], image: tuple[int, ...]) -> nn.Sequential:
     """An MLP of these widths and back; returns logits of the pixels."""
-    layers = mlp([*widths, *reversed(widths[:-1])])
-    return layers.append(nn.Unflatten(1, image))
+    return mlp([*widths, *reversed(widths[:-1])]).append(nn.Unflatten(1, image))
 
 
 class SirenSlopes(Siren):
@@ -45,15 +44,15 @@ class SirenSlopes(Siren):
 
     def forward(self, points: Tensor) -> Tensor:
         """points: (n, 2); returns (n, 2)"""
-        linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
-        *hidden, last = linear
-        slopes = torch.eye(2, device=points.device)
-        slopes = slopes.expand(len(points), 2, 2)  # (n, coordinates, units)
+        *hidden, last = [m for m in self.layers if isinstance(m, nn.Linear)]
+        # (n, coordinates, units)
+        slopes = torch.eye(2, device=points.device).expand(len(points), 2, 2)
         for layer in hidden:
             angles = FREQUENCY * layer(points)
             points = angles.sin()
-            inner = FREQUENCY * F.linear(slopes, layer.weight)
-            slopes = angles.cos()[:, None] * inner
+            slopes = angles.cos()[:, None] * (
+                FREQUENCY * F.linear(slopes, layer.weight)
+            )
         return F.linear(slopes, last.weight).squeeze(-1)
 
 
@@ -64,9 +63,7 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         self.embed = nn.Linear(fan_in, width)
         self.gate = nn.Linear(width, experts)
-        self.experts = nn.ModuleList()
-        for _ in range(experts):
-            self.experts.append(mlp((width, width, width)))
+        self.experts = nn.ModuleList(mlp([width] * 3) for _ in range(experts))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, fan_out)
 
@@ -98,8 +95,7 @@ class VariationalAutoencoder(nn.Module):
         mean, log_variance = self.encoder(images).chunk(2, 1)
         code = mean
         if self.training:
-            deviation = (0.5 * log_variance).exp()
-            code = mean + deviation * torch.randn_like(mean)
+            code = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
         return self.decoder(code), mean, log_variance
 
 
@@ -110,13 +106,11 @@ class ResidualDenoiser(nn.Module):
 
     def __init__(self, pixels: int, width: int, blocks: int, frequencies: int = 8):
         super().__init__()
-        octaves = 2.0 ** torch.arange(frequencies)
-        self.register_buffer("frequencies", pi * octaves, False)
+        octaves = pi * 2.0 ** torch.arange(frequencies)
+        self.register_buffer("frequencies", octaves, persistent=False)
         self.level = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU())
         self.first = nn.Linear(pixels, width)
-        self.blocks = nn.ModuleList()
-        for _ in range(blocks):
-            self.blocks.append(LeveledBlock(width))
+        self.blocks = nn.ModuleList(LeveledBlock(width) for _ in range(blocks))
         self.last = nn.Linear(width, pixels)
 
     def forward(self, inputs: tuple[Tensor, Tensor]) -> Tensor:
@@ -138,9 +132,9 @@ class LeveledBlock(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.film = nn.Linear(width, 2 * width)
-        first = nn.Linear(width, width)
-        last = nn.Linear(width, width)
-        self.mlp = nn.Sequential(first, nn.SiLU(), last)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)
+        )
 
     def forward(self, hidden: Tensor, level: Tensor) -> Tensor:
         """hidden, level: (b, width); returns (b, width)"""
@@ -153,9 +147,12 @@ class PointSet(nn.Module):
 
     def __init__(self, features: int, width: int, classes: int):
         super().__init__()
-        first = nn.Linear(features, width)
-        last = nn.Linear(width, 2 * width)
-        self.each = nn.Sequential(first, nn.ReLU(), last, nn.ReLU())
+        self.each = nn.Sequential(
+            nn.Linear(features, width),
+            nn.ReLU(),
+            nn.Linear(width, 2 * width),
+            nn.ReLU(),
+        )
         self.all = mlp((2 * width, width, classes))
 
     def forward(self, points: Tensor) -> Tensor:

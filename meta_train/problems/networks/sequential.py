@@ -41,7 +41,7 @@ class Vit(PositionedPatches):
         self, channels: int, side: int, patch: int, width: int, heads: int, depth: int
     ):
         super().__init__(channels, side, patch, width)
-        self.layers = nn.ModuleList()
+        self.layers = nn.Sequential()
         for _ in range(depth):
             layer = nn.TransformerEncoderLayer(
                 width,
@@ -58,9 +58,7 @@ class Vit(PositionedPatches):
 
     def forward(self, images: Tensor) -> Tensor:
         """images: (b, channels, side, side); returns (b, 10)"""
-        x = self.embed(images)
-        for layer in self.layers:
-            x = layer(x)
+        x = self.layers(self.embed(images))
         return self.head(self.norm(x).mean(1))
 
 
@@ -75,11 +73,11 @@ class CausalAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (b, t, width); returns the same"""
-        by_head = self.qkv(x).unflatten(-1, (3, self.heads, -1))
-        q, k, v = by_head.permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        # (b, heads, t, width / heads)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        y = mixed.transpose(1, 2).flatten(2)  # from (b, heads, t, width / heads)
-        return self.out(y)
+        return self.out(mixed.transpose(1, 2).flatten(2))
 
 
 class LinearAttention(nn.Module):
@@ -98,8 +96,7 @@ class LinearAttention(nn.Module):
         k = F.elu(self._by_head(self.key(x))) + 1
         v = self._by_head(self.value(x))
         mixed = q @ (k.mT @ v) / (q @ k.sum(-2)[..., None])
-        y = mixed.transpose(1, 2).flatten(2)
-        return self.out(y)
+        return self.out(mixed.transpose(1, 2).flatten(2))
 
     def _by_head(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -138,10 +135,9 @@ class Gpt(nn.Module):
         super().__init__()
         self.characters = nn.Embedding(vocabulary, width)
         self.positions = nn.Embedding(length, width)
-        self.blocks = nn.ModuleList()
-        for _ in range(depth):
-            attention = CausalAttention(width, heads)
-            self.blocks.append(Block(width, attention))
+        self.blocks = nn.Sequential(
+            *(Block(width, CausalAttention(width, heads)) for _ in range(depth))
+        )
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, vocabulary, bias=False)
         for embedding in (self.characters, self.positions):
@@ -152,9 +148,7 @@ class Gpt(nn.Module):
     def forward(self, codes: Tensor) -> Tensor:
         """codes: (b, t) int64; returns logits (b, vocabulary, t)"""
         x = self.characters(codes) + self.positions.weight[: codes.shape[1]]
-        for block in self.blocks:
-            x = block(x)
-        return self.head(self.norm(x)).mT
+        return self.head(self.norm(self.blocks(x))).mT
 
 
 class LinearTransformer(PositionedPatches):
@@ -164,18 +158,14 @@ class LinearTransformer(PositionedPatches):
         self, channels: int, side: int, patch: int, width: int, heads: int, depth: int
     ):
         super().__init__(channels, side, patch, width)
-        self.blocks = nn.ModuleList()
-        for _ in range(depth):
-            attention = LinearAttention(width, heads)
-            self.blocks.append(Block(width, attention))
+        self.blocks = nn.Sequential(
+            *(Block(width, LinearAttention(width, heads)) for _ in range(depth))
+        )
         self.head = nn.Linear(width, 10)
 
     def forward(self, images: Tensor) -> Tensor:
         """images: (b, channels, side, side); returns (b, 10)"""
-        x = self.embed(images)
-        for block in self.blocks:
-            x = block(x)
-        return self.head(x.mean(1))
+        return self.head(self.blocks(self.embed(images)).mean(1))
 
 
 class MixerBlock(nn.Module):
@@ -203,9 +193,9 @@ class Mixer(nn.Module):
     def __init__(self, channels: int, side: int, patch: int, width: int, depth: int):
         super().__init__()
         self.patches = Patches(channels, side, patch, width)
-        self.blocks = nn.Sequential()
-        for _ in range(depth):
-            self.blocks.append(MixerBlock(self.patches.count, width))
+        self.blocks = nn.Sequential(
+            *(MixerBlock(self.patches.count, width) for _ in range(depth))
+        )
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, 10)
 

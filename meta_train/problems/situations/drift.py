@@ -128,8 +128,7 @@ def rotated(pair: Tensor, turns: float) -> Tensor:
 def rotating_line(count: int, time: float, turns: float, width: int) -> Batch:
     """Targets (b, 1): a linear function that rotates; inputs (b, width)."""
     x = torch.randn(count, width)
-    direction = rotated(fixed(2, width, seed=9), turns * time)
-    return x, (x @ direction)[:, None]
+    return x, (x @ rotated(fixed(2, width, seed=9), turns * time))[:, None]
 
 
 def moving_centres(count: int, time: float, turns: float, width: int) -> Batch:
@@ -143,8 +142,7 @@ def changing_teacher(count: int, time: float, turns: float, width: int) -> Batch
     """Targets (b, 2): a network with changing weights; inputs (b, width)."""
     x = torch.randn(count, width)
     first = rotated(fixed(2, width, 16, seed=11) / width**0.5, turns * time)
-    last = fixed(16, 2, seed=12)
-    return x, (x @ first).relu() @ last / 4
+    return x, (x @ first).relu() @ fixed(16, 2, seed=12) / 4
 
 
 # in turn for development, validation and test

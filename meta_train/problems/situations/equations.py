@@ -47,8 +47,7 @@ class Solver(nn.Module):
             return self._solution(points)
         with torch.enable_grad():
             points = points.detach().requires_grad_()
-            solution = self._solution(points)
-            return self.equation.residual(solution, points)
+            return self.equation.residual(self._solution(points), points)
 
     def _solution(self, points: Tensor) -> Tensor:
         return self.equation.trial(points, self.layers(points).squeeze(1))
@@ -83,13 +82,8 @@ def _wave(x: Tensor) -> Tensor:
 
 def _poisson(u: Tensor, x: Tensor) -> Tensor:
     """u'' = -(2 pi)^2 sin(2 pi x)"""
-    first = slopes(u, x)[:, 0]
-    second = slopes(first, x)[:, 0]
+    second = slopes(slopes(u, x)[:, 0], x)[:, 0]
     return second / (2 * pi) ** 2 + _wave(x)
-
-
-def _poisson_trial(x: Tensor, u: Tensor) -> Tensor:
-    return 4 * x[:, 0] * (1 - x[:, 0]) * u
 
 
 def _mode(x: Tensor) -> Tensor:
@@ -101,10 +95,6 @@ def _helmholtz(u: Tensor, x: Tensor) -> Tensor:
     first = slopes(u, x)
     laplacian = slopes(first[:, 0], x)[:, 0] + slopes(first[:, 1], x)[:, 1]
     return (laplacian + 4 * u) / (5 * pi**2 - 4) + _mode(x)
-
-
-def _helmholtz_trial(x: Tensor, u: Tensor) -> Tensor:
-    return (x * (1 - x)).prod(1) * u
 
 
 DAMPING, STIFFNESS = 0.2, 4.0
@@ -119,17 +109,16 @@ def _oscillation(t: Tensor) -> Tensor:
 def _oscillator(u: Tensor, t: Tensor) -> Tensor:
     """u'' + 2 d u' + s u = 0"""
     first = slopes(u, t)[:, 0]
-    second = slopes(first, t)[:, 0]
-    return second + 2 * DAMPING * first + STIFFNESS * u
+    return slopes(first, t)[:, 0] + 2 * DAMPING * first + STIFFNESS * u
 
 
-def _oscillator_trial(t: Tensor, u: Tensor) -> Tensor:
-    return t[:, 0] + t[:, 0] ** 2 * u
-
-
-POISSON = Equation(1, 1.0, _poisson, _poisson_trial, _wave)
-HELMHOLTZ = Equation(2, 1.0, _helmholtz, _helmholtz_trial, _mode)
-OSCILLATOR = Equation(1, 3.0, _oscillator, _oscillator_trial, _oscillation)
+POISSON = Equation(
+    1, 1.0, _poisson, lambda x, u: 4 * x[:, 0] * (1 - x[:, 0]) * u, _wave
+)
+HELMHOLTZ = Equation(2, 1.0, _helmholtz, lambda x, u: (x * (1 - x)).prod(1) * u, _mode)
+OSCILLATOR = Equation(
+    1, 3.0, _oscillator, lambda t, u: t[:, 0] + t[:, 0] ** 2 * u, _oscillation
+)
 
 
 # in turn for development, validation and test

@@ -142,8 +142,7 @@ class Adapter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer(x)
-        hidden = self.down(x).relu()
-        return x + self.up(hidden)
+        return x + self.up(self.down(x).relu())
 
 
 def with_adapters(name: str, bottleneck: int) -> nn.Module:

@@ -56,8 +56,7 @@ class Players(nn.Module):
     def fixed_critic(self, points: Tensor) -> Tensor:
         """Logits (b,) with gradients for the points but not for the critic."""
         weights = {name: p.detach() for name, p in self.critic.named_parameters()}
-        logits = functional_call(self.critic, weights, points)
-        return logits.squeeze(1)
+        return functional_call(self.critic, weights, points).squeeze(1)
 
 
 def game(
@@ -123,8 +122,7 @@ class GanProblem(SampledProblem):
         assert isinstance(model, Players)
         real = self._real(count)
         fake = model.average(model.noises(count)).cpu()
-        distance = energy_distance(real, fake)
-        return Metrics(distance.item(), self._mode_coverage(fake))
+        return Metrics(energy_distance(real, fake).item(), self._mode_coverage(fake))
 
     def _real(self, count: int) -> Tensor:
         modes = torch.randint(len(self.modes), (count,))
@@ -142,8 +140,7 @@ class GanProblem(SampledProblem):
 def energy_distance(x: Tensor, y: Tensor) -> Tensor:
     """Energy distance of two samples (Szekely 2003), (); 0 for equal distributions."""
     within = torch.cdist(x, x).mean() + torch.cdist(y, y).mean()
-    between = 2 * torch.cdist(x, y).mean()
-    return (between - within).clamp(min=0)
+    return (2 * torch.cdist(x, y).mean() - within).clamp(min=0)
 
 
 def ring(count: int) -> Tensor:

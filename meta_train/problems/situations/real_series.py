@@ -28,28 +28,22 @@ def read_ts(text: str) -> tuple[Tensor, Tensor]:
     Raises ValueError if series differ in length, or the header has no classes.
     """
     header, _, body = text.partition("@data")
-    classes = _classes(header)
-    series = []
-    labels = []
+    marked = [
+        line for line in header.splitlines() if line.lower().startswith("@classlabel")
+    ]
+    if not marked:
+        raise ValueError("read_ts: expected a line '@classLabel true ...'; got none")
+    classes = marked[0].split()[2:]  # after "true"
+    series, labels = [], []
     for line in body.strip().splitlines():
         *channels, label = line.split(":")
-        series.append(torch.tensor([_numbers(channel) for channel in channels]))
+        numbers = [list(map(float, channel.split(","))) for channel in channels]
+        series.append(torch.tensor(numbers))
         labels.append(classes.index(label))
     lengths = {channels.shape for channels in series}
     if len(lengths) != 1:
         raise ValueError(f"read_ts: expected series of one length; got {len(lengths)}")
     return torch.stack(series), torch.tensor(labels)
-
-
-def _numbers(channel: str) -> list[float]:
-    return list(map(float, channel.split(",")))
-
-
-def _classes(header: str) -> list[str]:
-    for line in header.splitlines():
-        if line.lower().startswith("@classlabel"):
-            return line.split()[2:]  # after "true"
-    raise ValueError("read_ts: expected a line '@classLabel true ...'; got none")
 
 
 @cache

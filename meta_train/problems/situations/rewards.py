@@ -60,8 +60,7 @@ class BanditProblem(SampledProblem):
     def measure(self, model: nn.Module, count: int) -> Metrics:
         states = torch.randn(count, self.dimensions).to(device_of(model))
         rewards = self.rewards(states)
-        probabilities = model(states).softmax(-1)
-        expected = (probabilities * rewards).sum(-1)
+        expected = (model(states).softmax(-1) * rewards).sum(-1)
         regret = (rewards.amax(-1) - expected).mean()
         return Metrics(regret.item() + REGRET_FLOOR, None)
 
@@ -146,22 +145,18 @@ class CartProblem(SampledProblem):
         returns = torch.zeros_like(episode.costs)
         _, later = model(episode.states[-1])
         for t in reversed(range(self.length)):
-            reward = (self.discount - 1) * episode.costs[t]
-            later = reward + self.discount * later
+            later = (self.discount - 1) * episode.costs[t] + self.discount * later
             returns[t] = later
         return returns
 
     def measure(self, model: nn.Module, count: int) -> Metrics:
         initial = torch.randn(count, 2).to(device_of(model))
-        cost = self._episode(model, initial).costs.mean()
-        return Metrics(cost.item(), None)
+        return Metrics(self._episode(model, initial).costs.mean().item(), None)
 
     @torch.no_grad()
     def _episode(self, model: nn.Module, state: Tensor) -> Episode:
         """An episode from the initial states (b, 2)."""
-        states = [state]
-        actions = []
-        costs = []
+        states, actions, costs = [state], [], []
         for _ in range(self.length):
             logits, _ = model(state)
             action = sampled(logits.log_softmax(-1))

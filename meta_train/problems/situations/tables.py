@@ -110,8 +110,7 @@ def successors(vocabulary: int, seed: int) -> Splits:
         tokens = zipf(count, vocabulary)
         other = zipf(count, vocabulary)
         is_fixed = torch.rand(count) < 0.8
-        successors = torch.where(is_fixed, successor_of[tokens], other)
-        return tokens, successors
+        return tokens, torch.where(is_fixed, successor_of[tokens], other)
 
     return generated(draw)
 
@@ -151,8 +150,7 @@ def unscaled_regression(columns: int, decades: float, seed: int) -> Splits:
 
     def draw(count: int) -> Batch:
         x = torch.randn(count, columns)
-        targets = (x @ first / columns**0.5).relu() @ last / 4
-        return unit * (x + shift), targets
+        return unit * (x + shift), (x @ first / columns**0.5).relu() @ last / 4
 
     return generated(draw, 0.1)
 

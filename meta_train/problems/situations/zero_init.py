@@ -103,13 +103,11 @@ class ContrastiveViews(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images: (b, ...); returns logits (b, b) of pairs of views"""
-        first = self._embedded_view(images)
-        second = self._embedded_view(images)
+        first, second = (
+            F.normalize(self.layers(images + 0.5 * torch.randn_like(images)), dim=1)
+            for _ in range(2)
+        )
         return (first @ second.mT) * (-self.log_temperature).exp()
-
-    def _embedded_view(self, images: Tensor) -> Tensor:
-        view = images + 0.5 * torch.randn_like(images)
-        return F.normalize(self.layers(view), dim=1)
 
 
 def view_loss(logits: Tensor, labels: Tensor) -> Tensor:

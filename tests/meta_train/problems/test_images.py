@@ -4,27 +4,39 @@ import torch
 from harness.image_datasets import ImageDataset, Split
 from meta_train.problems import images as module
 
+CACHED = (
+    module.images,
+    module.pixels,
+    module.noisy_images,
+    module.brightest_pixels,
+    module.picture,
+    module.picture_slopes,
+)
+
 
 @pytest.fixture
-def small(monkeypatch):
-    """A data set of eight 4x4 images with two channels, in place of the real ones."""
+def install(monkeypatch):
+    """Puts a split in place of all of the real data sets."""
+
+    def install(split):
+        data = ImageDataset("s", 8, split, split, split)
+        monkeypatch.setattr(module, "load_dataset", lambda name: data)
+        for cached in CACHED:
+            cached.cache_clear()
+
+    yield install
+    for cached in CACHED:
+        cached.cache_clear()
+
+
+@pytest.fixture
+def small(install):
+    """A data set of eight 4x4 images with two channels."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (8, 2, 4, 4), dtype=torch.uint8, generator=generator)
     split = Split(pixels, torch.arange(8), (0.2, 0.4), (0.5, 0.3))
-    monkeypatch.setattr(
-        module, "load_dataset", lambda name: ImageDataset("s", 8, split, split, split)
-    )
-    caches = (
-        module.images,
-        module.pixels,
-        module.noisy_images,
-        module.brightest_pixels,
-    )
-    for cached in caches:
-        cached.cache_clear()
-    yield split
-    for cached in caches:
-        cached.cache_clear()
+    install(split)
+    return split
 
 
 def test_pooled_gray_images_by_hand(small):
@@ -40,9 +52,8 @@ def test_pooled_gray_images_by_hand(small):
 
 def test_images_without_options_are_those_of_the_data_set(small):
     indices = torch.tensor([1, 5])
-    ours = module.images("s").train.batch(indices)
-    theirs = small.batch(indices)
-    assert torch.equal(ours[0], theirs[0])
+    images, _ = module.images("s").train.batch(indices)
+    assert torch.equal(images, small.batch(indices)[0])
 
 
 def test_pixels_are_between_zero_and_one_and_equal_the_targets(small):
@@ -66,18 +77,11 @@ def test_points_are_positions_and_values_of_the_brightest_pixels(small):
     assert points[0, 0].tolist() == pytest.approx([-1 / 3, 1 / 3, channel])
 
 
-def test_slopes_are_differences_of_neighbours(monkeypatch):
+def test_slopes_are_differences_of_neighbours(install):
     rows = torch.arange(32, dtype=torch.uint8)[:, None]
     image = (2 * rows + torch.arange(32, dtype=torch.uint8)).expand(1, 3, 32, 32)
-    split = Split(image, torch.zeros(1), (0.0,) * 3, (1.0,) * 3)
-    monkeypatch.setattr(
-        module, "load_dataset", lambda name: ImageDataset("s", 1, split, split, split)
-    )
-    for cached in (module.picture, module.picture_slopes):
-        cached.cache_clear()
+    install(Split(image, torch.zeros(1), (0.0,) * 3, (1.0,) * 3))
     slopes = module.picture_slopes(0).train.batch(torch.arange(1024))[1].view(32, 32, 2)
-    for cached in (module.picture, module.picture_slopes):
-        cached.cache_clear()
     inside = slopes[1:-1, 1:-1] * 127.5
     torch.testing.assert_close(
         inside, torch.tensor([4.0, 2.0]).expand_as(inside), atol=1e-4, rtol=0

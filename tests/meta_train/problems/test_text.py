@@ -80,8 +80,7 @@ def test_windows_are_labelled_by_the_file_of_their_start():
 def test_missing_sources_of_python_are_named(monkeypatch, tmp_path):
     monkeypatch.setattr(text.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
     library_text.cache_clear()
-    with pytest.raises(
-        ValueError, match="_pydecimal.py': expected for problems on text"
-    ):
+    message = "_pydecimal.py': expected for problems on text"
+    with pytest.raises(ValueError, match=message):
         library_text()
     library_text.cache_clear()

@@ -38,6 +38,12 @@ def test_a_factory_is_a_class_or_a_function():
     assert load_problem(f"{HERE}:make") is PROBLEMS["fm-16"]
 
 
+def test_a_module_that_cannot_be_imported_is_named():
+    missing = "problem 'nowhere:factory': cannot import 'nowhere': No module"
+    with pytest.raises(ValueError, match=missing):
+        load_problem("nowhere:factory")
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -73,10 +79,11 @@ def test_the_line_of_an_error_in_a_module_is_named(tmp_path, monkeypatch):
 
 def test_errors_for_unknown_names_have_the_nearest():
     message = (
-        r"^problem 'fm16': expected a known name or module:factory. Nearest: fm-16,"
+        r"^problem 'fm-17': expected a known name or module:factory. Nearest: fm-16, "
+        "fm-8"
     )
     with pytest.raises(ValueError, match=message) as raised:
-        load_problem("fm16")
+        load_problem("fm-17")
     assert len(str(raised.value)) < 200
     assert "python -m meta_train.problems --names" in str(raised.value)
 

@@ -18,11 +18,6 @@ WIDTH, KERNEL = 6, (3, 3)
 NAMES = ("residual", "attention", "grouped", "lstm")
 
 
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
-
-
 def pna(k):
     return PNALayer(WIDTH, 1.5, edges=k == 0)
 

@@ -269,17 +269,15 @@ def test_tied_models_refuse_other_parameters(name):
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in EDITORS])
 def test_readers_cannot_be_editors(name):
-    with pytest.raises(
-        ValueError, match=f"{name}: reads networks, but cannot edit them"
-    ):
+    message = f"{name}: reads networks, but cannot edit them"
+    with pytest.raises(ValueError, match=message):
         fitted(name, siren_stack(2, 5, 1), edits=True)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_needs_an_architecture(name):
-    with pytest.raises(
-        ValueError, match=f"{name}: expected the architectures of its networks"
-    ):
+    message = f"{name}: expected the architectures of its networks"
+    with pytest.raises(ValueError, match=message):
         fitted(name)
 
 
@@ -317,9 +315,8 @@ class Skip(Siren):
 @pytest.mark.parametrize("name", CHAINS)
 def test_other_graphs_than_chains_are_refused(name):
     skip = random_stack(other_architecture(Skip))
-    with pytest.raises(
-        ValueError, match=f"{name}: expected networks that are plain chains"
-    ):
+    message = f"{name}: expected networks that are plain chains"
+    with pytest.raises(ValueError, match=message):
         fitted(name, skip)
 
 
@@ -327,17 +324,15 @@ def test_other_graphs_than_chains_are_refused(name):
 def test_tied_models_refuse_other_connections_of_the_same_parameters(name):
     plain = siren_stack(2, 4, 4, 1)
     skip = plain._replace(architecture=other_architecture(Skip))
-    with pytest.raises(
-        ValueError, match=f"{name}: is tied .* expected the same connections"
-    ):
+    message = f"{name}: is tied .* expected the same connections"
+    with pytest.raises(ValueError, match=message):
         fitted(name, plain)(skip)
 
 
 @pytest.mark.parametrize("name", ["nfn-hnp", "dwsnet"])
 def test_hnp_needs_hidden_neurons(name):
-    with pytest.raises(
-        ValueError, match=f"{name}: expected networks with hidden neurons"
-    ):
+    message = f"{name}: expected networks with hidden neurons"
+    with pytest.raises(ValueError, match=message):
         fitted(name, siren_stack(2, 1))
 
 

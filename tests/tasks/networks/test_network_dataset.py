@@ -2,23 +2,12 @@ import pytest
 import torch
 
 from tasks.networks.network_dataset import NetworkDataset
-from tasks.networks.siren import Siren
-from tasks.shards import Networks
+from tests.tasks.stacks import siren_networks
 
 
 def networks(*widths, count, first):
     """Networks with numbers from `first` on."""
-    models = [Siren(widths) for _ in range(count)]
-    names = [name for name, _ in models[0].named_parameters()]
-    params = {
-        name: torch.stack([m.get_parameter(name).detach() for m in models])
-        for name in names
-    }
-    return Networks(
-        {"kind": "siren", "widths": list(widths)},
-        params,
-        {"number": first + torch.arange(count)},
-    )
+    return siren_networks(*widths, count=count, number=first + torch.arange(count))
 
 
 @pytest.fixture

@@ -40,7 +40,6 @@ def test_a_block_is_torchs_pre_norm_encoder_layer():
 
 
 def test_heads_divide_the_width():
-    with pytest.raises(
-        ValueError, match="width: expected a multiple of 3 heads; got 8"
-    ):
+    message = "width: expected a multiple of 3 heads; got 8"
+    with pytest.raises(ValueError, match=message):
         ViT(3, width=8, depth=1, heads=3, patch=8)

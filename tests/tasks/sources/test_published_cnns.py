@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,9 @@ from tests.tasks.sources.published import (
     write_wild_park,
 )
 from tests.tasks.stacks import outputs_of
+
+refused_zoo = partial(refused, read_cnn_zoo)
+refused_park = partial(refused, read_wild_park)
 
 
 def change(source, number, **changes):
@@ -124,16 +128,13 @@ class TestCnnZoo:
         weights = np.load(source / "weights.npy")
         weights[21] = 1e30
         np.save(source / "weights.npy", weights)
-        refused(
-            read_cnn_zoo,
-            source,
-            "weights.npy': network 21: expected finite outputs; got others",
+        refused_zoo(
+            source, "weights.npy': network 21: expected finite outputs; got others"
         )
 
     def test_networks_that_cannot_run_are_named(self, source, monkeypatch):
         monkeypatch.setattr(published_cnns, "STRIDE", 16)
-        refused(
-            read_cnn_zoo,
+        refused_zoo(
             source,
             r"weights.npy': network \d+: expected a network that runs on inputs of "
             r"shape \(1, 1, 32, 32\); got: .*[Kk]ernel size",
@@ -142,18 +143,10 @@ class TestCnnZoo:
     def test_bad_weights(self, source):
         weights = np.load(source / "weights.npy")
         np.save(source / "weights.npy", weights[:39])
-        refused(
-            read_cnn_zoo,
-            source,
-            "metrics.csv.gz': expected 39 rows, as of weights; got 40",
-        )
+        refused_zoo(source, "metrics.csv.gz': expected 39 rows, as of weights; got 40")
         weights[39, 7] = np.inf
         np.save(source / "weights.npy", weights)
-        refused(
-            read_cnn_zoo,
-            source,
-            "weights.npy': layers.0.weight: expected finite numbers",
-        )
+        refused_zoo(source, "weights.npy': layers.0.weight: expected finite numbers")
 
     @pytest.mark.parametrize(
         "changes, message",
@@ -169,15 +162,13 @@ class TestCnnZoo:
     def test_bad_layouts(self, source, changes, message):
         row = {"varname": "a/bias:0", "start_idx": 0, "end_idx": 4, "shape": "(4,)"}
         self.write(source / "layout.csv", [{**row, **changes}], open)
-        refused(read_cnn_zoo, source, f"layout.csv': {message}")
+        refused_zoo(source, f"layout.csv': {message}")
 
     def test_a_missing_column_is_named(self, source):
         row = {"varname": "x", "start_idx": 0, "end_idx": 1}
         self.write(source / "layout.csv", [row], open)
-        refused(
-            read_cnn_zoo,
-            source,
-            "layout.csv': shape: expected a column of this name; got none",
+        refused_zoo(
+            source, "layout.csv': shape: expected a column of this name; got none"
         )
 
     @pytest.mark.parametrize(
@@ -194,19 +185,17 @@ class TestCnnZoo:
         row = {"step": 85, "test_accuracy": 0.1, "config.activation": "relu"}
         rows = [{**row, **changes}] * 40
         self.write(source / "metrics.csv.gz", rows, gzip.open)
-        refused(read_cnn_zoo, source, f"metrics.csv.gz': {message}")
+        refused_zoo(source, f"metrics.csv.gz': {message}")
 
     def test_damaged_metrics(self, source):
         path = source / "metrics.csv.gz"
         packed = bytearray(path.read_bytes())
         packed[30:40] = bytes(10)
         path.write_bytes(packed)
-        refused(read_cnn_zoo, source, "gz': expected a table; got: ")
+        refused_zoo(source, "gz': expected a table; got: ")
         path.write_bytes(b"step")
-        refused(
-            read_cnn_zoo,
-            source,
-            "metrics.csv.gz': expected a table; got: Not a gzipped file",
+        refused_zoo(
+            source, "metrics.csv.gz': expected a table; got: Not a gzipped file"
         )
 
     @pytest.mark.parametrize(
@@ -221,7 +210,7 @@ class TestCnnZoo:
     )
     def test_files_without_a_matrix_are_refused(self, source, write, message):
         write(source / "weights.npy")
-        refused(read_cnn_zoo, source, f"weights.npy': expected {message}")
+        refused_zoo(source, f"weights.npy': expected {message}")
 
 
 class TestWildPark:
@@ -264,20 +253,18 @@ class TestWildPark:
     )
     def test_bad_files(self, source, changes, message):
         change(source, 0, **changes)
-        refused(read_wild_park, source, f"checkpoint.pt': {message}")
+        refused_park(source, f"checkpoint.pt': {message}")
 
     def test_bad_split_files(self, source):
         splits = json.loads(source.read_text())
         for key, value in (("score", 55), ("score", None), ("step", None)):
             entry = {**splits["test"], key: [value] * 3}
             source.write_text(json.dumps({"test": entry}))
-            refused(read_wild_park, source, f"splits.json': {key}: .*; got {value}")
+            refused_park(source, f"splits.json': {key}: .*; got {value}")
         del splits["test"]["score"][0]
         source.write_text(json.dumps(splits))
-        refused(
-            read_wild_park,
-            source,
-            "splits.json': score: expected 3 values, as of path; got 2",
+        refused_park(
+            source, "splits.json': score: expected 3 values, as of path; got 2"
         )
 
     @pytest.mark.parametrize(
@@ -289,8 +276,7 @@ class TestWildPark:
     )
     def test_networks_that_cannot_run_are_refused(self, source, changes, message):
         change(source, 1, config={**WILD_CONFIG, **changes})
-        refused(
-            read_wild_park,
+        refused_park(
             source,
             f"checkpoint_1/checkpoint.pt': expected a network that runs .*{message}",
         )
@@ -308,4 +294,4 @@ class TestWildPark:
     )
     def test_bad_configs(self, source, key, value, message):
         change(source, 0, config={**WILD_CONFIG, key: value})
-        refused(read_wild_park, source, f"checkpoint.pt': config.{key}: .*{message}")
+        refused_park(source, f"checkpoint.pt': config.{key}: .*{message}")

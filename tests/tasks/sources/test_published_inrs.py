@@ -3,6 +3,7 @@
 import json
 import pickle
 from collections import OrderedDict
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -13,9 +14,11 @@ from torch import nn
 from tasks.sources import published_inrs
 from tasks.sources.published_cnns import read_cnn_zoo
 from tasks.sources.published_inrs import read_dwsnets, read_nfn
-from tests.tasks.sources.published import refused
+from tests.tasks.sources.published import refused, write_nfn
 from tests.tasks.stacks import outputs_of
 
+refused_dwsnets = partial(refused, read_dwsnets)
+refused_nfn = partial(refused, read_nfn)
 TEST_FILE = "inrs/test_0/model_final.pth"
 
 
@@ -75,8 +78,7 @@ class TestDwsnets:
         )
         (network,) = read_dwsnets(source, "test")
         assert network.columns["label"].tolist() == [4]
-        refused(
-            read_dwsnets,
+        refused_dwsnets(
             source,
             "train_0/model_final.pth': label: expected a value; got none",
             split="train",
@@ -106,7 +108,7 @@ class TestDwsnets:
     )
     def test_bad_files(self, source, key, value, message):
         change(source, {key: value})
-        refused(read_dwsnets, source, f"final.pth': {message}")
+        refused_dwsnets(source, f"final.pth': {message}")
 
     @pytest.mark.parametrize(
         "text, message",
@@ -120,7 +122,7 @@ class TestDwsnets:
     )
     def test_bad_split_files(self, source, text, message):
         source.write_text(text)
-        refused(read_dwsnets, source, f"splits.json': {message}")
+        refused_dwsnets(source, f"splits.json': {message}")
 
     @pytest.mark.parametrize(
         "entry, message",
@@ -132,13 +134,13 @@ class TestDwsnets:
     )
     def test_bad_splits(self, source, entry, message):
         source.write_text(json.dumps({"test": entry}))
-        refused(read_dwsnets, source, f"splits.json': {message}")
+        refused_dwsnets(source, f"splits.json': {message}")
 
     @pytest.mark.parametrize("label", ["x", None, [], -1, float("nan")])
     def test_bad_labels(self, source, label):
         change(source, label=label)
         source.write_text(json.dumps({"test": [TEST_FILE]}))
-        refused(read_dwsnets, source, "final.pth': label: expected a number from 0")
+        refused_dwsnets(source, "final.pth': label: expected a number from 0")
 
     @pytest.mark.parametrize(
         "contents",
@@ -153,7 +155,7 @@ class TestDwsnets:
     )
     def test_files_without_a_checkpoint_are_refused(self, source, contents):
         (source.parent / TEST_FILE).write_bytes(contents)
-        refused(read_dwsnets, source, "final.pth': expected tensors and plain values")
+        refused_dwsnets(source, "final.pth': expected tensors and plain values")
 
 
 class TestNfn:
@@ -162,12 +164,7 @@ class TestNfn:
         monkeypatch.setattr(
             published_inrs, "NFN_HELD_OUT", {"validation": 1, "test": 2}
         )
-        for number in range(12):
-            layers = linears(number, 2, 5, 4, 3)
-            values = state(layers, lambda k: "net.2" if k == 2 else f"net.{k}.linear")
-            folder = tmp_path / f"randinit_test_{number % 10}s"
-            folder.mkdir(exist_ok=True)
-            torch.save(values, folder / f"net{number}.pth")
+        write_nfn(tmp_path, count=12, widths=(2, 5, 4, 3))
         return tmp_path
 
     def test_splits_are_of_indices_in_their_order(self, source):
@@ -193,14 +190,12 @@ class TestNfn:
         (source / "other").mkdir()
         path = source / "other" / "net3.pth"
         torch.save({}, path)
-        refused(
-            read_nfn,
-            source,
-            "other/net3.pth': name: expected NAME_<label>s/net<index>.pth",
+        refused_nfn(
+            source, "other/net3.pth': name: expected NAME_<label>s/net<index>.pth"
         )
         path.unlink()
         torch.save({}, source / "randinit_test_0s" / "net3.pth")
-        refused(read_nfn, source, "3s/net3.pth': name: .*; got 3, as '.*0s/net3.pth'")
+        refused_nfn(source, "3s/net3.pth': name: .*; got 3, as '.*0s/net3.pth'")
 
     @pytest.mark.parametrize(
         "values, message",
@@ -214,10 +209,10 @@ class TestNfn:
     )
     def test_bad_files(self, source, values, message):
         torch.save(values, source / "randinit_test_0s" / "net0.pth")
-        refused(read_nfn, source, f"net0.pth': {message}", split="train")
+        refused_nfn(source, f"net0.pth': {message}", split="train")
 
     def test_too_few_networks_for_all_splits_are_refused(self, source):
-        refused(read_nfn, source / "nothing", "expected 4 networks or more; got 0")
+        refused_nfn(source / "nothing", "expected 4 networks or more; got 0")
 
 
 class Code:
@@ -234,11 +229,11 @@ def test_nothing_in_a_file_is_run(tmp_path, capsys):
     )
     message = "a.pth': expected tensors and plain values of torch.save; got: "
     torch.save({"seq.0.weight": Code()}, path)
-    refused(read_dwsnets, tmp_path / "splits.json", message)
+    refused_dwsnets(tmp_path / "splits.json", message)
     path.write_bytes(pickle.dumps(Code(), protocol=2))
-    refused(read_dwsnets, tmp_path / "splits.json", message)
+    refused_dwsnets(tmp_path / "splits.json", message)
     path.unlink()
-    refused(read_dwsnets, tmp_path / "splits.json", message)
+    refused_dwsnets(tmp_path / "splits.json", message)
     np.save(tmp_path / "weights.npy", np.array([Code()], dtype=object))
     refused(read_cnn_zoo, tmp_path, "weights.npy': expected an array of numbers; got: ")
     assert "was run" not in capsys.readouterr().out
