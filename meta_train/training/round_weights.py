@@ -45,8 +45,7 @@ def run(config: Config) -> None:
         for parameter in metanet.parameters():
             rounded = round_mantissa(parameter, config.bits)
             change = (rounded - parameter) / parameter
-            most = change.nan_to_num(0).abs().max()
-            largest = max(largest, most.item())
+            largest = max(largest, change.nan_to_num(0).abs().max().item())
             parameter.copy_(rounded)
     details = {"mantissa_bits": config.bits, "rounded_from": before}
     output = Path(config.output)

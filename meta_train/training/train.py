@@ -186,7 +186,7 @@ class MetaTrainer(ResumableTrainer):
     def validate(self) -> Metrics:
         """Whole inner runs on the first problem.
 
-        Stores the weights when their mean loss is the lowest yet.
+        Adds to the log, and stores the weights when their mean loss is the lowest yet.
         """
         runs = {}
         for k in filter(self.ranks.owns, range(self.config.validation_seeds)):
@@ -195,24 +195,21 @@ class MetaTrainer(ResumableTrainer):
         runs = self.ranks.all_gather(runs)
         metrics = mean_metrics([runs[k] for k in sorted(runs)])
         with uninterrupted():
-            self._store_validation(metrics)
+            record = {"outer_step": self.outer_step, **metrics._asdict()}
+            self.log.append(record)
+            is_best = metrics.loss < self.best
+            if is_best:
+                self.best = metrics.loss
+            if self.ranks.is_first:
+                lines = [json.dumps(line) + "\n" for line in self.log]
+                (self.folder / "log.jsonl").write_text("".join(lines))
+                if is_best:
+                    best = replace(self.trained(), table={"validation": record})
+                    save_pretrained(best, self.folder / "best.safetensors")
         return metrics
 
-    def _store_validation(self, metrics: Metrics) -> None:
-        """Adds to the log, and writes the weights if they are the best."""
-        record = {"outer_step": self.outer_step, **metrics._asdict()}
-        self.log.append(record)
-        if self.ranks.is_first:
-            lines = [json.dumps(line) + "\n" for line in self.log]
-            (self.folder / "log.jsonl").write_text("".join(lines))
-        if metrics.loss < self.best:
-            self.best = metrics.loss
-            if self.ranks.is_first:
-                best = replace(self.trained(), table={"validation": record})
-                save_pretrained(best, self.folder / "best.safetensors")
-
     def trained(self) -> LearnedOptimizer:
-        """The averaged weights, with this training as a stage of their recipe."""
+        """The averaged weights, with this run as a stage of their recipe."""
         settings = named_settings(self.config, IRRELEVANT)
         details = {"outer_step": self.outer_step, **settings}
         return with_stage(self.averaged, "meta_train.training.train", details)
@@ -265,8 +262,7 @@ def log_gradients(writer: SummaryWriter, step: int, metanet: nn.Module) -> None:
     """Logs the norm of the latest meta-gradient of each tensor."""
     for name, parameter in metanet.named_parameters():
         if parameter.grad is not None:
-            norm = parameter.grad.norm()
-            writer.add_scalar(f"meta_gradient/{name}", norm, step)
+            writer.add_scalar(f"meta_gradient/{name}", parameter.grad.norm(), step)
 
 
 def log_updates(
@@ -289,8 +285,7 @@ def log_updates(
             before, _ = unroll(optimizee, before, rule, steps, hyper)
         after, _ = unroll(optimizee, before, rule, 1, hyper)
     for name, p, q in zip(optimizee.names, before.params, after.params, strict=True):
-        size = p.norm().clamp(min=1e-12)
-        ratio = ((q - p).norm() / size).item()
+        ratio = ((q - p).norm() / p.norm().clamp(min=1e-12)).item()
         writer.add_scalar(f"update_to_weight/{name}", ratio, step)
 
 

@@ -200,8 +200,7 @@ class Worker:
 
     def optimizee(self, seed: int) -> Optimizee:
         problem = self.problems[self.problem_of(seed)]
-        config = self.config
-        return Optimizee(problem, seed, config.autocast, self.device)
+        return Optimizee(problem, seed, self.config.autocast, self.device)
 
     def unroll(self, jobs: Sequence[OptimizeeProgress]) -> list[Result]:
         """One truncation of optimizees that can be stacked."""

@@ -56,8 +56,7 @@ class NeuralFunctional(GraphMetanet):
         between = Channels.of([1] * len(slots), config.width)
         last = Channels.of(slots, config.d_out)
         channels = [first, *[between] * (config.layers - 1), last]
-        pairs = pairwise(channels)
-        self.layers = nn.ModuleList(NPLayer(*pair) for pair in pairs)
+        self.layers = nn.ModuleList(NPLayer(*pair) for pair in pairwise(channels))
 
     def check(self, graph: NeuralGraph) -> None:
         kernels = chain_of(graph)

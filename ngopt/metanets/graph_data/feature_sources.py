@@ -106,8 +106,7 @@ class RawFeatures(ParameterSource):
     ):
         self.columns: list[list[Tensor]] = []
         for of_parameter in columns:
-            flat = [x.reshape(-1).to(like.device) for x in of_parameter]
-            self.columns.append(flat)
+            self.columns.append([x.reshape(-1).to(like.device) for x in of_parameter])
         self.graph = graph
         self.like = like
 
@@ -117,8 +116,7 @@ class RawFeatures(ParameterSource):
         return list(map(concatenated, columns))
 
     def _read(self, view: View, lead: int) -> Tensor:
-        slots = prod(view.shape[lead:])
-        shape = (*view.shape[:lead], slots, NUM_FEATURES)
+        shape = (*view.shape[:lead], prod(view.shape[lead:]), NUM_FEATURES)
         columns = self.columns[view.parameter]
         if not columns:
             return self.like.new_zeros(shape)

@@ -146,15 +146,13 @@ def batch_outside(edges: Tensor) -> Tensor:
     batch = list(range(edges.dim() - 5))
     if not batch:
         return edges
-    inside = list(range(4, 4 + len(batch)))
-    return edges.movedim(inside, batch)
+    return edges.movedim(list(range(4, 4 + len(batch))), batch)
 
 
 def scatter_sum(rows: Tensor, index: Tensor, n: int) -> Tensor:
     """Sums of the rows (*batch, m, width) of each index, (*batch, n, width)."""
     *batch, _, width = rows.shape
-    zeros = rows.new_zeros(*batch, n, width)
-    return zeros.index_add(-2, index, rows)
+    return rows.new_zeros(*batch, n, width).index_add(-2, index, rows)
 
 
 def scatter_extreme(
@@ -191,8 +189,7 @@ class Arena:
             return out.copy_(value)
         size = value.numel()
         if self._free.numel() < size or self._free.dtype != value.dtype:
-            least = CHUNK // value.itemsize
-            self._free = value.new_empty(max(size, least))
+            self._free = value.new_empty(max(size, CHUNK // value.itemsize))
         free = self._free[:size]
         self._free = self._free[size:]
         return free.view(value.shape).copy_(value)
@@ -217,8 +214,7 @@ def add_to_group(parts: list[Incoming], new: Incoming, arena: Arena | None) -> N
     """
     is_whole = new.index is None
     if is_whole and parts and parts[0].index is None:
-        total = merged(parts[0].messages, new.messages, arena)
-        parts[0] = Incoming(total, None)
+        parts[0] = Incoming(merged(parts[0].messages, new.messages, arena), None)
     else:
         stored = merged(None, new.messages, arena)
         parts.insert(0 if is_whole else len(parts), Incoming(stored, new.index))

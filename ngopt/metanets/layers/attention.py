@@ -156,8 +156,7 @@ class RelationalLayer(GraphLayer):
     def next_edges(self, edges: Tensor, terms: EndTerms, chunk: EdgeChunk) -> Tensor:
         target, source = terms.at_ends(chunk)
         hidden = self.edge(edges).add_(target + source).relu()
-        state = self.edge_norm(edges + self.edge_out(hidden))
-        return self.edge_mlp(state)
+        return self.edge_mlp(self.edge_norm(edges + self.edge_out(hidden)))
 
     def next_nodes(
         self,
@@ -181,8 +180,7 @@ class RelationalLayer(GraphLayer):
             mean = torch.zeros_like(node)
             if of_group:
                 mean = aggregation.aggregated(of_group, node).mean()
-            state = self.node_norm(node + self.out(mean))
-            new.append(self.node_mlp(state))
+            new.append(self.node_mlp(self.node_norm(node + self.out(mean))))
         return new
 
     def _add_complete_by_group(
@@ -217,8 +215,7 @@ class RelationalLayer(GraphLayer):
     def _all_to_all(self, nodes: Tensor, is_node: Tensor | None = None) -> SoftmaxSums:
         """Attention between all nodes (*batch, n, width). is_node: others are padding,
         (*batch, n)."""
-        terms = self.everywhere(nodes)
-        terms = terms.unflatten(-1, (3, self.heads, -1))
+        terms = self.everywhere(nodes).unflatten(-1, (3, self.heads, -1))
         terms = terms.transpose(-4, -2)  # (*batch, heads, 3, n, d)
         query, key, value = terms.unbind(-3)
         logits = query @ key.mT / sqrt(query.shape[-1])
@@ -240,8 +237,7 @@ class Residual(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        change = self.outer(self.inner(x).relu())
-        return self.norm(x + change)
+        return self.norm(x + self.outer(self.inner(x).relu()))
 
 
 def _by_head(weight: Tensor, value: Tensor) -> Tensor:

@@ -22,5 +22,4 @@ class GlobalFeature(nn.Module):
         self.to_edges = nn.Linear(width, width, bias=False)
 
     def forward(self, u: Tensor, nodes: Tensor, edges: Tensor) -> Tensor:
-        hidden = self.inner(torch.cat([u, nodes, edges], dim=-1))
-        return u + self.outer(silu(hidden))
+        return u + self.outer(silu(self.inner(torch.cat([u, nodes, edges], dim=-1))))

@@ -117,8 +117,7 @@ class SlotDecoder(nn.Module):
     def forward(self, states: Tensor, maps: Sequence[SlotMap]) -> Tensor:
         pieces, order = [], []
         for k, (slots, weight, bias) in enumerate(maps):
-            state = states[..., k, :]
-            out = flat_linear(state, weight, bias)
+            out = flat_linear(states[..., k, :], weight, bias)
             pieces.append(out.unflatten(-1, (-1, self.d_out)))
             order += slots or ()
         if len(pieces) == 1:
@@ -150,8 +149,7 @@ def take(x: Tensor, places: Sequence[int], axis: int) -> Tensor:
             runs[-1].append(place)
         else:
             runs.append([place])
-    pieces = [x.narrow(axis, run[0], len(run)) for run in runs]
-    return concatenated(pieces, axis)
+    return concatenated([x.narrow(axis, run[0], len(run)) for run in runs], axis)
 
 
 def _slots(tile: Tile, tiles: Sequence[Tile]) -> list[int] | None:

@@ -81,8 +81,7 @@ class GraphContext:
         if not self.is_stored:
             return self.metanet.context(source(), tensors)
         if torch.is_grad_enabled():
-            exact = self.metanet.context(source(), tensors)
-            context = [x.bfloat16() for x in exact]
+            context = [x.bfloat16() for x in self.metanet.context(source(), tensors)]
         else:
             out = self._stored(plan)
             if plan.in_place:

@@ -97,6 +97,9 @@ class MetanetRule(UpdateRule):
         if not present:
             return iter(())
         like = next(self.metanet.parameters())
+        # All features are in memory where autograd needs them, and on CPUs those of a
+        # small network. On accelerators the kernel that reads them makes them.
+        is_small = self.graph.numel <= SMALL_NETWORK and like.is_cpu
         # see `may_be_traced`
         is_traced = torch.compiler.is_compiling() and in_place
         plan = StepPlan(
@@ -107,11 +110,16 @@ class MetanetRule(UpdateRule):
             in_place=in_place,
             present=present,
             like=like,
-            is_small=self._is_small(like),
+            is_small=is_small or torch.is_grad_enabled(),
             reads_graph=not is_traced and self._context.is_due(present, state),
         )
-        step = self._small_step if plan.is_small else self._large_step
-        records, updates = step(plan)
+        if plan.is_small:
+            records, updates = self._small_step(plan)
+        else:
+            records = _next_records(plan)
+            source = RawFeatures(_columns(plan, records), self.graph, plan.like)
+            context = self._context.of_step(plan, records, lambda: source)
+            updates = self._updates_in_batches(plan, source, context)
         return map(partial(self._changes, plan, records), updates)
 
     def may_be_traced(self, grads: Gradients, state: Sequence[Record]) -> bool:
@@ -136,14 +144,6 @@ class MetanetRule(UpdateRule):
         height = self.height(steps_so_far(counts, self.total_steps))
         return hyper._replace(lr=[lr * height for lr in hyper.lr])
 
-    def _is_small(self, like: Tensor) -> bool:
-        """Whether all features are in memory: where autograd needs them, and on CPUs
-        those of a small network. On accelerators the kernel that reads them makes
-        them."""
-        if torch.is_grad_enabled():
-            return True
-        return self.graph.numel <= SMALL_NETWORK and like.is_cpu
-
     def _small_step(
         self, plan: StepPlan
     ) -> tuple[Sequence[Record], Iterable[Sequence[Update]]]:
@@ -161,15 +161,6 @@ class MetanetRule(UpdateRule):
             values = self.metanet.checked_updates(step_features, context)
         by_parameter = self.graph.unflatten(values)
         return records, [[Update(i, by_parameter[i]) for i in plan.present]]
-
-    def _large_step(
-        self, plan: StepPlan
-    ) -> tuple[Sequence[Record], Iterable[Sequence[Update]]]:
-        """New records, and updates of some parameters at a time."""
-        records = _next_records(plan)
-        source = RawFeatures(_columns(plan, records), self.graph, plan.like)
-        context = self._context.of_step(plan, records, lambda: source)
-        return records, self._updates_in_batches(plan, source, context)
 
     def _features(
         self, plan: StepPlan, memory: Predictor | None
@@ -224,8 +215,8 @@ class MetanetRule(UpdateRule):
                 contexts = chunking.concatenated([context[i] for i in batch])
             if not plan.in_place or sizes[batch[0]] <= longest:
                 values = self._predicted(columns, contexts, plan.like, memory)
-                numels = [sizes[i] for i in batch]
-                yield list(map(Update, batch, values.split(numels)))
+                pieces = values.split([sizes[i] for i in batch])
+                yield list(map(Update, batch, pieces))
                 continue
             (position,) = batch  # a long parameter is alone
             count = self.graph.parameters[position].shape[0]
@@ -272,8 +263,7 @@ class MetanetRule(UpdateRule):
         values, rates = [], []
         for update in updates:
             p = plan.params[update.position]
-            dtype = functional.state_dtype(p)
-            values.append(update.values.to(p.device, dtype))
+            values.append(update.values.to(p.device, functional.state_dtype(p)))
             rates.append(plan.hyper.lr[update.position])
         deltas = _scaled(values, rates, plan.in_place)
         changes = []
@@ -286,8 +276,7 @@ class MetanetRule(UpdateRule):
             decay = plan.hyper.weight_decay[i]
             delta = delta.view(p.shape)
             if decay:
-                nominal = self.metanet.config.nominal_step
-                delta = delta - lr * nominal * decay * p
+                delta = delta - lr * self.metanet.config.nominal_step * decay * p
             changes.append(Change(i, delta, records[i], part))
         return changes
 
