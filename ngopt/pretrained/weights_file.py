@@ -142,7 +142,16 @@ def as_learned(weights: Any) -> LearnedOptimizer:
 
 
 def save_pretrained(learned: LearnedOptimizer, path: str | os.PathLike) -> None:
-    """Writes a weights file atomically."""
+    """Writes a weights file atomically.
+
+    Raises ValueError for a multiplier of your own, which no file can store.
+    """
+    multiplier = getattr(learned.base, "multiplier", None)
+    if multiplier is not None and not isinstance(multiplier, LearnedStep):
+        raise ValueError(
+            "save_pretrained: expected no multiplier or a LearnedStep; got "
+            f"{type(multiplier).__name__}. Save the base rule without it."
+        )
     metadata = {"format": FORMAT, **_description(learned)}
     if learned.base is not None and _of_multiplier(learned):
         metadata["base_config"] = "{}"  # they apply to this version's constants
@@ -182,6 +191,9 @@ def _description(learned: LearnedOptimizer) -> dict[str, str]:
     if learned.base is not None:
         description["base"] = learned.base.name
         description["base_config"] = json.dumps(asdict(learned.base.config))
+        multiplier = getattr(learned.base, "multiplier", None)
+        if multiplier is not None and not isinstance(multiplier, LearnedStep):
+            description["multiplier"] = type(multiplier).__name__
     if learned.metanet is not None:
         description["metanet"] = metanet_name(learned.metanet, METANETS)
         description["config"] = json.dumps(asdict(learned.metanet.config))

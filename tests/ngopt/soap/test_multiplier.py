@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ngopt import NGOptimizer
-from ngopt.pretrained import LearnedOptimizer
+from ngopt.pretrained import LearnedOptimizer, save_pretrained, weights_hash
 from ngopt.soap.config import Measured
 from ngopt.soap.soap import Soap
 
@@ -135,3 +135,11 @@ def test_a_multiplier_may_bind_to_none():
     for p, q in zip(expected.parameters(), network.parameters(), strict=True):
         assert torch.equal(p, q)
     assert opt.state[next(network.parameters())]["calls"] == 3
+
+
+def test_no_weights_file_stores_it(tmp_path):
+    learned = LearnedOptimizer(base=Soap(multiplier=Recorder()))
+    assert weights_hash(learned) != weights_hash(LearnedOptimizer(base=Soap()))
+    with pytest.raises(ValueError, match="expected no multiplier or a LearnedStep"):
+        save_pretrained(learned, tmp_path / "mine.safetensors")
+    assert not list(tmp_path.iterdir())
