@@ -154,8 +154,9 @@ def products_are_rounded(rank, size):
     model, _, _ = network_divided("mlp", "fsdp", size)
     opt = NGOptimizer(model.parameters(), total_steps=STEPS, **settings)
     train(model, opt, range(4))
-    for p, q in zip(whole(model), expected("mlp", range(4), **settings), strict=True):
-        torch.testing.assert_close(p, q, rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        whole(model), expected("mlp", range(4), **settings), rtol=0, atol=1e-4
+    )
 
 
 def different_settings(rank, size):
@@ -209,8 +210,7 @@ def dtypes_are_mixed(rank, size):
         opt = NGOptimizer(model.parameters(), total_steps=STEPS)
         train_on_the_same(model, opt, range(6))
         found.append(whole(model))
-    for p, q in zip(*found, strict=True):
-        torch.testing.assert_close(p, q, rtol=0, atol=1e-6)
+    torch.testing.assert_close(*found, rtol=0, atol=1e-6)
 
 
 def train_on_the_same(model, opt, steps):
@@ -240,8 +240,7 @@ def scalars(rank, size):
         opt = NGOptimizer(model.parameters(), total_steps=STEPS, **settings)
         train_on_the_same(model, opt, range(6))
         found.append(whole(model))
-    for p, q in zip(*found, strict=True):
-        torch.testing.assert_close(p, q, rtol=0, atol=1e-6)
+    torch.testing.assert_close(*found, rtol=0, atol=1e-6)
 
 
 def copies_know_their_group(rank, size):
@@ -319,8 +318,7 @@ def used_as_users_do(rank, size):
         opt = NGOptimizer(params, total_steps=STEPS, weight_decay=0.1)
         norms = [step(opt, t, *part) for t in range(6)]
         found.append([*norms, *whole(model)])
-    for p, q in zip(*found, strict=True):
-        torch.testing.assert_close(p, q, rtol=0, atol=EXACT)
+    torch.testing.assert_close(*found, rtol=0, atol=EXACT)
 
 
 def begins_on_meta(rank, size):

@@ -8,7 +8,8 @@ from ngopt import build_graph
 from ngopt.graph.connectivity import unconnected
 from tests.graph_checks import assert_inverse, edges_with, random_values
 from tests.networks import cnn, mlp
-from tests.zoo import GPT, Attention, Residual
+from tests.zoo import GPT, Attention
+from tests.zoo.convolutional import Residual
 
 
 def topology(graph):

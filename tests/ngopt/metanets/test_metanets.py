@@ -44,10 +44,12 @@ def test_blocks_equal_an_edge_list_loop(name):
     )
     found = gnn(values, graph)
     expected = oracle.run(gnn, values, graph)
-    for f, e in zip(
-        (*found.biases, *found.edges), (*expected.biases, *expected.edges), strict=True
-    ):
-        torch.testing.assert_close(f, e, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        (*found.biases, *found.edges),
+        (*expected.biases, *expected.edges),
+        rtol=1e-12,
+        atol=1e-12,
+    )
 
 
 def test_a_single_bias():
