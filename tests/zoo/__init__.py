@@ -1,4 +1,4 @@
-"""Networks with every kind of layer that the graph knows, each small, with an example
+"""Networks with every kind of layer that has a rule, each small, with an example
 input."""
 
 import copy
@@ -151,7 +151,11 @@ def zoo_network(name: str) -> tuple[nn.Module, Any]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model, example = ZOO[name]()
-    return model.double(), tree_map_only(Tensor, _double, example)
+
+    def double(x: Tensor) -> Tensor:
+        return x.double() if x.is_floating_point() else x
+
+    return model.double(), tree_map_only(Tensor, double, example)
 
 
 @cache
@@ -163,7 +167,3 @@ def zoo_graph(name: str) -> NeuralGraph:
     rows = zip(before.values(), model.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in rows)
     return graph
-
-
-def _double(x: Tensor) -> Tensor:
-    return x.double() if x.is_floating_point() else x

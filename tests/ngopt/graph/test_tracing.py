@@ -121,7 +121,7 @@ def test_frozen_parameters_stay_in_the_graph():
 
 
 class Normalised(nn.Module):
-    """A weight under a parametrization that no rule knows."""
+    """A weight under a parametrization that has no rule."""
 
     def __init__(self):
         super().__init__()

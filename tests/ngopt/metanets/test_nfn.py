@@ -11,6 +11,7 @@ from ngopt.metanets.layers.edge_states import EdgeStates
 from ngopt.metanets.layers.np_layer import Channels, NPLayer, pooled
 from ngopt.metanets.nfn import NeuralFunctional, NFNConfig, chain_of
 from tests.equivariance import permute, random_permutations, random_values, updates
+from tests.graph_checks import assert_equal
 from tests.metanets import metanet_for
 from tests.networks import cnn, mlp
 
@@ -108,9 +109,7 @@ def test_other_networks_are_refused_before_anything_changes(model, message):
     with pytest.raises(ValueError, match=message):
         opt.step()
     assert not opt.state
-    assert all(
-        torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True)
-    )
+    assert_equal(model.parameters(), before)
 
 
 def test_chains():

@@ -141,6 +141,7 @@ def exchanged(graph, values, places):
 
 QUERIES = ("1.q.weight", "1.q.bias", "1.k.weight", "1.k.bias")
 SCALES = ("1.q_norm.weight", "1.k_norm.weight", "1.k_norm.bias")
+OF_HEADS = (*QUERIES, "1.v.weight", "1.v.bias")
 EXCHANGES = {  # of the network "head norms", which has two heads of three neurons
     "in one head": (dict.fromkeys(QUERIES, (0, [0], [1])), False),
     "in both heads, without scales": (
@@ -148,27 +149,18 @@ EXCHANGES = {  # of the network "head norms", which has two heads of three neuro
         False,
     ),
     "in one head, with the scales": (
-        {
-            **dict.fromkeys(QUERIES, (0, [0], [1])),
-            **dict.fromkeys(SCALES, (0, [0], [1])),
-        },
+        dict.fromkeys((*QUERIES, *SCALES), (0, [0], [1])),
         False,
     ),
     "in both heads, with the scales": (
-        {
-            **dict.fromkeys(QUERIES, (0, [0, 3], [1, 4])),
-            **dict.fromkeys(SCALES, (0, [0], [1])),
-        },
+        dict.fromkeys(QUERIES, (0, [0, 3], [1, 4]))
+        | dict.fromkeys(SCALES, (0, [0], [1])),
         True,
     ),
     "one neuron of each head": (dict.fromkeys(QUERIES, (0, [0], [3])), False),
     "heads": (
-        {
-            **dict.fromkeys(
-                (*QUERIES, "1.v.weight", "1.v.bias"), (0, [0, 1, 2], [3, 4, 5])
-            ),
-            "1.proj.weight": (1, [0, 1, 2], [3, 4, 5]),
-        },
+        dict.fromkeys(OF_HEADS, (0, [0, 1, 2], [3, 4, 5]))
+        | {"1.proj.weight": (1, [0, 1, 2], [3, 4, 5])},
         True,
     ),
 }
