@@ -28,6 +28,18 @@ def cnn() -> nn.Sequential:
     )
 
 
+class Between(nn.Module):
+    """A function between two linear layers, whose sizes are (inputs, outputs)."""
+
+    def __init__(self, function, first, last):
+        super().__init__()
+        self.first, self.last = nn.Linear(*first), nn.Linear(*last)
+        self.function = function
+
+    def forward(self, x):
+        return self.last(self.function(self.first(x)))
+
+
 CNN_INPUT = (2, 16, 17)
 
 

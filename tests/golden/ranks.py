@@ -23,9 +23,10 @@ CASES = [
 def snapshots() -> list[tuple[str, str, list[Snapshot]]]:
     """Name, dtype and snapshots of each case; the last also has averages as weights."""
     with tempfile.TemporaryDirectory() as folder:
-        run(_write, 2, Path(folder, "found.pt"))
+        path = Path(folder, "snapshots.pt")
+        run(_write, 2, path)
         torch.serialization.add_safe_globals([Snapshot])
-        return torch.load(Path(folder, "found.pt"))
+        return torch.load(path)
 
 
 def _write(rank: int, size: int, path: Path) -> None:

@@ -41,31 +41,21 @@ class MomentumRule(UpdateRule):
         return [
             {
                 "count": torch.zeros((), dtype=torch.int64),
-                "average": torch.zeros_like(
-                    p, dtype=state_dtype(p), requires_grad=False
-                ),
-                "size": p.detach()
-                .to(state_dtype(p))
-                .square()
-                .mean()
-                .sqrt()
-                .expand(2)
-                .clone(),
+                "average": torch.zeros_like(x),
+                "size": x.square().mean().sqrt().expand(2).clone(),
             }
-            for p in params
+            for x in (p.detach().to(state_dtype(p)) for p in params)
         ]
 
     def update(self, grads, state, params, hyper, in_place=False):
-        for i, g in enumerate(grads):
+        for i, (g, old) in enumerate(zip(grads, state, strict=True)):
             if g is None:
                 continue
-            old = state[i]
-            average = old["average"].lerp(
-                g.to(old["average"].dtype), 1 - self.config.decays[0]
-            )
-            left = (
-                1.0 if self.total_steps is None else 1 - old["count"] / self.total_steps
-            )
+            g = g.to(old["average"].dtype)
+            average = old["average"].lerp(g, 1 - self.config.decays[0])
+            left = 1.0
+            if self.total_steps is not None:
+                left = 1 - old["count"] / self.total_steps
             delta = -hyper.lr[i] * self.config.size * left * average
             new = {**old, "count": old["count"] + 1, "average": average}
             yield [Change(i, delta, new)]

@@ -1,6 +1,6 @@
 """Runs a test file as a program in Triton's interpreter, which needs no GPU.
 
-Kernels are interpreted only if the environment says so before they are defined.
+Kernels are interpreted only if the environment is set before they are defined.
 """
 
 import os

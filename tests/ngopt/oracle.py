@@ -67,27 +67,22 @@ def run(gnn: GraphNetwork, values: GraphValues, graph: NeuralGraph) -> GraphValu
         for k, row in zip(bias.index or range(len(value)), value, strict=True):
             for plane, _ in cut(row, bias.slot_shape):
                 scale, shift = gnn.node_encoder.film(bias.kind)
-                code = (
-                    scale * (node_weight @ plane.flatten() + gnn.node_encoder.bias)
-                    + shift
-                )
-                nodes[starts[bias.group] + k] = nodes[starts[bias.group] + k] + code
+                code = node_weight @ plane.flatten() + gnn.node_encoder.bias
+                node = starts[bias.group] + k
+                nodes[node] = nodes[node] + (scale * code + shift)
     edges = []  # (source, target, state, where its outputs go)
     weight = gnn.edge_encoder.weight.flatten(1)
     for b, (block, value) in enumerate(zip(graph.weights, values.edges, strict=True)):
         for (g, i, j), source, target in ends(graph, block):
             for plane, place in cut(value[g, i, j], block.slot_shape):
                 scale, shift = gnn.edge_encoder.film(block.kind)
-                state = (
-                    scale * (weight @ plane.flatten() + gnn.edge_encoder.bias) + shift
+                code = weight @ plane.flatten() + gnn.edge_encoder.bias
+                nodes_of_edge = (
+                    starts[block.source] + source,
+                    starts[block.target] + target,
                 )
                 edges.append(
-                    (
-                        starts[block.source] + source,
-                        starts[block.target] + target,
-                        state,
-                        (b, g, i, j, place),
-                    )
+                    (*nodes_of_edge, scale * code + shift, (b, g, i, j, place))
                 )
     for block in graph.constants:
         state = gnn.edge_encoder.film.shifts[EDGE_KINDS.index(block.kind)]
@@ -108,11 +103,8 @@ def ends(graph: NeuralGraph, block: EdgeBlock):
     for g in range(groups):
         for i in range(targets):
             for j in range(sources):
-                yield (
-                    (g, i, j),
-                    source_of[g * sources + j],
-                    target_of[g * targets + i],
-                )
+                source, target = source_of[g * sources + j], target_of[g * targets + i]
+                yield (g, i, j), source, target
 
 
 def step(
@@ -123,24 +115,21 @@ def step(
     outgoing: list[list[Tensor]] = [[] for _ in nodes]
     new_edges = []
     for source, target, e, where in edges:
-        both = layer.target(nodes[target]) + layer.source(nodes[source])
+        ends = layer.target(nodes[target]) + layer.source(nodes[source])
         film = layer.film(e)
         scale_f, shift_f, scale_b, shift_b = (
             film[k * width : (k + 1) * width] for k in range(4)
         )
-        incoming[target].append(scale_f * both[:width] + shift_f)
-        outgoing[source].append(scale_b * both[width : 2 * width] + shift_b)
-        hidden = layer.edge(e) + both[2 * width :]
+        incoming[target].append(scale_f * ends[:width] + shift_f)
+        outgoing[source].append(scale_b * ends[width : 2 * width] + shift_b)
+        hidden = layer.edge(e) + ends[2 * width :]
         new_edges.append(
             (source, target, e + layer.edge_out(hidden * hidden.sigmoid()), where)
         )
     new_nodes = []
     for v, there, back in zip(nodes, incoming, outgoing, strict=True):
-        h = layer.norm(
-            layer.update(
-                torch.cat([v, aggregate(layer, v, there), aggregate(layer, v, back)])
-            )
-        )
+        messages = aggregate(layer, v, there), aggregate(layer, v, back)
+        h = layer.norm(layer.update(torch.cat([v, *messages])))
         new_nodes.append(v + h * h.sigmoid())
     return new_nodes, new_edges
 
@@ -163,9 +152,8 @@ def decode(
     def decoded(decoder, kind, state):
         scale, shift = decoder.film(kind)
         state = scale * state + shift
-        return (decoder.weight.flatten(0, 1) @ state + decoder.bias.flatten()).reshape(
-            9, d_out
-        )
+        flat = decoder.weight.flatten(0, 1) @ state + decoder.bias.flatten()
+        return flat.reshape(9, d_out)
 
     out = [e.new_zeros(*e.shape[:4], d_out) for e in values.edges]
     for _, _, e, where in edges:

@@ -1,4 +1,4 @@
-"""What tests ask of parameter graphs."""
+"""Edges and kinds of parameter graphs."""
 
 from collections import Counter
 
@@ -8,24 +8,14 @@ from ngopt.graph import to_edge_list
 def edges_of(graph):
     """(source, target, kind, position, parameter, element) of every edge."""
     edges = to_edge_list(graph)
-    rows = zip(
-        edges.sources,
-        edges.targets,
-        edges.block,
-        edges.parameter,
-        edges.element,
-        strict=True,
-    )
+    blocks = [graph.blocks[number] for number in edges.block.tolist()]
+    ends = edges.sources.tolist(), edges.targets.tolist()
+    slots = edges.parameter[:, 0].tolist(), edges.element[:, 0].tolist()
     return [
-        (
-            int(s),
-            int(t),
-            graph.blocks[b].kind,
-            graph.blocks[b].position,
-            int(p[0]),
-            int(e[0]),
+        (source, target, block.kind, block.position, parameter, element)
+        for source, target, block, parameter, element in zip(
+            *ends, blocks, *slots, strict=True
         )
-        for s, t, b, p, e in rows
     ]
 
 

@@ -23,6 +23,17 @@ def train(model, opt, seeds, dtype=torch.float32):
         opt.step()
 
 
+def step_with_noise(opt, params, seeds):
+    """Steps with random gradients, which are elsewhere in memory every time."""
+    gradients = []  # kept, so that no memory is used again
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=generator).to(p)
+            gradients.append(p.grad)
+        opt.step()
+
+
 def network(dtype=torch.float32):
     torch.manual_seed(1)
     return cnn().to(dtype)

@@ -171,7 +171,7 @@ class ConformerConvolution(nn.Module):
 
 
 class DenseBlock(nn.Module):
-    """Every layer sees all layers before it, through a norm of its own (Huang et al.
+    """Every layer reads all layers before it, through a norm of its own (Huang et al.
     2017)."""
 
     def __init__(self):

@@ -56,7 +56,7 @@ class EncoderDecoder(nn.Module):
 
 class Cells(nn.Module):
     """Cells that take steps: one reads the input, its state behind a norm,
-    one writes and sees what it wrote."""
+    one writes and reads what it wrote."""
 
     def __init__(self):
         super().__init__()

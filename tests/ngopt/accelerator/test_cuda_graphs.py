@@ -10,6 +10,7 @@ from ngopt.accelerator.cuda_graphs import STABLE_STEPS, GraphCache
 from ngopt.soap.first_steps import OBSERVED_STEPS
 from ngopt.soap.soap import SoapRule
 from tests.networks import cnn
+from tests.ngopt.training import step_with_noise
 
 FIRST = OBSERVED_STEPS + STABLE_STEPS  # step that is replayed
 
@@ -38,45 +39,24 @@ def captured(self, phase, make_buffers, work):
 @pytest.fixture
 def graphs(monkeypatch):
     """All that were captured; steps are computed as on a device."""
-    found = []
+    graphs = []
 
     def capture(*arguments):
-        found.append(captured(*arguments))
+        graphs.append(captured(*arguments))
 
     monkeypatch.setattr(GraphCache, "_capture", capture)
     monkeypatch.setattr(soap, "supports_cuda_graphs", lambda like, count: True)
     monkeypatch.setattr(SoapRule, "make_update", soap.AcceleratedUpdate)
-    return found
+    return graphs
 
 
-def trained(steps, renewed=3, model=None, **settings):
+def trained(steps, renewed=3, **settings):
     """Parameters and their optimizer after some steps."""
     torch.manual_seed(0)
-    model = model or cnn().double()
-    params = list(model.parameters())
+    params = list(cnn().double().parameters())
     opt = NGOptimizer(params, renew_every=renewed, **settings)
-    step(opt, params, range(steps))
+    step_with_noise(opt, params, range(steps))
     return params, opt
-
-
-def step(opt, params, numbers):
-    """Steps with gradients that are elsewhere every time."""
-    kept = []
-    for number in numbers:
-        generator = torch.Generator().manual_seed(number)
-        for p in params:
-            p.grad = torch.randn(p.shape, generator=generator).to(p)
-            kept.append(p.grad)
-        opt.step()
-
-
-def check_same_with_graphs(run, request):
-    """That tensors of a training are the same with graphs, some of which are made."""
-    expected = run()
-    graphs = request.getfixturevalue("graphs")
-    for p, q in zip(expected, run(), strict=True):
-        torch.testing.assert_close(q, p, rtol=1e-12, atol=1e-12)
-    assert graphs
 
 
 @pytest.mark.parametrize("total_steps", [None, 60])
@@ -85,12 +65,12 @@ def test_replayed_steps_are_steps(request, total_steps, every):
     settings = {"renewed": every, "total_steps": total_steps}
     expected, opt = trained(50, **settings)
     graphs = request.getfixturevalue("graphs")
-    found, other = trained(50, **settings)
+    replayed, other = trained(50, **settings)
     assert sum(graph.replays for graph in graphs) == 50 - FIRST
-    for p, q in zip(expected, found, strict=True):
-        torch.testing.assert_close(q, p, rtol=1e-12, atol=1e-12)
-        for key, value in opt.state[p].items():
-            torch.testing.assert_close(other.state[q][key], value, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(replayed, expected, rtol=1e-12, atol=1e-12)
+    states = [opt.state[p] for p in expected]
+    others = [other.state[p] for p in replayed]
+    torch.testing.assert_close(others, states, rtol=1e-6, atol=1e-9)
 
 
 def test_each_phase_of_the_renewals_has_a_graph(graphs):
@@ -109,10 +89,10 @@ def test_weights_in_other_places_are_no_replay(graphs):
     assert before == 20 - FIRST
     for p in params:
         p.data = p.data.clone()
-        step(opt, params, range(20, 21))
-    step(opt, params, range(30, 29 + STABLE_STEPS))
+        step_with_noise(opt, params, [20])
+    step_with_noise(opt, params, range(30, 29 + STABLE_STEPS))
     assert sum(graph.replays for graph in graphs) == before
-    step(opt, params, range(40, 43))
+    step_with_noise(opt, params, range(40, 43))
     assert sum(graph.replays for graph in graphs) == before + 3
 
 
@@ -121,28 +101,10 @@ def test_gradients_that_come_and_go_are_no_replay(graphs, every):
     params, opt = trained(20)
     before = len(graphs)
     for number in range(20, 60):
-        some = params if number // every % 2 else params[:-1]
         params[-1].grad = None
-        step(opt, some, range(number, number + 1))
+        present = params if number // every % 2 else params[:-1]
+        step_with_noise(opt, present, [number])
     assert len(graphs) == before
-
-
-def test_an_average_that_was_replaced_is_followed(request):
-    def run():
-        params, opt = trained(30)
-        for p in params:
-            opt.state[p]["average"] = torch.zeros_like(p)
-        step(opt, params, range(30, 32))
-        return [opt.state[p]["average"] for p in params]
-
-    check_same_with_graphs(run, request)
-
-
-def test_autograd_sees_that_weights_have_changed(graphs):
-    params, opt = trained(30)
-    versions = [p._version for p in params]
-    step(opt, params, range(30, 31))
-    assert all(p._version > v for p, v in zip(params, versions, strict=True))
 
 
 def test_what_cannot_be_captured_is_stepped_all_the_same(request, monkeypatch):
@@ -154,39 +116,48 @@ def test_what_cannot_be_captured_is_stepped_all_the_same(request, monkeypatch):
         self._is_refused = True
 
     monkeypatch.setattr(GraphCache, "_capture", capture)
-    found, _ = trained(20)
-    for p, q in zip(expected, found, strict=True):
-        torch.testing.assert_close(q, p, rtol=1e-12, atol=1e-12)
+    eager, _ = trained(20)
+    torch.testing.assert_close(eager, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_settings_may_change_between_replays(request):
+def replace_averages(params, opt):
+    for p in params:
+        opt.state[p]["average"] = torch.zeros_like(p)
+
+
+def halve_learning_rate(params, opt):
+    opt.param_groups[0]["lr"] = 0.5
+
+
+def load_state(params, opt):
+    opt.load_state_dict(opt.state_dict())
+
+
+def drop_gradient(params, opt):
+    params.pop(1).grad = None
+
+
+@pytest.mark.parametrize(
+    "change", [replace_averages, halve_learning_rate, load_state, drop_gradient]
+)
+def test_changes_between_replays(request, change):
+    """Soon after a change, and when there are graphs again."""
+
     def run():
         params, opt = trained(20)
-        opt.param_groups[0]["lr"] = 0.5
-        step(opt, params, range(20, 24))
-        return params
+        every = tuple(params)
+        change(params, opt)
+        tensors = []
+        for numbers in (range(20, 22), range(22, 40)):
+            step_with_noise(opt, params, numbers)
+            tensors += [p.detach().clone() for p in every]
+            tensors += [opt.state[p]["average"].clone() for p in every]
+        return tensors
 
-    check_same_with_graphs(run, request)
-
-
-def test_a_loaded_state_is_no_replay(request):
-    def run():
-        params, opt = trained(20)
-        opt.load_state_dict(opt.state_dict())
-        step(opt, params, range(20, 40))
-        return params
-
-    check_same_with_graphs(run, request)
-
-
-def test_a_parameter_without_a_gradient_is_no_replay(request):
-    def run():
-        params, opt = trained(20)
-        params[1].grad = None
-        step(opt, [p for p in params if p.grad is not None], range(20, 40))
-        return params
-
-    check_same_with_graphs(run, request)
+    expected = run()
+    graphs = request.getfixturevalue("graphs")
+    torch.testing.assert_close(run(), expected, rtol=1e-12, atol=1e-12)
+    assert graphs
 
 
 def test_an_optimizer_with_graphs_can_be_saved(graphs, tmp_path):
@@ -206,10 +177,10 @@ def test_gradients_are_copied_once_a_step(graphs, monkeypatch):
     monkeypatch.setattr(cuda_graphs, "_foreach_copy_", counted)
     params, opt = trained(FIRST + 1)
     del copies[:]
-    step(opt, params, range(3))
+    step_with_noise(opt, params, range(3))
     assert copies == [len(params)] * 3
     for p in params:
         p.data = p.data.clone()  # graphs are dropped
     del copies[:]
-    step(opt, params, range(2))
+    step_with_noise(opt, params, range(2))
     assert copies == [len(params)]  # for the graphs that were there

@@ -17,6 +17,7 @@ from ngopt.soap.config import SoapConfig
 from ngopt.soap.soap import SoapRule
 from tests.ngopt import interpreter
 from tests.ngopt.accelerator.test_cuda_graphs import FIRST, captured
+from tests.ngopt.training import step_with_noise
 
 ROWS = 19  # one program of 128 lanes and a part
 CASES = [(128, torch.float32), (128, torch.bfloat16), (16, torch.bfloat16)]
@@ -38,16 +39,16 @@ def check(lanes, dtype):
     second = torch.rand(rows, lanes)
     momentum[3], grad[3] = 0, 0
     grad[0, :3] = torch.tensor([torch.nan, torch.inf, -torch.inf])
-    found = []
+    results = []
     for module in (elementwise, soap_kernels):
         m, v = momentum.clone(), second.clone()
-        own, ahead = module.accumulate(grad, m, numbers, SoapConfig(), dtype)
-        kept = own.clone(), ahead.clone()
-        u = module.precondition(own, ahead, v, numbers)
-        delta = module.change(u.clone(), m, weights, numbers)
-        found.append([*kept, m, v, u, delta])
+        g, ahead = module.accumulate(grad, m, numbers, SoapConfig(), dtype)
+        kept = g.clone(), ahead.clone()
+        u = module.precondition(g, ahead, v, numbers)
+        changes = module.change(u.clone(), m, weights, numbers)
+        results.append([*kept, m, v, u, changes])
     near = 2e-2 if dtype == torch.bfloat16 else 1e-5
-    for expected, x in zip(*found, strict=True):
+    for expected, x in zip(*results, strict=True):
         assert x.dtype == expected.dtype
         torch.testing.assert_close(x, expected, rtol=near, atol=near)
 
@@ -73,20 +74,15 @@ def check_replayed_steps():
     soap.supports_cuda_graphs = lambda like, count: True
     SoapRule.make_update = soap.AcceleratedUpdate
     GraphCache._capture = captured
-    found = train(model)
+    replayed = train(model)
     assert len(changed) >= STEPS - FIRST
-    for p, q in zip(expected, found, strict=True):
-        torch.testing.assert_close(q, p, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(replayed, expected, rtol=1e-4, atol=1e-5)
 
 
 def train(model):
     params = list(model.parameters())
     opt = NGOptimizer(params, total_steps=100)
-    for number in range(STEPS):
-        generator = torch.Generator().manual_seed(number)
-        for p in params:
-            p.grad = torch.randn(p.shape, generator=generator)
-        opt.step()
+    step_with_noise(opt, params, range(STEPS))
     return params
 
 

@@ -10,6 +10,7 @@ from ngopt import NGOptimizer
 from ngopt.accelerator.soap import AcceleratedUpdate
 from ngopt.roles.buckets import Axis
 from ngopt.soap.soap import SoapRule
+from tests.ngopt.training import step_with_noise
 
 STEPS = 12
 
@@ -28,18 +29,12 @@ def test_steps_are_equal(network, monkeypatch):
         return plain(self, x, basis, back, out)
 
     monkeypatch.setattr(Axis, "rotate", counted)
-    for p, q in zip(trained(model), expected, strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-12)
-    stacks = 6 if network == "tiny GPT" else 0
-    assert sum(written) == 3 * STEPS * stacks
+    torch.testing.assert_close(trained(model), expected, rtol=1e-10, atol=1e-12)
+    assert sum(written) == (3 * STEPS * 6 if network == "tiny GPT" else 0)
 
 
 def trained(model):
     params = list(model.parameters())
     opt = NGOptimizer(params, total_steps=100)
-    for number in range(STEPS):
-        generator = torch.Generator().manual_seed(number)
-        for p in params:
-            p.grad = torch.randn(p.shape, generator=generator, dtype=p.dtype)
-        opt.step()
+    step_with_noise(opt, params, range(STEPS))
     return params

@@ -1,4 +1,4 @@
-"""Training in several processes, against the same training in one (gloo, CPU)."""
+"""Runs in several processes, against the same runs in one (gloo, CPU)."""
 
 from copy import deepcopy
 
@@ -26,12 +26,6 @@ EXACT = 1e-10
 
 def network_divided(name, kind, size):
     return divided(network(name), kind, size)
-
-
-def expected(name, steps, **settings):
-    model = network(name)
-    train(model, NGOptimizer(model.parameters(), total_steps=STEPS, **settings), steps)
-    return whole(model)
 
 
 def equal_one_process(rank, size, cases, folder):
@@ -93,8 +87,7 @@ def different_gradients(rank, size):
 
 def other_parameters(rank, size):
     model = nn.Linear(3, 4 + rank)
-    group = distributed.group.WORLD
-    opt = NGOptimizer(model.parameters(), process_group=group)
+    opt = NGOptimizer(model.parameters(), process_group=distributed.group.WORLD)
     model(torch.ones(2, 3)).sum().backward()
     with pytest.raises(ValueError, match="the same parameters in the same order"):
         opt.step()
@@ -151,11 +144,12 @@ def owners_stay(rank, size):
 def products_are_rounded(rank, size):
     """In bfloat16, as on GPUs; all ranks have one batch, so equal gradients."""
     settings = {"compute_dtype": torch.bfloat16}
-    model, _, _ = network_divided("mlp", "fsdp", size)
-    opt = NGOptimizer(model.parameters(), total_steps=STEPS, **settings)
-    train(model, opt, range(4))
-    for p, q in zip(whole(model), expected("mlp", range(4), **settings), strict=True):
-        torch.testing.assert_close(p, q, rtol=0, atol=1e-4)
+    weights = []
+    for model in (network("mlp"), network_divided("mlp", "fsdp", size)[0]):
+        opt = NGOptimizer(model.parameters(), total_steps=STEPS, **settings)
+        train(model, opt, range(4))
+        weights.append(whole(model))
+    torch.testing.assert_close(*weights, rtol=0, atol=1e-4)
 
 
 def different_settings(rank, size):
@@ -163,16 +157,11 @@ def different_settings(rank, size):
     group = distributed.group.WORLD
     for key, values in (("lr", (1.0, 0.5)), ("weight_decay", (0.0, 1.0))):
         model = nn.Linear(3, 4)
-        values = values[::-1] if rank else values
-        groups = [
-            {"params": [p], key: x}
-            for p, x in zip(model.parameters(), values, strict=True)
-        ]
+        given = zip(model.parameters(), values[::-1] if rank else values, strict=True)
+        groups = [{"params": [p], key: x} for p, x in given]
         refuses(model, NGOptimizer(groups, process_group=group), key)
-    for key, values in (
-        ("renew_every", (2, 3)),
-        ("compute_dtype", (None, torch.bfloat16)),
-    ):
+    each_its_own = ("renew_every", (2, 3)), ("compute_dtype", (None, torch.bfloat16))
+    for key, values in each_its_own:
         model = nn.Linear(3, 4)
         settings = {key: values[rank], "process_group": group}
         refuses(model, NGOptimizer(model.parameters(), **settings), key)
@@ -209,8 +198,7 @@ def dtypes_are_mixed(rank, size):
         opt = NGOptimizer(model.parameters(), total_steps=STEPS)
         train_on_the_same(model, opt, range(6))
         found.append(whole(model))
-    for p, q in zip(*found, strict=True):
-        torch.testing.assert_close(p, q, rtol=0, atol=1e-6)
+    torch.testing.assert_close(*found, rtol=0, atol=1e-6)
 
 
 def train_on_the_same(model, opt, steps):
@@ -240,11 +228,10 @@ def scalars(rank, size):
         opt = NGOptimizer(model.parameters(), total_steps=STEPS, **settings)
         train_on_the_same(model, opt, range(6))
         found.append(whole(model))
-    for p, q in zip(*found, strict=True):
-        torch.testing.assert_close(p, q, rtol=0, atol=1e-6)
+    torch.testing.assert_close(*found, rtol=0, atol=1e-6)
 
 
-def copies_know_their_group(rank, size):
+def copies_keep_their_group(rank, size):
     model, settings, part = network_divided("mlp", "ddp", size)
     opt = NGOptimizer(model.parameters(), **settings)
     train(model, opt, range(2), *part)
@@ -259,8 +246,8 @@ def copies_know_their_group(rank, size):
     assert all(map(torch.equal, params, others))
 
 
-def averages_are_seen(rank, size):
-    """By a forward pass, though `fully_shard` keeps what it gathered in one before."""
+def forward_passes_read_averages(rank, size):
+    """Though `fully_shard` keeps what it gathered in a pass before."""
     model, _, part = network_divided("mlp", "fsdp", size)
     opt = NGOptimizer(model.parameters())
     train(model, opt, range(4), *part)
@@ -317,10 +304,8 @@ def used_as_users_do(rank, size):
             model, _, part = divided(model, "fsdp", size)
         params = [p for p in model.parameters() if p.requires_grad]
         opt = NGOptimizer(params, total_steps=STEPS, weight_decay=0.1)
-        norms = [step(opt, t, *part) for t in range(6)]
-        found.append([*norms, *whole(model)])
-    for p, q in zip(*found, strict=True):
-        torch.testing.assert_close(p, q, rtol=0, atol=EXACT)
+        found.append([step(opt, t, *part) for t in range(6)] + whole(model))
+    torch.testing.assert_close(*found, rtol=0, atol=EXACT)
 
 
 def begins_on_meta(rank, size):
@@ -357,8 +342,8 @@ def every_check(rank, size):
     nan_in_one(rank, size)
     dtypes_are_mixed(rank, size)
     scalars(rank, size)
-    copies_know_their_group(rank, size)
-    averages_are_seen(rank, size)
+    copies_keep_their_group(rank, size)
+    forward_passes_read_averages(rank, size)
     owners_stay(rank, size)
     products_are_rounded(rank, size)
     used_as_users_do(rank, size)

@@ -113,8 +113,7 @@ def changed(graph, model, generator):
     for layer, following in pairwise(names):
         weight, bias = values[f"{layer}.weight"], values[f"{layer}.bias"]
         n = len(weight)
-        group = next(g for g in graph.groups if g.name.startswith(layer))
-        kind = group.activation
+        kind = next(g.activation for g in graph.groups if g.name.startswith(layer))
         signs = 2.0 * torch.randint(2, (n,), generator=generator) - 1
         inward = outward = signs.double()
         if kind in ("relu", "leaky_relu"):
@@ -221,5 +220,4 @@ def test_networks_without_symmetry(what):
             x = self.first(x).relu()
             return self.last(x + self.second(x).relu())
 
-    graph = build_graph(Net(), torch.randn(3, 4))
-    assert not any(symmetries(graph))
+    assert not any(symmetries(build_graph(Net(), torch.randn(3, 4))))

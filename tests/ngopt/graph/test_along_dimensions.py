@@ -6,6 +6,7 @@ from torch import nn
 
 from ngopt.graph.connectivity import unconnected
 from tests.graph_checks import check
+from tests.networks import Between
 
 PLACES = {
     "sort": lambda y: y.sort(1).values,
@@ -26,28 +27,20 @@ NEURONS = {
 }
 
 
-class Network(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.first = nn.Linear(3, 4)
-        self.last = nn.Linear(4, 2)
-        self.function = function
-        self.double()
-
-    def forward(self, x):
-        return self.last(self.function(self.first(x)))
+def network(function):
+    return Between(function, (3, 4), (4, 2)).double()
 
 
 @pytest.mark.parametrize("name", PLACES)
 def test_neurons_that_are_the_same_at_all_places_stay_so(name, recwarn):
-    graph = check((Network(PLACES[name]), torch.randn(2, 5, 3, dtype=torch.double)))
+    graph = check((network(PLACES[name]), torch.randn(2, 5, 3, dtype=torch.double)))
     assert [group.size for group in graph.groups] == [3, 4, 2]
     assert not [w for w in recwarn if "failed" in str(w.message)]
 
 
 @pytest.mark.parametrize("name", NEURONS)
 def test_ranked_neurons_are_exchanged_only_by_symmetries(name, recwarn):
-    graph = check((Network(NEURONS[name]), torch.randn(2, 5, 3, dtype=torch.double)))
+    graph = check((network(NEURONS[name]), torch.randn(2, 5, 3, dtype=torch.double)))
     assert not unconnected(graph)
     assert not [w for w in recwarn if "failed" in str(w.message)]
 

@@ -22,32 +22,13 @@ from tests.networks import mlp
 from tests.zoo import (
     GPT,
     ZOO,
-    Aggregated,
     Attention,
-    Cells,
-    Coupling,
-    DenseBlock,
-    Equilibrium,
-    Experts,
-    LowRank,
-    Mirrored,
-    Mixer,
-    Modulated,
-    Normalised,
-    Overlapping,
-    Parts,
-    Perceiver,
-    Recurrent,
-    Repeated,
-    Rotary,
-    Shared,
-    Sinusoidal,
-    Splines,
-    States,
-    TiedAutoencoder,
-    Translation,
-    UNet,
-    Windows,
+    algebra,
+    attention,
+    convolutional,
+    dense,
+    distinguishable,
+    recurrent,
     zoo_graph,
     zoo_network,
 )
@@ -92,10 +73,8 @@ def test_elements_go_with_their_neurons(name):
 def test_heads_and_groups_are_exchanged_as_wholes(name, kind):
     graph = zoo_graph(name)
     numbers = {i for i, group in enumerate(graph.groups) if group.kind == kind}
-    assert any(
-        numbers & symmetry.permutations(graph).keys()
-        for symmetry in automorphisms(graph)
-    )
+    exchanged = [symmetry.permutations(graph) for symmetry in automorphisms(graph)]
+    assert any(numbers & permutations.keys() for permutations in exchanged)
 
 
 # Numbers of symmetries
@@ -217,17 +196,17 @@ COUNTS = {
     # channels, each with its part of the map, and the neurons behind it
     "flattened": (FLATTENED, MAPS, 6 * 24),
     # stem, the two narrow layers tied by two groups of three, squeezed neurons
-    "resnext": (Aggregated(), MAPS, 24 * (6 * 6) ** 2 * 2 * 2),
+    "resnext": (convolutional.Aggregated(), MAPS, 24 * (6 * 6) ** 2 * 2 * 2),
     # both sides of the skip, which are only joined, the bottom, the joint
-    "unet": (UNet(), IMAGES, 6 * 6 * 24 * 24),
+    "unet": (convolutional.UNet(), IMAGES, 6 * 6 * 24 * 24),
     # what comes from each layer
-    "densenet": (DenseBlock(), MAPS, 6 * 2 * 2),
+    "densenet": (convolutional.DenseBlock(), MAPS, 6 * 2 * 2),
     # channels, with their scale and shift
-    "film": (Modulated(nn.Identity()), (MAPS, torch.randn(2, 3)), 24),
+    "film": (convolutional.Modulated(nn.Identity()), (MAPS, torch.randn(2, 3)), 24),
     # the stream, and what is hidden in each block
     "chain": (Chain(3, 2), BATCH, 6 * 2 * 2),
     # one block three times: the stream, what is hidden
-    "repeated": (Repeated(), torch.randn(2, 3), 24 * 120),
+    "repeated": (dense.Repeated(), torch.randn(2, 3), 24 * 120),
     # stem; queries with keys, and values, in each head; the heads
     "heads": (HEADS, SEQUENCE, 24 * (2 * 2) ** 2 * 2),
     # stem; for each head of keys: queries and keys, values, its two heads of queries;
@@ -237,63 +216,75 @@ COUNTS = {
     # layer
     "gpt": (GPT(3, 4, 2, 3, 1), TOKENS, 24 * (2 * 2) ** 2 * 2 * factorial(16)),
     # the stream; heads with their columns of the table; merged patches
-    "windows": (Windows(), IMAGES, 24 * (2 * 2) ** 2 * 2 * 720),
+    "windows": (attention.Windows(), IMAGES, 24 * (2 * 2) ** 2 * 2 * 720),
     # one stream by the embedding; three attentions of two heads of three; two hidden
     # layers
-    "translation": (Translation(), PAIR, 720 * ((6 * 6) ** 2 * 2) ** 3 * 120**2),
+    "translation": (
+        attention.Translation(),
+        PAIR,
+        720 * ((6 * 6) ** 2 * 2) ** 3 * 120**2,
+    ),
     # the stream of the latents, that of the inputs; two attentions of two heads of
     # three; what is hidden
-    "perceiver": (Perceiver(), SEQUENCE, 720 * 720 * ((6 * 6) ** 2 * 2) ** 2 * 120),
+    "perceiver": (
+        attention.Perceiver(),
+        SEQUENCE,
+        720 * 720 * ((6 * 6) ** 2 * 2) ** 2 * 120,
+    ),
     # cells, whose gates are slots
-    "gru": (Recurrent(nn.GRU), SEQUENCE, 24),
-    "lstm": (Recurrent(nn.LSTM), SEQUENCE, 24),
+    "gru": (recurrent.Recurrent(nn.GRU), SEQUENCE, 24),
+    "lstm": (recurrent.Recurrent(nn.LSTM), SEQUENCE, 24),
     # in two layers and both directions, whatever they begin with
-    "states": (States(), torch.randn(2, 5, 3), 24**4),
+    "states": (recurrent.States(), torch.randn(2, 5, 3), 24**4),
     # cells that read, cells that write
-    "cells": (Cells(), torch.randn(2, 3, 3), 24 * 120),
+    "cells": (recurrent.Cells(), torch.randn(2, 3, 3), 24 * 120),
     # in two layers and both directions
     "deep lstm": (
-        Recurrent(nn.LSTM, num_layers=2, bidirectional=True),
+        recurrent.Recurrent(nn.LSTM, num_layers=2, bidirectional=True),
         SEQUENCE,
         24**4,
     ),
     # cells, and what they are projected to
-    "projected lstm": (Recurrent(nn.LSTM, proj_size=2), SEQUENCE, 24 * 2),
+    "projected lstm": (recurrent.Recurrent(nn.LSTM, proj_size=2), SEQUENCE, 24 * 2),
     # queries with keys, and values, in each head; the table fixes the stream, slopes
     # the heads
-    "sinusoidal": (Sinusoidal(), torch.randn(2, 5, 3), (2 * 2) ** 2),
+    "sinusoidal": (distinguishable.Sinusoidal(), torch.randn(2, 5, 3), (2 * 2) ** 2),
     # values in each head, the heads; queries and keys turn in different pairs
-    "rotary": (Rotary(), SEQUENCE, 24**2 * 2),
+    "rotary": (distinguishable.Rotary(), SEQUENCE, 24**2 * 2),
     # the two neurons behind one activation, the four behind the other;
     # a mask tells all others apart
-    "parts": (Parts(), torch.randn(2, 3), 2 * 24),
+    "parts": (distinguishable.Parts(), torch.randn(2, 3), 2 * 24),
     # rows, maps, the computed weight
-    "normalised": (Normalised(), SEQUENCE, 120 * 24 * 24),
+    "normalised": (distinguishable.Normalised(), SEQUENCE, 120 * 24 * 24),
     # channels; what is hidden between channels, and between places
-    "mixer": (Mixer(), torch.randn(2, 5, 3), 24 * 720 * 720),
+    "mixer": (distinguishable.Mixer(), torch.randn(2, 5, 3), 24 * 720 * 720),
     # the state, and a layer that leads nowhere
-    "equilibrium": (Equilibrium(), BATCH, 120 * 6),
+    "equilibrium": (distinguishable.Equilibrium(), BATCH, 120 * 6),
     # what is compared with the rows, in any order; what is hidden behind
     "cosine": (Cosine(), BATCH, 24 * 6),
     # the code
-    "tied autoencoder": (TiedAutoencoder(), torch.randn(2, 5), 24),
+    "tied autoencoder": (dense.TiedAutoencoder(), torch.randn(2, 5), 24),
     # what both factors make
     "gate": (Gate(), BATCH, 24),
     # stem, the wide layer, the rank
-    "lora": (LowRank(), torch.randn(2, 3), 120 * 24 * 2),
+    "lora": (dense.LowRank(), torch.randn(2, 3), 120 * 24 * 2),
     # the layer in between
-    "kan": (nn.Sequential(Splines(3, 4), Splines(4, 2)), torch.randn(2, 3), 24),
+    "kan": (
+        nn.Sequential(dense.Splines(3, 4), dense.Splines(4, 2)),
+        torch.randn(2, 3),
+        24,
+    ),
     # four networks of three hidden neurons
-    "realnvp": (Coupling(), torch.randn(2, 4), 6**4),
+    "realnvp": (dense.Coupling(), torch.randn(2, 4), 6**4),
     # stem, what is hidden in each expert, what the experts give
-    "experts": (Experts(), BATCH, 6 * 24**3 * 6),
+    "experts": (dense.Experts(), BATCH, 6 * 24**3 * 6),
     # columns before, in and behind the narrow weight's last; rows of the corner and
     # others
-    "overlapping": (Overlapping(), torch.randn(2, 3), 6 * 2 * 6 * 2),
+    "overlapping": (dense.Overlapping(), torch.randn(2, 3), 6 * 2 * 6 * 2),
     # stem, forwards and backwards; what reads both ways; what reads the two in turn
-    "mirrored": (Mirrored(), torch.randn(2, 3), 24 * 24 * 6),
+    "mirrored": (algebra.Mirrored(), torch.randn(2, 3), 24 * 24 * 6),
     # stem, in both halves alike; the linear layer, the convolution, what is hidden
-    "shared": (Shared(), SEQUENCE, 6 * 24 * 2 * 6),
+    "shared": (dense.Shared(), SEQUENCE, 6 * 24 * 2 * 6),
 }
 # The same with symmetries across groups.
 COUNTS_BY_TYPE = {

@@ -16,14 +16,11 @@ from tests.zoo import zoo_network
 def test_an_input_is_guessed_where_none_is_given():
     model, example = zoo_network("residual")
     exact = build_graph(model, example)
-    model = model.float()
-    guessed = build_graph(model)
-    assert guessed == exact
-    model.double()
+    assert build_graph(model.float()) == exact
 
 
 class Stubborn(nn.Module):
-    """Takes an argument that nobody can guess."""
+    """Takes an argument that cannot be guessed."""
 
     def __init__(self):
         super().__init__()
@@ -41,7 +38,7 @@ def test_parameters_decide_where_a_module_cannot_be_traced():
 
 
 class Halting(nn.Module):
-    """Applies a layer as often as its own output says; counts, in a buffer,
+    """Applies a layer as often as its own output decides; counts, in a buffer,
     how often it was called."""
 
     def __init__(self):
@@ -81,8 +78,7 @@ class Wrapped(nn.Module):
         self.last = nn.Linear(3, 2)
 
     def forward(self, tokens):
-        place = (tokens != 0).sum(1, keepdim=True) - 1
-        first = tokens.gather(1, place)
+        first = tokens.gather(1, (tokens != 0).sum(1, keepdim=True) - 1)
         return self.last(self.table(torch.cat([first, tokens[:, :-1]], 1)))
 
 
@@ -140,9 +136,8 @@ def test_a_guess_draws_no_random_numbers_of_the_user():
 def test_bad_examples_and_lazy_modules():
     with pytest.raises(ValueError, match="Linear does not run on the example input"):
         build_graph(nn.Linear(3, 2), torch.zeros(2, 5))
-    with pytest.raises(
-        ValueError, match=r"'1.weight' of a lazy module has no shape yet"
-    ):
+    message = r"'1.weight' of a lazy module has no shape yet"
+    with pytest.raises(ValueError, match=message):
         build_graph(nn.Sequential(nn.Linear(3, 2), nn.LazyLinear(2)))
     with pytest.raises(ValueError, match="expected a module with example_input"):
         build_graph(nn.Linear(3, 2).parameters(), torch.zeros(2, 3))
@@ -160,23 +155,21 @@ def test_lazy_buffers():
     lazy = nn.Sequential(
         nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(2)
     )
-    with pytest.raises(
-        ValueError, match=r"'1.running_mean' of a lazy module has no shape yet"
-    ):
+    message = r"'1.running_mean' of a lazy module has no shape yet"
+    with pytest.raises(ValueError, match=message):
         build_graph(nn.Sequential(nn.Conv2d(3, 4, 3), nn.LazyBatchNorm2d(affine=False)))
-    graph = build_graph(lazy, {"input": torch.randn(2, 3, 5, 5)})
+    example = {"input": torch.randn(2, 3, 5, 5)}
+    graph = build_graph(lazy, example)
     assert isinstance(lazy[1].running_mean, nn.parameter.UninitializedBuffer)
     lazy(torch.randn(2, 3, 5, 5))
-    assert replace(graph, groups=()) == replace(
-        build_graph(lazy, {"input": torch.randn(2, 3, 5, 5)}), groups=()
-    )
+    made = build_graph(lazy, example)
+    assert replace(graph, groups=()) == replace(made, groups=())
 
 
 def test_a_large_example_is_cut_down():
     model, example = zoo_network("residual")
-    assert build_graph(model, example.repeat(2000, 1, 1, 1)) == build_graph(
-        model, example
-    )
+    large = build_graph(model, example.repeat(2000, 1, 1, 1))
+    assert large == build_graph(model, example)
 
 
 def test_regions_are_followed_whether_exported_or_recorded():

@@ -55,8 +55,7 @@ def test_prints_the_summary_and_the_seconds(capsys):
 
 def test_a_factory_an_example_and_a_drawing(capsys, tmp_path):
     options = "--example-shape 2 6 --dtype int64 --draw tied.svg"
-    arguments = [f"{HERE}:Tied", *options.split()]
-    assert main(arguments) == 0
+    assert main([f"{HERE}:Tied", *options.split()]) == 0
     assert "embedding.tokens" in capsys.readouterr().out
     assert "<!-- tokens -->" in (tmp_path / "tied.svg").read_text()
 

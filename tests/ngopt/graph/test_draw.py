@@ -159,8 +159,7 @@ def widths(graph, values=None):
 
 
 def test_thickness_follows_the_norm():
-    model = mlp(4, 4, 4)
-    graph = build_graph(model)
+    graph = build_graph(mlp(4, 4, 4))
     values = [torch.zeros(spec.shape) for spec in graph.parameters]
     values[0] += 1.0
     values[2] += 0.5
@@ -192,7 +191,6 @@ def test_edges_of_value_one_are_thin_and_dashed(graphs):
 
 def test_boxes_show_size_activation_and_biases(graphs):
     figure = graph_figure(graphs["residual"])
-    texts = words(figure)
     assert {
         "4 neurons · relu",
         "6 neurons · sigmoid",
@@ -200,10 +198,9 @@ def test_boxes_show_size_activation_and_biases(graphs):
         f"2 {TIMES} one to one · 2 {TIMES} beta",
         f"2 → 4 · 3{TIMES}3 · bias",
         f"4 → 6 · 3{TIMES}3",
-    } <= set(texts)
+    } <= set(words(figure))
     drawn = boxes(figure)
-    kinds = names(graphs["residual"])
-    of_product = drawn[f"group {kinds.index('mul')}"]
+    of_product = drawn[f"group {names(graphs['residual']).index('mul')}"]
     assert of_product.get_facecolor() != drawn["group 0"].get_facecolor()
     assert drawn["group 0"].get_linewidth() > drawn["group 1"].get_linewidth()
 
@@ -274,8 +271,7 @@ def test_words_fit_and_do_not_overlap(graphs, name):
 
 def test_deep_networks_are_drawn_in_reasonable_size():
     graph = build_graph(GPT(layers=6), torch.randint(11, (2, 6)))
-    figure = graph_figure(graph)
-    width, height = figure.get_size_inches()
+    width, height = graph_figure(graph).get_size_inches()
     assert width < 10
     assert height < 30
 

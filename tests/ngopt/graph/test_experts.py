@@ -1,4 +1,4 @@
-"""Sparse experts, of which data say which tokens go to them."""
+"""Sparse experts, to which tokens go as the data decide."""
 
 import pytest
 import torch
@@ -107,16 +107,9 @@ def test_mixtral_is_whole(implementation):
 @pytest.mark.parametrize("implementation", ["eager", "grouped_mm"])
 def test_each_stacked_expert_is_a_matrix(implementation):
     """Gates and what they are multiplied with are two matrices for each expert."""
-    model = mixtral(implementation)
-    roles = parameter_roles(model, {"input_ids": tokens()})
+    roles = parameter_roles(mixtral(implementation), {"input_ids": tokens()})
     stacks = "model.layers.0.mlp.experts."
-    up = roles[f"{stacks}gate_up_proj"]
-    down = roles[f"{stacks}down_proj"]
-    assert (up.role, [block.view.shape for block in up.blocks]) == (
-        "matrix",
-        [(6, 12, 8)],
-    )
-    assert (down.role, [block.view.shape for block in down.blocks]) == (
-        "matrix",
-        [(3, 8, 12)],
-    )
+    for name, shape in (("gate_up_proj", (6, 12, 8)), ("down_proj", (3, 8, 12))):
+        stack = roles[f"{stacks}{name}"]
+        assert stack.role == "matrix"
+        assert [block.view.shape for block in stack.blocks] == [shape]

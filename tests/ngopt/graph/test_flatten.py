@@ -57,17 +57,14 @@ def columns(graph, name):
 
 
 @pytest.mark.parametrize(
-    ("network", "name"),
-    [("channels first", "3.weight"), ("channels last", "fc.weight")],
+    ("network", "name", "channel_of"),
+    [
+        ("channels first", "3.weight", [k // 4 for k in range(12)]),
+        ("channels last", "fc.weight", [0, 1, 2] * 4),
+    ],
 )
-def test_every_column_comes_from_its_channel_and_position(network, name):
+def test_every_column_comes_from_its_channel_and_position(network, name, channel_of):
     graph = build_graph(NETWORKS[network](), torch.randn(2, 2, 3, 3))
-    channel_of = (
-        [c for c in range(3) for _ in range(4)]
-        if network == "channels first"
-        else [0, 1, 2] * 4
-    )
-
     virtual = with_virtual_layer(graph)
     nodes, group = columns(virtual, name)
     (spread,) = (b for b in virtual.blocks if b.target == group)

@@ -8,7 +8,8 @@ from ngopt import build_graph
 from ngopt.graph.connectivity import unconnected
 from tests.graph_checks import assert_inverse, edges_with, random_values
 from tests.networks import cnn, mlp
-from tests.zoo import GPT, Attention, Residual
+from tests.zoo import GPT, Attention
+from tests.zoo.convolutional import Residual
 
 
 def topology(graph):
@@ -202,7 +203,7 @@ def test_square_weights_of_conv1d_are_read_as_their_siblings():
 
 def test_names_decide_where_order_cannot():
     """Without names, two vectors behind a bias-free weight are a norm;
-    names tell a bias from a lone scale."""
+    names distinguish a bias from a lone scale."""
     specs = [
         ("fc.weight", (4, 3)),
         ("fc.bias", (4,)),

@@ -78,7 +78,7 @@ class TestLayersSkippedAtRandom:
         model.takes = lambda: draw() > 0.7
         assert unconnected(build_graph(model, torch.randn(4, 8))) == []
 
-    def test_heads_of_the_training_alone_stay_in_the_graph(self):
+    def test_heads_of_training_mode_alone_stay_in_the_graph(self):
         class Auxiliary(nn.Module):
             def __init__(self):
                 super().__init__()

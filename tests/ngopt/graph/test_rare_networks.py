@@ -8,6 +8,7 @@ from ngopt import build_graph
 from ngopt.graph.connectivity import unconnected
 from tests.equivariance import randomised
 from tests.graph_checks import assert_inverse, check, check_symmetries, edges_with
+from tests.networks import Between
 
 
 def double(model, *example):
@@ -95,10 +96,8 @@ def test_overlapping_windows_are_unplaced():
 def test_complex_inputs_are_neurons():
     model = nn.Linear(3, 2, dtype=torch.complex128)
     graph = build_graph(model, torch.randn(4, 3, dtype=torch.complex128))
-    assert [(group.kind, group.role) for group in graph.groups] == [
-        ("neuron", "input"),
-        ("neuron", "output"),
-    ]
+    kinds_and_roles = [(group.kind, group.role) for group in graph.groups]
+    assert kinds_and_roles == [("neuron", "input"), ("neuron", "output")]
 
 
 class PickedCells(nn.Module):
@@ -124,30 +123,22 @@ class PickedCells(nn.Module):
 def test_cells_with_picked_weights_are_not_the_same():
     model, example = double(PickedCells(), torch.randn(2, 4))
     graph = build_graph(model, example)
-    (last,) = {
-        block.target for block in graph.blocks if graph.groups[block.target].size == 2
-    }
-    cells = {block.source for block in graph.blocks if block.target == last}
+    ends = [(block.source, block.target) for block in graph.blocks]
+    cells = {source for source, target in ends if graph.groups[target].size == 2}
     assert [graph.groups[cell].size for cell in sorted(cells)] == [3, 3]
 
 
-class HeadsOfOneNeuron(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.qkv = nn.Linear(4, 9)
-        self.last = nn.Linear(3, 2)
-
-    def forward(self, x):
-        q, k, v = self.qkv(x).unflatten(-1, (3, 3, 1)).permute(2, 0, 3, 1, 4)
-        heads = F.scaled_dot_product_attention(q, k, v)
-        return self.last(heads.transpose(1, 2).flatten(2))
+def heads_of_one_neuron(qkv):
+    q, k, v = qkv.unflatten(-1, (3, 3, 1)).permute(2, 0, 3, 1, 4)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 def test_a_head_of_one_neuron_weighs_one_value_and_not_one_for_each_token():
     """Whatever the number of tokens: 4 inputs, 9 of q, k and v, and 3 products, heads,
     values."""
     for tokens in (2, 5):
-        graph = check(double(HeadsOfOneNeuron(), torch.randn(2, tokens, 4)))
+        model = Between(heads_of_one_neuron, (4, 9), (3, 2))
+        graph = check(double(model, torch.randn(2, tokens, 4)))
         assert sizes(graph) == [4, 9, 3, 3, 3, 2]
 
 
@@ -184,7 +175,7 @@ def test_a_constant_matrix_may_mix_the_neurons_of_a_vector(recwarn):
 
 
 class HeadsOfWhichOneIsTurned(nn.Module):
-    """The second head sees its neurons in another order at each token."""
+    """The second head has its neurons in another order at each token."""
 
     def __init__(self):
         super().__init__()
@@ -209,5 +200,4 @@ def test_a_weight_that_one_head_cannot_place_has_no_edges_of_the_others():
 
 def test_a_matrix_with_the_name_bias_is_one_layer():
     parameters = [("first.weight", torch.ones(5, 4)), ("prompt.bias", torch.ones(3, 5))]
-    graph = build_graph(parameters)
-    assert used(graph, "prompt.bias") == 15
+    assert used(build_graph(parameters), "prompt.bias") == 15

@@ -21,12 +21,9 @@ def test_a_sequential_network_is_read_as_it_is_traced(kind):
     read = sequential_graph(model)
     traced = build_graph(model, torch.randn(2, 3, 1, 1))
     assert topology(read) == topology(traced)
-    assert [g.activation for g in read.groups] == [g.activation for g in traced.groups]
-    assert [g.activation for g in read.groups] == [
-        None,
-        name if name in ACTIVATIONS else "tanh",
-        None,
-    ]
+    activations = [g.activation for g in read.groups]
+    assert activations == [g.activation for g in traced.groups]
+    assert activations == [None, name if name in ACTIVATIONS else "tanh", None]
     assert [g.symmetry for g in read.groups] == [g.symmetry for g in traced.groups]
 
 
@@ -49,11 +46,8 @@ def test_modules_that_may_mix_neurons_are_traced(module):
 
 
 def test_sequential_networks_with_shared_or_other_layers_are_traced():
-    shared = nn.Linear(4, 4)
-    norm = nn.BatchNorm1d(4)
-    for model in (
-        nn.Sequential(shared, nn.ReLU(), shared),
-        nn.Sequential(nn.Linear(4, 4), norm),
-    ):
+    layer = nn.Linear(4, 4)
+    for layers in ((layer, nn.ReLU(), layer), (layer, nn.BatchNorm1d(4))):
+        model = nn.Sequential(*layers)
         assert sequential_graph(model) is None
         assert build_graph(model) == build_graph(model, torch.randn(2, 4))

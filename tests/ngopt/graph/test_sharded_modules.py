@@ -1,4 +1,4 @@
-"""Networks that are divided among processes: what one of two processes sees."""
+"""Networks that are divided among processes: as one of two processes."""
 
 import functools
 import logging
@@ -91,8 +91,7 @@ def test_flat_pieces_are_refused(use_orig_params, weights):
 
 
 class Attention(nn.Module):
-    """With a table that is the head, too, and heads whose number the shapes do not
-    tell."""
+    """With a table that is the head, too, and heads whose number no shape shows."""
 
     def __init__(self):
         super().__init__()
@@ -158,7 +157,6 @@ def test_a_group_of_processes_is_for_the_default():
     with pytest.raises(ValueError, match="process_group: expected weights='default'"):
         NGOptimizer(params, weights="ff", process_group=world)
     mesh = init_device_mesh("cpu", (2,))
-    with pytest.raises(
-        ValueError, match=r"process_group: expected .*mesh.get_group\(\)"
-    ):
+    message = r"process_group: expected .*mesh.get_group\(\)"
+    with pytest.raises(ValueError, match=message):
         NGOptimizer(params, process_group=mesh)

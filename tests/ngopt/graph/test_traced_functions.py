@@ -5,7 +5,7 @@ from torch import nn
 from ngopt import build_graph
 from ngopt.graph.connectivity import unconnected
 from tests.graph_checks import assert_inverse, biases_with, edges_with, random_values
-from tests.networks import edges_of
+from tests.networks import Between, edges_of
 from tests.zoo import zoo_graph
 
 
@@ -18,17 +18,13 @@ def ends_of(graph, parameter):
 def test_a_scale_shared_by_heads_is_a_node_with_an_edge_to_each():
     graph = zoo_graph("head norms")
     size = {g.name: g.size for g in graph.groups}
-    assert [
-        size[f"1.{name}"] for name in ("q", "q_norm", "q_norm.weight", "q_norm.groups")
-    ] == [6, 6, 3, 2]
+    names = "q", "q_norm", "q_norm.weight", "q_norm.groups"
+    assert [size[f"1.{name}"] for name in names] == [6, 6, 3, 2]
     spread = next(
         b for b in graph.blocks if graph.groups[b.source].name == "1.q_norm.weight"
     )
-    assert (spread.kind, spread.shape, spread.target_index) == (
-        "spread",
-        (3, 2, 1),
-        (0, 3, 1, 4, 2, 5),
-    )
+    assert (spread.kind, spread.shape) == ("spread", (3, 2, 1))
+    assert spread.target_index == (0, 3, 1, 4, 2, 5)
     assert edges_of(graph, "1.q_norm") == [
         ("residual", "1.q"),
         ("spread", "1.q_norm.groups"),
@@ -78,38 +74,22 @@ def test_sums_and_differences_by_hand():
 
 def test_matrix_products_by_hand():
     graph = zoo_graph("mixture")
-    assert edges_of(graph, "einsum_1.products") == [
-        ("left", "gate"),
-        ("right", "experts"),
-    ]
+    products = edges_of(graph, "einsum_1.products")
+    assert products == [("left", "gate"), ("right", "experts")]
     assert edges_of(graph, "einsum_1") == [("pool", "einsum_1.products")]
     (pool,) = (b for b in graph.blocks if graph.groups[b.target].name == "einsum_1")
     assert pool.shape == (5, 1, 3)
     # the neurons are those of every place, so that a weight is used once,
     # that of each of the experts
-    assert [
-        len(ends_of(graph, name)) for name in ("first.weight", "experts", "last.weight")
-    ] == [1, 3, 1]
+    names = "first.weight", "experts", "last.weight"
+    assert [len(ends_of(graph, name)) for name in names] == [1, 3, 1]
     graph = zoo_graph("prefixed")
     keys, *_ = biases_with(graph, "keys")
     assert (graph.groups[keys.group].name, keys.view.shape) == ("k", (4, 2))
-    # too many products
-    x = torch.randn(2, 70, 5)
-    graph = build_graph(Squared(), x)
+    # 4900 products of neurons are too many
+    model = Between(lambda x: x.mT @ x, (5, 70), (70, 2))
+    graph = build_graph(model, torch.randn(2, 70, 5))
     assert unconnected(graph) == ["last.weight", "last.bias"]
-
-
-class Squared(nn.Module):
-    """A matrix of 4900 products of neurons."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(5, 70)
-        self.last = nn.Linear(70, 2)
-
-    def forward(self, x):
-        x = self.first(x)
-        return self.last(x.mT @ x)
 
 
 class Mixer(nn.Module):

@@ -14,7 +14,8 @@ from ngopt.graph.rules.registry import RULES
 from ngopt.metanets import FeedForward
 from tests.graph_checks import assert_inverse, edges_with, random_values
 from tests.networks import edges_of
-from tests.zoo import GPT, Attention, Residual, zoo_network
+from tests.zoo import GPT, Attention, zoo_network
+from tests.zoo.convolutional import Residual
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +121,7 @@ def test_frozen_parameters_stay_in_the_graph():
 
 
 class Normalised(nn.Module):
-    """A weight under a parametrization that no rule knows."""
+    """A weight under a parametrization that has no rule."""
 
     def __init__(self):
         super().__init__()

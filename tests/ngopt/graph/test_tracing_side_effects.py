@@ -16,6 +16,7 @@ from torch.nn.modules.module import (
 from ngopt import NGOptimizer, build_graph
 from ngopt.graph.connectivity import unconnected
 from ngopt.graph.tracing.copies import Copier
+from tests.networks import Between
 
 
 class Kept:
@@ -125,8 +126,7 @@ def test_activations_stored_in_a_forward_train():
     for _ in range(3):
         opt.zero_grad()
         y = model(torch.randn(4, 8))
-        bank = torch.cat(model.kept.items)
-        (y.square().mean() + bank.mean().square()).backward()
+        (y.square().mean() + torch.cat(model.kept.items).mean().square()).backward()
         opt.step()
     assert len(model.kept.items) == 3
 
@@ -284,7 +284,7 @@ class TestCopies:
         assert deleted == []
 
 
-def test_gradients_are_those_of_the_training():
+def test_a_trace_adds_nothing_to_gradients():
     """Where a forward calls backward, as for an auxiliary loss."""
 
     class Auxiliary(nn.Module):
@@ -329,16 +329,7 @@ def test_functions_in_attributes_keep_their_builtins():
     def scaled(x):
         return x.relu() * float(len(x.shape))
 
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 2)
-            self.act = scaled
-
-        def forward(self, x):
-            return self.last(self.act(self.first(x)))
-
-    model = Net()
+    model = Between(scaled, (4, 5), (5, 2))
     opt = NGOptimizer(model.named_parameters(), model=model)
     model(torch.randn(3, 4)).sum().backward()
     opt.step()

@@ -27,19 +27,17 @@ def test_transformers_are_traced_whole(name):
     assert len(set(components(graph))) == 1
     assert_inverse(graph, [p.detach() for p in model.parameters()])
     heads = sum(group.size for group in graph.groups if group.kind == "head")
-    attentions = {"t5": 6}.get(name, 2)
-    assert heads == attentions * {"llama": 4}.get(name, 3)
+    assert heads == {"t5": 6}.get(name, 2) * {"llama": 4}.get(name, 3)
 
 
 def test_keys_and_values_of_a_cache_are_no_outputs():
     graph = build_graph(*network("gpt2"))
-    assert [group.name for group in graph.groups if group.role == "output"] == [
-        "transformer.wte"
-    ]
+    outputs = [group.name for group in graph.groups if group.role == "output"]
+    assert outputs == ["transformer.wte"]
 
 
 class Cache:
-    """What torch does not know, in an output."""
+    """An object in an output that is no tensor."""
 
     def __init__(self, keys):
         self.keys = keys

@@ -127,10 +127,7 @@ def test_features_come_behind_slots(networks):
 
 
 def test_complex_values_are_pairs_of_slots():
-    values = [
-        torch.randn(3, 2, dtype=torch.complex128),
-        torch.randn(3, dtype=torch.complex128),
-    ]
+    values = [torch.randn(shape, dtype=torch.complex128) for shape in ((3, 2), (3,))]
     data = to_pyg(build_graph(values), values)
     weight, bias = map(torch.view_as_real, values)
     assert torch.equal(data.edge_attr, weight.reshape(6, 2))
@@ -190,10 +187,8 @@ def test_summary_is_a_table_of_groups(networks):
     row = next(line for line in lines if " bn2 " in line)
     words = "5 bn2 6 4, 6 2 x one to one + 2 x beta 1 24 relu hidden"
     assert row.split() == words.split()
-    assert lines[-1].startswith(
-        "52 nodes in 11 groups, 572 parameter elements in 10 blocks and 7 biases; "
-        "1 component"
-    )
+    counts = "52 nodes in 11 groups, 572 parameter elements in 10 blocks and 7 biases"
+    assert lines[-1].startswith(f"{counts}; 1 component")
 
 
 class Dense(nn.Module):
@@ -213,8 +208,7 @@ class Dense(nn.Module):
 
 
 def test_summary_abbreviates_many_blocks():
-    graph = build_graph(Dense(), torch.randn(2, 4))
-    lines = graph.summary().splitlines()
+    lines = build_graph(Dense(), torch.randn(2, 4)).summary().splitlines()
     (norm,) = [line for line in lines if " norms.4 " in line]
     assert "16" in norm.split()  # 4 + 4 * 3 neurons in five groups, a single row
     assert "5 x one to one + 5 x beta" in norm

@@ -1,4 +1,4 @@
-"""Networks that write in place, to views, and where data say."""
+"""Networks that write in place, to views, and to places that data decide."""
 
 import pytest
 import torch
@@ -31,8 +31,7 @@ class ToAView(Layers):
 class ToAViewOfAView(Layers):
     def forward(self, x):
         y = self.a(x)
-        first = y.view(-1, 2, 2)[:, 0]
-        first.copy_(self.b(x)[:, 2:].tanh())
+        y.view(-1, 2, 2)[:, 0].copy_(self.b(x)[:, 2:].tanh())
         return self.c(y)
 
 

@@ -34,21 +34,21 @@ def measured(weight_rms, grad_rms, density):
 
 def test_shapes_of_an_mlp():
     model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2))
-    found = known(model, 1000)
-    assert found["log steps"] == pytest.approx(math.log(2))
-    assert found["log matrices"] == pytest.approx(math.log(2))
-    assert found["mean log rows"] == pytest.approx(math.log(8 * 2) / 2)
-    assert found["narrowest log rows"] == pytest.approx(math.log(8))
-    assert found["mean log fan"] == pytest.approx(math.log(4 * 8) / 2)
-    assert found["largest log fan"] == pytest.approx(math.log(8))
-    assert found["share of vectors"] == pytest.approx(26 / (26 + 32 + 16))
-    assert found["norms per matrix"] == pytest.approx(2 / 4)
-    assert found["biases per matrix"] == 2 / 2
-    assert found["share of blocks"] == found["deep without norms"] == 0
-    assert found["log elements"] == pytest.approx(math.log(26 + 32 + 16))
-    assert found["log outputs"] == pytest.approx(math.log(2))
-    assert found["share of output"] == pytest.approx(16 / (26 + 32 + 16))
-    assert found["share of convolutions"] == found["share of tables"] == 0
+    features = known(model, 1000)
+    assert features["log steps"] == pytest.approx(math.log(2))
+    assert features["log matrices"] == pytest.approx(math.log(2))
+    assert features["mean log rows"] == pytest.approx(math.log(8 * 2) / 2)
+    assert features["narrowest log rows"] == pytest.approx(math.log(8))
+    assert features["mean log fan"] == pytest.approx(math.log(4 * 8) / 2)
+    assert features["largest log fan"] == pytest.approx(math.log(8))
+    assert features["share of vectors"] == pytest.approx(26 / (26 + 32 + 16))
+    assert features["norms per matrix"] == pytest.approx(2 / 4)
+    assert features["biases per matrix"] == 2 / 2
+    assert features["share of blocks"] == features["deep without norms"] == 0
+    assert features["log elements"] == pytest.approx(math.log(26 + 32 + 16))
+    assert features["log outputs"] == pytest.approx(math.log(2))
+    assert features["share of output"] == pytest.approx(16 / (26 + 32 + 16))
+    assert features["share of convolutions"] == features["share of tables"] == 0
 
 
 def test_convolutions_and_tables():
@@ -59,11 +59,11 @@ def test_convolutions_and_tables():
 
 def test_depth_without_norms():
     layers = [nn.Linear(3, 3) for _ in range(10)]
-    found = known(nn.Sequential(*layers))
-    assert found["deep without norms"] == pytest.approx((10 - 6) ** 0.5)
-    assert found["log matrices without norms"] == pytest.approx(math.log(10))
-    found = known(nn.Sequential(*layers, nn.LayerNorm(3)))
-    assert found["deep without norms"] == found["log matrices without norms"] == 0
+    features = known(nn.Sequential(*layers))
+    assert features["deep without norms"] == pytest.approx((10 - 6) ** 0.5)
+    assert features["log matrices without norms"] == pytest.approx(math.log(10))
+    features = known(nn.Sequential(*layers, nn.LayerNorm(3)))
+    assert features["deep without norms"] == features["log matrices without norms"] == 0
 
 
 def test_heads_are_blocks():
@@ -80,39 +80,42 @@ def test_positions_of_layers():
     assert layer_positions(roles[:-1]) == [0] * 6
 
 
-def gradients_of(depths, own, matrices=None, numels=None):
+def gradients_of(depths, sizes, matrices=None, numels=None):
     """Features of gradients; every matrix has 10 elements unless numels are given."""
-    depths = torch.tensor(depths)
-    numels = (
-        torch.full_like(own.weight_rms, 10) if numels is None else torch.tensor(numels)
-    )
-    found = gradient_features(depths, numels, own, matrices or range(len(depths)))
-    return {name: value.item() for name, value in found.items()}
+    if numels is None:
+        numels = [10.0] * len(sizes.weight_rms)
+    matrices = matrices or range(len(depths))
+    depths, numels = torch.tensor(depths), torch.tensor(numels)
+    features = gradient_features(depths, numels, sizes, matrices)
+    return {name: value.item() for name, value in features.items()}
 
 
 def test_vectors_have_a_share_of_the_gradient():
-    own = measured([1.0, 1.0, 1.0], [3.0, 4.0, 4.0], [1.0, 1.0, 1.0])
-    found = gradients_of([0.5, 1.0], own, [0, 2], [5.0, 2.0, 1.0])
+    sizes = measured([1.0, 1.0, 1.0], [3.0, 4.0, 4.0], [1.0, 1.0, 1.0])
+    features = gradients_of([0.5, 1.0], sizes, [0, 2], [5.0, 2.0, 1.0])
     expected = 2 * 16 / (5 * 9 + 2 * 16 + 16)
-    assert found["vectors' log share"] == pytest.approx(math.log(expected))
-    without = own._replace(grad_rms=torch.tensor([3.0, 0.0, 4.0]))
-    found = gradients_of([0.5, 1.0], without, [0, 2], [5.0, 2.0, 1.0])
-    assert found["vectors' log share"] == pytest.approx(-10)
+    assert features["vectors' log share"] == pytest.approx(math.log(expected))
+    without = sizes._replace(grad_rms=torch.tensor([3.0, 0.0, 4.0]))
+    features = gradients_of([0.5, 1.0], without, [0, 2], [5.0, 2.0, 1.0])
+    assert features["vectors' log share"] == pytest.approx(-10)
 
 
 def test_gradients_that_vanish_have_a_positive_slope():
     depths = [0.25, 0.5, 0.75, 1.0]
     powers = [math.exp(3 * depth) for depth in depths]
-    own = measured([1.0, 0.5, 1.0, 1.0], powers, [1.0, 0.5, 1.0, 0.0])
-    even = own._replace(weight_rms=torch.ones(4))
-    found = gradients_of(depths, even)
-    assert found["slope of gradients"] == pytest.approx(3, rel=1e-5)
-    assert found["spread of gradients"] == pytest.approx(3 * 0.078125**0.5, rel=1e-5)
-    assert found["share of zeros"] == pytest.approx((0.5 + 1) / 4)
-    assert found["largest share of zeros"] == 1
+    sizes = measured([1.0, 0.5, 1.0, 1.0], powers, [1.0, 0.5, 1.0, 0.0])
+    features = gradients_of(depths, sizes._replace(weight_rms=torch.ones(4)))
+    assert features["slope of gradients"] == pytest.approx(3, rel=1e-5)
+    assert features["spread of gradients"] == pytest.approx(3 * 0.078125**0.5, rel=1e-5)
+    assert features["share of zeros"] == pytest.approx((0.5 + 1) / 4)
+    assert features["largest share of zeros"] == 1
     # neither the loss' scale nor a scale of all weights changes it
-    other = own._replace(weight_rms=7 * own.weight_rms, grad_rms=1e-9 * own.grad_rms)
-    assert gradients_of(depths, other) == pytest.approx(gradients_of(depths, own), 1e-4)
+    other = sizes._replace(
+        weight_rms=7 * sizes.weight_rms, grad_rms=1e-9 * sizes.grad_rms
+    )
+    assert gradients_of(depths, other) == pytest.approx(
+        gradients_of(depths, sizes), 1e-4
+    )
 
 
 def test_zeros_and_infinite_gradients_have_no_slope():
@@ -122,12 +125,12 @@ def test_zeros_and_infinite_gradients_have_no_slope():
     others = [zero_weight]
     for value in (0.0, torch.inf, torch.nan):
         others.append(full._replace(grad_rms=torch.tensor([1.0, 2.0, value])))
-    for own in others:
-        found = gradients_of(depths, own)
-        assert found["slope of gradients"] == pytest.approx(math.log(2) / 0.25, 1e-5)
-        assert found["spread of gradients"] == pytest.approx(math.log(2) / 2, 1e-5)
-        missing = 0 if own is zero_weight else 1 / 3
-        assert found["matrices without gradient"] == pytest.approx(missing)
+    for sizes in others:
+        features = gradients_of(depths, sizes)
+        assert features["slope of gradients"] == pytest.approx(math.log(2) / 0.25, 1e-5)
+        assert features["spread of gradients"] == pytest.approx(math.log(2) / 2, 1e-5)
+        missing = 0 if sizes is zero_weight else 1 / 3
+        assert features["matrices without gradient"] == pytest.approx(missing)
     none = full._replace(grad_rms=torch.zeros(3))
     expected = dict.fromkeys(OF_GRADIENTS, 0.0)
     expected["matrices without gradient"] = 1.0
@@ -135,7 +138,7 @@ def test_zeros_and_infinite_gradients_have_no_slope():
 
 
 def test_gradients_behind_a_zero_output_matrix_do_not_count():
-    own = measured([1.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.75])
-    found = gradients_of([0.5, 0.75, 1.0], own)
-    assert found["share of zeros"] == found["largest share of zeros"] == 0.25
-    assert found["slope of gradients"] == found["spread of gradients"] == 0
+    sizes = measured([1.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.75])
+    features = gradients_of([0.5, 0.75, 1.0], sizes)
+    assert features["share of zeros"] == features["largest share of zeros"] == 0.25
+    assert features["slope of gradients"] == features["spread of gradients"] == 0

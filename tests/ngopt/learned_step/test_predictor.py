@@ -1,5 +1,7 @@
 """The learned factor of the step size."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +12,7 @@ from ngopt.learned_step.features import FEATURES
 from ngopt.learned_step.predictor import StepPredictor
 from ngopt.pretrained import load_pretrained, save_pretrained
 from tests.networks import cnn, mlp
+from tests.ngopt.training import step_with_noise
 from tests.predictors import learned, random_predictor
 
 COUNT = len(FEATURES)
@@ -27,16 +30,8 @@ def train(predictor, steps=12, model=None, **settings):
     params = list(model.parameters())
     settings = {"total_steps": 30, **settings}
     opt = NGOptimizer(params, weights=learned(predictor), **settings)
-    step(opt, params, range(steps))
+    step_with_noise(opt, params, range(steps))
     return params, opt
-
-
-def step(opt, params, numbers):
-    for number in numbers:
-        generator = torch.Generator().manual_seed(number)
-        for p in params:
-            p.grad = torch.randn(p.shape, generator=generator).to(p)
-        opt.step()
 
 
 def factor_of(params, opt):
@@ -50,8 +45,7 @@ def test_it_multiplies_lr(predictor):
     factor = factor_of(params, opt)
     assert abs(factor - 1) > 0.05
     expected, _ = train(None, lr=factor)
-    for p, q in zip(params, expected, strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(params, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_the_slope_goes_over_the_layers_in_the_order_of_the_parameters():
@@ -67,8 +61,7 @@ def test_the_slope_goes_over_the_layers_in_the_order_of_the_parameters():
 
 
 def test_the_last_layer_has_at_most_twice_the_factor_of_the_middle():
-    large = random_predictor(1e3)
-    large = large._replace(caution=torch.zeros(2))
+    large = random_predictor(1e3)._replace(caution=torch.zeros(2))
     params, opt = train(large, model=mlp(6, 16, 16, 3).double())
     first, *_, last = [float(opt.state[p]["predicted"]) for p in params]
     assert max(first / last, last / first) == pytest.approx(4)
@@ -79,8 +72,7 @@ def test_networks_of_two_layers_have_no_slope():
 
 
 def test_zeros_are_the_base_rule_to_the_bit(predictor):
-    zeros = predictor._replace(output=torch.zeros(2, 2, 4, 1))
-    params, opt = train(zeros)
+    params, opt = train(predictor._replace(output=torch.zeros(2, 2, 4, 1)))
     assert factor_of(params, opt) == 1
     expected, _ = train(None)
     assert all(map(torch.equal, params, expected))
@@ -101,7 +93,7 @@ def test_with_a_scheduler_it_is_one(predictor):
     params = list(cnn().parameters())
     opt = NGOptimizer(params, weights=learned(predictor), total_steps=30)
     torch.optim.lr_scheduler.StepLR(opt, 5)
-    step(opt, params, range(3))
+    step_with_noise(opt, params, range(3))
     assert factor_of(params, opt) == 1
 
 
@@ -168,7 +160,7 @@ def test_the_default_device_makes_no_difference(predictor):
 def test_it_is_printed_after_the_first_step(predictor):
     params, opt = train(predictor, 0)
     assert "step size" not in repr(opt)
-    step(opt, params, [0])
+    step_with_noise(opt, params, [0])
     factor = factor_of(params, opt)
     assert f"step size: {factor:.2f} times that of the base rule" in repr(opt)
     assert "initial weights and first gradients" in repr(opt)
@@ -240,7 +232,7 @@ def test_vectors_of_unknown_layers_have_the_factor_of_the_middle():
 
 def test_factors_without_an_order_are_printed_as_a_range():
     params, opt = train(random_predictor(1.0), 0, mlp(6, 16, 16, 16, 3))
-    step(opt, params, [0])
+    step_with_noise(opt, params, [0])
     for p in params[2:4]:
         opt.state[p]["predicted"].fill_(4.0)
     assert "step size: " in repr(opt)
@@ -261,22 +253,25 @@ def test_factors_that_are_not_applied_are_not_printed(predictor):
     assert "step size" not in repr(opt)
 
 
-def test_one_on_the_meta_device_is_not_printed(predictor):
+def stepped_on_meta(weights):
+    """An optimizer of a network on the meta device, after its first step."""
     with torch.device("meta"):
         params = list(cnn().parameters())
     for p in params:
         p.grad = torch.empty_like(p)
-    opt = NGOptimizer(params, weights=learned(predictor), total_steps=30)
+    opt = NGOptimizer(params, weights=weights, total_steps=1000)
     opt.step()
-    assert "step size" not in repr(opt)
+    return opt
+
+
+def test_one_on_the_meta_device_is_not_printed(predictor):
+    assert "step size" not in repr(stepped_on_meta(learned(predictor)))
 
 
 def test_order_of_neurons_makes_no_difference(predictor):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 2)).double()
-    expected = factor_of(*train(predictor, 1, model))
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 2)).double()
+    expected = factor_of(*train(predictor, 1, copy.deepcopy(model)))
     with torch.no_grad():
         order = torch.randperm(9)
         model[0].weight.copy_(model[0].weight[order])
@@ -284,7 +279,7 @@ def test_order_of_neurons_makes_no_difference(predictor):
     assert factor_of(*train(predictor, 1, model)) == pytest.approx(expected, rel=1e-12)
 
 
-def test_a_resumed_training_keeps_it(predictor):
+def test_a_resumed_run_keeps_it(predictor):
     params, opt = train(predictor, 4)
     other = NGOptimizer(params, weights=learned(predictor), total_steps=3000)
     other.load_state_dict(opt.state_dict())
@@ -308,15 +303,8 @@ def test_other_tensors_are_refused(predictor):
 def test_on_a_device_nothing_is_read_and_later_steps_cost_two_products():
     counts = {}
     for weights in ("default", "learned-step"):
-        with torch.device("meta"):
-            params = list(cnn().parameters())
-        for p in params:
-            p.grad = torch.empty_like(p)
-        opt = NGOptimizer(params, weights=weights, total_steps=1000)
-        opt.step()
-        with Counts() as own, quiet():
+        opt = stepped_on_meta(weights)
+        with Counts() as counts[weights], quiet():
             opt.step()
-        counts[weights] = own
     assert counts["learned-step"].copies == counts["default"].copies
-    more = counts["learned-step"].ops - counts["default"].ops
-    assert more == {"mul": 2}
+    assert counts["learned-step"].ops - counts["default"].ops == {"mul": 2}

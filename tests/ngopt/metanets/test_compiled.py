@@ -150,13 +150,10 @@ class TestDefault:
             graphs.append(module)
             return lookup_backend("aot_eager")(module, inputs)
 
+        functions = elementwise.accumulate, elementwise.precondition, elementwise.change
         compiled = {
             function: torch.compile(function, dynamic=True, backend=backend)
-            for function in (
-                elementwise.accumulate,
-                elementwise.precondition,
-                elementwise.change,
-            )
+            for function in functions
         }
 
         def all_three(fuse, rows, lanes):
@@ -172,9 +169,7 @@ class TestDefault:
 
         counts = []
         for shape in ((40, 16), (33, 128), (70, 16), (90, 128), (50, 16)):
-            found = all_three(compiled.get, *shape)
             expected = all_three(lambda function: function, *shape)
-            for x, y in zip(found, expected, strict=True):
-                torch.testing.assert_close(x, y)
+            torch.testing.assert_close(all_three(compiled.get, *shape), expected)
             counts.append(len(graphs))
         assert counts[1:] == [counts[1]] * 4

@@ -11,6 +11,7 @@ from ngopt.metanets.layers.edge_states import EdgeStates
 from ngopt.metanets.layers.np_layer import Channels, NPLayer, pooled
 from ngopt.metanets.nfn import NeuralFunctional, NFNConfig, chain_of
 from tests.equivariance import permute, random_permutations, random_values, updates
+from tests.graph_checks import assert_equal
 from tests.metanets import metanet_for
 from tests.networks import cnn, mlp
 
@@ -33,8 +34,7 @@ def test_inputs_and_outputs_may_be_permuted_too(make):
     found = updates(
         metanet, graph, permute(graph, params, order), [permute(graph, grads, order)]
     )
-    for e, f in zip(expected, found, strict=True):
-        torch.testing.assert_close(f, e, rtol=0, atol=1e-12)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 def test_one_layer_spans_all_maps_that_commute_with_permutations():
@@ -109,9 +109,7 @@ def test_other_networks_are_refused_before_anything_changes(model, message):
     with pytest.raises(ValueError, match=message):
         opt.step()
     assert not opt.state
-    assert all(
-        torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True)
-    )
+    assert_equal(model.parameters(), before)
 
 
 def test_chains():
@@ -200,6 +198,5 @@ def test_pooled_weights_do_not_depend_on_chunks(pool):
         weights = EdgeStates(
             [block], lambda _, chunk: chunk.of(values).squeeze(-2), keep=True
         )
-        for found, own in zip(pooled(weights, block, pool), expected, strict=True):
-            torch.testing.assert_close(found, own)
+        torch.testing.assert_close(pooled(weights, block, pool), expected)
     assert len(block.chunks) > 4

@@ -22,6 +22,14 @@ def step(model, opt, inputs):
     opt.step()
 
 
+def begun(total_steps=None):
+    """A network, its optimizer after one step, and the inputs."""
+    model, inputs = mlp(4, 5, 3), torch.randn(8, 4)
+    opt = NGOptimizer(model.parameters(), total_steps=total_steps)
+    step(model, opt, inputs)
+    return model, opt, inputs
+
+
 def bytes_held(opt):
     storages = {}
     for record in opt.state.values():
@@ -73,10 +81,7 @@ def test_a_layer_without_gradients_in_some_steps_has_the_state_of_one_alone():
 
 class TestHorizons:
     def test_setting_total_steps_drops_the_average(self):
-        model = mlp(4, 5, 3)
-        opt = NGOptimizer(model.parameters())
-        inputs = torch.randn(8, 4)
-        step(model, opt, inputs)
+        model, opt, inputs = begun()
         opt.param_groups[0]["total_steps"] = 20
         before = model[0].weight.detach().clone()
         opt.load_average()
@@ -86,34 +91,24 @@ class TestHorizons:
         assert "average" not in opt.state[model[0].weight]
 
     def test_steps_within_an_average_are_lost_with_a_warning(self):
-        model = mlp(4, 5, 3)
-        opt = NGOptimizer(model.parameters())
-        inputs = torch.randn(8, 4)
-        step(model, opt, inputs)
+        model, opt, inputs = begun()
         before = model[0].weight.detach().clone()
         with pytest.warns(UserWarning, match="these changes are lost"), opt.averaged():
             step(model, opt, inputs)
         assert torch.equal(model[0].weight, before)
 
     def test_removing_total_steps_starts_an_average(self):
-        model = mlp(4, 5, 3)
-        opt = NGOptimizer(model.parameters(), total_steps=20)
-        inputs = torch.randn(8, 4)
-        step(model, opt, inputs)
+        model, opt, inputs = begun(20)
         opt.param_groups[0]["total_steps"] = None
         before = model[0].weight.detach().clone()
         step(model, opt, inputs)
         average = opt.state[model[0].weight]["average"]
-        moved = model[0].weight.detach() - before
-        assert (average - before).norm() < moved.norm()
+        assert (average - before).norm() < (model[0].weight - before).norm()
         assert not torch.equal(average, before)
 
     @pytest.mark.parametrize(("before", "after"), [(None, 20), (20, None)])
     def test_total_steps_change_as_parameters_are_added(self, before, after):
-        model, late = mlp(4, 5, 3), mlp(3, 2)
-        opt = NGOptimizer(model.parameters(), total_steps=before)
-        inputs = torch.randn(8, 4)
-        step(model, opt, inputs)
+        (model, opt, inputs), late = begun(before), mlp(3, 2)
         opt.param_groups[0]["total_steps"] = after
         opt.add_param_group({"params": late.parameters()})
         step(nn.Sequential(model, late), opt, inputs)
@@ -172,24 +167,21 @@ def test_conjugate_gradients():
 def test_equal_networks_in_two_groups_are_both_in_the_graph():
     nets = [mlp(4, 5, 3), mlp(4, 5, 3)]
     opt = NGOptimizer([{"params": net.named_parameters()} for net in nets])
-    graph = opt.graph
-    assert len(graph.weights) == 4
-    assert not graph.unplaced
+    assert len(opt.graph.weights) == 4
+    assert not opt.graph.unplaced
 
 
 def test_a_base_rule_and_a_metanet_are_not_combined():
     metanet = load_pretrained("ff").metanet
-    with pytest.raises(
-        ValueError, match="expected a base rule or a metanet; got base 'soap'"
-    ):
+    message = "expected a base rule or a metanet; got base 'soap'"
+    with pytest.raises(ValueError, match=message):
         LearnedOptimizer(base=Soap(), metanet=metanet)
 
 
 def test_compute_dtypes_of_one_byte_are_refused():
+    settings = {"weights": "ff", "compute_dtype": torch.float8_e4m3fn}
     with pytest.raises(ValueError, match="compute_dtype: expected .* of 16 bits"):
-        NGOptimizer(
-            mlp(2, 2).parameters(), weights="ff", compute_dtype=torch.float8_e4m3fn
-        )
+        NGOptimizer(mlp(2, 2).parameters(), **settings)
 
 
 def replaced(opt):

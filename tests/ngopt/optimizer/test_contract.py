@@ -35,11 +35,8 @@ class TestGroups:
         ]
         opt = NGOptimizer(groups)
         opt.add_param_group({"params": [nn.Parameter(torch.ones(2))], "rho": 0.05})
-        assert [group.get("lr_scale") for group in opt.param_groups] == [
-            0.75,
-            1.0,
-            None,
-        ]
+        scales = [group.get("lr_scale") for group in opt.param_groups]
+        assert scales == [0.75, 1.0, None]
         assert opt.param_groups[0]["tag"] == "stem"
         loaded = NGOptimizer([*groups, {"params": [nn.Parameter(torch.ones(2))]}])
         loaded.load_state_dict(opt.state_dict())
@@ -240,9 +237,8 @@ class TestState:
         train(model, opt, range(8))
         for group in opt.param_groups:
             group["total_steps"] = 5
-        with pytest.warns(
-            UserWarning, match="8 steps were made of total_steps=5"
-        ) as caught:
+        message = "8 steps were made of total_steps=5"
+        with pytest.warns(UserWarning, match=message) as caught:
             train(model, opt, range(8, 11))
         assert len(caught) == 1
 

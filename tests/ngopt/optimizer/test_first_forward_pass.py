@@ -56,6 +56,7 @@ class TestBeforeTheFirstForward:
             file.seek(0)
             other = torch.load(file, weights_only=False)
         assert list(other._forward_pre_hooks.values()) == [nothing]
+        assert other.state_dict().keys() == model.state_dict().keys()
         other(torch.randn(2, 3))
         assert opt._binding.source.awaits_forward
         model(torch.randn(2, 3))
@@ -91,9 +92,8 @@ def test_resuming_before_the_first_forward_pass():
         other.load_state_dict(saved)
         forward_backward(again)
         if wrong:
-            with pytest.raises(
-                ValueError, match="'step' of 'left.weight': expected a tensor"
-            ):
+            message = "'step' of 'left.weight': expected a tensor"
+            with pytest.raises(ValueError, match=message):
                 other.step()
         else:
             other.step()

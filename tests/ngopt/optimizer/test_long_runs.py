@@ -1,4 +1,5 @@
 import copy
+import functools
 import random
 
 import numpy as np
@@ -25,9 +26,8 @@ class TestLongRuns:
         losses = torch.zeros(steps)
         inputs, labels = classes(0, steps, (64,))
         for step in range(steps):
-            loss = F.cross_entropy(
-                model(inputs[step : step + 1]), labels[step : step + 1]
-            )
+            one = slice(step, step + 1)
+            loss = F.cross_entropy(model(inputs[one]), labels[one])
             opt.zero_grad()
             loss.backward()
             opt.step()
@@ -39,18 +39,13 @@ class TestLongRuns:
     def assert_stable(self, steps):
         losses, norm = self.run(NGOptimizer, steps)
         assert losses.max() < 3
-        _, adamw_norm = self.run(
-            lambda params: torch.optim.AdamW(params, 1e-3, fused=True), steps
-        )
+        adamw = functools.partial(torch.optim.AdamW, lr=1e-3, fused=True)
+        _, adamw_norm = self.run(adamw, steps)
         assert norm < 2 * adamw_norm
 
     @pytest.mark.parametrize(
         "steps",
-        [
-            300,
-            pytest.param(3_000, marks=pytest.mark.thorough),
-            pytest.param(10_000, marks=pytest.mark.thorough),
-        ],
+        [300, *(pytest.param(n, marks=pytest.mark.thorough) for n in (3_000, 10_000))],
     )
     def test_twenty_layers_batches_of_one(self, steps):
         self.assert_stable(steps)
@@ -65,9 +60,8 @@ class TestLongRuns:
         opt = NGOptimizer(model.parameters(), model=model)
         losses = []
         for step in range(steps):
-            tokens = torch.randint(
-                7, (4, 6), generator=torch.Generator().manual_seed(step)
-            )
+            generator = torch.Generator().manual_seed(step)
+            tokens = torch.randint(7, (4, 6), generator=generator)
             target = (tokens + tokens.roll(1, 1)) % 7
             loss = F.cross_entropy(model(tokens).flatten(0, 1), target.flatten())
             opt.zero_grad()
@@ -82,11 +76,8 @@ class TestLongRuns:
 class TestBeginnings:
     def test_nothing_random_is_drawn(self):
         def states():
-            return (
-                torch.get_rng_state(),
-                random.getstate(),
-                np.random.get_state()[1].tolist(),
-            )
+            of_numpy = np.random.get_state()[1].tolist()
+            return torch.get_rng_state(), random.getstate(), of_numpy
 
         model = small_mlp()
         before = states()
@@ -116,11 +107,9 @@ class TestBeginnings:
             torch.manual_seed(0)
             model = Adapted()
             params = [p for p in model.parameters() if p.requires_grad]
-            opt = (
-                NGOptimizer(params)
-                if rule == "default"
-                else torch.optim.AdamW(params, 1e-2)
-            )
+            opt = NGOptimizer(params)
+            if rule == "AdamW":
+                opt = torch.optim.AdamW(params, 1e-2)
             start = model.a.detach().clone(), model.b.detach().clone()
             for step in range(100):
                 inputs, labels = classes(step, 32)

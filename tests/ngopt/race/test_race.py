@@ -42,8 +42,7 @@ def test_race_prints_table_and_writes_report(tmp_path, capsys):
 
 def test_json_is_one_line_of_losses(tmp_path, capsys):
     assert race(tmp_path, "--optimizers", "sgd", "--json") == 0
-    losses = json.loads(capsys.readouterr().out)
-    assert 0 < losses["sgd"] < 2
+    assert 0 < json.loads(capsys.readouterr().out)["sgd"] < 2
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Roles of parameters and the matrices in them, against what a person says."""
+"""Roles of parameters and the matrices in them, against those assigned by hand."""
 
 import pytest
 import torch
