@@ -15,11 +15,6 @@ def stack(*widths, count=4, scale=1.0):
     return NetworkStack(architecture, values)
 
 
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
-
-
 def test_every_tensor_has_mean_0_and_std_1_over_the_fitted_networks():
     networks = stack(2, 5, 4, 1)
     others = stack(2, 5, 4, 1, count=7)

@@ -18,11 +18,6 @@ WIDTH, KERNEL = 6, (3, 3)
 NAMES = ("residual", "attention", "grouped", "lstm")
 
 
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
-
-
 def pna(k):
     return PNALayer(WIDTH, 1.5, edges=k == 0)
 
@@ -95,11 +90,9 @@ def states_alone(network, graph, values):
 
 def test_blocks_of_one_kind_are_one_block():
     graphs = [zoo_graph("residual"), zoo_graph("attention")]
-    like = torch.zeros(())
-    layouts = [layout_of(graph, like) for graph in graphs]
+    layouts = [layout_of(graph, torch.zeros(())) for graph in graphs]
     counts = (3, 2)
-    pairs = list(zip(layouts, counts, strict=True))
-    parts = mixture_of(pairs, KERNEL).tensors
+    parts = mixture_of(list(zip(layouts, counts, strict=True)), KERNEL).tensors
     blocks = [block for graph in graphs for block in graph.blocks]
     assert len(parts.blocks) < len(blocks)
     shapes = [own.block.shape for own in parts.blocks]
