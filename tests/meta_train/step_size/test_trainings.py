@@ -32,7 +32,7 @@ def test_every_family_is_drawn_and_runs():
     assert set(families) == set(FAMILIES)
 
 
-def test_other_tasks_have_the_same_shapes_and_other_data():
+def test_another_task_has_the_same_shapes_and_other_data():
     for name in ("tuned", "words"):
         task, other = TRAININGS[name].task, other_task(TRAININGS[name])
         assert task.inputs.shape == other.inputs.shape

@@ -9,8 +9,7 @@ from tests.tasks.stacks import far, siren_stack
 def test_statistics_by_hand():
     values = torch.tensor([[4.0, 0.0, 2.0, 1.0, 3.0]])
     # mean, variance, five quantiles
-    expected = [2.0, 2.0, 0.0, 1.0, 2.0, 3.0, 4.0]
-    assert statistics(values).tolist() == [expected]
+    assert statistics(values).tolist() == [[2.0, 2.0, 0.0, 1.0, 2.0, 3.0, 4.0]]
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 10, 33])

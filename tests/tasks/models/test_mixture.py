@@ -90,11 +90,9 @@ def states_alone(network, graph, values):
 
 def test_blocks_of_one_kind_are_one_block():
     graphs = [zoo_graph("residual"), zoo_graph("attention")]
-    like = torch.zeros(())
-    layouts = [layout_of(graph, like) for graph in graphs]
+    layouts = [layout_of(graph, torch.zeros(())) for graph in graphs]
     counts = (3, 2)
-    pairs = list(zip(layouts, counts, strict=True))
-    parts = mixture_of(pairs, KERNEL).tensors
+    parts = mixture_of(list(zip(layouts, counts, strict=True)), KERNEL).tensors
     blocks = [block for graph in graphs for block in graph.blocks]
     assert len(parts.blocks) < len(blocks)
     shapes = [own.block.shape for own in parts.blocks]

@@ -24,9 +24,10 @@ def test_a_block_is_torchs_pre_norm_encoder_layer():
         "self_attn.out_proj": block.out,
         "linear1": block.up,
         "linear2": block.down,
+        "norm1": block.norm1,
+        "norm2": block.norm2,
     }
-    norms = {"norm1": block.norm1, "norm2": block.norm2}
-    for name, part in {**parts, **norms}.items():
+    for name, part in parts.items():
         state |= {f"{name}.weight": part.weight, f"{name}.bias": part.bias}
     layer.load_state_dict(state)
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)

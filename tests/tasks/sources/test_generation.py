@@ -23,6 +23,21 @@ def networks(job):
     return [Networks({"kind": "toy"}, {"weight": weights}, {"number": items.float()})]
 
 
+@pytest.fixture
+def made():
+    """The jobs of which `make` has made networks."""
+    return []
+
+
+@pytest.fixture
+def make(made):
+    def make(job):
+        made.append(job)
+        return networks(job)
+
+    return make
+
+
 def test_jobs_cut_every_split_into_shards():
     assert list(jobs({"train": 5, "test": 2}, 2)) == [
         Job("train", 0, 0, 2),
@@ -41,15 +56,9 @@ def test_jobs_of_ranks_do_not_depend_on_existing_shards(tmp_path):
     assert [job.number for job in missing(wanted, folder, Ranks(1, 2))] == [3]
 
 
-def test_missing_shards_and_the_manifest_are_made(tmp_path, capsys):
+def test_missing_shards_and_the_manifest_are_made(tmp_path, capsys, make, made):
     folder = Folder(tmp_path, {"steps": 3})
     wanted = list(jobs({"train": 5, "test": 1}, 2))
-    made = []
-
-    def make(job):
-        made.append(job)
-        return networks(job)
-
     make_shards(folder, wanted, make, ["number"])
     assert made == wanted
     # the mean of 0 to 4 and 0
@@ -66,19 +75,13 @@ def test_missing_shards_and_the_manifest_are_made(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kept", [-3, 0])
-def test_a_damaged_shard_is_made_again(tmp_path, capsys, kept):
+def test_a_damaged_shard_is_made_again(tmp_path, capsys, kept, make, made):
     folder = Folder(tmp_path, {})
     wanted = list(jobs({"train": 4}, 2))
     make_shards(folder, wanted, networks, ["number"])
     path = folder.shard("train", 1)
     path.write_bytes(path.read_bytes()[:kept])
     capsys.readouterr()
-    made = []
-
-    def make(job):
-        made.append(job)
-        return networks(job)
-
     make_shards(folder, wanted, make, ["number"])
     assert made == wanted[1:]
     (group,) = read_shard(path)
