@@ -46,10 +46,11 @@ RANDOM = "dropout feature_dropout".split()
 class Canonical(NamedTuple):
     """Networks in canonical form.
 
-    params: one tensor per parameter.
-    factors: one tensor per parameter, the canonical parameters divided by the given
-        ones; shifts of biases of sine neurons are left out. Updates of the canonical
-        networks are updates of the given ones times these.
+    Attributes:
+        params: One tensor per parameter.
+        factors: One tensor per parameter, the canonical parameters divided by the given
+            ones; shifts of biases of sine neurons are left out. Updates of the
+            canonical networks are updates of the given ones times these.
     """
 
     params: list[Tensor]
@@ -108,8 +109,9 @@ def canonical(
     """The canonical form: sine neurons have phases within [0, pi / 2], neurons with an
     odd activation no negative biases, neurons with a scale incoming weights of norm 1.
 
-    params: one tensor per parameter, (*batch, *shape).
-    frequency: sine neurons compute sin(frequency * x), where x includes the bias.
+    Args:
+        params: One tensor per parameter, `(*batch, *shape)`.
+        frequency: Sine neurons compute sin(frequency * x), where x includes the bias.
     """
     values = graph.gather(params, batch_dims)
     ones = graph.gather([torch.ones_like(p) for p in params], batch_dims)

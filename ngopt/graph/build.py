@@ -40,14 +40,6 @@ def build_graph(
 ) -> NeuralGraph:
     """The neural graph of a module, or of its parameters alone.
 
-    source: a module, or an iterable of parameters or of (name, parameter) pairs. From
-        parameters, names, shapes and order give the graph.
-    example_input: input of the module: a tensor, a tuple of arguments, a dict of named
-        ones, or `Inputs(args, kwargs)`. With it the graph is exact. Without it, layers
-        of a sequential module give the graph; for other modules an input is guessed
-        from the first layer. If that fails, the parameters give it, with a warning that
-        names the module.
-
     A copy of the module runs, which shares the parameters. The module stays as it is,
     its hooks do not run, and random generators are put back;
     `ngopt.graph.tracing.isolation` lists what is not protected. For a module that
@@ -56,9 +48,19 @@ def build_graph(
 
     Warns if a layer reads the example input without a batch axis.
 
-    Raises ValueError if there is no parameter, an element is no tensor, a lazy module
-    has no shape yet, FullyShardedDataParallel has flattened the parameters, or the
-    module does not run on the example input.
+    Args:
+        source: A module, or an iterable of parameters or of (name, parameter) pairs.
+            From parameters, names, shapes and order give the graph.
+        example_input: Input of the module: a tensor, a tuple of arguments, a dict of
+            named ones, or `Inputs(args, kwargs)`. With it the graph is exact. Without
+            it, layers of a sequential module give the graph; for other modules an input
+            is guessed from the first layer. If that fails, the parameters give it, with
+            a warning that names the module.
+
+    Raises:
+        ValueError: If there is no parameter, an element is no tensor, a lazy module has
+            no shape yet, FullyShardedDataParallel has flattened the parameters, or the
+            module does not run on the example input.
     """
     if not isinstance(source, nn.Module):
         if example_input is not None:

@@ -72,7 +72,7 @@ class View:
         return is_contiguous and self.numel == spec.numel
 
     def read(self, flat: Tensor) -> Tensor:
-        """(b, numel, f) -> (b, *shape, f), which shares memory."""
+        """(b, numel, f) -> `(b, *shape, f)`, which shares memory."""
         tail = flat[:, self.offset :]
         batch, element, feature = flat.stride()
         strides = [stride * element for stride in self.strides]
@@ -80,7 +80,7 @@ class View:
         return tail.as_strided(shape, (batch, *strides, feature))
 
     def write(self, flat: Tensor, values: Tensor) -> None:
-        """Puts (b, *shape, f) into (b, numel, f), in place."""
+        """Puts `(b, *shape, f)` into (b, numel, f), in place."""
         self.read(flat).copy_(values)
 
 
@@ -106,14 +106,16 @@ class NeuronGroup:
     """The neurons of one layer: the units of a linear layer, the channels of a
     convolution.
 
-    kind: one of `ngopt.graph.kinds.NODE_KINDS`.
-    role: "input", "hidden", "output" or, for nodes without edges, "isolated".
-    depth: length of the longest path to the group, divided by that of the longest path
-        in its component: 0 at inputs, 1 at the deepest outputs.
-    activation: name of the first function that the network applies to these neurons.
-    symmetry: see `ngopt.graph.activation_symmetry.symmetry_of`.
-    is_pinned: whether these neurons differ by something that no edge shows, so that
-        they cannot be exchanged.
+    Attributes:
+        kind: One of `ngopt.graph.kinds.NODE_KINDS`.
+        role: "input", "hidden", "output" or, for nodes without edges, "isolated".
+        depth: Length of the longest path to the group, divided by that of the longest
+            path in its component: 0 at inputs, 1 at the deepest outputs.
+        activation: Name of the first function that the network applies to these
+            neurons.
+        symmetry: See `ngopt.graph.activation_symmetry.symmetry_of`.
+        is_pinned: Whether these neurons differ by something that no edge shows, so that
+            they cannot be exchanged.
     """
 
     name: str
@@ -147,17 +149,18 @@ class NeuronSet(NamedTuple):
 class EdgeBlock:
     """Edges of one kind from neurons of the group `source` to neurons of `target`.
 
-    shape: (groups, n_target, n_source). Every target of a group has an edge from every
-        source of the same group: one group for a dense layer, several for a grouped
-        convolution, one per neuron for a diagonal (the scale of a norm).
-    slot_shape: shape of the slots of an edge, which are the positions of a kernel or of
-        a flattened map, or the gates of a recurrent layer; () for one slot.
-    view: the elements, (groups, n_target, n_source, *slot_shape); None for edges of
-        value 1, such as those of a residual connection.
-    kind: one of `ngopt.graph.kinds.EDGE_KINDS`.
-    source_index, target_index: the neurons, counted through all groups.
-    position: in a parameter graph, where each slot is a block: the slot's place in its
-        kernel.
+    Attributes:
+        shape: (groups, n_target, n_source). Every target of a group has an edge from
+            every source of the same group: one group for a dense layer, several for a
+            grouped convolution, one per neuron for a diagonal (the scale of a norm).
+        slot_shape: Shape of the slots of an edge, which are the positions of a kernel
+            or of a flattened map, or the gates of a recurrent layer; () for one slot.
+        view: The elements, `(groups, n_target, n_source, *slot_shape)`; None for edges
+            of value 1, such as those of a residual connection.
+        kind: One of `ngopt.graph.kinds.EDGE_KINDS`.
+        source_index, target_index: The neurons, counted through all groups.
+        position: In a parameter graph, where each slot is a block: the slot's place in
+            its kernel.
     """
 
     view: View | None
@@ -207,12 +210,13 @@ def is_diagonal(block: EdgeBlock) -> bool:
 class Topology:
     """Groups, blocks and biases of a `NeuralGraph`.
 
-    parameters: in the order in which values are given.
-    unplaced: names of the parameters without a rule, each a component of its own.
-    graph_ids: for each group, the number of its graph among joined graphs; () for one
-        graph.
-    inferred: for each parameter, whether its place follows from its name and shape
-        alone; () where none does.
+    Attributes:
+        parameters: In the order in which values are given.
+        unplaced: Names of the parameters without a rule, each a component of its own.
+        graph_ids: For each group, the number of its graph among joined graphs; () for
+            one graph.
+        inferred: For each parameter, whether its place follows from its name and shape
+            alone; () where none does.
     """
 
     parameters: tuple[ParameterSpec, ...]

@@ -31,9 +31,10 @@ EDGE_DIMS = 3
 class GraphValues(NamedTuple):
     """Values on a graph.
 
-    biases: for every bias in `NeuralGraph.biases`, (*batch, n, slots, *features).
-    edges: for every block in `NeuralGraph.weights`, (*batch, groups, n_target,
-        n_source, slots, *features).
+    Attributes:
+        biases: For every bias in `NeuralGraph.biases`, `(*batch, n, slots, *features)`.
+        edges: For every block in `NeuralGraph.weights`, `(*batch, groups, n_target,
+            n_source, slots, *features)`.
     """
 
     biases: tuple[Tensor, ...]
@@ -53,12 +54,14 @@ class NeuralGraph(Topology):
     def gather(self, values: Sequence[Tensor], batch_dims: int = 0) -> GraphValues:
         """Puts per-parameter values on nodes and edges.
 
-        values: one tensor per parameter, (*batch, *shape, *features). The first
-            `batch_dims` axes stack networks of this topology. Values of a complex
-            parameter are complex or real pairs.
+        Args:
+            values: One tensor per parameter, `(*batch, *shape, *features)`. The first
+                `batch_dims` axes stack networks of this topology. Values of a complex
+                parameter are complex or real pairs.
 
-        Raises ValueError if the number of values or a shape does not fit, or if values
-        are a dict.
+        Raises:
+            ValueError: If the number of values or a shape does not fit, or if values
+                are a dict.
         """
         if isinstance(values, Mapping):
             raise ValueError(
@@ -106,8 +109,8 @@ class NeuralGraph(Topology):
         return [self._mean_of(i, given, batch_dims) for i, given in enumerate(uses)]
 
     def flatten(self, values: Sequence[Tensor], batch_dims: int = 0) -> Tensor:
-        """Concatenates per-parameter values: (*batch, *shape, *features) each ->
-        (*batch, numel, *features)."""
+        """Concatenates per-parameter values: `(*batch, *shape, *features)` each ->
+        `(*batch, numel, *features)`."""
         flat = []
         for value, spec in zip(values, self.parameters, strict=True):
             batch = value.shape[:batch_dims]

@@ -24,11 +24,13 @@ class TrainerOptimizer(NGOptimizer):
         traced: nn.Module,
         **settings: Any,
     ):
-        """params: tensors or groups of the Trainer, whose weight decay is ignored.
+        """
+        Args:
+            params: Tensors or groups of the Trainer, whose weight decay is ignored.
+            traced: The module with these parameters, for names and the graph.
 
-        traced: the module with these parameters, for names and the graph.
-
-        Raises ValueError if a parameter is not one of the module's.
+        Raises:
+            ValueError: If a parameter is not one of the module's.
         """
         trained: set[Tensor] = set()
         for entry in params:
@@ -54,11 +56,13 @@ def trainer_arguments(
     Trainer alone would set the decay to that of its arguments, 0 unless given. The
     graph is traced at the first forward pass in training.
 
-    model: the model of the Trainer. settings: other settings of NGOptimizer, such as
-        `total_steps`.
+    Args:
+        model: The model of the Trainer.
+        settings: Other settings of NGOptimizer, such as `total_steps`.
 
-    Raises ValueError if `model` is not a module. Raises TypeError for a setting that
-    NGOptimizer does not have.
+    Raises:
+        ValueError: If `model` is not a module.
+        TypeError: For a setting that NGOptimizer does not have.
     """
     if not isinstance(model, nn.Module):
         raise ValueError(
@@ -88,9 +92,12 @@ def trainer_steps(arguments: Any, examples: int) -> int:
     With `dataloader_drop_last` the number of batches is rounded down. Tensor, sequence
     and context parallelism and `split_batches` are not counted.
 
-    arguments: `transformers.TrainingArguments`. examples: in the training data set.
+    Args:
+        arguments: `transformers.TrainingArguments`.
+        examples: In the training data set.
 
-    Raises ValueError if there are no examples.
+    Raises:
+        ValueError: If there are no examples.
     """
     if arguments.max_steps > 0:
         return arguments.max_steps

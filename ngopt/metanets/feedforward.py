@@ -14,7 +14,9 @@ from ngopt.metanets.update_mlp import UpdateMLP
 class FeedForwardConfig:
     """hidden: widths of the MLP. output_scale and magnitude_scale: see `UpdateMLP`.
 
-    nominal_step: the step size in whose units the optimizer's weight decay is given.
+    Attributes:
+        nominal_step: The step size in whose units the optimizer's weight decay is
+            given.
     """
 
     hidden: tuple[int, ...] = (32, 32)
@@ -26,8 +28,8 @@ class FeedForwardConfig:
 class FeedForward(Metanet):
     """The metanet "ff": reads the features of each parameter, not the graph.
 
-    Shapes: features (*batch, numel, 14), in the order of `NeuralGraph.flatten` ->
-    (*batch, numel).
+    Shapes: features `(*batch, numel, 14)`, in the order of `NeuralGraph.flatten` ->
+    `(*batch, numel)`.
     """
 
     name = "ff"

@@ -36,8 +36,8 @@ class GraphMetanet(FeedForward):
 
     A subclass has `context_pieces`: the context of every bias and chunk of a weight.
 
-    Shapes: features (*batch, numel, 14), in the order of `NeuralGraph.flatten` ->
-    (*batch, numel).
+    Shapes: features `(*batch, numel, 14)`, in the order of `NeuralGraph.flatten` ->
+    `(*batch, numel)`.
     """
 
     config: GraphMetanetConfig
@@ -47,7 +47,8 @@ class GraphMetanet(FeedForward):
     def from_feedforward(cls, feedforward: FeedForward, **changes: Any) -> Self:
         """One that predicts what the FF predicts: the weights of the context are zero.
 
-        changes: fields of the config, but `hidden`.
+        Args:
+            changes: Fields of the config, but `hidden`.
         """
         hidden = feedforward.config.hidden
         config = {**asdict(feedforward.config), **changes, "hidden": hidden}
@@ -73,8 +74,8 @@ class GraphMetanet(FeedForward):
         return graph_tensors.graph_tensors(graph, self.config.kernel, like, limit)
 
     def context_pieces(self, source: FeatureSource, tensors: GraphTensors) -> Contexts:
-        """The context of every place, (*batch, *shape of the view, d_out), whose slots
-        are one axis."""
+        """The context of every place, `(*batch, *shape of the view, d_out)`, whose
+        slots are one axis."""
         raise NotImplementedError
 
     def context(

@@ -21,8 +21,10 @@ class Metanet(nn.Module, ABC):
     context of every parameter is computed from the graph first, and the updates then
     from it and the parameters' own features.
 
-    config: an instance of `Config` with at least `nominal_step`, the step size in whose
-    units the optimizer's weight decay is given. Raises ValueError without it.
+    Args:
+        config: An instance of `Config` with at least `nominal_step`, the step size in
+            whose units the optimizer's weight decay is given. Raises ValueError without
+            it.
     """
 
     name: ClassVar[str]
@@ -59,16 +61,17 @@ class Metanet(nn.Module, ABC):
         tensors: GraphTensors,
         out: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
-        """The context of every parameter, (*batch, numel, d) each.
+        """The context of every parameter, `(*batch, numel, d)` each.
 
-        out: where to write it, (numel, d) of any dtype.
+        Args:
+            out: Where to write it, (numel, d) of any dtype.
         """
         raise NotImplementedError
 
     @abstractmethod
     def updates(self, features: Tensor, context: Tensor | None) -> Tensor:
-        """Features (*batch, n, 14) of any elements, and their context (*batch, n, d)
-        -> (*batch, n)."""
+        """Features `(*batch, n, 14)` of any elements, and their context `(*batch, n,
+        d)` -> `(*batch, n)`."""
 
     def update_mlp(self) -> UpdateMLP | None:
         """The MLP whose outputs are `updates`, if one is; `ngopt.metanets.predictor`
@@ -76,8 +79,12 @@ class Metanet(nn.Module, ABC):
         return None
 
     def checked_updates(self, features: Tensor, context: Tensor | None) -> Tensor:
-        """`updates`. Raises ValueError unless there is one per element: (n, 1) would be
-        viewed as the shape of the parameter."""
+        """`updates`.
+
+        Raises:
+            ValueError: Unless there is one per element: (n, 1) would be viewed as the
+                shape of the parameter.
+        """
         if context is not None:
             context = context.to(features)
         values = self.updates(features, context)
@@ -90,8 +97,8 @@ class Metanet(nn.Module, ABC):
         return values
 
     def forward(self, features: Tensor, graph: NeuralGraph) -> Tensor:
-        """All features (*batch, numel, 14), in the order of `NeuralGraph.flatten` ->
-        (*batch, numel)."""
+        """All features `(*batch, numel, 14)`, in the order of `NeuralGraph.flatten` ->
+        `(*batch, numel)`."""
         tensors = self.graph_tensors(graph, features)
         if tensors is None:
             return self.updates(features, None)

@@ -16,8 +16,9 @@ from ngopt.metanets.layers.attention import RelationalLayer
 class TransformerConfig(MessagePassingConfig):
     """heads: of each layer, a divisor of width.
 
-    complete_up_to: in networks of at most this many neurons, all attend to all. Others
-    as in `MessagePassingConfig`.
+    Attributes:
+        complete_up_to: In networks of at most this many neurons, all attend to all.
+            Others as in `MessagePassingConfig`.
     """
 
     heads: int = 4

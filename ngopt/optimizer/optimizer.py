@@ -76,11 +76,13 @@ class NGOptimizer(Optimizer):
     512 rows are bfloat16. A complex parameter is optimized as pairs of real numbers.
     Steps skip parameters without a gradient.
 
-    Raises ValueError if there are no parameters, an argument is out of range, the
-    weights cannot be loaded, the graph does not fit, or parameters are flat pieces of
-    FullyShardedDataParallel. Raises TypeError for a module in place of parameters.
+    Raises:
+        ValueError: If there are no parameters, an argument is out of range, the weights
+            cannot be loaded, the graph does not fit, or parameters are flat pieces of
+            FullyShardedDataParallel.
+        TypeError: For a module in place of parameters.
 
-    Example:
+    Examples:
         >>> optimizer = NGOptimizer(model.parameters(), total_steps=1000)
         >>> optimizer.zero_grad()
         >>> loss_fn(model(input), target).backward()
@@ -167,7 +169,8 @@ class NGOptimizer(Optimizer):
     def step(self, closure=None):
         """Performs a single optimization step.
 
-        closure: re-evaluates the model and returns the loss, which `step` returns.
+        Args:
+            closure: re-evaluates the model and returns the loss, which `step` returns.
         """
         loss = None
         if closure is not None:
@@ -207,8 +210,9 @@ class NGOptimizer(Optimizer):
         Buffers, as of BatchNorm, are neither averaged nor restored: call
         `torch.optim.swa_utils.update_bn(batches, model)` within, and restore them.
 
-        >>> with opt.averaged():
-        ...     accuracy = evaluate(model)
+        Examples:
+            >>> with opt.averaged():
+            ...     accuracy = evaluate(model)
         """
         with averages.averages_written(self.param_groups, self.state):
             yield

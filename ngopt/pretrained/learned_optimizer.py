@@ -22,13 +22,16 @@ BASES: dict[str, type[Soap]] = {Soap.name: Soap}
 class LearnedOptimizer:
     """The contents of a weights file: a base rule or a metanet.
 
-    base: the hand-designed rule. metanet: predicts the updates (the paper's
-    optimizers). cooldown: a schedule for the metanet's updates; None leaves them
-    constant. recipe: JSON, how the weights were made (`stages`, the newest last).
-    table: JSON, what was measured with them.
+    Attributes:
+        base: The hand-designed rule.
+        metanet: Predicts the updates (the paper's optimizers).
+        cooldown: A schedule for the metanet's updates; None leaves them constant.
+        recipe: JSON, how the weights were made (`stages`, the newest last).
+        table: JSON, what was measured with them.
 
-    Raises ValueError if there is neither a base nor a metanet, or both. Raises
-    ValueError for a cooldown beside a base, which has its own schedule.
+    Raises:
+        ValueError: If there is neither a base nor a metanet, or both.
+        ValueError: For a cooldown beside a base, which has its own schedule.
     """
 
     base: Soap | None = None
@@ -89,10 +92,11 @@ class LearnedOptimizer:
     ) -> UpdateRule:
         """The update rule on a graph.
 
-        total_steps: the horizon, if known.
-        device, dtype: the rule computes with a copy of the metanet there. With neither
-            it uses the metanet itself, so that an unroll can differentiate by it. A
-            base rule ignores `device`; its `compute_dtype` is `dtype`.
+        Args:
+            total_steps: The horizon, if known.
+            device, dtype: The rule computes with a copy of the metanet there. With
+                neither it uses the metanet itself, so that an unroll can differentiate
+                by it. A base rule ignores `device`; its `compute_dtype` is `dtype`.
         """
         if self.base is not None:
             return self.base.bind(graph, total_steps, compute_dtype=dtype)

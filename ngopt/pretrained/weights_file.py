@@ -46,8 +46,9 @@ def load_pretrained(weights: str | os.PathLike = DEFAULT) -> LearnedOptimizer:
     imports nothing. Tensors of a base rule, as of "learned-step", apply to this
     version's constants; a UserWarning is given if they were fitted to others.
 
-    Raises ValueError if there is no such name or file, if the file is damaged, or if
-    its format, base rule, metanet or config is unknown in this version.
+    Raises:
+        ValueError: If there is no such name or file, if the file is damaged, or if its
+            format, base rule, metanet or config is unknown in this version.
     """
     if weights == DEFAULT:
         return LearnedOptimizer(base=Soap())
@@ -144,7 +145,8 @@ def as_learned(weights: Any) -> LearnedOptimizer:
 def save_pretrained(learned: LearnedOptimizer, path: str | os.PathLike) -> None:
     """Writes a weights file atomically.
 
-    Raises ValueError for a multiplier of your own, which no file can store.
+    Raises:
+        ValueError: For a multiplier of your own, which no file can store.
     """
     multiplier = getattr(learned.base, "multiplier", None)
     if multiplier is not None and not isinstance(multiplier, LearnedStep):

@@ -15,13 +15,15 @@ def parameter_roles(
 ) -> dict[str, ParameterRole]:
     """Name -> role of every parameter, in the order of the parameters.
 
-    model, example_input: as for `build_graph`. Without a module, roles follow from
-    names and shapes.
-
     Raises ValueError as `build_graph` does.
 
-    >>> roles = parameter_roles(model, example_input)
-    >>> decayed = [p for name, p in model.named_parameters() if roles[name].blocks]
+    Args:
+        model, example_input: As for `build_graph`. Without a module, roles follow from
+            names and shapes.
+
+    Examples:
+        >>> roles = parameter_roles(model, example_input)
+        >>> decayed = [p for name, p in model.named_parameters() if roles[name].blocks]
     """
     roles = roles_of(build_graph(model, example_input))
     return {role.name: role for role in roles}

@@ -40,7 +40,8 @@ from ngopt.soap.update import SoapUpdate, Step
 class Soap:
     """SOAP with its constants; `bind` applies it to a graph.
 
-    multiplier: of step sizes and weight decays; None: all factors are 1.
+    Attributes:
+        multiplier: Of step sizes and weight decays; None: all factors are 1.
     """
 
     config: SoapConfig = field(default_factory=SoapConfig)
@@ -59,7 +60,8 @@ class Soap:
     ) -> "SoapRule":
         """The rule for the parameters of a graph, in one process, without kernels.
 
-        options: other arguments of `SoapRule`.
+        Args:
+            options: Other arguments of `SoapRule`.
         """
         return SoapRule(self, graph, total_steps, **options)
 

@@ -22,12 +22,14 @@ def draw(
     """Draws a graph into a PNG or SVG file: groups as boxes from top to bottom by
     depth, blocks as arrows.
 
-    values: one tensor per parameter, (*shape, *features). The thickness of an arrow
-        grows with the norm of its values, without values with the log of its number of
-        elements.
+    Args:
+        values: One tensor per parameter, `(*shape, *features)`. The thickness of an
+            arrow grows with the norm of its values, without values with the log of its
+            number of elements.
 
-    Raises ValueError if the file has another suffix or the values do not fit,
-    ImportError if matplotlib is missing.
+    Raises:
+        ValueError: If the file has another suffix or the values do not fit.
+        ImportError: If matplotlib is missing.
     """
     suffix = format_of(path)
     require("matplotlib", "draw")

@@ -20,12 +20,13 @@ NO_NEURON, SAME_CONSTANT = 0, -1
 class Neurons:
     """A tensor of activations.
 
-    labels: for every entry the number of its node, 0 or less without one.
-    is_pristine: whether they are the outputs of a weight, or sums of such.
-    is_normalised: whether they are the output of a norm without a scale; a parameter
-    that multiplies them is the scale.
-    positions: the nodes of the places along a dimension, if a weight between places
-    made these.
+    Attributes:
+        labels: For every entry the number of its node, 0 or less without one.
+        is_pristine: Whether they are the outputs of a weight, or sums of such.
+        is_normalised: Whether they are the output of a norm without a scale; a
+            parameter that multiplies them is the scale.
+        positions: The nodes of the places along a dimension, if a weight between places
+            made these.
     """
 
     labels: Tensor

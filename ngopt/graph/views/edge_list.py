@@ -15,13 +15,14 @@ from ngopt.graph.neural_graph import NeuralGraph
 class EdgeList(NamedTuple):
     """A neural graph as single edges. Nodes are numbered group after group.
 
-    sources, targets: (edges,) node numbers.
-    block: (edges,) positions in `NeuralGraph.blocks`.
-    parameter, element: (edges, slots) the position of the parameter and the flat index
-        of the element in every slot; -1 for edges of value 1, and where a block has
-        fewer slots than the widest.
-    node: (node features,) the node that has each feature, which is part of a bias.
-    node_parameter, node_element: (node features, slots) the same as for edges.
+    Attributes:
+        sources, targets: (edges,) node numbers.
+        block: (edges,) positions in `NeuralGraph.blocks`.
+        parameter, element: (edges, slots) the position of the parameter and the flat
+            index of the element in every slot; -1 for edges of value 1, and where a
+            block has fewer slots than the widest.
+        node: (node features,) the node that has each feature, which is part of a bias.
+        node_parameter, node_element: (node features, slots) the same as for edges.
     """
 
     sources: Tensor

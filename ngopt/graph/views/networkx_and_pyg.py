@@ -35,8 +35,6 @@ def to_networkx(
     """A networkx graph with a node for every neuron and an edge for every edge,
     numbered as in `to_edge_list`.
 
-    values: one tensor per parameter, (*shape, *features).
-
     Attributes of nodes:
 
     - group, index: the position in `NeuralGraph.groups` and the neuron in the group.
@@ -52,7 +50,12 @@ def to_networkx(
       weights, empty for edges of value 1.
     - values: a number for every slot, or nested lists with features; only with values.
 
-    Raises ImportError if networkx is missing, ValueError if the values do not fit.
+    Args:
+        values: One tensor per parameter, `(*shape, *features)`.
+
+    Raises:
+        ImportError: If networkx is missing.
+        ValueError: If the values do not fit.
     """
     require("networkx", "to_networkx")
     from networkx import MultiDiGraph
@@ -103,11 +106,6 @@ def to_pyg(
     """A PyTorch Geometric graph with a node for every neuron; nodes and edges in the
     order of `to_edge_list`.
 
-    values: one tensor per parameter, (*shape, *features); gradients flow to them.
-    slots: number of slots to which nodes and edges are padded; by default as many as
-        the graph needs. Graphs of several architectures need the same number to go into
-        one `torch_geometric.data.Batch`.
-
     - edge_index: (2, edges), source and target of every edge.
     - edge_kind: (edges,), the position of the block's kind in `EDGE_KINDS`.
     - edge_block: (edges,), the position in `NeuralGraph.blocks`.
@@ -117,11 +115,18 @@ def to_pyg(
     - node_depth: (nodes,), see `NeuronGroup`.
     - node_mask: (nodes, node slots), which slots have an element. A node with two
       biases has the slots of both.
-    - edge_attr: (edges, slots, *features) and x: (nodes, node slots, *features), only
-      with values: weights and biases, 0 outside the masks.
+    - edge_attr: `(edges, slots, *features)` and x: `(nodes, node slots, *features)`,
+      only with values: weights and biases, 0 outside the masks.
 
-    Raises ImportError if torch_geometric is missing, ValueError if the values do not
-    fit or slots are too few.
+    Args:
+        values: One tensor per parameter, `(*shape, *features)`; gradients flow to them.
+        slots: Number of slots to which nodes and edges are padded; by default as many
+            as the graph needs. Graphs of several architectures need the same number to
+            go into one `torch_geometric.data.Batch`.
+
+    Raises:
+        ImportError: If torch_geometric is missing.
+        ValueError: If the values do not fit or slots are too few.
     """
     require("torch_geometric", "to_pyg")
     from torch_geometric.data import Data

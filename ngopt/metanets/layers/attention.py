@@ -28,8 +28,10 @@ class SoftmaxSums(NamedTuple):
     """Numerator and denominator of an attention's softmax, to which values can be
     added.
 
-    high: the largest logit, (*batch, n, heads). total: sum of exp(logit - high), the
-    same. value: sum of exp(logit - high) * value, (*batch, n, width).
+    Attributes:
+        high: The largest logit, `(*batch, n, heads)`.
+        total: Sum of exp(logit - high), the same.
+        value: Sum of exp(logit - high) * value, `(*batch, n, width)`.
     """
 
     high: Tensor
@@ -42,8 +44,10 @@ class SoftmaxSums(NamedTuple):
     ) -> "SoftmaxSums":
         """Sums over two axes.
 
-        logits: (groups, a, b, tiles, *batch, heads). values: the same with width.
-        of_head: which columns are of each head, (heads, width).
+        Args:
+            logits: `(groups, a, b, tiles, *batch, heads)`.
+            values: The same with width.
+            of_head: Which columns are of each head, (heads, width).
         """
         high = logits.detach().amax(axes, keepdim=True)
         weight = (logits - high).exp()
@@ -73,7 +77,8 @@ class SoftmaxSums(NamedTuple):
         return cls(high, total, value)
 
     def mean(self) -> Tensor:
-        """The values, weighted by the softmax, (*batch, n, width); 0 without values."""
+        """The values, weighted by the softmax, `(*batch, n, width)`; 0 without
+        values."""
         has_values = self.total > 0
         total = torch.where(has_values, self.total, 1)
         return _by_head(has_values / total, self.value)
@@ -85,18 +90,23 @@ class RelationalLayer(GraphLayer):
 
     Neuron i attends to neurons j along edges e, in each direction with its own weights:
 
-    query  W v_i + W e
-    key    W v_j + W e
-    value  (W_scale e) * (W v_j) + W_shift e     (Kofinas et al. 2024, Eq. 5)
-    nodes  u = norm(v + linear(attention)), norm(u + mlp(u))
-    edges  u = norm(e + linear(relu(linear([v_target, e, v_source])))),
-           norm(u + mlp(u))
+        query  W v_i + W e
+        key    W v_j + W e
+        value  (W_scale e) * (W v_j) + W_shift e     (Kofinas et al. 2024, Eq. 5)
+        nodes  u = norm(v + linear(attention)), norm(u + mlp(u))
+        edges  u = norm(e + linear(relu(linear([v_target, e, v_source])))),
+               norm(u + mlp(u))
 
-    complete_up_to: in graphs of at most this many neurons, each neuron also attends to
-    all others, as along an edge without features. edges: as in `PNALayer`.
-    The edge update has no term of the reverse edge: there is none.
+    Shapes: as in `GraphLayer`.
 
-    Shapes: as in `GraphLayer`. Raises ValueError if heads do not divide the width.
+    Args:
+        complete_up_to: In graphs of at most this many neurons, each neuron also attends
+            to all others, as along an edge without features.
+        edges: As in `PNALayer`. The edge update has no term of the reverse edge: there
+            is none.
+
+    Raises:
+        ValueError: If heads do not divide the width.
     """
 
     of_head: Tensor
@@ -249,10 +259,11 @@ def _by_head(weight: Tensor, value: Tensor) -> Tensor:
 def padded(graph_ids: Tensor, limit: int) -> tuple[Tensor, Tensor]:
     """The nodes of the graphs of at most `limit` nodes, one graph a row.
 
-    graph_ids: graph of every node, (n,).
-
     Returns numbers of nodes (graphs, most), 0 where padded, and which of these are
     nodes, bool.
+
+    Args:
+        graph_ids: Graph of every node, (n,).
     """
     counts = torch.bincount(graph_ids)
     starts = counts.cumsum(0) - counts

@@ -11,7 +11,7 @@ class GlobalFeature(nn.Module):
     u <- u + linear(silu(linear([u, mean of nodes, mean of edges]))). Then a linear map
     of u is added to all nodes, and one to all edges, of its graph.
 
-    Shapes: u and the means (*batch, graphs, width).
+    Shapes: u and the means `(*batch, graphs, width)`.
     """
 
     def __init__(self, width: int):

@@ -13,16 +13,17 @@ from ngopt.metanets.layers.aggregation import Aggregate, Incoming
 class EndTerms(NamedTuple):
     """Linear maps of the nodes at both ends of the edges of a block.
 
-    target: (groups, n_target, *batch, columns). source: (groups, n_source, *batch,
-    columns).
+    Attributes:
+        target: `(groups, n_target, *batch, columns)`.
+        source: `(groups, n_source, *batch, columns)`.
     """
 
     target: Tensor
     source: Tensor
 
     def at_ends(self, chunk: EdgeChunk) -> tuple[Tensor, Tensor]:
-        """Of the targets of a chunk, (groups, n_target, 1, 1, *batch, columns), and of
-        its sources, (groups, 1, n_source, 1, *batch, columns)."""
+        """Of the targets of a chunk, `(groups, n_target, 1, 1, *batch, columns)`, and
+        of its sources, `(groups, 1, n_source, 1, *batch, columns)`."""
         target = self.target[chunk.groups, chunk.targets, None, None]
         source = self.source[chunk.groups, None, chunk.sources, None]
         return target, source
@@ -39,11 +40,12 @@ class GraphLayer(nn.Module):
     """Base class of a round of messages along edges: new nodes and new edges, chunk by
     chunk.
 
-    target, source: linear maps of the nodes at the ends of edges. The last `width`
-    outputs are for new edges, the others for messages.
+    Shapes: nodes `(*batch, n, width)` of each group; edges `(groups, n_target,
+    n_source, tiles, *batch, width)`, of a chunk.
 
-    Shapes: nodes (*batch, n, width) of each group; edges (groups, n_target, n_source,
-    tiles, *batch, width), of a chunk.
+    Attributes:
+        target, source: Linear maps of the nodes at the ends of edges. The last `width`
+            outputs are for new edges, the others for messages.
     """
 
     width: int
@@ -73,7 +75,8 @@ class GraphLayer(nn.Module):
     def edge_functions(self, node: Tensor) -> EdgeFunctions:
         """The functions of the edges that a pass through the graph uses.
 
-        node: the nodes of one group.
+        Args:
+            node: The nodes of one group.
         """
         return EdgeFunctions(self.messages, self.next_edges)
 
@@ -96,16 +99,20 @@ class GraphLayer(nn.Module):
     ) -> list[Tensor]:
         """The nodes after this layer, from the messages to each group.
 
-        incoming: along edges to the group. outgoing: back along edges from the group.
-        graph_ids: see `GraphTensors`.
+        Args:
+            incoming: Along edges to the group.
+            outgoing: Back along edges from the group.
+            graph_ids: See `GraphTensors`.
         """
         raise NotImplementedError
 
 
 def batch_inside(values: Tensor, axes: int) -> Tensor:
-    """(*batch, *axes, width) -> (*axes, *batch, width), in this order of memory.
+    """`(*batch, *axes, width)` -> `(*axes, *batch, width)`, in this order of memory.
 
-    axes: their number. Broadcasts and reductions over edges then run over long rows.
+    Args:
+        axes: Their number. Broadcasts and reductions over edges then run over long
+            rows.
     """
     batch = list(range(values.dim() - axes - 1))
     if not batch:
@@ -130,5 +137,5 @@ def _some_outputs(layer: nn.Linear, x: Tensor, columns: slice) -> Tensor:
 
 
 def select_neurons(nodes: Tensor, index: Tensor | None) -> Tensor:
-    """Rows (*batch, n, width) of an index; all without one."""
+    """Rows `(*batch, n, width)` of an index; all without one."""
     return nodes if index is None else nodes.index_select(-2, index)

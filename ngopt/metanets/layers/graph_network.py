@@ -29,10 +29,12 @@ Extra = Sequence[Tensor | None]
 class GraphNetworkOptions:
     """What a graph network reads beside the features of parameters.
 
-    activations: nodes have an embedding of the function that the network applies to
-    them. global_feature: every layer has a vector for the whole graph. positions: nodes
-    have their positions, see `node_positions`. slot_positions: edges of a parameter
-    graph have their place in a kernel.
+    Attributes:
+        activations: Nodes have an embedding of the function that the network applies to
+            them.
+        global_feature: Every layer has a vector for the whole graph.
+        positions: Nodes have their positions, see `node_positions`.
+        slot_positions: Edges of a parameter graph have their place in a kernel.
     """
 
     activations: bool = False
@@ -48,10 +50,12 @@ class GraphNetwork(nn.Module):
     Kinds of nodes and edges are part of their features. Edges without a parameter start
     from a learned vector for their kind.
 
-    d_out: None if only `states` is used. layers: the rounds. kernel: largest (height,
-    width) of a kernel on one edge.
-
     Shapes: `GraphValues` with d_in features -> `GraphValues` with d_out features.
+
+    Args:
+        d_out: None if only `states` is used.
+        layers: The rounds.
+        kernel: Largest (height, width) of a kernel on one edge.
     """
 
     def __init__(
@@ -113,9 +117,9 @@ class GraphNetwork(nn.Module):
     ) -> graph_tensors.Contexts:
         """The output, place by place.
 
-        Of a bias, by its number, (*batch, n, slots, d_out); of a chunk of a weight
-        (*batch, groups, n_target, n_source, slots, d_out). Edge states of large graphs
-        are recomputed instead of stored, unless autograd stores them.
+        Of a bias, by its number, `(*batch, n, slots, d_out)`; of a chunk of a weight
+        `(*batch, groups, n_target, n_source, slots, d_out)`. Edge states of large
+        graphs are recomputed instead of stored, unless autograd stores them.
         """
         nodes, edges = self.states(source, tensors, extra)
         all_maps = maps_of(self.node_decoder, tensors.graph.biases)
@@ -137,7 +141,7 @@ class GraphNetwork(nn.Module):
     ) -> tuple[list[Tensor], EdgeStates]:
         """States of nodes and edges after all layers.
 
-        Returns (*batch, n, width) of every group, and the edges, which are computed
+        Returns `(*batch, n, width)` of every group, and the edges, which are computed
         when read.
         """
         maps = maps_of(self.edge_encoder, tensors.graph.weights)

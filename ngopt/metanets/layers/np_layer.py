@@ -40,18 +40,22 @@ class NPLayer(nn.Module):
     which no permutation moves; each term has its own mixing of channels for each pair
     of them:
 
+    ```text
     W_l[j, k]   W_l[j, k];
                 mean of W_l[j] and of W_{l+1}[:, j], v_{l+1}[j];
                 mean of W_l[:, k] and of W_{l-1}[k], v_l[k];
                 means of all W_s and v_s, u
     v_l[j]      v_l[j], mean of W_{l-1}[j] and of W_l[:, j]; means of all W_s and v_s, u
     u           means of all W_s and v_s, u
+    ```
 
     The nodes of NP are biases, those of inputs have no features, and there is no u. In
     HNP inputs and outputs are no groups, and the weights of each of them are features
     of hidden neurons.
 
-    d_in, d_out: channels. pool: replaces means; with "max" the map is not linear.
+    Args:
+        d_in, d_out: channels.
+        pool: Replaces means; with "max" the map is not linear.
     """
 
     def __init__(self, d_in: Channels, d_out: Channels, pool: Pool = "mean"):
@@ -84,8 +88,11 @@ class NPLayer(nn.Module):
     ) -> tuple[list[Tensor], Tensor]:
         """Nodes and u after the layer, which becomes a step of the weights.
 
-        order: the weights from inputs to outputs. nodes: (*batch, n_l, channels).
-        whole: u, (*batch, channels). is_last: without ReLU.
+        Args:
+            order: The weights from inputs to outputs.
+            nodes: `(*batch, n_l, channels)`.
+            whole: u, `(*batch, channels)`.
+            is_last: Without ReLU.
         """
         pools = [pooled(weights, block, self.pool) for block in order]
         everything = summary(pools, nodes, whole, self.pool)
@@ -133,7 +140,9 @@ class Nothing(nn.Module):
 class PooledWeight(NamedTuple):
     """A weight pooled over one of its ends.
 
-    over_sources: (*batch, n_target, d). over_targets: (*batch, n_source, d).
+    Attributes:
+        over_sources: `(*batch, n_target, d)`.
+        over_targets: `(*batch, n_source, d)`.
     """
 
     over_sources: Tensor
@@ -170,7 +179,7 @@ def _add_pooled(
 def summary(
     pools: Sequence[PooledWeight], nodes: Sequence[Tensor], whole: Tensor, pool: Pool
 ) -> Tensor:
-    """All weights and nodes pooled, and u, (*batch, total channels), which no
+    """All weights and nodes pooled, and u, `(*batch, total channels)`, which no
     permutation changes."""
     columns = []
     for x in (*(weight.over_sources for weight in pools), *nodes):

@@ -38,15 +38,16 @@ WIDTHS = 16, 32
 class PNALayer(GraphLayer):
     """One round of messages between neighbouring groups.
 
-    message (Eq. 4)  m = scale(e) * phi([v_target, v_source]) + shift(e), both ways
-    nodes            v + silu(norm(linear([v, aggregates of both directions])))
-    edges (Eq. 3)    e + linear(silu(linear([v_target, e, v_source])))
+        message (Eq. 4)  m = scale(e) * phi([v_target, v_source]) + shift(e), both ways
+        nodes            v + silu(norm(linear([v, aggregates of both directions])))
+        edges (Eq. 3)    e + linear(silu(linear([v_target, e, v_source])))
 
     Aggregates are mean, min, max and std of the messages, each with the scalers
     identity and amplification, log(degree + 1) / log_degree (Corso et al. 2020).
 
-    edges: whether the layer updates the states of edges. The last one need not if only
-    nodes are read.
+    Args:
+        edges: Whether the layer updates the states of edges. The last one need not if
+            only nodes are read.
     """
 
     def __init__(self, width: int, log_degree: float, edges: bool = True):
@@ -152,8 +153,8 @@ class PNALayer(GraphLayer):
 
 
 def can_use_kernels(node: Tensor) -> bool:
-    """Whether Triton kernels can compute the edges of nodes (*batch, n, width): without
-    a batch or derivatives, on a GPU that has products of bfloat16."""
+    """Whether Triton kernels can compute the edges of nodes `(*batch, n, width)`:
+    without a batch or derivatives, on a GPU that has products of bfloat16."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
     if node.dim() != 2 or node.shape[-1] not in WIDTHS or node.dtype == torch.float64:
@@ -164,8 +165,8 @@ def can_use_kernels(node: Tensor) -> bool:
 
 
 def statistics(messages: Tensor, axes: Axes) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Mean, variance, minimum and maximum of messages (groups, n_target, n_source,
-    tiles, *batch, width) over two axes, which stay with length 1."""
+    """Mean, variance, minimum and maximum of messages `(groups, n_target, n_source,
+    tiles, *batch, width)` over two axes, which stay with length 1."""
     if messages.is_cpu:
         mean = messages.mean(axes, keepdim=True)
         # several times as fast as torch.var_mean over inner axes
@@ -209,10 +210,10 @@ class FiLMStatistics(torch.autograd.Function):
     bool masks of minima and maxima alone take as long as all matrix products of a
     layer.
 
-    Shapes: scale, shift (groups, n_target, n_source, tiles, *batch, width), target
-    (groups, n_target, 1, 1, *batch, width), source (groups, 1, n_source, 1, *batch,
-    width) -> their `statistics`. With the batch inside, broadcasts and
-    reductions run over long rows.
+    Shapes: scale, shift `(groups, n_target, n_source, tiles, *batch, width)`, target
+    `(groups, n_target, 1, 1, *batch, width)`, source `(groups, 1, n_source, 1, *batch,
+    width)` -> their `statistics`. With the batch inside, broadcasts and reductions run
+    over long rows.
     """
 
     generate_vmap_rule = True

@@ -11,10 +11,12 @@ class Cooldown:
     """How updates change over a run whose number of steps is known (Hägele et al.
     2024).
 
-    gain: multiplies updates until the last `share` of the steps,
-    over which it falls linearly to zero.
+    Attributes:
+        gain: Multiplies updates until the last `share` of the steps, over which it
+            falls linearly to zero.
 
-    Raises ValueError if the gain is negative or the share not within (0, 1].
+    Raises:
+        ValueError: If the gain is negative or the share not within (0, 1].
     """
 
     gain: float
