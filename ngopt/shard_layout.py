@@ -68,7 +68,7 @@ class LocalParameter(NamedTuple):
     shape: tuple[int, ...]  # of the whole parameter
     dtype: str
     piece: Piece  # that the process stores
-    is_alone: bool  # whether every process has a parameter of its own
+    is_local_only: bool  # whether every process has a parameter of its own
 
 
 def is_dtensor(x: Any) -> bool:

@@ -83,7 +83,7 @@ class ShardedState:
                 found[i][key] = self._owned_part(i, key, value)
         for i, record in enumerate(found):
             average = record.get(AVERAGE)
-            if average is not None and not self.shards.alone[i]:
+            if average is not None and not self.shards.local_only[i]:
                 record[AVERAGE] = self._held_part(i, average)
         return found
 
@@ -98,7 +98,7 @@ class ShardedState:
 
     def _entries(self, records: Sequence[Record]) -> Iterator[Entry]:
         for i, record in enumerate(records):
-            if not record or self.shards.alone[i]:
+            if not record or self.shards.local_only[i]:
                 continue
             shape = self.shards.shapes[i]
             dtype = self.params[i].dtype.to_real()
@@ -110,7 +110,7 @@ class ShardedState:
 
     def _ownership(self, i: int, key: str, like: Tensor) -> Ownership:
         """The owners of the tensor `key` of the state of parameter i."""
-        own = self.shards.owned[i]
+        own = self.shards.ownerships[i]
         shape = tuple(like.shape)
         if not own.is_divided or not key.startswith("exp_avg"):
             return by_one(own.first, self.shards.size, shape)
@@ -125,7 +125,7 @@ class ShardedState:
             return local(value)
         if is_dtensor(value):
             value = value.full_tensor()
-        return self.shards.held(i).select(value).contiguous()
+        return self.shards.stored(i).select(value).contiguous()
 
     def _gathered_displacements(
         self, parameters: Sequence[int], records: Sequence[Record]
@@ -138,7 +138,7 @@ class ShardedState:
         parts = {}
         for n, i in enumerate(parameters):
             value = records[i][DISPLACEMENT]
-            shape = shards.held(n).shape
+            shape = shards.stored(n).shape
             if value.numel():  # each part is stored in one process
                 parts[n] = value.view(shape)
             else:
@@ -154,7 +154,7 @@ class ShardedState:
         of_parameter = value.new_empty(self.shards.shapes[i])
         place = layout.select(of_parameter)
         place.copy_(value.reshape(place.shape))
-        held = self.shards.held(i).select(of_parameter)
+        held = self.shards.stored(i).select(of_parameter)
         part = held.reshape(1, 1, -1, 1)
         return part if self.shards.counts[i] else part[:, :, :0]
 

@@ -127,17 +127,17 @@ class Exchange:
         self._shards = shards
         self.parameters = parameters
         self.owned = [i for i in parameters if shards.owns(i)]
-        self._up = Route(shards, shards.held, shards.domain, self.owned)
-        self._down = Route(shards, shards.domain, shards.held, parameters)
+        self._up = Route(shards, shards.stored, shards.owned_slice, self.owned)
+        self._down = Route(shards, shards.owned_slice, shards.stored, parameters)
         for i in parameters:
             self._plan(i)
 
     def _plan(self, i: int) -> None:
         rank = self._shards.rank
-        domains = self._shards.owned[i].domains
+        domains = self._shards.ownerships[i].domains
         held = self._shards.pieces[i]
         # nothing is sent; the loop over all pairs of ranks would take seconds
-        if self._shards.alone[i] or domains == held:
+        if self._shards.local_only[i] or domains == held:
             self._up.add(rank, rank, i, held[rank])
             self._down.add(rank, rank, i, held[rank])
             return
@@ -174,7 +174,7 @@ def make_exchanges(shards: Shards, most: int, apart: Sequence[int]) -> list[Exch
     for i in range(len(shards.shapes)):
         if i in apart:
             continue
-        if shards.alone[i] or shards.owned[i].is_divided:
+        if shards.local_only[i] or shards.ownerships[i].is_divided:
             local.append(i)
         else:
             sent.append((shards.numel(i), shards.shapes[i], i))
@@ -184,7 +184,7 @@ def make_exchanges(shards: Shards, most: int, apart: Sequence[int]) -> list[Exch
     last = [-1] * shards.size  # round of each owner
     free = [-1] * shards.size  # elements that it can still update in that round
     for numel, _, i in sorted(sent):
-        rank = shards.owned[i].first
+        rank = shards.ownerships[i].first
         if numel > free[rank]:
             last[rank] += 1
             free[rank] = most

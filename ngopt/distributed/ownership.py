@@ -51,7 +51,7 @@ def by_one(rank: int, size: int, shape: tuple[int, ...]) -> Ownership:
 def by_rows(pieces: Sequence[Piece]) -> Ownership:
     """A parameter of which each rank owns rows that it holds.
 
-    Ranks that hold the same rows own equal parts of them. pieces: held by each rank.
+    Ranks that hold the same rows own equal parts of them. pieces: stored by each rank.
     """
     holders: dict[Piece, list[int]] = {}
     for rank, piece in enumerate(pieces):

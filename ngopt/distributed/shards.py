@@ -27,12 +27,12 @@ class Shards:
     Ranks are numbered by their order in the default group.
 
     Attributes:
-        pieces: of each parameter, held by each rank.
-        alone: parameters that are no DTensors while others are. Each process updates
-            its own, as other optimizers do.
-        owned: of each parameter; set by `divide`.
-        counts: parameters whose held part this process adds to sums over all elements,
-            (n,) bool. Each part is added by one process.
+        pieces: of each parameter, stored by each rank.
+        local_only: parameters that are no DTensors while others are. Each process
+            updates its own, as other optimizers do.
+        ownerships: of each parameter; set by `divide`.
+        counts: parameters whose stored part this process adds to sums over all
+            elements, (n,) bool. Each part is added by one process.
         has_parts: whether any process holds less than all elements.
         collectives: of these processes.
     """
@@ -59,19 +59,19 @@ class Shards:
         self.rank = ranks.index(distributed.get_rank())
         self.size = len(ranks)
         self.collectives = Collectives(ranks, group)
-        self.alone: list[bool] = []
+        self.local_only: list[bool] = []
         self._known: list[Ownership | None] = []
         local_parameters = []
         self.shapes: list[tuple[int, ...]] = []
         for name, p in named:
-            is_alone = group is None and not shard_layout.is_dtensor(p)
+            is_local_only = group is None and not shard_layout.is_dtensor(p)
             shape = tuple(real(p).shape)
             piece = shard_layout.local_piece(name, p)
             local_parameters.append(
-                LocalParameter(name, shape, str(p.dtype), piece, is_alone)
+                LocalParameter(name, shape, str(p.dtype), piece, is_local_only)
             )
             self.shapes.append(shape)
-            self.alone.append(is_alone)
+            self.local_only.append(is_local_only)
             self._known.append(known.get(p))
         parameters_of_ranks = self.collectives.gather(local_parameters)
         _check_equal_parameters(parameters_of_ranks)
@@ -81,18 +81,18 @@ class Shards:
             pieces = tuple(parameter.piece for parameter in of_ranks)
             self.pieces.append(pieces)
             self.has_parts |= set(pieces) != {Piece.full(shape)}
-        self.owned: list[Ownership] = []
+        self.ownerships: list[Ownership] = []
 
     def divide(self, layouts: Sequence[Layouts], every: int) -> None:
         """Chooses owners once: they store the state, even if costs change.
 
         layouts: of each parameter. every: steps between two renewals of a basis.
         """
-        if self.owned:
+        if self.ownerships:
             return
         costs: dict[int, Cost] = {}
-        for i, is_alone in enumerate(self.alone):
-            if not is_alone:
+        for i, is_local_only in enumerate(self.local_only):
+            if not is_local_only:
                 costs[i] = ownership.cost_of(layouts[i], every)
         shares = ownership.shares_of(list(costs.values()))
         ownerships: dict[int, Ownership] = {}
@@ -114,7 +114,7 @@ class Shards:
         counts = []
         for i in range(len(self.shapes)):
             owned = ownerships.get(i) or self._by_one(i, self.rank)
-            self.owned.append(owned)
+            self.ownerships.append(owned)
             counts.append(self.rank in dict(self.sources(i, owned.first)))
         self.counts = torch.tensor(counts, dtype=torch.bool, device="cpu")
 
@@ -136,35 +136,35 @@ class Shards:
         """Layouts of what this process owns of a parameter; layouts: of all of it."""
         if not self.owns(i):
             return ()
-        if not self.owned[i].is_divided:
+        if not self.ownerships[i].is_divided:
             return tuple(layouts)
-        return (ownership.layout_of_rows(layouts[0], self.domain(i)),)
+        return (ownership.layout_of_rows(layouts[0], self.owned_slice(i)),)
 
     def undivided(self) -> "Shards":
         """A copy in which the first owner of each parameter owns all of it."""
         shards = copy(self)
-        owners = [owned.first for owned in self.owned]
-        shards.owned = [self._by_one(i, owner) for i, owner in enumerate(owners)]
+        owners = [owned.first for owned in self.ownerships]
+        shards.ownerships = [self._by_one(i, owner) for i, owner in enumerate(owners)]
         return shards
 
-    def domain(self, i: int) -> Piece:
+    def owned_slice(self, i: int) -> Piece:
         """What this process owns of a parameter."""
-        return self.owned[i].domains[self.rank]
+        return self.ownerships[i].domains[self.rank]
 
     def owns(self, i: int) -> bool:
         """Whether this process owns a part of a parameter, or is its first owner."""
-        return self.domain(i).numel > 0 or self.owned[i].first == self.rank
+        return self.owned_slice(i).numel > 0 or self.ownerships[i].first == self.rank
 
-    def held(self, i: int) -> Piece:
+    def stored(self, i: int) -> Piece:
         """What this process holds of a parameter."""
         return self.pieces[i][self.rank]
 
     def of(self, parameters: Sequence[int]) -> "Shards":
         """A copy with some of the parameters."""
         shards = copy(self)
-        shards.alone = [self.alone[i] for i in parameters]
+        shards.local_only = [self.local_only[i] for i in parameters]
         shards.shapes = [self.shapes[i] for i in parameters]
-        shards.owned = [self.owned[i] for i in parameters]
+        shards.ownerships = [self.ownerships[i] for i in parameters]
         shards.pieces = [self.pieces[i] for i in parameters]
         shards.counts = self.counts[list(parameters)]
         return shards
@@ -178,9 +178,9 @@ class Shards:
         """The same processes with other values, which all share."""
         shards = copy(self)
         shards.shapes = list(shapes)
-        shards.owned = list(owned)
+        shards.ownerships = list(owned)
         shards.pieces = list(pieces)
-        shards.alone = [False] * len(shapes)
+        shards.local_only = [False] * len(shapes)
         return shards
 
     def numel(self, i: int) -> int:
@@ -205,7 +205,7 @@ class Shards:
         return sum(a != b for a, b in pairs)
 
     def sum_of_parts(self, values: Tensor) -> Tensor:
-        """Sums over all elements, (k, n); values: over those held by each process."""
+        """Sums over all elements, (k, n); values: over those that a process stores."""
         if not self.has_parts:
             return values
         return self._summed(values, self.counts.to(values.device))
@@ -215,10 +215,12 @@ class Shards:
         return self._summed(values, torch.ones_like(values, dtype=torch.bool))
 
     def _summed(self, values: Tensor, counts: Tensor) -> Tensor:
-        alone = torch.tensor(self.alone, dtype=torch.bool, device=values.device)
-        total = torch.where(counts & ~alone, values, torch.zeros_like(values))
+        local_only = torch.tensor(
+            self.local_only, dtype=torch.bool, device=values.device
+        )
+        total = torch.where(counts & ~local_only, values, torch.zeros_like(values))
         self.collectives.sum_(total)
-        return torch.where(alone, values, total)
+        return torch.where(local_only, values, total)
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all processes."""

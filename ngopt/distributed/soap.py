@@ -62,7 +62,7 @@ class ShardedSoapRule(SoapRule):
 
     def first_record(self, i: int, p: Tensor) -> Record:
         layouts = self.layouts[i]
-        if i >= len(self.shards.owned):
+        if i >= len(self.shards.ownerships):
             return super().first_record(i, p)
         scalars = kept_scalars(self.soap.multiplier)
         record = first_record(p, self.shards.layouts(i, layouts), scalars)
@@ -166,7 +166,7 @@ class ShardedSoapUpdate(SoapUpdate):
         max_elements = chunking.chunk_size(ROUND_ELEMENTS, network.device)
         # size of the factor of tables with several owners, which sum it
         self._table_sizes: dict[int, int] = {}
-        for i, ownership in enumerate(shards.owned):
+        for i, ownership in enumerate(shards.ownerships):
             axes = network.layouts[i][0].axes
             if ownership.is_divided and axes:
                 self._table_sizes[i] = axes[0].size
@@ -200,7 +200,7 @@ class ShardedSoapUpdate(SoapUpdate):
             rounds.append(exchange.owned)
             measured, others = [], []  # parts that this process holds, as vectors
             for i in exchange.parameters:
-                piece = self.shards.held(i)
+                piece = self.shards.stored(i)
                 layout = MatrixLayout((1, 1, piece.numel, 1), part=piece.shape)
                 if is_measured(layouts[i]) and self.shards.counts[i]:
                     measured.append(BucketEntry(i, 0, layout, is_measured=True))
@@ -267,7 +267,7 @@ class ShardedSoapUpdate(SoapUpdate):
             delta.mul_(step.state.momentum[bucket] != 0).mul_(rows.step_size)
             pieces = bucket.parts.split(delta)
             for entry, piece in zip(bucket.entries, pieces, strict=True):
-                shape = self.shards.domain(entry.parameter).shape
+                shape = self.shards.owned_slice(entry.parameter).shape
                 if entry.layout.view is None:
                     deltas[entry.parameter] = piece.reshape(shape)
                     continue
@@ -283,7 +283,7 @@ class ShardedSoapUpdate(SoapUpdate):
             return super().add_squares(step, bucket, stacks)
         ((_, axis, indices),) = bucket.factors
         factor = step.state.factors[axis.size][indices]
-        if self.shards.owned[i].first != self.shards.rank:
+        if self.shards.ownerships[i].first != self.shards.rank:
             factor.zero_()
         super().add_squares(step, bucket, stacks)
         total = self.shards.sum(factor.to(self.layout.dtype))

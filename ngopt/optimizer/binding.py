@@ -352,7 +352,7 @@ class Binding:
             bound.shards,
         )
         if bound.shards is not None:
-            self._owners = dict(zip(bound.params, bound.shards.owned, strict=True))
+            self._owners = dict(zip(bound.params, bound.shards.ownerships, strict=True))
         return rule
 
     def _rule_with(self, bound: BoundParameters, group: Group) -> UpdateRule:

@@ -130,7 +130,7 @@ def owners_stay(rank, size):
 
     model, opt = made()
     step(opt)
-    owners = opt._binding._bound.shards.owned
+    owners = opt._binding._bound.shards.ownerships
     state = get_optimizer_state_dict(model, opt)
     copied = deepcopy(opt)
     opt.param_groups[0]["total_steps"] = 2 * STEPS
@@ -138,7 +138,7 @@ def owners_stay(rank, size):
     set_optimizer_state_dict(model, loaded, state)
     for each in (opt, loaded, copied):
         step(each)
-        assert each._binding._bound.shards.owned == owners
+        assert each._binding._bound.shards.ownerships == owners
 
 
 def products_are_rounded(rank, size):
