@@ -209,12 +209,12 @@ def renewals_on_device(
 class AcceleratedSoapRule(SoapRule):
     """SOAP on a graph with parameters on accelerators, and maybe others on the host."""
 
-    def count_steps(self, steps: Sequence[Step], *arguments: Any) -> float:
+    def read_ages(self, steps: Sequence[Step], *arguments: Any) -> float:
         """While a user captures a CUDA graph, counts are on the device."""
         device = steps[0].state.scalars.device
         if devices.is_capturing(device):
             return 0.0
-        return super().count_steps(steps, *arguments)
+        return super().read_ages(steps, *arguments)
 
     @staticmethod
     def make_update(network: Any, *arguments: Any) -> SoapUpdate:

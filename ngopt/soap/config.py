@@ -22,14 +22,14 @@ class SoapConfig:
     beta2_table: float = 0.999  # of embedding tables, whose rows are rarely in a batch
     beta_factor: float = 0.95  # decay of Kronecker factors
     nesterov: float = 1.0  # from momentum, 0, to Nesterov's momentum, 1
-    epsilon: float = 1e-4  # added to the root of second moments, in gradient RMS
+    epsilon: float = 1e-4  # its square is added to second moments, in gradient RMS
     clip: float = 10.0  # largest RMS of a gradient, in units of its running RMS
 
     # Peak step size of a matrix with 64 inputs and weights of PyTorch's initial size.
     # The RMS of an update is about a quarter of it.
     step_size: float = 0.009
     fan_exponent: float = 0.5  # the step size has the factor (fan_in / 64) ** -exponent
-    fan_cap: float = 1.0  # largest value of that factor
+    fan_cap: float = 1.0  # largest value of that factor: 1 for up to 64 inputs
     weight_exponent: float = 1.0  # power of the weight scale: see `first_steps`
     # With total_steps < short: (short / total_steps) ** short_exponent times longer.
     short: int = 500

@@ -108,7 +108,7 @@ class RenewalSchedule:
 
     Args:
         positions: of the bases of every size, see `renewal_positions`.
-        every: steps between two renewals of a basis, after the first rounds.
+        every: steps between two renewals of a basis, once rounds are that long.
     """
 
     def __init__(self, positions: Mapping[int, Sequence[float]], every: int):
@@ -117,7 +117,7 @@ class RenewalSchedule:
         self._due: dict[tuple[int, int], list[Renewal]] = {}  # by length and step
 
     def at(self, step: int) -> list[Renewal]:
-        """All bases in the first rounds, of one step, then some of them."""
+        """Each basis once in a round of steps; the first rounds are one step long."""
         length = min(1 + step // ROUNDS, self.every)  # of the round
         place = step % length
         if (length, place) not in self._due:

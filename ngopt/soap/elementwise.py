@@ -67,7 +67,7 @@ def change(
 
 
 class Elementwise(NamedTuple):
-    """Implementations of the three functions of this file."""
+    """Implementations of these functions, and one that accelerators may add."""
 
     accumulate: Callable[..., tuple[Tensor, Tensor]] = accumulate
     precondition: Callable[..., Tensor] = precondition

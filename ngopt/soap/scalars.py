@@ -17,7 +17,7 @@ from ngopt.soap.first_steps import OBSERVED_STEPS, FirstSteps
 from ngopt.soap.schedule import DECAY, ScheduledValues, short_run_multiplier
 from ngopt.soap.state import ScalarState
 
-WEIGHT_SCALES = 0.0625, 10.0  # range of the step size's factor by RMS of the weights
+WEIGHT_SCALES = 0.0625, 10.0  # range of offset + slope * RMS(weights), see `of_step`
 COMPARED_STEPS = 3  # number of first gradients that are compared with the next one
 UNIT_RANGE = 2.0**16  # largest ratio between the running RMS and its unit
 BIAS_SHARE = 0.2  # of the RMS of its matrix, see `gradient_scale`

@@ -51,7 +51,7 @@ class Soap:
 
     @property
     def weight_decay(self) -> float:
-        """In AdamW's units."""
+        """In AdamW's units, of runs with a horizon."""
         decay = self.config.weight_decay * self.config.step_size / NOMINAL_STEP
         return round(decay, 12)  # .45, not .44999999999999996
 
@@ -127,7 +127,7 @@ class SoapRule(UpdateRule):
             return
         updates = self._updates_of(present, state, params, in_place)
         steps = [x.open(grads, state, params, hyper, in_place) for x in updates]
-        now = self.count_steps(steps, grads, state, hyper)
+        now = self.read_ages(steps, grads, state, hyper)
         for update, step in zip(updates, steps, strict=True):
             changes = update.changes(step, now)
             if in_place:
@@ -137,7 +137,7 @@ class SoapRule(UpdateRule):
             update.layout.packed.close(step.records, step.state.tensors)
             yield all_changes
 
-    def count_steps(
+    def read_ages(
         self,
         steps: Sequence[Step],
         grads: Gradients,

@@ -151,7 +151,7 @@ class SoapUpdate:
         1. Measure gradients and weights; compute step sizes and other scalars.
         2. Decay the Kronecker factors.
         3. For each bucket of matrices and vectors: the direction u (`direction`), then
-           W <- W - step_size u - decay W (`change`).
+           W <- W + step_size u + decay W, both scalars negative (`change`).
         4. Renew the eigenbases that are due, with factors that contain this gradient.
         """
         self.compute_scalars(step, scheduled)
