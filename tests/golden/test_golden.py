@@ -1,6 +1,6 @@
 """Training runs in float64, graphs and roles against the records beside this file.
 
-`python -m benchmarks.golden --write-records` writes new ones, for a change of the rule.
+`python -m tests.golden --write-records` writes new ones, for a change of the rule.
 """
 
 import json

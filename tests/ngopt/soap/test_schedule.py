@@ -104,7 +104,7 @@ def test_a_scheduler_replaces_the_schedule():
 
 @pytest.mark.parametrize("total_steps", [None, 40])
 @pytest.mark.parametrize("scheduled", [False, True])
-def test_what_a_cuda_graph_computes_on_the_device_is_what_the_host_knows(
+def test_scheduled_values_of_a_cuda_graph_equal_those_of_the_host(
     total_steps, scheduled
 ):
     ages = np.array([0.0, 1, 2, 7, 30, 31, 36])

@@ -260,7 +260,7 @@ class TestPureCore:
         assert opt.state[params[1]]["exp_avg_0"].is_meta
         assert opt.param_groups[0]["renew_every"] == 5
 
-    def test_a_late_parameter_alone_in_a_step_knows_how_late_it_is(self):
+    def test_a_late_parameter_alone_in_a_step_has_the_time_of_the_run(self):
         """The schedule goes by the training's steps also where the older parameters are
         absent."""
         steps = {}

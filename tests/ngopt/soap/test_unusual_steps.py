@@ -40,7 +40,7 @@ def test_bases_are_renewed_whatever_has_a_gradient(every, period):
     assert min(newest.values()) >= steps - 2 * period * every
 
 
-def test_functional_steps_of_one_rule_do_not_meet():
+def test_functional_steps_of_one_rule_are_independent():
     """Another step is made between the two groups, of two dtypes, of one step."""
     params = [torch.randn(4, 6), torch.randn(4, dtype=torch.float64)]
     shared = Soap().bind(build_graph(params), 20)

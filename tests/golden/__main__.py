@@ -1,7 +1,7 @@
 """Hashes of what must not change, to compare two checkouts on one machine to the bit.
 
-    python -m benchmarks.golden --json before.json      in one checkout
-    python -m benchmarks.golden --compare before.json   in the other one
+    python -m tests.golden --json before.json      in one checkout
+    python -m tests.golden --compare before.json   in the other one
 
 Prints a line for each case: training runs of the default and of bundled metanets on
 small networks, in one process and on two ranks, with a SHA-256 of all parameters after
