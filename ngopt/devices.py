@@ -45,11 +45,6 @@ def is_transformed() -> bool:
     return peek_interpreter_stack() is not None
 
 
-def is_host(device: torch.device) -> bool:
-    """Whether reading a value needs no host sync."""
-    return device.type == "cpu"
-
-
 def array_module(x: Array) -> Any:
     """NumPy or torch; calls of NumPy have less overhead on few numbers on the host."""
     return np if isinstance(x, np.ndarray) else torch

@@ -95,15 +95,15 @@ def _weight_rows(bucket: Bucket, params: Sequence[Tensor]) -> WeightRows | None:
     lanes = bucket.pieces.lanes
     for entry in bucket.entries:
         p = params[entry.parameter]
-        own = entry.layout.select(p) if p.is_contiguous() else p
-        if p.dtype != torch.float32 or not own.is_contiguous():
+        elements = entry.layout.select(p) if p.is_contiguous() else p
+        if p.dtype != torch.float32 or not elements.is_contiguous():
             return None
         matrices = entry.layout.shape[0]
         size = entry.numel // matrices
         starts = torch.arange(0, size, lanes, device=p.device)
         firsts = torch.arange(matrices, device=p.device) * size
         offsets = firsts[:, None] + starts
-        addresses.append(own.data_ptr() + offsets.flatten() * p.itemsize)
+        addresses.append(elements.data_ptr() + offsets.flatten() * p.itemsize)
         counts.append((size - starts).clamp(max=lanes).repeat(matrices))
     return WeightRows(torch.cat(addresses), torch.cat(counts).int())
 

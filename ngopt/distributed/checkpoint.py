@@ -110,13 +110,13 @@ class ShardedState:
 
     def _ownership(self, i: int, key: str, like: Tensor) -> Ownership:
         """The owners of the tensor `key` of the state of parameter i."""
-        own = self.shards.ownerships[i]
+        ownership = self.shards.ownerships[i]
         shape = tuple(like.shape)
-        if not own.is_divided or not key.startswith("exp_avg"):
-            return by_one(own.first, self.shards.size, shape)
+        if not ownership.is_divided or not key.startswith("exp_avg"):
+            return by_one(ownership.first, self.shards.size, shape)
         (layout,) = self.layouts[i]
-        domains = [place_of_rows(layout, rows) for rows in own.domains]
-        return Ownership(own.first, tuple(domains))
+        domains = [place_of_rows(layout, rows) for rows in ownership.domains]
+        return Ownership(ownership.first, tuple(domains))
 
     def _held_part(self, i: int, value: Any) -> Tensor:
         """The part that this process holds of a value with a parameter's shape."""

@@ -148,13 +148,13 @@ def save_pretrained(learned: LearnedOptimizer, path: str | os.PathLike) -> None:
     Raises:
         ValueError: For a multiplier of your own, which no file can store.
     """
-    multiplier = getattr(learned.base, "multiplier", None)
-    if multiplier is not None and not isinstance(multiplier, LearnedStep):
+    description = _description(learned)
+    if "multiplier" in description:
         raise ValueError(
             "save_pretrained: expected no multiplier or a LearnedStep; got "
-            f"{type(multiplier).__name__}. Save the base rule without it."
+            f"{description['multiplier']}. Save the base rule without it."
         )
-    metadata = {"format": FORMAT, **_description(learned)}
+    metadata = {"format": FORMAT, **description}
     if learned.base is not None and _of_multiplier(learned):
         metadata["base_config"] = "{}"  # they apply to this version's constants
         metadata[FITTED_TO] = _fingerprint(learned.base)
