@@ -330,9 +330,6 @@ class TestCudaGraphs:
             monkeypatch.setattr(
                 soap.devices, "is_capturing", lambda _, x=is_captured: x
             )
-            monkeypatch.setattr(
-                soap.devices, "is_host", lambda _, x=captured_from > 30: x
-            )
             for p, g in zip(params, noise(params, step), strict=True):
                 p.grad = g
             opt.step()
