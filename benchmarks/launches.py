@@ -194,7 +194,7 @@ def counted(network: str, weights: str, total_steps: int | None) -> Record:
         params = list(NETWORKS[network]().parameters())
     for p in params:
         p.grad = torch.empty_like(p)
-    optimizer = NGOptimizer(params, weights=weights, total_steps=total_steps)
+    optimizer = NGOptimizer(params, rule=weights, total_steps=total_steps)
     first, first_transient = counted_step(optimizer)
     optimizer.step()
     every = cycle(optimizer)

@@ -36,6 +36,7 @@ from benchmarks.shapes import torchvision_example, transformers_gpt2
 from meta_train.problems import load_problem
 from ngopt import NGOptimizer, build_graph, load_pretrained
 from ngopt.graph import NeuralGraph
+from ngopt.pretrained import LearnedOptimizer
 from ngopt.race.training import TrainingLoop
 
 PROBLEMS = ("fm-16", "c10-32")
@@ -68,10 +69,10 @@ def _adamw(model: nn.Module) -> Optimizer:
 
 
 def _ngopt(
-    model: nn.Module, weights: str = "default", total_steps: int | None = None
+    model: nn.Module, rule: str = "default", total_steps: int | None = None
 ) -> Optimizer:
     return NGOptimizer(
-        model.parameters(), model=model, weights=weights, total_steps=total_steps
+        model.parameters(), model=model, rule=rule, total_steps=total_steps
     )
 
 
@@ -79,8 +80,8 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
     "adamw": _adamw,
     "default": _ngopt,
     "default, horizon": partial(_ngopt, total_steps=HORIZON),
-    "ff": partial(_ngopt, weights="ff"),
-    "ng-gnn": partial(_ngopt, weights="ng-gnn"),
+    "ff": partial(_ngopt, rule="ff"),
+    "ng-gnn": partial(_ngopt, rule="ng-gnn"),
 }
 
 
@@ -139,7 +140,7 @@ def network_steps(name: str, weights: str, threads: int) -> Record:
     torch.manual_seed(0)
     model, graph = traced(name)
     params = list(model.parameters())
-    optimizer = NGOptimizer(params, graph=graph, weights=weights, total_steps=HORIZON)
+    optimizer = NGOptimizer(params, graph=graph, rule=weights, total_steps=HORIZON)
     draw_gradients(params)
     first = seconds_of(optimizer.step)
     draw_gradients(params)
@@ -173,8 +174,8 @@ def network_steps(name: str, weights: str, threads: int) -> Record:
 
 def cycle(optimizer: NGOptimizer) -> int:
     """The number of steps after which the cost of a step repeats."""
-    if optimizer.learned.metanet is not None:
-        return optimizer.learned.metanet.graph_every
+    if isinstance(optimizer.rule, LearnedOptimizer):
+        return optimizer.rule.metanet.graph_every
     return optimizer.param_groups[0]["renew_every"]
 
 

@@ -3,19 +3,26 @@
 Nothing in the default is learned. Bundled research weights are learned optimizers.
 """
 
-from ngopt.graph import NeuralGraph, build_graph, register_rule
+from ngopt.functional import UpdateRule
+from ngopt.graph import NeuralGraph, build_graph, register_layer_rule
+from ngopt.metanets import Metanet
 from ngopt.optimizer import NGOptimizer
-from ngopt.pretrained import list_pretrained, load_pretrained
+from ngopt.pretrained import list_pretrained, load_pretrained, save_pretrained
 from ngopt.roles import parameter_roles
+from ngopt.soap.config import SoapConfig
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Metanet",
     "NGOptimizer",
     "NeuralGraph",
+    "SoapConfig",
+    "UpdateRule",
     "build_graph",
     "list_pretrained",
     "load_pretrained",
     "parameter_roles",
-    "register_rule",
+    "register_layer_rule",
+    "save_pretrained",
 ]

@@ -14,8 +14,13 @@ import ngopt
 from ngopt.graph import __main__ as graph_command
 from ngopt.metanets import METANETS
 from ngopt.metanets.imported import find_metanet
-from ngopt.pretrained import list_pretrained, load_pretrained, weights_hash
-from ngopt.pretrained.weights_file import tensors_of
+from ngopt.pretrained import (
+    LearnedOptimizer,
+    list_pretrained,
+    load_pretrained,
+    weights_hash,
+)
+from ngopt.pretrained.weights_file import recipe_and_table, tensors_of
 from ngopt.race.optimizers import OPTIMIZERS
 
 DEFAULT = "(default: %(default)s)"
@@ -80,20 +85,22 @@ def _add_race_options(race: argparse.ArgumentParser) -> None:
 
 def describe(weights: str) -> dict[str, Any]:
     """What a weights file contains, as JSON. weights: a bundled name or a path."""
-    learned = load_pretrained(weights)
-    part: Any = learned.base if learned.metanet is None else learned.metanet
-    tensors = tensors_of(learned)
-    if learned.metanet is not None:
-        tensors = dict(learned.metanet.named_parameters())
+    rule = load_pretrained(weights)
+    part: Any = rule
+    tensors = tensors_of(rule)
+    if isinstance(rule, LearnedOptimizer):
+        part = rule.metanet
+        tensors = dict(part.named_parameters())
+    recipe, table = recipe_and_table(rule)
     return {
         "name": weights,
-        "kind": "base rule" if learned.metanet is None else "metanet",
+        "kind": "base rule" if part is rule else "metanet",
         "class": type(part).__name__,
         "parameters": sum(x.numel() for x in tensors.values()),
-        "sha256": weights_hash(learned),
+        "sha256": weights_hash(rule),
         "config": vars(part.config),
-        "recipe": learned.recipe,
-        "table": learned.table,
+        "recipe": recipe,
+        "table": table,
     }
 
 

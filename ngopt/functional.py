@@ -34,12 +34,13 @@ class Hyper(NamedTuple):
 
     lr: multiplies the update. weight_decay: decoupled, in AdamW's units; None: that of
     the rule. scheduled: whether a scheduler changes `lr`, in place of the rule's own
-    schedule.
+    schedule. warms_up: whether the warm-up of that schedule stays nevertheless.
     """
 
     lr: Sequence[float | Tensor]
     weight_decay: Sequence[float | None]
     scheduled: bool = False
+    warms_up: bool = False
 
 
 def all_elements(x: Tensor) -> Tensor:
@@ -74,7 +75,7 @@ class SharedState(Protocol):
         ...
 
 
-class UpdateRule(Protocol):
+class BoundRule(Protocol):
     """The update of all parameters of a graph, in the order of `graph.parameters`.
 
     Complex values are real pairs on a last axis. An update reads no gradient on the
@@ -128,6 +129,42 @@ class UpdateRule(Protocol):
         raise TypeError(f"{type(self).__name__}: expected a rule of several processes")
 
 
+class UpdateRule:
+    """A rule that `NGOptimizer(rule=)` takes: it is bound to the graph of a network.
+
+    Attributes:
+        weight_decay: Its own, decoupled, in AdamW's units: of groups with
+            `weight_decay=None`.
+        reads_connections: Whether an update depends on the connections of the graph.
+        shards: Whether several processes can divide its work and state.
+        chooses_dtype: Whether `bind` without a dtype computes in one that it chooses;
+            else NGOptimizer passes that of the state.
+        dtypes: That it can compute in; None: any floating point dtype.
+    """
+
+    weight_decay: float = 0.0
+    reads_connections: bool = True
+    shards: bool = False
+    chooses_dtype: bool = False
+    dtypes: Sequence[torch.dtype] | None = None
+
+    def bind(
+        self,
+        graph: Any,
+        total_steps: int | None = None,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> BoundRule:
+        """The rule for the parameters of a graph, a `NeuralGraph`.
+
+        Args:
+            total_steps: The horizon, if known.
+            device, dtype: To compute in; None: the rule's own choice.
+        """
+        raise NotImplementedError
+
+
 class Sums:
     """Sums over the processes that share parameters; here there is one process.
 
@@ -154,7 +191,7 @@ class Sums:
 
 
 def update_all(
-    rule: UpdateRule,
+    rule: BoundRule,
     grads: Gradients,
     state: Sequence[Record],
     params: Sequence[Tensor],

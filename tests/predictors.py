@@ -33,4 +33,4 @@ def random_predictor(slope: float = 0.0) -> StepPredictor:
 def learned(predictor: StepPredictor | None) -> LearnedOptimizer:
     """The default with this factor; None: it is 1."""
     multiplier = None if predictor is None else LearnedStep(predictor)
-    return LearnedOptimizer(base=Soap(multiplier=multiplier))
+    return Soap(multiplier=multiplier)

@@ -34,7 +34,8 @@ from benchmarks.gpu.timing import (
 from benchmarks.launches import state_bytes
 from benchmarks.records import Record
 from benchmarks.shapes import TINY_WORKLOADS, WORKLOADS, Workload, loss_of
-from ngopt import NGOptimizer, devices
+from ngopt import devices
+from ngopt.pretrained import LearnedOptimizer
 
 TRAINING = "forward + backward"
 # Measured in this order for all networks.
@@ -128,8 +129,9 @@ class Stepper:
         self._grads = [p.grad for p in self._params]
         self.graph_every = 0
         self._first = first = optimizers[0]
-        if isinstance(first, NGOptimizer) and first.learned.metanet is not None:
-            every = first.learned.metanet.graph_every
+        rule = getattr(first, "rule", None)
+        if isinstance(rule, LearnedOptimizer):
+            every = rule.metanet.graph_every
             self.graph_every = every if every > 1 else 0
 
     @property

@@ -49,10 +49,10 @@ def hidden_matrices(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Param
 
 
 def ngopt(
-    model: nn.Module, total_steps: int | None = None, weights: str = "default"
+    model: nn.Module, total_steps: int | None = None, rule: str = "default"
 ) -> Optimizers:
     """Without `total_steps` the default stores averaged weights."""
-    return [NGOptimizer(model.parameters(), total_steps=total_steps, weights=weights)]
+    return [NGOptimizer(model.parameters(), total_steps=total_steps, rule=rule)]
 
 
 OPTIMIZERS: dict[str, Make] = {
@@ -61,6 +61,6 @@ OPTIMIZERS: dict[str, Make] = {
     "default, eager": partial(ngopt, total_steps=HORIZON),
     "Muon + AdamW": muon,
     "default, no horizon": ngopt,
-    "ff": partial(ngopt, weights="ff"),
-    "ng-gnn": partial(ngopt, weights="ng-gnn"),
+    "ff": partial(ngopt, rule="ff"),
+    "ng-gnn": partial(ngopt, rule="ng-gnn"),
 }

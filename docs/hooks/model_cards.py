@@ -28,7 +28,7 @@ def card(name: str) -> str:
     lines.append(f"| class | `{found['class']}` |")
     lines.append(f"| parameters | {found['parameters']:,} |")
     lines.append(f"| SHA-256 | `{found['sha256'][:16]}` |")
-    cooldown = load_pretrained(name).cooldown
+    cooldown = getattr(load_pretrained(name), "cooldown", None)
     if cooldown is not None:
         share = f"last {cooldown.share:.0%} of the steps"
         lines.append(f"| cooldown with `total_steps` | {share} |")

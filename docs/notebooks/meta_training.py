@@ -118,7 +118,7 @@ def train(make_optimizer, seed=123):
 
 
 def learned(weights):
-    return lambda params: NGOptimizer(params, weights=weights)
+    return lambda params: NGOptimizer(params, rule=weights)
 
 
 def adam(lr):

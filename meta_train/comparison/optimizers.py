@@ -13,7 +13,8 @@ from torch import nn
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LinearLR
 
-from ngopt import NGOptimizer, list_pretrained, load_pretrained
+from meta_train.training.rules import as_learned
+from ngopt import NGOptimizer, UpdateRule, list_pretrained, load_pretrained
 from ngopt.metanets import METANETS
 from ngopt.metanets.imported import find_metanet
 from ngopt.pretrained import weights_hash
@@ -28,13 +29,14 @@ from ngopt.race.optimizers import (
     soap,
     with_cosine,
 )
+from ngopt.soap.soap import Soap
 
 ADAMW_WEIGHT_DECAY = 0.1  # as in most recipes for transformers
 
 # Suffixes of a weights name.
 OPTIONS = ":traced", ":bfloat16", ":open", ":scheduled"
 TRACED, BFLOAT16, OPEN, SCHEDULED = OPTIONS
-ARGUMENT = r":(?P<key>lr|weight_decay)=(?P<value>\d+\.?\d*|\.\d+)"
+ARGUMENT = r":(?P<key>scale|weight_decay)=(?P<value>\d+\.?\d*|\.\d+)"
 OPTION = re.compile(f"({'|'.join([*OPTIONS, ARGUMENT])})$")
 # Adam trains them, as Muon's author recommends (on gpt-text the loss is .1 lower).
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
@@ -68,10 +70,9 @@ class ComparedOptimizer(OptimizerSpec):
             return None
         optimizer, _ = self.build(model, None, 1)
         assert isinstance(optimizer, NGOptimizer)
-        metanet = optimizer.learned.metanet
         try:
-            if metanet is not None:
-                metanet.check(optimizer.graph)
+            if isinstance(optimizer.rule, LearnedOptimizer):
+                optimizer.rule.metanet.check(optimizer.graph)
         except ValueError as error:
             return str(error)
         return None
@@ -88,7 +89,7 @@ def load_optimizer(name: str) -> ComparedOptimizer:
         ":open": without total_steps.
         ":scheduled": without total_steps, and a scheduler decays the learning rate to
             zero, as in Hugging Face's Trainer.
-        ":lr=2", ":weight_decay=1": arguments.
+        ":scale=2", ":weight_decay=1": arguments.
 
     Raises ValueError if the name is unknown or the weights cannot be loaded.
     """
@@ -103,15 +104,15 @@ def load_optimizer(name: str) -> ComparedOptimizer:
             f"optimizer '{name}': expected one of {known}, or the path of an existing "
             "weights file"
         )
-    learned = load_pretrained(weights)
-    is_traced = reads_connections(learned)
-    lr = settings.pop("lr", 1.0)
+    rule = load_pretrained(weights)
+    is_traced = reads_connections(rule)
+    scale = settings.pop("scale", 1.0)
     all_options = options | {TRACED} if is_traced else options
     return ComparedOptimizer(
         name,
-        partial(_learned, learned, all_options, settings),
-        lr=lr,
-        weights=weights_hash(learned),
+        partial(_learned, rule, all_options, settings),
+        lr=scale,
+        weights=weights_hash(rule),
         traced=is_traced and TRACED not in options,
     )
 
@@ -123,14 +124,17 @@ def import_metanet(name: str | None) -> None:
 
 
 def load_learned(weights: str, metanet: str | None) -> LearnedOptimizer:
-    """Bundled weights or those of a file. metanet: see `import_metanet`."""
+    """Bundled weights of a metanet or those of a file.
+
+    metanet: see `import_metanet`. Raises ValueError for weights of another rule.
+    """
     import_metanet(metanet)
-    return load_pretrained(weights)
+    return as_learned(load_pretrained(weights))
 
 
-def reads_connections(learned: LearnedOptimizer) -> bool:
+def reads_connections(rule: UpdateRule) -> bool:
     """Whether updates depend on the edges of the neural graph."""
-    return learned.metanet is not None and learned.metanet.d_context > 0
+    return isinstance(rule, LearnedOptimizer) and rule.metanet.d_context > 0
 
 
 def _split_options(name: str) -> tuple[str, set[str], dict[str, Any]]:
@@ -171,19 +175,19 @@ def _muon(model: nn.Module, lr: float) -> Optimizer:
 
 
 def _learned(
-    learned: LearnedOptimizer,
+    rule: UpdateRule,
     options: set[str],
     settings: Mapping[str, Any],
     model: nn.Module,
-    lr: float,
+    scale: float,
     total_steps: int,
 ) -> Built:
-    is_averaged = OPEN in options and learned.base is not None
+    is_averaged = OPEN in options and isinstance(rule, Soap)
     kind = AveragedNGOptimizer if is_averaged else NGOptimizer
     optimizer = kind(
         model.parameters(),
-        lr,
-        weights=learned,
+        scale=scale,
+        rule=rule,
         total_steps=None if options & {OPEN, SCHEDULED} else total_steps,
         **settings,
         model=model if TRACED in options else None,

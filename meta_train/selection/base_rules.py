@@ -15,8 +15,7 @@ from meta_train.comparison.inner_training import Record, Run
 from meta_train.comparison.optimizers import reads_connections
 from meta_train.comparison.runs import execute
 from meta_train.problems import load_problem
-from ngopt.pretrained import save_pretrained, weights_hash
-from ngopt.pretrained.learned_optimizer import LearnedOptimizer
+from ngopt.pretrained import LearnedOptimizer, save_pretrained, weights_hash
 from ngopt.soap.config import SoapConfig
 from ngopt.soap.soap import Soap
 
@@ -25,7 +24,7 @@ LARGEST_GAIN = 0.5
 
 
 def whole_runs(
-    variants: Mapping[str, LearnedOptimizer],
+    variants: Mapping[str, Soap | LearnedOptimizer],
     problems: Sequence[str],
     seeds: Sequence[int],
     folder: Path,
@@ -39,10 +38,10 @@ def whole_runs(
     """
     make_folder(folder)
     runs: list[Run] = []
-    for name, learned in variants.items():
+    for name, rule in variants.items():
         path = folder / f"{name}.safetensors"
-        save_pretrained(learned, path)
-        digest, traced = weights_hash(learned), reads_connections(learned)
+        save_pretrained(rule, path)
+        digest, traced = weights_hash(rule), reads_connections(rule)
         for problem in problems:
             steps = load_problem(problem).steps
             run = Run(problem, str(path), None, digest, 0, steps, phase, traced=traced)
@@ -53,9 +52,9 @@ def whole_runs(
     return {name: list(islice(records, count)) for name in variants}
 
 
-def base_rule(changes: Mapping[str, Any]) -> LearnedOptimizer:
+def base_rule(changes: Mapping[str, Any]) -> Soap:
     """The base rule alone, with changes of `SoapConfig()`."""
-    return LearnedOptimizer(base=Soap(replace(SoapConfig(), **changes)))
+    return Soap(replace(SoapConfig(), **changes))
 
 
 def gains(records: Sequence[Record], references: Sequence[Record]) -> dict[str, float]:

@@ -23,7 +23,6 @@ from meta_train.comparison.optimizers import load_learned
 from meta_train.comparison.report import summarize
 from meta_train.comparison.runs import file_name
 from meta_train.selection.base_rules import whole_runs
-from meta_train.training.rules import trained_metanet
 from meta_train.training.weights import with_stage
 from ngopt.pretrained import save_pretrained
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
@@ -59,10 +58,10 @@ Records = dict[str, dict[int, list[Record]]]
 def run(config: Config) -> None:
     folder = Path(config.folder)
     learned = load_learned(config.weights, config.metanet)
-    if not trained_metanet(learned).d_context:
+    if not learned.metanet.d_context:
         raise ValueError(
             f"weights '{config.weights}': expected a metanet with graph context; "
-            f"got '{trained_metanet(learned).name}'"
+            f"got '{learned.metanet.name}'"
         )
     records = train_all(config, learned, folder)
     best = choose_k(records[config.problems[0]])
@@ -99,7 +98,7 @@ def run(config: Config) -> None:
 
 def with_graph_every(learned: LearnedOptimizer, k: int) -> LearnedOptimizer:
     """The same weights with a graph context that is recomputed every k steps."""
-    metanet = trained_metanet(learned).reconfigured(graph_every=k)
+    metanet = learned.metanet.reconfigured(graph_every=k)
     return replace(learned, metanet=metanet)
 
 

@@ -33,7 +33,6 @@ from meta_train.problems import load_problem
 from meta_train.selection.search import check_fashion
 from meta_train.selection.study import open_study, run_trials
 from meta_train.selection.sweep import OutputGain, with_gain
-from meta_train.training.rules import trained_metanet
 from meta_train.training.unroll import Optimizee, whole_run
 from meta_train.training.weights import with_stage
 from ngopt.metanets import FeedForward
@@ -88,7 +87,7 @@ def reweighed(
 
     logarithms: of the factors, by name.
     """
-    metanet = trained_metanet(learned)
+    metanet = learned.metanet
     copy = metanet.reconfigured()
     assert isinstance(copy, FeedForward)
     factors = [exp(logarithms[name]) for name in FEATURES]
@@ -101,7 +100,7 @@ def reweighed(
 
 
 def factor_names(learned: LearnedOptimizer) -> tuple[str, ...]:
-    has_context = trained_metanet(learned).d_context > 0
+    has_context = learned.metanet.d_context > 0
     return (*FEATURES, GRAPH, UPDATE) if has_context else (*FEATURES, UPDATE)
 
 

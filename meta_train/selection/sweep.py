@@ -24,7 +24,6 @@ from harness.settings import check_counts
 from harness.tables import text_table
 from meta_train.comparison.optimizers import load_learned
 from meta_train.problems import Metrics, load_problem, mean_metrics
-from meta_train.training.rules import trained_metanet
 from meta_train.training.unroll import Optimizee, whole_run
 from meta_train.training.weights import with_stage
 from ngopt.metanets.stepping.cooldown import Cooldown
@@ -141,7 +140,7 @@ def edge_advice(gain: float, gains: Sequence[float]) -> str | None:
 def with_gain(learned: LearnedOptimizer, gain: OutputGain) -> LearnedOptimizer:
     """Multiplies the metanet's output: with a cooldown, in runs of known length
     alone."""
-    metanet = trained_metanet(learned)
+    metanet = learned.metanet
     if gain.cooldown is not None:
         return replace(learned, cooldown=Cooldown(gain.gain, gain.cooldown))
     if not hasattr(metanet.config, "output_scale"):

@@ -21,7 +21,7 @@ from meta_train.step_size.models import (
     Settings,
 )
 from ngopt.learned_step.predictor import LearnedStep, StepPredictor
-from ngopt.pretrained import LearnedOptimizer, save_pretrained
+from ngopt.pretrained import save_pretrained
 from ngopt.soap.soap import Soap
 
 
@@ -42,11 +42,9 @@ def main(config: Config) -> None:
         "trainings_of_slopes": of_slopes,
     }
     predictor = StepPredictor.of(tensors_of(factor, slope))
-    learned = LearnedOptimizer(
-        base=Soap(multiplier=LearnedStep(predictor)), recipe={"stages": [stage]}
-    )
+    rule = Soap(multiplier=LearnedStep(predictor, {"stages": [stage]}))
     path = folder / "learned-step.safetensors"
-    save_pretrained(learned, path)
+    save_pretrained(rule, path)
     print(f"written: '{path}'")
 
 

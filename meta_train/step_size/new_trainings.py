@@ -44,8 +44,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    base = load_pretrained(config.weights).base
-    multiplier = None if base is None else base.multiplier
+    multiplier = getattr(load_pretrained(config.weights), "multiplier", None)
     if not isinstance(multiplier, LearnedStep):
         raise ValueError(
             f"weights: expected some with a step predictor; got '{config.weights}'"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from harness import cli
 from harness.files import make_folder
-from meta_train.training.rules import trained_metanet
+from meta_train.training.rules import as_learned
 from meta_train.training.weights import with_stage
 from ngopt.pretrained import load_pretrained, save_pretrained, weights_hash
 
@@ -37,8 +37,8 @@ class Config:
 
 
 def run(config: Config) -> None:
-    learned = load_pretrained(config.weights)
-    metanet = trained_metanet(learned)
+    learned = as_learned(load_pretrained(config.weights))
+    metanet = learned.metanet
     before = weights_hash(learned)
     largest = 0.0
     with torch.no_grad():

@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map_only
 
-from ngopt.functional import Change, Hyper, Record, UpdateRule, update_all
+from ngopt.functional import BoundRule, Change, Hyper, Record, UpdateRule, update_all
 from ngopt.metanets import Metanet
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
 Deltas = list[Tensor | None]
 
 
-class WeightedRule(UpdateRule):
-    """An `UpdateRule` with given weights in place of the metanet's own.
+class WeightedRule(BoundRule):
+    """An `BoundRule` with given weights in place of the metanet's own.
 
     rule: bound to the metanet.
     weights: in the order of the metanet's parameters.
@@ -29,7 +29,7 @@ class WeightedRule(UpdateRule):
 
     def __init__(
         self,
-        rule: UpdateRule,
+        rule: BoundRule,
         metanet: nn.Module,
         weights: Sequence[Tensor],
         count: tuple[int, ...] = (),
@@ -115,16 +115,16 @@ class Function(nn.Module):
         return self._function(*args)
 
 
-def trained_metanet(learned: LearnedOptimizer) -> Metanet:
-    """The metanet. Raises ValueError if there is none."""
-    if learned.metanet is None:
+def as_learned(rule: UpdateRule) -> LearnedOptimizer:
+    """The rule of a metanet. Raises ValueError for another one."""
+    if not isinstance(rule, LearnedOptimizer):
         raise ValueError("meta-training: expected a metanet; got a base rule alone")
-    return learned.metanet
+    return rule
 
 
 def depends_on_step(learned: LearnedOptimizer) -> bool:
     """Whether an update depends on the number of steps before it."""
-    return learned.cooldown is not None or trained_metanet(learned).graph_every > 1
+    return learned.cooldown is not None or learned.metanet.graph_every > 1
 
 
 def as_weights(vector: Tensor, metanet: Metanet) -> list[Tensor]:

@@ -38,7 +38,7 @@ from harness.settings import named_settings
 from harness.trainer import ResumableTrainer
 from meta_train.problems import Metrics, mean_metrics
 from meta_train.training.config import Config, learning_rate_factor
-from meta_train.training.rules import as_weights, trained_metanet
+from meta_train.training.rules import as_weights
 from meta_train.training.unroll import Optimizee, unroll, whole_run
 from meta_train.training.weights import make_learned, with_stage
 from meta_train.training.worker import (
@@ -74,7 +74,7 @@ class MetaTrainer(ResumableTrainer):
             config.metanet, config.init_from, config.metanet_config, config.seed
         )
         self.device = device_of(config.device)
-        self.metanet = trained_metanet(self.learned).to(self.device)
+        self.metanet = self.learned.metanet.to(self.device)
         decayed = get_ema_multi_avg_fn(config.average)
         self.mean = AveragedModel(self.metanet, multi_avg_fn=decayed)
         self.mean.update_parameters(self.metanet)  # the first is a copy

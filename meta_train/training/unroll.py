@@ -19,7 +19,7 @@ from harness.random import derive_seed, seeded
 from meta_train.problems import Metrics, Problem
 from meta_train.training.rules import Function
 from ngopt import build_graph
-from ngopt.functional import Hyper, Record, UpdateRule, update_all
+from ngopt.functional import BoundRule, Hyper, Record, update_all
 from ngopt.graph import NeuralGraph
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
@@ -146,7 +146,7 @@ class Optimizee(Optimizees):
         is_convolutional = any(p.dim() == 4 for p in self.model.parameters())
         self._has_channels_last = is_convolutional and self.device.type == "cpu"
 
-    def start(self, rule: UpdateRule) -> Inner:
+    def start(self, rule: BoundRule) -> Inner:
         """The inner run before its first step."""
         params = [p.detach().clone() for p in self.model.parameters()]
         buffers = {}
@@ -279,7 +279,7 @@ def moved(
 def unroll(
     optimizee: Optimizees,
     inner: Inner,
-    rule: UpdateRule,
+    rule: BoundRule,
     steps: int,
     hyper: Hyper,
     create_graph: bool = False,

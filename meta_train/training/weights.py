@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from harness.random import seeded
+from meta_train.training.rules import as_learned
 from ngopt.metanets import METANETS, FeedForward, GraphMetanet, Metanet
 from ngopt.metanets.imported import find_metanet
 from ngopt.pretrained import load_pretrained
@@ -27,8 +28,8 @@ def make_learned(
     changes = _config_changes(cls, numbers)
     with seeded(seed, 12):
         if init_from is None:
-            return LearnedOptimizer(metanet=cls(cls.Config(**changes)))
-        learned = load_pretrained(init_from)
+            return LearnedOptimizer(cls(cls.Config(**changes)))
+        learned = as_learned(load_pretrained(init_from))
         start = learned.metanet
         has_graph = isinstance(start, GraphMetanet)
         if (
@@ -43,10 +44,9 @@ def make_learned(
                     f"the weights '{init_from}'; got {hidden[0]}"
                 )
             return replace(learned, metanet=cls.from_feedforward(start, **changes))
-    if start is None or type(start) is not cls:
-        got = "none" if start is None else start.name
+    if type(start) is not cls:
         raise ValueError(
-            f"weights '{init_from}': expected metanet '{name}'; got '{got}'"
+            f"weights '{init_from}': expected metanet '{name}'; got '{start.name}'"
         )
     try:
         return replace(learned, metanet=start.reconfigured(**changes))

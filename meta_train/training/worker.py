@@ -170,12 +170,6 @@ class Worker:
         make_estimator(config, 1.0, 1)
         if config.estimator == "imitation" and config.tail != 1:
             raise ValueError(f"tail: expected none with imitation; got {config.tail}")
-        if config.stacked and learned.base is not None:
-            raise ValueError(
-                "stacked: expected a metanet without a base rule; got the base rule "
-                f"'{learned.base.name}', which reads step counts on the host. "
-                "Leave out --stacked."
-            )
         self.config = config
         self.learned = learned
         self.device = device

@@ -176,7 +176,7 @@ def next_values(schedule: StepSchedule, hyper: Hyper) -> ScheduledValues:
     values = schedule.at(
         age,
         age.max() + schedule.lag,
-        hyper.scheduled,
+        hyper,
         beta2=before.beta2,
         peak_step_size=before.peak_step_size,
         peak_weight_decay=before.peak_weight_decay,

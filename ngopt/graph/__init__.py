@@ -5,7 +5,7 @@ from ngopt.graph.build import build_graph
 from ngopt.graph.drawing.draw import draw
 from ngopt.graph.groups_and_blocks import Bias, EdgeBlock, NeuronGroup, ParameterSpec
 from ngopt.graph.neural_graph import GraphValues, NeuralGraph
-from ngopt.graph.rules.registry import register_rule
+from ngopt.graph.rules.registry import register_layer_rule
 from ngopt.graph.tracing.capture import Inputs
 from ngopt.graph.tracing.values import Neurons
 from ngopt.graph.transforms import join_graphs
@@ -30,7 +30,7 @@ __all__ = [
     "draw",
     "join_graphs",
     "parameter_graph",
-    "register_rule",
+    "register_layer_rule",
     "symmetries",
     "to_edge_list",
     "to_networkx",

@@ -8,8 +8,8 @@ fitted to the losses of random training runs at other step sizes
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -114,9 +114,14 @@ class LearnedStep:
     """The multiplier: factors that are predicted at the first gradient and kept.
 
     Without a horizon all factors are 1.
+
+    Attributes:
+        recipe, table: JSON, how the predictor was fitted and what was measured with it.
     """
 
     predictor: StepPredictor
+    recipe: Mapping[str, Any] = field(default_factory=lambda: {"stages": []})
+    table: Mapping[str, Any] = field(default_factory=dict)
     state: ClassVar[Mapping[str, float]] = {"predicted": 1.0}
 
     def bind(self, network: Network) -> "NetworkFactors | None":

@@ -15,15 +15,23 @@ from ngopt import functional
 from ngopt.devices import product_dtype
 from ngopt.distributed.ownership import Ownership
 from ngopt.distributed.shards import Shards
-from ngopt.functional import Gradients, Hyper, Record, SharedState, State, UpdateRule
+from ngopt.functional import (
+    BoundRule,
+    Gradients,
+    Hyper,
+    Record,
+    SharedState,
+    State,
+    UpdateRule,
+)
 from ngopt.graph.transforms import reordered
 from ngopt.optimizer import param_groups, state_dicts
 from ngopt.optimizer.averages import start_or_drop_averages
 from ngopt.optimizer.execution import bound_rule
 from ngopt.optimizer.graph_source import GraphSource, OrderedGraph
+from ngopt.optimizer.learning_rates import BY_LR_AFTER_WARM_UP, ratio
 from ngopt.optimizer.log_messages import Messages, log_unconnected, warn_if_partial
-from ngopt.optimizer.param_groups import OWN_DECAY, Group, group_tensors
-from ngopt.pretrained import LearnedOptimizer
+from ngopt.optimizer.param_groups import BUILT_IN, Group, group_tensors
 from ngopt.shard_layout import are_divided, local, local_gradient, ranks_of, real
 
 
@@ -39,12 +47,8 @@ class BoundParameters:
         rule, settings: the rule of the last step, and what it was bound with.
     """
 
-    def __init__(
-        self, ordered: OrderedGraph, params: Sequence[Tensor], own_decay: float
-    ):
-        """own_decay: the weight decay of the learned optimizer, in AdamW's units."""
+    def __init__(self, ordered: OrderedGraph, params: Sequence[Tensor]):
         self.network, self._order = ordered
-        self._own_decay = own_decay
         self.graph = reordered(self.network, self._order)
         self.params = params
         self._shapes = [p.shape for p in params]
@@ -53,14 +57,14 @@ class BoundParameters:
         self._is_plain = not is_other and not are_divided(params)
         self._plain_values: list[Tensor] | None = None
         self.shards: Shards | None = None
-        self.rule: UpdateRule | None = None
+        self.rule: BoundRule | None = None
         self.settings: tuple[Any, ...] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the rule and without process groups, which cannot be copied."""
         return {**self.__dict__, "shards": None, "rule": None, "settings": None}
 
-    def set_rule(self, rule: UpdateRule, settings: tuple[Any, ...]) -> None:
+    def set_rule(self, rule: BoundRule, settings: tuple[Any, ...]) -> None:
         self.rule, self.settings = rule, settings
         self._plain_values = self._values() if self._is_plain else None
 
@@ -100,7 +104,7 @@ class BoundParameters:
         return [by_position[i] for i in range(len(by_position))]
 
     def initial_records(
-        self, rule: UpdateRule, values: Mapping[int, Tensor] | None = None
+        self, rule: BoundRule, values: Mapping[int, Tensor] | None = None
     ) -> list[Record]:
         """The initial state of all parameters, on the meta device by default.
 
@@ -122,16 +126,9 @@ class BoundParameters:
         grads: list[Tensor | None] = [None] * count
         lr: list[float | Tensor] = [0.0] * count
         weight_decay: list[float | None] = [0.0] * count
-        scheduled = False
         position = 0
         for group in groups:
-            scheduled |= "initial_lr" in group  # see `param_groups.is_scheduled`
-            group_lr = group["lr"]
-            if isinstance(group_lr, Tensor):
-                group_lr = group_lr.reshape(())  # other shapes would broadcast
-            group_decay = group["weight_decay"]
-            if group.get(OWN_DECAY) and group_decay == self._own_decay:
-                group_decay = None
+            group_lr = ratio(group)
             for p in group["params"]:
                 grad = p.grad if self._is_plain else local_gradient(p)
                 if grad is not None and (self._is_plain or p.numel()):
@@ -139,9 +136,18 @@ class BoundParameters:
                         grad = self._gradient(position, grad, group["maximize"])
                     grads[position] = grad
                     lr[position] = group_lr
-                    weight_decay[position] = group_decay
+                    weight_decay[position] = group["weight_decay"]
                 position += 1
-        return grads, Hyper(lr, weight_decay, scheduled)
+        schedule = groups[0]["lr_schedule"]
+        is_scheduled, warms_up = schedule != BUILT_IN, schedule == BY_LR_AFTER_WARM_UP
+        return grads, Hyper(lr, weight_decay, is_scheduled, warms_up)
+
+    def are_zero(self, grads: Gradients) -> bool:
+        """Whether all gradients are zero, in all processes; a host sync."""
+        is_other = any(bool(grad.any()) for grad in grads if grad is not None)
+        if self.shards is not None:
+            is_other = any(self.shards.collectives.gather_integers(int(is_other)))
+        return not is_other
 
     def _gradient(self, position: int, grad: Tensor, maximize: bool) -> Tensor:
         """A dense real gradient to descend along."""
@@ -211,7 +217,7 @@ class BoundParameters:
 
 
 class Binding:
-    """Binds a learned optimizer to the graph of an optimizer's parameters.
+    """Binds a rule to the graph of an optimizer's parameters.
 
     source: makes the graph. compute_dtype: of the rule; None: see `NGOptimizer`.
     process_group: of processes that share whole parameters.
@@ -222,15 +228,15 @@ class Binding:
     def __init__(
         self,
         source: GraphSource,
-        learned: LearnedOptimizer,
+        rule: UpdateRule,
         compute_dtype: torch.dtype | None,
         process_group: Any,
         messages: Messages,
     ):
         self.source = source
-        self._learned = learned
+        self._rule = rule
         self._compute_dtype = compute_dtype
-        self._follows_state = compute_dtype is None and not learned.chooses_dtype
+        self._follows_state = compute_dtype is None and not rule.chooses_dtype
         self._process_group = process_group
         self._messages = messages
         # then unconnected parameters are expected
@@ -241,12 +247,13 @@ class Binding:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_process_group": ranks_of(self._process_group)}
 
-    def for_step(self, optimizer: Optimizer) -> BoundParameters:
-        """The parameters with the rule for the next step.
+    def for_step(
+        self, optimizer: Optimizer, params: Sequence[Tensor]
+    ) -> BoundParameters:
+        """The parameters with the rule for the next step; params: of the optimizer.
 
         Graph and rule are made again if they no longer fit the groups.
         """
-        params = group_tensors(optimizer.param_groups)
         settings = self._settings(params, optimizer.param_groups[0])
         bound = self._bound
         if (
@@ -302,7 +309,7 @@ class Binding:
         names = param_groups.group_names(groups)
         param_groups.check_distinct(zip(names, params, strict=True))
         ordered = self.source.graph_of(groups)
-        bound = BoundParameters(ordered, params, self._learned.weight_decay)
+        bound = BoundParameters(ordered, params)
         if self._bound is not None:
             bound.check_shapes(self._bound, optimizer.state)
             rule = self._set_rule(bound, optimizer)
@@ -312,11 +319,11 @@ class Binding:
             )
         self._check_records(bound, bound.records(optimizer.state), groups[0])
         if not self._is_partial:
-            reads_connections = self._learned.reads_connections
+            reads_connections = self._rule.reads_connections
             log_unconnected(bound.network, self.source.is_exact, reads_connections)
         return bound
 
-    def _set_rule(self, bound: BoundParameters, optimizer: Optimizer) -> UpdateRule:
+    def _set_rule(self, bound: BoundParameters, optimizer: Optimizer) -> BoundRule:
         """Binds a new rule, and adapts groups and state to it.
 
         Stores the renewal interval in the groups; starts or drops averages.
@@ -327,7 +334,7 @@ class Binding:
         for group in groups:
             group["renew_every"] = interval
         total_steps = groups[0]["total_steps"]
-        if total_steps is not None and not param_groups.is_scheduled(groups):
+        if total_steps is not None and groups[0]["lr_schedule"] == BUILT_IN:
             records = bound.records(optimizer.state)
             self._messages.check_horizon(records, total_steps)
         initial = bound.initial_records(rule)
@@ -335,7 +342,7 @@ class Binding:
         bound.set_rule(rule, self._settings(bound.params, groups[0]))
         return rule
 
-    def _new_rule(self, bound: BoundParameters, group: Group) -> UpdateRule:
+    def _new_rule(self, bound: BoundParameters, group: Group) -> BoundRule:
         """The learned optimizer as a rule on the graph; collective for several
         processes."""
         total_steps, renew_every, _, dtype = self._settings(bound.params, group)
@@ -343,7 +350,7 @@ class Binding:
             named = list(zip(bound.names(), bound.params, strict=True))
             bound.shards = Shards(named, self._process_group, self._owners)
         rule = bound_rule(
-            self._learned,
+            self._rule,
             bound.graph,
             bound.params,
             total_steps,
@@ -355,7 +362,7 @@ class Binding:
             self._owners = dict(zip(bound.params, bound.shards.ownerships, strict=True))
         return rule
 
-    def _rule_with(self, bound: BoundParameters, group: Group) -> UpdateRule:
+    def _rule_with(self, bound: BoundParameters, group: Group) -> BoundRule:
         """A rule with the settings of a group, without an effect on the next step."""
         if bound.rule is None or bound.settings != self._settings(bound.params, group):
             return self._new_rule(bound, group)

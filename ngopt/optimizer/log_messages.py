@@ -13,73 +13,69 @@ from torch import Tensor, distributed
 from ngopt.functional import Record
 from ngopt.graph import NeuralGraph
 from ngopt.graph.connectivity import unconnected
-from ngopt.optimizer.param_groups import Group, is_scheduled
+from ngopt.optimizer.param_groups import Group
 
 logger = logging.getLogger("ngopt")
 
-# A smaller lr is probably meant as a step size: of the arguments, and of a step, which
-# may be the first one of a warm-up.
-SMALL_ARGUMENT, SMALL_LR = 0.15, 0.02
-LARGE_LR = 10  # a larger lr is probably meant as total_steps
-FIRST_STEPS = 3  # in which settings are checked
+LARGE = 10  # a larger scale diverges; a larger lr is probably meant as total_steps
 LISTED_UNCONNECTED = 5  # names in the line about a graph
+TINY = 1e-30
 ZERO_FILE = "zero_redundancy_optimizer.py"  # of torch.distributed.optim
 
 
 class Messages:
-    """Warnings and log messages of one optimizer, each at most once.
-
-    steps_left: steps for which `check_step` is still to be called.
-    """
+    """Warnings and log messages of one optimizer, each at most once."""
 
     def __init__(self) -> None:
-        self.steps_left = FIRST_STEPS
         self._given: set[str] = set()
-        self._largest_lr = 0.0
-
-    def check_step(self, groups: Sequence[Group]) -> None:
-        """Checks one of the first steps, by which users have attached schedulers."""
-        self.steps_left -= 1
-        lr = _largest(groups, "lr")
-        is_warm_up = lr > self._largest_lr
-        self._largest_lr = max(self._largest_lr, lr)
-        if not self.steps_left and not is_warm_up:
-            lr = _largest(groups, "initial_lr", "max_lr")
-            self.check_lr(max(self._largest_lr, lr))
-        elif any("max_lr" in group for group in groups):
-            self.check_lr(max(self._largest_lr, _largest(groups, "max_lr")))
-        if is_scheduled(groups) and self._is_first("schedule"):
-            logger.info(
-                "NGOptimizer: an attached scheduler replaces the built-in schedule. "
-                "Without a scheduler, total_steps gives a warm-up and a decay to zero."
-            )
 
     def check_new(self, groups: Sequence[Group]) -> None:
-        self.check_lr(_largest(groups, "lr"), SMALL_ARGUMENT)
-
-    def check_lr(self, largest: float, small: float = SMALL_LR) -> None:
-        """Warns of a learning rate that is not near 1. largest: of all groups."""
-        if 0 < largest < small:
+        """Warns of a large lr or scale of new groups."""
+        if LARGE < _largest(groups, "lr") < inf:
             self._warn_once(
                 "lr",
-                f"lr = {largest:g} multiplies the update, so that training is "
-                f"{1 / largest:.0f} times slower. Use lr=1.0, the default; a scheduler "
-                "multiplies it by numbers up to 1.",
+                f"lr = {_largest(groups, 'lr'):g} has no unit: only ratios to the "
+                "largest lr count. For the number of steps, pass total_steps=.",
             )
-        if LARGE_LR < largest < inf:
+        scale = _largest(groups, "scale")
+        if scale > LARGE:
             self._warn_once(
-                "lr",
-                f"lr = {largest:g} multiplies every update by {largest:g} and will "
-                "diverge. Use lr=1.0, the default. For the number of steps, pass "
-                "total_steps=.",
+                "scale",
+                f"scale = {scale:g} multiplies every update by {scale:g} and will "
+                "diverge. Use scale=1.0, the default.",
             )
 
-    def warn_of_ignored(self, keys: Sequence[str]) -> None:
-        """keys: of a parameter group, without an effect."""
-        if keys:
+    def log_reference(
+        self, reference: float, rates: Sequence[float | None], has_scheduler: bool
+    ) -> None:
+        """Logs R and the ratios of groups to it; rates: the largest of each group."""
+        if not self._is_first("reference"):
+            return
+        ratios = ", ".join(f"{rate / reference:.3g}" for rate in rates if rate)
+        text = (
+            f"NGOptimizer: lr has no unit: steps are multiplied by scale * lr / "
+            f"{reference:g} (of the groups: {ratios}). To sweep, use scale=."
+        )
+        if has_scheduler:
+            text += " The scheduler replaces the built-in schedule."
+        logger.info(text)
+
+    def warn_of_absolute(self, peak: float, reference: float) -> None:
+        """Warns of rates that fall before they were near the largest one."""
+        self._warn_once(
+            "absolute",
+            f"lr falls after at most {peak:g}, far below reference_lr = {reference:g}, "
+            f"so that training is {reference / max(peak, TINY):.0f} times slower. If a "
+            "LambdaLR returns absolute rates, make it return ratios to the largest.",
+        )
+
+    def warn_of_ignored(self, names: Sequence[str]) -> None:
+        """names: arguments or keys of parameter groups without an effect."""
+        if names:
             self._warn_once(
                 "ignored",
-                f"these keys of parameter groups have no effect: {', '.join(keys)}",
+                f"{', '.join(names)} of other optimizers have no effect here. To set "
+                "constants of the default, pass rule=SoapConfig(...).",
             )
 
     def check_horizon(self, records: Sequence[Record], total_steps: int) -> None:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,22 +11,19 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from ngopt.devices import without_autocast
+from ngopt.functional import UpdateRule
 from ngopt.graph import NeuralGraph
 from ngopt.metanets import Metanet
-from ngopt.optimizer import averages, graph_source, param_groups, state_dicts
+from ngopt.optimizer import arguments, averages, graph_source, param_groups, state_dicts
 from ngopt.optimizer.binding import Binding
+from ngopt.optimizer.learning_rates import LearningRates, default_lr
 from ngopt.optimizer.log_messages import Messages, describe, name_of
 from ngopt.optimizer.param_groups import group_tensors
-from ngopt.pretrained import LearnedOptimizer, as_learned, weights_hash
+from ngopt.pretrained import as_rule, description_of
+from ngopt.soap.config import SoapConfig
 
 NAMES_LINE = "    param_names: "  # of `repr`, which leaves them out
-COPIED_ATTRIBUTES = (
-    "learned",
-    "compute_dtype",
-    "_weights_name",
-    "_messages",
-    "_binding",
-)
+COPIED_ATTRIBUTES = "rule", "compute_dtype", "_name", "_messages", "_rates", "_binding"
 
 
 class NGOptimizer(Optimizer):
@@ -37,27 +34,30 @@ class NGOptimizer(Optimizer):
     Nesterov's momentum n and second moments v in the eigenbases changes by:
 
         u = Q_L [Q_L^T n Q_R / sqrt(v)] Q_R^T
-        W <- (1 - 1e-3 lr t weight_decay) W - lr s u          t: schedule, s: step size
+        W <- (1 - 1e-3 c t weight_decay) W - c s u    t: schedule, s: step size
 
     `docs/default.md` has the other equations. s is relative to the RMS of W, and
     proportional to t. With total_steps t rises over 8 % of the steps, then falls to
-    zero. Metanets predict the update instead.
+    zero. c = scale * lr / R is 1 unless `lr` changes: R is the largest lr of all groups
+    and steps, so lr has no unit. Metanets predict the update instead.
 
     Args:
         params: tensors, (name, tensor) pairs or parameter groups, as in torch.optim.
-        lr: multiplies the update (default: 1.0). A scheduler of torch replaces the
-            built-in schedule. Those that cycle momentum need cycle_momentum=False.
-            ReduceLROnPlateau multiplies the schedule. Per group.
-        weight_decay: decoupled, in AdamW's units at a learning rate of 1e-3 (default:
-            None, the rule's own, 0.45 for the default). Per group; groups store None as
-            the number and `own_weight_decay=True`.
+        lr: has no unit (`docs/recipes/learning-rates.md`): ratios between groups count,
+            and how it changes. A scheduler of torch replaces the built-in schedule, and
+            so does an lr that changes within three steps; ReduceLROnPlateau and later
+            changes multiply it. Per group.
+        weight_decay: decoupled: each step multiplies weights by 1 - 1e-3 c t
+            weight_decay, as AdamW at a learning rate of 1e-3 (default: None, the rule's
+            own, 0.45 for matrices and tables). Per group.
+        scale: multiplies the update and the decay (default: 1.0). Per group.
         model: the module with these parameters. Its graph is traced from the inputs of
             its first forward pass in training. It may have parameters that are not
             optimized.
         graph: a graph of `build_graph` in place of `model`. Parameters are matched by
             name if all have one in it, else by order.
-        weights: name of bundled weights, path of a weights file, a `LearnedOptimizer`
-            or a metanet (default: "default").
+        rule: "default", the name of bundled weights, a `SoapConfig`, the path of a
+            weights file, a metanet, or an `UpdateRule` (default: "default").
         total_steps: the number of training steps; the step size then falls to zero.
             Without it use `averaged` and `load_average`. Metanets of the paper ignore
             it unless their weights have a `Cooldown`.
@@ -71,19 +71,21 @@ class NGOptimizer(Optimizer):
         process_group: processes with equal gradients, as under DistributedDataParallel,
             that divide work and state of the default. DTensors of `fully_shard` or
             `parallelize_module` need none.
+        others: hyperparameters of torch's optimizers, such as betas, eps or fused, have
+            no effect; one warning names them.
 
     State is float32, or float64 for float64 parameters; preconditioners of more than
     512 rows are bfloat16. A complex parameter is optimized as pairs of real numbers.
     Steps skip parameters without a gradient.
 
     Raises:
-        ValueError: If there are no parameters, an argument is out of range, the weights
+        ValueError: If there are no parameters, an argument is out of range, the rule
             cannot be loaded, the graph does not fit, or parameters are flat pieces of
             FullyShardedDataParallel.
-        TypeError: For a module in place of parameters.
+        TypeError: For a module in place of parameters, and for an unknown argument.
 
     Examples:
-        >>> optimizer = NGOptimizer(model.parameters(), total_steps=1000)
+        >>> optimizer = NGOptimizer(model.named_parameters(), total_steps=1000)
         >>> optimizer.zero_grad()
         >>> loss_fn(model(input), target).backward()
         >>> optimizer.step()
@@ -94,35 +96,49 @@ class NGOptimizer(Optimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 1.0,
+        lr: float | Tensor | None = None,
         weight_decay: float | None = None,
         *,
+        scale: float = 1.0,
         model: nn.Module | None = None,
         graph: NeuralGraph | None = None,
-        weights: str | os.PathLike | Metanet | LearnedOptimizer = "default",
+        rule: str | os.PathLike | SoapConfig | Metanet | UpdateRule = "default",
         total_steps: int | None = None,
         maximize: bool = False,
         compute_dtype: torch.dtype | None = None,
         renew_every: int | None = None,
         process_group: Any = None,
+        **others: Any,
     ):
         if model is not None and graph is not None:
             raise ValueError("NGOptimizer: expected model or graph; got both")
-        self.learned = learned = as_learned(weights)
-        self._weights_name = name_of(weights)
+        arguments.check_names(others)
+        arguments.check_no_module(params)
+        self.rule = as_rule(rule)
+        self._name = name_of(rule)
         self.compute_dtype = compute_dtype
-        param_groups.check_compute_dtype(compute_dtype, learned)
-        param_groups.check_process_group(process_group, learned)
+        arguments.check_compute_dtype(compute_dtype, self.rule)
+        arguments.check_process_group(process_group, self.rule)
         self._messages = Messages()
-        defaults: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
-        defaults["total_steps"] = param_groups.as_python_int(total_steps)
-        defaults["maximize"] = maximize
-        defaults["renew_every"] = param_groups.as_python_int(renew_every)
-        defaults["weights"] = weights_hash(learned)
-        defaults = param_groups.with_own_decay(defaults, learned.weight_decay)
+        self._messages.warn_of_ignored(arguments.ignored_settings(others))
+        self._rates = LearningRates(self._messages)
+        self._lr = lr  # of groups that are added without one
+        if not isinstance(params, Tensor | set):  # for which torch has messages
+            params = cast(ParamsT, list(params))
+        defaults: dict[str, Any] = {
+            "lr": default_lr(params) if lr is None else lr,
+            "scale": scale,
+            "weight_decay": weight_decay,
+            "total_steps": param_groups.as_python_int(total_steps),
+            "maximize": maximize,
+            "renew_every": param_groups.as_python_int(renew_every),
+            "reference_lr": None,
+            "lr_schedule": param_groups.BUILT_IN,
+        }
         param_groups.check_settings(defaults)
-        param_groups.check_no_module(params)
         super().__init__(params, defaults)
+        # schedulers that cycle momentum, which has no effect, look for this default
+        self.defaults["momentum"] = None
         self._messages.check_new(self.param_groups)
         source: graph_source.GraphSource = graph_source.InferredGraph()
         if model is not None:
@@ -130,7 +146,7 @@ class NGOptimizer(Optimizer):
         elif graph is not None:
             source = graph_source.GivenGraph(graph, self.param_groups)
         self._binding = Binding(
-            source, learned, compute_dtype, process_group, self._messages
+            source, self.rule, compute_dtype, process_group, self._messages
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -140,7 +156,7 @@ class NGOptimizer(Optimizer):
     def __repr__(self) -> str:
         lines = super().__repr__().splitlines()
         text = "\n".join(line for line in lines if not line.startswith(NAMES_LINE))
-        text = text.replace(self.defaults["weights"], self._weights_name)
+        text = f"{text}\nrule: {self._name}"
         if self._awaits_forward():
             return f"{text}\ngraph: not traced yet; run one training step"
         parameters = self._binding.parameters(self)
@@ -157,12 +173,13 @@ class NGOptimizer(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds parameters to the optimizer and its graph; others keep their state."""
         if isinstance(param_group, dict):
-            own_decay = self.learned.weight_decay
-            param_group = param_groups.with_own_decay(param_group, own_decay)
+            param_group = dict(param_group)
+            given = param_group.get("lr", self._lr)
             ignored = param_groups.complete_new_group(
-                param_group, self.defaults, self.param_groups, self.learned
+                param_group, self.defaults, self.param_groups, self.rule
             )
             self._messages.warn_of_ignored(ignored)
+            self._rates.add(given)
         super().add_param_group(param_group)
 
     @torch.no_grad()
@@ -177,20 +194,18 @@ class NGOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         groups = self.param_groups
-        params = group_tensors(groups)
+        params = [p for group in groups for p in group["params"]]
         # other processes may have gradients where this one has none
-        if all(p.grad is None for p in params) and not self._is_shared():
+        if all(p.grad is None for p in params) and not self._binding.is_shared(params):
             return loss
-        param_groups.check_groups(groups)
-        bound = self._binding.for_step(self)
+        self._rates.follow(groups, self.state)
+        bound = self._binding.for_step(self, params)
         grads, hyper = bound.gradients(groups)
-        if not torch.compiler.is_compiling():
-            # torch.distributed.checkpoint initializes state by a step with lr=0
-            if not self.state and all(float(group["lr"]) == 0 for group in groups):
-                bound.records_for_step(self.state, grads)
-                return loss
-            if self._messages.steps_left:
-                self._messages.check_step(groups)
+        is_new = not self.state and not torch.compiler.is_compiling()
+        if is_new and param_groups.are_frozen(groups) and bound.are_zero(grads):
+            # so torch.distributed.checkpoint initializes the state
+            bound.records_for_step(self.state, grads)
+            return loss
         with without_autocast({p.device for p in params}):
             bound.update(self.state, grads, hyper)
         return loss
@@ -218,9 +233,11 @@ class NGOptimizer(Optimizer):
             yield
 
     def state_dict(self) -> dict[str, Any]:
-        """As in torch. Processes that share the parameters must all call it; the state
-        is then DTensors, for `torch.distributed.checkpoint`."""
+        """As in torch, with the constants under "rule". Processes that share the
+        parameters must all call it; the state is then DTensors, for
+        `torch.distributed.checkpoint`."""
         state_dict = super().state_dict()
+        state_dict["rule"] = description_of(self.rule)
         if state_dict["state"] and self._is_shared():
             records = [self.state.get(p, {}) for p in group_tensors(self.param_groups)]
             records = self._binding.shared_state(self).to_dtensors(records)
@@ -232,10 +249,11 @@ class NGOptimizer(Optimizer):
         """Loads what `state_dict` returned; state keeps its dtypes.
 
         Groups with the same parameter names in another order are matched by name. A
-        `total_steps` of this optimizer is kept, so that a run can be made longer.
+        `total_steps` of this optimizer is kept, so that a run can be made longer. A
+        UserWarning names constants that differ from those of the saved run.
 
-        Raises ValueError, and changes nothing, if the state was made with other
-        weights, lacks a tensor, or has another shape.
+        Raises ValueError, and changes nothing, if the state lacks a tensor or has
+        another shape, as that of another rule.
         """
         loaded: dict[str, Any] = {}
 
@@ -247,6 +265,7 @@ class NGOptimizer(Optimizer):
             params = group_tensors(self.param_groups)
             state_dicts.restore_dtypes(self.state, params, loaded)
             self._binding.clear_rule()  # compiled steps are guarded by the old state
+            self._rates.reset()
 
         # runs after the pre-hooks, and before the post-hooks, of the user
         pre_hook = self.register_load_state_dict_pre_hook(check)
@@ -260,7 +279,7 @@ class NGOptimizer(Optimizer):
     def _checked(self, state_dict: Any) -> dict[str, Any]:
         """Raises ValueError if a state_dict does not fit."""
         present = self.param_groups
-        loaded = dict(state_dicts.checked(state_dict, self.defaults["weights"]))
+        loaded = dict(state_dicts.checked(state_dict))
         groups = state_dicts.in_order(loaded["param_groups"], present)
         groups = state_dicts.with_total_steps(groups, present[0]["total_steps"])
         loaded["param_groups"] = groups
@@ -270,6 +289,7 @@ class NGOptimizer(Optimizer):
             loaded["state"] = state_dicts.numbered(groups, shared.to_local(records))
         if not self._awaits_forward():  # else checked when the graph is known
             self._binding.check_loaded(loaded, self)
+        state_dicts.warn_of_changes(loaded.get("rule"), description_of(self.rule))
         return loaded
 
     def _is_shared(self) -> bool:

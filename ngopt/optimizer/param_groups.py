@@ -1,37 +1,31 @@
-"""Arguments and parameter groups of `NGOptimizer`: what they contain, and their checks.
+"""Parameter groups of `NGOptimizer`: what they contain, and their checks.
 
 Each check raises a ValueError that names the argument, unless it documents another
 error.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from math import inf
 from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor
 from torch.nn.parameter import UninitializedParameter
 
+from ngopt.functional import UpdateRule
 from ngopt.graph import ParameterSpec
 from ngopt.graph.sharded_modules import check_no_dtensors, check_not_flattened
-from ngopt.pretrained import LearnedOptimizer, has_hash
+from ngopt.optimizer.arguments import check_distinct, check_no_module, ignored_settings
 
 Group = dict[str, Any]
 
 # Settings of groups: those that may differ, and those that all groups share.
-PER_GROUP = ("lr", "weight_decay", "maximize")
+PER_GROUP = ("lr", "scale", "weight_decay", "maximize")
 STEP_COUNTS = ("total_steps", "renew_every")
-SHARED = (*STEP_COUNTS, "weights")
-OWN_DECAY = "own_weight_decay"
-"""Key of a group: whether its weight decay is the rule's own."""
-# Hyperparameters of other optimizers, which have no effect here. All other keys are
-# kept and ignored, as torch does: schedulers, wrappers and users store values there.
-OF_OTHER_OPTIMIZERS = """
-    alpha amsgrad beta1 beta2 betas capturable centered dampening eps foreach fused
-    momentum momentum_decay nesterov
-""".split()
+SHARED = (*STEP_COUNTS, "reference_lr", "lr_schedule")
+BUILT_IN = "built-in"  # `lr_schedule`: see `learning_rates`
 
 
 def group_tensors(groups: Iterable[Group]) -> list[Tensor]:
@@ -84,11 +78,6 @@ def is_lazy(p: Tensor) -> bool:
     return isinstance(p, UninitializedParameter)
 
 
-def is_scheduled(groups: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether a scheduler of torch is attached, which stores the first lr in groups."""
-    return any("initial_lr" in group for group in groups)
-
-
 def as_python_int(steps: Any) -> Any:
     """A whole number as an int, which checkpoints may store; other values unchanged."""
     is_number = isinstance(steps, Real) and not isinstance(steps, bool)
@@ -96,25 +85,8 @@ def as_python_int(steps: Any) -> Any:
     return int(float(steps)) if is_whole else steps
 
 
-def with_own_decay(group: Mapping[str, Any], own_decay: float) -> Group:
-    """A copy of a group in which a weight decay of None is a number and a flag.
-
-    own_decay: of the weights, in AdamW's units.
-    """
-    group = dict(group)
-    if "weight_decay" in group:
-        group.setdefault(OWN_DECAY, group["weight_decay"] is None)
-        if group["weight_decay"] is None:
-            group["weight_decay"] = own_decay
-    for key in ("lr", "weight_decay"):
-        value = group.get(key)
-        if isinstance(value, np.number):  # these do not load with weights_only=True
-            group[key] = value.item()
-    return group
-
-
 def complete_new_group(
-    group: Group, defaults: Group, groups: Sequence[Group], learned: LearnedOptimizer
+    group: Group, defaults: Group, groups: Sequence[Group], rule: UpdateRule
 ) -> list[str]:
     """Checks a new group and adds the settings that all groups share to it.
 
@@ -122,8 +94,9 @@ def complete_new_group(
     optimizers, which have no effect.
     """
     shared = dict(defaults)
-    if has_hash(group.get("weights"), shared["weights"]):
-        group["weights"] = shared["weights"]
+    for key in ("lr", "weight_decay", "scale"):
+        if isinstance(group.get(key), np.number):  # not loaded with weights_only=True
+            group[key] = group[key].item()
     for key in STEP_COUNTS:
         if key in group:
             group[key] = as_python_int(group[key])
@@ -132,10 +105,18 @@ def complete_new_group(
         may_be_set = not groups or key == "renew_every"
         if shared[key] is None and may_be_set:
             shared[key] = group.get(key)
-    ignored = _check_keys(group, shared)
+        if key in group and group[key] != shared[key]:
+            raise _not_shared(key, group[key], shared[key])
+    if "params" not in group:
+        raise ValueError(
+            f"NGOptimizer: parameter group: expected 'params'; got {sorted(group)}"
+        )
+    ignored = ignored_settings(group)
     check_settings({**shared, **group})
+    for key in SHARED:
+        group[key] = groups[0][key] if groups else shared[key]
     for key in STEP_COUNTS:
-        group.setdefault(key, shared[key])
+        group[key] = shared[key]
     params = group["params"]
     check_no_module(params)
     if not isinstance(params, Tensor | set):  # torch handles these
@@ -145,34 +126,16 @@ def complete_new_group(
             named.append(p if isinstance(p, tuple) else (f"parameter {i}", p))
         check_distinct(named)
         check_not_flattened(named)
-        if not learned.can_be_sharded:
+        if not rule.shards:
             check_no_dtensors(named)
     return ignored
 
 
-def _check_keys(group: Group, shared: Group) -> list[str]:
-    """The keys of a group that are hyperparameters of other optimizers.
-
-    One alone is an error, as its user expects an effect. Wrappers of optimizers pass
-    all of them; these groups are accepted.
-    """
-    for key in SHARED:
-        if key in group and group[key] != shared[key]:
-            raise _not_shared(key, group[key], shared[key])
-    ignored = [key for key in OF_OTHER_OPTIMIZERS if key in group]
-    if group.get("differentiable"):  # torch sets it to False
-        ignored = ["differentiable"]
-    is_complete = "lr" in group and "weight_decay" in group
-    if len(ignored) == 1 and not is_complete:
-        raise ValueError(
-            "NGOptimizer: parameter group: expected lr, weight_decay, maximize; got "
-            f"'{ignored[0]}', which has no effect. Leave it out."
-        )
-    if "params" not in group:
-        raise ValueError(
-            f"NGOptimizer: parameter group: expected 'params'; got {sorted(group)}"
-        )
-    return ignored
+def are_frozen(groups: Sequence[Group]) -> bool:
+    """Whether every lr is 0; a tensor on an accelerator is not read."""
+    rates = [group["lr"] for group in groups]
+    is_read = all(not isinstance(lr, Tensor) or lr.is_cpu for lr in rates)
+    return is_read and all(float(lr) == 0 for lr in rates)
 
 
 def check_groups(groups: Sequence[Group]) -> None:
@@ -202,12 +165,18 @@ def check_settings(group: Group, is_new: bool = True) -> None:
     if isinstance(lr, Tensor) and lr.numel() != 1:
         got = f"a tensor of shape {tuple(lr.shape)}"
         raise ValueError(f"NGOptimizer: lr: expected one number; got {got}")
-    if isinstance(lr, Tensor) and lr.device.type == "cpu":
+    if isinstance(lr, Tensor) and lr.is_cpu and not torch.compiler.is_compiling():
         lr = lr.item()
     if not isinstance(lr, Tensor):  # elsewhere it would be a host sync at every step
         _check_number("lr", lr, 0 if is_new else -inf)
+    _check_number("scale", group["scale"])
     weight_decay = group["weight_decay"]
-    if weight_decay is not None or is_new:
+    if isinstance(weight_decay, tuple):
+        raise ValueError(
+            f"NGOptimizer: weight_decay: expected a number >= 0; got {weight_decay!r}. "
+            "If these are Adam's betas, leave them out: they have no effect."
+        )
+    if weight_decay is not None:
         _check_number("weight_decay", weight_decay)
     maximize = group["maximize"]
     if not isinstance(maximize, bool):
@@ -228,60 +197,3 @@ def _check_number(key: str, value: Any, least: float = 0) -> None:
     if not is_number or not least <= float(value) < inf or float(value) == -inf:
         expected = "a number >= 0" if least == 0 else "a finite number"
         raise ValueError(f"NGOptimizer: {key}: expected {expected}; got {value!r}")
-
-
-def check_compute_dtype(dtype: Any, learned: LearnedOptimizer) -> None:
-    """Raises ValueError for a dtype that nothing can be computed in."""
-    is_dtype = isinstance(dtype, torch.dtype)
-    # dtypes of one byte are for storage only
-    can_compute = is_dtype and dtype.is_floating_point and dtype.itemsize > 1
-    if dtype is not None and not can_compute:
-        expected = "a floating point dtype of 16 bits or more, or None"
-        raise ValueError(
-            f"NGOptimizer: compute_dtype: expected {expected}; got {dtype!r}"
-        )
-    if dtype == torch.float16 and learned.squares_gradients:
-        raise ValueError(
-            "NGOptimizer: compute_dtype: expected torch.bfloat16, torch.float32, "
-            "torch.float64 or None; got torch.float16, in which squares of gradients "
-            "overflow"
-        )
-
-
-def check_process_group(group: Any, learned: LearnedOptimizer) -> None:
-    """Raises ValueError for a group that cannot divide the work."""
-    if group is None:
-        return
-    if not isinstance(group, distributed.ProcessGroup):
-        raise ValueError(
-            "NGOptimizer: process_group: expected a torch.distributed.ProcessGroup "
-            f"that contains this process, such as mesh.get_group(); got {group!r}"
-        )
-    if not learned.can_be_sharded:
-        raise ValueError(
-            "NGOptimizer: process_group: expected weights='default', whose matrices "
-            "can be divided among processes; got weights of a metanet. Leave "
-            "process_group out: every process then computes the whole step."
-        )
-
-
-def check_no_module(params: Any) -> None:
-    """Raises TypeError, as torch does, for a module in place of its parameters."""
-    if isinstance(params, nn.Module) and not isinstance(params, nn.ParameterList):
-        raise TypeError(
-            "NGOptimizer: params: expected tensors, (name, tensor) pairs or groups; "
-            f"got the module {type(params).__name__}. Pass its parameters(), and the "
-            "module as model=."
-        )
-
-
-def check_distinct(named: Iterable[tuple[str, Any]]) -> None:
-    """Raises ValueError for a parameter that occurs twice."""
-    names: dict[int, str] = {}
-    for name, p in named:
-        if id(p) in names:
-            first = names[id(p)]
-            raise ValueError(
-                f"NGOptimizer: parameter '{name}' appears twice (also as '{first}')"
-            )
-        names[id(p)] = name

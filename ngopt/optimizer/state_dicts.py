@@ -1,5 +1,6 @@
 """Checks and conversions of state_dicts, and of state after the graph has changed."""
 
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,13 +14,11 @@ from ngopt.optimizer.param_groups import PER_GROUP, SHARED, Group, check_groups
 from ngopt.shard_layout import local, real
 
 
-def checked(state_dict: Any, weights: str) -> dict[str, Any]:
-    """A state_dict that is complete and was made with these weights.
+def checked(state_dict: Any) -> dict[str, Any]:
+    """A state_dict that is complete.
 
-    weights: their hash.
-
-    Raises ValueError if a part is missing or of another type, a setting out of range,
-    or if it was made with other weights.
+    Raises ValueError if a part is missing or of another type, or a setting out of
+    range.
     """
     parts = check_type(state_dict, dict)
     missing = sorted({"state", "param_groups"} - parts.keys())
@@ -29,7 +28,7 @@ def checked(state_dict: Any, weights: str) -> dict[str, Any]:
         )
     groups = check_type(parts["param_groups"], list, "param_groups")
     for i, group in enumerate(groups):
-        _check_group(group, f"param_groups[{i}]", weights)
+        _check_group(group, f"param_groups[{i}]")
     check_groups(groups)
     state = check_type(parts["state"], dict, "state")
     for number in _numbers(groups):
@@ -49,20 +48,38 @@ def check_type(value: Any, kind: type, part: str = "") -> Any:
     return value
 
 
-def _check_group(group: Group, name: str, weights: str) -> None:
+def warn_of_changes(saved: Any, present: Mapping[str, str]) -> None:
+    """Warns of constants that differ from those of the run that is resumed.
+
+    saved: the "rule" of a state_dict, which may be missing. present: of this optimizer.
+    """
+    if not isinstance(saved, Mapping):
+        return
+    changes = []
+    for key in ("base", "metanet", "cooldown", "multiplier"):
+        if saved.get(key) != present.get(key):
+            changes.append(f"{key}: {saved.get(key)} saved, {present.get(key)} here")
+    for key in ("base_config", "config"):
+        old, new = (json.loads(values.get(key, "{}")) for values in (saved, present))
+        for name in sorted(old.keys() | new.keys()):
+            if old.get(name) != new.get(name):
+                values = f"{old.get(name)} saved, {new.get(name)} here"
+                changes.append(f"{name}: {values}")
+    if changes:
+        warnings.warn(
+            "NGOptimizer: the run that is resumed had other constants: "
+            f"{'; '.join(changes)}. Pass the rule= of the saved run to keep them.",
+            stacklevel=5,
+        )
+
+
+def _check_group(group: Group, name: str) -> None:
     check_type(group, dict, name)
-    saved_with = group.get("weights")
-    if saved_with is None:
+    if "reference_lr" not in group:
         keys = sorted(map(str, group.keys() - {"params"}))
         raise ValueError(
             "state_dict: expected one of NGOptimizer; got one of another optimizer, "
             f"whose groups have {keys}"
-        )
-    if saved_with != weights:
-        raise ValueError(
-            f"state_dict: expected weights {weights[:12]} (SHA-256), those of this "
-            f"optimizer; got {str(saved_with)[:12]}. Make the optimizer with the "
-            "weights= of the saved one."
         )
     for key in ("params", *PER_GROUP, *SHARED):
         if key not in group:

@@ -1,9 +1,9 @@
-"""Weights of learned optimizers: bundled ones, and weights files."""
+"""Update rules by name: the default, bundled weights, and weights files."""
 
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 from ngopt.pretrained.weights_file import (
-    as_learned,
-    has_hash,
+    as_rule,
+    description_of,
     list_pretrained,
     load_pretrained,
     save_pretrained,
@@ -12,8 +12,8 @@ from ngopt.pretrained.weights_file import (
 
 __all__ = [
     "LearnedOptimizer",
-    "as_learned",
-    "has_hash",
+    "as_rule",
+    "description_of",
     "list_pretrained",
     "load_pretrained",
     "save_pretrained",

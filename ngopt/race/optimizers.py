@@ -115,9 +115,9 @@ def _muon(model: nn.Module, lr: float) -> Optimizer:
     )
 
 
-def _ngopt(model: nn.Module, lr: float, total_steps: int) -> Built:
+def _ngopt(model: nn.Module, scale: float, total_steps: int) -> Built:
     named = model.named_parameters()
-    return NGOptimizer(named, lr, model=model, total_steps=total_steps), None
+    return NGOptimizer(named, scale=scale, total_steps=total_steps), None
 
 
 _adamw = from_torch(AdamW, weight_decay=WEIGHT_DECAY)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ngopt.devices import Array, precise_dtype, stacked
 from ngopt.functional import Hyper
 from ngopt.roles.from_graph import ParameterRole
-from ngopt.schedule import average_weight, with_horizon, without_horizon
+from ngopt.schedule import at_most, average_weight, with_horizon, without_horizon
 from ngopt.soap.config import Network, SoapConfig
 
 NOMINAL_STEP = 1e-3  # unit of the user's weight decay: the step size of AdamW's default
@@ -95,7 +95,7 @@ class StepSchedule:
         values = self.at(
             np.array(ages) if min(ages) < oldest else oldest,
             now,
-            hyper.scheduled,
+            hyper,
             beta2=self._beta2,
             peak_step_size=rates * self._gains,
             peak_weight_decay=rates * np.array(decays),
@@ -113,14 +113,14 @@ class StepSchedule:
         return on_device._replace(average_weight=values.average_weight)
 
     def at(
-        self, age: Array, now: Array, has_scheduler: bool, **constants: Array
+        self, age: Array, now: Array, hyper: Hyper, **constants: Array
     ) -> ScheduledValues:
         """Values of parameters of an age, at a step of the run.
 
         Args:
             age: previous gradients, a number or (n,).
             now: previous steps of the run, a number or a tensor ().
-            has_scheduler: whether a scheduler replaces the schedule.
+            hyper: whether learning rates replace the schedule, or all but its warm-up.
             constants: the constant fields of `ScheduledValues`.
         """
         c = self.config
@@ -131,8 +131,13 @@ class StepSchedule:
         progress = weight = 0.0
         if self.total_steps is None:  # else there are no averages
             weight = average_weight(age, c.average_power)
-        if has_scheduler:
+        if hyper.scheduled:
             height = c.step_size
+            if hyper.warms_up:
+                steps = c.open_warmup
+                if self.total_steps is not None:
+                    steps = max(c.warmup * self.total_steps, 1)
+                height = c.step_size * at_most((age + 1) / steps, 1.0)
         elif self.total_steps is not None:
             height = c.step_size * with_horizon(age, now, self.total_steps, c.warmup)
             progress = now / self.total_steps

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ngopt import devices, functional
-from ngopt.functional import Change, Gradients, Hyper, Record, UpdateRule
+from ngopt.functional import BoundRule, Change, Gradients, Hyper, Record, UpdateRule
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.packing import clone_views
 from ngopt.roles.from_graph import matrices_of_biases, roles_of
@@ -37,7 +37,7 @@ from ngopt.soap.update import SoapUpdate, Step
 
 
 @dataclass(eq=False)
-class Soap:
+class Soap(UpdateRule):
     """SOAP with its constants; `bind` applies it to a graph.
 
     Attributes:
@@ -48,6 +48,9 @@ class Soap:
     multiplier: Multiplier | None = None
     name = "soap"
     Config = SoapConfig
+    reads_connections = False
+    shards = chooses_dtype = True
+    dtypes = torch.bfloat16, torch.float32, torch.float64  # squares overflow in float16
 
     @property
     def weight_decay(self) -> float:
@@ -56,18 +59,19 @@ class Soap:
         return round(decay, 12)  # .45, not .44999999999999996
 
     def bind(
-        self, graph: NeuralGraph, total_steps: int | None = None, **options: Any
+        self,
+        graph: NeuralGraph,
+        total_steps: int | None = None,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
     ) -> "SoapRule":
-        """The rule for the parameters of a graph, in one process, without kernels.
-
-        Args:
-            options: Other arguments of `SoapRule`.
-        """
-        return SoapRule(self, graph, total_steps, **options)
+        """The rule in one process, without kernels, on the device of its state."""
+        return SoapRule(self, graph, total_steps, dtype)
 
 
 @dataclass(eq=False)
-class SoapRule(UpdateRule):
+class SoapRule(BoundRule):
     """SOAP on a graph; for records see `first_record`.
 
     `make_update` decides how a step is executed; subclasses do it on accelerators and

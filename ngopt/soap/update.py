@@ -111,7 +111,7 @@ class SoapUpdate:
         hyper: Hyper,
         in_place: bool,
     ) -> Step:
-        """One step; arguments: of all parameters of the rule (`UpdateRule.update`)."""
+        """One step; arguments: of all parameters of the rule (`BoundRule.update`)."""
         positions = self.network.positions
         own_records = [records[i] for i in positions]
         if not in_place:
@@ -123,7 +123,7 @@ class SoapUpdate:
             grads=[grads[i] for i in positions],
             params=[params[i] for i in positions],
             records=own_records,
-            hyper=Hyper(lr, weight_decay, hyper.scheduled),
+            hyper=hyper._replace(lr=lr, weight_decay=weight_decay),
             all_params=params,
             in_place=in_place,
             has_fixed_lr=has_fixed_lr,

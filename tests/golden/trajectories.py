@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, ReduceLROnPlat
 
 from meta_train.training.rules import WeightedRule
 from ngopt import NeuralGraph, NGOptimizer, build_graph, load_pretrained
-from ngopt.functional import Hyper, UpdateRule, update_all
+from ngopt.functional import BoundRule, Hyper, update_all
 from tests.golden.networks import NETWORKS, Mixture, Table, loss_of, network
 
 STEPS = 20
@@ -247,7 +247,7 @@ class Unroll:
         yield Snapshot(dict(zip(names, slopes, strict=True)), {})
 
 
-def functional_rule(graph: NeuralGraph, count: int, **settings: Any) -> UpdateRule:
+def functional_rule(graph: NeuralGraph, count: int, **settings: Any) -> BoundRule:
     """The default as a function of gradients, state and weights.
 
     This is all that the cases use of what is not public.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ngopt.functional import Change, UpdateRule, state_dtype
+from ngopt.functional import BoundRule, Change, state_dtype
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Momentum:
 
 
 @dataclass
-class MomentumRule(UpdateRule):
+class MomentumRule(BoundRule):
     config: MomentumConfig
     graph: object
     total_steps: int | None

@@ -103,7 +103,7 @@ def test_info_of_your_own_metanet(tmp_path, capsys):
 from ngopt.pretrained import save_pretrained
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 from tests.user_classes import Halved
-save_pretrained(LearnedOptimizer(metanet=Halved()), {path!r})
+save_pretrained(LearnedOptimizer(Halved()), {path!r})
 """
     printed(code)
     if "tests.user_classes" not in sys.modules:

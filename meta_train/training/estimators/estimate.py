@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from meta_train.training.rules import WeightedRule, depends_on_step, trained_metanet
+from meta_train.training.rules import WeightedRule, depends_on_step
 from meta_train.training.unroll import Inner, Optimizees, unroll
-from ngopt.functional import UpdateRule
+from ngopt.functional import BoundRule
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
 
@@ -37,7 +37,7 @@ def differentiable(
     """A copy of the metanet's weights for each optimizee, (*count, *shape), that
     requires grad, and the rule with these weights."""
     weights = []
-    for p in trained_metanet(learned).parameters():
+    for p in learned.metanet.parameters():
         copies = p.detach().expand((*optimizee.count, *p.shape)).clone()
         weights.append(copies.requires_grad_())
     bound = learned.bind(optimizee.graph, total_steps)
@@ -45,25 +45,21 @@ def differentiable(
 
 
 def weighted(
-    bound: UpdateRule,
+    bound: BoundRule,
     optimizee: Optimizees,
     learned: LearnedOptimizer,
     weights: Sequence[Tensor],
 ) -> WeightedRule:
     """The rule with separate weights for each optimizee."""
     return WeightedRule(
-        bound,
-        trained_metanet(learned),
-        weights,
-        optimizee.count,
-        depends_on_step(learned),
+        bound, learned.metanet, weights, optimizee.count, depends_on_step(learned)
     )
 
 
 def losses_after(
     optimizee: Optimizees,
     inner: Inner,
-    rule: UpdateRule,
+    rule: BoundRule,
     steps: int,
     create_graph: bool = False,
 ) -> tuple[Inner, Tensor]:

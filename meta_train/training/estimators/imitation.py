@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from meta_train.training.estimators.estimate import Estimate, detached, differentiable
-from meta_train.training.rules import WeightedRule, as_vector, trained_metanet
+from meta_train.training.rules import WeightedRule, as_vector
 from meta_train.training.unroll import Inner, Optimizee, Optimizees, moved
 from ngopt.functional import Record, update_all
 from ngopt.pretrained import load_pretrained
@@ -57,7 +57,7 @@ class Imitation:
         losses, inner_losses = [], []
         # updates with the same graph context are differentiated together
         window: list[Tensor] = []
-        every = trained_metanet(learned).graph_every
+        every = learned.metanet.graph_every
         inner, records = state
         for k in range(1, steps + 1):
             inner_loss, grads, buffers = optimizee.gradient(inner)

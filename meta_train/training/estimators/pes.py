@@ -14,7 +14,7 @@ from meta_train.training.estimators.estimate import (
     times,
     weighted,
 )
-from meta_train.training.rules import as_weights, trained_metanet
+from meta_train.training.rules import as_weights
 from meta_train.training.unroll import Inner, Optimizee, Optimizees
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
@@ -50,7 +50,7 @@ class PES:
 
     def start(self, optimizee: Optimizee, learned: LearnedOptimizer) -> PESState:
         inner = optimizee.start(learned.bind(optimizee.graph, self.total_steps))
-        theta = parameters_to_vector(trained_metanet(learned).parameters())
+        theta = parameters_to_vector(learned.metanet.parameters())
         return PESState(inner, inner, torch.zeros_like(theta.detach()))
 
     def estimate(
@@ -60,7 +60,7 @@ class PES:
         state: PESState,
         steps: int,
     ) -> tuple[Estimate, PESState]:
-        metanet = trained_metanet(learned)
+        metanet = learned.metanet
         bound = learned.bind(optimizee.graph, self.total_steps)
         theta = parameters_to_vector(metanet.parameters()).detach()
         drawn = optimizee.normal(state.positive.step, len(theta), theta.dtype)

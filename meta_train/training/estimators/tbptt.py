@@ -16,9 +16,9 @@ from meta_train.training.estimators.estimate import (
     tail_length,
     times,
 )
-from meta_train.training.rules import as_vector, trained_metanet
+from meta_train.training.rules import as_vector
 from meta_train.training.unroll import Inner, Optimizee, Optimizees, moved
-from ngopt.functional import Hyper, Record, UpdateRule, update_all
+from ngopt.functional import BoundRule, Hyper, Record, update_all
 from ngopt.metanets import Metanet
 from ngopt.metanets.stepping.context import CONTEXT
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
@@ -90,7 +90,7 @@ class TBPTT:
         done: list[_Step] = []
         losses = []
         counted = tail_length(steps, self.tail)
-        tracked_steps = tracked_updates(trained_metanet(learned), optimizee)
+        tracked_steps = tracked_updates(learned.metanet, optimizee)
         loss, grads, buffers = optimizee.gradient(state)
         for t in range(steps):
             inputs = grads, state.state, state.params
@@ -114,7 +114,7 @@ class TBPTT:
 
 
 def _backward(
-    rule: UpdateRule, weights: Sequence[Tensor], steps: Sequence[_Step], hyper: Hyper
+    rule: BoundRule, weights: Sequence[Tensor], steps: Sequence[_Step], hyper: Hyper
 ) -> list[Tensor]:
     """The meta-gradient."""
     total = [torch.zeros_like(w) for w in weights]
@@ -135,7 +135,7 @@ def _backward(
 
 
 def _track(
-    rule: UpdateRule,
+    rule: BoundRule,
     grads: Sequence[Tensor | None],
     state: Sequence[Record],
     params: Sequence[Tensor],

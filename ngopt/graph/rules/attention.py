@@ -7,7 +7,7 @@ from torch.fx import Node
 from ngopt.graph.rules.bare_parameters import with_parameter
 from ngopt.graph.rules.constants import tell_apart_by_constant
 from ngopt.graph.rules.neuron_pairs import edges_per_use, pair_nodes, sum_of
-from ngopt.graph.rules.registry import aten, register_rule
+from ngopt.graph.rules.registry import aten, register_layer_rule
 from ngopt.graph.tracing.tracer import AppliedFunction, Tracer
 from ngopt.graph.tracing.values import (
     Elements,
@@ -27,7 +27,7 @@ MAX_ENTRIES = 1 << 20
 """Of that matrix product, different ones; larger products are not searched."""
 
 
-@register_rule(aten.scaled_dot_product_attention)
+@register_layer_rule(aten.scaled_dot_product_attention)
 def attention(
     tracer: Tracer, call: Node, q: Value, k: Value, v: Value, *_, **__
 ) -> Value:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ngopt.graph.rules.registry import functions, register_rule
+from ngopt.graph.rules.registry import functions, register_layer_rule
 from ngopt.graph.tracing.capture import packet_of
 from ngopt.graph.tracing.nodes import Mark
 from ngopt.graph.tracing.tracer import Tracer
@@ -35,7 +35,7 @@ def constant(tracer: Tracer, call: Node, *args, **kwargs) -> Value:
     return value if value.shape == expected.shape else tracer.unknown(call)
 
 
-@register_rule(*KNOWN_CREATIONS, *RANDOM_CREATIONS)
+@register_layer_rule(*KNOWN_CREATIONS, *RANDOM_CREATIONS)
 def creation(tracer: Tracer, call: Node, like: Value, *args, **kwargs) -> Value:
     """Random numbers are represented as zeros, the same for all neurons."""
     # the result depends on the shape of the input alone: zeros stay 0

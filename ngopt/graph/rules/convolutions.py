@@ -13,7 +13,7 @@ from ngopt.graph.rules.conversions import as_neurons
 from ngopt.graph.rules.linear import MAX_USES, add_bias, linear_over_positions
 from ngopt.graph.rules.pointwise import note_function
 from ngopt.graph.rules.reductions import for_each_result
-from ngopt.graph.rules.registry import aten, functions, register_rule
+from ngopt.graph.rules.registry import aten, functions, register_layer_rule
 from ngopt.graph.tracing.edges import Edges
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import (
@@ -35,7 +35,7 @@ upsample_linear1d upsample_trilinear3d _upsample_bilinear2d_aa
 """)
 
 
-@register_rule(aten.conv1d, aten.conv2d, aten.conv3d)
+@register_layer_rule(aten.conv1d, aten.conv2d, aten.conv3d)
 def convolution(tracer: Tracer, call: Node, x: Value, weight: Value, *_, **__) -> Value:
     """W (n_out, n_in / g, *k); Kofinas et al. 2024, section 2.2."""
     if not isinstance(weight, Elements):
@@ -54,7 +54,9 @@ def convolution(tracer: Tracer, call: Node, x: Value, weight: Value, *_, **__) -
     return _convolution(tracer, call, x, kernels)
 
 
-@register_rule(aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
+@register_layer_rule(
+    aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d
+)
 def transposed_convolution(
     tracer: Tracer, call: Node, x: Value, weight: Value, *_, **__
 ) -> Value:
@@ -179,7 +181,7 @@ def _unify_each(tracer: Tracer, ends: Tensor, partners: Tensor) -> bool:
     return True
 
 
-@register_rule(*POOLS)
+@register_layer_rule(*POOLS)
 @for_each_result
 def pool(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
     """The channels stay."""

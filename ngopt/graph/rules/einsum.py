@@ -11,12 +11,12 @@ from torch.fx import Node
 
 from ngopt.graph.rules.conversions import rearranged, transposed
 from ngopt.graph.rules.linear import matmul
-from ngopt.graph.rules.registry import aten, register_rule
+from ngopt.graph.rules.registry import aten, register_layer_rule
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import Elements, Neurons, Unknown, Value
 
 
-@register_rule(aten.einsum)
+@register_layer_rule(aten.einsum)
 def einsum(
     tracer: Tracer, call: Node, equation: str, operands: Sequence[Value], *_, **__
 ) -> Value:

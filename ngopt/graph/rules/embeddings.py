@@ -7,14 +7,14 @@ from torch.fx import Node
 from ngopt.graph.rules.attention import product_of_activations
 from ngopt.graph.rules.conversions import rearranged
 from ngopt.graph.rules.pointwise import pointwise_function
-from ngopt.graph.rules.registry import aten, functions, register_rule
+from ngopt.graph.rules.registry import aten, functions, register_layer_rule
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import Elements, Neurons, Unknown, Value
 
 BAGS = functions("embedding_bag _embedding_bag _embedding_bag_forward_only")
 
 
-@register_rule(aten.embedding)
+@register_layer_rule(aten.embedding)
 def embedding(tracer: Tracer, call: Node, weight: Value, index: Value, *_) -> Value:
     """Rows of a table are input nodes; W (tokens, n)."""
     if not isinstance(weight, Elements):
@@ -33,7 +33,7 @@ def _table(tracer: Tracer, call: Node, weight: Elements) -> Tensor:
     return targets
 
 
-@register_rule(*BAGS)
+@register_layer_rule(*BAGS)
 def embedding_bag(
     tracer: Tracer, call: Node, weight: Value, index: Value, *_, **__
 ) -> Value:
@@ -55,7 +55,7 @@ def embedding_bag(
     return (rearranged(result, lambda x: x.expand(bags.shape)), *others)
 
 
-@register_rule(aten.grid_sampler, aten.grid_sampler_2d, aten.grid_sampler_3d)
+@register_layer_rule(aten.grid_sampler, aten.grid_sampler_2d, aten.grid_sampler_3d)
 def grid_sample(tracer: Tracer, call: Node, planes: Value, grid: Value, *_) -> Value:
     """A grid (planes, features, *space): its places have edges to its features."""
     shape = tracer.shape_of(call)

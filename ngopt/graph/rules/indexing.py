@@ -17,7 +17,7 @@ from ngopt.graph.rules.conversions import as_neurons, labels_of
 from ngopt.graph.rules.embeddings import embedding
 from ngopt.graph.rules.neuron_pairs import product_of
 from ngopt.graph.rules.pointwise import addition, note_function
-from ngopt.graph.rules.registry import aten, functions, register_rule
+from ngopt.graph.rules.registry import aten, functions, register_layer_rule
 from ngopt.graph.rules.reshaping import rearrange
 from ngopt.graph.tracing.capture import packet_of
 from ngopt.graph.tracing.tracer import Tracer
@@ -39,7 +39,7 @@ Index = Sequence[Value | None]
 """A tensor for each indexed dimension, or a mask for several; else None."""
 
 
-@register_rule(aten.index)
+@register_layer_rule(aten.index)
 def index(tracer: Tracer, call: Node, x: Value, places: Index) -> Value:
     """x[places]."""
     if not is_data_dependent(places):
@@ -47,7 +47,7 @@ def index(tracer: Tracer, call: Node, x: Value, places: Index) -> Value:
     return _at_unknown_places(tracer, call, x, indexed_dims(call))
 
 
-@register_rule(aten.index_select)
+@register_layer_rule(aten.index_select)
 def index_select(
     tracer: Tracer, call: Node, x: Value, dim: int, places: Value
 ) -> Value:
@@ -129,7 +129,7 @@ def _nodes_at_any_place(
     return nodes
 
 
-@register_rule(aten.copy, aten.copy_)
+@register_layer_rule(aten.copy, aten.copy_)
 def copy(tracer: Tracer, call: Node, x: Value, new: Value, *_) -> Value:
     """All entries of x become those of another tensor."""
     if isinstance(new, Unknown):
@@ -137,7 +137,7 @@ def copy(tracer: Tracer, call: Node, x: Value, new: Value, *_) -> Value:
     return Neurons(labels_of(tracer, new).expand(x.shape))
 
 
-@register_rule(*FILLS)
+@register_layer_rule(*FILLS)
 def fill(tracer: Tracer, call: Node, x: Value, *_) -> Value:
     """All entries of x become one number."""
     if isinstance(x, Elements):
@@ -147,7 +147,7 @@ def fill(tracer: Tracer, call: Node, x: Value, *_) -> Value:
     return Neurons(torch.tensor(SAME_CONSTANT).expand(x.shape))
 
 
-@register_rule(aten.index_put, aten.index_put_)
+@register_layer_rule(aten.index_put, aten.index_put_)
 def index_put(
     tracer: Tracer, call: Node, x: Value, places: Index, new: Value, *_
 ) -> Value:
@@ -218,7 +218,9 @@ def _at_all_places(new: Neurons, dims: list[int], shape: torch.Size) -> Neurons 
     return replace(new, labels=row.expand(shape))
 
 
-@register_rule(aten.index_add, aten.index_add_, aten.scatter_add, aten.scatter_add_)
+@register_layer_rule(
+    aten.index_add, aten.index_add_, aten.scatter_add, aten.scatter_add_
+)
 def index_add(
     tracer: Tracer, call: Node, x: Value, dim: int, places: Value, source: Value, **_
 ) -> Value:

@@ -10,7 +10,7 @@ from torch.fx import Node
 from ngopt.graph.rules.attention import product_of_activations, same_neurons
 from ngopt.graph.rules.conversions import as_neurons, transposed
 from ngopt.graph.rules.pointwise import addition
-from ngopt.graph.rules.registry import aten, functions, register_rule
+from ngopt.graph.rules.registry import aten, functions, register_layer_rule
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import (
     NO_NEURON,
@@ -25,7 +25,7 @@ MAX_USES = 128
 """Of a weight in one call: large language models have 128 heads."""
 
 
-@register_rule(aten.linear)
+@register_layer_rule(aten.linear)
 def linear(
     tracer: Tracer,
     call: Node,
@@ -128,14 +128,14 @@ def linear_over_positions(
     return same_neurons(x, dim, shape, targets)
 
 
-@register_rule(aten.addmm)
+@register_layer_rule(aten.addmm)
 def addmm(
     tracer: Tracer, call: Node, bias: Value, x: Value, weight: Value, **_
 ) -> Value:
     return linear(tracer, call, x, transposed(weight), bias)
 
 
-@register_rule(aten.matmul, aten.mm, aten.bmm)
+@register_layer_rule(aten.matmul, aten.mm, aten.bmm)
 def matmul(
     tracer: Tracer, call: Node, x: Value, other: Value, shape: torch.Size | None = None
 ) -> Value:
@@ -195,7 +195,7 @@ def _places(labels: Tensor, lead: Sequence[int]) -> Iterator[tuple[int | slice, 
     return product(*axes)
 
 
-@register_rule(aten.bilinear)
+@register_layer_rule(aten.bilinear)
 def bilinear(
     tracer: Tracer, call: Node, a: Value, b: Value, weight: Value, *_, **__
 ) -> Value:
@@ -222,7 +222,7 @@ def bilinear(
     return Neurons(targets.expand(tracer.shape_of(call)))
 
 
-@register_rule(*functions("_grouped_mm"), "transformers.grouped_mm_fallback")
+@register_layer_rule(*functions("_grouped_mm"), "transformers.grouped_mm_fallback")
 def grouped_matmul(
     tracer: Tracer, call: Node, x: Value, weight: Value, *_, **__
 ) -> Value:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ngopt.graph.rules.registry import aten, register_rule
+from ngopt.graph.rules.registry import aten, register_layer_rule
 from ngopt.graph.tracing.tracer import AppliedFunction, Tracer
 from ngopt.graph.tracing.values import Neurons, Value, has_duplicates, unique_pairs
 
@@ -124,7 +124,7 @@ def edges_per_use(tracer: Tracer, sources: Tensor, targets: Tensor, kind: str) -
         tracer.edges(None, sources[part], targets[part], kind)
 
 
-@register_rule(aten.view_as_complex)
+@register_layer_rule(aten.view_as_complex)
 def view_as_complex(tracer: Tracer, call: Node, x: Value) -> Value:
     """A node for each pair of real neurons, along the last axis."""
     if not isinstance(x, Neurons):
@@ -141,7 +141,7 @@ def view_as_complex(tracer: Tracer, call: Node, x: Value) -> Value:
     return Neurons(labels.expand(tracer.shape_of(call)))
 
 
-@register_rule(aten.view_as_real)
+@register_layer_rule(aten.view_as_real)
 def view_as_real(tracer: Tracer, call: Node, x: Value) -> Value:
     """Two nodes for each complex neuron."""
     if not isinstance(x, Neurons):

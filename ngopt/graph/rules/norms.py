@@ -11,7 +11,7 @@ from ngopt.graph.rules.bare_parameters import with_parameter
 from ngopt.graph.rules.conversions import as_neurons, is_whole
 from ngopt.graph.rules.convolutions import unify_channel_places
 from ngopt.graph.rules.pointwise import note_function
-from ngopt.graph.rules.registry import aten, register_rule
+from ngopt.graph.rules.registry import aten, register_layer_rule
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import (
     Elements,
@@ -60,7 +60,7 @@ def _weight_and_bias(tracer: Tracer, call: Node) -> tuple[Value, Value]:
     return tracer.argument(call, "weight"), tracer.argument(call, "bias")
 
 
-@register_rule(aten.batch_norm, aten.instance_norm)
+@register_layer_rule(aten.batch_norm, aten.instance_norm)
 def channel_norm(tracer: Tracer, call: Node, x: Value, *_, **__) -> Value:
     if not isinstance(x, Neurons):
         return x  # the norm of anything but neurons is represented as its operand
@@ -70,7 +70,7 @@ def channel_norm(tracer: Tracer, call: Node, x: Value, *_, **__) -> Value:
     return scale_and_shift(tracer, call, Norm(x, [1], weight, bias))
 
 
-@register_rule(aten.layer_norm, aten.rms_norm)
+@register_layer_rule(aten.layer_norm, aten.rms_norm)
 def layer_norm(tracer: Tracer, call: Node, x: Value, shape: Any, *_, **__) -> Value:
     """A norm over the last dimensions, of the given shape."""
     weight, bias = _weight_and_bias(tracer, call)
@@ -85,7 +85,7 @@ def layer_norm(tracer: Tracer, call: Node, x: Value, shape: Any, *_, **__) -> Va
     return scale_and_shift(tracer, call, norm)
 
 
-@register_rule(aten.group_norm)
+@register_layer_rule(aten.group_norm)
 def group_norm(tracer: Tracer, call: Node, x: Value, groups: int, *_, **__) -> Value:
     """A node for every group, between the channels before and after.
 
@@ -209,7 +209,7 @@ def _add_row_nodes(tracer: Tracer, call: Node, labels: Tensor) -> bool:
     return groups is not None
 
 
-@register_rule(aten.softmax, aten._softmax, aten.log_softmax, aten._log_softmax)
+@register_layer_rule(aten.softmax, aten._softmax, aten.log_softmax, aten._log_softmax)
 def softmax(tracer: Tracer, call: Node, x: Value, dim: int, *_) -> Value:
     """Over positions the neurons stay; each of several rows of neurons has a node."""
     if isinstance(x, Elements):
@@ -230,7 +230,7 @@ def softmax(tracer: Tracer, call: Node, x: Value, dim: int, *_) -> Value:
     return Neurons(x.labels)
 
 
-@register_rule(aten._weight_norm, aten._weight_norm_interface)
+@register_layer_rule(aten._weight_norm, aten._weight_norm_interface)
 def weight_norm(tracer: Tracer, call: Node, v: Value, g: Value, *_) -> Value:
     """w = g v / |v|, with a norm for every row."""
     if not (isinstance(v, Elements) and isinstance(g, Elements)):

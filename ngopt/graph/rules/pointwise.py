@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ngopt.graph.rules.bare_parameters import with_parameter
 from ngopt.graph.rules.constants import differs_between_neurons, tell_apart_by_constant
 from ngopt.graph.rules.neuron_pairs import difference_of, product_of, sum_of
-from ngopt.graph.rules.registry import Rule, aten, register_rule
+from ngopt.graph.rules.registry import Rule, aten, register_layer_rule
 from ngopt.graph.tracing.capture import packet_of
 from ngopt.graph.tracing.tracer import AppliedFunction, Tracer
 from ngopt.graph.tracing.values import (
@@ -151,7 +151,7 @@ def _is_uniform(other: Any) -> bool:
     return other.equivariant
 
 
-@register_rule(aten.prelu)
+@register_layer_rule(aten.prelu)
 def prelu(tracer: Tracer, call: Node, x: Value, weight: Value) -> Value:
     """The slope is a feature of the neurons."""
     if not (isinstance(x, Neurons) and isinstance(weight, Elements)):
@@ -164,7 +164,7 @@ def prelu(tracer: Tracer, call: Node, x: Value, weight: Value) -> Value:
     return with_parameter(tracer, call, x, slopes, "slope")
 
 
-@register_rule(aten.add, aten.add_)
+@register_layer_rule(aten.add, aten.add_)
 def addition(
     tracer: Tracer, call: Node, a: Value, b: Value, *, alpha: Any = 1
 ) -> Value:
@@ -174,12 +174,12 @@ def addition(
     return _binary_function(tracer, call, (a, b), rule, "shift")
 
 
-@register_rule(aten.sub, aten.sub_)
+@register_layer_rule(aten.sub, aten.sub_)
 def subtraction(tracer: Tracer, call: Node, a: Value, b: Value, **_) -> Value:
     return _binary_function(tracer, call, (a, b), difference_of, "shift")
 
 
-@register_rule(aten.mul, aten.mul_, aten.div, aten.div_)
+@register_layer_rule(aten.mul, aten.mul_, aten.div, aten.div_)
 def multiplication(tracer: Tracer, call: Node, a: Value, b: Value, **_) -> Value:
     """A gate (a product of neurons), a scale (edges from one to one) or a constant."""
     follows_norm = any(isinstance(x, Neurons) and x.is_normalised for x in (a, b))
@@ -187,7 +187,7 @@ def multiplication(tracer: Tracer, call: Node, a: Value, b: Value, **_) -> Value
     return _binary_function(tracer, call, (a, b), product_of, kind)
 
 
-@register_rule(aten.glu)
+@register_layer_rule(aten.glu)
 def gated_linear_unit(tracer: Tracer, call: Node, x: Value, dim: int = -1) -> Value:
     """a * sigmoid(b) of the two halves of x."""
     if not isinstance(x, Neurons):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from ngopt.graph.rules.conversions import as_neurons, rearranged
-from ngopt.graph.rules.registry import aten, register_rule
+from ngopt.graph.rules.registry import aten, register_layer_rule
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import (
     NO_NEURON,
@@ -38,7 +38,7 @@ class StateNodes(NamedTuple):
     cells: Tensor
 
 
-@register_rule(aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu)
+@register_layer_rule(aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu)
 def recurrent(tracer: Tracer, call: Node, x: Value, *args) -> Value:
     """W_ih (gates * n, n_in), W_hh (gates * n, n), and two biases, for each layer and
     direction.
@@ -182,7 +182,7 @@ def enter_state(tracer: Tracer, state: Value, nodes: Tensor, kind: str) -> None:
     tracer.edges(None, sources[is_neuron], nodes[is_neuron], kind)
 
 
-@register_rule(aten._pack_padded_sequence, aten._pad_packed_sequence)
+@register_layer_rule(aten._pack_padded_sequence, aten._pad_packed_sequence)
 def packing(tracer: Tracer, call: Node, x: Value, *_) -> Value:
     """Sequences (b, t, n) become entries (entries, n), or the other way round.
 
@@ -209,7 +209,9 @@ class Cell:
     states: dict[str, list[Tensor]] = field(default_factory=dict)
 
 
-@register_rule(aten.lstm_cell, aten.gru_cell, aten.rnn_tanh_cell, aten.rnn_relu_cell)
+@register_layer_rule(
+    aten.lstm_cell, aten.gru_cell, aten.rnn_tanh_cell, aten.rnn_relu_cell
+)
 def recurrent_cell(
     tracer: Tracer, call: Node, x: Value, states: Any, *parameters
 ) -> Value:

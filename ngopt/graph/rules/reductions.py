@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from ngopt.graph.rules.conversions import is_whole
 from ngopt.graph.rules.pointwise import note_function
-from ngopt.graph.rules.registry import Rule, functions, register_rule
+from ngopt.graph.rules.registry import Rule, functions, register_layer_rule
 from ngopt.graph.tracing.capture import packet_of
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import Elements, Neurons, Unknown, Value, same_along
@@ -47,7 +47,7 @@ def for_each_result(rule: Rule) -> Rule:
     return with_all_results
 
 
-@register_rule(*RANKINGS, *SCANS)
+@register_layer_rule(*RANKINGS, *SCANS)
 @for_each_result
 def along(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
     """Reorders or mixes entries along dimensions, and may change their number.
@@ -77,7 +77,7 @@ def along(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
     return Neurons(labels.expand(shape))
 
 
-@register_rule(*REDUCTIONS)
+@register_layer_rule(*REDUCTIONS)
 @for_each_result
 def reduction(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
     """Over positions the neurons stay; different neurons have edges to a new node."""

@@ -23,7 +23,7 @@ RULES: dict[Any, Rule] = {}
 """By overload, packet or module class; the rule of an overload comes first."""
 
 
-def register_rule(*targets: Any) -> Callable[[Rule], Rule]:
+def register_layer_rule(*targets: Any) -> Callable[[Rule], Rule]:
     """Registers a rule for functions of `torch.ops` (all overloads, or one) or for
     module classes.
 

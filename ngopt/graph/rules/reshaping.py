@@ -14,7 +14,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from ngopt.graph.rules.conversions import as_neurons, labels_of
-from ngopt.graph.rules.registry import aten, functions, register_rule
+from ngopt.graph.rules.registry import aten, functions, register_layer_rule
 from ngopt.graph.tracing.capture import packet_of
 from ngopt.graph.tracing.tracer import AppliedFunction, Tracer
 from ngopt.graph.tracing.values import (
@@ -99,7 +99,7 @@ def _rearranged_elements(
         return None
 
 
-@register_rule(aten.im2col)
+@register_layer_rule(aten.im2col)
 def im2col(tracer: Tracer, call: Node, x: Value, *options) -> Value:
     """Patches (b, c * k, places) of a map (b, c, h, w)."""
     if not isinstance(x, Neurons):
@@ -110,7 +110,7 @@ def im2col(tracer: Tracer, call: Node, x: Value, *options) -> Value:
     return Neurons(with_zero_strides(labels))
 
 
-@register_rule(*JOINS)
+@register_layer_rule(*JOINS)
 def concatenation(
     tracer: Tracer, call: Node, tensors: list, *options, **kwargs
 ) -> Value:

@@ -20,7 +20,7 @@ CONTEXT = "context"
 
 
 class StepPlan(NamedTuple):
-    """The inputs of a step (`UpdateRule.update`) and how it computes, which the host
+    """The inputs of a step (`BoundRule.update`) and how it computes, which the host
     decides.
 
     present: positions of parameters that have a gradient. like: of the metanet's dtype,

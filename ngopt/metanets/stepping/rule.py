@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, _foreach_mul_
 
 from ngopt import chunking, functional
-from ngopt.functional import Change, Gradients, Hyper, Record, UpdateRule
+from ngopt.functional import BoundRule, Change, Gradients, Hyper, Record
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets import features
 from ngopt.metanets.features import MOMENTA, NUM_COLUMNS, STEP
@@ -41,7 +41,7 @@ class Update(NamedTuple):
 
 
 @dataclass(eq=False)
-class MetanetRule(UpdateRule):
+class MetanetRule(BoundRule):
     """p <- p + c * lr * u - c * lr * s * weight_decay * p.
 
     u is the metanet's prediction and s its nominal step (`config.nominal_step`), so

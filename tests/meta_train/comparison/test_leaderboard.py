@@ -32,7 +32,7 @@ def config(tmp_path):
     """Adam and a learned optimizer with random weights, on the toy problem."""
     torch.manual_seed(1)
     save_pretrained(
-        LearnedOptimizer(metanet=FeedForward()), tmp_path / "ff.safetensors"
+        LearnedOptimizer(FeedForward()), tmp_path / "ff.safetensors"
     )
     return Config(
         problems=(TOY,),
@@ -252,7 +252,7 @@ def test_execute_keeps_the_order_of_runs(config, tmp_path):
 
 def test_optimizers_that_cannot_train_a_network_are_in_the_notes(config, tmp_path):
     path = str(tmp_path / "nfn.safetensors")
-    save_pretrained(LearnedOptimizer(metanet=NeuralFunctional()), path)
+    save_pretrained(LearnedOptimizer(NeuralFunctional()), path)
     board = compare(replace(config, optimizers=("adam-default", path)))
     assert [row.optimizer for row in board.rows] == ["adam-default"]
     (refusal,) = board.refusals
@@ -275,7 +275,7 @@ def test_records_of_inferred_graphs_are_not_read_for_traced_ones(config, tmp_pat
 @pytest.mark.slow
 def test_processes_import_your_own_metanet(config, tmp_path, forked):
     path = str(tmp_path / "own.safetensors")
-    save_pretrained(LearnedOptimizer(metanet=Halved()), path)
+    save_pretrained(LearnedOptimizer(Halved()), path)
     changes = {
         "optimizers": ("adam-default", path),
         "metanet": "tests.user_classes:Halved",

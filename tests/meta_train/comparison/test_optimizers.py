@@ -21,7 +21,7 @@ from ngopt.schedule import cosine_schedule
 def weights(tmp_path):
     path = tmp_path / "ff.safetensors"
     torch.manual_seed(1)
-    save_pretrained(LearnedOptimizer(metanet=FeedForward()), path)
+    save_pretrained(LearnedOptimizer(FeedForward()), path)
     return str(path)
 
 

@@ -30,7 +30,7 @@ def bar():
 def learned(tmp_path):
     """A run with random weights, and its learned optimizer."""
     torch.manual_seed(1)
-    learned = LearnedOptimizer(metanet=FeedForward())
+    learned = LearnedOptimizer(FeedForward())
     path = tmp_path / "ff.safetensors"
     save_pretrained(learned, path)
     return replace(

@@ -18,7 +18,7 @@ def test_the_demonstration_writes_a_table_a_picture_and_results(
     torch.manual_seed(1)
     weights = tmp_path / "ff.safetensors"
     folder = tmp_path / "demo"
-    save_pretrained(LearnedOptimizer(metanet=FeedForward()), weights)
+    save_pretrained(LearnedOptimizer(FeedForward()), weights)
     monkeypatch.setattr(demo, "PROBLEM", TOY)
     demo.run(demo.Config(steps=40, weights=str(weights), folder=str(folder)))
     records = json.loads((folder / "results.json").read_text())["records"]

@@ -111,4 +111,4 @@ def test_metanet_without_an_output_scale_is_an_error():
     metanet.config = SimpleNamespace(nominal_step=1e-3)
     message = "FeedForward: expected a config with output_scale"
     with pytest.raises(ValueError, match=message):
-        sweep.with_gain(LearnedOptimizer(metanet=metanet), sweep.OutputGain(2))
+        sweep.with_gain(LearnedOptimizer(metanet), sweep.OutputGain(2))

@@ -24,7 +24,7 @@ def _seeded():
 
 
 def learned_from(metanet):
-    return LearnedOptimizer(metanet=metanet)
+    return LearnedOptimizer(metanet)
 
 
 def by_autograd(optimizee, learned, steps, limit=float("inf"), horizon=None):

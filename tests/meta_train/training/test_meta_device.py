@@ -58,7 +58,7 @@ def on_meta(name, count):
     if name == "ng-gnn":
         metanet = metanet.reconfigured(graph_every=2).double()
     cooldown = Cooldown(1.5, 0.6)
-    learned = LearnedOptimizer(metanet=metanet.to(META), cooldown=cooldown)
+    learned = LearnedOptimizer(metanet.to(META), cooldown=cooldown)
     return optimizees, learned
 
 

@@ -24,7 +24,7 @@ def test_a_rounded_file_names_its_weights(tmp_path, capsys):
     torch.manual_seed(0)
     metanet = FeedForward(FeedForwardConfig(hidden=(4,), output_scale=0.5))
     source, output = tmp_path / "one.safetensors", tmp_path / "rounded.safetensors"
-    save_pretrained(LearnedOptimizer(metanet=metanet), source)
+    save_pretrained(LearnedOptimizer(metanet), source)
     run(Config(str(source), str(output), bits=19))
     assert "relative change" in capsys.readouterr().out
     old, new = load_pretrained(source), load_pretrained(output)

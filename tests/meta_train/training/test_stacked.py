@@ -66,7 +66,7 @@ def check_alone_and_stacked(
 def test_stacked_meta_gradients_are_those_of_each_alone(name, estimator):
     torch.manual_seed(0)
     optimizees = [Optimizee(Regression(), seed=seed) for seed in (1, 2, 3)]
-    learned = LearnedOptimizer(metanet=metanet_for(name, optimizees[0].graph))
+    learned = LearnedOptimizer(metanet_for(name, optimizees[0].graph))
     found = check_alone_and_stacked(optimizees, learned, ESTIMATORS[estimator])
     gradients = torch.stack([estimate.meta_gradient for estimate in found])
     assert torch.pdist(gradients).min() > 1e-4
@@ -77,7 +77,7 @@ def test_stacked_meta_gradients_are_those_of_each_alone(name, estimator):
 def test_buffers_and_absent_gradients(layers, estimator):
     torch.manual_seed(0)
     optimizees = [Optimizee(Regression(layers), seed=seed) for seed in (1, 2)]
-    learned = LearnedOptimizer(metanet=metanet_for("ng-gnn", optimizees[0].graph))
+    learned = LearnedOptimizer(metanet_for("ng-gnn", optimizees[0].graph))
     check_alone_and_stacked(optimizees, learned, ESTIMATORS[estimator])
 
 
@@ -87,7 +87,7 @@ def test_metanets_that_depend_on_the_step(estimator):
     torch.manual_seed(0)
     optimizees = [Optimizee(Regression(), seed=seed) for seed in (1, 2)]
     metanet = metanet_for("ng-gnn", optimizees[0].graph).reconfigured(graph_every=2)
-    learned = LearnedOptimizer(metanet=metanet, cooldown=Cooldown(1.5, 0.6))
+    learned = LearnedOptimizer(metanet, cooldown=Cooldown(1.5, 0.6))
     made = type(ESTIMATORS[estimator])(total_steps=5)
     # the context is stored in bfloat16, where a rounding may fall otherwise
     check_alone_and_stacked(optimizees, learned, made, rtol=1e-3)
@@ -98,14 +98,14 @@ def test_features_made_when_read(monkeypatch):
     monkeypatch.setattr("ngopt.metanets.stepping.rule.SMALL_NETWORK", 0)
     torch.manual_seed(0)
     optimizees = [Optimizee(Regression(), seed=seed) for seed in (1, 2)]
-    learned = LearnedOptimizer(metanet=metanet_for("ng-gnn", optimizees[0].graph))
+    learned = LearnedOptimizer(metanet_for("ng-gnn", optimizees[0].graph))
     check_alone_and_stacked(optimizees, learned, ESTIMATORS["pes"])
 
 
 def test_limits_of_each():
     torch.manual_seed(0)
     optimizees = [Optimizee(Regression(), seed=seed) for seed in (1, 2)]
-    learned = LearnedOptimizer(metanet=FeedForward().double())
+    learned = LearnedOptimizer(FeedForward().double())
     states = [TBPTT().start(optimizee, learned) for optimizee in optimizees]
     limits = torch.tensor([1e-3, 1e3], dtype=torch.float64)
     found, _ = TBPTT(loss_limit=limits).estimate(
@@ -124,7 +124,7 @@ def test_dropout_differs_between_optimizees():
     stack = Stack(
         [Optimizee(Regression(layers), seed=1), Optimizee(Regression(layers), seed=1)]
     )
-    learned = LearnedOptimizer(metanet=FeedForward().double())
+    learned = LearnedOptimizer(FeedForward().double())
     start = stacked(
         [TBPTT().start(optimizee, learned) for optimizee in stack.optimizees]
     )
@@ -152,7 +152,7 @@ def test_imitation(name):
     metanet = metanet_for(name, optimizees[0].graph)
     if name == "ng-gnn":
         metanet = metanet.reconfigured(graph_every=2).double()
-    learned = LearnedOptimizer(metanet=metanet)
+    learned = LearnedOptimizer(metanet)
     # the context is stored in bfloat16, where a rounding may fall otherwise
     rtol = 1e-3 if name == "ng-gnn" else 1e-9
     check_alone_and_stacked(optimizees, learned, Imitation(), rtol=rtol)
@@ -161,7 +161,7 @@ def test_imitation(name):
 def test_imitation_of_unequal_steps_is_refused():
     """The step of the default is known on the host."""
     optimizees = [Optimizee(Regression(), seed=seed) for seed in (1, 2)]
-    learned = LearnedOptimizer(metanet=FeedForward().double())
+    learned = LearnedOptimizer(FeedForward().double())
     estimator = Imitation()
     states = [estimator.start(optimizee, learned) for optimizee in optimizees]
     _, states[0] = estimator.estimate(optimizees[0], learned, states[0], 2)

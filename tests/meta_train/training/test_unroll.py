@@ -145,7 +145,7 @@ def test_whole_run_evaluates_the_trained_network():
     optimizee = Optimizee(Regression(), seed=2)
     inner, _ = unrolled(optimizee, metanet, 30)
     expected = optimizee.problem.evaluate(optimizee.model_at(inner), "validation")
-    assert whole_run(optimizee, LearnedOptimizer(metanet=metanet), 30) == expected
+    assert whole_run(optimizee, LearnedOptimizer(metanet), 30) == expected
     assert (
         expected.loss < optimizee.problem.evaluate(optimizee.model, "validation").loss
     )

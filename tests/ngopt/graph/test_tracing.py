@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ngopt import NGOptimizer, build_graph
-from ngopt.graph import Neurons, register_rule
+from ngopt.graph import Neurons, register_layer_rule
 from ngopt.graph.connectivity import unconnected
 from ngopt.graph.rules.registry import RULES
 from ngopt.metanets import FeedForward
@@ -82,7 +82,7 @@ def test_tied_parameters_have_a_place_for_each_use():
 def test_a_failing_rule_leaves_the_rest():
     model = nn.Sequential(nn.Linear(2, 3), Swish(), nn.Linear(4, 2))
 
-    @register_rule(Swish)
+    @register_layer_rule(Swish)
     def swish(tracer, node, module, x):
         tracer.edges(
             tracer.elements(module.beta), None, tracer.nodes.new("swish", 4), "bias"
@@ -99,7 +99,7 @@ def test_a_failing_rule_leaves_the_rest():
 def test_elements_that_do_not_fit_their_labels_are_named():
     model = nn.Sequential(nn.Linear(2, 3), Swish(), nn.Linear(4, 2))
 
-    @register_rule(Swish)
+    @register_layer_rule(Swish)
     def swish(tracer, call, module, x):
         tracer.edges(
             tracer.elements(module.weight),
@@ -162,7 +162,7 @@ def test_user_defined_rules():
     model = nn.Sequential(nn.Linear(2, 3), Swish(), nn.Linear(4, 2))
     seen = []
 
-    @register_rule(Swish)
+    @register_layer_rule(Swish)
     def swish(tracer, node, module, x):
         seen.append(type(module))
         targets = tracer.nodes.new("swish", 4)

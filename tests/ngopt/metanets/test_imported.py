@@ -16,7 +16,7 @@ def weights(tmp_path):
     torch.manual_seed(0)
     cls = find_metanet(OWN, METANETS, may_import=True)
     path = tmp_path / "own.safetensors"
-    save_pretrained(LearnedOptimizer(metanet=cls(cls.Config())), path)
+    save_pretrained(LearnedOptimizer(cls(cls.Config())), path)
     return path
 
 
@@ -30,7 +30,7 @@ def test_weights_of_a_user_metanet(weights):
     features = torch.randn(5, 14)
     halved = metanet.updates(features, None)
     assert torch.equal(halved, same.updates(features, None) / 2)
-    hashes = {weights_hash(LearnedOptimizer(metanet=one)) for one in (metanet, same)}
+    hashes = {weights_hash(LearnedOptimizer(one)) for one in (metanet, same)}
     assert len(hashes) == 2
     p = torch.nn.Parameter(torch.ones(3, 2))
     p.grad = torch.ones(3, 2)

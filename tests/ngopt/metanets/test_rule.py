@@ -292,7 +292,7 @@ class TestGraphEvery:
 
         def optimizer(model):
             return NGOptimizer(
-                model.parameters(), weights=LearnedOptimizer(metanet=self.metanet(3))
+                model.parameters(), weights=LearnedOptimizer(self.metanet(3))
             )
 
         whole = mlp(3, 4, 2).float()

@@ -43,7 +43,7 @@ def model():
 
 def trained(multiplier, steps=STEPS, total_steps=100, **settings):
     network = model()
-    learned = LearnedOptimizer(base=Soap(multiplier=multiplier))
+    learned = Soap(multiplier=multiplier)
     opt = NGOptimizer(
         network.named_parameters(), weights=learned, total_steps=total_steps, **settings
     )
@@ -115,7 +115,7 @@ def test_its_scalars_are_in_the_state_and_resume():
     network, opt = trained(Recorder())
     for p in network.parameters():
         assert opt.state[p]["calls"] == 3 + STEPS
-    learned = LearnedOptimizer(base=Soap(multiplier=Recorder()))
+    learned = Soap(multiplier=Recorder())
     other = NGOptimizer(network.named_parameters(), weights=learned, total_steps=100)
     other.load_state_dict(opt.state_dict())
     for p in network.parameters():
@@ -138,8 +138,8 @@ def test_a_multiplier_may_bind_to_none():
 
 
 def test_no_weights_file_stores_it(tmp_path):
-    learned = LearnedOptimizer(base=Soap(multiplier=Recorder()))
-    assert weights_hash(learned) != weights_hash(LearnedOptimizer(base=Soap()))
+    learned = Soap(multiplier=Recorder())
+    assert weights_hash(learned) != weights_hash(Soap())
     with pytest.raises(ValueError, match="expected no multiplier or a LearnedStep"):
         save_pretrained(learned, tmp_path / "mine.safetensors")
     assert not list(tmp_path.iterdir())

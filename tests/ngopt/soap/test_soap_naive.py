@@ -105,7 +105,7 @@ def test_directions_are_those_of_heavyball(monkeypatch):
     ours = NGOptimizer(
         models[0].parameters(),
         weight_decay=0.0,
-        weights=LearnedOptimizer(base=Soap(config)),
+        rule=Soap(config),
         renew_every=1,
     )
     theirs = heavyball.SOAP(

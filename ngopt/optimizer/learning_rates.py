@@ -1,0 +1,180 @@
+"""What learning rates of parameter groups mean: they have no unit.
+
+Steps and weight decay of a group are multiplied by
+
+    scale * lr / R
+
+R, the `reference_lr` of all groups, is the largest lr of the run: one that is known
+before (`max_lr` of OneCycleLR, `initial_lr` of other schedulers, lr of the
+constructor), or that of the first step with a positive lr. A larger lr raises it. So
+programs made for AdamW train as they should at any rate, and ratios between groups and
+shapes of schedules stay as written.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ngopt.functional import State, uncompiled
+from ngopt.optimizer.log_messages import Messages
+from ngopt.optimizer.param_groups import (
+    BUILT_IN,
+    PER_GROUP,
+    STEP_COUNTS,
+    Group,
+    check_groups,
+)
+
+DEFAULT_LR = 1.0  # where a program passes no lr
+ADAMW_LR = 1e-3  # AdamW's default, of groups without an lr beside others with one
+# Other values of `lr_schedule`, which replace the built-in schedule.
+BY_LR, BY_LR_AFTER_WARM_UP = "lr", "lr, after the built-in warm-up"
+FIRST_STEPS = 3  # in which a changed lr replaces the built-in schedule
+LOW = 0.1  # of R: schedules that do not reach it are probably absolute rates
+TINY = 1e-30
+
+
+def default_lr(params: Any) -> float:
+    """The lr of groups without one; params: of the constructor, which has none."""
+    groups = [entry for entry in params if isinstance(entry, dict)]
+    return ADAMW_LR if any("lr" in group for group in groups) else DEFAULT_LR
+
+
+def ratio(group: Group) -> float | Tensor:
+    """The factor scale * lr / R; a tensor (), not read, if lr or R is a tensor."""
+    lr, reference = group["lr"], group["reference_lr"]
+    if reference is None:  # no lr was positive
+        return 0.0
+    if isinstance(lr, Tensor):
+        lr = lr.reshape(())  # other shapes would broadcast
+    if isinstance(reference, Tensor):
+        reference = reference.clamp(min=TINY)
+    return group["scale"] * (lr / reference)
+
+
+class LearningRates:
+    """Follows the learning rates of an optimizer's groups from step to step.
+
+    A scheduler replaces the built-in schedule, and so does an lr that a program changes
+    within the first three steps. If R rises in these, lr / R stays 1 and the built-in
+    warm-up is kept. `lr_schedule` of the groups stores which it is.
+
+    Rates on an accelerator are not read: R is then a tensor there.
+    """
+
+    def __init__(self, messages: Messages):
+        self._messages = messages
+        self._given: list[Any] = []  # lr of the constructor by group; None: none
+        self._checked: list[Any] | None = None  # settings of the last step
+        self._first: list[Any] | None = None  # rates of the first step
+        self._last, self._peak = 0.0, 0.0  # largest rates: of the last step, of all
+
+    def add(self, lr: float | Tensor | None) -> None:
+        """Adds a group; lr: from its user."""
+        self._given.append(lr.detach().clone() if isinstance(lr, Tensor) else lr)
+
+    def reset(self) -> None:
+        """Groups were loaded: what happened before the next step is not known."""
+        self._checked = self._first = None
+        self._peak = float("inf")
+
+    def follow(self, groups: Sequence[Group], state: State) -> None:
+        """Checks settings before a step; sets `reference_lr` and `lr_schedule`.
+
+        Raises ValueError if a setting is out of range.
+        """
+        settings: list[Any] = []
+        for group in groups:
+            settings += [group[key] for key in (*PER_GROUP, *STEP_COUNTS)]
+            settings.append("initial_lr" in group)
+        has_tensors = any(isinstance(value, Tensor) for value in settings)
+        if not has_tensors and settings == self._checked:
+            return
+        check_groups(groups)
+        rates = [_readable(group["lr"]) for group in groups]
+        if self._first is None:
+            self._first = rates
+        schedule = groups[0]["lr_schedule"]
+        if schedule == BUILT_IN:
+            has_scheduler = any("initial_lr" in group for group in groups)
+            if has_scheduler or (self._has_changed(rates) and _is_early(state)):
+                schedule = BY_LR
+        reference = groups[0]["reference_lr"]
+        largest = _largest(rates)
+        if reference is None:
+            reference = self._first_reference(groups, largest)
+        elif isinstance(reference, Tensor):
+            reference.copy_(_largest([reference, largest]))
+        elif isinstance(largest, Tensor):
+            reference = _largest([reference, largest])
+        elif largest > reference:
+            reference = largest
+            if schedule == BY_LR and _is_early(state):
+                schedule = BY_LR_AFTER_WARM_UP
+        for group in groups:
+            group["reference_lr"], group["lr_schedule"] = reference, schedule
+        if not isinstance(largest, Tensor):
+            self._warn_of_absolute(largest, reference)
+        self._checked = settings
+
+    def _has_changed(self, rates: Sequence[Any]) -> bool:
+        """Whether an lr that can be read is not that of the first step."""
+        assert self._first is not None
+        for rate, first in zip(rates, self._first, strict=False):
+            if not isinstance(rate, Tensor) and rate != first:
+                return True
+        return False
+
+    def _first_reference(self, groups: Sequence[Group], largest: Any) -> Any:
+        """R, or None while no lr is positive."""
+        known: list[Any] = []
+        for group, given in zip(groups, self._given, strict=False):
+            rate = group.get("max_lr", group.get("initial_lr", given))
+            known.append(None if rate is None else _readable(rate))
+        if not isinstance(largest, Tensor) and largest <= 0:
+            return None
+        reference = _largest([largest, *known])
+        if isinstance(reference, Tensor):
+            return reference.clone()
+        if all(rate is None for rate in known):
+            known = [_readable(group["lr"]) for group in groups]
+        has_scheduler = any("initial_lr" in group for group in groups)
+        self._messages.log_reference(reference, known, has_scheduler)
+        return reference
+
+    def _warn_of_absolute(self, largest: float, reference: Any) -> None:
+        """Warns once if rates fall before they were near R."""
+        is_known = isinstance(reference, float | int)
+        if is_known and largest < self._last and self._peak < LOW * reference:
+            self._messages.warn_of_absolute(self._peak, reference)
+        self._last, self._peak = largest, max(self._peak, largest)
+
+
+@uncompiled
+def _is_early(state: State) -> bool:
+    """Whether this is one of the first steps of the run; state: before it."""
+    steps = [record["step"] for record in state.values() if "step" in record]
+    return all(float(step) < FIRST_STEPS for step in steps)
+
+
+def _readable(lr: float | Tensor) -> float | Tensor:
+    """A number, or a detached tensor () if reading it would be a host sync."""
+    if not isinstance(lr, Tensor):
+        return lr
+    if lr.is_cpu and not torch.compiler.is_compiling():
+        return lr.item()
+    return lr.detach().reshape(())
+
+
+def _largest(rates: Sequence[Any]) -> Any:
+    """The largest rate; a new tensor () if one of them is a tensor."""
+    known = [rate for rate in rates if rate is not None]
+    tensors = [rate for rate in known if isinstance(rate, Tensor)]
+    if not tensors:
+        return max(known)
+    like = tensors[0]
+    # filled on the device: a copy from the host cannot be captured in a CUDA graph
+    others = [like.new_full((), r) for r in known if not isinstance(r, Tensor)]
+    return torch.stack([*tensors, *others]).amax()
