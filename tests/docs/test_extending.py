@@ -56,5 +56,5 @@ def test_problem_and_metanet_are_meta_trained(tmp_path, example):
     sweep.search(sweep.Config(weights, swept, problems=(problem,), **sizes))
     p = torch.nn.Parameter(torch.ones(3))
     p.grad = torch.ones(3)
-    NGOptimizer([p], weights=swept).step()
+    NGOptimizer([p], rule=swept).step()
     assert (p != 1).all()

@@ -47,7 +47,7 @@ each_network = pytest.mark.parametrize("name", NETWORKS)
 class Run:
     """A copy of a network on a device, with its optimizer."""
 
-    def __init__(self, network, device="cuda", weights="default", **settings):
+    def __init__(self, network, device="cuda", rule="default", **settings):
         dtype = settings.pop("dtype", torch.float32)
         settings.setdefault(
             "renew_every", RENEW_EVERY if weights == "default" else None
@@ -58,7 +58,7 @@ class Run:
         for p in self.params:
             p.grad = torch.zeros_like(p)
         settings.setdefault("total_steps", HORIZON)
-        self.optimizer = NGOptimizer(self.params, weights=weights, **settings)
+        self.optimizer = NGOptimizer(self.params, rule=weights, **settings)
 
     def set_gradients(self, number):
         """Gradients of a step, in the same places, with equal values on all devices."""
@@ -139,7 +139,7 @@ def test_steps_have_no_host_sync(name):
 
 @pytest.mark.parametrize("weights", METANETS)
 def test_steps_of_metanets_have_no_host_sync(weights):
-    check_no_host_sync(Run(network("plain CNN"), weights=weights).train())
+    check_no_host_sync(Run(network("plain CNN"), rule=weights).train())
 
 
 def check_no_host_sync(run):

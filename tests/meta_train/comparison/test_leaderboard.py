@@ -31,9 +31,7 @@ def short_grids(monkeypatch):
 def config(tmp_path):
     """Adam and a learned optimizer with random weights, on the toy problem."""
     torch.manual_seed(1)
-    save_pretrained(
-        LearnedOptimizer(FeedForward()), tmp_path / "ff.safetensors"
-    )
+    save_pretrained(LearnedOptimizer(FeedForward()), tmp_path / "ff.safetensors")
     return Config(
         problems=(TOY,),
         optimizers=("adam", str(tmp_path / "ff.safetensors")),

@@ -32,8 +32,7 @@ def test_writes_table_picture_and_weights_and_resumes(tmp_path, capsys):
     torch.manual_seed(0)
     metanet = NeuralGraphGNN(GNNConfig(width=4, hidden=(4,)))
     save_pretrained(
-        LearnedOptimizer(metanet, recipe={"stages": []}),
-        tmp_path / "start.safetensors",
+        LearnedOptimizer(metanet, recipe={"stages": []}), tmp_path / "start.safetensors"
     )
     folder = tmp_path / "every"
     config = graph_every.Config(

@@ -29,7 +29,7 @@ def factors(model, settings=None, part=()):
     """Of all parameters after the first step."""
     weights = learned(random_predictor())
     params = list(model.parameters())
-    opt = NGOptimizer(params, weights=weights, total_steps=60, **(settings or {}))
+    opt = NGOptimizer(params, rule=weights, total_steps=60, **(settings or {}))
     train(model, opt, range(1), *part)
     assert any((p.grad == 0).any() for p in params)
     return [opt.state[p]["predicted"].item() for p in params]

@@ -270,8 +270,8 @@ def forward_passes_read_averages(rank, size):
 
 def metanets_refuse(rank, size):
     model, _, _ = network_divided("mlp", "fsdp", size)
-    with pytest.raises(ValueError, match="weights='default'"):
-        NGOptimizer(model.parameters(), weights="ff")
+    with pytest.raises(ValueError, match="rule='default'"):
+        NGOptimizer(model.parameters(), rule="ff")
 
 
 class Step:

@@ -54,7 +54,7 @@ def test_zero_warns_that_the_graph_shows_some_parameters(weights, caplog):
     model = network()
     with pytest.warns(UserWarning, match="some of the parameters.*partial") as caught:
         opt = ZeroRedundancyOptimizer(
-            model.parameters(), NGOptimizer, weights=weights, lr=0.5
+            model.parameters(), NGOptimizer, rule=weights, lr=0.5
         )
     assert len(caught) == 1
     before = [p.detach().clone() for p in model.parameters()]
@@ -85,7 +85,7 @@ def test_flat_pieces_are_refused(use_orig_params, weights):
     message = r"flat parameters.*Use .*fully_shard\(model"
     for extra in ({}, {"model": model}):
         with pytest.raises(ValueError, match=message):
-            NGOptimizer(model.parameters(), weights=weights, **extra)
+            NGOptimizer(model.parameters(), rule=weights, **extra)
     with pytest.raises(ValueError, match=message):
         build_graph(model, torch.randn(3, 6))
 
@@ -154,8 +154,8 @@ def test_a_divided_network_may_be_read_without_an_example():
 def test_a_group_of_processes_is_for_the_default():
     params = list(network().parameters())
     world = distributed.group.WORLD
-    with pytest.raises(ValueError, match="process_group: expected weights='default'"):
-        NGOptimizer(params, weights="ff", process_group=world)
+    with pytest.raises(ValueError, match="process_group: expected rule='default'"):
+        NGOptimizer(params, rule="ff", process_group=world)
     mesh = init_device_mesh("cpu", (2,))
     message = r"process_group: expected .*mesh.get_group\(\)"
     with pytest.raises(ValueError, match=message):

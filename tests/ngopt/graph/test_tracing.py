@@ -202,7 +202,7 @@ def test_the_optimizer_logs_unconnected_parameters(caplog):
     def unconnected_of(model):
         caplog.clear()
         with caplog.at_level(logging.INFO, logger="ngopt"):
-            opt = NGOptimizer(model.parameters(), weights=FeedForward())
+            opt = NGOptimizer(model.parameters(), rule=FeedForward())
             return unconnected(opt.graph)
 
     names = unconnected_of(Residual())

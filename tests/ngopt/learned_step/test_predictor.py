@@ -29,7 +29,7 @@ def train(predictor, steps=12, model=None, **settings):
     model = model or cnn().double()
     params = list(model.parameters())
     settings = {"total_steps": 30, **settings}
-    opt = NGOptimizer(params, weights=learned(predictor), **settings)
+    opt = NGOptimizer(params, rule=learned(predictor), **settings)
     step_with_noise(opt, params, range(steps))
     return params, opt
 
@@ -91,7 +91,7 @@ def test_without_a_horizon_it_is_one(predictor):
 
 def test_with_a_scheduler_it_is_one(predictor):
     params = list(cnn().parameters())
-    opt = NGOptimizer(params, weights=learned(predictor), total_steps=30)
+    opt = NGOptimizer(params, rule=learned(predictor), total_steps=30)
     torch.optim.lr_scheduler.StepLR(opt, 5)
     step_with_noise(opt, params, range(3))
     assert factor_of(params, opt) == 1
@@ -185,7 +185,7 @@ def deep_factors(grouped=None, **settings):
     if settings.pop("traced", False):
         settings["model"] = model
     weights = learned(random_predictor(1.0))
-    opt = NGOptimizer(groups, weights=weights, total_steps=30, **settings)
+    opt = NGOptimizer(groups, rule=weights, total_steps=30, **settings)
     model(torch.randn(32, 6)).square().mean().backward()
     opt.step()
     factors = {name: float(opt.state[p]["predicted"]) for name, p in named}
@@ -259,7 +259,7 @@ def stepped_on_meta(weights):
         params = list(cnn().parameters())
     for p in params:
         p.grad = torch.empty_like(p)
-    opt = NGOptimizer(params, weights=weights, total_steps=1000)
+    opt = NGOptimizer(params, rule=weights, total_steps=1000)
     opt.step()
     return opt
 
@@ -281,7 +281,7 @@ def test_order_of_neurons_makes_no_difference(predictor):
 
 def test_a_resumed_run_keeps_it(predictor):
     params, opt = train(predictor, 4)
-    other = NGOptimizer(params, weights=learned(predictor), total_steps=3000)
+    other = NGOptimizer(params, rule=learned(predictor), total_steps=3000)
     other.load_state_dict(opt.state_dict())
     assert factor_of(params, other) == factor_of(params, opt)
 

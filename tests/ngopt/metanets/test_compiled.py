@@ -67,7 +67,7 @@ class Pair:
 
 
 def test_a_compiled_step_is_one_graph_and_is_not_compiled_again():
-    pair = Pair(weights="ff")
+    pair = Pair(rule="ff")
     pair.train(1)
     pair.compile(fullgraph=True)
     assert pair.train(26) == [1] * 26
@@ -77,7 +77,7 @@ def test_a_compiled_step_is_one_graph_and_is_not_compiled_again():
 @pytest.mark.filterwarnings("ignore:NGOptimizer. step 21:UserWarning")
 def test_steps_between_those_that_read_the_neural_graph_are_one_graph():
     """Every eighth step reads it, and runs as it is."""
-    pair = Pair(weights="ng-gnn", total_steps=HORIZON)
+    pair = Pair(rule="ng-gnn", total_steps=HORIZON)
     pair.train(1)
     pair.compile()
     assert pair.train(26) == [1] * 26
@@ -87,7 +87,7 @@ def test_steps_between_those_that_read_the_neural_graph_are_one_graph():
 @torch._dynamo.config.patch(recompile_limit=LIMIT)
 def test_compiled_steps_follow_a_scheduler():
     """Whether or not steps of other learning rates are compiled again."""
-    pair = Pair(weights="ng-gnn")
+    pair = Pair(rule="ng-gnn")
     schedulers = [
         torch.optim.lr_scheduler.ExponentialLR(o, 0.8)
         for o in (pair.compiled, pair.eager)
@@ -105,7 +105,7 @@ def test_compiled_steps_follow_a_scheduler():
 
 def test_compiled_steps_follow_loaded_state():
     """With the first step compiled, too."""
-    pair = Pair(weights="ng-gnn")
+    pair = Pair(rule="ng-gnn")
     pair.compile()
     assert pair.train(2) == [0, 1]
     young = [copy.deepcopy(o.state_dict()) for o in (pair.compiled, pair.eager)]
@@ -119,7 +119,7 @@ def test_compiled_steps_follow_loaded_state():
 
 
 def test_a_compiled_step_warns_once_beyond_the_horizon():
-    pair = Pair(weights="ff", total_steps=3)
+    pair = Pair(rule="ff", total_steps=3)
     pair.eager.step = lambda: None
     pair.train(1)
     pair.compile()
@@ -133,7 +133,7 @@ class TestDefault:
     """Its step is not compiled within a compiled one; its elementwise functions are."""
 
     def test_a_compiled_step_is_the_eager_one(self):
-        pair = Pair(weights="default", total_steps=HORIZON)
+        pair = Pair(rule="default", total_steps=HORIZON)
         pair.compile()
         pair.train(12)
         assert not pair.graphs

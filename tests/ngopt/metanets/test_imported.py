@@ -34,7 +34,7 @@ def test_weights_of_a_user_metanet(weights):
     assert len(hashes) == 2
     p = torch.nn.Parameter(torch.ones(3, 2))
     p.grad = torch.ones(3, 2)
-    NGOptimizer([p], weights=weights).step()
+    NGOptimizer([p], rule=weights).step()
     assert OWN in imported_metanets()
 
 

@@ -103,7 +103,7 @@ def orbits_of_pairs(graph, sizes):
     ],
 )
 def test_other_networks_are_refused_before_anything_changes(model, message):
-    opt = NGOptimizer(model.parameters(), model=model, weights=NeuralFunctional())
+    opt = NGOptimizer(model.parameters(), model=model, rule=NeuralFunctional())
     before = [p.detach().clone() for p in model.parameters()]
     model(torch.randn(2, 3)).sum().backward()
     with pytest.raises(ValueError, match=message):

@@ -176,9 +176,7 @@ def test_parameters_without_elements(metanet):
     params = [
         nn.Parameter(torch.ones(shape)) for shape in ((4, 3), (0, 4), (0,), (2, 4))
     ]
-    opt = NGOptimizer(
-        params, weights=metanet_for(metanet, build_graph(nn.Linear(3, 4)))
-    )
+    opt = NGOptimizer(params, rule=metanet_for(metanet, build_graph(nn.Linear(3, 4))))
     before = [p.clone() for p in params]
     for _ in range(2):
         for p in params:
@@ -201,9 +199,7 @@ class TestCooldown:
         learned = replace(
             load_pretrained("ff"), **{"cooldown": None, **changes.pop("learned", {})}
         )
-        opt = NGOptimizer(
-            model.parameters(), weight_decay=2.0, weights=learned, **changes
-        )
+        opt = NGOptimizer(model.parameters(), weight_decay=2.0, rule=learned, **changes)
         if scheduler:
             scheduler(opt)
         moved = []
@@ -292,7 +288,7 @@ class TestGraphEvery:
 
         def optimizer(model):
             return NGOptimizer(
-                model.parameters(), weights=LearnedOptimizer(self.metanet(3))
+                model.parameters(), rule=LearnedOptimizer(self.metanet(3))
             )
 
         whole = mlp(3, 4, 2).float()

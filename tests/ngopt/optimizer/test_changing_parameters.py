@@ -138,15 +138,15 @@ def test_state_of_other_matrices_is_initialized_again():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("weights", ["default", "ff", "ng-gnn"])
 def test_the_default_dtype_changes_nothing(weights, dtype):
-    expected = NGOptimizer(mlp(2, 2).parameters(), weights=weights).defaults["weights"]
+    expected = NGOptimizer(mlp(2, 2).parameters(), rule=weights).defaults["weights"]
     models = [mlp(4, 5, 3) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     inputs = torch.randn(8, 4)
-    step(models[0], NGOptimizer(models[0].parameters(), weights=weights), inputs)
+    step(models[0], NGOptimizer(models[0].parameters(), rule=weights), inputs)
     default_dtype = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        opt = NGOptimizer(models[1].parameters(), weights=weights)
+        opt = NGOptimizer(models[1].parameters(), rule=weights)
         step(models[1], opt, inputs)
     finally:
         torch.set_default_dtype(default_dtype)

@@ -14,9 +14,9 @@ from ngopt import NGOptimizer
 from tests.ngopt.training import WEIGHTS, network, same, snapshot, train
 
 
-def made(weights="default", **settings):
+def made(rule="default", **settings):
     model = network()
-    return model, NGOptimizer(model.parameters(), weights=weights, **settings)
+    return model, NGOptimizer(model.parameters(), rule=rule, **settings)
 
 
 @pytest.fixture(autouse=True)

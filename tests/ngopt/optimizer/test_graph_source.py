@@ -36,7 +36,7 @@ METANET = FeedForward()
 
 
 def optimizer(params, **kwargs):
-    return NGOptimizer(params, weights=METANET, **kwargs)
+    return NGOptimizer(params, rule=METANET, **kwargs)
 
 
 def forward_backward(model, **extra):
@@ -145,7 +145,7 @@ def test_forward_passes_under_torch_func_are_not_recorded():
 def test_lazy_modules(weights, how):
     model = nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.LazyLinear(2))
     traced = {"model": model} if how == "model" else {}
-    opt = NGOptimizer(model.parameters(), weights=weights, **traced)
+    opt = NGOptimizer(model.parameters(), rule=weights, **traced)
     assert repr(opt).endswith("graph: not traced yet; run one training step")
     model(torch.randn(5, 3)).sum().backward()
     before = snapshot(model)
@@ -275,7 +275,7 @@ def test_unconnected_parameters_are_a_warning_if_the_weights_read_the_graph(
 ):
     params = [nn.Parameter(torch.ones(n, n + 7)) for n in range(2, 9)]
     with caplog.at_level(logging.INFO, logger="ngopt"):
-        NGOptimizer(params, weights=weights).graph  # noqa: B018
+        NGOptimizer(params, rule=weights).graph  # noqa: B018
     assert [record.levelno for record in caplog.records] == [level]
 
 
@@ -316,12 +316,12 @@ class TestErrors:
         others = (None, "NoneType"), (3, "int"), (nn.Linear(2, 2), "Linear")
         for weights, got in others:
             with pytest.raises(ValueError, match=f"weights: expected .*; got {got}"):
-                NGOptimizer(params, weights=weights)
+                NGOptimizer(params, rule=weights)
 
 
 @pytest.mark.parametrize("name", ["default", "ff"])
 def test_repr_names_the_weights(name):
-    opt = NGOptimizer(nn.Linear(2, 2).parameters(), weights=name)
+    opt = NGOptimizer(nn.Linear(2, 2).parameters(), rule=name)
     for each in (opt, copy.deepcopy(opt)):
         assert f"weights: {name}\n" in repr(each)
 

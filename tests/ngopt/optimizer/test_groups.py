@@ -50,24 +50,24 @@ from tests.ngopt.training import (
 def test_arguments(metanet, name, values, message):
     for value in values:
         with pytest.raises(ValueError, match=message):
-            NGOptimizer(network().parameters(), weights=metanet, **{name: value})
+            NGOptimizer(network().parameters(), rule=metanet, **{name: value})
 
 
 def test_parameters_and_graph(metanet):
     model = network()
     with pytest.raises(ValueError, match="empty parameter list"):
-        NGOptimizer([], weights=metanet)
+        NGOptimizer([], rule=metanet)
     message = r"parameter group: expected 'params'; got \['lr'\]"
     with pytest.raises(ValueError, match=message):
-        NGOptimizer([{"lr": 1.0}], weights=metanet)
+        NGOptimizer([{"lr": 1.0}], rule=metanet)
     sources = {"model": model, "graph": build_graph(model)}
     with pytest.raises(ValueError, match="got both"):
-        NGOptimizer(model.parameters(), weights=metanet, **sources)
+        NGOptimizer(model.parameters(), rule=metanet, **sources)
 
 
 def test_bad_group_changes_nothing(metanet):
     model = network()
-    opt = NGOptimizer(model.parameters(), weights=metanet)
+    opt = NGOptimizer(model.parameters(), rule=metanet)
     graph = opt.graph
     with pytest.raises(ValueError, match="lr: expected"):
         opt.add_param_group({"params": [nn.Parameter(torch.zeros(2))], "lr": -1})
@@ -82,7 +82,7 @@ def test_groups_have_their_own_lr(metanet):
         model = network()
         params = list(model.parameters())
         groups = [{"params": params[:2]}, {"params": params[2:], "lr": lr}]
-        opt = NGOptimizer(groups, weights=metanet)
+        opt = NGOptimizer(groups, rule=metanet)
         before = snapshot(model)
         train(model, opt, range(1))
         steps[lr] = [
@@ -94,7 +94,7 @@ def test_groups_have_their_own_lr(metanet):
 
 def test_schedulers_scale_the_update(metanet):
     model = network()
-    opt = NGOptimizer(model.parameters(), weights=metanet)
+    opt = NGOptimizer(model.parameters(), rule=metanet)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         opt, lambda step: 0.0 if step else 1.0
     )
@@ -107,7 +107,7 @@ def test_schedulers_scale_the_update(metanet):
 
 def test_add_param_group_extends_the_graph_and_keeps_state(metanet):
     body, head = mlp(4, 5, 3), nn.Linear(3, 2)
-    opt = NGOptimizer(body.parameters(), weights=metanet)
+    opt = NGOptimizer(body.parameters(), rule=metanet)
     body(torch.randn(2, 4)).sum().backward()
     opt.step()
     kept = copy.deepcopy([opt.state[p] for p in body.parameters()])
@@ -126,7 +126,7 @@ def test_add_param_group_extends_the_graph_and_keeps_state(metanet):
 
 def test_add_param_group_to_a_traced_model(metanet):
     model, extra = network(), nn.Linear(4, 2)
-    opt = NGOptimizer(list(model.parameters())[:4], model=model, weights=metanet)
+    opt = NGOptimizer(list(model.parameters())[:4], model=model, rule=metanet)
     assert len(opt.graph.parameters) == 9
     opt.add_param_group({"params": list(model.parameters())[4:]})
     assert len(opt.graph.parameters) == 9
@@ -140,9 +140,9 @@ def test_add_param_group_to_a_traced_model(metanet):
 def test_maximize_is_the_negated_loss(weights):
     up, down = network(), network()
     inputs, labels = batch(0)
-    opt = NGOptimizer(up.parameters(), weights=weights, maximize=True)
+    opt = NGOptimizer(up.parameters(), rule=weights, maximize=True)
     groups = [{"params": down.parameters(), "maximize": False}]
-    other = NGOptimizer(groups, weights=weights, maximize=True)
+    other = NGOptimizer(groups, rule=weights, maximize=True)
     for model, sign in ((up, -1), (down, 1)):
         (sign * F.cross_entropy(model(inputs), labels)).backward()
     opt.step()
@@ -156,7 +156,7 @@ def test_settings_of_other_optimizers_are_refused(metanet, name):
     groups = [{"params": model.parameters(), name: 0.9}]
     message = f"expected lr, weight_decay, maximize; got '{name}'"
     with pytest.raises(ValueError, match=message):
-        NGOptimizer(groups, weights=metanet)
+        NGOptimizer(groups, rule=metanet)
 
 
 def test_settings_that_all_groups_share(metanet):
@@ -165,8 +165,8 @@ def test_settings_that_all_groups_share(metanet):
         groups = [{"params": params[:2]}, {"params": params[2:], key: value}]
         message = f"one '{key}' for all groups.*got {value}"
         with pytest.raises(ValueError, match=message):
-            NGOptimizer(groups, weights=metanet)
-    opt = NGOptimizer(params[:2], weights=metanet, total_steps=5)
+            NGOptimizer(groups, rule=metanet)
+    opt = NGOptimizer(params[:2], rule=metanet, total_steps=5)
     again = {**opt.param_groups[0], "params": params[2:], "initial_lr": 1.0}
     opt.add_param_group(again)  # groups of an optimizer are accepted
     assert len(opt.param_groups) == 2
@@ -178,8 +178,8 @@ def test_settings_that_all_groups_share(metanet):
 def test_learning_rates_out_of_range(metanet, lr):
     model = network()
     with pytest.raises(ValueError, match="NGOptimizer: lr: expected"):
-        NGOptimizer(model.parameters(), lr=lr, weights=metanet)
-    opt = NGOptimizer(model.parameters(), weights=metanet)
+        NGOptimizer(model.parameters(), lr=lr, rule=metanet)
+    opt = NGOptimizer(model.parameters(), rule=metanet)
     before = snapshot(model)
     opt.param_groups[0]["lr"] = lr
     is_finite = isinstance(lr, Tensor | float) and torch.as_tensor(lr).isfinite().all()
@@ -197,7 +197,7 @@ def test_learning_rates_as_tensors(metanet):
     for lr in (0.5, torch.tensor(0.5), torch.tensor([0.5])):
         model = nn.Sequential(network(), nn.PReLU())
         model.scalar = nn.Parameter(torch.ones(()))
-        opt = NGOptimizer(model.parameters(), lr=lr, weights=metanet)
+        opt = NGOptimizer(model.parameters(), lr=lr, rule=metanet)
         (model(batch(0)[0]) * model.scalar).square().sum().backward()
         opt.step()
         results.append(snapshot(model))
@@ -208,25 +208,25 @@ def test_learning_rates_as_tensors(metanet):
 def test_betas_by_position(metanet):
     message = r"weight_decay: expected a number >= 0; got \(0.9"
     with pytest.raises(ValueError, match=message):
-        NGOptimizer(network().parameters(), 1.0, (0.9, 0.999), weights=metanet)
+        NGOptimizer(network().parameters(), 1.0, (0.9, 0.999), rule=metanet)
 
 
 def test_the_warning_of_a_small_lr_is_of_the_largest_one(metanet):
     with pytest.warns(UserWarning, match="lr = 0.001 .* 1000 times slower. Use lr=1"):
-        opt = NGOptimizer(network().parameters(), lr=1e-3, weights=metanet)
+        opt = NGOptimizer(network().parameters(), lr=1e-3, rule=metanet)
     opt.add_param_group({"params": [nn.Parameter(torch.ones(2))], "lr": 1e-4})
     groups = [{"params": [p], "lr": 1e-3} for p in network().parameters()]
     with pytest.warns(UserWarning, match="lr = 0.001 multiplies"):
-        NGOptimizer(groups, weights=metanet)
+        NGOptimizer(groups, rule=metanet)
     # slower than others on purpose
     groups[0]["lr"] = 1.0
-    NGOptimizer(groups, weights=metanet)
+    NGOptimizer(groups, rule=metanet)
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_parameters_replaced_in_a_group(weights):
     model = mlp(4, 5, 3)
-    opt = NGOptimizer(model.parameters(), weights=weights)
+    opt = NGOptimizer(model.parameters(), rule=weights)
     inputs = torch.randn(2, 4)
     model(inputs).sum().backward()
     opt.step()
@@ -248,7 +248,7 @@ def test_parameters_replaced_in_a_group(weights):
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_parameters_appended_and_removed_in_a_group(weights):
     model = network()
-    opt = NGOptimizer(model.parameters(), weights=weights)
+    opt = NGOptimizer(model.parameters(), rule=weights)
     train(model, opt, range(1))
     extra = nn.Parameter(torch.ones(3, 2))
     group = opt.param_groups[0]["params"]
@@ -261,7 +261,7 @@ def test_parameters_appended_and_removed_in_a_group(weights):
     assert torch.equal(removed, before)
     assert not torch.equal(extra, torch.ones_like(extra))
     assert len(opt.graph.parameters) == 9
-    named = NGOptimizer(model.named_parameters(), weights=weights)
+    named = NGOptimizer(model.named_parameters(), rule=weights)
     named.param_groups[0]["params"].append(extra)
     message = r"param_groups\[0\]: expected a name.* 10 .*got 9"
     with pytest.raises(ValueError, match=message):
@@ -271,7 +271,7 @@ def test_parameters_appended_and_removed_in_a_group(weights):
 @pytest.mark.parametrize(("weights", "key"), MOMENTUM_KEYS.items())
 def test_a_parameter_that_grows_in_place(weights, key):
     p = nn.Parameter(torch.ones(3, 2))
-    opt = NGOptimizer([p], weights=weights)
+    opt = NGOptimizer([p], rule=weights)
     p.sum().backward()
     opt.step()
     p.data = torch.ones(5, 2)
@@ -288,12 +288,12 @@ def test_a_parameter_twice_in_a_group(metanet):
     model = network()
     tied = [*model.named_parameters(), ("again", model[0].weight)]
     with pytest.raises(ValueError, match="'again' appears twice"):
-        NGOptimizer(tied, weights=metanet)
+        NGOptimizer(tied, rule=metanet)
 
 
 def test_a_parameter_that_is_appended_twice(metanet):
     model = network()
-    opt = NGOptimizer(model.parameters(), weights=metanet)
+    opt = NGOptimizer(model.parameters(), rule=metanet)
     train(model, opt, range(1))
     opt.param_groups[0]["params"].append(model[0].weight)
     before = snapshot(model)
@@ -308,20 +308,20 @@ def test_a_horizon_may_be_given_in_every_group(metanet):
     params = list(model.parameters())
     halves = params[:4], params[4:]
     groups = [{"params": half, "total_steps": 5} for half in halves]
-    opt = NGOptimizer(groups, weights=metanet)
-    other = NGOptimizer(expected.parameters(), weights=metanet, total_steps=5)
+    opt = NGOptimizer(groups, rule=metanet)
+    other = NGOptimizer(expected.parameters(), rule=metanet, total_steps=5)
     train(model, opt, range(3))
     train(expected, other, range(3))
     assert same(model, snapshot(expected))
     opt.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
     assert {group["total_steps"] for group in opt.param_groups} == {5}
     with pytest.raises(ValueError, match="one 'total_steps' for all groups, 9"):
-        NGOptimizer(groups, weights=metanet, total_steps=9)
+        NGOptimizer(groups, rule=metanet, total_steps=9)
 
 
 def test_horizons_that_differ_later_are_refused(metanet):
     params = list(network().parameters())
-    opt = NGOptimizer([{"params": params[:4]}, {"params": params[4:]}], weights=metanet)
+    opt = NGOptimizer([{"params": params[:4]}, {"params": params[4:]}], rule=metanet)
     opt.param_groups[1]["total_steps"] = 7
     for p in params:
         p.grad = torch.ones_like(p)
@@ -337,9 +337,9 @@ def test_groups_may_name_the_weights_that_the_optimizer_has():
     """As wrappers do that fill groups with the arguments of the optimizer."""
     params = list(network().parameters())
     groups = [{"params": params[:4], "weights": "ff"}, {"params": params[4:]}]
-    opt = NGOptimizer(groups, weights="ff")
+    opt = NGOptimizer(groups, rule="ff")
     hashes = {group["weights"] for group in opt.param_groups}
-    assert hashes == {NGOptimizer(params, weights="ff").defaults["weights"]}
+    assert hashes == {NGOptimizer(params, rule="ff").defaults["weights"]}
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
@@ -351,7 +351,7 @@ def test_schedulers_that_cycle(weights):
         (schedulers.CyclicLR, {"base_lr": 0.1, "max_lr": 1.0, "step_size_up": 4}),
     ):
         model = network()
-        opt = NGOptimizer(model.parameters(), weights=weights)
+        opt = NGOptimizer(model.parameters(), rule=weights)
         with pytest.raises(ValueError, match="cycle_momentum"):
             make(opt, **settings)
         scheduler = make(opt, cycle_momentum=False, **settings)
@@ -369,7 +369,7 @@ def test_schedulers_that_cycle(weights):
 
 def test_keys_of_swalr_are_accepted_in_new_groups(metanet):
     model = network()
-    opt = NGOptimizer(model.parameters(), weights=metanet)
+    opt = NGOptimizer(model.parameters(), rule=metanet)
     torch.optim.swa_utils.SWALR(opt, swa_lr=0.05)
     again = {**opt.param_groups[0], "params": [nn.Parameter(torch.ones(2))]}
     opt.add_param_group(again)

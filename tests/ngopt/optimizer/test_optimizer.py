@@ -19,7 +19,7 @@ from tests.ngopt.training import WEIGHTS, batch, network, same, snapshot, train
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_step_is_the_functional_update(metanet, dtype):
     model = network(dtype)
-    opt = NGOptimizer(model.parameters(), lr=0.5, weight_decay=2.0, weights=metanet)
+    opt = NGOptimizer(model.parameters(), lr=0.5, weight_decay=2.0, rule=metanet)
     graph = build_graph(model)
     exact = copy.deepcopy(metanet).double() if dtype == torch.float64 else metanet
     params = snapshot(model)
@@ -55,7 +55,7 @@ def test_model_graph_and_parameters_give_the_same_training(metanet):
         extra = {"model": {"model": model}, "graph": {"graph": build_graph(model)}}.get(
             how, {}
         )
-        train(model, NGOptimizer(source, weights=metanet, **extra), range(3))
+        train(model, NGOptimizer(source, rule=metanet, **extra), range(3))
         results.append(snapshot(model))
     assert all(
         torch.equal(a, b)
@@ -66,12 +66,10 @@ def test_model_graph_and_parameters_give_the_same_training(metanet):
 
 def test_named_parameters_are_found_in_a_graph_by_name(metanet):
     expected, model = network(), network()
-    train(expected, NGOptimizer(expected.parameters(), weights=metanet), range(2))
+    train(expected, NGOptimizer(expected.parameters(), rule=metanet), range(2))
     backwards = list(model.named_parameters())[::-1]
     train(
-        model,
-        NGOptimizer(backwards, graph=build_graph(model), weights=metanet),
-        range(2),
+        model, NGOptimizer(backwards, graph=build_graph(model), rule=metanet), range(2)
     )
     assert same(model, snapshot(expected))
 
@@ -83,7 +81,7 @@ def test_a_metanet_may_compute_in_bfloat16(weights, few, monkeypatch):
     models = [network(), network()]
     start = snapshot(models[0])
     exact, rounded = (
-        NGOptimizer(model.parameters(), weights=weights, compute_dtype=dtype)
+        NGOptimizer(model.parameters(), rule=weights, compute_dtype=dtype)
         for model, dtype in zip(models, (None, torch.bfloat16), strict=True)
     )
     for p, q in zip(*(model.parameters() for model in models), strict=True):
@@ -102,7 +100,7 @@ def test_a_metanet_may_compute_in_bfloat16(weights, few, monkeypatch):
 
 def test_closure_is_evaluated_with_gradients_and_its_loss_returned(metanet):
     model = network()
-    opt = NGOptimizer(model.parameters(), weights=metanet)
+    opt = NGOptimizer(model.parameters(), rule=metanet)
     inputs, labels = batch(0)
 
     def closure():
@@ -121,7 +119,7 @@ def test_closure_is_evaluated_with_gradients_and_its_loss_returned(metanet):
 def test_frozen_parameters_and_missing_gradients(metanet):
     model = network()
     frozen = model[0].weight.requires_grad_(False)
-    opt = NGOptimizer(model.parameters(), weights=metanet)
+    opt = NGOptimizer(model.parameters(), rule=metanet)
     before = snapshot(model)
     train(model, opt, range(2))
     assert torch.equal(frozen, before[0])
@@ -135,7 +133,7 @@ def test_frozen_parameters_and_missing_gradients(metanet):
 
 def test_parameters_not_given_stay_in_the_graph_without_update(metanet):
     model = network()
-    opt = NGOptimizer(list(model.parameters())[2:], model=model, weights=metanet)
+    opt = NGOptimizer(list(model.parameters())[2:], model=model, rule=metanet)
     assert opt.graph == build_graph(model)
     before = snapshot(model)
     train(model, opt, range(1))
@@ -148,7 +146,7 @@ def test_a_base_rule_by_hand_and_resumed():
     weights = LearnedOptimizer(Momentum(MomentumConfig(size=0.5, decays=(0.75,))))
     p = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.bfloat16))
     idle = nn.Parameter(torch.ones(3))
-    opt = NGOptimizer([p, idle], lr=2.0, weights=weights, total_steps=4)
+    opt = NGOptimizer([p, idle], lr=2.0, rule=weights, total_steps=4)
     p.grad = torch.tensor([4.0, 0.0], dtype=torch.bfloat16)
     opt.step()
     assert p.tolist() == [0.0, -2.0]  # m = 1, 2 * .5 * 1 * m
@@ -157,7 +155,7 @@ def test_a_base_rule_by_hand_and_resumed():
     copied = copy.deepcopy(opt)
     copied.param_groups[0]["params"][0].grad = p.grad.clone()
     resumed_p = nn.Parameter(p.detach().clone())
-    resumed = NGOptimizer([resumed_p, nn.Parameter(torch.ones(3))], weights=weights)
+    resumed = NGOptimizer([resumed_p, nn.Parameter(torch.ones(3))], rule=weights)
     resumed.load_state_dict(opt.state_dict())
     resumed_p.grad = p.grad.clone()
     opt.step()
@@ -194,7 +192,7 @@ def test_a_step_stores_each_parameter_before_the_next_is_computed():
             return rule
 
     model = mlp(2, 3, 1)
-    opt = NGOptimizer(model.parameters(), weights=LearnedOptimizer(Watching()))
+    opt = NGOptimizer(model.parameters(), rule=LearnedOptimizer(Watching()))
     model(torch.ones(1, 2)).sum().backward()
     opt.step()
     assert counts == [[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0]]
@@ -207,7 +205,7 @@ def test_a_step_stores_each_parameter_before_the_next_is_computed():
 )
 def test_copies_make_the_same_steps(metanet, duplicate):
     model = network()
-    opt = NGOptimizer(model.parameters(), weights=metanet)
+    opt = NGOptimizer(model.parameters(), rule=metanet)
     train(model, opt, range(2))
     twin, other = duplicate((model, opt))
     train(model, opt, range(2, 4))
@@ -217,7 +215,7 @@ def test_copies_make_the_same_steps(metanet, duplicate):
 
 def test_momenta_of_bfloat16_parameters_are_float32(metanet):
     model = network(torch.bfloat16)
-    opt = NGOptimizer(model.parameters(), weights=metanet)
+    opt = NGOptimizer(model.parameters(), rule=metanet)
     train(model, opt, range(1), torch.bfloat16)
     state = opt.state[model[0].weight]
     expected = model[0].weight.grad.float() * (1 - 0.9999)
@@ -226,7 +224,7 @@ def test_momenta_of_bfloat16_parameters_are_float32(metanet):
 
 def test_one_nan_gradient_element_spoils_one_parameter_element(metanet):
     model = network()
-    opt = NGOptimizer(model.parameters(), weights=metanet)
+    opt = NGOptimizer(model.parameters(), rule=metanet)
     inputs, labels = batch(0)
     F.cross_entropy(model(inputs), labels).backward()
     model[2].weight.grad.view(-1)[3] = float("nan")
@@ -240,7 +238,7 @@ def test_scalar_and_odd_parameters_train(metanet):
         for s in [(), (3,), (2, 3, 4), (2, 1, 2, 2, 2), (5, 4), (1,)]
     ]
     before = [p.detach().clone() for p in params]
-    opt = NGOptimizer(params, weights=metanet)
+    opt = NGOptimizer(params, rule=metanet)
     sum((p**2).sum() for p in params).backward()
     opt.step()
     assert not any(torch.equal(p, b) for p, b in zip(params, before, strict=True))
@@ -261,8 +259,8 @@ def test_complex_parameters_are_pairs_of_real_ones(metanet, dtype):
     back = graph.scatter(graph.gather([p.detach() for p in complex_params]))
     assert all(torch.equal(a, b) for a, b in zip(complex_params, back, strict=True))
     opts = (
-        NGOptimizer(complex_params, weights=metanet),
-        NGOptimizer(real_params, graph=graph, weights=metanet),
+        NGOptimizer(complex_params, rule=metanet),
+        NGOptimizer(real_params, graph=graph, rule=metanet),
     )
     for _ in range(3):
         for params in (complex_params, [torch.view_as_complex(p) for p in real_params]):
@@ -275,7 +273,7 @@ def test_complex_parameters_are_pairs_of_real_ones(metanet, dtype):
         assert opts[0].state[p]["exp_avg_0"].dtype == dtype.to_real()
         assert opts[0].state[p]["exp_avg_0"].shape == (*p.shape, 2)
     other = NGOptimizer(
-        [nn.Parameter(p.detach().clone()) for p in complex_params], weights=metanet
+        [nn.Parameter(p.detach().clone()) for p in complex_params], rule=metanet
     )
     other.load_state_dict(opts[0].state_dict())
     first = next(iter(other.state.values()))
@@ -285,26 +283,24 @@ def test_complex_parameters_are_pairs_of_real_ones(metanet, dtype):
 
 
 def test_summary_of_the_graph(metanet):
-    text = NGOptimizer(network().parameters(), weights=metanet).graph.summary()
+    text = NGOptimizer(network().parameters(), rule=metanet).graph.summary()
     assert "1 component, 0 elements unconnected" in text
 
 
 def test_graph_of_another_network(metanet):
     model = network()
     with pytest.raises(ValueError, match="graph: expected 4 parameters.*got 9"):
-        NGOptimizer(
-            model.parameters(), graph=build_graph(mlp(2, 3, 1)), weights=metanet
-        )
+        NGOptimizer(model.parameters(), graph=build_graph(mlp(2, 3, 1)), rule=metanet)
     with pytest.raises(ValueError, match=r"graph expects shape \(4, 2\); got \(3, 2\)"):
         NGOptimizer(
-            mlp(2, 3, 1).parameters(), graph=build_graph(mlp(2, 4, 1)), weights=metanet
+            mlp(2, 3, 1).parameters(), graph=build_graph(mlp(2, 4, 1)), rule=metanet
         )
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_sparse_gradients(weights):
     embedding = nn.Embedding(5, 2, sparse=True)
-    opt = NGOptimizer(embedding.parameters(), weights=weights)
+    opt = NGOptimizer(embedding.parameters(), rule=weights)
     embedding(torch.tensor([1])).sum().backward()
     before = snapshot(embedding)
     with pytest.raises(
@@ -319,7 +315,7 @@ def test_sparse_gradients(weights):
 def test_a_step_under_autocast_is_one_without(weights):
     models = network(), network()
     for model, enabled in zip(models, (False, True), strict=True):
-        opt = NGOptimizer(model.parameters(), weights=weights)
+        opt = NGOptimizer(model.parameters(), rule=weights)
         for seed in range(2):
             opt.zero_grad()
             F.cross_entropy(model(batch(seed)[0]), batch(seed)[1]).backward()
@@ -337,7 +333,7 @@ def test_the_largest_gradients_with_alternating_signs_leave_momenta_finite(
     """The default: test_unusual_use.py."""
     monkeypatch.setattr(metanet_rule, "SMALL_NETWORK", few)
     model = network()
-    opt = NGOptimizer(model.parameters(), weights=weights)
+    opt = NGOptimizer(model.parameters(), rule=weights)
     for step in range(12):
         for p in model.parameters():
             p.grad = torch.full_like(p, 3e38 if step % 2 else -3e38)
@@ -354,7 +350,7 @@ def test_parameters_without_elements_are_left_out(weights, shape, few, monkeypat
     """Some processes have them where others have the whole tensor."""
     monkeypatch.setattr(metanet_rule, "SMALL_NETWORK", few)
     params = [nn.Parameter(torch.ones(size)) for size in (shape, (3, 2), (3,))]
-    opt = NGOptimizer(params, weights=weights)
+    opt = NGOptimizer(params, rule=weights)
     for p in params:
         p.grad = torch.ones_like(p)
     opt.step()

@@ -15,7 +15,7 @@ from tests.ngopt.training import MOMENTUM_KEYS, WEIGHTS, network, same, snapshot
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_resume_is_bit_identical(metanet, dtype, tmp_path):
     model = network(dtype)
-    opt = NGOptimizer(model.parameters(), weight_decay=1.0, weights=metanet)
+    opt = NGOptimizer(model.parameters(), weight_decay=1.0, rule=metanet)
     train(model, opt, range(3), dtype)
     torch.save(
         {"model": model.state_dict(), "opt": opt.state_dict()},
@@ -26,7 +26,7 @@ def test_resume_is_bit_identical(metanet, dtype, tmp_path):
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     resumed = network(dtype)
     resumed.load_state_dict(saved["model"])
-    other = NGOptimizer(resumed.parameters(), lr=0.2, weights=metanet)
+    other = NGOptimizer(resumed.parameters(), lr=0.2, rule=metanet)
     untouched = copy.deepcopy(saved["opt"])
     other.load_state_dict(saved["opt"])
     train(resumed, other, range(3, 6), dtype)
@@ -43,9 +43,9 @@ def test_resume_is_bit_identical(metanet, dtype, tmp_path):
 @pytest.mark.parametrize(("weights", "key"), MOMENTUM_KEYS.items())
 def test_hooks_of_load_state_dict_are_called(weights, key):
     model = network()
-    opt = NGOptimizer(model.parameters(), weights=weights)
+    opt = NGOptimizer(model.parameters(), rule=weights)
     train(model, opt, range(1))
-    other = NGOptimizer(network().parameters(), weights=weights)
+    other = NGOptimizer(network().parameters(), rule=weights)
     at_hook = []
 
     def double(_, state_dict):
@@ -108,10 +108,10 @@ def test_state_that_belongs_to_no_parameter_is_kept():
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_names_in_another_order_are_matched(weights):
     model = network()
-    opt = NGOptimizer(model.named_parameters(), weights=weights)
+    opt = NGOptimizer(model.named_parameters(), rule=weights)
     train(model, opt, range(1))
     backwards = list(model.named_parameters())[::-1]
-    other = NGOptimizer(backwards, weights=weights)
+    other = NGOptimizer(backwards, rule=weights)
     other.load_state_dict(opt.state_dict())
     assert other.param_groups[0]["param_names"] == [name for name, _ in backwards]
     for p, record in opt.state.items():
@@ -148,7 +148,7 @@ def test_incomplete_groups_are_refused(params, message):
 
 def test_state_of_other_shapes_or_weights_changes_nothing(metanet):
     model = network()
-    opt = NGOptimizer(model.parameters(), weights=metanet)
+    opt = NGOptimizer(model.parameters(), rule=metanet)
     train(model, opt, range(1))
     before = copy.deepcopy(opt.state_dict())
     weights = snapshot(model)
@@ -217,7 +217,7 @@ def test_incomplete_state_is_refused(weights, key):
     if key == "momentum":
         key = MOMENTUM_KEYS[weights]
     model = network()
-    opt = NGOptimizer(model.parameters(), weights=weights)
+    opt = NGOptimizer(model.parameters(), rule=weights)
     train(model, opt, range(1))
     lacking = copy.deepcopy(opt.state_dict())
     del lacking["state"][4][key]
@@ -231,10 +231,10 @@ def test_incomplete_state_is_refused(weights, key):
 def test_total_steps_of_the_loading_optimizer_are_kept(weights, saved, given, caplog):
     """Else that of the state is loaded; keys of the state depend on the horizon."""
     model = network()
-    opt = NGOptimizer(model.parameters(), weights=weights, total_steps=saved)
+    opt = NGOptimizer(model.parameters(), rule=weights, total_steps=saved)
     train(model, opt, range(3))
     resumed = copy.deepcopy(model)
-    other = NGOptimizer(resumed.parameters(), weights=weights, total_steps=given)
+    other = NGOptimizer(resumed.parameters(), rule=weights, total_steps=given)
     with caplog.at_level("INFO", "ngopt"):
         other.load_state_dict(opt.state_dict())
     kept = given or saved

@@ -210,7 +210,7 @@ def test_damaged_files_name_the_file(file, damage, message):
     path, _ = file
     damage(path)
     with pytest.raises(ValueError, match=message) as caught:
-        NGOptimizer(mlp(2, 3, 1).parameters(), weights=path)
+        NGOptimizer(mlp(2, 3, 1).parameters(), rule=path)
     assert str(path) in str(caught.value)
 
 
@@ -218,6 +218,6 @@ def test_unknown_names_are_errors_with_the_known_names():
     with pytest.raises(
         ValueError, match=r"weights 'adam': expected one of default.*got neither"
     ):
-        NGOptimizer(mlp(2, 3, 1).parameters(), weights="adam")
+        NGOptimizer(mlp(2, 3, 1).parameters(), rule="adam")
     with pytest.raises(ValueError, match="weights 'no/such/file"):
         load_pretrained("no/such/file.safetensors")

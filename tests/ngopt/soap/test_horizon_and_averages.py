@@ -19,7 +19,7 @@ class TestHorizon:
         """Step sizes of a bias whose gradient is always one, so that its direction
         is one."""
         p = nn.Parameter(torch.zeros(2, dtype=torch.float64))
-        opt = NGOptimizer([p], lr=0.5, total_steps=total_steps, weights=PLAIN)
+        opt = NGOptimizer([p], lr=0.5, total_steps=total_steps, rule=PLAIN)
         schedule = None if scheduler is None else scheduler(opt)
         found = []
         for _ in range(steps):

@@ -45,7 +45,7 @@ def optimizer(make, weights, **settings):
         params = list(make().parameters())
     for p in params:
         p.grad = torch.empty_like(p)
-    opt = NGOptimizer(params, weights=weights, total_steps=100, **settings)
+    opt = NGOptimizer(params, rule=weights, total_steps=100, **settings)
     return params, opt
 
 
@@ -87,7 +87,7 @@ def test_nothing_is_read_of_a_traced_network(weights):
     with torch.device("meta"):
         model = tied()
     opt = NGOptimizer(
-        model.parameters(), model=model, weights=weights, compute_dtype=torch.bfloat16
+        model.parameters(), model=model, rule=weights, compute_dtype=torch.bfloat16
     )
     model(torch.zeros(2, 8, dtype=torch.long, device="meta")).sum().backward()
     assert counted(opt).ops

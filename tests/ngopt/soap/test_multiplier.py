@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ngopt import NGOptimizer
-from ngopt.pretrained import LearnedOptimizer, save_pretrained, weights_hash
+from ngopt.pretrained import save_pretrained, weights_hash
 from ngopt.soap.config import Measured
 from ngopt.soap.soap import Soap
 
@@ -45,7 +45,7 @@ def trained(multiplier, steps=STEPS, total_steps=100, **settings):
     network = model()
     learned = Soap(multiplier=multiplier)
     opt = NGOptimizer(
-        network.named_parameters(), weights=learned, total_steps=total_steps, **settings
+        network.named_parameters(), rule=learned, total_steps=total_steps, **settings
     )
     for step in range(steps):
         generator = torch.Generator().manual_seed(step)
@@ -116,7 +116,7 @@ def test_its_scalars_are_in_the_state_and_resume():
     for p in network.parameters():
         assert opt.state[p]["calls"] == 3 + STEPS
     learned = Soap(multiplier=Recorder())
-    other = NGOptimizer(network.named_parameters(), weights=learned, total_steps=100)
+    other = NGOptimizer(network.named_parameters(), rule=learned, total_steps=100)
     other.load_state_dict(opt.state_dict())
     for p in network.parameters():
         assert other.state[p]["calls"] == 3 + STEPS

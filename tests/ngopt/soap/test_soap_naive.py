@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from ngopt import NGOptimizer
-from ngopt.pretrained import LearnedOptimizer
 from ngopt.soap.config import SoapConfig
 from ngopt.soap.soap import Soap
 
@@ -103,10 +102,7 @@ def test_directions_are_those_of_heavyball(monkeypatch):
     config = SoapConfig(nesterov=0.0, epsilon=1e-3)
     models = [nn.Linear(4, 5, bias=False) for _ in range(2)]
     ours = NGOptimizer(
-        models[0].parameters(),
-        weight_decay=0.0,
-        rule=Soap(config),
-        renew_every=1,
+        models[0].parameters(), weight_decay=0.0, rule=Soap(config), renew_every=1
     )
     theirs = heavyball.SOAP(
         models[1].parameters(),
