@@ -51,24 +51,29 @@ class NeuralGraph(Topology):
     """Topology of a network, and the maps of values between its parameters and its
     nodes and edges. `ngopt.build_graph` makes one."""
 
-    def gather(self, values: Sequence[Tensor], batch_dims: int = 0) -> GraphValues:
+    def gather(
+        self, values: Sequence[Tensor] | Mapping[str, Tensor], batch_dims: int = 0
+    ) -> GraphValues:
         """Puts per-parameter values on nodes and edges.
 
         Args:
-            values: One tensor per parameter, `(*batch, *shape, *features)`. The first
-                `batch_dims` axes stack networks of this topology. Values of a complex
-                parameter are complex or real pairs.
+            values: One tensor per parameter, `(*batch, *shape, *features)`, in order or
+                by name as in a `state_dict`. The first `batch_dims` axes stack networks
+                of this topology. Values of a complex parameter are complex or real
+                pairs.
 
         Raises:
-            ValueError: If the number of values or a shape does not fit, or if values
-                are a dict.
+            ValueError: If the number of values or a shape does not fit, or if a name is
+                missing.
         """
         if isinstance(values, Mapping):
-            raise ValueError(
-                "NeuralGraph: expected a sequence of values, one per parameter; got "
-                f"{type(values).__name__}. Pass [values[p.name] for p in "
-                "graph.parameters]."
-            )
+            missing = [p.name for p in self.parameters if p.name not in values]
+            if missing:
+                raise ValueError(
+                    "NeuralGraph: expected a value for every parameter; got none for "
+                    f"{', '.join(missing)}"
+                )
+            values = [values[p.name] for p in self.parameters]
         if len(values) != len(self.parameters):
             raise ValueError(
                 f"NeuralGraph: expected {len(self.parameters)} values, one per "

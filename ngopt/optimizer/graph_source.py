@@ -5,7 +5,6 @@ given or traced graph become components of their own.
 """
 
 import warnings
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -302,19 +301,10 @@ class Recorder:
     """
 
     def __init__(self, model: nn.Module):
-        self.model = model
         self.inputs: Inputs | None = None
-        self._handle: RemovableHandle | None = None
-        self._register()
-
-    def _register(self) -> None:
-        hooks = self.model.__dict__.get("_forward_pre_hooks")
-        # missing while a model that refers to the optimizer is copied
-        if hooks is None:
-            return
-        if not isinstance(hooks, HooksWithoutRecorder):
-            hooks = self.model._forward_pre_hooks = HooksWithoutRecorder(hooks)
-        self._handle = self.model.register_forward_pre_hook(self, with_kwargs=True)
+        self._handle: RemovableHandle | None = model.register_forward_pre_hook(
+            self, with_kwargs=True
+        )
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if not torch.is_grad_enabled() or _is_traced(args, kwargs):
@@ -329,38 +319,6 @@ class Recorder:
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        is_waiting = self._handle is not None
-        return {"model": self.model, "inputs": self.inputs, "is_waiting": is_waiting}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """The copy waits for a forward pass of the copied model."""
-        self.model = state["model"]
-        self.inputs = state["inputs"]
-        self._handle = None
-        if state["is_waiting"]:
-            self._register()
-
-
-class HooksWithoutRecorder(OrderedDict):
-    """Forward pre-hooks that hide a `Recorder` from copies, pickles and torch.jit.
-
-    torch.jit.script compiles every hook that `values` lists.
-    """
-
-    def values(self) -> Any:
-        return self._others().values()
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return OrderedDict, (list(self._others().items()),)
-
-    def _others(self) -> OrderedDict:
-        others = OrderedDict()
-        for key, hook in OrderedDict.items(self):
-            if type(hook) is not Recorder:
-                others[key] = hook
-        return others
 
 
 def _is_traced(args: tuple, kwargs: dict[str, Any]) -> bool:

@@ -23,7 +23,15 @@ from ngopt.pretrained import as_rule, description_of
 from ngopt.soap.config import SoapConfig
 
 NAMES_LINE = "    param_names: "  # of `repr`, which leaves them out
-COPIED_ATTRIBUTES = "rule", "compute_dtype", "_name", "_messages", "_rates", "_binding"
+COPIED_ATTRIBUTES = (
+    "rule",
+    "compute_dtype",
+    "_name",
+    "_lr",
+    "_messages",
+    "_rates",
+    "_binding",
+)
 
 
 class NGOptimizer(Optimizer):
@@ -156,7 +164,8 @@ class NGOptimizer(Optimizer):
     def __repr__(self) -> str:
         lines = super().__repr__().splitlines()
         text = "\n".join(line for line in lines if not line.startswith(NAMES_LINE))
-        text = f"{text}\nrule: {self._name}"
+        own = f"weight_decay: None (of the rule, {self.rule.weight_decay:g})"
+        text = f"{text.replace('weight_decay: None', own)}\nrule: {self._name}"
         if self._awaits_forward():
             return f"{text}\ngraph: not traced yet; run one training step"
         parameters = self._binding.parameters(self)

@@ -62,7 +62,7 @@ class RuleInterpreter:
     def __init__(self, program: Program, model: nn.Module):
         self.program = program
         self.model = model
-        self.tracer = Tracer(model)
+        self.tracer = Tracer(model, RULES)
         self.values = self.tracer.values
         self.memory = Memory(self.values)
         self.module_calls = module_calls(program, model)
@@ -172,6 +172,7 @@ class RuleInterpreter:
         """The value that a rule returns; Unknown, with a warning, if it fails."""
         all_edges = self.tracer.all_edges
         count = len(all_edges)
+        self.tracer.call = call
         try:
             return rule(self.tracer, call, *args, **kwargs)
         except Exception as error:

@@ -1,6 +1,6 @@
 """What rules use: the nodes and edges so far, and the value of every tensor."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
@@ -49,9 +49,12 @@ class Tracer:
     pinned_parameters: parameters whose neurons are all pinned.
     row_normalised: parameters that are normalised in rows.
     recurrent_cells: by the views of their weights.
+    rules: of functions. call: the function or module whose rule is applied.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, rules: Mapping[Any, Callable[..., Any]]):
+        self.rules = rules
+        self.call: Node | None = None
         self.parameters: list[ParameterSpec] = []
         self._position: dict[int, int] = {}
         for name, parameter in model.named_parameters():
@@ -94,6 +97,24 @@ class Tracer:
         """The elements of a parameter of the model."""
         position = self._position[id(parameter)]
         return Elements.whole(position, self.parameters[position].shape)
+
+    def linear(
+        self, weight: Elements | Tensor, x: Value, bias: Elements | Tensor | None = None
+    ) -> Value:
+        """y = x W^T + b, for rules of modules; adds its nodes and edges.
+
+        Args:
+            weight: (n_out, n_in), a parameter or its elements.
+            x: (*, n_in).
+            bias: (n_out,), a parameter or its elements.
+        """
+        if isinstance(weight, Tensor):
+            weight = self.elements(weight)
+        if isinstance(bias, Tensor):
+            bias = self.elements(bias)
+        rule = self.rules[torch.ops.aten.linear]
+        shape = torch.Size((*x.shape[:-1], weight.shape[0]))
+        return rule(self, self.call, x, weight, bias, shape)
 
     def name_of(self, elements: Elements) -> str:
         """The name of the layer that a parameter belongs to."""
