@@ -96,7 +96,7 @@ def main() -> None:
     batches = DataLoader(training, size)
     others = DataLoader(held_out, size)
     total_steps = args.epochs * EXAMPLES // BATCH
-    opt = NGOptimizer(model.parameters(), total_steps=total_steps)
+    opt = NGOptimizer(model.named_parameters(), total_steps=total_steps)
     model, opt, batches, others = accelerator.prepare(model, opt, batches, others)
     done = 0
     if args.resume:

@@ -227,7 +227,7 @@ def load_checkpoint(folder: Path, model: GPT, opt: NGOptimizer) -> int:
 
 def train(args: argparse.Namespace, mesh: DeviceMesh) -> None:
     model = make_model(args, mesh)
-    opt = NGOptimizer(model.parameters(), total_steps=args.steps)
+    opt = NGOptimizer(model.named_parameters(), total_steps=args.steps)
     done = load_checkpoint(args.folder, model, opt) if args.folder else 0
     text, held_out = load_text()
     validation = local_rows(draw(held_out, 2 * args.batch, 0, args), mesh)

@@ -131,7 +131,7 @@ def train(name, **sizes):
     torch.manual_seed(0)
     model = make_model(name, [stack.architecture], 10, sizes)
     model.fit([stack.canonical()])
-    optimizer = NGOptimizer(model.parameters(), total_steps=train_steps)
+    optimizer = NGOptimizer(model.named_parameters(), total_steps=train_steps)
     found = {}
     for step in range(train_steps):
         index = torch.randint(len(labels), (32,))

@@ -107,13 +107,13 @@ for lr in (1e-3, 3e-3, 1e-2, 3e-2):
 
 # %%
 model = make_model()
-opt = NGOptimizer(model.parameters(), total_steps=steps)
+opt = NGOptimizer(model.named_parameters(), total_steps=steps)
 print(opt)
 
 # %% [markdown]
 # `print(opt)` shows the settings of each parameter group and one line about the graph:
 #
-# - `lr` multiplies the update. It is 1.0, not a learning rate to tune.
+# - `lr` has no unit, so there is none to tune.
 # - `weight_decay` is in AdamW's units.
 # - `weights` names the rule. The default is SOAP with one setting; nothing in it is learned.
 # - The last line counts the parameters that are connected in the neural graph. Parameters that are not connected are
@@ -157,7 +157,7 @@ plt.show()
 
 # %%
 model = make_model()
-opt = NGOptimizer(model.parameters())
+opt = NGOptimizer(model.named_parameters())
 train(model, opt)
 print(f"last weights:     {accuracy(model):.1f} %")
 

@@ -36,7 +36,7 @@ def check_no_dtensors(named: Iterable[tuple[str, Any]]) -> None:
         if is_dtensor(p):
             raise ValueError(
                 f"NGOptimizer: '{name}': expected a whole tensor, as metanets read the "
-                "whole network; got a DTensor. weights='default' trains networks that "
+                "whole network; got a DTensor. rule='default' trains networks that "
                 "fully_shard or parallelize_module has sharded."
             )
 
