@@ -90,6 +90,9 @@ def _read(
             multiplier = LearnedStep(StepPredictor.of(tensors), recipe, table)
             return Soap(multiplier=multiplier)
         return _build("base rule", soaps, metadata["base"], metadata["base_config"])
+    if metadata["base"] != NONE:
+        base = metadata["base"]
+        raise ValueError(f"expected no base rule beside a metanet; got {base!r}")
     metanets = METANETS
     if ":" in name:
         metanets = {**METANETS, name: find_metanet(name, METANETS)}
@@ -149,8 +152,13 @@ def save_pretrained(rule: Soap | LearnedOptimizer, path: str | os.PathLike) -> N
     """Writes a weights file atomically.
 
     Raises:
-        ValueError: For a multiplier of your own, which no file can store.
+        ValueError: For a rule or a multiplier of your own, which no file can store.
     """
+    if not isinstance(rule, Soap | LearnedOptimizer):
+        raise ValueError(
+            "save_pretrained: expected a Soap or a LearnedOptimizer; got "
+            f"{type(rule).__name__}"
+        )
     description = description_of(rule)
     if "multiplier" in description:
         raise ValueError(
