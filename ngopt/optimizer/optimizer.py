@@ -296,9 +296,9 @@ class NGOptimizer(Optimizer):
             shared = self._binding.shared_state(self)
             records = state_dicts.records_in_order(loaded)
             loaded["state"] = state_dicts.numbered(groups, shared.to_local(records))
+        state_dicts.warn_of_changes(loaded.get("rule"), description_of(self.rule))
         if not self._awaits_forward():  # else checked when the graph is known
             self._binding.check_loaded(loaded, self)
-        state_dicts.warn_of_changes(loaded.get("rule"), description_of(self.rule))
         return loaded
 
     def _is_shared(self) -> bool:

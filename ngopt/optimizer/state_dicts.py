@@ -59,7 +59,8 @@ def warn_of_changes(saved: Any, present: Mapping[str, str]) -> None:
     for key in ("base", "metanet", "cooldown", "multiplier"):
         if saved.get(key) != present.get(key):
             changes.append(f"{key}: {saved.get(key)} saved, {present.get(key)} here")
-    for key in ("base_config", "config"):
+    # configs of other rules have other names
+    for key in () if changes else ("base_config", "config"):
         old, new = (json.loads(values.get(key, "{}")) for values in (saved, present))
         for name in sorted(old.keys() | new.keys()):
             if old.get(name) != new.get(name):

@@ -1,40 +1,30 @@
-"""A base rule small enough to be worked out by hand: decayed momentum along the
-horizon."""
+"""A rule small enough to be worked out by hand: decayed momentum along the horizon."""
 
 from dataclasses import dataclass
 
 import torch
 
-from ngopt.functional import BoundRule, Change, state_dtype
+from ngopt.functional import BoundRule, Change, UpdateRule, state_dtype
 
 
 @dataclass(frozen=True)
-class MomentumConfig:
-    size: float = 0.1
-    decays: tuple[float, ...] = (0.9,)
-
-
-class Momentum:
+class Momentum(UpdateRule):
     """p <- p - lr * size * (1 - t / total_steps) * m.
 
     The record has a tensor of the parameter's shape, one of another shape and a count
     in int64.
     """
 
-    name = "momentum"
-    Config = MomentumConfig
-
-    def __init__(self, config=None):
-        self.config = config or MomentumConfig()
+    size: float = 0.1
+    decay: float = 0.9
 
     def bind(self, graph, total_steps=None, **options):
-        return MomentumRule(self.config, graph, total_steps)
+        return BoundMomentum(self, total_steps)
 
 
 @dataclass
-class MomentumRule(BoundRule):
-    config: MomentumConfig
-    graph: object
+class BoundMomentum(BoundRule):
+    rule: Momentum
     total_steps: int | None
 
     def init(self, params):
@@ -52,10 +42,10 @@ class MomentumRule(BoundRule):
             if g is None:
                 continue
             g = g.to(old["average"].dtype)
-            average = old["average"].lerp(g, 1 - self.config.decays[0])
+            average = old["average"].lerp(g, 1 - self.rule.decay)
             left = 1.0
             if self.total_steps is not None:
                 left = 1 - old["count"] / self.total_steps
-            delta = -hyper.lr[i] * self.config.size * left * average
+            delta = -hyper.lr[i] * self.rule.size * left * average
             new = {**old, "count": old["count"] + 1, "average": average}
             yield [Change(i, delta, new)]

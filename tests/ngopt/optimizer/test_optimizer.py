@@ -10,16 +10,15 @@ from ngopt import NGOptimizer, build_graph
 from ngopt.functional import Hyper, update_all
 from ngopt.metanets.stepping import rule as metanet_rule
 from ngopt.metanets.stepping.rule import MetanetRule
-from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 from tests.networks import mlp
-from tests.ngopt.fake_base import Momentum, MomentumConfig
+from tests.ngopt.fake_base import Momentum
 from tests.ngopt.training import WEIGHTS, batch, network, same, snapshot, train
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_step_is_the_functional_update(metanet, dtype):
     model = network(dtype)
-    opt = NGOptimizer(model.parameters(), lr=0.5, weight_decay=2.0, rule=metanet)
+    opt = NGOptimizer(model.parameters(), scale=0.5, weight_decay=2.0, rule=metanet)
     graph = build_graph(model)
     exact = copy.deepcopy(metanet).double() if dtype == torch.float64 else metanet
     params = snapshot(model)
@@ -141,12 +140,12 @@ def test_parameters_not_given_stay_in_the_graph_without_update(metanet):
     assert not torch.equal(model[2].weight, before[2])
 
 
-def test_a_base_rule_by_hand_and_resumed():
+def test_a_rule_of_the_user_by_hand_and_resumed():
     """The rule chooses keys, dtypes and shapes of the state."""
-    weights = LearnedOptimizer(Momentum(MomentumConfig(size=0.5, decays=(0.75,))))
+    rule = Momentum(size=0.5, decay=0.75)
     p = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.bfloat16))
     idle = nn.Parameter(torch.ones(3))
-    opt = NGOptimizer([p, idle], lr=2.0, rule=weights, total_steps=4)
+    opt = NGOptimizer([p, idle], scale=2.0, rule=rule, total_steps=4)
     p.grad = torch.tensor([4.0, 0.0], dtype=torch.bfloat16)
     opt.step()
     assert p.tolist() == [0.0, -2.0]  # m = 1, 2 * .5 * 1 * m
@@ -155,7 +154,7 @@ def test_a_base_rule_by_hand_and_resumed():
     copied = copy.deepcopy(opt)
     copied.param_groups[0]["params"][0].grad = p.grad.clone()
     resumed_p = nn.Parameter(p.detach().clone())
-    resumed = NGOptimizer([resumed_p, nn.Parameter(torch.ones(3))], rule=weights)
+    resumed = NGOptimizer([resumed_p, nn.Parameter(torch.ones(3))], rule=rule)
     resumed.load_state_dict(opt.state_dict())
     resumed_p.grad = p.grad.clone()
     opt.step()
@@ -192,7 +191,7 @@ def test_a_step_stores_each_parameter_before_the_next_is_computed():
             return rule
 
     model = mlp(2, 3, 1)
-    opt = NGOptimizer(model.parameters(), rule=LearnedOptimizer(Watching()))
+    opt = NGOptimizer(model.parameters(), rule=Watching())
     model(torch.ones(1, 2)).sum().backward()
     opt.step()
     assert counts == [[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0]]

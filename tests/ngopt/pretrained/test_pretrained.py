@@ -10,11 +10,12 @@ from ngopt.metanets import FeedForward
 from ngopt.metanets.feedforward import FeedForwardConfig
 from ngopt.metanets.stepping.cooldown import Cooldown
 from ngopt.pretrained import save_pretrained, weights_hash
-from ngopt.pretrained.learned_optimizer import BASES, LearnedOptimizer
+from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 from ngopt.pretrained.tensor_files import digest
 from ngopt.soap.config import SoapConfig
+from ngopt.soap.soap import Soap
 from tests.networks import mlp
-from tests.ngopt.fake_base import Momentum, MomentumConfig
+from tests.ngopt.fake_base import Momentum
 
 
 @pytest.fixture
@@ -27,13 +28,6 @@ def file(tmp_path):
     path = tmp_path / "mine.safetensors"
     save_pretrained(learned, path)
     return path, learned
-
-
-@pytest.fixture
-def momentum(monkeypatch):
-    """A base rule that weights files can name."""
-    monkeypatch.setitem(BASES, "momentum", Momentum)
-    return Momentum(MomentumConfig(size=0.3, decays=(0.8, 0.5)))
 
 
 def rewrite(path, tensors=None, rehash=False, **changes):
@@ -50,7 +44,6 @@ def rewrite(path, tensors=None, rehash=False, **changes):
 def test_save_and_load(file):
     path, learned = file
     loaded = load_pretrained(path)
-    assert loaded.base is None
     assert loaded.metanet.config == learned.metanet.config
     assert weights_hash(loaded) == weights_hash(learned)
     pairs = zip(loaded.metanet.parameters(), learned.metanet.parameters(), strict=True)
@@ -73,27 +66,20 @@ def test_save_and_load_a_cooldown(file):
     )
 
 
-def test_save_and_load_a_base_rule(file, momentum):
-    path, learned = file
-    learned = replace(learned, base=momentum, metanet=None)
-    save_pretrained(learned, path)
+def test_save_and_load_constants_of_the_default(file):
+    path, _ = file
+    rule = Soap(SoapConfig(beta2=0.96))
+    save_pretrained(rule, path)
     loaded = load_pretrained(path)
-    assert isinstance(loaded.base, Momentum)
-    assert loaded.base.config == momentum.config
-    assert weights_hash(loaded) == weights_hash(learned)
-    assert loaded.recipe == {"stages": ["one"]}
-    assert loaded.table == {"fm-16": 0.5}
-    assert loaded.metanet is None
-    other = replace(learned, base=Momentum(replace(momentum.config, size=0.4)))
-    assert weights_hash(other) != weights_hash(learned)
-    graph = build_graph(mlp(2, 3, 1))
-    rule = loaded.bind(graph, 7, dtype=torch.float64)
-    assert (rule.graph, rule.total_steps) == (graph, 7)
+    assert loaded.config == rule.config and loaded.multiplier is None
+    assert weights_hash(loaded) == weights_hash(rule) != weights_hash(Soap())
 
 
-def test_a_learned_optimizer_needs_something_to_compute():
-    with pytest.raises(ValueError, match="expected a base rule or a metanet"):
-        LearnedOptimizer()
+def test_files_store_no_rule_of_a_user(tmp_path):
+    path = tmp_path / "rule.safetensors"
+    with pytest.raises(ValueError, match="expected a Soap or .*; got Momentum"):
+        save_pretrained(Momentum(), path)
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("name", ["ff", "lstm", "nfn", "ng-gnn", "ng-t"])
@@ -113,33 +99,30 @@ def test_nfn_is_rounded():
 
 def test_the_default_is_soap_with_its_constants():
     assert "default" in list_pretrained()
-    for learned in (load_pretrained(), load_pretrained("default")):
-        assert learned.base.config == SoapConfig()
-        assert learned.base.multiplier is None
-        assert learned.metanet is None
-    learned = NGOptimizer(mlp(2, 3, 1).parameters()).learned
-    assert learned.base.config == SoapConfig()
+    opt = NGOptimizer(mlp(2, 3, 1).parameters())
+    for rule in (load_pretrained(), load_pretrained("soap"), opt.rule):
+        assert (rule.config, rule.multiplier) == (SoapConfig(), None)
 
 
-def test_factors_of_a_base_rule_apply_to_its_constants(tmp_path):
-    learned = load_pretrained("learned-step")
-    assert learned.base.config == SoapConfig()
+def test_factors_apply_to_the_constants_of_this_version(tmp_path):
+    rule = load_pretrained("learned-step")
+    assert rule.config == SoapConfig()
     path = tmp_path / "factors.safetensors"
-    save_pretrained(learned, path)
+    save_pretrained(rule, path)
     loaded = load_pretrained(path)
-    assert weights_hash(loaded) == weights_hash(learned)
+    assert weights_hash(loaded) == weights_hash(rule)
+    assert loaded.multiplier.recipe == rule.multiplier.recipe
     with safe_open(path, "pt") as file:
         assert file.metadata()["base_config"] == "{}"
 
 
 def test_factors_that_were_fitted_to_other_constants_warn(tmp_path):
-    base = load_pretrained("learned-step").base
-    older = replace(base, config=SoapConfig(beta2=0.96))
+    older = replace(load_pretrained("learned-step"), config=SoapConfig(beta2=0.96))
     path = tmp_path / "factors.safetensors"
-    save_pretrained(LearnedOptimizer(base=older), path)
+    save_pretrained(older, path)
     with pytest.warns(UserWarning, match="fitted to an older version of the rule"):
         loaded = load_pretrained(path)
-    assert loaded.base.config == SoapConfig()
+    assert loaded.config == SoapConfig()
 
 
 def test_hash_depends_on_values_and_config_alone(file):
@@ -197,8 +180,12 @@ def damage_value(path):
             "metanet out of ff, .*got 'nfn2'",
         ),
         (
-            lambda p: rewrite(p, rehash=True, base="sgd"),
-            "base rule out of .*none; got 'sgd'",
+            lambda p: rewrite(p, rehash=True, base="sgd", metanet="none"),
+            "base rule out of soap, none; got 'sgd'",
+        ),
+        (
+            lambda p: rewrite(p, rehash=True, base="soap"),
+            "no base rule beside a metanet; got 'soap'",
         ),
         (
             lambda p: rewrite(p, rehash=True, config='{"hidden": [4], "dropout": 0}'),
@@ -216,8 +203,8 @@ def test_damaged_files_name_the_file(file, damage, message):
 
 def test_unknown_names_are_errors_with_the_known_names():
     with pytest.raises(
-        ValueError, match=r"weights 'adam': expected one of default.*got neither"
+        ValueError, match=r"rule 'adam': expected one of default.*got neither"
     ):
         NGOptimizer(mlp(2, 3, 1).parameters(), rule="adam")
-    with pytest.raises(ValueError, match="weights 'no/such/file"):
+    with pytest.raises(ValueError, match="rule 'no/such/file"):
         load_pretrained("no/such/file.safetensors")
