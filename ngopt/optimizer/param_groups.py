@@ -95,8 +95,9 @@ def complete_new_group(
     """
     shared = dict(defaults)
     for key in ("lr", "weight_decay", "scale"):
-        if isinstance(group.get(key), np.number):  # not loaded with weights_only=True
-            group[key] = group[key].item()
+        value = group.get(key, defaults[key])
+        if isinstance(value, np.number):  # not loaded with weights_only=True
+            group[key] = value.item()
     for key in STEP_COUNTS:
         if key in group:
             group[key] = as_python_int(group[key])
@@ -111,7 +112,8 @@ def complete_new_group(
         raise ValueError(
             f"NGOptimizer: parameter group: expected 'params'; got {sorted(group)}"
         )
-    ignored = ignored_settings(group)
+    # SAM stores its rho in groups
+    ignored = [key for key in ignored_settings(group) if key != "rho"]
     check_settings({**shared, **group})
     for key in SHARED:
         group[key] = groups[0][key] if groups else shared[key]

@@ -82,7 +82,7 @@ def test_groups_have_their_own_lr(metanet):
     for lr in (1.0, 0.25):
         model = network()
         params = list(model.parameters())
-        groups = [{"params": params[:2]}, {"params": params[2:], "lr": lr}]
+        groups = [{"params": params[:2], "lr": 1.0}, {"params": params[2:], "lr": lr}]
         opt = NGOptimizer(groups, rule=metanet)
         before = snapshot(model)
         train(model, opt, range(1))
@@ -353,7 +353,8 @@ def test_schedulers_that_cycle(weights):
             assert not same(model, before)
         assert len(set(lrs)) == 5
         again = {**opt.param_groups[0], "params": [nn.Parameter(torch.ones(2))]}
-        opt.add_param_group(again)
+        with pytest.warns(UserWarning, match="momentum .* no effect"):
+            opt.add_param_group(again)
 
 
 def test_keys_of_swalr_are_accepted_in_new_groups(metanet):

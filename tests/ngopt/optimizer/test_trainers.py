@@ -10,7 +10,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
 
 from ngopt import NGOptimizer
-from ngopt.optimizer.param_groups import is_scheduled
+from ngopt.optimizer.learning_rates import BY_LR
+from ngopt.optimizer.param_groups import BUILT_IN
 from tests.ngopt.training import network, snapshot
 
 STEPS = 8
@@ -29,7 +30,7 @@ def traced(model, **settings):
 
 
 def weight_decays(opt):
-    return [pytest.approx(group["weight_decay"]) for group in opt.param_groups]
+    return [group["weight_decay"] for group in opt.param_groups]
 
 
 class TestTransformers:
@@ -95,10 +96,9 @@ class TestTransformers:
                 **self.optimizers(model, scheduler),
             )
             runs.append((losses, snapshot(model)))
-            assert is_scheduled(trainer.optimizer.param_groups) == (
-                scheduler == "linear"
-            )
-            assert weight_decays(trainer.optimizer) == [0.45]
+            (group,) = trainer.optimizer.param_groups
+            assert (group["lr_schedule"] == BUILT_IN) == (scheduler == "plateau")
+            assert group["weight_decay"] is None
         (losses, params), (resumed, others) = runs
         assert resumed == losses
         assert all(torch.equal(p, q) for p, q in zip(params, others, strict=True))
@@ -112,8 +112,8 @@ class TestTransformers:
             optimizer_cls_and_kwargs=(NGOptimizer, {"weight_decay": None}),
         )
         assert weight_decays(trainer.optimizer) == [0.1, 0.0]
-        assert is_scheduled(trainer.optimizer.param_groups)
-        assert trainer.optimizer.param_groups[0]["initial_lr"] == 1.0
+        group = trainer.optimizer.param_groups[0]
+        assert group["lr_schedule"] == BY_LR and group["reference_lr"] == 1.0
 
     def test_its_own_plateau_keeps_the_schedule(self, tmp_path):
         model = self.classifier()
@@ -128,8 +128,7 @@ class TestTransformers:
             },
             **self.optimizers(model, None),
         )
-        assert not is_scheduled(trainer.optimizer.param_groups)
-        assert trainer.optimizer.param_groups[0]["lr"] == 1.0
+        assert trainer.optimizer.param_groups[0]["lr_schedule"] == BUILT_IN
 
 
 class TestLightning:
@@ -213,12 +212,12 @@ class TestTimm:
         return known.create_optimizer(model, "ngopt", eps=1e-8, **settings)
 
     def test_groups_of_a_module_have_a_decay(self):
-        """None is none there, and that of the weights for parameters."""
+        """None is 0 there, and that of the rule for parameters."""
         model = network()
         for given, decays in ((0.1, [0.0, 0.1]), (None, [0.0])):
             assert weight_decays(self.created(model, weight_decay=given)) == decays
         opt = self.created(model.parameters(), weight_decay=None)
-        assert weight_decays(opt) == [0.45]
+        assert weight_decays(opt) == [None]
 
     def test_layer_decay(self):
         model = network()
