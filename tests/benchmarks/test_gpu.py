@@ -188,7 +188,7 @@ class TestCost:
         trained = cost.Trained(session, TINY_WORKLOADS["tiny CNN"])
         (optimizer,) = made = optimizers.OPTIMIZERS["ng-gnn"](trained.model)
         stepper = cost.Stepper(trained, made)
-        assert stepper.graph_every == optimizer.learned.metanet.graph_every > 1
+        assert stepper.graph_every == optimizer.rule.metanet.graph_every > 1
         looks = []
         for prepare in (stepper.prepare, *[stepper.prepare] * 3, stepper.prepare_look):
             prepare()

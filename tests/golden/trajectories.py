@@ -169,7 +169,7 @@ def two_groups(model: torch.nn.Module) -> Any:
     vectors = [(name, p) for name, p in named if p.ndim < 2]
     return [
         {"params": matrices, "weight_decay": 2.0},
-        {"params": vectors, "lr": 0.5, "weight_decay": 0.0},
+        {"params": vectors, "scale": 0.5, "weight_decay": 0.0},
     ]
 
 
@@ -280,13 +280,13 @@ def cases(dtype: str) -> list[Case | Unroll]:
     for name in (*SIX, "wide"):
         made.append(Case(f"{name}, horizon", name, HORIZON))
         made.append(Case(f"{name}, no horizon", name))
-    learned = {"weights": "learned-step", **HORIZON}
+    learned = {"rule": "learned-step", **HORIZON}
     for name in SIX:
         made.append(Case(f"{name}, learned-step", name, learned))
     cosine = scheduler(lambda opt: CosineAnnealingLR(opt, STEPS))
     warmup = scheduler(lambda opt: LambdaLR(opt, lambda t: min(1, t / 5)))
     plateau = scheduler(lambda opt: ReduceLROnPlateau(opt, patience=2))
-    tensor = {"lr": "tensor"}
+    tensor = {"scale": 0.5, "lr": "tensor"}
     long, short = {"total_steps": 2000}, {"total_steps": 12}
     made += [
         Case("table, horizon", "table", {"total_steps": 60}, steps=60),
@@ -311,7 +311,7 @@ def cases(dtype: str) -> list[Case | Unroll]:
         Case("added group", "mlp", HORIZON, add_rest, first_parameters),
         Case("frozen", "vit", HORIZON, groups=first_parameters),
         Case("without names", "gpt", HORIZON, groups=unnamed),
-        Case("lr and decay", "mlp", {"lr": 0.3, "weight_decay": 3.0} | HORIZON),
+        Case("lr and decay", "mlp", {"scale": 0.3, "weight_decay": 3.0} | HORIZON),
         Case("renewed each step", "lstm", {"renew_every": 1} | HORIZON),
         Case("renewed each third step", "gpt", {"renew_every": 3}),
         Case("trained", "mlp", HORIZON, is_trained=True),
@@ -328,13 +328,13 @@ def cases(dtype: str) -> list[Case | Unroll]:
             Case("wide, products in bfloat16", "wide", rounded | HORIZON),
             Case("bfloat16", "mlp", HORIZON, dtype="bfloat16"),
         ]
-    for weights in METANETS:
-        settings = {"weights": weights}
-        made.append(Case(f"metanet {weights}", "chain", settings, steps=10))
-        if weights != "nfn":
-            case = Case(f"metanet {weights}, gpt", "gpt", settings, steps=10)
+    for name in METANETS:
+        settings = {"rule": name}
+        made.append(Case(f"metanet {name}", "chain", settings, steps=10))
+        if name != "nfn":
+            case = Case(f"metanet {name}, gpt", "gpt", settings, steps=10)
             made += [case]
-            case = Case(f"metanet {weights}, vit", "vit", settings, resume, steps=12)
+            case = Case(f"metanet {name}, vit", "vit", settings, resume, steps=12)
             made += [case]
     return [replace(c, dtype=dtype) if c.dtype == "float64" else c for c in made]
 

@@ -18,6 +18,7 @@ pytest.importorskip("torchvision")
 from benchmarks.shapes import TINY_WORKLOADS, loss_of
 from meta_train.problems.networks.convolutional import paper_cnn
 from ngopt import NGOptimizer, list_pretrained, load_pretrained
+from ngopt.pretrained import LearnedOptimizer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -39,7 +40,8 @@ FULL_PRECISION = 2e-5  # TF32 rounds to 5e-4
 # every metanet can read the first one
 NETWORKS = {"plain CNN": lambda: paper_cnn(1, (8, 16, 16))}
 NETWORKS |= {name: workload.make for name, workload in TINY_WORKLOADS.items()}
-METANETS = [name for name in list_pretrained() if load_pretrained(name).metanet]
+RULES = {name: load_pretrained(name) for name in list_pretrained()}
+METANETS = [k for k, rule in RULES.items() if isinstance(rule, LearnedOptimizer)]
 
 each_network = pytest.mark.parametrize("name", NETWORKS)
 
@@ -49,16 +51,14 @@ class Run:
 
     def __init__(self, network, device="cuda", rule="default", **settings):
         dtype = settings.pop("dtype", torch.float32)
-        settings.setdefault(
-            "renew_every", RENEW_EVERY if weights == "default" else None
-        )
+        settings.setdefault("renew_every", RENEW_EVERY if rule == "default" else None)
         self.model = copy.deepcopy(network).to(device, dtype)
         self.start = values(self.model)
         self.params = list(self.model.parameters())
         for p in self.params:
             p.grad = torch.zeros_like(p)
         settings.setdefault("total_steps", HORIZON)
-        self.optimizer = NGOptimizer(self.params, rule=weights, **settings)
+        self.optimizer = NGOptimizer(self.params, rule=rule, **settings)
 
     def set_gradients(self, number):
         """Gradients of a step, in the same places, with equal values on all devices."""
@@ -122,12 +122,12 @@ def test_steps_equal_those_on_a_cpu(name, dtype, compute_dtype, limit):
     assert Run(network(name), **settings).train().error(reference) < limit
 
 
-@pytest.mark.parametrize("weights", METANETS)
+@pytest.mark.parametrize("rule", METANETS)
 @pytest.mark.parametrize(
     ("dtype", "limit"), [(torch.float64, EXACT), (torch.float32, ROUNDING)]
 )
-def test_steps_of_metanets_equal_those_on_a_cpu(weights, dtype, limit):
-    settings = {"weights": weights, "dtype": dtype, "compute_dtype": dtype}
+def test_steps_of_metanets_equal_those_on_a_cpu(rule, dtype, limit):
+    settings = {"rule": rule, "dtype": dtype, "compute_dtype": dtype}
     reference = Run(network("plain CNN"), "cpu", **settings).train()
     assert Run(network("plain CNN"), **settings).train().error(reference) < limit
 
@@ -137,9 +137,9 @@ def test_steps_have_no_host_sync(name):
     check_no_host_sync(Run(network(name)).train())
 
 
-@pytest.mark.parametrize("weights", METANETS)
-def test_steps_of_metanets_have_no_host_sync(weights):
-    check_no_host_sync(Run(network("plain CNN"), rule=weights).train())
+@pytest.mark.parametrize("rule", METANETS)
+def test_steps_of_metanets_have_no_host_sync(rule):
+    check_no_host_sync(Run(network("plain CNN"), rule=rule).train())
 
 
 def check_no_host_sync(run):

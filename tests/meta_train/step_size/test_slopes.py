@@ -56,7 +56,7 @@ def test_predicted_steps_are_those_of_the_optimizer():
     for seed in (0, 1):
         model, grads = first_gradients(BASE, seed)
         opt = NGOptimizer(
-            model.named_parameters(), weights=learned(predictor), total_steps=BASE.steps
+            model.named_parameters(), rule=learned(predictor), total_steps=BASE.steps
         )
         for p, grad in zip(model.parameters(), grads, strict=True):
             p.grad = grad

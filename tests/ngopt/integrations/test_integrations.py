@@ -41,7 +41,7 @@ class TestTimm:
         model = network()
         optimizer = factory.create_optimizer_v2(model, opt="ngopt")
         assert isinstance(optimizer, NGOptimizer)
-        assert all(group["own_weight_decay"] for group in optimizer.param_groups)
+        assert all(group["weight_decay"] is None for group in optimizer.param_groups)
         stepped(model, optimizer)
 
     def test_a_weight_decay_that_was_set_is_kept(self, factory):
@@ -122,7 +122,7 @@ class TestTransformers:
         trainer.train()
         optimizer = trainer.optimizer.optimizer
         assert isinstance(optimizer, NGOptimizer)
-        assert optimizer.param_groups[0]["own_weight_decay"]
+        assert optimizer.param_groups[0]["weight_decay"] is None
         assert not any(optimizer.graph.inferred)
 
     def test_checkpoints_of_an_optimizer_with_model_can_be_resumed(

@@ -40,11 +40,11 @@ def factor_of(params, opt):
     return factors[0]
 
 
-def test_it_multiplies_lr(predictor):
+def test_it_multiplies_the_scale(predictor):
     params, opt = train(predictor)
     factor = factor_of(params, opt)
     assert abs(factor - 1) > 0.05
-    expected, _ = train(None, lr=factor)
+    expected, _ = train(None, scale=factor)
     torch.testing.assert_close(params, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -121,8 +121,7 @@ def train_once(predictor, change):
     """The factor of a model whose first gradients are changed in place."""
     torch.manual_seed(0)
     model = mlp(6, 16, 16, 3)
-    settings = {"weights": learned(predictor), "total_steps": 30}
-    opt = NGOptimizer(model.named_parameters(), **settings)
+    opt = NGOptimizer(model.named_parameters(), rule=learned(predictor), total_steps=30)
     model(torch.randn(32, 6)).square().mean().backward()
     change([p.grad for p in model.parameters()])
     opt.step()
@@ -289,7 +288,7 @@ def test_a_resumed_run_keeps_it(predictor):
 def test_it_is_read_from_a_weights_file(predictor, tmp_path):
     path = tmp_path / "mine.safetensors"
     save_pretrained(learned(predictor), path)
-    found = load_pretrained(path).base.multiplier.predictor
+    found = load_pretrained(path).multiplier.predictor
     assert all(map(torch.equal, found, predictor))
 
 

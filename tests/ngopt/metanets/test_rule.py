@@ -25,8 +25,6 @@ from ngopt.metanets.stepping import rule as metanet_rule
 from ngopt.metanets.stepping.context import CONTEXT
 from ngopt.metanets.stepping.cooldown import Cooldown
 from ngopt.metanets.stepping.rule import MetanetRule
-from ngopt.pretrained.learned_optimizer import LearnedOptimizer
-from ngopt.soap.soap import Soap
 from tests.equivariance import random_values
 from tests.metanets import metanet_for
 from tests.networks import cnn, mlp
@@ -240,8 +238,6 @@ class TestCooldown:
         for share in (0.0, 1.5):
             with pytest.raises(ValueError, match=r"expected a share in \(0, 1\]; got"):
                 Cooldown(1.0, share)
-        with pytest.raises(ValueError, match="expected no cooldown beside a base rule"):
-            LearnedOptimizer(base=Soap(), cooldown=Cooldown(1.0, 0.5))
 
 
 class TestGraphEvery:
@@ -287,9 +283,7 @@ class TestGraphEvery:
                 opt.step()
 
         def optimizer(model):
-            return NGOptimizer(
-                model.parameters(), rule=LearnedOptimizer(self.metanet(3))
-            )
+            return NGOptimizer(model.parameters(), rule=self.metanet(3))
 
         whole = mlp(3, 4, 2).float()
         half = mlp(3, 4, 2).float()

@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from ngopt import NGOptimizer, build_graph, load_pretrained
-from ngopt.pretrained.learned_optimizer import LearnedOptimizer
-from ngopt.soap.soap import Soap
+from ngopt.pretrained import weights_hash
 from tests.networks import mlp
 
 
@@ -138,7 +137,7 @@ def test_state_of_other_matrices_is_initialized_again():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("weights", ["default", "ff", "ng-gnn"])
 def test_the_default_dtype_changes_nothing(weights, dtype):
-    expected = NGOptimizer(mlp(2, 2).parameters(), rule=weights).defaults["weights"]
+    expected = weights_hash(load_pretrained(weights))
     models = [mlp(4, 5, 3) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     inputs = torch.randn(8, 4)
@@ -150,7 +149,7 @@ def test_the_default_dtype_changes_nothing(weights, dtype):
         step(models[1], opt, inputs)
     finally:
         torch.set_default_dtype(default_dtype)
-    assert opt.defaults["weights"] == expected
+    assert weights_hash(opt.rule) == expected
     for p, q in zip(*(model.parameters() for model in models), strict=True):
         assert torch.equal(p, q)
 
@@ -171,15 +170,8 @@ def test_equal_networks_in_two_groups_are_both_in_the_graph():
     assert not opt.graph.unplaced
 
 
-def test_a_base_rule_and_a_metanet_are_not_combined():
-    metanet = load_pretrained("ff").metanet
-    message = "expected a base rule or a metanet; got base 'soap'"
-    with pytest.raises(ValueError, match=message):
-        LearnedOptimizer(base=Soap(), metanet=metanet)
-
-
 def test_compute_dtypes_of_one_byte_are_refused():
-    settings = {"weights": "ff", "compute_dtype": torch.float8_e4m3fn}
+    settings = {"rule": "ff", "compute_dtype": torch.float8_e4m3fn}
     with pytest.raises(ValueError, match="compute_dtype: expected .* of 16 bits"):
         NGOptimizer(mlp(2, 2).parameters(), **settings)
 

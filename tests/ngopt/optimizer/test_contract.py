@@ -84,8 +84,8 @@ class TestLearningRates:
         opt.param_groups[0]["lr"] = -1.0
         for m, o in ((model, opt), (down, other)):
             train(m, o, range(1))
-        for p, q, old in zip(model.parameters(), down.parameters(), before, strict=True):
-            assert ((p - old) * (q - old)).sum() < 0
+        for a, b, old in zip(snapshot(model), snapshot(down), before, strict=True):
+            assert ((a - old) * (b - old)).sum() < 0
 
     def test_no_warning_of_the_horizon_with_a_scheduler(self):
         model, opt = made(total_steps=3)

@@ -283,7 +283,7 @@ def test_parameters_that_a_trace_leaves_unconnected_are_not_called_inferred(capl
     model = nn.ModuleDict({"a": nn.Linear(3, 4), "unused": nn.Linear(2, 2)})
     model.forward = lambda x: model["a"](x)
     opt = optimizer(model.parameters(), model=model)
-    with caplog.at_level(logging.INFO, logger="ngopt"):
+    with caplog.at_level(logging.WARNING, logger="ngopt"):
         model(torch.randn(5, 3)).sum().backward()
         opt.step()
     line = (
@@ -315,19 +315,19 @@ class TestErrors:
             optimizer(params, graph=Parallel())
         others = (None, "NoneType"), (3, "int"), (nn.Linear(2, 2), "Linear")
         for weights, got in others:
-            with pytest.raises(ValueError, match=f"weights: expected .*; got {got}"):
+            with pytest.raises(ValueError, match=f"rule: expected .*; got {got}"):
                 NGOptimizer(params, rule=weights)
 
 
 @pytest.mark.parametrize("name", ["default", "ff"])
-def test_repr_names_the_weights(name):
+def test_repr_names_the_rule(name):
     opt = NGOptimizer(nn.Linear(2, 2).parameters(), rule=name)
     for each in (opt, copy.deepcopy(opt)):
-        assert f"weights: {name}\n" in repr(each)
+        assert f"rule: {name}\n" in repr(each)
 
 
 def test_repr_omits_names_of_parameters():
     opt = NGOptimizer(nn.Linear(2, 2).named_parameters())
     assert "param_names" in opt.param_groups[0]
     assert "bias" not in repr(opt)
-    assert "    maximize: False\n    own_weight_decay" in repr(opt)
+    assert "    maximize: False\n    reference_lr: None" in repr(opt)

@@ -185,9 +185,7 @@ def test_settings_that_all_groups_share(metanet):
     assert len(opt.param_groups) == 2
 
 
-@pytest.mark.parametrize(
-    "lr", [inf, nan, -1.0, "1", torch.tensor(-1.0), torch.ones(2)]
-)
+@pytest.mark.parametrize("lr", [inf, nan, -1.0, "1", torch.tensor(-1.0), torch.ones(2)])
 def test_learning_rates_out_of_range(metanet, lr):
     model = network()
     with pytest.raises(ValueError, match="NGOptimizer: lr: expected"):

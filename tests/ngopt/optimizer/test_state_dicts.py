@@ -226,7 +226,7 @@ def test_the_state_of_another_rule_is_refused_and_the_rule_named():
     train(model, opt, range(1))
     other = NGOptimizer(model.parameters())
     with (
-        pytest.warns(UserWarning, match=r"none saved, soap here; .*ff saved, none here"),
+        pytest.warns(UserWarning, match="none saved, soap here; .*ff saved, none"),
         pytest.raises(ValueError, match="'scale' of 'parameter 0': expected a tensor"),
     ):
         other.load_state_dict(opt.state_dict())

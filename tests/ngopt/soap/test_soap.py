@@ -101,7 +101,7 @@ class TestPureCore:
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
     def test_the_optimizers_step_is_the_functional_update(self, dtype):
         model, graph, params = case(dtype)
-        opt = NGOptimizer(model.parameters(), lr=0.5, weight_decay=2.0, rule=Soap())
+        opt = NGOptimizer(model.parameters(), scale=0.5, weight_decay=2.0, rule=Soap())
         rule = Soap().bind(graph)
         state = rule.init(params)
         for step in range(12):

@@ -7,7 +7,6 @@ from torch import nn
 
 from ngopt import NGOptimizer
 from ngopt.soap.config import SoapConfig
-from ngopt.soap.soap import Soap
 
 TOTAL_STEPS = 1000
 # Large singular values that differ, for eigenbases that are near the identity.
@@ -102,7 +101,7 @@ def test_directions_are_those_of_heavyball(monkeypatch):
     config = SoapConfig(nesterov=0.0, epsilon=1e-3)
     models = [nn.Linear(4, 5, bias=False) for _ in range(2)]
     ours = NGOptimizer(
-        models[0].parameters(), weight_decay=0.0, rule=Soap(config), renew_every=1
+        models[0].parameters(), weight_decay=0.0, rule=config, renew_every=1
     )
     theirs = heavyball.SOAP(
         models[1].parameters(),
