@@ -143,8 +143,12 @@ class BoundParameters:
         return grads, Hyper(lr, weight_decay, is_scheduled, warms_up)
 
     def are_zero(self, grads: Gradients) -> bool:
-        """Whether all gradients are zero, in all processes; a host sync."""
-        is_other = any(bool(grad.any()) for grad in grads if grad is not None)
+        """Whether all gradients are zero, in all processes; a host sync.
+
+        Those on the meta device, which have no values, count as zero.
+        """
+        read = [grad for grad in grads if grad is not None and not grad.is_meta]
+        is_other = any(bool(grad.any()) for grad in read)
         if self.shards is not None:
             is_other = any(self.shards.collectives.gather_integers(int(is_other)))
         return not is_other
