@@ -98,8 +98,8 @@ def load_optimizer(name: str) -> ComparedOptimizer:
         return baselines[name]
     weights, options, settings = _split_options(name)
     bundled = list_pretrained()
-    if weights not in ("default", *bundled) and not Path(weights).is_file():
-        known = ", ".join([*baselines, "default", *bundled])
+    if weights not in bundled and not Path(weights).is_file():
+        known = ", ".join([*baselines, *bundled])
         raise ValueError(
             f"optimizer '{name}': expected one of {known}, or the path of an existing "
             "weights file"
