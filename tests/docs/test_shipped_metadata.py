@@ -16,7 +16,7 @@ import pytest
 import tyro
 
 from ngopt import list_pretrained, load_pretrained
-from ngopt.pretrained import weights_hash
+from ngopt.pretrained.weights_file import recipe_and_table, weights_hash
 
 ROOT = Path(__file__).parents[2]
 # What a stage records besides the options of its program.
@@ -40,7 +40,8 @@ README_ROWS = {"fm-16": "CNN on FashionMNIST", "c10-32": "CNN on CIFAR-10"}
 
 def stages():
     for name in list_pretrained():
-        for number, stage in enumerate(load_pretrained(name).recipe["stages"]):
+        recipe, _ = recipe_and_table(load_pretrained(name))
+        for number, stage in enumerate(recipe["stages"]):
             yield pytest.param(stage, id=f"{name} {number}")
 
 
@@ -93,9 +94,10 @@ def recorded(optimizer, problem):
     hashes = {None}
     name = optimizer.removesuffix(":open")
     if name in list_pretrained():
-        learned = load_pretrained(name)
-        hashes = {weights_hash(learned)}
-        hashes |= {stage.get("rounded_from") for stage in learned.recipe["stages"]}
+        rule = load_pretrained(name)
+        recipe, _ = recipe_and_table(rule)
+        hashes = {stage.get("rounded_from") for stage in recipe["stages"]}
+        hashes.add(weights_hash(rule))
     (by_seed,) = (
         values
         for (other, weights), values in accuracies(folder, problem).items()

@@ -117,9 +117,9 @@ def test_scheduled_has_a_linear_scheduler_and_no_total_steps():
 
 
 def test_arguments_follow_the_name():
-    spec = load_optimizer("default:lr=0.5:weight_decay=1.45")
+    spec = load_optimizer("default:scale=0.5:weight_decay=1.45")
     optimizer, _ = spec.build(small_cnn(), None, 2)
-    assert optimizer.defaults["lr"] == 0.5
+    assert optimizer.defaults["scale"] == 0.5
     assert optimizer.defaults["weight_decay"] == 1.45
 
 
@@ -236,11 +236,8 @@ def test_learned_optimizers_are_loaded_by_path(weights):
     assert isinstance(optimizer, NGOptimizer)
     assert scheduler is None
     assert spec.lrs == ()
-    assert (
-        spec.weights
-        == weights_hash(load_pretrained(weights))
-        == optimizer.param_groups[0]["weights"]
-    )
+    expected = weights_hash(load_pretrained(weights))
+    assert spec.weights == weights_hash(optimizer.rule) == expected
     assert optimizer.param_groups[0]["lr"] == 1.0
     assert optimizer.param_groups[0]["total_steps"] == 10
 

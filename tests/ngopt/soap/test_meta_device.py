@@ -13,8 +13,10 @@ from benchmarks.shapes import NETWORKS, Gpt
 from ngopt import NGOptimizer, list_pretrained, load_pretrained
 from ngopt.metanets.feedforward import FeedForward, FeedForwardConfig
 from ngopt.metanets.predictor import Predictor
+from ngopt.pretrained import LearnedOptimizer
 
-NAMES = [name for name in list_pretrained() if load_pretrained(name).metanet]
+RULES = {name: load_pretrained(name) for name in list_pretrained()}
+NAMES = [k for k, rule in RULES.items() if isinstance(rule, LearnedOptimizer)]
 
 
 def chain():
