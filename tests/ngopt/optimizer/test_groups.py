@@ -77,35 +77,6 @@ def test_bad_group_changes_nothing(metanet):
     train(model, opt, range(1))
 
 
-def test_groups_have_their_own_lr(metanet):
-    steps = {}
-    for lr in (1.0, 0.25):
-        model = network()
-        params = list(model.parameters())
-        groups = [{"params": params[:2], "lr": 1.0}, {"params": params[2:], "lr": lr}]
-        opt = NGOptimizer(groups, rule=metanet)
-        before = snapshot(model)
-        train(model, opt, range(1))
-        steps[lr] = [
-            p.detach() - b for p, b in zip(model.parameters(), before, strict=True)
-        ]
-    for i, (a, b) in enumerate(zip(steps[1.0], steps[0.25], strict=True)):
-        torch.testing.assert_close(b, a if i < 2 else 0.25 * a, rtol=1e-3, atol=1e-6)
-
-
-def test_schedulers_scale_the_update(metanet):
-    model = network()
-    opt = NGOptimizer(model.parameters(), rule=metanet)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        opt, lambda step: 0.0 if step else 1.0
-    )
-    train(model, opt, range(1))
-    scheduler.step()
-    before = snapshot(model)
-    train(model, opt, range(1))
-    assert same(model, before)
-
-
 def test_add_param_group_extends_the_graph_and_keeps_state(metanet):
     body, head = mlp(4, 5, 3), nn.Linear(3, 2)
     opt = NGOptimizer(body.parameters(), rule=metanet)
@@ -330,29 +301,6 @@ def test_horizons_that_differ_later_are_refused(metanet):
     assert not opt.state
     opt.param_groups[0]["total_steps"] = 7
     opt.step()
-
-
-@pytest.mark.parametrize("weights", WEIGHTS)
-def test_schedulers_that_cycle(weights):
-    schedulers = torch.optim.lr_scheduler
-    for make, settings in (
-        (schedulers.OneCycleLR, {"max_lr": 1.0, "total_steps": 8}),
-        (schedulers.CyclicLR, {"base_lr": 0.1, "max_lr": 1.0, "step_size_up": 4}),
-    ):
-        model = network()
-        opt = NGOptimizer(model.parameters(), rule=weights)
-        scheduler = make(opt, **settings)
-        lrs = []
-        for seed in range(5):
-            before = snapshot(model)
-            lrs.append(opt.param_groups[0]["lr"])
-            train(model, opt, [seed])
-            scheduler.step()
-            assert not same(model, before)
-        assert len(set(lrs)) == 5
-        again = {**opt.param_groups[0], "params": [nn.Parameter(torch.ones(2))]}
-        with pytest.warns(UserWarning, match="momentum .* no effect"):
-            opt.add_param_group(again)
 
 
 def test_keys_of_swalr_are_accepted_in_new_groups(metanet):
