@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,17 +19,22 @@ Batch = tuple[Any, Any]  # inputs of the network, and targets of its outputs
 Build = Callable[[], nn.Module]
 
 
-class Examples(Protocol):
-    """A split of a data set."""
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """A split of a data set.
 
-    def __len__(self) -> int: ...
+    batch: the examples of some indices (b,). It may draw noise from torch's generator.
+    """
 
-    def batch(self, indices: Tensor) -> Batch:
-        """The examples of these indices, (b,).
+    count: int
+    batch: Callable[[Tensor], Batch]
 
-        Noise may be drawn from torch's generator.
-        """
-        ...
+    def __len__(self) -> int:
+        return self.count
+
+    def map(self, function: Callable[[Any, Any], Batch]) -> "Examples":
+        """The same examples with every batch mapped by a function."""
+        return Examples(self.count, lambda indices: function(*self.batch(indices)))
 
 
 class Splits(NamedTuple):
@@ -40,62 +44,20 @@ class Splits(NamedTuple):
     validation: Examples
     test: Examples
 
-    def map(self, function: Callable[[Any], Examples]) -> "Splits":
-        """The splits with a function applied to each."""
-        return Splits(*map(function, self))
+    def map(self, function: Callable[[Any, Any], Batch]) -> "Splits":
+        """The same splits with every batch mapped by a function."""
+        return Splits(*(examples.map(function) for examples in self))
 
 
-@dataclass(frozen=True)
-class Mapped:
-    """Examples whose inputs and targets are mapped by a function, batch by batch."""
-
-    examples: Examples
-    function: Callable[[Any, Any], Batch]
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def batch(self, indices: Tensor) -> Batch:
-        return self.function(*self.examples.batch(indices))
-
-
-@dataclass(frozen=True, eq=False)
-class TensorExamples:
+def tensor_examples(inputs: Tensor, targets: Tensor) -> Examples:
     """Examples that are rows of two tensors."""
-
-    inputs: Tensor
-    targets: Tensor
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def batch(self, indices: Tensor) -> Batch:
-        return self.inputs[indices], self.targets[indices]
-
-
-@dataclass(frozen=True)
-class First:
-    """The first `count` examples."""
-
-    examples: Examples
-    count: int
-
-    def __len__(self) -> int:
-        return self.count
-
-    def batch(self, indices: Tensor) -> Batch:
-        return self.examples.batch(indices)
+    return Examples(len(inputs), lambda indices: (inputs[indices], targets[indices]))
 
 
 def first(data: Callable[[], Splits], count: int) -> Splits:
     """The same splits with the first `count` training examples alone."""
     train, validation, test = data()
-    return Splits(First(train, count), validation, test)
-
-
-def mapped(splits: Splits, function: Callable[[Any, Any], Batch]) -> Splits:
-    """The same splits with every batch mapped by a function."""
-    return splits.map(partial(Mapped, function=function))
+    return Splits(Examples(count, train.batch), validation, test)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from meta_train.problems.networks.dense import mlp
-from meta_train.problems.situations.generated import SIZE, Generated, held_out
+from meta_train.problems.situations.generated import SIZE, drawn, held_out
 from meta_train.problems.situations.problems import regress
 from meta_train.problems.supervised import Batch, Splits
 
@@ -57,17 +57,12 @@ class Solver(nn.Module):
 def collocation(equation: Equation) -> Splits:
     """Points (b, d) of the cube. Targets (b,): zeros, in evaluation the solution."""
 
-    def draw_points(count: int) -> Tensor:
-        return equation.length * torch.rand(count, equation.dimensions)
-
-    def draw_residuals(count: int) -> Batch:
-        return draw_points(count), torch.zeros(count)
-
-    def draw_solutions(count: int) -> Batch:
-        points = draw_points(count)
+    def with_solutions(count: int) -> Batch:
+        points = equation.length * torch.rand(count, equation.dimensions)
         return points, equation.solution(points)
 
-    return Splits(Generated(draw_residuals, SIZE), *held_out(draw_solutions))
+    train = drawn(with_solutions, SIZE).map(lambda x, u: (x, torch.zeros_like(u)))
+    return Splits(train, *held_out(with_solutions))
 
 
 def slopes(values: Tensor, points: Tensor) -> Tensor:

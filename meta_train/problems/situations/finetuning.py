@@ -25,7 +25,7 @@ from meta_train.problems.situations.texts import (
     STATEMENTS,
     text_gpt,
 )
-from meta_train.problems.supervised import Splits, mapped, named
+from meta_train.problems.supervised import Splits, named
 from meta_train.problems.text import VOCABULARY
 from ngopt.schedule import cosine_schedule
 
@@ -92,7 +92,7 @@ LORA_SCALE = 2.0  # alpha / rank, the most common choice
 @cache
 def negatives() -> Splits:
     """FashionMNIST with negated normalised pixels."""
-    return mapped(FASHION_14(), lambda images, labels: (-images, labels))
+    return FASHION_14().map(lambda images, labels: (-images, labels))
 
 
 class Lora(nn.Module):

@@ -1,7 +1,6 @@
 """Changes of problems: clipped gradients, wrong labels, contrasts, bfloat16."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache, partial
 
 import torch
@@ -31,7 +30,6 @@ from meta_train.problems.supervised import (
     Objective,
     Splits,
     contrastive_loss,
-    first,
     neighbour_accuracy,
 )
 from meta_train.problems.text import VOCABULARY
@@ -60,34 +58,19 @@ class ClippedProblem(Situation):
         return loss.detach() + (linear - linear.detach())
 
 
-@dataclass(frozen=True)
-class Mislabelled:
-    """Examples of which some have a fixed random label.
-
-    labels: (len(examples),) int64, the random labels; -1 keeps the right label.
-    """
-
-    examples: Examples
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def batch(self, indices: Tensor) -> Batch:
-        inputs, targets = self.examples.batch(indices)
-        wrong = self.labels[indices]
-        return inputs, torch.where(wrong < 0, targets, wrong)
-
-
 @cache
 def mislabelled(data: Callable[[], Splits], share: float, limit: int) -> Splits:
     """Splits with `limit` training examples, a share of them with random labels."""
-    train, validation, test = first(data, limit)
+    train, validation, test = data()
     generator = torch.Generator().manual_seed(round(1000 * share) + limit)
     labels = torch.randint(10, (limit,), generator=generator)
     is_right = torch.rand(limit, generator=generator) >= share
-    wrong = Mislabelled(train, labels.masked_fill(is_right, -1))
-    return Splits(wrong, validation, test)
+
+    def batch(indices: Tensor) -> Batch:
+        inputs, targets = train.batch(indices)
+        return inputs, torch.where(is_right[indices], targets, labels[indices])
+
+    return Splits(Examples(limit, batch), validation, test)
 
 
 def contrastive_divergence(embeddings: Tensor, labels: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from harness.image_datasets import ImageDataset, Split
 from meta_train.problems import images as module
 
 CACHED = (
+    module.pooled_splits,
     module.images,
     module.pixels,
     module.noisy_images,
