@@ -54,10 +54,13 @@ def tensor_examples(inputs: Tensor, targets: Tensor) -> Examples:
     return Examples(len(inputs), lambda indices: (inputs[indices], targets[indices]))
 
 
-def first(data: Callable[[], Splits], count: int) -> Splits:
+Data = Callable[[], Splits]
+"""Makes or loads the splits; called often, so it should be cached."""
+
+
+def first(data: Data, count: int) -> Data:
     """The same splits with the first `count` training examples alone."""
-    train, validation, test = data()
-    return Splits(Examples(count, train.batch), validation, test)
+    return lambda: data()._replace(train=Examples(count, data().train.batch))
 
 
 @dataclass(frozen=True)
@@ -97,14 +100,13 @@ REGRESS = Objective(F.mse_loss)
 class SupervisedProblem:
     """Trains the network of `build` on the examples of `data`.
 
-    data: makes or loads the splits; called often, so it should be cached.
     batch_size: None for all training examples at once, in their order.
     steps: the horizon.
     evaluation: the objective that `evaluate` reports; `objective` by default.
     evaluation_batch: number of examples per evaluation batch.
     """
 
-    data: Callable[[], Splits]
+    data: Data
     build: Build
     batch_size: int | None
     steps: int

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.situations.generated import SIZE, drawn, held_out
 from meta_train.problems.situations.problems import regress
-from meta_train.problems.supervised import Batch, Splits
+from meta_train.problems.supervised import Batch, Data, Splits
 
 
 class Equation(NamedTuple):
@@ -53,8 +53,7 @@ class Solver(nn.Module):
         return self.equation.trial(points, self.layers(points).squeeze(1))
 
 
-@cache
-def collocation(equation: Equation) -> Splits:
+def collocation(equation: Equation) -> Data:
     """Points (b, d) of the cube. Targets (b,): zeros, in evaluation the solution."""
 
     def with_solutions(count: int) -> Batch:
@@ -62,7 +61,7 @@ def collocation(equation: Equation) -> Splits:
         return points, equation.solution(points)
 
     train = drawn(with_solutions, SIZE).map(lambda x, u: (x, torch.zeros_like(u)))
-    return Splits(train, *held_out(with_solutions))
+    return cache(lambda: Splits(train, *held_out(with_solutions)))
 
 
 def slopes(values: Tensor, points: Tensor) -> Tensor:
@@ -119,15 +118,12 @@ OSCILLATOR = Equation(
 # in turn for development, validation and test
 EQUATIONS = {
     "equation-poisson": regress(
-        lambda: collocation(POISSON), lambda: Solver(POISSON, (32, 32)), 64, 200
+        collocation(POISSON), lambda: Solver(POISSON, (32, 32)), 64, 200
     ),
     "equation-helmholtz": regress(
-        lambda: collocation(HELMHOLTZ), lambda: Solver(HELMHOLTZ, (48, 48)), 64, 500
+        collocation(HELMHOLTZ), lambda: Solver(HELMHOLTZ, (48, 48)), 64, 500
     ),
     "equation-oscillator": regress(
-        lambda: collocation(OSCILLATOR),
-        lambda: Solver(OSCILLATOR, (32, 32, 32)),
-        64,
-        600,
+        collocation(OSCILLATOR), lambda: Solver(OSCILLATOR, (32, 32, 32)), 64, 600
     ),
 }

@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 
 from harness.random import seeded
-from meta_train.problems.supervised import Batch, Examples, Splits, tensor_examples
+from meta_train.problems.supervised import (
+    Batch,
+    Data,
+    Examples,
+    Splits,
+    tensor_examples,
+)
 
 SIZE = 4096  # examples of an epoch
 EVALUATED = 2048  # examples
@@ -17,7 +23,7 @@ Draw = Callable[[int], Batch]
 """Number of examples -> batch, with torch's generator as source of randomness."""
 
 
-def generated(draw: Draw, noise: float | Tensor = 0.0) -> Splits:
+def generated(draw: Draw, noise: float | Tensor = 0.0) -> Data:
     """Splits of one distribution: new examples for each training batch.
 
     noise: standard deviation of the normal noise in the training targets.
@@ -29,7 +35,7 @@ def generated(draw: Draw, noise: float | Tensor = 0.0) -> Splits:
     train = drawn(draw, SIZE)
     if isinstance(noise, Tensor) or noise:
         train = train.map(noisy)
-    return Splits(train, *held_out(draw))
+    return cache(lambda: Splits(train, *held_out(draw)))
 
 
 def drawn(draw: Draw, size: int) -> Examples:
@@ -53,19 +59,14 @@ def fixed(*size: int, seed: int) -> Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(seed))
 
 
-def as_data(draw: Draw) -> Callable[[], Splits]:
-    """A decorator: makes the data of a problem from a function that draws examples."""
-    return cache(lambda: generated(draw))
-
-
-@as_data
+@generated
 def sines(count: int) -> Batch:
     """16 normal numbers; targets: the sines of the first four."""
     x = torch.randn(count, 16)
     return x, x[:, :4].sin()
 
 
-@as_data
+@generated
 def products(count: int) -> Batch:
     """8 normal numbers; targets: the products of adjacent ones."""
     x = torch.randn(count, 8)
@@ -75,7 +76,7 @@ def products(count: int) -> Batch:
 PROJECTIONS = fixed(10, 5, seed=24) / 10**0.5
 
 
-@as_data
+@generated
 def projections(count: int) -> Batch:
     """10 normal numbers; targets: the absolute values of five projections."""
     x = torch.randn(count, 10)
@@ -85,7 +86,7 @@ def projections(count: int) -> Batch:
 CENTRES = fixed(4, 6, seed=22)
 
 
-@as_data
+@generated
 def distances(count: int) -> Batch:
     """6 normal numbers; targets: the distances to four fixed points."""
     x = torch.randn(count, 6)
@@ -95,14 +96,14 @@ def distances(count: int) -> Batch:
 TEACHER = fixed(12, 3, seed=1)
 
 
-@as_data
+@generated
 def directions(count: int) -> Batch:
     """12 normal numbers; targets: tanh of three projections."""
     x = torch.randn(count, 12)
     return x, (x @ TEACHER).tanh()
 
 
-@as_data
+@generated
 def moons(count: int) -> Batch:
     """Noisy points on two half circles; labels: the half circle of each."""
     labels = torch.arange(count) % 2

@@ -67,12 +67,12 @@ BATCHES_OF_ONE_AND_ALL = {
     ),
     "batch-2-cnn": classify(MNIST_14, lambda: plain_cnn((1, 12, 24), (5, 3)), 2, 1000),
     "batch-full-m7": classify(
-        lambda: first(MNIST_7, 4000), lambda: mlp((49, 64, 10)), None, 150
+        first(MNIST_7, 4000), lambda: mlp((49, 64, 10)), None, 150
     ),
     "batch-full-fm14": classify(
-        lambda: first(FASHION_14, 1000), lambda: paper_cnn(1, (12, 16, 24)), None, 100
+        first(FASHION_14, 1000), lambda: paper_cnn(1, (12, 16, 24)), None, 100
     ),
     "batch-full-fm7": classify(
-        lambda: first(FASHION_7, 3000), lambda: mlp((49, 96, 10)), None, 120
+        first(FASHION_7, 3000), lambda: mlp((49, 96, 10)), None, 120
     ),
 }

@@ -1,7 +1,6 @@
 """Changes of problems: clipped gradients, wrong labels, contrasts, bfloat16."""
 
-from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +25,9 @@ from meta_train.problems.supervised import (
     CLASSIFY,
     REGRESS,
     Batch,
+    Data,
     Examples,
     Objective,
-    Splits,
     contrastive_loss,
     neighbour_accuracy,
 )
@@ -58,19 +57,17 @@ class ClippedProblem(Situation):
         return loss.detach() + (linear - linear.detach())
 
 
-@cache
-def mislabelled(data: Callable[[], Splits], share: float, limit: int) -> Splits:
+def mislabelled(data: Data, share: float, limit: int) -> Data:
     """Splits with `limit` training examples, a share of them with random labels."""
-    train, validation, test = data()
     generator = torch.Generator().manual_seed(round(1000 * share) + limit)
     labels = torch.randint(10, (limit,), generator=generator)
     is_right = torch.rand(limit, generator=generator) >= share
 
     def batch(indices: Tensor) -> Batch:
-        inputs, targets = train.batch(indices)
+        inputs, targets = data().train.batch(indices)
         return inputs, torch.where(is_right[indices], targets, labels[indices])
 
-    return Splits(Examples(limit, batch), validation, test)
+    return lambda: data()._replace(train=Examples(limit, batch))
 
 
 def contrastive_divergence(embeddings: Tensor, labels: Tensor) -> Tensor:
@@ -129,19 +126,13 @@ CONTRASTS = {
 
 WRONG_LABELS = {
     "noise-mlp-40": classify(
-        lambda: mislabelled(MNIST_7, 0.4, 4000), lambda: mlp((49, 128, 10)), 64, 800
+        mislabelled(MNIST_7, 0.4, 4000), lambda: mlp((49, 128, 10)), 64, 800
     ),
     "noise-cnn-30": classify(
-        lambda: mislabelled(FASHION_14, 0.3, 4000),
-        lambda: paper_cnn(1, (16, 32, 32)),
-        64,
-        600,
+        mislabelled(FASHION_14, 0.3, 4000), lambda: paper_cnn(1, (16, 32, 32)), 64, 600
     ),
     "noise-vit-50": classify(
-        lambda: mislabelled(MNIST_14, 0.5, 6000),
-        lambda: Vit(1, 14, 7, 48, 3, 1),
-        64,
-        500,
+        mislabelled(MNIST_14, 0.5, 6000), lambda: Vit(1, 14, 7, 48, 3, 1), 64, 500
     ),
 }
 
@@ -150,7 +141,7 @@ GRADIENT_CLIPPING = {
         CODE_0, lambda: CharacterRnn(nn.GRU, VOCABULARY, 32, 64), 16, 200, CLASSIFY
     ),
     "clip-columns-300": ClippedProblem(
-        lambda: unscaled_regression(16, 2.0, 25),
+        unscaled_regression(16, 2.0, 25),
         lambda: mlp((16, 64, 64, 1), nn.GELU),
         64,
         300,
