@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, ParamSpec
 
 import torch
 import torch.nn.functional as F
@@ -158,6 +159,41 @@ class SupervisedProblem:
                     correct += len(indices) * accuracy.item()
         has_accuracy = objective.accuracy is not None
         return Metrics(loss / size, correct / size if has_accuracy else None)
+
+
+Arguments = ParamSpec("Arguments")
+
+
+def maker(
+    kind: type[SupervisedProblem],
+    objective: Objective,
+    evaluation: Objective | None = None,
+    equal_batches: bool = False,
+):
+    """A function that makes problems, such as `classify`.
+
+    Its arguments are the data, the batch size (None: all examples), the steps, and a
+    function or class that makes the network, with the arguments of it.
+
+    equal_batches: batches of evaluation have the size of training batches, for a loss
+        that depends on it.
+    """
+
+    def make(
+        data: Data,
+        batch_size: int | None,
+        steps: int,
+        network: Callable[Arguments, nn.Module],
+        *args: Arguments.args,
+        **settings: Arguments.kwargs,
+    ) -> SupervisedProblem:
+        build = partial(network, *args, **settings)
+        problem = kind(data, build, batch_size, steps, objective, evaluation)
+        if equal_batches and batch_size is not None:
+            return replace(problem, evaluation_batch=batch_size)
+        return problem
+
+    return make
 
 
 def named(problems: Mapping[str, Any]) -> dict[str, Any]:

@@ -118,12 +118,12 @@ OSCILLATOR = Equation(
 # in turn for development, validation and test
 EQUATIONS = {
     "equation-poisson": regress(
-        collocation(POISSON), lambda: Solver(POISSON, (32, 32)), 64, 200
+        collocation(POISSON), 64, 200, Solver, POISSON, (32, 32)
     ),
     "equation-helmholtz": regress(
-        collocation(HELMHOLTZ), lambda: Solver(HELMHOLTZ, (48, 48)), 64, 500
+        collocation(HELMHOLTZ), 64, 500, Solver, HELMHOLTZ, (48, 48)
     ),
     "equation-oscillator": regress(
-        collocation(OSCILLATOR), lambda: Solver(OSCILLATOR, (32, 32, 32)), 64, 600
+        collocation(OSCILLATOR), 64, 600, Solver, OSCILLATOR, (32, 32, 32)
     ),
 }

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, ClassVar, NamedTuple
 from zlib import crc32
 
@@ -19,6 +18,7 @@ from meta_train.problems.supervised import (
     Objective,
     SupervisedProblem,
     at_most,
+    maker,
     named,
 )
 
@@ -49,9 +49,10 @@ class Situation(SupervisedProblem):
         return (name_key(self.name),)
 
 
-classify = partial(Situation, objective=CLASSIFY)
-"""Cross entropy; arguments: data, network, batch size (None: all examples), steps."""
-regress = partial(Situation, objective=REGRESS, evaluation=REGRESS_WITH_FLOOR)
+classify = maker(Situation, CLASSIFY)
+"""Cross entropy; arguments: data, batch size (None: all examples), steps, network and
+its arguments."""
+regress = maker(Situation, REGRESS, REGRESS_WITH_FLOOR)
 """Squared errors, arguments as of `classify`; evaluation adds the floor."""
 
 

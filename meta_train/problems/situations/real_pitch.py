@@ -112,4 +112,4 @@ def noisy_tones() -> Splits:
     return Splits(drawn(tones, EPOCH), *held_out(tones, EVALUATED))
 
 
-PROBLEMS = {"real-pitch-crepe": classify(noisy_tones, pitch_network, 8, 40)}
+PROBLEMS = {"real-pitch-crepe": classify(noisy_tones, 8, 40, pitch_network)}

@@ -107,17 +107,23 @@ class SeriesRnn(RowRnn):
 PROBLEMS = {
     "real-vowels-gru": classify(
         lambda: labelled_series("JapaneseVowels", "JapaneseVowels_eq"),
-        lambda: SeriesRnn(nn.GRU, 12, 64, 9),
         16,
         300,
+        SeriesRnn,
+        nn.GRU,
+        12,
+        64,
+        9,
     ),
     "real-leaves-cnn": classify(
         lambda: labelled_series("OSULeaf", "OSULeaf"),
-        lambda: wave_cnn((1, 16, 24, 32), 6),
         16,
         400,
+        wave_cnn,
+        (1, 16, 24, 32),
+        6,
     ),
     "real-pressure-lstm": regress(
-        lambda: pressure(48, 16), lambda: SeriesRnn(nn.LSTM, 1, 48, 16), 32, 400
+        lambda: pressure(48, 16), 32, 400, SeriesRnn, nn.LSTM, 1, 48, 16
     ),
 }

@@ -163,51 +163,45 @@ def unscaled_classes(columns: int, decades: float, seed: int) -> Data:
 # in turn for development, validation and test
 FACTORISATION = {
     "factors-100": regress(
-        entries(100, 80, 8, 0.05, False),
-        lambda: Factors(100, 80, 8, 0.1, False),
-        256,
-        800,
+        entries(100, 80, 8, 0.05, False), 256, 800, Factors, 100, 80, 8, 0.1, False
     ),
     "factors-biases-400": regress(
-        entries(400, 300, 4, 0.1, True),
-        lambda: Factors(400, 300, 6, 0.1, True),
-        512,
-        600,
+        entries(400, 300, 4, 0.1, True), 512, 600, Factors, 400, 300, 6, 0.1, True
     ),
     "factors-symmetric-150": regress(
-        symmetric_entries(150, 6, 0.05), lambda: Symmetric(150, 8), 256, 500
+        symmetric_entries(150, 6, 0.05), 256, 500, Symmetric, 150, 8
     ),
 }
 
 RARE_TOKENS = {
     "tokens-labels-4096": classify(
-        labelled_tokens(4096, 8, 8), lambda: TokenMlp(4096, 32, 8, 1.0), 64, 600
+        labelled_tokens(4096, 8, 8), 64, 600, TokenMlp, 4096, 32, 8, 1.0
     ),
     "tokens-next-2048": classify(
-        successors(2048, 16), lambda: TokenMlp(2048, 48, 2048, 0.02), 256, 300
+        successors(2048, 16), 256, 300, TokenMlp, 2048, 48, 2048, 0.02
     ),
     "tokens-labels-20000": classify(
-        labelled_tokens(20000, 4, 6), lambda: TokenMlp(20000, 16, 4, 0.02), 128, 400
+        labelled_tokens(20000, 4, 6), 128, 400, TokenMlp, 20000, 16, 4, 0.02
     ),
 }
 
 UNSCALED_COLUMNS = {
     "columns-regression-20": regress(
-        unscaled_regression(20, 3.0, 17), lambda: mlp((20, 64, 1)), 64, 500
+        unscaled_regression(20, 3.0, 17), 64, 500, mlp, (20, 64, 1)
     ),
     "columns-classes-30": classify(
-        unscaled_classes(30, 4.0, 20), lambda: mlp((30, 64, 64, 3)), 64, 400
+        unscaled_classes(30, 4.0, 20), 64, 400, mlp, (30, 64, 64, 3)
     ),
     "columns-regression-12": regress(
-        unscaled_regression(12, 4.0, 21), lambda: mlp((12, 48, 48, 1), nn.SiLU), 32, 600
+        unscaled_regression(12, 4.0, 21), 32, 600, mlp, (12, 48, 48, 1), nn.SiLU
     ),
     "columns-breast-cancer-300": classify(
-        lambda: real_table("breast_cancer"), lambda: mlp((30, 48, 2)), 32, 300
+        lambda: real_table("breast_cancer"), 32, 300, mlp, (30, 48, 2)
     ),
     "columns-diabetes-400": regress(
-        lambda: real_table("diabetes"), lambda: mlp((10, 32, 32, 1), nn.Tanh), 32, 400
+        lambda: real_table("diabetes"), 32, 400, mlp, (10, 32, 32, 1), nn.Tanh
     ),
     "columns-wine-200": classify(
-        lambda: real_table("wine"), lambda: mlp((13, 32, 3), nn.SiLU), 16, 200
+        lambda: real_table("wine"), 16, 200, mlp, (13, 32, 3), nn.SiLU
     ),
 }

@@ -117,9 +117,7 @@ def test_regret_and_covered_modes_by_hand():
 
 def test_initial_weights_have_their_standard_deviations():
     with torch.no_grad():
-        model = initialization.initialised(
-            nn.Linear(400, 300), initialization.he_normal
-        )
+        model = initialization.he_normal(nn.Linear, 400, 300)
         assert model.weight.std() == pytest.approx((2 / 400) ** 0.5, rel=0.05)
         assert not model.bias.any()
         model = load_problem("start-gpt-residual-300").init(0)
