@@ -35,8 +35,7 @@ def pooled_splits(name: str, pool: int, gray: bool) -> list[Split]:
             std = (sum(std) / len(std),)
         return replace(split, images=torch.cat(parts), mean=mean, std=std)
 
-    data = load_dataset(name)
-    return list(map(pooled, (data.train, data.validation, data.test)))
+    return list(map(pooled, load_dataset(name)))
 
 
 @cache

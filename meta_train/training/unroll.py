@@ -24,7 +24,7 @@ from ngopt.graph import NeuralGraph
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
 Buffers = dict[str, Tensor]
-Tree = TypeVar("Tree")
+Tree = TypeVar("Tree")  # a pytree of tensors
 
 
 class Inner(NamedTuple):
@@ -201,9 +201,6 @@ class Optimizee(Optimizees):
         return model.eval()
 
 
-State = TypeVar("State")
-
-
 class Stack(Optimizees):
     """Optimizees of one problem as one, to keep a GPU busy with small networks.
 
@@ -256,14 +253,14 @@ class Stack(Optimizees):
         return torch.stack(draws)
 
 
-def stacked(states: Sequence[State]) -> State:
+def stacked(trees: Sequence[Tree]) -> Tree:
     """Stacks pytrees of tensors along a new first axis."""
-    return tree_map(lambda *values: torch.stack(values), *states)
+    return tree_map(lambda *values: torch.stack(values), *trees)
 
 
-def unstacked(state: State, count: int) -> list[State]:
+def unstacked(tree: Tree, count: int) -> list[Tree]:
     """The inverse of `stacked`."""
-    return [tree_map(lambda values, i=i: values[i], state) for i in range(count)]
+    return [tree_map(lambda values, i=i: values[i], tree) for i in range(count)]
 
 
 def moved(

@@ -39,10 +39,6 @@ class Players(nn.Module):
                 delattr(module, name)
                 module.register_buffer(name, p.detach().clone())
 
-    def generate(self, count: int) -> Tensor:
-        """Points (count, 2)"""
-        return self.generator(self.noises(count))
-
     def noises(self, count: int) -> Tensor:
         """Inputs of the generator, (count, noise)."""
         return torch.randn(count, self.noise).to(device_of(self))
@@ -68,7 +64,7 @@ def game(
     Goodfellow et al. 2014. penalty: twice the weight of the mean squared gradients of
     the critic at real (R1) and at generated points (R2, Mescheder et al. 2018).
     """
-    fake = players.generate(len(real))
+    fake = players.generator(players.noises(len(real)))  # (b, 2)
     real_logits, real_slope = _with_slopes(players.critic, real)
     fake_logits, fake_slope = _with_slopes(players.critic, fake)
     logits = players.fixed_critic(fake)

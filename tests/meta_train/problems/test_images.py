@@ -20,7 +20,7 @@ def install(monkeypatch):
     """Puts a split in place of all of the real data sets."""
 
     def install(split):
-        data = ImageDataset("s", 8, split, split, split)
+        data = ImageDataset(split, split, split)
         monkeypatch.setattr(module, "load_dataset", lambda name: data)
         for cached in CACHED:
             cached.cache_clear()
