@@ -41,15 +41,12 @@ class OnlineBatch(NamedTuple):
 class Online(nn.Module):
     """A network with the sums of its losses on batches, each before its update."""
 
-    loss_sum: Tensor
-    accuracy_sum: Tensor
-    batches: Tensor
+    sums: Tensor  # of losses, of accuracies, and the number of batches
 
     def __init__(self, build: Callable[[], nn.Module]):
         super().__init__()
         self.network = build()
-        for name in ("loss_sum", "accuracy_sum", "batches"):
-            self.register_buffer(name, torch.zeros(()))
+        self.register_buffer("sums", torch.zeros(3))
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.network(inputs)
@@ -57,9 +54,7 @@ class Online(nn.Module):
     @torch.no_grad()
     def record(self, loss: Tensor, accuracy: Tensor) -> None:
         """Adds the loss and accuracy of a batch, (), to the sums."""
-        self.loss_sum.add_(loss)
-        self.accuracy_sum.add_(accuracy)
-        self.batches.add_(1)
+        self.sums.add_(torch.stack([loss, accuracy, torch.ones_like(loss)]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,9 +96,9 @@ class DriftProblem(SampledProblem):
 
     def measure(self, model: nn.Module, count: int) -> Metrics:
         assert isinstance(model, Online)
-        loss, accuracy = model.loss_sum, model.accuracy_sum
-        if model.batches:
-            loss, accuracy = loss / model.batches, accuracy / model.batches
+        loss, accuracy, batches = model.sums
+        if batches:
+            loss, accuracy = loss / batches, accuracy / batches
         else:
             examples = on_device(self.draw(count, 0.0), device_of(model))
             loss, accuracy = self._score(model(examples[0]), examples[1])
