@@ -272,13 +272,12 @@ def log_updates(
     horizon: inner steps of a run. If it is shorter, its last update is logged.
     """
     rule = learned.bind(optimizee.graph)
-    hyper = optimizee.hyper()
     steps = min(UPDATE_STEP, horizon - 1)
     with torch.no_grad():
         before = optimizee.start(rule)
         if steps > 0:
-            before, _ = unroll(optimizee, before, rule, steps, hyper)
-        after, _ = unroll(optimizee, before, rule, 1, hyper)
+            before, _ = unroll(optimizee, before, rule, steps)
+        after, _ = unroll(optimizee, before, rule, 1)
     for name, p, q in zip(optimizee.names, before.params, after.params, strict=True):
         ratio = ((q - p).norm() / p.norm().clamp(min=1e-12)).item()
         writer.add_scalar(f"update_to_weight/{name}", ratio, step)

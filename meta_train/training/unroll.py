@@ -278,7 +278,6 @@ def unroll(
     inner: Inner,
     rule: UpdateRule,
     steps: int,
-    hyper: Hyper,
     create_graph: bool = False,
 ) -> tuple[Inner, Tensor]:
     """Trains for some steps. Returns the state, and the losses before each update.
@@ -286,7 +285,7 @@ def unroll(
     Losses are (steps, *count). With `create_graph` everything is differentiable by the
     metanet's weights, through the optimizee's gradients too (second order).
     """
-    losses = []
+    losses, hyper = [], optimizee.hyper()
     with torch.set_grad_enabled(create_graph):
         for _ in range(steps):
             loss, grads, buffers = optimizee.gradient(inner, create_graph)
@@ -299,8 +298,7 @@ def unroll(
 def whole_run(optimizee: Optimizee, learned: LearnedOptimizer, steps: int) -> Metrics:
     """Validation metrics after a whole inner run."""
     rule = learned.bind(optimizee.graph, steps)
-    start = optimizee.start(rule)
-    inner, _ = unroll(optimizee, start, rule, steps, optimizee.hyper())
+    inner, _ = unroll(optimizee, optimizee.start(rule), rule, steps)
     return optimizee.problem.evaluate(optimizee.model_at(inner), "validation")
 
 
