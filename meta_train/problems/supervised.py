@@ -173,7 +173,7 @@ def maker(
     """A function that makes problems, such as `classify`.
 
     Its arguments are the data, the batch size (None: all examples), the steps, and a
-    function or class that makes the network, with the arguments of it.
+    function or class that makes the network, followed by its arguments.
 
     equal_batches: batches of evaluation have the size of training batches, for a loss
         that depends on it.
