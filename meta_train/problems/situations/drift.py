@@ -41,12 +41,15 @@ class OnlineBatch(NamedTuple):
 class Online(nn.Module):
     """A network with the sums of its losses on batches, each before its update."""
 
-    sums: Tensor  # of losses, of accuracies, and the number of batches
+    loss_sum: Tensor
+    accuracy_sum: Tensor
+    batches: Tensor
 
     def __init__(self, build: Callable[[], nn.Module]):
         super().__init__()
         self.network = build()
-        self.register_buffer("sums", torch.zeros(3))
+        for name in ("loss_sum", "accuracy_sum", "batches"):
+            self.register_buffer(name, torch.zeros(()))
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.network(inputs)
@@ -54,7 +57,9 @@ class Online(nn.Module):
     @torch.no_grad()
     def record(self, loss: Tensor, accuracy: Tensor) -> None:
         """Adds the loss and accuracy of a batch, (), to the sums."""
-        self.sums.add_(torch.stack([loss, accuracy, torch.ones_like(loss)]))
+        self.loss_sum.add_(loss)
+        self.accuracy_sum.add_(accuracy)
+        self.batches.add_(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,9 +101,9 @@ class DriftProblem(SampledProblem):
 
     def measure(self, model: nn.Module, count: int) -> Metrics:
         assert isinstance(model, Online)
-        loss, accuracy, batches = model.sums
-        if batches:
-            loss, accuracy = loss / batches, accuracy / batches
+        loss, accuracy = model.loss_sum, model.accuracy_sum
+        if model.batches:
+            loss, accuracy = loss / model.batches, accuracy / model.batches
         else:
             examples = on_device(self.draw(count, 0.0), device_of(model))
             loss, accuracy = self._score(model(examples[0]), examples[1])
