@@ -185,9 +185,18 @@ def mixture_of(layouts: Sequence[tuple[NetworkLayout, int]], kernel: Kernel) -> 
 
     layouts: with the numbers of copies. kernel: of the metanet, see `kernel_tiles`.
     """
-    indices = _all_indices(layouts)
-    edges = {kind: indices[kind] for kind in indices if kind.shape}
-    biases = {kind: indices[kind] for kind in indices if not kind.shape}
+    by_kind: dict[BlockKind, list[BlockIndices]] = {}  # by first occurrence
+    nodes = elements = 0
+    for layout, count in layouts:
+        copies = torch.arange(count)
+        starts = nodes + layout.nodes * copies, elements + layout.numel * copies
+        for kind, indices in layout.indices.items():
+            by_kind.setdefault(kind, []).append(indices.repeated(*starts))
+        nodes += layout.nodes * count
+        elements += layout.numel * count
+    all_indices = _concatenated(by_kind)
+    edges = {kind: each for kind, each in all_indices.items() if kind.shape}
+    biases = {kind: each for kind, each in all_indices.items() if not kind.shape}
     # weights come before edges of value 1, as in `GraphTensors`
     order = sorted(edges, key=lambda kind: not kind.has_elements)
     blocks = [
@@ -200,7 +209,7 @@ def mixture_of(layouts: Sequence[tuple[NetworkLayout, int]], kernel: Kernel) -> 
     sizes = torch.tensor([network.nodes for network in networks])
     graph_ids = torch.arange(len(networks)).repeat_interleave(sizes)
     tensors = GraphTensors(
-        graph=_graph(blocks, biases, len(kinds)),
+        graph=_graph(blocks, biases, nodes),
         blocks=tuple(blocks),
         bias_index=tuple(bias.ends[0] for bias in biases.values()),
         positions=(torch.cat([network.positions for network in networks]),),
@@ -210,22 +219,6 @@ def mixture_of(layouts: Sequence[tuple[NetworkLayout, int]], kernel: Kernel) -> 
         uses=(),
     )
     return Mixture(tensors, weights, [bias.elements for bias in biases.values()])
-
-
-def _all_indices(
-    layouts: Sequence[tuple[NetworkLayout, int]],
-) -> dict[BlockKind, BlockIndices]:
-    """The indices of all networks by kind, in the order of first occurrence."""
-    by_kind: dict[BlockKind, list[BlockIndices]] = {}
-    nodes = elements = 0
-    for layout, count in layouts:
-        steps = torch.arange(count)
-        starts = nodes + layout.nodes * steps, elements + layout.numel * steps
-        for kind, indices in layout.indices.items():
-            by_kind.setdefault(kind, []).append(indices.repeated(*starts))
-        nodes += layout.nodes * count
-        elements += layout.numel * count
-    return _concatenated(by_kind)
 
 
 def _concatenated(
