@@ -152,39 +152,35 @@ def _differs_in_path(a: Block, b: Block) -> bool:
 
 def _one_for_each_parameter(tracer: Tracer, biases: Sequence[Block]) -> list[Block]:
     """Joins pieces of a parameter that are features of the same nodes, such as the rows
-    of a table, as slots."""
+    of a table, as slots.
+
+    At uneven distances the nodes are pinned, as the graph contains no order of pieces.
+    """
     alike = defaultdict(list)
     for bias in biases:
         # rows of a table differ only in the offset
         layout = replace(_view(bias), offset=0)
         alike[layout, bias.kind, *bias.targets.tolist()].append(bias)
-    joined = []
-    for pieces in alike.values():
-        joined += _joined(tracer, pieces)
+    joined: list[Block] = []
+    for (part, *_), pieces in alike.items():
+        offsets = sorted({_view(piece).offset for piece in pieces})
+        if len(offsets) == 1:
+            joined += pieces
+            continue
+        step = offsets[1] - offsets[0]
+        n, *shape = part.shape
+        stride, *strides = part.strides
+        slots = (len(offsets), *shape)
+        view = View(part.parameter, (n, *slots), (stride, step, *strides), offsets[0])
+        is_even = offsets == list(range(offsets[0], offsets[-1] + 1, step))
+        numel = tracer.parameters[part.parameter].numel
+        # steps shorter than a piece make pieces overlap
+        if is_even and count_elements(view, numel) == view.numel:
+            joined.append(replace(pieces[0], view=view, slot_shape=slots))
+        else:
+            tracer.pin(pieces[0].targets)
+            joined += pieces
     return joined
-
-
-def _joined(tracer: Tracer, pieces: list[Block]) -> list[Block]:
-    """One block for pieces that differ in their offsets. At uneven distances the nodes
-    are pinned, as the graph contains no order of pieces."""
-    first = pieces[0]
-    offsets = sorted({_view(piece).offset for piece in pieces})
-    if len(offsets) == 1:
-        return pieces
-    part = _view(first)
-    step = offsets[1] - offsets[0]
-    n, *shape = part.shape
-    stride, *strides = part.strides
-    slots = (len(offsets), *shape)
-    strides = (stride, step, *strides)
-    view = View(part.parameter, (n, *slots), strides, offsets[0])
-    is_even = offsets == list(range(offsets[0], offsets[-1] + 1, step))
-    numel = tracer.parameters[part.parameter].numel
-    # steps shorter than a piece make pieces overlap
-    if not is_even or count_elements(view, numel) < view.numel:
-        tracer.pin(first.targets)
-        return pieces
-    return [replace(first, view=view, slot_shape=slots)]
 
 
 def _sources(block: Block) -> Tensor:
