@@ -173,8 +173,7 @@ def load_images(config: TrainConfig) -> ImageDataset:
     data = load_dataset("cifar10")
     if ZOOS[config.zoo].channels > 1:
         return data
-    splits = {split: gray(getattr(data, split)) for split in SPLITS}
-    return replace(data, **splits)
+    return replace(data, **{split: gray(getattr(data, split)) for split in SPLITS})
 
 
 def gray(split: Split) -> Split:

@@ -136,8 +136,7 @@ def with_copies(tracer: Tracer, blocks: Sequence[Block]) -> list[Block]:
         if key not in copies:
             n = len(sources)
             copies[key] = tracer.nodes.new(f"{block.path[0]}.copy", n, "copy")
-            shape = (n, 1, 1)
-            copy = Block(None, sources, copies[key], shape, (), "copy", block.path)
+            copy = Block(None, sources, copies[key], (n, 1, 1), (), "copy", block.path)
             with_copied_sources.append(copy)
         with_copied_sources.append(replace(block, sources=copies[key]))
     return with_copied_sources
@@ -294,8 +293,7 @@ def _wider(spec: ParameterSpec, view: View, axes: int) -> Iterator[View]:
     for size, stride in zip(spec.shape, contiguous_strides(spec.shape), strict=True):
         offset = view.offset - (view.offset // stride % size) * stride
         # of a single row there is no axis yet
-        strides = (*view.strides, stride)
-        yield View(view.parameter, (*view.shape, size), strides, offset)
+        yield View(view.parameter, (*view.shape, size), (*view.strides, stride), offset)
         for axis in range(axes, len(view.shape)):
             if view.strides[axis] == stride and view.shape[axis] < size:
                 shape = (*view.shape[:axis], size, *view.shape[axis + 1 :])
