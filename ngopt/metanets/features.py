@@ -99,8 +99,7 @@ def preprocess(columns: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
     if torch.is_grad_enabled() and out is None:
         x = torch.stack(columns)
         # in place where a derivative needs nothing that is lost
-        size = x.abs().clamp(min=CUTOFF)
-        log = size.log().mul_(1 / LOG_CUTOFF)
+        log = x.abs().clamp(min=CUTOFF).log().mul_(1 / LOG_CUTOFF)
         sign = x.clamp(-CUTOFF, CUTOFF).mul_(1 / CUTOFF)
         return torch.cat([log, sign]).movedim(0, -1)
     if out is not None:

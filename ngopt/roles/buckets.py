@@ -195,8 +195,7 @@ class Bucket:
             shapes.append((len(stack) * groups, *matrix))
         if not self.entries[-1].kind:  # all without factors are one long row
             rest = len(self.entries) - len(self.stacks[-1])
-            length = int(rows[rest:].sum()) * lanes
-            shapes[-1] = (1, length)
+            shapes[-1] = (1, int(rows[rest:].sum()) * lanes)
         return shapes
 
     def spread(self, scalars: Tensor) -> Sequence[Tensor]:

@@ -92,8 +92,7 @@ def matrices(
 
 def by_shape(parameter: int, shape: tuple[int, ...]) -> MatrixBlock:
     """A parameter as one matrix whose rows are its first dimension."""
-    strides = (0, *contiguous_strides(shape))
-    return MatrixBlock(View(parameter, (1, *shape), strides))
+    return MatrixBlock(View(parameter, (1, *shape), (0, *contiguous_strides(shape))))
 
 
 def _first_uses(blocks: Sequence[EdgeBlock], numel: int) -> Iterator[EdgeBlock]:
@@ -208,8 +207,7 @@ def _joined_rows(pieces: Sequence[MatrixPiece]) -> list[MatrixPiece]:
     depthwise, rest = [], []
     for piece in pieces:
         is_one = piece.is_depthwise or piece.view.shape[:2] == (1, 1)
-        of_its_kind = depthwise if is_one else rest
-        of_its_kind.append(piece)
+        (depthwise if is_one else rest).append(piece)
     return rest + _joined(depthwise, 0)
 
 

@@ -117,8 +117,7 @@ def batch_inside(values: Tensor, axes: int) -> Tensor:
     batch = list(range(values.dim() - axes - 1))
     if not batch:
         return values
-    inside = list(range(axes, axes + len(batch)))
-    return values.movedim(batch, inside).contiguous()
+    return values.movedim(batch, list(range(axes, axes + len(batch)))).contiguous()
 
 
 def flat_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -127,8 +126,7 @@ def flat_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     another pass over the result."""
     if x.is_cpu:
         return linear(x, weight, bias)
-    rows = linear(x.flatten(0, -2), weight, bias)
-    return rows.unflatten(0, x.shape[:-1])
+    return linear(x.flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])
 
 
 def _some_outputs(layer: nn.Linear, x: Tensor, columns: slice) -> Tensor:

@@ -77,8 +77,7 @@ class GraphNetwork(nn.Module):
             features = node_features.SLOT_FEATURES
             self.slot_position = nn.Linear(features, width, bias=False)
         if options.activations:
-            count = len(node_features.ACTIVATIONS)
-            self.activations = nn.Embedding(count, width)
+            self.activations = nn.Embedding(len(node_features.ACTIVATIONS), width)
         if options.global_feature:
             self.globals = nn.ModuleList(GlobalFeature(width) for _ in layers)
         self.edge_encoder = SlotEncoder(d_in, width, kernel, EDGE_KINDS)

@@ -105,8 +105,7 @@ class PNALayer(GraphLayer):
         hidden = flat_linear(edges, self.edge.weight, self.edge.bias)
         target, source = terms.at_ends(chunk)
         hidden = silu(hidden.add_(target + source))
-        out = flat_linear(hidden, self.edge_out.weight, self.edge_out.bias)
-        return out.add_(edges)
+        return flat_linear(hidden, self.edge_out.weight, self.edge_out.bias).add_(edges)
 
     def next_nodes(
         self,
@@ -222,8 +221,7 @@ class FiLMStatistics(torch.autograd.Function):
     def forward(
         scale: Tensor, shift: Tensor, target: Tensor, source: Tensor, axes: Axes
     ) -> tuple[Tensor, ...]:
-        messages = torch.addcmul(shift, scale, target + source)
-        return statistics(messages, axes)
+        return statistics(torch.addcmul(shift, scale, target + source), axes)
 
     @staticmethod
     def setup_context(
