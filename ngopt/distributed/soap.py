@@ -83,12 +83,6 @@ class ShardedSoapRule(SoapRule):
         hyper: Hyper,
         in_place: bool = False,
     ) -> Iterator[list[Change]]:
-        self._check_equal_inputs(grads, state, hyper)
-        yield from super().update(grads, state, params, hyper, in_place)
-
-    def _check_equal_inputs(
-        self, grads: Gradients, state: Sequence[Record], hyper: Hyper
-    ) -> None:
         """Raises ValueError if processes have different inputs of a step."""
         names, rates, decays = [], [], []
         ages = set()
@@ -110,6 +104,7 @@ class ShardedSoapRule(SoapRule):
             "compute_dtype": self.compute_dtype,
         }
         self.shards.check_equal(values)
+        yield from super().update(grads, state, params, hyper, in_place)
 
     def shared_state(self, params: Sequence[Tensor]) -> ShardedState:
         """Converts the state of the processes; params: of the optimizer."""

@@ -1,6 +1,6 @@
 """Base class of message passing layers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -27,13 +27,6 @@ class EndTerms(NamedTuple):
         target = self.target[chunk.groups, chunk.targets, None, None]
         source = self.source[chunk.groups, None, chunk.sources, None]
         return target, source
-
-
-class EdgeFunctions(NamedTuple):
-    """`GraphLayer.messages` and `GraphLayer.next_edges`, or what is faster."""
-
-    messages: Callable[[Tensor, EndTerms, EdgeChunk], tuple[Aggregate, Aggregate]]
-    next_edges: Callable[[Tensor, EndTerms, EdgeChunk], Tensor]
 
 
 class GraphLayer(nn.Module):
@@ -71,14 +64,6 @@ class GraphLayer(nn.Module):
             source = select_neurons(sources[j], block.source).unflatten(-2, (g, s))
             terms.append(EndTerms(batch_inside(target, 2), batch_inside(source, 2)))
         return terms
-
-    def edge_functions(self, node: Tensor) -> EdgeFunctions:
-        """The functions of the edges that a pass through the graph uses.
-
-        Args:
-            node: The nodes of one group.
-        """
-        return EdgeFunctions(self.messages, self.next_edges)
 
     def messages(
         self, edges: Tensor, terms: EndTerms, chunk: EdgeChunk
