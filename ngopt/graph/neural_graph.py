@@ -74,7 +74,9 @@ class NeuralGraph(Topology):
             tuple(self._read(real, view, EDGE_DIMS, batch_dims) for view in edge_views),
         )
 
-    def as_real(self, values: Sequence[Tensor], batch_dims: int = 0) -> list[Tensor]:
+    def as_real(
+        self, values: Sequence[Tensor] | Mapping[str, Tensor], batch_dims: int = 0
+    ) -> list[Tensor]:
         """Values with real pairs for complex numbers. Raises ValueError as `gather`."""
         if isinstance(values, Mapping):
             missing = [p.name for p in self.parameters if p.name not in values]

@@ -49,16 +49,14 @@ class Run:
 
     def __init__(self, network, device="cuda", rule="default", **settings):
         dtype = settings.pop("dtype", torch.float32)
-        settings.setdefault(
-            "renew_every", RENEW_EVERY if weights == "default" else None
-        )
+        settings.setdefault("renew_every", RENEW_EVERY if rule == "default" else None)
         self.model = copy.deepcopy(network).to(device, dtype)
         self.start = values(self.model)
         self.params = list(self.model.parameters())
         for p in self.params:
             p.grad = torch.zeros_like(p)
         settings.setdefault("total_steps", HORIZON)
-        self.optimizer = NGOptimizer(self.params, rule=weights, **settings)
+        self.optimizer = NGOptimizer(self.params, rule=rule, **settings)
 
     def set_gradients(self, number):
         """Gradients of a step, in the same places, with equal values on all devices."""
