@@ -69,17 +69,16 @@ class Mlp(nn.Module):
         return self.last(x)
 
 
-class Conv(nn.Sequential):
-    def __init__(self):
-        super().__init__(
-            nn.Unflatten(1, (1, LENGTH)),
-            nn.Conv1d(1, 6, 3, padding=1),
-            nn.GroupNorm(2, 6),
-            nn.ReLU(),
-            nn.Conv1d(6, 5, 3),
-            nn.Flatten(),
-            nn.Linear(5 * (LENGTH - 2), 3),
-        )
+def conv() -> nn.Module:
+    return nn.Sequential(
+        nn.Unflatten(1, (1, LENGTH)),
+        nn.Conv1d(1, 6, 3, padding=1),
+        nn.GroupNorm(2, 6),
+        nn.ReLU(),
+        nn.Conv1d(6, 5, 3),
+        nn.Flatten(),
+        nn.Linear(5 * (LENGTH - 2), 3),
+    )
 
 
 class Lstm(nn.Module):
@@ -131,7 +130,7 @@ class Gpt(nn.Module):
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "mlp": Mlp,
-    "conv": Conv,
+    "conv": conv,
     "lstm": Lstm,
     "words": Words,
     "gpt": Gpt,

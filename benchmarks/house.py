@@ -11,7 +11,6 @@ import argparse
 import ast
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
@@ -33,37 +32,16 @@ MAXIMUM_LINES = 400
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-@dataclass
-class Source:
-    """Counts of one or several files."""
-
-    lines: list[int] = field(default_factory=list)
-    functions: int = 0
-    parameters: list[int] = field(default_factory=list)
-    complexities: list[int] = field(default_factory=list)
-    class_lines: list[int] = field(default_factory=list)
-
-    def add(self, text: str) -> None:
-        self.lines.append(text.count("\n"))
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, FUNCTIONS):
-                self.functions += 1
-                # kernels take each pointer, size and stride as a parameter of its own
-                if not any("triton.jit" in ast.unparse(x) for x in node.decorator_list):
-                    self.parameters.append(_parameters(node))
-            elif isinstance(node, ast.ClassDef):
-                self.class_lines.append((node.end_lineno or 0) - node.lineno + 1)
-        for block in cc_visit(text):
-            if block.letter != "C":  # functions and methods, no classes
-                self.complexities.append(block.complexity)
-
-
 def _parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     """The number of parameters, without `self` and `cls`."""
     arguments = function.args
     named = arguments.posonlyargs + arguments.args + arguments.kwonlyargs
     count = sum(argument.arg not in ("self", "cls") for argument in named)
     return count + bool(arguments.vararg) + bool(arguments.kwarg)
+
+
+def _is_kernel(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    return any("triton.jit" in ast.unparse(x) for x in function.decorator_list)
 
 
 def _quantile(values: list[int], share: float) -> int:
@@ -78,23 +56,30 @@ def measure(folder: Path, modules: Mapping[str, Path], arrows: set[Arrow]) -> Re
     """
     if not modules:
         raise ValueError(f"{folder}: expected Python files; got none.")
-    source = Source()
-    for file in modules.values():
-        source.add(file.read_text())
-    lines = sum(source.lines)
+    texts = [file.read_text() for file in modules.values()]
+    lines = [text.count("\n") for text in texts]
+    nodes = [node for text in texts for node in ast.walk(ast.parse(text))]
+    functions = [node for node in nodes if isinstance(node, FUNCTIONS)]
+    # kernels take each pointer, size and stride as a parameter of its own
+    parameters = [_parameters(node) for node in functions if not _is_kernel(node)]
+    classes = [node for node in nodes if isinstance(node, ast.ClassDef)]
+    class_lines = [(node.end_lineno or 0) - node.lineno + 1 for node in classes]
+    blocks = [block for text in texts for block in cc_visit(text)]
+    # of functions and methods, not of classes
+    complexities = [block.complexity for block in blocks if block.letter != "C"]
     from_here = [arrow for arrow in arrows if arrow[0] in modules]
     circles = import_circles(arrows)
     return {
         "package": folder.name,
-        "lines": lines,
+        "lines": sum(lines),
         "files": len(modules),
-        f"over_{MAXIMUM_LINES}": sum(n > MAXIMUM_LINES for n in source.lines),
-        "median_file": int(median(source.lines)),
-        "functions_100": round(100 * source.functions / lines, 1),
-        "par_p90": _quantile(source.parameters, 0.9),
-        "par_max": max(source.parameters, default=0),
-        "cc_p90": _quantile(source.complexities, 0.9),
-        "class_max": max(source.class_lines, default=0),
+        f"over_{MAXIMUM_LINES}": sum(n > MAXIMUM_LINES for n in lines),
+        "median_file": int(median(lines)),
+        "functions_100": round(100 * len(functions) / sum(lines), 1),
+        "par_p90": _quantile(parameters, 0.9),
+        "par_max": max(parameters, default=0),
+        "cc_p90": _quantile(complexities, 0.9),
+        "class_max": max(class_lines, default=0),
         "circles": sum(any(name in modules for name in circle) for circle in circles),
         "forbidden": len(forbidden_arrows(from_here)),
     }

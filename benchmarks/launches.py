@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from benchmarks.records import Record, parser_of, table, write
 from benchmarks.shapes import NETWORKS
-from benchmarks.step import HORIZON, LATE, cycle
+from benchmarks.step import HORIZON, move_to_late_step
 from ngopt import NGOptimizer
 
 MIB = 1 << 20
@@ -197,9 +197,7 @@ def counted(network: str, weights: str, total_steps: int | None) -> Record:
     optimizer = NGOptimizer(params, rule=weights, total_steps=total_steps)
     first, first_transient = counted_step(optimizer)
     optimizer.step()
-    every = cycle(optimizer)
-    for p in params:
-        optimizer.state[p]["step"].fill_(LATE - LATE % every)
+    every = move_to_late_step(optimizer)
     steps: list[Counts] = []
     transient = 0
     for _ in range(every):

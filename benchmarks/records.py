@@ -16,13 +16,10 @@ Record = dict[str, Any]
 
 def table(records: Sequence[Record]) -> str:
     """One line for each record; the first record's keys are the header."""
-    lines = [""] * (1 + len(records))
-    for key in records[0]:
-        column = [key, *(_cell(record[key]) for record in records)]
-        width = max(map(len, column)) + 2
-        for row, cell in enumerate(column):
-            lines[row] += cell.rjust(width)
-    return "\n".join(lines)
+    columns = [[key, *(_cell(record[key]) for record in records)] for key in records[0]]
+    widths = [max(map(len, column)) + 2 for column in columns]
+    rows = zip(*columns, strict=True)
+    return "\n".join("".join(map(str.rjust, row, widths)) for row in rows)
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:

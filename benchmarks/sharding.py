@@ -17,7 +17,9 @@ mean over ranks. memory_gb: weights, gradients, state and transient memory.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import chain
 from statistics import fmean
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -185,12 +187,8 @@ class Group:
 
 def state_bytes(optimizer: NGOptimizer) -> int:
     """Bytes of a rank's state without scalars, which every rank has."""
-    total = 0
-    for record in optimizer.state.values():
-        for x in record.values():
-            if x.dim():
-                total += x.nbytes
-    return total
+    tensors = chain.from_iterable(map(dict.values, optimizer.state.values()))
+    return sum(x.nbytes for x in tensors if x.dim())
 
 
 def _move_to_late_step(optimizer: NGOptimizer) -> None:
@@ -265,7 +263,7 @@ class Collectives:
         sent_counts: list[int],
         group: Any,
         async_op: bool,
-    ) -> "_Work":
+    ) -> Any:
         assert async_op
         assert result.dtype == sent.dtype  # required by torch
         to_others = sum(sent_counts) - sent_counts[self._rank]
@@ -273,14 +271,7 @@ class Collectives:
         self.calls += 1
         self.sent += to_others * sent.itemsize
         self.received += from_others * sent.itemsize
-        return _Work()
-
-
-class _Work:
-    """An asynchronous collective."""
-
-    def wait(self) -> None:
-        pass
+        return SimpleNamespace(wait=lambda: None)
 
 
 def record_of(

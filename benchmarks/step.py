@@ -47,25 +47,16 @@ LATE = 500  # steps after which the default renews bases least often
 Example = tuple[nn.Module, Any]
 
 
-def _problem(name: str) -> Example:
-    return load_problem(name).init(0), None
-
-
-def _gpt2() -> Example:
-    return transformers_gpt2(), {"input_ids": torch.arange(32).reshape(2, 16)}
-
-
 NETWORKS: dict[str, Callable[[], Example]] = {
-    "fm-16": partial(_problem, "fm-16"),
-    "c10-32": partial(_problem, "c10-32"),
+    "fm-16": lambda: (load_problem("fm-16").init(0), None),
+    "c10-32": lambda: (load_problem("c10-32").init(0), None),
     **{family: partial(torchvision_example, family) for family in FAMILIES},
-    "gpt2": _gpt2,
+    "gpt2": lambda: (
+        transformers_gpt2(),
+        {"input_ids": torch.arange(32).reshape(2, 16)},
+    ),
 }
 LARGE = ("resnet50", "vit_b_16", "gpt2")
-
-
-def _adamw(model: nn.Module) -> Optimizer:
-    return AdamW(model.parameters(), fused=True)
 
 
 def _ngopt(
@@ -77,7 +68,7 @@ def _ngopt(
 
 
 OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
-    "adamw": _adamw,
+    "adamw": lambda model: AdamW(model.parameters(), fused=True),
     "default": _ngopt,
     "default, horizon": partial(_ngopt, total_steps=HORIZON),
     "ff": partial(_ngopt, rule="ff"),
@@ -145,9 +136,7 @@ def network_steps(name: str, weights: str, threads: int) -> Record:
     first = seconds_of(optimizer.step)
     draw_gradients(params)
     second = seconds_of(optimizer.step)
-    count = cycle(optimizer)
-    for p in params:
-        optimizer.state[p]["step"].fill_(LATE - LATE % count)
+    count = move_to_late_step(optimizer)
     draw_gradients(params)
     optimizer.step()
     cycles: list[list[float]] = []  # seconds of each step
@@ -177,6 +166,14 @@ def cycle(optimizer: NGOptimizer) -> int:
     if isinstance(optimizer.rule, LearnedOptimizer):
         return optimizer.rule.metanet.graph_every
     return optimizer.param_groups[0]["renew_every"]
+
+
+def move_to_late_step(optimizer: NGOptimizer) -> int:
+    """Sets the count of steps to the start of a cycle; returns the cycle's length."""
+    length = cycle(optimizer)
+    for record in optimizer.state.values():
+        record["step"].fill_(LATE - LATE % length)
+    return length
 
 
 def draw_gradients(params: list[nn.Parameter]) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import safetensors
@@ -60,12 +61,9 @@ class Split:
         return images, self.labels[indices]
 
 
-@dataclass(frozen=True, eq=False)
-class ImageDataset:
+class ImageDataset(NamedTuple):
     """For classification; `validation` is the last twelfth of the training file."""
 
-    name: str
-    num_classes: int
     train: Split
     validation: Split
     test: Split
@@ -126,8 +124,6 @@ def load_dataset(name: str, folder: str | os.PathLike | None = None) -> ImageDat
     cut = len(labels) - len(labels) // VALIDATION_SHARE
     moments = recipe.mean, recipe.std
     return ImageDataset(
-        name=name,
-        num_classes=recipe.num_classes,
         train=Split(images[:cut], labels[:cut], *moments),
         validation=Split(images[cut:], labels[cut:], *moments),
         test=Split(arrays["test_images"], arrays["test_labels"], *moments),
@@ -203,7 +199,6 @@ def _scratch_folder(folder: Path) -> tempfile.TemporaryDirectory:
 class Recipe:
     """Normalisation, hash and sources of a data set; sources are tried in order."""
 
-    num_classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     sha256: str
@@ -218,7 +213,6 @@ CIFAR10_MOMENTS = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 # headers. CIFAR-10 has the published means, labels and counts.
 DATASETS = {
     "fashion-mnist": Recipe(
-        10,
         *MNIST_MOMENTS,
         sha256="76b66a423416ad64a07a486759c471bc3b91419eedb5a35566e7fbfc934aa5b5",
         sources={
@@ -227,7 +221,6 @@ DATASETS = {
         },
     ),
     "mnist": Recipe(
-        10,
         *MNIST_MOMENTS,
         sha256="11eea469facbb6f4806b2145b22f4ab40d2331f1c3e6038721d3cc0975b6feba",
         sources={
@@ -236,7 +229,6 @@ DATASETS = {
         },
     ),
     "cifar10": Recipe(
-        10,
         *CIFAR10_MOMENTS,
         sha256="2b0beb00fc64a4bc8072314fa7ccebda5e42a88bde51e82a43ddaa441526a430",
         sources={

@@ -64,11 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     info.set_defaults(run=_info)
     commands.add_parser("graph", help="the neural graph of a network: see --help")
     text = "train your problem with several optimizers"
-    _add_race_options(commands.add_parser("race", help=text))
-    return parser
-
-
-def _add_race_options(race: argparse.ArgumentParser) -> None:
+    race = commands.add_parser("race", help=text)
+    race.set_defaults(run=_race)
     race.add_argument("problem", help="module with model(), batches(), loss()")
     default = ["adamw", "muon", "ngopt"]
     names = f"of {', '.join(OPTIMIZERS)} (default: {' '.join(default)})"
@@ -80,7 +77,7 @@ def _add_race_options(race: argparse.ArgumentParser) -> None:
     folder = Path("runs/race")
     option("--folder", type=Path, default=folder, help=f"of the report {DEFAULT}")
     option("--json", action="store_true", help="print JSON, not a table")
-    race.set_defaults(run=_race)
+    return parser
 
 
 def describe(weights: str) -> dict[str, Any]:

@@ -128,8 +128,7 @@ class PaddedRows:
             else:
                 parts += [view, (gap,)] if gap else [view]
         self.has_gaps = any(value.gap for value in self._values)
-        empty = torch.empty((), device="cpu")
-        self._parts = list(map(empty.expand, parts))
+        self._parts = list(map(torch.empty((), device="cpu").expand, parts))
         self._zeros: dict[Any, list[Tensor]] = {}  # gaps, by dtype and device
 
     def join(self, values: Sequence[Tensor]) -> Tensor:

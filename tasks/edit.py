@@ -166,9 +166,8 @@ class Editing(NetworkTask[Config]):
         stack, targets = self.data[split].stack, self.targets[split].flatten(2)
         at_once = max(1, EVALUATION_BATCH // self.config.outputs)
         total = 0.0
-        for chunk, images in zip(
-            stack.split(at_once), targets.split(at_once), strict=True
-        ):
+        chunks = zip(stack.split(at_once), targets.split(at_once), strict=True)
+        for chunk, images in chunks:
             error = (self.edited_images(chunk) - images).square().mean()
             total += error.item() * chunk.count
         return total / stack.count

@@ -117,8 +117,7 @@ class Folder:
         for path in shard_paths(self.path):
             groups = read_shard(path)
             means = {key: fmean(column_of(groups, key).tolist()) for key in quality}
-            count = sum(map(len, groups))
-            rows.append({"file": path.name, "networks": count, **means})
+            rows.append({"file": path.name, "networks": sum(map(len, groups)), **means})
         self._write_manifest(rows)
         return rows
 

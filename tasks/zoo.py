@@ -10,7 +10,7 @@ continues where it stopped, `--processes 2` or
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -173,8 +173,7 @@ def load_images(config: TrainConfig) -> ImageDataset:
     data = load_dataset("cifar10")
     if ZOOS[config.zoo].channels > 1:
         return data
-    splits = {split: gray(getattr(data, split)) for split in SPLITS}
-    return replace(data, **splits)
+    return ImageDataset(*map(gray, data))
 
 
 def gray(split: Split) -> Split:

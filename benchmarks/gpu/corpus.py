@@ -46,19 +46,15 @@ def load_corpus(session: Session, count: int, vocabulary: int = VOCABULARY) -> C
         return Corpus(tokens["train"], tokens["validation"], size, name)
 
 
-def python_files() -> list[Path]:
-    """All files of this Python's library and packages, in a fixed random order."""
+def _texts() -> Iterator[str]:
+    """The files of this Python's library and packages, in a fixed random order."""
     hashes: dict[Path, str] = {}
     for key in ("stdlib", "purelib"):
         folder = Path(sysconfig.get_paths()[key]).resolve()
         for path in folder.rglob("*.py"):
             relative = path.relative_to(folder).as_posix()
             hashes.setdefault(path, hashlib.sha256(relative.encode()).hexdigest())
-    return sorted(hashes, key=lambda path: (hashes[path], path))
-
-
-def _texts() -> Iterator[str]:
-    for path in python_files():
+    for path in sorted(hashes, key=lambda path: (hashes[path], path)):
         try:
             if path.stat().st_size <= LONGEST:
                 yield path.read_text(encoding="utf-8", errors="replace")

@@ -140,9 +140,7 @@ def steps_to_reference(
     Losses are those of the curves. A run is compared with the reference run of its
     seed. Returns the median over seeds; None if half of them never reach it.
     """
-    targets = {}
-    for reference in references:
-        targets[reference["run"]["seed"]] = reference["curve"]["loss"][-1]
+    targets = {run["run"]["seed"]: run["curve"]["loss"][-1] for run in references}
     middle = median(
         _steps_to(record["curve"], targets.get(record["run"]["seed"]))
         for record in records

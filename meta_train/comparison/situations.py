@@ -46,44 +46,45 @@ class Config:
     output: str = "results/situations/situations.md"
 
 
+Row = dict[str, Any]
+"""One of the table in `results.json`: results of an optimizer on a problem."""
+
+
 class Situation(NamedTuple):
-    """Losses on one problem, and the learning rates of the tuned optimizers."""
+    """Rows of one problem. adam: the best of AdamW and Adam."""
 
     problem: str
-    steps: int
-    ours: float
-    adam: float
-    adam_lr: float
-    muon: float
-    muon_lr: float
+    ours: Row
+    adam: Row
+    muon: Row
 
     @property
     def excess(self) -> float:
         """The default's loss / AdamW's - 1; inf where it is not finite."""
-        return self.ours / self.adam - 1 if isfinite(self.ours) else float("inf")
+        ours = _loss(self.ours)
+        return ours / _loss(self.adam) - 1 if isfinite(ours) else float("inf")
 
     def cells(self) -> dict[str, str]:
+        ours, muon = _loss(self.ours), _loss(self.muon)
         return {
             "problem": self.problem,
-            "steps": str(self.steps),
-            "default": f"{self.ours:.4g}",
-            "AdamW or Adam, tuned": f"{self.adam:.4g}",
-            "AdamW lr": f"{self.adam_lr:g}",
-            "Muon, tuned": f"{self.muon:.4g}",
-            "Muon lr": f"{self.muon_lr:g}",
+            "steps": str(self.ours["steps"]),
+            "default": f"{ours:.4g}",
+            "AdamW or Adam, tuned": f"{_loss(self.adam):.4g}",
+            "AdamW lr": f"{self.adam['lr']:g}",
+            "Muon, tuned": f"{muon:.4g}",
+            "Muon lr": f"{self.muon['lr']:g}",
             "to AdamW": f"{100 * self.excess:+.1f} %",
-            "to Muon": f"{100 * self.ours / self.muon - 100:+.1f} %",
+            "to Muon": f"{100 * ours / muon - 100:+.1f} %",
         }
 
 
-def situations(
-    table: Sequence[dict[str, Any]], ours_name: str = OURS
-) -> list[Situation]:
+def situations(table: Sequence[Row], ours_name: str = OURS) -> list[Situation]:
     """The results of a comparison by problem, the largest excess first.
 
     Raises ValueError if one of the optimizers is missing for a problem.
     """
-    problems: dict[str, dict[str, dict[str, Any]]] = {}
+    problems: dict[str, dict[str, Row]] = {}
     for row in table:
         problems.setdefault(row["problem"], {})[row["optimizer"]] = row
     compared = []
@@ -97,21 +98,11 @@ def situations(
             )
         adams = [rows[name] for name in (*ADAMS, *OTHER_ADAMS) if name in rows]
         adam = min(adams, key=_loss)
-        ours, muon = rows[ours_name], rows[MUON]
-        situation = Situation(
-            problem,
-            ours["steps"],
-            ours=_loss(ours),
-            adam=_loss(adam),
-            adam_lr=adam["lr"],
-            muon=_loss(muon),
-            muon_lr=muon["lr"],
-        )
-        compared.append(situation)
+        compared.append(Situation(problem, rows[ours_name], adam, rows[MUON]))
     return sorted(compared, key=lambda situation: -situation.excess)
 
 
-def _loss(row: dict[str, Any]) -> float:
+def _loss(row: Row) -> float:
     loss = row["test_loss"]
     return float("inf") if loss is None else loss
 
@@ -121,7 +112,7 @@ def summary(compared: Sequence[Situation]) -> str:
     better = sum(situation.excess < 0 for situation in compared)
     level = sum(situation.excess <= LEVEL for situation in compared)
     far = sum(situation.excess > FAR for situation in compared)
-    ahead = sum(situation.ours < situation.muon for situation in compared)
+    ahead = sum(_loss(each.ours) < _loss(each.muon) for each in compared)
     return (
         f"{len(compared)} problems: {better} better than the tuned AdamW, {level} "
         f"better or within {100 * LEVEL:.0f} %, {far} more than {100 * FAR:.0f} % "

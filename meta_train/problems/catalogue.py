@@ -70,6 +70,7 @@ from meta_train.problems.supervised import (
     VARIATIONAL,
     Batch,
     SupervisedProblem,
+    maker,
     named,
 )
 from meta_train.problems.text import (
@@ -122,77 +123,62 @@ def _choice(count: int) -> int:
     return int(torch.randint(count, ()).item())
 
 
-classify = partial(SupervisedProblem, objective=CLASSIFY)
-regress = partial(SupervisedProblem, objective=REGRESS)
-reconstruct = partial(SupervisedProblem, objective=RECONSTRUCT)
+classify = maker(SupervisedProblem, CLASSIFY)
+regress = maker(SupervisedProblem, REGRESS)
+reconstruct = maker(SupervisedProblem, RECONSTRUCT)
+encode = maker(SupervisedProblem, VARIATIONAL)
+contrast = maker(SupervisedProblem, CONTRAST)
+predict_quantiles = maker(SupervisedProblem, PREDICT_QUANTILES)
 
 
-# Arguments: data, network, batch size (None: all examples), steps.
+# Arguments: data, batch size (None: all examples), steps, network and its arguments.
 
 # for choosing hyperparameters and weights of learned optimizers
 _DEVELOPMENT = {
-    "fm-16": classify(FASHION, lambda: paper_cnn(1, (16, 32, 32)), 128, 1000),
-    "fm-8": classify(FASHION, lambda: paper_cnn(1, (8, 16, 16)), 128, 1000),
-    "mlp-fm28": classify(FASHION, lambda: mlp((784, 128, 64, 10)), 64, 1000),
-    "mlp-deep-m14": classify(
-        MNIST_14, lambda: mlp((196, *[48] * 8, 10), nn.Tanh), 128, 1500
-    ),
-    "mlp-small-m7": classify(MNIST_7, lambda: mlp((49, 32, 10)), 32, 3000),
-    "mlp-wide-fm14": classify(
-        FASHION_14, lambda: mlp((196, 256, 10), nn.GELU), 8, 2000
-    ),
-    "cnn-m14": classify(MNIST_14, lambda: pooled_cnn((1, 8, 16), 3), 512, 200),
-    "cnn-gn-c16": classify(
-        CIFAR_16, lambda: strided_cnn((3, 16, 32, 64), group_norm, nn.ReLU), 64, 800
-    ),
-    "depthwise-fm14": classify(
-        FASHION_14, lambda: depthwise_cnn((1, 16, 32, 64)), 64, 600
-    ),
-    "resnet-c16": classify(CIFAR_16, lambda: residual_cnn(3, (12, 24, 32)), 64, 400),
-    "vit-fm28": classify(FASHION, lambda: Vit(1, 28, 7, 32, 4, 2), 64, 600),
-    "gpt-text": classify(TEXT_64, lambda: Gpt(VOCABULARY, 64, 48, 4, 2), 16, 600),
-    "gru-fm28": classify(FASHION, lambda: RowRnn(nn.GRU, 28, 48), 64, 500),
-    "lstm-text": classify(
-        TEXT_48, lambda: CharacterRnn(nn.LSTM, VOCABULARY, 24, 64), 16, 600
-    ),
+    "fm-16": classify(FASHION, 128, 1000, paper_cnn, 1, (16, 32, 32)),
+    "fm-8": classify(FASHION, 128, 1000, paper_cnn, 1, (8, 16, 16)),
+    "mlp-fm28": classify(FASHION, 64, 1000, mlp, (784, 128, 64, 10)),
+    "mlp-deep-m14": classify(MNIST_14, 128, 1500, mlp, (196, *[48] * 8, 10), nn.Tanh),
+    "mlp-small-m7": classify(MNIST_7, 32, 3000, mlp, (49, 32, 10)),
+    "mlp-wide-fm14": classify(FASHION_14, 8, 2000, mlp, (196, 256, 10), nn.GELU),
+    "cnn-m14": classify(MNIST_14, 512, 200, pooled_cnn, (1, 8, 16), 3),
+    "cnn-gn-c16": classify(CIFAR_16, 64, 800, strided_cnn, (3, 16, 32, 64)),
+    "depthwise-fm14": classify(FASHION_14, 64, 600, depthwise_cnn, (1, 16, 32, 64)),
+    "resnet-c16": classify(CIFAR_16, 64, 400, residual_cnn, 3, (12, 24, 32)),
+    "vit-fm28": classify(FASHION, 64, 600, Vit, 1, 28, 7, 32, 4, 2),
+    "gpt-text": classify(TEXT_64, 16, 600, Gpt, VOCABULARY, 64, 48, 4, 2),
+    "gru-fm28": classify(FASHION, 64, 500, RowRnn, nn.GRU, 28, 48),
+    "lstm-text": classify(TEXT_48, 16, 600, CharacterRnn, nn.LSTM, VOCABULARY, 24, 64),
     "autoencoder-m28": reconstruct(
-        lambda: pixels("mnist"),
-        lambda: autoencoder((784, 128, 64, 16), (1, 28, 28)),
-        128,
-        1000,
+        lambda: pixels("mnist"), 128, 1000, autoencoder, (784, 128, 64, 16), (1, 28, 28)
     ),
     "siren-slopes": regress(
-        lambda: picture_slopes(23), lambda: SirenSlopes((2, 28, 28, 1)), None, 1000
+        lambda: picture_slopes(23), None, 1000, SirenSlopes, (2, 28, 28, 1)
     ),
-    "mixer-c16": classify(CIFAR_16, lambda: Mixer(3, 16, 4, 48, 2), 64, 600),
+    "mixer-c16": classify(CIFAR_16, 64, 600, Mixer, 3, 16, 4, 48, 2),
 }
 
 # for deciding between the chosen ones
 _META_VALIDATION = {
     "mlp-norm-c16": classify(
-        GRAY_16, lambda: mlp((256, 96, 96, 96, 10), nn.GELU, nn.LayerNorm), 256, 600
+        GRAY_16, 256, 600, mlp, (256, 96, 96, 96, 10), nn.GELU, nn.LayerNorm
     ),
     "cnn-bn-fm28": classify(
-        FASHION, lambda: strided_cnn((1, 12, 24, 48), nn.BatchNorm2d, nn.SiLU), 32, 800
+        FASHION, 32, 800, strided_cnn, (1, 12, 24, 48), nn.BatchNorm2d, nn.SiLU
     ),
     "resnet-gn-fm14": classify(
-        FASHION_14, lambda: residual_cnn(1, (16, 32), group_norm), 64, 300
+        FASHION_14, 64, 300, residual_cnn, 1, (16, 32), group_norm
     ),
-    "vit-c16": classify(CIFAR_16, lambda: Vit(3, 16, 4, 48, 6, 3), 32, 600),
+    "vit-c16": classify(CIFAR_16, 32, 600, Vit, 3, 16, 4, 48, 6, 3),
     "gpt-tied-text": classify(
-        TEXT_32, lambda: Gpt(VOCABULARY, 32, 64, 2, 1, tied=True), 64, 500
+        TEXT_32, 64, 500, Gpt, VOCABULARY, 32, 64, 2, 1, tied=True
     ),
-    "gru-text": classify(
-        TEXT_64, lambda: CharacterRnn(nn.GRU, VOCABULARY, 32, 48, 2), 8, 600
-    ),
+    "gru-text": classify(TEXT_64, 8, 600, CharacterRnn, nn.GRU, VOCABULARY, 32, 48, 2),
     "autoencoder-conv-fm28": reconstruct(
-        lambda: pixels("fashion-mnist"),
-        lambda: convolutional_autoencoder((8, 16), 16),
-        64,
-        500,
+        lambda: pixels("fashion-mnist"), 64, 500, convolutional_autoencoder, (8, 16), 16
     ),
     "siren-rgb": regress(
-        lambda: picture(11, gray=False), lambda: Siren((2, 64, 64, 3)), None, 1000
+        lambda: picture(11, gray=False), None, 1000, Siren, (2, 64, 64, 3)
     ),
 }
 
@@ -200,49 +186,36 @@ _META_VALIDATION = {
 # that are in neither of the lists above, the others have other sizes and data.
 _META_TEST = {
     "points-m14": classify(
-        lambda: brightest_pixels("mnist", 2, 48), lambda: PointSet(3, 48, 10), 64, 800
+        lambda: brightest_pixels("mnist", 2, 48), 64, 800, PointSet, 3, 48, 10
     ),
-    "wave-fm14": classify(FASHION_14, lambda: wave_cnn((1, 16, 24, 32)), 64, 800),
+    "wave-fm14": classify(FASHION_14, 64, 800, wave_cnn, (1, 16, 24, 32)),
     "unet-c16": regress(
-        lambda: noisy_images("cifar10", 2, gray=True), lambda: UNet(8), 32, 500
+        lambda: noisy_images("cifar10", 2, gray=True), 32, 500, UNet, 8
     ),
-    "vae-m14": SupervisedProblem(
-        lambda: pixels("mnist", 2),
-        lambda: VariationalAutoencoder(196, 96, 8),
-        64,
-        1000,
-        VARIATIONAL,
+    "vae-m14": encode(
+        lambda: pixels("mnist", 2), 64, 1000, VariationalAutoencoder, 196, 96, 8
     ),
-    "experts-c16": classify(GRAY_16, lambda: MixtureOfExperts(256, 4, 64, 10), 64, 800),
+    "experts-c16": classify(GRAY_16, 64, 800, MixtureOfExperts, 256, 4, 64, 10),
     "trigrams-text": classify(
-        lambda: files_of_windows(128), lambda: BagOfTrigrams(1024, 32, 64, 31), 64, 800
+        lambda: files_of_windows(128), 64, 800, BagOfTrigrams, 1024, 32, 64, 31
     ),
     "linear-attention-m28": classify(
-        MNIST, lambda: LinearTransformer(1, 28, 4, 32, 2, 2), 32, 600
+        MNIST, 32, 600, LinearTransformer, 1, 28, 4, 32, 2, 2
     ),
-    "contrast-fm14": SupervisedProblem(
-        FASHION_14, lambda: mlp((196, 128, 64, 16)), 128, 1000, CONTRAST
-    ),
-    "quantiles-fm28": SupervisedProblem(
-        lambda: lower_brightness("fashion-mnist"),
-        lambda: mlp((28, 64, 64, 3)),
-        32,
-        2000,
-        PREDICT_QUANTILES,
+    "contrast-fm14": contrast(FASHION_14, 128, 1000, mlp, (196, 128, 64, 16)),
+    "quantiles-fm28": predict_quantiles(
+        lambda: lower_brightness("fashion-mnist"), 32, 2000, mlp, (28, 64, 64, 3)
     ),
     "diffusion-m14": regress(
-        lambda: diffused_images("mnist", 2),
-        lambda: ResidualDenoiser(196, 96, 2),
-        128,
-        1000,
+        lambda: diffused_images("mnist", 2), 128, 1000, ResidualDenoiser, 196, 96, 2
     ),
-    "gpt-long-text": classify(TEXT_96, lambda: Gpt(VOCABULARY, 96, 48, 4, 3), 8, 500),
-    "resnet-c32": classify(CIFAR, lambda: residual_cnn(3, (8, 16, 32)), 32, 400),
-    "lstm-m28": classify(MNIST, lambda: RowRnn(nn.LSTM, 28, 64), 100, 500),
+    "gpt-long-text": classify(TEXT_96, 8, 500, Gpt, VOCABULARY, 96, 48, 4, 3),
+    "resnet-c32": classify(CIFAR, 32, 400, residual_cnn, 3, (8, 16, 32)),
+    "lstm-m28": classify(MNIST, 100, 500, RowRnn, nn.LSTM, 28, 64),
 }
 
 # Kofinas et al. 2024, Table 2, beside fm-16; nothing is chosen on it
-_PAPER = {"c10-32": classify(CIFAR, lambda: paper_cnn(3, (32, 64, 64)), 128, 1000)}
+_PAPER = {"c10-32": classify(CIFAR, 128, 1000, paper_cnn, 3, (32, 64, 64))}
 
 # fm-16 with other sizes and horizons; nothing is chosen on them
 _like_fm_16 = partial(replace, _DEVELOPMENT["fm-16"])
@@ -270,7 +243,7 @@ META_TRAINING: dict[str, SupervisedProblem] = named(
         "fm-cnns": CnnFamily(
             FASHION, lambda: paper_cnn(1, (16, 32, 32)), 128, 1000, CLASSIFY
         ),
-        "fm14-32": classify(FASHION_14, lambda: paper_cnn(1, (32, 64, 64)), 128, 1000),
+        "fm14-32": classify(FASHION_14, 128, 1000, paper_cnn, 1, (32, 64, 64)),
     }
 )
 

@@ -9,19 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.image_datasets import Split, load_dataset
-from meta_train.problems.supervised import Batch, Splits, TensorExamples, mapped
+from meta_train.problems.supervised import Batch, Examples, Splits, tensor_examples
 from tasks.networks.siren import pixel_grid
 
 NOISE = 0.5  # standard deviation of `noisy_images`, of normalised pixels
 
 
 @cache
-def images(name: str, pool: int = 1, gray: bool = False) -> Splits:
-    """Images and their labels, normalised by the moments of the data set.
-
-    pool: kernel size of average pooling. gray: whether to average the channels. Pixels
-    stay uint8, so means are rounded.
-    """
+def pooled_splits(name: str, pool: int, gray: bool) -> list[Split]:
+    """Splits of a data set; arguments as of `images`."""
 
     def pooled(split: Split) -> Split:
         parts = []
@@ -39,24 +35,35 @@ def images(name: str, pool: int = 1, gray: bool = False) -> Splits:
             std = (sum(std) / len(std),)
         return replace(split, images=torch.cat(parts), mean=mean, std=std)
 
-    data = load_dataset(name)
-    return Splits(data.train, data.validation, data.test).map(pooled)
+    return list(map(pooled, load_dataset(name)))
+
+
+@cache
+def images(name: str, pool: int = 1, gray: bool = False) -> Splits:
+    """Images and their labels, normalised by the moments of the data set.
+
+    pool: kernel size of average pooling. gray: whether to average the channels. Pixels
+    stay uint8, so means are rounded.
+    """
+    splits = pooled_splits(name, pool, gray)
+    return Splits(*(Examples(len(split), split.batch) for split in splits))
 
 
 @cache
 def pixels(name: str, pool: int = 1, gray: bool = False) -> Splits:
     """Images as in `images` with pixels in [0, 1]; the targets are the inputs."""
-    unnormalised = partial(replace, mean=(0.0,), std=(1.0,))
-    splits = images(name, pool, gray).map(unnormalised)
-    return mapped(splits, lambda pixels, labels: (pixels, pixels))
+    examples = []
+    for split in pooled_splits(name, pool, gray):
+        unnormalised = replace(split, mean=(0.0,), std=(1.0,))
+        examples.append(Examples(len(split), unnormalised.batch))
+    return Splits(*examples).map(lambda pixels, labels: (pixels, pixels))
 
 
 @cache
 def noisy_images(name: str, pool: int = 1, gray: bool = False) -> Splits:
     """Images with normal noise; the targets are the images without noise."""
-    return mapped(
-        images(name, pool, gray),
-        lambda images, labels: (images + NOISE * torch.randn_like(images), images),
+    return images(name, pool, gray).map(
+        lambda images, labels: (images + NOISE * torch.randn_like(images), images)
     )
 
 
@@ -75,7 +82,7 @@ def diffused_images(name: str, pool: int = 1, gray: bool = False) -> Splits:
         angles = 0.5 * pi * levels[..., None, None]
         return (angles.cos() * images + angles.sin() * noise, levels), noise
 
-    return mapped(images(name, pool, gray), diffuse)
+    return images(name, pool, gray).map(diffuse)
 
 
 @cache
@@ -88,7 +95,7 @@ def brightest_pixels(name: str, pool: int, count: int) -> Splits:
         positions = pixel_grid(side, side)[indices]  # (b, count, 2)
         return torch.cat([positions, brightness[..., None]], -1), labels
 
-    return mapped(images(name, pool), as_points)
+    return images(name, pool).map(as_points)
 
 
 @cache
@@ -102,7 +109,7 @@ def lower_brightness(name: str) -> Splits:
         upper, lower = images.flatten(1).split([28, 21], 1)  # rows of 7 squares
         return upper, lower.mean(1, keepdim=True)
 
-    return mapped(images(name, 4), halves)
+    return images(name, 4).map(halves)
 
 
 @cache
@@ -116,7 +123,7 @@ def picture(index: int, gray: bool) -> Splits:
     image = image.float() / 127.5 - 1
     if gray:
         image = image.mean(0, keepdim=True)
-    points = TensorExamples(pixel_grid(32, 32), image.flatten(1).mT.contiguous())
+    points = tensor_examples(pixel_grid(32, 32), image.flatten(1).mT.contiguous())
     return Splits(points, points, points)
 
 
@@ -130,7 +137,7 @@ def picture_slopes(index: int) -> Splits:
     rows = tall[:, :, 2:] - tall[:, :, :-2]
     columns = wide[..., 2:] - wide[..., :-2]
     slopes = torch.stack([rows.flatten(), columns.flatten()], 1)
-    points = TensorExamples(pixel_grid(32, 32), slopes)
+    points = tensor_examples(pixel_grid(32, 32), slopes)
     return Splits(points, points, points)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, ParamSpec
 
 import torch
 import torch.nn.functional as F
@@ -20,17 +20,22 @@ Batch = tuple[Any, Any]  # inputs of the network, and targets of its outputs
 Build = Callable[[], nn.Module]
 
 
-class Examples(Protocol):
-    """A split of a data set."""
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """A split of a data set.
 
-    def __len__(self) -> int: ...
+    batch: the examples of some indices (b,). It may draw noise from torch's generator.
+    """
 
-    def batch(self, indices: Tensor) -> Batch:
-        """The examples of these indices, (b,).
+    count: int
+    batch: Callable[[Tensor], Batch]
 
-        Noise may be drawn from torch's generator.
-        """
-        ...
+    def __len__(self) -> int:
+        return self.count
+
+    def map(self, function: Callable[[Any, Any], Batch]) -> "Examples":
+        """The same examples with every batch mapped by a function."""
+        return Examples(self.count, lambda indices: function(*self.batch(indices)))
 
 
 class Splits(NamedTuple):
@@ -40,62 +45,23 @@ class Splits(NamedTuple):
     validation: Examples
     test: Examples
 
-    def map(self, function: Callable[[Any], Examples]) -> "Splits":
-        """The splits with a function applied to each."""
-        return Splits(*map(function, self))
+    def map(self, function: Callable[[Any, Any], Batch]) -> "Splits":
+        """The same splits with every batch mapped by a function."""
+        return Splits(*(examples.map(function) for examples in self))
 
 
-@dataclass(frozen=True)
-class Mapped:
-    """Examples whose inputs and targets are mapped by a function, batch by batch."""
-
-    examples: Examples
-    function: Callable[[Any, Any], Batch]
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def batch(self, indices: Tensor) -> Batch:
-        return self.function(*self.examples.batch(indices))
-
-
-@dataclass(frozen=True, eq=False)
-class TensorExamples:
+def tensor_examples(inputs: Tensor, targets: Tensor) -> Examples:
     """Examples that are rows of two tensors."""
-
-    inputs: Tensor
-    targets: Tensor
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def batch(self, indices: Tensor) -> Batch:
-        return self.inputs[indices], self.targets[indices]
+    return Examples(len(inputs), lambda indices: (inputs[indices], targets[indices]))
 
 
-@dataclass(frozen=True)
-class First:
-    """The first `count` examples."""
-
-    examples: Examples
-    count: int
-
-    def __len__(self) -> int:
-        return self.count
-
-    def batch(self, indices: Tensor) -> Batch:
-        return self.examples.batch(indices)
+Data = Callable[[], Splits]
+"""Makes or loads the splits; called often, so it should be cached."""
 
 
-def first(data: Callable[[], Splits], count: int) -> Splits:
+def first(data: Data, count: int) -> Data:
     """The same splits with the first `count` training examples alone."""
-    train, validation, test = data()
-    return Splits(First(train, count), validation, test)
-
-
-def mapped(splits: Splits, function: Callable[[Any, Any], Batch]) -> Splits:
-    """The same splits with every batch mapped by a function."""
-    return splits.map(partial(Mapped, function=function))
+    return lambda: data()._replace(train=Examples(count, data().train.batch))
 
 
 @dataclass(frozen=True)
@@ -135,14 +101,13 @@ REGRESS = Objective(F.mse_loss)
 class SupervisedProblem:
     """Trains the network of `build` on the examples of `data`.
 
-    data: makes or loads the splits; called often, so it should be cached.
     batch_size: None for all training examples at once, in their order.
     steps: the horizon.
     evaluation: the objective that `evaluate` reports; `objective` by default.
     evaluation_batch: number of examples per evaluation batch.
     """
 
-    data: Callable[[], Splits]
+    data: Data
     build: Build
     batch_size: int | None
     steps: int
@@ -194,6 +159,41 @@ class SupervisedProblem:
                     correct += len(indices) * accuracy.item()
         has_accuracy = objective.accuracy is not None
         return Metrics(loss / size, correct / size if has_accuracy else None)
+
+
+Arguments = ParamSpec("Arguments")
+
+
+def maker(
+    kind: type[SupervisedProblem],
+    objective: Objective,
+    evaluation: Objective | None = None,
+    equal_batches: bool = False,
+):
+    """A function that makes problems, such as `classify`.
+
+    Its arguments are the data, the batch size (None: all examples), the steps, and a
+    function or class that makes the network, followed by its arguments.
+
+    equal_batches: batches of evaluation have the size of training batches, for a loss
+        that depends on it.
+    """
+
+    def make(
+        data: Data,
+        batch_size: int | None,
+        steps: int,
+        network: Callable[Arguments, nn.Module],
+        *args: Arguments.args,
+        **settings: Arguments.kwargs,
+    ) -> SupervisedProblem:
+        build = partial(network, *args, **settings)
+        problem = kind(data, build, batch_size, steps, objective, evaluation)
+        if equal_batches and batch_size is not None:
+            return replace(problem, evaluation_batch=batch_size)
+        return problem
+
+    return make
 
 
 def named(problems: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,15 +1,14 @@
 """Text data: the source code of Python's standard library."""
 
 import sysconfig
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from meta_train.problems.supervised import Batch, Splits
+from meta_train.problems.supervised import Batch, Examples, Splits
 
 # Pure Python files of at least four blocks that seldom change. They still differ in
 # some lines between versions of Python, and so do losses in their last digits.
@@ -35,45 +34,6 @@ TRAIN_STRIDE = 16  # characters between the starts of training windows
 EVALUATION_WINDOWS = 400  # enough to distinguish losses that differ by .01
 
 
-@dataclass(frozen=True, eq=False)
-class Windows:
-    """Windows of a text.
-
-    text: (characters,) int64 codes. starts: (n,) int64, positions of the windows.
-    """
-
-    text: Tensor
-    starts: Tensor
-    length: int
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def codes(self, indices: Tensor, length: int) -> Tensor:
-        """(b, length) int64"""
-        return self.text[self.starts[indices, None] + torch.arange(length)]
-
-    def batch(self, indices: Tensor) -> Batch:
-        """Characters and the character after each, two tensors (b, length)."""
-        codes = self.codes(indices, self.length + 1)
-        return codes[:, :-1], codes[:, 1:]
-
-
-@dataclass(frozen=True, eq=False)
-class FileOfWindow(Windows):
-    """Windows of a text, labelled with the number of the file they start in.
-
-    ends: (files,) int64, the position after each file's last character.
-    """
-
-    ends: Tensor
-
-    def batch(self, indices: Tensor) -> Batch:
-        """Characters (b, length) and files (b,)."""
-        files = torch.searchsorted(self.ends, self.starts[indices], right=True)
-        return self.codes(indices, self.length), files
-
-
 @cache
 def next_characters(length: int) -> Splits:
     """Windows of text, to predict each next character from those before."""
@@ -82,16 +42,38 @@ def next_characters(length: int) -> Splits:
 
 
 def windows_of(text: Tensor, starts: Sequence[Tensor], length: int) -> Splits:
-    """Windows of a text, from the starts of those of each split."""
-    return Splits(*map(partial(Windows, text, length=length), starts))
+    """Windows (b, length) of a text, and the character after each of theirs.
+
+    text: (characters,) int64 codes. starts: (n,) int64 for each split, positions of the
+    windows.
+    """
+
+    def next_codes(begins: Tensor) -> Batch:
+        codes = text[begins[:, None] + torch.arange(length + 1)]
+        return codes[:, :-1], codes[:, 1:]
+
+    return _splits(starts, next_codes)
 
 
 @cache
 def files_of_windows(length: int) -> Splits:
-    """Windows of text, to classify by the file of `FILES` they are from."""
+    """Windows (b, length) of text, to classify by the file of `FILES` they begin in."""
     text, ends = library_text()
-    labelled = partial(FileOfWindow, text, length=length, ends=ends)
-    return Splits(*map(labelled, window_starts(ends, length)))
+
+    def with_files(begins: Tensor) -> Batch:
+        codes = text[begins[:, None] + torch.arange(length)]
+        return codes, torch.searchsorted(ends, begins, right=True)
+
+    return _splits(window_starts(ends, length), with_files)
+
+
+def _splits(starts: Sequence[Tensor], batch: Callable[[Tensor], Batch]) -> Splits:
+    """Splits of windows. batch: the examples at some positions (b,)."""
+
+    def of_split(begins: Tensor) -> Examples:
+        return Examples(len(begins), lambda indices: batch(begins[indices]))
+
+    return Splits(*map(of_split, starts))
 
 
 @cache

@@ -79,19 +79,17 @@ def run(config: Config) -> None:
             "steps": row.steps,
             "train_loss": row.train_loss,
         }
-        for k, records_of_k in by_k.items():
-            table.append(_cells(problem, k, records_of_k))
+        table += [_cells(problem, k, of_k) for k, of_k in by_k.items()]
+        draw_means(
+            folder / f"{file_name(problem)}.png",
+            {k: accuracies(of_k, "test") for k, of_k in by_k.items()},
+            "steps between graph contexts, k",
+            "test accuracy, %",
+        )
     save_pretrained(replace(chosen, table=results), folder / "chosen.safetensors")
     results = {"config": asdict(config), "chosen": best, "rows": table}
     write_json(folder / "results.json", results)
     (folder / "table.md").write_text(f"{markdown_table(table)}\n")
-    for problem, by_k in records.items():
-        draw_means(
-            folder / f"{file_name(problem)}.png",
-            {k: accuracies(records_of_k, "test") for k, records_of_k in by_k.items()},
-            "steps between graph contexts, k",
-            "test accuracy, %",
-        )
     print(text_table(table))
     print(f"k = {best} -> {folder / 'chosen.safetensors'}")
 
@@ -106,12 +104,12 @@ def train_all(config: Config, learned: LearnedOptimizer, folder: Path) -> Record
     """Records of whole runs with each k."""
     seeds = tuple(range(config.seeds))
     variants = {f"every-{k}": with_graph_every(learned, k) for k in config.every}
-    records_of_variants = whole_runs(
+    of_variants = whole_runs(
         variants, config.problems, seeds, folder, config.processes, "evaluation"
     )
     records: Records = {problem: {} for problem in config.problems}
-    for k, records_of_k in zip(config.every, records_of_variants.values(), strict=True):
-        for record in records_of_k:
+    for k, of_k in zip(config.every, of_variants.values(), strict=True):
+        for record in of_k:
             records[record["run"]["problem"]].setdefault(k, []).append(record)
     return records
 

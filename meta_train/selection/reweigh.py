@@ -31,7 +31,7 @@ from harness.tables import text_table
 from meta_train.comparison.optimizers import load_learned
 from meta_train.problems import load_problem
 from meta_train.selection.search import check_fashion
-from meta_train.selection.study import open_study, run_trials
+from meta_train.selection.study import run_study
 from meta_train.selection.sweep import OutputGain, with_gain
 from meta_train.training.unroll import Optimizee, whole_run
 from meta_train.training.weights import with_stage
@@ -123,11 +123,8 @@ def mean_gain(losses: Sequence[float], references: Sequence[float]) -> float:
 
 def search(config: Config) -> optuna.Study:
     """Runs the missing trials. Returns the study with all of them."""
-    folder = Path(config.folder)
     learned = load_learned(config.weights, config.metanet)
     names = factor_names(learned)
-    settings = named_settings(config, IRRELEVANT)
-    study = open_study(folder, "reweigh", settings, dict.fromkeys(names, 0.0))
 
     def sampler(number: int) -> CmaEsSampler:
         return CmaEsSampler(popsize=config.population, seed=config.seed + number)
@@ -136,18 +133,25 @@ def search(config: Config) -> optuna.Study:
         logarithms = {name: trial.suggest_float(name, -LIMIT, LIMIT) for name in names}
         generation = trial.number // config.population
         key = f"references-{generation}"
-        references = study.user_attrs.get(key)
+        references = trial.study.user_attrs.get(key)
         if references is None:
             references = whole_losses(config, learned, 0, generation)
-            study.set_user_attr(key, references)
+            trial.study.set_user_attr(key, references)
         losses = whole_losses(config, reweighed(learned, logarithms), 0, generation)
         trial.set_user_attr("losses", losses)
         score = mean_gain(losses, references)
         print(f"trial {trial.number}: {score:+.4f}")
         return score
 
-    run_trials(study, folder, config.trials, sampler, objective)
-    return study
+    return run_study(
+        Path(config.folder),
+        "reweigh",
+        named_settings(config, IRRELEVANT),
+        config.trials,
+        sampler,
+        objective,
+        first=dict.fromkeys(names, 0.0),
+    )
 
 
 def mean_of_best(trials: Sequence[FrozenTrial], population: int) -> dict[str, float]:

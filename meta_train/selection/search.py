@@ -24,7 +24,7 @@ from harness.interrupts import Interrupted
 from harness.settings import check_counts, named_settings
 from harness.tables import text_table
 from meta_train.selection import sweep
-from meta_train.selection.study import open_study, run_trials
+from meta_train.selection.study import run_study
 from meta_train.training import train
 from ngopt.metanets import METANETS
 from ngopt.metanets.imported import find_metanet
@@ -151,8 +151,6 @@ def train_and_score(
 
 def search(config: Config) -> optuna.Study:
     """Runs the missing trials. Returns the study with all of them."""
-    folder = Path(config.folder)
-    study = open_study(folder, config.metanet, named_settings(config, IRRELEVANT))
 
     def sampler(number: int) -> TPESampler:
         # a seed for every trial, also after resuming
@@ -163,8 +161,11 @@ def search(config: Config) -> optuna.Study:
         trial.set_user_attr("gain", gain)
         return score
 
-    run_trials(study, folder, config.trials, sampler, objective)
-    return study
+    settings = named_settings(config, IRRELEVANT)
+    folder = Path(config.folder)
+    return run_study(
+        folder, config.metanet, settings, config.trials, sampler, objective
+    )
 
 
 def _cells(trial: FrozenTrial) -> dict[str, str]:

@@ -18,16 +18,22 @@ Sampler = Callable[[int], BaseSampler]
 """From the number of trials so far to the sampler of the next trial."""
 
 
-def open_study(
+def run_study(
     folder: Path,
     name: str,
     settings: Mapping[str, Any],
+    trials: int,
+    sampler: Sampler,
+    objective: Callable[[optuna.Trial], float],
     first: Mapping[str, float] | None = None,
 ) -> optuna.Study:
-    """The study in a folder's journal, which is made if there is none.
+    """Runs trials until so many are complete, then writes `trials.json`, a line each.
 
-    Higher values are better. settings: all that its values depend on. first: numbers of
-    the first trial. Raises ValueError if the study was begun with other settings.
+    The study is in the folder's journal, which is made if there is none; other
+    processes may run trials of it at the same time. Higher values of the objective are
+    better. settings: all that the values depend on. first: numbers of the first trial.
+
+    Raises ValueError if the study was begun with other settings.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     make_folder(folder)
@@ -42,21 +48,7 @@ def open_study(
         check_settings(f"folder '{folder}'", stored, settings)
     if first is not None and not study.trials:
         study.enqueue_trial(dict(first))
-    return study
-
-
-def run_trials(
-    study: optuna.Study,
-    folder: Path,
-    count: int,
-    sampler: Sampler,
-    objective: Callable[[optuna.Trial], float],
-) -> None:
-    """Runs trials until `count` are complete, then writes `trials.json`, a line each.
-
-    Other processes may run trials of the same study at the same time.
-    """
-    while len(study.get_trials(states=(TrialState.COMPLETE,))) < count:
+    while len(study.get_trials(states=(TrialState.COMPLETE,))) < trials:
         study.sampler = sampler(len(study.trials))
         study.optimize(objective, n_trials=1)
     lines = []
@@ -64,3 +56,4 @@ def run_trials(
         record = {"trial": trial.number, "score": trial.value, "numbers": trial.params}
         lines.append(json.dumps({**record, **trial.user_attrs}))
     (folder / "trials.json").write_text("\n".join(lines) + "\n")
+    return study

@@ -22,7 +22,6 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._pytree import tree_map_only
 from torch.utils.tensorboard import SummaryWriter
@@ -143,7 +142,10 @@ class MetaTrainer(ResumableTrainer):
         writer.add_scalar("validation/loss", metrics.loss, self.outer_step)
         if metrics.accuracy is not None:
             writer.add_scalar("validation/accuracy", metrics.accuracy, self.outer_step)
-        log_gradients(writer, self.outer_step, self.metanet)
+        for name, p in self.metanet.named_parameters():
+            if p.grad is not None:
+                tag = f"meta_gradient/{name}"
+                writer.add_scalar(tag, p.grad.norm(), self.outer_step)
         optimizee = self._validation_optimizee(0)
         horizon = self.config.horizon
         log_updates(writer, self.outer_step, optimizee, self.averaged, horizon)
@@ -258,13 +260,6 @@ class MetaTrainer(ResumableTrainer):
 UPDATE_STEP = 100  # inner steps before the updates that are logged
 
 
-def log_gradients(writer: SummaryWriter, step: int, metanet: nn.Module) -> None:
-    """Logs the norm of the latest meta-gradient of each tensor."""
-    for name, parameter in metanet.named_parameters():
-        if parameter.grad is not None:
-            writer.add_scalar(f"meta_gradient/{name}", parameter.grad.norm(), step)
-
-
 def log_updates(
     writer: SummaryWriter,
     step: int,
@@ -277,13 +272,12 @@ def log_updates(
     horizon: inner steps of a run. If it is shorter, its last update is logged.
     """
     rule = learned.bind(optimizee.graph)
-    hyper = optimizee.hyper()
     steps = min(UPDATE_STEP, horizon - 1)
     with torch.no_grad():
         before = optimizee.start(rule)
         if steps > 0:
-            before, _ = unroll(optimizee, before, rule, steps, hyper)
-        after, _ = unroll(optimizee, before, rule, 1, hyper)
+            before, _ = unroll(optimizee, before, rule, steps)
+        after, _ = unroll(optimizee, before, rule, 1)
     for name, p, q in zip(optimizee.names, before.params, after.params, strict=True):
         ratio = ((q - p).norm() / p.norm().clamp(min=1e-12)).item()
         writer.add_scalar(f"update_to_weight/{name}", ratio, step)
@@ -291,11 +285,7 @@ def log_updates(
 
 def placed(state: Any, device: torch.device) -> Any:
     """A state with its GPU tensors on this rank's device."""
-
-    def one(x: torch.Tensor) -> torch.Tensor:
-        return x if x.is_cpu else x.to(device)
-
-    return tree_map_only(torch.Tensor, one, state)
+    return tree_map_only(torch.Tensor, lambda x: x if x.is_cpu else x.to(device), state)
 
 
 def advice(config: Config, outer_step: int, made_for: int | None) -> Iterator[str]:

@@ -24,7 +24,7 @@ from ngopt.graph import NeuralGraph
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
 Buffers = dict[str, Tensor]
-Tree = TypeVar("Tree")
+Tree = TypeVar("Tree")  # a pytree of tensors
 
 
 class Inner(NamedTuple):
@@ -201,9 +201,6 @@ class Optimizee(Optimizees):
         return model.eval()
 
 
-State = TypeVar("State")
-
-
 class Stack(Optimizees):
     """Optimizees of one problem as one, to keep a GPU busy with small networks.
 
@@ -256,14 +253,14 @@ class Stack(Optimizees):
         return torch.stack(draws)
 
 
-def stacked(states: Sequence[State]) -> State:
+def stacked(trees: Sequence[Tree]) -> Tree:
     """Stacks pytrees of tensors along a new first axis."""
-    return tree_map(lambda *values: torch.stack(values), *states)
+    return tree_map(lambda *values: torch.stack(values), *trees)
 
 
-def unstacked(state: State, count: int) -> list[State]:
+def unstacked(tree: Tree, count: int) -> list[Tree]:
     """The inverse of `stacked`."""
-    return [tree_map(lambda values, i=i: values[i], state) for i in range(count)]
+    return [tree_map(lambda values, i=i: values[i], tree) for i in range(count)]
 
 
 def moved(
@@ -281,7 +278,6 @@ def unroll(
     inner: Inner,
     rule: BoundRule,
     steps: int,
-    hyper: Hyper,
     create_graph: bool = False,
 ) -> tuple[Inner, Tensor]:
     """Trains for some steps. Returns the state, and the losses before each update.
@@ -289,7 +285,7 @@ def unroll(
     Losses are (steps, *count). With `create_graph` everything is differentiable by the
     metanet's weights, through the optimizee's gradients too (second order).
     """
-    losses = []
+    losses, hyper = [], optimizee.hyper()
     with torch.set_grad_enabled(create_graph):
         for _ in range(steps):
             loss, grads, buffers = optimizee.gradient(inner, create_graph)
@@ -302,8 +298,7 @@ def unroll(
 def whole_run(optimizee: Optimizee, learned: LearnedOptimizer, steps: int) -> Metrics:
     """Validation metrics after a whole inner run."""
     rule = learned.bind(optimizee.graph, steps)
-    start = optimizee.start(rule)
-    inner, _ = unroll(optimizee, start, rule, steps, optimizee.hyper())
+    inner, _ = unroll(optimizee, optimizee.start(rule), rule, steps)
     return optimizee.problem.evaluate(optimizee.model_at(inner), "validation")
 
 

@@ -101,8 +101,7 @@ def _weight_rows(bucket: Bucket, params: Sequence[Tensor]) -> WeightRows | None:
         matrices = entry.layout.shape[0]
         size = entry.numel // matrices
         starts = torch.arange(0, size, lanes, device=p.device)
-        firsts = torch.arange(matrices, device=p.device) * size
-        offsets = firsts[:, None] + starts
+        offsets = (torch.arange(matrices, device=p.device) * size)[:, None] + starts
         addresses.append(elements.data_ptr() + offsets.flatten() * p.itemsize)
         counts.append((size - starts).clamp(max=lanes).repeat(matrices))
     return WeightRows(torch.cat(addresses), torch.cat(counts).int())
@@ -184,8 +183,7 @@ class GraphCache:
             self._stream.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(self._stream), _without_collection():
                 # other threads, such as those that load data, may use CUDA
-                mode = "thread_local"
-                graph.capture_begin(pool=self._pool, capture_error_mode=mode)
+                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
                 try:
                     work(buffers)
                 finally:

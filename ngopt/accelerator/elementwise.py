@@ -28,8 +28,7 @@ def accumulate(
 def precondition(
     grad: Tensor, momentum: Tensor, second: Tensor, scalars: StepScalars
 ) -> Tensor:
-    squares = grad.square()
-    torch.addcmul(squares, second, scalars.second_moment_decay, out=second)
+    torch.addcmul(grad.square(), second, scalars.second_moment_decay, out=second)
     correction = scalars.second_moment_correction
     root = torch.empty_like(momentum)
     torch.addcmul(scalars.damping, second, correction, out=root)

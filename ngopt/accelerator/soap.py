@@ -218,6 +218,5 @@ class AcceleratedSoapRule(SoapRule):
 
     @staticmethod
     def make_update(network: Any, *arguments: Any) -> SoapUpdate:
-        is_host = network.device.type == "cpu"
-        make = SoapUpdate if is_host else AcceleratedUpdate
+        make = SoapUpdate if network.device.type == "cpu" else AcceleratedUpdate
         return make(network, *arguments)

@@ -154,8 +154,7 @@ class ShardedState:
         of_parameter = value.new_empty(self.shards.shapes[i])
         place = layout.select(of_parameter)
         place.copy_(value.reshape(place.shape))
-        held = self.shards.stored(i).select(of_parameter)
-        part = held.reshape(1, 1, -1, 1)
+        part = self.shards.stored(i).select(of_parameter).reshape(1, 1, -1, 1)
         return part if self.shards.counts[i] else part[:, :, :0]
 
     def _divided(
@@ -185,6 +184,5 @@ class ShardedState:
         mesh = self.shards.collectives.mesh(device.type)
         found = []
         for n, entry in enumerate(entries):
-            placements = [Shard(dims[n])]
-            found.append(as_dtensor(parts[n], mesh, placements, entry.like))
+            found.append(as_dtensor(parts[n], mesh, [Shard(dims[n])], entry.like))
         return found

@@ -124,30 +124,24 @@ class Exchange:
     """
 
     def __init__(self, shards: Shards, parameters: Sequence[int]):
-        self._shards = shards
         self.parameters = parameters
         self.owned = [i for i in parameters if shards.owns(i)]
         self._up = Route(shards, shards.stored, shards.owned_slice, self.owned)
         self._down = Route(shards, shards.owned_slice, shards.stored, parameters)
         for i in parameters:
-            self._plan(i)
-
-    def _plan(self, i: int) -> None:
-        rank = self._shards.rank
-        domains = self._shards.ownerships[i].domains
-        held = self._shards.pieces[i]
-        # nothing is sent; the loop over all pairs of ranks would take seconds
-        if self._shards.local_only[i] or domains == held:
-            self._up.add(rank, rank, i, held[rank])
-            self._down.add(rank, rank, i, held[rank])
-            return
-        for owner, domain in enumerate(domains):
-            if not domain.numel:
+            domains, held = shards.ownerships[i].domains, shards.pieces[i]
+            # nothing is sent; the loop over all pairs of ranks would take seconds
+            if shards.local_only[i] or domains == held:
+                self._up.add(shards.rank, shards.rank, i, shards.stored(i))
+                self._down.add(shards.rank, shards.rank, i, shards.stored(i))
                 continue
-            for source, piece in self._shards.sources(i, owner):
-                self._up.add(source, owner, i, piece.overlap(domain))
-            for holder, piece in enumerate(held):
-                self._down.add(owner, holder, i, piece.overlap(domain))
+            for owner, domain in enumerate(domains):
+                if not domain.numel:
+                    continue
+                for source, piece in shards.sources(i, owner):
+                    self._up.add(source, owner, i, piece.overlap(domain))
+                for holder, piece in enumerate(held):
+                    self._down.add(owner, holder, i, piece.overlap(domain))
 
     def to_owners(self, values: Values) -> Arrival:
         """Begins to send this process' parts of parameters or gradients; gives what it

@@ -53,12 +53,10 @@ class ShardedSoapRule(SoapRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        every = self.renewal_interval(self.shards.device)
-        self.shards.divide(self.layouts, every)
+        self.shards.divide(self.layouts, self.renewal_interval(self.shards.device))
 
     def make_update(self, network: Network, *arguments: Any) -> "ShardedSoapUpdate":
-        shards = self.shards.of(network.positions)
-        return ShardedSoapUpdate(shards, network, *arguments)
+        return ShardedSoapUpdate(self.shards.of(network.positions), network, *arguments)
 
     def first_record(self, i: int, p: Tensor) -> Record:
         layouts = self.layouts[i]
@@ -74,8 +72,7 @@ class ShardedSoapRule(SoapRule):
         record.pop("displacement", None)
         if is_measured(layouts):  # stored by the process that holds the part
             held = p.numel() if self.shards.counts[i] else 0
-            dtype = state_dtype(p)
-            record["displacement"] = p.new_zeros((1, 1, held, 1), dtype=dtype)
+            record["displacement"] = p.new_zeros((1, 1, held, 1), dtype=state_dtype(p))
         return record
 
     def update(
@@ -86,12 +83,6 @@ class ShardedSoapRule(SoapRule):
         hyper: Hyper,
         in_place: bool = False,
     ) -> Iterator[list[Change]]:
-        self._check_equal_inputs(grads, state, hyper)
-        yield from super().update(grads, state, params, hyper, in_place)
-
-    def _check_equal_inputs(
-        self, grads: Gradients, state: Sequence[Record], hyper: Hyper
-    ) -> None:
         """Raises ValueError if processes have different inputs of a step."""
         names, rates, decays = [], [], []
         ages = set()
@@ -113,6 +104,7 @@ class ShardedSoapRule(SoapRule):
             "compute_dtype": self.compute_dtype,
         }
         self.shards.check_equal(values)
+        yield from super().update(grads, state, params, hyper, in_place)
 
     def shared_state(self, params: Sequence[Tensor]) -> ShardedState:
         """Converts the state of the processes; params: of the optimizer."""
@@ -137,8 +129,7 @@ class SumsOfProcesses(Sums):
         self.exchanges = exchanges
 
     def norms(self, norms: Tensor) -> Tensor:
-        squares = norms.square().view(2, -1)
-        return self.shards.sum_of_parts(squares).sqrt().flatten()
+        return self.shards.sum_of_parts(norms.square().view(2, -1)).sqrt().flatten()
 
     def of_parts(self, values: Tensor, parameters: Sequence[int]) -> Tensor:
         of_all = values.new_zeros(len(self.shards.shapes))
@@ -154,8 +145,7 @@ class SumsOfProcesses(Sums):
         shards = self.shards.undivided()
         for exchange in self.exchanges:
             # one owner receives the whole parameter
-            to_one = Exchange(shards, exchange.parameters)
-            yield from to_one.to_owners(params)().items()
+            yield from Exchange(shards, exchange.parameters).to_owners(params)().items()
 
 
 class ShardedSoapUpdate(SoapUpdate):
@@ -214,8 +204,7 @@ class ShardedSoapUpdate(SoapUpdate):
         layouts = self.network.layouts
         entries = entries_of(layouts, range(len(layouts)))
         # without `Bucket`, which would need memory for the parts of all processes
-        buckets = arranged(entries, self.network.device)
-        _, keys = factors_of(map(stacks_of, buckets))
+        _, keys = factors_of(map(stacks_of, arranged(entries, self.network.device)))
         owned: dict[int, list[float]] = {}
         for size, positions in renewal_positions(counts_of(keys)).items():
             rest = iter(positions)
@@ -286,8 +275,7 @@ class ShardedSoapUpdate(SoapUpdate):
         if self.shards.ownerships[i].first != self.shards.rank:
             factor.zero_()
         super().add_squares(step, bucket, stacks)
-        total = self.shards.sum(factor.to(self.layout.dtype))
-        factor.copy_(total)
+        factor.copy_(self.shards.sum(factor.to(self.layout.dtype)))
 
     def _arrived(self, step: Step, number: int, arrival: Arrival) -> list[Change]:
         """The changes of the parts that this process holds, with weight decay."""

@@ -10,7 +10,6 @@ from ngopt.graph.tracing.capture import Inputs
 from ngopt.graph.tracing.values import Neurons
 from ngopt.graph.transforms import join_graphs
 from ngopt.graph.views.edge_list import EdgeList, to_edge_list
-from ngopt.graph.views.flattened_maps import with_repeated_nodes, with_virtual_layer
 from ngopt.graph.views.networkx_and_pyg import to_networkx, to_pyg
 from ngopt.graph.views.parameter_graph import parameter_graph
 
@@ -35,6 +34,4 @@ __all__ = [
     "to_edge_list",
     "to_networkx",
     "to_pyg",
-    "with_repeated_nodes",
-    "with_virtual_layer",
 ]

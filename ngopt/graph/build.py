@@ -70,7 +70,8 @@ def build_graph(
         return infer_graph(*_specs(source))
     if is_sharded(source):
         source = as_whole(source, example_input)
-    lazy_name = _lazy_name(source)
+    named = (*source.named_parameters(), *source.named_buffers())
+    lazy_name = next((name for name, tensor in named if is_lazy(tensor)), None)
     if lazy_name is not None and example_input is None:
         raise ValueError(
             f"build_graph: '{lazy_name}' of a lazy module has no shape yet; give "
@@ -157,12 +158,6 @@ def _traced_in_mode(
             raise
         program = capture(model, example_input, cut=False, training=training)
         return trace(program, model)
-
-
-def _lazy_name(model: nn.Module) -> str | None:
-    """Name of the first parameter or buffer without a shape."""
-    named = (*model.named_parameters(), *model.named_buffers())
-    return next((name for name, tensor in named if is_lazy(tensor)), None)
 
 
 def _from_parameters(model: nn.Module, reason: str) -> NeuralGraph:

@@ -66,6 +66,18 @@ class NeuralGraph(Topology):
             ValueError: If the number of values or a shape does not fit, or if a name is
                 missing.
         """
+        real = self.as_real(values, batch_dims)
+        node_views = [bias.view for bias in self.biases]
+        edge_views = [block.elements for block in self.weights]
+        return GraphValues(
+            tuple(self._read(real, view, NODE_DIMS, batch_dims) for view in node_views),
+            tuple(self._read(real, view, EDGE_DIMS, batch_dims) for view in edge_views),
+        )
+
+    def as_real(
+        self, values: Sequence[Tensor] | Mapping[str, Tensor], batch_dims: int = 0
+    ) -> list[Tensor]:
+        """Values with real pairs for complex numbers. Raises ValueError as `gather`."""
         if isinstance(values, Mapping):
             missing = [p.name for p in self.parameters if p.name not in values]
             if missing:
@@ -91,12 +103,7 @@ class NeuralGraph(Topology):
                     f"'{spec.name}')"
                 )
             real.append(value)
-        node_views = [bias.view for bias in self.biases]
-        edge_views = [block.elements for block in self.weights]
-        return GraphValues(
-            tuple(self._read(real, view, NODE_DIMS, batch_dims) for view in node_views),
-            tuple(self._read(real, view, EDGE_DIMS, batch_dims) for view in edge_views),
-        )
+        return real
 
     def scatter(self, values: GraphValues, batch_dims: int = 0) -> list[Tensor]:
         """Brings values on nodes and edges back to parameters: the inverse of `gather`.

@@ -83,8 +83,7 @@ def layer_positions(roles: Sequence[ParameterRole]) -> list[float]:
     layers = dict(zip(matrices, range(len(matrices)), strict=True))
     for i, role in enumerate(roles):
         if role.place is not None or role.blocks:
-            before = bisect_right(places, _order(role)) - 1
-            layer = layers.get(i, max(before, 0))
+            layer = layers.get(i, max(bisect_right(places, _order(role)) - 1, 0))
             positions[i] = 2 * layer / (len(matrices) - 1) - 1
     return positions
 
@@ -93,62 +92,46 @@ def known_features(
     roles: Sequence[ParameterRole], shapes: Sequence[Sequence[int]], total_steps: int
 ) -> dict[str, float]:
     """The features `OF_NETWORK`. roles, shapes: of all parameters."""
-    found = {"log steps": math.log(total_steps / HORIZON)}
-    found |= _of_layers(roles) | _of_shapes(roles, shapes)
-    return {name: found[name] for name in OF_NETWORK}
-
-
-def _of_layers(roles: Sequence[ParameterRole]) -> dict[str, float]:
-    """Depth, norms and biases."""
     names = [role.role for role in roles]
-    matrices = matrices_of(roles)
-    count = max(len(matrices), 1)
     norms = names.count("norm")
-    blocks = 0  # of more than one
-    for i in matrices:
-        for block in roles[i].blocks:
-            blocks += block.view.shape[0] > 1
-    return {
-        "log matrices": math.log(count),
-        "norms per matrix": min(norms / (2 * count), 1.0),
-        "biases per matrix": names.count("bias") / count,
-        "share of blocks": blocks / count,
-        "deep without norms": max(count - SHALLOW, 0) ** 0.5 * (not norms),
-        "log matrices without norms": math.log(count) * (not norms),
-    }
-
-
-def _of_shapes(
-    roles: Sequence[ParameterRole], shapes: Sequence[Sequence[int]]
-) -> dict[str, float]:
     matrices = matrices_of(roles)
     count = max(len(matrices), 1)
-    numels = list(map(math.prod, shapes))
-    total = max(sum(numels), 1)
+    total = max(sum(map(math.prod, shapes)), 1)
     fans, rows = [0.0] * (not matrices), []
-    kernels = of_matrices = 0
-    by_role: Counter[str] = Counter()  # elements of matrices
-    found = {"log outputs": 0.0}
+    log_outputs = 0.0
+    kernels = several = 0  # convolutions, and blocks of more than one matrix
+    elements: Counter[str] = Counter()  # of matrices, by role
     for i in matrices:
         height, *others = shapes[i]
         fans.append(math.log(max(math.prod(others), 1)))
         rows.append(math.log(max(height, 1)))
         kernels += len(shapes[i]) > 2
-        of_matrices += numels[i]
-        by_role[roles[i].role] += numels[i]
+        several += sum(block.view.shape[0] > 1 for block in roles[i].blocks)
+        elements[roles[i].role] += math.prod(shapes[i])
         if roles[i].role == "output":
-            found["log outputs"] = rows[-1]
-    found["mean log rows"] = sum(rows) / count
-    # those of the last are outputs
-    found["narrowest log rows"] = min(rows[:-1] or rows or [0.0])
-    found["mean log fan"] = sum(fans) / count
-    found["largest log fan"] = max(fans)
-    found["share of convolutions"] = kernels / count
-    found["share of vectors"] = 1 - of_matrices / total
-    found["share of tables"] = by_role["embedding"] / total
-    found["log elements"] = math.log(total)
-    found["share of output"] = by_role["output"] / total
-    return found
+            log_outputs = rows[-1]
+    values = {
+        "log steps": math.log(total_steps / HORIZON),
+        "log matrices": math.log(count),
+        "mean log rows": sum(rows) / count,
+        # those of the last are outputs
+        "narrowest log rows": min(rows[:-1] or rows or [0.0]),
+        "mean log fan": sum(fans) / count,
+        "largest log fan": max(fans),
+        "share of convolutions": kernels / count,
+        "share of vectors": 1 - elements.total() / total,
+        "share of tables": elements["embedding"] / total,
+        "norms per matrix": min(norms / (2 * count), 1.0),
+        "biases per matrix": names.count("bias") / count,
+        "share of blocks": several / count,
+        "deep without norms": max(count - SHALLOW, 0) ** 0.5 * (not norms),
+        "log matrices without norms": math.log(count) * (not norms),
+        "log elements": math.log(total),
+        "log outputs": log_outputs,
+        "share of output": elements["output"] / total,
+    }
+    assert tuple(values) == OF_NETWORK
+    return values
 
 
 def inverse_init_rms(
@@ -174,8 +157,7 @@ def weight_features(sizes: Tensor, excesses: Tensor) -> dict[str, Tensor]:
     logs = sizes.clamp(min=MIN_SIZE).log()
     is_zero = logs < LOG_ZERO
     count = (~is_zero).sum()
-    total = torch.where(is_zero, 0.0, logs).sum()
-    mean = total / count.clamp(min=1)
+    mean = torch.where(is_zero, 0.0, logs).sum() / count.clamp(min=1)
     least = torch.where(is_zero, torch.inf, logs).amin()
     least = torch.where(count > 0, least, 0.0)
     values = mean, least, is_zero.to(logs).mean(), excesses.mean()
@@ -207,13 +189,10 @@ def gradient_features(
     log_rms = torch.where(has_slope, rms[chosen], 1.0).log()
     product = log_rms + torch.where(has_slope, grad_rms[chosen], 1.0).log()
     norms = product + numels[chosen].log()
-    weight = has_slope.to(depths)
-    slope, spread = _slope_and_spread(depths, product, norms, weight)
+    slope, spread = _slope_and_spread(depths, product, norms, has_slope.to(depths))
     size = torch.where(has_gradient, grad_rms, 0.0)
-    relative = size / size.amax().clamp(min=TINY)
-    squares = relative.square() * numels
-    total = squares.sum().clamp(min=TINY)
-    of_matrices = squares[chosen].sum() / total
+    squares = (size / size.amax().clamp(min=TINY)).square() * numels
+    of_matrices = squares[chosen].sum() / squares.sum().clamp(min=TINY)
     share = (1 - of_matrices).clamp(min=MIN_SHARE).log()
     share = torch.where(has_gradient.any(), share, 0.0)
     mean = zeros.sum() / is_counted.sum().clamp(min=1)
@@ -233,7 +212,6 @@ def _slope_and_spread(
     depths = depths - (share * depths).sum()
     above = (share * depths * y).sum()
     below = (share * depths.square()).sum()
-    ratio = above / below.clamp(min=MIN_SIZE)
-    slope = torch.where(below > MIN_SIZE, ratio, 0.0)
+    slope = torch.where(below > MIN_SIZE, above / below.clamp(min=MIN_SIZE), 0.0)
     centred = norms - (share * norms).sum()
     return slope, (share * centred.square()).sum().sqrt()

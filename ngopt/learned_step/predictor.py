@@ -99,13 +99,11 @@ def cautious_prediction(
     """
     mean, scale, low, high = (x.unsqueeze(-2) for x in scaling)
     inside = features.clamp(low, high)
-    standardised = (inside - mean) / scale
-    y = outputs(standardised.unsqueeze(-3), layers)
+    y = outputs(((inside - mean) / scale).unsqueeze(-3), layers)
     centre = y.mean(-2)
     deviations = caution.unsqueeze(-1) * y.std(-2, correction=0)
     size = (centre.abs() - deviations).clamp(min=0)
-    outside = (features - inside).abs()
-    distance = (outside / scale).sum(-1)
+    distance = ((features - inside).abs() / scale).sum(-1)
     return (-distance).exp() * centre.sign() * size
 
 
@@ -145,8 +143,7 @@ class NetworkFactors:
         self._matrices = features.matrices_of(roles)
         inverse = features.inverse_init_rms(roles, self._matrices)
         self._inverse = self._known.new_tensor(inverse)
-        depths = [roles[i].depth for i in self._matrices]
-        self._depths = self._known.new_tensor(depths)
+        self._depths = self._known.new_tensor([roles[i].depth for i in self._matrices])
         self._numels = self._known.new_tensor(list(map(math.prod, shapes)))
         self._positions = self._known.new_tensor(features.layer_positions(roles))
 

@@ -50,5 +50,4 @@ class FeedForward(Metanet):
         return self.head(features, context)
 
     def update_mlp(self) -> UpdateMLP | None:
-        has_own_updates = type(self).updates is not FeedForward.updates
-        return None if has_own_updates else self.head
+        return self.head if type(self).updates is FeedForward.updates else None

@@ -1,10 +1,10 @@
 """Metanets by name: registered ones, and your own as "module:Class"."""
 
-import importlib
 import sys
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ngopt.metanets.metanet import Metanet
 
@@ -62,7 +62,18 @@ def find_class(
         raise ValueError(
             f"{what} '{name}': expected one of {', '.join(known)}, or module:Class"
         )
-    module = _module(what, name, module_name, may_import)
+    if module_name not in sys.modules and not may_import:
+        raise ValueError(
+            f"{what} '{name}': expected module '{module_name}' to be imported; got a "
+            "file that names it. If you trust it, import it first; on the command line "
+            f"pass --{what} {name}."
+        )
+    try:
+        module = import_module(module_name)
+    except ImportError as error:
+        raise ValueError(
+            f"{what} '{name}': expected a module '{module_name}'; got: {error}"
+        ) from None
     try:
         cls = attrgetter(path)(module)
     except AttributeError:
@@ -73,20 +84,3 @@ def find_class(
         expected = f"a subclass of {base.__module__}.{base.__name__}"
         raise ValueError(f"{what} '{name}': expected {expected}; got {cls!r}")
     return cls
-
-
-def _module(what: str, name: str, module_name: str, may_import: bool) -> Any:
-    if module_name in sys.modules:
-        return sys.modules[module_name]
-    if not may_import:
-        raise ValueError(
-            f"{what} '{name}': expected module '{module_name}' to be imported; got a "
-            "file that names it. If you trust it, import it first; on the command line "
-            f"pass --{what} {name}."
-        )
-    try:
-        return importlib.import_module(module_name)
-    except ImportError as error:
-        raise ValueError(
-            f"{what} '{name}': expected a module '{module_name}'; got: {error}"
-        ) from None

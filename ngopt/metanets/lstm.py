@@ -69,8 +69,7 @@ class LayerLSTM(GraphMetanet):
         levels: dict[tuple[int, float], list[int]] = {}
         for group in means:
             network = graph.membership[group]
-            depth = graph.groups[group].depth
-            levels.setdefault((network, depth), []).append(group)
+            levels.setdefault((network, graph.groups[group].depth), []).append(group)
         outputs: dict[int, Tensor] = {}
         states: dict[int, State] = {}  # of every network
         for (network, _), groups in sorted(levels.items()):

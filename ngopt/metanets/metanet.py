@@ -103,8 +103,7 @@ class Metanet(nn.Module, ABC):
         if tensors is None:
             return self.updates(features, None)
         source = FlatFeatures.finite(features, graph)
-        context = torch.cat(self.context(source, tensors), -2)
-        return self.updates(features, context)
+        return self.updates(features, torch.cat(self.context(source, tensors), -2))
 
     def reconfigured(self, **changes: Any) -> Self:
         """A copy with the same weights and other values of some config fields."""

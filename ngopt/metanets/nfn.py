@@ -111,8 +111,7 @@ class NeuralFunctional(GraphMetanet):
         return self._zeros(source, graph.groups[target].size, NUM_FEATURES)
 
     def _zeros(self, source: FeatureSource, n: int, d: int) -> Tensor:
-        like = next(self.parameters())
-        return like.new_zeros(*source.batch, n, d)
+        return next(self.parameters()).new_zeros(*source.batch, n, d)
 
 
 class ChainLayer(NamedTuple):

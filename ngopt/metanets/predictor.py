@@ -68,8 +68,14 @@ class Predictor:
         if context is not None:
             inputs[NUM_FEATURES:-1].copy_(context.mT)
         out = self._out[:, :n]
+        *weights, last = self._weights
         for elements in chunking.even_slices(n, self._limit):
-            self._apply_layers(inputs[:, elements], out[:, elements])
+            x = inputs[:, elements]
+            for weight, hidden in zip(weights, self._hidden, strict=True):
+                used = hidden[:, : x.shape[-1]]
+                torch.mm(weight, x, out=used[:-1]).relu_()
+                x = used
+            torch.mm(last, x, out=out[:, elements])
         direction, magnitude = out
         return direction.mul_(magnitude.exp_())
 
@@ -93,15 +99,6 @@ class Predictor:
             features_of(piece, out, self.features(len(out)))
             out.copy_(self.predicted(len(out), piece_context))
         return update
-
-    def _apply_layers(self, x: Tensor, out: Tensor) -> None:
-        *weights, last = self._weights
-        n = x.shape[-1]
-        for weight, hidden in zip(weights, self._hidden, strict=True):
-            used = hidden[:, :n]
-            torch.mm(weight, x, out=used[:-1]).relu_()
-            x = used
-        torch.mm(last, x, out=out)
 
 
 def _ones(like: Tensor, count: int, length: int) -> Tensor:

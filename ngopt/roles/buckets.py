@@ -183,21 +183,17 @@ class Bucket:
         rows = torch.tensor(self.pieces.rows, device="cpu")
         parameters = torch.tensor([entry.parameter for entry in entries], device="cpu")
         self.owners = parameters.repeat_interleave(rows).to(device)
-        self.stacked = PaddedRows(self._stack_shapes(rows, lanes), lanes)
-
-    def _stack_shapes(self, rows: Tensor, lanes: int) -> list[tuple[int, ...]]:
-        shapes = []
+        stacks = []
         for stack in self.stacks:
             layout = stack[0].layout
             groups, *matrix = layout.shape
             if matrix[-1] == 1 and not layout.has_parts:
                 matrix.pop()  # without kernel, see `Axis`
-            shapes.append((len(stack) * groups, *matrix))
-        if not self.entries[-1].kind:  # all without factors are one long row
-            rest = len(self.entries) - len(self.stacks[-1])
-            length = int(rows[rest:].sum()) * lanes
-            shapes[-1] = (1, length)
-        return shapes
+            stacks.append((len(stack) * groups, *matrix))
+        if not entries[-1].kind:  # all without factors are one long row
+            rest = len(entries) - len(self.stacks[-1])
+            stacks[-1] = (1, int(rows[rest:].sum()) * lanes)
+        self.stacked = PaddedRows(stacks, lanes)
 
     def spread(self, scalars: Tensor) -> Sequence[Tensor]:
         """(k, parameters) -> k times (rows, 1)."""

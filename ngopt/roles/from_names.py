@@ -4,11 +4,7 @@ import re
 from collections.abc import Sequence
 
 from ngopt.graph.groups_and_blocks import ParameterSpec, View, contiguous_strides
-from ngopt.graph.inference.layers_by_name import (
-    CONV1D,
-    fits_columns,
-    square_weights_are_in_out,
-)
+from ngopt.graph.inference.layers_by_name import are_in_out
 from ngopt.roles.matrices import MatrixBlock
 
 NAMES = {
@@ -57,12 +53,14 @@ class RolesFromNames:
         """
         self.specs = specs
         self.index = {spec.name: i for i, spec in enumerate(specs)}
-        weights = []  # with a bias
-        for i, spec in enumerate(specs):
+        weights = [i for i, spec in enumerate(specs) if len(spec.shape) > 1]
+        shapes = []
+        for i in weights:
             bias = self._bias(i)
-            if bias is not None and len(spec.shape) > 1:
-                weights.append((spec.name, spec.shape, bias.shape))
-        self.squares_are_in_out = square_weights_are_in_out(weights)
+            shape = None if bias is None else bias.shape
+            shapes.append((specs[i].name, specs[i].shape, shape))
+        are_transposed = zip(weights, are_in_out(shapes), strict=True)
+        self._in_out = {i for i, is_in_out in are_transposed if is_in_out}
         self.roles: list[str] = []
         for i, spec in enumerate(specs):
             is_usual = re.search(r"(weight|bias)[^.]*$", spec.name)
@@ -77,7 +75,7 @@ class RolesFromNames:
             return ()
         shape = list(spec.shape)
         strides = list(contiguous_strides(spec.shape))
-        if role == "embedding" or self._is_in_out(number):
+        if role == "embedding" or number in self._in_out:
             shape[:2] = shape[1::-1]
             strides[:2] = strides[1::-1]
         count = self._count(number, shape)
@@ -131,7 +129,7 @@ class RolesFromNames:
         if not matrices or "output" in self.roles:
             return
         last = matrices[-1]
-        rows = self.specs[last].shape[int(self._is_in_out(last))]
+        rows = self.specs[last].shape[int(last in self._in_out)]
         tables = [i for i, role in enumerate(self.roles) if role == "embedding"]
         if not tables or rows != self.specs[tables[0]].shape[1]:
             self.roles[last] = "output"
@@ -146,16 +144,6 @@ class RolesFromNames:
             return None
         place = self.index.get(name.removesuffix("weight") + "bias")
         return None if place is None else self.specs[place]
-
-    def _is_in_out(self, number: int) -> bool:
-        """Whether a weight is (in, out)."""
-        spec = self.specs[number]
-        if len(spec.shape) < 2:
-            return False
-        if spec.shape[0] == spec.shape[1]:
-            return self.squares_are_in_out and bool(CONV1D.search(spec.name))
-        bias = self._bias(number)
-        return bias is not None and fits_columns(spec.shape, bias.shape)
 
     def _count(self, number: int, shape: Sequence[int]) -> int:
         """Number of matrices in a weight, one after the other in its rows."""

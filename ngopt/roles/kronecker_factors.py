@@ -109,8 +109,7 @@ def _in_memory_order(layout: MatrixLayout) -> MatrixLayout:
     other = {"rows": "channels", "channels": "rows"}
     axes = tuple(replace(axis, name=other[axis.name]) for axis in layout.axes)
     shape = (groups, *view.shape[2:], rows)
-    strides = (first, *across, 1)
-    view = replace(view, shape=shape, strides=strides)
+    view = replace(view, shape=shape, strides=(first, *across, 1))
     return MatrixLayout((groups, channels, rows, 1), axes, view)
 
 

@@ -8,6 +8,7 @@ neurons are used differently (heads, gates).
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -60,6 +61,10 @@ class MatrixPiece:
     is_depthwise: bool = False
 
 
+OFFSET = attrgetter("view.offset")
+"""Of a piece, its first element in the parameter."""
+
+
 def matrices(
     graph: NeuralGraph, blocks: Sequence[EdgeBlock], usage: Sequence[np.ndarray] | None
 ) -> tuple[MatrixBlock, ...]:
@@ -92,8 +97,7 @@ def matrices(
 
 def by_shape(parameter: int, shape: tuple[int, ...]) -> MatrixBlock:
     """A parameter as one matrix whose rows are its first dimension."""
-    strides = (0, *contiguous_strides(shape))
-    return MatrixBlock(View(parameter, (1, *shape), strides))
+    return MatrixBlock(View(parameter, (1, *shape), (0, *contiguous_strides(shape))))
 
 
 def _first_uses(blocks: Sequence[EdgeBlock], numel: int) -> Iterator[EdgeBlock]:
@@ -132,7 +136,14 @@ def _pieces(graph: NeuralGraph, block: EdgeBlock) -> Iterator[MatrixPiece]:
         rows = replace(view, shape=shape, strides=strides)
         yield MatrixPiece(rows, (targets,), (sources,), is_depthwise=True)
     else:
-        yield from _groups(graph, block)
+        # a grouped convolution: the neurons of each of its matrices, in rows
+        rows = neurons(block.target_index, graph.groups[block.target].size)
+        columns = neurons(block.source_index, graph.groups[block.source].size)
+        rows, columns = rows.reshape(groups, -1), columns.reshape(groups, -1)
+        for k in range(groups):
+            part = _along(view, slice(1, None), k * step)
+            ends = _ends(block.target, rows[k]), _ends(block.source, columns[k])
+            yield MatrixPiece(part, *ends)
 
 
 def _along(view: View, axes: slice, start: int = 0) -> View:
@@ -167,18 +178,6 @@ def _ends(group: int, numbers: np.ndarray) -> Ends:
     return (NeuronSet(group, tuple(numbers.tolist())),)
 
 
-def _groups(graph: NeuralGraph, block: EdgeBlock) -> Iterator[MatrixPiece]:
-    """The matrices of a grouped convolution."""
-    view, groups = block.elements, block.shape[0]
-    targets = neurons(block.target_index, graph.groups[block.target].size)
-    sources = neurons(block.source_index, graph.groups[block.source].size)
-    for k in range(groups):
-        part = _along(view, slice(1, None), k * view.strides[0])
-        rows = _ends(block.target, targets.reshape(groups, -1)[k])
-        columns = _ends(block.source, sources.reshape(groups, -1)[k])
-        yield MatrixPiece(part, rows, columns)
-
-
 def _joined_columns(
     pieces: Sequence[MatrixPiece], shape: tuple[int, ...]
 ) -> list[MatrixPiece]:
@@ -208,14 +207,13 @@ def _joined_rows(pieces: Sequence[MatrixPiece]) -> list[MatrixPiece]:
     depthwise, rest = [], []
     for piece in pieces:
         is_one = piece.is_depthwise or piece.view.shape[:2] == (1, 1)
-        of_its_kind = depthwise if is_one else rest
-        of_its_kind.append(piece)
+        (depthwise if is_one else rest).append(piece)
     return rest + _joined(depthwise, 0)
 
 
 def _joined(pieces: Sequence[MatrixPiece], axis: int) -> list[MatrixPiece]:
     """Joins pieces at even distances along an axis: columns, 1, or rows, 0."""
-    in_order = sorted(pieces, key=_offset)
+    in_order = sorted(pieces, key=OFFSET)
     offsets: list[int] = []
     ends: list[NeuronSet] = []
     is_depthwise = False
@@ -236,10 +234,6 @@ def _joined(pieces: Sequence[MatrixPiece], axis: int) -> list[MatrixPiece]:
     if axis:
         return [MatrixPiece(view, first.targets, joined, is_depthwise)]
     return [MatrixPiece(view, joined, (), is_depthwise)]
-
-
-def _offset(piece: MatrixPiece) -> int:
-    return piece.view.offset
 
 
 def _even_step(pieces: Sequence[MatrixPiece], offsets: Sequence[int], axis: int) -> int:
@@ -316,8 +310,8 @@ def _merged(pieces: Iterable[MatrixPiece]) -> tuple[MatrixBlock, ...]:
         alike[piece.view.shape, piece.view.strides].append(piece)
     blocks = []
     for members in alike.values():
-        members.sort(key=_offset)
-        offsets = torch.tensor(list(map(_offset, members)), device="cpu")
+        members.sort(key=OFFSET)
+        offsets = torch.tensor(list(map(OFFSET, members)), device="cpu")
         start = 0
         for run in even_runs(offsets):
             stack = members[start : start + len(run)]

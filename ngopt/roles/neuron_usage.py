@@ -55,8 +55,7 @@ def usage(graph: NeuralGraph) -> list[np.ndarray]:
         if is_product and block.kind in ("left", "right"):
             labels.add(block, labels.of_factors(block))
         elif block.target not in from_weights:
-            of_targets = labels.of_groups[block.target]
-            labels.add(block, of_targets[labels.targets(block)])
+            labels.add(block, labels.of_groups[block.target][labels.targets(block)])
     return labels.of_groups
 
 

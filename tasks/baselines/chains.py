@@ -89,8 +89,7 @@ class Chain:
             empty = params[0].new_zeros(len(params[0]), size, 0)
             nodes.append(empty if layer.bias is None else values.biases[layer.bias])
         if self.permutes_ends:
-            inputs = params[0].new_zeros(len(params[0]), self.first.shape[2], 0)
-            nodes.insert(0, inputs)
+            nodes.insert(0, params[0].new_zeros(len(params[0]), self.first.shape[2], 0))
             whole = params[0].new_zeros(len(params[0]), 0)
         else:
             whole = nodes.pop().flatten(1)

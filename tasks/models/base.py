@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ngopt.graph import ParameterSpec
-from ngopt.graph.groups_and_blocks import Bias, EdgeBlock
 from ngopt.graph.kinds import EDGE_KINDS, kind_code
-from ngopt.graph.neural_graph import NeuralGraph
 from tasks.networks.architectures import Architecture, NetworkStack
 
 NUM_KINDS = 4 * len(EDGE_KINDS)
@@ -174,9 +172,9 @@ class Standardise(nn.Module):
         for stack in stacks:
             for row, value in zip(self.rows(stack), stack.params, strict=True):
                 exact = value.double()
-                sums = torch.stack([exact.sum(), exact.square().sum()]).cpu()
                 moments[row, 0] += value.numel()
-                moments[row, 1:] += sums
+                moments[row, 1] += exact.sum().cpu()
+                moments[row, 2] += exact.square().sum().cpu()
         if not moments.any():
             raise ValueError(
                 "standardise: expected networks to take statistics from; got none"
@@ -185,22 +183,18 @@ class Standardise(nn.Module):
         count, first, second = torch.where(has_data, moments, moments.sum(0)).unbind(1)
         mean = first / count
         variance = (second / count - mean.square()).clamp_min(0)
-        # a constant parameter is only centred
-        std = torch.where(variance > 0, variance, 1).sqrt()
         self.mean.copy_(mean)
-        self.std.copy_(std)
+        # a constant parameter is only centred
+        self.std.copy_(torch.where(variance > 0, variance, 1).sqrt())
 
     def forward(self, stack: NetworkStack) -> list[Tensor]:
         """Standardised parameters, (b, *shape) each. Raises ValueError as `rows`."""
         rows = self.rows(stack)
-        statistics = zip(self.mean[rows].unbind(), self.std[rows].unbind(), strict=True)
-        return [
-            (value - mean) / std
-            for value, (mean, std) in zip(stack.params, statistics, strict=True)
-        ]
+        statistics = zip(stack.params, self.mean[rows], self.std[rows], strict=True)
+        return [(value - mean) / std for value, mean, std in statistics]
 
     def rows(self, stack: NetworkStack) -> list[int]:
-        """Rows of the statistics of each parameter.
+        """The row of the statistics of each parameter.
 
         Raises ValueError for networks with other parameters than the architecture.
         """
@@ -223,17 +217,14 @@ def parameter_kinds(architecture: Architecture) -> list[int]:
     and whether they end at outputs. The first use of a shared parameter counts.
     """
     graph = architecture.graph
+    roles = [group.role for group in graph.groups]
+    # parameter, kind, whether it starts at inputs, target
+    uses = [(b.view.parameter, b.kind, False, b.group) for b in graph.biases]
+    for block in graph.weights:
+        is_first = roles[block.source] == "input"
+        uses.append((block.elements.parameter, block.kind, is_first, block.target))
     kinds: dict[int, int] = {}
-    uses: list[Bias | EdgeBlock] = [*graph.biases, *graph.weights]
-    for use in uses:
-        assert use.view is not None
-        kinds.setdefault(use.view.parameter, _kind(graph, use))
+    for parameter, kind, is_first, target in uses:
+        code = 4 * kind_code(kind, EDGE_KINDS) + 2 * is_first
+        kinds.setdefault(parameter, code + (roles[target] == "output"))
     return [kinds[index] for index in range(len(graph.parameters))]
-
-
-def _kind(graph: NeuralGraph, use: Bias | EdgeBlock) -> int:
-    is_edge = isinstance(use, EdgeBlock)
-    target = use.target if is_edge else use.group
-    from_inputs = is_edge and graph.groups[use.source].role == "input"
-    to_outputs = graph.groups[target].role == "output"
-    return 4 * kind_code(use.kind, EDGE_KINDS) + 2 * from_inputs + to_outputs

@@ -21,7 +21,7 @@ class GMN(NGGNN):
     has_global_feature = True
 
     def graph(self, architecture: Architecture) -> NeuralGraph:
-        return cached_parameter_graph(architecture)
+        return parameter_graph_of(architecture)[0]
 
     def probe_features(self, stack: NetworkStack) -> ProbeFeatures:
         """Codes of the groups of the parameter graph.
@@ -31,28 +31,26 @@ class GMN(NGGNN):
         features = super().probe_features(stack)
         if not features.codes:
             return features
-        groups = self.graph(stack.architecture).groups
-        codes: list[Tensor | None] = [None] * len(groups)
-        places = cached_neuron_places(stack.architecture)
+        graph, places = parameter_graph_of(stack.architecture)
+        codes: list[Tensor | None] = [None] * len(graph.groups)
         for code, (group, index) in zip(features.codes, places, strict=True):
             if code is None:
                 continue
             if index is not None:
                 # zeros elsewhere
-                empty = code.new_zeros(len(code), groups[group].size, code.shape[-1])
-                index = torch.tensor(index, device=code.device)
-                code = empty.index_copy(1, index, code)
+                size = graph.groups[group].size
+                empty = code.new_zeros(len(code), size, code.shape[-1])
+                code = empty.index_copy(
+                    1, torch.tensor(index, device=code.device), code
+                )
             before = codes[group]
             codes[group] = code if before is None else before + code
         return features._replace(codes=codes)
 
 
 @lru_cache(maxsize=4096)
-def cached_parameter_graph(architecture: Architecture) -> NeuralGraph:
-    return parameter_graph(architecture.graph)
-
-
-@lru_cache(maxsize=4096)
-def cached_neuron_places(architecture: Architecture) -> list[NeuronSet]:
-    """See `neuron_places`."""
-    return neuron_places(architecture.graph)
+def parameter_graph_of(
+    architecture: Architecture,
+) -> tuple[NeuralGraph, list[NeuronSet]]:
+    """The parameter graph, and the places of neurons in it, see `neuron_places`."""
+    return parameter_graph(architecture.graph), neuron_places(architecture.graph)

@@ -128,9 +128,8 @@ class GraphModel(ParameterModel):
             shape = self.first.module.example_input().shape[1:]
             # free pixels overfit to the training networks
             kind = GeneratedInputs if len(shape) == 3 else FreeInputs
-            self.probes = Probes(
-                kind(config.probes, shape), config.probes, config.width
-            )
+            inputs = kind(config.probes, shape)
+            self.probes = Probes(inputs, config.probes, config.width)
         self._parts: dict[int, GraphTensors] = {}
         self._layouts: dict[int, NetworkLayout] = {}
         if not self.edits:
@@ -176,8 +175,7 @@ class GraphModel(ParameterModel):
         probed = self.probe_features(stack)
         parts = self.parts(stack.architecture)
         states, _ = self.network.states(self._source(stack), parts, probed.codes)
-        pooled = self.pooling(states, self.graph(stack.architecture))
-        return self._apply_heads(pooled, probed.outputs)
+        return self._apply_heads(self.pooling(states, parts.graph), probed.outputs)
 
     def forward_mixed(self, stacks: Sequence[NetworkStack]) -> Tensor:
         if len(stacks) == 1:
@@ -260,14 +258,12 @@ class GraphModel(ParameterModel):
         self, stack: NetworkStack, codes: Sequence[Tensor | None]
     ) -> Tensor:
         """Codes of all nodes of a stack, (b * n, width); zeros where there are none."""
-        width = self.network.width
-        like = self.network.position.weight
-        filled = []
+        like, width = self.network.position.weight, self.network.width
         groups = self.graph(stack.architecture).groups
-        for group, code in zip(groups, codes, strict=True):
-            if code is None:
-                code = like.new_zeros(stack.count, 1, width).expand(-1, group.size, -1)
-            filled.append(code)
+        filled = [
+            like.new_zeros(stack.count, group.size, width) if code is None else code
+            for group, code in zip(groups, codes, strict=True)
+        ]
         return torch.cat(filled, 1).flatten(0, 1)
 
     def _apply_heads(self, pooled: Tensor, probed_outputs: Tensor) -> Tensor:
@@ -296,8 +292,7 @@ class GraphModel(ParameterModel):
         outputs = common_outputs(one.graph for one in self.architectures)
         self.pooling = AttentionPooling(config.width, config.queries, outputs)
         size = self.pooling.size
-        hidden = (config.hidden, config.hidden)
-        layers = mlp(size, hidden, d_out, config.dropout, nn.SiLU)
+        layers = mlp(size, [config.hidden] * 2, d_out, config.dropout, nn.SiLU)
         self.head = nn.Sequential(nn.LayerNorm(size), layers)
         self.output_head = make_output_head(config, outputs, d_out)
         if config.output_head_first:

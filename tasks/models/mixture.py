@@ -6,8 +6,9 @@ group, so that one call computes for all networks. Results are those of each net
 alone.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -131,10 +132,31 @@ def layout_of(graph: NeuralGraph, like: Tensor) -> NetworkLayout:
     device = like.device
     elements = torch.arange(graph.numel, device=device)
     numbers = graph.gather(graph.unflatten(elements))
+    starts = node_starts(graph)
     by_kind: dict[BlockKind, list[BlockIndices]] = {}
-    edges = _edges(graph, numbers.edges, like)
-    for kind, indices in (*edges, *_biases(graph, numbers.biases)):
+    of_weights = iter(numbers.edges)
+    for block in graph.blocks:
+        g, t, s = block.shape
+        target = _nodes(starts[block.target], block.target_index, g, t)
+        source = _nodes(starts[block.source], block.source_index, g, s)
+        positions = node_features.slot_positions(block, like)
+        indices = BlockIndices(
+            ends=(target.to(device), source.to(device)),
+            elements=None if block.view is None else next(of_weights),
+            positions=None if positions is None else positions.expand(g, -1),
+        )
+        kind = BlockKind(
+            shape=(t, s),
+            slot_shape=block.slot_shape,
+            kind=block.kind,
+            has_elements=block.view is not None,
+            has_positions=positions is not None,
+        )
         by_kind.setdefault(kind, []).append(indices)
+    for bias, elements in zip(graph.biases, numbers.biases, strict=True):
+        nodes = _nodes(starts[bias.group], bias.index, len(elements)).to(device)
+        kind = BlockKind((), bias.slot_shape, bias.kind)
+        by_kind.setdefault(kind, []).append(BlockIndices((nodes,), elements))
     sizes = [group.size for group in graph.groups]
     of_groups = node_features.node_positions(graph, like)
     positions = [
@@ -152,47 +174,9 @@ def layout_of(graph: NeuralGraph, like: Tensor) -> NetworkLayout:
     )
 
 
-def _edges(
-    graph: NeuralGraph, numbers: Sequence[Tensor], like: Tensor
-) -> Iterator[tuple[BlockKind, BlockIndices]]:
-    """numbers: of the flat parameters, on the weights."""
-    device = like.device
-    weights = iter(numbers)
-    starts = node_starts(graph)
-    for block in graph.blocks:
-        g, t, s = block.shape
-        target = _nodes(starts[block.target], block.target_index, g, t)
-        source = _nodes(starts[block.source], block.source_index, g, s)
-        elements = None if block.view is None else next(weights)
-        positions = node_features.slot_positions(block, like)
-        if positions is not None:
-            positions = positions.expand(g, -1)
-        kind = BlockKind(
-            shape=(t, s),
-            slot_shape=block.slot_shape,
-            kind=block.kind,
-            has_elements=elements is not None,
-            has_positions=positions is not None,
-        )
-        ends = target.to(device), source.to(device)
-        yield kind, BlockIndices(ends, elements, positions)
-
-
-def _biases(
-    graph: NeuralGraph, numbers: Sequence[Tensor]
-) -> Iterator[tuple[BlockKind, BlockIndices]]:
-    """numbers: of the flat parameters, on the biases."""
-    starts = node_starts(graph)
-    for bias, elements in zip(graph.biases, numbers, strict=True):
-        nodes = _nodes(starts[bias.group], bias.index, len(elements))
-        kind = BlockKind((), bias.slot_shape, bias.kind)
-        yield kind, BlockIndices((nodes.to(elements.device),), elements)
-
-
 def _nodes(start: int, index: Index, *shape: int) -> Tensor:
     """Numbers of the nodes of a block or bias in a group that begins at `start`."""
-    count = torch.Size(shape).numel()
-    within = torch.arange(count) if index is None else torch.tensor(index)
+    within = torch.arange(prod(shape)) if index is None else torch.tensor(index)
     return (start + within).reshape(shape)
 
 
@@ -201,9 +185,18 @@ def mixture_of(layouts: Sequence[tuple[NetworkLayout, int]], kernel: Kernel) -> 
 
     layouts: with the numbers of copies. kernel: of the metanet, see `kernel_tiles`.
     """
-    indices = _all_indices(layouts)
-    edges = {kind: indices[kind] for kind in indices if kind.shape}
-    biases = {kind: indices[kind] for kind in indices if not kind.shape}
+    by_kind: dict[BlockKind, list[BlockIndices]] = {}  # by first occurrence
+    nodes = elements = 0
+    for layout, count in layouts:
+        copies = torch.arange(count)
+        starts = nodes + layout.nodes * copies, elements + layout.numel * copies
+        for kind, indices in layout.indices.items():
+            by_kind.setdefault(kind, []).append(indices.repeated(*starts))
+        nodes += layout.nodes * count
+        elements += layout.numel * count
+    all_indices = _concatenated(by_kind)
+    edges = {kind: each for kind, each in all_indices.items() if kind.shape}
+    biases = {kind: each for kind, each in all_indices.items() if not kind.shape}
     # weights come before edges of value 1, as in `GraphTensors`
     order = sorted(edges, key=lambda kind: not kind.has_elements)
     blocks = [
@@ -213,36 +206,19 @@ def mixture_of(layouts: Sequence[tuple[NetworkLayout, int]], kernel: Kernel) -> 
     networks = [layout for layout, count in layouts for _ in range(count)]
     kinds = torch.cat([network.kinds for network in networks])
     activations = torch.cat([network.activations for network in networks])
-    positions = torch.cat([network.positions for network in networks])
     sizes = torch.tensor([network.nodes for network in networks])
     graph_ids = torch.arange(len(networks)).repeat_interleave(sizes)
     tensors = GraphTensors(
-        graph=_graph(blocks, biases, len(kinds)),
+        graph=_graph(blocks, biases, nodes),
         blocks=tuple(blocks),
         bias_index=tuple(bias.ends[0] for bias in biases.values()),
-        positions=(positions,),
+        positions=(torch.cat([network.positions for network in networks]),),
         kinds=kinds.unsqueeze(0),
         activations=activations.unsqueeze(0),
         graph_ids=graph_ids.to(kinds.device),
         uses=(),
     )
     return Mixture(tensors, weights, [bias.elements for bias in biases.values()])
-
-
-def _all_indices(
-    layouts: Sequence[tuple[NetworkLayout, int]],
-) -> dict[BlockKind, BlockIndices]:
-    """The indices of all networks by kind, in the order of first occurrence."""
-    by_kind: dict[BlockKind, list[BlockIndices]] = {}
-    nodes = elements = 0
-    for layout, count in layouts:
-        steps = torch.arange(count)
-        starts = nodes + layout.nodes * steps, elements + layout.numel * steps
-        for kind, indices in layout.indices.items():
-            by_kind.setdefault(kind, []).append(indices.repeated(*starts))
-        nodes += layout.nodes * count
-        elements += layout.numel * count
-    return _concatenated(by_kind)
 
 
 def _concatenated(
@@ -256,17 +232,15 @@ def _block(
 ) -> BlockTensors:
     (targets, sources), (t, s) = indices.ends, kind.shape
     shape = len(targets), t, s
-    view = None
-    if kind.has_elements:
-        view = View.whole(number, (*shape, *kind.slot_shape))
+    elements = (*shape, *kind.slot_shape)
+    view = View.whole(number, elements) if kind.has_elements else None
     block = EdgeBlock(view, 0, 0, shape, kind.slot_shape, kind.kind)
-    tiles = len(graph_tensors.kernel_tiles(kind.slot_shape, kernel))
     slices = (slice(0, n) for n in shape)
     chunk = graph_tensors.EdgeChunk(number, 0, *slices, view=view)
     return BlockTensors(
         block=block,
         number=number,
-        tiles=tiles,
+        tiles=len(graph_tensors.kernel_tiles(kind.slot_shape, kernel)),
         chunks=(chunk,),
         target=targets.flatten(),
         source=sources.flatten(),

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call, vmap
 
 from harness.errors import prefixed_errors
@@ -54,20 +54,21 @@ class Architecture:
         Shapes: params (b, *shape) each, inputs (m, *) -> (b, m, size, *space), or None
         (see `InputNetwork.group_activations`).
         """
-        module = _GroupActivations(self.module)
-        names = [f"network.{name}" for name in self.names]
 
         def run(params: list[Tensor]) -> dict[int, Tensor]:
-            named = dict(zip(names, params, strict=True))
-            return functional_call(module, named, (inputs,))
+            named = dict(zip(self.names, params, strict=True))
+            activations = functional_call(self.module, named, (inputs, True))
+            # vmap returns tensors alone
+            return {
+                n: value for n, value in enumerate(activations) if value is not None
+            }
 
         values = vmap(run)(list(params))
         return [values.get(number) for number in range(len(self.graph.groups))]
 
     def outputs(self, params: Sequence[Tensor], inputs: Tensor) -> Tensor:
         """Outputs of stacked networks on the same inputs, (b, m, outputs)."""
-        activations = self.group_activations(params, inputs)
-        outputs = activations[self.module.output_group]
+        outputs = self.group_activations(params, inputs)[self.module.output_group]
         assert outputs is not None
         return outputs
 
@@ -143,15 +144,3 @@ def _cached_architecture(description_json: str) -> Architecture:
         module = make_module(description)
     graph = build_graph(module, module.example_input())
     return Architecture(description, module, graph)
-
-
-class _GroupActivations(nn.Module):
-    """Its forward pass returns the activations that a network has, by group."""
-
-    def __init__(self, network: InputNetwork):
-        super().__init__()
-        self.network = network
-
-    def forward(self, inputs: Tensor) -> dict[int, Tensor]:
-        activations = enumerate(self.network.group_activations(inputs))
-        return {number: value for number, value in activations if value is not None}

@@ -1,5 +1,7 @@
 """Base class of input networks: networks whose parameters are the data of the tasks."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 
@@ -29,7 +31,7 @@ class InputNetwork(nn.Module):
         """
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor:
-        output = self.group_activations(x)[self.output_group]
-        assert output is not None
-        return output
+    def forward(self, x: Tensor, every_group: bool = False) -> Any:
+        """The outputs, (m, *); with `every_group` the result of `group_activations`."""
+        activations = self.group_activations(x)
+        return activations if every_group else activations[self.output_group]

@@ -59,8 +59,7 @@ class NetworkDataset:
         """The stacks for which `is_kept` is true."""
         kept = list(map(is_kept, self.stacks))
         mask = torch.tensor(kept)[self.stack_numbers]
-        stacks = list(compress(self.stacks, kept))
-        return NetworkDataset(stacks, self._columns_at(mask))
+        return NetworkDataset(list(compress(self.stacks, kept)), self._columns_at(mask))
 
     def subset(self, count: int | None) -> "NetworkDataset":
         """`count` networks at equal distances, so that every architecture keeps its

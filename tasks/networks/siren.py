@@ -51,8 +51,7 @@ def render(params: Sequence[Tensor], points: Tensor) -> Tensor:
     """
     x = points.mT.expand(len(params[0]), -1, -1)
     last = len(params) // 2 - 1
-    layers = zip(params[::2], params[1::2], strict=True)
-    for index, (weight, bias) in enumerate(layers):
+    for index, (weight, bias) in enumerate(zip(params[::2], params[1::2], strict=True)):
         x = torch.baddbmm(bias.unsqueeze(-1), weight, x)
         if index < last:
             x = torch.sin(FREQUENCY * x)

@@ -4,7 +4,7 @@ For missing or invalid values, all functions raise ValueError, which names the f
 parameter. `prefixed_errors` adds the file.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import inf, isfinite, nan
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from harness.errors import prefixed_errors
-from harness.files import read_json
+from harness.files import read_checkpoint, read_json
 from tasks.networks.architectures import make_module
 from tasks.shards import Networks, check_parameters
 
@@ -94,15 +94,24 @@ def check_tensors(values: Any) -> dict[str, Tensor]:
     return dict(values)
 
 
-def single_network(
-    architecture: Mapping[str, Any], params: Mapping[str, Tensor], **columns: float
-) -> Networks:
-    """The only network of a file, see `checked_networks`. columns: its values."""
-    return checked_networks(
-        architecture,
-        {name: value[None] for name, value in params.items()},
-        {key: torch.tensor([value]) for key, value in columns.items()},
-    )
+def read_files(
+    files: Iterable[tuple],
+    parse: Callable[..., tuple[dict[str, Any], dict[str, Tensor], dict[str, float]]],
+) -> Iterator[Networks]:
+    """The networks of files of torch.save with one each, see `checked_networks`.
+
+    files: paths, each with other arguments of `parse`.
+    parse: content of a file -> description, parameters, and values for columns.
+    """
+    for path, *arguments in files:
+        values = read_checkpoint(path)
+        with prefixed_errors(f"file '{path}'"):
+            architecture, params, columns = parse(values, *arguments)
+            yield checked_networks(
+                architecture,
+                {name: value[None] for name, value in params.items()},
+                {key: torch.tensor([value]) for key, value in columns.items()},
+            )
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ import gzip
 import zlib
 from ast import literal_eval
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,7 +15,6 @@ import torch
 from torch import Tensor
 
 from harness.errors import prefixed_errors
-from harness.files import read_checkpoint
 from tasks.networks.cnn import cnn_description
 from tasks.shards import Networks
 from tasks.sources.foreign_files import (
@@ -23,8 +23,8 @@ from tasks.sources.foreign_files import (
     checked_networks,
     get_field,
     parse_number,
+    read_files,
     read_split_file,
-    single_network,
 )
 
 FINAL_STEP = 86
@@ -101,16 +101,17 @@ def read_wild_park(source: Path, split: str) -> Iterator[Networks]:
 
     Raises ValueError, which names file and field, for missing or inconsistent values.
     """
+
+    def parse(values: dict[str, Any], columns: dict[str, float]) -> tuple:
+        return wild_cnn(values), check_tensors(get_field(values, "model")), columns
+
+    files = []
     for path, score, step in read_split_file(source, split, "score", "step"):
-        values = read_checkpoint(path)
-        with prefixed_errors(f"file '{path}'"):
-            architecture = wild_cnn(values)
-            params = check_tensors(get_field(values, "model"))
         with prefixed_errors(f"file '{source}'"):
             accuracy = parse_number("score", score, 0, 1)
             step = int(parse_number("step", step, minimum=0))
-        with prefixed_errors(f"file '{path}'"):
-            yield single_network(architecture, params, accuracy=accuracy, step=step)
+        files.append((path, {"accuracy": accuracy, "step": step}))
+    return read_files(files, parse)
 
 
 def wild_cnn(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,9 +121,8 @@ def wild_cnn(values: Mapping[str, Any]) -> dict[str, Any]:
         for key in (*WILD_FIELDS, "activation")
     }
     for key, minimum in WILD_FIELDS.items():
-        entries[key] = [
-            int(parse_number(f"config.{key}", value, minimum)) for value in entries[key]
-        ]
+        parse = partial(parse_number, f"config.{key}", minimum=minimum)
+        entries[key] = [int(parse(value)) for value in entries[key]]
     return cnn_description(
         channels=entries["channels"],
         kernels=entries["kernel_size"],
@@ -168,27 +168,25 @@ def unpack_params(
     layer's."""
     kernels, biases = [], []
     for row in layout:
-        name = row["varname"]
-        kind = name.rpartition("/")[2]
-        if kind not in ("kernel:0", "bias:0"):
-            raise ValueError(f"varname: expected kernel:0 or bias:0; got {name!r}")
         value = layout_slice(row, values)
-        if kind == "kernel:0":
-            # (n, *space, in, out) -> (n, out, in, *space)
-            kernels.append(value.movedim((-1, -2), (1, 2)).contiguous())
-        else:
-            biases.append(value)
+        match row["varname"].rpartition("/")[2]:
+            case "kernel:0":
+                # (n, *space, in, out) -> (n, out, in, *space)
+                kernels.append(value.movedim((-1, -2), (1, 2)).contiguous())
+            case "bias:0":
+                biases.append(value)
+            case _:
+                got = repr(row["varname"])
+                raise ValueError(f"varname: expected kernel:0 or bias:0; got {got}")
     if len(kernels) != len(biases):
         raise ValueError(
             f"varname: expected as many kernels as biases, {len(biases)}; "
             f"got {len(kernels)}"
         )
+    names = [*(f"layers.{number}" for number in range(len(kernels) - 1)), "fc"]
     params = {}
-    last = len(kernels) - 1
-    for number, (kernel, bias) in enumerate(zip(kernels, biases, strict=True)):
-        name = "fc" if number == last else f"layers.{number}"
-        params[f"{name}.weight"] = kernel
-        params[f"{name}.bias"] = bias
+    for name, kernel, bias in zip(names, kernels, biases, strict=True):
+        params |= {f"{name}.weight": kernel, f"{name}.bias": bias}
     return params
 
 

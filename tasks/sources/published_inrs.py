@@ -7,15 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from harness.errors import prefixed_errors
-from harness.files import read_checkpoint
 from tasks.shards import Networks
 from tasks.sources.foreign_files import (
     check_tensors,
     get_field,
     parse_number,
+    read_files,
     read_split_file,
-    single_network,
 )
 
 NFN_HELD_OUT = {"validation": 5000, "test": 10_000}
@@ -32,19 +30,19 @@ def read_dwsnets(source: Path, split: str) -> Iterator[Networks]:
 
     Raises ValueError, which names file and field, for missing or inconsistent values.
     """
+
+    def parse(values: dict[str, Any], label: Any, index: int) -> tuple:
+        if label is None:
+            label = get_field(values, "label")
+        params = check_tensors(
+            {key: value for key, value in values.items() if key.startswith("seq.")}
+        )
+        params = {key.replace("seq", "layers", 1): params[key] for key in params}
+        columns = {"label": int(parse_number("label", label, 0)), "index": index}
+        return siren_description(params), params, columns
+
     rows = read_split_file(source, split, "label")
-    for index, (path, label) in enumerate(rows):
-        values = read_checkpoint(path)
-        with prefixed_errors(f"file '{path}'"):
-            if label is None:
-                label = get_field(values, "label")
-            params = check_tensors(
-                {k: value for k, value in values.items() if k.startswith("seq.")}
-            )
-            params = {k.replace("seq", "layers", 1): v for k, v in params.items()}
-            label = int(parse_number("label", label, minimum=0))
-            architecture = siren_description(params)
-            yield single_network(architecture, params, label=label, index=index)
+    return read_files(((*row, index) for index, row in enumerate(rows)), parse)
 
 
 def read_nfn(source: Path, split: str) -> Iterator[Networks]:
@@ -56,21 +54,21 @@ def read_nfn(source: Path, split: str) -> Iterator[Networks]:
 
     Raises ValueError, which names file and field, for missing or inconsistent values.
     """
+
+    def parse(values: dict[str, Any], label: int, index: int) -> tuple:
+        params = {
+            re.sub(r"^net\.(\d+)\.(linear\.)?", r"layers.\1.", key): value
+            for key, value in check_tensors(values).items()
+        }
+        architecture = siren_description(params)
+        last = len(architecture["widths"]) - 2
+        for name in (f"layers.{last}.weight", f"layers.{last}.bias"):
+            params[name] = get_field(params, name) / 2
+        return architecture, params, {"label": label, "index": index}
+
     files = nfn_files(source)
-    for index in split_indices(source, split, sorted(files)):
-        path, label = files[index]
-        values = read_checkpoint(path)
-        with prefixed_errors(f"file '{path}'"):
-            params = {
-                re.sub(r"^net\.(\d+)\.(linear\.)?", r"layers.\1.", key): value
-                for key, value in check_tensors(values).items()
-            }
-            architecture = siren_description(params)
-            last = len(architecture["widths"]) - 2
-            for kind in ("weight", "bias"):
-                name = f"layers.{last}.{kind}"
-                params[name] = get_field(params, name) / 2
-            yield single_network(architecture, params, label=label, index=index)
+    indices = split_indices(source, split, sorted(files))
+    return read_files(((*files[index], index) for index in indices), parse)
 
 
 def nfn_files(source: Path) -> dict[int, tuple[Path, int]]:
@@ -101,12 +99,11 @@ def split_indices(source: Path, split: str, indices: Sequence[int]) -> Sequence[
             f"folder '{source}': expected {held_out + 1} networks or more; "
             f"got {len(indices)}"
         )
-    validation = len(indices) - held_out
-    test = len(indices) - NFN_HELD_OUT["test"]
+    test = NFN_HELD_OUT["test"]
     return {
-        "train": indices[:validation],
-        "validation": indices[validation:test],
-        "test": indices[test:],
+        "train": indices[:-held_out],
+        "validation": indices[-held_out:-test],
+        "test": indices[-test:],
     }[split]
 
 

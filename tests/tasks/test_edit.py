@@ -21,7 +21,7 @@ def config(data, tmp_path, clock, monkeypatch):
     images = torch.randint(256, (48, 1, 28, 28), dtype=torch.uint8, generator=generator)
     split = Split(images, torch.zeros(48, dtype=torch.int64), (0.0,), (1.0,))
     monkeypatch.setattr(
-        edit, "load_dataset", lambda name: ImageDataset(name, 10, split, split, split)
+        edit, "load_dataset", lambda name: ImageDataset(split, split, split)
     )
 
     def make(**changes):
@@ -182,7 +182,7 @@ def test_networks_of_other_channels_than_the_images(config, tmp_path, monkeypatc
 def test_numbers_of_missing_images_are_refused(config, monkeypatch):
     data = edit.load_dataset("mnist")
     few = replace(data.test, images=data.test.images[:5])
-    few_images = replace(data, test=few)
+    few_images = data._replace(test=few)
     monkeypatch.setattr(edit, "load_dataset", lambda name: few_images)
     with pytest.raises(ValueError, match="index: expected 0 to 4; got 5"):
         Editing(config())

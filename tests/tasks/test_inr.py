@@ -27,7 +27,7 @@ def config(tmp_path, monkeypatch):
     images = smooth_images(7)
     split = Split(images, torch.arange(7) % 3, (0.0,), (1.0,))
     monkeypatch.setattr(
-        signals, "load_dataset", lambda name: ImageDataset(name, 3, split, split, split)
+        signals, "load_dataset", lambda name: ImageDataset(split, split, split)
     )
     monkeypatch.setattr(inr, "FITS_AT_ONCE", 2)
     options = {"views": 2, "width": 8, "steps": 30, "shard": 3}

@@ -40,7 +40,7 @@ def striped_images(count):
 def config(tmp_path, monkeypatch):
     split = striped_images(400)
     monkeypatch.setattr(
-        zoo, "load_dataset", lambda name: ImageDataset(name, 10, split, split, split)
+        zoo, "load_dataset", lambda name: ImageDataset(split, split, split)
     )
     return TrainConfig(
         str(tmp_path / "zoo"), runs=5, steps=6, batch_size=20, checkpoints=2, shard=2

@@ -35,7 +35,9 @@ def group_norm(channels: int) -> nn.Module:
     return nn.GroupNorm(4, channels)
 
 
-def strided_cnn(channels: Sequence[int], norm: Norm, activation: Layer) -> nn.Module:
+def strided_cnn(
+    channels: Sequence[int], norm: Norm = group_norm, activation: Layer = nn.ReLU
+) -> nn.Module:
     """3x3 convolutions of stride 2 with norms, mean pooling, a linear layer."""
     layers = nn.Sequential()
     for fan_in, fan_out in pairwise(channels):

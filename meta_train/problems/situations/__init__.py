@@ -25,30 +25,29 @@ from meta_train.problems.situations import (
     variants,
     zero_init,
 )
-from meta_train.problems.situations.problems import Kind, in_turn
 from meta_train.problems.supervised import named
 
-KINDS: dict[str, Kind] = {
-    "short runs": in_turn(lengths.SHORT),
-    "long runs": in_turn(lengths.LONG),
-    "batches of one and all": in_turn(lengths.BATCHES_OF_ONE_AND_ALL),
-    "bfloat16 parameters": in_turn(variants.BFLOAT16_PARAMETERS),
-    "initial weights": in_turn(initialization.INITIAL_WEIGHTS),
-    "deep chains": in_turn(initialization.DEEP_CHAINS),
-    "continued": in_turn(finetuning.CONTINUED),
-    "fine-tuned": in_turn(finetuning.FINE_TUNED),
-    "adapters": in_turn(finetuning.ADAPTERS),
-    "zeros at first": in_turn(zero_init.ZEROS_AT_FIRST),
-    "contrasts": in_turn(variants.CONTRASTS),
-    "games": in_turn(games.GAMES),
-    "rewards": in_turn(rewards.REWARDS),
-    "wrong labels": in_turn(variants.WRONG_LABELS),
-    "drift": in_turn(drift.DRIFT),
-    "factorisation": in_turn(tables.FACTORISATION),
-    "rare tokens": in_turn(tables.RARE_TOKENS),
-    "unscaled columns": in_turn(tables.UNSCALED_COLUMNS),
-    "equations": in_turn(equations.EQUATIONS),
-    "gradient clipping": in_turn(variants.GRADIENT_CLIPPING),
+KINDS: dict[str, dict[str, Problem]] = {
+    "short runs": named(lengths.SHORT),
+    "long runs": named(lengths.LONG),
+    "batches of one and all": named(lengths.BATCHES_OF_ONE_AND_ALL),
+    "bfloat16 parameters": named(variants.BFLOAT16_PARAMETERS),
+    "initial weights": named(initialization.INITIAL_WEIGHTS),
+    "deep chains": named(initialization.DEEP_CHAINS),
+    "continued": named(finetuning.CONTINUED),
+    "fine-tuned": named(finetuning.FINE_TUNED),
+    "adapters": named(finetuning.ADAPTERS),
+    "zeros at first": named(zero_init.ZEROS_AT_FIRST),
+    "contrasts": named(variants.CONTRASTS),
+    "games": named(games.GAMES),
+    "rewards": named(rewards.REWARDS),
+    "wrong labels": named(variants.WRONG_LABELS),
+    "drift": named(drift.DRIFT),
+    "factorisation": named(tables.FACTORISATION),
+    "rare tokens": named(tables.RARE_TOKENS),
+    "unscaled columns": named(tables.UNSCALED_COLUMNS),
+    "equations": named(equations.EQUATIONS),
+    "gradient clipping": named(variants.GRADIENT_CLIPPING),
 }
 
 _REAL: dict[str, Problem] = named(
@@ -56,16 +55,11 @@ _REAL: dict[str, Problem] = named(
 )
 
 
-def _names(third: str) -> tuple[str, ...]:
-    problems = chain.from_iterable(getattr(kind, third) for kind in KINDS.values())
-    return tuple(problem.name for problem in problems)
+def _names(third: int) -> tuple[str, ...]:
+    """Every third name of each kind, from this one on."""
+    return tuple(chain.from_iterable([*kind][third::3] for kind in KINDS.values()))
 
 
-SITUATIONS: dict[str, Problem] = {
-    problem.name: problem for problem in chain(*chain(*KINDS.values()))
-}
-SITUATIONS |= _REAL
-DEVELOPING = _names("developing")
-VALIDATING = _names("validating")
-TESTING = _names("testing")
+SITUATIONS = {name: p for kind in KINDS.values() for name, p in kind.items()} | _REAL
+DEVELOPING, VALIDATING, TESTING = map(_names, range(3))
 REAL = tuple(_REAL)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from meta_train.problems.networks.dense import mlp
-from meta_train.problems.situations.generated import SIZE, Generated, held_out
+from meta_train.problems.situations.generated import SIZE, drawn, held_out
 from meta_train.problems.situations.problems import regress
-from meta_train.problems.supervised import Batch, Splits
+from meta_train.problems.supervised import Batch, Data, Splits
 
 
 class Equation(NamedTuple):
@@ -53,21 +53,15 @@ class Solver(nn.Module):
         return self.equation.trial(points, self.layers(points).squeeze(1))
 
 
-@cache
-def collocation(equation: Equation) -> Splits:
+def collocation(equation: Equation) -> Data:
     """Points (b, d) of the cube. Targets (b,): zeros, in evaluation the solution."""
 
-    def draw_points(count: int) -> Tensor:
-        return equation.length * torch.rand(count, equation.dimensions)
-
-    def draw_residuals(count: int) -> Batch:
-        return draw_points(count), torch.zeros(count)
-
-    def draw_solutions(count: int) -> Batch:
-        points = draw_points(count)
+    def with_solutions(count: int) -> Batch:
+        points = equation.length * torch.rand(count, equation.dimensions)
         return points, equation.solution(points)
 
-    return Splits(Generated(draw_residuals, SIZE), *held_out(draw_solutions))
+    train = drawn(with_solutions, SIZE).map(lambda x, u: (x, torch.zeros_like(u)))
+    return cache(lambda: Splits(train, *held_out(with_solutions)))
 
 
 def slopes(values: Tensor, points: Tensor) -> Tensor:
@@ -124,15 +118,12 @@ OSCILLATOR = Equation(
 # in turn for development, validation and test
 EQUATIONS = {
     "equation-poisson": regress(
-        lambda: collocation(POISSON), lambda: Solver(POISSON, (32, 32)), 64, 200
+        collocation(POISSON), 64, 200, Solver, POISSON, (32, 32)
     ),
     "equation-helmholtz": regress(
-        lambda: collocation(HELMHOLTZ), lambda: Solver(HELMHOLTZ, (48, 48)), 64, 500
+        collocation(HELMHOLTZ), 64, 500, Solver, HELMHOLTZ, (48, 48)
     ),
     "equation-oscillator": regress(
-        lambda: collocation(OSCILLATOR),
-        lambda: Solver(OSCILLATOR, (32, 32, 32)),
-        64,
-        600,
+        collocation(OSCILLATOR), 64, 600, Solver, OSCILLATOR, (32, 32, 32)
     ),
 }

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from harness.random import seeded
 from meta_train.problems.images import FASHION_14, GRAY_16, MNIST_14
-from meta_train.problems.networks.convolutional import group_norm, strided_cnn
+from meta_train.problems.networks.convolutional import strided_cnn
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.networks.sequential import Block, CharacterRnn, Gpt
 from meta_train.problems.situations.problems import classify, name_key
@@ -25,7 +25,7 @@ from meta_train.problems.situations.texts import (
     STATEMENTS,
     text_gpt,
 )
-from meta_train.problems.supervised import Splits, mapped, named
+from meta_train.problems.supervised import Splits, named
 from meta_train.problems.text import VOCABULARY
 from ngopt.schedule import cosine_schedule
 
@@ -37,24 +37,17 @@ PRETRAINING = 1.0  # share of the steps that are run; less in tests
 PRETRAINED = named(
     {
         "cnn-digits": classify(
-            MNIST_14,
-            lambda: strided_cnn((1, 12, 24, 32), nn.BatchNorm2d, nn.ReLU),
-            64,
-            300,
+            MNIST_14, 64, 300, strided_cnn, (1, 12, 24, 32), nn.BatchNorm2d, nn.ReLU
         ),
-        "mlp-digits": classify(MNIST_14, lambda: mlp((196, 96, 96, 10)), 64, 400),
-        "gpt-lower-case": classify(LOWER_CASE, lambda: text_gpt(48, 4, 2), 16, 400),
-        "mlp-clothes": classify(
-            FASHION_14, lambda: mlp((196, 128, 64, 10), nn.GELU), 64, 400
-        ),
-        "gpt-docstrings": classify(DOCSTRINGS, lambda: text_gpt(40, 4, 2), 16, 450),
+        "mlp-digits": classify(MNIST_14, 64, 400, mlp, (196, 96, 96, 10)),
+        "gpt-lower-case": classify(LOWER_CASE, 16, 400, text_gpt, 48, 4, 2),
+        "mlp-clothes": classify(FASHION_14, 64, 400, mlp, (196, 128, 64, 10), nn.GELU),
+        "gpt-docstrings": classify(DOCSTRINGS, 16, 450, text_gpt, 40, 4, 2),
         "cnn-clothes": classify(
-            FASHION_14, lambda: strided_cnn((1, 16, 32), group_norm, nn.GELU), 64, 400
+            FASHION_14, 64, 400, strided_cnn, (1, 16, 32), activation=nn.GELU
         ),
-        "gpt-code": classify(CODE_2, lambda: text_gpt(64, 4, 1), 16, 600),
-        "gru-code": classify(
-            CODE_2, lambda: CharacterRnn(nn.GRU, VOCABULARY, 24, 64), 16, 500
-        ),
+        "gpt-code": classify(CODE_2, 16, 600, text_gpt, 64, 4, 1),
+        "gru-code": classify(CODE_2, 16, 500, CharacterRnn, nn.GRU, VOCABULARY, 24, 64),
     }
 )
 
@@ -92,7 +85,7 @@ LORA_SCALE = 2.0  # alpha / rank, the most common choice
 @cache
 def negatives() -> Splits:
     """FashionMNIST with negated normalised pixels."""
-    return mapped(FASHION_14(), lambda images, labels: (-images, labels))
+    return FASHION_14().map(lambda images, labels: (-images, labels))
 
 
 class Lora(nn.Module):
@@ -167,34 +160,28 @@ def with_new_head(name: str) -> nn.Module:
 
 # in turn for development, validation and test
 CONTINUED = {
-    "same-gpt-30": classify(LOWER_CASE, lambda: pretrained("gpt-lower-case"), 16, 30),
-    "same-gpt-5": classify(DOCSTRINGS, lambda: pretrained("gpt-docstrings"), 16, 5),
-    "same-gru-30": classify(CODE_2, lambda: pretrained("gru-code"), 16, 30),
-    "same-cnn-100": classify(MNIST_14, lambda: pretrained("cnn-digits"), 64, 100),
-    "same-mlp-100": classify(FASHION_14, lambda: pretrained("mlp-clothes"), 64, 100),
-    "same-gpt-200": classify(CODE_2, lambda: pretrained("gpt-code"), 16, 200),
+    "same-gpt-30": classify(LOWER_CASE, 16, 30, pretrained, "gpt-lower-case"),
+    "same-gpt-5": classify(DOCSTRINGS, 16, 5, pretrained, "gpt-docstrings"),
+    "same-gru-30": classify(CODE_2, 16, 30, pretrained, "gru-code"),
+    "same-cnn-100": classify(MNIST_14, 64, 100, pretrained, "cnn-digits"),
+    "same-mlp-100": classify(FASHION_14, 64, 100, pretrained, "mlp-clothes"),
+    "same-gpt-200": classify(CODE_2, 16, 200, pretrained, "gpt-code"),
 }
 
 FINE_TUNED = {
-    "new-gpt-30": classify(MIXED_CASE, lambda: pretrained("gpt-lower-case"), 16, 30),
-    "new-gpt-150": classify(STATEMENTS, lambda: pretrained("gpt-docstrings"), 16, 150),
-    "new-gru-60": classify(DOCUMENTATION, lambda: pretrained("gru-code"), 16, 60),
-    "new-cnn-100": classify(FASHION_14, lambda: with_new_head("cnn-digits"), 64, 100),
-    "new-mlp-30": classify(negatives, lambda: pretrained("mlp-clothes"), 64, 30),
-    "new-cnn-300": classify(GRAY_16, lambda: pretrained("cnn-clothes"), 64, 300),
+    "new-gpt-30": classify(MIXED_CASE, 16, 30, pretrained, "gpt-lower-case"),
+    "new-gpt-150": classify(STATEMENTS, 16, 150, pretrained, "gpt-docstrings"),
+    "new-gru-60": classify(DOCUMENTATION, 16, 60, pretrained, "gru-code"),
+    "new-cnn-100": classify(FASHION_14, 64, 100, with_new_head, "cnn-digits"),
+    "new-mlp-30": classify(negatives, 64, 30, pretrained, "mlp-clothes"),
+    "new-cnn-300": classify(GRAY_16, 64, 300, pretrained, "cnn-clothes"),
 }
 
 ADAPTERS = {
-    "lora-gpt-30": classify(MIXED_CASE, lambda: with_lora("gpt-lower-case", 4), 16, 30),
-    "lora-gpt-100": classify(
-        STATEMENTS, lambda: with_lora("gpt-docstrings", 2), 16, 100
-    ),
-    "lora-gpt-200": classify(DOCUMENTATION, lambda: with_lora("gpt-code", 8), 16, 200),
-    "lora-mlp-100": classify(FASHION_14, lambda: with_lora("mlp-digits", 4), 64, 100),
-    "adapters-gpt-60": classify(
-        STATEMENTS, lambda: with_adapters("gpt-docstrings", 8), 16, 60
-    ),
-    "adapters-gpt-150": classify(
-        DOCUMENTATION, lambda: with_adapters("gpt-code", 4), 16, 150
-    ),
+    "lora-gpt-30": classify(MIXED_CASE, 16, 30, with_lora, "gpt-lower-case", 4),
+    "lora-gpt-100": classify(STATEMENTS, 16, 100, with_lora, "gpt-docstrings", 2),
+    "lora-gpt-200": classify(DOCUMENTATION, 16, 200, with_lora, "gpt-code", 8),
+    "lora-mlp-100": classify(FASHION_14, 64, 100, with_lora, "mlp-digits", 4),
+    "adapters-gpt-60": classify(STATEMENTS, 16, 60, with_adapters, "gpt-docstrings", 8),
+    "adapters-gpt-150": classify(DOCUMENTATION, 16, 150, with_adapters, "gpt-code", 4),
 }

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -39,10 +38,6 @@ class Players(nn.Module):
                 delattr(module, name)
                 module.register_buffer(name, p.detach().clone())
 
-    def generate(self, count: int) -> Tensor:
-        """Points (count, 2)"""
-        return self.generator(self.noises(count))
-
     def noises(self, count: int) -> Tensor:
         """Inputs of the generator, (count, noise)."""
         return torch.randn(count, self.noise).to(device_of(self))
@@ -64,11 +59,13 @@ def game(
 ) -> Tensor:
     """The sum of both players' losses and gradient penalties, ().
 
+    Each loss has gradients for its own player only.
+
     is_relativistic: losses of Huang et al. 2024; else the non-saturating ones of
     Goodfellow et al. 2014. penalty: twice the weight of the mean squared gradients of
     the critic at real (R1) and at generated points (R2, Mescheder et al. 2018).
     """
-    fake = players.generate(len(real))
+    fake = players.generator(players.noises(len(real)))  # (b, 2)
     real_logits, real_slope = _with_slopes(players.critic, real)
     fake_logits, fake_slope = _with_slopes(players.critic, fake)
     logits = players.fixed_critic(fake)
@@ -97,8 +94,8 @@ class GanProblem(SampledProblem):
     distance between real points and those of the generator with averaged weights. The
     accuracy is the share of covered modes times the share of points near a mode.
 
-    modes: means, (count, 2). width: standard deviation of a mode. game: the sum of the
-    players' losses, each with gradients for its own player only.
+    modes: means, (count, 2). width: standard deviation of a mode. penalty,
+    is_relativistic: arguments of `game`.
     """
 
     # two samples of one distribution have a distance of .001
@@ -106,7 +103,8 @@ class GanProblem(SampledProblem):
     build: Callable[[], Players]
     modes: Tensor
     width: float
-    game: Callable[[Players, Tensor], Tensor]
+    penalty: float
+    is_relativistic: bool = False
 
     def draw_batch(self, step: int) -> Tensor:
         """Points (b, 2)"""
@@ -116,7 +114,7 @@ class GanProblem(SampledProblem):
         assert isinstance(model, Players)
         if model.training:
             model.update_average()
-        return self.game(model, batch)
+        return game(model, batch, self.penalty, self.is_relativistic)
 
     def measure(self, model: nn.Module, count: int) -> Metrics:
         assert isinstance(model, Players)
@@ -148,30 +146,18 @@ def ring(count: int) -> Tensor:
     return torch.stack([angle.cos(), angle.sin()], 1)
 
 
-# in turn for development, validation and test
+# In turn for development, validation and test. Arguments: network, batch size, steps,
+# modes, their width, and the penalty.
 GAMES = {
-    "gan-ring-8": GanProblem(
-        lambda: Players(8, 64),
-        batch_size=128,
-        steps=800,
-        modes=ring(8),
-        width=0.1,
-        game=partial(game, penalty=10.0),
-    ),
+    "gan-ring-8": GanProblem(lambda: Players(8, 64), 128, 800, ring(8), 0.1, 10.0),
     "gan-square-9": GanProblem(
         lambda: Players(4, 48),
-        batch_size=192,
-        steps=600,
-        modes=pixel_grid(3, 3),
-        width=0.12,
-        game=partial(game, penalty=3.0, is_relativistic=True),
+        192,
+        600,
+        pixel_grid(3, 3),
+        0.12,
+        3.0,
+        is_relativistic=True,
     ),
-    "gan-ring-5": GanProblem(
-        lambda: Players(2, 80),
-        batch_size=256,
-        steps=500,
-        modes=ring(5),
-        width=0.15,
-        game=partial(game, penalty=6.0),
-    ),
+    "gan-ring-5": GanProblem(lambda: Players(2, 80), 256, 500, ring(5), 0.15, 6.0),
 }

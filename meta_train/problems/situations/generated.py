@@ -1,54 +1,56 @@
 """Synthetic data: examples that are drawn anew for each batch."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor
 
 from harness.random import seeded
-from meta_train.problems.supervised import Batch, Splits, TensorExamples
+from meta_train.problems.supervised import (
+    Batch,
+    Data,
+    Examples,
+    Splits,
+    tensor_examples,
+)
 
 SIZE = 4096  # examples of an epoch
 EVALUATED = 2048  # examples
 
 
-@dataclass(frozen=True)
-class Generated:
-    """Random examples; their indices are ignored.
+Draw = Callable[[int], Batch]
+"""Number of examples -> batch, with torch's generator as source of randomness."""
 
-    draw: number of examples -> batch, with torch's generator as source of randomness.
-    noise: standard deviation of the normal noise in the targets.
+
+def generated(draw: Draw, noise: float | Tensor = 0.0) -> Data:
+    """Splits of one distribution: new examples for each training batch.
+
+    noise: standard deviation of the normal noise in the training targets.
     """
 
-    draw: Callable[[int], Batch]
-    size: int
-    noise: float | Tensor = 0.0
+    def noisy(inputs: Tensor, targets: Tensor) -> Batch:
+        return inputs, targets + noise * torch.randn_like(targets)
 
-    def __len__(self) -> int:
-        return self.size
-
-    def batch(self, indices: Tensor) -> Batch:
-        inputs, targets = self.draw(len(indices))
-        if isinstance(self.noise, Tensor) or self.noise:
-            targets = targets + self.noise * torch.randn_like(targets)
-        return inputs, targets
+    train = drawn(draw, SIZE)
+    if isinstance(noise, Tensor) or noise:
+        train = train.map(noisy)
+    return cache(lambda: Splits(train, *held_out(draw)))
 
 
-def generated(draw: Callable[[int], Batch], noise: float | Tensor = 0.0) -> Splits:
-    """Splits of one distribution; only the training targets have noise."""
-    return Splits(Generated(draw, SIZE, noise), *held_out(draw))
+def drawn(draw: Draw, size: int) -> Examples:
+    """Random examples; their indices are ignored."""
+    return Examples(size, lambda indices: draw(len(indices)))
 
 
 def held_out(
-    draw: Callable[[int], Batch], sizes: tuple[int, int] = (EVALUATED, EVALUATED)
-) -> tuple[TensorExamples, TensorExamples]:
+    draw: Draw, sizes: tuple[int, int] = (EVALUATED, EVALUATED)
+) -> tuple[Examples, Examples]:
     """Fixed examples of the distribution for validation and for test."""
     with seeded(1, 9):
-        validation = TensorExamples(*draw(sizes[0]))
+        validation = tensor_examples(*draw(sizes[0]))
     with seeded(2, 9):
-        test = TensorExamples(*draw(sizes[1]))
+        test = tensor_examples(*draw(sizes[1]))
     return validation, test
 
 
@@ -57,19 +59,14 @@ def fixed(*size: int, seed: int) -> Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(seed))
 
 
-def as_data(draw: Callable[[int], Batch]) -> Callable[[], Splits]:
-    """A decorator: makes the data of a problem from a function that draws examples."""
-    return cache(lambda: generated(draw))
-
-
-@as_data
+@generated
 def sines(count: int) -> Batch:
     """16 normal numbers; targets: the sines of the first four."""
     x = torch.randn(count, 16)
     return x, x[:, :4].sin()
 
 
-@as_data
+@generated
 def products(count: int) -> Batch:
     """8 normal numbers; targets: the products of adjacent ones."""
     x = torch.randn(count, 8)
@@ -79,7 +76,7 @@ def products(count: int) -> Batch:
 PROJECTIONS = fixed(10, 5, seed=24) / 10**0.5
 
 
-@as_data
+@generated
 def projections(count: int) -> Batch:
     """10 normal numbers; targets: the absolute values of five projections."""
     x = torch.randn(count, 10)
@@ -89,7 +86,7 @@ def projections(count: int) -> Batch:
 CENTRES = fixed(4, 6, seed=22)
 
 
-@as_data
+@generated
 def distances(count: int) -> Batch:
     """6 normal numbers; targets: the distances to four fixed points."""
     x = torch.randn(count, 6)
@@ -99,14 +96,14 @@ def distances(count: int) -> Batch:
 TEACHER = fixed(12, 3, seed=1)
 
 
-@as_data
+@generated
 def directions(count: int) -> Batch:
     """12 normal numbers; targets: tanh of three projections."""
     x = torch.randn(count, 12)
     return x, (x @ TEACHER).tanh()
 
 
-@as_data
+@generated
 def moons(count: int) -> Batch:
     """Noisy points on two half circles; labels: the half circle of each."""
     labels = torch.arange(count) % 2

@@ -13,7 +13,6 @@ from meta_train.problems.networks.convolutional import (
     Layer,
     Norm,
     ResidualBlock,
-    group_norm,
     plain_cnn,
     residual_cnn,
     strided_cnn,
@@ -28,17 +27,24 @@ from meta_train.problems.situations.generated import (
 )
 from meta_train.problems.situations.problems import classify, regress
 from meta_train.problems.situations.texts import CODE_0, CODE_2, text_gpt
+from meta_train.problems.supervised import Arguments
 
-Fill = Callable[[Tensor], object]
 Network = TypeVar("Network", bound=nn.Module)
 
 
 @torch.no_grad()
-def initialised(model: Network, fill: Fill) -> Network:
-    """The network with its weights initialised by `fill` and its biases by zeros.
+def initialised(
+    fill: Callable[[Tensor], object],
+    network: Callable[Arguments, Network],
+    *args: Arguments.args,
+    **settings: Arguments.kwargs,
+) -> Network:
+    """A network with its weights initialised by `fill` and its biases by zeros.
 
-    Parameters of one dimension other than biases keep their values.
+    network: a function or class, called with the arguments after it. Parameters of one
+        dimension other than biases keep their values.
     """
+    model = network(*args, **settings)
     for name, p in model.named_parameters():
         if p.dim() > 1:
             fill(p)
@@ -47,12 +53,15 @@ def initialised(model: Network, fill: Fill) -> Network:
     return model
 
 
-gpt_normal = partial(nn.init.normal_, std=0.02)
+# These make networks too: their arguments are the network and what is passed to it.
+gpt_normal = partial(initialised, partial(nn.init.normal_, std=0.02))
 """Radford et al. 2019: the same standard deviation for all widths."""
-he_normal = partial(nn.init.kaiming_normal_, nonlinearity="relu")
+he_normal = partial(initialised, partial(nn.init.kaiming_normal_, nonlinearity="relu"))
 """He et al. 2015, Eq. 10."""
-orthogonal_relu = partial(nn.init.orthogonal_, gain=nn.init.calculate_gain("relu"))
-orthogonal_tanh = partial(nn.init.orthogonal_, gain=nn.init.calculate_gain("tanh"))
+xavier_uniform = partial(initialised, nn.init.xavier_uniform_)
+orthogonal = partial(initialised, nn.init.orthogonal_)
+orthogonal_relu = partial(initialised, partial(nn.init.orthogonal_, gain=sqrt(2)))
+orthogonal_tanh = partial(initialised, partial(nn.init.orthogonal_, gain=5 / 3))
 
 
 def lecun_normal(weight: Tensor) -> None:
@@ -61,13 +70,13 @@ def lecun_normal(weight: Tensor) -> None:
 
 
 @torch.no_grad()
-def gpt_with_scaled_residuals(model: Gpt) -> Gpt:
+def gpt_with_scaled_residuals(width: int, heads: int, depth: int) -> Gpt:
     """GPT-2's initialisation, with output layers of blocks scaled by the depth."""
-    initialised(model, gpt_normal)
+    model = gpt_normal(text_gpt, width, heads, depth)
     for block in model.blocks:
         for name, p in block.named_parameters():
             if name in ("attention.out.weight", "mlp.2.weight"):
-                p /= sqrt(2 * len(model.blocks))
+                p /= sqrt(2 * depth)
     return model
 
 
@@ -91,7 +100,7 @@ def with_zero_branches(model: nn.Module) -> nn.Module:
 @torch.no_grad()
 def mup_mlp(widths: tuple[int, ...]) -> nn.Module:
     """An MLP with muP's initialisation: the last layer's scale is 1 / fan_in."""
-    model = initialised(mlp(widths), lecun_normal)
+    model = initialised(lecun_normal, mlp, widths)
     last = model[-1]
     assert isinstance(last, nn.Linear)
     last.weight /= sqrt(last.in_features)
@@ -144,78 +153,50 @@ def deep_mlp(
 
 # in turn for development, validation and test
 INITIAL_WEIGHTS = {
-    "start-gpt-small-40": classify(
-        CODE_0, lambda: initialised(text_gpt(64, 4, 2), gpt_normal), 16, 40
-    ),
+    "start-gpt-small-40": classify(CODE_0, 16, 40, gpt_normal, text_gpt, 64, 4, 2),
     "start-vit-small-100": classify(
-        FASHION_14, lambda: initialised(Vit(1, 14, 7, 32, 4, 2), gpt_normal), 64, 100
+        FASHION_14, 64, 100, gpt_normal, Vit, 1, 14, 7, 32, 4, 2
     ),
-    "start-gpt-small-100": classify(
-        CODE_2, lambda: initialised(text_gpt(48, 2, 3), gpt_normal), 16, 100
-    ),
+    "start-gpt-small-100": classify(CODE_2, 16, 100, gpt_normal, text_gpt, 48, 2, 3),
     "start-gpt-residual-300": classify(
-        CODE_0, lambda: gpt_with_scaled_residuals(text_gpt(64, 4, 2)), 16, 300
+        CODE_0, 16, 300, gpt_with_scaled_residuals, 64, 4, 2
     ),
     "start-mlp-xavier-300": classify(
-        FASHION_7,
-        lambda: initialised(mlp((49, 96, 96, 10), nn.Tanh), nn.init.xavier_uniform_),
-        64,
-        300,
+        FASHION_7, 64, 300, xavier_uniform, mlp, (49, 96, 96, 10), nn.Tanh
     ),
-    "start-mlp-mup-300": classify(
-        FASHION_14, lambda: mup_mlp((196, 256, 256, 10)), 64, 300
-    ),
+    "start-mlp-mup-300": classify(FASHION_14, 64, 300, mup_mlp, (196, 256, 256, 10)),
     "start-mlp-he-100": classify(
-        FASHION_14, lambda: initialised(mlp((196, 96, 96, 10)), he_normal), 64, 100
+        FASHION_14, 64, 100, he_normal, mlp, (196, 96, 96, 10)
     ),
     "start-resnet-branches-200": classify(
-        FASHION_14, lambda: with_zero_branches(residual_cnn(1, (8, 16))), 32, 200
+        FASHION_14, 32, 200, lambda: with_zero_branches(residual_cnn(1, (8, 16)))
     ),
     "start-cnn-he-60": classify(
-        MNIST_14, lambda: initialised(plain_cnn((1, 12, 24), (5, 3)), he_normal), 64, 60
+        MNIST_14, 64, 60, he_normal, plain_cnn, (1, 12, 24), (5, 3)
     ),
     "start-cnn-orthogonal-200": classify(
-        CIFAR_16,
-        lambda: initialised(
-            strided_cnn((3, 12, 24, 48), group_norm, nn.ReLU), orthogonal_relu
-        ),
-        64,
-        200,
+        CIFAR_16, 64, 200, orthogonal_relu, strided_cnn, (3, 12, 24, 48)
     ),
     "start-mixer-head-100": classify(
-        CIFAR_16, lambda: with_zero_head(Mixer(3, 16, 4, 32, 2)), 64, 100
+        CIFAR_16, 64, 100, lambda: with_zero_head(Mixer(3, 16, 4, 32, 2))
     ),
     "start-gru-orthogonal-200": classify(
-        MNIST_14,
-        lambda: initialised(RowRnn(nn.GRU, 14, 48), nn.init.orthogonal_),
-        64,
-        200,
+        MNIST_14, 64, 200, orthogonal, RowRnn, nn.GRU, 14, 48
     ),
 }
 
 DEEP_CHAINS = {
-    "deep-relu-30": regress(
-        sines, lambda: initialised(deep_mlp(16, 30, 4), he_normal), 64, 300
-    ),
-    "deep-relu-20": regress(
-        projections, lambda: initialised(deep_mlp(10, 20, 5), he_normal), 64, 250
-    ),
-    "deep-relu-25": regress(
-        distances, lambda: initialised(deep_mlp(6, 25, 4), he_normal), 64, 400
-    ),
-    "deep-norm-8": regress(
-        sines, lambda: deep_mlp(16, 8, 4, norm=nn.LayerNorm), 64, 300
-    ),
-    "deep-skips-50": regress(projections, lambda: ResidualMlp(10, 32, 50, 5), 64, 200),
+    "deep-relu-30": regress(sines, 64, 300, he_normal, deep_mlp, 16, 30, 4),
+    "deep-relu-20": regress(projections, 64, 250, he_normal, deep_mlp, 10, 20, 5),
+    "deep-relu-25": regress(distances, 64, 400, he_normal, deep_mlp, 6, 25, 4),
+    "deep-norm-8": regress(sines, 64, 300, deep_mlp, 16, 8, 4, norm=nn.LayerNorm),
+    "deep-skips-50": regress(projections, 64, 200, ResidualMlp, 10, 32, 50, 5),
     "deep-norm-10": regress(
-        directions, lambda: deep_mlp(12, 10, 3, nn.GELU, nn.LayerNorm), 64, 300
+        directions, 64, 300, deep_mlp, 12, 10, 3, nn.GELU, nn.LayerNorm
     ),
-    "deep-tanh-10": regress(sines, lambda: deep_mlp(16, 10, 4, nn.Tanh), 64, 300),
-    "deep-gelu-8": regress(projections, lambda: deep_mlp(10, 8, 5, nn.GELU), 64, 300),
+    "deep-tanh-10": regress(sines, 64, 300, deep_mlp, 16, 10, 4, nn.Tanh),
+    "deep-gelu-8": regress(projections, 64, 300, deep_mlp, 10, 8, 5, nn.GELU),
     "deep-orthogonal-15": regress(
-        directions,
-        lambda: initialised(deep_mlp(12, 15, 3, nn.Tanh), orthogonal_tanh),
-        64,
-        300,
+        directions, 64, 300, orthogonal_tanh, deep_mlp, 12, 15, 3, nn.Tanh
     ),
 }

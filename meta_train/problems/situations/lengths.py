@@ -30,49 +30,35 @@ from meta_train.problems.text import VOCABULARY
 
 # in turn for development, validation and test
 SHORT = {
-    "short-mlp-10": classify(FASHION_14, lambda: mlp((196, 64, 10)), 64, 10),
-    "short-gru-10": classify(
-        CODE_1, lambda: CharacterRnn(nn.GRU, VOCABULARY, 24, 48), 16, 10
-    ),
-    "short-mixer-10": classify(CIFAR_16, lambda: Mixer(3, 16, 4, 48, 1), 64, 10),
-    "short-cnn-30": classify(MNIST_14, lambda: paper_cnn(1, (8, 16, 16)), 64, 30),
-    "short-vit-30": classify(FASHION_14, lambda: Vit(1, 14, 7, 32, 4, 2), 64, 30),
-    "short-gpt-30": classify(CODE_2, lambda: text_gpt(48, 2, 1, tied=True), 32, 30),
-    "short-gpt-100": classify(CODE_0, lambda: text_gpt(64, 4, 2), 16, 100),
-    "short-resnet-100": classify(FASHION_14, lambda: residual_cnn(1, (8, 16)), 32, 100),
-    "short-lstm-100": classify(MNIST_14, lambda: RowRnn(nn.LSTM, 14, 48), 64, 100),
-    "short-moons-200": classify(moons, lambda: mlp((2, 16, 2)), 64, 200),
-    "short-products-300": regress(
-        products, lambda: mlp((8, 64, 64, 7), nn.GELU), 64, 300
-    ),
-    "short-directions-20": regress(
-        directions, lambda: mlp((12, 32, 3), nn.Tanh), 128, 20
-    ),
+    "short-mlp-10": classify(FASHION_14, 64, 10, mlp, (196, 64, 10)),
+    "short-gru-10": classify(CODE_1, 16, 10, CharacterRnn, nn.GRU, VOCABULARY, 24, 48),
+    "short-mixer-10": classify(CIFAR_16, 64, 10, Mixer, 3, 16, 4, 48, 1),
+    "short-cnn-30": classify(MNIST_14, 64, 30, paper_cnn, 1, (8, 16, 16)),
+    "short-vit-30": classify(FASHION_14, 64, 30, Vit, 1, 14, 7, 32, 4, 2),
+    "short-gpt-30": classify(CODE_2, 32, 30, text_gpt, 48, 2, 1, tied=True),
+    "short-gpt-100": classify(CODE_0, 16, 100, text_gpt, 64, 4, 2),
+    "short-resnet-100": classify(FASHION_14, 32, 100, residual_cnn, 1, (8, 16)),
+    "short-lstm-100": classify(MNIST_14, 64, 100, RowRnn, nn.LSTM, 14, 48),
+    "short-moons-200": classify(moons, 64, 200, mlp, (2, 16, 2)),
+    "short-products-300": regress(products, 64, 300, mlp, (8, 64, 64, 7), nn.GELU),
+    "short-directions-20": regress(directions, 128, 20, mlp, (12, 32, 3), nn.Tanh),
 }
 
 LONG = {
-    "long-mlp-10000": classify(MNIST_7, lambda: mlp((49, 32, 10)), 32, 10000),
-    "long-cnn-10000": classify(
-        FASHION_7, lambda: plain_cnn((1, 8, 16), (3, 3)), 32, 10000
-    ),
-    "long-distances-10000": regress(
-        distances, lambda: mlp((6, 48, 48, 4), nn.SiLU), 32, 10000
-    ),
+    "long-mlp-10000": classify(MNIST_7, 32, 10000, mlp, (49, 32, 10)),
+    "long-cnn-10000": classify(FASHION_7, 32, 10000, plain_cnn, (1, 8, 16), (3, 3)),
+    "long-distances-10000": regress(distances, 32, 10000, mlp, (6, 48, 48, 4), nn.SiLU),
 }
 
 BATCHES_OF_ONE_AND_ALL = {
-    "batch-1": classify(MNIST_7, lambda: mlp((49, 32, 10)), 1, 2000),
+    "batch-1": classify(MNIST_7, 1, 2000, mlp, (49, 32, 10)),
     "batch-1-brightness": regress(
-        lambda: lower_brightness("mnist"), lambda: mlp((28, 48, 1), nn.GELU), 1, 2000
+        lambda: lower_brightness("mnist"), 1, 2000, mlp, (28, 48, 1), nn.GELU
     ),
-    "batch-2-cnn": classify(MNIST_14, lambda: plain_cnn((1, 12, 24), (5, 3)), 2, 1000),
-    "batch-full-m7": classify(
-        lambda: first(MNIST_7, 4000), lambda: mlp((49, 64, 10)), None, 150
-    ),
+    "batch-2-cnn": classify(MNIST_14, 2, 1000, plain_cnn, (1, 12, 24), (5, 3)),
+    "batch-full-m7": classify(first(MNIST_7, 4000), None, 150, mlp, (49, 64, 10)),
     "batch-full-fm14": classify(
-        lambda: first(FASHION_14, 1000), lambda: paper_cnn(1, (12, 16, 24)), None, 100
+        first(FASHION_14, 1000), None, 100, paper_cnn, 1, (12, 16, 24)
     ),
-    "batch-full-fm7": classify(
-        lambda: first(FASHION_7, 3000), lambda: mlp((49, 96, 10)), None, 120
-    ),
+    "batch-full-fm7": classify(first(FASHION_7, 3000), None, 120, mlp, (49, 96, 10)),
 }

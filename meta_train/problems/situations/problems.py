@@ -1,9 +1,8 @@
-"""Constructors and kinds of situations; batches depend on the problem's name."""
+"""Constructors of situations; batches depend on the problem's name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 from zlib import crc32
 
 import torch
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.random import seeded
-from meta_train.problems.protocol import Metrics, Problem
+from meta_train.problems.protocol import Metrics
 from meta_train.problems.situations.generated import EVALUATED
 from meta_train.problems.supervised import (
     CLASSIFY,
@@ -19,7 +18,7 @@ from meta_train.problems.supervised import (
     Objective,
     SupervisedProblem,
     at_most,
-    named,
+    maker,
 )
 
 # Share of the targets' variance that is added to reported squared errors. Differences
@@ -49,9 +48,10 @@ class Situation(SupervisedProblem):
         return (name_key(self.name),)
 
 
-classify = partial(Situation, objective=CLASSIFY)
-"""Cross entropy; arguments: data, network, batch size (None: all examples), steps."""
-regress = partial(Situation, objective=REGRESS, evaluation=REGRESS_WITH_FLOOR)
+classify = maker(Situation, CLASSIFY)
+"""Cross entropy; arguments: data, batch size (None: all examples), steps, network and
+its arguments."""
+regress = maker(Situation, REGRESS, REGRESS_WITH_FLOOR)
 """Squared errors, arguments as of `classify`; evaluation adds the floor."""
 
 
@@ -90,21 +90,3 @@ class SampledProblem:
     def draw_batch(self, step: int) -> Any:
         """The batch of a step, with torch's generator as source of randomness."""
         raise NotImplementedError
-
-
-class Kind(NamedTuple):
-    """The problems of one kind in thirds; the third for tests is run only once.
-
-    Networks, texts and synthetic targets belong to one third only.
-    """
-
-    developing: list[Problem]
-    validating: list[Problem]
-    testing: list[Problem]
-
-
-def in_turn(problems: Mapping[str, SupervisedProblem | SampledProblem]) -> Kind:
-    """A kind of problems, which are in turn for development, validation and test."""
-    ordered = list(named(problems).values())
-    assert len(ordered) % 3 == 0, f"thirds of {len(ordered)} problems"
-    return Kind(ordered[::3], ordered[1::3], ordered[2::3])

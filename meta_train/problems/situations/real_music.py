@@ -145,11 +145,15 @@ def next_pitches(encoding: Encoding, length: int) -> Splits:
 PROBLEMS = {
     "real-melodies-gru": classify(
         lambda: next_pitches(melodies, 24),
-        lambda: CharacterRnn(nn.GRU, PITCHES, 24, 64),
         16,
         300,
+        CharacterRnn,
+        nn.GRU,
+        PITCHES,
+        24,
+        64,
     ),
     "real-chords-gpt": classify(
-        lambda: next_pitches(chords, 48), lambda: Gpt(PITCHES, 48, 48, 4, 2), 16, 200
+        lambda: next_pitches(chords, 48), 16, 200, Gpt, PITCHES, 48, 48, 4, 2
     ),
 }

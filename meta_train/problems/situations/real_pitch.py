@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.random import seeded
-from meta_train.problems.situations.generated import Generated, held_out
+from meta_train.problems.situations.generated import drawn, held_out
 from meta_train.problems.situations.packaged import packaged
 from meta_train.problems.situations.problems import classify
 from meta_train.problems.supervised import Batch, Splits
@@ -109,7 +109,7 @@ def normalised(frames: Tensor) -> Tensor:
 @cache
 def noisy_tones() -> Splits:
     """Random tones for training; fixed tones for validation and test."""
-    return Splits(Generated(tones, EPOCH), *held_out(tones, EVALUATED))
+    return Splits(drawn(tones, EPOCH), *held_out(tones, EVALUATED))
 
 
-PROBLEMS = {"real-pitch-crepe": classify(noisy_tones, pitch_network, 8, 40)}
+PROBLEMS = {"real-pitch-crepe": classify(noisy_tones, 8, 40, pitch_network)}

@@ -11,7 +11,7 @@ from meta_train.problems.networks.sequential import RowRnn
 from meta_train.problems.situations.packaged import packaged
 from meta_train.problems.situations.problems import classify, regress
 from meta_train.problems.situations.real_tables import divided
-from meta_train.problems.supervised import Splits, TensorExamples
+from meta_train.problems.supervised import Examples, Splits, tensor_examples
 
 FOLDER = "datasets/data"
 PRESSURE = "KDD-TSAD_135/135_UCR_Anomaly_InternalBleeding16_TEST.csv"
@@ -86,10 +86,10 @@ def read_column(text: str, name: str) -> Tensor:
     return torch.tensor([float(row[name]) for row in rows])
 
 
-def forecasts(values: Tensor, length: int, horizon: int, stride: int) -> TensorExamples:
+def forecasts(values: Tensor, length: int, horizon: int, stride: int) -> Examples:
     """Windows (n, 1, length) of a series, and the values after them (n, horizon)."""
     windows = values.unfold(0, length + horizon, stride)
-    return TensorExamples(windows[:, None, :length], windows[:, length:])
+    return tensor_examples(windows[:, None, :length], windows[:, length:])
 
 
 def _text(path: str) -> str:
@@ -107,17 +107,23 @@ class SeriesRnn(RowRnn):
 PROBLEMS = {
     "real-vowels-gru": classify(
         lambda: labelled_series("JapaneseVowels", "JapaneseVowels_eq"),
-        lambda: SeriesRnn(nn.GRU, 12, 64, 9),
         16,
         300,
+        SeriesRnn,
+        nn.GRU,
+        12,
+        64,
+        9,
     ),
     "real-leaves-cnn": classify(
         lambda: labelled_series("OSULeaf", "OSULeaf"),
-        lambda: wave_cnn((1, 16, 24, 32), 6),
         16,
         400,
+        wave_cnn,
+        (1, 16, 24, 32),
+        6,
     ),
     "real-pressure-lstm": regress(
-        lambda: pressure(48, 16), lambda: SeriesRnn(nn.LSTM, 1, 48, 16), 32, 400
+        lambda: pressure(48, 16), 32, 400, SeriesRnn, nn.LSTM, 1, 48, 16
     ),
 }

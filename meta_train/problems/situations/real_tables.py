@@ -6,7 +6,7 @@ from itertools import starmap
 import torch
 from torch import Tensor
 
-from meta_train.problems.supervised import Splits, TensorExamples
+from meta_train.problems.supervised import Splits, tensor_examples
 
 
 @cache
@@ -37,4 +37,4 @@ def divided(inputs: Tensor, targets: Tensor) -> Splits:
     quarter = len(order) // 4
     sizes = [len(order) - 2 * quarter, quarter, quarter]
     pairs = zip(inputs[order].split(sizes), targets[order].split(sizes), strict=True)
-    return Splits(*starmap(TensorExamples, pairs))
+    return Splits(*starmap(tensor_examples, pairs))

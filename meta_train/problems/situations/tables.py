@@ -1,7 +1,5 @@
 """Matrix factorisation, rare tokens, and columns with different units."""
 
-from functools import cache
-
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +7,7 @@ from meta_train.problems.networks.dense import mlp
 from meta_train.problems.situations.generated import fixed, generated
 from meta_train.problems.situations.problems import classify, regress
 from meta_train.problems.situations.real_tables import real_table
-from meta_train.problems.supervised import Batch, Splits
+from meta_train.problems.supervised import Batch, Data
 
 
 class Factors(nn.Module):
@@ -51,8 +49,7 @@ class Symmetric(nn.Module):
         return (u[:, 0] * u[:, 1]).sum(1)
 
 
-@cache
-def entries(rows: int, columns: int, rank: int, noise: float, biased: bool) -> Splits:
+def entries(rows: int, columns: int, rank: int, noise: float, biased: bool) -> Data:
     """Indices (b, 2) and entries (b,) of a matrix of low rank."""
     seed = 10 * rows
     u = fixed(rows, rank, seed=seed)
@@ -69,8 +66,7 @@ def entries(rows: int, columns: int, rank: int, noise: float, biased: bool) -> S
     return generated(draw, noise)
 
 
-@cache
-def symmetric_entries(rows: int, rank: int, noise: float) -> Splits:
+def symmetric_entries(rows: int, rank: int, noise: float) -> Data:
     """Indices (b, 2) and entries (b,) of a symmetric matrix of low rank."""
     u = fixed(rows, rank, seed=10 * rows)
 
@@ -87,8 +83,7 @@ def zipf(count: int, vocabulary: int) -> Tensor:
     return tokens.clamp(1, vocabulary) - 1
 
 
-@cache
-def labelled_tokens(vocabulary: int, classes: int, length: int) -> Splits:
+def labelled_tokens(vocabulary: int, classes: int, length: int) -> Data:
     """Tokens (b, length) by Zipf's law, with the label of the rarest token, (b,)."""
     generator = torch.Generator().manual_seed(vocabulary)
     label_of = torch.randint(classes, (vocabulary,), generator=generator)
@@ -100,8 +95,7 @@ def labelled_tokens(vocabulary: int, classes: int, length: int) -> Splits:
     return generated(draw)
 
 
-@cache
-def successors(vocabulary: int, seed: int) -> Splits:
+def successors(vocabulary: int, seed: int) -> Data:
     """A token (b,) by Zipf's law and the next: a fixed one with probability .8."""
     generator = torch.Generator().manual_seed(seed)
     successor_of = torch.randint(vocabulary, (vocabulary,), generator=generator)
@@ -140,8 +134,7 @@ def _units(columns: int, decades: float) -> Tensor:
     return 10 ** (decades * (torch.linspace(0, 1, columns) - 0.5))
 
 
-@cache
-def unscaled_regression(columns: int, decades: float, seed: int) -> Splits:
+def unscaled_regression(columns: int, decades: float, seed: int) -> Data:
     """Columns (b, columns) with different units; targets (b, 1) of a small network."""
     unit = _units(columns, decades)
     first = fixed(columns, 16, seed=100 * seed)
@@ -155,8 +148,7 @@ def unscaled_regression(columns: int, decades: float, seed: int) -> Splits:
     return generated(draw, 0.1)
 
 
-@cache
-def unscaled_classes(columns: int, decades: float, seed: int) -> Splits:
+def unscaled_classes(columns: int, decades: float, seed: int) -> Data:
     """Columns with different units; labels (b,): the nearest of three centres."""
     unit = _units(columns, decades)
     centres = fixed(3, columns, seed=seed)
@@ -171,57 +163,45 @@ def unscaled_classes(columns: int, decades: float, seed: int) -> Splits:
 # in turn for development, validation and test
 FACTORISATION = {
     "factors-100": regress(
-        lambda: entries(100, 80, 8, 0.05, False),
-        lambda: Factors(100, 80, 8, 0.1, False),
-        256,
-        800,
+        entries(100, 80, 8, 0.05, False), 256, 800, Factors, 100, 80, 8, 0.1, False
     ),
     "factors-biases-400": regress(
-        lambda: entries(400, 300, 4, 0.1, True),
-        lambda: Factors(400, 300, 6, 0.1, True),
-        512,
-        600,
+        entries(400, 300, 4, 0.1, True), 512, 600, Factors, 400, 300, 6, 0.1, True
     ),
     "factors-symmetric-150": regress(
-        lambda: symmetric_entries(150, 6, 0.05), lambda: Symmetric(150, 8), 256, 500
+        symmetric_entries(150, 6, 0.05), 256, 500, Symmetric, 150, 8
     ),
 }
 
 RARE_TOKENS = {
     "tokens-labels-4096": classify(
-        lambda: labelled_tokens(4096, 8, 8), lambda: TokenMlp(4096, 32, 8, 1.0), 64, 600
+        labelled_tokens(4096, 8, 8), 64, 600, TokenMlp, 4096, 32, 8, 1.0
     ),
     "tokens-next-2048": classify(
-        lambda: successors(2048, 16), lambda: TokenMlp(2048, 48, 2048, 0.02), 256, 300
+        successors(2048, 16), 256, 300, TokenMlp, 2048, 48, 2048, 0.02
     ),
     "tokens-labels-20000": classify(
-        lambda: labelled_tokens(20000, 4, 6),
-        lambda: TokenMlp(20000, 16, 4, 0.02),
-        128,
-        400,
+        labelled_tokens(20000, 4, 6), 128, 400, TokenMlp, 20000, 16, 4, 0.02
     ),
 }
 
 UNSCALED_COLUMNS = {
     "columns-regression-20": regress(
-        lambda: unscaled_regression(20, 3.0, 17), lambda: mlp((20, 64, 1)), 64, 500
+        unscaled_regression(20, 3.0, 17), 64, 500, mlp, (20, 64, 1)
     ),
     "columns-classes-30": classify(
-        lambda: unscaled_classes(30, 4.0, 20), lambda: mlp((30, 64, 64, 3)), 64, 400
+        unscaled_classes(30, 4.0, 20), 64, 400, mlp, (30, 64, 64, 3)
     ),
     "columns-regression-12": regress(
-        lambda: unscaled_regression(12, 4.0, 21),
-        lambda: mlp((12, 48, 48, 1), nn.SiLU),
-        32,
-        600,
+        unscaled_regression(12, 4.0, 21), 32, 600, mlp, (12, 48, 48, 1), nn.SiLU
     ),
     "columns-breast-cancer-300": classify(
-        lambda: real_table("breast_cancer"), lambda: mlp((30, 48, 2)), 32, 300
+        lambda: real_table("breast_cancer"), 32, 300, mlp, (30, 48, 2)
     ),
     "columns-diabetes-400": regress(
-        lambda: real_table("diabetes"), lambda: mlp((10, 32, 32, 1), nn.Tanh), 32, 400
+        lambda: real_table("diabetes"), 32, 400, mlp, (10, 32, 32, 1), nn.Tanh
     ),
     "columns-wine-200": classify(
-        lambda: real_table("wine"), lambda: mlp((13, 32, 3), nn.SiLU), 16, 200
+        lambda: real_table("wine"), 16, 200, mlp, (13, 32, 3), nn.SiLU
     ),
 }

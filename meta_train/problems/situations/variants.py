@@ -1,19 +1,13 @@
 """Changes of problems: clipped gradients, wrong labels, contrasts, bfloat16."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from meta_train.problems.images import FASHION_7, FASHION_14, MNIST_7, MNIST_14
-from meta_train.problems.networks.convolutional import (
-    group_norm,
-    paper_cnn,
-    plain_cnn,
-    strided_cnn,
-)
+from meta_train.problems.networks.convolutional import paper_cnn, plain_cnn, strided_cnn
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.networks.sequential import CharacterRnn, RowRnn, Vit
 from meta_train.problems.situations.problems import (
@@ -27,11 +21,11 @@ from meta_train.problems.supervised import (
     CLASSIFY,
     REGRESS,
     Batch,
+    Data,
     Examples,
     Objective,
-    Splits,
     contrastive_loss,
-    first,
+    maker,
     neighbour_accuracy,
 )
 from meta_train.problems.text import VOCABULARY
@@ -60,34 +54,17 @@ class ClippedProblem(Situation):
         return loss.detach() + (linear - linear.detach())
 
 
-@dataclass(frozen=True)
-class Mislabelled:
-    """Examples of which some have a fixed random label.
-
-    labels: (len(examples),) int64, the random labels; -1 keeps the right label.
-    """
-
-    examples: Examples
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def batch(self, indices: Tensor) -> Batch:
-        inputs, targets = self.examples.batch(indices)
-        wrong = self.labels[indices]
-        return inputs, torch.where(wrong < 0, targets, wrong)
-
-
-@cache
-def mislabelled(data: Callable[[], Splits], share: float, limit: int) -> Splits:
+def mislabelled(data: Data, share: float, limit: int) -> Data:
     """Splits with `limit` training examples, a share of them with random labels."""
-    train, validation, test = first(data, limit)
     generator = torch.Generator().manual_seed(round(1000 * share) + limit)
     labels = torch.randint(10, (limit,), generator=generator)
     is_right = torch.rand(limit, generator=generator) >= share
-    wrong = Mislabelled(train, labels.masked_fill(is_right, -1))
-    return Splits(wrong, validation, test)
+
+    def batch(indices: Tensor) -> Batch:
+        inputs, targets = data().train.batch(indices)
+        return inputs, torch.where(is_right[indices], targets, labels[indices])
+
+    return lambda: data()._replace(train=Examples(limit, batch))
 
 
 def contrastive_divergence(embeddings: Tensor, labels: Tensor) -> Tensor:
@@ -103,11 +80,14 @@ def contrastive_divergence(embeddings: Tensor, labels: Tensor) -> Tensor:
 
 
 class BFloat16(nn.Module):
-    """A network with bfloat16 parameters and float32 inputs and outputs."""
+    """A network with bfloat16 parameters and float32 inputs and outputs.
 
-    def __init__(self, model: nn.Module):
+    network: a function or class, called with the arguments after it.
+    """
+
+    def __init__(self, network: Callable[..., nn.Module], *args: Any):
         super().__init__()
-        self.model = model.bfloat16()
+        self.model = network(*args).bfloat16()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x.bfloat16()).float()
@@ -115,66 +95,40 @@ class BFloat16(nn.Module):
 
 # in turn for development, validation and test
 BFLOAT16_PARAMETERS = {
-    "rounded-mlp": classify(FASHION_14, lambda: BFloat16(mlp((196, 96, 10))), 64, 400),
-    "rounded-vit": classify(
-        MNIST_14, lambda: BFloat16(Vit(1, 14, 7, 32, 4, 2)), 64, 150
-    ),
+    "rounded-mlp": classify(FASHION_14, 64, 400, BFloat16, mlp, (196, 96, 10)),
+    "rounded-vit": classify(MNIST_14, 64, 150, BFloat16, Vit, 1, 14, 7, 32, 4, 2),
     "rounded-cnn": classify(
-        FASHION_14, lambda: BFloat16(plain_cnn((1, 12, 24), (5, 3))), 64, 200
+        FASHION_14, 64, 200, BFloat16, plain_cnn, (1, 12, 24), (5, 3)
     ),
 }
 
-# The loss depends on the batch size, so evaluation has that of training.
-_contrast = partial(
-    Situation, objective=Objective(contrastive_divergence, neighbour_accuracy)
+_contrast = maker(
+    Situation, Objective(contrastive_divergence, neighbour_accuracy), equal_batches=True
 )
 CONTRASTS = {
-    "contrast-fm7": _contrast(
-        FASHION_7, lambda: mlp((49, 96, 24)), 128, 300, evaluation_batch=128
-    ),
-    "contrast-m7": _contrast(
-        MNIST_7, lambda: mlp((49, 64, 64, 16), nn.GELU), 96, 300, evaluation_batch=96
-    ),
-    "contrast-cnn-m14": _contrast(
-        MNIST_14,
-        lambda: strided_cnn((1, 12, 24, 32), group_norm, nn.ReLU),
-        96,
-        200,
-        evaluation_batch=96,
-    ),
+    "contrast-fm7": _contrast(FASHION_7, 128, 300, mlp, (49, 96, 24)),
+    "contrast-m7": _contrast(MNIST_7, 96, 300, mlp, (49, 64, 64, 16), nn.GELU),
+    "contrast-cnn-m14": _contrast(MNIST_14, 96, 200, strided_cnn, (1, 12, 24, 32)),
 }
 
 WRONG_LABELS = {
     "noise-mlp-40": classify(
-        lambda: mislabelled(MNIST_7, 0.4, 4000), lambda: mlp((49, 128, 10)), 64, 800
+        mislabelled(MNIST_7, 0.4, 4000), 64, 800, mlp, (49, 128, 10)
     ),
     "noise-cnn-30": classify(
-        lambda: mislabelled(FASHION_14, 0.3, 4000),
-        lambda: paper_cnn(1, (16, 32, 32)),
-        64,
-        600,
+        mislabelled(FASHION_14, 0.3, 4000), 64, 600, paper_cnn, 1, (16, 32, 32)
     ),
     "noise-vit-50": classify(
-        lambda: mislabelled(MNIST_14, 0.5, 6000),
-        lambda: Vit(1, 14, 7, 48, 3, 1),
-        64,
-        500,
+        mislabelled(MNIST_14, 0.5, 6000), 64, 500, Vit, 1, 14, 7, 48, 3, 1
     ),
 }
 
+_clipped = maker(ClippedProblem, CLASSIFY)
+_clipped_regression = maker(ClippedProblem, REGRESS, REGRESS_WITH_FLOOR)
 GRADIENT_CLIPPING = {
-    "clip-gru-200": ClippedProblem(
-        CODE_0, lambda: CharacterRnn(nn.GRU, VOCABULARY, 32, 64), 16, 200, CLASSIFY
+    "clip-gru-200": _clipped(CODE_0, 16, 200, CharacterRnn, nn.GRU, VOCABULARY, 32, 64),
+    "clip-columns-300": _clipped_regression(
+        unscaled_regression(16, 2.0, 25), 64, 300, mlp, (16, 64, 64, 1), nn.GELU
     ),
-    "clip-columns-300": ClippedProblem(
-        lambda: unscaled_regression(16, 2.0, 25),
-        lambda: mlp((16, 64, 64, 1), nn.GELU),
-        64,
-        300,
-        REGRESS,
-        REGRESS_WITH_FLOOR,
-    ),
-    "clip-lstm-150": ClippedProblem(
-        MNIST_14, lambda: RowRnn(nn.LSTM, 14, 64), 32, 150, CLASSIFY
-    ),
+    "clip-lstm-150": _clipped(MNIST_14, 32, 150, RowRnn, nn.LSTM, 14, 64),
 }

@@ -1,7 +1,5 @@
 """Parameters that are initialised to zero, far from their optimum."""
 
-from functools import cache
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,7 +9,7 @@ from meta_train.problems.networks.dense import mlp
 from meta_train.problems.situations.generated import fixed, generated
 from meta_train.problems.situations.initialization import ReZeroMlp
 from meta_train.problems.situations.problems import Situation, classify, regress
-from meta_train.problems.supervised import Batch, Objective, Splits
+from meta_train.problems.supervised import Batch, Data, Objective, maker
 
 
 class Affine(nn.Module):
@@ -28,8 +26,7 @@ class Affine(nn.Module):
         return self.scale * x + self.shift + self.offset
 
 
-@cache
-def affine_targets(factor: float, offset: float, seed: int, noise: float) -> Splits:
+def affine_targets(factor: float, offset: float, seed: int, noise: float) -> Data:
     """24 normal numbers; targets: scaled and shifted by about `factor`."""
     scale, shift = factor * fixed(2, 24, seed=seed)
 
@@ -58,8 +55,7 @@ class GaussianMlp(nn.Module):
 SCALES = 10 ** torch.linspace(-2, 1, 12)
 
 
-@cache
-def gaussian_targets() -> Splits:
+def gaussian_targets() -> Data:
     """8 normal numbers; targets: the sines of 12 projections."""
     projections = fixed(8, 12, seed=23)
 
@@ -116,33 +112,19 @@ def view_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, matching)
 
 
+_estimate = maker(Situation, Objective(negative_log_likelihood), Objective(divergence))
+_match_views = maker(Situation, Objective(view_loss), equal_batches=True)
+
 # in turn for development, validation and test
 ZEROS_AT_FIRST = {
-    "zeros-scales-300": regress(
-        lambda: affine_targets(2.0, 3.0, 18, 0.1), lambda: Affine(24), 32, 300
-    ),
-    "zeros-log-scales-200": Situation(
-        gaussian_targets,
-        lambda: GaussianMlp(48),
-        64,
-        200,
-        Objective(negative_log_likelihood),
-        evaluation=Objective(divergence),
-    ),
+    "zeros-scales-300": regress(affine_targets(2.0, 3.0, 18, 0.1), 32, 300, Affine, 24),
+    "zeros-log-scales-200": _estimate(gaussian_targets(), 64, 200, GaussianMlp, 48),
     "zeros-scales-100": regress(
-        lambda: affine_targets(1.0, -1.0, 19, 0.5), lambda: Affine(24), 64, 100
+        affine_targets(1.0, -1.0, 19, 0.5), 64, 100, Affine, 24
     ),
-    "zeros-gates-200": classify(
-        FASHION_14, lambda: ReZeroMlp(196, 48, 10, 10), 64, 200
+    "zeros-gates-200": classify(FASHION_14, 64, 200, ReZeroMlp, 196, 48, 10, 10),
+    "zeros-temperature-300": _match_views(
+        MNIST_7, 64, 300, ContrastiveViews, (49, 64, 32)
     ),
-    # the loss depends on the batch size, so evaluation has that of training
-    "zeros-temperature-300": Situation(
-        MNIST_7,
-        lambda: ContrastiveViews((49, 64, 32)),
-        64,
-        300,
-        Objective(view_loss),
-        evaluation_batch=64,
-    ),
-    "zeros-gates-100": classify(MNIST_14, lambda: ReZeroMlp(196, 32, 20, 10), 64, 100),
+    "zeros-gates-100": classify(MNIST_14, 64, 100, ReZeroMlp, 196, 32, 20, 10),
 }

@@ -64,9 +64,7 @@ def losses_after(
     create_graph: bool = False,
 ) -> tuple[Inner, Tensor]:
     """`unroll` with the losses after each update."""
-    inner, losses = unroll(
-        optimizee, inner, rule, steps, optimizee.hyper(), create_graph
-    )
+    inner, losses = unroll(optimizee, inner, rule, steps, create_graph)
     with torch.set_grad_enabled(create_graph):
         last, _ = optimizee.loss(inner.params, inner.buffers, inner.step)
     return inner, torch.stack([*losses[1:], last])

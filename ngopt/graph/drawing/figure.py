@@ -84,12 +84,9 @@ def graph_figure(graph: NeuralGraph, values: Sequence[Tensor] | None = None) -> 
     boxes = boxes_of(graph)
     wires = wires_between(graph, boxes)
     legend = _legend(graph, wires, values is not None)
-    left = right = MARGIN
-    for wire in wires:
-        if wire.target > wire.source:
-            left = max(left, MARGIN + _bulge(wire))
-        else:
-            right = max(right, MARGIN + _bulge(wire))
+    forward = [_bulge(wire) for wire in wires if wire.target > wire.source]
+    back = [_bulge(wire) for wire in wires if wire.target <= wire.source]
+    left, right = MARGIN + max(forward, default=0), MARGIN + max(back, default=0)
     width = left + BOX_WIDTH + right
     legend_columns = int(width / LEGEND_COLUMN)
     legend_height = LEGEND_ROW * ceil(len(legend) / legend_columns) + 0.2
@@ -161,39 +158,34 @@ def _thickness(
 ) -> list[float]:
     """Thickness of every wire in points: by the norm of its values, without values by
     the log of its number of elements."""
-    if values is None:
-        amounts = [block.view.numel if block.view else 0 for block in graph.blocks]
-        strength_of = log1p
-    else:
-        edges = iter(graph.gather(values).edges)
-        amounts = []  # squared norms, 0 for edges of value 1
-        for block in graph.blocks:
-            if block.view is None:
-                amounts.append(0.0)
-                continue
+    edges = None if values is None else iter(graph.gather(values).edges)
+    amounts = []  # numbers of elements, or squared norms; 0 for edges of value 1
+    for block in graph.blocks:
+        if block.view is None or edges is None:
+            amounts.append(block.view.numel if block.view else 0)
+        else:
             absolute = next(edges).detach().abs().double()
             amounts.append(float(torch.linalg.vector_norm(absolute)) ** 2)
-        strength_of = sqrt
-    strengths = []
-    for blocks in wires.values():
-        strengths.append(strength_of(sum(amounts[block] for block in blocks)))
+    strength_of = log1p if values is None else sqrt
+    strengths = [
+        strength_of(sum(amounts[block] for block in blocks))
+        for blocks in wires.values()
+    ]
     greatest = max(strengths, default=0) or 1
     least, most = THICKNESS
-    thickness = []
-    for blocks, strength in zip(wires.values(), strengths, strict=True):
-        if graph.blocks[blocks[0]].view is None:
-            thickness.append(THIN)
-        else:
-            thickness.append(least + (most - least) * strength / greatest)
-    return thickness
+    return [
+        least + (most - least) * strength / greatest
+        if graph.blocks[first].view
+        else THIN
+        for (first, *_), strength in zip(wires.values(), strengths, strict=True)
+    ]
 
 
 def _bulge(wire: Wire) -> float:
     """How far a wire is from the boxes: 0 if it is straight."""
-    distance = abs(wire.target - wire.source)
     if wire.target == wire.source + 1:
         return 0.0
-    return BULGE * sqrt(max(distance, 1))
+    return BULGE * sqrt(max(abs(wire.target - wire.source), 1))
 
 
 def _draw_wires(axes: Axes, wires: Iterable[Wire], thickness: Sequence[float]) -> None:
@@ -221,15 +213,13 @@ def _draw_wires(axes: Axes, wires: Iterable[Wire], thickness: Sequence[float]) -
 def _path(wire: Wire, place: int) -> Path:
     """A straight line to the next box, or a curve from one side of a box to the same
     side of another; place: the number of wires between the same boxes before it."""
-    source, target = -STEP * wire.source, -STEP * wire.target
-    out = source - STEP / 2
-    into = target - STEP / 2
+    out, into = -STEP * (wire.source + 0.5), -STEP * (wire.target + 0.5)
     if not _bulge(wire):
         x = STRAIGHT + 0.3 * place
         return Path([(x, out - BOX_HEIGHT / 2), (x, into + BOX_HEIGHT / 2)])
     # a cubic curve reaches three quarters of the way to its control points
     reach = _bulge(wire) / 0.75 + 0.1 * place
-    side, far = (0, -reach) if target < source else (BOX_WIDTH, BOX_WIDTH + reach)
+    side, far = (0, -reach) if into < out else (BOX_WIDTH, BOX_WIDTH + reach)
     out -= BOX_HEIGHT / 5
     into += BOX_HEIGHT / 5
     points = [(side, out), (far, out), (far, into), (side, into)]
@@ -259,8 +249,7 @@ def _draw_box(axes: Axes, graph: NeuralGraph, number: int, run: Sequence[int]) -
     size = f"{group.size:,} {group.kind if group.size == 1 else _plural(group.kind)}"
     if group.activation:
         size += f" · {group.activation}"
-    details = _details(blocks, biases)
-    name = shorten(group.name, NAME_WIDTH)
+    name, details = shorten(group.name, NAME_WIDTH), _details(blocks, biases)
     axes.text(NAME, y, name, va="center", fontsize=7.5, weight="bold")
     axes.text(SIZE, y, size, va="center", fontsize=6.8)
     axes.text(DETAILS, y, details, va="center", fontsize=6.8, color="#404040")
@@ -299,9 +288,8 @@ def _legend(
         fill, border = FILLS.get(kind, OTHER_FILL)
         handles.append(Patch(facecolor=fill, edgecolor=border, label=_plural(kind)))
     if any(map(_has_thick_border, graph.groups)):
-        look = {"edgecolor": "#404040", "linewidth": THICK_BORDER}
-        label = "input, output or pinned"
-        handles.append(Patch(facecolor="white", label=label, **look))
+        look = {"facecolor": "white", "edgecolor": "#404040", "lw": THICK_BORDER}
+        handles.append(Patch(label="input, output or pinned", **look))
     styles = {wire.style for wire in wires}
     known = [style for style in LINES if style in styles]
     for style in (*known, *sorted(styles - LINES.keys())):
@@ -309,8 +297,7 @@ def _legend(
         look = {"color": color, "linestyle": dashes, "linewidth": 1.6}
         handles.append(Line2D([], [], label=words or style, **look))
     if graph.weights:
-        of_values = "norm of the values"
-        measure = of_values if with_values else "log of the number of elements"
-        label = f"thickness: {measure}"
+        by_values, by_size = "norm of the values", "log of the number of elements"
+        label = f"thickness: {by_values if with_values else by_size}"
         handles.append(Line2D([], [], color="#33475b", linewidth=4, label=label))
     return handles

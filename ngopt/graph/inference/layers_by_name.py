@@ -1,7 +1,7 @@
 """Finds layers, and which axis of a weight is its output, by names of parameters."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -56,7 +56,15 @@ def layers_by_name(parameters: Sequence[Parameter]) -> list[LayerParameters]:
         key = module if name in ("weight", "bias") else parameter.name
         modules.setdefault(key, {})[name] = parameter
     layers = list(map(_layer_of_module, modules.values()))
-    _orient_square_weights(layers)
+    weights, shapes = [], []
+    for layer in layers:
+        weight, bias = layer.weight, layer.bias
+        if weight is not None and bias is not None:
+            weights.append(layer)
+            shapes.append((weight.name, weight.shape, bias.shape))
+    for layer, is_in_out in zip(weights, are_in_out(shapes), strict=True):
+        assert layer.weight is not None
+        layer.is_in_out = is_in_out and len(layer.weight.shape) == 2
     return _with_separate_biases(layers)
 
 
@@ -69,52 +77,37 @@ def _layer_of_module(parameters: dict[str, Parameter]) -> LayerParameters:
     if not shape or (len(shape) == 1 and weight is None):
         return LayerParameters(None, rest=list(parameters.values()))
     rest = []
-    is_in_out = False
+    columns = shape[1:] if len(shape) == 2 else None
     if bias is first:  # a matrix with the name "bias"
         bias = None
-    elif bias is not None and bias.shape != shape[:1]:
-        is_in_out = len(shape) == 2 and fits_columns(shape, bias.shape)
-        if not is_in_out:
-            bias, rest = None, [bias]
+    elif bias is not None and bias.shape not in (shape[:1], columns):
+        bias, rest = None, [bias]
     if len(shape) == 1:
         return LayerParameters(None, norms=[Norm(first, bias)], rest=rest)
-    return LayerParameters(first, bias, rest=rest, is_in_out=is_in_out)
+    return LayerParameters(first, bias, rest=rest)
 
 
-def fits_columns(weight: Shape, bias: Shape) -> bool:
-    """Whether a bias has the length of the columns of a weight, and not of its rows: a
-    bias has the length of the outputs, so that the weight is (n_in, n_out)."""
-    rows, columns = weight[:2]
-    return rows != columns and bias == (columns,)
+def are_in_out(weights: Sequence[tuple[str, Shape, Shape | None]]) -> list[bool]:
+    """Whether each weight of a network is (n_in, n_out).
 
+    A bias has the length of the outputs. It does not tell the axes of a square weight
+    apart. One with a name of `CONV1D` is (n_in, n_out) if all others with such names
+    and a bias are.
 
-def square_weights_are_in_out(layers: Iterable[tuple[str, Shape, Shape]]) -> bool:
-    """Whether square weights with names of `CONV1D` are (n_in, n_out): the biases of
-    all others with such names show that these are.
-
-    layers: name and shape of each weight of a network, and the shape of its bias.
+    weights: name and shape of each weight (two axes or more), and the shape of its
+    bias, if any.
     """
-    fits = []
-    for name, weight, bias in layers:
-        if CONV1D.search(name) and weight[0] != weight[1]:
-            fits.append(fits_columns(weight, bias))
-    return bool(fits) and all(fits)
-
-
-def _orient_square_weights(layers: Sequence[LayerParameters]) -> None:
-    """Sets `is_in_out` of square weights with names and biases of `Conv1D`."""
-    shapes = []
-    square = []
-    for layer in layers:
-        weight, bias = layer.weight, layer.bias
-        if weight is None or bias is None:
-            continue
-        shapes.append((weight.name, weight.shape, bias.shape))
-        if weight.is_square and CONV1D.search(weight.name):
-            square.append(layer)
-    are_in_out = square_weights_are_in_out(shapes)
-    for layer in square:
-        layer.is_in_out = are_in_out
+    by_bias, conv1d = [], []
+    for name, (rows, columns, *_), bias in weights:
+        by_bias.append(rows != columns and bias == (columns,))
+        if rows != columns and bias is not None and CONV1D.search(name):
+            conv1d.append(by_bias[-1])
+    squares_are = bool(conv1d) and all(conv1d)
+    result = []
+    for (name, (rows, columns, *_), _), fits in zip(weights, by_bias, strict=True):
+        is_conv1d = rows == columns and squares_are and CONV1D.search(name) is not None
+        result.append(fits or is_conv1d)
+    return result
 
 
 def _with_separate_biases(layers: Sequence[LayerParameters]) -> list[LayerParameters]:

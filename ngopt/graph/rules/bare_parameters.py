@@ -102,8 +102,7 @@ def _places_on_new_axes(
     for d, new in enumerate(shape):
         if sizes[d] == 1 < new and not same_along(numbers, d):
             # mixed radix: numbers grow fastest along the last new axis
-            along = torch.arange(new).reshape(-1, *[1] * (axes - 1 - d))
-            place = place * new + along
+            place = place * new + torch.arange(new).reshape(-1, *[1] * (axes - 1 - d))
     return place
 
 

@@ -43,8 +43,7 @@ def creation(tracer: Tracer, call: Node, like: Value, *args, **kwargs) -> Value:
     dtype = call.all_input_nodes[0].meta["val"].dtype
     function: Any = call.target
     value = function(torch.zeros(tuple(like.shape), dtype=dtype), *args, **kwargs)
-    is_known = packet_of(call) in KNOWN_CREATIONS
-    return value if is_known else torch.zeros_like(value)
+    return value if packet_of(call) in KNOWN_CREATIONS else torch.zeros_like(value)
 
 
 def tell_apart_by_constant(tracer: Tracer, x: Neurons, constant: Tensor) -> None:
@@ -62,8 +61,7 @@ def tell_apart_by_constant(tracer: Tracer, x: Neurons, constant: Tensor) -> None
     labels, values = without_repeats([with_zero_strides(x.labels), whole])
     labels = tracer.nodes.find(labels)
     # inputs are never exchanged
-    is_input = torch.isin(labels, tracer.nodes.marked(Mark.INPUT))
-    is_inner = (labels > 0) & ~is_input
+    is_inner = (labels > 0) & ~torch.isin(labels, tracer.nodes.marked(Mark.INPUT))
     if is_inner.any():
         _add_value_nodes(tracer, labels[is_inner], values[is_inner])
 

@@ -85,8 +85,7 @@ def _convolution(tracer: Tracer, call: Node, x: Neurons, kernels: Elements) -> V
         targets = channels.reshape(groups, n_target, 1)
         for row in rows:
             row = tracer.source_nodes(row, tracer.name_of(kernels))
-            sources = row.reshape(groups, 1, n_source)
-            tracer.edges(kernels, sources, targets, call=call)
+            tracer.edges(kernels, row.reshape(groups, 1, n_source), targets, call=call)
             if len(rows) > 1:
                 tracer.pin(row)  # the graph does not contain the place of each row
         add_bias(tracer, tracer.argument(call, "bias"), channels)

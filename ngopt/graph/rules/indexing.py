@@ -155,8 +155,7 @@ def index_put(
     if isinstance(x, (Unknown, Elements)) or isinstance(new, Unknown):
         return tracer.unknown(call)
     # integer inputs are traced as zeros, so a mask of them has arbitrary values
-    operands = call.all_input_nodes[1:]
-    depends_on_input = not tracer.input_dependent.isdisjoint(operands)
+    depends_on_input = not tracer.input_dependent.isdisjoint(call.all_input_nodes[1:])
     if is_data_dependent(places) or depends_on_input:
         return _put_at_unknown_places(tracer, call, x, new)
     if tracer.argument(call, "accumulate"):
@@ -213,8 +212,7 @@ def _at_all_places(new: Neurons, dims: list[int], shape: torch.Size) -> Neurons 
     rows = new.labels.expand(*before, length, *behind)
     if not same_along(rows, first):
         return None
-    ones = [1] * len(dims)
-    row = rows.narrow(first, 0, 1).reshape(*before, *ones, *behind)
+    row = rows.narrow(first, 0, 1).reshape(*before, *[1] * len(dims), *behind)
     return replace(new, labels=row.expand(shape))
 
 

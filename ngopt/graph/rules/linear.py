@@ -161,8 +161,7 @@ def _batched_weight(
 ) -> Value:
     """(..., t, n_in) @ (..., n_in, n_out): a weight for each leading index."""
     lead = weight.shape[:-2]
-    batch = torch.broadcast_shapes(x.shape[:-2], lead)
-    labels = x.labels.expand(*batch, *x.shape[-2:])
+    labels = x.labels.expand(*torch.broadcast_shapes(x.shape[:-2], lead), *x.shape[-2:])
     matrix = slice(None), slice(None)
     places_and_sources = []
     for place in _places(labels, lead):

@@ -236,14 +236,12 @@ def weight_norm(tracer: Tracer, call: Node, v: Value, g: Value, *_) -> Value:
     if not (isinstance(v, Elements) and isinstance(g, Elements)):
         return tracer.unknown(call)
     # stride 0 along a row: `Tracer.edges` makes a feature of the targets of it
-    norms = g.apply(lambda g: g.broadcast_to(v.shape))
-    weight = v.with_factors([norms])
+    weight = v.with_factors([g.apply(lambda g: g.broadcast_to(v.shape))])
     outputs = call.meta["val"]
     if isinstance(outputs, Tensor):
         return weight
     # the norms of rows, which move with the rows
-    others = [Unknown(value.shape, equivariant=True) for value in outputs[1:]]
-    return (weight, *others)
+    return (weight, *[Unknown(value.shape, equivariant=True) for value in outputs[1:]])
 
 
 def _disjoint_rows(tracer: Tracer, labels: Tensor) -> Tensor | None:

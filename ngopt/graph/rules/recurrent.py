@@ -142,8 +142,7 @@ def add_inputs(
 ) -> None:
     """Edges from input features (n_in,) to all gates of the cells."""
     sources = tracer.source_nodes(features, _layer_name(tracer, w_ih))
-    gates = _with_gates_last(w_ih, cells)
-    tracer.edges(gates, sources, cells[:, None], "weight", call)
+    tracer.edges(_with_gates_last(w_ih, cells), sources, cells[:, None], "weight", call)
 
 
 def _layer_name(tracer: Tracer, w_ih: Elements) -> str:
@@ -255,8 +254,7 @@ def _cell_of(
     states: Sequence[Value],
 ) -> Cell:
     """The cell of this step, or a new one, with edges from the input features."""
-    nodes_of_states = [nodes_of(tracer, state) for state in states]
-    given = not_none(*nodes_of_states)
+    given = not_none(*[nodes_of(tracer, state) for state in states])
     cells = tracer.recurrent_cells.setdefault(tuple(map(_key, weights)), [])
     for cell in cells:
         # any: the other state may have gone through a norm

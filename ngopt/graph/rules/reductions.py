@@ -91,8 +91,7 @@ def reduction(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
     # without dims all are reduced; other results are not known
     if len(dims) == len(x.shape) and prod(shape) != 1:
         return Unknown(shape)
-    labels = tracer.nodes.find(x.labels)
-    moved = labels.movedim(dims, list(range(-len(dims), 0)))
+    moved = tracer.nodes.find(x.labels).movedim(dims, list(range(-len(dims), 0)))
     # several quantiles are several results
     if moved.shape[: -len(dims)].numel() != shape.numel():
         return Unknown(shape)

@@ -136,8 +136,7 @@ def with_copies(tracer: Tracer, blocks: Sequence[Block]) -> list[Block]:
         if key not in copies:
             n = len(sources)
             copies[key] = tracer.nodes.new(f"{block.path[0]}.copy", n, "copy")
-            shape = (n, 1, 1)
-            copy = Block(None, sources, copies[key], shape, (), "copy", block.path)
+            copy = Block(None, sources, copies[key], (n, 1, 1), (), "copy", block.path)
             with_copied_sources.append(copy)
         with_copied_sources.append(replace(block, sources=copies[key]))
     return with_copied_sources
@@ -152,39 +151,35 @@ def _differs_in_path(a: Block, b: Block) -> bool:
 
 def _one_for_each_parameter(tracer: Tracer, biases: Sequence[Block]) -> list[Block]:
     """Joins pieces of a parameter that are features of the same nodes, such as the rows
-    of a table, as slots."""
+    of a table, as slots.
+
+    At uneven distances the nodes are pinned, as the graph contains no order of pieces.
+    """
     alike = defaultdict(list)
     for bias in biases:
         # rows of a table differ only in the offset
         layout = replace(_view(bias), offset=0)
         alike[layout, bias.kind, *bias.targets.tolist()].append(bias)
-    joined = []
-    for pieces in alike.values():
-        joined += _joined(tracer, pieces)
+    joined: list[Block] = []
+    for (part, *_), pieces in alike.items():
+        offsets = sorted({_view(piece).offset for piece in pieces})
+        if len(offsets) == 1:
+            joined += pieces
+            continue
+        step = offsets[1] - offsets[0]
+        n, *shape = part.shape
+        stride, *strides = part.strides
+        slots = (len(offsets), *shape)
+        view = View(part.parameter, (n, *slots), (stride, step, *strides), offsets[0])
+        is_even = offsets == list(range(offsets[0], offsets[-1] + 1, step))
+        numel = tracer.parameters[part.parameter].numel
+        # steps shorter than a piece make pieces overlap
+        if is_even and count_elements(view, numel) == view.numel:
+            joined.append(replace(pieces[0], view=view, slot_shape=slots))
+        else:
+            tracer.pin(pieces[0].targets)
+            joined += pieces
     return joined
-
-
-def _joined(tracer: Tracer, pieces: list[Block]) -> list[Block]:
-    """One block for pieces that differ in their offsets. At uneven distances the nodes
-    are pinned, as the graph contains no order of pieces."""
-    first = pieces[0]
-    offsets = sorted({_view(piece).offset for piece in pieces})
-    if len(offsets) == 1:
-        return pieces
-    part = _view(first)
-    step = offsets[1] - offsets[0]
-    n, *shape = part.shape
-    stride, *strides = part.strides
-    slots = (len(offsets), *shape)
-    strides = (stride, step, *strides)
-    view = View(part.parameter, (n, *slots), strides, offsets[0])
-    is_even = offsets == list(range(offsets[0], offsets[-1] + 1, step))
-    numel = tracer.parameters[part.parameter].numel
-    # steps shorter than a piece make pieces overlap
-    if not is_even or count_elements(view, numel) < view.numel:
-        tracer.pin(first.targets)
-        return pieces
-    return [replace(first, view=view, slot_shape=slots)]
 
 
 def _sources(block: Block) -> Tensor:
@@ -298,8 +293,7 @@ def _wider(spec: ParameterSpec, view: View, axes: int) -> Iterator[View]:
     for size, stride in zip(spec.shape, contiguous_strides(spec.shape), strict=True):
         offset = view.offset - (view.offset // stride % size) * stride
         # of a single row there is no axis yet
-        strides = (*view.strides, stride)
-        yield View(view.parameter, (*view.shape, size), strides, offset)
+        yield View(view.parameter, (*view.shape, size), (*view.strides, stride), offset)
         for axis in range(axes, len(view.shape)):
             if view.strides[axis] == stride and view.shape[axis] < size:
                 shape = (*view.shape[:axis], size, *view.shape[axis + 1 :])

@@ -129,10 +129,9 @@ def _regular_pieces(
     """The edges in strided pieces; elements of no piece are left out."""
     given = not_none(edges.targets, edges.sources)
     axes = max(end.dim() for end in given)
-    ends: tuple[Tensor, ...] = ()
-    for end in given:
-        # the present nodes, with equally many axes
-        ends += (compact(nodes.find(end)[(None,) * (axes - end.dim())]),)
+    # the present nodes, with equally many axes
+    present = (nodes.find(end)[(None,) * (axes - end.dim())] for end in given)
+    ends = tuple(map(compact, present))
     view = elements.view()
     if view is not None:
         yield EdgePiece(view, ends, edges.kind, edges.path)
@@ -179,8 +178,7 @@ def _within_groups(
             continue
         which = row_numbers(groups.rows(axis, changing))
         for number in which.unique():
-            equal = (which == number).nonzero()
-            for run in even_runs(equal.flatten()):
+            for run in even_runs((which == number).nonzero().flatten()):
                 places = run.tolist()
                 step = places[1] - places[0] if len(places) > 1 else 1
                 cut = piece.cut(axis, range(places[0], places[-1] + 1, step))
@@ -248,8 +246,7 @@ def _arranged(piece: EdgePiece) -> Iterator[Block]:
         if not can_merge:
             # one place at a time: an axis of length 1 is left out, the rest may merge
             for place in range(view.shape[axes[0]]):
-                cut = piece.cut(axes[0], range(place, place + 1))
-                yield from _arranged(cut)
+                yield from _arranged(piece.cut(axes[0], range(place, place + 1)))
             return
     groups, rows, columns = axes_of_ends
     repeats = piece.changing_just()

@@ -189,8 +189,7 @@ def _record(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
     """Runs the module once, while torch.fx records the functions that it calls."""
     # parameters themselves, as they are found by `id`; buffers may change in the run
     tensors: dict[str, Tensor] = dict(model.named_parameters())
-    for name, buffer in model.named_buffers():
-        tensors[name] = buffer.clone()
+    tensors |= {name: buffer.clone() for name, buffer in model.named_buffers()}
 
     # the inputs are named after its arguments
     def run(state: dict[str, Tensor], args: tuple, kwargs: dict) -> list[Tensor]:
@@ -250,8 +249,7 @@ def inlined(module: GraphModule) -> Graph:
         if isinstance(result, Node):
             call.replace_all_uses_with(result)
         for user in list(call.users):
-            is_item = user.target is operator.getitem
-            if is_item and isinstance(result, (tuple, list)):
+            if user.target is operator.getitem and isinstance(result, (tuple, list)):
                 item = result[user.args[1]]  # type: ignore[index]
                 user.replace_all_uses_with(item)  # type: ignore[arg-type]
                 graph.erase_node(user)

@@ -26,6 +26,9 @@ SHARED = (
 )
 """Values that a forward does not change, and those that are too large to copy."""
 
+CONTAINERS: tuple[Any, ...] = OrderedDict, dict, deque, set, list
+"""Copied item by item."""
+
 HOOKS = [name for name in nn.Module().__dict__ if "hook" in name]
 """Attributes of a module that hold hooks, as `_forward_pre_hooks`."""
 
@@ -114,20 +117,7 @@ class Copier:
 
     def _fill(self, module: nn.Module) -> None:
         """Copies the attributes of a module to its copy."""
-        made = self.copies[id(module)]
-        self._copy_hooks(module, made)
-        attributes = made.__dict__
-        computed = computed_weights(module)
-        for name, value in list(module.__dict__.items()):
-            if name in attributes or self._is_left_out(name):
-                continue
-            if name in computed:  # a hook computes it again
-                attributes[name] = value.detach()
-            else:
-                attributes[name] = self.copy(value)
-
-    def _copy_hooks(self, module: nn.Module, made: nn.Module) -> None:
-        attributes = made.__dict__
+        attributes = self.copies[id(module)].__dict__
         for name in HOOKS:
             hooks = module.__dict__.get(name)
             if hooks is not None:
@@ -137,6 +127,14 @@ class Copier:
             attributes["_forward_pre_hooks"][name] = self.copy(hook)
             if name in module._forward_pre_hooks_with_kwargs:
                 attributes["_forward_pre_hooks_with_kwargs"][name] = True
+        computed = computed_weights(module)
+        for name, value in list(module.__dict__.items()):
+            if name in attributes or self._is_left_out(name):
+                continue
+            if name in computed:  # a hook computes it again
+                attributes[name] = value.detach()
+            else:
+                attributes[name] = self.copy(value)
 
 
 def cloned(tensor: Tensor) -> Tensor:
@@ -147,53 +145,46 @@ def cloned(tensor: Tensor) -> Tensor:
 def kept_hooks(module: nn.Module) -> dict[int, Any]:
     """The forward pre-hooks of a module that compute its weights."""
     hooks = module.__dict__.get("_forward_pre_hooks", {})
-    of_torch = {}
-    for name, hook in hooks.items():
-        lazy: Any = LazyModuleMixin
-        is_lazy_hook = getattr(hook, "__func__", None) is lazy._infer_parameters
-        if is_lazy_hook or type(hook).__module__.startswith(TORCH_HOOKS):
-            of_torch[name] = hook
+    lazy: Any = LazyModuleMixin
+    of_torch = {
+        name: hook
+        for name, hook in hooks.items()
+        if getattr(hook, "__func__", None) is lazy._infer_parameters
+        or type(hook).__module__.startswith(TORCH_HOOKS)
+    }
     # users' hooks may compute a weight, too, but mostly log or check
     return of_torch if of_torch or not computed_weights(module) else dict(hooks)
 
 
 def computed_weights(module: nn.Module) -> set[str]:
     """Attributes computed from a longer name: `weight` from `weight_orig`."""
-    computed = set()
-    for name, value in module.__dict__.items():
-        if not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
-            continue
-        if any(longer.startswith(f"{name}_") for longer in module._parameters):
-            computed.add(name)
-    return computed
+    return {
+        name
+        for name, value in module.__dict__.items()
+        if isinstance(value, Tensor)
+        and not isinstance(value, nn.Parameter)
+        and any(longer.startswith(f"{name}_") for longer in module._parameters)
+    }
 
 
-def _dict(copier: Copier, value: dict) -> Any:
-    made = _empty(copier, value)
+def _container(copier: Copier, value: dict | list | set | deque) -> Any:
+    kind: Any = type(value)
+    # before its items, which may refer to it
+    made = copier.keep(value, kind.__new__(kind))
     if isinstance(value, defaultdict):
         made.default_factory = value.default_factory
-    # functions of the base class: a subclass may override them
-    is_ordered = isinstance(value, OrderedDict)
-    put = OrderedDict.__setitem__ if is_ordered else dict.__setitem__
-    for key, item in list(dict.items(value)):
-        put(made, copier.copy(key), copier.copy(item))
-    _copy_attributes(copier, value, made)
-    return made
-
-
-def _items(extend: Callable, copier: Copier, value: list | set | deque) -> Any:
-    made = _empty(copier, value)
     if isinstance(value, deque):
         deque.__init__(made, maxlen=value.maxlen)
-    extend(made, map(copier.copy, list(value)))
+    # functions of the base class: a subclass may override them
+    base = next(base for base in CONTAINERS if isinstance(value, base))
+    if isinstance(value, dict):
+        for key, item in list(dict.items(value)):
+            base.__setitem__(made, copier.copy(key), copier.copy(item))
+    else:
+        extend = base.update if base is set else base.extend
+        extend(made, map(copier.copy, list(value)))
     _copy_attributes(copier, value, made)
     return made
-
-
-def _empty(copier: Copier, value: Any) -> Any:
-    """An empty container, kept before its items, which may refer to it."""
-    kind: Any = type(value)
-    return copier.keep(value, kind.__new__(kind))
 
 
 def _tuple(copier: Copier, value: tuple) -> Any:
@@ -218,25 +209,22 @@ def _reference(copier: Copier, value: weakref.ref) -> Any:
 
 def _function(copier: Copier, function: FunctionType) -> Any:
     """A function that refers to copies, such as a `forward` that a user replaced."""
+    variables = function.__globals__
     # global variables that are modules with a copy
     modules = {}
     for name in function.__code__.co_names:
-        value = function.__globals__.get(name)
+        value = variables.get(name)
         if isinstance(value, nn.Module) and id(value) in copier.copies:
-            modules[name] = value
+            modules[name] = copier.copies[id(value)]
     cells = function.__closure__ or ()
-    defaults = function.__defaults__, function.__kwdefaults__
-    if not (modules or cells or any(defaults)):
+    if not (modules or cells or function.__defaults__ or function.__kwdefaults__):
         return function
-    variables = function.__globals__
     if modules:
         variables = {**variables, **modules}
     empty = tuple(CellType() for _ in cells)
     name = function.__name__
     made = FunctionType(function.__code__, variables, name, None, empty or None)
     copier.keep(function, made)  # before its variables, which may refer to it
-    for module in modules:
-        variables[module] = copier.copy(modules[module])
     for made_cell, cell in zip(empty, cells, strict=True):
         with suppress(ValueError):  # of a variable that has no value yet
             made_cell.cell_contents = copier.copy(cell.cell_contents)
@@ -274,10 +262,7 @@ def _copy_attributes(copier: Copier, value: Any, made: Any) -> None:
 
 
 COPIED_TYPES: tuple[tuple[Any, Callable], ...] = (
-    (dict, _dict),
-    (deque, partial(_items, deque.extend)),
-    (set, partial(_items, set.update)),
-    (list, partial(_items, list.extend)),
+    (CONTAINERS, _container),
     (tuple, _tuple),
     (frozenset, lambda copier, value: frozenset(map(copier.copy, value))),
     (MethodType, lambda copier, f: MethodType(f.__func__, copier.copy(f.__self__))),

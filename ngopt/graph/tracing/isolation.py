@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.parameter import is_lazy
 
@@ -39,71 +39,34 @@ def isolated(model: nn.Module) -> Iterator[nn.Module]:
     except Exception:  # such as a chain of objects that is too long to follow
         duplicate = model
         copier.copies.clear()  # some are incomplete
-    with (
-        _kept_generators(model),
-        _without_global_hooks(),
-        _kept_parameters(model),
-        _copied_class_attributes(copier),
-        ExitStack() as stack,
-    ):
+    devices = {p.device for p in (*model.parameters(), *model.buffers())}
+    indices = [device.index for device in devices if device.type == "cuda"]
+    with ExitStack() as restored:
+        restored.callback(random.setstate, random.getstate())
+        restored.callback(np.random.set_state, np.random.get_state())
+        restored.enter_context(torch.random.fork_rng(indices))
+        for name, hooks in vars(torch_module).items():
+            if name.startswith("_global_") and isinstance(hooks, dict):
+                restored.callback(hooks.update, dict(hooks))
+                hooks.clear()
+        for p in model.parameters():
+            if not is_lazy(p):
+                restored.callback(_restore_parameter, p, p.data, p.grad)
+                p.grad = None
+        _replace_class_attributes(copier, restored)
         # some modules are not copied
         for module in duplicate.modules():
-            stack.callback(setattr, module, "training", module.training)
+            restored.callback(setattr, module, "training", module.training)
         yield duplicate
 
 
-@contextmanager
-def _kept_generators(model: nn.Module) -> Iterator[None]:
-    """Restores the random generators of Python, NumPy and torch."""
-    python_state = random.getstate()
-    numpy_state = np.random.get_state()
-    devices = {p.device for p in (*model.parameters(), *model.buffers())}
-    indices = [device.index for device in devices if device.type == "cuda"]
-    try:
-        with torch.random.fork_rng(indices):
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
+def _restore_parameter(p: nn.Parameter, data: Tensor, grad: Tensor | None) -> None:
+    if p.data_ptr() != data.data_ptr() or p.shape != data.shape:
+        p.data = data
+    p.grad = grad
 
 
-@contextmanager
-def _kept_parameters(model: nn.Module) -> Iterator[None]:
-    """Restores the gradients and the memory of parameters."""
-    kept = []
-    for p in model.parameters():
-        if not is_lazy(p):
-            kept.append((p, p.data, p.grad))
-            p.grad = None
-    try:
-        yield
-    finally:
-        for p, data, grad in kept:
-            if p.data_ptr() != data.data_ptr() or p.shape != data.shape:
-                p.data = data
-            p.grad = grad
-
-
-@contextmanager
-def _without_global_hooks() -> Iterator[None]:
-    """Hooks that are registered for all modules do not run."""
-    registries = []
-    for name, hooks in vars(torch_module).items():
-        if name.startswith("_global_") and isinstance(hooks, dict) and hooks:
-            registries.append((hooks, dict(hooks)))
-            hooks.clear()
-    try:
-        yield
-    finally:
-        for hooks, kept in registries:
-            # before those that were registered meanwhile
-            later = dict(hooks)
-            hooks.clear()
-            hooks.update({**kept, **later})
-
-
-@contextmanager
-def _copied_class_attributes(copier: Copier) -> Iterator[None]:
+def _replace_class_attributes(copier: Copier, restored: ExitStack) -> None:
     """Replaces the attributes of classes by copies; at the end every class has the
     attributes that it had.
 
@@ -114,31 +77,27 @@ def _copied_class_attributes(copier: Copier) -> Iterator[None]:
     foreign = {"torch", *sys.stdlib_module_names}
     for value in copier.originals:
         for kind in type(value).__mro__:
-            is_heap_type = bool(kind.__flags__ & 1 << 9)  # its attributes can be set
-            if is_heap_type and kind.__module__.partition(".")[0] not in foreign:
+            if kind.__module__.partition(".")[0] not in foreign:
                 classes.add(kind)
-    attributes = {kind: dict(vars(kind)) for kind in classes}
-    caches = [(cache, cache.cache_info().misses) for cache in _caches(classes)]
-    try:
-        for kind, values in attributes.items():
-            for name, value in values.items():
-                # methods and properties are no values
-                if name.startswith("__") or hasattr(type(value), "__get__"):
-                    continue
+    for cache in _caches(classes):
+        restored.callback(_clear_if_used, cache, cache.cache_info().misses)
+    for kind in classes:
+        attributes = dict(vars(kind))
+        restored.callback(_restore_attributes, kind, attributes)
+        for name, value in attributes.items():
+            # methods and properties are no values
+            if not name.startswith("__") and not hasattr(type(value), "__get__"):
                 with suppress(AttributeError, TypeError):  # of a read-only class
                     _set_attribute(kind, name, copier.copy(value))
-        yield
-    finally:
-        for kind, values in attributes.items():
-            # Python may add names such as __abstractmethods__ at any time
-            for name in vars(kind).keys() - values.keys():
-                if not name.startswith("__"):
-                    delattr(kind, name)
-            for name, value in values.items():
-                _set_attribute(kind, name, value)
-        for cache, misses in caches:
-            if cache.cache_info().misses != misses:
-                cache.cache_clear()
+
+
+def _restore_attributes(kind: type, attributes: dict[str, Any]) -> None:
+    # Python may add names such as __abstractmethods__ at any time
+    for name in vars(kind).keys() - attributes.keys():
+        if not name.startswith("__"):
+            delattr(kind, name)
+    for name, value in attributes.items():
+        _set_attribute(kind, name, value)
 
 
 def _set_attribute(kind: type, name: str, value: Any) -> None:
@@ -156,3 +115,8 @@ def _caches(classes: Iterable[type]) -> set[Any]:
             if type(function) is functools._lru_cache_wrapper:
                 caches.add(function)
     return caches
+
+
+def _clear_if_used(cache: Any, misses: int) -> None:
+    if cache.cache_info().misses != misses:
+        cache.cache_clear()

@@ -116,8 +116,7 @@ class Nodes:
 
     def marked(self, mark: Mark) -> Tensor:
         """The nodes that have a mark, sorted."""
-        marked = (self._marks & int(mark)).nonzero().flatten()
-        return self.find(marked).unique()
+        return self.find((self._marks & int(mark)).nonzero().flatten()).unique()
 
     def find(self, labels: Tensor) -> Tensor:
         """The present number of each node, with the same strides of 0; may be the same

@@ -206,12 +206,12 @@ class Tracer:
 
     def _path(self, call: Node) -> tuple:
         """The operands and options of a function."""
-        operands = []
-        for source in call.all_input_nodes:
-            value = self.values.get(source)
+        operands = [
+            source.name
+            for source in call.all_input_nodes
             # weights and constants are no sources
-            if not isinstance(value, (Elements, Tensor)):
-                operands.append(source.name)
+            if not isinstance(self.values.get(source), (Elements, Tensor))
+        ]
         # such as the dilation of a convolution
         options = [a for a in call.args if not isinstance(a, Node)]
         return (*operands, str(call.target), str(options))

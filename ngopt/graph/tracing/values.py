@@ -143,8 +143,7 @@ def without_repeats(
     narrowed = list(tensors)
     for d, size in enumerate(narrowed[0].shape):
         # all must repeat, as they keep one shape
-        strides = {t.stride(d) for t in narrowed}
-        if strides == {0} and d not in keep:
+        if d not in keep and all(t.stride(d) == 0 for t in narrowed):
             narrowed = [t.narrow(d, 0, min(1, size)) for t in narrowed]
     return narrowed
 
@@ -313,10 +312,7 @@ def _has_repeats(shape: Sequence[int], strides: Sequence[int]) -> bool:
 
 def along(numbers: Tensor, *dims: int) -> Tensor:
     """Numbers along some dimensions, at the first place of all others."""
-    index: list[Any] = [0] * numbers.dim()
-    for d in dims:
-        index[d] = slice(None)
-    return numbers[tuple(index)]
+    return numbers[tuple(slice(None) if d in dims else 0 for d in range(numbers.dim()))]
 
 
 def strided_numbers(

@@ -1,6 +1,7 @@
 """The single edges of a neural graph."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 from math import prod
 from typing import NamedTuple
 
@@ -55,10 +56,10 @@ def to_edge_list(graph: NeuralGraph) -> EdgeList:
         groups, n_target, n_source = block.shape
         source = _nodes(starts, block.source, block.source_index)
         target = _nodes(starts, block.target, block.target_index)
-        source = source.reshape(groups, 1, n_source)
-        target = target.reshape(groups, n_target, 1)
-        sources.append(source.expand(block.shape).flatten())
-        targets.append(target.expand(block.shape).flatten())
+        source = source.reshape(groups, 1, n_source).expand(block.shape)
+        target = target.reshape(groups, n_target, 1).expand(block.shape)
+        sources.append(source.flatten())
+        targets.append(target.flatten())
         count = prod(block.shape)
         blocks.append(torch.full((count,), number, device="cpu"))
         if block.view is None:
@@ -96,10 +97,7 @@ def _padded(slots: Sequence[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
 
 def node_starts(graph: NeuralGraph) -> list[int]:
     """Number of the first node of every group, and the number of nodes."""
-    starts = [0]
-    for group in graph.groups:
-        starts.append(starts[-1] + group.size)
-    return starts
+    return list(accumulate((group.size for group in graph.groups), initial=0))
 
 
 def _nodes(starts: Sequence[int], group: int, index: Index) -> Tensor:

@@ -62,11 +62,8 @@ def to_networkx(
 
     edges = to_edge_list(graph)
     node_parameter, node_element = _node_slots(graph, edges)
-    on_nodes = on_edges = None
-    if values is not None:
-        on_nodes, on_edges = _values(graph, edges, values, node_element)
-    node_attributes = _attributes(graph, node_parameter, node_element, on_nodes)
-    edge_attributes = _attributes(graph, edges.parameter, edges.element, on_edges)
+    node_attributes = _attributes(graph, values, node_parameter, node_element)
+    edge_attributes = _attributes(graph, values, edges.parameter, edges.element)
     result = MultiDiGraph()
     for number, group in enumerate(graph.groups):
         of_group = {key: getattr(group, key) for key in GROUP_ATTRIBUTES}
@@ -82,13 +79,18 @@ def to_networkx(
 
 
 def _attributes(
-    graph: NeuralGraph, parameter: Tensor, element: Tensor, values: Tensor | None
+    graph: NeuralGraph,
+    values: Sequence[Tensor] | None,
+    parameter: Tensor,
+    element: Tensor,
 ) -> list[dict[str, Any]]:
     """Attributes of each node or edge.
 
     parameter, element: of each of its slots, (n, slots); or -1.
     """
-    numbers = None if values is None else values.tolist()
+    numbers = None
+    if values is not None:
+        numbers = _in_slots(graph, values, parameter, element).tolist()
     rows = torch.stack([parameter, element], dim=2).tolist()
     rows_of_attributes = []
     for row, slots in enumerate(rows):
@@ -132,7 +134,7 @@ def to_pyg(
     from torch_geometric.data import Data
 
     edges = to_edge_list(graph)
-    _, node_element = _node_slots(graph, edges)
+    node_parameter, node_element = _node_slots(graph, edges)
     sizes = torch.tensor([group.size for group in graph.groups], device="cpu")
     depths = torch.tensor([group.depth for group in graph.groups], device="cpu")
     node_group = torch.arange(len(sizes), device="cpu").repeat_interleave(sizes)
@@ -148,48 +150,33 @@ def to_pyg(
         num_nodes=len(node_group),
     )
     if values is not None:
-        on_nodes, on_edges = _values(graph, edges, values, node_element)
+        on_nodes = _in_slots(graph, values, node_parameter, node_element)
+        on_edges = _in_slots(graph, values, edges.parameter, edges.element)
         data.x = _padded(on_nodes, slots)
         data.edge_attr = _padded(on_edges, slots)
     return data
 
 
-def _values(
-    graph: NeuralGraph, edges: EdgeList, values: Sequence[Tensor], node_element: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Values in slots: (nodes, node slots, *features), (edges, slots, *features); 0 in
-    slots without an element. node_element: of `_node_slots`."""
-    gathered = graph.gather(values)
-    biases = [value.flatten(0, 1) for value in gathered.biases]
-    weights = [value.flatten(0, 3) for value in gathered.edges]
-    empty = (*biases, *weights)[0][:0]
-    _, order = _bias_order(edges)
-    biases = torch.cat([empty, *biases])[order]
-    weights = torch.cat([empty, *weights])
-    return _in_slots(biases, node_element), _in_slots(weights, edges.element)
+def _in_slots(
+    graph: NeuralGraph, values: Sequence[Tensor], parameter: Tensor, element: Tensor
+) -> Tensor:
+    """Values of slots, (n, slots, *features); 0 in slots without an element.
 
-
-def _in_slots(flat: Tensor, element: Tensor) -> Tensor:
-    """flat: the values of all slots with an element, (n, *features). element: of all
-    slots, or -1."""
-    table = flat.new_zeros((*element.shape, *flat.shape[1:]))
-    table[element.to(flat.device) >= 0] = flat
-    return table
-
-
-def _bias_order(edges: EdgeList) -> tuple[Tensor, Tensor]:
-    """The node of every element of a bias, in the order of nodes, and the position of
-    that element in the order of biases."""
-    mask = edges.node_element >= 0
-    nodes = edges.node.unsqueeze(1).expand_as(mask)[mask]
-    return nodes.sort(stable=True)
+    parameter, element: of each slot, (n, slots); or -1.
+    """
+    flat = graph.flatten(graph.as_real(values))
+    sizes = torch.tensor([0, *(spec.numel for spec in graph.parameters)], device="cpu")
+    starts = sizes.cumsum(0)
+    index = torch.where(element >= 0, starts[parameter] + element, -1).to(flat.device)
+    padded = torch.cat([flat, flat.new_zeros(1, *flat.shape[1:])])  # read by -1
+    return padded[index]
 
 
 def _node_slots(graph: NeuralGraph, edges: EdgeList) -> tuple[Tensor, Tensor]:
     """Parameters and elements of all biases of every node, (nodes, node slots); -1
     without one."""
     mask = edges.node_element >= 0
-    node, order = _bias_order(edges)
+    node, order = edges.node.unsqueeze(1).expand_as(mask)[mask].sort(stable=True)
     counts = node.bincount(minlength=node_starts(graph)[-1])
     first = counts.cumsum(0) - counts
     slot = torch.arange(len(node), device="cpu") - first[node]

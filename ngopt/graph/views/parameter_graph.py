@@ -17,6 +17,7 @@ symmetries of the network, and the group after the norm stays (see `Placement`).
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
+from operator import mul
 from typing import Literal
 
 import torch
@@ -152,16 +153,9 @@ def _kinds_at(
     group: int, blocks: Sequence[EdgeBlock], biases: Sequence[Bias]
 ) -> set[tuple[str, str]]:
     """The kinds of edges out of a group and into it, and of its features."""
-    kinds = set()
-    for block in blocks:
-        if block.source == group:
-            kinds.add(("out", block.kind))
-        if block.target == group:
-            kinds.add(("into", block.kind))
-    for bias in biases:
-        if bias.group == group:
-            kinds.add(("feature", bias.kind))
-    return kinds
+    kinds = {("out", block.kind) for block in blocks if block.source == group}
+    kinds |= {("into", block.kind) for block in blocks if block.target == group}
+    return kinds | {("feature", bias.kind) for bias in biases if bias.group == group}
 
 
 def _is_skip(block: EdgeBlock, scale: EdgeBlock) -> bool:
@@ -280,9 +274,7 @@ def _single_slots(block: EdgeBlock) -> Iterator[EdgeBlock]:
         yield block
         return
     for position in product(*map(range, block.slot_shape)):
-        offset = view.offset
-        for k, stride in zip(position, view.strides[3:], strict=True):
-            offset += k * stride
+        offset = view.offset + sum(map(mul, position, view.strides[3:]))
         slot = View(view.parameter, view.shape[:3], view.strides[:3], offset)
         yield replace(block, view=slot, slot_shape=(), position=position)
 

@@ -125,8 +125,7 @@ class RawFeatures(ParameterSource):
         sizes, strides = _squeezed(view)
         raw = []
         for x in columns:
-            start = x.storage_offset() + view.offset
-            raw.append(x.as_strided(sizes, strides, start))
+            raw.append(x.as_strided(sizes, strides, x.storage_offset() + view.offset))
         function = fused(finite_features, self.like.device)
         return function(raw, self.like.dtype).reshape(shape)
 

@@ -3,7 +3,6 @@
 Everything here depends on the graph alone, and is made once for many steps.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -196,17 +195,12 @@ def _index(index: Index, device: torch.device) -> Tensor | None:
 
 def _uses(graph: NeuralGraph, device: torch.device) -> Iterator[Literal[1] | Tensor]:
     """See `GraphTensors`."""
-    views: dict[int, list[View]] = defaultdict(list)
-    for place in (*graph.biases, *graph.weights):
-        assert place.view is not None
-        views[place.view.parameter].append(place.view)
-    for i, spec in enumerate(graph.parameters):
-        placed = sum(view.numel for view in views[i])
-        if len(views[i]) == 1 or placed == prod(spec.shape):
+    for spec, views in zip(graph.parameters, graph.views, strict=True):
+        if len(views) == 1 or sum(view.numel for view in views) == spec.numel:
             yield 1  # every element is placed once
             continue
         counts = torch.zeros(1, spec.numel, 1, dtype=torch.int16, device=device)
-        for view in views[i]:
+        for view in views:
             view.write(counts, view.read(counts) + 1)
         yield counts[0]
 

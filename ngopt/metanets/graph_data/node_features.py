@@ -84,8 +84,7 @@ def node_codes(graph: NeuralGraph, device: torch.device) -> tuple[Tensor, ...]:
     for group in graph.groups:
         kinds.append(kind_code(group.kind, NODE_KINDS))
         activations.append(kind_code(group.activation or "none", ACTIVATIONS))
-    codes = torch.tensor((kinds, activations), device=device, dtype=torch.int64)
-    return codes.unbind()
+    return torch.tensor((kinds, activations), device=device, dtype=torch.int64).unbind()
 
 
 def slot_positions(block: EdgeBlock, like: Tensor) -> Tensor | None:

@@ -205,8 +205,7 @@ class RelationalLayer(GraphLayer):
             sizes = [nodes[i].shape[-2] for i in groups]
             if sum(sizes) > self.complete_up_to:
                 continue
-            together = torch.cat([nodes[i] for i in groups], -2)
-            sums = self._all_to_all(together)
+            sums = self._all_to_all(torch.cat([nodes[i] for i in groups], -2))
             of_groups = zip(*(x.split(sizes, -2) for x in sums), strict=True)
             for i, sums_of_group in zip(groups, of_groups, strict=True):
                 parts[i].append(Incoming(SoftmaxSums(*sums_of_group), None))
@@ -273,6 +272,5 @@ def padded(graph_ids: Tensor, limit: int) -> tuple[Tensor, Tensor]:
     column = torch.arange(most, device=graph_ids.device)
     is_node = column < small
     order = graph_ids.argsort(stable=True)
-    first = starts[is_small].unsqueeze(1)
-    place = torch.where(is_node, first + column, 0)
+    place = torch.where(is_node, starts[is_small].unsqueeze(1) + column, 0)
     return torch.where(is_node, order[place], 0), is_node

@@ -1,6 +1,6 @@
 """Base class of message passing layers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -27,13 +27,6 @@ class EndTerms(NamedTuple):
         target = self.target[chunk.groups, chunk.targets, None, None]
         source = self.source[chunk.groups, None, chunk.sources, None]
         return target, source
-
-
-class EdgeFunctions(NamedTuple):
-    """`GraphLayer.messages` and `GraphLayer.next_edges`, or what is faster."""
-
-    messages: Callable[[Tensor, EndTerms, EdgeChunk], tuple[Aggregate, Aggregate]]
-    next_edges: Callable[[Tensor, EndTerms, EdgeChunk], Tensor]
 
 
 class GraphLayer(nn.Module):
@@ -72,14 +65,6 @@ class GraphLayer(nn.Module):
             terms.append(EndTerms(batch_inside(target, 2), batch_inside(source, 2)))
         return terms
 
-    def edge_functions(self, node: Tensor) -> EdgeFunctions:
-        """The functions of the edges that a pass through the graph uses.
-
-        Args:
-            node: The nodes of one group.
-        """
-        return EdgeFunctions(self.messages, self.next_edges)
-
     def messages(
         self, edges: Tensor, terms: EndTerms, chunk: EdgeChunk
     ) -> tuple[Aggregate, Aggregate]:
@@ -117,8 +102,7 @@ def batch_inside(values: Tensor, axes: int) -> Tensor:
     batch = list(range(values.dim() - axes - 1))
     if not batch:
         return values
-    inside = list(range(axes, axes + len(batch)))
-    return values.movedim(batch, inside).contiguous()
+    return values.movedim(batch, list(range(axes, axes + len(batch)))).contiguous()
 
 
 def flat_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -127,8 +111,7 @@ def flat_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     another pass over the result."""
     if x.is_cpu:
         return linear(x, weight, bias)
-    rows = linear(x.flatten(0, -2), weight, bias)
-    return rows.unflatten(0, x.shape[:-1])
+    return linear(x.flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])
 
 
 def _some_outputs(layer: nn.Linear, x: Tensor, columns: slice) -> Tensor:

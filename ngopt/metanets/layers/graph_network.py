@@ -18,7 +18,7 @@ from ngopt.metanets.layers import aggregation, graph_layer, slot_encoders
 from ngopt.metanets.layers.aggregation import Aggregate, Arena, Incoming, scatter_sum
 from ngopt.metanets.layers.edge_states import EdgeStates, fits_in_memory
 from ngopt.metanets.layers.global_feature import GlobalFeature
-from ngopt.metanets.layers.graph_layer import EdgeFunctions, EndTerms, GraphLayer
+from ngopt.metanets.layers.graph_layer import EndTerms, GraphLayer
 from ngopt.metanets.layers.slot_encoders import SlotDecoder, SlotEncoder, maps_of
 
 Extra = Sequence[Tensor | None]
@@ -77,8 +77,7 @@ class GraphNetwork(nn.Module):
             features = node_features.SLOT_FEATURES
             self.slot_position = nn.Linear(features, width, bias=False)
         if options.activations:
-            count = len(node_features.ACTIVATIONS)
-            self.activations = nn.Embedding(count, width)
+            self.activations = nn.Embedding(len(node_features.ACTIVATIONS), width)
         if options.global_feature:
             self.globals = nn.ModuleList(GlobalFeature(width) for _ in layers)
         self.edge_encoder = SlotEncoder(d_in, width, kernel, EDGE_KINDS)
@@ -220,7 +219,6 @@ def run_layer(
     """The nodes after a layer; the layer becomes a step of the edges."""
     is_large = not edges.keep
     arena = Arena() if is_large and nodes[0].device.type == "cpu" else None
-    functions = layer.edge_functions(nodes[0])
     incoming: list[list[Incoming]] = [[] for _ in nodes]
     outgoing: list[list[Incoming]] = [[] for _ in nodes]
     columns = slice(0, -layer.width)
@@ -230,7 +228,7 @@ def run_layer(
             continue
         block_arena = None if arena is None or len(block.chunks) == 1 else Arena()
         terms = terms_of(block.number)
-        forward, backward = _messages(functions, edges, block, terms, block_arena)
+        forward, backward = _messages(layer, edges, block, terms, block_arena)
         to_target = Incoming(forward, block.target)
         aggregation.add_to_group(incoming[block.block.target], to_target, arena)
         to_source = Incoming(backward, block.source)
@@ -240,14 +238,14 @@ def run_layer(
 
     def update(state: Tensor | None, chunk: EdgeChunk) -> Tensor:
         terms = update_terms_of(chunk.block)
-        return functions.next_edges(cast(Tensor, state), terms, chunk)
+        return layer.next_edges(cast(Tensor, state), terms, chunk)
 
     edges.then(update)
     return layer.next_nodes(nodes, incoming, outgoing, tensors.graph_ids)
 
 
 def _messages(
-    functions: EdgeFunctions,
+    layer: GraphLayer,
     edges: EdgeStates,
     block: graph_tensors.BlockTensors,
     terms: EndTerms,
@@ -260,7 +258,7 @@ def _messages(
     at_targets: dict[tuple[int, int], Aggregate] = {}
     at_sources: dict[tuple[int, int], Aggregate] = {}
     for chunk in block.chunks:
-        forward, backward = functions.messages(edges.of(chunk), terms, chunk)
+        forward, backward = layer.messages(edges.of(chunk), terms, chunk)
         group = chunk.groups.start
         key = group, chunk.targets.start
         before = at_targets.get(key)

@@ -20,9 +20,7 @@ class Channels(NamedTuple):
     @classmethod
     def of(cls, slots: Sequence[int], d: int) -> "Channels":
         """Those of parameters with d features each."""
-        weights = [d * count for count in slots]
-        nodes = [d] * len(slots)
-        return cls(weights, [0, *nodes])
+        return cls([d * count for count in slots], [0, *[d] * len(slots)])
 
     @property
     def total(self) -> int:

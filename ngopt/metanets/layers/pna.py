@@ -1,7 +1,6 @@
 """PNA with FiLM messages, the layer of NG-GNN (Kofinas et al. 2024, Eq. 3 and 4)."""
 
 from collections.abc import Sequence
-from functools import partial
 from math import log
 from typing import Any
 
@@ -19,12 +18,7 @@ from ngopt.metanets.layers.aggregation import (
     Incoming,
     MessageStatistics,
 )
-from ngopt.metanets.layers.graph_layer import (
-    EdgeFunctions,
-    EndTerms,
-    GraphLayer,
-    flat_linear,
-)
+from ngopt.metanets.layers.graph_layer import EndTerms, GraphLayer, flat_linear
 
 # Added to the variance, so that the derivative of the standard deviation is bounded
 # where all messages are equal.
@@ -65,19 +59,13 @@ class PNALayer(GraphLayer):
             self.edge = nn.Linear(width, width)
             self.edge_out = nn.Linear(width, width)
 
-    def edge_functions(self, node: Tensor) -> EdgeFunctions:
-        if not can_use_kernels(node):
-            return super().edge_functions(node)
-        from ngopt.metanets.layers import edge_kernels  # needs Triton
-
-        return EdgeFunctions(
-            messages=partial(edge_kernels.messages, self),
-            next_edges=partial(edge_kernels.next_edges, self),
-        )
-
     def messages(
         self, edges: Tensor, terms: EndTerms, chunk: EdgeChunk
     ) -> tuple[MessageStatistics, MessageStatistics]:
+        if can_use_kernels(edges):
+            from ngopt.metanets.layers import edge_kernels  # needs Triton
+
+            return edge_kernels.messages(self, edges, terms, chunk)
         scale, shift, scale_back, shift_back = self._film_terms(edges)
         targets, sources = terms.at_ends(chunk)
         target, target_back = targets.split(self.width, -1)
@@ -102,11 +90,14 @@ class PNALayer(GraphLayer):
         return [linear(edges, *pair) for pair in zip(weights, biases, strict=True)]
 
     def next_edges(self, edges: Tensor, terms: EndTerms, chunk: EdgeChunk) -> Tensor:
+        if can_use_kernels(edges):
+            from ngopt.metanets.layers import edge_kernels  # needs Triton
+
+            return edge_kernels.next_edges(self, edges, terms, chunk)
         hidden = flat_linear(edges, self.edge.weight, self.edge.bias)
         target, source = terms.at_ends(chunk)
         hidden = silu(hidden.add_(target + source))
-        out = flat_linear(hidden, self.edge_out.weight, self.edge_out.bias)
-        return out.add_(edges)
+        return flat_linear(hidden, self.edge_out.weight, self.edge_out.bias).add_(edges)
 
     def next_nodes(
         self,
@@ -152,16 +143,16 @@ class PNALayer(GraphLayer):
         return torch.cat([aggregates, amplified], dim=-1)
 
 
-def can_use_kernels(node: Tensor) -> bool:
-    """Whether Triton kernels can compute the edges of nodes `(*batch, n, width)`:
-    without a batch or derivatives, on a GPU that has products of bfloat16."""
+def can_use_kernels(edges: Tensor) -> bool:
+    """Whether Triton kernels can compute edges: without a batch or derivatives, on a
+    GPU that has products of bfloat16."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
-    if node.dim() != 2 or node.shape[-1] not in WIDTHS or node.dtype == torch.float64:
+    has_kernel = edges.shape[-1] in WIDTHS and edges.dtype != torch.float64
+    if edges.dim() != 5 or not has_kernel or not devices.has_triton(edges.device):
         return False
-    if devices.is_transformed() or not devices.has_triton(node.device):
-        return False
-    return torch.cuda.get_device_capability(node.device) >= (8, 0)
+    is_new = torch.cuda.get_device_capability(edges.device) >= (8, 0)
+    return is_new and not devices.is_transformed()
 
 
 def statistics(messages: Tensor, axes: Axes) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -222,8 +213,7 @@ class FiLMStatistics(torch.autograd.Function):
     def forward(
         scale: Tensor, shift: Tensor, target: Tensor, source: Tensor, axes: Axes
     ) -> tuple[Tensor, ...]:
-        messages = torch.addcmul(shift, scale, target + source)
-        return statistics(messages, axes)
+        return statistics(torch.addcmul(shift, scale, target + source), axes)
 
     @staticmethod
     def setup_context(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ngopt.chunking import concatenated
 from ngopt.graph.groups_and_blocks import Bias, EdgeBlock
 from ngopt.graph.kinds import kind_code
-from ngopt.metanets.graph_data.graph_tensors import Kernel, Tile, kernel_tiles
+from ngopt.metanets.graph_data.graph_tensors import Kernel, kernel_tiles
 from ngopt.metanets.layers.graph_layer import flat_linear
 
 
@@ -69,7 +69,8 @@ class SlotEncoder(nn.Module):
         maps = []
         for tile in tiles:
             of_tile = take(weight, tile.positions, 1).flatten(1)
-            maps.append(SlotMap(_slots(tile, tiles), of_tile, bias))
+            slots = None if len(tiles) == 1 else list(tile.slots)
+            maps.append(SlotMap(slots, of_tile, bias))
         return maps
 
     def forward(self, values: Tensor, maps: Sequence[SlotMap]) -> Tensor:
@@ -111,7 +112,8 @@ class SlotDecoder(nn.Module):
             weight = take(self.weight, tile.positions, 0).flatten(0, 1)
             bias = take(self.bias, tile.positions, 0).flatten()
             bias = bias + weight @ shift
-            maps.append(SlotMap(_slots(tile, tiles), weight * scale, bias))
+            slots = None if len(tiles) == 1 else list(tile.slots)
+            maps.append(SlotMap(slots, weight * scale, bias))
         return maps
 
     def forward(self, states: Tensor, maps: Sequence[SlotMap]) -> Tensor:
@@ -150,7 +152,3 @@ def take(x: Tensor, places: Sequence[int], axis: int) -> Tensor:
         else:
             runs.append([place])
     return concatenated([x.narrow(axis, run[0], len(run)) for run in runs], axis)
-
-
-def _slots(tile: Tile, tiles: Sequence[Tile]) -> list[int] | None:
-    return None if len(tiles) == 1 else list(tile.slots)

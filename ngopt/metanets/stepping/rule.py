@@ -6,7 +6,7 @@ computed where they are read, and its updates are predicted some at a time.
 """
 # pyright: reportPrivateImportUsage=false
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
@@ -33,11 +33,11 @@ SMALL_NETWORK = 1 << 16
 
 
 class Update(NamedTuple):
-    """The prediction for a parameter, or for some of its rows; see `Change`."""
+    """The prediction for a parameter, or for a part of it; see `Change`."""
 
     position: int
     values: Tensor
-    rows: slice | None = None
+    part: Callable[[Tensor], Tensor] = functional.all_elements
 
 
 @dataclass(eq=False)
@@ -113,13 +113,8 @@ class MetanetRule(BoundRule):
             is_small=is_small or torch.is_grad_enabled(),
             reads_graph=not is_traced and self._context.is_due(present, state),
         )
-        if plan.is_small:
-            records, updates = self._small_step(plan)
-        else:
-            records = _next_records(plan)
-            source = RawFeatures(_columns(plan, records), self.graph, plan.like)
-            context = self._context.of_step(plan, records, lambda: source)
-            updates = self._updates_in_batches(plan, source, context)
+        step = self._small_step if plan.is_small else self._large_step
+        records, updates = step(plan)
         return map(partial(self._changes, plan, records), updates)
 
     def may_be_traced(self, grads: Gradients, state: Sequence[Record]) -> bool:
@@ -137,8 +132,7 @@ class MetanetRule(BoundRule):
 
     def _cooled(self, hyper: Hyper, state: Sequence[Record]) -> Hyper:
         """Learning rates times the cooldown."""
-        has_horizon = self.cooldown is not None and self.total_steps is not None
-        if not has_horizon or hyper.scheduled:
+        if self.cooldown is None or self.total_steps is None or hyper.scheduled:
             return hyper
         counts = [record[STEP] for record in state if record]
         height = self.height(steps_so_far(counts, self.total_steps))
@@ -148,10 +142,12 @@ class MetanetRule(BoundRule):
         self, plan: StepPlan
     ) -> tuple[Sequence[Record], Iterable[Sequence[Update]]]:
         """New records, and the updates of all parameters at once."""
-        memory = None
+        memory = out = None
         if plan.in_place and not torch.is_grad_enabled():
             memory = self._updated_predictor(self.graph.numel, plan.like)
-        records, step_features = self._features(plan, memory)
+        if memory is not None:
+            out = memory.features(self.graph.numel)
+        records, step_features = self._features(plan, out)
         source = partial(FlatFeatures.finite, step_features, self.graph)
         contexts = self._context.of_step(plan, records, source)
         context = None if contexts is None else chunking.concatenated(contexts)
@@ -163,21 +159,22 @@ class MetanetRule(BoundRule):
         return records, [[Update(i, by_parameter[i]) for i in plan.present]]
 
     def _features(
-        self, plan: StepPlan, memory: Predictor | None
+        self, plan: StepPlan, out: Tensor | None
     ) -> tuple[Sequence[Record], Tensor]:
         """New records, and the preprocessed weight, gradient and momenta of all
         parameters, (numel, 14), zeros where the gradient is absent.
 
-        memory: where the features are written; without it autograd may follow.
+        out: where the features are written, (14, numel); without it autograd may
+        follow.
         """
-        out = None if memory is None else memory.features(self.graph.numel)
-        if out is not None and _can_be_packed(plan):
+        like = plan.like
+        are_all_present = len(plan.present) == len(plan.params)
+        if out is not None and are_all_present and _are_like(plan.state, like):
             if self._momenta is None:
-                self._momenta = PackedMomenta(self.graph, plan.like)
+                self._momenta = PackedMomenta(self.graph, like)
             self._momenta.update(plan.params, plan.grads, plan.state, out)
             return plan.state, out.mT
         records = _next_records(plan)
-        like = plan.like
         zero = like.new_zeros(())
         by_parameter, masks = [], []
         for i, columns in enumerate(_columns(plan, records)):
@@ -188,12 +185,20 @@ class MetanetRule(BoundRule):
         for column in zip(*by_parameter, strict=True):
             flat.append(self.graph.flatten([x.to(like.device) for x in column]))
         step_features = features.features_of(flat, like, out)
-        if len(plan.present) == len(plan.params):
-            return records, step_features
-        mask = torch.cat(masks)
-        if out is None:
-            return records, step_features * mask
-        return records, step_features.mul_(mask)
+        if not are_all_present:
+            mask = torch.cat(masks)
+            is_new = out is None
+            step_features = step_features * mask if is_new else step_features.mul_(mask)
+        return records, step_features
+
+    def _large_step(
+        self, plan: StepPlan
+    ) -> tuple[Sequence[Record], Iterable[Sequence[Update]]]:
+        """New records, and updates that are predicted while they are iterated over."""
+        records = _next_records(plan)
+        source = RawFeatures(_columns(plan, records), self.graph, plan.like)
+        context = self._context.of_step(plan, records, lambda: source)
+        return records, self._updates_in_batches(plan, source, context)
 
     def _updates_in_batches(
         self, plan: StepPlan, source: RawFeatures, context: Sequence[Tensor] | None
@@ -215,8 +220,7 @@ class MetanetRule(BoundRule):
                 contexts = chunking.concatenated([context[i] for i in batch])
             if not plan.in_place or sizes[batch[0]] <= longest:
                 values = self._predicted(columns, contexts, plan.like, memory)
-                pieces = values.split([sizes[i] for i in batch])
-                yield list(map(Update, batch, pieces))
+                yield list(map(Update, batch, values.split([sizes[i] for i in batch])))
                 continue
             (position,) = batch  # a long parameter is alone
             count = self.graph.parameters[position].shape[0]
@@ -226,7 +230,7 @@ class MetanetRule(BoundRule):
                 piece = [column[elements] for column in columns]
                 piece_context = None if contexts is None else contexts[elements]
                 values = self._predicted(piece, piece_context, plan.like, memory)
-                yield [Update(position, values, rows)]
+                yield [Update(position, values, itemgetter(rows))]
 
     def _predicted(
         self,
@@ -268,10 +272,7 @@ class MetanetRule(BoundRule):
         deltas = _scaled(values, rates, plan.in_place)
         changes = []
         for update, lr, delta in zip(updates, rates, deltas, strict=True):
-            i = update.position
-            part = functional.all_elements
-            if update.rows is not None:
-                part = itemgetter(update.rows)
+            i, _, part = update
             p = part(plan.params[i])
             decay = plan.hyper.weight_decay[i]
             delta = delta.view(p.shape)
@@ -306,13 +307,9 @@ def _columns(plan: StepPlan, records: Sequence[Record]) -> list[list[Tensor]]:
     return columns
 
 
-def _can_be_packed(plan: StepPlan) -> bool:
-    """Whether all parameters have a gradient, and momenta in the metanet's dtype and on
-    its device."""
-    if len(plan.present) < len(plan.params):
-        return False
-    like = plan.like
-    momenta = [record[MOMENTA[0]] for record in plan.state]
+def _are_like(records: Sequence[Record], like: Tensor) -> bool:
+    """Whether all momenta have a tensor's dtype and are on its device."""
+    momenta = [record[MOMENTA[0]] for record in records]
     return all(x.dtype == like.dtype and x.device == like.device for x in momenta)
 
 

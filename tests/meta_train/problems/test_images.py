@@ -5,6 +5,7 @@ from harness.image_datasets import ImageDataset, Split
 from meta_train.problems import images as module
 
 CACHED = (
+    module.pooled_splits,
     module.images,
     module.pixels,
     module.noisy_images,
@@ -19,7 +20,7 @@ def install(monkeypatch):
     """Puts a split in place of all of the real data sets."""
 
     def install(split):
-        data = ImageDataset("s", 8, split, split, split)
+        data = ImageDataset(split, split, split)
         monkeypatch.setattr(module, "load_dataset", lambda name: data)
         for cached in CACHED:
             cached.cache_clear()

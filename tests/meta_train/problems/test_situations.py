@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from functools import partial
-from itertools import chain
 
 import pytest
 import torch
@@ -117,9 +116,7 @@ def test_regret_and_covered_modes_by_hand():
 
 def test_initial_weights_have_their_standard_deviations():
     with torch.no_grad():
-        model = initialization.initialised(
-            nn.Linear(400, 300), initialization.he_normal
-        )
+        model = initialization.he_normal(nn.Linear, 400, 300)
         assert model.weight.std() == pytest.approx((2 / 400) ** 0.5, rel=0.05)
         assert not model.bias.any()
         model = load_problem("start-gpt-residual-300").init(0)
@@ -168,8 +165,8 @@ def test_the_minimum_of_contrastive_divergence_is_zero():
 
 
 def test_contrasts_are_evaluated_at_the_batch_size_of_training():
-    for part in KINDS["contrasts"]:
-        assert all(p.evaluation_batch == p.batch_size for p in part)
+    for problem in KINDS["contrasts"].values():
+        assert problem.evaluation_batch == problem.batch_size
 
 
 def test_divergence_of_log_scales_by_hand():
@@ -258,7 +255,7 @@ def test_each_player_has_its_own_loss():
     "kind", ["games", "rewards", "drift", "gradient clipping", "zeros at first"]
 )
 def test_problems_train_on_a_gpu(kind):
-    for problem in chain.from_iterable(KINDS[kind]):
+    for problem in KINDS[kind].values():
         trains_on(problem, torch.device("cuda"))
 
 

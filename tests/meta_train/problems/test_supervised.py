@@ -12,12 +12,11 @@ from meta_train.problems.supervised import (
     TEMPERATURE,
     Splits,
     SupervisedProblem,
-    TensorExamples,
     contrastive_loss,
     fraction_correct,
-    mapped,
     neighbour_accuracy,
     pinball_loss,
+    tensor_examples,
     vae_loss,
 )
 
@@ -28,7 +27,7 @@ SIZE = 1203  # three evaluation batches, the last of them short
 def splits():
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(SIZE, 4, generator=generator)
-    examples = TensorExamples(inputs, inputs.argmax(1))
+    examples = tensor_examples(inputs, inputs.argmax(1))
     return Splits(examples, examples, examples)
 
 
@@ -53,7 +52,7 @@ def test_evaluation_is_the_mean_over_all_examples(splits):
 
 
 def test_regression_has_no_accuracy(splits):
-    doubled = mapped(splits, lambda inputs, labels: (inputs, 2 * inputs))
+    doubled = splits.map(lambda inputs, labels: (inputs, 2 * inputs))
     problem = SupervisedProblem(lambda: doubled, nn.Identity, 8, 10, REGRESS)
     inputs = splits.test.batch(torch.arange(SIZE))[0]
     metrics = problem.evaluate(problem.init(0), "validation")
@@ -75,7 +74,7 @@ def test_a_full_batch_is_everything_in_order(splits):
 
 
 def test_noise_in_examples_is_keyed_by_seed_and_step(splits):
-    noisy = mapped(splits, lambda inputs, labels: (torch.randn(len(inputs)), labels))
+    noisy = splits.map(lambda inputs, labels: (torch.randn(len(inputs)), labels))
     problem = linear_problem(lambda: noisy)
     drawn = [
         tuple(problem.batch(*key)[0].tolist())

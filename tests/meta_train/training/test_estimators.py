@@ -201,7 +201,7 @@ def test_second_order_is_the_derivative_of_the_mean_loss():
 
     def meta_loss():
         rule = learned.bind(optimizee.graph)
-        inner, losses = unroll(optimizee, start, rule, 4, optimizee.hyper())
+        inner, losses = unroll(optimizee, start, rule, 4)
         last, _ = optimizee.loss(inner.params, inner.buffers, inner.step)
         return (losses[3] + last) / 2
 
@@ -264,9 +264,7 @@ class TestImitation:
         estimator = Imitation()
         _, after = first_estimate(estimator, optimizee, learned, 4)
         rule = estimator.teacher.bind(optimizee.graph)
-        expected, _ = unroll(
-            optimizee, optimizee.start(rule), rule, 4, optimizee.hyper()
-        )
+        expected, _ = unroll(optimizee, optimizee.start(rule), rule, 4)
         for a, b in zip(after.inner.params, expected.params, strict=True):
             assert torch.equal(a, b)
 

@@ -36,9 +36,9 @@ def test_updates_are_logged_within_the_horizon(
     unrolled = []
     unroll = train.unroll
 
-    def recorded(optimizee, start, rule, steps, hyper):
+    def recorded(optimizee, start, rule, steps):
         unrolled.append(steps)
-        return unroll(optimizee, start, rule, steps, hyper)
+        return unroll(optimizee, start, rule, steps)
 
     monkeypatch.setattr(train, "unroll", recorded)
     MetaTrainer(config(tmp_path, outer_steps=1, horizon=horizon, truncation=1)).run()

@@ -23,7 +23,7 @@ STEPS = 4
 def unrolled(optimizee, metanet, steps=STEPS, **options):
     rule = MetanetRule(metanet, optimizee.graph)
     start = optimizee.start(rule)
-    return unroll(optimizee, start, rule, steps, optimizee.hyper(), **options)
+    return unroll(optimizee, start, rule, steps, **options)
 
 
 def meta_gradient(optimizee, metanet):
@@ -101,7 +101,7 @@ def test_buffers_and_dropout():
     optimizee = Optimizee(Regression(layers), seed=2)
     rule = MetanetRule(metanet, optimizee.graph)
     start = optimizee.start(rule)
-    inner, losses = unroll(optimizee, start, rule, 3, optimizee.hyper())
+    inner, losses = unroll(optimizee, start, rule, 3)
     assert start.buffers["1.num_batches_tracked"] == 0
     assert inner.buffers["1.num_batches_tracked"] == 3
     assert not torch.equal(
@@ -132,7 +132,7 @@ def test_two_unrolls_equal_one_of_the_same_length():
     rule = MetanetRule(metanet, optimizee.graph)
     whole, losses = unrolled(optimizee, metanet, 5)
     half, first = unrolled(optimizee, metanet, 2)
-    rest, second = unroll(optimizee, half, rule, 3, optimizee.hyper())
+    rest, second = unroll(optimizee, half, rule, 3)
     assert torch.equal(losses, torch.cat([first, second]))
     assert all(
         torch.equal(a, b) for a, b in zip(whole.params, rest.params, strict=True)

@@ -40,13 +40,12 @@ def check(shape, width, dtype):
     for has_kernels, exact in ((True, dtype), (False, torch.float64)):
         layer = layer.to(exact)
         pna.can_use_kernels = lambda _, has_kernels=has_kernels: has_kernels
-        functions = layer.edge_functions(edges)
         ends = [x.to(exact) for x in (target, source)]
         with torch.no_grad():
             terms = EndTerms(*(x[..., to_messages] for x in ends))
-            forward, backward = functions.messages(edges.to(exact), terms, chunk)
+            forward, backward = layer.messages(edges.to(exact), terms, chunk)
             terms = EndTerms(*(x[..., to_edges] for x in ends))
-            new = functions.next_edges(edges.to(exact), terms, chunk)
+            new = layer.next_edges(edges.to(exact), terms, chunk)
         found.append([new, *forward[1:], *backward[1:]])
     near = 1e-2 if dtype == torch.float16 else 1e-5
     for x, expected in zip(*found, strict=True):
