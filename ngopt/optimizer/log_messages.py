@@ -46,12 +46,12 @@ class Messages:
             )
 
     def log_reference(
-        self, reference: float, rates: Sequence[float | None], has_scheduler: bool
+        self, reference: float, rates: Sequence[float], has_scheduler: bool
     ) -> None:
         """Logs R and the ratios of groups to it; rates: the largest of each group."""
         if not self._is_first("reference"):
             return
-        ratios = ", ".join(f"{rate / reference:.3g}" for rate in rates if rate)
+        ratios = ", ".join(f"{rate / reference:.3g}" for rate in rates)
         text = (
             f"NGOptimizer: lr has no unit: steps are multiplied by scale * lr / "
             f"{reference:g} (of the groups: {ratios}). To sweep, use scale=."
