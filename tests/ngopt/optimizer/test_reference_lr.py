@@ -25,7 +25,7 @@ from tests.ngopt.learning_rates import (
 )
 
 HALF = range(6), range(6, STEPS)
-FALLING = 1e-3 * (1 - np.arange(STEPS) / STEPS)
+FALLING = 1e-3 * (1 - np.arange(STEPS) / STEPS) ** 4
 
 
 def by_state_dict(model, opt, copy, other):
@@ -60,6 +60,15 @@ class TestCheckpoints:
         load(model, opt, copy, other)
         weights = follow(model, opt, rates, steps=HALF[1])
         assert torch.equal(follow(copy, other, rates, steps=HALF[1]), weights)
+
+    def test_a_finder_that_restores_the_state_changes_no_step(self):
+        model = network()
+        opt = NGOptimizer(model.parameters(), lr=1e-3)
+        values, state = network().state_dict(), opt.state_dict()
+        follow(model, opt, 1e-7 * 5.0 ** np.arange(STEPS))
+        model.load_state_dict(values)
+        opt.load_state_dict(state)
+        assert_close(follow(model, opt), reference([1.0] * STEPS, NEVER))
 
     def test_groups_have_scale_and_reference(self):
         model = network()
@@ -126,6 +135,17 @@ class TestTensors:
             lr.fill_(FALLING[t])
             weights.append(follow(model, opt, steps=[t]))
         assert_close(torch.cat(weights), reference(FALLING / largest))
+
+    def test_a_larger_one_on_a_device_is_the_reference_from_then_on(self):
+        lr = torch.tensor(0.0, dtype=torch.float64).as_subclass(OnDevice)
+        model, weights = network(), []
+        opt = NGOptimizer(model.parameters(), lr=lr)
+        rates = np.array([1, 2, 3, 4, 3, 2, 1, 5, 5, 0, 1, 6])
+        for t in range(STEPS):
+            lr.fill_(rates[t])
+            weights.append(follow(model, opt, steps=[t]))
+        factors = rates / np.maximum.accumulate(rates)
+        assert_close(torch.cat(weights), reference(factors, NEVER))
 
     @pytest.mark.parametrize("device", ["cpu", "meta"])
     def test_a_tensor_on_a_device_is_changed_in_place(self, device):
