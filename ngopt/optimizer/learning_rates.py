@@ -137,7 +137,7 @@ class LearningRates:
             return None
         reference = _largest([largest, *known])
         if isinstance(reference, Tensor):
-            return reference.clone()
+            return reference
         rates = [
             _readable(group["lr"]) if rate is None else rate
             for group, rate in zip(groups, known, strict=False)
