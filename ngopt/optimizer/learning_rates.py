@@ -71,8 +71,17 @@ class LearningRates:
         self._first: list[Any] | None = None  # rates of the first step with one > 0
         self._last, self._peak = 0.0, 0.0  # largest rates: of the last step, of all
 
-    def add(self, lr: float | Tensor | None) -> None:
-        """Adds a group; lr: from its user."""
+    def add(self, lr: float | Tensor | None, groups: Sequence[Group]) -> None:
+        """Adds a group; lr: from its user. groups: that are there already.
+
+        Warns of an lr far below the default one, which other groups have.
+        """
+        has_default = all(rate is None for rate in self._given)
+        rates = [group["lr"] for group in groups if has_default]
+        if lr is not None and rates and all(_is(DEFAULT_LR, rate) for rate in rates):
+            rate = _readable(lr)
+            if not isinstance(rate, Tensor) and 0 < rate < LOW * DEFAULT_LR:
+                self._messages.warn_of_added(rate, DEFAULT_LR)
         self._given.append(lr.detach().clone() if isinstance(lr, Tensor) else lr)
 
     def reset(self) -> None:
@@ -168,6 +177,10 @@ def _readable(lr: float | Tensor) -> float | Tensor:
     if lr.is_cpu and not torch.compiler.is_compiling():
         return lr.item()
     return lr.detach().reshape(())
+
+
+def _is(value: float, rate: float | Tensor) -> bool:
+    return not isinstance(rate, Tensor) and rate == value
 
 
 def _may_be_positive(rate: float | Tensor) -> bool:

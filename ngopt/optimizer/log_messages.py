@@ -72,6 +72,15 @@ class Messages:
             "writes, leave lr out of the constructor.",
         )
 
+    def warn_of_added(self, lr: float, default: float) -> None:
+        """Warns of a group with an lr that is added to groups with the default."""
+        self._warn_once(
+            "added",
+            f"a group is added with lr = {lr:g}; those without an lr have {default:g}, "
+            f"so its steps are multiplied by {lr / default:g}. Pass the lr of the "
+            "other groups to the constructor.",
+        )
+
     def warn_of_ignored(self, names: Sequence[str]) -> None:
         """names: arguments or keys of parameter groups without an effect."""
         if names:

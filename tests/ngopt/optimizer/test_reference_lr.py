@@ -99,6 +99,13 @@ class TestSeveral:
             weights.append(follow(model, opt, steps=HALF[1]))
         assert_close(*weights)
 
+    def test_an_added_group_far_below_the_default_warns(self):
+        model = network()
+        opt = NGOptimizer(model[2].parameters())
+        with pytest.warns(UserWarning, match=r"multiplied by 0.0003. Pass the lr"):
+            opt.add_param_group({"params": model[0].parameters(), "lr": 3e-4})
+        opt.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+
     def test_two_optimizers_each_begin_at_1(self):
         weights = []
         for rates in ((1e-4, 4e-4), (1.0, 1.0)):
