@@ -93,7 +93,7 @@ class TestLearningRates:
 
     def test_no_warning_of_a_warm_up_or_of_one_slow_layer(self):
         model, opt = made()
-        opt.add_param_group({"params": [nn.Parameter(torch.ones(2))], "lr": 1e-4})
+        opt.add_param_group({"params": [nn.Parameter(torch.ones(2))], "scale": 1e-4})
         scheduler = LambdaLR(opt, lambda step: min(1, step / 1000))
         for step in range(3):
             train(model, opt, [step])
