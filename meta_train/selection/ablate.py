@@ -21,8 +21,8 @@ FIRST_SEED = 3_000_000
 
 # Changes of the config that leave out a part, by its name.
 PARTS: dict[str, Mapping[str, Any]] = {
-    "eigenbases (against Adam)": {"longest": 1},
-    "both sides of long matrices": {"budget": 0.5},
+    "eigenbases (against Adam)": {"max_factor_size": 1},
+    "both sides of long matrices": {"factor_memory_ratio": 0.5},
     "frequent renewal (against 50)": {"renew_every": 50},
     "Nesterov's momentum": {"nesterov": 0.0},
     "scale by fan": {"fan_exponent": 0.0},
@@ -31,9 +31,9 @@ PARTS: dict[str, Mapping[str, Any]] = {
     "warm-up": {"warmup": 0.001},
     "damping (against 1e-8)": {"epsilon": 1e-8},
     "cut of large gradients": {"clip": 1e9},
-    "longer steps in short trainings": {"short": 1},
+    "longer steps in short trainings": {"short_run_steps": 1},
     "shorter steps of trained weights": {"trained_exponent": 0.0},
-    "longer steps on straight paths": {"straight": 1e9},
+    "longer steps on straight paths": {"path_ratio": 1e9},
     "tables: rare rows": {"rare_exponent": 0.0, "beta2_table": 0.95},
 }
 

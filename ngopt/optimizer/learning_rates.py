@@ -68,11 +68,20 @@ class LearningRates:
         self._messages = messages
         self._given: list[Any] = []  # lr of the constructor by group; None: none
         self._checked: list[Any] | None = None  # settings of the last step
-        self._first: list[Any] | None = None  # rates of the first step
+        self._first: list[Any] | None = None  # rates of the first step with one > 0
         self._last, self._peak = 0.0, 0.0  # largest rates: of the last step, of all
 
-    def add(self, lr: float | Tensor | None) -> None:
-        """Adds a group; lr: from its user."""
+    def add(self, lr: float | Tensor | None, groups: Sequence[Group]) -> None:
+        """Adds a group; lr: from its user. groups: that are there already.
+
+        Warns of an lr far below the default one, which other groups have.
+        """
+        has_default = all(rate is None for rate in self._given)
+        rates = [group["lr"] for group in groups if has_default]
+        if lr is not None and rates and all(_is(DEFAULT_LR, rate) for rate in rates):
+            rate = _readable(lr)
+            if not isinstance(rate, Tensor) and 0 < rate < LOW * DEFAULT_LR:
+                self._messages.warn_of_added(rate, DEFAULT_LR)
         self._given.append(lr.detach().clone() if isinstance(lr, Tensor) else lr)
 
     def reset(self) -> None:
@@ -94,7 +103,8 @@ class LearningRates:
             return
         check_groups(groups)
         rates = [_readable(group["lr"]) for group in groups]
-        if self._first is None:
+        # rates are 0 where torch.distributed.checkpoint initializes the state
+        if self._first is None and any(_may_be_positive(rate) for rate in rates):
             self._first = rates
         schedule = groups[0]["lr_schedule"]
         if schedule == BUILT_IN:
@@ -105,7 +115,7 @@ class LearningRates:
         largest = _largest(rates)
         if reference is None:
             reference = self._first_reference(groups, largest)
-        elif isinstance(reference, Tensor):
+        elif isinstance(reference, Tensor) and not _is_elsewhere(largest, reference):
             reference.copy_(_largest([reference, largest]))
         elif isinstance(largest, Tensor):
             reference = _largest([reference, largest])
@@ -121,8 +131,7 @@ class LearningRates:
 
     def _has_changed(self, rates: Sequence[Any]) -> bool:
         """Whether an lr that can be read is not that of the first step."""
-        assert self._first is not None
-        for rate, first in zip(rates, self._first, strict=False):
+        for rate, first in zip(rates, self._first or (), strict=False):
             if not isinstance(rate, Tensor) and rate != first:
                 return True
         return False
@@ -137,11 +146,13 @@ class LearningRates:
             return None
         reference = _largest([largest, *known])
         if isinstance(reference, Tensor):
-            return reference.clone()
-        if all(rate is None for rate in known):
-            known = [_readable(group["lr"]) for group in groups]
+            return reference
+        rates = [
+            _readable(group["lr"]) if rate is None else rate
+            for group, rate in zip(groups, known, strict=False)
+        ]
         has_scheduler = any("initial_lr" in group for group in groups)
-        self._messages.log_reference(reference, known, has_scheduler)
+        self._messages.log_reference(reference, rates, has_scheduler)
         return reference
 
     def _warn_of_absolute(self, largest: float, reference: Any) -> None:
@@ -162,10 +173,23 @@ def _is_early(state: State) -> bool:
 def _readable(lr: float | Tensor) -> float | Tensor:
     """A number, or a detached tensor () if reading it would be a host sync."""
     if not isinstance(lr, Tensor):
-        return lr
+        return float(lr)  # of numpy, too, which checkpoints would not load
     if lr.is_cpu and not torch.compiler.is_compiling():
         return lr.item()
     return lr.detach().reshape(())
+
+
+def _is(value: float, rate: float | Tensor) -> bool:
+    return not isinstance(rate, Tensor) and rate == value
+
+
+def _may_be_positive(rate: float | Tensor) -> bool:
+    return isinstance(rate, Tensor) or rate > 0
+
+
+def _is_elsewhere(rate: float | Tensor, reference: Tensor) -> bool:
+    """Whether R is on another device, as after a checkpoint was loaded to the host."""
+    return isinstance(rate, Tensor) and rate.device != reference.device
 
 
 def _largest(rates: Sequence[Any]) -> Any:
@@ -174,7 +198,7 @@ def _largest(rates: Sequence[Any]) -> Any:
     tensors = [rate for rate in known if isinstance(rate, Tensor)]
     if not tensors:
         return max(known)
-    like = tensors[0]
+    like = next((rate for rate in tensors if not rate.is_cpu), tensors[0])
     # filled on the device: a copy from the host cannot be captured in a CUDA graph
     others = [like.new_full((), r) for r in known if not isinstance(r, Tensor)]
-    return torch.stack([*tensors, *others]).amax()
+    return torch.stack([rate.to(like) for rate in tensors] + others).amax()

@@ -2,12 +2,14 @@
 
 import logging
 import os
+import sys
 import traceback
 import warnings
 from collections.abc import Iterable, Sequence
 from math import inf
 from typing import Any
 
+import torch
 from torch import Tensor, distributed
 
 from ngopt.functional import Record
@@ -46,12 +48,12 @@ class Messages:
             )
 
     def log_reference(
-        self, reference: float, rates: Sequence[float | None], has_scheduler: bool
+        self, reference: float, rates: Sequence[float], has_scheduler: bool
     ) -> None:
         """Logs R and the ratios of groups to it; rates: the largest of each group."""
         if not self._is_first("reference"):
             return
-        ratios = ", ".join(f"{rate / reference:.3g}" for rate in rates if rate)
+        ratios = ", ".join(f"{rate / reference:.3g}" for rate in rates)
         text = (
             f"NGOptimizer: lr has no unit: steps are multiplied by scale * lr / "
             f"{reference:g} (of the groups: {ratios}). To sweep, use scale=."
@@ -65,8 +67,18 @@ class Messages:
         self._warn_once(
             "absolute",
             f"lr falls after at most {peak:g}, far below reference_lr = {reference:g}, "
-            f"so that training is {reference / max(peak, TINY):.0f} times slower. If a "
-            "LambdaLR returns absolute rates, make it return ratios to the largest.",
+            f"so that training is {reference / max(peak, TINY):.0f} times slower. Make "
+            "a LambdaLR return ratios to the largest rate; for rates that a loop "
+            "writes, leave lr out of the constructor.",
+        )
+
+    def warn_of_added(self, lr: float, default: float) -> None:
+        """Warns of a group with an lr that is added to groups with the default."""
+        self._warn_once(
+            "added",
+            f"a group is added with lr = {lr:g}; those without an lr have {default:g}, "
+            f"so its steps are multiplied by {lr / default:g}. Pass the lr of the "
+            "other groups to the constructor.",
         )
 
     def warn_of_ignored(self, names: Sequence[str]) -> None:
@@ -91,12 +103,28 @@ class Messages:
 
     def _warn_once(self, topic: str, text: str) -> None:
         if self._is_first(topic):
-            warnings.warn(f"NGOptimizer: {text}", stacklevel=5)
+            warnings.warn(f"NGOptimizer: {text}", stacklevel=_level_of_user())
 
     def _is_first(self, topic: str) -> bool:
         is_first = topic not in self._given
         self._given.add(topic)
         return is_first
+
+
+def _level_of_user() -> int:
+    """The stacklevel, in the caller, of the first function outside ngopt and torch."""
+    if torch.compiler.is_compiling():
+        return 2
+    level, frame = 0, sys._getframe()
+    while frame.f_back is not None and _is_internal(
+        frame.f_globals.get("__name__", "")
+    ):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+def _is_internal(module: str) -> bool:
+    return module.partition(".")[0] in ("ngopt", "torch")
 
 
 def _largest(groups: Sequence[Group], *keys: str) -> float:

@@ -188,7 +188,7 @@ class NGOptimizer(Optimizer):
                 param_group, self.defaults, self.param_groups, self.rule
             )
             self._messages.warn_of_ignored(ignored)
-            self._rates.add(given)
+            self._rates.add(given, self.param_groups)
         super().add_param_group(param_group)
 
     @torch.no_grad()

@@ -173,7 +173,7 @@ def check_settings(group: Group, is_new: bool = True) -> None:
         _check_number("lr", lr, 0 if is_new else -inf)
     _check_number("scale", group["scale"])
     weight_decay = group["weight_decay"]
-    if isinstance(weight_decay, tuple):
+    if isinstance(weight_decay, tuple | list):
         raise ValueError(
             f"NGOptimizer: weight_decay: expected a number >= 0; got {weight_decay!r}. "
             "If these are Adam's betas, leave them out: they have no effect."

@@ -31,23 +31,23 @@ class SoapConfig:
     fan_exponent: float = 0.5  # the step size has the factor (fan_in / 64) ** -exponent
     fan_cap: float = 1.0  # largest value of that factor: 1 for up to 64 inputs
     weight_exponent: float = 1.0  # power of the weight scale: see `first_steps`
-    # With total_steps < short: (short / total_steps) ** short_exponent times longer.
-    short: int = 500
-    short_exponent: float = 0.4
+    # In runs of n < short_run_steps: (short_run_steps / n) ** short_run_exponent times.
+    short_run_steps: int = 500
+    short_run_exponent: float = 0.4
     # Trained matrices: the step size has the factor exp(-trained_exponent * excess), at
     # least trained_least. The excess of each matrix is at least trained_shared times
-    # the mean. If the mean is trained_mean or more, `short` has no effect.
+    # the mean. If the mean is trained_mean or more, `short_run_steps` has no effect.
     trained_exponent: float = 2.0
     trained_least: float = 0.4
     trained_shared: float = 0.3
     trained_mean: float = 0.15
     # Expected distance of a random walk of t steps: the root of their summed squares
-    # times straight (t / (t + straight_steps)) ** .5. If the distance is larger, steps
-    # are longer by this power of the ratio, at most straight_most times.
-    straight: float = 4.6
-    straight_steps: float = 20.0
-    straight_exponent: float = 5.0
-    straight_most: float = 12.0
+    # times path_ratio (t / (t + path_ratio_steps)) ** .5. If the distance is larger,
+    # steps are longer by this power of the ratio, at most path_ratio_limit times.
+    path_ratio: float = 4.6
+    path_ratio_steps: float = 20.0
+    path_ratio_exponent: float = 5.0
+    path_ratio_limit: float = 12.0
     # Embedding tables: steps are density ** -rare_exponent times longer.
     rare_exponent: float = 0.5
     embedding: float = 2.5  # factors of the step size by role
@@ -58,13 +58,13 @@ class SoapConfig:
     weight_decay: float = 0.05  # decoupled, of matrices, in units of the step size
 
     warmup: float = 0.08  # share of total_steps
-    open_step_size: float = 0.01  # without total_steps: see `ngopt.schedule`
-    open_warmup: int = 30
-    open_constant: int = 50
+    anytime_step_size: float = 0.01  # without total_steps: see `ngopt.schedule`
+    anytime_warmup: int = 30
+    anytime_constant: int = 50
     average_power: float = 10.0
 
-    longest: int = 1024  # limits of Kronecker factors: see `layouts_of`
-    budget: float = 8.0
+    max_factor_size: int = 1024  # limits of Kronecker factors: see `layouts_of`
+    factor_memory_ratio: float = 8.0
     renew_every: int | None = None  # steps; None: see `renewal_interval`
 
 

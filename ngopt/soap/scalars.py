@@ -50,7 +50,7 @@ class ScalarEquations:
         self._zeros = self.first_steps.numels * 0
         self._short = short_run_multiplier(config, network.total_steps)
         # largest squared distance in that of a random walk that has an effect
-        self._max_ratio = config.straight_most ** (2 / config.straight_exponent)
+        self._max_ratio = config.path_ratio_limit ** (2 / config.path_ratio_exponent)
 
     @np.errstate(all="ignore")
     def of_step(
@@ -111,7 +111,7 @@ class ScalarEquations:
             decay = decay * longer
         ratio = state.distance / (state.path * scheduled.random_walk)
         straight = ratio.clip(1.0, self._max_ratio)
-        size = size * straight ** (c.straight_exponent / 2)
+        size = size * straight ** (c.path_ratio_exponent / 2)
 
         square = g.rescale * g.rescale
         of_parameters = StepScalars(

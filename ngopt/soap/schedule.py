@@ -85,7 +85,7 @@ class StepSchedule:
         c = self.config
         oldest = max(ages)
         is_open = self.total_steps is None and not hyper.scheduled
-        unit = NOMINAL_STEP / (c.open_step_size if is_open else c.step_size)
+        unit = NOMINAL_STEP / (c.anytime_step_size if is_open else c.step_size)
         decays = []
         for default, decay in zip(self._decays, hyper.weight_decay, strict=True):
             decays.append(default if decay is None else unit * decay)
@@ -134,7 +134,7 @@ class StepSchedule:
         if hyper.scheduled:
             height = c.step_size
             if hyper.warms_up:
-                steps = c.open_warmup
+                steps = c.anytime_warmup
                 if self.total_steps is not None:
                     steps = max(c.warmup * self.total_steps, 1)
                 height = c.step_size * at_most((age + 1) / steps, 1.0)
@@ -142,8 +142,8 @@ class StepSchedule:
             height = c.step_size * with_horizon(age, now, self.total_steps, c.warmup)
             progress = now / self.total_steps
         else:
-            shape = without_horizon(age, now, c.open_warmup, c.open_constant)
-            height = c.open_step_size * shape
+            shape = without_horizon(age, now, c.anytime_warmup, c.anytime_constant)
+            height = c.anytime_step_size * shape
         return ScheduledValues(
             count=age + 1,
             rms_correction_before=(1 - power + TINY) ** -0.5,
@@ -153,7 +153,7 @@ class StepSchedule:
             / (1 - beta2 ** (age + 1)),
             damping=(max(c.epsilon, MIN_EPSILON) * momentum) ** 2,
             average_weight=weight,
-            random_walk=c.straight**2 * (age + TINY) / (age + c.straight_steps),
+            random_walk=c.path_ratio**2 * (age + TINY) / (age + c.path_ratio_steps),
             step_size=constants["peak_step_size"] * height,
             weight_decay=constants["peak_weight_decay"] * height,
             progress=progress,
@@ -198,5 +198,5 @@ def role_gain(role: ParameterRole, config: SoapConfig) -> float:
 
 def short_run_multiplier(config: SoapConfig, total_steps: int | None) -> float:
     """The factor of the step size of short runs."""
-    ratio = config.short / (total_steps or config.short)
-    return max(ratio, 1.0) ** config.short_exponent
+    ratio = config.short_run_steps / (total_steps or config.short_run_steps)
+    return max(ratio, 1.0) ** config.short_run_exponent

@@ -99,7 +99,9 @@ class SoapRule(BoundRule):
         self.bias_matrices = matrices_of_biases(self.graph, self.roles)
         self.layouts = []
         for role, spec in zip(self.roles, self.graph.parameters, strict=True):
-            layouts = layouts_of(role, spec, config.longest, config.budget)
+            layouts = layouts_of(
+                role, spec, config.max_factor_size, config.factor_memory_ratio
+            )
             self.layouts.append(layouts)
         self._updates: list[SoapUpdate] = []
         self._key: Any = None  # of `_updates`

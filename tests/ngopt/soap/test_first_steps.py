@@ -252,10 +252,12 @@ def test_straight_ways_grow_longer_and_others_do_not():
     config = SoapConfig()
 
     def usual(step):
-        return config.open_step_size / (1 + step / config.open_constant) ** 0.5
+        return config.anytime_step_size / (1 + step / config.anytime_constant) ** 0.5
 
     assert usual(30) < straight[30] < 4 * usual(30)
-    assert straight[399] == pytest.approx(config.straight_most * usual(399), rel=1e-2)
+    assert straight[399] == pytest.approx(
+        config.path_ratio_limit * usual(399), rel=1e-2
+    )
     assert max(noise[100:]) < 1.5 * usual(100)
 
 

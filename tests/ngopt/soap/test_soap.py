@@ -22,7 +22,7 @@ def constant(count, lr=1.0, weight_decay=0.0):
 
 
 # Whatever the horizon, the first weights and the way.
-PLAIN_STEPS = {"short": 1, "trained_exponent": 0.0, "straight": 1e9}
+PLAIN_STEPS = {"short_run_steps": 1, "trained_exponent": 0.0, "path_ratio": 1e9}
 
 
 def case(dtype=torch.float64):
