@@ -26,7 +26,7 @@ from tests.ngopt.learning_rates import (
 )
 
 HALF_COSINE = 0.5 + 0.5 * np.cos(np.pi * np.arange(STEPS) / STEPS)
-WARM_UP = (np.arange(STEPS) + 1) / SoapConfig().open_warmup  # the built-in one
+WARM_UP = (np.arange(STEPS) + 1) / SoapConfig().anytime_warmup  # the built-in one
 
 
 def chained(opt):
