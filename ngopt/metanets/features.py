@@ -69,15 +69,20 @@ def update_records_(grads: Gradients, state: Sequence[Record], limit: int) -> No
         # more than 1 only of a long parameter, which is alone in its group
         count = ceil(sizes[group[-1]] / limit)
         for piece in chunking.pieces([*momenta, *gradients], count):
-            targets = list(piece[: len(momenta)])
-            # momenta of one parameter follow each other
-            rows = zip(targets[:: len(DECAYS)], piece[len(momenta) :], strict=True)
-            converted = [gradient.to(old.dtype) for old, gradient in rows]
-            clipped = _foreach_clamp_min(converted, -MAX_GRADIENT)
-            _foreach_clamp_max_(clipped, MAX_GRADIENT)
-            repeated = [gradient for gradient in clipped for _ in DECAYS]
-            _foreach_lerp_(targets, repeated, LERP_WEIGHTS * len(clipped))
+            _lerp_(list(piece[: len(momenta)]), piece[len(momenta) :])
     _foreach_add_([state[i][STEP] for i in present], 1)
+
+
+def _lerp_(momenta: list[Tensor], gradients: Sequence[Tensor]) -> None:
+    """momenta: all of the first parameter, then all of the second, and so on.
+
+    A function, so that its buffers are freed before those of the next piece are made.
+    """
+    rows = zip(momenta[:: len(DECAYS)], gradients, strict=True)
+    clipped = _foreach_clamp_min([g.to(m.dtype) for m, g in rows], -MAX_GRADIENT)
+    _foreach_clamp_max_(clipped, MAX_GRADIENT)
+    repeated = [gradient for gradient in clipped for _ in DECAYS]
+    _foreach_lerp_(momenta, repeated, LERP_WEIGHTS * len(clipped))
 
 
 def preprocess(columns: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
