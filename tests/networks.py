@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def mlp(*sizes: int) -> nn.Sequential:
@@ -38,6 +38,25 @@ class Between(nn.Module):
 
     def forward(self, x):
         return self.last(self.function(self.first(x)))
+
+
+class FromFunction(nn.Module):
+    """Named parts and a function (module, inputs) of them: modules, parameters, buffers
+    and, by (inputs, outputs), linear layers."""
+
+    def __init__(self, function, **parts):
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            if isinstance(part, tuple):
+                part = nn.Linear(*part)
+            if isinstance(part, Tensor) and not isinstance(part, nn.Parameter):
+                self.register_buffer(name, part)
+            else:
+                setattr(self, name, part)
+
+    def forward(self, x, *others):
+        return self.function(self, x, *others)
 
 
 CNN_INPUT = (2, 16, 17)

@@ -13,7 +13,7 @@ from ngopt import build_graph
 from ngopt.graph.views.parameter_graph import layers, parameter_graph
 from tests.automorphisms import automorphisms, count_automorphisms
 from tests.equivariance import assert_function_respects, permute, randomised
-from tests.networks import mlp
+from tests.networks import FromFunction, mlp
 from tests.ngopt.parameter_graphs import edges_of, kinds_of
 from tests.zoo import Attention, HeadNorms
 
@@ -136,49 +136,30 @@ NORMS = {
 }
 
 
-class Rolled(nn.Module):
+def rolled(m, x):
     """A norm that has the neurons in another order than the layer before."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Linear(2, 3)
-        self.layer = nn.Linear(3, 3)
-        self.norm = nn.LayerNorm(3)
-        self.out = nn.Linear(3, 1)
-
-    def forward(self, x):
-        x = torch.tanh(self.stem(x))
-        return self.out(F.relu(x + self.norm(self.layer(x).roll(1, -1))))
+    x = torch.tanh(m.stem(x))
+    return m.out(F.relu(x + m.norm(m.layer(x).roll(1, -1))))
 
 
-class Last(nn.Module):
-    """The last state of a recurrent layer of two neurons, and a linear layer."""
-
-    def __init__(self, rnn: nn.RNNBase):
-        super().__init__()
-        self.rnn, self.out = rnn, nn.Linear(2, 1)
-
-    def forward(self, x):
-        return self.out(self.rnn(x)[0][:, -1])
+def last_state(rnn: nn.RNNBase) -> nn.Module:
+    """Of a recurrent layer of two neurons, and a linear layer."""
+    return FromFunction(lambda m, x: m.out(m.rnn(x)[0][:, -1]), rnn=rnn, out=(2, 1))
 
 
-class Seen(nn.Module):
+def two_layers(function: Callable[[Tensor], Tensor]) -> nn.Module:
     """The sum of two layers, the second of a function of the input."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]):
-        super().__init__()
-        self.a = nn.Linear(2, 2, bias=False)
-        self.b = nn.Linear(2, 2, bias=False)
-        self.function = function
-
-    def forward(self, x):
-        return self.a(x) + self.b(self.function(x))
+    layers = {name: nn.Linear(2, 2, bias=False) for name in "ab"}
+    return FromFunction(lambda m, x: m.a(x) + m.b(function(x)), **layers)
 
 
 GROUP_NORM = nn.Sequential(
     nn.Conv2d(1, 4, 1), nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv2d(4, 1, (2, 1))
 )
 ATTENTION = Attention(4, 2, fused=False)
+ROLLED = FromFunction(
+    rolled, stem=(2, 3), layer=(3, 3), norm=nn.LayerNorm(3), out=(3, 1)
+)
 BATCH = torch.randn(5, 2)
 MAPS = torch.randn(3, 1, 3, 2)
 SEQUENCE = torch.randn(2, 3, 4)
@@ -196,7 +177,7 @@ SYMMETRIC = {
     ),
     **{name: (Norms(*parts[:2]), BATCH, parts[2]) for name, parts in NORMS.items()},
     # stem, tied to all that follows
-    "rolled": (Rolled(), BATCH, 6),
+    "rolled": (ROLLED, BATCH, 6),
     # in each group, and the two groups
     "group norm": (GROUP_NORM, MAPS, 2 * 2 * 2),
     # q with k, and v, in each head; the heads
@@ -206,11 +187,15 @@ SYMMETRIC = {
     # the two biases, which are only summed; the states are outputs
     "recurrent": (nn.RNN(2, 2, batch_first=True), torch.randn(2, 3, 2), 2),
     # the states, but not the two biases
-    "gated": (Last(nn.GRU(2, 2, batch_first=True)), torch.randn(2, 3, 2), 2),
+    "gated": (last_state(nn.GRU(2, 2, batch_first=True)), torch.randn(2, 3, 2), 2),
     # none: a weight of every element and one of their mean differ,
     # and so are those of x and sin x
-    "two weights": (Seen(lambda x: x.mean(1, keepdim=True)), torch.randn(2, 3, 2), 1),
-    "two functions": (Seen(torch.sin), torch.randn(2, 3, 2), 1),
+    "two weights": (
+        two_layers(lambda x: x.mean(1, keepdim=True)),
+        SEQUENCE[..., :2],
+        1,
+    ),
+    "two functions": (two_layers(torch.sin), SEQUENCE[..., :2], 1),
 }
 
 
@@ -277,25 +262,17 @@ def test_layer_norm_of_a_map_has_parallel_edges():
     assert {edge[:2] for edge in gammas} == {(4, 1), (4, 2)}
 
 
-class Dense(nn.Module):
+def dense(m, x):
     """As in a DenseNet: a norm over the outputs of two layers,
     of which the first has one of its own as well."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(2, 3)
-        self.second = nn.Linear(3, 2)
-        self.last = nn.Linear(5, 1)
-        self.norm = nn.BatchNorm1d(3)
-        self.joint = nn.BatchNorm1d(5)
-
-    def forward(self, x):
-        x = self.first(x)
-        return self.last(self.joint(torch.cat([x, self.second(self.norm(x))], -1)))
+    x = m.first(x)
+    return m.last(m.joint(torch.cat([x, m.second(m.norm(x))], -1)))
 
 
 def test_norm_over_two_layers_has_one_node():
-    graph = parameter_graph(build_graph(Dense(), BATCH))
+    norms = {"norm": nn.BatchNorm1d(3), "joint": nn.BatchNorm1d(5)}
+    model = FromFunction(dense, first=(2, 3), second=(3, 2), last=(5, 1), **norms)
+    graph = parameter_graph(build_graph(model, BATCH))
     edges = edges_of(graph)
     names = [spec.name for spec in graph.parameters]
     scales = [e for e in edges if names[e[4]] == "joint.weight"]
