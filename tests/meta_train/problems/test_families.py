@@ -4,21 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from harness.image_datasets import DatasetUnavailable
-from meta_train.problems import META_TRAINING, load_problem
+from meta_train.problems import META_TRAINING
 from meta_train.problems.catalogue import CnnFamily
+from tests.meta_train.small import available
 
 FAMILIES = [name for name, p in META_TRAINING.items() if isinstance(p, CnnFamily)]
 
 
 @pytest.fixture(params=FAMILIES)
 def family(request):
-    family = load_problem(request.param)
-    try:
-        family.batch(0, 0)
-    except DatasetUnavailable as error:
-        pytest.skip(f"data cannot be had: {error}")
-    return family
+    return available(request.param)
 
 
 def test_seeds_have_different_networks_and_batch_sizes(family):

@@ -10,25 +10,32 @@ from tests.graph_checks import assert_inverse, biases_with, edges_with, random_v
 from tests.networks import FromFunction
 
 LENGTH, WIDTH = 32, 8
-TABLE = LENGTH, WIDTH
-# shape of a table, and what the network does with it after n tokens
+
+
+def parameter(*shape):
+    return nn.Parameter(torch.randn(shape))
+
+
+# tables, and what the network does with one after n tokens
 USES = {
-    "rows": (TABLE, lambda x, table, n: x + table[:n]),
-    "batched": ((1, *TABLE), lambda x, table, n: x + table[:, :n]),
-    "indexed": (TABLE, lambda x, table, n: x + table[torch.arange(n)]),
-    "behind": ((LENGTH + 2, WIDTH), lambda x, table, n: x + table[2 : n + 2]),
-    "transposed": (TABLE[::-1], lambda x, table, n: x + table[:, :n].T),
-    "factor": (TABLE, lambda x, table, n: x * table[:n]),
+    "embedding": (
+        nn.Embedding(LENGTH, WIDTH),
+        lambda x, table, n: x + table(torch.arange(n)),
+    ),
+    "rows": (parameter(LENGTH, WIDTH), lambda x, table, n: x + table[:n]),
+    "batched": (parameter(1, LENGTH, WIDTH), lambda x, table, n: x + table[:, :n]),
+    "indexed": (
+        parameter(LENGTH, WIDTH),
+        lambda x, table, n: x + table[torch.arange(n)],
+    ),
+    "behind": (parameter(LENGTH + 2, WIDTH), lambda x, table, n: x + table[2 : n + 2]),
+    "transposed": (parameter(WIDTH, LENGTH), lambda x, table, n: x + table[:, :n].T),
+    "factor": (parameter(LENGTH, WIDTH), lambda x, table, n: x * table[:n]),
 }
 
 
 def positional(kind):
-    if kind == "embedding":
-        table = nn.Embedding(LENGTH, WIDTH)
-        use = lambda x, table, n: x + table(torch.arange(n))  # noqa: E731
-    else:
-        shape, use = USES[kind]
-        table = nn.Parameter(torch.randn(shape))
+    table, use = USES[kind]
 
     def forward(m, tokens):
         return m.last(use(m.token(tokens), m.table, tokens.shape[1]))
@@ -42,7 +49,7 @@ def traced(model, length):
 
 
 @pytest.mark.parametrize("length", [1, 20, LENGTH - 1])
-@pytest.mark.parametrize("kind", ["embedding", *USES])
+@pytest.mark.parametrize("kind", USES)
 def test_a_shorter_input_gives_the_same_graph(kind, length):
     model = positional(kind)
     graph = traced(model, length)
@@ -56,7 +63,7 @@ def test_rows_that_do_different_things_are_not_joined():
         lambda m, x: m.last(m.first(x) * m.table[0] + m.table[1]),
         first=(3, 8),
         last=(8, 2),
-        table=nn.Parameter(torch.randn(3, 8)),
+        table=parameter(3, 8),
     )
     graph = build_graph(model, torch.randn(4, 3))
     assert unconnected(graph) == []
