@@ -197,7 +197,7 @@ def test_gradients_are_clipped_as_by_torch():
         loss.backward()
         assert loss.item() == plain.item()
         torch.testing.assert_close([p.grad for p in params], expected)
-        assert (norm > 1) or name != "clip-columns-300"
+        assert norm > 1 or name != "clip-columns-300"
 
 
 def test_drift_reports_the_loss_before_each_step():
@@ -238,12 +238,12 @@ def test_each_player_has_its_own_loss():
     for is_relativistic in (False, True):
         game = partial(games.game, is_relativistic=is_relativistic)
         grads_by_penalty = []
+        grads_by_penalty = []
         for penalty in (0.0, 10.0):
             torch.manual_seed(0)
             players.zero_grad()
             game(players, real, penalty).backward()
-            grads = [p.grad.clone() for p in players.parameters()]
-            grads_by_penalty.append(grads)
+            grads_by_penalty.append([p.grad.clone() for p in players.parameters()])
         # the penalty is the critic's, and its weights alone decide slopes
         names = [name for name, _ in players.named_parameters()]
         for name, plain, penalised in zip(names, *grads_by_penalty, strict=True):
