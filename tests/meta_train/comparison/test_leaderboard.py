@@ -179,7 +179,10 @@ def test_standings_of_a_group_are_over_its_problems(config):
         ({"seeds": 0}, "seeds: expected 1 or more; got 0"),
         ({"steps": 0}, "steps: expected 1 or more; got 0"),
         ({"seeds": 1_000_001}, "seeds: expected at most 1000000"),
-        ({"optimizers": ("adam",) * 2}, "optimizers: expected at least one name, each"),
+        (
+            {"optimizers": ("adam", "adam")},
+            "optimizers: expected at least one name, each once",
+        ),
         ({"problems": ()}, "problems: expected at least one name"),
     ],
 )

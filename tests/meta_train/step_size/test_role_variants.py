@@ -45,13 +45,11 @@ def test_changes_without_effect_are_left_out():
 def test_weight_decay_of_the_default_is_multiplied():
     """A variant with the default's own decay trains as the default does."""
     variants = role_variants(BASE, 1.0)
-    own = []
-    for low, high in zip(
-        variants["decay 0.5"].weight_decay,
-        variants["decay 2"].weight_decay,
-        strict=True,
-    ):
-        own.append(None if low is None else (low * high) ** 0.5)
+    decays = [variants[name].weight_decay for name in ("decay 0.5", "decay 2")]
+    own = [
+        None if low is None else (low * high) ** 0.5
+        for low, high in zip(*decays, strict=True)
+    ]
     unchanged = variants[UNCHANGED]
     tried = [unchanged, unchanged._replace(weight_decay=own), variants["decay 2"]]
     losses = measured(BASE, tried).validation

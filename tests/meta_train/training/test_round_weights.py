@@ -34,9 +34,8 @@ def test_a_rounded_file_names_its_weights(tmp_path, capsys):
         "rounded_from": weights_hash(old),
     }
     assert new.metanet.config == old.metanet.config
-    for before, after in zip(
-        old.metanet.parameters(), new.metanet.parameters(), strict=True
-    ):
+    pairs = zip(old.metanet.parameters(), new.metanet.parameters(), strict=True)
+    for before, after in pairs:
         assert (after.view(torch.int32) & 0b1111).eq(0).all()
         torch.testing.assert_close(after, before, rtol=2**-20, atol=0)
 
