@@ -11,11 +11,9 @@ from tests.tasks.stacks import GRAPHS, far, fitted, moved_stack, siren_stack
 def test_features_of_outputs_are_values_and_log_softmax():
     values = torch.tensor([[[0.0, log(3.0)], [1.0, 1.0]]])
     features = with_log_softmax(values)
-    expected = [
-        [0.0, 1.0, log(1 / 4), log(1 / 2)],
-        [log(3.0), 1.0, log(3 / 4), log(1 / 2)],
-    ]
-    torch.testing.assert_close(features, torch.tensor([expected]))
+    first = [0.0, 1.0, log(1 / 4), log(1 / 2)]
+    second = [log(3.0), 1.0, log(3 / 4), log(1 / 2)]
+    torch.testing.assert_close(features, torch.tensor([[first, second]]))
 
 
 def test_the_log_softmax_of_one_output_is_zero():
@@ -33,9 +31,8 @@ def test_features_of_neurons_in_space_are_mean_and_deviation():
 @pytest.mark.parametrize("name", GRAPHS)
 def test_probe_features_do_not_depend_on_the_order_of_neurons(name, stack):
     model = fitted(name, stack, probes=3)
-    torch.testing.assert_close(
-        model(moved_stack(stack)), model(stack), rtol=0, atol=1e-12
-    )
+    same = model(moved_stack(stack))
+    torch.testing.assert_close(same, model(stack), rtol=0, atol=1e-12)
     for parameter in model.probes.inputs.parameters():
         parameter.add_(torch.randn_like(parameter))
     assert far(model(stack), fitted(name, stack, probes=3)(stack))
