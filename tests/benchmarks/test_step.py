@@ -69,7 +69,6 @@ def test_state_size_equals_the_elements_of_the_state():
     optimizer = step.OPTIMIZERS["default, horizon"](model)
     Line().loss(model, Line().batch(0, 1)).backward()
     optimizer.step()
-    elements = sum(
-        x.numel() for record in optimizer.state.values() for x in record.values()
-    )
+    records = optimizer.state.values()
+    elements = sum(x.numel() for record in records for x in record.values())
     assert step.state_size(optimizer.graph, True) == elements / 19

@@ -3,6 +3,7 @@ and the three real data sets where a source of them answers."""
 
 import os
 import threading
+from itertools import product
 
 import pytest
 import safetensors.torch
@@ -18,6 +19,7 @@ from harness.image_datasets import (
     load_dataset,
     sha256_of,
 )
+from tests.graph_checks import assert_equal
 
 
 def tiny_arrays(seed: int = 0):
@@ -37,10 +39,8 @@ def tiny_arrays(seed: int = 0):
 def install(monkeypatch, **fetchers):
     """Register a data set 'tiny' that expects `tiny_arrays()` and has the given
     sources."""
-    digest = sha256_of(tiny_arrays())
-    recipe = Recipe(
-        24, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7), sha256=digest, sources=fetchers
-    )
+    digest, statistics = sha256_of(tiny_arrays()), ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    recipe = Recipe(24, *statistics, sha256=digest, sources=fetchers)
     monkeypatch.setitem(DATASETS, "tiny", recipe)
 
 
@@ -62,14 +62,11 @@ def fetched(monkeypatch):
 
 def test_last_twelfth_of_the_training_file_is_validation(fetched, tmp_path):
     data = load_dataset("tiny", tmp_path)
-    arrays = tiny_arrays()
-    assert (len(data.train), len(data.validation), len(data.test)) == (22, 2, 5)
-    assert data.train.labels.tolist() == list(range(22))
-    assert data.validation.labels.tolist() == [22, 23]
-    assert data.test.labels.tolist() == list(range(100, 105))
-    assert torch.equal(data.train.images, arrays["train_images"][:22])
-    assert torch.equal(data.validation.images, arrays["train_images"][22:])
-    assert torch.equal(data.test.images, arrays["test_images"])
+    images, _, test_images, test_labels = tiny_arrays().values()
+    labels = data.train.labels, data.validation.labels, data.test.labels
+    assert_equal(labels, (torch.arange(22), torch.tensor([22, 23]), test_labels))
+    pixels = data.train.images, data.validation.images, data.test.images
+    assert_equal(pixels, (images[:22], images[22:], test_images))
     assert (data.name, data.num_classes) == ("tiny", 24)
 
 
@@ -77,12 +74,13 @@ def test_batch_agrees_with_torchvision_bit_for_bit(fetched, tmp_path):
     split = load_dataset("tiny", tmp_path).train
     indices = torch.tensor([3, 0, 21, 3])
     images, labels = split.batch(indices)
-    oracle = transforms.Compose(
-        [transforms.ToTensor(), transforms.Normalize((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))]
-    )
+    normalize = transforms.Normalize((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    oracle = transforms.Compose([transforms.ToTensor(), normalize])
     expected = [oracle(split.images[i].permute(1, 2, 0).numpy()) for i in indices]
     assert torch.equal(images, torch.stack(expected))
     assert torch.equal(labels, indices)
+    # the stored images do not change
+    assert torch.equal(split.images, tiny_arrays()["train_images"][:22])
 
 
 def test_batches_with_a_leading_axis_are_stacked(fetched, tmp_path):
@@ -94,22 +92,13 @@ def test_batches_with_a_leading_axis_are_stacked(fetched, tmp_path):
     assert torch.equal(labels, indices)
 
 
-def test_a_batch_does_not_change_the_images(fetched, tmp_path):
-    split = load_dataset("tiny", tmp_path).train
-    split.batch(torch.arange(22))
-    assert torch.equal(split.images, tiny_arrays()["train_images"][:22])
-
-
 # --- Indices ---
 
 
-def epoch_of(
-    seed: int, epoch: int, size: int = 1000, batch_size: int = 100
-) -> torch.Tensor:
-    steps = range(epoch * (size // batch_size), (epoch + 1) * (size // batch_size))
-    return torch.cat(
-        [batch_indices(size, batch_size, seed=seed, step=step) for step in steps]
-    )
+def epoch_of(seed: int, epoch: int) -> torch.Tensor:
+    """Of ten batches of 100."""
+    steps = range(10 * epoch, 10 * (epoch + 1))
+    return torch.cat([batch_indices(1000, 100, seed=seed, step=step) for step in steps])
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 7])
@@ -119,8 +108,8 @@ def test_an_epoch_visits_every_index_once(epoch):
 
 def test_incomplete_batch_is_dropped():
     # 10 = 2 batches of 4 and 2 left over: step 2 begins a new epoch.
-    first = torch.cat([batch_indices(10, 4, seed=0, step=step) for step in (0, 1)])
-    second = torch.cat([batch_indices(10, 4, seed=0, step=step) for step in (2, 3)])
+    batches = [batch_indices(10, 4, seed=0, step=step) for step in range(4)]
+    first, second = torch.cat(batches[:2]), torch.cat(batches[2:])
     assert len(set(first.tolist())) == len(set(second.tolist())) == 8
     assert first.tolist() != second.tolist()
 
@@ -148,9 +137,8 @@ def test_changed_indices_do_not_change_later_ones():
 
 
 def test_neighbouring_seeds_and_epochs_are_independent():
-    orders = torch.stack(
-        [epoch_of(seed, epoch) for seed in range(10) for epoch in range(10)]
-    )
+    pairs = product(range(10), range(10))
+    orders = torch.stack([epoch_of(*seed_and_epoch) for seed_and_epoch in pairs])
     correlations = torch.corrcoef(orders.double()).fill_diagonal_(0)
     # Independent permutations of 1,000: standard deviation .032, largest of 4,950 about
     # .13.
@@ -160,9 +148,8 @@ def test_neighbouring_seeds_and_epochs_are_independent():
 
 def test_int64_seeds_have_different_orders():
     seeds = [0, 1, -1, 2**32, 2**32 + 1, -(2**32), 2**63 - 1, -(2**63)]
-    orders = {
-        tuple(epoch_of(seed, epoch).tolist()) for seed in seeds for epoch in (0, 1)
-    }
+    pairs = product(seeds, (0, 1))
+    orders = {tuple(epoch_of(*seed_and_epoch).tolist()) for seed_and_epoch in pairs}
     assert len(orders) == 2 * len(seeds)
 
 
@@ -256,10 +243,11 @@ def test_two_downloads_at_once_both_succeed(monkeypatch, tmp_path):
 
     install(monkeypatch, good=fetch)
     loaded = []
-    threads = [
-        threading.Thread(target=lambda: loaded.append(load_dataset("tiny", tmp_path)))
-        for _ in range(2)
-    ]
+
+    def load():
+        loaded.append(load_dataset("tiny", tmp_path))
+
+    threads = [threading.Thread(target=load) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
