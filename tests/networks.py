@@ -15,17 +15,11 @@ def mlp(*sizes: int) -> nn.Sequential:
 def cnn() -> nn.Sequential:
     """Kernels of several sizes, one layer without bias, a flattened map."""
     return nn.Sequential(
-        nn.Conv2d(2, 4, 3, stride=2),
-        nn.ReLU(),
-        nn.Conv2d(4, 5, (2, 1), bias=False),
-        nn.Tanh(),
-        nn.Conv2d(5, 3, 4, padding=2, dilation=2),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(3 * 6, 6),
-        nn.GELU(),
-        nn.Linear(6, 3),
-    )
+        nn.Conv2d(2, 4, 3, stride=2), nn.ReLU(),
+        nn.Conv2d(4, 5, (2, 1), bias=False), nn.Tanh(),
+        nn.Conv2d(5, 3, 4, padding=2, dilation=2), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(3 * 6, 6), nn.GELU(), nn.Linear(6, 3),
+    )  # fmt: skip
 
 
 class Between(nn.Module):
