@@ -8,6 +8,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
+    set_optimizer_state_dict,
 )
 from torch.distributed.tensor import distribute_tensor
 
@@ -52,9 +53,11 @@ def loads(rank, size, folder):
             dcp.load(state, checkpoint_id=str(folder / str(number)))
             state = state["opt"]
         else:
-            options = {"full_state_dict": True, "broadcast_from_rank0": size > 1}
-            options = StateDictOptions(**options)
+            options = StateDictOptions(
+                full_state_dict=True, broadcast_from_rank0=size > 1
+            )
             state = full if rank == 0 else {}
+        set_optimizer_state_dict(model, opt, state, options=options)
         with torch.no_grad():
             for p, value in zip(model.parameters(), before, strict=True):
                 if size > 1:
