@@ -170,22 +170,17 @@ def test_second_load_reads_the_file(fetched, tmp_path):
     assert os.listdir(tmp_path) == ["tiny.safetensors"]
 
 
-def test_folder_is_made_and_may_be_relative(fetched, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    load_dataset("tiny", "some/where")
-    assert (tmp_path / "some" / "where" / "tiny.safetensors").is_file()
-    assert fetched[0].is_absolute()  # clients are run in folders of their own
-
-
-def test_folder_comes_from_the_environment_and_else_is_data(
+def test_folder_is_made_and_comes_from_the_environment_or_is_data(
     fetched, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
+    load_dataset("tiny", "some/where")
+    assert fetched[0].is_absolute()  # clients are run in folders of their own
     monkeypatch.setenv("NGOPT_DATA", str(tmp_path / "elsewhere"))
     load_dataset("tiny")
     monkeypatch.delenv("NGOPT_DATA")
     load_dataset("tiny")
-    for folder in ("elsewhere", "data"):
+    for folder in ("some/where", "elsewhere", "data"):
         assert (tmp_path / folder / "tiny.safetensors").is_file()
 
 

@@ -176,15 +176,6 @@ def test_weight_decay_and_schedule_of_wide_baselines():
     }
 
 
-@pytest.mark.parametrize(
-    ("name", "lr"), [("adam-default", 0.001), ("muon-default", 0.02 / 5)]
-)
-def test_default_rate_of_untuned_baselines(name, lr):
-    # Muon's warm-up: 5 steps
-    optimizer, _ = load_optimizer(name).build(small_cnn(), None, 100)
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(lr)
-
-
 def test_schedule_free_is_the_only_baseline_with_averaged_weights():
     for name, spec in OPTIMIZERS.items():
         optimizer, _ = spec.build(small_cnn(), 0.01, 10)
@@ -209,14 +200,19 @@ def test_soap_with_a_schedule_uses_the_rate_of_each_step():
     assert moved == [True, False]
 
 
-def test_warm_up_of_the_muon_baseline():
-    optimizer, scheduler = load_optimizer("muon-cosine").build(small_cnn(), 0.02, 100)
+@pytest.mark.parametrize("name, given", [("muon-cosine", 0.02), ("muon-default", None)])
+def test_muon_has_five_steps_of_warm_up(name, given):
+    optimizer, scheduler = load_optimizer(name).build(small_cnn(), given, 100)
     assert isinstance(optimizer, MuonWithAdam)
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.02 / 5)
-    for _ in range(4):
+    for step in range(5):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.02 * (step + 1) / 5)
         optimizer.step()
         scheduler.step()
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.02)
+
+
+def test_default_rate_of_adam():
+    optimizer, _ = load_optimizer("adam-default").build(small_cnn(), None, 100)
+    assert optimizer.param_groups[0]["lr"] == 0.001
 
 
 def test_learned_optimizers_are_loaded_by_path(ff_weights):

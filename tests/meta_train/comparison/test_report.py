@@ -5,7 +5,6 @@ import pytest
 
 from harness.tables import markdown_table, text_table
 from meta_train.comparison.report import (
-    Row,
     loss_table,
     mean_validation_losses,
     notes,
@@ -121,26 +120,11 @@ def test_tables_are_aligned_and_escaped():
 
 
 def row(problem, optimizer, loss, tuning_runs=5, ms=2.0, reached=50.0):
-    return Row(
-        problem=problem,
-        optimizer=optimizer,
-        runs=1,
-        steps=100,
-        diverged=int(loss != loss),
-        test_loss=loss,
-        test_loss_std=nan,
-        accuracy_mean=None,
-        accuracy_std=None,
-        validation_loss=loss,
-        train_loss=loss,
-        ms_per_step=ms,
-        optimizer_ms_per_step=1.0,
-        seconds=1.0,
-        lr=None,
-        tuning_runs=tuning_runs,
-        tuning_seconds=60.0 * tuning_runs,
-        reached=reached,
-    )
+    names = {"problem": problem, "optimizer": optimizer, "diverged": int(loss != loss)}
+    losses = dict.fromkeys(("test_loss", "validation_loss", "train_loss"), loss)
+    tuning = {"tuning_runs": tuning_runs, "tuning_seconds": 60.0 * tuning_runs}
+    times = {"ms_per_step": ms, "reached": reached}
+    return replace(summarize([record()]), **names, **losses, **tuning, **times)
 
 
 ROWS = [

@@ -36,14 +36,6 @@ def test_thirds_have_one_size():
     assert len(SITUATIONS) == 105 + len(REAL)
 
 
-def test_ranges_of_horizons():
-    for part in (DEVELOPING, VALIDATING, TESTING):
-        steps = {load_problem(name).steps for name in part}
-        assert min(steps) <= 10
-        assert max(steps) == 10_000
-        assert {30, 100, 300} <= steps | {60, 200} and len(steps) >= 10
-
-
 def test_the_order_of_equal_data_depends_on_the_name():
     one, other = load_problem("long-mlp-10000"), load_problem("batch-1")
     assert one.data is other.data

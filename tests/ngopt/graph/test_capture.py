@@ -74,21 +74,19 @@ def test_an_index_of_which_tokens_decide():
     assert [block.kind for block in graph.weights] == ["weight", "weight"]
 
 
-class Placed(nn.Module):
+def placed():
     """Makes constants on the device of its input."""
 
-    def __init__(self):
-        super().__init__()
-        self.token, self.position = nn.Embedding(11, 6), nn.Embedding(5, 6)
-        self.first, self.norm = nn.Linear(6, 6), nn.BatchNorm1d(5)
-        self.register_buffer("factor", torch.ones(6))
-
-    def forward(self, tokens):
+    def forward(m, tokens):
         length = tokens.shape[1]
         places = torch.arange(length, device=tokens.device)
         mask = torch.ones(length, length, device=tokens.device).tril()
-        x = mask @ (self.token(tokens) + self.position(places))
-        return self.norm(self.first(x) * self.factor)
+        x = mask @ (m.token(tokens) + m.position(places))
+        return m.norm(m.first(x) * m.factor)
+
+    tables = {"token": nn.Embedding(11, 6), "position": nn.Embedding(5, 6)}
+    others = {"norm": nn.BatchNorm1d(5), "factor": torch.ones(6)}
+    return FromFunction(forward, **tables, first=(6, 6), **others)
 
 
 @pytest.mark.filterwarnings("error")
@@ -96,9 +94,9 @@ class Placed(nn.Module):
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize("how", ["set", "context"])
 def test_the_default_device_changes_no_graph(default, device, how):
-    expected = build_graph(Placed(), torch.zeros(2, 5, dtype=torch.long))
+    expected = build_graph(placed(), torch.zeros(2, 5, dtype=torch.long))
     assert unconnected(expected) == []
-    model = Placed().to(device)
+    model = placed().to(device)
     tokens = torch.zeros(2, 5, dtype=torch.long, device=device)
     if how == "context":
         with torch.device(default):

@@ -103,9 +103,8 @@ def test_every_block_is_an_arrow(graphs, name):
         for block in blocks:
             assert graph.blocks[block].source in drawn[wire.source]
             assert graph.blocks[block].target in drawn[wire.target]
-    assert arrows(graph_figure(graph)).keys() == {
-        f"{w.source}>{w.target} {w.style}" for w in wires
-    }
+    gids = {f"{wire.source}>{wire.target} {wire.style}" for wire in wires}
+    assert arrows(graph_figure(graph)).keys() == gids
 
 
 @pytest.mark.parametrize("name", NAMES)

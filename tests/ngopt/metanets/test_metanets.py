@@ -42,6 +42,11 @@ def test_blocks_equal_an_edge_list_loop(name):
     torch.testing.assert_close(gnn(values, graph), expected, rtol=1e-12, atol=1e-12)
 
 
+def test_a_single_bias():
+    graph = build_graph([torch.zeros(3)])
+    assert NeuralGraphGNN()(torch.zeros(3, NUM_FEATURES), graph).shape == (3,)
+
+
 @pytest.mark.parametrize("name", sorted(METANETS))
 @pytest.mark.parametrize("make", [lambda: mlp(3, 5, 4, 2), cnn], ids=["mlp", "cnn"])
 def test_updates_are_equivariant(name, make):
