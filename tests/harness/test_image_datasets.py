@@ -39,8 +39,10 @@ def tiny_arrays(seed: int = 0):
 def install(monkeypatch, **fetchers):
     """Register a data set 'tiny' that expects `tiny_arrays()` and has the given
     sources."""
-    digest, statistics = sha256_of(tiny_arrays()), ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
-    recipe = Recipe(24, *statistics, sha256=digest, sources=fetchers)
+    digest = sha256_of(tiny_arrays())
+    recipe = Recipe(
+        24, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7), sha256=digest, sources=fetchers
+    )
     monkeypatch.setitem(DATASETS, "tiny", recipe)
 
 

@@ -64,8 +64,9 @@ def test_run_of_a_metanet_equals_the_unroll_of_meta_training(learned):
     run, optimizer = learned
     optimizee = Optimizee(Toy(), run.seed)
     rule = optimizer.bind(optimizee.graph, run.steps)
-    start = optimizee.start(rule)
-    inner, losses = unroll(optimizee, start, rule, run.steps, optimizee.hyper())
+    inner, losses = unroll(
+        optimizee, optimizee.start(rule), rule, run.steps, optimizee.hyper()
+    )
     record = train(run)
     torch.testing.assert_close(torch.tensor(record["losses"]), losses)
     expected = Toy().evaluate(optimizee.model_at(inner), "test")

@@ -243,8 +243,9 @@ class TestImitation:
         learned, estimator = learned_from(FeedForward().double()), Imitation()
         _, after = first_estimate(estimator, optimizee, learned, 4)
         rule = estimator.teacher.bind(optimizee.graph)
-        start = optimizee.start(rule)
-        expected, _ = unroll(optimizee, start, rule, 4, optimizee.hyper())
+        expected, _ = unroll(
+            optimizee, optimizee.start(rule), rule, 4, optimizee.hyper()
+        )
         assert_equal(after.inner.params, expected.params)
 
     def test_meta_loss_falls(self, optimizee):

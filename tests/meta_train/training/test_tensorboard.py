@@ -34,10 +34,11 @@ def test_updates_are_logged_within_the_horizon(
     tmp_path, monkeypatch, horizon, expected
 ):
     unrolled = []
+    unroll = train.unroll
 
-    def recorded(optimizee, start, rule, steps, hyper, real=train.unroll):
+    def recorded(optimizee, start, rule, steps, hyper):
         unrolled.append(steps)
-        return real(optimizee, start, rule, steps, hyper)
+        return unroll(optimizee, start, rule, steps, hyper)
 
     monkeypatch.setattr(train, "unroll", recorded)
     MetaTrainer(config(tmp_path, outer_steps=1, horizon=horizon, truncation=1)).run()

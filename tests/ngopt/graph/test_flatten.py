@@ -8,17 +8,19 @@ from ngopt.metanets import NeuralGraphGNN
 from ngopt.metanets.gnn import GNNConfig
 from tests.equivariance import assert_equivariant
 from tests.graph_checks import assert_inverse, edges_with, random_values
-from tests.networks import FromFunction
 from tests.ngopt import oracle
 
 
-def channels_last():
+class ChannelsLast(nn.Module):
     """Flattens position after position."""
-    return FromFunction(
-        lambda m, x: m.fc(torch.relu(m.conv(x)).permute(0, 2, 3, 1).flatten(1)),
-        conv=nn.Conv2d(2, 3, 2),
-        fc=(12, 2),
-    )
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 3, 2)
+        self.fc = nn.Linear(12, 2)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.conv(x)).permute(0, 2, 3, 1).flatten(1))
 
 
 def channels_first():
@@ -26,7 +28,7 @@ def channels_first():
     return nn.Sequential(nn.Conv2d(2, 3, 2), nn.ReLU(), nn.Flatten(), *head)
 
 
-NETWORKS = {"channels first": channels_first, "channels last": channels_last}
+NETWORKS = {"channels first": channels_first, "channels last": ChannelsLast}
 
 
 @pytest.fixture(params=NETWORKS)
