@@ -19,7 +19,6 @@ from harness.image_datasets import (
     load_dataset,
     sha256_of,
 )
-from tests.graph_checks import assert_equal
 
 
 def tiny_arrays(seed: int = 0):
@@ -64,11 +63,14 @@ def fetched(monkeypatch):
 
 def test_last_twelfth_of_the_training_file_is_validation(fetched, tmp_path):
     data = load_dataset("tiny", tmp_path)
-    images, _, test_images, test_labels = tiny_arrays().values()
-    labels = data.train.labels, data.validation.labels, data.test.labels
-    assert_equal(labels, (torch.arange(22), torch.tensor([22, 23]), test_labels))
-    pixels = data.train.images, data.validation.images, data.test.images
-    assert_equal(pixels, (images[:22], images[22:], test_images))
+    arrays = tiny_arrays()
+    assert (len(data.train), len(data.validation), len(data.test)) == (22, 2, 5)
+    assert data.train.labels.tolist() == list(range(22))
+    assert data.validation.labels.tolist() == [22, 23]
+    assert data.test.labels.tolist() == list(range(100, 105))
+    assert torch.equal(data.train.images, arrays["train_images"][:22])
+    assert torch.equal(data.validation.images, arrays["train_images"][22:])
+    assert torch.equal(data.test.images, arrays["test_images"])
     assert (data.name, data.num_classes) == ("tiny", 24)
 
 
