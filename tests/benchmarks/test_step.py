@@ -38,8 +38,7 @@ def test_whole_steps(tmp_path, capsys):
     problem = "tests.benchmarks.test_step:line"
     options = f"--problems {problem} --networks --threads 1 --steps 3 --skip 1"
     step.main([*options.split(), "--output", str(output)])
-    lines = capsys.readouterr().out.splitlines()
-    assert len({len(line) for line in lines}) == 1
+    assert len({len(line) for line in capsys.readouterr().out.splitlines()}) == 1
     records = json.loads(output.read_text())["problems"]
     assert [record["optimizer"] for record in records] == list(step.OPTIMIZERS)
     assert records[0]["ratio"] == records[0]["fastest_ratio"] == 1

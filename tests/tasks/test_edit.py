@@ -111,8 +111,7 @@ def published(tmp_path, monkeypatch):
 def test_published_networks_are_compared_with_their_renderings(config, published):
     task = Editing(replace(config(), data=str(published)))
     assert task.targets["train"].shape == (16, 1, 28, 28)
-    stack = task.data["test"].stack
-    rendered = images_of(stack, (28, 28)).clamp(0, 1)
+    rendered = images_of(task.data["test"].stack, (28, 28)).clamp(0, 1)
     assert torch.equal(task.targets["test"], dilated(rendered))
 
 
@@ -125,8 +124,7 @@ def test_published_networks_are_edited_from_the_command_line(config, published):
 
 def test_published_networks_are_numbered_by_all_images_of_a_data_set(config, published):
     data = edit.load_dataset("mnist").train.images.float() / 255
-    published_config = replace(config(), data=str(published), originals="mnist")
-    targets = Editing(published_config).targets
+    targets = Editing(replace(config(), data=str(published), originals="mnist")).targets
     assert torch.equal(targets["test"], dilated(data[20:24]))
 
 
@@ -175,8 +173,7 @@ def test_networks_of_other_channels_than_the_images(config, tmp_path, monkeypatc
 
 def test_numbers_of_missing_images_are_refused(config, monkeypatch):
     data = edit.load_dataset("mnist")
-    few = replace(data.test, images=data.test.images[:5])
-    few_images = replace(data, test=few)
+    few_images = replace(data, test=replace(data.test, images=data.test.images[:5]))
     monkeypatch.setattr(edit, "load_dataset", lambda name: few_images)
     with pytest.raises(ValueError, match="index: expected 0 to 4; got 5"):
         Editing(config())

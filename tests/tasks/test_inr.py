@@ -24,8 +24,7 @@ def smooth_images(count, side=6):
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-    images = smooth_images(7)
-    split = Split(images, torch.arange(7) % 3, (0.0,), (1.0,))
+    split = Split(smooth_images(7), torch.arange(7) % 3, (0.0,), (1.0,))
     monkeypatch.setattr(
         signals, "load_dataset", lambda name: ImageDataset(name, 3, split, split, split)
     )

@@ -29,8 +29,7 @@ def test_a_run_writes_results_of_linear_regressions(config, tmp_path, data):
     result = json.loads((tmp_path / "run" / "result.json").read_text())["test"]
     assert 0 < result["mse"] < 100
     folders = {"data": str(data / "inr-mnist"), "folder": str(tmp_path / "images")}
-    images = replace(config, **folders)
-    run_task(images, Representation)
+    run_task(replace(config, **folders), Representation)
     result = json.loads((tmp_path / "images" / "result.json").read_text())["test"]
     assert 0 <= result["accuracy"] <= 1
 

@@ -83,8 +83,7 @@ def test_every_run_has_its_networks_in_one_split(config, capsys):
 def test_stored_accuracies_equal_those_of_the_networks(config):
     config = replace(config, zoo="wild-park", steps=60)
     train_all(config)
-    test = gray(striped_images(400))
-    images, labels = test.batch(torch.arange(400))
+    images, labels = gray(striped_images(400)).batch(torch.arange(400))
     best = 0.0
     for split in SPLITS:
         for networks in read_split(Path(config.folder), split):

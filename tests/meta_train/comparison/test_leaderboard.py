@@ -48,8 +48,7 @@ def runs_of(config):
 
 
 def test_the_learning_rate_is_chosen_on_validation(config):
-    board = compare(replace(config, problems=(CONTRARY,), optimizers=("adam",)))
-    (row,) = board.rows
+    (row,) = compare(replace(config, problems=(CONTRARY,), optimizers=("adam",))).rows
     assert row.lr == min(row.tuning, key=row.tuning.get)
     assert row.lr != max(row.tuning, key=row.tuning.get)
     assert row.test_loss > 5  # the opposite of validation

@@ -57,8 +57,7 @@ def test_a_row_by_hand():
 
 
 def test_a_rate_inside_its_grid_has_no_asterisk():
-    tuning = [record(lr=lr) for lr in (0.01, 0.1, 1)]
-    row = summarize([record(0.5, 0.1)], tuning)
+    row = summarize([record(0.5, 0.1)], [record(lr=lr) for lr in (0.01, 0.1, 1)])
     cells = row.cells()
     assert (cells["lr"], cells["rank"]) == ("0.1", "-")
     assert (cells["test loss"], cells["test accuracy %"]) == ("0.5", "50.00")
@@ -190,8 +189,7 @@ def test_the_best_mean_rank_comes_first():
 
 
 def test_rankings_without_the_reference_have_none_of_its_columns():
-    alone = row("a", "ours", 1.0, tuning_runs=0, reached=None)
-    (standing,) = rank_optimizers([alone])
+    (standing,) = rank_optimizers([row("a", "ours", 1.0, tuning_runs=0, reached=None)])
     assert standing.reference_wins is None
     assert standing.steps_share is None
     assert standing.mean_excess is None

@@ -75,8 +75,7 @@ def test_run_of_a_metanet_equals_the_unroll_of_meta_training(learned):
 
 def test_record_equals_a_plain_training_loop():
     problem, model = Toy(), Toy().init(0)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    losses = plain_losses(model, optimizer, 60)
+    losses = plain_losses(model, torch.optim.Adam(model.parameters(), lr=0.01), 60)
     record = train(replace(ADAM, steps=60, curve_every=25))
     assert record["losses"] == losses
     assert record["train_loss"] == pytest.approx(fmean(losses[10:]))
@@ -101,8 +100,7 @@ def test_averaged_weights_are_evaluated():
     record = train(run)
     problem, model = Toy(), Toy().init(0)
     optimizer, _ = load_optimizer("schedule-free").build(model, run.lr, 30)
-    losses = plain_losses(model, optimizer, 30)
-    assert record["losses"][-1] == losses[-1]
+    assert record["losses"][-1] == plain_losses(model, optimizer, 30)[-1]
     training_weights = [p.detach().clone() for p in model.parameters()]
     optimizer.eval()
     assert not torch.equal(training_weights[0], next(model.parameters()))

@@ -28,7 +28,6 @@ def test_the_papers_cifar_problem_is_in_no_list_for_choosing():
     held_out = load_problem("c10-32")
     assert PAPER == ("fm-16", "c10-32")
     for name in (*DEVELOPMENT, *META_VALIDATION):
-        problem = load_problem(name)
-        same_network = str(problem.build()) == str(held_out.build())
+        same_network = str(load_problem(name).build()) == str(held_out.build())
         assert name != "c10-32"
         assert not same_network

@@ -26,8 +26,7 @@ def test_files_are_read_in_sorted_order_and_coded_by_character():
     codes, ends = library_text()
     assert list(FILES) == sorted(FILES)
     assert len(codes) == ends[-1] == sum(len(source(name)) for name in FILES)
-    first = source(FILES[0])[:500]
-    assert "".join(CHARACTERS[code] for code in codes[:500]) == first
+    assert "".join(CHARACTERS[code] for code in codes[:500]) == source(FILES[0])[:500]
     assert codes.min() >= 0 and codes.max() < VOCABULARY
 
 

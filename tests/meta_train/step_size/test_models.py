@@ -37,8 +37,7 @@ def peaked(best):
 def examples(slope):
     """Features, gains with the peak at slope times the first feature, and kinds."""
     x = np.random.RandomState(0).uniform(-1, 1, (120, 3))
-    kinds = np.array([str(i % 20) for i in range(len(x))])
-    return x, peaked(slope * x[:, 0]), kinds
+    return x, peaked(slope * x[:, 0]), np.array([str(i % 20) for i in range(len(x))])
 
 
 def pair(outputs, caution):
@@ -77,8 +76,7 @@ def test_losses_count_more_than_gains():
 @pytest.mark.parametrize("width", (0, 8))
 def test_an_ensemble_learns_where_peaks_are(width):
     x, gains, kinds = examples(slope=1.5)
-    settings = Settings(width=width, caution=0.0, members=3)
-    model = Ensemble(GRID, settings)
+    model = Ensemble(GRID, Settings(width=width, caution=0.0, members=3))
     model.fit(x, gains, kinds)
     found = model.predict(x)
     assert np.corrcoef(found, x[:, 0])[0, 1] > 0.95
@@ -116,8 +114,7 @@ def test_beyond_the_data_predictions_decay():
 
 def test_the_library_predicts_the_same():
     d = len(CHOSEN)
-    random = np.random.RandomState(0)
-    x = random.randn(40, d)
+    x = np.random.RandomState(0).randn(40, d)
     gains = x[:, :1] * GRID
     kinds = np.arange(40) % 7
     model = Ensemble(GRID, Settings(steps=20))
@@ -135,8 +132,7 @@ def test_the_library_predicts_the_same():
 
 
 def test_a_kind_is_in_one_fold():
-    kinds = np.array(["a", "b", "c", "a", "b", "d"])
-    fold = folds(kinds)
+    fold = folds(np.array(["a", "b", "c", "a", "b", "d"]))
     assert fold[0] == fold[3] and fold[1] == fold[4]
     assert len(set(fold)) == 4
 
@@ -232,8 +228,7 @@ def test_the_fitted_predictor_is_written(folder, capsys):
     base = load_pretrained(folder / "learned-step.safetensors").base
     assert base is not None
     assert base.config == load_pretrained().base.config
-    data = read_data(folder)
-    x = torch.tensor(data.columns(CHOSEN)[:, 0])
+    x = torch.tensor(read_data(folder).columns(CHOSEN)[:, 0])
     assert (base.multiplier.predictor.predict(x) > 0.3).all()
 
 

@@ -39,8 +39,7 @@ def config(folder, **changes):
 
 
 def log_of(folder):
-    lines = (folder / "log.jsonl").read_text().splitlines()
-    return list(map(json.loads, lines))
+    return list(map(json.loads, (folder / "log.jsonl").read_text().splitlines()))
 
 
 @pytest.mark.parametrize(("estimator", "metanet"), [("pes", "ff"), ("tbptt", "ng-gnn")])

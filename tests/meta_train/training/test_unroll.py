@@ -36,8 +36,7 @@ def meta_gradient(optimizee, metanet):
 
 def test_second_order_unroll_equals_higher():
     optimizee = Optimizee(Regression(), seed=3)
-    metanet = RecoveredGradient(lr=0.3)
-    losses, (found,) = meta_gradient(optimizee, metanet)
+    losses, (found,) = meta_gradient(optimizee, RecoveredGradient(lr=0.3))
 
     lr = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     model = optimizee.problem.init(3)

@@ -80,8 +80,7 @@ def test_one_of_several_biases_of_a_sine_neuron_is_moved():
     model = Between(lambda x: torch.sin(FREQUENCY * x)).double()
     inputs = torch.randn(4, 3, dtype=torch.float64)
     graph = build_graph(model, inputs)
-    params = [p.detach() for p in model.parameters()]
-    form, _ = canonical(graph, params, FREQUENCY)
+    form, _ = canonical(graph, [p.detach() for p in model.parameters()], FREQUENCY)
     torch.testing.assert_close(outputs(model, form, inputs), model(inputs), **EXACT)
     bias = form[1] + form[3]
     assert ((bias >= 0) & (bias <= torch.pi / 2 / FREQUENCY + 1e-12)).all()

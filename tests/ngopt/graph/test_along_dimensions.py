@@ -65,8 +65,7 @@ def test_a_fourier_neural_operator_is_whole():
         lambda m, x: m.last(m.layers(m.first(x).mT).mT),
         first=(2, 4), last=(4, 1), layers=layers,
     ).double()  # fmt: skip
-    graph = check((model, torch.randn(2, 10, 2, dtype=torch.double)))
-    assert not unconnected(graph)
+    assert not unconnected(check((model, torch.randn(2, 10, 2, dtype=torch.double))))
 
 
 @pytest.mark.parametrize("name", ["GCNConv", "GATConv", "SAGEConv", "TransformerConv"])

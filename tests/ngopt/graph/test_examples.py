@@ -30,8 +30,7 @@ def test_an_input_without_a_batch_axis_warns(model, shape, layer):
 
 
 def test_a_vector_of_the_network_itself_has_no_batch_axis():
-    code = nn.Parameter(torch.randn(4))
-    parts = {"code": code, "scale": (4, 3), "layer": (5, 3)}
+    parts = {"code": nn.Parameter(torch.randn(4)), "scale": (4, 3), "layer": (5, 3)}
     model = FromFunction(lambda m, x: m.layer(x) * m.scale(m.code), **parts)
     build_graph(model, torch.randn(2, 5))
 
@@ -44,8 +43,7 @@ def test_integers_cannot_be_multiplied_by_weights(model, shape):
 
 
 def test_a_state_dict_is_an_error():
-    message = r"got OrderedDict. Pass its .items\(\)"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=r"got OrderedDict. Pass its .items\(\)"):
         build_graph(MLP.state_dict())
     graph = build_graph(MLP.state_dict().items())
     with pytest.raises(ValueError, match="one per parameter; got dict. Pass"):

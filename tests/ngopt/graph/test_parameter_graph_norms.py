@@ -30,9 +30,8 @@ class Norms(nn.Module):
             "shift": nn.Parameter(torch.randn(2)),
         }
         for name in ["stem", *names.split()]:
-            setattr(
-                self, name, deepcopy(made.get(name.partition("_")[0], nn.Linear(2, 2)))
-            )
+            part = made.get(name.partition("_")[0], nn.Linear(2, 2))
+            setattr(self, name, deepcopy(part))
         self.out, self.function = nn.Linear(2, 1), function
 
     def forward(self, x):
@@ -156,6 +155,9 @@ def two_layers(function: Callable[[Tensor], Tensor]) -> nn.Module:
 GROUP_NORM = nn.Sequential(
     nn.Conv2d(1, 4, 1), nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv2d(4, 1, (2, 1))
 )
+CONVOLUTION = nn.Sequential(
+    nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.PReLU(2), nn.Conv2d(2, 1, 1)
+)
 ATTENTION = Attention(4, 2, fused=False)
 ROLLED = FromFunction(
     rolled, stem=(2, 3), layer=(3, 3), norm=nn.LayerNorm(3), out=(3, 1)
@@ -168,13 +170,7 @@ SEQUENCE = torch.randn(2, 3, 4)
 SYMMETRIC = {
     "mlp": (mlp(2, 3, 1), BATCH, 6),
     # the hidden neurons
-    "convolution": (
-        nn.Sequential(
-            nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.PReLU(2), nn.Conv2d(2, 1, 1)
-        ),
-        MAPS,
-        2,
-    ),
+    "convolution": (CONVOLUTION, MAPS, 2),
     **{name: (Norms(*parts[:2]), BATCH, parts[2]) for name, parts in NORMS.items()},
     # stem, tied to all that follows
     "rolled": (ROLLED, BATCH, 6),
@@ -242,10 +238,8 @@ def test_groups_of_a_group_norm_stay():
     graph = parameter_graph(build_graph(GROUP_NORM.double(), MAPS.double()))
     nodes, edges = kinds_of(graph)
     assert nodes == {"neuron": 1 + 4 + 1, "group": 2, "gamma": 1, "bias": 2, "beta": 1}
-    assert edges == dict.fromkeys(["gamma", "beta", "pool", "spread"], 4) | {
-        "weight": 4 + 8,
-        "bias": 4 + 1,
-    }
+    others = {"weight": 4 + 8, "bias": 4 + 1}
+    assert edges == dict.fromkeys(["gamma", "beta", "pool", "spread"], 4) | others
     (pool,) = [b for b in graph.blocks if b.kind == "pool"]
     (spread,) = [b for b in graph.blocks if b.kind == "spread"]
     assert (pool.source, pool.target) == (spread.target, spread.source)
@@ -287,17 +281,15 @@ def test_norm_over_two_layers_has_one_node():
     assert scaled[3:] == [e[1] for e in edges if e[2] == "bias" and e[1] in scaled]
 
 
+DEPTHWISE_1D = nn.Sequential(nn.Conv1d(1, 3, 1), nn.Conv1d(3, 3, 2, groups=3))
+DEPTHWISE_2D = nn.Sequential(nn.Conv2d(1, 3, 1), nn.Conv2d(3, 3, 1, groups=3))
+
+
 @pytest.mark.parametrize(
     ("model", "example"),
     [
-        (
-            nn.Sequential(nn.Conv1d(1, 3, 1), nn.Conv1d(3, 3, 2, groups=3)),
-            torch.randn(2, 1, 4),
-        ),
-        (
-            nn.Sequential(nn.Conv2d(1, 3, 1), nn.Conv2d(3, 3, 1, groups=3)),
-            torch.randn(2, 1, 4, 4),
-        ),
+        (DEPTHWISE_1D, torch.randn(2, 1, 4)),
+        (DEPTHWISE_2D, torch.randn(2, 1, 4, 4)),
         (mlp(1, 1, 1), torch.randn(2, 1)),
         (nn.GRU(1, 1), torch.randn(2, 1)),
     ],

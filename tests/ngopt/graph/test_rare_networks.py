@@ -42,8 +42,7 @@ def test_a_weight_that_is_broadcast_over_heads_is_used_by_each():
     """One weight, (1, 4, 5), for each of two heads."""
     weight = nn.Parameter(torch.randn(1, 4, 5))
     model = FromFunction(shared_by_heads, first=(3, 8), last=(10, 2), weight=weight)
-    graph = check(double(model, torch.randn(2, 6, 3)))
-    assert used(graph, "weight") == 2 * 20
+    assert used(check(double(model, torch.randn(2, 6, 3))), "weight") == 2 * 20
 
 
 def padded_two_ways(m, x):
@@ -119,8 +118,7 @@ def test_an_index_of_length_one_is_broadcast_in_an_einsum():
         lambda m, x: m.last(torch.einsum("bi,bi->bi", m.a(x), m.b(x)[:1])),
         a=(4, 5), b=(4, 5), last=(5, 3),
     )  # fmt: skip
-    graph = check(double(model, torch.randn(2, 4)))
-    assert not unconnected(graph)
+    assert not unconnected(check(double(model, torch.randn(2, 4))))
 
 
 @pytest.mark.filterwarnings("ignore:.*with a batch axis first:UserWarning")

@@ -20,9 +20,8 @@ def test_a_scale_shared_by_heads_is_a_node_with_an_edge_to_each():
     size = {g.name: g.size for g in graph.groups}
     names = "q", "q_norm", "q_norm.weight", "q_norm.groups"
     assert [size[f"1.{name}"] for name in names] == [6, 6, 3, 2]
-    spread = next(
-        b for b in graph.blocks if graph.groups[b.source].name == "1.q_norm.weight"
-    )
+    names = [graph.groups[b.source].name for b in graph.blocks]
+    spread = graph.blocks[names.index("1.q_norm.weight")]
     assert (spread.kind, spread.shape) == ("spread", (3, 2, 1))
     assert spread.target_index == (0, 3, 1, 4, 2, 5)
     assert edges_of(graph, "1.q_norm") == [
@@ -50,9 +49,8 @@ def test_places_under_one_norm_are_slots():
         "x": 1, "stem": 3, "up": 4, "batch": 4, "group": 4, "out": 2,
     }  # fmt: skip
     up, *_ = edges_with(graph, "up.weight")
-    assert (up.shape, up.slot_shape) == ((1, 4, 3), (4, 3, 3)), (
-        "a kernel for each of the four places of a channel"
-    )
+    # a kernel for each of the four places of a channel
+    assert (up.shape, up.slot_shape) == ((1, 4, 3), (4, 3, 3))
     assert [b.slot_shape for b in biases_with(graph, "up.bias")] == [(4,)]
     assert ends_of(graph, "out.weight")[0][:2] == ("group", None)
 

@@ -86,8 +86,7 @@ def test_stored_values_are_as_before(kind):
     model = kind()
     model(torch.randn(4, 8))
     items, first = list(model.kept.items), model.first
-    graph = build_graph(model, torch.randn(4, 8))
-    assert unconnected(graph) == []
+    assert unconnected(build_graph(model, torch.randn(4, 8))) == []
     assert [*map(id, model.kept.items)] == [*map(id, items)]
     assert len(model.kept.last) == len(model.hidden) == 1
     assert len(Kept.of_class) == 1 and kind.count == 1

@@ -71,8 +71,7 @@ def test_networkx_has_the_edges_of_the_edge_list(networks, name):
     assert edges == oracle(graph, values)
     on_nodes = [view.nodes[node]["values"] for node in range(len(view))]
     assert on_nodes == node_oracle(graph, values)
-    names = [spec.name for spec in graph.parameters]
-    by_name = dict(zip(names, values, strict=True))
+    by_name = dict(zip([spec.name for spec in graph.parameters], values, strict=True))
     for *_, data in [*view.edges(data=True), *view.nodes(data=True)]:
         slots = [float(by_name[name].flatten()[k]) for name, k in data["slots"]]
         assert slots == data["values"]
@@ -221,8 +220,7 @@ def test_blocks_of_many_sizes_are_summed():
         parts=nn.ModuleList(nn.Linear(2, n) for n in range(1, 6)),
         last=(15, 3),
     )
-    text = build_graph(model, torch.randn(2, 2)).summary()
-    assert "5 blocks: 15 -> 3 + bias" in text
+    assert "5 blocks: 15 -> 3 + bias" in build_graph(model, torch.randn(2, 2)).summary()
 
 
 def test_names_are_shortened_from_the_front():

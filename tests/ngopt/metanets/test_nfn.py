@@ -122,8 +122,7 @@ def test_a_layer_is_the_sum_of_its_terms(pool):
     """With features of the first nodes and of the whole network,
     which the metanet does not have."""
     d_in = Channels([2, 3], [1, 2, 3], 2)
-    d_out = Channels([4, 1], [2, 1, 3], 2)
-    layer = NPLayer(d_in, d_out, pool).double()
+    layer = NPLayer(d_in, Channels([4, 1], [2, 1, 3], 2), pool).double()
     graph, sizes = build_graph(mlp(3, 4, 2)), (3, 4, 2)
     shapes = zip(sizes[1:], sizes, d_in.weights, strict=False)
     first, second = (torch.randn(1, t, s, d, dtype=torch.float64) for t, s, d in shapes)

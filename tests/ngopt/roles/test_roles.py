@@ -34,9 +34,8 @@ def assert_total(graph: NeuralGraph, roles: tuple[ParameterRole, ...]) -> None:
         for block in role.blocks:
             view = block.view
             assert len(view.shape) >= 3
-            assert (
-                not block.rows or len(block.rows) == len(block.columns) == view.shape[0]
-            )
+            lengths = {len(block.rows), len(block.columns), view.shape[0]}
+            assert not block.rows or len(lengths) == 1
             elements = taken.as_strided(view.shape, view.strides, view.offset)
             assert not elements.any(), role
             elements.fill_(True)
@@ -120,9 +119,8 @@ def test_grouped_queries_have_fewer_keys():
 def test_matrices_with_the_same_inputs_have_equal_columns():
     roles = parameter_roles(*network("bert"))
     layer = "bert.encoder.layer.0.attention.self"
-    q, k, v = (
-        roles[f"{layer}.{part}.weight"].blocks[0] for part in ("query", "key", "value")
-    )
+    names = [f"{layer}.{part}.weight" for part in ("query", "key", "value")]
+    q, k, v = (roles[name].blocks[0] for name in names)
     assert set(q.columns) == set(k.columns) == set(v.columns)
     assert len(set(q.columns)) == 1
     assert len({*q.rows, *k.rows, *v.rows}) == 9
@@ -289,8 +287,7 @@ def test_a_recurrent_layer_behind_a_table_of_any_size(layer, width, words):
     model.words = nn.Embedding(words, width)
     model.recurrent = layer(width, width)
     model.head = nn.Linear(width, words)
-    roles = parameter_roles(model.named_parameters())
-    for name, role in roles.items():
+    for name, role in parameter_roles(model.named_parameters()).items():
         if name.startswith("recurrent.weight"):
             assert role.role == "matrix"
             assert role.blocks[0].view.shape[1:] == (width, width)
@@ -329,8 +326,7 @@ def test_names_of_factors(name, shape):
 def test_joined_graphs_keep_which_parameters_are_inferred():
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     traced = build_graph(model, torch.randn(2, 3))
-    inferred = build_graph(model.named_parameters())
-    roles = roles_of(join_graphs(traced, inferred))
+    roles = roles_of(join_graphs(traced, build_graph(model.named_parameters())))
     assert [role.role for role in roles] == ["matrix", "bias", "output", "bias"] * 2
 
 

@@ -158,8 +158,7 @@ def test_batches_have_a_network_for_every_rank(tmp_path):
 
 
 def test_the_learning_rate_rises_and_falls():
-    shares = [0, 0.025, 0.05, 0.525, 1]
-    factors = [round(rate_factor(share), 6) for share in shares]
+    factors = [round(rate_factor(share), 6) for share in [0, 0.025, 0.05, 0.525, 1]]
     assert factors == [0.02, 0.5, 1.0, 0.5, 0.0]
 
 

@@ -16,8 +16,7 @@ WILD = cnn_description(
 
 
 def module_of(description):
-    rest = {key: value for key, value in description.items() if key != "kind"}
-    return CNN(**rest)
+    return CNN(**{key: value for key, value in description.items() if key != "kind"})
 
 
 def test_the_small_cnn_is_a_sequence_of_torch_layers_with_4970_parameters():
@@ -42,8 +41,7 @@ def test_skips_add_the_first_channels_before_the_activation():
     second[:, :3] += first[:, :, ::2, ::2]
     third = model.layers[2](F.leaky_relu(second))
     third[:, :3] += first[:, :, ::2, ::2]
-    expected = model.fc(F.silu(third).mean((2, 3)))
-    torch.testing.assert_close(model(images), expected)
+    torch.testing.assert_close(model(images), model.fc(F.silu(third).mean((2, 3))))
 
 
 def test_a_skip_from_more_channels_leaves_the_others_out():

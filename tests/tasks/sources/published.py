@@ -24,8 +24,7 @@ WILD_CONFIG = {
 def wild_model(seed: int) -> nn.ModuleDict:
     torch.manual_seed(seed)
     config = WILD_CONFIG
-    channels = pairwise(config["channels"])
-    sizes = zip(channels, config["kernel_size"], strict=True)
+    sizes = zip(pairwise(config["channels"]), config["kernel_size"], strict=True)
     layers = nn.ModuleList(nn.Conv2d(*ab, k, padding=k // 2) for ab, k in sizes)
     return nn.ModuleDict({"layers": layers, "fc": nn.Linear(5, 10)})
 

@@ -40,8 +40,7 @@ def test_settings_of_runs_cover_their_ranges(name):
 def test_networks_of_the_small_zoo_have_one_shape():
     recipes = runs("small", 50)
     assert {run.init for run in recipes} == set(INITS)
-    activations = {run.architecture["activations"][0] for run in recipes}
-    assert activations == {"relu", "tanh"}
+    assert {run.architecture["activations"][0] for run in recipes} == {"relu", "tanh"}
     modules = [make_module(run.architecture) for run in recipes]
     assert {sum(p.numel() for p in m.parameters()) for m in modules} == {4970}
 
@@ -163,8 +162,7 @@ def test_other_optimizers_raise_the_accuracy_on_training_images(images, optimize
 def test_weights_have_the_spread_of_their_init_and_biases_are_zero(init, expected):
     torch.manual_seed(0)
     # 5 x 5 kernels: a fan of 25 in, and 25 n out
-    architecture = cnn_description([1, 1999], [5], [4], ["relu"])
-    model = make_module(architecture)
+    model = make_module(cnn_description([1, 1999], [5], [4], ["relu"]))
     initialise(model, replace(RUN, init=init, init_std=0.3))
     weight = model.layers[0].weight
     assert weight.std().item() == pytest.approx(expected, rel=0.02)
