@@ -48,91 +48,68 @@ NORMS = {
     # two that are summed: the sum has nodes of its own. Neurons of stem, of the sum,
     # the branches, betas of the sum
     "summed": (
-        "a b norm_a norm_b",
-        lambda m, x: m.norm_a(m.a(x)) + m.norm_b(m.b(x)),
-        2 * 2 * 2 * 2,
-        (8, 4, 0, 4),
+        "a b norm_a norm_b", lambda m, x: m.norm_a(m.a(x)) + m.norm_b(m.b(x)),
+        2 * 2 * 2 * 2, (8, 4, 0, 4),
     ),
     # of the same neurons: each has nodes of its own. Neurons of stem, of the sum,
     # the branches, biases of the sum
     "parallel": (
-        "a b norm_a norm_b",
-        lambda m, x: m.a(m.norm_a(x)) + m.b(m.norm_b(x)),
-        2 * 2 * 2 * 2,
-        (8, 4, 0, 4),
+        "a b norm_a norm_b", lambda m, x: m.a(m.norm_a(x)) + m.b(m.norm_b(x)),
+        2 * 2 * 2 * 2, (8, 4, 0, 4),
     ),
     # one after the other: the second has nodes of its own. Neurons of stem, a, b
     "chain": (
-        "a b norm_a norm_b",
-        lambda m, x: m.b(m.norm_b(m.norm_a(m.a(x)))),
-        2 * 2 * 2,
+        "a b norm_a norm_b", lambda m, x: m.b(m.norm_b(m.norm_a(m.a(x)))), 2 * 2 * 2,
         (8, 4, 0, 2),
     ),
     # pre-norm, and a norm behind the sum: none has. Neurons of stem and of b, tied, and
     # a
     "skip": (
-        "a b norm_a norm_b",
-        lambda m, x: m.norm_b(x + m.b(F.relu(m.a(m.norm_a(x))))),
-        2 * 2,
-        (6, 4, 0, 2),
+        "a b norm_a norm_b", lambda m, x: m.norm_b(x + m.b(F.relu(m.a(m.norm_a(x))))),
+        2 * 2, (6, 4, 0, 2),
     ),
     # its input added to its output, which are the same nodes. Neurons of stem
     "own skip": ("norm_a", lambda m, x: x + m.norm_a(x), 2, (2, 2, 0, 0)),
     # added to another layer. Neurons of stem, of the sum
     "and a layer": (
-        "a b norm_a",
-        lambda m, x: m.norm_a(m.a(x)) + m.b(x),
-        2 * 2,
-        (6, 2, 0, 2),
+        "a b norm_a", lambda m, x: m.norm_a(m.a(x)) + m.b(x), 2 * 2, (6, 2, 0, 2),
     ),
     # added to a layer of the same neurons: the scale is on edges. Neurons of stem, tied
     # to the sum
     "past a layer": ("a norm_a", lambda m, x: m.norm_a(x) + m.a(x), 2, (4, 0, 2, 0)),
     # the same with a function in between, and another norm
     "past a function": (
-        "a norm_a norm_b",
-        lambda m, x: m.norm_b(torch.tanh(m.a(x)) + m.norm_a(x)),
-        2,
+        "a norm_a norm_b", lambda m, x: m.norm_b(torch.tanh(m.a(x)) + m.norm_a(x)), 2,
         (8, 2, 2, 4),
     ),
     # over groups, summed. As "summed"
     "group norms": (
-        "a b group_a group_b",
-        lambda m, x: m.group_a(m.a(x)) + m.group_b(m.b(x)),
-        16,
+        "a b group_a group_b", lambda m, x: m.group_a(m.a(x)) + m.group_b(m.b(x)), 16,
         (8, 4, 0, 4),
     ),
     # a layer that is used with and without it. Neurons of stem, of the sum, biases of
     # the sum
     "raw as well": (
-        "a b norm_a",
-        lambda m, x: m.a(m.norm_a(x)) + m.b(x),
-        2 * 2 * 2,
-        (6, 2, 0, 2),
+        "a b norm_a", lambda m, x: m.a(m.norm_a(x)) + m.b(x), 2 * 2 * 2, (6, 2, 0, 2),
     ),
     # residual connections before and behind it. Neurons of stem,
     # of the sum with all that is tied to it
     "two sums": (
         "a b c norm_a",
-        lambda m, x: two_sums(m, torch.tanh(m.a(x)), torch.tanh(m.b(x)), x),
-        4,
+        lambda m, x: two_sums(m, torch.tanh(m.a(x)), torch.tanh(m.b(x)), x), 4,
         (10, 2, 0, 6),
     ),
     # a shift before and another behind it. Neurons of stem, a
     "shifts": (
         "a norm_a shift_a shift_b",
-        lambda m, x: m.norm_a(m.a(x) + m.shift_a) + m.shift_b,
-        4,
-        (6, 2, 0, 2),
+        lambda m, x: m.norm_a(m.a(x) + m.shift_a) + m.shift_b, 4, (6, 2, 0, 2),
     ),
     # a shift behind it, which differs from the bias before it. Neurons of stem, a
     "a shift": (
-        "a norm_a shift_a",
-        lambda m, x: m.norm_a(m.a(x)) + m.shift_a,
-        2 * 2,
+        "a norm_a shift_a", lambda m, x: m.norm_a(m.a(x)) + m.shift_a, 2 * 2,
         (4, 2, 0, 0),
     ),
-}
+}  # fmt: skip
 
 
 def rolled(m, x):
