@@ -196,16 +196,12 @@ COUNTS = {
     # one stream by the embedding; three attentions of two heads of three; two hidden
     # layers
     "translation": (
-        attention.Translation(),
-        PAIR,
-        720 * ((6 * 6) ** 2 * 2) ** 3 * 120**2,
+        attention.Translation(), PAIR, 720 * ((6 * 6) ** 2 * 2) ** 3 * 120**2,
     ),
     # the stream of the latents, that of the inputs; two attentions of two heads of
     # three; what is hidden
     "perceiver": (
-        attention.Perceiver(),
-        SEQUENCE,
-        720 * 720 * ((6 * 6) ** 2 * 2) ** 2 * 120,
+        attention.Perceiver(), SEQUENCE, 720 * 720 * ((6 * 6) ** 2 * 2) ** 2 * 120,
     ),
     # cells, whose gates are slots
     "gru": (recurrent.Recurrent(nn.GRU), SEQUENCE, 24),
@@ -216,9 +212,7 @@ COUNTS = {
     "cells": (recurrent.Cells(), torch.randn(2, 3, 3), 24 * 120),
     # in two layers and both directions
     "deep lstm": (
-        recurrent.Recurrent(nn.LSTM, num_layers=2, bidirectional=True),
-        SEQUENCE,
-        24**4,
+        recurrent.Recurrent(nn.LSTM, num_layers=2, bidirectional=True), SEQUENCE, 24**4,
     ),
     # cells, and what they are projected to
     "projected lstm": (recurrent.Recurrent(nn.LSTM, proj_size=2), SEQUENCE, 24 * 2),
@@ -246,9 +240,7 @@ COUNTS = {
     "lora": (dense.LowRank(), torch.randn(2, 3), 120 * 24 * 2),
     # the layer in between
     "kan": (
-        nn.Sequential(dense.Splines(3, 4), dense.Splines(4, 2)),
-        torch.randn(2, 3),
-        24,
+        nn.Sequential(dense.Splines(3, 4), dense.Splines(4, 2)), torch.randn(2, 3), 24,
     ),
     # four networks of three hidden neurons
     "realnvp": (dense.Coupling(), torch.randn(2, 4), 6**4),
@@ -261,7 +253,7 @@ COUNTS = {
     "mirrored": (algebra.Mirrored(), torch.randn(2, 3), 24 * 24 * 6),
     # stem, in both halves alike; the linear layer, the convolution, what is hidden
     "shared": (dense.Shared(), SEQUENCE, 6 * 24 * 2 * 6),
-}
+}  # fmt: skip
 # The same with symmetries across groups.
 COUNTS_BY_TYPE = {
     # and the experts, with their gates
