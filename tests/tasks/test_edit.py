@@ -173,7 +173,8 @@ def test_networks_of_other_channels_than_the_images(config, tmp_path, monkeypatc
 
 def test_numbers_of_missing_images_are_refused(config, monkeypatch):
     data = edit.load_dataset("mnist")
-    few_images = replace(data, test=replace(data.test, images=data.test.images[:5]))
+    few = replace(data.test, images=data.test.images[:5])
+    few_images = replace(data, test=few)
     monkeypatch.setattr(edit, "load_dataset", lambda name: few_images)
     with pytest.raises(ValueError, match="index: expected 0 to 4; got 5"):
         Editing(config())
