@@ -124,12 +124,12 @@ def test_a_layer_is_the_sum_of_its_terms(pool):
     d_in = Channels([2, 3], [1, 2, 3], 2)
     layer = NPLayer(d_in, Channels([4, 1], [2, 1, 3], 2), pool).double()
     graph, sizes = build_graph(mlp(3, 4, 2)), (3, 4, 2)
-    shapes = zip(sizes[1:], sizes, d_in.weights, strict=False)
-    first, second = (torch.randn(1, t, s, d, dtype=torch.float64) for t, s, d in shapes)
 
     def double(*shape):
         return torch.randn(shape, dtype=torch.float64)
 
+    shapes = zip(sizes[1:], sizes, d_in.weights, strict=False)
+    first, second = (double(1, *shape) for shape in shapes)
     nodes = [double(n, d) for n, d in zip(sizes, d_in.nodes, strict=True)]
     whole = double(2)
     order = graph_tensors(graph, (1, 1), whole).weights
