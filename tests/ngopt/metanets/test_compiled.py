@@ -85,7 +85,7 @@ def test_steps_between_those_that_read_the_neural_graph_are_one_graph():
 @torch._dynamo.config.patch(recompile_limit=LIMIT)
 def test_compiled_steps_follow_a_scheduler():
     """Whether or not steps of other learning rates are compiled again."""
-    pair = Pair(weights="ng-gnn")
+    pair = Pair(rule="ng-gnn")
     optimizers = pair.compiled, pair.eager
     schedulers = [torch.optim.lr_scheduler.ExponentialLR(o, 0.8) for o in optimizers]
     pair.train(1)

@@ -167,7 +167,7 @@ def test_parameters_without_elements(metanet):
     shapes = (4, 3), (0, 4), (0,), (2, 4)
     params = [nn.Parameter(torch.ones(shape)) for shape in shapes]
     weights = metanet_for(metanet, build_graph(nn.Linear(3, 4)))
-    opt = NGOptimizer(params, weights=weights)
+    opt = NGOptimizer(params, rule=weights)
     before = [p.clone() for p in params]
     for _ in range(2):
         for p in params:
@@ -271,7 +271,7 @@ class TestGraphEvery:
 
         def optimizer(model):
             weights = LearnedOptimizer(self.metanet(3))
-            return NGOptimizer(model.parameters(), weights=weights)
+            return NGOptimizer(model.parameters(), rule=weights)
 
         whole = mlp(3, 4, 2).float()
         half = deepcopy(whole)
