@@ -10,12 +10,7 @@ ROOT = Path(__file__).parents[1]
 def printed(code: str) -> str:
     """What code prints in a new interpreter; AssertionError, with its errors, if it
     fails."""
-    process = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
+    command = [sys.executable, "-c", code]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert process.returncode == 0, process.stderr
     return process.stdout

@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def mlp(*sizes: int) -> nn.Sequential:
@@ -15,17 +15,11 @@ def mlp(*sizes: int) -> nn.Sequential:
 def cnn() -> nn.Sequential:
     """Kernels of several sizes, one layer without bias, a flattened map."""
     return nn.Sequential(
-        nn.Conv2d(2, 4, 3, stride=2),
-        nn.ReLU(),
-        nn.Conv2d(4, 5, (2, 1), bias=False),
-        nn.Tanh(),
-        nn.Conv2d(5, 3, 4, padding=2, dilation=2),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(3 * 6, 6),
-        nn.GELU(),
-        nn.Linear(6, 3),
-    )
+        nn.Conv2d(2, 4, 3, stride=2), nn.ReLU(),
+        nn.Conv2d(4, 5, (2, 1), bias=False), nn.Tanh(),
+        nn.Conv2d(5, 3, 4, padding=2, dilation=2), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(3 * 6, 6), nn.GELU(), nn.Linear(6, 3),
+    )  # fmt: skip
 
 
 class Between(nn.Module):
@@ -38,6 +32,25 @@ class Between(nn.Module):
 
     def forward(self, x):
         return self.last(self.function(self.first(x)))
+
+
+class FromFunction(nn.Module):
+    """Named parts and a function (module, inputs) of them: modules, parameters, buffers
+    and, by (inputs, outputs), linear layers."""
+
+    def __init__(self, function, **parts):
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            if isinstance(part, tuple):
+                part = nn.Linear(*part)
+            if isinstance(part, Tensor) and not isinstance(part, nn.Parameter):
+                self.register_buffer(name, part)
+            else:
+                setattr(self, name, part)
+
+    def forward(self, x, *others):
+        return self.function(self, x, *others)
 
 
 CNN_INPUT = (2, 16, 17)

@@ -31,26 +31,21 @@ ALONE = {
 
 def losses(name: str, processes: int, *arguments: object) -> dict[int, float]:
     """Validation losses that an example prints, by step or epoch."""
-    environment = {
-        **os.environ,
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-    }
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    environment["OMP_NUM_THREADS"] = "1"
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     launcher.append(str(processes))
     if processes == 1:  # without a launcher, which imports torch, too
         launcher = []
         environment |= ALONE
-    script = ROOT / "examples" / name
-    process = subprocess.run(
-        [sys.executable, *launcher, script, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=300,
-        check=False,
-    )
+    command = [
+        sys.executable,
+        *launcher,
+        ROOT / "examples" / name,
+        *map(str, arguments),
+    ]
+    options = {"capture_output": True, "text": True, "timeout": 300}
+    process = subprocess.run(command, env=environment, **options)
     assert process.returncode == 0, process.stderr
     return losses_in(process.stdout)
 

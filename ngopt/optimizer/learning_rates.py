@@ -147,7 +147,7 @@ class LearningRates:
         reference = _largest([largest, *known])
         if isinstance(reference, Tensor):
             return reference
-        rates = [
+        rates: list[Any] = [
             _readable(group["lr"]) if rate is None else rate
             for group, rate in zip(groups, known, strict=False)
         ]

@@ -29,7 +29,7 @@ from ngopt.soap.soap import Soap
 FORMAT = "ngopt-2"
 FOLDER = Path(__file__).parent
 DEFAULT = "default"
-NAMES_OF_SOAP = DEFAULT, Soap.name
+SOAP = "soap"  # the rule, and another name of the default
 NONE = "none"  # the name that stands for no base rule, or for no metanet
 # Metadata of factors for SOAP: fingerprint of the config they were fitted to.
 FITTED_TO = "fitted_to"
@@ -52,7 +52,7 @@ def load_pretrained(name: str | os.PathLike = DEFAULT) -> Soap | LearnedOptimize
         ValueError: If there is no such name or file, if the file is damaged, or if its
             format, rule, metanet or config is unknown in this version.
     """
-    if name in NAMES_OF_SOAP:
+    if name in (DEFAULT, SOAP):
         return Soap()
     names = list_pretrained()
     path = FOLDER / f"{name}.safetensors" if name in names else Path(name)
@@ -70,8 +70,7 @@ def load_pretrained(name: str | os.PathLike = DEFAULT) -> Soap | LearnedOptimize
     if is_fitted and metadata.get(FITTED_TO) != _fingerprint(SoapConfig()):
         warnings.warn(
             f"weights file '{path}': its factors were fitted to an older version of "
-            f"the rule 'soap'. They may no longer help; compare with "
-            "rule='default'.",
+            "the rule 'soap'. They may no longer help; compare with rule='default'.",
             stacklevel=2,
         )
     return rule
@@ -85,18 +84,24 @@ def _read(
     table = json.loads(metadata["table"])
     name = metadata["metanet"]
     if name == NONE:
-        soaps = {Soap.name: Soap}
-        if metadata["base"] in soaps and tensors:
-            multiplier = LearnedStep(StepPredictor.of(tensors), recipe, table)
-            return Soap(multiplier=multiplier)
-        return _build("base rule", soaps, metadata["base"], metadata["base_config"])
+        if metadata["base"] != SOAP:
+            raise ValueError(f"expected rule '{SOAP}'; got {metadata['base']!r}")
+        if tensors:
+            return Soap(
+                multiplier=LearnedStep(StepPredictor.of(tensors), recipe, table)
+            )
+        return Soap(_config(SOAP, SoapConfig, metadata["base_config"]))
     if metadata["base"] != NONE:
         base = metadata["base"]
         raise ValueError(f"expected no base rule beside a metanet; got {base!r}")
     metanets = METANETS
     if ":" in name:
         metanets = {**METANETS, name: find_metanet(name, METANETS)}
-    metanet = _build("metanet", metanets, name, metadata["config"])
+    if name not in metanets:
+        names = ", ".join(metanets)
+        raise ValueError(f"expected a metanet out of {names}; got {name!r}")
+    cls = metanets[name]
+    metanet = cls(_config(name, cls.Config, metadata["config"]))
     metanet.float()  # torch's default dtype may be another one
     try:
         metanet.load_state_dict(tensors)
@@ -109,24 +114,20 @@ def _read(
     return LearnedOptimizer(metanet, cooldown, recipe, table)
 
 
-def _build(kind: str, classes: Mapping[str, type], name: str, config: str) -> Any:
-    """A rule or a metanet from its name and config."""
-    if name not in classes:
-        names = ", ".join([*classes, NONE])
-        raise ValueError(f"expected a {kind} out of {names}; got {name!r}")
-    cls: Any = classes[name]
+def _config(name: str, config_class: Any, config: str) -> Any:
+    """The config of a rule or a metanet; config: JSON."""
     values = json.loads(config)
     for key, value in values.items():
         if isinstance(value, list):
             values[key] = tuple(value)
-    expected = {field.name for field in fields(cls.Config)}
+    expected = {field.name for field in fields(config_class)}
     different = sorted(values.keys() ^ expected)
     if different:
         raise ValueError(
-            f"expected the config of this version's {kind} '{name}'; got one that "
-            f"differs in {', '.join(different)}"
+            f"expected the config of this version's '{name}'; got one that differs in "
+            f"{', '.join(different)}"
         )
-    return cls(cls.Config(**values))
+    return config_class(**values)
 
 
 def as_rule(rule: Any) -> UpdateRule:
@@ -185,16 +186,20 @@ def _fingerprint(config: Any) -> str:
 def weights_hash(rule: UpdateRule) -> str:
     """SHA-256 of a rule, metanet, their configs, cooldown and tensors.
 
-    Recipe, table, and the metanet's device and dtype make no difference.
+    Names of constants, recipe, table, and the metanet's device and dtype make no
+    difference.
     """
-    return digest(description_of(rule), tensors_of(rule))
+    description = description_of(rule)
+    if isinstance(rule, Soap):
+        description["base_config"] = _fingerprint(rule.config)
+    return digest(description, tensors_of(rule))
 
 
 def description_of(rule: UpdateRule) -> dict[str, str]:
     """Names and configs of rule, metanet and, if any, cooldown."""
     description = {"base": NONE, "base_config": "{}", "metanet": NONE, "config": "{}"}
     if isinstance(rule, Soap):
-        description["base"] = rule.name
+        description["base"] = SOAP
         description["base_config"] = json.dumps(asdict(rule.config))
         multiplier = rule.multiplier
         if multiplier is not None and not isinstance(multiplier, LearnedStep):

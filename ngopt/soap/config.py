@@ -62,7 +62,6 @@ class SoapConfig:
     anytime_warmup: int = 30
     anytime_constant: int = 50
     average_power: float = 10.0
-
     max_factor_size: int = 1024  # limits of Kronecker factors: see `layouts_of`
     factor_memory_ratio: float = 8.0
     renew_every: int | None = None  # steps; None: see `renewal_interval`

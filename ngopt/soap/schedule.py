@@ -134,10 +134,8 @@ class StepSchedule:
         if hyper.scheduled:
             height = c.step_size
             if hyper.warms_up:
-                steps = c.anytime_warmup
-                if self.total_steps is not None:
-                    steps = max(c.warmup * self.total_steps, 1)
-                height = c.step_size * at_most((age + 1) / steps, 1.0)
+                steps = (self.total_steps or 0) * c.warmup or c.anytime_warmup
+                height = height * at_most((age + 1) / max(steps, 1), 1.0)
         elif self.total_steps is not None:
             height = c.step_size * with_horizon(age, now, self.total_steps, c.warmup)
             progress = now / self.total_steps

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ngopt import devices, functional
-from ngopt.functional import BoundRule, Change, Gradients, Hyper, Record, UpdateRule
+from ngopt.functional import BoundRule, Change, Gradients, Hyper, Record
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.packing import clone_views
 from ngopt.roles.from_graph import matrices_of_biases, roles_of
@@ -37,7 +37,7 @@ from ngopt.soap.update import SoapUpdate, Step
 
 
 @dataclass(eq=False)
-class Soap(UpdateRule):
+class Soap(functional.UpdateRule):
     """SOAP with its constants; `bind` applies it to a graph.
 
     Attributes:
@@ -46,8 +46,6 @@ class Soap(UpdateRule):
 
     config: SoapConfig = field(default_factory=SoapConfig)
     multiplier: Multiplier | None = None
-    name = "soap"
-    Config = SoapConfig
     reads_connections = False
     shards = chooses_dtype = True
     dtypes = torch.bfloat16, torch.float32, torch.float64  # squares overflow in float16
@@ -94,15 +92,13 @@ class SoapRule(BoundRule):
     make_update: ClassVar[Callable[..., SoapUpdate]] = SoapUpdate
 
     def __post_init__(self) -> None:
-        config = self.soap.config
+        c = self.soap.config
         self.roles = roles_of(self.graph)
         self.bias_matrices = matrices_of_biases(self.graph, self.roles)
         self.layouts = []
         for role, spec in zip(self.roles, self.graph.parameters, strict=True):
-            layouts = layouts_of(
-                role, spec, config.max_factor_size, config.factor_memory_ratio
-            )
-            self.layouts.append(layouts)
+            limits = c.max_factor_size, c.factor_memory_ratio
+            self.layouts.append(layouts_of(role, spec, *limits))
         self._updates: list[SoapUpdate] = []
         self._key: Any = None  # of `_updates`
 

@@ -198,8 +198,11 @@ class SoapUpdate:
             return step.elementwise.precondition(grad, ahead, second, rows)
         stacks = bucket.stacked.split(grad)
         self.add_squares(step, bucket, stacks)
-        if step.youngest == 0:
-            self._make_first_bases(step, bucket)
+        if step.youngest == 0:  # first eigenbases, of first factors
+            for _, axis, indices in bucket.factors:
+                factors = step.of_factors[axis.size]
+                is_first = factors.active * (factors.count == 1)
+                self.renew(step, axis.size, indices, is_first[indices])
         bases = []
         for _, axis, indices in bucket.factors:
             if axis.size not in step.bases:
@@ -320,13 +323,6 @@ class SoapUpdate:
         progress = scheduled.progress if has_horizon else None
         factors = self._multiplier(Measured(**values), progress, kept)
         return factors, [kept[key] for key in self._kept]
-
-    def _make_first_bases(self, step: Step, bucket: Bucket) -> None:
-        """Computes first eigenbases from first factors."""
-        for _, axis, indices in bucket.factors:
-            of_factors = step.of_factors[axis.size]
-            is_first = of_factors.active * (of_factors.count == 1)
-            self.renew(step, axis.size, indices, is_first[indices])
 
     def add_squares(self, step: Step, bucket: Bucket, stacks: Sequence[Tensor]) -> None:
         """factor <- factor + (1 - b) X X^T, summed in float32 at least."""

@@ -38,8 +38,7 @@ def test_whole_steps(tmp_path, capsys):
     problem = "tests.benchmarks.test_step:line"
     options = f"--problems {problem} --networks --threads 1 --steps 3 --skip 1"
     step.main([*options.split(), "--output", str(output)])
-    lines = capsys.readouterr().out.splitlines()
-    assert len({len(line) for line in lines}) == 1
+    assert len({len(line) for line in capsys.readouterr().out.splitlines()}) == 1
     records = json.loads(output.read_text())["problems"]
     assert [record["optimizer"] for record in records] == list(step.OPTIMIZERS)
     assert records[0]["ratio"] == records[0]["fastest_ratio"] == 1
@@ -69,7 +68,6 @@ def test_state_size_equals_the_elements_of_the_state():
     optimizer = step.OPTIMIZERS["default, horizon"](model)
     Line().loss(model, Line().batch(0, 1)).backward()
     optimizer.step()
-    elements = sum(
-        x.numel() for record in optimizer.state.values() for x in record.values()
-    )
+    records = optimizer.state.values()
+    elements = sum(x.numel() for record in records for x in record.values())
     assert step.state_size(optimizer.graph, True) == elements / 19

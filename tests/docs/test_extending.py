@@ -34,18 +34,9 @@ def test_problem_and_metanet_are_meta_trained(tmp_path, example):
     problem = example("extending_task", "Toy")
     metanet = example("extending_metanet", "Small")
     folder = tmp_path / "run"
-    trainer = MetaTrainer(
-        Config(
-            str(folder),
-            metanet=metanet,
-            problems=(problem,),
-            outer_steps=3,
-            horizon=20,
-            truncation=10,
-            warmup=1,
-            validate_every=3,
-        )
-    )
+    sizes = {"outer_steps": 3, "horizon": 20, "truncation": 10, "validate_every": 3}
+    names = {"metanet": metanet, "problems": (problem,)}
+    trainer = MetaTrainer(Config(str(folder), warmup=1, **names, **sizes))
     before = [p.detach().clone() for p in trainer.metanet.parameters()]
     trainer.run()
     after = trainer.metanet.parameters()

@@ -16,11 +16,16 @@ class Config:
 
 
 def test_programs_have_one_thread(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["program"])
     torch.set_num_threads(2)
     threads = []
-    cli.main(Config, lambda _: threads.append(torch.get_num_threads()), None)
+    run(monkeypatch, lambda: threads.append(torch.get_num_threads()))
     assert threads == [1]
+
+
+def run(monkeypatch, function):
+    """A program in which a function is called, without arguments."""
+    monkeypatch.setattr("sys.argv", ["program"])
+    cli.main(Config, lambda _: function(), None)
 
 
 @pytest.mark.parametrize(
@@ -33,30 +38,24 @@ def test_programs_have_one_thread(monkeypatch):
 def test_ctrl_c_ends_a_program_with_status_130_and_a_line(
     monkeypatch, capsys, error, message
 ):
-    def run(config):
+    def stopped():
         raise error
 
-    monkeypatch.setattr("sys.argv", ["program"])
     with pytest.raises(SystemExit) as ended:
-        cli.main(Config, run, None)
+        run(monkeypatch, stopped)
     assert ended.value.code == 130
     assert capsys.readouterr().err == f"\n{message}\n"
-
-
-def run_on(monkeypatch, function):
-    monkeypatch.setattr("sys.argv", ["program"])
-    cli.main(Config, lambda _: function(), None)
 
 
 def test_an_error_of_ours_is_one_line(monkeypatch, capsys):
     # without a frame of this file, which is like one of the user
     monkeypatch.setattr("harness.errors._FOLDERS", (Path(__file__).parents[2],))
     with pytest.raises(SystemExit) as ended:
-        run_on(monkeypatch, lambda: check_counts(SimpleNamespace(steps=0), "steps"))
+        run(monkeypatch, lambda: check_counts(SimpleNamespace(steps=0), "steps"))
     assert ended.value.code == 2
     assert capsys.readouterr().err == "error: steps: expected 1 or more; got 0\n"
 
 
 def test_an_error_in_code_of_the_user_keeps_its_traceback(monkeypatch):
     with pytest.raises(ValueError, match="Overflow"):
-        run_on(monkeypatch, lambda: torch.manual_seed(2**70))
+        run(monkeypatch, lambda: torch.manual_seed(2**70))

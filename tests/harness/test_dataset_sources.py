@@ -18,6 +18,7 @@ from PIL import Image
 
 from harness import dataset_sources as sources
 from harness.dataset_sources import IDX_FILES, PNG_FILES
+from tests.graph_checks import assert_equal
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -47,40 +48,21 @@ TRAIN_IMAGES = random_bytes(0, 6, 28, 28)
 TEST_IMAGES = random_bytes(1, 2, 28, 28)
 TRAIN_LABELS = np.arange(6, dtype=np.uint8)
 TEST_LABELS = np.array([9, 200], dtype=np.uint8)
-IDX_CONTENTS = dict(
-    zip(
-        IDX_FILES,
-        map(idx, (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)),
-        strict=True,
-    )
-)
+IDX_ARRAYS = TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS
+IDX_CONTENTS = dict(zip(IDX_FILES, map(idx, IDX_ARRAYS), strict=True))
 # two for each of the five training batches, and two for test
 CIFAR10_IMAGES = random_bytes(4, 6, 2, 32, 32, 3)
 CIFAR10_LABELS = [[6, 9], [9, 4], [1, 1], [2, 7], [8, 3], [3, 5]]
-PNG_CONTENTS = dict(
-    zip(
-        PNG_FILES,
-        [
-            *(png(images.reshape(2, 1024, 3)) for images in CIFAR10_IMAGES),
-            b"[6,9,9,4,1,1,2,7,8,3]",
-            b"[3,5]",
-        ],
-        strict=True,
-    )
-)
+PNGS = [png(images.reshape(2, 1024, 3)) for images in CIFAR10_IMAGES]
+PNG_LABELS = b"[6,9,9,4,1,1,2,7,8,3]", b"[3,5]"
+PNG_CONTENTS = dict(zip(PNG_FILES, [*PNGS, *PNG_LABELS], strict=True))
+NAMES = "train_images", "train_labels", "test_images", "test_labels"
 
 
 def assert_is_idx_data(arrays) -> None:
-    assert {key: (value.shape, value.dtype) for key, value in arrays.items()} == {
-        "train_images": ((6, 1, 28, 28), torch.uint8),
-        "train_labels": ((6,), torch.int64),
-        "test_images": ((2, 1, 28, 28), torch.uint8),
-        "test_labels": ((2,), torch.int64),
-    }
-    assert np.array_equal(arrays["train_images"][:, 0], TRAIN_IMAGES)
-    assert np.array_equal(arrays["test_images"][:, 0], TEST_IMAGES)
-    assert arrays["train_labels"].tolist() == TRAIN_LABELS.tolist()
-    assert arrays["test_labels"].tolist() == TEST_LABELS.tolist()
+    assert arrays.keys() == {*NAMES}
+    expected = [x[:, None] if x.ndim > 1 else x.astype(np.int64) for x in IDX_ARRAYS]
+    assert_equal([arrays[name] for name in NAMES], map(torch.from_numpy, expected))
 
 
 def assert_is_cifar10_data(arrays) -> None:

@@ -3,6 +3,7 @@ and the three real data sets where a source of them answers."""
 
 import os
 import threading
+from itertools import product
 
 import pytest
 import safetensors.torch
@@ -74,12 +75,13 @@ def test_batch_agrees_with_torchvision_bit_for_bit(fetched, tmp_path):
     split = load_dataset("tiny", tmp_path).train
     indices = torch.tensor([3, 0, 21, 3])
     images, labels = split.batch(indices)
-    oracle = transforms.Compose(
-        [transforms.ToTensor(), transforms.Normalize((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))]
-    )
+    normalize = transforms.Normalize((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    oracle = transforms.Compose([transforms.ToTensor(), normalize])
     expected = [oracle(split.images[i].permute(1, 2, 0).numpy()) for i in indices]
     assert torch.equal(images, torch.stack(expected))
     assert torch.equal(labels, indices)
+    # the stored images do not change
+    assert torch.equal(split.images, tiny_arrays()["train_images"][:22])
 
 
 def test_batches_with_a_leading_axis_are_stacked(fetched, tmp_path):
@@ -91,22 +93,13 @@ def test_batches_with_a_leading_axis_are_stacked(fetched, tmp_path):
     assert torch.equal(labels, indices)
 
 
-def test_a_batch_does_not_change_the_images(fetched, tmp_path):
-    split = load_dataset("tiny", tmp_path).train
-    split.batch(torch.arange(22))
-    assert torch.equal(split.images, tiny_arrays()["train_images"][:22])
-
-
 # --- Indices ---
 
 
-def epoch_of(
-    seed: int, epoch: int, size: int = 1000, batch_size: int = 100
-) -> torch.Tensor:
-    steps = range(epoch * (size // batch_size), (epoch + 1) * (size // batch_size))
-    return torch.cat(
-        [batch_indices(size, batch_size, seed=seed, step=step) for step in steps]
-    )
+def epoch_of(seed: int, epoch: int) -> torch.Tensor:
+    """Of ten batches of 100."""
+    steps = range(10 * epoch, 10 * (epoch + 1))
+    return torch.cat([batch_indices(1000, 100, seed=seed, step=step) for step in steps])
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 7])
@@ -116,8 +109,8 @@ def test_an_epoch_visits_every_index_once(epoch):
 
 def test_incomplete_batch_is_dropped():
     # 10 = 2 batches of 4 and 2 left over: step 2 begins a new epoch.
-    first = torch.cat([batch_indices(10, 4, seed=0, step=step) for step in (0, 1)])
-    second = torch.cat([batch_indices(10, 4, seed=0, step=step) for step in (2, 3)])
+    batches = [batch_indices(10, 4, seed=0, step=step) for step in range(4)]
+    first, second = torch.cat(batches[:2]), torch.cat(batches[2:])
     assert len(set(first.tolist())) == len(set(second.tolist())) == 8
     assert first.tolist() != second.tolist()
 
@@ -145,9 +138,8 @@ def test_changed_indices_do_not_change_later_ones():
 
 
 def test_neighbouring_seeds_and_epochs_are_independent():
-    orders = torch.stack(
-        [epoch_of(seed, epoch) for seed in range(10) for epoch in range(10)]
-    )
+    pairs = product(range(10), range(10))
+    orders = torch.stack([epoch_of(*seed_and_epoch) for seed_and_epoch in pairs])
     correlations = torch.corrcoef(orders.double()).fill_diagonal_(0)
     # Independent permutations of 1,000: standard deviation .032, largest of 4,950 about
     # .13.
@@ -157,9 +149,8 @@ def test_neighbouring_seeds_and_epochs_are_independent():
 
 def test_int64_seeds_have_different_orders():
     seeds = [0, 1, -1, 2**32, 2**32 + 1, -(2**32), 2**63 - 1, -(2**63)]
-    orders = {
-        tuple(epoch_of(seed, epoch).tolist()) for seed in seeds for epoch in (0, 1)
-    }
+    pairs = product(seeds, (0, 1))
+    orders = {tuple(epoch_of(*seed_and_epoch).tolist()) for seed_and_epoch in pairs}
     assert len(orders) == 2 * len(seeds)
 
 
@@ -180,22 +171,17 @@ def test_second_load_reads_the_file(fetched, tmp_path):
     assert os.listdir(tmp_path) == ["tiny.safetensors"]
 
 
-def test_folder_is_made_and_may_be_relative(fetched, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    load_dataset("tiny", "some/where")
-    assert (tmp_path / "some" / "where" / "tiny.safetensors").is_file()
-    assert fetched[0].is_absolute()  # clients are run in folders of their own
-
-
-def test_folder_comes_from_the_environment_and_else_is_data(
+def test_folder_is_made_and_comes_from_the_environment_or_is_data(
     fetched, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
+    load_dataset("tiny", "some/where")
+    assert fetched[0].is_absolute()  # clients are run in folders of their own
     monkeypatch.setenv("NGOPT_DATA", str(tmp_path / "elsewhere"))
     load_dataset("tiny")
     monkeypatch.delenv("NGOPT_DATA")
     load_dataset("tiny")
-    for folder in ("elsewhere", "data"):
+    for folder in ("some/where", "elsewhere", "data"):
         assert (tmp_path / folder / "tiny.safetensors").is_file()
 
 
@@ -253,10 +239,11 @@ def test_two_downloads_at_once_both_succeed(monkeypatch, tmp_path):
 
     install(monkeypatch, good=fetch)
     loaded = []
-    threads = [
-        threading.Thread(target=lambda: loaded.append(load_dataset("tiny", tmp_path)))
-        for _ in range(2)
-    ]
+
+    def load():
+        loaded.append(load_dataset("tiny", tmp_path))
+
+    threads = [threading.Thread(target=load) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -326,18 +313,14 @@ def test_unknown_name_lists_the_known_ones(tmp_path):
 FACTS = {  # shape, pixel mean, images per class, first labels
     "fashion-mnist": ((1, 28, 28), (0.2860,), [6000] * 10, [9, 0, 0, 3, 0, 2, 7, 2]),
     "mnist": (
-        (1, 28, 28),
-        (0.1307,),
+        (1, 28, 28), (0.1307,),
         [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949],
         [5, 0, 4, 1, 9, 2, 1, 3],
     ),
     "cifar10": (
-        (3, 32, 32),
-        (0.49140, 0.48216, 0.44653),
-        [5000] * 10,
-        [6, 9, 9, 4, 1, 1, 2, 7],
+        (3, 32, 32), (0.49140, 0.48216, 0.44653), [5000] * 10, [6, 9, 9, 4, 1, 1, 2, 7],
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FACTS)

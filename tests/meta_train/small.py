@@ -1,16 +1,29 @@
 """Problems so small that a whole run takes milliseconds,
 and the names `load_problem` finds them by."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from harness.image_datasets import DatasetUnavailable
 from harness.random import seeded
-from meta_train.problems import Metrics
+from meta_train.problems import Metrics, load_problem
 
 TOY = f"{__name__}:Toy"
 CONTRARY = f"{__name__}:Contrary"
 SILENT = f"{__name__}:Silent"
+
+
+def available(name):
+    """A problem of some name. Skips the test where its data cannot be had."""
+    problem = load_problem(name)
+    try:
+        problem.batch(0, 0)
+        problem.init(0)
+    except DatasetUnavailable as error:
+        pytest.skip(f"{name}: {error}")
+    return problem
 
 
 class Toy:

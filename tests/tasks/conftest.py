@@ -39,9 +39,8 @@ def compiled_eagerly(monkeypatch, request):
             counts[place] += 1
             return lookup_backend(name)(module, inputs)
 
-        self._compiled_call_impl = torch.compile(
-            self._call_impl, backend=backend, **options
-        )
+        call = torch.compile(self._call_impl, backend=backend, **options)
+        self._compiled_call_impl = call
 
     torch.compiler.reset()
     monkeypatch.setattr(torch.nn.Module, "compile", compiled)

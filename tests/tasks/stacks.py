@@ -71,9 +71,8 @@ def random_stack(
     generator = torch.Generator().manual_seed(seed)
     values = []
     for k, spec in enumerate(architecture.graph.parameters):
-        normal = torch.randn(
-            count, *spec.shape, generator=generator, dtype=torch.float64
-        )
+        shape = count, *spec.shape
+        normal = torch.randn(shape, generator=generator, dtype=torch.float64)
         values.append(0.1 * (k + (1 + k) * normal))
     return NetworkStack(architecture, values)
 
@@ -87,14 +86,12 @@ def moved(
 ) -> list[Tensor]:
     """Per-parameter values (*batch, *shape), neurons of some roles in another order."""
     graph = stack.architecture.graph
-    order = random_permutations(
-        graph, torch.Generator().manual_seed(0), roles=tuple(roles)
-    )
+    generator = torch.Generator().manual_seed(0)
+    order = random_permutations(graph, generator, roles=tuple(roles))
     batch = values[0].shape[: values[0].dim() - len(graph.parameters[0].shape)]
     flat = [v.flatten(0, len(batch) - 1) for v in values]
-    networks = [
-        permute(graph, list(params), order) for params in zip(*flat, strict=True)
-    ]
+    rows = zip(*flat, strict=True)
+    networks = [permute(graph, list(params), order) for params in rows]
     return [torch.stack(v).unflatten(0, batch) for v in zip(*networks, strict=True)]
 
 

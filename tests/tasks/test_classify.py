@@ -16,10 +16,8 @@ from tests.tasks.stacks import losses_of
 @pytest.fixture
 def config(data, tmp_path, clock):
     training = TrainingConfig(minutes=0.1, batch=16, validations=2)
-    sizes = {"width": 8, "layers": 1}
-    return Config(
-        str(data / "inr-mnist"), str(tmp_path), sizes=sizes, training=training
-    )
+    options = {"sizes": {"width": 8, "layers": 1}, "training": training}
+    return Config(str(data / "inr-mnist"), str(tmp_path), **options)
 
 
 def test_a_run_prints_and_writes_its_results(config, tmp_path, capsys):

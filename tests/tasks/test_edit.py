@@ -26,21 +26,16 @@ def config(data, tmp_path, clock, monkeypatch):
 
     def make(**changes):
         training = TrainingConfig(minutes=0.1, batch=16, validations=2)
-        options = {
-            "sizes": {"width": 8, "layers": 2},
-            "model": "nfn-np",
-            "training": training,
-            **changes,
-        }
-        return Config(str(data / "inr-mnist"), str(tmp_path), **options)
+        options = {"sizes": {"width": 8, "layers": 2}, "model": "nfn-np", **changes}
+        folders = str(data / "inr-mnist"), str(tmp_path)
+        return Config(*folders, training=training, **options)
 
     return make
 
 
 def test_edits_by_hand():
-    image = torch.tensor(
-        [[[[0.0, 0.0, 0.0, 0.5], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]]]
-    )
+    rows = [[0.0, 0.0, 0.0, 0.5], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
+    image = torch.tensor([[rows]])
     expected = [[1.0, 1.0, 1.0, 0.5], [1.0, 1.0, 1.0, 0.5], [1.0, 1.0, 1.0, 0.0]]
     assert dilated(image)[0, 0].tolist() == expected
     flat = torch.tensor([[[[0.4, 0.6, 0.1, 0.9]]]])
@@ -71,7 +66,7 @@ def test_outputs_are_networks_whose_images_are_averaged(config):
 def test_updates_of_zero_render_the_unedited_images(config):
     task = Editing(config())
     task.model.scales.zero_()
-    stack, targets = (task.data["validation"].stack, task.targets["validation"])
+    stack, targets = task.data["validation"].stack, task.targets["validation"]
     expected = (images_of(stack, (28, 28)) - targets).square().mean().item()
     assert task.score() == pytest.approx(-expected, rel=1e-4)
 
@@ -116,23 +111,20 @@ def published(tmp_path, monkeypatch):
 def test_published_networks_are_compared_with_their_renderings(config, published):
     task = Editing(replace(config(), data=str(published)))
     assert task.targets["train"].shape == (16, 1, 28, 28)
-    stack = task.data["test"].stack
-    rendered = images_of(stack, (28, 28)).clamp(0, 1)
+    rendered = images_of(task.data["test"].stack, (28, 28)).clamp(0, 1)
     assert torch.equal(task.targets["test"], dilated(rendered))
 
 
 def test_published_networks_are_edited_from_the_command_line(config, published):
-    run_task(
-        replace(config(), data=str(published), folder=str(published / "run")), Editing
-    )
+    folders = {"data": str(published), "folder": str(published / "run")}
+    run_task(replace(config(), **folders), Editing)
     result = json.loads((published / "run" / "result.json").read_text())["test"]
     assert result["mse"] > 0 and result["mse_unedited"] > 0
 
 
 def test_published_networks_are_numbered_by_all_images_of_a_data_set(config, published):
     data = edit.load_dataset("mnist").train.images.float() / 255
-    published_config = replace(config(), data=str(published), originals="mnist")
-    targets = Editing(published_config).targets
+    targets = Editing(replace(config(), data=str(published), originals="mnist")).targets
     assert torch.equal(targets["test"], dilated(data[20:24]))
 
 

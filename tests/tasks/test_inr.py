@@ -24,8 +24,7 @@ def smooth_images(count, side=6):
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-    images = smooth_images(7)
-    split = Split(images, torch.arange(7) % 3, (0.0,), (1.0,))
+    split = Split(smooth_images(7), torch.arange(7) % 3, (0.0,), (1.0,))
     monkeypatch.setattr(
         signals, "load_dataset", lambda name: ImageDataset(split, split, split)
     )
@@ -80,9 +79,8 @@ def test_every_image_has_its_views(config, capsys):
 def test_missing_shards_are_made_as_they_would_have_been(config):
     fit_all(config)
     kept, missing = "train-00000.safetensors", "train-00002.safetensors"
-    assert_missing_shard_is_made_again(
-        partial(fit_all, config), config.folder, kept, missing
-    )
+    make = partial(fit_all, config)
+    assert_missing_shard_is_made_again(make, config.folder, kept, missing)
     with pytest.raises(ValueError, match="made with other settings: steps 30, got 31"):
         fit_all(replace(config, steps=31))
 
@@ -120,9 +118,8 @@ def test_a_shard_is_read_back(config, capsys):
     params = NetworkStack.from_networks(networks).params
     rendered = render(params, pixel_grid(6, 6)).view_as(images) + 0.5
     mse = (rendered - images).square().mean((1, 2, 3))
-    torch.testing.assert_close(
-        networks.columns["psnr"], -10 * mse.log10(), rtol=1e-4, atol=1e-3
-    )
+    psnr = networks.columns["psnr"]
+    torch.testing.assert_close(psnr, -10 * mse.log10(), rtol=1e-4, atol=1e-3)
 
 
 SMALL = {"data": "sines", "validation": 1, "test": 1, "width": 8, "steps": 2}
@@ -134,9 +131,8 @@ def test_sine_waves_have_the_amplitudes_and_frequencies_of_their_columns(tmp_pat
     index = torch.tensor([2, 0])
     columns = data.columns(index)
     t = data.points.squeeze(1)[100]
-    expected = (
-        columns["amplitude"] / 10 * torch.sin(columns["frequency"] * torch.pi * t)
-    )
+    waves = torch.sin(columns["frequency"] * torch.pi * t)
+    expected = columns["amplitude"] / 10 * waves
     torch.testing.assert_close(data.values(index)[:, 0, 100], expected)
     fit_all(config)
     (networks,) = read_split(Path(config.folder), "train")

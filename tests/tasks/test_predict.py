@@ -56,9 +56,7 @@ def test_networks_of_every_zoo_are_read(config, data, tmp_path, zoo, model, prob
     assert (tmp_path / "probes.png").exists() == (probes > 0)
 
 
-def test_narrow_networks_are_for_training_and_wide_ones_for_the_test(
-    config, monkeypatch
-):
+def test_narrow_networks_are_trained_and_wide_ones_tested(config, monkeypatch):
     data_set = read_data(config.data, "train")
     monkeypatch.setattr(NetworkDataset, "from_groups", lambda _: data_set)
     task = Prediction(replace(config, widest=16))
@@ -98,13 +96,10 @@ def test_unsuitable_networks_are_refused(config, changes, message):
 def test_only_steps_on_networks_of_one_architecture_are_compiled(
     config, data, monkeypatch, compiled_eagerly
 ):
-    config = replace(
-        config,
-        data=str(data / "zoo-small"),
-        model="ng-gnn",
-        sizes={"width": 4, "layers": 1},
-        training=replace(config.training, batch=2),
-    )
+    sizes = {"model": "ng-gnn", "sizes": {"width": 4, "layers": 1}}
+    training = replace(config.training, batch=2)
+    folder = str(data / "zoo-small")
+    config = replace(config, data=folder, training=training, **sizes)
     message = "compiled: expected networks of one architecture; got 2"
     with pytest.raises(ValueError, match=message):
         Prediction(replace(config, compiled=True))

@@ -19,35 +19,27 @@ from tasks.represent import (
 @pytest.fixture
 def config(data, tmp_path, clock):
     training = TrainingConfig(minutes=0.1, batch=8, validations=2)
-    sizes = {"width": 8, "layers": 1}
-    return Config(
-        str(data / "inr-sines"),
-        str(tmp_path / "run"),
-        sizes=sizes,
-        training=training,
-        dimension=6,
-    )
+    options = {"sizes": {"width": 8, "layers": 1}, "training": training}
+    folders = str(data / "inr-sines"), str(tmp_path / "run")
+    return Config(*folders, dimension=6, **options)
 
 
 def test_a_run_writes_results_of_linear_regressions(config, tmp_path, data):
     run_task(config, Representation)
     result = json.loads((tmp_path / "run" / "result.json").read_text())["test"]
     assert 0 < result["mse"] < 100
-    images = replace(
-        config, data=str(data / "inr-mnist"), folder=str(tmp_path / "images")
-    )
-    run_task(images, Representation)
+    folders = {"data": str(data / "inr-mnist"), "folder": str(tmp_path / "images")}
+    run_task(replace(config, **folders), Representation)
     result = json.loads((tmp_path / "images" / "result.json").read_text())["test"]
     assert 0 <= result["accuracy"] <= 1
 
 
 def test_the_loss_of_equal_pairs_is_zero_and_of_equal_networks_that_of_guessing():
-    corners = torch.eye(4)
-    assert contrastive_loss(corners, corners, temperature=0.01).item() == pytest.approx(
-        0, abs=1e-6
-    )
-    same = torch.ones(4, 1)
-    assert contrastive_loss(same, same, temperature=0.5).item() == pytest.approx(log(7))
+    corners, same = torch.eye(4), torch.ones(4, 1)
+    loss = contrastive_loss(corners, corners, temperature=0.01)
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    loss = contrastive_loss(same, same, temperature=0.5)
+    assert loss.item() == pytest.approx(log(7))
 
 
 def test_a_copy_has_a_share_of_parameters_at_their_means(config):
@@ -63,15 +55,13 @@ def test_a_copy_has_a_share_of_parameters_at_their_means(config):
 def test_the_regression_finds_the_linear_map_of_the_targets():
     inputs = torch.randn(50, 4, dtype=torch.float64)
     weights = torch.randn(4, 2, dtype=torch.float64)
-    torch.testing.assert_close(
-        ridge_regression(inputs, inputs @ weights), weights, rtol=1e-2, atol=1e-2
-    )
+    solution = ridge_regression(inputs, inputs @ weights)
+    torch.testing.assert_close(solution, weights, rtol=1e-2, atol=1e-2)
 
 
 def test_networks_without_targets_are_refused():
-    with pytest.raises(
-        ValueError, match="expected columns amplitude, frequency, or label; got psnr"
-    ):
+    message = "expected columns amplitude, frequency, or label; got psnr"
+    with pytest.raises(ValueError, match=message):
         regression_targets({"psnr": torch.ones(2)})
 
 

@@ -22,11 +22,8 @@ from tasks.shards import (
 def networks(count=3, width=2, seed=0):
     generator = torch.Generator().manual_seed(seed)
     params = {"weight": torch.randn(count, width, 4, generator=generator)}
-    return Networks(
-        {"kind": "toy", "width": width},
-        params,
-        {"label": torch.arange(count), "psnr": torch.ones(count)},
-    )
+    columns = {"label": torch.arange(count), "psnr": torch.ones(count)}
+    return Networks({"kind": "toy", "width": width}, params, columns)
 
 
 def assert_same(group, expected):
@@ -80,9 +77,8 @@ def test_settings_of_another_program_are_refused(tmp_path):
 def test_splits(tmp_path):
     Folder(tmp_path, {}).begin()
     for number in range(2):
-        write_shard(
-            tmp_path / f"train-0000{number}.safetensors", [networks(seed=number)]
-        )
+        path = tmp_path / f"train-0000{number}.safetensors"
+        write_shard(path, [networks(seed=number)])
     first, second = read_split(tmp_path, "train")
     together = merged([first, second])
     assert len(together) == 6
@@ -120,10 +116,8 @@ class TestDamage:
         content = bytearray(path.read_bytes())
         content[-3] ^= 1
         path.write_bytes(content)
-        with pytest.raises(
-            ValueError,
-            match=r"train-00000.safetensors': expected contents with the recorded",
-        ):
+        message = r"train-00000.safetensors': expected contents with the recorded"
+        with pytest.raises(ValueError, match=message):
             read_shard(path)
 
     @pytest.mark.parametrize(
@@ -140,9 +134,8 @@ class TestDamage:
     )
     def test_of_a_shard(self, path, capsys, damage, message):
         damage(path)
-        with pytest.raises(
-            ValueError, match=f"shard '.*train-00000.safetensors{message}"
-        ):
+        message = f"shard '.*train-00000.safetensors{message}"
+        with pytest.raises(ValueError, match=message):
             list(read_split(path.parent, "train"))
         (group,) = read_split(path.parent, "train", skip_damaged=True)
         assert_same(group, networks(seed=1))

@@ -35,10 +35,8 @@ def config(data, tmp_path, clock, monkeypatch):
 def test_a_table_has_ours_with_all_seeds_and_baselines_once(config, tmp_path, capsys):
     make_table(config)
     results = json.loads((tmp_path / "table.json").read_text())
-    assert {label: len(of_row) for label, of_row in results.items()} == {
-        "statnn": 1,
-        "ng-gnn": 2,
-    }
+    counts = {label: len(of_row) for label, of_row in results.items()}
+    assert counts == {"statnn": 1, "ng-gnn": 2}
     taus = [result["test"]["tau"] for result in results["ng-gnn"]]
     printed = capsys.readouterr().out
     assert f"{sum(taus) / 2:.4g} ± " in printed
@@ -48,11 +46,12 @@ def test_a_table_has_ours_with_all_seeds_and_baselines_once(config, tmp_path, ca
 
 def test_finished_runs_are_kept(config, tmp_path):
     make_table(replace(config, seeds=1))
+
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/result.json")}
     make_table(config)
     after = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/result.json")}
     assert len(before) == 2 and len(after) == 3
-    assert all(after[path] == time for path, time in before.items())
+    assert before.items() <= after.items()
 
 
 def test_results_of_other_settings_are_refused(config):
@@ -130,9 +129,8 @@ def test_unknown_tables_and_rows_are_named(config):
 
 
 def test_ours_are_compiled_except_ng_t(data, tmp_path):
-    config = Config(
-        "classify", str(data / "inr-mnist"), str(tmp_path), compiled=True, seeds=1
-    )
+    options = {"compiled": True, "seeds": 1}
+    config = Config("classify", str(data / "inr-mnist"), str(tmp_path), **options)
     compiled = {run.row.label for run in runs(config) if run.config.compiled}
     assert compiled == {"ng-gnn", "ng-gnn, 64 probes", "ng-gnn, permutations alone"}
 

@@ -27,10 +27,8 @@ def striped_images(count):
     labels = torch.arange(count) % 10
     angles = labels * torch.pi / 10
     rows, columns = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
-    waves = (
-        torch.cos(angles)[:, None, None] * rows
-        + torch.sin(angles)[:, None, None] * columns
-    )
+    axes = torch.cos(angles)[:, None, None], torch.sin(angles)[:, None, None]
+    waves = axes[0] * rows + axes[1] * columns
     noise = torch.randn(count, 3, 32, 32, generator=generator)
     pixels = 127 + 80 * waves.sin()[:, None] + 20 * noise
     return Split(pixels.clamp(0, 255).byte(), labels, (0.5,) * 3, (0.25,) * 3)
@@ -42,9 +40,8 @@ def config(tmp_path, monkeypatch):
     monkeypatch.setattr(
         zoo, "load_dataset", lambda name: ImageDataset(split, split, split)
     )
-    return TrainConfig(
-        str(tmp_path / "zoo"), runs=5, steps=6, batch_size=20, checkpoints=2, shard=2
-    )
+    sizes = {"runs": 5, "steps": 6, "batch_size": 20, "checkpoints": 2, "shard": 2}
+    return TrainConfig(str(tmp_path / "zoo"), **sizes)
 
 
 def test_splits_are_of_runs():
@@ -86,17 +83,15 @@ def test_every_run_has_its_networks_in_one_split(config, capsys):
 def test_stored_accuracies_equal_those_of_the_networks(config):
     config = replace(config, zoo="wild-park", steps=60)
     train_all(config)
-    test = gray(striped_images(400))
-    images, labels = test.batch(torch.arange(400))
+    images, labels = gray(striped_images(400)).batch(torch.arange(400))
     best = 0.0
     for split in SPLITS:
         for networks in read_split(Path(config.folder), split):
             stack = NetworkStack.from_networks(networks)
             outputs = stack.architecture.outputs(stack.params, images)
             measured = (outputs.argmax(2) == labels).float().mean(1)
-            torch.testing.assert_close(
-                measured, networks.columns["accuracy"], rtol=0, atol=0.01
-            )
+            stored = networks.columns["accuracy"]
+            torch.testing.assert_close(measured, stored, rtol=0, atol=0.01)
             best = max(best, measured.max().item())
     assert best > 0.3
 
@@ -106,9 +101,8 @@ def test_missing_shards_are_made_as_they_would_have_been(config, name):
     config = replace(config, zoo=name)
     train_all(config)
     kept, missing = "train-00000.safetensors", "train-00001.safetensors"
-    assert_missing_shard_is_made_again(
-        partial(train_all, config), config.folder, kept, missing
-    )
+    make = partial(train_all, config)
+    assert_missing_shard_is_made_again(make, config.folder, kept, missing)
     with pytest.raises(ValueError, match="made with other settings: steps 6, got 7"):
         train_all(replace(config, steps=7))
 

@@ -5,29 +5,27 @@ import pytest
 import torch
 from torch import nn
 
-from harness.image_datasets import DatasetUnavailable
 from meta_train.comparison.optimizers import OPTIMIZERS, WIDE, load_optimizer
-from meta_train.problems import load_problem
 from ngopt import NGOptimizer, load_pretrained
 from ngopt.graph.connectivity import unconnected
-from ngopt.metanets import FeedForward
-from ngopt.pretrained import save_pretrained, weights_hash
-from ngopt.pretrained.learned_optimizer import LearnedOptimizer
+from ngopt.pretrained import weights_hash
 from ngopt.race.muon import MuonWithAdam
 from ngopt.schedule import cosine_schedule
-
-
-@pytest.fixture
-def weights(tmp_path):
-    path = tmp_path / "ff.safetensors"
-    torch.manual_seed(1)
-    save_pretrained(LearnedOptimizer(FeedForward()), path)
-    return str(path)
+from tests.meta_train.small import available
 
 
 def small_cnn():
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 3))
+
+
+def train(model, optimizer, scheduler=None, steps=1):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.randn(2, 2, 3, 3)).square().sum().backward()
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
 
 
 def test_adam_updates_embeddings_of_muon():
@@ -62,27 +60,22 @@ def test_cosine_schedule_by_hand(warmup):
 
 
 @pytest.mark.parametrize("name", [*OPTIMIZERS, *WIDE, "learned"])
-def test_every_optimizer_updates_every_parameter(name, weights):
-    spec = load_optimizer(weights if name == "learned" else name)
+def test_every_optimizer_updates_every_parameter(name, ff_weights):
+    spec = load_optimizer(ff_weights if name == "learned" else name)
     model = small_cnn()
     optimizer, scheduler = spec.build(model, spec.lrs[0] if spec.lrs else None, 10)
     before = [p.detach().clone() for p in model.parameters()]
-    for _ in range(2):  # SOAP's first step computes a basis and changes no weight
-        optimizer.zero_grad()
-        model(torch.randn(2, 2, 3, 3)).square().sum().backward()
-        optimizer.step()
-        if scheduler is not None:
-            scheduler.step()
+    # SOAP's first step computes a basis and changes no weight
+    train(model, optimizer, scheduler, steps=2)
     assert all((p != b).any() for p, b in zip(model.parameters(), before, strict=True))
 
 
-def test_open_has_no_total_steps(weights):
-    for name, expected in ((weights, 10), (f"{weights}:open", None)):
+def test_open_has_no_total_steps(ff_weights):
+    for name, expected in ((ff_weights, 10), (f"{ff_weights}:open", None)):
         optimizer, _ = load_optimizer(name).build(small_cnn(), None, 10)
         assert optimizer.param_groups[0]["total_steps"] == expected
-    optimizer, _ = load_optimizer(f"{weights}:bfloat16:open").build(
-        small_cnn(), None, 10
-    )
+    spec = load_optimizer(f"{ff_weights}:bfloat16:open")
+    optimizer, _ = spec.build(small_cnn(), None, 10)
     assert optimizer.compute_dtype == torch.bfloat16
     assert optimizer.param_groups[0]["total_steps"] is None
 
@@ -91,10 +84,7 @@ def test_eval_of_an_open_default_sets_averaged_weights():
     model = small_cnn()
     optimizer, scheduler = load_optimizer("default:open").build(model, None, 10)
     assert scheduler is None
-    for _ in range(3):
-        optimizer.zero_grad()
-        model(torch.randn(2, 2, 3, 3)).square().sum().backward()
-        optimizer.step()
+    train(model, optimizer, steps=3)
     first = next(model.parameters())
     trained = first.detach().clone()
     optimizer.eval()
@@ -168,8 +158,7 @@ def test_wide_grids_span_four_decades_in_half_decades():
 def test_weight_decay_and_schedule_of_wide_baselines():
     decay_and_last_lr = {}
     for name, spec in WIDE.items():
-        model = small_cnn()
-        optimizer, scheduler = spec.build(model, 0.1, 100)
+        optimizer, scheduler = spec.build(small_cnn(), 0.1, 100)
         optimizer.step()
         if scheduler is not None:
             assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 / 5)
@@ -185,15 +174,6 @@ def test_weight_decay_and_schedule_of_wide_baselines():
         "adamw-wide": (0.01, 0),
         "muon-wide": (0, 0),
     }
-
-
-@pytest.mark.parametrize(
-    ("name", "lr"), [("adam-default", 0.001), ("muon-default", 0.02 / 5)]
-)
-def test_default_rate_of_untuned_baselines(name, lr):
-    # Muon's warm-up: 5 steps
-    optimizer, _ = load_optimizer(name).build(small_cnn(), None, 100)
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(lr)
 
 
 def test_schedule_free_is_the_only_baseline_with_averaged_weights():
@@ -220,53 +200,53 @@ def test_soap_with_a_schedule_uses_the_rate_of_each_step():
     assert moved == [True, False]
 
 
-def test_warm_up_of_the_muon_baseline():
-    optimizer, scheduler = load_optimizer("muon-cosine").build(small_cnn(), 0.02, 100)
+@pytest.mark.parametrize("name, given", [("muon-cosine", 0.02), ("muon-default", None)])
+def test_muon_has_five_steps_of_warm_up(name, given):
+    optimizer, scheduler = load_optimizer(name).build(small_cnn(), given, 100)
     assert isinstance(optimizer, MuonWithAdam)
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.02 / 5)
-    for _ in range(4):
+    for step in range(5):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.02 * (step + 1) / 5)
         optimizer.step()
         scheduler.step()
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.02)
 
 
-def test_learned_optimizers_are_loaded_by_path(weights):
-    spec = load_optimizer(weights)
+def test_default_rate_of_adam():
+    optimizer, _ = load_optimizer("adam-default").build(small_cnn(), None, 100)
+    assert optimizer.param_groups[0]["lr"] == 0.001
+
+
+def test_learned_optimizers_are_loaded_by_path(ff_weights):
+    spec = load_optimizer(ff_weights)
     optimizer, scheduler = spec.build(small_cnn(), None, 10)
     assert isinstance(optimizer, NGOptimizer)
     assert scheduler is None
     assert spec.lrs == ()
-    expected = weights_hash(load_pretrained(weights))
+    expected = weights_hash(load_pretrained(ff_weights))
     assert spec.weights == weights_hash(optimizer.rule) == expected
     assert optimizer.param_groups[0]["lr"] == 1.0
     assert optimizer.param_groups[0]["total_steps"] == 10
 
 
 def test_error_for_an_unknown_name_lists_known_ones():
-    with pytest.raises(
-        ValueError,
-        match="optimizer 'adm': expected one of adam, adam-cosine, .*, default, ff",
-    ):
+    message = "optimizer 'adm': expected one of adam, adam-cosine, .*, default, ff"
+    with pytest.raises(ValueError, match=message):
         load_optimizer("adm")
 
 
 def test_a_baseline_needs_a_learning_rate():
-    with pytest.raises(
-        ValueError,
-        match=r"optimizer 'adam': expected a learning rate, such as 0\.001, 0\.003",
-    ):
+    message = r"optimizer 'adam': expected a learning rate, such as 0\.001, 0\.003"
+    with pytest.raises(ValueError, match=message):
         load_optimizer("adam").build(small_cnn(), None, 10)
 
 
-def test_graph_is_traced_or_inferred(weights):
-    inferred = load_optimizer(weights)
-    traced = load_optimizer(f"{weights}:traced")
+def test_graph_is_traced_or_inferred(ff_weights):
+    inferred = load_optimizer(ff_weights)
+    traced = load_optimizer(f"{ff_weights}:traced")
     assert traced.weights == inferred.weights
-    assert traced.name == f"{weights}:traced"
+    assert traced.name == f"{ff_weights}:traced"
     model = small_cnn()
     optimizer, _ = traced.build(model, None, 10)
-    model(torch.randn(2, 2, 3, 3)).sum().backward()
-    optimizer.step()
+    train(model, optimizer)
     assert not optimizer.graph.inferred
     optimizer, _ = inferred.build(model, None, 10)
     assert optimizer.graph.inferred
@@ -274,24 +254,16 @@ def test_graph_is_traced_or_inferred(weights):
 
 @pytest.mark.parametrize("name", ["experts-c16", "linear-attention-m28"])
 def test_metanets_that_read_connections_have_the_traced_graph(name):
-    try:
-        problem = load_problem(name)
-        batch = problem.batch(0, 0)
-    except DatasetUnavailable as error:
-        pytest.skip(f"{name}: {error}")
-    model = problem.init(0)
+    problem = available(name)
+    model, batch = problem.init(0), problem.batch(0, 0)
     spec = load_optimizer("ng-gnn")
     assert spec.traced
     optimizer, _ = spec.build(model, None, 10)
-    assert unconnected(inferred_graph(model))
+    assert unconnected(NGOptimizer(model.parameters()).graph)
     problem.loss(model, batch).backward()
     optimizer.step()
     assert not optimizer.graph.inferred
     assert unconnected(optimizer.graph) == []
-
-
-def inferred_graph(model):
-    return NGOptimizer(model.parameters()).graph
 
 
 @pytest.mark.parametrize(
@@ -303,8 +275,7 @@ def test_metanets_that_read_connections_alone_are_traced(name, traced):
     assert spec.traced == traced
     model = small_cnn()
     optimizer, _ = spec.build(model, None, 10)
-    model(torch.randn(2, 2, 3, 3)).sum().backward()
-    optimizer.step()
+    train(model, optimizer)
     assert optimizer.graph.inferred != traced
     assert not load_optimizer(f"{name}:traced").traced  # its name contains it
 

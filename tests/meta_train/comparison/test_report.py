@@ -5,7 +5,6 @@ import pytest
 
 from harness.tables import markdown_table, text_table
 from meta_train.comparison.report import (
-    Row,
     loss_table,
     mean_validation_losses,
     notes,
@@ -58,8 +57,7 @@ def test_a_row_by_hand():
 
 
 def test_a_rate_inside_its_grid_has_no_asterisk():
-    tuning = [record(lr=lr) for lr in (0.01, 0.1, 1)]
-    row = summarize([record(0.5, 0.1)], tuning)
+    row = summarize([record(0.5, 0.1)], [record(lr=lr) for lr in (0.01, 0.1, 1)])
     cells = row.cells()
     assert (cells["lr"], cells["rank"]) == ("0.1", "-")
     assert (cells["test loss"], cells["test accuracy %"]) == ("0.5", "50.00")
@@ -69,14 +67,9 @@ def test_a_rate_inside_its_grid_has_no_asterisk():
 def test_missing_values_are_dashes():
     row = summarize([record(), record()])
     assert row.accuracy_mean is None
+    missing = "lr, rank, test accuracy %, steps to reference, seconds to reference"
     dashes = {column for column, cell in row.cells().items() if cell == "-"}
-    assert dashes >= {
-        "lr",
-        "rank",
-        "test accuracy %",
-        "steps to reference",
-        "seconds to reference",
-    }
+    assert dashes >= set(missing.split(", "))
 
 
 def test_notes_on_tuning_on_cifar():
@@ -126,26 +119,11 @@ def test_tables_are_aligned_and_escaped():
 
 
 def row(problem, optimizer, loss, tuning_runs=5, ms=2.0, reached=50.0):
-    return Row(
-        problem=problem,
-        optimizer=optimizer,
-        runs=1,
-        steps=100,
-        diverged=int(loss != loss),
-        test_loss=loss,
-        test_loss_std=nan,
-        accuracy_mean=None,
-        accuracy_std=None,
-        validation_loss=loss,
-        train_loss=loss,
-        ms_per_step=ms,
-        optimizer_ms_per_step=1.0,
-        seconds=1.0,
-        lr=None,
-        tuning_runs=tuning_runs,
-        tuning_seconds=60.0 * tuning_runs,
-        reached=reached,
-    )
+    names = {"problem": problem, "optimizer": optimizer, "diverged": int(loss != loss)}
+    losses = dict.fromkeys(("test_loss", "validation_loss", "train_loss"), loss)
+    tuning = {"tuning_runs": tuning_runs, "tuning_seconds": 60.0 * tuning_runs}
+    times = {"ms_per_step": ms, "reached": reached}
+    return replace(summarize([record()]), **names, **losses, **tuning, **times)
 
 
 ROWS = [
@@ -211,8 +189,7 @@ def test_the_best_mean_rank_comes_first():
 
 
 def test_rankings_without_the_reference_have_none_of_its_columns():
-    alone = row("a", "ours", 1.0, tuning_runs=0, reached=None)
-    (standing,) = rank_optimizers([alone])
+    (standing,) = rank_optimizers([row("a", "ours", 1.0, tuning_runs=0, reached=None)])
     assert standing.reference_wins is None
     assert standing.steps_share is None
     assert standing.mean_excess is None
@@ -245,10 +222,8 @@ def test_steps_to_the_reference_by_hand():
 def test_a_reference_that_is_not_reached_is_none():
     references = [curve(seed, [9.0, 5.0, 3.0]) for seed in range(3)]
     never = curve(0, [9.0, 5.0, 4.0])
-    diverged = curve(1, [9.0, None, None])
-    assert (
-        steps_to_reference([never, diverged, curve(2, [9.0, 1.0])], references) is None
-    )
+    others = [curve(1, [9.0, None, None]), curve(2, [9.0, 1.0])]
+    assert steps_to_reference([never, *others], references) is None
     assert steps_to_reference([curve(2, [9.0, None, 3.0])], references) == 20
     assert steps_to_reference([curve(7, [1.0])], references) is None
     assert steps_to_reference([never], [curve(0, [9.0, None])]) is None

@@ -11,9 +11,8 @@ from meta_train.comparison import inner_training, runs
 from meta_train.comparison.optimizers import load_optimizer
 from meta_train.comparison.runs import Run, execute, read_records, record_path, train
 from meta_train.training.unroll import Optimizee, unroll
-from ngopt.metanets import FeedForward
-from ngopt.pretrained import save_pretrained, weights_hash
-from ngopt.pretrained.learned_optimizer import LearnedOptimizer
+from ngopt import load_pretrained
+from ngopt.pretrained import weights_hash
 from tests.meta_train.small import SILENT, TOY, Toy
 
 ADAM = Run(TOY, "adam", 0.01, None, seed=0, steps=12, phase="evaluation", curve_every=5)
@@ -27,32 +26,38 @@ def bar():
 
 
 @pytest.fixture
-def learned(tmp_path):
+def learned(ff_weights):
     """A run with random weights, and its learned optimizer."""
-    torch.manual_seed(1)
-    learned = LearnedOptimizer(FeedForward())
-    path = tmp_path / "ff.safetensors"
-    save_pretrained(learned, path)
-    return replace(
-        ADAM, optimizer=str(path), lr=None, weights=weights_hash(learned)
-    ), learned
+    learned = load_pretrained(ff_weights)
+    run = replace(ADAM, optimizer=ff_weights, lr=None, weights=weights_hash(learned))
+    return run, learned
 
 
 def without_times(record):
     return {key: value for key, value in record.items() if key not in TIMES}
 
 
+def plain_losses(model, optimizer, steps):
+    """Of a loop as a user writes it, with the batches and dropout of seed 0."""
+    losses = []
+    for step in range(steps):
+        with seeded(0, 2, step):
+            loss = Toy().loss(model, Toy().batch(0, step))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
 def test_initial_weights_batches_and_dropout_depend_on_the_seed_alone(learned):
     # At learning rate 0 the weights stay, so every loss shows the batch and the dropout
     # of its step.
-    still = [
-        replace(run, lr=0.0)
-        for run in (ADAM, replace(ADAM, optimizer="muon-cosine"), learned[0])
-    ]
-    first, *others = [train(run)["losses"] for run in still]
+    runs = [ADAM, replace(ADAM, optimizer="muon-cosine"), learned[0]]
+    first, *others = [train(replace(run, lr=0.0))["losses"] for run in runs]
     assert len(set(first)) == ADAM.steps
     assert all(losses == first for losses in others)
-    assert train(replace(still[0], seed=1))["losses"][0] != first[0]
+    assert train(replace(ADAM, lr=0.0, seed=1))["losses"][0] != first[0]
 
 
 def test_run_of_a_metanet_equals_the_unroll_of_meta_training(learned):
@@ -62,24 +67,13 @@ def test_run_of_a_metanet_equals_the_unroll_of_meta_training(learned):
     inner, losses = unroll(optimizee, optimizee.start(rule), rule, run.steps)
     record = train(run)
     torch.testing.assert_close(torch.tensor(record["losses"]), losses)
-    assert (
-        record["test"]["accuracy"]
-        == Toy().evaluate(optimizee.model_at(inner), "test").accuracy
-    )
+    expected = Toy().evaluate(optimizee.model_at(inner), "test")
+    assert record["test"]["accuracy"] == expected.accuracy
 
 
 def test_record_equals_a_plain_training_loop():
-    problem = Toy()
-    model = Toy().init(0)
-    losses = []
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    for step in range(60):
-        with seeded(0, 2, step):
-            loss = problem.loss(model, problem.batch(0, step))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    problem, model = Toy(), Toy().init(0)
+    losses = plain_losses(model, torch.optim.Adam(model.parameters(), lr=0.01), 60)
     record = train(replace(ADAM, steps=60, curve_every=25))
     assert record["losses"] == losses
     assert record["train_loss"] == pytest.approx(fmean(losses[10:]))
@@ -104,13 +98,7 @@ def test_averaged_weights_are_evaluated():
     record = train(run)
     problem, model = Toy(), Toy().init(0)
     optimizer, _ = load_optimizer("schedule-free").build(model, run.lr, 30)
-    for step in range(30):
-        optimizer.zero_grad()
-        with seeded(0, 2, step):
-            loss = problem.loss(model, problem.batch(0, step))
-        loss.backward()
-        optimizer.step()
-    assert record["losses"][-1] == loss.item()
+    assert record["losses"][-1] == plain_losses(model, optimizer, 30)[-1]
     training_weights = [p.detach().clone() for p in model.parameters()]
     optimizer.eval()
     assert not torch.equal(training_weights[0], next(model.parameters()))
@@ -124,17 +112,16 @@ def test_averaged_weights_are_evaluated():
 def test_evaluation_of_averaged_weights_does_not_change_the_run():
     run = replace(ADAM, optimizer="schedule-free", steps=30)
     watched = train(replace(run, curve_every=3))["losses"]
-    assert watched == pytest.approx(
-        train(replace(run, curve_every=0))["losses"], rel=1e-4
-    )
+    plain = train(replace(run, curve_every=0))["losses"]
+    assert watched == pytest.approx(plain, rel=1e-4)
 
 
 def test_the_scheduler_acts_after_each_step():
     # twelve steps have one of warm-up; the first two rates are whole, the third is the
     # first less
+    names = "adam", "adam-cosine"
     constant, cosine = (
-        train(replace(ADAM, optimizer=name))["losses"]
-        for name in ("adam", "adam-cosine")
+        train(replace(ADAM, optimizer=name))["losses"] for name in names
     )
     assert cosine[:3] == constant[:3]
     assert cosine[3] != constant[3]
@@ -216,23 +203,13 @@ def test_long_runs_keep_mean_losses(monkeypatch):
     assert record["losses"] == pytest.approx(list(map(fmean, parts)))
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"problem": "a"},
-        {"optimizer": "b"},
-        {"lr": 1.0},
-        {"weights": "c"},
-        {"seed": 9},
-        {"steps": 9},
-        {"phase": "tuning"},
-        {"curve_every": 9},
-    ],
-)
-def test_runs_differ_by_every_field(change, tmp_path, bar):
+def test_runs_differ_by_every_field(tmp_path, bar):
     execute([ADAM], tmp_path, 1, bar)
-    other = replace(ADAM, **change)
-    assert other not in read_records(tmp_path, [ADAM, other])
+    names = {"problem": "a", "optimizer": "b", "weights": "c", "phase": "tuning"}
+    numbers = {"lr": 1.0, "seed": 9, "steps": 9, "curve_every": 9}
+    for field, value in {**names, **numbers}.items():
+        other = replace(ADAM, **{field: value})
+        assert other not in read_records(tmp_path, [ADAM, other]), field
 
 
 @pytest.mark.slow

@@ -2,38 +2,28 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from meta_train.comparison.optimizers import OPTIMIZERS
 from meta_train.paper import demo
-from ngopt.metanets import FeedForward
-from ngopt.pretrained import save_pretrained
-from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 from tests.meta_train.small import TOY
 
 
 def test_the_demonstration_writes_a_table_a_picture_and_results(
-    tmp_path, monkeypatch, capsys
+    tmp_path, ff_weights, monkeypatch, capsys
 ):
-    torch.manual_seed(1)
-    weights = tmp_path / "ff.safetensors"
     folder = tmp_path / "demo"
-    save_pretrained(LearnedOptimizer(FeedForward()), weights)
     monkeypatch.setattr(demo, "PROBLEM", TOY)
-    demo.run(demo.Config(steps=40, weights=str(weights), folder=str(folder)))
+    demo.run(demo.Config(steps=40, weights=ff_weights, folder=str(folder)))
     records = json.loads((folder / "results.json").read_text())["records"]
     adam, muon, learned = records.values()
     assert list(records) == [
         "Adam (tuned: lr 0.04, cosine)",
         "Muon (tuned: lr 0.05, cosine)",
-        f"NGOptimizer ({weights})",
+        f"NGOptimizer ({ff_weights})",
     ]
-    for record, optimizer, lr in (
-        (adam, "adam-cosine", 0.04),
-        (muon, "muon-cosine", 0.05),
-    ):
+    for record, *expected in ((adam, "adam-cosine", 0.04), (muon, "muon-cosine", 0.05)):
         run = record["run"]
-        assert (run["optimizer"], run["lr"], run["steps"]) == (optimizer, lr, 40)
+        assert [run["optimizer"], run["lr"], run["steps"]] == [*expected, 40]
     assert learned["run"]["weights"] is not None
     assert adam["losses"][0] == muon["losses"][0] == learned["losses"][0]
     assert adam["losses"][1:] != learned["losses"][1:] != muon["losses"][1:]

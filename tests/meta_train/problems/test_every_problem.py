@@ -8,6 +8,7 @@ from torch.utils._pytree import tree_leaves
 from harness.image_datasets import DatasetUnavailable
 from meta_train.problems import META_TRAINING, PROBLEMS, SITUATIONS, load_problem
 from meta_train.problems.situations import DEVELOPING, TESTING, VALIDATING, finetuning
+from tests.meta_train.small import available
 
 ALL = {**PROBLEMS, **SITUATIONS, **META_TRAINING}
 
@@ -24,13 +25,7 @@ def little_pretraining():
 
 @pytest.fixture(params=ALL)
 def problem(request):
-    problem = load_problem(request.param)
-    try:
-        problem.batch(0, 0)
-        problem.init(0)
-    except DatasetUnavailable as error:
-        pytest.skip(f"data cannot be had: {error}")
-    return problem
+    return available(request.param)
 
 
 def flat(batch):

@@ -4,21 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from harness.image_datasets import DatasetUnavailable
-from meta_train.problems import META_TRAINING, load_problem
+from meta_train.problems import META_TRAINING
 from meta_train.problems.catalogue import CnnFamily
+from tests.meta_train.small import available
 
 FAMILIES = [name for name, p in META_TRAINING.items() if isinstance(p, CnnFamily)]
 
 
 @pytest.fixture(params=FAMILIES)
 def family(request):
-    family = load_problem(request.param)
-    try:
-        family.batch(0, 0)
-    except DatasetUnavailable as error:
-        pytest.skip(f"data cannot be had: {error}")
-    return family
+    return available(request.param)
 
 
 def test_seeds_have_different_networks_and_batch_sizes(family):
@@ -41,8 +36,7 @@ def test_seeds_have_different_networks_and_batch_sizes(family):
 def test_networks_of_seeds_have_gradients_and_are_evaluated(family):
     for seed in range(4):
         model = family.init(seed)
-        loss = family.loss(model, family.batch(seed, 0))
-        loss.backward()
+        family.loss(model, family.batch(seed, 0)).backward()
         assert all(p.grad.isfinite().all() for p in model.parameters())
         assert family.evaluate(model.eval(), "validation", 40).loss > 0
         widths = [m.out_channels for m in model if isinstance(m, nn.Conv2d)]

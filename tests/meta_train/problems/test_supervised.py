@@ -3,6 +3,7 @@ from math import exp, log
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from harness.image_datasets import batch_indices
 from harness.random import derive_seed
@@ -40,14 +41,11 @@ def test_evaluation_is_the_mean_over_all_examples(splits):
     model = problem.init(0).eval()
     inputs, labels = splits.test.batch(torch.arange(SIZE))
     loss, accuracy = problem.evaluate(model, "test")
-    assert loss == pytest.approx(
-        nn.functional.cross_entropy(model(inputs), labels).item()
-    )
-    assert accuracy == pytest.approx(
-        (model(inputs).argmax(1) == labels).double().mean().item()
-    )
+    assert loss == pytest.approx(cross_entropy(model(inputs), labels).item())
+    is_right = model(inputs).argmax(1) == labels
+    assert accuracy == pytest.approx(is_right.double().mean().item())
     first = problem.evaluate(model, "test", 7)
-    expected = nn.functional.cross_entropy(model(inputs[:7]), labels[:7]).item()
+    expected = cross_entropy(model(inputs[:7]), labels[:7]).item()
     assert first.loss == pytest.approx(expected)
 
 
@@ -76,10 +74,8 @@ def test_a_full_batch_is_everything_in_order(splits):
 def test_noise_in_examples_is_keyed_by_seed_and_step(splits):
     noisy = splits.map(lambda inputs, labels: (torch.randn(len(inputs)), labels))
     problem = linear_problem(lambda: noisy)
-    drawn = [
-        tuple(problem.batch(*key)[0].tolist())
-        for key in ((0, 0), (0, 1), (1, 0), (0, 0))
-    ]
+    keys = (0, 0), (0, 1), (1, 0), (0, 0)
+    drawn = [tuple(problem.batch(*key)[0].tolist()) for key in keys]
     assert drawn[0] == drawn[3]
     assert len(set(drawn)) == 3
 
@@ -97,32 +93,24 @@ def test_the_quantile_loss_by_hand():
     # target 2: above the .1 quantile by 2, above the median by 1, below the .9 quantile
     # by 1
     expected = (0.1 * 2 + 0.5 * 1 + 0.1 * 1) / 3
-    assert pinball_loss(predicted, torch.tensor([[2.0]])).item() == pytest.approx(
-        expected
-    )
+    loss = pinball_loss(predicted, torch.tensor([[2.0]]))
+    assert loss.item() == pytest.approx(expected)
 
 
 def test_the_evidence_bound_by_hand():
-    logits = torch.zeros(1, 4)
-    images = torch.ones(1, 1, 2, 2)
-    mean = torch.tensor([[1.0]])
-    log_variance = torch.tensor([[0.5]])
+    mean, log_variance = torch.tensor([[1.0]]), torch.tensor([[0.5]])
     divergence = 0.5 * (1 + exp(0.5) - 1 - 0.5)
-    loss = vae_loss((logits, mean, log_variance), images)
+    loss = vae_loss((torch.zeros(1, 4), mean, log_variance), torch.ones(1, 1, 2, 2))
     assert loss.item() == pytest.approx(log(2) + divergence / 4)
 
 
 def test_the_contrastive_loss_by_hand():
     embeddings = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0]])
-    labels = torch.tensor(
-        [0, 0, 1]
-    )  # the third has no other of its class and is left out
+    labels = torch.tensor([0, 0, 1])  # the third has no other of its class: left out
     alike = exp(1 / TEMPERATURE)
-    other = exp(0.0)
-    expected = -log(alike / (alike + other))
-    assert contrastive_loss(embeddings, labels).item() == pytest.approx(
-        expected, abs=1e-6
-    )
+    expected = -log(alike / (alike + exp(0.0)))
+    loss = contrastive_loss(embeddings, labels)
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_nearest_neighbour_is_never_itself():

@@ -26,8 +26,7 @@ def test_files_are_read_in_sorted_order_and_coded_by_character():
     codes, ends = library_text()
     assert list(FILES) == sorted(FILES)
     assert len(codes) == ends[-1] == sum(len(source(name)) for name in FILES)
-    first = source(FILES[0])[:500]
-    assert "".join(CHARACTERS[code] for code in codes[:500]) == first
+    assert "".join(CHARACTERS[code] for code in codes[:500]) == source(FILES[0])[:500]
     assert codes.min() >= 0 and codes.max() < VOCABULARY
 
 
@@ -52,9 +51,8 @@ def test_splits_share_no_block():
 def test_longer_files_only_shift_the_training_windows_of_later_files():
     _, ends = library_text()
     starts = window_starts(ends, 65)[0]
-    assert set(torch.searchsorted(ends, starts, right=True).tolist()) == set(
-        range(len(FILES))
-    )
+    files = set(torch.searchsorted(ends, starts, right=True).tolist())
+    assert files == set(range(len(FILES)))
     longer = ends.clone()
     longer[3:] += 5000
     later = window_starts(longer, 65)[0]
@@ -71,9 +69,8 @@ def test_targets_are_the_next_characters():
 def test_windows_are_labelled_by_the_file_of_their_start():
     codes, files = files_of_windows(40).test.batch(torch.arange(30))
     for window, file in zip(codes, files.tolist(), strict=True):
-        beginning = "".join(
-            CHARACTERS[code] for code in window[:10] if code < len(CHARACTERS)
-        )
+        codes_of_text = [code for code in window[:10] if code < len(CHARACTERS)]
+        beginning = "".join(CHARACTERS[code] for code in codes_of_text)
         assert beginning in source(FILES[file]) or len(beginning) < 10
 
 

@@ -51,10 +51,7 @@ def test_a_module_that_cannot_be_imported_is_named():
         ("number", "expected an object with name, steps, init, .*evaluate; got 3. See"),
         ("half", "got Half without init, batch, loss, evaluate"),
         ("needs_arguments", "factory without arguments.*required argument: 'width'"),
-        (
-            "nothing",
-            f"'{HERE}:nothing': expected 'nothing' in module '{HERE}'; got none",
-        ),
+        ("nothing", f"expected 'nothing' in module '{HERE}'; got none"),
     ],
 )
 def test_other_objects_are_errors(name, message):
@@ -78,11 +75,8 @@ def test_the_line_of_an_error_in_a_module_is_named(tmp_path, monkeypatch):
 
 
 def test_errors_for_unknown_names_have_the_nearest():
-    message = (
-        r"^problem 'fm-17': expected a known name or module:factory. Nearest: fm-16, "
-        "fm-8"
-    )
-    with pytest.raises(ValueError, match=message) as raised:
+    message = "^problem 'fm-17': expected a known name or module:factory. Nearest: "
+    with pytest.raises(ValueError, match=f"{message}fm-16, fm-8") as raised:
         load_problem("fm-17")
     assert len(str(raised.value)) < 200
     assert "python -m meta_train.problems --names" in str(raised.value)

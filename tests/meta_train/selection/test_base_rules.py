@@ -25,9 +25,8 @@ def test_records_are_kept_for_each_variant(tmp_path):
     first = whole_runs(variants, (TOY,), (0, 1), tmp_path)
     assert [r["run"]["seed"] for r in first["start"]] == [0, 1]
     assert first["start"][0]["validation"] != first["other"][0]["validation"]
-    assert load_pretrained(tmp_path / "other.safetensors").base.config == SoapConfig(
-        step_size=0.03
-    )
+    other = load_pretrained(tmp_path / "other.safetensors").base
+    assert other.config == SoapConfig(step_size=0.03)
     (file,) = (tmp_path / "records").iterdir()
     kept = file.read_text()
     assert kept.count("\n") == 4

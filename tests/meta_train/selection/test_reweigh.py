@@ -18,6 +18,7 @@ from meta_train.selection.reweigh import (
 )
 from ngopt import load_pretrained
 from ngopt.metanets.features import NUM_FEATURES
+from tests.graph_checks import assert_equal
 from tests.meta_train.training.test_train import TOY
 
 
@@ -37,13 +38,11 @@ def test_factors_multiply_inputs_and_outputs_of_the_head(name):
     assert len(FEATURES) == NUM_FEATURES
     assert (GRAPH in names) == (name != "ff")
     generator = torch.Generator().manual_seed(0)
-    logarithms = dict(
-        zip(names, torch.randn(len(names), generator=generator).tolist(), strict=True)
-    )
+    values = torch.randn(len(names), generator=generator).tolist()
+    logarithms = dict(zip(names, values, strict=True))
     d = learned.metanet.d_context
-    features, context = torch.randn(9, NUM_FEATURES + d, generator=generator).split(
-        [NUM_FEATURES, d], 1
-    )
+    inputs = torch.randn(9, NUM_FEATURES + d, generator=generator)
+    features, context = inputs.split([NUM_FEATURES, d], 1)
     metanet = reweighed(learned, logarithms).metanet
     with torch.no_grad():
         updates = metanet.updates(features, context if d else None)
@@ -56,8 +55,7 @@ def test_factors_multiply_inputs_and_outputs_of_the_head(name):
 def test_factors_of_one_change_nothing():
     learned = load_pretrained("ng-gnn")
     same = reweighed(learned, dict.fromkeys(reweigh.factor_names(learned), 0.0))
-    pairs = zip(learned.metanet.parameters(), same.metanet.parameters(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
+    assert_equal(learned.metanet.parameters(), same.metanet.parameters())
     assert same.metanet.config == learned.metanet.config
 
 
@@ -70,10 +68,8 @@ def test_mean_of_the_better_half_of_the_last_generations():
     study = optuna.create_study(direction="maximize")
     spread = {"x": optuna.distributions.FloatDistribution(-10, 10)}
     for x, value in enumerate([9.0, 1.0, 4.0, 2.0, 3.0]):
-        trial = optuna.create_trial(
-            params={"x": float(x)}, distributions=spread, value=value
-        )
-        study.add_trial(trial)
+        numbers = {"params": {"x": float(x)}, "distributions": spread}
+        study.add_trial(optuna.create_trial(**numbers, value=value))
     # 4 trials, of which numbers 2 and 4 are better
     assert mean_of_best(study.trials, 2) == {"x": 3.0}
 
@@ -90,8 +86,7 @@ def test_trials_and_mean_of_the_best_are_written(config, capsys):
     chosen = load_pretrained(Path(config.folder, "best.safetensors"))
     stage = chosen.recipe["stages"][-1]
     expected = reweighed(load_pretrained("ff"), stage["chosen"]).metanet
-    pairs = zip(chosen.metanet.parameters(), expected.parameters(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
+    assert_equal(chosen.metanet.parameters(), expected.parameters())
     gains = [row["gain"] for row in chosen.table["validation"]]
     assert len(set(gains)) == config.checks
     for row in chosen.table["validation"]:
@@ -99,14 +94,19 @@ def test_trials_and_mean_of_the_best_are_written(config, capsys):
     assert "on 2 other seeds: lower by" in capsys.readouterr().out
 
 
-def test_problems_of_other_data_are_errors(config):
-    with pytest.raises(ValueError, match="FashionMNIST, which alone chooses.*c10-32"):
-        replace(config, problems=("fm-16", "c10-32"))
-
-
-def test_population_below_the_minimum_is_an_error(config):
-    with pytest.raises(ValueError, match="population: expected at least 4; got 3"):
-        replace(config, population=3)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"problems": ("fm-16", "c10-32")},
+            "FashionMNIST, which alone chooses.*c10-32",
+        ),
+        ({"population": 3}, "population: expected at least 4; got 3"),
+    ],
+)
+def test_unsuitable_settings_are_errors(config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(config, **changes)
 
 
 def test_a_folder_of_other_settings_is_an_error(config):

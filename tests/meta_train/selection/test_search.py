@@ -6,7 +6,6 @@ import optuna
 import pytest
 
 from meta_train.selection import search, sweep
-from meta_train.training import train
 from ngopt import load_pretrained
 from tests.meta_train.training.test_train import TOY
 
@@ -16,34 +15,22 @@ pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalW
 @pytest.fixture
 def config(tmp_path, monkeypatch):
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    real = search.suggested
 
-    def short(trial, config):
-        settings = vars(real(trial, config))
-        return train.Config(**{**settings, "outer_steps": 2})
+    def short(trial, config, real=search.suggested):
+        return replace(real(trial, config), outer_steps=2)
 
     monkeypatch.setattr(search, "suggested", short)
-    return search.Config(
-        metanet="lstm",
-        problems=(TOY,),
-        truncation=4,
-        most_outer_steps=12,
-        gains=(0.5, 1.0),
-        horizon=8,
-        gain_seeds=1,
-        trials=2,
-        folder=str(tmp_path / "search"),
-    )
+    sizes = {"truncation": 4, "most_outer_steps": 12, "horizon": 8, "gain_seeds": 1}
+    options = {**sizes, "gains": (0.5, 1.0), "trials": 2}
+    folder = str(tmp_path / "search")
+    return search.Config(metanet="lstm", problems=(TOY,), folder=folder, **options)
 
 
 def test_trials_are_kept_and_the_best_is_written(config, capsys):
     search.run(config)
-    more = search.Config(**{**vars(config), "trials": 3})
-    search.run(more)
-    lines = [
-        json.loads(line)
-        for line in Path(config.folder, "trials.json").read_text().splitlines()
-    ]
+    search.run(replace(config, trials=3))
+    lines = Path(config.folder, "trials.json").read_text().splitlines()
+    lines = list(map(json.loads, lines))
     assert [line["trial"] for line in lines] == [0, 1, 2]
     assert len({line["numbers"]["lr"] for line in lines}) == 3
     best = max(lines, key=lambda line: line["score"])
@@ -60,23 +47,13 @@ def test_trials_are_kept_and_the_best_is_written(config, capsys):
 
 def test_given_numbers_are_fixed_in_all_trials():
     config = search.Config(tail=0.5, metanet_config={"width": 24, "graph_every": 8})
-    chosen = {
-        "layers": 2,
-        "d_out": 8,
-        "outer_steps": 10,
-        "lr": 1e-4,
-        "weight_decay": 1e-4,
-    }
-    trial = optuna.trial.FixedTrial(chosen)
+    chosen = {"layers": 2, "d_out": 8, "outer_steps": 10, "lr": 1e-4}
+    trial = optuna.trial.FixedTrial({**chosen, "weight_decay": 1e-4})
     settings = search.suggested(trial, config)
-    assert set(trial.distributions) == set(chosen)
+    assert set(trial.distributions) == {*chosen, "weight_decay"}
     assert settings.tail == 0.5
-    assert settings.metanet_config == {
-        "width": 24,
-        "graph_every": 8,
-        "layers": 2,
-        "d_out": 8,
-    }
+    expected = {"width": 24, "graph_every": 8, "layers": 2, "d_out": 8}
+    assert settings.metanet_config == expected
 
 
 @pytest.mark.parametrize("other", ["c10-32", "cnn-gn-c16", "siren-rgb", "mlp-small-m7"])
@@ -87,13 +64,13 @@ def test_problems_of_other_data_are_errors(other):
         search.Config(problems=("fm-16", other))
 
 
-def test_counts_below_the_minimum_are_errors():
-    with pytest.raises(
-        ValueError, match="most_outer_steps: expected 10 or more; got 9"
-    ):
-        search.Config(most_outer_steps=9)
-    with pytest.raises(ValueError, match="horizon: expected 1 or more; got 0"):
-        search.Config(horizon=0)
+@pytest.mark.parametrize(
+    ("name", "count", "least"), [("most_outer_steps", 9, 10), ("horizon", 0, 1)]
+)
+def test_counts_below_the_minimum_are_errors(name, count, least):
+    message = f"{name}: expected {least} or more; got {count}"
+    with pytest.raises(ValueError, match=message):
+        search.Config(**{name: count})
 
 
 def test_a_folder_of_other_settings_is_an_error(config):

@@ -17,48 +17,41 @@ from tests.meta_train.small import TOY as SMALL
 from tests.meta_train.training.test_train import TOY, config
 
 
-def test_sweep_chooses_the_best_gain_on_validation(tmp_path, capsys):
-    trainer = MetaTrainer(config(tmp_path))
-    trainer.run()
-    weights = str(tmp_path / "best.safetensors")
+@pytest.fixture
+def weights(tmp_path):
+    """The best of a short meta-training."""
+    MetaTrainer(config(tmp_path)).run()
+    return str(tmp_path / "best.safetensors")
+
+
+def test_sweep_chooses_the_best_gain_on_validation(weights, tmp_path, capsys):
     output = str(tmp_path / "gain.safetensors")
-    sweep.run(
-        sweep.Config(
-            weights, output, problems=(TOY,), gains=(0, 1, 3), seeds=2, steps=10
-        )
-    )
+    gains = (0, 1, 3)
+    settings = {"problems": (TOY,), "gains": gains, "seeds": 2, "steps": 10}
+    sweep.run(sweep.Config(weights, output, **settings))
     runs = json.loads((tmp_path / "gain.json").read_text())["runs"]
     assert len(runs) == 6
     accuracy = {
-        g: sum(r["accuracy"] for r in runs if r["gain"] == g) for g in (0.0, 1.0, 3.0)
+        g: sum(run["accuracy"] for run in runs if run["gain"] == g) for g in gains
     }
     best = max(accuracy, key=accuracy.get)
-    old = load_pretrained(weights)
-    new = load_pretrained(output)
+    old, new = load_pretrained(weights), load_pretrained(output)
     assert new.metanet.config.output_scale == best * old.metanet.config.output_scale
     assert new.recipe["stages"][-1]["chosen"] == {"gain": best, "cooldown": None}
     assert len(set(accuracy.values())) == 3
     assert "accuracy" in capsys.readouterr().out
 
 
-def test_sweep_chooses_gain_and_cooldown_for_runs_of_known_length(tmp_path, capsys):
-    MetaTrainer(config(tmp_path)).run()
-    weights = str(tmp_path / "best.safetensors")
+def test_sweep_chooses_gain_and_cooldown_for_runs_of_known_length(
+    weights, tmp_path, capsys
+):
     output = str(tmp_path / "cool.safetensors")
-    settings = sweep.Config(
-        weights,
-        output,
-        problems=(TOY,),
-        gains=(0, 3),
-        cooldowns=(0.3, 1),
-        seeds=1,
-        steps=10,
-    )
-    best, means = sweep.search(settings)
+    scales = {"gains": (0, 3), "cooldowns": (0.3, 1)}
+    sizes = {"problems": (TOY,), "seeds": 1, "steps": 10}
+    best, means = sweep.search(sweep.Config(weights, output, **scales, **sizes))
     assert list(means) == [(0, 0.3), (3, 0.3), (0, 1), (3, 1)]
     assert best == max(means, key=lambda scale: means[scale].accuracy)
-    old = load_pretrained(weights)
-    new = load_pretrained(output)
+    old, new = load_pretrained(weights), load_pretrained(output)
     assert new.cooldown == Cooldown(*best)
     assert new.metanet.config == old.metanet.config
     optimizee = Optimizee(load_problem(TOY), derive_seed(0, 20, 0))
@@ -75,8 +68,7 @@ def test_advice_for_a_gain_at_the_edge():
         assert sweep.edge_advice(gain, gains) is None
 
 
-def test_steps_are_the_horizon_of_each_problem(tmp_path, monkeypatch, capsys):
-    MetaTrainer(config(tmp_path)).run()
+def test_steps_are_the_horizon_of_each_problem(weights, tmp_path, monkeypatch, capsys):
     steps_of_runs = []
 
     def run(optimizee, learned, steps, real=whole_run):
@@ -84,7 +76,6 @@ def test_steps_are_the_horizon_of_each_problem(tmp_path, monkeypatch, capsys):
         return real(optimizee, learned, 2)
 
     monkeypatch.setattr(sweep, "whole_run", run)
-    weights = str(tmp_path / "best.safetensors")
     output = str(tmp_path / "gain.safetensors")
     sizes = {"problems": (TOY, SMALL), "gains": (1, 2), "seeds": 1}
     sweep.run(sweep.Config(weights, output, **sizes))

@@ -44,8 +44,7 @@ def alone(training, multiplier, seed):
         task.loss(model(task.inputs[chosen]), task.targets[chosen]).backward()
         opt.step()
     with torch.no_grad():
-        outputs = model(task.validation_inputs)
-        return task.loss(outputs, task.validation_targets).item()
+        return task.loss(model(task.validation_inputs), task.validation_targets).item()
 
 
 @pytest.mark.parametrize("name", TRAININGS)

@@ -131,8 +131,9 @@ def test_caution_moves_predictions_towards_zero():
 
 def test_large_networks_can_be_left_out():
     sizes = np.log([[100], [2000], [1000], [1001]])
+    seeds = range(4)
     data = Data(
-        trainings=[draw(seed) for seed in range(4)],
+        trainings=[draw(seed) for seed in seeds],
         names=["log elements"],
         x=np.stack([sizes, sizes], 1),
         unnamed=np.zeros((4, 2, 1)),
@@ -140,10 +141,10 @@ def test_large_networks_can_be_left_out():
         log_multipliers=np.zeros(1),
         files=np.zeros(4),
     )
-    found = of_small_networks(data, 1000)
-    assert [training.seed for training in found.trainings] == [0, 2]
-    assert found.gains.flatten().tolist() == [0.0, 2.0]
-    assert found.kinds.tolist() == [draw(seed).kind for seed in (0, 2)]
-    assert found.steps.tolist() == [draw(seed).steps for seed in (0, 2)]
-    assert found.x.shape == (2, 2, 1) and found.unnamed.shape == (2, 2, 1)
+    small, expected = of_small_networks(data, 1000), [draw(0), draw(2)]
+    assert small.trainings == expected
+    assert small.gains.flatten().tolist() == [0.0, 2.0]
+    assert small.kinds.tolist() == [training.kind for training in expected]
+    assert small.steps.tolist() == [training.steps for training in expected]
+    assert small.x.shape == small.unnamed.shape == (2, 2, 1)
     assert len(of_small_networks(data, math.inf).files) == 4

@@ -37,8 +37,7 @@ def peaked(best):
 def examples(slope):
     """Features, gains with the peak at slope times the first feature, and kinds."""
     x = np.random.RandomState(0).uniform(-1, 1, (120, 3))
-    kinds = np.array([str(i % 20) for i in range(len(x))])
-    return x, peaked(slope * x[:, 0]), kinds
+    return x, peaked(slope * x[:, 0]), np.array([str(i % 20) for i in range(len(x))])
 
 
 def pair(outputs, caution):
@@ -54,13 +53,12 @@ def test_features_of_a_network_that_diverged_are_finite(value):
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
     torch.nn.init.constant_(model[0].weight, value)
     params = [p.detach() for p in model.parameters()]
-    grads = [torch.full_like(p, value) for p in params]
+    params = [p.detach() for p in model.parameters()]
     roles = roles_of(build_graph(model.named_parameters()))
-    found = features(Table(roles, params, grads), 100)
-    assert np.isfinite(list(found.values())).all()
-    grads = [torch.ones_like(p) for p in params]
-    found = features(Table(roles, params, grads), 100)
-    assert np.isfinite(list(found.values())).all()
+    for gradient in (value, 1.0):
+        grads = [torch.full_like(p, gradient) for p in params]
+        values = list(features(Table(roles, params, grads), 100).values())
+        assert np.isfinite(values).all()
 
 
 def test_refined_gains_keep_the_measured_ones_and_do_not_overshoot():
@@ -78,8 +76,7 @@ def test_losses_count_more_than_gains():
 @pytest.mark.parametrize("width", (0, 8))
 def test_an_ensemble_learns_where_peaks_are(width):
     x, gains, kinds = examples(slope=1.5)
-    settings = Settings(width=width, caution=0.0, members=3)
-    model = Ensemble(GRID, settings)
+    model = Ensemble(GRID, Settings(width=width, caution=0.0, members=3))
     model.fit(x, gains, kinds)
     found = model.predict(x)
     assert np.corrcoef(found, x[:, 0])[0, 1] > 0.95
@@ -117,8 +114,7 @@ def test_beyond_the_data_predictions_decay():
 
 def test_the_library_predicts_the_same():
     d = len(CHOSEN)
-    random = np.random.RandomState(0)
-    x = random.randn(40, d)
+    x = np.random.RandomState(0).randn(40, d)
     gains = x[:, :1] * GRID
     kinds = np.arange(40) % 7
     model = Ensemble(GRID, Settings(steps=20))
@@ -136,8 +132,7 @@ def test_the_library_predicts_the_same():
 
 
 def test_a_kind_is_in_one_fold():
-    kinds = np.array(["a", "b", "c", "a", "b", "d"])
-    fold = folds(kinds)
+    fold = folds(np.array(["a", "b", "c", "a", "b", "d"]))
     assert fold[0] == fold[3] and fold[1] == fold[4]
     assert len(set(fold)) == 4
 
@@ -145,9 +140,10 @@ def test_a_kind_is_in_one_fold():
 @pytest.fixture
 def folder(tmp_path):
     """Outcomes of small networks, whose best multiplier is 2."""
+    """Outcomes of small networks, whose best multiplier is 2."""
+    losses = np.exp(-peaked(np.ones(1))[0])
     for seed in range(6):
         training = replace(BASE, seed=seed, activation=ACTIVATIONS[seed % 3])
-        losses = np.exp(-peaked(np.ones(1))[0])
         record = {
             **asdict(training),
             "multipliers": list(2**GRID),
@@ -156,23 +152,17 @@ def folder(tmp_path):
         }
         append_line(tmp_path / "outcomes.jsonl", record)
         # at a multiplier of 2, where longer steps of the last layer are better
-        slopes = {
-            **record,
-            "multiplier": 2.0,
-            "variants": list(SLOPES),
-            "validation": [[1.0, 1.1], [0.9, 0.9], [0.8, 0.85]],
-        }
-        append_line(tmp_path / "slopes.jsonl", slopes)
+        slopes = {"multiplier": 2.0, "variants": list(SLOPES)}
+        slopes["validation"] = [[1.0, 1.1], [0.9, 0.9], [0.8, 0.85]]
+        append_line(tmp_path / "slopes.jsonl", {**record, **slopes})
     return tmp_path
 
 
 def test_features_are_cached(folder):
     data = read_data(folder)
-    cached = list(read_lines([folder / "features.jsonl"]))
-    assert len(cached) == 6
-    again = read_data(folder)
-    np.testing.assert_array_equal(data.x, again.x)
-    assert len(list(read_lines([folder / "features.jsonl"]))) == 6
+    for _ in range(2):
+        assert len(list(read_lines([folder / "features.jsonl"]))) == 6
+        np.testing.assert_array_equal(data.x, read_data(folder).x)
     assert set(CHOSEN) <= set(data.names)
 
 
@@ -208,9 +198,8 @@ def test_the_comparison_is_printed_and_written(folder, monkeypatch, capsys):
     assert rows[0]["all"] == 0
     assert rows[1]["all"] > 9
     assert "slopes: 6 trainings of 3 kinds" in printed
-    slopes = {}
-    for row in read_json(folder / "compare.json", "comparison")["slopes"]:
-        slopes[row["model"]] = row["all"]
+    rows = read_json(folder / "compare.json", "comparison")["slopes"]
+    slopes = {row["model"]: row["all"] for row in rows}
     assert slopes["slope, chosen"] == pytest.approx(8.7, abs=0.2)
     both = slopes["factor"] + slopes["slope, chosen"]
     assert slopes["factor and slope"] == pytest.approx(both)
@@ -239,8 +228,7 @@ def test_the_fitted_predictor_is_written(folder, capsys):
     base = load_pretrained(folder / "learned-step.safetensors").base
     assert base is not None
     assert base.config == load_pretrained().base.config
-    data = read_data(folder)
-    x = torch.tensor(data.columns(CHOSEN)[:, 0])
+    x = torch.tensor(read_data(folder).columns(CHOSEN)[:, 0])
     assert (base.multiplier.predictor.predict(x) > 0.3).all()
 
 

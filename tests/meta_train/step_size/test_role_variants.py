@@ -13,8 +13,7 @@ from tests.meta_train.step_size.test_copies import BASE, TRAININGS
 def rates(training, name):
     """Step size of each parameter, by name."""
     names = [own for own, _ in started(training, 0).named_parameters()]
-    variant = role_variants(training, 1.5)[name]
-    return dict(zip(names, variant.lr, strict=True))
+    return dict(zip(names, role_variants(training, 1.5)[name].lr, strict=True))
 
 
 def test_one_role_is_changed():
@@ -29,8 +28,7 @@ def test_one_role_is_changed():
         assert vectors[name] == (1.5 if name in matrices else 3.0)
         first = name.split(".")[0] == matrices[0].split(".")[0]
         assert inputs[name] == (0.75 if first else 1.5)
-    depth = rates(BASE, "depth 2")
-    found = [depth[name] for name in matrices]
+    found = [rates(BASE, "depth 2")[name] for name in matrices]
     assert found == sorted(found)
     assert found[0] == pytest.approx(0.75) and found[-1] == pytest.approx(3.0)
 
@@ -38,20 +36,17 @@ def test_one_role_is_changed():
 def test_changes_without_effect_are_left_out():
     assert "table 2" not in role_variants(BASE, 1.0)
     assert "table 2" in role_variants(TRAININGS["words"], 1.0)
-    shallow = replace(BASE, depth=1, norm="none")
-    assert "depth 2" not in role_variants(shallow, 1.0)
+    assert "depth 2" not in role_variants(replace(BASE, depth=1, norm="none"), 1.0)
 
 
 def test_weight_decay_of_the_default_is_multiplied():
     """A variant with the default's own decay trains as the default does."""
     variants = role_variants(BASE, 1.0)
-    own = []
-    for low, high in zip(
-        variants["decay 0.5"].weight_decay,
-        variants["decay 2"].weight_decay,
-        strict=True,
-    ):
-        own.append(None if low is None else (low * high) ** 0.5)
+    decays = [variants[name].weight_decay for name in ("decay 0.5", "decay 2")]
+    own = [
+        None if low is None else (low * high) ** 0.5
+        for low, high in zip(*decays, strict=True)
+    ]
     unchanged = variants[UNCHANGED]
     tried = [unchanged, unchanged._replace(weight_decay=own), variants["decay 2"]]
     losses = measured(BASE, tried).validation

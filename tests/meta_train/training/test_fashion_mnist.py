@@ -17,11 +17,9 @@ def test_ng_gnn_beats_adam_on_fashion_mnist():
     except DatasetUnavailable as error:
         pytest.skip(f"FashionMNIST cannot be had: {error}")
     weights = weights_hash(load_pretrained("ng-gnn"))
-    learned = train(
-        Run(
-            "fm-16", "ng-gnn", None, weights, 7, STEPS, "evaluation", STEPS, traced=True
-        )
-    )
-    adam = train(Run("fm-16", "adam", 0.006, None, 7, STEPS, "evaluation", STEPS))
+    weights = weights_hash(load_pretrained("ng-gnn"))
+    length = 7, STEPS, "evaluation", STEPS
+    learned = train(Run("fm-16", "ng-gnn", None, weights, *length, traced=True))
+    adam = train(Run("fm-16", "adam", 0.006, None, *length))
     assert learned["train_loss"] < adam["train_loss"]
     assert learned["test"]["accuracy"] > 0.7

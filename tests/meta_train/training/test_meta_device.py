@@ -51,9 +51,8 @@ class Copies(TorchDispatchMode):
 
 def on_meta(name, count):
     torch.manual_seed(0)
-    optimizees = [
-        Optimizee(Regression(), seed=seed, device=META) for seed in range(count)
-    ]
+    seeds = range(count)
+    optimizees = [Optimizee(Regression(), seed=seed, device=META) for seed in seeds]
     metanet = metanet_for(name, optimizees[0].graph)
     if name == "ng-gnn":
         metanet = metanet.reconfigured(graph_every=2).double()

@@ -15,8 +15,7 @@ def test_nearest_and_ties_to_even():
     """With 2 bits of mantissa, values from 1 to 2 are multiples of 1/4."""
     x = torch.tensor([1.1, 1.125, 1.375, 1.13, 1.99, -1.2, 0.0, 3e-20])
     found = round_mantissa(x, 2)
-    expected = [1.0, 1.0, 1.5, 1.25, 2.0, -1.25, 0.0]
-    assert found[:7].tolist() == expected
+    assert found[:7].tolist() == [1.0, 1.0, 1.5, 1.25, 2.0, -1.25, 0.0]
     assert abs(found[7] / x[7] - 1) <= 2**-3
 
 
@@ -34,9 +33,8 @@ def test_a_rounded_file_names_its_weights(tmp_path, capsys):
         "rounded_from": weights_hash(old),
     }
     assert new.metanet.config == old.metanet.config
-    for before, after in zip(
-        old.metanet.parameters(), new.metanet.parameters(), strict=True
-    ):
+    pairs = zip(old.metanet.parameters(), new.metanet.parameters(), strict=True)
+    for before, after in pairs:
         assert (after.view(torch.int32) & 0b1111).eq(0).all()
         torch.testing.assert_close(after, before, rtol=2**-20, atol=0)
 

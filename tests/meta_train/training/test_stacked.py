@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -9,13 +10,15 @@ from torch import nn
 
 from meta_train.training import train
 from meta_train.training.estimators import PES, TBPTT, Imitation, SecondOrderTBPTT
-from meta_train.training.train import Config, MetaTrainer
+from meta_train.training.train import MetaTrainer
 from meta_train.training.unroll import Optimizee, Stack, stacked, unstacked
-from ngopt.metanets import METANETS, FeedForward
+from ngopt.metanets import METANETS
 from ngopt.metanets.stepping.cooldown import Cooldown
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 from tests.meta_train.closed_form import Regression
+from tests.meta_train.training.test_train import config
 from tests.metanets import metanet_for
+from tests.networks import FromFunction
 
 ESTIMATORS = {
     "tbptt": TBPTT(tail=0.5),
@@ -28,16 +31,19 @@ def normalised():
     return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2))
 
 
-class Unused(nn.Module):
+def unused():
     """Has a parameter without a gradient."""
+    return FromFunction(lambda m, x: m.used(x), used=(3, 2), unused=(3, 2))
 
-    def __init__(self):
-        super().__init__()
-        self.used = nn.Linear(3, 2)
-        self.unused = nn.Linear(3, 2)
 
-    def forward(self, x):
-        return self.used(x)
+def regressions(name="ff", layers=None, seeds=(1, 2), **changes):
+    """Optimizees, and a learned optimizer for them, in float64."""
+    torch.manual_seed(0)
+    optimizees = [Optimizee(Regression(layers), seed=seed) for seed in seeds]
+    metanet = metanet_for(name, optimizees[0].graph)
+    if changes:
+        metanet = metanet.reconfigured(**changes).double()
+    return optimizees, LearnedOptimizer(metanet)
 
 
 def check_alone_and_stacked(
@@ -64,30 +70,23 @@ def check_alone_and_stacked(
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("name", sorted(METANETS))
 def test_stacked_meta_gradients_are_those_of_each_alone(name, estimator):
-    torch.manual_seed(0)
-    optimizees = [Optimizee(Regression(), seed=seed) for seed in (1, 2, 3)]
-    learned = LearnedOptimizer(metanet_for(name, optimizees[0].graph))
+    optimizees, learned = regressions(name, seeds=(1, 2, 3))
     found = check_alone_and_stacked(optimizees, learned, ESTIMATORS[estimator])
     gradients = torch.stack([estimate.meta_gradient for estimate in found])
     assert torch.pdist(gradients).min() > 1e-4
 
 
-@pytest.mark.parametrize("layers", [normalised, Unused])
+@pytest.mark.parametrize("layers", [normalised, unused])
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_buffers_and_absent_gradients(layers, estimator):
-    torch.manual_seed(0)
-    optimizees = [Optimizee(Regression(layers), seed=seed) for seed in (1, 2)]
-    learned = LearnedOptimizer(metanet_for("ng-gnn", optimizees[0].graph))
-    check_alone_and_stacked(optimizees, learned, ESTIMATORS[estimator])
+    check_alone_and_stacked(*regressions("ng-gnn", layers), ESTIMATORS[estimator])
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_metanets_that_depend_on_the_step(estimator):
     """The graph is read in every second step, and updates have a cooldown."""
-    torch.manual_seed(0)
-    optimizees = [Optimizee(Regression(), seed=seed) for seed in (1, 2)]
-    metanet = metanet_for("ng-gnn", optimizees[0].graph).reconfigured(graph_every=2)
-    learned = LearnedOptimizer(metanet, cooldown=Cooldown(1.5, 0.6))
+    optimizees, learned = regressions("ng-gnn", graph_every=2)
+    learned = replace(learned, cooldown=Cooldown(1.5, 0.6))
     made = type(ESTIMATORS[estimator])(total_steps=5)
     # the context is stored in bfloat16, where a rounding may fall otherwise
     check_alone_and_stacked(optimizees, learned, made, rtol=1e-3)
@@ -96,21 +95,14 @@ def test_metanets_that_depend_on_the_step(estimator):
 def test_features_made_when_read(monkeypatch):
     """As those of a network of many parameters are, where nothing is differentiated."""
     monkeypatch.setattr("ngopt.metanets.stepping.rule.SMALL_NETWORK", 0)
-    torch.manual_seed(0)
-    optimizees = [Optimizee(Regression(), seed=seed) for seed in (1, 2)]
-    learned = LearnedOptimizer(metanet_for("ng-gnn", optimizees[0].graph))
-    check_alone_and_stacked(optimizees, learned, ESTIMATORS["pes"])
+    check_alone_and_stacked(*regressions("ng-gnn"), ESTIMATORS["pes"])
 
 
 def test_limits_of_each():
-    torch.manual_seed(0)
-    optimizees = [Optimizee(Regression(), seed=seed) for seed in (1, 2)]
-    learned = LearnedOptimizer(FeedForward().double())
+    optimizees, learned = regressions()
     states = [TBPTT().start(optimizee, learned) for optimizee in optimizees]
-    limits = torch.tensor([1e-3, 1e3], dtype=torch.float64)
-    found, _ = TBPTT(loss_limit=limits).estimate(
-        Stack(optimizees), learned, stacked(states), 3
-    )
+    estimator = TBPTT(loss_limit=torch.tensor([1e-3, 1e3], dtype=torch.float64))
+    found, _ = estimator.estimate(Stack(optimizees), learned, stacked(states), 3)
     assert found.meta_loss[0] == 1e-3
     assert found.meta_loss[1] < 1e3
     assert found.meta_gradient[0].abs().max() == 0
@@ -121,13 +113,9 @@ def test_dropout_differs_between_optimizees():
     def layers():
         return nn.Sequential(nn.Linear(3, 64), nn.Dropout(0.5), nn.Linear(64, 2))
 
-    stack = Stack(
-        [Optimizee(Regression(layers), seed=1), Optimizee(Regression(layers), seed=1)]
-    )
-    learned = LearnedOptimizer(FeedForward().double())
-    start = stacked(
-        [TBPTT().start(optimizee, learned) for optimizee in stack.optimizees]
-    )
+    optimizees, learned = regressions(layers=layers, seeds=(1, 1))
+    stack = Stack(optimizees)
+    start = stacked([TBPTT().start(optimizee, learned) for optimizee in optimizees])
     losses, _ = stack.loss(start.params, start.buffers, start.step)
     again, _ = stack.loss(start.params, start.buffers, start.step)
     assert losses[0] != losses[1]
@@ -139,29 +127,21 @@ def test_different_networks():
         Optimizee(Regression(layers), seed=1)
         for layers in (None, lambda: nn.Linear(3, 2))
     ]
-    with pytest.raises(
-        ValueError, match=r"Stack: optimizee 1: expected .*\[4, 3\].*; got .*\[2, 3\]"
-    ):
+    message = r"Stack: optimizee 1: expected .*\[4, 3\].*; got .*\[2, 3\]"
+    with pytest.raises(ValueError, match=message):
         Stack(optimizees)
 
 
 @pytest.mark.parametrize("name", sorted(METANETS))
 def test_imitation(name):
-    torch.manual_seed(0)
-    optimizees = [Optimizee(Regression(), seed=seed) for seed in (1, 2)]
-    metanet = metanet_for(name, optimizees[0].graph)
-    if name == "ng-gnn":
-        metanet = metanet.reconfigured(graph_every=2).double()
-    learned = LearnedOptimizer(metanet)
     # the context is stored in bfloat16, where a rounding may fall otherwise
-    rtol = 1e-3 if name == "ng-gnn" else 1e-9
-    check_alone_and_stacked(optimizees, learned, Imitation(), rtol=rtol)
+    changes, rtol = ({"graph_every": 2}, 1e-3) if name == "ng-gnn" else ({}, 1e-9)
+    check_alone_and_stacked(*regressions(name, **changes), Imitation(), rtol=rtol)
 
 
 def test_imitation_of_unequal_steps_is_refused():
     """The step of the default is known on the host."""
-    optimizees = [Optimizee(Regression(), seed=seed) for seed in (1, 2)]
-    learned = LearnedOptimizer(FeedForward().double())
+    optimizees, learned = regressions()
     estimator = Imitation()
     states = [estimator.start(optimizee, learned) for optimizee in optimizees]
     _, states[0] = estimator.estimate(optimizees[0], learned, states[0], 2)
@@ -170,22 +150,7 @@ def test_imitation_of_unequal_steps_is_refused():
         estimator.estimate(Stack(optimizees), learned, stacked(states), 1)
 
 
-TOY = "tests.meta_train.closed_form:Regression32"
-
-
-def config(folder, **changes):
-    settings = Config(
-        folder=str(folder),
-        problems=(TOY,),
-        outer_steps=4,
-        optimizees=5,
-        horizon=12,
-        truncation=3,
-        warmup=2,
-        validate_every=2,
-        metanet="ng-gnn",
-    )
-    return replace(settings, **changes)
+stacked_config = partial(config, outer_steps=4, optimizees=5, metanet="ng-gnn")
 
 
 class TestMetaTraining:
@@ -193,14 +158,10 @@ class TestMetaTraining:
         ("estimator", "metanet"), [("tbptt", "ng-gnn"), ("pes", "ff")]
     )
     def test_the_same_numbers(self, tmp_path, estimator, metanet, monkeypatch):
+        settings = {"estimator": estimator, "metanet": metanet}
         alone, together = (
             MetaTrainer(
-                config(
-                    tmp_path / str(stacked),
-                    estimator=estimator,
-                    metanet=metanet,
-                    stacked=stacked,
-                )
+                stacked_config(tmp_path / str(stacked), **settings, stacked=stacked)
             )
             for stacked in (False, True)
         )
@@ -230,8 +191,8 @@ class TestMetaTraining:
     def test_only_optimizees_at_the_same_step_are_stacked(
         self, tmp_path, monkeypatch, changes
     ):
-        trainer, sizes = MetaTrainer(config(tmp_path, stacked=True, **changes)), []
-        real = trainer.worker.unroll
+        trainer = MetaTrainer(stacked_config(tmp_path, stacked=True, **changes))
+        sizes, real = [], trainer.worker.unroll
 
         def unroll(jobs):
             assert len({(job.age, job.horizon, job.steps) for job in jobs}) == 1
@@ -245,19 +206,19 @@ class TestMetaTraining:
     def test_an_unknown_device(self, tmp_path):
         message = "device: expected cpu or cuda; got 'tpu'"
         with pytest.raises(ValueError, match=re.escape(message)):
-            train.run(config(tmp_path, stacked=True, device="tpu"))
+            train.run(stacked_config(tmp_path, stacked=True, device="tpu"))
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
     def test_without_a_gpu(self, tmp_path):
-        with pytest.raises(
-            ValueError, match="device: expected cpu where torch finds no GPU"
-        ):
-            train.run(config(tmp_path, device="cuda"))
+        message = "device: expected cpu where torch finds no GPU"
+        with pytest.raises(ValueError, match=message):
+            train.run(stacked_config(tmp_path, device="cuda"))
 
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
     def test_on_a_gpu(self, tmp_path):
-        alone = MetaTrainer(config(tmp_path / "cpu"))
-        gpu = MetaTrainer(config(tmp_path / "gpu", device="cuda", stacked=True))
+        alone = MetaTrainer(stacked_config(tmp_path / "cpu"))
+        on_gpu = {"device": "cuda", "stacked": True}
+        gpu = MetaTrainer(stacked_config(tmp_path / "gpu", **on_gpu))
         alone.run()
         gpu.run()
         for one, other in zip(alone.log, gpu.log, strict=True):

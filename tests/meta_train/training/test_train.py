@@ -18,6 +18,7 @@ from meta_train.training.unroll import Optimizee, whole_run
 from meta_train.training.worker import ESTIMATORS, Result, reduced
 from ngopt import load_pretrained
 from ngopt.metanets import FeedForward
+from tests.graph_checks import assert_equal
 
 TOY = "tests.meta_train.closed_form:Regression32"
 
@@ -38,8 +39,7 @@ def config(folder, **changes):
 
 
 def log_of(folder):
-    lines = (folder / "log.jsonl").read_text().splitlines()
-    return list(map(json.loads, lines))
+    return list(map(json.loads, (folder / "log.jsonl").read_text().splitlines()))
 
 
 @pytest.mark.parametrize(("estimator", "metanet"), [("pes", "ff"), ("tbptt", "ng-gnn")])
@@ -67,9 +67,8 @@ def test_resume_is_bit_identical(tmp_path, estimator, metanet):
     resumed = MetaTrainer(config(tmp_path / "broken", **settings))
     resumed.run()
     assert resumed.outer_step == 6
-    for one, other in ((whole.metanet, resumed.metanet), (whole.mean, resumed.mean)):
-        rows = zip(one.parameters(), other.parameters(), strict=True)
-        assert all(torch.equal(a, b) for a, b in rows)
+    assert_equal(whole.metanet.parameters(), resumed.metanet.parameters())
+    assert_equal(whole.mean.parameters(), resumed.mean.parameters())
     logs = [log_of(tmp_path / name) for name in ("whole", "broken")]
     assert logs[0] == logs[1]
     assert [record["outer_step"] for record in logs[0]] == [2, 4, 6]
@@ -84,15 +83,12 @@ def test_an_interrupted_outer_step_is_repeated(tmp_path, estimator, monkeypatch)
     broken = config(tmp_path / "broken", **settings)
     with monkeypatch.context() as patch:
         patch.setattr(MetaTrainer, "step", stopped_in_unroll(MetaTrainer.step, at=4))
-        message = re.escape(
-            f"checkpoint '{path}' stands at outer step 4; the same command"
-        )
-        with pytest.raises(Interrupted, match=message):
+        message = f"checkpoint '{path}' stands at outer step 4; the same command"
+        with pytest.raises(Interrupted, match=re.escape(message)):
             train.run(broken)
     resumed = MetaTrainer(broken)
     resumed.run()
-    rows = zip(whole.metanet.parameters(), resumed.metanet.parameters(), strict=True)
-    assert all(torch.equal(a, b) for a, b in rows)
+    assert_equal(whole.metanet.parameters(), resumed.metanet.parameters())
     assert [record["outer_step"] for record in resumed.log] == [6]
 
 
@@ -105,9 +101,8 @@ def test_user_metanets_are_trained_resumed_and_swept(tmp_path, capsys):
     sizes = {"problems": (TOY,), "gains": (1.0, 2.0), "seeds": 1, "steps": 4}
     sweep.run(sweep.Config(weights=best, output=scaled, **own, **sizes))
     assert type(load_pretrained(scaled).metanet).__name__ == "Halved"
-    with pytest.raises(
-        ValueError, match="expected 'Own' in module 'tests.user_classes'"
-    ):
+    message = "expected 'Own' in module 'tests.user_classes'"
+    with pytest.raises(ValueError, match=message):
         train.run(config(tmp_path / "odd", metanet="tests.user_classes:Own"))
 
 
@@ -176,25 +171,14 @@ def test_every_estimator_trains(tmp_path, estimator):
     trainer = MetaTrainer(config(tmp_path, estimator=estimator, outer_steps=2))
     before = [p.detach().clone() for p in trainer.metanet.parameters()]
     trainer.run()
-    assert any(
-        not torch.equal(p, q)
-        for p, q in zip(before, trainer.metanet.parameters(), strict=True)
-    )
-    assert all(p.isfinite().all() for p in trainer.metanet.parameters())
+    after = list(trainer.metanet.parameters())
+    assert not all(map(torch.equal, before, after))
+    assert all(p.isfinite().all() for p in after)
 
 
 def test_meta_training_learns(tmp_path):
-    settings = config(
-        tmp_path,
-        outer_steps=60,
-        optimizees=2,
-        horizon=20,
-        truncation=10,
-        validate_every=20,
-        lr=3e-3,
-        warmup=5,
-    )
-    trainer = MetaTrainer(settings)
+    sizes = {"outer_steps": 60, "horizon": 20, "truncation": 10, "validate_every": 20}
+    trainer = MetaTrainer(config(tmp_path, **sizes, lr=3e-3, warmup=5))
     untrained = trainer.validate()
     trainer.best = float("inf")
     trainer.run()
@@ -215,20 +199,12 @@ def test_best_weights_are_exported_with_config_and_recipe(tmp_path):
     assert any(path.name.startswith("events.") for path in tmp_path.iterdir())
     # weights go into the next stage, those of an FF as the head of an NG-GNN that
     # predicts the same
-    second = MetaTrainer(
-        config(
-            tmp_path / "2",
-            metanet="ng-gnn",
-            init_from=str(tmp_path / "best.safetensors"),
-        )
-    )
+    start = {"metanet": "ng-gnn", "init_from": str(tmp_path / "best.safetensors")}
+    second = MetaTrainer(config(tmp_path / "2", **start))
     assert len(second.trained().recipe["stages"]) == 2
     torch.manual_seed(0)
-    features = torch.randn(26, 14)
-    graph = trainer.worker.optimizee(0).graph
-    torch.testing.assert_close(
-        second.metanet(features, graph), best.metanet(features, graph)
-    )
+    inputs = torch.randn(26, 14), trainer.worker.optimizee(0).graph
+    torch.testing.assert_close(second.metanet(*inputs), best.metanet(*inputs))
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.75])
@@ -319,10 +295,9 @@ class TestErrors:
 
     def test_weights_of_another_metanet(self, tmp_path):
         MetaTrainer(config(tmp_path, metanet="ng-gnn", outer_steps=1)).run()
+        other = config(tmp_path / "2", init_from=str(tmp_path / "best.safetensors"))
         with pytest.raises(ValueError, match="expected metanet 'ff'; got 'ng-gnn'"):
-            MetaTrainer(
-                config(tmp_path / "2", init_from=str(tmp_path / "best.safetensors"))
-            )
+            MetaTrainer(other)
 
     def test_checkpoint_of_other_settings(self, tmp_path):
         MetaTrainer(config(tmp_path, outer_steps=2)).run()
@@ -339,9 +314,8 @@ class TestErrors:
     def test_mistakes_on_the_command_line(
         self, tmp_path, monkeypatch, capsys, arguments, message
     ):
-        monkeypatch.setattr(
-            "sys.argv", ["train", "--folder", str(tmp_path / "new"), *arguments]
-        )
+        folder = str(tmp_path / "new")
+        monkeypatch.setattr("sys.argv", ["train", "--folder", folder, *arguments])
         with pytest.raises(SystemExit) as caught:
             cli.main(Config, train.run, None)
         assert caught.value.code == 2
@@ -350,18 +324,12 @@ class TestErrors:
 
 
 def test_overrides_reach_the_metanet(tmp_path):
-    trainer = MetaTrainer(
-        config(tmp_path, metanet_config={"output_scale": 0.5, "hidden": 8})
-    )
+    own = {"output_scale": 0.5, "hidden": 8}
+    trainer = MetaTrainer(config(tmp_path, metanet_config=own))
     assert isinstance(trainer.metanet, FeedForward)
     assert trainer.metanet.head.output_scale == 0.5
     assert trainer.metanet.config.hidden == (8, 8)
-    wide = MetaTrainer(
-        config(
-            tmp_path,
-            metanet="ng-t",
-            init_from="ff",
-            metanet_config={"width": 16, "layers": 1},
-        )
-    )
-    assert (wide.metanet.config.width, len(wide.metanet.transformer.layers)) == (16, 1)
+    own = {"width": 16, "layers": 1}
+    settings = {"metanet": "ng-t", "init_from": "ff", "metanet_config": own}
+    wide = MetaTrainer(config(tmp_path, **settings)).metanet
+    assert (wide.config.width, len(wide.transformer.layers)) == (16, 1)

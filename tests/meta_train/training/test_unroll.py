@@ -13,6 +13,7 @@ from ngopt.metanets import METANETS, NeuralGraphGNN
 from ngopt.metanets.gnn import GNNConfig
 from ngopt.metanets.stepping.rule import MetanetRule
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
+from tests.graph_checks import assert_equal
 from tests.meta_train.closed_form import RecoveredGradient, Regression
 from tests.meta_train.training.meta_gradients import directional_derivative
 from tests.metanets import metanet_for
@@ -28,15 +29,14 @@ def unrolled(optimizee, metanet, steps=STEPS, **options):
 
 def meta_gradient(optimizee, metanet):
     _, losses = unrolled(optimizee, metanet, create_graph=True)
-    return losses, torch.autograd.grad(
-        losses.sum(), list(metanet.parameters()), materialize_grads=True
-    )
+    weights = list(metanet.parameters())
+    gradient = torch.autograd.grad(losses.sum(), weights, materialize_grads=True)
+    return losses, gradient
 
 
 def test_second_order_unroll_equals_higher():
     optimizee = Optimizee(Regression(), seed=3)
-    metanet = RecoveredGradient(lr=0.3)
-    losses, (found,) = meta_gradient(optimizee, metanet)
+    losses, (found,) = meta_gradient(optimizee, RecoveredGradient(lr=0.3))
 
     lr = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     model = optimizee.problem.init(3)
@@ -80,9 +80,8 @@ def test_meta_gradients_are_finite_at_zero_gradients():
 
     torch.manual_seed(0)
     optimizee = Optimizee(Regression(dead), seed=1)
-    _, grads, _ = optimizee.gradient(
-        optimizee.start(MetanetRule(NeuralGraphGNN(), optimizee.graph))
-    )
+    rule = MetanetRule(NeuralGraphGNN(), optimizee.graph)
+    _, grads, _ = optimizee.gradient(optimizee.start(rule))
     assert grads[0].abs().max() == 0
     for metanet in (metanet_for(name, optimizee.graph) for name in METANETS):
         _, gradient = meta_gradient(optimizee, metanet)
@@ -92,9 +91,8 @@ def test_meta_gradients_are_finite_at_zero_gradients():
 
 def test_buffers_and_dropout():
     def layers():
-        return nn.Sequential(
-            nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2)
-        )
+        norm, dropout = nn.BatchNorm1d(4), nn.Dropout(0.5)
+        return nn.Sequential(nn.Linear(3, 4), norm, dropout, nn.Linear(4, 2))
 
     torch.manual_seed(0)
     metanet = NeuralGraphGNN(GNNConfig(width=4, layers=1)).double()
@@ -104,9 +102,8 @@ def test_buffers_and_dropout():
     inner, losses = unroll(optimizee, start, rule, 3)
     assert start.buffers["1.num_batches_tracked"] == 0
     assert inner.buffers["1.num_batches_tracked"] == 3
-    assert not torch.equal(
-        inner.buffers["1.running_mean"], start.buffers["1.running_mean"]
-    )
+    means = [state.buffers["1.running_mean"] for state in (inner, start)]
+    assert not torch.equal(*means)
     # the network as torch trains it, with the same dropout masks
     network = Regression(layers).init(2)
     inputs, targets = optimizee.problem.batch(2, 0)
@@ -134,9 +131,7 @@ def test_two_unrolls_equal_one_of_the_same_length():
     half, first = unrolled(optimizee, metanet, 2)
     rest, second = unroll(optimizee, half, rule, 3)
     assert torch.equal(losses, torch.cat([first, second]))
-    assert all(
-        torch.equal(a, b) for a, b in zip(whole.params, rest.params, strict=True)
-    )
+    assert_equal(whole.params, rest.params)
     assert rest.step == 5
 
 
@@ -146,9 +141,8 @@ def test_whole_run_evaluates_the_trained_network():
     inner, _ = unrolled(optimizee, metanet, 30)
     expected = optimizee.problem.evaluate(optimizee.model_at(inner), "validation")
     assert whole_run(optimizee, LearnedOptimizer(metanet), 30) == expected
-    assert (
-        expected.loss < optimizee.problem.evaluate(optimizee.model, "validation").loss
-    )
+    untrained = optimizee.problem.evaluate(optimizee.model, "validation")
+    assert expected.loss < untrained.loss
 
 
 def test_initial_weights_depend_on_the_seed():

@@ -72,9 +72,8 @@ def equal_one_process(rank, size, folder):
         part = divide(model)
         opt = NGOptimizer(model.parameters(), total_steps=STEPS)
         train(model, opt, range(STEPS), *part)
-        torch.testing.assert_close(
-            whole(model), expected, rtol=0, atol=EXACT, msg=divide.__name__
-        )
+        close = {"rtol": 0, "atol": EXACT, "msg": divide.__name__}
+        torch.testing.assert_close(whole(model), expected, **close)
 
 
 def test_all_who_share_parameters_are_found_whatever_the_meshes(tmp_path):

@@ -58,15 +58,12 @@ def test_tables_and_vectors_have_free_rows():
     table = MatrixLayout((1, 9, 4, 1), (channels,), part=(9, 4))
     vectors = MatrixLayout((1, 1, 36, 1), part=(9, 4))
     assert has_free_rows([table])
-    assert has_free_rows([vectors])
-    assert not has_free_rows([MatrixLayout((1, 9, 4, 1), (rows,), part=(9, 4))])
-    assert not has_free_rows(
-        [MatrixLayout((1, 9, 4, 1), (rows, channels), part=(9, 4))]
-    )
+    assert has_free_rows([table]) and has_free_rows([vectors])
+    for axes in ((rows,), (rows, channels)):
+        assert not has_free_rows([MatrixLayout((1, 9, 4, 1), axes, part=(9, 4))])
     assert not has_free_rows([table, table])
     piece, axes = Piece((2, 0), (5, 4)), (Axis("channels", 1, 4, 5),)
-    expected = MatrixLayout((1, 5, 4, 1), axes, part=(5, 4))
-    assert layout_of_rows(table, piece) == expected
+    assert layout_of_rows(table, piece) == MatrixLayout((1, 5, 4, 1), axes, part=(5, 4))
     assert layout_of_rows(vectors, piece) == MatrixLayout((1, 1, 20, 1), part=(5, 4))
     assert place_of_rows(table, piece) == Piece((0, 2, 0, 0), (1, 5, 4, 1))
     assert place_of_rows(vectors, piece) == Piece((0, 0, 8, 0), (1, 1, 20, 1))

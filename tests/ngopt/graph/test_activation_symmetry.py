@@ -11,6 +11,7 @@ from torch.func import functional_call
 from ngopt import build_graph
 from ngopt.graph import canonical, symmetries
 from tasks.networks.siren import FREQUENCY, Siren
+from tests.networks import FromFunction
 
 
 def tanh_mlp():
@@ -32,6 +33,7 @@ NETWORKS = {
     "tanh": (tanh_mlp, (4, 3), ["sign", "sign"]),
     "relu": (relu_cnn, (2, 2, 5, 5), ["scale", "scale", "scale"]),
 }
+EXACT = {"rtol": 1e-9, "atol": 1e-11}
 
 
 class Between(nn.Module):
@@ -78,11 +80,8 @@ def test_one_of_several_biases_of_a_sine_neuron_is_moved():
     model = Between(lambda x: torch.sin(FREQUENCY * x)).double()
     inputs = torch.randn(4, 3, dtype=torch.float64)
     graph = build_graph(model, inputs)
-    params = [p.detach() for p in model.parameters()]
-    form, _ = canonical(graph, params, FREQUENCY)
-    torch.testing.assert_close(
-        outputs(model, form, inputs), model(inputs), rtol=1e-9, atol=1e-11
-    )
+    form, _ = canonical(graph, [p.detach() for p in model.parameters()], FREQUENCY)
+    torch.testing.assert_close(outputs(model, form, inputs), model(inputs), **EXACT)
     bias = form[1] + form[3]
     assert ((bias >= 0) & (bias <= torch.pi / 2 / FREQUENCY + 1e-12)).all()
 
@@ -140,26 +139,18 @@ def test_symmetries_of_groups(case):
     assert [kind for kind in symmetries(graph) if kind] == expected
 
 
-def test_the_function_stays(case):
-    model, inputs, graph, _ = case
-    params = [p.detach() for p in model.parameters()]
-    form, _ = canonical(graph, params, FREQUENCY)
-    torch.testing.assert_close(
-        outputs(model, form, inputs), model(inputs), rtol=1e-9, atol=1e-11
-    )
-    assert any(not torch.allclose(a, b) for a, b in zip(form, params, strict=True))
-
-
-def test_networks_of_the_same_function_have_one_form(case):
+def test_networks_of_the_same_function_have_one_form_which_computes_it(case):
     model, inputs, graph, _ = case
     params = [p.detach() for p in model.parameters()]
     other = changed(graph, model, torch.Generator().manual_seed(1))
-    torch.testing.assert_close(
-        outputs(model, other, inputs), model(inputs), rtol=1e-9, atol=1e-11
-    )
     form, _ = canonical(graph, params, FREQUENCY)
     other_form, _ = canonical(graph, other, FREQUENCY)
-    torch.testing.assert_close(form, other_form, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(form, other_form, **EXACT)
+    for network in (form, other):
+        torch.testing.assert_close(
+            outputs(model, network, inputs), model(inputs), **EXACT
+        )
+        assert not all(map(torch.allclose, network, params))
 
 
 def test_phases_lie_within_a_quarter_period():
@@ -181,9 +172,7 @@ def test_updates_of_the_canonical_form_are_multiplied_by_factors(case):
     updates = [1e-3 * torch.randn_like(p) for p in params]
     ours = outputs(model, [p + u for p, u in zip(params, updates, strict=True)], inputs)
     theirs = [p + f * u for p, f, u in zip(form, factors, updates, strict=True)]
-    torch.testing.assert_close(
-        outputs(model, theirs, inputs), ours, rtol=1e-9, atol=1e-11
-    )
+    torch.testing.assert_close(outputs(model, theirs, inputs), ours, **EXACT)
 
 
 def test_stacked_networks(case):
@@ -200,24 +189,17 @@ def test_stacked_networks(case):
             torch.testing.assert_close(of_network, list(alone), rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("what", ["norm", "residual", "gelu", "tied"])
-def test_networks_without_symmetry(what):
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first = nn.Linear(4, 4)
-            self.second = nn.Linear(4, 4)
-            self.last = nn.Linear(4, 2)
-            self.norm = nn.LayerNorm(4)
-
-        def forward(self, x):
-            if what == "norm":
-                return self.last(self.norm(self.first(x)).relu())
-            if what == "gelu":
-                return self.last(nn.functional.gelu(self.first(x)))
-            if what == "tied":
-                return self.last(self.first(self.first(x).relu()).relu())
-            x = self.first(x).relu()
-            return self.last(x + self.second(x).relu())
-
-    assert not any(symmetries(build_graph(Net(), torch.randn(3, 4))))
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x: m.last(m.norm(m.first(x)).relu()),
+        lambda m, x: m.last((h := m.first(x).relu()) + m.second(h).relu()),
+        lambda m, x: m.last(nn.functional.gelu(m.first(x))),
+        lambda m, x: m.last(m.first(m.first(x).relu()).relu()),
+    ],
+    ids=["norm", "residual", "gelu", "tied"],
+)
+def test_networks_without_symmetry(function):
+    layers = {"first": (4, 4), "second": (4, 4), "last": (4, 2)}
+    model = FromFunction(function, **layers, norm=nn.LayerNorm(4))
+    assert not any(symmetries(build_graph(model, torch.randn(3, 4))))

@@ -18,7 +18,7 @@ from tests.equivariance import (
     randomised,
 )
 from tests.graph_checks import assert_equal
-from tests.networks import mlp
+from tests.networks import FromFunction, mlp
 from tests.zoo import (
     GPT,
     ZOO,
@@ -99,53 +99,25 @@ class Chain(nn.Module):
         return self.out(x)
 
 
-class FewKeys(nn.Module):
+def few_keys(m, x):
     """Four heads of queries share two of keys and values,
     each of two neurons (Ainslie et al. 2023)."""
-
-    def __init__(self):
-        super().__init__()
-        self.q = nn.Linear(2, 8)
-        self.k = nn.Linear(2, 4)
-        self.v = nn.Linear(2, 4)
-        self.out = nn.Linear(8, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            layer(x).unflatten(-1, (-1, 2)).transpose(1, 2)
-            for layer in (self.q, self.k, self.v)
-        )
-        k, v = (y.repeat_interleave(2, 1) for y in (k, v))
-        return self.out(
-            F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        )
+    q, k, v = (
+        layer(x).unflatten(-1, (-1, 2)).transpose(1, 2) for layer in (m.q, m.k, m.v)
+    )
+    k, v = (y.repeat_interleave(2, 1) for y in (k, v))
+    return m.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
-class Cosine(nn.Module):
+def cosine(m, x):
     """Cosines of the neurons of a layer with rows of a weight."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(2, 4)
-        self.rows = nn.Parameter(torch.randn(3, 4))
-        self.last = nn.Linear(3, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.linear(F.normalize(self.first(x), dim=-1), F.normalize(self.rows, dim=-1))
-        return self.last(torch.relu(x))
+    x = F.linear(F.normalize(m.first(x), dim=-1), F.normalize(m.rows, dim=-1))
+    return m.last(torch.relu(x))
 
 
-class Gate(nn.Module):
+def gate(m, x):
     """SwiGLU."""
-
-    def __init__(self):
-        super().__init__()
-        self.gate = nn.Linear(2, 4)
-        self.up = nn.Linear(2, 4)
-        self.down = nn.Linear(4, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+    return m.down(F.silu(m.gate(x)) * m.up(x))
 
 
 BATCH = torch.randn(3, 2)
@@ -178,7 +150,11 @@ FLATTENED = nn.Sequential(
     nn.Linear(4, 1),
 )
 HEADS = nn.Sequential(nn.Linear(3, 4), Attention(4, 2, fused=False))
-SHARED_KEYS = nn.Sequential(nn.Linear(3, 2), FewKeys())
+FEW_KEYS = FromFunction(few_keys, q=(2, 8), k=(2, 4), v=(2, 4), out=(8, 1))
+SHARED_KEYS = nn.Sequential(nn.Linear(3, 2), FEW_KEYS)
+COSINE = FromFunction(
+    cosine, first=(2, 4), rows=nn.Parameter(torch.randn(3, 4)), last=(3, 1)
+)
 PAIR = (torch.randint(5, (2, 4)), torch.randint(5, (2, 3)))
 
 # Network, example, number of symmetries within groups, counted by hand.
@@ -220,16 +196,12 @@ COUNTS = {
     # one stream by the embedding; three attentions of two heads of three; two hidden
     # layers
     "translation": (
-        attention.Translation(),
-        PAIR,
-        720 * ((6 * 6) ** 2 * 2) ** 3 * 120**2,
+        attention.Translation(), PAIR, 720 * ((6 * 6) ** 2 * 2) ** 3 * 120**2,
     ),
     # the stream of the latents, that of the inputs; two attentions of two heads of
     # three; what is hidden
     "perceiver": (
-        attention.Perceiver(),
-        SEQUENCE,
-        720 * 720 * ((6 * 6) ** 2 * 2) ** 2 * 120,
+        attention.Perceiver(), SEQUENCE, 720 * 720 * ((6 * 6) ** 2 * 2) ** 2 * 120,
     ),
     # cells, whose gates are slots
     "gru": (recurrent.Recurrent(nn.GRU), SEQUENCE, 24),
@@ -240,9 +212,7 @@ COUNTS = {
     "cells": (recurrent.Cells(), torch.randn(2, 3, 3), 24 * 120),
     # in two layers and both directions
     "deep lstm": (
-        recurrent.Recurrent(nn.LSTM, num_layers=2, bidirectional=True),
-        SEQUENCE,
-        24**4,
+        recurrent.Recurrent(nn.LSTM, num_layers=2, bidirectional=True), SEQUENCE, 24**4,
     ),
     # cells, and what they are projected to
     "projected lstm": (recurrent.Recurrent(nn.LSTM, proj_size=2), SEQUENCE, 24 * 2),
@@ -261,18 +231,16 @@ COUNTS = {
     # the state, and a layer that leads nowhere
     "equilibrium": (distinguishable.Equilibrium(), BATCH, 120 * 6),
     # what is compared with the rows, in any order; what is hidden behind
-    "cosine": (Cosine(), BATCH, 24 * 6),
+    "cosine": (COSINE, BATCH, 24 * 6),
     # the code
     "tied autoencoder": (dense.TiedAutoencoder(), torch.randn(2, 5), 24),
     # what both factors make
-    "gate": (Gate(), BATCH, 24),
+    "gate": (FromFunction(gate, gate=(2, 4), up=(2, 4), down=(4, 1)), BATCH, 24),
     # stem, the wide layer, the rank
     "lora": (dense.LowRank(), torch.randn(2, 3), 120 * 24 * 2),
     # the layer in between
     "kan": (
-        nn.Sequential(dense.Splines(3, 4), dense.Splines(4, 2)),
-        torch.randn(2, 3),
-        24,
+        nn.Sequential(dense.Splines(3, 4), dense.Splines(4, 2)), torch.randn(2, 3), 24,
     ),
     # four networks of three hidden neurons
     "realnvp": (dense.Coupling(), torch.randn(2, 4), 6**4),
@@ -285,7 +253,7 @@ COUNTS = {
     "mirrored": (algebra.Mirrored(), torch.randn(2, 3), 24 * 24 * 6),
     # stem, in both halves alike; the linear layer, the convolution, what is hidden
     "shared": (dense.Shared(), SEQUENCE, 6 * 24 * 2 * 6),
-}
+}  # fmt: skip
 # The same with symmetries across groups.
 COUNTS_BY_TYPE = {
     # and the experts, with their gates

@@ -9,7 +9,7 @@ from torch import nn
 
 from ngopt import build_graph
 from ngopt.graph.connectivity import unconnected
-from tests.networks import edges_of
+from tests.networks import FromFunction, edges_of
 from tests.zoo import zoo_network
 
 
@@ -19,21 +19,12 @@ def test_an_input_is_guessed_where_none_is_given():
     assert build_graph(model.float()) == exact
 
 
-class Stubborn(nn.Module):
-    """Takes an argument that cannot be guessed."""
-
-    def __init__(self):
-        super().__init__()
-        self.a = nn.Linear(3, 4)
-        self.b = nn.Linear(4, 2)
-
-    def forward(self, x):
-        return self.b(self.a(x["features"]))
-
-
 def test_parameters_decide_where_a_module_cannot_be_traced():
-    with pytest.warns(UserWarning, match="as no input for Stubborn could be guessed"):
-        graph = build_graph(Stubborn())
+    """Its argument cannot be guessed."""
+    model = FromFunction(lambda m, x: m.b(m.a(x["features"])), a=(3, 4), b=(4, 2))
+    message = "as no input for FromFunction could be guessed"
+    with pytest.warns(UserWarning, match=message):
+        graph = build_graph(model)
     assert [(b.source, b.target) for b in graph.blocks] == [(0, 1), (1, 2)]
 
 
@@ -68,42 +59,34 @@ def test_control_flow_that_depends_on_values(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-class Wrapped(nn.Module):
+def wrapped(m, tokens):
     """Moves the last of its tokens that is not 0 to the front, as MBart of transformers
     does."""
-
-    def __init__(self):
-        super().__init__()
-        self.table = nn.Embedding(7, 3)
-        self.last = nn.Linear(3, 2)
-
-    def forward(self, tokens):
-        first = tokens.gather(1, (tokens != 0).sum(1, keepdim=True) - 1)
-        return self.last(self.table(torch.cat([first, tokens[:, :-1]], 1)))
+    first = tokens.gather(1, (tokens != 0).sum(1, keepdim=True) - 1)
+    return m.last(m.table(torch.cat([first, tokens[:, :-1]], 1)))
 
 
 @pytest.mark.filterwarnings("error")
 def test_an_index_of_which_tokens_decide():
-    graph = build_graph(Wrapped(), torch.tensor([[3, 1, 0], [2, 0, 0]]))
+    model = FromFunction(wrapped, table=nn.Embedding(7, 3), last=(3, 2))
+    graph = build_graph(model, torch.tensor([[3, 1, 0], [2, 0, 0]]))
     assert graph.unplaced == () and unconnected(graph) == []
     assert [block.kind for block in graph.weights] == ["weight", "weight"]
 
 
-class Placed(nn.Module):
+def placed():
     """Makes constants on the device of its input."""
 
-    def __init__(self):
-        super().__init__()
-        self.token, self.position = nn.Embedding(11, 6), nn.Embedding(5, 6)
-        self.first, self.norm = nn.Linear(6, 6), nn.BatchNorm1d(5)
-        self.register_buffer("factor", torch.ones(6))
-
-    def forward(self, tokens):
+    def forward(m, tokens):
         length = tokens.shape[1]
         places = torch.arange(length, device=tokens.device)
         mask = torch.ones(length, length, device=tokens.device).tril()
-        x = mask @ (self.token(tokens) + self.position(places))
-        return self.norm(self.first(x) * self.factor)
+        x = mask @ (m.token(tokens) + m.position(places))
+        return m.norm(m.first(x) * m.factor)
+
+    tables = {"token": nn.Embedding(11, 6), "position": nn.Embedding(5, 6)}
+    others = {"norm": nn.BatchNorm1d(5), "factor": torch.ones(6)}
+    return FromFunction(forward, **tables, first=(6, 6), **others)
 
 
 @pytest.mark.filterwarnings("error")
@@ -111,9 +94,9 @@ class Placed(nn.Module):
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize("how", ["set", "context"])
 def test_the_default_device_changes_no_graph(default, device, how):
-    expected = build_graph(Placed(), torch.zeros(2, 5, dtype=torch.long))
+    expected = build_graph(placed(), torch.zeros(2, 5, dtype=torch.long))
     assert unconnected(expected) == []
-    model = Placed().to(device)
+    model = placed().to(device)
     tokens = torch.zeros(2, 5, dtype=torch.long, device=device)
     if how == "context":
         with torch.device(default):
@@ -162,8 +145,7 @@ def test_lazy_buffers():
     graph = build_graph(lazy, example)
     assert isinstance(lazy[1].running_mean, nn.parameter.UninitializedBuffer)
     lazy(torch.randn(2, 3, 5, 5))
-    made = build_graph(lazy, example)
-    assert replace(graph, groups=()) == replace(made, groups=())
+    assert replace(graph, groups=()) == replace(build_graph(lazy, example), groups=())
 
 
 def test_a_large_example_is_cut_down():
@@ -190,17 +172,13 @@ def test_regions_are_followed_whether_exported_or_recorded():
 
 
 def test_a_buffer_that_needs_the_whole_example():
-    class Edges(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first = nn.Linear(3, 4)
-            self.last = nn.Linear(4, 2)
-            self.register_buffer("order", torch.tensor([4, 2, 0, 1, 3]))
-
-        def forward(self, x):
-            return self.last(torch.tanh(self.first(x))[self.order])
-
-    graph = build_graph(Edges(), torch.randn(5, 3))
+    model = FromFunction(
+        lambda m, x: m.last(torch.tanh(m.first(x))[m.order]),
+        first=(3, 4),
+        last=(4, 2),
+        order=torch.tensor([4, 2, 0, 1, 3]),
+    )
+    graph = build_graph(model, torch.randn(5, 3))
     assert unconnected(graph) == []
     assert [g.role for g in graph.groups] == ["input", "hidden", "output"]
 
@@ -212,15 +190,10 @@ class Output:
 
 
 def test_outputs_in_a_dataclass():
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first = nn.Linear(3, 4)
-            self.last = nn.Linear(4, 2)
+    def output(m, x):
+        return Output(m.last(torch.tanh(m.first(x))))
 
-        def forward(self, x):
-            return Output(self.last(torch.tanh(self.first(x))))
-
-    graph = build_graph(Model(), torch.randn(5, 3))
+    model = FromFunction(output, first=(3, 4), last=(4, 2))
+    graph = build_graph(model, torch.randn(5, 3))
     assert graph.unplaced == ()
     assert [g.role for g in graph.groups] == ["input", "hidden", "output"]

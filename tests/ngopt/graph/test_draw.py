@@ -24,7 +24,7 @@ from ngopt.graph.drawing.figure import (
     graph_figure,
     wires_between,
 )
-from tests.networks import mlp
+from tests.networks import FromFunction, mlp
 from tests.zoo import GPT, zoo_graph
 
 NAMES = ["gpt", "encoder layer", "residual", "grouped", "lstm", "projected lstm"]
@@ -83,13 +83,6 @@ def test_another_suffix_is_an_error(tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
-def test_without_matplotlib_the_error_names_the_package(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    message = r"draw needs matplotlib; .*pip install 'ngopt\[graph\]'"
-    with pytest.raises(ImportError, match=message):
-        draw(build_graph(mlp(3, 4, 2)), tmp_path / "net.png")
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_svg_names_every_group(graphs, name, tmp_path):
     draw(graphs[name], tmp_path / "net.svg")
@@ -110,9 +103,8 @@ def test_every_block_is_an_arrow(graphs, name):
         for block in blocks:
             assert graph.blocks[block].source in drawn[wire.source]
             assert graph.blocks[block].target in drawn[wire.target]
-    assert arrows(graph_figure(graph)).keys() == {
-        f"{w.source}>{w.target} {w.style}" for w in wires
-    }
+    gids = {f"{wire.source}>{wire.target} {wire.style}" for wire in wires}
+    assert arrows(graph_figure(graph)).keys() == gids
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -217,19 +209,11 @@ def test_the_legend_lists_the_kinds_in_the_drawing(graphs):
 
 
 def test_pieces_of_a_norm_are_one_box():
-    class Concatenated(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.one = nn.Linear(3, 4)
-            self.two = nn.Linear(3, 5)
-            self.norm = nn.BatchNorm1d(9)
-            self.last = nn.Linear(9, 2)
-
-        def forward(self, x):
-            x = torch.cat([self.one(x), self.two(x)], dim=1)
-            return self.last(self.norm(x).relu())
-
-    graph = build_graph(Concatenated(), torch.randn(2, 3))
+    model = FromFunction(
+        lambda m, x: m.last(m.norm(torch.cat([m.one(x), m.two(x)], dim=1)).relu()),
+        one=(3, 4), two=(3, 5), norm=nn.BatchNorm1d(9), last=(9, 2),
+    )  # fmt: skip
+    graph = build_graph(model, torch.randn(2, 3))
     assert [g.name for g in graph.groups].count("norm") == 2
     assert names(graph).count("norm") == 1
     assert "9 neurons · relu" in words(graph_figure(graph))

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from ngopt import build_graph
+from tests.networks import FromFunction
 
 MLP = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 2))
 CNN = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
@@ -29,16 +30,9 @@ def test_an_input_without_a_batch_axis_warns(model, shape, layer):
 
 
 def test_a_vector_of_the_network_itself_has_no_batch_axis():
-    class Conditioned(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.code = nn.Parameter(torch.randn(4))
-            self.scale, self.layer = nn.Linear(4, 3), nn.Linear(5, 3)
-
-        def forward(self, x):
-            return self.layer(x) * self.scale(self.code)
-
-    build_graph(Conditioned(), torch.randn(2, 5))
+    parts = {"code": nn.Parameter(torch.randn(4)), "scale": (4, 3), "layer": (5, 3)}
+    model = FromFunction(lambda m, x: m.layer(x) * m.scale(m.code), **parts)
+    build_graph(model, torch.randn(2, 5))
 
 
 @pytest.mark.parametrize(("model", "shape"), [(MLP, (4, 16)), (CNN, (2, 3, 8, 8))])
@@ -49,8 +43,7 @@ def test_integers_cannot_be_multiplied_by_weights(model, shape):
 
 
 def test_a_state_dict_is_an_error():
-    message = r"got OrderedDict. Pass its .items\(\)"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=r"got OrderedDict. Pass its .items\(\)"):
         build_graph(MLP.state_dict())
     graph = build_graph(MLP.state_dict().items())
     with pytest.raises(ValueError, match="one per parameter; got dict. Pass"):

@@ -9,6 +9,7 @@ pytest.importorskip("transformers")
 from ngopt import parameter_roles
 from ngopt.graph.connectivity import components, unconnected
 from tests.graph_checks import check
+from tests.networks import FromFunction
 
 TOKENS, WIDTH, HIDDEN, EXPERTS = 11, 6, 8, 3
 
@@ -88,19 +89,14 @@ def mixtral(implementation):
     return model
 
 
-class Logits(nn.Module):
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, tokens):
-        return self.model(input_ids=tokens, use_cache=False).logits
-
-
 @pytest.mark.parametrize("implementation", ["eager", "grouped_mm"])
 def test_mixtral_is_whole(implementation):
+    model = FromFunction(
+        lambda m, tokens: m.model(input_ids=tokens, use_cache=False).logits,
+        model=mixtral(implementation),
+    )
     # its norms and gates compute in single precision whatever their inputs are
-    graph = check((Logits(mixtral(implementation)), tokens()), tolerance=1e-4)
+    graph = check((model, tokens()), tolerance=1e-4)
     assert (unconnected(graph), len(set(components(graph)))) == ([], 1)
 
 

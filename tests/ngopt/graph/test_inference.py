@@ -7,7 +7,7 @@ from torch import nn
 from ngopt import build_graph
 from ngopt.graph.connectivity import unconnected
 from tests.graph_checks import assert_inverse, edges_with, random_values
-from tests.networks import cnn, mlp
+from tests.networks import FromFunction, cnn, mlp
 from tests.zoo import GPT, Attention
 from tests.zoo.convolutional import Residual
 
@@ -27,15 +27,9 @@ def topology(graph):
     return blocks, {(b.view, group(b.group)) for b in graph.biases}
 
 
-class First(nn.Module):
+def first(*layers: nn.Module):
     """An embedding as the first layer, whose input torch.export must be given."""
-
-    def __init__(self, *layers: nn.Module):
-        super().__init__()
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, x):
-        return self.layers(x)
+    return FromFunction(lambda m, x: m.layers(x), layers=nn.Sequential(*layers))
 
 
 SEQUENTIAL = {
@@ -61,7 +55,7 @@ SEQUENTIAL = {
         torch.randn(2, 3, 9, 9),
     ),
     "embedding": (
-        First(nn.Embedding(11, 6), nn.LayerNorm(6), nn.Linear(6, 9), nn.GELU(),
+        first(nn.Embedding(11, 6), nn.LayerNorm(6), nn.Linear(6, 9), nn.GELU(),
               nn.Linear(9, 11)),
         torch.randint(11, (2, 5)),
     ),

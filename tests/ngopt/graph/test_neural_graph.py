@@ -31,13 +31,8 @@ def test_hand_written_graph():
         (1, 4, 0, 5),
         (2, 5, 2, 0), (3, 5, 2, 1), (4, 5, 2, 2),
     ]  # fmt: skip
-    rows = zip(
-        edges.sources,
-        edges.targets,
-        edges.parameter[:, 0],
-        edges.element[:, 0],
-        strict=True,
-    )
+    slots = edges.parameter[:, 0], edges.element[:, 0]
+    rows = zip(edges.sources, edges.targets, *slots, strict=True)
     assert [tuple(int(x) for x in edge) for edge in rows] == expected
     assert edges.block.tolist() == [0] * 6 + [1] * 3
     assert edges.node.tolist() == [2, 3, 4, 5]
@@ -141,9 +136,8 @@ def test_every_element_has_one_place():
     elements = torch.cat([edges.element.flatten(), edges.node_element.flatten()])
     numbers = zip(parameters.tolist(), elements.tolist(), strict=True)
     placed = sorted(number for number in numbers if number[0] >= 0)
-    assert placed == [
-        (i, e) for i, s in enumerate(graph.parameters) for e in range(s.numel)
-    ]
+    sizes = enumerate(spec.numel for spec in graph.parameters)
+    assert placed == [(i, e) for i, size in sizes for e in range(size)]
 
 
 def topology(graph):
@@ -154,19 +148,19 @@ def topology(graph):
     )
 
 
-@pytest.mark.parametrize(
-    "model",
-    [
-        mlp(5, 7, 4, 3),
-        mlp(5, 8, 8, 8, 3),
-        cnn(),
-        paper_cnn(1, (16, 32, 32)),
-        paper_cnn(3, (32, 64, 64)),
-        nn.Linear(4, 2),
-    ],
-    ids=["mlp", "square mlp", "cnn", "fm-16", "c10-32", "linear"],
-)
-def test_parameters_alone_give_the_traced_topology(model):
+MODELS = {
+    "mlp": mlp(5, 7, 4, 3),
+    "square mlp": mlp(5, 8, 8, 8, 3),
+    "cnn": cnn(),
+    "fm-16": paper_cnn(1, (16, 32, 32)),
+    "c10-32": paper_cnn(3, (32, 64, 64)),
+    "linear": nn.Linear(4, 2),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameters_alone_give_the_traced_topology(name):
+    model = MODELS[name]
     traced = build_graph(model)
     assert topology(build_graph(model.parameters())) == topology(traced)
     assert topology(build_graph(model.named_parameters())) == topology(traced)
@@ -220,9 +214,8 @@ def test_running_the_graph_is_running_the_network(model, shape):
     generator = torch.Generator().manual_seed(0)
     hidden = permute(graph, params, random_permutations(graph, generator))
     torch.testing.assert_close(run(hidden), expected, rtol=0, atol=1e-12)
-    output = permute(
-        graph, params, random_permutations(graph, generator, roles=("output",))
-    )
+    order = random_permutations(graph, generator, roles=("output",))
+    output = permute(graph, params, order)
     assert (run(output) - expected).abs().max() > 1e-3
 
 

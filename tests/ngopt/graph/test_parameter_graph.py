@@ -59,12 +59,8 @@ def test_both_sides_of_a_norm_are_in_one_place():
 
 
 def test_convolution_with_norm_by_hand():
-    model = nn.Sequential(
-        nn.Conv2d(2, 3, (1, 2)),
-        nn.BatchNorm2d(3),
-        nn.ReLU(),
-        nn.Conv2d(3, 1, 1, bias=False),
-    )
+    first, last = nn.Conv2d(2, 3, (1, 2)), nn.Conv2d(3, 1, 1, bias=False)
+    model = nn.Sequential(first, nn.BatchNorm2d(3), nn.ReLU(), last)
     graph = parameter_graph(build_graph(model, torch.randn(2, 2, 4, 4)))
     # Nodes 0, 1 | 2, 3, 4, which the norm acts on | 5 | 6, gamma | 7, bias | 8, beta.
     assert [(g.name, g.size, g.kind, g.role) for g in graph.groups] == [
@@ -124,32 +120,20 @@ def test_every_element_is_an_edge(name):
 
 
 def test_several_uses_are_averaged_edge_by_edge():
-    conv = nn.Conv2d(2, 2, 3, padding=1)
-    linear = nn.Linear(2, 2)
-    model = nn.Sequential(
-        conv,
-        nn.ReLU(),
-        conv,
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        linear,
-        nn.ReLU(),
-        linear,
-    )
+    conv, linear = nn.Conv2d(2, 2, 3, padding=1), nn.Linear(2, 2)
+    pooled = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    model = nn.Sequential(conv, nn.ReLU(), conv, *pooled, linear, nn.ReLU(), linear)
     graph = parameter_graph(build_graph(model, torch.randn(2, 2, 5, 5)))
-    assert [g.kind for g in graph.groups].count("bias") == 2, (
-        "a layer that is used twice has one bias node"
-    )
+    # a layer that is used twice has one bias node
+    assert [g.kind for g in graph.groups].count("bias") == 2
     values = [torch.randn(s.shape) for s in graph.parameters]
     biases, edges = graph.gather(values)
     seen, changed = set(), []
     for block, value in zip(graph.weights, edges, strict=True):
         changed.append(value + 2 if (block.view, block.position) in seen else value)
         seen.add((block.view, block.position))
-    for value, mean in zip(
-        values, graph.scatter(GraphValues(biases, tuple(changed))), strict=True
-    ):
-        torch.testing.assert_close(mean, value + 1)
+    means = graph.scatter(GraphValues(biases, tuple(changed)))
+    torch.testing.assert_close(means, [value + 1 for value in values])
 
 
 # Norms
@@ -162,10 +146,8 @@ def test_other_parameters_are_nodes_by_their_kind():
     assert kinds_of(grouped)[0]["slope"] == 1
     assert kinds_of(grouped)[1]["slope"] == 6
     (pos,) = [i for i, g in enumerate(tokens.groups) if g.name == "pos"]
+    # positions are parallel edges from one node
     positions = [(b.position, b.shape) for b in tokens.blocks if b.source == pos]
-    assert positions == [((k,), (1, 8, 1)) for k in range(5)], (
-        "positions are parallel edges from one node"
-    )
-    assert kinds_of(gated)[1]["scale"] == 1, (
-        "a scalar leads to the node that stands for it"
-    )
+    assert positions == [((k,), (1, 8, 1)) for k in range(5)]
+    # a scalar leads to the node that stands for it
+    assert kinds_of(gated)[1]["scale"] == 1

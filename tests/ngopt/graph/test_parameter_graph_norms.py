@@ -13,7 +13,7 @@ from ngopt import build_graph
 from ngopt.graph.views.parameter_graph import layers, parameter_graph
 from tests.automorphisms import automorphisms, count_automorphisms
 from tests.equivariance import assert_function_respects, permute, randomised
-from tests.networks import mlp
+from tests.networks import FromFunction, mlp
 from tests.ngopt.parameter_graphs import edges_of, kinds_of
 from tests.zoo import Attention, HeadNorms
 
@@ -30,9 +30,8 @@ class Norms(nn.Module):
             "shift": nn.Parameter(torch.randn(2)),
         }
         for name in ["stem", *names.split()]:
-            setattr(
-                self, name, deepcopy(made.get(name.partition("_")[0], nn.Linear(2, 2)))
-            )
+            part = made.get(name.partition("_")[0], nn.Linear(2, 2))
+            setattr(self, name, deepcopy(part))
         self.out, self.function = nn.Linear(2, 1), function
 
     def forward(self, x):
@@ -49,136 +48,97 @@ NORMS = {
     # two that are summed: the sum has nodes of its own. Neurons of stem, of the sum,
     # the branches, betas of the sum
     "summed": (
-        "a b norm_a norm_b",
-        lambda m, x: m.norm_a(m.a(x)) + m.norm_b(m.b(x)),
-        2 * 2 * 2 * 2,
-        (8, 4, 0, 4),
+        "a b norm_a norm_b", lambda m, x: m.norm_a(m.a(x)) + m.norm_b(m.b(x)),
+        2 * 2 * 2 * 2, (8, 4, 0, 4),
     ),
     # of the same neurons: each has nodes of its own. Neurons of stem, of the sum,
     # the branches, biases of the sum
     "parallel": (
-        "a b norm_a norm_b",
-        lambda m, x: m.a(m.norm_a(x)) + m.b(m.norm_b(x)),
-        2 * 2 * 2 * 2,
-        (8, 4, 0, 4),
+        "a b norm_a norm_b", lambda m, x: m.a(m.norm_a(x)) + m.b(m.norm_b(x)),
+        2 * 2 * 2 * 2, (8, 4, 0, 4),
     ),
     # one after the other: the second has nodes of its own. Neurons of stem, a, b
     "chain": (
-        "a b norm_a norm_b",
-        lambda m, x: m.b(m.norm_b(m.norm_a(m.a(x)))),
-        2 * 2 * 2,
+        "a b norm_a norm_b", lambda m, x: m.b(m.norm_b(m.norm_a(m.a(x)))), 2 * 2 * 2,
         (8, 4, 0, 2),
     ),
     # pre-norm, and a norm behind the sum: none has. Neurons of stem and of b, tied, and
     # a
     "skip": (
-        "a b norm_a norm_b",
-        lambda m, x: m.norm_b(x + m.b(F.relu(m.a(m.norm_a(x))))),
-        2 * 2,
-        (6, 4, 0, 2),
+        "a b norm_a norm_b", lambda m, x: m.norm_b(x + m.b(F.relu(m.a(m.norm_a(x))))),
+        2 * 2, (6, 4, 0, 2),
     ),
     # its input added to its output, which are the same nodes. Neurons of stem
     "own skip": ("norm_a", lambda m, x: x + m.norm_a(x), 2, (2, 2, 0, 0)),
     # added to another layer. Neurons of stem, of the sum
     "and a layer": (
-        "a b norm_a",
-        lambda m, x: m.norm_a(m.a(x)) + m.b(x),
-        2 * 2,
-        (6, 2, 0, 2),
+        "a b norm_a", lambda m, x: m.norm_a(m.a(x)) + m.b(x), 2 * 2, (6, 2, 0, 2),
     ),
     # added to a layer of the same neurons: the scale is on edges. Neurons of stem, tied
     # to the sum
     "past a layer": ("a norm_a", lambda m, x: m.norm_a(x) + m.a(x), 2, (4, 0, 2, 0)),
     # the same with a function in between, and another norm
     "past a function": (
-        "a norm_a norm_b",
-        lambda m, x: m.norm_b(torch.tanh(m.a(x)) + m.norm_a(x)),
-        2,
+        "a norm_a norm_b", lambda m, x: m.norm_b(torch.tanh(m.a(x)) + m.norm_a(x)), 2,
         (8, 2, 2, 4),
     ),
     # over groups, summed. As "summed"
     "group norms": (
-        "a b group_a group_b",
-        lambda m, x: m.group_a(m.a(x)) + m.group_b(m.b(x)),
-        16,
+        "a b group_a group_b", lambda m, x: m.group_a(m.a(x)) + m.group_b(m.b(x)), 16,
         (8, 4, 0, 4),
     ),
     # a layer that is used with and without it. Neurons of stem, of the sum, biases of
     # the sum
     "raw as well": (
-        "a b norm_a",
-        lambda m, x: m.a(m.norm_a(x)) + m.b(x),
-        2 * 2 * 2,
-        (6, 2, 0, 2),
+        "a b norm_a", lambda m, x: m.a(m.norm_a(x)) + m.b(x), 2 * 2 * 2, (6, 2, 0, 2),
     ),
     # residual connections before and behind it. Neurons of stem,
     # of the sum with all that is tied to it
     "two sums": (
         "a b c norm_a",
-        lambda m, x: two_sums(m, torch.tanh(m.a(x)), torch.tanh(m.b(x)), x),
-        4,
+        lambda m, x: two_sums(m, torch.tanh(m.a(x)), torch.tanh(m.b(x)), x), 4,
         (10, 2, 0, 6),
     ),
     # a shift before and another behind it. Neurons of stem, a
     "shifts": (
         "a norm_a shift_a shift_b",
-        lambda m, x: m.norm_a(m.a(x) + m.shift_a) + m.shift_b,
-        4,
-        (6, 2, 0, 2),
+        lambda m, x: m.norm_a(m.a(x) + m.shift_a) + m.shift_b, 4, (6, 2, 0, 2),
     ),
     # a shift behind it, which differs from the bias before it. Neurons of stem, a
     "a shift": (
-        "a norm_a shift_a",
-        lambda m, x: m.norm_a(m.a(x)) + m.shift_a,
-        2 * 2,
+        "a norm_a shift_a", lambda m, x: m.norm_a(m.a(x)) + m.shift_a, 2 * 2,
         (4, 2, 0, 0),
     ),
-}
+}  # fmt: skip
 
 
-class Rolled(nn.Module):
+def rolled(m, x):
     """A norm that has the neurons in another order than the layer before."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Linear(2, 3)
-        self.layer = nn.Linear(3, 3)
-        self.norm = nn.LayerNorm(3)
-        self.out = nn.Linear(3, 1)
-
-    def forward(self, x):
-        x = torch.tanh(self.stem(x))
-        return self.out(F.relu(x + self.norm(self.layer(x).roll(1, -1))))
+    x = torch.tanh(m.stem(x))
+    return m.out(F.relu(x + m.norm(m.layer(x).roll(1, -1))))
 
 
-class Last(nn.Module):
-    """The last state of a recurrent layer of two neurons, and a linear layer."""
-
-    def __init__(self, rnn: nn.RNNBase):
-        super().__init__()
-        self.rnn, self.out = rnn, nn.Linear(2, 1)
-
-    def forward(self, x):
-        return self.out(self.rnn(x)[0][:, -1])
+def last_state(rnn: nn.RNNBase) -> nn.Module:
+    """Of a recurrent layer of two neurons, and a linear layer."""
+    return FromFunction(lambda m, x: m.out(m.rnn(x)[0][:, -1]), rnn=rnn, out=(2, 1))
 
 
-class Seen(nn.Module):
+def two_layers(function: Callable[[Tensor], Tensor]) -> nn.Module:
     """The sum of two layers, the second of a function of the input."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]):
-        super().__init__()
-        self.a = nn.Linear(2, 2, bias=False)
-        self.b = nn.Linear(2, 2, bias=False)
-        self.function = function
-
-    def forward(self, x):
-        return self.a(x) + self.b(self.function(x))
+    layers = {name: nn.Linear(2, 2, bias=False) for name in "ab"}
+    return FromFunction(lambda m, x: m.a(x) + m.b(function(x)), **layers)
 
 
 GROUP_NORM = nn.Sequential(
     nn.Conv2d(1, 4, 1), nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv2d(4, 1, (2, 1))
 )
+CONVOLUTION = nn.Sequential(
+    nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.PReLU(2), nn.Conv2d(2, 1, 1)
+)
 ATTENTION = Attention(4, 2, fused=False)
+ROLLED = FromFunction(
+    rolled, stem=(2, 3), layer=(3, 3), norm=nn.LayerNorm(3), out=(3, 1)
+)
 BATCH = torch.randn(5, 2)
 MAPS = torch.randn(3, 1, 3, 2)
 SEQUENCE = torch.randn(2, 3, 4)
@@ -187,16 +147,10 @@ SEQUENCE = torch.randn(2, 3, 4)
 SYMMETRIC = {
     "mlp": (mlp(2, 3, 1), BATCH, 6),
     # the hidden neurons
-    "convolution": (
-        nn.Sequential(
-            nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.PReLU(2), nn.Conv2d(2, 1, 1)
-        ),
-        MAPS,
-        2,
-    ),
+    "convolution": (CONVOLUTION, MAPS, 2),
     **{name: (Norms(*parts[:2]), BATCH, parts[2]) for name, parts in NORMS.items()},
     # stem, tied to all that follows
-    "rolled": (Rolled(), BATCH, 6),
+    "rolled": (ROLLED, BATCH, 6),
     # in each group, and the two groups
     "group norm": (GROUP_NORM, MAPS, 2 * 2 * 2),
     # q with k, and v, in each head; the heads
@@ -206,11 +160,15 @@ SYMMETRIC = {
     # the two biases, which are only summed; the states are outputs
     "recurrent": (nn.RNN(2, 2, batch_first=True), torch.randn(2, 3, 2), 2),
     # the states, but not the two biases
-    "gated": (Last(nn.GRU(2, 2, batch_first=True)), torch.randn(2, 3, 2), 2),
+    "gated": (last_state(nn.GRU(2, 2, batch_first=True)), torch.randn(2, 3, 2), 2),
     # none: a weight of every element and one of their mean differ,
     # and so are those of x and sin x
-    "two weights": (Seen(lambda x: x.mean(1, keepdim=True)), torch.randn(2, 3, 2), 1),
-    "two functions": (Seen(torch.sin), torch.randn(2, 3, 2), 1),
+    "two weights": (
+        two_layers(lambda x: x.mean(1, keepdim=True)),
+        SEQUENCE[..., :2],
+        1,
+    ),
+    "two functions": (two_layers(torch.sin), SEQUENCE[..., :2], 1),
 }
 
 
@@ -257,10 +215,8 @@ def test_groups_of_a_group_norm_stay():
     graph = parameter_graph(build_graph(GROUP_NORM.double(), MAPS.double()))
     nodes, edges = kinds_of(graph)
     assert nodes == {"neuron": 1 + 4 + 1, "group": 2, "gamma": 1, "bias": 2, "beta": 1}
-    assert edges == dict.fromkeys(["gamma", "beta", "pool", "spread"], 4) | {
-        "weight": 4 + 8,
-        "bias": 4 + 1,
-    }
+    others = {"weight": 4 + 8, "bias": 4 + 1}
+    assert edges == dict.fromkeys(["gamma", "beta", "pool", "spread"], 4) | others
     (pool,) = [b for b in graph.blocks if b.kind == "pool"]
     (spread,) = [b for b in graph.blocks if b.kind == "spread"]
     assert (pool.source, pool.target) == (spread.target, spread.source)
@@ -277,25 +233,17 @@ def test_layer_norm_of_a_map_has_parallel_edges():
     assert {edge[:2] for edge in gammas} == {(4, 1), (4, 2)}
 
 
-class Dense(nn.Module):
+def dense(m, x):
     """As in a DenseNet: a norm over the outputs of two layers,
     of which the first has one of its own as well."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(2, 3)
-        self.second = nn.Linear(3, 2)
-        self.last = nn.Linear(5, 1)
-        self.norm = nn.BatchNorm1d(3)
-        self.joint = nn.BatchNorm1d(5)
-
-    def forward(self, x):
-        x = self.first(x)
-        return self.last(self.joint(torch.cat([x, self.second(self.norm(x))], -1)))
+    x = m.first(x)
+    return m.last(m.joint(torch.cat([x, m.second(m.norm(x))], -1)))
 
 
 def test_norm_over_two_layers_has_one_node():
-    graph = parameter_graph(build_graph(Dense(), BATCH))
+    norms = {"norm": nn.BatchNorm1d(3), "joint": nn.BatchNorm1d(5)}
+    model = FromFunction(dense, first=(2, 3), second=(3, 2), last=(5, 1), **norms)
+    graph = parameter_graph(build_graph(model, BATCH))
     edges = edges_of(graph)
     names = [spec.name for spec in graph.parameters]
     scales = [e for e in edges if names[e[4]] == "joint.weight"]
@@ -310,17 +258,15 @@ def test_norm_over_two_layers_has_one_node():
     assert scaled[3:] == [e[1] for e in edges if e[2] == "bias" and e[1] in scaled]
 
 
+DEPTHWISE_1D = nn.Sequential(nn.Conv1d(1, 3, 1), nn.Conv1d(3, 3, 2, groups=3))
+DEPTHWISE_2D = nn.Sequential(nn.Conv2d(1, 3, 1), nn.Conv2d(3, 3, 1, groups=3))
+
+
 @pytest.mark.parametrize(
     ("model", "example"),
     [
-        (
-            nn.Sequential(nn.Conv1d(1, 3, 1), nn.Conv1d(3, 3, 2, groups=3)),
-            torch.randn(2, 1, 4),
-        ),
-        (
-            nn.Sequential(nn.Conv2d(1, 3, 1), nn.Conv2d(3, 3, 1, groups=3)),
-            torch.randn(2, 1, 4, 4),
-        ),
+        (DEPTHWISE_1D, torch.randn(2, 1, 4)),
+        (DEPTHWISE_2D, torch.randn(2, 1, 4, 4)),
         (mlp(1, 1, 1), torch.randn(2, 1)),
         (nn.GRU(1, 1), torch.randn(2, 1)),
     ],

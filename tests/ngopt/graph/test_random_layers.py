@@ -7,6 +7,7 @@ from torch import nn
 
 from ngopt import NGOptimizer, build_graph
 from ngopt.graph.connectivity import unconnected
+from tests.networks import FromFunction
 
 
 def generators():
@@ -79,17 +80,11 @@ class TestLayersSkippedAtRandom:
         assert unconnected(build_graph(model, torch.randn(4, 8))) == []
 
     def test_heads_of_training_mode_alone_stay_in_the_graph(self):
-        class Auxiliary(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.body, self.head = nn.Linear(8, 8), nn.Linear(8, 4)
-                self.auxiliary, self.unused = nn.Linear(8, 4), nn.Linear(3, 2)
+        def forward(m, x):
+            x = m.body(x).relu()
+            return (m.head(x), m.auxiliary(x)) if m.training else m.head(x)
 
-            def forward(self, x):
-                x = self.body(x).relu()
-                return (
-                    (self.head(x), self.auxiliary(x)) if self.training else self.head(x)
-                )
-
-        graph = build_graph(Auxiliary(), torch.randn(4, 8))
+        heads = {"head": (8, 4), "auxiliary": (8, 4), "unused": (3, 2)}
+        model = FromFunction(forward, body=(8, 8), **heads)
+        graph = build_graph(model, torch.randn(4, 8))
         assert unconnected(graph) == ["unused.weight", "unused.bias"]

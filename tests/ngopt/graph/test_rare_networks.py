@@ -1,5 +1,6 @@
 """Networks that few people build, each with what a graph may get wrong about it."""
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -8,7 +9,7 @@ from ngopt import build_graph
 from ngopt.graph.connectivity import unconnected
 from tests.equivariance import randomised
 from tests.graph_checks import assert_inverse, check, check_symmetries, edges_with
-from tests.networks import Between
+from tests.networks import Between, FromFunction
 
 
 def double(model, *example):
@@ -32,62 +33,39 @@ def test_a_single_map_is_pooled_along_its_space():
     assert not unconnected(graph)
 
 
-class SharedByHeads(nn.Module):
-    """One weight, (1, 4, 5), for each of two heads."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(3, 8)
-        self.last = nn.Linear(10, 2)
-        self.weight = nn.Parameter(torch.randn(1, 4, 5))
-
-    def forward(self, x):
-        heads = self.first(x).unflatten(-1, (2, 4)).transpose(1, 2)
-        return self.last(
-            torch.matmul(heads.tanh(), self.weight).transpose(1, 2).flatten(2)
-        )
+def shared_by_heads(m, x):
+    heads = m.first(x).unflatten(-1, (2, 4)).transpose(1, 2)
+    return m.last(torch.matmul(heads.tanh(), m.weight).transpose(1, 2).flatten(2))
 
 
 def test_a_weight_that_is_broadcast_over_heads_is_used_by_each():
-    graph = check(double(SharedByHeads(), torch.randn(2, 6, 3)))
-    assert used(graph, "weight") == 2 * 20
+    """One weight, (1, 4, 5), for each of two heads."""
+    weight = nn.Parameter(torch.randn(1, 4, 5))
+    model = FromFunction(shared_by_heads, first=(3, 8), last=(10, 2), weight=weight)
+    assert used(check(double(model, torch.randn(2, 6, 3))), "weight") == 2 * 20
 
 
-class PaddedTwoWays(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a = nn.Linear(3, 3)
-        self.b = nn.Linear(3, 3)
-        self.last = nn.Linear(4, 5)
-
-    def forward(self, x):
-        return self.last(
-            torch.stack([F.pad(self.a(x), (0, 1)), F.pad(self.b(x), (1, 0))], 1)
-        )
+def padded_two_ways(m, x):
+    return m.last(torch.stack([F.pad(m.a(x), (0, 1)), F.pad(m.b(x), (1, 0))], 1))
 
 
 def test_neurons_are_not_unified_with_padding():
-    graph = check(double(PaddedTwoWays(), torch.randn(2, 3)))
+    model = FromFunction(padded_two_ways, a=(3, 3), b=(3, 3), last=(4, 5))
+    graph = check(double(model, torch.randn(2, 3)))
     assert all(group.name != "none" for group in graph.groups)
     # each of the rows has three neurons and a constant
     assert used(graph, "last.weight") == 2 * 20
     assert [group.size for group in graph.groups if group.kind == "constant"] == [1, 1]
 
 
-class Windows(nn.Module):
-    """Rows of a matrix that share elements."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(2, 3)
-        self.weight = nn.Parameter(torch.randn(6))
-
-    def forward(self, x):
-        return F.linear(self.first(x).tanh(), self.weight.unfold(0, 3, 1))
-
-
 def test_overlapping_windows_are_unplaced():
-    model, example = double(Windows(), torch.randn(4, 2))
+    """Rows of a matrix that share elements."""
+    windows = FromFunction(
+        lambda m, x: F.linear(m.first(x).tanh(), m.weight.unfold(0, 3, 1)),
+        first=(2, 3),
+        weight=nn.Parameter(torch.randn(6)),
+    )
+    model, example = double(windows, torch.randn(4, 2))
     graph = build_graph(model, example)
     assert graph.unplaced == ("weight",)
     assert_inverse(graph, randomised(model))
@@ -100,29 +78,22 @@ def test_complex_inputs_are_neurons():
     assert kinds_and_roles == [("neuron", "input"), ("neuron", "output")]
 
 
-class PickedCells(nn.Module):
+def picked_cells(m, x):
     """Two cells, one behind the other, whose weights are rows of one parameter in an
     order that no strides give."""
-
-    def __init__(self):
-        super().__init__()
-        self.w_in = nn.Parameter(torch.randn(18, 4))
-        self.w = nn.Parameter(torch.randn(18, 3))
-        self.last = nn.Linear(6, 2)
-
-    def forward(self, x):
-        order, states = [0, 1, 3, 2, 4, 5, 6, 7, 8], []
-        state = x.new_zeros(len(x), 3)
-        for start in (0, 9):
-            rows = [start + row for row in order]
-            state = torch.gru_cell(x, state, self.w_in[rows], self.w[rows])
-            states.append(state)
-        return self.last(torch.cat(states, -1))
+    order, states = [0, 1, 3, 2, 4, 5, 6, 7, 8], []
+    state = x.new_zeros(len(x), 3)
+    for start in (0, 9):
+        rows = [start + row for row in order]
+        state = torch.gru_cell(x, state, m.w_in[rows], m.w[rows])
+        states.append(state)
+    return m.last(torch.cat(states, -1))
 
 
 def test_cells_with_picked_weights_are_not_the_same():
-    model, example = double(PickedCells(), torch.randn(2, 4))
-    graph = build_graph(model, example)
+    w_in, w = (nn.Parameter(torch.randn(18, n)) for n in (4, 3))
+    model = FromFunction(picked_cells, w_in=w_in, w=w, last=(6, 2))
+    graph = build_graph(*double(model, torch.randn(2, 4)))
     ends = [(block.source, block.target) for block in graph.blocks]
     cells = {source for source, target in ends if graph.groups[target].size == 2}
     assert [graph.groups[cell].size for cell in sorted(cells)] == [3, 3]
@@ -142,56 +113,35 @@ def test_a_head_of_one_neuron_weighs_one_value_and_not_one_for_each_token():
         assert sizes(graph) == [4, 9, 3, 3, 3, 2]
 
 
-class GatedByTheFirst(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a = nn.Linear(4, 5)
-        self.b = nn.Linear(4, 5)
-        self.last = nn.Linear(5, 3)
-
-    def forward(self, x):
-        return self.last(torch.einsum("bi,bi->bi", self.a(x), self.b(x)[:1]))
-
-
 def test_an_index_of_length_one_is_broadcast_in_an_einsum():
-    graph = check(double(GatedByTheFirst(), torch.randn(2, 4)))
-    assert not unconnected(graph)
+    model = FromFunction(
+        lambda m, x: m.last(torch.einsum("bi,bi->bi", m.a(x), m.b(x)[:1])),
+        a=(4, 5), b=(4, 5), last=(5, 3),
+    )  # fmt: skip
+    assert not unconnected(check(double(model, torch.randn(2, 4))))
 
 
-class MixedByAConstant(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(4, 5)
-        self.last = nn.Linear(6, 3)
-        self.register_buffer("matrix", torch.randn(6, 5))
-
-    def forward(self, x):
-        return self.last(self.matrix @ self.first(x))
+@pytest.mark.filterwarnings("ignore:.*with a batch axis first:UserWarning")
+def test_a_constant_matrix_may_mix_the_neurons_of_a_vector():
+    model = FromFunction(
+        lambda m, x: m.last(m.matrix @ m.first(x)),
+        first=(4, 5), last=(6, 3), matrix=torch.randn(6, 5),
+    )  # fmt: skip
+    check(double(model, torch.randn(4)))
 
 
-def test_a_constant_matrix_may_mix_the_neurons_of_a_vector(recwarn):
-    check(double(MixedByAConstant(), torch.randn(4)))
-    assert not [w for w in recwarn if "failed" in str(w.message)]
-
-
-class HeadsOfWhichOneIsTurned(nn.Module):
+def one_head_turned(m, x):
     """The second head has its neurons in another order at each token."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(3, 8)
-        self.last = nn.Linear(10, 2)
-        self.weight = nn.Parameter(torch.randn(2, 4, 5))
-
-    def forward(self, x):
-        plain, other = self.first(x).tanh().chunk(2, -1)
-        turned = torch.cat([other[:, :1], other[:, 1:].flip(-1)], 1)
-        heads = torch.stack([plain, turned], 1)
-        return self.last((heads @ self.weight).transpose(1, 2).flatten(2))
+    plain, other = m.first(x).tanh().chunk(2, -1)
+    turned = torch.cat([other[:, :1], other[:, 1:].flip(-1)], 1)
+    heads = torch.stack([plain, turned], 1)
+    return m.last((heads @ m.weight).transpose(1, 2).flatten(2))
 
 
 def test_a_weight_that_one_head_cannot_place_has_no_edges_of_the_others():
-    network = double(HeadsOfWhichOneIsTurned(), torch.randn(2, 2, 3))
+    weight = nn.Parameter(torch.randn(2, 4, 5))
+    model = FromFunction(one_head_turned, first=(3, 8), last=(10, 2), weight=weight)
+    network = double(model, torch.randn(2, 2, 3))
     graph = build_graph(*network)
     assert graph.unplaced == ("weight",)
     assert used(graph, "weight") == 40

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from ngopt import build_graph
 from ngopt.graph.connectivity import unconnected
 from tests.graph_checks import biases_with
-from tests.networks import edges_of
+from tests.networks import FromFunction, edges_of
 from tests.zoo import zoo_graph
 
 
@@ -37,53 +37,39 @@ def test_states_of_recurrent_layers_by_hand():
     assert sources == {"copy", "l1", "l1_reverse"}
 
 
-class Projected(nn.Module):
+def projected(begin):
     """The state of an LSTM with a projection, which begins with constants."""
 
-    def __init__(self, begin):
-        super().__init__()
-        self.rnn = nn.LSTM(3, 4, proj_size=2)
-        self.hidden = nn.Linear(2, 2)
-        self.cells = nn.Linear(4, 2)
-        self.register_buffer("begin", begin)
+    def states(m, x):
+        begin = m.begin.expand(1, x.shape[1], 4)
+        hidden, cells = m.rnn(x, (x.new_zeros(1, x.shape[1], 2), begin))[1]
+        return m.hidden(hidden[-1]), m.cells(cells[-1])
 
-    def forward(self, x):
-        hidden, cells = self.rnn(
-            x, (x.new_zeros(1, x.shape[1], 2), self.begin.expand(1, x.shape[1], 4))
-        )[1]
-        return self.hidden(hidden[-1]), self.cells(cells[-1])
+    rnn = nn.LSTM(3, 4, proj_size=2)
+    return FromFunction(states, rnn=rnn, hidden=(2, 2), cells=(4, 2), begin=begin)
 
 
 def test_the_state_of_a_projection_and_constant_states():
-    graph = build_graph(Projected(torch.ones(4)), torch.randn(5, 2, 3))
+    graph = build_graph(projected(torch.ones(4)), torch.randn(5, 2, 3))
     assert edges_of(graph, "hidden") == [("weight", "rnn.l0.projection")]
     assert edges_of(graph, "cells") == [("weight", "rnn.l0")]
     alike = edges_of(graph, "rnn.l0")
     assert alike == [("recurrent", "rnn.l0.projection"), ("weight", "x")]
-    graph = build_graph(Projected(torch.arange(4.0)), torch.randn(5, 2, 3))
+    graph = build_graph(projected(torch.arange(4.0)), torch.randn(5, 2, 3))
     assert edges_of(graph, "rnn.l0") == sorted([*alike, ("residual", "state.constant")])
     assert {g.name: g.role for g in graph.groups}["state.constant"] == "input"
 
 
-class Packed(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.rnn = nn.GRU(3, 4, batch_first=True)
-        self.head = nn.Linear(4, 2)
-
-    def forward(self, x):
-        packed = pack_padded_sequence(
-            x, torch.tensor([3, 5]), batch_first=True, enforce_sorted=False
-        )
-        packed, last = self.rnn(packed)
-        return (
-            self.head(pad_packed_sequence(packed, batch_first=True)[0])
-            + self.head(last[-1])[:, None]
-        )
+def packed(m, x):
+    options = {"batch_first": True, "enforce_sorted": False}
+    states, last = m.rnn(pack_padded_sequence(x, torch.tensor([3, 5]), **options))
+    states = pad_packed_sequence(states, batch_first=True)[0]
+    return m.head(states) + m.head(last[-1])[:, None]
 
 
 def test_packed_sequences():
-    graph = build_graph(Packed(), torch.randn(2, 5, 3))
+    model = FromFunction(packed, rnn=nn.GRU(3, 4, batch_first=True), head=(4, 2))
+    graph = build_graph(model, torch.randn(2, 5, 3))
     assert [kind for kind, _ in edges_of(graph, "rnn.l0")] == ["recurrent", "weight"]
     assert graph.unplaced == () and unconnected(graph) == []
 

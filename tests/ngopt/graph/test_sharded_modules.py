@@ -23,7 +23,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from ngopt import NGOptimizer, build_graph
-from tests.networks import mlp
+from tests.networks import FromFunction, mlp
 
 WEIGHTS = ["default", "ff", "ng-gnn"]
 
@@ -90,36 +90,32 @@ def test_flat_pieces_are_refused(use_orig_params, weights):
         build_graph(model, torch.randn(3, 6))
 
 
-class Attention(nn.Module):
+def attention():
     """With a table that is the head, too, and heads whose number no shape shows."""
 
-    def __init__(self):
-        super().__init__()
-        self.table, self.norm = nn.Embedding(9, 8), nn.LayerNorm(8)
-        self.q, self.k, self.v, self.o = (nn.Linear(8, 8, bias=False) for _ in "qkvo")
-        self.recurrent = nn.LSTM(8, 8, batch_first=True)
-        self.head = nn.Linear(8, 9, bias=False)
-        self.head.weight = self.table.weight
-        self.register_buffer("order", torch.arange(4).flip(0))
-
-    def forward(self, x):
-        x = self.table(x[:, self.order])
-        y = self.norm(x)
-        q, k, v = (
-            f(y).unflatten(-1, (-1, 2)).transpose(1, 2)
-            for f in (self.q, self.k, self.v)
-        )
+    def forward(m, x):
+        x = m.table(x[:, m.order])
+        y = m.norm(x)
+        q, k, v = (f(y).unflatten(-1, (-1, 2)).transpose(1, 2) for f in (m.q, m.k, m.v))
         y = scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return self.head(self.recurrent(x + self.o(y))[0])
+        return m.head(m.recurrent(x + m.o(y))[0])
+
+    parts = {name: nn.Linear(8, 8, bias=False) for name in "qkvo"}
+    parts["recurrent"] = nn.LSTM(8, 8, batch_first=True)
+    parts |= {"head": nn.Linear(8, 9, bias=False), "order": torch.arange(4).flip(0)}
+    model = FromFunction(
+        forward, table=nn.Embedding(9, 8), norm=nn.LayerNorm(8), **parts
+    )
+    model.head.weight = model.table.weight
+    return model
 
 
 def sharded(model, divide):
     """Of parameters that the first of two processes has parts of."""
+    mesh = init_device_mesh("cpu", (2,))
     if divide == "tensor":
-        mesh = init_device_mesh("cpu", (2,))
         names = dict.fromkeys(["q", "k", "v"], ColwiseParallel())
         return parallelize_module(model, mesh, {**names, "o": RowwiseParallel()})
-    mesh = init_device_mesh("cpu", (2,))
     bfloat16 = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
     policy = bfloat16 if divide == "fully, bfloat16" else MixedPrecisionPolicy()
     for child in (model.norm, model.q):
@@ -130,8 +126,8 @@ def sharded(model, divide):
 @pytest.mark.parametrize("divide", ["fully", "fully, bfloat16", "tensor"])
 def test_the_graph_of_a_divided_network_is_that_of_the_whole(divide):
     x = torch.randint(9, (3, 4))
-    expected = build_graph(Attention(), x)
-    model = sharded(Attention(), divide)
+    expected = build_graph(attention(), x)
+    model = sharded(attention(), divide)
     kinds, parameters = [*map(type, model.modules())], [*model.parameters()]
     assert build_graph(model, x).blocks == expected.blocks
     assert [*map(type, model.modules())] == kinds

@@ -5,7 +5,7 @@ from torch import nn
 from ngopt import build_graph
 from ngopt.graph.connectivity import unconnected
 from tests.graph_checks import assert_inverse, biases_with, edges_with, random_values
-from tests.networks import Between, edges_of
+from tests.networks import Between, FromFunction, edges_of
 from tests.zoo import zoo_graph
 
 
@@ -20,9 +20,8 @@ def test_a_scale_shared_by_heads_is_a_node_with_an_edge_to_each():
     size = {g.name: g.size for g in graph.groups}
     names = "q", "q_norm", "q_norm.weight", "q_norm.groups"
     assert [size[f"1.{name}"] for name in names] == [6, 6, 3, 2]
-    spread = next(
-        b for b in graph.blocks if graph.groups[b.source].name == "1.q_norm.weight"
-    )
+    names = [graph.groups[b.source].name for b in graph.blocks]
+    spread = graph.blocks[names.index("1.q_norm.weight")]
     assert (spread.kind, spread.shape) == ("spread", (3, 2, 1))
     assert spread.target_index == (0, 3, 1, 4, 2, 5)
     assert edges_of(graph, "1.q_norm") == [
@@ -50,9 +49,8 @@ def test_places_under_one_norm_are_slots():
         "x": 1, "stem": 3, "up": 4, "batch": 4, "group": 4, "out": 2,
     }  # fmt: skip
     up, *_ = edges_with(graph, "up.weight")
-    assert (up.shape, up.slot_shape) == ((1, 4, 3), (4, 3, 3)), (
-        "a kernel for each of the four places of a channel"
-    )
+    # a kernel for each of the four places of a channel
+    assert (up.shape, up.slot_shape) == ((1, 4, 3), (4, 3, 3))
     assert [b.slot_shape for b in biases_with(graph, "up.bias")] == [(4,)]
     assert ends_of(graph, "out.weight")[0][:2] == ("group", None)
 
@@ -92,82 +90,55 @@ def test_matrix_products_by_hand():
     assert unconnected(graph) == ["last.weight", "last.bias"]
 
 
-class Mixer(nn.Module):
+def mixer(m, x):
     """Channels, then a layer and a norm over positions, then channels again."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(3, 4)
-        self.mix = nn.Linear(5, 5)
-        self.norm = nn.LayerNorm(5)
-        self.last = nn.Linear(4, 2)
-
-    def forward(self, x):
-        x = self.mix(self.first(x).transpose(1, 2))
-        return self.last(self.norm(x).transpose(1, 2))
+    x = m.mix(m.first(x).transpose(1, 2))
+    return m.last(m.norm(x).transpose(1, 2))
 
 
 def test_layers_over_positions_do_not_mix_channels():
-    graph = build_graph(Mixer(), torch.randn(2, 5, 3))
+    layers = {"first": (3, 4), "mix": (5, 5), "norm": nn.LayerNorm(5), "last": (4, 2)}
+    graph = build_graph(FromFunction(mixer, **layers), torch.randn(2, 5, 3))
     assert {g.name: g.size for g in graph.groups}["first"] == 4
     assert [g.size for g in graph.groups if g.kind == "position"] == [5, 5]
     (last,) = (b for b in graph.weights if graph.groups[b.target].name == "last")
     assert last.shape == (1, 2, 4)
 
 
-class Weighted(nn.Module):
+def weighted(m, index, x):
     """Rows of a table, weighted by a neuron."""
-
-    def __init__(self):
-        super().__init__()
-        self.score = nn.Linear(3, 1)
-        self.table = nn.EmbeddingBag(9, 5, mode="sum")
-        self.out = nn.Linear(5, 2)
-
-    def forward(self, index, x):
-        return self.out(self.table(index, per_sample_weights=self.score(x)[..., 0]))
+    return m.out(m.table(index, per_sample_weights=m.score(x)[..., 0]))
 
 
 def test_bags_of_rows_with_weights():
-    graph = build_graph(Weighted(), (torch.randint(9, (2, 4)), torch.randn(2, 4, 3)))
+    table = nn.EmbeddingBag(9, 5, mode="sum")
+    model = FromFunction(weighted, score=(3, 1), table=table, out=(5, 2))
+    graph = build_graph(model, (torch.randint(9, (2, 4)), torch.randn(2, 4, 3)))
     (factor,) = (g.name for g in graph.groups if g.kind == "product")
     assert edges_of(graph, factor) == [("left", "score"), ("right", "table")]
     assert edges_of(graph, "out") == [("weight", factor)]
 
 
 def test_constants_before_there_are_neurons():
-    graph = build_graph(
-        nn.Sequential(OneHot(), nn.Linear(5, 3)), torch.randint(5, (4,))
-    )
+    model = FromFunction(lambda m, x: m.last(F.one_hot(x, 5).float()), last=(5, 3))
+    graph = build_graph(model, torch.randint(5, (4,)))
     assert graph.unplaced == () and graph.numel == 18
 
 
-class OneHot(nn.Module):
-    def forward(self, index):
-        return F.one_hot(index, 5).float()
-
-
-class Windowed(nn.Module):
+def windowed(m, x):
     """Uses every other row of a table, part of a matrix,
     and rows of another table one after the other."""
-
-    def __init__(self):
-        super().__init__()
-        self.table = nn.Parameter(torch.randn(1, 8, 4))
-        self.rows = nn.Parameter(torch.randn(3, 4))
-        self.first = nn.Linear(3, 4)
-        self.wide = nn.Parameter(torch.randn(6, 5))
-        self.last = nn.Linear(4, 2)
-
-    def forward(self, x):
-        x = self.first(x) + self.table[:, 1:6:2]
-        for row in self.rows:
-            x = torch.tanh(x + row)
-        return self.last(torch.tanh(F.linear(x, self.wide[1:5, :4])))
+    x = m.first(x) + m.table[:, 1:6:2]
+    for row in m.rows:
+        x = torch.tanh(x + row)
+    return m.last(torch.tanh(F.linear(x, m.wide[1:5, :4])))
 
 
 def test_elements_that_the_network_does_not_use_have_a_place():
-    graph = build_graph(Windowed(), torch.randn(2, 3, 3))
+    shapes = {"table": (1, 8, 4), "rows": (3, 4), "wide": (6, 5)}
+    tables = {name: nn.Parameter(torch.randn(n)) for name, n in shapes.items()}
+    model = FromFunction(windowed, first=(3, 4), last=(4, 2), **tables)
+    graph = build_graph(model, torch.randn(2, 3, 3))
     unused = {g.name: g.size for g in graph.groups if g.role == "isolated"}
     assert unused == {"table.unused": 5 * 4, "wide.unused": 30 - 16}
     assert_inverse(graph, random_values(graph))

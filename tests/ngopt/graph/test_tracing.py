@@ -13,7 +13,7 @@ from ngopt.graph.connectivity import unconnected
 from ngopt.graph.rules.registry import RULES
 from ngopt.metanets import FeedForward
 from tests.graph_checks import assert_inverse, edges_with, random_values
-from tests.networks import edges_of
+from tests.networks import FromFunction, edges_of
 from tests.zoo import GPT, Attention, zoo_network
 from tests.zoo.convolutional import Residual
 
@@ -120,23 +120,15 @@ def test_frozen_parameters_stay_in_the_graph():
     assert build_graph(model, example).numel == size
 
 
-class Normalised(nn.Module):
-    """A weight under a parametrization that has no rule."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(3, 4)
-        self.odd = nn.Parameter(torch.randn(4, 4))
-        self.last = nn.Linear(4, 2)
-
-    def forward(self, x):
-        return self.last(
-            F.linear(torch.relu(self.first(x)), torch.matrix_exp(self.odd))
-        )
-
-
 def test_a_parameter_without_a_rule_is_a_component_and_reported():
-    graph = build_graph(Normalised(), torch.randn(2, 3))
+    """A weight under a parametrization that has no rule."""
+    model = FromFunction(
+        lambda m, x: m.last(F.linear(torch.relu(m.first(x)), torch.matrix_exp(m.odd))),
+        first=(3, 4),
+        odd=nn.Parameter(torch.randn(4, 4)),
+        last=(4, 2),
+    )
+    graph = build_graph(model, torch.randn(2, 3))
     assert graph.unplaced == ()
     assert [group.name for group in graph.groups if group.is_pinned] == ["first", "odd"]
     assert_inverse(graph, random_values(graph))

@@ -16,7 +16,7 @@ from torch.nn.modules.module import (
 from ngopt import NGOptimizer, build_graph
 from ngopt.graph.connectivity import unconnected
 from ngopt.graph.tracing.copies import Copier
-from tests.networks import Between
+from tests.networks import Between, FromFunction
 
 
 class Kept:
@@ -86,8 +86,7 @@ def test_stored_values_are_as_before(kind):
     model = kind()
     model(torch.randn(4, 8))
     items, first = list(model.kept.items), model.first
-    graph = build_graph(model, torch.randn(4, 8))
-    assert unconnected(graph) == []
+    assert unconnected(build_graph(model, torch.randn(4, 8))) == []
     assert [*map(id, model.kept.items)] == [*map(id, items)]
     assert len(model.kept.last) == len(model.hidden) == 1
     assert len(Kept.of_class) == 1 and kind.count == 1
@@ -132,20 +131,16 @@ def test_activations_stored_in_a_forward_train():
 
 
 def test_a_cache_of_functools_holds_no_fake_tensors():
-    class Masked(nn.Module):
+    class Masked(nn.Linear):
         @staticmethod
         @functools.lru_cache
         def mask(length):
             return torch.ones(length, length).tril()
 
-        def __init__(self):
-            super().__init__()
-            self.a = nn.Linear(4, 4)
-
         def forward(self, x):
-            return self.mask(x.shape[1]) @ self.a(x)
+            return self.mask(x.shape[1]) @ super().forward(x)
 
-    model = Masked()
+    model = Masked(4, 4)
     build_graph(model, torch.randn(2, 3, 4))
     assert type(model.mask(3)) is torch.Tensor
 
@@ -287,17 +282,12 @@ class TestCopies:
 def test_a_trace_adds_nothing_to_gradients():
     """Where a forward calls backward, as for an auxiliary loss."""
 
-    class Auxiliary(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 2)
+    def forward(m, x):
+        y = m.last(m.first(x).relu())
+        y.square().mean().backward(retain_graph=True)
+        return y
 
-        def forward(self, x):
-            y = self.last(self.first(x).relu())
-            y.square().mean().backward(retain_graph=True)
-            return y
-
-    model = Auxiliary()
+    model = FromFunction(forward, first=(4, 5), last=(5, 2))
     opt = NGOptimizer(model.parameters(), model=model, lr=0.0)
     model(torch.randn(3, 4)).sum().backward()
     before = [p.grad.clone() for p in model.parameters()]
@@ -308,16 +298,11 @@ def test_a_trace_adds_nothing_to_gradients():
 
 
 def test_weights_that_a_forward_replaces():
-    class Momentum(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.query, self.key = nn.Linear(4, 4), nn.Linear(4, 4)
+    def forward(m, x):
+        m.key.weight.data = m.key.weight.data * 0.5
+        return m.query(x) + m.key(x)
 
-        def forward(self, x):
-            self.key.weight.data = self.key.weight.data * 0.5
-            return self.query(x) + self.key(x)
-
-    model = Momentum()
+    model = FromFunction(forward, query=(4, 4), key=(4, 4))
     opt = NGOptimizer(model.parameters(), model=model, lr=0.0)
     model(torch.randn(3, 4)).sum().backward()
     before = model.key.weight.detach().clone()

@@ -7,49 +7,41 @@ from torch import nn
 from ngopt import build_graph
 from ngopt.graph.connectivity import unconnected
 from tests.graph_checks import assert_inverse, biases_with, edges_with, random_values
+from tests.networks import FromFunction
 
 LENGTH, WIDTH = 32, 8
-SHAPES = {
-    "embedding": None,
-    "rows": (LENGTH, WIDTH),
-    "batched": (1, LENGTH, WIDTH),
-    "indexed": (LENGTH, WIDTH),
-    "behind": (LENGTH + 2, WIDTH),
-    "transposed": (WIDTH, LENGTH),
-    "factor": (LENGTH, WIDTH),
+
+
+def parameter(*shape):
+    return nn.Parameter(torch.randn(shape))
+
+
+# tables, and what the network does with one after n tokens
+USES = {
+    "embedding": (
+        nn.Embedding(LENGTH, WIDTH),
+        lambda x, table, n: x + table(torch.arange(n)),
+    ),
+    "rows": (parameter(LENGTH, WIDTH), lambda x, table, n: x + table[:n]),
+    "batched": (parameter(1, LENGTH, WIDTH), lambda x, table, n: x + table[:, :n]),
+    "indexed": (
+        parameter(LENGTH, WIDTH),
+        lambda x, table, n: x + table[torch.arange(n)],
+    ),
+    "behind": (parameter(LENGTH + 2, WIDTH), lambda x, table, n: x + table[2 : n + 2]),
+    "transposed": (parameter(WIDTH, LENGTH), lambda x, table, n: x + table[:, :n].T),
+    "factor": (parameter(LENGTH, WIDTH), lambda x, table, n: x * table[:n]),
 }
 
 
-class Positional(nn.Module):
-    def __init__(self, kind):
-        super().__init__()
-        self.kind = kind
-        self.token, self.last = nn.Embedding(20, WIDTH), nn.Linear(WIDTH, 4)
-        shape = SHAPES[kind]
-        if shape is None:
-            self.table = nn.Embedding(LENGTH, WIDTH)
-        else:
-            self.table = nn.Parameter(torch.randn(*shape))
+def positional(kind):
+    table, use = USES[kind]
 
-    def forward(self, tokens):
-        x = self.token(tokens)
-        n = tokens.shape[1]
-        match self.kind:
-            case "embedding":
-                x = x + self.table(torch.arange(n))
-            case "rows":
-                x = x + self.table[:n]
-            case "batched":
-                x = x + self.table[:, :n]
-            case "indexed":
-                x = x + self.table[torch.arange(n)]
-            case "behind":
-                x = x + self.table[2 : n + 2]
-            case "transposed":
-                x = x + self.table[:, :n].T
-            case "factor":
-                x = x * self.table[:n]
-        return self.last(x)
+    def forward(m, tokens):
+        return m.last(use(m.token(tokens), m.table, tokens.shape[1]))
+
+    token = nn.Embedding(20, WIDTH)
+    return FromFunction(forward, token=token, last=(WIDTH, 4), table=table)
 
 
 def traced(model, length):
@@ -57,9 +49,9 @@ def traced(model, length):
 
 
 @pytest.mark.parametrize("length", [1, 20, LENGTH - 1])
-@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize("kind", USES)
 def test_a_shorter_input_gives_the_same_graph(kind, length):
-    model = Positional(kind)
+    model = positional(kind)
     graph = traced(model, length)
     assert unconnected(graph) == []
     assert graph == traced(model, LENGTH)
@@ -67,16 +59,13 @@ def test_a_shorter_input_gives_the_same_graph(kind, length):
 
 
 def test_rows_that_do_different_things_are_not_joined():
-    class Modulated(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 2)
-            self.table = nn.Parameter(torch.randn(3, 8))
-
-        def forward(self, x):
-            return self.last(self.first(x) * self.table[0] + self.table[1])
-
-    graph = build_graph(Modulated(), torch.randn(4, 3))
+    model = FromFunction(
+        lambda m, x: m.last(m.first(x) * m.table[0] + m.table[1]),
+        first=(3, 8),
+        last=(8, 2),
+        table=parameter(3, 8),
+    )
+    graph = build_graph(model, torch.randn(4, 3))
     assert unconnected(graph) == []
     places = edges_with(graph, "table") + biases_with(graph, "table")
     assert {b.kind for b in places} == {"scale", "shift", "other"}

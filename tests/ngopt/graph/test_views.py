@@ -11,7 +11,7 @@ from ngopt.graph import to_edge_list
 from ngopt.graph.kinds import EDGE_KINDS, NODE_KINDS
 from ngopt.graph.summary import shorten
 from ngopt.graph.views.networkx_and_pyg import to_networkx, to_pyg
-from tests.networks import mlp
+from tests.networks import FromFunction, mlp
 from tests.zoo import zoo_graph, zoo_network
 
 NAMES = ("gpt", "residual", "grouped", "lstm", "gated", "triplane")
@@ -71,8 +71,7 @@ def test_networkx_has_the_edges_of_the_edge_list(networks, name):
     assert edges == oracle(graph, values)
     on_nodes = [view.nodes[node]["values"] for node in range(len(view))]
     assert on_nodes == node_oracle(graph, values)
-    names = [spec.name for spec in graph.parameters]
-    by_name = dict(zip(names, values, strict=True))
+    by_name = dict(zip([spec.name for spec in graph.parameters], values, strict=True))
     for *_, data in [*view.edges(data=True), *view.nodes(data=True)]:
         slots = [float(by_name[name].flatten()[k]) for name, k in data["slots"]]
         assert slots == data["values"]
@@ -191,24 +190,18 @@ def test_summary_is_a_table_of_groups(networks):
     assert lines[-1].startswith(f"{counts}; 1 component")
 
 
-class Dense(nn.Module):
+def dense(m, x):
     """Concatenates the outputs of all layers before, through a norm, as DenseNet."""
-
-    def __init__(self, layers: int = 5):
-        super().__init__()
-        self.norms = nn.ModuleList(nn.BatchNorm1d(4 + 3 * k) for k in range(layers))
-        self.layers = nn.ModuleList(
-            nn.Linear(4 + 3 * k, 3 + (k == layers - 1)) for k in range(layers)
-        )
-
-    def forward(self, x):
-        for norm, layer in zip(self.norms, self.layers, strict=True):
-            x = torch.cat([x, layer(norm(x).relu())], dim=1)
-        return x
+    for norm, layer in zip(m.norms, m.layers, strict=True):
+        x = torch.cat([x, layer(norm(x).relu())], dim=1)
+    return x
 
 
 def test_summary_abbreviates_many_blocks():
-    lines = build_graph(Dense(), torch.randn(2, 4)).summary().splitlines()
+    norms = nn.ModuleList(nn.BatchNorm1d(4 + 3 * k) for k in range(5))
+    layers = nn.ModuleList(nn.Linear(4 + 3 * k, 3 + (k == 4)) for k in range(5))
+    model = FromFunction(dense, norms=norms, layers=layers)
+    lines = build_graph(model, torch.randn(2, 4)).summary().splitlines()
     (norm,) = [line for line in lines if " norms.4 " in line]
     assert "16" in norm.split()  # 4 + 4 * 3 neurons in five groups, a single row
     assert "5 x one to one + 5 x beta" in norm
@@ -222,17 +215,12 @@ def test_summary_abbreviates_many_blocks():
 
 
 def test_blocks_of_many_sizes_are_summed():
-    class Sizes(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.parts = nn.ModuleList(nn.Linear(2, n) for n in range(1, 6))
-            self.last = nn.Linear(15, 3)
-
-        def forward(self, x):
-            return self.last(torch.cat([part(x).relu() for part in self.parts], dim=1))
-
-    text = build_graph(Sizes(), torch.randn(2, 2)).summary()
-    assert "5 blocks: 15 -> 3 + bias" in text
+    model = FromFunction(
+        lambda m, x: m.last(torch.cat([part(x).relu() for part in m.parts], dim=1)),
+        parts=nn.ModuleList(nn.Linear(2, n) for n in range(1, 6)),
+        last=(15, 3),
+    )
+    assert "5 blocks: 15 -> 3 + bias" in build_graph(model, torch.randn(2, 2)).summary()
 
 
 def test_names_are_shortened_from_the_front():

@@ -78,15 +78,14 @@ def test_zeros_are_the_base_rule_to_the_bit(predictor):
     assert all(map(torch.equal, params, expected))
 
 
-def test_beyond_the_range_of_its_data_it_is_one(predictor):
-    narrow = predictor._replace(
-        low=torch.full((2, COUNT), -0.1), high=torch.full((2, COUNT), 0.1)
-    )
+def test_it_is_one_where_nothing_is_known(predictor):
+    """Beyond the range of its data, without a horizon, without matrices."""
+    low, high = torch.full((2, COUNT), -0.1), torch.full((2, COUNT), 0.1)
+    narrow = predictor._replace(low=low, high=high)
     assert factor_of(*train(narrow)) == pytest.approx(1, abs=1e-3)
-
-
-def test_without_a_horizon_it_is_one(predictor):
     assert factor_of(*train(predictor, total_steps=None)) == 1
+    scale = nn.ParameterList([torch.ones(5), torch.zeros(3)])
+    assert factor_of(*train(predictor, model=scale)) == 1
 
 
 def test_with_a_scheduler_it_is_one(predictor):
@@ -95,11 +94,6 @@ def test_with_a_scheduler_it_is_one(predictor):
     torch.optim.lr_scheduler.StepLR(opt, 5)
     step_with_noise(opt, params, range(3))
     assert factor_of(params, opt) == 1
-
-
-def test_networks_without_matrices_have_one(predictor):
-    scale = nn.ParameterList([torch.ones(5), torch.zeros(3)])
-    assert factor_of(*train(predictor, model=scale)) == 1
 
 
 def test_zero_weights_and_one_matrix_are_finite(predictor):

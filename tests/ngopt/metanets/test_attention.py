@@ -36,17 +36,13 @@ def test_nodes_equal_a_softmax_over_a_list_of_edges(name, complete):
     edges = [
         torch.randn(*own.block.shape, own.tiles, WIDTH).double() for own in parts.blocks
     ]
-    layer = RelationalLayer(
-        WIDTH, HEADS, complete_up_to=1000 if complete else 0
-    ).double()
+    layer = RelationalLayer(WIDTH, HEADS, 1000 if complete else 0).double()
     states = EdgeStates(
         parts.blocks, lambda _, chunk: chunk.of(edges[chunk.block]), keep=True
     )
-    found = run_layer(layer, nodes, states, parts)
-    expected = by_hand(layer, graph, nodes, edges, complete)
-    torch.testing.assert_close(
-        torch.cat(found), torch.stack(expected), rtol=1e-10, atol=1e-10
-    )
+    found = torch.cat(run_layer(layer, nodes, states, parts))
+    expected = torch.stack(by_hand(layer, graph, nodes, edges, complete))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
 def by_hand(layer, graph, nodes, edges, complete):
@@ -62,14 +58,10 @@ def by_hand(layer, graph, nodes, edges, complete):
             of_source = layer.source(states[j]).chunk(4)
             for edge in state[place]:
                 terms = layer.edge_terms(edge).chunk(8)
-                query = of_target[0]
-                key = of_source[0]
-                value = of_source[1]
-                messages[i].append(one_edge(query, key, value, *terms[:4]))
-                query = of_source[2]
-                key = of_target[1]
-                value = of_target[2]
-                messages[j].append(one_edge(query, key, value, *terms[4:]))
+                message = of_target[0], of_source[0], of_source[1]
+                messages[i].append(one_edge(*message, *terms[:4]))
+                message = of_source[2], of_target[1], of_target[2]
+                messages[j].append(one_edge(*message, *terms[4:]))
     if complete:
         for i, state in enumerate(states):
             query = layer.everywhere(state)[:WIDTH]
@@ -101,11 +93,9 @@ def test_merged_softmax_sums_are_those_of_all_values():
     values = torch.randn(1, 3, 8, 1, 6, dtype=torch.float64)
     of_head = torch.eye(2, dtype=torch.float64).repeat_interleave(3, 1)
     whole = SoftmaxSums.of(logits, values, (-3, -2), of_head)
-    pieces = [
-        SoftmaxSums.of(a, b, (-3, -2), of_head)
-        for a, b in zip(logits.split(3, 2), values.split(3, 2), strict=True)
-    ]
-    found = pieces[0].merged(pieces[1]).merged(pieces[2])
+    pairs = zip(logits.split(3, 2), values.split(3, 2), strict=True)
+    first, second, third = (SoftmaxSums.of(*x, (-3, -2), of_head) for x in pairs)
+    found = first.merged(second).merged(third)
     torch.testing.assert_close(found.mean(), whole.mean(), rtol=1e-12, atol=1e-12)
 
 

@@ -51,10 +51,8 @@ class Pair:
         for _ in range(steps):
             seed = next(self._seeds)
             for model in self.models:
-                model.zero_grad()
-                inputs = torch.randn(
-                    6, 7, generator=torch.Generator().manual_seed(seed)
-                )
+                generator = torch.Generator().manual_seed(seed)
+                inputs = torch.randn(6, 7, generator=generator)
                 F.cross_entropy(model(inputs), torch.arange(6) % 3).backward()
             self.step()
             self.eager.step()
@@ -88,10 +86,8 @@ def test_steps_between_those_that_read_the_neural_graph_are_one_graph():
 def test_compiled_steps_follow_a_scheduler():
     """Whether or not steps of other learning rates are compiled again."""
     pair = Pair(rule="ng-gnn")
-    schedulers = [
-        torch.optim.lr_scheduler.ExponentialLR(o, 0.8)
-        for o in (pair.compiled, pair.eager)
-    ]
+    optimizers = pair.compiled, pair.eager
+    schedulers = [torch.optim.lr_scheduler.ExponentialLR(o, 0.8) for o in optimizers]
     pair.train(1)
     pair.compile()
     counts = []

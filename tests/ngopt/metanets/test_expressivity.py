@@ -39,18 +39,16 @@ def simulator():
     A layer's nodes are right after as many rounds as it is deep; their values in other
     rounds are not read.
     """
-    found = GraphNetwork(
-        1, None, WIDTH, [PNALayer(WIDTH, 1.0) for _ in range(ROUNDS)], (1, 1)
-    ).double()
+    layers = [PNALayer(WIDTH, 1.0) for _ in range(ROUNDS)]
+    found = GraphNetwork(1, None, WIDTH, layers, (1, 1)).double()
     for parameter in found.parameters():
         parameter.zero_()
     for encoder, feature in ((found.edge_encoder, 0), (found.node_encoder, BIAS)):
         encoder.film.scales.fill_(1)
         encoder.weight[feature, 0, 0] = 1
     for k, layer in enumerate(found.layers):
-        layer.film.weight[k, 0] = (
-            1  # the message there is the weight times feature k of the source
-        )
+        # the message there is the weight times feature k of the source
+        layer.film.weight[k, 0] = 1
         layer.source.weight[k, k] = 1
         # pre-activation: the sum of messages, whose means follow the node's own
         # features, and the bias
@@ -68,18 +66,14 @@ def test_a_graph_network_computes_the_forward_pass_of_its_input_network():
     model, found = network(), simulator()
     inputs = torch.randn(5, SIZE, dtype=torch.float64)
     graph = build_graph(model, inputs)
-    params = [
-        p.unsqueeze(-1).expand(len(inputs), *p.shape, 1) for p in model.parameters()
-    ]
-    source = WholeValues(graph.gather(params, batch_dims=1), torch.Size([len(inputs)]))
-    first = torch.zeros(len(inputs), SIZE, WIDTH, dtype=torch.float64)
+    count = len(inputs)
+    params = [p.unsqueeze(-1).expand(count, *p.shape, 1) for p in model.parameters()]
+    source = WholeValues(graph.gather(params, batch_dims=1), torch.Size([count]))
+    first = torch.zeros(count, SIZE, WIDTH, dtype=torch.float64)
     first[..., 0] = inputs
-    others = [None] * (len(graph.groups) - 1)
-    states, _ = found.states(
-        source, graph_tensors(graph, (1, 1), first), [first, *others]
-    )
-    hidden = model[1](model[0](inputs))
-    torch.testing.assert_close(states[1][..., 1], hidden, rtol=0, atol=1e-6)
-    torch.testing.assert_close(
-        states[-1][..., ROUNDS] - AWAY, model(inputs), rtol=0, atol=1e-6
-    )
+    nodes = [first, *[None] * (len(graph.groups) - 1)]
+    states, _ = found.states(source, graph_tensors(graph, (1, 1), first), nodes)
+    hidden, outputs = states[1][..., 1], states[-1][..., ROUNDS] - AWAY
+    close = {"rtol": 0, "atol": 1e-6}
+    torch.testing.assert_close(hidden, model[1](model[0](inputs)), **close)
+    torch.testing.assert_close(outputs, model(inputs), **close)

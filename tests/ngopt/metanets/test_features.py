@@ -20,31 +20,23 @@ def test_momenta_in_closed_form():
         (record,) = next_records([gradient], [record])
         update_records_([gradient], [in_place], limit=2)
     for decay, key in zip(DECAYS, MOMENTA, strict=True):
-        expected = sum(
-            (1 - decay) * decay ** (6 - t) * g for t, g in enumerate(gradients)
-        )
+        powers = [(1 - decay) * decay ** (6 - t) for t in range(7)]
+        expected = sum(c * g for c, g in zip(powers, gradients, strict=True))
         torch.testing.assert_close(record[key], expected)
         torch.testing.assert_close(in_place[key], expected)
     assert record["step"] == in_place["step"] == 7
 
 
 def test_preprocessing_by_hand():
-    x = torch.tensor(
-        [[1.0, -exp(-3.0)], [exp(-10.0), 0.0], [-0.5 * exp(-10.0), exp(2.0)]],
-        dtype=torch.float64,
-    )
-    expected = torch.tensor(
-        [[0, -0.3, 1, -1], [-1, -1, 1, 0], [-1, 0.2, -0.5, 1]], dtype=torch.float64
-    )
-    torch.testing.assert_close(preprocess(x.unbind(-1)), expected)
+    x = [[1.0, -exp(-3.0)], [exp(-10.0), 0.0], [-0.5 * exp(-10.0), exp(2.0)]]
+    expected = [[0, -0.3, 1, -1], [-1, -1, 1, 0], [-1, 0.2, -0.5, 1]]
+    features = preprocess(torch.tensor(x, dtype=torch.float64).unbind(-1))
+    torch.testing.assert_close(features, torch.tensor(expected, dtype=torch.float64))
 
 
 def test_preprocessing_has_finite_derivatives_everywhere():
-    x = (
-        torch.tensor([0.0, 1e-30, -1e-5, 1.0, -1e10, exp(-10.0)], dtype=torch.float64)
-        .unsqueeze(-1)
-        .requires_grad_()
-    )
+    numbers = [[0.0], [1e-30], [-1e-5], [1.0], [-1e10], [exp(-10.0)]]
+    x = torch.tensor(numbers, dtype=torch.float64, requires_grad=True)
     (first,) = torch.autograd.grad(preprocess(x.unbind(-1)).sum(), x, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), x)
     assert first.isfinite().all()

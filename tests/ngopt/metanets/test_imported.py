@@ -51,11 +51,8 @@ import tests.user_classes
 print(type(load_pretrained({str(weights)!r}).metanet).__name__)
 """
     error, name = printed(code).splitlines()
-    expected = (
-        f"weights file '{weights}': metanet '{OWN}': expected module "
-        "'tests.user_classes' to be imported"
-    )
-    assert error.startswith(expected)
+    expected = f"weights file '{weights}': metanet '{OWN}': expected module "
+    assert error.startswith(f"{expected}'tests.user_classes' to be imported")
     assert f"import it first; on the command line pass --metanet {OWN}" in error
     assert name == "Halved"
 

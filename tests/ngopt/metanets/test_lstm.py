@@ -37,9 +37,8 @@ def test_outputs_depend_on_this_layer_and_those_before_it():
     changed = features.clone()
     changed[12 + 4 + 2] += 1.0  # of the second layer's weight
     before, after = (context_of(metanet, graph, x) for x in (features, changed))
-    moved = [
-        (a - b).abs().max().item() > 1e-9 for a, b in zip(before, after, strict=True)
-    ]
+    pairs = zip(before, after, strict=True)
+    moved = [(a - b).abs().max().item() > 1e-9 for a, b in pairs]
     assert moved == [False, False, True, True, True, True]
     for weight, bias in zip(before[::2], before[1::2], strict=True):
         # equal for all elements of a layer

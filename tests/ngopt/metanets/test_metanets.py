@@ -21,13 +21,12 @@ def _seeded():
     torch.manual_seed(0)
 
 
+UNCONNECTED = [torch.zeros(shape) for shape in ((3,), (), (4, 2), (7,))]
 GRAPHS = {
     "2-3-1": lambda: build_graph(mlp(2, 3, 1)),
     "cnn": lambda: build_graph(cnn()),
     "one layer": lambda: build_graph(mlp(4, 3)),
-    "components without edges": lambda: build_graph(
-        [torch.zeros(shape) for shape in ((3,), (), (4, 2), (7,))]
-    ),
+    "components without edges": lambda: build_graph(UNCONNECTED),
 }
 
 
@@ -37,9 +36,8 @@ def test_blocks_equal_an_edge_list_loop(name):
     graph = GRAPHS[name]()
     layers = [PNALayer(6, log_degree=1.7) for _ in range(2)]
     gnn = GraphNetwork(5, 3, width=6, layers=layers, kernel=(3, 3)).double()
-    values = graph.gather(
-        [torch.randn(*s.shape, 5, dtype=torch.float64) for s in graph.parameters]
-    )
+    shapes = [(*spec.shape, 5) for spec in graph.parameters]
+    values = graph.gather([torch.randn(s, dtype=torch.float64) for s in shapes])
     expected = oracle.run(gnn, values, graph)
     torch.testing.assert_close(gnn(values, graph), expected, rtol=1e-12, atol=1e-12)
 
@@ -60,40 +58,36 @@ def test_ties_do_not_break_equivariance():
     """Neurons with the same messages have std 0, where a root without epsilon has no
     derivative."""
     graph = build_graph(mlp(3, 4, 2))
-    metanet = NeuralGraphGNN().double()
-    features = torch.zeros(
-        graph.numel, NUM_FEATURES, dtype=torch.float64, requires_grad=True
-    )
-    (gradient,) = torch.autograd.grad(metanet(features, graph).sum(), features)
+    features = torch.zeros(graph.numel, NUM_FEATURES).double().requires_grad_()
+    total = NeuralGraphGNN().double()(features, graph).sum()
+    (gradient,) = torch.autograd.grad(total, features)
     assert gradient.isfinite().all()
 
 
+@pytest.fixture
+def step():
+    """The graph of a CNN, its parameters and gradients."""
+    graph, generator = build_graph(cnn()), torch.Generator().manual_seed(1)
+    return graph, *(random_values(graph, generator) for _ in range(2))
+
+
 @torch.no_grad()
-def test_a_gradient_moves_the_updates_of_other_layers():
-    graph = build_graph(cnn())
-    generator = torch.Generator().manual_seed(1)
-    params = random_values(graph, generator)
-    grads = random_values(graph, generator)
+@pytest.mark.parametrize("name", METANETS)
+def test_a_gradient_moves_the_updates_of_other_layers(name, step):
+    graph, params, grads = step
     changed = [g.clone() for g in grads]
     changed[0] *= 3  # the first layer's weight
-    for name in METANETS:
-        metanet = metanet_for(name, graph)
-        moves = name != "ff"
-        before, after = (updates(metanet, graph, params, [g]) for g in (grads, changed))
-        moved = [
-            (b - a).abs().max().item() > 1e-12
-            for b, a in zip(before, after, strict=True)
-        ]
-        assert moved[0]
-        assert moved[1:3] == [moves, moves]  # its bias and the next layer
+    metanet = metanet_for(name, graph)
+    before, after = (updates(metanet, graph, params, [g]) for g in (grads, changed))
+    pairs = zip(before, after, strict=True)
+    moved = [(b - a).abs().max().item() > 1e-12 for b, a in pairs]
+    assert moved[0]
+    assert moved[1:3] == [name != "ff"] * 2  # its bias and the next layer
 
 
 @torch.no_grad()
-def test_values_that_are_not_finite_change_no_other_update():
-    graph = build_graph(cnn())
-    generator = torch.Generator().manual_seed(1)
-    params = random_values(graph, generator)
-    grads = random_values(graph, generator)
+def test_values_that_are_not_finite_change_no_other_update(step):
+    graph, params, grads = step
     grads[2].view(-1)[5] = float("nan")
     deltas = updates(NeuralGraphGNN().double(), graph, params, [grads])
     assert sum(int(d.isnan().sum()) for d in deltas) == 1
@@ -107,12 +101,11 @@ def test_stacked_graphs_equal_a_loop(name):
     features = torch.randn(2, 3, graph.numel, NUM_FEATURES, dtype=torch.float64)
     with torch.no_grad():
         stacked = metanet(features, graph)
-        loop = torch.stack(
-            [torch.stack([metanet(f, graph) for f in row]) for row in features]
-        )
+        alone = [metanet(f, graph) for f in features.flatten(0, 1)]
         mapped = torch.vmap(torch.vmap(lambda f: metanet(f, graph)))(features)
-    torch.testing.assert_close(stacked, loop, rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close(mapped, loop, rtol=1e-12, atol=1e-14)
+    loop = torch.stack(alone).unflatten(0, (2, 3))
+    for found in (stacked, mapped):
+        torch.testing.assert_close(found, loop, rtol=1e-12, atol=1e-14)
 
 
 KERNELS = [(), (1,), (4,), (9,), (49,), (3, 3), (1, 3), (2, 2), (5, 5), (7, 4)]
@@ -129,19 +122,26 @@ def test_tiles_cover_every_slot_once(shape):
         assert all(0 <= p < 9 for p in tile.positions)
 
 
-def test_small_kernels_lie_in_the_centre():
-    assert kernel_tiles((), (3, 3))[0].positions == (4,)
-    assert kernel_tiles((1, 1), (3, 3))[0].positions == (4,)
-    assert kernel_tiles((3,), (3, 3))[0].positions == (3, 4, 5)
-    assert kernel_tiles((1, 3), (3, 3))[0].positions == (3, 4, 5)
-    centre = 6, 7, 8, 11, 12, 13, 16, 17, 18
-    assert kernel_tiles((3, 3), (5, 5))[0].positions == centre
+CENTRE = 6, 7, 8, 11, 12, 13, 16, 17, 18  # of (5, 5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "positions"),
+    [
+        ((), (3, 3), (4,)),
+        ((1, 1), (3, 3), (4,)),
+        ((3,), (3, 3), (3, 4, 5)),
+        ((1, 3), (3, 3), (3, 4, 5)),
+        ((3, 3), (5, 5), CENTRE),
+    ],
+)
+def test_small_kernels_lie_in_the_centre(shape, kernel, positions):
+    assert kernel_tiles(shape, kernel)[0].positions == positions
 
 
 def test_config_reaches_the_network():
-    metanet = NeuralGraphGNN(
-        GNNConfig(width=8, layers=3, d_out=2, kernel=(1, 1), hidden=(4,))
-    )
+    sizes = {"layers": 3, "d_out": 2, "kernel": (1, 1), "hidden": (4,)}
+    metanet = NeuralGraphGNN(GNNConfig(width=8, **sizes))
     assert len(metanet.gnn.layers) == 3
     assert metanet.head.layers[0].in_features == NUM_FEATURES + 2
     graph = build_graph(cnn())

@@ -1,5 +1,7 @@
 """NP layers: their symmetries, their count of terms, and what they cannot read."""
 
+from itertools import product
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -31,9 +33,8 @@ def test_inputs_and_outputs_may_be_permuted_too(make):
     params = random_values(graph, generator)
     grads = random_values(graph, generator)
     expected = permute(graph, updates(metanet, graph, params, [grads]), order)
-    found = updates(
-        metanet, graph, permute(graph, params, order), [permute(graph, grads, order)]
-    )
+    params, grads = (permute(graph, values, order) for values in (params, grads))
+    found = updates(metanet, graph, params, [grads])
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
@@ -78,11 +79,8 @@ def orbits_of_pairs(graph, sizes):
     other."""
     elements = []
     for number, (rows, columns) in enumerate(zip(sizes[1:], sizes, strict=False)):
-        elements += [
-            (2 * number, (number + 1, i), (number, j))
-            for i in range(rows)
-            for j in range(columns)
-        ]
+        pairs = product(range(rows), range(columns))
+        elements += [(2 * number, (number + 1, i), (number, j)) for i, j in pairs]
         elements += [(2 * number + 1, (number + 1, i)) for i in range(rows)]
     kinds = set()
     for first, *own in elements:
@@ -92,14 +90,14 @@ def orbits_of_pairs(graph, sizes):
     return len(kinds)
 
 
+NORMED = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
         (mlp(3, 4, 2), "nfn: expected kernels 3x3, 3x3, 3x3, 1; got 1, 1"),
-        (
-            nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)),
-            "nfn: expected a plain chain of layers",
-        ),
+        (NORMED, "nfn: expected a plain chain of layers"),
     ],
 )
 def test_other_networks_are_refused_before_anything_changes(model, message):
@@ -124,16 +122,16 @@ def test_a_layer_is_the_sum_of_its_terms(pool):
     """With features of the first nodes and of the whole network,
     which the metanet does not have."""
     d_in = Channels([2, 3], [1, 2, 3], 2)
-    d_out = Channels([4, 1], [2, 1, 3], 2)
-    layer = NPLayer(d_in, d_out, pool).double()
+    layer = NPLayer(d_in, Channels([4, 1], [2, 1, 3], 2), pool).double()
     graph, sizes = build_graph(mlp(3, 4, 2)), (3, 4, 2)
+
+    def double(*shape):
+        return torch.randn(shape, dtype=torch.float64)
+
     shapes = zip(sizes[1:], sizes, d_in.weights, strict=False)
-    first, second = (torch.randn(1, t, s, d, dtype=torch.float64) for t, s, d in shapes)
-    nodes = [
-        torch.randn(n, d, dtype=torch.float64)
-        for n, d in zip(sizes, d_in.nodes, strict=True)
-    ]
-    whole = torch.randn(2, dtype=torch.float64)
+    first, second = (double(1, *shape) for shape in shapes)
+    nodes = [double(n, d) for n, d in zip(sizes, d_in.nodes, strict=True)]
+    whole = double(2)
     order = graph_tensors(graph, (1, 1), whole).weights
     weights = EdgeStates(
         order, lambda _, chunk: (first, second)[chunk.block], keep=True
@@ -143,17 +141,18 @@ def test_a_layer_is_the_sum_of_its_terms(pool):
     def over(x, *axes):
         return x.mean(axes) if pool == "mean" else x.amax(axes)
 
-    totals = [
-        over(first[0], 0, 1),
-        over(second[0], 0, 1),
-        *(over(v, 0) for v in nodes),
-        whole,
-    ]
-    everything = torch.cat(totals)
+    of_weights = [over(x[0], 0, 1) for x in (first, second)]
+    everything = torch.cat([*of_weights, *(over(v, 0) for v in nodes), whole])
 
     def close(found, linear, pieces, other):
         expected = linear(torch.cat(pieces)) + other(everything)
         torch.testing.assert_close(found, expected)
+
+    def edge(number, j, k, columns):
+        """Of a weight, without its terms of columns and of itself."""
+        state = weights.of(order[number].chunks[0])[0, j, k]
+        own = layer.elements[number]((first, second)[number][0, j, k])
+        return state - layer.columns[number](torch.cat(columns)) - own
 
     for k in range(3):
         pieces = [nodes[0][k], over(first[0, :, k], 0)]
@@ -162,27 +161,14 @@ def test_a_layer_is_the_sum_of_its_terms(pool):
         rows = [over(first[0, j], 0), nodes[1][j], over(second[0, :, j], 0)]
         close(found_nodes[1][j], layer.bias_rows[0], rows, layer.bias_whole[0])
         for k in range(3):
-            columns = layer.columns[0](
-                torch.cat([over(first[0, :, k], 0), nodes[0][k]])
-            )
-            found = (
-                weights.of(order[0].chunks[0])[0, j, k]
-                - columns
-                - layer.elements[0](first[0, j, k])
-            )
-            close(found, layer.rows[0], rows, layer.whole[0])
+            columns = [over(first[0, :, k], 0), nodes[0][k]]
+            close(edge(0, j, k, columns), layer.rows[0], rows, layer.whole[0])
     for j in range(2):
         rows = [over(second[0, j], 0), nodes[2][j]]
         close(found_nodes[2][j], layer.bias_rows[1], rows, layer.bias_whole[1])
         for k in range(4):
-            pieces = [over(second[0, :, k], 0), over(first[0, k], 0), nodes[1][k]]
-            columns = layer.columns[1](torch.cat(pieces))
-            found = (
-                weights.of(order[1].chunks[0])[0, j, k]
-                - columns
-                - layer.elements[1](second[0, j, k])
-            )
-            close(found, layer.rows[1], rows, layer.whole[1])
+            columns = [over(second[0, :, k], 0), over(first[0, k], 0), nodes[1][k]]
+            close(edge(1, j, k, columns), layer.rows[1], rows, layer.whole[1])
     torch.testing.assert_close(found_whole, layer.to_whole(everything))
 
 

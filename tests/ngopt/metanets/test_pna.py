@@ -10,17 +10,11 @@ GROUPS, TARGETS, SOURCES, TILES, BATCH, WIDTH = 2, 3, 4, 2, 2, 2
 
 def inputs(seed=0, batch=BATCH, width=WIDTH):
     generator = torch.Generator().manual_seed(seed)
-    full = (GROUPS, TARGETS, SOURCES, TILES, batch, width)
-    shapes = [
-        full,
-        full,
-        (GROUPS, TARGETS, 1, 1, batch, width),
-        (GROUPS, 1, SOURCES, 1, batch, width),
-    ]
-    some = [
-        torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes
-    ]
-    return [x.requires_grad_() for x in some]
+    full = GROUPS, TARGETS, SOURCES, TILES
+    ends = (GROUPS, TARGETS, 1, 1), (GROUPS, 1, SOURCES, 1)
+    shapes = [(*shape, batch, width) for shape in (full, full, *ends)]
+    options = {"dtype": torch.float64, "generator": generator, "requires_grad": True}
+    return [torch.randn(shape, **options) for shape in shapes]
 
 
 def by_steps(scale, shift, target, source, axes):

@@ -21,10 +21,8 @@ CAPACITY, USED = 7, 5
 def differences(metanet: Metanet, predictor: Predictor) -> torch.Tensor:
     """Between predicted updates of elements and `updates`, relative to the largest
     update."""
-    generator = torch.Generator().manual_seed(0)
-    random = torch.randn(
-        USED, 14 + metanet.d_context, dtype=torch.float64, generator=generator
-    )
+    generator, d = torch.Generator().manual_seed(0), metanet.d_context
+    random = torch.randn(USED, 14 + d, dtype=torch.float64, generator=generator)
     features, context = random.split([14, metanet.d_context], dim=1)
     predictor.features(USED).copy_(features.mT)
     expected = metanet.updates(features, context if metanet.d_context else None)
@@ -49,9 +47,8 @@ def test_every_metanet(name):
 
 @pytest.mark.parametrize("hidden", [1, 2])
 def test_few_elements_at_a_time(monkeypatch, hidden):
-    monkeypatch.setattr(
-        chunking, "HIDDEN_ELEMENTS", dict.fromkeys(chunking.HIDDEN_ELEMENTS, hidden)
-    )
+    most = dict.fromkeys(chunking.HIDDEN_ELEMENTS, hidden)
+    monkeypatch.setattr(chunking, "HIDDEN_ELEMENTS", most)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     metanet = METANETS["ff"]().double()
     predictor = Predictor(metanet.update_mlp(), CAPACITY)
@@ -80,9 +77,8 @@ def test_steps_of_user_metanets_are_their_updates(make, small_network, monkeypat
     params, grads = torch.randn(2, 1, 4, 3, dtype=torch.float64).unbind()
     rule = MetanetRule(metanet, build_graph([params[0]]))
     state = rule.init([params[0]])
-    ((change,),) = rule.update(
-        [grads[0]], state, [params[0]], Hyper([1.0], [0.0]), in_place=True
-    )
+    given = [grads[0]], state, [params[0]], Hyper([1.0], [0.0])
+    ((change,),) = rule.update(*given, in_place=True)
     momenta = [state[0][key] for key in MOMENTA]
     features = preprocess([params[0], grads[0], *momenta])
     expected = metanet.updates(features.flatten(0, 1), None).view(4, 3)
@@ -106,10 +102,8 @@ def test_updates_of_a_wrong_shape_are_refused(is_differentiated):
     rule = MetanetRule(WrongShape(), build_graph(params))
     state = rule.init(params)
     message = r"^WrongShape.updates: expected shape \(6,\), one update for .*\(6, 1\)$"
-    with (
-        pytest.raises(ValueError, match=message),
-        torch.set_grad_enabled(is_differentiated),
-    ):
+    refused = pytest.raises(ValueError, match=message)
+    with refused, torch.set_grad_enabled(is_differentiated):
         in_place = not is_differentiated
         list(rule.update(params, state, params, Hyper([1.0], [0.0]), in_place))
 

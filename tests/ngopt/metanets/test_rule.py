@@ -1,5 +1,6 @@
 """Steps of a rule on networks of any size: piece by piece and at once."""
 
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 from itertools import chain, product
@@ -26,6 +27,7 @@ from ngopt.metanets.stepping.context import CONTEXT
 from ngopt.metanets.stepping.cooldown import Cooldown
 from ngopt.metanets.stepping.rule import MetanetRule
 from tests.equivariance import random_values
+from tests.graph_checks import assert_equal
 from tests.metanets import metanet_for
 from tests.networks import cnn, mlp
 from tests.zoo import GPT, zoo_graph
@@ -59,10 +61,9 @@ def hyper(graph):
 def test_block_slices_cover_every_edge_once(shape, limit):
     cuts = list(chunking.block_slices(shape, limit))
     ranges = [[range(piece.start, piece.stop) for piece in cut] for cut in cuts]
-    assert sorted(edge for some in ranges for edge in product(*some)) == list(
-        product(*map(range, shape))
-    )
-    assert all(len(list(product(*some))) <= limit for some in ranges)
+    edges = [list(product(*some)) for some in ranges]
+    assert sorted(chain(*edges)) == list(product(*map(range, shape)))
+    assert max(map(len, edges)) <= limit
 
 
 def statistics_of(messages):
@@ -92,12 +93,10 @@ def test_graph_network_in_chunks_equals_whole_blocks(name, limit, keeps, monkeyp
     values = [torch.randn(*s.shape, 3, dtype=torch.float64) for s in graph.parameters]
     expected = graph.scatter(network(graph.gather(values), graph))
     found = graph.scatter(in_parts(network, graph, values, limit))
-    for f, e in zip(found, expected, strict=True):
-        torch.testing.assert_close(f, e, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
 def in_parts(network, graph, values, limit):
-
     gathered = graph.gather(values)
     parts = graph_tensors(graph, network.kernel, values[0], limit)
     assert sum(len(block.chunks) for block in parts.blocks) > len(parts.blocks)
@@ -117,10 +116,8 @@ def test_large_networks_step_like_small_ones(name, metanet, monkeypatch):
     """With a parameter that is absent, and a gradient that is not finite."""
     graph = small_graph(name)
     if metanet == "nfn" and chain_of(graph) is None:
-        with pytest.raises(
-            ValueError,
-            match=r"nfn: expected a plain chain of layers; got .* \d+ weights",
-        ):
+        message = r"nfn: expected a plain chain of layers; got .* \d+ weights"
+        with pytest.raises(ValueError, match=message):
             MetanetRule(NeuralFunctional().double(), graph)
         return
     generator = torch.Generator().manual_seed(0)
@@ -133,25 +130,19 @@ def test_large_networks_step_like_small_ones(name, metanet, monkeypatch):
     in_place = steps(MetanetRule(rule.metanet, graph), params, grads, in_place=True)
     assert_same_steps(in_place, expected)
     monkeypatch.setattr(metanet_rule, "SMALL_NETWORK", 0)
-    sizes = {
-        "CACHED_BYTES": 0,
-        "EDGES": 11,
-        "ELEMENTS": 5,
-        "CONCATENATED_ELEMENTS": 20,
-        "UPDATED_ELEMENTS": 20,
-    }
+    sizes = {"CACHED_BYTES": 0, "EDGES": 11, "ELEMENTS": 5}
+    sizes |= dict.fromkeys(("CONCATENATED_ELEMENTS", "UPDATED_ELEMENTS"), 20)
     for name, most in sizes.items():
         monkeypatch.setitem(getattr(chunking, name), "cpu", most)
     for in_place in (False, True):
-        assert_same_steps(
-            steps(MetanetRule(rule.metanet, graph), params, grads, in_place), expected
-        )
+        found = steps(MetanetRule(rule.metanet, graph), params, grads, in_place)
+        assert_same_steps(found, expected)
 
 
-def assert_same_steps(found, expected):
+def assert_same_steps(found, expected, rtol=1e-9, atol=1e-14):
+    close = {"rtol": rtol, "atol": atol, "equal_nan": True}
     for one, other in zip(found, expected, strict=True):
-        for a, b in zip(one, other, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-14, equal_nan=True)
+        torch.testing.assert_close(one, other, **close)
 
 
 def steps(rule, params, grads, in_place=False):
@@ -171,10 +162,10 @@ def steps(rule, params, grads, in_place=False):
 @pytest.mark.parametrize("metanet", ["ff", "lstm", "ng-gnn", "ng-t"])
 def test_parameters_without_elements(metanet):
     """A layer may have no neurons, as an adapter of rank 0."""
-    params = [
-        nn.Parameter(torch.ones(shape)) for shape in ((4, 3), (0, 4), (0,), (2, 4))
-    ]
-    opt = NGOptimizer(params, rule=metanet_for(metanet, build_graph(nn.Linear(3, 4))))
+    shapes = (4, 3), (0, 4), (0,), (2, 4)
+    params = [nn.Parameter(torch.ones(shape)) for shape in shapes]
+    weights = metanet_for(metanet, build_graph(nn.Linear(3, 4)))
+    opt = NGOptimizer(params, rule=weights)
     before = [p.clone() for p in params]
     for _ in range(2):
         for p in params:
@@ -189,15 +180,13 @@ class TestCooldown:
     """With a known number of steps, updates are multiplied by the gain and fall to zero
     over the last share of them."""
 
-    def trained(self, scheduler=None, **changes):
+    def trained(self, scheduler=None, cooldown=None, **settings):
         model = mlp(3, 4, 2).float()
         with torch.no_grad():
             for p in model.parameters():
                 p.fill_(0.3)
-        learned = replace(
-            load_pretrained("ff"), **{"cooldown": None, **changes.pop("learned", {})}
-        )
-        opt = NGOptimizer(model.parameters(), weight_decay=2.0, rule=learned, **changes)
+        settings["weights"] = replace(load_pretrained("ff"), cooldown=cooldown)
+        opt = NGOptimizer(model.parameters(), weight_decay=2.0, **settings)
         if scheduler:
             scheduler(opt)
         moved = []
@@ -212,25 +201,23 @@ class TestCooldown:
         return torch.tensor(moved)
 
     def test_factor_of_updates_and_decay(self):
-        plain, cooled = (self.trained(total_steps=4), {"cooldown": Cooldown(1.5, 0.5)})
-        assert torch.equal(self.trained(learned=cooled), plain)  # the length is unknown
-        found = self.trained(learned=cooled, total_steps=4)
-        torch.testing.assert_close(
-            found, plain * torch.tensor([1.5, 1.5, 1.2, 0.6]), rtol=1e-4, atol=0
-        )
+        plain, cooldown = self.trained(total_steps=4), Cooldown(1.5, 0.5)
+        assert torch.equal(self.trained(cooldown=cooldown), plain)  # of unknown length
+        found = self.trained(cooldown=cooldown, total_steps=4)
+        expected = plain * torch.tensor([1.5, 1.5, 1.2, 0.6])
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
         assert plain.min() > 1e-4
 
     def test_a_scheduler_replaces_it(self):
         def attach(opt):
             torch.optim.lr_scheduler.LambdaLR(opt, lambda step: 1.0)
 
-        cooled = {"cooldown": Cooldown(1.5, 0.5)}
-        found = self.trained(attach, learned=cooled, total_steps=4)
+        found = self.trained(attach, Cooldown(1.5, 0.5), total_steps=4)
         assert torch.equal(found, self.trained(total_steps=4))
 
     def test_a_step_beyond_the_horizon_warns(self):
         with pytest.warns(UserWarning, match="step 4 exceeds total_steps=3"):
-            self.trained(learned={"cooldown": Cooldown(1.0, 1.0)}, total_steps=3)
+            self.trained(cooldown=Cooldown(1.0, 1.0), total_steps=3)
 
     def test_errors(self):
         with pytest.raises(ValueError, match="expected a gain >= 0; got -1"):
@@ -267,13 +254,9 @@ class TestGraphEvery:
         with torch.no_grad():
             expected = steps(MetanetRule(self.metanet(2), graph), params, grads)
             monkeypatch.setattr(metanet_rule, "SMALL_NETWORK", 0)
-            found = steps(
-                MetanetRule(self.metanet(2), graph), params, grads, in_place=True
-            )
-        for one, other in zip(found, expected, strict=True):
-            for a, b in zip(one, other, strict=True):
-                # rounding to bfloat16 may go either way
-                torch.testing.assert_close(a, b, rtol=0.05, atol=1e-5)
+            found = steps(MetanetRule(self.metanet(2), graph), params, grads, True)
+        # rounding to bfloat16 may go either way
+        assert_same_steps(found, expected, rtol=0.05, atol=1e-5)
 
     def test_resuming_is_exact(self):
         def trained(model, opt, steps):
@@ -286,17 +269,13 @@ class TestGraphEvery:
             return NGOptimizer(model.parameters(), rule=self.metanet(3))
 
         whole = mlp(3, 4, 2).float()
-        half = mlp(3, 4, 2).float()
-        half.load_state_dict(whole.state_dict())
-        first = optimizer(whole)
-        second = optimizer(half)
-        trained(whole, first, range(5))
+        half = deepcopy(whole)
+        trained(whole, optimizer(whole), range(5))
+        second, again = optimizer(half), optimizer(half)
         trained(half, second, range(2))
-        again = optimizer(half)
         again.load_state_dict(second.state_dict())
         trained(half, again, range(2, 5))
-        for a, b in zip(whole.parameters(), half.parameters(), strict=True):
-            assert torch.equal(a, b)
+        assert_equal(whole.parameters(), half.parameters())
 
     def metanet(self, every):
         torch.manual_seed(0)

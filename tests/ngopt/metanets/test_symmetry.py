@@ -36,16 +36,13 @@ def dense_permute(graph, values, permutations):
         to = permutations.get(group, torch.arange(graph.groups[group].size)).tolist()
         return [places[to[n]] for n in places]
 
-    moved = [
-        b[order(place.group, place.index)]
-        for place, b in zip(graph.biases, biases, strict=True)
-    ]
+    places = zip(graph.biases, biases, strict=True)
+    moved = [bias[order(place.group, place.index)] for place, bias in places]
     shuffled = []
     for block, e in zip(graph.weights, edges, strict=True):
         if block.shape[0] == 1:
-            e = e[:, order(block.target, block.target_index)][
-                :, :, order(block.source, block.source_index)
-            ]
+            targets = order(block.target, block.target_index)
+            e = e[:, targets][:, :, order(block.source, block.source_index)]
         shuffled.append(e)
     return graph.scatter(GraphValues(tuple(moved), tuple(shuffled)))
 
@@ -79,12 +76,10 @@ def random_step(graph):
 def test_other_permutations_change_the_updates(case):
     graph, permutations = pair(*NEGATIVES[case])
     metanet, params, grads = random_step(graph)
-    expected = dense_permute(
-        graph, updates(metanet, graph, params, [grads]), permutations
-    )
+    plain = updates(metanet, graph, params, [grads])
+    expected = dense_permute(graph, plain, permutations)
     moved = [dense_permute(graph, v, permutations) for v in (params, grads)]
-    found = updates(metanet, graph, moved[0], [moved[1]])
-    assert difference(expected, found) > 1e-8
+    assert difference(expected, updates(metanet, graph, moved[0], [moved[1]])) > 1e-8
     model, example = zoo_network(NEGATIVES[case][0])
     parameters = randomised(model)
     before = run(model, parameters, example)
@@ -142,25 +137,19 @@ def exchanged(graph, values, places):
 QUERIES = ("1.q.weight", "1.q.bias", "1.k.weight", "1.k.bias")
 SCALES = ("1.q_norm.weight", "1.k_norm.weight", "1.k_norm.bias")
 OF_HEADS = (*QUERIES, "1.v.weight", "1.v.bias")
+WITHIN, BOTH = (0, [0], [1]), (0, [0, 3], [1, 4])
+HEADS = [0, 1, 2], [3, 4, 5]
 EXCHANGES = {  # of the network "head norms", which has two heads of three neurons
-    "in one head": (dict.fromkeys(QUERIES, (0, [0], [1])), False),
-    "in both heads, without scales": (
-        dict.fromkeys(QUERIES, (0, [0, 3], [1, 4])),
-        False,
-    ),
-    "in one head, with the scales": (
-        dict.fromkeys((*QUERIES, *SCALES), (0, [0], [1])),
-        False,
-    ),
+    "in one head": (dict.fromkeys(QUERIES, WITHIN), False),
+    "in both heads, without scales": (dict.fromkeys(QUERIES, BOTH), False),
+    "in one head, with the scales": (dict.fromkeys((*QUERIES, *SCALES), WITHIN), False),
     "in both heads, with the scales": (
-        dict.fromkeys(QUERIES, (0, [0, 3], [1, 4]))
-        | dict.fromkeys(SCALES, (0, [0], [1])),
+        dict.fromkeys(QUERIES, BOTH) | dict.fromkeys(SCALES, WITHIN),
         True,
     ),
     "one neuron of each head": (dict.fromkeys(QUERIES, (0, [0], [3])), False),
     "heads": (
-        dict.fromkeys(OF_HEADS, (0, [0, 1, 2], [3, 4, 5]))
-        | {"1.proj.weight": (1, [0, 1, 2], [3, 4, 5])},
+        dict.fromkeys(OF_HEADS, (0, *HEADS)) | {"1.proj.weight": (1, *HEADS)},
         True,
     ),
 }
@@ -191,10 +180,8 @@ def test_predictions_do_not_depend_on_other_graphs_of_a_batch(name):
     torch.manual_seed(0)
     metanet = small_metanet(name)
     graphs = [zoo_graph(name) for name in ("residual", "attention", "lstm")]
-    features = [
-        torch.randn(g.numel, 14, generator=generator, dtype=torch.float64)
-        for g in graphs
-    ]
+    options = {"generator": generator, "dtype": torch.float64}
+    features = [torch.randn(g.numel, 14, **options) for g in graphs]
     joined = metanet(torch.cat(features), join_graphs(*graphs))
     alone = torch.cat([metanet(f, g) for f, g in zip(features, graphs, strict=True)])
     torch.testing.assert_close(joined, alone, rtol=0, atol=1e-12)
@@ -210,8 +197,7 @@ def test_activations_and_a_global_feature():
     torch.manual_seed(0)
     options = GraphNetworkOptions(activations=True, global_feature=True)
     network = GraphNetwork(3, 2, 6, pna(2), (3, 3), options).double()
-    names = ("residual", "attention")
-    graphs = [zoo_graph(name) for name in names]
+    graphs = [zoo_graph(name) for name in ("residual", "attention")]
     values = [
         [torch.randn(*s.shape, 3, dtype=torch.float64) for s in g.parameters]
         for g in graphs
@@ -224,9 +210,8 @@ def test_activations_and_a_global_feature():
     for graph, value, expected in zip(graphs, values, alone, strict=True):
         for symmetry in subproducts(automorphisms(graph), 2):
             found = outputs(graph, symmetry.move(graph, value))
-            torch.testing.assert_close(
-                found, symmetry.move(graph, expected), rtol=0, atol=1e-10
-            )
+            expected_found = symmetry.move(graph, expected)
+            torch.testing.assert_close(found, expected_found, rtol=0, atol=1e-10)
     joined = outputs(join_graphs(*graphs), [*values[0], *values[1]])
     torch.testing.assert_close(joined, [*alone[0], *alone[1]], rtol=0, atol=1e-12)
     # with one layer of messages only the global feature reaches the first layer
@@ -234,14 +219,13 @@ def test_activations_and_a_global_feature():
     far = GraphNetwork(3, 2, 6, pna(1), (3, 3), options).double()
     changed = [v.clone() for v in values[0]]
     changed[-1] += 1.0
+    graph = graphs[0]
     before, after = (
-        graphs[0].scatter(far(graphs[0].gather(v), graphs[0]))
-        for v in (values[0], changed)
+        graph.scatter(far(graph.gather(v), graph)) for v in (values[0], changed)
     )
     assert (before[0] - after[0]).abs().max() > 1e-9
-    other = replace(
-        graphs[0], groups=tuple(replace(g, activation=None) for g in graphs[0].groups)
-    )
+    groups = tuple(replace(group, activation=None) for group in graph.groups)
+    other = replace(graph, groups=groups)
     assert (outputs(other, values[0])[0] - alone[0][0]).abs().max() > 1e-6
 
 
@@ -250,9 +234,8 @@ def test_every_element_is_placed_and_ends_of_blocks_are_distinct(name):
     graph = zoo_graph(name)  # raises AssertionError if the network's state changes
     assert graph.unplaced == ()
     for dtype in (torch.float64, torch.bfloat16):
-        assert_inverse(
-            graph, [torch.randn(*s.shape, 3).to(dtype) for s in graph.parameters]
-        )
+        shapes = [(*spec.shape, 3) for spec in graph.parameters]
+        assert_inverse(graph, [torch.randn(shape).to(dtype) for shape in shapes])
     ends = [index for b in graph.blocks for index in (b.source_index, b.target_index)]
     for index in (*ends, *(b.index for b in graph.biases)):
         assert index is None or len(set(index)) == len(index)

@@ -181,7 +181,7 @@ def damage_value(path):
         ),
         (
             lambda p: rewrite(p, rehash=True, base="sgd", metanet="none"),
-            "base rule out of soap, none; got 'sgd'",
+            "expected rule 'soap'; got 'sgd'",
         ),
         (
             lambda p: rewrite(p, rehash=True, base="soap"),

@@ -21,24 +21,14 @@ def matrix(groups, rows, columns):
 def vector(size):
     return MatrixLayout((1, 1, size, 1))
 
-
-class TestBucket:
     def bucket(self):
-        layouts = [
-            matrix(1, 4, 6),
-            matrix(1, 4, 6),
-            matrix(2, 3, 3),
-            vector(5),
-            vector(1),
-        ]
-        return Bucket([BucketEntry(i, 0, x) for i, x in enumerate(layouts)], CPU)
+        sizes = matrix(1, 4, 6), matrix(1, 4, 6), matrix(2, 3, 3), vector(5), vector(1)
+        return Bucket([BucketEntry(i, 0, x) for i, x in enumerate(sizes)], CPU)
 
     def test_numbers_of_parameters_are_spread_over_their_rows(self):
         bucket = self.bucket()
-        values = [
-            torch.full(entry.layout.shape, float(entry.parameter))
-            for entry in bucket.entries
-        ]
+        entries = bucket.entries
+        values = [torch.full(e.layout.shape, float(e.parameter)) for e in entries]
         values = bucket.pieces.join(values)
         first, second = bucket.spread(torch.tensor([[0.0, 1, 2, 3, 4], [1.0] * 5]))
         assert first.shape == (len(values), 1)
@@ -47,11 +37,8 @@ class TestBucket:
 
     def test_matrices_of_one_layout_are_one_stack(self):
         bucket = self.bucket()
-        assert [[entry.parameter for entry in stack] for stack in bucket.stacks] == [
-            [0, 1],
-            [2],
-            [3, 4],
-        ]
+        stacks = [[entry.parameter for entry in stack] for stack in bucket.stacks]
+        assert stacks == [[0, 1], [2], [3, 4]]
         values = [torch.randn(entry.layout.shape) for entry in bucket.entries]
         stacked = bucket.stacked.split(bucket.pieces.join(values))
         assert torch.equal(stacked[0], torch.cat(values[:2])[..., 0])
@@ -71,13 +58,8 @@ class TestBucket:
 
 class TestBuckets:
     def test_hold_everything_once_with_equal_layouts_together(self):
-        layouts = [
-            matrix(1, 4, 6),
-            vector(3),
-            matrix(1, 2, 2),
-            matrix(1, 4, 6),
-            vector(9),
-        ]
+        sizes = matrix(1, 4, 6), vector(3), matrix(1, 2, 2)
+        layouts = [*sizes, matrix(1, 4, 6), vector(9)]
         entries = [BucketEntry(i, 0, x) for i, x in enumerate(layouts)]
         (entries,) = arranged(entries, CPU)
         bucket = Bucket(entries, CPU)
@@ -88,9 +70,8 @@ class TestBuckets:
     def test_have_a_largest_size(self):
         sizes = [1 << 23, 1 << 23, 1 << 26, 1 << 23, 1 << 23, 1 << 23]
         entries = [BucketEntry(i, 0, matrix(1, 4, n // 4)) for i, n in enumerate(sizes)]
-        found = [
-            sum(entry.numel for entry in bucket) for bucket in arranged(entries, META)
-        ]
+        buckets = arranged(entries, META)
+        found = [sum(entry.numel for entry in bucket) for bucket in buckets]
         assert sum(found) == sum(sizes)
         assert [n for n in found if n > BUCKET_ELEMENTS["accelerator"]] == [1 << 26]
         assert len(found) == 3

@@ -5,27 +5,23 @@ from torch import Tensor, nn
 
 pytest.importorskip("torchvision")
 
-
 pytest.importorskip("transformers")
 
 from ngopt import parameter_roles
+from tests.networks import FromFunction
 
 
-class Normed(nn.Module):
+def normed(norm):
     """A norm written by hand, then a factor that is none."""
+    vectors = {
+        name: nn.Parameter(torch.ones(6)) for name in ("scale", "shift", "factor")
+    }
 
-    def __init__(self, norm):
-        super().__init__()
-        self.norm = norm
-        self.stem = nn.Linear(3, 6)
-        self.head = nn.Linear(6, 2)
-        self.scale = nn.Parameter(torch.ones(6))
-        self.shift = nn.Parameter(torch.zeros(6))
-        self.factor = nn.Parameter(torch.ones(6))
+    def forward(m, x):
+        x = m.stem(x)
+        return m.head(x + m.factor * norm(x, m.scale, m.shift).relu())
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        return self.head(x + self.factor * self.norm(x, self.scale, self.shift).relu())
+    return FromFunction(forward, stem=(3, 6), head=(6, 2), **vectors)
 
 
 def _mean(x: Tensor) -> Tensor:
@@ -48,7 +44,7 @@ def _mean(x: Tensor) -> Tensor:
     ids=["rms", "layer", "length", "weightless", "function"],
 )
 def test_norms_written_with_operators_have_the_role_norm(norm):
-    roles = parameter_roles(Normed(norm), torch.randn(2, 5, 3))
+    roles = parameter_roles(normed(norm), torch.randn(2, 5, 3))
     names_of_roles = [roles[name].role for name in ("scale", "shift", "factor")]
     assert names_of_roles == ["norm", "norm", "other"]
 
@@ -56,19 +52,14 @@ def test_norms_written_with_operators_have_the_role_norm(norm):
 def test_a_norm_of_each_head():
     """As that of queries and keys in Qwen3: one scale for all heads."""
 
-    class Heads(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.stem = nn.Linear(3, 6)
-            self.head = nn.Linear(6, 2)
-            self.scale = nn.Parameter(torch.ones(2))
+    def forward(m, x):
+        heads = m.stem(x).unflatten(-1, (3, 2))
+        heads = m.scale * (heads * torch.rsqrt(_mean(heads**2) + 1e-6))
+        return m.head(heads.flatten(-2))
 
-        def forward(self, x: Tensor) -> Tensor:
-            heads = self.stem(x).unflatten(-1, (3, 2))
-            heads = self.scale * (heads * torch.rsqrt(_mean(heads**2) + 1e-6))
-            return self.head(heads.flatten(-2))
-
-    assert parameter_roles(Heads(), torch.randn(2, 5, 3))["scale"].role == "norm"
+    scale = nn.Parameter(torch.ones(2))
+    model = FromFunction(forward, stem=(3, 6), head=(6, 2), scale=scale)
+    assert parameter_roles(model, torch.randn(2, 5, 3))["scale"].role == "norm"
 
 
 class Standardized(nn.Conv2d):
@@ -86,12 +77,10 @@ def test_weights_that_are_standardized_are_weights():
         return nn.Sequential(layer(2, 5, 3), nn.ReLU(), layer(5, 4, 3))
 
     example = torch.randn(2, 2, 9, 9)
-    roles = [
-        parameter_roles(network(layer), example) for layer in (nn.Conv2d, Standardized)
-    ]
-    assert roles[0] == roles[1]
+    plain = parameter_roles(network(nn.Conv2d), example)
+    assert parameter_roles(network(Standardized), example) == plain
 
 
 def test_a_scale_alone_is_no_norm():
-    model = Normed(lambda x, scale, shift: x * scale)
+    model = normed(lambda x, scale, shift: x * scale)
     assert parameter_roles(model, torch.randn(2, 3))["scale"].role == "other"

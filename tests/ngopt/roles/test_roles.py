@@ -14,6 +14,7 @@ from ngopt import NeuralGraph, build_graph, parameter_roles
 from ngopt.graph.transforms import join_graphs, reordered
 from ngopt.roles.from_graph import ParameterRole, matrices_of_biases, roles_of
 from tests.graph_checks import assert_inverse
+from tests.networks import FromFunction
 from tests.zoo import ZOO, zoo_graph, zoo_network
 
 MATRICES = ("embedding", "output", "matrix")
@@ -33,9 +34,8 @@ def assert_total(graph: NeuralGraph, roles: tuple[ParameterRole, ...]) -> None:
         for block in role.blocks:
             view = block.view
             assert len(view.shape) >= 3
-            assert (
-                not block.rows or len(block.rows) == len(block.columns) == view.shape[0]
-            )
+            lengths = {len(block.rows), len(block.columns), view.shape[0]}
+            assert not block.rows or len(lengths) == 1
             elements = taken.as_strided(view.shape, view.strides, view.offset)
             assert not elements.any(), role
             elements.fill_(True)
@@ -71,17 +71,14 @@ def test_torchvision_families_are_whole_with_roles_assigned_by_hand(family):
 
 
 def _assert_as_by_hand(name: str, model: nn.Module, graph: NeuralGraph) -> None:
-    by_hand = {
-        parameter: label(name, parameter) for parameter, _ in model.named_parameters()
-    }
-    roles = roles_of(graph)
-    assert_total(graph, roles)
-    assert {role.name: role.role for role in roles} == by_hand
+    names = [parameter for parameter, _ in model.named_parameters()]
+    by_hand = {parameter: label(name, parameter) for parameter in names}
     inferred = build_graph(model.named_parameters())
-    named = roles_of(inferred)
-    assert_total(inferred, named)
-    if name != "oddly named":
-        assert {role.name: role.role for role in named} == by_hand
+    for of_network in (graph, inferred):
+        roles = roles_of(of_network)
+        assert_total(of_network, roles)
+        if of_network is graph or name != "oddly named":
+            assert {role.name: role.role for role in roles} == by_hand
 
 
 def shapes(role: ParameterRole) -> list[tuple[int, ...]]:
@@ -99,11 +96,8 @@ def test_each_head_is_a_matrix_whose_rows_are_outputs():
     role = roles["transformer.h.0.attn.c_attn.weight"]
     weight = dict(model.named_parameters())[role.name].detach()
     (block,) = role.blocks
-    read = weight.flatten().as_strided(
-        block.view.shape, block.view.strides, block.view.offset
-    )
-    q, k, v = weight.T.chunk(3)
-    expected = [head for part in (q, k, v) for head in part.split(8)]
+    read = block.view.read(weight.flatten()[None, :, None]).view(block.view.shape)
+    expected = [head for part in weight.T.chunk(3) for head in part.split(8)]
     assert torch.equal(read, torch.stack(expected))
     assert shapes(roles["transformer.h.0.attn.c_proj.weight"]) == [(1, 24, 24)]
     assert shapes(roles["transformer.wte.weight"]) == [(1, 24, 50)]
@@ -125,9 +119,8 @@ def test_grouped_queries_have_fewer_keys():
 def test_matrices_with_the_same_inputs_have_equal_columns():
     roles = parameter_roles(*network("bert"))
     layer = "bert.encoder.layer.0.attention.self"
-    q, k, v = (
-        roles[f"{layer}.{part}.weight"].blocks[0] for part in ("query", "key", "value")
-    )
+    names = [f"{layer}.{part}.weight" for part in ("query", "key", "value")]
+    q, k, v = (roles[name].blocks[0] for name in names)
     assert set(q.columns) == set(k.columns) == set(v.columns)
     assert len(set(q.columns)) == 1
     assert len({*q.rows, *k.rows, *v.rows}) == 9
@@ -169,30 +162,21 @@ def test_a_norm_of_parallel_projections_is_not_recurrent():
     assert [role.role for role in roles][2:4] == ["norm", "norm"]
 
 
-class GatedUnit(nn.Module):
-    """A table, and one weight for both halves of a gated linear unit."""
-
-    def __init__(self):
-        super().__init__()
-        self.table = nn.Embedding(7, 4)
-        self.both = nn.Linear(4, 12)
-        self.back = nn.Linear(6, 4)
-        self.head = nn.Linear(4, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.table(x)
-        left, right = self.both(x).chunk(2, -1)
-        return self.head(x + self.back(F.silu(left) * right))
+def gated_unit(m, x):
+    x = m.table(x)
+    left, right = m.both(x).chunk(2, -1)
+    return m.head(x + m.back(F.silu(left) * right))
 
 
 def test_halves_of_a_gated_unit_are_two_matrices():
-    roles = parameter_roles(GatedUnit(), torch.randint(7, (2, 3)))
+    """A table, and one weight for both halves of a gated linear unit."""
+    layers = {"both": (4, 12), "back": (6, 4), "head": (4, 2)}
+    model = FromFunction(gated_unit, table=nn.Embedding(7, 4), **layers)
+    roles = parameter_roles(model, torch.randint(7, (2, 3)))
     assert shapes(roles["both.weight"]) == [(2, 6, 4)]
     assert shapes(roles["back.weight"]) == [(1, 4, 6)]
-    assert [roles[f"{name}.weight"].role for name in ("table", "head")] == [
-        "embedding",
-        "output",
-    ]
+    assert roles["table.weight"].role == "embedding"
+    assert roles["head.weight"].role == "output"
 
 
 def test_cells_in_a_loop_have_gates():
@@ -224,24 +208,25 @@ def test_a_layer_that_reads_several_groups_is_one_matrix():
 
 
 def test_the_loss_inside_a_network_leaves_its_output_the_output():
-    class WithLoss(nn.Sequential):
-        def forward(self, x, y):
-            return F.cross_entropy(super().forward(x), y)
-
-    model = WithLoss(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5))
+    model = FromFunction(
+        lambda m, x, y: F.cross_entropy(m.last(m.first(x).relu()), y),
+        first=(3, 4),
+        last=(4, 5),
+    )
     roles = parameter_roles(model, (torch.randn(6, 3), torch.randint(5, (6,))))
-    assert [roles[f"{i}.weight"].role for i in (0, 2)] == ["matrix", "output"]
-    assert [roles[f"{i}.weight"].reads_input for i in (0, 2)] == [True, False]
+    weights = [roles[f"{name}.weight"] for name in ("first", "last")]
+    assert [weight.role for weight in weights] == ["matrix", "output"]
+    assert [weight.reads_input for weight in weights] == [True, False]
 
 
 def test_unused_parameters_have_a_role_by_shape():
-    class Partly(nn.Linear):
-        def __init__(self):
-            super().__init__(3, 4)
-            self.rest = nn.Linear(2, 5)
-            self.lone = nn.Parameter(torch.zeros(()))
-
-    roles = parameter_roles(Partly(), torch.randn(2, 3))
+    model = FromFunction(
+        lambda m, x: m.used(x),
+        used=(3, 4),
+        rest=(2, 5),
+        lone=nn.Parameter(torch.zeros(())),
+    )
+    roles = parameter_roles(model, torch.randn(2, 3))
     assert shapes(roles["rest.weight"]) == [(1, 5, 2)]
     assert roles["lone"].role == "other"
 
@@ -302,8 +287,7 @@ def test_a_recurrent_layer_behind_a_table_of_any_size(layer, width, words):
     model.words = nn.Embedding(words, width)
     model.recurrent = layer(width, width)
     model.head = nn.Linear(width, words)
-    roles = parameter_roles(model.named_parameters())
-    for name, role in roles.items():
+    for name, role in parameter_roles(model.named_parameters()).items():
         if name.startswith("recurrent.weight"):
             assert role.role == "matrix"
             assert role.blocks[0].view.shape[1:] == (width, width)
@@ -342,8 +326,7 @@ def test_names_of_factors(name, shape):
 def test_joined_graphs_keep_which_parameters_are_inferred():
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     traced = build_graph(model, torch.randn(2, 3))
-    inferred = build_graph(model.named_parameters())
-    roles = roles_of(join_graphs(traced, inferred))
+    roles = roles_of(join_graphs(traced, build_graph(model.named_parameters())))
     assert [role.role for role in roles] == ["matrix", "bias", "output", "bias"] * 2
 
 
@@ -351,10 +334,11 @@ def test_another_order_of_an_inferred_networks_parameters_changes_no_role():
     network = nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 8), nn.Linear(8, 5))
     graph = build_graph(network.named_parameters())
     order = [4, 2, 3, 0, 1]  # the output first
-    roles = roles_of(graph)
-    for role, number in zip(roles_of(reordered(graph, order)), order, strict=True):
-        expected = roles[number]
-        found = role.name, role.role, role.place, len(role.blocks)
-        same = expected.name, expected.role, expected.place, len(expected.blocks)
-        assert found == same
-    assert roles[3].role == "output"
+
+    def facts(graph):
+        roles = roles_of(graph)
+        return [(role.name, role.role, role.place, len(role.blocks)) for role in roles]
+
+    expected = facts(graph)
+    assert facts(reordered(graph, order)) == [expected[number] for number in order]
+    assert expected[3][1] == "output"

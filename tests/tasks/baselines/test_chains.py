@@ -13,6 +13,7 @@ from tasks.baselines.equivariant import EquivariantConfig
 from tasks.baselines.nfn import NFNHNP, NFNNP
 from tasks.networks.architectures import NetworkStack
 from tests.equivariance import permute
+from tests.networks import FromFunction
 from tests.tasks.stacks import (
     SmallCNN,
     architecture_of_module,
@@ -95,21 +96,12 @@ def maps_of(editor, architecture):
     basis = torch.cat([torch.eye(graph.numel), torch.zeros(1, graph.numel)]).double()
     stack = NetworkStack(architecture, graph.unflatten(basis, batch_dims=1))
 
+    wrapped = FromFunction(lambda m, stack: m.editor.updates(stack), editor=editor)
+
     def updates(params):
-        changed = functional_call(Updates(editor), params, (stack,))
+        changed = functional_call(wrapped, params, (stack,))
         return graph.flatten(changed, batch_dims=2)
 
     params = {f"editor.{name}": p.detach() for name, p in editor.named_parameters()}
     derivatives = jacrev(updates)(params).values()
     return torch.cat([value.flatten(0, 2).flatten(1) for value in derivatives], 1)
-
-
-class Updates(nn.Module):
-    """An editor, called for its updates."""
-
-    def __init__(self, editor):
-        super().__init__()
-        self.editor = editor
-
-    def forward(self, stack):
-        return self.editor.updates(stack)

@@ -14,9 +14,8 @@ def test_statistics_by_hand():
 
 @pytest.mark.parametrize("n", [1, 2, 5, 10, 33])
 def test_quantiles_are_those_of_torch(n):
-    values = torch.randn(
-        3, n, dtype=torch.float64, generator=torch.Generator().manual_seed(n)
-    )
+    generator = torch.Generator().manual_seed(n)
+    values = torch.randn(3, n, dtype=torch.float64, generator=generator)
     expected = torch.quantile(values, torch.tensor(QUANTILES).double(), dim=-1)
     torch.testing.assert_close(torch.stack(quantiles(values, QUANTILES)), expected)
 
@@ -31,6 +30,5 @@ def test_tensors_beyond_those_of_training_are_ignored():
     first, second = deep.params[:2], deep.params[2:4]
     changed = [*first, *second, *(value + 1 for value in deep.params[4:])]
     torch.testing.assert_close(model(deep._replace(params=changed)), predictions)
-    second = [value + 1 for value in second]
-    changed = [*first, *second, *deep.params[4:]]
+    changed = [*first, *(value + 1 for value in second), *deep.params[4:]]
     assert far(model(deep._replace(params=changed)), predictions)

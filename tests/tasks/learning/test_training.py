@@ -80,17 +80,16 @@ def test_the_best_model_is_one_of_the_last_stage(tmp_path):
     assert torch.equal(task.model.weight, progress.best["weight"])
 
 
-def test_the_best_model_stays(tmp_path):
-    task, progress = trained(tmp_path, Line([0.1, 0.9, 0.3, 0.2, 0.4, 0.5]))
-    assert progress.top == 0.9
+@pytest.mark.parametrize(
+    ("scores", "top"),
+    [([0.1, 0.9, 0.3, 0.2, 0.4, 0.5], 0.9), ([nan, 0.1, nan, 0.3, 0.2, 0.2], 0.3)],
+    ids=["numbers", "nan is the worst"],
+)
+def test_the_best_model_stays(tmp_path, scores, top):
+    task, progress = trained(tmp_path, Line(list(scores)))
+    assert progress.top == top
     assert torch.equal(task.model.weight, progress.best["weight"])
     assert (task.model.weight - 1).abs().max() > 0.05  # it was not the last
-
-
-def test_a_score_of_nan_is_the_worst(tmp_path):
-    task, progress = trained(tmp_path, Line([nan, 0.1, nan, 0.3, 0.2, 0.2]))
-    assert progress.top == 0.3
-    assert torch.equal(task.model.weight, progress.best["weight"])
 
 
 def test_without_a_better_model_training_ends(tmp_path):
@@ -121,10 +120,8 @@ def test_a_run_resumes_where_it_stopped(tmp_path):
 def test_a_folder_with_other_settings_is_refused(tmp_path):
     trained(tmp_path, data="a")
     path = tmp_path / "checkpoint.pt"
-    with pytest.raises(
-        ValueError,
-        match=f"checkpoint '{path}': made with other settings: data 'a', got 'b'",
-    ):
+    message = f"checkpoint '{path}': made with other settings: data 'a', got 'b'"
+    with pytest.raises(ValueError, match=message):
         trained(tmp_path, data="b")
 
 
@@ -161,8 +158,7 @@ def test_batches_have_a_network_for_every_rank(tmp_path):
 
 
 def test_the_learning_rate_rises_and_falls():
-    shares = [0, 0.025, 0.05, 0.525, 1]
-    factors = [round(rate_factor(share), 6) for share in shares]
+    factors = [round(rate_factor(share), 6) for share in [0, 0.025, 0.05, 0.525, 1]]
     assert factors == [0.02, 0.5, 1.0, 0.5, 0.0]
 
 
@@ -202,10 +198,8 @@ class Stopping(Line):
 @pytest.mark.parametrize("at, steps", [(5, 5), (40, 40), ("validation", 12)])
 def test_ctrl_c_keeps_all_finished_steps(tmp_path, at, steps):
     path = tmp_path / "broken" / "checkpoint.pt"
-    message = (
-        f"checkpoint '{path}' stands at step {steps}; the same command with --folder"
-    )
-    with pytest.raises(Interrupted, match=re.escape(message)):
+    message = f"'{path}' stands at step {steps}; the same command with --folder"
+    with pytest.raises(Interrupted, match=re.escape(f"checkpoint {message}")):
         trained(tmp_path / "broken", Stopping(at))
     broken, progress = trained(tmp_path / "broken", Stopping())
     assert broken.steps[0] == steps

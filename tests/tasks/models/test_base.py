@@ -2,17 +2,22 @@ import pytest
 import torch
 
 from tasks.models.base import Standardise
-from tasks.networks.architectures import NetworkStack, architecture_of
+from tasks.networks.architectures import NetworkStack
+from tests.graph_checks import assert_equal
+from tests.tasks.stacks import siren_architecture
 
 
-def stack(*widths, count=4, scale=1.0):
-    architecture = architecture_of({"kind": "siren", "widths": list(widths)})
+def stack(*widths, count=4):
+    architecture = siren_architecture(*widths)
     shapes = [spec.shape for spec in architecture.graph.parameters]
-    values = [
-        k + scale * (1 + k) * torch.randn(count, *shape)
-        for k, shape in enumerate(shapes)
-    ]
+    values = [k + (1 + k) * torch.randn(count, *s) for k, s in enumerate(shapes)]
     return NetworkStack(architecture, values)
+
+
+def assert_standard(tensors):
+    joined = torch.cat([tensor.flatten() for tensor in tensors])
+    assert joined.mean().abs() < 1e-5
+    assert abs(joined.std(correction=0) - 1) < 1e-5
 
 
 def test_every_tensor_has_mean_0_and_std_1_over_the_fitted_networks():
@@ -21,9 +26,7 @@ def test_every_tensor_has_mean_0_and_std_1_over_the_fitted_networks():
     standardise = Standardise(networks.architecture)
     standardise.fit(iter([networks, others]))
     for pair in zip(standardise(networks), standardise(others), strict=True):
-        joined = torch.cat([value.flatten() for value in pair])
-        assert joined.mean().abs() < 1e-5
-        assert abs(joined.std(correction=0) - 1) < 1e-5
+        assert_standard(pair)
 
 
 def test_statistics_are_scalars_so_neurons_remain_exchangeable():
@@ -32,17 +35,14 @@ def test_statistics_are_scalars_so_neurons_remain_exchangeable():
     standardise.fit([networks])
     weight = networks.params[2]
     standardised = standardise(networks)[2]
-    slope = (standardised[0, 0, 0] - standardised[1, 2, 3]) / (
-        weight[0, 0, 0] - weight[1, 2, 3]
-    )
+    distance = weight[0, 0, 0] - weight[1, 2, 3]
+    slope = (standardised[0, 0, 0] - standardised[1, 2, 3]) / distance
     torch.testing.assert_close(standardised, (weight - weight.mean()) * slope)
 
 
 def test_parameters_are_unchanged_before_a_fit():
     networks = stack(2, 3, 1)
-    assert all(
-        map(torch.equal, Standardise(networks.architecture)(networks), networks.params)
-    )
+    assert_equal(Standardise(networks.architecture)(networks), networks.params)
 
 
 def test_constant_parameters_become_zero():
@@ -78,9 +78,7 @@ def test_of_several_architectures_parameters_of_a_kind_share_their_statistics():
     hidden, inputs = [deeps[2], deeps[4]], [deeps[0], flats[0]]
     biases = [deeps[1], deeps[3], deeps[5], flats[1]]
     for same in (hidden, inputs, biases):
-        joined = torch.cat([value.flatten() for value in same])
-        assert joined.mean().abs() < 1e-5
-        assert abs(joined.std(correction=0) - 1) < 1e-5
+        assert_standard(same)
 
 
 def test_a_kind_without_training_data_has_the_statistics_of_all():

@@ -57,12 +57,11 @@ def test_states_and_gradients_are_those_of_each_network_alone(case):
         torch.randn(count, graph.numel, 2, dtype=torch.float64)
         for count, graph in enumerate(graphs, start=1)
     ]
-    expected = torch.cat(
-        [
-            torch.cat(states_alone(network, graph, copies), -2).flatten(0, 1)
-            for graph, copies in zip(graphs, values, strict=True)
-        ]
-    )
+    alone = []
+    for graph, copies in zip(graphs, values, strict=True):
+        states = states_alone(network, graph, copies)
+        alone.append(torch.cat(states, -2).flatten(0, 1))
+    expected = torch.cat(alone)
     layouts = [layout_of(graph, like) for graph in graphs]
     mixture = mixture_of(list(zip(layouts, map(len, values), strict=True)), KERNEL)
     flat = torch.cat([copies.flatten(0, 1) for copies in values])

@@ -31,6 +31,7 @@ EDITORS = (*TIED, *GRAPHS)
 UNTIED = ("statnn", "set", "dmc", "probegen", *GRAPHS)
 NOT_INVARIANT = ("mlp", "dmc")  # to permutations
 INVARIANT = tuple(name for name in MODELS if name not in NOT_INVARIANT)
+EXACT = {"rtol": 0, "atol": 1e-12}
 
 
 def test_names():
@@ -63,9 +64,7 @@ def test_an_editor_has_updates_of_the_shapes_of_the_parameters(name, d_out, stac
 @pytest.mark.parametrize("name", INVARIANT)
 def test_predictions_do_not_depend_on_the_order_of_hidden_neurons(name, stack):
     model = fitted(name, stack)
-    torch.testing.assert_close(
-        model(moved_stack(stack)), model(stack), rtol=0, atol=1e-12
-    )
+    torch.testing.assert_close(model(moved_stack(stack)), model(stack), **EXACT)
 
 
 @torch.no_grad()
@@ -82,9 +81,7 @@ def test_updates_are_equivariant_to_permutations_of_hidden_neurons(name, stack):
     plain = model.updates(stack)
     expected = moved(stack, plain)
     assert any(map(far, expected, plain))
-    torch.testing.assert_close(
-        model.updates(moved_stack(stack)), expected, rtol=0, atol=1e-12
-    )
+    torch.testing.assert_close(model.updates(moved_stack(stack)), expected, **EXACT)
 
 
 @torch.no_grad()
@@ -100,7 +97,7 @@ def test_only_np_is_invariant_to_permutations_of_inputs_and_outputs(role):
     stack = siren_stack(2, 5, 4, 3)
     other = moved_stack(stack, [role])
     same = fitted("nfn-np", stack)
-    torch.testing.assert_close(same(other), same(stack), rtol=0, atol=1e-12)
+    torch.testing.assert_close(same(other), same(stack), **EXACT)
     for name in ("nfn-hnp", "dwsnet", "probegen", *GRAPHS):
         model = fitted(name, stack)
         assert far(model(other), model(stack)), name
@@ -110,10 +107,9 @@ def test_only_np_is_invariant_to_permutations_of_inputs_and_outputs(role):
 def test_updates_of_np_are_equivariant_to_permutations_of_inputs_and_outputs(stack):
     roles = ("input", "hidden", "output")
     model = fitted("nfn-np", stack, d_out=2, edits=True)
+    updates = model.updates(moved_stack(stack, roles))
     expected = moved(stack, model.updates(stack), roles)
-    torch.testing.assert_close(
-        model.updates(moved_stack(stack, roles)), expected, rtol=0, atol=1e-12
-    )
+    torch.testing.assert_close(updates, expected, **EXACT)
 
 
 @torch.no_grad()
@@ -239,9 +235,7 @@ def test_predictions_of_a_mixture_equal_those_of_each_architecture(
 @torch.no_grad()
 def test_a_gmn_depends_on_positions_in_a_kernel():
     stack = random_stack(cnn_architecture())
-    params = [
-        value.flip(-2, -1) if value.dim() == 5 else value for value in stack.params
-    ]
+    params = [p.flip(-2, -1) if p.dim() == 5 else p for p in stack.params]
     model = fitted("gmn", stack)
     assert far(model(stack._replace(params=params)), model(stack))
 

@@ -9,13 +9,10 @@ from tests.tasks.stacks import GRAPHS, far, fitted, moved_stack, siren_stack
 
 
 def test_features_of_outputs_are_values_and_log_softmax():
-    values = torch.tensor([[[0.0, log(3.0)], [1.0, 1.0]]])
-    features = with_log_softmax(values)
-    expected = [
-        [0.0, 1.0, log(1 / 4), log(1 / 2)],
-        [log(3.0), 1.0, log(3 / 4), log(1 / 2)],
-    ]
-    torch.testing.assert_close(features, torch.tensor([expected]))
+    features = with_log_softmax(torch.tensor([[[0.0, log(3.0)], [1.0, 1.0]]]))
+    first = [0.0, 1.0, log(1 / 4), log(1 / 2)]
+    second = [log(3.0), 1.0, log(3 / 4), log(1 / 2)]
+    torch.testing.assert_close(features, torch.tensor([[first, second]]))
 
 
 def test_the_log_softmax_of_one_output_is_zero():
@@ -25,17 +22,15 @@ def test_the_log_softmax_of_one_output_is_zero():
 
 def test_features_of_neurons_in_space_are_mean_and_deviation():
     values = torch.tensor([1.0, 3.0, 0.0, 0.0]).view(1, 1, 2, 2)
-    expected = [[2.0, 1.0], [0.0, 0.0]]
-    assert mean_and_std(values).tolist() == [expected]
+    assert mean_and_std(values).tolist() == [[[2.0, 1.0], [0.0, 0.0]]]
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", GRAPHS)
 def test_probe_features_do_not_depend_on_the_order_of_neurons(name, stack):
     model = fitted(name, stack, probes=3)
-    torch.testing.assert_close(
-        model(moved_stack(stack)), model(stack), rtol=0, atol=1e-12
-    )
+    same = model(moved_stack(stack))
+    torch.testing.assert_close(same, model(stack), rtol=0, atol=1e-12)
     for parameter in model.probes.inputs.parameters():
         parameter.add_(torch.randn_like(parameter))
     assert far(model(stack), fitted(name, stack, probes=3)(stack))
@@ -47,8 +42,7 @@ def test_the_output_head_adds_its_result_on_all_outputs(name, stack):
     model = fitted(name, stack, probes=3, output_head_layers=1)
     alone = fitted(name, stack, probes=3)
     alone.load_state_dict(model.state_dict(), strict=False)
-    inputs = model.probes.inputs()
-    outputs = stack.architecture.outputs(stack.params, inputs)
+    outputs = stack.architecture.outputs(stack.params, model.probes.inputs())
     features = torch.cat([outputs, outputs.log_softmax(-1)], 1)
     added = model.output_head(features.mT.flatten(1))
     assert far(added[0], added[1])

@@ -35,20 +35,13 @@ ARCHITECTURES = {
     "group norm": wild("group"),
     "one dimension": wild("group", 1),
     "deep sets": {
-        "kind": "deep-sets",
-        "channels": 3,
-        "widths": [8, 6, 5, 7],
+        "kind": "deep-sets", "channels": 3, "widths": [8, 6, 5, 7],
         "activation": "relu",
     },
     "vit": {
-        "kind": "vit",
-        "channels": 3,
-        "width": 8,
-        "depth": 2,
-        "heads": 2,
-        "patch": 4,
+        "kind": "vit", "channels": 3, "width": 8, "depth": 2, "heads": 2, "patch": 4,
     },
-}
+}  # fmt: skip
 # kinds of groups without activations
 WITHOUT_ACTIVATIONS = ("group", "product")
 
@@ -66,28 +59,23 @@ def stacked(count):
 def test_a_stack_has_the_parameters_in_the_order_of_the_graph():
     models, networks = stacked(3)
     stack = NetworkStack.from_networks(networks)
-    assert [p.shape[1:] for p in stack.params] == [
-        p.shape for p in models[0].parameters()
-    ]
+    shapes = [p.shape for p in models[0].parameters()]
+    assert [p.shape[1:] for p in stack.params] == shapes
     assert stack.count == 3
     assert torch.equal(stack.select([2]).params[1][0], models[2].layers[0].bias)
 
 
 def test_activations_of_a_siren_by_hand():
     models, networks = stacked(3)
-    stack = NetworkStack.from_networks(networks)
+    architecture, params = NetworkStack.from_networks(networks)
     points = torch.rand(7, 2)
-    activations = stack.architecture.group_activations(stack.params, points)
-    assert [x.shape for x in activations] == [
-        (3, 7, group.size) for group in stack.architecture.graph.groups
-    ]
+    activations = architecture.group_activations(params, points)
+    sizes = [group.size for group in architecture.graph.groups]
+    assert [x.shape for x in activations] == [(3, 7, size) for size in sizes]
     first = torch.sin(FREQUENCY * models[1].layers[0](points))
     assert torch.allclose(activations[1][1], first, atol=1e-5)
-    assert torch.allclose(
-        stack.architecture.outputs(stack.params, points)[1],
-        models[1](points),
-        atol=1e-5,
-    )
+    outputs = architecture.outputs(params, points)[1]
+    assert torch.allclose(outputs, models[1](points), atol=1e-5)
 
 
 def inputs_of(module, count):
@@ -119,9 +107,8 @@ def test_activations_are_outputs_of_layers_or_functions_of_them(name):
     def keep(name):
         return lambda module, inputs, output: outputs.update({name: output})
 
-    handles = [
-        part.register_forward_hook(keep(name)) for name, part in module.named_modules()
-    ]
+    parts = module.named_modules()
+    handles = [part.register_forward_hook(keep(name)) for name, part in parts]
     activations = module.group_activations(inputs_of(module, 3))
     for handle in handles:
         handle.remove()
@@ -170,9 +157,8 @@ def test_the_output_group_has_the_outputs():
         module = architecture.module
         inputs = inputs_of(module, 3)
         params = [p.detach()[None] for p in module.parameters()]
-        torch.testing.assert_close(
-            architecture.outputs(params, inputs)[0], module(inputs)
-        )
+        outputs = architecture.outputs(params, inputs)[0]
+        torch.testing.assert_close(outputs, module(inputs))
         assert architecture.graph.groups[module.output_group].role == "output"
 
 

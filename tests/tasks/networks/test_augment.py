@@ -1,6 +1,5 @@
 import torch
 
-from tasks.networks.architectures import NetworkStack
 from tasks.networks.augment import random_affine
 from tests.tasks.stacks import random_stack, siren_architecture
 
@@ -11,36 +10,33 @@ def test_random_affine_maps_transform_the_coordinates():
     torch.manual_seed(0)
     augmented = random_affine(stack, degrees=20, scale=0.2, shift=0.3)
     weight, bias = stack.params[:2]
+    weight, bias = stack.params[:2]
     maps = torch.linalg.lstsq(weight, augmented.params[0]).solution  # W A = W'
-    shifts = torch.linalg.lstsq(
-        weight, (augmented.params[1] - bias).unsqueeze(-1)
-    ).solution
+    moved_bias = (augmented.params[1] - bias).unsqueeze(-1)
+    shifts = torch.linalg.lstsq(weight, moved_bias).solution
     scales = torch.linalg.det(maps).sqrt()
     rotations = maps / scales[:, None, None]
-    torch.testing.assert_close(
-        rotations @ rotations.mT, torch.eye(2).double().expand(3, 2, 2)
-    )
+    identity = torch.eye(2).double().expand(3, 2, 2)
+    torch.testing.assert_close(rotations @ rotations.mT, identity)
     assert ((scales > 1 / 1.2) & (scales < 1.2)).all()
     assert (scales - 1).abs().min() > 1e-3
     assert rotations[:, 0, 0].min() >= torch.tensor(20.0).deg2rad().cos()
     assert shifts.abs().max() <= 0.3
-    points = torch.rand(7, 2).double()
+    points, outputs = torch.rand(7, 2).double(), stack.architecture.outputs
     for k in range(3):
-        one = NetworkStack(stack.architecture, [p[k : k + 1] for p in stack.params])
         there = points @ maps[k].mT + shifts[k].squeeze(-1)
-        expected = stack.architecture.outputs(one.params, there)
+        expected = outputs(stack.select([k]).params, there)
         torch.testing.assert_close(
-            stack.architecture.outputs(augmented.select([k]).params, points), expected
+            outputs(augmented.select([k]).params, points), expected
         )
 
 
 def test_a_canonical_form_keeps_the_function_and_removes_signs_and_phases():
     stack = random_stack(siren_architecture(2, 5, 4, 1))
     canonical = stack.canonical()
-    points = torch.rand(7, 2).double()
-    outputs = stack.architecture.outputs(stack.params, points)
+    points, outputs = torch.rand(7, 2).double(), stack.architecture.outputs
     torch.testing.assert_close(
-        stack.architecture.outputs(canonical.params, points), outputs
+        outputs(canonical.params, points), outputs(stack.params, points)
     )
     params = [p.clone() for p in stack.params]
     for value in (params[0][:, 1], params[1][:, 1], params[2][:, :, 1]):

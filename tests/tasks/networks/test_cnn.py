@@ -16,8 +16,7 @@ WILD = cnn_description(
 
 
 def module_of(description):
-    rest = {key: value for key, value in description.items() if key != "kind"}
-    return CNN(**rest)
+    return CNN(**{key: value for key, value in description.items() if key != "kind"})
 
 
 def test_the_small_cnn_is_a_sequence_of_torch_layers_with_4970_parameters():
@@ -42,16 +41,14 @@ def test_skips_add_the_first_channels_before_the_activation():
     second[:, :3] += first[:, :, ::2, ::2]
     third = model.layers[2](F.leaky_relu(second))
     third[:, :3] += first[:, :, ::2, ::2]
-    expected = model.fc(F.silu(third).mean((2, 3)))
-    torch.testing.assert_close(model(images), expected)
+    torch.testing.assert_close(model(images), model.fc(F.silu(third).mean((2, 3))))
 
 
 def test_a_skip_from_more_channels_leaves_the_others_out():
     x = torch.randn(2, 5, 4, 4)
     assert torch.equal(shortcut(x, 1, 3), x[:, :3])
-    assert torch.equal(
-        shortcut(x, 2, 6), torch.cat([x[..., ::2, ::2], torch.zeros(2, 1, 2, 2)], 1)
-    )
+    expected = torch.cat([x[..., ::2, ::2], torch.zeros(2, 1, 2, 2)], 1)
+    assert torch.equal(shortcut(x, 2, 6), expected)
 
 
 def test_skips_in_the_graph_connect_the_common_neurons():
@@ -73,10 +70,8 @@ def test_one_dimension_reads_the_pixels_row_after_row():
     images = torch.randn(2, 3, 32, 32)
     weight, bias = model.layers[0].weight, model.layers[0].bias
     rows = torch.cat([images[:, :, row] for row in range(32)], 2)
-    expected = model.fc(
-        F.gelu(F.conv1d(rows, weight, bias, stride=4, padding=2)).mean(2)
-    )
-    torch.testing.assert_close(model(images), expected)
+    maps = F.gelu(F.conv1d(rows, weight, bias, stride=4, padding=2))
+    torch.testing.assert_close(model(images), model.fc(maps.mean(2)))
 
 
 def test_a_batch_norm_has_no_buffers_and_always_uses_statistics_of_the_batch():
@@ -105,21 +100,18 @@ def test_dropout_is_for_training_alone():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kernels": [3]}, "architecture: kernels: expected 3 entries; got 1"),
+        ({"kernels": [3]}, "kernels: expected 3 entries; got 1"),
         (
-            {"activations": ["relu", "relu", "sine"]},
-            "architecture: activation: expected one of relu,.*got 'sine'",
+            {"activations": ["sine"] * 3},
+            "activation: expected one of relu,.*got 'sine'",
         ),
         (
             {"skips": [None, 1, None]},
-            "architecture: skips: expected None or an earlier layer for layer 1; got 1",
+            "skips: expected None or an earlier layer for layer 1; got 1",
         ),
-        (
-            {"norm": "layer"},
-            "architecture: norm: expected one of batch, group, or none; got 'layer'",
-        ),
+        ({"norm": "layer"}, "norm: expected one of batch, group, or none; got 'layer'"),
     ],
 )
 def test_errors(change, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"architecture: {message}"):
         module_of({**WILD, **change})

@@ -34,9 +34,8 @@ def test_outputs_are_in_the_order_of_the_index(collection):
 
 
 def test_an_epoch_has_every_network_once_and_the_next_another_order():
-    collection = NetworkDataset.from_groups(
-        [networks(2, n, 1, count=4, first=0) for n in range(1, 7)]
-    )
+    groups = [networks(2, n, 1, count=4, first=0) for n in range(1, 7)]
+    collection = NetworkDataset.from_groups(groups)
     batches = [collection.batch_indices(8, seed=3, step=step) for step in range(6)]
     first, second = torch.cat(batches[:3]), torch.cat(batches[3:])
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(24))
@@ -60,8 +59,7 @@ def test_a_subset_has_all_architectures():
     kept = collection.subset(4)
     assert [stack.count for stack in kept.stacks] == [2, 2]
     assert kept.columns["number"].tolist() == [30, 32, 40, 42]
-    expected = collection.stacks[1].params[0][[0, 2]]
-    assert torch.equal(kept.stacks[1].params[0], expected)
+    assert torch.equal(kept.stacks[1].params[0], collection.stacks[1].params[0][[0, 2]])
     assert collection.subset(9) is collection
     assert collection.subset(None) is collection
 

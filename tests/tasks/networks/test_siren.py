@@ -17,5 +17,4 @@ def test_stacked_sirens_render_as_each_alone():
 
 def test_grid():
     points = pixel_grid(2, 3)
-    expected = [[-1, -1], [-1, 0], [-1, 1], [1, -1], [1, 0], [1, 1]]
-    assert points.tolist() == expected
+    assert points.tolist() == [[-1, -1], [-1, 0], [-1, 1], [1, -1], [1, 0], [1, 1]]

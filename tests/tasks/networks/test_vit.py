@@ -12,14 +12,7 @@ def test_a_block_is_torchs_pre_norm_encoder_layer():
     layer = torch.nn.TransformerEncoderLayer(
         8, 2, 16, 0.0, F.gelu, batch_first=True, norm_first=True
     ).double()
-    state = {
-        "self_attn.in_proj_weight": torch.cat(
-            [part.weight for part in (block.q, block.k, block.v)]
-        ),
-        "self_attn.in_proj_bias": torch.cat(
-            [part.bias for part in (block.q, block.k, block.v)]
-        ),
-    }
+    projections = block.q, block.k, block.v
     parts = {
         "self_attn.out_proj": block.out,
         "linear1": block.up,
@@ -27,15 +20,16 @@ def test_a_block_is_torchs_pre_norm_encoder_layer():
         "norm1": block.norm1,
         "norm2": block.norm2,
     }
-    for name, part in parts.items():
-        state |= {f"{name}.weight": part.weight, f"{name}.bias": part.bias}
+    state = {}
+    for kind in ("weight", "bias"):
+        joined = torch.cat([getattr(part, kind) for part in projections])
+        state[f"self_attn.in_proj_{kind}"] = joined
+        state |= {f"{name}.{kind}": getattr(part, kind) for name, part in parts.items()}
     layer.load_state_dict(state)
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     patches = images.unfold(2, 8, 8).unfold(3, 8, 8).flatten(2, 3)  # (2, 3, 16, 8, 8)
-    tokens = (
-        patches.transpose(1, 2).flatten(2) @ model.patch.weight.flatten(1).T
-        + model.patch.bias
-    )
+    weight, bias = model.patch.weight.flatten(1), model.patch.bias
+    tokens = patches.transpose(1, 2).flatten(2) @ weight.T + bias
     encoded = model.norm(layer(tokens + model.places))
     torch.testing.assert_close(model(images), model.fc(encoded.mean(1)))
 

@@ -24,10 +24,8 @@ WILD_CONFIG = {
 def wild_model(seed: int) -> nn.ModuleDict:
     torch.manual_seed(seed)
     config = WILD_CONFIG
-    sizes = zip(
-        config["channels"], config["channels"][1:], config["kernel_size"], strict=False
-    )
-    layers = nn.ModuleList(nn.Conv2d(a, b, k, padding=k // 2) for a, b, k in sizes)
+    sizes = zip(pairwise(config["channels"]), config["kernel_size"], strict=True)
+    layers = nn.ModuleList(nn.Conv2d(*ab, k, padding=k // 2) for ab, k in sizes)
     return nn.ModuleDict({"layers": layers, "fc": nn.Linear(5, 10)})
 
 
@@ -35,17 +33,12 @@ def write_wild_park(folder: Path) -> Path:
     """Three networks in each split; the split file."""
     splits = {}
     for place, split in enumerate(("train", "val", "test")):
-        paths = [
-            f"zoo/run_{place}/checkpoint_{number}/checkpoint.pt" for number in range(3)
-        ]
+        paths = [f"zoo/run_{place}/checkpoint_{k}/checkpoint.pt" for k in range(3)]
         for number, path in enumerate(paths):
             (folder / path).parent.mkdir(parents=True)
-            values = {
-                "model": wild_model(number).state_dict(),
-                "config": WILD_CONFIG,
-                "iteration": number,
-            }
-            torch.save(values, folder / path)
+            values = {"config": WILD_CONFIG, "iteration": number}
+            state = wild_model(number).state_dict()
+            torch.save({**values, "model": state}, folder / path)
         splits[split] = {"path": paths, "score": [0.1, 0.2, 0.3], "step": [0, 1, 2]}
     (folder / "splits.json").write_text(json.dumps(splits))
     return folder / "splits.json"

@@ -36,6 +36,9 @@ def several_arrays(path):
         np.savez(file, a=np.zeros(3))
 
 
+ROW = {"varname": "a/bias:0", "start_idx": 0, "end_idx": 4, "shape": "(4,)"}
+
+
 class TestCnnZoo:
     # as Keras orders them
     LAYOUT = (
@@ -57,10 +60,8 @@ class TestCnnZoo:
             rows.append({"varname": f"sequential/{name}", **row})
             start = end
         self.write(tmp_path / "layout.csv", rows, open)
-        np.save(
-            tmp_path / "weights.npy",
-            generator.standard_normal((40, start)).astype(np.float32),
-        )
+        weights = generator.standard_normal((40, start)).astype(np.float32)
+        np.save(tmp_path / "weights.npy", weights)
         metrics = []
         for number in range(40):
             row = {
@@ -80,11 +81,8 @@ class TestCnnZoo:
             writer.writerows(rows)
 
     def test_outputs_equal_those_of_the_published_network(self, source):
-        networks = {
-            group.architecture["activations"][0]: group
-            for group in read_cnn_zoo(source, "test")
-        }
-        tanh = networks["tanh"]
+        groups = read_cnn_zoo(source, "test")
+        tanh = next(g for g in groups if g.architecture["activations"][0] == "tanh")
         place = 2
         flat = np.load(source / "weights.npy")[tanh.columns["run"][place]]
         parts, start = {}, 0
@@ -95,8 +93,7 @@ class TestCnnZoo:
         image = np.random.default_rng(1).standard_normal((32, 32, 1))
         x = image
         for name in ("conv2d", "conv2d_1"):
-            kernel = parts[f"{name}/kernel:0"]
-            bias = parts[f"{name}/bias:0"]
+            kernel, bias = parts[f"{name}/kernel:0"], parts[f"{name}/bias:0"]
             side = (len(x) - 3) // 2 + 1
             y = np.zeros((side, side, len(bias)))
             for row in range(side):
@@ -105,12 +102,9 @@ class TestCnnZoo:
                     y[row, column] = np.tensordot(patch, kernel, 3) + bias
             x = np.tanh(y)
         expected = x.mean((0, 1)) @ parts["dense/kernel:0"] + parts["dense/bias:0"]
-        outputs = outputs_of(
-            tanh, torch.from_numpy(image).float().permute(2, 0, 1)[None]
-        )[place, 0]
-        torch.testing.assert_close(
-            outputs, torch.from_numpy(expected).float(), rtol=1e-4, atol=1e-4
-        )
+        pixels = torch.from_numpy(image).float().permute(2, 0, 1)[None]
+        outputs = outputs_of(tanh, pixels)[place, 0].numpy()
+        np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-4)
 
     def test_networks_at_the_end_of_training_are_split(self, source):
         runs = {}
@@ -128,17 +122,16 @@ class TestCnnZoo:
         weights = np.load(source / "weights.npy")
         weights[21] = 1e30
         np.save(source / "weights.npy", weights)
-        refused_zoo(
-            source, "weights.npy': network 21: expected finite outputs; got others"
-        )
+        message = "weights.npy': network 21: expected finite outputs; got others"
+        refused_zoo(source, message)
 
     def test_networks_that_cannot_run_are_named(self, source, monkeypatch):
         monkeypatch.setattr(published_cnns, "STRIDE", 16)
-        refused_zoo(
-            source,
+        message = (
             r"weights.npy': network \d+: expected a network that runs on inputs of "
-            r"shape \(1, 1, 32, 32\); got: .*[Kk]ernel size",
         )
+        message += r"shape \(1, 1, 32, 32\); got: .*[Kk]ernel size"
+        refused_zoo(source, message)
 
     def test_bad_weights(self, source):
         weights = np.load(source / "weights.npy")
@@ -149,27 +142,26 @@ class TestCnnZoo:
         refused_zoo(source, "weights.npy': layers.0.weight: expected finite numbers")
 
     @pytest.mark.parametrize(
-        "changes, message",
+        "row, message",
         [
-            ({"shape": "(5,)"}, r"expected numbers that agree; got .* shape '\(5,\)'"),
-            ({}, "varname: expected as many kernels as biases, 1; got 0"),
             (
-                {"varname": "a/gamma:0"},
+                {**ROW, "shape": "(5,)"},
+                r"expected numbers that agree; got .* shape '\(5,\)'",
+            ),
+            (ROW, "varname: expected as many kernels as biases, 1; got 0"),
+            (
+                {**ROW, "varname": "a/gamma:0"},
                 "varname: expected kernel:0 or bias:0; got 'a/gamma:0'",
+            ),
+            (
+                {"varname": "x", "start_idx": 0, "end_idx": 1},
+                "shape: expected a column of this name; got none",
             ),
         ],
     )
-    def test_bad_layouts(self, source, changes, message):
-        row = {"varname": "a/bias:0", "start_idx": 0, "end_idx": 4, "shape": "(4,)"}
-        self.write(source / "layout.csv", [{**row, **changes}], open)
-        refused_zoo(source, f"layout.csv': {message}")
-
-    def test_a_missing_column_is_named(self, source):
-        row = {"varname": "x", "start_idx": 0, "end_idx": 1}
+    def test_bad_layouts(self, source, row, message):
         self.write(source / "layout.csv", [row], open)
-        refused_zoo(
-            source, "layout.csv': shape: expected a column of this name; got none"
-        )
+        refused_zoo(source, f"layout.csv': {message}")
 
     @pytest.mark.parametrize(
         "changes, message",
@@ -194,9 +186,8 @@ class TestCnnZoo:
         path.write_bytes(packed)
         refused_zoo(source, "gz': expected a table; got: ")
         path.write_bytes(b"step")
-        refused_zoo(
-            source, "metrics.csv.gz': expected a table; got: Not a gzipped file"
-        )
+        message = "metrics.csv.gz': expected a table; got: Not a gzipped file"
+        refused_zoo(source, message)
 
     @pytest.mark.parametrize(
         "write, message",
@@ -226,9 +217,8 @@ class TestWildPark:
         third = model["layers"][2](model["layers"][1](first).sigmoid())
         third[:, :4] += first
         expected = model["fc"](nn.functional.leaky_relu(third).mean((2, 3)))
-        torch.testing.assert_close(
-            outputs_of(last, images)[0], expected, atol=1e-5, rtol=1e-4
-        )
+        outputs = outputs_of(last, images)[0]
+        torch.testing.assert_close(outputs, expected, atol=1e-5, rtol=1e-4)
         assert last.columns["step"].tolist() == [2]
         assert last.columns["accuracy"].item() == pytest.approx(0.3)
 
@@ -263,9 +253,8 @@ class TestWildPark:
             refused_park(source, f"splits.json': {key}: .*; got {value}")
         del splits["test"]["score"][0]
         source.write_text(json.dumps(splits))
-        refused_park(
-            source, "splits.json': score: expected 3 values, as of path; got 2"
-        )
+        message = "splits.json': score: expected 3 values, as of path; got 2"
+        refused_park(source, message)
 
     @pytest.mark.parametrize(
         "changes, message",
@@ -276,10 +265,8 @@ class TestWildPark:
     )
     def test_networks_that_cannot_run_are_refused(self, source, changes, message):
         change(source, 1, config={**WILD_CONFIG, **changes})
-        refused_park(
-            source,
-            f"checkpoint_1/checkpoint.pt': expected a network that runs .*{message}",
-        )
+        place = "checkpoint_1/checkpoint.pt'"
+        refused_park(source, f"{place}: expected a network that runs .*{message}")
 
     @pytest.mark.parametrize(
         "key, value, message",

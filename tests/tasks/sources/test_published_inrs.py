@@ -63,9 +63,8 @@ class TestDwsnets:
         points = torch.rand(6, 2)
         one, two, three = linears(1, 2, 5, 4, 1)
         expected = three(torch.sin(30 * two(torch.sin(30 * one(points)))))
-        torch.testing.assert_close(
-            outputs_of(second, points)[0], expected, atol=1e-4, rtol=1e-4
-        )
+        outputs = outputs_of(second, points)[0]
+        torch.testing.assert_close(outputs, expected, atol=1e-4, rtol=1e-4)
         labels = [network.columns["label"].item() for network in (first, second)]
         assert labels == [7, 1]
         assert first.architecture == {"kind": "siren", "widths": [2, 5, 4, 1]}
@@ -73,16 +72,12 @@ class TestDwsnets:
     def test_labels_may_be_in_the_files(self, source):
         splits = json.loads(source.read_text())
         change(source, label=4)
-        source.write_text(
-            json.dumps({split: splits[split]["path"] for split in ("test", "train")})
-        )
+        paths = {split: splits[split]["path"] for split in ("test", "train")}
+        source.write_text(json.dumps(paths))
         (network,) = read_dwsnets(source, "test")
         assert network.columns["label"].tolist() == [4]
-        refused_dwsnets(
-            source,
-            "train_0/model_final.pth': label: expected a value; got none",
-            split="train",
-        )
+        message = "train_0/model_final.pth': label: expected a value; got none"
+        refused_dwsnets(source, message, split="train")
 
     @pytest.mark.parametrize(
         "key, value, message",
@@ -118,22 +113,13 @@ class TestDwsnets:
                 "test: expected a split of this name; got none",
             ),
             ("{", "expected JSON; got: Expecting"),
+            ('{"test": {"path": [1], "label": [1]}}', "path: expected names .*; got 1"),
+            ('{"test": {"path": ["a"], "label": 1}}', "label: expected a list; got 1"),
+            ('{"test": {"path": "a", "label": [1]}}', "path: expected a list; got 'a'"),
         ],
     )
     def test_bad_split_files(self, source, text, message):
         source.write_text(text)
-        refused_dwsnets(source, f"splits.json': {message}")
-
-    @pytest.mark.parametrize(
-        "entry, message",
-        [
-            ({"path": [1], "label": [1]}, "path: expected names .*; got 1"),
-            ({"path": ["a"], "label": 1}, "label: expected a list; got 1"),
-            ({"path": "a", "label": [1]}, "path: expected a list; got 'a'"),
-        ],
-    )
-    def test_bad_splits(self, source, entry, message):
-        source.write_text(json.dumps({"test": entry}))
         refused_dwsnets(source, f"splits.json': {message}")
 
     @pytest.mark.parametrize("label", ["x", None, [], -1, float("nan")])
@@ -161,9 +147,8 @@ class TestDwsnets:
 class TestNfn:
     @pytest.fixture
     def source(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(
-            published_inrs, "NFN_HELD_OUT", {"validation": 1, "test": 2}
-        )
+        held_out = {"validation": 1, "test": 2}
+        monkeypatch.setattr(published_inrs, "NFN_HELD_OUT", held_out)
         write_nfn(tmp_path, count=12, widths=(2, 5, 4, 3))
         return tmp_path
 
@@ -181,18 +166,15 @@ class TestNfn:
         points = torch.rand(6, 2)
         one, two, three = linears(11, 2, 5, 4, 3)
         image = three(torch.sin(30 * two(torch.sin(30 * one(points)))))  # in [-1, 1]
-        expected = (image + 1) / 2
-        torch.testing.assert_close(
-            outputs_of(last, points)[0] + 0.5, expected, atol=1e-4, rtol=1e-4
-        )
+        outputs = outputs_of(last, points)[0] + 0.5
+        torch.testing.assert_close(outputs, (image + 1) / 2, atol=1e-4, rtol=1e-4)
 
     def test_bad_names(self, source):
-        (source / "other").mkdir()
         path = source / "other" / "net3.pth"
+        path.parent.mkdir()
         torch.save({}, path)
-        refused_nfn(
-            source, "other/net3.pth': name: expected NAME_<label>s/net<index>.pth"
-        )
+        message = "other/net3.pth': name: expected NAME_<label>s/net<index>.pth"
+        refused_nfn(source, message)
         path.unlink()
         torch.save({}, source / "randinit_test_0s" / "net3.pth")
         refused_nfn(source, "3s/net3.pth': name: .*; got 3, as '.*0s/net3.pth'")
@@ -224,9 +206,8 @@ class Code:
 
 def test_nothing_in_a_file_is_run(tmp_path, capsys):
     path = tmp_path / "a.pth"
-    (tmp_path / "splits.json").write_text(
-        json.dumps({"test": {"path": ["a.pth"], "label": [1]}})
-    )
+    splits = {"test": {"path": ["a.pth"], "label": [1]}}
+    (tmp_path / "splits.json").write_text(json.dumps(splits))
     message = "a.pth': expected tensors and plain values of torch.save; got: "
     torch.save({"seq.0.weight": Code()}, path)
     refused_dwsnets(tmp_path / "splits.json", message)

@@ -40,13 +40,9 @@ def test_settings_of_runs_cover_their_ranges(name):
 def test_networks_of_the_small_zoo_have_one_shape():
     recipes = runs("small", 50)
     assert {run.init for run in recipes} == set(INITS)
-    activations = {run.architecture["activations"][0] for run in recipes}
-    assert activations == {"relu", "tanh"}
-    sizes = {
-        sum(p.numel() for p in make_module(run.architecture).parameters())
-        for run in recipes
-    }
-    assert sizes == {4970}
+    assert {run.architecture["activations"][0] for run in recipes} == {"relu", "tanh"}
+    modules = [make_module(run.architecture) for run in recipes]
+    assert {sum(p.numel() for p in m.parameters()) for m in modules} == {4970}
 
 
 def test_networks_of_the_wild_park_have_many_shapes():
@@ -55,9 +51,8 @@ def test_networks_of_the_wild_park_have_many_shapes():
     widths = {width for a in architectures for width in a["channels"][1:]}
     assert widths == {4, 8, 16, 32}
     assert {kernel for a in architectures for kernel in a["kernels"]} == {3, 5, 7}
-    assert {name for a in architectures for name in a["activations"]} == set(
-        WILD_ACTIVATIONS
-    )
+    activations = {name for a in architectures for name in a["activations"]}
+    assert activations == set(WILD_ACTIVATIONS)
     ends = {
         (source, layer)
         for a in architectures
@@ -118,9 +113,8 @@ def test_training_is_sgd_with_momentum_by_hand(images):
     for step in range(3):
         # half of the images
         pixels, labels = images.batch(batch_indices(30, 8, seed=5, step=step))
-        grads = torch.autograd.grad(
-            F.cross_entropy(model(pixels), labels), tuple(model.parameters())
-        )
+        loss = F.cross_entropy(model(pixels), labels)
+        grads = torch.autograd.grad(loss, tuple(model.parameters()))
         with torch.no_grad():
             for p, grad, buffer in zip(model.parameters(), grads, buffers, strict=True):
                 buffer.mul_(0.9).add_(grad + 0.01 * p)
@@ -128,9 +122,8 @@ def test_training_is_sgd_with_momentum_by_hand(images):
     assert [checkpoint.step for checkpoint in checkpoints] == [1, 3]
     for name, p in model.named_parameters():
         torch.testing.assert_close(checkpoints[-1].params[name], p.detach())
-    assert not torch.equal(
-        checkpoints[0].params["fc.weight"], checkpoints[1].params["fc.weight"]
-    )
+    first, last = (checkpoint.params["fc.weight"] for checkpoint in checkpoints)
+    assert not torch.equal(first, last)
 
 
 def test_accuracy_is_the_share_of_right_labels(images):
@@ -138,19 +131,16 @@ def test_accuracy_is_the_share_of_right_labels(images):
     model = make_module(RUN.architecture, dropout=0.4)
     pixels, labels = images.batch(torch.arange(60))
     model.eval()
-    right = sum(
-        int(model(pixel[None]).argmax() == label)
-        for pixel, label in zip(pixels, labels, strict=True)
-    )
+    predicted = torch.stack([model(pixel[None]).argmax() for pixel in pixels])
+    right = int((predicted == labels).sum())
     model.train()
     assert accuracy(model, images) == right / 60
     assert model.training
 
 
 def test_a_run_that_diverges_has_no_networks(images):
-    assert (
-        train(replace(RUN, lr=1e30), images, images, [4], batch_size=8, seed=0) is None
-    )
+    run = replace(RUN, lr=1e30)
+    assert train(run, images, images, [4], batch_size=8, seed=0) is None
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
@@ -161,23 +151,19 @@ def test_other_optimizers_raise_the_accuracy_on_training_images(images, optimize
     assert checkpoints[1].accuracy > checkpoints[0].accuracy + 0.2
 
 
-@pytest.mark.parametrize("init", ["he", "glorot", "normal"])
-def test_weights_have_the_spread_of_their_init_and_biases_are_zero(init):
+@pytest.mark.parametrize(
+    ("init", "expected"),
+    [
+        ("he", (2 / 25) ** 0.5),
+        ("glorot", (2 / (25 + 25 * 1999)) ** 0.5),
+        ("normal", 0.3),
+    ],
+)
+def test_weights_have_the_spread_of_their_init_and_biases_are_zero(init, expected):
     torch.manual_seed(0)
     # 5 x 5 kernels: a fan of 25 in, and 25 n out
-    run = replace(
-        RUN,
-        architecture=cnn_description([1, 1999], [5], [4], ["relu"]),
-        init=init,
-        init_std=0.3,
-    )
-    model = make_module(run.architecture)
-    initialise(model, run)
-    expected = {
-        "he": (2 / 25) ** 0.5,
-        "glorot": (2 / (25 + 25 * 1999)) ** 0.5,
-        "normal": 0.3,
-    }[init]
+    model = make_module(cnn_description([1, 1999], [5], [4], ["relu"]))
+    initialise(model, replace(RUN, init=init, init_std=0.3))
     weight = model.layers[0].weight
     assert weight.std().item() == pytest.approx(expected, rel=0.02)
     assert not model.layers[0].bias.any()
@@ -185,10 +171,7 @@ def test_weights_have_the_spread_of_their_init_and_biases_are_zero(init):
 
 
 def test_orthogonal_weights_have_orthonormal_rows():
-    run = replace(
-        RUN, architecture=cnn_description([1, 4], [5], [4], ["relu"]), init="orthogonal"
-    )
-    model = make_module(run.architecture)
-    initialise(model, run)
+    model = make_module(RUN.architecture)
+    initialise(model, replace(RUN, init="orthogonal"))
     rows = model.layers[0].weight.flatten(1)
     torch.testing.assert_close(rows @ rows.T, torch.eye(4), atol=1e-5, rtol=0)
