@@ -185,7 +185,7 @@ class TestCooldown:
         with torch.no_grad():
             for p in model.parameters():
                 p.fill_(0.3)
-        settings["weights"] = replace(load_pretrained("ff"), cooldown=cooldown)
+        settings["rule"] = replace(load_pretrained("ff"), cooldown=cooldown)
         opt = NGOptimizer(model.parameters(), weight_decay=2.0, **settings)
         if scheduler:
             scheduler(opt)
