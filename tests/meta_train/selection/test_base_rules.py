@@ -25,7 +25,7 @@ def test_records_are_kept_for_each_variant(tmp_path):
     first = whole_runs(variants, (TOY,), (0, 1), tmp_path)
     assert [r["run"]["seed"] for r in first["start"]] == [0, 1]
     assert first["start"][0]["validation"] != first["other"][0]["validation"]
-    other = load_pretrained(tmp_path / "other.safetensors").base
+    other = load_pretrained(tmp_path / "other.safetensors")
     assert other.config == SoapConfig(step_size=0.03)
     (file,) = (tmp_path / "records").iterdir()
     kept = file.read_text()

@@ -225,11 +225,10 @@ def test_slopes_are_data_of_their_trainings(folder):
 def test_the_fitted_predictor_is_written(folder, capsys):
     fit.main(fit.Config(str(folder)))
     assert capsys.readouterr().out.count("6 trainings") == 2
-    base = load_pretrained(folder / "learned-step.safetensors").base
-    assert base is not None
-    assert base.config == load_pretrained().base.config
+    rule = load_pretrained(folder / "learned-step.safetensors")
+    assert rule.config == load_pretrained().config
     x = torch.tensor(read_data(folder).columns(CHOSEN)[:, 0])
-    assert (base.multiplier.predictor.predict(x) > 0.3).all()
+    assert (rule.multiplier.predictor.predict(x) > 0.3).all()
 
 
 def test_trainings_of_later_files_are_measured_by_a_fit_to_earlier_ones(folder):
