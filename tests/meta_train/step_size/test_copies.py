@@ -36,7 +36,7 @@ def alone(training, multiplier, seed):
     """Validation loss of one copy, trained with the optimizer."""
     model = started(training, seed)
     params = [(name, p) for name, p in model.named_parameters()]
-    opt = NGOptimizer(params, lr=multiplier, total_steps=training.steps)
+    opt = NGOptimizer(params, scale=multiplier, total_steps=training.steps)
     task = training.task
     for step in range(training.steps):
         chosen = training.indices(seed, step)
