@@ -165,7 +165,7 @@ def cycle(optimizer: NGOptimizer) -> int:
     """The number of steps after which the cost of a step repeats."""
     if isinstance(optimizer.rule, LearnedOptimizer):
         return optimizer.rule.metanet.graph_every
-    return optimizer.param_groups[0]["renew_every"]
+    return optimizer.param_groups[0]["precondition_frequency"]
 
 
 def move_to_late_step(optimizer: NGOptimizer) -> int:

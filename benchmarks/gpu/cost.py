@@ -137,7 +137,7 @@ class Stepper:
     @property
     def renew_every(self) -> int | None:
         """Known after the first step."""
-        return self._first.param_groups[0].get("renew_every")
+        return self._first.param_groups[0].get("precondition_frequency")
 
     def step(self) -> None:
         for optimizer in self.optimizers:

@@ -23,7 +23,7 @@ FIRST_SEED = 3_000_000
 PARTS: dict[str, Mapping[str, Any]] = {
     "eigenbases (against Adam)": {"max_factor_size": 1},
     "both sides of long matrices": {"factor_memory_ratio": 0.5},
-    "frequent renewal (against 50)": {"renew_every": 50},
+    "frequent renewal (against 50)": {"precondition_frequency": 50},
     "Nesterov's momentum": {"nesterov": 0.0},
     "scale by fan": {"fan_exponent": 0.0},
     "step sizes that follow the weights": {"weight_exponent": 0.0, "step_size": 0.02},

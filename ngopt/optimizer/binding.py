@@ -272,7 +272,7 @@ class Binding:
         return bound
 
     def _settings(self, params: Sequence[Tensor], group: Group) -> tuple[Any, ...]:
-        """What a rule is bound with: total_steps, renew_every, device and dtype.
+        """What a rule is bound with: total_steps, renewal interval, device and dtype.
 
         group: any; the settings that are read are equal in all groups. dtype: None is
         the rule's own choice.
@@ -284,7 +284,12 @@ class Binding:
                 if functional.state_dtype(p).itemsize > widest.itemsize:
                     widest = functional.state_dtype(p)
             dtype = product_dtype(params[0].device, widest)
-        return group["total_steps"], group["renew_every"], params[0].device, dtype
+        return (
+            group["total_steps"],
+            group["precondition_frequency"],
+            params[0].device,
+            dtype,
+        )
 
     @functional.uncompiled
     def _bind_again(self, optimizer: Optimizer) -> BoundParameters:
@@ -336,7 +341,7 @@ class Binding:
         rule = self._new_rule(bound, groups[0])
         interval = rule.renewal_interval(bound.params[0].device)
         for group in groups:
-            group["renew_every"] = interval
+            group["precondition_frequency"] = interval
         total_steps = groups[0]["total_steps"]
         if total_steps is not None and groups[0]["lr_schedule"] == BUILT_IN:
             records = bound.records(optimizer.state)
@@ -349,7 +354,9 @@ class Binding:
     def _new_rule(self, bound: BoundParameters, group: Group) -> BoundRule:
         """The learned optimizer as a rule on the graph; collective for several
         processes."""
-        total_steps, renew_every, _, dtype = self._settings(bound.params, group)
+        total_steps, precondition_frequency, _, dtype = self._settings(
+            bound.params, group
+        )
         if bound.shards is None and self.is_shared(bound.params):
             named = list(zip(bound.names(), bound.params, strict=True))
             bound.shards = Shards(named, self._process_group, self._owners)
@@ -358,7 +365,7 @@ class Binding:
             bound.graph,
             bound.params,
             total_steps,
-            renew_every,
+            precondition_frequency,
             dtype,
             bound.shards,
         )

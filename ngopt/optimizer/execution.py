@@ -19,7 +19,7 @@ def bound_rule(
     graph: NeuralGraph,
     params: Sequence[Tensor],
     total_steps: int | None,
-    renew_every: int | None,
+    precondition_frequency: int | None,
     dtype: torch.dtype | None,
     shards: Shards | None,
 ) -> BoundRule:
@@ -30,13 +30,16 @@ def bound_rule(
 
     Args:
         params: in the graph; other rules compute on the device of the first one.
-        renew_every: see `SoapRule`.
+        precondition_frequency: see `SoapRule`.
         dtype: to compute in; None: the rule's own choice.
         shards: the processes that share the parameters; None: one process.
     """
     if not isinstance(rule, Soap):
         return rule.bind(graph, total_steps, device=params[0].device, dtype=dtype)
-    options: dict[str, Any] = {"compute_dtype": dtype, "renew_every": renew_every}
+    options: dict[str, Any] = {
+        "compute_dtype": dtype,
+        "precondition_frequency": precondition_frequency,
+    }
     if shards is not None:
         return ShardedSoapRule(rule, graph, total_steps, **options, shards=shards)
     is_on_host = all(p.is_cpu for p in params)

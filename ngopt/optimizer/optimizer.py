@@ -73,8 +73,8 @@ class NGOptimizer(Optimizer):
         compute_dtype: dtype of a metanet (default: dtype of the state), or of rotations
             of the default (default: dtype of the state on CPUs, bfloat16 on
             accelerators).
-        renew_every: steps between two renewals of an eigenbasis of the default. Chosen
-            by device if None, and stored in the state
+        precondition_frequency: steps between two renewals of an eigenbasis of the
+            default. Chosen by device if None, and stored in the state
             (`ngopt.soap.eigenbasis.renewal_interval`).
         process_group: processes with equal gradients, as under DistributedDataParallel,
             that divide work and state of the default. DTensors of `fully_shard` or
@@ -114,7 +114,7 @@ class NGOptimizer(Optimizer):
         total_steps: int | None = None,
         maximize: bool = False,
         compute_dtype: torch.dtype | None = None,
-        renew_every: int | None = None,
+        precondition_frequency: int | None = None,
         process_group: Any = None,
         **others: Any,
     ):
@@ -139,7 +139,9 @@ class NGOptimizer(Optimizer):
             "weight_decay": weight_decay,
             "total_steps": param_groups.as_python_int(total_steps),
             "maximize": maximize,
-            "renew_every": param_groups.as_python_int(renew_every),
+            "precondition_frequency": param_groups.as_python_int(
+                precondition_frequency
+            ),
             "reference_lr": None,
             "lr_schedule": param_groups.BUILT_IN,
         }

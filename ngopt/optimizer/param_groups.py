@@ -23,7 +23,7 @@ Group = dict[str, Any]
 
 # Settings of groups: those that may differ, and those that all groups share.
 PER_GROUP = ("lr", "scale", "weight_decay", "maximize")
-STEP_COUNTS = ("total_steps", "renew_every")
+STEP_COUNTS = ("total_steps", "precondition_frequency")
 SHARED = (*STEP_COUNTS, "reference_lr", "lr_schedule")
 BUILT_IN = "built-in"  # `lr_schedule`: see `learning_rates`
 
@@ -103,7 +103,7 @@ def complete_new_group(
             group[key] = as_python_int(group[key])
         if groups:
             shared[key] = groups[0][key]
-        may_be_set = not groups or key == "renew_every"
+        may_be_set = not groups or key == "precondition_frequency"
         if shared[key] is None and may_be_set:
             shared[key] = group.get(key)
         if key in group and group[key] != shared[key]:

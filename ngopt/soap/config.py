@@ -64,7 +64,7 @@ class SoapConfig:
     average_power: float = 10.0
     max_factor_size: int = 1024  # limits of Kronecker factors: see `layouts_of`
     factor_memory_ratio: float = 8.0
-    renew_every: int | None = None  # steps; None: see `renewal_interval`
+    precondition_frequency: int | None = None  # steps; None: see `renewal_interval`
 
 
 @dataclass(frozen=True, eq=False)

@@ -79,7 +79,7 @@ class SoapRule(BoundRule):
         total_steps: the horizon, if known.
         compute_dtype: of rotations and of products for Kronecker factors; None:
             `devices.product_dtype`.
-        renew_every: steps between two renewals of an eigenbasis; None:
+        precondition_frequency: steps between two renewals of an eigenbasis; None:
             `ngopt.soap.eigenbasis.renewal_interval`.
     """
 
@@ -87,7 +87,7 @@ class SoapRule(BoundRule):
     graph: NeuralGraph
     total_steps: int | None = None
     compute_dtype: torch.dtype | None = None
-    renew_every: int | None = None
+    precondition_frequency: int | None = None
 
     make_update: ClassVar[Callable[..., SoapUpdate]] = SoapUpdate
 
@@ -161,7 +161,7 @@ class SoapRule(BoundRule):
 
     def renewal_interval(self, device: torch.device) -> int:
         layouts = chain.from_iterable(self.layouts)
-        every = self.renew_every or self.soap.config.renew_every
+        every = self.precondition_frequency or self.soap.config.precondition_frequency
         return every or renewal_interval(layouts, device)
 
     def _updates_of(

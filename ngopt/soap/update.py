@@ -64,7 +64,7 @@ class SoapUpdate:
     """The update of a network's parameters, all of one dtype and device.
 
     Args:
-        renew_every: steps between two renewals of an eigenbasis.
+        every: steps between two renewals of an eigenbasis.
         product_dtype: of rotations and of products for Kronecker factors.
         multiplier: of step sizes; None: all factors are 1.
         sums: over processes; None: there is one.
@@ -74,7 +74,7 @@ class SoapUpdate:
         self,
         network: Network,
         config: SoapConfig,
-        renew_every: int,
+        every: int,
         product_dtype: torch.dtype,
         multiplier: Multiplier | None = None,
         sums: Sums | None = None,
@@ -90,7 +90,7 @@ class SoapUpdate:
         self._renewed_bytes = chunk_size(RENEWED_BYTES, network.device)
         self.layout = self.make_layout(self._kept)
         self.schedule = StepSchedule(network, config)
-        self.renewals = RenewalSchedule(self.renewal_positions(), renew_every)
+        self.renewals = RenewalSchedule(self.renewal_positions(), every)
         self.scalars = ScalarEquations(network, config)
         numels = self.scalars.first_steps.numels
         self._roots = torch.cat((numels, numels)).sqrt()

@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.filterwarnings("default"),
 ]
 
-STEPS, RENEW_EVERY, HORIZON = 14, 3, 100
+STEPS, FREQUENCY, HORIZON = 14, 3, 100
 WARM_UP, REPLAYS = 11, 6  # steps before a capture by the user, and after it
 STABLE = 40  # steps, of which most are replayed by the optimizer's own CUDA graphs
 
@@ -51,7 +51,9 @@ class Run:
 
     def __init__(self, network, device="cuda", rule="default", **settings):
         dtype = settings.pop("dtype", torch.float32)
-        settings.setdefault("renew_every", RENEW_EVERY if rule == "default" else None)
+        settings.setdefault(
+            "precondition_frequency", FREQUENCY if rule == "default" else None
+        )
         self.model = copy.deepcopy(network).to(device, dtype)
         self.start = values(self.model)
         self.params = list(self.model.parameters())

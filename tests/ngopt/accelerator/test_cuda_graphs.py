@@ -54,7 +54,7 @@ def trained(steps, renewed=3, **settings):
     """Parameters and their optimizer after some steps."""
     torch.manual_seed(0)
     params = list(cnn().double().parameters())
-    opt = NGOptimizer(params, renew_every=renewed, **settings)
+    opt = NGOptimizer(params, precondition_frequency=renewed, **settings)
     step_with_noise(opt, params, range(steps))
     return params, opt
 

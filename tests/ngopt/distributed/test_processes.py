@@ -160,7 +160,10 @@ def different_settings(rank, size):
         given = zip(model.parameters(), values[::-1] if rank else values, strict=True)
         groups = [{"params": [p], key: x} for p, x in given]
         refuses(model, NGOptimizer(groups, process_group=group), key)
-    each_its_own = ("renew_every", (2, 3)), ("compute_dtype", (None, torch.bfloat16))
+    each_its_own = (
+        ("precondition_frequency", (2, 3)),
+        ("compute_dtype", (None, torch.bfloat16)),
+    )
     for key, values in each_its_own:
         model = nn.Linear(3, 4)
         settings = {key: values[rank], "process_group": group}

@@ -105,7 +105,7 @@ def the_case(name):
 
 
 IN_PIECES = pytest.param(
-    SoapConfig(max_factor_size=6, renew_every=3),
+    SoapConfig(max_factor_size=6, precondition_frequency=3),
     marks=pytest.mark.xfail(
         reason="rows too long for a factor are cut, of hidden neurons too", strict=True
     ),
@@ -116,7 +116,11 @@ IN_PIECES = pytest.param(
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize(
     "config",
-    [SoapConfig(), SoapConfig(renew_every=3, factor_memory_ratio=1.0), IN_PIECES],
+    [
+        SoapConfig(),
+        SoapConfig(precondition_frequency=3, factor_memory_ratio=1.0),
+        IN_PIECES,
+    ],
 )
 def test_training_moves_with_the_neurons(name, config):
     model, inputs, graph = the_case(name)

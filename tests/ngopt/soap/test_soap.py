@@ -147,7 +147,7 @@ class TestPureCore:
         whole.layouts = layouts
         whole.roles = [rule.roles[0] for rule in rules]
         for rule in (whole, *rules):
-            rule.renew_every = 1
+            rule.precondition_frequency = 1
         state, alone = (
             whole.init(params),
             [r.init([p]) for r, p in zip(rules, params, strict=True)],
@@ -252,7 +252,7 @@ class TestPureCore:
         assert opt.state[params[0]]["step"] == 5
         assert opt.state[params[1]]["step"] == 14
         assert opt.state[params[1]]["exp_avg_0"].is_meta
-        assert opt.param_groups[0]["renew_every"] == 5
+        assert opt.param_groups[0]["precondition_frequency"] == 5
 
     def test_a_late_parameter_alone_in_a_step_has_the_time_of_the_run(self):
         """The schedule goes by the training's steps also where the older parameters are
@@ -332,7 +332,7 @@ class TestCudaGraphs:
     @pytest.mark.parametrize("total_steps", [None, 40])
     @pytest.mark.parametrize("every", [1, 3])
     def test_steps_are_those_of_the_host(self, monkeypatch, total_steps, every):
-        settings = {"total_steps": total_steps, "renew_every": every}
+        settings = {"total_steps": total_steps, "precondition_frequency": every}
         expected, opt = self.steps(99, monkeypatch, **settings)
         found, other = self.steps(12, monkeypatch, **settings)
         for p, q in zip(expected, found, strict=True):

@@ -69,7 +69,9 @@ def test_three_steps_are_those_of_a_naive_soap(size):
     weights = 2 * np.linalg.qr(rng.standard_normal((4, 3)))[0]
     linear = nn.Linear(3, 4, bias=False, dtype=torch.float64)
     linear.weight.data.copy_(torch.tensor(weights))
-    opt = NGOptimizer(linear.parameters(), total_steps=TOTAL_STEPS, renew_every=1)
+    opt = NGOptimizer(
+        linear.parameters(), total_steps=TOTAL_STEPS, precondition_frequency=1
+    )
     before = weights
     for g, expected in zip(gradients, naive_soap(weights, gradients), strict=True):
         start = linear.weight.detach().numpy().copy()
@@ -101,7 +103,7 @@ def test_directions_are_those_of_heavyball(monkeypatch):
     config = SoapConfig(nesterov=0.0, epsilon=1e-3)
     models = [nn.Linear(4, 5, bias=False) for _ in range(2)]
     ours = NGOptimizer(
-        models[0].parameters(), weight_decay=0.0, rule=config, renew_every=1
+        models[0].parameters(), weight_decay=0.0, rule=config, precondition_frequency=1
     )
     theirs = heavyball.SOAP(
         models[1].parameters(),

@@ -76,7 +76,7 @@ def test_a_matrix_is_the_reference(shape, every):
         weight_exponent=0.5,
         output=1.25,
         epsilon=1e-3,
-        renew_every=every,
+        precondition_frequency=every,
         **PLAIN_STEPS,
     )
     torch.manual_seed(0)

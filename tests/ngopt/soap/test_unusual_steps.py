@@ -23,7 +23,7 @@ def noise(params, step):
 def test_bases_are_renewed_whatever_has_a_gradient(every, period):
     """Two heads that are trained in turn, `period` steps each, on one trunk."""
     params = [nn.Parameter(torch.randn(n, 6)) for n in (5, 4, 3)]
-    opt = NGOptimizer(params, total_steps=1000, renew_every=every)
+    opt = NGOptimizer(params, total_steps=1000, precondition_frequency=every)
     steps, newest, old = 2 * period * every + 40, {}, {}
     for step in range(steps):
         for p, g in zip(params, noise(params, step), strict=True):
