@@ -15,15 +15,7 @@ from ngopt import functional
 from ngopt.devices import product_dtype
 from ngopt.distributed.ownership import Ownership
 from ngopt.distributed.shards import Shards
-from ngopt.functional import (
-    BoundRule,
-    Gradients,
-    Hyper,
-    Record,
-    SharedState,
-    State,
-    UpdateRule,
-)
+from ngopt.functional import BoundRule, Gradients, Hyper, Record, SharedState, State
 from ngopt.graph.transforms import reordered
 from ngopt.optimizer import param_groups, state_dicts
 from ngopt.optimizer.averages import start_or_drop_averages
@@ -142,17 +134,6 @@ class BoundParameters:
         is_scheduled, warms_up = schedule != BUILT_IN, schedule == BY_LR_AFTER_WARM_UP
         return grads, Hyper(lr, weight_decay, is_scheduled, warms_up)
 
-    def are_zero(self, grads: Gradients) -> bool:
-        """Whether all gradients are zero, in all processes; a host sync.
-
-        Those on the meta device, which have no values, count as zero.
-        """
-        read = [grad for grad in grads if grad is not None and not grad.is_meta]
-        is_other = any(bool(grad.any()) for grad in read)
-        if self.shards is not None:
-            is_other = any(self.shards.collectives.gather_integers(int(is_other)))
-        return not is_other
-
     def _gradient(self, position: int, grad: Tensor, maximize: bool) -> Tensor:
         """A dense real gradient to descend along."""
         if grad.is_sparse:
@@ -232,7 +213,7 @@ class Binding:
     def __init__(
         self,
         source: GraphSource,
-        rule: UpdateRule,
+        rule: functional.UpdateRule,
         compute_dtype: torch.dtype | None,
         process_group: Any,
         messages: Messages,
@@ -354,9 +335,7 @@ class Binding:
     def _new_rule(self, bound: BoundParameters, group: Group) -> BoundRule:
         """The learned optimizer as a rule on the graph; collective for several
         processes."""
-        total_steps, precondition_frequency, _, dtype = self._settings(
-            bound.params, group
-        )
+        total_steps, frequency, _, dtype = self._settings(bound.params, group)
         if bound.shards is None and self.is_shared(bound.params):
             named = list(zip(bound.names(), bound.params, strict=True))
             bound.shards = Shards(named, self._process_group, self._owners)
@@ -365,7 +344,7 @@ class Binding:
             bound.graph,
             bound.params,
             total_steps,
-            precondition_frequency,
+            frequency,
             dtype,
             bound.shards,
         )

@@ -142,17 +142,19 @@ class LearningRates:
         for group, given in zip(groups, self._given, strict=False):
             rate = group.get("max_lr", group.get("initial_lr", given))
             known.append(None if rate is None else _readable(rate))
-        if not isinstance(largest, Tensor) and largest <= 0:
-            return None
         reference = _largest([largest, *known])
         if isinstance(reference, Tensor):
             return reference
+        # 0 may be that of a warm-up, before which a scheduler is still to be attached
+        if reference <= 0 or largest == 0:
+            return None
         rates: list[Any] = [
             _readable(group["lr"]) if rate is None else rate
             for group, rate in zip(groups, known, strict=False)
         ]
         has_scheduler = any("initial_lr" in group for group in groups)
-        self._messages.log_reference(reference, rates, has_scheduler)
+        if has_scheduler or reference != DEFAULT_LR:
+            self._messages.log_reference(reference, rates, has_scheduler)
         return reference
 
     def _warn_of_absolute(self, largest: float, reference: Any) -> None:

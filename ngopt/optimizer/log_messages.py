@@ -86,8 +86,9 @@ class Messages:
         if names:
             self._warn_once(
                 "ignored",
-                f"{', '.join(names)} of other optimizers have no effect here. To set "
-                "constants of the default, pass rule=SoapConfig(...).",
+                f"these settings of other optimizers have no effect: "
+                f"{', '.join(names)}. To set constants of the default, pass "
+                "rule=SoapConfig(...).",
             )
 
     def check_horizon(self, records: Sequence[Record], total_steps: int) -> None:

@@ -19,7 +19,7 @@ from ngopt.optimizer.binding import Binding
 from ngopt.optimizer.learning_rates import LearningRates, default_lr
 from ngopt.optimizer.log_messages import Messages, describe, name_of
 from ngopt.optimizer.param_groups import group_tensors
-from ngopt.pretrained import as_rule, description_of
+from ngopt.pretrained import as_rule, header_of
 from ngopt.soap.config import SoapConfig
 
 NAMES_LINE = "    param_names: "  # of `repr`, which leaves them out
@@ -213,8 +213,7 @@ class NGOptimizer(Optimizer):
         bound = self._binding.for_step(self, params)
         grads, hyper = bound.gradients(groups)
         is_new = not self.state and not torch.compiler.is_compiling()
-        if is_new and param_groups.are_frozen(groups) and bound.are_zero(grads):
-            # so torch.distributed.checkpoint initializes the state
+        if is_new and state_dicts.initializes(groups, grads, bound.shards):
             bound.records_for_step(self.state, grads)
             return loss
         with without_autocast({p.device for p in params}):
@@ -248,7 +247,7 @@ class NGOptimizer(Optimizer):
         parameters must all call it; the state is then DTensors, for
         `torch.distributed.checkpoint`."""
         state_dict = super().state_dict()
-        state_dict["rule"] = description_of(self.rule)
+        state_dict["rule"] = header_of(self.rule)
         if state_dict["state"] and self._is_shared():
             records = [self.state.get(p, {}) for p in group_tensors(self.param_groups)]
             records = self._binding.shared_state(self).to_dtensors(records)
@@ -298,7 +297,7 @@ class NGOptimizer(Optimizer):
             shared = self._binding.shared_state(self)
             records = state_dicts.records_in_order(loaded)
             loaded["state"] = state_dicts.numbered(groups, shared.to_local(records))
-        state_dicts.warn_of_changes(loaded.get("rule"), description_of(self.rule))
+        state_dicts.warn_of_changes(loaded.get("rule"), header_of(self.rule))
         if not self._awaits_forward():  # else checked when the graph is known
             self._binding.check_loaded(loaded, self)
         return loaded

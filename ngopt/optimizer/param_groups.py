@@ -133,13 +133,6 @@ def complete_new_group(
     return ignored
 
 
-def are_frozen(groups: Sequence[Group]) -> bool:
-    """Whether every lr is 0; a tensor on an accelerator is not read."""
-    rates = [group["lr"] for group in groups]
-    is_read = all(not isinstance(lr, Tensor) or lr.is_cpu for lr in rates)
-    return is_read and all(float(lr) == 0 for lr in rates)
-
-
 def check_groups(groups: Sequence[Group]) -> None:
     """Checks the values of all groups, and that step counts are equal in all."""
     first = groups[0]

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ngopt.functional import AVERAGE, Record, State
+from ngopt.distributed.shards import Shards
+from ngopt.functional import AVERAGE, Gradients, Record, State
 from ngopt.optimizer.log_messages import logger
 from ngopt.optimizer.param_groups import PER_GROUP, SHARED, Group, check_groups
 from ngopt.shard_layout import local, real
@@ -48,6 +49,25 @@ def check_type(value: Any, kind: type, part: str = "") -> Any:
     return value
 
 
+def initializes(
+    groups: Sequence[Group], grads: Gradients, shards: Shards | None
+) -> bool:
+    """Whether a first step makes the state alone, for torch.distributed.checkpoint.
+
+    Then every lr is 0, and so is every gradient in all processes. Gradients on the meta
+    device count as 0. An lr on an accelerator is not read.
+    """
+    for group in groups:
+        lr = group["lr"]
+        if (isinstance(lr, Tensor) and not lr.is_cpu) or float(lr) != 0:
+            return False
+    present = [grad for grad in grads if grad is not None and not grad.is_meta]
+    is_step = any(bool(grad.any()) for grad in present)
+    if shards is not None:
+        is_step = any(shards.collectives.gather_integers(int(is_step)))
+    return not is_step
+
+
 def warn_of_changes(saved: Any, present: Mapping[str, str]) -> None:
     """Warns of constants that differ from those of the run that is resumed.
 
@@ -56,7 +76,7 @@ def warn_of_changes(saved: Any, present: Mapping[str, str]) -> None:
     if not isinstance(saved, Mapping):
         return
     changes = []
-    for key in ("base", "metanet", "cooldown", "multiplier"):
+    for key in ("base", "metanet", "cooldown", "multiplier", "weights"):
         if saved.get(key) != present.get(key):
             changes.append(f"{key}: {saved.get(key)} saved, {present.get(key)} here")
     # configs of other rules have other names

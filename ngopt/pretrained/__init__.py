@@ -3,7 +3,7 @@
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 from ngopt.pretrained.weights_file import (
     as_rule,
-    description_of,
+    header_of,
     list_pretrained,
     load_pretrained,
     save_pretrained,
@@ -13,7 +13,7 @@ from ngopt.pretrained.weights_file import (
 __all__ = [
     "LearnedOptimizer",
     "as_rule",
-    "description_of",
+    "header_of",
     "list_pretrained",
     "load_pretrained",
     "save_pretrained",

@@ -214,6 +214,12 @@ def description_of(rule: UpdateRule) -> dict[str, str]:
     return description
 
 
+def header_of(rule: UpdateRule) -> dict[str, str]:
+    """What a `state_dict` stores of a rule: its description, and a hash of weights."""
+    weights = tensors_of(rule)
+    return {**description_of(rule), "weights": digest({}, weights) if weights else NONE}
+
+
 def tensors_of(rule: UpdateRule) -> dict[str, Tensor]:
     """What is learned: float32 tensors on the CPU, by name."""
     values: Mapping[str, Tensor] = {}
