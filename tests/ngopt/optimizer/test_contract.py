@@ -45,11 +45,11 @@ class TestGroups:
         params = list(network().parameters())
         adamw = torch.optim.AdamW([{"params": params[:3]}, {"params": params[3:]}])
         groups = [{**group, "lr": 1.0} for group in adamw.param_groups]
-        with pytest.warns(UserWarning, match="amsgrad, betas, .* no effect") as caught:
+        with pytest.warns(UserWarning, match="no effect: amsgrad, betas") as caught:
             NGOptimizer(groups)
         assert len(caught) == 1
         lion = {"params": params, "lr": 1.0, "betas": (0.9, 0.99), "weight_decay": 0.0}
-        with pytest.warns(UserWarning, match="betas .* no effect"):
+        with pytest.warns(UserWarning, match="no effect: betas"):
             NGOptimizer([lion])
 
     def test_a_module_in_place_of_its_parameters_is_refused(self):

@@ -330,4 +330,4 @@ def test_repr_omits_names_of_parameters():
     opt = NGOptimizer(nn.Linear(2, 2).named_parameters())
     assert "param_names" in opt.param_groups[0]
     assert "bias" not in repr(opt)
-    assert "    maximize: False\n    reference_lr: None" in repr(opt)
+    assert "    maximize: False\n    precondition_frequency: None" in repr(opt)
