@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from ngopt import build_graph
+from tests.graph_checks import assert_equal
 from tests.networks import FromFunction
 
 MLP = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -46,6 +47,9 @@ def test_a_state_dict_is_an_error():
     with pytest.raises(ValueError, match=r"got OrderedDict. Pass its .items\(\)"):
         build_graph(MLP.state_dict())
     graph = build_graph(MLP.state_dict().items())
-    with pytest.raises(ValueError, match="one per parameter; got dict. Pass"):
-        graph.gather(dict(MLP.named_parameters()))
-    graph.gather([MLP.state_dict()[p.name] for p in graph.parameters])
+    values = MLP.state_dict()
+    in_order = [values[p.name] for p in graph.parameters]
+    assert_equal(graph.scatter(graph.gather(values)), in_order)
+    del values[graph.parameters[1].name]
+    with pytest.raises(ValueError, match=f"got none for {graph.parameters[1].name}"):
+        graph.gather(values)

@@ -184,10 +184,10 @@ def test_the_documented_rule_works():
         graph = build_graph(names["model"], torch.randn(5, 2))
     finally:
         del RULES[names["Factored"]]
-    assert edges_of(graph, "middle") == [("weight", "0")]
-    assert edges_of(graph, "factored") == [("weight", "middle")]
-    assert edges_of(graph, "2") == [("weight", "factored")]
-    assert graph.unplaced == ()
+    assert edges_of(graph, "1.a") == [("weight", "0")]
+    assert edges_of(graph, "1.b") == [("weight", "1.a")]
+    assert edges_of(graph, "2") == [("weight", "1.b")]
+    assert len(graph.biases) == 3 and graph.unplaced == ()
 
 
 def test_the_optimizer_logs_unconnected_parameters(caplog):
