@@ -16,6 +16,7 @@ from ngopt.functional import Record
 from ngopt.graph import NeuralGraph
 from ngopt.graph.connectivity import unconnected
 from ngopt.optimizer.param_groups import Group
+from ngopt.soap.config import SoapConfig
 
 logger = logging.getLogger("ngopt")
 
@@ -136,10 +137,16 @@ def _largest(groups: Sequence[Group], *keys: str) -> float:
     return max(map(float, values), default=0.0)
 
 
-def name_of(weights: Any) -> str:
-    """The name or path of weights, or their class."""
-    is_named = isinstance(weights, str | os.PathLike)
-    return str(weights) if is_named else type(weights).__name__
+def name_of(rule: Any) -> str:
+    """The name or path of a rule, its constants that are not the default's, or its
+    class."""
+    if isinstance(rule, SoapConfig):
+        default = SoapConfig()
+        values = vars(rule).items()
+        changes = [f"{k}={x}" for k, x in values if x != getattr(default, k)]
+        return f"SoapConfig({', '.join(changes)})"
+    is_named = isinstance(rule, str | os.PathLike)
+    return str(rule) if is_named else type(rule).__name__
 
 
 def describe(network: NeuralGraph, records: Sequence[Record], has_horizon: bool) -> str:
