@@ -70,6 +70,7 @@ class LearningRates:
         self._checked: list[Any] | None = None  # settings of the last step
         self._first: list[Any] | None = None  # rates of the first step with one > 0
         self._last, self._peak = 0.0, 0.0  # largest rates: of the last step, of all
+        self._is_raised = False  # R, after the first step
 
     def add(self, lr: float | Tensor | None, groups: Sequence[Group]) -> None:
         """Adds a group; lr: from its user. groups: that are there already.
@@ -87,6 +88,7 @@ class LearningRates:
     def reset(self) -> None:
         """Groups were loaded: what happened before the next step is not known."""
         self._checked = self._first = None
+        self._is_raised = False
         self._peak = float("inf")
 
     def follow(self, groups: Sequence[Group], state: State) -> None:
@@ -120,13 +122,13 @@ class LearningRates:
         elif isinstance(largest, Tensor):
             reference = _largest([reference, largest])
         elif largest > reference:
-            reference = largest
+            reference, self._is_raised = largest, True
             if schedule == BY_LR and _is_early(state):
                 schedule = BY_LR_AFTER_WARM_UP
         for group in groups:
             group["reference_lr"], group["lr_schedule"] = reference, schedule
-        if not isinstance(largest, Tensor):
-            self._warn_of_absolute(largest, reference)
+        if reference is not None and not isinstance(reference, Tensor):
+            self._warn_of_low(largest, reference)
         self._checked = settings
 
     def _has_changed(self, rates: Sequence[Any]) -> bool:
@@ -148,6 +150,8 @@ class LearningRates:
         # 0 may be that of a warm-up, before which a scheduler is still to be attached
         if reference <= 0 or largest == 0:
             return None
+        if None not in known and 0 < max(known) <= LOW * reference:
+            self._messages.warn_of_high(reference, max(known))
         rates: list[Any] = [
             _readable(group["lr"]) if rate is None else rate
             for group, rate in zip(groups, known, strict=False)
@@ -157,11 +161,13 @@ class LearningRates:
             self._messages.log_reference(reference, rates, has_scheduler)
         return reference
 
-    def _warn_of_absolute(self, largest: float, reference: Any) -> None:
-        """Warns once if rates fall before they were near R."""
-        is_known = isinstance(reference, float | int)
-        if is_known and largest < self._last and self._peak < LOW * reference:
+    def _warn_of_low(self, largest: float, reference: float) -> None:
+        """Warns if rates fall before they were near R, or after they were high by
+        chance, as those of a finder."""
+        if largest < self._last and self._peak < LOW * reference:
             self._messages.warn_of_absolute(self._peak, reference)
+        if self._is_raised and 0 < largest < LOW * LOW * self._last:
+            self._messages.warn_of_high(reference, largest)
         self._last, self._peak = largest, max(self._peak, largest)
 
 

@@ -44,8 +44,8 @@ class Messages:
         if scale > LARGE:
             self._warn_once(
                 "scale",
-                f"scale = {scale:g} multiplies every update by {scale:g} and will "
-                "diverge. Use scale=1.0, the default.",
+                f"scale = {scale:g} multiplies every update by {scale:g} and may "
+                "diverge. The default is scale=1.0.",
             )
 
     def log_reference(
@@ -71,6 +71,15 @@ class Messages:
             f"so that training is {reference / max(peak, TINY):.0f} times slower. Make "
             "a LambdaLR return ratios to the largest rate; for rates that a loop "
             "writes, leave lr out of the constructor.",
+        )
+
+    def warn_of_high(self, peak: float, usual: float) -> None:
+        """Warns of rates far above those of the run. usual: the largest of the run."""
+        self._warn_once(
+            "high",
+            f"lr was {peak:g} and is {usual:g}; reference_lr stays {peak:g}, so that "
+            "training is slower by their ratio. Make a new optimizer after a search of "
+            "learning rates, begin warm-ups below the usual rate, or pass scale=.",
         )
 
     def warn_of_added(self, lr: float, default: float) -> None:

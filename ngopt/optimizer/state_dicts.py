@@ -28,6 +28,8 @@ def checked(state_dict: Any) -> dict[str, Any]:
             f"state_dict: expected 'state' and 'param_groups'; got no {missing}"
         )
     groups = check_type(parts["param_groups"], list, "param_groups")
+    if not groups:
+        raise ValueError("state_dict: param_groups: expected groups; got none")
     for i, group in enumerate(groups):
         _check_group(group, f"param_groups[{i}]")
     check_groups(groups)
