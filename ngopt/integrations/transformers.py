@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ngopt.optimizer import NGOptimizer
 
-NOT_SETTINGS = "self", "params", "model"
+NOT_SETTINGS = "self", "params", "model", "others"
 
 
 class TrainerOptimizer(NGOptimizer):
