@@ -75,7 +75,7 @@ def test_scheduled_values_by_hand():
     assert (values.peak_weight_decay / -0.5).tolist() == pytest.approx([user] * 7)
     own = table().of_step(ages, 30, hyper(0.5, None), True, True)
     assert (own.peak_weight_decay / -0.5).tolist() == [0.5, 0.5, 0, 0, 0, 0.5, 0]
-    assert values.random_walk[3].item() == pytest.approx(CONFIG.straight**2 * 30 / 50)
+    assert values.random_walk[3].item() == pytest.approx(CONFIG.path_ratio**2 * 30 / 50)
     # the step size of matrices follows their RMS in that of PyTorch's initial weights
     weights = network()[1].weight
     assert (
