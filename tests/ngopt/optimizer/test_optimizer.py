@@ -116,10 +116,11 @@ def test_closure_is_evaluated_with_gradients_and_its_loss_returned(metanet):
     assert opt.step() is None
 
 
-def test_frozen_parameters_and_missing_gradients(metanet):
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_frozen_parameters_and_missing_gradients(weights):
     model = network()
     frozen = model[0].weight.requires_grad_(False)
-    opt = NGOptimizer(model.parameters(), rule=metanet)
+    opt = NGOptimizer(model.parameters(), rule=weights)
     before = snapshot(model)
     train(model, opt, range(2))
     assert torch.equal(frozen, before[0])
