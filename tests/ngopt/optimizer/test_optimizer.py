@@ -198,9 +198,10 @@ def test_a_step_stores_each_parameter_before_the_next_is_computed():
 
 
 @both_copies
-def test_copies_make_the_same_steps(metanet, duplicate):
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_copies_make_the_same_steps(weights, duplicate):
     model = network()
-    opt = NGOptimizer(model.parameters(), rule=metanet)
+    opt = NGOptimizer(model.parameters(), rule=weights)
     train(model, opt, range(2))
     twin, other = duplicate((model, opt))
     train(model, opt, range(2, 4))
@@ -293,8 +294,9 @@ def test_a_step_under_autocast_is_one_without(weights):
     for model, enabled in zip(models, (False, True), strict=True):
         opt = NGOptimizer(model.parameters(), rule=weights)
         for seed in range(2):
+            inputs, labels = batch(seed)
             opt.zero_grad()
-            F.cross_entropy(model(batch(seed)[0]), batch(seed)[1]).backward()
+            F.cross_entropy(model(inputs), labels).backward()
             with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
                 opt.step()
                 assert torch.is_autocast_enabled("cpu") == enabled

@@ -3,6 +3,7 @@ anything."""
 
 import copy
 from functools import partial
+from math import nan
 
 import pytest
 import torch
@@ -16,9 +17,10 @@ assert_records = partial(torch.testing.assert_close, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_resume_is_bit_identical(metanet, dtype, tmp_path):
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_resume_is_bit_identical(weights, dtype, tmp_path):
     model = network(dtype)
-    opt = NGOptimizer(model.parameters(), weight_decay=1.0, rule=metanet)
+    opt = NGOptimizer(model.parameters(), weight_decay=1.0, rule=weights)
     train(model, opt, range(3), dtype)
     path = tmp_path / "checkpoint.pt"
     torch.save({"model": model.state_dict(), "opt": opt.state_dict()}, path)
@@ -27,7 +29,7 @@ def test_resume_is_bit_identical(metanet, dtype, tmp_path):
     saved = torch.load(path, weights_only=True)
     resumed = network(dtype)
     resumed.load_state_dict(saved["model"])
-    other = NGOptimizer(resumed.parameters(), scale=0.2, rule=metanet)
+    other = NGOptimizer(resumed.parameters(), scale=0.2, rule=weights)
     untouched = copy.deepcopy(saved["opt"])
     other.load_state_dict(saved["opt"])
     train(resumed, other, range(3, 6), dtype)
@@ -145,28 +147,32 @@ def test_state_of_other_shapes_changes_nothing(metanet):
     train(model, opt, range(1))
     before = copy.deepcopy(opt.state_dict())
     weights = snapshot(model)
-    wrong = copy.deepcopy(before)
-    wrong["state"][2]["exp_avg_1"] = torch.zeros(3, 3)
-    empty = copy.deepcopy(before)
-    empty["state"][3]["exp_avg_4"] = None
+
+    def with_value(number, key, value):
+        changed = copy.deepcopy(before)
+        changed["state"][number][key] = value
+        return changed
+
     short = copy.deepcopy(before)
     short["param_groups"][0]["params"].pop()
 
     (group,) = before["param_groups"]
 
-    def with_group(*groups, **changes):
-        return {**before, "param_groups": [{**group, **changes}, *groups]}
+    def with_groups(*groups):
+        return {**before, "param_groups": [*groups]}
 
     def without(key):
-        rest = {k: v for k, v in group.items() if k != key}
-        return {**before, "param_groups": [rest]}
+        return with_groups({k: v for k, v in group.items() if k != key})
 
     for bad, message in (
         (
-            wrong,
+            with_value(2, "exp_avg_1", torch.zeros(3, 3)),
             r"'exp_avg_1' of 'parameter 2': expected shape \(5, 4, 2, 1\); got \(3",
         ),
-        (empty, "'exp_avg_4' of 'parameter 3': expected a tensor; got nothing"),
+        (
+            with_value(3, "exp_avg_4", None),
+            "'exp_avg_4' of 'parameter 3': expected a tensor; got nothing",
+        ),
         ({**before, "state": {0: None}}, "state of 0: expected a dict; got NoneType"),
         ({}, "expected 'state' and 'param_groups'"),
         (None, "state_dict: expected a dict; got NoneType"),
@@ -175,15 +181,12 @@ def test_state_of_other_shapes_changes_nothing(metanet):
             {**before, "param_groups": None},
             "param_groups: expected a list; got NoneType",
         ),
-        (
-            {**before, "param_groups": [None]},
-            r"param_groups\[0\]: expected a dict; got NoneType",
-        ),
+        (with_groups(None), r"param_groups\[0\]: expected a dict; got NoneType"),
         (without("params"), r"param_groups\[0\]: expected 'params'"),
         (without("maximize"), r"param_groups\[0\]: expected 'maximize'"),
-        (with_group(lr=float("nan")), "lr: expected a finite number; got nan"),
+        (with_groups({**group, "lr": nan}), "lr: expected a finite number; got nan"),
         (
-            with_group({**group, "total_steps": 5}),
+            with_groups(group, {**group, "total_steps": 5}),
             "one 'total_steps' for all groups, None; got 5",
         ),
     ):
