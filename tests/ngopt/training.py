@@ -1,12 +1,20 @@
 """Short training runs that the tests of the optimizer share."""
 
+import copy
+import pickle
+
+import pytest
 import torch
 import torch.nn.functional as F
 
 from tests.networks import CNN_INPUT, cnn
 
 WEIGHTS = ("default", "ff", "ng-gnn")
-MOMENTUM_KEYS = {"default": "exp_avg_0", "ff": "exp_avg_0", "ng-gnn": "exp_avg_0"}
+both_copies = pytest.mark.parametrize(
+    "duplicate",
+    [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))],
+    ids=["deepcopy", "pickle"],
+)
 
 
 def batch(seed, dtype=torch.float32):

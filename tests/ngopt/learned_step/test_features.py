@@ -25,11 +25,8 @@ def known(model, total_steps=500):
 
 
 def measured(weight_rms, grad_rms, density):
-    return Measured(
-        weight_rms=torch.tensor(weight_rms),
-        grad_rms=torch.tensor(grad_rms),
-        density=torch.tensor(density),
-    )
+    values = {"weight_rms": weight_rms, "grad_rms": grad_rms, "density": density}
+    return Measured(**{key: torch.tensor(x) for key, x in values.items()})
 
 
 def test_shapes_of_an_mlp():
@@ -110,22 +107,17 @@ def test_gradients_that_vanish_have_a_positive_slope():
     assert features["share of zeros"] == pytest.approx((0.5 + 1) / 4)
     assert features["largest share of zeros"] == 1
     # neither the loss' scale nor a scale of all weights changes it
-    other = sizes._replace(
-        weight_rms=7 * sizes.weight_rms, grad_rms=1e-9 * sizes.grad_rms
-    )
-    assert gradients_of(depths, other) == pytest.approx(
-        gradients_of(depths, sizes), 1e-4
-    )
+    scaled = {"weight_rms": 7 * sizes.weight_rms, "grad_rms": 1e-9 * sizes.grad_rms}
+    expected = pytest.approx(gradients_of(depths, sizes), 1e-4)
+    assert gradients_of(depths, sizes._replace(**scaled)) == expected
 
 
 def test_zeros_and_infinite_gradients_have_no_slope():
     depths = [0.5, 0.75, 1.0]
     full = measured([1.0, 1.0, 1.0], [1.0, 2.0, 3.0], [1.0, 1.0, 1.0])
     zero_weight = full._replace(weight_rms=torch.tensor([1.0, 1.0, 0.0]))
-    others = [zero_weight]
-    for value in (0.0, torch.inf, torch.nan):
-        others.append(full._replace(grad_rms=torch.tensor([1.0, 2.0, value])))
-    for sizes in others:
+    rms = [torch.tensor([1.0, 2.0, value]) for value in (0.0, torch.inf, torch.nan)]
+    for sizes in (zero_weight, *(full._replace(grad_rms=x) for x in rms)):
         features = gradients_of(depths, sizes)
         assert features["slope of gradients"] == pytest.approx(math.log(2) / 0.25, 1e-5)
         assert features["spread of gradients"] == pytest.approx(math.log(2) / 2, 1e-5)

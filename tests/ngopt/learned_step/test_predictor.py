@@ -34,10 +34,13 @@ def train(predictor, steps=12, model=None, **settings):
     return params, opt
 
 
+def factors_of(params, opt):
+    return [float(opt.state[p]["predicted"]) for p in params]
+
+
 def factor_of(params, opt):
-    factors = [float(opt.state[p]["predicted"]) for p in params]
-    assert len(set(factors)) == 1
-    return factors[0]
+    (factor,) = set(factors_of(params, opt))
+    return factor
 
 
 def test_it_multiplies_the_scale(predictor):
@@ -49,12 +52,11 @@ def test_it_multiplies_the_scale(predictor):
 
 
 def test_the_slope_goes_over_the_layers_in_the_order_of_the_parameters():
-    params, opt = train(random_predictor(), model=mlp(6, 16, 16, 16, 3).double())
-    middle = factor_of(params, opt)
-    params, opt = train(random_predictor(1.0), model=mlp(6, 16, 16, 16, 3).double())
-    found = torch.tensor([opt.state[p]["predicted"] for p in params]).double()
+    middle = train(random_predictor(), model=mlp(6, 16, 16, 16, 3).double())
+    around = train(random_predictor(1.0), model=mlp(6, 16, 16, 16, 3).double())
+    found = torch.tensor(factors_of(*around)).double()
     # the slope has the same networks as the factor, therefore the same size
-    slope = torch.tensor(middle).log2()
+    slope = torch.tensor(factor_of(*middle)).log2()
     positions = torch.tensor([-1, -1, -1 / 3, -1 / 3, 1 / 3, 1 / 3, 1, 1])
     torch.testing.assert_close(found.log2(), slope * (1 + positions.double()))
     assert abs(slope) > 0.05
@@ -62,8 +64,7 @@ def test_the_slope_goes_over_the_layers_in_the_order_of_the_parameters():
 
 def test_the_last_layer_has_at_most_twice_the_factor_of_the_middle():
     large = random_predictor(1e3)._replace(caution=torch.zeros(2))
-    params, opt = train(large, model=mlp(6, 16, 16, 3).double())
-    first, *_, last = [float(opt.state[p]["predicted"]) for p in params]
+    first, *_, last = factors_of(*train(large, model=mlp(6, 16, 16, 3).double()))
     assert max(first / last, last / first) == pytest.approx(4)
 
 
@@ -89,8 +90,7 @@ def test_it_is_one_where_nothing_is_known(predictor):
 
 
 def test_with_a_scheduler_it_is_one(predictor):
-    params = list(cnn().parameters())
-    opt = NGOptimizer(params, rule=learned(predictor), total_steps=30)
+    params, opt = train(predictor, 0)
     torch.optim.lr_scheduler.StepLR(opt, 5)
     step_with_noise(opt, params, range(3))
     assert factor_of(params, opt) == 1
@@ -161,12 +161,12 @@ def test_it_is_printed_after_the_first_step(predictor):
 
 def test_slopes_are_printed():
     params, opt = train(random_predictor(1.0), 1, mlp(6, 16, 16, 3))
-    first, *_, last = [float(opt.state[p]["predicted"]) for p in params]
+    first, *_, last = factors_of(params, opt)
     text = f"step size: {first:.2f} (first layer) to {last:.2f} (last layer) times that"
     assert text in repr(opt)
 
 
-def deep_factors(grouped=None, **settings):
+def deep_factors(grouped=list, is_traced=False):
     """Names and factors of an MLP's parameters, and what is printed.
 
     grouped: makes param groups of named parameters.
@@ -174,11 +174,8 @@ def deep_factors(grouped=None, **settings):
     torch.manual_seed(0)
     model = mlp(6, *[16] * 6, 3)
     named = list(model.named_parameters())
-    groups = named if grouped is None else grouped(named)
-    if settings.pop("traced", False):
-        settings["model"] = model
-    weights = learned(random_predictor(1.0))
-    opt = NGOptimizer(groups, rule=weights, total_steps=30, **settings)
+    settings = {"rule": learned(random_predictor(1.0)), "total_steps": 30}
+    opt = NGOptimizer(grouped(named), model=model if is_traced else None, **settings)
     model(torch.randn(32, 6)).square().mean().backward()
     opt.step()
     factors = {name: float(opt.state[p]["predicted"]) for name, p in named}
@@ -196,18 +193,18 @@ def head_first(named):
 
 
 @pytest.mark.parametrize("grouped", [by_decay, head_first])
-@pytest.mark.parametrize("traced", [False, True])
-def test_groups_make_no_difference(grouped, traced):
-    expected, line = deep_factors(traced=traced)
+@pytest.mark.parametrize("is_traced", [False, True])
+def test_groups_make_no_difference(grouped, is_traced):
+    expected, line = deep_factors(is_traced=is_traced)
     assert max(expected.values()) > 1.1 * min(expected.values())
-    found, same_line = deep_factors(grouped, traced=traced)
+    found, same_line = deep_factors(grouped, is_traced)
     assert found == pytest.approx(expected, rel=1e-5)
     assert line == same_line
 
 
 def test_order_of_parameters_makes_no_difference_to_a_traced_network():
-    expected, _ = deep_factors(traced=True)
-    found, _ = deep_factors(lambda named: named[::-1], traced=True)
+    expected, _ = deep_factors(is_traced=True)
+    found, _ = deep_factors(lambda named: named[::-1], is_traced=True)
     assert found == pytest.approx(expected, rel=1e-5)
 
 
@@ -224,25 +221,21 @@ def test_vectors_of_unknown_layers_have_the_factor_of_the_middle():
 
 
 def test_factors_without_an_order_are_printed_as_a_range():
-    params, opt = train(random_predictor(1.0), 0, mlp(6, 16, 16, 16, 3))
-    step_with_noise(opt, params, [0])
+    params, opt = train(random_predictor(1.0), 1, mlp(6, 16, 16, 16, 3))
     for p in params[2:4]:
         opt.state[p]["predicted"].fill_(4.0)
     assert "step size: " in repr(opt)
     assert " to 4.00 times that of the base rule" in repr(opt)
 
 
-def test_factors_of_one_are_not_printed():
-    params, opt = train(random_predictor(), 1)
+def test_factors_that_are_one_or_not_applied_are_not_printed(predictor):
+    params, opt = train(predictor, 1)
+    assert "step size" in repr(opt)
+    opt.param_groups[0]["total_steps"] = None
+    assert "step size" not in repr(opt)
+    opt.param_groups[0]["total_steps"] = 30
     for p in params:
         opt.state[p]["predicted"].fill_(0.9999)
-    assert "step size" not in repr(opt)
-
-
-def test_factors_that_are_not_applied_are_not_printed(predictor):
-    opt = train(predictor, 1)[1]
-    for group in opt.param_groups:
-        group["total_steps"] = None
     assert "step size" not in repr(opt)
 
 

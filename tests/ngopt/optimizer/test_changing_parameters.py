@@ -1,6 +1,7 @@
 """What changes while an optimizer is in use: which parameters have gradients, horizons,
 groups."""
 
+import copy
 import gc
 import io
 import weakref
@@ -13,6 +14,7 @@ from torch import nn
 from ngopt import NGOptimizer, build_graph, load_pretrained
 from ngopt.pretrained import weights_hash
 from tests.networks import mlp
+from tests.ngopt.training import same, snapshot
 
 
 def step(model, opt, inputs):
@@ -30,11 +32,10 @@ def begun(total_steps=None):
 
 
 def bytes_held(opt):
-    storages = {}
-    for record in opt.state.values():
-        for value in record.values():
-            storage = value.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
+    values = [value for record in opt.state.values() for value in record.values()]
+    storages = {
+        x.data_ptr(): x.nbytes() for x in map(torch.Tensor.untyped_storage, values)
+    }
     return sum(storages.values())
 
 
@@ -129,8 +130,7 @@ def test_state_of_other_matrices_is_initialized_again():
     opt.add_param_group({"params": named})
     with pytest.warns(UserWarning, match="their state is initialized again: "):
         step(nn.Sequential(model, norm), opt, inputs)
-    steps = {int(opt.state[p]["step"]) for p in model.parameters()}
-    assert steps == {1, 2}
+    assert {int(opt.state[p]["step"]) for p in model.parameters()} == {1, 2}
     step(nn.Sequential(model, norm), opt, inputs)
 
 
@@ -138,8 +138,8 @@ def test_state_of_other_matrices_is_initialized_again():
 @pytest.mark.parametrize("weights", ["default", "ff", "ng-gnn"])
 def test_the_default_dtype_changes_nothing(weights, dtype):
     expected = weights_hash(load_pretrained(weights))
-    models = [mlp(4, 5, 3) for _ in range(2)]
-    models[1].load_state_dict(models[0].state_dict())
+    model = mlp(4, 5, 3)
+    models = model, copy.deepcopy(model)
     inputs = torch.randn(8, 4)
     step(models[0], NGOptimizer(models[0].parameters(), rule=weights), inputs)
     default_dtype = torch.get_default_dtype()
@@ -150,8 +150,7 @@ def test_the_default_dtype_changes_nothing(weights, dtype):
     finally:
         torch.set_default_dtype(default_dtype)
     assert weights_hash(opt.rule) == expected
-    for p, q in zip(*(model.parameters() for model in models), strict=True):
-        assert torch.equal(p, q)
+    assert same(models[0], snapshot(models[1]))
 
 
 def test_conjugate_gradients():
@@ -171,9 +170,10 @@ def test_equal_networks_in_two_groups_are_both_in_the_graph():
 
 
 def test_compute_dtypes_of_one_byte_are_refused():
-    settings = {"rule": "ff", "compute_dtype": torch.float8_e4m3fn}
     with pytest.raises(ValueError, match="compute_dtype: expected .* of 16 bits"):
-        NGOptimizer(mlp(2, 2).parameters(), **settings)
+        NGOptimizer(
+            mlp(2, 2).parameters(), compute_dtype=torch.float8_e4m3fn, rule="ff"
+        )
 
 
 def replaced(opt):

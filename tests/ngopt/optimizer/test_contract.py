@@ -78,25 +78,20 @@ class TestGroups:
 class TestLearningRates:
     def test_negative_ones_ascend(self):
         (model, opt), (down, other) = made(), made()
-        for m, o in ((model, opt), (down, other)):
-            train(m, o, range(1))
+        train(model, opt, range(1))
+        train(down, other, range(1))
         before = snapshot(model)
         opt.param_groups[0]["lr"] = -1.0
-        for m, o in ((model, opt), (down, other)):
-            train(m, o, range(1))
+        train(model, opt, range(1))
+        train(down, other, range(1))
         for a, b, old in zip(snapshot(model), snapshot(down), before, strict=True):
             assert ((a - old) * (b - old)).sum() < 0
 
-    def test_no_warning_of_the_horizon_with_a_scheduler(self):
+    def test_a_scheduler_is_logged_once_and_past_the_horizon_no_warning(self, caplog):
         model, opt = made(total_steps=3)
         LambdaLR(opt, lambda step: 1.0)
-        train(model, opt, range(6))
-
-    def test_a_scheduler_is_logged_once(self, caplog):
-        model, opt = made()
-        LambdaLR(opt, lambda step: 1.0)
         with caplog.at_level(logging.INFO, "ngopt"):
-            train(model, opt, range(3))
+            train(model, opt, range(6))
         assert caplog.text.count("replaces the built-in schedule") == 1
 
     @pytest.mark.parametrize(
@@ -193,10 +188,8 @@ class TestState:
         longer.load_state_dict(opt.state_dict())
         before = snapshot(model)
         train(model, longer, range(5, 8))
-        moved = max(
-            (a - b).abs().max() for a, b in zip(before, snapshot(model), strict=True)
-        )
-        assert moved > 1e-3
+        pairs = zip(before, snapshot(model), strict=True)
+        assert max((a - b).abs().max() for a, b in pairs) > 1e-3
 
     def test_a_past_horizon_is_warned_of_once(self):
         model, opt = made(total_steps=20)

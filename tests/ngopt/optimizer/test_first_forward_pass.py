@@ -1,16 +1,12 @@
 import copy
-from pickle import dumps, loads
 
 import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tests.ngopt.optimizer.test_graph_source import (
-    Parallel,
-    forward_backward,
-    optimizer,
-)
+from tests.ngopt.optimizer.test_graph_source import forward_backward, optimizer, traced
+from tests.ngopt.training import both_copies
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -18,8 +14,7 @@ class TestBeforeTheFirstForward:
     """An ordinary hook of the model waits for its inputs."""
 
     def waiting(self):
-        model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-        return model, optimizer(model.parameters(), model=model)
+        return traced(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
 
     def test_the_model_keeps_its_dictionary_of_hooks(self):
         model = nn.Linear(3, 4)
@@ -40,11 +35,11 @@ class TestBeforeTheFirstForward:
             model(mode.from_tensor(x))
         assert opt._binding.source.awaits_forward
 
-    @pytest.mark.parametrize("how", [copy.deepcopy, lambda x: loads(dumps(x))])
-    def test_copies_of_the_model_drop_their_hook_alone(self, how):
+    @both_copies
+    def test_copies_of_the_model_drop_their_hook_alone(self, duplicate):
         model, opt = self.waiting()
         model.register_forward_pre_hook(nothing)
-        other = how(model)
+        other = duplicate(model)
         other(torch.randn(2, 3))
         assert list(other._forward_pre_hooks.values()) == [nothing]
         assert opt._binding.source.awaits_forward
@@ -57,8 +52,7 @@ class TestBeforeTheFirstForward:
                 cache.append(x)
                 return super().forward(x)
 
-        model = Cached(3, 4)
-        opt = optimizer(model.parameters(), model=model)
+        model, opt = traced(Cached(3, 4))
         model(torch.randn(2, 3), [])
         assert opt._binding.source.recorder.inputs.args[1] == []
 
@@ -67,23 +61,21 @@ def nothing(module, args):
     pass
 
 
-def test_resuming_before_the_first_forward_pass():
-    model = Parallel()
-    opt = optimizer(model.parameters(), model=model)
+@pytest.mark.parametrize("is_complete", [True, False])
+def test_resuming_before_the_first_forward_pass(is_complete):
+    model, opt = traced()
     forward_backward(model)
     opt.step()
+    again, other = traced(copy.deepcopy(model))
     saved = copy.deepcopy(opt.state_dict())
-    for wrong in (False, True):
-        again = copy.deepcopy(model)
-        other = optimizer(again.parameters(), model=again)
-        if wrong:
-            del saved["state"][0]["step"]
-        other.load_state_dict(saved)
-        forward_backward(again)
-        if wrong:
-            message = "'step' of 'left.weight': expected a tensor"
-            with pytest.raises(ValueError, match=message):
-                other.step()
-        else:
+    if not is_complete:
+        del saved["state"][0]["step"]
+    other.load_state_dict(saved)
+    forward_backward(again)
+    if is_complete:
+        other.step()
+        assert other.state[again.left.weight]["step"] == 2
+    else:
+        message = "'step' of 'left.weight': expected a tensor"
+        with pytest.raises(ValueError, match=message):
             other.step()
-            assert other.state[again.left.weight]["step"] == 2

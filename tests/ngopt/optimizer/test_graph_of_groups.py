@@ -16,16 +16,17 @@ from tests.ngopt.optimizer.test_graph_source import (
 def decay_groups(model):
     """Named groups as transformers' Trainer makes them: weights of layers, then biases
     and norms."""
-    norms = [
-        f"{name}.{parameter}"
-        for name, module in model.named_modules()
-        if isinstance(module, nn.LayerNorm | nn.modules.batchnorm._BatchNorm)
-        for parameter, _ in module.named_parameters()
-    ]
-    named = list(model.named_parameters())
-    decay = [(n, p) for n, p in named if "bias" not in n and n not in norms]
-    rest = [(n, p) for n, p in named if "bias" in n or n in norms]
+    kinds = nn.LayerNorm | nn.modules.batchnorm._BatchNorm
+    norms = [module for module in model.modules() if isinstance(module, kinds)]
+    of_norms = {p for norm in norms for p in norm.parameters()}
+    decay, rest = [], []
+    for name, p in model.named_parameters():
+        (rest if "bias" in name or p in of_norms else decay).append((name, p))
     return [{"params": decay, "weight_decay": 1.0}, {"params": rest}]
+
+
+def decay_groups_without_names(model):
+    return [{"params": [p for _, p in g["params"]]} for g in decay_groups(model)]
 
 
 class TestGroups:
@@ -75,20 +76,17 @@ class TestGroups:
         assert optimizer(groups).graph == optimizer(model.named_parameters()).graph
 
     def test_vectors_in_a_group_without_names_belong_to_no_layer(self):
-        model = nn.Sequential(
-            nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 5), nn.Linear(5, 3)
-        )
-        groups = [{"params": [p for _, p in g["params"]]} for g in decay_groups(model)]
-        opt = optimizer(groups)
+        layers = nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 5), nn.Linear(5, 3)
+        model = nn.Sequential(*layers)
+        opt = optimizer(decay_groups_without_names(model))
         graph = opt._binding.parameters(opt).graph
-        names = [f"parameter {i}" for i in range(3)]
-        assert unconnected(graph) == ["parameter 3", "parameter 4", "parameter 5"]
-        assert [spec.name for spec in graph.parameters[:3]] == names
+        names = [f"parameter {i}" for i in range(6)]
+        assert unconnected(graph) == names[3:]
+        assert [spec.name for spec in graph.parameters[:3]] == names[:3]
 
     def test_with_model(self):
         model = Parallel()
-        groups = [{"params": [p for _, p in g["params"]]} for g in decay_groups(model)]
-        opt = optimizer(groups, model=model)
+        opt = optimizer(decay_groups_without_names(model), model=model)
         forward_backward(model)
         assert opt.graph == expected_graph(model)
 

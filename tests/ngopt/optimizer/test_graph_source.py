@@ -3,7 +3,6 @@
 import copy
 import gc
 import logging
-import pickle
 import weakref
 
 import pytest
@@ -14,7 +13,7 @@ from ngopt import NGOptimizer, build_graph
 from ngopt.metanets import FeedForward
 from tests.graph_checks import assert_equal
 from tests.networks import CNN_INPUT, cnn
-from tests.ngopt.training import WEIGHTS, same, snapshot
+from tests.ngopt.training import WEIGHTS, both_copies, same, snapshot
 
 
 class Parallel(nn.Module):
@@ -39,6 +38,11 @@ def optimizer(params, **kwargs):
     return NGOptimizer(params, rule=METANET, **kwargs)
 
 
+def traced(model=None):
+    model = model or Parallel()
+    return model, optimizer(model.parameters(), model=model)
+
+
 def forward_backward(model, **extra):
     model(torch.randn(3, 4), scale=torch.tensor(2.0), **extra).sum().backward()
 
@@ -49,8 +53,7 @@ def expected_graph(model):
 
 
 def test_the_first_forward_pass_gives_the_inputs():
-    model = Parallel()
-    opt = optimizer(model.parameters(), model=model)
+    model, opt = traced()
     assert repr(opt).endswith("graph: not traced yet; run one training step")
     forward_backward(model)
     assert not model._forward_pre_hooks
@@ -80,8 +83,7 @@ def test_tracing_changes_no_training_run():
 
 
 def test_inputs_are_detached_and_released():
-    model = Parallel()
-    opt = optimizer(model.parameters(), model=model)
+    model, opt = traced()
     x = torch.randn(3, 4, requires_grad=True)
     given = weakref.ref(x.grad_fn or x)
     model(2 * x, scale=1.0).sum().backward()
@@ -97,8 +99,7 @@ def test_inputs_are_detached_and_released():
 
 
 def test_passes_without_gradients_are_not_recorded():
-    model = Parallel()
-    opt = optimizer(model.parameters(), model=model)
+    model, opt = traced()
     with torch.no_grad():
         model(torch.randn(3, 4), scale=1.0)
     assert opt._binding.source.awaits_forward
@@ -107,8 +108,7 @@ def test_passes_without_gradients_are_not_recorded():
 
 
 def test_a_graph_read_before_the_first_forward_pass_is_replaced():
-    model = Parallel()
-    opt = optimizer(model.parameters(), model=model)
+    model, opt = traced()
     with pytest.warns(UserWarning, match="no input for Parallel could be guessed"):
         guess = opt.graph
     forward_backward(model)
@@ -117,8 +117,7 @@ def test_a_graph_read_before_the_first_forward_pass_is_replaced():
 
 
 def test_a_step_without_a_forward_pass_guesses_the_input():
-    model = cnn()
-    opt = optimizer(model.parameters(), model=model)
+    model, opt = traced(cnn())
     for p in model.parameters():
         p.grad = torch.ones_like(p)
     opt.step()
@@ -127,13 +126,14 @@ def test_a_step_without_a_forward_pass_guesses_the_input():
 
 
 def test_forward_passes_under_torch_func_are_not_recorded():
-    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-    opt = optimizer(model.parameters(), model=model)
+    model, opt = traced(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
     params = dict(model.named_parameters())
-    single = torch.func.grad(
-        lambda q, x: torch.func.functional_call(model, q, (x,)).sum()
-    )
-    grads = torch.vmap(single, in_dims=(None, 0))(params, torch.randn(5, 3))
+
+    def loss(q, x):
+        return torch.func.functional_call(model, q, (x,)).sum()
+
+    of_each = torch.vmap(torch.func.grad(loss), in_dims=(None, 0))
+    grads = of_each(params, torch.randn(5, 3))
     for name, p in params.items():
         p.grad = grads[name].sum(0)
     opt.step()
@@ -144,8 +144,8 @@ def test_forward_passes_under_torch_func_are_not_recorded():
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_lazy_modules(weights, how):
     model = nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.LazyLinear(2))
-    traced = {"model": model} if how == "model" else {}
-    opt = NGOptimizer(model.parameters(), rule=weights, **traced)
+    given = model if how == "model" else None
+    opt = NGOptimizer(model.parameters(), rule=weights, model=given)
     assert repr(opt).endswith("graph: not traced yet; run one training step")
     model(torch.randn(5, 3)).sum().backward()
     before = snapshot(model)
@@ -180,8 +180,7 @@ def test_compiled_models(given):
 
 
 def test_after_a_failed_trace_the_graph_is_inferred(monkeypatch):
-    model = Parallel()
-    opt = optimizer(model.parameters(), model=model)
+    model, opt = traced()
     forward_backward(model)
 
     def fail(source, example_input=None):
@@ -195,16 +194,12 @@ def test_after_a_failed_trace_the_graph_is_inferred(monkeypatch):
     assert len(opt.graph.parameters) == 8
 
 
-@pytest.mark.parametrize(
-    "duplicate",
-    [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))],
-    ids=["deepcopy", "pickle"],
-)
-@pytest.mark.parametrize("traced", [False, True])
-def test_copies_that_grow_keep_the_graph(duplicate, traced):
+@both_copies
+@pytest.mark.parametrize("is_traced", [False, True])
+def test_copies_that_grow_keep_the_graph(duplicate, is_traced):
     model = Parallel()
     opt = optimizer([model.left.weight, model.right.weight], model=model)
-    if traced:
+    if is_traced:
         forward_backward(model)
         opt.step()
     model, opt = duplicate((model, opt))
@@ -224,8 +219,7 @@ def test_a_model_without_a_training_forward_is_named_in_the_warning():
         def training_step(self, x):
             return self.left(x).sum()
 
-    model = Trainer()
-    opt = optimizer(model.parameters(), model=model)
+    model, opt = traced(Trainer())
     model.training_step(torch.randn(2, 4)).backward()
     with pytest.warns(UserWarning) as warned:
         opt.step()
@@ -240,8 +234,7 @@ def test_the_reason_of_a_failed_trace_is_one_line():
         def forward(self, x, adjacency):
             return torch.sparse.mm(adjacency, super().forward(x))
 
-    model = Sparse(3, 4)
-    opt = optimizer(model.parameters(), model=model)
+    model, opt = traced(Sparse(3, 4))
     model(torch.randn(5, 3), torch.eye(5).to_sparse()).sum().backward()
     with pytest.warns(UserWarning, match="as tracing Sparse failed") as warned:
         opt.step()
@@ -249,8 +242,12 @@ def test_the_reason_of_a_failed_trace_is_one_line():
     assert "\n" not in message and len(message) < 400
 
 
+def unconnected():
+    return [nn.Parameter(torch.ones(n, n + 7)) for n in range(2, 9)]
+
+
 def test_unconnected_parameters_are_logged_once(caplog):
-    params = [nn.Parameter(torch.ones(n, n + 7)) for n in range(2, 9)]
+    params = unconnected()
     opt = optimizer(params)
     with caplog.at_level(logging.WARNING, logger="ngopt"):
         line = repr(opt).splitlines()[-1]
@@ -273,9 +270,8 @@ def test_unconnected_parameters_are_logged_once(caplog):
 def test_unconnected_parameters_are_a_warning_if_the_weights_read_the_graph(
     weights, level, caplog
 ):
-    params = [nn.Parameter(torch.ones(n, n + 7)) for n in range(2, 9)]
     with caplog.at_level(logging.INFO, logger="ngopt"):
-        NGOptimizer(params, rule=weights).graph  # noqa: B018
+        NGOptimizer(unconnected(), rule=weights).graph  # noqa: B018
     assert [record.levelno for record in caplog.records] == [level]
 
 
@@ -320,14 +316,9 @@ class TestErrors:
 
 
 @pytest.mark.parametrize("name", ["default", "ff"])
-def test_repr_names_the_rule(name):
-    opt = NGOptimizer(nn.Linear(2, 2).parameters(), rule=name)
-    for each in (opt, copy.deepcopy(opt)):
-        assert f"rule: {name}\n" in repr(each)
-
-
-def test_repr_omits_names_of_parameters():
-    opt = NGOptimizer(nn.Linear(2, 2).named_parameters())
+def test_repr_names_the_rule_and_omits_names_of_parameters(name):
+    opt = NGOptimizer(nn.Linear(2, 2).named_parameters(), rule=name)
     assert "param_names" in opt.param_groups[0]
-    assert "bias" not in repr(opt)
-    assert "    maximize: False\n    precondition_frequency: None" in repr(opt)
+    for text in (repr(opt), repr(copy.deepcopy(opt))):
+        assert f"rule: {name}\n" in text and "bias" not in text
+        assert "    maximize: False\n    precondition_frequency: None" in text

@@ -10,18 +10,15 @@ from torch import nn
 
 from ngopt import NGOptimizer
 from tests.networks import mlp
-from tests.ngopt.optimizer.test_unusual_use import classes, small_mlp, train
+from tests.ngopt.optimizer.test_unusual_use import classes, small_mlp, train, train_step
 
 
 class TestLongRuns:
-    def deep(self):
-        torch.manual_seed(0)
-        return mlp(64, *[32] * 19, 10)
-
     def run(self, opt_of, steps):
         """Mean losses of every 100 steps, divided by that of chance, and the final norm
         of the weights."""
-        model = self.deep()
+        torch.manual_seed(0)
+        model = mlp(64, *[32] * 19, 10)
         opt = opt_of(model.parameters())
         losses = torch.zeros(steps)
         inputs, labels = classes(0, steps, (64,))
@@ -36,19 +33,16 @@ class TestLongRuns:
         norm = torch.stack([p.detach().norm() for p in model.parameters()]).norm()
         return losses.view(-1, 100).mean(1) / np.log(10), norm
 
-    def assert_stable(self, steps):
-        losses, norm = self.run(NGOptimizer, steps)
-        assert losses.max() < 3
-        adamw = functools.partial(torch.optim.AdamW, lr=1e-3, fused=True)
-        _, adamw_norm = self.run(adamw, steps)
-        assert norm < 2 * adamw_norm
-
     @pytest.mark.parametrize(
         "steps",
         [300, *(pytest.param(n, marks=pytest.mark.thorough) for n in (3_000, 10_000))],
     )
     def test_twenty_layers_batches_of_one(self, steps):
-        self.assert_stable(steps)
+        losses, norm = self.run(NGOptimizer, steps)
+        assert losses.max() < 3
+        adamw = functools.partial(torch.optim.AdamW, lr=1e-3, fused=True)
+        _, adamw_norm = self.run(adamw, steps)
+        assert norm < 2 * adamw_norm
 
     @pytest.mark.parametrize(
         "steps", [400, pytest.param(3_000, marks=pytest.mark.thorough)]
@@ -82,9 +76,7 @@ class TestBeginnings:
         model = small_mlp()
         before = states()
         opt = NGOptimizer(model.parameters(), model=model)
-        inputs, labels = classes(0, 4)
-        F.cross_entropy(model(inputs), labels).backward()
-        opt.step()
+        train_step(model, opt, 0, 4)
         after = states()
         assert torch.equal(before[0], after[0])
         assert before[1:] == after[1:]
@@ -110,37 +102,22 @@ class TestBeginnings:
             opt = NGOptimizer(params)
             if rule == "AdamW":
                 opt = torch.optim.AdamW(params, 1e-2)
-            start = model.a.detach().clone(), model.b.detach().clone()
-            for step in range(100):
-                inputs, labels = classes(step, 32)
-                loss = F.cross_entropy(model(inputs), labels)
-                opt.zero_grad()
-                loss.backward()
-                opt.step()
-                if step == 0:
+            start = nn.Parameter(model.a.detach().clone())
+            for t in range(100):
+                losses[rule] = train_step(model, opt, t)
+                if t == 0:
                     assert 0 < model.b.abs().max() < 0.1
-                    # decay
-                    torch.testing.assert_close(
-                        model.a.detach(), start[0], rtol=1e-3, atol=0
-                    )
-                if step == 1:
-                    assert (model.a - start[0]).abs().max() > 1e-4
-            losses[rule] = loss.item()
+                    # but for decay
+                    torch.testing.assert_close(model.a, start, rtol=1e-3, atol=0)
+                if t == 1:
+                    assert (model.a - start).abs().max() > 1e-4
         assert losses["default"] < 1.2 * losses["AdamW"]
 
     def test_an_output_that_begins_with_zero(self):
         model = small_mlp()
         with torch.no_grad():
             model[-1].weight.zero_()
-        losses = []
-        opt = NGOptimizer(model.parameters())
-        for step in range(100):
-            inputs, labels = classes(step, 32)
-            loss = F.cross_entropy(model(inputs), labels)
-            opt.zero_grad()
-            loss.backward()
-            opt.step()
-            losses.append(loss.item())
+        losses = train(lambda: model, 100, shape=(16,))
         expected = train(small_mlp, 100)
         assert max(losses) < 3 * losses[0]
         assert np.mean(losses[-10:]) < 1.3 * np.mean(expected[-10:])

@@ -12,7 +12,20 @@ from ngopt.metanets.stepping import rule as metanet_rule
 from ngopt.metanets.stepping.rule import MetanetRule
 from tests.networks import mlp
 from tests.ngopt.fake_base import Momentum
-from tests.ngopt.training import WEIGHTS, batch, network, same, snapshot, train
+from tests.ngopt.training import (
+    WEIGHTS,
+    batch,
+    both_copies,
+    network,
+    same,
+    snapshot,
+    train,
+)
+
+
+@pytest.fixture(params=[0, 1 << 15], ids=["in pieces", "at once"])
+def few(request, monkeypatch):
+    monkeypatch.setattr(metanet_rule, "SMALL_NETWORK", request.param)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -40,57 +53,45 @@ def test_step_is_the_functional_update(metanet, dtype):
         eps = 100 * torch.finfo(dtype).eps
         for p, expected in zip(model.parameters(), params, strict=True):
             torch.testing.assert_close(p, expected, rtol=eps, atol=eps)
-    assert (
-        opt.state[next(model.parameters())]["exp_avg_0"].dtype
-        == state[0]["exp_avg_0"].dtype
-    )
+    first = opt.state[model[0].weight]
+    assert first["exp_avg_0"].dtype == state[0]["exp_avg_0"].dtype
 
 
 def test_model_graph_and_parameters_give_the_same_training(metanet):
-    results = []
-    for how in ("parameters", "named", "model", "graph"):
-        model = network()
-        source = model.named_parameters() if how == "named" else model.parameters()
-        extra = {"model": {"model": model}, "graph": {"graph": build_graph(model)}}.get(
-            how, {}
-        )
-        train(model, NGOptimizer(source, rule=metanet, **extra), range(3))
-        results.append(snapshot(model))
-    assert all(
-        torch.equal(a, b)
-        for other in results[1:]
-        for a, b in zip(results[0], other, strict=True)
+    sources = (
+        lambda model: {"params": model.parameters()},
+        lambda model: {"params": model.named_parameters()},
+        lambda model: {"params": model.parameters(), "model": model},
+        lambda model: {"params": model.parameters(), "graph": build_graph(model)},
+        lambda model: {  # which names are found in
+            "params": list(model.named_parameters())[::-1],
+            "graph": build_graph(model),
+        },
     )
+    models = []
+    for source in sources:
+        models.append(network())
+        train(models[-1], NGOptimizer(**source(models[-1]), rule=metanet), range(3))
+    assert all(same(model, snapshot(models[0])) for model in models)
 
 
-def test_named_parameters_are_found_in_a_graph_by_name(metanet):
-    expected, model = network(), network()
-    train(expected, NGOptimizer(expected.parameters(), rule=metanet), range(2))
-    backwards = list(model.named_parameters())[::-1]
-    train(
-        model, NGOptimizer(backwards, graph=build_graph(model), rule=metanet), range(2)
-    )
-    assert same(model, snapshot(expected))
-
-
-@pytest.mark.parametrize("few", [0, 1 << 15], ids=["in pieces", "at once"])
+@pytest.mark.usefixtures("few")
 @pytest.mark.parametrize("weights", ["ff", "ng-gnn"])
-def test_a_metanet_may_compute_in_bfloat16(weights, few, monkeypatch):
-    monkeypatch.setattr(metanet_rule, "SMALL_NETWORK", few)
-    models = [network(), network()]
-    start = snapshot(models[0])
-    exact, rounded = (
-        NGOptimizer(model.parameters(), rule=weights, compute_dtype=dtype)
-        for model, dtype in zip(models, (None, torch.bfloat16), strict=True)
+def test_a_metanet_may_compute_in_bfloat16(weights):
+    model, other = network(), network()
+    exact = NGOptimizer(model.parameters(), rule=weights)
+    rounded = NGOptimizer(
+        other.parameters(), rule=weights, compute_dtype=torch.bfloat16
     )
-    for p, q in zip(*(model.parameters() for model in models), strict=True):
+    triples = [
+        *zip(model.parameters(), other.parameters(), snapshot(model), strict=True)
+    ]
+    for p, q, _ in triples:
         p.grad = torch.randn_like(p)
         q.grad = p.grad.clone()
     exact.step()
     rounded.step()
-    for p, q, before in zip(
-        *(model.parameters() for model in models), start, strict=True
-    ):
+    for p, q, before in triples:
         assert 0 < (p - q).norm() < 0.05 * (p - before).norm()
         for key in ("exp_avg_0", "exp_avg_4"):
             assert torch.equal(exact.state[p][key], rounded.state[q][key])
@@ -115,10 +116,11 @@ def test_closure_is_evaluated_with_gradients_and_its_loss_returned(metanet):
     assert opt.step() is None
 
 
-def test_frozen_parameters_and_missing_gradients(metanet):
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_frozen_parameters_and_missing_gradients(weights):
     model = network()
     frozen = model[0].weight.requires_grad_(False)
-    opt = NGOptimizer(model.parameters(), rule=metanet)
+    opt = NGOptimizer(model.parameters(), rule=weights)
     before = snapshot(model)
     train(model, opt, range(2))
     assert torch.equal(frozen, before[0])
@@ -182,9 +184,7 @@ def test_a_step_stores_each_parameter_before_the_next_is_computed():
 
             def watched(grads, state, params, hyper, in_place):
                 for item in update(grads, state, params, hyper, in_place):
-                    counts.append(
-                        [int(opt.state[p]["count"]) for p in model.parameters()]
-                    )
+                    counts.append([int(x["count"]) for x in opt.state.values()])
                     yield item
 
             rule.update = watched
@@ -197,14 +197,11 @@ def test_a_step_stores_each_parameter_before_the_next_is_computed():
     assert counts == [[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0]]
 
 
-@pytest.mark.parametrize(
-    "duplicate",
-    [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))],
-    ids=["deepcopy", "pickle"],
-)
-def test_copies_make_the_same_steps(metanet, duplicate):
+@both_copies
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_copies_make_the_same_steps(weights, duplicate):
     model = network()
-    opt = NGOptimizer(model.parameters(), rule=metanet)
+    opt = NGOptimizer(model.parameters(), rule=weights)
     train(model, opt, range(2))
     twin, other = duplicate((model, opt))
     train(model, opt, range(2, 4))
@@ -232,10 +229,8 @@ def test_one_nan_gradient_element_spoils_one_parameter_element(metanet):
 
 
 def test_scalar_and_odd_parameters_train(metanet):
-    params = [
-        nn.Parameter(torch.randn(s))
-        for s in [(), (3,), (2, 3, 4), (2, 1, 2, 2, 2), (5, 4), (1,)]
-    ]
+    shapes = [(), (3,), (2, 3, 4), (2, 1, 2, 2, 2), (5, 4), (1,)]
+    params = [nn.Parameter(torch.randn(s)) for s in shapes]
     before = [p.detach().clone() for p in params]
     opt = NGOptimizer(params, rule=metanet)
     sum((p**2).sum() for p in params).backward()
@@ -246,21 +241,16 @@ def test_scalar_and_odd_parameters_train(metanet):
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
 def test_complex_parameters_are_pairs_of_real_ones(metanet, dtype):
     torch.manual_seed(2)
-    complex_params = [
-        nn.Parameter(torch.randn(s, dtype=dtype)) for s in [(3, 2), (3,), (1, 3)]
-    ]
-    real_params = [
-        nn.Parameter(torch.view_as_real(p.detach()).clone()) for p in complex_params
-    ]
+    start = [torch.randn(s, dtype=dtype) for s in [(3, 2), (3,), (1, 3)]]
+    complex_params = [nn.Parameter(p) for p in start]
+    real_params = [nn.Parameter(torch.view_as_real(p).clone()) for p in start]
     graph = build_graph(complex_params)
     assert [s.shape for s in graph.parameters] == [(3, 2, 2), (3, 2), (1, 3, 2)]
     assert [b.slot_shape for b in graph.blocks] == [(2,), (2,)]
     back = graph.scatter(graph.gather([p.detach() for p in complex_params]))
     assert all(torch.equal(a, b) for a, b in zip(complex_params, back, strict=True))
-    opts = (
-        NGOptimizer(complex_params, rule=metanet),
-        NGOptimizer(real_params, graph=graph, rule=metanet),
-    )
+    opts = [NGOptimizer(complex_params, rule=metanet)]
+    opts.append(NGOptimizer(real_params, graph=graph, rule=metanet))
     for _ in range(3):
         for params in (complex_params, [torch.view_as_complex(p) for p in real_params]):
             (params[2] @ (params[0].sum(1) * params[1])).abs().square().sum().backward()
@@ -271,29 +261,18 @@ def test_complex_parameters_are_pairs_of_real_ones(metanet, dtype):
         assert torch.equal(torch.view_as_real(p.detach()), q)
         assert opts[0].state[p]["exp_avg_0"].dtype == dtype.to_real()
         assert opts[0].state[p]["exp_avg_0"].shape == (*p.shape, 2)
-    other = NGOptimizer(
-        [nn.Parameter(p.detach().clone()) for p in complex_params], rule=metanet
-    )
+    other = NGOptimizer([nn.Parameter(torch.ones_like(p)) for p in start], rule=metanet)
     other.load_state_dict(opts[0].state_dict())
-    first = next(iter(other.state.values()))
-    assert torch.equal(
-        first["exp_avg_4"], opts[0].state[complex_params[0]]["exp_avg_4"]
-    )
-
-
-def test_summary_of_the_graph(metanet):
-    text = NGOptimizer(network().parameters(), rule=metanet).graph.summary()
-    assert "1 component, 0 elements unconnected" in text
+    pairs = zip(other.state.values(), opts[0].state.values(), strict=True)
+    assert all(torch.equal(x["exp_avg_4"], y["exp_avg_4"]) for x, y in pairs)
 
 
 def test_graph_of_another_network(metanet):
-    model = network()
+    settings = {"graph": build_graph(mlp(2, 4, 1)), "rule": metanet}
     with pytest.raises(ValueError, match="graph: expected 4 parameters.*got 9"):
-        NGOptimizer(model.parameters(), graph=build_graph(mlp(2, 3, 1)), rule=metanet)
+        NGOptimizer(network().parameters(), **settings)
     with pytest.raises(ValueError, match=r"graph expects shape \(4, 2\); got \(3, 2\)"):
-        NGOptimizer(
-            mlp(2, 3, 1).parameters(), graph=build_graph(mlp(2, 4, 1)), rule=metanet
-        )
+        NGOptimizer(mlp(2, 3, 1).parameters(), **settings)
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
@@ -302,9 +281,8 @@ def test_sparse_gradients(weights):
     opt = NGOptimizer(embedding.parameters(), rule=weights)
     embedding(torch.tensor([1])).sum().backward()
     before = snapshot(embedding)
-    with pytest.raises(
-        ValueError, match="'parameter 0': expected a dense gradient.*SparseAdam"
-    ):
+    message = "'parameter 0': expected a dense gradient.*SparseAdam"
+    with pytest.raises(ValueError, match=message):
         opt.step()
     assert same(embedding, before)
     assert not opt.state
@@ -316,21 +294,19 @@ def test_a_step_under_autocast_is_one_without(weights):
     for model, enabled in zip(models, (False, True), strict=True):
         opt = NGOptimizer(model.parameters(), rule=weights)
         for seed in range(2):
+            inputs, labels = batch(seed)
             opt.zero_grad()
-            F.cross_entropy(model(batch(seed)[0]), batch(seed)[1]).backward()
+            F.cross_entropy(model(inputs), labels).backward()
             with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
                 opt.step()
                 assert torch.is_autocast_enabled("cpu") == enabled
     assert same(models[0], snapshot(models[1]))
 
 
-@pytest.mark.parametrize("few", [0, 1 << 15], ids=["in pieces", "at once"])
+@pytest.mark.usefixtures("few")
 @pytest.mark.parametrize("weights", ["ff", "ng-gnn"])
-def test_the_largest_gradients_with_alternating_signs_leave_momenta_finite(
-    weights, few, monkeypatch
-):
+def test_the_largest_gradients_with_alternating_signs_leave_momenta_finite(weights):
     """The default: test_unusual_use.py."""
-    monkeypatch.setattr(metanet_rule, "SMALL_NETWORK", few)
     model = network()
     opt = NGOptimizer(model.parameters(), rule=weights)
     for step in range(12):
@@ -342,12 +318,11 @@ def test_the_largest_gradients_with_alternating_signs_leave_momenta_finite(
         assert all(v.isfinite().all() for v in opt.state[p].values())
 
 
-@pytest.mark.parametrize("few", [0, 1 << 15], ids=["in pieces", "at once"])
+@pytest.mark.usefixtures("few")
 @pytest.mark.parametrize("shape", [(0,), (0, 2), (2, 0)])
 @pytest.mark.parametrize("weights", [*WEIGHTS, "lstm", "ng-t"])
-def test_parameters_without_elements_are_left_out(weights, shape, few, monkeypatch):
+def test_parameters_without_elements_are_left_out(weights, shape):
     """Some processes have them where others have the whole tensor."""
-    monkeypatch.setattr(metanet_rule, "SMALL_NETWORK", few)
     params = [nn.Parameter(torch.ones(size)) for size in (shape, (3, 2), (3,))]
     opt = NGOptimizer(params, rule=weights)
     for p in params:

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ngopt import NGOptimizer
+from ngopt.optimizer.param_groups import group_tensors
+from tests.ngopt.training import same, snapshot
 
 
 class Training:
@@ -42,10 +44,9 @@ class Training:
     def nan(self):
         """A gradient that is not finite changes nothing but what decays."""
         self.backward()
-        for group in self.opt.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    p.grad.fill_(torch.nan)
+        for p in group_tensors(self.opt.param_groups):
+            if p.grad is not None:
+                p.grad.fill_(torch.nan)
         self.opt.step()
 
     def add_group(self):
@@ -59,19 +60,18 @@ class Training:
 
     def save_and_load(self):
         """Into another optimizer of copies; both then make the same step."""
-        params = [p for group in self.opt.param_groups for p in group["params"]]
-        groups = [
-            {"params": [(n, copied(p)) for n, p in zip(*pair, strict=True)]}
-            for group in self.opt.param_groups
-            for pair in [(group["param_names"], group["params"])]
-        ]
+        groups = []
+        for group in self.opt.param_groups:
+            copies = map(copied, group["params"])
+            groups.append({"params": [*zip(group["param_names"], copies, strict=True)]})
         other = NGOptimizer(groups, **self.settings)
         other.load_state_dict(copy.deepcopy(self.opt.state_dict()))
-        self.same_step(params, other)
+        self.same_step(other)
 
-    def same_step(self, params, other):
+    def same_step(self, other):
         self.backward()
-        others = [p for group in other.param_groups for p in group["params"]]
+        params = group_tensors(self.opt.param_groups)
+        others = group_tensors(other.param_groups)
         for p, q in zip(params, others, strict=True):
             q.grad = None if p.grad is None else p.grad.clone()
         self.opt.step()
@@ -79,12 +79,10 @@ class Training:
         assert all(map(torch.equal, params, others))
 
     def deepcopy(self):
-        params = [p for group in self.opt.param_groups for p in group["params"]]
-        self.same_step(params, copy.deepcopy(self.opt))
+        self.same_step(copy.deepcopy(self.opt))
 
     def pickle(self):
-        params = [p for group in self.opt.param_groups for p in group["params"]]
-        self.same_step(params, pickle.loads(pickle.dumps(self.opt)))
+        self.same_step(pickle.loads(pickle.dumps(self.opt)))
 
     def change_lr(self):
         for group in self.opt.param_groups:
@@ -96,24 +94,19 @@ class Training:
 
     def resize(self):
         p = self.model[3].bias
-        is_new = not self.opt.state.get(p)
-        with torch.no_grad():
-            before = p.data
-            p.data = torch.zeros(9)
+        before = p.data
+        p.data = torch.zeros(9)
         p.grad = torch.ones(9)
-        kept = [q.detach().clone() for q in self.model.parameters()]
-        if not is_new:
+        kept = snapshot(self.model)
+        if self.opt.state.get(p):
             with pytest.raises(ValueError, match="expected shape"):
                 self.opt.step()
-        for q, value in zip(self.model.parameters(), kept, strict=True):
-            assert torch.equal(q, value)
+        assert same(self.model, kept)
         p.grad = None
         p.data = before
 
     def trace(self):
-        opt = self.made(is_traced=True)
-        self.added = []
-        self.opt = opt
+        self.opt, self.added = self.made(is_traced=True), []
 
 
 def copied(p):

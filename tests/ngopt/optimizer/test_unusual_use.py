@@ -23,9 +23,23 @@ def classes(seed, size, shape=(16,)):
     prototypes = torch.randn(10, *shape, generator=torch.Generator().manual_seed(99))
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(10, (size,), generator=generator)
-    return prototypes[labels] + 1.8 * torch.randn(
-        size, *shape, generator=generator
-    ), labels
+    noise = torch.randn(size, *shape, generator=generator)
+    return prototypes[labels] + 1.8 * noise, labels
+
+
+def loss_of(model, seed, size=32, shape=(16,)):
+    inputs, labels = classes(seed, size, shape)
+    dtype = next(model.parameters()).dtype
+    return F.cross_entropy(model(inputs.to(dtype)), labels)
+
+
+def train_step(model, opt, seed, size=32, shape=(16,), scale=1.0):
+    """The loss of a step, without the scale that it is multiplied by."""
+    loss = loss_of(model, seed, size, shape)
+    opt.zero_grad()
+    (loss * scale).backward()
+    opt.step()
+    return loss.item()
 
 
 def small_mlp():
@@ -49,21 +63,13 @@ def small_cnn():
 SHAPES = {small_mlp: (16,), small_cnn: (1, 7, 7)}
 
 
-def train(
-    make, steps, scale=lambda step: 1.0, dtype=torch.float32, shape=None, **settings
-):
-    """Losses of every step, without the scale that they are multiplied by."""
+def train(make, steps, scales=None, dtype=torch.float32, shape=None, **settings):
+    """Losses of every step, without the scales that they are multiplied by."""
     model = make().to(dtype)
     opt = NGOptimizer(model.parameters(), **settings)
-    losses = []
-    for step in range(steps):
-        inputs, labels = classes(step, 32, shape or SHAPES[make])
-        loss = F.cross_entropy(model(inputs.to(dtype)), labels)
-        opt.zero_grad()
-        (loss * scale(step)).backward()
-        opt.step()
-        losses.append(loss.item())
-    return losses
+    shape = shape or SHAPES[make]
+    scales = scales or [1.0] * steps
+    return [train_step(model, opt, t, 32, shape, x) for t, x in enumerate(scales)]
 
 
 def distance(a, b):
@@ -87,34 +93,24 @@ class TestWithoutGradient:
     def only_decayed(self, after, before):
         """Whether all weights were multiplied by one factor, close to 1."""
         factors = after / before
-        return bool(
-            factors.max() <= 1
-            and factors.min() > 0.9
-            and factors.max() - factors.min() < 2e-5
-        )
+        least, most = factors.min(), factors.max()
+        return most <= 1 and least > 0.9 and most - least < 2e-5
 
     @pytest.mark.parametrize("total_steps", [None, 40])
     def test_a_tensor(self, total_steps):
-        params = [
-            nn.Parameter(self.noise(*shape, step=-1))
-            for shape in ((5, 4), (5,), (3, 2, 3, 3), ())
-        ]
+        shapes = (5, 4), (5,), (3, 2, 3, 3), ()
+        params = [nn.Parameter(self.noise(*shape, step=-1)) for shape in shapes]
         before = [p.detach().clone() for p in params]
-        self.follow(
-            params,
-            lambda step: [torch.zeros_like(p) for p in params],
-            total_steps=total_steps,
-        )
+        zeros = [torch.zeros_like(p) for p in params]
+        self.follow(params, lambda step: zeros, total_steps=total_steps)
         for p, b in zip(params, before, strict=True):
             assert self.only_decayed(p.detach(), b)
         assert torch.equal(params[1], before[1])  # a bias has no decay
 
     def test_elements_and_rows(self):
         """Of a matrix that trains; whatever the eigenbases do."""
-        params = [
-            nn.Parameter(self.noise(12, 9, step=-1)),
-            nn.Parameter(self.noise(12, step=-2)),
-        ]
+        params = [self.noise(12, 9, step=-1), self.noise(12, step=-2)]
+        params = [nn.Parameter(p) for p in params]
         idle = torch.zeros(12, 9, dtype=torch.bool)
         idle[3] = idle[:, 5] = idle[7, 2] = True
         before = [p.detach().clone() for p in params]
@@ -128,8 +124,7 @@ class TestWithoutGradient:
         assert self.only_decayed(params[0].detach()[idle], before[0][idle])
         assert params[1][4] == before[1][4]
         moved = (params[0] - before[0]).abs()[~idle]
-        assert moved.min() > 0
-        assert moved.mean() > 0.02
+        assert moved.min() > 0 and moved.mean() > 0.02
 
     def test_padding_and_unused_rows_of_an_embedding(self):
         torch.manual_seed(0)
@@ -138,10 +133,9 @@ class TestWithoutGradient:
         )
         before = model[0].weight.detach().clone()
         opt = NGOptimizer(model.parameters(), model=model)
-        for step in range(60):
-            tokens = torch.randint(
-                12, (8, 4), generator=torch.Generator().manual_seed(step)
-            )
+        for seed in range(60):
+            generator = torch.Generator().manual_seed(seed)
+            tokens = torch.randint(12, (8, 4), generator=generator)
             F.cross_entropy(model(tokens), tokens[:, 0] % 5).backward()
             opt.step()
             opt.zero_grad()
@@ -158,11 +152,8 @@ class TestWithoutGradient:
         opt = NGOptimizer(model.parameters(), model=model)
         into = model[0].weight.detach().clone()
         out_of = model[2].weight.detach().clone()
-        for step in range(60):
-            inputs, labels = classes(step, 32)
-            F.cross_entropy(model(inputs), labels).backward()
-            opt.step()
-            opt.zero_grad()
+        for seed in range(60):
+            train_step(model, opt, seed)
         assert self.only_decayed(model[0].weight.detach()[dead], into[dead])
         assert self.only_decayed(model[2].weight.detach()[:, dead], out_of[:, dead])
         assert (model[0].bias[dead] == -1e4).all()
@@ -178,12 +169,9 @@ class TestWithoutGradient:
             if step == 300:
                 before = p.detach().clone()
             opt.step()
-        decayed = (p.detach() * before).sum(1, keepdim=True) / before.square().sum(
-            1, keepdim=True
-        )
-        moved = (p.detach() - decayed * before).square().mean(1).sqrt()
-        others = moved[[i for i in range(12) if i != 3]].mean()
-        assert moved[3] < 0.03 * others
+        shares = (p.detach() * before).sum(1) / before.square().sum(1)  # that are left
+        moved = (p.detach() - shares[:, None] * before).square().mean(1).sqrt()
+        assert moved[3] < 0.03 * moved[torch.arange(12) != 3].mean()
 
 
 class TestScaleOfTheLoss:
@@ -196,25 +184,21 @@ class TestScaleOfTheLoss:
         expected = train(make, STEPS, total_steps=total_steps)
         assert np.mean(expected[-20:]) < 0.5 * expected[0]
         for factor in (2.0**-20, 2.0**20):
-            scale = partial(lambda step, factor: factor, factor=factor)
-            assert train(make, STEPS, scale, total_steps=total_steps) == expected
+            scaled = train(make, STEPS, [factor] * STEPS, total_steps=total_steps)
+            assert scaled == expected
 
     @pytest.mark.parametrize("make", [small_mlp, small_cnn])
     @pytest.mark.parametrize("total_steps", [None, STEPS])
     def test_other_factors_change_rounding_alone(self, make, total_steps):
-        exact = train(make, STEPS, dtype=torch.float64, total_steps=total_steps)
-        expected = train(make, STEPS, total_steps=total_steps)
+        run = partial(train, make, STEPS, total_steps=total_steps)
+        exact, expected = run(dtype=torch.float64), run()
         for factor in (1e-6, 1e6):
-            scale = partial(lambda step, factor: factor, factor=factor)
-            losses = train(
-                make, STEPS, scale, dtype=torch.float64, total_steps=total_steps
-            )
-            assert distance(losses, exact) < 1e-3, factor
-            losses = train(make, STEPS, scale, total_steps=total_steps)
+            scaled = partial(run, [factor] * STEPS)
+            assert distance(scaled(dtype=torch.float64), exact) < 1e-3, factor
+            losses = scaled()
             assert distance(losses[:8], expected[:8]) < 1e-3, factor
-            assert np.mean(losses[-20:]) == pytest.approx(
-                np.mean(expected[-20:]), rel=0.1
-            )
+            end = pytest.approx(np.mean(expected[-20:]), rel=0.1)
+            assert np.mean(losses[-20:]) == end
 
     @pytest.mark.parametrize("make", [small_mlp, small_cnn])
     @pytest.mark.parametrize("at", [0, 1, 2, 5, 40])
@@ -226,24 +210,16 @@ class TestScaleOfTheLoss:
     @cache
     def spiked(make, at, size):
         """The held-out loss after 31 more steps than until the huge loss."""
-        model = make()
-        train(
-            lambda: model,
-            at + 31,
-            lambda step: size if step == at else 1.0,
-            shape=SHAPES[make],
-        )
-        inputs, labels = classes(10**6, 2000, SHAPES[make])
-        return F.cross_entropy(model.eval()(inputs), labels).item()
+        model, shape = make(), SHAPES[make]
+        scales = [size if t == at else 1.0 for t in range(at + 31)]
+        train(lambda: model, at + 31, scales, shape=shape)
+        return loss_of(model.eval(), 10**6, 2000, shape).item()
 
 
 class TestGradientsThatAreNotFinite:
     def steps(self, model, opt, seeds):
         for seed in seeds:
-            opt.zero_grad()
-            inputs, labels = classes(seed, 8)
-            F.cross_entropy(model(inputs), labels).backward()
-            opt.step()
+            train_step(model, opt, seed, size=8)
 
     @pytest.mark.parametrize("odd", [float("nan"), float("inf"), float("-inf")])
     @pytest.mark.parametrize("before", [0, 1, 2, 12])
@@ -254,12 +230,10 @@ class TestGradientsThatAreNotFinite:
         other = NGOptimizer(twin.parameters())
         for m, o in ((model, opt), (twin, other)):
             self.steps(m, o, range(before))
+            o.zero_grad()
+            loss_of(m, 50, 8).backward()
         value = model.get_parameter(name).detach().clone()
         state = {k: v.clone() for k, v in opt.state[model.get_parameter(name)].items()}
-        for m, o in ((model, opt), (twin, other)):
-            o.zero_grad()
-            inputs, labels = classes(50, 8)
-            F.cross_entropy(m(inputs), labels).backward()
         model.get_parameter(name).grad.view(-1)[3] = odd
         opt.step()
         other.step()
@@ -296,8 +270,7 @@ class TestGradientsThatAreNotFinite:
                     p.grad = torch.full_like(p, float("nan"))
                 opt.step()
             self.steps(model, opt, range(80))
-            inputs, labels = classes(1000, 200)
-            losses[bad] = F.cross_entropy(model(inputs), labels).item()
+            losses[bad] = loss_of(model, 1000, 200).item()
         assert losses[True] < 1.2 * losses[False]
 
     @pytest.mark.parametrize("total_steps", [None, 50])

@@ -22,9 +22,8 @@ from tests.ngopt.fake_base import Momentum
 def file(tmp_path):
     torch.manual_seed(0)
     metanet = FeedForward(FeedForwardConfig(hidden=(4,), output_scale=0.5))
-    learned = LearnedOptimizer(
-        metanet=metanet, recipe={"stages": ["one"]}, table={"fm-16": 0.5}
-    )
+    table = {"fm-16": 0.5}
+    learned = LearnedOptimizer(metanet, recipe={"stages": ["one"]}, table=table)
     path = tmp_path / "mine.safetensors"
     save_pretrained(learned, path)
     return path, learned
@@ -61,9 +60,8 @@ def test_save_and_load_a_cooldown(file):
     other = replace(learned, cooldown=Cooldown(1.5, 0.3))
     assert len({weights_hash(x) for x in (learned, cooled, other)}) == 3
     rule = load_pretrained(path).bind(build_graph(mlp(2, 3, 1)), 10)
-    assert [rule.height(now) for now in (0, 7, 8, 9)] == pytest.approx(
-        [1.5, 1.5, 1.5 / 1.1, 0.75 / 1.1]
-    )
+    heights = [rule.height(now) for now in (0, 7, 8, 9)]
+    assert heights == pytest.approx([1.5, 1.5, 1.5 / 1.1, 0.75 / 1.1])
 
 
 def test_save_and_load_constants_of_the_default(file):
@@ -140,57 +138,40 @@ def test_hash_depends_on_values_and_config_alone(file):
     assert weights_hash(learned) != expected
 
 
-def damage_truncate(path):
-    path.write_bytes(path.read_bytes()[:-10])
-
-
 def damage_value(path):
     tensors = load_pretrained(path).metanet.state_dict()
     rewrite(path, tensors={key: value + 1 for key, value in tensors.items()})
 
 
+def changed(**changes):
+    return lambda path: rewrite(path, **changes)
+
+
+INCOMPLETE = "expected a complete safetensors file"
+OTHER = "expected contents with the recorded SHA-256"
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (damage_truncate, "expected a complete safetensors file"),
-        (lambda p: p.write_bytes(b""), "expected a complete safetensors file"),
-        (damage_value, "expected contents with the recorded SHA-256"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-10]), INCOMPLETE),
+        (lambda path: path.write_bytes(b""), INCOMPLETE),
+        (damage_value, OTHER),
+        (changed(sha256="0"), OTHER),
+        (changed(recipe='{"stages": ["two"]}'), OTHER),
+        (changed(table='{"fm-16": 0.9}'), OTHER),
+        (changed(extra="1"), OTHER),
+        (changed(format="ngopt-0"), "expected format 'ngopt-2'; got 'ngopt-0'"),
+        (changed(rehash=True, metanet="nfn2"), "metanet out of ff, .*got 'nfn2'"),
         (
-            lambda p: rewrite(p, sha256="0"),
-            "expected contents with the recorded SHA-256",
-        ),
-        (
-            lambda p: rewrite(p, format="ngopt-0"),
-            "expected format 'ngopt-2'; got 'ngopt-0'",
-        ),
-        (
-            lambda p: rewrite(p, recipe='{"stages": ["two"]}'),
-            "expected contents with the recorded SHA-256",
-        ),
-        (
-            lambda p: rewrite(p, table='{"fm-16": 0.9}'),
-            "expected contents with the recorded SHA-256",
-        ),
-        (
-            lambda p: rewrite(p, extra="1"),
-            "expected contents with the recorded SHA-256",
-        ),
-        (
-            lambda p: rewrite(p, rehash=True, metanet="nfn2"),
-            "metanet out of ff, .*got 'nfn2'",
-        ),
-        (
-            lambda p: rewrite(p, rehash=True, base="sgd", metanet="none"),
+            changed(rehash=True, base="sgd", metanet="none"),
             "expected rule 'soap'; got 'sgd'",
         ),
         (
-            lambda p: rewrite(p, rehash=True, base="soap"),
+            changed(rehash=True, base="soap"),
             "no base rule beside a metanet; got 'soap'",
         ),
-        (
-            lambda p: rewrite(p, rehash=True, config='{"hidden": [4], "dropout": 0}'),
-            "dropout",
-        ),
+        (changed(rehash=True, config='{"hidden": [4], "dropout": 0}'), "dropout"),
     ],
 )
 def test_damaged_files_name_the_file(file, damage, message):
@@ -202,9 +183,8 @@ def test_damaged_files_name_the_file(file, damage, message):
 
 
 def test_unknown_names_are_errors_with_the_known_names():
-    with pytest.raises(
-        ValueError, match=r"rule 'adam': expected one of default.*got neither"
-    ):
+    message = "rule 'adam': expected one of default.*got neither"
+    with pytest.raises(ValueError, match=message):
         NGOptimizer(mlp(2, 3, 1).parameters(), rule="adam")
     with pytest.raises(ValueError, match="rule 'no/such/file"):
         load_pretrained("no/such/file.safetensors")

@@ -1,17 +1,19 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from ngopt.race.muon import MuonWithAdam
+from tests.ngopt.training import same, snapshot
 
 
 def test_muon_of_kernels_equals_torchs_of_matrices():
     torch.manual_seed(0)
     kernel = nn.Parameter(torch.randn(4, 2, 3, 3))
     bias = nn.Parameter(torch.randn(4))
-    matrix = nn.Parameter(kernel.detach().flatten(1).clone())
-    flat_bias = nn.Parameter(bias.detach().clone())
     before = kernel.detach().clone()
+    matrix, flat_bias = nn.Parameter(before.flatten(1).clone()), copy.deepcopy(bias)
     storage = kernel.data_ptr()
     ours = MuonWithAdam([kernel, bias], lr=0.1)
     theirs = [
@@ -38,11 +40,10 @@ def test_parameters_without_gradient_are_unchanged():
     optimizer = MuonWithAdam(model.parameters(), lr=0.1)
     model(torch.randn(2, 2, 3, 3)).sum().backward()
     optimizer.step()
-    before = [p.detach().clone() for p in model.parameters()]
+    before = snapshot(model)
     optimizer.zero_grad()
     optimizer.step()
-    for p, old in zip(model.parameters(), before, strict=True):
-        assert p.grad is None and torch.equal(p, old)
+    assert same(model, before) and all(p.grad is None for p in model.parameters())
 
 
 def test_kernels_without_a_matrix_view_are_an_error():

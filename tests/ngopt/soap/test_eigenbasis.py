@@ -33,6 +33,16 @@ def off_diagonal(f, q):
     return ((s - d).norm() / s.norm()).item()
 
 
+SPECTRA = {
+    "rank 1": torch.arange(40) < 1,
+    "rank 5": torch.arange(40) < 5,
+    "zero": torch.zeros(40),
+    "condition": torch.logspace(0, -12, 40),
+    "indefinite": torch.linspace(1.0, -0.01, 40),
+    "equal": torch.ones(40),
+}
+
+
 class TestRenewal:
     def test_is_the_rotation_of_the_docstring(self):
         """Entry by entry, in numpy; the rotation has small angles."""
@@ -91,27 +101,16 @@ class TestRenewal:
             torch.testing.assert_close(moved, expected, rtol=0, atol=1e-7)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    @pytest.mark.parametrize(
-        "kind", ["rank 1", "rank 5", "zero", "condition", "indefinite", "equal"]
-    )
+    @pytest.mark.parametrize("kind", SPECTRA)
     @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
     def test_hard_factors(self, dtype, kind, scale):
-        n = 40
-        spectrum = {
-            "rank 1": torch.tensor([1.0] + [0.0] * (n - 1)),
-            "rank 5": torch.tensor([1.0] * 5 + [0.0] * (n - 5)),
-            "zero": torch.zeros(n),
-            "condition": torch.logspace(0, -12, n),
-            "indefinite": torch.linspace(1.0, -0.01, n),
-            "equal": torch.ones(n),
-        }[kind].double()
-        u = torch.linalg.qr(factor(n)[0])[0]
-        f = ((u * spectrum) @ u.mT * scale).to(dtype)[None]
-        q = axes(n, dtype, 1)
+        u = torch.linalg.qr(factor(40)[0])[0]
+        f = ((u * SPECTRA[kind].double()) @ u.mT * scale).to(dtype)[None]
+        q = axes(40, dtype, 1)
         for _ in range(50):
             q = renewed(f, q)
             assert q.isfinite().all()
-        error = (q.double().mT @ q.double() - torch.eye(n)).abs().max()
+        error = (q.double().mT @ q.double() - torch.eye(40)).abs().max()
         # what is below 0 has no order, so that it is turned again and again
         is_settled = dtype == torch.float32 and kind != "indefinite"
         assert error < (1e-4 if is_settled else 0.05)
@@ -170,9 +169,9 @@ class TestSchedule:
 
 
 class TestInterval:
-    def layouts(self, rows, columns, count=1):
+    def layouts(self, rows, columns):
         both = Axis("rows", 1, rows, columns), Axis("channels", 1, columns, rows)
-        return [MatrixLayout((1, rows, columns, 1), both)] * count
+        return [MatrixLayout((1, rows, columns, 1), both)]
 
     def test_on_a_cpu_flops_decide(self):
         # 6 (m^3 + n^3) for renewals, 4 m n (m + n) for all other products
@@ -183,7 +182,5 @@ class TestInterval:
 
     def test_on_accelerators_launches_decide(self):
         for sizes, expected in ((2, 2), (6, 2), (8, 5), (14, 5), (40, 10)):
-            layouts = [
-                x for n in range(sizes // 2) for x in self.layouts(8 + n, 90 + n)
-            ]
+            layouts = [self.layouts(8 + n, 90 + n)[0] for n in range(sizes // 2)]
             assert renewal_interval(layouts * 7, META) == expected

@@ -12,12 +12,12 @@ from transformers.pytorch_utils import Conv1D
 
 from ngopt import build_graph
 from ngopt.functional import Hyper, update_all
-from ngopt.roles.from_graph import roles_of
 from ngopt.soap.config import SoapConfig
 from ngopt.soap.soap import Soap
 from tests.automorphisms import automorphisms, subproducts
 from tests.equivariance import permute, random_permutations
 from tests.networks import mlp
+from tests.ngopt.training import snapshot
 
 
 class Transformer(nn.Module):
@@ -72,20 +72,19 @@ def training(model, inputs, params, rule, steps):
     return params
 
 
-def assert_moves_with(model, inputs, graph, moves, config, steps=12):
-    rule = Soap(config).bind(graph)
+def assert_moves_with(model, inputs, graph, moves, config=None):
+    rule = Soap(config or SoapConfig()).bind(graph)
     generator = torch.Generator().manual_seed(0)
     start = [
         p.detach() + 0.1 * torch.randn(p.shape, generator=generator, dtype=p.dtype)
         for p in model.parameters()
     ]
-    plain = training(model, inputs, start, rule, steps)
+    plain = training(model, inputs, start, rule, 12)
     for move in moves:
         expected = move(plain)
-        assert any(
-            (e - p).abs().max() > 1e-3 for e, p in zip(expected, plain, strict=True)
-        )
-        found = training(model, inputs, move(start), rule, steps)
+        pairs = zip(expected, plain, strict=True)
+        assert any((e - p).abs().max() > 1e-3 for e, p in pairs)
+        found = training(model, inputs, move(start), rule, 12)
         for e, f in zip(expected, found, strict=True):
             torch.testing.assert_close(f, e, rtol=0, atol=1e-7)
 
@@ -104,6 +103,7 @@ def the_case(name):
     return model, inputs, build_graph(model, inputs(0))
 
 
+NO_ROOM = SoapConfig(precondition_frequency=3, factor_memory_ratio=1.0)
 IN_PIECES = pytest.param(
     SoapConfig(max_factor_size=6, precondition_frequency=3),
     marks=pytest.mark.xfail(
@@ -114,14 +114,7 @@ IN_PIECES = pytest.param(
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize(
-    "config",
-    [
-        SoapConfig(),
-        SoapConfig(precondition_frequency=3, factor_memory_ratio=1.0),
-        IN_PIECES,
-    ],
-)
+@pytest.mark.parametrize("config", [SoapConfig(), NO_ROOM, IN_PIECES])
 def test_training_moves_with_the_neurons(name, config):
     model, inputs, graph = the_case(name)
     found = automorphisms(graph)
@@ -134,41 +127,33 @@ def test_heads_are_exchanged():
     """What `subproducts` may leave out: both heads of a layer, with all that belongs to
     them."""
     model, inputs, graph = the_case("transformer")
-    exchanges = [a for a in automorphisms(graph) if self_moves_heads(a, graph)]
-    assert exchanges
-    assert_moves_with(
-        model, inputs, graph, [partial(exchanges[0].move, graph)], SoapConfig()
-    )
-    rule = Soap().bind(graph)
-    (packed,) = next(
-        rows
-        for rows, role in zip(rule.layouts, roles_of(rule.graph), strict=True)
-        if "in_proj_w" in role.name
-    )
-    assert [(a.name, a.parts, a.size) for a in packed.axes[:1]] == [("rows", 6, 4)]
-
-
-def self_moves_heads(symmetry, graph):
-    """Whether a row of one head of the queries comes from the other."""
     names = [spec.name for spec in graph.parameters]
+    packed = names.index("layer.self_attn.in_proj_weight")
+    exchange = next(a for a in automorphisms(graph) if moves_heads(a, graph, packed))
+    assert_moves_with(model, inputs, graph, [partial(exchange.move, graph)])
+    (layout,) = Soap().bind(graph).layouts[packed]
+    rows = layout.axes[0]
+    assert (rows.name, rows.parts, rows.size) == ("rows", 6, 4)
+
+
+def moves_heads(symmetry, graph, packed):
+    """Whether a row of one head of the queries comes from the other."""
     values = [torch.zeros(spec.shape) for spec in graph.parameters]
-    weight = values[names.index("layer.self_attn.in_proj_weight")]
-    weight[:4] = 1
-    moved = symmetry.move(graph, values)[names.index("layer.self_attn.in_proj_weight")]
-    return not torch.equal(moved, weight)
+    values[packed][:4] = 1
+    return not torch.equal(symmetry.move(graph, values)[packed], values[packed])
+
+
+def any_order(graph):
+    permutations = random_permutations(graph, torch.Generator().manual_seed(0))
+    return partial(permute, graph, permutations=permutations)
 
 
 def test_by_the_order_of_neurons_in_groups():
     model, inputs, graph = the_case("cnn")
-    permutations = random_permutations(graph, torch.Generator().manual_seed(0))
-    move = partial(permute, graph, permutations=permutations)
-    assert_moves_with(model, inputs, graph, [move], SoapConfig())
-    layouts = Soap().bind(graph).layouts[2]
-    assert [(axis.name, axis.size) for axis in layouts[0].axes] == [
-        ("rows", 5),
-        ("kernel", 9),
-        ("channels", 36),
-    ]
+    assert_moves_with(model, inputs, graph, [any_order(graph)])
+    axes = Soap().bind(graph).layouts[2][0].axes
+    expected = [("rows", 5), ("kernel", 9), ("channels", 36)]
+    assert [(axis.name, axis.size) for axis in axes] == expected
 
 
 def test_a_dead_unit_moves_with_its_place():
@@ -176,26 +161,18 @@ def test_a_dead_unit_moves_with_its_place():
     model, inputs, graph = the_case("mlp")
     with torch.no_grad():
         model[0].bias[[1, 4]] = -100
-    permutations = random_permutations(graph, torch.Generator().manual_seed(0))
-    assert_moves_with(
-        model,
-        inputs,
-        graph,
-        [partial(permute, graph, permutations=permutations)],
-        SoapConfig(),
-    )
+    assert_moves_with(model, inputs, graph, [any_order(graph)])
 
 
 def test_how_a_matrix_lies_in_memory_changes_nothing():
     """`Conv1D` of transformers holds (inputs, outputs), `Linear` the transposed."""
     linear = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 3)).double()
     turned = nn.Sequential(Conv1D(9, 6), nn.Tanh(), Conv1D(3, 9)).double()
-    models = linear, turned
-    values = [p.detach().clone() for p in linear.parameters()]
-    values = values, [p.mT.contiguous() if p.dim() == 2 else p for p in values]
+    params = snapshot(linear)
+    others = [p.mT.contiguous() if p.dim() == 2 else p for p in params]
     found = []
-    for model, params in zip(models, values, strict=True):
+    for model, values in ((linear, params), (turned, others)):
         rule = Soap().bind(build_graph(model, vectors(0)), total_steps=40)
-        found.append(training(model, vectors, params, rule, 15))
+        found.append(training(model, vectors, values, rule, 15))
     for x, y in zip(*found, strict=True):
         torch.testing.assert_close(x, y.mT if y.dim() == 2 else y)

@@ -7,6 +7,8 @@ from ngopt.devices import norms
 from ngopt.soap.scalars import COMPARED_STEPS, GradientScale, gradient_scale
 from ngopt.soap.schedule import DECAY
 
+ONE = torch.ones(5)
+
 
 def rms_of(grads, in_place=False):
     roots = torch.tensor([max(g.numel(), 1) for g in grads], dtype=torch.float64).sqrt()
@@ -20,9 +22,7 @@ def follow(grads, clip=10.0):
     for step, grad in enumerate(grads):
         past = DECAY**step
         before, after = (1 - past + 1e-30) ** -0.5, (1 - DECAY * past) ** -0.5
-        corrections = [
-            torch.full((1,), x, dtype=torch.float64) for x in (before, after)
-        ]
+        corrections = torch.tensor([[before], [after]], dtype=torch.float64)
         is_early = torch.tensor([True]) if 0 < step <= COMPARED_STEPS else None
         given = rms_of([grad]), scale, running, corrections
         g = gradient_scale(*given, clip, is_early, torch.tensor([0]))
@@ -44,8 +44,7 @@ def test_the_unit_is_the_power_of_two_nearest_to_the_first_gradient(dtype, power
 
 
 def test_zero_gradients_wait_for_the_first_that_is_not():
-    zero, one = torch.zeros(3), torch.ones(3)
-    found = follow([zero, zero, one, 2 * one])
+    found = follow([0 * ONE, 0 * ONE, ONE, 2 * ONE])
     assert [g.active for g in found] == [1, 1, 1, 1]
     assert [g.rms for g in found[:2]] == [0, 0]
     # the running RMS of 0, 0, 1 is .59
@@ -66,17 +65,15 @@ def test_running_rms_by_hand():
 
 @pytest.mark.parametrize("factor", [1e2, 1e6, 1e30])
 def test_a_gradient_out_of_proportion_is_clipped_to_its_running_rms(factor):
-    one = torch.ones(5)
-    found = follow([one, one, one * factor])[-1]
+    found = follow([ONE, ONE, ONE * factor])[-1]
     assert found.multiplier * factor == pytest.approx(10, rel=1e-5)
     square = 0.95 * (1 - 0.95**2) + 0.05 * 100
     assert found.rms == pytest.approx(square**0.5, rel=1e-5)
 
 
 def test_what_is_in_proportion_is_not_clipped():
-    one = torch.ones(5)
-    assert follow([one, 9.9 * one])[-1].multiplier == 1
-    assert follow([one, 10.1 * one])[-1].multiplier < 1
+    assert follow([ONE, 9.9 * ONE])[-1].multiplier == 1
+    assert follow([ONE, 10.1 * ONE])[-1].multiplier < 1
 
 
 @pytest.mark.parametrize("odd", [float("nan"), float("inf"), float("-inf")])
@@ -93,8 +90,7 @@ def test_what_is_not_finite_is_not_active_and_changes_nothing(odd, before):
 
 
 def test_a_first_gradient_out_of_proportion_to_the_next_is_taken_back():
-    one = torch.ones(5)
-    first, second, third = follow([1e3 * one, one, one])
+    first, second, third = follow([1e3 * ONE, ONE, ONE])
     assert first.rescale == 0  # there was no state
     assert second.rescale == pytest.approx(1e-2)  # so that it counts as ten of the next
     square = 0.95 * 0.05 * 10**2 + 0.05
@@ -103,10 +99,9 @@ def test_a_first_gradient_out_of_proportion_to_the_next_is_taken_back():
 
 
 def test_what_was_in_proportion_or_is_long_ago_is_not_taken_back():
-    one = torch.ones(5)
-    found = follow([9 * one, one, 0 * one, one])
+    found = follow([9 * ONE, ONE, 0 * ONE, ONE])
     assert [g.rescale for g in found[1:]] == [1, 1, 1]
-    found = follow([one] * (COMPARED_STEPS + 1) + [1e-6 * one])
+    found = follow([ONE] * (COMPARED_STEPS + 1) + [1e-6 * ONE])
     assert found[-1].rescale == 1
 
 

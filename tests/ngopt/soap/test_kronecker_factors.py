@@ -34,21 +34,19 @@ def convolutions():
     )
 
 
-def found_layouts(model, example=None, longest=1024, budget=8.0):
+def all_layouts(model, example=None, longest=1024, budget=8.0):
     graph = build_graph(model, example)
-    roles = roles_of(graph)
-    pairs = zip(roles, graph.parameters, strict=True)
-    return {role.name: layouts_of(role, spec, longest, budget) for role, spec in pairs}
+    for role, spec in zip(roles_of(graph), graph.parameters, strict=True):
+        yield spec, layouts_of(role, spec, longest, budget)
 
 
-def the_one(layouts):
-    (layout,) = layouts
-    return layout
+def found_layouts(*arguments, **settings):
+    """The only layout of each parameter by name."""
+    return {spec.name: x for spec, (x,) in all_layouts(*arguments, **settings)}
 
 
-def axes(layouts):
-    """(name, parts, size) of the axes of the only layout."""
-    return [(axis.name, axis.parts, axis.size) for axis in the_one(layouts).axes]
+def axes(layout):
+    return [(axis.name, axis.parts, axis.size) for axis in layout.axes]
 
 
 def rows(parts, size):
@@ -67,39 +65,38 @@ class TestLayouts:
     def test_of_a_transformer(self):
         found = found_layouts(Attention(), tokens())
         packed = found["layer.self_attn.in_proj_weight"]
-        assert the_one(packed).shape == (1, 24, 8, 1)
+        assert packed.shape == (1, 24, 8, 1)
         assert axes(packed) == [rows(6, 4), channels(1, 8)]  # q, k, v of two heads
         assert axes(found["layer.linear2.weight"]) == [rows(1, 8), channels(1, 12)]
         assert axes(found["out.weight"]) == [rows(1, 11), channels(1, 8)]
-        assert the_one(found["tokens.weight"]).shape == (1, 11, 8, 1)
+        assert found["tokens.weight"].shape == (1, 11, 8, 1)
         assert axes(found["tokens.weight"]) == [channels(1, 8)]
         for name in ("layer.norm1.weight", "layer.linear1.bias"):
             assert axes(found[name]) == []
-            assert the_one(found[name]).shape[:2] == (1, 1)
+            assert found[name].shape[:2] == (1, 1)
 
     def test_of_convolutions(self):
         found = found_layouts(convolutions(), torch.randn(1, 3, 16, 16))
-        assert the_one(found["0.weight"]).shape == (1, 4, 75, 1)
+        assert found["0.weight"].shape == (1, 4, 75, 1)
         grouped = found["1.weight"]
-        assert the_one(grouped).shape == (2, 3, 18, 1)
+        assert grouped.shape == (2, 3, 18, 1)
         assert axes(grouped) == [rows(1, 3), channels(1, 18)]
         depthwise = found["2.weight"]
-        assert the_one(depthwise).shape == (1, 6, 9, 1)
+        assert depthwise.shape == (1, 6, 9, 1)
         assert axes(depthwise) == [rows(1, 6), channels(1, 9)]
-        assert the_one(found["3.weight"]).shape == (1, 5, 54, 1)
+        assert found["3.weight"].shape == (1, 5, 54, 1)
 
     def test_of_gates(self):
         found = found_layouts(nn.GRU(3, 4), torch.randn(2, 1, 3))
         assert axes(found["weight_hh_l0"]) == [rows(3, 4), channels(1, 4)]
 
     def test_kernel_and_channels_are_apart_beyond_300_columns(self):
-        model = nn.Sequential(
-            nn.Conv2d(3, 33, 3), nn.Conv2d(33, 34, 3), nn.Conv2d(34, 5, 3)
-        ).eval()
+        layers = nn.Conv2d(3, 33, 3), nn.Conv2d(33, 34, 3), nn.Conv2d(34, 5, 3)
+        model = nn.Sequential(*layers)
         found = found_layouts(model, torch.randn(1, 3, 9, 9))
-        assert the_one(found["1.weight"]).shape == (1, 34, 297, 1)
+        assert found["1.weight"].shape == (1, 34, 297, 1)
         assert axes(found["1.weight"])[1:] == [channels(1, 297)]
-        assert the_one(found["2.weight"]).shape == (1, 5, 34, 9)
+        assert found["2.weight"].shape == (1, 5, 34, 9)
         expected = [rows(1, 5), ("kernel", 1, 9), channels(1, 34)]
         assert axes(found["2.weight"]) == expected
 
@@ -135,43 +132,43 @@ class TestLayouts:
 
     def test_of_nothing_and_of_single_numbers(self):
         found = found_layouts([torch.zeros(3), torch.zeros(())])
-        shapes = [the_one(layouts).shape for layouts in found.values()]
+        shapes = [layout.shape for layout in found.values()]
         assert shapes == [(1, 1, 3, 1), (1, 1, 1, 1)]
         empty = ParameterRole("empty", "other"), ParameterSpec("empty", (0, 3))
-        assert the_one(layouts_of(*empty, 1024, 8.0)).shape == (1, 1, 0, 1)
+        (layout,) = layouts_of(*empty, 1024, 8.0)
+        assert layout.shape == (1, 1, 0, 1)
 
 
 class TestValues:
     def test_of_a_table_and_of_a_whole_matrix(self):
         p = torch.randn(11, 8)
-        table = the_one(found_layouts(Attention(), tokens())["tokens.weight"])
+        table = found_layouts(Attention(), tokens())["tokens.weight"]
         assert table.view is None
         assert table.select(p) is p  # rows of it are tokens
 
     def test_of_a_transposed_matrix(self):
         """As it lies in memory: without a view, and with the names of axes changed."""
         model = nn.Sequential(Conv1D(5, 7), nn.ReLU(), nn.Linear(5, 2))
-        layout = the_one(found_layouts(model, torch.zeros(1, 7))["0.weight"])
+        layout = found_layouts(model, torch.zeros(1, 7))["0.weight"]
         assert layout.shape == (1, 7, 5, 1) and layout.view is None
         assert {(a.name, a.size) for a in layout.axes} == {("rows", 7), ("channels", 5)}
 
     def test_of_a_transposed_convolution(self):
         found = found_layouts(convolutions(), torch.randn(1, 3, 16, 16))
         p = torch.randn(6, 5, 3, 3)
-        values = the_one(found["3.weight"]).select(p)
+        values = found["3.weight"].select(p)
         assert torch.equal(values.reshape(5, 54), p.transpose(0, 1).reshape(5, 54))
         other = p.to(memory_format=torch.channels_last)
-        assert torch.equal(the_one(found["3.weight"]).select(other), values)
+        assert torch.equal(found["3.weight"].select(other), values)
 
     def test_of_packed_heads(self):
         """Each head's rows, wherever they are in the parameter."""
         found = found_layouts(Attention(), tokens())
-        packed = the_one(found["layer.self_attn.in_proj_weight"])
+        packed = found["layer.self_attn.in_proj_weight"]
         p = torch.randn(24, 8)
         parts = packed.select(p).reshape(6, 4, 8)
-        assert {tuple(part.flatten().tolist()) for part in parts} == {
-            tuple(p[4 * k : 4 * k + 4].flatten().tolist()) for k in range(6)
-        }
+        heads = p.view(6, 4, 8)
+        assert sorted(parts.flatten(1).tolist()) == sorted(heads.flatten(1).tolist())
 
     def test_of_heads_at_even_distances(self):
         """A parameter in which q, k and v of a head follow each other."""
@@ -194,9 +191,7 @@ class TestValues:
             (pairs, None),
         ]
         for model, example in cases:
-            graph = build_graph(model, example)
-            for role, spec in zip(roles_of(graph), graph.parameters, strict=True):
-                layouts = layouts_of(role, spec, longest, 8.0)
+            for spec, layouts in all_layouts(model, example, longest):
                 count = torch.zeros(spec.shape)
                 for layout in layouts:
                     assert layout.select(count).numel() == prod(layout.shape)

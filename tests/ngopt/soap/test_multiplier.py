@@ -1,6 +1,7 @@
 """Multipliers of step sizes: what they read, and what they change."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar
 
 import pytest
@@ -11,8 +12,10 @@ from ngopt import NGOptimizer
 from ngopt.pretrained import save_pretrained, weights_hash
 from ngopt.soap.config import Measured
 from ngopt.soap.soap import Soap
+from tests.ngopt.training import same, snapshot
 
 STEPS = 4
+close = partial(torch.testing.assert_close, rtol=1e-6, atol=0, check_dtype=False)
 
 
 @dataclass
@@ -41,16 +44,18 @@ def model():
     return nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 5), nn.Linear(5, 3)).double()
 
 
-def trained(multiplier, steps=STEPS, total_steps=100, **settings):
-    network = model()
-    learned = Soap(multiplier=multiplier)
-    opt = NGOptimizer(
-        network.named_parameters(), rule=learned, total_steps=total_steps, **settings
-    )
+def gradients(network, step):
+    generator = torch.Generator().manual_seed(step)
+    like = {"generator": generator, "dtype": torch.float64}
+    return [torch.randn(p.shape, **like) for p in network.parameters()]
+
+
+def trained(multiplier, steps=STEPS, total_steps=100):
+    network, rule = model(), Soap(multiplier=multiplier)
+    opt = NGOptimizer(network.named_parameters(), rule=rule, total_steps=total_steps)
     for step in range(steps):
-        generator = torch.Generator().manual_seed(step)
-        for p in network.parameters():
-            p.grad = torch.randn(p.shape, generator=generator, dtype=p.dtype)
+        for p, g in zip(network.parameters(), gradients(network, step), strict=True):
+            p.grad = g
         opt.step()
     return network, opt
 
@@ -65,11 +70,18 @@ def test_the_first_change_has_the_factor():
         torch.testing.assert_close(change, 0.5 * expected)
 
 
-def test_factors_of_one_change_nothing():
+class Absent(Recorder):
+    def bind(self, network):
+        return None
+
+
+@pytest.mark.parametrize("multiplier", [Recorder(factor=1.0), Absent()])
+def test_factors_of_one_and_an_absent_multiplier_change_nothing(multiplier):
     expected, _ = trained(None)
-    network, _ = trained(Recorder(factor=1.0))
-    for p, q in zip(expected.parameters(), network.parameters(), strict=True):
-        assert torch.equal(p, q)
+    network, opt = trained(multiplier)
+    assert same(network, snapshot(expected))
+    calls = 0 if isinstance(multiplier, Absent) else STEPS
+    assert opt.state[next(network.parameters())]["calls"] == 3 + calls
 
 
 def test_measured_values_are_those_of_the_step_and_of_the_first():
@@ -77,18 +89,15 @@ def test_measured_values_are_those_of_the_step_and_of_the_first():
     network, _ = trained(recorder)
     first = recorder.measured[0]
     for step, measured in enumerate(recorder.measured):
-        generator = torch.Generator().manual_seed(step)
-        for i, p in enumerate(network.parameters()):
-            grad = torch.randn(p.shape, generator=generator, dtype=p.dtype)
-            rms = grad.square().mean().sqrt().item()
-            assert measured.grad_rms[i].item() == pytest.approx(rms)
+        rms = [g.square().mean().sqrt() for g in gradients(network, step)]
+        close(measured.grad_rms, torch.stack(rms))
         for key in ("grad_rms", "weight_rms", "density", "excess"):
             kept = getattr(measured.first, key)
             torch.testing.assert_close(kept, getattr(first, key).to(kept))
     assert first.is_first.all()
     assert recorder.measured[1].is_first is None
-    for measured, p in zip(first.weight_rms, model().parameters(), strict=True):
-        assert measured.item() == pytest.approx(p.square().mean().sqrt().item())
+    rms = torch.stack([p.square().mean().sqrt() for p in model().parameters()])
+    close(first.weight_rms, rms.detach())
 
 
 def test_the_network_has_roles_shapes_and_the_horizon():
@@ -113,28 +122,13 @@ def test_progress_is_the_share_of_the_horizon():
 
 def test_its_scalars_are_in_the_state_and_resume():
     network, opt = trained(Recorder())
-    for p in network.parameters():
-        assert opt.state[p]["calls"] == 3 + STEPS
-    learned = Soap(multiplier=Recorder())
-    other = NGOptimizer(network.named_parameters(), rule=learned, total_steps=100)
+    rule = Soap(multiplier=Recorder())
+    other = NGOptimizer(network.named_parameters(), rule=rule, total_steps=100)
     other.load_state_dict(opt.state_dict())
     for p in network.parameters():
-        assert other.state[p]["calls"] == 3 + STEPS
-        assert torch.equal(
-            other.state[p]["first_grad_rms"], opt.state[p]["first_grad_rms"]
-        )
-
-
-def test_a_multiplier_may_bind_to_none():
-    class Absent(Recorder):
-        def bind(self, network):
-            return None
-
-    expected, _ = trained(None)
-    network, opt = trained(Absent())
-    for p, q in zip(expected.parameters(), network.parameters(), strict=True):
-        assert torch.equal(p, q)
-    assert opt.state[next(network.parameters())]["calls"] == 3
+        first, loaded = opt.state[p], other.state[p]
+        assert first["calls"] == loaded["calls"] == 3 + STEPS
+        assert torch.equal(loaded["first_grad_rms"], first["first_grad_rms"])
 
 
 def test_no_weights_file_stores_it(tmp_path):

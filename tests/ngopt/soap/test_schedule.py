@@ -27,9 +27,8 @@ def table(total_steps=100):
     graph = build_graph(network())
     count = len(graph.parameters)
     like = torch.empty(0)
-    return StepSchedule(
-        Network(graph, range(count), roles(), [], [], total_steps, like), CONFIG
-    )
+    known = Network(graph, range(count), roles(), [], [], total_steps, like)
+    return StepSchedule(known, CONFIG)
 
 
 def fill(table, ages, now, hyper):
@@ -50,56 +49,37 @@ def test_scheduled_values_by_hand():
     ages = np.array([0.0, 1, 2, 30, 30, 30, 30])
     values = fill(table(), ages, 30, hyper(0.5, 2.0))
     assert values.count.tolist() == [1, 2, 3, 31, 31, 31, 31]
-    assert values.rms_correction_before[1:3].tolist() == pytest.approx(
-        [0.05**-0.5, (1 - 0.95**2) ** -0.5]
-    )
-    assert values.rms_correction[:2].tolist() == pytest.approx(
-        [0.05**-0.5, (1 - 0.95**2) ** -0.5]
-    )
+    corrections = pytest.approx([0.05**-0.5, (1 - 0.95**2) ** -0.5])
+    assert values.rms_correction_before[1:3].tolist() == corrections
+    assert values.rms_correction[:2].tolist() == corrections
     first = 1 - 0.9**2  # Nesterov's momentum of one gradient: .9 * .1 + .1
     assert values.second_moment_correction[0] == pytest.approx(first**2)
     assert values.beta2.tolist() == pytest.approx([0.999] + [0.95] * 6)
-    assert values.second_moment_correction[3] == pytest.approx(
-        0.05 / (1 - 0.95**31), rel=0.1
-    )
+    second = 0.05 / (1 - 0.95**31)
+    assert values.second_moment_correction[3] == pytest.approx(second, rel=0.1)
     assert values.damping[0] == pytest.approx((1e-4 * first) ** 2)
-    assert (values.step_size / values.peak_step_size)[[0, 3]].tolist() == pytest.approx(
-        [0.02 * 0.1 * 70 / 101, 0.02 * 70 / 101]
-    )
+    heights = (values.step_size / values.peak_step_size)[[0, 3]].tolist()
+    assert heights == pytest.approx([0.02 * 0.1 * 70 / 101, 0.02 * 70 / 101])
     averages = fill(table(None), ages, 30, hyper()).average_weight
     assert averages[[0, 3]].tolist() == pytest.approx([1, 11 / 41])
-    assert values.peak_step_size.tolist() == [
-        -0.5 * role_gain(x, CONFIG) for x in roles()
-    ]
+    peaks = [-0.5 * role_gain(role, CONFIG) for role in roles()]
+    assert values.peak_step_size.tolist() == peaks
     user = 2.0 * 1e-3 / 0.02
     assert (values.peak_weight_decay / -0.5).tolist() == pytest.approx([user] * 7)
-    own = table().of_step(ages, 30, hyper(0.5, None), True, True)
+    own = table().of_step(ages, 30, hyper(0.5, None), on_host=True, in_place=True)
     assert (own.peak_weight_decay / -0.5).tolist() == [0.5, 0.5, 0, 0, 0, 0.5, 0]
     assert values.random_walk[3].item() == pytest.approx(CONFIG.path_ratio**2 * 30 / 50)
     # the step size of matrices follows their RMS in that of PyTorch's initial weights
-    weights = network()[1].weight
-    assert (
-        values.inverse_init_rms[1] * weights.square().mean().sqrt()
-    ).item() == pytest.approx(1, rel=0.05)
-    assert (values.inverse_init_rms == 0).tolist() == [
-        True,
-        False,
-        True,
-        True,
-        True,
-        False,
-        True,
-    ]
+    rms = network()[1].weight.square().mean().sqrt()
+    assert values.inverse_init_rms[1] * rms.item() == pytest.approx(1, rel=0.05)
+    assert (values.inverse_init_rms != 0).nonzero().flatten().tolist() == [1, 5]
 
 
 def test_a_scheduler_replaces_the_schedule():
     own, ages = table(), np.full(7, 30.0)
-    rates = [
-        own.of_step(ages, 30, hyper(scheduled=x), True, True).step_size[1]
-        for x in (False, True)
-    ]
-    assert -0.02 < rates[0] < 0
-    assert rates[1] == pytest.approx(-0.02)
+    assert -0.02 < fill(own, ages, 30, hyper()).step_size[1] < 0
+    scheduled = fill(own, ages, 30, hyper(scheduled=True))
+    assert scheduled.step_size[1] == pytest.approx(-0.02)
 
 
 @pytest.mark.parametrize("total_steps", [None, 40])
@@ -119,9 +99,8 @@ def test_scheduled_values_of_a_cuda_graph_equal_those_of_the_host(
 
 
 def test_a_cuda_graph_needs_a_step_before():
-    with pytest.raises(
-        RuntimeError, match="expected a step of the same parameters before"
-    ):
+    message = "expected a step of the same parameters before"
+    with pytest.raises(RuntimeError, match=message):
         next_values(table(), hyper())
 
 

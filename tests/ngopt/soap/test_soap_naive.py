@@ -69,9 +69,8 @@ def test_three_steps_are_those_of_a_naive_soap(size):
     weights = 2 * np.linalg.qr(rng.standard_normal((4, 3)))[0]
     linear = nn.Linear(3, 4, bias=False, dtype=torch.float64)
     linear.weight.data.copy_(torch.tensor(weights))
-    opt = NGOptimizer(
-        linear.parameters(), total_steps=TOTAL_STEPS, precondition_frequency=1
-    )
+    settings = {"total_steps": TOTAL_STEPS, "precondition_frequency": 1}
+    opt = NGOptimizer(linear.parameters(), **settings)
     before = weights
     for g, expected in zip(gradients, naive_soap(weights, gradients), strict=True):
         start = linear.weight.detach().numpy().copy()
@@ -102,16 +101,9 @@ def test_directions_are_those_of_heavyball(monkeypatch):
     gradients += [3 * rng.standard_normal((5, 4)) for _ in range(3)]
     config = SoapConfig(nesterov=0.0, epsilon=1e-3)
     models = [nn.Linear(4, 5, bias=False) for _ in range(2)]
-    ours = NGOptimizer(
-        models[0].parameters(), weight_decay=0.0, rule=config, precondition_frequency=1
-    )
-    theirs = heavyball.SOAP(
-        models[1].parameters(),
-        lr=1e-3,
-        eps=1e-3,
-        weight_decay=0.0,
-        precondition_frequency=1,
-    )
+    settings = {"weight_decay": 0.0, "precondition_frequency": 1}
+    ours = NGOptimizer(models[0].parameters(), rule=config, **settings)
+    theirs = heavyball.SOAP(models[1].parameters(), lr=1e-3, eps=1e-3, **settings)
     cosines = []
     for g in gradients:
         directions = []

@@ -36,9 +36,8 @@ class Reference:
         self.size = 0.95 * self.size + 0.05 * (g**2).mean()
         self.m = c.beta1 * self.m + (1 - c.beta1) * g
         for k, product in enumerate((g @ g.T, g.T @ g)):
-            self.factors[k] = (
-                c.beta_factor * self.factors[k] + (1 - c.beta_factor) * product
-            )
+            kept = c.beta_factor * self.factors[k]
+            self.factors[k] = kept + (1 - c.beta_factor) * product
         if t == 1:
             self.renew((0, 1))
         left, right = self.bases
@@ -71,14 +70,9 @@ def due_at(step, shape, every):
 @pytest.mark.parametrize("every", [1, 2, 10])
 @pytest.mark.parametrize("shape", [(5, 3), (3, 5), (4, 4)])
 def test_a_matrix_is_the_reference(shape, every):
-    config = SoapConfig(
-        step_size=0.02,
-        weight_exponent=0.5,
-        output=1.25,
-        epsilon=1e-3,
-        precondition_frequency=every,
-        **PLAIN_STEPS,
-    )
+    sizes = {"step_size": 0.02, "weight_exponent": 0.5, "output": 1.25}
+    settings = {"epsilon": 1e-3, "precondition_frequency": every}
+    config = SoapConfig(**sizes, **settings, **PLAIN_STEPS)
     torch.manual_seed(0)
     linear = nn.Linear(shape[1], shape[0], bias=False, dtype=torch.float64)
     rule = Soap(config).bind(build_graph(linear), total_steps=40)
@@ -140,7 +134,7 @@ def test_a_bias_is_adam_by_hand(total_steps, nesterov):
         if total_steps is None:
             step_size = 0.01 * min(1, t / 30) / (1 + (t - 1) / 50) ** 0.5
         else:
-            step_size = 0.009 * min(1, t / 1) * (1 - t / 11)
+            step_size = 0.009 * (1 - t / 11)
         x = x - 2.0 * 0.7 * step_size * u
         np.testing.assert_allclose(params[1].numpy(), x, rtol=1e-10, atol=1e-12)
         share = 11 / (t + 10)

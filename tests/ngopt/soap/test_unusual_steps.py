@@ -5,17 +5,9 @@ import torch
 from torch import nn
 
 from ngopt import NGOptimizer, build_graph
-from ngopt.functional import Hyper, update_all
+from ngopt.functional import update_all
 from ngopt.soap.soap import Soap
-
-
-def hyper(count, lr=1.0, weight_decay=0.0):
-    return Hyper([lr] * count, [weight_decay] * count)
-
-
-def noise(params, step):
-    generator = torch.Generator().manual_seed(step)
-    return [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in params]
+from tests.ngopt.soap.test_soap import constant, noise, set_noise
 
 
 @pytest.mark.parametrize("every", [2, 5, 10])
@@ -26,8 +18,7 @@ def test_bases_are_renewed_whatever_has_a_gradient(every, period):
     opt = NGOptimizer(params, total_steps=1000, precondition_frequency=every)
     steps, newest, old = 2 * period * every + 40, {}, {}
     for step in range(steps):
-        for p, g in zip(params, noise(params, step), strict=True):
-            p.grad = g
+        set_noise(params, step)
         params[1 + step // period % 2].grad = None
         opt.step()
         for i, p in enumerate(params):
@@ -48,12 +39,12 @@ def test_functional_steps_of_one_rule_are_independent():
     state, other, expected = shared.init(params), shared.init(params), own.init(params)
     for step in range(4):
         grads = noise(params, step)
-        changes = shared.update(grads, state, params, hyper(2))
+        changes = shared.update(grads, state, params, constant(2))
         found = next(changes)
-        update_all(shared, noise(params, 9), other, params, hyper(2))
+        update_all(shared, noise(params, 9), other, params, constant(2))
         found += next(changes)
         state = [c.record for c in sorted(found, key=lambda c: c.position)]
-        _, expected = update_all(own, grads, expected, params, hyper(2))
+        _, expected = update_all(own, grads, expected, params, constant(2))
     for record, alone in zip(state, expected, strict=True):
         assert all(torch.equal(record[key], alone[key]) for key in alone)
 
@@ -68,7 +59,7 @@ def test_meta_gradients_after_a_gradient_of_exactly_zero():
     for _ in range(4):
         loss = (params[1] @ params[0] - 1).square().mean()
         grads = torch.autograd.grad(loss, params, create_graph=True)
-        deltas, state = update_all(rule, grads, state, params, hyper(2, lr))
+        deltas, state = update_all(rule, grads, state, params, constant(2, lr))
         params = [p + d for p, d in zip(params, deltas, strict=True)]
     loss = (params[1] @ params[0] - 1).square().mean()
     for found in torch.autograd.grad(loss, [lr, *start]):
@@ -78,7 +69,7 @@ def test_meta_gradients_after_a_gradient_of_exactly_zero():
 def test_a_parameter_without_elements_alone():
     params = [torch.zeros(0, 3)]
     rule = Soap().bind(build_graph(params), 10)
-    deltas, _ = update_all(rule, params, rule.init(params), params, hyper(1))
+    deltas, _ = update_all(rule, params, rule.init(params), params, constant(1))
     assert deltas[0].shape == (0, 3)
 
 
