@@ -127,7 +127,8 @@ class LearningRates:
                 schedule = BY_LR_AFTER_WARM_UP
         for group in groups:
             group["reference_lr"], group["lr_schedule"] = reference, schedule
-        if reference is not None and not isinstance(reference, Tensor):
+        is_number = reference is not None and not isinstance(reference, Tensor)
+        if is_number and not torch.compiler.is_compiling():
             self._warn_of_low(largest, reference)
         self._checked = settings
 

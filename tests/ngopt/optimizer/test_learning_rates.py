@@ -391,3 +391,19 @@ class TestTensors:
         assert 0 < counts[4] == counts[2]
         expected = reference(rates_of(cosine, 1e-3) / 1e-3, rule="ff")[4]
         assert_close(weights_of(model), expected)
+
+
+@pytest.mark.parametrize(
+    ("rates", "lr"),
+    [((1e-6, 1e-3, 1.0, 1e-3), 1e-3), ((0.1, 0.06, 0.02, 0.01), 0.01)],
+    ids=["a finder", "the warm-up of biases"],
+)
+def test_rates_far_above_those_of_the_run_are_warned_of_once(rates, lr):
+    model = network()
+    opt = NGOptimizer(model.parameters(), lr=lr)
+    with pytest.warns(UserWarning, match="training is slower by their ratio") as caught:
+        for t, rate in enumerate(rates):
+            opt.param_groups[0]["lr"] = rate
+            gradients(model, t)
+            opt.step()
+    assert len(caught) == 1
