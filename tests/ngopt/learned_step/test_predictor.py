@@ -210,8 +210,7 @@ def test_order_of_parameters_makes_no_difference_to_a_traced_network():
 
 def test_vectors_of_unknown_layers_have_the_factor_of_the_middle():
     def without_names(named):
-        groups = by_decay(named)
-        return [{**g, "params": [p for _, p in g["params"]]} for g in groups]
+        return [{**g, "params": [p for _, p in g["params"]]} for g in by_decay(named)]
 
     factors, _ = deep_factors(without_names)
     first, *_, last = [x for name, x in factors.items() if name.endswith("weight")]

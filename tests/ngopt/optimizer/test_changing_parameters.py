@@ -169,13 +169,6 @@ def test_equal_networks_in_two_groups_are_both_in_the_graph():
     assert not opt.graph.unplaced
 
 
-def test_compute_dtypes_of_one_byte_are_refused():
-    with pytest.raises(ValueError, match="compute_dtype: expected .* of 16 bits"):
-        NGOptimizer(
-            mlp(2, 2).parameters(), compute_dtype=torch.float8_e4m3fn, rule="ff"
-        )
-
-
 def replaced(opt):
     """Replaces all parameters by other tensors, as Accelerate does."""
     for group in opt.param_groups:

@@ -38,6 +38,18 @@ def test_arguments(metanet, name, values, message):
         assert not isinstance(value, int | float) or f"got {value}" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("rule", "dtype", "message"),
+    [
+        ("default", torch.float16, "expected torch.bfloat16"),
+        ("ff", torch.float8_e4m3fn, "expected .* of 16 bits"),
+    ],
+)
+def test_compute_dtypes_that_a_rule_does_not_have(rule, dtype, message):
+    with pytest.raises(ValueError, match=f"compute_dtype: {message}"):
+        NGOptimizer(network().parameters(), rule=rule, compute_dtype=dtype)
+
+
 def test_parameters_and_graph(metanet):
     model = network()
     with pytest.raises(ValueError, match="empty parameter list"):

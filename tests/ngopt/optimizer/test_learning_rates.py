@@ -348,11 +348,13 @@ class TestTensors:
     def test_they_equal_floats_and_are_not_read_on_a_device(
         self, kind, initial, rates, factors
     ):
-        lr = torch.tensor(initial or 0.0, dtype=torch.float64).as_subclass(kind)
+        lr = torch.tensor(1e-3 if initial else 0.0, dtype=torch.float64).as_subclass(
+            kind
+        )
         model, weights = network(), []
         opt = NGOptimizer(model.parameters(), lr=lr)
         if initial is not None:
-            opt.param_groups[0]["initial_lr"] = lr.clone()
+            opt.param_groups[0]["initial_lr"] = lr.new_tensor(initial)
         for t in range(STEPS):
             lr.fill_(rates[t])
             weights.append(follow(model, opt, steps=[t]))

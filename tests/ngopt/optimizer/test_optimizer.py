@@ -53,8 +53,7 @@ def test_step_is_the_functional_update(metanet, dtype):
         eps = 100 * torch.finfo(dtype).eps
         for p, expected in zip(model.parameters(), params, strict=True):
             torch.testing.assert_close(p, expected, rtol=eps, atol=eps)
-    first = opt.state[model[0].weight]
-    assert first["exp_avg_0"].dtype == state[0]["exp_avg_0"].dtype
+    assert opt.state[model[0].weight]["exp_avg_0"].dtype == state[0]["exp_avg_0"].dtype
 
 
 def test_model_graph_and_parameters_give_the_same_training(metanet):
@@ -231,11 +230,11 @@ def test_one_nan_gradient_element_spoils_one_parameter_element(metanet):
 def test_scalar_and_odd_parameters_train(metanet):
     shapes = [(), (3,), (2, 3, 4), (2, 1, 2, 2, 2), (5, 4), (1,)]
     params = [nn.Parameter(torch.randn(s)) for s in shapes]
-    before = [p.detach().clone() for p in params]
+    before = copy.deepcopy(params)
     opt = NGOptimizer(params, rule=metanet)
     sum((p**2).sum() for p in params).backward()
     opt.step()
-    assert not any(torch.equal(p, b) for p, b in zip(params, before, strict=True))
+    assert not any(map(torch.equal, params, before))
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])

@@ -27,8 +27,7 @@ class Training:
 
     def made(self, is_traced=False):
         model = self.model if is_traced else None
-        params = self.model.named_parameters()
-        return NGOptimizer(params, model=model, **self.settings)
+        return NGOptimizer(self.model.named_parameters(), model=model, **self.settings)
 
     def backward(self):
         self.opt.zero_grad()

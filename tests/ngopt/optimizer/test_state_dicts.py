@@ -81,12 +81,10 @@ def test_steps_of_a_checkpoint_on_a_device_are_on_the_host():
             number: {key: value.to("cuda") for key, value in record.items()}
             for number, record in saved["state"].items()
         }
-        params = [nn.Parameter(p.to("cuda")) for p in model.parameters()]
-        other = NGOptimizer(params)
+        other = NGOptimizer([nn.Parameter(p.to("cuda")) for p in model.parameters()])
         other.load_state_dict({**saved, "state": records})
     for record in other.state.values():
-        on_host = {key for key, value in record.items() if value.is_cpu}
-        assert on_host == {"step"}
+        assert {key for key, value in record.items() if value.is_cpu} == {"step"}
 
 
 def test_state_that_belongs_to_no_parameter_is_kept():
@@ -133,8 +131,7 @@ def test_named_groups_in_another_order_are_matched():
     [(3, "expected a list; got int"), ([0], "a name for each of 1 params")],
 )
 def test_incomplete_groups_are_refused(params, message):
-    model = network()
-    opt = NGOptimizer(model.named_parameters())
+    opt = NGOptimizer(network().named_parameters())
     state = opt.state_dict()
     state["param_groups"][0]["params"] = params
     with pytest.raises(ValueError, match=message):

@@ -83,8 +83,7 @@ def test_files_store_no_rule_of_a_user(tmp_path):
 @pytest.mark.parametrize("name", ["ff", "lstm", "nfn", "ng-gnn", "ng-t"])
 def test_bundled_metanets_need_no_gradients(name):
     assert name in list_pretrained()
-    metanet = load_pretrained(name).metanet
-    assert not any(p.requires_grad for p in metanet.parameters())
+    assert not any(p.requires_grad for p in load_pretrained(name).metanet.parameters())
 
 
 def test_nfn_is_rounded():

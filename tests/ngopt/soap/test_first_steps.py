@@ -164,8 +164,7 @@ def first_weight():
 def test_what_step_sizes_follow():
     """As large as PyTorch's, three times, a quarter, zero; a vector."""
     rms = np.array([0.1, 0.3, 0.025, 0.0, 0.7])
-    per_rms = np.array([10.0, 10, 10, 10, 0])
-    offset, slope = initial_size(rms, per_rms)
+    offset, slope = initial_size(rms, np.array([10.0, 10, 10, 10, 0]))
     assert (offset + slope * rms).tolist() == pytest.approx([1, 1, 0.25, 1, 1])
     assert (offset + slope * 2 * rms).tolist() == pytest.approx([2, 2, 0.5, 1, 1])
     assert (offset + slope * 0.05).tolist()[3] == pytest.approx(1 + 0.5)
@@ -208,8 +207,7 @@ def test_tables_with_rare_rows_make_longer_steps():
         table(torch.arange(rows)).sum().backward()
         opt.step()
         lengths.append((table.weight.detach() - before)[0].norm().item())
-    expected = pytest.approx(20**CONFIG.rare_exponent, 0.05)
-    assert lengths[0] / lengths[1] == expected
+    assert lengths[0] / lengths[1] == pytest.approx(20**CONFIG.rare_exponent, 0.05)
 
 
 def steps(total_steps, count, gradient=lambda step: torch.ones(1)):

@@ -80,8 +80,7 @@ def test_what_is_in_proportion_is_not_clipped():
 @pytest.mark.parametrize("before", [0, 2])
 def test_what_is_not_finite_is_not_active_and_changes_nothing(odd, before):
     usual = torch.tensor([4.0, -4.0, 4.0])
-    bad = torch.tensor([1.0, odd, 1.0])
-    found = follow([usual] * before + [bad, usual])
+    found = follow([usual] * before + [torch.tensor([1.0, odd, 1.0]), usual])
     assert [g.active for g in found] == [1] * before + [0, 1]
     assert found[before].multiplier == 0
     old = found[before - 1].rms if before else 0
@@ -101,8 +100,7 @@ def test_a_first_gradient_out_of_proportion_to_the_next_is_taken_back():
 def test_what_was_in_proportion_or_is_long_ago_is_not_taken_back():
     found = follow([9 * ONE, ONE, 0 * ONE, ONE])
     assert [g.rescale for g in found[1:]] == [1, 1, 1]
-    found = follow([ONE] * (COMPARED_STEPS + 1) + [1e-6 * ONE])
-    assert found[-1].rescale == 1
+    assert follow([ONE] * (COMPARED_STEPS + 1) + [1e-6 * ONE])[-1].rescale == 1
 
 
 def test_the_unit_follows_a_running_rms_that_leaves_its_range():
@@ -120,8 +118,7 @@ def test_the_unit_follows_a_running_rms_that_leaves_its_range():
 
 @pytest.mark.parametrize("value", [3.4e38, 1e-40, 1e-45])
 def test_the_ends_of_float32(value):
-    grads = [torch.full((4,), value), torch.full((4,), -value)] * 2
-    for g in follow(grads):
+    for g in follow([torch.full((4,), value), torch.full((4,), -value)] * 2):
         assert all(math.isfinite(x) for x in g)
         assert torch.tensor(g.multiplier).float().isfinite()
         assert 2**-20 < g.relative < 2**3 or value < 1e-38

@@ -92,8 +92,7 @@ class TestLayouts:
 
     def test_kernel_and_channels_are_apart_beyond_300_columns(self):
         layers = nn.Conv2d(3, 33, 3), nn.Conv2d(33, 34, 3), nn.Conv2d(34, 5, 3)
-        model = nn.Sequential(*layers)
-        found = found_layouts(model, torch.randn(1, 3, 9, 9))
+        found = found_layouts(nn.Sequential(*layers), torch.randn(1, 3, 9, 9))
         assert found["1.weight"].shape == (1, 34, 297, 1)
         assert axes(found["1.weight"])[1:] == [channels(1, 297)]
         assert found["2.weight"].shape == (1, 5, 34, 9)
@@ -118,8 +117,7 @@ class TestLayouts:
         }
         for budget, own in expected.items():
             assert axes(found_layouts(model, budget=budget)["1.weight"]) == own
-        found = found_layouts(model, longest=450)["1.weight"]
-        assert axes(found) == [channels(1, 400)]
+        assert axes(found_layouts(model, longest=450)["1.weight"]) == [channels(1, 400)]
 
     def test_rows_in_pieces(self):
         model = nn.Sequential(nn.Linear(5, 1200), nn.Linear(1200, 1200))
@@ -163,8 +161,7 @@ class TestValues:
 
     def test_of_packed_heads(self):
         """Each head's rows, wherever they are in the parameter."""
-        found = found_layouts(Attention(), tokens())
-        packed = found["layer.self_attn.in_proj_weight"]
+        packed = found_layouts(Attention(), tokens())["layer.self_attn.in_proj_weight"]
         p = torch.randn(24, 8)
         parts = packed.select(p).reshape(6, 4, 8)
         heads = p.view(6, 4, 8)
@@ -261,5 +258,4 @@ class TestAxes:
         expected = torch.einsum(formula, q, x)
         torch.testing.assert_close(axis.rotate(x, q), expected)
         torch.testing.assert_close(axis.rotate(expected, q, back=True), x)
-        y = axis.unfold(x)
-        assert y.shape == (G, axis.size, axis.rest)
+        assert axis.unfold(x).shape == (G, axis.size, axis.rest)

@@ -47,8 +47,7 @@ def optimizer(make, weights, **settings):
         params = list(make().parameters())
     for p in params:
         p.grad = torch.empty_like(p)
-    opt = NGOptimizer(params, rule=weights, total_steps=100, **settings)
-    return params, opt
+    return params, NGOptimizer(params, rule=weights, total_steps=100, **settings)
 
 
 def counted(opt):

@@ -26,8 +26,7 @@ def roles():
 def table(total_steps=100):
     graph = build_graph(network())
     count = len(graph.parameters)
-    like = torch.empty(0)
-    known = Network(graph, range(count), roles(), [], [], total_steps, like)
+    known = Network(graph, range(count), roles(), [], [], total_steps, torch.empty(0))
     return StepSchedule(known, CONFIG)
 
 
@@ -106,8 +105,7 @@ def test_a_cuda_graph_needs_a_step_before():
 
 def test_a_learning_rate_that_is_differentiated_stays_a_tensor():
     lr = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
-    own = Hyper([lr] * 3 + [2.0] * 4, [0.0] * 7)
-    values = fill(table(), np.zeros(7), 0, own)
+    values = fill(table(), np.zeros(7), 0, Hyper([lr] * 3 + [2.0] * 4, [0.0] * 7))
     gains = np.array([role_gain(role, CONFIG) for role in roles()])
     assert values.peak_step_size.tolist() == [*(-0.5 * gains[:3]), *(-2.0 * gains[3:])]
     values.peak_step_size.sum().backward()

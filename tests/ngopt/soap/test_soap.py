@@ -57,8 +57,7 @@ class TestPureCore:
         rule = Soap().bind(graph, total_steps=total_steps)
         state = rule.init(params)
         for step in range(4):
-            grads = noise(params, step)
-            given = grads, state, params
+            given = noise(params, step), state, params
             before = copy.deepcopy(given)
             deltas, new = update_all(rule, *given, constant(9, weight_decay=1.0))
             assert_equal(given, before)
@@ -126,8 +125,7 @@ class TestPureCore:
             # products of matrices that lie elsewhere in memory may be rounded otherwise
             # and sums of squares are 20 times mean squares
             torch.testing.assert_close(opt.state[p], record, rtol=1.3e-6, atol=2e-4)
-            kept = {v.dtype for v in record.values()}
-            assert kept <= {torch.float32, torch.float64}
+            assert {v.dtype for v in record.values()} <= {torch.float32, torch.float64}
 
     @torch.no_grad()
     @both_horizons
@@ -269,8 +267,7 @@ class TestCudaGraphs:
     def steps(self, captured_from, monkeypatch, total_steps=None, **settings):
         """Weights and state after steps, those from a number on as in a CUDA graph."""
         torch.manual_seed(0)
-        model = cnn().double()
-        params = list(model.parameters())
+        params = list(cnn().double().parameters())
         opt = NGOptimizer(params, total_steps=total_steps, **settings)
         for step in range(30):
             is_captured = step >= captured_from

@@ -83,11 +83,6 @@ def test_a_default_device_is_not_the_parameters_device():
     assert (p < 1).all()
 
 
-def test_float16_is_refused():
-    with pytest.raises(ValueError, match="compute_dtype: expected torch.bfloat16"):
-        NGOptimizer([nn.Parameter(torch.ones(2, 2))], compute_dtype=torch.float16)
-
-
 def test_an_average_that_begins_late_follows_a_parameter_in_another_order():
     model = nn.ConvTranspose2d(6, 5, 3)  # whose matrix is not the order of its memory
     model.weight.data = model.weight.data.to(memory_format=torch.channels_last)
