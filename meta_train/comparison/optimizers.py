@@ -185,7 +185,7 @@ def _learned(
     is_averaged = OPEN in options and isinstance(rule, Soap)
     kind = AveragedNGOptimizer if is_averaged else NGOptimizer
     optimizer = kind(
-        model.parameters(),
+        model.named_parameters(),
         scale=scale,
         rule=rule,
         total_steps=None if options & {OPEN, SCHEDULED} else total_steps,
