@@ -11,7 +11,7 @@ programs made for AdamW train as they should at any rate, and ratios between gro
 shapes of schedules stay as written.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -40,6 +40,11 @@ def default_lr(params: Any) -> float:
     """The lr of groups without one; params: of the constructor, which has none."""
     groups = [entry for entry in params if isinstance(entry, dict)]
     return ADAMW_LR if any("lr" in group for group in groups) else DEFAULT_LR
+
+
+def has_scheduler(groups: Iterable[Group]) -> bool:
+    """Whether a scheduler of torch is attached, which stores the first lr in groups."""
+    return any("initial_lr" in group for group in groups)
 
 
 def ratio(group: Group) -> float | Tensor:
@@ -77,13 +82,15 @@ class LearningRates:
 
         Warns of an lr far below the default one, which other groups have.
         """
-        has_default = all(rate is None for rate in self._given)
-        rates = [group["lr"] for group in groups if has_default]
-        if lr is not None and rates and all(_is(DEFAULT_LR, rate) for rate in rates):
+        have_default = bool(groups) and all(rate is None for rate in self._given)
+        for group in groups:
+            is_number = not isinstance(group["lr"], Tensor)
+            have_default &= is_number and group["lr"] == DEFAULT_LR
+        self._given.append(lr.detach().clone() if isinstance(lr, Tensor) else lr)
+        if lr is not None and have_default:
             rate = _readable(lr)
             if not isinstance(rate, Tensor) and 0 < rate < LOW * DEFAULT_LR:
                 self._messages.warn_of_added(rate, DEFAULT_LR)
-        self._given.append(lr.detach().clone() if isinstance(lr, Tensor) else lr)
 
     def reset(self) -> None:
         """Groups were loaded: what happened before the next step is not known."""
@@ -109,10 +116,10 @@ class LearningRates:
         if self._first is None and any(_may_be_positive(rate) for rate in rates):
             self._first = rates
         schedule = groups[0]["lr_schedule"]
-        if schedule == BUILT_IN:
-            has_scheduler = any("initial_lr" in group for group in groups)
-            if has_scheduler or (self._has_changed(rates) and _is_early(state)):
-                schedule = BY_LR
+        if schedule == BUILT_IN and (
+            has_scheduler(groups) or (self._has_changed(rates) and _is_early(state))
+        ):
+            schedule = BY_LR
         reference = groups[0]["reference_lr"]
         largest = _largest(rates)
         if reference is None:
@@ -127,8 +134,8 @@ class LearningRates:
                 schedule = BY_LR_AFTER_WARM_UP
         for group in groups:
             group["reference_lr"], group["lr_schedule"] = reference, schedule
-        is_number = reference is not None and not isinstance(reference, Tensor)
-        if is_number and not torch.compiler.is_compiling():
+        is_compiling = torch.compiler.is_compiling()
+        if isinstance(reference, float) and not is_compiling:
             self._warn_of_low(largest, reference)
         self._checked = settings
 
@@ -157,12 +164,12 @@ class LearningRates:
             _readable(group["lr"]) if rate is None else rate
             for group, rate in zip(groups, known, strict=False)
         ]
-        has_scheduler = any("initial_lr" in group for group in groups)
-        if has_scheduler or reference != DEFAULT_LR:
-            self._messages.log_reference(reference, rates, has_scheduler)
+        is_scheduled = has_scheduler(groups)
+        if is_scheduled or reference != DEFAULT_LR:
+            self._messages.log_reference(reference, rates, is_scheduled)
         return reference
 
-    def _warn_of_low(self, largest: float, reference: float) -> None:
+    def _warn_of_low(self, largest: Any, reference: float) -> None:
         """Warns if rates fall before they were near R, or after they were high by
         chance, as those of a finder."""
         if largest < self._last and self._peak < LOW * reference:
@@ -186,10 +193,6 @@ def _readable(lr: float | Tensor) -> float | Tensor:
     if lr.is_cpu and not torch.compiler.is_compiling():
         return lr.item()
     return lr.detach().reshape(())
-
-
-def _is(value: float, rate: float | Tensor) -> bool:
-    return not isinstance(rate, Tensor) and rate == value
 
 
 def _may_be_positive(rate: float | Tensor) -> bool:

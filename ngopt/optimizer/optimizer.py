@@ -183,15 +183,17 @@ class NGOptimizer(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds parameters to the optimizer and its graph; others keep their state."""
-        if isinstance(param_group, dict):
-            param_group = dict(param_group)
-            given = param_group.get("lr", self._lr)
-            ignored = param_groups.complete_new_group(
-                param_group, self.defaults, self.param_groups, self.rule
-            )
-            self._messages.warn_of_ignored(ignored)
-            self._rates.add(given, self.param_groups)
+        if not isinstance(param_group, dict):
+            return super().add_param_group(param_group)  # raises TypeError
+        param_group = dict(param_group)
+        given = param_group.get("lr", self._lr)
+        ignored = param_groups.complete_new_group(
+            param_group, self.defaults, self.param_groups, self.rule
+        )
+        self._messages.warn_of_ignored(ignored)
         super().add_param_group(param_group)
+        self._rates.add(given, self.param_groups[:-1])
+        return None
 
     @torch.no_grad()
     def step(self, closure=None):

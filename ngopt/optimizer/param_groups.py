@@ -94,6 +94,8 @@ def complete_new_group(
     optimizers, which have no effect.
     """
     shared = dict(defaults)
+    if groups:
+        shared.update({key: groups[0][key] for key in SHARED})
     for key in ("lr", "weight_decay", "scale"):
         value = group.get(key, defaults[key])
         if isinstance(value, np.number):  # not loaded with weights_only=True
@@ -101,8 +103,6 @@ def complete_new_group(
     for key in STEP_COUNTS:
         if key in group:
             group[key] = as_python_int(group[key])
-        if groups:
-            shared[key] = groups[0][key]
         may_be_set = not groups or key == "precondition_frequency"
         if shared[key] is None and may_be_set:
             shared[key] = group.get(key)
@@ -115,10 +115,7 @@ def complete_new_group(
     # SAM stores its rho in groups
     ignored = [key for key in ignored_settings(group) if key != "rho"]
     check_settings({**shared, **group})
-    for key in SHARED:
-        group[key] = groups[0][key] if groups else shared[key]
-    for key in STEP_COUNTS:
-        group[key] = shared[key]
+    group.update({key: shared[key] for key in SHARED})
     params = group["params"]
     check_no_module(params)
     if not isinstance(params, Tensor | set):  # torch handles these
