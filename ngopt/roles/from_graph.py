@@ -17,6 +17,7 @@ from ngopt.roles.neuron_usage import (
     mixes_neurons,
     usage,
 )
+from ngopt.roles.points import tables_of_points
 
 ROLES = ("embedding", "output", "matrix", "norm", "bias", "other")
 
@@ -69,6 +70,9 @@ def roles_of(graph: NeuralGraph) -> tuple[ParameterRole, ...]:
     groups = [min(edges.targets[i], default=nowhere) for i in range(len(roles))]
     if any(graph.inferred):
         _infer_roles(graph, roles, sorted(range(len(roles)), key=groups.__getitem__))
+    points = tables_of_points(graph, [role.role for role in roles])
+    for i, table in points.items():
+        roles[i] = replace(roles[i], role="embedding", blocks=(table,))
     networks = set()  # with matrices
     for role, group in zip(roles, groups, strict=True):
         if role.blocks and group < nowhere:

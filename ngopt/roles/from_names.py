@@ -27,6 +27,9 @@ OUTPUT = re.compile(
 )
 """Names of output matrices; without a match, the last matrix is the output."""
 
+WEIGHT = re.compile(r"(weight|bias)[^.]*$")
+"""Names of weights and biases in modules, as `weight_ih_l0`."""
+
 UNNAMED = re.compile(r"parameter \d+$")
 """Names that `build_graph` and optimizers give to parameters without a name."""
 
@@ -63,7 +66,7 @@ class RolesFromNames:
         self._in_out = {i for i, is_in_out in are_transposed if is_in_out}
         self.roles: list[str] = []
         for i, spec in enumerate(specs):
-            is_usual = re.search(r"(weight|bias)[^.]*$", spec.name)
+            is_usual = WEIGHT.search(spec.name)
             self.roles.append(self._role(i, by_module[i] if is_usual else by_order[i]))
         self._find_outputs()
 
