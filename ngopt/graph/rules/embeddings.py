@@ -20,11 +20,11 @@ def embedding(tracer: Tracer, call: Node, weight: Value, index: Value, *_) -> Va
     if not isinstance(weight, Elements):
         return pointwise_function(tracer, call, (weight,), {})
     # data select the row: all places have the same neurons
-    labels = _table(tracer, call, weight).expand(tracer.shape_of(call))
+    labels = table(tracer, call, weight).expand(tracer.shape_of(call))
     return Neurons(labels, is_pristine=True)
 
 
-def _table(tracer: Tracer, call: Node, weight: Elements) -> Tensor:
+def table(tracer: Tracer, call: Node, weight: Elements) -> Tensor:
     """The neurons (n,) of a table (tokens, n)."""
     rows, columns = weight.shape
     tokens = tracer.nodes.new(f"{tracer.name_of(weight)}.tokens", rows, "token")
@@ -43,7 +43,7 @@ def embedding_bag(
     others = [Unknown(v.shape) for v in rest]
     if not isinstance(weight, Elements):
         return (Unknown(bags.shape), *others)
-    result = Neurons(_table(tracer, call, weight))
+    result = Neurons(table(tracer, call, weight))
     # a factor for each index, (indices,)
     factors = tracer.argument(call, "per_sample_weights")
     if isinstance(factors, Neurons):

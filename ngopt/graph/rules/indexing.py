@@ -6,6 +6,7 @@ memory of a tensor that is written.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.fx import Node
 
 from ngopt.graph.rules.attention import MAX_ENTRIES
 from ngopt.graph.rules.conversions import as_neurons, labels_of
-from ngopt.graph.rules.embeddings import embedding
+from ngopt.graph.rules.embeddings import table
 from ngopt.graph.rules.neuron_pairs import product_of
 from ngopt.graph.rules.pointwise import addition, note_function
 from ngopt.graph.rules.registry import aten, functions, register_layer_rule
@@ -29,12 +30,18 @@ from ngopt.graph.tracing.values import (
     Value,
     has_any,
     has_one_value,
+    nodes_among,
     same_along,
     with_zero_strides,
 )
 
 SUMS = (aten.add, aten.add_)
 FILLS = functions("fill fill_ zero_")
+ADDITIONS = functions("index_add index_add_ scatter_add scatter_add_")
+WRITES = functions(
+    "scatter_reduce scatter_reduce_ index_reduce index_reduce_ index_copy index_copy_"
+)
+SCATTERS = aten.scatter.src, aten.scatter_.src  # others write a number
 Index = Sequence[Value | None]
 """A tensor for each indexed dimension, or a mask for several; else None."""
 
@@ -42,7 +49,7 @@ Index = Sequence[Value | None]
 @register_layer_rule(aten.index)
 def index(tracer: Tracer, call: Node, x: Value, places: Index) -> Value:
     """x[places]."""
-    if not is_data_dependent(places):
+    if not is_data_dependent(tracer, call, places):
         return rearrange(tracer, call, (x, places), {})
     return _at_unknown_places(tracer, call, x, indexed_dims(call))
 
@@ -52,14 +59,16 @@ def index_select(
     tracer: Tracer, call: Node, x: Value, dim: int, places: Value
 ) -> Value:
     """Rows of x along one dimension."""
-    if not is_data_dependent([places]):
+    if not is_data_dependent(tracer, call, [places]):
         return rearrange(tracer, call, (x, dim, places), {})
     return _at_unknown_places(tracer, call, x, [dim % len(x.shape)])
 
 
-def is_data_dependent(places: Index) -> bool:
+def is_data_dependent(tracer: Tracer, call: Node, places: Index) -> bool:
     """Whether some places are not constant, as in `x[scores > 0]`."""
-    return has_any(places, (Neurons, Unknown))
+    # integer inputs are traced as zeros, so a mask of them has arbitrary values
+    depends_on_input = not tracer.input_dependent.isdisjoint(call.all_input_nodes[1:])
+    return depends_on_input or has_any(places, (Neurons, Unknown))
 
 
 def indexed_dims(call: Node) -> list[int]:
@@ -93,15 +102,18 @@ def _at_unknown_places(tracer: Tracer, call: Node, x: Value, dims: list[int]) ->
         # the result depends on the shape of the input alone: zeros stay 0
         tracer.input_dependent.discard(call)
         return x.flatten()[0].expand(shape).clone()
-    is_matrix = isinstance(x, Elements) and len(x.shape) == 2
-    if is_matrix and dims == [0]:
-        return embedding(tracer, call, x, None)
-    if not isinstance(x, Neurons):
-        return tracer.unknown(call)
     others = [d for d in range(len(x.shape)) if d not in dims]
-    nodes = tracer.unify_places(x.labels, others) if others else None
-    if nodes is None:
-        nodes = _nodes_at_any_place(tracer, call, x, dims)
+    nodes = None
+    if isinstance(x, Elements) and len(dims) == 1:
+        # rows of several long axes are weights, such as those of experts
+        if sum(x.shape[d] > 1 for d in others) < 2:
+            count = prod(x.shape[d] for d in others)
+            rows = x.apply(lambda w: w.movedim(dims, [0]).reshape(-1, count))
+            nodes = table(tracer, call, rows)
+    elif isinstance(x, Neurons):
+        nodes = tracer.unify_places(x.labels, others) if others else None
+        if nodes is None:
+            nodes = _nodes_at_any_place(tracer, call, x, dims)
     if nodes is None:
         return tracer.unknown(call)
     # as in torch, dimensions of indices come first if they are not adjacent
@@ -154,9 +166,7 @@ def index_put(
     """x with new entries at some places."""
     if isinstance(x, (Unknown, Elements)) or isinstance(new, Unknown):
         return tracer.unknown(call)
-    # integer inputs are traced as zeros, so a mask of them has arbitrary values
-    depends_on_input = not tracer.input_dependent.isdisjoint(call.all_input_nodes[1:])
-    if is_data_dependent(places) or depends_on_input:
+    if is_data_dependent(tracer, call, places):
         return _put_at_unknown_places(tracer, call, x, new)
     if tracer.argument(call, "accumulate"):
         return tracer.unknown(call)
@@ -216,17 +226,21 @@ def _at_all_places(new: Neurons, dims: list[int], shape: torch.Size) -> Neurons 
     return replace(new, labels=row.expand(shape))
 
 
-@register_layer_rule(
-    aten.index_add, aten.index_add_, aten.scatter_add, aten.scatter_add_
-)
-def index_add(
-    tracer: Tracer, call: Node, x: Value, dim: int, places: Value, source: Value, **_
+@register_layer_rule(*ADDITIONS, *WRITES, *SCATTERS)
+def scatter(
+    tracer: Tracer, call: Node, x: Value, dim: int, places: Value, new: Value, *_, **__
 ) -> Value:
-    """x plus rows of a source (..., rows, ...) at some places along a dimension."""
-    dim = dim % len(x.shape)
-    if isinstance(x, Unknown) or not isinstance(source, Neurons):
+    """New rows (..., rows, ...) at some places along a dimension of x, or a sum or
+    maximum of both."""
+    if isinstance(x, Unknown) or not isinstance(new, Neurons):
         return tracer.unknown(call)
-    if not same_along(source.labels, dim):
+    if not same_along(new.labels, dim):
         return tracer.unknown(call)
-    rows = Neurons(source.labels.narrow(dim, 0, 1).expand(x.shape))
-    return addition(tracer, call, x, rows)
+    rows = Neurons(new.labels.narrow(dim, 0, 1).expand(x.shape))
+    if packet_of(call) in ADDITIONS:
+        return addition(tracer, call, x, rows)
+    # the largest neurons of each row, at the places where they were
+    if dim % len(x.shape) and len(nodes_among(new.labels)) == 1:
+        return tracer.unknown(call)
+    note_function(tracer, call, rows.labels)
+    return product_of(tracer, call, as_neurons(tracer, x), rows)

@@ -82,8 +82,8 @@ def _of_neurons(
             tell_apart_by_constant(tracer, result, other)
         elif isinstance(other, Unknown):
             # dense, as it may differ everywhere: stride 0 means that it repeats
-            dense = torch.empty(other.shape)
-            if differs_between_neurons(result.labels, dense):
+            layout = torch.empty(other.shape) if other.layout is None else other.layout
+            if differs_between_neurons(result.labels, layout):
                 tracer.pin(result.labels)
     note_function(tracer, call, result.labels)
     return result

@@ -18,6 +18,7 @@ from ngopt.graph.rules.registry import aten, functions, register_layer_rule
 from ngopt.graph.tracing.capture import packet_of
 from ngopt.graph.tracing.tracer import AppliedFunction, Tracer
 from ngopt.graph.tracing.values import (
+    TRACED,
     Elements,
     Neurons,
     Unknown,
@@ -53,17 +54,22 @@ def rearrange(tracer: Tracer, call: Node, args: tuple, kwargs: dict) -> Value:
         if isinstance(first, Neurons):
             return Neurons(first.labels, is_normalised=first.is_normalised)
         return first
-    if packet_of(call) in SHAPED_LIKE:  # any tensor of that shape
-        options = [torch.empty(tracer.shape_of(call))]
-    leaves = tree_leaves((first, options, kwargs))
-    if has_any(leaves, Unknown):
-        is_equivariant = isinstance(first, Unknown) and first.equivariant
-        if is_equivariant and isinstance(call.meta["val"], Tensor):
-            return Unknown(tracer.shape_of(call), equivariant=True)
-        return tracer.unknown(call)
     # labels with stride 0 may have no view of a shape that the network's tensor has
     function: Any = torch.reshape if packet_of(call) in VIEWS else call.target
-    is_indexed_by_traced = has_any(tree_leaves((options, kwargs)), (Neurons, Elements))
+    if packet_of(call) in SHAPED_LIKE:
+        expands = packet_of(call) is aten.expand_as
+        function = torch.broadcast_to if expands else torch.reshape
+        options = [tracer.shape_of(call)]
+    others = tree_leaves((options, kwargs))
+    if isinstance(first, Unknown) and isinstance(call.meta["val"], Tensor):
+        layout = None
+        if not has_any(others, (*TRACED, Tensor)):
+            old = torch.empty(first.shape) if first.layout is None else first.layout
+            layout = function(old.to("meta"), *options, **kwargs)
+        return Unknown(tracer.shape_of(call), first.equivariant, layout)
+    if has_any([first, *others], Unknown):
+        return tracer.unknown(call)
+    is_indexed_by_traced = has_any(others, (Neurons, Elements))
     if isinstance(first, Elements) and not is_indexed_by_traced:
         result = _rearranged_elements(
             call, first, lambda x: function(x, *options, **kwargs)

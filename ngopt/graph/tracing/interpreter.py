@@ -130,7 +130,10 @@ class RuleInterpreter:
 
     def _neurons_before(self, call: Node) -> Iterator[Neurons]:
         """All neurons that a function is applied to."""
-        for source in call.all_input_nodes:
+        sources = call.all_input_nodes
+        if packet_of(call) in reshaping.SHAPED_LIKE:  # any other tensor of that shape
+            sources = sources[:1]
+        for source in sources:
             for leaf in tree_leaves(self.values.get(source)):
                 if isinstance(leaf, Neurons):
                     yield leaf

@@ -111,10 +111,12 @@ class Unknown:
 
     equivariant: whether it was computed of a parameter by reductions, so that exchanged
     rows of the parameter are exchanged in it.
+    layout: a meta tensor with stride 0 where entries repeat; None if all may differ.
     """
 
     shape: torch.Size
     equivariant: bool = False
+    layout: Tensor | None = None
 
 
 Value = Neurons | Elements | Unknown | Tensor | Any

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from ngopt.graph.connectivity import unconnected
-from tests.graph_checks import check
+from tests.automorphisms import count_automorphisms
+from tests.graph_checks import check, edges_with
 from tests.networks import Between, FromFunction
 
 PLACES = {
@@ -68,14 +69,54 @@ def test_a_fourier_neural_operator_is_whole():
     assert not unconnected(check((model, torch.randn(2, 10, 2, dtype=torch.double))))
 
 
-@pytest.mark.parametrize("name", ["GCNConv", "GATConv", "SAGEConv", "TransformerConv"])
-def test_graph_networks_whose_edges_are_data_are_whole(name):
+EDGES = torch.tensor([[0, 1, 2, 3, 3, 4], [1, 2, 3, 0, 4, 2]])
+EDGE_WEIGHTS = torch.rand(6, dtype=torch.double)
+# Layer, arguments, width of four channels, number of symmetries, counted by hand: of
+# the channels, and of heads with theirs
+GRAPH_LAYERS = [
+    ("GCNConv", {}, 4, 24),
+    ("GATConv", {}, 4, 24),
+    ("GATConv", {"heads": 2}, 8, 2 * 24 * 24),
+    ("GATConv", {"heads": 2, "concat": False}, 4, 2 * 24),
+    ("GATv2Conv", {}, 4, 24),
+    ("GATv2Conv", {"heads": 2}, 8, 2 * 24 * 24),
+    ("GATv2Conv", {"heads": 2, "concat": False}, 4, 2 * 24),
+    ("ChebConv", {"K": 3}, 4, 24),
+    ("SGConv", {"K": 2}, 4, 24),
+    ("ClusterGCNConv", {}, 4, 24),
+    ("SAGEConv", {"aggr": "max"}, 4, 24),
+    ("TransformerConv", {}, 4, 24 * 24),
+    ("TAGConv", {"K": 2}, 4, 24),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "width", "count"), GRAPH_LAYERS)
+def test_graph_networks_whose_edges_are_data_are_whole(name, options, width, count):
     layer = getattr(pytest.importorskip("torch_geometric.nn"), name)
     model = FromFunction(
-        lambda m, x, edges: m.last(m.first(x, edges).relu(), edges),
-        first=layer(3, 4),
-        last=layer(4, 2),
+        lambda m, x, edges, *more: m.last(m.first(x, edges, *more).relu()),
+        first=layer(3, 4, **options),
+        last=(width, 2),
     ).double()
-    edges = torch.tensor([[0, 1, 2, 3, 3, 4], [1, 2, 3, 0, 4, 2]])
-    graph = check((model, (torch.randn(5, 3, dtype=torch.double), edges)))
-    assert not unconnected(graph)
+    examples = [(torch.randn(5, 3, dtype=torch.double), EDGES)]
+    if name in ("GCNConv", "ChebConv", "SGConv", "TAGConv"):
+        examples.append((*examples[0], EDGE_WEIGHTS))
+    for example in examples:
+        graph = check((model, example))
+        assert not unconnected(graph)
+        assert count_automorphisms(graph) == count
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (5,), (1, 5, 4)])
+def test_a_parameter_of_which_data_select_rows_is_a_table(shape):
+    def summed(m, x, rows):
+        chosen = m.table[:, rows][0] if len(shape) > 2 else m.table[rows]
+        return m.last((m.first(x) + chosen.reshape(3, -1)).relu())
+
+    table = nn.Parameter(torch.randn(shape))
+    model = FromFunction(summed, first=(3, 4), last=(4, 2), table=table)
+    rows = torch.tensor([3, 0, 4])
+    graph = check((model.double(), (torch.randn(3, 3, dtype=torch.double), rows)))
+    (block,) = edges_with(graph, "table")
+    assert graph.groups[block.source].kind == "token" and not unconnected(graph)
+    assert block.shape == (1, shape[-1] if len(shape) > 1 else 1, 5)
