@@ -1,69 +1,174 @@
-"""Einstein sums of two tensors, as matrix products."""
+"""Einstein sums, and functions that are such sums, as matrix products."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
-from re import fullmatch
+from string import ascii_lowercase, ascii_uppercase
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
 from ngopt.graph.rules.conversions import rearranged, transposed
-from ngopt.graph.rules.linear import matmul
-from ngopt.graph.rules.registry import aten, register_layer_rule
+from ngopt.graph.rules.linear import linear, matmul
+from ngopt.graph.rules.pointwise import addition, multiplication
+from ngopt.graph.rules.registry import aten, functions, register_layer_rule
+from ngopt.graph.tracing.capture import packet_of
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import Elements, Neurons, Unknown, Value
+
+ELLIPSIS = "αβγδεζηθικλμνξοπρστυφχψω"  # letters that no equation has
+SUMS = {
+    aten.addmm: "ij,jk->ik",
+    aten.baddbmm: "bij,bjk->bik",
+    aten.addbmm: "bij,bjk->ik",
+    aten.addmv: "ij,j->i",
+    aten.addr: "i,j->ij",
+}
+"""Functions that add a product to their first operand."""
 
 
 @register_layer_rule(aten.einsum)
 def einsum(
     tracer: Tracer, call: Node, equation: str, operands: Sequence[Value], *_, **__
 ) -> Value:
-    """Indices of both tensors and the result are a batch; indices of both tensors alone
-    are summed."""
-    unknown = Unknown(tracer.shape_of(call))
-    indices = _indices(equation)
-    if indices is None:
-        return unknown
-    a, b, output = indices
-    x, y = operands
+    """Products of neurons and weights, one after the other, in the order of the
+    operands that share indices."""
+    terms = _terms(equation, operands)
+    *inputs, output = terms
+    if any(len(set(term)) < len(term) for term in terms):  # diagonals
+        return tracer.unknown(call)
+    sizes = _sizes("".join(inputs), [n for x in operands for n in x.shape])
+    factors = list(zip(operands, inputs, strict=True))
+    for name in sizes:
+        if sum(name in term for term in terms) == 1:  # summed in one operand alone
+            factors.append((torch.ones(sizes[name]), name))
     # matmul takes a weight with a batch of its own on the right alone
-    if isinstance(x, Elements) and not isinstance(y, Elements):
-        a, b = b, a
-        x, y = y, x
-    sizes = _sizes(a + b, (*x.shape, *y.shape))
-    left = _without(output, b)
-    right = _without(output, a)
-    batch = _without(output, left + right)
-    summed = _without(a, output)
-    x = _arranged(x, a, sizes, (batch, left, summed))
-    y = _arranged(y, b, sizes, (batch, right, summed))
-    # one axis for all indices of each part
-    shape = torch.Size((*x.shape[:-1], y.shape[-2]))
-    product = matmul(tracer, call, x, transposed(y), shape)
-    if not isinstance(product, Neurons):
-        return unknown
+    factors.sort(key=lambda factor: _rank(factor[0]))
+    x, names = factors.pop(0)
+    while factors:
+        shared = [bool(set(names) & set(term)) for _, term in factors]
+        y, term = factors.pop(shared.index(True) if any(shared) else 0)
+        wanted = {*output, *"".join(later for _, later in factors)}
+        kept = "".join(n for n in dict.fromkeys(names + term) if n in wanted)
+        x = _product(tracer, call, (x, y), (names, term, kept), sizes)
+        names = kept
+    return rearranged(x, lambda y: y.permute(_places(output, names)))
+
+
+def _rank(value: Value) -> int:
+    """Neurons come first, weights last."""
+    return 0 if isinstance(value, Neurons) else 1 + isinstance(value, Elements)
+
+
+def _product(
+    tracer: Tracer,
+    call: Node,
+    operands: tuple[Value, Value],
+    names: tuple[str, str, str],
+    sizes: Mapping[str, int],
+) -> Value:
+    """The product of two tensors, summed over the indices that are not kept.
+
+    names: the indices of both, and those that are kept.
+    """
+    a, b, kept = names
+    left, right = _without(kept, b), _without(kept, a)
+    batch = _without(kept, left + right)
+    summed = _without(a, kept)
+    x = _arranged(operands[0], a, sizes, (batch, left, summed))
+    y = _arranged(operands[1], b, sizes, (batch, right, summed))
     order = batch + left + right
+    if summed:
+        # one axis for all indices of each part
+        shape = torch.Size((*x.shape[:-1], y.shape[-2]))
+        product = matmul(tracer, call, x, transposed(y), shape)
+    else:
+        product = multiplication(tracer, call, x, transposed(y))
+    if not isinstance(product, Neurons):
+        return Unknown(torch.Size(_lengths(kept, sizes)))
     labels = product.labels.reshape(_lengths(order, sizes))
-    labels = labels.permute(_places(output, order))
-    return replace(product, labels=labels)
+    return replace(product, labels=labels.permute(_places(kept, order)))
 
 
-def _indices(equation: str) -> tuple[str, str, str] | None:
-    """Those of two tensors and of their result; None if it is no matrix product."""
-    # other numbers of operands, '...' and a missing output do not match
-    plain = fullmatch(r"(\w*),(\w*)->(\w*)", equation.replace(" ", ""))
-    if plain is None:
-        return None
-    a, b, output = plain.groups()
-    a_set, b_set = set(a), set(b)
-    is_diagonal = len(a_set) < len(a) or len(b_set) < len(b)
-    # sums of one operand alone would have to come first
-    summed_alone = (a_set ^ b_set) - set(output)
-    if is_diagonal or summed_alone:
-        return None
-    return a, b, output
+def _terms(equation: str, operands: Sequence[Value]) -> list[str]:
+    """The indices of every operand and of the result, with letters for '...'."""
+    inputs, arrow, output = equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    if not arrow:
+        letters = sorted(set(inputs) - set(".,"))
+        output = "".join(name for name in letters if inputs.count(name) == 1)
+        output = "..." + output if "..." in inputs else output
+    counts = []
+    for term, operand in zip(terms, operands, strict=True):
+        counts.append(len(operand.shape) - len(term.replace("...", "")))
+    letters = ELLIPSIS[: max(counts)]
+    replaced = []
+    for term, count in zip(terms, counts, strict=True):
+        replaced.append(term.replace("...", letters[len(letters) - count :]))
+    return [*replaced, output.replace("...", letters)]
+
+
+@register_layer_rule(*SUMS)
+def sum_with_product(
+    tracer: Tracer, call: Node, x: Value, a: Value, b: Value, *, beta=1, alpha=1
+) -> Value:
+    """beta x + alpha a b."""
+    is_layer = packet_of(call) is aten.addmm and isinstance(b, Elements)
+    if is_layer and isinstance(x, Elements) and x.shape == b.shape[1:]:
+        return linear(tracer, call, a, transposed(b), x)
+    product = einsum(tracer, call, SUMS[packet_of(call)], (a, b))
+    if not beta:
+        return product
+    # the sum of two layers is one layer if nothing else uses them, as here x may be a
+    x = Neurons(x.labels) if isinstance(x, Neurons) else x
+    return addition(tracer, call, x, product, alpha=alpha / beta)
+
+
+@register_layer_rule(*functions("outer ger"))
+def outer(tracer: Tracer, call: Node, a: Value, b: Value) -> Value:
+    return tensordot(tracer, call, a, b, (), ())
+
+
+@register_layer_rule(aten.linalg_vecdot)
+def vecdot(tracer: Tracer, call: Node, a: Value, b: Value, *, dim: int = -1) -> Value:
+    a, b = (rearranged(x, lambda y: y.movedim(dim, -1)) for x in (a, b))
+    return einsum(tracer, call, "...i,...i->...", (a, b))
+
+
+@register_layer_rule(aten.inner, aten.tensordot)
+def tensordot(
+    tracer: Tracer,
+    call: Node,
+    a: Value,
+    b: Value,
+    a_dims: Sequence[int] = (-1,),
+    b_dims: Sequence[int] = (-1,),
+) -> Value:
+    """Without dimensions sums over the last ones."""
+    a_names = list(ascii_lowercase[: len(a.shape)])
+    b_names = list(ascii_uppercase[: len(b.shape)])
+    for d, other in zip(a_dims, b_dims, strict=True):
+        b_names[other] = a_names[d]
+    return _sum_over_shared(tracer, call, (a, b), ("".join(a_names), "".join(b_names)))
+
+
+@register_layer_rule(*functions("linalg_multi_dot chain_matmul"))
+def multi_dot(tracer: Tracer, call: Node, tensors: Sequence[Value], **_) -> Value:
+    """The first may be a row, and the last a column."""
+    terms = [ascii_lowercase[k : k + 2] for k in range(len(tensors))]
+    terms[0] = terms[0][-len(tensors[0].shape) :]
+    terms[-1] = terms[-1][: len(tensors[-1].shape)]
+    return _sum_over_shared(tracer, call, tensors, terms)
+
+
+def _sum_over_shared(
+    tracer: Tracer, call: Node, operands: Sequence[Value], terms: Sequence[str]
+) -> Value:
+    """Sums over the indices that occur twice."""
+    names = "".join(terms)
+    output = "".join(name for name in names if names.count(name) == 1)
+    return einsum(tracer, call, f"{','.join(terms)}->{output}", operands)
 
 
 def _sizes(names: str, lengths: Sequence[int]) -> dict[str, int]:

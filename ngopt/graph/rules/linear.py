@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from ngopt.graph.rules.attention import product_of_activations, same_neurons
-from ngopt.graph.rules.conversions import as_neurons, transposed
+from ngopt.graph.rules.conversions import as_neurons, rearranged, transposed
 from ngopt.graph.rules.pointwise import addition
 from ngopt.graph.rules.registry import aten, functions, register_layer_rule
 from ngopt.graph.tracing.tracer import Tracer
@@ -18,6 +18,7 @@ from ngopt.graph.tracing.values import (
     Neurons,
     Unknown,
     Value,
+    has_any,
     same_along,
 )
 
@@ -128,27 +129,28 @@ def linear_over_positions(
     return same_neurons(x, dim, shape, targets)
 
 
-@register_layer_rule(aten.addmm)
-def addmm(
-    tracer: Tracer, call: Node, bias: Value, x: Value, weight: Value, **_
-) -> Value:
-    return linear(tracer, call, x, transposed(weight), bias)
-
-
-@register_layer_rule(aten.matmul, aten.mm, aten.bmm)
+@register_layer_rule(*functions("matmul mm bmm mv dot vdot"))
 def matmul(
     tracer: Tracer, call: Node, x: Value, other: Value, shape: torch.Size | None = None
 ) -> Value:
     """x @ other, either of which may be a parameter, or none (attention)."""
     shape = tracer.shape_of(call) if shape is None else shape
+    if has_any((x, other), Elements) and min(len(x.shape), len(other.shape)) == 1:
+        # as in torch, a vector is a row on the left and a column on the right
+        row = rearranged(x, lambda a: a if a.dim() > 1 else a[None])
+        column = rearranged(other, lambda b: b if b.dim() > 1 else b[:, None])
+        axes = (len(x.shape) > 1) + (len(other.shape) > 1)
+        lead = shape[: len(shape) - axes]
+        whole = torch.Size((*lead, row.shape[-2], column.shape[-1]))
+        result = matmul(tracer, call, row, column, whole)
+        return rearranged(result, lambda y: y.reshape(shape))
     if isinstance(other, Elements) and not isinstance(x, Elements):
         if len(other.shape) == 2:
             return linear(tracer, call, x, transposed(other), shape=shape)
         if isinstance(x, Neurons):
             return _batched_weight(tracer, call, x, other, shape)
     is_matrix = isinstance(x, Elements) and len(x.shape) == 2
-    # W times a vector is not transposed: its shape has one dimension
-    if is_matrix and isinstance(other, Neurons) and len(shape) > 1:
+    if is_matrix and isinstance(other, Neurons):
         # W x = (x^T W^T)^T
         *lead, rows, columns = shape
         flipped = torch.Size((*lead, columns, rows))

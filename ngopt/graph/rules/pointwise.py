@@ -70,7 +70,7 @@ def _of_neurons(
     neurons = [x for x in operands if isinstance(x, Neurons)]
     all_fit = all(_fits(x, shape) for x in neurons)
     result, *factors = neurons
-    if not all_fit or not is_pointwise(tracer, call, result):
+    if not all_fit or not all(is_pointwise(tracer, call, x) for x in neurons):
         return tracer.unknown(call)
     for factor in factors:
         result = product_of(tracer, call, result, factor)
