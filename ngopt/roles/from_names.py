@@ -98,7 +98,9 @@ class RolesFromNames:
             if re.search(pattern, name) and self._fits_shape(number, role, guess):
                 return role
         if _dims(spec) < 2:
-            is_known = guess == "bias" or (guess == "norm" and spec.numel > 1)
+            is_norm = guess == "norm" and spec.numel > 1
+            # a bias has a dimension, even of a single neuron
+            is_known = is_norm or (guess == "bias" and bool(spec.shape))
             return guess if is_known else "other"
         # a factor or term of every place; a weight only if it is a factor of maps whose
         # channels are last

@@ -62,11 +62,19 @@ def _weight_and_bias(tracer: Tracer, call: Node) -> tuple[Value, Value]:
 
 @register_layer_rule(aten.batch_norm, aten.instance_norm)
 def channel_norm(tracer: Tracer, call: Node, x: Value, *_, **__) -> Value:
+    weight, bias = _weight_and_bias(tracer, call)
+    if isinstance(x, Elements):  # a standardised weight, with a gain for each row
+        places = [1] * (len(x.shape) - 2)
+
+        def as_factor(gain: Tensor) -> Tensor:
+            return gain.reshape(-1, *places).expand(x.shape)
+
+        gains = [p for p in (weight, bias) if isinstance(p, Elements)]
+        return x.with_factors(gain.apply(as_factor) for gain in gains)
     if not isinstance(x, Neurons):
-        return x  # the norm of anything but neurons is represented as its operand
+        return x  # the norm of anything else is represented as its operand
     if len(x.shape) > 2:
         unify_channel_places(tracer, x.labels, 1)
-    weight, bias = _weight_and_bias(tracer, call)
     return scale_and_shift(tracer, call, Norm(x, [1], weight, bias))
 
 

@@ -2,12 +2,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 pytest.importorskip("torchvision")
 
 pytest.importorskip("transformers")
 
 from ngopt import parameter_roles
+from ngopt.graph.connectivity import unconnected
+from ngopt.roles.from_graph import roles_of
+from tests.graph_checks import check
 from tests.networks import FromFunction
 
 
@@ -79,6 +83,46 @@ def test_weights_that_are_standardized_are_weights():
     example = torch.randn(2, 2, 9, 9)
     plain = parameter_roles(network(nn.Conv2d), example)
     assert parameter_roles(network(Standardized), example) == plain
+
+
+class WithGain(nn.Conv2d):
+    """A standardised convolution with a gain for each channel (Brock et al. 2021), as
+    in timm."""
+
+    def __init__(self, *sizes: int, groups: int = 1):
+        super().__init__(*sizes, groups=groups)
+        self.gain = nn.Parameter(torch.ones(sizes[1], 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        gain = (self.gain * 0.5).view(-1)
+        rows = F.batch_norm(rows, None, None, weight=gain, training=True)
+        return F.conv2d(x, rows.reshape_as(self.weight), self.bias, groups=self.groups)
+
+
+def normalised(dim):
+    """Convolutions whose weights have norms of their own."""
+
+    def layer(*sizes, groups=1):
+        return weight_norm(nn.Conv2d(*sizes, groups=groups), dim=dim)
+
+    return layer
+
+
+GAINS = {"gain": WithGain, "rows": normalised(0), "whole": normalised(None)}
+
+
+@pytest.mark.parametrize("name", GAINS)
+def test_gains_of_weights_are_factors_traced_and_by_name(name):
+    layer = GAINS[name]
+    model = nn.Sequential(layer(2, 6, 2), nn.ReLU(), layer(6, 4, 2, groups=2)).double()
+    graph = check((model, torch.randn(2, 2, 5, 5, dtype=torch.double)))
+    assert not unconnected(graph)
+    by_name = parameter_roles(model.named_parameters())
+    for traced in roles_of(graph):
+        assert traced.role == by_name[traced.name].role
+        is_gain = traced.name.endswith(("gain", "original0"))
+        assert (traced.role == "other") == is_gain
 
 
 def test_a_scale_alone_is_no_norm():
