@@ -4,7 +4,6 @@ A graph may contain parameters that are not optimized. Parameters that are not i
 given or traced graph become components of their own.
 """
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +27,7 @@ from ngopt.graph.tracing.capture import one_line
 from ngopt.graph.tracing.copies import Copier
 from ngopt.graph.transforms import join_graphs
 from ngopt.optimizer.param_groups import Group, group_names, group_specs, group_tensors
+from ngopt.user_warnings import warn
 
 OrderedGraph = tuple[NeuralGraph, list[int]]
 """A graph, and positions of its parameters: the optimizer's in their order, then all
@@ -223,9 +223,7 @@ def _graph_without_forward(model: nn.Module) -> NeuralGraph:
 
 
 def _graph_from_parameters(model: nn.Module, reason: str) -> NeuralGraph:
-    warnings.warn(
-        f"NGOptimizer: graph inferred from names and shapes, as {reason}", stacklevel=4
-    )
+    warn(f"graph inferred from names and shapes, as {reason}")
     return build_graph(model.named_parameters())
 
 

@@ -155,7 +155,7 @@ class SoapRule(BoundRule):
         for record, grad in zip(state, grads, strict=True):
             if grad is None and record:
                 now = max(now, float(record["step"]))
-        if now == self.total_steps and not hyper.scheduled:
+        if not hyper.scheduled:
             warn_past_horizon(int(now), self.total_steps)
         return now
 
