@@ -103,6 +103,7 @@ class NGOptimizer(Optimizer):
     """
 
     __module__ = "ngopt"
+    _model: nn.Module | None = None  # of a copy
 
     def __init__(
         self,
@@ -134,6 +135,7 @@ class NGOptimizer(Optimizer):
         self._messages.warn_of_ignored(arguments.ignored_settings(others))
         self._rates = LearningRates(self._messages)
         self._lr = lr  # of groups that are added without one
+        self._model = model  # has names of groups that are added without them
         if not isinstance(params, Tensor | set):  # for which torch has messages
             params = cast(ParamsT, list(params))
         defaults: dict[str, Any] = {
@@ -194,6 +196,9 @@ class NGOptimizer(Optimizer):
             param_group, self.defaults, self.param_groups, self.rule
         )
         self._messages.warn_of_ignored(ignored)
+        named = self._model.named_parameters() if self._model is not None else ()
+        known = {p: name for name, p in named}
+        param_groups.match_naming(param_group, self.param_groups, known)
         super().add_param_group(param_group)
         self._rates.add(given, self.param_groups[:-1])
         return None

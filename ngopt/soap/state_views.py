@@ -19,7 +19,7 @@ class StateView(Tensor):
 
     @classmethod
     def __torch_function__(
-        cls, function: Any, types: Any, args: tuple = (), kwargs: Any = None
+        cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if function is Tensor.__setitem__ and isinstance(args[1], Tensor | list):
             return None  # it might set what is no row
