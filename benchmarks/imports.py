@@ -23,6 +23,7 @@ GROUND_FLOOR = (
     "ngopt.packing",
     "ngopt.schedule",
     "ngopt.shard_layout",
+    "ngopt.user_warnings",
 )
 GRAPH_DATA = (
     "ngopt.graph.groups_and_blocks",

@@ -27,16 +27,21 @@ class Packing(NamedTuple):
     """A tensor of which records store views.
 
     places: (number of a record, key) of each view. join: values to tensor. split:
-    tensor to views.
+    tensor to views. view_type: class of the views that an optimizer's records store.
     """
 
     places: Sequence[tuple[int, str]]
     join: Callable[[list[Tensor]], Tensor]
     split: Callable[[Tensor], Sequence[Tensor]]
+    view_type: type[Tensor] = Tensor
 
-    def put(self, records: Sequence[Record], tensor: Tensor) -> None:
-        """Stores views of a tensor in records."""
+    def put(
+        self, records: Sequence[Record], tensor: Tensor, in_place: bool = False
+    ) -> None:
+        """Stores views of a tensor in records; in place: of those of an optimizer."""
         views = self.split(tensor)
+        if in_place and self.view_type is not Tensor:
+            views = [view.as_subclass(self.view_type) for view in views]
         for (i, key), view in zip(self.places, views, strict=True):
             records[i][key] = view
 
@@ -46,6 +51,7 @@ class PackedState:
 
     def __init__(self, packings: Sequence[Packing]):
         self.packings = packings
+        self.names: Sequence[str] = ()  # of the records, for errors
         self._places = sorted({place for x in packings for place in x.places})
         self._tensors: list[Tensor] = []
         self._views: list[Tensor] = []  # at these places
@@ -61,17 +67,31 @@ class PackedState:
             for packing in self.packings:
                 copies.append(self._joined(packing, records).clone())
             return copies
-        values = [records[i][key] for i, key in self._places]
+        values = [records[i].get(key) for i, key in self._places]
         if len(values) == len(self._views) and all(map(is_, values, self._views)):
             return self._tensors
+        self._check_shapes(values)
         del values  # which would keep tensors that views replace
         self._tensors, self._views = [], []
         for packing in self.packings:
             tensor = self._joined(packing, records)
-            packing.put(records, tensor)
+            packing.put(records, tensor, in_place)
             self._tensors.append(tensor)
         self._views = [records[i][key] for i, key in self._places]
         return self._tensors
+
+    def _check_shapes(self, values: Sequence[Any]) -> None:
+        """Raises ValueError if a program has changed the shape of a value."""
+        for place, value, view in zip(self._places, values, self._views, strict=False):
+            shape = value.shape if isinstance(value, Tensor) else None
+            if shape != view.shape:
+                name = self.names[place[0]] if self.names else f"record {place[0]}"
+                got = "nothing" if shape is None else f"shape {tuple(shape)}"
+                raise ValueError(
+                    f"NGOptimizer: '{place[1]}' in the state of '{name}': expected "
+                    f"shape {tuple(view.shape)}; got {got}. Use optimizer.select_rows, "
+                    "or start anew with optimizer.state.pop(parameter)."
+                )
 
     def close(self, records: Sequence[Record], tensors: Sequence[Tensor]) -> None:
         """Stores copies from `open`, which have changed, in records."""
@@ -83,7 +103,7 @@ class PackedState:
 
     def replace(self, records: Sequence[Record], number: int, tensor: Tensor) -> None:
         """Replaces the tensor of one packing, opened in place."""
-        self.packings[number].put(records, tensor)
+        self.packings[number].put(records, tensor, in_place=True)
         self._tensors[number] = tensor
         self._views = [records[i][key] for i, key in self._places]
 

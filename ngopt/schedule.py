@@ -4,7 +4,6 @@ and of the learning rates of other optimizers.
 Numbers of steps are Python numbers, arrays or tensors.
 """
 
-import warnings
 from collections.abc import Iterable
 from math import cos, pi
 from typing import Any
@@ -14,6 +13,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from ngopt.user_warnings import warn
+
+SPARE_STEPS = 1  # past the horizon: loops that count from 0 to max_steps make one more
 
 
 def at_most(value: Any, high: float) -> Any:
@@ -78,7 +81,7 @@ def average_weight(age: Any, power: float) -> Any:
 def steps_so_far(counts: Iterable[Tensor], total_steps: int | None) -> int | Tensor:
     """Steps of the training before this one: the largest of some counts on the host.
 
-    Warns at the first step past the horizon. In a compiled step: a tensor (), float64.
+    Warns past the horizon. In a compiled step: a tensor (), float64.
     """
     if torch.compiler.is_compiling():
         now = torch.stack(list(counts)).double().max()
@@ -89,13 +92,15 @@ def steps_so_far(counts: Iterable[Tensor], total_steps: int | None) -> int | Ten
 
 
 def warn_past_horizon(now: int, total_steps: int | None) -> None:
-    """Warns at the first step past the horizon. now: steps before this one."""
-    if now == total_steps:
-        warnings.warn(
-            f"NGOptimizer: step {now + 1} exceeds total_steps={now}; the step size "
-            "stays at its last value, near zero for long runs. total_steps is the "
-            "number of calls of step(), not of epochs.",
-            stacklevel=2,
+    """Warns at the first step past the horizon, but for `SPARE_STEPS`.
+
+    now: steps before this one.
+    """
+    if total_steps is not None and now == total_steps + SPARE_STEPS:
+        warn(
+            f"step {now + 1} exceeds total_steps={total_steps}; the step size stays at "
+            "its last value, near zero for long runs. total_steps is the number of "
+            "calls of step(), not of epochs."
         )
 
 

@@ -1,6 +1,5 @@
 """Averages of the weights, which are in the state if `total_steps` is None."""
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -11,6 +10,7 @@ from ngopt.functional import AVERAGE, Record, State, as_average
 from ngopt.graph.sharded_modules import free_gathered
 from ngopt.optimizer.param_groups import Group, group_tensors
 from ngopt.shard_layout import are_divided, local, real
+from ngopt.user_warnings import warn
 
 
 def start_or_drop_averages(
@@ -63,10 +63,9 @@ def averages_written(groups: Sequence[Group], state: State) -> Iterator[None]:
         before = _versions(params)
         yield
         if _versions(params) != before:
-            warnings.warn(
-                "NGOptimizer: parameters were changed within averaged(), as by step(); "
-                "these changes are lost. Train outside of it.",
-                stacklevel=5,
+            warn(
+                "parameters were changed within averaged(), as by step(); these "
+                "changes are lost. Train outside of it."
             )
     finally:
         with torch.no_grad():

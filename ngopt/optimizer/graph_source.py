@@ -4,7 +4,6 @@ A graph may contain parameters that are not optimized. Parameters that are not i
 given or traced graph become components of their own.
 """
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +27,8 @@ from ngopt.graph.tracing.capture import one_line
 from ngopt.graph.tracing.copies import Copier
 from ngopt.graph.transforms import join_graphs
 from ngopt.optimizer.param_groups import Group, group_names, group_specs, group_tensors
+from ngopt.roles.from_names import UNNAMED
+from ngopt.user_warnings import warn
 
 OrderedGraph = tuple[NeuralGraph, list[int]]
 """A graph, and positions of its parameters: the optimizer's in their order, then all
@@ -63,8 +64,8 @@ class InferredGraph(GraphSource):
 
     def graph_of(self, groups: Sequence[Group]) -> OrderedGraph:
         specs = group_specs(groups)
-        is_named = all("param_names" in group for group in groups)
-        if not is_named or len(set(group_names(groups))) < len(specs):
+        names = group_names(groups)
+        if any(map(UNNAMED.match, names)) or len(set(names)) < len(specs):
             return _inferred_by_order(groups, specs)
         names = merged_order([group["param_names"] for group in groups])
         position = dict(zip(names, range(len(names)), strict=True))
@@ -223,9 +224,7 @@ def _graph_without_forward(model: nn.Module) -> NeuralGraph:
 
 
 def _graph_from_parameters(model: nn.Module, reason: str) -> NeuralGraph:
-    warnings.warn(
-        f"NGOptimizer: graph inferred from names and shapes, as {reason}", stacklevel=4
-    )
+    warn(f"graph inferred from names and shapes, as {reason}")
     return build_graph(model.named_parameters())
 
 

@@ -2,21 +2,20 @@
 
 import logging
 import os
-import sys
 import traceback
-import warnings
 from collections.abc import Iterable, Sequence
 from math import inf
 from typing import Any
 
-import torch
 from torch import Tensor, distributed
 
 from ngopt.functional import Record
 from ngopt.graph import NeuralGraph
 from ngopt.graph.connectivity import unconnected
 from ngopt.optimizer.param_groups import Group
+from ngopt.schedule import SPARE_STEPS
 from ngopt.soap.config import SoapConfig
+from ngopt.user_warnings import warn
 
 logger = logging.getLogger("ngopt")
 
@@ -104,7 +103,7 @@ class Messages:
     def check_horizon(self, records: Sequence[Record], total_steps: int) -> None:
         """Warns of steps beyond the horizon. records: the state of all parameters."""
         steps = max(int(record.get("step", 0)) for record in records)
-        if steps > total_steps:
+        if steps > total_steps + SPARE_STEPS:
             self._warn_once(
                 "horizon",
                 f"{steps} steps were made of total_steps={total_steps}, so the step "
@@ -114,28 +113,12 @@ class Messages:
 
     def _warn_once(self, topic: str, text: str) -> None:
         if self._is_first(topic):
-            warnings.warn(f"NGOptimizer: {text}", stacklevel=_level_of_user())
+            warn(text)
 
     def _is_first(self, topic: str) -> bool:
         is_first = topic not in self._given
         self._given.add(topic)
         return is_first
-
-
-def _level_of_user() -> int:
-    """The stacklevel, in the caller, of the first function outside ngopt and torch."""
-    if torch.compiler.is_compiling():
-        return 2
-    level, frame = 0, sys._getframe()
-    while frame.f_back is not None and _is_internal(
-        frame.f_globals.get("__name__", "")
-    ):
-        level, frame = level + 1, frame.f_back
-    return level
-
-
-def _is_internal(module: str) -> bool:
-    return module.partition(".")[0] in ("ngopt", "torch")
 
 
 def _largest(groups: Sequence[Group], *keys: str) -> float:
@@ -236,10 +219,9 @@ def warn_if_partial() -> bool:
     callers = traceback.walk_stack(None)  # reads no source lines
     if not any(frame.f_code.co_filename.endswith(ZERO_FILE) for frame, _ in callers):
         return False
-    warnings.warn(
-        "NGOptimizer: ZeroRedundancyOptimizer passes every process some of the "
-        "parameters only, so the graph is partial. For the graph of the whole network "
-        "pass functools.partial(NGOptimizer, model=model).",
-        stacklevel=5,  # that of `NGOptimizer(...)`
+    warn(
+        "ZeroRedundancyOptimizer passes every process some of the parameters only, so "
+        "the graph is partial. For the graph of the whole network pass "
+        "functools.partial(NGOptimizer, model=model)."
     )
     return True

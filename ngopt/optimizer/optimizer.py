@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
+from torch.utils._pytree import tree_map
 
 from ngopt.devices import without_autocast
 from ngopt.functional import UpdateRule
@@ -18,9 +19,11 @@ from ngopt.optimizer import arguments, averages, graph_source, param_groups, sta
 from ngopt.optimizer.binding import Binding
 from ngopt.optimizer.learning_rates import LearningRates, default_lr
 from ngopt.optimizer.log_messages import Messages, describe, name_of
+from ngopt.optimizer.moved_state import selected_rows
 from ngopt.optimizer.param_groups import group_tensors
 from ngopt.pretrained import as_rule, header_of
 from ngopt.soap.config import SoapConfig
+from ngopt.soap.state_views import plain
 
 NAMES_LINE = "    param_names: "  # of `repr`, which leaves them out
 COPIED_ATTRIBUTES = (
@@ -100,6 +103,7 @@ class NGOptimizer(Optimizer):
     """
 
     __module__ = "ngopt"
+    _model: nn.Module | None = None  # of a copy
 
     def __init__(
         self,
@@ -131,6 +135,7 @@ class NGOptimizer(Optimizer):
         self._messages.warn_of_ignored(arguments.ignored_settings(others))
         self._rates = LearningRates(self._messages)
         self._lr = lr  # of groups that are added without one
+        self._model = model  # has names of groups that are added without them
         if not isinstance(params, Tensor | set):  # for which torch has messages
             params = cast(ParamsT, list(params))
         defaults: dict[str, Any] = {
@@ -191,9 +196,42 @@ class NGOptimizer(Optimizer):
             param_group, self.defaults, self.param_groups, self.rule
         )
         self._messages.warn_of_ignored(ignored)
+        named = self._model.named_parameters() if self._model is not None else ()
+        known = {p: name for name, p in named}
+        param_groups.match_naming(param_group, self.param_groups, known)
         super().add_param_group(param_group)
         self._rates.add(given, self.param_groups[:-1])
         return None
+
+    def select_rows(self, param: Tensor, new: Tensor, keep: Any) -> None:
+        """Replaces a parameter by one with some of its rows, as of points.
+
+        A row keeps what state it has of its own, and the number of steps. What rows
+        share, as the matrix of a layer does, starts anew.
+
+        Args:
+            param: of this optimizer, (rows, ...).
+            new: takes its place, (new rows, ...).
+            keep: index of `param` for each row of `new`, which may repeat: the rows
+                that are kept or copied; or a mask (rows,).
+
+        Examples:
+            >>> new = nn.Parameter(points.detach()[keep])
+            >>> opt.select_rows(points, new, keep)
+        """
+        source = torch.arange(len(param), device=param.device)[keep]
+        if len(source) != len(new):
+            raise ValueError(
+                f"NGOptimizer: select_rows: expected keep with a row for each of the "
+                f"{len(new)} of new; got {len(source)}"
+            )
+        for group in self.param_groups:
+            params = group["params"]
+            group["params"] = [new if p is param else p for p in params]
+        record = self.state.pop(param, None)
+        if record and not self._is_shared():
+            self.state[new] = selected_rows(record, source, len(param))
+            self._binding.expects_moved_state = True
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -249,6 +287,7 @@ class NGOptimizer(Optimizer):
         parameters must all call it; the state is then DTensors, for
         `torch.distributed.checkpoint`."""
         state_dict = super().state_dict()
+        state_dict["state"] = tree_map(plain, state_dict["state"])
         state_dict["rule"] = header_of(self.rule)
         if state_dict["state"] and self._is_shared():
             records = [self.state.get(p, {}) for p in group_tensors(self.param_groups)]

@@ -4,7 +4,7 @@ Each check raises a ValueError that names the argument, unless it documents anot
 error.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from numbers import Real
 from typing import Any
@@ -128,6 +128,27 @@ def complete_new_group(
         if not rule.shards:
             check_no_dtensors(named)
     return ignored
+
+
+def match_naming(
+    group: Group, groups: Sequence[Group], known: Mapping[Tensor, str]
+) -> None:
+    """Gives a new group names if the others have them, and else takes them away.
+
+    torch would raise an error. known: names of parameters, others are numbered.
+    """
+    params = group["params"]
+    if not groups or not isinstance(params, list):
+        return
+    is_named = "param_names" in group or any(isinstance(p, tuple) for p in params)
+    if "param_names" not in groups[0]:
+        group.pop("param_names", None)
+        group["params"] = [p[1] if isinstance(p, tuple) else p for p in params]
+    elif not is_named:
+        start = len(group_tensors(groups))
+        numbered = enumerate(params, start)
+        names = [known.get(p, f"parameter {i}") for i, p in numbered]
+        group["params"] = list(zip(names, params, strict=True))
 
 
 def check_groups(groups: Sequence[Group]) -> None:

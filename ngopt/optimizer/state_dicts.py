@@ -1,7 +1,6 @@
 """Checks and conversions of state_dicts, and of state after the graph has changed."""
 
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from ngopt.functional import AVERAGE, Gradients, Record, State
 from ngopt.optimizer.log_messages import logger
 from ngopt.optimizer.param_groups import PER_GROUP, SHARED, Group, check_groups
 from ngopt.shard_layout import local, real
+from ngopt.user_warnings import warn
 
 
 def checked(state_dict: Any) -> dict[str, Any]:
@@ -89,10 +89,9 @@ def warn_of_changes(saved: Any, present: Mapping[str, str]) -> None:
                 values = f"{old.get(name)} saved, {new.get(name)} here"
                 changes.append(f"{name}: {values}")
     if changes:
-        warnings.warn(
-            "NGOptimizer: the run that is resumed had other constants: "
-            f"{'; '.join(changes)}. Pass the rule= of the saved run to keep them.",
-            stacklevel=5,
+        warn(
+            f"the run that is resumed had other constants: {'; '.join(changes)}. Pass "
+            "the rule= of the saved run to keep them."
         )
 
 
@@ -232,11 +231,10 @@ def drop_other_matrices(
             del state[p]
             dropped.append(name)
     if dropped:
-        warnings.warn(
-            "NGOptimizer: parameters were added or removed, and the new graph divides "
-            "others into other matrices; their state is initialized again: "
-            f"{', '.join(dropped)}",
-            stacklevel=2,
+        warn(
+            "parameters were added or removed, and the new graph divides others into "
+            "other matrices; their state is initialized again: "
+            f"{', '.join(dropped)}"
         )
 
 

@@ -7,7 +7,6 @@ no network and unpickles nothing. The default is `SoapConfig()` and has no file.
 import hashlib
 import json
 import os
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -25,6 +24,7 @@ from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 from ngopt.pretrained.tensor_files import digest, read_tensors, write_tensors
 from ngopt.soap.config import SoapConfig
 from ngopt.soap.soap import Soap
+from ngopt.user_warnings import warn
 
 FORMAT = "ngopt-2"
 FOLDER = Path(__file__).parent
@@ -68,10 +68,9 @@ def load_pretrained(name: str | os.PathLike = DEFAULT) -> Soap | LearnedOptimize
         raise ValueError(f"weights file '{path}': {error}") from None
     is_fitted = isinstance(rule, Soap) and rule.multiplier is not None
     if is_fitted and metadata.get(FITTED_TO) != _fingerprint(SoapConfig()):
-        warnings.warn(
+        warn(
             f"weights file '{path}': its factors were fitted to an older version of "
-            "the rule 'soap'. They may no longer help; compare with rule='default'.",
-            stacklevel=2,
+            "the rule 'soap'. They may no longer help; compare with rule='default'."
         )
     return rule
 

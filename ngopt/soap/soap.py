@@ -17,6 +17,7 @@ The equations are in `ngopt.soap.update`. Differences from SOAP:
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from operator import is_
 from typing import Any, ClassVar
 
 import torch
@@ -101,6 +102,7 @@ class SoapRule(BoundRule):
             self.layouts.append(layouts_of(role, spec, *limits))
         self._updates: list[SoapUpdate] = []
         self._key: Any = None  # of `_updates`
+        self._momenta: list[Tensor | None] = []  # of the last step with this key
 
     def init(self, params: Sequence[Tensor]) -> list[Record]:
         records = []
@@ -155,7 +157,7 @@ class SoapRule(BoundRule):
         for record, grad in zip(state, grads, strict=True):
             if grad is None and record:
                 now = max(now, float(record["step"]))
-        if now == self.total_steps and not hyper.scheduled:
+        if self.total_steps and now > self.total_steps and not hyper.scheduled:
             warn_past_horizon(int(now), self.total_steps)
         return now
 
@@ -172,15 +174,19 @@ class SoapRule(BoundRule):
         in_place: bool,
     ) -> list[SoapUpdate]:
         """One for each dtype and device of parameters that have a gradient."""
+        momenta = [state[i].get("exp_avg_0") for i in present]
+        is_known = self._momenta and self._key[0] == present
+        if is_known and all(map(is_, momenta, self._momenta)):
+            return self._updates
         kinds = []  # dtypes and devices of states
-        for i in present:
-            momentum = state[i].get("exp_avg_0")
+        for i, momentum in zip(present, momenta, strict=True):
             if momentum is None:
                 dtype = functional.state_dtype(params[i])
                 kinds.append((dtype, params[i].device))
             else:
                 kinds.append((momentum.dtype, momentum.device))
         if self._key == (present, kinds):
+            self._momenta = momenta
             return self._updates
         if in_place and self._key is not None:
             absent = set(self._key[0]) - set(present)
@@ -188,7 +194,7 @@ class SoapRule(BoundRule):
         alike: dict[Any, list[int]] = {}
         for i, kind in zip(present, kinds, strict=True):
             alike.setdefault(kind, []).append(i)
-        self._updates = []
+        self._updates, self._momenta = [], []
         for (dtype, device), positions in alike.items():
             like = torch.empty(0, dtype=dtype, device=device)
             network = self._network(positions, like)

@@ -21,6 +21,7 @@ from ngopt.roles.buckets import (
     entries_of,
     is_measured,
 )
+from ngopt.soap.state_views import StateView
 
 # Factors and bases of more rows are bfloat16: rounding is far below their noise.
 FLOAT32_ROWS = 512
@@ -195,10 +196,11 @@ class StateLayout:
                 split = partial(
                     torch.split, split_size_or_sections=[k.count for k in keys]
                 )
-                packings.append(Packing(places, torch.cat, split))
+                packings.append(Packing(places, torch.cat, split, StateView))
         self.step_packing = len(packings)  # index
         packings.append(scalar_packing(self._count, ["step"], torch.device("cpu")))
-        packings.append(scalar_packing(self._count, scalars, self.device))
+        values = scalar_packing(self._count, scalars, self.device)
+        packings.append(values._replace(view_type=StateView))
         for bucket in self._measured:
             shapes = [entry.layout.shape for entry in bucket.measured]
             pieces = PaddedRows(shapes, bucket.pieces.lanes)
@@ -238,4 +240,4 @@ class StateLayout:
 def _packing(entries: Sequence[BucketEntry], key: str, pieces: PaddedRows) -> Packing:
     """key: a format with the number of the layout."""
     places = [(entry.parameter, key.format(entry.number)) for entry in entries]
-    return Packing(places, pieces.join, pieces.split)
+    return Packing(places, pieces.join, pieces.split, StateView)

@@ -89,6 +89,8 @@ class SoapUpdate:
         self._full_precision = devices.full_precision if has_tf32 else nullcontext
         self._renewed_bytes = chunk_size(RENEWED_BYTES, network.device)
         self.layout = self.make_layout(self._kept)
+        parameters = network.graph.parameters
+        self.layout.packed.names = [parameters[i].name for i in network.positions]
         self.schedule = StepSchedule(network, config)
         self.renewals = RenewalSchedule(self.renewal_positions(), every)
         self.scalars = ScalarEquations(network, config)

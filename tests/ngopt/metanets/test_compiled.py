@@ -72,7 +72,7 @@ def test_a_compiled_step_is_one_graph_and_is_not_compiled_again():
     pair.check()
 
 
-@pytest.mark.filterwarnings("ignore:NGOptimizer. step 21:UserWarning")
+@pytest.mark.filterwarnings("ignore:NGOptimizer. step 22:UserWarning")
 def test_steps_between_those_that_read_the_neural_graph_are_one_graph():
     """Every eighth step reads it, and runs as it is."""
     pair = Pair(rule="ng-gnn", total_steps=HORIZON)
@@ -115,12 +115,12 @@ def test_compiled_steps_follow_loaded_state():
 
 
 def test_a_compiled_step_warns_once_beyond_the_horizon():
-    pair = Pair(rule="ff", total_steps=3)
+    pair = Pair(rule="ff", total_steps=2)
     pair.eager.step = lambda: None
     pair.train(1)
     pair.compile()
     pair.train(2)
-    with pytest.warns(UserWarning, match=r"step 4 exceeds total_steps=3"):
+    with pytest.warns(UserWarning, match=r"step 4 exceeds total_steps=2"):
         pair.train(1)
     pair.train(2)
 

@@ -215,9 +215,9 @@ class TestCooldown:
         found = self.trained(attach, Cooldown(1.5, 0.5), total_steps=4)
         assert torch.equal(found, self.trained(total_steps=4))
 
-    def test_a_step_beyond_the_horizon_warns(self):
-        with pytest.warns(UserWarning, match="step 4 exceeds total_steps=3"):
-            self.trained(cooldown=Cooldown(1.0, 1.0), total_steps=3)
+    def test_steps_beyond_the_horizon_warn(self):
+        with pytest.warns(UserWarning, match="step 4 exceeds total_steps=2"):
+            self.trained(cooldown=Cooldown(1.0, 1.0), total_steps=2)
 
     def test_errors(self):
         with pytest.raises(ValueError, match="expected a gain >= 0; got -1"):

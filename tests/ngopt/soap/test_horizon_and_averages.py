@@ -31,18 +31,19 @@ class TestHorizon:
         return found
 
     def test_with_one_and_past_it(self):
-        message = "step 21 exceeds total_steps=20"
+        message = "step 22 exceeds total_steps=20"
         with pytest.warns(UserWarning, match=message) as caught:
             found = self.slope(60, 20)
-        assert len(caught) == 1
+        assert [warning.filename for warning in caught] == [__file__]
         t = np.arange(60) + 1
         expected = 0.5 * 0.02 * np.minimum(1, t / 1.6) * (1 - np.minimum(t, 20) / 21)
         np.testing.assert_allclose([step for step, _ in found], expected, rtol=1e-5)
 
-    def test_exactly_to_it_warns_of_nothing(self):
+    def test_one_step_past_it_warns_of_nothing(self):
+        """As of loops that count from 0 to the last step."""
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            self.slope(20, 20)
+            self.slope(21, 20)
 
     @pytest.mark.parametrize("total_steps", [None, 10])
     def test_a_scheduler_replaces_the_schedule(self, total_steps):
