@@ -61,7 +61,7 @@ def tell_apart_by_constant(tracer: Tracer, x: Neurons, constant: Tensor) -> None
     labels, values = without_repeats([with_zero_strides(x.labels), whole])
     labels = tracer.nodes.find(labels)
     # inputs are never exchanged
-    is_inner = (labels > 0) & ~torch.isin(labels, tracer.nodes.marked(Mark.INPUT))
+    is_inner = (labels > 0) & ~tracer.nodes.are_marked(labels, Mark.INPUT)
     if is_inner.any():
         _add_value_nodes(tracer, labels[is_inner], values[is_inner])
 

@@ -4,7 +4,6 @@ The steps of a cell share its nodes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -31,8 +30,13 @@ It distinguishes these from cells that read from the start.
 """
 
 
+FREE = -2
+"""In the place of all entries of the network's input, which can be unified."""
+
+
 class StateNodes(NamedTuple):
-    """The nodes of a layer's states, the same ones without a projection."""
+    """The nodes of the states of a layer or a cell, the same ones without a
+    projection."""
 
     hidden: Tensor
     cells: Tensor
@@ -63,7 +67,7 @@ def recurrent(tracer: Tracer, call: Node, x: Value, *args) -> Value:
             of_layer = weights[k * size : (k + 1) * size]
             nodes = recurrent_layer(tracer, call, current, of_layer)
             initial = [rearranged(s, lambda x, k=k: x[k]) for s in as_list(states)]
-            _enter_states(tracer, Cell(nodes, []), initial)
+            _enter_states(tracer, nodes, initial)
             if direction == 1:
                 reverse = tracer.constant_nodes(REVERSE)
                 tracer.edges(None, reverse, nodes.hidden, "spread")
@@ -194,20 +198,6 @@ def packing(tracer: Tracer, call: Node, x: Value, *_) -> Value:
     return Neurons(features.expand(sequences.shape)), Unknown(lengths.shape)
 
 
-@dataclass
-class Cell:
-    """A cell that is applied in several steps.
-
-    nodes: of its states. inputs: the input features (n_in,) of its steps.
-    states: for each kind of edges, the nodes of a state and all nodes that have edges
-    to them.
-    """
-
-    nodes: StateNodes
-    inputs: list[Tensor]
-    states: dict[str, list[Tensor]] = field(default_factory=dict)
-
-
 @register_layer_rule(
     aten.lstm_cell, aten.gru_cell, aten.rnn_tanh_cell, aten.rnn_relu_cell
 )
@@ -226,24 +216,32 @@ def recurrent_cell(
     states = as_list(states)
     cell = _cell_of(tracer, call, weights, features, states)
     _enter_states(tracer, cell, states)
-    ends = zip(cell.nodes, states, strict=False)
+    ends = zip(cell, states, strict=False)
     new = [Neurons(nodes.expand(state.shape)) for nodes, state in ends]
     return tuple(new) if len(new) > 1 else new[0]
 
 
-def _enter_states(tracer: Tracer, cell: Cell, states: Sequence[Value]) -> None:
+def _enter_states(tracer: Tracer, cell: StateNodes, states: Sequence[Value]) -> None:
     """Edges from the states of a step, unless a step before had the same states."""
     # the hidden state of an LSTM affects its cells only through W_hh; others are added
     kinds = ("recurrent", "residual") if len(states) == 2 else ("residual",)
-    for state, targets, kind in zip(states, cell.nodes, kinds, strict=False):
+    known = tracer.known_rows
+    for state, targets, kind in zip(states, cell, kinds, strict=False):
         nodes = nodes_of(tracer, state)
-        # states of the step before are the cell's own nodes, and need no edges
-        entered = cell.states.setdefault(kind, [targets])
         if nodes is None:
             enter_state(tracer, state, targets, kind)
-        elif not any(_are_same(tracer, old, nodes) for old in entered):
+            continue
+        owner = (kind, _number_of(cell))
+        # states of the step before are the cell's own nodes, and need no edges
+        known.put(owner, targets, True)
+        if known.get(owner, nodes) is None:
             enter_state(tracer, state, targets, kind)
-            entered.append(nodes)
+            known.put(owner, nodes, True)
+
+
+def _number_of(cell: StateNodes) -> int:
+    """Different for each cell, also if their nodes are unified later."""
+    return int(cell.cells[0])
 
 
 def _cell_of(
@@ -252,19 +250,19 @@ def _cell_of(
     weights: Sequence[Elements],
     features: Tensor,
     states: Sequence[Value],
-) -> Cell:
+) -> StateNodes:
     """The cell of this step, or a new one, with edges from the input features."""
-    given = not_none(*[nodes_of(tracer, state) for state in states])
-    cells = tracer.recurrent_cells.setdefault(tuple(map(_key, weights)), [])
-    for cell in cells:
-        # any: the other state may have gone through a norm
-        if any(_are_same(tracer, cell.nodes.hidden, nodes) for nodes in given):
-            if not any(_unify_inputs(tracer, old, features) for old in cell.inputs):
-                add_inputs(tracer, call, weights[0], features, cell.nodes.cells)
-                cell.inputs.append(features)
+    owner = tuple(map(_key, weights))
+    # any of them: the other state may have gone through a norm
+    for nodes in not_none(*[nodes_of(tracer, state) for state in states]):
+        cell = tracer.known_rows.get(owner, nodes)
+        if cell is not None:
+            if not _unify_inputs(tracer, cell, features):
+                add_inputs(tracer, call, weights[0], features, cell.cells)
             return cell
-    cell = Cell(recurrent_layer(tracer, call, features, weights), [features])
-    cells.append(cell)
+    cell = recurrent_layer(tracer, call, features, weights)
+    tracer.known_rows.put(owner, cell.hidden, cell)
+    _unify_inputs(tracer, cell, features)
     return cell
 
 
@@ -273,19 +271,19 @@ def _key(weight: Elements) -> Any:
     return weight.view() or (weight.parameter, *weight.numbers.flatten().tolist())
 
 
-def _are_same(tracer: Tracer, a: Tensor, b: Tensor) -> bool:
-    return torch.equal(tracer.nodes.find(a), tracer.nodes.find(b))
-
-
-def _unify_inputs(tracer: Tracer, old: Tensor, new: Tensor) -> bool:
-    """Unifies the inputs of two steps if they are entries of the network's input.
-    Returns whether they are the same now."""
-    old, new = tracer.nodes.find(old), tracer.nodes.find(new)
-    differ = old != new
-    if not differ.any():
-        return True
-    ends = torch.cat([old[differ], new[differ]])
+def _unify_inputs(tracer: Tracer, cell: StateNodes, features: Tensor) -> bool:
+    """Unifies the input features (n_in,) of a step with those of an earlier one if they
+    differ in entries of the network's input alone. Returns whether they are the same
+    now, and remembers them if not."""
+    nodes = tracer.nodes
+    owner = ("inputs", _number_of(cell))
+    are_free = nodes.are_free(features) & (features > 0)
     # outputs of a weight stay different inputs
-    if (ends <= 0).any() or not tracer.nodes.are_free(ends):
-        return False
-    return tracer.nodes.try_unify(torch.stack([old, new]))
+    fixed = torch.where(are_free, FREE, features)
+    old = tracer.known_rows.get(owner, fixed)
+    if old is not None and nodes.try_unify(torch.stack([old, features])):
+        return True
+    is_known = tracer.known_rows.get(owner, features) is not None
+    for row in (fixed, features):
+        tracer.known_rows.put(owner, row, features)
+    return is_known

@@ -1,6 +1,6 @@
 """Assembles the nodes and edges of a trace into a `NeuralGraph`."""
 
-from collections import defaultdict
+from collections import ChainMap, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -83,7 +83,9 @@ def add_function_nodes(tracer: Tracer) -> None:
     of_pairs, _ = torch.stack([groups, histories]).unique(dim=1)
     different, counts = of_pairs.unique_consecutive(return_counts=True)
     for group in different[counts > 1]:  # its nodes differ in their histories
-        members = groups == group
+        # sorted, as nodes are numbered group after group
+        ends = torch.searchsorted(groups, torch.stack([group, group + 1]))
+        members = slice(*ends.tolist())
         which, place = histories[members].unique(return_inverse=True)
         # rows (-1, number); other constants come as real and imaginary parts
         tags = torch.full_like(which, -1)
@@ -115,9 +117,9 @@ def with_copies(tracer: Tracer, blocks: Sequence[Block]) -> list[Block]:
     that in the graph.
     """
     with_copied_sources = []
-    before = defaultdict(list)
+    before: dict[tuple, dict[int, Block]] = defaultdict(dict)
     copies = {}
-    for block in blocks:
+    for number, block in enumerate(blocks):
         if block.view is None:
             with_copied_sources.append(block)
             continue
@@ -126,9 +128,13 @@ def with_copies(tracer: Tracer, blocks: Sequence[Block]) -> list[Block]:
         ends = torch.stack([sources[0], block.targets[0]])
         groups = tracer.nodes.group_of(ends).tolist()
         # edges that differ in these are not exchanged
-        others = before[(*groups, block.kind, block.slot_shape)]
+        kind = (*groups, block.kind, block.slot_shape)
+        # by each source, as only blocks that share sources are compared
+        at_sources = [before[*kind, source] for source in sources.tolist()]
+        others = ChainMap(*at_sources).values()
         if not any(_differs_in_path(block, other) for other in others):
-            others.append(block)
+            for blocks_of_source in at_sources:
+                blocks_of_source[number] = block
             with_copied_sources.append(block)
             continue
         # weights of the same path share their copies

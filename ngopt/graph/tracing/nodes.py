@@ -27,12 +27,45 @@ class Mark(IntFlag):
     PINNED = 8
 
 
+def present_numbers(alias: Tensor, labels: Tensor) -> Tensor:
+    """The ends of the chains of aliases of nodes, which become short."""
+    present = labels
+    links = 0
+    while True:
+        further = lookup(present, alias)
+        if torch.equal(further, present):
+            break
+        present = further
+        links += 1
+    # loops unify one step after the other: each chain is followed once
+    if links > 1:
+        alias[labels.clamp(min=0)] = present.clamp(min=0)
+    return present
+
+
+def unify_numbers(alias: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Gives a[i] and b[i] the same end of their chains; returns the other ends."""
+    replaced = [a[:0]]
+    while True:
+        a, b = present_numbers(alias, a), present_numbers(alias, b)
+        differ = a != b
+        if not differ.any():
+            return torch.cat(replaced)
+        a, b = a[differ], b[differ]
+        # lower numbers are older, and no alias is higher than its node: chains end
+        low, high = torch.minimum(a, b), torch.maximum(a, b)
+        # a node of several pairs gets the lowest; the next round does the others
+        alias.scatter_reduce_(0, high, low, "amin")
+        replaced.append(high)
+
+
 class Nodes:
     """Node numbers, from 1 and group after group, and which of them are the same node.
 
     Labels are int64 tensors of node numbers, 0 or less for no neuron.
     names, kinds: of the groups. starts: their first numbers, and the next free number.
     step: the number of the function that is being traced.
+    unified: the numbers that others stand for since, in this order.
     """
 
     def __init__(self) -> None:
@@ -40,7 +73,8 @@ class Nodes:
         self.kinds: list[str] = []
         self.starts = [0]
         self.step = 0
-        self._facts = torch.empty(5, 1024, dtype=torch.long)  # grows by doubling
+        self.unified: list[Tensor] = []
+        self._facts = torch.empty(6, 1024, dtype=torch.long)  # grows by doubling
         self._grow(0)
         self.new("none", 1)  # label 0 is no neuron, so numbers of neurons begin with 1
 
@@ -80,7 +114,7 @@ class Nodes:
         self._alias[start:] = numbers
         self._group[start:] = len(self.names)
         self._step[start:] = self.step
-        self._identity[start:] = identity
+        self._identity[start:] = self._highest[start:] = identity
         self._marks[start:] = int(mark)
         self.names.append(name)
         self.kinds.append(kind)
@@ -96,23 +130,27 @@ class Nodes:
             self._facts = torch.cat([self._facts, more], dim=1)
         facts = self._facts[:, :length]
         # nodes of one step with different identities are never unified; -1: free
-        self._alias, self._group, self._step, self._identity, self._marks = facts
+        self._alias, self._group, self._step, self._identity, *of_present = facts
+        # of present numbers: of all nodes that they stand for
+        self._highest, self._marks = of_present
 
     def _identity_of(self, labels: Tensor) -> Tensor:
-        """The identities of the nodes, -1 for free nodes."""
-        identities = self._identity
+        """The highest identities of the nodes, -1 for free nodes."""
         # unified nodes are free if all of them are
-        identity = identities.scatter_reduce(0, self.find_each(), identities, "amax")
-        return identity[self.find(labels)]
+        return self._highest[self.find(labels)]
 
-    def are_free(self, labels: Tensor) -> bool:
-        """Whether all nodes can be unified: inputs of the network, and functions
-        without weights of such."""
-        return bool((self._identity_of(labels) < 0).all())
+    def are_free(self, labels: Tensor) -> Tensor:
+        """Which nodes can be unified: inputs of the network, and functions without
+        weights of such."""
+        return self._identity_of(labels) < 0
 
     def mark(self, labels: Tensor, mark: Mark) -> None:
         """Marks all nodes among labels."""
-        self._marks[nodes_among(labels)] |= int(mark)
+        self._marks[self.find(nodes_among(labels))] |= int(mark)
+
+    def are_marked(self, labels: Tensor, mark: Mark) -> Tensor:
+        """Which of the labels are nodes with a mark."""
+        return (labels > 0) & ((self._marks[self.find(labels)] & int(mark)) > 0)
 
     def marked(self, mark: Mark) -> Tensor:
         """The nodes that have a mark, sorted."""
@@ -124,11 +162,7 @@ class Nodes:
         shape = labels.shape
         # labels of a batch have stride 0: each is looked up once
         (labels,) = without_repeats([labels])
-        while True:
-            further = lookup(labels, self._alias)
-            if torch.equal(further, labels):
-                return labels.expand(shape)
-            labels = further
+        return present_numbers(self._alias, labels).expand(shape)
 
     def find_each(self) -> Tensor:
         """The present number (count,) of every node."""
@@ -140,17 +174,16 @@ class Nodes:
 
     def unify(self, a: Tensor, b: Tensor) -> None:
         """Makes a[i] and b[i] the same node, for all i; the lower number stays."""
-        a, b = a.flatten(), b.flatten()
-        while True:
-            a, b = self.find(a), self.find(b)
-            differ = a != b
-            if not differ.any():
-                return
-            a, b = a[differ], b[differ]
-            # lower numbers are older, and no alias is higher than its node: chains end
-            low, high = torch.minimum(a, b), torch.maximum(a, b)
-            # a node of several pairs gets the lowest; the next round does the others
-            self._alias.scatter_reduce_(0, high, low, "amin")
+        replaced = unify_numbers(self._alias, a.flatten(), b.flatten())
+        if not len(replaced):
+            return
+        self.unified.append(replaced)
+        present = self.find(replaced)
+        highest = self._highest[replaced]
+        self._highest.scatter_reduce_(0, present, highest, "amax")
+        for mark in Mark:
+            is_marked = (self._marks[replaced] & int(mark)) > 0
+            self._marks[present[is_marked]] |= int(mark)
 
     def try_unify(self, rows: Tensor) -> bool:
         """Unifies the nodes of each column of rows (r, n), if possible.
@@ -159,22 +192,32 @@ class Nodes:
         targets of a weight. Neurons of different heads stay different, even if a norm
         has the same scale for all heads.
         """
-        aliases = self._alias.clone()
-        first = rows[0]
-        before = self.find(first).unique()
-        self.unify(first.expand_as(rows), rows)
-        now = self.find(first).unique()
-        present = self.find_each()
-        is_fixed = torch.isin(present, now) & (self._identity >= 0)
-        facts = torch.stack([present, self._step, self._identity])
+        # tried on the few nodes of the rows: all others stay
+        nodes, which = self.find(rows).unique(return_inverse=True)
+        alias = torch.arange(len(nodes))
+        unify_numbers(alias, which[:1].expand_as(which).flatten(), which.flatten())
+        together = present_numbers(alias, torch.arange(len(nodes)))
+        first = which[0].unique()
+        # fewer: nodes of one row are unified, as by a row and the same row rolled
+        if len(together[first].unique()) < len(first):
+            return False
+        are_fixed = (nodes > 0) & ~self.are_free(nodes)
+        meets_fixed = (together[are_fixed].bincount() > 1).any()
+        if meets_fixed and self._would_clash(nodes, together):
+            return False
+        self.unify(rows[:1].expand_as(rows), rows)
+        return True
+
+    def _would_clash(self, nodes: Tensor, together: Tensor) -> bool:
+        """Whether targets of one weight are among nodes of the same number."""
+        number = torch.full((self.count,), -1)
+        number[nodes.clamp(min=0)] = together
+        number = number[self.find_each()]
+        is_fixed = (number >= 0) & (self._identity >= 0)
+        facts = torch.stack([number, self._step, self._identity])
         different = facts[:, is_fixed].unique(dim=1)
         # one node, one step, but two identities
-        clash = different.shape[1] > different[:2].unique(dim=1).shape[1]
-        # fewer: nodes of one row are unified, as by a row and the same row rolled
-        if len(now) == len(before) and not clash:
-            return True
-        self._alias.copy_(aliases)
-        return False
+        return different.shape[1] > different[:2].unique(dim=1).shape[1]
 
     def group_of(self, labels: Tensor) -> Tensor:
         """The group in which each node was made."""

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map_only
 
 from ngopt.graph.groups_and_blocks import ParameterSpec
 from ngopt.graph.tracing.edges import Edges
+from ngopt.graph.tracing.known_rows import KnownRows
 from ngopt.graph.tracing.nodes import Mark, Nodes
 from ngopt.graph.tracing.values import (
     NO_NEURON,
@@ -48,7 +49,7 @@ class Tracer:
     applied_functions: in the order of the program.
     pinned_parameters: parameters whose neurons are all pinned.
     row_normalised: parameters that are normalised in rows.
-    recurrent_cells: by the views of their weights.
+    known_rows: of rules that remember rows of nodes.
     rules: of functions. call: the function or module whose rule is applied.
     """
 
@@ -69,7 +70,7 @@ class Tracer:
         self.applied_functions: list[AppliedFunction] = []
         self.pinned_parameters: set[int] = set()
         self.row_normalised: set[int] = set()
-        self.recurrent_cells: dict[tuple, list[Any]] = {}
+        self.known_rows = KnownRows(self.nodes)
 
     def shape_of(self, call: Node) -> torch.Size:
         return call.meta["val"].shape
