@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ngopt.functional import State, uncompiled
+from ngopt.functional import AVERAGE, State, uncompiled
 from ngopt.optimizer.log_messages import Messages
 from ngopt.optimizer.param_groups import (
     BUILT_IN,
@@ -32,6 +32,9 @@ ADAMW_LR = 1e-3  # AdamW's default, of groups without an lr beside others with o
 # Other values of `lr_schedule`, which replace the built-in schedule.
 BY_LR, BY_LR_AFTER_WARM_UP = "lr", "lr, after the built-in warm-up"
 FIRST_STEPS = 3  # in which a changed lr replaces the built-in schedule
+LONG_RUN = 300  # steps without a horizon, after which the average is recalled
+MOST = 0.95  # of total_steps: schedules that have not begun to fall are constant
+FEW_STEPS = 20  # total_steps of runs too short for that
 LOW = 0.1  # of R: schedules that do not reach it are probably absolute rates
 TINY = 1e-30
 
@@ -76,6 +79,7 @@ class LearningRates:
         self._first: list[Any] | None = None  # rates of the first step with one > 0
         self._last, self._peak = 0.0, 0.0  # largest rates: of the last step, of all
         self._is_raised = False  # R, after the first step
+        self._steps = 0  # followed so far
 
     def add(self, lr: float | Tensor | None, groups: Sequence[Group]) -> None:
         """Adds a group; lr: from its user. groups: that are there already.
@@ -103,6 +107,8 @@ class LearningRates:
 
         Raises ValueError if a setting is out of range.
         """
+        if not torch.compiler.is_compiling():
+            self._check_decay(groups[0], state)
         settings: list[Any] = []
         for group in groups:
             settings += [group[key] for key in (*PER_GROUP, *STEP_COUNTS)]
@@ -138,6 +144,20 @@ class LearningRates:
         if isinstance(reference, float) and not is_compiling:
             self._warn_of_low(largest, reference)
         self._checked = settings
+
+    def _check_decay(self, group: Group, state: State) -> None:
+        """Counts a step; late in the run, says what it lacks if lr is constant."""
+        self._steps += 1
+        total_steps = group["total_steps"]
+        last = LONG_RUN if total_steps is None else int(MOST * total_steps)
+        if self._steps != last or isinstance(group["lr"], Tensor):
+            return
+        is_constant = group["lr"] == group["reference_lr"]
+        if is_constant and total_steps is None:
+            if any(AVERAGE in record for record in state.values()):
+                self._messages.remind_of_average()
+        elif is_constant and "initial_lr" in group and total_steps >= FEW_STEPS:
+            self._messages.warn_of_constant(last)
 
     def _has_changed(self, rates: Sequence[Any]) -> bool:
         """Whether an lr that can be read is not that of the first step."""

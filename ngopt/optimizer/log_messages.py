@@ -51,7 +51,7 @@ class Messages:
         self, reference: float, rates: Sequence[float], has_scheduler: bool
     ) -> None:
         """Logs R and the ratios of groups to it; rates: the largest of each group."""
-        if not self._is_first("reference"):
+        if not self.is_first("reference"):
             return
         ratios = ", ".join(f"{rate / reference:.3g}" for rate in rates)
         text = (
@@ -90,6 +90,24 @@ class Messages:
             "other groups to the constructor.",
         )
 
+    def warn_of_constant(self, steps: int) -> None:
+        """Warns of a scheduler whose rates have not fallen after most of the steps."""
+        self._warn_once(
+            "constant",
+            f"the scheduler keeps lr at its largest value for {steps} steps, in place "
+            "of the decay to zero of total_steps. Leave the scheduler out, as "
+            "total_steps has a warm-up, or let it fall to zero.",
+        )
+
+    def remind_of_average(self) -> None:
+        """Says that a run without a horizon needs the average, unless it was used."""
+        if self.is_first("average"):
+            logger.warning(
+                "NGOptimizer: without total_steps the step size never falls to zero. "
+                "Evaluate the averaged weights, `with opt.averaged():`, and end with "
+                "opt.load_average()."
+            )
+
     def warn_of_ignored(self, names: Sequence[str]) -> None:
         """names: arguments or keys of parameter groups without an effect."""
         if names:
@@ -112,10 +130,11 @@ class Messages:
             )
 
     def _warn_once(self, topic: str, text: str) -> None:
-        if self._is_first(topic):
+        if self.is_first(topic):
             warn(text)
 
-    def _is_first(self, topic: str) -> bool:
+    def is_first(self, topic: str) -> bool:
+        """Whether nothing was said about a topic; from then on something was."""
         is_first = topic not in self._given
         self._given.add(topic)
         return is_first

@@ -266,6 +266,7 @@ class NGOptimizer(Optimizer):
         Call it at the end of a training run without `total_steps`. With `total_steps`,
         and for metanets of the paper, there is no average and nothing changes.
         """
+        self._messages.is_first("average")
         averages.write_averages(self.param_groups, self.state)
 
     @contextmanager
@@ -279,6 +280,7 @@ class NGOptimizer(Optimizer):
             >>> with opt.averaged():
             ...     accuracy = evaluate(model)
         """
+        self._messages.is_first("average")
         with averages.averages_written(self.param_groups, self.state):
             yield
 

@@ -194,10 +194,12 @@ def check_records(
     which torch raises an error. is_exact: whether the graph of this optimizer is traced
     or given.
     """
-    advice = ". If it was made with a traced graph, pass model=model."
-    if is_exact:
-        advice = ". If it was made without model=, leave it out."
     for name, record, expected in zip(names, records, initial, strict=False):
+        advice = ". If it was made with a traced graph, pass model=model."
+        if _scalars(record) != _scalars(expected):
+            advice = ". It is of another rule: pass the rule= that it was made with."
+        elif is_exact:
+            advice = ". If it was made without model=, leave it out."
         for key, like in expected.items() if record else ():
             value = record.get(key)
             if not isinstance(value, Tensor):
@@ -211,6 +213,12 @@ def check_records(
                     f"state_dict: '{key}' of '{name}': expected shape "
                     f"{tuple(like.shape)}; got {tuple(value.shape)}{advice}"
                 )
+
+
+def _scalars(record: Record) -> set[str]:
+    """Keys of scalars, which each rule has its own of."""
+    items = record.items()
+    return {key for key, x in items if isinstance(x, Tensor) and x.dim() == 0}
 
 
 def drop_other_matrices(

@@ -7,7 +7,7 @@ import base64
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from pathlib import Path
 from statistics import fmean, stdev
@@ -91,6 +91,7 @@ def run(path: str, settings: Settings) -> list[Result]:
     ) as bar:
         for spec in specs:
             results.append(_result(problem, spec, settings, bar))
+        results += _in_same_seconds(problem, results, settings, bar)
     title = f"{problem.name}, {settings.steps} steps, {settings.seeds} seed(s)"
     write_report(settings.folder, title, results)
     if settings.as_json:
@@ -98,7 +99,7 @@ def run(path: str, settings: Settings) -> list[Result]:
     else:
         minutes = (time.perf_counter() - begin) / 60
         print(f"{title}, {minutes:.1f} minutes\n\n{table(results)}\n")
-        print(f"Report: {settings.folder / 'race.html'}")
+        print(f"Report: {(settings.folder / 'race.html').absolute()}")
     return results
 
 
@@ -107,15 +108,8 @@ def _result(
 ) -> Result:
     """The result of one optimizer, at the rate with the lowest loss on another seed."""
 
-    def on_step(loss: float) -> None:
-        bar.update()
-        bar.set_postfix(loss=f"{loss:.3g}", refresh=False)
-
     def trained(lr: float | None, seed: int) -> Run:
-        rate = "" if lr is None else f" lr {lr:g}"
-        bar.set_description(f"{spec.name}{rate}", refresh=False)
-        steps = settings.steps
-        return train(problem, spec, lr, seed, steps, settings.device, on_step)
+        return _trained(problem, spec, lr, seed, settings.steps, settings.device, bar)
 
     def loss_of_run(lr: float) -> float:
         if lr not in spec.lrs:
@@ -128,9 +122,47 @@ def _result(
     return Result(spec.name, lr, list(losses), runs, is_at_edge(lr, losses))
 
 
+def _in_same_seconds(
+    problem: Problem, results: list[Result], settings: Settings, bar: tqdm
+) -> list[Result]:
+    """AdamW with as many steps as ngopt's seconds allow, if these are more."""
+    by_name = {result.optimizer: result for result in results}
+    if not {"adamw", "ngopt"} <= by_name.keys():
+        return []
+    adamw = by_name["adamw"]
+    steps = int(settings.steps * by_name["ngopt"].milliseconds / adamw.milliseconds)
+    if steps <= settings.steps:
+        return []
+    bar.total += steps * settings.seeds
+    spec = replace(OPTIMIZERS["adamw"], name=f"adamw, {steps:,} steps")
+    runs = []
+    for seed in range(settings.seeds):
+        runs.append(
+            _trained(problem, spec, adamw.lr, seed, steps, settings.device, bar)
+        )
+    return [Result(spec.name, adamw.lr, [], runs)]
+
+
+def _trained(
+    problem: Problem,
+    spec: OptimizerSpec,
+    lr: float | None,
+    seed: int,
+    steps: int,
+    device: torch.device,
+    bar: tqdm,
+) -> Run:
+    def on_step(loss: float) -> None:
+        bar.update()
+        bar.set_postfix(loss=f"{loss:.3g}", refresh=False)
+
+    rate = "" if lr is None else f" lr {lr:g}"
+    bar.set_description(f"{spec.name}{rate}", refresh=False)
+    return train(problem, spec, lr, seed, steps, device, on_step)
+
+
 def table(results: list[Result]) -> str:
-    """Optimizers, the best first, aligned for a terminal, and a note if a best rate is
-    at the edge of those that were tried."""
+    """Optimizers, the best first, aligned for a terminal, with notes."""
     best = min(result.score for result in results)
     rows: list[tuple[str, ...]] = [HEADER]
     for result in sorted(results, key=lambda result: result.score):
@@ -154,6 +186,8 @@ def table(results: list[Result]) -> str:
         lines.append(f"{first}  {others}")
     if any(result.at_edge for result in results):
         lines += ["", "* the largest or smallest rate tried; others may be better"]
+    if any(result.optimizer.startswith("adamw, ") for result in results):
+        lines += ["", "adamw, ... steps: as many as fit into the seconds of ngopt"]
     return "\n".join(lines)
 
 
@@ -194,6 +228,7 @@ def draw(path: Path, title: str, results: list[Result]) -> None:
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)
     over_steps.set_ylabel("training loss")
+    over_steps.set_xlim(0, min(len(result.runs[0].losses) for result in results))
     over_steps.legend()
     figure.suptitle(title)
     figure.savefig(path, dpi=100)

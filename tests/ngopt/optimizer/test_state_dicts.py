@@ -207,14 +207,25 @@ def test_other_constants_are_warned_of_and_loaded():
     other.load_state_dict(saved)
 
 
-def test_the_state_of_another_rule_is_refused_and_the_rule_named():
+@pytest.mark.parametrize(
+    ("rule", "of_other", "changed"),
+    [
+        ("ff", "default", "none saved, soap here; .*ff saved, none"),
+        ("default", "ff", "soap saved, none here; .*none saved, ff"),
+        ("default", "learned-step", "weights: none saved"),
+    ],
+)
+def test_the_state_of_another_rule_is_refused_and_the_rule_named(
+    rule, of_other, changed
+):
     model = network()
-    opt = NGOptimizer(model.parameters(), rule="ff")
+    opt = NGOptimizer(model.parameters(), rule=rule)
     train(model, opt, range(1))
-    other = NGOptimizer(model.parameters())
+    other = NGOptimizer(model.parameters(), rule=of_other)
+    advice = r"'\w+' of 'parameter 0': expected .* pass the rule= that it was made with"
     with (
-        pytest.warns(UserWarning, match="none saved, soap here; .*ff saved, none"),
-        pytest.raises(ValueError, match="'scale' of 'parameter 0': expected a tensor"),
+        pytest.warns(UserWarning, match=changed),
+        pytest.raises(ValueError, match=advice),
     ):
         other.load_state_dict(opt.state_dict())
     assert not other.state
