@@ -83,7 +83,7 @@ def steps_so_far(counts: Iterable[Tensor], total_steps: int | None) -> int | Ten
 
     Warns past the horizon. In a compiled step: a tensor (), float64.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():
         now = torch.stack(list(counts)).double().max()
         return now if total_steps is None else _with_warning(now, total_steps)
     now = max(map(int, counts))

@@ -15,7 +15,7 @@ def warn(text: str) -> None:
 
 def _level_of_user() -> int:
     """The stacklevel, in the caller, of the first function outside `INTERNAL`."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():
         return 2
     level, frame = 0, sys._getframe()
     while frame.f_back is not None and _is_internal(

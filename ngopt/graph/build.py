@@ -90,7 +90,7 @@ def build_graph(
         try:
             return _traced(source, example_input)
         except NotCaptured as error:
-            reason = f"the functions that {name} applies cannot be listed ({error})"
+            reason = f"{name} cannot be traced ({error})"
             return _from_parameters(source, reason)
     graph = graph_without_inputs(source)
     if graph is not None:
@@ -152,12 +152,15 @@ def _traced_in_mode(
     if training:
         _check_example(program, type(model).__name__)
     try:
-        return trace(program, model)
-    except Exception:
-        if not program.is_cut:
-            raise
-        program = capture(model, example_input, cut=False, training=training)
-        return trace(program, model)
+        try:
+            return trace(program, model)
+        except Exception:
+            if not program.is_cut:
+                raise
+            program = capture(model, example_input, cut=False, training=training)
+            return trace(program, model)
+    except Exception as error:
+        raise NotCaptured(one_line(error)) from error
 
 
 def _from_parameters(model: nn.Module, reason: str) -> NeuralGraph:

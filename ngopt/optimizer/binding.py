@@ -187,7 +187,7 @@ class BoundParameters:
     def update(self, state: State, grads: Gradients, hyper: Hyper) -> None:
         """One step, which changes parameters and state in place."""
         assert self.rule is not None
-        is_compiling = torch.compiler.is_compiling()
+        is_compiling = torch.compiler.is_dynamo_compiling()
         if is_compiling and not self.rule.may_be_traced(grads, self.records(state)):
             return self._update_uncompiled(state, grads, hyper)
         records = self.records_for_step(state, grads)

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import _C, Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.jit._trace import is_tracing
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -322,9 +321,12 @@ class Recorder:
 
 def _is_traced(args: tuple, kwargs: dict[str, Any]) -> bool:
     """Whether a compiler, a tracer or torch.func runs the forward pass."""
-    if torch.compiler.is_compiling() or is_tracing():
+    # whatever another thread does: torch's own functions for this read global flags
+    if torch.compiler.is_dynamo_compiling() or is_tracing() or is_transformed():
         return True
-    if get_proxy_mode() is not None or is_transformed():
+    if _C._dispatch_tls_is_dispatch_key_included(_C.DispatchKey.PreDispatch):
+        return True
+    if _C._get_dispatch_mode(_C._TorchDispatchModeKey.PROXY) is not None:
         return True
     leaves = tree_leaves((args, kwargs))
     return any(isinstance(leaf, (FakeTensor, torch.fx.Proxy)) for leaf in leaves)

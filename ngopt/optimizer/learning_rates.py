@@ -107,7 +107,7 @@ class LearningRates:
 
         Raises ValueError if a setting is out of range.
         """
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_dynamo_compiling():
             self._check_decay(groups[0], state)
         settings: list[Any] = []
         for group in groups:
@@ -140,7 +140,7 @@ class LearningRates:
                 schedule = BY_LR_AFTER_WARM_UP
         for group in groups:
             group["reference_lr"], group["lr_schedule"] = reference, schedule
-        is_compiling = torch.compiler.is_compiling()
+        is_compiling = torch.compiler.is_dynamo_compiling()
         if isinstance(reference, float) and not is_compiling:
             self._warn_of_low(largest, reference)
         self._checked = settings
@@ -210,7 +210,7 @@ def _readable(lr: float | Tensor) -> float | Tensor:
     """A number, or a detached tensor () if reading it would be a host sync."""
     if not isinstance(lr, Tensor):
         return float(lr)  # of numpy, too, which checkpoints would not load
-    if lr.is_cpu and not torch.compiler.is_compiling():
+    if lr.is_cpu and not torch.compiler.is_dynamo_compiling():
         return lr.item()
     return lr.detach().reshape(())
 

@@ -252,7 +252,7 @@ class NGOptimizer(Optimizer):
         self._rates.follow(groups, self.state)
         bound = self._binding.for_step(self, params)
         grads, hyper = bound.gradients(groups)
-        is_new = not self.state and not torch.compiler.is_compiling()
+        is_new = not self.state and not torch.compiler.is_dynamo_compiling()
         if is_new and state_dicts.initializes(groups, grads, bound.shards):
             bound.records_for_step(self.state, grads)
             return loss

@@ -178,7 +178,11 @@ def check_settings(group: Group, is_new: bool = True) -> None:
     if isinstance(lr, Tensor) and lr.numel() != 1:
         got = f"a tensor of shape {tuple(lr.shape)}"
         raise ValueError(f"NGOptimizer: lr: expected one number; got {got}")
-    if isinstance(lr, Tensor) and lr.is_cpu and not torch.compiler.is_compiling():
+    if (
+        isinstance(lr, Tensor)
+        and lr.is_cpu
+        and not torch.compiler.is_dynamo_compiling()
+    ):
         lr = lr.item()
     if not isinstance(lr, Tensor):  # elsewhere it would be a host sync at every step
         _check_number("lr", lr, 0 if is_new else -inf)

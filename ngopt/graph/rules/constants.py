@@ -4,7 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.fx import Node
+from torch.fx.node import _side_effectful_functions
 
 from ngopt.graph.rules.registry import functions, register_layer_rule
 from ngopt.graph.tracing.capture import packet_of
@@ -24,9 +26,22 @@ KNOWN_CREATIONS = functions(
 RANDOM_CREATIONS = functions("new_empty rand_like randn_like empty_like")
 
 
+def only_computes(function: Any) -> bool:
+    """Whether a function may be called, as it has no effect but its result."""
+    if not isinstance(function, OpOverload):  # such as one that enters a transform
+        return getattr(function, "__module__", "") in ("_operator", "math")
+    library, schema = function.namespace, function._schema
+    if not schema.returns or function in _side_effectful_functions:
+        return False
+    # functions of torch that write change their operand alone: here a copy
+    return library == "aten" or not (schema.is_mutable or "c10d" in library)
+
+
 def constant(tracer: Tracer, call: Node, *args, **kwargs) -> Value:
-    """A function of constants is computed."""
+    """A function of constants is computed, if it has no side effects."""
     function: Any = call.target
+    if not only_computes(function):
+        return tracer.unknown(call)
     value = function(*args, **kwargs)
     expected = call.meta.get("val")
     if not isinstance(value, Tensor) or not isinstance(expected, Tensor):

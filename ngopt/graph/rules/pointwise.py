@@ -14,7 +14,11 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ngopt.graph.rules.bare_parameters import with_parameter
-from ngopt.graph.rules.constants import differs_between_neurons, tell_apart_by_constant
+from ngopt.graph.rules.constants import (
+    differs_between_neurons,
+    only_computes,
+    tell_apart_by_constant,
+)
 from ngopt.graph.rules.neuron_pairs import difference_of, product_of, sum_of
 from ngopt.graph.rules.registry import Rule, aten, register_layer_rule
 from ngopt.graph.tracing.capture import packet_of
@@ -241,6 +245,8 @@ def _changes_only(tracer: Tracer, call: Node, x: Neurons, chosen: Tensor) -> boo
     # one neuron at all places: there are no others
     if chosen.all():
         return True
+    if not only_computes(call.target):
+        return False
     try:
         # the arguments: constants, and random numbers for others
         before = {}

@@ -4,15 +4,13 @@ import logging
 import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, fields, is_dataclass, replace
-from importlib import import_module
-from io import StringIO
 from itertools import product
 from textwrap import shorten
 from typing import Any
 
 import torch
+import torch.fx.config
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 from torch.func import functional_call
@@ -23,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from ngopt.graph.tracing.copies import Copier
 from ngopt.graph.tracing.isolation import isolated
+from ngopt.graph.tracing.torch_patches import patched_torch
 from ngopt.graph.tracing.values import has_any
 
 BATCH = 2  # rows of an example that are used: norms in training mode need two
@@ -30,7 +29,8 @@ MESSAGE = 200  # characters of an error that a warning repeats
 
 
 class NotCaptured(Exception):
-    """A module runs on the example input, but its functions cannot be listed."""
+    """A module runs on the example input, but its functions cannot be listed, or the
+    rules fail for them."""
 
 
 @dataclass(frozen=True)
@@ -85,15 +85,14 @@ def capture(
         few = tree_map(lambda x: x[:BATCH] if _is_long(x) else x, whole)
         inputs = [few, whole]
     reason = Exception()
-    with _quiet():
-        for function, given in product((_export, _record), inputs):
-            try:
-                program = _isolated(function, model, given, training)
-                return replace(program, is_cut=given is not whole)
-            except Exception as error:
-                reason = error
-        # the module's own error, if it does not run
-        _isolated(lambda m, args, kwargs: m(*args, **kwargs), model, whole, training)
+    for function, given in product((_export, _record), inputs):
+        try:
+            program = _isolated(function, model, given, training)
+            return replace(program, is_cut=given is not whole)
+        except Exception as error:
+            reason = error
+    # the module's own error, if it does not run
+    _isolated(lambda m, args, kwargs: m(*args, **kwargs), model, whole, training)
     raise NotCaptured(one_line(reason))
 
 
@@ -102,30 +101,16 @@ def _isolated(
 ) -> Any:
     """A function of new copies of a module and of its inputs, as a forward that failed
     may have changed earlier copies."""
-    with isolated(model) as duplicate:
+    with isolated(model) as duplicate, patched_torch():
+        # an export that fails warns and logs; stack traces take a fifth of a capture,
+        # and nothing reads them. What is set here is put back with all settings.
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        torch.fx.config.do_not_emit_stack_traces = True
         args, kwargs = Copier().copy(inputs)
         if not training:
             duplicate.eval()
         return function(duplicate, args, kwargs)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the warnings and the log of an export that fails, and without stack
-    traces: they take a fifth of a capture, and nothing reads them."""
-    level = logging.root.manager.disable
-    config: Any = import_module("torch.fx.config")
-    # torch 2.6 has no such setting, and reads none
-    traces = getattr(config, "do_not_emit_stack_traces", False)
-    logging.disable(logging.WARNING)
-    config.do_not_emit_stack_traces = True
-    try:
-        with warnings.catch_warnings(), redirect_stderr(StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
-        config.do_not_emit_stack_traces = traces
 
 
 def arguments(example_input: Any) -> tuple[tuple, dict[str, Any]]:

@@ -27,6 +27,7 @@ from ngopt.graph.rules.registry import RULES
 from ngopt.graph.tracing.assembly import assemble
 from ngopt.graph.tracing.capture import Program, one_line, packet_of
 from ngopt.graph.tracing.nodes import Mark
+from ngopt.graph.tracing.process_state import process_kept
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import (
     TRACED,
@@ -48,7 +49,7 @@ def trace(program: Program, model: nn.Module) -> NeuralGraph:
     # torch.get_default_device fails in torch 2.6 after set_default_device(None)
     on_cpu = nullcontext() if torch.empty(0).is_cpu else torch.device("cpu")
     # rules try some functions on random numbers, of the CPU alone
-    with on_cpu, torch.random.fork_rng(devices=[]):
+    with process_kept(), torch.random.fork_rng(devices=[]), on_cpu:
         # torch.manual_seed would seed those of all devices
         torch.default_generator.manual_seed(0)
         interpreter = RuleInterpreter(program, model)

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
 from torch.nn.parameter import is_lazy
 
 from ngopt.graph.tracing.copies import Copier
+from ngopt.graph.tracing.process_state import global_hooks, process_kept
 
 
 @contextmanager
@@ -26,7 +26,8 @@ def isolated(model: nn.Module) -> Iterator[nn.Module]:
     Shared, and restored at the end: the memory and the gradients of parameters; the
     attributes of classes written in Python; hooks of all modules, which do not run; the
     random generators of Python, NumPy and torch; the modes of modules that are not
-    copied. Caches of `functools.lru_cache` that stored something are cleared.
+    copied; settings of the process, see `process_state`. Caches of
+    `functools.lru_cache` that stored something are cleared.
 
     Neither copied nor restored: parameters that the forward writes through `.data`
     (under `torch.no_grad` they are safe), global variables, closures of methods of its
@@ -45,10 +46,6 @@ def isolated(model: nn.Module) -> Iterator[nn.Module]:
         restored.callback(random.setstate, random.getstate())
         restored.callback(np.random.set_state, np.random.get_state())
         restored.enter_context(torch.random.fork_rng(indices))
-        for name, hooks in vars(torch_module).items():
-            if name.startswith("_global_") and isinstance(hooks, dict):
-                restored.callback(hooks.update, dict(hooks))
-                hooks.clear()
         for p in model.parameters():
             if not is_lazy(p):
                 restored.callback(_restore_parameter, p, p.data, p.grad)
@@ -57,6 +54,10 @@ def isolated(model: nn.Module) -> Iterator[nn.Module]:
         # some modules are not copied
         for module in duplicate.modules():
             restored.callback(setattr, module, "training", module.training)
+        # left first, as what is restored above may fail inside of a transform
+        restored.enter_context(process_kept())
+        for hooks in global_hooks():
+            hooks.clear()
         yield duplicate
 
 

@@ -146,7 +146,7 @@ class PNALayer(GraphLayer):
 def can_use_kernels(edges: Tensor) -> bool:
     """Whether Triton kernels can compute edges: without a batch or derivatives, on a
     GPU that has products of bfloat16."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if torch.is_grad_enabled() or torch.compiler.is_dynamo_compiling():
         return False
     has_kernel = edges.shape[-1] in WIDTHS and edges.dtype != torch.float64
     if edges.dim() != 5 or not has_kernel or not devices.has_triton(edges.device):

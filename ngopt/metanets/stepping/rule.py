@@ -101,7 +101,7 @@ class MetanetRule(BoundRule):
         # small network. On accelerators the kernel that reads them makes them.
         is_small = self.graph.numel <= SMALL_NETWORK and like.is_cpu
         # see `may_be_traced`
-        is_traced = torch.compiler.is_compiling() and in_place
+        is_traced = torch.compiler.is_dynamo_compiling() and in_place
         plan = StepPlan(
             grads=grads,
             state=state,
@@ -254,7 +254,7 @@ class MetanetRule(BoundRule):
         are; None if the updates are not those of an MLP, and in a compiled step, which
         plans its own memory."""
         mlp = self.metanet.update_mlp()
-        if mlp is None or torch.compiler.is_compiling():
+        if mlp is None or torch.compiler.is_dynamo_compiling():
             return None
         if self._predictor is None or not self._predictor.fits(capacity, like):
             self._predictor = Predictor(mlp, capacity)
