@@ -135,7 +135,8 @@ class NGOptimizer(Optimizer):
         self._messages.warn_of_ignored(arguments.ignored_settings(others))
         self._rates = LearningRates(self._messages)
         self._lr = lr  # of groups that are added without one
-        self._model = model  # has names of groups that are added without them
+        if isinstance(model, nn.Module):
+            self._model = model  # has names of groups that are added without them
         if not isinstance(params, Tensor | set):  # for which torch has messages
             params = cast(ParamsT, list(params))
         defaults: dict[str, Any] = {
