@@ -1,5 +1,6 @@
 """State as programs read and edit it."""
 
+from collections import OrderedDict
 from copy import deepcopy
 from typing import Any
 
@@ -45,6 +46,21 @@ class StateView(Tensor):
         return deepcopy(plain(self), memo)
 
 
+class ParameterState(dict):
+    """A record of an optimizer; saved and copied as torch's unpickler allows."""
+
+    def __missing__(self, key: Any) -> Any:
+        raise KeyError(
+            f"NGOptimizer: the state of a parameter has no '{key}', but {[*self]}. To "
+            "cut or copy rows with their state, use optimizer.select_rows."
+        )
+
+    def __reduce__(self) -> Any:
+        return OrderedDict, (), None, None, iter(self.items())
+
+
 def plain(value: Any) -> Any:
-    """A view as a tensor of torch's own class; other values as they are."""
+    """Records and views as torch's own dicts and tensors; other values as they are."""
+    if isinstance(value, ParameterState):
+        return {key: plain(x) for key, x in value.items()}
     return value.as_subclass(Tensor) if isinstance(value, StateView) else value

@@ -152,6 +152,13 @@ def test_edited_state_of_the_same_parameter():
         opt.state[p]["channels_basis_0"].zero_()
 
 
+def test_keys_of_adam_are_refused_and_the_way_is_named():
+    p, opt = begun()
+    with pytest.raises(KeyError, match=r"no 'exp_avg', but .*optimizer\.select_rows"):
+        opt.state[p]["exp_avg"]
+    assert "exp_avg" not in opt.state[p] and opt.state[p].get("exp_avg") is None
+
+
 def test_rows_of_state_cannot_be_set():
     """They would be those of a scalar, or of a stack of matrices."""
     p, opt = begun()
