@@ -225,12 +225,9 @@ def log_unconnected(
     if not unconnected(graph):
         return
     level = logging.WARNING if reads_connections else logging.INFO
-    advice = ""
-    if not is_exact:
-        advice = " Pass model=model to trace the graph."
-        if not reads_connections:
-            advice = " Roles and matrices are from names and shapes, which costs 0 to "
-            advice += "3 % of the loss; NGOptimizer(..., model=model) traces the graph."
+    advice = "" if is_exact else " Pass model=model to trace the graph."
+    if not is_exact and not reads_connections:
+        advice = " A graph that is traced, by model=model, lowers losses by 0 to 3 %."
     logger.log(level, "NGOptimizer: %s%s", describe_graph(graph), advice)
 
 

@@ -267,7 +267,7 @@ def test_unconnected_parameters_are_logged_once(caplog):
 @pytest.mark.parametrize(
     ("weights", "level", "advice"),
     [
-        ("default", logging.INFO, "which costs 0 to 3 % of the loss"),
+        ("default", logging.INFO, "lowers losses by 0 to 3 %"),
         (METANET, logging.WARNING, "Pass model=model"),
     ],
 )

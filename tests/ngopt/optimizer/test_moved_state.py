@@ -89,8 +89,10 @@ def test_what_rows_share_starts_anew():
 def test_rows_that_do_not_fit():
     p, opt = begun()
     new = nn.Parameter(p.detach()[:4])
-    with pytest.raises(ValueError, match="a row for each of the 4 of new; got 5"):
+    with pytest.raises(ValueError, match="a row for each of the 4 of new; got 5 rows$"):
         opt.select_rows(p, new, range(5))
+    with pytest.raises(ValueError, match="got 4 rows of another tensor"):
+        opt.select_rows(new, new, range(4))
 
 
 def resized(record, change):
