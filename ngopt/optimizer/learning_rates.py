@@ -148,7 +148,7 @@ class LearningRates:
     def _check_decay(self, group: Group, state: State) -> None:
         """Counts a step; late in the run, says what it lacks if lr is constant."""
         self._steps += 1
-        total_steps = group["total_steps"]
+        total_steps: Any = group["total_steps"]
         last = LONG_RUN if total_steps is None else int(MOST * total_steps)
         if self._steps != last or isinstance(group["lr"], Tensor):
             return
