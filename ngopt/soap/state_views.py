@@ -33,11 +33,11 @@ class StateView(Tensor):
             try:
                 return function(*args, **kwargs or {})
             except (IndexError, RuntimeError):
-                is_number = len(args) > 1 and isinstance(args[1], int)
-                if function.__name__ not in EDITS_OF_ROWS or is_number:
+                is_one = function is Tensor.__getitem__ and isinstance(args[1], int)
+                if function.__name__ not in EDITS_OF_ROWS or is_one:
                     raise
-        values = [args[0]] if isinstance(args[0], Tensor) else args[0]
-        return next(x for x in values if isinstance(x, cls))
+                values = [args[0]] if isinstance(args[0], Tensor) else args[0]
+                return next(x for x in values if isinstance(x, cls))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return plain(self).clone().__reduce_ex__(protocol)

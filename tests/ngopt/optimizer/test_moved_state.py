@@ -110,7 +110,11 @@ EDITS = {
     ),
     "split": (
         lambda x: torch.cat([x[MASK], x[:7]]),
-        lambda x: torch.cat([x[MASK], torch.zeros(7, *x.shape[1:])]),
+        lambda x: torch.cat([x[MASK], torch.zeros(7, *x.shape[1:])], 0),
+    ),
+    "index": (
+        lambda x: x.index_select(0, torch.arange(9)),
+        lambda x: x.index_select(0, torch.arange(9)),
     ),
     "reset": (torch.clone, torch.zeros_like),
 }
