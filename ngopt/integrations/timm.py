@@ -1,15 +1,23 @@
-"""NGOptimizer by name in timm: `create_optimizer_v2(model, opt="ngopt")`."""
+"""NGOptimizer by name in timm: `create_optimizer_v2(model, opt="ngopt")`.
 
+In timm's own script: `python -m ngopt.integrations.timm train.py --opt ngopt ...`.
+"""
+
+import runpy
+import sys
+from pathlib import Path
 from typing import Any
 
 from ngopt.optimizer import NGOptimizer
+
+UNSET_DECAYS = 0.0, 2e-5  # defaults of `create_optimizer_v2` and of train.py
 
 
 def register(name: str = "ngopt") -> None:
     """Adds NGOptimizer to timm's registry of optimizers under a name.
 
-    timm passes a weight decay of 0 unless one is set. That becomes the default's own
-    weight decay here; any other number stays.
+    timm passes a weight decay of 0, and its train.py one of 2e-5, unless one is set.
+    That becomes the default's own weight decay here; any other number stays.
 
     Raises ImportError without timm.
     """
@@ -24,8 +32,16 @@ def register(name: str = "ngopt") -> None:
 def _make(params: Any, weight_decay: float | None = None, **settings: Any) -> Any:
     params = [dict(entry) if isinstance(entry, dict) else entry for entry in params]
     groups = [entry for entry in params if isinstance(entry, dict)]
-    if not weight_decay and all(g.get("weight_decay", 0.0) == 0.0 for g in groups):
+    decays = {group.get("weight_decay", 0.0) for group in groups}
+    if decays.union([weight_decay or 0.0]).issubset(UNSET_DECAYS):
         weight_decay = None
         for group in groups:
             group.pop("weight_decay", None)
     return NGOptimizer(params, weight_decay=weight_decay, **settings)
+
+
+if __name__ == "__main__":
+    register()
+    sys.argv = sys.argv[1:]
+    sys.path.insert(0, str(Path(sys.argv[0]).parent))
+    runpy.run_path(sys.argv[0], run_name="__main__")

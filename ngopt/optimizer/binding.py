@@ -179,9 +179,8 @@ class BoundParameters:
             assert self.rule is not None
             initial = self.initial_records(self.rule, first_values)
             for i in first_values:
-                records[i] = state[self.params[i]]
                 # the initial dict is dropped, so that nothing else keeps its tensors
-                records[i].update(initial[i])
+                records[i] = state[self.params[i]] = self.rule.record_type(initial[i])
         return records
 
     def update(self, state: State, grads: Gradients, hyper: Hyper) -> None:

@@ -26,7 +26,6 @@ from ngopt.graph.tracing.capture import one_line
 from ngopt.graph.tracing.copies import Copier
 from ngopt.graph.transforms import join_graphs
 from ngopt.optimizer.param_groups import Group, group_names, group_specs, group_tensors
-from ngopt.roles.from_names import UNNAMED
 from ngopt.user_warnings import warn
 
 OrderedGraph = tuple[NeuralGraph, list[int]]
@@ -63,8 +62,8 @@ class InferredGraph(GraphSource):
 
     def graph_of(self, groups: Sequence[Group]) -> OrderedGraph:
         specs = group_specs(groups)
-        names = group_names(groups)
-        if any(map(UNNAMED.match, names)) or len(set(names)) < len(specs):
+        is_named = all("param_names" in group for group in groups)
+        if not is_named or len(set(group_names(groups))) < len(specs):
             return _inferred_by_order(groups, specs)
         names = merged_order([group["param_names"] for group in groups])
         position = dict(zip(names, range(len(names)), strict=True))

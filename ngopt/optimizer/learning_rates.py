@@ -152,11 +152,11 @@ class LearningRates:
         last = LONG_RUN if total_steps is None else int(MOST * total_steps)
         if self._steps != last or isinstance(group["lr"], Tensor):
             return
-        is_constant = group["lr"] == group["reference_lr"]
-        if is_constant and total_steps is None:
-            if any(AVERAGE in record for record in state.values()):
-                self._messages.remind_of_average()
-        elif is_constant and "initial_lr" in group and total_steps >= FEW_STEPS:
+        if group["lr"] != group["reference_lr"]:
+            return
+        if total_steps is None and any(AVERAGE in record for record in state.values()):
+            self._messages.remind_of_average()
+        if (total_steps or 0) >= FEW_STEPS and "initial_lr" in group:
             self._messages.warn_of_constant(last)
 
     def _has_changed(self, rates: Sequence[Any]) -> bool:

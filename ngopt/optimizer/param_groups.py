@@ -4,7 +4,7 @@ Each check raises a ValueError that names the argument, unless it documents anot
 error.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from math import inf
 from numbers import Real
 from typing import Any
@@ -118,7 +118,9 @@ def complete_new_group(
     group.update({key: shared[key] for key in SHARED})
     params = group["params"]
     check_no_module(params)
-    if not isinstance(params, Tensor | set):  # torch handles these
+    if isinstance(params, Tensor):
+        group["params"] = params = [params]
+    if not isinstance(params, set):  # torch handles these
         group["params"] = list(params)
         named = []
         for i, p in enumerate(group["params"]):
@@ -130,25 +132,14 @@ def complete_new_group(
     return ignored
 
 
-def match_naming(
-    group: Group, groups: Sequence[Group], known: Mapping[Tensor, str]
-) -> None:
-    """Gives a new group names if the others have them, and else takes them away.
-
-    torch would raise an error. known: names of parameters, others are numbered.
-    """
-    params = group["params"]
-    if not groups or not isinstance(params, list):
-        return
-    is_named = "param_names" in group or any(isinstance(p, tuple) for p in params)
-    if "param_names" not in groups[0]:
-        group.pop("param_names", None)
-        group["params"] = [p[1] if isinstance(p, tuple) else p for p in params]
-    elif not is_named:
-        start = len(group_tensors(groups))
-        numbered = enumerate(params, start)
-        names = [known.get(p, f"parameter {i}") for i, p in numbered]
-        group["params"] = list(zip(names, params, strict=True))
+def match_naming(new: Group, groups: Sequence[Group]) -> None:
+    """Drops names if groups have them in part, for which torch would raise an error."""
+    params = new["params"] if isinstance(new["params"], list) else []
+    is_named = "param_names" in new or any(isinstance(p, tuple) for p in params)
+    if groups and is_named != ("param_names" in groups[0]):
+        new["params"] = [p[1] if isinstance(p, tuple) else p for p in params]
+        for group in (*groups, new):
+            group.pop("param_names", None)
 
 
 def check_groups(groups: Sequence[Group]) -> None:

@@ -34,6 +34,7 @@ from ngopt.soap.config import Multiplier, Network, SoapConfig, kept_scalars
 from ngopt.soap.eigenbasis import renewal_interval
 from ngopt.soap.schedule import NOMINAL_STEP
 from ngopt.soap.state import first_record
+from ngopt.soap.state_views import ParameterState
 from ngopt.soap.update import SoapUpdate, Step
 
 
@@ -90,6 +91,7 @@ class SoapRule(BoundRule):
     compute_dtype: torch.dtype | None = None
     precondition_frequency: int | None = None
 
+    record_type = ParameterState
     make_update: ClassVar[Callable[..., SoapUpdate]] = SoapUpdate
 
     def __post_init__(self) -> None:

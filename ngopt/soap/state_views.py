@@ -1,5 +1,6 @@
 """State as programs read and edit it."""
 
+from collections import OrderedDict
 from copy import deepcopy
 from typing import Any
 
@@ -32,11 +33,11 @@ class StateView(Tensor):
             try:
                 return function(*args, **kwargs or {})
             except (IndexError, RuntimeError):
-                is_number = len(args) > 1 and isinstance(args[1], int)
-                if function.__name__ not in EDITS_OF_ROWS or is_number:
+                is_one = function is Tensor.__getitem__ and isinstance(args[1], int)
+                if function.__name__ not in EDITS_OF_ROWS or is_one:
                     raise
-        values = [args[0]] if isinstance(args[0], Tensor) else args[0]
-        return next(x for x in values if isinstance(x, cls))
+                values = [args[0]] if isinstance(args[0], Tensor) else args[0]
+                return next(x for x in values if isinstance(x, cls))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return plain(self).clone().__reduce_ex__(protocol)
@@ -45,6 +46,21 @@ class StateView(Tensor):
         return deepcopy(plain(self), memo)
 
 
+class ParameterState(dict):
+    """A record of an optimizer; saved and copied as torch's unpickler allows."""
+
+    def __missing__(self, key: Any) -> Any:
+        raise KeyError(
+            f"NGOptimizer: the state of a parameter has no '{key}', but {[*self]}. To "
+            "cut or copy rows with their state, use optimizer.select_rows."
+        )
+
+    def __reduce__(self) -> Any:
+        return OrderedDict, (), None, None, iter(self.items())
+
+
 def plain(value: Any) -> Any:
-    """A view as a tensor of torch's own class; other values as they are."""
+    """Records and views as torch's own dicts and tensors; other values as they are."""
+    if isinstance(value, ParameterState):
+        return {key: plain(x) for key, x in value.items()}
     return value.as_subclass(Tensor) if isinstance(value, StateView) else value

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -37,9 +39,11 @@ class TestTimm:
         yield module
         del module.default_registry._optimizers["ngopt"]
 
-    def test_the_weight_decay_is_that_of_the_default(self, factory):
+    @pytest.mark.parametrize("settings", [{}, {"weight_decay": 2e-5}], ids=str)
+    def test_the_weight_decay_is_that_of_the_default(self, settings, factory):
+        """2e-5 is what timm's train.py passes unless it is set."""
         model = network()
-        optimizer = factory.create_optimizer_v2(model, opt="ngopt")
+        optimizer = factory.create_optimizer_v2(model, opt="ngopt", **settings)
         assert isinstance(optimizer, NGOptimizer)
         assert all(group["weight_decay"] is None for group in optimizer.param_groups)
         stepped(model, optimizer)
@@ -48,6 +52,19 @@ class TestTimm:
         optimizer = factory.create_optimizer_v2(network(), "ngopt", weight_decay=0.1)
         decays = {group["weight_decay"] for group in optimizer.param_groups}
         assert decays == {0.0, 0.1}
+
+    def test_its_own_script_finds_the_name(self, tmp_path):
+        script = tmp_path / "train.py"
+        script.write_text(
+            "import sys, torch, timm.optim\n"
+            "if __name__ == '__main__':\n"
+            "    model = torch.nn.Linear(2, 2)\n"
+            "    opt = timm.optim.create_optimizer_v2(model, opt=sys.argv[1])\n"
+            "    print(type(opt).__name__)\n"
+        )
+        command = [sys.executable, "-m", "ngopt.integrations.timm", script, "ngopt"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == "NGOptimizer"
 
 
 def gpt(transformers):

@@ -294,29 +294,26 @@ def test_horizons_that_differ_later_are_refused(metanet):
     opt.step()
 
 
-class TestNaming:
-    """Callbacks add groups as they please; torch would raise an error."""
+@pytest.mark.parametrize("first_is_named", [True, False])
+@pytest.mark.parametrize("is_traced", [True, False])
+def test_names_are_dropped_where_groups_have_them_in_part(first_is_named, is_traced):
+    """As callbacks add groups; torch would raise an error."""
+    model = mlp(4, 5, 3)
+    settings = {"model": model} if is_traced else {}
+    kinds = ["named_parameters", "parameters"][:: 1 if first_is_named else -1]
+    first, second = (
+        getattr(model[i], kind)() for i, kind in zip((0, 2), kinds, strict=True)
+    )
+    opt = NGOptimizer(first, **settings)
+    opt.add_param_group({"params": second})
+    opt.add_param_group({"params": nn.Parameter(torch.ones(2))})
+    assert all("param_names" not in group for group in opt.param_groups)
+    model(torch.randn(3, 4)).sum().backward()
+    opt.step()
+    assert len(opt.graph.weights) == 2
 
-    def test_a_group_without_names_gets_those_of_the_model(self):
-        model = mlp(4, 5, 3)
-        named = list(model.named_parameters())
-        opt = NGOptimizer(named[2:], model=model)
-        opt.add_param_group({"params": [p for _, p in named[:2]]})
-        expected = [name for name, _ in named[2:]], [name for name, _ in named[:2]]
-        assert [group["param_names"] for group in opt.param_groups] == [*expected]
-        assert not opt.graph.unplaced
 
-    def test_or_numbers_and_the_graph_is_that_of_their_order(self):
-        model = mlp(4, 5, 3)
-        opt = NGOptimizer(list(model.named_parameters())[:2])
-        opt.add_param_group({"params": model[2].parameters()})
-        names = opt.param_groups[1]["param_names"]
-        assert names == ["parameter 2", "parameter 3"]
-        assert len(opt.graph.weights) == 2 and not opt.graph.unplaced
-
-    def test_names_are_left_out_beside_groups_without(self):
-        model = mlp(4, 5, 3)
-        opt = NGOptimizer(model[0].parameters())
-        opt.add_param_group({"params": model[2].named_parameters()})
-        assert all("param_names" not in group for group in opt.param_groups)
-        assert len(opt.graph.weights) == 2
+def test_a_tensor_is_a_group_beside_names():
+    opt = NGOptimizer(mlp(4, 5, 3).named_parameters())
+    opt.add_param_group({"params": nn.Parameter(torch.ones(2))})
+    assert [len(group["params"]) for group in opt.param_groups] == [4, 1]

@@ -89,8 +89,10 @@ def test_what_rows_share_starts_anew():
 def test_rows_that_do_not_fit():
     p, opt = begun()
     new = nn.Parameter(p.detach()[:4])
-    with pytest.raises(ValueError, match="a row for each of the 4 of new; got 5"):
+    with pytest.raises(ValueError, match="a row for each of the 4 of new; got 5 rows$"):
         opt.select_rows(p, new, range(5))
+    with pytest.raises(ValueError, match="got 4 rows of another tensor"):
+        opt.select_rows(new, new, range(4))
 
 
 def resized(record, change):
@@ -108,7 +110,11 @@ EDITS = {
     ),
     "split": (
         lambda x: torch.cat([x[MASK], x[:7]]),
-        lambda x: torch.cat([x[MASK], torch.zeros(7, *x.shape[1:])]),
+        lambda x: torch.cat([x[MASK], torch.zeros(7, *x.shape[1:])], 0),
+    ),
+    "index": (
+        lambda x: x.index_select(0, torch.arange(9)),
+        lambda x: x.index_select(0, torch.arange(9)),
     ),
     "reset": (torch.clone, torch.zeros_like),
 }
@@ -150,6 +156,13 @@ def test_edited_state_of_the_same_parameter():
     train(p, opt)
     with pytest.raises(ValueError, match=r"eigenbases that are not zero.*state\.pop"):
         opt.state[p]["channels_basis_0"].zero_()
+
+
+def test_keys_of_adam_are_refused_and_the_way_is_named():
+    p, opt = begun()
+    with pytest.raises(KeyError, match=r"no 'exp_avg', but .*optimizer\.select_rows"):
+        opt.state[p]["exp_avg"]
+    assert "exp_avg" not in opt.state[p] and opt.state[p].get("exp_avg") is None
 
 
 def test_rows_of_state_cannot_be_set():
