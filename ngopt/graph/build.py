@@ -30,6 +30,7 @@ from ngopt.graph.tracing.capture import (
 from ngopt.graph.tracing.copies import Copier
 from ngopt.graph.tracing.interpreter import Traced, trace
 from ngopt.graph.tracing.isolation import isolated
+from ngopt.graph.tracing.long_traces import said_if_long
 
 aten = torch.ops.aten
 
@@ -91,7 +92,8 @@ def build_graph(
     name = type(source).__name__
     if example_input is not None:
         try:
-            return _traced(source, example_input)
+            with said_if_long(name):
+                return _traced(source, example_input)
         except NotCaptured as error:
             reason = f"the functions that {name} applies cannot be listed ({error})"
             return _from_parameters(source, reason)
