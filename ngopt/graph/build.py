@@ -2,6 +2,8 @@
 
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from ngopt.graph.inference.from_sequential import sequential_graph
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.graph.sharded_modules import as_whole, is_sharded
 from ngopt.graph.tracing.capture import (
+    MESSAGE,
     NotCaptured,
     Program,
     arguments,
@@ -25,8 +28,9 @@ from ngopt.graph.tracing.capture import (
     packet_of,
 )
 from ngopt.graph.tracing.copies import Copier
-from ngopt.graph.tracing.interpreter import trace
+from ngopt.graph.tracing.interpreter import Traced, trace
 from ngopt.graph.tracing.isolation import isolated
+from ngopt.graph.tracing.long_traces import said_if_long
 
 aten = torch.ops.aten
 
@@ -88,7 +92,8 @@ def build_graph(
     name = type(source).__name__
     if example_input is not None:
         try:
-            return _traced(source, example_input)
+            with said_if_long(name):
+                return _traced(source, example_input)
         except NotCaptured as error:
             reason = f"{name} cannot be traced ({error})"
             return _from_parameters(source, reason)
@@ -106,7 +111,7 @@ def graph_without_inputs(model: nn.Module) -> NeuralGraph | None:
         return graph
     for example in guess_inputs(model):
         try:
-            return trace(capture(model, example), model)
+            return trace(capture(model, example), model).graph
         except Exception:
             continue
     return None
@@ -119,25 +124,32 @@ def _traced(model: nn.Module, example_input: Any) -> NeuralGraph:
     unconnected, it is traced in evaluation mode too, and the graph that connects more
     elements is returned.
     """
-    graph = _traced_in_mode(model, example_input, training=True)
+    traced = [_traced_in_mode(model, example_input, training=True)]
     is_training = any(module.training for module in model.modules())
-    if not is_training or not unconnected(graph):
-        return graph
-    try:
-        other = _traced_in_mode(model, example_input, training=False)
-    except Exception:  # it may take other inputs in evaluation mode
-        return graph
+    if is_training and unconnected(traced[0].graph):
+        # it may take other inputs in evaluation mode
+        with suppress(Exception):
+            traced.append(_traced_in_mode(model, example_input, training=False))
 
-    def connected_elements(graph: NeuralGraph) -> int:
+    def connected_elements(traced: Traced) -> int:
+        graph = traced.graph
         loose = unconnected(graph)
         return sum(spec.numel for spec in graph.parameters if spec.name not in loose)
 
-    return max(graph, other, key=connected_elements)
+    graph, lost = max(traced, key=connected_elements)
+    loose = unconnected(graph)
+    if loose and lost:
+        warnings.warn(
+            f"build_graph: inputs of {type(model).__name__} are lost: "
+            f"{shorten(', '.join(lost), MESSAGE)}; {len(loose)} of "
+            f"{len(graph.parameters)} parameters are unconnected, and are optimized "
+            "without their neighbours",
+            stacklevel=4,
+        )
+    return graph
 
 
-def _traced_in_mode(
-    model: nn.Module, example_input: Any, training: bool
-) -> NeuralGraph:
+def _traced_in_mode(model: nn.Module, example_input: Any, training: bool) -> Traced:
     """Raises ValueError if the module does not run, NotCaptured if it cannot be
     traced."""
     try:

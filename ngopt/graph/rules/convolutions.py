@@ -31,11 +31,14 @@ adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
 adaptive_max_pool2d adaptive_max_pool3d avg_pool1d avg_pool2d avg_pool3d max_pool1d
 max_pool2d max_pool3d max_pool2d_with_indices upsample_nearest1d upsample_nearest2d
 upsample_nearest3d upsample_bilinear2d upsample_bicubic2d lp_pool2d _adaptive_avg_pool2d
-upsample_linear1d upsample_trilinear3d _upsample_bilinear2d_aa
+upsample_linear1d upsample_trilinear3d _upsample_bilinear2d_aa grid_sampler
+grid_sampler_2d grid_sampler_3d
 """)
+REGION_POOLS = "torchvision.roi_align", "torchvision.roi_pool"
+"""Maps (n, channels, *size) of n regions."""
 
 
-@register_layer_rule(aten.conv1d, aten.conv2d, aten.conv3d)
+@register_layer_rule(aten.conv1d, aten.conv2d, aten.conv3d, "torchvision.deform_conv2d")
 def convolution(tracer: Tracer, call: Node, x: Value, weight: Value, *_, **__) -> Value:
     """W (n_out, n_in / g, *k); Kofinas et al. 2024, section 2.2."""
     if not isinstance(weight, Elements):
@@ -45,6 +48,7 @@ def convolution(tracer: Tracer, call: Node, x: Value, weight: Value, *_, **__) -
     channel = -len(kernel) - 1
     groups = tracer.argument(call, "groups")
     kernels = weight.apply(lambda w: w.unflatten(0, (groups, -1)))
+    tracer.read_features(x.labels, channel)
     is_pointwise = prod(kernel) == kernels.shape[0] == 1
     # a pointwise convolution of positions: a layer between these, and channels stay
     if is_pointwise and _are_positions(tracer, x.labels, channel):
@@ -136,6 +140,7 @@ def unify_channel_places(tracer: Tracer, labels: Tensor, channel: int) -> None:
     their place, so they become slots.
     """
     channel = channel % labels.dim()
+    tracer.read_features(labels, channel)
     (labels,) = without_repeats([labels], keep=[channel])
     shape = (labels.shape[:channel].numel(), -1, labels.shape[channel])
     maps = tracer.nodes.find(labels).movedim(channel, -1).reshape(shape)
@@ -180,7 +185,7 @@ def _unify_each(tracer: Tracer, ends: Tensor, partners: Tensor) -> bool:
     return True
 
 
-@register_layer_rule(*POOLS)
+@register_layer_rule(*POOLS, *REGION_POOLS)
 @for_each_result
 def pool(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
     """The channels stay."""
@@ -188,8 +193,7 @@ def pool(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
         return Unknown(shape)
     # a single map (channels, *space) has no batch, but the function of its space
     digit = search(r"(\d)d", str(call.target))  # 2 for `max_pool2d`
-    assert digit is not None
-    channel = x.labels.dim() - int(digit[1]) - 1
+    channel = 1 if digit is None else x.labels.dim() - int(digit[1]) - 1
     # behind a pixel shuffle a window contains several neurons of a channel
     unify_channel_places(tracer, x.labels, channel)
     channels = tracer.unify_places(x.labels, channel)

@@ -164,6 +164,8 @@ def index_put(
     tracer: Tracer, call: Node, x: Value, places: Index, new: Value, *_
 ) -> Value:
     """x with new entries at some places."""
+    if isinstance(new, Tensor) and not new.numel():
+        return x
     if isinstance(x, (Unknown, Elements)) or isinstance(new, Unknown):
         return tracer.unknown(call)
     if is_data_dependent(tracer, call, places):

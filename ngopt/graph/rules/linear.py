@@ -54,6 +54,7 @@ def linear(
         add_bias(tracer, bias, targets)
         return Neurons(targets.expand(shape))
     x = as_neurons(tracer, x)
+    tracer.read_features(x.labels, -1)
     rows, which = tracer.unify_rows(x.labels, -1)
     # too many different rows: linear_over_positions returns Unknown
     if _are_positions(rows) or len(rows) > MAX_USES:

@@ -55,6 +55,12 @@ def pointwise_function(tracer: Tracer, call: Node, args: tuple, kwargs: dict) ->
     return tracer.unknown(call)
 
 
+@register_layer_rule(aten.max.other, aten.min.other)
+def larger_or_smaller(tracer: Tracer, call: Node, *operands: Value) -> Value:
+    """Of two tensors; the other functions of these names reduce one."""
+    return pointwise_function(tracer, call, operands, {})
+
+
 def _fits(value: Value, shape: torch.Size) -> bool:
     """Whether a tensor broadcasts to a shape."""
     try:

@@ -10,10 +10,10 @@ with weights have rules (`ngopt.graph.rules`), which add nodes and edges to the 
 import operator
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -43,26 +43,45 @@ from ngopt.graph.tracing.values import (
 )
 
 
-def trace(program: Program, model: nn.Module) -> NeuralGraph:
-    """The neural graph of the whole network."""
+class Traced(NamedTuple):
+    """The neural graph of a whole network.
+
+    lost: inputs without an edge, each with the function behind which it is unknown.
+    """
+
+    graph: NeuralGraph
+    lost: list[str]
+
+
+def trace(program: Program, model: nn.Module) -> Traced:
+    """Applies the rules, again if some inputs turn out to have no batch axis."""
     # labels and constants are made on the CPU, whatever the default device is;
     # torch.get_default_device fails in torch 2.6 after set_default_device(None)
     on_cpu = nullcontext() if torch.empty(0).is_cpu else torch.device("cpu")
     # rules try some functions on random numbers, of the CPU alone
     with process_kept(), torch.random.fork_rng(devices=[]), on_cpu:
-        # torch.manual_seed would seed those of all devices
-        torch.default_generator.manual_seed(0)
-        interpreter = RuleInterpreter(program, model)
-        interpreter.run()
-        return assemble(interpreter.tracer)
+        unbatched: set[str] = set()
+        while True:
+            # torch.manual_seed would seed those of all devices
+            torch.default_generator.manual_seed(0)
+            interpreter = RuleInterpreter(program, model, unbatched)
+            interpreter.run()
+            tracer = interpreter.tracer
+            if tracer.unbatched <= unbatched:
+                return Traced(assemble(tracer), tracer.lost_inputs())
+            unbatched |= tracer.unbatched
 
 
 class RuleInterpreter:
-    """Applies the rule of every function of a program."""
+    """Applies the rule of every function of a program.
 
-    def __init__(self, program: Program, model: nn.Module):
+    unbatched: names of inputs whose first axis contains neurons, and not a batch.
+    """
+
+    def __init__(self, program: Program, model: nn.Module, unbatched: Collection[str]):
         self.program = program
         self.model = model
+        self.unbatched = unbatched
         self.tracer = Tracer(model, RULES)
         self.values = self.tracer.values
         self.memory = Memory(self.values)
@@ -101,6 +120,7 @@ class RuleInterpreter:
         if call.users and has_any(leaves, Unknown) and not is_known:
             for neurons in before:
                 self.tracer.pin(neurons.labels)
+                self.tracer.lose(neurons.labels, call)
 
     def _input(self, call: Node) -> Value:
         """An input of the network, a parameter or a constant."""
@@ -121,13 +141,12 @@ class RuleInterpreter:
         if not value.is_floating_point() and not value.is_complex():
             # tokens: 0 is a row of every table
             return torch.zeros(value.shape, dtype=value.dtype)
+        # rows of a batch have the same nodes, as have places of an image without one
         row = value.shape[1:]
-        size = max(row.numel(), 1)
-        # made of no nodes: a linear layer unifies the places of a sequence
-        made_of = torch.empty(0, size)
-        nodes = self.tracer.nodes.new(call.name, size, made_of=made_of, mark=Mark.INPUT)
-        # rows of a batch have the same nodes
-        return Neurons(nodes.reshape(row).expand(value.shape))
+        if call.name in self.unbatched:
+            row = torch.Size((len(value), *[1] * len(row)))
+        nodes = self.tracer.new_input(call, row)
+        return Neurons(nodes.expand(value.shape))
 
     def _neurons_before(self, call: Node) -> Iterator[Neurons]:
         """All neurons that a function is applied to."""
@@ -152,8 +171,12 @@ class RuleInterpreter:
         self.values[output] = result
 
     def _result(self, call: Node) -> Value:
-        if isinstance(call.meta.get("val"), (bool, int, float)):  # a size
-            return call.meta["val"]
+        value = call.meta.get("val")
+        if isinstance(value, (bool, int, float)):  # a size
+            return value
+        if isinstance(value, Tensor) and not value.numel():
+            # no label could say of which neurons it has no rows
+            return torch.zeros(value.shape, dtype=value.dtype)
         args, kwargs = tree_map(self._value, (call.args, call.kwargs))
         if call.target is operator.getitem:
             results, index = args

@@ -21,6 +21,7 @@ from ngopt.graph.tracing.values import (
     Value,
     along,
     distinct_rows,
+    nodes_among,
     not_none,
     same_along,
     with_zero_strides,
@@ -49,6 +50,8 @@ class Tracer:
     applied_functions: in the order of the program.
     pinned_parameters: parameters whose neurons are all pinned.
     row_normalised: parameters that are normalised in rows.
+    inputs: of the network, by the groups of their nodes; those without a batch axis are
+    `unbatched`.
     known_rows: of rules that remember rows of nodes.
     rules: of functions. call: the function or module whose rule is applied.
     """
@@ -70,6 +73,9 @@ class Tracer:
         self.applied_functions: list[AppliedFunction] = []
         self.pinned_parameters: set[int] = set()
         self.row_normalised: set[int] = set()
+        self.inputs: dict[int, Node] = {}
+        self.unbatched: set[str] = set()
+        self._lost_at: dict[int, str] = {}
         self.known_rows = KnownRows(self.nodes)
 
     def shape_of(self, call: Node) -> torch.Size:
@@ -124,6 +130,53 @@ class Tracer:
     def new_layer(self, weight: Elements, size: int) -> Tensor:
         """New neurons (size,), the outputs of a weight."""
         return self.nodes.new(self.name_of(weight), size)
+
+    def new_input(self, call: Node, shape: torch.Size) -> Tensor:
+        """Nodes of a shape for an input of the network."""
+        size = max(shape.numel(), 1)
+        self.inputs[len(self.nodes.names)] = call
+        # made of no nodes: a linear layer unifies the places of a sequence
+        made_of = torch.empty(0, size)
+        nodes = self.nodes.new(call.name, size, made_of=made_of, mark=Mark.INPUT)
+        return nodes.reshape(shape)
+
+    def _inputs_among(self, labels: Tensor) -> set[int]:
+        """The groups of the nodes of inputs."""
+        groups = self.nodes.group_of(self.nodes.find(nodes_among(labels)))
+        return self.inputs.keys() & set(groups.tolist())
+
+    def read_features(self, labels: Tensor, dim: int) -> None:
+        """Finds inputs without a batch axis: a layer reads their first axis as the
+        features, or the channels, along a dimension."""
+        rank = labels.dim() - dim % labels.dim()
+        size = labels.shape[dim]
+        # rows of a batch have the same nodes
+        if size == 1 or not same_along(labels, dim):
+            return
+        for group in self._inputs_among(labels):
+            shape = self.shape_of(self.inputs[group])
+            if len(shape) == rank and shape[0] == size:
+                self.unbatched.add(self.inputs[group].name)
+
+    def lose(self, labels: Tensor, call: Node) -> None:
+        """Notes inputs that are unknown behind a function."""
+        for group in self._inputs_among(labels):
+            self._lost_at.setdefault(group, call.name)
+
+    def lost_inputs(self) -> list[str]:
+        """What was lost of inputs without an edge."""
+        if not self._lost_at:
+            return []
+        read = set()
+        for sources in not_none(*(edges.sources for edges in self.all_edges)):
+            read |= self._inputs_among(sources)
+        lost = []
+        for group, function in self._lost_at.items():
+            call = self.inputs[group]
+            if group not in read:
+                shape = tuple(self.shape_of(call))
+                lost.append(f"'{call.name}' of shape {shape} behind '{function}'")
+        return lost
 
     def edges(
         self,

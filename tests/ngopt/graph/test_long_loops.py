@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ngopt.graph import build_graph
+from ngopt.graph.tracing import long_traces
 from ngopt.graph.tracing.capture import capture
 from ngopt.graph.tracing.interpreter import trace
 
@@ -118,3 +120,12 @@ def test_work_of_a_loop_is_linear_in_its_length(name):
     for few, some, many in zip(*works, strict=True):
         # of 32 more steps and of 16 more; memory grows by doubling
         assert many - some < 2.5 * (some - few)
+
+
+@pytest.mark.parametrize("seconds", [0, 1000])
+def test_a_long_trace_says_so_once(monkeypatch, caplog, seconds):
+    monkeypatch.setattr(long_traces, "SECONDS", seconds)
+    build_graph(LOOPS["rnn"](), torch.randn(2, 3, WIDTH))
+    messages = [r.getMessage() for r in caplog.records if r.name == "ngopt"]
+    assert len(messages) == (seconds == 0)
+    assert all("tracing Loop takes" in message for message in messages)
