@@ -150,6 +150,8 @@ class Tracer:
             self.all_edges.append(Edges(None, sources, targets, kind, path))
             return
         self._check(elements, sources, targets)
+        if not elements.shape.numel():  # of a layer without neurons
+            return
         if sources is not None:
             # before the factors, which have the same constant nodes
             sources = self.source_nodes(sources, self.name_of(elements))
