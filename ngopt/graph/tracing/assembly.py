@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.fx import Node
+from torch.utils._pytree import tree_leaves
 
 from ngopt.graph.graph_builder import GraphBuilder
 from ngopt.graph.groups_and_blocks import (
@@ -18,10 +20,11 @@ from ngopt.graph.groups_and_blocks import (
 )
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.graph.tracing.blocks import blocks_of
+from ngopt.graph.tracing.capture import packet_of
 from ngopt.graph.tracing.edges import Block
 from ngopt.graph.tracing.nodes import Mark, Nodes
 from ngopt.graph.tracing.tracer import Tracer
-from ngopt.graph.tracing.values import not_none, same_along
+from ngopt.graph.tracing.values import Elements, Unknown, has_any, not_none, same_along
 
 
 def assemble(tracer: Tracer) -> NeuralGraph:
@@ -62,7 +65,36 @@ def assemble(tracer: Tracer) -> NeuralGraph:
     # build makes outputs of positions without edges from them
     positions = {n for n in hidden if builder.groups[n].kind == "position"}
     # edges lead to outputs too
-    return builder.build(inputs, outputs, hidden - positions - outputs - inputs)
+    graph = builder.build(inputs, outputs, hidden - positions - outputs - inputs)
+    reasons = {}
+    for number, spec in enumerate(tracer.parameters):
+        if spec.name in graph.unplaced:
+            reasons[spec.name] = _why_unplaced(tracer, number)
+    return replace(graph, reasons=reasons)
+
+
+def _why_unplaced(tracer: Tracer, parameter: int) -> str:
+    """Names the function that a parameter is not followed through, or the one behind
+    which the neurons that it meets are unknown."""
+
+    def has(call: Node, kind: type) -> bool:
+        return has_any(tree_leaves(tracer.values.get(call)), kind)
+
+    for source, value in tracer.values.items():
+        if not isinstance(value, Elements) or value.parameter != parameter:
+            continue
+        for user in source.users:
+            if user.op != "call_function" or has(user, Elements):
+                continue
+            lost = user
+            while unknown := [x for x in lost.all_input_nodes if has(x, Unknown)]:
+                lost = unknown[0]
+            packet = packet_of(lost)
+            has_rule = not tracer.rules.keys().isdisjoint({lost.target, packet})
+            is_missing = lost is user and not has_rule
+            reason = "no rule for" if is_missing else "lost in"
+            return f"{reason} {getattr(packet, '__name__', lost.name)}"
+    return "unused"
 
 
 def add_function_nodes(tracer: Tracer) -> None:
