@@ -33,8 +33,13 @@ def assemble(tracer: Tracer) -> NeuralGraph:
     add_function_nodes(tracer)
     blocks, biases = [], []
     for edges in tracer.all_edges:
+        pieces = list(blocks_of(edges, tracer.nodes))
         of_its_kind = biases if edges.sources is None else blocks
-        of_its_kind += blocks_of(edges, tracer.nodes)
+        of_its_kind += pieces
+        placed = sum(piece.view.numel for piece in pieces if piece.view)
+        if edges.elements is not None and placed < edges.elements.shape.numel():
+            # such as rows that share elements
+            tracer.pin(*not_none(edges.sources, edges.targets))
     blocks = with_copies(tracer, blocks)
     biases = _one_for_each_parameter(tracer, biases)
     whole = with_unused_rows(tracer.parameters, [*blocks, *biases])

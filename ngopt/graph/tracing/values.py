@@ -118,6 +118,33 @@ class Unknown:
     equivariant: bool = False
     layout: Tensor | None = None
 
+    def apply(self, function: Callable[[Tensor], Tensor]) -> "Unknown":
+        """The tensor after a function that only rearranges entries."""
+        old = torch.empty(self.shape) if self.layout is None else self.layout
+        layout = function(old.to("meta"))
+        return Unknown(layout.shape, self.equivariant, layout)
+
+
+@dataclass(frozen=True)
+class Product(Unknown):
+    """A matrix (rows, columns), a product of parameters that is not multiplied out:
+    neurons are multiplied with one after the other.
+
+    factors: with the names of their axes, as in an Einstein sum. axes: the names of
+    rows and of columns.
+    """
+
+    factors: tuple[tuple[Elements, str], ...] = ()
+    axes: tuple[str, str] = ("", "")
+
+    def apply(self, function: Callable[[Tensor], Tensor]) -> Unknown:
+        old = torch.empty(self.shape, device="meta")
+        new = function(old)
+        for matrix, axes in ((old, self.axes), (old.T, self.axes[::-1])):
+            if (new.shape, new.stride()) == (matrix.shape, matrix.stride()):
+                return replace(self, shape=new.shape, axes=axes)
+        return Unknown(new.shape)
+
 
 Value = Neurons | Elements | Unknown | Tensor | Any
 
