@@ -82,18 +82,21 @@ def _why_unplaced(tracer: Tracer, parameter: int) -> str:
     """Names the function that a parameter is not followed through, or the one behind
     which the neurons that it meets are unknown."""
 
-    def has(call: Node, kind: type) -> bool:
-        return has_any(tree_leaves(tracer.values.get(call)), kind)
+    def is_unknown(call: Node) -> bool:
+        return has_any(tree_leaves(tracer.values.get(call)), Unknown)
 
-    for source, value in tracer.values.items():
-        if not isinstance(value, Elements) or value.parameter != parameter:
-            continue
-        for user in source.users:
-            if user.op != "call_function" or has(user, Elements):
+    def is_followed(call: Node) -> bool:
+        leaves = tree_leaves(tracer.values.get(call))
+        elements = [leaf for leaf in leaves if isinstance(leaf, Elements)]
+        return any(leaf.parameter == parameter for leaf in elements)
+
+    for source in tracer.values:
+        for user in source.users if is_followed(source) else ():
+            if user.op != "call_function" or is_followed(user):
                 continue
             lost = user
-            while unknown := [x for x in lost.all_input_nodes if has(x, Unknown)]:
-                lost = unknown[0]
+            while before := list(filter(is_unknown, lost.all_input_nodes)):
+                lost = before[0]
             packet = packet_of(lost)
             has_rule = not tracer.rules.keys().isdisjoint({lost.target, packet})
             is_missing = lost is user and not has_rule
