@@ -37,8 +37,8 @@ def einsum(
     terms = _terms(equation, operands)
     *inputs, output = terms
     if all(isinstance(x, Elements) for x in operands) and len(output) == 2:
-        factors = tuple(zip(operands, inputs, strict=True))
-        return Product(tracer.shape_of(call), factors=factors, axes=tuple(output))
+        shape = tracer.shape_of(call)
+        return Product(shape, parameters=operands, terms=inputs, axes=output)
     if any(len(set(term)) < len(term) for term in terms):  # diagonals
         return tracer.unknown(call)
     sizes = _sizes("".join(inputs), [n for x in operands for n in x.shape])
@@ -168,11 +168,11 @@ def _sum_over_shared(
 
 @register_layer_rule(aten.kron)
 def kron(tracer: Tracer, call: Node, a: Value, b: Value) -> Value:
-    matrices = [x for x in (a, b) if isinstance(x, Elements) and len(x.shape) == 2]
-    if len(matrices) < 2:
+    shape = tracer.shape_of(call)
+    are_elements = isinstance(a, Elements) and isinstance(b, Elements)
+    if not are_elements or not len(a.shape) == len(b.shape) == 2:
         return tracer.unknown(call)
-    factors = (matrices[0], "ij"), (matrices[1], "kl")
-    return Product(tracer.shape_of(call), factors=factors, axes=("ik", "jl"))
+    return Product(shape, parameters=(a, b), terms=("ij", "kl"), axes=("ik", "jl"))
 
 
 def _sizes(names: str, lengths: Sequence[int]) -> dict[str, int]:

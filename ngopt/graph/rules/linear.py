@@ -99,7 +99,7 @@ def _computed_weight(
         return _factor_by_factor(tracer, call, x, weight, shape)
     are_elements = isinstance(x, Elements) and isinstance(weight, Elements)
     if are_elements and len(x.shape) == len(weight.shape) == 2:
-        return Product(shape, factors=((x, "ij"), (weight, "jk")), axes=("i", "k"))
+        return Product(shape, parameters=(x, weight), terms=("ij", "jk"), axes="ik")
     result = product_of_activations(tracer, call.name, x, weight, shape)
     is_constant = isinstance(weight, (Tensor, Unknown))
     # a fixed matrix mixes neurons, such as random features
@@ -115,14 +115,12 @@ def _factor_by_factor(
     tracer: Tracer, call: Node, x: Neurons, weight: Product, shape: torch.Size
 ) -> Value:
     rows, columns = weight.axes
-    factors, names = zip(*weight.factors, strict=True)
-    sizes = {}
-    for factor, axes in weight.factors:
-        sizes |= dict(zip(axes, factor.shape, strict=True))
+    lengths = [n for parameter in weight.parameters for n in parameter.shape]
+    sizes = dict(zip("".join(weight.terms), lengths, strict=True))
     unflat = rearranged(x, lambda a: a.unflatten(-1, [sizes[row] for row in rows]))
-    equation = f"...{rows},{','.join(names)}->...{columns}"
+    equation = f"...{rows},{','.join(weight.terms)}->...{columns}"
     einsum = tracer.rules[aten.einsum]
-    result = einsum(tracer, call, equation, [unflat, *factors])
+    result = einsum(tracer, call, equation, [unflat, *weight.parameters])
     return rearranged(result, lambda y: y.reshape(shape))
 
 

@@ -130,12 +130,13 @@ class Product(Unknown):
     """A matrix (rows, columns), a product of parameters that is not multiplied out:
     neurons are multiplied with one after the other.
 
-    factors: with the names of their axes, as in an Einstein sum. axes: the names of
-    rows and of columns.
+    terms: the names of the axes of all parameters, as in an Einstein sum. axes: those
+    that are the rows, and those that are the columns.
     """
 
-    factors: tuple[tuple[Elements, str], ...] = ()
-    axes: tuple[str, str] = ("", "")
+    parameters: Sequence[Any] = ()
+    terms: Sequence[str] = ()
+    axes: Sequence[str] = ()
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> Unknown:
         old = torch.empty(self.shape, device="meta")
