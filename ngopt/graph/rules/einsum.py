@@ -20,6 +20,7 @@ from ngopt.graph.tracing.values import Elements, Neurons, Product, Unknown, Valu
 ELLIPSIS = "αβγδεζηθικλμνξοπρστυφχψω"  # letters that no equation has
 SUMS = {
     aten.addmm: "ij,jk->ik",
+    aten._sparse_addmm: "ij,jk->ik",
     aten.baddbmm: "bij,bjk->bik",
     aten.addbmm: "bij,bjk->ik",
     aten.addmv: "ij,j->i",

@@ -149,7 +149,7 @@ def linear_over_positions(
     return same_neurons(x, dim, shape, targets)
 
 
-@register_layer_rule(*functions("matmul mm bmm mv dot vdot"))
+@register_layer_rule(*functions("matmul mm bmm mv dot vdot _sparse_mm"))
 def matmul(
     tracer: Tracer, call: Node, x: Value, other: Value, shape: torch.Size | None = None
 ) -> Value:
