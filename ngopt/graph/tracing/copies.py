@@ -32,12 +32,6 @@ CONTAINERS: tuple[Any, ...] = OrderedDict, dict, deque, set, list
 HOOKS = [name for name in nn.Module().__dict__ if "hook" in name]
 """Attributes of a module that hold hooks, as `_forward_pre_hooks`."""
 
-SPARSE = (
-    *(torch.sparse_coo, torch.sparse_csr, torch.sparse_csc),
-    *(torch.sparse_bsr, torch.sparse_bsc),
-)
-"""Layouts that `torch.export` does not take."""
-
 TORCH_HOOKS = "torch.nn.utils."
 """Defines hooks that compute weights: weight_norm, spectral_norm, pruning."""
 
@@ -146,7 +140,7 @@ class Copier:
 def cloned(tensor: Tensor) -> Tensor:
     """A tensor of the same values that belongs to no autograd graph. A sparse one, such
     as an adjacency matrix, becomes zeros without memory: no trace reads its values."""
-    if tensor.layout in SPARSE:
+    if str(tensor.layout).startswith("torch.sparse"):
         zero = torch.zeros((), dtype=tensor.dtype, device=tensor.device)
         return zero.expand(tensor.shape)
     return tensor.detach().clone().requires_grad_(tensor.requires_grad)
