@@ -1,7 +1,7 @@
 """What a neural graph is made of: parameters and views of them, neuron groups, edge
 blocks, biases, and the topology that holds these."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
@@ -212,11 +212,12 @@ class Topology:
 
     Attributes:
         parameters: In the order in which values are given.
-        unplaced: Names of the parameters without a rule, each a component of its own.
+        unplaced: Names of the parameters without a place, each a component of its own.
         graph_ids: For each group, the number of its graph among joined graphs; () for
             one graph.
         inferred: For each parameter, whether its place follows from its name and shape
             alone; () where none does.
+        reasons: Why a trace found no place, by the names of parameters.
     """
 
     parameters: tuple[ParameterSpec, ...]
@@ -226,6 +227,7 @@ class Topology:
     unplaced: tuple[str, ...] = ()
     graph_ids: tuple[int, ...] = ()
     inferred: tuple[bool, ...] = field(default=(), compare=False)
+    reasons: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def blocks_into(self, group: int) -> tuple[EdgeBlock, ...]:
         """The blocks whose target is a group."""

@@ -165,6 +165,8 @@ def _coverage(graph: Topology) -> list[str]:
         f"elements in {len(graph.weights)} blocks and {len(graph.biases)} biases; "
         f"{count} component{plural}, {alone:,} elements unconnected"
     ]
-    if graph.unplaced:
-        lines.append(f"no rule for: {', '.join(graph.unplaced)}")
-    return lines
+    by_reason: dict[str, list[str]] = {}
+    for name in graph.unplaced:
+        reason = graph.reasons.get(name, "without a place")
+        by_reason.setdefault(reason, []).append(name)
+    return lines + [f"{why}: {', '.join(names)}" for why, names in by_reason.items()]

@@ -41,6 +41,7 @@ def join_graphs(*graphs: NeuralGraph) -> NeuralGraph:
             first.unplaced + second.unplaced,
             first.membership + graph_ids,
             _inferred(first) + _inferred(second),
+            {**first.reasons, **second.reasons},
         )
 
     return reduce(join, graphs)

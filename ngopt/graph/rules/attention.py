@@ -92,7 +92,9 @@ def product_of_activations(
     right = tracer.nodes.find(right.expand(*lead, -1, -1)).flatten(0, -3)
     labels = _products(tracer, name, left, right)
     if labels is None:
-        return Unknown(shape)
+        tracer.pin(left)
+        # many positions are mixed, by numbers that the graph does not contain
+        return same_neurons(b, max(-2, -len(b.shape)), shape)
     r, t, _ = left.shape
     return Neurons(labels.expand(r, t, right.shape[2]).reshape(shape))
 

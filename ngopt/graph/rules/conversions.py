@@ -11,7 +11,6 @@ from ngopt.graph.tracing.values import (
     NO_NEURON,
     Elements,
     Neurons,
-    Unknown,
     Value,
     constant_labels,
 )
@@ -46,14 +45,12 @@ def labels_of(tracer: Tracer, value: Value) -> Tensor:
 
 def rearranged(value: Value, function: Callable[[Tensor], Tensor]) -> Value:
     """A value after a function that only rearranges entries."""
-    if isinstance(value, Elements):
-        return value.apply(function)
     if isinstance(value, Neurons):
         # W x is a transposed x^T W^T, so that it stays the output of a weight
         return Neurons(function(value.labels), is_pristine=value.is_pristine)
     if isinstance(value, Tensor):
         return function(value)
-    return Unknown(function(torch.empty(value.shape, device="meta")).shape)
+    return value.apply(function)
 
 
 def transposed(value: Value) -> Value:

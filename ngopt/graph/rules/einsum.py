@@ -15,11 +15,12 @@ from ngopt.graph.rules.pointwise import addition, multiplication
 from ngopt.graph.rules.registry import aten, functions, register_layer_rule
 from ngopt.graph.tracing.capture import packet_of
 from ngopt.graph.tracing.tracer import Tracer
-from ngopt.graph.tracing.values import Elements, Neurons, Unknown, Value
+from ngopt.graph.tracing.values import Elements, Neurons, Product, Unknown, Value
 
 ELLIPSIS = "αβγδεζηθικλμνξοπρστυφχψω"  # letters that no equation has
 SUMS = {
     aten.addmm: "ij,jk->ik",
+    aten._sparse_addmm: "ij,jk->ik",
     aten.baddbmm: "bij,bjk->bik",
     aten.addbmm: "bij,bjk->ik",
     aten.addmv: "ij,j->i",
@@ -36,6 +37,9 @@ def einsum(
     operands that share indices."""
     terms = _terms(equation, operands)
     *inputs, output = terms
+    if all(isinstance(x, Elements) for x in operands) and len(output) == 2:
+        shape = tracer.shape_of(call)
+        return Product(shape, parameters=operands, terms=inputs, axes=output)
     if any(len(set(term)) < len(term) for term in terms):  # diagonals
         return tracer.unknown(call)
     sizes = _sizes("".join(inputs), [n for x in operands for n in x.shape])
@@ -43,8 +47,9 @@ def einsum(
     for name in sizes:
         if sum(name in term for term in terms) == 1:  # summed in one operand alone
             factors.append((torch.ones(sizes[name]), name))
-    # matmul takes a weight with a batch of its own on the right alone
-    factors.sort(key=lambda factor: _rank(factor[0]))
+    # neurons first, and weights last: matmul takes a weight with a batch of its own on
+    # the right alone
+    factors.sort(key=lambda f: isinstance(f[0], Elements) - isinstance(f[0], Neurons))
     x, names = factors.pop(0)
     while factors:
         shared = [bool(set(names) & set(term)) for _, term in factors]
@@ -54,11 +59,6 @@ def einsum(
         x = _product(tracer, call, (x, y), (names, term, kept), sizes)
         names = kept
     return rearranged(x, lambda y: y.permute(_places(output, names)))
-
-
-def _rank(value: Value) -> int:
-    """Neurons come first, weights last."""
-    return 0 if isinstance(value, Neurons) else 1 + isinstance(value, Elements)
 
 
 def _product(
@@ -138,14 +138,10 @@ def vecdot(tracer: Tracer, call: Node, a: Value, b: Value, *, dim: int = -1) -> 
 
 @register_layer_rule(aten.inner, aten.tensordot)
 def tensordot(
-    tracer: Tracer,
-    call: Node,
-    a: Value,
-    b: Value,
-    a_dims: Sequence[int] = (-1,),
-    b_dims: Sequence[int] = (-1,),
+    tracer: Tracer, call: Node, a: Value, b: Value, *dims: Sequence[int]
 ) -> Value:
-    """Without dimensions sums over the last ones."""
+    """dims: of a and of b that are summed, by default the last ones."""
+    a_dims, b_dims = dims or ([-1], [-1])
     a_names = list(ascii_lowercase[: len(a.shape)])
     b_names = list(ascii_uppercase[: len(b.shape)])
     for d, other in zip(a_dims, b_dims, strict=True):
@@ -169,6 +165,15 @@ def _sum_over_shared(
     names = "".join(terms)
     output = "".join(name for name in names if names.count(name) == 1)
     return einsum(tracer, call, f"{','.join(terms)}->{output}", operands)
+
+
+@register_layer_rule(aten.kron)
+def kron(tracer: Tracer, call: Node, a: Value, b: Value) -> Value:
+    shape = tracer.shape_of(call)
+    are_elements = isinstance(a, Elements) and isinstance(b, Elements)
+    if not are_elements or not len(a.shape) == len(b.shape) == 2:
+        return tracer.unknown(call)
+    return Product(shape, parameters=(a, b), terms=("ij", "kl"), axes=("ik", "jl"))
 
 
 def _sizes(names: str, lengths: Sequence[int]) -> dict[str, int]:

@@ -16,6 +16,7 @@ from ngopt.graph.tracing.values import (
     NO_NEURON,
     Elements,
     Neurons,
+    Product,
     Unknown,
     Value,
     has_any,
@@ -93,7 +94,13 @@ def add_bias(tracer: Tracer, bias: Value, targets: Tensor) -> None:
 def _computed_weight(
     tracer: Tracer, call: Node, x: Value, weight: Value, shape: torch.Size
 ) -> Value:
-    """x @ weight with a weight (..., n_in, n_out) that is no parameter."""
+    """x @ weight with a weight (..., n_in, n_out) that is no parameter, or a product of
+    parameters."""
+    if isinstance(weight, Product) and isinstance(x, Neurons):
+        return _factor_by_factor(tracer, call, x, weight, shape)
+    are_elements = isinstance(x, Elements) and isinstance(weight, Elements)
+    if are_elements and len(x.shape) == len(weight.shape) == 2:
+        return Product(shape, parameters=(x, weight), terms=("ij", "jk"), axes="ik")
     result = product_of_activations(tracer, call.name, x, weight, shape)
     is_constant = isinstance(weight, (Tensor, Unknown))
     # a fixed matrix mixes neurons, such as random features
@@ -103,6 +110,19 @@ def _computed_weight(
         tracer.pin(x.labels, targets)
         return Neurons(targets.expand(shape))
     return result
+
+
+def _factor_by_factor(
+    tracer: Tracer, call: Node, x: Neurons, weight: Product, shape: torch.Size
+) -> Value:
+    rows, columns = weight.axes
+    lengths = [n for parameter in weight.parameters for n in parameter.shape]
+    sizes = dict(zip("".join(weight.terms), lengths, strict=True))
+    unflat = rearranged(x, lambda a: a.unflatten(-1, [sizes[row] for row in rows]))
+    equation = f"...{rows},{','.join(weight.terms)}->...{columns}"
+    einsum = tracer.rules[aten.einsum]
+    result = einsum(tracer, call, equation, [unflat, *weight.parameters])
+    return rearranged(result, lambda y: y.reshape(shape))
 
 
 def linear_over_positions(
@@ -130,7 +150,7 @@ def linear_over_positions(
     return same_neurons(x, dim, shape, targets)
 
 
-@register_layer_rule(*functions("matmul mm bmm mv dot vdot"))
+@register_layer_rule(*functions("matmul mm bmm mv dot vdot _sparse_mm"))
 def matmul(
     tracer: Tracer, call: Node, x: Value, other: Value, shape: torch.Size | None = None
 ) -> Value:
@@ -140,8 +160,7 @@ def matmul(
         # as in torch, a vector is a row on the left and a column on the right
         row = rearranged(x, lambda a: a if a.dim() > 1 else a[None])
         column = rearranged(other, lambda b: b if b.dim() > 1 else b[:, None])
-        axes = (len(x.shape) > 1) + (len(other.shape) > 1)
-        lead = shape[: len(shape) - axes]
+        lead = torch.broadcast_shapes(row.shape[:-2], column.shape[:-2])
         whole = torch.Size((*lead, row.shape[-2], column.shape[-1]))
         result = matmul(tracer, call, row, column, whole)
         return rearranged(result, lambda y: y.reshape(shape))
@@ -150,7 +169,7 @@ def matmul(
             return linear(tracer, call, x, transposed(other), shape=shape)
         if isinstance(x, Neurons):
             return _batched_weight(tracer, call, x, other, shape)
-    is_matrix = isinstance(x, Elements) and len(x.shape) == 2
+    is_matrix = isinstance(x, (Elements, Product)) and len(x.shape) == 2
     if is_matrix and isinstance(other, Neurons):
         # W x = (x^T W^T)^T
         *lead, rows, columns = shape

@@ -64,13 +64,11 @@ def _weight_and_bias(tracer: Tracer, call: Node) -> tuple[Value, Value]:
 def channel_norm(tracer: Tracer, call: Node, x: Value, *_, **__) -> Value:
     weight, bias = _weight_and_bias(tracer, call)
     if isinstance(x, Elements):  # a standardised weight, with a gain for each row
-        places = [1] * (len(x.shape) - 2)
-
-        def as_factor(gain: Tensor) -> Tensor:
-            return gain.reshape(-1, *places).expand(x.shape)
-
         gains = [p for p in (weight, bias) if isinstance(p, Elements)]
-        return x.with_factors(gain.apply(as_factor) for gain in gains)
+        shape = -1, *[1] * (len(x.shape) - 2)
+        return x.with_factors(
+            gain.apply(lambda g: g.reshape(shape).expand(x.shape)) for gain in gains
+        )
     if not isinstance(x, Neurons):
         return x  # the norm of anything else is represented as its operand
     if len(x.shape) > 2:

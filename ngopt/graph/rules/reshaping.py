@@ -62,11 +62,9 @@ def rearrange(tracer: Tracer, call: Node, args: tuple, kwargs: dict) -> Value:
         options = [tracer.shape_of(call)]
     others = tree_leaves((options, kwargs))
     if isinstance(first, Unknown) and isinstance(call.meta["val"], Tensor):
-        layout = None
-        if not has_any(others, (*TRACED, Tensor)):
-            old = torch.empty(first.shape) if first.layout is None else first.layout
-            layout = function(old.to("meta"), *options, **kwargs)
-        return Unknown(tracer.shape_of(call), first.equivariant, layout)
+        if has_any(others, (*TRACED, Tensor)):
+            return Unknown(tracer.shape_of(call), first.equivariant)
+        return first.apply(lambda x: function(x, *options, **kwargs))
     if has_any([first, *others], Unknown):
         return tracer.unknown(call)
     is_indexed_by_traced = has_any(others, (Neurons, Elements))

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.fx import Node
+from torch.utils._pytree import tree_leaves
 
 from ngopt.graph.graph_builder import GraphBuilder
 from ngopt.graph.groups_and_blocks import (
@@ -18,10 +20,11 @@ from ngopt.graph.groups_and_blocks import (
 )
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.graph.tracing.blocks import blocks_of
+from ngopt.graph.tracing.capture import packet_of
 from ngopt.graph.tracing.edges import Block
 from ngopt.graph.tracing.nodes import Mark, Nodes
 from ngopt.graph.tracing.tracer import Tracer
-from ngopt.graph.tracing.values import not_none, same_along
+from ngopt.graph.tracing.values import Elements, Unknown, has_any, not_none, same_along
 
 
 def assemble(tracer: Tracer) -> NeuralGraph:
@@ -30,8 +33,13 @@ def assemble(tracer: Tracer) -> NeuralGraph:
     add_function_nodes(tracer)
     blocks, biases = [], []
     for edges in tracer.all_edges:
+        pieces = list(blocks_of(edges, tracer.nodes))
         of_its_kind = biases if edges.sources is None else blocks
-        of_its_kind += blocks_of(edges, tracer.nodes)
+        of_its_kind += pieces
+        placed = sum(piece.view.numel for piece in pieces if piece.view)
+        if edges.elements is not None and placed < edges.elements.shape.numel():
+            # such as rows that share elements
+            tracer.pin(*not_none(edges.sources, edges.targets))
     blocks = with_copies(tracer, blocks)
     biases = _one_for_each_parameter(tracer, biases)
     whole = with_unused_rows(tracer.parameters, [*blocks, *biases])
@@ -62,7 +70,39 @@ def assemble(tracer: Tracer) -> NeuralGraph:
     # build makes outputs of positions without edges from them
     positions = {n for n in hidden if builder.groups[n].kind == "position"}
     # edges lead to outputs too
-    return builder.build(inputs, outputs, hidden - positions - outputs - inputs)
+    graph = builder.build(inputs, outputs, hidden - positions - outputs - inputs)
+    reasons = {}
+    for number, spec in enumerate(tracer.parameters):
+        if spec.name in graph.unplaced:
+            reasons[spec.name] = _why_unplaced(tracer, number)
+    return replace(graph, reasons=reasons)
+
+
+def _why_unplaced(tracer: Tracer, parameter: int) -> str:
+    """Names the function that a parameter is not followed through, or the one behind
+    which the neurons that it meets are unknown."""
+
+    def is_unknown(call: Node) -> bool:
+        return has_any(tree_leaves(tracer.values.get(call)), Unknown)
+
+    def is_followed(call: Node) -> bool:
+        leaves = tree_leaves(tracer.values.get(call))
+        elements = [leaf for leaf in leaves if isinstance(leaf, Elements)]
+        return any(leaf.parameter == parameter for leaf in elements)
+
+    for source in tracer.values:
+        for user in source.users if is_followed(source) else ():
+            if user.op != "call_function" or is_followed(user):
+                continue
+            lost = user
+            while before := list(filter(is_unknown, lost.all_input_nodes)):
+                lost = before[0]
+            packet = packet_of(lost)
+            has_rule = not tracer.rules.keys().isdisjoint({lost.target, packet})
+            is_missing = lost is user and not has_rule
+            reason = "no rule for" if is_missing else "lost in"
+            return f"{reason} {getattr(packet, '__name__', lost.name)}"
+    return "unused"
 
 
 def add_function_nodes(tracer: Tracer) -> None:

@@ -127,7 +127,9 @@ def arguments(example_input: Any) -> tuple[tuple, dict[str, Any]]:
 
 def _is_long(value: Any) -> bool:
     """Whether it is a tensor of more rows than are used."""
-    return isinstance(value, Tensor) and value.dim() > 0 and len(value) > BATCH
+    # others, such as sparse ones, have no slices
+    is_dense = isinstance(value, Tensor) and value.layout == torch.strided
+    return is_dense and value.dim() > 0 and len(value) > BATCH
 
 
 def _export(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:

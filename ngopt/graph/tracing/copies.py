@@ -138,7 +138,11 @@ class Copier:
 
 
 def cloned(tensor: Tensor) -> Tensor:
-    """A tensor of the same values that belongs to no autograd graph."""
+    """A tensor of the same values that belongs to no autograd graph. A sparse one, such
+    as an adjacency matrix, becomes zeros without memory: no trace reads its values."""
+    if str(tensor.layout).startswith("torch.sparse"):
+        zero = torch.zeros((), dtype=tensor.dtype, device=tensor.device)
+        return zero.expand(tensor.shape)
     return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
 

@@ -204,6 +204,8 @@ class Tracer:
             self.all_edges.append(Edges(None, sources, targets, kind, path))
             return
         self._check(elements, sources, targets)
+        if not elements.shape.numel():  # of a layer without neurons
+            return
         if sources is not None:
             # before the factors, which have the same constant nodes
             sources = self.source_nodes(sources, self.name_of(elements))
@@ -235,20 +237,15 @@ class Tracer:
 
         A matrix is edges of its own. A factor that is the same for all sources, such as
         the norms of weight normalisation, is a feature of the targets; one that is the
-        same for all targets is a feature of the sources, and a single number one of a
-        node before the targets. Returns False, and adds nothing, for any other factor.
+        same for all targets is a feature of the sources, and one that is the same for
+        all edges of a node before the targets. Returns False, and adds nothing, for any
+        other factor.
         """
         ends = not_none(targets, sources)
         axes = max(end.dim() for end in ends)
         # along other axes the factor is the same everywhere (stride 0)
         strides = factor.layout.stride()
         changing = [d for d, n in enumerate(factor.shape) if strides[d] != 0 and n > 1]
-        if not changing and factor.shape.numel():
-            number = factor.apply(lambda x: along(x).reshape(1))
-            shared = self.nodes.new(self.name_of(factor), 1, "parameter")
-            self.edges(number, None, shared, "scale")
-            self.edges(None, shared, targets, "spread")
-            return True
         # edges without slots
         is_matrix = len(changing) == axes == len(factor.shape) == 2
         if is_matrix and sources is not None:
@@ -256,9 +253,15 @@ class Tracer:
             return True
         # counted from the last axis of labels, as an end may lack the first axes
         node_axes = [d - axes for d in changing if d < axes]
+        if not node_axes:
+            numbers = factor.apply(lambda x: along(x, *changing)[None])
+            shared = self.nodes.new(self.name_of(factor), 1, "parameter")
+            self.edges(numbers, None, shared, "scale")
+            self.edges(None, shared, targets, "spread")
+            return True
         for end in ends:
             long_axes = [d - end.dim() for d, n in enumerate(end.shape) if n > 1]
-            if node_axes and node_axes == long_axes:
+            if node_axes == long_axes:
                 # rows may be in several groups
                 feature = factor.apply(lambda x: along(x, *changing))
                 self.edges(feature, None, end.squeeze(), "scale")

@@ -118,6 +118,34 @@ class Unknown:
     equivariant: bool = False
     layout: Tensor | None = None
 
+    def apply(self, function: Callable[[Tensor], Tensor]) -> "Unknown":
+        """The tensor after a function that only rearranges entries."""
+        old = torch.empty(self.shape) if self.layout is None else self.layout
+        layout = function(old.to("meta"))
+        return Unknown(layout.shape, self.equivariant, layout)
+
+
+@dataclass(frozen=True)
+class Product(Unknown):
+    """A matrix (rows, columns), a product of parameters that is not multiplied out:
+    neurons are multiplied with one after the other.
+
+    terms: the names of the axes of all parameters, as in an Einstein sum. axes: those
+    that are the rows, and those that are the columns.
+    """
+
+    parameters: Sequence[Any] = ()
+    terms: Sequence[str] = ()
+    axes: Sequence[str] = ()
+
+    def apply(self, function: Callable[[Tensor], Tensor]) -> Unknown:
+        old = torch.empty(self.shape, device="meta")
+        new = function(old)
+        for matrix, axes in ((old, self.axes), (old.T, self.axes[::-1])):
+            if (new.shape, new.stride()) == (matrix.shape, matrix.stride()):
+                return replace(self, shape=new.shape, axes=axes)
+        return Unknown(new.shape)
+
 
 Value = Neurons | Elements | Unknown | Tensor | Any
 

@@ -251,7 +251,9 @@ class _ParameterGraphBuilder:
     def build(self) -> NeuralGraph:
         groups, blocks = tuple(self.groups), tuple(self.blocks)
         old = self.graph
-        graph = NeuralGraph(old.parameters, groups, blocks, (), old.unplaced)
+        graph = NeuralGraph(
+            old.parameters, groups, blocks, (), old.unplaced, reasons=old.reasons
+        )
         return with_depths(graph, layers(graph).tolist())
 
 

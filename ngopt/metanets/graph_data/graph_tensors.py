@@ -227,7 +227,7 @@ def kernel_tiles(slot_shape: tuple[int, ...], kernel: Kernel) -> tuple[Tile, ...
     sizes = (1,) * (len(shape) - len(space)) + space
     ranges_of_axes = []
     for length, size in zip(shape, sizes, strict=True):
-        starts = range(0, length, size)
+        starts = range(0, max(length, 1), size)  # of no slots one empty tile
         ranges_of_axes.append([range(i, min(i + size, length)) for i in starts])
     tiles = []
     for box in product(*ranges_of_axes):

@@ -180,9 +180,10 @@ class RelationalLayer(GraphLayer):
             parts.append([*to_targets, *to_sources])
         if self.complete_up_to and isinstance(graph_ids, Tensor):
             index, is_node = padded(graph_ids, self.complete_up_to)
-            sums = self._all_to_all(nodes[0][index], is_node)
-            of_nodes = SoftmaxSums(*(x[is_node] for x in sums))
-            parts[0].append(Incoming(of_nodes, index[is_node]))
+            if index.numel():  # some graph is small
+                sums = self._all_to_all(nodes[0][index], is_node)
+                of_nodes = SoftmaxSums(*(x[is_node] for x in sums))
+                parts[0].append(Incoming(of_nodes, index[is_node]))
         elif self.complete_up_to and not isinstance(graph_ids, Tensor):
             self._add_complete_by_group(parts, nodes, graph_ids)
         new = []
@@ -203,7 +204,7 @@ class RelationalLayer(GraphLayer):
         for graph in set(graph_ids):
             groups = [i for i, number in enumerate(graph_ids) if number == graph]
             sizes = [nodes[i].shape[-2] for i in groups]
-            if sum(sizes) > self.complete_up_to:
+            if not 0 < sum(sizes) <= self.complete_up_to:
                 continue
             sums = self._all_to_all(torch.cat([nodes[i] for i in groups], -2))
             of_groups = zip(*(x.split(sizes, -2) for x in sums), strict=True)

@@ -152,7 +152,7 @@ class GraphNetwork(nn.Module):
         keep = fits_in_memory(tensors, self.width, self.position.weight)
         edges = EdgeStates(tensors.blocks, first, keep)
         u = None
-        for k, layer in enumerate(self.layers if tensors.blocks else ()):
+        for k, layer in enumerate(self.layers):
             if self.globals is not None:
                 shared = cast(GlobalFeature, self.globals[k])
                 u, nodes = _add_global(shared, u, nodes, edges, tensors)
@@ -309,8 +309,10 @@ def _add_global(
     counts = tensors.node_counts
     graphs = len(counts)
     of_nodes = scatter_sum(torch.cat(nodes, -2), torch.cat(ids), graphs)
-    at_targets = torch.cat(_sums_at_targets(edges), -2)
-    of_edges = scatter_sum(at_targets, torch.cat(tensors.target_graph_ids), graphs)
+    of_edges = torch.zeros_like(of_nodes)
+    if edges.blocks:
+        at_targets = torch.cat(_sums_at_targets(edges), -2)
+        of_edges = scatter_sum(at_targets, torch.cat(tensors.target_graph_ids), graphs)
     before = torch.zeros_like(of_nodes) if u is None else u
     edge_counts = tensors.edge_counts.clamp_min(1)
     u = layer.forward(before, of_nodes / counts, of_edges / edge_counts)

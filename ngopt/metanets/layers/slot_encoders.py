@@ -120,7 +120,7 @@ class SlotDecoder(nn.Module):
         pieces, order = [], []
         for k, (slots, weight, bias) in enumerate(maps):
             out = flat_linear(states[..., k, :], weight, bias)
-            pieces.append(out.unflatten(-1, (-1, self.d_out)))
+            pieces.append(out.unflatten(-1, (len(weight) // self.d_out, self.d_out)))
             order += slots or ()
         if len(pieces) == 1:
             return pieces[0]
@@ -142,7 +142,7 @@ def maps_of(
 
 def take(x: Tensor, places: Sequence[int], axis: int) -> Tensor:
     """Elements at places along an axis; no index is copied to an accelerator."""
-    if x.is_cpu:
+    if x.is_cpu or not places:
         before = [slice(None)] * (axis % x.dim())
         return x[(*before, list(places))]
     runs: list[list[int]] = []  # of consecutive places

@@ -120,3 +120,22 @@ def test_a_parameter_of_which_data_select_rows_is_a_table(shape):
     (block,) = edges_with(graph, "table")
     assert graph.groups[block.source].kind == "token" and not unconnected(graph)
     assert block.shape == (1, shape[-1] if len(shape) > 1 else 1, 5)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+@pytest.mark.parametrize("layout", ["dense", "coo", "csr"])
+def test_a_graph_network_whose_edges_are_a_matrix_is_whole(layout):
+    """As the GCN of Kipf & Welling, with more products than become nodes."""
+
+    def propagated(m, x, adjacency):
+        x = torch.sparse.mm(adjacency, m.first(x)).relu()
+        return torch.spmm(adjacency, m.last(x))
+
+    model = FromFunction(propagated, first=(3, 4), last=(4, 2)).double()
+    adjacency = torch.rand(1100, 1100, dtype=torch.double).round()
+    if layout != "dense":
+        sparse = {"coo": torch.Tensor.to_sparse_coo, "csr": torch.Tensor.to_sparse_csr}
+        adjacency = sparse[layout](adjacency)
+    graph = check((model, (torch.randn(1100, 3, dtype=torch.double), adjacency)))
+    assert not unconnected(graph)
+    assert count_automorphisms(graph) == 24

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from ngopt import build_graph
 from ngopt.graph.connectivity import unconnected
 from tests.automorphisms import count_automorphisms
-from tests.graph_checks import check
+from tests.graph_checks import check, check_symmetries
 from tests.networks import FromFunction
 
 
@@ -77,9 +79,21 @@ PRODUCTS = {
     "einsum with axes in between": (
         lambda m, h: torch.einsum("...i,ij->...j", h, m.w), (8, 8),
     ),
+    "kron": (lambda m, h: h @ torch.kron(m.w, m.v), (2, 2), (4, 4)),
+    "kron, transposed": (
+        lambda m, h: F.linear(h, torch.kron(m.w, m.v).t()), (2, 2), (4, 4),
+    ),
+    "product of weights": (lambda m, h: F.linear(h, m.w @ m.v), (8, 5), (5, 8)),
+    "sum of weights": (
+        lambda m, h: (torch.einsum("ri,ro->io", m.w, m.v).T @ h.T).T, (5, 8), (5, 8),
+    ),
 }  # fmt: skip
 # the neurons of the first layer, and those between two weights, where they are free
-COUNTS = {"multi_dot": 40320 * 120, "inner": 40320, "einsum of three": 40320 * 120}
+COUNTS = dict.fromkeys(
+    ("multi_dot", "einsum of three", "product of weights", "sum of weights"),
+    40320 * 120,
+)
+COUNTS["inner"] = 40320
 
 
 def network(function, *shapes):
@@ -103,3 +117,14 @@ def test_weights_in_products_have_a_place(name):
     if name in COUNTS:
         # neurons behind the last weight are exchanged, too
         assert count_automorphisms(graph) == COUNTS[name] * 40320
+
+
+def test_neurons_whose_weights_share_elements_otherwise_are_pinned():
+    def by_hand(m, h):
+        return h @ (m.w[:, None, :, None] * m.v[None, :, None, :]).reshape(8, 8)
+
+    model, example = network(by_hand, (2, 2), (4, 4))
+    graph = build_graph(model, example)
+    pinned = [group.name for group in graph.groups if group.is_pinned]
+    assert pinned == ["first", "v"]
+    check_symmetries((model, example), graph)

@@ -71,6 +71,18 @@ def test_overlapping_windows_are_unplaced():
     assert_inverse(graph, randomised(model))
 
 
+def test_a_layer_without_neurons_has_no_edges():
+    model = FromFunction(
+        lambda m, x: m.last(torch.cat([x, x @ m.none], 1)),
+        none=nn.Parameter(torch.ones(3, 0)),
+        last=(3, 2),
+    )
+    network = double(model, torch.randn(4, 3))
+    graph = build_graph(*network)
+    assert_inverse(graph, randomised(network[0]))
+    assert used(graph, "last.weight") == 6
+
+
 def test_complex_inputs_are_neurons():
     model = nn.Linear(3, 2, dtype=torch.complex128)
     graph = build_graph(model, torch.randn(4, 3, dtype=torch.complex128))

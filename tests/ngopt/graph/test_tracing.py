@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ngopt import NGOptimizer, build_graph
-from ngopt.graph import Neurons, register_layer_rule
+from ngopt.graph import Neurons, join_graphs, parameter_graph, register_layer_rule
 from ngopt.graph.connectivity import unconnected
 from ngopt.graph.rules.registry import RULES
 from ngopt.metanets import FeedForward
@@ -136,7 +136,23 @@ def test_a_parameter_without_a_rule_is_a_component_and_reported():
     fft.spectrum = nn.Parameter(torch.randn(5))
     graph = build_graph(fft, torch.randn(2, 2, 8, 8))
     assert graph.unplaced == ("spectrum",)
-    assert "no rule for: spectrum" in graph.summary()
+
+
+def test_the_summary_says_why_parameters_have_no_place():
+    def forward(m, x):
+        x = m.first(x)
+        distances = torch.cdist(x, m.centres)
+        behind = x.cumprod(1)[None] @ m.behind
+        return m.last(torch.cat([x, distances, behind[0]], 1))
+
+    shapes = {"unused": (2,), "centres": (4, 4), "behind": (1, 4, 4), "idle": (3, 3)}
+    parameters = {name: nn.Parameter(torch.ones(n)) for name, n in shapes.items()}
+    model = FromFunction(forward, first=(3, 4), last=(12, 2), **parameters)
+    graph = build_graph(model, torch.randn(2, 3))
+    expected = "unused: unused", "no rule for cdist: centres", "lost in cumprod: behind"
+    for other in (graph, join_graphs(graph, graph), parameter_graph(graph)):
+        lines = other.summary().splitlines()[-3:]
+        assert [line.split(", ")[0] for line in lines] == list(expected)
 
 
 class Swish(nn.Module):

@@ -11,7 +11,7 @@ from ngopt.metanets.graph_data.graph_tensors import kernel_tiles
 from ngopt.metanets.layers.graph_network import GraphNetwork
 from ngopt.metanets.layers.pna import PNALayer
 from tests.equivariance import assert_equivariant, random_values, updates
-from tests.metanets import metanet_for
+from tests.metanets import SMALL, metanet_for, small_metanet
 from tests.networks import cnn, mlp
 from tests.ngopt import oracle
 
@@ -28,6 +28,22 @@ GRAPHS = {
     "one layer": lambda: build_graph(mlp(4, 3)),
     "components without edges": lambda: build_graph(UNCONNECTED),
 }
+
+
+EMPTY = [(4, 3, 0), (4, 0, 3), (0, 4), (4, 3, 0, 2), (0,)]
+
+
+@pytest.mark.parametrize("shape", EMPTY)
+@pytest.mark.parametrize("name", SMALL)
+def test_parameters_without_elements_have_updates(name, shape):
+    graph = build_graph(
+        [("first.weight", torch.zeros(3, 2)), ("odd", torch.zeros(shape))]
+    )
+    metanet = small_metanet(name)
+    params = random_values(graph, torch.Generator())
+    deltas = updates(metanet, graph, params, [params] * 2)
+    assert [delta.shape for delta in deltas] == [(3, 2), shape]
+    assert deltas[0].isfinite().all()
 
 
 @torch.no_grad()

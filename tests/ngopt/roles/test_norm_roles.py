@@ -110,6 +110,7 @@ def normalised(dim):
 
 
 GAINS = {"gain": WithGain, "rows": normalised(0), "whole": normalised(None)}
+GAINS["places"] = normalised(2)  # of the kernel, as in wav2vec 2.0
 
 
 @pytest.mark.parametrize("name", GAINS)

@@ -5,6 +5,7 @@ from math import prod
 import pytest
 import torch
 
+from ngopt import build_graph
 from ngopt.graph import parameter_graph
 from ngopt.metanets.graph_data.feature_sources import WholeValues
 from ngopt.metanets.graph_data.graph_tensors import graph_tensors
@@ -40,6 +41,7 @@ CASES = {
     "ng-t": (lambda: made(relational(0)), lambda graph: graph),
     # some of the networks have more neurons than that
     "ng-t, complete": (lambda: made(relational(40)), lambda graph: graph),
+    "ng-t, all larger": (lambda: made(relational(1)), lambda graph: graph),
     "gmn": (
         lambda: made(pna, global_feature=True, slot_positions=True),
         parameter_graph,
@@ -53,6 +55,8 @@ def test_states_and_gradients_are_those_of_each_network_alone(case):
     network = make()
     like = network.position.weight
     graphs = [graph_of(zoo_graph(name)) for name in NAMES]
+    # without an edge
+    graphs.append(graph_of(build_graph([("vector", torch.zeros(5))])))
     values = [
         torch.randn(count, graph.numel, 2, dtype=torch.float64)
         for count, graph in enumerate(graphs, start=1)
