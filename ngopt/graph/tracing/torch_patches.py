@@ -15,9 +15,17 @@ from unittest.mock import patch
 import torch
 from torch import _C
 from torch._C._functorch import peek_interpreter_stack
-from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
+from torch._functorch.autograd_function import custom_function_call
+from torch.fx.experimental.proxy_tensor import (
+    ProxyTorchDispatchMode,
+    _ModuleStackTracer,
+)
 
 _record = ProxyTorchDispatchMode.__torch_dispatch__
+_traced_call, _traced_getattr = (
+    _ModuleStackTracer.call_module,
+    _ModuleStackTracer.getattr,
+)
 _exporting_threads: set[int] = set()
 
 
@@ -37,7 +45,10 @@ def patched_torch() -> Iterator[None]:
         (export, "_compiling_state_context", _exporting),
         (compiler, "is_compiling", _or_exporting(compiler.is_compiling)),
         (compiler, "is_exporting", _or_exporting(compiler.is_exporting)),
+        (_ModuleStackTracer, "call_module", _call_module),
+        (_ModuleStackTracer, "getattr", _getattr),
         (export, "print", _ignore),  # of the graph of an export that fails
+        (custom_function_call, "python_key_table", AUTOGRAD_FUNCTIONS),
     )
     with ExitStack() as patched:
         for owner, name, value in patches:
@@ -55,13 +66,26 @@ def _record_below_transforms(
     """Records a function; if a transform is active, what this makes of the function."""
     if not mode.pre_dispatch or peek_interpreter_stack() is None:
         return _record(mode, function, types, args, kwargs)
+    return _call_below(mode, function, *args, **(kwargs or {}))
+
+
+def _call_below(mode: Any, function: Callable, *args: Any, **kwargs: Any) -> Any:
+    """Calls a function while the mode records below transforms and autograd."""
     mode.pre_dispatch = False
     _C._push_on_torch_dispatch_stack(mode)
     try:
-        return function(*args, **(kwargs or {}))
+        return function(*args, **kwargs)
     finally:
         _C._pop_torch_dispatch_stack(mode._mode_key)
         mode.pre_dispatch = True
+
+
+AUTOGRAD_FUNCTIONS = {
+    ProxyTorchDispatchMode: lambda mode, *args: _call_below(
+        mode, custom_function_call, *args
+    )
+}
+"""How an autograd.Function inside of a transform is recorded."""
 
 
 @contextmanager
@@ -71,6 +95,21 @@ def _exporting() -> Iterator[None]:
         yield
     finally:
         _exporting_threads.discard(get_ident())
+
+
+def _call_module(
+    tracer: _ModuleStackTracer, module: Any, forward: Callable, args: Any, kwargs: Any
+) -> Any:
+    """Modules that other threads call are none of the module that is exported."""
+    if get_ident() not in _exporting_threads:
+        return forward(*args, **kwargs)
+    return _traced_call(tracer, module, forward, args, kwargs)
+
+
+def _getattr(tracer: _ModuleStackTracer, name: str, value: Any, cache: Any) -> Any:
+    if get_ident() not in _exporting_threads:
+        return value
+    return _traced_getattr(tracer, name, value, cache)
 
 
 def _or_exporting(flag: Callable[[], bool]) -> Callable[[], bool]:
