@@ -55,8 +55,7 @@ ATTRIBUTES: tuple[tuple[Any, str], ...] = (
     (torch._tensor_str.PRINT_OPTS, "precision threshold edgeitems linewidth sci_mode"),
     (checkpoint, "_checkpoint_debug_enabled _enable_checkpoint_early_stop"),
     (eager_transforms, "JVP_NESTING"),
-    (logging.root, "disabled level"),
-    (logging.root.manager, "disable"),
+    (logging.root, "disabled"),
     (parametrize, "_cache_enabled"),
     (sys, "stdin stdout stderr displayhook excepthook"),
     (torch.__future__, "_overwrite_module_params_on_conversion"),
@@ -201,6 +200,9 @@ def _of_python() -> Iterator[Setting]:
     yield gc.isenabled, lambda is_on: gc.enable() if is_on else gc.disable()
     yield gc.get_threshold, lambda thresholds: gc.set_threshold(*thresholds)
     yield os.getcwd, os.chdir
+    # no attributes, as loggers store which levels are enabled
+    yield lambda: logging.root.manager.disable, logging.disable
+    yield lambda: logging.root.level, logging.root.setLevel
     set_locale = partial(locale.setlocale, locale.LC_ALL)
     yield set_locale, set_locale
     for owner, names in ATTRIBUTES:
