@@ -69,7 +69,9 @@ ATTRIBUTES: tuple[tuple[Any, str], ...] = (
     (_device, "CURRENT_DEVICE"),
 )
 
-_one_thread = RLock()
+one_thread = RLock()
+"""Held by the thread that traces."""
+
 _UNREADABLE = object()
 
 
@@ -77,7 +79,7 @@ _UNREADABLE = object()
 def process_kept() -> Iterator[None]:
     """A context that one thread at a time can enter, and after which the settings are
     as before."""
-    with _one_thread, _kept(warnings.filters), _kept(parametrize._cache):
+    with one_thread, _kept(warnings.filters), _kept(parametrize._cache):
         with _kept(warnings.filters):
             warnings.simplefilter("ignore")  # torch warns of some that are read
             values = [_value(read) for read, _ in _settings()]

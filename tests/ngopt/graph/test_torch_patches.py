@@ -1,6 +1,7 @@
 """Transforms of torch.func inside of a forward, and other threads during a trace."""
 
 import threading
+from typing import ClassVar
 
 import pytest
 import torch
@@ -136,11 +137,20 @@ def test_another_thread_trains_while_a_module_is_exported():
     assert TRAINED == [3]
 
 
+class Remembering(nn.Sequential):
+    seen: ClassVar[list] = []
+
+    def forward(self, x):
+        self.seen.append(x)
+        return super().forward(x)
+
+
 def test_threads_trace_one_after_the_other():
     errors = []
+    seen = Remembering.seen
 
     def train():
-        model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+        model = Remembering(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
         opt = NGOptimizer(model.named_parameters(), model=model, total_steps=2)
         try:
             for _ in range(2):
@@ -157,3 +167,5 @@ def test_threads_trace_one_after_the_other():
         thread.join()
     assert errors == []
     assert not torch.compiler.is_compiling()
+    # a class has its own attributes again
+    assert Remembering.seen is seen and {*map(type, seen)} == {torch.Tensor}
