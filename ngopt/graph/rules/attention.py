@@ -53,7 +53,8 @@ def attention(
         softmax = AppliedFunction(nodes_among(scores.labels), "softmax", None)
         tracer.applied_functions.append(softmax)
     name = f"{call.name}.values"
-    return product_of_activations(tracer, name, scores, v, tracer.shape_of(call))
+    shape = torch.Size((*q.shape[:-1], v.shape[-1]))
+    return product_of_activations(tracer, name, scores, v, shape)
 
 
 def _repeated(x: Neurons, q: Neurons) -> Neurons:

@@ -5,6 +5,8 @@ import random
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import chain
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ngopt.graph.tracing.copies import Copier
-from ngopt.graph.tracing.process_state import global_hooks, process_kept
+from ngopt.graph.tracing.process_state import global_hooks, one_thread, process_kept
 
 
 @contextmanager
@@ -42,7 +44,7 @@ def isolated(model: nn.Module) -> Iterator[nn.Module]:
         copier.copies.clear()  # some are incomplete
     devices = {p.device for p in (*model.parameters(), *model.buffers())}
     indices = [device.index for device in devices if device.type == "cuda"]
-    with ExitStack() as restored:
+    with one_thread, ExitStack() as restored:
         restored.callback(random.setstate, random.getstate())
         restored.callback(np.random.set_state, np.random.get_state())
         restored.enter_context(torch.random.fork_rng(indices))
@@ -80,7 +82,7 @@ def _replace_class_attributes(copier: Copier, restored: ExitStack) -> None:
         for kind in type(value).__mro__:
             if kind.__module__.partition(".")[0] not in foreign:
                 classes.add(kind)
-    for cache in _caches(classes):
+    for cache in _caches(classes, copier.originals):
         restored.callback(_clear_if_used, cache, cache.cache_info().misses)
     for kind in classes:
         attributes = dict(vars(kind))
@@ -106,16 +108,16 @@ def _set_attribute(kind: type, name: str, value: Any) -> None:
         setattr(kind, name, value)
 
 
-def _caches(classes: Iterable[type]) -> set[Any]:
-    """Caches of `functools` among the attributes of classes and in their files."""
-    caches = set()
-    for kind in classes:
-        file = sys.modules.get(kind.__module__)
-        for value in (*vars(kind).values(), *(vars(file).values() if file else ())):
-            function = getattr(value, "__func__", value)  # of a static method
-            if type(function) is functools._lru_cache_wrapper:
-                caches.add(function)
-    return caches
+def _caches(classes: Iterable[type], values: Iterable[Any]) -> set[Any]:
+    """Caches of `functools` among values, the attributes of classes, and the global
+    variables of classes and functions."""
+    names = {kind.__module__ for kind in classes}
+    names |= {value.__module__ for value in values if type(value) is FunctionType}
+    files = [vars(sys.modules[name]) for name in names if name in sys.modules]
+    attributes = chain(*(place.values() for place in (*map(vars, classes), *files)))
+    # those of a static method
+    functions = (getattr(value, "__func__", value) for value in attributes)
+    return {f for f in (*functions, *values) if type(f) is functools._lru_cache_wrapper}
 
 
 def _clear_if_used(cache: Any, misses: int) -> None:

@@ -55,12 +55,12 @@ ATTRIBUTES: tuple[tuple[Any, str], ...] = (
     (torch._tensor_str.PRINT_OPTS, "precision threshold edgeitems linewidth sci_mode"),
     (checkpoint, "_checkpoint_debug_enabled _enable_checkpoint_early_stop"),
     (eager_transforms, "JVP_NESTING"),
-    (logging.root, "disabled level"),
-    (logging.root.manager, "disable"),
+    (logging.root, "disabled"),
     (parametrize, "_cache_enabled"),
     (sys, "stdin stdout stderr displayhook excepthook"),
     (torch.__future__, "_overwrite_module_params_on_conversion"),
     (torch.__future__, "_swap_module_params_on_conversion"),
+    (torch.backends, "fp32_precision"),
     (torch.backends.cudnn, "benchmark_limit"),
     (torch.backends.opt_einsum, "enabled strategy"),
     (torch.compiler, "_is_compiling_flag _is_exporting_flag"),
@@ -69,7 +69,9 @@ ATTRIBUTES: tuple[tuple[Any, str], ...] = (
     (_device, "CURRENT_DEVICE"),
 )
 
-_one_thread = RLock()
+one_thread = RLock()
+"""Held by the thread that traces."""
+
 _UNREADABLE = object()
 
 
@@ -77,17 +79,16 @@ _UNREADABLE = object()
 def process_kept() -> Iterator[None]:
     """A context that one thread at a time can enter, and after which the settings are
     as before."""
-    with _one_thread, _kept(warnings.filters), _kept(parametrize._cache):
-        settings = _settings()
+    with one_thread, _kept(warnings.filters), _kept(parametrize._cache):
         with _kept(warnings.filters):
             warnings.simplefilter("ignore")  # torch warns of some that are read
-            values = [_value(read) for read, _ in settings]
+            values = [_value(read) for read, _ in _settings()]
         try:
             yield
         finally:
             with _kept(warnings.filters):
                 warnings.simplefilter("ignore")
-                for (read, write), value in zip(settings, values, strict=True):
+                for (read, write), value in zip(_settings(), values, strict=True):
                     if value is not _UNREADABLE and _value(read) != value:
                         with suppress(Exception):
                             write(value)
@@ -104,49 +105,6 @@ def _kept(container: Any) -> Iterator[None]:
         _refill(container, contents)
 
 
-def global_hooks() -> list[dict[int, Any]]:
-    """Hooks of all modules."""
-    variables = vars(torch_module).items()
-    return [v for k, v in variables if k.startswith("_global_") and v is not None]
-
-
-@cache
-def _settings() -> tuple[Setting, ...]:
-    """The first ones are put back first."""
-    return *_stacks(), *_of_torch(), *_attributes(), *_of_python()
-
-
-def _value(read: Callable[[], Any]) -> Any:
-    try:
-        return read()
-    except Exception:  # such as of a device that torch does not have
-        return _UNREADABLE
-
-
-def _of_python() -> Iterator[Setting]:
-    """Settings of Python and NumPy."""
-    yield np.geterr, lambda modes: np.seterr(**modes)
-    yield np.geterrcall, np.seterrcall
-    yield np.get_printoptions, lambda options: np.set_printoptions(**options)
-    yield lambda: decimal.getcontext().copy(), decimal.setcontext
-    yield sys.getrecursionlimit, sys.setrecursionlimit
-    yield sys.getswitchinterval, sys.setswitchinterval
-    yield gc.isenabled, lambda is_on: gc.enable() if is_on else gc.disable()
-    yield gc.get_threshold, lambda thresholds: gc.set_threshold(*thresholds)
-    yield os.getcwd, os.chdir
-    set_locale = partial(locale.setlocale, locale.LC_ALL)
-    yield set_locale, set_locale
-
-
-def _attributes() -> Iterator[Setting]:
-    """Attributes, and what is in lists and dicts."""
-    for owner, names in ATTRIBUTES:
-        for name in names.split():
-            yield partial(getattr, owner, name), partial(setattr, owner, name)
-    for container in os.environ, *global_hooks():
-        yield container.copy, partial(_refill, container)
-
-
 def _refill(container: Any, contents: Any) -> None:
     if isinstance(container, list):
         container[:] = contents
@@ -156,37 +114,27 @@ def _refill(container: Any, contents: Any) -> None:
     container.update(contents)
 
 
-def _of_torch() -> Iterator[Setting]:
-    """How torch computes."""
-    yield torch.get_default_dtype, torch.set_default_dtype
-    yield torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode
-    anomaly = torch.is_anomaly_enabled, torch.is_anomaly_check_nan_enabled
-    yield (
-        lambda: [f() for f in anomaly],
-        lambda modes: torch.set_anomaly_enabled(*modes),
-    )
-    for pattern, settings in FUNCTIONS.items():
-        for name in settings.split():
-            read, write = pattern.format(name).split()
-            yield getattr(_C, read, None), getattr(_C, write, None)
-    read, write = "_get_fp32_precision_getter", "_set_fp32_precision_setter"
-    for place in product(
-        ("generic", "cuda", "mkldnn"), ("all", "matmul", "conv", "rnn")
-    ):
-        if hasattr(_C, read):
-            yield (
-                partial(getattr(_C, read), *place),
-                partial(getattr(_C, write), *place),
-            )
-    for device in "cpu", "cuda", "mps", "xpu":
-        enabled = torch.is_autocast_enabled, torch.set_autocast_enabled
-        dtype = torch.get_autocast_dtype, torch.set_autocast_dtype
-        for read, write in (enabled, dtype):
-            yield partial(read, device), partial(write, device)
+def _value(read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except Exception:  # such as of a device that torch does not have
+        return _UNREADABLE
+
+
+def global_hooks() -> list[dict[int, Any]]:
+    """Hooks of all modules."""
+    variables = vars(torch_module).items()
+    return [v for k, v in variables if k.startswith("_global_") and v is not None]
+
+
+@cache
+def _settings() -> tuple[Setting, ...]:
+    """The first ones are put back first."""
+    return *_stacks(), *_of_torch(), *_of_python()
 
 
 def _stacks() -> Iterator[Setting]:
-    """What a forward may enter and not leave: modes, hooks, autocast, transforms."""
+    """What a forward may enter and not leave: transforms, autocast, hooks, modes."""
     depth = _functorch.get_dynamic_layer_stack_depth
     yield depth, _functorch.pop_dynamic_layer_stack_and_undo_to_depth
     level = partial(getattr, forward_ad, "_current_level")
@@ -203,13 +151,6 @@ def _stacks() -> Iterator[Setting]:
     yield partial(getattr, *default, None), partial(setattr, *default)
 
 
-def _stack_again(read: Callable, pop: Callable, push: Callable, modes: list) -> None:
-    for _ in read():
-        pop()
-    for mode in modes:
-        push(mode)
-
-
 def _pop_until(read: Callable, pop: Callable, value: Any) -> None:
     while read() != value:
         pop()
@@ -219,3 +160,55 @@ def _nesting() -> int:
     """The number of autocast contexts around this one."""
     torch.autocast_increment_nesting()
     return torch.autocast_decrement_nesting()
+
+
+def _stack_again(read: Callable, pop: Callable, push: Callable, modes: list) -> None:
+    for _ in read():
+        pop()
+    for mode in modes:
+        push(mode)
+
+
+def _of_torch() -> Iterator[Setting]:
+    yield torch.get_default_dtype, torch.set_default_dtype
+    yield torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode
+    yield (
+        lambda: (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
+        lambda modes: torch.set_anomaly_enabled(*modes),
+    )
+    enabled = torch.is_autocast_enabled, torch.set_autocast_enabled
+    dtype = torch.get_autocast_dtype, torch.set_autocast_dtype
+    for device, (read, write) in product(
+        ("cpu", "cuda", "mps", "xpu"), (enabled, dtype)
+    ):
+        yield partial(read, device), partial(write, device)
+    for pattern, settings in FUNCTIONS.items():
+        for name in settings.split():
+            read, write = pattern.format(name).split()
+            yield getattr(_C, read, None), getattr(_C, write, None)
+
+
+def _of_python() -> Iterator[Setting]:
+    """Settings of Python and NumPy, and attributes of modules."""
+    yield np.geterr, lambda modes: np.seterr(**modes)
+    yield np.geterrcall, np.seterrcall
+    yield np.get_printoptions, lambda options: np.set_printoptions(**options)
+    yield (
+        lambda: decimal.getcontext().prec,
+        lambda digits: setattr(decimal.getcontext(), "prec", digits),
+    )
+    yield sys.getrecursionlimit, sys.setrecursionlimit
+    yield sys.getswitchinterval, sys.setswitchinterval
+    yield gc.isenabled, lambda is_on: gc.enable() if is_on else gc.disable()
+    yield gc.get_threshold, lambda thresholds: gc.set_threshold(*thresholds)
+    yield os.getcwd, os.chdir
+    # no attributes, as loggers store which levels are enabled
+    yield lambda: logging.root.manager.disable, logging.disable
+    yield lambda: logging.root.level, logging.root.setLevel
+    set_locale = partial(locale.setlocale, locale.LC_ALL)
+    yield set_locale, set_locale
+    for owner, names in ATTRIBUTES:
+        for name in names.split():
+            yield partial(getattr, owner, name), partial(setattr, owner, name)
+    for container in os.environ, *global_hooks():
+        yield container.copy, partial(_refill, container)

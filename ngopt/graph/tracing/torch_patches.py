@@ -1,8 +1,8 @@
 """Changes of torch while a module is captured.
 
 Functions inside of a transform of `torch.func`, such as vmap, are recorded as this
-applies them: a linear layer of one row is a product with all rows. The flags of an
-export hold in its own thread alone: others do not take the branches of compilers.
+applies them: a linear layer of one row is a product with all rows. An export concerns
+its own thread alone: others do not take the branches of compilers.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +15,11 @@ from unittest.mock import patch
 import torch
 from torch import _C
 from torch._C._functorch import peek_interpreter_stack
-from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
+from torch._functorch.autograd_function import custom_function_call
+from torch.fx.experimental import proxy_tensor
+from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode as Recorder
 
-_record = ProxyTorchDispatchMode.__torch_dispatch__
+_record = Recorder.__torch_dispatch__
 _exporting_threads: set[int] = set()
 
 
@@ -25,18 +27,26 @@ _exporting_threads: set[int] = set()
 def patched_torch() -> Iterator[None]:
     """A context with these changes."""
     export: Any = import_module("torch.export._trace")  # takes a second
-    compiler = torch.compiler
+    compiler, utils = torch.compiler, export.torch._export.utils
+    # replaces modules that are attributes of others, which those of other threads stay
+    tracer: Any = proxy_tensor._ModuleStackTracer
+    replaced = tracer.getattr
+
+    def attribute(tracer: Any, name: str, value: Any, *others: Any) -> Any:
+        is_exporting = get_ident() in _exporting_threads
+        return replaced(tracer, name, value, *others) if is_exporting else value
+
+    functions = {Recorder: lambda mode, *a: _below(mode, custom_function_call, *a)}
     patches = (
-        (ProxyTorchDispatchMode, "__torch_dispatch__", _record_below_transforms),
-        # else functions that enter a transform would be recorded
-        (
-            export.torch._export.utils,
-            "_maybe_find_pre_dispatch_tf_mode_for_export",
-            _ignore,
-        ),
+        (Recorder, "__torch_dispatch__", _record_below_transforms),
+        # an autograd.Function inside of a transform
+        (custom_function_call, "python_key_table", functions),
+        # else functions that enter transforms are recorded
+        (utils, "_maybe_find_pre_dispatch_tf_mode_for_export", _ignore),
         (export, "_compiling_state_context", _exporting),
         (compiler, "is_compiling", _or_exporting(compiler.is_compiling)),
         (compiler, "is_exporting", _or_exporting(compiler.is_exporting)),
+        (tracer, "getattr", attribute),
         (export, "print", _ignore),  # of the graph of an export that fails
     )
     with ExitStack() as patched:
@@ -55,10 +65,15 @@ def _record_below_transforms(
     """Records a function; if a transform is active, what this makes of the function."""
     if not mode.pre_dispatch or peek_interpreter_stack() is None:
         return _record(mode, function, types, args, kwargs)
+    return _below(mode, function, *args, **(kwargs or {}))
+
+
+def _below(mode: Any, function: Callable, *args: Any, **kwargs: Any) -> Any:
+    """Calls a function; the mode records what is below of transforms and autograd."""
     mode.pre_dispatch = False
     _C._push_on_torch_dispatch_stack(mode)
     try:
-        return function(*args, **(kwargs or {}))
+        return function(*args, **kwargs)
     finally:
         _C._pop_torch_dispatch_stack(mode._mode_key)
         mode.pre_dispatch = True
@@ -74,7 +89,7 @@ def _exporting() -> Iterator[None]:
 
 
 def _or_exporting(flag: Callable[[], bool]) -> Callable[[], bool]:
-    return lambda: get_ident() in _exporting_threads or flag()
+    return lambda: flag() or get_ident() in _exporting_threads
 
 
 def _ignore(*_: Any, **__: Any) -> None:

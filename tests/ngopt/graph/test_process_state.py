@@ -144,7 +144,7 @@ SETTINGS = [
     ),
     (partial(locale.setlocale, locale.LC_ALL),) * 2 + ("C", "C.UTF-8"),
     (lambda: logging.root.manager.disable, logging.disable, 10, 50),
-    _attribute(logging.root, "level", 40, 10),
+    (lambda: logging.root.level, logging.root.setLevel, 15, 10),
     (lambda: warnings.filters[0], warnings.simplefilter, "ignore", "error"),
     _attribute(sys, "stderr", sys.__stderr__, sys.__stdout__),
 ]
@@ -161,6 +161,7 @@ STACKS = [
     _get_current_dispatch_mode_stack,
     partial(_autograd._top_saved_tensors_default_hooks, True),
     torch.get_default_device,
+    lambda: logging.getLogger(__name__).isEnabledFor(logging.WARNING),
     lambda: dict(torch_module._global_forward_hooks),
     lambda: torch.autocast_increment_nesting() - torch.autocast_decrement_nesting(),
 ]
@@ -205,6 +206,7 @@ class Disturbing(nn.Module):
     def disturb(self, fails=True):
         for _, write, _, changed in SETTINGS:
             write(changed)
+        logging.getLogger(__name__).warning("a logger stores whether it is enabled")
         if fails is not False:
             _enter_all()
             raise RuntimeError

@@ -145,6 +145,18 @@ def test_a_cache_of_functools_holds_no_fake_tensors():
     assert type(model.mask(3)) is torch.Tensor
 
 
+def test_a_cache_in_a_closure_holds_no_fake_tensors():
+    @functools.lru_cache
+    def mask(length):
+        return torch.ones(length, length).tril()
+
+    def forward(m, x):
+        return mask(x.shape[1]) @ m.a(x)
+
+    build_graph(FromFunction(forward, a=(4, 4)), torch.randn(2, 3, 4))
+    assert type(mask(3)) is torch.Tensor
+
+
 def test_inputs_are_as_before():
     class Writing(nn.Linear):
         def forward(self, x, cache):
