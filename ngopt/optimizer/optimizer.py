@@ -286,12 +286,15 @@ class NGOptimizer(Optimizer):
         """As in torch, with the constants under "rule". Processes that share the
         parameters must all call it; the state is then DTensors, for
         `torch.distributed.checkpoint`."""
+        if self._binding.expects_moved_state:
+            self._binding.parameters(self)  # completes the state of new parameters
         state_dict = super().state_dict()
         state_dict["state"] = tree_map(plain, state_dict["state"])
         state_dict["rule"] = header_of(self.rule)
         if state_dict["state"] and self._is_shared():
             records = [self.state.get(p, {}) for p in group_tensors(self.param_groups)]
-            records = self._binding.shared_state(self).to_dtensors(records)
+            shared = self._binding.shared_state(self)
+            records = shared.to_dtensors(tree_map(plain, records))
             groups = state_dict["param_groups"]
             state_dict["state"] = state_dicts.numbered(groups, records)
         return state_dict

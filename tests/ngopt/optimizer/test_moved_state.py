@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from collections import defaultdict
 
 import pytest
 import torch
@@ -80,10 +81,27 @@ def test_what_rows_share_starts_anew():
     train(layer.weight, opt)
     old, layer.weight = layer.weight, nn.Parameter(layer.weight.detach()[1:])
     opt.select_rows(old, layer.weight, range(1, 5))
+    other = NGOptimizer(layer.named_parameters(), total_steps=20)
+    other.load_state_dict(opt.state_dict())  # is complete
     train(layer.weight, opt, 1)
     record = opt.state[layer.weight]
     assert record["step"] == 7 and record["rows_0"].shape == (1, 4, 4)
     assert opt.param_groups[0]["param_names"] == ["weight", "bias"]
+
+
+def test_cleared_state_starts_anew():
+    ends = []
+    for clear in (
+        lambda opt: opt.state.clear(),
+        lambda opt: setattr(opt, "state", defaultdict(dict)),
+        lambda opt: opt.state.pop(opt.param_groups[0]["params"][0]),
+    ):
+        p, opt = begun()
+        clear(opt)
+        train(p, opt)
+        assert opt.state[p]["step"] == 6
+        ends.append(p.detach())
+    assert torch.equal(ends[0], ends[1]) and torch.equal(ends[0], ends[2])
 
 
 def test_rows_that_do_not_fit():
