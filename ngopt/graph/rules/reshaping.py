@@ -6,6 +6,7 @@ For cat and stack, also the functions that their operands went through.
 import operator
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -62,9 +63,10 @@ def rearrange(tracer: Tracer, call: Node, args: tuple, kwargs: dict) -> Value:
         options = [tracer.shape_of(call)]
     others = tree_leaves((options, kwargs))
     if isinstance(first, Unknown) and isinstance(call.meta["val"], Tensor):
-        if has_any(others, (*TRACED, Tensor)):
-            return Unknown(tracer.shape_of(call), first.equivariant)
-        return first.apply(lambda x: function(x, *options, **kwargs))
+        if not has_any(others, (*TRACED, Tensor)):
+            with suppress(RuntimeError, TypeError):  # some do not work without data
+                return first.apply(lambda x: function(x, *options, **kwargs))
+        return Unknown(tracer.shape_of(call), first.equivariant)
     if has_any([first, *others], Unknown):
         return tracer.unknown(call)
     is_indexed_by_traced = has_any(others, (Neurons, Elements))

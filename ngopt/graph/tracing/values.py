@@ -120,8 +120,9 @@ class Unknown:
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> "Unknown":
         """The tensor after a function that only rearranges entries."""
-        old = torch.empty(self.shape) if self.layout is None else self.layout
-        layout = function(old.to("meta"))
+        dense = torch.empty(self.shape, device="meta")
+        old = dense if self.layout is None else self.layout
+        layout = function(old.expand(self.shape))  # a view: some work in place
         return Unknown(layout.shape, self.equivariant, layout)
 
 

@@ -232,7 +232,7 @@ def test_a_model_without_a_training_forward_is_named_in_the_warning():
 def test_the_reason_of_a_failed_trace_is_one_line():
     class Sparse(nn.Linear):
         def forward(self, x, adjacency):
-            return torch.sparse.mm(adjacency, super().forward(x))
+            return torch.sparse.mm(adjacency.coalesce(), super().forward(x))
 
     model, opt = traced(Sparse(3, 4))
     model(torch.randn(5, 3), torch.eye(5).to_sparse()).sum().backward()
