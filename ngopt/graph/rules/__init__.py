@@ -11,7 +11,6 @@ from ngopt.graph.rules import (  # noqa: F401
     embeddings,
     indexing,
     linear,
-    native_functions,
     neuron_pairs,
     norms,
     pointwise,

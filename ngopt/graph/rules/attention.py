@@ -57,6 +57,14 @@ def attention(
     return product_of_activations(tracer, name, scores, v, shape)
 
 
+@register_layer_rule(aten._scaled_dot_product_flash_attention_for_cpu)
+def native_attention(
+    tracer: Tracer, call: Node, *args: Value, **kwargs: Value
+) -> Value:
+    """As transforms of torch.func apply it, which returns more than the result."""
+    return attention(tracer, call, *args, **kwargs), *tracer.unknown(call)[1:]
+
+
 def _repeated(x: Neurons, q: Neurons) -> Neurons:
     """Keys or values (..., heads, n, d), a head for each of the queries."""
     if len(q.shape) < 3 or q.shape[-3] <= x.shape[-3]:

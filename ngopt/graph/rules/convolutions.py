@@ -74,6 +74,16 @@ def transposed_convolution(
     return _convolution(tracer, call, x, kernels)
 
 
+@register_layer_rule(aten.convolution)
+def any_convolution(
+    tracer: Tracer, call: Node, x: Value, weight: Value, *_, **__
+) -> Value:
+    """Either one, as transforms of torch.func apply it."""
+    is_transposed = tracer.argument(call, "transposed")
+    rule = transposed_convolution if is_transposed else convolution
+    return rule(tracer, call, x, weight)
+
+
 def _convolution(tracer: Tracer, call: Node, x: Neurons, kernels: Elements) -> Value:
     """kernels: (g, n_out / g, n_in / g, *k)."""
     shape = tracer.shape_of(call)

@@ -118,6 +118,18 @@ def group_norm(tracer: Tracer, call: Node, x: Value, groups: int, *_, **__) -> V
     return result
 
 
+@register_layer_rule(aten.native_layer_norm)
+def native_layer_norm(tracer: Tracer, call: Node, *args: Any) -> Value:
+    """The norm as transforms of torch.func apply it, which returns statistics, too."""
+    return layer_norm(tracer, call, *args), *tracer.unknown(call)[1:]
+
+
+@register_layer_rule(aten.native_group_norm)
+def native_group_norm(tracer: Tracer, call: Node, x: Value, *_: Any) -> Value:
+    groups = tracer.argument(call, "group")
+    return group_norm(tracer, call, x, groups), *tracer.unknown(call)[1:]
+
+
 def _add_groups(
     tracer: Tracer, name: str, before: Tensor, after: Tensor | None = None
 ) -> None:

@@ -76,12 +76,8 @@ def _replace_class_attributes(copier: Copier, restored: ExitStack) -> None:
     copier: has copied objects of these classes.
     """
     classes: set[type] = set()
-    # written in Python, not by torch or Python itself
-    foreign = {"torch", *sys.stdlib_module_names}
     for value in copier.originals:
-        for kind in type(value).__mro__:
-            if kind.__module__.partition(".")[0] not in foreign:
-                classes.add(kind)
+        classes.update(filter(_is_of_user, type(value).__mro__))
     for cache in _caches(classes, copier.originals):
         restored.callback(_clear_if_used, cache, cache.cache_info().misses)
     for kind in classes:
@@ -112,12 +108,19 @@ def _caches(classes: Iterable[type], values: Iterable[Any]) -> set[Any]:
     """Caches of `functools` among values, the attributes of classes, and the global
     variables of classes and functions."""
     names = {kind.__module__ for kind in classes}
-    names |= {value.__module__ for value in values if type(value) is FunctionType}
+    functions = (value for value in values if type(value) is FunctionType)
+    names |= {function.__module__ for function in filter(_is_of_user, functions)}
     files = [vars(sys.modules[name]) for name in names if name in sys.modules]
     attributes = chain(*(place.values() for place in (*map(vars, classes), *files)))
     # those of a static method
-    functions = (getattr(value, "__func__", value) for value in attributes)
-    return {f for f in (*functions, *values) if type(f) is functools._lru_cache_wrapper}
+    found = (getattr(value, "__func__", value) for value in attributes)
+    return {f for f in (*found, *values) if type(f) is functools._lru_cache_wrapper}
+
+
+def _is_of_user(made: Any) -> bool:
+    """Whether a class or function is neither of torch nor of Python itself."""
+    library = str(made.__module__).partition(".")[0]
+    return library != "torch" and library not in sys.stdlib_module_names
 
 
 def _clear_if_used(cache: Any, misses: int) -> None:

@@ -140,8 +140,8 @@ def _stacks() -> Iterator[Setting]:
     level = partial(getattr, forward_ad, "_current_level")
     yield level, partial(_pop_until, level, forward_ad.exit_dual_level)
     yield _nesting, partial(_pop_until, _nesting, torch.autocast_decrement_nesting)
-    hooks = partial(_autograd._top_saved_tensors_default_hooks, True)
-    yield hooks, partial(_pop_until, hooks, _autograd._pop_saved_tensors_default_hooks)
+    pop = _autograd._pop_saved_tensors_default_hooks
+    yield _last_hooks, partial(_pop_until, _last_hooks, pop)
     modes = _get_current_dispatch_mode_stack
     pop = partial(_C._pop_torch_dispatch_stack, None)
     yield modes, partial(_stack_again, modes, pop, _C._push_on_torch_dispatch_stack)
@@ -154,6 +154,11 @@ def _stacks() -> Iterator[Setting]:
 def _pop_until(read: Callable, pop: Callable, value: Any) -> None:
     while read() != value:
         pop()
+
+
+def _last_hooks() -> Any:
+    """Those of saved tensors; torch 2.6 cannot read them."""
+    return _autograd._top_saved_tensors_default_hooks(True)
 
 
 def _nesting() -> int:

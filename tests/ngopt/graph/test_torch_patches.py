@@ -48,6 +48,24 @@ def test_a_layer_of_each_row_is_a_layer():
     assert graph.blocks == plain.blocks
 
 
+@pytest.mark.parametrize("layer", [nn.Conv2d, nn.ConvTranspose2d])
+def test_a_convolution_of_each_image_is_a_convolution(layer):
+    def of_images(m, x):
+        return m.last(m.norm(m.first(x)).relu().mean((-2, -1)))
+
+    def by_image(m, x):
+        return vmap(lambda image: of_images(m, image[None])[0])(x)
+
+    layers = {"first": layer(2, 4, 3), "norm": nn.GroupNorm(2, 4), "last": (4, 3)}
+    kinds = []
+    for forward in (of_images, by_image):
+        model = FromFunction(forward, **layers)
+        graph = build_graph(model, torch.randn(3, 2, 5, 5))
+        assert unconnected(graph) == []
+        kinds.append([(b.kind, b.shape) for b in graph.weights if b.kind == "weight"])
+    assert kinds[0] == kinds[1]
+
+
 def test_an_ensemble_has_a_network_for_each_member():
     members = [
         nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)) for _ in "abc"
