@@ -298,7 +298,14 @@ class Memory:
         is_same = False  # as behind an activation
         if isinstance(old, Neurons) and isinstance(result, Neurons):
             is_same = torch.equal(old.labels, result.labels)
-        sharing = self._sharing[storage_of(tensor)]
+        key = storage_of(tensor)
+        # functions with a value were applied: those of a loop read no earlier views
+        sharing = [
+            other
+            for other in self._sharing[key]
+            if any(user not in self.values for user in reversed(other.users))
+        ]
+        self._sharing[key] = sharing
         others = [other for other in sharing if other is not operand]
         if not others or is_same:
             return
