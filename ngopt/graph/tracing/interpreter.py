@@ -137,7 +137,9 @@ class RuleInterpreter:
         value = call.meta.get("val")
         if not isinstance(value, Tensor):
             return value
-        if not value.is_floating_point() and not value.is_complex():
+        is_number = value.is_floating_point() or value.is_complex()
+        # bytes are pixels: a table is read at other integers
+        if not is_number and value.dtype != torch.uint8:
             # tokens: 0 is a row of every table
             return torch.zeros(value.shape, dtype=value.dtype)
         # rows of a batch have the same nodes, as have places of an image without one
