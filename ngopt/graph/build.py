@@ -50,7 +50,9 @@ def build_graph(
     `fully_shard` or `parallelize_module` has sharded, the copy is whole, without the
     values of the parameters.
 
-    Warns if a layer reads the example input without a batch axis.
+    Warns if a layer reads the example input without a batch axis, or if an input is not
+    followed to any layer and parameters are unconnected. Images in a list need no batch
+    axis if the module makes a batch of them.
 
     Args:
         source: A module, or an iterable of parameters or of (name, parameter) pairs.

@@ -31,8 +31,7 @@ adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
 adaptive_max_pool2d adaptive_max_pool3d avg_pool1d avg_pool2d avg_pool3d max_pool1d
 max_pool2d max_pool3d max_pool2d_with_indices upsample_nearest1d upsample_nearest2d
 upsample_nearest3d upsample_bilinear2d upsample_bicubic2d lp_pool2d _adaptive_avg_pool2d
-upsample_linear1d upsample_trilinear3d _upsample_bilinear2d_aa grid_sampler
-grid_sampler_2d grid_sampler_3d
+upsample_linear1d upsample_trilinear3d _upsample_bilinear2d_aa
 """)
 REGION_POOLS = "torchvision.roi_align", "torchvision.roi_pool"
 """Maps (n, channels, *size) of n regions."""

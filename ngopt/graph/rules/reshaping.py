@@ -51,6 +51,10 @@ def rearrange(tracer: Tracer, call: Node, args: tuple, kwargs: dict) -> Value:
     """Applies a function that rearranges entries to labels or elements."""
     first, *options = args
     if packet_of(call) in DTYPES:
+        source = call.all_input_nodes[0].meta["val"]
+        value = call.meta["val"]
+        if source.dtype == torch.uint8 and not value.is_floating_point():
+            return torch.zeros(value.shape, dtype=value.dtype)  # tokens, or a mask
         # labels stay integers
         if isinstance(first, Neurons):
             return Neurons(first.labels, is_normalised=first.is_normalised)

@@ -1,6 +1,6 @@
 """Assembles the nodes and edges of a trace into a `NeuralGraph`."""
 
-from collections import ChainMap, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -157,9 +157,10 @@ def with_copies(tracer: Tracer, blocks: Sequence[Block]) -> list[Block]:
     that in the graph.
     """
     with_copied_sources = []
-    before: dict[tuple, dict[int, Block]] = defaultdict(dict)
+    before = defaultdict(list)
+    sources_before: dict[tuple, set[int]] = defaultdict(set)  # but of the first block
     copies = {}
-    for number, block in enumerate(blocks):
+    for block in blocks:
         if block.view is None:
             with_copied_sources.append(block)
             continue
@@ -169,12 +170,15 @@ def with_copies(tracer: Tracer, blocks: Sequence[Block]) -> list[Block]:
         groups = tracer.nodes.group_of(ends).tolist()
         # edges that differ in these are not exchanged
         kind = (*groups, block.kind, block.slot_shape)
-        # by each source, as only blocks that share sources are compared
-        at_sources = [before[*kind, source] for source in sources.tolist()]
-        others = ChainMap(*at_sources).values()
-        if not any(_differs_in_path(block, other) for other in others):
-            for blocks_of_source in at_sources:
-                blocks_of_source[number] = block
+        others = before[kind]
+        compared = others[:1]
+        # most kinds have one block; the many of a loop mostly have sources of their own
+        if compared and not sources_before[kind].isdisjoint(sources.tolist()):
+            compared = others
+        if not any(_differs_in_path(block, other) for other in compared):
+            if others:
+                sources_before[kind].update(sources.tolist())
+            others.append(block)
             with_copied_sources.append(block)
             continue
         # weights of the same path share their copies

@@ -138,7 +138,9 @@ class RuleInterpreter:
         value = call.meta.get("val")
         if not isinstance(value, Tensor):
             return value
-        if not value.is_floating_point() and not value.is_complex():
+        is_number = value.is_floating_point() or value.is_complex()
+        # bytes are pixels: a table is read at other integers
+        if not is_number and value.dtype != torch.uint8:
             # tokens: 0 is a row of every table
             return torch.zeros(value.shape, dtype=value.dtype)
         # rows of a batch have the same nodes, as have places of an image without one
@@ -302,7 +304,14 @@ class Memory:
         is_same = False  # as behind an activation
         if isinstance(old, Neurons) and isinstance(result, Neurons):
             is_same = torch.equal(old.labels, result.labels)
-        sharing = self._sharing[storage_of(tensor)]
+        key = storage_of(tensor)
+        # functions with a value were applied: those of a loop read no earlier views
+        sharing = [
+            other
+            for other in self._sharing[key]
+            if any(user not in self.values for user in reversed(other.users))
+        ]
+        self._sharing[key] = sharing
         others = [other for other in sharing if other is not operand]
         if not others or is_same:
             return

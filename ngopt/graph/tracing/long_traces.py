@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from threading import Timer
 from typing import TextIO
 
-SECONDS = 5.0
+SECONDS = 10.0
 """After which a trace is long."""
 
 logger = logging.getLogger("ngopt")
@@ -29,8 +29,8 @@ def said_if_long(name: str) -> Iterator[None]:
 
 def _say(name: str, stderr: TextIO) -> None:
     message = (
-        f"build_graph: tracing {name} takes more than {SECONDS:.0f} s, as all steps of "
-        "its loops are traced, once. To shorten it, pass graph=build_graph(module, "
+        f"build_graph: tracing {name} takes more than {SECONDS:.0f} s, once. Loops are "
+        "traced step by step. To shorten it, pass graph=build_graph(module, "
         "shorter_example) to the optimizer, or named_parameters() without model=."
     )
     level = logging.WARNING

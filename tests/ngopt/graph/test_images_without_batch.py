@@ -42,6 +42,10 @@ INPUTS = {
     "stacked tuple": (torch.stack, ((image(), image()),)),
     "dict": (lambda x, y: torch.stack([x, y]), {"x": image(), "y": image()}),
     "one image": (lambda x: x[None], image()),
+    "bytes": (
+        lambda xs: torch.stack(xs) / 255,
+        ([image().mul(255).to(torch.uint8)] * 2,),
+    ),
     "parts of a cat": (lambda *xs: torch.cat([x[None] for x in xs]), (image(),) * 2),
 }
 
