@@ -25,6 +25,7 @@ from ngopt.optimizer.learning_rates import BY_LR_AFTER_WARM_UP, ratio
 from ngopt.optimizer.log_messages import Messages, log_unconnected, warn_if_partial
 from ngopt.optimizer.moved_state import carried_over
 from ngopt.optimizer.param_groups import BUILT_IN, Group, group_tensors
+from ngopt.packing import ParameterState
 from ngopt.shard_layout import are_divided, local, local_gradient, ranks_of, real
 from ngopt.user_warnings import warn
 
@@ -180,7 +181,7 @@ class BoundParameters:
             initial = self.initial_records(self.rule, first_values)
             for i in first_values:
                 # the initial dict is dropped, so that nothing else keeps its tensors
-                records[i] = state[self.params[i]] = self.rule.record_type(initial[i])
+                records[i] = state[self.params[i]] = ParameterState(initial[i])
         return records
 
     def update(self, state: State, grads: Gradients, hyper: Hyper) -> None:

@@ -21,9 +21,9 @@ from ngopt.optimizer.learning_rates import LearningRates, default_lr
 from ngopt.optimizer.log_messages import Messages, describe, name_of
 from ngopt.optimizer.moved_state import selected_rows
 from ngopt.optimizer.param_groups import group_tensors
+from ngopt.packing import plain
 from ngopt.pretrained import as_rule, header_of
 from ngopt.soap.config import SoapConfig
-from ngopt.soap.state_views import plain
 
 NAMES_LINE = "    param_names: "  # of `repr`, which leaves them out
 COPIED_ATTRIBUTES = (
@@ -292,9 +292,8 @@ class NGOptimizer(Optimizer):
         state_dict["state"] = tree_map(plain, state_dict["state"])
         state_dict["rule"] = header_of(self.rule)
         if state_dict["state"] and self._is_shared():
-            records = [self.state.get(p, {}) for p in group_tensors(self.param_groups)]
-            shared = self._binding.shared_state(self)
-            records = shared.to_dtensors(tree_map(plain, records))
+            records = state_dicts.records_in_order(state_dict)
+            records = self._binding.shared_state(self).to_dtensors(records)
             groups = state_dict["param_groups"]
             state_dict["state"] = state_dicts.numbered(groups, records)
         return state_dict

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ngopt.functional import Record, state_dtype
-from ngopt.packing import PackedState, Packing, PaddedRows, scalar_packing
+from ngopt.packing import PackedState, Packing, PaddedRows, StateView, scalar_packing
 from ngopt.roles.buckets import (
     Bucket,
     BucketEntry,
@@ -21,7 +21,6 @@ from ngopt.roles.buckets import (
     entries_of,
     is_measured,
 )
-from ngopt.soap.state_views import StateView
 
 # Factors and bases of more rows are bfloat16: rounding is far below their noise.
 FLOAT32_ROWS = 512
@@ -182,7 +181,8 @@ class StateLayout:
         self._factor_counts = list(counts_of(self.keys).values())
         moved = self.buckets if moved is None else moved
         self._measured = [bucket for bucket in moved if bucket.measured]
-        self.packed = PackedState(self._packings([*ScalarState._fields, *scalars]))
+        packings = self._packings([*ScalarState._fields, *scalars])
+        self.packed = PackedState(packings, StateView)
 
     def _packings(self, scalars: Sequence[str]) -> list[Packing]:
         """In the order in which `open` takes them."""
@@ -196,11 +196,10 @@ class StateLayout:
                 split = partial(
                     torch.split, split_size_or_sections=[k.count for k in keys]
                 )
-                packings.append(Packing(places, torch.cat, split, StateView))
+                packings.append(Packing(places, torch.cat, split))
         self.step_packing = len(packings)  # index
         packings.append(scalar_packing(self._count, ["step"], torch.device("cpu")))
-        values = scalar_packing(self._count, scalars, self.device)
-        packings.append(values._replace(view_type=StateView))
+        packings.append(scalar_packing(self._count, scalars, self.device))
         for bucket in self._measured:
             shapes = [entry.layout.shape for entry in bucket.measured]
             pieces = PaddedRows(shapes, bucket.pieces.lanes)
@@ -240,4 +239,4 @@ class StateLayout:
 def _packing(entries: Sequence[BucketEntry], key: str, pieces: PaddedRows) -> Packing:
     """key: a format with the number of the layout."""
     places = [(entry.parameter, key.format(entry.number)) for entry in entries]
-    return Packing(places, pieces.join, pieces.split, StateView)
+    return Packing(places, pieces.join, pieces.split)
