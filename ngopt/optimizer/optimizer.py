@@ -224,8 +224,7 @@ class NGOptimizer(Optimizer):
                 f"{len(source)} rows" + " of another tensor" * (not is_known)
             )
         for group in self.param_groups:
-            params = group["params"]
-            group["params"] = [new if p is param else p for p in params]
+            group["params"] = [new if p is param else p for p in group["params"]]
         record = self.state.pop(param, None)
         if record and not self._is_shared():
             self.state[new] = selected_rows(record, source, len(param))

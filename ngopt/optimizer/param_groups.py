@@ -169,12 +169,8 @@ def check_settings(group: Group, is_new: bool = True) -> None:
     if isinstance(lr, Tensor) and lr.numel() != 1:
         got = f"a tensor of shape {tuple(lr.shape)}"
         raise ValueError(f"NGOptimizer: lr: expected one number; got {got}")
-    if (
-        isinstance(lr, Tensor)
-        and lr.is_cpu
-        and not torch.compiler.is_dynamo_compiling()
-    ):
-        lr = lr.item()
+    if isinstance(lr, Tensor):
+        lr = readable(lr)
     if not isinstance(lr, Tensor):  # elsewhere it would be a host sync at every step
         _check_number("lr", lr, 0 if is_new else -inf)
     _check_number("scale", group["scale"])
@@ -198,6 +194,15 @@ def check_settings(group: Group, is_new: bool = True) -> None:
             raise ValueError(
                 f"NGOptimizer: {key}: expected an integer >= 1 or None; got {steps!r}"
             )
+
+
+def readable(lr: float | Tensor) -> float | Tensor:
+    """A number, or a detached tensor () if reading it would be a host sync."""
+    if not isinstance(lr, Tensor):
+        return float(lr)  # of numpy, too, which checkpoints would not load
+    if lr.is_cpu and not torch.compiler.is_dynamo_compiling():
+        return lr.item()
+    return lr.detach().reshape(())
 
 
 def _check_number(key: str, value: Any, least: float = 0) -> None:
