@@ -126,7 +126,7 @@ class PackedState:
             for packing in self.packings:
                 copies.append(self._joined(packing, records).clone())
             return copies
-        values = [records[i].get(key) for i, key in self._places]
+        values = [records[i][key] for i, key in self._places]
         if len(values) == len(self._views) and all(map(is_, values, self._views)):
             return self._tensors
         self._check_shapes(values)
@@ -144,17 +144,17 @@ class PackedState:
             records[i][key] = records[i][key].as_subclass(self._view_type)
         self._views = [records[i][key] for i, key in self._places]
 
-    def _check_shapes(self, values: Sequence[Any]) -> None:
+    def _check_shapes(self, values: Sequence[Tensor]) -> None:
         """Raises ValueError if a program has changed the shape of a value."""
-        for place, value, view in zip(self._places, values, self._views, strict=False):
-            shape = value.shape if isinstance(value, Tensor) else None
-            if shape != view.shape:
-                name = self.names[place[0]] if self.names else f"record {place[0]}"
-                got = "nothing" if shape is None else f"shape {tuple(shape)}"
+        for (i, key), value, view in zip(
+            self._places, values, self._views, strict=False
+        ):
+            if value.shape != view.shape:
                 raise ValueError(
-                    f"NGOptimizer: '{place[1]}' in the state of '{name}': expected "
-                    f"shape {tuple(view.shape)}; got {got}. Use optimizer.select_rows, "
-                    "or start anew with optimizer.state.pop(parameter)."
+                    f"NGOptimizer: '{key}' in the state of '{self.names[i]}': expected "
+                    f"shape {tuple(view.shape)}; got {tuple(value.shape)}. Use "
+                    "optimizer.select_rows, or start anew with "
+                    "optimizer.state.pop(parameter)."
                 )
 
     def close(self, records: Sequence[Record], tensors: Sequence[Tensor]) -> None:

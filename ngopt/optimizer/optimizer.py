@@ -194,7 +194,6 @@ class NGOptimizer(Optimizer):
             param_group, self.defaults, self.param_groups, self.rule
         )
         self._messages.warn_of_ignored(ignored)
-        param_groups.match_naming(param_group, self.param_groups)
         super().add_param_group(param_group)
         self._rates.add(given, self.param_groups[:-1])
         return None
@@ -264,7 +263,8 @@ class NGOptimizer(Optimizer):
         and for metanets of the paper, there is no average and nothing changes.
         """
         self._messages.is_first("average")
-        averages.write_averages(self.param_groups, self.state)
+        params = averages.averaged_parameters(self.param_groups, self.state)
+        averages.write_averages(params, self.state)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

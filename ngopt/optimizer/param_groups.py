@@ -129,17 +129,13 @@ def complete_new_group(
         check_not_flattened(named)
         if not rule.shards:
             check_no_dtensors(named)
+        has_names = any(isinstance(p, tuple) for p in group["params"])
+        has_names |= "param_names" in group
+        if groups and has_names != ("param_names" in groups[0]):
+            group["params"] = [p for _, p in named]
+            for partly_named in (*groups, group):  # for which torch has an error
+                partly_named.pop("param_names", None)
     return ignored
-
-
-def match_naming(new: Group, groups: Sequence[Group]) -> None:
-    """Drops names if groups have them in part, for which torch would raise an error."""
-    params = new["params"] if isinstance(new["params"], list) else []
-    is_named = "param_names" in new or any(isinstance(p, tuple) for p in params)
-    if groups and is_named != ("param_names" in groups[0]):
-        new["params"] = [p[1] if isinstance(p, tuple) else p for p in params]
-        for group in (*groups, new):
-            group.pop("param_names", None)
 
 
 def check_groups(groups: Sequence[Group]) -> None:

@@ -36,6 +36,7 @@ class PackedMomenta:
             split=rows.split,
         )
         self._state = PackedState([packing])
+        self._state.names = [spec.name for spec in graph.parameters]
         self._lerp_weights = like.new_tensor(LERP_WEIGHTS).unsqueeze(1)
         self._clipped = like.new_empty(graph.numel)
 
