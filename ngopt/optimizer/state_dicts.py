@@ -193,27 +193,22 @@ def check_records(
     or given.
     """
     for name, record, expected in zip(names, records, initial, strict=False):
-        advice = ". If it was made with a traced graph, pass model=model."
-        if _scalars(record) != _scalars(expected):
-            advice = ". It is of another rule: pass the rule= that it was made with."
+        advice = "If it was made with a traced graph, pass model=model."
+        scalars = []  # which each rule has its own of
+        for values in (record, expected):
+            scalars.append({k for k, x in values.items() if getattr(x, "ndim", 1) == 0})
+        if scalars[0] != scalars[1]:
+            advice = "It is of another rule: pass the rule= that it was made with."
         elif is_exact:
-            advice = ". If it was made without model=, leave it out."
+            advice = "If it was made without model=, leave it out."
         for key, like in expected.items() if record else ():
-            value = record.get(key)
-            if not isinstance(value, Tensor):
-                got = "nothing" if value is None else type(value).__name__
+            value, got = record.get(key), "nothing"
+            if isinstance(value, Tensor):
+                got = f"shape {tuple(value.shape)}"
+            elif value is not None:
+                got = type(value).__name__
+            if got != f"shape {tuple(like.shape)}":
                 raise ValueError(
-                    f"state_dict: '{key}' of '{name}': expected a tensor; got "
-                    f"{got}{advice}"
+                    f"state_dict: '{key}' of '{name}': expected a tensor of shape "
+                    f"{tuple(like.shape)}; got {got}. {advice}"
                 )
-            if value.shape != like.shape:
-                raise ValueError(
-                    f"state_dict: '{key}' of '{name}': expected shape "
-                    f"{tuple(like.shape)}; got {tuple(value.shape)}{advice}"
-                )
-
-
-def _scalars(record: Record) -> set[str]:
-    """Keys of scalars, which each rule has its own of."""
-    items = record.items()
-    return {key for key, x in items if isinstance(x, Tensor) and x.dim() == 0}
