@@ -81,7 +81,6 @@ def run(path: str, settings: Settings) -> list[Result]:
     problem = load_problem(path)
     runs = sum(len(spec.lrs) + settings.seeds for spec in specs)
     begin = time.perf_counter()
-    results = []
     pause = 0.1 if sys.stderr.isatty() else LOG_PAUSE
     with tqdm(
         total=runs * settings.steps,
@@ -89,8 +88,7 @@ def run(path: str, settings: Settings) -> list[Result]:
         mininterval=pause,
         maxinterval=max(pause, 10.0),
     ) as bar:
-        for spec in specs:
-            results.append(_result(problem, spec, settings, bar))
+        results = [_result(problem, spec, settings, bar) for spec in specs]
         results += _in_same_seconds(problem, results, settings, bar)
     title = f"{problem.name}, {settings.steps} steps, {settings.seeds} seed(s)"
     write_report(settings.folder, title, results)

@@ -89,6 +89,22 @@ def test_what_rows_share_starts_anew():
     assert opt.param_groups[0]["param_names"] == ["weight", "bias"]
 
 
+def test_rows_in_another_order_have_no_factor_of_the_old_one():
+    torch.manual_seed(0)
+    old = nn.Linear(6, 5).weight
+    opt = NGOptimizer([("weight", old)], total_steps=20)
+    train(old, opt)
+    order = [4, 3, 2, 1, 0]
+    new = nn.Parameter(old.detach()[order])
+    columns = opt.state[old]["channels_0"]
+    opt.select_rows(old, new, order)
+    kept = opt.state[new]
+    assert not any(key.startswith(("rows", "exp_avg")) for key in kept)
+    assert torch.equal(kept["channels_0"], columns)
+    train(new, opt, 1)
+    assert opt.state[new]["step"] == 7
+
+
 def test_cleared_state_starts_anew():
     ends = []
     for clear in (
