@@ -305,12 +305,12 @@ class Binding:
         bound = BoundParameters(ordered, params)
         if self._bound is not None:
             bound.check_shapes(self._bound, optimizer.state)
-            self._set_rule(bound, optimizer)
+            rule = self._set_rule(bound, optimizer)
             adapt_state(
                 optimizer.state,
                 dict(zip(bound.names(), params, strict=True)),
                 set(self._bound.params),
-                partial(bound.initial_records, bound.rule),
+                partial(bound.initial_records, rule),
                 self.expects_moved_state,
             )
             self.expects_moved_state = False
@@ -320,7 +320,7 @@ class Binding:
             log_unconnected(bound.network, self.source.is_exact, reads_connections)
         return bound
 
-    def _set_rule(self, bound: BoundParameters, optimizer: Optimizer) -> None:
+    def _set_rule(self, bound: BoundParameters, optimizer: Optimizer) -> BoundRule:
         """Binds a new rule, and adapts groups and state to it.
 
         Stores the renewal interval in the groups; starts or drops averages.
@@ -337,6 +337,7 @@ class Binding:
         initial = bound.initial_records(rule)
         start_or_drop_averages(optimizer.state, bound.params, initial)
         bound.set_rule(rule, self._settings(bound.params, groups[0]))
+        return rule
 
     def _new_rule(self, bound: BoundParameters, group: Group) -> BoundRule:
         """The learned optimizer as a rule on the graph; collective for several
