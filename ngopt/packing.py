@@ -106,7 +106,9 @@ class Packing(NamedTuple):
 class PackedState:
     """The tensors of several packings of the same records."""
 
-    def __init__(self, packings: Sequence[Packing], view_type: type[Tensor] = Tensor):
+    def __init__(
+        self, packings: Sequence[Packing], view_type: type[Tensor] = StateView
+    ):
         """view_type: of the views that records of an optimizer store."""
         self.packings = packings
         self._view_type = view_type

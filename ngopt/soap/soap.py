@@ -114,8 +114,7 @@ class SoapRule(BoundRule):
 
     def first_record(self, i: int, p: Tensor) -> Record:
         """The state of parameter i; p: its part in this process."""
-        scalars = kept_scalars(self.soap.multiplier)
-        return first_record(p, self.layouts[i], scalars)
+        return first_record(p, self.layouts[i], kept_scalars(self.soap.multiplier))
 
     def update(
         self,
@@ -161,9 +160,8 @@ class SoapRule(BoundRule):
         return now
 
     def renewal_interval(self, device: torch.device) -> int:
-        layouts = chain.from_iterable(self.layouts)
         every = self.precondition_frequency or self.soap.config.precondition_frequency
-        return every or renewal_interval(layouts, device)
+        return every or renewal_interval(chain.from_iterable(self.layouts), device)
 
     def _updates_of(
         self,
@@ -178,8 +176,7 @@ class SoapRule(BoundRule):
             for i in present:
                 momentum = state[i].get("exp_avg_0")
                 if momentum is None:
-                    dtype = functional.state_dtype(params[i])
-                    kinds.append((dtype, params[i].device))
+                    kinds.append((functional.state_dtype(params[i]), params[i].device))
                 else:
                     kinds.append((momentum.dtype, momentum.device))
         if self._key == (present, kinds):

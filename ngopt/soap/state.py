@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ngopt.functional import Record, state_dtype
-from ngopt.packing import PackedState, Packing, PaddedRows, StateView, scalar_packing
+from ngopt.packing import PackedState, Packing, PaddedRows, scalar_packing
 from ngopt.roles.buckets import (
     Bucket,
     BucketEntry,
@@ -181,8 +181,7 @@ class StateLayout:
         self._factor_counts = list(counts_of(self.keys).values())
         moved = self.buckets if moved is None else moved
         self._measured = [bucket for bucket in moved if bucket.measured]
-        packings = self._packings([*ScalarState._fields, *scalars])
-        self.packed = PackedState(packings, StateView)
+        self.packed = PackedState(self._packings([*ScalarState._fields, *scalars]))
 
     def _packings(self, scalars: Sequence[str]) -> list[Packing]:
         """In the order in which `open` takes them."""
@@ -193,9 +192,8 @@ class StateLayout:
         for kind in ("", "_basis"):
             for keys in self.keys.values():
                 places = [(k.parameter, k.key.format(kind)) for k in keys]
-                split = partial(
-                    torch.split, split_size_or_sections=[k.count for k in keys]
-                )
+                counts = [k.count for k in keys]
+                split = partial(torch.split, split_size_or_sections=counts)
                 packings.append(Packing(places, torch.cat, split))
         self.step_packing = len(packings)  # index
         packings.append(scalar_packing(self._count, ["step"], torch.device("cpu")))
