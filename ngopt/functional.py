@@ -80,11 +80,7 @@ class BoundRule(Protocol):
 
     Complex values are real pairs on a last axis. An update reads no gradient on the
     host, and changes nothing in place unless `in_place` allows it.
-
-    record_type: of the records of an optimizer.
     """
-
-    record_type: type[Record] = dict
 
     def init(self, params: Sequence[Tensor]) -> list[Record]:
         """The state before the first update.

@@ -1,6 +1,8 @@
 """Packs the tensors of many records into a few, of which the records store views."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from itertools import groupby
 from math import prod
 from operator import is_
@@ -8,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, _foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
+from torch._C import DisableTorchFunctionSubclass
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.nn.functional import pad
 
@@ -23,25 +26,79 @@ Shapes = Sequence[tuple[int, ...]]
 Values = Mapping[int, Tensor] | Sequence[Tensor]  # by index of a parameter
 
 
+# By which programs cut the state of points, or append to it.
+EDITS_OF_ROWS = "__getitem__", "index_select", "cat", "concat"
+
+
+class StateView(Tensor):
+    """A view of a packed tensor, which a record stores.
+
+    Results are plain tensors. A saved view takes its own bytes, not those of the packed
+    tensor. Where a program edits rows, state that has none stays as it is.
+    """
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if function is Tensor.__setitem__ and isinstance(args[1], Tensor | list):
+            return None  # it might set what is no row
+        if function is Tensor.zero_:
+            raise ValueError(
+                "NGOptimizer: expected eigenbases that are not zero; got zero_() of "
+                "state. To start anew, use optimizer.state.pop(parameter)."
+            )
+        with DisableTorchFunctionSubclass():
+            try:
+                return function(*args, **kwargs or {})
+            except (IndexError, RuntimeError):
+                is_one = function is Tensor.__getitem__ and isinstance(args[1], int)
+                if function.__name__ not in EDITS_OF_ROWS or is_one:
+                    raise
+                values = [args[0]] if isinstance(args[0], Tensor) else args[0]
+                return next(x for x in values if isinstance(x, cls))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return plain(self).clone().__reduce_ex__(protocol)
+
+    def __deepcopy__(self, memo: Any) -> Tensor:
+        return deepcopy(plain(self), memo)
+
+
+class ParameterState(dict):
+    """A record of an optimizer; saved and copied as torch's unpickler allows."""
+
+    def __missing__(self, key: Any) -> Any:
+        raise KeyError(
+            f"NGOptimizer: the state of a parameter has no '{key}', but {[*self]}. To "
+            "cut or copy rows with their state, use optimizer.select_rows."
+        )
+
+    def __reduce__(self) -> Any:
+        return OrderedDict, (), None, None, iter(self.items())
+
+
+def plain(value: Any) -> Any:
+    """Records and views as torch's own dicts and tensors; other values as they are."""
+    if isinstance(value, ParameterState):
+        return {key: plain(x) for key, x in value.items()}
+    return value.as_subclass(Tensor) if isinstance(value, StateView) else value
+
+
 class Packing(NamedTuple):
     """A tensor of which records store views.
 
     places: (number of a record, key) of each view. join: values to tensor. split:
-    tensor to views. view_type: class of the views that an optimizer's records store.
+    tensor to views.
     """
 
     places: Sequence[tuple[int, str]]
     join: Callable[[list[Tensor]], Tensor]
     split: Callable[[Tensor], Sequence[Tensor]]
-    view_type: type[Tensor] = Tensor
 
-    def put(
-        self, records: Sequence[Record], tensor: Tensor, in_place: bool = False
-    ) -> None:
-        """Stores views of a tensor in records; in place: of those of an optimizer."""
+    def put(self, records: Sequence[Record], tensor: Tensor) -> None:
+        """Stores views of a tensor in records."""
         views = self.split(tensor)
-        if in_place and self.view_type is not Tensor:
-            views = [view.as_subclass(self.view_type) for view in views]
         for (i, key), view in zip(self.places, views, strict=True):
             records[i][key] = view
 
@@ -49,8 +106,12 @@ class Packing(NamedTuple):
 class PackedState:
     """The tensors of several packings of the same records."""
 
-    def __init__(self, packings: Sequence[Packing]):
+    def __init__(
+        self, packings: Sequence[Packing], view_type: type[Tensor] = StateView
+    ):
+        """view_type: of the views that records of an optimizer store."""
         self.packings = packings
+        self._view_type = view_type
         self.names: Sequence[str] = ()  # of the records, for errors
         self._places = sorted({place for x in packings for place in x.places})
         self._tensors: list[Tensor] = []
@@ -67,7 +128,7 @@ class PackedState:
             for packing in self.packings:
                 copies.append(self._joined(packing, records).clone())
             return copies
-        values = [records[i].get(key) for i, key in self._places]
+        values = [records[i][key] for i, key in self._places]
         if len(values) == len(self._views) and all(map(is_, values, self._views)):
             return self._tensors
         self._check_shapes(values)
@@ -75,22 +136,27 @@ class PackedState:
         self._tensors, self._views = [], []
         for packing in self.packings:
             tensor = self._joined(packing, records)
-            packing.put(records, tensor, in_place)
+            packing.put(records, tensor)
             self._tensors.append(tensor)
-        self._views = [records[i][key] for i, key in self._places]
+        self._keep_views(records)
         return self._tensors
 
-    def _check_shapes(self, values: Sequence[Any]) -> None:
+    def _keep_views(self, records: Sequence[Record]) -> None:
+        for i, key in self._places:
+            records[i][key] = records[i][key].as_subclass(self._view_type)
+        self._views = [records[i][key] for i, key in self._places]
+
+    def _check_shapes(self, values: Sequence[Tensor]) -> None:
         """Raises ValueError if a program has changed the shape of a value."""
-        for place, value, view in zip(self._places, values, self._views, strict=False):
-            shape = value.shape if isinstance(value, Tensor) else None
-            if shape != view.shape:
-                name = self.names[place[0]] if self.names else f"record {place[0]}"
-                got = "nothing" if shape is None else f"shape {tuple(shape)}"
+        for (i, key), value, view in zip(
+            self._places, values, self._views, strict=False
+        ):
+            if value.shape != view.shape:
                 raise ValueError(
-                    f"NGOptimizer: '{place[1]}' in the state of '{name}': expected "
-                    f"shape {tuple(view.shape)}; got {got}. Use optimizer.select_rows, "
-                    "or start anew with optimizer.state.pop(parameter)."
+                    f"NGOptimizer: '{key}' in the state of '{self.names[i]}': expected "
+                    f"shape {tuple(view.shape)}; got {tuple(value.shape)}. Use "
+                    "optimizer.select_rows, or start anew with "
+                    "optimizer.state.pop(parameter)."
                 )
 
     def close(self, records: Sequence[Record], tensors: Sequence[Tensor]) -> None:
@@ -103,9 +169,9 @@ class PackedState:
 
     def replace(self, records: Sequence[Record], number: int, tensor: Tensor) -> None:
         """Replaces the tensor of one packing, opened in place."""
-        self.packings[number].put(records, tensor, in_place=True)
+        self.packings[number].put(records, tensor)
         self._tensors[number] = tensor
-        self._views = [records[i][key] for i, key in self._places]
+        self._keep_views(records)
 
 
 class _Matrices(NamedTuple):

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+import torch
+
 from harness.random import seeded
 from meta_train.training.rules import as_learned
 from ngopt.metanets import METANETS, FeedForward, GraphMetanet, Metanet
@@ -43,7 +45,7 @@ def make_learned(
                     f"metanet_config: hidden: expected {start.config.hidden[0]}, as in "
                     f"the weights '{init_from}'; got {hidden[0]}"
                 )
-            return replace(learned, metanet=cls.from_feedforward(start, **changes))
+            return replace(learned, metanet=_from_feedforward(cls, start, changes))
     if type(start) is not cls:
         raise ValueError(
             f"weights '{init_from}': expected metanet '{name}'; got '{start.name}'"
@@ -55,6 +57,24 @@ def make_learned(
             f"metanet_config: expected numbers that fit the weights '{init_from}'; "
             f"got {changes}"
         ) from error
+
+
+def _from_feedforward(
+    cls: type[GraphMetanet], feedforward: FeedForward, changes: Mapping[str, Any]
+) -> GraphMetanet:
+    """One that predicts what the FF predicts: the weights of the context are zero.
+
+    changes: Fields of the config, but `hidden`.
+    """
+    hidden = feedforward.config.hidden
+    config = {**asdict(feedforward.config), **changes, "hidden": hidden}
+    metanet = cls(cls.Config(**config))
+    state = feedforward.head.state_dict()
+    first = state["layers.0.weight"]  # (hidden, 14)
+    of_context = first.new_zeros(len(first), metanet.config.d_out)
+    state["layers.0.weight"] = torch.cat([first, of_context], dim=1)
+    metanet.head.load_state_dict(state)
+    return metanet
 
 
 def with_stage(

@@ -8,8 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ngopt.optimizer import NGOptimizer
-
-NOT_SETTINGS = "self", "params", "model", "others"
+from ngopt.optimizer.arguments import check_names
 
 
 class TrainerOptimizer(NGOptimizer):
@@ -69,14 +68,8 @@ def trainer_arguments(
             f"trainer_arguments: expected a torch.nn.Module; got "
             f"{type(model).__name__} (model). Pass the model, not its parameters."
         )
-    names = inspect.signature(NGOptimizer.__init__).parameters
-    known = [name for name in names if name not in NOT_SETTINGS]
-    for name in settings:
-        if name not in known:
-            raise TypeError(
-                f"trainer_arguments: expected settings of {', '.join(known)}; got "
-                f"'{name}'."
-            )
+    known = inspect.signature(NGOptimizer.__init__).parameters
+    check_names(settings.keys() - known.keys())
     return TrainerOptimizer, {"traced": model, **settings}
 
 

@@ -1,11 +1,10 @@
 """Base classes of the metanets that read the graph: an FF with context features."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import prod
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from ngopt.graph.neural_graph import NeuralGraph
@@ -42,23 +41,6 @@ class GraphMetanet(FeedForward):
 
     config: GraphMetanetConfig
     Config = GraphMetanetConfig
-
-    @classmethod
-    def from_feedforward(cls, feedforward: FeedForward, **changes: Any) -> Self:
-        """One that predicts what the FF predicts: the weights of the context are zero.
-
-        Args:
-            changes: Fields of the config, but `hidden`.
-        """
-        hidden = feedforward.config.hidden
-        config = {**asdict(feedforward.config), **changes, "hidden": hidden}
-        metanet = cls(cls.Config(**config))
-        state = feedforward.head.state_dict()
-        first = state["layers.0.weight"]  # (hidden, 14)
-        of_context = first.new_zeros(len(first), metanet.config.d_out)
-        state["layers.0.weight"] = torch.cat([first, of_context], dim=1)
-        metanet.head.load_state_dict(state)
-        return metanet
 
     @property
     def graph_every(self) -> int:

@@ -2,10 +2,9 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from importlib import import_module
-from operator import attrgetter
 from typing import TypeVar
 
+from ngopt.importing import load_object
 from ngopt.metanets.metanet import Metanet
 
 T = TypeVar("T")
@@ -68,18 +67,7 @@ def find_class(
             "file that names it. If you trust it, import it first; on the command line "
             f"pass --{what} {name}."
         )
-    try:
-        module = import_module(module_name)
-    except ImportError as error:
-        raise ValueError(
-            f"{what} '{name}': expected a module '{module_name}'; got: {error}"
-        ) from None
-    try:
-        cls = attrgetter(path)(module)
-    except AttributeError:
-        raise ValueError(
-            f"{what} '{name}': expected '{path}' in module '{module_name}'; got none"
-        ) from None
+    cls = load_object(name)
     if not (isinstance(cls, type) and issubclass(cls, base)):
         expected = f"a subclass of {base.__module__}.{base.__name__}"
         raise ValueError(f"{what} '{name}': expected {expected}; got {cls!r}")

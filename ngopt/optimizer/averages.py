@@ -37,13 +37,9 @@ def averaged_parameters(groups: Sequence[Group], state: State) -> list[Tensor]:
     return [p for p in group_tensors(groups) if AVERAGE in state.get(p, {})]
 
 
-def write_averages(groups: Sequence[Group], state: State) -> None:
-    """Overwrites parameters with their averages."""
-    _write(averaged_parameters(groups, state), state)
-
-
 @torch.no_grad()
-def _write(params: Sequence[Tensor], state: State) -> None:
+def write_averages(params: Sequence[Tensor], state: State) -> None:
+    """Overwrites parameters with their averages."""
     for p in params:
         real(local(p)).copy_(state[p][AVERAGE])
     if are_divided(params):
@@ -59,7 +55,7 @@ def averages_written(groups: Sequence[Group], state: State) -> Iterator[None]:
     params = averaged_parameters(groups, state)
     saved = [(p, p.detach().clone()) for p in map(local, params)]
     try:
-        _write(params, state)
+        write_averages(params, state)
         before = _versions(params)
         yield
         if _versions(params) != before:

@@ -5,6 +5,7 @@ groups; `BoundParameters` are what it checks, and make the step.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,10 +24,10 @@ from ngopt.optimizer.execution import bound_rule
 from ngopt.optimizer.graph_source import GraphSource, OrderedGraph
 from ngopt.optimizer.learning_rates import BY_LR_AFTER_WARM_UP, ratio
 from ngopt.optimizer.log_messages import Messages, log_unconnected, warn_if_partial
-from ngopt.optimizer.moved_state import carried_over
+from ngopt.optimizer.moved_state import adapt_state
 from ngopt.optimizer.param_groups import BUILT_IN, Group, group_tensors
+from ngopt.packing import ParameterState
 from ngopt.shard_layout import are_divided, local, local_gradient, ranks_of, real
-from ngopt.user_warnings import warn
 
 
 class BoundParameters:
@@ -180,7 +181,7 @@ class BoundParameters:
             initial = self.initial_records(self.rule, first_values)
             for i in first_values:
                 # the initial dict is dropped, so that nothing else keeps its tensors
-                records[i] = state[self.params[i]] = self.rule.record_type(initial[i])
+                records[i] = state[self.params[i]] = ParameterState(initial[i])
         return records
 
     def update(self, state: State, grads: Gradients, hyper: Hyper) -> None:
@@ -305,42 +306,19 @@ class Binding:
         if self._bound is not None:
             bound.check_shapes(self._bound, optimizer.state)
             rule = self._set_rule(bound, optimizer)
-            initial = self._carry_over(bound, self._bound, rule, optimizer.state)
-            state_dicts.drop_other_matrices(
-                optimizer.state, bound.params, bound.names(), initial
+            adapt_state(
+                optimizer.state,
+                dict(zip(bound.names(), params, strict=True)),
+                set(self._bound.params),
+                partial(bound.initial_records, rule),
+                self.expects_moved_state,
             )
+            self.expects_moved_state = False
         self._check_records(bound, bound.records(optimizer.state), groups[0])
         if not self._is_partial:
             reads_connections = self._rule.reads_connections
             log_unconnected(bound.network, self.source.is_exact, reads_connections)
         return bound
-
-    def _carry_over(
-        self,
-        bound: BoundParameters,
-        before: BoundParameters,
-        rule: BoundRule,
-        state: State,
-    ) -> list[Record]:
-        """Adapts state that was moved to new parameters; returns the initial state."""
-        known = set(bound.params if self.is_shared(bound.params) else before.params)
-        pairs = enumerate(bound.params)
-        moved = {i: real(p) for i, p in pairs if p not in known and state.get(p)}
-        initial = bound.initial_records(rule, moved)
-        edited = []
-        for i in moved:
-            p = bound.params[i]
-            old, state[p] = state[p], carried_over(state[p], initial[i])
-            if any(value is not old.get(key) for key, value in state[p].items()):
-                edited.append(bound.names()[i])
-        if edited and not self.expects_moved_state:
-            warn(
-                f"state that was moved to {', '.join(edited)} does not fit and partly "
-                "starts anew. To cut or copy rows of a parameter with its state, use "
-                "optimizer.select_rows(parameter, new, keep)."
-            )
-        self.expects_moved_state = False
-        return initial
 
     def _set_rule(self, bound: BoundParameters, optimizer: Optimizer) -> BoundRule:
         """Binds a new rule, and adapts groups and state to it.

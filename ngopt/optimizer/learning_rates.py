@@ -25,6 +25,7 @@ from ngopt.optimizer.param_groups import (
     STEP_COUNTS,
     Group,
     check_groups,
+    readable,
 )
 
 DEFAULT_LR = 1.0  # where a program passes no lr
@@ -92,7 +93,7 @@ class LearningRates:
             have_default &= is_number and group["lr"] == DEFAULT_LR
         self._given.append(lr.detach().clone() if isinstance(lr, Tensor) else lr)
         if lr is not None and have_default:
-            rate = _readable(lr)
+            rate = readable(lr)
             if not isinstance(rate, Tensor) and 0 < rate < LOW * DEFAULT_LR:
                 self._messages.warn_of_added(rate, DEFAULT_LR)
 
@@ -117,9 +118,9 @@ class LearningRates:
         if not has_tensors and settings == self._checked:
             return
         check_groups(groups)
-        rates = [_readable(group["lr"]) for group in groups]
+        rates = [readable(group["lr"]) for group in groups]
         # rates are 0 where torch.distributed.checkpoint initializes the state
-        if self._first is None and any(_may_be_positive(rate) for rate in rates):
+        if self._first is None and any(isinstance(r, Tensor) or r > 0 for r in rates):
             self._first = rates
         schedule = groups[0]["lr_schedule"]
         if schedule == BUILT_IN and (
@@ -171,7 +172,7 @@ class LearningRates:
         known: list[Any] = []
         for group, given in zip(groups, self._given, strict=False):
             rate = group.get("max_lr", group.get("initial_lr", given))
-            known.append(None if rate is None else _readable(rate))
+            known.append(None if rate is None else readable(rate))
         reference = _largest([largest, *known])
         if isinstance(reference, Tensor):
             return reference
@@ -181,7 +182,7 @@ class LearningRates:
         if None not in known and 0 < max(known) <= LOW * reference:
             self._messages.warn_of_high(reference, max(known))
         rates: list[Any] = [
-            _readable(group["lr"]) if rate is None else rate
+            readable(group["lr"]) if rate is None else rate
             for group, rate in zip(groups, known, strict=False)
         ]
         is_scheduled = has_scheduler(groups)
@@ -204,19 +205,6 @@ def _is_early(state: State) -> bool:
     """Whether this is one of the first steps of the run; state: before it."""
     steps = [record["step"] for record in state.values() if "step" in record]
     return all(float(step) < FIRST_STEPS for step in steps)
-
-
-def _readable(lr: float | Tensor) -> float | Tensor:
-    """A number, or a detached tensor () if reading it would be a host sync."""
-    if not isinstance(lr, Tensor):
-        return float(lr)  # of numpy, too, which checkpoints would not load
-    if lr.is_cpu and not torch.compiler.is_dynamo_compiling():
-        return lr.item()
-    return lr.detach().reshape(())
-
-
-def _may_be_positive(rate: float | Tensor) -> bool:
-    return isinstance(rate, Tensor) or rate > 0
 
 
 def _is_elsewhere(rate: float | Tensor, reference: Tensor) -> bool:

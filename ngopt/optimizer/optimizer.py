@@ -21,9 +21,9 @@ from ngopt.optimizer.learning_rates import LearningRates, default_lr
 from ngopt.optimizer.log_messages import Messages, describe, name_of
 from ngopt.optimizer.moved_state import selected_rows
 from ngopt.optimizer.param_groups import group_tensors
+from ngopt.packing import plain
 from ngopt.pretrained import as_rule, header_of
 from ngopt.soap.config import SoapConfig
-from ngopt.soap.state_views import plain
 
 NAMES_LINE = "    param_names: "  # of `repr`, which leaves them out
 COPIED_ATTRIBUTES = (
@@ -194,7 +194,6 @@ class NGOptimizer(Optimizer):
             param_group, self.defaults, self.param_groups, self.rule
         )
         self._messages.warn_of_ignored(ignored)
-        param_groups.match_naming(param_group, self.param_groups)
         super().add_param_group(param_group)
         self._rates.add(given, self.param_groups[:-1])
         return None
@@ -224,8 +223,7 @@ class NGOptimizer(Optimizer):
                 f"{len(source)} rows" + " of another tensor" * (not is_known)
             )
         for group in self.param_groups:
-            params = group["params"]
-            group["params"] = [new if p is param else p for p in params]
+            group["params"] = [new if p is param else p for p in group["params"]]
         record = self.state.pop(param, None)
         if record and not self._is_shared():
             self.state[new] = selected_rows(record, source, len(param))
@@ -265,7 +263,8 @@ class NGOptimizer(Optimizer):
         and for metanets of the paper, there is no average and nothing changes.
         """
         self._messages.is_first("average")
-        averages.write_averages(self.param_groups, self.state)
+        params = averages.averaged_parameters(self.param_groups, self.state)
+        averages.write_averages(params, self.state)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -292,9 +291,8 @@ class NGOptimizer(Optimizer):
         state_dict["state"] = tree_map(plain, state_dict["state"])
         state_dict["rule"] = header_of(self.rule)
         if state_dict["state"] and self._is_shared():
-            records = [self.state.get(p, {}) for p in group_tensors(self.param_groups)]
-            shared = self._binding.shared_state(self)
-            records = shared.to_dtensors(tree_map(plain, records))
+            records = state_dicts.records_in_order(state_dict)
+            records = self._binding.shared_state(self).to_dtensors(records)
             groups = state_dict["param_groups"]
             state_dict["state"] = state_dicts.numbered(groups, records)
         return state_dict

@@ -129,17 +129,13 @@ def complete_new_group(
         check_not_flattened(named)
         if not rule.shards:
             check_no_dtensors(named)
+        has_names = any(isinstance(p, tuple) for p in group["params"])
+        has_names |= "param_names" in group
+        if groups and has_names != ("param_names" in groups[0]):
+            group["params"] = [p for _, p in named]
+            for partly_named in (*groups, group):  # for which torch has an error
+                partly_named.pop("param_names", None)
     return ignored
-
-
-def match_naming(new: Group, groups: Sequence[Group]) -> None:
-    """Drops names if groups have them in part, for which torch would raise an error."""
-    params = new["params"] if isinstance(new["params"], list) else []
-    is_named = "param_names" in new or any(isinstance(p, tuple) for p in params)
-    if groups and is_named != ("param_names" in groups[0]):
-        new["params"] = [p[1] if isinstance(p, tuple) else p for p in params]
-        for group in (*groups, new):
-            group.pop("param_names", None)
 
 
 def check_groups(groups: Sequence[Group]) -> None:
@@ -169,12 +165,8 @@ def check_settings(group: Group, is_new: bool = True) -> None:
     if isinstance(lr, Tensor) and lr.numel() != 1:
         got = f"a tensor of shape {tuple(lr.shape)}"
         raise ValueError(f"NGOptimizer: lr: expected one number; got {got}")
-    if (
-        isinstance(lr, Tensor)
-        and lr.is_cpu
-        and not torch.compiler.is_dynamo_compiling()
-    ):
-        lr = lr.item()
+    if isinstance(lr, Tensor):
+        lr = readable(lr)
     if not isinstance(lr, Tensor):  # elsewhere it would be a host sync at every step
         _check_number("lr", lr, 0 if is_new else -inf)
     _check_number("scale", group["scale"])
@@ -198,6 +190,15 @@ def check_settings(group: Group, is_new: bool = True) -> None:
             raise ValueError(
                 f"NGOptimizer: {key}: expected an integer >= 1 or None; got {steps!r}"
             )
+
+
+def readable(lr: float | Tensor) -> float | Tensor:
+    """A number, or a detached tensor () if reading it would be a host sync."""
+    if not isinstance(lr, Tensor):
+        return float(lr)  # of numpy, too, which checkpoints would not load
+    if lr.is_cpu and not torch.compiler.is_dynamo_compiling():
+        return lr.item()
+    return lr.detach().reshape(())
 
 
 def _check_number(key: str, value: Any, least: float = 0) -> None:

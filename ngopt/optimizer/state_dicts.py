@@ -1,17 +1,15 @@
-"""Checks and conversions of state_dicts, and of state after the graph has changed."""
+"""Checks and conversions of state_dicts."""
 
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ngopt.distributed.shards import Shards
-from ngopt.functional import AVERAGE, Gradients, Record, State
+from ngopt.functional import Gradients, Record, State
 from ngopt.optimizer.log_messages import logger
 from ngopt.optimizer.param_groups import PER_GROUP, SHARED, Group, check_groups
-from ngopt.shard_layout import local, real
 from ngopt.user_warnings import warn
 
 
@@ -195,66 +193,22 @@ def check_records(
     or given.
     """
     for name, record, expected in zip(names, records, initial, strict=False):
-        advice = ". If it was made with a traced graph, pass model=model."
-        if _scalars(record) != _scalars(expected):
-            advice = ". It is of another rule: pass the rule= that it was made with."
+        advice = "If it was made with a traced graph, pass model=model."
+        scalars = []  # which each rule has its own of
+        for values in (record, expected):
+            scalars.append({k for k, x in values.items() if getattr(x, "ndim", 1) == 0})
+        if scalars[0] != scalars[1]:
+            advice = "It is of another rule: pass the rule= that it was made with."
         elif is_exact:
-            advice = ". If it was made without model=, leave it out."
+            advice = "If it was made without model=, leave it out."
         for key, like in expected.items() if record else ():
-            value = record.get(key)
-            if not isinstance(value, Tensor):
-                got = "nothing" if value is None else type(value).__name__
+            value, got = record.get(key), "nothing"
+            if isinstance(value, Tensor):
+                got = f"shape {tuple(value.shape)}"
+            elif value is not None:
+                got = type(value).__name__
+            if got != f"shape {tuple(like.shape)}":
                 raise ValueError(
-                    f"state_dict: '{key}' of '{name}': expected a tensor; got "
-                    f"{got}{advice}"
+                    f"state_dict: '{key}' of '{name}': expected a tensor of shape "
+                    f"{tuple(like.shape)}; got {got}. {advice}"
                 )
-            if value.shape != like.shape:
-                raise ValueError(
-                    f"state_dict: '{key}' of '{name}': expected shape "
-                    f"{tuple(like.shape)}; got {tuple(value.shape)}{advice}"
-                )
-
-
-def _scalars(record: Record) -> set[str]:
-    """Keys of scalars, which each rule has its own of."""
-    items = record.items()
-    return {key for key, x in items if isinstance(x, Tensor) and x.dim() == 0}
-
-
-def drop_other_matrices(
-    state: State,
-    params: Sequence[Tensor],
-    names: Sequence[str],
-    initial: Sequence[Record],
-) -> None:
-    """Drops the state of parameters that a new graph divides into other matrices.
-
-    State of another shape than its parameter is kept, for which `check_records` raises
-    an error. initial: the state of the new rule, of at least these parameters.
-    """
-    dropped = []
-    for p, name, expected in zip(params, names, initial, strict=False):
-        record = state.get(p)
-        if record and _has_other_matrices(record, expected, real(local(p)).shape):
-            del state[p]
-            dropped.append(name)
-    if dropped:
-        warn(
-            "parameters were added or removed, and the new graph divides others into "
-            "other matrices; their state is initialized again: "
-            f"{', '.join(dropped)}"
-        )
-
-
-def _has_other_matrices(record: Record, expected: Record, shape: torch.Size) -> bool:
-    """Whether the state of a parameter is that of another division into matrices.
-
-    shape: of the parameter. If the parameter itself had another shape: False.
-    """
-    for key, like in expected.items():
-        if like.shape == shape and key in record and record[key].shape != shape:
-            return False
-    keys = expected.keys() - {AVERAGE}  # the record may have more, of users
-    return any(
-        key not in record or record[key].shape != expected[key].shape for key in keys
-    )

@@ -93,13 +93,7 @@ def _read(
     if metadata["base"] != NONE:
         base = metadata["base"]
         raise ValueError(f"expected no base rule beside a metanet; got {base!r}")
-    metanets = METANETS
-    if ":" in name:
-        metanets = {**METANETS, name: find_metanet(name, METANETS)}
-    if name not in metanets:
-        names = ", ".join(metanets)
-        raise ValueError(f"expected a metanet out of {names}; got {name!r}")
-    cls = metanets[name]
+    cls = find_metanet(name, METANETS)
     metanet = cls(_config(name, cls.Config, metadata["config"]))
     metanet.float()  # torch's default dtype may be another one
     try:

@@ -7,7 +7,6 @@ import base64
 import json
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from html import escape
 from pathlib import Path
@@ -18,14 +17,12 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from ngopt.race.optimizers import OPTIMIZERS, OptimizerSpec
-from ngopt.race.training import Run, load_problem, train
+from ngopt.race.training import Problem, Run, load_problem, train
 from ngopt.race.tuning import FIRST_TUNING_SEED, best_lr, is_at_edge, tune
 
 HEADER = "optimizer", "lr", "tuning runs", "loss", "train loss", "ms/step", "excess"
 SMOOTHING = 0.95  # of the losses that are drawn
 LOG_PAUSE = 60.0  # seconds between lines of progress, if stderr is no terminal
-Trainer = Callable[[OptimizerSpec, float | None, int, int], Run]
-"""Trains with an optimizer, a learning rate, a seed and a number of steps."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +81,6 @@ def run(path: str, settings: Settings) -> list[Result]:
     problem = load_problem(path)
     runs = sum(len(spec.lrs) + settings.seeds for spec in specs)
     begin = time.perf_counter()
-    results = []
     pause = 0.1 if sys.stderr.isatty() else LOG_PAUSE
     with tqdm(
         total=runs * settings.steps,
@@ -92,21 +88,8 @@ def run(path: str, settings: Settings) -> list[Result]:
         mininterval=pause,
         maxinterval=max(pause, 10.0),
     ) as bar:
-
-        def on_step(loss: float) -> None:
-            bar.update()
-            bar.set_postfix(loss=f"{loss:.3g}", refresh=False)
-
-        def train_with(
-            spec: OptimizerSpec, lr: float | None, seed: int, steps: int
-        ) -> Run:
-            rate = "" if lr is None else f" lr {lr:g}"
-            bar.set_description(f"{spec.name}{rate}", refresh=False)
-            return train(problem, spec, lr, seed, steps, settings.device, on_step)
-
-        for spec in specs:
-            results.append(_result(spec, settings, train_with, bar))
-        results += _in_same_seconds(results, settings, train_with, bar)
+        results = [_result(problem, spec, settings, bar) for spec in specs]
+        results += _in_same_seconds(problem, results, settings, bar)
     title = f"{problem.name}, {settings.steps} steps, {settings.seeds} seed(s)"
     write_report(settings.folder, title, results)
     if settings.as_json:
@@ -119,24 +102,33 @@ def run(path: str, settings: Settings) -> list[Result]:
 
 
 def _result(
-    spec: OptimizerSpec, settings: Settings, train_with: Trainer, bar: tqdm
+    problem: Problem, spec: OptimizerSpec, settings: Settings, bar: tqdm
 ) -> Result:
     """The result of one optimizer, at the rate with the lowest loss on another seed."""
+
+    def on_step(loss: float) -> None:
+        bar.update()
+        bar.set_postfix(loss=f"{loss:.3g}", refresh=False)
+
+    def trained(lr: float | None, seed: int) -> Run:
+        rate = "" if lr is None else f" lr {lr:g}"
+        bar.set_description(f"{spec.name}{rate}", refresh=False)
+        steps = settings.steps
+        return train(problem, spec, lr, seed, steps, settings.device, on_step)
 
     def loss_of_run(lr: float) -> float:
         if lr not in spec.lrs:
             bar.total += settings.steps
-        return train_with(spec, lr, FIRST_TUNING_SEED, settings.steps).score
+        return trained(lr, FIRST_TUNING_SEED).score
 
     losses = tune(spec.lrs, loss_of_run)
     lr = best_lr(losses)
-    seeds = range(settings.seeds)
-    runs = [train_with(spec, lr, seed, settings.steps) for seed in seeds]
+    runs = [trained(lr, seed) for seed in range(settings.seeds)]
     return Result(spec.name, lr, list(losses), runs, is_at_edge(lr, losses))
 
 
 def _in_same_seconds(
-    results: list[Result], settings: Settings, train_with: Trainer, bar: tqdm
+    problem: Problem, results: list[Result], settings: Settings, bar: tqdm
 ) -> list[Result]:
     """AdamW with as many steps as ngopt's seconds allow, if these are more."""
     by_name = {result.optimizer: result for result in results}
@@ -147,10 +139,10 @@ def _in_same_seconds(
     if steps <= settings.steps:
         return []
     bar.total += steps * settings.seeds
-    spec = replace(OPTIMIZERS["adamw"], name=f"adamw, {steps:,} steps")
-    seeds = range(settings.seeds)
-    runs = [train_with(spec, adamw.lr, seed, steps) for seed in seeds]
-    return [Result(spec.name, adamw.lr, [], runs)]
+    name = f"adamw, {steps:,} steps"
+    spec = replace(OPTIMIZERS["adamw"], name=name, lrs=(), lr=adamw.lr)
+    longer = _result(problem, spec, replace(settings, steps=steps), bar)
+    return [replace(longer, lr=adamw.lr)]
 
 
 def table(results: list[Result]) -> str:

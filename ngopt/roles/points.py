@@ -5,7 +5,6 @@ matrix factorization. Each row has a gradient of its own, and a Kronecker factor
 mix them. N rows of d numbers are a table of N vectors, as those of an embedding.
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
 from math import prod
 
@@ -29,15 +28,12 @@ def tables_of_points(
     roles: of all parameters.
     """
     component = components(graph)
-    parts: dict[int, set[int]] = defaultdict(set)  # parameters by component
-    for block in graph.weights:
-        parts[component[block.target]].add(block.elements.parameter)
-    for bias in graph.biases:
-        parts[component[bias.group]].add(bias.view.parameter)
-    points: set[int] = set()
-    for members in parts.values():
-        if all(_is_tall(graph.parameters[i], roles[i]) for i in members):
-            points |= members
+    places = [(x.elements.parameter, component[x.target]) for x in graph.weights]
+    places += [(bias.view.parameter, component[bias.group]) for bias in graph.biases]
+    specs = zip(graph.parameters, roles, strict=True)
+    are_tall = [_is_tall(spec, role) for spec, role in specs]
+    of_layers = {part for i, part in places if not are_tall[i]}
+    points = {i for i, part in places if part not in of_layers}
     matrices = [i for i, spec in enumerate(graph.parameters) if len(spec.shape) > 1]
     have_names = not UNNAMED.match(graph.parameters[0].name)
     if not (have_names or points.issuperset(matrices)):

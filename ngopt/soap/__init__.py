@@ -9,7 +9,6 @@
     schedule      what depends on step counts, roles and fans alone
     first_steps   factors of step sizes by initial weights and first gradients
     state         the state of many parameters in a few tensors
-    state_views   the same as programs read and edit it
 
 A `Step` lives for one step. `SoapRule.update` opens it, reads the ages of its
 parameters and exhausts its changes; only then is the step counted.

@@ -17,11 +17,11 @@ The equations are in `ngopt.soap.update`. Differences from SOAP:
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from operator import is_
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch._C import DisableTorchFunctionSubclass
 
 from ngopt import devices, functional
 from ngopt.functional import BoundRule, Change, Gradients, Hyper, Record
@@ -34,7 +34,6 @@ from ngopt.soap.config import Multiplier, Network, SoapConfig, kept_scalars
 from ngopt.soap.eigenbasis import renewal_interval
 from ngopt.soap.schedule import NOMINAL_STEP
 from ngopt.soap.state import first_record
-from ngopt.soap.state_views import ParameterState
 from ngopt.soap.update import SoapUpdate, Step
 
 
@@ -91,7 +90,6 @@ class SoapRule(BoundRule):
     compute_dtype: torch.dtype | None = None
     precondition_frequency: int | None = None
 
-    record_type = ParameterState
     make_update: ClassVar[Callable[..., SoapUpdate]] = SoapUpdate
 
     def __post_init__(self) -> None:
@@ -104,7 +102,6 @@ class SoapRule(BoundRule):
             self.layouts.append(layouts_of(role, spec, *limits))
         self._updates: list[SoapUpdate] = []
         self._key: Any = None  # of `_updates`
-        self._momenta: list[Tensor | None] = []  # of the last step with this key
 
     def init(self, params: Sequence[Tensor]) -> list[Record]:
         records = []
@@ -117,8 +114,7 @@ class SoapRule(BoundRule):
 
     def first_record(self, i: int, p: Tensor) -> Record:
         """The state of parameter i; p: its part in this process."""
-        scalars = kept_scalars(self.soap.multiplier)
-        return first_record(p, self.layouts[i], scalars)
+        return first_record(p, self.layouts[i], kept_scalars(self.soap.multiplier))
 
     def update(
         self,
@@ -164,9 +160,8 @@ class SoapRule(BoundRule):
         return now
 
     def renewal_interval(self, device: torch.device) -> int:
-        layouts = chain.from_iterable(self.layouts)
         every = self.precondition_frequency or self.soap.config.precondition_frequency
-        return every or renewal_interval(layouts, device)
+        return every or renewal_interval(chain.from_iterable(self.layouts), device)
 
     def _updates_of(
         self,
@@ -176,19 +171,15 @@ class SoapRule(BoundRule):
         in_place: bool,
     ) -> list[SoapUpdate]:
         """One for each dtype and device of parameters that have a gradient."""
-        momenta = [state[i].get("exp_avg_0") for i in present]
-        is_known = self._momenta and self._key[0] == present
-        if is_known and all(map(is_, momenta, self._momenta)):
-            return self._updates
         kinds = []  # dtypes and devices of states
-        for i, momentum in zip(present, momenta, strict=True):
-            if momentum is None:
-                dtype = functional.state_dtype(params[i])
-                kinds.append((dtype, params[i].device))
-            else:
-                kinds.append((momentum.dtype, momentum.device))
+        with DisableTorchFunctionSubclass():  # which would make reading slow
+            for i in present:
+                momentum = state[i].get("exp_avg_0")
+                if momentum is None:
+                    kinds.append((functional.state_dtype(params[i]), params[i].device))
+                else:
+                    kinds.append((momentum.dtype, momentum.device))
         if self._key == (present, kinds):
-            self._momenta = momenta
             return self._updates
         if in_place and self._key is not None:
             absent = set(self._key[0]) - set(present)
@@ -196,7 +187,7 @@ class SoapRule(BoundRule):
         alike: dict[Any, list[int]] = {}
         for i, kind in zip(present, kinds, strict=True):
             alike.setdefault(kind, []).append(i)
-        self._updates, self._momenta = [], []
+        self._updates = []
         for (dtype, device), positions in alike.items():
             like = torch.empty(0, dtype=dtype, device=device)
             network = self._network(positions, like)

@@ -21,7 +21,6 @@ from ngopt.roles.buckets import (
     entries_of,
     is_measured,
 )
-from ngopt.soap.state_views import StateView
 
 # Factors and bases of more rows are bfloat16: rounding is far below their noise.
 FLOAT32_ROWS = 512
@@ -193,14 +192,12 @@ class StateLayout:
         for kind in ("", "_basis"):
             for keys in self.keys.values():
                 places = [(k.parameter, k.key.format(kind)) for k in keys]
-                split = partial(
-                    torch.split, split_size_or_sections=[k.count for k in keys]
-                )
-                packings.append(Packing(places, torch.cat, split, StateView))
+                counts = [k.count for k in keys]
+                split = partial(torch.split, split_size_or_sections=counts)
+                packings.append(Packing(places, torch.cat, split))
         self.step_packing = len(packings)  # index
         packings.append(scalar_packing(self._count, ["step"], torch.device("cpu")))
-        values = scalar_packing(self._count, scalars, self.device)
-        packings.append(values._replace(view_type=StateView))
+        packings.append(scalar_packing(self._count, scalars, self.device))
         for bucket in self._measured:
             shapes = [entry.layout.shape for entry in bucket.measured]
             pieces = PaddedRows(shapes, bucket.pieces.lanes)
@@ -240,4 +237,4 @@ class StateLayout:
 def _packing(entries: Sequence[BucketEntry], key: str, pieces: PaddedRows) -> Packing:
     """key: a format with the number of the layout."""
     places = [(entry.parameter, key.format(entry.number)) for entry in entries]
-    return Packing(places, pieces.join, pieces.split, StateView)
+    return Packing(places, pieces.join, pieces.split)

@@ -35,7 +35,8 @@ class PackedMomenta:
             join=lambda values: rows.join(values).view(len(MOMENTA), -1),
             split=rows.split,
         )
-        self._state = PackedState([packing])
+        self._state = PackedState([packing], view_type=Tensor)
+        self._state.names = [spec.name for spec in graph.parameters]
         self._lerp_weights = like.new_tensor(LERP_WEIGHTS).unsqueeze(1)
         self._clipped = like.new_empty(graph.numel)
 

@@ -61,7 +61,7 @@ print(type(load_pretrained({str(weights)!r}).metanet).__name__)
     "name, message",
     [
         ("gnn", "metanet 'gnn': expected one of ff, lstm, .*, or module:Class"),
-        ("tests.none:Own", "expected a module 'tests.none'; got: No module named"),
+        ("tests.none:Own", "cannot import 'tests.none': No module named"),
         (
             "tests.user_classes:Other",
             "expected 'Other' in module 'tests.user_classes'; got none",

@@ -164,11 +164,11 @@ def test_state_of_other_shapes_changes_nothing(metanet):
     for bad, message in (
         (
             with_value(2, "exp_avg_1", torch.zeros(3, 3)),
-            r"'exp_avg_1' of 'parameter 2': expected shape \(5, 4, 2, 1\); got \(3",
+            r"'exp_avg_1' of 'parameter 2': .* \(5, 4, 2, 1\); got shape \(3",
         ),
         (
             with_value(3, "exp_avg_4", None),
-            "'exp_avg_4' of 'parameter 3': expected a tensor; got nothing",
+            "'exp_avg_4' of 'parameter 3': expected a tensor .*; got nothing",
         ),
         ({**before, "state": {0: None}}, "state of 0: expected a dict; got NoneType"),
         ({}, "expected 'state' and 'param_groups'"),
@@ -239,7 +239,7 @@ def test_incomplete_state_is_refused(weights, key):
     train(model, opt, range(1))
     lacking = copy.deepcopy(opt.state_dict())
     del lacking["state"][4][key]
-    message = f"'{key}' of 'parameter 4': expected a tensor; got nothing"
+    message = f"'{key}' of 'parameter 4': expected a tensor .*; got nothing"
     with pytest.raises(ValueError, match=message):
         opt.load_state_dict(lacking)
 
