@@ -1,5 +1,6 @@
 """`build_graph`: the neural graph of a module, or of its parameters alone."""
 
+import logging
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -30,12 +31,15 @@ from ngopt.graph.tracing.capture import (
 from ngopt.graph.tracing.copies import Copier
 from ngopt.graph.tracing.interpreter import Traced, trace
 from ngopt.graph.tracing.isolation import isolated
-from ngopt.graph.tracing.long_traces import said_if_long
 
 aten = torch.ops.aten
 
+LONG = 2000
+"""Functions of a trace that says that it is long: some seconds."""
 UNBATCHED_DIMS = {aten.linear: 1, aten.conv1d: 2, aten.conv2d: 3, aten.conv3d: 4}
 """Axes of the input of a layer if there is no batch axis."""
+
+logger = logging.getLogger("ngopt")
 
 
 def build_graph(
@@ -94,8 +98,7 @@ def build_graph(
     name = type(source).__name__
     if example_input is not None:
         try:
-            with said_if_long(name):
-                return _traced(source, example_input)
+            return _traced(source, example_input)
         except NotCaptured as error:
             reason = f"{name} cannot be traced ({error})"
             return _from_parameters(source, reason)
@@ -154,17 +157,27 @@ def _traced(model: nn.Module, example_input: Any) -> NeuralGraph:
 def _traced_in_mode(model: nn.Module, example_input: Any, training: bool) -> Traced:
     """Raises ValueError if the module does not run, NotCaptured if it cannot be
     traced."""
+    name = type(model).__name__
     try:
         program = capture(model, example_input, training=training)
     except NotCaptured:
         raise
     except Exception as error:
         raise ValueError(
-            f"build_graph: {type(model).__name__} does not run on the example input: "
-            f"{one_line(error)}"
+            f"build_graph: {name} does not run on the example input: {one_line(error)}"
         ) from error
     if training:
-        _check_example(program, type(model).__name__)
+        _check_example(program, name)
+        count = len(program.graph.nodes)
+        if count > LONG:
+            logger.warning(
+                "build_graph: tracing %s takes long, once, as it applies %d functions: "
+                "loops are traced step by step. To shorten it, pass "
+                "graph=build_graph(module, shorter_example) to the optimizer, or "
+                "named_parameters() without model=.",
+                name,
+                count,
+            )
     try:
         try:
             return trace(program, model)
