@@ -37,9 +37,13 @@ REGION_POOLS = "torchvision.roi_align", "torchvision.roi_pool"
 """Maps (n, channels, *size) of n regions."""
 
 
-@register_layer_rule(aten.conv1d, aten.conv2d, aten.conv3d, "torchvision.deform_conv2d")
+@register_layer_rule(
+    *functions("conv1d conv2d conv3d convolution"), "torchvision.deform_conv2d"
+)
 def convolution(tracer: Tracer, call: Node, x: Value, weight: Value, *_, **__) -> Value:
     """W (n_out, n_in / g, *k); Kofinas et al. 2024, section 2.2."""
+    if tracer.argument(call, "transposed"):  # of aten.convolution
+        return transposed_convolution(tracer, call, x, weight)
     if not isinstance(weight, Elements):
         return tracer.unknown(call)
     x = as_neurons(tracer, x)
@@ -71,16 +75,6 @@ def transposed_convolution(
     # (g, n_in / g, n_out / g, *k)
     kernels = weight.apply(lambda w: w.unflatten(0, (groups, -1)).transpose(1, 2))
     return _convolution(tracer, call, x, kernels)
-
-
-@register_layer_rule(aten.convolution)
-def any_convolution(
-    tracer: Tracer, call: Node, x: Value, weight: Value, *_, **__
-) -> Value:
-    """Either one, as transforms of torch.func apply it."""
-    is_transposed = tracer.argument(call, "transposed")
-    rule = transposed_convolution if is_transposed else convolution
-    return rule(tracer, call, x, weight)
 
 
 def _convolution(tracer: Tracer, call: Node, x: Neurons, kernels: Elements) -> Value:

@@ -203,7 +203,12 @@ class RuleInterpreter:
         count = len(all_edges)
         self.tracer.call = call
         try:
-            return rule(self.tracer, call, *args, **kwargs)
+            result = rule(self.tracer, call, *args, **kwargs)
+            is_several = isinstance(call.meta.get("val"), (list, tuple))
+            if is_several and not isinstance(result, (list, tuple)):
+                # the others are such as statistics and lengths
+                return (result, *self.tracer.unknown(call)[1:])
+            return result
         except Exception as error:
             # the whole example may fit although a few rows of it do not
             if self.program.is_cut:
