@@ -17,21 +17,20 @@ class KnownRows:
 
     def __init__(self, nodes: Nodes):
         self._nodes = nodes
-        self._values: dict[tuple, Any] = {}
-        self._rows: dict[tuple, tuple[Hashable, Tensor]] = {}
+        self._known: dict[tuple, tuple[Tensor, Any]] = {}  # owner and nodes: row, value
         self._members: set[int] = set()
         self._read = 0  # of `nodes.unified`
 
     def get(self, owner: Hashable, row: Tensor) -> Any:
         """The value of a row, None without one."""
         self._update()
-        return self._values.get(self._key(owner, row))
+        _, value = self._known.get(self._key(owner, row), (None, None))
+        return value
 
     def put(self, owner: Hashable, row: Tensor, value: Any) -> None:
         self._update()
         key = self._key(owner, row)
-        self._values.setdefault(key, value)
-        self._rows[key] = (owner, row)
+        self._known.setdefault(key, (row, value))
         self._members.update(key[1:])
 
     def _key(self, owner: Hashable, row: Tensor) -> tuple:
@@ -43,7 +42,6 @@ class KnownRows:
         self._read += len(new)
         if all(self._members.isdisjoint(replaced.tolist()) for replaced in new):
             return
-        old, rows = self._values, self._rows
-        self._values, self._rows, self._members = {}, {}, set()
-        for key, (owner, row) in rows.items():
-            self.put(owner, row, old[key])
+        old, self._known, self._members = self._known, {}, set()
+        for (owner, *_), (row, value) in old.items():
+            self.put(owner, row, value)
