@@ -87,12 +87,13 @@ def _why_unplaced(tracer: Tracer, parameter: int) -> str:
 
     def is_followed(call: Node) -> bool:
         leaves = tree_leaves(tracer.values.get(call))
-        elements = [leaf for leaf in leaves if isinstance(leaf, Elements)]
-        return any(leaf.parameter == parameter for leaf in elements)
+        return parameter in {x.parameter for x in leaves if isinstance(x, Elements)}
 
-    for source in tracer.values:
-        for user in source.users if is_followed(source) else ():
-            if user.op != "call_function" or is_followed(user):
+    for source in filter(is_followed, tracer.values):
+        for user in source.users:
+            # a constant depends on no parameter: a layer of no rows is one
+            is_constant = isinstance(tracer.values.get(user), Tensor)
+            if user.op != "call_function" or is_constant or is_followed(user):
                 continue
             lost = user
             while before := list(filter(is_unknown, lost.all_input_nodes)):
