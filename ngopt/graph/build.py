@@ -231,7 +231,12 @@ def _check_example(program: Program, name: str) -> None:
 
     name: of the module.
     """
+    shapes = []  # of the inputs
     for call in program.graph.nodes:
+        value = call.meta.get("val")
+        is_input = call.op == "placeholder" and call.name not in program.state
+        if is_input and isinstance(value, Tensor):
+            shapes.append(value.shape)
         dims = UNBATCHED_DIMS.get(packet_of(call))
         if dims is None:
             continue
@@ -246,8 +251,7 @@ def _check_example(program: Program, name: str) -> None:
                 f"expects a tensor of {weight.dtype}; got {x.dtype}"
             )
         # the only channel may be taken for a batch of one
-        is_unbatched = x.dim() == dims and len(x) > 1
-        if is_unbatched and _is_input(program, call.args[0]):
+        if x.dim() == dims and len(x) > 1 and x.shape in shapes:
             warnings.warn(
                 "build_graph: expected an example_input with a batch axis first; got "
                 f"shape {tuple(x.shape)}, which {layer} reads without one. Pass "
@@ -261,14 +265,3 @@ def _tensor(operand: Any) -> Tensor | None:
     """What a function gets, without its numbers."""
     value = operand.meta.get("val") if isinstance(operand, Node) else None
     return value if isinstance(value, Tensor) else None
-
-
-def _is_input(program: Program, operand: Any) -> bool:
-    """Whether it is an input, or made of one without a change of shape."""
-    shape = operand.meta["val"].shape
-    while operand.op == "call_function" and operand.all_input_nodes:
-        operand = operand.all_input_nodes[0]
-        value = _tensor(operand)
-        if value is None or value.shape != shape:
-            return False
-    return operand.op == "placeholder" and operand.name not in program.state

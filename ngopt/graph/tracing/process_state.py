@@ -10,6 +10,7 @@ import gc
 import locale
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -30,21 +31,8 @@ from torch.nn.utils import parametrize
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils import _device, checkpoint
 
-FUNCTIONS: dict[str, str] = {
-    "_get_{0} _set_{0}": (
-        "cublas_allow_fp16_accumulation cublas_allow_tf32 cudnn_allow_tf32 "
-        "cudnn_benchmark cudnn_deterministic cudnn_enabled "
-        "deterministic_fill_uninitialized_memory float32_matmul_precision "
-        "mkldnn_deterministic mkldnn_enabled nnpack_enabled qengine sdp_priority_order "
-        "warnAlways"
-    ),
-    "_get_{0}_sdp_enabled _set_sdp_use_{0}": "cudnn flash math mem_efficient",
-    "_is_{0}_enabled _set_{0}_enabled": "fwd_grad multithreading view_replay",
-    "is_{0}_enabled _set_{0}_enabled": "grad",
-    "is_{0}_enabled set_{0}_enabled": "autocast_cache",
-    "get_{0} set_{0}": "num_threads",
-}
-"""Of torch._C, which read and write settings: patterns of their names."""
+READERS = re.compile(r"_?(?:get|is)_(\w+?)(?:_sdp_enabled)?")
+"""Names of functions of torch._C; those for which others write are settings."""
 
 ATTRIBUTES: tuple[tuple[Any, str], ...] = (
     (torch._tensor_str.PRINT_OPTS, "precision threshold edgeitems linewidth sci_mode"),
@@ -125,13 +113,13 @@ def _settings() -> Iterator[tuple[Callable[[], Any], Callable[[Any], Any]]]:
     for owner, names in ATTRIBUTES:
         for name in names.split():
             yield partial(getattr, owner, name, None), partial(setattr, owner, name)
-    for pattern, names in FUNCTIONS.items():
-        for name in names.split():
-            read, write = pattern.format(name).split()
-            yield getattr(_C, read, None), getattr(_C, write, None)  # type: ignore
-    yield torch.get_default_dtype, torch.set_default_dtype
+    for reader in filter(None, map(READERS.fullmatch, dir(_C))):
+        for pattern in "_set_{}", "set_{}", "_set_sdp_use_{}":
+            write = getattr(_C, pattern.format(reader[1]), None)
+            if write is not None:
+                yield getattr(_C, reader[0]), write
+    # the strategy of determinism is two settings
     yield torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode
-    yield torch.is_anomaly_enabled, torch.set_anomaly_enabled
     enabled = torch.is_autocast_enabled, torch.set_autocast_enabled
     dtype = torch.get_autocast_dtype, torch.set_autocast_dtype
     for device, (read, write) in product(("cpu", "cuda", "mps"), (enabled, dtype)):
