@@ -5,11 +5,10 @@ matrix factorization. Each row has a gradient of its own, and a Kronecker factor
 mix them. N rows of d numbers are a table of N vectors, as those of an embedding.
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
 from math import prod
 
-from ngopt.graph.connectivity import components
+from ngopt.graph.connectivity import elements_by_component
 from ngopt.graph.groups_and_blocks import ParameterSpec, View
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.roles.from_names import UNNAMED, WEIGHT
@@ -28,16 +27,10 @@ def tables_of_points(
 
     roles: of all parameters.
     """
-    component = components(graph)
-    parts: dict[int, set[int]] = defaultdict(set)  # parameters by component
-    for block in graph.weights:
-        parts[component[block.target]].add(block.elements.parameter)
-    for bias in graph.biases:
-        parts[component[bias.group]].add(bias.view.parameter)
     points: set[int] = set()
-    for members in parts.values():
+    for members in elements_by_component(graph).values():
         if all(_is_tall(graph.parameters[i], roles[i]) for i in members):
-            points |= members
+            points |= members.keys()
     matrices = [i for i, spec in enumerate(graph.parameters) if len(spec.shape) > 1]
     have_names = not UNNAMED.match(graph.parameters[0].name)
     if not (have_names or points.issuperset(matrices)):

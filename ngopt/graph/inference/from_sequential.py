@@ -6,43 +6,32 @@ from ngopt.graph.graph_builder import GraphBuilder, slot_shape
 from ngopt.graph.groups_and_blocks import ParameterSpec, View
 from ngopt.graph.neural_graph import NeuralGraph
 
-# Modules that treat all neurons alike, or turn positions of a map into slots, with
-# their names in a trace; None for those that only move values.
+# Common modules that treat all neurons alike, or turn positions of a map into slots,
+# with their names in a trace; None for those that only move values.
 FUNCTION_MODULES: dict[type[nn.Module], str | None] = {
     nn.AdaptiveAvgPool2d: "adaptive_avg_pool2d",
     nn.AdaptiveMaxPool2d: "adaptive_max_pool2d",
-    nn.AlphaDropout: "alpha_dropout",
     nn.AvgPool2d: "avg_pool2d",
-    nn.CELU: "celu",
     nn.Dropout: "dropout",
     nn.Dropout2d: "feature_dropout",
     nn.ELU: "elu",
-    nn.FeatureAlphaDropout: "feature_alpha_dropout",
     nn.Flatten: None,
     nn.GELU: "gelu",
-    nn.Hardshrink: "hardshrink",
-    nn.Hardsigmoid: "hardsigmoid",
     nn.Hardswish: "hardswish",
     nn.Hardtanh: "hardtanh",
     nn.Identity: None,
     nn.LeakyReLU: "leaky_relu",
-    nn.LogSigmoid: "log_sigmoid",
     nn.LogSoftmax: "log_softmax",
     nn.MaxPool2d: "max_pool2d",
     nn.Mish: "mish",
     nn.ReLU: "relu",
     nn.ReLU6: "hardtanh",
-    nn.RReLU: "rrelu",
     nn.SELU: "selu",
     nn.SiLU: "silu",
     nn.Sigmoid: "sigmoid",
     nn.Softmax: "softmax",
-    nn.Softmin: "softmax",
     nn.Softplus: "softplus",
-    nn.Softshrink: "softshrink",
     nn.Tanh: "tanh",
-    nn.Threshold: "threshold",
-    nn.ZeroPad2d: None,
 }
 
 

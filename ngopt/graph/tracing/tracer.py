@@ -11,8 +11,7 @@ from torch.utils._pytree import tree_map_only
 
 from ngopt.graph.groups_and_blocks import ParameterSpec
 from ngopt.graph.tracing.edges import Edges
-from ngopt.graph.tracing.known_rows import KnownRows
-from ngopt.graph.tracing.nodes import Mark, Nodes
+from ngopt.graph.tracing.nodes import KnownRows, Mark, Nodes
 from ngopt.graph.tracing.values import (
     NO_NEURON,
     SAME_CONSTANT,
